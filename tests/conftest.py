@@ -1,0 +1,124 @@
+"""What every test can ask for: a real database of its own, factories for facts, the installed command."""
+
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from certjob import database, embedded, migrations
+from tests.facts import Facts
+
+SERVER_URL = "CERTJOB_TEST_DATABASE_URL"
+"""A superuser's URL of the server to test on; without it, the embedded one in a temporary folder."""
+
+
+@pytest.fixture(scope="session")
+def server_url(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[str]:
+    """The test server: one for all workers, started by whoever comes first, ended by whoever goes last."""
+    given = os.environ.get(SERVER_URL)
+    if given:
+        yield given
+        return
+    shared = tmp_path_factory.getbasetemp() if worker_id == "master" else tmp_path_factory.getbasetemp().parent
+    with embedded.server(shared / "postgresql") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def template(server_url: str, worker_id: str) -> Iterator[str]:
+    """The name of a migrated database that each test copies."""
+    name = f"certjob_template_{worker_id}_{uuid.uuid4().hex[:8]}"
+    with psycopg.connect(server_url, autocommit=True) as admin:
+        admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        with database.connect(database_of(server_url, name)) as connection:
+            migrations.migrate(connection)
+        yield name
+        admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def database_url(server_url: str, template: str) -> Iterator[str]:
+    """The URL of a fresh, migrated database."""
+    yield from _fresh_database(server_url, template)
+
+
+@pytest.fixture
+def empty_database_url(server_url: str) -> Iterator[str]:
+    """The URL of a fresh database without certjob's schema."""
+    yield from _fresh_database(server_url, "template0")
+
+
+def _fresh_database(server_url: str, template: str) -> Iterator[str]:
+    name = f"certjob_test_{uuid.uuid4().hex}"
+    with psycopg.connect(server_url, autocommit=True) as admin:
+        admin.execute(
+            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+        )
+        yield database_of(server_url, name)
+        admin.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def database_of(url: str, name: str) -> str:
+    """The same server's URL, for another database."""
+    return psycopg.conninfo.make_conninfo(url, dbname=name)
+
+
+@pytest.fixture
+def connection(database_url: str) -> Iterator[database.Connection]:
+    """certjob's own kind of connection to the test's database."""
+    with database.connect(database_url) as connection:
+        yield connection
+
+
+@pytest.fixture
+def app(database_url: str) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
+    """Another session, such as the app's: not autocommit, so that a test can hold a transaction open."""
+    with psycopg.connect(database_url) as connection:
+        yield connection
+        connection.rollback()
+
+
+@pytest.fixture
+def facts(connection: database.Connection) -> Facts:
+    """Factories for organisations, mentors, certificates and pauses, with defaults."""
+    return Facts(connection)
+
+
+Certjob = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def bare_environment(tmp_path: Path) -> dict[str, str]:
+    """What cron gives a job: no settings, a minimal PATH, a home."""
+    home = tmp_path / "home"
+    home.mkdir()
+    return {"HOME": str(home), "PATH": "/usr/bin:/bin", "LOGNAME": "certjob", "SHELL": "/bin/sh"}
+
+
+@pytest.fixture
+def certjob(database_url: str, bare_environment: dict[str, str], tmp_path: Path) -> Certjob:
+    """Run the installed command as cron would, on the test's database; keyword arguments are its settings."""
+
+    def run(*arguments: str, timeout: float = 120, **settings: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(installed_command()), *arguments],
+            env=bare_environment | {"CERTJOB_DATABASE_URL": database_url} | settings,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            cwd=tmp_path,
+            check=False,
+        )
+
+    return run
+
+
+def installed_command() -> Path:
+    """The ``certjob`` script of the environment that runs the tests."""
+    return Path(sys.executable).with_name("certjob")
