@@ -46,7 +46,9 @@ def connect(url: str) -> Connection:
             tcp_user_timeout=60_000,
         )
     except psycopg.ProgrammingError:
-        message = "CERTJOB_DATABASE_URL is no valid PostgreSQL URL; expected postgresql://user:password@host:port/database"
+        message = (
+            "CERTJOB_DATABASE_URL is no valid PostgreSQL URL; expected postgresql://user:password@host:port/database"
+        )
         raise ConfigurationError(message) from None
     except psycopg.OperationalError as error:
         raise _connection_error(error) from None
@@ -99,7 +101,9 @@ def execute(connection: Connection, name: str, parameters: Mapping[str, object] 
 
 
 @overload
-def fetch(connection: Connection, name: str, parameters: Mapping[str, object] | None = None) -> list[tuple[Any, ...]]: ...
+def fetch(
+    connection: Connection, name: str, parameters: Mapping[str, object] | None = None
+) -> list[tuple[Any, ...]]: ...
 
 
 @overload

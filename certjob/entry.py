@@ -1,3 +1,5 @@
 """placeholder"""
+
+
 def main() -> None:
     raise SystemExit(2)

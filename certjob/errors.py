@@ -1,24 +1,24 @@
 """Every error certjob raises on purpose. The text says what is wrong and the next step; ids are attributes.
 
-    CertjobError                      exit 1
-    ├── ConfigurationError            exit 2   a setting or argument is missing or wrong
-    │   ├── SchemaError               exit 2   not migrated, too new, or an applied migration was edited
-    │   ├── UnknownMentorError        exit 2   no such mentor, or several
-    │   └── InputError                exit 2   a file that is no CSV
-    ├── DatabaseUnavailableError      exit 1
-    ├── StoppedBySignalError          exit 1
-    ├── TooManyBrokenMentorsError     exit 1
-    ├── MentorBusyError               exit 3   a resync could not get its lock, or another run's push is in flight
-    ├── DynamicsSyncException         exit 3   a portal push was given up for now
-    ├── PortalCallError                        one call to the Edge Function went wrong (internal to the saga)
-    │   ├── TransientPortalError               worth another try
-    │   ├── PermanentPortalError               this mentor cannot be pushed until somebody corrects something
-    │   └── PortalStageError                   nobody can be pushed: wrong key, failed deploy, redirect
-    └── NotifyError                            one message could not be handed over (internal to the mail stage)
-        ├── RecipientRefusedError              this recipient, for good
-        ├── RecipientDeferredError             this recipient, for now
-        ├── OutcomeUnknownError                it may or may not have been accepted
-        └── ChannelDownError                   everybody: connection, TLS, login
+CertjobError                      exit 1
+├── ConfigurationError            exit 2   a setting or argument is missing or wrong
+│   ├── SchemaError               exit 2   not migrated, too new, or an applied migration was edited
+│   ├── UnknownMentorError        exit 2   no such mentor, or several
+│   └── InputError                exit 2   a file that is no CSV
+├── DatabaseUnavailableError      exit 1
+├── StoppedBySignalError          exit 1
+├── TooManyBrokenMentorsError     exit 1
+├── MentorBusyError               exit 3   a resync could not get its lock, or another run's push is in flight
+├── DynamicsSyncException         exit 3   a portal push was given up for now
+├── PortalCallError                        one call to the Edge Function went wrong (internal to the saga)
+│   ├── TransientPortalError               worth another try
+│   ├── PermanentPortalError               this mentor cannot be pushed until somebody corrects something
+│   └── PortalStageError                   nobody can be pushed: wrong key, failed deploy, redirect
+└── NotifyError                            one message could not be handed over (internal to the mail stage)
+    ├── RecipientRefusedError              this recipient, for good
+    ├── RecipientDeferredError             this recipient, for now
+    ├── OutcomeUnknownError                it may or may not have been accepted
+    └── ChannelDownError                   everybody: connection, TLS, login
 """
 
 from datetime import datetime

@@ -139,12 +139,15 @@ def _split(url: str, *, schemes: tuple[str, ...]) -> SplitResult:
         message = "is no valid URL"
         raise ValueError(message) from error
     if parts.scheme not in schemes or not complete:
-        message = f"must be a URL that starts with {' or '.join(f'{scheme}:' for scheme in schemes)} and names its place"
+        starts = " or ".join(f"{scheme}:" for scheme in schemes)
+        message = f"must be a URL that starts with {starts} and names its place"
         raise ValueError(message)
     return parts
 
 
 def _require_tls(parts: SplitResult) -> None:
     if parts.scheme == "http" and parts.hostname not in LOOPBACK_HOSTS:
-        message = "plain http:// is refused for anything but loopback, since the key would travel in the open; use https://"
+        message = (
+            "plain http:// is refused for anything but loopback, since the key would travel in the open; use https://"
+        )
         raise ValueError(message)

@@ -80,8 +80,8 @@ CREATE TABLE mentor_pauses (
     lifted_at timestamptz,
     lifted_by text,
     -- certjob opens and lifts only its own.
-    CONSTRAINT mentor_pauses_actor_check CHECK ((reason = 'certification_expired') = (actor = 'certjob')),
-    CONSTRAINT mentor_pauses_lifted_by_check CHECK (
+    CONSTRAINT mentor_pauses_own_check CHECK ((reason = 'certification_expired') = (actor = 'certjob')),
+    CONSTRAINT mentor_pauses_lifted_check CHECK (
         (lifted_by IS NULL OR lifted_at IS NOT NULL)
         AND (lifted_by IS DISTINCT FROM 'certjob' OR actor = 'certjob')
     )
