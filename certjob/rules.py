@@ -129,7 +129,9 @@ def cancel_reason(reminder: Reminder, mentor: Mentor, today: date) -> str | None
     threshold = due_threshold(certificate, mentor, today)
     if threshold == reminder.threshold_days:
         return None
-    return "not due" if threshold is not None and threshold > reminder.threshold_days else "too late"
+    overtaken = threshold is not None and threshold < reminder.threshold_days
+    days_left = (certificate.expires_on - today).days
+    return "too late" if overtaken or not _is_in_time(reminder.threshold_days, days_left) else "not due"
 
 
 def exceeds_mass_change(changes: int, *, active_mentors: int) -> bool:
@@ -168,8 +170,12 @@ def _due_threshold(
     if not reached:
         return None
     threshold = min(reached)
-    in_time = days_left >= 0 if threshold >= 0 else threshold - days_left <= LATEST_AFTER_EXPIRY_DAYS
-    return threshold if in_time and not _is_continued(certificate, siblings) else None
+    return threshold if _is_in_time(threshold, days_left) and not _is_continued(certificate, siblings) else None
+
+
+def _is_in_time(threshold: int, days_left: int) -> bool:
+    """Whether it is not too late to send the reminder of this threshold."""
+    return days_left >= 0 if threshold >= 0 else threshold - days_left <= LATEST_AFTER_EXPIRY_DAYS
 
 
 def _review_days(

@@ -89,9 +89,14 @@ class Settings(BaseSettings):
         return self
 
     @property
+    def zone(self) -> ZoneInfo:
+        """Where the programme lives."""
+        return ZoneInfo(self.time_zone)
+
+    @property
     def today(self) -> date:
         """The calendar day it is now where the programme lives."""
-        return datetime.now(ZoneInfo(self.time_zone)).date()
+        return datetime.now(self.zone).date()
 
     @property
     def portal_calls_per_second(self) -> float:

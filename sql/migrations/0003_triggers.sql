@@ -66,8 +66,9 @@ CREATE TRIGGER pause_updated AFTER UPDATE OF mentor_id, reason, lifted_at ON men
     )
     EXECUTE FUNCTION certjob_private.pause_changed();
 
+-- A lifted pause says nothing about today: pruning old ones must not make a night look at everybody.
 CREATE TRIGGER pause_deleted AFTER DELETE ON mentor_pauses
-    FOR EACH ROW EXECUTE FUNCTION certjob_private.pause_changed();
+    FOR EACH ROW WHEN (OLD.lifted_at IS NULL) EXECUTE FUNCTION certjob_private.pause_changed();
 
 CREATE FUNCTION certjob_private.mentor_updated() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$

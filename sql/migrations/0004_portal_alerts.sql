@@ -24,9 +24,10 @@ WHERE e.status IN ('pending', 'blocked')
 ORDER BY e.visible, e.wanted_at, e.id;
 
 -- Supabase's dashboard subscribes to this publication and hears of a new failure without polling.
+-- One that is FOR ALL TABLES has the table already, and refuses to be told so.
 DO $$
 BEGIN
-    IF EXISTS (SELECT FROM pg_publication WHERE pubname = 'supabase_realtime') THEN
+    IF EXISTS (SELECT FROM pg_publication WHERE pubname = 'supabase_realtime' AND NOT puballtables) THEN
         ALTER PUBLICATION supabase_realtime ADD TABLE dynamics_sync_failures;
     END IF;
 END

@@ -1,0 +1,339 @@
+"""CertificationManagementService: brings certificates and mentors to the state that the rules ask for.
+
+The unit of work and of locking is one mentor. Several runs at once share the work, nobody waits for anybody's fact row,
+and each chunk commits state, audit and intents together.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from uuid import UUID
+
+import psycopg
+
+from certjob import database, facts
+from certjob.database import CONTENTION, Connection, transaction
+from certjob.errors import DatabaseUnavailableError, TooManyBrokenMentorsError
+from certjob.guards import MassChangeGuard
+from certjob.models import Decision, PauseChange, Status
+from certjob.pauses import PauseManagementService
+from certjob.planning import CHUNK_SIZE, Problem, decide_each
+from certjob.portal_sync import PortalSyncService
+from certjob.reminders import CertificationReminderService
+from certjob.stopping import StopFlag
+
+LOCK_TIMEOUT_MS = 500
+"""The net under apply: a chunk that waits longer for anything is redone mentor by mentor."""
+WAIT_FOR_LOCKS_SECONDS = 30.0
+"""How long a run waits at its end for mentors whom somebody else holds."""
+MOST_PASSES = 10
+MOST_BROKEN_MENTORS = 1_000
+_POLL_SECONDS = 0.25
+
+_BROKEN_DATA = (psycopg.IntegrityError, psycopg.DataError, psycopg.errors.RaiseException)
+"""What the database says to one mentor's data, not to the whole night."""
+
+
+@dataclass(slots=True, kw_only=True)
+class ReviewCounts:
+    """What the reviews of a run did."""
+
+    reviewed: int = 0
+    paused: int = 0
+    resumed: int = 0
+    without_certificate: int = 0
+    transitions: Counter[Status] = field(default_factory=Counter)
+    """Transitions into each status."""
+    reminders_queued: int = 0
+    portal_queued: int = 0
+    skipped: list[UUID] = field(default_factory=list)
+    """Mentors who stayed locked by somebody else until the end."""
+    broken: dict[UUID, str] = field(default_factory=dict)
+
+    def add(self, decision: Decision) -> None:
+        """Count one reviewed mentor."""
+        self.reviewed += 1
+        self.paused += decision.pause is PauseChange.OPEN
+        self.resumed += decision.pause is PauseChange.LIFT
+        self.without_certificate += decision.without_certificate
+        self.transitions.update(change.to_status for change in decision.transitions)
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Skipped and broken mentors, each with the reason."""
+        locked = "locked by another session until the end of the run; reviewed by the next one"
+        return [
+            *(Problem(mentor_id=mentor_id, reason=locked) for mentor_id in self.skipped),
+            *(Problem(mentor_id=mentor_id, reason=reason) for mentor_id, reason in self.broken.items()),
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Written:
+    """What one transaction wrote, to be counted once it is committed."""
+
+    decisions: Sequence[Decision]
+    staying_due: frozenset[UUID] = frozenset()
+    queued_for: Sequence[UUID] = ()
+    """The organisation of each queued reminder."""
+    pushed: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class _Progress:
+    applied: int = 0
+    left: set[UUID] = field(default_factory=set)
+    """Mentors whom somebody held."""
+
+
+class CertificationManagementService:
+    """Reviews mentors and applies what the rules decide."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        today: date,
+        run_id: UUID,
+        guard: MassChangeGuard,
+        reminders: CertificationReminderService,
+        portal: PortalSyncService,
+        stop: StopFlag,
+        on_progress: Callable[[int], None] | None = None,
+        wait_for_locks_seconds: float = WAIT_FOR_LOCKS_SECONDS,
+        chunk_size: int = CHUNK_SIZE,
+    ) -> None:
+        self._connection = connection
+        self._today = today
+        self._run_id = run_id
+        self._guard = guard
+        self._pauses = PauseManagementService(connection)
+        self._reminders = reminders
+        self._portal = portal
+        self._stop = stop
+        self._on_progress = on_progress
+        self._wait_for_locks_seconds = wait_for_locks_seconds
+        self._chunk_size = chunk_size
+        self.counts = ReviewCounts()
+
+    def apply_due(self, organisation_id: UUID | None = None) -> ReviewCounts:
+        """Review every due mentor, chunk by chunk, each chunk in one transaction.
+
+        Passes go by key and repeat until one applies nothing. Mentors whom somebody else holds are waited for at the
+        end, then counted as skipped. Raises StoppedBySignalError between chunks.
+        """
+        for number in range(MOST_PASSES):
+            progress = self._pass(organisation_id, first=number == 0)
+            if not progress.applied:
+                break
+        self._wait_for_locked(organisation_id, progress.left)
+        return self.counts
+
+    def review_one(self, mentor_id: UUID, *, then: Callable[[Decision], None]) -> bool:
+        """Review one locked mentor in its own transaction; ``then`` writes in it too, last.
+
+        False when somebody holds the mentor or one of its fact rows; nothing is written then.
+        """
+        try:
+            with transaction(self._connection, lock_timeout_ms=LOCK_TIMEOUT_MS):
+                database.execute(self._connection, "lock_mentor", {"id": mentor_id})
+                read = facts.read(self._connection, [mentor_id], lock=True)
+                if not read.mentors:
+                    return False
+                decisions, problems = decide_each(read.mentors, self._today)
+                self._note_broken({problem.mentor_id: problem.reason for problem in problems})
+                written = self._write(decisions)
+                for decision in decisions:
+                    then(decision)
+        except CONTENTION:
+            return False
+        self._count(written, first=True)
+        return True
+
+    def _pass(self, organisation_id: UUID | None, *, first: bool) -> _Progress:
+        progress = _Progress()
+        after_review, after_id = facts.BEFORE_EVERY_MENTOR
+        while True:
+            self._stop.check()
+            parameters = {
+                "today": self._today,
+                "after_review": after_review,
+                "after_id": after_id,
+                "organisation_id": organisation_id,
+                "held": list(self._guard.held),
+                "broken": list(self.counts.broken),
+                "limit": self._chunk_size,
+            }
+            keys = self._apply_chunk("lock_due_mentors", parameters, progress, first=first)
+            if not keys:
+                return progress
+            after_id, after_review = keys[-1]
+
+    def _apply_chunk(
+        self, lock: str, parameters: dict[str, object], progress: _Progress, *, first: bool
+    ) -> list[tuple[UUID, str]]:
+        """Lock a chunk, decide, write, commit. Return the keys that were locked.
+
+        When somebody's lock or one mentor's data are in the way, the chunk is redone mentor by mentor.
+        """
+        keys: list[tuple[UUID, str]] = []
+        give_up_at = time.monotonic() + WAIT_FOR_LOCKS_SECONDS
+        while True:
+            try:
+                with transaction(self._connection, lock_timeout_ms=LOCK_TIMEOUT_MS):
+                    keys = database.fetch(self._connection, lock, parameters)
+                    if not keys:
+                        return []
+                    written = self._review_locked([key[0] for key in keys], progress)
+            except (*CONTENTION, *_BROKEN_DATA) as error:
+                if keys:
+                    break
+                if time.monotonic() > give_up_at:
+                    message = "the table mentors is locked by another session; end that session and run again"
+                    raise DatabaseUnavailableError(message) from error
+                self._stop.sleep(_POLL_SECONDS)
+            else:
+                progress.applied += self._count(written, first=first)
+                return keys
+        for mentor_id, _ in keys:
+            self._stop.check()
+            self._apply_single(mentor_id, progress, first=first)
+        return keys
+
+    def _apply_single(self, mentor_id: UUID, progress: _Progress, *, first: bool) -> None:
+        try:
+            with transaction(self._connection, lock_timeout_ms=LOCK_TIMEOUT_MS):
+                if not database.fetch(self._connection, "lock_mentors", {"ids": [mentor_id], "today": self._today}):
+                    return  # held by somebody, or not due any more: found again at the end
+                written = self._review_locked([mentor_id], progress)
+        except CONTENTION:
+            progress.left.add(mentor_id)
+        except _BROKEN_DATA as error:
+            self._note_broken({mentor_id: f"{type(error).__name__}: {error.diag.message_primary or error}"})
+        else:
+            progress.applied += self._count(written, first=first)
+
+    def _review_locked(self, ids: Sequence[UUID], progress: _Progress) -> _Written:
+        """Read the facts in a newer snapshot than the lock's, decide, and write what the guard admits."""
+        read = facts.read(self._connection, ids, lock=True)
+        progress.left.update(read.incomplete)
+        decisions, problems = decide_each(read.mentors, self._today)
+        self._note_broken({problem.mentor_id: problem.reason for problem in problems})
+        return self._write(self._guard.admit(decisions))
+
+    def _write(self, decisions: Sequence[Decision]) -> _Written:
+        if not decisions:
+            return _Written(decisions=())
+        self._write_transitions(decisions)
+        self._pauses.apply(decisions)
+        held = self._with_held_reminders(decisions)
+        queued = self._reminders.queue([d for d in decisions if d.mentor_id not in held])
+        pushed = self._portal.queue([(d.mentor_id, d.visible) for d in decisions if d.push])
+        self._portal.withdraw([d.mentor_id for d in decisions if not d.organisation.has_portal])
+        database.execute(
+            self._connection,
+            "update_mentors",
+            {
+                "ids": [d.mentor_id for d in decisions],
+                "review_dates": [d.review_on for d in decisions],
+                "stays_due": [d.mentor_id in held for d in decisions],
+                "push": [d.push for d in decisions],
+                "visible": [d.visible for d in decisions],
+            },
+        )
+        organisations = {d.mentor_id: d.organisation.id for d in decisions}
+        return _Written(
+            decisions=decisions,
+            staying_due=held,
+            queued_for=[organisations[mentor_id] for mentor_id in queued],
+            pushed=pushed,
+        )
+
+    def _write_transitions(self, decisions: Sequence[Decision]) -> None:
+        changes = [(d.mentor_id, change) for d in decisions for change in d.transitions]
+        if not changes:
+            return
+        certificate_ids = [change.certificate_id for _, change in changes]
+        to_statuses = [change.to_status for _, change in changes]
+        database.execute(
+            self._connection, "update_certificate_statuses", {"ids": certificate_ids, "statuses": to_statuses}
+        )
+        database.execute(
+            self._connection,
+            "insert_transitions",
+            {
+                "certificate_ids": certificate_ids,
+                "mentor_ids": [mentor_id for mentor_id, _ in changes],
+                "from_statuses": [change.from_status for _, change in changes],
+                "to_statuses": to_statuses,
+                "today": self._today,
+                "run_id": self._run_id,
+            },
+        )
+
+    def _with_held_reminders(self, decisions: Iterable[Decision]) -> frozenset[UUID]:
+        """Mentors whose new reminders the guard holds; they stay due. Looked up only near the limit."""
+        by_organisation: dict[UUID, list[Decision]] = {}
+        for decision in decisions:
+            if decision.reminders:
+                by_organisation.setdefault(decision.organisation.id, []).append(decision)
+        held: set[UUID] = set()
+        for group in by_organisation.values():
+            organisation = group[0].organisation
+            if self._guard.reminders_could_exceed(organisation, sum(len(d.reminders) for d in group)):
+                new = self._reminders.find_new(group)
+                if new and not self._guard.admit_reminders(organisation, len(new)):
+                    held.update(mentor_id for mentor_id, _ in new)
+        return frozenset(held)
+
+    def _count(self, written: _Written, *, first: bool) -> int:
+        """Count what is committed now; return how many mentors it moved on."""
+        counts = self.counts
+        moved = 0
+        for decision in written.decisions:
+            changed = bool(decision.transitions or decision.pause or decision.push)
+            moves = decision.mentor_id not in written.staying_due or changed
+            moved += moves
+            if moves or first:
+                counts.add(decision)
+        counts.reminders_queued += len(written.queued_for)
+        counts.portal_queued += written.pushed
+        self._guard.record(written.decisions, queued_reminders=written.queued_for)
+        if self._on_progress:
+            self._on_progress(counts.reviewed)
+        return moved
+
+    def _note_broken(self, broken: dict[UUID, str]) -> None:
+        self.counts.broken.update(broken)
+        if len(self.counts.broken) > MOST_BROKEN_MENTORS:
+            message = (
+                f"more than {MOST_BROKEN_MENTORS:,} mentors could not be reviewed, so the cause is not in their data; "
+                f"the last one: {next(reversed(self.counts.broken.values()))}"
+            )
+            raise TooManyBrokenMentorsError(message)
+
+    def _wait_for_locked(self, organisation_id: UUID | None, left: set[UUID]) -> None:
+        """Try mentors whom somebody held again and again, for a bounded time; who stays locked is skipped."""
+        remaining = left | self._locked_by_others(organisation_id)
+        give_up_at = time.monotonic() + self._wait_for_locks_seconds
+        while remaining:
+            progress = _Progress()
+            self._apply_chunk("lock_mentors", {"ids": sorted(remaining), "today": self._today}, progress, first=False)
+            remaining = (progress.left | self._locked_by_others(organisation_id)) - self.counts.broken.keys()
+            if not remaining:
+                return
+            if time.monotonic() > give_up_at:
+                self.counts.skipped = sorted(remaining)
+                return
+            self._stop.sleep(_POLL_SECONDS)
+
+    def _locked_by_others(self, organisation_id: UUID | None) -> set[UUID]:
+        with transaction(self._connection, lock_timeout_ms=LOCK_TIMEOUT_MS):
+            rows = database.fetch(
+                self._connection,
+                "find_locked_mentors",
+                {"today": self._today, "organisation_id": organisation_id, "held": list(self._guard.held)},
+            )
+        return {row[0] for row in rows}

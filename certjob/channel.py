@@ -1,0 +1,48 @@
+"""What every way of handing a message over has in common: the message and the interface."""
+
+from dataclasses import dataclass
+from datetime import date
+from typing import Protocol
+from uuid import UUID
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutgoingMessage:
+    """One rendered message for one person."""
+
+    to: str
+    """The address as the database has it, unchecked."""
+    subject: str
+    text: str
+    html: str
+    message_id: str
+    """With its angle brackets; the same on every repeat."""
+    idempotency_key: str
+    """The same on every repeat; a webhook's receiver uses it to drop the second copy."""
+    locale: str
+    kind: str
+    """What the message is, such as ``reminder``."""
+    mentor_id: UUID
+    threshold_days: int
+    """Days before the expiry; negative = after it."""
+    expires_on: date
+    repeat: bool
+    """Whether an earlier try may have arrived already."""
+
+
+class Channel(Protocol):
+    """A way out for messages; not shared between threads."""
+
+    @property
+    def worst_case_seconds(self) -> float:
+        """The longest that one ``send`` can take."""
+
+    def send(self, message: OutgoingMessage) -> None:
+        """Hand one message over, in one try; returns once it was accepted.
+
+        Raises RecipientRefusedError, RecipientDeferredError, OutcomeUnknownError or ChannelDownError; no text of theirs
+        holds the recipient's address or a secret.
+        """
+
+    def close(self) -> None:
+        """Let go of connections; the next ``send`` opens them again. Takes 5 seconds at most and raises nothing."""

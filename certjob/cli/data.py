@@ -1,0 +1,225 @@
+"""The commands around the data: load, organisation, db, demo."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from certjob.cli.options import Json, LogFormat, Quiet, Verbose, session, set_up_logs
+
+organisation_app = typer.Typer(
+    help="The member organisations: their rules, contacts and coordinators.", no_args_is_help=True
+)
+db_app = typer.Typer(help="The database schema.", no_args_is_help=True)
+
+
+def load(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="FILE.csv", help="The CSV file; its first line names the columns.")],
+    *,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="OURS=THEIRS", help="Their header for one of our columns: expires_on='Licence Expires'."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="OURS=VALUE", help="One value for every row: organisation=hlf."),
+    ] = None,
+    date_format: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FORM", help="How dates are written, such as %m/%d/%Y.  [default: ISO and DD.MM.YYYY]"),
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Load all rows, or none when one is bad.")] = False,
+    rejects: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the bad rows' line, column and reason there as CSV.")
+    ] = None,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    log_format: LogFormat = None,
+) -> int:
+    """Load mentors and certificates from a CSV file; what is there already is changed, never doubled.
+
+    An empty cell changes nothing. Bad rows are named on stderr and the good ones are loaded; then it exits 3.
+    """
+    from certjob import console, importing
+
+    options = importing.LoadOptions(
+        columns=_pairs(column, "--column"),
+        constants=_pairs(set_, "--set"),
+        date_formats=tuple(date_format) if date_format else importing.DEFAULT_DATE_FORMATS,
+        strict=strict,
+    )
+    with (
+        importing.rejects_file(rejects) as keep_reject,
+        session(context, quiet=quiet, verbose=verbose, log_format=log_format) as opened,
+    ):
+
+        def on_reject(row: importing.RejectedRow) -> None:
+            keep_reject(row)
+            console.print_error("certjob load", f"{file}:{row.line}: {row.column}: {row.reason}")
+
+        with opened.talk.progress() as progress:
+            report = importing.load(
+                opened.connection,
+                file,
+                options=options,
+                on_reject=on_reject,
+                stop=opened.stop,
+                on_progress=progress.phase("Loading rows"),
+            )
+    if json:
+        console.print_json(report.to_document())
+    elif opened.talk.chatty:
+        console.show_rows(opened.talk, ("", "rows"), list(report.figures().items()))
+    if report.rejected:
+        what = "nothing was loaded" if strict else "the others were loaded"
+        console.print_error("certjob load", f"{report.rejected:,} of {report.rows:,} rows were rejected; {what}")
+    return 3 if report.rejected else 0
+
+
+@organisation_app.command("set")
+def organisation_set(
+    context: typer.Context,
+    slug: Annotated[str, typer.Argument(metavar="SLUG", help="Its short name, such as hlf.")],
+    *,
+    name: Annotated[str | None, typer.Option(help="Its name in messages.  [default: the slug in capitals]")] = None,
+    portal: Annotated[
+        str | None, typer.Option(metavar="dynamics|none", help="Whether its mentors are shown on the portal.")
+    ] = None,
+    thresholds: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DAYS,…", help="Days before the expiry to remind on, negative = after it; none.  [60,30,14,7,1,-1]"
+        ),
+    ] = None,
+    optional_kind: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND", help="A kind whose expiry pauses nobody; repeat for several, none for none."),
+    ] = None,
+    coordinator: Annotated[
+        list[str] | None,
+        typer.Option(metavar="'[UUID] NAME <MAIL>'", help="A coordinator; UUID = the app's user id, where known."),
+    ] = None,
+    contact_email: Annotated[str | None, typer.Option(help="Where mentors can write to.")] = None,
+    contact_phone: Annotated[str | None, typer.Option(help="Where mentors can call.")] = None,
+    renewal_url: Annotated[str | None, typer.Option(help="Where mentors renew a certificate.")] = None,
+) -> int:
+    """Create an organisation, or change what is given of it and leave the rest."""
+    from certjob import organisations
+
+    if portal not in (None, "dynamics", "none"):
+        message = "--portal must be dynamics or none."
+        raise typer.BadParameter(message)
+    with session(context) as opened:
+        change = organisations.set_organisation(
+            opened.connection,
+            slug,
+            name=name,
+            portal=portal,  # type: ignore[arg-type]
+            thresholds=organisations.parse_thresholds(thresholds) if thresholds is not None else None,
+            optional_kinds=optional_kind,
+            coordinators=coordinator or (),
+            contact_email=contact_email,
+            contact_phone=contact_phone,
+            renewal_url=renewal_url,
+        )
+    opened.talk.line(f"{slug}: {'created' if change.created else 'changed' if change.changed else 'nothing to change'}")
+    return 0
+
+
+@organisation_app.command("list")
+def organisation_list(context: typer.Context, *, json: Json = False) -> int:
+    """List the organisations with their rules."""
+    from dataclasses import asdict
+
+    from certjob import console, organisations
+
+    with session(context) as opened:
+        rows = organisations.list_organisations(opened.connection)
+    if json:
+        console.print_json([asdict(row) for row in rows])
+        return 0
+    headings = ("Slug", "Name", "Portal", "Thresholds", "Optional kinds", "Coordinators", "Mentors")
+    console.show_rows(
+        opened.talk,
+        headings,
+        [
+            (
+                row.slug,
+                row.name,
+                row.portal or "none",
+                ",".join(map(str, row.thresholds)) or "none",
+                ", ".join(row.optional_kinds),
+                ", ".join(row.coordinators),
+                f"{row.mentors:,}",
+            )
+            for row in rows
+        ],
+    )
+    return 0
+
+
+@db_app.command("migrate")
+def db_migrate(context: typer.Context, *, json: Json = False) -> int:
+    """Bring the schema up to date. Safe to repeat, to run twice at once, and to kill."""
+    from certjob import console, migrations
+
+    with session(context, need_schema=False) as opened:
+        applied = migrations.migrate(opened.connection)
+    if json:
+        console.print_json({"outcome": "ok", "applied": [f"{m.version:04d}_{m.name}" for m in applied]})
+    for migration in applied:
+        opened.talk.line(f"applied {migration.version:04d}_{migration.name}")
+    if not applied:
+        opened.talk.line("the schema is up to date")
+    return 0
+
+
+@db_app.command("status")
+def db_status(context: typer.Context, *, json: Json = False) -> int:
+    """Show which migrations are applied. Exits 3 while one is pending."""
+    from certjob import console, migrations
+
+    with session(context, need_schema=False) as opened:
+        found = migrations.status(opened.connection)
+    pending = [migration for migration in found if migration.applied_at is None]
+    rows = [
+        (f"{m.version:04d}_{m.name}", f"{m.applied_at:%Y-%m-%d %H:%M}" if m.applied_at else "pending") for m in found
+    ]
+    if json:
+        document = [{"migration": name, "applied": applied} for name, applied in rows]
+        console.print_json({"outcome": "attention" if pending else "ok", "migrations": document})
+    else:
+        console.show_rows(opened.talk, ("Migration", "Applied"), rows)
+    if pending:
+        console.print_error("certjob db status", f"{len(pending)} migrations are pending; run `certjob db migrate`")
+    return 3 if pending else 0
+
+
+def demo(context: typer.Context, *, verbose: Verbose = False) -> int:
+    """Show a few nights in a row on a throw-away database, with a portal that has cold starts and outages."""
+    from certjob import demo as demonstration
+    from certjob.console import Talk
+
+    set_up_logs(verbose=verbose, quiet=False, log_format=None)
+    return demonstration.show(Talk(quiet=False), stop=context.obj)
+
+
+def _pairs(values: list[str] | None, option: str) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for value in values or ():
+        name, equals, rest = value.partition("=")
+        if not equals or not name or name in pairs:
+            message = f"{option} takes NAME=VALUE, each name once; got {value!r}."
+            raise typer.BadParameter(message)
+        pairs[name] = rest
+    return pairs
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands, in the order in which --help shows them."""
+    app.command()(load)
+    app.add_typer(organisation_app, name="organisation")
+    app.add_typer(db_app, name="db")
+    app.command()(demo)

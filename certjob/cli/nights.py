@@ -1,0 +1,204 @@
+"""The commands of the night and of the day after: run, deliver, resync, alerts."""
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from certjob.cli.options import (
+    AllowEarlierDate,
+    DeliverFor,
+    Json,
+    LogFormat,
+    OrganisationSlug,
+    Quiet,
+    Session,
+    Verbose,
+    delivery_from,
+    parse_duration,
+    session,
+)
+
+if TYPE_CHECKING:
+    from certjob.report import RunReport
+
+
+def run(
+    context: typer.Context,
+    *,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and touch nothing: no write, no lock, no call.")
+    ] = False,
+    as_of: Annotated[
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d"], metavar="DATE", help="Plan for another day; only with --dry-run."),
+    ] = None,
+    organisation: OrganisationSlug = None,
+    allow_mass_change: Annotated[
+        bool, typer.Option("--allow-mass-change", help="Apply also what the guards would hold back.")
+    ] = False,
+    allow_earlier_date: AllowEarlierDate = False,
+    no_deliver: Annotated[
+        bool, typer.Option("--no-deliver", help="Bring the state up to date, but call and mail nobody.")
+    ] = False,
+    deliver_for: DeliverFor = "2h",
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    log_format: LogFormat = None,
+) -> int:
+    """Run the night: bring certificates and mentors to the right state, push the portal, send the reminders.
+
+    Safe to repeat and to run twice at once. Exits 3 while anything needs a person.
+    """
+    from certjob import nightly
+
+    if as_of is not None and not dry_run:
+        message = "--as-of works only with --dry-run: a real night is always today's."
+        raise typer.BadParameter(message)
+    deadline_seconds = parse_duration(deliver_for)
+    with session(context, quiet=quiet, verbose=verbose, log_format=log_format) as opened:
+        options = nightly.NightOptions(
+            today=as_of.date() if as_of else opened.settings.today,
+            organisation=organisation,
+            dry_run=dry_run,
+            allow_mass_change=allow_mass_change,
+            allow_earlier_date=allow_earlier_date,
+            deliver=not no_deliver,
+        )
+        delivery = delivery_from(opened.settings, deadline_seconds=deadline_seconds)
+        with opened.talk.progress() as progress:
+            report = nightly.run(
+                opened.connection, options=options, delivery=delivery, stop=opened.stop, progress=progress
+            )
+        return _report(opened, report, json=json)
+
+
+def deliver(
+    context: typer.Context,
+    *,
+    allow_earlier_date: AllowEarlierDate = False,
+    deliver_for: DeliverFor = "2h",
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    log_format: LogFormat = None,
+) -> int:
+    """Deliver what is queued and due, portal first, then mail: the background job between the nights.
+
+    Exits 3 only if something failed in this run, or a stage stopped for a new reason.
+    """
+    from certjob import nightly
+
+    deadline_seconds = parse_duration(deliver_for)
+    with session(context, quiet=quiet, verbose=verbose, log_format=log_format) as opened:
+        delivery = delivery_from(opened.settings, deadline_seconds=deadline_seconds)
+        with opened.talk.progress() as progress:
+            report = nightly.deliver(
+                opened.connection,
+                today=opened.settings.today,
+                allow_earlier_date=allow_earlier_date,
+                delivery=delivery,
+                stop=opened.stop,
+                progress=progress,
+            )
+        return _report(opened, report, json=json)
+
+
+def resync(
+    context: typer.Context,
+    mentor: Annotated[str, typer.Argument(help="Id, member number or e-mail address.")],
+    *,
+    organisation: OrganisationSlug = None,
+    allow_earlier_date: AllowEarlierDate = False,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    log_format: LogFormat = None,
+) -> int:
+    """Review one mentor now and push the portal visibility, whatever the retry time says.
+
+    Reminders are queued, not sent. Exits 3 when the push did not succeed.
+    """
+    from certjob import console
+    from certjob import resync as resyncing
+    from certjob.report import EXIT_CODES
+
+    with session(context, quiet=quiet, verbose=verbose, log_format=log_format) as opened:
+        result = resyncing.resync(
+            opened.connection,
+            resyncing.find_mentor(opened.connection, mentor, organisation=organisation),
+            today=opened.settings.today,
+            allow_earlier_date=allow_earlier_date,
+            delivery=delivery_from(opened.settings),
+            stop=opened.stop,
+        )
+    if json:
+        document = result.report.to_document()
+        if result.error is not None:
+            document |= {"outcome": "attention", "error": {"code": result.error.code, "message": str(result.error)}}
+        console.print_json(document)
+    elif not quiet:
+        console.show_resync(opened.talk, result.before, result.after)
+    if result.error is not None:
+        console.print_error("certjob resync", str(result.error))
+        return result.error.exit_code
+    for reason in result.report.reasons:
+        console.print_error("certjob resync", reason)
+    return EXIT_CODES[result.report.outcome]
+
+
+def alerts(
+    context: typer.Context,
+    *,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    log_format: LogFormat = None,
+) -> int:
+    """Show what coordinators must know: portal pushes that wait, the most harmful first, and reminders that failed.
+
+    Exits 3 while it shows anything.
+    """
+    from certjob import console
+
+    with session(context, quiet=quiet, verbose=verbose, log_format=log_format) as opened:
+        pushes = _documents(opened, "read_portal_alerts")
+        reminders = _documents(opened, "read_failed_reminders", {"today": opened.settings.today})
+    if json:
+        outcome = "attention" if pushes or reminders else "ok"
+        console.print_json({"outcome": outcome, "alerts": pushes, "failed_reminders": reminders})
+    else:
+        console.show_alerts(opened.talk, pushes, reminders, zone=opened.settings.zone)
+    return 3 if pushes or reminders else 0
+
+
+def _documents(opened: Session, name: str, parameters: dict[str, object] | None = None) -> list[dict[str, object]]:
+    from psycopg.rows import dict_row
+
+    from certjob import database
+
+    with opened.connection.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(database.query(name), parameters).fetchall()
+
+
+def _report(opened: Session, report: "RunReport", *, json: bool) -> int:
+    """Print a run's report and return its exit code."""
+    from certjob import console
+    from certjob.report import EXIT_CODES
+
+    if json:
+        console.print_json(report.to_document())
+    elif report.dry_run:
+        console.show_plan(opened.talk, report)
+    elif opened.talk.chatty:
+        console.show_totals(opened.talk, report)
+    for reason in report.reasons:
+        console.print_error(f"certjob {report.command}", reason)
+    return EXIT_CODES[report.outcome]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands, in the order in which --help shows them."""
+    for command in (run, deliver, resync, alerts):
+        app.command()(command)

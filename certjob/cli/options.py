@@ -1,0 +1,118 @@
+"""Options that several commands share, and what a command needs before it starts: settings, database, ways out."""
+
+import logging.config
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from certjob.console import Talk
+    from certjob.database import Connection
+    from certjob.nightly import Delivery
+    from certjob.settings import Settings
+    from certjob.stopping import StopFlag
+
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log everything, and show tracebacks.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on success, on a terminal too.")]
+LogFormat = Annotated[
+    str | None,
+    typer.Option(help="How log lines look: text or json.  [env: CERTJOB_LOG_FORMAT; default: text]", metavar="FORMAT"),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON document on stdout.")]
+OrganisationSlug = Annotated[
+    str | None, typer.Option("--organisation", metavar="SLUG", help="Only this organisation's mentors.")
+]
+AllowEarlierDate = Annotated[
+    bool, typer.Option("--allow-earlier-date", help="Accept a day before that of the last finished night.")
+]
+DeliverFor = Annotated[
+    str,
+    typer.Option(metavar="TIME", help="How long deliveries may take, such as 90s, 30m or 2h; the rest stays pending."),
+]
+
+_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """What a command works with."""
+
+    settings: "Settings"
+    connection: "Connection"
+    talk: "Talk"
+    stop: "StopFlag"
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds in a text such as ``90s``, ``30m``, ``2h`` or ``1h30m``.
+
+    >>> parse_duration("1h30m"), parse_duration("45")
+    (5400.0, 45.0)
+    """
+    match = _DURATION.fullmatch(text.strip().lower())
+    if not match or not any(match.groups()):
+        message = f"{text!r} is no duration; give one such as 90s, 30m or 2h"
+        raise typer.BadParameter(message)
+    hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return float(hours * 3600 + minutes * 60 + seconds)
+
+
+def set_up_logs(*, verbose: bool, quiet: bool, log_format: str | None) -> None:
+    """Send certjob's log lines to stderr."""
+    from certjob.logs import log_configuration
+
+    if log_format not in (None, "text", "json"):
+        message = "--log-format must be text or json"
+        raise typer.BadParameter(message)
+    logging.config.dictConfig(log_configuration(verbose=verbose, quiet=quiet, log_format=log_format or "text"))
+
+
+@contextmanager
+def session(
+    context: typer.Context,
+    *,
+    quiet: bool = False,
+    verbose: bool = False,
+    log_format: str | None = None,
+    need_schema: bool = True,
+) -> Iterator[Session]:
+    """Read the settings, open the database and check its schema; close everything on the way out."""
+    from certjob import database, embedded, migrations
+    from certjob.console import Talk
+    from certjob.settings import load_settings
+
+    settings = load_settings()
+    set_up_logs(verbose=verbose, quiet=quiet, log_format=log_format or settings.log_format)
+    with embedded.database_url(settings.database_url.get_secret_value()) as url, database.connect(url) as connection:
+        if need_schema:
+            migrations.require_current(connection)
+        yield Session(settings=settings, connection=connection, talk=Talk(quiet=quiet), stop=context.obj)
+
+
+def delivery_from(settings: "Settings", *, deadline_seconds: float = 7200.0) -> "Delivery":
+    """Build the ways out from the settings; nothing is connected yet. Raises ConfigurationError."""
+    from certjob.hlf_dynamics import HLFDynamicsSyncService
+    from certjob.nightly import Delivery
+    from certjob.notify import open_channel
+    from certjob.portal_sync import CALL_DEADLINE_SECONDS, portal_policy
+
+    url, key = settings.portal_url, settings.portal_key
+
+    def make_target() -> HLFDynamicsSyncService:
+        return HLFDynamicsSyncService(
+            url or "", key.get_secret_value() if key else "", deadline_seconds=CALL_DEADLINE_SECONDS
+        )
+
+    return Delivery(
+        make_target=make_target if url else None,
+        channel=open_channel(settings),
+        mail_from=settings.mail_from,
+        policy=portal_policy(max_attempts=settings.portal_attempts),
+        concurrency=settings.portal_concurrency,
+        calls_per_second=settings.portal_calls_per_second,
+        deadline_seconds=deadline_seconds,
+    )

@@ -1,0 +1,234 @@
+"""What people and programs see: tables and progress on a terminal, plain lines off it, one JSON document on request.
+
+Results go to stdout, talk goes to stderr. Off a terminal nothing is wrapped, cut or coloured.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import tzinfo
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from certjob.models import PauseChange, Status
+from certjob.report import PlannedChange, RunReport
+from certjob.resync import MentorState
+
+MOST_PLANNED_ROWS = 50
+"""A plan on a terminal shows so many mentors; --json has all of them."""
+
+
+def clean(text: object) -> str:
+    """Return text from the database as one harmless line: no markup, no control characters."""
+    line = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(text))
+    return escape(line)
+
+
+def print_json(document: object) -> None:
+    """Print the one JSON document of a command, by plain print: Rich would wrap it."""
+    print(json.dumps(document, ensure_ascii=False, indent=2, default=str))  # noqa: T201
+
+
+def print_error(command: str, message: str) -> None:
+    """Print why a command did not end well: one line on stderr."""
+    line = " ".join(message.split())
+    print(f"{command}: {line}", file=sys.stderr)  # noqa: T201
+
+
+class Talk:
+    """Where a command says things, and whether it says them at all."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self.out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        self.err = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+        self.chatty = self.err.is_terminal and not quiet
+        """A person is watching: say what happened also when all went well."""
+
+    def line(self, text: str) -> None:
+        """Say something to whoever watches."""
+        if self.chatty:
+            self.err.print(clean(text))
+
+    def result(self, text: str) -> None:
+        """Print a line that was asked for."""
+        self.out.print(clean(text), soft_wrap=True)
+
+    @contextmanager
+    def progress(self) -> Iterator["TerminalProgress"]:
+        """Show progress while the block runs; nothing off a terminal."""
+        with Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self.err,
+            disable=not self.chatty,
+            transient=True,
+        ) as progress:
+            yield TerminalProgress(progress)
+
+
+class TerminalProgress:
+    """One line per phase of a run."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def phase(self, name: str) -> Callable[[int], None]:
+        """Begin a phase; its length is not known before, so that an empty night pays for no count."""
+        task: TaskID = self._progress.add_task(name, total=None)
+
+        def advance(done: int) -> None:
+            self._progress.update(task, completed=done)
+
+        return advance
+
+
+def show_plan(talk: Talk, report: RunReport) -> None:
+    """Print what a run would do, mentor by mentor, and the totals."""
+    on_terminal = talk.out.is_terminal
+    shown = report.changes[:MOST_PLANNED_ROWS] if on_terminal else report.changes
+    if not on_terminal:
+        for change in shown:
+            talk.result(_planned_line(change))
+    elif shown:
+        table = Table(title=f"What `certjob run` would do on {report.today}", title_justify="left", expand=False)
+        for heading in ("Mentor", "Organisation", "Certificates", "Pause", "Reminder", "Portal"):
+            table.add_column(heading, overflow="fold")
+        for change in shown:
+            table.add_row(*(clean(cell) for cell in _planned_cells(change)))
+        talk.out.print(table)
+        if len(report.changes) > len(shown):
+            talk.result(f"… and {len(report.changes) - len(shown):,} more; --json lists all of them")
+    show_totals(talk, report)
+
+
+def show_totals(talk: Talk, report: RunReport) -> None:
+    """Print a run's figures as a small table, or as one line off a terminal."""
+    rows = list(_totals(report))
+    if not talk.out.is_terminal:
+        talk.result("; ".join(f"{name}: {figures}" for name, figures in rows))
+        return
+    title = f"{'Plan' if report.dry_run else 'Night'} of {report.today}"
+    table = Table(title=title, title_justify="left", show_header=False)
+    for name, figures in rows:
+        table.add_row(name, figures)
+    talk.out.print(table)
+
+
+def show_alerts(
+    talk: Talk, pushes: Sequence[dict[str, Any]], reminders: Sequence[dict[str, Any]], *, zone: tzinfo
+) -> None:
+    """Print what coordinators must know: hides first, oldest first, then reminders that failed; times in ``zone``."""
+    if not talk.out.is_terminal:
+        for push in pushes:
+            talk.result(_alert_line(push, zone))
+        for reminder in reminders:
+            talk.result(_failed_reminder_line(reminder))
+        return
+    for push in pushes:
+        colour = "yellow" if push["visible"] else "red"
+        talk.out.print(f"[bold {colour}]{clean(push['sentence'])}[/]")
+        talk.out.print(
+            f"  {clean(push['full_name'])} ({clean(push['member_no'])}), since {push['wanted_at'].astimezone(zone):%Y-%m-%d %H:%M}"
+        )
+        talk.out.print(f"  {clean(push['error'] or 'not tried yet')}; then `certjob resync {clean(push['member_no'])}`")
+    for reminder in reminders:
+        talk.out.print(f"[bold]{clean(_failed_reminder_line(reminder))}[/]")
+    if not pushes and not reminders:
+        talk.out.print("Nothing needs a person.")
+
+
+def show_resync(talk: Talk, before: MentorState, after: MentorState) -> None:
+    """Print one mentor's state before and after."""
+    talk.result(f"before: {_state_line(before)}")
+    talk.result(f"after:  {_state_line(after)}")
+
+
+def show_rows(talk: Talk, headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table on a terminal, tab-separated lines off it."""
+    if not talk.out.is_terminal:
+        for row in rows:
+            talk.out.print("\t".join(clean(cell) for cell in row), soft_wrap=True)
+        return
+    table = Table()
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*(clean(cell) for cell in row))
+    talk.out.print(table)
+
+
+def _planned_cells(change: PlannedChange) -> tuple[str, ...]:
+    decision = change.decision
+    transitions = ", ".join(
+        f"{transition.from_status} → {transition.to_status}"
+        if transition.from_status is not Status.RECORDED
+        else str(transition.to_status)
+        for transition in decision.transitions
+    )
+    pause = {PauseChange.OPEN: "pause", PauseChange.LIFT: "lift", None: ""}[decision.pause]
+    reminders = ", ".join(_threshold_words(reminder.threshold_days) for reminder in change.new_reminders)
+    portal = ("show" if decision.visible else "hide") if decision.push else ""
+    return (decision.member_no, decision.organisation.slug, transitions, pause, reminders, portal)
+
+
+def _planned_line(change: PlannedChange) -> str:
+    member_no, organisation, transitions, pause, reminders, portal = _planned_cells(change)
+    parts = [
+        f"certificates: {transitions}" if transitions else "",
+        f"pause: {pause}" if pause else "",
+        f"reminder: {reminders}" if reminders else "",
+        f"portal: {portal}" if portal else "",
+    ]
+    return f"{organisation} {member_no}: " + "; ".join(part for part in parts if part)
+
+
+def _threshold_words(days: int) -> str:
+    if days == 0:
+        return "on the day"
+    return f"{days} d before" if days > 0 else f"{-days} d after"
+
+
+def _totals(report: RunReport) -> Iterator[tuple[str, str]]:
+    document = report.to_document()
+    for part in ("mentors", "certificates", "reminders", "portal"):
+        figures = document.get(part, {})
+        said = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in figures.items() if value)
+        if figures:
+            yield part, said or "nothing"
+
+
+def _alert_line(push: dict[str, Any], zone: tzinfo) -> str:
+    error = f": {push['error']}" if push["error"] else ""
+    return (
+        f"{push['sentence']}: {push['full_name']} ({push['member_no']}, {push['mentor_id']}), "
+        f"wanted since {push['wanted_at'].astimezone(zone):%Y-%m-%d %H:%M}, {push['attempts']} calls{error}"
+    )
+
+
+def _failed_reminder_line(reminder: dict[str, Any]) -> str:
+    return (
+        f"Reminder not delivered: {reminder['full_name']} ({reminder['member_no']}, {reminder['mentor_id']}), "
+        f"certificate until {reminder['expires_on']}: {reminder['error']}; correct the e-mail address"
+    )
+
+
+def _state_line(state: MentorState) -> str:
+    words = {True: "visible", False: "hidden", None: "unknown"}
+    portal = (
+        f"portal wanted {words[state.wanted]}, confirmed {words[state.acknowledged]}"
+        + (f", push {state.open_push}" if state.open_push else "")
+        if state.has_portal
+        else "no portal"
+    )
+    return (
+        f"{state.member_no}: {', '.join(state.certificates) or 'no certificate'}; "
+        f"{'paused: ' + ', '.join(state.pauses) if state.pauses else 'not paused'}; {portal}"
+    )

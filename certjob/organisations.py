@@ -1,0 +1,249 @@
+"""The member organisations: their rules, how to reach them, and who coordinates their mentors."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import psycopg
+
+from certjob import database
+from certjob.database import CONTENTION, Connection
+from certjob.errors import ConfigurationError, MentorBusyError
+
+DEFAULT_LOCALE = "nb"
+LOCALES = ("nb", "nn", "en")
+
+NONE = "none"
+"""The word that empties a list: no thresholds, no optional kinds, no portal."""
+
+THRESHOLD_LIMIT_DAYS = 3_650
+THRESHOLDS_LIMIT = 50
+
+_SLUG = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+_WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,5}")
+_ADDRESS = re.compile(r"[^\s@<>()\[\]\\,;:\"]{1,64}@(?!.*\.\.)[^\s@<>()\[\]\\,;:\".][^\s@<>()\[\]\\,;:\"]*(?<!\.)")
+_UUID = r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"
+_COORDINATOR = re.compile(rf"(?:\[?(?P<id>{_UUID})\]?\s+)?(?:(?P<name>[^<>]*?)\s*<(?P<framed>[^<>]*)>|(?P<bare>\S+))")
+
+_LOCK_TIMEOUT_MS = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coordinator:
+    """Somebody who gets an organisation's daily mail."""
+
+    id: UUID | None
+    """The app's user id, where it is known."""
+    full_name: str | None
+    email: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrganisationRow:
+    """One line of the list of organisations."""
+
+    slug: str
+    name: str
+    portal: str | None
+    thresholds: list[int]
+    """Days before the expiry, most first; negative = after it. Empty: no reminders."""
+    optional_kinds: list[str]
+    coordinators: list[str]
+    """Their e-mail addresses."""
+    mentors: int
+    """Those who have not left."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrganisationChange:
+    """What ``set_organisation`` did."""
+
+    created: bool
+    changed: bool
+    """Something was written; False when everything was so already."""
+
+
+def parse_thresholds(text: str) -> tuple[int, ...]:
+    """Return the reminder thresholds in a text such as ``60,30,14,7,1,-1``, most days first, each once.
+
+    An empty text and ``none`` mean no reminders. Raises ConfigurationError.
+
+    >>> parse_thresholds("7, 30,-1,7")
+    (30, 7, -1)
+    >>> parse_thresholds("none")
+    ()
+    """
+    if text.strip().lower() in ("", NONE):
+        return ()
+    parts = [part.strip() for part in text.split(",")]
+    if not all(_WHOLE_NUMBER.fullmatch(part) for part in parts):
+        message = f"thresholds must be whole days parted by commas, such as 60,30,14,7,1,-1, or none; got {text[:60]!r}"
+        raise ConfigurationError(message)
+    return _checked_thresholds([int(part) for part in parts])
+
+
+def parse_coordinator(text: str) -> Coordinator:
+    """Return the coordinator in a text such as ``[UUID] Kari Nordmann <kari@example.org>``; only the mail is needed.
+
+    Raises ConfigurationError.
+
+    >>> parse_coordinator("Kari Nordmann <kari@example.org>")
+    Coordinator(id=None, full_name='Kari Nordmann', email='kari@example.org')
+    """
+    match = _COORDINATOR.fullmatch(text.strip())
+    email = (match["framed"] or match["bare"] or "").strip() if match else ""
+    if match is None or not is_address(email):
+        message = "a coordinator is written as '[UUID] Name <mail>', such as 'Kari Nordmann <kari@example.org>'"
+        raise ConfigurationError(message)
+    name = " ".join((match["name"] or "").split()).strip('"')
+    if name:
+        _checked_text("a coordinator's name", name, limit=200)
+    return Coordinator(id=UUID(match["id"]) if match["id"] else None, full_name=name or None, email=email)
+
+
+def is_address(text: str) -> bool:
+    """Whether a mail could be addressed to this text; it need not exist.
+
+    >>> is_address("kari@example.org"), is_address("kari@example.org, per@example.org")
+    (True, False)
+    """
+    return len(text) <= 254 and text.isprintable() and _ADDRESS.fullmatch(text) is not None
+
+
+def is_slug(text: str) -> bool:
+    """Whether an organisation can be called by this text."""
+    return _SLUG.fullmatch(text) is not None
+
+
+def set_organisation(
+    connection: Connection,
+    slug: str,
+    *,
+    name: str | None = None,
+    portal: Literal["dynamics", "none"] | None = None,
+    thresholds: Sequence[int] | None = None,
+    optional_kinds: Sequence[str] | None = None,
+    coordinators: Sequence[str] = (),
+    contact_email: str | None = None,
+    contact_phone: str | None = None,
+    renewal_url: str | None = None,
+) -> OrganisationChange:
+    """Create an organisation, or change what is given of it and leave the rest; all or nothing.
+
+    None leaves a value as it is, an empty text removes a contact or the address for renewals, ``["none"]`` empties the
+    optional kinds. A new organisation is named after its slug, in capitals. A coordinator is found by e-mail, whatever
+    its case, or by id. Raises ConfigurationError when a value is wrong, MentorBusyError when somebody holds the rows.
+    """
+    if not is_slug(slug):
+        message = "an organisation's slug holds a-z, 0-9, - and _ only, at most 63, such as hlf; choose another"
+        raise ConfigurationError(message)
+    if portal not in (None, "dynamics", NONE):
+        message = "the portal must be dynamics or none"
+        raise ConfigurationError(message)
+    values: dict[str, object] = {
+        "slug": slug,
+        "name": _checked_text("the name", name, limit=200) if name is not None else None,
+        "portal": portal,
+        "thresholds": list(_checked_thresholds(thresholds)) if thresholds is not None else None,
+        "optional_kinds": _checked_kinds(optional_kinds) if optional_kinds is not None else None,
+        "contact_email": _checked_email(contact_email) if contact_email else contact_email,
+        "contact_phone": _checked_text("the contact's phone", contact_phone, limit=50)
+        if contact_phone
+        else contact_phone,
+        "renewal_url": _checked_url(renewal_url) if renewal_url else renewal_url,
+    }
+    people = [parse_coordinator(text) for text in coordinators]
+    try:
+        with database.transaction(connection, lock_timeout_ms=_LOCK_TIMEOUT_MS):
+            created = database.execute(connection, "insert_organisation", {"slug": slug, "name": values["name"]}) > 0
+            organisation_id: UUID = database.fetch_value(connection, "lock_organisation", {"slug": slug})
+            written = database.execute(connection, "update_organisation", values)
+            for person in people:
+                written += _set_coordinator(connection, person, organisation_id=organisation_id)
+    except CONTENTION:
+        message = f"organisation {slug}: another session holds it or its mentors; nothing was changed, try again"
+        raise MentorBusyError(message) from None
+    except psycopg.errors.UniqueViolation as error:
+        message = f"organisation {slug}: a coordinator was added by somebody else just now; run the same command again"
+        raise ConfigurationError(message) from error
+    return OrganisationChange(created=created, changed=created or written > 0)
+
+
+def list_organisations(connection: Connection) -> list[OrganisationRow]:
+    """Return all organisations by slug."""
+    return database.fetch(connection, "list_organisations", into=OrganisationRow)
+
+
+def _set_coordinator(connection: Connection, person: Coordinator, *, organisation_id: UUID) -> int:
+    """Insert or change one coordinator; return the number of rows written."""
+    values = {
+        "organisation_id": organisation_id,
+        "id": person.id,
+        "full_name": person.full_name,
+        "email": person.email,
+    }
+    found = database.fetch(connection, "lock_coordinators", values)
+    by_id = next((row for row in found if row[0] == person.id), None)
+    by_email = next((row for row in found if row[0] != person.id), None)
+    if by_id is not None and by_id[1] != organisation_id:
+        message = f"user {person.id} already coordinates another organisation; give this one a user of its own"
+        raise ConfigurationError(message)
+    if by_id is not None:
+        # The same user under a new address; a row that already had the address was the same person.
+        removed = database.execute(connection, "delete_coordinator", {"id": by_email[0]}) if by_email else 0
+        return removed + database.execute(connection, "update_coordinator", values)
+    if by_email is None:
+        return database.execute(connection, "insert_coordinator", values)
+    known = values | {"id": by_email[0]}
+    written = database.execute(connection, "update_coordinator", known)
+    if person.id is not None:
+        database.execute(connection, "replace_coordinator_id", {"id": by_email[0], "new_id": person.id})
+        written += 1
+    return written
+
+
+def _checked_thresholds(days: Sequence[int]) -> tuple[int, ...]:
+    thresholds = tuple(sorted(set(days), reverse=True))
+    if any(abs(day) > THRESHOLD_LIMIT_DAYS for day in thresholds) or len(thresholds) > THRESHOLDS_LIMIT:
+        message = (
+            f"thresholds must lie between -{THRESHOLD_LIMIT_DAYS} and {THRESHOLD_LIMIT_DAYS} days, "
+            f"at most {THRESHOLDS_LIMIT} of them; remove those beyond"
+        )
+        raise ConfigurationError(message)
+    return thresholds
+
+
+def _checked_kinds(kinds: Sequence[str]) -> list[str]:
+    if [kind.strip().lower() for kind in kinds] in ([NONE], [""]):
+        return []
+    return sorted({_checked_text("an optional kind", kind, limit=100) for kind in kinds})
+
+
+def _checked_text(what: str, text: str, *, limit: int) -> str:
+    stripped = text.strip()
+    if not stripped or len(stripped) > limit or not stripped.isprintable():
+        message = f"{what} must be 1 to {limit} characters long, without control characters; give another"
+        raise ConfigurationError(message)
+    return stripped
+
+
+def _checked_email(text: str) -> str:
+    if not is_address(text.strip()):
+        message = "the contact's e-mail is no address; give one such as kontakt@example.org"
+        raise ConfigurationError(message)
+    return text.strip()
+
+
+def _checked_url(text: str) -> str:
+    try:
+        parts = urlsplit(text.strip())
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        usable = False
+    if not usable or not text.strip().isprintable() or " " in text.strip():
+        message = "the renewal URL must be a web address such as https://example.org/renew"
+        raise ConfigurationError(message)
+    return text.strip()

@@ -1,0 +1,181 @@
+"""Claim, lease, settle: how an intent leaves the database and comes back with an answer, once for all deliveries.
+
+A claim is committed before anything is sent and holds its rows for the length of a lease. Whatever happens to the
+process, the rows are due again when the lease runs out. A settle names the token of its claim: without the token
+(somebody else took over) nothing is written.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Generic, Protocol, TypeVar
+from uuid import UUID, uuid4
+
+from certjob import database
+from certjob.database import CONTENTION, Connection
+
+_SETTLE_TRIES = 5
+_SETTLE_LOCK_TIMEOUT_MS = 10_000
+
+
+def lease_clock() -> float:
+    """Seconds on a clock that keeps counting while the machine sleeps: a suspended laptop has lost its lease."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """The time a claim is good for, counted from before the claim was sent."""
+
+    claimed_at: float
+    """On ``lease_clock``."""
+    seconds: float
+    clock: Callable[[], float] = lease_clock
+
+    def fits(self, worst_case_seconds: float) -> bool:
+        """Whether a unit of work that takes at most so long surely ends inside the lease."""
+        return self.clock() - self.claimed_at + worst_case_seconds < self.seconds
+
+
+class Claimed(Protocol):
+    """A claimed row, whatever its table."""
+
+    @property
+    def id(self) -> int:
+        """The row's key."""
+
+    @property
+    def claim_token(self) -> UUID:
+        """What a settle must name."""
+
+
+Item = TypeVar("Item", bound=Claimed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settlement:
+    """What became of one claimed row."""
+
+    id: int
+    token: UUID
+    status: str
+    """The row's new status; ``pending`` = to be tried again."""
+    version: int = 0
+    """The version that was delivered, for tables that have one."""
+    delay_seconds: float = 0.0
+    """When it is due again, for ``pending``."""
+    uncount: bool = False
+    """The claim led to no attempt (released, or everybody's fault): take it off ``attempts``."""
+    error: str | None = None
+    maybe_sent: bool = False
+    """The outside may have taken it: a repeat must say so."""
+
+
+class Answer(Enum):
+    """What a settle found."""
+
+    LOST = "lost"
+    """The token is gone: somebody took over after the lease. Nothing was written."""
+    SETTLED = "settled"
+    RAISED = "raised"
+    """A newer wish came during the call: the row is pending and due now."""
+
+
+class Outbox(Generic[Item]):
+    """One table of intents, through its claim and settle statements."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        table: str,
+        item: type[Item],
+        lease_seconds: float,
+        columns: Sequence[str],
+        clock: Callable[[], float] = lease_clock,
+    ) -> None:
+        """``table`` names the statements claim_, lock_ and settle_<table>; ``columns`` what its settle takes."""
+        self._connection = connection
+        self._table = table
+        self._item = item
+        self._lease_seconds = lease_seconds
+        self._columns = columns
+        self._clock = clock
+
+    def claim(self, *, limit: int = 100) -> tuple[list[Item], Lease]:
+        """Claim up to ``limit`` due rows, committed on return, each with a fresh token and the lease."""
+        return self._claim(f"claim_{self._table}", {"limit": limit})
+
+    def claim_by(self, name: str, parameters: dict[str, object]) -> tuple[list[Item], Lease]:
+        """Claim with another statement, such as one mentor's event whatever its retry time."""
+        return self._claim(name, parameters)
+
+    def settle(
+        self, settlements: Sequence[Settlement], *, then: Callable[[dict[int, Answer]], None] | None = None
+    ) -> dict[int, Answer]:
+        """Write what became of claimed rows and return each row's answer; ``then`` writes in the same transaction."""
+        if not settlements:
+            return {}
+        for tries_left in reversed(range(_SETTLE_TRIES)):
+            try:
+                return self._settle(settlements, then)
+            except CONTENTION:  # another session's transaction over several rows; it ends
+                if not tries_left:
+                    raise
+        raise AssertionError  # pragma: no cover - the loop returns or raises
+
+    def release(self, items: Sequence[Item], *, delay_seconds: float = 0.0) -> dict[int, Answer]:
+        """Give claimed rows back untouched: token gone, due now (or after the delay), the attempt not counted."""
+        return self.settle(
+            [
+                Settlement(
+                    id=item.id,
+                    token=item.claim_token,
+                    status="pending",
+                    version=getattr(item, "version", 0),
+                    delay_seconds=delay_seconds,
+                    uncount=True,
+                )
+                for item in items
+            ]
+        )
+
+    def _claim(self, name: str, parameters: dict[str, object]) -> tuple[list[Item], Lease]:
+        lease = Lease(claimed_at=self._clock(), seconds=self._lease_seconds, clock=self._clock)
+        with database.transaction(self._connection):
+            items = database.fetch(
+                self._connection,
+                name,
+                parameters | {"token": uuid4(), "lease_seconds": self._lease_seconds},
+                into=self._item,
+            )
+        return items, lease
+
+    def _settle(
+        self, settlements: Sequence[Settlement], then: Callable[[dict[int, Answer]], None] | None
+    ) -> dict[int, Answer]:
+        values: dict[str, list[object]] = {
+            "ids": [s.id for s in settlements],
+            "tokens": [s.token for s in settlements],
+            "versions": [s.version for s in settlements],
+            "statuses": [s.status for s in settlements],
+            "delays": [s.delay_seconds for s in settlements],
+            "uncounts": [s.uncount for s in settlements],
+            "errors": [s.error for s in settlements],
+            "maybe_sent": [s.maybe_sent for s in settlements],
+        }
+        with database.transaction(self._connection, lock_timeout_ms=_SETTLE_LOCK_TIMEOUT_MS):
+            if len(settlements) > 1:
+                database.execute(self._connection, f"lock_{self._table}", {"ids": values["ids"]})
+            rows = database.fetch(
+                self._connection, f"settle_{self._table}", {column: values[column] for column in self._columns}
+            )
+            unchanged = dict(rows)
+            answers = {
+                s.id: Answer.LOST if s.id not in unchanged else Answer.SETTLED if unchanged[s.id] else Answer.RAISED
+                for s in settlements
+            }
+            if then is not None:
+                then(answers)
+        return answers

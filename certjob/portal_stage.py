@@ -1,0 +1,261 @@
+"""The portal stage of a night: threads make the calls, one thread owns the database and decides when to stop."""
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from certjob.errors import DynamicsSyncException, PortalStageError, TransientPortalError
+from certjob.outbox import Lease
+from certjob.portal_sync import (
+    CALL_DEADLINE_SECONDS,
+    PortalCounts,
+    PortalEvent,
+    PortalSyncService,
+    PortalTarget,
+    Push,
+    asked_to_wait,
+    push_event,
+)
+from certjob.retry import RetryPolicy
+from certjob.stages import StageStop
+from certjob.stopping import StopFlag
+
+BREAKER_FAILURES = 5
+"""So many exhausted events in a row, and the endpoint counts as dead for this run."""
+LONGEST_PAUSE_SECONDS = 600.0
+"""A Retry-After up to this is slept by the stage; a longer one ends it."""
+_GRACE_SECONDS = 8.0
+"""After a signal, calls in flight may take so long to end; a later one keeps its lease."""
+_POLL_SECONDS = 0.2
+
+
+class Gate:
+    """Lets calls through at a rate, and holds all of them while the portal asked to wait. Shared by all threads."""
+
+    def __init__(self, *, calls_per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._interval_seconds = 1 / calls_per_second if calls_per_second else 0.0
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._next_at = 0.0
+        self._held_until = 0.0
+
+    def hold(self, seconds: float) -> None:
+        """Let no further call begin for so long."""
+        with self._lock:
+            self._held_until = max(self._held_until, self._clock() + seconds)
+
+    def wait(self, stop: threading.Event) -> bool:
+        """Wait for this call's turn; False if it is not to be made any more."""
+        while not stop.is_set():
+            with self._lock:
+                now = self._clock()
+                wait_seconds = max(self._held_until, self._next_at) - now
+                if wait_seconds <= 0:
+                    self._next_at = max(self._next_at, now - self._interval_seconds) + self._interval_seconds
+                    return True
+            stop.wait(wait_seconds)
+        return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Task:
+    event: PortalEvent
+    lease: Lease
+
+
+class PortalStage:
+    """Delivers the due events until none is left, the deadline comes, or the portal turns out to be out of order."""
+
+    def __init__(
+        self,
+        service: PortalSyncService,
+        *,
+        make_target: Callable[[], AbstractContextManager[PortalTarget]],
+        policy: RetryPolicy,
+        concurrency: int,
+        calls_per_second: float,
+        stop: StopFlag,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """``make_target`` is called once in each thread: an HTTP client is not shared."""
+        self._service = service
+        self._make_target = make_target
+        self._policy = policy
+        self._concurrency = concurrency
+        self._stop = stop
+        self._on_progress = on_progress
+        self._gate = Gate(calls_per_second=calls_per_second)
+        self._halt = StopFlag()  # tells the threads: begin nothing more, retry nothing more
+        self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[Push | BaseException] = queue.SimpleQueue()
+        self._ready: deque[_Task] = deque()
+        self._in_flight = 0
+        self._failures_in_a_row = 0
+        self._pause_until = 0.0
+        self._deadline_at = 0.0
+        self._stopped: StageStop | None = None
+        self.counts = PortalCounts()
+
+    def run(self, *, deadline_seconds: float) -> StageStop | None:
+        """Deliver; return why the stage ended early, or None. Raises StoppedBySignalError after a signal."""
+        self._deadline_at = time.monotonic() + deadline_seconds
+        threads = [
+            threading.Thread(target=self._work, name=f"portal-{number}", daemon=True)
+            for number in range(self._concurrency)
+        ]
+        started: list[threading.Thread] = []
+        try:
+            while self._refill():
+                for thread in threads[len(started) : self._in_flight + len(self._ready)]:
+                    thread.start()
+                    started.append(thread)
+                self._dispatch()
+                self._collect()
+        finally:
+            self._wind_down()
+            for _ in started:
+                self._tasks.put(None)
+        if self._stopped is not None:
+            self._service.record_stage_end(str(self._stopped))
+        self._stop.check()
+        return self._stopped
+
+    def _refill(self) -> bool:
+        """Claim more if there is room; whether anything is left to do."""
+        now = time.monotonic()
+        if self._stopped is None and not self._stop.is_set() and now >= self._deadline_at:
+            self._end("deadline", "the time for deliveries is over; the rest stays pending")
+        if self._stop.is_set():
+            return False
+        if self._stopped:
+            self._release_ready()
+            return self._in_flight > 0
+        if now < self._pause_until:
+            self._release_ready()  # no lease is held over a long pause
+            if not self._in_flight:
+                self._stop.wait(min(self._pause_until - now, 1.0))
+            return True
+        if len(self._ready) < self._concurrency:
+            events, lease = self._service.claim()
+            self._ready.extend(_Task(event=event, lease=lease) for event in events)
+        return bool(self._ready or self._in_flight)
+
+    def _dispatch(self) -> None:
+        while self._ready and self._in_flight < self._concurrency:
+            self._tasks.put(self._ready.popleft())
+            self._in_flight += 1
+
+    def _collect(self) -> None:
+        """Wait for an answer, take all that are there, settle them together."""
+        if not self._in_flight:
+            return
+        pushes: list[Push] = []
+        try:
+            pushes.append(self._take(timeout=_POLL_SECONDS))
+            while True:
+                pushes.append(self._take(timeout=0))
+        except queue.Empty:
+            pass
+        if pushes:
+            self._service.settle(pushes, self.counts)
+            for push in pushes:
+                self._judge(push)
+            if self._on_progress:
+                self._on_progress(self.counts.delivered)
+
+    def _take(self, *, timeout: float) -> Push:
+        answer = self._answers.get(block=timeout > 0, timeout=timeout or None)
+        self._in_flight -= 1
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    def _judge(self, push: Push) -> None:
+        """Decide from one outcome whether the stage goes on."""
+        error = push.error
+        if error is None:
+            self._failures_in_a_row = 0 if push.begun else self._failures_in_a_row
+            return
+        if not push.begun:
+            return
+        if isinstance(error.cause, PortalStageError):
+            self._end("refused", f"{error.cause}; nothing was pushed to anybody after that, all events stay queued")
+        elif (wait := asked_to_wait(error)) is not None:
+            self._pause(wait)
+        elif isinstance(error.cause, TransientPortalError):
+            self._failures_in_a_row += 1
+            if self._failures_in_a_row >= BREAKER_FAILURES:
+                self._end(
+                    "breaker",
+                    f"{BREAKER_FAILURES} pushes in a row failed (last: {error.cause}); the rest stays pending",
+                )
+        else:
+            self._failures_in_a_row = 0
+
+    def _pause(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        if seconds > LONGEST_PAUSE_SECONDS or until >= self._deadline_at:
+            self._end("retry_after", f"the portal asked to wait {seconds:,.0f} s; the rest stays pending")
+        else:
+            self._gate.hold(seconds)
+            self._pause_until = max(self._pause_until, until)
+
+    def _end(self, code: str, reason: str) -> None:
+        if self._stopped is None:
+            self._stopped = StageStop(stage="portal", code=code, reason=reason)
+            self._halt.set()
+
+    def _wind_down(self) -> None:
+        """After the loop, or an error in it: nothing more begins, what ends in time is settled, the rest released."""
+        self._halt.set()
+        until = time.monotonic() + _GRACE_SECONDS
+        self._release_ready()
+        while self._in_flight and time.monotonic() < until:
+            self._collect()
+
+    def _release_ready(self) -> None:
+        if self._ready:
+            self._service.release([task.event for task in self._ready])
+            self._ready.clear()
+
+    def _work(self) -> None:
+        """One thread: take a task, wait for its turn, push, answer."""
+        try:
+            with self._make_target() as target:
+                while (task := self._tasks.get()) is not None:
+                    self._answers.put(self._push(task, target))
+        except BaseException as error:  # noqa: BLE001 - handed to the thread that owns the run
+            self._answers.put(error)
+
+    def _push(self, task: _Task, target: PortalTarget) -> Push:
+        event = task.event
+        if not event.has_portal or not self._gate.wait(self._halt):
+            return Push(event=event, begun=False)
+        if not task.lease.fits(self._policy.worst_case_seconds(CALL_DEADLINE_SECONDS)):
+            return Push(event=event, begun=False)
+
+        def may_repeat() -> bool:
+            return self._gate.wait(self._halt) and task.lease.fits(CALL_DEADLINE_SECONDS)
+
+        try:
+            push_event(
+                event,
+                target,
+                policy=self._policy,
+                stop=self._halt,
+                on_wait=self._hold_others,
+                may_repeat=may_repeat,
+            )
+        except DynamicsSyncException as error:
+            cut_short = self._halt.is_set() and error.attempts < self._policy.max_attempts
+            transient = isinstance(error.cause, TransientPortalError) and asked_to_wait(error) is None
+            return Push(event=event, error=error, begun=not (cut_short and transient))
+        return Push(event=event)
+
+    def _hold_others(self, error: Exception, seconds: float) -> None:
+        if isinstance(error, TransientPortalError) and error.retry_after_seconds:
+            self._gate.hold(seconds)

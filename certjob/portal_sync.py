@@ -1,0 +1,308 @@
+"""The saga of portal visibility: queue a wish, push it, settle it, and keep every unfinished push visible.
+
+Our state is never rolled back because the portal failed. An event is delivered, withdrawn (its organisation lost the
+portal), or open and visible as an alert.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Protocol
+from uuid import UUID
+
+from certjob import database
+from certjob.errors import (
+    DynamicsSyncException,
+    PermanentPortalError,
+    PortalCallError,
+    PortalStageError,
+    TransientPortalError,
+)
+from certjob.outbox import Answer, Lease, Outbox, Settlement
+from certjob.retry import RetryPolicy, full_jitter
+from certjob.stopping import StopFlag
+
+LEASE_SECONDS = 300.0
+CALL_DEADLINE_SECONDS = 30.0
+LONGEST_RETRY_AFTER_SLEPT_IN_CALL_SECONDS = 20.0
+FIRST_ROUND_DELAY_SECONDS = 15 * 60.0
+LONGEST_ROUND_DELAY_SECONDS = 6 * 3600.0
+
+
+class PortalTarget(Protocol):
+    """What pushes one value: HLFDynamicsSyncService, or a double of it in tests."""
+
+    def update_portal_visibility(self, contact_id: UUID, *, visible: bool, idempotency_key: str) -> None:
+        """Make one call. Raises TransientPortalError, PermanentPortalError or PortalStageError."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortalEvent:
+    """A claimed row of ``portal_sync_events`` with what a call needs."""
+
+    id: int
+    mentor_id: UUID
+    member_no: str
+    visible: bool
+    version: int
+    attempts: int
+    """Rounds, this one included."""
+    claim_token: UUID
+    contact_id: UUID | None
+    has_portal: bool
+
+    @property
+    def idempotency_key(self) -> str:
+        """The same for every repeat of this wish, another for the next one."""
+        return f"{self.id}-{self.version}"
+
+
+@dataclass(slots=True, kw_only=True)
+class PortalCounts:
+    """What a stage did, for the report."""
+
+    delivered: int = 0
+    failed: int = 0
+    lost: int = 0
+    newly_blocked: int = 0
+    errors: list[DynamicsSyncException] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Push:
+    """What became of one claimed event."""
+
+    event: PortalEvent
+    error: DynamicsSyncException | None = None
+    """None: the portal has the value."""
+    begun: bool = True
+    """False: no call was made (the stage stopped, the lease was too short, or there is nothing to call for)."""
+
+
+def portal_policy(*, max_attempts: int) -> RetryPolicy:
+    """The policy of one round: transient errors are worth another try, a Retry-After is kept."""
+    return RetryPolicy(
+        max_attempts=max_attempts,
+        backoff=full_jitter(base_seconds=0.5, cap_seconds=20),
+        deadline_seconds=100,
+        longest_retry_after_seconds=LONGEST_RETRY_AFTER_SLEPT_IN_CALL_SECONDS,
+        is_transient=lambda error: isinstance(error, TransientPortalError),
+        retry_after=lambda error: error.retry_after_seconds if isinstance(error, PortalCallError) else None,
+    )
+
+
+def round_delay_seconds(rounds: int) -> float:
+    """Seconds until the next round after so many failed ones: 15 min, 30 min, … at most 6 h."""
+    return float(min(FIRST_ROUND_DELAY_SECONDS * 2 ** min(rounds - 1, 10), LONGEST_ROUND_DELAY_SECONDS))
+
+
+def asked_to_wait(error: DynamicsSyncException) -> float | None:
+    """Seconds that the portal asked for, when they are too long to be slept inside a round."""
+    seconds = error.cause.retry_after_seconds
+    if isinstance(error.cause, TransientPortalError) and seconds is not None:
+        return seconds if seconds > LONGEST_RETRY_AFTER_SLEPT_IN_CALL_SECONDS else None
+    return None
+
+
+def push_event(
+    event: PortalEvent,
+    target: PortalTarget,
+    *,
+    policy: RetryPolicy,
+    stop: StopFlag | None = None,
+    on_wait: Callable[[Exception, float], None] | None = None,
+    may_repeat: Callable[[], bool] = lambda: True,
+) -> None:
+    """Push one event's value, with the policy's tries; ``may_repeat`` is asked (and may wait) before each repeat.
+
+    Raises DynamicsSyncException when it is given up for this round; its cause tells the outcome's class.
+    """
+    calls = 0
+    last_error: PortalCallError | None = None
+    contact_id = event.contact_id
+    if contact_id is None:
+        missing = PermanentPortalError("no dynamics_contact_id")
+        raise _given_up(event, attempts=0, cause=missing)
+
+    def call() -> None:
+        nonlocal calls, last_error
+        if last_error is not None and not may_repeat():
+            raise last_error
+        calls += 1
+        try:
+            target.update_portal_visibility(contact_id, visible=event.visible, idempotency_key=event.idempotency_key)
+        except PortalCallError as error:
+            last_error = error
+            raise
+
+    try:
+        policy.call(call, stop=stop, on_wait=on_wait)
+    except PortalCallError as error:
+        raise _given_up(event, attempts=calls, cause=error) from error
+
+
+def _given_up(event: PortalEvent, *, attempts: int, cause: PortalCallError) -> DynamicsSyncException:
+    retry_at = None
+    if isinstance(cause, PermanentPortalError):
+        step = f"correct dynamics_contact_id, then `certjob resync {event.member_no}`"
+        message = f"portal refused mentor {event.member_no} ({event.mentor_id}): {cause}; {step}"
+    elif isinstance(cause, PortalStageError):
+        message = f"portal cannot be pushed to: {cause}"
+    else:
+        asked = cause.retry_after_seconds or 0.0
+        too_long = asked > LONGEST_RETRY_AFTER_SLEPT_IN_CALL_SECONDS
+        delay_seconds = asked if too_long else round_delay_seconds(event.attempts)
+        retry_at = datetime.now().astimezone() + timedelta(seconds=delay_seconds)
+        times = "1 call" if attempts == 1 else f"{attempts} calls"
+        message = (
+            f"portal push of mentor {event.member_no} ({event.mentor_id}) failed after {times}: {cause}; "
+            f"it stays queued until {retry_at:%Y-%m-%d %H:%M}"
+        )
+    return DynamicsSyncException(
+        message, mentor_id=event.mentor_id, event_id=event.id, attempts=attempts, cause=cause, retry_at=retry_at
+    )
+
+
+class PortalSyncService:
+    """Everything that is written about portal events; the calls themselves are made without it, in any thread."""
+
+    def __init__(self, connection: database.Connection, *, run_id: UUID, lease_seconds: float = LEASE_SECONDS) -> None:
+        self._connection = connection
+        self._run_id = run_id
+        self._outbox = Outbox(
+            connection,
+            table="portal_events",
+            item=PortalEvent,
+            lease_seconds=lease_seconds,
+            columns=("ids", "tokens", "versions", "statuses", "delays", "uncounts", "errors"),
+        )
+
+    def queue(self, wishes: Sequence[tuple[UUID, bool]]) -> int:
+        """Queue (mentor, wanted visibility) inside the caller's transaction; an open event is replaced."""
+        return len(self._queue(wishes)) if wishes else 0
+
+    def force(self, mentor_id: UUID, *, visible: bool) -> tuple[int, int]:
+        """Reopen or insert one mentor's event inside the caller's transaction; return its id and version."""
+        event_id, _, version = self._queue([(mentor_id, visible)])[0]
+        return event_id, version
+
+    def withdraw(self, mentor_ids: Sequence[UUID]) -> None:
+        """Withdraw what is open for mentors of organisations without a portal, inside the caller's transaction."""
+        if not mentor_ids:
+            return
+        withdrawn = database.fetch(self._connection, "withdraw_portal_events", {"mentor_ids": list(mentor_ids)})
+        if withdrawn:
+            self._resolve([row[0] for row in withdrawn])
+
+    def claim(self, *, limit: int = 100) -> tuple[list[PortalEvent], Lease]:
+        """Claim due events: hides before shows, untried before retried."""
+        events, lease = self._outbox.claim(limit=limit)
+        return sorted(events, key=lambda event: (event.visible, event.attempts, event.id)), lease
+
+    def claim_mentor(self, mentor_id: UUID) -> tuple[PortalEvent | None, Lease]:
+        """Claim one mentor's open event whatever its retry time; None while another run holds it (or none is open)."""
+        events, lease = self._outbox.claim_by("claim_portal_event", {"mentor_id": mentor_id})
+        return (events[0] if events else None), lease
+
+    def release(self, events: Sequence[PortalEvent]) -> None:
+        """Give claimed events back; their attempts were none."""
+        self._outbox.release(events)
+
+    def settle(self, pushes: Sequence[Push], counts: PortalCounts) -> dict[int, Answer]:
+        """Write what became of claimed events, their failure rows and resolutions in one transaction; count it."""
+        by_id = {push.event.id: push for push in pushes}
+
+        def record(answers: dict[int, Answer]) -> None:
+            settled = [push for push in pushes if answers[push.event.id] is Answer.SETTLED]
+            self._record_failures([push.error for push in settled if push.error and _is_failure(push)], by_id)
+            done = [p.event.mentor_id for p in settled if p.error is None and (p.begun or not p.event.has_portal)]
+            if done:
+                self._resolve(sorted(done))
+
+        answers = self._outbox.settle([_settlement(push) for push in pushes], then=record)
+        for push in pushes:
+            self._count(push, answers[push.event.id], counts)
+        return answers
+
+    def record_stage_end(self, reason: str) -> None:
+        """Give every open hide without one a failure row, so that nothing waits unseen after an early end."""
+        with database.transaction(self._connection):
+            database.execute(self._connection, "record_stage_failures", {"error": reason})
+
+    def _queue(self, wishes: Sequence[tuple[UUID, bool]]) -> list[tuple[int, UUID, int]]:
+        return database.fetch(
+            self._connection,
+            "queue_portal_events",
+            {
+                "mentor_ids": [mentor_id for mentor_id, _ in wishes],
+                "visible": [visible for _, visible in wishes],
+                "run_id": self._run_id,
+            },
+        )
+
+    def _record_failures(self, errors: Sequence[DynamicsSyncException], by_id: dict[int, Push]) -> None:
+        if not errors:
+            return
+        kinds = ["permanent" if isinstance(e.cause, PermanentPortalError) else "transient" for e in errors]
+        database.execute(
+            self._connection,
+            "record_sync_failures",
+            {
+                "mentor_ids": [error.mentor_id for error in errors],
+                "event_ids": [error.event_id for error in errors],
+                "visible": [by_id[error.event_id].event.visible for error in errors],
+                "kinds": kinds,
+                "attempts": [error.attempts for error in errors],
+                "errors": [str(error.cause) for error in errors],
+                "correlation_ids": [error.cause.correlation_id for error in errors],
+            },
+        )
+
+    def _resolve(self, mentor_ids: Sequence[UUID]) -> None:
+        database.execute(self._connection, "resolve_sync_failures", {"mentor_ids": list(mentor_ids)})
+
+    @staticmethod
+    def _count(push: Push, answer: Answer, counts: PortalCounts) -> None:
+        if answer is Answer.LOST:
+            counts.lost += push.begun
+        elif answer is Answer.SETTLED and push.error is None:
+            counts.delivered += push.begun
+        elif answer is Answer.SETTLED and push.error is not None and _is_failure(push):
+            counts.failed += 1
+            counts.newly_blocked += isinstance(push.error.cause, PermanentPortalError)
+            counts.errors.append(push.error)
+
+
+def _is_failure(push: Push) -> bool:
+    """Whether this round counts against the event: not when everybody was refused, asked to wait, or cut short."""
+    error = push.error
+    return (
+        error is not None
+        and push.begun
+        and not isinstance(error.cause, PortalStageError)
+        and asked_to_wait(error) is None
+    )
+
+
+def _settlement(push: Push) -> Settlement:
+    event, error = push.event, push.error
+    status, delay_seconds = "pending", 0.0
+    if not event.has_portal:
+        status = "withdrawn"
+    elif error is None:
+        status = "delivered" if push.begun else "pending"
+    elif isinstance(error.cause, PermanentPortalError):
+        status = "blocked"
+    elif (wait := asked_to_wait(error)) is not None:
+        delay_seconds = wait
+    elif _is_failure(push):
+        delay_seconds = round_delay_seconds(event.attempts)
+    return Settlement(
+        id=event.id,
+        token=event.claim_token,
+        version=event.version,
+        status=status,
+        delay_seconds=delay_seconds,
+        uncount=status == "pending" and not _is_failure(push),
+        error=str(error.cause) if error else None,
+    )

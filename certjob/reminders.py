@@ -1,0 +1,237 @@
+"""CertificationReminderService: each mentor is reminded once per threshold, and only while it is still true.
+
+A reminder is queued by an upsert in the transaction of the state it follows from. Before it is sent, under the claim,
+the rules are asked again on the facts of that moment.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+from uuid import UUID
+
+from certjob import database, facts, rules
+from certjob.models import Certificate, Decision, Mentor, Reminder, Status
+from certjob.outbox import Answer, Lease, Outbox, Settlement
+
+LEASE_SECONDS = 900.0
+FIRST_DELAY_SECONDS = 15 * 60.0
+LONGEST_DELAY_SECONDS = 6 * 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueuedReminder:
+    """A claimed row of ``cert_notification_log``."""
+
+    id: int
+    mentor_id: UUID
+    threshold_days: int
+    cert_id: UUID
+    expires_on: date
+    attempts: int
+    """Claims that led to an attempt, this one included."""
+    claim_token: UUID
+    maybe_sent: bool
+    """An earlier attempt's outcome is unknown: the message must say that it may be a repeat."""
+    cycle: int
+    """How often the row was re-armed by an extension."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipient:
+    """The mentor as the facts are now, with what a message says about the organisation."""
+
+    mentor: Mentor
+    full_name: str | None
+    email: str | None
+    locale: str
+    paused: bool
+    """certjob's own pause is open."""
+    organisation_name: str
+    contact_email: str | None
+    contact_phone: str | None
+    renewal_url: str | None
+
+    def certificate(self, cert_id: UUID) -> Certificate | None:
+        """The mentor's certificate with that id, if it still exists."""
+        return next((c for c in self.mentor.certificates if c.id == cert_id), None)
+
+
+class CertificationReminderService:
+    """Queues, claims, checks and settles reminders; the mail stage sends them."""
+
+    def __init__(self, connection: database.Connection, *, run_id: UUID, lease_seconds: float = LEASE_SECONDS) -> None:
+        self._connection = connection
+        self._run_id = run_id
+        self._outbox = Outbox(
+            connection,
+            table="reminders",
+            item=QueuedReminder,
+            lease_seconds=lease_seconds,
+            columns=("ids", "tokens", "statuses", "delays", "uncounts", "errors", "maybe_sent"),
+        )
+
+    def queue(self, decisions: Iterable[Decision]) -> list[UUID]:
+        """Queue the due reminders that are new, inside the caller's transaction; return the mentor of each.
+
+        A more urgent one makes older unsent ones about the same certificate superseded.
+        """
+        arrays = _arrays(decisions)
+        if not arrays["mentor_ids"]:
+            return []
+        queued = database.fetch(self._connection, "queue_reminders", arrays | {"run_id": self._run_id})
+        if queued:
+            database.execute(
+                self._connection,
+                "supersede_reminders",
+                {
+                    "mentor_ids": [row[0] for row in queued],
+                    "thresholds": [row[1] for row in queued],
+                    "cert_ids": [row[2] for row in queued],
+                },
+            )
+        return [row[0] for row in queued]
+
+    def find_new(self, decisions: Iterable[Decision]) -> list[tuple[UUID, Reminder]]:
+        """Return (mentor, reminder) of those that ``queue`` would queue; writes nothing."""
+        decided = list(decisions)
+        arrays = _arrays(decided)
+        if not arrays["mentor_ids"]:
+            return []
+        new = set(database.fetch(self._connection, "find_new_reminders", arrays))
+        return [
+            (decision.mentor_id, reminder)
+            for decision in decided
+            for reminder in decision.reminders
+            if (decision.mentor_id, reminder.threshold_days, reminder.cert_id) in new
+        ]
+
+    def claim(self, *, limit: int = 100) -> tuple[list[QueuedReminder], Lease]:
+        """Claim due reminders, oldest first."""
+        reminders, lease = self._outbox.claim(limit=limit)
+        return sorted(reminders, key=lambda reminder: reminder.id), lease
+
+    def release(self, reminders: Sequence[QueuedReminder]) -> None:
+        """Give claimed reminders back; their attempts were none."""
+        self._outbox.release(reminders)
+
+    def recipient(self, reminder: QueuedReminder) -> Recipient | None:
+        """Read the mentor as it is now; None if the mentor is gone."""
+        rows = database.fetch(self._connection, "read_recipient", {"mentor_id": reminder.mentor_id}, into=_RecipientRow)
+        return rows[0].recipient() if rows else None
+
+    @staticmethod
+    def cancel_reason(reminder: QueuedReminder, recipient: Recipient, today: date) -> str | None:
+        """Ask the rules again, on today's facts; None = still right to send."""
+        due = Reminder(cert_id=reminder.cert_id, threshold_days=reminder.threshold_days, expires_on=reminder.expires_on)
+        return rules.cancel_reason(due, recipient.mentor, today)
+
+    def settle(
+        self,
+        reminder: QueuedReminder,
+        status: str,
+        *,
+        error: str | None = None,
+        delay_seconds: float = 0.0,
+        uncount: bool = False,
+        maybe_sent: bool = False,
+    ) -> bool:
+        """Write what became of a claimed reminder, committed on return; False if its lease was lost."""
+        answers = self._outbox.settle(
+            [
+                Settlement(
+                    id=reminder.id,
+                    token=reminder.claim_token,
+                    status=status,
+                    error=error,
+                    delay_seconds=delay_seconds,
+                    uncount=uncount,
+                    maybe_sent=maybe_sent,
+                )
+            ]
+        )
+        return answers[reminder.id] is not Answer.LOST
+
+    def reopen_refused(self, reminders: Sequence[QueuedReminder]) -> None:
+        """Put reminders that were refused one after the other back to pending, behind all others."""
+        with database.transaction(self._connection):
+            database.execute(
+                self._connection,
+                "reopen_refused_reminders",
+                {"ids": [reminder.id for reminder in reminders], "delay_seconds": FIRST_DELAY_SECONDS},
+            )
+
+
+def retry_delay_seconds(attempts: int) -> float:
+    """Seconds until a deferred reminder is tried again: 15 min, 30 min, … at most 6 h."""
+    return float(min(FIRST_DELAY_SECONDS * 2 ** min(attempts - 1, 10), LONGEST_DELAY_SECONDS))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _RecipientRow:
+    """One row of ``read_recipient``."""
+
+    id: UUID
+    member_no: str
+    full_name: str | None
+    email: str | None
+    locale: str
+    left: bool
+    portal_visible: bool | None
+    organisation_id: UUID
+    slug: str
+    organisation_name: str
+    has_portal: bool
+    reminder_thresholds: list[int]
+    optional_kinds: list[str]
+    contact_email: str | None
+    contact_phone: str | None
+    renewal_url: str | None
+    paused: bool
+    certificates: list[list[Any]]
+
+    def recipient(self) -> Recipient:
+        organisation = facts.organisation_from_row(
+            (self.organisation_id, self.slug, self.has_portal, self.reminder_thresholds, self.optional_kinds)
+        )
+        certificates = tuple(
+            Certificate(
+                id=UUID(row_id),
+                kind=kind,
+                issued_on=date.fromisoformat(issued_on),
+                expires_on=date.fromisoformat(expires_on),
+                revoked=revoked,
+                status=Status(status),
+            )
+            for row_id, kind, issued_on, expires_on, revoked, status in self.certificates
+        )
+        mentor = Mentor(
+            id=self.id,
+            member_no=self.member_no,
+            organisation=organisation,
+            left=self.left,
+            portal_visible=self.portal_visible,
+            certificates=certificates,
+            open_pauses=(),
+        )
+        return Recipient(
+            mentor=mentor,
+            full_name=self.full_name,
+            email=self.email,
+            locale=self.locale,
+            paused=self.paused,
+            organisation_name=self.organisation_name,
+            contact_email=self.contact_email,
+            contact_phone=self.contact_phone,
+            renewal_url=self.renewal_url,
+        )
+
+
+def _arrays(decisions: Iterable[Decision]) -> dict[str, object]:
+    due = [(decision.mentor_id, reminder) for decision in decisions for reminder in decision.reminders]
+    return {
+        "mentor_ids": [mentor_id for mentor_id, _ in due],
+        "thresholds": [reminder.threshold_days for _, reminder in due],
+        "cert_ids": [reminder.cert_id for _, reminder in due],
+        "expiries": [reminder.expires_on for _, reminder in due],
+    }

@@ -1,0 +1,202 @@
+"""Trying again: how often, how long apart, and when to stop, for calls to any service.
+
+A policy holds what is general; the two functions that know a service's errors are handed in. For the accounting
+system, say, whose client raises ``AccountingError`` with a ``status`` and a ``retry_after_seconds``:
+
+    policy = RetryPolicy(
+        max_attempts=4,
+        backoff=exponential(base_seconds=1, cap_seconds=30),
+        deadline_seconds=120,
+        is_transient=lambda error: isinstance(error, AccountingError) and error.status in (429, 502, 503),
+        retry_after=lambda error: getattr(error, "retry_after_seconds", None),
+    )
+    receipt = policy.call(lambda: accounting.post(voucher), stop=shutting_down)
+
+The loop itself is the ``backoff`` package's, and this is the only module that knows it. Two of its parts are not used:
+its time limit reads the local wall clock, and its sleep cannot be cut short.
+"""
+
+import random
+import re
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from threading import Event
+from typing import TypeVar
+
+from backoff import on_exception
+from backoff.types import Details
+
+T = TypeVar("T")
+
+LONGEST_RETRY_AFTER_SECONDS = 86_400.0
+"""A Retry-After of more than a day is taken for a mistake, and for a day."""
+
+_DELAY_SECONDS = re.compile(r"(-?)([0-9]+(?:\.[0-9]*)?)")
+
+Backoff = Callable[[int], float]
+"""The seconds to wait after the n-th failed attempt, n = 1, 2, …"""
+
+OnWait = Callable[[Exception, float], None]
+"""Told of each wait before it begins: the error, and the seconds."""
+
+
+def constant(*, seconds: float) -> Backoff:
+    """Wait equally long each time."""
+    return lambda attempt: seconds
+
+
+def exponential(*, base_seconds: float, cap_seconds: float) -> Backoff:
+    """Wait ``base_seconds`` and then twice as long each time, at most ``cap_seconds``."""
+    return lambda attempt: _doubled(base_seconds, attempt=attempt, cap_seconds=cap_seconds)
+
+
+def full_jitter(*, base_seconds: float, cap_seconds: float) -> Backoff:
+    """Wait anything between nothing and what ``exponential`` would, so that many callers do not come back at once.
+
+    Source: AWS Architecture Blog, "Exponential Backoff And Jitter" (2015), its "full jitter".
+    """
+    return lambda attempt: random.uniform(  # noqa: S311 - spreads load, guards nothing
+        0, _doubled(base_seconds, attempt=attempt, cap_seconds=cap_seconds)
+    )
+
+
+def _doubled(base_seconds: float, *, attempt: int, cap_seconds: float) -> float:
+    # The exponent is bounded because a float's power overflows with an error, while a product becomes infinite.
+    return float(min(cap_seconds, base_seconds * 2.0 ** min(attempt - 1, 1000)))
+
+
+DEFAULT_BACKOFF = full_jitter(base_seconds=0.5, cap_seconds=20)
+
+
+def never_told(_error: Exception) -> float | None:
+    """The ``retry_after`` of a service that never says when to come back."""
+    return None
+
+
+def wait(seconds: float, stop: Event | None) -> None:
+    """Sleep, or return early once ``stop`` is set."""
+    if stop is None:
+        time.sleep(seconds)
+    else:
+        stop.wait(seconds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryPolicy:
+    """When a failed operation is tried again. Holds no state, so that threads may share one."""
+
+    is_transient: Callable[[Exception], bool]
+    """Whether another try may succeed; any other error is raised at once."""
+    retry_after: Callable[[Exception], float | None] = never_told
+    """The seconds the service asked for, None if it did not: a floor under the backoff, never shortened by jitter."""
+    max_attempts: int = 3
+    """Calls in all, the first one included."""
+    backoff: Backoff = DEFAULT_BACKOFF
+    deadline_seconds: float = 100
+    """From the start of the first call; no later call starts after it."""
+    longest_retry_after_seconds: float = 20
+    """A service that asks for more ends the tries at once: the caller has better things to do meanwhile."""
+    clock: Callable[[], float] = time.monotonic
+    """Seconds that only grow."""
+    sleep: Callable[[float, Event | None], None] = wait
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a policy that could not end (``backoff`` would take 0 attempts for no limit)."""
+        if self.max_attempts < 1:
+            message = f"max_attempts must be at least 1, not {self.max_attempts}"
+            raise ValueError(message)
+        if not self.deadline_seconds > 0:
+            message = f"deadline_seconds must be positive, not {self.deadline_seconds}"
+            raise ValueError(message)
+
+    def call(self, operation: Callable[[], T], *, stop: Event | None = None, on_wait: OnWait | None = None) -> T:
+        """Call ``operation`` until it returns, and return its value; raise its last exception when the tries end.
+
+        They end with ``max_attempts``, with an error that is not transient, with a wait that would pass the deadline
+        or is longer than ``longest_retry_after_seconds``, and when ``stop`` is set, which cuts a wait short. The first
+        call is always made, even with ``stop`` set: there would be nothing to return or raise.
+        """
+        tries = _Tries(self, stop=stop, on_wait=on_wait)
+        retrying: Callable[[Callable[[], T]], Callable[[], T]] = on_exception(
+            _waited_elsewhere,
+            Exception,
+            max_tries=self.max_attempts,
+            giveup=tries.are_over,
+            on_backoff=tries.wait,
+            jitter=None,  # its default would shorten a Retry-After, too
+            logger=None,  # its default writes the exception's text
+        )
+        return retrying(operation)()
+
+    def worst_case_seconds(self, call_seconds: float) -> float:
+        """Return the longest that ``call`` takes if one operation takes at most ``call_seconds``.
+
+        The last operation starts before the deadline or is the only one.
+        """
+        return call_seconds if self.max_attempts == 1 else self.deadline_seconds + call_seconds
+
+
+class _Tries:
+    """One ``call`` on its way: ``are_over`` decides about the next wait, then ``wait`` waits it."""
+
+    def __init__(self, policy: RetryPolicy, *, stop: Event | None, on_wait: OnWait | None) -> None:
+        self.policy = policy
+        self.stop = stop
+        self.on_wait = on_wait
+        self.ends_at = policy.clock() + policy.deadline_seconds
+        self.failed = 0
+        self.wait_seconds = 0.0
+
+    @property
+    def stopped(self) -> bool:
+        return self.stop is not None and self.stop.is_set()
+
+    def are_over(self, error: Exception) -> bool:
+        """``backoff`` asks this exactly once for each failure, the last one included."""
+        self.failed += 1
+        if self.stopped or not self.policy.is_transient(error):
+            return True
+        asked_seconds = self.policy.retry_after(error) or 0.0
+        if asked_seconds > self.policy.longest_retry_after_seconds:
+            return True
+        self.wait_seconds = max(self.policy.backoff(self.failed), asked_seconds)
+        return self.policy.clock() + self.wait_seconds >= self.ends_at
+
+    def wait(self, details: Details) -> None:
+        """``backoff`` calls this between two attempts, inside its ``except``."""
+        error: Exception = details["exception"]  # type: ignore[typeddict-item]  # its type leaves this key out
+        if self.on_wait is not None:
+            self.on_wait(error, self.wait_seconds)
+        self.policy.sleep(self.wait_seconds, self.stop)
+        if self.stopped:
+            raise error
+
+
+def _waited_elsewhere() -> Generator[float, None, None]:
+    """No seconds to wait, for ever: ``_Tries.wait`` has waited already, and can be cut short."""
+    while True:
+        yield 0.0
+
+
+def parse_retry_after(value: str | None, *, now: datetime) -> float | None:
+    """Return the seconds to wait that a Retry-After header asks for, both its forms (RFC 9110, 10.2.3).
+
+    ``now`` is aware. A moment that has passed gives 0, a wait beyond a day gives a day, and what is neither a number
+    nor a date gives None, as a missing header does. A fraction of a second, which the RFC does not know, is understood.
+    """
+    text = (value or "").strip()
+    number = _DELAY_SECONDS.fullmatch(text)
+    if number is not None:
+        seconds = 0.0 if number[1] else float(number[2])
+    else:
+        try:
+            moment = parsedate_to_datetime(text)  # the three forms of RFC 9110, 5.6.7
+            if moment.tzinfo is None:
+                moment = moment.replace(tzinfo=UTC)
+            seconds = (moment - now).total_seconds()
+        except (ValueError, OverflowError, IndexError, TypeError):  # all seen from it, for various rubbish
+            return None
+    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER_SECONDS)

@@ -1,0 +1,16 @@
+"""Why a delivery stage ended before its work was done."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageStop:
+    """One line of ``stopped`` in the report."""
+
+    stage: str
+    code: str
+    """The same for the same reason, run after run, so that a background job does not repeat itself."""
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.stage}: {self.reason}"

@@ -1,0 +1,125 @@
+"""Messages to a webhook, which turns them into push or in-app messages."""
+
+from typing import TYPE_CHECKING
+
+from pydantic import SecretStr
+
+from certjob.channel import OutgoingMessage
+from certjob.errors import (
+    ChannelDownError,
+    NotifyError,
+    OutcomeUnknownError,
+    RecipientDeferredError,
+    RecipientRefusedError,
+)
+from certjob.server_text import readable
+
+if TYPE_CHECKING:
+    import httpx
+
+REFUSED_CODES = frozenset({400, 422})
+"""The receiver understood this message and will not take it."""
+
+DEFERRED_CODES = frozenset({408, 409, 425, 429})
+"""Later, please; 409 is what receivers say while they work on the same Idempotency-Key. With them: 500 and up."""
+
+
+class WebhookChannel:
+    """An HTTP address that takes one message per POST."""
+
+    def __init__(self, url: str, *, token: SecretStr | None = None, timeout_seconds: float = 30) -> None:
+        """Prepare; nothing is opened before the first ``send``.
+
+        ``timeout_seconds`` is for connecting and for every single read and write.
+        """
+        self._url = url
+        self._token = token
+        self._timeout_seconds = timeout_seconds
+        self._client: httpx.Client | None = None
+
+    @property
+    def worst_case_seconds(self) -> float:
+        """Connecting, sending and the answer, each with its own timeout.
+
+        A receiver that drips its headers byte by byte can still exceed it: httpx has no total deadline.
+        """
+        return 3 * self._timeout_seconds
+
+    def send(self, message: OutgoingMessage) -> None:
+        """Post one message, in one try; see ``Channel.send``."""
+        import httpx  # noqa: PLC0415 - 60 ms that only a webhook needs
+
+        client = self._open()
+        try:
+            # Only status and headers are read: the body is of no use, and could be endless.
+            with client.stream(
+                "POST", self._url, json=_document(message), headers={"Idempotency-Key": message.idempotency_key}
+            ) as response:
+                code = response.status_code
+        except httpx.InvalidURL as error:
+            text = "CERTJOB_NOTIFY_URL is no URL that can be called; correct it"
+            raise ChannelDownError(text) from error
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol, httpx.LocalProtocolError) as error:
+            text = f"the webhook cannot be reached: {_reason(error)}; check CERTJOB_NOTIFY_URL"
+            raise ChannelDownError(text) from error
+        except httpx.TransportError as error:
+            text = f"no answer came from the webhook, so the message may have arrived: {_reason(error)}"
+            raise OutcomeUnknownError(text) from error
+        if not 200 <= code < 300:
+            raise _refusal(code)
+
+    def close(self) -> None:
+        """Close the kept connection; see ``Channel.close``."""
+        if self._client is not None:
+            self._client.close()
+        self._client = None
+
+    def _open(self) -> "httpx.Client":
+        import httpx  # noqa: PLC0415
+
+        if self._client is None:
+            headers = {"Authorization": f"Bearer {self._token.get_secret_value()}"} if self._token else {}
+            self._client = httpx.Client(
+                headers=headers, timeout=self._timeout_seconds, trust_env=False, follow_redirects=False
+            )
+        return self._client
+
+
+def _document(message: OutgoingMessage) -> dict[str, str | int | bool]:
+    return {
+        "kind": message.kind,
+        "to": message.to,
+        "locale": message.locale,
+        "subject": message.subject,
+        "text": message.text,
+        "html": message.html,
+        "mentor_id": str(message.mentor_id),
+        "threshold_days": message.threshold_days,
+        "expires_on": message.expires_on.isoformat(),
+        "repeat": message.repeat,
+    }
+
+
+def _refusal(code: int) -> NotifyError:
+    """Turn a status that is no success into the error that says whose fault it is."""
+    if code in REFUSED_CODES:
+        return RecipientRefusedError(f"the webhook refused the message ({code})")
+    if code in DEFERRED_CODES or code >= 500:
+        return RecipientDeferredError(f"the webhook put the message off ({code})")
+    if code in {401, 403}:
+        return ChannelDownError(f"the webhook refused the key ({code}); correct CERTJOB_NOTIFY_PASSWORD")
+    if 300 <= code < 400:
+        return ChannelDownError(
+            f"the webhook redirects ({code}), which is not followed; put the final address into CERTJOB_NOTIFY_URL"
+        )
+    return ChannelDownError(f"the webhook is not there or does not take messages ({code}); check CERTJOB_NOTIFY_URL")
+
+
+def _reason(error: "httpx.TransportError") -> str:
+    import httpx  # noqa: PLC0415
+
+    if isinstance(error, httpx.TimeoutException):
+        return "it did not answer in time"
+    if isinstance(error, httpx.LocalProtocolError):
+        return "the request cannot be written"  # httpx's own text would quote the header, the key included
+    return readable(str(error))

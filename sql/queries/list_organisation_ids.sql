@@ -1,0 +1,2 @@
+-- A file names organisations by slug.
+SELECT slug, id::text FROM organisations

@@ -1,0 +1,7 @@
+-- Reminders that could not be delivered, until they are sent, superseded or 14 days past their day.
+SELECT l.id AS reminder_id, l.mentor_id, m.organisation_id, m.member_no, coalesce(m.full_name, m.member_no) AS full_name,
+    l.threshold_days, l.cert_id, l.expires_on, l.last_error AS error, l.attempts, l.queued_at
+FROM cert_notification_log AS l
+JOIN mentors AS m ON m.id = l.mentor_id
+WHERE l.status = 'failed' AND l.expires_on - l.threshold_days + 14 >= %(today)s
+ORDER BY l.queued_at, l.id

@@ -1,0 +1,7 @@
+-- Last, in its own statement: from here on the mentor is not due any more.
+UPDATE mentors AS m
+SET review_on = CASE WHEN n.stays_due THEN m.review_on ELSE coalesce(n.review_on, 'infinity') END,
+    portal_visible = CASE WHEN n.push THEN n.visible ELSE m.portal_visible END
+FROM unnest(%(ids)s::uuid[], %(review_dates)s::date[], %(stays_due)s::boolean[], %(push)s::boolean[], %(visible)s::boolean[])
+    AS n (id, review_on, stays_due, push, visible)
+WHERE m.id = n.id

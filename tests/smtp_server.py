@@ -1,0 +1,198 @@
+"""SMTP servers for tests: a real one (aiosmtpd), and one that misbehaves exactly where it is told to."""
+
+import contextlib
+import socket
+import ssl
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from enum import Enum, auto
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import AuthResult, LoginPassword
+
+CERTIFICATE = Path(__file__).parent / "certificates" / "localhost.pem"
+"""For localhost and 127.0.0.1, signed by itself, valid until 2120."""
+
+HOST = "127.0.0.1"
+
+
+def server_tls() -> ssl.SSLContext:
+    """The server's side of TLS."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(CERTIFICATE)
+    return context
+
+
+def client_tls() -> ssl.SSLContext:
+    """The client's side, verifying as always, that trusts the tests' certificate."""
+    return ssl.create_default_context(cafile=CERTIFICATE)
+
+
+class Mailbox:
+    """What a real server took."""
+
+    def __init__(self) -> None:
+        self.envelopes: list[Any] = []
+        self.sessions: list[Any] = []
+        self.logins: list[tuple[str, str]] = []
+
+    async def handle_DATA(self, server: object, session: object, envelope: object) -> str:  # noqa: N802 - aiosmtpd's
+        del server
+        self.envelopes.append(envelope)
+        self.sessions.append(session)
+        return "250 taken"
+
+    def authenticate(
+        self, server: object, session: object, envelope: object, mechanism: str, login: LoginPassword
+    ) -> AuthResult:
+        del server, session, envelope, mechanism
+        self.logins.append((login.login.decode(), login.password.decode()))
+        return AuthResult(success=self.logins[-1] == ("post", "blåbær-9"), handled=False)
+
+
+class RealServer(Controller):  # type: ignore[misc]
+    """aiosmtpd on a free port of this machine."""
+
+    def __init__(self, mailbox: Mailbox, **options: Any) -> None:
+        self._listening = socket.create_server((HOST, 0))
+        super().__init__(mailbox, hostname=HOST, port=self._listening.getsockname()[1], **options)
+
+    def _create_server(self) -> Any:
+        return self.loop.create_server(self._factory_invoker, sock=self._listening, ssl=self.ssl_context)
+
+
+@contextmanager
+def real_server(mailbox: Mailbox, **options: Any) -> Iterator[RealServer]:
+    """A running server; the options are aiosmtpd's."""
+    server = RealServer(mailbox, **options)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+class Fault(Enum):
+    """What a server can do instead of answering."""
+
+    CUT = auto()
+    """Close the connection."""
+    HANG = auto()
+    """Say nothing."""
+    DRIP = auto()
+    """Send a byte now and then, never a whole line."""
+    FLOOD = auto()
+    """Send a reply that does not end."""
+
+
+GOOD_ANSWERS: Mapping[str, bytes] = {
+    "GREETING": b"220 test ESMTP",
+    "EHLO": b"250 test",
+    "HELO": b"250 test",
+    "STARTTLS": b"220 go on",
+    "AUTH": b"235 welcome",
+    "MAIL": b"250 sender fine",
+    "RCPT": b"250 recipient fine",
+    "DATA": b"354 go on",
+    "END": b"250 taken",
+    "QUIT": b"221 bye",
+}
+
+
+class ScriptedServer:
+    """Answers each stage of a session as a good server does, but for the stages it is given another answer for.
+
+    The stages are the commands, GREETING, BODY (before the body is read) and END (after the final dot).
+    """
+
+    def __init__(self, answers: Mapping[str, bytes | Fault]) -> None:
+        self.answers: dict[str, bytes | Fault] = dict(answers)
+        self.commands: list[str] = []
+        """Every line heard outside of bodies, of all connections."""
+        self.bodies: list[bytes] = []
+        self.connections = 0
+        self._stop = threading.Event()
+        self._listening = socket.create_server((HOST, 0))
+        # Small, so that a body which is not read fills it and blocks its sender.
+        self._listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self.port: int = self._listening.getsockname()[1]
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        with contextlib.suppress(OSError):
+            self._listening.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(timeout=10)
+        self._listening.close()
+
+    def _accept(self) -> None:
+        while not self._stop.is_set():
+            try:
+                connection, _ = self._listening.accept()
+            except OSError:
+                return
+            self.connections += 1
+            thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        connection.settimeout(10)
+        with connection, contextlib.suppress(OSError), connection.makefile("rb") as file:
+            if not self._answer(connection, "GREETING"):
+                return
+            for line in file:
+                self.commands.append(line.decode().rstrip("\r\n"))
+                stage = line.split()[0].decode().upper()
+                if not self._answer(connection, stage) or stage == "QUIT":
+                    return
+                if stage == "DATA" and "DATA" not in self.answers and not self._read_body(connection, file):
+                    return
+
+    def _read_body(self, connection: socket.socket, file: BufferedReader) -> bool:
+        if "BODY" in self.answers and not self._answer(connection, "BODY"):
+            return False
+        lines: list[bytes] = []
+        for line in file:
+            if line == b".\r\n":
+                self.bodies.append(b"".join(lines))
+                return self._answer(connection, "END")
+            lines.append(line)
+        return False
+
+    def _answer(self, connection: socket.socket, stage: str) -> bool:
+        """Do what the stage asks for; whether the session goes on."""
+        answer = self.answers.get(stage, GOOD_ANSWERS.get(stage, b"500 what?"))
+        match answer:
+            case Fault.CUT:
+                return False
+            case Fault.HANG:
+                self._stop.wait(10)
+                return False
+            case Fault.DRIP:
+                while not self._stop.wait(0.02):
+                    connection.sendall(b"2")
+                return False
+            case Fault.FLOOD:
+                while not self._stop.is_set():
+                    connection.sendall(b"250-more\r\n" * 100)
+                return False
+            case bytes():
+                connection.sendall(answer + b"\r\n")
+        return True
+
+
+@contextmanager
+def scripted_server(answers: Mapping[str, bytes | Fault] | None = None) -> Iterator[ScriptedServer]:
+    """A running server that misbehaves as told."""
+    server = ScriptedServer(answers or {})
+    try:
+        yield server
+    finally:
+        server.stop()
