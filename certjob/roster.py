@@ -31,8 +31,9 @@ _SHOWN_LIMIT = 40
 _ISO_DATE = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})")
 _DOTTED_DATE = re.compile(r"([0-9]{1,2})\.([0-9]{1,2})\.([0-9]{4})")
 _UUID = re.compile(r"\{?([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})\}?", re.IGNORECASE)
-# What nobody sees: zero-width spaces and the characters that turn the direction of the text around them.
-_INVISIBLE = re.compile("[\u200b\u2060\ufeff\u2028\u2029\u202a-\u202e\u2066-\u2069\ufff9-\ufffb]")
+# Control characters, zero-width spaces and the characters that turn the direction of the text around them.
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u200b\u2028-\u202e\u2060\u2066-\u2069\ufeff\ufff9-\ufffb]")
+_SPACES = re.compile(r"[ \t\r\n]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -287,14 +288,14 @@ def _clean(text: str, *, limit: int) -> str:
     if text.isascii() and text.isprintable():
         return text
     composed = unicodedata.normalize("NFC", text)  # the same letters are the same bytes, whoever wrote them
-    if any(unicodedata.category(letter) == "Cc" for letter in composed) or _INVISIBLE.search(composed):
+    if _UNSEEN.search(composed):
         message = "holds a control character or an invisible one"
         raise ValueError(message)
     return composed
 
 
 def _name(text: str) -> str:
-    return _clean(re.sub(r"[ \t\r\n]+", " ", text), limit=NAME_LIMIT)
+    return _clean(_SPACES.sub(" ", text), limit=NAME_LIMIT)
 
 
 def _email(text: str) -> str:

@@ -1,5 +1,6 @@
 """Settings from ``CERTJOB_*`` variables; an error names the variable and the next step, never the value."""
 
+import re
 from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -64,8 +65,19 @@ class Settings(BaseSettings):
     @classmethod
     def _safe_portal(cls, url: str | None) -> str | None:
         if url is not None:
-            _require_tls(_split(url, schemes=("http", "https")))
+            parts = _split(url, schemes=("http", "https"))
+            if parts.username or parts.password:
+                message = "must hold no user or password; the function's key goes into CERTJOB_PORTAL_KEY"
+                raise ValueError(message)
+            _require_tls(parts)
         return url
+
+    @field_validator("portal_key")
+    @classmethod
+    def _sendable_key(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is not None:
+            _require_token(key)
+        return key
 
     @field_validator("notify_url")
     @classmethod
@@ -83,9 +95,12 @@ class Settings(BaseSettings):
         if self.portal_url and not self.portal_key:
             message = "CERTJOB_PORTAL_KEY is missing; CERTJOB_PORTAL_URL needs it"
             raise ValueError(message)
-        if self.notify_url and self.notify_url.get_secret_value().startswith("smtp") and not self.mail_from:
+        channel = urlsplit(self.notify_url.get_secret_value()).scheme if self.notify_url else ""
+        if channel in {"smtp", "smtps"} and not self.mail_from:
             message = "CERTJOB_MAIL_FROM is missing; mail needs a sender address"
             raise ValueError(message)
+        if channel in {"http", "https"} and self.notify_password:
+            _require_token(self.notify_password, variable="CERTJOB_NOTIFY_PASSWORD: ")
         return self
 
     @property
@@ -116,6 +131,12 @@ def load_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         raise ConfigurationError("; ".join(_explain(error))) from None
+    except (OSError, UnicodeDecodeError) as error:  # sudo from a folder of somebody else, a file in Latin-1
+        message = (
+            f"the file .env in the current folder cannot be read ({type(error).__name__}); "
+            "make it readable, as UTF-8, or start certjob in another folder"
+        )
+        raise ConfigurationError(message) from None
 
 
 def _explain(error: ValidationError) -> list[str]:
@@ -148,6 +169,13 @@ def _split(url: str, *, schemes: tuple[str, ...]) -> SplitResult:
         message = f"must be a URL that starts with {starts} and names its place"
         raise ValueError(message)
     return parts
+
+
+def _require_token(secret: SecretStr, *, variable: str = "") -> None:
+    """Refuse what cannot stand in a header: the HTTP client's own complaint would quote it."""
+    if not re.fullmatch(r"[!-~]+", secret.get_secret_value()):
+        message = f"{variable}must be one word of printable ASCII; take out spaces, line breaks and letters such as å"
+        raise ValueError(message)
 
 
 def _require_tls(parts: SplitResult) -> None:

@@ -1,8 +1,10 @@
 """What every test can ask for: a real database of its own, factories for facts, the installed command."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,15 +21,21 @@ SERVER_URL = "CERTJOB_TEST_DATABASE_URL"
 
 
 @pytest.fixture(scope="session")
-def server_url(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[str]:
-    """The test server: one for all workers, started by whoever comes first, ended by whoever goes last."""
+def server_url(testrun_uid: str) -> Iterator[str]:
+    """The test server: one for all workers, started by whoever comes first, ended by whoever goes last.
+
+    Not under pytest's own temporary folder: as root the server is another user, who may not look in there.
+    """
     given = os.environ.get(SERVER_URL)
     if given:
         yield given
         return
-    shared = tmp_path_factory.getbasetemp() if worker_id == "master" else tmp_path_factory.getbasetemp().parent
-    with embedded.server(shared / "postgresql") as url:
+    folder = Path(tempfile.gettempdir()) / f"certjob-tests-{testrun_uid}"
+    folder.mkdir(mode=0o755, exist_ok=True)
+    with embedded.server(folder / "postgresql") as url:
         yield url
+    if not (folder / "postgresql" / "postmaster.pid").exists():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

