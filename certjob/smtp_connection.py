@@ -77,7 +77,7 @@ class SmtpConnection(smtplib.SMTP):
         """Send the message, all but the line that ends it: until then no server may accept it."""
         self._step = self._deadline
         lines = b"\r\n".join(data.splitlines())
-        self.send((b"." if lines.startswith(b".") else b"") + lines + b"\r\n")
+        self.send((b"." if lines.startswith(b".") else b"") + lines.replace(b"\r\n.", b"\r\n..") + b"\r\n")
 
     def send_end(self, deadline: Deadline) -> tuple[int, bytes]:
         """Send the final dot and wait for the verdict; a failure from here on leaves the outcome unknown."""

@@ -1,14 +1,15 @@
 """Apply under real concurrency: nobody deadlocks, no fact is lost, one bad mentor never stops the night."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import psycopg
 import pytest
 
 from certjob import certification, database
+from certjob import facts as reading
 from certjob.certification import CertificationManagementService
 from certjob.database import Connection
 from certjob.errors import StoppedBySignalError, TooManyBrokenMentorsError
@@ -143,9 +144,14 @@ def test_a_mentor_whose_lock_ends_in_time_is_reviewed(connection: Connection, fa
     """The wait at the end picks up who was released meanwhile, with the facts that were committed."""
     mentor_id = facts.certified_mentor(facts.organisation(portal=None), YESTERDAY)
     app.execute("UPDATE certificates SET expires_on = %s WHERE mentor_id = %s", (TODAY + timedelta(days=90), mentor_id))
-    reviewing = service(connection, wait_for_locks_seconds=30)
     waiting = threading.Event()
-    reviewing._stop.sleep = lambda seconds: (waiting.set(), None)[1]  # type: ignore[method-assign]
+
+    class Waiting(StopFlag):
+        def sleep(self, seconds: float) -> None:
+            waiting.set()
+            super().sleep(0.01)
+
+    reviewing = service(connection, stop=Waiting(), wait_for_locks_seconds=30)
 
     with in_background(reviewing.apply_due):
         assert waiting.wait(10)
@@ -165,23 +171,23 @@ def test_the_app_can_update_a_certificate_while_apply_runs(
     facts.certified_mentor(facts.organisation(portal=None), YESTERDAY)
     threads: list[threading.Thread] = []
     incomplete: list[int] = []
-    real_read = certification.facts.read
+    real_read = reading.read
 
     def extend() -> None:
         app.execute("UPDATE certificates SET expires_on = %s", (TODAY + timedelta(days=90),))
         app.commit()
 
-    def extend_then_read(*arguments: object, **keywords: object) -> object:
+    def extend_then_read(own: Connection, ids: Sequence[UUID], *, lock: bool) -> reading.FactsRead:
         if not threads:
             threads.append(threading.Thread(target=extend))
             threads[0].start()
             with psycopg.connect(facts.connection.info.dsn, autocommit=True) as observer:
                 until(lambda: waits_for_a_lock(observer, app))
-        read = real_read(*arguments, **keywords)  # type: ignore[arg-type]
+        read = real_read(own, ids, lock=lock)
         incomplete.append(len(read.incomplete))
         return read
 
-    monkeypatch.setattr(certification.facts, "read", extend_then_read)
+    monkeypatch.setattr(reading, "read", extend_then_read)
 
     counts = service(connection, wait_for_locks_seconds=20).apply_due()
     threads[0].join()
@@ -198,19 +204,19 @@ def test_a_renewal_committed_between_lock_and_read_is_seen(
 ) -> None:
     """The facts are read in a newer snapshot than the lock's: a renewal in between prevents the pause."""
     mentor_id = facts.certified_mentor(facts.organisation(portal=None), YESTERDAY)
-    real_read = certification.facts.read
+    real_read = reading.read
 
-    def renew_then_read(*arguments: object, **keywords: object) -> object:
+    def renew_then_read(own: Connection, ids: Sequence[UUID], *, lock: bool) -> reading.FactsRead:
         with psycopg.connect(database_url, autocommit=True) as other:
             other.execute("ALTER TABLE certificates DISABLE TRIGGER certificates_inserted")  # it would wait for us
             other.execute(
                 "INSERT INTO certificates (mentor_id, kind, issued_on, expires_on) VALUES (%s, 'likeperson', %s, %s)",
                 (mentor_id, TODAY, TODAY + timedelta(days=700)),
             )
-        monkeypatch.setattr(certification.facts, "read", real_read)
-        return real_read(*arguments, **keywords)  # type: ignore[arg-type]
+        monkeypatch.setattr(reading, "read", real_read)
+        return real_read(own, ids, lock=lock)
 
-    monkeypatch.setattr(certification.facts, "read", renew_then_read)
+    monkeypatch.setattr(reading, "read", renew_then_read)
 
     service(connection).apply_due()
 
@@ -224,7 +230,7 @@ def test_a_fact_that_comes_while_apply_holds_the_mentor_is_not_lost(
     """The app's insert waits for the chunk to commit, then makes the mentor due again; a later pass sees it."""
     mentor_id = facts.certified_mentor(facts.organisation(portal=None), YESTERDAY)
     threads: list[threading.Thread] = []
-    real_read = certification.facts.read
+    real_read = reading.read
 
     def insert() -> None:
         app.execute(
@@ -233,8 +239,8 @@ def test_a_fact_that_comes_while_apply_holds_the_mentor_is_not_lost(
         )
         app.commit()
 
-    def read_then_insert(*arguments: object, **keywords: object) -> object:
-        read = real_read(*arguments, **keywords)  # type: ignore[arg-type]
+    def read_then_insert(own: Connection, ids: Sequence[UUID], *, lock: bool) -> reading.FactsRead:
+        read = real_read(own, ids, lock=lock)
         if not threads:
             threads.append(threading.Thread(target=insert))
             threads[0].start()
@@ -242,7 +248,7 @@ def test_a_fact_that_comes_while_apply_holds_the_mentor_is_not_lost(
                 until(lambda: waits_for_a_lock(observer, app))
         return read
 
-    monkeypatch.setattr(certification.facts, "read", read_then_insert)
+    monkeypatch.setattr(reading, "read", read_then_insert)
 
     reviewing = service(connection, wait_for_locks_seconds=10)
     reviewing.apply_due()

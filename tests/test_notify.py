@@ -26,7 +26,7 @@ from certjob.errors import (
 )
 from certjob.mail import parse_sender
 from certjob.maildir_channel import MaildirChannel
-from certjob.notify import OutgoingMessage, open_channel
+from certjob.notify import Channel, OutgoingMessage, open_channel
 from certjob.settings import Settings
 from certjob.smtp_channel import SmtpChannel
 from certjob.webhook_channel import WebhookChannel
@@ -131,8 +131,6 @@ def test_a_channel_from_settings_sends() -> None:
         ("smtp://mail.hlf.example", {"mail_from": "a@b.example", "notify_user": "u"}, "CERTJOB_NOTIFY_PASSWORD"),
         ("smtp://mail.hlf.example", {"mail_from": "a@b.example", "notify_password": SecretStr("s3cret")}, "_USER"),
         ("maildir://var/mail", {}, "one slash"),
-        ("https://hooks.hlf.example", {"notify_password": SecretStr("s3cret\n")}, "CERTJOB_NOTIFY_PASSWORD"),
-        ("https://hooks.hlf.example", {"notify_password": SecretStr("s3cretæ")}, "CERTJOB_NOTIFY_PASSWORD"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(url: str, others: dict[str, Any], variable: str) -> None:
@@ -146,7 +144,7 @@ def test_settings_that_do_not_go_together_are_refused(url: str, others: dict[str
 
 def test_every_channel_ends_within_the_lease_of_mail(tmp_path: Path) -> None:
     """A message that cannot end before its lease of 15 minutes would never be begun."""
-    channels = [
+    channels: list[Channel] = [
         SmtpChannel("mail.hlf.example", port=587, sender=SENDER),
         MaildirChannel(tmp_path, sender=SENDER),
         WebhookChannel("https://hooks.hlf.example/push"),
