@@ -1,9 +1,8 @@
-"""What people and programs see: tables and progress on a terminal, plain lines off it, one JSON document on request.
+"""What people see: tables and progress on a terminal, plain lines off it.
 
 Results go to stdout, talk goes to stderr. Off a terminal nothing is wrapped, cut or coloured.
 """
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,38 +15,42 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from certjob.models import PauseChange, Status
+from certjob.plain import harmless, print_error, print_json, print_result
 from certjob.report import PlannedChange, RunReport
 from certjob.resync import MentorState
+
+__all__ = [
+    "Talk",
+    "TerminalProgress",
+    "clean",
+    "print_error",
+    "print_json",
+    "show_alerts",
+    "show_plan",
+    "show_resync",
+    "show_rows",
+    "show_totals",
+]
 
 MOST_PLANNED_ROWS = 50
 """A plan on a terminal shows so many mentors; --json has all of them."""
 
 
 def clean(text: object) -> str:
-    """Return text from the database as one harmless line: no markup, no control characters."""
-    line = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(text))
-    return escape(line)
-
-
-def print_json(document: object) -> None:
-    """Print the one JSON document of a command, by plain print: Rich would wrap it."""
-    print(json.dumps(document, ensure_ascii=False, indent=2, default=str))  # noqa: T201
-
-
-def print_error(command: str, message: str) -> None:
-    """Print why a command did not end well: one line on stderr."""
-    line = " ".join(message.split())
-    print(f"{command}: {line}", file=sys.stderr)  # noqa: T201
+    """Return text from the database as one harmless line in which Rich finds no markup."""
+    return escape(harmless(text))
 
 
 class Talk:
     """Where a command says things, and whether it says them at all."""
 
     def __init__(self, *, quiet: bool) -> None:
-        self.out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
-        self.err = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
-        self.chatty = self.err.is_terminal and not quiet
+        self.on_terminal = sys.stdout.isatty()
+        """Whether results are for a person's eyes: tables then, plain lines otherwise."""
+        self.chatty = sys.stderr.isatty() and not quiet
         """A person is watching: say what happened also when all went well."""
+        self.out = Console(highlight=False, emoji=False, force_terminal=self.on_terminal)
+        self.err = Console(highlight=False, emoji=False, force_terminal=self.chatty, stderr=True)
 
     def line(self, text: str) -> None:
         """Say something to whoever watches."""
@@ -55,8 +58,8 @@ class Talk:
             self.err.print(clean(text))
 
     def result(self, text: str) -> None:
-        """Print a line that was asked for."""
-        self.out.print(clean(text), soft_wrap=True)
+        """Print a line that was asked for, whole."""
+        print_result(harmless(text))
 
     @contextmanager
     def progress(self) -> Iterator["TerminalProgress"]:
@@ -92,9 +95,8 @@ class TerminalProgress:
 
 def show_plan(talk: Talk, report: RunReport) -> None:
     """Print what a run would do, mentor by mentor, and the totals."""
-    on_terminal = talk.out.is_terminal
-    shown = report.changes[:MOST_PLANNED_ROWS] if on_terminal else report.changes
-    if not on_terminal:
+    shown = report.changes[:MOST_PLANNED_ROWS] if talk.on_terminal else report.changes
+    if not talk.on_terminal:
         for change in shown:
             talk.result(_planned_line(change))
     elif shown:
@@ -112,7 +114,7 @@ def show_plan(talk: Talk, report: RunReport) -> None:
 def show_totals(talk: Talk, report: RunReport) -> None:
     """Print a run's figures as a small table, or as one line off a terminal."""
     rows = list(_totals(report))
-    if not talk.out.is_terminal:
+    if not talk.on_terminal:
         talk.result("; ".join(f"{name}: {figures}" for name, figures in rows))
         return
     title = f"{'Plan' if report.dry_run else 'Night'} of {report.today}"
@@ -126,7 +128,7 @@ def show_alerts(
     talk: Talk, pushes: Sequence[dict[str, Any]], reminders: Sequence[dict[str, Any]], *, zone: tzinfo
 ) -> None:
     """Print what coordinators must know: hides first, oldest first, then reminders that failed; times in ``zone``."""
-    if not talk.out.is_terminal:
+    if not talk.on_terminal:
         for push in pushes:
             talk.result(_alert_line(push, zone))
         for reminder in reminders:
@@ -153,9 +155,9 @@ def show_resync(talk: Talk, before: MentorState, after: MentorState) -> None:
 
 def show_rows(talk: Talk, headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table on a terminal, tab-separated lines off it."""
-    if not talk.out.is_terminal:
+    if not talk.on_terminal:
         for row in rows:
-            talk.out.print("\t".join(clean(cell) for cell in row), soft_wrap=True)
+            print_result("\t".join(harmless(cell) for cell in row))
         return
     table = Table()
     for heading in headings:
@@ -206,10 +208,11 @@ def _totals(report: RunReport) -> Iterator[tuple[str, str]]:
 
 
 def _alert_line(push: dict[str, Any], zone: tzinfo) -> str:
+    calls = "1 call" if push["attempts"] == 1 else f"{push['attempts']} calls"
     error = f": {push['error']}" if push["error"] else ""
     return (
         f"{push['sentence']}: {push['full_name']} ({push['member_no']}, {push['mentor_id']}), "
-        f"wanted since {push['wanted_at'].astimezone(zone):%Y-%m-%d %H:%M}, {push['attempts']} calls{error}"
+        f"wanted since {push['wanted_at'].astimezone(zone):%Y-%m-%d %H:%M}, {calls}{error}"
     )
 
 

@@ -69,7 +69,7 @@ def make_people(first_night: date) -> SamplePeople:
     of_day = [row for row in rows if row["organisation"] == HLF and row["expires_on"] == first_night.isoformat()]
     silent = next(row for row in rows if row["expires_on"] == (first_night + timedelta(days=61)).isoformat())
     silent["email"] = ""
-    rows += _further_certificates(rows, first_night)
+    rows += list(_further_certificates(rows, first_night))
     return SamplePeople(
         rows=rows,
         returning=of_day[0]["member_no"],
@@ -96,9 +96,7 @@ def load_people(connection: Connection, people: SamplePeople, *, folder: Path) -
         writer = csv.DictWriter(file, fieldnames=list(people.rows[0]))
         writer.writeheader()
         writer.writerows(people.rows)
-    return importing.load(
-        connection, path, options=importing.LoadOptions(strict=True), on_reject=lambda _row: None
-    )
+    return importing.load(connection, path, options=importing.LoadOptions(strict=True), on_reject=lambda _row: None)
 
 
 def add_mentor_without_certificate(connection: Connection) -> None:
@@ -164,28 +162,21 @@ def _row(slug: str, number: int, *, expires_on: date) -> dict[str, str]:
     }
 
 
-def _further_certificates(rows: list[dict[str, str]], first_night: date) -> list[dict[str, str]]:
-    """Second certificates: old ones long renewed, one renewed ahead of time, optional ones; and one is revoked."""
-    tomorrow = first_night + timedelta(days=1)
-    far_off = [row for row in rows if row["expires_on"] > (first_night + timedelta(days=_FAR_OFF_DAYS)).isoformat()]
-    far_off[0]["revoked_on"] = (first_night - timedelta(days=3)).isoformat()
-    ahead = [row for row in rows if row["expires_on"] == first_night.isoformat()][-1]
-    further = [
-        ahead
-        | {
-            "issued_on": tomorrow.isoformat(),
-            "expires_on": (tomorrow + timedelta(days=_VALIDITY_DAYS)).isoformat(),
-        }
+def _further_certificates(rows: list[dict[str, str]], first_night: date) -> Iterator[dict[str, str]]:
+    """Second certificates: one renewed ahead of time, old ones long renewed, optional ones; and one is revoked."""
+    expiring = [row for row in rows if row["expires_on"] == first_night.isoformat()]
+    yield _another(expiring[-1], issued_on=first_night + timedelta(days=1))
+    far_off = [
+        row for row in rows if date.fromisoformat(row["expires_on"]) > first_night + timedelta(days=_FAR_OFF_DAYS)
     ]
+    far_off[0]["revoked_on"] = (first_night - timedelta(days=3)).isoformat()
     for row in far_off[1:13]:
-        issued_on = date.fromisoformat(row["issued_on"])
-        further.append(
-            row
-            | {
-                "issued_on": (issued_on - timedelta(days=_VALIDITY_DAYS)).isoformat(),
-                "expires_on": (issued_on - timedelta(days=1)).isoformat(),
-            }
-        )
-    further += [row | {"kind": OPTIONAL_KIND, "expires_on": first_night.isoformat(),
-        "issued_on": (first_night - timedelta(days=_VALIDITY_DAYS)).isoformat()} for row in far_off[13:15]]
-    return further
+        yield _another(row, issued_on=date.fromisoformat(row["issued_on"]) - timedelta(days=_VALIDITY_DAYS + 1))
+    for row in far_off[13:15]:
+        yield _another(row, issued_on=first_night - timedelta(days=_VALIDITY_DAYS)) | {"kind": OPTIONAL_KIND}
+
+
+def _another(row: dict[str, str], *, issued_on: date) -> dict[str, str]:
+    """The same mentor's row with another certificate."""
+    expires_on = issued_on + timedelta(days=_VALIDITY_DAYS)
+    return row | {"issued_on": issued_on.isoformat(), "expires_on": expires_on.isoformat()}

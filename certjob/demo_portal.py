@@ -54,6 +54,11 @@ class DemoPortal:
         """Where it listens."""
         return f"http://127.0.0.1:{self._server.server_address[1]}/functions/v1/hlf-dynamics-sync"
 
+    @property
+    def repeated(self) -> int:
+        """How many pushes were confirmed more than once."""
+        return sum(times > 1 for times in self.confirmed.values())
+
     def fall_asleep(self, *, throttled_push: int = 0) -> None:
         """Begin a new night: the next call wakes the function; the push of this number is asked to wait (0: none)."""
         with self._lock:

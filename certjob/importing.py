@@ -238,6 +238,7 @@ class _Writing:
                 for row in batch:
                     copy.write_row(row[:-1])  # all but its line
             mentors_added = database.execute(connection, "insert_loaded_mentors")
+            database.execute(connection, "resolve_load_rows")
             database.execute(connection, "lock_loaded_certificates")
             database.execute(connection, "lock_loaded_mentors")
             mentors_changed = database.execute(connection, "update_loaded_mentors")

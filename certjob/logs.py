@@ -2,10 +2,20 @@
 
 import json
 import logging
+import traceback
+from collections.abc import Iterator
 from typing import Any
 
 
-class JsonFormatter(logging.Formatter):
+class TextFormatter(logging.Formatter):
+    """Time, level and sentence."""
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's
+        """Return the traceback without what the database says about a failing row."""
+        return "\n".join(traceback_lines(ei[1]))
+
+
+class JsonFormatter(TextFormatter):
     """One JSON object per line: time, level, event, and the machine keys given as ``extra``."""
 
     _standard = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -23,6 +33,26 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
+def traceback_lines(error: BaseException) -> Iterator[str]:
+    """Yield where an error and its causes were raised.
+
+    A database's DETAIL is left out: it quotes rows, and with them names and addresses.
+    """
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if cause is not None:
+        yield from traceback_lines(cause)
+        yield "which led to:"
+    for frame in traceback.format_tb(error.__traceback__):
+        yield from frame.rstrip("\n").splitlines()
+    said = getattr(getattr(error, "diag", None), "message_primary", None) or str(error)
+    yield f"{type(error).__qualname__}: {' '.join(said.split())}"
+
+
+def writes_json() -> bool:
+    """Whether certjob's log lines are JSON now."""
+    return any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger("certjob").handlers)
+
+
 def log_configuration(*, verbose: bool, quiet: bool, log_format: str) -> dict[str, Any]:
     """Return the logging configuration: stderr, warnings and worse, with ``verbose`` everything, ``quiet`` errors."""
     level = "DEBUG" if verbose else "ERROR" if quiet else "WARNING"
@@ -30,7 +60,7 @@ def log_configuration(*, verbose: bool, quiet: bool, log_format: str) -> dict[st
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {
-            "text": {"format": "%(asctime)s %(levelname)s %(message)s"},
+            "text": {"()": TextFormatter, "format": "%(asctime)s %(levelname)s %(message)s"},
             "json": {"()": JsonFormatter},
         },
         "handlers": {

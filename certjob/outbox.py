@@ -15,8 +15,8 @@ from uuid import UUID, uuid4
 from certjob import database
 from certjob.database import CONTENTION, Connection
 
-_SETTLE_TRIES = 5
-_SETTLE_LOCK_TIMEOUT_MS = 10_000
+_WRITE_TRIES = 5
+_WRITE_LOCK_TIMEOUT_MS = 10_000
 
 
 def lease_clock() -> float:
@@ -36,6 +36,21 @@ class Lease:
     def fits(self, worst_case_seconds: float) -> bool:
         """Whether a unit of work that takes at most so long surely ends inside the lease."""
         return self.clock() - self.claimed_at + worst_case_seconds < self.seconds
+
+
+Result = TypeVar("Result")
+
+
+def persist(connection: Connection, write: Callable[[], Result]) -> Result:
+    """Run ``write`` in a transaction, and again when another session's locks are in its way: that one ends."""
+    for tries_left in reversed(range(_WRITE_TRIES)):
+        try:
+            with database.transaction(connection, lock_timeout_ms=_WRITE_LOCK_TIMEOUT_MS):
+                return write()
+        except CONTENTION:
+            if not tries_left:
+                raise
+    raise AssertionError  # pragma: no cover - the loop returns or raises
 
 
 class Claimed(Protocol):
@@ -117,13 +132,7 @@ class Outbox(Generic[Item]):
         """Write what became of claimed rows and return each row's answer; ``then`` writes in the same transaction."""
         if not settlements:
             return {}
-        for tries_left in reversed(range(_SETTLE_TRIES)):
-            try:
-                return self._settle(settlements, then)
-            except CONTENTION:  # another session's transaction over several rows; it ends
-                if not tries_left:
-                    raise
-        raise AssertionError  # pragma: no cover - the loop returns or raises
+        return persist(self._connection, lambda: self._settle(settlements, then))
 
     def release(self, items: Sequence[Item], *, delay_seconds: float = 0.0) -> dict[int, Answer]:
         """Give claimed rows back untouched: token gone, due now (or after the delay), the attempt not counted."""
@@ -165,17 +174,16 @@ class Outbox(Generic[Item]):
             "errors": [s.error for s in settlements],
             "maybe_sent": [s.maybe_sent for s in settlements],
         }
-        with database.transaction(self._connection, lock_timeout_ms=_SETTLE_LOCK_TIMEOUT_MS):
-            if len(settlements) > 1:
-                database.execute(self._connection, f"lock_{self._table}", {"ids": values["ids"]})
-            rows = database.fetch(
-                self._connection, f"settle_{self._table}", {column: values[column] for column in self._columns}
-            )
-            unchanged = dict(rows)
-            answers = {
-                s.id: Answer.LOST if s.id not in unchanged else Answer.SETTLED if unchanged[s.id] else Answer.RAISED
-                for s in settlements
-            }
-            if then is not None:
-                then(answers)
+        if len(settlements) > 1:
+            database.execute(self._connection, f"lock_{self._table}", {"ids": values["ids"]})
+        rows = database.fetch(
+            self._connection, f"settle_{self._table}", {column: values[column] for column in self._columns}
+        )
+        unchanged = dict(rows)
+        answers = {
+            s.id: Answer.LOST if s.id not in unchanged else Answer.SETTLED if unchanged[s.id] else Answer.RAISED
+            for s in settlements
+        }
+        if then is not None:
+            then(answers)
         return answers

@@ -1,5 +1,6 @@
 """The portal stage of a night: threads make the calls, one thread owns the database and decides when to stop."""
 
+import contextlib
 import queue
 import threading
 import time
@@ -12,6 +13,7 @@ from certjob.errors import DynamicsSyncException, PortalStageError, TransientPor
 from certjob.outbox import Lease
 from certjob.portal_sync import (
     CALL_DEADLINE_SECONDS,
+    LONGEST_RETRY_AFTER_SLEPT_IN_CALL_SECONDS,
     PortalCounts,
     PortalEvent,
     PortalSyncService,
@@ -28,6 +30,8 @@ BREAKER_FAILURES = 5
 """So many exhausted events in a row, and the endpoint counts as dead for this run."""
 LONGEST_PAUSE_SECONDS = 600.0
 """A Retry-After up to this is slept by the stage; a longer one ends it."""
+MOST_PAUSES_IN_A_ROW = 20
+"""A portal that answers nothing but Retry-After so often ends the stage, too: it is asked at most so often in a run."""
 _GRACE_SECONDS = 8.0
 """After a signal, calls in flight may take so long to end; a later one keeps its lease."""
 _POLL_SECONDS = 0.2
@@ -49,10 +53,15 @@ class Gate:
             self._held_until = max(self._held_until, self._clock() + seconds)
 
     def wait(self, stop: threading.Event) -> bool:
-        """Wait for this call's turn; False if it is not to be made any more."""
+        """Wait for this call's turn; False if it is not to be made, now or at all.
+
+        A hold that is longer than a call would sleep by itself is not waited for: the lease would run out meanwhile.
+        """
         while not stop.is_set():
             with self._lock:
                 now = self._clock()
+                if self._held_until - now > LONGEST_RETRY_AFTER_SLEPT_IN_CALL_SECONDS:
+                    return False
                 wait_seconds = max(self._held_until, self._next_at) - now
                 if wait_seconds <= 0:
                     self._next_at = max(self._next_at, now - self._interval_seconds) + self._interval_seconds
@@ -65,6 +74,15 @@ class Gate:
 class _Task:
     event: PortalEvent
     lease: Lease
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Crash:
+    """A thread ended by an error that nobody foresaw."""
+
+    error: BaseException
+    had_task: bool
+    """False: it could not even begin."""
 
 
 class PortalStage:
@@ -91,13 +109,15 @@ class PortalStage:
         self._gate = Gate(calls_per_second=calls_per_second)
         self._halt = StopFlag()  # tells the threads: begin nothing more, retry nothing more
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[Push | BaseException] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[Push | _Crash] = queue.SimpleQueue()
         self._ready: deque[_Task] = deque()
         self._in_flight = 0
         self._failures_in_a_row = 0
+        self._pauses_in_a_row = 0
         self._pause_until = 0.0
         self._deadline_at = 0.0
         self._stopped: StageStop | None = None
+        self._crash: BaseException | None = None
         self.counts = PortalCounts()
 
     def run(self, *, deadline_seconds: float) -> StageStop | None:
@@ -109,7 +129,7 @@ class PortalStage:
         ]
         started: list[threading.Thread] = []
         try:
-            while self._refill():
+            while self._crash is None and self._refill():
                 for thread in threads[len(started) : self._in_flight + len(self._ready)]:
                     thread.start()
                     started.append(thread)
@@ -121,6 +141,8 @@ class PortalStage:
                 self._tasks.put(None)
         if self._stopped is not None:
             self._service.record_stage_end(str(self._stopped))
+        if self._crash is not None:
+            raise self._crash
         self._stop.check()
         return self._stopped
 
@@ -142,10 +164,16 @@ class PortalStage:
         if len(self._ready) < self._concurrency:
             events, lease = self._service.claim()
             self._ready.extend(_Task(event=event, lease=lease) for event in events)
+            if events and not lease.fits(self._policy.worst_case_seconds(CALL_DEADLINE_SECONDS)):
+                self._end(
+                    "lease", "the lease is shorter than a push can take, or the database too slow; the rest waits"
+                )
+                self._release_ready()
         return bool(self._ready or self._in_flight)
 
     def _dispatch(self) -> None:
-        while self._ready and self._in_flight < self._concurrency:
+        at_once = 1 if self._pauses_in_a_row else self._concurrency  # after a pause, one call tries how things are
+        while self._ready and self._in_flight < at_once:
             self._tasks.put(self._ready.popleft())
             self._in_flight += 1
 
@@ -153,39 +181,37 @@ class PortalStage:
         """Wait for an answer, take all that are there, settle them together."""
         if not self._in_flight:
             return
-        pushes: list[Push] = []
-        try:
-            pushes.append(self._take(timeout=_POLL_SECONDS))
+        answers: list[Push | _Crash] = []
+        with contextlib.suppress(queue.Empty):
+            answers.append(self._answers.get(timeout=_POLL_SECONDS))
             while True:
-                pushes.append(self._take(timeout=0))
-        except queue.Empty:
-            pass
+                answers.append(self._answers.get_nowait())
+        pushes = [answer for answer in answers if isinstance(answer, Push)]
+        crashes = [answer for answer in answers if isinstance(answer, _Crash)]
+        self._in_flight -= len(pushes) + sum(crash.had_task for crash in crashes)
         if pushes:
             self._service.settle(pushes, self.counts)
             for push in pushes:
                 self._judge(push)
             if self._on_progress:
                 self._on_progress(self.counts.delivered)
-
-    def _take(self, *, timeout: float) -> Push:
-        answer = self._answers.get(block=timeout > 0, timeout=timeout or None)
-        self._in_flight -= 1
-        if isinstance(answer, BaseException):
-            raise answer
-        return answer
+        for crash in crashes:
+            self._end("crash", f"unforeseen {type(crash.error).__name__}; the rest stays pending")
+            self._crash = self._crash or crash.error
 
     def _judge(self, push: Push) -> None:
         """Decide from one outcome whether the stage goes on."""
         error = push.error
-        if error is None:
-            self._failures_in_a_row = 0 if push.begun else self._failures_in_a_row
-            return
-        if not push.begun:
-            return
-        if isinstance(error.cause, PortalStageError):
-            self._end("refused", f"{error.cause}; nothing was pushed to anybody after that, all events stay queued")
-        elif (wait := asked_to_wait(error)) is not None:
+        if not push.begun or (error is not None and not error.attempts):
+            return  # no call was made, so nothing was learnt about the portal
+        if error is not None and (wait := asked_to_wait(error)) is not None:
             self._pause(wait)
+            return
+        self._pauses_in_a_row = 0
+        if error is None:
+            self._failures_in_a_row = 0
+        elif isinstance(error.cause, PortalStageError):
+            self._end("refused", f"{error.cause}; nothing was pushed to anybody after that, all events stay queued")
         elif isinstance(error.cause, TransientPortalError):
             self._failures_in_a_row += 1
             if self._failures_in_a_row >= BREAKER_FAILURES:
@@ -197,12 +223,14 @@ class PortalStage:
             self._failures_in_a_row = 0
 
     def _pause(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        if seconds > LONGEST_PAUSE_SECONDS or until >= self._deadline_at:
+        now = time.monotonic()
+        self._pauses_in_a_row += now >= self._pause_until  # several answers at once are one
+        self._pause_until = max(self._pause_until, now + seconds)
+        if self._pauses_in_a_row > MOST_PAUSES_IN_A_ROW:
+            reason = f"the portal asked to wait {MOST_PAUSES_IN_A_ROW} times and more in a row; the rest stays pending"
+            self._end("retry_after", reason)
+        elif seconds > LONGEST_PAUSE_SECONDS or self._pause_until >= self._deadline_at:
             self._end("retry_after", f"the portal asked to wait {seconds:,.0f} s; the rest stays pending")
-        else:
-            self._gate.hold(seconds)
-            self._pause_until = max(self._pause_until, until)
 
     def _end(self, code: str, reason: str) -> None:
         if self._stopped is None:
@@ -213,6 +241,10 @@ class PortalStage:
         """After the loop, or an error in it: nothing more begins, what ends in time is settled, the rest released."""
         self._halt.set()
         until = time.monotonic() + _GRACE_SECONDS
+        with contextlib.suppress(queue.Empty):
+            while (task := self._tasks.get_nowait()) is not None:  # no thread took it up yet
+                self._ready.append(task)
+                self._in_flight -= 1
         self._release_ready()
         while self._in_flight and time.monotonic() < until:
             self._collect()
@@ -224,12 +256,13 @@ class PortalStage:
 
     def _work(self) -> None:
         """One thread: take a task, wait for its turn, push, answer."""
+        task: _Task | None = None
         try:
             with self._make_target() as target:
                 while (task := self._tasks.get()) is not None:
                     self._answers.put(self._push(task, target))
         except BaseException as error:  # noqa: BLE001 - handed to the thread that owns the run
-            self._answers.put(error)
+            self._answers.put(_Crash(error=error, had_task=task is not None))
 
     def _push(self, task: _Task, target: PortalTarget) -> Push:
         event = task.event
@@ -238,8 +271,12 @@ class PortalStage:
         if not task.lease.fits(self._policy.worst_case_seconds(CALL_DEADLINE_SECONDS)):
             return Push(event=event, begun=False)
 
+        gave_way = False
+
         def may_repeat() -> bool:
-            return self._gate.wait(self._halt) and task.lease.fits(CALL_DEADLINE_SECONDS)
+            nonlocal gave_way
+            gave_way = not self._gate.wait(self._halt)
+            return not gave_way and task.lease.fits(CALL_DEADLINE_SECONDS)
 
         try:
             push_event(
@@ -251,11 +288,13 @@ class PortalStage:
                 may_repeat=may_repeat,
             )
         except DynamicsSyncException as error:
-            cut_short = self._halt.is_set() and error.attempts < self._policy.max_attempts
+            self._hold_others(error.cause, 0.0)  # its last call may have asked for a wait, too
+            cut_short = (gave_way or self._halt.is_set()) and error.attempts < self._policy.max_attempts
             transient = isinstance(error.cause, TransientPortalError) and asked_to_wait(error) is None
             return Push(event=event, error=error, begun=not (cut_short and transient))
         return Push(event=event)
 
     def _hold_others(self, error: Exception, seconds: float) -> None:
+        """Hold all threads while the portal asked to wait, at least for the wait that is slept anyway."""
         if isinstance(error, TransientPortalError) and error.retry_after_seconds:
-            self._gate.hold(seconds)
+            self._gate.hold(max(seconds, error.retry_after_seconds))

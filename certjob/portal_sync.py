@@ -18,7 +18,7 @@ from certjob.errors import (
     PortalStageError,
     TransientPortalError,
 )
-from certjob.outbox import Answer, Lease, Outbox, Settlement
+from certjob.outbox import Answer, Lease, Outbox, Settlement, persist
 from certjob.retry import RetryPolicy, full_jitter
 from certjob.stopping import StopFlag
 
@@ -226,8 +226,7 @@ class PortalSyncService:
 
     def record_stage_end(self, reason: str) -> None:
         """Give every open hide without one a failure row, so that nothing waits unseen after an early end."""
-        with database.transaction(self._connection):
-            database.execute(self._connection, "record_stage_failures", {"error": reason})
+        persist(self._connection, lambda: database.execute(self._connection, "record_stage_failures", {"error": reason}))
 
     def _queue(self, wishes: Sequence[tuple[UUID, bool]]) -> list[tuple[int, UUID, int]]:
         return database.fetch(

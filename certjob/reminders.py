@@ -12,7 +12,7 @@ from uuid import UUID
 
 from certjob import database, facts, rules
 from certjob.models import Certificate, Decision, Mentor, Reminder, Status
-from certjob.outbox import Answer, Lease, Outbox, Settlement
+from certjob.outbox import Answer, Lease, Outbox, Settlement, persist
 
 LEASE_SECONDS = 900.0
 FIRST_DELAY_SECONDS = 15 * 60.0
@@ -107,9 +107,9 @@ class CertificationReminderService:
         ]
 
     def claim(self, *, limit: int = 100) -> tuple[list[QueuedReminder], Lease]:
-        """Claim due reminders, oldest first."""
+        """Claim due reminders: untried before retried, oldest first."""
         reminders, lease = self._outbox.claim(limit=limit)
-        return sorted(reminders, key=lambda reminder: reminder.id), lease
+        return sorted(reminders, key=lambda reminder: (reminder.attempts, reminder.id)), lease
 
     def release(self, reminders: Sequence[QueuedReminder]) -> None:
         """Give claimed reminders back; their attempts were none."""
@@ -154,12 +154,14 @@ class CertificationReminderService:
 
     def reopen_refused(self, reminders: Sequence[QueuedReminder]) -> None:
         """Put reminders that were refused one after the other back to pending, behind all others."""
-        with database.transaction(self._connection):
-            database.execute(
-                self._connection,
-                "reopen_refused_reminders",
-                {"ids": [reminder.id for reminder in reminders], "delay_seconds": FIRST_DELAY_SECONDS},
-            )
+        ids = [reminder.id for reminder in reminders]
+
+        def reopen() -> None:
+            database.execute(self._connection, "lock_reminders", {"ids": ids})
+            parameters = {"ids": ids, "delay_seconds": FIRST_DELAY_SECONDS}
+            database.execute(self._connection, "reopen_refused_reminders", parameters)
+
+        persist(self._connection, reopen)
 
 
 def retry_delay_seconds(attempts: int) -> float:

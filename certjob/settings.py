@@ -2,7 +2,6 @@
 
 import re
 from datetime import date, datetime
-from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import SplitResult, urlsplit
 from zoneinfo import ZoneInfo
@@ -47,8 +46,6 @@ class Settings(BaseSettings):
     notify_password: SecretStr | None = None
     mail_from: str | None = None
     """The sender: address, or ``Name <address>``."""
-    templates_dir: Path | None = None
-    """Own message templates, looked at before the built-in ones."""
     log_format: Literal["text", "json"] = "text"
 
     @field_validator("time_zone")

@@ -15,7 +15,7 @@ MENTORS_PER_BATCH = 1_000
 ROWS_PER_BATCH = 10_000
 """A batch ends here too: a mentor with very many certificates is written in several."""
 
-_CACHE_KIB = 8_192
+_CACHE_KIB = 16_384
 
 # SQLite's own dialect, and nobody else's business: not among the statements of sql/.
 _SET_UP = f"""

@@ -2,16 +2,17 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from certjob.errors import StoppedBySignalError
 
-GRACE_SECONDS = 9.0
+GRACE_SECONDS = 8.8
 """After a signal the main thread may finish what it does; then whatever it waits for is broken off."""
-LAST_WAITS_SECONDS = 0.3
-"""Once something was broken off, each further wait, of the cleaning up, gets so long."""
+CLEANING_UP_SECONDS = 1.0
+"""What a process has after that to release what it claimed: 10 seconds in all, the patience of `docker stop`."""
 
 
 class StopFlag(threading.Event):
@@ -41,10 +42,10 @@ class StopFlag(threading.Event):
 
     @contextmanager
     def breaking_off(self) -> Iterator[None]:
-        """Let a signal end the block at once: for work that holds nothing which is worth finishing."""
-        self.check()
+        """Let a signal end the block at once: for work that leaves nothing half done."""
         self.breaks_off = True
         try:
+            self.check()
             yield
         finally:
             self.breaks_off = False
@@ -57,20 +58,27 @@ class Interrupted(KeyboardInterrupt):
 def stop_on_signals() -> StopFlag:
     """Install handlers for SIGTERM and SIGINT and return the flag they set; a second signal ends every wait."""
     flag = StopFlag()
+    ends_at = 0.0
 
-    def ask(number: int, _frame: FrameType | None) -> None:
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal ends_at
         if flag.is_over:
             return
-        is_urgent = flag.is_set() or flag.breaks_off
+        grace_seconds = 0.0 if flag.is_set() or flag.breaks_off else GRACE_SECONDS
         flag.signal_name = signal.Signals(number).name
         flag.set()
-        signal.setitimer(signal.ITIMER_REAL, LAST_WAITS_SECONDS if is_urgent else GRACE_SECONDS, LAST_WAITS_SECONDS)
-        if is_urgent:
-            raise Interrupted
+        ends_at = time.monotonic() + grace_seconds + CLEANING_UP_SECONDS
+        if grace_seconds:
+            signal.setitimer(signal.ITIMER_REAL, grace_seconds)
+        else:
+            break_off(number, frame)
 
     def break_off(_number: int, _frame: FrameType | None) -> None:
-        if not flag.is_over:
-            raise Interrupted
+        if flag.is_over:
+            return
+        # What cleans up may wait, too (a lock, a dead server): it is broken off in its turn, ever sooner.
+        signal.setitimer(signal.ITIMER_REAL, max(0.6 * (ends_at - time.monotonic()), 0.05))
+        raise Interrupted
 
     signal.signal(signal.SIGALRM, break_off)
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,11 +1,16 @@
 """The commands around the data: load, organisation, db, demo."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from certjob.cli.options import Json, LogFormat, Quiet, Verbose, session, set_up_logs
+
+if TYPE_CHECKING:
+    from certjob.roster import RejectedRow
 
 organisation_app = typer.Typer(
     help="The member organisations: their rules, contacts and coordinators.", no_args_is_help=True
@@ -42,40 +47,65 @@ def load(
 
     An empty cell changes nothing. Bad rows are named on stderr and the good ones are loaded; then it exits 3.
     """
-    from certjob import console, importing
+    from dataclasses import asdict
 
-    options = importing.LoadOptions(
+    from certjob import console, importing
+    from certjob.roster import DEFAULT_DATE_FORMATS, LoadOptions
+
+    options = LoadOptions(
         columns=_pairs(column, "--column"),
         constants=_pairs(set_, "--set"),
-        date_formats=tuple(date_format) if date_format else importing.DEFAULT_DATE_FORMATS,
+        date_formats=tuple(date_format) if date_format else DEFAULT_DATE_FORMATS,
         strict=strict,
     )
     with (
-        importing.rejects_file(rejects) as keep_reject,
         session(context, quiet=quiet, verbose=verbose, log_format=log_format) as opened,
+        _rejects_to(rejects) as keep,
+        opened.talk.progress() as progress,
     ):
 
-        def on_reject(row: importing.RejectedRow) -> None:
-            keep_reject(row)
-            console.print_error("certjob load", f"{file}:{row.line}: {row.column}: {row.reason}")
+        def on_reject(row: "RejectedRow") -> None:
+            keep(row)
+            console.print_error("certjob load", f"{file.name} line {row.line}: {row.column}: {row.reason}")
 
-        with opened.talk.progress() as progress:
-            report = importing.load(
-                opened.connection,
-                file,
-                options=options,
-                on_reject=on_reject,
-                stop=opened.stop,
-                on_progress=progress.phase("Loading rows"),
-            )
+        report = importing.load(
+            opened.connection,
+            file,
+            options=options,
+            on_reject=on_reject,
+            stop=opened.stop,
+            on_progress=progress.phase("Loading certificates"),
+        )
     if json:
-        console.print_json(report.to_document())
+        console.print_json({"outcome": "attention" if report.rejected else "ok"} | asdict(report))
     elif opened.talk.chatty:
-        console.show_rows(opened.talk, ("", "rows"), list(report.figures().items()))
+        rows = [(name.replace("_", " "), f"{number:,}") for name, number in asdict(report).items()]
+        console.show_rows(opened.talk, ("What", "Number"), rows)
     if report.rejected:
-        what = "nothing was loaded" if strict else "the others were loaded"
+        what = "nothing was loaded (--strict)" if strict else "the others were loaded"
         console.print_error("certjob load", f"{report.rejected:,} of {report.rows:,} rows were rejected; {what}")
     return 3 if report.rejected else 0
+
+
+@contextmanager
+def _rejects_to(path: Path | None) -> "Iterator[Callable[[RejectedRow], None]]":
+    """Yield what writes a bad row into the file of --rejects."""
+    import csv
+
+    from certjob.errors import InputError
+
+    if path is None:
+        yield lambda _row: None
+        return
+    try:
+        stream = path.open("w", encoding="utf-8", newline="")
+    except OSError as error:
+        message = f"--rejects {path}: {error.strerror}; name a file that can be written"
+        raise InputError(message) from error
+    with stream:
+        writer = csv.writer(stream)
+        writer.writerow(("line", "column", "reason"))
+        yield lambda row: writer.writerow((row.line, row.column, row.reason))
 
 
 @organisation_app.command("set")

@@ -1,9 +1,10 @@
--- One mentor's open event for a resync, whatever its retry time; not while another run holds a live lease on it.
+-- One mentor's open event for a resync, whatever its retry time, and also if another run was refused meanwhile; not
+-- while another run holds a live lease on it.
 UPDATE portal_sync_events AS e
 SET claim_token = %(token)s, attempts = e.attempts + 1, next_attempt_at = now() + make_interval(secs => %(lease_seconds)s)
 FROM mentors AS m, organisations AS o
 WHERE e.mentor_id = %(mentor_id)s
-    AND e.status = 'pending'
+    AND e.status IN ('pending', 'blocked')
     AND NOT (e.claim_token IS NOT NULL AND e.next_attempt_at > now())
     AND m.id = e.mentor_id
     AND o.id = m.organisation_id

@@ -1,11 +1,21 @@
--- Oldest first. A row whose lease ran out was claimed by a process that vanished: its mail may have been sent.
-WITH due AS MATERIALIZED (
+-- Untried before retried, oldest first: what a server keeps refusing must not hold up the others for ever. A row whose
+-- lease ran out was claimed by a process that vanished: its mail may have been sent.
+WITH untried AS MATERIALIZED (
     SELECT id
     FROM cert_notification_log
-    WHERE status = 'pending' AND next_attempt_at <= now()
+    WHERE status = 'pending' AND next_attempt_at <= now() AND attempts = 0
     ORDER BY next_attempt_at, id
     LIMIT %(limit)s
     FOR NO KEY UPDATE SKIP LOCKED
+), tried AS MATERIALIZED (
+    SELECT id
+    FROM cert_notification_log
+    WHERE status = 'pending' AND next_attempt_at <= now() AND attempts > 0
+    ORDER BY next_attempt_at, id
+    LIMIT %(limit)s - (SELECT count(*) FROM untried)
+    FOR NO KEY UPDATE SKIP LOCKED
+), due AS (
+    SELECT id FROM untried UNION ALL SELECT id FROM tried
 )
 UPDATE cert_notification_log AS l
 SET claim_token = %(token)s,

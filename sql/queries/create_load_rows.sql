@@ -10,5 +10,6 @@ CREATE TEMPORARY TABLE IF NOT EXISTS load_rows (
     kind                text NOT NULL,
     issued_on           date NOT NULL,
     expires_on          date NOT NULL,
-    revoked_on          date
+    revoked_on          date,
+    mentor_id           uuid
 ) ON COMMIT DROP

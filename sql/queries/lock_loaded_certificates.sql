@@ -2,8 +2,7 @@
 -- Only rows that will change: a lock is a write, and a second load of the same file writes nothing.
 SELECT c.id
 FROM pg_temp.load_rows AS r
-JOIN mentors AS m ON m.organisation_id = r.organisation_id AND m.member_no = r.member_no
-JOIN certificates AS c ON c.mentor_id = m.id AND c.kind = r.kind AND c.issued_on = r.issued_on
+JOIN certificates AS c ON c.mentor_id = r.mentor_id AND c.kind = r.kind AND c.issued_on = r.issued_on
 WHERE c.expires_on <> r.expires_on
     OR (r.revoked_on IS NOT NULL AND (c.revoked_at AT TIME ZONE 'UTC')::date IS DISTINCT FROM r.revoked_on)
 ORDER BY c.id

@@ -4,8 +4,8 @@ FROM mentors AS m
 WHERE m.id IN (
     SELECT known.id
     FROM pg_temp.load_rows AS r
-    JOIN mentors AS known ON known.organisation_id = r.organisation_id AND known.member_no = r.member_no
-    LEFT JOIN certificates AS c ON c.mentor_id = known.id AND c.kind = r.kind AND c.issued_on = r.issued_on
+    JOIN mentors AS known ON known.id = r.mentor_id
+    LEFT JOIN certificates AS c ON c.mentor_id = r.mentor_id AND c.kind = r.kind AND c.issued_on = r.issued_on
     WHERE c.id IS NULL
         OR c.expires_on <> r.expires_on
         OR (r.revoked_on IS NOT NULL AND (c.revoked_at AT TIME ZONE 'UTC')::date IS DISTINCT FROM r.revoked_on)

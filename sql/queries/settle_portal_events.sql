@@ -8,7 +8,11 @@ SET status = CASE WHEN e.version = n.version THEN n.status ELSE 'pending' END,
         WHEN e.version = n.version THEN now() + make_interval(secs => n.delay_seconds) ELSE now()
     END,
     delivered_at = CASE WHEN e.version = n.version AND n.status = 'delivered' THEN now() ELSE e.delivered_at END,
-    last_error = CASE WHEN e.version = n.version THEN coalesce(n.error, e.last_error) ELSE e.last_error END
+    last_error = CASE
+        WHEN e.version <> n.version THEN e.last_error
+        WHEN n.status = 'delivered' THEN NULL
+        ELSE coalesce(n.error, e.last_error)
+    END
 FROM unnest(
     %(ids)s::bigint[], %(tokens)s::uuid[], %(versions)s::int[], %(statuses)s::text[], %(delays)s::float8[],
     %(uncounts)s::boolean[], %(errors)s::text[]

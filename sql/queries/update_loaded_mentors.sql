@@ -5,10 +5,9 @@ SET full_name = coalesce(r.full_name, m.full_name),
     locale = coalesce(r.locale, m.locale),
     dynamics_contact_id = coalesce(r.dynamics_contact_id, m.dynamics_contact_id)
 FROM (
-    SELECT DISTINCT organisation_id, member_no, full_name, email, locale, dynamics_contact_id FROM pg_temp.load_rows
+    SELECT DISTINCT mentor_id, full_name, email, locale, dynamics_contact_id FROM pg_temp.load_rows
 ) AS r
-WHERE m.organisation_id = r.organisation_id
-    AND m.member_no = r.member_no
+WHERE m.id = r.mentor_id
     AND (
         (r.full_name IS NOT NULL AND m.full_name IS DISTINCT FROM r.full_name)
         OR (r.email IS NOT NULL AND m.email IS DISTINCT FROM r.email)

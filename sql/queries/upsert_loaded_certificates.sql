@@ -3,14 +3,14 @@
 -- xmax is 0 in a row that this statement inserted.
 WITH written AS (
     INSERT INTO certificates AS c (mentor_id, kind, issued_on, expires_on, revoked_at)
-    SELECT m.id, r.kind, r.issued_on, r.expires_on, r.revoked_on::timestamp AT TIME ZONE 'UTC'
+    SELECT r.mentor_id, r.kind, r.issued_on, r.expires_on, r.revoked_on::timestamp AT TIME ZONE 'UTC'
     FROM pg_temp.load_rows AS r
-    JOIN mentors AS m ON m.organisation_id = r.organisation_id AND m.member_no = r.member_no
-    LEFT JOIN certificates AS known ON known.mentor_id = m.id AND known.kind = r.kind AND known.issued_on = r.issued_on
+    LEFT JOIN certificates AS known
+        ON known.mentor_id = r.mentor_id AND known.kind = r.kind AND known.issued_on = r.issued_on
     WHERE known.id IS NULL
         OR known.expires_on <> r.expires_on
         OR (r.revoked_on IS NOT NULL AND (known.revoked_at AT TIME ZONE 'UTC')::date IS DISTINCT FROM r.revoked_on)
-    ORDER BY m.id, r.kind, r.issued_on
+    ORDER BY r.mentor_id, r.kind, r.issued_on
     ON CONFLICT (mentor_id, kind, issued_on) DO UPDATE
     SET expires_on = excluded.expires_on,
         revoked_at = CASE

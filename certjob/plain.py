@@ -1,0 +1,59 @@
+"""What is printed without Rich: a harmless line, the line that says why, the one JSON document of a command."""
+
+import json
+import logging
+import os
+import re
+import sys
+from datetime import date
+
+from certjob.logs import traceback_lines, writes_json
+
+_UNSEEN = re.compile("[\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb]")
+"""What json.dumps leaves as it is, although a terminal obeys it or a person does not see it."""
+
+
+def harmless(text: object) -> str:
+    """Return any text as one line in which no terminal finds an order: no control, no invisible character."""
+    return "".join(
+        character if character.isprintable() else " " if character.isspace() else "\N{REPLACEMENT CHARACTER}"
+        for character in str(text)
+    )
+
+
+def print_result(text: str) -> None:
+    """Print a line of what was asked for; whoever reads it may go away before its end (``certjob alerts | head``)."""
+    try:
+        print(text)  # noqa: T201
+    except BrokenPipeError:
+        discard_results()
+
+
+def discard_results() -> None:
+    """Let everything else that goes to stdout go nowhere: the command still has to end, with its exit code."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+def print_json(document: object) -> None:
+    """Print the one JSON document of a command."""
+    text = json.dumps(document, ensure_ascii=False, indent=2, default=_as_json)
+    print_result(_UNSEEN.sub(lambda match: json.dumps(match[0])[1:-1], text))
+
+
+def print_error(command: str, message: str, *, error: BaseException | None = None) -> None:
+    """Say why a command did not end well: one line on stderr, a JSON one if the log is JSON.
+
+    With ``error`` its traceback follows.
+    """
+    line = " ".join(harmless(message).split())
+    if writes_json():
+        logging.getLogger("certjob").error(line, extra={"command": command}, exc_info=error)
+        return
+    trace = traceback_lines(error) if error is not None else ()
+    print(f"{command}: {line}", *trace, sep="\n", file=sys.stderr)  # noqa: T201
+
+
+def _as_json(value: object) -> str:
+    return value.isoformat() if isinstance(value, date) else str(value)
