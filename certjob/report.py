@@ -32,13 +32,14 @@ class PlannedChange:
     decision: Decision
     new_reminders: tuple[Reminder, ...]
 
-    def sort_key(self) -> tuple[str, bool, bool, str]:
-        """By organisation, pauses before returns before the rest."""
+    def sort_key(self) -> tuple[str, bool, bool, bool, str]:
+        """By organisation: pauses, returns, reminders, then those whose status alone changes."""
         pause = self.decision.pause
         return (
             self.decision.organisation.slug,
             pause is not PauseChange.OPEN,
             pause is not PauseChange.LIFT,
+            not self.new_reminders,
             self.decision.member_no,
         )
 
