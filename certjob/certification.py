@@ -5,7 +5,6 @@ and each chunk commits state, audit and intents together.
 """
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -17,11 +16,12 @@ from certjob import database, facts
 from certjob.database import CONTENTION, Connection, transaction
 from certjob.errors import DatabaseUnavailableError, TooManyBrokenMentorsError
 from certjob.guards import MassChangeGuard
-from certjob.models import Decision, PauseChange, Status
+from certjob.models import Decision
 from certjob.pauses import PauseManagementService
-from certjob.planning import CHUNK_SIZE, Problem, decide_each
+from certjob.planning import CHUNK_SIZE, decide_each
 from certjob.portal_sync import PortalSyncService
 from certjob.reminders import CertificationReminderService
+from certjob.review_counts import ReviewCounts
 from certjob.stopping import StopFlag
 
 LOCK_TIMEOUT_MS = 500
@@ -34,40 +34,6 @@ _POLL_SECONDS = 0.25
 
 _BROKEN_DATA = (psycopg.IntegrityError, psycopg.DataError, psycopg.errors.RaiseException)
 """What the database says to one mentor's data, not to the whole night."""
-
-
-@dataclass(slots=True, kw_only=True)
-class ReviewCounts:
-    """What the reviews of a run did."""
-
-    reviewed: int = 0
-    paused: int = 0
-    resumed: int = 0
-    without_certificate: int = 0
-    transitions: Counter[Status] = field(default_factory=Counter)
-    """Transitions into each status."""
-    reminders_queued: int = 0
-    portal_queued: int = 0
-    skipped: list[UUID] = field(default_factory=list)
-    """Mentors who stayed locked by somebody else until the end."""
-    broken: dict[UUID, str] = field(default_factory=dict)
-
-    def add(self, decision: Decision) -> None:
-        """Count one reviewed mentor."""
-        self.reviewed += 1
-        self.paused += decision.pause is PauseChange.OPEN
-        self.resumed += decision.pause is PauseChange.LIFT
-        self.without_certificate += decision.without_certificate
-        self.transitions.update(change.to_status for change in decision.transitions)
-
-    @property
-    def problems(self) -> list[Problem]:
-        """Skipped and broken mentors, each with the reason."""
-        locked = "held by another session until the end of the run; the next one reviews it"
-        return [
-            *(Problem(mentor_id=mentor_id, reason=locked) for mentor_id in self.skipped),
-            *(Problem(mentor_id=mentor_id, reason=reason) for mentor_id, reason in self.broken.items()),
-        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,32 +1,30 @@
 """One night in order: plan or apply, then deliver, then say what happened."""
 
-import json
 import logging
-import platform
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Protocol
 from uuid import UUID
 
-import psycopg
-
-from certjob import __version__, database, planning
-from certjob.certification import CertificationManagementService, ReviewCounts
+from certjob import database, planning
+from certjob.certification import CertificationManagementService
 from certjob.database import Connection
 from certjob.errors import ConfigurationError, StoppedBySignalError
 from certjob.guards import MassChangeGuard
+from certjob.job_runs import recorded, refuse_earlier_date
 from certjob.mail_stage import MailStage
 from certjob.models import Reminder
 from certjob.notify import Channel
 from certjob.portal_stage import PortalStage
 from certjob.portal_sync import PortalCounts, PortalSyncService, PortalTarget, portal_policy
 from certjob.reminders import CertificationReminderService
-from certjob.report import Outcome, PlannedChange, RunReport
+from certjob.report import PlannedChange, RunReport
 from certjob.retry import RetryPolicy
+from certjob.review_counts import ReviewCounts
 from certjob.stages import StageStop
 from certjob.stopping import StopFlag
 
@@ -124,55 +122,12 @@ def find_organisation(connection: Connection, slug: str) -> UUID:
     return UUID(str(organisation_id))
 
 
-def refuse_earlier_date(connection: Connection, today: date) -> None:
-    """Raise ConfigurationError when the clock says a day before the last finished night's."""
-    last = database.fetch_value(connection, "read_last_run_date")
-    if last is not None and today < last:
-        message = (
-            f"today would be {today}, but the last night was run for {last}; correct the clock, or if the later date "
-            "was the wrong one, add --allow-earlier-date"
-        )
-        raise ConfigurationError(message)
-
-
 def read_backlog(connection: Connection, report: RunReport) -> None:
     """Note what is open now."""
     rows = database.fetch(connection, "count_portal_backlog")
     report.portal_pending, report.portal_blocked, report.portal_alerts = rows[0]
     report.reminders_pending = database.fetch_value(connection, "count_reminder_backlog")
     report.digests_pending = database.fetch_value(connection, "count_pending_digests")
-
-
-@contextmanager
-def recorded(connection: Connection, report: RunReport, *, organisation: str | None = None) -> Iterator[None]:
-    """Keep the run's line in ``job_runs``, whatever becomes of the run; finish the report on the way out."""
-    identity = {
-        "id": report.run_id,
-        "command": report.command,
-        "today": report.today,
-        "organisation": organisation,
-        "host": platform.node() or "unknown",
-        "version": __version__,
-    }
-    database.execute(connection, "start_job_run", identity)
-    try:
-        yield
-    except BaseException:
-        try:
-            _record_end(connection, report, Outcome.FAILED)
-        except psycopg.Error:  # the database is what failed
-            logger.warning("the end of run %s could not be recorded", report.run_id)
-        raise
-    _record_end(connection, report, report.outcome)
-
-
-def _record_end(connection: Connection, report: RunReport, outcome: Outcome) -> None:
-    report.finish()
-    document = report.to_document()
-    parts = ("mentors", "certificates", "reminders", "portal", "digests")
-    counts = {part: document[part] for part in parts if part in document} | {"stop_codes": report.stop_codes}
-    parameters = {"id": report.run_id, "outcome": outcome, "counts": json.dumps(counts)}
-    database.execute(connection, "finish_job_run", parameters)
 
 
 def _plan(connection: Connection, report: RunReport, *, options: NightOptions, organisation_id: UUID | None) -> None:

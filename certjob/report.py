@@ -7,10 +7,10 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID, uuid4
 
-from certjob.certification import ReviewCounts
 from certjob.mail_stage import ReminderCounts
 from certjob.models import Decision, PauseChange, Reminder, Status
 from certjob.portal_sync import PortalCounts
+from certjob.review_counts import ReviewCounts
 from certjob.stages import StageStop
 
 

@@ -1,0 +1,42 @@
+"""What the reviews of a run did, counted once each mentor's transaction is committed."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from certjob.models import Decision, PauseChange, Status
+from certjob.planning import Problem
+
+
+@dataclass(slots=True, kw_only=True)
+class ReviewCounts:
+    """What the reviews of a run did."""
+
+    reviewed: int = 0
+    paused: int = 0
+    resumed: int = 0
+    without_certificate: int = 0
+    transitions: Counter[Status] = field(default_factory=Counter)
+    """Transitions into each status."""
+    reminders_queued: int = 0
+    portal_queued: int = 0
+    skipped: list[UUID] = field(default_factory=list)
+    """Mentors who stayed locked by somebody else until the end."""
+    broken: dict[UUID, str] = field(default_factory=dict)
+
+    def add(self, decision: Decision) -> None:
+        """Count one reviewed mentor."""
+        self.reviewed += 1
+        self.paused += decision.pause is PauseChange.OPEN
+        self.resumed += decision.pause is PauseChange.LIFT
+        self.without_certificate += decision.without_certificate
+        self.transitions.update(change.to_status for change in decision.transitions)
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Skipped and broken mentors, each with the reason."""
+        locked = "held by another session until the end of the run; the next one reviews it"
+        return [
+            *(Problem(mentor_id=mentor_id, reason=locked) for mentor_id in self.skipped),
+            *(Problem(mentor_id=mentor_id, reason=reason) for mentor_id, reason in self.broken.items()),
+        ]
