@@ -1,39 +1,22 @@
 """Somebody's roster: which of its columns is which of ours, and each of its rows as facts or as a reason why not."""
 
-import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
-from uuid import UUID
 
+from certjob import cells
+from certjob.cells import DEFAULT_DATE_FORMATS, KEY_LIMIT, shown
 from certjob.csv_rows import BrokenRecord, Record
 from certjob.errors import InputError
-from certjob.organisations import LOCALES, is_address, is_slug
 
 REQUIRED = ("organisation", "member_no", "kind", "issued_on", "expires_on")
 OPTIONAL = ("full_name", "email", "locale", "dynamics_contact_id", "revoked_on")
 
-DEFAULT_DATE_FORMATS = ("%Y-%m-%d", "%d.%m.%Y")
-
 WHOLE_LINE = "(line)"
 """What a rejected row names as its column when the line itself is broken."""
-
-KEY_LIMIT = 100
-"""Characters in a member number or a kind."""
-
-NAME_LIMIT = 200
-
-_SHOWN_LIMIT = 40
-_ISO_DATE = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})")
-_DOTTED_DATE = re.compile(r"([0-9]{1,2})\.([0-9]{1,2})\.([0-9]{4})")
-_UUID = re.compile(r"\{?([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})\}?", re.IGNORECASE)
-# Control characters, zero-width spaces and the characters that turn the direction of the text around them.
-_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u200b\u2028-\u202e\u2060\u2066-\u2069\ufeff\ufff9-\ufffb]")
-_SPACES = re.compile(r"[ \t\r\n]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,15 +88,15 @@ class Roster:
         """Return the facts of a record, or what is wrong with it: the first bad cell."""
         if isinstance(record, BrokenRecord):
             return RejectedRow(line=record.line, column=WHOLE_LINE, reason=record.reason)
-        cells = record.cells
-        if len(cells) != self._width and (
-            len(cells) < self._width or any(cell.strip() for cell in cells[self._width :])
+        texts = record.cells
+        if len(texts) != self._width and (
+            len(texts) < self._width or any(text.strip() for text in texts[self._width :])
         ):
-            reason = f"{len(cells):,} cells where the header has {self._width:,}"
+            reason = f"{len(texts):,} cells where the header has {self._width:,}"
             return RejectedRow(line=record.line, column=WHOLE_LINE, reason=reason)
         values: dict[str, str] = dict(self._constants)
         for column in self._columns:
-            text = cells[column.place].strip()
+            text = texts[column.place].strip()
             if text:
                 try:
                     values[column.name] = column.parse(text)
@@ -146,7 +129,7 @@ class RosterForm:
         """Raise InputError when an option is wrong."""
         for name in [*options.columns, *options.constants]:
             if name not in REQUIRED + OPTIONAL:
-                message = f"there is no column {shown(name)!r} to fill; there are {', '.join(REQUIRED + OPTIONAL)}"
+                message = f"there is no column '{shown(name)}' to fill; there are {', '.join(REQUIRED + OPTIONAL)}"
                 raise InputError(message)
         twice = sorted(set(options.columns) & set(options.constants))
         if twice:
@@ -154,20 +137,22 @@ class RosterForm:
             raise InputError(message)
         self._formats = options.date_formats or DEFAULT_DATE_FORMATS
         for form in self._formats:
-            _check_date_format(form)
+            if not cells.is_date_format(form):
+                message = f"--date-format '{shown(form)}' must name day, month and year, such as %d/%m/%Y or %m/%d/%Y"
+                raise InputError(message)
         # The same few thousand days come again and again.
-        self._read_date = lru_cache(maxsize=16_384)(partial(_iso_date, formats=self._formats))
+        self._read_date = lru_cache(maxsize=16_384)(partial(cells.read_date, formats=self._formats))
         self._parsers: dict[str, Parse] = {
-            "organisation": partial(_organisation, ids=organisation_ids),
-            "member_no": partial(_clean, limit=KEY_LIMIT),
-            "kind": partial(_clean, limit=KEY_LIMIT),
+            "organisation": partial(cells.read_organisation, ids=organisation_ids),
+            "member_no": partial(cells.read_text, limit=KEY_LIMIT),
+            "kind": partial(cells.read_text, limit=KEY_LIMIT),
             "issued_on": self._read_date,
             "expires_on": self._read_date,
             "revoked_on": self._read_date,
-            "full_name": _name,
-            "email": _email,
-            "locale": _locale,
-            "dynamics_contact_id": _contact_id,
+            "full_name": cells.read_name,
+            "email": cells.read_email,
+            "locale": cells.read_locale,
+            "dynamics_contact_id": cells.read_contact_id,
         }
         self._headers = {name: options.columns.get(name, name) for name in REQUIRED + OPTIONAL}
         self._mapped = frozenset(options.columns)
@@ -192,7 +177,7 @@ class RosterForm:
             if name in self._constants:
                 continue
             if len(found) > 1:
-                message = f"{path}: column {shown(wanted)!r} is there {len(found)} times; rename or remove the others"
+                message = f"{path}: column '{shown(wanted)}' is there {len(found)} times; rename or remove the others"
                 raise InputError(message)
             if found:
                 label = shown(header[found[0]])
@@ -207,7 +192,7 @@ class RosterForm:
         if any("@" in cell or self._is_date(cell) for cell in header):
             return f"{path}: the first line looks like a row, not like column names; add a first line with the names"
         names = ", ".join(
-            f"{name} (as {shown(self._headers[name])!r})" if name in self._mapped else name for name in missing
+            f"{name} (as '{shown(self._headers[name])}')" if name in self._mapped else name for name in missing
         )
         found = ", ".join(shown(cell) for cell in header[:30] if cell) or "no names"
         unmapped = next((name for name in missing if name not in self._mapped), missing[0])
@@ -235,100 +220,5 @@ class RosterForm:
             raise InputError(message) from error
 
 
-def shown(text: str) -> str:
-    """Return a text from a file, short and harmless enough for a message."""
-    short = text if len(text) <= _SHOWN_LIMIT else text[:_SHOWN_LIMIT] + "…"
-    return "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in short)
-
-
 def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", " ".join(name.split())).casefold()
-
-
-def _check_date_format(form: str) -> None:
-    example = date(2021, 11, 25)
-    try:
-        fits = datetime.strptime(example.strftime(form), form).replace(tzinfo=UTC).date() == example
-    except ValueError:
-        fits = False
-    if not fits:
-        message = f"--date-format {shown(form)!r} must name day, month and year, such as %d/%m/%Y or %m/%d/%Y"
-        raise InputError(message)
-
-
-def _iso_date(text: str, *, formats: Sequence[str]) -> str:
-    for form in formats:
-        try:
-            return _read_date(text, form).isoformat()
-        except ValueError:
-            continue
-    forms = " or ".join({"%Y-%m-%d": "YYYY-MM-DD", "%d.%m.%Y": "DD.MM.YYYY"}.get(form, form) for form in formats)
-    # In a shifted row this is somebody's name: only what has the digits of a date is repeated.
-    subject = f"{shown(text)!r} is" if any(letter.isdigit() for letter in text) and "@" not in text else "is"
-    message = f"{subject} no date of the form {forms}"
-    raise ValueError(message)
-
-
-def _read_date(text: str, form: str) -> date:
-    """Return the date; the two default forms to the letter, without strptime's leniency."""
-    if form == "%Y-%m-%d" and (match := _ISO_DATE.fullmatch(text)):
-        return date(int(match[1]), int(match[2]), int(match[3]))
-    if form == "%d.%m.%Y" and (match := _DOTTED_DATE.fullmatch(text)):
-        return date(int(match[3]), int(match[2]), int(match[1]))
-    if form in DEFAULT_DATE_FORMATS:
-        message = "another form"
-        raise ValueError(message)
-    return datetime.strptime(text, form).replace(tzinfo=UTC).date()
-
-
-def _clean(text: str, *, limit: int) -> str:
-    if len(text) > limit:
-        message = f"is longer than {limit} characters"
-        raise ValueError(message)
-    if text.isascii() and text.isprintable():
-        return text
-    composed = unicodedata.normalize("NFC", text)  # the same letters are the same bytes, whoever wrote them
-    if _UNSEEN.search(composed):
-        message = "holds a control character or an invisible one"
-        raise ValueError(message)
-    return composed
-
-
-def _name(text: str) -> str:
-    return _clean(_SPACES.sub(" ", text), limit=NAME_LIMIT)
-
-
-def _email(text: str) -> str:
-    if not is_address(text):
-        message = "is no e-mail address"
-        raise ValueError(message)
-    return text
-
-
-def _locale(text: str) -> str:
-    if text.lower() not in LOCALES:
-        message = f"is no locale; expected {', '.join(LOCALES)}"
-        raise ValueError(message)
-    return text.lower()
-
-
-def _contact_id(text: str) -> str:
-    match = _UUID.fullmatch(text)
-    if match is None or not UUID(match[1]).int:
-        message = "is no contact id (a UUID)"
-        raise ValueError(message)
-    return str(UUID(match[1]))
-
-
-def _organisation(text: str, *, ids: Mapping[str, str]) -> str:
-    found = ids.get(text.lower())
-    if found is None:
-        # In a shifted row this is anything; what could be a name is not repeated.
-        slug = text.lower()
-        message = (
-            f"organisation {slug} does not exist; create it with `certjob organisation set {slug}`"
-            if is_slug(slug)
-            else "is no organisation's slug, such as hlf"
-        )
-        raise ValueError(message)
-    return found

@@ -174,8 +174,11 @@ def test_what_a_csv_writer_writes_is_read_back(
     if not all_quoted:  # Python's writer does not quote a line break that is not its own line end
         rows = [(" ".join(first.split()), " ".join(second.split())) for first, second in rows]
     text = io.StringIO(newline="")
-    quoting = csv.QUOTE_ALL if all_quoted else csv.QUOTE_MINIMAL
-    writer = csv.writer(text, delimiter=delimiter, lineterminator=line_end, quoting=quoting)
+    writer = (
+        csv.writer(text, delimiter=delimiter, lineterminator=line_end, quoting=csv.QUOTE_ALL)
+        if all_quoted
+        else csv.writer(text, delimiter=delimiter, lineterminator=line_end)
+    )
     writer.writerows([HEADER, *rows])
 
     header, records = read_bytes(tmp_path, text.getvalue().encode())

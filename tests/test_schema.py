@@ -531,6 +531,22 @@ class TestFactsThatComeWhileCertjobWorks:
         assert free == [(scene.other,)]
         assert scene.looked_at_now() == {"mentor"}
 
+    def test_a_mentor_is_not_deleted_while_certjob_queues_a_push(
+        self, scene: Scene, app: App, database_url: str
+    ) -> None:
+        """The DELETE waits, then sees the intent that was not there when it began."""
+        certjob = scene.facts.connection
+        certjob.execute("UPDATE mentors SET portal_visible = false")
+
+        with psycopg.connect(database_url, autocommit=True) as observer, certjob.transaction():
+            certjob.execute("SELECT FROM mentors WHERE id = %s FOR NO KEY UPDATE", (scene.mentor,))
+            other_session = Background(app, "DELETE FROM mentors WHERE id = %(mentor)s", scene.names)
+            until(lambda: waits_for_a_lock(observer, app))
+            scene.do(certjob, "INSERT INTO portal_sync_events (mentor_id, visible) VALUES (%(mentor)s, false)")
+
+        with pytest.raises(psycopg.errors.RestrictViolation):
+            other_session.join()
+
 
 class TestUniqueness:
     """What may exist only once."""
@@ -765,7 +781,7 @@ class TestDeleting:
             "portal_sync_events",
             "dynamics_sync_failures",
         ):
-            assert scene.facts.rows(f"SELECT count(*) FROM {table}") == [(0,)], table  # noqa: S608 - a fixed name
+            assert scene.facts.rows(f"SELECT count(*) FROM {table}") == [(0,)], table
         assert scene.facts.rows("SELECT id FROM mentors") == [(scene.other,)]
 
     def test_a_mentor_of_an_organisation_without_a_portal_can_be_deleted_at_any_time(self, scene: Scene) -> None:

@@ -27,10 +27,10 @@ CREATE TABLE coordinators (
     organisation_id uuid NOT NULL REFERENCES organisations (id),
     full_name       text,
     email           text NOT NULL CHECK (email <> ''),
-    locale          text NOT NULL DEFAULT 'nb' CHECK (locale IN ('nb', 'nn', 'en')),
-    UNIQUE (organisation_id, email)
+    locale          text NOT NULL DEFAULT 'nb' CHECK (locale IN ('nb', 'nn', 'en'))
 );
 ALTER TABLE coordinators ENABLE ROW LEVEL SECURITY;
+CREATE UNIQUE INDEX coordinators_one_per_address ON coordinators (organisation_id, lower(email));
 COMMENT ON COLUMN coordinators.id IS 'the app''s user id; auth.uid() on Supabase';
 
 CREATE TABLE mentors (
