@@ -33,6 +33,10 @@ def server_url(testrun_uid: str) -> Iterator[str]:
     folder = Path(tempfile.gettempdir()) / f"certjob-tests-{testrun_uid}"
     folder.mkdir(mode=0o755, exist_ok=True)
     with embedded.server(folder / "postgresql") as url:
+        with psycopg.connect(url, autocommit=True) as admin:  # a test outlives no power cut
+            admin.execute("ALTER SYSTEM SET fsync = off")
+            admin.execute("ALTER SYSTEM SET full_page_writes = off")
+            admin.execute("SELECT pg_reload_conf()")
         yield url
     if not (folder / "postgresql" / "postmaster.pid").exists():
         shutil.rmtree(folder, ignore_errors=True)
