@@ -28,8 +28,12 @@ class Agreement:
     def __str__(self) -> str:
         """As a sentence."""
         if not self.wrongly_shown + self.wrongly_hidden:
-            return f"Portal and database agree about all {self.shown + self.hidden} contacts: {self.shown} shown, {self.hidden} hidden."
-        return f"The portal shows {self.wrongly_shown} people who are paused, and hides {self.wrongly_hidden} who are active."
+            everybody = self.shown + self.hidden
+            return f"portal and database agree about all {everybody} contacts: {self.shown} shown, {self.hidden} hidden"
+        return (
+            f"portal and database disagree: {self.wrongly_shown} are shown who are paused, "
+            f"{self.wrongly_hidden} are hidden who are active"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

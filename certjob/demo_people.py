@@ -20,13 +20,13 @@ OPTIONAL_KIND: Final = "kursleder"
 _VALIDITY_DAYS: Final = 730
 
 _FIRST_NAMES: Final = (
-    "Astrid Birk Cecilie Dagny Eivind Frøydis Gaute Hedda Iver Jorunn Ketil Liv Magne Nora Odd Pernille Ragnhild Sivert "
-    "Torunn Ulrik Vilde Yngve Åse"
-).split()
+    *("Astrid", "Birk", "Cecilie", "Dagny", "Eivind", "Frøydis", "Gaute", "Hedda"),
+    *("Iver", "Jorunn", "Ketil", "Liv", "Magne", "Nora", "Odd", "Pernille"),
+)
 _LAST_NAMES: Final = (
-    "Askeland Bjørkli Dalsbø Engvik Fjellheim Granmo Haugstad Isfjell Kvernmo Lyngås Myrvang Nesbakk Oppsal Rognlien "
-    "Skogvang Tjernli Ulvestad Vassbotn Øverli Åsmark"
-).split()
+    *("Askeland", "Bjørkli", "Dalsbø", "Engvik", "Fjellheim", "Granmo", "Haugstad"),
+    *("Isfjell", "Kvernmo", "Lyngås", "Myrvang", "Nesbakk", "Oppsal"),
+)
 
 _DUE_SOON: Final[dict[str, tuple[tuple[int, int], ...]]] = {
     HLF: (
@@ -42,7 +42,7 @@ _MENTORS: Final = {HLF: 140, OTHER: 60}
 
 _FAR_OFF_DAYS: Final = 90
 _STRIDE: Final = 37
-"""Deals the member numbers out, so that neighbours in a list expire on different days; shares no factor with 140 or 60."""
+"""Deals the days out, so that neighbours in a list expire on different ones; shares no factor with 140 or 60."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""A local stand-in of the portal's Edge Function: the same contract, with cold starts, throttling and outages at will."""
+"""A local stand-in of the portal's Edge Function: the same contract, with cold starts, throttling and outages."""
 
 import hmac
 import json
@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import Any, Final, Self
 from uuid import UUID, uuid4
 
-COLD_START_SECONDS: Final = 0.8
 RETRY_AFTER_SECONDS: Final = 1
 LONGEST_BODY_BYTES: Final = 10_000
 
@@ -34,7 +33,7 @@ class DemoPortal:
     Every contact that it knows is visible at first.
     """
 
-    def __init__(self, contacts: Iterable[UUID]) -> None:
+    def __init__(self, contacts: Iterable[UUID], *, cold_start_seconds: float = 0.8) -> None:
         self.key = secrets.token_urlsafe(16)
         self.visible = dict.fromkeys(contacts, True)
         """What visitors of the portal see."""
@@ -43,6 +42,7 @@ class DemoPortal:
         self.night = Night()
         self.is_down = False
         """The outage switch: Dynamics cannot be reached."""
+        self._cold_start_seconds = cold_start_seconds
         self._throttled_push = 0
         self._asleep = True
         self._waking = threading.Lock()
@@ -70,7 +70,7 @@ class DemoPortal:
         """Return when the function is up: at once, or after its cold start, for which all calls wait."""
         with self._waking:
             if self._asleep:
-                time.sleep(COLD_START_SECONDS)
+                time.sleep(self._cold_start_seconds)
                 self._asleep = False
 
     def push(self, contact_id: UUID, *, visible: bool, idempotency_key: str) -> "Answer":
@@ -200,5 +200,5 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's name
+    def log_message(self, format: str, *args: object) -> None:
         """Say nothing: the demo tells its story itself."""

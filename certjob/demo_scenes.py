@@ -51,15 +51,19 @@ class Demonstration:
     def heading(self, text: str) -> None:
         """Begin a scene."""
         self.stop.check()
-        if self.talk.out.is_terminal:
+        if self.talk.on_terminal:
             self.talk.out.print()
             self.talk.out.rule(f"[bold]{console.clean(text)}[/]", align="left")
         else:
-            self.talk.out.print(f"\n== {console.clean(text)}")
+            self.talk.result("")
+            self.talk.result(f"== {text}")
 
     def say(self, text: str) -> None:
-        """Tell what happens; wrapped on a terminal."""
-        self.talk.out.print(console.clean(text))
+        """Tell what happens; wrapped at words on a terminal, else one line."""
+        if self.talk.on_terminal:
+            self.talk.out.print(console.clean(text))
+        else:
+            self.talk.result(text)
 
     def delivery(self) -> Delivery:
         """Return the ways out: real HTTP to the stand-in, a real Maildir."""
@@ -103,6 +107,11 @@ class Demonstration:
         pushes, reminders = demo_figures.read_alerts(self.connection, today=self.night(number))
         if pushes or reminders:
             console.show_alerts(self.talk, pushes, reminders, zone=ZONE)
+        self.count_alerts(number)
+
+    def count_alerts(self, number: int) -> None:
+        """Print how much `certjob alerts` would say."""
+        pushes, reminders = demo_figures.read_alerts(self.connection, today=self.night(number))
         self.say(f"open alerts: {len(pushes) + len(reminders)}")
 
     def compare_portal(self) -> None:
@@ -171,10 +180,11 @@ def recovery(demo: Demonstration) -> None:
         stop=demo.stop,
     )
     console.show_resync(demo.talk, resynced.before, resynced.after)
-    demo.show_alerts(3)
+    demo.count_alerts(3)
     demo.say("A quarter of an hour passes. The demo does not wait, it moves the retry times in its database:")
     demo.say(f"  {QUARTER_OF_AN_HOUR_LATER}")
     demo.connection.execute(QUARTER_OF_AN_HOUR_LATER)
+    demo.say("Then cron starts `certjob deliver`:")
     with demo.talk.progress() as progress:
         report = nightly.deliver(
             demo.connection,
@@ -184,8 +194,9 @@ def recovery(demo: Demonstration) -> None:
             stop=demo.stop,
             progress=progress,
         )
-    demo.say(f"Then cron's `certjob deliver`, exit code {EXIT_CODES[report.outcome]}:")
-    demo.show_alerts(3)
+    console.show_totals(demo.talk, report)
+    demo.say(f"exit code: {EXIT_CODES[report.outcome]}")
+    demo.count_alerts(3)
     recorded, resolved = demo_figures.count_failures(demo.connection)
     demo.say(f"failures on record: {recorded}, resolved: {resolved}")
     demo.compare_portal()
@@ -221,15 +232,14 @@ def two_at_once(demo: Demonstration) -> None:
 
     with demo.talk.progress() as progress, ThreadPoolExecutor(2) as pool:
         reports = list(pool.map(one_run, (progress, progress)))
-    for report in reports:
-        demo.say("one run:")
+    for which, report in zip(("the one", "the other"), reports, strict=True):
+        demo.say(f"{which}:")
         console.show_totals(demo.talk, report)
     mails = demo_figures.count_mails(demo.connection, demo.maildir)
-    pushes = demo.portal.night.answers[200]
     demo.say(
         f"Both together: {mails.marked - mails_before.marked} reminders marked as sent, "
-        f"{mails.files - mails_before.files} new messages in the Maildir, {mails.files - mails.message_ids} of all "
-        f"messages there twice; {pushes} pushes, {demo.portal.repeated} of all pushes made twice."
+        f"{mails.files - mails_before.files} new messages in the Maildir, {demo.portal.night.answers[200]} pushes. "
+        f"Messages that are there twice: {mails.files - mails.message_ids}; pushes made twice: {demo.portal.repeated}."
     )
     demo.compare_portal()
 

