@@ -49,7 +49,9 @@ class Talk:
         """Whether results are for a person's eyes: tables then, plain lines otherwise."""
         self.chatty = sys.stderr.isatty() and not quiet
         """A person is watching: say what happened also when all went well."""
-        self.out = Console(highlight=False, emoji=False, force_terminal=self.on_terminal)
+        self.out = Console(
+            highlight=False, emoji=False, force_terminal=self.on_terminal, soft_wrap=not self.on_terminal
+        )
         self.err = Console(highlight=False, emoji=False, force_terminal=self.chatty, stderr=True)
 
     def line(self, text: str) -> None:
@@ -117,7 +119,8 @@ def show_totals(talk: Talk, report: RunReport) -> None:
     if not talk.on_terminal:
         talk.result("; ".join(f"{name}: {figures}" for name, figures in rows))
         return
-    title = f"{'Plan' if report.dry_run else 'Night'} of {report.today}"
+    what = "Plan" if report.dry_run else "Night" if report.command == "run" else "Delivery"
+    title = f"{what} of {report.today}"
     table = Table(title=title, title_justify="left", show_header=False)
     for name, figures in rows:
         table.add_row(name, figures)
@@ -137,9 +140,8 @@ def show_alerts(
     for push in pushes:
         colour = "yellow" if push["visible"] else "red"
         talk.out.print(f"[bold {colour}]{clean(push['sentence'])}[/]")
-        talk.out.print(
-            f"  {clean(push['full_name'])} ({clean(push['member_no'])}), since {push['wanted_at'].astimezone(zone):%Y-%m-%d %H:%M}"
-        )
+        since = f"since {push['wanted_at'].astimezone(zone):%Y-%m-%d %H:%M}"
+        talk.out.print(f"  {clean(push['full_name'])} ({clean(push['member_no'])}), {since}")
         talk.out.print(f"  {clean(push['error'] or 'not tried yet')}; then `certjob resync {clean(push['member_no'])}`")
     for reminder in reminders:
         talk.out.print(f"[bold]{clean(_failed_reminder_line(reminder))}[/]")

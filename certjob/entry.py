@@ -1,10 +1,12 @@
 """The command's outermost layer: signals in, exit codes out, every error as one line (or one JSON document)."""
 
+import errno
 import os
+import re
 import sys
-import traceback
 from collections.abc import Sequence
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 import typer
 
@@ -12,19 +14,28 @@ from certjob.errors import CertjobError
 from certjob.stopping import StopFlag, stop_on_signals
 
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # typer has click inside or beside it, as its version goes
+_TYPERS_INTERRUPTED = 130
+"""What newer versions of typer make of a KeyboardInterrupt, without a word; older ones raise Abort."""
 
 
 def main() -> NoReturn:
     """Run the command that was typed and exit with the documented code."""
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure:
-            reconfigure(errors="backslashreplace")  # a terminal that cannot show a name must not end the night
-    code = run(sys.argv[1:], stop=stop_on_signals())
+    stop = stop_on_signals()
+    for name in ("stdout", "stderr"):
+        stream: Any = getattr(sys, name)
+        if stream is None:  # closed by whoever started us
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - it serves until the end
+        else:  # a terminal that cannot show a name must not end the night
+            stream.reconfigure(errors="backslashreplace")
+    code = run(sys.argv[1:], stop=stop)
     try:
         sys.stdout.flush()
-    except BrokenPipeError:  # `certjob alerts | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        from certjob.plain import discard_results
+
+        discard_results()
+        if not isinstance(error, BrokenPipeError):  # `certjob alerts | head` is nobody's mistake
+            code = _fail(sys.argv[1:], error)
     sys.exit(code)
 
 
@@ -32,30 +43,59 @@ def run(arguments: Sequence[str], *, stop: StopFlag) -> int:
     """Run one command and return its exit code; nothing but a bug in here raises."""
     from certjob.cli import app
 
+    command = typer.main.get_command(app)
     try:
-        result = typer.main.get_command(app).main(list(arguments), prog_name="certjob", obj=stop, standalone_mode=False)
+        try:
+            result = command.main(list(arguments), prog_name="certjob", obj=stop, standalone_mode=False)
+        finally:
+            stop.is_over = True
     except typer.Exit as ended:
         return ended.exit_code
-    except BrokenPipeError:
-        return 0
     except (typer.Abort, KeyboardInterrupt):
         return _fail(arguments, stop.error())
     except Exception as error:  # noqa: BLE001 - the last line of defence: one line and the right exit code
-        return _fail(arguments, error)
+        # What a broken off wait leaves behind may break, too: the signal is the reason.
+        return _fail(arguments, stop.error() if stop.is_set() and not isinstance(error, CertjobError) else error)
+    if result == _TYPERS_INTERRUPTED and stop.is_set():
+        return _fail(arguments, stop.error())
     return result if isinstance(result, int) else 0
 
 
 def _fail(arguments: Sequence[str], error: Exception) -> int:
+    from certjob.plain import print_error, print_json
+
+    _set_up_logs_as_asked(arguments)
     code, name, message = _describe(error, arguments)
     if "--json" in arguments:
-        from certjob.console import print_json
-
         print_json({"outcome": "failed" if code != 3 else "attention", "error": {"code": name, "message": message}})
-    command = next((argument for argument in arguments if not argument.startswith("-")), "")
-    print(f"certjob {command}".strip() + ": " + " ".join(message.split()), file=sys.stderr)  # noqa: T201
-    if name == "internal" and {"-v", "--verbose"} & set(arguments):
-        traceback.print_exception(error)
+    trace = name == "internal" and bool({"-v", "--verbose"} & set(arguments))
+    print_error(" ".join(["certjob", *_command_words(arguments)]), message, error=error if trace else None)
     return code
+
+
+def _set_up_logs_as_asked(arguments: Sequence[str]) -> None:
+    """A command that failed before it set up its logs was perhaps asked for JSON lines even so."""
+    import logging.config
+
+    from certjob.logs import log_configuration
+
+    given = re.search(r"--log-format[= ](\w+)", " ".join(arguments))
+    if (given[1] if given else os.environ.get("CERTJOB_LOG_FORMAT")) == "json":
+        logging.config.dictConfig(log_configuration(verbose=False, quiet=False, log_format="json"))
+
+
+def _command_words(arguments: Sequence[str]) -> list[str]:
+    """Return the words that name a command, such as ``db migrate``, as far as there is one of that name."""
+    from certjob.cli import app
+
+    words: list[str] = []
+    command: Any = typer.main.get_command(app)
+    for argument in arguments:
+        command = getattr(command, "commands", {}).get(argument)
+        if command is None:
+            break
+        words.append(argument)
+    return words
 
 
 def _describe(error: Exception, arguments: Sequence[str]) -> tuple[int, str, str]:
@@ -63,14 +103,24 @@ def _describe(error: Exception, arguments: Sequence[str]) -> tuple[int, str, str
     if isinstance(error, CertjobError):
         return error.exit_code, error.code, str(error)
     if isinstance(error, _UsageError):
-        message = getattr(error, "format_message", lambda: str(error))()
-        words = [word for word in arguments[:2] if not word.startswith("-")]
-        return 2, "usage", f"{message} See `certjob {' '.join([*words[:1], '--help'])}`."
+        return 2, "usage", _describe_usage(error, arguments)
+    if isinstance(error, UnicodeEncodeError) and "surrogate" in error.reason:
+        return 2, "usage", "an argument holds bytes that are no text in UTF-8; type it again"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return 1, "disk_full", "no space is left on the disk; make room and run it again"
     import psycopg
 
     if isinstance(error, psycopg.Error):
         return _describe_database(error)
-    return 1, "internal", f"internal error ({type(error).__name__}: {error}); run again with -v and report it"
+    return 1, "internal", f"internal error ({type(error).__name__}: {error}); run it again with -v and report it"
+
+
+def _describe_usage(error: Exception, arguments: Sequence[str]) -> str:
+    see = f"see `{' '.join(['certjob', *_command_words(arguments), '--help'])}`"
+    if type(error).__name__ == "NoArgsIsHelpError":  # its message is the whole help
+        return f"no command was given; {see}"
+    said = getattr(error, "format_message", lambda: str(error))().removeprefix("Invalid value: ").rstrip(".")
+    return f"{said[:1].lower()}{said[1:]}{'' if said.endswith('?') else ';'} {see}"
 
 
 def _describe_database(error: Exception) -> tuple[int, str, str]:
@@ -80,7 +130,13 @@ def _describe_database(error: Exception) -> tuple[int, str, str]:
     if isinstance(error, psycopg.errors.InsufficientPrivilege):
         return 2, "configuration", f"the database user lacks a right: {cause}; grant it or use another user"
     if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
-        return 1, "database_unavailable", f"the database is read-only ({cause}); use the primary, or --dry-run"
+        text = f"the database is read-only ({cause}); use the primary. Only `certjob run --dry-run` works here"
+        return 1, "database_unavailable", text
+    kept = "what was committed is kept, run it again"
     if isinstance(error, psycopg.OperationalError):
-        return 1, "database_unavailable", f"the database went away: {cause}; what was committed is kept, run again"
-    return 1, "database", f"the database refused a statement: {cause}"
+        # Class 57 is the server going down, but for 57014, a statement cancelled by its timeout or by a person.
+        state = error.sqlstate or "08000"
+        if state.startswith(("08", "57P")):
+            return 1, "database_unavailable", f"the database went away: {cause}; {kept}"
+        return 1, "database", f"the database could not do it now: {cause}; {kept}"
+    return 1, "database", f"the database refused a statement: {cause}; {kept}, and if it stays so, report it"

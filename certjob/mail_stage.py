@@ -14,6 +14,7 @@ from certjob.errors import (
     RecipientDeferredError,
     RecipientRefusedError,
 )
+from certjob.mail import parse_address
 from certjob.messages import ReminderContent, render_reminder
 from certjob.notify import Channel, OutgoingMessage
 from certjob.outbox import Lease
@@ -81,6 +82,7 @@ class MailStage:
                 return None
             stopped = self._send_batch(reminders, lease, deadline_at)
             if stopped is not None:
+                self._stop.check()  # a signal cuts the tries short, and is what ended the stage
                 return stopped
 
     def _send_batch(self, reminders: list[QueuedReminder], lease: Lease, deadline_at: float) -> StageStop | None:
@@ -94,7 +96,10 @@ class MailStage:
                         stage="mail", code="deadline", reason="the time for deliveries is over; the rest stays pending"
                     )
                 if not lease.fits(self._channel.worst_case_seconds):
-                    return None
+                    if len(rest) < len(reminders):
+                        return None
+                    reason = "the lease is shorter than a message can take, or the database too slow; the rest waits"
+                    return StageStop(stage="mail", code="lease", reason=reason)
                 reminder = rest.popleft()  # from here on it keeps its lease if anything unforeseen happens
                 stopped = self._handle(reminder, lease)
                 if stopped is not None and stopped.code == "down":
@@ -115,22 +120,23 @@ class MailStage:
         if reason is not None:
             self.counts.cancelled += self._service.settle(reminder, "cancelled", error=reason, uncount=True)
             return None
-        if recipient.email is None:
-            self.counts.failed += self._service.settle(reminder, "failed", error="no address", uncount=True)
+        address = recipient.email or ""
+        problem = _address_problem(address)
+        if problem is not None:  # no server is asked, and none is to blame
+            self.counts.failed += self._service.settle(reminder, "failed", error=problem, uncount=True)
             return None
         try:
-            message = self._message(reminder, recipient, recipient.email)
+            message = self._message(reminder, recipient, address)
             self._send(message, lease)
         except ChannelDownError as error:
             return StageStop(stage="mail", code="down", reason=f"{error}; the rest stays pending")
+        except RecipientRefusedError as error:
+            return self._settle_refusal(reminder, error, address=address)
         except NotifyError as error:
             return self._settle_failure(reminder, error)
         self._refused.clear()
         self._unknown_in_a_row = 0
-        if self._service.settle(reminder, "sent"):
-            self.counts.sent += 1
-        else:
-            self.counts.lost += 1
+        self.counts.sent += self._settle(reminder, "sent")
         if self._on_progress:
             self._on_progress(self.counts.sent)
         return None
@@ -149,23 +155,47 @@ class MailStage:
 
         self._tries.call(attempt, stop=self._stop)
 
+    def _settle(
+        self,
+        reminder: QueuedReminder,
+        status: str,
+        *,
+        error: NotifyError | None = None,
+        delay_seconds: float = 0.0,
+        maybe_sent: bool = False,
+    ) -> bool:
+        """Write what became of a message that the channel was asked to take; a lost lease is counted."""
+        text = None if error is None else str(error)
+        held = self._service.settle(reminder, status, error=text, delay_seconds=delay_seconds, maybe_sent=maybe_sent)
+        self.counts.lost += not held
+        return held
+
     def _settle_failure(self, reminder: QueuedReminder, error: NotifyError) -> StageStop | None:
+        """Put it off: the recipient is deferred, or nobody knows whether the message arrived."""
         delay_seconds = retry_delay_seconds(reminder.attempts)
         if isinstance(error, RecipientDeferredError):
             self._refused.clear()
             self._unknown_in_a_row = 0
-            self._service.settle(reminder, "pending", error=str(error), delay_seconds=delay_seconds)
+            self._settle(reminder, "pending", error=error, delay_seconds=delay_seconds)
             return None
-        if isinstance(error, OutcomeUnknownError):
-            self._unknown_in_a_row += 1
-            self._service.settle(reminder, "pending", error=str(error), delay_seconds=delay_seconds, maybe_sent=True)
-            if self._unknown_in_a_row < UNKNOWN_IN_A_ROW:
-                return None
-            reason = f"the outcome of {UNKNOWN_IN_A_ROW} messages in a row is unknown (last: {error}); the rest waits"
-            return StageStop(stage="mail", code="unknown", reason=reason)
-        if not isinstance(error, RecipientRefusedError):
+        if not isinstance(error, OutcomeUnknownError):
             raise error
-        if self._service.settle(reminder, "failed", error=str(error)):
+        self._unknown_in_a_row += 1
+        self._settle(reminder, "pending", error=error, delay_seconds=delay_seconds, maybe_sent=True)
+        if self._unknown_in_a_row < UNKNOWN_IN_A_ROW:
+            return None
+        reason = f"the outcome of {UNKNOWN_IN_A_ROW} messages in a row is unknown (last: {error}); the rest waits"
+        return StageStop(stage="mail", code="unknown", reason=reason)
+
+    def _settle_refusal(
+        self, reminder: QueuedReminder, error: RecipientRefusedError, *, address: str
+    ) -> StageStop | None:
+        """Note a refusal for good; so many in a row are the server's fault, and none of these is for good."""
+        now = self._service.recipient(reminder)
+        if now is not None and now.email != address:  # corrected meanwhile: the next claim tries the new one
+            self._settle(reminder, "pending", error=error)
+            return None
+        if self._settle(reminder, "failed", error=error):
             self.counts.failed += 1
             self._refused.append(reminder)
         if len(self._refused) < REFUSALS_IN_A_ROW:
@@ -213,3 +243,14 @@ class MailStage:
             expires_on=reminder.expires_on,
             repeat=reminder.maybe_sent,
         )
+
+
+def _address_problem(address: str) -> str | None:
+    """Return why no message can go to this address, or None."""
+    if not address:
+        return "no address"
+    try:
+        parse_address(address)
+    except ValueError as error:
+        return f"the e-mail address {error}; correct it"
+    return None

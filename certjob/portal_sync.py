@@ -226,7 +226,9 @@ class PortalSyncService:
 
     def record_stage_end(self, reason: str) -> None:
         """Give every open hide without one a failure row, so that nothing waits unseen after an early end."""
-        persist(self._connection, lambda: database.execute(self._connection, "record_stage_failures", {"error": reason}))
+        persist(
+            self._connection, lambda: database.execute(self._connection, "record_stage_failures", {"error": reason})
+        )
 
     def _queue(self, wishes: Sequence[tuple[UUID, bool]]) -> list[tuple[int, UUID, int]]:
         return database.fetch(

@@ -10,10 +10,17 @@ from uuid import UUID
 from certjob import database
 from certjob.certification import CertificationManagementService
 from certjob.database import Connection
-from certjob.errors import DynamicsSyncException, MentorBusyError, PortalStageError, UnknownMentorError
+from certjob.errors import (
+    DynamicsSyncException,
+    MentorBusyError,
+    PortalStageError,
+    TransientPortalError,
+    UnknownMentorError,
+)
 from certjob.guards import MassChangeGuard
 from certjob.models import Decision
-from certjob.nightly import Delivery, read_backlog, recorded, refuse_earlier_date
+from certjob.job_runs import recorded, refuse_earlier_date
+from certjob.nightly import Delivery, read_backlog
 from certjob.portal_sync import (
     CALL_DEADLINE_SECONDS,
     PortalCounts,
@@ -209,11 +216,16 @@ def _push(
             _settle(push, portal=portal, report=report)
         elif event is not None:
             portal.release([event])
-        status, version = database.fetch(connection, "read_portal_event", {"id": queued.id})[0]
-        if status == "withdrawn" or (status == "delivered" and version >= queued.version):
+            event = None
+        row = next(iter(database.fetch(connection, "read_portal_event", {"id": queued.id})), None)
+        if row is None or row[0] == "withdrawn":  # None: delivered by another run, then deleted with the mentor
+            return
+        status, version = row
+        if status == "delivered" and version >= queued.version:
             return
         if time.monotonic() > give_up_at:
             message = "a push by another run is in flight and will carry the new value"
+            report.stopped.append(StageStop(stage="portal", code="in_flight", reason=message))
             raise MentorBusyError(message)
         if event is None:
             stop.sleep(_POLL_SECONDS)
@@ -224,9 +236,11 @@ def _settle(push: Push, *, portal: PortalSyncService, report: RunReport) -> None
     counts = report.portal or PortalCounts()
     portal.settle([push], counts)
     error = push.error
-    if error is None:
+    if error is None or not push.begun:
         return
     if isinstance(error.cause, PortalStageError) or asked_to_wait(error) is not None:
+        code = "refused" if isinstance(error.cause, PortalStageError) else "retry_after"
+        report.stopped.append(StageStop(stage="portal", code=code, reason=str(error.cause)))
         portal.record_stage_end(str(error.cause))
     raise error
 
@@ -244,5 +258,6 @@ def _push_once(
         try:
             push_event(event, target, policy=policy, stop=stop)
         except DynamicsSyncException as error:
-            return Push(event=event, error=error)
+            cut_short = stop.is_set() and isinstance(error.cause, TransientPortalError)
+            return Push(event=event, error=error, begun=not cut_short)
     return Push(event=event)

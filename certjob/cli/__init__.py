@@ -1,12 +1,14 @@
 """The commands: parse, build, call one function, print, choose the exit code."""
 
+from typing import Annotated
+
 import typer
 
+from certjob import __version__
 from certjob.cli import data, nights
 
 app = typer.Typer(
     name="certjob",
-    help="The nightly job of a peer-mentor programme: certificates, pauses, reminders, and the portal that must agree.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -14,5 +16,23 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(*, asked: bool) -> None:
+    if asked:
+        typer.echo(f"certjob {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def certjob(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """The nightly job of a peer-mentor programme: certificates, pauses, reminders, and the portal that must agree."""
+
+
 nights.add_to(app)
 data.add_to(app)

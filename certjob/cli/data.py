@@ -50,7 +50,8 @@ def load(
     from dataclasses import asdict
 
     from certjob import console, importing
-    from certjob.roster import DEFAULT_DATE_FORMATS, LoadOptions
+    from certjob.cells import DEFAULT_DATE_FORMATS
+    from certjob.roster import LoadOptions
 
     options = LoadOptions(
         columns=_pairs(column, "--column"),
@@ -108,7 +109,7 @@ def _rejects_to(path: Path | None) -> "Iterator[Callable[[RejectedRow], None]]":
         yield lambda row: writer.writerow((row.line, row.column, row.reason))
 
 
-@organisation_app.command("set")
+@organisation_app.command("set", short_help="Create an organisation or change it.")
 def organisation_set(
     context: typer.Context,
     slug: Annotated[str, typer.Argument(metavar="SLUG", help="Its short name, such as hlf.")],
@@ -120,7 +121,8 @@ def organisation_set(
     thresholds: Annotated[
         str | None,
         typer.Option(
-            metavar="DAYS,…", help="Days before the expiry to remind on, negative = after it; none.  [60,30,14,7,1,-1]"
+            metavar="DAYS,…",
+            help="Days before the expiry to remind on, negative = after it; none.  [default: 60,30,14,7,1,-1]",
         ),
     ] = None,
     optional_kind: Annotated[
@@ -134,14 +136,18 @@ def organisation_set(
     contact_email: Annotated[str | None, typer.Option(help="Where mentors can write to.")] = None,
     contact_phone: Annotated[str | None, typer.Option(help="Where mentors can call.")] = None,
     renewal_url: Annotated[str | None, typer.Option(help="Where mentors renew a certificate.")] = None,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    log_format: LogFormat = None,
 ) -> int:
     """Create an organisation, or change what is given of it and leave the rest."""
-    from certjob import organisations
+    from certjob import console, organisations
 
     if portal not in (None, "dynamics", "none"):
-        message = "--portal must be dynamics or none."
+        message = f"--portal must be dynamics or none, not {portal[:40]!r}"
         raise typer.BadParameter(message)
-    with session(context) as opened:
+    with session(context, quiet=quiet, verbose=verbose, log_format=log_format, ends_at_once=True) as opened:
         change = organisations.set_organisation(
             opened.connection,
             slug,
@@ -154,21 +160,30 @@ def organisation_set(
             contact_phone=contact_phone,
             renewal_url=renewal_url,
         )
+    if json:
+        console.print_json({"outcome": "ok", "slug": slug, "created": change.created, "changed": change.changed})
     opened.talk.line(f"{slug}: {'created' if change.created else 'changed' if change.changed else 'nothing to change'}")
     return 0
 
 
 @organisation_app.command("list")
-def organisation_list(context: typer.Context, *, json: Json = False) -> int:
+def organisation_list(
+    context: typer.Context,
+    *,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    log_format: LogFormat = None,
+) -> int:
     """List the organisations with their rules."""
     from dataclasses import asdict
 
     from certjob import console, organisations
 
-    with session(context) as opened:
+    with session(context, quiet=quiet, verbose=verbose, log_format=log_format, ends_at_once=True) as opened:
         rows = organisations.list_organisations(opened.connection)
     if json:
-        console.print_json([asdict(row) for row in rows])
+        console.print_json({"outcome": "ok", "organisations": [asdict(row) for row in rows]})
         return 0
     headings = ("Slug", "Name", "Portal", "Thresholds", "Optional kinds", "Coordinators", "Mentors")
     console.show_rows(
@@ -190,12 +205,21 @@ def organisation_list(context: typer.Context, *, json: Json = False) -> int:
     return 0
 
 
-@db_app.command("migrate")
-def db_migrate(context: typer.Context, *, json: Json = False) -> int:
+@db_app.command("migrate", short_help="Bring the schema up to date.")
+def db_migrate(
+    context: typer.Context,
+    *,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    log_format: LogFormat = None,
+) -> int:
     """Bring the schema up to date. Safe to repeat, to run twice at once, and to kill."""
     from certjob import console, migrations
 
-    with session(context, need_schema=False) as opened:
+    with session(
+        context, quiet=quiet, verbose=verbose, log_format=log_format, need_schema=False, ends_at_once=True
+    ) as opened:
         applied = migrations.migrate(opened.connection)
     if json:
         console.print_json({"outcome": "ok", "applied": [f"{m.version:04d}_{m.name}" for m in applied]})
@@ -206,24 +230,34 @@ def db_migrate(context: typer.Context, *, json: Json = False) -> int:
     return 0
 
 
-@db_app.command("status")
-def db_status(context: typer.Context, *, json: Json = False) -> int:
+@db_app.command("status", short_help="Show which migrations are applied.")
+def db_status(
+    context: typer.Context,
+    *,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    log_format: LogFormat = None,
+) -> int:
     """Show which migrations are applied. Exits 3 while one is pending."""
     from certjob import console, migrations
 
-    with session(context, need_schema=False) as opened:
+    with session(
+        context, quiet=quiet, verbose=verbose, log_format=log_format, need_schema=False, ends_at_once=True
+    ) as opened:
         found = migrations.status(opened.connection)
-    pending = [migration for migration in found if migration.applied_at is None]
-    rows = [
-        (f"{m.version:04d}_{m.name}", f"{m.applied_at:%Y-%m-%d %H:%M}" if m.applied_at else "pending") for m in found
-    ]
+    pending = sum(migration.applied_at is None for migration in found)
+    names = [f"{migration.version:04d}_{migration.name}" for migration in found]
+    times = [m.applied_at and m.applied_at.astimezone(opened.settings.zone) for m in found]
     if json:
-        document = [{"migration": name, "applied": applied} for name, applied in rows]
+        document = [{"migration": name, "applied_at": at} for name, at in zip(names, times, strict=True)]
         console.print_json({"outcome": "attention" if pending else "ok", "migrations": document})
     else:
+        rows = [(name, f"{at:%Y-%m-%d %H:%M}" if at else "pending") for name, at in zip(names, times, strict=True)]
         console.show_rows(opened.talk, ("Migration", "Applied"), rows)
     if pending:
-        console.print_error("certjob db status", f"{len(pending)} migrations are pending; run `certjob db migrate`")
+        what = "1 migration is" if pending == 1 else f"{pending} migrations are"
+        console.print_error("certjob db status", f"{what} pending; run `certjob db migrate`")
     return 3 if pending else 0
 
 
@@ -249,7 +283,7 @@ def _pairs(values: list[str] | None, option: str) -> dict[str, str]:
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands, in the order in which --help shows them."""
-    app.command()(load)
-    app.add_typer(organisation_app, name="organisation")
+    app.command(short_help="Load mentors and certificates from a CSV file.")(load)
+    app.add_typer(organisation_app, name="organisation", short_help="The member organisations and their rules.")
     app.add_typer(db_app, name="db")
-    app.command()(demo)
+    app.command(short_help="Show a few nights on a throw-away database.")(demo)

@@ -1,6 +1,5 @@
 """The commands of the night and of the day after: run, deliver, resync, alerts."""
 
-from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,6 +14,7 @@ from certjob.cli.options import (
     Session,
     Verbose,
     delivery_from,
+    parse_day,
     parse_duration,
     session,
 )
@@ -30,8 +30,7 @@ def run(
         bool, typer.Option("--dry-run", help="Print the plan and touch nothing: no write, no lock, no call.")
     ] = False,
     as_of: Annotated[
-        datetime | None,
-        typer.Option(formats=["%Y-%m-%d"], metavar="DATE", help="Plan for another day; only with --dry-run."),
+        str | None, typer.Option(metavar="DATE", help="Plan for another day, YYYY-MM-DD; only with --dry-run.")
     ] = None,
     organisation: OrganisationSlug = None,
     allow_mass_change: Annotated[
@@ -54,12 +53,13 @@ def run(
     from certjob import nightly
 
     if as_of is not None and not dry_run:
-        message = "--as-of works only with --dry-run: a real night is always today's."
+        message = "--as-of works only with --dry-run: a real night is always today's"
         raise typer.BadParameter(message)
+    day = parse_day(as_of) if as_of is not None else None
     deadline_seconds = parse_duration(deliver_for)
-    with session(context, quiet=quiet, verbose=verbose, log_format=log_format) as opened:
+    with session(context, quiet=quiet, verbose=verbose, log_format=log_format, ends_at_once=dry_run) as opened:
         options = nightly.NightOptions(
-            today=as_of.date() if as_of else opened.settings.today,
+            today=day or opened.settings.today,
             organisation=organisation,
             dry_run=dry_run,
             allow_mass_change=allow_mass_change,
@@ -71,7 +71,7 @@ def run(
             report = nightly.run(
                 opened.connection, options=options, delivery=delivery, stop=opened.stop, progress=progress
             )
-        return _report(opened, report, json=json)
+    return _report(opened, report, json=json)
 
 
 def deliver(
@@ -102,12 +102,12 @@ def deliver(
                 stop=opened.stop,
                 progress=progress,
             )
-        return _report(opened, report, json=json)
+    return _report(opened, report, json=json)
 
 
 def resync(
     context: typer.Context,
-    mentor: Annotated[str, typer.Argument(help="Id, member number or e-mail address.")],
+    mentor: Annotated[str, typer.Argument(metavar="MENTOR", help="Id, member number or e-mail address.")],
     *,
     organisation: OrganisationSlug = None,
     allow_earlier_date: AllowEarlierDate = False,
@@ -162,7 +162,7 @@ def alerts(
     """
     from certjob import console
 
-    with session(context, quiet=quiet, verbose=verbose, log_format=log_format) as opened:
+    with session(context, quiet=quiet, verbose=verbose, log_format=log_format, ends_at_once=True) as opened:
         pushes = _documents(opened, "read_portal_alerts")
         reminders = _documents(opened, "read_failed_reminders", {"today": opened.settings.today})
     if json:
@@ -200,5 +200,7 @@ def _report(opened: Session, report: "RunReport", *, json: bool) -> int:
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands, in the order in which --help shows them."""
-    for command in (run, deliver, resync, alerts):
-        app.command()(command)
+    app.command(short_help="Run the night: state, portal, reminders.")(run)
+    app.command(short_help="Deliver what is queued and due.")(deliver)
+    app.command(short_help="Review one mentor now and push the visibility.")(resync)
+    app.command(short_help="Show what coordinators must know.")(alerts)

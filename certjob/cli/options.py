@@ -1,10 +1,12 @@
 """Options that several commands share, and what a command needs before it starts: settings, database, ways out."""
 
 import logging.config
+import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import date
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,7 +18,9 @@ if TYPE_CHECKING:
     from certjob.settings import Settings
     from certjob.stopping import StopFlag
 
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log everything, and show tracebacks.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Log everything, and where an internal error was raised.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on success, on a terminal too.")]
 LogFormat = Annotated[
     str | None,
@@ -34,7 +38,9 @@ DeliverFor = Annotated[
     typer.Option(metavar="TIME", help="How long deliveries may take, such as 90s, 30m or 2h; the rest stays pending."),
 ]
 
-_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?")
+_DURATION = re.compile(r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6})s?)?")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,20 +61,30 @@ def parse_duration(text: str) -> float:
     """
     match = _DURATION.fullmatch(text.strip().lower())
     if not match or not any(match.groups()):
-        message = f"{text!r} is no duration; give one such as 90s, 30m or 2h"
+        message = f"{text[:40]!r} is no duration; give one such as 90s, 30m or 2h"
         raise typer.BadParameter(message)
     hours, minutes, seconds = (int(part or 0) for part in match.groups())
     return float(hours * 3600 + minutes * 60 + seconds)
 
 
+def parse_day(text: str) -> date:
+    """Return the date in a text such as ``2026-12-31``."""
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        message = f"{text[:40]!r} is no date; give one such as 2026-12-31"
+        raise typer.BadParameter(message) from None
+
+
 def set_up_logs(*, verbose: bool, quiet: bool, log_format: str | None) -> None:
-    """Send certjob's log lines to stderr."""
+    """Send certjob's log lines to stderr; without a format, in that of CERTJOB_LOG_FORMAT."""
     from certjob.logs import log_configuration
 
     if log_format not in (None, "text", "json"):
-        message = "--log-format must be text or json"
+        message = f"--log-format must be text or json, not {log_format[:40]!r}"
         raise typer.BadParameter(message)
-    logging.config.dictConfig(log_configuration(verbose=verbose, quiet=quiet, log_format=log_format or "text"))
+    form = log_format or ("json" if os.environ.get("CERTJOB_LOG_FORMAT") == "json" else "text")
+    logging.config.dictConfig(log_configuration(verbose=verbose, quiet=quiet, log_format=form))
 
 
 @contextmanager
@@ -79,18 +95,37 @@ def session(
     verbose: bool = False,
     log_format: str | None = None,
     need_schema: bool = True,
+    ends_at_once: bool = False,
 ) -> Iterator[Session]:
-    """Read the settings, open the database and check its schema; close everything on the way out."""
-    from certjob import database, embedded, migrations
+    """Read the settings, open the database and check its schema; close everything on the way out.
+
+    With ``ends_at_once`` a signal breaks the work off; without, the work looks at ``stop`` and ends in its own way.
+    """
+    from certjob import __version__, database, embedded, migrations
     from certjob.console import Talk
     from certjob.settings import load_settings
 
+    stop: StopFlag = context.obj
+    set_up_logs(verbose=verbose, quiet=quiet, log_format=log_format)
     settings = load_settings()
     set_up_logs(verbose=verbose, quiet=quiet, log_format=log_format or settings.log_format)
-    with embedded.database_url(settings.database_url.get_secret_value()) as url, database.connect(url) as connection:
-        if need_schema:
-            migrations.require_current(connection)
-        yield Session(settings=settings, connection=connection, talk=Talk(quiet=quiet), stop=context.obj)
+    with embedded.database_url(settings.database_url.get_secret_value()) as url:
+        with stop.breaking_off():
+            connection = database.connect(url)
+        with connection:
+            with stop.breaking_off():
+                server = connection.info.parameter_status("server_version")
+                if need_schema:
+                    migrations.require_current(connection)
+            logger.debug(
+                "certjob %s on PostgreSQL %s, today is %s in %s",
+                __version__,
+                server,
+                settings.today,
+                settings.time_zone,
+            )
+            with stop.breaking_off() if ends_at_once else nullcontext():
+                yield Session(settings=settings, connection=connection, talk=Talk(quiet=quiet), stop=stop)
 
 
 def delivery_from(settings: "Settings", *, deadline_seconds: float = 7200.0) -> "Delivery":
@@ -107,6 +142,8 @@ def delivery_from(settings: "Settings", *, deadline_seconds: float = 7200.0) -> 
             url or "", key.get_secret_value() if key else "", deadline_seconds=CALL_DEADLINE_SECONDS
         )
 
+    if url:
+        make_target().close()  # a key that HTTP cannot carry is said now, not after the review
     return Delivery(
         make_target=make_target if url else None,
         channel=open_channel(settings),

@@ -1,0 +1,434 @@
+"""The small pieces of what people and programs see: harmless text, plan lines, totals, log lines, error texts."""
+
+import io
+import json
+import logging
+import logging.config
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import psycopg
+import pytest
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from certjob import console, entry, plain, rules
+from certjob.cli.options import parse_day, parse_duration
+from certjob.console import Talk, clean, show_alerts, show_plan, show_resync, show_rows, show_totals
+from certjob.database import Connection
+from certjob.logs import log_configuration, traceback_lines
+from certjob.models import Mentor, Status
+from certjob.plain import harmless, print_error, print_json
+from certjob.report import PlannedChange, RunReport
+from certjob.resync import MentorState
+from certjob.review_counts import ReviewCounts
+from tests.facts import TODAY, Facts
+from tests.people import certificate, expiring_in, mentor, organisation, own_pause
+
+SENTENCE = "Dynamics sync pending — mentor may still be visible on portal"
+
+
+@pytest.fixture
+def certjob_logger() -> Iterator[logging.Logger]:
+    """certjob's logger, put back as it was."""
+    logger = logging.getLogger("certjob")
+    kept = logger.handlers[:], logger.propagate, logger.level
+    yield logger
+    logger.handlers[:], logger.propagate = kept[:2]
+    logger.setLevel(kept[2])
+
+
+# Text that came from somebody.
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Kari Nordmann", "Kari Nordmann"),
+        ("Zoë Ødegård-Nuñez 北京 \U0001f600", "Zoë Ødegård-Nuñez 北京 \U0001f600"),
+        ("a\tb\nc\rd\u2028e\xa0f", "a b c d e f"),
+        ("\x1b[31mred\x1b[0m", "\ufffd[31mred\ufffd[0m"),
+        ("\x9b31m\x07\x00\x7f", "\ufffd31m\ufffd\ufffd\ufffd"),
+        ("\u202egnp.exe\u200f\ufeff\xad", "\ufffdgnp.exe\ufffd\ufffd\ufffd"),
+        (None, "None"),
+    ],
+)
+def test_any_text_becomes_one_harmless_line(text: object, shown: str) -> None:
+    """Letters stay, spaces are spaces, and what a terminal obeys or nobody sees is marked."""
+    assert harmless(text) == shown
+    assert harmless(text).isprintable()
+
+
+@pytest.mark.parametrize(
+    "text", ["[red]M1[/red]", "[/]", "[bold", "\\[x]", "a\\", "[link=http://x]y[/link]", ":smile:"]
+)
+def test_rich_shows_a_text_as_it_is_written(text: str) -> None:
+    """No markup, no emoji, no style."""
+    shown = Text.from_markup(f"[bold]{clean(text)}[/]", emoji=False)
+
+    assert shown.plain == text
+    assert [(span.start, span.end, span.style) for span in shown.spans] == [(0, len(text), "bold")]
+
+
+def test_a_document_is_json_without_anything_a_terminal_obeys(capsys: pytest.CaptureFixture[str]) -> None:
+    """Readable letters stay readable; dates are ISO; what goes in comes out."""
+    name = "Ærlig\u202e\u2028\x85\x9b\x7f\x1b\ufeff\U0001f600"
+    moment = datetime(2026, 3, 10, 4, 5, tzinfo=UTC)
+
+    print_json({"name": name, "on": TODAY, "at": moment, "id": UUID(int=1), "none": None})
+
+    text = capsys.readouterr().out
+    assert json.loads(text) == {
+        "name": name,
+        "on": "2026-03-10",
+        "at": "2026-03-10T04:05:00+00:00",
+        "id": str(UUID(int=1)),
+        "none": None,
+    }
+    assert "Ærlig" in text
+    assert all(character.isprintable() or character == "\n" for character in text)
+
+
+def test_an_error_is_one_line_whatever_is_in_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """Line ends are folded and orders to the terminal marked."""
+    print_error("certjob run", "the server said:\n\tgo  away\x1b[2J")
+
+    assert capsys.readouterr() == ("", "certjob run: the server said: go away\ufffd[2J\n")
+
+
+def test_an_error_is_a_json_line_where_the_log_is_json(
+    capsys: pytest.CaptureFixture[str], certjob_logger: logging.Logger
+) -> None:
+    """With its command as a key; quiet does not silence it."""
+    del certjob_logger
+    logging.config.dictConfig(log_configuration(verbose=False, quiet=True, log_format="json"))
+
+    print_error("certjob run", "no such\norganisation")
+
+    line = json.loads(capsys.readouterr().err)
+    assert (line["level"], line["event"], line["command"]) == ("error", "no such organisation", "certjob run")
+
+
+# Logs.
+
+
+@pytest.mark.parametrize(
+    ("options", "level"), [({}, "WARNING"), ({"verbose": True}, "DEBUG"), ({"quiet": True}, "ERROR")]
+)
+def test_the_log_set_up_is_a_value(options: dict[str, bool], level: str) -> None:
+    """Only certjob's own lines, on stderr, from the level that was asked for."""
+    configuration = log_configuration(**{"verbose": False, "quiet": False} | options, log_format="text")
+
+    assert configuration["loggers"] == {"certjob": {"level": level, "handlers": ["stderr"], "propagate": False}}
+    assert configuration["handlers"]["stderr"]["stream"] == "ext://sys.stderr"
+
+
+def test_a_traceback_leaves_out_the_row_that_the_database_quotes(facts: Facts) -> None:
+    """The DETAIL of a constraint holds names and addresses; where it happened and the rule are enough."""
+    organisation_id = facts.organisation()
+    facts.mentor(organisation_id, member_no="M1", full_name="Ola Hemmelig")
+
+    def break_a_rule() -> None:
+        try:
+            facts.mentor(organisation_id, member_no="M1", full_name="Ola Hemmelig", email="ola@example.org")
+        except psycopg.Error as error:
+            message = "could not be written"
+            raise RuntimeError(message) from error
+
+    with pytest.raises(RuntimeError) as caught:
+        break_a_rule()
+    text = "\n".join(traceback_lines(caught.value))
+
+    assert "mentors_organisation_id_member_no_key" in text
+    assert "UniqueViolation" in text
+    assert "in break_a_rule" in text
+    assert text.endswith("RuntimeError: could not be written")
+    assert "(M1)" not in text
+    assert str(organisation_id) not in text
+
+
+def test_a_logged_crash_is_whole_in_both_formats(
+    capsys: pytest.CaptureFixture[str], certjob_logger: logging.Logger
+) -> None:
+    """Lines of text, or the key of the one JSON line."""
+    for log_format in ("text", "json"):
+        logging.config.dictConfig(log_configuration(verbose=False, quiet=False, log_format=log_format))
+        try:
+            _ = 1 // 0
+        except ZeroDivisionError:
+            certjob_logger.exception("a stage crashed")
+
+    *text, line = capsys.readouterr().err.splitlines()
+    assert text[0].endswith("ERROR a stage crashed")
+    assert text[-1].startswith("ZeroDivisionError: ")
+    assert json.loads(line)["traceback"].splitlines()[-1] == text[-1]
+
+
+# Plans and totals.
+
+
+def planned(person: Mentor) -> PlannedChange:
+    decision = rules.decide(person, TODAY)
+    return PlannedChange(decision=decision, new_reminders=decision.reminders)
+
+
+def report_of(*people: Mentor) -> RunReport:
+    report = RunReport(command="run", today=TODAY, dry_run=True, review=ReviewCounts())
+    report.changes = [planned(person) for person in people]
+    return report
+
+
+@pytest.mark.parametrize(
+    ("person", "line"),
+    [
+        (mentor(expiring_in(-1)), "hlf M1001: certificates: expired; pause: pause; reminder: 1 d after; portal: hide"),
+        (mentor(expiring_in(7)), "hlf M1001: certificates: expiring; reminder: 7 d before"),
+        (
+            mentor(expiring_in(0), organisation=organisation(slug="nhf", thresholds=[0], has_portal=False)),
+            "nhf M1001: certificates: expiring; reminder: on the day",
+        ),
+        (
+            mentor(
+                replace(certificate(TODAY + timedelta(days=400)), status=Status.EXPIRED),
+                pauses=[own_pause()],
+                portal_visible=False,
+            ),
+            "hlf M1001: certificates: expired → valid; pause: lift; portal: show",
+        ),
+    ],
+)
+def test_a_plan_line_says_what_would_change(capsys: pytest.CaptureFixture[str], person: Mentor, line: str) -> None:
+    """Only what changes, in the same words as the table."""
+    show_plan(Talk(quiet=False), report_of(person))
+
+    assert capsys.readouterr().out.splitlines()[0] == line
+
+
+def terminal(columns: int) -> tuple[Talk, Callable[[], str]]:
+    """A talk on a terminal of so many columns, and how to read what it shows."""
+    talk = Talk(quiet=False)
+    talk.on_terminal = True
+    talk.out = Console(
+        file=io.StringIO(), width=columns, force_terminal=True, color_system=None, emoji=False, highlight=False
+    )
+    return talk, talk.out.file.getvalue  # type: ignore[attr-defined]
+
+
+def test_a_long_plan_is_cut_on_a_terminal_and_whole_off_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody reads 60 rows; a file gets them all."""
+    report = report_of(*[replace(mentor(expiring_in(-1)), member_no=f"N{number}") for number in range(60)])
+    talk, shown = terminal(100)
+
+    show_plan(talk, report)
+    rest = capsys.readouterr().out
+    show_plan(Talk(quiet=False), report)
+    whole = capsys.readouterr().out
+
+    assert "N49" in shown()
+    assert "N50" not in shown()
+    assert rest == "… and 10 more; --json lists all of them\n"
+    assert whole.count("hlf N") == 60
+
+
+def test_totals_name_what_is_not_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    """Zeros are left out, thousands are parted."""
+    counts = ReviewCounts(reviewed=12345, paused=1, transitions=Counter({Status.EXPIRED: 1}))
+    report = RunReport(command="run", today=TODAY, review=counts, reminders_pending=2)
+
+    show_totals(Talk(quiet=False), report)
+
+    assert capsys.readouterr().out == (
+        "mentors: 12,345 reviewed, 1 paused; certificates: 1 expired; reminders: 2 pending; portal: nothing\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "dry_run", "title"),
+    [("run", False, "Night of"), ("run", True, "Plan of"), ("deliver", False, "Delivery of")],
+)
+def test_totals_on_a_terminal_have_a_title(command: str, dry_run: bool, title: str) -> None:
+    """A night, a plan, a delivery."""
+    talk, shown = terminal(100)
+
+    show_totals(talk, RunReport(command=command, today=TODAY, dry_run=dry_run))
+
+    assert shown().startswith(f"{title} 2026-03-10")
+
+
+PUSH: Mapping[str, Any] = {
+    "sentence": SENTENCE,
+    "visible": False,
+    "full_name": "Kari [b]Nordmann",
+    "member_no": "M1",
+    "mentor_id": UUID(int=7),
+    "wanted_at": datetime(2026, 3, 10, 23, 30, tzinfo=UTC),
+    "attempts": 3,
+    "error": "the portal answered 503",
+}
+
+REMINDER: Mapping[str, Any] = {
+    "full_name": "Ola Nordmann",
+    "member_no": "M2",
+    "mentor_id": UUID(int=8),
+    "expires_on": date(2026, 3, 17),
+    "error": "no address",
+}
+
+
+def test_alerts_off_a_terminal_are_lines_with_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    """Sentence, person, id, since when there, how often, why."""
+    never_tried = {**PUSH, "attempts": 0, "error": None}
+    once = {**PUSH, "attempts": 1}
+
+    show_alerts(Talk(quiet=False), [dict(PUSH), never_tried, once], [dict(REMINDER)], zone=ZoneInfo("Europe/Oslo"))
+
+    start = f"{SENTENCE}: Kari [b]Nordmann (M1, {UUID(int=7)}), wanted since 2026-03-11 00:30, "
+    assert capsys.readouterr().out.splitlines() == [
+        f"{start}3 calls: the portal answered 503",
+        f"{start}0 calls",
+        f"{start}1 call: the portal answered 503",
+        f"Reminder not delivered: Ola Nordmann (M2, {UUID(int=8)}), certificate until 2026-03-17: no address; "
+        "correct the e-mail address",
+    ]
+
+
+def test_alerts_on_a_terminal_name_the_next_step() -> None:
+    """Who, since when, why, and the command to type."""
+    talk, shown = terminal(120)
+
+    show_alerts(talk, [dict(PUSH)], [dict(REMINDER)], zone=ZoneInfo("Europe/Oslo"))
+
+    lines = [line.strip() for line in Text.from_ansi(shown()).plain.splitlines()]
+    assert lines[:3] == [
+        SENTENCE,
+        "Kari [b]Nordmann (M1), since 2026-03-11 00:30",
+        "the portal answered 503; then `certjob resync M1`",
+    ]
+    assert "correct the e-mail address" in " ".join(lines)
+
+
+STATE = MentorState(
+    member_no="M1",
+    has_portal=True,
+    wanted=False,
+    acknowledged=None,
+    open_push="pending",
+    pauses=["certification_expired"],
+    certificates=["likeperson expired until 2026-03-09"],
+)
+
+
+def test_a_resync_shows_before_and_after(capsys: pytest.CaptureFixture[str]) -> None:
+    """Certificates, pauses, what the portal should have and has."""
+    after = replace(STATE, open_push=None, acknowledged=False)
+    elsewhere = replace(STATE, has_portal=False, pauses=[], certificates=[])
+
+    show_resync(Talk(quiet=False), STATE, after)
+    show_resync(Talk(quiet=False), elsewhere, elsewhere)
+
+    person = "M1: likeperson expired until 2026-03-09; paused: certification_expired; portal wanted hidden"
+    assert capsys.readouterr().out.splitlines() == [
+        f"before: {person}, confirmed unknown, push pending",
+        f"after:  {person}, confirmed hidden",
+        "before: M1: no certificate; not paused; no portal",
+        "after:  M1: no certificate; not paused; no portal",
+    ]
+
+
+def test_rows_are_tabs_off_a_terminal_and_a_table_on_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """A tab inside a cell would shift the columns: it is a space."""
+    talk, shown = terminal(30)
+    rows = [("a\tb", 1), ("[x]", None)]
+
+    show_rows(Talk(quiet=False), ("Name", "Number"), rows)
+    show_rows(talk, ("Name", "Number"), rows)
+
+    assert capsys.readouterr().out == "a b\t1\n[x]\tNone\n"
+    assert "│ [x]  │ None   │" in shown()
+    assert "Number" in shown()
+
+
+def test_nobody_is_told_anything_off_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Talk and progress are for people who watch."""
+    talk = Talk(quiet=False)
+
+    talk.line("the schema is up to date")
+    with talk.progress() as progress:
+        progress.phase("Reviewing mentors")(5)
+
+    assert not talk.chatty
+    assert capsys.readouterr() == ("", "")
+
+
+# Arguments and errors.
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 90),
+        ("90s", 90),
+        ("30m", 1800),
+        ("2h", 7200),
+        ("1h30m", 5400),
+        (" 1H 0M ".replace(" ", ""), 3600),
+        ("0", 0),
+    ],
+)
+def test_a_duration_is_read_as_people_write_it(text: str, seconds: float) -> None:
+    """Hours, minutes, seconds; a bare number is seconds."""
+    assert parse_duration(text) == seconds
+
+
+def test_a_day_is_read_as_iso() -> None:
+    """And nothing else is."""
+    assert parse_day("2026-03-10") == TODAY
+    with pytest.raises(typer.BadParameter, match="is no date"):
+        parse_day("10/03/2026")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "name", "phrase"),
+    [
+        (psycopg.errors.AdminShutdown("terminating connection"), 1, "database_unavailable", "went away"),
+        (psycopg.OperationalError("server closed the connection"), 1, "database_unavailable", "went away"),
+        (psycopg.errors.QueryCanceled("canceling statement"), 1, "database", "could not do it now"),
+        (psycopg.errors.DiskFull("could not extend file"), 1, "database", "could not do it now"),
+        (psycopg.errors.LockNotAvailable("lock timeout"), 1, "database", "could not do it now"),
+        (psycopg.errors.InsufficientPrivilege("denied"), 2, "configuration", "lacks a right"),
+        (psycopg.errors.ReadOnlySqlTransaction("no INSERT"), 1, "database_unavailable", "read-only"),
+        (psycopg.errors.UndefinedColumn("no column"), 1, "database", "refused a statement"),
+        (OSError(28, "No space left on device"), 1, "disk_full", "make room"),
+        (ZeroDivisionError("division by zero"), 1, "internal", "run it again with -v"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)
+def test_a_foreign_error_gets_a_code_and_a_next_step(error: Exception, code: int, name: str, phrase: str) -> None:
+    """Whatever slipped through to the last line of defence."""
+    described = entry._describe(error, ["run"])
+
+    assert described[:2] == (code, name)
+    assert phrase in described[2]
+
+
+def test_a_rule_of_the_database_is_quoted_without_its_row(connection: Connection) -> None:
+    """The first line of the server's message, not its DETAIL."""
+    with pytest.raises(psycopg.errors.NotNullViolation) as caught:
+        connection.execute("INSERT INTO organisations (slug, name) VALUES ('secret-slug', NULL)")
+
+    _, _, message = entry._describe(caught.value, ["run"])
+
+    assert "violates not-null constraint" in message
+    assert "secret-slug" not in message
+
+
+def test_everything_that_is_exported_is_there() -> None:
+    """The commands take what needs no Rich from here as well."""
+    assert console.print_error is plain.print_error
+    assert all(hasattr(console, name) for name in console.__all__)

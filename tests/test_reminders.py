@@ -1,0 +1,601 @@
+"""Each mentor is reminded once per threshold, and only while it is still true."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import date, timedelta
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+
+from certjob import database
+from certjob.database import Connection
+from certjob.errors import OutcomeUnknownError, RecipientRefusedError
+from certjob.mail_stage import MailStage, ReminderCounts
+from certjob.models import Decision, Organisation, Reminder
+from certjob.reminders import CertificationReminderService, QueuedReminder, retry_delay_seconds
+from certjob.stopping import StopFlag
+from tests.facts import TODAY, Facts
+from tests.intents import make_due, message_ids, review, run_out
+from tests.nights import CollectingChannel, in_background, night
+from tests.waiting import until, waits_for_a_lock
+
+App = psycopg.Connection[tuple[object, ...]]
+
+LOG = "SELECT threshold_days, status FROM cert_notification_log ORDER BY threshold_days DESC"
+
+
+@pytest.fixture
+def other(database_url: str) -> Iterator[Connection]:
+    """The connection of another run."""
+    with database.connect(database_url) as connection:
+        yield connection
+
+
+@pytest.fixture
+def mentor(facts: Facts) -> UUID:
+    """A mentor of an organisation without a portal, without any certificate."""
+    return facts.mentor(facts.organisation("nhf", portal=None), email="kari@example.org")
+
+
+@pytest.fixture
+def certificate(facts: Facts, mentor: UUID) -> UUID:
+    """The mentor's certificate, in force for 25 days more: the 30-day reminder is due."""
+    return facts.certificate(mentor, days(25))
+
+
+def days(number: int) -> date:
+    """The day so many days after today."""
+    return TODAY + timedelta(days=number)
+
+
+def service(connection: Connection) -> CertificationReminderService:
+    return CertificationReminderService(connection, run_id=uuid4())
+
+
+def move(connection: Connection, certificate_id: UUID, expires_on: date) -> None:
+    """Change the certificate in place, as the app does, and review."""
+    connection.execute("UPDATE certificates SET expires_on = %s WHERE id = %s", (expires_on, certificate_id))
+    review(connection)
+
+
+def send(connection: Connection, today: date = TODAY) -> CollectingChannel:
+    """A night with a channel that takes everything."""
+    channel = CollectingChannel()
+    night(connection, today, channel=channel)
+    return channel
+
+
+def claim_one(connection: Connection) -> QueuedReminder:
+    reminders, _ = service(connection).claim()
+    assert len(reminders) == 1
+    return reminders[0]
+
+
+def history(facts: Facts) -> list[tuple[object, ...]]:
+    """The earlier cycles: how each ended, about which date."""
+    return facts.rows(
+        "SELECT h ->> 'status', (h ->> 'expires_on')::date, (h ->> 'maybe_sent')::boolean"
+        " FROM cert_notification_log, jsonb_array_elements(history) WITH ORDINALITY AS e (h, n) ORDER BY n"
+    )
+
+
+class TestOnce:
+    """Every reminder goes through one upsert."""
+
+    def test_the_same_date_again_does_nothing(self, connection: Connection, facts: Facts, certificate: UUID) -> None:
+        """Reviewed three times, queued once, whatever it has become."""
+        review(connection)
+        before = facts.rows("SELECT row_to_json(l)::text FROM cert_notification_log l")
+
+        for _ in range(2):
+            connection.execute("UPDATE mentors SET review_on = '-infinity'")
+            review(connection)
+
+        assert facts.rows("SELECT row_to_json(l)::text FROM cert_notification_log l") == before
+        assert facts.rows(LOG) == [(30, "pending")]
+
+    @pytest.mark.parametrize("status", ["sent", "failed", "superseded"])
+    def test_what_is_settled_stays_settled(
+        self, connection: Connection, facts: Facts, certificate: UUID, status: str
+    ) -> None:
+        """The same date re-arms nothing but a cancelled one."""
+        review(connection)
+        connection.execute("UPDATE cert_notification_log SET status = %s", (status,))
+        connection.execute("UPDATE mentors SET review_on = '-infinity'")
+
+        review(connection)
+
+        assert facts.rows(LOG) == [(30, status)]
+
+    def test_an_extension_in_place_rearms_it(self, connection: Connection, facts: Facts, certificate: UUID) -> None:
+        """The earlier cycle goes to the history; the new one is a new message."""
+        first = send(connection)
+        move(connection, certificate, days(390))
+
+        second = send(connection, days(365))
+
+        assert len(first.sent) == len(second.sent) == 1
+        assert second.sent[0].expires_on == days(390)
+        assert message_ids(first.sent) != message_ids(second.sent)
+        assert history(facts) == [("sent", days(25), False)]
+        assert facts.rows("SELECT status, attempts, expires_on, sent_at >= queued_at FROM cert_notification_log") == [
+            ("sent", 1, days(390), True)
+        ]
+
+    def test_a_rearmed_row_is_as_new(self, connection: Connection, facts: Facts, certificate: UUID) -> None:
+        """No attempt, no error, due now; the history keeps what there was."""
+        review(connection)
+        connection.execute(
+            "UPDATE cert_notification_log SET attempts = 3, last_error = 'put off', sent_at = now(),"
+            " next_attempt_at = now() + interval '6 h'"
+        )
+
+        move(connection, certificate, days(26))
+
+        assert facts.rows(
+            "SELECT status, attempts, last_error, sent_at, next_attempt_at <= now(), claim_token, maybe_sent"
+            " FROM cert_notification_log"
+        ) == [("pending", 0, None, None, True, None, False)]
+        assert facts.rows(
+            "SELECT history -> 0 ->> 'attempts', history -> 0 ->> 'last_error' FROM cert_notification_log"
+        ) == [("3", "put off")]
+
+    def test_a_typo_corrected_back_mails_nobody_twice(
+        self, connection: Connection, facts: Facts, certificate: UUID
+    ) -> None:
+        """Mailed about the right date; the wrong one was never mailed about."""
+        assert len(send(connection).sent) == 1
+        move(connection, certificate, days(26))
+        move(connection, certificate, days(25))
+
+        channel = send(connection)
+
+        assert channel.sent == []
+        assert facts.rows(LOG) == [(30, "cancelled")]
+        assert send(connection, days(1)).sent == []
+
+    def test_a_typo_that_was_mailed_about_is_corrected_without_a_third_mail(
+        self, connection: Connection, facts: Facts, certificate: UUID
+    ) -> None:
+        """Right date, wrong date, right date again: two mails, then silence, as often as it goes to and fro."""
+        sent = len(send(connection).sent)
+        for number in (26, 25, 26, 25):
+            move(connection, certificate, days(number))
+            sent += len(send(connection).sent)
+
+        assert sent == 2
+
+    def test_a_cancelled_one_comes_back(self, connection: Connection, facts: Facts, certificate: UUID) -> None:
+        """Revoked by mistake, cancelled under the claim, revived."""
+        review(connection)
+        connection.execute("UPDATE certificates SET revoked_at = now()")
+        assert send(connection).sent == []
+        assert facts.rows(LOG) == [(30, "cancelled")]
+        connection.execute("UPDATE certificates SET revoked_at = NULL")
+
+        channel = send(connection)
+
+        assert len(channel.sent) == 1
+        assert history(facts) == [("cancelled", days(25), False)]
+
+    def test_the_cycle_is_the_number_of_earlier_ones(
+        self, connection: Connection, facts: Facts, certificate: UUID
+    ) -> None:
+        """It is part of the message's id."""
+        review(connection)
+        for number in (26, 27, 28):
+            move(connection, certificate, days(number))
+
+        assert claim_one(connection).cycle == 3
+
+    def test_the_plan_counts_what_the_upsert_would_queue(
+        self, connection: Connection, facts: Facts, mentor: UUID, certificate: UUID
+    ) -> None:
+        """New, settled, extended, cancelled and corrected back: ``find_new`` says the same as ``queue``."""
+        organisation = Organisation(
+            id=uuid4(), slug="nhf", has_portal=False, reminder_thresholds=(30,), optional_kinds=frozenset()
+        )
+        reminder = Reminder(cert_id=certificate, threshold_days=30, expires_on=days(25))
+        decision = Decision(
+            mentor_id=mentor,
+            member_no="M1",
+            organisation=organisation,
+            transitions=(),
+            pause=None,
+            own_pause_id=None,
+            reminders=(reminder,),
+            visible=True,
+            push=False,
+            without_certificate=False,
+            review_on=None,
+        )
+        mine = service(connection)
+        for status, expires_on in [
+            ("pending", days(25)),
+            ("pending", days(25)),
+            ("sent", days(26)),
+            ("sent", days(25)),
+            ("cancelled", days(26)),
+            ("cancelled", days(25)),
+            ("failed", days(27)),
+            ("pending", days(26)),
+        ]:
+            due = replace(decision, reminders=(replace(reminder, expires_on=expires_on),))
+
+            found = [mentor_id for mentor_id, _ in mine.find_new([due])]
+
+            assert found == mine.queue([due]), (status, expires_on)
+            connection.execute("UPDATE cert_notification_log SET status = %s", (status,))
+
+
+class TestSuperseded:
+    """A more urgent reminder makes an older unsent one pointless."""
+
+    @pytest.mark.parametrize("status", ["pending", "failed"])
+    def test_an_older_unsent_one_is_superseded(
+        self, connection: Connection, facts: Facts, certificate: UUID, status: str
+    ) -> None:
+        """One message about one certificate, not two."""
+        review(connection)
+        connection.execute("UPDATE cert_notification_log SET status = %s", (status,))
+
+        review(connection, days(12))
+
+        assert facts.rows(LOG) == [(30, "superseded"), (14, "pending")]
+
+    @pytest.mark.parametrize("status", ["sent", "cancelled"])
+    def test_what_is_over_stays_as_it_is(
+        self, connection: Connection, facts: Facts, certificate: UUID, status: str
+    ) -> None:
+        """Nothing is left to supersede."""
+        review(connection)
+        connection.execute("UPDATE cert_notification_log SET status = %s", (status,))
+
+        review(connection, days(12))
+
+        assert facts.rows(LOG) == [(30, status), (14, "pending")]
+
+    def test_one_that_is_claimed_just_now_is_left_to_its_claim(
+        self, connection: Connection, facts: Facts, certificate: UUID
+    ) -> None:
+        """It is asked again under it."""
+        review(connection)
+        reminder = claim_one(connection)
+
+        review(connection, days(12))
+
+        assert facts.rows(LOG) == [(30, "pending"), (14, "pending")]
+        recipient = service(connection).recipient(reminder)
+        assert recipient is not None
+        assert CertificationReminderService.cancel_reason(reminder, recipient, days(12)) == "too late"
+
+    def test_one_whose_lease_ran_out_is_superseded(
+        self, connection: Connection, facts: Facts, certificate: UUID
+    ) -> None:
+        """Its sender is gone; that it may have arrived is not forgotten."""
+        review(connection)
+        reminder = claim_one(connection)
+        run_out(facts, "cert_notification_log")
+
+        review(connection, days(12))
+
+        assert facts.rows(LOG) == [(30, "superseded"), (14, "pending")]
+        assert facts.rows("SELECT maybe_sent FROM cert_notification_log WHERE threshold_days = 30") == [(True,)]
+        assert not service(connection).settle(reminder, "sent")
+
+    def test_another_certificate_is_another_matter(
+        self, connection: Connection, facts: Facts, mentor: UUID, certificate: UUID
+    ) -> None:
+        """Two kinds, two reminders."""
+        facts.certificate(mentor, days(5), kind="first-aid")
+
+        review(connection)
+
+        assert facts.rows(LOG) == [(30, "pending"), (7, "pending")]
+
+
+class TestClaims:
+    """Two runs at once."""
+
+    def test_a_lease_that_ran_out_says_that_it_may_have_been_sent(
+        self, connection: Connection, facts: Facts, certificate: UUID
+    ) -> None:
+        """Nobody knows what the vanished process did; its own settle comes too late."""
+        review(connection)
+        first = claim_one(connection)
+        run_out(facts, "cert_notification_log")
+
+        second = claim_one(connection)
+
+        assert (first.maybe_sent, second.maybe_sent, second.attempts) == (False, True, 2)
+        assert not service(connection).settle(first, "sent")
+        assert facts.rows(LOG) == [(30, "pending")]
+        assert service(connection).settle(second, "sent")
+
+    def test_two_runs_share_the_reminders(self, connection: Connection, facts: Facts, other: Connection) -> None:
+        """Each mentor gets one message, from one of them."""
+        organisation = facts.organisation(portal=None)
+        mentors = [facts.certified_mentor(organisation, days(5)) for _ in range(60)]
+        review(connection)
+        claimed: dict[str, list[UUID]] = {"mine": [], "theirs": []}
+        ready = threading.Barrier(2, timeout=20)
+
+        def deliver(session: Connection, who: str) -> None:
+            ready.wait()
+            while reminders := service(session).claim(limit=3)[0]:
+                for reminder in reminders:
+                    assert service(session).settle(reminder, "sent")
+                    claimed[who].append(reminder.mentor_id)
+
+        with in_background(lambda: deliver(other, "theirs")):
+            deliver(connection, "mine")
+
+        assert sorted(claimed["mine"] + claimed["theirs"]) == sorted(mentors)
+        assert facts.rows("SELECT DISTINCT status, attempts FROM cert_notification_log") == [("sent", 1)]
+
+    def test_untried_ones_come_first(self, connection: Connection, facts: Facts) -> None:
+        """What a server keeps refusing must not stand before the new ones every night."""
+        organisation = facts.organisation(portal=None)
+        for _ in range(4):
+            facts.certified_mentor(organisation, days(5))
+        review(connection)
+        first, second, third, fourth = (
+            row[0] for row in facts.rows("SELECT id FROM cert_notification_log ORDER BY id")
+        )
+        connection.execute(
+            "UPDATE cert_notification_log SET attempts = 2, next_attempt_at = now() - interval '1 day'"
+            " WHERE id IN (%s, %s)",
+            (first, second),
+        )
+
+        claimed = [[reminder.id for reminder in service(connection).claim(limit=3)[0]] for _ in range(2)]
+
+        assert claimed == [[third, fourth, first], [second]]
+
+    def test_a_rearmed_row_is_lost_to_its_claim(self, connection: Connection, facts: Facts, certificate: UUID) -> None:
+        """The date changed while the message about the old one was on its way: that one may have arrived."""
+        review(connection)
+        reminder = claim_one(connection)
+
+        move(connection, certificate, days(26))
+
+        assert not service(connection).settle(reminder, "sent")
+        assert facts.rows("SELECT status, expires_on, maybe_sent FROM cert_notification_log") == [
+            ("pending", days(26), False)
+        ]
+        assert history(facts) == [("pending", days(25), True)]
+
+    def test_back_to_a_date_that_may_have_been_mailed_about_the_repeat_says_so(
+        self, connection: Connection, facts: Facts, certificate: UUID
+    ) -> None:
+        """Across re-arms, too."""
+        review(connection)
+        claim_one(connection)
+        move(connection, certificate, days(26))
+
+        move(connection, certificate, days(25))
+
+        assert facts.rows("SELECT status, expires_on, maybe_sent FROM cert_notification_log") == [
+            ("pending", days(25), True)
+        ]
+
+    def test_a_release_and_an_apply_over_the_same_rows_both_succeed(
+        self, connection: Connection, facts: Facts, other: Connection, app: App
+    ) -> None:
+        """A release waits for whoever holds one of its rows, and goes on."""
+        organisation = facts.organisation(portal=None)
+        for _ in range(5):
+            facts.certified_mentor(organisation, days(5))
+        review(connection)
+        mine = service(connection)
+        reminders, _ = mine.claim()
+        app.execute("SELECT 1 FROM cert_notification_log ORDER BY mentor_id LIMIT 1 FOR NO KEY UPDATE")
+
+        with in_background(lambda: mine.release(reminders)):
+            until(lambda: waits_for_a_lock(other, connection))
+            app.execute("SELECT 1 FROM cert_notification_log FOR NO KEY UPDATE NOWAIT")
+            app.commit()
+
+        assert facts.rows("SELECT attempts, count(claim_token) FROM cert_notification_log GROUP BY 1") == [(0, 0)]
+
+
+class TestBeforeSending:
+    """Under the claim the rules are asked again, on the facts of that moment."""
+
+    @pytest.mark.parametrize(
+        ("change", "reason"),
+        [
+            ("UPDATE certificates SET revoked_at = now()", "revoked"),
+            ("UPDATE certificates SET expires_on = expires_on + 300", "extended"),
+            ("UPDATE certificates SET expires_on = expires_on - 1", "shortened"),
+            ("DELETE FROM certificates", "deleted"),
+            ("UPDATE mentors SET left_at = now()", "left"),
+            (
+                "INSERT INTO certificates (mentor_id, kind, issued_on, expires_on)"
+                " SELECT mentor_id, kind, expires_on, expires_on + 700 FROM certificates",
+                "renewed",
+            ),
+            ("UPDATE organisations SET reminder_thresholds = '{60}'", "not due"),
+        ],
+    )
+    def test_what_is_not_true_any_more_is_not_sent(
+        self, connection: Connection, facts: Facts, certificate: UUID, change: str, reason: str
+    ) -> None:
+        """Cancelled with the reason, and no attempt counted; the fact came after the review."""
+        review(connection)
+        connection.execute(change.encode())
+        channel = CollectingChannel()
+
+        counts = deliver(connection, channel)
+
+        assert channel.sent == []
+        assert (counts.cancelled, counts.sent, counts.lost) == (1, 0, 0)
+        assert facts.rows("SELECT status, last_error, attempts, claim_token FROM cert_notification_log") == [
+            ("cancelled", reason, 0, None)
+        ]
+
+    @pytest.mark.parametrize(
+        ("today", "reason"), [(days(12), "too late"), (days(26), "too late"), (days(200), "too late")]
+    )
+    def test_what_comes_too_late_is_not_sent(
+        self, connection: Connection, facts: Facts, certificate: UUID, today: date, reason: str
+    ) -> None:
+        """A more urgent one is due, or the day has passed."""
+        review(connection)
+        channel = CollectingChannel()
+
+        deliver(connection, channel, today)
+
+        assert channel.sent == []
+        assert facts.rows("SELECT status, last_error FROM cert_notification_log") == [("cancelled", reason)]
+
+    @pytest.mark.parametrize(("late_days", "sent"), [(14, 1), (15, 0)])
+    def test_a_notice_about_a_past_expiry_is_sent_for_two_weeks(
+        self, connection: Connection, facts: Facts, mentor: UUID, late_days: int, sent: int
+    ) -> None:
+        """The threshold of −1 is due the day after; a mail server that was down for long makes nobody read of it."""
+        facts.certificate(mentor, days(-1))
+        review(connection)
+        channel = CollectingChannel()
+
+        deliver(connection, channel, days(late_days))
+
+        assert len(channel.sent) == sent
+
+    def test_a_mentor_who_is_gone_gets_nothing(self, connection: Connection, facts: Facts, certificate: UUID) -> None:
+        """Deleted between claim and message, with the row: nobody is asked, nothing is lost."""
+        review(connection)
+        connection.execute("ALTER TABLE mentors DISABLE TRIGGER mentor_deleted")
+        reminder = claim_one(connection)
+        connection.execute("DELETE FROM mentors")
+
+        assert service(connection).recipient(reminder) is None
+        assert not service(connection).settle(reminder, "sent")
+
+    def test_what_is_still_true_is_sent_with_the_facts_of_the_moment(
+        self, connection: Connection, facts: Facts, mentor: UUID, certificate: UUID
+    ) -> None:
+        """The address of now, not of the review."""
+        review(connection)
+        connection.execute("UPDATE mentors SET email = ' new@example.org ', full_name = 'Kari Hansen'")
+        channel = CollectingChannel()
+
+        deliver(connection, channel)
+
+        assert [(message.to, message.mentor_id) for message in channel.sent] == [("new@example.org", mentor)]
+        assert "Kari Hansen" in channel.sent[0].text
+
+
+class TestAddress:
+    """No address, a wrong one, a corrected one."""
+
+    @pytest.mark.parametrize(
+        ("email", "reason"),
+        [
+            (None, "no address"),
+            ("", "no address"),
+            ("   ", "no address"),
+            ("kari@", "the e-mail address is no address that mail can be sent to; correct it"),
+            (
+                "kari@example.org, ola@example.org",
+                "the e-mail address is no address that mail can be sent to; correct it",
+            ),
+        ],
+    )
+    def test_nothing_can_be_sent_without_one(
+        self, connection: Connection, facts: Facts, certificate: UUID, email: str | None, reason: str
+    ) -> None:
+        """Failed and shown, no attempt counted; the text does not hold the address."""
+        connection.execute("UPDATE mentors SET email = %s", (email,))
+        review(connection)
+        channel = CollectingChannel()
+
+        counts = deliver(connection, channel)
+
+        assert channel.sent == []
+        assert counts.failed == 1
+        assert facts.rows("SELECT status, last_error, attempts FROM cert_notification_log") == [("failed", reason, 0)]
+
+    def test_a_corrected_one_sends_it_the_next_night(
+        self, connection: Connection, facts: Facts, mentor: UUID, certificate: UUID
+    ) -> None:
+        """Once, and without a word of a repeat: it was never sent."""
+        connection.execute("UPDATE mentors SET email = NULL")
+        assert send(connection).sent == []
+        connection.execute("UPDATE mentors SET email = 'kari@example.org'")
+
+        channel = send(connection, days(1))
+
+        assert [(message.to, message.repeat) for message in channel.sent] == [("kari@example.org", False)]
+        assert facts.rows("SELECT status, attempts, last_error FROM cert_notification_log") == [("sent", 1, None)]
+
+    def test_one_corrected_while_the_server_refused_the_old_one_is_tried(
+        self, connection: Connection, facts: Facts, other: Connection, certificate: UUID
+    ) -> None:
+        """The correction came in the very second of the refusal: it is not lost on a failed row."""
+        review(connection)
+
+        def refuse(message: object) -> None:
+            if len(tried) == 0:
+                tried.append(message)
+                other.execute("UPDATE mentors SET email = 'new@example.org'")
+                text = "550 no such user"
+                raise RecipientRefusedError(text)
+
+        tried: list[object] = []
+        channel = CollectingChannel(on_send=refuse)
+
+        counts = deliver(connection, channel)
+
+        assert [message.to for message in channel.sent] == ["new@example.org"]
+        assert (counts.sent, counts.failed) == (1, 0)
+
+
+class TestUnknownOutcome:
+    """A message that may have arrived."""
+
+    def test_the_repeat_has_the_same_id_and_says_so(
+        self, connection: Connection, facts: Facts, certificate: UUID
+    ) -> None:
+        """Pending with a delay, then sent again under the same id."""
+        tried: list[str] = []
+
+        def break_off(message: object) -> None:
+            tried.append(getattr(message, "message_id", ""))
+            if len(tried) == 1:
+                text = "no answer after the final dot"
+                raise OutcomeUnknownError(text)
+
+        channel = CollectingChannel(on_send=break_off)
+        night(connection, channel=channel)
+        assert facts.rows(
+            "SELECT status, maybe_sent, attempts, next_attempt_at > now() + interval '14 min'"
+            " FROM cert_notification_log"
+        ) == [("pending", True, 1, True)]
+        make_due(facts, "cert_notification_log")
+
+        night(connection, channel=channel)
+
+        assert len(tried) == 2
+        assert tried[0] == tried[1] == channel.sent[0].message_id
+        assert channel.sent[0].repeat
+        assert "Du kan få denne påminnelsen mer enn én gang" in channel.sent[0].text
+
+
+@pytest.mark.parametrize(
+    ("attempts", "minutes"), [(1, 15), (2, 30), (3, 60), (4, 120), (5, 240), (6, 360), (7, 360), (99, 360)]
+)
+def test_the_delay_doubles_up_to_six_hours(attempts: int, minutes: int) -> None:
+    """15 min × 2^(n − 1)."""
+    assert retry_delay_seconds(attempts) == minutes * 60
+
+
+def deliver(connection: Connection, channel: CollectingChannel, today: date = TODAY) -> ReminderCounts:
+    """The mail stage alone, without a review."""
+    stage = MailStage(
+        service(connection), channel=channel, mail_from="certjob@example.org", today=today, stop=StopFlag()
+    )
+    assert stage.run(deadline_seconds=60) is None
+    return stage.counts
