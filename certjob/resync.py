@@ -18,8 +18,8 @@ from certjob.errors import (
     UnknownMentorError,
 )
 from certjob.guards import MassChangeGuard
-from certjob.models import Decision
 from certjob.job_runs import recorded, refuse_earlier_date
+from certjob.models import Decision
 from certjob.nightly import Delivery, read_backlog
 from certjob.portal_sync import (
     CALL_DEADLINE_SECONDS,
