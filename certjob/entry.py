@@ -48,7 +48,7 @@ def run(arguments: Sequence[str], *, stop: StopFlag) -> int:
         try:
             result = command.main(list(arguments), prog_name="certjob", obj=stop, standalone_mode=False)
         finally:
-            stop.is_over = True
+            stop.end()
     except typer.Exit as ended:
         return ended.exit_code
     except (typer.Abort, KeyboardInterrupt):

@@ -24,7 +24,7 @@ class StopFlag(threading.Event):
         self.breaks_off = False
         """Whether a signal breaks off a wait without any grace."""
         self.is_over = False
-        """The command has ended: a signal changes nothing any more."""
+        """Whether the command has ended: a signal changes nothing any more."""
 
     def error(self) -> StoppedBySignalError:
         """Return the error that ends the command."""
@@ -39,6 +39,12 @@ class StopFlag(threading.Event):
         """Wait, but no longer than until it is set; then raise StoppedBySignalError."""
         self.wait(seconds)
         self.check()
+
+    def end(self) -> None:
+        """Note that the command has ended, and stop the clock that would break it off."""
+        self.is_over = True
+        if self.is_set():  # while the interpreter shuts down the alarm would find no handler, and kill it
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
     @contextmanager
     def breaking_off(self) -> Iterator[None]:

@@ -13,6 +13,8 @@ import pytest
 
 from certjob import migrations
 from certjob.database import Connection
+from certjob.errors import StoppedBySignalError
+from certjob.stopping import StopFlag
 from tests.command_line import Backends, Child, Finished, assert_one_line, started, wait_until
 from tests.facts import Facts
 from tests.portal_answers import error, hang
@@ -377,3 +379,34 @@ def test_while_a_load_waits_for_a_held_mentor(
     app.rollback()
     assert_completes(start, "load", str(path))
     assert facts.rows("SELECT count(*) FROM certificates") == [(3000,)]
+
+
+# The flag itself.
+
+
+def test_the_end_of_the_command_stops_the_clock() -> None:
+    """An alarm that rings while the interpreter shuts down would find no handler, and kill what ended well."""
+    flag = StopFlag()
+    flag.set()
+    signal.setitimer(signal.ITIMER_REAL, 3600)
+
+    flag.end()
+
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_a_stop_is_seen_before_and_during_a_sleep() -> None:
+    """check, sleep and breaking_off raise once it is set, and not before."""
+    flag = StopFlag()
+    flag.check()
+    flag.sleep(0)
+    seen = []
+    with flag.breaking_off():
+        seen.append(flag.breaks_off)
+    seen.append(flag.breaks_off)
+    assert seen == [True, False]
+    flag.set()
+
+    for use in (flag.check, lambda: flag.sleep(60), lambda: flag.breaking_off().__enter__()):
+        with pytest.raises(StoppedBySignalError, match="the next run does the rest"):
+            use()
