@@ -1,5 +1,6 @@
 """Connections, transactions, and the statements of ``sql/`` by their file names."""
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -32,6 +33,7 @@ def connect(url: str) -> Connection:
     Raises ConfigurationError when the URL, user, password or database name is wrong, DatabaseUnavailableError when the
     server cannot be reached. Neither text holds the URL.
     """
+    _refuse_unencoded(url)
     try:
         connection = psycopg.connect(
             url,
@@ -56,6 +58,18 @@ def connect(url: str) -> Connection:
     return connection
 
 
+def _refuse_unencoded(url: str) -> None:
+    """Refuse a URL whose password was not percent-encoded: libpq would take a piece of it for the host and print it."""
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme not in ("postgresql", "postgres"):
+        return
+    authority, _, path = rest.partition("/")
+    parameters = path.partition("?")[2]
+    if "@" in path.removesuffix(parameters) or "@" in authority.partition("@")[2] or re.search("[?#].*@", authority):
+        message = "CERTJOB_DATABASE_URL: in the user and the password, write @ : / # ? and % percent-encoded (@ is %40)"
+        raise ConfigurationError(message)
+
+
 def _connection_error(error: psycopg.OperationalError) -> ConfigurationError | DatabaseUnavailableError:
     text = " ".join(str(error).split()) or "no answer"
     needs_password = error.pgconn is not None and error.pgconn.needs_password
@@ -69,7 +83,8 @@ def _connection_error(error: psycopg.OperationalError) -> ConfigurationError | D
     ):
         if f"FATAL: {sign}" in text or (sign in text and not sign.endswith(" ")) or needs_password:
             return ConfigurationError(f"the database refused the connection: {_cause(text)}; {advice}")
-    return DatabaseUnavailableError(f"the database cannot be reached: {_cause(text)}")
+    advice = "check the host and port in CERTJOB_DATABASE_URL and whether the server runs"
+    return DatabaseUnavailableError(f"the database cannot be reached: {_cause(text)}; {advice}")
 
 
 def _cause(text: str) -> str:

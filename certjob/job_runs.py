@@ -46,7 +46,7 @@ def recorded(connection: Connection, report: RunReport, *, organisation: str | N
         try:
             _record_end(connection, report, Outcome.FAILED)
         except psycopg.Error:  # the database is what failed
-            logger.warning("the end of run %s could not be recorded", report.run_id)
+            logger.info("the end of run %s could not be recorded", report.run_id)
         raise
     _record_end(connection, report, report.outcome)
 

@@ -10,6 +10,8 @@ from datetime import date
 from typing import Protocol
 from uuid import UUID
 
+import psycopg
+
 from certjob import database, planning
 from certjob.certification import CertificationManagementService
 from certjob.database import Connection
@@ -210,7 +212,9 @@ def _deliver(
             # Something in one stage that nobody foresaw: the other one still runs, and the run says failed.
             logger.exception("the %s stage ended by an unforeseen error", name)
             report.crashed = True
-            stopped = StageStop(stage=name, code="crash", reason=f"unforeseen {type(error).__name__}: {error}")
+            # Without the DETAIL of a database error, which holds names and addresses.
+            text = (error.diag.message_primary if isinstance(error, psycopg.Error) else None) or str(error)
+            stopped = StageStop(stage=name, code="crash", reason=f"unforeseen {type(error).__name__}: {text}")
         if stopped is not None:
             report.stopped.append(stopped)
 

@@ -140,6 +140,16 @@ def test_a_wrong_setting_is_named_without_its_value(
 # The database.
 
 
+@pytest.mark.parametrize("character", ["@", "/", "#", "?"])
+def test_a_password_that_was_not_percent_encoded_is_not_taken_for_a_host(here: Certjob, character: str) -> None:
+    """libpq would cut the URL inside the password and print what it takes for the host."""
+    url = f"postgresql://certjob:one{character}{SECRET}@127.0.0.1:1/certjob"
+
+    finished = here("run", CERTJOB_DATABASE_URL=url)
+
+    assert_one_line(finished, "CERTJOB_DATABASE_URL", "percent-encoded", code=2)
+
+
 def test_a_host_that_nobody_answers_at_is_unreachable(certjob: Certjob) -> None:
     """Exit 1: the next night may find it."""
     result = certjob("run", CERTJOB_DATABASE_URL=f"postgresql://u:{SECRET}@127.0.0.1:1/x")

@@ -53,12 +53,18 @@ def other(database_url: str) -> Iterator[Connection]:
 
 
 def queue(facts: Facts, count: int, *, locale: str = "nb") -> list[UUID]:
-    """So many mentors with a reminder each, in the order of delivery."""
-    organisation = facts.organisation(f"nhf-{uuid4().hex[:6]}", portal=None)
-    for number in range(count):
-        facts.certified_mentor(organisation, TODAY + timedelta(days=5), email=f"m{number}@example.org", locale=locale)
+    """So many mentors with a reminder each, in the order of delivery: m0@example.org, m1@example.org, …"""
+    organisation = facts.organisation("nhf", portal=None)
+    for _ in range(count):
+        facts.certified_mentor(organisation, TODAY + timedelta(days=5), locale=locale)
     review(facts.connection)
-    return [row[0] for row in facts.rows("SELECT mentor_id FROM cert_notification_log ORDER BY id")]  # type: ignore[misc]
+    mentors = [row[0] for row in facts.rows("SELECT mentor_id FROM cert_notification_log ORDER BY id")]
+    facts.connection.execute(
+        "UPDATE mentors SET email = 'm' || n - 1 || '@example.org'"
+        " FROM unnest(%s::uuid[]) WITH ORDINALITY AS m (mentor_id, n) WHERE id = mentor_id",
+        (mentors,),
+    )
+    return mentors  # type: ignore[return-value]
 
 
 def stage(
@@ -284,6 +290,27 @@ class TestRefused:
             "SELECT attempts, count(*) FROM cert_notification_log WHERE next_attempt_at > now() + interval '14 min'"
             " GROUP BY attempts"
         ) == [(1, 5)]
+
+    def test_what_became_of_one_of_the_five_meanwhile_stands(
+        self, connection: Connection, facts: Facts, other: Connection
+    ) -> None:
+        """A more urgent reminder superseded it between its refusal and the fifth."""
+        mentors = queue(facts, 5)
+        refused: list[UUID] = []
+
+        def refuse(message: OutgoingMessage) -> None:
+            refused.append(message.mentor_id)
+            if len(refused) == 5:
+                other.execute(
+                    "UPDATE cert_notification_log SET status = 'superseded' WHERE mentor_id = %s", (mentors[0],)
+                )
+            text = "550"
+            raise RecipientRefusedError(text)
+
+        stopped = stage(connection, CollectingChannel(on_send=refuse)).run(deadline_seconds=60)
+
+        assert code_of(stopped) == "refused"
+        assert facts.rows(STATUSES) == [("pending", 4), ("superseded", 1)]
 
     def test_the_next_run_begins_with_the_others(self, connection: Connection, facts: Facts) -> None:
         """Five addresses that are really dead do not stand before the rest every night."""

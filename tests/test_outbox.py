@@ -304,7 +304,7 @@ class TestWaiting:
         self, connection: Connection, facts: Facts, other: Connection, app: App
     ) -> None:
         """While it waits for the first mentor's row it holds none of the later ones, so that nobody deadlocks."""
-        backlog(facts, 3)
+        backlog(facts, 30)
         mine = portal_outbox(connection)
         events = sorted(mine.claim()[0], key=lambda event: event.mentor_id)
         app.execute("SELECT 1 FROM portal_sync_events WHERE id = %s FOR NO KEY UPDATE", (events[0].id,))

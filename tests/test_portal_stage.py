@@ -447,6 +447,25 @@ class TestLongRetryAfter:
         assert facts.rows(STATUSES) == [("delivered", 3)]
         assert facts.rows("SELECT count(*) FROM dynamics_sync_failures") == [(0,)]
 
+    def test_after_an_answer_all_threads_go_on(
+        self, connection: Connection, facts: Facts, portal: PortalServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One call feels its way after each wait; waits with successes between them are not in a row."""
+        monkeypatch.setattr(portal_stage, "MOST_PAUSES_IN_A_ROW", 2)
+        backlog(facts, 12)
+        wait = error(429, "throttled", retry_after="0.25")
+        portal.then(wait, ok(), wait, ok(), wait, ok(), wait)
+        portal.default = delay(0.1)
+        running = stage(connection, portal, concurrency=1)
+
+        assert running.run(deadline_seconds=60) is None
+
+        assert facts.rows(STATUSES) == [("delivered", 12)]
+        backlog(facts, 8)
+        portal.then(wait)
+        stage(connection, portal, concurrency=4).run(deadline_seconds=60)
+        assert portal.peak_in_flight == 4
+
     def test_a_portal_that_says_nothing_else_is_left_alone(
         self, connection: Connection, facts: Facts, portal: PortalServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -359,6 +359,10 @@ class TestFailures:
         push(connection, claim_one(connection), TransientPortalError("again"))
 
         assert facts.rows(FAILURE) == [("transient", 3, "reset", True), ("transient", 3, "again", False)]
+        resolved_at = facts.rows("SELECT resolved_at FROM dynamics_sync_failures ORDER BY id")[0]
+        make_due(facts)
+        push(connection, claim_one(connection))
+        assert facts.rows("SELECT resolved_at FROM dynamics_sync_failures ORDER BY id")[0] == resolved_at
 
     def test_the_correlation_id_is_kept(self, connection: Connection, facts: Facts, mentor: UUID) -> None:
         """The last one, to be looked up in the function's log; and the event it was about."""

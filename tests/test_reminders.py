@@ -381,14 +381,17 @@ class TestClaims:
             ("pending", days(25), True)
         ]
 
-    def test_a_release_and_an_apply_over_the_same_rows_both_succeed(
+    def test_a_release_locks_in_the_order_of_everybody_else(
         self, connection: Connection, facts: Facts, other: Connection, app: App
     ) -> None:
-        """A release waits for whoever holds one of its rows, and goes on."""
+        """While it waits for the first mentor's row it holds none of the later ones, so that nobody deadlocks."""
         organisation = facts.organisation(portal=None)
-        for _ in range(5):
-            facts.certified_mentor(organisation, days(5))
-        review(connection)
+        for mentor_id in sorted((facts.mentor(organisation) for _ in range(5)), reverse=True):
+            connection.execute(
+                "INSERT INTO cert_notification_log (mentor_id, threshold_days, cert_id, expires_on)"
+                " VALUES (%s, 30, gen_random_uuid(), %s)",
+                (mentor_id, days(25)),
+            )
         mine = service(connection)
         reminders, _ = mine.claim()
         app.execute("SELECT 1 FROM cert_notification_log ORDER BY mentor_id LIMIT 1 FOR NO KEY UPDATE")
