@@ -78,6 +78,11 @@ def read_text(text: str, *, limit: int) -> str:
     return composed
 
 
+def read_key(text: str) -> str:
+    """Return a member number or a kind; spaces inside count once, or `Like  person` would be another kind."""
+    return read_text(re.sub(" {2,}", " ", text), limit=KEY_LIMIT)
+
+
 def read_name(text: str) -> str:
     """Return a name on one line."""
     return read_text(_SPACES.sub(" ", text), limit=NAME_LIMIT)

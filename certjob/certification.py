@@ -197,7 +197,7 @@ class CertificationManagementService:
         held = self._with_held_reminders(decisions)
         queued = self._reminders.queue([d for d in decisions if d.mentor_id not in held])
         pushed = self._portal.queue([(d.mentor_id, d.visible) for d in decisions if d.push])
-        self._portal.withdraw([d.mentor_id for d in decisions if not d.organisation.has_portal])
+        withdrawn = self._portal.withdraw([d.mentor_id for d in decisions if not d.organisation.has_portal])
         database.execute(
             self._connection,
             "update_mentors",
@@ -207,6 +207,7 @@ class CertificationManagementService:
                 "stays_due": [d.mentor_id in held for d in decisions],
                 "push": [d.push for d in decisions],
                 "visible": [d.visible for d in decisions],
+                "withdrawn": [d.mentor_id in withdrawn for d in decisions],
             },
         )
         organisations = {d.mentor_id: d.organisation.id for d in decisions}

@@ -75,16 +75,16 @@ def read(connection: database.Connection, ids: Sequence[UUID], *, lock: bool) ->
 
 
 def read_due(
-    connection: database.Connection, *, today: date, organisation_id: UUID | None, chunk_size: int
+    connection: database.Connection, *, due_by: date | None, organisation_id: UUID | None, chunk_size: int
 ) -> Iterator[list[Mentor]]:
-    """Yield the mentors to be reviewed on ``today`` in chunks, in the order of apply, without locks."""
+    """Yield the mentors to be reviewed on ``due_by`` (None: all) in chunks, in the order of apply, without locks."""
     after_review, after_id = BEFORE_EVERY_MENTOR
     while True:
         keys = database.fetch(
             connection,
             "read_due_mentors",
             {
-                "today": today,
+                "due_by": due_by,
                 "after_review": after_review,
                 "after_id": after_id,
                 "organisation_id": organisation_id,

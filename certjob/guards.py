@@ -34,7 +34,11 @@ class MassChangeGuard:
         today: date,
         reminders: CertificationReminderService,
         allow_mass_change: bool,
+        everybody: bool = False,
     ) -> None:
+        """``everybody``: a plan in which all mentors are looked at, due or not."""
+        self._everybody = everybody
+        self._due_by = None if everybody else today
         self._connection = connection
         self._today = today
         self._reminders = reminders
@@ -58,7 +62,7 @@ class MassChangeGuard:
         for due_organisation, _due in database.fetch(
             self._connection,
             "count_due_mentors",
-            {"today": self._today, "organisation_id": organisation_id, "minimum": rules.MASS_CHANGE_MINIMUM},
+            {"due_by": self._due_by, "organisation_id": organisation_id, "minimum": rules.MASS_CHANGE_MINIMUM},
         ):
             self._examine_organisation(due_organisation)
 
@@ -105,7 +109,7 @@ class MassChangeGuard:
             self._tallies[organisation_id].reminders += 1
 
     def _examine_organisation(self, organisation_id: UUID) -> None:
-        parameters = {"today": self._today, "organisation_id": organisation_id}
+        parameters = {"today": self._today, "due_by": self._due_by, "organisation_id": organisation_id}
         may_pause, may_resume, may_remind = database.fetch(self._connection, "bound_mass_change", parameters)[0]
         state_in_question = any(
             rules.exceeds_mass_change(bound, active_mentors=self._active_mentors(organisation_id))
@@ -117,7 +121,7 @@ class MassChangeGuard:
         paused = resumed = reminders = 0
         organisation: Organisation | None = None
         for decisions, _problems in planning.due_decisions(
-            self._connection, today=self._today, organisation_id=organisation_id
+            self._connection, today=self._today, organisation_id=organisation_id, everybody=self._everybody
         ):
             organisation = decisions[-1].organisation if decisions else organisation
             paused += sum(d.pause is PauseChange.OPEN for d in decisions)

@@ -29,6 +29,9 @@ _PART_LOCK_TIMEOUT_MS = 200
 _PATIENCE_SECONDS = 60.0
 """All the time that one load loses to other sessions' locks before it gives up."""
 
+_RULES = {"mentors_one_per_contact": "another mentor of the organisation has this dynamics_contact_id"}
+"""What a rule of the schema means, where a file can break it."""
+
 _REFUSED = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.RaiseException)
 """What a constraint, a domain or somebody's trigger says about a value."""
 
@@ -256,7 +259,7 @@ class _Writing:
             reason = "another session holds this mentor; load the file again"
         else:
             rule = error.diag.constraint_name or type(error).__name__
-            reason = f"the database refuses it ({rule})"
+            reason = _RULES.get(rule, f"the database refuses it ({rule})")
         self.rejected += 1
         self._on_reject(RejectedRow(line=row.line, column=WHOLE_LINE, reason=reason))
 

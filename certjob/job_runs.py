@@ -6,15 +6,18 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
+from uuid import UUID
 
 import psycopg
 
 from certjob import __version__, database
 from certjob.database import Connection
-from certjob.errors import ConfigurationError
+from certjob.errors import ConfigurationError, DatabaseUnavailableError
 from certjob.report import Outcome, RunReport
 
 logger = logging.getLogger(__name__)
+
+_LOCK_TIMEOUT_MS = 30_000
 
 
 def refuse_earlier_date(connection: Connection, today: date) -> None:
@@ -28,9 +31,23 @@ def refuse_earlier_date(connection: Connection, today: date) -> None:
         raise ConfigurationError(message)
 
 
+def looks_at_everybody(connection: Connection, today: date) -> bool:
+    """Return whether a night on ``today`` must review every mentor, due or not.
+
+    So it is after something ran on a later date, on a wrong clock: it noted when to look at each mentor again, and
+    those days are wrong. The first full night on the right date makes good for it.
+    """
+    return bool(database.fetch_value(connection, "find_later_run", {"today": today}))
+
+
 @contextmanager
-def recorded(connection: Connection, report: RunReport, *, organisation: str | None = None) -> Iterator[None]:
-    """Keep the run's line in ``job_runs``, whatever becomes of the run; finish the report on the way out."""
+def recorded(
+    connection: Connection, report: RunReport, *, organisation: str | None = None, organisation_id: UUID | None = None
+) -> Iterator[None]:
+    """Keep the run's line in ``job_runs``, whatever becomes of the run; finish the report on the way out.
+
+    A night after one on a later date makes everybody due, in the transaction that writes its line.
+    """
     identity = {
         "id": report.run_id,
         "command": report.command,
@@ -39,7 +56,15 @@ def recorded(connection: Connection, report: RunReport, *, organisation: str | N
         "host": platform.node() or "unknown",
         "version": __version__,
     }
-    database.execute(connection, "start_job_run", identity)
+    try:
+        with database.transaction(connection, lock_timeout_ms=_LOCK_TIMEOUT_MS):
+            everybody = report.command == "run" and looks_at_everybody(connection, report.today)
+            database.execute(connection, "start_job_run", identity)
+            if everybody:
+                database.execute(connection, "review_everybody", {"organisation_id": organisation_id})
+    except database.CONTENTION as error:
+        message = "after a night on a wrong date everybody must be reviewed, but another session holds some; run again"
+        raise DatabaseUnavailableError(message) from error
     try:
         yield
     except BaseException:

@@ -5,7 +5,6 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
-from email.utils import parseaddr
 
 from certjob.errors import (
     ChannelDownError,
@@ -14,7 +13,7 @@ from certjob.errors import (
     RecipientDeferredError,
     RecipientRefusedError,
 )
-from certjob.mail import parse_address
+from certjob.mail import parse_address, parse_sender
 from certjob.messages import ReminderContent, render_reminder
 from certjob.notify import Channel, OutgoingMessage
 from certjob.outbox import Lease
@@ -58,7 +57,7 @@ class MailStage:
     ) -> None:
         self._service = service
         self._channel = channel
-        self._domain = parseaddr(mail_from or "")[1].rpartition("@")[2] or "certjob.invalid"
+        self._domain = _domain_of(mail_from)
         self._today = today
         self._stop = stop
         self._on_progress = on_progress
@@ -88,6 +87,7 @@ class MailStage:
     def _send_batch(self, reminders: list[QueuedReminder], lease: Lease, deadline_at: float) -> StageStop | None:
         """Send a claimed batch; what is not begun is released."""
         rest = deque(reminders)
+        unsent: list[QueuedReminder] = []
         try:
             while rest:
                 self._stop.check()
@@ -102,12 +102,14 @@ class MailStage:
                     return StageStop(stage="mail", code="lease", reason=reason)
                 reminder = rest.popleft()  # from here on it keeps its lease if anything unforeseen happens
                 stopped = self._handle(reminder, lease)
-                if stopped is not None and stopped.code == "down":
-                    rest.appendleft(reminder)  # it was surely not handed over
                 if stopped is not None:
+                    unsent = [reminder] if stopped.code == "down" else []  # it was surely not handed over
                     return stopped
         finally:
             self._service.release(list(rest))
+            # Later than the others: should it be this message that makes the server hang up, the next stage begins
+            # with another one.
+            self._service.release(unsent)
         return None
 
     def _handle(self, reminder: QueuedReminder, lease: Lease) -> StageStop | None:
@@ -191,11 +193,13 @@ class MailStage:
         self, reminder: QueuedReminder, error: RecipientRefusedError, *, address: str
     ) -> StageStop | None:
         """Note a refusal for good; so many in a row are the server's fault, and none of these is for good."""
+        held = self._settle(reminder, "failed", error=error)
         now = self._service.recipient(reminder)
-        if now is not None and now.email != address:  # corrected meanwhile: the next claim tries the new one
-            self._settle(reminder, "pending", error=error)
+        if held and now is not None and now.email != address:
+            # Corrected before the row was failed, so that the correction did not reopen it: the new address is tried.
+            self._service.reopen_refused([reminder], delay_seconds=0)
             return None
-        if self._settle(reminder, "failed", error=error):
+        if held:
             self.counts.failed += 1
             self._refused.append(reminder)
         if len(self._refused) < REFUSALS_IN_A_ROW:
@@ -243,6 +247,14 @@ class MailStage:
             expires_on=reminder.expires_on,
             repeat=reminder.maybe_sent,
         )
+
+
+def _domain_of(mail_from: str | None) -> str:
+    """The right side of every Message-ID; a channel that needs a sender has checked it already."""
+    try:
+        return parse_sender(mail_from or "").domain
+    except ValueError:
+        return "certjob.invalid"
 
 
 def _address_problem(address: str) -> str | None:

@@ -17,7 +17,7 @@ from certjob.certification import CertificationManagementService
 from certjob.database import Connection
 from certjob.errors import ConfigurationError, StoppedBySignalError
 from certjob.guards import MassChangeGuard
-from certjob.job_runs import recorded, refuse_earlier_date
+from certjob.job_runs import looks_at_everybody, recorded, refuse_earlier_date
 from certjob.mail_stage import MailStage
 from certjob.models import Reminder
 from certjob.notify import Channel
@@ -27,7 +27,7 @@ from certjob.reminders import CertificationReminderService
 from certjob.report import PlannedChange, RunReport
 from certjob.retry import RetryPolicy
 from certjob.review_counts import ReviewCounts
-from certjob.stages import StageStop
+from certjob.stages import CRASH, StageStop
 from certjob.stopping import StopFlag
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ def run(
         _plan(connection, report, options=options, organisation_id=organisation_id)
         report.finish()
         return report
-    with recorded(connection, report, organisation=options.organisation):
+    with recorded(connection, report, organisation=options.organisation, organisation_id=organisation_id):
         _apply(connection, report, options=options, organisation_id=organisation_id, stop=stop, progress=progress)
         if options.deliver:
             _deliver(connection, report, delivery=delivery, stop=stop, progress=progress)
@@ -136,13 +136,18 @@ def _plan(connection: Connection, report: RunReport, *, options: NightOptions, o
     """Fill the report with what a run would do: one read-only snapshot, no write, no lock, no call."""
     with database.read_only_snapshot(connection):
         reminders = CertificationReminderService(connection, run_id=report.run_id)
+        everybody = looks_at_everybody(connection, options.today)
         guard = MassChangeGuard(
-            connection, today=options.today, reminders=reminders, allow_mass_change=options.allow_mass_change
+            connection,
+            today=options.today,
+            reminders=reminders,
+            allow_mass_change=options.allow_mass_change,
+            everybody=everybody,
         )
         guard.examine(organisation_id)
         counts = ReviewCounts()
         for decided, problems in planning.due_decisions(
-            connection, today=options.today, organisation_id=organisation_id
+            connection, today=options.today, organisation_id=organisation_id, everybody=everybody
         ):
             counts.broken.update({problem.mentor_id: problem.reason for problem in problems})
             decisions = guard.admit(decided)
@@ -210,11 +215,11 @@ def _deliver(
             if connection.closed:
                 raise
             # Something in one stage that nobody foresaw: the other one still runs, and the run says failed.
-            logger.exception("the %s stage ended by an unforeseen error", name)
+            logger.debug("the %s stage ended by an unforeseen error", name, exc_info=True)
             report.crashed = True
             # Without the DETAIL of a database error, which holds names and addresses.
             text = (error.diag.message_primary if isinstance(error, psycopg.Error) else None) or str(error)
-            stopped = StageStop(stage=name, code="crash", reason=f"unforeseen {type(error).__name__}: {text}")
+            stopped = StageStop(stage=name, code=CRASH, reason=f"unforeseen {type(error).__name__}: {text}")
         if stopped is not None:
             report.stopped.append(stopped)
 
@@ -236,7 +241,8 @@ def _deliver_portal(
             return None
         missing = "CERTJOB_PORTAL_URL is not set"
         service.record_stage_end(missing)
-        reason = f"{missing}; {pending + blocked:,} pushes stay pending"
+        number = pending + blocked
+        reason = f"{missing}; " + ("1 push stays pending" if number == 1 else f"{number:,} pushes stay pending")
         return StageStop(stage="portal", code="no_url", reason=reason)
     stage = PortalStage(
         service,
@@ -265,7 +271,8 @@ def _deliver_mail(
         pending = database.fetch_value(connection, "count_reminder_backlog")
         if not pending:
             return None
-        reason = f"CERTJOB_NOTIFY_URL is not set; {pending:,} reminders stay pending"
+        rest = "1 reminder stays pending" if pending == 1 else f"{pending:,} reminders stay pending"
+        reason = f"CERTJOB_NOTIFY_URL is not set; {rest}"
         return StageStop(stage="mail", code="no_url", reason=reason)
     stage = MailStage(
         CertificationReminderService(connection, run_id=report.run_id),

@@ -32,8 +32,9 @@ def decide_each(mentors: Iterable[Mentor], today: date) -> tuple[list[Decision],
 
 
 def due_decisions(
-    connection: database.Connection, *, today: date, organisation_id: UUID | None
+    connection: database.Connection, *, today: date, organisation_id: UUID | None, everybody: bool = False
 ) -> Iterator[tuple[list[Decision], list[Problem]]]:
-    """Yield the decisions about all due mentors in chunks, without locks, on a read-only connection too."""
-    for mentors in facts.read_due(connection, today=today, organisation_id=organisation_id, chunk_size=CHUNK_SIZE):
+    """Yield the decisions about the due mentors (or everybody) in chunks, without locks, on a read-only server too."""
+    due_by = None if everybody else today
+    for mentors in facts.read_due(connection, due_by=due_by, organisation_id=organisation_id, chunk_size=CHUNK_SIZE):
         yield decide_each(mentors, today)

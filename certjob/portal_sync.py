@@ -156,7 +156,7 @@ def _given_up(event: PortalEvent, *, attempts: int, cause: PortalCallError) -> D
         times = "1 call" if attempts == 1 else f"{attempts} calls"
         message = (
             f"portal push of mentor {event.member_no} ({event.mentor_id}) failed after {times}: {cause}; "
-            f"it stays queued until {retry_at:%Y-%m-%d %H:%M}"
+            f"it is tried again at {retry_at:%Y-%m-%d %H:%M}"
         )
     return DynamicsSyncException(
         message, mentor_id=event.mentor_id, event_id=event.id, attempts=attempts, cause=cause, retry_at=retry_at
@@ -186,13 +186,18 @@ class PortalSyncService:
         event_id, _, version = self._queue([(mentor_id, visible)])[0]
         return event_id, version
 
-    def withdraw(self, mentor_ids: Sequence[UUID]) -> None:
-        """Withdraw what is open for mentors of organisations without a portal, inside the caller's transaction."""
+    def withdraw(self, mentor_ids: Sequence[UUID]) -> frozenset[UUID]:
+        """Withdraw what is open for mentors of organisations without a portal, inside the caller's transaction.
+
+        Returns the mentors for whom something was open: what the portal shows of them is not known.
+        """
         if not mentor_ids:
-            return
-        withdrawn = database.fetch(self._connection, "withdraw_portal_events", {"mentor_ids": list(mentor_ids)})
+            return frozenset()
+        rows = database.fetch(self._connection, "withdraw_portal_events", {"mentor_ids": list(mentor_ids)})
+        withdrawn = frozenset(row[0] for row in rows)
         if withdrawn:
-            self._resolve([row[0] for row in withdrawn])
+            self._resolve(sorted(withdrawn))
+        return withdrawn
 
     def claim(self, *, limit: int = 100) -> tuple[list[PortalEvent], Lease]:
         """Claim due events: hides before shows, untried before retried."""
@@ -215,7 +220,7 @@ class PortalSyncService:
         def record(answers: dict[int, Answer]) -> None:
             settled = [push for push in pushes if answers[push.event.id] is Answer.SETTLED]
             self._record_failures([push.error for push in settled if push.error and _is_failure(push)], by_id)
-            done = [p.event.mentor_id for p in settled if p.error is None and (p.begun or not p.event.has_portal)]
+            done = [push.event.mentor_id for push in settled if push.error is None and push.begun]
             if done:
                 self._resolve(sorted(done))
 
@@ -288,8 +293,8 @@ def _is_failure(push: Push) -> bool:
 def _settlement(push: Push) -> Settlement:
     event, error = push.event, push.error
     status, delay_seconds = "pending", 0.0
-    if not event.has_portal:
-        status = "withdrawn"
+    if not event.has_portal:  # lost since the last review; the next one withdraws it and notes what that means
+        delay_seconds = FIRST_ROUND_DELAY_SECONDS
     elif error is None:
         status = "delivered" if push.begun else "pending"
     elif isinstance(error.cause, PermanentPortalError):

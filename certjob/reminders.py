@@ -6,7 +6,7 @@ the rules are asked again on the facts of that moment.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from typing import Any
 from uuid import UUID
 
@@ -35,6 +35,8 @@ class QueuedReminder:
     """An earlier attempt's outcome is unknown: the message must say that it may be a repeat."""
     cycle: int
     """How often the row was re-armed by an extension."""
+    due_at: datetime
+    """Since when it could have been claimed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +111,7 @@ class CertificationReminderService:
     def claim(self, *, limit: int = 100) -> tuple[list[QueuedReminder], Lease]:
         """Claim due reminders: untried before retried, oldest first."""
         reminders, lease = self._outbox.claim(limit=limit)
-        return sorted(reminders, key=lambda reminder: (reminder.attempts, reminder.id)), lease
+        return sorted(reminders, key=lambda reminder: (reminder.attempts, reminder.due_at, reminder.id)), lease
 
     def release(self, reminders: Sequence[QueuedReminder]) -> None:
         """Give claimed reminders back; their attempts were none."""
@@ -152,13 +154,15 @@ class CertificationReminderService:
         )
         return answers[reminder.id] is not Answer.LOST
 
-    def reopen_refused(self, reminders: Sequence[QueuedReminder]) -> None:
-        """Put reminders that were refused one after the other back to pending, behind all others."""
+    def reopen_refused(
+        self, reminders: Sequence[QueuedReminder], *, delay_seconds: float = FIRST_DELAY_SECONDS
+    ) -> None:
+        """Put reminders that were refused and should not be failed back to pending."""
         ids = [reminder.id for reminder in reminders]
 
         def reopen() -> None:
             database.execute(self._connection, "lock_reminders", {"ids": ids})
-            parameters = {"ids": ids, "delay_seconds": FIRST_DELAY_SECONDS}
+            parameters = {"ids": ids, "delay_seconds": delay_seconds}
             database.execute(self._connection, "reopen_refused_reminders", parameters)
 
         persist(self._connection, reopen)

@@ -11,7 +11,7 @@ from certjob.mail_stage import ReminderCounts
 from certjob.models import Decision, PauseChange, Reminder, Status
 from certjob.portal_sync import PortalCounts
 from certjob.review_counts import ReviewCounts
-from certjob.stages import StageStop
+from certjob.stages import CRASH, StageStop
 
 
 class Outcome(StrEnum):
@@ -109,14 +109,19 @@ class RunReport:
         """Why this needs a person, a line each; empty when it does not."""
         lines: list[str] = [*self.held]
         quiet = self.command != "run"  # deliver every 15 minutes does not repeat itself; a resync speaks of one mentor
-        lines += [str(s) for s in self.stopped if not quiet or f"{s.stage}:{s.code}" not in self.known_stops]
+        lines += [
+            str(stop)
+            for stop in self.stopped
+            if not quiet or stop.code == CRASH or f"{stop.stage}:{stop.code}" not in self.known_stops
+        ]
         if self.review is not None:
             lines += _named(self.review)
         if self.portal is not None and not self.dry_run:
             portal = self.portal
             lines += _counted(portal.failed, "portal push failed", "portal pushes failed", see_alerts=True)
             lines += _counted(portal.lost, "portal push lost its lease", "portal pushes lost their lease")
-            open_alerts = 0 if quiet or portal.failed else max(self.portal_alerts, self.portal_blocked)
+        if not quiet and not self.dry_run and not (self.portal and self.portal.failed):
+            open_alerts = max(self.portal_alerts, self.portal_blocked)
             lines += _counted(open_alerts, "portal push waits", "portal pushes wait", see_alerts=True)
         if self.reminders is not None and not self.dry_run:
             mail = self.reminders
@@ -171,6 +176,9 @@ class RunReport:
             ]
             document["held"] = self.held
         document["stopped"] = [str(stop) for stop in self.stopped]
+        if self.crashed:
+            crashes = [str(stop) for stop in self.stopped if stop.code == CRASH]
+            document["error"] = {"code": CRASH, "message": "; ".join(crashes)}
         if self.dry_run:
             document["changes"] = [change.to_document() for change in self.changes]
         return document

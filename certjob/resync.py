@@ -87,7 +87,7 @@ def find_mentor(connection: Connection, name: str, *, organisation: str | None) 
         where = f" in {organisation}" if organisation else ""
         message = f"no mentor {name!r}{where}; give an id, a member number or an e-mail address"
         raise UnknownMentorError(message)
-    candidates = ", ".join(f"{member_no} of {slug} ({mentor_id})" for mentor_id, member_no, _, slug in rows)
+    candidates = ", ".join(f"{member_no} of {slug} ({mentor_id})" for mentor_id, member_no, slug in rows)
     message = f"{name!r} fits {len(rows)} mentors: {candidates}; give the id, or add --organisation"
     raise UnknownMentorError(message)
 
@@ -211,6 +211,9 @@ def _push(
     while True:
         stop.check()
         event, lease = portal.claim_mentor(mentor_id)
+        if event is not None and not event.has_portal:  # lost since the review; the next one withdraws the event
+            portal.release([event])
+            return
         if event is not None and lease.fits(delivery.policy.worst_case_seconds(CALL_DEADLINE_SECONDS)):
             push = _push_once(event, delivery.make_target, policy=delivery.policy, stop=stop)
             _settle(push, portal=portal, report=report)
@@ -252,8 +255,6 @@ def _push_once(
     policy: RetryPolicy,
     stop: StopFlag,
 ) -> Push:
-    if not event.has_portal:
-        return Push(event=event, begun=False)
     with make_target() as target:
         try:
             push_event(event, target, policy=policy, stop=stop)

@@ -3,12 +3,13 @@
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
 from certjob import cells
-from certjob.cells import DEFAULT_DATE_FORMATS, KEY_LIMIT, shown
+from certjob.cells import DEFAULT_DATE_FORMATS, shown
 from certjob.csv_rows import BrokenRecord, Record
 from certjob.errors import InputError
 
@@ -31,6 +32,8 @@ class LoadOptions:
     """strptime forms; the first one that fits a text counts. The default ones are read to the letter."""
     strict: bool = False
     """Load all rows or none."""
+    today: date | None = None
+    """A revocation counts at once, so one that lies after this day is refused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +81,15 @@ class _Column(NamedTuple):
 class Roster:
     """The columns of one file, ready to turn its records into rows."""
 
-    def __init__(self, header: Sequence[str], *, columns: Sequence[_Column], constants: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        header: Sequence[str],
+        *,
+        columns: Sequence[_Column],
+        constants: Mapping[str, str],
+        latest_revocation: str,
+    ) -> None:
+        self._latest_revocation = latest_revocation
         self._width = len(header)
         self._columns = columns
         self._constants = constants
@@ -107,6 +118,11 @@ class Roster:
         if values["expires_on"] < values["issued_on"]:
             reason = f"ends before it begins: {values['issued_on']} to {values['expires_on']}"
             return RejectedRow(line=record.line, column=self._labels["expires_on"], reason=reason)
+        if values.get("revoked_on", "") > self._latest_revocation:
+            reason = (
+                f"lies in the future ({values['revoked_on']}), but a revocation counts at once; load it on that day"
+            )
+            return RejectedRow(line=record.line, column=self._labels["revoked_on"], reason=reason)
         return RosterRow(
             values["organisation"],
             values["member_no"],
@@ -135,6 +151,7 @@ class RosterForm:
         if twice:
             message = f"column {twice[0]} is given twice, by --column and by --set; leave one of them out"
             raise InputError(message)
+        self._latest_revocation = (options.today or date.max).isoformat()
         self._formats = options.date_formats or DEFAULT_DATE_FORMATS
         for form in self._formats:
             if not cells.is_date_format(form):
@@ -144,8 +161,8 @@ class RosterForm:
         self._read_date = lru_cache(maxsize=16_384)(partial(cells.read_date, formats=self._formats))
         self._parsers: dict[str, Parse] = {
             "organisation": partial(cells.read_organisation, ids=organisation_ids),
-            "member_no": partial(cells.read_text, limit=KEY_LIMIT),
-            "kind": partial(cells.read_text, limit=KEY_LIMIT),
+            "member_no": cells.read_key,
+            "kind": cells.read_key,
             "issued_on": self._read_date,
             "expires_on": self._read_date,
             "revoked_on": self._read_date,
@@ -186,7 +203,7 @@ class RosterForm:
                 missing.append(name)
         if missing:
             raise InputError(self._missing_message(missing, header, path=path))
-        return Roster(header, columns=columns, constants=self._constants)
+        return Roster(header, columns=columns, constants=self._constants, latest_revocation=self._latest_revocation)
 
     def _missing_message(self, missing: Sequence[str], header: Sequence[str], *, path: Path) -> str:
         if any("@" in cell or self._is_date(cell) for cell in header):

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+CRASH = "crash"
+"""The code of a stage that ended by an error nobody foresaw: said every time, and the run failed."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageStop:

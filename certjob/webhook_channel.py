@@ -17,6 +17,8 @@ from certjob.server_text import readable
 if TYPE_CHECKING:
     import httpx
 
+    from certjob.http_deadline import DeadlineClient
+
 REFUSED_CODES = frozenset({400, 422})
 """The receiver understood this message and will not take it."""
 
@@ -28,22 +30,16 @@ class WebhookChannel:
     """An HTTP address that takes one message per POST."""
 
     def __init__(self, url: str, *, token: SecretStr | None = None, timeout_seconds: float = 30) -> None:
-        """Prepare; nothing is opened before the first ``send``.
-
-        ``timeout_seconds`` is for connecting and for every single read and write.
-        """
+        """Prepare; nothing is opened before the first ``send``. ``timeout_seconds`` is for a whole call."""
         self._url = url
         self._token = token
         self._timeout_seconds = timeout_seconds
-        self._client: httpx.Client | None = None
+        self._client: DeadlineClient | None = None
 
     @property
     def worst_case_seconds(self) -> float:
-        """Connecting, sending and the answer, each with its own timeout.
-
-        A receiver that drips its headers byte by byte can still exceed it: httpx has no total deadline.
-        """
-        return 3 * self._timeout_seconds
+        """The deadline of a whole call, which holds against a receiver that drips its answer, too."""
+        return self._timeout_seconds
 
     def send(self, message: OutgoingMessage) -> None:
         """Post one message, in one try; see ``Channel.send``."""
@@ -51,11 +47,14 @@ class WebhookChannel:
 
         client = self._open()
         try:
-            # Only status and headers are read: the body is of no use, and could be endless.
-            with client.stream(
-                "POST", self._url, json=_document(message), headers={"Idempotency-Key": message.idempotency_key}
-            ) as response:
-                code = response.status_code
+            code = client.request(
+                "POST",
+                self._url,
+                json=_document(message),
+                headers=self._headers() | {"Idempotency-Key": message.idempotency_key},
+                deadline_seconds=self._timeout_seconds,
+                max_body_bytes=0,  # the body is of no use, and could be endless
+            ).status_code
         except httpx.InvalidURL as error:
             text = "CERTJOB_NOTIFY_URL is no URL that can be called; correct it"
             raise ChannelDownError(text) from error
@@ -74,14 +73,14 @@ class WebhookChannel:
             self._client.close()
         self._client = None
 
-    def _open(self) -> "httpx.Client":
-        import httpx  # noqa: PLC0415
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self._token.get_secret_value()}"} if self._token else {}
+
+    def _open(self) -> "DeadlineClient":
+        from certjob.http_deadline import DeadlineClient  # noqa: PLC0415 - httpx, again
 
         if self._client is None:
-            headers = {"Authorization": f"Bearer {self._token.get_secret_value()}"} if self._token else {}
-            self._client = httpx.Client(
-                headers=headers, timeout=self._timeout_seconds, trust_env=False, follow_redirects=False
-            )
+            self._client = DeadlineClient()
         return self._client
 
 

@@ -517,3 +517,31 @@ def test_no_message_of_a_night_names_a_person(certjob: Certjob, facts: Facts, po
     assert_no_secret(result)
     for word in ("Ola", "emmelig", "example.org"):
         assert word not in result.stderr
+
+
+def test_the_rejects_file_is_never_the_file_that_is_loaded(here: Certjob, facts: Facts, tmp_path: Path) -> None:
+    """It would be emptied before it is read."""
+    facts.organisation("hlf")
+    file = tmp_path / "people.csv"
+    text = "organisation,member_no,kind,issued_on,expires_on\nhlf,M1,likeperson,2024-02-01,2026-02-01\n"
+    file.write_text(text)
+
+    finished = here("load", str(file), "--rejects", str(file))
+
+    assert_one_line(finished, "--rejects", "name another one", code=2, command="certjob load")
+    assert file.read_text() == text
+
+
+def test_a_revocation_in_the_future_is_refused(here: Certjob, facts: Facts, tmp_path: Path) -> None:
+    """A revocation counts at once, and would pause the mentor tonight."""
+    facts.organisation("hlf")
+    file = tmp_path / "people.csv"
+    file.write_text(
+        "organisation,member_no,kind,issued_on,expires_on,revoked_on\nhlf,M1,likeperson,2024-02-01,2030-02-01,2999-01-01\n"
+    )
+
+    finished = here("load", str(file))
+
+    assert finished.returncode == 3
+    assert "line 2: revoked_on: lies in the future (2999-01-01)" in finished.stderr
+    assert facts.rows("SELECT count(*) FROM certificates") == [(0,)]

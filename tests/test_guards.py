@@ -11,7 +11,7 @@ from certjob.errors import ConfigurationError
 from certjob.nightly import NightOptions, run
 from certjob.stopping import StopFlag
 from tests.facts import TODAY, Facts
-from tests.nights import NoProgress, delivery, night
+from tests.nights import CollectingChannel, FlakyPortal, NoProgress, delivery, night
 
 YESTERDAY = TODAY - timedelta(days=1)
 NEXT_YEAR = TODAY + timedelta(days=365)
@@ -173,3 +173,60 @@ def test_a_day_before_the_last_night_is_refused(connection: Connection, facts: F
     run(connection, options=allowed, delivery=delivery(), stop=StopFlag(), progress=NoProgress())
     assert facts.rows("SELECT as_of FROM job_runs ORDER BY started_at DESC LIMIT 1") == [(YESTERDAY,)]
     night(connection, YESTERDAY, deliver=False)
+
+
+def test_a_night_on_a_wrong_later_date_is_made_good_for(connection: Connection, facts: Facts) -> None:
+    """It noted when to look again by the wrong day; the first night on the right one looks at everybody."""
+    organisation = facts.organisation()
+    for _ in range(30):
+        facts.certified_mentor(organisation, NEXT_YEAR)
+    certified = facts.certified_mentor(organisation, TODAY + timedelta(days=40))
+    uncertified = facts.certified_mentor(organisation, YESTERDAY)
+    facts.certificate(uncertified, NEXT_YEAR, issued_on=TODAY + timedelta(days=50))
+    night(connection, TODAY, deliver=False)
+    night(connection, TODAY + timedelta(days=90), deliver=False)
+    paused = "SELECT mentor_id FROM mentor_pauses WHERE lifted_at IS NULL"
+    assert facts.rows(paused) == [(certified,)]
+    tomorrow = NightOptions(today=TODAY + timedelta(days=1), deliver=False, allow_earlier_date=True)
+    plan = NightOptions(today=tomorrow.today, dry_run=True, allow_earlier_date=True)
+
+    planned = run(connection, options=plan, delivery=delivery(), stop=StopFlag(), progress=NoProgress())
+    report = run(connection, options=tomorrow, delivery=delivery(), stop=StopFlag(), progress=NoProgress())
+
+    assert facts.rows(paused) == [(uncertified,)]
+    assert facts.rows("SELECT id FROM mentors WHERE NOT portal_visible") == [(uncertified,)]
+    assert report.review is not None
+    assert planned.to_document()["mentors"] == report.to_document()["mentors"]
+    assert report.review.reviewed == 32
+    later = night(connection, TODAY + timedelta(days=2), deliver=False)
+    assert later.review is not None
+    assert later.review.reviewed == 0
+
+
+@pytest.mark.parametrize("how", ["one organisation", "killed"])
+def test_a_wrong_night_that_the_guard_of_dates_does_not_see_is_made_good_for_too(
+    connection: Connection, facts: Facts, how: str
+) -> None:
+    """Limited to one organisation, or killed before its end."""
+    facts.certified_mentor(facts.organisation("hlf", portal=None), TODAY + timedelta(days=40))
+    night(
+        connection, TODAY + timedelta(days=90), deliver=False, organisation="hlf" if how == "one organisation" else None
+    )
+    if how == "killed":
+        connection.execute("UPDATE job_runs SET finished_at = NULL, outcome = NULL")
+    assert facts.rows("SELECT count(*) FROM mentor_pauses WHERE lifted_at IS NULL") == [(1,)]
+
+    night(connection, TODAY, deliver=False)
+
+    assert facts.rows("SELECT count(*) FROM mentor_pauses WHERE lifted_at IS NULL") == [(0,)]
+
+
+def test_a_night_without_deliveries_says_what_is_blocked(connection: Connection, facts: Facts) -> None:
+    """run exits 3 while anything needs a person, whether it delivers or not."""
+    facts.certified_mentor(facts.organisation(), YESTERDAY, contact_id=None)
+    night(connection, portal=FlakyPortal(), channel=CollectingChannel())
+
+    report = night(connection, deliver=False)
+
+    assert report.portal_blocked == 1
+    assert report.outcome == "attention"

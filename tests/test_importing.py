@@ -315,3 +315,26 @@ def test_a_load_leaves_nothing_in_the_session(loader: Loader, facts: Facts) -> N
     assert facts.rows("SELECT relname FROM pg_class WHERE relname = 'load_rows'") == []
     assert facts.rows("SHOW lock_timeout") == [("0",)]
     assert facts.rows("SELECT name FROM pg_prepared_statements") == []
+
+
+def test_two_rows_with_one_contact_are_not_both_loaded(loader: Loader, facts: Facts) -> None:
+    """The second mentor is refused by name of the rule, the others are loaded."""
+    header = "organisation,member_no,dynamics_contact_id,kind,issued_on,expires_on"
+    report = loader.rows(
+        f"hlf,M1,{CONTACT},likeperson,2024-02-01,2026-02-01",
+        f"hlf,M2,{CONTACT},likeperson,2024-02-01,2026-02-01",
+        "hlf,M3,,likeperson,2024-02-01,2026-02-01",
+        header=header,
+    )
+
+    assert report.loaded == 2
+    assert [row.reason for row in loader.rejected] == [
+        "another mentor of the organisation has this dynamics_contact_id"
+    ]
+
+
+def test_spaces_inside_a_kind_count_once(loader: Loader, facts: Facts) -> None:
+    """Or a renewal typed with two spaces would be another kind, and its mentor paused."""
+    loader.rows("hlf,M1,like person,2022-02-01,2024-02-01", "hlf,M1,like  person,2024-02-01,2026-02-01")
+
+    assert facts.rows("SELECT DISTINCT kind FROM certificates") == [("like person",)]

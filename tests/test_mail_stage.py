@@ -606,3 +606,46 @@ class TestLostLease:
         assert facts.rows(
             "SELECT status, attempts, claim_token IS NOT NULL, maybe_sent FROM cert_notification_log"
         ) == [("pending", 2, True, True)]
+
+
+def test_a_message_that_makes_the_server_hang_up_does_not_hold_up_the_others(
+    connection: Connection, facts: Facts
+) -> None:
+    """It is put behind them: the next stage begins with somebody else."""
+    queue(facts, 3)
+
+    def hang_up(message: OutgoingMessage) -> None:
+        if message.to == "m0@example.org":
+            text = "connection closed"
+            raise ChannelDownError(text)
+
+    first = CollectingChannel(on_send=hang_up)
+    assert code_of(stage(connection, first).run(deadline_seconds=60)) == "down"
+    assert first.sent == []
+
+    second = CollectingChannel(on_send=hang_up)
+    stage(connection, second).run(deadline_seconds=60)
+
+    assert [message.to for message in second.sent] == ["m1@example.org", "m2@example.org"]
+
+
+@pytest.mark.parametrize(
+    ("sender", "domain"),
+    [("Blå Kors <post@blåkors.example>", "xn--blkors-jua.example"), ('"Norge, HLF" <post@hlf.example>', "hlf.example")],
+)
+def test_the_message_id_has_the_senders_domain_as_dns_knows_it(
+    connection: Connection, facts: Facts, sender: str, domain: str
+) -> None:
+    """A domain with letters of its own, or a name with a comma, would make every message one that cannot be written."""
+    queue(facts, 1)
+    channel = CollectingChannel()
+
+    MailStage(
+        CertificationReminderService(connection, run_id=uuid4()),
+        channel=channel,
+        mail_from=sender,
+        today=TODAY,
+        stop=StopFlag(),
+    ).run(deadline_seconds=60)
+
+    assert channel.sent[0].message_id.endswith(f"@{domain}>")

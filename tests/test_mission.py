@@ -243,7 +243,7 @@ def test_a_call_without_an_answer_ends_by_its_deadline(
     night(connection, ways_out=ways_out)
 
     first, second = portal.requests
-    assert second.arrived_seconds - first.arrived_seconds >= 0.5
+    assert second.arrived_seconds - first.arrived_seconds >= 0.4  # the call's clock starts before the server's
     assert portal.visible == {CONTACT: False}
     assert failures_of(facts, expired_mentor) == []
 

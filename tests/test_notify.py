@@ -4,6 +4,7 @@ import json
 import mailbox
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -31,6 +32,8 @@ from certjob.settings import Settings
 from certjob.smtp_channel import SmtpChannel
 from certjob.webhook_channel import WebhookChannel
 from tests.facts import TODAY
+from tests.portal_answers import drip
+from tests.portal_server import PortalServer
 from tests.smtp_server import HOST, Mailbox, real_server
 
 MESSAGE = OutgoingMessage(
@@ -150,7 +153,7 @@ def test_every_channel_ends_within_the_lease_of_mail(tmp_path: Path) -> None:
         WebhookChannel("https://hooks.hlf.example/push"),
     ]
 
-    assert [channel.worst_case_seconds for channel in channels] == [720, 30, 90]
+    assert [channel.worst_case_seconds for channel in channels] == [720, 30, 30]
 
 
 # The Maildir
@@ -249,6 +252,18 @@ def test_a_webhook_gets_the_document_of_the_design(httpserver: HTTPServer) -> No
     assert request.headers["Content-Type"] == "application/json"
     assert request.headers["Authorization"] == "Bearer s3cret"
     assert request.headers["Idempotency-Key"] == "reminder-4711-0"
+
+
+def test_a_webhook_that_drips_its_answer_ends_in_time() -> None:
+    """The deadline is that of the whole call; whether the message arrived is not known."""
+    with PortalServer([drip(part="headers", every_seconds=0.05)]) as server:
+        with webhook(server.url, token=SecretStr(server.key), timeout_seconds=0.5) as channel:
+            began = time.monotonic()
+
+            with pytest.raises(OutcomeUnknownError):
+                channel.send(MESSAGE)
+
+        assert time.monotonic() - began < 3
 
 
 def test_a_webhook_without_a_key_gets_no_authorization(httpserver: HTTPServer) -> None:

@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from certjob import database, portal_stage, portal_sync
+from certjob import database, nightly, portal_stage, portal_sync
 from certjob.database import Connection
 from certjob.errors import ConfigurationError, StoppedBySignalError, TransientPortalError
 from certjob.outbox import Lease
@@ -24,7 +24,7 @@ from certjob.stopping import StopFlag
 from tests.conftest import Certjob
 from tests.facts import TODAY, Facts
 from tests.intents import DisturbedPortal, backlog, queue_wish
-from tests.nights import CollectingChannel, delivery, in_background, night, quick_policy
+from tests.nights import CollectingChannel, NoProgress, delivery, in_background, night, quick_policy
 from tests.portal_answers import Behaviour, Exchange, PortalRequest, delay, error, hang, html, ok, redirect
 from tests.portal_server import PortalServer
 from tests.waiting import until
@@ -820,6 +820,29 @@ class TestCrash:
         assert report.outcome is Outcome.FAILED
         assert [(line.stage, line.code) for line in report.stopped] == [("portal", "crash")]
         assert facts.rows("SELECT outcome FROM job_runs") == [("failed",)]
+
+    def test_it_is_said_every_time(self, connection: Connection, facts: Facts) -> None:
+        """A background job keeps quiet about what it said before, but not about a crash."""
+        backlog(facts, 1)
+
+        def break_down(_number: int) -> None:
+            message = "a bug"
+            raise LookupError(message)
+
+        for _ in range(2):
+            report = nightly.deliver(
+                connection,
+                today=TODAY,
+                allow_earlier_date=False,
+                delivery=delivery(portal=DisturbedPortal(break_down)),
+                stop=StopFlag(),
+                progress=NoProgress(),
+            )
+            facts.connection.execute("UPDATE portal_sync_events SET claim_token = NULL, next_attempt_at = now()")
+
+            assert report.outcome is Outcome.FAILED
+            assert any("LookupError" in reason for reason in report.reasons)
+            assert "LookupError" in report.to_document()["error"]["message"]
 
 
 class StandingClock(threading.Event):

@@ -508,8 +508,8 @@ class TestPortalLost:
         assert facts.rows("SELECT count(*) FROM portal_alerts") == [(0,)]
         assert report.outcome == "ok"
 
-    def test_the_claim_withdraws_what_it_finds(self, connection: Connection, facts: Facts, mentor: UUID) -> None:
-        """Without a review in between: no call, the failure resolved."""
+    def test_the_claim_leaves_it_to_the_review(self, connection: Connection, facts: Facts, mentor: UUID) -> None:
+        """Without a review in between: no call, nothing counted; the next night withdraws it."""
         queue_wish(connection, mentor, visible=False)
         push(connection, claim_one(connection), TransientPortalError("reset"))
         make_due(facts)
@@ -519,10 +519,28 @@ class TestPortalLost:
         report = deliver(connection, portal)
 
         assert portal.calls == []
-        assert facts.rows("SELECT status, claim_token FROM portal_sync_events") == [("withdrawn", None)]
-        assert facts.rows(FAILURE) == [("transient", 3, "reset", True)]
+        assert facts.rows("SELECT status, claim_token, attempts FROM portal_sync_events") == [("pending", None, 1)]
         assert report.portal is not None
         assert (report.portal.delivered, report.portal.lost, report.outcome) == (0, 0, "ok")
+        night(connection, portal=portal)
+        assert facts.rows("SELECT status FROM portal_sync_events") == [("withdrawn",)]
+        assert facts.rows(FAILURE) == [("transient", 3, "reset", True)]
+
+    def test_a_hide_that_was_withdrawn_is_wanted_again_when_the_mentor_returns(
+        self, connection: Connection, facts: Facts, open_push: str
+    ) -> None:
+        """Moved to an organisation without a portal and back: the portal may still show the mentor, so it is told."""
+        elsewhere = facts.organisation("nhf", portal=None)
+        home = facts.rows("SELECT organisation_id FROM mentors")[0][0]
+        connection.execute("UPDATE mentors SET organisation_id = %s", (elsewhere,))
+        night(connection)
+        assert facts.rows("SELECT status FROM portal_sync_events") == [("withdrawn",)]
+        connection.execute("UPDATE mentors SET organisation_id = %s", (home,))
+        portal = FlakyPortal()
+
+        night(connection, portal=portal)
+
+        assert [visible for _, visible, _ in portal.calls] == [False]
 
     def test_withdrawing_locks_in_the_order_of_everybody_else(
         self, connection: Connection, facts: Facts, other: Connection, app: App

@@ -96,11 +96,11 @@ class TestOnce:
         assert facts.rows("SELECT row_to_json(l)::text FROM cert_notification_log l") == before
         assert facts.rows(LOG) == [(30, "pending")]
 
-    @pytest.mark.parametrize("status", ["sent", "failed", "superseded"])
+    @pytest.mark.parametrize("status", ["sent", "failed"])
     def test_what_is_settled_stays_settled(
         self, connection: Connection, facts: Facts, certificate: UUID, status: str
     ) -> None:
-        """The same date re-arms nothing but a cancelled one."""
+        """The same date re-arms nothing but a cancelled or superseded one."""
         review(connection)
         connection.execute("UPDATE cert_notification_log SET status = %s", (status,))
         connection.execute("UPDATE mentors SET review_on = '-infinity'")
@@ -108,6 +108,18 @@ class TestOnce:
         review(connection)
 
         assert facts.rows(LOG) == [(30, status)]
+
+    def test_one_superseded_by_a_typo_comes_back(self, connection: Connection, facts: Facts, certificate: UUID) -> None:
+        """A date mistyped to a nearer one, then corrected: the mentor still gets the reminder, once."""
+        review(connection)
+        move(connection, certificate, days(10))
+        assert facts.rows(LOG) == [(30, "superseded"), (14, "pending")]
+        move(connection, certificate, days(25))
+
+        channel = send(connection)
+
+        assert [message.threshold_days for message in channel.sent] == [30]
+        assert facts.rows(LOG) == [(30, "sent"), (14, "cancelled")]
 
     def test_an_extension_in_place_rearms_it(self, connection: Connection, facts: Facts, certificate: UUID) -> None:
         """The earlier cycle goes to the history; the new one is a new message."""
@@ -602,3 +614,17 @@ def deliver(connection: Connection, channel: CollectingChannel, today: date = TO
     )
     assert stage.run(deadline_seconds=60) is None
     return stage.counts
+
+
+@pytest.mark.parametrize("days_left", [40, 15, 5])
+def test_one_that_failed_is_shown_though_its_threshold_is_long_past(
+    connection: Connection, facts: Facts, days_left: int
+) -> None:
+    """A first import queues late: the fourteen days of showing it count from then."""
+    facts.certified_mentor(facts.organisation(portal=None), days(days_left), email=None)
+
+    send(connection)
+
+    connection.execute("UPDATE cert_notification_log SET queued_at = %s", (TODAY,))
+    assert len(database.fetch(connection, "read_failed_reminders", {"today": TODAY})) == 1
+    assert database.fetch(connection, "read_failed_reminders", {"today": days(days_left + 90)}) == []

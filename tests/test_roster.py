@@ -2,7 +2,7 @@
 
 from datetime import date
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -119,9 +119,9 @@ def test_a_bad_row_is_named_by_line_column_and_reason(
     }
 
     report = loader.rows(
-        ",".join((good | {"member_no": "M0"}).values()),
+        ",".join((good | {"member_no": "M0", "dynamics_contact_id": str(uuid4())}).values()),
         ",".join((good | changes).values()),
-        ",".join((good | {"member_no": "M9"}).values()),
+        ",".join((good | {"member_no": "M9", "dynamics_contact_id": str(uuid4())}).values()),
         header=",".join(good),
     )
 

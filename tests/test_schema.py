@@ -742,6 +742,20 @@ class TestDeleting:
         assert str(scene.mentor) in str(caught.value.diag.message_primary)
         assert "left_at" in str(caught.value.diag.message_hint)
 
+    def test_a_mentor_whom_the_portal_never_knew_can_be_deleted(self, scene: Scene) -> None:
+        """Without a contact id a hide is blocked for ever, and there is nobody to hide."""
+        connection = scene.facts.connection
+        connection.execute("UPDATE mentors SET dynamics_contact_id = NULL, left_at = now()")
+        connection.execute("UPDATE mentors SET portal_visible = false")
+        scene.do(
+            connection,
+            "INSERT INTO portal_sync_events (mentor_id, visible, status) VALUES (%(mentor)s, false, 'blocked')",
+        )
+
+        scene.do(connection, "DELETE FROM mentors WHERE id = %(mentor)s")
+
+        assert scene.facts.rows("SELECT count(*) FROM portal_sync_events") == [(0,)]
+
     @pytest.mark.parametrize("portal_visible", [True, None])
     def test_a_mentor_who_may_still_be_shown_on_the_portal_cannot_be_deleted(
         self, scene: Scene, portal_visible: bool | None
@@ -1194,3 +1208,15 @@ class TestHotQuery:
         assert "Seq Scan" not in plan
         assert '"Sort"' not in plan
         assert len(connection.execute(statement, parameters).fetchall()) == due
+
+
+def test_two_mentors_of_an_organisation_cannot_share_a_contact(facts: Facts) -> None:
+    """They would hide and show each other on the portal; without a contact there may be many."""
+    organisation = facts.organisation()
+    contact = uuid4()
+    facts.mentor(organisation, contact_id=contact)
+    facts.mentor(organisation, contact_id=None)
+    facts.mentor(organisation, contact_id=None)
+
+    with pytest.raises(psycopg.errors.UniqueViolation, match="mentors_one_per_contact"):
+        facts.mentor(organisation, contact_id=contact)

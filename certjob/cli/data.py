@@ -53,15 +53,10 @@ def load(
     from certjob.cells import DEFAULT_DATE_FORMATS
     from certjob.roster import LoadOptions
 
-    options = LoadOptions(
-        columns=_pairs(column, "--column"),
-        constants=_pairs(set_, "--set"),
-        date_formats=tuple(date_format) if date_format else DEFAULT_DATE_FORMATS,
-        strict=strict,
-    )
+    columns, constants = _pairs(column, "--column"), _pairs(set_, "--set")
     with (
         session(context, quiet=quiet, verbose=verbose, log_format=log_format) as opened,
-        _rejects_to(rejects) as keep,
+        _rejects_to(rejects, beside=file) as keep,
         opened.talk.progress() as progress,
     ):
 
@@ -72,7 +67,13 @@ def load(
         report = importing.load(
             opened.connection,
             file,
-            options=options,
+            options=LoadOptions(
+                columns=columns,
+                constants=constants,
+                date_formats=tuple(date_format) if date_format else DEFAULT_DATE_FORMATS,
+                strict=strict,
+                today=opened.settings.today,
+            ),
             on_reject=on_reject,
             stop=opened.stop,
             on_progress=progress.phase("Loading certificates"),
@@ -89,8 +90,8 @@ def load(
 
 
 @contextmanager
-def _rejects_to(path: Path | None) -> "Iterator[Callable[[RejectedRow], None]]":
-    """Yield what writes a bad row into the file of --rejects."""
+def _rejects_to(path: Path | None, *, beside: Path) -> "Iterator[Callable[[RejectedRow], None]]":
+    """Yield what writes a bad row into the file of --rejects, which must not be the one that is loaded."""
     import csv
 
     from certjob.errors import InputError
@@ -98,6 +99,12 @@ def _rejects_to(path: Path | None) -> "Iterator[Callable[[RejectedRow], None]]":
     if path is None:
         yield lambda _row: None
         return
+    if not beside.exists():
+        message = f"{beside}: there is no such file"
+        raise InputError(message)
+    if path.exists() and path.samefile(beside):
+        message = f"--rejects {path} is the file that is loaded, and would be overwritten; name another one"
+        raise InputError(message)
     try:
         stream = path.open("w", encoding="utf-8", newline="")
     except OSError as error:

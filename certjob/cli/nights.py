@@ -48,7 +48,8 @@ def run(
 ) -> int:
     """Run the night: bring certificates and mentors to the right state, push the portal, send the reminders.
 
-    Safe to repeat and to run twice at once. Exits 3 while anything needs a person.
+    Safe to repeat and to run twice at once. --organisation limits the review; what is queued is delivered for all.
+    Exits 3 while anything needs a person.
     """
     from certjob import nightly
 

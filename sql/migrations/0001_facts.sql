@@ -52,6 +52,9 @@ ALTER TABLE mentors ENABLE ROW LEVEL SECURITY;
 COMMENT ON COLUMN mentors.portal_visible IS 'derived: the last value wanted on the portal; null = push the next one whatever it is';
 COMMENT ON COLUMN mentors.review_on IS 'derived: the next date on which something can be due; -infinity = look now, infinity = never';
 
+-- Two mentors on one contact would hide and show each other.
+CREATE UNIQUE INDEX mentors_one_per_contact ON mentors (organisation_id, dynamics_contact_id)
+    WHERE dynamics_contact_id IS NOT NULL;
 -- A night costs what is due, not what exists.
 CREATE INDEX mentors_review_on_id_idx ON mentors (review_on, id);
 

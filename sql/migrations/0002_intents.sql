@@ -112,4 +112,5 @@ CREATE TABLE job_runs (
     counts       jsonb NOT NULL DEFAULT '{}'
 );
 ALTER TABLE job_runs ENABLE ROW LEVEL SECURITY;
+CREATE INDEX job_runs_as_of_idx ON job_runs (as_of);
 CREATE INDEX job_runs_finished_at_idx ON job_runs (finished_at) WHERE finished_at IS NOT NULL;

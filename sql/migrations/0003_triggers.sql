@@ -96,12 +96,17 @@ CREATE TRIGGER mentor_updated BEFORE UPDATE OF left_at, email, organisation_id, 
 CREATE FUNCTION certjob_private.mentor_deleted() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
 BEGIN
-    IF EXISTS (SELECT FROM public.portal_sync_events WHERE mentor_id = OLD.id AND status IN ('pending', 'blocked'))
+    -- A push that is blocked for want of a contact id has nothing to hide: it does not hold the deletion.
+    IF EXISTS (
+            SELECT FROM public.portal_sync_events
+            WHERE mentor_id = OLD.id
+                AND (status = 'pending' OR (status = 'blocked' AND OLD.dynamics_contact_id IS NOT NULL))
+        )
         OR EXISTS (SELECT FROM public.cert_notification_log WHERE mentor_id = OLD.id AND status = 'pending')
     THEN
         RAISE EXCEPTION 'mentor % has open intents (a portal push or a reminder)', OLD.id
             USING ERRCODE = 'restrict_violation',
-                  HINT = 'set left_at, let certjob run, then delete';
+                  HINT = 'set left_at (and dynamics_contact_id to null if the contact is gone), let certjob run, then delete';
     END IF;
     IF OLD.portal_visible IS DISTINCT FROM false
         AND EXISTS (SELECT FROM public.organisations WHERE id = OLD.organisation_id AND portal IS NOT NULL)
@@ -120,6 +125,8 @@ CREATE TRIGGER mentor_deleted BEFORE DELETE ON mentors
 CREATE FUNCTION certjob_private.organisation_updated() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
 BEGIN
+    -- In one order, so that it does not deadlock with bulk imports.
+    PERFORM 1 FROM public.mentors WHERE organisation_id = NEW.id ORDER BY id FOR NO KEY UPDATE;
     UPDATE public.mentors
     SET review_on = '-infinity',
         portal_visible = CASE WHEN OLD.portal IS DISTINCT FROM NEW.portal THEN NULL ELSE portal_visible END

@@ -13,4 +13,4 @@ SELECT
 FROM mentors AS m
 LEFT JOIN mentor_pauses AS own
     ON own.mentor_id = m.id AND own.reason = 'certification_expired' AND own.lifted_at IS NULL
-WHERE m.organisation_id = %(organisation_id)s AND m.review_on <= %(today)s
+WHERE m.organisation_id = %(organisation_id)s AND m.review_on <= coalesce(%(due_by)s::date, 'infinity')

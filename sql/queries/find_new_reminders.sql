@@ -6,6 +6,6 @@ LEFT JOIN cert_notification_log AS l
     ON l.mentor_id = n.mentor_id AND l.threshold_days = n.threshold_days AND l.cert_id = n.cert_id
 WHERE l.id IS NULL
     OR (
-        (l.expires_on <> n.expires_on OR l.status = 'cancelled')
+        (l.expires_on <> n.expires_on OR l.status IN ('cancelled', 'superseded'))
         AND NOT l.history @> jsonb_build_array(jsonb_build_object('expires_on', n.expires_on, 'status', 'sent'))
     )

@@ -1,7 +1,7 @@
 -- Once per (mentor, threshold, certificate). The same date again does nothing; a certificate extended in place re-arms
 -- the row and its earlier cycle goes to history; a date that was already mailed about is never mailed again, so a typo
--- corrected back sends nothing twice; a reminder cancelled by mistake comes back. If the outcome for that very date is
--- unknown (claimed or maybe sent), the repeat says so. In mentor order, as everybody who locks several rows.
+-- corrected back sends nothing twice; a reminder cancelled or superseded by a mistake comes back. If the outcome for
+-- that very date is unknown (claimed or maybe sent), the repeat says so. In mentor order, as everybody who locks several.
 INSERT INTO cert_notification_log AS l (mentor_id, threshold_days, cert_id, expires_on, run_id)
 SELECT n.mentor_id, n.threshold_days, n.cert_id, n.expires_on, %(run_id)s
 FROM unnest(%(mentor_ids)s::uuid[], %(thresholds)s::int[], %(cert_ids)s::uuid[], %(expiries)s::date[])
@@ -23,6 +23,6 @@ SET expires_on = excluded.expires_on,
     )),
     maybe_sent = (l.expires_on = excluded.expires_on AND (l.maybe_sent OR l.claim_token IS NOT NULL))
         OR l.history @> jsonb_build_array(jsonb_build_object('expires_on', excluded.expires_on, 'maybe_sent', true))
-WHERE (l.expires_on <> excluded.expires_on OR l.status = 'cancelled')
+WHERE (l.expires_on <> excluded.expires_on OR l.status IN ('cancelled', 'superseded'))
     AND NOT l.history @> jsonb_build_array(jsonb_build_object('expires_on', excluded.expires_on, 'status', 'sent'))
 RETURNING l.mentor_id, l.threshold_days, l.cert_id

@@ -3,5 +3,7 @@ SELECT l.id AS reminder_id, l.mentor_id, m.organisation_id, m.member_no, coalesc
     l.threshold_days, l.cert_id, l.expires_on, l.last_error AS error, l.attempts, l.queued_at
 FROM cert_notification_log AS l
 JOIN mentors AS m ON m.id = l.mentor_id
-WHERE l.status = 'failed' AND l.expires_on - l.threshold_days + 14 >= %(today)s
+WHERE l.status = 'failed'
+    -- Its day is that of the threshold, or when it was queued late, as after an import, the day it was queued.
+    AND greatest(l.expires_on - l.threshold_days, l.queued_at::date) + 14 >= %(today)s
 ORDER BY l.queued_at, l.id
