@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -184,16 +184,13 @@ class _Writing:
 
     def write(self, stage: Stage) -> None:
         whole = self._connection.transaction() if self._strict else nullcontext()
-        try:
-            with self._database_errors(), whole:
-                for batch in stage.batches():
-                    self._write_or_take_apart(batch)
-                    if self._on_progress is not None:
-                        self._on_progress(self.certificates)
-                if self._strict and self.rejected:
-                    raise _RollBackError
-        except _RollBackError:
-            pass
+        with suppress(_RollBackError), self._database_errors(), whole:
+            for batch in stage.batches():
+                self._write_or_take_apart(batch)
+                if self._on_progress is not None:
+                    self._on_progress(self.certificates)
+            if self._strict and self.rejected:
+                raise _RollBackError
 
     def _write_or_take_apart(self, batch: Sequence[RosterRow], *, is_part: bool = False) -> None:
         """Write a batch; if that fails, its halves, until the rows that are to blame stand alone."""

@@ -12,7 +12,7 @@ import subprocess
 import termios
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from signal import SIGTERM, Signals
@@ -23,6 +23,7 @@ from certjob import entry
 from certjob.database import Connection
 from certjob.stopping import StopFlag
 from tests.conftest import installed_command
+from tests.waiting import until
 
 SECRET = "planted-Hemmelighet-7"
 """In every password and key of these tests; no output may hold it."""
@@ -126,14 +127,6 @@ def started(*arguments: str, environment: Mapping[str, str], folder: Path) -> It
             child.finish()
 
 
-def wait_until(condition: Callable[[], object], *, timeout_seconds: float = 20) -> None:
-    """Look again and again until the condition holds."""
-    ends_at = time.monotonic() + timeout_seconds
-    while not condition():
-        assert time.monotonic() < ends_at, "it never came to that"
-        time.sleep(0.02)
-
-
 class Backends:
     """The children's database sessions, seen from a session of the test."""
 
@@ -149,12 +142,10 @@ class Backends:
 
     def wait_for_query(self, part: str, *, waiting_for: str | None = None) -> None:
         """Wait until a child is in, or has last run, a statement with this text."""
-        wait_until(
-            lambda: any(part in row[3] and (waiting_for is None or row[2] == waiting_for) for row in self.rows())
-        )
+        until(lambda: any(part in row[3] and (waiting_for is None or row[2] == waiting_for) for row in self.rows()))
 
     def wait_until_gone(self) -> None:
-        wait_until(lambda: not self.rows())
+        until(lambda: not self.rows())
 
     def terminate(self) -> None:
         for row in self.rows():

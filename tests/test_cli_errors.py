@@ -20,13 +20,13 @@ from tests.command_line import (
     assert_one_line,
     run_in_process,
     started,
-    wait_until,
 )
 from tests.conftest import Certjob, database_of, installed_command
 from tests.facts import Facts
 from tests.portal_answers import error, hang
 from tests.portal_server import PortalServer
 from tests.smtp_server import CERTIFICATE, Mailbox, real_server, server_tls
+from tests.waiting import until
 
 LONG_AGO = date(2025, 1, 1)
 
@@ -189,7 +189,7 @@ def test_a_wrong_password_is_a_wrong_setting(certjob: Certjob, tmp_path: Path) -
         rules.write_text("local all guarded scram-sha-256\n" + rules.read_text())
         admin.execute("SELECT pg_reload_conf()")
         without = psycopg.conninfo.make_conninfo(url, user="guarded")
-        wait_until(lambda: not can_connect(without))
+        until(lambda: not can_connect(without))
 
         wrong = certjob("run", CERTJOB_DATABASE_URL=psycopg.conninfo.make_conninfo(without, password=SECRET))
         missing = certjob("run", CERTJOB_DATABASE_URL=without)

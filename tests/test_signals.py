@@ -15,11 +15,12 @@ from certjob import migrations
 from certjob.database import Connection
 from certjob.errors import StoppedBySignalError
 from certjob.stopping import StopFlag
-from tests.command_line import Backends, Child, Finished, assert_one_line, started, wait_until
+from tests.command_line import Backends, Child, Finished, assert_one_line, started
 from tests.facts import Facts
 from tests.portal_answers import error, hang
 from tests.portal_server import PortalServer
 from tests.smtp_server import Fault, scripted_server
+from tests.waiting import until
 
 LONG_AGO = date(2025, 1, 1)
 SOON = date.today() + timedelta(days=5)  # noqa: DTZ011 - due for the reminder of 7 days, around midnight too
@@ -188,7 +189,7 @@ def test_in_the_middle_of_a_big_review(start: Start, facts: Facts, app: App) -> 
     app.execute("SELECT FROM mentors WHERE member_no = 'B1' FOR UPDATE")  # so that it cannot end before the signal
 
     with start("run", "--allow-mass-change", "--no-deliver") as child:
-        wait_until(lambda: facts.rows("SELECT FROM mentor_pauses LIMIT 1"))  # the first chunk is committed
+        until(lambda: facts.rows("SELECT FROM mentor_pauses LIMIT 1"))  # the first chunk is committed
         result = child.stop_within(AT_ONCE_SECONDS)
 
     assert_stopped(result)
@@ -279,7 +280,7 @@ def test_a_second_signal_ends_it_at_once(start: Start, facts: Facts, portal: Por
     with start("run", **portal_settings(portal)) as child:
         portal.wait_until(lambda: len(portal.requests) == 4)
         child.signal(signal.SIGINT)
-        wait_until(lambda: sum(map(bool, leases(facts).values())) == 4)  # the first signal has been seen
+        until(lambda: sum(map(bool, leases(facts).values())) == 4)  # the first signal has been seen
         result = child.stop_within(AT_ONCE_SECONDS, signal.SIGINT)
 
     assert_stopped(result, name="SIGINT")
@@ -292,10 +293,8 @@ def test_while_the_portal_asked_to_wait(start: Start, facts: Facts, portal: Port
     insert_expired(facts, facts.organisation(), 6)
 
     with start("run", CERTJOB_PORTAL_CONCURRENCY="1", **portal_settings(portal)) as child:
-        wait_until(
-            lambda: facts.rows("SELECT FROM portal_sync_events WHERE next_attempt_at > now() + interval '4 min'")
-        )
-        wait_until(lambda: not any(leased(facts)))
+        until(lambda: facts.rows("SELECT FROM portal_sync_events WHERE next_attempt_at > now() + interval '4 min'"))
+        until(lambda: not any(leased(facts)))
         result = child.stop_within(AT_ONCE_SECONDS)
 
     assert_stopped(result)
@@ -317,7 +316,7 @@ def test_while_the_mail_server_says_nothing(start: Start, facts: Facts, stage: s
 
     with scripted_server({stage: Fault.HANG}) as server:
         with start("run", **mail_settings(server.port)) as child:
-            wait_until(lambda: "DATA" in server.commands and len(server.bodies) == bodies)
+            until(lambda: "DATA" in server.commands and len(server.bodies) == bodies)
             result = child.stop_within()
 
         assert_stopped(result)

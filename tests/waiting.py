@@ -7,7 +7,7 @@ from typing import Any
 import psycopg
 
 
-def until(condition: Callable[[], bool], *, seconds: float = 20.0) -> None:
+def until(condition: Callable[[], object], *, seconds: float = 20.0) -> None:
     """Return as soon as the condition holds; fail after so long."""
     give_up_at = time.monotonic() + seconds
     while not condition():

@@ -10,6 +10,8 @@ import typer
 from certjob.cli.options import Json, LogFormat, Quiet, Verbose, session, set_up_logs
 
 if TYPE_CHECKING:
+    from certjob.console import Talk
+    from certjob.importing import LoadReport
     from certjob.roster import RejectedRow
 
 organisation_app = typer.Typer(
@@ -47,8 +49,6 @@ def load(
 
     An empty cell changes nothing. Bad rows are named on stderr and the good ones are loaded; then it exits 3.
     """
-    from dataclasses import asdict
-
     from certjob import console, importing
     from certjob.cells import DEFAULT_DATE_FORMATS
     from certjob.roster import LoadOptions
@@ -78,11 +78,20 @@ def load(
             stop=opened.stop,
             on_progress=progress.phase("Loading certificates"),
         )
+    return _report_load(opened.talk, report, json=json, strict=strict)
+
+
+def _report_load(talk: "Talk", report: "LoadReport", *, json: bool, strict: bool) -> int:
+    """Print what a load did and return its exit code."""
+    from dataclasses import asdict
+
+    from certjob import console
+
     if json:
         console.print_json({"outcome": "attention" if report.rejected else "ok"} | asdict(report))
-    elif opened.talk.chatty:
+    elif talk.chatty:
         rows = [(name.replace("_", " "), f"{number:,}") for name, number in asdict(report).items()]
-        console.show_rows(opened.talk, ("What", "Number"), rows)
+        console.show_rows(talk, ("What", "Number"), rows)
     if report.rejected:
         what = "nothing was loaded (--strict)" if strict else "the others were loaded"
         console.print_error("certjob load", f"{report.rejected:,} of {report.rows:,} rows were rejected; {what}")
