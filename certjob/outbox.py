@@ -120,37 +120,10 @@ class Outbox(Generic[Item]):
 
     def claim(self, *, limit: int = 100) -> tuple[list[Item], Lease]:
         """Claim up to ``limit`` due rows, committed on return, each with a fresh token and the lease."""
-        return self._claim(f"claim_{self._table}", {"limit": limit})
+        return self.claim_by(f"claim_{self._table}", {"limit": limit})
 
     def claim_by(self, name: str, parameters: dict[str, object]) -> tuple[list[Item], Lease]:
         """Claim with another statement, such as one mentor's event whatever its retry time."""
-        return self._claim(name, parameters)
-
-    def settle(
-        self, settlements: Sequence[Settlement], *, then: Callable[[dict[int, Answer]], None] | None = None
-    ) -> dict[int, Answer]:
-        """Write what became of claimed rows and return each row's answer; ``then`` writes in the same transaction."""
-        if not settlements:
-            return {}
-        return persist(self._connection, lambda: self._settle(settlements, then))
-
-    def release(self, items: Sequence[Item], *, delay_seconds: float = 0.0) -> dict[int, Answer]:
-        """Give claimed rows back untouched: token gone, due now (or after the delay), the attempt not counted."""
-        return self.settle(
-            [
-                Settlement(
-                    id=item.id,
-                    token=item.claim_token,
-                    status="pending",
-                    version=getattr(item, "version", 0),
-                    delay_seconds=delay_seconds,
-                    uncount=True,
-                )
-                for item in items
-            ]
-        )
-
-    def _claim(self, name: str, parameters: dict[str, object]) -> tuple[list[Item], Lease]:
         lease = Lease(claimed_at=self._clock(), seconds=self._lease_seconds, clock=self._clock)
         with database.transaction(self._connection):
             items = database.fetch(
@@ -160,6 +133,29 @@ class Outbox(Generic[Item]):
                 into=self._item,
             )
         return items, lease
+
+    def settle(
+        self, settlements: Sequence[Settlement], *, then: Callable[[dict[int, Answer]], None] | None = None
+    ) -> dict[int, Answer]:
+        """Write what became of claimed rows and return each row's answer; ``then`` writes in the same transaction."""
+        if not settlements:
+            return {}
+        return persist(self._connection, lambda: self._settle(settlements, then))
+
+    def release(self, items: Sequence[Item]) -> dict[int, Answer]:
+        """Give claimed rows back untouched: token gone, due now, the attempt not counted."""
+        return self.settle(
+            [
+                Settlement(
+                    id=item.id,
+                    token=item.claim_token,
+                    status="pending",
+                    version=getattr(item, "version", 0),
+                    uncount=True,
+                )
+                for item in items
+            ]
+        )
 
     def _settle(
         self, settlements: Sequence[Settlement], then: Callable[[dict[int, Answer]], None] | None

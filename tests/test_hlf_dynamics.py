@@ -85,6 +85,8 @@ def test_an_echo_in_capitals_is_a_success(portal: PortalServer, service: HLFDyna
 
     push(service)
 
+    assert len(portal.requests) == 1
+
 
 @pytest.mark.parametrize(
     "behaviour",

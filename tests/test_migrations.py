@@ -280,6 +280,8 @@ class TestRefusals:
         """No news is good news."""
         migrations.require_current(connection)
 
+        assert all(migration.applied_at for migration in migrations.status(connection))
+
     def test_looking_at_the_status_of_an_empty_database_makes_no_ledger(self, empty: database.Connection) -> None:
         """It may be somebody else's database."""
         pending = migrations.status(empty)
@@ -394,6 +396,8 @@ class TestRights:
         become(empty, role)
 
         migrations.require_current(empty)
+
+        assert all(migration.applied_at for migration in migrations.status(empty))
 
     def test_somebody_whose_search_path_misses_the_tables_is_told_so(self, empty: database.Connection) -> None:
         """Otherwise every statement would fail with "relation does not exist"."""

@@ -275,15 +275,6 @@ class TestRelease:
         assert set(answers.values()) == {Answer.SETTLED}
         assert facts.rows(STATE) == [("pending", 0, None, True)] * 2
 
-    def test_it_may_be_put_off(self, connection: Connection, facts: Facts) -> None:
-        """Until the delay is over."""
-        backlog(facts, 1)
-        mine = portal_outbox(connection)
-
-        mine.release(mine.claim()[0], delay_seconds=60)
-
-        assert facts.rows(STATE) == [("pending", 0, None, False)]
-
     def test_a_lost_one_is_left_alone(self, connection: Connection, facts: Facts) -> None:
         """The other run's claim stands."""
         backlog(facts, 1)

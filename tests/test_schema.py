@@ -634,6 +634,8 @@ class TestUniqueness:
 
         scene.facts.mentor(scene.elsewhere, member_no="1")
 
+        assert scene.facts.rows("SELECT count(*) FROM mentors WHERE member_no = '1'") == [(2,)]
+
 
 REFUSED = {
     "expires before it is issued": "UPDATE certificates SET issued_on = '2026-03-11', expires_on = '2026-03-10'",
@@ -715,6 +717,9 @@ class TestChecks:
     def test_the_last_day_of_year_9999_serves_as_never(self, scene: Scene) -> None:
         """The widest range that programs can read."""
         scene.facts.certificate(scene.other, date(9999, 12, 31), issued_on=date(1, 1, 1))
+
+        stored = scene.facts.rows("SELECT issued_on, expires_on FROM certificates WHERE mentor_id = %s", scene.other)
+        assert (date(1, 1, 1), date(9999, 12, 31)) in stored
 
 
 class TestDeleting:

@@ -377,7 +377,7 @@ class TestEnvFile:
         """Some tools keep a virtual environment there."""
         (tmp_path / ".env").mkdir()
 
-        load(environment)
+        assert load(environment).time_zone == "Europe/Oslo"
 
 
 @pytest.fixture
