@@ -85,9 +85,9 @@ class TerminalProgress:
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
 
-    def phase(self, name: str) -> Callable[[int], None]:
-        """Begin a phase; its length is not known before, so that an empty night pays for no count."""
-        task: TaskID = self._progress.add_task(name, total=None)
+    def phase(self, name: str, *, total: int | None = None) -> Callable[[int], None]:
+        """Begin a phase; a night does not know its length before, so that an empty one pays for no count."""
+        task: TaskID = self._progress.add_task(name, total=total)
 
         def advance(done: int) -> None:
             self._progress.update(task, completed=done)

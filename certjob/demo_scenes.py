@@ -11,12 +11,13 @@ from zoneinfo import ZoneInfo
 from certjob import console, database, demo_figures, demo_people, nightly, resync
 from certjob.console import Talk, TerminalProgress
 from certjob.database import Connection
+from certjob.deliveries import Delivery
 from certjob.demo_people import SamplePeople
 from certjob.demo_portal import DemoPortal
 from certjob.hlf_dynamics import HLFDynamicsSyncService
 from certjob.mail import parse_sender
 from certjob.maildir_channel import MaildirChannel
-from certjob.nightly import Delivery, NightOptions
+from certjob.nightly import NightOptions
 from certjob.portal_sync import CALL_DEADLINE_SECONDS
 from certjob.report import EXIT_CODES, RunReport
 from certjob.stopping import StopFlag

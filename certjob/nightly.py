@@ -1,61 +1,24 @@
 """One night in order: plan or apply, then deliver, then say what happened."""
 
-import logging
-import time
 from collections import defaultdict
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date
-from typing import Protocol
 from uuid import UUID
-
-import psycopg
 
 from certjob import database, planning
 from certjob.certification import CertificationManagementService
 from certjob.database import Connection
-from certjob.errors import ConfigurationError, StoppedBySignalError
+from certjob.deliveries import Deliveries, Delivery, Progress, read_backlog
+from certjob.errors import ConfigurationError
 from certjob.guards import MassChangeGuard
 from certjob.job_runs import looks_at_everybody, recorded, refuse_earlier_date
-from certjob.mail_stage import MailStage
 from certjob.models import Reminder
-from certjob.notify import Channel
-from certjob.portal_stage import PortalStage
-from certjob.portal_sync import PortalCounts, PortalSyncService, PortalTarget, portal_policy
+from certjob.portal_drift import PortalDrift
+from certjob.portal_sync import PortalSyncService
 from certjob.reminders import CertificationReminderService
 from certjob.report import PlannedChange, RunReport
-from certjob.retry import RetryPolicy
 from certjob.review_counts import ReviewCounts
-from certjob.stages import CRASH, StageStop
 from certjob.stopping import StopFlag
-
-logger = logging.getLogger(__name__)
-
-PORTAL_SHARE = 0.75
-"""The portal's part of the time for deliveries: a slow portal leaves some of it to the mail."""
-
-
-class Progress(Protocol):
-    """Shows how far a phase has come; on a terminal, else nowhere."""
-
-    def phase(self, name: str) -> Callable[[int], None]:
-        """Begin a phase and return what to tell the count to."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delivery:
-    """How intents leave the machine."""
-
-    make_target: Callable[[], AbstractContextManager[PortalTarget]] | None
-    """One portal client per thread; None = CERTJOB_PORTAL_URL is not set."""
-    channel: Channel | None = None
-    """None = CERTJOB_NOTIFY_URL is not set."""
-    mail_from: str | None = None
-    policy: RetryPolicy = field(default_factory=lambda: portal_policy(max_attempts=3))
-    concurrency: int = 4
-    calls_per_second: float = 0.0
-    deadline_seconds: float = 7200.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +52,7 @@ def run(
     with recorded(connection, report, organisation=options.organisation, organisation_id=organisation_id):
         _apply(connection, report, options=options, organisation_id=organisation_id, stop=stop, progress=progress)
         if options.deliver:
-            _deliver(connection, report, delivery=delivery, stop=stop, progress=progress)
+            Deliveries(connection, report, delivery=delivery, stop=stop, progress=progress).deliver()
         read_backlog(connection, report)
     return report
 
@@ -102,15 +65,37 @@ def deliver(
     delivery: Delivery,
     stop: StopFlag,
     progress: Progress,
+    everybody: bool = False,
 ) -> RunReport:
-    """Deliver what is queued and due, reviewing nobody: the background job between the nights."""
+    """Deliver what is queued and due, reviewing nobody: the background job between the nights.
+
+    With ``everybody`` the wanted value of every portal mentor is pushed again after that, whatever was confirmed
+    before: somebody may have edited the portal by hand.
+    """
     if not allow_earlier_date:
         refuse_earlier_date(connection, today)
     report = RunReport(command="deliver", today=today)
-    stops = database.fetch_value(connection, "read_last_stops")
-    report.known_stops = frozenset(stops or ())
+    if not everybody:
+        report.known_stops = frozenset(database.fetch_value(connection, "read_last_stops") or ())
     with recorded(connection, report):
-        _deliver(connection, report, delivery=delivery, stop=stop, progress=progress)
+        drift = PortalDrift(connection, run_id=report.run_id, today=today) if everybody else None
+        report.drift = drift.counts if drift is not None else None
+        deliveries = Deliveries(connection, report, delivery=delivery, stop=stop, progress=progress)
+        deliveries.deliver(drift=drift)
+        read_backlog(connection, report)
+    return report
+
+
+def retry_all(
+    connection: Connection, *, today: date, delivery: Delivery, stop: StopFlag, progress: Progress
+) -> RunReport:
+    """Reopen every open push, blocked ones too, whatever its retry time says, and push them; no mail is sent."""
+    report = RunReport(command="alerts", today=today)
+    with recorded(connection, report):
+        report.reopened = PortalSyncService(connection, run_id=report.run_id).reopen_all()
+        deliveries = Deliveries(connection, report, delivery=delivery, stop=stop, progress=progress)
+        deliveries.push(deadline_seconds=delivery.deadline_seconds)
+        report.unreached = database.fetch_value(connection, "count_unreached_events", {"run_id": report.run_id})
         read_backlog(connection, report)
     return report
 
@@ -122,14 +107,6 @@ def find_organisation(connection: Connection, slug: str) -> UUID:
         message = f"no organisation {slug!r}; see `certjob organisation list`"
         raise ConfigurationError(message)
     return UUID(str(organisation_id))
-
-
-def read_backlog(connection: Connection, report: RunReport) -> None:
-    """Note what is open now."""
-    rows = database.fetch(connection, "count_portal_backlog")
-    report.portal_pending, report.portal_blocked, report.portal_alerts = rows[0]
-    report.reminders_pending = database.fetch_value(connection, "count_reminder_backlog")
-    report.digests_pending = database.fetch_value(connection, "count_pending_digests")
 
 
 def _plan(connection: Connection, report: RunReport, *, options: NightOptions, organisation_id: UUID | None) -> None:
@@ -196,94 +173,3 @@ def _apply(
     report.review = service.counts
     service.apply_due(organisation_id)
     report.held = guard.lines
-
-
-def _deliver(
-    connection: Connection, report: RunReport, *, delivery: Delivery, stop: StopFlag, progress: Progress
-) -> None:
-    """Portal first, then mail; whatever ends the one early does not touch the other."""
-    started_at = time.monotonic()
-    for name, stage, share in (("portal", _deliver_portal, PORTAL_SHARE), ("mail", _deliver_mail, 1.0)):
-        deadline_seconds = delivery.deadline_seconds * share - (time.monotonic() - started_at)
-        try:
-            stopped = stage(
-                connection, report, delivery=delivery, deadline_seconds=deadline_seconds, stop=stop, progress=progress
-            )
-        except StoppedBySignalError:
-            raise
-        except Exception as error:
-            if connection.closed:
-                raise
-            # Something in one stage that nobody foresaw: the other one still runs, and the run says failed.
-            logger.debug("the %s stage ended by an unforeseen error", name, exc_info=True)
-            report.crashed = True
-            # Without the DETAIL of a database error, which holds names and addresses.
-            text = (error.diag.message_primary if isinstance(error, psycopg.Error) else None) or str(error)
-            stopped = StageStop(stage=name, code=CRASH, reason=f"unforeseen {type(error).__name__}: {text}")
-        if stopped is not None:
-            report.stopped.append(stopped)
-
-
-def _deliver_portal(
-    connection: Connection,
-    report: RunReport,
-    *,
-    delivery: Delivery,
-    deadline_seconds: float,
-    stop: StopFlag,
-    progress: Progress,
-) -> StageStop | None:
-    service = PortalSyncService(connection, run_id=report.run_id)
-    report.portal = PortalCounts()
-    if delivery.make_target is None:
-        pending, blocked, _ = database.fetch(connection, "count_portal_backlog")[0]
-        if not pending + blocked:
-            return None
-        missing = "CERTJOB_PORTAL_URL is not set"
-        service.record_stage_end(missing)
-        number = pending + blocked
-        reason = f"{missing}; " + ("1 push stays pending" if number == 1 else f"{number:,} pushes stay pending")
-        return StageStop(stage="portal", code="no_url", reason=reason)
-    stage = PortalStage(
-        service,
-        make_target=delivery.make_target,
-        policy=delivery.policy,
-        concurrency=delivery.concurrency,
-        calls_per_second=delivery.calls_per_second,
-        stop=stop,
-        on_progress=progress.phase("Pushing to the portal"),
-    )
-    report.portal = stage.counts
-    return stage.run(deadline_seconds=deadline_seconds)
-
-
-def _deliver_mail(
-    connection: Connection,
-    report: RunReport,
-    *,
-    delivery: Delivery,
-    deadline_seconds: float,
-    stop: StopFlag,
-    progress: Progress,
-) -> StageStop | None:
-    channel = delivery.channel
-    if channel is None:
-        pending = database.fetch_value(connection, "count_reminder_backlog")
-        if not pending:
-            return None
-        rest = "1 reminder stays pending" if pending == 1 else f"{pending:,} reminders stay pending"
-        reason = f"CERTJOB_NOTIFY_URL is not set; {rest}"
-        return StageStop(stage="mail", code="no_url", reason=reason)
-    stage = MailStage(
-        CertificationReminderService(connection, run_id=report.run_id),
-        channel=channel,
-        mail_from=delivery.mail_from,
-        today=report.today,
-        stop=stop,
-        on_progress=progress.phase("Sending reminders"),
-    )
-    report.reminders = stage.counts
-    try:
-        return stage.run(deadline_seconds=deadline_seconds)
-    finally:
-        channel.close()

@@ -98,14 +98,19 @@ class PortalStage:
         calls_per_second: float,
         stop: StopFlag,
         on_progress: Callable[[int], None] | None = None,
+        queue_more: Callable[[], bool] | None = None,
     ) -> None:
-        """``make_target`` is called once in each thread: an HTTP client is not shared."""
+        """``make_target`` is called once in each thread: an HTTP client is not shared.
+
+        ``queue_more`` is called when nothing more is due; False = it has queued nothing, and will not.
+        """
         self._service = service
         self._make_target = make_target
         self._policy = policy
         self._concurrency = concurrency
         self._stop = stop
         self._on_progress = on_progress
+        self._queue_more = queue_more
         self._gate = Gate(calls_per_second=calls_per_second)
         self._halt = StopFlag()  # tells the threads: begin nothing more, retry nothing more
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
@@ -139,6 +144,7 @@ class PortalStage:
             self._wind_down()
             for _ in started:
                 self._tasks.put(None)
+        self._service.record_late_failures(self._stop)
         if self._stopped is not None:
             self._service.record_stage_end(str(self._stopped))
         if self._crash is not None:
@@ -163,13 +169,17 @@ class PortalStage:
             return True
         if len(self._ready) < self._concurrency:
             events, lease = self._service.claim()
+            if not events and self._queue_more is not None:
+                if not self._queue_more():
+                    self._queue_more = None
+                events, lease = self._service.claim()
             self._ready.extend(_Task(event=event, lease=lease) for event in events)
             if events and not lease.fits(self._policy.worst_case_seconds(CALL_DEADLINE_SECONDS)):
                 self._end(
                     "lease", "the lease is shorter than a push can take, or the database too slow; the rest waits"
                 )
                 self._release_ready()
-        return bool(self._ready or self._in_flight)
+        return bool(self._ready or self._in_flight or self._queue_more)
 
     def _dispatch(self) -> None:
         at_once = 1 if self._pauses_in_a_row else self._concurrency  # after a pause, one call tries how things are
@@ -194,7 +204,7 @@ class PortalStage:
             for push in pushes:
                 self._judge(push)
             if self._on_progress:
-                self._on_progress(self.counts.delivered)
+                self._on_progress(self.counts.delivered + self.counts.failed)
         for crash in crashes:
             self._end("crash", f"unforeseen {type(crash.error).__name__}; the rest stays pending")
             self._crash = self._crash or crash.error

@@ -4,6 +4,7 @@ Our state is never rolled back because the portal failed. An event is delivered,
 portal), or open and visible as an alert.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -27,6 +28,8 @@ CALL_DEADLINE_SECONDS = 30.0
 LONGEST_RETRY_AFTER_SLEPT_IN_CALL_SECONDS = 20.0
 FIRST_ROUND_DELAY_SECONDS = 15 * 60.0
 LONGEST_ROUND_DELAY_SECONDS = 6 * 3600.0
+LATE_FAILURES_SECONDS = 10.0
+_LATE_POLL_SECONDS = 0.5
 
 
 class PortalTarget(Protocol):
@@ -176,6 +179,7 @@ class PortalSyncService:
             lease_seconds=lease_seconds,
             columns=("ids", "tokens", "versions", "statuses", "delays", "uncounts", "errors"),
         )
+        self._late: dict[int, Push] = {}  # failures without their row: another session held the mentor
 
     def queue(self, wishes: Sequence[tuple[UUID, bool]]) -> int:
         """Queue (mentor, wanted visibility) inside the caller's transaction; an open event is replaced."""
@@ -185,6 +189,11 @@ class PortalSyncService:
         """Reopen or insert one mentor's event inside the caller's transaction; return its id and version."""
         event_id, _, version = self._queue([(mentor_id, visible)])[0]
         return event_id, version
+
+    def reopen_all(self) -> int:
+        """Make every open event due now, blocked ones too, committed on return; return how many there are."""
+        parameters = {"run_id": self._run_id}
+        return persist(self._connection, lambda: database.execute(self._connection, "reopen_portal_events", parameters))
 
     def withdraw(self, mentor_ids: Sequence[UUID]) -> frozenset[UUID]:
         """Withdraw what is open for mentors of organisations without a portal, inside the caller's transaction.
@@ -215,19 +224,33 @@ class PortalSyncService:
 
     def settle(self, pushes: Sequence[Push], counts: PortalCounts) -> dict[int, Answer]:
         """Write what became of claimed events, their failure rows and resolutions in one transaction; count it."""
-        by_id = {push.event.id: push for push in pushes}
+        kept_back = self._late
 
         def record(answers: dict[int, Answer]) -> None:
+            nonlocal kept_back
             settled = [push for push in pushes if answers[push.event.id] is Answer.SETTLED]
-            self._record_failures([push.error for push in settled if push.error and _is_failure(push)], by_id)
+            kept_back = self._record_failures(self._late | {p.event.id: p for p in settled if _is_failure(p)})
             done = [push.event.mentor_id for push in settled if push.error is None and push.begun]
             if done:
                 self._resolve(sorted(done))
 
         answers = self._outbox.settle([_settlement(push) for push in pushes], then=record)
+        self._late = kept_back
         for push in pushes:
             self._count(push, answers[push.event.id], counts)
         return answers
+
+    def record_late_failures(self, stop: StopFlag, *, wait_seconds: float | None = None) -> None:
+        """Write the failure rows that another session's locks kept back, waiting for it so long.
+
+        What is still kept back then is an alert an hour after the wish, and gets its row with the next failure.
+        """
+        give_up_at = time.monotonic() + (LATE_FAILURES_SECONDS if wait_seconds is None else wait_seconds)
+        while self._late:
+            self._late = persist(self._connection, lambda: self._record_failures(self._late))
+            if not self._late or stop.is_set() or time.monotonic() >= give_up_at:
+                return
+            stop.wait(_LATE_POLL_SECONDS)
 
     def record_stage_end(self, reason: str) -> None:
         """Give every open hide without one a failure row, so that nothing waits unseen after an early end."""
@@ -246,23 +269,25 @@ class PortalSyncService:
             },
         )
 
-    def _record_failures(self, errors: Sequence[DynamicsSyncException], by_id: dict[int, Push]) -> None:
+    def _record_failures(self, failed: dict[int, Push]) -> dict[int, Push]:
+        """Write failure rows inside the caller's transaction; return those that somebody's lock kept back."""
+        errors = {event_id: push.error for event_id, push in failed.items() if push.error is not None}
         if not errors:
-            return
-        kinds = ["permanent" if isinstance(e.cause, PermanentPortalError) else "transient" for e in errors]
-        database.execute(
+            return {}
+        kinds = ["permanent" if isinstance(e.cause, PermanentPortalError) else "transient" for e in errors.values()]
+        rows = database.fetch(
             self._connection,
             "record_sync_failures",
             {
-                "mentor_ids": [error.mentor_id for error in errors],
-                "event_ids": [error.event_id for error in errors],
-                "visible": [by_id[error.event_id].event.visible for error in errors],
+                "event_ids": list(errors),
+                "visible": [failed[event_id].event.visible for event_id in errors],
                 "kinds": kinds,
-                "attempts": [error.attempts for error in errors],
-                "errors": [str(error.cause) for error in errors],
-                "correlation_ids": [error.cause.correlation_id for error in errors],
+                "attempts": [error.attempts for error in errors.values()],
+                "errors": [str(error.cause) for error in errors.values()],
+                "correlation_ids": [error.cause.correlation_id for error in errors.values()],
             },
         )
+        return {event_id: failed[event_id] for (event_id,) in rows}
 
     def _resolve(self, mentor_ids: Sequence[UUID]) -> None:
         database.execute(self._connection, "resolve_sync_failures", {"mentor_ids": list(mentor_ids)})

@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 
 from certjob.mail_stage import ReminderCounts
 from certjob.models import Decision, PauseChange, Reminder, Status
+from certjob.portal_drift import DriftCounts
 from certjob.portal_sync import PortalCounts
 from certjob.review_counts import ReviewCounts
 from certjob.stages import CRASH, StageStop
@@ -80,6 +81,12 @@ class RunReport:
     reminders: ReminderCounts | None = None
     """None: the command sends nothing."""
     portal: PortalCounts | None = None
+    drift: DriftCounts | None = None
+    """None: the command does not push everybody again."""
+    reopened: int | None = None
+    """How many open pushes were reopened; None: the command does not."""
+    unreached: int = 0
+    """Of those, how many nobody has tried: the stage ended first."""
     reminders_pending: int = 0
     portal_pending: int = 0
     portal_blocked: int = 0
@@ -118,7 +125,9 @@ class RunReport:
             lines += _named(self.review)
         if self.portal is not None and not self.dry_run:
             portal = self.portal
-            lines += _counted(portal.failed, "portal push failed", "portal pushes failed", see_alerts=True)
+            see_alerts = self.command != "alerts"
+            lines += _counted(portal.failed, "portal push failed", "portal pushes failed", see_alerts=see_alerts)
+            lines += _counted(self.unreached, "reopened push was not reached", "reopened pushes were not reached")
             lines += _counted(portal.lost, "portal push lost its lease", "portal pushes lost their lease")
         if not quiet and not self.dry_run and not (self.portal and self.portal.failed):
             open_alerts = max(self.portal_alerts, self.portal_blocked)
@@ -166,9 +175,10 @@ class RunReport:
                     Status.UPCOMING,
                 )
             }
-        document["reminders"] = self._reminders()
+        if self.command != "alerts":
+            document["reminders"] = self._reminders()
         document["portal"] = self._portal()
-        if self.command != "resync":
+        if self.command in ("run", "deliver"):
             document["digests"] = {"sent": 0, "failed": 0, "pending": self.digests_pending}
         if review is not None:
             document["problems"] = [
@@ -196,6 +206,10 @@ class RunReport:
         counts: dict[str, int] = {}
         if self.review is not None:
             counts["queued"] = self.review.portal_queued
+        if self.drift is not None:
+            counts |= {"queued": self.drift.queued, "waiting_for_review": self.drift.waiting_for_review}
+        if self.reopened is not None:
+            counts |= {"reopened": self.reopened, "unreached": self.unreached}
         portal = self.portal or PortalCounts()
         return counts | {
             "delivered": portal.delivered,

@@ -10,6 +10,7 @@ from uuid import UUID
 from certjob import database
 from certjob.certification import CertificationManagementService
 from certjob.database import Connection
+from certjob.deliveries import Delivery, read_backlog
 from certjob.errors import (
     DynamicsSyncException,
     MentorBusyError,
@@ -20,7 +21,6 @@ from certjob.errors import (
 from certjob.guards import MassChangeGuard
 from certjob.job_runs import recorded, refuse_earlier_date
 from certjob.models import Decision
-from certjob.nightly import Delivery, read_backlog
 from certjob.portal_sync import (
     CALL_DEADLINE_SECONDS,
     PortalCounts,
@@ -216,7 +216,7 @@ def _push(
             return
         if event is not None and lease.fits(delivery.policy.worst_case_seconds(CALL_DEADLINE_SECONDS)):
             push = _push_once(event, delivery.make_target, policy=delivery.policy, stop=stop)
-            _settle(push, portal=portal, report=report)
+            _settle(push, portal=portal, report=report, stop=stop)
         elif event is not None:
             portal.release([event])
             event = None
@@ -234,10 +234,11 @@ def _push(
             stop.sleep(_POLL_SECONDS)
 
 
-def _settle(push: Push, *, portal: PortalSyncService, report: RunReport) -> None:
+def _settle(push: Push, *, portal: PortalSyncService, report: RunReport, stop: StopFlag) -> None:
     """Write the outcome; raise what went wrong."""
     counts = report.portal or PortalCounts()
     portal.settle([push], counts)
+    portal.record_late_failures(stop)
     error = push.error
     if error is None or not push.begun:
         return

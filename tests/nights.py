@@ -12,7 +12,8 @@ from certjob.channel import Channel, OutgoingMessage
 from certjob.database import Connection
 from certjob.errors import PortalCallError, TransientPortalError
 from certjob.hlf_dynamics import HLFDynamicsSyncService
-from certjob.nightly import Delivery, NightOptions
+from certjob.deliveries import Delivery
+from certjob.nightly import NightOptions
 from certjob.portal_sync import PortalTarget, portal_policy
 from certjob.report import RunReport
 from certjob.retry import RetryPolicy, constant
@@ -61,7 +62,7 @@ class CollectingChannel:
 class NoProgress:
     """Shows nothing."""
 
-    def phase(self, name: str) -> Callable[[int], None]:
+    def phase(self, name: str, *, total: int | None = None) -> Callable[[int], None]:
         return lambda _done: None
 
 

@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from certjob import database, nightly
+from certjob import database, nightly, portal_sync
 from certjob.database import Connection
 from certjob.errors import (
     DynamicsSyncException,
@@ -18,7 +18,7 @@ from certjob.errors import (
 )
 from certjob.outbox import Answer
 from certjob.portal_sync import PortalCounts, PortalEvent, PortalSyncService, Push, push_event, round_delay_seconds
-from certjob.report import RunReport
+from certjob.report import Outcome, RunReport
 from certjob.stopping import StopFlag
 from tests.facts import TODAY, Facts
 from tests.intents import DisturbedPortal, backlog, make_due, queue_wish, review, run_out
@@ -438,6 +438,92 @@ class TestFailures:
             ("pending",),
         ]
         assert (counts.delivered, counts.failed, counts.newly_blocked, counts.lost) == (1, 2, 1, 1)
+
+
+class TestHeldMentor:
+    """The app has locked a mentor whose push has just failed; a failure row would have to wait for it."""
+
+    def test_nobody_waits_for_its_failure_row(
+        self, connection: Connection, facts: Facts, app: App, mentor: UUID
+    ) -> None:
+        """The event is settled at once, the others with their rows; this one's comes when the lock is gone."""
+        other_mentor = facts.mentor(facts.organisation("other"))
+        for mentor_id in (mentor, other_mentor):
+            queue_wish(connection, mentor_id, visible=False)
+        portal = service(connection)
+        app.execute("SELECT FROM mentors WHERE id = %s FOR UPDATE", (mentor,))
+        events, _ = portal.claim()
+
+        portal.settle([failed_push(event) for event in events], PortalCounts())
+
+        assert facts.rows("SELECT status, claim_token FROM portal_sync_events") == [("pending", None)] * 2
+        assert facts.rows("SELECT mentor_id FROM dynamics_sync_failures") == [(other_mentor,)]
+        app.rollback()
+        portal.record_late_failures(StopFlag())
+        portal.record_late_failures(StopFlag())
+        assert facts.rows(FAILURE) == [("transient", 3, "reset", False)] * 2
+
+    def test_it_is_written_with_the_next_settling(
+        self, connection: Connection, facts: Facts, app: App, mentor: UUID
+    ) -> None:
+        """Without waiting for the end of the stage."""
+        queue_wish(connection, mentor, visible=False)
+        portal = service(connection)
+        app.execute("SELECT FROM mentors WHERE id = %s FOR UPDATE", (mentor,))
+        events, _ = portal.claim()
+        portal.settle([failed_push(event) for event in events], PortalCounts())
+        app.rollback()
+        other_mentor = facts.mentor(facts.organisation("other"))
+        queue_wish(connection, other_mentor, visible=False)
+        events, _ = portal.claim()
+
+        portal.settle([Push(event=event) for event in events], PortalCounts())
+
+        assert facts.rows("SELECT mentor_id FROM dynamics_sync_failures") == [(mentor,)]
+
+    def test_what_was_delivered_meanwhile_is_no_failure_any_more(
+        self, connection: Connection, facts: Facts, app: App, mentor: UUID
+    ) -> None:
+        """Nothing would ever resolve it; and there is nothing to wait for."""
+        queue_wish(connection, mentor, visible=False)
+        portal = service(connection)
+        app.execute("SELECT FROM mentors WHERE id = %s FOR UPDATE", (mentor,))
+        events, _ = portal.claim()
+        portal.settle([failed_push(event) for event in events], PortalCounts())
+        make_due(facts)
+        push(connection, claim_one(connection))
+
+        portal.record_late_failures(StopFlag(), wait_seconds=0)
+
+        assert facts.rows(FAILURE) == []
+        app.rollback()
+        portal.record_late_failures(StopFlag(), wait_seconds=0)
+        assert facts.rows(FAILURE) == []
+
+    def test_a_lock_that_stays_does_not_fail_the_run(
+        self, connection: Connection, facts: Facts, app: App, mentor: UUID, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It is counted as failed, and its next round writes the row."""
+        monkeypatch.setattr(portal_sync, "LATE_FAILURES_SECONDS", 0.1)
+        queue_wish(connection, mentor, visible=False)
+        app.execute("SELECT FROM mentors WHERE id = %s FOR UPDATE", (mentor,))
+
+        report = deliver(connection, FlakyPortal(failures=99))
+
+        assert report.outcome is Outcome.ATTENTION
+        assert report.portal is not None
+        assert report.portal.failed == 1
+        app.rollback()
+        make_due(facts)
+        deliver(connection, FlakyPortal(failures=99))
+        assert facts.rows("SELECT kind, attempts FROM dynamics_sync_failures") == [("transient", 3)]
+
+
+def failed_push(event: PortalEvent) -> Push:
+    """Three calls were made in vain."""
+    cause = TransientPortalError("reset")
+    error = DynamicsSyncException("reset", mentor_id=event.mentor_id, event_id=event.id, attempts=3, cause=cause)
+    return Push(event=event, error=error)
 
 
 class TestNoContact:

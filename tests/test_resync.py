@@ -21,7 +21,7 @@ from certjob.errors import (
     TransientPortalError,
     UnknownMentorError,
 )
-from certjob.nightly import Delivery
+from certjob.deliveries import Delivery
 from certjob.portal_sync import PortalSyncService, PortalTarget
 from certjob.report import Outcome
 from certjob.resync import Resync, ResyncTimes

@@ -78,6 +78,9 @@ def run(
 def deliver(
     context: typer.Context,
     *,
+    everybody: Annotated[
+        bool, typer.Option("--all", help="Then push every portal mentor's wanted value again, whatever was confirmed.")
+    ] = False,
     allow_earlier_date: AllowEarlierDate = False,
     deliver_for: DeliverFor = "2h",
     json: Json = False,
@@ -87,7 +90,9 @@ def deliver(
 ) -> int:
     """Deliver what is queued and due, portal first, then mail: the background job between the nights.
 
-    Exits 3 only if something failed in this run, or a stage stopped for a new reason.
+    --all is for the day when somebody edited the portal by hand. Mentors who are due for a review are not shown by it,
+    only hidden: let `certjob run` review them first. Exits 3 only if something failed in this run, or a stage stopped
+    for a new reason (with --all: for any reason).
     """
     from certjob import nightly
 
@@ -102,6 +107,7 @@ def deliver(
                 delivery=delivery,
                 stop=opened.stop,
                 progress=progress,
+                everybody=everybody,
             )
     return _report(opened, report, json=json)
 
@@ -152,6 +158,11 @@ def resync(
 def alerts(
     context: typer.Context,
     *,
+    retry_all: Annotated[
+        bool,
+        typer.Option("--retry-all", help="First reopen every open push, blocked ones too, and push them all now."),
+    ] = False,
+    deliver_for: DeliverFor = "2h",
     json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -161,17 +172,36 @@ def alerts(
 
     Exits 3 while it shows anything.
     """
-    from certjob import console
+    from certjob import console, nightly
+    from certjob.report import EXIT_CODES, Outcome
 
-    with session(context, quiet=quiet, verbose=verbose, log_format=log_format, ends_at_once=True) as opened:
+    deadline_seconds = parse_duration(deliver_for)
+    report = None
+    with session(context, quiet=quiet, verbose=verbose, log_format=log_format, ends_at_once=not retry_all) as opened:
+        if retry_all:
+            delivery = delivery_from(opened.settings, deadline_seconds=deadline_seconds)
+            with opened.talk.progress() as progress:
+                report = nightly.retry_all(
+                    opened.connection,
+                    today=opened.settings.today,
+                    delivery=delivery,
+                    stop=opened.stop,
+                    progress=progress,
+                )
         pushes = _documents(opened, "read_portal_alerts")
         reminders = _documents(opened, "read_failed_reminders", {"today": opened.settings.today})
+    outcome = Outcome.ATTENTION if pushes or reminders else Outcome.OK
+    document: dict[str, object] = {}
+    if report is not None:
+        document = report.to_document()
+        outcome = report.outcome if report.outcome is not Outcome.OK else outcome
     if json:
-        outcome = "attention" if pushes or reminders else "ok"
-        console.print_json({"outcome": outcome, "alerts": pushes, "failed_reminders": reminders})
+        console.print_json(document | {"outcome": outcome, "alerts": pushes, "failed_reminders": reminders})
     else:
         console.show_alerts(opened.talk, pushes, reminders, zone=opened.settings.zone)
-    return 3 if pushes or reminders else 0
+    for reason in report.reasons if report is not None else ():
+        console.print_error("certjob alerts", reason)
+    return EXIT_CODES[outcome]
 
 
 def _documents(opened: Session, name: str, parameters: dict[str, object] | None = None) -> list[dict[str, object]]:

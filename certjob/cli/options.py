@@ -14,7 +14,7 @@ import typer
 if TYPE_CHECKING:
     from certjob.console import Talk
     from certjob.database import Connection
-    from certjob.nightly import Delivery
+    from certjob.deliveries import Delivery
     from certjob.settings import Settings
     from certjob.stopping import StopFlag
 
@@ -130,8 +130,8 @@ def session(
 
 def delivery_from(settings: "Settings", *, deadline_seconds: float = 7200.0) -> "Delivery":
     """Build the ways out from the settings; nothing is connected yet. Raises ConfigurationError."""
+    from certjob.deliveries import Delivery
     from certjob.hlf_dynamics import HLFDynamicsSyncService
-    from certjob.nightly import Delivery
     from certjob.notify import open_channel
     from certjob.portal_sync import CALL_DEADLINE_SECONDS, portal_policy
 

@@ -1,0 +1,154 @@
+"""The delivery half of a night: the portal first, then the mail; what ends the one early does not touch the other."""
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import psycopg
+
+from certjob import database
+from certjob.channel import Channel
+from certjob.database import Connection
+from certjob.errors import StoppedBySignalError
+from certjob.mail_stage import MailStage
+from certjob.portal_drift import PortalDrift
+from certjob.portal_stage import PortalStage
+from certjob.portal_sync import PortalCounts, PortalSyncService, PortalTarget, portal_policy
+from certjob.reminders import CertificationReminderService
+from certjob.report import RunReport
+from certjob.retry import RetryPolicy
+from certjob.stages import CRASH, StageStop
+from certjob.stopping import StopFlag
+
+logger = logging.getLogger(__name__)
+
+PORTAL_SHARE = 0.75
+"""The portal's part of the time for deliveries: a slow portal leaves some of it to the mail."""
+
+
+class Progress(Protocol):
+    """Shows how far a phase has come; on a terminal, else nowhere."""
+
+    def phase(self, name: str, *, total: int | None = None) -> Callable[[int], None]:
+        """Begin a phase and return what to tell the count to; ``total`` where it is known before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """How intents leave the machine."""
+
+    make_target: Callable[[], AbstractContextManager[PortalTarget]] | None
+    """One portal client per thread; None = CERTJOB_PORTAL_URL is not set."""
+    channel: Channel | None = None
+    """None = CERTJOB_NOTIFY_URL is not set."""
+    mail_from: str | None = None
+    policy: RetryPolicy = field(default_factory=lambda: portal_policy(max_attempts=3))
+    concurrency: int = 4
+    calls_per_second: float = 0.0
+    deadline_seconds: float = 7200.0
+
+
+class Deliveries:
+    """The two stages of one run, with what they share."""
+
+    def __init__(
+        self, connection: Connection, report: RunReport, *, delivery: Delivery, stop: StopFlag, progress: Progress
+    ) -> None:
+        """What happens is noted in ``report``."""
+        self._connection = connection
+        self._report = report
+        self._delivery = delivery
+        self._stop = stop
+        self._progress = progress
+        self._portal = PortalSyncService(connection, run_id=report.run_id)
+        self._reminders = CertificationReminderService(connection, run_id=report.run_id)
+
+    def deliver(self, *, drift: PortalDrift | None = None) -> None:
+        """Portal first, then mail; with ``drift`` the portal stage goes on to what it queues."""
+        started_at = time.monotonic()
+        self.push(deadline_seconds=self._delivery.deadline_seconds * PORTAL_SHARE, drift=drift)
+        took_seconds = time.monotonic() - started_at
+        self._run("mail", lambda: self._send_mail(self._delivery.deadline_seconds - took_seconds))
+
+    def push(self, *, deadline_seconds: float, drift: PortalDrift | None = None) -> None:
+        """Only the portal."""
+        self._run("portal", lambda: self._push(deadline_seconds, drift))
+
+    def _run(self, name: str, stage: Callable[[], StageStop | None]) -> None:
+        try:
+            stopped = stage()
+        except StoppedBySignalError:
+            raise
+        except Exception as error:
+            if self._connection.closed:
+                raise
+            # Something in one stage that nobody foresaw: the other one still runs, and the run says failed.
+            logger.debug("the %s stage ended by an unforeseen error", name, exc_info=True)
+            self._report.crashed = True
+            # Without the DETAIL of a database error, which holds names and addresses.
+            text = (error.diag.message_primary if isinstance(error, psycopg.Error) else None) or str(error)
+            stopped = StageStop(stage=name, code=CRASH, reason=f"unforeseen {type(error).__name__}: {text}")
+        if stopped is not None:
+            self._report.stopped.append(stopped)
+
+    def _push(self, deadline_seconds: float, drift: PortalDrift | None) -> StageStop | None:
+        delivery, report = self._delivery, self._report
+        report.portal = PortalCounts()
+        if delivery.make_target is None:
+            pending, blocked, _ = database.fetch(self._connection, "count_portal_backlog")[0]
+            if not pending + blocked and drift is None:
+                return None
+            missing = "CERTJOB_PORTAL_URL is not set"
+            self._portal.record_stage_end(missing)
+            number = pending + blocked
+            rest = "1 push stays pending" if number == 1 else f"{number:,} pushes stay pending"
+            reason = f"{missing}; {rest if number else 'nothing was pushed'}"
+            return StageStop(stage="portal", code="no_url", reason=reason)
+        total = drift.begin() if drift is not None else None
+        stage = PortalStage(
+            self._portal,
+            make_target=delivery.make_target,
+            policy=delivery.policy,
+            concurrency=delivery.concurrency,
+            calls_per_second=delivery.calls_per_second,
+            stop=self._stop,
+            on_progress=self._progress.phase("Pushing to the portal", total=total),
+            queue_more=drift.queue_more if drift is not None else None,
+        )
+        report.portal = stage.counts
+        stopped = stage.run(deadline_seconds=deadline_seconds)
+        return stopped if drift is None else drift.end(stopped)
+
+    def _send_mail(self, deadline_seconds: float) -> StageStop | None:
+        channel = self._delivery.channel
+        if channel is None:
+            pending = database.fetch_value(self._connection, "count_reminder_backlog")
+            if not pending:
+                return None
+            rest = "1 reminder stays pending" if pending == 1 else f"{pending:,} reminders stay pending"
+            reason = f"CERTJOB_NOTIFY_URL is not set; {rest}"
+            return StageStop(stage="mail", code="no_url", reason=reason)
+        stage = MailStage(
+            self._reminders,
+            channel=channel,
+            mail_from=self._delivery.mail_from,
+            today=self._report.today,
+            stop=self._stop,
+            on_progress=self._progress.phase("Sending reminders"),
+        )
+        self._report.reminders = stage.counts
+        try:
+            return stage.run(deadline_seconds=deadline_seconds)
+        finally:
+            channel.close()
+
+
+def read_backlog(connection: Connection, report: RunReport) -> None:
+    """Note what is open now."""
+    rows = database.fetch(connection, "count_portal_backlog")
+    report.portal_pending, report.portal_blocked, report.portal_alerts = rows[0]
+    report.reminders_pending = database.fetch_value(connection, "count_reminder_backlog")
+    report.digests_pending = database.fetch_value(connection, "count_pending_digests")
