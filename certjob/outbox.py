@@ -95,6 +95,8 @@ class Answer(Enum):
     SETTLED = "settled"
     RAISED = "raised"
     """A newer wish came during the call: the row is pending and due now."""
+    WITHDRAWN = "withdrawn"
+    """The token is gone because nobody wants this any more; not from a settle, but from a look at what it lost."""
 
 
 class Outbox(Generic[Item]):

@@ -155,10 +155,13 @@ class PortalStage:
     def _refill(self) -> bool:
         """Claim more if there is room; whether anything is left to do."""
         now = time.monotonic()
-        if self._stopped is None and not self._stop.is_set() and now >= self._deadline_at:
-            self._end("deadline", "the time for deliveries is over; the rest stays pending")
         if self._stop.is_set():
             return False
+        if self._stopped is None and now >= self._deadline_at:
+            self._halt.set()
+            if not self._is_anything_left():
+                return self._in_flight > 0
+            self._end("deadline", "the time for deliveries is over; the rest stays pending")
         if self._stopped:
             self._release_ready()
             return self._in_flight > 0
@@ -168,18 +171,27 @@ class PortalStage:
                 self._stop.wait(min(self._pause_until - now, 1.0))
             return True
         if len(self._ready) < self._concurrency:
-            events, lease = self._service.claim()
-            if not events and self._queue_more is not None:
-                if not self._queue_more():
-                    self._queue_more = None
-                events, lease = self._service.claim()
-            self._ready.extend(_Task(event=event, lease=lease) for event in events)
-            if events and not lease.fits(self._policy.worst_case_seconds(CALL_DEADLINE_SECONDS)):
-                self._end(
-                    "lease", "the lease is shorter than a push can take, or the database too slow; the rest waits"
-                )
-                self._release_ready()
+            self._claim()
         return bool(self._ready or self._in_flight or self._queue_more)
+
+    def _claim(self) -> None:
+        """Claim what is due; when nothing is, let more be queued."""
+        events, lease = self._service.claim()
+        if not events and self._queue_more is not None:
+            if not self._queue_more():
+                self._queue_more = None
+            events, lease = self._service.claim()
+        self._ready.extend(_Task(event=event, lease=lease) for event in events)
+        if events and not lease.fits(self._policy.worst_case_seconds(CALL_DEADLINE_SECONDS)):
+            self._end("lease", "the lease is shorter than a push can take, or the database too slow; the rest waits")
+            self._release_ready()
+
+    def _is_anything_left(self) -> bool:
+        """Whether a stage whose time is over leaves anything undone."""
+        if not self._ready and self._queue_more is None:
+            events, lease = self._service.claim(limit=1)
+            self._ready.extend(_Task(event=event, lease=lease) for event in events)
+        return bool(self._ready or self._queue_more)
 
     def _dispatch(self) -> None:
         at_once = 1 if self._pauses_in_a_row else self._concurrency  # after a pause, one call tries how things are

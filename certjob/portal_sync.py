@@ -236,6 +236,7 @@ class PortalSyncService:
 
         answers = self._outbox.settle([_settlement(push) for push in pushes], then=record)
         self._late = kept_back
+        answers = self._without_withdrawn(answers)
         for push in pushes:
             self._count(push, answers[push.event.id], counts)
         return answers
@@ -268,6 +269,14 @@ class PortalSyncService:
                 "run_id": self._run_id,
             },
         )
+
+    def _without_withdrawn(self, answers: dict[int, Answer]) -> dict[int, Answer]:
+        """A token that a withdrawal took on purpose is no lost lease."""
+        lost = [event_id for event_id, answer in answers.items() if answer is Answer.LOST]
+        if not lost:
+            return answers
+        withdrawn = database.fetch(self._connection, "find_withdrawn_events", {"ids": lost})
+        return answers | {event_id: Answer.WITHDRAWN for (event_id,) in withdrawn}
 
     def _record_failures(self, failed: dict[int, Push]) -> dict[int, Push]:
         """Write failure rows inside the caller's transaction; return those that somebody's lock kept back."""

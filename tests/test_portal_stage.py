@@ -511,6 +511,22 @@ class TestDeadline:
         assert len(portal.requests) == 1
         assert facts.rows(UNTOUCHED) == [(1,)]
 
+    def test_nothing_to_do_is_no_early_end(self, connection: Connection, facts: Facts, portal: PortalServer) -> None:
+        """However little time there was, nothing is left undone."""
+        assert stage(connection, portal).run(deadline_seconds=0) is None
+
+    def test_a_last_call_that_ends_after_it_is_no_early_end(
+        self, connection: Connection, facts: Facts, portal: PortalServer
+    ) -> None:
+        """It has done everything."""
+        backlog(facts, 2)
+        portal.default = delay(0.4)
+
+        stopped = stage(connection, portal, concurrency=2).run(deadline_seconds=0.2)
+
+        assert stopped is None
+        assert facts.rows(STATUSES) == [("delivered", 2)]
+
 
 class SleepyService(PortalSyncService):
     """Claims as ever, but the machine goes to sleep for some seconds when told to."""

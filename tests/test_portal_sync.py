@@ -612,6 +612,22 @@ class TestPortalLost:
         assert facts.rows("SELECT status FROM portal_sync_events") == [("withdrawn",)]
         assert facts.rows(FAILURE) == [("transient", 3, "reset", True)]
 
+    def test_withdrawn_in_the_middle_of_the_call_is_no_lost_lease(
+        self, connection: Connection, facts: Facts, other: Connection, mentor: UUID
+    ) -> None:
+        """Nobody took over: the portal is not wanted any more, and the run needs nobody."""
+        queue_wish(connection, mentor, visible=False)
+
+        def lose_the_portal(_number: int) -> None:
+            other.execute("UPDATE organisations SET portal = NULL")
+            review(other)
+
+        report = deliver(connection, DisturbedPortal(lose_the_portal))
+
+        assert facts.rows("SELECT status FROM portal_sync_events") == [("withdrawn",)]
+        assert report.portal is not None
+        assert (report.portal.lost, report.portal.delivered, report.outcome) == (0, 0, Outcome.OK)
+
     def test_a_hide_that_was_withdrawn_is_wanted_again_when_the_mentor_returns(
         self, connection: Connection, facts: Facts, open_push: str
     ) -> None:
