@@ -6,8 +6,6 @@ Results go to stdout, talk goes to stderr. Off a terminal nothing is wrapped, cu
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import tzinfo
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -25,7 +23,6 @@ __all__ = [
     "clean",
     "print_error",
     "print_json",
-    "show_alerts",
     "show_plan",
     "show_resync",
     "show_rows",
@@ -127,28 +124,6 @@ def show_totals(talk: Talk, report: RunReport) -> None:
     talk.out.print(table)
 
 
-def show_alerts(
-    talk: Talk, pushes: Sequence[dict[str, Any]], reminders: Sequence[dict[str, Any]], *, zone: tzinfo
-) -> None:
-    """Print what coordinators must know: hides first, oldest first, then reminders that failed; times in ``zone``."""
-    if not talk.on_terminal:
-        for push in pushes:
-            talk.result(_alert_line(push, zone))
-        for reminder in reminders:
-            talk.result(_failed_reminder_line(reminder))
-        return
-    for push in pushes:
-        colour = "yellow" if push["visible"] else "red"
-        talk.out.print(f"[bold {colour}]{clean(push['sentence'])}[/]")
-        since = f"since {push['wanted_at'].astimezone(zone):%Y-%m-%d %H:%M}"
-        talk.out.print(f"  {clean(push['full_name'])} ({clean(push['member_no'])}), {since}")
-        talk.out.print(f"  {clean(push['error'] or 'not tried yet')}; then `certjob resync {clean(push['member_no'])}`")
-    for reminder in reminders:
-        talk.out.print(f"[bold]{clean(_failed_reminder_line(reminder))}[/]")
-    if not pushes and not reminders:
-        talk.out.print("Nothing needs a person.")
-
-
 def show_resync(talk: Talk, before: MentorState, after: MentorState) -> None:
     """Print one mentor's state before and after."""
     talk.result(f"before: {_state_line(before)}")
@@ -207,22 +182,6 @@ def _totals(report: RunReport) -> Iterator[tuple[str, str]]:
         said = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in figures.items() if value)
         if figures:
             yield part, said or "nothing"
-
-
-def _alert_line(push: dict[str, Any], zone: tzinfo) -> str:
-    calls = "1 call" if push["attempts"] == 1 else f"{push['attempts']} calls"
-    error = f": {push['error']}" if push["error"] else ""
-    return (
-        f"{push['sentence']}: {push['full_name']} ({push['member_no']}, {push['mentor_id']}), "
-        f"wanted since {push['wanted_at'].astimezone(zone):%Y-%m-%d %H:%M}, {calls}{error}"
-    )
-
-
-def _failed_reminder_line(reminder: dict[str, Any]) -> str:
-    return (
-        f"Reminder not delivered: {reminder['full_name']} ({reminder['member_no']}, {reminder['mentor_id']}), "
-        f"certificate until {reminder['expires_on']}: {reminder['error']}; correct the e-mail address"
-    )
 
 
 def _state_line(state: MentorState) -> str:

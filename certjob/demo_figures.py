@@ -7,12 +7,10 @@ from email import message_from_bytes
 from email.message import EmailMessage
 from email.policy import default
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
-from psycopg.rows import class_row, dict_row
+from psycopg.rows import class_row
 
-from certjob import database
 from certjob.database import Connection
 
 
@@ -73,14 +71,6 @@ def compare_portal(connection: Connection, visible: Mapping[UUID, bool]) -> Agre
         wrongly_shown=sum(visible[contact_id] and not wanted for contact_id, wanted in active),
         wrongly_hidden=sum(wanted and not visible[contact_id] for contact_id, wanted in active),
     )
-
-
-def read_alerts(connection: Connection, *, today: date) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the open portal alerts and the reminders that failed, as `certjob alerts` reads them."""
-    with connection.cursor(row_factory=dict_row) as cursor:
-        pushes = cursor.execute(database.query("read_portal_alerts")).fetchall()
-        reminders = cursor.execute(database.query("read_failed_reminders"), {"today": today}).fetchall()
-    return pushes, reminders
 
 
 def count_failures(connection: Connection) -> tuple[int, int]:

@@ -3,12 +3,12 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Final
 from zoneinfo import ZoneInfo
 
-from certjob import console, database, demo_figures, demo_people, nightly, resync
+from certjob import alerts_page, console, database, demo_figures, demo_people, nightly, resync
 from certjob.console import Talk, TerminalProgress
 from certjob.database import Connection
 from certjob.deliveries import Delivery
@@ -105,15 +105,15 @@ class Demonstration:
 
     def show_alerts(self, number: int) -> None:
         """Print what `certjob alerts` would say, and how much that is."""
-        pushes, reminders = demo_figures.read_alerts(self.connection, today=self.night(number))
-        if pushes or reminders:
-            console.show_alerts(self.talk, pushes, reminders, zone=ZONE)
+        alerts = alerts_page.read_alerts(self.connection, today=self.night(number))
+        if len(alerts):
+            alerts_page.show_alerts(self.talk, alerts, zone=ZONE, now=datetime.now(UTC))
         self.count_alerts(number)
 
     def count_alerts(self, number: int) -> None:
         """Print how much `certjob alerts` would say."""
-        pushes, reminders = demo_figures.read_alerts(self.connection, today=self.night(number))
-        self.say(f"open alerts: {len(pushes) + len(reminders)}")
+        alerts = alerts_page.read_alerts(self.connection, today=self.night(number))
+        self.say(f"open alerts: {len(alerts)}")
 
     def compare_portal(self) -> None:
         """Say whether the portal shows what the database says."""
@@ -169,12 +169,11 @@ def recovery(demo: Demonstration) -> None:
     """Still night 3: the portal is back; one mentor at once by hand, the others by the job between the nights."""
     demo.heading(f"Later that day, {demo.night(3)}: the portal is back")
     demo.portal.is_down = False
-    pushes, _ = demo_figures.read_alerts(demo.connection, today=demo.night(3))
-    urgent = pushes[0]
-    demo.say(f"One of them cannot wait, `certjob resync {urgent['member_no']}`:")
+    urgent = alerts_page.read_alerts(demo.connection, today=demo.night(3)).pushes[0]
+    demo.say(f"One of them cannot wait, `certjob resync {urgent.member_no}`:")
     resynced = resync.resync(
         demo.connection,
-        urgent["mentor_id"],
+        urgent.mentor_id,
         today=demo.night(3),
         allow_earlier_date=False,
         delivery=demo.delivery(),

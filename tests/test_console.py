@@ -5,12 +5,10 @@ import json
 import logging
 import logging.config
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta
-from typing import Any
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
-from zoneinfo import ZoneInfo
 
 import psycopg
 import pytest
@@ -20,7 +18,7 @@ from rich.text import Text
 
 from certjob import console, entry, plain, rules
 from certjob.cli.options import parse_day, parse_duration
-from certjob.console import Talk, clean, show_alerts, show_plan, show_resync, show_rows, show_totals
+from certjob.console import Talk, clean, show_plan, show_resync, show_rows, show_totals
 from certjob.database import Connection
 from certjob.logs import log_configuration, traceback_lines
 from certjob.models import Mentor, Status
@@ -30,8 +28,6 @@ from certjob.resync import MentorState
 from certjob.review_counts import ReviewCounts
 from tests.facts import TODAY, Facts
 from tests.people import certificate, expiring_in, mentor, organisation, own_pause
-
-SENTENCE = "Dynamics sync pending — mentor may still be visible on portal"
 
 
 @pytest.fixture
@@ -259,58 +255,6 @@ def test_totals_on_a_terminal_have_a_title(command: str, dry_run: bool, title: s
     show_totals(talk, RunReport(command=command, today=TODAY, dry_run=dry_run))
 
     assert shown().startswith(f"{title} 2026-03-10")
-
-
-PUSH: Mapping[str, Any] = {
-    "sentence": SENTENCE,
-    "visible": False,
-    "full_name": "Kari [b]Nordmann",
-    "member_no": "M1",
-    "mentor_id": UUID(int=7),
-    "wanted_at": datetime(2026, 3, 10, 23, 30, tzinfo=UTC),
-    "attempts": 3,
-    "error": "the portal answered 503",
-}
-
-REMINDER: Mapping[str, Any] = {
-    "full_name": "Ola Nordmann",
-    "member_no": "M2",
-    "mentor_id": UUID(int=8),
-    "expires_on": date(2026, 3, 17),
-    "error": "no address",
-}
-
-
-def test_alerts_off_a_terminal_are_lines_with_everything(capsys: pytest.CaptureFixture[str]) -> None:
-    """Sentence, person, id, since when there, how often, why."""
-    never_tried = {**PUSH, "attempts": 0, "error": None}
-    once = {**PUSH, "attempts": 1}
-
-    show_alerts(Talk(quiet=False), [dict(PUSH), never_tried, once], [dict(REMINDER)], zone=ZoneInfo("Europe/Oslo"))
-
-    start = f"{SENTENCE}: Kari [b]Nordmann (M1, {UUID(int=7)}), wanted since 2026-03-11 00:30, "
-    assert capsys.readouterr().out.splitlines() == [
-        f"{start}3 calls: the portal answered 503",
-        f"{start}0 calls",
-        f"{start}1 call: the portal answered 503",
-        f"Reminder not delivered: Ola Nordmann (M2, {UUID(int=8)}), certificate until 2026-03-17: no address; "
-        "correct the e-mail address",
-    ]
-
-
-def test_alerts_on_a_terminal_name_the_next_step() -> None:
-    """Who, since when, why, and the command to type."""
-    talk, shown = terminal(120)
-
-    show_alerts(talk, [dict(PUSH)], [dict(REMINDER)], zone=ZoneInfo("Europe/Oslo"))
-
-    lines = [line.strip() for line in Text.from_ansi(shown()).plain.splitlines()]
-    assert lines[:3] == [
-        SENTENCE,
-        "Kari [b]Nordmann (M1), since 2026-03-11 00:30",
-        "the portal answered 503; then `certjob resync M1`",
-    ]
-    assert "correct the e-mail address" in " ".join(lines)
 
 
 STATE = MentorState(

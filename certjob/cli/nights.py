@@ -162,22 +162,41 @@ def alerts(
         bool,
         typer.Option("--retry-all", help="First reopen every open push, blocked ones too, and push them all now."),
     ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Keep the page up to date, every 2 seconds, until Ctrl-C.")
+    ] = False,
     deliver_for: DeliverFor = "2h",
     json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
     log_format: LogFormat = None,
 ) -> int:
-    """Show what coordinators must know: portal pushes that wait, the most harmful first, and reminders that failed.
+    """Show what coordinators must know: who may still be visible on the portal first, why, and what to do.
 
-    Exits 3 while it shows anything.
+    Then who may still be hidden, and the reminders that failed. Exits 3 while it shows anything.
     """
-    from certjob import console, nightly
+    from datetime import UTC, datetime
+
+    from certjob import alerts_page, alerts_watch, console, nightly
     from certjob.report import EXIT_CODES, Outcome
 
+    if watch and (json or retry_all):
+        message = "--watch works alone: with neither --json nor --retry-all"
+        raise typer.BadParameter(message)
     deadline_seconds = parse_duration(deliver_for)
     report = None
-    with session(context, quiet=quiet, verbose=verbose, log_format=log_format, ends_at_once=not retry_all) as opened:
+    at_once = not (retry_all or watch)
+    with session(context, quiet=quiet, verbose=verbose, log_format=log_format, ends_at_once=at_once) as opened:
+        if watch:
+            return alerts_watch.watch_alerts(
+                opened.talk,
+                opened.connection,
+                reconnect=opened.reconnect,
+                today=lambda: opened.settings.today,
+                zone=opened.settings.zone,
+                stop=opened.stop,
+                now=lambda: datetime.now(UTC),
+            )
         if retry_all:
             delivery = delivery_from(opened.settings, deadline_seconds=deadline_seconds)
             with opened.talk.progress() as progress:
@@ -188,9 +207,14 @@ def alerts(
                     stop=opened.stop,
                     progress=progress,
                 )
-        pushes = _documents(opened, "read_portal_alerts")
-        reminders = _documents(opened, "read_failed_reminders", {"today": opened.settings.today})
-    outcome = Outcome.ATTENTION if pushes or reminders else Outcome.OK
+        if json:  # the view's own columns
+            pushes = _documents(opened, "read_portal_alerts")
+            reminders = _documents(opened, "read_failed_reminders", {"today": opened.settings.today})
+            number = len(pushes) + len(reminders)
+        else:
+            found = alerts_page.read_alerts(opened.connection, today=opened.settings.today)
+            number = len(found)
+    outcome = Outcome.ATTENTION if number else Outcome.OK
     document: dict[str, object] = {}
     if report is not None:
         document = report.to_document()
@@ -198,7 +222,7 @@ def alerts(
     if json:
         console.print_json(document | {"outcome": outcome, "alerts": pushes, "failed_reminders": reminders})
     else:
-        console.show_alerts(opened.talk, pushes, reminders, zone=opened.settings.zone)
+        alerts_page.show_alerts(opened.talk, found, zone=opened.settings.zone, now=datetime.now(UTC))
     for reason in report.reasons if report is not None else ():
         console.print_error("certjob alerts", reason)
     return EXIT_CODES[outcome]

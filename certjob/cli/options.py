@@ -3,7 +3,7 @@
 import logging.config
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import date
@@ -49,6 +49,8 @@ class Session:
 
     settings: "Settings"
     connection: "Connection"
+    reconnect: "Callable[[], Connection]"
+    """Opens another one to the same database."""
     talk: "Talk"
     stop: "StopFlag"
 
@@ -125,7 +127,13 @@ def session(
                 settings.time_zone,
             )
             with stop.breaking_off() if ends_at_once else nullcontext():
-                yield Session(settings=settings, connection=connection, talk=Talk(quiet=quiet), stop=stop)
+                yield Session(
+                    settings=settings,
+                    connection=connection,
+                    reconnect=lambda: database.connect(url),
+                    talk=Talk(quiet=quiet),
+                    stop=stop,
+                )
 
 
 def delivery_from(settings: "Settings", *, deadline_seconds: float = 7200.0) -> "Delivery":

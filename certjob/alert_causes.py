@@ -1,0 +1,169 @@
+"""Why a push or a reminder still waits, in a coordinator's words, and what to do about it."""
+
+import re
+from dataclasses import dataclass
+from datetime import date, datetime
+from enum import Enum
+from typing import Final
+from uuid import UUID
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushAlert:
+    """An open portal push that a person should know about."""
+
+    mentor_id: UUID
+    organisation_id: UUID
+    member_no: str
+    full_name: str
+    """The member number where there is no name."""
+    visible: bool
+    """What the portal should show."""
+    sentence: str
+    """The design's words for it; the dashboard shows the same."""
+    error: str | None
+    """The technical reason."""
+    calls: int
+    """Calls made to the portal for it."""
+    wanted_at: datetime
+    last_failed_at: datetime | None
+    status: str
+    """``pending`` or ``blocked``."""
+    rounds: int
+    """How often this wish was tried; 0 after a newer wish or a correction, whatever became of the older one."""
+    next_attempt_at: datetime
+    failure_kind: str | None
+    """``transient``, ``permanent``, ``stage``; None: nothing has failed."""
+    is_claimed: bool
+    """Somebody is working on it."""
+    has_contact_id: bool
+    has_new_contact_id: bool
+    """It was changed since the last review."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedReminder:
+    """A reminder that was not delivered and is not tried again before somebody corrects something."""
+
+    reminder_id: int
+    mentor_id: UUID
+    organisation_id: UUID
+    member_no: str
+    full_name: str
+    threshold_days: int
+    cert_id: UUID
+    expires_on: date
+    error: str | None
+    attempts: int
+    queued_at: datetime
+
+
+class Cause(Enum):
+    """Why a push waits: what is said, and what to do. ``{…}`` is filled in by ``explain`` and ``advise``."""
+
+    IN_WORK = "certjob is working on it just now.", "nothing; look again in five minutes."
+    NO_CONTACT_ID = (
+        "The app has no contact id, so certjob cannot tell the portal whom to {verb}.",
+        "add the contact id in the app, then {resync}.",
+    )
+    NEW_CONTACT_ID = (
+        "The contact id was changed in the app; certjob has not asked the portal with the new one yet.",
+        "nothing; the next night does it. To have it done now: {resync}.",
+    )
+    UNKNOWN_CONTACT = (
+        "The portal does not know this contact id.",
+        "correct the contact id in the app, then {resync}.",
+    )
+    REFUSED = (
+        "Dynamics refused to change this contact.",
+        "check the contact id in the app and the contact in Dynamics; once that is mended, {resync}.",
+    )
+    UNTRIED = (
+        "Not tried yet, although it has waited for more than an hour.",
+        "{resync} does it now. Tell the operator that `certjob deliver` does not run, or cannot keep up.",
+    )
+    REOPENED = (
+        "The last try failed; it was reopened since then, and certjob has not come to it again yet.",
+        "nothing; certjob does it by itself {next_try}.",
+    )
+    NO_ANSWER = (
+        "The portal did not answer, or could not do it.",
+        "nothing; certjob tries again by itself {next_try}.",
+    )
+    OUTAGE = (
+        "The portal was down or overloaded, and certjob stopped before it came to this.",
+        "nothing; certjob tries again by itself {next_try}.",
+    )
+    OUT_OF_TIME = (
+        "There was so much to do that certjob's time was over before it came to this.",
+        "nothing; certjob goes on by itself {next_try}.",
+    )
+    OPERATOR = (
+        "certjob can push nothing, whoever it is for: a setting, the key or the portal's function is wrong.",
+        "nothing that a coordinator can mend; tell the operator, who needs the technical reason below.",
+    )
+
+    @property
+    def why(self) -> str:
+        """The reason, as a sentence."""
+        return self.value[0]
+
+    @property
+    def what_to_do(self) -> str:
+        """The end of a sentence."""
+        return self.value[1]
+
+    @property
+    def is_tried_by_itself(self) -> bool:
+        """Whether a time of the next try is worth saying."""
+        return "{next_try}" in self.what_to_do
+
+
+NO_ADDRESS: Final = "no address"
+
+_STAGE_ENDS: Final = (
+    (re.compile(r"pushes in a row failed|the portal asked to wait"), Cause.OUTAGE),
+    (re.compile(r"the time for deliveries is over"), Cause.OUT_OF_TIME),
+)
+"""How PortalStage words the ends that pass by themselves; any other needs the operator."""
+
+
+def find_cause(push: PushAlert) -> Cause:
+    """Return why a push waits; the first that holds."""
+    error = push.error or ""
+    if push.is_claimed:
+        return Cause.IN_WORK
+    if not push.has_contact_id:
+        return Cause.NO_CONTACT_ID
+    if push.status == "blocked":
+        if push.has_new_contact_id:
+            return Cause.NEW_CONTACT_ID
+        return Cause.UNKNOWN_CONTACT if "contact_not_found" in error else Cause.REFUSED
+    if push.failure_kind == "stage":
+        return next((cause for pattern, cause in _STAGE_ENDS if pattern.search(error)), Cause.OPERATOR)
+    if push.failure_kind is None and not error:
+        return Cause.UNTRIED
+    return Cause.NO_ANSWER if push.rounds or push.failure_kind is None else Cause.REOPENED
+
+
+def explain(cause: Cause, *, visible: bool) -> str:
+    """Return the reason as a sentence."""
+    return cause.why.format(verb="show" if visible else "hide")
+
+
+def advise(cause: Cause, *, resync: str, next_try: str) -> str:
+    """Return what to do, as the end of a sentence."""
+    return cause.what_to_do.format(resync=resync, next_try=next_try)
+
+
+def explain_reminder(error: str | None) -> tuple[str, str]:
+    """Return why a reminder was not delivered, and what to do."""
+    then = "in the app; certjob sends the reminder after that by itself."
+    if error == NO_ADDRESS:
+        return "The app has no e-mail address.", f"add the address {then}"
+    if (error or "").startswith("the e-mail address "):
+        return "The e-mail address cannot be right.", f"correct the address {then}"
+    return (
+        "The mail server refused the address, or the message.",
+        f"ask the mentor for the address and correct it {then}",
+    )

@@ -1,0 +1,79 @@
+"""The lines of a page on a terminal: wrapped under their indent, commands and dates unbroken, cut to a height."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from rich.console import Console
+from rich.text import Text
+
+_GLUE: Final = "\ue000"
+"""Stands for a space at which no line may end, as in a command; harmless() lets none in from elsewhere."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageLine:
+    """A line as wide as it needs to be, before it is wrapped."""
+
+    text: str
+    head: str = ""
+    """What comes before the text, bold."""
+    style: str = ""
+    indent: int = 0
+    bullet: str = ""
+    """Stands before its first line; the others are as far in."""
+    alerts: int = 0
+    """How many alerts it stands for."""
+
+
+def glued(text: str) -> str:
+    """Return a text that no line end comes into."""
+    return text.replace(" ", _GLUE)
+
+
+def unbroken(text: str) -> str:
+    """Return a text whose commands, in backquotes, stay on one line each."""
+    return re.sub("`[^`]*`", lambda command: glued(command[0]), text)
+
+
+def wrap(console: Console, lines: Iterable[PageLine]) -> Iterator[Text]:
+    """Yield the lines of a terminal, each no wider than it; what belongs together stays under its indent."""
+    for line in lines:
+        yield from _wrapped(console, line)
+
+
+def fit(
+    console: Console, page: Callable[[int], list[PageLine]], *, most_rows: Sequence[int], height: int, rest: str
+) -> list[Text]:
+    """Return a page in at most so many lines: first with fewer rows in each group, then cut at its end.
+
+    ``page`` takes how many rows a group may have, tried as ``most_rows`` says; ``rest`` tells where what was cut can be
+    found.
+    """
+    lines: list[PageLine] = []
+    for number in most_rows:
+        lines = page(number)
+        whole = list(wrap(console, lines))
+        if len(whole) <= height:
+            return whole
+    shown: list[Text] = []
+    left = sum(line.alerts for line in lines)
+    for line in lines:
+        texts = list(_wrapped(console, line))
+        if len(shown) + len(texts) > height - 1:
+            break
+        shown += texts
+        left -= line.alerts
+    more = f"… and {left:,} more; {rest}" if left else "…"
+    return [*shown, Text(more, style="bold", no_wrap=True, overflow="ellipsis")]
+
+
+def _wrapped(console: Console, line: PageLine) -> Iterator[Text]:
+    margin = " " * line.indent
+    width = max(console.width - line.indent - len(line.bullet), 1)
+    whole = Text.assemble((line.head, "bold"), line.text, style=line.style)
+    for number, piece in enumerate(whole.wrap(console, width, overflow="fold") or [Text()]):
+        piece.plain = piece.plain.replace(_GLUE, " ")
+        piece.rstrip()
+        yield Text(margin + (" " * len(line.bullet) if number else line.bullet)).append_text(piece)
