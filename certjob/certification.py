@@ -45,6 +45,7 @@ class _Written:
     queued_for: Sequence[UUID] = ()
     """The organisation of each queued reminder."""
     pushed: int = 0
+    may_stay_visible: Sequence[UUID] = ()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -216,6 +217,7 @@ class CertificationManagementService:
             staying_due=held,
             queued_for=[organisations[mentor_id] for mentor_id in queued],
             pushed=pushed,
+            may_stay_visible=[mentor_id for mentor_id, may_stay_visible in withdrawn.items() if may_stay_visible],
         )
 
     def _write_transitions(self, decisions: Sequence[Decision]) -> None:
@@ -267,6 +269,7 @@ class CertificationManagementService:
                 counts.add(decision)
         counts.reminders_queued += len(written.queued_for)
         counts.portal_queued += written.pushed
+        counts.may_stay_visible += written.may_stay_visible
         self._guard.record(written.decisions, queued_reminders=written.queued_for)
         if self._on_progress:
             self._on_progress(counts.reviewed)

@@ -1,5 +1,6 @@
 """The delivery half of a night: the portal first, then the mail; what ends the one early does not touch the other."""
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -91,6 +92,9 @@ class Deliveries:
             # Without the DETAIL of a database error, which holds names and addresses.
             text = (error.diag.message_primary if isinstance(error, psycopg.Error) else None) or str(error)
             stopped = StageStop(stage=name, code=CRASH, reason=f"unforeseen {type(error).__name__}: {text}")
+            if name == "portal":
+                with contextlib.suppress(psycopg.Error):  # the database may be what is broken
+                    self._portal.record_stage_end(stopped.reason)
         if stopped is not None:
             self._report.stopped.append(stopped)
 

@@ -85,13 +85,20 @@ class MentorBusyError(CertjobError):
 class PortalCallError(CertjobError):
     """One call to the Edge Function did not succeed.
 
-    ``retry_after_seconds`` is what the server asked for, ``correlation_id`` its X-Correlation-Id.
+    ``status`` is that of the answer, None without one; ``retry_after_seconds`` what the server asked for,
+    ``correlation_id`` its X-Correlation-Id.
     """
 
     def __init__(
-        self, message: str, *, retry_after_seconds: float | None = None, correlation_id: str | None = None
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        retry_after_seconds: float | None = None,
+        correlation_id: str | None = None,
     ) -> None:
         super().__init__(message)
+        self.status = status
         self.retry_after_seconds = retry_after_seconds
         self.correlation_id = correlation_id
 

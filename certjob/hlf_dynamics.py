@@ -18,6 +18,7 @@ import json
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Final, Self
@@ -115,9 +116,10 @@ class HLFDynamicsSyncService:
         what = f"{answer.status_code} {envelope.code if envelope else _phrase(answer.status_code)}".rstrip()
         retry_after_seconds = None
         if kind is TransientPortalError:
-            retry_after_seconds = parse_retry_after(answer.headers.get("Retry-After"), now=datetime.now(UTC))
+            retry_after_seconds = parse_retry_after(answer.headers.get("Retry-After"), now=_time_of(answer))
         return kind(
             f"the portal answered {what}{hint}" + (f" ({said})" if said else ""),
+            status=answer.status_code,
             retry_after_seconds=retry_after_seconds,
             correlation_id=self._printable_ascii(answer.headers.get("X-Correlation-Id")),
         )
@@ -177,6 +179,15 @@ def _judge(status: int, *, code: str | None) -> tuple[type[PortalCallError], str
     if status < 500 and code in PERMANENT_CODES:
         return PermanentPortalError, ""
     return TransientPortalError, ""
+
+
+def _time_of(answer: HttpAnswer) -> datetime:
+    """Return when the answer was made by the server's own clock, which a date in it is to be read by; else by ours."""
+    try:
+        made_at = parsedate_to_datetime(answer.headers.get("Date") or "")
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return datetime.now(UTC)
+    return made_at if made_at.tzinfo is not None else made_at.replace(tzinfo=UTC)
 
 
 def _parse(answer: HttpAnswer) -> dict[str, Any] | None:

@@ -94,9 +94,7 @@ class Answer(Enum):
     """The token is gone: somebody took over after the lease. Nothing was written."""
     SETTLED = "settled"
     RAISED = "raised"
-    """A newer wish came during the call: the row is pending and due now."""
-    WITHDRAWN = "withdrawn"
-    """The token is gone because nobody wants this any more; not from a settle, but from a look at what it lost."""
+    """A newer wish came during the call: the row is pending and due now, or withdrawn."""
 
 
 class Outbox(Generic[Item]):
@@ -112,7 +110,7 @@ class Outbox(Generic[Item]):
         columns: Sequence[str],
         clock: Callable[[], float] = lease_clock,
     ) -> None:
-        """``table`` names the statements claim_, lock_ and settle_<table>; ``columns`` what its settle takes."""
+        """``table`` names the statements lock_due_, claim_, lock_ and settle_<table>, which takes ``columns``."""
         self._connection = connection
         self._table = table
         self._item = item
@@ -122,19 +120,27 @@ class Outbox(Generic[Item]):
 
     def claim(self, *, limit: int = 100) -> tuple[list[Item], Lease]:
         """Claim up to ``limit`` due rows, committed on return, each with a fresh token and the lease."""
-        return self.claim_by(f"claim_{self._table}", {"limit": limit})
+        return self.claim_by(f"lock_due_{self._table}", {"limit": limit})
 
-    def claim_by(self, name: str, parameters: dict[str, object]) -> tuple[list[Item], Lease]:
-        """Claim with another statement, such as one mentor's event whatever its retry time."""
+    def claim_by(self, lock: str, parameters: dict[str, object]) -> tuple[list[Item], Lease]:
+        """Claim what another statement locks, such as one mentor's event whatever its retry time, in its order.
+
+        The first statement only locks. What else a claim reads, such as the contact to call for, the second one reads
+        in a newer snapshot: the first may have waited for, or passed by, a row that has changed meanwhile.
+        """
         lease = Lease(claimed_at=self._clock(), seconds=self._lease_seconds, clock=self._clock)
         with database.transaction(self._connection):
+            ids = [row[0] for row in database.fetch(self._connection, lock, parameters)]
+            if not ids:
+                return [], lease
             items = database.fetch(
                 self._connection,
-                name,
-                parameters | {"token": uuid4(), "lease_seconds": self._lease_seconds},
+                f"claim_{self._table}",
+                {"ids": ids, "token": uuid4(), "lease_seconds": self._lease_seconds},
                 into=self._item,
             )
-        return items, lease
+        order = {row_id: number for number, row_id in enumerate(ids)}
+        return sorted(items, key=lambda item: order[item.id]), lease
 
     def settle(
         self, settlements: Sequence[Settlement], *, then: Callable[[dict[int, Answer]], None] | None = None

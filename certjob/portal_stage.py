@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from certjob.errors import DynamicsSyncException, PortalStageError, TransientPortalError
+from certjob.errors import DynamicsSyncException, PermanentPortalError, PortalStageError, TransientPortalError
 from certjob.outbox import Lease
 from certjob.portal_sync import (
     CALL_DEADLINE_SECONDS,
@@ -21,6 +21,7 @@ from certjob.portal_sync import (
     Push,
     asked_to_wait,
     push_event,
+    refusal_code,
 )
 from certjob.retry import RetryPolicy
 from certjob.stages import StageStop
@@ -32,6 +33,8 @@ LONGEST_PAUSE_SECONDS = 600.0
 """A Retry-After up to this is slept by the stage; a longer one ends it."""
 MOST_PAUSES_IN_A_ROW = 20
 """A portal that answers nothing but Retry-After so often ends the stage, too: it is asked at most so often in a run."""
+MOST_CALLS_IN_VAIN = 100
+"""A dead endpoint gets at most so many requests in one run, whatever kinds of failure they are."""
 _GRACE_SECONDS = 8.0
 """After a signal, calls in flight may take so long to end; a later one keeps its lease."""
 _POLL_SECONDS = 0.2
@@ -118,6 +121,7 @@ class PortalStage:
         self._ready: deque[_Task] = deque()
         self._in_flight = 0
         self._failures_in_a_row = 0
+        self._calls_in_vain = 0
         self._pauses_in_a_row = 0
         self._pause_until = 0.0
         self._deadline_at = 0.0
@@ -195,6 +199,10 @@ class PortalStage:
 
     def _dispatch(self) -> None:
         at_once = 1 if self._pauses_in_a_row else self._concurrency  # after a pause, one call tries how things are
+        # Each push that is in flight may make all its calls in vain.
+        at_once = min(at_once, (MOST_CALLS_IN_VAIN - self._calls_in_vain) // self._policy.max_attempts)
+        if at_once < 1 and not self._in_flight and self._ready:
+            self._end("breaker", f"{self._calls_in_vain} calls in a row were in vain; the rest stays pending")
         while self._ready and self._in_flight < at_once:
             self._tasks.put(self._ready.popleft())
             self._in_flight += 1
@@ -224,6 +232,10 @@ class PortalStage:
     def _judge(self, push: Push) -> None:
         """Decide from one outcome whether the stage goes on."""
         error = push.error
+        if error is not None and not isinstance(error.cause, PermanentPortalError):
+            self._calls_in_vain += error.attempts
+        elif push.begun and (error is None or error.attempts):
+            self._calls_in_vain = 0
         if not push.begun or (error is not None and not error.attempts):
             return  # no call was made, so nothing was learnt about the portal
         if error is not None and (wait := asked_to_wait(error)) is not None:
@@ -233,7 +245,10 @@ class PortalStage:
         if error is None:
             self._failures_in_a_row = 0
         elif isinstance(error.cause, PortalStageError):
-            self._end("refused", f"{error.cause}; nothing was pushed to anybody after that, all events stay queued")
+            self._end(
+                refusal_code(error.cause),
+                f"{error.cause}; nothing was pushed to anybody after that, all events stay queued",
+            )
         elif isinstance(error.cause, TransientPortalError):
             self._failures_in_a_row += 1
             if self._failures_in_a_row >= BREAKER_FAILURES:

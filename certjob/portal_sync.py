@@ -107,6 +107,11 @@ def asked_to_wait(error: DynamicsSyncException) -> float | None:
     return None
 
 
+def refusal_code(error: PortalStageError) -> str:
+    """Return the code of a stage that everybody was refused in: another status is another reason."""
+    return "refused" if error.status is None else f"refused:{error.status}"
+
+
 def push_event(
     event: PortalEvent,
     target: PortalTarget,
@@ -195,27 +200,27 @@ class PortalSyncService:
         parameters = {"run_id": self._run_id}
         return persist(self._connection, lambda: database.execute(self._connection, "reopen_portal_events", parameters))
 
-    def withdraw(self, mentor_ids: Sequence[UUID]) -> frozenset[UUID]:
+    def withdraw(self, mentor_ids: Sequence[UUID]) -> dict[UUID, bool]:
         """Withdraw what is open for mentors of organisations without a portal, inside the caller's transaction.
 
-        Returns the mentors for whom something was open: what the portal shows of them is not known.
+        Returns the mentors for whom something was open, each with whether they moved here to be hidden: the portal of
+        the organisation they came from may go on showing them.
         """
         if not mentor_ids:
-            return frozenset()
+            return {}
         rows = database.fetch(self._connection, "withdraw_portal_events", {"mentor_ids": list(mentor_ids)})
-        withdrawn = frozenset(row[0] for row in rows)
+        withdrawn: dict[UUID, bool] = dict(rows)
         if withdrawn:
             self._resolve(sorted(withdrawn))
         return withdrawn
 
     def claim(self, *, limit: int = 100) -> tuple[list[PortalEvent], Lease]:
         """Claim due events: hides before shows, untried before retried."""
-        events, lease = self._outbox.claim(limit=limit)
-        return sorted(events, key=lambda event: (event.visible, event.attempts, event.id)), lease
+        return self._outbox.claim(limit=limit)
 
     def claim_mentor(self, mentor_id: UUID) -> tuple[PortalEvent | None, Lease]:
         """Claim one mentor's open event whatever its retry time; None while another run holds it (or none is open)."""
-        events, lease = self._outbox.claim_by("claim_portal_event", {"mentor_id": mentor_id})
+        events, lease = self._outbox.claim_by("lock_portal_event", {"mentor_id": mentor_id})
         return (events[0] if events else None), lease
 
     def release(self, events: Sequence[PortalEvent]) -> None:
@@ -236,7 +241,6 @@ class PortalSyncService:
 
         answers = self._outbox.settle([_settlement(push) for push in pushes], then=record)
         self._late = kept_back
-        answers = self._without_withdrawn(answers)
         for push in pushes:
             self._count(push, answers[push.event.id], counts)
         return answers
@@ -253,11 +257,10 @@ class PortalSyncService:
                 return
             stop.wait(_LATE_POLL_SECONDS)
 
-    def record_stage_end(self, reason: str) -> None:
-        """Give every open hide without one a failure row, so that nothing waits unseen after an early end."""
-        persist(
-            self._connection, lambda: database.execute(self._connection, "record_stage_failures", {"error": reason})
-        )
+    def record_stage_end(self, reason: str, *, mentor_id: UUID | None = None) -> None:
+        """Give every open hide (or one mentor's) without one a failure row: nothing waits unseen after an early end."""
+        parameters = {"error": reason, "mentor_id": mentor_id}
+        persist(self._connection, lambda: database.execute(self._connection, "record_stage_failures", parameters))
 
     def _queue(self, wishes: Sequence[tuple[UUID, bool]]) -> list[tuple[int, UUID, int]]:
         return database.fetch(
@@ -269,14 +272,6 @@ class PortalSyncService:
                 "run_id": self._run_id,
             },
         )
-
-    def _without_withdrawn(self, answers: dict[int, Answer]) -> dict[int, Answer]:
-        """A token that a withdrawal took on purpose is no lost lease."""
-        lost = [event_id for event_id, answer in answers.items() if answer is Answer.LOST]
-        if not lost:
-            return answers
-        withdrawn = database.fetch(self._connection, "find_withdrawn_events", {"ids": lost})
-        return answers | {event_id: Answer.WITHDRAWN for (event_id,) in withdrawn}
 
     def _record_failures(self, failed: dict[int, Push]) -> dict[int, Push]:
         """Write failure rows inside the caller's transaction; return those that somebody's lock kept back."""

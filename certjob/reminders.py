@@ -6,7 +6,7 @@ the rules are asked again on the facts of that moment.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date
 from typing import Any
 from uuid import UUID
 
@@ -35,8 +35,6 @@ class QueuedReminder:
     """An earlier attempt's outcome is unknown: the message must say that it may be a repeat."""
     cycle: int
     """How often the row was re-armed by an extension."""
-    due_at: datetime
-    """Since when it could have been claimed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,8 +108,7 @@ class CertificationReminderService:
 
     def claim(self, *, limit: int = 100) -> tuple[list[QueuedReminder], Lease]:
         """Claim due reminders: untried before retried, oldest first."""
-        reminders, lease = self._outbox.claim(limit=limit)
-        return sorted(reminders, key=lambda reminder: (reminder.attempts, reminder.due_at, reminder.id)), lease
+        return self._outbox.claim(limit=limit)
 
     def release(self, reminders: Sequence[QueuedReminder]) -> None:
         """Give claimed reminders back; their attempts were none."""

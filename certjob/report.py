@@ -11,7 +11,7 @@ from certjob.mail_stage import ReminderCounts
 from certjob.models import Decision, PauseChange, Reminder, Status
 from certjob.portal_drift import DriftCounts
 from certjob.portal_sync import PortalCounts
-from certjob.review_counts import ReviewCounts
+from certjob.review_counts import LOCKED, MAY_STAY_VISIBLE, ReviewCounts
 from certjob.stages import CRASH, StageStop
 
 
@@ -223,14 +223,16 @@ class RunReport:
 def _named(review: ReviewCounts) -> list[str]:
     """The mentors that need a person, by id; many are cut to the first few (the JSON document has all)."""
     lines = []
-    for problems, singular, plural in (
-        (
-            [p for p in review.problems if p.mentor_id not in review.broken],
-            "mentor was skipped",
-            "mentors were skipped",
-        ),
+    kinds = (
+        ([p for p in review.problems if p.reason == LOCKED], "mentor was skipped", "mentors were skipped"),
         ([p for p in review.problems if p.mentor_id in review.broken], "mentor is broken", "mentors are broken"),
-    ):
+        (
+            [p for p in review.problems if p.reason == MAY_STAY_VISIBLE],
+            "mentor may stay visible",
+            "mentors may stay visible",
+        ),
+    )
+    for problems, singular, plural in kinds:
         if problems:
             names = ", ".join(str(problem.mentor_id) for problem in problems[:5])
             more = f" and {len(problems) - 5:,} more" if len(problems) > 5 else ""

@@ -30,6 +30,7 @@ from certjob.portal_sync import (
     Push,
     asked_to_wait,
     push_event,
+    refusal_code,
 )
 from certjob.reminders import CertificationReminderService
 from certjob.report import RunReport
@@ -229,6 +230,7 @@ def _push(
         if time.monotonic() > give_up_at:
             message = "a push by another run is in flight and will carry the new value"
             report.stopped.append(StageStop(stage="portal", code="in_flight", reason=message))
+            portal.record_stage_end(message, mentor_id=mentor_id)  # that run may be gone
             raise MentorBusyError(message)
         if event is None:
             stop.sleep(_POLL_SECONDS)
@@ -243,7 +245,7 @@ def _settle(push: Push, *, portal: PortalSyncService, report: RunReport, stop: S
     if error is None or not push.begun:
         return
     if isinstance(error.cause, PortalStageError) or asked_to_wait(error) is not None:
-        code = "refused" if isinstance(error.cause, PortalStageError) else "retry_after"
+        code = refusal_code(error.cause) if isinstance(error.cause, PortalStageError) else "retry_after"
         report.stopped.append(StageStop(stage="portal", code=code, reason=str(error.cause)))
         portal.record_stage_end(str(error.cause))
     raise error

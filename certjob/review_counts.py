@@ -7,6 +7,11 @@ from uuid import UUID
 from certjob.models import Decision, PauseChange, Status
 from certjob.planning import Problem
 
+LOCKED = "held by another session until the end of the run; the next one reviews it"
+MAY_STAY_VISIBLE = (
+    "the organisation has no portal any more and the hide was withdrawn; hide by hand whom it still shows"
+)
+
 
 @dataclass(slots=True, kw_only=True)
 class ReviewCounts:
@@ -23,6 +28,8 @@ class ReviewCounts:
     skipped: list[UUID] = field(default_factory=list)
     """Mentors who stayed locked by somebody else until the end."""
     broken: dict[UUID, str] = field(default_factory=dict)
+    may_stay_visible: list[UUID] = field(default_factory=list)
+    """Mentors who moved to an organisation without a portal before they were hidden on the other one's."""
 
     def add(self, decision: Decision) -> None:
         """Count one reviewed mentor."""
@@ -34,9 +41,9 @@ class ReviewCounts:
 
     @property
     def problems(self) -> list[Problem]:
-        """Skipped and broken mentors, each with the reason."""
-        locked = "held by another session until the end of the run; the next one reviews it"
+        """Skipped and broken mentors, and those whom a portal may go on showing, each with the reason."""
         return [
-            *(Problem(mentor_id=mentor_id, reason=locked) for mentor_id in self.skipped),
+            *(Problem(mentor_id=mentor_id, reason=LOCKED) for mentor_id in self.skipped),
             *(Problem(mentor_id=mentor_id, reason=reason) for mentor_id, reason in self.broken.items()),
+            *(Problem(mentor_id=mentor_id, reason=MAY_STAY_VISIBLE) for mentor_id in self.may_stay_visible),
         ]

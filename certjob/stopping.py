@@ -20,6 +20,9 @@ class StopFlag(threading.Event):
 
     def __init__(self) -> None:
         super().__init__()
+        # A signal may come while its own thread is inside ``wait``, holding the event's lock: the handler's ``set``
+        # must be able to take it again, or nothing but kill -9 ends the process.
+        self._cond = threading.Condition(threading.RLock())
         self.signal_name = "a signal"
         self.breaks_off = False
         """Whether a signal breaks off a wait without any grace."""
@@ -72,11 +75,11 @@ def stop_on_signals() -> StopFlag:
             return
         grace_seconds = 0.0 if flag.is_set() or flag.breaks_off else GRACE_SECONDS
         flag.signal_name = signal.Signals(number).name
-        flag.set()
         ends_at = time.monotonic() + grace_seconds + CLEANING_UP_SECONDS
         if grace_seconds:
             signal.setitimer(signal.ITIMER_REAL, grace_seconds)
-        else:
+        flag.set()
+        if not grace_seconds:
             break_off(number, frame)
 
     def break_off(_number: int, _frame: FrameType | None) -> None:

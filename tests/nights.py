@@ -10,9 +10,9 @@ from uuid import UUID
 from certjob import nightly
 from certjob.channel import Channel, OutgoingMessage
 from certjob.database import Connection
+from certjob.deliveries import Delivery
 from certjob.errors import PortalCallError, TransientPortalError
 from certjob.hlf_dynamics import HLFDynamicsSyncService
-from certjob.deliveries import Delivery
 from certjob.nightly import NightOptions
 from certjob.portal_sync import PortalTarget, portal_policy
 from certjob.report import RunReport

@@ -8,6 +8,7 @@ import pytest
 from certjob import database, rules
 from certjob.database import Connection
 from certjob.errors import ConfigurationError
+from certjob.job_runs import looks_at_everybody
 from certjob.nightly import NightOptions, run
 from certjob.stopping import StopFlag
 from tests.facts import TODAY, Facts
@@ -230,3 +231,20 @@ def test_a_night_without_deliveries_says_what_is_blocked(connection: Connection,
 
     assert report.portal_blocked == 1
     assert report.outcome == "attention"
+
+
+def test_a_night_that_began_while_the_wrong_one_was_at_work_does_not_make_good_for_it(
+    connection: Connection, facts: Facts
+) -> None:
+    """The wrong one, on another machine, went on deciding after the right one had looked at everybody."""
+    insert = (
+        "INSERT INTO job_runs (id, command, as_of, host, version, started_at, finished_at, outcome)"
+        " VALUES (gen_random_uuid(), 'run', %s, 'host', '0', %s, %s, 'ok')"
+    )
+    connection.execute(insert, (TODAY + timedelta(days=100), "2026-03-10 02:00Z", "2026-03-10 02:30Z"))
+    connection.execute(insert, (TODAY, "2026-03-10 02:05Z", "2026-03-10 02:10Z"))
+    assert looks_at_everybody(connection, TODAY)
+
+    connection.execute(insert, (TODAY, "2026-03-10 02:31Z", "2026-03-10 02:40Z"))
+
+    assert not looks_at_everybody(connection, TODAY)

@@ -303,6 +303,20 @@ def test_retry_after_as_a_date_counts_from_now(portal: PortalServer, service: HL
     assert 550 < seconds <= 600
 
 
+def test_retry_after_as_a_date_is_read_by_the_servers_own_clock(
+    portal: PortalServer, service: HLFDynamicsSyncService
+) -> None:
+    """Its clock is a minute behind ours; half a minute is what it asks for."""
+    its_now = datetime.now(UTC) - timedelta(seconds=60)
+    headers = {
+        "Date": format_datetime(its_now, usegmt=True),
+        "Retry-After": format_datetime(its_now + timedelta(seconds=30), usegmt=True),
+    }
+    portal.then(answer(429, {"error": {"code": "throttled", "message": ""}}, headers=headers))
+
+    assert failure(service).retry_after_seconds == 30
+
+
 def test_without_retry_after_nothing_is_asked_for(portal: PortalServer, service: HLFDynamicsSyncService) -> None:
     """A missing header and a senseless one are the same."""
     portal.then(error(429, "throttled"), error(429, "throttled", retry_after="in a while"))

@@ -1,6 +1,7 @@
 """The portal stage over real HTTP: when it goes on, when it stops, and that nobody is called twice at once."""
 
 import dataclasses
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -239,6 +240,30 @@ class TestBreaker:
         assert code_of(stopped) == "breaker"
         assert len(portal.requests) == 15
 
+    @pytest.mark.parametrize(("attempts", "concurrency"), [(3, 4), (5, 16)])
+    def test_no_mixture_of_failures_makes_more_than_a_hundred_calls(
+        self, connection: Connection, facts: Facts, short_patience: float, attempts: int, concurrency: int
+    ) -> None:
+        """Some ask to wait and some do not, so that neither counter alone ever gets far."""
+        backlog(facts, 300)
+        chance = random.Random(attempts)
+        guard = threading.Lock()
+
+        def fail(_number: int) -> None:
+            with guard:
+                asks = chance.random() < 0.3
+            message = "503"
+            raise TransientPortalError(message, retry_after_seconds=short_patience + 0.01 if asks else None)
+
+        double = DisturbedPortal(fail)
+        policy = dataclasses.replace(quick_policy(max_attempts=attempts), longest_retry_after_seconds=short_patience)
+
+        stopped = stage(connection, double, concurrency=concurrency, policy=policy).run(deadline_seconds=60)
+
+        assert code_of(stopped) == "breaker"
+        assert 15 <= len(double.calls) <= 100
+        assert facts.rows("SELECT count(*) FROM portal_sync_events WHERE status = 'pending'") == [(300,)]
+
 
 class TestStageErrors:
     """What concerns everybody stops the stage at once and blocks nobody."""
@@ -270,7 +295,7 @@ class TestStageErrors:
 
         stopped = running.run(deadline_seconds=60)
 
-        assert code_of(stopped) == "refused"
+        assert (code_of(stopped) or "").startswith("refused:")
         assert out_of_order in str(stopped)
         assert len(portal.requests) <= 4
         assert facts.rows(UNTOUCHED) == [(33,)]
@@ -295,7 +320,7 @@ class TestStageErrors:
 
         stopped = stage(connection, portal, concurrency=2).run(deadline_seconds=60)
 
-        assert code_of(stopped) == "refused"
+        assert (code_of(stopped) or "").startswith("refused:")
         assert portal.visible == {contacts[0]: False}
         assert facts.rows(STATUSES) == [("delivered", 1), ("pending", 9)]
         assert facts.rows(FAILURES) == [("stage", 9)]
@@ -836,6 +861,25 @@ class TestCrash:
         assert report.outcome is Outcome.FAILED
         assert [(line.stage, line.code) for line in report.stopped] == [("portal", "crash")]
         assert facts.rows("SELECT outcome FROM job_runs") == [("failed",)]
+
+    def test_a_settle_that_breaks_leaves_no_hide_without_a_row(self, connection: Connection, facts: Facts) -> None:
+        """Whatever ended the stage, what is open is an alert."""
+        backlog(facts, 5)
+        facts.connection.execute(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            " RAISE EXCEPTION 'no' USING ERRCODE = 'check_violation'; END $$;"
+            "CREATE TRIGGER refuse BEFORE INSERT ON dynamics_sync_failures"
+            " FOR EACH ROW WHEN (NEW.kind = 'transient') EXECUTE FUNCTION refuse()"
+        )
+
+        def fail(_number: int) -> None:
+            message = "503"
+            raise TransientPortalError(message)
+
+        report = night(connection, portal=DisturbedPortal(fail), channel=CollectingChannel())
+
+        assert report.outcome is Outcome.FAILED
+        assert facts.rows(FAILURES) == [("stage", 5)]
 
     def test_it_is_said_every_time(self, connection: Connection, facts: Facts) -> None:
         """A background job keeps quiet about what it said before, but not about a crash."""

@@ -11,6 +11,7 @@ import pytest
 
 from certjob import database, resync
 from certjob.database import Connection
+from certjob.deliveries import Delivery
 from certjob.errors import (
     ConfigurationError,
     DynamicsSyncException,
@@ -21,13 +22,12 @@ from certjob.errors import (
     TransientPortalError,
     UnknownMentorError,
 )
-from certjob.deliveries import Delivery
 from certjob.portal_sync import PortalSyncService, PortalTarget
 from certjob.report import Outcome
 from certjob.resync import Resync, ResyncTimes
 from certjob.stopping import StopFlag
 from tests.facts import TODAY, Facts
-from tests.intents import DisturbedPortal, review
+from tests.intents import DisturbedPortal, queue_wish, review
 from tests.nights import CollectingChannel, FlakyPortal, delivery, in_background, night
 from tests.waiting import until, waits_for_a_lock
 
@@ -371,6 +371,20 @@ class TestInFlight:
         assert portal.calls == []
         assert facts.rows("SELECT visible, claim_token FROM portal_sync_events") == [(True, theirs[0].claim_token)]
         assert facts.rows("SELECT outcome FROM job_runs") == [("attention",)]
+
+    def test_a_call_that_never_ends_leaves_an_alert(
+        self, connection: Connection, facts: Facts, other: Connection, expired: UUID
+    ) -> None:
+        """The run that has the lease may be gone; only this mentor's hide is said to wait."""
+        waiting = facts.mentor(facts.organisation("other"))
+        queue_wish(connection, waiting, visible=False)
+        review(connection)
+        PortalSyncService(other, run_id=uuid4()).claim_mentor(expired)
+
+        result = resynced(connection, expired, FlakyPortal(), times=ResyncTimes(flight=0.1))
+
+        assert isinstance(result.error, MentorBusyError)
+        assert facts.rows("SELECT mentor_id, kind FROM dynamics_sync_failures") == [(expired, "stage")]
 
     def test_what_the_other_run_delivered_is_not_pushed_again(
         self, connection: Connection, facts: Facts, other: Connection, expired: UUID

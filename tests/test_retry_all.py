@@ -144,7 +144,7 @@ class TestUnderTheBreaker:
 
         assert len(portal.requests) == 1
         assert report.unreached == 3
-        assert [stop.code for stop in report.stopped] == ["refused"]
+        assert [stop.code for stop in report.stopped] == ["refused:404"]
 
     def test_hides_are_reached_before_shows(self, connection: Connection, facts: Facts) -> None:
         """If only some are, then the more harmful."""

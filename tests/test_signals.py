@@ -2,6 +2,7 @@
 
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import date, timedelta
@@ -409,3 +410,19 @@ def test_a_stop_is_seen_before_and_during_a_sleep() -> None:
     for use in (flag.check, lambda: flag.sleep(60), lambda: flag.breaking_off().__enter__()):
         with pytest.raises(StoppedBySignalError, match="the next run does the rest"):
             use()
+
+
+def test_a_signal_in_the_middle_of_a_wait_does_not_hang() -> None:
+    """The handler sets the flag while its own thread holds the flag's lock, a few instructions long."""
+    flag = StopFlag()
+    done = threading.Event()
+
+    def interrupted_in_wait() -> None:
+        with flag._cond:  # where Event.wait is, when the handler is called
+            flag.set()
+        done.set()
+
+    threading.Thread(target=interrupted_in_wait, daemon=True).start()
+
+    assert done.wait(10)
+    assert flag.is_set()

@@ -9,7 +9,7 @@ SELECT EXISTS (
             FROM job_runs AS healing
             WHERE healing.command = 'run'
                 AND healing.organisation IS NULL
-                AND healing.started_at > wrong.started_at
+                AND healing.started_at > coalesce(wrong.finished_at, wrong.started_at + interval '1 day')
                 AND healing.as_of < wrong.as_of
         )
 )

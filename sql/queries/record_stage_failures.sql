@@ -1,14 +1,24 @@
--- The stage ended early: no open hide waits unseen. An event that somebody holds is in work just now and gets its own
+-- The stage ended early: no open hide waits unseen, and the reason of an older end makes way for this one's: a key that
+-- was mended must not be what people read of. An event that somebody holds is in work just now and gets its own
 -- outcome; without its lock a row made here could outlive the delivery that should have resolved it.
-INSERT INTO dynamics_sync_failures (mentor_id, event_id, visible, kind, attempts, error)
+INSERT INTO dynamics_sync_failures AS f (mentor_id, event_id, visible, kind, attempts, error)
 SELECT e.mentor_id, e.id, e.visible, 'stage', 0, %(error)s
 FROM portal_sync_events AS e
 JOIN mentors AS m ON m.id = e.mentor_id
 JOIN organisations AS o ON o.id = m.organisation_id AND o.portal IS NOT NULL
 WHERE e.status IN ('pending', 'blocked')
     AND NOT e.visible
-    AND NOT EXISTS (SELECT FROM dynamics_sync_failures AS f WHERE f.mentor_id = e.mentor_id AND f.resolved_at IS NULL)
+    AND (%(mentor_id)s::uuid IS NULL OR e.mentor_id = %(mentor_id)s)
+    AND NOT EXISTS (
+        SELECT
+        FROM dynamics_sync_failures AS known
+        WHERE known.mentor_id = e.mentor_id
+            AND known.resolved_at IS NULL
+            AND (known.kind <> 'stage' OR known.error = %(error)s)
+    )
 ORDER BY e.mentor_id
 FOR NO KEY UPDATE OF e SKIP LOCKED
 FOR KEY SHARE OF m SKIP LOCKED
-ON CONFLICT (mentor_id) WHERE resolved_at IS NULL DO NOTHING
+ON CONFLICT (mentor_id) WHERE resolved_at IS NULL DO UPDATE
+SET error = excluded.error, last_failed_at = now()
+WHERE f.kind = 'stage'

@@ -1,7 +1,11 @@
 -- The three answers: no row (token gone, nothing is written), unchanged, or raised (a newer wish came during the call:
--- pending, due now, nothing resolved).
+-- pending, due now, nothing resolved; what was withdrawn stays so).
 UPDATE portal_sync_events AS e
-SET status = CASE WHEN e.version = n.version THEN n.status ELSE 'pending' END,
+SET status = CASE
+        WHEN e.status = 'withdrawn' THEN e.status
+        WHEN e.version = n.version THEN n.status
+        ELSE 'pending'
+    END,
     claim_token = NULL,
     attempts = greatest(e.attempts - CASE WHEN e.version = n.version AND n.uncount THEN 1 ELSE 0 END, 0),
     next_attempt_at = CASE

@@ -1,0 +1,19 @@
+-- Hides before shows, untried before retried. Not while a call for the same contact is in flight, whoever it is for: the
+-- ids of two mentors may have been swapped, or the mentor has been away and back. No delay is longer than a day, so what
+-- is due beyond that was written by a server whose clock was wrong.
+SELECT e.id
+FROM portal_sync_events AS e
+WHERE e.status = 'pending'
+    AND (e.next_attempt_at <= now() OR e.next_attempt_at > now() + interval '25 hours')
+    AND NOT EXISTS (
+        SELECT
+        FROM mentors AS m
+        JOIN portal_sync_events AS flying ON flying.claim_contact_id = m.dynamics_contact_id
+        WHERE m.id = e.mentor_id
+            AND flying.id <> e.id
+            AND flying.claim_token IS NOT NULL
+            AND flying.next_attempt_at > now()
+    )
+ORDER BY e.visible, e.attempts, e.next_attempt_at
+LIMIT %(limit)s
+FOR NO KEY UPDATE OF e SKIP LOCKED

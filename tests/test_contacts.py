@@ -1,0 +1,270 @@
+"""Whose contact it is may change at any moment: the right one is called for, and never two calls at once for one."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+
+from certjob import database, nightly
+from certjob.database import Connection
+from certjob.errors import PermanentPortalError, TransientPortalError
+from certjob.outbox import Answer
+from certjob.portal_sync import PortalCounts, PortalSyncService, Push
+from certjob.report import Outcome, RunReport
+from certjob.stopping import StopFlag
+from tests.facts import TODAY, Facts
+from tests.intents import DisturbedPortal, make_due, queue_wish, review, run_out
+from tests.nights import CollectingChannel, FlakyPortal, NoProgress, delivery, in_background, night
+from tests.waiting import until, waits_for_a_lock
+
+App = psycopg.Connection[tuple[object, ...]]
+YESTERDAY = TODAY - timedelta(days=1)
+NEXT_YEAR = TODAY + timedelta(days=365)
+
+
+@pytest.fixture
+def other(database_url: str) -> Iterator[Connection]:
+    """The connection of another run."""
+    with database.connect(database_url) as connection:
+        yield connection
+
+
+@pytest.fixture
+def hlf(facts: Facts) -> UUID:
+    """An organisation with a portal and without reminders."""
+    return facts.organisation(thresholds=())
+
+
+def deliver(connection: Connection, portal: FlakyPortal | DisturbedPortal) -> RunReport:
+    """The delivery half alone, as cron starts it between the nights."""
+    return nightly.deliver(
+        connection,
+        today=TODAY,
+        allow_earlier_date=False,
+        delivery=delivery(portal=portal),
+        stop=StopFlag(),
+        progress=NoProgress(),
+    )
+
+
+def expire(session: Connection) -> None:
+    session.execute("UPDATE certificates SET expires_on = %s", (YESTERDAY,))
+
+
+class TestCorrected:
+    """The coordinator corrects a mentor's contact id."""
+
+    def test_a_blocked_push_goes_out_without_waiting_for_the_night(
+        self, connection: Connection, facts: Facts, hlf: UUID
+    ) -> None:
+        """The correction reopens it; the job between the nights pushes it."""
+        facts.certified_mentor(hlf, YESTERDAY)
+        refused = FlakyPortal(failures=1, error=lambda: PermanentPortalError("404 contact_not_found"))
+        night(connection, portal=refused)
+        corrected = uuid4()
+        connection.execute("UPDATE mentors SET dynamics_contact_id = %s", (corrected,))
+        portal = FlakyPortal()
+
+        deliver(connection, portal)
+
+        assert portal.visible == {corrected: False}
+
+    def test_a_call_in_flight_for_the_old_one_does_not_settle_it(
+        self, connection: Connection, facts: Facts, other: Connection, hlf: UUID
+    ) -> None:
+        """The other contact gets the value in the same run, under a key of its own."""
+        facts.certified_mentor(hlf, YESTERDAY)
+        corrected = uuid4()
+
+        def correct(number: int) -> None:
+            if number == 1:
+                other.execute("UPDATE mentors SET dynamics_contact_id = %s", (corrected,))
+
+        portal = DisturbedPortal(correct)
+
+        night(connection, portal=portal)
+
+        assert portal.visible[corrected] is False
+        (_, _, first), (_, _, second) = portal.calls
+        assert first != second
+
+    def test_an_older_key_is_not_used_for_another_contact(
+        self, connection: Connection, facts: Facts, hlf: UUID
+    ) -> None:
+        """A portal that has seen the key would do nothing for the new contact."""
+        facts.certified_mentor(hlf, YESTERDAY)
+        portal = FlakyPortal(failures=3)
+        night(connection, portal=portal)
+        connection.execute("UPDATE mentors SET dynamics_contact_id = %s", (uuid4(),))
+
+        deliver(connection, portal)
+
+        contacts: dict[str, set[UUID]] = {}
+        for contact, _, key in portal.calls:
+            contacts.setdefault(key, set()).add(contact)
+        assert [len(of_key) for of_key in contacts.values()] == [1, 1]
+
+    def test_a_removed_one_blocks_the_push(self, connection: Connection, facts: Facts, hlf: UUID) -> None:
+        """There is nobody to call for; it is an alert until somebody acts."""
+        facts.certified_mentor(hlf, YESTERDAY)
+        night(connection, portal=FlakyPortal(failures=99))
+        connection.execute("UPDATE mentors SET dynamics_contact_id = NULL")
+        make_due(facts)
+        portal = FlakyPortal()
+
+        deliver(connection, portal)
+
+        assert portal.calls == []
+        assert facts.rows("SELECT status FROM portal_sync_events") == [("blocked",)]
+        assert facts.rows("SELECT count(*) FROM portal_alerts") == [(1,)]
+
+    def test_a_claim_never_pairs_the_new_wish_with_the_old_contact(
+        self, connection: Connection, facts: Facts, other: Connection, app: App, hlf: UUID
+    ) -> None:
+        """While the correction is not committed the claim passes the event by; then it reads the new contact."""
+        mentor = facts.mentor(hlf)
+        corrected = uuid4()
+        queue_wish(connection, mentor, visible=False)
+        app.execute("UPDATE mentors SET dynamics_contact_id = %s WHERE id = %s", (corrected, mentor))
+
+        meanwhile, _ = PortalSyncService(other, run_id=uuid4()).claim()
+        app.commit()
+        events, _ = PortalSyncService(other, run_id=uuid4()).claim()
+
+        assert meanwhile == []
+        assert [(event.version, event.contact_id) for event in events] == [(2, corrected)]
+
+    def test_a_correction_waits_for_a_claim_and_is_not_lost(
+        self, connection: Connection, facts: Facts, other: Connection, app: App, hlf: UUID
+    ) -> None:
+        """The claim has just locked the event, and calls for the old contact; the correction raises the version."""
+        mentor = facts.mentor(hlf)
+        queue_wish(connection, mentor, visible=False)
+
+        def correct() -> None:
+            app.execute("UPDATE mentors SET dynamics_contact_id = %s", (uuid4(),))
+            app.commit()
+
+        with other.transaction():
+            events, _ = PortalSyncService(other, run_id=uuid4()).claim()
+            correcting = in_background(correct)
+            correcting.__enter__()
+            until(lambda: waits_for_a_lock(connection, app))
+        correcting.__exit__(None, None, None)
+
+        answers = PortalSyncService(other, run_id=uuid4()).settle([Push(event=events[0])], PortalCounts())
+
+        assert list(answers.values()) == [Answer.RAISED]
+        assert facts.rows("SELECT status, version FROM portal_sync_events") == [("pending", 2)]
+
+
+class TestOneCallPerContact:
+    """Whichever event, whichever mentor: what must not overlap are calls for one contact."""
+
+    def test_swapped_ids_wait_for_the_call_in_flight(
+        self, connection: Connection, facts: Facts, other: Connection, hlf: UUID
+    ) -> None:
+        """A show for the wrong mentor is in flight and flaky; the right one, who is expired, is hidden after it."""
+        wrong, right = uuid4(), uuid4()
+        first = facts.certified_mentor(hlf, NEXT_YEAR, contact_id=wrong)
+        second = facts.certified_mentor(hlf, YESTERDAY, contact_id=right)
+        night(connection, portal=FlakyPortal())
+        queue_wish(connection, first, visible=True)
+
+        def swap(number: int) -> None:
+            if number > 1:
+                return
+            with other.transaction():
+                other.execute("UPDATE mentors SET dynamics_contact_id = NULL WHERE id = %s", (first,))
+                other.execute("UPDATE mentors SET dynamics_contact_id = %s WHERE id = %s", (wrong, second))
+                other.execute("UPDATE mentors SET dynamics_contact_id = %s WHERE id = %s", (right, first))
+            night(other, portal=portal)
+            message = "503"
+            raise TransientPortalError(message)
+
+        portal = DisturbedPortal(swap)
+
+        deliver(connection, portal)
+        deliver(connection, portal)
+
+        assert portal.overlaps == []
+        assert portal.visible == {wrong: False, right: True}
+
+    @pytest.mark.parametrize("way", ["the organisation leaves the portal", "the mentor moves"])
+    def test_away_and_back_waits_for_the_call_in_flight(
+        self, connection: Connection, facts: Facts, other: Connection, hlf: UUID, way: str
+    ) -> None:
+        """The old event is withdrawn, but its call is not over; the new one's comes after it."""
+        elsewhere = facts.organisation("nhf", portal=None, thresholds=())
+        contact = uuid4()
+        mentor = facts.certified_mentor(hlf, NEXT_YEAR, contact_id=contact)
+        night(connection, portal=FlakyPortal())
+        queue_wish(connection, mentor, visible=True)
+
+        def away_and_back(number: int) -> None:
+            if number > 1:
+                return
+            if way == "the mentor moves":
+                other.execute("UPDATE mentors SET organisation_id = %s", (elsewhere,))
+            else:
+                other.execute("UPDATE organisations SET portal = NULL")
+            review(other)
+            if way == "the mentor moves":
+                other.execute("UPDATE mentors SET organisation_id = %s", (hlf,))
+            else:
+                other.execute("UPDATE organisations SET portal = 'dynamics' WHERE slug = 'hlf'")
+            expire(other)
+            night(other, portal=portal)
+            message = "503"
+            raise TransientPortalError(message)
+
+        portal = DisturbedPortal(away_and_back)
+
+        report = deliver(connection, portal)
+
+        assert portal.overlaps == []
+        assert portal.visible == {contact: False}
+        assert report.portal is not None
+        assert report.portal.lost == 0
+
+    def test_a_call_whose_lease_ran_out_is_not_waited_for(
+        self, connection: Connection, facts: Facts, hlf: UUID
+    ) -> None:
+        """Its process is gone."""
+        contact = uuid4()
+        first = facts.mentor(hlf, contact_id=contact)
+        queue_wish(connection, first, visible=True)
+        PortalSyncService(connection, run_id=uuid4()).claim()
+        second = facts.mentor(hlf)
+        connection.execute("UPDATE mentors SET dynamics_contact_id = NULL WHERE id = %s", (first,))
+        connection.execute("UPDATE mentors SET dynamics_contact_id = %s WHERE id = %s", (contact, second))
+        queue_wish(connection, second, visible=False)
+        assert PortalSyncService(connection, run_id=uuid4()).claim()[0] == []
+
+        run_out(facts)
+        events, _ = PortalSyncService(connection, run_id=uuid4()).claim()
+
+        assert second in {event.mentor_id for event in events}
+
+
+class TestMoved:
+    """A mentor moves to an organisation without a portal."""
+
+    def test_an_open_hide_that_is_withdrawn_needs_a_person(
+        self, connection: Connection, facts: Facts, hlf: UUID
+    ) -> None:
+        """The portal of the organisation they came from may go on showing them; nobody will call for them any more."""
+        elsewhere = facts.organisation("nhf", portal=None, thresholds=())
+        mentor = facts.certified_mentor(hlf, YESTERDAY)
+        night(connection, portal=FlakyPortal(failures=99))
+        connection.execute("UPDATE mentors SET organisation_id = %s", (elsewhere,))
+
+        report = night(connection, portal=FlakyPortal(), channel=CollectingChannel())
+
+        assert report.outcome is Outcome.ATTENTION
+        (reason,) = report.reasons
+        assert reason.startswith("1 mentor may stay visible")
+        assert str(mentor) in reason
+        assert [problem["mentor_id"] for problem in report.to_document()["problems"]] == [str(mentor)]
