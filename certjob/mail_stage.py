@@ -98,7 +98,7 @@ class MailStage:
                 if not lease.fits(self._channel.worst_case_seconds):
                     if len(rest) < len(reminders):
                         return None
-                    reason = "the lease is shorter than a message can take, or the database too slow; the rest waits"
+                    reason = "the lease is shorter than a message can take, or this process stood still; the rest waits"
                     return StageStop(stage="mail", code="lease", reason=reason)
                 reminder = rest.popleft()  # from here on it keeps its lease if anything unforeseen happens
                 stopped = self._handle(reminder, lease)
@@ -129,6 +129,9 @@ class MailStage:
             return None
         try:
             message = self._message(reminder, recipient, address)
+            if not lease.fits(self._channel.worst_case_seconds):  # a locked table has kept the reading above waiting
+                self._service.release([reminder])
+                return None
             self._send(message, lease)
         except ChannelDownError as error:
             return StageStop(stage="mail", code="down", reason=f"{error}; the rest stays pending")

@@ -187,7 +187,7 @@ class PortalStage:
             events, lease = self._service.claim()
         self._ready.extend(_Task(event=event, lease=lease) for event in events)
         if events and not lease.fits(self._policy.worst_case_seconds(CALL_DEADLINE_SECONDS)):
-            self._end("lease", "the lease is shorter than a push can take, or the database too slow; the rest waits")
+            self._end("lease", "the lease is shorter than a push can take, or this process stood still; the rest waits")
             self._release_ready()
 
     def _is_anything_left(self) -> bool:

@@ -21,6 +21,7 @@ from certjob.errors import (
 from certjob.guards import MassChangeGuard
 from certjob.job_runs import recorded, refuse_earlier_date
 from certjob.models import Decision
+from certjob.outbox import Lease
 from certjob.portal_sync import (
     CALL_DEADLINE_SECONDS,
     PortalCounts,
@@ -216,7 +217,7 @@ def _push(
             portal.release([event])
             return
         if event is not None and lease.fits(delivery.policy.worst_case_seconds(CALL_DEADLINE_SECONDS)):
-            push = _push_once(event, delivery.make_target, policy=delivery.policy, stop=stop)
+            push = _push_once(event, lease, delivery.make_target, policy=delivery.policy, stop=stop)
             _settle(push, portal=portal, report=report, stop=stop)
         elif event is not None:
             portal.release([event])
@@ -253,6 +254,7 @@ def _settle(push: Push, *, portal: PortalSyncService, report: RunReport, stop: S
 
 def _push_once(
     event: PortalEvent,
+    lease: Lease,
     make_target: Callable[[], AbstractContextManager[PortalTarget]],
     *,
     policy: RetryPolicy,
@@ -260,7 +262,13 @@ def _push_once(
 ) -> Push:
     with make_target() as target:
         try:
-            push_event(event, target, policy=policy, stop=stop)
+            push_event(
+                event,
+                target,
+                policy=policy,
+                stop=stop,
+                may_repeat=lambda: lease.fits(CALL_DEADLINE_SECONDS),  # the machine may have been asleep
+            )
         except DynamicsSyncException as error:
             cut_short = stop.is_set() and isinstance(error.cause, TransientPortalError)
             return Push(event=event, error=error, begun=not cut_short)
