@@ -4,13 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench lock clean
+.PHONY: demo test chaos lint bench lock clean
 
 demo: $(READY)
 	$(BIN)/certjob demo
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+# More than 300 nights in which something is killed; CHAOS_ARGS="--seed 1234" repeats one of them.
+chaos: $(READY)
+	$(BIN)/python -m tests.chaos --jobs 2 $(CHAOS_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +37,11 @@ def main() -> NoReturn:
         discard_results()
         if not isinstance(error, BrokenPipeError):  # `certjob alerts | head` is nobody's mistake
             code = _fail(sys.argv[1:], error)
+    for number in (
+        signal.SIGTERM,
+        signal.SIGINT,
+    ):  # the interpreter, shutting down, would let them kill it, and no line
+        signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
 
 

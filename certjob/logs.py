@@ -66,5 +66,9 @@ def log_configuration(*, verbose: bool, quiet: bool, log_format: str) -> dict[st
         "handlers": {
             "stderr": {"class": "logging.StreamHandler", "stream": "ext://sys.stderr", "formatter": log_format}
         },
-        "loggers": {"certjob": {"level": level, "handlers": ["stderr"], "propagate": False}},
+        "loggers": {
+            "certjob": {"level": level, "handlers": ["stderr"], "propagate": False},
+            # It warns of a statement that a signal broke off; the line that certjob ends with says that.
+            "psycopg": {"level": "DEBUG" if verbose else "ERROR", "handlers": ["stderr"], "propagate": False},
+        },
     }

@@ -1,0 +1,102 @@
+"""``python -m tests.chaos``: the matrix and random seeds on several workers, a summary; exits 1 after a complaint."""
+
+import argparse
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.chaos.cluster import Cluster
+from tests.chaos.faults import Fault
+from tests.chaos.one_run import Outcome, perform
+from tests.chaos.plans import FIRST_RANDOM_SEED, matrix_faults, standard
+from tests.chaos.workers import leave_on_sigterm, perform_all
+
+DEFAULT_RUNS = 320
+
+
+def main() -> int:
+    """Run what was asked for; return the exit code."""
+    leave_on_sigterm()
+    asked = _parse()
+    folder = Path(tempfile.mkdtemp(prefix="certjob-chaos-"))
+    folder.chmod(0o755)  # root's PostgreSQL is another user
+    try:
+        return _run(asked, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--runs", type=int, default=DEFAULT_RUNS, help="how many, the matrix first (%(default)s)")
+    parser.add_argument("--seed", type=int, action="append", help="only this one; repeatable")
+    parser.add_argument("--first-seed", type=int, default=FIRST_RANDOM_SEED, help="of the random ones (%(default)s)")
+    parser.add_argument("--jobs", type=int, default=2, help="workers, each with a PostgreSQL of its own (%(default)s)")
+    parser.add_argument("--no-matrix", action="store_true", help="random seeds only")
+    parser.add_argument("-v", "--verbose", action="store_true", help="the trail of every run, a good one too")
+    return parser.parse_args()
+
+
+def _run(asked: argparse.Namespace, folder: Path) -> int:
+    began = time.monotonic()
+    matrix = _measure(folder / "measure") if _needs_matrix(asked) else []
+    seeds = asked.seed or _seeds(asked, len(matrix))
+    outcomes: list[Outcome] = []
+    for outcome in perform_all(seeds, matrix=matrix, jobs=min(asked.jobs, len(seeds)), folder=folder):
+        outcomes.append(outcome)
+        if outcome.complaints or asked.verbose:
+            print(outcome, flush=True)
+        elif len(outcomes) % 20 == 0:
+            print(f"{len(outcomes)} of {len(seeds)} runs, {time.monotonic() - began:.0f} s", flush=True)
+    return _summarize(outcomes, seeds, matrix=matrix, seconds=time.monotonic() - began)
+
+
+def _needs_matrix(asked: argparse.Namespace) -> bool:
+    return any(seed < FIRST_RANDOM_SEED for seed in asked.seed) if asked.seed else not asked.no_matrix
+
+
+def _seeds(asked: argparse.Namespace, places: int) -> list[int]:
+    random_ones = max(asked.runs - places, 0)
+    return [*range(min(places, asked.runs)), *range(asked.first_seed, asked.first_seed + random_ones)]
+
+
+def _measure(folder: Path) -> list[Fault]:
+    """Run the standard night once without a fault, to know all its places."""
+    with Cluster(folder) as cluster:
+        outcome = perform(standard(None, seed=0), cluster=cluster, folder=folder)
+    if outcome.complaints:
+        print(f"without any fault: {outcome}")
+        raise SystemExit(1)
+    night = outcome.nights[1]  # the second command of the plan is the one to be struck
+    print(
+        f"the standard night has {night.statements} statements, {night.requests} requests, {night.mails} mails; "
+        "it is killed at each of them"
+    )
+    return matrix_faults(statements=night.statements, requests=night.requests, mails=night.mails)
+
+
+def _summarize(outcomes: Sequence[Outcome], seeds: Sequence[int], *, matrix: Sequence[Fault], seconds: float) -> int:
+    reached: Counter[str] = Counter()
+    tried: Counter[str] = Counter()
+    for outcome in outcomes:
+        for label, struck in outcome.struck:
+            tried[label] += 1
+            reached[label] += struck
+    width = max(map(len, tried))
+    for label, count in sorted(tried.items()):
+        print(f"{label:<{width}}  {reached[label]:>4} of {count}")
+    bad = [outcome.plan.seed for outcome in outcomes if outcome.complaints]
+    places = len([seed for seed in seeds if seed < FIRST_RANDOM_SEED])
+    print(
+        f"{len(outcomes)} runs in {seconds:.0f} s, {places} of them places of the matrix (it has {len(matrix)}); "
+        + (f"complaints about the seeds {bad}" if bad else "no complaints")
+    )
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,239 @@
+"""One seeded run: the plan is carried out, everything is put right, and what must be true is asked."""
+
+import time
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.chaos import invariants
+from tests.chaos.cluster import Cluster
+from tests.chaos.database_proxy import DatabaseProxy
+from tests.chaos.faults import Action, Spot
+from tests.chaos.interference import Others
+from tests.chaos.plans import DELIVER, Command, Plan, TimePasses
+from tests.chaos.population import Deed
+from tests.chaos.stage import Stage
+from tests.chaos.strikes import Strike
+from tests.command_line import Child
+
+MOST_RECOVERIES = 3
+ENDS_WITHIN_SECONDS = 90.0
+
+_HARMLESS = frozenset({Action.OVERTAKE, Action.OUTLAST})
+"""To the process itself nothing happens."""
+_FOR_EVERYBODY = frozenset({Action.TERMINATE, Action.RESTART})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """What one command and those beside it sent."""
+
+    statements: int
+    """Of the command alone."""
+    requests: int
+    mails: int
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """What came of a run."""
+
+    plan: Plan
+    complaints: list[str] = field(default_factory=list)
+    trail: list[str] = field(default_factory=list)
+    struck: list[tuple[str, bool]] = field(default_factory=list)
+    """The kind of trouble of each command, and whether its place was reached."""
+    nights: list["Traffic"] = field(default_factory=list)
+    """What each command sent."""
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        lines = [f"seed {self.plan.seed}: {len(self.complaints)} complaint(s), after {self.seconds:.1f} s"]
+        lines += [f"  ! {complaint}" for complaint in self.complaints]
+        lines += [f"    {line}" for line in self.trail]
+        return "\n".join(lines)
+
+
+def perform(plan: Plan, *, cluster: Cluster, folder: Path) -> Outcome:
+    """Carry out a plan on a fresh database of this server; ``folder`` is the commands' working folder."""
+    began = time.monotonic()
+    with Stage.set_up(cluster=cluster, folder=folder, seed=plan.seed) as stage:
+        run = _Run(plan, stage)
+        try:
+            run.play()
+        except Exception as error:  # noqa: BLE001 - what a run cannot get over is a finding like others
+            run.outcome.complaints.append(f"the run could not go on: {type(error).__name__}: {error}")
+            cluster.start()  # it may have been stopped just then
+        if run.outcome.complaints:
+            run.leave_trail()
+    run.outcome.seconds = time.monotonic() - began
+    return run.outcome
+
+
+class _Run:
+    def __init__(self, plan: Plan, stage: Stage) -> None:
+        self.outcome = Outcome(plan=plan)
+        self._plan = plan
+        self._stage = stage
+        self._events_seen: set[int] = set()
+
+    def play(self) -> None:
+        self._stage.populate(self._plan.population)
+        for step in self._plan.steps:
+            match step:
+                case Command():
+                    self._command(step)
+                case TimePasses():
+                    self._stage.let_time_pass()
+                case changes:
+                    self._stage.change(changes)
+        self._recover()
+        self._judge()
+
+    def _command(self, command: Command) -> int:
+        """Run one command, with what goes wrong in it; return its exit code."""
+        stage = self._stage
+        stage.trail.append(str(command))
+        requests, mails = len(stage.receiver.received), len(stage.postbox.envelopes)
+        with ExitStack() as stack:
+            others = Others(stage, stack)
+            strike = Strike(command.fault, cluster=stage.cluster, database=stage.name, meanwhile=others.interfere)
+            stage.receiver.begin(command.script, strike)
+            stage.postbox.begin(command.mail_script, strike)
+            if command.database_is_down:
+                stage.cluster.stop()
+                stack.callback(stage.cluster.start)
+            if command.portal_is_down:
+                stage.portal.__exit__(None, None, None)
+                stack.callback(stage.portal.__enter__)
+            proxy = stack.enter_context(DatabaseProxy(stage.cluster, strike))
+            child = stack.enter_context(stage.started(command, proxy))
+            strike.arm(child)
+            if command.twin is not None:
+                others.start(Command(words=command.twin, concurrency=command.concurrency, attempts=command.attempts))
+            if command.fault is not None and command.fault.spot is Spot.MOMENT and proxy.first_statement.wait(30):
+                time.sleep(command.fault.number / 1000)  # a moment is a place, too; there is nothing to wait for
+                strike.strike()
+            code = self._finish(command, child, strike)
+            for other, its_child in others.running:
+                self._finish_other(other, its_child, strike)
+        if strike.error is not None:
+            raise strike.error
+        stage.receiver.begin((), None)
+        stage.postbox.begin((), None)
+        stage.wait_until_idle()
+        self.outcome.nights.append(
+            Traffic(
+                statements=len(proxy.statements),
+                requests=len(stage.receiver.received) - requests,
+                mails=len(stage.postbox.envelopes) - mails,
+            )
+        )
+        self.outcome.struck.append((command.label, command.fault is None or strike.struck.is_set()))
+        self._look(ended_by_itself=code in {0, 3} and not others.running and not strike.struck.is_set(), of=command)
+        return code
+
+    def _finish(self, command: Command, child: Child, strike: Strike) -> int:
+        result = child.finish(timeout_seconds=ENDS_WITHIN_SECONDS)
+        codes = {0, 3}
+        if command.database_is_down:
+            codes = {1}
+        elif command.fault is not None and strike.struck.is_set() and command.fault.action not in _HARMLESS:
+            codes = {-9} if strike.has_killed else {0, 1, 3}
+        struck = f", {'struck' if strike.struck.is_set() else 'not struck'}" if command.fault else ""
+        self._stage.trail.append(f"  ended with {result.returncode}{struck}: {result.stderr.strip()}")
+        self._complain(invariants.result_complaints(result, command=command.words[0], expected=frozenset(codes)))
+        return result.returncode
+
+    def _finish_other(self, command: Command, child: Child, strike: Strike) -> None:
+        result = child.finish(timeout_seconds=ENDS_WITHIN_SECONDS)
+        disturbed = strike.fault is not None and strike.struck.is_set() and strike.fault.action in _FOR_EVERYBODY
+        codes = frozenset({0, 1, 3} if disturbed else {0, 3})
+        self._stage.trail.append(f"  beside it: {command}: {result.returncode}: {result.stderr.strip()}")
+        self._complain(invariants.result_complaints(result, command=command.words[0], expected=codes))
+
+    def _look(self, *, ended_by_itself: bool, of: Command) -> None:
+        with self._stage.session() as connection:
+            self._complain(invariants.look_complaints(connection, events_seen=self._events_seen))
+            if ended_by_itself and of.words in {("run",), ("deliver",)}:
+                self._complain(invariants.unseen_complaints(connection))
+
+    def _recover(self) -> None:
+        """All is healthy and every lease has run out: certjob runs until it is content."""
+        stage = self._stage
+        stage.trail.append("everything is healthy again")
+        if self._plan.corrects_contacts:
+            for person in stage.people:
+                if person.has_portal and not stage.is_reachable(person):
+                    stage.change_one(person.member_no, Deed.CORRECT_CONTACT)
+        if self._plan.deliver_first:
+            stage.let_time_pass()
+            self._command(Command(words=DELIVER, concurrency=2))
+        for _ in range(MOST_RECOVERIES):
+            stage.let_time_pass()
+            if self._command(Command(concurrency=2)) == (3 if self._is_blocked_by_design() else 0):
+                return
+        self.outcome.complaints.append(f"not content after {MOST_RECOVERIES} healthy runs")
+
+    def _is_blocked_by_design(self) -> bool:
+        """Whether something cannot be pushed for want of a contact; nobody corrected it."""
+        unreachable = [each.id for each in self._stage.people if each.has_portal and not self._stage.is_reachable(each)]
+        with self._stage.session() as connection:
+            rows = connection.execute(
+                "SELECT FROM portal_sync_events WHERE status = 'blocked' AND mentor_id = ANY (%s)", (unreachable,)
+            ).fetchall()
+        return bool(rows)
+
+    def _judge(self) -> None:
+        stage = self._stage
+        self.outcome.complaints += stage.receiver.complaints
+        self.outcome.complaints += [
+            f"two calls at once: {first.idempotency_key} and {second.idempotency_key} ({first.contact_id})"
+            for first, second in stage.portal.overlaps
+        ]
+        with stage.session() as connection:
+            self._complain(invariants.fact_complaints(connection, stage))
+            self._complain(invariants.state_complaints(connection, stage))
+            self._complain(invariants.portal_complaints(connection, stage))
+            self._complain(invariants.intent_complaints(connection, stage))
+            self._complain(invariants.reminder_complaints(connection, stage))
+
+    def _complain(self, complaints: Iterable[str]) -> None:
+        self.outcome.complaints.extend(complaints)
+
+    def leave_trail(self) -> None:
+        """Everything that helps to understand what happened."""
+        stage = self._stage
+        trail = self.outcome.trail
+        trail += [str(plan) for plan in self._plan.population]
+        trail += stage.trail
+        trail += ["the portal received:", *(f"  {one}" for one in stage.receiver.received)]
+        trail += ["the mail server took:", *(f"  {one}" for one in stage.postbox.taken)]
+        with stage.session() as connection:
+            for title, statement in _TABLES.items():
+                trail += [
+                    f"{title}:",
+                    *(f"  {' '.join(map(str, row))}" for row in connection.execute(statement.encode())),
+                ]
+
+
+_TABLES = {
+    "events": (
+        "SELECT m.member_no, e.id || '-' || e.version, CASE WHEN e.visible THEN 'show' ELSE 'hide' END, e.status,"
+        " e.attempts, e.claim_token, e.last_error FROM portal_sync_events AS e"
+        " JOIN mentors AS m ON m.id = e.mentor_id ORDER BY e.id"
+    ),
+    "failures": (
+        "SELECT m.member_no, f.event_id, f.kind, f.attempts, f.error, f.resolved_at FROM dynamics_sync_failures AS f"
+        " JOIN mentors AS m ON m.id = f.mentor_id ORDER BY f.id"
+    ),
+    "reminders": (
+        "SELECT l.id, m.member_no, l.threshold_days, l.expires_on, l.status, l.attempts, l.claim_token, l.maybe_sent,"
+        " l.history FROM cert_notification_log AS l JOIN mentors AS m ON m.id = l.mentor_id ORDER BY l.id"
+    ),
+    "pauses": (
+        "SELECT m.member_no, p.actor, p.lifted_at FROM mentor_pauses AS p"
+        " JOIN mentors AS m ON m.id = p.mentor_id ORDER BY m.member_no, p.paused_at"
+    ),
+}

@@ -1,0 +1,197 @@
+"""The portal's other side: applies an effect once by its key, keeps each contact's order, plays a seeded script."""
+
+import re
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from functools import partial
+from uuid import UUID
+
+from tests.chaos.faults import ACTING, Spot, When, Word
+from tests.chaos.strikes import Strike
+from tests.portal_answers import (
+    Behaviour,
+    Exchange,
+    PortalRequest,
+    answer,
+    cut,
+    error,
+    hang,
+    html,
+    http_answer,
+    ok,
+    redirect,
+    reset,
+)
+
+_KEY = re.compile(r"([0-9]+)-([0-9]+)")
+_SLOW_SECONDS = 0.15
+_LINGERING_SECONDS = 1.5
+_DRIP_EVERY_SECONDS = 0.003
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Received:
+    """One request, and what was done with it."""
+
+    contact_id: UUID
+    visible: bool
+    key: str
+    event_id: int
+    version: int
+    word: str
+
+    def __str__(self) -> str:
+        return f"{self.key:>6} {str(self.contact_id)[-4:]} {'show' if self.visible else 'hide'}  {self.word}"
+
+
+@dataclass(kw_only=True)
+class Receiver:
+    """What the portal shows, how it came to that, and what was wrong with it."""
+
+    known: set[UUID] = field(default_factory=set)
+    """Contacts that exist; any other is answered with contact_not_found."""
+    values: dict[UUID, bool] = field(default_factory=dict)
+    """What the portal shows; a contact that was never set is shown."""
+    received: list[Received] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+    """Breaches of the contract that are seen here: an old value after a newer one, a key used for two values."""
+
+    def __post_init__(self) -> None:
+        self._applied: dict[UUID, tuple[int, int]] = {}
+        self._keys: dict[str, tuple[UUID, bool]] = {}
+        self._script: list[Word] = []
+        self._strike: Strike | None = None
+        self._working = 0
+        self._lingers = False
+        self._lock = threading.Lock()
+
+    def begin(self, script: Sequence[Word], strike: Strike | None) -> None:
+        """Play this script to what comes now, then be healthy."""
+        with self._lock:
+            self._script = list(script)
+            self._strike = strike
+
+    def linger(self) -> None:
+        """Take a while over the next request, whatever the script."""
+        self._lingers = True
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is being worked on, not even one whose caller is dead."""
+        return self._working == 0
+
+    def behaviour(self, request: PortalRequest) -> Behaviour:
+        """The script of a PortalServer."""
+        with self._lock:
+            word = self._script.pop(0) if self._script else Word.OK
+            strike = self._strike
+            chosen = strike is not None and strike.chooses(Spot.REQUEST)
+            self._note(request, word)
+            self._working += 1
+            lingers, self._lingers = self._lingers, False
+        return partial(self._behave, word=word, strike=strike if chosen else None, lingers=lingers)
+
+    def _note(self, request: PortalRequest, word: Word) -> None:
+        match = _KEY.fullmatch(request.idempotency_key or "")
+        if match is None or request.contact_id is None or request.visible is None:
+            self.complaints.append(f"request {request.number} breaks the contract: {request.body!r} {request.headers}")
+            return
+        one = Received(
+            contact_id=request.contact_id,
+            visible=request.visible,
+            key=match[0],
+            event_id=int(match[1]),
+            version=int(match[2]),
+            word=word if request.contact_id in self.known else f"{word} (unknown contact)",
+        )
+        self.received.append(one)
+        if (one.event_id, one.version) < self._applied.get(one.contact_id, (0, 0)):
+            self.complaints.append(f"an old value came after a newer one was applied: {one}")
+        if self._keys.setdefault(one.key, (one.contact_id, one.visible)) != (one.contact_id, one.visible):
+            self.complaints.append(f"a key was used for two values: {one}")
+
+    def _behave(self, exchange: Exchange, *, word: Word, strike: Strike | None, lingers: bool) -> None:
+        try:
+            if lingers:
+                exchange.pause(_LINGERING_SECONDS)
+            request = exchange.request
+            about = str(request.contact_id)
+            if strike is not None:
+                strike.at(When.BEFORE, about=about)
+            if request.contact_id not in self.known and word in ACTING:
+                error(404, "contact_not_found")(exchange)
+                return
+            if word is Word.SLOW:
+                exchange.pause(_SLOW_SECONDS)
+            if word in ACTING:
+                self._apply(request)
+            if strike is not None:
+                strike.at(When.AFTER, about=about)
+            _ANSWERS[word](exchange)
+            if strike is not None:
+                strike.at(When.ANSWERED, about=about)
+        finally:
+            with self._lock:
+                self._working -= 1
+
+    def _apply(self, request: PortalRequest) -> None:
+        match = _KEY.fullmatch(request.idempotency_key or "")
+        if match is None or request.contact_id is None or request.visible is None:
+            return
+        order = int(match[1]), int(match[2])
+        with self._lock:
+            last = self._applied.get(request.contact_id, (0, 0))
+            if order < last:
+                self.complaints.append(f"an old value was applied after a newer one: {match[0]} after {last}")
+            if order != last:  # a key seen before changes nothing
+                self._applied[request.contact_id] = order
+                self.values[request.contact_id] = request.visible
+
+
+def _drip(exchange: Exchange) -> None:
+    """The right answer, byte by byte."""
+    whole = b'{"contact_id": "%s", "visible": %s}' % (
+        str(exchange.request.contact_id).encode(),
+        b"true" if exchange.request.visible else b"false",
+    )
+    data = http_answer(200, whole)
+    for position in range(len(data)):
+        exchange.pause(_DRIP_EVERY_SECONDS)
+        exchange.send(data[position : position + 1], last=position == len(data) - 1)
+
+
+def _throttled(retry_after: Callable[[], str]) -> Behaviour:
+    """The moment counts from when it is asked, so the answer is made then."""
+
+    def behave(exchange: Exchange) -> None:
+        error(429, "throttled", retry_after=retry_after())(exchange)
+
+    return behave
+
+
+_ANSWERS: dict[Word, Behaviour] = {
+    Word.OK: ok(),
+    Word.SLOW: ok(),
+    Word.CUT: cut(applied=False),
+    Word.ERROR: error(502, "dynamics_unavailable"),
+    Word.ERROR_AFTER_ACTING: error(500, "internal"),
+    Word.THROTTLED_SECONDS: _throttled(lambda: "1"),
+    Word.THROTTLED_DATE: _throttled(lambda: format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)),
+    Word.THROTTLED_LONG: _throttled(lambda: "900"),
+    Word.RESET: reset(),
+    Word.RESET_AFTER_ACTING: reset(),
+    Word.DRIP: _drip,
+    Word.HANG: hang(),
+    Word.TOO_LARGE: error(413, "too_large"),
+    Word.REDIRECT: redirect("https://elsewhere.example/"),
+    Word.NO_JSON: answer(200, b'{"contact_id": '),
+    Word.NO_JSON_AFTER_ACTING: answer(200, b'{"contact_id": '),
+    Word.HTML_OK: html(200),
+    Word.HTML_ERROR: html(502),
+    Word.WRONG_KEY: error(401, "unauthorized"),
+}
+"""The answers alone: what is done and what is struck comes before. (``ok`` sets the server's own record as well,
+which nobody reads here, for it knows no keys.)"""

@@ -1,0 +1,147 @@
+"""Where a run plays: its database, the portal, the mail server, the facts as they were, and the processes."""
+
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from pathlib import Path
+from typing import Self
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from certjob.database import Connection
+from tests.chaos import model
+from tests.chaos.cluster import Cluster
+from tests.chaos.database_proxy import DatabaseProxy
+from tests.chaos.model import Due, Person
+from tests.chaos.plans import Command
+from tests.chaos.population import Change, Contact, Deed, MentorPlan, change, create
+from tests.chaos.postbox import Postbox
+from tests.chaos.receiver import Receiver
+from tests.command_line import Child, started
+from tests.facts import Facts
+from tests.intents import make_due, run_out
+from tests.portal_server import PortalServer
+from tests.smtp_server import RealServer, real_server
+from tests.waiting import until
+
+
+@dataclass(kw_only=True)
+class Stage:
+    """Everything around certjob in one run."""
+
+    cluster: Cluster
+    name: str
+    """The database's."""
+    folder: Path
+    receiver: Receiver
+    postbox: Postbox
+    portal: PortalServer
+    post: RealServer
+    today: date
+    trail: list[str] = field(default_factory=list)
+    """What was done, in order."""
+    people: list[Person] = field(default_factory=list)
+    """The facts as they were last written."""
+    ever_due: set[Due] = field(default_factory=set)
+    """Every reminder that was due at some time."""
+    corrected: set[UUID] = field(default_factory=set)
+    """Contacts that were noted in place of others: what they are to show is pushed, whatever it is."""
+    _serial: int = 900
+
+    @classmethod
+    @contextmanager
+    def set_up(cls, *, cluster: Cluster, folder: Path, seed: int) -> Iterator[Self]:
+        """A fresh database and the two servers."""
+        name = f"chaos_{seed}_{uuid.uuid4().hex[:8]}"
+        receiver, postbox = Receiver(), Postbox()
+        with (
+            cluster.fresh_database(name),
+            PortalServer(script=receiver.behaviour) as portal,
+            real_server(postbox) as post,
+        ):
+            yield cls(
+                cluster=cluster,
+                name=name,
+                folder=folder,
+                receiver=receiver,
+                postbox=postbox,
+                portal=portal,
+                post=post,
+                today=datetime.now(ZoneInfo("Europe/Oslo")).date(),
+            )
+
+    def session(self) -> Connection:
+        """A short session of the harness's own; used with ``with``, which closes it."""
+        return self.cluster.connect(self.name)
+
+    def populate(self, population: Sequence[MentorPlan]) -> None:
+        with self.session() as connection:
+            create(Facts(connection), population, self.today)
+        self.receiver.known |= {
+            plan.contact_id for plan in population if plan.contact is Contact.RIGHT and plan.contact_id is not None
+        }
+        self._note_facts()
+
+    def change(self, changes: Sequence[Change]) -> None:
+        """Do what people do, and note what the facts are then."""
+        for each in changes:
+            with self.session() as connection:
+                contact = change(Facts(connection), each, self.today)
+            if each.deed is Deed.CORRECT_CONTACT:
+                self.receiver.known.add(contact)
+                self.corrected.add(contact)
+            self.trail.append(f"{each.member_no}: {each.deed} ({each.days} days)")
+            self._note_facts()
+
+    def change_one(self, member_no: str, *deeds: Deed) -> None:
+        """Do these deeds to one mentor, beside the plan."""
+        for deed in deeds:
+            self._serial += 1
+            self.change([Change(number=int(member_no[1:]), deed=deed, days=0, serial=self._serial)])
+
+    def is_reachable(self, person: Person) -> bool:
+        """Whether the portal knows the contact that is noted."""
+        return person.contact_id in self.receiver.known
+
+    @contextmanager
+    def started(self, command: Command, proxy: DatabaseProxy) -> Iterator[Child]:
+        """The installed command as a process, as cron would start it."""
+        words = [*command.words, "-q"] if command.words[0] == "resync" else list(command.words)
+        with started(*words, environment=self._environment(command, port=proxy.port), folder=self.folder) as child:
+            yield child
+
+    def wait_until_idle(self) -> None:
+        """Wait until nothing that was begun for a dead process goes on: no request, no session."""
+        until(lambda: self.receiver.is_idle)
+        self.cluster.wait_until_idle(self.name)
+
+    def let_time_pass(self) -> None:
+        """Every lease runs out, and everything is due again."""
+        self.trail.append("time passes")
+        with self.session() as connection:
+            for table in ("portal_sync_events", "cert_notification_log"):
+                run_out(Facts(connection), table)
+                make_due(Facts(connection), table)
+
+    def _note_facts(self) -> None:
+        with self.session() as connection:
+            self.people = model.read_people(connection)
+        for person in self.people:
+            self.ever_due |= model.due_reminders(person, self.today)
+
+    def _environment(self, command: Command, *, port: int) -> dict[str, str]:
+        own_path = {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
+        return own_path | {
+            "HOME": str(self.folder),
+            "PATH": "/usr/bin:/bin",
+            "CERTJOB_DATABASE_URL": f"postgresql://postgres@127.0.0.1:{port}/{self.name}?sslmode=disable&gssencmode=disable",
+            "CERTJOB_PORTAL_URL": self.portal.url,
+            "CERTJOB_PORTAL_KEY": self.portal.key,
+            "CERTJOB_PORTAL_CONCURRENCY": str(command.concurrency),
+            "CERTJOB_PORTAL_ATTEMPTS": str(command.attempts),
+            "CERTJOB_NOTIFY_URL": f"smtp://127.0.0.1:{self.post.port}",
+            "CERTJOB_MAIL_FROM": "certjob@example.org",
+        }

@@ -1,0 +1,91 @@
+"""The hand that strikes: it waits for the place of its fault, and then does what the fault says, once."""
+
+import threading
+from collections.abc import Callable
+from signal import SIGINT, SIGTERM
+
+from tests.chaos.cluster import Cluster
+from tests.chaos.faults import Action, Fault, Spot, When
+from tests.command_line import Child
+
+ENDS_THE_CONNECTION = frozenset({Action.KILL, Action.CUT, Action.RESTART})
+"""After these the proxy closes what it holds; what was not forwarded never is."""
+BLACK_HOLES = frozenset({Action.BLACK_HOLE_KILL, Action.BLACK_HOLE_STOP})
+
+
+class Strike:
+    """One fault of one process; without a fault, nothing ever happens."""
+
+    def __init__(
+        self,
+        fault: Fault | None,
+        *,
+        cluster: Cluster,
+        database: str,
+        meanwhile: Callable[[Fault, str], None],
+    ) -> None:
+        """``meanwhile`` does what others do in between; it is told the fault and whom or what it is about."""
+        self.fault = fault
+        self.struck = threading.Event()
+        self.has_killed = False
+        self.error: Exception | None = None
+        """What went wrong in the harness itself, in the thread of whoever was struck."""
+        self._cluster = cluster
+        self._database = database
+        self._meanwhile = meanwhile
+        self._lock = threading.Lock()
+        self._count = 0
+        self._victim: Child | None = None
+        self._armed = threading.Event()
+
+    def arm(self, victim: Child) -> None:
+        self._victim = victim
+        self._armed.set()
+
+    def chooses(self, spot: Spot, text: str = "") -> bool:
+        """Count one more statement, request or mail; whether it is the fault's."""
+        fault = self.fault
+        if fault is None or fault.spot is not spot or fault.text not in text:
+            return False
+        with self._lock:
+            self._count += 1
+            return self._count == fault.number
+
+    def at(self, when: When, *, about: str = "") -> Action | None:
+        """At the chosen place: strike if it is the fault's side of it, and say what was done."""
+        fault = self.fault
+        if fault is None or fault.when is not when or self.struck.is_set():
+            return None
+        self.strike(about=about)
+        return fault.action
+
+    def strike(self, *, about: str = "") -> None:
+        """Do it; returns when it is done."""
+        assert self.fault is not None
+        try:
+            self._do(self.fault, about)
+        except Exception as error:  # noqa: BLE001 - told at the end of the command
+            self.error = error
+        finally:
+            self.struck.set()
+
+    def _do(self, fault: Fault, about: str) -> None:
+        assert self._armed.wait(10)
+        assert self._victim is not None
+        process = self._victim.process
+        match fault.action:
+            case Action.KILL | Action.BLACK_HOLE_KILL:
+                self.has_killed = process.poll() is None
+                process.kill()
+                process.wait()
+            case Action.STOP | Action.BLACK_HOLE_STOP:
+                for number in (SIGTERM, SIGINT):  # the second one ends every wait
+                    process.send_signal(number)
+            case Action.TERMINATE:
+                self._cluster.terminate_sessions(self._database)
+            case Action.RESTART:
+                self._cluster.restart()
+            case Action.OVERTAKE | Action.OUTLAST:
+                self._meanwhile(fault, about)
+            case Action.CUT:
+                pass  # the proxy does it
