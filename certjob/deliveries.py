@@ -16,8 +16,9 @@ from certjob.database import Connection
 from certjob.errors import StoppedBySignalError
 from certjob.mail_stage import MailStage
 from certjob.portal_drift import PortalDrift
+from certjob.portal_push import PortalTarget, portal_policy
 from certjob.portal_stage import PortalStage
-from certjob.portal_sync import PortalCounts, PortalSyncService, PortalTarget, portal_policy
+from certjob.portal_sync import PortalCounts, PortalSyncService
 from certjob.reminders import CertificationReminderService
 from certjob.report import RunReport
 from certjob.retry import RetryPolicy

@@ -18,7 +18,7 @@ from certjob.hlf_dynamics import HLFDynamicsSyncService
 from certjob.mail import parse_sender
 from certjob.maildir_channel import MaildirChannel
 from certjob.nightly import NightOptions
-from certjob.portal_sync import CALL_DEADLINE_SECONDS
+from certjob.portal_push import CALL_DEADLINE_SECONDS
 from certjob.report import EXIT_CODES, RunReport
 from certjob.stopping import StopFlag
 

@@ -11,18 +11,17 @@ from dataclasses import dataclass
 
 from certjob.errors import DynamicsSyncException, PermanentPortalError, PortalStageError, TransientPortalError
 from certjob.outbox import Lease
-from certjob.portal_sync import (
+from certjob.portal_gate import Gate
+from certjob.portal_push import (
     CALL_DEADLINE_SECONDS,
-    LONGEST_RETRY_AFTER_SLEPT_IN_CALL_SECONDS,
-    PortalCounts,
     PortalEvent,
-    PortalSyncService,
     PortalTarget,
     Push,
     asked_to_wait,
     push_event,
     refusal_code,
 )
+from certjob.portal_sync import PortalCounts, PortalSyncService
 from certjob.retry import RetryPolicy
 from certjob.stages import StageStop
 from certjob.stopping import StopFlag
@@ -38,39 +37,8 @@ MOST_CALLS_IN_VAIN = 100
 _GRACE_SECONDS = 8.0
 """After a signal, calls in flight may take so long to end; a later one keeps its lease."""
 _POLL_SECONDS = 0.2
-
-
-class Gate:
-    """Lets calls through at a rate, and holds all of them while the portal asked to wait. Shared by all threads."""
-
-    def __init__(self, *, calls_per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._interval_seconds = 1 / calls_per_second if calls_per_second else 0.0
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._next_at = 0.0
-        self._held_until = 0.0
-
-    def hold(self, seconds: float) -> None:
-        """Let no further call begin for so long."""
-        with self._lock:
-            self._held_until = max(self._held_until, self._clock() + seconds)
-
-    def wait(self, stop: threading.Event) -> bool:
-        """Wait for this call's turn; False if it is not to be made, now or at all.
-
-        A hold that is longer than a call would sleep by itself is not waited for: the lease would run out meanwhile.
-        """
-        while not stop.is_set():
-            with self._lock:
-                now = self._clock()
-                if self._held_until - now > LONGEST_RETRY_AFTER_SLEPT_IN_CALL_SECONDS:
-                    return False
-                wait_seconds = max(self._held_until, self._next_at) - now
-                if wait_seconds <= 0:
-                    self._next_at = max(self._next_at, now - self._interval_seconds) + self._interval_seconds
-                    return True
-            stop.wait(wait_seconds)
-        return False
+LOOK_AGAIN_SECONDS = 1.0
+"""What is claimed and waits for its turn is looked at so often: it may not be wanted any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +87,7 @@ class PortalStage:
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[Push | _Crash] = queue.SimpleQueue()
         self._ready: deque[_Task] = deque()
+        self._looked_at = 0.0
         self._in_flight = 0
         self._failures_in_a_row = 0
         self._calls_in_vain = 0
@@ -145,9 +114,11 @@ class PortalStage:
                 self._dispatch()
                 self._collect()
         finally:
-            self._wind_down()
-            for _ in started:
-                self._tasks.put(None)
+            try:
+                self._wind_down()
+            finally:  # also when the database is gone: each thread holds a connection to the portal
+                for _ in started:
+                    self._tasks.put(None)
         self._service.record_late_failures(self._stop)
         if self._stopped is not None:
             self._service.record_stage_end(str(self._stopped))
@@ -181,6 +152,7 @@ class PortalStage:
     def _claim(self) -> None:
         """Claim what is due; when nothing is, let more be queued."""
         events, lease = self._service.claim()
+        self._looked_at = time.monotonic()
         if not events and self._queue_more is not None:
             if not self._queue_more():
                 self._queue_more = None
@@ -190,6 +162,15 @@ class PortalStage:
             self._end("lease", "the lease is shorter than a push can take, or this process stood still; the rest waits")
             self._release_ready()
 
+    def _drop_stale(self) -> None:
+        """Give back what is claimed and not wanted any more: a newer wish goes first, not the older one's call."""
+        self._looked_at = time.monotonic()
+        current = self._service.find_current([task.event for task in self._ready])
+        stale = [task.event for task in self._ready if task.event.id not in current]
+        if stale:
+            self._ready = deque(task for task in self._ready if task.event.id in current)
+            self._service.release(stale)
+
     def _is_anything_left(self) -> bool:
         """Whether a stage whose time is over leaves anything undone."""
         if not self._ready and self._queue_more is None:
@@ -198,6 +179,8 @@ class PortalStage:
         return bool(self._ready or self._queue_more)
 
     def _dispatch(self) -> None:
+        if self._ready and time.monotonic() - self._looked_at > LOOK_AGAIN_SECONDS:
+            self._drop_stale()
         at_once = 1 if self._pauses_in_a_row else self._concurrency  # after a pause, one call tries how things are
         # Each push that is in flight may make all its calls in vain.
         at_once = min(at_once, (MOST_CALLS_IN_VAIN - self._calls_in_vain) // self._policy.max_attempts)

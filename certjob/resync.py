@@ -21,18 +21,17 @@ from certjob.errors import (
 from certjob.guards import MassChangeGuard
 from certjob.job_runs import recorded, refuse_earlier_date
 from certjob.models import Decision
-from certjob.outbox import Lease
-from certjob.portal_sync import (
+from certjob.outbox import Answer, Lease
+from certjob.portal_push import (
     CALL_DEADLINE_SECONDS,
-    PortalCounts,
     PortalEvent,
-    PortalSyncService,
     PortalTarget,
     Push,
     asked_to_wait,
     push_event,
     refusal_code,
 )
+from certjob.portal_sync import PortalCounts, PortalSyncService
 from certjob.reminders import CertificationReminderService
 from certjob.report import RunReport
 from certjob.retry import RetryPolicy
@@ -240,10 +239,10 @@ def _push(
 def _settle(push: Push, *, portal: PortalSyncService, report: RunReport, stop: StopFlag) -> None:
     """Write the outcome; raise what went wrong."""
     counts = report.portal or PortalCounts()
-    portal.settle([push], counts)
+    answers = portal.settle([push], counts)
     portal.record_late_failures(stop)
     error = push.error
-    if error is None or not push.begun:
+    if error is None or not push.begun or answers[push.event.id] is Answer.LOST:  # another run has taken it over
         return
     if isinstance(error.cause, PortalStageError) or asked_to_wait(error) is not None:
         code = refusal_code(error.cause) if isinstance(error.cause, PortalStageError) else "retry_after"

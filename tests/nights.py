@@ -14,7 +14,7 @@ from certjob.deliveries import Delivery
 from certjob.errors import PortalCallError, TransientPortalError
 from certjob.hlf_dynamics import HLFDynamicsSyncService
 from certjob.nightly import NightOptions
-from certjob.portal_sync import PortalTarget, portal_policy
+from certjob.portal_push import PortalTarget, portal_policy
 from certjob.report import RunReport
 from certjob.retry import RetryPolicy, constant
 from certjob.stopping import StopFlag

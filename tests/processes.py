@@ -35,7 +35,7 @@ FIRST_CALL = "certjob.hlf_dynamics:HLFDynamicsSyncService.update_portal_visibili
 FIRST_MESSAGE = "certjob.maildir_channel:MaildirChannel.send"
 PORTAL_CLAIM = "certjob.portal_sync:PortalSyncService.claim"
 MAIL_CLAIM = "certjob.reminders:CertificationReminderService.claim"
-GATE = "certjob.portal_stage:Gate.wait"
+GATE = "certjob.portal_gate:Gate.wait"
 """Where a thread waits for its turn to call."""
 
 
@@ -147,9 +147,9 @@ def _set_everywhere(name: str, value: object) -> None:
 
 
 def _shorten_portal(*, lease: float, call: float, repeats: float) -> None:
-    from certjob import nightly, portal_sync, resync  # noqa: F401 - all that know these times are to be loaded
+    from certjob import nightly, portal_push, portal_sync, resync  # noqa: F401 - all that know these times are to be loaded
 
-    usual = portal_sync.portal_policy
+    usual = portal_push.portal_policy
     _set_defaults(portal_sync.PortalSyncService.__init__, lease_seconds=lease)
     _set_everywhere("CALL_DEADLINE_SECONDS", call)
     _set_everywhere(

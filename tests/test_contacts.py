@@ -11,7 +11,8 @@ from certjob import database, nightly
 from certjob.database import Connection
 from certjob.errors import PermanentPortalError, TransientPortalError
 from certjob.outbox import Answer
-from certjob.portal_sync import PortalCounts, PortalSyncService, Push
+from certjob.portal_push import Push
+from certjob.portal_sync import PortalCounts, PortalSyncService
 from certjob.report import Outcome, RunReport
 from certjob.stopping import StopFlag
 from tests.facts import TODAY, Facts

@@ -9,7 +9,8 @@ import pytest
 from certjob import resync
 from certjob.database import Connection
 from certjob.errors import DynamicsSyncException, PermanentPortalError, TransientPortalError
-from certjob.portal_sync import PortalSyncService, push_event
+from certjob.portal_push import push_event
+from certjob.portal_sync import PortalSyncService
 from certjob.stopping import StopFlag
 from tests.facts import TODAY, Facts
 from tests.nights import CollectingChannel, FlakyPortal, delivery, night, quick_policy

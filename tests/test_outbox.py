@@ -10,7 +10,7 @@ import pytest
 from certjob import database, outbox
 from certjob.database import Connection
 from certjob.outbox import Answer, Lease, Outbox, Settlement
-from certjob.portal_sync import PortalEvent
+from certjob.portal_push import PortalEvent
 from certjob.reminders import QueuedReminder
 from tests.facts import TODAY, Facts
 from tests.intents import backlog, queue_wish, run_out

@@ -10,14 +10,17 @@ from contextlib import AbstractContextManager
 from datetime import timedelta
 from uuid import UUID, uuid4
 
+import psycopg
 import pytest
 
-from certjob import database, nightly, portal_stage, portal_sync
+from certjob import database, nightly, portal_gate, portal_push, portal_stage
 from certjob.database import Connection
 from certjob.errors import ConfigurationError, StoppedBySignalError, TransientPortalError
 from certjob.outbox import Lease
-from certjob.portal_stage import Gate, PortalStage
-from certjob.portal_sync import PortalEvent, PortalSyncService, PortalTarget
+from certjob.portal_gate import Gate
+from certjob.portal_push import PortalEvent, PortalTarget
+from certjob.portal_stage import PortalStage
+from certjob.portal_sync import PortalSyncService
 from certjob.report import Outcome
 from certjob.retry import RetryPolicy
 from certjob.stages import StageStop
@@ -54,8 +57,8 @@ def other(database_url: str) -> Iterator[Connection]:
 def short_patience(monkeypatch: pytest.MonkeyPatch) -> float:
     """Make a Retry-After of more than 0.2 s a long one, instead of more than 20 s."""
     seconds = 0.2
-    monkeypatch.setattr(portal_sync, "LONGEST_RETRY_AFTER_SLEPT_IN_CALL_SECONDS", seconds)
-    monkeypatch.setattr(portal_stage, "LONGEST_RETRY_AFTER_SLEPT_IN_CALL_SECONDS", seconds)
+    monkeypatch.setattr(portal_push, "LONGEST_RETRY_AFTER_SLEPT_IN_CALL_SECONDS", seconds)
+    monkeypatch.setattr(portal_gate, "LONGEST_RETRY_AFTER_SLEPT_IN_CALL_SECONDS", seconds)
     return seconds
 
 
@@ -797,6 +800,49 @@ class TestStop:
         assert facts.rows(UNTOUCHED) == [(2,)]
 
 
+class TestStale:
+    """What is claimed waits for its turn, and may not be wanted any more when it comes."""
+
+    @pytest.fixture(autouse=True)
+    def _look_always(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Before every call, instead of every second."""
+        monkeypatch.setattr(portal_stage, "LOOK_AGAIN_SECONDS", 0.0)
+
+    def test_a_newer_hide_goes_instead_of_the_older_show(
+        self, connection: Connection, facts: Facts, other: Connection
+    ) -> None:
+        """The show that was claimed with it is never sent."""
+        contacts = backlog(facts, 3, visible=True)
+        (last,) = facts.rows("SELECT id FROM mentors WHERE dynamics_contact_id = %s", contacts[2])
+
+        def hide_the_last(number: int) -> None:
+            if number == 1:
+                queue_wish(other, UUID(str(last[0])), visible=False)
+
+        portal = DisturbedPortal(hide_the_last)
+
+        stage(connection, portal, concurrency=1).run(deadline_seconds=60)
+
+        assert [visible for contact, visible, _ in portal.calls if contact == contacts[2]] == [False]
+        assert facts.rows(STATUSES) == [("delivered", 3)]
+
+    def test_no_call_is_made_once_the_portal_is_gone(
+        self, connection: Connection, facts: Facts, other: Connection
+    ) -> None:
+        """The organisation left it during the first call."""
+        backlog(facts, 3)
+
+        def leave(number: int) -> None:
+            if number == 1:
+                other.execute("UPDATE organisations SET portal = NULL")
+
+        portal = DisturbedPortal(leave)
+
+        stage(connection, portal, concurrency=1).run(deadline_seconds=60)
+
+        assert len(portal.calls) == 1
+
+
 class TestCrash:
     """An error that nobody foresaw, in one of the threads."""
 
@@ -825,6 +871,21 @@ class TestCrash:
         assert facts.rows(UNTOUCHED) == [(9 - done,)]
         assert facts.rows("SELECT attempts FROM portal_sync_events WHERE claim_token IS NOT NULL") == [(1,)]
         assert facts.rows(FAILURES) == [("stage", 10 - done)]
+
+    def test_the_threads_end_also_when_the_database_is_gone(
+        self, connection: Connection, facts: Facts, other: Connection
+    ) -> None:
+        """Each holds a connection to the portal."""
+        backlog(facts, 3)
+        backend = connection.info.backend_pid
+
+        def kill(_number: int) -> None:
+            other.execute("SELECT pg_terminate_backend(%s, 5000)", (backend,))
+
+        with pytest.raises(psycopg.Error):
+            stage(connection, DisturbedPortal(kill), concurrency=2).run(deadline_seconds=60)
+
+        until(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("portal-")])
 
     def test_a_client_that_cannot_be_made_leaves_everything_as_it_was(
         self, connection: Connection, facts: Facts

@@ -17,7 +17,8 @@ from certjob.errors import (
     TransientPortalError,
 )
 from certjob.outbox import Answer
-from certjob.portal_sync import PortalCounts, PortalEvent, PortalSyncService, Push, push_event, round_delay_seconds
+from certjob.portal_push import PortalEvent, Push, push_event, round_delay_seconds
+from certjob.portal_sync import PortalCounts, PortalSyncService
 from certjob.report import Outcome, RunReport
 from certjob.stopping import StopFlag
 from tests.facts import TODAY, Facts

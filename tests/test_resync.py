@@ -22,12 +22,13 @@ from certjob.errors import (
     TransientPortalError,
     UnknownMentorError,
 )
-from certjob.portal_sync import PortalSyncService, PortalTarget
+from certjob.portal_push import PortalTarget
+from certjob.portal_sync import PortalSyncService
 from certjob.report import Outcome
 from certjob.resync import Resync, ResyncTimes
 from certjob.stopping import StopFlag
 from tests.facts import TODAY, Facts
-from tests.intents import DisturbedPortal, queue_wish, review
+from tests.intents import DisturbedPortal, queue_wish, review, run_out
 from tests.nights import CollectingChannel, FlakyPortal, delivery, in_background, night
 from tests.waiting import until, waits_for_a_lock
 
@@ -371,6 +372,31 @@ class TestInFlight:
         assert portal.calls == []
         assert facts.rows("SELECT visible, claim_token FROM portal_sync_events") == [(True, theirs[0].claim_token)]
         assert facts.rows("SELECT outcome FROM job_runs") == [("attention",)]
+
+    def test_one_that_slept_past_its_lease_does_not_repeat_its_call(
+        self, connection: Connection, facts: Facts, other: Connection, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Another run has pushed a newer value meanwhile; that it lost its lease is no failed push."""
+        mentor = facts.certified_mentor(facts.organisation(), TODAY + timedelta(days=100))
+        read_clock, asleep_seconds = time.clock_gettime, [0.0]
+        monkeypatch.setattr(time, "clock_gettime", lambda clock: read_clock(clock) + asleep_seconds[0])
+
+        def sleep_and_be_overtaken(number: int) -> None:
+            if number > 1:
+                return
+            asleep_seconds[0] = 1000.0
+            run_out(facts)
+            facts.connection.execute("UPDATE mentors SET left_at = now()")
+            assert resynced(other, mentor, portal).error is None
+            message = "connection reset"
+            raise TransientPortalError(message)
+
+        portal = DisturbedPortal(sleep_and_be_overtaken)
+        with database.connect(connection.info.dsn) as sleeper:
+            result = resynced(sleeper, mentor, portal)
+
+        assert portal.values == [True, False]
+        assert result.error is None
 
     def test_a_call_that_never_ends_leaves_an_alert(
         self, connection: Connection, facts: Facts, other: Connection, expired: UUID

@@ -141,7 +141,7 @@ def delivery_from(settings: "Settings", *, deadline_seconds: float = 7200.0) -> 
     from certjob.deliveries import Delivery
     from certjob.hlf_dynamics import HLFDynamicsSyncService
     from certjob.notify import open_channel
-    from certjob.portal_sync import CALL_DEADLINE_SECONDS, portal_policy
+    from certjob.portal_push import CALL_DEADLINE_SECONDS, portal_policy
 
     url, key = settings.portal_url, settings.portal_key
 
