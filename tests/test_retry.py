@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from certjob import retry
 from certjob.retry import RetryPolicy, constant, exponential, full_jitter, parse_retry_after, wait
 
 NOW = datetime(2026, 3, 10, 2, 30, tzinfo=UTC)
@@ -430,3 +431,37 @@ def test_a_date_counts_from_the_given_now(seconds: int) -> None:
     value = format_datetime(NOW + timedelta(seconds=seconds), usegmt=True)
 
     assert parse_retry_after(value, now=NOW) == seconds
+
+
+def test_the_example_for_the_next_service_runs_as_it_stands() -> None:
+    """The lines in the module's docstring, on a service that is busy twice."""
+
+    class AccountingError(Exception):
+        status = 503
+        retry_after_seconds = 0.01
+
+    class Accounting:
+        calls = 0
+
+        def post(self, voucher: str) -> str:
+            self.calls += 1
+            if self.calls < 3:
+                raise AccountingError
+            return f"receipt for {voucher}"
+
+    assert retry.__doc__ is not None
+    lines = [line[4:] for line in retry.__doc__.splitlines() if line.startswith("    ")]
+    assert len(lines) <= 10
+    accounting = Accounting()
+    names: dict[str, object] = vars(retry) | {
+        "AccountingError": AccountingError,
+        "accounting": accounting,
+        "voucher": "4711",
+        "shutting_down": threading.Event(),
+        "exponential": lambda **_: constant(seconds=0),
+    }
+
+    exec("\n".join(lines), names)  # noqa: S102 - our own documentation
+
+    assert names["receipt"] == "receipt for 4711"
+    assert accounting.calls == 3
