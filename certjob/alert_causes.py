@@ -68,7 +68,7 @@ class Cause(Enum):
     )
     NEW_CONTACT_ID = (
         "The contact id was changed in the app; certjob has not asked the portal with the new one yet.",
-        "nothing; the next night does it. To have it done now: {resync}.",
+        "nothing; certjob does it by itself {next_try}.",
     )
     UNKNOWN_CONTACT = (
         "The portal does not know this contact id.",
@@ -122,8 +122,8 @@ class Cause(Enum):
 NO_ADDRESS: Final = "no address"
 
 _STAGE_ENDS: Final = (
-    (re.compile(r"pushes in a row failed|the portal asked to wait"), Cause.OUTAGE),
-    (re.compile(r"the time for deliveries is over"), Cause.OUT_OF_TIME),
+    (re.compile(r"in a row (failed|were in vain)|asked to wait|answered (408|425|429|502|503|504) "), Cause.OUTAGE),
+    (re.compile(r"time for deliveries is over|this process stood still|another run is in flight"), Cause.OUT_OF_TIME),
 )
 """How PortalStage words the ends that pass by themselves; any other needs the operator."""
 
@@ -135,9 +135,9 @@ def find_cause(push: PushAlert) -> Cause:
         return Cause.IN_WORK
     if not push.has_contact_id:
         return Cause.NO_CONTACT_ID
+    if push.has_new_contact_id and not push.rounds:
+        return Cause.NEW_CONTACT_ID
     if push.status == "blocked":
-        if push.has_new_contact_id:
-            return Cause.NEW_CONTACT_ID
         return Cause.UNKNOWN_CONTACT if "contact_not_found" in error else Cause.REFUSED
     if push.failure_kind == "stage":
         return next((cause for pattern, cause in _STAGE_ENDS if pattern.search(error)), Cause.OPERATOR)

@@ -92,10 +92,13 @@ def retry_all(
     """Reopen every open push, blocked ones too, whatever its retry time says, and push them; no mail is sent."""
     report = RunReport(command="alerts", today=today)
     with recorded(connection, report):
+        started_at = database.fetch_value(connection, "read_clock")
         report.reopened = PortalSyncService(connection, run_id=report.run_id).reopen_all()
         deliveries = Deliveries(connection, report, delivery=delivery, stop=stop, progress=progress)
         deliveries.push(deadline_seconds=delivery.deadline_seconds)
-        report.unreached = database.fetch_value(connection, "count_unreached_events", {"run_id": report.run_id})
+        report.unreached = database.fetch_value(
+            connection, "count_unreached_events", {"run_id": report.run_id, "started_at": started_at}
+        )
         read_backlog(connection, report)
     return report
 

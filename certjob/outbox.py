@@ -92,6 +92,8 @@ class Answer(Enum):
 
     LOST = "lost"
     """The token is gone: somebody took over after the lease. Nothing was written."""
+    HELD = "held"
+    """Another session holds the row: nothing was written, try again. Only where the lock statement skips such rows."""
     SETTLED = "settled"
     RAISED = "raised"
     """A newer wish came during the call: the row is pending and due now, or withdrawn."""
@@ -109,8 +111,13 @@ class Outbox(Generic[Item]):
         lease_seconds: float,
         columns: Sequence[str],
         clock: Callable[[], float] = lease_clock,
+        skips_held: bool = False,
     ) -> None:
-        """``table`` names the statements lock_due_, claim_, lock_ and settle_<table>, which takes ``columns``."""
+        """``table`` names the statements lock_due_, claim_, lock_ and settle_<table>, which takes ``columns``.
+
+        ``skips_held`` says that lock_<table> skips what another session holds, and returns it: the answer is HELD.
+        """
+        self._skips_held = skips_held
         self._connection = connection
         self._table = table
         self._item = item
@@ -168,25 +175,26 @@ class Outbox(Generic[Item]):
     def _settle(
         self, settlements: Sequence[Settlement], then: Callable[[dict[int, Answer]], None] | None
     ) -> dict[int, Answer]:
+        rows = database.fetch(self._connection, f"lock_{self._table}", {"ids": [s.id for s in settlements]})
+        held = {row[0] for row in rows} if self._skips_held else set()
+        free = [s for s in settlements if s.id not in held]
         values: dict[str, list[object]] = {
-            "ids": [s.id for s in settlements],
-            "tokens": [s.token for s in settlements],
-            "versions": [s.version for s in settlements],
-            "statuses": [s.status for s in settlements],
-            "delays": [s.delay_seconds for s in settlements],
-            "uncounts": [s.uncount for s in settlements],
-            "errors": [s.error for s in settlements],
-            "maybe_sent": [s.maybe_sent for s in settlements],
+            "ids": [s.id for s in free],
+            "tokens": [s.token for s in free],
+            "versions": [s.version for s in free],
+            "statuses": [s.status for s in free],
+            "delays": [s.delay_seconds for s in free],
+            "uncounts": [s.uncount for s in free],
+            "errors": [s.error for s in free],
+            "maybe_sent": [s.maybe_sent for s in free],
         }
-        if len(settlements) > 1:
-            database.execute(self._connection, f"lock_{self._table}", {"ids": values["ids"]})
         rows = database.fetch(
             self._connection, f"settle_{self._table}", {column: values[column] for column in self._columns}
         )
         unchanged = dict(rows)
-        answers = {
+        answers = dict.fromkeys(held, Answer.HELD) | {
             s.id: Answer.LOST if s.id not in unchanged else Answer.SETTLED if unchanged[s.id] else Answer.RAISED
-            for s in settlements
+            for s in free
         }
         if then is not None:
             then(answers)

@@ -17,6 +17,8 @@ from certjob.stages import StageStop
 
 SLICE = 100
 """So many are queued at once: one claim."""
+FIRST_SLICE = 5
+"""A portal that is down shows it with these; nobody else becomes an alert."""
 _UUID_BYTES = 16
 
 
@@ -27,6 +29,8 @@ class DriftCounts:
     queued: int = 0
     waiting_for_review: int = 0
     """Due for a review and wanted visible: whether they still should be, only a run can say. They are left to it."""
+    never_certified: int = 0
+    """Without a certificate in force, and never shown by certjob, which never shows whom it did not hide."""
 
 
 class PortalDrift:
@@ -47,9 +51,8 @@ class PortalDrift:
         with self._connection.transaction():
             for mentor_id in self._read_mentors():
                 self._ids += mentor_id.bytes
-            self.counts.waiting_for_review = database.fetch_value(
-                self._connection, "count_unreviewed_portal_mentors", {"today": self._today}
-            )
+            left_out = database.fetch(self._connection, "count_left_out_portal_mentors", {"today": self._today})
+            self.counts.waiting_for_review, self.counts.never_certified = left_out[0]
         return self.total
 
     @property
@@ -60,8 +63,11 @@ class PortalDrift:
     def queue_more(self) -> bool:
         """Queue the next slice, committed on return; False when there is none."""
         while slice_ := self._next_slice():
-            queued = persist(self._connection, partial(self._queue, slice_))
+            queued, held = persist(self._connection, partial(self._queue, slice_))
+            self._held += held
             self.counts.queued += queued
+            # Facts that changed since the beginning: the next review looks at them.
+            self.counts.waiting_for_review += len(slice_) - queued - len(held)
             if queued:
                 return True
         return False
@@ -85,7 +91,8 @@ class PortalDrift:
 
     def _next_slice(self) -> list[UUID]:
         if self._next < len(self._ids):
-            end = self._next + SLICE * _UUID_BYTES
+            size = SLICE if self._next else min(FIRST_SLICE, SLICE)
+            end = self._next + size * _UUID_BYTES
             part = bytes(self._ids[self._next : end])
             self._next = min(end, len(self._ids))
             return [UUID(bytes=part[at : at + _UUID_BYTES]) for at in range(0, len(part), _UUID_BYTES)]
@@ -95,12 +102,11 @@ class PortalDrift:
         held, self._held = self._held, []
         return held
 
-    def _queue(self, mentor_ids: list[UUID]) -> int:
+    def _queue(self, mentor_ids: list[UUID]) -> tuple[int, list[UUID]]:
         """Queue what is wanted of these now: their rows are locked first and read later, as a review does.
 
         Without the lock a review could commit a hide between our reading and our writing, and be undone by us.
         """
         locked = [row[0] for row in database.fetch(self._connection, "lock_portal_mentors", {"ids": mentor_ids})]
-        self._held += sorted(set(mentor_ids) - set(locked))
         wishes = database.fetch(self._connection, "read_wanted_values", {"ids": locked, "today": self._today})
-        return self._service.queue(wishes)
+        return self._service.queue(wishes), sorted(set(mentor_ids) - set(locked))

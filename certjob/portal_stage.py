@@ -119,7 +119,7 @@ class PortalStage:
             finally:  # also when the database is gone: each thread holds a connection to the portal
                 for _ in started:
                     self._tasks.put(None)
-        self._service.record_late_failures(self._stop)
+        self._service.record_late(self._stop, self.counts)
         if self._stopped is not None:
             self._service.record_stage_end(str(self._stopped))
         if self._crash is not None:

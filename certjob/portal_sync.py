@@ -22,6 +22,8 @@ from certjob.stopping import StopFlag
 LEASE_SECONDS = 300.0
 LATE_FAILURES_SECONDS = 10.0
 _LATE_POLL_SECONDS = 0.5
+_RELEASE_TRIES = 5
+_RELEASE_POLL_SECONDS = 0.1
 
 
 @dataclass(slots=True, kw_only=True)
@@ -47,7 +49,9 @@ class PortalSyncService:
             item=PortalEvent,
             lease_seconds=lease_seconds,
             columns=("ids", "tokens", "versions", "statuses", "delays", "uncounts", "errors"),
+            skips_held=True,
         )
+        self._held: dict[int, Push] = {}  # not settled yet: another session held the event
         self._late: dict[int, Push] = {}  # failures without their row: another session held the mentor
 
     def queue(self, wishes: Sequence[tuple[UUID, bool]]) -> int:
@@ -101,11 +105,18 @@ class PortalSyncService:
         return {row[0] for row in rows}
 
     def release(self, events: Sequence[PortalEvent]) -> None:
-        """Give claimed events back; their attempts were none."""
-        self._outbox.release(events)
+        """Give claimed events back; their attempts were none. One whose row stays held keeps its lease."""
+        left = list(events)
+        for _ in range(_RELEASE_TRIES):
+            answers = self._outbox.release(left)
+            left = [event for event in left if answers[event.id] is Answer.HELD]
+            if not left:
+                return
+            time.sleep(_RELEASE_POLL_SECONDS)
 
     def settle(self, pushes: Sequence[Push], counts: PortalCounts) -> dict[int, Answer]:
         """Write what became of claimed events, their failure rows and resolutions in one transaction; count it."""
+        pushes = list((self._held | {push.event.id: push for push in pushes}).values())
         kept_back = self._late
 
         def record(answers: dict[int, Answer]) -> None:
@@ -118,19 +129,24 @@ class PortalSyncService:
 
         answers = self._outbox.settle([_settlement(push) for push in pushes], then=record)
         self._late = kept_back
+        self._held = {push.event.id: push for push in pushes if answers[push.event.id] is Answer.HELD}
         for push in pushes:
             self._count(push, answers[push.event.id], counts)
         return answers
 
-    def record_late_failures(self, stop: StopFlag, *, wait_seconds: float | None = None) -> None:
-        """Write the failure rows that another session's locks kept back, waiting for it so long.
+    def record_late(self, stop: StopFlag, counts: PortalCounts, *, wait_seconds: float | None = None) -> None:
+        """Write what another session's locks kept back, outcomes and failure rows, waiting for it so long.
 
-        What is still kept back then is an alert an hour after the wish, and gets its row with the next failure.
+        An event that is still held then keeps its lease, and is pushed again after it. A failure without its row is an
+        alert an hour after the wish, and gets its row with the next failure.
         """
         give_up_at = time.monotonic() + (LATE_FAILURES_SECONDS if wait_seconds is None else wait_seconds)
-        while self._late:
-            self._late = persist(self._connection, lambda: self._record_failures(self._late))
-            if not self._late or stop.is_set() or time.monotonic() >= give_up_at:
+        while self._late or self._held:
+            if self._held:
+                self.settle([], counts)
+            else:
+                self._late = persist(self._connection, lambda: self._record_failures(self._late))
+            if not (self._late or self._held) or stop.is_set() or time.monotonic() >= give_up_at:
                 return
             stop.wait(_LATE_POLL_SECONDS)
 

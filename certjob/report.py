@@ -123,6 +123,12 @@ class RunReport:
         ]
         if self.review is not None:
             lines += _named(self.review)
+        if self.drift is not None:
+            lines += _counted(
+                self.drift.waiting_for_review,
+                "mentor waits for a review and was not pushed as visible; run `certjob run`",
+                "mentors wait for a review and were not pushed as visible; run `certjob run`",
+            )
         if self.portal is not None and not self.dry_run:
             portal = self.portal
             see_alerts = self.command != "alerts"
@@ -207,7 +213,11 @@ class RunReport:
         if self.review is not None:
             counts["queued"] = self.review.portal_queued
         if self.drift is not None:
-            counts |= {"queued": self.drift.queued, "waiting_for_review": self.drift.waiting_for_review}
+            counts |= {
+                "queued": self.drift.queued,
+                "waiting_for_review": self.drift.waiting_for_review,
+                "never_certified": self.drift.never_certified,
+            }
         if self.reopened is not None:
             counts |= {"reopened": self.reopened, "unreached": self.unreached}
         portal = self.portal or PortalCounts()

@@ -240,7 +240,7 @@ def _settle(push: Push, *, portal: PortalSyncService, report: RunReport, stop: S
     """Write the outcome; raise what went wrong."""
     counts = report.portal or PortalCounts()
     answers = portal.settle([push], counts)
-    portal.record_late_failures(stop)
+    portal.record_late(stop, counts)
     error = push.error
     if error is None or not push.begun or answers[push.event.id] is Answer.LOST:  # another run has taken it over
         return

@@ -416,7 +416,7 @@ def test_a_contact_id_that_was_corrected_is_not_asked_for_again(connection: Conn
         delivered = page(connection)
 
     assert "The contact id was changed in the app" in corrected
-    assert "What to do: nothing; the next night does it. To have it done now: `certjob resync M1001`." in corrected
+    assert "What to do: nothing; certjob does it by itself when `certjob deliver` runs next" in corrected
     assert "The last try failed; it was reopened since then" in reviewed
     assert "What to do: nothing; certjob does it by itself when `certjob deliver` runs next" in reviewed
     assert delivered == f"{NOTHING}\n"

@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from certjob import database, nightly
+from certjob import database, nightly, portal_sync
 from certjob.database import Connection
 from certjob.errors import PermanentPortalError, TransientPortalError
 from certjob.outbox import Answer
@@ -16,7 +16,7 @@ from certjob.portal_sync import PortalCounts, PortalSyncService
 from certjob.report import Outcome, RunReport
 from certjob.stopping import StopFlag
 from tests.facts import TODAY, Facts
-from tests.intents import DisturbedPortal, make_due, queue_wish, review, run_out
+from tests.intents import DisturbedPortal, backlog, make_due, queue_wish, review, run_out
 from tests.nights import CollectingChannel, FlakyPortal, NoProgress, delivery, in_background, night
 from tests.waiting import until, waits_for_a_lock
 
@@ -161,6 +161,58 @@ class TestCorrected:
         assert facts.rows("SELECT status, version FROM portal_sync_events") == [("pending", 2)]
 
 
+class TestHeldByTheApp:
+    """The app has a correction under way and takes its time to commit; it holds the mentor and the event."""
+
+    def test_one_correction_does_not_hold_up_the_night(
+        self,
+        connection: Connection,
+        facts: Facts,
+        app: App,
+        other: Connection,
+        hlf: UUID,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """It begins during the call: everybody else is settled; this one keeps its lease and is pushed again."""
+        monkeypatch.setattr(portal_sync, "LATE_FAILURES_SECONDS", 0.2)
+        contacts = backlog(facts, 5)
+
+        def correct(number: int) -> None:
+            if number == 2:
+                app.execute(
+                    "UPDATE mentors SET dynamics_contact_id = %s WHERE dynamics_contact_id = %s", (uuid4(), contacts[1])
+                )
+
+        portal = DisturbedPortal(correct)
+
+        report = deliver(connection, portal)
+
+        assert report.portal is not None
+        assert report.portal.delivered == 4
+        assert report.outcome is not Outcome.FAILED
+        app.commit()
+        run_out(facts)
+        deliver(connection, portal)
+        assert facts.rows("SELECT DISTINCT status FROM portal_sync_events") == [("delivered",)]
+        assert portal.overlaps == []
+
+    def test_everything_else_is_reopened(self, connection: Connection, facts: Facts, app: App, hlf: UUID) -> None:
+        """alerts --retry-all waits for nobody, and says what it did not reach."""
+        contacts = backlog(facts, 5)
+        connection.execute("UPDATE portal_sync_events SET status = 'blocked'")
+        app.execute("UPDATE mentors SET member_no = member_no WHERE dynamics_contact_id = %s", (contacts[1],))
+        app.execute("SELECT FROM portal_sync_events ORDER BY id LIMIT 1 FOR UPDATE")
+        portal = DisturbedPortal()
+
+        report = nightly.retry_all(
+            connection, today=TODAY, delivery=delivery(portal=portal), stop=StopFlag(), progress=NoProgress()
+        )
+
+        assert len(portal.calls) == 4
+        assert (report.reopened, report.unreached) == (4, 1)
+        assert "1 reopened push was not reached" in report.reasons
+
+
 class TestOneCallPerContact:
     """Whichever event, whichever mentor: what must not overlap are calls for one contact."""
 
@@ -248,6 +300,18 @@ class TestOneCallPerContact:
         events, _ = PortalSyncService(connection, run_id=uuid4()).claim()
 
         assert second in {event.mentor_id for event in events}
+
+    def test_two_organisations_with_the_same_contact_take_turns(
+        self, connection: Connection, facts: Facts, hlf: UUID
+    ) -> None:
+        """A claim takes one of them."""
+        contact = uuid4()
+        for organisation in (hlf, facts.organisation("other", thresholds=())):
+            queue_wish(connection, facts.mentor(organisation, contact_id=contact), visible=False)
+
+        events, _ = PortalSyncService(connection, run_id=uuid4()).claim()
+
+        assert len(events) == 1
 
 
 class TestMoved:

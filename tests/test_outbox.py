@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -30,13 +30,16 @@ def other(database_url: str) -> Iterator[Connection]:
         yield connection
 
 
-def portal_outbox(connection: Connection, *, lease_seconds: float = 300.0) -> Outbox[PortalEvent]:
+def portal_outbox(
+    connection: Connection, *, lease_seconds: float = 300.0, skips_held: bool = True
+) -> Outbox[PortalEvent]:
     return Outbox(
         connection,
         table="portal_events",
         item=PortalEvent,
         lease_seconds=lease_seconds,
         columns=("ids", "tokens", "versions", "statuses", "delays", "uncounts", "errors"),
+        skips_held=skips_held,
     )
 
 
@@ -288,63 +291,85 @@ class TestRelease:
         assert whole_rows(facts) == before
 
 
-class TestWaiting:
-    """A settle over several rows meets another transaction over the same rows."""
+class TestHeld:
+    """A settle meets another session that holds some of its rows: the app corrects a contact, and takes its time."""
 
-    def test_it_locks_in_the_order_of_everybody_else(
-        self, connection: Connection, facts: Facts, other: Connection, app: App
-    ) -> None:
-        """While it waits for the first mentor's row it holds none of the later ones, so that nobody deadlocks."""
-        backlog(facts, 30)
-        mine = portal_outbox(connection)
-        events = sorted(mine.claim()[0], key=lambda event: event.mentor_id)
-        app.execute("SELECT 1 FROM portal_sync_events WHERE id = %s FOR NO KEY UPDATE", (events[0].id,))
-        answers: dict[int, Answer] = {}
+    def test_it_waits_for_nobody(self, connection: Connection, facts: Facts, app: App) -> None:
+        """The others are settled; the held one is answered so, keeps its token, and can be settled later."""
+        backlog(facts, 3)
+        mine = portal_outbox(connection, skips_held=True)
+        events, _ = mine.claim()
+        app.execute("SELECT 1 FROM portal_sync_events WHERE id = %s FOR NO KEY UPDATE", (events[1].id,))
 
-        with in_background(lambda: answers.update(mine.settle([delivered(event) for event in reversed(events)]))):
-            until(lambda: waits_for_a_lock(other, connection))
-            app.execute(
-                "SELECT 1 FROM portal_sync_events WHERE id = ANY (%s) FOR NO KEY UPDATE NOWAIT",
-                ([event.id for event in events],),
-            )
-            app.commit()
+        answers = mine.settle([delivered(event) for event in events])
 
-        assert answers == {event.id: Answer.SETTLED for event in events}
+        assert [answers[event.id] for event in events] == [Answer.SETTLED, Answer.HELD, Answer.SETTLED]
+        app.rollback()
+        assert mine.settle([delivered(events[1])]) == {events[1].id: Answer.SETTLED}
 
-    def test_it_survives_a_session_that_locks_the_other_way_round(
-        self, connection: Connection, facts: Facts, other: Connection, app: App
-    ) -> None:
-        """PostgreSQL breaks the deadlock by failing the settle, which tries again."""
+    def test_no_two_of_them_deadlock(self, connection: Connection, facts: Facts, app: App) -> None:
+        """Whatever order the other one locks in."""
         backlog(facts, 2)
-        mine = portal_outbox(connection)
+        mine = portal_outbox(connection, skips_held=True)
         first, second = sorted(mine.claim()[0], key=lambda event: event.mentor_id)
-        connection.execute("SET deadlock_timeout = '50ms'")
-        app.execute("SET LOCAL deadlock_timeout = '1h'")
         app.execute("SELECT 1 FROM portal_sync_events WHERE id = %s FOR NO KEY UPDATE", (second.id,))
-        answers: dict[int, Answer] = {}
 
-        with in_background(lambda: answers.update(mine.settle([delivered(first), delivered(second)]))):
-            until(lambda: waits_for_a_lock(other, connection))
-            app.execute("SELECT 1 FROM portal_sync_events WHERE id = %s FOR NO KEY UPDATE", (first.id,))
-            app.commit()
+        answers = mine.settle([delivered(first), delivered(second)])
+        app.execute("SELECT 1 FROM portal_sync_events WHERE id = %s FOR NO KEY UPDATE NOWAIT", (first.id,))
 
-        assert answers == {first.id: Answer.SETTLED, second.id: Answer.SETTLED}
+        assert answers == {first.id: Answer.SETTLED, second.id: Answer.HELD}
+
+
+class TestWaiting:
+    """A settle of reminders meets a short transaction over the same row."""
 
     def test_it_gives_up_when_a_lock_is_never_released(
         self, connection: Connection, facts: Facts, app: App, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The rows keep their lease; the next claim after it repeats them."""
         monkeypatch.setattr(outbox, "_WRITE_LOCK_TIMEOUT_MS", 20)
-        backlog(facts, 1)
-        mine = portal_outbox(connection)
-        events, _ = mine.claim()
-        app.execute("SELECT 1 FROM portal_sync_events FOR NO KEY UPDATE")
+        mine = reminder_outbox(connection, facts)
+        (reminder,), _ = mine.claim()
+        app.execute("SELECT 1 FROM cert_notification_log FOR NO KEY UPDATE")
 
         with pytest.raises(psycopg.errors.LockNotAvailable):
-            mine.settle([delivered(events[0])])
+            mine.settle([sent(reminder)])
 
         app.rollback()
-        assert mine.settle([delivered(events[0])]) == {events[0].id: Answer.SETTLED}
+        assert mine.settle([sent(reminder)]) == {reminder.id: Answer.SETTLED}
+
+    def test_it_waits_for_a_short_one(self, connection: Connection, facts: Facts, other: Connection, app: App) -> None:
+        """And then it is settled."""
+        mine = reminder_outbox(connection, facts)
+        (reminder,), _ = mine.claim()
+        app.execute("SELECT 1 FROM cert_notification_log FOR NO KEY UPDATE")
+        answers: dict[int, Answer] = {}
+
+        with in_background(lambda: answers.update(mine.settle([sent(reminder)]))):
+            until(lambda: waits_for_a_lock(other, connection))
+            app.commit()
+
+        assert answers == {reminder.id: Answer.SETTLED}
+
+
+def sent(reminder: QueuedReminder) -> Settlement:
+    return Settlement(id=reminder.id, token=reminder.claim_token, status="sent")
+
+
+def reminder_outbox(connection: Connection, facts: Facts) -> Outbox[QueuedReminder]:
+    """An outbox with one reminder in it."""
+    connection.execute(
+        "INSERT INTO cert_notification_log (mentor_id, threshold_days, cert_id, expires_on, maybe_sent)"
+        " VALUES (%s, 30, %s, %s, true)",
+        (facts.mentor(facts.organisation()), uuid4(), TODAY),
+    )
+    return Outbox(
+        connection,
+        table="reminders",
+        item=QueuedReminder,
+        lease_seconds=900,
+        columns=("ids", "tokens", "statuses", "delays", "uncounts", "errors", "maybe_sent"),
+    )
 
 
 class TestLease:
@@ -389,19 +414,7 @@ class TestLease:
 
 def test_a_released_reminder_keeps_what_is_known_about_it(connection: Connection, facts: Facts) -> None:
     """A message that may have arrived is still said to be a repeat."""
-    mentor_id: UUID = facts.mentor(facts.organisation())
-    connection.execute(
-        "INSERT INTO cert_notification_log (mentor_id, threshold_days, cert_id, expires_on, maybe_sent)"
-        " VALUES (%s, 30, %s, %s, true)",
-        (mentor_id, uuid4(), TODAY),
-    )
-    mine: Outbox[QueuedReminder] = Outbox(
-        connection,
-        table="reminders",
-        item=QueuedReminder,
-        lease_seconds=900,
-        columns=("ids", "tokens", "statuses", "delays", "uncounts", "errors", "maybe_sent"),
-    )
+    mine = reminder_outbox(connection, facts)
 
     mine.release(mine.claim()[0])
 

@@ -13,6 +13,7 @@ import pytest
 from certjob import database, nightly, portal_drift
 from certjob.database import Connection
 from certjob.deliveries import Delivery
+from certjob.errors import TransientPortalError
 from certjob.hlf_dynamics import HLFDynamicsSyncService
 from certjob.portal_drift import PortalDrift
 from certjob.report import Outcome, RunReport
@@ -98,6 +99,7 @@ class TestEverybody:
         assert report.to_document()["portal"] == {
             "queued": 4,
             "waiting_for_review": 0,
+            "never_certified": 0,
             "delivered": 4,
             "failed": 0,
             "blocked": 0,
@@ -153,8 +155,66 @@ class TestEverybody:
         report = deliver_all(connection, portal)
 
         assert portal.requests == []
-        assert report.outcome is Outcome.OK
+        assert report.reasons == ["3 mentors wait for a review and were not pushed as visible; run `certjob run`"]
         assert report.to_document()["portal"]["waiting_for_review"] == 3
+
+    @pytest.mark.parametrize("certificate", [None, "upcoming"])
+    def test_nobody_is_shown_who_was_never_certified(
+        self, connection: Connection, facts: Facts, portal: PortalServer, certificate: str | None
+    ) -> None:
+        """Nobody watches them, and certjob never shows whom it did not hide; hidden by hand they stay hidden."""
+        mentor = facts.mentor(facts.organisation(thresholds=()))
+        if certificate:
+            facts.certificate(mentor, IN_FORCE, issued_on=TODAY + timedelta(days=30))
+        night(connection, portal=portal)
+
+        report = deliver_all(connection, portal)
+
+        assert portal.requests == []
+        assert report.outcome is Outcome.OK
+        assert report.to_document()["portal"]["never_certified"] == 1
+
+    def test_whoever_certjob_has_shown_is_shown_again(
+        self, connection: Connection, facts: Facts, portal: PortalServer
+    ) -> None:
+        """Their certificate is of a kind that pauses nobody any more, and over."""
+        organisation = facts.organisation(thresholds=())
+        facts.certified_mentor(organisation, EXPIRED, contact_id=(contact := uuid4()))
+        night(connection, portal=portal)
+        connection.execute("UPDATE organisations SET optional_kinds = '{likeperson}'")
+        night(connection, portal=portal)
+        assert portal.visible == {contact: True}
+        portal.visible.clear()
+
+        deliver_all(connection, portal)
+
+        assert portal.visible == {contact: True}
+
+    def test_a_few_that_always_fail_do_not_keep_the_others_from_their_turn(
+        self, connection: Connection, facts: Facts
+    ) -> None:
+        """They come last: whatever ends the stage, the others have had theirs."""
+        bad = set(mentors(facts, 6, expired=6))
+        good = set(mentors(facts, 20, expired=20))
+
+        def fail_for_some(_number: int) -> None:
+            if failing.calls[-1][0] in bad:
+                message = "502"
+                raise TransientPortalError(message)
+
+        failing = DisturbedPortal(fail_for_some)
+        for _ in range(3):
+            night(connection, portal=failing)
+            connection.execute("UPDATE portal_sync_events SET next_attempt_at = now() WHERE status = 'pending'")
+        assert set(failing.visible) == good
+        connection.execute(
+            "UPDATE portal_sync_events SET next_attempt_at = now() + interval '1 h' WHERE status = 'pending'"
+        )
+        failing.visible.clear()
+
+        deliver_all(connection, failing)
+
+        assert set(failing.visible) == good
 
     def test_without_portal_or_contact_there_is_nothing_to_push(
         self, connection: Connection, facts: Facts, portal: PortalServer
@@ -356,8 +416,8 @@ class TestRaces:
 
         with other.transaction():
             review(other)
-            assert drift._queue(drift._next_slice()) == 0  # the moment in between
-        drift.queue_more()
+            assert not drift.queue_more()  # the mentor is held
+        assert drift.end(None) is not None
 
         assert facts.rows("SELECT visible FROM portal_sync_events WHERE status = 'pending'") == [(False,)]
 

@@ -460,8 +460,8 @@ class TestHeldMentor:
         assert facts.rows("SELECT status, claim_token FROM portal_sync_events") == [("pending", None)] * 2
         assert facts.rows("SELECT mentor_id FROM dynamics_sync_failures") == [(other_mentor,)]
         app.rollback()
-        portal.record_late_failures(StopFlag())
-        portal.record_late_failures(StopFlag())
+        portal.record_late(StopFlag(), PortalCounts())
+        portal.record_late(StopFlag(), PortalCounts())
         assert facts.rows(FAILURE) == [("transient", 3, "reset", False)] * 2
 
     def test_it_is_written_with_the_next_settling(
@@ -494,11 +494,11 @@ class TestHeldMentor:
         make_due(facts)
         push(connection, claim_one(connection))
 
-        portal.record_late_failures(StopFlag(), wait_seconds=0)
+        portal.record_late(StopFlag(), PortalCounts(), wait_seconds=0)
 
         assert facts.rows(FAILURE) == []
         app.rollback()
-        portal.record_late_failures(StopFlag(), wait_seconds=0)
+        portal.record_late(StopFlag(), PortalCounts(), wait_seconds=0)
         assert facts.rows(FAILURE) == []
 
     def test_a_lock_that_stays_does_not_fail_the_run(

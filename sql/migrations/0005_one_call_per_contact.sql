@@ -2,6 +2,10 @@
 -- not overlap are calls for one contact, whichever event they are for.
 ALTER TABLE portal_sync_events ADD COLUMN claim_contact_id uuid;
 COMMENT ON COLUMN portal_sync_events.claim_contact_id IS 'the contact that the call in flight is for, as read by the claim';
+UPDATE portal_sync_events AS e  -- what the version before has in flight
+SET claim_contact_id = m.dynamics_contact_id
+FROM mentors AS m
+WHERE m.id = e.mentor_id AND e.claim_token IS NOT NULL AND e.next_attempt_at > now();
 CREATE INDEX portal_sync_events_in_flight_idx ON portal_sync_events (claim_contact_id) WHERE claim_token IS NOT NULL;
 
 -- A corrected contact reopens what is open: it concerns another contact now. A call in flight for the old one does not

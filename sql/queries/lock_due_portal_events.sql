@@ -13,6 +13,7 @@ WHERE e.status = 'pending'
             AND flying.id <> e.id
             AND flying.claim_token IS NOT NULL
             AND flying.next_attempt_at > now()
+            AND flying.next_attempt_at <= now() + interval '25 hours'
     )
 ORDER BY e.visible, e.attempts, e.next_attempt_at
 LIMIT %(limit)s

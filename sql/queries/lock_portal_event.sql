@@ -13,5 +13,6 @@ WHERE e.mentor_id = %(mentor_id)s
             AND flying.id <> e.id
             AND flying.claim_token IS NOT NULL
             AND flying.next_attempt_at > now()
+            AND flying.next_attempt_at <= now() + interval '25 hours'
     )
 FOR NO KEY UPDATE OF e SKIP LOCKED

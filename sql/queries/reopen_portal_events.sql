@@ -1,11 +1,12 @@
 -- Everything that is open is due now, as a new wish would be: what was blocked, too, whatever its retry time. version + 1
--- tells a call in flight that it does not settle this. Several rows in mentor order, like everybody else.
+-- tells a call in flight that it does not settle this. In one statement, which waits for nobody: what another session
+-- holds just now (the app corrects a contact) is counted and said.
 WITH open AS MATERIALIZED (
     SELECT id
     FROM portal_sync_events
     WHERE status IN ('pending', 'blocked')
     ORDER BY mentor_id
-    FOR NO KEY UPDATE
+    FOR NO KEY UPDATE SKIP LOCKED
 )
 UPDATE portal_sync_events AS e
 SET version = e.version + 1,

@@ -27,6 +27,7 @@ class Strike:
         """``meanwhile`` does what others do in between; it is told the fault and whom or what it is about."""
         self.fault = fault
         self.struck = threading.Event()
+        self._begun = threading.Event()
         self.has_killed = False
         self.error: Exception | None = None
         """What went wrong in the harness itself, in the thread of whoever was struck."""
@@ -59,9 +60,14 @@ class Strike:
         self.strike(about=about)
         return fault.action
 
+    def finish(self) -> None:
+        """Wait for the end of what has begun: a restart outlasts the command that it ends."""
+        assert not self._begun.is_set() or self.struck.wait(60), "the strike does not end"
+
     def strike(self, *, about: str = "") -> None:
         """Do it; returns when it is done."""
         assert self.fault is not None
+        self._begun.set()
         try:
             self._do(self.fault, about)
         except Exception as error:  # noqa: BLE001 - told at the end of the command
