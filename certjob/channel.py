@@ -21,13 +21,14 @@ class OutgoingMessage:
     """The same on every repeat; a webhook's receiver uses it to drop the second copy."""
     locale: str
     kind: str
-    """What the message is, such as ``reminder``."""
-    mentor_id: UUID
-    threshold_days: int
-    """Days before the expiry; negative = after it."""
-    expires_on: date
+    """What the message is: ``reminder``, ``digest`` or ``preview``."""
     repeat: bool
     """Whether an earlier try may have arrived already."""
+    mentor_id: UUID | None = None
+    """Whom a reminder is about."""
+    threshold_days: int | None = None
+    """Days before the expiry; negative = after it."""
+    expires_on: date | None = None
 
 
 class Channel(Protocol):

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from datetime import UTC, tzinfo
 from typing import Protocol
 
 import psycopg
@@ -13,12 +14,17 @@ import psycopg
 from certjob import database
 from certjob.channel import Channel
 from certjob.database import Connection
+from certjob.digest_mail import DigestMail
+from certjob.digests import CoordinatorDigestService
 from certjob.errors import StoppedBySignalError
 from certjob.mail_stage import MailStage
+from certjob.messages import OUR_TEMPLATES, Templates
 from certjob.portal_drift import PortalDrift
 from certjob.portal_push import PortalTarget, portal_policy
 from certjob.portal_stage import PortalStage
 from certjob.portal_sync import PortalCounts, PortalSyncService
+from certjob.reminder_mail import ReminderMail
+from certjob.reminder_message import domain_of
 from certjob.reminders import CertificationReminderService
 from certjob.report import RunReport
 from certjob.retry import RetryPolicy
@@ -47,6 +53,11 @@ class Delivery:
     channel: Channel | None = None
     """None = CERTJOB_NOTIFY_URL is not set."""
     mail_from: str | None = None
+    templates: Templates = OUR_TEMPLATES
+    templates_problem: str | None = None
+    """Why the programme's own templates are not used, if they should be."""
+    zone: tzinfo = UTC
+    """In which times are written."""
     policy: RetryPolicy = field(default_factory=lambda: portal_policy(max_attempts=3))
     concurrency: int = 4
     calls_per_second: float = 0.0
@@ -67,6 +78,7 @@ class Deliveries:
         self._progress = progress
         self._portal = PortalSyncService(connection, run_id=report.run_id)
         self._reminders = CertificationReminderService(connection, run_id=report.run_id)
+        self._digests = CoordinatorDigestService(connection, today=report.today)
 
     def deliver(self, *, drift: PortalDrift | None = None) -> None:
         """Portal first, then mail; with ``drift`` the portal stage goes on to what it queues."""
@@ -128,27 +140,61 @@ class Deliveries:
         return stopped if drift is None else drift.end(stopped)
 
     def _send_mail(self, deadline_seconds: float) -> StageStop | None:
+        """Reminders, then digests: what a digest tells of is then as new as can be."""
         channel = self._delivery.channel
         if channel is None:
-            pending = database.fetch_value(self._connection, "count_reminder_backlog")
-            if not pending:
-                return None
-            rest = "1 reminder stays pending" if pending == 1 else f"{pending:,} reminders stay pending"
-            reason = f"CERTJOB_NOTIFY_URL is not set; {rest}"
-            return StageStop(stage="mail", code="no_url", reason=reason)
-        stage = MailStage(
-            self._reminders,
+            self._queue_digests()
+            return self._missing_channel()
+        ends_at = time.monotonic() + deadline_seconds
+        domain = domain_of(self._delivery.mail_from)
+        reminders = MailStage(
+            ReminderMail(self._reminders, today=self._report.today, domain=domain, templates=self._delivery.templates),
             channel=channel,
-            mail_from=self._delivery.mail_from,
-            today=self._report.today,
             stop=self._stop,
             on_progress=self._progress.phase("Sending reminders"),
         )
-        self._report.reminders = stage.counts
+        self._report.reminders = reminders.counts
         try:
-            return stage.run(deadline_seconds=deadline_seconds)
+            stopped = reminders.run(deadline_seconds=deadline_seconds)
+            self._queue_digests()
+            if stopped is not None:
+                return stopped
+            digests = MailStage(
+                DigestMail(self._digests, domain=domain, zone=self._delivery.zone, templates=self._delivery.templates),
+                channel=channel,
+                stop=self._stop,
+                on_progress=self._progress.phase("Sending digests"),
+            )
+            self._report.digests = digests.counts
+            return digests.run(deadline_seconds=ends_at - time.monotonic()) or self._template_problem()
         finally:
             channel.close()
+
+    def _template_problem(self) -> StageStop | None:
+        if self._delivery.templates_problem is None or not self._report.mails_sent:
+            return None
+        reason = f"{self._delivery.templates_problem}; the messages were written with certjob's own templates instead"
+        return StageStop(stage="mail", code="templates", reason=reason)
+
+    def _queue_digests(self) -> None:
+        """Only after a night: the job between the nights sends what is queued."""
+        if self._report.command == "run":
+            self._digests.queue()
+
+    def _missing_channel(self) -> StageStop | None:
+        pending = [
+            _counted(database.fetch_value(self._connection, "count_reminder_backlog"), "reminder", "reminders"),
+            _counted(database.fetch_value(self._connection, "count_pending_digests"), "digest", "digests"),
+        ]
+        what = " and ".join(text for text in pending if text)
+        if not what:
+            return None
+        stays = "stays" if what.startswith("1 ") and " and " not in what else "stay"
+        return StageStop(stage="mail", code="no_url", reason=f"CERTJOB_NOTIFY_URL is not set; {what} {stays} pending")
+
+
+def _counted(number: int, singular: str, plural: str) -> str:
+    return f"{number:,} {singular if number == 1 else plural}" if number else ""
 
 
 def read_backlog(connection: Connection, report: RunReport) -> None:

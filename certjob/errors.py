@@ -4,6 +4,7 @@ CertjobError                      exit 1
 ├── ConfigurationError            exit 2   a setting or argument is missing or wrong
 │   ├── SchemaError               exit 2   not migrated, too new, or an applied migration was edited
 │   ├── UnknownMentorError        exit 2   no such mentor, or several
+│   ├── TemplateError             exit 2   a message template of the programme's own is broken
 │   └── InputError                exit 2   a file that is no CSV
 ├── DatabaseUnavailableError      exit 1
 ├── StoppedBySignalError          exit 1
@@ -49,6 +50,18 @@ class UnknownMentorError(ConfigurationError):
     """No mentor, or more than one, goes by that name."""
 
     code = "unknown_mentor"
+
+
+class TemplateError(ConfigurationError):
+    """A message template is broken, or breaks on one mentor's data; ``file`` is its path in the templates' folder."""
+
+    code = "template"
+
+    def __init__(self, reason: str, *, file: str, line: int | None = None) -> None:
+        super().__init__(f"{file} line {line}: {reason}" if line else f"{file}: {reason}")
+        self.file = file
+        self.line = line
+        self.reason = reason
 
 
 class InputError(ConfigurationError):
@@ -158,4 +171,11 @@ class OutcomeUnknownError(NotifyError):
 
 
 class ChannelDownError(NotifyError):
-    """Connection, TLS, login or sender were refused: no message can go out."""
+    """Connection, TLS, login or sender were refused, or the webhook is out of order: no message can go out.
+
+    ``retry_after_seconds`` is what the server asked for.
+    """
+
+    def __init__(self, message: str, *, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds

@@ -15,8 +15,6 @@ from certjob.models import Certificate, Decision, Mentor, Reminder, Status
 from certjob.outbox import Answer, Lease, Outbox, Settlement, persist
 
 LEASE_SECONDS = 900.0
-FIRST_DELAY_SECONDS = 15 * 60.0
-LONGEST_DELAY_SECONDS = 6 * 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +32,7 @@ class QueuedReminder:
     maybe_sent: bool
     """An earlier attempt's outcome is unknown: the message must say that it may be a repeat."""
     cycle: int
-    """How often the row was re-armed by an extension."""
+    """How many dates the row was about before; the same again for a date that comes back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,8 +114,7 @@ class CertificationReminderService:
 
     def recipient(self, reminder: QueuedReminder) -> Recipient | None:
         """Read the mentor as it is now; None if the mentor is gone."""
-        rows = database.fetch(self._connection, "read_recipient", {"mentor_id": reminder.mentor_id}, into=_RecipientRow)
-        return rows[0].recipient() if rows else None
+        return read_recipient(self._connection, reminder.mentor_id)
 
     @staticmethod
     def cancel_reason(reminder: QueuedReminder, recipient: Recipient, today: date) -> str | None:
@@ -151,9 +148,7 @@ class CertificationReminderService:
         )
         return answers[reminder.id] is not Answer.LOST
 
-    def reopen_refused(
-        self, reminders: Sequence[QueuedReminder], *, delay_seconds: float = FIRST_DELAY_SECONDS
-    ) -> None:
+    def reopen_refused(self, reminders: Sequence[QueuedReminder], *, delay_seconds: float) -> None:
         """Put reminders that were refused and should not be failed back to pending."""
         ids = [reminder.id for reminder in reminders]
 
@@ -165,9 +160,10 @@ class CertificationReminderService:
         persist(self._connection, reopen)
 
 
-def retry_delay_seconds(attempts: int) -> float:
-    """Seconds until a deferred reminder is tried again: 15 min, 30 min, … at most 6 h."""
-    return float(min(FIRST_DELAY_SECONDS * 2 ** min(attempts - 1, 10), LONGEST_DELAY_SECONDS))
+def read_recipient(connection: database.Connection, mentor_id: UUID) -> Recipient | None:
+    """Read one mentor with everything a message needs; None if the mentor is gone."""
+    rows = database.fetch(connection, "read_recipient", {"mentor_id": mentor_id}, into=_RecipientRow)
+    return rows[0].recipient() if rows else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID, uuid4
 
-from certjob.mail_stage import ReminderCounts
+from certjob.mail_stage import MailCounts
 from certjob.models import Decision, PauseChange, Reminder, Status
 from certjob.portal_drift import DriftCounts
 from certjob.portal_sync import PortalCounts
@@ -78,8 +78,10 @@ class RunReport:
     run_id: UUID = field(default_factory=uuid4)
     review: ReviewCounts | None = None
     """None: the command reviews nobody."""
-    reminders: ReminderCounts | None = None
+    reminders: MailCounts | None = None
     """None: the command sends nothing."""
+    digests: MailCounts | None = None
+    """None: the command sends none."""
     portal: PortalCounts | None = None
     drift: DriftCounts | None = None
     """None: the command does not push everybody again."""
@@ -142,7 +144,15 @@ class RunReport:
             mail = self.reminders
             lines += _counted(mail.failed, "reminder failed", "reminders failed", see_alerts=True)
             lines += _counted(mail.lost, "reminder lost its lease", "reminders lost their lease")
+        if self.digests is not None:
+            lines += _counted(self.digests.failed, "digest to a coordinator failed", "digests to coordinators failed")
+            lines += _counted(self.digests.lost, "digest lost its lease", "digests lost their lease")
         return lines
+
+    @property
+    def mails_sent(self) -> int:
+        """Reminders and digests that were handed over."""
+        return sum(counts.sent for counts in (self.reminders, self.digests) if counts is not None)
 
     @property
     def outcome(self) -> Outcome:
@@ -185,7 +195,8 @@ class RunReport:
             document["reminders"] = self._reminders()
         document["portal"] = self._portal()
         if self.command in ("run", "deliver"):
-            document["digests"] = {"sent": 0, "failed": 0, "pending": self.digests_pending}
+            digests = self.digests or MailCounts()
+            document["digests"] = {"sent": digests.sent, "failed": digests.failed, "pending": self.digests_pending}
         if review is not None:
             document["problems"] = [
                 {"mentor_id": str(problem.mentor_id), "reason": problem.reason} for problem in review.problems
@@ -204,7 +215,7 @@ class RunReport:
         if self.review is not None:
             counts["queued"] = self.review.reminders_queued
         if self.command != "resync":
-            mail = self.reminders or ReminderCounts()
+            mail = self.reminders or MailCounts()
             counts |= {"sent": mail.sent, "failed": mail.failed, "cancelled": mail.cancelled, "lost": mail.lost}
         return counts | {"pending": self.reminders_pending}
 

@@ -134,6 +134,33 @@ def cancel_reason(reminder: Reminder, mentor: Mentor, today: date) -> str | None
     return "too late" if overtaken or not _is_in_time(reminder.threshold_days, days_left) else "not due"
 
 
+def lapsed_certificates(mentor: Mentor, today: date) -> list[Certificate]:
+    """Return why a mentor is not certified: of each kind that counts and is not in force, the row that counts."""
+    lapsed = []
+    for kind, certificates in sorted(_by_kind(mentor.certificates).items()):
+        if kind in mentor.organisation.optional_kinds:
+            continue
+        statuses = {c.id: status_of(c, certificates, mentor, today) for c in certificates}
+        held = [c for c in certificates if statuses[c.id] is not Status.UPCOMING]
+        if held and not any(statuses[c.id] in IN_FORCE for c in held):
+            lapsed.append(max(held, key=lambda c: (not c.revoked, _order(c))))
+    return lapsed
+
+
+def ending_certificates(mentor: Mentor, today: date, *, within_days: int) -> list[Certificate]:
+    """Return what is in force today, ends within so many days, and is not continued without a gap."""
+    if mentor.left:
+        return []
+    return [
+        certificate
+        for certificates in _by_kind(mentor.certificates).values()
+        for certificate in certificates
+        if status_of(certificate, certificates, mentor, today) in IN_FORCE
+        and (certificate.expires_on - today).days <= within_days
+        and not _is_continued(certificate, certificates)
+    ]
+
+
 def exceeds_mass_change(changes: int, *, active_mentors: int) -> bool:
     """Return whether so many pauses (or returns) in one run look like a bad clock or a bad import."""
     return changes > MASS_CHANGE_MINIMUM and changes * 10 > active_mentors

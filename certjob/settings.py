@@ -2,6 +2,7 @@
 
 import re
 from datetime import date, datetime
+from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import SplitResult, urlsplit
 from zoneinfo import ZoneInfo
@@ -46,6 +47,8 @@ class Settings(BaseSettings):
     notify_password: SecretStr | None = None
     mail_from: str | None = None
     """The sender: address, or ``Name <address>``."""
+    templates_dir: Path | None = None
+    """A folder with message templates of the programme's own; looked into only by what writes messages."""
     log_format: Literal["text", "json"] = "text"
 
     @field_validator("time_zone")

@@ -1,5 +1,6 @@
 """Messages to a webhook, which turns them into push or in-app messages."""
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
@@ -12,6 +13,7 @@ from certjob.errors import (
     RecipientDeferredError,
     RecipientRefusedError,
 )
+from certjob.retry import parse_retry_after
 from certjob.server_text import readable
 
 if TYPE_CHECKING:
@@ -22,8 +24,8 @@ if TYPE_CHECKING:
 REFUSED_CODES = frozenset({400, 422})
 """The receiver understood this message and will not take it."""
 
-DEFERRED_CODES = frozenset({408, 409, 425, 429})
-"""Later, please; 409 is what receivers say while they work on the same Idempotency-Key. With them: 500 and up."""
+DEFERRED_CODES = frozenset({408, 409, 425})
+"""Later, please, for this message; 409 is what receivers say while they work on the same Idempotency-Key."""
 
 
 class WebhookChannel:
@@ -47,14 +49,14 @@ class WebhookChannel:
 
         client = self._open()
         try:
-            code = client.request(
+            answer = client.request(
                 "POST",
                 self._url,
                 json=_document(message),
                 headers=self._headers() | {"Idempotency-Key": message.idempotency_key},
                 deadline_seconds=self._timeout_seconds,
                 max_body_bytes=0,  # the body is of no use, and could be endless
-            ).status_code
+            )
         except httpx.InvalidURL as error:
             text = "CERTJOB_NOTIFY_URL is no URL that can be called; correct it"
             raise ChannelDownError(text) from error
@@ -64,8 +66,9 @@ class WebhookChannel:
         except httpx.TransportError as error:
             text = f"no answer came from the webhook, so the message may have arrived: {_reason(error)}"
             raise OutcomeUnknownError(text) from error
-        if not 200 <= code < 300:
-            raise _refusal(code)
+        if not 200 <= answer.status_code < 300:
+            asked = parse_retry_after(answer.headers.get("Retry-After"), now=datetime.now(UTC))
+            raise _refusal(answer.status_code, retry_after_seconds=asked)
 
     def close(self) -> None:
         """Close the kept connection; see ``Channel.close``."""
@@ -85,6 +88,13 @@ class WebhookChannel:
 
 
 def _document(message: OutgoingMessage) -> dict[str, str | int | bool]:
+    about: dict[str, str | int | bool] = {}
+    if message.mentor_id is not None and message.threshold_days is not None and message.expires_on is not None:
+        about = {
+            "mentor_id": str(message.mentor_id),
+            "threshold_days": message.threshold_days,
+            "expires_on": message.expires_on.isoformat(),
+        }
     return {
         "kind": message.kind,
         "to": message.to,
@@ -92,19 +102,20 @@ def _document(message: OutgoingMessage) -> dict[str, str | int | bool]:
         "subject": message.subject,
         "text": message.text,
         "html": message.html,
-        "mentor_id": str(message.mentor_id),
-        "threshold_days": message.threshold_days,
-        "expires_on": message.expires_on.isoformat(),
+        **about,
         "repeat": message.repeat,
     }
 
 
-def _refusal(code: int) -> NotifyError:
+def _refusal(code: int, *, retry_after_seconds: float | None) -> NotifyError:
     """Turn a status that is no success into the error that says whose fault it is."""
     if code in REFUSED_CODES:
         return RecipientRefusedError(f"the webhook refused the message ({code})")
-    if code in DEFERRED_CODES or code >= 500:
+    if code in DEFERRED_CODES:
         return RecipientDeferredError(f"the webhook put the message off ({code})")
+    if code == 429 or code >= 500:
+        message = f"the webhook cannot take messages now ({code})"
+        return ChannelDownError(message, retry_after_seconds=retry_after_seconds)
     if code in {401, 403}:
         return ChannelDownError(f"the webhook refused the key ({code}); correct CERTJOB_NOTIFY_PASSWORD")
     if 300 <= code < 400:

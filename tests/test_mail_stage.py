@@ -2,10 +2,12 @@
 
 import email
 import email.policy
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from email.message import EmailMessage
+from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
@@ -22,7 +24,10 @@ from certjob.errors import (
 )
 from certjob.mail import parse_sender
 from certjob.mail_stage import MailStage
-from certjob.reminders import CertificationReminderService
+from certjob.messages import OUR_TEMPLATES, Templates
+from certjob.reminder_mail import ReminderMail
+from certjob.reminder_message import domain_of
+from certjob.reminders import CertificationReminderService, QueuedReminder
 from certjob.retry import constant
 from certjob.smtp_channel import SmtpChannel
 from certjob.stages import StageStop
@@ -69,14 +74,19 @@ def queue(facts: Facts, count: int, *, locale: str = "nb") -> list[UUID]:
 
 def stage(
     connection: Connection, channel: Channel, *, stop: StopFlag | None = None, lease_seconds: float = 900.0
-) -> MailStage:
-    return MailStage(
-        CertificationReminderService(connection, run_id=uuid4(), lease_seconds=lease_seconds),
-        channel=channel,
-        mail_from="Certjob <certjob@mentors.example>",
-        today=TODAY,
-        stop=stop or StopFlag(),
-    )
+) -> MailStage[QueuedReminder]:
+    return MailStage(mail_queue(connection, lease_seconds=lease_seconds), channel=channel, stop=stop or StopFlag())
+
+
+def mail_queue(
+    connection: Connection,
+    *,
+    mail_from: str = "Certjob <certjob@mentors.example>",
+    lease_seconds: float = 900.0,
+    templates: Templates = OUR_TEMPLATES,
+) -> ReminderMail:
+    service = CertificationReminderService(connection, run_id=uuid4(), lease_seconds=lease_seconds)
+    return ReminderMail(service, today=TODAY, domain=domain_of(mail_from), templates=templates)
 
 
 def code_of(stopped: StageStop | None) -> str | None:
@@ -296,7 +306,7 @@ class TestRefused:
     ) -> None:
         """A more urgent reminder superseded it between its refusal and the fifth."""
         mentors = queue(facts, 5)
-        refused: list[UUID] = []
+        refused: list[UUID | None] = []
 
         def refuse(message: OutgoingMessage) -> None:
             refused.append(message.mentor_id)
@@ -319,7 +329,7 @@ class TestRefused:
             deadline_seconds=60
         )
         make_due(facts, "cert_notification_log")
-        tried: list[UUID] = []
+        tried: list[UUID | None] = []
 
         def refuse_the_dead(message: OutgoingMessage) -> None:
             tried.append(message.mentor_id)
@@ -544,9 +554,8 @@ class TestLimits:
                 return super().claim(limit=limit)
 
         channel.on_send = grow_slow
-        running = MailStage(
-            Recovering(connection, run_id=uuid4()), channel=channel, mail_from=None, today=TODAY, stop=StopFlag()
-        )
+        recovering = ReminderMail(Recovering(connection, run_id=uuid4()), today=TODAY, domain="mentors.example")
+        running = MailStage(recovering, channel=channel, stop=StopFlag())
 
         assert running.run(deadline_seconds=60) is None
 
@@ -640,12 +649,42 @@ def test_the_message_id_has_the_senders_domain_as_dns_knows_it(
     queue(facts, 1)
     channel = CollectingChannel()
 
-    MailStage(
-        CertificationReminderService(connection, run_id=uuid4()),
-        channel=channel,
-        mail_from=sender,
-        today=TODAY,
-        stop=StopFlag(),
-    ).run(deadline_seconds=60)
+    MailStage(mail_queue(connection, mail_from=sender), channel=channel, stop=StopFlag()).run(deadline_seconds=60)
 
     assert channel.sent[0].message_id.endswith(f"@{domain}>")
+
+
+def test_a_template_that_breaks_on_one_mentor_gives_way_to_ours(
+    connection: Connection, facts: Facts, tmp_path: Path
+) -> None:
+    """Everybody gets the message in time; the stage says at its end what broke, without naming anybody."""
+    queue(facts, 3)
+    facts.connection.execute("UPDATE mentors SET full_name = 'Ola Hansen' WHERE email = 'm1@example.org'")
+    (tmp_path / "reminder.nb.txt").write_text("Emne\n\n{{ {'Kari Nordmann': 'Kjære Kari'}[name] }}\n")
+    channel = CollectingChannel()
+    running = MailStage(mail_queue(connection, templates=Templates(tmp_path)), channel=channel, stop=StopFlag())
+
+    stopped = running.run(deadline_seconds=60)
+
+    assert [message.text.split()[0] for message in channel.sent] == ["Kjære", "Hei,", "Kjære"]
+    assert running.counts.sent == 3
+    assert stopped is not None
+    assert stopped.code == "template"
+    assert "reminder.nb.txt line 3" in stopped.reason
+    assert "1 message was written with certjob's own template instead" in stopped.reason
+    assert "Hansen" not in stopped.reason
+
+
+def test_a_webhook_that_is_out_of_order_gets_three_tries_and_no_more(connection: Connection, facts: Facts) -> None:
+    """It says when to come back, which is kept; then the stage stops, and all messages stay pending."""
+    queue(facts, 20)
+    error = ChannelDownError("the webhook cannot take messages now (503)", retry_after_seconds=0.05)
+    channel = CollectingChannel(on_send=outcomes(*[error] * 99))
+    began = time.monotonic()
+
+    stopped = stage(connection, channel).run(deadline_seconds=60)
+
+    assert code_of(stopped) == "down"
+    assert time.monotonic() - began >= 0.1
+    assert channel.sent == []
+    assert facts.rows(STATUSES) == [("pending", 20)]

@@ -12,9 +12,10 @@ import pytest
 from certjob import database
 from certjob.database import Connection
 from certjob.errors import OutcomeUnknownError, RecipientRefusedError
-from certjob.mail_stage import MailStage, ReminderCounts
+from certjob.mail_stage import MailCounts, MailStage, retry_delay_seconds
 from certjob.models import Decision, Organisation, Reminder
-from certjob.reminders import CertificationReminderService, QueuedReminder, retry_delay_seconds
+from certjob.reminder_mail import ReminderMail
+from certjob.reminders import CertificationReminderService, QueuedReminder
 from certjob.stopping import StopFlag
 from tests.facts import TODAY, Facts
 from tests.intents import make_due, message_ids, review, run_out
@@ -201,6 +202,22 @@ class TestOnce:
             move(connection, certificate, days(number))
 
         assert claim_one(connection).cycle == 3
+
+    def test_what_comes_back_about_the_same_date_is_the_same_message(
+        self, connection: Connection, facts: Facts, certificate: UUID
+    ) -> None:
+        """Its process died after the server had taken it; then it was revoked for a while: the copy is a repeat."""
+        review(connection)
+        service(connection).claim()
+        run_out(facts, "cert_notification_log")
+        connection.execute("UPDATE certificates SET revoked_at = now()")
+        assert send(connection).sent == []
+        connection.execute("UPDATE certificates SET revoked_at = NULL")
+
+        (copy,) = send(connection).sent
+
+        assert copy.repeat
+        assert copy.idempotency_key.endswith("-0")
 
     def test_the_plan_counts_what_the_upsert_would_queue(
         self, connection: Connection, facts: Facts, mentor: UUID, certificate: UUID
@@ -607,11 +624,10 @@ def test_the_delay_doubles_up_to_six_hours(attempts: int, minutes: int) -> None:
     assert retry_delay_seconds(attempts) == minutes * 60
 
 
-def deliver(connection: Connection, channel: CollectingChannel, today: date = TODAY) -> ReminderCounts:
+def deliver(connection: Connection, channel: CollectingChannel, today: date = TODAY) -> MailCounts:
     """The mail stage alone, without a review."""
-    stage = MailStage(
-        service(connection), channel=channel, mail_from="certjob@example.org", today=today, stop=StopFlag()
-    )
+    queue = ReminderMail(service(connection), today=today, domain="example.org")
+    stage = MailStage(queue, channel=channel, stop=StopFlag())
     assert stage.run(deadline_seconds=60) is None
     return stage.counts
 

@@ -495,6 +495,9 @@ class Mailbox:
         key = self._key(message)
         earlier = self.arrived[key]
         ((cert_id,),) = self.facts.rows("SELECT cert_id FROM cert_notification_log WHERE id = %s", key[0])
+        assert message.mentor_id is not None
+        assert message.threshold_days is not None
+        assert message.expires_on is not None
         about = (message.mentor_id, message.threshold_days, UUID(str(cert_id)), message.expires_on)
         if about not in self.model.due_reminders():
             self.complaints.append(f"a reminder that is not due: {about}")
@@ -512,6 +515,7 @@ class Mailbox:
 
     @staticmethod
     def _key(message: OutgoingMessage) -> tuple[int, date]:
+        assert message.expires_on is not None
         return int(message.idempotency_key.split("-")[1]), message.expires_on
 
 

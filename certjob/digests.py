@@ -1,0 +1,286 @@
+"""CoordinatorDigestService: one page a day that tells a coordinator what happened and what needs a person.
+
+Queued when something has happened since the coordinator's last sent digest, and written when it is sent: three nights
+without a mail server are one digest. Level-triggered like everything here: a run that dies before it queues loses
+nothing, the next one asks the same question.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from uuid import UUID
+
+from certjob import database, facts, rules
+from certjob.models import Mentor
+from certjob.outbox import Answer, Lease, Outbox, Settlement, persist
+
+LEASE_SECONDS = 900.0
+EXPIRING_WITHIN_DAYS = 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueuedDigest:
+    """A claimed row of ``coordinator_digests``."""
+
+    id: int
+    coordinator_id: UUID
+    digest_on: date
+    attempts: int
+    claim_token: UUID
+    maybe_sent: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coordinator:
+    """Whom a digest is for, and what it is to cover."""
+
+    id: UUID
+    organisation_id: UUID
+    organisation_slug: str
+    organisation_name: str
+    full_name: str | None
+    email: str
+    locale: str
+    covers_from: datetime
+    """The end of the last sent digest; without one, a week ago."""
+    told_on: date
+    """The day of the last sent digest; without one, a week ago."""
+    covers_until: datetime
+    """Everything that was committed before this moment can be seen now."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lapse:
+    """Why a mentor is not certified: a kind that has no certificate in force."""
+
+    kind: str
+    ended_on: date | None
+    """The last day that it was in force; None: it was revoked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PausedMentor:
+    """Newly paused by certjob."""
+
+    name: str
+    member_no: str
+    lapses: tuple[Lapse, ...]
+    reopened: bool
+    """A person had lifted the pause, and the mentor was still not certified."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReturnedMentor:
+    """certjob's pause was lifted."""
+
+    name: str
+    member_no: str
+    still_paused: bool
+    """Another pause is open, such as a coordinator's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpiringCertificate:
+    """In force, and not for long."""
+
+    name: str
+    member_no: str
+    kind: str
+    expires_on: date
+    days_left: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PendingPush:
+    """A row of ``portal_alerts``."""
+
+    name: str
+    member_no: str
+    visible: bool
+    """The wanted value: False = may still be visible."""
+    sentence: str
+    """The design's own, in English."""
+    wanted_at: datetime
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UndeliveredReminder:
+    """A reminder that is ``failed``."""
+
+    name: str
+    member_no: str
+    expires_on: date
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Digest:
+    """Everything one page tells."""
+
+    coordinator: Coordinator
+    today: date
+    paused: tuple[PausedMentor, ...]
+    returned: tuple[ReturnedMentor, ...]
+    expiring: tuple[ExpiringCertificate, ...]
+    newly_expiring: bool
+    """One of ``expiring`` has come within 30 days since the last digest."""
+    pending: tuple[PendingPush, ...]
+    undelivered: tuple[UndeliveredReminder, ...]
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there is anything that the last digest has not told already, or that still needs a person."""
+        return bool(self.paused or self.returned or self.newly_expiring or self.pending or self.undelivered)
+
+
+class CoordinatorDigestService:
+    """Queues, claims, writes and settles digests; the mail stage sends them."""
+
+    def __init__(self, connection: database.Connection, *, today: date, lease_seconds: float = LEASE_SECONDS) -> None:
+        self._connection = connection
+        self._today = today
+        self._outbox = Outbox(
+            connection,
+            table="digests",
+            item=QueuedDigest,
+            lease_seconds=lease_seconds,
+            columns=("ids", "tokens", "statuses", "delays", "uncounts", "errors", "maybe_sent"),
+        )
+
+    def queue(self) -> int:
+        """Queue today's digest for each coordinator who has something to be told; return how many."""
+
+        def write() -> int:
+            queued = database.execute(self._connection, "queue_digests", {"today": self._today})
+            database.execute(self._connection, "supersede_digests", {"today": self._today})
+            return queued
+
+        return persist(self._connection, write)
+
+    def claim(self, *, limit: int = 20) -> tuple[list[QueuedDigest], Lease]:
+        """Claim due digests, never one of a coordinator whose earlier one is just being sent."""
+        return self._outbox.claim(limit=limit)
+
+    def release(self, digests: Sequence[QueuedDigest]) -> None:
+        """Give claimed digests back; their attempts were none."""
+        self._outbox.release(digests)
+
+    def coordinator(self, digest: QueuedDigest) -> Coordinator | None:
+        """Whom it is for now; None if the coordinator is gone, and with them the row."""
+        parameters = {"coordinator_id": digest.coordinator_id, "today": self._today}
+        rows = database.fetch(self._connection, "read_digest_coordinator", parameters, into=Coordinator)
+        return rows[0] if rows else None
+
+    def read(self, digest: QueuedDigest) -> Digest | None:
+        """Read everything the page tells, as of one moment; None if the coordinator is gone."""
+        with database.read_only_snapshot(self._connection):
+            coordinator = self.coordinator(digest)
+            return None if coordinator is None else self._read(coordinator)
+
+    def settle(
+        self,
+        digest: QueuedDigest,
+        status: str,
+        *,
+        error: str | None = None,
+        delay_seconds: float = 0.0,
+        uncount: bool = False,
+        maybe_sent: bool = False,
+        told: Coordinator | None = None,
+    ) -> bool:
+        """Write what became of a claimed digest, committed on return; False if its lease was lost.
+
+        ``told`` is what a sent one covered: the next digest begins where it ended.
+        """
+        settlement = Settlement(
+            id=digest.id,
+            token=digest.claim_token,
+            status=status,
+            error=error,
+            delay_seconds=delay_seconds,
+            uncount=uncount,
+            maybe_sent=maybe_sent,
+        )
+
+        def note(answers: dict[int, Answer]) -> None:
+            if told is not None and answers[digest.id] is Answer.SETTLED:
+                covers = {"id": digest.id, "covers_from": told.covers_from, "covers_until": told.covers_until}
+                database.execute(self._connection, "note_digest_cover", covers)
+
+        return self._outbox.settle([settlement], then=note)[digest.id] is not Answer.LOST
+
+    def reopen_refused(self, digests: Sequence[QueuedDigest], *, delay_seconds: float) -> None:
+        """Put digests that were refused and should not be failed back to pending."""
+        parameters = {"ids": [digest.id for digest in digests], "delay_seconds": delay_seconds}
+        persist(self._connection, lambda: database.execute(self._connection, "reopen_refused_digests", parameters))
+
+    def _read(self, coordinator: Coordinator) -> Digest:
+        window = {
+            "organisation_id": coordinator.organisation_id,
+            "covers_from": coordinator.covers_from,
+            "covers_until": coordinator.covers_until,
+        }
+        expiring, newly_expiring = self._expiring(coordinator)
+        return Digest(
+            coordinator=coordinator,
+            today=self._today,
+            paused=self._paused(window),
+            returned=tuple(database.fetch(self._connection, "read_returned_mentors", window, into=ReturnedMentor)),
+            expiring=expiring,
+            newly_expiring=newly_expiring,
+            pending=tuple(database.fetch(self._connection, "read_pending_pushes", window, into=PendingPush)),
+            undelivered=tuple(
+                database.fetch(self._connection, "read_undelivered_reminders", window, into=UndeliveredReminder)
+            ),
+        )
+
+    def _paused(self, window: dict[str, object]) -> tuple[PausedMentor, ...]:
+        rows = database.fetch(self._connection, "read_paused_mentors", window)
+        mentors = self._mentors([row[0] for row in rows])
+        return tuple(
+            PausedMentor(
+                name=name,
+                member_no=member_no,
+                lapses=_lapses(mentors[mentor_id], self._today) if mentor_id in mentors else (),
+                reopened=reopened,
+            )
+            for mentor_id, name, member_no, reopened in rows
+        )
+
+    def _expiring(self, coordinator: Coordinator) -> tuple[tuple[ExpiringCertificate, ...], bool]:
+        """Those that end within 30 days and that nothing continues; and whether one of them is new here."""
+        rows = database.fetch(
+            self._connection,
+            "read_expiring_mentors",
+            {
+                "organisation_id": coordinator.organisation_id,
+                "today": self._today,
+                "within_days": EXPIRING_WITHIN_DAYS,
+            },
+        )
+        names = {row[0]: row[1] for row in rows}
+        found = [
+            ExpiringCertificate(
+                name=names[mentor.id],
+                member_no=mentor.member_no,
+                kind=certificate.kind,
+                expires_on=certificate.expires_on,
+                days_left=(certificate.expires_on - self._today).days,
+            )
+            for mentor in self._mentors(list(names)).values()
+            for certificate in rules.ending_certificates(mentor, self._today, within_days=EXPIRING_WITHIN_DAYS)
+        ]
+        found.sort(key=lambda item: (item.expires_on, item.name, item.member_no))
+        newly = any((item.expires_on - coordinator.told_on).days > EXPIRING_WITHIN_DAYS for item in found)
+        return tuple(found), newly
+
+    def _mentors(self, ids: Sequence[UUID]) -> dict[UUID, Mentor]:
+        return {mentor.id: mentor for mentor in facts.read(self._connection, ids, lock=False).mentors}
+
+
+def _lapses(mentor: Mentor, today: date) -> tuple[Lapse, ...]:
+    return tuple(
+        Lapse(kind=certificate.kind, ended_on=None if certificate.revoked else certificate.expires_on)
+        for certificate in rules.lapsed_certificates(mentor, today)
+    )

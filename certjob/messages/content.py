@@ -1,0 +1,129 @@
+"""What messages say, and the words that a template finds for it."""
+
+import re
+from dataclasses import dataclass
+from datetime import date, datetime
+from urllib.parse import quote, urlsplit
+
+import babel.dates
+
+LANGUAGES = {"nb": "nb", "nn": "nn", "en": "en_GB"}
+"""Languages that have templates, and how each writes a date; any other locale reads the first one."""
+
+NEARLY_A_YEAR_DAYS = 300
+"""Further away than this, a day and a month alone could be misread."""
+
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]+")
+"""Control characters, line separators and marks that turn the direction of what follows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReminderContent:
+    """What a reminder says, and to whom."""
+
+    full_name: str | None
+    """None: the member number is the name."""
+    member_no: str
+    kind: str
+    """What the certificate is for, in the organisation's words."""
+    expires_on: date
+    """The last day in force."""
+    days_left: int
+    """From today to ``expires_on``; 0 on the day, negative after it."""
+    threshold_days: int
+    """Why the reminder is sent now; the texts go by ``days_left``, since a late one has less time left."""
+    pauses: bool
+    """Whether the expiry of this kind pauses the mentor."""
+    paused: bool
+    """Whether certjob's own pause is open now."""
+    organisation_name: str
+    contact_email: str | None
+    contact_phone: str | None
+    renewal_url: str | None
+    locale: str
+    """``nb``, ``nn`` or ``en``."""
+    repeat: bool
+    """Whether an earlier copy may have arrived."""
+    organisation_slug: str = ""
+    """Whose own templates go before those for everybody."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenderedMessage:
+    """A message ready for a channel."""
+
+    subject: str
+    """One line."""
+    text: str
+    """Complete in itself."""
+    html: str
+    """A whole document; ours are without images or anything from elsewhere."""
+
+
+def language_of(locale: str) -> str:
+    """Return the language in which somebody with this locale reads."""
+    return locale if locale in LANGUAGES else next(iter(LANGUAGES))
+
+
+def write_date(day: date, *, locale: str) -> str:
+    """Return the date as people with this locale write it, in words."""
+    return babel.dates.format_date(day, format="long", locale=LANGUAGES[language_of(locale)])
+
+
+def write_moment(moment: datetime, *, locale: str) -> str:
+    """Return day and time, without the year; ``moment`` is in the readers' zone."""
+    language = LANGUAGES[language_of(locale)]
+    day = babel.dates.format_skeleton("MMMMd", moment, locale=language)
+    return f"{day} {moment:%H:%M}"
+
+
+def reminder_words(content: ReminderContent) -> dict[str, object]:
+    """Return what a reminder's templates can use, by name; nothing in it can break a line or turn the text around."""
+    language = language_of(content.locale)
+    email = clean(content.contact_email)
+    phone = clean(content.contact_phone)
+    url = clean(content.renewal_url)
+    return {
+        "language": language,
+        "name": clean(content.full_name) or clean(content.member_no),
+        "member_no": clean(content.member_no),
+        "kind": clean(content.kind),
+        "expires_on": write_date(content.expires_on, locale=language),
+        "expires_day": _day(content, locale=LANGUAGES[language]),
+        "days_left": content.days_left,
+        "threshold_days": content.threshold_days,
+        "pauses": content.pauses,
+        "paused": content.paused,
+        "organisation": clean(content.organisation_name),
+        "contact_email": email,
+        "contact_email_link": quote(email, safe="@"),
+        "contact_phone": phone,
+        "contact_phone_link": "".join(re.findall(r"[+0-9]", phone)),
+        "renewal_url": url,
+        "renewal_host": _web_host(url),
+        "repeat": content.repeat,
+    }
+
+
+def _day(content: ReminderContent, *, locale: str) -> str:
+    """Write the day for a subject, where every character counts: with the year only if that is in doubt."""
+    if abs(content.days_left) > NEARLY_A_YEAR_DAYS:
+        return babel.dates.format_date(content.expires_on, format="long", locale=locale)
+    return babel.dates.format_skeleton("MMMMd", content.expires_on, locale=locale)
+
+
+def _web_host(url: str) -> str:
+    """Return where a web address leads; nothing for any other, such as ``javascript:``, which must not become a link.
+
+    Readers are shown this name, so that they see where a link leads before they follow it.
+    """
+    try:
+        parts = urlsplit(url)
+        return (parts.hostname or "") if parts.scheme in ("https", "http") else ""
+    except ValueError:
+        return ""
+
+
+def clean(text: str | None) -> str:
+    """Return the text in one line without characters that could break a header or turn the text around."""
+    return " ".join(_UNPRINTABLE.sub(" ", text or "").split())

@@ -1,0 +1,160 @@
+"""The templates of messages: certjob's own, and before them those of the programme or of one organisation."""
+
+import difflib
+import re
+import traceback
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from jinja2 import (
+    ChoiceLoader,
+    FileSystemLoader,
+    PrefixLoader,
+    StrictUndefined,
+    TemplateNotFound,
+    TemplateSyntaxError,
+    UndefinedError,
+    select_autoescape,
+)
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from certjob.errors import TemplateError
+from certjob.messages.content import ReminderContent, RenderedMessage, language_of, reminder_words
+
+OUR_FOLDER = Path(__file__).parent
+
+PERSONAL_WORDS = ("name", "member_no")
+"""What no error may repeat: it ends in a log."""
+
+
+class Templates:
+    """Finds and renders templates; each file is looked for in three places, the most particular one first.
+
+    These are ``<folder>/<organisation's slug>/``, ``<folder>/`` and certjob's own texts. A template of the programme's
+    can build on ours, whose names begin with ``certjob/`` then: ``{% include "certjob/reminder.nb.txt" %}``.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        """Prepare; files are read when they are first used, and kept: a night is written in one voice."""
+        self.folder = folder
+        self._environments: dict[str, ImmutableSandboxedEnvironment] = {}
+
+    def render_reminder(self, content: ReminderContent) -> RenderedMessage:
+        """Write the reminder in the mentor's language. Raises TemplateError."""
+        return self.render(
+            "reminder",
+            language=language_of(content.locale),
+            slug=content.organisation_slug,
+            words=reminder_words(content),
+        )
+
+    def render(self, message: str, *, language: str, slug: str, words: Mapping[str, object]) -> RenderedMessage:
+        """Write a message: the first line of the text template is the subject, an empty one follows.
+
+        The HTML template gets the subject, too. Raises TemplateError, naming file and line, for a template that is
+        broken, or breaks on these words.
+        """
+        name = f"{message}.{language}.txt"
+        subject, _, rest = self._write(name, slug=slug, words=words).partition("\n")
+        subject = " ".join(subject.split())
+        gap, _, text = rest.partition("\n")
+        if not subject:
+            reason = "the first line is the subject, and it is empty; begin with the subject"
+            raise TemplateError(reason, file=self.shown(name, slug=slug), line=1)
+        if gap.strip():
+            reason = "the subject takes more than the first line; put it into one line and an empty line after it"
+            raise TemplateError(reason, file=self.shown(name, slug=slug), line=2)
+        if not text.strip():
+            reason = "there is no text after the subject; write one"
+            raise TemplateError(reason, file=self.shown(name, slug=slug))
+        page = f"{message}.{language}.html"
+        html = self._write(page, slug=slug, words={**words, "subject": subject})
+        if not html.strip():
+            reason = "the page is empty; write one, or take the file away"
+            raise TemplateError(reason, file=self.shown(page, slug=slug))
+        return RenderedMessage(subject=subject, text=text.strip("\n") + "\n", html=html)
+
+    def environment(self, slug: str) -> ImmutableSandboxedEnvironment:
+        """Return the environment in which one organisation's templates are found; ``""`` for everybody's."""
+        if slug not in self._environments:
+            own = [self.folder / slug, self.folder] if self.folder else []
+            ours = FileSystemLoader(OUR_FOLDER)
+            self._environments[slug] = ImmutableSandboxedEnvironment(
+                loader=ChoiceLoader(
+                    [
+                        PrefixLoader({"certjob": ours}),
+                        # Some editors put a byte-order mark before the subject.
+                        *(FileSystemLoader(folder, encoding="utf-8-sig") for folder in own),
+                        ours,
+                    ]
+                ),
+                autoescape=select_autoescape(enabled_extensions=("html",), default=False),
+                undefined=StrictUndefined,
+                trim_blocks=True,
+                lstrip_blocks=True,
+                keep_trailing_newline=True,
+                auto_reload=False,
+            )
+        return self._environments[slug]
+
+    def shown(self, name: str, *, slug: str) -> str:
+        """Return a template's file as a person knows it: its path inside the folder, or that it is certjob's own."""
+        for folder in (f"{slug}/", "") if self.folder else ():
+            if self.folder and (self.folder / folder / name).is_file():
+                return folder + name
+        return f"certjob's own {name}"
+
+    def _write(self, name: str, *, slug: str, words: Mapping[str, object]) -> str:
+        try:
+            return self.environment(slug).get_template(name).render(words)
+        except Exception as error:  # a template is somebody's program, and raises what it likes
+            raise self._explain(error, name, slug=slug, words=words) from error
+
+    def _explain(self, error: Exception, name: str, *, slug: str, words: Mapping[str, object]) -> TemplateError:
+        """Say where a template broke, why, and what to do; what is a person's own is left out."""
+        file, line = self.shown(name, slug=slug), None
+        for frame in traceback.extract_tb(error.__traceback__):  # the innermost template is the last one
+            if frame.filename.endswith((".txt", ".html")):
+                file, line = self._shown_path(frame.filename), frame.lineno
+        match error:
+            case TemplateSyntaxError():
+                file, line = self._shown_path(error.filename) if error.filename else file, error.lineno
+                reason = f"{error.message}; correct the line"
+            case TemplateNotFound():
+                reason = f"there is no template {error.name}; correct the name, or add the file"
+            case UndefinedError():
+                unknown = re.fullmatch(r"'(\w+)' is undefined", str(error.message))
+                reason = f"{error.message}; {advice_about(unknown[1], words) if unknown else 'correct the line'}"
+            case UnicodeDecodeError():
+                reason = "the file is not in UTF-8; save it in that encoding"
+            case OSError():
+                reason = f"the file cannot be read ({error.strerror}); let certjob's user read it"
+            case _:
+                reason = f"{type(error).__name__}: {error}; correct the line"
+        return TemplateError(_without_people(reason, words), file=file, line=line)
+
+    def _shown_path(self, path: str) -> str:
+        if self.folder and Path(path).is_relative_to(self.folder):
+            return str(Path(path).relative_to(self.folder))
+        return f"certjob's own {Path(path).name}"
+
+
+OUR_TEMPLATES = Templates()
+"""The texts that come with certjob, nothing else."""
+
+
+def advice_about(word: str, known: Iterable[str]) -> str:
+    """Say what somebody who used a word that templates do not have may have meant."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"a template can use {', '.join(sorted(known))}"
+
+
+def _without_people(text: str, words: Mapping[str, object]) -> str:
+    """Take names out of an error's text, also the parts that a template may have split them into."""
+    text = " ".join(text.split())
+    for word in PERSONAL_WORDS:
+        value = str(words.get(word, ""))
+        for part in (value, *value.split()):
+            if len(part) > 2:
+                text = text.replace(part, "…")
+    return text

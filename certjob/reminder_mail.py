@@ -1,0 +1,88 @@
+"""Reminders as the mail stage takes them: asked again, and written, from the facts of the moment."""
+
+from collections.abc import Sequence
+from datetime import date
+
+from certjob.channel import OutgoingMessage
+from certjob.errors import TemplateError
+from certjob.mail_stage import Draft
+from certjob.messages import OUR_TEMPLATES, Templates
+from certjob.models import Reminder
+from certjob.outbox import Lease
+from certjob.reminder_message import reminder_key, reminder_message
+from certjob.reminders import CertificationReminderService, QueuedReminder
+
+
+class ReminderMail:
+    """The mail stage's queue of reminders."""
+
+    def __init__(
+        self,
+        service: CertificationReminderService,
+        *,
+        today: date,
+        domain: str,
+        templates: Templates = OUR_TEMPLATES,
+    ) -> None:
+        """``domain`` is the right side of every Message-ID."""
+        self._service = service
+        self._today = today
+        self._domain = domain
+        self._templates = templates
+
+    def claim(self) -> tuple[list[QueuedReminder], Lease]:
+        """Claim due reminders, committed on return."""
+        return self._service.claim()
+
+    def release(self, items: Sequence[QueuedReminder]) -> None:
+        """Give claimed reminders back; their attempts were none."""
+        self._service.release(items)
+
+    def draft(self, item: QueuedReminder) -> Draft:
+        """Ask the rules again, then write the message."""
+        recipient = self._service.recipient(item)
+        if recipient is None:  # the mentor and with it the row were deleted under the claim
+            return Draft(cancelled="")
+        reason = self._service.cancel_reason(item, recipient, self._today)
+        if reason is not None:
+            return Draft(cancelled=reason)
+
+        def write(templates: Templates) -> OutgoingMessage:
+            return reminder_message(
+                Reminder(cert_id=item.cert_id, threshold_days=item.threshold_days, expires_on=item.expires_on),
+                recipient,
+                key=reminder_key(item.id, cycle=item.cycle),
+                repeat=item.maybe_sent,
+                today=self._today,
+                domain=self._domain,
+                templates=templates,
+            )
+
+        try:
+            return Draft(message=write(self._templates))
+        except TemplateError as error:  # other words are better than none in time
+            return Draft(message=write(OUR_TEMPLATES), broken_template=str(error))
+
+    def settle(
+        self,
+        item: QueuedReminder,
+        status: str,
+        *,
+        error: str | None = None,
+        delay_seconds: float = 0.0,
+        uncount: bool = False,
+        maybe_sent: bool = False,
+    ) -> bool:
+        """Write what became of a reminder, committed on return; False if its lease was lost."""
+        return self._service.settle(
+            item, status, error=error, delay_seconds=delay_seconds, uncount=uncount, maybe_sent=maybe_sent
+        )
+
+    def reopen_refused(self, items: Sequence[QueuedReminder], *, delay_seconds: float) -> None:
+        """Put reminders that were refused and should not be failed back to pending."""
+        self._service.reopen_refused(items, delay_seconds=delay_seconds)
+
+    def address(self, item: QueuedReminder) -> str | None:
+        """Where it would go now."""
+        recipient = self._service.recipient(item)
+        return None if recipient is None else recipient.email

@@ -1,0 +1,509 @@
+"""The coordinators' daily page: what happened and what needs a person, once a day, and only if there is something."""
+
+import threading
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from certjob import database, nightly
+from certjob.channel import OutgoingMessage
+from certjob.database import Connection
+from certjob.digests import CoordinatorDigestService
+from certjob.errors import (
+    ChannelDownError,
+    OutcomeUnknownError,
+    PermanentPortalError,
+    RecipientDeferredError,
+    RecipientRefusedError,
+)
+from certjob.report import Outcome, RunReport
+from certjob.stopping import StopFlag
+from tests.facts import TODAY, Facts
+from tests.intents import make_due, review, run_out
+from tests.nights import CollectingChannel, FlakyPortal, NoProgress, delivery, night
+
+App = psycopg.Connection[tuple[object, ...]]
+
+YESTERDAY = TODAY - timedelta(days=1)
+NEXT_YEAR = TODAY + timedelta(days=365)
+ROWS = "SELECT digest_on, status FROM coordinator_digests ORDER BY id"
+SENTENCE = "Dynamics sync pending — mentor may still be visible on portal"
+
+
+@pytest.fixture
+def other(database_url: str) -> Iterator[Connection]:
+    """The connection of another run."""
+    with database.connect(database_url) as connection:
+        yield connection
+
+
+@pytest.fixture
+def hlf(facts: Facts) -> UUID:
+    """An organisation with a portal, without reminders to mentors."""
+    return facts.organisation(thresholds=())
+
+
+def coordinator(facts: Facts, organisation: UUID, *, email: str = "berit@example.org", locale: str = "nb") -> UUID:
+    row = facts.connection.execute(
+        "INSERT INTO coordinators (organisation_id, full_name, email, locale) VALUES (%s, 'Berit Berg', %s, %s)"
+        " RETURNING id",
+        (organisation, email, locale),
+    ).fetchone()
+    assert row is not None
+    return UUID(str(row[0]))
+
+
+def digests(channel: CollectingChannel) -> list[OutgoingMessage]:
+    return [message for message in channel.sent if message.kind == "digest"]
+
+
+def failing(error: Exception, *, kind: str = "digest") -> CollectingChannel:
+    """A channel on which no digest can be handed over."""
+
+    def on_send(message: OutgoingMessage) -> None:
+        if message.kind == kind:
+            raise error
+
+    return CollectingChannel(on_send=on_send)
+
+
+def deliver(connection: Connection, channel: CollectingChannel, today: date = TODAY) -> RunReport:
+    return nightly.deliver(
+        connection,
+        today=today,
+        allow_earlier_date=False,
+        delivery=delivery(portal=FlakyPortal(), channel=channel),
+        stop=StopFlag(),
+        progress=NoProgress(),
+    )
+
+
+class TestContents:
+    """What it tells."""
+
+    def test_who_was_paused_and_why(self, connection: Connection, facts: Facts, hlf: UUID) -> None:
+        """With the kind and the day it ended, or that it was revoked."""
+        coordinator(facts, hlf)
+        facts.certified_mentor(hlf, YESTERDAY, full_name="Kari Nordmann", member_no="M1")
+        revoked = facts.mentor(hlf, full_name="Ola Hansen", member_no="M2")
+        facts.certificate(revoked, NEXT_YEAR, revoked_at=datetime.now(UTC))
+        channel = CollectingChannel()
+
+        night(connection, portal=FlakyPortal(), channel=channel)
+
+        (digest,) = digests(channel)
+        assert digest.to == "berit@example.org"
+        assert digest.subject == "HLF: 2 satt på pause"
+        assert "* Kari Nordmann (M1): likeperson gikk ut 9. mars 2026" in digest.text
+        assert "* Ola Hansen (M2): likeperson er trukket tilbake" in digest.text
+        assert "Kari Nordmann" in digest.html
+
+    def test_who_is_back_again(self, connection: Connection, facts: Facts, hlf: UUID) -> None:
+        """And whether another pause still holds them."""
+        coordinator(facts, hlf)
+        back, ill = (facts.certified_mentor(hlf, YESTERDAY, full_name=name) for name in ("Kari", "Ola"))
+        facts.pause(ill)
+        night(connection, portal=FlakyPortal(), channel=CollectingChannel())
+        for mentor in (back, ill):
+            facts.certificate(mentor, NEXT_YEAR, issued_on=TODAY)
+        channel = CollectingChannel()
+
+        night(connection, TODAY + timedelta(days=1), portal=FlakyPortal(), channel=channel)
+
+        (digest,) = digests(channel)
+        assert digest.subject == "HLF: 2 tilbake"
+        assert "* Ola (M1002), er fortsatt på pause av en annen grunn" in digest.text
+        assert "Nye på pause" not in digest.text
+
+    def test_a_pause_that_a_person_had_lifted(self, connection: Connection, facts: Facts, hlf: UUID) -> None:
+        """It is open again, and the page says what to do instead."""
+        coordinator(facts, hlf)
+        facts.certified_mentor(hlf, YESTERDAY)
+        night(connection, portal=FlakyPortal(), channel=CollectingChannel())
+        connection.execute("UPDATE mentor_pauses SET lifted_at = now(), lifted_by = 'Berit'")
+        channel = CollectingChannel()
+
+        night(connection, TODAY + timedelta(days=1), portal=FlakyPortal(), channel=channel)
+
+        (digest,) = digests(channel)
+        assert "Pausen var opphevet av en person" in digest.text
+
+    def test_a_push_that_waits(self, connection: Connection, facts: Facts, hlf: UUID) -> None:
+        """With the design's own sentence, every day until it is done."""
+        coordinator(facts, hlf)
+        facts.certified_mentor(hlf, YESTERDAY, full_name="Kari Nordmann")
+        refusing = FlakyPortal(failures=9, error=lambda: PermanentPortalError("404 contact_not_found"))
+        first, second, third = CollectingChannel(), CollectingChannel(), CollectingChannel()
+
+        night(connection, portal=refusing, channel=first)
+        night(connection, TODAY + timedelta(days=1), portal=refusing, channel=second)
+        connection.execute("UPDATE mentors SET dynamics_contact_id = gen_random_uuid()")
+        night(connection, TODAY + timedelta(days=2), portal=FlakyPortal(), channel=third)
+
+        for channel in (first, second):
+            (digest,) = digests(channel)
+            assert SENTENCE in digest.text
+            assert SENTENCE in digest.html
+            assert "404 contact_not_found" in digest.text
+            assert digest.subject.startswith("HLF: 1 kan fortsatt være synlig på portalen")
+        assert digests(third) == []
+
+    def test_a_reminder_that_could_not_be_delivered(self, connection: Connection, facts: Facts) -> None:
+        """Told once."""
+        organisation = facts.organisation(portal=None)
+        coordinator(facts, organisation)
+        facts.certified_mentor(organisation, TODAY + timedelta(days=40), full_name="Kari", email=None)
+        first, second = CollectingChannel(), CollectingChannel()
+
+        night(connection, channel=first)
+        night(connection, TODAY + timedelta(days=1), channel=second)
+
+        (digest,) = digests(first)
+        assert "* Kari (M1001), om sertifikatet som går ut 19. april 2026: no address" in digest.text
+        assert digests(second) == []
+
+    def test_what_ends_soon_comes_along_and_counts_when_it_is_new(
+        self, connection: Connection, facts: Facts, hlf: UUID
+    ) -> None:
+        """A certificate that comes within 30 days is told; the same one again is no reason for another page."""
+        coordinator(facts, hlf)
+        facts.certified_mentor(hlf, TODAY + timedelta(days=31), full_name="Kari")
+        continued = facts.certified_mentor(hlf, TODAY + timedelta(days=20))
+        facts.certificate(continued, NEXT_YEAR, issued_on=TODAY)
+        today, tomorrow, day_after = CollectingChannel(), CollectingChannel(), CollectingChannel()
+
+        night(connection, TODAY, portal=FlakyPortal(), channel=today)
+        night(connection, TODAY + timedelta(days=1), portal=FlakyPortal(), channel=tomorrow)
+        night(connection, TODAY + timedelta(days=2), portal=FlakyPortal(), channel=day_after)
+
+        assert digests(today) == []
+        (digest,) = digests(tomorrow)
+        assert "* 10. april 2026: Kari (M1001), likeperson, 30 dager igjen" in digest.text
+        assert "M1002" not in digest.text
+        assert digests(day_after) == []
+
+    def test_only_the_own_organisation(self, connection: Connection, facts: Facts, hlf: UUID) -> None:
+        """What happens elsewhere is nobody else's business."""
+        coordinator(facts, hlf, email="hlf@example.org")
+        coordinator(facts, facts.organisation("nhf", portal=None), email="nhf@example.org")
+        facts.certified_mentor(hlf, YESTERDAY)
+        channel = CollectingChannel()
+
+        night(connection, portal=FlakyPortal(), channel=channel)
+
+        assert [digest.to for digest in digests(channel)] == ["hlf@example.org"]
+
+    @pytest.mark.parametrize(
+        ("locale", "says"),
+        [("nb", "gikk ut 9. mars 2026"), ("nn", "gjekk ut 9. mars 2026"), ("en", "ended on 9 March 2026")],
+    )
+    def test_in_the_coordinators_language(
+        self, connection: Connection, facts: Facts, hlf: UUID, locale: str, says: str
+    ) -> None:
+        """Each their own."""
+        coordinator(facts, hlf, locale=locale)
+        facts.certified_mentor(hlf, YESTERDAY)
+        channel = CollectingChannel()
+
+        night(connection, portal=FlakyPortal(), channel=channel)
+
+        (digest,) = digests(channel)
+        assert says in digest.text
+        assert says in digest.html
+        assert f'<html lang="{locale}">' in digest.html
+
+    def test_a_long_list_is_cut_and_counted(self, connection: Connection, facts: Facts, hlf: UUID) -> None:
+        """A first night pauses hundreds; the page stays one that people read."""
+        coordinator(facts, hlf)
+        for _ in range(60):
+            facts.certified_mentor(hlf, YESTERDAY)
+        channel = CollectingChannel()
+
+        night(connection, portal=FlakyPortal(), channel=channel, allow_mass_change=True)
+
+        (digest,) = digests(channel)
+        assert digest.subject == "HLF: 60 satt på pause"
+        assert "* og 10 til" in digest.text
+        assert "<li>og 10 til</li>" in digest.html
+
+    def test_hostile_names_do_no_harm(self, connection: Connection, facts: Facts, hlf: UUID) -> None:
+        """No markup, no line of its own, no turned text."""
+        coordinator(facts, hlf)
+        facts.certified_mentor(hlf, YESTERDAY, full_name="<b>Kari</b>\nBcc: a@b.example\u202e {{ 7 * 7 }}")
+        channel = CollectingChannel()
+
+        night(connection, portal=FlakyPortal(), channel=channel)
+
+        (digest,) = digests(channel)
+        assert "* <b>Kari</b> Bcc: a@b.example {{ 7 * 7 }} (M1001)" in digest.text
+        assert "&lt;b&gt;Kari&lt;/b&gt;" in digest.html
+
+
+class TestOnceADay:
+    """One page per coordinator and day, and none without news."""
+
+    def test_nothing_to_say_is_no_mail(self, connection: Connection, facts: Facts, hlf: UUID) -> None:
+        """Not even a row."""
+        coordinator(facts, hlf)
+        facts.certified_mentor(hlf, NEXT_YEAR)
+        channel = CollectingChannel()
+
+        report = night(connection, portal=FlakyPortal(), channel=channel)
+
+        assert channel.sent == []
+        assert facts.rows(ROWS) == []
+        assert report.to_document()["digests"] == {"sent": 0, "failed": 0, "pending": 0}
+
+    def test_what_comes_later_on_the_same_day_is_told_tomorrow(
+        self, connection: Connection, facts: Facts, hlf: UUID
+    ) -> None:
+        """The run of every hour mails nobody twice."""
+        coordinator(facts, hlf)
+        facts.certified_mentor(hlf, YESTERDAY, full_name="Kari")
+        morning, noon, tomorrow = CollectingChannel(), CollectingChannel(), CollectingChannel()
+        night(connection, portal=FlakyPortal(), channel=morning)
+        facts.certified_mentor(hlf, YESTERDAY, full_name="Ola")
+
+        night(connection, portal=FlakyPortal(), channel=noon)
+        night(connection, TODAY + timedelta(days=1), portal=FlakyPortal(), channel=tomorrow)
+
+        assert [len(digests(channel)) for channel in (morning, noon, tomorrow)] == [1, 0, 1]
+        assert "Ola" in digests(tomorrow)[0].text
+        assert "Kari" not in digests(tomorrow)[0].text
+
+    def test_three_nights_without_a_mail_server_are_one_page(
+        self, connection: Connection, facts: Facts, hlf: UUID
+    ) -> None:
+        """About all of them; the unsent ones are superseded."""
+        coordinator(facts, hlf)
+        for day, name in enumerate(["Kari", "Ola", "Per"]):
+            facts.certified_mentor(hlf, TODAY + timedelta(days=day - 1), full_name=name)
+            night(
+                connection,
+                TODAY + timedelta(days=day),
+                portal=FlakyPortal(),
+                channel=failing(ChannelDownError("no route")),
+            )
+            make_due(facts, "coordinator_digests")
+        channel = CollectingChannel()
+
+        night(connection, TODAY + timedelta(days=3), portal=FlakyPortal(), channel=channel)
+
+        (digest,) = digests(channel)
+        assert all(name in digest.text for name in ("Kari", "Ola", "Per"))
+        assert [status for _, status in facts.rows(ROWS)] == ["superseded", "superseded", "superseded", "sent"]
+
+    def test_runs_at_once_send_one_each(
+        self, connection: Connection, facts: Facts, database_url: str, hlf: UUID
+    ) -> None:
+        """Four processes, three coordinators, three mails."""
+        for number in range(3):
+            coordinator(facts, hlf, email=f"c{number}@example.org")
+        facts.certified_mentor(hlf, YESTERDAY)
+        channels = [CollectingChannel() for _ in range(4)]
+        barrier = threading.Barrier(4)
+
+        def run(channel: CollectingChannel) -> None:
+            with database.connect(database_url) as own:
+                barrier.wait(20)
+                night(own, portal=FlakyPortal(), channel=channel)
+
+        threads = [threading.Thread(target=run, args=(channel,)) for channel in channels]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        deliver(connection, channels[0])
+
+        sent = [digest.to for channel in channels for digest in digests(channel)]
+        assert sorted(sent) == ["c0@example.org", "c1@example.org", "c2@example.org"]
+
+    def test_a_run_that_died_before_it_queued_loses_nothing(
+        self, connection: Connection, facts: Facts, hlf: UUID
+    ) -> None:
+        """The next one asks the same question, though it changes nothing itself."""
+        coordinator(facts, hlf)
+        facts.certified_mentor(hlf, YESTERDAY, full_name="Kari")
+        review(connection)
+        channel = CollectingChannel()
+
+        night(connection, portal=FlakyPortal(), channel=channel)
+
+        assert "Kari" in digests(channel)[0].text
+
+    def test_what_another_run_is_just_committing_belongs_to_the_next_page(
+        self, connection: Connection, facts: Facts, other: Connection, hlf: UUID
+    ) -> None:
+        """Its rows carry the time at which its transaction began, before this page was written."""
+        coordinator(facts, hlf)
+        facts.certified_mentor(hlf, YESTERDAY, full_name="Kari")
+        night(connection, portal=FlakyPortal(), deliver=False)
+        late = facts.mentor(hlf, full_name="Ola")
+        first, second = CollectingChannel(), CollectingChannel()
+
+        with other.transaction():
+            other.execute(
+                "INSERT INTO mentor_pauses (mentor_id, reason, actor) VALUES (%s, 'certification_expired', 'certjob')",
+                (late,),
+            )
+            night(connection, TODAY, portal=FlakyPortal(), channel=first)
+        facts.certificate(late, YESTERDAY)
+        night(connection, TODAY + timedelta(days=1), portal=FlakyPortal(), channel=second)
+
+        told = [digest.text for channel in (first, second) for digest in digests(channel)]
+        assert sum("Ola" in text for text in told) == 1
+        assert sum("Kari" in text for text in told) == 1
+
+    def test_without_a_channel_it_waits(self, connection: Connection, facts: Facts, hlf: UUID) -> None:
+        """It is queued, and the line says so."""
+        coordinator(facts, hlf)
+        facts.certified_mentor(hlf, YESTERDAY)
+
+        report = night(connection, portal=FlakyPortal())
+
+        assert "mail: CERTJOB_NOTIFY_URL is not set; 1 digest stays pending" in report.reasons
+        channel = CollectingChannel()
+        sent = deliver(connection, channel)
+        assert len(digests(channel)) == 1
+        assert sent.to_document()["digests"] == {"sent": 1, "failed": 0, "pending": 0}
+
+
+class TestFailures:
+    """In the same outbox form as the reminders."""
+
+    @pytest.fixture
+    def waiting(self, facts: Facts, hlf: UUID) -> UUID:
+        """Something to tell one coordinator."""
+        facts.certified_mentor(hlf, YESTERDAY)
+        return coordinator(facts, hlf)
+
+    def test_an_address_that_is_refused_fails_and_tomorrows_tells_all(
+        self, connection: Connection, facts: Facts, waiting: UUID
+    ) -> None:
+        """Exit 3; what it would have told is told by the next one."""
+        report = night(connection, portal=FlakyPortal(), channel=failing(RecipientRefusedError("550 no such user")))
+
+        assert report.outcome is Outcome.ATTENTION
+        assert "1 digest to a coordinator failed" in report.reasons
+        assert facts.rows("SELECT status, last_error FROM coordinator_digests") == [("failed", "550 no such user")]
+        channel = CollectingChannel()
+        night(connection, TODAY + timedelta(days=1), portal=FlakyPortal(), channel=channel)
+        assert "M1001" in digests(channel)[0].text
+
+    def test_one_that_is_put_off_is_tried_again(self, connection: Connection, facts: Facts, waiting: UUID) -> None:
+        """By the job between the nights, once its time has come."""
+        night(connection, portal=FlakyPortal(), channel=failing(RecipientDeferredError("450 later")))
+        assert facts.rows("SELECT status, attempts, next_attempt_at > now() FROM coordinator_digests") == [
+            ("pending", 1, True)
+        ]
+        make_due(facts, "coordinator_digests")
+        channel = CollectingChannel()
+
+        deliver(connection, channel)
+
+        assert len(digests(channel)) == 1
+
+    def test_after_an_unknown_outcome_it_says_that_it_may_be_a_repeat(
+        self, connection: Connection, facts: Facts, waiting: UUID
+    ) -> None:
+        """Under the same Message-ID."""
+        tried: list[OutgoingMessage] = []
+
+        def lose(message: OutgoingMessage) -> None:
+            tried.append(message)
+            text = "no answer"
+            raise OutcomeUnknownError(text)
+
+        night(connection, portal=FlakyPortal(), channel=CollectingChannel(on_send=lose))
+        make_due(facts, "coordinator_digests")
+        channel = CollectingChannel()
+
+        deliver(connection, channel)
+
+        (repeat,) = digests(channel)
+        assert repeat.message_id == tried[0].message_id
+        assert (tried[0].repeat, repeat.repeat) == (False, True)
+        assert "mer enn én gang" in repeat.text
+
+    def test_one_whose_process_vanished_is_sent_by_another(
+        self, connection: Connection, facts: Facts, waiting: UUID
+    ) -> None:
+        """After the lease, as a possible repeat."""
+        night(connection, portal=FlakyPortal(), deliver=False)
+        service = CoordinatorDigestService(connection, today=TODAY)
+        service.queue()
+        service.claim()
+        channel = CollectingChannel()
+        deliver(connection, channel)
+        assert digests(channel) == []
+
+        run_out(facts, "coordinator_digests")
+        deliver(connection, channel)
+
+        assert [digest.repeat for digest in digests(channel)] == [True]
+
+    def test_the_next_days_waits_for_one_that_is_being_sent(
+        self, connection: Connection, facts: Facts, waiting: UUID
+    ) -> None:
+        """It begins where that one ends; two with the same contents would be one too many."""
+        night(connection, portal=FlakyPortal(), deliver=False)
+        service = CoordinatorDigestService(connection, today=TODAY)
+        service.queue()
+        (sending,), _ = service.claim()
+        tomorrow = CoordinatorDigestService(connection, today=TODAY + timedelta(days=1))
+
+        tomorrow.queue()
+
+        assert tomorrow.claim()[0] == []
+        told = service.coordinator(sending)
+        assert service.settle(sending, "sent", told=told)
+        channel = CollectingChannel()
+        deliver(connection, channel, TODAY + timedelta(days=1))
+        assert digests(channel) == []
+        assert [status for _, status in facts.rows(ROWS)] == ["sent", "cancelled"]
+
+    def test_a_coordinator_who_is_gone_gets_none(self, connection: Connection, facts: Facts, waiting: UUID) -> None:
+        """Removed between the claim and the sending."""
+        night(connection, portal=FlakyPortal(), deliver=False)
+        CoordinatorDigestService(connection, today=TODAY).queue()
+
+        channel = CollectingChannel()
+        connection.execute("DELETE FROM coordinators WHERE id = %s", (waiting,))
+
+        deliver(connection, channel)
+
+        assert channel.sent == []
+        assert facts.rows(ROWS) == []
+
+    def test_a_mail_server_that_is_down_stops_the_digests_too(
+        self, connection: Connection, facts: Facts, waiting: UUID
+    ) -> None:
+        """One line, and they stay pending."""
+        organisation = facts.organisation("nhf", portal=None)
+        facts.certified_mentor(organisation, TODAY + timedelta(days=5))
+        channel = failing(ChannelDownError("no route to the mail server"), kind="reminder")
+
+        report = night(connection, portal=FlakyPortal(), channel=channel)
+
+        assert [stop.code for stop in report.stopped] == ["down"]
+        assert report.to_document()["digests"] == {"sent": 0, "failed": 0, "pending": 1}
+
+
+def test_the_lock_of_a_claim_passes_by_what_somebody_settles(
+    connection: Connection, facts: Facts, other: Connection, hlf: UUID
+) -> None:
+    """SKIP LOCKED, as for the other deliveries."""
+    coordinator(facts, hlf)
+    facts.certified_mentor(hlf, YESTERDAY)
+    night(connection, portal=FlakyPortal(), deliver=False)
+    service = CoordinatorDigestService(connection, today=TODAY)
+    service.queue()
+
+    with other.transaction():
+        other.execute("SELECT FROM coordinator_digests FOR UPDATE")
+        assert service.claim()[0] == []
+
+    assert len(service.claim()[0]) == 1

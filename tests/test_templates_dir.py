@@ -1,0 +1,304 @@
+"""Templates of the programme's own: which file is taken, and what is wrong with one is found before the night."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import date, timedelta
+from pathlib import Path
+
+import pytest
+
+from certjob.errors import ConfigurationError, TemplateError
+from certjob.messages import OUR_TEMPLATES, ReminderContent, Templates, check_templates, open_templates
+from certjob.messages.checking import sample_reminders
+from tests.conftest import Certjob
+from tests.facts import Facts
+
+CONTENT = replace(next(sample_reminders(language="nb", slug="hlf")), full_name="Kari Nordmann", paused=False)
+GOOD_TEXT = "Hallo fra {{ organisation }}\n\nKjære {{ name }}, {{ days_left }} dager igjen.\n"
+
+Write = Callable[[str, str], Path]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An empty folder of templates."""
+    path = tmp_path / "templates"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def write(folder: Path) -> Write:
+    """Put a file into the folder, below a folder of an organisation if its name has one."""
+
+    def write_file(name: str, text: str) -> Path:
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write_file
+
+
+def problems_in(folder: Path) -> list[str]:
+    return [str(problem) for problem in check_templates(folder)]
+
+
+class TestChoice:
+    """File by file, the most particular one."""
+
+    def test_one_file_takes_the_place_of_ours_and_no_other(self, folder: Path, write: Write) -> None:
+        """The HTML part and the other languages stay."""
+        write("reminder.nb.txt", GOOD_TEXT)
+        templates = Templates(folder)
+
+        message = templates.render_reminder(CONTENT)
+
+        assert message.subject == "Hallo fra Hørselshjelpen"
+        assert message.text == "Kjære Kari Nordmann, 60 dager igjen.\n"
+        assert "<h1" in message.html
+        assert "Medlemsnummeret ditt er M1001." in message.html
+        nynorsk = replace(CONTENT, locale="nn")
+        assert templates.render_reminder(nynorsk) == OUR_TEMPLATES.render_reminder(nynorsk)
+
+    def test_an_organisation_has_its_own_before_those_for_all(self, folder: Path, write: Write) -> None:
+        """By the folder with its short name."""
+        write("reminder.nb.txt", "For alle\n\nTekst\n")
+        write("hlf/reminder.nb.txt", "For HLF\n\nTekst\n")
+        templates = Templates(folder)
+
+        subjects = {
+            slug: templates.render_reminder(replace(CONTENT, organisation_slug=slug)).subject
+            for slug in ("hlf", "other", "")
+        }
+
+        assert subjects == {"hlf": "For HLF", "other": "For alle", "": "For alle"}
+
+    def test_a_layout_of_ones_own_serves_every_language(self, folder: Path, write: Write) -> None:
+        """The frame of the page alone, without copying the texts."""
+        write(
+            "layout.html", '<html lang="{{ language }}"><h1>{{ subject }}</h1>{% block content %}{% endblock %}</html>'
+        )
+
+        pages = [
+            Templates(folder).render_reminder(replace(CONTENT, locale=locale)).html for locale in ("nb", "nn", "en")
+        ]
+
+        assert [page[:16] for page in pages] == [f'<html lang="{locale}">' for locale in ("nb", "nn", "en")]
+        assert "Vennleg helsing" in pages[1]
+        assert problems_in(folder) == []
+
+    def test_a_template_can_build_on_ours(self, folder: Path, write: Write) -> None:
+        """Our whole text and a line more, instead of a copy that grows old."""
+        write("reminder.nb.txt", '{% include "certjob/reminder.nb.txt" %}\nNeste kurs er i mars.\n')
+
+        message = Templates(folder).render_reminder(CONTENT)
+
+        ours = OUR_TEMPLATES.render_reminder(CONTENT)
+        assert message.subject == ours.subject
+        assert message.text == f"{ours.text.rstrip()}\nNeste kurs er i mars.\n".replace("  ", " ")
+
+    def test_names_are_harmless_in_their_pages_too(self, folder: Path, write: Write) -> None:
+        """What is markup in a name is text, unless the template says otherwise."""
+        write("reminder.nb.html", "<p>{{ name }}</p>")
+
+        message = Templates(folder).render_reminder(replace(CONTENT, full_name="<script>alert(1)</script>"))
+
+        assert message.html == "<p>&lt;script&gt;alert(1)&lt;/script&gt;</p>"
+
+    def test_a_byte_order_mark_is_no_part_of_the_subject(self, folder: Path, write: Write) -> None:
+        """Notepad writes one."""
+        write("reminder.nb.txt", "\ufeff" + GOOD_TEXT)
+
+        assert Templates(folder).render_reminder(CONTENT).subject == "Hallo fra Hørselshjelpen"
+
+    def test_a_night_is_written_in_one_voice(self, folder: Path, write: Write) -> None:
+        """A template that is edited meanwhile counts from the next run on."""
+        write("reminder.nb.txt", GOOD_TEXT)
+        templates = Templates(folder)
+        before = templates.render_reminder(CONTENT)
+        write("reminder.nb.txt", "{{ half a templ")
+
+        assert templates.render_reminder(CONTENT) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "phrases"),
+    [
+        ("Emne\n\n{% if paused %}\nHei\n", ["line 4", "endif"]),
+        ("Emne\n\nHei {{ nmae }}\n", ["line 3: 'nmae' is undefined; did you mean name?"]),
+        (
+            "Emne\n\n{% if days_left == 12345 %}\nHei {{ velkomst }}\n{% endif %}\nHei\n",
+            ["line 4: 'velkomst' is undefined; a template can use contact_email, "],
+        ),
+        ("Emne\n\n{{ name.upper }} {{ organisation.slug }}\n", ["line 3", "has no attribute 'slug'"]),
+        ("\n\nHei {{ name }}\n", ["line 1", "subject", "empty"]),
+        ("{% if days_left < 0 %}\nEmne\n{% endif %}\n\nHei\n", ["line 1", "subject", "empty"]),
+        ("Emne\nog mer emne\n\nHei\n", ["line 2", "one line"]),
+        ("Emne\n", ["no text"]),
+        ("Emne\n\n{{ days_left / 0 }}\n", ["line 3", "division by zero"]),
+        ("Emne\n\n{{ name.__class__.__mro__ }}\n", ["line 3", "unsafe"]),
+        ('Emne\n\n{% include "footer.txt" %}\n', ["line 3", "no template footer.txt"]),
+        ('{% include "reminder.nb.txt" %}\n', ["RecursionError"]),
+    ],
+)
+def test_a_broken_text_is_found_before_the_night(text: str, phrases: list[str], folder: Path, write: Write) -> None:
+    """With file, line, and what to do; once, although every situation was tried."""
+    write("hlf/reminder.nb.txt", text)
+
+    problems = problems_in(folder)
+
+    assert len(problems) == 1
+    assert problems[0].startswith("hlf/reminder.nb.txt")
+    for phrase in phrases:
+        assert phrase in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "phrase"),
+    [
+        ("reminder.en.html", b"<p>{{ nmae }}</p>", "did you mean name?"),
+        ("reminder.nn.html", b"  \n", "the page is empty"),
+        ("reminder.nn.txt", "Emne\n\nSpørsmål\n".encode("latin-1"), "UTF-8"),
+        ("reminder.no.txt", GOOD_TEXT.encode(), "the languages are nb, nn, en"),
+        ("reminder.txt", GOOD_TEXT.encode(), "the languages are nb, nn, en"),
+        ("layout.html", b"{% block content %}", "layout.html line 1"),
+    ],
+)
+def test_what_is_wrong_with_any_other_file_is_found_too(
+    name: str, content: bytes, phrase: str, folder: Path, write: Write
+) -> None:
+    """Pages, encodings, and names that no message would ever look for."""
+    write(name, "").write_bytes(content)
+
+    problems = problems_in(folder)
+
+    assert len(problems) == 1
+    assert problems[0].startswith(name)
+    assert phrase in problems[0]
+
+
+def test_a_folder_that_no_organisation_can_have_is_told(folder: Path, write: Write) -> None:
+    """HLF instead of hlf: nobody would ever get these."""
+    write("HLF/reminder.nb.txt", GOOD_TEXT)
+
+    assert [problem.partition(":")[0] for problem in problems_in(folder)] == ["HLF"]
+
+
+def test_pieces_and_what_editors_leave_behind_are_no_problem(folder: Path, write: Write) -> None:
+    """Files that templates include, hidden ones, copies."""
+    write("Pieces/footer.txt", "Hilsen {{ organisation }}\n")
+    write("reminder.nb.txt", GOOD_TEXT + '{% include "Pieces/footer.txt" %}\n')
+    write("reminder.nb.txt~", "{{ half")
+    write(".git/reminder.xx.txt", "{{ half")
+
+    assert problems_in(folder) == []
+    assert open_templates(folder).render_reminder(CONTENT).text.endswith("\nHilsen Hørselshjelpen\n")
+
+
+def test_ours_pass_the_check(folder: Path) -> None:
+    """In every language and situation."""
+    assert problems_in(folder) == []
+
+
+def test_without_a_folder_ours_are_used() -> None:
+    """And nothing is tried beforehand: a night with nothing to send pays for no check."""
+    assert open_templates(None) is OUR_TEMPLATES
+
+
+@pytest.mark.parametrize("name", ["nowhere", "file"])
+def test_a_folder_that_is_none_is_refused(name: str, tmp_path: Path) -> None:
+    """By the name of the variable."""
+    (tmp_path / "file").touch()
+
+    with pytest.raises(ConfigurationError, match=f"CERTJOB_TEMPLATES_DIR: the folder .*{name} cannot be read"):
+        open_templates(tmp_path / name)
+
+
+def test_several_problems_make_one_line(folder: Path, write: Write) -> None:
+    """The first three, and how many more."""
+    for language in ("nb", "nn", "en"):
+        write(f"reminder.{language}.txt", "")
+    write("reminder.no.txt", "")
+
+    with pytest.raises(TemplateError) as raised:
+        open_templates(folder)
+
+    assert str(raised.value).startswith("CERTJOB_TEMPLATES_DIR: reminder.no.txt: nobody")
+    assert "reminder.nb.txt line 1: the first line is the subject" in str(raised.value)
+    assert str(raised.value).endswith("; and 1 more")
+    assert raised.value.exit_code == 2
+
+
+def test_what_breaks_on_one_mentor_names_the_place_and_not_the_person(folder: Path, write: Write) -> None:
+    """Its text ends in a log."""
+    write("reminder.nb.txt", "Emne\n\nHei\n{{ {'a': 1}[name] }} {{ 1 }}\n")
+
+    with pytest.raises(TemplateError) as raised:
+        Templates(folder).render_reminder(CONTENT)
+
+    assert (raised.value.file, raised.value.line) == ("reminder.nb.txt", 4)
+    assert "Nordmann" not in str(raised.value)
+    assert "…" in str(raised.value)
+
+
+def test_the_samples_are_every_situation() -> None:
+    """Before, on and after the day; paused or not; optional or not; a repeat or not; with and without contacts."""
+    samples = list(sample_reminders(language="nn", slug="hlf"))
+
+    def differ(value: Callable[[ReminderContent], object]) -> int:
+        return len({value(sample) for sample in samples})
+
+    assert {(sample.locale, sample.organisation_slug) for sample in samples} == {("nn", "hlf")}
+    assert {(s.days_left > 0) - (s.days_left < 0) for s in samples} == {1, 0, -1}
+    assert differ(lambda s: (s.pauses, s.paused, s.repeat, s.contact_email, s.days_left)) == len(samples) == 80
+
+
+def test_the_installed_command_writes_with_them(certjob: Certjob, facts: Facts, folder: Path, write: Write) -> None:
+    """CERTJOB_TEMPLATES_DIR, for one organisation."""
+    facts.certified_mentor(facts.organisation(), date.today() + timedelta(days=20), member_no="M1042")  # noqa: DTZ011
+    write("hlf/reminder.nb.txt", GOOD_TEXT)
+
+    result = certjob("preview", "M1042", CERTJOB_TEMPLATES_DIR=str(folder))
+
+    assert result.returncode == 0, result
+    assert "\nSubject: Hallo fra HLF\n" in result.stdout
+
+
+@pytest.mark.parametrize("text", ["Emne\n\nHei {{ nmae }}\n", None])
+def test_the_installed_command_refuses_broken_ones(
+    certjob: Certjob, facts: Facts, folder: Path, write: Write, text: str | None
+) -> None:
+    """Exit 2 and one line, whoever's message is asked for."""
+    facts.certified_mentor(facts.organisation(), date.today() + timedelta(days=20), member_no="M1042")  # noqa: DTZ011
+    if text:
+        write("other/reminder.en.txt", text)
+    place = folder if text else folder / "nowhere"
+
+    result = certjob("preview", "M1042", CERTJOB_TEMPLATES_DIR=str(place))
+
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert result.stderr.startswith("certjob preview: CERTJOB_TEMPLATES_DIR: ")
+    assert ("other/reminder.en.txt line 3: 'nmae' is undefined" in result.stderr) == (text is not None)
+
+
+@pytest.mark.parametrize("command", ["run", "deliver"])
+def test_a_broken_template_stops_no_night(
+    certjob: Certjob, facts: Facts, folder: Path, write: Write, tmp_path: Path, command: str
+) -> None:
+    """Somebody uncertified who stays visible is worse than other words: ours are sent, and the line names the file."""
+    facts.certified_mentor(facts.organisation(portal=None), date.today() + timedelta(days=20))  # noqa: DTZ011
+    write("reminder.nb.html", "{{ nmae }}")
+    if command == "deliver":
+        certjob("run", "--no-deliver")
+
+    result = certjob(
+        command,
+        CERTJOB_TEMPLATES_DIR=str(folder),
+        CERTJOB_NOTIFY_URL=f"maildir:{tmp_path / 'mail'}",
+        CERTJOB_MAIL_FROM="certjob@example.org",
+    )
+
+    assert result.returncode == 3
+    assert "reminder.nb.html line 1: 'nmae' is undefined; did you mean name?" in result.stderr
+    assert len(list((tmp_path / "mail" / "new").iterdir())) == 1
