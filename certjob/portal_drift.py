@@ -42,6 +42,7 @@ class PortalDrift:
         self._today = today
         self._ids = bytearray()  # a million are 16 MB
         self._next = 0
+        self._open_from = 0  # where those begin whose push is open anyway
         self._held: list[UUID] = []  # by another session, when their turn came
         self._second_try = False
         self.counts = DriftCounts()
@@ -49,8 +50,9 @@ class PortalDrift:
     def begin(self) -> int:
         """Read whom to push and return how many they are."""
         with self._connection.transaction():
-            for mentor_id in self._read_mentors():
+            for mentor_id, is_open in self._read_mentors():
                 self._ids += mentor_id.bytes
+                self._open_from += 0 if is_open else _UUID_BYTES
             left_out = database.fetch(self._connection, "count_left_out_portal_mentors", {"today": self._today})
             self.counts.waiting_for_review, self.counts.never_certified = left_out[0]
         return self.total
@@ -82,17 +84,18 @@ class PortalDrift:
             return replace(stopped, reason=f"{stopped.reason}; {rest}")
         return StageStop(stage="portal", code="held", reason=f"{rest}: another session holds them")
 
-    def _read_mentors(self) -> Iterator[UUID]:
+    def _read_mentors(self) -> Iterator[tuple[UUID, bool]]:
         with self._connection.cursor(name="portal_mentors") as cursor:
             cursor.itersize = 10_000
             cursor.execute(database.query("find_portal_mentors"), {"today": self._today})
-            for (mentor_id,) in cursor:
-                yield mentor_id
+            yield from cursor
 
     def _next_slice(self) -> list[UUID]:
         if self._next < len(self._ids):
             size = SLICE if self._next else min(FIRST_SLICE, SLICE)
             end = self._next + size * _UUID_BYTES
+            if self._next < self._open_from:  # never together: in a slice there is no order
+                end = min(end, self._open_from)
             part = bytes(self._ids[self._next : end])
             self._next = min(end, len(self._ids))
             return [UUID(bytes=part[at : at + _UUID_BYTES]) for at in range(0, len(part), _UUID_BYTES)]

@@ -1,7 +1,11 @@
 -- Everybody whose wanted value can be pushed again: hides before shows, those confirmed longest ago first, so that runs
 -- which end early come round in the end; what is open anyway comes last, since it may be what ends them. A mentor who is
 -- due for a review may not be fit to be shown any more; one who was never certified was never shown by certjob, either.
-SELECT m.id
+SELECT
+    m.id,
+    EXISTS (
+        SELECT FROM portal_sync_events AS e WHERE e.mentor_id = m.id AND e.status IN ('pending', 'blocked')
+    ) AS is_open
 FROM mentors AS m
 JOIN organisations AS o ON o.id = m.organisation_id
 WHERE o.portal IS NOT NULL
@@ -20,9 +24,7 @@ WHERE o.portal IS NOT NULL
         )
     )
 ORDER BY
-    EXISTS (
-        SELECT FROM portal_sync_events AS e WHERE e.mentor_id = m.id AND e.status IN ('pending', 'blocked')
-    ),
+    is_open,
     m.portal_visible,
     (SELECT max(e.delivered_at) FROM portal_sync_events AS e WHERE e.mentor_id = m.id) NULLS FIRST,
     m.id

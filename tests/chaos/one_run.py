@@ -136,6 +136,7 @@ class _Run:
 
     def _finish(self, command: Command, child: Child, strike: Strike) -> int:
         result = child.finish(timeout_seconds=ENDS_WITHIN_SECONDS)
+        strike.finish()
         codes = {0, 3}
         if command.database_is_down:
             codes = {1}
