@@ -69,6 +69,6 @@ def log_configuration(*, verbose: bool, quiet: bool, log_format: str) -> dict[st
         "loggers": {
             "certjob": {"level": level, "handlers": ["stderr"], "propagate": False},
             # It warns of a statement that a signal broke off; the line that certjob ends with says that.
-            "psycopg": {"level": "DEBUG" if verbose else "ERROR", "handlers": ["stderr"], "propagate": False},
+            "psycopg": {"level": "ERROR", "handlers": ["stderr"], "propagate": False},
         },
     }

@@ -409,9 +409,10 @@ def test_a_contact_id_that_was_corrected_is_not_asked_for_again(connection: Conn
         portal.then(error(404, "contact_not_found"))
         night(connection, portal=portal)
         facts.connection.execute("UPDATE mentors SET dynamics_contact_id = gen_random_uuid()")
-        corrected = flat(page(connection))
+        soon = datetime.now(UTC) + timedelta(minutes=1)
+        corrected = flat(page(connection, now=soon))
         review(connection)
-        reviewed = flat(page(connection, now=datetime.now(UTC) + timedelta(minutes=1)))
+        reviewed = flat(page(connection, now=soon))
         night(connection, portal=portal)
         delivered = page(connection)
 

@@ -68,8 +68,9 @@ def pending_hide(facts: Facts, *, wanted_at: str = "2026-01-15 23:30+00", **ment
     """A mentor whose hide has waited for long, so that it is an alert."""
     mentor_id = facts.mentor(facts.organisation(f"hlf{len(facts.rows('SELECT FROM organisations'))}"), **mentor)
     facts.connection.execute(
-        "INSERT INTO portal_sync_events (mentor_id, visible, wanted_at, next_attempt_at) VALUES (%s, false, %s, %s)",
-        (mentor_id, wanted_at, "2099-01-01"),
+        "INSERT INTO portal_sync_events (mentor_id, visible, wanted_at, next_attempt_at)"
+        " VALUES (%s, false, %s, now() + interval '20 hours')",
+        (mentor_id, wanted_at),
     )
     return mentor_id
 

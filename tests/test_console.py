@@ -121,7 +121,10 @@ def test_the_log_set_up_is_a_value(options: dict[str, bool], level: str) -> None
     """Only certjob's own lines, on stderr, from the level that was asked for."""
     configuration = log_configuration(**{"verbose": False, "quiet": False} | options, log_format="text")
 
-    assert configuration["loggers"] == {"certjob": {"level": level, "handlers": ["stderr"], "propagate": False}}
+    assert configuration["loggers"] == {
+        "certjob": {"level": level, "handlers": ["stderr"], "propagate": False},
+        "psycopg": {"level": "ERROR", "handlers": ["stderr"], "propagate": False},
+    }
     assert configuration["handlers"]["stderr"]["stream"] == "ext://sys.stderr"
 
 
