@@ -5,16 +5,21 @@ import re
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.errors import MessageError
-from email.headerregistry import Address
+from email.header import Header
+from email.headerregistry import Address, BaseHeader, HeaderRegistry
 from email.message import EmailMessage
-from email.policy import EmailPolicy
+from email.policy import EmailPolicy, Policy
 from email.utils import format_datetime
+from typing import Any
 
 from certjob.channel import OutgoingMessage
 from certjob.errors import RecipientRefusedError
 
 MAX_ADDRESS_OCTETS = 254
 """RFC 5321, 4.5.3.1.3: a path is at most 256 octets, its angle brackets included."""
+
+MAX_LINE_CHARACTERS = 78
+"""RFC 5322, 2.1.1: what a line of a header should not exceed."""
 
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\u00a1-\U0010ffff-]+"
 _LOCAL_PART = re.compile(rf"{_ATOM}(?:\.{_ATOM})*")
@@ -57,6 +62,7 @@ def parse_address(text: str) -> MailAddress:
         not at
         or not _LOCAL_PART.fullmatch(local_part)
         or not local_part.isprintable()
+        or "=?" in local_part  # an encoded word: in a header it would become what it stands for, line ends too
         or not _DOMAIN.fullmatch(domain)
         or len(address.specification.encode()) > MAX_ADDRESS_OCTETS
     ):
@@ -121,7 +127,7 @@ def _build(
     if not _MESSAGE_ID.fullmatch(message.message_id):
         problem = "the message id is malformed"
         raise ValueError(problem)
-    email = EmailMessage(policy=policy.clone(utf8=recipient.international))
+    email = EmailMessage(policy=policy.clone(utf8=recipient.international, header_factory=_HEADERS))
     email["From"] = _header_address(sender)
     email["To"] = _header_address(recipient)
     email["Subject"] = message.subject
@@ -132,6 +138,32 @@ def _build(
     email.set_content(message.text, cte="quoted-printable")
     email.add_alternative(message.html, subtype="html", cte="quoted-printable")
     return email.as_bytes()
+
+
+class _SubjectHeader(BaseHeader):
+    """A subject that arrives letter by letter as it was written.
+
+    The standard library's own decodes a ``=?utf-8?q?…?=`` that it is given, line ends and all, and so lets a header in;
+    and where it folds a line between words with letters beyond ASCII, it loses or doubles the space.
+    """
+
+    max_count = 1
+
+    @classmethod
+    def parse(cls, value: str, kwds: dict[str, Any]) -> None:
+        kwds.update(decoded=value, parse_tree=None)
+
+    def fold(self, *, policy: Policy) -> str:
+        text = str(self)
+        # Readable as it travels where that is possible: then it can end its lines only between words.
+        is_plain = text.isascii() and text.isprintable() and "=?" not in text
+        fits = max(map(len, text.split(" "))) < MAX_LINE_CHARACTERS - len("Subject: ")
+        header = Header(text, "us-ascii" if is_plain and fits else "utf-8", header_name="Subject")
+        return f"Subject: {header.encode(linesep=policy.linesep)}{policy.linesep}"
+
+
+_HEADERS = HeaderRegistry()
+_HEADERS.map_to_type("subject", _SubjectHeader)
 
 
 def _header_address(address: MailAddress) -> Address:
