@@ -1,0 +1,159 @@
+"""Texts that do not mean well, and a strict reader of the mail and of the terminal output that came of them."""
+
+import email
+import email.policy
+import re
+from dataclasses import dataclass, field
+from email.errors import NonASCIILocalPartDefect
+from email.message import EmailMessage
+from html.parser import HTMLParser
+
+SPY = "spy@example.org"
+"""Whom a smuggled header would send a copy to."""
+
+HEADERS = ["From", "To", "Subject", "Date", "Message-ID", "Auto-Submitted", "MIME-Version", "Content-Type"]
+"""All that a message has, each once."""
+
+LONGEST_LINE = 998
+"""RFC 5322, 2.1.1: octets in a line, without its end."""
+
+CONTROLS = "".join(map(chr, [*range(1, 32), *range(127, 160)]))
+"""All there are but NUL, which no text in PostgreSQL can hold."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hostile:
+    """A text, and what a person is to read where it stands."""
+
+    text: str
+    read: str = ""
+    """Empty: the text as it is."""
+
+    @property
+    def in_message(self) -> str:
+        """What a person reads of it in a message, its subject included."""
+        return self.read or self.text
+
+
+HOSTILE = {
+    "a header": Hostile(text=f"Kari\r\nBcc: {SPY}", read=f"Kari Bcc: {SPY}"),
+    "a header after LF": Hostile(text=f"Kari\nTo: {SPY}", read=f"Kari To: {SPY}"),
+    "a header after CR": Hostile(text=f"Kari\rTo: {SPY}", read=f"Kari To: {SPY}"),
+    "a header after NEL": Hostile(text=f"Kari\x85To: {SPY}", read=f"Kari To: {SPY}"),
+    "a header after separators": Hostile(text="Kari\u2028X-A: 1\u2029X-B: 2", read="Kari X-A: 1 X-B: 2"),
+    "a body": Hostile(text="Kari\r\n\r\nYou have won.", read="Kari You have won."),
+    "an end of the message": Hostile(
+        text=f"Kari\r\n.\r\nMAIL FROM:<{SPY}>\r\nDATA", read=f"Kari . MAIL FROM:<{SPY}> DATA"
+    ),
+    "a lone dot": Hostile(text="."),
+    "a boundary": Hostile(text="--===============0==--"),
+    "the first line of a mailbox": Hostile(text=f"From {SPY} Thu Jan  1", read=f"From {SPY} Thu Jan 1"),
+    # Python's e-mail package decodes such words when a header is set, and writes what was in them.
+    "an encoded header": Hostile(text=f"=?utf-8?q?=0D=0ABcc:_{SPY}?="),
+    "an encoded header in Base64": Hostile(text="=?utf-8?b?DQpCY2M6IHNweUBleGFtcGxlLm9yZw==?="),
+    "an encoded word": Hostile(text="=?utf-8?q?Kari?= =?utf-8?q?Nordmann?="),
+    "quoted-printable": Hostile(text="a=3Db=0D=0Ac="),
+    "every control character": Hostile(text=f"K{CONTROLS}K", read="K K"),
+    "orders to a terminal": Hostile(text="K\x1b[2J\x1b[5mK\x1b]0;owned\x07K\x9b5mK", read="K [2J [5mK ]0;owned K 5mK"),
+    "right to left": Hostile(text="محمد علي"),
+    "Hebrew in Latin": Hostile(text="Kari קארי (1) Nordmann"),
+    "an override": Hostile(text="Kari \u202egpj.exe\u202c K", read="Kari gpj.exe K"),
+    "isolates and marks": Hostile(text="K\u2067a\u2069\u200fr\u200e\u061ci", read="K a r i"),
+    "ten thousand letters": Hostile(text="K" * 10_000),
+    "ten thousand letters beyond ASCII": Hostile(text="Ø" * 10_000),
+    "two thousand words": Hostile(text=" ".join(["Kari"] * 2_000)),
+    "quotes": Hostile(text="""Kari "Ea" O'Nordmann, «K»; <k> (K)\\"""),
+    "emoji": Hostile(text="Kari 👩‍🏫🇳🇴👍🏽"),
+    "combining characters": Hostile(text="Z" + "\u0335\u0327\u0301\u0489" * 60 + "algo"),
+    "astral letters": Hostile(text="𝕶𝖆𝖗𝖎 𠜎 \U0010ffff"),
+    "private letters": Hostile(text="K\ue000\uf8ffK"),
+    "HTML": Hostile(text="<script>alert(1)</script>"),
+    "HTML that closes": Hostile(
+        text="""--></title></style></p>"'><img src=x onerror=alert(1)><a href='//evil.example'>"""
+    ),
+    "HTML entities": Hostile(text="&lt;b&gt;&amp;&#10;&nbsp;"),
+    "Jinja": Hostile(text="{{ 7*7 }}{% raw %}{# K #}{{ organisation }}"),
+    "Rich": Hostile(text="[red]x[/red]"),
+    "Rich that closes": Hostile(text="[/][/red]K[bold"),
+    "a link for Rich": Hostile(text="[link=https://evil.example]K[/link] :smile:"),
+    "placeholders": Hostile(text="%s %(name)s {0} {name} ${HOME} $(id) `id` \\n"),
+    "SQL": Hostile(text="K'); DROP TABLE mentors; --"),
+}
+
+
+class Page(HTMLParser):
+    """The words of a page, its tags in order, and where its links lead."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.text = ""
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(" ".join([tag, *(name for name, _ in attrs)]))
+        self.links += [value or "" for name, value in attrs if name in ("href", "src")]
+
+    def handle_endtag(self, tag: str) -> None:
+        self.tags.append(f"/{tag}")
+
+    def handle_comment(self, data: str) -> None:
+        self.tags.append(f"comment {data}")
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceivedMail:
+    """A message that is in order, as its reader's program understands it."""
+
+    to: str
+    subject: str
+    text: str
+    html: str
+    page: Page = field(repr=False)
+
+
+def read_mail(data: bytes, *, line_end: bytes = b"\r\n", utf8: bool = False) -> ReceivedMail:
+    """Read a message as it came, after making sure that it has nothing but what a message of certjob's has.
+
+    ``utf8`` allows letters beyond ASCII in the headers, for an address that has some.
+    """
+    lines = data.split(line_end)
+    assert not any(control in line for line in lines for control in (b"\r", b"\n", b"\x00"))
+    assert max(map(len, lines)) <= LONGEST_LINE
+    head = lines[: lines.index(b"")]
+    assert [line.partition(b":")[0].decode() for line in head if line[:1] not in (b" ", b"\t")] == HEADERS
+    assert utf8 or data.isascii()
+    message = email.message_from_string(data.decode(), policy=email.policy.default)
+    assert isinstance(message, EmailMessage)
+    parts = list(message.walk())
+    assert [part.get_content_type() for part in parts] == ["multipart/alternative", "text/plain", "text/html"]
+    assert [part.defects for part in parts] == [[], [], []]
+    defects = [*message["To"].defects, *message["Subject"].defects]
+    assert [defect for defect in defects if not (utf8 and isinstance(defect, NonASCIILocalPartDefect))] == []
+    assert message["Auto-Submitted"] == "auto-generated"
+    text, html = (str(part.get_content()).replace("\r\n", "\n") for part in parts[1:])
+    return ReceivedMail(to=str(message["To"]), subject=str(message["Subject"]), text=text, html=html, page=Page(html))
+
+
+_ORDERS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+"""What a terminal obeys, but for the line end: control characters, and what turns the text around."""
+
+_RICHS_ORDERS = re.compile(r"\x1b\[[0-9;]*m|\x1b\[\?25[lh]|\x1b\[2K|\x1b\[1A|\r")
+"""Colours, and what a progress bar needs."""
+
+
+def assert_harmless(output: str, *, on_terminal: bool = False, is_document: bool = False) -> None:
+    """Nothing in what a command printed is an order to a terminal; nor is anything unseen, but in JSON and HTML."""
+    if on_terminal:
+        assert "\x1b[5m" not in output, "something blinks"
+        output = _RICHS_ORDERS.sub("", output)
+    unfit = set(_ORDERS.findall(output))
+    if not is_document:
+        unfit |= {character for character in output if not character.isprintable() and character != "\n"}
+    assert not unfit, sorted(map(ascii, unfit))
+    assert "Traceback" not in output
