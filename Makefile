@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DENO := DENO_NO_UPDATE_CHECK=1 $(CURDIR)/$(BIN)/deno
 
 .PHONY: demo test chaos lint bench lock clean
 
@@ -21,6 +22,9 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	cd supabase/functions/hlf-dynamics-sync && $(DENO) fmt --check --quiet
+	cd supabase/functions/hlf-dynamics-sync && $(DENO) lint --quiet
+	cd supabase/functions/hlf-dynamics-sync && $(DENO) check --quiet --no-remote --no-npm *.ts tests/*.ts
 
 bench: $(READY)
 	@echo "The benchmarks are still to come; see CHANGELOG.md."

@@ -1,0 +1,140 @@
+/**
+ * The one change in Dataverse: a contact's visibility, and what each answer to it means.
+ *
+ *     Dataverse's answer                                       refusal
+ *     204                                                      none
+ *     401                                                      a new token, once; then misconfigured
+ *     404 "does not exist"                                     contact_not_found
+ *     400, or a plug-in that says no to this contact           dynamics_rejected
+ *     429                                                      throttled, with its Retry-After
+ *     no connection, no answer in time, 502, 503, 504          repeated; then dynamics_unavailable
+ *     412, 500 and whatever else                               dynamics_unavailable
+ *     403; a 400 about the column's name or type; a 400 or 404
+ *       that is not Dataverse's; 3xx; a 2xx that is not 204     misconfigured
+ *
+ * The last row concerns everybody: certjob then stops its stage instead of blocking one mentor after the other.
+ */
+
+import type { Services } from "./config.ts";
+import { Refusal } from "./refusal.ts";
+import { withRepeats } from "./retry.ts";
+import type { Deadline, Limits, Runtime } from "./runtime.ts";
+import type { TokenSource } from "./token.ts";
+import { type Answer, call, isObject, Unreachable } from "./upstream.ts";
+
+const MOST_REPEATS = 3;
+const USUAL_RETRY_AFTER_SECONDS = 10;
+
+/** Source: Microsoft, "Web service error codes" (Dataverse) and "Troubleshoot Dataverse Web API client errors". */
+const OBJECT_DOES_NOT_EXIST = "0x80040217";
+const PLUGIN_ABORTED = "0x80040265";
+/** The payload or the address is wrong in itself. All our calls have the same, so it is no matter of one contact. */
+const WRONG_FOR_ALL = new Set(["0x80048d19", "0x80060888", "0x8006088a"]);
+
+export class Dataverse {
+  constructor(
+    private readonly services: Services,
+    private readonly tokens: TokenSource,
+    private readonly runtime: Runtime,
+    private readonly limits: Limits,
+  ) {}
+
+  /** Make the contact visible or hidden; resolve once Dataverse has confirmed it. Raises Refusal. */
+  async setVisible(contactId: string, visible: boolean, deadline: Deadline, caller: AbortSignal): Promise<void> {
+    let token = await this.tokens.get(deadline);
+    let isFirstToken = true;
+
+    const attempt = async () => {
+      let answer = await this.#patch(contactId, visible, token, deadline);
+      if (answer.status === 401 && isFirstToken) {
+        isFirstToken = false;
+        token = await this.tokens.get(deadline, token);
+        answer = await this.#patch(contactId, visible, token, deadline);
+      }
+      judge(answer, contactId);
+    };
+    await withRepeats(attempt, { most: MOST_REPEATS, deadline, runtime: this.runtime, caller });
+  }
+
+  async #patch(contactId: string, visible: boolean, token: string, deadline: Deadline): Promise<Answer> {
+    const url = `${this.services.dynamicsUrl}/api/data/v9.2/contacts(${contactId})`;
+    const headers = {
+      "Authorization": `Bearer ${token}`,
+      "Content-Type": "application/json",
+      "Accept": "application/json",
+      "If-Match": "*", // without it a PATCH creates a contact that is missing
+      "OData-MaxVersion": "4.0",
+      "OData-Version": "4.0",
+    };
+    const body = JSON.stringify({ [this.services.visibilityField]: visible });
+    try {
+      return await call(url, { method: "PATCH", headers, body }, Math.min(this.limits.dataverse, deadline.left));
+    } catch (error) {
+      if (!(error instanceof Unreachable)) throw error;
+      throw unavailable("Dataverse does not answer", { upstream: error.reason, repeatable: true });
+    }
+  }
+}
+
+/** Return for a success, raise what the table at the top says for anything else. */
+function judge(answer: Answer, contactId: string): void {
+  const { status, retryAfterSeconds } = answer;
+  if (status === 204) return;
+  const { code, message, isOurs } = readError(answer);
+  const said = code === "" ? `${status}` : `${status} ${code}`;
+  const upstream = `dataverse ${said}`;
+  if (status === 429) {
+    const wait = retryAfterSeconds ?? USUAL_RETRY_AFTER_SECONDS;
+    throw new Refusal("throttled", "Dataverse asks to wait", { retryAfterSeconds: wait, upstream });
+  }
+  if (status === 502 || status === 503 || status === 504) {
+    throw unavailable(`Dataverse does not work (${said})`, { upstream, retryAfterSeconds, repeatable: true });
+  }
+  if (status === 404 && isOurs && isAboutContact(code, message, contactId)) {
+    throw new Refusal("contact_not_found", "Dynamics has no contact with this id", { upstream });
+  }
+  if (code === PLUGIN_ABORTED) {
+    throw new Refusal("dynamics_rejected", `a plug-in or workflow in Dynamics refused this contact (${said})`, {
+      upstream,
+    });
+  }
+  if (status === 401) {
+    throw misconfigured(`Dataverse does not take the token (${said}); is the application user there?`, upstream);
+  }
+  if (status === 403) throw misconfigured(`the application user may not write contacts (${said})`, upstream);
+  if (status === 400 && WRONG_FOR_ALL.has(code)) {
+    throw misconfigured(`Dataverse does not know the column (${said}); check DYNAMICS_VISIBILITY_FIELD`, upstream);
+  }
+  if (status === 400 && isOurs) {
+    throw new Refusal("dynamics_rejected", `Dynamics refused the change of this contact (${said})`, { upstream });
+  }
+  if (status < 400 || status === 400 || status === 404) {
+    throw misconfigured(`what answers is not Dataverse's contacts (${said}); check DYNAMICS_URL`, upstream);
+  }
+  throw unavailable(`Dataverse could not do it (${said})`, { upstream, retryAfterSeconds });
+}
+
+/** Return the error of Dataverse's own form, `{"error": {"code", "message"}}`; `isOurs` is false for anybody else's. */
+function readError(answer: Answer): { code: string; message: string; isOurs: boolean } {
+  const error = answer.content?.error;
+  if (!isObject(error) || typeof error.code !== "string") return { code: "", message: "", isOurs: false };
+  const code = /^0x[0-9a-f]{1,8}$/i.test(error.code) ? error.code.toLowerCase() : "";
+  return { code, message: typeof error.message === "string" ? error.message : "", isOurs: true };
+}
+
+/** Some versions leave the code empty and say it in words. */
+function isAboutContact(code: string, message: string, contactId: string): boolean {
+  return code === OBJECT_DOES_NOT_EXIST ||
+    (code === "" && message.toLowerCase().includes(contactId) && /does not exist/i.test(message));
+}
+
+function misconfigured(message: string, upstream: string): Refusal {
+  return new Refusal("misconfigured", message, { upstream });
+}
+
+function unavailable(
+  message: string,
+  details: { upstream: string; retryAfterSeconds?: number | undefined; repeatable?: boolean },
+): Refusal {
+  return new Refusal("dynamics_unavailable", message, details);
+}

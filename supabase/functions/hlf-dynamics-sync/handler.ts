@@ -1,0 +1,52 @@
+/** One request in order: the key, the method, the settings, the body, the change in Dataverse, the answer, the log line. */
+
+import { refused, success } from "./answer.ts";
+import type { Config } from "./config.ts";
+import { Dataverse } from "./dataverse.ts";
+import { isAuthorized } from "./key.ts";
+import { logOutcome, originOf } from "./log.ts";
+import { readPush } from "./push.ts";
+import { Refusal } from "./refusal.ts";
+import { Deadline, LIMITS, type Limits, RUNTIME, type Runtime } from "./runtime.ts";
+import { TokenSource } from "./token.ts";
+
+export type Handler = (request: Request) => Promise<Response>;
+
+/** Return the function that answers requests. It keeps a token between them; tests hand in their own clock and limits. */
+export function makeHandler(config: Config, runtime: Runtime = RUNTIME, limits: Limits = LIMITS): Handler {
+  const { services } = config;
+  const dataverse = services && new Dataverse(services, new TokenSource(services, runtime, limits), runtime, limits);
+
+  async function work(request: Request, deadline: Deadline): Promise<Record<string, unknown>> {
+    if (!await isAuthorized(request, config.keys)) throw new Refusal("unauthorized", "the key is missing or wrong");
+    if (request.method !== "GET" && request.method !== "POST") {
+      throw new Refusal("method_not_allowed", "POST a value, or GET to look whether the function is there");
+    }
+    if (dataverse === null) throw new Refusal("misconfigured", config.problems.join("; "));
+    if (request.method === "GET") return { ok: true };
+    const { contactId, visible } = await readPush(request, Math.min(limits.body, deadline.left));
+    await dataverse.setVisible(contactId, visible, deadline, request.signal);
+    return { contact_id: contactId, visible };
+  }
+
+  return async (request) => {
+    const correlationId = crypto.randomUUID();
+    const beganAt = runtime.now();
+    let response: Response;
+    let refusal: Refusal | undefined;
+    let origin: string | undefined;
+    try {
+      response = success(await work(request, new Deadline(runtime, limits.request)), correlationId);
+    } catch (error) {
+      if (error instanceof Refusal) refusal = error;
+      else {
+        refusal = new Refusal("internal_error", "the function failed; its log has the place");
+        origin = originOf(error);
+      }
+      response = refused(refusal, correlationId);
+    }
+    const milliseconds = runtime.now() - beganAt;
+    logOutcome(runtime, { correlationId, request, status: response.status, refusal, milliseconds, origin });
+    return response;
+  };
+}

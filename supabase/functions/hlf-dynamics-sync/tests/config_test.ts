@@ -1,0 +1,72 @@
+/** The settings: what is missing is said by name, what would give a secret away is refused. */
+
+import assert from "node:assert/strict";
+import { readConfig } from "../config.ts";
+import { SECRET, Stage } from "./fake.ts";
+
+const COMPLETE: Record<string, string> = {
+  HLF_SYNC_KEY: "planted-key",
+  AZURE_TENANT_ID: "hlf.onmicrosoft.example",
+  AZURE_CLIENT_ID: "planted-client",
+  AZURE_CLIENT_SECRET: SECRET,
+  DYNAMICS_URL: "https://hlf.crm4.dynamics.example/",
+  DYNAMICS_VISIBILITY_FIELD: "hlf_visibleonportal",
+};
+
+function configOf(changes: Record<string, string> = {}): ReturnType<typeof readConfig> {
+  return readConfig((name) => ({ ...COMPLETE, ...changes })[name]);
+}
+
+Deno.test("Entra is Microsoft's own unless told otherwise", () => {
+  const usual = "https://login.microsoftonline.com/hlf.onmicrosoft.example/oauth2/v2.0/token";
+
+  assert.equal(configOf().services?.tokenUrl, usual);
+  assert.equal(configOf({ AZURE_AUTHORITY: " " }).services?.tokenUrl, usual);
+  assert.equal(
+    configOf({ AZURE_AUTHORITY: "https://login.example/" }).services?.tokenUrl,
+    "https://login.example/hlf.onmicrosoft.example/oauth2/v2.0/token",
+  );
+});
+
+Deno.test("a slash at the end of an address does no harm", () => {
+  assert.equal(configOf().services?.dynamicsUrl, "https://hlf.crm4.dynamics.example");
+});
+
+for (
+  const [name, values] of Object.entries({
+    AZURE_TENANT_ID: ["", "a/b", "a b", "?"],
+    AZURE_CLIENT_ID: [""],
+    AZURE_CLIENT_SECRET: ["", " "],
+    AZURE_AUTHORITY: [
+      "http://login.example",
+      "login.example",
+      "https://login.example?x=1",
+      "https://u:p@login.example",
+    ],
+    DYNAMICS_URL: ["", "http://hlf.example", "ftp://127.0.0.1", "hlf.example", "https://hlf.example/main.aspx"],
+    DYNAMICS_VISIBILITY_FIELD: ["", "a.b", "a@odata.bind", "1st", "a b"],
+  })
+) {
+  for (const value of values) {
+    Deno.test(`${name} may not be ${JSON.stringify(value)}`, () => {
+      const { services, problems } = configOf({ [name]: value });
+
+      assert.equal(services, null);
+      assert.deepEqual(problems, [value.trim() === "" ? `${name} is not set` : `${name} is not usable`]);
+    });
+  }
+}
+
+for (const method of ["GET", "POST"]) {
+  Deno.test(`a function without its settings says so to whoever has the key (${method})`, async () => {
+    await using stage = new Stage({ AZURE_CLIENT_ID: "", DYNAMICS_URL: "nowhere", AZURE_TENANT_ID: "planted/tenant" });
+
+    const answer = await stage.push({ method });
+
+    assert.deepEqual([answer.status, answer.code], [500, "misconfigured"]);
+    assert.equal(
+      answer.message,
+      "AZURE_TENANT_ID is not usable; AZURE_CLIENT_ID is not set; DYNAMICS_URL is not usable",
+    );
+  });
+}

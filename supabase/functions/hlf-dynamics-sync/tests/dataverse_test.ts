@@ -1,0 +1,139 @@
+/** The change in Dataverse, and what each of its answers means for the mentor and for everybody else. */
+
+import assert from "node:assert/strict";
+import { type Behaviour, CONTACT, dataverseError, drips, hangs, says, Stage } from "./fake.ts";
+
+Deno.test("one column of one contact that exists is changed", async () => {
+  await using stage = new Stage();
+
+  await stage.push({ body: JSON.stringify({ contact_id: CONTACT, visible: false, full_name: "Kari" }) });
+
+  const [request] = stage.dataverse.requests;
+  assert.equal(`${request?.method} ${request?.path}`, `PATCH /api/data/v9.2/contacts(${CONTACT})`);
+  assert.equal(request?.body, '{"hlf_visible":false}');
+  assert.equal(request?.headers.get("If-Match"), "*");
+  assert.equal(request?.headers.get("Content-Type"), "application/json");
+});
+
+const missing = `contact With Id = ${CONTACT} Does Not Exist`;
+for (
+  const [what, behaviour, status, code, retryAfter, calls] of [
+    ["a contact that is missing", dataverseError(404, "0x80040217", missing), 404, "contact_not_found", null, 1],
+    ["the same, said in words", dataverseError(404, "", missing), 404, "contact_not_found", null, 1],
+    [
+      "another contact that is missing",
+      dataverseError(404, "", "x With Id = 1 Does Not Exist"),
+      500,
+      "misconfigured",
+      null,
+      1,
+    ],
+    ["an address without contacts", dataverseError(404, "0x8006088a"), 500, "misconfigured", null, 1],
+    ["a page that was not found", says(404, "<html>"), 500, "misconfigured", null, 1],
+    ["no page at all", says(404), 500, "misconfigured", null, 1],
+    ["a value that a rule refuses", dataverseError(400, "0x80040203"), 422, "dynamics_rejected", null, 1],
+    ["a plug-in that says no", dataverseError(400, "0x80040265"), 422, "dynamics_rejected", null, 1],
+    ["a plug-in that says no with 403", dataverseError(403, "0x80040265"), 422, "dynamics_rejected", null, 1],
+    ["a plug-in that says no with 500", dataverseError(500, "0x80040265"), 422, "dynamics_rejected", null, 1],
+    ["a column that is not there", dataverseError(400, "0x80048d19"), 500, "misconfigured", null, 1],
+    ["a gateway's 400", says(400, "<html>"), 500, "misconfigured", null, 1],
+    ["no right to write", dataverseError(403, "0x80040220"), 500, "misconfigured", null, 1],
+    ["a firewall", says(403, "<html>"), 500, "misconfigured", null, 1],
+    ["a redirect", says(302, "", { Location: "http://127.0.0.1:9/" }), 500, "misconfigured", null, 1],
+    ["a page instead of a confirmation", says(200, "<html>"), 500, "misconfigured", null, 1],
+    ["a record that was made", says(201, {}), 500, "misconfigured", null, 1],
+    ["too many requests", dataverseError(429, "0x80072322", "", { "Retry-After": "7" }), 429, "throttled", "7", 1],
+    ["too many requests, without a time", says(429), 429, "throttled", "10", 1],
+    ["a change in between", dataverseError(412, "0x80060882"), 502, "dynamics_unavailable", null, 1],
+    ["an error of its own", dataverseError(500, "0x80040216"), 502, "dynamics_unavailable", null, 1],
+    ["a status that nobody foresaw", says(409), 502, "dynamics_unavailable", null, 1],
+    ["a bad gateway", says(502), 502, "dynamics_unavailable", null, 4],
+    ["an outage", says(503), 502, "dynamics_unavailable", null, 4],
+    ["a gateway that waited too long", says(504), 502, "dynamics_unavailable", null, 4],
+    ["an outage that will last", says(503, "", { "Retry-After": "30" }), 502, "dynamics_unavailable", "30", 1],
+  ] as [string, Behaviour, number, string, string | null, number][]
+) {
+  Deno.test(`${what} is ${status} ${code}`, async () => {
+    await using stage = new Stage();
+    stage.dataverse.otherwise = behaviour;
+
+    const answer = await stage.push();
+
+    assert.deepEqual([answer.status, answer.code, answer.retryAfter], [status, code, retryAfter]);
+    assert.equal(stage.dataverse.requests.length, calls);
+  });
+}
+
+Deno.test("a push survives three failures, with longer and longer waits between them", async () => {
+  await using stage = new Stage();
+  stage.dataverse.then(says(502), says(503), says(504));
+
+  assert.equal((await stage.push()).status, 200);
+
+  const [first, second, third] = stage.clock.sleeps;
+  assert.equal(stage.clock.sleeps.length, 3);
+  assert.ok(first! >= 125 && first! <= 250 && second! >= 250 && second! <= 500 && third! >= 500 && third! <= 1000);
+});
+
+Deno.test("a repeat waits as long as Dataverse asks for", async () => {
+  await using stage = new Stage();
+  stage.dataverse.then(says(503, "", { "Retry-After": "5" }));
+
+  assert.equal((await stage.push()).status, 200);
+  assert.deepEqual(stage.clock.sleeps, [5000]);
+});
+
+Deno.test("there is no repeat for which there is no time", async () => {
+  await using stage = new Stage();
+  stage.dataverse.otherwise = says(503, "", { "Retry-After": "8" });
+
+  const answer = await stage.push();
+
+  assert.deepEqual([answer.status, answer.retryAfter], [502, "8"]);
+  assert.deepEqual(stage.clock.sleeps, [8000, 8000]);
+});
+
+for (const [what, behaviour] of [["hangs", hangs], ["drips", drips]] as [string, Behaviour][]) {
+  Deno.test(`a Dataverse that ${what} costs each call its time limit, and all of them no more than the deadline`, async () => {
+    await using stage = new Stage({}, { dataverse: 200, request: 2000 });
+    stage.dataverse.otherwise = behaviour;
+    const beganAt = performance.now();
+
+    const answer = await stage.push();
+
+    assert.deepEqual([answer.status, answer.code], [502, "dynamics_unavailable"]);
+    assert.ok(stage.dataverse.requests.length >= 2 && stage.dataverse.requests.length <= 4);
+    assert.ok(performance.now() - beganAt < 2000);
+  });
+}
+
+Deno.test("a Dataverse where nobody listens is unavailable", async () => {
+  const stage = new Stage();
+  await using _entra = stage.entra;
+  await stage.dataverse[Symbol.asyncDispose]();
+
+  const answer = await stage.push();
+
+  assert.deepEqual([answer.status, answer.code], [502, "dynamics_unavailable"]);
+  assert.equal(stage.clock.sleeps.length, 3);
+});
+
+Deno.test("nothing is repeated for a caller who has gone: by then they may want something else", async () => {
+  await using stage = new Stage();
+  const caller = new AbortController();
+  stage.dataverse.otherwise = () => {
+    caller.abort();
+    return new Response(null, { status: 503 });
+  };
+
+  await stage.push({ signal: caller.signal });
+
+  assert.equal(stage.dataverse.requests.length, 1);
+});
+
+Deno.test("an answer that is longer than any of Dataverse's is none of Dataverse's", async () => {
+  await using stage = new Stage();
+  stage.dataverse.otherwise = dataverseError(404, "0x80040217", "x".repeat(100_000));
+
+  assert.equal((await stage.push()).code, "misconfigured");
+});

@@ -1,0 +1,174 @@
+/** Entra and Dataverse as real HTTP servers on loopback, that misbehave as told, and the function in front of them. */
+
+import { readConfig } from "../config.ts";
+import { makeHandler } from "../handler.ts";
+import { LIMITS, type Limits, type Runtime } from "../runtime.ts";
+
+export const KEY = "planted-sync-key";
+export const CONTACT = "6f9619ff-8b86-4d01-b42d-00cf4fc964ff";
+export const SECRET = "planted~client-secret";
+
+/** What a server does with one request. */
+export type Behaviour = (request: Seen, signal: AbortSignal) => Response | Promise<Response>;
+
+/** A request as it arrived. */
+export interface Seen {
+  readonly method: string;
+  readonly path: string;
+  readonly headers: Headers;
+  readonly body: string;
+}
+
+/** A server whose script is taken one step for each request; `otherwise` when there is none left. */
+export class Fake implements AsyncDisposable {
+  readonly requests: Seen[] = [];
+  readonly #steps: Behaviour[] = [];
+  readonly #server: Deno.HttpServer<Deno.NetAddr>;
+
+  constructor(public otherwise: Behaviour) {
+    this.#server = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen: () => {} }, async (request) => {
+      const { pathname } = new URL(request.url);
+      const { method, headers } = request;
+      const seen = { method, path: pathname, headers, body: await request.text() };
+      this.requests.push(seen);
+      return await (this.#steps.shift() ?? this.otherwise)(seen, request.signal);
+    });
+  }
+
+  get url(): string {
+    return `http://127.0.0.1:${this.#server.addr.port}`;
+  }
+
+  /** Append to the script. */
+  then(...steps: Behaviour[]): void {
+    this.#steps.push(...steps);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#server.shutdown();
+  }
+}
+
+/** Answer with a status, JSON (or a string as it stands), and headers. */
+export function says(status: number, content?: unknown, headers: Record<string, string> = {}): Behaviour {
+  const body = content === undefined || typeof content === "string" ? content ?? null : JSON.stringify(content);
+  return () => new Response(body, { status, headers: { "Content-Type": "application/json", ...headers } });
+}
+
+/** Answer with Dataverse's own form of an error. */
+export function dataverseError(status: number, code: string, message = "for a reason", headers = {}): Behaviour {
+  return says(status, { error: { code, message } }, headers);
+}
+
+/** Answer with Entra's own form of an error. */
+export function entraError(status: number, error: string, number: number, headers = {}): Behaviour {
+  const text = `AADSTS${number}: The secret '${SECRET}' of Kari Nordmann.`;
+  return says(status, { error, error_description: text, error_codes: [number] }, headers);
+}
+
+/** Wait until the caller has given up. */
+export const hangs: Behaviour = (_request, signal) =>
+  new Promise((resolve) => signal.addEventListener("abort", () => resolve(new Response())));
+
+/** Begin an answer and never end it. */
+export const drips: Behaviour = (_request, signal) => {
+  const body = new ReadableStream({
+    start(controller) {
+      controller.enqueue(new TextEncoder().encode("{"));
+      signal.addEventListener("abort", () => controller.close());
+    },
+  });
+  return new Response(body, { status: 200 });
+};
+
+/** Hand out token 1, 2, … for so many seconds. */
+export function tokens(expiresIn: number | string = 3600): Behaviour {
+  let number = 0;
+  return () =>
+    Response.json({ token_type: "Bearer", expires_in: expiresIn, access_token: `planted-token-${++number}` });
+}
+
+/** A clock that a test moves; a sleep moves it, and takes no time. */
+export class FakeClock implements Runtime {
+  readonly lines: string[] = [];
+  readonly sleeps: number[] = [];
+  #moved = 0;
+
+  now(): number {
+    return performance.now() + this.#moved;
+  }
+
+  sleep(milliseconds: number): Promise<void> {
+    this.sleeps.push(milliseconds);
+    this.move(milliseconds / 1000);
+    return Promise.resolve();
+  }
+
+  move(seconds: number): void {
+    this.#moved += seconds * 1000;
+  }
+
+  log(line: string): void {
+    this.lines.push(line);
+  }
+}
+
+/** What came back, read whole. */
+export interface Got {
+  readonly status: number;
+  readonly headers: Headers;
+  readonly text: string;
+  readonly code: string | undefined;
+  readonly message: string | undefined;
+  readonly retryAfter: string | null;
+}
+
+/** The function as it is deployed, with its two neighbours. */
+export class Stage implements AsyncDisposable {
+  readonly entra = new Fake(tokens());
+  readonly dataverse = new Fake(says(204));
+  readonly clock = new FakeClock();
+  readonly handler: (request: Request) => Promise<Response>;
+
+  constructor(settings: Record<string, string> = {}, limits: Partial<Limits> = {}) {
+    const environment: Record<string, string> = {
+      HLF_SYNC_KEY: KEY,
+      AZURE_TENANT_ID: "planted-tenant",
+      AZURE_CLIENT_ID: "planted-client",
+      AZURE_CLIENT_SECRET: SECRET,
+      AZURE_AUTHORITY: this.entra.url,
+      DYNAMICS_URL: this.dataverse.url,
+      DYNAMICS_VISIBILITY_FIELD: "hlf_visible",
+      ...settings,
+    };
+    this.handler = makeHandler(readConfig((name) => environment[name]), this.clock, { ...LIMITS, ...limits });
+  }
+
+  /** Ask for one change as certjob does; `init` changes the request. */
+  push(init: RequestInit & { key?: string } = {}): Promise<Got> {
+    const headers = new Headers({ "Content-Type": "application/json", "Idempotency-Key": "4711-2" });
+    if (init.key !== "") headers.set("Authorization", `Bearer ${init.key ?? KEY}`);
+    new Headers(init.headers).forEach((value, name) => headers.set(name, value));
+    const body = JSON.stringify({ contact_id: CONTACT, visible: false });
+    const isBare = init.method === "GET" || init.method === "HEAD";
+    return this.send({ method: "POST", ...(isBare ? {} : { body }), ...init, headers });
+  }
+
+  async send(init: RequestInit): Promise<Got> {
+    const response = await this.handler(new Request("http://127.0.0.1/hlf-dynamics-sync", init));
+    const text = await response.text();
+    const error = text === "" ? undefined : JSON.parse(text).error;
+    return {
+      status: response.status,
+      headers: response.headers,
+      text,
+      code: error?.code,
+      message: error?.message,
+      retryAfter: response.headers.get("Retry-After"),
+    };
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await Promise.all([this.entra[Symbol.asyncDispose](), this.dataverse[Symbol.asyncDispose]()]);
+  }
+}

@@ -1,0 +1,117 @@
+/** The log and the answers: found again by the correlation id, and without a secret or a person. */
+
+import assert from "node:assert/strict";
+import {
+  type Behaviour,
+  CONTACT,
+  dataverseError,
+  entraError,
+  hangs,
+  KEY,
+  says,
+  SECRET,
+  Stage,
+  tokens,
+} from "./fake.ts";
+
+Deno.test("each request has one line, with the id that its answer carries", async () => {
+  await using stage = new Stage();
+  stage.dataverse.then(says(204), dataverseError(404, "0x80040217"));
+
+  const answers = [
+    await stage.push(),
+    await stage.push(),
+    await stage.push({ method: "GET" }),
+    await stage.push({ key: "" }),
+  ];
+
+  const lines = stage.clock.lines.map((line) => JSON.parse(line));
+  const ids = answers.map((answer) => answer.headers.get("X-Correlation-Id"));
+  assert.deepEqual(lines.map((line) => line.correlation_id), ids);
+  assert.equal(new Set(ids).size, 4);
+  assert.ok(ids.every((id) => /^[0-9a-f-]{36}$/.test(id ?? "")));
+  for (const line of lines) {
+    assert.ok(Number.isSafeInteger(line.milliseconds));
+    delete line.milliseconds;
+    delete line.correlation_id;
+  }
+  assert.deepEqual(lines, [
+    { idempotency_key: "4711-2", method: "POST", status: 200 },
+    {
+      idempotency_key: "4711-2",
+      method: "POST",
+      status: 404,
+      code: "contact_not_found",
+      upstream: "dataverse 404 0x80040217",
+    },
+    { idempotency_key: "4711-2", method: "GET", status: 200 },
+    { method: "POST", status: 401, code: "unauthorized" },
+  ]);
+});
+
+Deno.test("an Idempotency-Key that is not certjob's is not logged", async () => {
+  await using stage = new Stage();
+
+  for (const key of ["kari@example.org", "4711", "4711-2-x", "1".repeat(30) + "-1"]) {
+    await stage.push({ headers: { "Idempotency-Key": key } });
+  }
+
+  assert.ok(stage.clock.lines.every((line) => JSON.parse(line).idempotency_key === undefined));
+});
+
+Deno.test("no secret and no person is in any line or answer, whatever goes wrong", async () => {
+  const chatty = `Kari Nordmann (kari@example.org, ${CONTACT}): Bearer planted-token-1 ${SECRET} ${KEY}`;
+  const faults: [Behaviour, Behaviour][] = [
+    [tokens(), says(204)],
+    [entraError(401, "invalid_client", 7000215), says(204)],
+    [says(500, chatty), says(204)],
+    [says(200, chatty), says(204)],
+    [says(429, { error: chatty, error_codes: [chatty] }), says(204)],
+    [hangs, says(204)],
+    ...[200, 302, 400, 401, 403, 404, 412, 429, 500, 503].flatMap((status): [Behaviour, Behaviour][] => [
+      [
+        tokens(),
+        dataverseError(status, "0x80040265", chatty, { "X-Ms-Request-Id": "1", "Location": "http://127.0.0.1:9" }),
+      ],
+      [tokens(), dataverseError(status, chatty, chatty)],
+      [tokens(), says(status, chatty)],
+    ]),
+  ];
+  const texts: string[] = [];
+  for (const [entra, dataverse] of faults) {
+    await using stage = new Stage({}, { entra: 100, dataverse: 100 });
+    stage.entra.otherwise = entra;
+    stage.dataverse.otherwise = dataverse;
+    const answers = [
+      await stage.push(),
+      await stage.push({ key: `${KEY}x` }),
+      await stage.push({ body: chatty }),
+      await stage.push({ headers: { "X-Correlation-Id": chatty, "Content-Type": chatty } }),
+    ];
+    const headers = answers.flatMap((answer) => [...answer.headers].map(([name, value]) => `${name}: ${value}`));
+    texts.push(...stage.clock.lines, ...headers, ...answers.slice(1).map((answer) => answer.text));
+    if (answers[0]?.status !== 200) texts.push(answers[0]?.text ?? ""); // a success echoes the contact, to whoever named it
+  }
+
+  assert.ok(texts.length > 500);
+  for (const secret of [KEY, SECRET, "planted-token", "planted-client", "Kari", "kari@", CONTACT]) {
+    assert.deepEqual(texts.filter((text) => text.includes(secret)), []);
+  }
+});
+
+Deno.test("an error that nobody foresaw is an answer too, and its place is in the log, not its words", async () => {
+  await using stage = new Stage();
+  Object.defineProperty(stage.clock, "sleep", {
+    value: () => {
+      throw new TypeError(`planted-token-1 ${KEY}`);
+    },
+  });
+  stage.dataverse.then(says(503));
+
+  const answer = await stage.push();
+
+  assert.deepEqual([answer.status, answer.code], [500, "internal_error"]);
+  const [line] = stage.clock.lines;
+  assert.match(JSON.parse(line ?? "").origin, /^TypeError log_test\.ts:\d+:\d+ retry\.ts:\d+:\d+/);
+  assert.doesNotMatch(`${line}${answer.text}`, /planted/);
+});

@@ -1,0 +1,132 @@
+/** What may be asked, and what is refused before anybody else is called. */
+
+import assert from "node:assert/strict";
+import { CONTACT, KEY, Stage } from "./fake.ts";
+
+Deno.test("a push comes back with both values", async () => {
+  await using stage = new Stage();
+  const body = JSON.stringify({ contact_id: CONTACT, visible: true });
+
+  const answer = await stage.push({ body, headers: { "Content-Type": "Application/JSON; charset=utf-8" } });
+
+  assert.equal(answer.status, 200);
+  assert.deepEqual(JSON.parse(answer.text), { contact_id: CONTACT, visible: true });
+  assert.equal(answer.headers.get("Content-Type"), "application/json");
+});
+
+Deno.test("an id in capitals is the same contact", async () => {
+  await using stage = new Stage();
+
+  await stage.push({ body: JSON.stringify({ contact_id: CONTACT.toUpperCase(), visible: true }) });
+
+  assert.equal(stage.dataverse.requests[0]?.path, `/api/data/v9.2/contacts(${CONTACT})`);
+});
+
+Deno.test("a GET with the key says that the function is there, and touches nobody", async () => {
+  await using stage = new Stage();
+
+  const answer = await stage.push({ method: "GET" });
+
+  assert.deepEqual([answer.status, answer.text], [200, '{"ok":true}']);
+  assert.equal(stage.entra.requests.length + stage.dataverse.requests.length, 0);
+});
+
+for (const method of ["HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"]) {
+  Deno.test(`${method} is not allowed`, async () => {
+    await using stage = new Stage();
+
+    const answer = await stage.push({ method });
+
+    assert.deepEqual([answer.status, answer.headers.get("Allow")], [405, "GET, POST"]);
+  });
+}
+
+const id = JSON.stringify(CONTACT);
+for (
+  const body of [
+    "",
+    "{",
+    "null",
+    "[]",
+    `"${CONTACT}"`,
+    "{}",
+    `{"contact_id": ${id}}`,
+    '{"visible": true}',
+    `{"contact_id": ${id}, "visible": "true"}`,
+    `{"contact_id": ${id}, "visible": 1}`,
+    `{"contact_id": ${id}, "visible": null}`,
+    `{"contact_id": [${id}], "visible": true}`,
+    '{"contact_id": "4711", "visible": true}',
+    `{"contact_id": "${CONTACT})/x(", "visible": true}`,
+    `{"contact_id": "${CONTACT}\\n", "visible": true}`,
+    `{"contact_id": "{${CONTACT}}", "visible": true}`,
+    "[".repeat(5000),
+  ]
+) {
+  Deno.test(`${body.slice(0, 90)} is no request`, async () => {
+    await using stage = new Stage();
+
+    const answer = await stage.push({ body });
+
+    assert.deepEqual([answer.status, answer.code], [400, "invalid_request"]);
+    assert.equal(stage.entra.requests.length + stage.dataverse.requests.length, 0);
+  });
+}
+
+for (const type of ["text/plain", "application/x-www-form-urlencoded", "application/json-seq", ""]) {
+  Deno.test(`the content type ${type || "(none)"} is refused`, async () => {
+    await using stage = new Stage();
+
+    const answer = await stage.push({ headers: { "Content-Type": type } });
+
+    assert.deepEqual([answer.status, answer.code], [400, "invalid_request"]);
+  });
+}
+
+Deno.test("a long body is refused, and is not read to its end", async () => {
+  await using stage = new Stage();
+  let pieces = 0;
+  const endless = new ReadableStream({
+    pull: (controller) => controller.enqueue(new TextEncoder().encode(" ".repeat(1000 + 0 * ++pieces))),
+  });
+
+  const answer = await stage.push({ body: endless });
+
+  assert.deepEqual([answer.status, answer.code], [413, "too_large"]);
+  assert.ok(pieces < 20, `${pieces} pieces`);
+});
+
+Deno.test("the longest body that is allowed", async () => {
+  await using stage = new Stage();
+  const short = JSON.stringify({ contact_id: CONTACT, visible: true });
+
+  assert.equal((await stage.push({ body: short.padEnd(10_000) })).status, 200);
+  assert.equal((await stage.push({ body: short.padEnd(10_001) })).status, 413);
+});
+
+Deno.test("a body that does not arrive blames no contact", async () => {
+  await using stage = new Stage({}, { body: 50 });
+  let isCancelled = false;
+  const stuck = new ReadableStream({
+    start: (controller) => controller.enqueue(new TextEncoder().encode('{"contact_id":')),
+    cancel: () => void (isCancelled = true),
+  });
+
+  const answer = await stage.push({ body: stuck });
+
+  assert.deepEqual([answer.status, answer.code, isCancelled], [408, "request_timeout", true]);
+});
+
+Deno.test("a body that breaks off blames no contact", async () => {
+  await using stage = new Stage();
+  const broken = new ReadableStream({ pull: (controller) => controller.error(new Error("connection lost")) });
+
+  assert.equal((await stage.push({ body: broken })).status, 408);
+});
+
+Deno.test("bytes that are no text are no request", async () => {
+  await using stage = new Stage();
+  const headers = { "Authorization": `Bearer ${KEY}`, "Content-Type": "application/json" };
+
+  assert.equal((await stage.send({ method: "POST", headers, body: new Uint8Array([0xff, 0xfe, 0x00]) })).status, 400);
+});
