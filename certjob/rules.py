@@ -134,6 +134,39 @@ def cancel_reason(reminder: Reminder, mentor: Mentor, today: date) -> str | None
     return "too late" if overtaken or not _is_in_time(reminder.threshold_days, days_left) else "not due"
 
 
+def replacement(certificate: Certificate, siblings: Iterable[Certificate], today: date) -> Certificate | None:
+    """Return the row that counts instead of this one: the last of those of its kind that come later and have begun.
+
+    A certificate that is neither revoked nor upcoming is ``renewed`` exactly while there is one.
+    """
+    later = (other for other in siblings if not other.revoked and _order(other) > _order(certificate))
+    return max((other for other in later if other.issued_on <= today), key=_order, default=None)
+
+
+def continuation(certificate: Certificate, siblings: Iterable[Certificate]) -> Certificate | None:
+    """Return the first later row that begins before this one has ended, so that nobody need be reminded of it."""
+    following = [
+        other
+        for other in siblings
+        if not other.revoked and _order(other) > _order(certificate) and _follows_at_once(other, certificate)
+    ]
+    return min(following, key=_order, default=None)
+
+
+def days_left_bounds(status: Status, *, largest_threshold: int | None) -> tuple[int | None, int | None]:
+    """Return the fewest and the most days left that a certificate of this status can have; None: no bound.
+
+    For looking in the right place; ``largest_threshold`` is that of all organisations in question.
+    """
+    if status is Status.EXPIRED:
+        return None, -1
+    if status is Status.VALID:
+        return 0, None
+    if status is Status.EXPIRING:
+        return 0, -1 if largest_threshold is None else largest_threshold
+    return None, None
+
+
 def lapsed_certificates(mentor: Mentor, today: date) -> list[Certificate]:
     """Return why a mentor is not certified: of each kind that counts and is not in force, the row that counts."""
     lapsed = []
@@ -145,6 +178,15 @@ def lapsed_certificates(mentor: Mentor, today: date) -> list[Certificate]:
         if held and not any(statuses[c.id] in IN_FORCE for c in held):
             lapsed.append(max(held, key=lambda c: (not c.revoked, _order(c))))
     return lapsed
+
+
+def holds_nothing(mentor: Mentor, today: date) -> bool:
+    """Return whether no kind that counts has ever begun, so that no pause can follow from one that ends."""
+    return not any(
+        certificate.kind not in mentor.organisation.optional_kinds
+        and (certificate.revoked or certificate.issued_on <= today)
+        for certificate in mentor.certificates
+    )
 
 
 def ending_certificates(mentor: Mentor, today: date, *, within_days: int) -> list[Certificate]:
@@ -180,11 +222,14 @@ def _by_kind(certificates: Iterable[Certificate]) -> dict[str, list[Certificate]
 def _is_continued(certificate: Certificate, siblings: Iterable[Certificate]) -> bool:
     """Whether a later row starts at the latest on the day after this one's last day."""
     return any(
-        not other.revoked
-        and _order(other) > _order(certificate)
-        and (other.issued_on - certificate.expires_on).days <= 1
+        not other.revoked and _order(other) > _order(certificate) and _follows_at_once(other, certificate)
         for other in siblings
     )
+
+
+def _follows_at_once(other: Certificate, certificate: Certificate) -> bool:
+    """Whether one begins at the latest on the day after the other's last day."""
+    return (other.issued_on - certificate.expires_on).days <= 1
 
 
 def _due_threshold(

@@ -1,0 +1,256 @@
+"""One mentor's story as a page: what is so today and why, what was sent, what comes next; on a terminal or off it."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import date, datetime
+from itertools import groupby
+from typing import Any, Final
+
+from certjob import reasons, rules
+from certjob.alert_causes import NO_ADDRESS, explain_reminder
+from certjob.console import Talk
+from certjob.explain_portal import portal_lines
+from certjob.models import OWN_PAUSE_REASON, Status
+from certjob.plain import harmless
+from certjob.reasons import day_words, distance_words, threshold_words
+from certjob.story import LoggedReminder, Pause, Story
+from certjob.story_steps import address_problem
+from certjob.terminal_page import PageLine, glued, unbroken, wrap
+
+MOST_COMING_DAYS: Final = 12
+"""A page on a terminal tells so many of the coming days; --json and a pipe have all of them."""
+
+_MONTHS: Final = "|".join(f"{date(2000, month, 1):%B}" for month in range(1, 13))
+_DATE: Final = re.compile(rf"\b\d{{1,2}} (?:{_MONTHS})(?: \d{{4}})?(?: \d\d:\d\d)?\b")
+_STYLES: Final = {Status.EXPIRED: "red", Status.REVOKED: "red", Status.EXPIRING: "yellow"}
+
+
+def show_story(talk: Talk, story: Story) -> None:
+    """Print the page: wrapped to a terminal, whole lines off it."""
+    if not talk.on_terminal:
+        for line in page_lines(story):
+            talk.result(f"{' ' * line.indent}{line.bullet}{line.head}{line.text}".rstrip())
+        return
+    lines = (replace(line, text=_kept_together(line.text)) for line in page_lines(story, most_days=MOST_COMING_DAYS))
+    for text in wrap(talk.out, lines):
+        talk.out.print(text, soft_wrap=True)
+
+
+def page_lines(story: Story, *, most_days: int | None = None) -> Iterator[PageLine]:
+    """Yield the page; of the coming days so many at most."""
+    person = story.person
+    name = person.member_no if person.full_name is None else f"{person.full_name} ({person.member_no})"
+    yield PageLine(text=harmless(f"{name}, {person.organisation_name}"), style="bold")
+    yield PageLine(text=" ".join(_summary(story)))
+    for warning in _warnings(story):
+        yield PageLine(text=warning, style="yellow")
+    coming = _by_occasion(story)
+    yield PageLine(text="")
+    if not coming:
+        yield PageLine(head="Next: ", text="nothing, as long as no fact changes.")
+    for when, what in coming[:1]:
+        yield PageLine(head="Next: ", text=f"{when}: {what}.")
+    yield from _section("Certificates", _certificate_lines(story))
+    yield from _section("Pauses", _pause_lines(story))
+    yield from _section("Reminders", _reminder_lines(story))
+    yield from _section("Portal", portal_lines(story))
+    later = coming[1:] if most_days is None else coming[1:most_days]
+    yield from _section("After that, if no fact changes", _later_lines(later, left=len(coming) - 1 - len(later)))
+
+
+def _summary(story: Story) -> Iterator[str]:
+    mentor, today = story.mentor, story.today
+    if story.person.left_at is not None:
+        yield f"Has left, on {day_words(story.person.left_at.astimezone(story.zone).date(), story.today)}."
+    elif mentor.open_pauses:
+        yield harmless(f"Paused: {', '.join(sorted(pause.reason for pause in mentor.open_pauses))}.")
+    else:
+        yield "Active: no pause is open."
+    lapsed = rules.lapsed_certificates(mentor, today)
+    why = "; ".join(reasons.why_certified(mentor, today))
+    if lapsed:
+        yield harmless(f"Not certified: {why}.")
+    elif rules.holds_nothing(mentor, today):
+        said = f" ({why})" if why else ""
+        yield harmless(
+            f"Holds no certificate that counts{said}, so nobody watches over it: no pause follows from that."
+        )
+    else:
+        yield harmless(f"Certified: {why}.")
+
+
+def _warnings(story: Story) -> Iterator[str]:
+    """What makes the dates of the page doubtful."""
+    last, today = story.last_night, story.today
+    if last is None:
+        yield "No night has been run yet; the dates below need `certjob run` every night."
+    elif last > today:
+        day = day_words(last, today)
+        yield f"A run today is refused: the last night was run for {day}, which is later. Correct the clock first."
+    elif (today - last).days > 1:
+        day = day_words(last, today)
+        yield f"The last night was run for {day}; the dates below need `certjob run` every night."
+    if story.is_stale:
+        yield "What is stored is not today's state any more: a run today changes it."
+
+
+def _section(heading: str, lines: Iterator[PageLine]) -> Iterator[PageLine]:
+    """A heading and what stands under it; nothing at all without a line."""
+    for number, line in enumerate(lines):
+        if not number:
+            yield PageLine(text="")
+            yield PageLine(text=heading, style="bold")
+        yield line
+
+
+def _certificate_lines(story: Story) -> Iterator[PageLine]:
+    mentor, today = story.mentor, story.today
+    if not mentor.certificates:
+        yield PageLine(text="none", bullet="- ", indent=2)
+    for certificate in sorted(mentor.certificates, key=lambda c: (c.kind, c.issued_on, c.expires_on)):
+        siblings = [other for other in mentor.certificates if other.kind == certificate.kind]
+        status = rules.status_of(certificate, siblings, mentor, today)
+        note = story.notes.get(certificate.id)
+        revoked_on = note.revoked_at.astimezone(story.zone).date() if note and note.revoked_at else None
+        why = reasons.why_status(certificate, mentor, today, revoked_on=revoked_on)
+        if certificate.status is not status:
+            noted = (
+                "not noted yet" if certificate.status is Status.RECORDED else f"noted as {certificate.status} so far"
+            )
+            why += f"; {noted}, a run today notes it"
+        elif note and note.noted_on:
+            why += f"; noted on {day_words(note.noted_on, today)}"
+        optional = ", optional" if certificate.kind in mentor.organisation.optional_kinds else ""
+        span = f"{_whole_date(certificate.issued_on)} to {_whole_date(certificate.expires_on)}"
+        head = harmless(f"{certificate.kind}{optional}, {span}: {status}")
+        yield PageLine(head=head, text="", bullet="- ", indent=2, style=_STYLES.get(status, ""))
+        yield PageLine(text=harmless(why), indent=4)
+
+
+def _pause_lines(story: Story) -> Iterator[PageLine]:
+    if not any(pause.lifted_at is None for pause in story.pauses):
+        yield PageLine(text="none is open", bullet="- ", indent=2)
+    for pause in story.pauses:
+        since = f"by {pause.actor} since {story.moment(pause.paused_at)}"
+        if pause.lifted_at is None:
+            yield PageLine(head=harmless(pause.reason), text=harmless(f", {since}"), bullet="- ", indent=2)
+            yield PageLine(text=harmless(_what_lifts(story, pause)), indent=4)
+        else:
+            by = f" by {pause.lifted_by}" if pause.lifted_by else ""
+            text = f"earlier: {pause.reason}, {since}, lifted {story.moment(pause.lifted_at)}{by}"
+            yield PageLine(text=harmless(text), bullet="- ", indent=2, style="dim")
+
+
+def _what_lifts(story: Story, pause: Pause) -> str:
+    if pause.reason != OWN_PAUSE_REASON:
+        return "certjob never lifts it; whoever is responsible does, in the app"
+    if story.mentor.left:
+        return "it stays as it is while the mentor has left"
+    lapsed = sorted({certificate.kind for certificate in rules.lapsed_certificates(story.mentor, story.today)})
+    if not lapsed:
+        return "every kind that counts is in force: a run today lifts it"
+    missing = f"{', '.join(lapsed)} {'is' if len(lapsed) == 1 else 'are'} in force again"
+    return f"certjob lifts it once {missing}; if a person lifts it before that, certjob opens it again"
+
+
+def _reminder_lines(story: Story) -> Iterator[PageLine]:
+    certificates = {certificate.id: certificate for certificate in story.mentor.certificates}
+    for row in story.reminders:
+        certificate = certificates.get(row.cert_id)
+        what = certificate.kind if certificate else "a certificate that is gone"
+        which = f"{what} until {day_words(row.expires_on, story.today)}, {threshold_words(row.threshold_days)}"
+        text = harmless(f"{which}: {_what_became(story, row)}")
+        yield PageLine(text=text, bullet="- ", indent=2, style="red" if row.status == "failed" else "")
+        for earlier in row.history:
+            yield PageLine(text=harmless(_earlier_cycle(story, earlier)), indent=4, style="dim")
+    for certificate in sorted(certificates.values(), key=lambda c: (c.kind, c.expires_on)):
+        none = reasons.why_no_reminder(certificate, story.mentor, story.today)
+        if none is not None:
+            text = f"{certificate.kind} until {day_words(certificate.expires_on, story.today)}: none comes, {none}"
+            yield PageLine(text=harmless(text), bullet="- ", indent=2)
+    yield from _reminders_to_come(story)
+    problem = address_problem(story.person.email)
+    if problem:
+        text = harmless(f"{problem}: nothing can be sent; enter one in the app, and what failed is sent by itself")
+        yield PageLine(text=text, bullet="- ", indent=2, style="red")
+
+
+def _reminders_to_come(story: Story) -> Iterator[PageLine]:
+    """One line per certificate with all that nights will queue about it."""
+    today = story.today
+    for certificate in story.mentor.certificates:
+        days = [
+            f"{threshold_words(step.threshold_days or 0)} ({'held back' if step.held else day_words(step.on, today)})"
+            for step in story.steps
+            if step.kind == "reminder" and step.certificate_id == certificate.id
+        ]
+        if days:
+            which = f"{certificate.kind} until {day_words(certificate.expires_on, today)}"
+            yield PageLine(text=harmless(f"{which}, to come: {', '.join(days)}"), bullet="- ", indent=2)
+
+
+def _what_became(story: Story, row: LoggedReminder) -> str:
+    again = ", perhaps twice" if row.maybe_sent else ""
+    if row.status == "sent":
+        return f"sent {story.moment(row.sent_at)}{again}" if row.sent_at else f"sent{again}"
+    if row.status == "failed":
+        why, what_to_do = explain_reminder(row.last_error)
+        reason = f" ({row.last_error})" if row.last_error not in (None, NO_ADDRESS) else ""
+        return f"not delivered. {why}{reason} What to do: {what_to_do.rstrip('.')}"
+    if row.status == "pending":
+        tries = (
+            f", tried {row.attempts} times so far"
+            if row.attempts > 1
+            else ", tried once so far"
+            if row.attempts
+            else ""
+        )
+        error = f" ({row.last_error})" if row.last_error else ""
+        return f"queued {story.moment(row.queued_at)}{tries}{error}"
+    if row.status == "superseded":
+        return "never sent: a more urgent one took its place"
+    return f"cancelled: {row.last_error or 'it was not right any more'}"
+
+
+def _earlier_cycle(story: Story, earlier: Mapping[str, Any]) -> str:
+    """An entry of the history: the same reminder about another last day, or sent again after it was cancelled."""
+    about = day_words(date.fromisoformat(earlier["expires_on"]), story.today)
+    sent_at = earlier.get("sent_at")
+    when = f" {story.moment(datetime.fromisoformat(sent_at))}" if sent_at else ""
+    return f"before that, about {about}: {earlier.get('status', 'unknown')}{when}"
+
+
+def _later_lines(later: Sequence[tuple[str, str]], *, left: int) -> Iterator[PageLine]:
+    for when, what in later:
+        yield PageLine(head=f"{when}: ", text=what, bullet="- ", indent=2)
+    if left > 0:
+        yield PageLine(text=f"… and {left:,} more; --json has all of them", indent=2)
+
+
+def _by_occasion(story: Story) -> list[tuple[str, str]]:
+    """What comes, one occasion each: a night, or a delivery at its time."""
+    occasions = []
+    for (day, at, by_night), steps in groupby(story.steps, key=lambda step: (step.on, step.at, step.is_of_night)):
+        said = f"on {day_words(day, story.today)}"
+        if by_night:
+            when = (
+                "today, when `certjob run` runs"
+                if day == story.today
+                else f"{said}, {distance_words(day, story.today)}"
+            )
+        elif at is None:
+            when = "today, with the next `certjob run` or `certjob deliver`"
+        else:
+            when = f"{'today' if day == story.today else said}, at {at:%H:%M} or soon after"
+        occasions.append((when, harmless("; ".join(step.text for step in steps))))
+    return occasions
+
+
+def _whole_date(day: date) -> str:
+    return f"{day.day} {day:%B} {day.year:04}"
+
+
+def _kept_together(text: str) -> str:
+    """Let no line end come into a command or a date."""
+    return unbroken(_DATE.sub(lambda match: glued(match[0]), text))

@@ -1,0 +1,9 @@
+-- Whom a story is about. review_on has no finite value while certjob is to look at once, or never.
+SELECT m.id, m.member_no, m.full_name, nullif(btrim(m.email), '') AS email, m.left_at, m.dynamics_contact_id AS contact_id,
+    m.portal_visible AS wanted, o.id AS organisation_id, o.slug, o.name AS organisation_name,
+    m.review_on <= %(today)s AS review_is_due,
+    CASE WHEN isfinite(m.review_on) THEN m.review_on END AS review_on,
+    now() AS now
+FROM mentors AS m
+JOIN organisations AS o ON o.id = m.organisation_id
+WHERE m.id = %(mentor_id)s
