@@ -87,7 +87,10 @@ def _warnings(story: Story) -> Iterator[str]:
         yield "No night has been run yet; the dates below need `certjob run` every night."
     elif last > today:
         day = day_words(last, today)
-        yield f"A run today is refused: the last night was run for {day}, which is later. Correct the clock first."
+        yield (
+            f"A run today is refused, because the last night was run for {day}; what follows holds once the clock is "
+            "corrected, or with --allow-earlier-date."
+        )
     elif (today - last).days > 1:
         day = day_words(last, today)
         yield f"The last night was run for {day}; the dates below need `certjob run` every night."

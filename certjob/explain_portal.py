@@ -41,7 +41,7 @@ def portal_lines(story: Story) -> Iterator[PageLine]:
 
 def _open_push(story: Story, portal: Portal) -> Iterator[PageLine]:
     """What is still to be pushed, why it waits, and what to do about it."""
-    push = push_alert(story)
+    push = _push_alert(story)
     since = story.moment(push.wanted_at)
     may_be = "hidden" if push.visible else "visible"
     text = f"not confirmed since {since}: to be {_shown(push.visible)} ({push.status}); may still be {may_be}"
@@ -52,9 +52,7 @@ def _open_push(story: Story, portal: Portal) -> Iterator[PageLine]:
     else:
         yield PageLine(text=explain(cause, visible=push.visible), indent=4)
         command = f"certjob resync {shlex.quote(push.member_no)} --organisation {story.person.slug}"
-        what_to_do = advise(
-            cause, resync=f"`{harmless(command)}`", next_try=f"at {story.moment(push.next_attempt_at)}, or soon after"
-        )
+        what_to_do = advise(cause, resync=f"`{harmless(command)}`", next_try=_next_try(story, push))
         yield PageLine(head="What to do: ", text=what_to_do, indent=4)
     if push.error:
         calls = f", {push.calls:,} {'call' if push.calls == 1 else 'calls'} so far" if push.calls else ""
@@ -62,7 +60,13 @@ def _open_push(story: Story, portal: Portal) -> Iterator[PageLine]:
         yield PageLine(text=harmless(f"Last noted{when}{calls}: {push.error}"), indent=4, style="dim")
 
 
-def push_alert(story: Story) -> PushAlert:
+def _next_try(story: Story, push: PushAlert) -> str:
+    if push.next_attempt_at <= story.person.now:
+        return "when `certjob deliver` runs next, normally every 15 minutes"
+    return f"at {story.moment(push.next_attempt_at)}, or soon after"
+
+
+def _push_alert(story: Story) -> PushAlert:
     """Return the open push as the alerts have it; there must be one."""
     person, portal = story.person, story.portal
     return PushAlert(

@@ -166,11 +166,13 @@ def test_nights_that_do_not_run_are_told(connection: Connection, facts: Facts) -
 
 
 def test_a_day_before_the_last_night_is_told_to_be_refused(connection: Connection, facts: Facts) -> None:
-    """As a run would refuse it."""
+    """As a run would refuse it, with the same way out."""
     mentor_id = facts.certified_mentor(facts.organisation(), TODAY + timedelta(days=200))
     night(connection, TODAY + timedelta(days=3))
 
-    assert "A run today is refused: the last night was run for 13 March" in told(connection, mentor_id)
+    text = told(connection, mentor_id)
+    assert "A run today is refused, because the last night was run for 13 March; " in text
+    assert "--allow-earlier-date" in text
 
 
 def test_after_a_night_on_a_wrong_later_date_everybody_is_due(connection: Connection, facts: Facts) -> None:
@@ -349,6 +351,45 @@ def test_a_queued_reminder_goes_out_or_is_cancelled_as_it_is_told(connection: Co
     assert "none comes, the next one, 11 March to 8 February 2028, continues it without a gap" in told(
         connection, renewed
     )
+
+
+def test_a_more_urgent_reminder_takes_the_place_of_a_queued_one(connection: Connection, facts: Facts) -> None:
+    """As a run today would: the older one is not told to be sent."""
+    mentor_id = facts.certified_mentor(facts.organisation(portal=None), TODAY + timedelta(days=20))
+    review(connection)
+
+    story = story_of(connection, mentor_id, today=TODAY + timedelta(days=6))
+
+    assert [(step.kind, step.threshold_days) for step in story.next_steps] == [("reminder", 14)]
+    night(connection, TODAY + timedelta(days=6), channel=CollectingChannel())
+    assert "30 days before: never sent: a more urgent one took its place" in told(connection, mentor_id)
+
+
+def test_what_is_in_work_is_told_as_such(connection: Connection, facts: Facts) -> None:
+    """A live lease of another run, for the push and for the mail."""
+    mentor_id = facts.certified_mentor(facts.organisation(), TODAY - timedelta(days=1))
+    review(connection)
+    for table in ("portal_sync_events", "cert_notification_log"):
+        facts.connection.execute(
+            f"UPDATE {table} SET claim_token = gen_random_uuid(), next_attempt_at = now() + '5 min'".encode()
+        )
+
+    text = told(connection, mentor_id)
+
+    assert "the portal is being asked to hide the mentor" in text
+    assert "the queued reminder 1 day after the last day, 9 March is being sent" in text
+    assert "certjob is working on it just now." in text
+
+
+def test_without_a_contact_id_no_push_is_promised(connection: Connection, facts: Facts) -> None:
+    """Neither the one to come nor the one that is queued; and what to do is said."""
+    mentor_id = facts.certified_mentor(facts.organisation(), TODAY - timedelta(days=1), contact_id=None)
+
+    assert "the portal is asked to hide the mentor, but there is no contact id" in told(connection, mentor_id)
+    review(connection)
+    text = told(connection, mentor_id)
+    assert "the portal is asked to hide the mentor, but there is no contact id" in text
+    assert "there is no contact id: nothing can be pushed; add it in the app" in text
 
 
 def test_reminders_without_an_address_are_told_to_fail(connection: Connection, facts: Facts) -> None:
