@@ -109,6 +109,19 @@ def test_filters_hold_all_together(connection: Connection, facts: Facts, seed: i
         ]
 
 
+@pytest.mark.parametrize(
+    ("days_left", "status"),
+    [(-1, Status.EXPIRED), (0, Status.EXPIRING), (60, Status.EXPIRING), (61, Status.VALID)],
+)
+def test_who_asks_for_a_status_gets_it_to_the_day(
+    connection: Connection, facts: Facts, days_left: int, status: Status
+) -> None:
+    """On the first and the last day of each, and under no other."""
+    facts.certified_mentor(facts.organisation(thresholds=[60, 30]), TODAY + timedelta(days=days_left))
+
+    assert [each for each in SHOWN_STATUSES if listed(connection, statuses=frozenset({each}))] == [status]
+
+
 def test_a_status_is_listed_before_a_night_has_noted_it(connection: Connection, facts: Facts) -> None:
     """Revoked an hour ago: the list says so; the pause, which only a night opens, is not there yet."""
     facts.certified_mentor(facts.organisation(), TODAY + timedelta(days=300))
