@@ -21,7 +21,7 @@ class OutgoingMessage:
     """The same on every repeat; a webhook's receiver uses it to drop the second copy."""
     locale: str
     kind: str
-    """What the message is: ``reminder``, ``digest`` or ``preview``."""
+    """What the message is: ``reminder``, ``digest``, ``preview`` or ``test``."""
     repeat: bool
     """Whether an earlier try may have arrived already."""
     mentor_id: UUID | None = None

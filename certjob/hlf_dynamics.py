@@ -16,6 +16,7 @@ And a code that is not written like ours (``ResourceNotFound``, ``0x80040217``) 
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -92,23 +93,40 @@ class HLFDynamicsSyncService:
         Raises PermanentPortalError, PortalStageError or TransientPortalError, as drawn at the top of the module; the
         function may have done it even so, if the answer was lost.
         """
+        answer = self._call(
+            "POST",
+            headers={"Idempotency-Key": idempotency_key},
+            json={"contact_id": str(contact_id), "visible": visible},
+        )
+        content = _parse(answer)
+        if answer.status_code != 200 or not _is_confirmed(content, contact_id=contact_id, visible=visible):
+            raise self._error_for(answer, envelope=_envelope(content))
+
+    def probe(self) -> None:
+        """Ask whether the function is there, is set up and takes the key; it touches no contact for that.
+
+        Raises as ``update_portal_visibility`` does.
+        """
+        answer = self._call("GET")
+        content = _parse(answer)
+        if answer.status_code != 200 or content is None or content.get("ok") is not True:
+            raise self._error_for(answer, envelope=_envelope(content))
+
+    def _call(self, method: str, *, headers: Mapping[str, str] | None = None, json: object = None) -> HttpAnswer:
         try:
-            answer = self._client.request(
-                "POST",
+            return self._client.request(
+                method,
                 self._url,
                 headers={
                     "Authorization": f"Bearer {self._key}",
-                    "Idempotency-Key": idempotency_key,
                     "User-Agent": f"certjob/{__version__}",
+                    **(headers or {}),
                 },
-                json={"contact_id": str(contact_id), "visible": visible},
+                json=json,
                 deadline_seconds=self.deadline_seconds,
             )
         except httpx.TransportError as error:
             raise TransientPortalError(self._explain(error)) from error
-        content = _parse(answer)
-        if answer.status_code != 200 or not _is_confirmed(content, contact_id=contact_id, visible=visible):
-            raise self._error_for(answer, envelope=_envelope(content))
 
     def _error_for(self, answer: HttpAnswer, *, envelope: _Envelope | None) -> PortalCallError:
         kind, hint = _judge(answer.status_code, code=envelope.code if envelope else None)

@@ -38,6 +38,16 @@ class MaildirChannel:
         with contextlib.suppress(OSError):  # some file systems cannot; the message is there all the same
             _flush_folder(self._folder / "new")
 
+    def probe(self) -> None:
+        """Look whether a message could be written, without making the folder. Raises ChannelDownError."""
+        there = self._folder
+        while not there.exists() and there != there.parent:  # the first message makes what is missing
+            there = there.parent
+        for folder in (there, *(there / part for part in ("new", "tmp") if there == self._folder)):
+            if folder.exists() and not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+                message = "the Maildir folder cannot be written by this user; correct CERTJOB_NOTIFY_URL or its rights"
+                raise ChannelDownError(message)
+
     def close(self) -> None:
         """Nothing is held open; see ``Channel.close``."""
 

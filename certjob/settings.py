@@ -3,7 +3,7 @@
 import re
 from datetime import date, datetime
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import SplitResult, urlsplit
 from zoneinfo import ZoneInfo
 
@@ -132,11 +132,47 @@ def load_settings() -> Settings:
     except ValidationError as error:
         raise ConfigurationError("; ".join(_explain(error))) from None
     except (OSError, UnicodeDecodeError) as error:  # sudo from a folder of somebody else, a file in Latin-1
-        message = (
-            f"the file .env in the current folder cannot be read ({type(error).__name__}); "
-            "make it readable, as UTF-8, or start certjob in another folder"
-        )
-        raise ConfigurationError(message) from None
+        raise _unreadable(error) from None
+
+
+def survey_settings() -> tuple[Settings, list[str]]:
+    """Read the environment as far as it can be read: what is wrong is left out, and said in a clause for each.
+
+    For a command that looks at everything; all others stop at the first mistake. A missing database URL is empty.
+    """
+    without: dict[str, Any] = {}
+    clauses: list[str] = []
+    while True:
+        try:
+            return Settings(**without), clauses
+        except ValidationError as error:
+            found = list(zip(error.errors(include_input=False, include_url=False), _explain(error), strict=True))
+        except (OSError, UnicodeDecodeError) as error:
+            clauses.append(str(_unreadable(error)))
+            without["_env_file"] = None
+            continue
+        for detail, clause in found:
+            name = str(detail["loc"][0]) if detail["loc"] else _LEFT_OUT_WITHOUT.get(clause.split()[0].rstrip(":"), "")
+            if not name or name in without:  # never seen, and it would go on for ever
+                raise ConfigurationError(clause)
+            without[name] = SecretStr("") if name == "database_url" else Settings.model_fields[name].default
+            clauses.append(clause)
+
+
+_LEFT_OUT_WITHOUT = {
+    "CERTJOB_PORTAL_KEY": "portal_url",
+    "CERTJOB_MAIL_FROM": "notify_url",
+    "CERTJOB_NOTIFY_PASSWORD": "notify_password",
+}
+"""Which setting is of no use while another one is missing or wrong."""
+
+
+def _unreadable(error: Exception) -> ConfigurationError:
+    message = (
+        f"the file .env in the current folder cannot be read ({type(error).__name__}); "
+        "make it readable, as UTF-8, or start certjob in another folder"
+    )
+    return ConfigurationError(message)
 
 
 def _explain(error: ValidationError) -> list[str]:

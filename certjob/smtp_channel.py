@@ -85,6 +85,20 @@ class SmtpChannel:
             raise
         self._messages_sent += 1
 
+    def probe(self, *, seconds: float = 30) -> None:
+        """Connect, secure, log in and do nothing (NOOP): all that comes before a message. Raises ChannelDownError."""
+        deadline = Deadline(seconds)
+        try:
+            code, text = self._ready(deadline).docmd("NOOP")
+        except OSError as error:
+            message = f"the connection to the mail server broke: {_reason(error)}"
+            raise ChannelDownError(message) from error
+        finally:
+            self._leave(deadline)
+        if not 200 <= code < 300:
+            message = f"the mail server takes no commands ({code} {readable(text)})"
+            raise ChannelDownError(message)
+
     def close(self) -> None:
         """Say goodbye, for 5 seconds at most; see ``Channel.close``."""
         self._leave(Deadline(QUIT_SECONDS))

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from certjob import __version__
-from certjob.cli import data, letters, nights, stories
+from certjob.cli import data, letters, nights, stories, watch
 
 app = typer.Typer(
     name="certjob",
@@ -37,4 +37,5 @@ def certjob(
 nights.add_to(app)
 letters.add_to(app)
 stories.add_to(app)
+watch.add_to(app)
 data.add_to(app)

@@ -1,0 +1,71 @@
+"""The commands that watch over certjob itself: check."""
+
+from typing import Annotated
+
+import typer
+
+from certjob.cli.options import Json, LogFormat, Quiet, Verbose, set_up_logs
+
+
+def check(
+    context: typer.Context,
+    *,
+    send_test: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Send one message there that says that it is a test.")
+    ] = None,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    log_format: LogFormat = None,
+) -> int:
+    """Look at everything a night depends on, each with the next step: settings, database, portal, mail, templates.
+
+    Changes nothing, and sends nothing without --send-test. Exits 2 for a wrong configuration, 1 for something that
+    cannot be reached, 3 for a warning.
+    """
+    from certjob import checks, checks_page, console
+    from certjob.findings import Finding, exit_code_of
+    from certjob.settings import survey_settings
+
+    set_up_logs(verbose=verbose, quiet=quiet, log_format=log_format)
+    _check_address(send_test)
+    talk = console.Talk(quiet=quiet)
+    found: list[Finding] = []
+
+    with context.obj.breaking_off():
+        settings, problems = survey_settings()
+        set_up_logs(verbose=verbose, quiet=quiet, log_format=log_format or settings.log_format)
+        for finding in checks.check_everything(settings, problems=problems):
+            found.append(finding)
+            if not json:
+                checks_page.show_findings(talk, [finding], quiet=quiet)
+        if send_test is not None:
+            found.append(checks.send_test(settings, to=send_test))
+            if not json:
+                checks_page.show_findings(talk, found[-1:], quiet=quiet)
+    code = exit_code_of(found)
+    if json:
+        outcome = {0: "ok", 3: "attention"}.get(code, "failed")
+        console.print_json({"outcome": outcome, "checks": [finding.to_document() for finding in found]})
+    reason = checks_page.closing_line(found)
+    if reason is not None:
+        console.print_error("certjob check", reason)
+    return code
+
+
+def _check_address(address: str | None) -> None:
+    """Refuse what no channel could send to, before anything is opened."""
+    from certjob.mail import parse_address
+
+    if address is None:
+        return
+    try:
+        parse_address(address)
+    except ValueError as error:
+        message = f"--send-test {error}"
+        raise typer.BadParameter(message) from None
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands, in the order in which --help shows them."""
+    app.command(short_help="Look at everything a night depends on.")(check)
