@@ -26,8 +26,9 @@ lint: $(READY)
 	cd supabase/functions/hlf-dynamics-sync && $(DENO) lint --quiet
 	cd supabase/functions/hlf-dynamics-sync && $(DENO) check --quiet --no-remote --no-npm *.ts tests/*.ts
 
+# Ratios to a reference run beside it, in turns; BENCH_ARGS="--only night --mentors 100000" narrows it.
 bench: $(READY)
-	@echo "The benchmarks are still to come; see CHANGELOG.md."
+	$(BIN)/python -m tests.benchmarks $(BENCH_ARGS)
 
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "certjob needs Python 3.11 or later; try make PYTHON=python3.13")'

@@ -1,0 +1,91 @@
+"""``python -m tests.benchmarks``: one table, and the same as JSON; exits 1 if a bar was missed."""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tests.benchmarks import night, startup
+from tests.benchmarks.bench import Bench, Part
+from tests.benchmarks.bench_server import bench_server
+from tests.benchmarks.figures import Figure, table
+from tests.chaos.workers import leave_on_sigterm
+
+PARTS: dict[str, Sequence[Part]] = {
+    "start-up": (startup.run,),
+    "quiet": (night.run_nothing_due,),
+    "night": (night.run_due,),
+}
+
+
+def main() -> int:
+    """Run what was asked for; return the exit code."""
+    leave_on_sigterm()
+    asked = _parse()
+    began = time.monotonic()
+    folder = Path(tempfile.mkdtemp(prefix="certjob-bench-", dir=asked.folder))
+    folder.chmod(0o755)  # root's PostgreSQL is another user
+    figures: list[Figure] = []
+
+    def say(text: str) -> None:
+        print(f"[{time.monotonic() - began:6.0f} s] {text}", file=sys.stderr, flush=True)
+
+    try:
+        with bench_server(folder / "server") as server:
+            bench = Bench(
+                server=server,
+                folder=folder,
+                rounds=asked.rounds,
+                mentors=asked.mentors,
+                backlog=asked.backlog,
+                say=say,
+            )
+            for name in asked.only or PARTS:
+                for part in PARTS[name]:
+                    figures += part(bench)
+            document = _document(bench, figures)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    asked.json.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    print(table(figures))
+    print(f"\n{time.monotonic() - began:.0f} s; the same with every round's figures in {asked.json}")
+    return 1 if any(figure.is_met is False for figure in figures) else 0
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("--only", action="append", choices=list(PARTS), help="only this part; repeatable")
+    parser.add_argument("--mentors", type=int, default=1_000_000, help="the largest population (%(default)s)")
+    parser.add_argument("--backlog", type=int, default=200_000, help="intents to claim and settle (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="of everything (%(default)s)")
+    parser.add_argument("--json", type=Path, default=Path("benchmarks.json"), help="where to write it (%(default)s)")
+    parser.add_argument("--folder", type=Path, help="where the database is made; default: the temporary directory")
+    return parser.parse_args()
+
+
+def _document(bench: Bench, figures: Sequence[Figure]) -> dict[str, object]:
+    return {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "cores": _cores(),
+        "mentors": bench.mentors,
+        "backlog": bench.backlog,
+        "rounds": bench.rounds,
+        "server": bench.server.settings,
+        "figures": [figure.to_document() for figure in figures],
+    }
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""The server of a bench: the embedded PostgreSQL with durable commits, and databases that are copies of templates."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+from psycopg import sql
+
+from certjob import database, embedded, migrations
+from certjob.database import Connection
+
+SETTINGS = {"max_wal_size": "8GB", "checkpoint_timeout": "1h", "track_io_timing": "off"}
+"""No checkpoint begins in the middle of one side and not of the other: each copy of a template makes one before."""
+
+_SHOWN = (
+    "server_version",
+    "fsync",
+    "synchronous_commit",
+    "full_page_writes",
+    "shared_buffers",
+    "work_mem",
+    "autovacuum",
+)
+
+
+class BenchServer:
+    """A running server and its databases."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        with self.admin() as admin:
+            for name, value in SETTINGS.items():
+                admin.execute(sql.SQL("ALTER SYSTEM SET {} = {}").format(sql.Identifier(name), sql.Literal(value)))
+            admin.execute("SELECT pg_reload_conf()")
+            self.settings = {name: _setting(admin, name) for name in _SHOWN} | SETTINGS
+        if self.settings["fsync"] != "on" or self.settings["synchronous_commit"] != "on":
+            message = "a bench on a server without durable commits says nothing"
+            raise RuntimeError(message)
+
+    def url(self, name: str) -> str:
+        """The URL of one database."""
+        return psycopg.conninfo.make_conninfo(self._url, dbname=name)
+
+    def admin(self) -> Connection:
+        return psycopg.connect(self._url, autocommit=True)
+
+    def connect(self, name: str) -> Connection:
+        """certjob's own kind of connection."""
+        return database.connect(self.url(name))
+
+    @contextmanager
+    def fresh(self, name: str) -> Iterator[str]:
+        """A database with certjob's schema and nothing in it; yields its name."""
+        self._make(name, "template0")
+        try:
+            with self.connect(name) as connection:
+                migrations.migrate(connection)
+            yield name
+        finally:
+            self._drop(name)
+
+    @contextmanager
+    def copy(self, template: str, name: str = "bench_copy") -> Iterator[str]:
+        """A copy of a database, with the files' pages in the system's cache and nothing left to be written."""
+        self._make(name, template)
+        try:
+            with self.admin() as admin:
+                admin.execute("CHECKPOINT")
+            yield name
+        finally:
+            self._drop(name)
+
+    def _make(self, name: str, template: str) -> None:
+        self._drop(name)
+        statement = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY")
+        with self.admin() as admin:
+            for tries_left in reversed(range(50)):
+                try:
+                    admin.execute(statement.format(sql.Identifier(name), sql.Identifier(template)))
+                except psycopg.errors.ObjectInUse:  # autovacuum is looking at the template
+                    if not tries_left:
+                        raise
+                    time.sleep(0.2)
+                else:
+                    return
+
+    def _drop(self, name: str) -> None:
+        with self.admin() as admin:
+            admin.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@contextmanager
+def bench_server(folder: Path) -> Iterator[BenchServer]:
+    """A server in this folder, which the unprivileged user that root's PostgreSQL becomes must be able to enter."""
+    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    try:
+        with embedded.server(folder / "postgresql") as url:
+            yield BenchServer(url)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _setting(admin: Connection, name: str) -> str:
+    row = admin.execute("SELECT current_setting(%s)", (name,)).fetchone()
+    assert row is not None
+    return str(row[0])
