@@ -9,7 +9,7 @@ from email.header import Header
 from email.headerregistry import Address, BaseHeader, HeaderRegistry
 from email.message import EmailMessage
 from email.policy import EmailPolicy, Policy
-from email.utils import format_datetime
+from email.utils import format_datetime, formataddr
 from typing import Any
 
 from certjob.channel import OutgoingMessage
@@ -128,8 +128,8 @@ def _build(
         problem = "the message id is malformed"
         raise ValueError(problem)
     email = EmailMessage(policy=policy.clone(utf8=recipient.international, header_factory=_HEADERS))
-    email["From"] = _header_address(sender)
-    email["To"] = _header_address(recipient)
+    email["From"] = f"{sender.display_name} <{sender.specification}>".strip()
+    email["To"] = Address("", recipient.local_part, recipient.domain)
     email["Subject"] = message.subject
     email["Date"] = format_datetime(datetime.now(UTC))
     email["Message-ID"] = message.message_id
@@ -140,12 +140,8 @@ def _build(
     return email.as_bytes()
 
 
-class _SubjectHeader(BaseHeader):
-    """A subject that arrives letter by letter as it was written.
-
-    The standard library's own decodes a ``=?utf-8?q?…?=`` that it is given, line ends and all, and so lets a header in;
-    and where it folds a line between words with letters beyond ASCII, it loses or doubles the space.
-    """
+class _OwnHeader(BaseHeader):
+    """A header that is written by rules of ours: what it was given is what it says."""
 
     max_count = 1
 
@@ -153,18 +149,48 @@ class _SubjectHeader(BaseHeader):
     def parse(cls, value: str, kwds: dict[str, Any]) -> None:
         kwds.update(decoded=value, parse_tree=None)
 
+
+class _WholeHeader(_OwnHeader):
+    """A header in one line, however long: some programs find no Message-ID that begins on the second one."""
+
+    def fold(self, *, policy: Policy) -> str:
+        return f"{self.name}: {self}{policy.linesep}"
+
+
+class _SubjectHeader(_OwnHeader):
+    """A subject that arrives letter by letter as it was written.
+
+    The standard library's own decodes a ``=?utf-8?q?…?=`` that it is given, line ends and all, and so lets a header in;
+    and where it folds a line between words with letters beyond ASCII, it loses or doubles the space.
+    """
+
     def fold(self, *, policy: Policy) -> str:
         text = str(self)
         # Readable as it travels where that is possible: then it can end its lines only between words.
-        is_plain = text.isascii() and text.isprintable() and "=?" not in text
         fits = max(map(len, text.split(" "))) < MAX_LINE_CHARACTERS - len("Subject: ")
-        header = Header(text, "us-ascii" if is_plain and fits else "utf-8", header_name="Subject")
+        header = Header(text, "us-ascii" if _is_plain(text) and fits else "utf-8", header_name="Subject")
         return f"Subject: {header.encode(linesep=policy.linesep)}{policy.linesep}"
+
+
+class _SenderHeader(_OwnHeader):
+    """``Name <address>`` whose name arrives as it was written; the standard library's own loses spaces, as above."""
+
+    def fold(self, *, policy: Policy) -> str:
+        name, _, address = str(self).rpartition("<")
+        name, address = name.rstrip(), address.rstrip(">")
+        written = formataddr((name, address)) if _is_plain(name) else ""
+        if not 0 < len(written) <= MAX_LINE_CHARACTERS - len("From: "):
+            phrase = Header(name, "utf-8", header_name="From").encode(linesep=policy.linesep)
+            written = f"{phrase}{policy.linesep} <{address}>"
+        return f"From: {written}{policy.linesep}"
+
+
+def _is_plain(text: str) -> bool:
+    """Whether a header can hold it without encoding, and nobody decodes it into something else."""
+    return text.isascii() and text.isprintable() and "=?" not in text
 
 
 _HEADERS = HeaderRegistry()
 _HEADERS.map_to_type("subject", _SubjectHeader)
-
-
-def _header_address(address: MailAddress) -> Address:
-    return Address(address.display_name, address.local_part, address.domain)
+_HEADERS.map_to_type("from", _SenderHeader)
+_HEADERS.map_to_type("message-id", _WholeHeader)

@@ -173,7 +173,26 @@ class SmtpChannel:
         raise ChannelDownError(message)
 
     def _hand_over(self, connection: SmtpConnection, *, letter: Letter) -> None:
-        """Go through the commands for one message; until ``send_end`` every failure is certain."""
+        """Go through the commands for one message; until the final dot is sent, every failure is certain."""
+        try:
+            self._send_until_the_end(connection, letter=letter)
+            connection.send_end(Deadline(self._answer_seconds))
+        except OSError as error:
+            message = f"the connection to the mail server broke before a message was handed over: {_reason(error)}"
+            raise ChannelDownError(message) from error
+        try:
+            code, text = connection.getreply()
+        except OSError as error:
+            message = f"no answer came after the message was handed over, so it may have arrived: {_reason(error)}"
+            raise OutcomeUnknownError(message) from error
+        if 400 <= code < 600:
+            raise _refusal(code, text, recipient=letter.recipient, what="message")
+        if not 200 <= code < 300:
+            message = "the answer after the message was handed over is no SMTP, so it may have arrived"
+            raise OutcomeUnknownError(message)
+
+    def _send_until_the_end(self, connection: SmtpConnection, *, letter: Letter) -> None:
+        """Say for whom it is and send it, all but the final dot; raises OSError or the error of a refusal."""
         recipient = letter.recipient
         options = ""
         if recipient.international:
@@ -182,30 +201,22 @@ class SmtpChannel:
                 raise RecipientRefusedError(message)
             connection.command_encoding = "utf-8"
             options = " SMTPUTF8"
-        try:
-            code, text = connection.docmd("MAIL", f"FROM:<{self._sender.specification}>{options}")
-            if not 200 <= code < 300:
-                raise _refusal(code, text, recipient=recipient, what="sender")
-            code, text = connection.docmd("RCPT", f"TO:<{recipient.specification}>")
-            if not 200 <= code < 300:
-                raise _refusal(code, text, recipient=recipient, what="recipient")
-            code, text = connection.docmd("DATA")
-            if code != 354:
-                raise _refusal(code, text, recipient=recipient, what="message")
-            connection.send_body(letter.data)
-        except OSError as error:
-            message = f"the connection to the mail server broke before a message was handed over: {_reason(error)}"
-            raise ChannelDownError(message) from error
-        try:
-            code, text = connection.send_end(Deadline(self._answer_seconds))
-        except OSError as error:
-            message = f"no answer came after the message was handed over, so it may have arrived: {_reason(error)}"
-            raise OutcomeUnknownError(message) from error
-        if 400 <= code < 600:
-            raise _refusal(code, text, recipient=recipient, what="message")
+        code, text = connection.docmd("MAIL", f"FROM:<{self._sender.specification}>{options}")
         if not 200 <= code < 300:
-            message = "the answer after the message was handed over is no SMTP, so it may have arrived"
-            raise OutcomeUnknownError(message)
+            # With SMTPUTF8 this recipient's letters may be what the server cannot pass on; the next one will tell.
+            what = "recipient" if recipient.international else "sender"
+            raise _refusal(code, text, recipient=recipient, what=what)
+        code, text = connection.docmd("RCPT", f"TO:<{recipient.specification}>")
+        if not 200 <= code < 300:
+            raise _refusal(code, text, recipient=recipient, what="recipient")
+        code, text = connection.docmd("DATA")
+        if code != 354:
+            raise _refusal(code, text, recipient=recipient, what="message")
+        connection.send_body(letter.data)
+        early = connection.early_reply()
+        if early is not None:
+            self._drop()  # a QUIT would be one more line of the message
+            raise _refusal(*early, recipient=recipient, what="message")
 
     def _leave(self, deadline: Deadline) -> None:
         """Close politely, within 5 seconds and the deadline."""

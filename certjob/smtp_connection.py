@@ -79,11 +79,21 @@ class SmtpConnection(smtplib.SMTP):
         lines = b"\r\n".join(data.splitlines())
         self.send((b"." if lines.startswith(b".") else b"") + lines.replace(b"\r\n.", b"\r\n..") + b"\r\n")
 
-    def send_end(self, deadline: Deadline) -> tuple[int, bytes]:
-        """Send the final dot and wait for the verdict; a failure from here on leaves the outcome unknown."""
+    def early_reply(self) -> tuple[int, bytes] | None:
+        """Return what the server said before it had the whole message, such as 421, without waiting; None: nothing.
+
+        Raises OSError if it has hung up. Either way it cannot have accepted the message; asked after the final dot,
+        nobody could tell.
+        """
+        self.file = self.file or _ReplyReader(self._open_socket())
+        if not self.file.has_input():
+            return None
+        return self.getreply()
+
+    def send_end(self, deadline: Deadline) -> None:
+        """Send the final dot. If this fails the server cannot have it whole; once it returns, the outcome is open."""
         self._deadline = self._step = deadline
         self.send(b".\r\n")
-        return self.getreply()
 
     def putcmd(self, cmd: str, args: str = "") -> None:
         """Send a command; the step for it and its reply begins."""
@@ -158,6 +168,20 @@ class _ReplyReader:
         """Prepare for one more reply."""
         self._step = step
         self._read = 0
+
+    def has_input(self) -> bool:
+        """Whether the server has said anything that was not read yet; raises OSError if it has hung up."""
+        if self._buffer:
+            return True
+        self._socket.settimeout(0)
+        try:
+            self._buffer = self._socket.recv(4096)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return False
+        if not self._buffer:
+            message = "the server hung up"
+            raise smtplib.SMTPServerDisconnected(message)
+        return True
 
     def readline(self, limit: int) -> bytes:
         while b"\n" not in self._buffer and len(self._buffer) < limit:

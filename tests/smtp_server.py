@@ -87,6 +87,8 @@ class Fault(Enum):
     """Send a byte now and then, never a whole line."""
     FLOOD = auto()
     """Send a reply that does not end."""
+    SLOW = auto()
+    """Answer as a good server does, 0.6 seconds late."""
 
 
 GOOD_ANSWERS: Mapping[str, bytes] = {
@@ -152,7 +154,8 @@ class ScriptedServer:
                 stage = self.commands[-1].partition(" ")[0].upper()
                 if not self._answer(connection, stage) or stage == "QUIT":
                     return
-                if stage == "DATA" and "DATA" not in self.answers and not self._read_body(connection, file):
+                agreed = self.answers.get("DATA", b"354") in (Fault.SLOW, b"354")
+                if stage == "DATA" and agreed and not self._read_body(connection, file):
                     return
 
     def _read_body(self, connection: socket.socket, file: BufferedReader) -> bool:
@@ -183,6 +186,9 @@ class ScriptedServer:
                 while not self._stop.is_set():
                     connection.sendall(b"250-more\r\n" * 100)
                 return False
+            case Fault.SLOW:
+                self._stop.wait(0.6)
+                connection.sendall(GOOD_ANSWERS[stage] + b"\r\n")
             case bytes():
                 connection.sendall(answer + b"\r\n")
         return True
