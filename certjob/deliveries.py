@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, tzinfo
 from typing import Protocol
+from uuid import UUID
 
 import psycopg
 
@@ -16,7 +17,7 @@ from certjob.channel import Channel
 from certjob.database import Connection
 from certjob.digest_mail import DigestMail
 from certjob.digests import CoordinatorDigestService
-from certjob.errors import StoppedBySignalError
+from certjob.errors import ConfigurationError, StoppedBySignalError
 from certjob.mail_stage import MailStage
 from certjob.messages import OUR_TEMPLATES, Templates
 from certjob.portal_drift import PortalDrift
@@ -36,6 +37,9 @@ logger = logging.getLogger(__name__)
 PORTAL_SHARE = 0.75
 """The portal's part of the time for deliveries: a slow portal leaves some of it to the mail."""
 
+ABOUT_REMINDERS_ALONE = frozenset({"refused", "template", CRASH})
+"""How the stage of the reminders can end without a word about the digests: these still go out, and tell of it."""
+
 
 class Progress(Protocol):
     """Shows how far a phase has come; on a terminal, else nowhere."""
@@ -53,9 +57,8 @@ class Delivery:
     channel: Channel | None = None
     """None = CERTJOB_NOTIFY_URL is not set."""
     mail_from: str | None = None
-    templates: Templates = OUR_TEMPLATES
-    templates_problem: str | None = None
-    """Why the programme's own templates are not used, if they should be."""
+    open_templates: Callable[[], Templates] = lambda: OUR_TEMPLATES
+    """Called once a message is to be written: trying the programme's own takes a while. Raises ConfigurationError."""
     zone: tzinfo = UTC
     """In which times are written."""
     policy: RetryPolicy = field(default_factory=lambda: portal_policy(max_attempts=3))
@@ -68,30 +71,54 @@ class Deliveries:
     """The two stages of one run, with what they share."""
 
     def __init__(
-        self, connection: Connection, report: RunReport, *, delivery: Delivery, stop: StopFlag, progress: Progress
+        self,
+        connection: Connection,
+        report: RunReport,
+        *,
+        delivery: Delivery,
+        stop: StopFlag,
+        progress: Progress,
+        organisation_id: UUID | None = None,
     ) -> None:
-        """What happens is noted in ``report``."""
+        """What happens is noted in ``report``; ``organisation_id`` is the only one whose digests are queued."""
         self._connection = connection
         self._report = report
         self._delivery = delivery
         self._stop = stop
         self._progress = progress
+        self._organisation_id = organisation_id
+        self._templates: Templates | None = None
+        self._templates_problem: str | None = None
         self._portal = PortalSyncService(connection, run_id=report.run_id)
         self._reminders = CertificationReminderService(connection, run_id=report.run_id)
         self._digests = CoordinatorDigestService(connection, today=report.today)
 
     def deliver(self, *, drift: PortalDrift | None = None) -> None:
         """Portal first, then mail; with ``drift`` the portal stage goes on to what it queues."""
-        started_at = time.monotonic()
+        ends_at = time.monotonic() + self._delivery.deadline_seconds
         self.push(deadline_seconds=self._delivery.deadline_seconds * PORTAL_SHARE, drift=drift)
-        took_seconds = time.monotonic() - started_at
-        self._run("mail", lambda: self._send_mail(self._delivery.deadline_seconds - took_seconds))
+        channel = self._delivery.channel
+        if channel is None:
+            self._run("mail", self.queue_digests)
+            self._run("mail", self._missing_channel)
+            return
+        try:
+            self._send_mail(channel, ends_at=ends_at)
+        finally:
+            channel.close()
+
+    def queue_digests(self) -> None:
+        """Only after a night: the job between the nights sends what is queued."""
+        if self._report.command == "run":
+            self._digests.queue(self._organisation_id)
 
     def push(self, *, deadline_seconds: float, drift: PortalDrift | None = None) -> None:
         """Only the portal."""
         self._run("portal", lambda: self._push(deadline_seconds, drift))
 
-    def _run(self, name: str, stage: Callable[[], StageStop | None]) -> None:
+    def _run(self, name: str, stage: Callable[[], StageStop | None]) -> StageStop | None:
+        """Run a stage and note why it ended early, if it did."""
+        stopped: StageStop | None
         try:
             stopped = stage()
         except StoppedBySignalError:
@@ -110,6 +137,7 @@ class Deliveries:
                     self._portal.record_stage_end(stopped.reason)
         if stopped is not None:
             self._report.stopped.append(stopped)
+        return stopped
 
     def _push(self, deadline_seconds: float, drift: PortalDrift | None) -> StageStop | None:
         delivery, report = self._delivery, self._report
@@ -139,47 +167,59 @@ class Deliveries:
         stopped = stage.run(deadline_seconds=deadline_seconds)
         return stopped if drift is None else drift.end(stopped)
 
-    def _send_mail(self, deadline_seconds: float) -> StageStop | None:
+    def _send_mail(self, channel: Channel, *, ends_at: float) -> None:
         """Reminders, then digests: what a digest tells of is then as new as can be."""
-        channel = self._delivery.channel
-        if channel is None:
-            self._queue_digests()
-            return self._missing_channel()
-        ends_at = time.monotonic() + deadline_seconds
-        domain = domain_of(self._delivery.mail_from)
-        reminders = MailStage(
-            ReminderMail(self._reminders, today=self._report.today, domain=domain, templates=self._delivery.templates),
+        stopped = self._run("mail", lambda: self._send_reminders(channel, ends_at=ends_at))
+        self._run("mail", self.queue_digests)
+        if stopped is None or stopped.code in ABOUT_REMINDERS_ALONE:
+            self._run("mail", lambda: self._send_digests(channel, ends_at=ends_at))
+        self._run("mail", self._template_problem)
+
+    def _send_reminders(self, channel: Channel, *, ends_at: float) -> StageStop | None:
+        stage = MailStage(
+            ReminderMail(
+                self._reminders,
+                today=self._report.today,
+                domain=domain_of(self._delivery.mail_from),
+                templates=self._own_templates,
+            ),
             channel=channel,
             stop=self._stop,
             on_progress=self._progress.phase("Sending reminders"),
         )
-        self._report.reminders = reminders.counts
-        try:
-            stopped = reminders.run(deadline_seconds=deadline_seconds)
-            self._queue_digests()
-            if stopped is not None:
-                return stopped
-            digests = MailStage(
-                DigestMail(self._digests, domain=domain, zone=self._delivery.zone, templates=self._delivery.templates),
-                channel=channel,
-                stop=self._stop,
-                on_progress=self._progress.phase("Sending digests"),
-            )
-            self._report.digests = digests.counts
-            return digests.run(deadline_seconds=ends_at - time.monotonic()) or self._template_problem()
-        finally:
-            channel.close()
+        self._report.reminders = stage.counts
+        return stage.run(deadline_seconds=ends_at - time.monotonic())
+
+    def _send_digests(self, channel: Channel, *, ends_at: float) -> StageStop | None:
+        stage = MailStage(
+            DigestMail(
+                self._digests,
+                domain=domain_of(self._delivery.mail_from),
+                zone=self._delivery.zone,
+                templates=self._own_templates,
+            ),
+            channel=channel,
+            stop=self._stop,
+            on_progress=self._progress.phase("Sending digests"),
+        )
+        self._report.digests = stage.counts
+        return stage.run(deadline_seconds=ends_at - time.monotonic())
+
+    def _own_templates(self) -> Templates:
+        """Open the templates with the first message that needs them; certjob's own take the place of broken ones."""
+        if self._templates is None:
+            try:
+                self._templates = self._delivery.open_templates()
+            except (ConfigurationError, OSError) as error:
+                self._templates_problem = str(error)
+                self._templates = OUR_TEMPLATES
+        return self._templates
 
     def _template_problem(self) -> StageStop | None:
-        if self._delivery.templates_problem is None or not self._report.mails_sent:
+        if self._templates_problem is None or not self._report.mails_sent:
             return None
-        reason = f"{self._delivery.templates_problem}; the messages were written with certjob's own templates instead"
+        reason = f"{self._templates_problem}; the messages were written with certjob's own templates instead"
         return StageStop(stage="mail", code="templates", reason=reason)
-
-    def _queue_digests(self) -> None:
-        """Only after a night: the job between the nights sends what is queued."""
-        if self._report.command == "run":
-            self._digests.queue()
 
     def _missing_channel(self) -> StageStop | None:
         pending = [

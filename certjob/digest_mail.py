@@ -1,6 +1,6 @@
 """Digests as the mail stage takes them: read, and written in the coordinator's language, when they are sent."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import tzinfo
 from typing import Any
 
@@ -25,9 +25,12 @@ class DigestMail:
         *,
         domain: str,
         zone: tzinfo,
-        templates: Templates = OUR_TEMPLATES,
+        templates: Callable[[], Templates] = lambda: OUR_TEMPLATES,
     ) -> None:
-        """``domain`` is the right side of every Message-ID; times are written in ``zone``."""
+        """``domain`` is the right side of every Message-ID; times are written in ``zone``.
+
+        ``templates`` is asked when there is a message to write.
+        """
         self._service = service
         self._domain = domain
         self._zone = zone
@@ -51,7 +54,7 @@ class DigestMail:
             return Draft(cancelled="nothing to tell")
         self._told[item.id] = digest.coordinator
         try:
-            return Draft(message=self._message(item, digest, self._templates))
+            return Draft(message=self._message(item, digest, self._templates()))
         except TemplateError as error:
             return Draft(message=self._message(item, digest, OUR_TEMPLATES), broken_template=str(error))
 

@@ -148,11 +148,12 @@ class CoordinatorDigestService:
             columns=("ids", "tokens", "statuses", "delays", "uncounts", "errors", "maybe_sent"),
         )
 
-    def queue(self) -> int:
-        """Queue today's digest for each coordinator who has something to be told; return how many."""
+    def queue(self, organisation_id: UUID | None = None) -> int:
+        """Queue today's digest for each coordinator, or those of one organisation, with something to be told."""
 
         def write() -> int:
-            queued = database.execute(self._connection, "queue_digests", {"today": self._today})
+            parameters = {"today": self._today, "organisation_id": organisation_id}
+            queued = database.execute(self._connection, "queue_digests", parameters)
             database.execute(self._connection, "supersede_digests", {"today": self._today})
             return queued
 

@@ -51,8 +51,13 @@ def run(
         return report
     with recorded(connection, report, organisation=options.organisation, organisation_id=organisation_id):
         _apply(connection, report, options=options, organisation_id=organisation_id, stop=stop, progress=progress)
+        deliveries = Deliveries(
+            connection, report, delivery=delivery, stop=stop, progress=progress, organisation_id=organisation_id
+        )
         if options.deliver:
-            Deliveries(connection, report, delivery=delivery, stop=stop, progress=progress).deliver()
+            deliveries.deliver()
+        else:
+            deliveries.queue_digests()
         read_backlog(connection, report)
     return report
 

@@ -1,6 +1,6 @@
 """Reminders as the mail stage takes them: asked again, and written, from the facts of the moment."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import date
 
 from certjob.channel import OutgoingMessage
@@ -22,9 +22,9 @@ class ReminderMail:
         *,
         today: date,
         domain: str,
-        templates: Templates = OUR_TEMPLATES,
+        templates: Callable[[], Templates] = lambda: OUR_TEMPLATES,
     ) -> None:
-        """``domain`` is the right side of every Message-ID."""
+        """``domain`` is the right side of every Message-ID; ``templates`` is asked when there is a message to write."""
         self._service = service
         self._today = today
         self._domain = domain
@@ -59,7 +59,7 @@ class ReminderMail:
             )
 
         try:
-            return Draft(message=write(self._templates))
+            return Draft(message=write(self._templates()))
         except TemplateError as error:  # other words are better than none in time
             return Draft(message=write(OUR_TEMPLATES), broken_template=str(error))
 

@@ -27,6 +27,10 @@ REFUSED_CODES = frozenset({400, 422})
 DEFERRED_CODES = frozenset({408, 409, 425})
 """Later, please, for this message; 409 is what receivers say while they work on the same Idempotency-Key."""
 
+UNKNOWN_CODES = frozenset({502, 504, 520, 524})
+"""Said by something in between that got no answer, or no whole one: the receiver may have the message. 520 and 524 are
+Cloudflare's."""
+
 
 class WebhookChannel:
     """An HTTP address that takes one message per POST."""
@@ -113,6 +117,8 @@ def _refusal(code: int, *, retry_after_seconds: float | None) -> NotifyError:
         return RecipientRefusedError(f"the webhook refused the message ({code})")
     if code in DEFERRED_CODES:
         return RecipientDeferredError(f"the webhook put the message off ({code})")
+    if code in UNKNOWN_CODES:
+        return OutcomeUnknownError(f"a proxy got no answer from the webhook ({code}), so the message may have arrived")
     if code == 429 or code >= 500:
         message = f"the webhook cannot take messages now ({code})"
         return ChannelDownError(message, retry_after_seconds=retry_after_seconds)

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from uuid import UUID
 
@@ -14,11 +15,13 @@ from certjob.database import Connection
 from certjob.digests import CoordinatorDigestService
 from certjob.errors import (
     ChannelDownError,
+    ConfigurationError,
     OutcomeUnknownError,
     PermanentPortalError,
     RecipientDeferredError,
     RecipientRefusedError,
 )
+from certjob.messages import OUR_TEMPLATES, Templates
 from certjob.report import Outcome, RunReport
 from certjob.stopping import StopFlag
 from tests.facts import TODAY, Facts
@@ -369,6 +372,145 @@ class TestOnceADay:
         sent = deliver(connection, channel)
         assert len(digests(channel)) == 1
         assert sent.to_document()["digests"] == {"sent": 1, "failed": 0, "pending": 0}
+
+    def test_a_night_that_delivers_nothing_still_queues(self, connection: Connection, facts: Facts, hlf: UUID) -> None:
+        """--no-deliver is for the state alone; the job between the nights sends what it queued."""
+        coordinator(facts, hlf)
+        facts.certified_mentor(hlf, YESTERDAY)
+        channel = CollectingChannel()
+
+        night(connection, portal=FlakyPortal(), channel=channel, deliver=False)
+        assert facts.rows(ROWS) == [(TODAY, "pending")]
+        deliver(connection, channel)
+
+        assert len(digests(channel)) == 1
+
+    def test_a_night_of_one_organisation_queues_that_ones_alone(
+        self, connection: Connection, facts: Facts, hlf: UUID
+    ) -> None:
+        """--organisation: the others' coordinators hear of theirs in the full night."""
+        organisations = [hlf, facts.organisation("nhf", portal=None)]
+        for number, organisation in enumerate(organisations):
+            coordinator(facts, organisation, email=f"c{number}@example.org")
+            facts.certified_mentor(organisation, YESTERDAY)
+        review(connection)
+        channel = CollectingChannel()
+
+        night(connection, portal=FlakyPortal(), channel=channel, organisation="nhf")
+
+        assert [digest.to for digest in digests(channel)] == ["c1@example.org"]
+        assert facts.rows("SELECT count(*) FROM coordinator_digests") == [(1,)]
+
+
+class TestAfterTheReminders:
+    """Digests tell what became of the reminders, so they are sent after them."""
+
+    @pytest.fixture
+    def nhf(self, facts: Facts) -> UUID:
+        """Six mentors to remind, one to pause, one coordinator."""
+        organisation = facts.organisation("nhf", portal=None, thresholds=(30,))
+        for _ in range(6):
+            facts.certified_mentor(organisation, TODAY + timedelta(days=5))
+        facts.certified_mentor(organisation, YESTERDAY)
+        coordinator(facts, organisation)
+        return organisation
+
+    def test_five_mentors_whose_mail_was_refused_do_not_silence_the_coordinators(
+        self, connection: Connection, facts: Facts, nhf: UUID
+    ) -> None:
+        """The stage of the reminders stops, that of the digests does its work."""
+        channel = failing(RecipientRefusedError("554 relay access denied"), kind="reminder")
+
+        report = night(connection, channel=channel)
+
+        assert [stop.code for stop in report.stopped] == ["refused"]
+        assert len(digests(channel)) == 1
+        assert report.to_document()["digests"] == {"sent": 1, "failed": 0, "pending": 0}
+
+    @pytest.mark.parametrize(
+        ("error", "code"),
+        [(ChannelDownError("no route"), "down"), (OutcomeUnknownError("cut"), "unknown")],
+    )
+    def test_what_is_wrong_with_the_server_stops_both(
+        self, connection: Connection, facts: Facts, nhf: UUID, error: Exception, code: str
+    ) -> None:
+        """Tried again by the next job; no coordinator gets the page twice for it."""
+        channel = failing(error, kind="reminder")
+
+        report = night(connection, channel=channel)
+
+        assert [stop.code for stop in report.stopped] == [code]
+        assert digests(channel) == []
+        assert report.to_document()["digests"] == {"sent": 0, "failed": 0, "pending": 1}
+
+    def test_at_the_deadline_they_wait(self, connection: Connection, facts: Facts, nhf: UUID) -> None:
+        """For the job between the nights."""
+        channel = CollectingChannel()
+
+        report = night(connection, ways_out=delivery(channel=channel, deadline_seconds=0))
+
+        assert [stop.code for stop in report.stopped] == ["deadline"]
+        assert channel.sent == []
+        assert report.to_document()["digests"] == {"sent": 0, "failed": 0, "pending": 1}
+
+
+class TestTemplatesOfOnesOwn:
+    """Opened with the first message, since trying them takes a while."""
+
+    def test_without_a_message_they_are_not_opened(self, connection: Connection, facts: Facts, hlf: UUID) -> None:
+        """A night with nothing to send pays nothing for them."""
+        coordinator(facts, hlf)
+        facts.certified_mentor(hlf, NEXT_YEAR)
+        opened: list[str] = []
+
+        def open_own() -> Templates:
+            opened.append("opened")
+            return OUR_TEMPLATES
+
+        ways_out = replace(delivery(portal=FlakyPortal(), channel=CollectingChannel()), open_templates=open_own)
+        report = night(connection, ways_out=ways_out)
+
+        assert report.outcome is Outcome.OK
+        assert opened == []
+
+    def test_once_for_reminders_and_digests(self, connection: Connection, facts: Facts) -> None:
+        """A night is written in one voice."""
+        organisation = facts.organisation(portal=None)
+        coordinator(facts, organisation)
+        facts.certified_mentor(organisation, YESTERDAY)
+        channel = CollectingChannel()
+        opened: list[str] = []
+
+        def open_own() -> Templates:
+            opened.append("opened")
+            return OUR_TEMPLATES
+
+        night(connection, ways_out=replace(delivery(channel=channel), open_templates=open_own))
+
+        assert [message.kind for message in channel.sent] == ["reminder", "digest"]
+        assert opened == ["opened"]
+
+    @pytest.mark.parametrize(
+        "error", [ConfigurationError("layout.html line 1: no end"), PermissionError(13, "Permission denied")]
+    )
+    def test_those_that_cannot_be_opened_give_way_to_ours_and_one_line(
+        self, connection: Connection, facts: Facts, error: Exception
+    ) -> None:
+        """Reminders and digests go out in time; the run needs a person."""
+        organisation = facts.organisation(portal=None)
+        coordinator(facts, organisation)
+        facts.certified_mentor(organisation, YESTERDAY)
+        channel = CollectingChannel()
+
+        def open_own() -> Templates:
+            raise error
+
+        report = night(connection, ways_out=replace(delivery(channel=channel), open_templates=open_own))
+
+        assert [message.kind for message in channel.sent] == ["reminder", "digest"]
+        assert report.outcome is Outcome.ATTENTION
+        assert [stop.code for stop in report.stopped] == ["templates"]
+        assert str(error) in report.reasons[0]
 
 
 class TestFailures:

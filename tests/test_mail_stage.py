@@ -86,7 +86,7 @@ def mail_queue(
     templates: Templates = OUR_TEMPLATES,
 ) -> ReminderMail:
     service = CertificationReminderService(connection, run_id=uuid4(), lease_seconds=lease_seconds)
-    return ReminderMail(service, today=TODAY, domain=domain_of(mail_from), templates=templates)
+    return ReminderMail(service, today=TODAY, domain=domain_of(mail_from), templates=lambda: templates)
 
 
 def code_of(stopped: StageStop | None) -> str | None:

@@ -142,9 +142,8 @@ def delivery_from(settings: "Settings", *, deadline_seconds: float = 7200.0) -> 
     A broken template of the programme's own stops no night: certjob's own words take its place, and it is said.
     """
     from certjob.deliveries import Delivery
-    from certjob.errors import ConfigurationError
     from certjob.hlf_dynamics import HLFDynamicsSyncService
-    from certjob.messages import OUR_TEMPLATES, open_templates
+    from certjob.messages import open_templates
     from certjob.notify import open_channel
     from certjob.portal_push import CALL_DEADLINE_SECONDS, portal_policy
 
@@ -157,17 +156,11 @@ def delivery_from(settings: "Settings", *, deadline_seconds: float = 7200.0) -> 
 
     if url:
         make_target().close()  # a key that HTTP cannot carry is said now, not after the review
-    templates, templates_problem = OUR_TEMPLATES, None
-    try:
-        templates = open_templates(settings.templates_dir)
-    except ConfigurationError as error:
-        templates_problem = str(error)
     return Delivery(
         make_target=make_target if url else None,
         channel=open_channel(settings),
         mail_from=settings.mail_from,
-        templates=templates,
-        templates_problem=templates_problem,
+        open_templates=lambda: open_templates(settings.templates_dir),
         zone=settings.zone,
         policy=portal_policy(max_attempts=settings.portal_attempts),
         concurrency=settings.portal_concurrency,

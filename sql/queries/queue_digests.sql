@@ -7,6 +7,7 @@ WITH told AS (
         coalesce(max(d.digest_on), %(today)s - 7) AS told_on
     FROM coordinators AS c
     LEFT JOIN coordinator_digests AS d ON d.coordinator_id = c.id AND d.status = 'sent'
+    WHERE %(organisation_id)s::uuid IS NULL OR c.organisation_id = %(organisation_id)s
     GROUP BY c.id
 )
 INSERT INTO coordinator_digests AS d (coordinator_id, digest_on)
