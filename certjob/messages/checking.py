@@ -4,24 +4,19 @@ import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date, timedelta
 from pathlib import Path
 
 from jinja2 import meta, nodes
 
 from certjob.errors import ConfigurationError, TemplateError
-from certjob.messages.content import LANGUAGES, ReminderContent, reminder_words
+from certjob.messages.content import LANGUAGES
+from certjob.messages.samples import SAMPLES
 from certjob.messages.templates import OUR_TEMPLATES, Templates, advice_about
 
 SHOWN_PROBLEMS = 3
 """So many problems fit into the line that a command ends with."""
 
-_MESSAGES = ("reminder",)
-"""What there are templates for."""
-
 _SLUG = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
-
-_SOME_DAY = date(2027, 1, 31)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,10 +53,12 @@ def open_templates(folder: Path | None) -> Templates:
 
 
 def check_templates(folder: Path) -> list[TemplateProblem]:
-    """Render every message with made-up contents, in all languages and situations; return what is wrong, file by file.
+    """Render every reminder and digest with made-up contents, in all languages; return what is wrong, file by file.
 
-    Files that no message would ever use, because of their names, are wrong, too. Raises ConfigurationError when there
-    is no such folder.
+    For `certjob check` and before each night: it needs no database, takes well under a second for a folder, and says
+    each problem once, although every situation is tried. An empty list: a night can depend on the folder. Files that no
+    message would ever use, because of their names, are wrong, too. Raises ConfigurationError when there is no such
+    folder.
     """
     try:
         entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
@@ -81,14 +78,14 @@ def check_templates(folder: Path) -> list[TemplateProblem]:
             problems.append(TemplateProblem(file=slug, line=None, reason=reason))
             continue
         problems.extend(_misnamed(place, slug=slug))
-        for language in LANGUAGES:
-            problems.extend(_unknown_words(templates, slug=slug, language=language))
-            problems.extend(_broken(templates, slug=slug, language=language))
+        for message, language in itertools.product(SAMPLES, LANGUAGES):
+            problems.extend(_unknown_words(templates, message, slug=slug, language=language))
+            problems.extend(_broken(templates, message, slug=slug, language=language))
     return list(dict.fromkeys(problems))
 
 
 def _is_message(file: Path) -> bool:
-    return file.suffix in (".txt", ".html") and file.name.partition(".")[0] in _MESSAGES
+    return file.suffix in (".txt", ".html") and file.name.partition(".")[0] in SAMPLES
 
 
 def _misnamed(place: Path, *, slug: str) -> Iterator[TemplateProblem]:
@@ -100,22 +97,22 @@ def _misnamed(place: Path, *, slug: str) -> Iterator[TemplateProblem]:
             yield TemplateProblem(file=f"{slug}/{file.name}" if slug else file.name, line=None, reason=reason)
 
 
-def _broken(templates: Templates, *, slug: str, language: str) -> Iterator[TemplateProblem]:
-    for content in sample_reminders(language=language, slug=slug):
+def _broken(templates: Templates, message: str, *, slug: str, language: str) -> Iterator[TemplateProblem]:
+    for words in SAMPLES[message](language):
         try:
-            templates.render_reminder(content)
+            templates.render(message, language=language, slug=slug, words=words, made_up=True)
         except TemplateError as error:
             yield TemplateProblem(file=error.file, line=error.line, reason=error.reason)
 
 
-def _unknown_words(templates: Templates, *, slug: str, language: str) -> Iterator[TemplateProblem]:
-    """Find words that no message has, also on lines that no sample reaches.
+def _unknown_words(templates: Templates, message: str, *, slug: str, language: str) -> Iterator[TemplateProblem]:
+    """Find words that no such message has, also on lines that no sample reaches.
 
     Only in files that stand alone: what one takes from another file cannot be seen from outside.
     """
     environment = templates.environment(slug)
-    words = reminder_words(next(sample_reminders(language=language, slug=slug)))
-    for name, known in ((f"reminder.{language}.txt", {*words}), (f"reminder.{language}.html", {*words, "subject"})):
+    words = {*next(SAMPLES[message](language))}
+    for name, known in ((f"{message}.{language}.txt", words), (f"{message}.{language}.html", words | {"subject"})):
         try:
             source, _, _ = environment.loader.get_source(environment, name)  # type: ignore[union-attr]
             tree = environment.parse(source)
@@ -127,27 +124,3 @@ def _unknown_words(templates: Templates, *, slug: str, language: str) -> Iterato
             line = min(found.lineno for found in tree.find_all(nodes.Name) if found.name == word)
             reason = f"'{word}' is undefined; {advice_about(word, known)}"
             yield TemplateProblem(file=templates.shown(name, slug=slug), line=line, reason=reason)
-
-
-def sample_reminders(*, language: str, slug: str) -> Iterator[ReminderContent]:
-    """Yield made-up reminders: every situation, with and without what an organisation or a mentor may lack."""
-    for days_left, pauses, paused, repeat, complete in itertools.product(
-        (60, 1, 0, -1, -14), (True, False), (True, False), (False, True), (True, False)
-    ):
-        yield ReminderContent(
-            full_name="Kari «Ea» O'Nordmann & <Sønn>" if complete else None,
-            member_no="M1001",
-            kind="likeperson" if complete else "",
-            expires_on=_SOME_DAY + timedelta(days=days_left),
-            days_left=days_left,
-            threshold_days=days_left,
-            pauses=pauses,
-            paused=paused,
-            organisation_name="Hørselshjelpen",
-            contact_email="kontakt@example.org" if complete else None,
-            contact_phone="+47 22 00 00 00" if complete else None,
-            renewal_url="https://example.org/forny?a=1&b=2" if complete else None,
-            locale=language,
-            repeat=repeat,
-            organisation_slug=slug,
-        )

@@ -23,9 +23,6 @@ from certjob.messages.content import ReminderContent, RenderedMessage, language_
 
 OUR_FOLDER = Path(__file__).parent
 
-PERSONAL_WORDS = ("name", "member_no")
-"""What no error may repeat: it ends in a log."""
-
 
 class Templates:
     """Finds and renders templates; each file is looked for in three places, the most particular one first.
@@ -48,14 +45,16 @@ class Templates:
             words=reminder_words(content),
         )
 
-    def render(self, message: str, *, language: str, slug: str, words: Mapping[str, object]) -> RenderedMessage:
+    def render(
+        self, message: str, *, language: str, slug: str, words: Mapping[str, object], made_up: bool = False
+    ) -> RenderedMessage:
         """Write a message: the first line of the text template is the subject, an empty one follows.
 
         The HTML template gets the subject, too. Raises TemplateError, naming file and line, for a template that is
-        broken, or breaks on these words.
+        broken, or breaks on these words; unless they are ``made_up``, its text holds nothing that may be from them.
         """
         name = f"{message}.{language}.txt"
-        subject, _, rest = self._write(name, slug=slug, words=words).partition("\n")
+        subject, _, rest = self._write(name, slug=slug, words=words, made_up=made_up).partition("\n")
         subject = " ".join(subject.split())
         gap, _, text = rest.partition("\n")
         if not subject:
@@ -68,7 +67,7 @@ class Templates:
             reason = "there is no text after the subject; write one"
             raise TemplateError(reason, file=self.shown(name, slug=slug))
         page = f"{message}.{language}.html"
-        html = self._write(page, slug=slug, words={**words, "subject": subject})
+        html = self._write(page, slug=slug, words={**words, "subject": subject}, made_up=made_up)
         if not html.strip():
             reason = "the page is empty; write one, or take the file away"
             raise TemplateError(reason, file=self.shown(page, slug=slug))
@@ -104,34 +103,22 @@ class Templates:
                 return folder + name
         return f"certjob's own {name}"
 
-    def _write(self, name: str, *, slug: str, words: Mapping[str, object]) -> str:
+    def _write(self, name: str, *, slug: str, words: Mapping[str, object], made_up: bool) -> str:
         try:
             return self.environment(slug).get_template(name).render(words)
         except Exception as error:  # a template is somebody's program, and raises what it likes
-            raise self._explain(error, name, slug=slug, words=words) from error
+            file, line = self._place(error, name, slug=slug)
+            raise TemplateError(_reason(error, words=words, made_up=made_up), file=file, line=line) from error
 
-    def _explain(self, error: Exception, name: str, *, slug: str, words: Mapping[str, object]) -> TemplateError:
-        """Say where a template broke, why, and what to do; what is a person's own is left out."""
+    def _place(self, error: Exception, name: str, *, slug: str) -> tuple[str, int | None]:
+        """Return the file and the line in which a template broke."""
+        if isinstance(error, TemplateSyntaxError) and error.filename:
+            return self._shown_path(error.filename), error.lineno
         file, line = self.shown(name, slug=slug), None
         for frame in traceback.extract_tb(error.__traceback__):  # the innermost template is the last one
             if frame.filename.endswith((".txt", ".html")):
                 file, line = self._shown_path(frame.filename), frame.lineno
-        match error:
-            case TemplateSyntaxError():
-                file, line = self._shown_path(error.filename) if error.filename else file, error.lineno
-                reason = f"{error.message}; correct the line"
-            case TemplateNotFound():
-                reason = f"there is no template {error.name}; correct the name, or add the file"
-            case UndefinedError():
-                unknown = re.fullmatch(r"'(\w+)' is undefined", str(error.message))
-                reason = f"{error.message}; {advice_about(unknown[1], words) if unknown else 'correct the line'}"
-            case UnicodeDecodeError():
-                reason = "the file is not in UTF-8; save it in that encoding"
-            case OSError():
-                reason = f"the file cannot be read ({error.strerror}); let certjob's user read it"
-            case _:
-                reason = f"{type(error).__name__}: {error}; correct the line"
-        return TemplateError(_without_people(reason, words), file=file, line=line)
+        return file, line
 
     def _shown_path(self, path: str) -> str:
         if self.folder and Path(path).is_relative_to(self.folder):
@@ -149,12 +136,24 @@ def advice_about(word: str, known: Iterable[str]) -> str:
     return f"did you mean {near[0]}?" if near else f"a template can use {', '.join(sorted(known))}"
 
 
-def _without_people(text: str, words: Mapping[str, object]) -> str:
-    """Take names out of an error's text, also the parts that a template may have split them into."""
-    text = " ".join(text.split())
-    for word in PERSONAL_WORDS:
-        value = str(words.get(word, ""))
-        for part in (value, *value.split()):
-            if len(part) > 2:
-                text = text.replace(part, "…")
-    return text
+def _reason(error: Exception, *, words: Mapping[str, object], made_up: bool) -> str:
+    """Say why a template broke and what to do.
+
+    The text of most errors can hold what the template worked on, in whatever form it gave it, and ends in a log: with a
+    person's data it is left out. What ``check_templates`` finds with made-up ones is said in full.
+    """
+    match error:
+        case TemplateSyntaxError():
+            return f"{' '.join(str(error.message).split())}; correct the line"
+        case TemplateNotFound():
+            missing = error.name if made_up else "of the name that the line gives"
+            return f"there is no template {missing}; correct the name, or add the file"
+        case UnicodeDecodeError():
+            return "the file is not in UTF-8; save it in that encoding"
+        case OSError():
+            return f"the file cannot be read ({error.strerror}); let certjob's user read it"
+        case UndefinedError() if unknown := re.fullmatch(r"'(\w+)' is undefined", str(error.message)):
+            return f"{error.message}; {advice_about(unknown[1], words)}"  # a name that stands in the template
+    if made_up:
+        return f"{type(error).__name__}: {' '.join(str(error).split())}; correct the line"
+    return f"{type(error).__name__}, with the data of one message, which are not shown here; correct the line"
