@@ -1,4 +1,4 @@
-"""The commands around the data: load, organisation, db, demo."""
+"""The commands around the data: load, organisation, demo; db is in schema.py."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from certjob.cli.options import Json, LogFormat, Quiet, Verbose, session, set_up_logs
+from certjob.cli.schema import db_app
 
 if TYPE_CHECKING:
     from certjob.console import Talk
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 organisation_app = typer.Typer(
     help="The member organisations: their rules, contacts and coordinators.", no_args_is_help=True
 )
-db_app = typer.Typer(help="The database schema.", no_args_is_help=True)
 
 
 def load(
@@ -219,62 +219,6 @@ def organisation_list(
         ],
     )
     return 0
-
-
-@db_app.command("migrate", short_help="Bring the schema up to date.")
-def db_migrate(
-    context: typer.Context,
-    *,
-    json: Json = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
-    log_format: LogFormat = None,
-) -> int:
-    """Bring the schema up to date. Safe to repeat, to run twice at once, and to kill."""
-    from certjob import console, migrations
-
-    with session(
-        context, quiet=quiet, verbose=verbose, log_format=log_format, need_schema=False, ends_at_once=True
-    ) as opened:
-        applied = migrations.migrate(opened.connection)
-    if json:
-        console.print_json({"outcome": "ok", "applied": [f"{m.version:04d}_{m.name}" for m in applied]})
-    for migration in applied:
-        opened.talk.line(f"applied {migration.version:04d}_{migration.name}")
-    if not applied:
-        opened.talk.line("the schema is up to date")
-    return 0
-
-
-@db_app.command("status", short_help="Show which migrations are applied.")
-def db_status(
-    context: typer.Context,
-    *,
-    json: Json = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
-    log_format: LogFormat = None,
-) -> int:
-    """Show which migrations are applied. Exits 3 while one is pending."""
-    from certjob import console, migrations
-
-    with session(
-        context, quiet=quiet, verbose=verbose, log_format=log_format, need_schema=False, ends_at_once=True
-    ) as opened:
-        found = migrations.status(opened.connection)
-    pending = sum(migration.applied_at is None for migration in found)
-    names = [f"{migration.version:04d}_{migration.name}" for migration in found]
-    times = [m.applied_at and m.applied_at.astimezone(opened.settings.zone) for m in found]
-    if json:
-        document = [{"migration": name, "applied_at": at} for name, at in zip(names, times, strict=True)]
-        console.print_json({"outcome": "attention" if pending else "ok", "migrations": document})
-    else:
-        rows = [(name, f"{at:%Y-%m-%d %H:%M}" if at else "pending") for name, at in zip(names, times, strict=True)]
-        console.show_rows(opened.talk, ("Migration", "Applied"), rows)
-    if pending:
-        what = "1 migration is" if pending == 1 else f"{pending} migrations are"
-        console.print_error("certjob db status", f"{what} pending; run `certjob db migrate`")
-    return 3 if pending else 0
 
 
 def demo(context: typer.Context, *, verbose: Verbose = False) -> int:
