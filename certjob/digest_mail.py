@@ -5,11 +5,12 @@ from datetime import tzinfo
 from typing import Any
 
 from certjob.channel import OutgoingMessage
-from certjob.digests import Coordinator, CoordinatorDigestService, Digest, PendingPush, QueuedDigest
+from certjob.digest_contents import Coordinator, Digest, PendingPush
+from certjob.digests import CoordinatorDigestService, QueuedDigest
 from certjob.errors import TemplateError
 from certjob.mail_stage import Draft
 from certjob.messages import OUR_TEMPLATES, Templates, clean, language_of, write_date, write_moment
-from certjob.outbox import Lease
+from certjob.outbox import Answer, Lease
 from certjob.reminder_message import message_id
 
 MOST_LINES = 50
@@ -80,14 +81,18 @@ class DigestMail:
             told=told if status == "sent" else None,
         )
 
+    def cancel(self, item: QueuedDigest) -> Answer:
+        """Cancel a digest that has nothing to tell, if that is still so."""
+        return self._service.cancel(item)
+
+    def fail(self, item: QueuedDigest, *, error: str, address: str, uncount: bool = False) -> Answer:
+        """Fail a digest if the address is still the coordinator's."""
+        self._told.pop(item.id, None)
+        return self._service.fail(item, error=error, address=address, uncount=uncount)
+
     def reopen_refused(self, items: Sequence[QueuedDigest], *, delay_seconds: float) -> None:
         """Put digests that were refused and should not be failed back to pending."""
         self._service.reopen_refused(items, delay_seconds=delay_seconds)
-
-    def address(self, item: QueuedDigest) -> str | None:
-        """Where it would go now."""
-        coordinator = self._service.coordinator(item)
-        return None if coordinator is None else coordinator.email
 
     def _message(self, item: QueuedDigest, digest: Digest, templates: Templates) -> OutgoingMessage:
         coordinator = digest.coordinator

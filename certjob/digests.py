@@ -7,14 +7,26 @@ nothing, the next one asks the same question.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date
 from uuid import UUID
 
 from certjob import database, facts, rules
+from certjob.digest_contents import (
+    Coordinator,
+    Digest,
+    ExpiringCertificate,
+    Lapse,
+    PausedMentor,
+    PendingPush,
+    ReturnedMentor,
+    UndeliveredReminder,
+)
 from certjob.models import Mentor
 from certjob.outbox import Answer, Lease, Outbox, Settlement, persist
 
 LEASE_SECONDS = 900.0
+HELD_DELAY_SECONDS = 60.0
+"""When to look again at a digest whose coordinator somebody was just changing."""
 EXPIRING_WITHIN_DAYS = 30
 
 
@@ -28,110 +40,6 @@ class QueuedDigest:
     attempts: int
     claim_token: UUID
     maybe_sent: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Coordinator:
-    """Whom a digest is for, and what it is to cover."""
-
-    id: UUID
-    organisation_id: UUID
-    organisation_slug: str
-    organisation_name: str
-    full_name: str | None
-    email: str
-    locale: str
-    covers_from: datetime
-    """The end of the last sent digest; without one, a week ago."""
-    told_on: date
-    """The day of the last sent digest; without one, a week ago."""
-    covers_until: datetime
-    """Everything that was committed before this moment can be seen now."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lapse:
-    """Why a mentor is not certified: a kind that has no certificate in force."""
-
-    kind: str
-    ended_on: date | None
-    """The last day that it was in force; None: it was revoked."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PausedMentor:
-    """Newly paused by certjob."""
-
-    name: str
-    member_no: str
-    lapses: tuple[Lapse, ...]
-    reopened: bool
-    """A person had lifted the pause, and the mentor was still not certified."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReturnedMentor:
-    """certjob's pause was lifted."""
-
-    name: str
-    member_no: str
-    still_paused: bool
-    """Another pause is open, such as a coordinator's."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExpiringCertificate:
-    """In force, and not for long."""
-
-    name: str
-    member_no: str
-    kind: str
-    expires_on: date
-    days_left: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PendingPush:
-    """A row of ``portal_alerts``."""
-
-    name: str
-    member_no: str
-    visible: bool
-    """The wanted value: False = may still be visible."""
-    sentence: str
-    """The design's own, in English."""
-    wanted_at: datetime
-    error: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UndeliveredReminder:
-    """A reminder that is ``failed``."""
-
-    name: str
-    member_no: str
-    expires_on: date
-    error: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Digest:
-    """Everything one page tells."""
-
-    coordinator: Coordinator
-    today: date
-    paused: tuple[PausedMentor, ...]
-    returned: tuple[ReturnedMentor, ...]
-    expiring: tuple[ExpiringCertificate, ...]
-    newly_expiring: bool
-    """One of ``expiring`` has come within 30 days since the last digest."""
-    pending: tuple[PendingPush, ...]
-    undelivered: tuple[UndeliveredReminder, ...]
-
-    @property
-    def has_news(self) -> bool:
-        """Whether there is anything that the last digest has not told already, or that still needs a person."""
-        return bool(self.paused or self.returned or self.newly_expiring or self.pending or self.undelivered)
 
 
 class CoordinatorDigestService:
@@ -210,6 +118,38 @@ class CoordinatorDigestService:
                 database.execute(self._connection, "note_digest_cover", covers)
 
         return self._outbox.settle([settlement], then=note)[digest.id] is not Answer.LOST
+
+    def cancel(self, digest: QueuedDigest) -> Answer:
+        """Cancel a claimed digest if there is still nothing to tell; see ``MailQueue``.
+
+        Its row is held meanwhile: a night that queues it again, just now, finds it pending or finds it cancelled.
+        """
+
+        def write() -> Answer:
+            database.execute(self._connection, "lock_digests", {"ids": [digest.id]})
+            coordinator = self.coordinator(digest)
+            if coordinator is not None and self._read(coordinator).has_news:
+                return Answer.RAISED if self.settle(digest, "pending", uncount=True) else Answer.LOST
+            held = self.settle(digest, "cancelled", error="nothing to tell", uncount=True)
+            return Answer.SETTLED if held else Answer.LOST
+
+        return persist(self._connection, write)
+
+    def fail(self, digest: QueuedDigest, *, error: str, address: str, uncount: bool) -> Answer:
+        """Fail a claimed digest if ``address`` is still the coordinator's; see ``MailQueue``."""
+
+        def write() -> Answer:
+            status, answer, delay_seconds, counted = "failed", Answer.SETTLED, 0.0, not uncount
+            if not database.fetch(self._connection, "hold_coordinator", {"id": digest.coordinator_id}):
+                status, answer, delay_seconds = "pending", Answer.HELD, HELD_DELAY_SECONDS
+            else:
+                coordinator = self.coordinator(digest)
+                if coordinator is not None and coordinator.email != address:
+                    status, answer, counted = "pending", Answer.RAISED, False
+            held = self.settle(digest, status, error=error, delay_seconds=delay_seconds, uncount=not counted)
+            return answer if held else Answer.LOST
+
+        return persist(self._connection, write)
 
     def reopen_refused(self, digests: Sequence[QueuedDigest], *, delay_seconds: float) -> None:
         """Put digests that were refused and should not be failed back to pending."""

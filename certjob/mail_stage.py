@@ -19,7 +19,7 @@ from certjob.errors import (
     RecipientRefusedError,
 )
 from certjob.mail import parse_address
-from certjob.outbox import Lease
+from certjob.outbox import Answer, Lease
 from certjob.retry import RetryPolicy, exponential
 from certjob.stages import StageStop
 from certjob.stopping import StopFlag
@@ -77,11 +77,21 @@ class MailQueue(Protocol[Item]):
     ) -> bool:
         """Write what became of a row, committed on return; False if its lease was lost."""
 
+    def cancel(self, item: Item) -> Answer:
+        """Cancel a row whose draft says so, if that is still true.
+
+        SETTLED: cancelled. RAISED: it is right again, and pending. HELD: somebody is just changing what it is about; it
+        is pending and due in a while.
+        """
+
+    def fail(self, item: Item, *, error: str, address: str, uncount: bool = False) -> Answer:
+        """Fail a row that cannot go to this address, if it is still the recipient's.
+
+        SETTLED: failed. RAISED: the address was corrected, the row is pending and due now. HELD: as for ``cancel``.
+        """
+
     def reopen_refused(self, items: Sequence[Item], *, delay_seconds: float) -> None:
         """Put rows that were refused and should not be failed back to pending."""
-
-    def address(self, item: Item) -> str | None:
-        """Where the message would go now."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -170,13 +180,12 @@ class MailStage(Generic[Item]):
             self._broken_templates.append(draft.broken_template)
         if message is None:
             # An empty reason: the mentor and with it the row were deleted under the claim.
-            self.counts.cancelled += not draft.cancelled or self._queue.settle(
-                item, "cancelled", error=draft.cancelled, uncount=True
-            )
+            self.counts.cancelled += not draft.cancelled or self._queue.cancel(item) is Answer.SETTLED
             return None
         problem = _address_problem(message.to)
         if problem is not None:  # no server is asked, and none is to blame
-            self.counts.failed += self._queue.settle(item, "failed", error=problem, uncount=True)
+            answer = self._queue.fail(item, error=problem, address=message.to, uncount=True)
+            self.counts.failed += answer is Answer.SETTLED
             return None
         if not lease.fits(self._channel.worst_case_seconds):  # a locked table has kept the reading above waiting
             self._queue.release([item])
@@ -253,13 +262,9 @@ class MailStage(Generic[Item]):
 
     def _settle_refusal(self, item: Item, error: RecipientRefusedError, *, address: str) -> StageStop | None:
         """Note a refusal for good; so many in a row are the server's fault, and none of these is for good."""
-        held = self._settle(item, "failed", error=error)
-        now = self._queue.address(item)
-        if held and now is not None and now != address:
-            # Corrected before the row was failed, so that the correction did not reopen it: the new address is tried.
-            self._queue.reopen_refused([item], delay_seconds=0)
-            return None
-        if held:
+        answer = self._queue.fail(item, error=str(error), address=address)
+        self.counts.lost += answer is Answer.LOST
+        if answer is Answer.SETTLED:
             self.counts.failed += 1
             self._refused.append(item)
         if len(self._refused) < REFUSALS_IN_A_ROW:

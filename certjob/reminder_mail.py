@@ -8,7 +8,7 @@ from certjob.errors import TemplateError
 from certjob.mail_stage import Draft
 from certjob.messages import OUR_TEMPLATES, Templates
 from certjob.models import Reminder
-from certjob.outbox import Lease
+from certjob.outbox import Answer, Lease
 from certjob.reminder_message import reminder_key, reminder_message
 from certjob.reminders import CertificationReminderService, QueuedReminder
 
@@ -32,7 +32,7 @@ class ReminderMail:
 
     def claim(self) -> tuple[list[QueuedReminder], Lease]:
         """Claim due reminders, committed on return."""
-        return self._service.claim()
+        return self._service.claim(today=self._today)
 
     def release(self, items: Sequence[QueuedReminder]) -> None:
         """Give claimed reminders back; their attempts were none."""
@@ -78,11 +78,14 @@ class ReminderMail:
             item, status, error=error, delay_seconds=delay_seconds, uncount=uncount, maybe_sent=maybe_sent
         )
 
+    def cancel(self, item: QueuedReminder) -> Answer:
+        """Cancel a reminder if that is still right."""
+        return self._service.cancel(item, today=self._today)
+
+    def fail(self, item: QueuedReminder, *, error: str, address: str, uncount: bool = False) -> Answer:
+        """Fail a reminder if the address is still the mentor's."""
+        return self._service.fail(item, error=error, address=address, uncount=uncount)
+
     def reopen_refused(self, items: Sequence[QueuedReminder], *, delay_seconds: float) -> None:
         """Put reminders that were refused and should not be failed back to pending."""
         self._service.reopen_refused(items, delay_seconds=delay_seconds)
-
-    def address(self, item: QueuedReminder) -> str | None:
-        """Where it would go now."""
-        recipient = self._service.recipient(item)
-        return None if recipient is None else recipient.email

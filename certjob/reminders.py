@@ -15,6 +15,8 @@ from certjob.models import Certificate, Decision, Mentor, Reminder, Status
 from certjob.outbox import Answer, Lease, Outbox, Settlement, persist
 
 LEASE_SECONDS = 900.0
+HELD_DELAY_SECONDS = 60.0
+"""When to look again at a reminder whose mentor somebody was just changing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,9 +106,13 @@ class CertificationReminderService:
             if (decision.mentor_id, reminder.threshold_days, reminder.cert_id) in new
         ]
 
-    def claim(self, *, limit: int = 100) -> tuple[list[QueuedReminder], Lease]:
-        """Claim due reminders: untried before retried, oldest first."""
-        return self._outbox.claim(limit=limit)
+    def claim(self, *, today: date | None = None, limit: int = 100) -> tuple[list[QueuedReminder], Lease]:
+        """Claim due reminders: untried before retried, oldest first.
+
+        With ``today`` without those that the night of the day after has queued: whoever goes on past midnight would
+        find them not due and cancel them.
+        """
+        return self._outbox.claim_by("lock_due_reminders", {"limit": limit, "today": today})
 
     def release(self, reminders: Sequence[QueuedReminder]) -> None:
         """Give claimed reminders back; their attempts were none."""
@@ -148,6 +154,45 @@ class CertificationReminderService:
         )
         return answers[reminder.id] is not Answer.LOST
 
+    def cancel(self, reminder: QueuedReminder, *, today: date) -> Answer:
+        """Cancel a claimed reminder if the rules still say so, and have the mentor looked at again; see ``MailQueue``.
+
+        The mentor is held meanwhile: a review that found the reminder right and pending, just before, would not ask
+        again.
+        """
+
+        def write() -> Answer:
+            if not self._hold_mentor(reminder):
+                return self._put_back(reminder, Answer.HELD, delay_seconds=HELD_DELAY_SECONDS)
+            recipient = self.recipient(reminder)
+            reason = None if recipient is None else self.cancel_reason(reminder, recipient, today)
+            if reason is None:
+                return self._put_back(reminder, Answer.RAISED)
+            if not self.settle(reminder, "cancelled", error=reason, uncount=True):
+                return Answer.LOST
+            database.execute(self._connection, "review_mentor", {"id": reminder.mentor_id})
+            return Answer.SETTLED
+
+        return persist(self._connection, write)
+
+    def fail(self, reminder: QueuedReminder, *, error: str, address: str, uncount: bool) -> Answer:
+        """Fail a claimed reminder if ``address`` is still the mentor's; see ``MailQueue``.
+
+        The mentor is held meanwhile: a correction reopens only what has failed by then.
+        """
+
+        def write() -> Answer:
+            if not self._hold_mentor(reminder):
+                return self._put_back(
+                    reminder, Answer.HELD, error=error, delay_seconds=HELD_DELAY_SECONDS, uncount=uncount
+                )
+            recipient = self.recipient(reminder)
+            if recipient is not None and (recipient.email or "") != address:
+                return self._put_back(reminder, Answer.RAISED)
+            return Answer.SETTLED if self.settle(reminder, "failed", error=error, uncount=uncount) else Answer.LOST
+
+        return persist(self._connection, write)
+
     def reopen_refused(self, reminders: Sequence[QueuedReminder], *, delay_seconds: float) -> None:
         """Put reminders that were refused and should not be failed back to pending."""
         ids = [reminder.id for reminder in reminders]
@@ -158,6 +203,23 @@ class CertificationReminderService:
             database.execute(self._connection, "reopen_refused_reminders", parameters)
 
         persist(self._connection, reopen)
+
+    def _hold_mentor(self, reminder: QueuedReminder) -> bool:
+        """Lock the mentor before the reminder, as a review does; False when somebody else holds it, or it is gone."""
+        return bool(database.fetch(self._connection, "hold_mentor", {"id": reminder.mentor_id}))
+
+    def _put_back(
+        self,
+        reminder: QueuedReminder,
+        answer: Answer,
+        *,
+        error: str | None = None,
+        delay_seconds: float = 0.0,
+        uncount: bool = True,
+    ) -> Answer:
+        """Leave the reminder pending; the answer says why, or that its lease was lost."""
+        held = self.settle(reminder, "pending", error=error, delay_seconds=delay_seconds, uncount=uncount)
+        return answer if held else Answer.LOST
 
 
 def read_recipient(connection: database.Connection, mentor_id: UUID) -> Recipient | None:

@@ -5,7 +5,7 @@ import email.policy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import date, timedelta
 from email.message import EmailMessage
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -548,10 +548,10 @@ class TestLimits:
         class Recovering(CertificationReminderService):
             claims = 0
 
-            def claim(self, *, limit: int = 100):  # type: ignore[no-untyped-def]
+            def claim(self, *, today: date | None = None, limit: int = 100):  # type: ignore[no-untyped-def]
                 channel.worst_case_seconds = 1.0
                 Recovering.claims += 1
-                return super().claim(limit=limit)
+                return super().claim(today=today, limit=limit)
 
         channel.on_send = grow_slow
         recovering = ReminderMail(Recovering(connection, run_id=uuid4()), today=TODAY, domain="mentors.example")

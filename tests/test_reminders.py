@@ -12,7 +12,7 @@ import pytest
 from certjob import database
 from certjob.database import Connection
 from certjob.errors import OutcomeUnknownError, RecipientRefusedError
-from certjob.mail_stage import MailCounts, MailStage, retry_delay_seconds
+from certjob.mail_stage import Draft, MailCounts, MailStage, retry_delay_seconds
 from certjob.models import Decision, Organisation, Reminder
 from certjob.reminder_mail import ReminderMail
 from certjob.reminders import CertificationReminderService, QueuedReminder
@@ -519,6 +519,88 @@ class TestBeforeSending:
         assert [(message.to, message.mentor_id) for message in channel.sent] == [("new@example.org", mentor)]
         assert "Kari Hansen" in channel.sent[0].text
 
+    def test_one_that_is_right_again_before_it_is_cancelled_is_sent(
+        self, connection: Connection, facts: Facts, other: Connection, certificate: UUID
+    ) -> None:
+        """Revoked by mistake and put right, and reviewed, between question and answer: nobody else would ask."""
+        review(connection)
+        connection.execute("UPDATE certificates SET revoked_at = now()")
+
+        class Interrupted(ReminderMail):
+            def draft(self, item: QueuedReminder) -> Draft:
+                draft = super().draft(item)
+                if draft.cancelled:
+                    other.execute("UPDATE certificates SET revoked_at = NULL")
+                    review(other)
+                return draft
+
+        channel = CollectingChannel()
+        stage = MailStage(
+            Interrupted(service(connection), today=TODAY, domain="example.org"), channel=channel, stop=StopFlag()
+        )
+
+        assert stage.run(deadline_seconds=60) is None
+
+        assert (stage.counts.cancelled, stage.counts.sent) == (0, 1)
+        assert facts.rows(LOG) == [(30, "sent")]
+
+    def test_while_somebody_changes_the_mentor_nothing_is_cancelled(
+        self, connection: Connection, facts: Facts, app: App, certificate: UUID
+    ) -> None:
+        """It waits for what comes of it, and holds up nobody else's mail."""
+        review(connection)
+        connection.execute("UPDATE certificates SET revoked_at = now()")
+        app.execute("UPDATE mentors SET full_name = 'Kari Hansen'")
+
+        counts = deliver(connection, CollectingChannel())
+
+        assert (counts.cancelled, counts.lost) == (0, 0)
+        assert facts.rows(
+            "SELECT status, attempts, claim_token, next_attempt_at > now() FROM cert_notification_log"
+        ) == [("pending", 0, None, True)]
+
+    def test_what_was_cancelled_is_looked_at_again(
+        self, connection: Connection, facts: Facts, certificate: UUID
+    ) -> None:
+        """By the next night, which asks the rules of its own day."""
+        review(connection)
+        assert facts.rows("SELECT review_on > %s FROM mentors", TODAY) == [(True,)]
+
+        deliver(connection, CollectingChannel(), days(12))
+
+        assert facts.rows("SELECT status, review_on = '-infinity' FROM cert_notification_log, mentors") == [
+            ("cancelled", True)
+        ]
+
+    def test_one_of_the_next_day_is_left_to_that_day(self, connection: Connection, facts: Facts, mentor: UUID) -> None:
+        """A night that goes on after midnight meets what the night of the new day queued: not its business."""
+        facts.certificate(mentor, days(15))
+        assert [message.threshold_days for message in send(connection).sent] == [30]
+        review(connection, days(1))
+        old, new = CollectingChannel(), CollectingChannel()
+
+        deliver(connection, old, TODAY)
+        deliver(connection, new, days(1))
+
+        assert old.sent == []
+        assert [message.threshold_days for message in new.sent] == [14]
+        assert facts.rows(LOG) == [(30, "sent"), (14, "sent")]
+
+    def test_an_extension_to_a_date_with_the_same_threshold_is_reminded_of_once(
+        self, connection: Connection, facts: Facts, certificate: UUID
+    ) -> None:
+        """Extended after the review: the old one is cancelled, the night after that sends the one of the new date."""
+        review(connection)
+        connection.execute("UPDATE certificates SET expires_on = %s", (days(28),))
+        channel = CollectingChannel()
+        assert deliver(connection, channel).cancelled == 1
+
+        again = send(connection)
+
+        assert channel.sent == []
+        assert [(message.threshold_days, message.expires_on) for message in again.sent] == [(30, days(28))]
+        assert send(connection, days(1)).sent == []
+
 
 class TestAddress:
     """No address, a wrong one, a corrected one."""
@@ -583,6 +665,62 @@ class TestAddress:
 
         assert [message.to for message in channel.sent] == ["new@example.org"]
         assert (counts.sent, counts.failed) == (1, 0)
+
+    def test_one_that_is_entered_while_its_lack_is_noted_is_used(
+        self, connection: Connection, facts: Facts, other: Connection, certificate: UUID
+    ) -> None:
+        """Between the reading of the mentor and the failure of the row: the trigger saw no failed row yet."""
+        review(connection)
+        connection.execute("UPDATE mentors SET email = NULL")
+
+        class Interrupted(ReminderMail):
+            def draft(self, item: QueuedReminder) -> Draft:
+                draft = super().draft(item)
+                other.execute("UPDATE mentors SET email = 'new@example.org'")
+                return draft
+
+        channel = CollectingChannel()
+        stage = MailStage(
+            Interrupted(service(connection), today=TODAY, domain="example.org"), channel=channel, stop=StopFlag()
+        )
+
+        assert stage.run(deadline_seconds=60) is None
+
+        assert [message.to for message in channel.sent] == ["new@example.org"]
+        assert (stage.counts.sent, stage.counts.failed) == (1, 0)
+
+    def test_one_that_somebody_is_just_correcting_is_not_failed_for_the_old_one(
+        self, connection: Connection, facts: Facts, app: App, certificate: UUID
+    ) -> None:
+        """The correction was made before the refusal and committed after it: neither of the two saw the other."""
+        review(connection)
+
+        def refuse(_message: object) -> None:
+            app.execute("UPDATE mentors SET email = 'new@example.org'")
+            text = "550 no such user"
+            raise RecipientRefusedError(text)
+
+        counts = deliver(connection, CollectingChannel(on_send=refuse))
+        app.commit()
+
+        assert counts.failed == 0
+        assert facts.rows("SELECT status, last_error FROM cert_notification_log") == [("pending", "550 no such user")]
+        make_due(facts, "cert_notification_log")
+        channel = CollectingChannel()
+        deliver(connection, channel)
+        assert [message.to for message in channel.sent] == ["new@example.org"]
+
+    def test_a_mentor_without_one_is_counted_and_shown_once(
+        self, connection: Connection, facts: Facts, certificate: UUID
+    ) -> None:
+        """By the night that found it; the alert stays until there is an address."""
+        connection.execute("UPDATE mentors SET email = NULL")
+
+        reports = [night(connection, days(number), channel=CollectingChannel()) for number in range(3)]
+
+        assert [report.to_document()["reminders"]["failed"] for report in reports] == [1, 0, 0]
+        assert [report.reasons for report in reports] == [["1 reminder failed; see `certjob alerts`"], [], []]
+        assert len(database.fetch(connection, "read_failed_reminders", {"today": days(2)})) == 1
 
 
 class TestUnknownOutcome:
