@@ -34,7 +34,7 @@ MOST_PAUSES_IN_A_ROW = 20
 """A portal that answers nothing but Retry-After so often ends the stage, too: it is asked at most so often in a run."""
 MOST_CALLS_IN_VAIN = 100
 """A dead endpoint gets at most so many requests in one run, whatever kinds of failure they are."""
-_GRACE_SECONDS = 8.0
+_GRACE_SECONDS = 6.5
 """After a signal, calls in flight may take so long to end; a later one keeps its lease."""
 _POLL_SECONDS = 0.2
 LOOK_AGAIN_SECONDS = 1.0

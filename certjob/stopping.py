@@ -9,10 +9,11 @@ from types import FrameType
 
 from certjob.errors import StoppedBySignalError
 
-GRACE_SECONDS = 8.8
+GRACE_SECONDS = 7.5
 """After a signal the main thread may finish what it does; then whatever it waits for is broken off."""
-CLEANING_UP_SECONDS = 1.0
-"""What a process has after that to release what it claimed: 10 seconds in all, the patience of `docker stop`."""
+CLEANING_UP_SECONDS = 1.5
+"""What a process has after that to release what it claimed. The interpreter's own end on a busy machine comes on top:
+10 seconds in all, the patience of `docker stop`."""
 
 
 class StopFlag(threading.Event):

@@ -241,7 +241,7 @@ def test_while_a_resync_waits_for_a_held_mentor(start: Start, facts: Facts, app:
 
 
 def test_while_calls_to_the_portal_hang(start: Start, facts: Facts, portal: PortalServer) -> None:
-    """They get 8 s to end and keep their leases; what was claimed with them and not begun is free at once."""
+    """They get a few seconds to end and keep their leases; what was claimed with them and not begun is free at once."""
     portal.default = hang()
     insert_expired(facts, facts.organisation(), 7)
 
