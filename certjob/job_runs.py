@@ -3,21 +3,59 @@
 import json
 import logging
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import date
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import date, timedelta
 from uuid import UUID
 
 import psycopg
+from psycopg.pq import TransactionStatus
 
 from certjob import __version__, database
 from certjob.database import Connection
+from certjob.deliveries import Progress
 from certjob.errors import ConfigurationError, DatabaseUnavailableError
 from certjob.report import Outcome, RunReport
 
 logger = logging.getLogger(__name__)
 
+SILENCE = timedelta(minutes=30)
+"""A run that has not finished and says nothing for so long has died. The longest that one rightly says nothing is the
+answer of a mail server, 12 minutes, and the portal's Retry-After, 10."""
+
+BEAT_SECONDS = 60.0
+
 _LOCK_TIMEOUT_MS = 30_000
+
+
+class _Beating:
+    """A progress that also notes in the run's line, now and then, that the run is alive."""
+
+    def __init__(self, connection: Connection, run_id: UUID, progress: Progress | None) -> None:
+        self._connection = connection
+        self._run_id = run_id
+        self._progress = progress
+        self._next_at = time.monotonic() + BEAT_SECONDS
+
+    def phase(self, name: str, *, total: int | None = None) -> Callable[[int], None]:
+        """Begin a phase; see ``Progress``."""
+        show = self._progress.phase(name, total=total) if self._progress is not None else None
+        self._beat()
+
+        def advance(done: int) -> None:
+            if show is not None:
+                show(done)
+            self._beat()
+
+        return advance
+
+    def _beat(self) -> None:
+        if time.monotonic() < self._next_at or self._connection.info.transaction_status != TransactionStatus.IDLE:
+            return
+        self._next_at = time.monotonic() + BEAT_SECONDS
+        with suppress(psycopg.Error):  # the next statement of the run finds out
+            database.execute(self._connection, "touch_job_run", {"id": self._run_id})
 
 
 def refuse_earlier_date(connection: Connection, today: date) -> None:
@@ -42,9 +80,16 @@ def looks_at_everybody(connection: Connection, today: date) -> bool:
 
 @contextmanager
 def recorded(
-    connection: Connection, report: RunReport, *, organisation: str | None = None, organisation_id: UUID | None = None
-) -> Iterator[None]:
+    connection: Connection,
+    report: RunReport,
+    *,
+    organisation: str | None = None,
+    organisation_id: UUID | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Progress]:
     """Keep the run's line in ``job_runs``, whatever becomes of the run; finish the report on the way out.
+
+    Yields the progress to tell: it also notes now and then that the run is alive.
 
     A night after one on a later date makes everybody due, in the transaction that writes its line.
     """
@@ -66,7 +111,7 @@ def recorded(
         message = "after a night on a wrong date everybody must be reviewed, but another session holds some; run again"
         raise DatabaseUnavailableError(message) from error
     try:
-        yield
+        yield _Beating(connection, report.run_id, progress)
     except BaseException:
         try:
             _record_end(connection, report, Outcome.FAILED)

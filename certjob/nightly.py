@@ -49,10 +49,12 @@ def run(
         _plan(connection, report, options=options, organisation_id=organisation_id)
         report.finish()
         return report
-    with recorded(connection, report, organisation=options.organisation, organisation_id=organisation_id):
-        _apply(connection, report, options=options, organisation_id=organisation_id, stop=stop, progress=progress)
+    with recorded(
+        connection, report, organisation=options.organisation, organisation_id=organisation_id, progress=progress
+    ) as beating:
+        _apply(connection, report, options=options, organisation_id=organisation_id, stop=stop, progress=beating)
         deliveries = Deliveries(
-            connection, report, delivery=delivery, stop=stop, progress=progress, organisation_id=organisation_id
+            connection, report, delivery=delivery, stop=stop, progress=beating, organisation_id=organisation_id
         )
         if options.deliver:
             deliveries.deliver()
@@ -82,10 +84,10 @@ def deliver(
     report = RunReport(command="deliver", today=today)
     if not everybody:
         report.known_stops = frozenset(database.fetch_value(connection, "read_last_stops") or ())
-    with recorded(connection, report):
+    with recorded(connection, report, progress=progress) as beating:
         drift = PortalDrift(connection, run_id=report.run_id, today=today) if everybody else None
         report.drift = drift.counts if drift is not None else None
-        deliveries = Deliveries(connection, report, delivery=delivery, stop=stop, progress=progress)
+        deliveries = Deliveries(connection, report, delivery=delivery, stop=stop, progress=beating)
         deliveries.deliver(drift=drift)
         read_backlog(connection, report)
     return report
@@ -96,10 +98,10 @@ def retry_all(
 ) -> RunReport:
     """Reopen every open push, blocked ones too, whatever its retry time says, and push them; no mail is sent."""
     report = RunReport(command="alerts", today=today)
-    with recorded(connection, report):
+    with recorded(connection, report, progress=progress) as beating:
         started_at = database.fetch_value(connection, "read_clock")
         report.reopened = PortalSyncService(connection, run_id=report.run_id).reopen_all()
-        deliveries = Deliveries(connection, report, delivery=delivery, stop=stop, progress=progress)
+        deliveries = Deliveries(connection, report, delivery=delivery, stop=stop, progress=beating)
         deliveries.push(deadline_seconds=delivery.deadline_seconds)
         report.unreached = database.fetch_value(
             connection, "count_unreached_events", {"run_id": report.run_id, "started_at": started_at}

@@ -4,11 +4,14 @@ import itertools
 import re
 import shlex
 from collections.abc import Iterator
+from datetime import date, datetime
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 from freezegun import freeze_time
 
+from certjob.database import Connection
 from tests.command_line import SECRET, run_in_process
 from tests.facts import Facts
 from tests.portal_answers import html
@@ -29,8 +32,8 @@ def examples() -> Iterator[tuple[str, str]]:
 
 
 def assert_printed(example: str, printed: str) -> None:
-    """Line by line; an ellipsis stands for any text on its line."""
-    pattern = re.escape(example).replace("…", "[^\n]*")
+    """Line by line; an ellipsis stands for any text on its line, alone on a line for any lines."""
+    pattern = re.escape(example).replace("\n…\\\n", "\n(?:[^\n]*\\\n)*").replace("…", "[^\n]*")
     assert re.fullmatch(pattern, "\n".join(line.rstrip() for line in printed.splitlines()).strip()), printed
 
 
@@ -79,6 +82,62 @@ def clock_line(printed: str) -> tuple[str, str]:
     return line, "ok    clock: this machine and the database server agree"
 
 
+def test_the_example_of_status(
+    connection: Connection, facts: Facts, database_url: str, bare_environment: dict[str, str], tmp_path: Path
+) -> None:
+    """A night whose delivery met a portal in trouble, and a delivery that was killed."""
+    make_status_example(connection, facts)
+    now = datetime(2026, 3, 10, 8, 0, tzinfo=ZoneInfo("Europe/Oslo"))
+
+    with freeze_time(now):
+        result = run_in_process(
+            "status",
+            environment=bare_environment | {"CERTJOB_DATABASE_URL": database_url},
+            folder=tmp_path,
+        )
+
+    printed = re.sub(r", \d[^\n]* ago\n", ", 4 h 50 min ago\n", result.stdout, count=1)
+    assert_printed(dict(examples())["certjob status"], printed)
+
+
+def make_status_example(connection: Connection, facts: Facts) -> None:
+    """Everything at the times of the example; the database's own clock is not frozen, so ages follow the real one."""
+    organisation = facts.organisation()
+    runs = [
+        ("run", "2026-03-10 03:10:00+01", "2026-03-10 03:10:12+01", "attention"),
+        ("deliver", "2026-03-10 03:15:00+01", None, None),
+    ]
+    for command, started, finished, outcome in runs:
+        connection.execute(
+            "INSERT INTO job_runs (id, command, as_of, host, version, started_at, last_seen_at, finished_at, outcome)"
+            " VALUES (gen_random_uuid(), %s, '2026-03-10', 'night-1', '0.1.0', %s,"
+            " coalesce(%s, timestamptz '2026-03-10 03:20+01'), %s, %s)",
+            (command, started, finished, finished, outcome),
+        )
+    for number, (status, kind, error) in enumerate(
+        (("blocked", "permanent", "the portal answered 404 contact_not_found"), ("pending", "transient", "reset"))
+    ):
+        mentor = facts.mentor(organisation, member_no=f"M{1001 + number}")
+        connection.execute(
+            "INSERT INTO portal_sync_events (mentor_id, visible, status, wanted_at, next_attempt_at)"
+            " VALUES (%s, false, %s, '2026-03-10 03:10+01', now() + interval '3 hours')",
+            (mentor, status),
+        )
+        connection.execute(
+            "INSERT INTO dynamics_sync_failures (mentor_id, visible, kind, attempts, error, created_at)"
+            " VALUES (%s, false, %s, 1, %s, '2026-03-10 03:10+01')",
+            (mentor, kind, error),
+        )
+        facts.certificate(mentor, date(2026, 3, 1))
+    connection.execute(
+        "INSERT INTO cert_notification_log (mentor_id, threshold_days, cert_id, expires_on, queued_at)"
+        " VALUES (%s, 30, gen_random_uuid(), '2026-04-09', '2026-03-10 03:10+01')",
+        (mentor,),
+    )
+    facts.mentor(organisation, member_no="M1003")
+    connection.execute("UPDATE mentors SET review_on = '2026-03-11'")
+
+
 def test_every_command_of_the_section_has_its_test() -> None:
     """A new example needs one."""
-    assert {shlex.split(command)[1] for command, _ in examples()} == {"check"}
+    assert {shlex.split(command)[1] for command, _ in examples()} == {"check", "status"}

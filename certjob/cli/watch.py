@@ -1,10 +1,10 @@
-"""The commands that watch over certjob itself: check."""
+"""The commands that watch over certjob itself: check, status."""
 
 from typing import Annotated
 
 import typer
 
-from certjob.cli.options import Json, LogFormat, Quiet, Verbose, set_up_logs
+from certjob.cli.options import Json, LogFormat, Quiet, Verbose, parse_duration, session, set_up_logs
 
 
 def check(
@@ -53,6 +53,40 @@ def check(
     return code
 
 
+def status(
+    context: typer.Context,
+    *,
+    max_age: Annotated[
+        str, typer.Option(metavar="TIME", help="How long ago the last good night may have ended, such as 26h.")
+    ] = "26h",
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    log_format: LogFormat = None,
+) -> int:
+    """Show the last runs, what waits and since when, the coming nights, and the oldest failure. Changes nothing.
+
+    A night is good when it came to its end over all organisations, even if something needs a person. Exits 3 when the
+    last good one is older than --max-age, or there is none.
+    """
+    from datetime import timedelta
+
+    from certjob import console, status_page
+    from certjob.status import read_status, to_document
+
+    oldest = timedelta(seconds=parse_duration(max_age))
+    with session(context, quiet=quiet, verbose=verbose, log_format=log_format, ends_at_once=True) as opened:
+        found = read_status(opened.connection, today=opened.settings.today, max_age=oldest)
+    if json:
+        console.print_json(to_document(found))
+    elif not quiet:
+        status_page.show_status(opened.talk, found, zone=opened.settings.zone)
+    reason = status_page.closing_line(found, zone=opened.settings.zone)
+    if reason is not None:
+        console.print_error("certjob status", reason)
+    return 3 if found.stale else 0
+
+
 def _check_address(address: str | None) -> None:
     """Refuse what no channel could send to, before anything is opened."""
     from certjob.mail import parse_address
@@ -69,3 +103,4 @@ def _check_address(address: str | None) -> None:
 def add_to(app: typer.Typer) -> None:
     """Register the commands, in the order in which --help shows them."""
     app.command(short_help="Look at everything a night depends on.")(check)
+    app.command(short_help="Show the last runs and what waits.")(status)
