@@ -5,7 +5,7 @@ from datetime import tzinfo
 from typing import Any
 
 from certjob.channel import OutgoingMessage
-from certjob.digest_contents import Coordinator, Digest, PendingPush
+from certjob.digest_contents import Digest, PendingPush
 from certjob.digests import CoordinatorDigestService, QueuedDigest
 from certjob.errors import TemplateError
 from certjob.mail_stage import Draft
@@ -36,7 +36,7 @@ class DigestMail:
         self._domain = domain
         self._zone = zone
         self._templates = templates
-        self._told: dict[int, Coordinator] = {}
+        self._told: dict[int, Digest] = {}
 
     def claim(self) -> tuple[list[QueuedDigest], Lease]:
         """Claim due digests, committed on return."""
@@ -53,7 +53,7 @@ class DigestMail:
             return Draft(cancelled="")
         if not digest.has_news:
             return Draft(cancelled="nothing to tell")
-        self._told[item.id] = digest.coordinator
+        self._told[item.id] = digest
         try:
             return Draft(message=self._message(item, digest, self._templates()))
         except TemplateError as error:
@@ -102,7 +102,8 @@ class DigestMail:
             slug=coordinator.organisation_slug,
             words=digest_words(digest, repeat=item.maybe_sent, zone=self._zone),
         )
-        key = f"digest-{coordinator.id}-{item.digest_on:%Y%m%d}"
+        # The same page again has the same key. One that tells more must not be dropped as a copy of it.
+        key = f"digest-{coordinator.id}-{item.digest_on:%Y%m%d}-{digest.fingerprint}"
         return OutgoingMessage(
             to=coordinator.email,
             subject=rendered.subject,

@@ -8,10 +8,12 @@ nothing, the next one asks the same question.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
+from typing import Any
 from uuid import UUID
 
 from certjob import database, facts, rules
 from certjob.digest_contents import (
+    EXPIRING_WITHIN_DAYS,
     Coordinator,
     Digest,
     ExpiringCertificate,
@@ -27,7 +29,6 @@ from certjob.outbox import Answer, Lease, Outbox, Settlement, persist
 LEASE_SECONDS = 900.0
 HELD_DELAY_SECONDS = 60.0
 """When to look again at a digest whose coordinator somebody was just changing."""
-EXPIRING_WITHIN_DAYS = 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,15 +62,16 @@ class CoordinatorDigestService:
 
         def write() -> int:
             parameters = {"today": self._today, "organisation_id": organisation_id}
-            queued = database.execute(self._connection, "queue_digests", parameters)
-            database.execute(self._connection, "supersede_digests", {"today": self._today})
-            return queued
+            return database.execute(self._connection, "queue_digests", parameters)
 
-        return persist(self._connection, write)
+        queued = persist(self._connection, write)
+        self._supersede()
+        return queued
 
     def claim(self, *, limit: int = 20) -> tuple[list[QueuedDigest], Lease]:
-        """Claim due digests, never one of a coordinator whose earlier one is just being sent."""
-        return self._outbox.claim(limit=limit)
+        """Claim due digests up to today's: of each coordinator the newest, and none while another is being sent."""
+        self._supersede()
+        return self._outbox.claim_by("lock_due_digests", {"limit": limit, "today": self._today})
 
     def release(self, digests: Sequence[QueuedDigest]) -> None:
         """Give claimed digests back; their attempts were none."""
@@ -96,11 +98,11 @@ class CoordinatorDigestService:
         delay_seconds: float = 0.0,
         uncount: bool = False,
         maybe_sent: bool = False,
-        told: Coordinator | None = None,
+        told: Digest | None = None,
     ) -> bool:
         """Write what became of a claimed digest, committed on return; False if its lease was lost.
 
-        ``told`` is what a sent one covered: the next digest begins where it ended.
+        ``told`` is the page that was sent: the next one tells what was not in it.
         """
         settlement = Settlement(
             id=digest.id,
@@ -114,7 +116,13 @@ class CoordinatorDigestService:
 
         def note(answers: dict[int, Answer]) -> None:
             if told is not None and answers[digest.id] is Answer.SETTLED:
-                covers = {"id": digest.id, "covers_from": told.covers_from, "covers_until": told.covers_until}
+                covers = {
+                    "id": digest.id,
+                    "covers_from": told.coordinator.since,
+                    "covers_until": told.coordinator.read_at,
+                    "told_on": told.today,
+                    "told": list(told.told),
+                }
                 database.execute(self._connection, "note_digest_cover", covers)
 
         return self._outbox.settle([settlement], then=note)[digest.id] is not Answer.LOST
@@ -156,28 +164,39 @@ class CoordinatorDigestService:
         parameters = {"ids": [digest.id for digest in digests], "delay_seconds": delay_seconds}
         persist(self._connection, lambda: database.execute(self._connection, "reopen_refused_digests", parameters))
 
+    def _supersede(self) -> None:
+        """Leave each coordinator one open digest at most, but for one that is just being sent."""
+        parameters = {"today": self._today}
+        persist(self._connection, lambda: database.execute(self._connection, "supersede_digests", parameters))
+
     def _read(self, coordinator: Coordinator) -> Digest:
         window = {
             "organisation_id": coordinator.organisation_id,
-            "covers_from": coordinator.covers_from,
-            "covers_until": coordinator.covers_until,
+            "since": coordinator.since,
+            "today": self._today,
         }
-        expiring, newly_expiring = self._expiring(coordinator)
+        paused = database.fetch(self._connection, "read_paused_mentors", window)
+        returned = database.fetch(self._connection, "read_returned_mentors", window, into=ReturnedMentor)
+        pending = database.fetch(self._connection, "read_pending_pushes", window, into=PendingPush)
+        undelivered = database.fetch(self._connection, "read_undelivered_reminders", window, into=UndeliveredReminder)
+        known = frozenset(coordinator.told)
         return Digest(
             coordinator=coordinator,
             today=self._today,
-            paused=self._paused(window),
-            returned=tuple(database.fetch(self._connection, "read_returned_mentors", window, into=ReturnedMentor)),
-            expiring=expiring,
-            newly_expiring=newly_expiring,
-            pending=tuple(database.fetch(self._connection, "read_pending_pushes", window, into=PendingPush)),
-            undelivered=tuple(
-                database.fetch(self._connection, "read_undelivered_reminders", window, into=UndeliveredReminder)
+            paused=self._paused([row for row in paused if row[-1] not in known]),
+            returned=tuple(item for item in returned if item.line not in known),
+            expiring=self._expiring(coordinator),
+            pending=tuple(pending),
+            undelivered=tuple(undelivered),
+            told=(
+                *(row[-1] for row in paused),
+                *(item.line for item in returned),
+                *(item.line for item in pending),
+                *(item.line for item in undelivered),
             ),
         )
 
-    def _paused(self, window: dict[str, object]) -> tuple[PausedMentor, ...]:
-        rows = database.fetch(self._connection, "read_paused_mentors", window)
+    def _paused(self, rows: Sequence[tuple[Any, ...]]) -> tuple[PausedMentor, ...]:
         mentors = self._mentors([row[0] for row in rows])
         return tuple(
             PausedMentor(
@@ -185,12 +204,13 @@ class CoordinatorDigestService:
                 member_no=member_no,
                 lapses=_lapses(mentors[mentor_id], self._today) if mentor_id in mentors else (),
                 reopened=reopened,
+                line=line,
             )
-            for mentor_id, name, member_no, reopened in rows
+            for mentor_id, name, member_no, reopened, line in rows
         )
 
-    def _expiring(self, coordinator: Coordinator) -> tuple[tuple[ExpiringCertificate, ...], bool]:
-        """Those that end within 30 days and that nothing continues; and whether one of them is new here."""
+    def _expiring(self, coordinator: Coordinator) -> tuple[ExpiringCertificate, ...]:
+        """Those that end within 30 days and that nothing continues."""
         rows = database.fetch(
             self._connection,
             "read_expiring_mentors",
@@ -213,8 +233,7 @@ class CoordinatorDigestService:
             for certificate in rules.ending_certificates(mentor, self._today, within_days=EXPIRING_WITHIN_DAYS)
         ]
         found.sort(key=lambda item: (item.expires_on, item.name, item.member_no))
-        newly = any((item.expires_on - coordinator.told_on).days > EXPIRING_WITHIN_DAYS for item in found)
-        return tuple(found), newly
+        return tuple(found)
 
     def _mentors(self, ids: Sequence[UUID]) -> dict[UUID, Mentor]:
         return {mentor.id: mentor for mentor in facts.read(self._connection, ids, lock=False).mentors}

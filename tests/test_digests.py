@@ -12,7 +12,8 @@ import pytest
 from certjob import database, nightly
 from certjob.channel import OutgoingMessage
 from certjob.database import Connection
-from certjob.digests import CoordinatorDigestService
+from certjob.digest_mail import DigestMail
+from certjob.digests import CoordinatorDigestService, QueuedDigest
 from certjob.errors import (
     ChannelDownError,
     ConfigurationError,
@@ -21,6 +22,7 @@ from certjob.errors import (
     RecipientDeferredError,
     RecipientRefusedError,
 )
+from certjob.mail_stage import Draft, MailStage
 from certjob.messages import OUR_TEMPLATES, Templates
 from certjob.report import Outcome, RunReport
 from certjob.stopping import StopFlag
@@ -135,38 +137,98 @@ class TestContents:
         assert "Pausen var opphevet av en person" in digest.text
 
     def test_a_push_that_waits(self, connection: Connection, facts: Facts, hlf: UUID) -> None:
-        """With the design's own sentence, every day until it is done."""
+        """With the design's own sentence; the same again is no news before a week has passed."""
         coordinator(facts, hlf)
         facts.certified_mentor(hlf, YESTERDAY, full_name="Kari Nordmann")
-        refusing = FlakyPortal(failures=9, error=lambda: PermanentPortalError("404 contact_not_found"))
-        first, second, third = CollectingChannel(), CollectingChannel(), CollectingChannel()
+        refusing = FlakyPortal(failures=99, error=lambda: PermanentPortalError("404 contact_not_found"))
 
-        night(connection, portal=refusing, channel=first)
-        night(connection, TODAY + timedelta(days=1), portal=refusing, channel=second)
+        told: dict[int, list[OutgoingMessage]] = {}
+        for number in range(9):
+            channel = CollectingChannel()
+            night(connection, TODAY + timedelta(days=number), portal=refusing, channel=channel)
+            told[number] = digests(channel)
         connection.execute("UPDATE mentors SET dynamics_contact_id = gen_random_uuid()")
-        night(connection, TODAY + timedelta(days=2), portal=FlakyPortal(), channel=third)
+        channel = CollectingChannel()
+        night(connection, TODAY + timedelta(days=20), portal=FlakyPortal(), channel=channel)
 
-        for channel in (first, second):
-            (digest,) = digests(channel)
+        assert {number: len(messages) for number, messages in told.items() if messages} == {0: 1, 7: 1}
+        for number in (0, 7):
+            (digest,) = told[number]
             assert SENTENCE in digest.text
             assert SENTENCE in digest.html
             assert "404 contact_not_found" in digest.text
             assert digest.subject.startswith("HLF: 1 kan fortsatt være synlig på portalen")
-        assert digests(third) == []
+        assert digests(channel) == []
+
+    def test_what_waits_comes_along_with_any_news(self, connection: Connection, facts: Facts, hlf: UUID) -> None:
+        """Nobody should take what is missing for what is done."""
+        coordinator(facts, hlf)
+        facts.certified_mentor(hlf, YESTERDAY, full_name="Kari")
+        facts.certified_mentor(hlf, TODAY, full_name="Ola")
+        refusing = FlakyPortal(failures=99, error=lambda: PermanentPortalError("404 contact_not_found"))
+        channel = CollectingChannel()
+        night(connection, portal=refusing, channel=CollectingChannel())
+
+        night(connection, TODAY + timedelta(days=1), portal=refusing, channel=channel)
+
+        (digest,) = digests(channel)
+        assert digest.subject == "HLF: 2 kan fortsatt være synlig på portalen, 1 satt på pause"
+        assert digest.text.count("Kari") == 1
+        assert digest.text.count("Ola") == 2
 
     def test_a_reminder_that_could_not_be_delivered(self, connection: Connection, facts: Facts) -> None:
-        """Told once."""
-        organisation = facts.organisation(portal=None)
+        """Told once, and once more for each week."""
+        organisation = facts.organisation(portal=None, thresholds=(60,))
         coordinator(facts, organisation)
-        facts.certified_mentor(organisation, TODAY + timedelta(days=40), full_name="Kari", email=None)
+        facts.certified_mentor(organisation, TODAY + timedelta(days=45), full_name="Kari", email=None)
         first, second = CollectingChannel(), CollectingChannel()
 
         night(connection, channel=first)
         night(connection, TODAY + timedelta(days=1), channel=second)
 
+        connection.execute(
+            "UPDATE cert_notification_log SET queued_at = %s", (TODAY,)
+        )  # the server's own today is another
+        week = CollectingChannel()
+        night(connection, TODAY + timedelta(days=7), channel=week)
+
         (digest,) = digests(first)
-        assert "* Kari (M1001), om sertifikatet som går ut 19. april 2026: no address" in digest.text
+        assert "* Kari (M1001), om sertifikatet som går ut 24. april 2026: no address" in digest.text
         assert digests(second) == []
+        assert len(digests(week)) == 1
+
+    def test_a_mentor_without_an_address_is_one_line_however_many_reminders_fail(
+        self, connection: Connection, facts: Facts
+    ) -> None:
+        """The next threshold is no news about a mentor whose lack of an address was told."""
+        organisation = facts.organisation(portal=None, thresholds=(14, 12))
+        coordinator(facts, organisation)
+        facts.certified_mentor(organisation, TODAY + timedelta(days=14), email=None)
+
+        sent = []
+        for number in range(4):
+            channel = CollectingChannel()
+            night(connection, TODAY + timedelta(days=number), channel=channel)
+            sent.append(len(digests(channel)))
+
+        assert facts.rows("SELECT threshold_days, status FROM cert_notification_log ORDER BY 1") == [
+            (12, "failed"),
+            (14, "superseded"),
+        ]
+        assert sent == [1, 0, 0, 0]
+
+    def test_a_corrected_address_that_is_refused_too_is_news(self, connection: Connection, facts: Facts) -> None:
+        """Whoever corrected it wants to know."""
+        organisation = facts.organisation(portal=None)
+        coordinator(facts, organisation)
+        facts.certified_mentor(organisation, TODAY + timedelta(days=40))
+        first, second = (failing(RecipientRefusedError("550 no such user"), kind="reminder") for _ in range(2))
+        night(connection, channel=first)
+        connection.execute("UPDATE mentors SET email = 'also-wrong@example.org'")
+
+        night(connection, TODAY + timedelta(days=1), channel=second)
+
+        assert [len(digests(channel)) for channel in (first, second)] == [1, 1]
 
     def test_what_ends_soon_comes_along_and_counts_when_it_is_new(
         self, connection: Connection, facts: Facts, hlf: UUID
@@ -513,6 +575,250 @@ class TestTemplatesOfOnesOwn:
         assert str(error) in report.reasons[0]
 
 
+class TestExactlyOnce:
+    """A page covers what its snapshot showed; everything else is in the next one."""
+
+    def test_what_is_committed_while_the_page_is_written_is_in_the_next_one(
+        self, connection: Connection, facts: Facts, app: App, hlf: UUID
+    ) -> None:
+        """Though its rows carry an earlier time: that of the beginning of its transaction."""
+        coordinator(facts, hlf)
+        late = facts.mentor(hlf, full_name="Ola")
+        pause = "INSERT INTO mentor_pauses (mentor_id, reason, actor) VALUES (%s, 'certification_expired', 'certjob')"
+        app.execute(pause, (late,))
+        facts.certified_mentor(hlf, YESTERDAY, full_name="Kari")
+        first, second = CollectingChannel(on_send=lambda _message: app.commit()), CollectingChannel()
+
+        night(connection, portal=FlakyPortal(), channel=first)
+        facts.certificate(late, YESTERDAY)
+        night(connection, TODAY + timedelta(days=1), portal=FlakyPortal(), channel=second)
+
+        assert [(("Kari" in d.text), ("Ola" in d.text)) for d in [*digests(first), *digests(second)]] == [
+            (True, False),
+            (False, True),
+        ]
+
+    def test_a_return_is_told_once_though_the_mentor_returns_twice(
+        self, connection: Connection, facts: Facts, hlf: UUID
+    ) -> None:
+        """Two pauses that ended, on two days: two pages."""
+        coordinator(facts, hlf)
+        mentor = facts.certified_mentor(hlf, YESTERDAY)
+        days = []
+        for number in range(5):
+            if number in (1, 3):
+                connection.execute("UPDATE certificates SET expires_on = %s", (NEXT_YEAR,))
+            if number == 2:
+                connection.execute("UPDATE certificates SET revoked_at = now()")
+            if number == 3:
+                connection.execute("UPDATE certificates SET revoked_at = NULL")
+            channel = CollectingChannel()
+            night(connection, TODAY + timedelta(days=number), portal=FlakyPortal(), channel=channel)
+            days.append([digest.subject for digest in digests(channel)])
+
+        assert facts.rows("SELECT count(*) FROM mentor_pauses WHERE mentor_id = %s", mentor) == [(2,)]
+        assert days == [["HLF: 1 satt på pause"], ["HLF: 1 tilbake"], ["HLF: 1 satt på pause"], ["HLF: 1 tilbake"], []]
+
+    def test_what_happens_while_nothing_to_tell_is_noted_is_told_today(
+        self, connection: Connection, facts: Facts, other: Connection, hlf: UUID
+    ) -> None:
+        """The night that queues again finds the row pending still: it must not be cancelled after that."""
+        coordinator(facts, hlf)
+        mentor = facts.certified_mentor(hlf, YESTERDAY)
+        night(connection, portal=FlakyPortal(), deliver=False)
+        connection.execute("DELETE FROM mentor_pauses")
+
+        class Interrupted(DigestMail):
+            def draft(self, item: QueuedDigest) -> Draft:
+                draft = super().draft(item)
+                if draft.cancelled:
+                    other.execute("UPDATE mentors SET review_on = '-infinity' WHERE id = %s", (mentor,))
+                    night(other, portal=FlakyPortal(), deliver=False)
+                return draft
+
+        channel = CollectingChannel()
+        service = CoordinatorDigestService(connection, today=TODAY)
+        stage = MailStage(Interrupted(service, domain="example.org", zone=UTC), channel=channel, stop=StopFlag())
+
+        assert stage.run(deadline_seconds=60) is None
+
+        assert (stage.counts.cancelled, stage.counts.sent) == (0, 1)
+
+    def test_a_page_that_tells_more_than_a_lost_one_is_another_message(
+        self, connection: Connection, facts: Facts, hlf: UUID
+    ) -> None:
+        """Mail programs and webhooks drop what has the id of a message that they have."""
+        coordinator(facts, hlf)
+        facts.certified_mentor(hlf, YESTERDAY, full_name="Kari")
+        tried: list[OutgoingMessage] = []
+
+        def lose(message: OutgoingMessage) -> None:
+            tried.append(message)
+            text = "no answer"
+            raise OutcomeUnknownError(text)
+
+        night(connection, portal=FlakyPortal(), channel=CollectingChannel(on_send=lose))
+        facts.certified_mentor(hlf, YESTERDAY, full_name="Ola")
+        make_due(facts, "coordinator_digests")
+        channel = CollectingChannel()
+
+        night(connection, portal=FlakyPortal(), channel=channel)
+
+        (digest,) = digests(channel)
+        assert digest.message_id != tried[0].message_id
+        assert digest.idempotency_key != tried[0].idempotency_key
+        assert digest.repeat
+
+    def test_a_servers_clock_that_was_wrong_hides_nothing(
+        self, connection: Connection, facts: Facts, hlf: UUID
+    ) -> None:
+        """A page that was sent in 2030 by that clock does not make the next ones wait for 2030."""
+        coordinator(facts, hlf)
+        facts.certified_mentor(hlf, YESTERDAY, full_name="Kari")
+        facts.certified_mentor(hlf, TODAY, full_name="Ola")
+        night(connection, portal=FlakyPortal(), channel=CollectingChannel())
+        connection.execute("UPDATE coordinator_digests SET covers_until = '2130-01-01', sent_at = '2130-01-01'")
+        connection.execute("UPDATE mentor_pauses SET paused_at = '2130-01-01'")
+        channels = CollectingChannel(), CollectingChannel()
+
+        for number, channel in enumerate(channels, start=1):
+            night(connection, TODAY + timedelta(days=number), portal=FlakyPortal(), channel=channel)
+
+        (digest,) = digests(channels[0])
+        assert "Ola" in digest.text
+        assert "Kari" not in digest.text
+        assert digests(channels[1]) == []
+
+    def test_what_is_queued_has_something_to_tell(self, connection: Connection, facts: Facts) -> None:
+        """Whatever happens in ten nights: queueing and writing ask the same questions, so that no row is cancelled."""
+        organisation = facts.organisation(thresholds=(30, 7, 1))
+        coordinator(facts, organisation)
+        for number in range(12):
+            mentor = facts.certified_mentor(
+                organisation, TODAY + timedelta(days=3 * number - 6), email=None if number % 3 else ""
+            )
+            if number % 4 == 0:
+                facts.certificate(mentor, NEXT_YEAR, issued_on=TODAY + timedelta(days=number))
+            if number % 5 == 0:
+                facts.certificate(mentor, TODAY + timedelta(days=28 + number), kind="first-aid")
+        connection.execute("UPDATE mentors SET left_at = now() WHERE member_no = 'M1007'")
+        portal = FlakyPortal(failures=9)
+
+        for number in range(10):
+            make_due(facts)
+            night(connection, TODAY + timedelta(days=number), portal=portal, channel=CollectingChannel())
+
+        assert facts.rows("SELECT status, count(*) > 3 FROM coordinator_digests GROUP BY 1") == [("sent", True)]
+
+
+class TestDays:
+    """A digest belongs to a day, and nights overlap, or run on a wrong one."""
+
+    def test_a_job_of_the_day_before_leaves_the_new_days_alone(
+        self, connection: Connection, facts: Facts, hlf: UUID
+    ) -> None:
+        """It neither sends nor cancels it, and queues none of its own beside it."""
+        coordinator(facts, hlf)
+        facts.certified_mentor(hlf, YESTERDAY)
+        night(connection, TODAY + timedelta(days=1), portal=FlakyPortal(), deliver=False)
+        channel = CollectingChannel()
+        old = CoordinatorDigestService(connection, today=TODAY)
+
+        assert old.queue() == 0
+        assert old.claim()[0] == []
+
+        assert facts.rows(ROWS) == [(TODAY + timedelta(days=1), "pending")]
+        deliver(connection, channel, TODAY + timedelta(days=1))
+        assert len(digests(channel)) == 1
+
+    def test_one_of_a_wrong_later_day_gives_way(self, connection: Connection, facts: Facts, hlf: UUID) -> None:
+        """Nobody waits for 2030, and nobody gets two."""
+        coordinator(facts, hlf)
+        facts.certified_mentor(hlf, YESTERDAY)
+        night(connection, date(2030, 1, 1), portal=FlakyPortal(), deliver=False)
+        channel = CollectingChannel()
+
+        options = nightly.NightOptions(today=TODAY, allow_earlier_date=True)
+        nightly.run(
+            connection,
+            options=options,
+            delivery=delivery(portal=FlakyPortal(), channel=channel),
+            stop=StopFlag(),
+            progress=NoProgress(),
+        )
+
+        assert len(digests(channel)) == 1
+        assert facts.rows(ROWS) == [(date(2030, 1, 1), "superseded"), (TODAY, "sent")]
+
+    def test_there_is_one_open_digest_however_long_the_server_is_down(
+        self, connection: Connection, facts: Facts, hlf: UUID
+    ) -> None:
+        """What waits is what will be sent."""
+        coordinator(facts, hlf)
+        facts.certified_mentor(hlf, YESTERDAY)
+        for number in range(3):
+            report = night(
+                connection,
+                TODAY + timedelta(days=number),
+                portal=FlakyPortal(),
+                channel=failing(ChannelDownError("no route")),
+            )
+            assert report.digests_pending == 1
+
+    def test_one_that_turns_out_older_while_it_is_tried_gives_way_when_it_is_put_off(
+        self, connection: Connection, facts: Facts, hlf: UUID
+    ) -> None:
+        """Today's was queued while yesterday's was tried, and is the one that is sent."""
+        coordinator(facts, hlf)
+        facts.certified_mentor(hlf, YESTERDAY)
+        night(connection, portal=FlakyPortal(), deliver=False)
+        service = CoordinatorDigestService(connection, today=TODAY)
+        (tried,), _ = service.claim()
+        night(connection, TODAY + timedelta(days=1), portal=FlakyPortal(), deliver=False)
+        assert service.settle(tried, "pending", error="cut", maybe_sent=True)
+        channel = CollectingChannel()
+
+        deliver(connection, channel, TODAY + timedelta(days=1))
+
+        assert [digest.repeat for digest in digests(channel)] == [True]
+        assert [status for _, status in facts.rows(ROWS)] == ["superseded", "sent"]
+
+    @pytest.mark.parametrize("crashed", [False, True])
+    def test_that_it_may_be_a_repeat_survives_midnight(
+        self, connection: Connection, facts: Facts, hlf: UUID, crashed: bool
+    ) -> None:
+        """The outcome of yesterday's is unknown; today's tells the same and more, and says so."""
+        coordinator(facts, hlf)
+        facts.certified_mentor(hlf, YESTERDAY)
+        if crashed:
+            night(connection, portal=FlakyPortal(), deliver=False)
+            CoordinatorDigestService(connection, today=TODAY).claim()
+            run_out(facts, "coordinator_digests")
+        else:
+            night(connection, portal=FlakyPortal(), channel=failing(OutcomeUnknownError("cut")))
+        channel, after = CollectingChannel(), CollectingChannel()
+
+        night(connection, TODAY + timedelta(days=1), portal=FlakyPortal(), channel=channel)
+        facts.certified_mentor(hlf, YESTERDAY)
+        night(connection, TODAY + timedelta(days=2), portal=FlakyPortal(), channel=after)
+
+        assert [digest.repeat for digest in digests(channel)] == [True]
+        assert [digest.repeat for digest in digests(after)] == [False]
+
+    def test_a_lease_from_the_future_holds_nobody_up(self, connection: Connection, facts: Facts, hlf: UUID) -> None:
+        """A server whose clock was wrong gave it; whoever had it is long gone."""
+        coordinator(facts, hlf)
+        facts.certified_mentor(hlf, YESTERDAY)
+        night(connection, portal=FlakyPortal(), deliver=False)
+        CoordinatorDigestService(connection, today=TODAY).claim()
+        connection.execute("UPDATE coordinator_digests SET next_attempt_at = '2130-01-01'")
+        channel = CollectingChannel()
+
+        night(connection, TODAY + timedelta(days=1), portal=FlakyPortal(), channel=channel)
+
+        assert [digest.repeat for digest in digests(channel)] == [True]
+
+
 class TestFailures:
     """In the same outbox form as the reminders."""
 
@@ -534,6 +840,88 @@ class TestFailures:
         channel = CollectingChannel()
         night(connection, TODAY + timedelta(days=1), portal=FlakyPortal(), channel=channel)
         assert "M1001" in digests(channel)[0].text
+
+    def test_a_corrected_address_is_tried_without_waiting_for_the_night(
+        self, connection: Connection, facts: Facts, waiting: UUID
+    ) -> None:
+        """As a mentor's is."""
+        night(connection, portal=FlakyPortal(), channel=failing(RecipientRefusedError("550 no such user")))
+        connection.execute("UPDATE coordinators SET full_name = 'Berit Bakke'")
+        assert facts.rows("SELECT status FROM coordinator_digests") == [("failed",)]
+        connection.execute("UPDATE coordinators SET email = 'new@example.org'")
+        channel = CollectingChannel()
+
+        deliver(connection, channel)
+
+        assert [(digest.to, digest.repeat) for digest in digests(channel)] == [("new@example.org", False)]
+
+    def test_an_address_that_somebody_is_just_correcting_is_not_failed_for_the_old_one(
+        self, connection: Connection, facts: Facts, app: App, waiting: UUID
+    ) -> None:
+        """The correction was made before the refusal and committed after it."""
+
+        def refuse(_message: OutgoingMessage) -> None:
+            app.execute("UPDATE coordinators SET email = 'new@example.org'")
+            text = "550 no such user"
+            raise RecipientRefusedError(text)
+
+        report = night(connection, portal=FlakyPortal(), channel=CollectingChannel(on_send=refuse))
+        app.commit()
+
+        assert report.to_document()["digests"] == {"sent": 0, "failed": 0, "pending": 1}
+        make_due(facts, "coordinator_digests")
+        channel = CollectingChannel()
+        deliver(connection, channel)
+        assert [digest.to for digest in digests(channel)] == ["new@example.org"]
+
+    def test_one_person_of_two_organisations_gets_a_page_of_each(
+        self, connection: Connection, facts: Facts, waiting: UUID
+    ) -> None:
+        """The same address twice: two messages, under two ids, each about its own."""
+        nhf = facts.organisation("nhf", portal=None)
+        coordinator(facts, nhf)
+        facts.certified_mentor(nhf, YESTERDAY, full_name="Ola")
+        channel = CollectingChannel()
+
+        night(connection, portal=FlakyPortal(), channel=channel)
+
+        assert {digest.to for digest in digests(channel)} == {"berit@example.org"}
+        assert len({message.message_id for message in digests(channel)}) == 2
+        assert sorted(("Ola" in digest.text, digest.subject.split(":")[0]) for digest in digests(channel)) == [
+            (False, "HLF"),
+            (True, "NHF"),
+        ]
+
+    def test_what_changes_under_a_queued_one_is_as_it_is_when_it_is_sent(
+        self, connection: Connection, facts: Facts, waiting: UUID
+    ) -> None:
+        """The organisation's name, the coordinator's address and language."""
+        night(connection, portal=FlakyPortal(), deliver=False)
+        connection.execute("UPDATE organisations SET name = 'Hørselshjelpen', slug = 'hh'")
+        connection.execute("UPDATE coordinators SET email = 'new@example.org', locale = 'en'")
+        channel = CollectingChannel()
+
+        deliver(connection, channel)
+
+        (digest,) = digests(channel)
+        assert (digest.to, digest.subject) == ("new@example.org", "Hørselshjelpen: 1 paused")
+
+    def test_a_coordinator_removed_while_the_page_is_sent_breaks_nothing(
+        self, connection: Connection, facts: Facts, other: Connection, waiting: UUID
+    ) -> None:
+        """The row is gone with them; the next coordinator gets theirs."""
+        coordinator(facts, facts.rows("SELECT id FROM organisations")[0][0], email="z@example.org")  # type: ignore[arg-type]
+
+        def remove(message: OutgoingMessage) -> None:
+            if message.to == "berit@example.org":
+                other.execute("DELETE FROM coordinators WHERE id = %s", (waiting,))
+
+        channel = CollectingChannel(on_send=remove)
+
+        report = night(connection, portal=FlakyPortal(), channel=channel)
+
+        assert "z@example.org" in [digest.to for digest in digests(channel)]
+        assert report.to_document()["digests"]["pending"] == 0
 
     def test_one_that_is_put_off_is_tried_again(self, connection: Connection, facts: Facts, waiting: UUID) -> None:
         """By the job between the nights, once its time has come."""
@@ -600,7 +988,7 @@ class TestFailures:
         tomorrow.queue()
 
         assert tomorrow.claim()[0] == []
-        told = service.coordinator(sending)
+        told = service.read(sending)
         assert service.settle(sending, "sent", told=told)
         channel = CollectingChannel()
         deliver(connection, channel, TODAY + timedelta(days=1))

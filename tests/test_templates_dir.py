@@ -9,8 +9,7 @@ from uuid import UUID
 
 import pytest
 
-from certjob.digest_mail import digest_words
-from certjob.digests import (
+from certjob.digest_contents import (
     Coordinator,
     Digest,
     ExpiringCertificate,
@@ -20,6 +19,7 @@ from certjob.digests import (
     ReturnedMentor,
     UndeliveredReminder,
 )
+from certjob.digest_mail import digest_words
 from certjob.errors import ConfigurationError, TemplateError
 from certjob.messages import OUR_TEMPLATES, ReminderContent, Templates, check_templates, open_templates
 from certjob.messages.samples import SAMPLES, sample_digests, sample_reminders
@@ -239,20 +239,23 @@ def test_the_made_up_digest_has_the_words_of_a_real_one() -> None:
             full_name="Berit",
             email="berit@example.org",
             locale="nb",
-            covers_from=at,
+            since=at,
             told_on=at.date(),
-            covers_until=at,
+            told=(),
+            read_at=at,
         ),
         today=at.date(),
-        paused=(PausedMentor(name="K", member_no="M", lapses=(Lapse(kind="a", ended_on=None),), reopened=False),),
-        returned=(ReturnedMentor(name="K", member_no="M", still_paused=False),),
+        paused=(
+            PausedMentor(name="K", member_no="M", lapses=(Lapse(kind="a", ended_on=None),), reopened=False, line=""),
+        ),
+        returned=(ReturnedMentor(name="K", member_no="M", still_paused=False, line=""),),
         expiring=(ExpiringCertificate(name="K", member_no="M", kind="a", expires_on=at.date(), days_left=0),),
-        newly_expiring=True,
         pending=tuple(
-            PendingPush(name="K", member_no="M", visible=visible, sentence="s", wanted_at=at, error=None)
+            PendingPush(name="K", member_no="M", visible=visible, sentence="s", wanted_at=at, error=None, line="")
             for visible in (True, False)
         ),
-        undelivered=(UndeliveredReminder(name="K", member_no="M", expires_on=at.date(), error=""),),
+        undelivered=(UndeliveredReminder(name="K", member_no="M", expires_on=at.date(), error="", line=""),),
+        told=(),
     )
 
     assert shape(next(sample_digests("nb"))) == shape(digest_words(real, repeat=False, zone=UTC))

@@ -1,9 +1,10 @@
--- Untried before retried, oldest first; never one of a coordinator whose other one is just being sent, since what it is
--- to tell begins where that one ends. No delay is longer than a day, so what is due beyond that was written by a server
--- whose clock was wrong.
+-- Untried before retried, oldest first. Of a coordinator only the newest one, and none while another is just being sent: what
+-- it is to tell begins where that one ends. None of a later day: the night of that day will not be over. No delay is longer
+-- than a day, so what is due beyond that was written by a server whose clock was wrong.
 SELECT d.id
 FROM coordinator_digests AS d
 WHERE d.status = 'pending'
+    AND d.digest_on <= %(today)s
     AND (d.next_attempt_at <= now() OR d.next_attempt_at > now() + interval '25 hours')
     AND NOT EXISTS (
         SELECT
@@ -11,8 +12,14 @@ WHERE d.status = 'pending'
         WHERE o.coordinator_id = d.coordinator_id
             AND o.id <> d.id
             AND o.status = 'pending'
-            AND o.claim_token IS NOT NULL
-            AND o.next_attempt_at > now()
+            AND (
+                (o.digest_on > d.digest_on AND o.digest_on <= %(today)s + 1)
+                OR (
+                    o.claim_token IS NOT NULL
+                    AND o.next_attempt_at > now()
+                    AND o.next_attempt_at <= now() + interval '25 hours'
+                )
+            )
     )
 ORDER BY d.attempts, d.next_attempt_at, d.id
 LIMIT %(limit)s

@@ -1,44 +1,113 @@
--- One digest a day for each coordinator of whose organisation there is something to tell since the last sent one: a pause
--- opened or lifted by certjob, a certificate that has come within 30 days of its end, a push that waits, a reminder that
--- could not be delivered. One that had nothing to tell earlier in the day may have now.
-WITH told AS (
-    SELECT c.id, c.organisation_id,
-        coalesce(max(d.covers_until), now() - interval '7 days') AS until,
-        coalesce(max(d.digest_on), %(today)s - 7) AS told_on
+-- One digest a day for each coordinator (of one organisation, or of all) to whom something is to be told that the last sent
+-- one has not told: a pause that certjob opened or lifted, a push that waits, a reminder that could not be delivered, a
+-- certificate that has come within 30 days of its end. What still waits a week later is told again. The lines are those
+-- of read_paused_mentors, read_returned_mentors, read_pending_pushes and read_undelivered_reminders. A day on which there
+-- was nothing to tell, or whose digest gave way to one of a wrong, later day, may have something now. Not when the night of
+-- the next day has begun already: its digest tells everything.
+WITH reader AS MATERIALIZED (
+    SELECT c.id, c.organisation_id, last.lines,
+        CASE
+            WHEN last.covers_until <= now() THEN last.covers_until - interval '1 day'
+            WHEN last.id IS NOT NULL THEN now() - interval '30 days'
+            ELSE least(now(), first.queued_at) - interval '7 days'
+        END AS since,
+        CASE WHEN last.told_on <= %(today)s + 1 THEN last.told_on ELSE %(today)s - 7 END AS told_on
     FROM coordinators AS c
-    LEFT JOIN coordinator_digests AS d ON d.coordinator_id = c.id AND d.status = 'sent'
-    WHERE %(organisation_id)s::uuid IS NULL OR c.organisation_id = %(organisation_id)s
-    GROUP BY c.id
-)
-INSERT INTO coordinator_digests AS d (coordinator_id, digest_on)
-SELECT t.id, %(today)s
-FROM told AS t
-WHERE EXISTS (
-        SELECT
-        FROM mentor_pauses AS p
-        JOIN mentors AS m ON m.id = p.mentor_id AND m.organisation_id = t.organisation_id
-        WHERE p.reason = 'certification_expired' AND p.paused_at >= t.until
+    LEFT JOIN LATERAL (
+        SELECT d.id, d.covers_until, coalesce(d.told_on, d.digest_on) AS told_on, d.told AS lines
+        FROM coordinator_digests AS d
+        WHERE d.coordinator_id = c.id AND d.status = 'sent'
+        ORDER BY d.id DESC
+        LIMIT 1
+    ) AS last ON true
+    LEFT JOIN LATERAL (
+        SELECT min(d.queued_at) AS queued_at
+        FROM coordinator_digests AS d
+        WHERE d.coordinator_id = c.id AND d.status <> 'cancelled'
+    ) AS first ON last.id IS NULL
+    WHERE (%(organisation_id)s::uuid IS NULL OR c.organisation_id = %(organisation_id)s)
+        AND NOT EXISTS (
+            SELECT
+            FROM coordinator_digests AS d
+            WHERE d.coordinator_id = c.id
+                AND d.digest_on = %(today)s + 1
+                AND d.status IN ('pending', 'sent', 'failed')
+        )
+), told AS MATERIALIZED (
+    SELECT r.id, t.line FROM reader AS r CROSS JOIN LATERAL unnest(r.lines) AS t (line)
+), found (id, line, stands) AS (
+    SELECT r.id, 'paused:' || p.id, false
+    FROM reader AS r
+    CROSS JOIN LATERAL (
+        SELECT e.id, e.mentor_id
+        FROM mentor_pauses AS e
+        WHERE e.reason = 'certification_expired' AND e.paused_at >= r.since AND e.lifted_at IS NULL
+        OFFSET 0
+    ) AS p
+    JOIN mentors AS m ON m.id = p.mentor_id AND m.organisation_id = r.organisation_id
+    UNION ALL
+    SELECT r.id, 'back:' || p.id, false
+    FROM reader AS r
+    CROSS JOIN LATERAL (
+        SELECT DISTINCT ON (e.mentor_id) e.id, e.mentor_id
+        FROM mentor_pauses AS e
+        WHERE e.reason = 'certification_expired' AND e.lifted_at >= r.since AND e.lifted_by = 'certjob'
+        ORDER BY e.mentor_id, e.lifted_at DESC, e.id
+    ) AS p
+    JOIN mentors AS m ON m.id = p.mentor_id AND m.organisation_id = r.organisation_id
+    WHERE NOT EXISTS (
+        SELECT FROM mentor_pauses AS o
+        WHERE o.mentor_id = p.mentor_id AND o.reason = 'certification_expired' AND o.lifted_at IS NULL
     )
-    OR EXISTS (
-        SELECT
-        FROM mentor_pauses AS p
-        JOIN mentors AS m ON m.id = p.mentor_id AND m.organisation_id = t.organisation_id
-        WHERE p.reason = 'certification_expired' AND p.lifted_at >= t.until
-    )
-    OR EXISTS (
+    UNION ALL
+    SELECT r.id, 'push:' || a.event_id || ':' || a.visible::text, true
+    FROM reader AS r
+    JOIN portal_alerts AS a ON a.organisation_id = r.organisation_id
+    UNION ALL
+    SELECT r.id,
+        CASE WHEN l.last_error = 'no address' THEN 'noaddress:' || l.mentor_id
+            ELSE 'mail:' || l.id || ':' || extract(epoch FROM l.next_attempt_at) END,
+        true
+    FROM reader AS r
+    JOIN mentors AS m ON m.organisation_id = r.organisation_id
+    JOIN cert_notification_log AS l ON l.mentor_id = m.id
+    WHERE l.status = 'failed' AND greatest(l.expires_on - l.threshold_days, l.queued_at::date) + 14 >= %(today)s
+), news AS (
+    SELECT f.id
+    FROM found AS f
+    LEFT JOIN told AS t ON t.id = f.id AND t.line = f.line
+    WHERE t.id IS NULL
+    UNION ALL
+    SELECT r.id FROM reader AS r WHERE r.told_on + 7 <= %(today)s AND EXISTS (SELECT FROM found AS f WHERE f.id = r.id AND f.stands)
+    UNION ALL
+    SELECT r.id
+    FROM reader AS r
+    WHERE EXISTS (
         SELECT
         FROM certificates AS c
-        JOIN mentors AS m ON m.id = c.mentor_id AND m.organisation_id = t.organisation_id
-        WHERE c.expires_on > t.told_on + 30 AND c.expires_on <= %(today)s + 30 AND c.status IN ('valid', 'expiring')
+        JOIN mentors AS m ON m.id = c.mentor_id AND m.organisation_id = r.organisation_id AND m.left_at IS NULL
+        WHERE c.expires_on > r.told_on + 30
+            AND c.expires_on <= %(today)s + 30
+            AND c.issued_on <= %(today)s
+            AND c.revoked_at IS NULL
+            AND NOT EXISTS (
+                SELECT
+                FROM certificates AS o
+                WHERE o.mentor_id = c.mentor_id
+                    AND o.kind = c.kind
+                    AND o.revoked_at IS NULL
+                    AND (o.expires_on, o.issued_on) > (c.expires_on, c.issued_on)
+                    AND o.issued_on <= c.expires_on + 1
+            )
     )
-    OR EXISTS (SELECT FROM portal_alerts AS a WHERE a.organisation_id = t.organisation_id)
-    OR EXISTS (
-        SELECT
-        FROM cert_notification_log AS l
-        JOIN mentors AS m ON m.id = l.mentor_id AND m.organisation_id = t.organisation_id
-        WHERE l.status = 'failed' AND l.next_attempt_at >= t.until
-    )
-ORDER BY t.id
+)
+INSERT INTO coordinator_digests AS d (coordinator_id, digest_on)
+SELECT DISTINCT n.id, %(today)s FROM news AS n ORDER BY n.id
 ON CONFLICT (coordinator_id, digest_on) DO UPDATE
-SET status = 'pending', attempts = 0, next_attempt_at = now(), queued_at = now(), last_error = NULL
-WHERE d.status = 'cancelled'
+SET status = 'pending',
+    attempts = 0,
+    next_attempt_at = now(),
+    claim_token = NULL,
+    queued_at = now(),
+    last_error = NULL
+WHERE d.status IN ('cancelled', 'superseded')

@@ -1,19 +1,26 @@
--- Whom a digest is for, and from when to when it tells. It ends before the oldest transaction of any certjob that is still
--- open: what that one is about to commit carries its beginning as its time, and belongs to the next digest.
+-- Whom a digest is for, and what was told already, as queue_digests has it: since when to look, with a day more than needed,
+-- since what was told is left out by its line. The time of a server whose clock was wrong counts for nothing.
 SELECT c.id, c.organisation_id, o.slug AS organisation_slug, o.name AS organisation_name, c.full_name, c.email, c.locale,
-    coalesce(
-        (SELECT max(d.covers_until) FROM coordinator_digests AS d WHERE d.coordinator_id = c.id AND d.status = 'sent'),
-        now() - interval '7 days'
-    ) AS covers_from,
-    coalesce(
-        (SELECT max(d.digest_on) FROM coordinator_digests AS d WHERE d.coordinator_id = c.id AND d.status = 'sent'),
-        %(today)s - 7
-    ) AS told_on,
-    (
-        SELECT coalesce(min(a.xact_start), now())
-        FROM pg_stat_activity AS a
-        WHERE a.datname = current_database() AND a.application_name = 'certjob' AND a.xact_start < now()
-    ) AS covers_until
+    CASE
+        WHEN last.covers_until <= now() THEN last.covers_until - interval '1 day'
+        WHEN last.id IS NOT NULL THEN now() - interval '30 days'
+        ELSE least(now(), first.queued_at) - interval '7 days'
+    END AS since,
+    CASE WHEN last.told_on <= %(today)s + 1 THEN last.told_on ELSE %(today)s - 7 END AS told_on,
+    coalesce(last.lines, '{}') AS told,
+    now() AS read_at
 FROM coordinators AS c
 JOIN organisations AS o ON o.id = c.organisation_id
+LEFT JOIN LATERAL (
+    SELECT d.id, d.covers_until, coalesce(d.told_on, d.digest_on) AS told_on, d.told AS lines
+    FROM coordinator_digests AS d
+    WHERE d.coordinator_id = c.id AND d.status = 'sent'
+    ORDER BY d.id DESC
+    LIMIT 1
+) AS last ON true
+LEFT JOIN LATERAL (
+    SELECT min(d.queued_at) AS queued_at
+    FROM coordinator_digests AS d
+    WHERE d.coordinator_id = c.id AND d.status <> 'cancelled'
+) AS first ON last.id IS NULL
 WHERE c.id = %(coordinator_id)s

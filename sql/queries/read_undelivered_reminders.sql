@@ -1,9 +1,11 @@
--- Reminders that failed since the last digest and still are.
-SELECT coalesce(m.full_name, m.member_no) AS name, m.member_no, l.expires_on, coalesce(l.last_error, '') AS error
+-- Reminders that failed, as long as the alerts show them. One that fails again after a correction is another line; that a
+-- mentor has no address is one, however many reminders there are.
+SELECT coalesce(m.full_name, m.member_no) AS name, m.member_no, l.expires_on, coalesce(l.last_error, '') AS error,
+    CASE WHEN l.last_error = 'no address' THEN 'noaddress:' || l.mentor_id
+        ELSE 'mail:' || l.id || ':' || extract(epoch FROM l.next_attempt_at) END AS line
 FROM cert_notification_log AS l
 JOIN mentors AS m ON m.id = l.mentor_id
 WHERE l.status = 'failed'
-    AND l.next_attempt_at >= %(covers_from)s
-    AND l.next_attempt_at < %(covers_until)s
+    AND greatest(l.expires_on - l.threshold_days, l.queued_at::date) + 14 >= %(today)s
     AND m.organisation_id = %(organisation_id)s
 ORDER BY l.next_attempt_at, l.id
