@@ -35,6 +35,7 @@ export function readConfig(environment: (name: string) => string | undefined): C
   }
 
   const keys = (environment("HLF_SYNC_KEY") ?? "").split(",").map((key) => key.trim()).filter((key) => key !== "");
+  if (keys.length === 0) problems.push("HLF_SYNC_KEY is not set"); // only the log can say it: nobody gets in
   const tenant = read("AZURE_TENANT_ID", (value) => /^[A-Za-z0-9.-]+$/.test(value)); // an id, or a domain
   const authority = environment("AZURE_AUTHORITY")?.trim() ? read("AZURE_AUTHORITY", isSafeUrl) : USUAL_AUTHORITY;
   const services: Services = {

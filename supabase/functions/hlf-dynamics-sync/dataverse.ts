@@ -5,7 +5,8 @@
  *     204                                                      none
  *     401                                                      a new token, once; then misconfigured
  *     404 "does not exist"                                     contact_not_found
- *     400, or a plug-in that says no to this contact           dynamics_rejected
+ *     400, a plug-in that says no to this contact, a 403 for
+ *       this one record, a 404 about a record beside it         dynamics_rejected
  *     429                                                      throttled, with its Retry-After
  *     no connection, no answer in time, 502, 503, 504          repeated; then dynamics_unavailable
  *     412, 500 and whatever else                               dynamics_unavailable
@@ -25,11 +26,20 @@ import { type Answer, call, isObject, Unreachable } from "./upstream.ts";
 const MOST_REPEATS = 3;
 const USUAL_RETRY_AFTER_SECONDS = 10;
 
-/** Source: Microsoft, "Web service error codes" (Dataverse) and "Troubleshoot Dataverse Web API client errors". */
+/**
+ * Source: Microsoft, "Web service error codes" (Dataverse), "Troubleshoot Dataverse client errors" and "Troubleshoot
+ * Dataverse Web API client errors".
+ */
 const OBJECT_DOES_NOT_EXIST = "0x80040217";
 const PLUGIN_ABORTED = "0x80040265";
+/** The role may write contacts, but not this one: stopping for it would leave all others undone. */
+const NO_ACCESS_TO_RECORD = "0x80048306";
 /** The payload or the address is wrong in itself. All our calls have the same, so it is no matter of one contact. */
 const WRONG_FOR_ALL = new Set(["0x80048d19", "0x80060888", "0x8006088a"]);
+const SAYS_NOTHING = new Set(["", "0x0"]);
+/** How OData itself speaks of a payload, where the code says nothing. */
+const WRONG_FOR_ALL_IN_WORDS = /Microsoft\.OData|Microsoft\.Dynamics\.CRM|property (named )?'/;
+const ANY_ID = /[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/;
 
 export class Dataverse {
   constructor(
@@ -45,10 +55,12 @@ export class Dataverse {
     let isFirstToken = true;
 
     const attempt = async () => {
+      checkThere(caller);
       let answer = await this.#patch(contactId, visible, token, deadline);
       if (answer.status === 401 && isFirstToken) {
         isFirstToken = false;
         token = await this.tokens.get(deadline, token);
+        checkThere(caller);
         answer = await this.#patch(contactId, visible, token, deadline);
       }
       judge(answer, contactId);
@@ -76,6 +88,11 @@ export class Dataverse {
   }
 }
 
+/** Whoever asked may have sent a newer value since they went: an older one must not land after it. */
+function checkThere(caller: AbortSignal): void {
+  if (caller.aborted) throw new Refusal("request_timeout", "the caller has gone");
+}
+
 /** Return for a success, raise what the table at the top says for anything else. */
 function judge(answer: Answer, contactId: string): void {
   const { status, retryAfterSeconds } = answer;
@@ -94,19 +111,23 @@ function judge(answer: Answer, contactId: string): void {
     throw new Refusal("contact_not_found", "Dynamics has no contact with this id", { upstream });
   }
   if (code === PLUGIN_ABORTED) {
-    throw new Refusal("dynamics_rejected", `a plug-in or workflow in Dynamics refused this contact (${said})`, {
-      upstream,
-    });
+    throw rejected(`a plug-in or workflow in Dynamics refused this contact (${said})`, upstream);
+  }
+  if (status === 404 && code === OBJECT_DOES_NOT_EXIST) {
+    throw rejected(`something that belongs to this contact is missing in Dynamics (${said})`, upstream);
   }
   if (status === 401) {
     throw misconfigured(`Dataverse does not take the token (${said}); is the application user there?`, upstream);
   }
+  if (status === 403 && code === NO_ACCESS_TO_RECORD) {
+    throw rejected(`the application user may write contacts, but not this one (${said}); widen its role`, upstream);
+  }
   if (status === 403) throw misconfigured(`the application user may not write contacts (${said})`, upstream);
-  if (status === 400 && WRONG_FOR_ALL.has(code)) {
+  if (status === 400 && isAboutPayload(code, message)) {
     throw misconfigured(`Dataverse does not know the column (${said}); check DYNAMICS_VISIBILITY_FIELD`, upstream);
   }
   if (status === 400 && isOurs) {
-    throw new Refusal("dynamics_rejected", `Dynamics refused the change of this contact (${said})`, { upstream });
+    throw rejected(`Dynamics refused the change of this contact (${said})`, upstream);
   }
   if (status < 400 || status === 400 || status === 404) {
     throw misconfigured(`what answers is not Dataverse's contacts (${said}); check DYNAMICS_URL`, upstream);
@@ -122,10 +143,19 @@ function readError(answer: Answer): { code: string; message: string; isOurs: boo
   return { code, message: typeof error.message === "string" ? error.message : "", isOurs: true };
 }
 
-/** Some versions leave the code empty and say it in words. */
+/** Some versions leave the code empty and say it in words; a plug-in's own search may miss another record. */
 function isAboutContact(code: string, message: string, contactId: string): boolean {
-  return code === OBJECT_DOES_NOT_EXIST ||
-    (code === "" && message.toLowerCase().includes(contactId) && /does not exist/i.test(message));
+  const text = message.toLowerCase();
+  if (code === OBJECT_DOES_NOT_EXIST) return text.includes(contactId) || !ANY_ID.test(text);
+  return code === "" && text.includes(contactId) && text.includes("does not exist");
+}
+
+function isAboutPayload(code: string, message: string): boolean {
+  return WRONG_FOR_ALL.has(code) || (SAYS_NOTHING.has(code) && WRONG_FOR_ALL_IN_WORDS.test(message));
+}
+
+function rejected(message: string, upstream: string): Refusal {
+  return new Refusal("dynamics_rejected", message, { upstream });
 }
 
 function misconfigured(message: string, upstream: string): Refusal {

@@ -4,7 +4,7 @@ import { refused, success } from "./answer.ts";
 import type { Config } from "./config.ts";
 import { Dataverse } from "./dataverse.ts";
 import { isAuthorized } from "./key.ts";
-import { logOutcome, originOf } from "./log.ts";
+import { logOutcome, logProblems, originOf } from "./log.ts";
 import { readPush } from "./push.ts";
 import { Refusal } from "./refusal.ts";
 import { Deadline, LIMITS, type Limits, RUNTIME, type Runtime } from "./runtime.ts";
@@ -14,7 +14,8 @@ export type Handler = (request: Request) => Promise<Response>;
 
 /** Return the function that answers requests. It keeps a token between them; tests hand in their own clock and limits. */
 export function makeHandler(config: Config, runtime: Runtime = RUNTIME, limits: Limits = LIMITS): Handler {
-  const { services } = config;
+  const { services, problems } = config;
+  logProblems(runtime, problems);
   const dataverse = services && new Dataverse(services, new TokenSource(services, runtime, limits), runtime, limits);
 
   async function work(request: Request, deadline: Deadline): Promise<Record<string, unknown>> {
@@ -22,7 +23,7 @@ export function makeHandler(config: Config, runtime: Runtime = RUNTIME, limits: 
     if (request.method !== "GET" && request.method !== "POST") {
       throw new Refusal("method_not_allowed", "POST a value, or GET to look whether the function is there");
     }
-    if (dataverse === null) throw new Refusal("misconfigured", config.problems.join("; "));
+    if (dataverse === null) throw new Refusal("misconfigured", problems.join("; "));
     if (request.method === "GET") return { ok: true };
     const { contactId, visible } = await readPush(request, Math.min(limits.body, deadline.left));
     await dataverse.setVisible(contactId, visible, deadline, request.signal);

@@ -13,6 +13,11 @@ export interface Outcome {
   readonly origin: string | undefined;
 }
 
+/** Write, as the function starts, what is missing in its settings: names, no values. */
+export function logProblems(runtime: Runtime, problems: readonly string[]): void {
+  if (problems.length > 0) runtime.log(JSON.stringify({ problems }));
+}
+
 /** Write the line. No key, no token, no contact: certjob's Idempotency-Key (event and version) tells which push it was. */
 export function logOutcome(runtime: Runtime, outcome: Outcome): void {
   runtime.log(JSON.stringify({

@@ -57,6 +57,20 @@ for (
   }
 }
 
+for (const keys of ["", " , "]) {
+  Deno.test(`without a key (${JSON.stringify(keys)}) the log says why nobody gets in, once, and the answer does not`, async () => {
+    await using stage = new Stage({ HLF_SYNC_KEY: keys, AZURE_CLIENT_SECRET: "" });
+
+    const answer = await stage.push();
+
+    assert.equal(answer.status, 401);
+    assert.doesNotMatch(answer.text, /HLF_SYNC_KEY/);
+    const [first, second] = stage.clock.lines.map((line) => JSON.parse(line));
+    assert.deepEqual(first, { problems: ["HLF_SYNC_KEY is not set", "AZURE_CLIENT_SECRET is not set"] });
+    assert.equal(second.status, 401);
+  });
+}
+
 for (const method of ["GET", "POST"]) {
   Deno.test(`a function without its settings says so to whoever has the key (${method})`, async () => {
     await using stage = new Stage({ AZURE_CLIENT_ID: "", DYNAMICS_URL: "nowhere", AZURE_TENANT_ID: "planted/tenant" });

@@ -16,6 +16,9 @@ Deno.test("one column of one contact that exists is changed", async () => {
 });
 
 const missing = `contact With Id = ${CONTACT} Does Not Exist`;
+const otherMissing = "account With Id = 5d0b0ad5-4a3c-4bb8-8d1e-6d5b3b6a8a11 Does Not Exist";
+const unknownColumn = "Could not find a property named 'hlf_Visible' on type 'Microsoft.Dynamics.CRM.contact'.";
+const badPayload = "An error occurred while validating input parameters: Microsoft.OData.ODataException: no boolean";
 for (
   const [what, behaviour, status, code, retryAfter, calls] of [
     ["a contact that is missing", dataverseError(404, "0x80040217", missing), 404, "contact_not_found", null, 1],
@@ -28,6 +31,7 @@ for (
       null,
       1,
     ],
+    ["something of the contact's", dataverseError(404, "0x80040217", otherMissing), 422, "dynamics_rejected", null, 1],
     ["an address without contacts", dataverseError(404, "0x8006088a"), 500, "misconfigured", null, 1],
     ["a page that was not found", says(404, "<html>"), 500, "misconfigured", null, 1],
     ["no page at all", says(404), 500, "misconfigured", null, 1],
@@ -36,8 +40,12 @@ for (
     ["a plug-in that says no with 403", dataverseError(403, "0x80040265"), 422, "dynamics_rejected", null, 1],
     ["a plug-in that says no with 500", dataverseError(500, "0x80040265"), 422, "dynamics_rejected", null, 1],
     ["a column that is not there", dataverseError(400, "0x80048d19"), 500, "misconfigured", null, 1],
+    ["the same without a code", dataverseError(400, "0x0", unknownColumn), 500, "misconfigured", null, 1],
+    ["the same in older words", dataverseError(400, "", badPayload), 500, "misconfigured", null, 1],
+    ["a refusal without a code", dataverseError(400, "", "This contact is locked"), 422, "dynamics_rejected", null, 1],
     ["a gateway's 400", says(400, "<html>"), 500, "misconfigured", null, 1],
     ["no right to write", dataverseError(403, "0x80040220"), 500, "misconfigured", null, 1],
+    ["no right to this one contact", dataverseError(403, "0x80048306"), 422, "dynamics_rejected", null, 1],
     ["a firewall", says(403, "<html>"), 500, "misconfigured", null, 1],
     ["a redirect", says(302, "", { Location: "http://127.0.0.1:9/" }), 500, "misconfigured", null, 1],
     ["a page instead of a confirmation", says(200, "<html>"), 500, "misconfigured", null, 1],
@@ -130,6 +138,25 @@ Deno.test("nothing is repeated for a caller who has gone: by then they may want 
 
   assert.equal(stage.dataverse.requests.length, 1);
 });
+
+for (const status of [200, 401]) {
+  Deno.test(`no call is begun for a caller who went while ${status === 200 ? "the" : "a new"} token was asked for`, async () => {
+    await using stage = new Stage();
+    const caller = new AbortController();
+    const token = stage.entra.otherwise;
+    if (status === 401) stage.entra.then(token);
+    stage.dataverse.otherwise = says(status);
+    stage.entra.otherwise = (...request) => {
+      caller.abort();
+      return token(...request);
+    };
+
+    const answer = await stage.push({ signal: caller.signal });
+
+    assert.deepEqual([answer.status, answer.code], [408, "request_timeout"]);
+    assert.equal(stage.dataverse.requests.length, status === 401 ? 1 : 0);
+  });
+}
 
 Deno.test("an answer that is longer than any of Dataverse's is none of Dataverse's", async () => {
   await using stage = new Stage();
