@@ -1,6 +1,7 @@
 """The schema: migrations applied in order, each in one transaction with its line in the ledger."""
 
 import hashlib
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ import psycopg
 
 from certjob.database import CONTENTION, Connection, sql_directory
 from certjob.errors import ConfigurationError, DatabaseUnavailableError, SchemaError
+
+_log = logging.getLogger(__name__)
 
 _LOCK_KEY = 0x63657274  # "cert": one migration at a time in one database
 _LOCK_WAIT_SECONDS = 60
@@ -70,6 +73,7 @@ def migrate(connection: Connection, directory: Path | None = None) -> list[Migra
     Raises SchemaError for an edited applied file or a newer schema, ConfigurationError for missing rights.
     """
     applied: list[Migration] = []
+    connection.add_notice_handler(_log_warning)
     try:
         while True:
             with _locked(connection):
@@ -88,6 +92,14 @@ def migrate(connection: Connection, directory: Path | None = None) -> list[Migra
     except CONTENTION as error:
         message = "a table is in use by another session; end it or try `certjob db migrate` again later"
         raise DatabaseUnavailableError(message) from error
+    finally:
+        connection.remove_notice_handler(_log_warning)
+
+
+def _log_warning(notice: psycopg.errors.Diagnostic) -> None:
+    """Pass on what a migration could not do and leaves to the operator."""
+    if notice.severity_nonlocalized == "WARNING":
+        _log.warning("%s", notice.message_primary)
 
 
 def _compare(known: list[Migration], applied: dict[int, Migration]) -> list[Migration]:

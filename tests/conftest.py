@@ -14,6 +14,8 @@ import pytest
 from psycopg import sql
 
 from certjob import database, embedded, migrations
+from tests import supabase
+from tests.app_rows import Organisation, furnish
 from tests.facts import Facts
 
 SERVER_URL = "CERTJOB_TEST_DATABASE_URL"
@@ -45,10 +47,23 @@ def server_url(testrun_uid: str) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def template(server_url: str, worker_id: str) -> Iterator[str]:
     """The name of a migrated database that each test copies."""
-    name = f"certjob_template_{worker_id}_{uuid.uuid4().hex[:8]}"
+    yield from _template(server_url, f"certjob_template_{worker_id}")
+
+
+@pytest.fixture(scope="session")
+def supabase_template(server_url: str, worker_id: str) -> Iterator[str]:
+    """The name of a migrated database with Supabase's roles, auth.uid() and publication."""
+    yield from _template(server_url, f"certjob_supabase_{worker_id}", before=supabase.set_up)
+
+
+def _template(
+    server_url: str, name: str, *, before: Callable[[database.Connection], None] = lambda _connection: None
+) -> Iterator[str]:
+    name = f"{name}_{uuid.uuid4().hex[:8]}"
     with psycopg.connect(server_url, autocommit=True) as admin:
         admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         with database.connect(database_of(server_url, name)) as connection:
+            before(connection)
             migrations.migrate(connection)
         yield name
         admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
@@ -58,6 +73,38 @@ def template(server_url: str, worker_id: str) -> Iterator[str]:
 def database_url(server_url: str, template: str) -> Iterator[str]:
     """The URL of a fresh, migrated database."""
     yield from _fresh_database(server_url, template)
+
+
+@pytest.fixture
+def supabase_url(server_url: str, supabase_template: str) -> Iterator[str]:
+    """The URL of a fresh, migrated database of Supabase's shape, as the tables' owner."""
+    yield from _fresh_database(server_url, supabase_template)
+
+
+@pytest.fixture
+def owner(supabase_url: str) -> Iterator[database.Connection]:
+    """The owner of certjob's tables on Supabase, from whom nothing is hidden."""
+    with database.connect(supabase_url) as connection:
+        yield connection
+
+
+@pytest.fixture
+def api(supabase_url: str) -> Iterator[database.Connection]:
+    """The connection on which the app's requests are served, each in a role and with claims of its own."""
+    with database.connect(supabase_url) as connection:
+        yield connection
+
+
+@pytest.fixture
+def ours(owner: database.Connection) -> Organisation:
+    """The organisation whose coordinator asks."""
+    return furnish(owner, "hlf")
+
+
+@pytest.fixture
+def theirs(owner: database.Connection) -> Organisation:
+    """The organisation that is none of their business."""
+    return furnish(owner, "nhf")
 
 
 @pytest.fixture
@@ -114,13 +161,19 @@ def bare_environment(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def certjob(database_url: str, bare_environment: dict[str, str], tmp_path: Path) -> Certjob:
+def worker_url(database_url: str) -> str:
+    """The test's database, for whom certjob is meant to run as: not the owner, but the role certjob_worker."""
+    return psycopg.conninfo.make_conninfo(database_url, options="-c role=certjob_worker")
+
+
+@pytest.fixture
+def certjob(worker_url: str, bare_environment: dict[str, str], tmp_path: Path) -> Certjob:
     """Run the installed command as cron would, on the test's database; keyword arguments are its settings."""
 
     def run(*arguments: str, timeout: float = 120, **settings: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [str(installed_command()), *arguments],
-            env=bare_environment | {"CERTJOB_DATABASE_URL": database_url} | settings,
+            env=bare_environment | {"CERTJOB_DATABASE_URL": worker_url} | settings,
             capture_output=True,
             text=True,
             timeout=timeout,

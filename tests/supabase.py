@@ -1,0 +1,63 @@
+"""A stand-in for Supabase's database: its roles, auth.uid(), its default privileges, its publication.
+
+What PostgREST does for each request, ``acting`` does: a role for the transaction, and the claims of a checked token.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from certjob.database import Connection
+
+ROLES = {"anon": "NOLOGIN", "authenticated": "NOLOGIN", "service_role": "NOLOGIN BYPASSRLS"}
+
+_SET_UP = """
+CREATE SCHEMA auth;
+GRANT USAGE ON SCHEMA auth TO anon, authenticated, service_role;
+-- As in supabase/auth.
+CREATE FUNCTION auth.uid() RETURNS uuid LANGUAGE sql STABLE AS $$
+    SELECT coalesce(
+        nullif(current_setting('request.jwt.claim.sub', true), ''),
+        (nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub')
+    )::uuid
+$$;
+CREATE PUBLICATION supabase_realtime;
+-- Whatever is made in public is open to the app's roles, unless its maker takes that away.
+ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON TABLES TO anon, authenticated, service_role;
+ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON SEQUENCES TO anon, authenticated, service_role;
+ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON FUNCTIONS TO anon, authenticated, service_role;
+"""
+
+
+def create_roles(connection: Connection) -> None:
+    """Make Supabase's roles, which belong to the whole server: another test may be faster."""
+    for name, options in ROLES.items():
+        try:
+            connection.execute(sql.SQL("CREATE ROLE {} " + options).format(sql.Identifier(name)))
+        except (psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation):
+            continue
+
+
+def set_up(connection: Connection) -> None:
+    """Give a database Supabase's shape."""
+    create_roles(connection)
+    connection.execute(_SET_UP)
+
+
+@contextmanager
+def acting(connection: Connection, role: str, /, **claims: Any) -> Iterator[Connection]:
+    """Open a transaction as that role with these claims."""
+    with connection.transaction():
+        connection.execute(sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(role)))
+        text = json.dumps({"role": role} | claims, default=str)
+        connection.execute("SELECT set_config('request.jwt.claims', %s, true)", (text,))
+        yield connection
+
+
+def logged_in(connection: Connection, user_id: object) -> AbstractContextManager[Connection]:
+    """Open a transaction as the app's user with this id."""
+    return acting(connection, "authenticated", sub=user_id, aud="authenticated")
