@@ -5,7 +5,7 @@ and each chunk commits state, audit and intents together.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from uuid import UUID
@@ -14,10 +14,10 @@ import psycopg
 
 from certjob import database, facts
 from certjob.database import CONTENTION, Connection, transaction
+from certjob.decision_writer import DecisionWriter, Written
 from certjob.errors import DatabaseUnavailableError, TooManyBrokenMentorsError
 from certjob.guards import MassChangeGuard
 from certjob.models import Decision
-from certjob.pauses import PauseManagementService
 from certjob.planning import CHUNK_SIZE, decide_each
 from certjob.portal_sync import PortalSyncService
 from certjob.reminders import CertificationReminderService
@@ -34,18 +34,6 @@ _POLL_SECONDS = 0.25
 
 _BROKEN_DATA = (psycopg.IntegrityError, psycopg.DataError, psycopg.errors.RaiseException)
 """What the database says to one mentor's data, not to the whole night."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Written:
-    """What one transaction wrote, to be counted once it is committed."""
-
-    decisions: Sequence[Decision]
-    staying_due: frozenset[UUID] = frozenset()
-    queued_for: Sequence[UUID] = ()
-    """The organisation of each queued reminder."""
-    pushed: int = 0
-    may_stay_visible: Sequence[UUID] = ()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -74,11 +62,10 @@ class CertificationManagementService:
     ) -> None:
         self._connection = connection
         self._today = today
-        self._run_id = run_id
         self._guard = guard
-        self._pauses = PauseManagementService(connection)
-        self._reminders = reminders
-        self._portal = portal
+        self._writer = DecisionWriter(
+            connection, today=today, run_id=run_id, guard=guard, reminders=reminders, portal=portal
+        )
         self._stop = stop
         self._on_progress = on_progress
         self._wait_for_locks_seconds = wait_for_locks_seconds
@@ -111,7 +98,7 @@ class CertificationManagementService:
                     return False
                 decisions, problems = decide_each(read.mentors, self._today)
                 self._note_broken({problem.mentor_id: problem.reason for problem in problems})
-                written = self._write(decisions)
+                written = self._writer.write(decisions)
                 for decision in decisions:
                     then(decision)
         except CONTENTION:
@@ -143,17 +130,23 @@ class CertificationManagementService:
     ) -> list[tuple[UUID, str]]:
         """Lock a chunk, decide, write, commit. Return the keys that were locked.
 
-        When somebody's lock or one mentor's data are in the way, the chunk is redone mentor by mentor.
+        When somebody's lock or one mentor's data are in the way, the chunk is redone mentor by mentor; when the server
+        was restarted meanwhile, as a whole.
         """
         keys: list[tuple[UUID, str]] = []
+
+        def write_chunk() -> Written:
+            nonlocal keys
+            with transaction(self._connection, lock_timeout_ms=LOCK_TIMEOUT_MS):
+                keys = database.fetch(self._connection, lock, parameters)
+                return self._review_locked([key[0] for key in keys], progress)
+
         give_up_at = time.monotonic() + WAIT_FOR_LOCKS_SECONDS
         while True:
             try:
-                with transaction(self._connection, lock_timeout_ms=LOCK_TIMEOUT_MS):
-                    keys = database.fetch(self._connection, lock, parameters)
-                    if not keys:
-                        return []
-                    written = self._review_locked([key[0] for key in keys], progress)
+                written = database.repeated(self._connection, write_chunk)
+                if not keys:
+                    return []
             except (*CONTENTION, *_BROKEN_DATA) as error:
                 if keys:
                     break
@@ -170,11 +163,14 @@ class CertificationManagementService:
         return keys
 
     def _apply_single(self, mentor_id: UUID, progress: _Progress, *, first: bool) -> None:
-        try:
+        def write_mentor() -> Written:
             with transaction(self._connection, lock_timeout_ms=LOCK_TIMEOUT_MS):
-                if not database.fetch(self._connection, "lock_mentors", {"ids": [mentor_id], "today": self._today}):
-                    return  # held by somebody, or not due any more: found again at the end
-                written = self._review_locked([mentor_id], progress)
+                locked = database.fetch(self._connection, "lock_mentors", {"ids": [mentor_id], "today": self._today})
+                # None: held by somebody, or not due any more; found again at the end
+                return self._review_locked([key[0] for key in locked], progress)
+
+        try:
+            written = database.repeated(self._connection, write_mentor)
         except CONTENTION:
             progress.left.add(mentor_id)
         except _BROKEN_DATA as error:
@@ -182,82 +178,17 @@ class CertificationManagementService:
         else:
             progress.applied += self._count(written, first=first)
 
-    def _review_locked(self, ids: Sequence[UUID], progress: _Progress) -> _Written:
+    def _review_locked(self, ids: Sequence[UUID], progress: _Progress) -> Written:
         """Read the facts in a newer snapshot than the lock's, decide, and write what the guard admits."""
+        if not ids:
+            return Written(decisions=())
         read = facts.read(self._connection, ids, lock=True)
         progress.left.update(read.incomplete)
         decisions, problems = decide_each(read.mentors, self._today)
         self._note_broken({problem.mentor_id: problem.reason for problem in problems})
-        return self._write(self._guard.admit(decisions))
+        return self._writer.write(self._guard.admit(decisions))
 
-    def _write(self, decisions: Sequence[Decision]) -> _Written:
-        if not decisions:
-            return _Written(decisions=())
-        self._write_transitions(decisions)
-        self._pauses.apply(decisions)
-        held = self._with_held_reminders(decisions)
-        queued = self._reminders.queue([d for d in decisions if d.mentor_id not in held])
-        pushed = self._portal.queue([(d.mentor_id, d.visible) for d in decisions if d.push])
-        withdrawn = self._portal.withdraw([d.mentor_id for d in decisions if not d.organisation.has_portal])
-        database.execute(
-            self._connection,
-            "update_mentors",
-            {
-                "ids": [d.mentor_id for d in decisions],
-                "review_dates": [d.review_on for d in decisions],
-                "stays_due": [d.mentor_id in held for d in decisions],
-                "push": [d.push for d in decisions],
-                "visible": [d.visible for d in decisions],
-                "withdrawn": [d.mentor_id in withdrawn for d in decisions],
-            },
-        )
-        organisations = {d.mentor_id: d.organisation.id for d in decisions}
-        return _Written(
-            decisions=decisions,
-            staying_due=held,
-            queued_for=[organisations[mentor_id] for mentor_id in queued],
-            pushed=pushed,
-            may_stay_visible=[mentor_id for mentor_id, may_stay_visible in withdrawn.items() if may_stay_visible],
-        )
-
-    def _write_transitions(self, decisions: Sequence[Decision]) -> None:
-        changes = [(d.mentor_id, change) for d in decisions for change in d.transitions]
-        if not changes:
-            return
-        certificate_ids = [change.certificate_id for _, change in changes]
-        to_statuses = [change.to_status for _, change in changes]
-        database.execute(
-            self._connection, "update_certificate_statuses", {"ids": certificate_ids, "statuses": to_statuses}
-        )
-        database.execute(
-            self._connection,
-            "insert_transitions",
-            {
-                "certificate_ids": certificate_ids,
-                "mentor_ids": [mentor_id for mentor_id, _ in changes],
-                "from_statuses": [change.from_status for _, change in changes],
-                "to_statuses": to_statuses,
-                "today": self._today,
-                "run_id": self._run_id,
-            },
-        )
-
-    def _with_held_reminders(self, decisions: Iterable[Decision]) -> frozenset[UUID]:
-        """Mentors whose new reminders the guard holds; they stay due. Looked up only near the limit."""
-        by_organisation: dict[UUID, list[Decision]] = {}
-        for decision in decisions:
-            if decision.reminders:
-                by_organisation.setdefault(decision.organisation.id, []).append(decision)
-        held: set[UUID] = set()
-        for group in by_organisation.values():
-            organisation = group[0].organisation
-            if self._guard.reminders_could_exceed(organisation, sum(len(d.reminders) for d in group)):
-                new = self._reminders.find_new(group)
-                if new and not self._guard.admit_reminders(organisation, len(new)):
-                    held.update(mentor_id for mentor_id, _ in new)
-        return frozenset(held)
-
-    def _count(self, written: _Written, *, first: bool) -> int:
+    def _count(self, written: Written, *, first: bool) -> int:
         """Count what is committed now; return how many mentors it moved on."""
         counts = self.counts
         moved = 0

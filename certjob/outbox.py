@@ -42,11 +42,18 @@ Result = TypeVar("Result")
 
 
 def persist(connection: Connection, write: Callable[[], Result]) -> Result:
-    """Run ``write`` in a transaction, and again when another session's locks are in its way: that one ends."""
+    """Run ``write`` in a transaction, and again when another session's locks are in its way: that one ends.
+
+    Again, too, when the server was restarted meanwhile: what was delivered must not be forgotten, and done twice.
+    """
+
+    def write_once() -> Result:
+        with database.transaction(connection, lock_timeout_ms=_WRITE_LOCK_TIMEOUT_MS):
+            return write()
+
     for tries_left in reversed(range(_WRITE_TRIES)):
         try:
-            with database.transaction(connection, lock_timeout_ms=_WRITE_LOCK_TIMEOUT_MS):
-                return write()
+            return database.repeated(connection, write_once)
         except CONTENTION:
             if not tries_left:
                 raise
@@ -135,6 +142,9 @@ class Outbox(Generic[Item]):
         The first statement only locks. What else a claim reads, such as the contact to call for, the second one reads
         in a newer snapshot: the first may have waited for, or passed by, a row that has changed meanwhile.
         """
+        return database.repeated(self._connection, lambda: self._claim(lock, parameters))
+
+    def _claim(self, lock: str, parameters: dict[str, object]) -> tuple[list[Item], Lease]:
         lease = Lease(claimed_at=self._clock(), seconds=self._lease_seconds, clock=self._clock)
         with database.transaction(self._connection):
             ids = [row[0] for row in database.fetch(self._connection, lock, parameters)]

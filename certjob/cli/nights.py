@@ -58,7 +58,14 @@ def run(
         raise typer.BadParameter(message)
     day = parse_day(as_of) if as_of is not None else None
     deadline_seconds = parse_duration(deliver_for)
-    with session(context, quiet=quiet, verbose=verbose, log_format=log_format, ends_at_once=dry_run) as opened:
+    with session(
+        context,
+        quiet=quiet,
+        verbose=verbose,
+        log_format=log_format,
+        ends_at_once=dry_run,
+        outlasts_restarts=not dry_run,
+    ) as opened:
         options = nightly.NightOptions(
             today=day or opened.settings.today,
             organisation=organisation,
@@ -97,7 +104,7 @@ def deliver(
     from certjob import nightly
 
     deadline_seconds = parse_duration(deliver_for)
-    with session(context, quiet=quiet, verbose=verbose, log_format=log_format) as opened:
+    with session(context, quiet=quiet, verbose=verbose, log_format=log_format, outlasts_restarts=True) as opened:
         delivery = delivery_from(opened.settings, deadline_seconds=deadline_seconds)
         with opened.talk.progress() as progress:
             report = nightly.deliver(
@@ -186,7 +193,14 @@ def alerts(
     deadline_seconds = parse_duration(deliver_for)
     report = None
     at_once = not (retry_all or watch)
-    with session(context, quiet=quiet, verbose=verbose, log_format=log_format, ends_at_once=at_once) as opened:
+    with session(
+        context,
+        quiet=quiet,
+        verbose=verbose,
+        log_format=log_format,
+        ends_at_once=at_once,
+        outlasts_restarts=retry_all,
+    ) as opened:
         if watch:
             return alerts_watch.watch_alerts(
                 opened.talk,

@@ -98,10 +98,12 @@ def session(
     log_format: str | None = None,
     need_schema: bool = True,
     ends_at_once: bool = False,
+    outlasts_restarts: bool = False,
 ) -> Iterator[Session]:
     """Read the settings, open the database and check its schema; close everything on the way out.
 
     With ``ends_at_once`` a signal breaks the work off; without, the work looks at ``stop`` and ends in its own way.
+    With ``outlasts_restarts`` a database that goes away is waited for, between two pieces of work.
     """
     from certjob import __version__, database, embedded, migrations
     from certjob.console import Talk
@@ -126,6 +128,8 @@ def session(
                 settings.today,
                 settings.time_zone,
             )
+            if outlasts_restarts:
+                database.outlast_restarts(connection, stop=stop)
             with stop.breaking_off() if ends_at_once else nullcontext():
                 yield Session(
                     settings=settings,

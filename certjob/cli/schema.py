@@ -88,7 +88,7 @@ def db_prune(
 
     age = retention.parse_age(older_than)
     with (
-        session(context, quiet=quiet, verbose=verbose, log_format=log_format) as opened,
+        session(context, quiet=quiet, verbose=verbose, log_format=log_format, outlasts_restarts=True) as opened,
         opened.talk.progress() as progress,
     ):
         pruning = retention.prune(

@@ -43,7 +43,7 @@ class Cluster:
                 admin.execute(sql.SQL("ALTER SYSTEM SET {} = off").format(sql.Identifier(setting)))
             admin.execute("SELECT pg_reload_conf()")
             admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(TEMPLATE)))
-        with database.connect(self._url(TEMPLATE)) as connection:
+        with database.connect(self.url(TEMPLATE)) as connection:
             migrations.migrate(connection)
         return self
 
@@ -84,7 +84,7 @@ class Cluster:
     def connect(self, name: str) -> Connection:
         """A session of the harness; none outlives a restart, so they are short."""
         return psycopg.connect(
-            self._url(name),
+            self.url(name),
             autocommit=True,
             prepare_threshold=None,
             application_name=OWN_NAME,
@@ -115,7 +115,8 @@ class Cluster:
 
         until(is_idle)
 
-    def _url(self, name: str) -> str:
+    def url(self, name: str) -> str:
+        """Where a database of it is; another one after a restart it is not."""
         return psycopg.conninfo.make_conninfo(self._handle.get_uri(), dbname=name)
 
     @property
