@@ -121,7 +121,7 @@ class PortalStage:
                     self._tasks.put(None)
         self._service.record_late(self._stop, self.counts)
         if self._stopped is not None:
-            self._service.record_stage_end(str(self._stopped))
+            self._service.record_stage_end(str(self._stopped), correlation_id=self._stopped.correlation_id)
         if self._crash is not None:
             raise self._crash
         self._stop.check()
@@ -222,39 +222,36 @@ class PortalStage:
         if not push.begun or (error is not None and not error.attempts):
             return  # no call was made, so nothing was learnt about the portal
         if error is not None and (wait := asked_to_wait(error)) is not None:
-            self._pause(wait)
+            self._pause(wait, error)
             return
         self._pauses_in_a_row = 0
         if error is None:
             self._failures_in_a_row = 0
         elif isinstance(error.cause, PortalStageError):
-            self._end(
-                refusal_code(error.cause),
-                f"{error.cause}; nothing was pushed to anybody after that, all events stay queued",
-            )
+            reason = f"{error.cause}; nothing was pushed to anybody after that, all events stay queued"
+            self._end(refusal_code(error.cause), reason, error)
         elif isinstance(error.cause, TransientPortalError):
             self._failures_in_a_row += 1
             if self._failures_in_a_row >= BREAKER_FAILURES:
-                self._end(
-                    "breaker",
-                    f"{BREAKER_FAILURES} pushes in a row failed (last: {error.cause}); the rest stays pending",
-                )
+                reason = f"{BREAKER_FAILURES} pushes in a row failed (last: {error.cause}); the rest stays pending"
+                self._end("breaker", reason, error)
         else:
             self._failures_in_a_row = 0
 
-    def _pause(self, seconds: float) -> None:
+    def _pause(self, seconds: float, error: DynamicsSyncException) -> None:
         now = time.monotonic()
         self._pauses_in_a_row += now >= self._pause_until  # several answers at once are one
         self._pause_until = max(self._pause_until, now + seconds)
         if self._pauses_in_a_row > MOST_PAUSES_IN_A_ROW:
             reason = f"the portal asked to wait {MOST_PAUSES_IN_A_ROW} times and more in a row; the rest stays pending"
-            self._end("retry_after", reason)
+            self._end("retry_after", reason, error)
         elif seconds > LONGEST_PAUSE_SECONDS or self._pause_until >= self._deadline_at:
-            self._end("retry_after", f"the portal asked to wait {seconds:,.0f} s; the rest stays pending")
+            self._end("retry_after", f"the portal asked to wait {seconds:,.0f} s; the rest stays pending", error)
 
-    def _end(self, code: str, reason: str) -> None:
+    def _end(self, code: str, reason: str, error: DynamicsSyncException | None = None) -> None:
         if self._stopped is None:
-            self._stopped = StageStop(stage="portal", code=code, reason=reason)
+            correlation_id = error.cause.correlation_id if error else None
+            self._stopped = StageStop(stage="portal", code=code, reason=reason, correlation_id=correlation_id)
             self._halt.set()
 
     def _wind_down(self) -> None:

@@ -150,9 +150,14 @@ class PortalSyncService:
                 return
             stop.wait(_LATE_POLL_SECONDS)
 
-    def record_stage_end(self, reason: str, *, mentor_id: UUID | None = None) -> None:
-        """Give every open hide (or one mentor's) without one a failure row: nothing waits unseen after an early end."""
-        parameters = {"error": reason, "mentor_id": mentor_id}
+    def record_stage_end(
+        self, reason: str, *, mentor_id: UUID | None = None, correlation_id: str | None = None
+    ) -> None:
+        """Give every open hide (or one mentor's) without one a failure row: nothing waits unseen after an early end.
+
+        ``correlation_id`` is that of the answer which ended the stage, if one did.
+        """
+        parameters = {"error": reason, "mentor_id": mentor_id, "correlation_id": correlation_id}
         persist(self._connection, lambda: database.execute(self._connection, "record_stage_failures", parameters))
 
     def _queue(self, wishes: Sequence[tuple[UUID, bool]]) -> list[tuple[int, UUID, int]]:

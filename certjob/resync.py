@@ -247,7 +247,7 @@ def _settle(push: Push, *, portal: PortalSyncService, report: RunReport, stop: S
     if isinstance(error.cause, PortalStageError) or asked_to_wait(error) is not None:
         code = refusal_code(error.cause) if isinstance(error.cause, PortalStageError) else "retry_after"
         report.stopped.append(StageStop(stage="portal", code=code, reason=str(error.cause)))
-        portal.record_stage_end(str(error.cause))
+        portal.record_stage_end(str(error.cause), correlation_id=error.cause.correlation_id)
     raise error
 
 

@@ -14,6 +14,8 @@ class StageStop:
     code: str
     """The same for the same reason, run after run, so that a background job does not repeat itself."""
     reason: str
+    correlation_id: str | None = None
+    """That of the answer which ended it, if one did: the other side's log has a line with it."""
 
     def __str__(self) -> str:
         return f"{self.stage}: {self.reason}"

@@ -207,7 +207,7 @@ def test_an_outage_of_dataverse_leaves_alerts_that_the_next_delivery_resolves(
         (1, "the portal answered 502 dynamics_unavailable (Dataverse does not work (503 0x80044151))")
     }
     known = {line["correlation_id"]: line["upstream"] for line in function.log}
-    assert {known[str(row[3])] for row in failures} == {"dataverse 503 0x80044151"}
+    assert {known[str(row[3])] for row in facts.rows(FAILURES)} == {"dataverse 503 0x80044151"}
     assert SENTENCE in here("alerts").stdout
 
     dynamics.outage = None
@@ -233,7 +233,10 @@ def test_a_wrong_client_secret_stops_the_stage_and_blocks_nobody(
     assert "AADSTS7000215" in stopped.stderr
     assert dynamics.patches == []
     assert set(facts.rows(EVENTS)) == {("pending", 0, False)}
-    assert {row[:2] for row in facts.rows(FAILURES)} == {("stage", 0)}
+    failures = facts.rows(FAILURES)
+    assert {row[:2] for row in failures} == {("stage", 0)}
+    [correlation_id] = {row[3] for row in failures}  # the answer that ended the stage, to be found in the function's log
+    assert {line["correlation_id"]: line for line in function.log}[correlation_id]["code"] == "misconfigured"
 
     function.fall_asleep()
     function.settings["AZURE_CLIENT_SECRET"] = dynamics.client_secret
@@ -262,7 +265,7 @@ def test_a_contact_that_dynamics_does_not_know_is_blocked_and_not_created(
 
 
 def test_a_throttled_entra_stops_the_stage_for_as_long_as_it_asks(
-    here: Certjob, dynamics: FakeDynamics, facts: Facts, expired: list[UUID]
+    here: Certjob, function: EdgeFunction, dynamics: FakeDynamics, facts: Facts, expired: list[UUID]
 ) -> None:
     """503 token_unavailable carries Entra's Retry-After; it is asked once, however many mentors wait."""
     dynamics.entra_outage = no_token(429, "temporarily_unavailable", 90055, retry_after="700")
@@ -273,6 +276,7 @@ def test_a_throttled_entra_stops_the_stage_for_as_long_as_it_asks(
     assert "asked to wait 700 s" in night.stderr
     assert (dynamics.token_requests, dynamics.patches) == (1, [])
     assert set(facts.rows(EVENTS)) == {("pending", 0, False)}
+    assert {row[3] for row in facts.rows(FAILURES)} < {line["correlation_id"] for line in function.log}
 
 
 def test_the_function_without_its_settings_stops_the_stage(

@@ -1,8 +1,9 @@
 -- The stage ended early: no open hide waits unseen, and the reason of an older end makes way for this one's: a key that
--- was mended must not be what people read of. An event that somebody holds is in work just now and gets its own
+-- was mended must not be what people read of. The same reason again leaves the row alone, its correlation id too: nothing
+-- is written again and again for thousands of mentors. An event that somebody holds is in work just now and gets its own
 -- outcome; without its lock a row made here could outlive the delivery that should have resolved it.
-INSERT INTO dynamics_sync_failures AS f (mentor_id, event_id, visible, kind, attempts, error)
-SELECT e.mentor_id, e.id, e.visible, 'stage', 0, %(error)s
+INSERT INTO dynamics_sync_failures AS f (mentor_id, event_id, visible, kind, attempts, error, correlation_id)
+SELECT e.mentor_id, e.id, e.visible, 'stage', 0, %(error)s, %(correlation_id)s
 FROM portal_sync_events AS e
 JOIN mentors AS m ON m.id = e.mentor_id
 JOIN organisations AS o ON o.id = m.organisation_id AND o.portal IS NOT NULL
@@ -20,5 +21,5 @@ ORDER BY e.mentor_id
 FOR NO KEY UPDATE OF e SKIP LOCKED
 FOR KEY SHARE OF m SKIP LOCKED
 ON CONFLICT (mentor_id) WHERE resolved_at IS NULL DO UPDATE
-SET error = excluded.error, last_failed_at = now()
+SET error = excluded.error, correlation_id = excluded.correlation_id, last_failed_at = now()
 WHERE f.kind = 'stage'
