@@ -91,7 +91,7 @@ class CertificationManagementService:
         False when somebody holds the mentor or one of its fact rows; nothing is written then.
         """
         try:
-            with transaction(self._connection, lock_timeout_ms=LOCK_TIMEOUT_MS):
+            with transaction(self._connection, lock_timeout_ms=LOCK_TIMEOUT_MS, by_index=True):
                 database.execute(self._connection, "lock_mentor", {"id": mentor_id})
                 read = facts.read(self._connection, [mentor_id], lock=True)
                 if not read.mentors:
@@ -137,7 +137,7 @@ class CertificationManagementService:
 
         def write_chunk() -> Written:
             nonlocal keys
-            with transaction(self._connection, lock_timeout_ms=LOCK_TIMEOUT_MS):
+            with transaction(self._connection, lock_timeout_ms=LOCK_TIMEOUT_MS, by_index=True):
                 keys = database.fetch(self._connection, lock, parameters)
                 return self._review_locked([key[0] for key in keys], progress)
 
@@ -164,7 +164,7 @@ class CertificationManagementService:
 
     def _apply_single(self, mentor_id: UUID, progress: _Progress, *, first: bool) -> None:
         def write_mentor() -> Written:
-            with transaction(self._connection, lock_timeout_ms=LOCK_TIMEOUT_MS):
+            with transaction(self._connection, lock_timeout_ms=LOCK_TIMEOUT_MS, by_index=True):
                 locked = database.fetch(self._connection, "lock_mentors", {"ids": [mentor_id], "today": self._today})
                 # None: held by somebody, or not due any more; found again at the end
                 return self._review_locked([key[0] for key in locked], progress)
@@ -245,7 +245,7 @@ class CertificationManagementService:
             },
         )
         if staying_due:
-            with transaction(self._connection, lock_timeout_ms=LOCK_TIMEOUT_MS):
+            with transaction(self._connection, lock_timeout_ms=LOCK_TIMEOUT_MS, by_index=True):
                 parameters = {"today": self._today, "organisations": staying_due}
                 rows += database.fetch(self._connection, "find_locked_mentors", parameters)
         return {row[0] for row in rows}

@@ -40,11 +40,24 @@ def sql_directory() -> Path:
 
 
 @contextmanager
-def transaction(connection: Connection, *, lock_timeout_ms: int | None = None) -> Iterator[None]:
-    """Open a transaction; with a lock timeout that is local to it (a pooler would leak a plain SET)."""
+def transaction(
+    connection: Connection, *, lock_timeout_ms: int | None = None, by_index: bool = False
+) -> Iterator[None]:
+    """Open a transaction; its settings are local to it (a pooler would leak a plain SET).
+
+    ``by_index`` is for the few rows of one chunk in tables of any size: no statement may read a whole table for them.
+    Left to itself the planner does so up to some 200,000 rows, and whenever a table has grown since it was analysed:
+    each chunk of a night then costs what exists.
+    """
+    settings = {"lock_timeout": str(lock_timeout_ms)} if lock_timeout_ms is not None else {}
+    if by_index:
+        settings["enable_seqscan"] = "off"
     with connection.transaction():
-        if lock_timeout_ms is not None:
-            connection.execute("SELECT set_config('lock_timeout', %s, true)", (str(lock_timeout_ms),))
+        if settings:
+            connection.execute(
+                "SELECT set_config(name, value, true) FROM unnest(%s::text[], %s::text[]) AS s (name, value)",
+                (list(settings), list(settings.values())),
+            )
         yield
 
 
