@@ -45,6 +45,7 @@ def check_everything(
     yield _check_portal(settings, problems=problems)
     yield _check_mail(settings, problems=problems)
     yield from _check_templates(settings)
+    yield from _check_monitoring(settings)
 
 
 def _check_settings(settings: Settings, *, problems: list[str], environment: Mapping[str, str]) -> Iterator[Finding]:
@@ -190,3 +191,19 @@ def _check_templates(settings: Settings) -> Iterator[Finding]:
         yield fail("templates", str(problem), next_step=step)
     if not problems:
         yield ok("templates", "your own, tried in every language and situation")
+
+
+def _check_monitoring(settings: Settings) -> Iterator[Finding]:
+    """Look at the ways to tell others; no ping is sent, since it would say that a night had run."""
+    path = settings.metrics_file
+    if path is not None and not path.parent.is_dir():
+        yield fail("metrics", "the folder of CERTJOB_METRICS_FILE is not there", next_step="make it, or name another")
+    elif path is not None and not os.access(path.parent, os.W_OK | os.X_OK):
+        step = "give this user the right to write there, or name another"
+        yield fail("metrics", "the folder of CERTJOB_METRICS_FILE cannot be written by this user", next_step=step)
+    elif path is not None:
+        yield ok("metrics", "the folder can be written")
+    if settings.ping_url is not None:
+        yield ok("ping", "its address has the right shape; only `certjob run` calls it")
+    if settings.ping_url is None and path is None:
+        yield ok("monitoring", "nobody outside is told; see README, Watching certjob")

@@ -47,6 +47,13 @@ def main() -> NoReturn:
 
 def run(arguments: Sequence[str], *, stop: StopFlag) -> int:
     """Run one command and return its exit code; nothing but a bug in here raises."""
+    code = _run(arguments, stop=stop)
+    if stop.at_end is not None:
+        stop.at_end(code)
+    return code
+
+
+def _run(arguments: Sequence[str], *, stop: StopFlag) -> int:
     from certjob.cli import app
 
     command = typer.main.get_command(app)

@@ -123,8 +123,7 @@ def recorded(
 
 def _record_end(connection: Connection, report: RunReport, outcome: Outcome) -> None:
     report.finish()
-    document = report.to_document()
-    parts = ("mentors", "certificates", "reminders", "portal", "digests")
-    counts = {part: document[part] for part in parts if part in document} | {"stop_codes": report.stop_codes}
+    told = ("command", "today", "outcome", "duration_seconds")  # columns of their own
+    counts = {name: value for name, value in report.to_counts().items() if name not in told}
     parameters = {"id": report.run_id, "outcome": outcome, "counts": json.dumps(counts)}
     database.execute(connection, "finish_job_run", parameters)

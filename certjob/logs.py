@@ -5,6 +5,7 @@ import logging
 import traceback
 from collections.abc import Iterator
 from typing import Any
+from uuid import UUID
 
 
 class TextFormatter(logging.Formatter):
@@ -16,7 +17,11 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(TextFormatter):
-    """One JSON object per line: time, level, event, and the machine keys given as ``extra``."""
+    """One JSON object per line: time, level, the run, event, and the machine keys given as ``extra``."""
+
+    def __init__(self, *, run_id: UUID | None = None) -> None:
+        super().__init__()
+        self._run_id = run_id
 
     _standard = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -25,6 +30,7 @@ class JsonFormatter(TextFormatter):
         line = {
             "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
             "level": record.levelname.lower(),
+            **({"run_id": str(self._run_id)} if self._run_id else {}),
             "event": record.getMessage(),
         }
         line |= {key: value for key, value in vars(record).items() if key not in self._standard}
@@ -53,15 +59,18 @@ def writes_json() -> bool:
     return any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger("certjob").handlers)
 
 
-def log_configuration(*, verbose: bool, quiet: bool, log_format: str) -> dict[str, Any]:
-    """Return the logging configuration: stderr, warnings and worse, with ``verbose`` everything, ``quiet`` errors."""
+def log_configuration(*, verbose: bool, quiet: bool, log_format: str, run_id: UUID | None = None) -> dict[str, Any]:
+    """Return the logging configuration: stderr, warnings and worse, with ``verbose`` everything, ``quiet`` errors.
+
+    JSON lines name the run, so that the lines of one night can be told from those of another.
+    """
     level = "DEBUG" if verbose else "ERROR" if quiet else "WARNING"
     return {
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {
             "text": {"()": TextFormatter, "format": "%(asctime)s %(levelname)s %(message)s"},
-            "json": {"()": JsonFormatter},
+            "json": {"()": JsonFormatter, "run_id": run_id},
         },
         "handlers": {
             "stderr": {"class": "logging.StreamHandler", "stream": "ext://sys.stderr", "formatter": log_format}

@@ -1,9 +1,9 @@
 """One night in order: plan or apply, then deliver, then say what happened."""
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from certjob import database, planning
 from certjob.certification import CertificationManagementService
@@ -31,6 +31,7 @@ class NightOptions:
     allow_mass_change: bool = False
     allow_earlier_date: bool = False
     deliver: bool = True
+    run_id: UUID = field(default_factory=uuid4)
 
 
 def run(
@@ -44,7 +45,7 @@ def run(
     organisation_id = find_organisation(connection, options.organisation) if options.organisation else None
     if not options.allow_earlier_date:
         refuse_earlier_date(connection, options.today)
-    report = RunReport(command="run", today=options.today, dry_run=options.dry_run)
+    report = RunReport(command="run", run_id=options.run_id, today=options.today, dry_run=options.dry_run)
     if options.dry_run:
         _plan(connection, report, options=options, organisation_id=organisation_id)
         report.finish()
@@ -73,6 +74,7 @@ def deliver(
     stop: StopFlag,
     progress: Progress,
     everybody: bool = False,
+    run_id: UUID | None = None,
 ) -> RunReport:
     """Deliver what is queued and due, reviewing nobody: the background job between the nights.
 
@@ -81,7 +83,7 @@ def deliver(
     """
     if not allow_earlier_date:
         refuse_earlier_date(connection, today)
-    report = RunReport(command="deliver", today=today)
+    report = RunReport(command="deliver", run_id=run_id or uuid4(), today=today)
     if not everybody:
         report.known_stops = frozenset(database.fetch_value(connection, "read_last_stops") or ())
     with recorded(connection, report, progress=progress) as beating:
@@ -94,10 +96,16 @@ def deliver(
 
 
 def retry_all(
-    connection: Connection, *, today: date, delivery: Delivery, stop: StopFlag, progress: Progress
+    connection: Connection,
+    *,
+    today: date,
+    delivery: Delivery,
+    stop: StopFlag,
+    progress: Progress,
+    run_id: UUID | None = None,
 ) -> RunReport:
     """Reopen every open push, blocked ones too, whatever its retry time says, and push them; no mail is sent."""
-    report = RunReport(command="alerts", today=today)
+    report = RunReport(command="alerts", run_id=run_id or uuid4(), today=today)
     with recorded(connection, report, progress=progress) as beating:
         started_at = database.fetch_value(connection, "read_clock")
         report.reopened = PortalSyncService(connection, run_id=report.run_id).reopen_all()

@@ -60,5 +60,14 @@ def print_error(command: str, message: str, *, error: BaseException | None = Non
     print(f"{command}: {line}", *trace, sep="\n", file=sys.stderr)  # noqa: T201
 
 
+def print_warning(command: str, message: str) -> None:
+    """Say what somebody should know of although the command does its work: one line on stderr, JSON if the log is."""
+    line = " ".join(harmless(message).split())
+    if writes_json():
+        logging.getLogger("certjob").warning(line, extra={"command": command})
+        return
+    print(f"{command}: warning: {line}", file=sys.stderr)  # noqa: T201
+
+
 def _as_json(value: object) -> str:
     return value.isoformat() if isinstance(value, date) else str(value)

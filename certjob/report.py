@@ -161,6 +161,13 @@ class RunReport:
             return Outcome.FAILED
         return Outcome.ATTENTION if self.reasons else Outcome.OK
 
+    def to_counts(self) -> dict[str, Any]:
+        """Return the numbers of the JSON document, and of what stopped the codes: nothing about anybody."""
+        document = self.to_document()
+        names = ("command", "today", "outcome", "duration_seconds")
+        parts = ("mentors", "certificates", "reminders", "portal", "digests")
+        return {name: document[name] for name in (*names, *parts) if name in document} | {"stop_codes": self.stop_codes}
+
     def to_document(self) -> dict[str, Any]:
         """Return the JSON document; a command leaves out what it does not touch."""
         document: dict[str, Any] = {

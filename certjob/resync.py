@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import date
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from certjob import database
 from certjob.certification import CertificationManagementService
@@ -102,6 +102,7 @@ def resync(
     delivery: Delivery,
     stop: StopFlag,
     times: ResyncTimes | None = None,
+    run_id: UUID | None = None,
 ) -> Resync:
     """Review one mentor and push the wanted visibility even if nothing changed. Reminders are queued, not sent.
 
@@ -111,7 +112,7 @@ def resync(
     times = times or ResyncTimes()
     if not allow_earlier_date:
         refuse_earlier_date(connection, today)
-    report = RunReport(command="resync", today=today)
+    report = RunReport(command="resync", run_id=run_id or uuid4(), today=today)
     before = describe(connection, mentor_id)
     error: DynamicsSyncException | MentorBusyError | None = None
     with recorded(connection, report):

@@ -49,6 +49,10 @@ class Settings(BaseSettings):
     """The sender: address, or ``Name <address>``."""
     templates_dir: Path | None = None
     """A folder with message templates of the programme's own; looked into only by what writes messages."""
+    ping_url: SecretStr | None = None
+    """Where `run` tells that it started and how it ended; whoever knows the address can tell so: it is a secret."""
+    metrics_file: Path | None = None
+    """A textfile for Prometheus' node_exporter."""
     log_format: Literal["text", "json"] = "text"
 
     @field_validator("time_zone")
@@ -89,6 +93,31 @@ class Settings(BaseSettings):
                 raise ValueError(message)
             _require_tls(parts)
         return url
+
+    @field_validator("ping_url")
+    @classmethod
+    def _safe_ping(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None:
+            parts = _split(url.get_secret_value(), schemes=("http", "https"))
+            if parts.query or parts.fragment:
+                message = "must hold no ? and no #; certjob appends /start and ?rid=… to it"
+                raise ValueError(message)
+            if parts.username or parts.password:
+                message = "must hold no user or password; a ping goes to whoever knows the address"
+                raise ValueError(message)
+            _require_tls(parts)
+        return url
+
+    @field_validator("metrics_file")
+    @classmethod
+    def _readable_metrics(cls, path: Path | None) -> Path | None:
+        if path is not None and path.suffix != ".prom":
+            message = "must be a file whose name ends in .prom; node_exporter reads no other"
+            raise ValueError(message)
+        if path is not None and not path.is_absolute():
+            message = "must be a whole path that begins with /; cron starts jobs in another folder than you are in now"
+            raise ValueError(message)
+        return path
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

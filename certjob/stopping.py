@@ -3,7 +3,7 @@
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -29,6 +29,10 @@ class StopFlag(threading.Event):
         """Whether a signal breaks off a wait without any grace."""
         self.is_over = False
         """Whether the command has ended: a signal changes nothing any more."""
+        self.asked_at: float | None = None
+        """When the signal came, by the monotonic clock."""
+        self.at_end: Callable[[int], None] | None = None
+        """Who wants to be told the exit code, once it is known."""
 
     def error(self) -> StoppedBySignalError:
         """Return the error that ends the command."""
@@ -76,6 +80,7 @@ def stop_on_signals() -> StopFlag:
             return
         grace_seconds = 0.0 if flag.is_set() or flag.breaks_off else GRACE_SECONDS
         flag.signal_name = signal.Signals(number).name
+        flag.asked_at = flag.asked_at or time.monotonic()
         ends_at = time.monotonic() + grace_seconds + CLEANING_UP_SECONDS
         if grace_seconds:
             signal.setitimer(signal.ITIMER_REAL, grace_seconds)

@@ -16,6 +16,7 @@ from certjob.findings import Verdict
 from tests.command_line import SECRET, Finished, assert_no_secret, on_terminal, run_in_process, without_escapes
 from tests.conftest import Certjob
 from tests.facts import Facts
+from tests.ping_host import ping_host
 from tests.portal_answers import Behaviour, answer, error, html, redirect, reset
 from tests.portal_server import PortalServer
 from tests.smtp_server import CERTIFICATE, Fault, Mailbox, real_server, scripted_server, server_tls
@@ -100,6 +101,7 @@ def test_all_is_well(here: Certjob, complete: Facts, portal: PortalServer, tmp_p
         "portal",
         "mail",
         "templates",
+        "monitoring",
     ]
     assert [(request.method, request.body) for request in portal.requests] == [("GET", b"")]
     assert not (tmp_path / "maildir").exists()
@@ -117,7 +119,7 @@ def test_it_works_without_writing_anything(
     assert result.returncode == 1
     assert list(found(result)) == ["writable"]
     assert "fail: the database is read-only; use the primary" in found(result)["writable"][0]
-    assert result.stderr == "certjob check: 1 failed of 13\n"
+    assert result.stderr == "certjob check: 1 failed of 14\n"
 
 
 def test_the_document_has_a_verdict_a_message_and_a_next_step(here: Certjob, facts: Facts) -> None:
@@ -593,6 +595,31 @@ def test_a_folder_of_templates_that_is_not_there_is_said_so(here: Certjob, compl
 
     assert result.returncode == 2
     assert "cannot be read" in found(result)["templates"][0]
+
+
+# Outside eyes.
+
+
+def test_outside_eyes_are_looked_at_and_not_told(here: Certjob, complete: Facts, tmp_path: Path) -> None:
+    """A ping would say that a night had run; the metrics file is not made."""
+    with ping_host() as host:
+        result = here(CERTJOB_PING_URL=host.url, CERTJOB_METRICS_FILE=str(tmp_path / "certjob.prom"))
+
+    assert result.returncode == 0
+    assert "ok    metrics: the folder can be written" in result.stdout
+    assert "ok    ping: its address has the right shape; only `certjob run` calls it" in result.stdout
+    assert host.pings == []
+    assert not (tmp_path / "certjob.prom").exists()
+
+
+def test_a_folder_for_metrics_that_is_not_there_is_a_failure(here: Certjob, complete: Facts, tmp_path: Path) -> None:
+    """A night would only warn."""
+    result = here("--json", CERTJOB_METRICS_FILE=str(tmp_path / "nowhere" / "certjob.prom"))
+
+    assert result.returncode == 2
+    assert found(result) == {
+        "metrics": ["fail: the folder of CERTJOB_METRICS_FILE is not there; make it, or name another"]
+    }
 
 
 def test_it_is_the_installed_command(certjob: Certjob, complete: Facts) -> None:

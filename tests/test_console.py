@@ -119,7 +119,8 @@ def test_an_error_is_a_json_line_where_the_log_is_json(
 )
 def test_the_log_set_up_is_a_value(options: dict[str, bool], level: str) -> None:
     """Only certjob's own lines, on stderr, from the level that was asked for."""
-    configuration = log_configuration(**{"verbose": False, "quiet": False} | options, log_format="text")
+    chosen = {"verbose": False, "quiet": False} | options
+    configuration = log_configuration(verbose=chosen["verbose"], quiet=chosen["quiet"], log_format="text")
 
     assert configuration["loggers"] == {
         "certjob": {"level": level, "handlers": ["stderr"], "propagate": False},

@@ -10,10 +10,13 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from freezegun import freeze_time
+from prometheus_client.parser import text_string_to_metric_families
 
 from certjob.database import Connection
+from certjob.metrics import read_metrics
 from tests.command_line import SECRET, run_in_process
 from tests.facts import Facts
+from tests.nights import night
 from tests.portal_answers import html
 from tests.portal_server import PortalServer
 from tests.smtp_server import CERTIFICATE, Mailbox, real_server, server_tls
@@ -141,3 +144,18 @@ def make_status_example(connection: Connection, facts: Facts) -> None:
 def test_every_command_of_the_section_has_its_test() -> None:
     """A new example needs one."""
     assert {shlex.split(command)[1] for command, _ in examples()} == {"check", "status"}
+
+
+def test_every_metric_is_in_the_table(connection: Connection, facts: Facts) -> None:
+    """And the alert rules ask for none that there is not."""
+    facts.certified_mentor(facts.organisation(), date(2025, 1, 1))
+    night(connection)
+    written = {
+        family.name
+        for family in text_string_to_metric_families(read_metrics(connection, today=date(2026, 3, 10)).decode())
+    }
+
+    section = README.read_text().partition(SECTION)[2].partition("\n## ")[0]
+    rows = "\n".join(line for line in section.splitlines() if line.startswith("| `certjob_"))
+    assert set(re.findall(r"certjob_[a-z_]+", rows)) == written
+    assert set(re.findall(r"certjob_[a-z_]+", section)) == written

@@ -457,3 +457,52 @@ class TestToday:
 
         with freeze_time("2028-02-29 22:58:00"):
             assert settings.today == date(2028, 2, 29)
+
+
+class TestMonitoring:
+    """Where others are told how a night went."""
+
+    def test_both_are_off_unless_set(self, environment: pytest.MonkeyPatch) -> None:
+        """Nobody outside is told anything by default."""
+        settings = load(environment)
+
+        assert (settings.ping_url, settings.metrics_file) == (None, None)
+
+    @pytest.mark.parametrize(
+        ("url", "phrase"),
+        [
+            (f"http://hc.example/{SECRET}", "plain http:// is refused"),
+            (f"https://hc.example/{SECRET}?x=1", "must hold no ? and no #"),
+            (f"https://hc.example/{SECRET}#x", "must hold no ? and no #"),
+            (f"https://user:{SECRET}@hc.example/x", "must hold no user or password"),
+            (f"ftp://hc.example/{SECRET}", "must be a URL"),
+            (SECRET, "must be a URL"),
+        ],
+    )
+    def test_a_ping_address_that_cannot_work_is_refused(
+        self, environment: pytest.MonkeyPatch, url: str, phrase: str
+    ) -> None:
+        """The address is the secret: it is never quoted."""
+        said = complaint(environment, CERTJOB_PING_URL=url)
+
+        assert said.startswith("CERTJOB_PING_URL: ")
+        assert phrase in said
+
+    def test_a_ping_address_prints_as_stars(self, environment: pytest.MonkeyPatch) -> None:
+        """Whoever knows it can say that a night ran."""
+        settings = load(environment, CERTJOB_PING_URL=f"https://hc.example/{SECRET}")
+
+        assert SECRET not in repr(settings)
+
+    @pytest.mark.parametrize(
+        ("path", "phrase"),
+        [("/var/lib/metrics/certjob.txt", "ends in .prom"), ("certjob.prom", "whole path"), ("/var/.prom", ".prom")],
+    )
+    def test_a_metrics_file_that_nobody_reads_is_refused(
+        self, environment: pytest.MonkeyPatch, path: str, phrase: str
+    ) -> None:
+        """node_exporter reads *.prom only; cron starts in another folder."""
+        said = complaint(environment, CERTJOB_METRICS_FILE=path)
+
+        assert said.startswith("CERTJOB_METRICS_FILE: ")
+        assert phrase in said

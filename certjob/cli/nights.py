@@ -65,6 +65,7 @@ def run(
         log_format=log_format,
         ends_at_once=dry_run,
         outlasts_restarts=not dry_run,
+        watched_as=None if dry_run else "run",
     ) as opened:
         options = nightly.NightOptions(
             today=day or opened.settings.today,
@@ -73,6 +74,7 @@ def run(
             allow_mass_change=allow_mass_change,
             allow_earlier_date=allow_earlier_date,
             deliver=not no_deliver,
+            run_id=opened.run_id,
         )
         delivery = delivery_from(opened.settings, deadline_seconds=deadline_seconds)
         with opened.talk.progress() as progress:
@@ -104,7 +106,9 @@ def deliver(
     from certjob import nightly
 
     deadline_seconds = parse_duration(deliver_for)
-    with session(context, quiet=quiet, verbose=verbose, log_format=log_format, outlasts_restarts=True) as opened:
+    with session(
+        context, quiet=quiet, verbose=verbose, log_format=log_format, outlasts_restarts=True, watched_as="deliver"
+    ) as opened:
         delivery = delivery_from(opened.settings, deadline_seconds=deadline_seconds)
         with opened.talk.progress() as progress:
             report = nightly.deliver(
@@ -115,6 +119,7 @@ def deliver(
                 stop=opened.stop,
                 progress=progress,
                 everybody=everybody,
+                run_id=opened.run_id,
             )
     return _report(opened, report, json=json)
 
@@ -146,6 +151,7 @@ def resync(
             allow_earlier_date=allow_earlier_date,
             delivery=delivery_from(opened.settings),
             stop=opened.stop,
+            run_id=opened.run_id,
         )
     if json:
         document = result.report.to_document()
@@ -220,6 +226,7 @@ def alerts(
                     delivery=delivery,
                     stop=opened.stop,
                     progress=progress,
+                    run_id=opened.run_id,
                 )
         if json:  # the view's own columns
             pushes = _documents(opened, "read_portal_alerts")
@@ -256,6 +263,8 @@ def _report(opened: Session, report: "RunReport", *, json: bool) -> int:
     from certjob import console
     from certjob.report import EXIT_CODES
 
+    if opened.monitor is not None:
+        opened.monitor.note(report.to_counts())
     if json:
         console.print_json(report.to_document())
     elif report.dry_run:

@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING, Annotated
+from uuid import UUID, uuid4
 
 import typer
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from certjob.console import Talk
     from certjob.database import Connection
     from certjob.deliveries import Delivery
+    from certjob.monitoring import Monitor
     from certjob.settings import Settings
     from certjob.stopping import StopFlag
 
@@ -53,6 +55,10 @@ class Session:
     """Opens another one to the same database."""
     talk: "Talk"
     stop: "StopFlag"
+    run_id: UUID
+    """What the command's log lines, its line in ``job_runs`` and its pings share."""
+    monitor: "Monitor | None" = None
+    """Who tells others about the run; None: the command is not watched."""
 
 
 def parse_duration(text: str) -> float:
@@ -78,7 +84,7 @@ def parse_day(text: str) -> date:
         raise typer.BadParameter(message) from None
 
 
-def set_up_logs(*, verbose: bool, quiet: bool, log_format: str | None) -> None:
+def set_up_logs(*, verbose: bool, quiet: bool, log_format: str | None, run_id: UUID | None = None) -> None:
     """Send certjob's log lines to stderr; without a format, in that of CERTJOB_LOG_FORMAT."""
     from certjob.logs import log_configuration
 
@@ -86,7 +92,7 @@ def set_up_logs(*, verbose: bool, quiet: bool, log_format: str | None) -> None:
         message = f"--log-format must be text or json, not {log_format[:40]!r}"
         raise typer.BadParameter(message)
     form = log_format or ("json" if os.environ.get("CERTJOB_LOG_FORMAT") == "json" else "text")
-    logging.config.dictConfig(log_configuration(verbose=verbose, quiet=quiet, log_format=form))
+    logging.config.dictConfig(log_configuration(verbose=verbose, quiet=quiet, log_format=form, run_id=run_id))
 
 
 @contextmanager
@@ -99,9 +105,11 @@ def session(
     need_schema: bool = True,
     ends_at_once: bool = False,
     outlasts_restarts: bool = False,
+    watched_as: str | None = None,
 ) -> Iterator[Session]:
     """Read the settings, open the database and check its schema; close everything on the way out.
 
+    With ``watched_as``, the command's name, others are told: `run` pings, and both `run` and `deliver` write metrics.
     With ``ends_at_once`` a signal breaks the work off; without, the work looks at ``stop`` and ends in its own way.
     With ``outlasts_restarts`` a database that goes away is waited for, between two pieces of work.
     """
@@ -110,9 +118,11 @@ def session(
     from certjob.settings import load_settings
 
     stop: StopFlag = context.obj
-    set_up_logs(verbose=verbose, quiet=quiet, log_format=log_format)
+    run_id = uuid4()
+    set_up_logs(verbose=verbose, quiet=quiet, log_format=log_format, run_id=run_id)
     settings = load_settings()
-    set_up_logs(verbose=verbose, quiet=quiet, log_format=log_format or settings.log_format)
+    set_up_logs(verbose=verbose, quiet=quiet, log_format=log_format or settings.log_format, run_id=run_id)
+    monitor = _watch(settings, command=watched_as, run_id=run_id, stop=stop, quiet=quiet) if watched_as else None
     with embedded.database_url(settings.database_url.get_secret_value()) as url:
         with stop.breaking_off():
             connection = database.connect(url)
@@ -130,14 +140,36 @@ def session(
             )
             if outlasts_restarts:
                 database.outlast_restarts(connection, stop=stop)
-            with stop.breaking_off() if ends_at_once else nullcontext():
-                yield Session(
-                    settings=settings,
-                    connection=connection,
-                    reconnect=lambda: database.connect(url),
-                    talk=Talk(quiet=quiet),
-                    stop=stop,
-                )
+            try:
+                with stop.breaking_off() if ends_at_once else nullcontext():
+                    yield Session(
+                        settings=settings,
+                        connection=connection,
+                        reconnect=lambda: database.connect(url),
+                        talk=Talk(quiet=quiet),
+                        stop=stop,
+                        run_id=run_id,
+                        monitor=monitor,
+                    )
+            finally:
+                if monitor is not None:
+                    monitor.write_metrics(connection, today=settings.today)
+
+
+def _watch(settings: "Settings", *, command: str, run_id: UUID, stop: "StopFlag", quiet: bool) -> "Monitor":
+    """Tell others that the run begins, and have the end of the process tell them its exit code."""
+    from certjob.monitoring import Monitor
+    from certjob.plain import print_warning
+
+    def warn(text: str) -> None:
+        if not quiet:
+            print_warning(f"certjob {command}", text)
+
+    monitor = Monitor(settings, run_id=run_id, pings=command == "run", stop=stop, warn=warn)
+    stop.at_end = monitor.end
+    with stop.breaking_off():
+        monitor.start()
+    return monitor
 
 
 def delivery_from(settings: "Settings", *, deadline_seconds: float = 7200.0) -> "Delivery":
