@@ -213,15 +213,24 @@ def _parse(answer: HttpAnswer) -> dict[str, Any] | None:
     if answer.body_is_cut:
         return None
     try:
-        content = json.loads(answer.body)
+        content = json.loads(answer.body, object_pairs_hook=_unambiguous)
     except (ValueError, RecursionError):  # RecursionError: thousands of brackets
         return None
     return content if isinstance(content, dict) else None
 
 
+def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object, raise ValueError where a name stands twice: ``visible`` may not be both."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        message = "a name stands twice"
+        raise ValueError(message)
+    return content
+
+
 def _is_confirmed(content: dict[str, Any] | None, *, contact_id: UUID, visible: bool) -> bool:
-    """Whether both values came back; a UUID's letters may come in either case (RFC 9562, 4)."""
-    if content is None:
+    """Whether both values came back and no error; a UUID's letters may be in either case (RFC 9562, 4)."""
+    if content is None or "error" in content:
         return False
     echoed = content.get("contact_id")
     return isinstance(echoed, str) and echoed.lower() == str(contact_id) and content.get("visible") is visible

@@ -235,10 +235,8 @@ def test_a_wrong_client_secret_stops_the_stage_and_blocks_nobody(
     assert set(facts.rows(EVENTS)) == {("pending", 0, False)}
     failures = facts.rows(FAILURES)
     assert {row[:2] for row in failures} == {("stage", 0)}
-    [correlation_id] = {
-        row[3] for row in failures
-    }  # the answer that ended the stage, to be found in the function's log
-    assert {line["correlation_id"]: line for line in function.log}[correlation_id]["code"] == "misconfigured"
+    [correlation_id] = {row[3] for row in failures}  # one answer ended the stage; the function's log has it
+    assert {line["correlation_id"]: line["code"] for line in function.log}[str(correlation_id)] == "misconfigured"
 
     function.fall_asleep()
     function.settings["AZURE_CLIENT_SECRET"] = dynamics.client_secret

@@ -1,5 +1,6 @@
 """What each outcome of a call to the Edge Function means, against a real server on loopback."""
 
+import json
 import socket
 import threading
 from collections.abc import Iterator
@@ -35,6 +36,9 @@ from tests.portal_answers import (
 from tests.portal_server import PortalServer
 
 CONTACT_ID = UUID("0b6c4f3e-9d1a-4c57-8f2e-a1b2c3d4e5f6")
+
+ECHO = json.dumps({"contact_id": str(CONTACT_ID), "visible": False}).encode()
+TWO_VALUES = ECHO.replace(b'"visible"', b'"visible": true, "visible"')
 
 
 @pytest.fixture
@@ -99,6 +103,11 @@ def test_an_echo_in_capitals_is_a_success(portal: PortalServer, service: HLFDyna
         pytest.param(answer(200, {"contact_id": 7, "visible": False}), id="contact of the wrong type"),
         pytest.param(answer(200, [str(CONTACT_ID), False]), id="a list"),
         pytest.param(answer(200, b'{"contact_id": '), id="invalid JSON"),
+        pytest.param(answer(200, TWO_VALUES), id="both values echoed at once"),
+        pytest.param(answer(200, ECHO + b"{}"), id="more after the echo"),
+        pytest.param(answer(200, ECHO[:-1] + b', "error": {"code": "x", "message": ""}}'), id="an echo and an error"),
+        pytest.param(wrong_echo(contact_id=f"{{{CONTACT_ID}}}"), id="contact in braces"),
+        pytest.param(wrong_echo(contact_id=f"urn:uuid:{CONTACT_ID}"), id="contact as a URN"),
         pytest.param(answer(200, b"[" * 50_000), id="nested beyond reason"),
         pytest.param(answer(200, b"\xff\xfe\xfd"), id="no text"),
         pytest.param(answer(200), id="empty"),
