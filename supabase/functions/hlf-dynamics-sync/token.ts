@@ -8,7 +8,8 @@
  *     any other 4xx (invalid_client and its like), 3xx,
  *       a 200 without a token                          misconfigured
  *
- * A token_unavailable carries Retry-After (Entra's own, else ten seconds), and Entra is not asked again before it.
+ * A token_unavailable carries Retry-After (Entra's own, else ten seconds), and Entra is not asked again before it. Until
+ * then the last token is used on, as long as it is good and Dataverse has not refused it.
  */
 
 import type { Services } from "./config.ts";
@@ -17,7 +18,10 @@ import { withRepeats } from "./retry.ts";
 import { Deadline, type Limits, type Runtime } from "./runtime.ts";
 import { type Answer, call, Unreachable } from "./upstream.ts";
 
+/** So long before its end a new token is asked for. */
 const MARGIN_SECONDS = 300;
+/** So long before its end it is not used any more, whatever Entra says: clocks differ, and a call takes a while. */
+const LAST_SECONDS = 30;
 const USUAL_RETRY_AFTER_SECONDS = 10;
 const LATE = { upstream: "timeout", retryAfterSeconds: USUAL_RETRY_AFTER_SECONDS };
 const PASSING_ERRORS = new Set(["temporarily_unavailable", "server_error"]);
@@ -39,6 +43,8 @@ interface Token {
   readonly value: string;
   /** On the runtime's clock, in milliseconds. */
   readonly freshUntil: number;
+  /** The same. */
+  readonly goodUntil: number;
 }
 
 export class TokenSource {
@@ -58,11 +64,20 @@ export class TokenSource {
    *
    * Whoever comes while it is being asked for waits for the same answer, but not beyond the own deadline.
    */
-  get(deadline: Deadline, refused?: string): Promise<string> {
-    const now = this.runtime.now();
-    if (this.#token && this.#token.value !== refused && now < this.#token.freshUntil) {
-      return Promise.resolve(this.#token.value);
+  async get(deadline: Deadline, refused?: string): Promise<string> {
+    const last = this.#token?.value === refused ? undefined : this.#token;
+    if (last && this.runtime.now() < last.freshUntil) return last.value;
+    try {
+      return await this.#renew(deadline);
+    } catch (error) {
+      const mayPass = error instanceof Refusal && error.code === "token_unavailable";
+      if (mayPass && last && this.runtime.now() < last.goodUntil) return last.value;
+      throw error;
     }
+  }
+
+  #renew(deadline: Deadline): Promise<string> {
+    const now = this.runtime.now();
     if (this.#hold && now < this.#hold.until) {
       const { until, upstream } = this.#hold;
       return Promise.reject(unavailable({ upstream, retryAfterSeconds: Math.ceil((until - now) / 1000) }));
@@ -110,10 +125,12 @@ export class TokenSource {
 function read(answer: Answer, askedAt: number): Token {
   const { status, content } = answer;
   const value = content?.access_token;
-  const seconds = Number(content?.expires_in);
+  const seconds = lifeSeconds(content?.expires_in);
   if (status === 200 && typeof value === "string" && /^[\x21-\x7e]+$/.test(value) && seconds > 0) {
-    // A token that lives shorter than two margins is used for half its life.
-    return { value, freshUntil: askedAt + (seconds - Math.min(MARGIN_SECONDS, seconds / 2)) * 1000 };
+    // A token that lives shorter than two margins is renewed after half its life.
+    const freshSeconds = seconds - Math.min(MARGIN_SECONDS, seconds / 2);
+    const goodSeconds = Math.max(freshSeconds, seconds - LAST_SECONDS);
+    return { value, freshUntil: askedAt + freshSeconds * 1000, goodUntil: askedAt + goodSeconds * 1000 };
   }
   const number = firstNumber(content?.error_codes);
   const upstream = `entra ${status}` + (number === undefined ? "" : ` AADSTS${number}`);
@@ -123,6 +140,12 @@ function read(answer: Answer, askedAt: number): Token {
   const hint = HINTS[number ?? 0] ?? "check AZURE_TENANT_ID, AZURE_CLIENT_ID, AZURE_CLIENT_SECRET and AZURE_AUTHORITY";
   const what = number === undefined ? `${status}` : `${status} AADSTS${number}`;
   throw new Refusal("misconfigured", `Entra gives no token (${what}); ${hint}`, { upstream });
+}
+
+/** Return `expires_in` in seconds; some versions of Entra write it as a text. NaN for what is no number. */
+function lifeSeconds(value: unknown): number {
+  const number = typeof value === "string" && /^\d{1,9}$/.test(value) ? Number(value) : value;
+  return typeof number === "number" && Number.isFinite(number) ? number : NaN;
 }
 
 function firstNumber(codes: unknown): number | undefined {

@@ -192,6 +192,82 @@ for (
   });
 }
 
+for (
+  const [what, behaviour, status, calls] of [
+    ["refuses", entraError(401, "invalid_client", 7000222), 500, 2],
+    ["throttles", says(429, {}, { "Retry-After": "60" }), 503, 1],
+    ["is down", says(503), 503, 2],
+  ] as [string, Behaviour, number, number][]
+) {
+  Deno.test(`fifty requests share the one answer of an Entra that ${what}, and none of them holds up the next`, async () => {
+    await using stage = new Stage();
+    stage.entra.otherwise = behaviour;
+
+    const answers = await Promise.all(Array.from({ length: 50 }, () => stage.push()));
+    const next = await stage.push();
+
+    assert.deepEqual(new Set([...answers, next].map((answer) => answer.status)), new Set([status]));
+    assert.equal(stage.entra.requests.length, calls);
+    assert.equal(stage.dataverse.requests.length, 0);
+    stage.entra.otherwise = tokens();
+    stage.clock.move(60);
+    assert.equal((await stage.push()).status, 200);
+  });
+}
+
+for (
+  const [what, behaviour] of [
+    ["throttles", says(429, {}, { "Retry-After": "60" })],
+    ["is down", says(503)],
+    ["does not answer", hangs],
+  ] as [string, Behaviour][]
+) {
+  Deno.test(`a token that is still good for a while is used on when Entra ${what}`, async () => {
+    await using stage = new Stage({}, { entra: 200 });
+    await stage.push();
+    stage.entra.otherwise = behaviour;
+
+    stage.clock.move(3600 - 200);
+    const answers = [await stage.push(), ...await Promise.all([stage.push(), stage.push()])];
+    stage.clock.move(200 - 20);
+    const late = await stage.push();
+
+    assert.deepEqual(answers.map((answer) => answer.status), [200, 200, 200]);
+    assert.deepEqual([late.status, late.code], [503, "token_unavailable"]);
+    assert.deepEqual(bearers(stage), Array(4).fill("Bearer planted-token-1"));
+  });
+}
+
+Deno.test("a token that Dataverse has refused is not used on when Entra throttles", async () => {
+  await using stage = new Stage();
+  await stage.push();
+  stage.entra.otherwise = says(429, {}, { "Retry-After": "60" });
+  stage.dataverse.otherwise = says(401);
+
+  const answers = [await stage.push(), await stage.push()];
+
+  assert.deepEqual(answers.map((answer) => [answer.status, answer.retryAfter]), [[503, "60"], [503, "60"]]);
+  assert.equal(stage.entra.requests.length, 2);
+});
+
+Deno.test("a secret that has expired is said even while the last token is still good", async () => {
+  await using stage = new Stage();
+  await stage.push();
+  stage.entra.otherwise = entraError(401, "invalid_client", 7000222);
+  stage.clock.move(3600 - 200);
+
+  assert.equal((await stage.push()).code, "misconfigured");
+});
+
+for (const life of [0, -1, "", "soon", null, true, [3600], {}, "Infinity", "1e999"]) {
+  Deno.test(`a token with the life ${JSON.stringify(life)} is none`, async () => {
+    await using stage = new Stage();
+    stage.entra.otherwise = says(200, { access_token: "abc", expires_in: life });
+
+    assert.equal((await stage.push()).code, "misconfigured");
+  });
+}
+
 Deno.test("a secret that was mended works at once", async () => {
   await using stage = new Stage();
   stage.entra.then(entraError(401, "invalid_client", 7000222));
