@@ -58,6 +58,21 @@ class FailedReminder:
     queued_at: datetime
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedDigest:
+    """A coordinator's daily mail that was not delivered and is not tried again before the next night."""
+
+    digest_id: int
+    coordinator_id: UUID
+    organisation_id: UUID
+    full_name: str
+    """The address where there is no name."""
+    digest_on: date
+    error: str | None
+    attempts: int
+    queued_at: datetime
+
+
 class Cause(Enum):
     """Why a push waits: what is said, and what to do. ``{…}`` is filled in by ``explain`` and ``advise``."""
 
@@ -167,3 +182,11 @@ def explain_reminder(error: str | None) -> tuple[str, str]:
         "The mail server refused the address, or the message.",
         f"ask the mentor for the address and correct it {then}",
     )
+
+
+def explain_digest(error: str | None) -> tuple[str, str]:
+    """Return why a coordinator's daily mail was not delivered, and what to do."""
+    then = "in the app, or with `certjob organisation set`; certjob sends it after that by itself."
+    if (error or "").startswith("the e-mail address "):
+        return "The e-mail address cannot be right.", f"correct the coordinator's address {then}"
+    return "The mail server refused the address, or the message.", f"correct the coordinator's address {then}"

@@ -9,7 +9,16 @@ from typing import Final, TypeVar
 from uuid import UUID
 
 from certjob import database
-from certjob.alert_causes import FailedReminder, PushAlert, advise, explain, explain_reminder, find_cause
+from certjob.alert_causes import (
+    FailedDigest,
+    FailedReminder,
+    PushAlert,
+    advise,
+    explain,
+    explain_digest,
+    explain_reminder,
+    find_cause,
+)
 from certjob.console import Talk
 from certjob.database import Connection
 from certjob.plain import harmless
@@ -21,7 +30,7 @@ NOTHING: Final = "Nothing needs a person."
 
 _SOON: Final = "soon"
 
-AnyAlert = TypeVar("AnyAlert", PushAlert, FailedReminder)
+AnyAlert = TypeVar("AnyAlert", PushAlert, FailedReminder, FailedDigest)
 AnyCause = TypeVar("AnyCause", bound=Hashable)
 
 
@@ -42,11 +51,13 @@ class Alerts:
     """Hides first, then oldest first."""
     reminders: Sequence[FailedReminder] = ()
     """Oldest first."""
+    digests: Sequence[FailedDigest] = ()
+    """Oldest first."""
     organisations: Mapping[UUID, Organisation] = field(default_factory=dict)
     """All there are: a page says whose mentor it is only if there are several."""
 
     def __len__(self) -> int:
-        return len(self.pushes) + len(self.reminders)
+        return len(self.pushes) + len(self.reminders) + len(self.digests)
 
     @property
     def exit_code(self) -> int:
@@ -55,11 +66,17 @@ class Alerts:
 
 
 def read_alerts(connection: Connection, *, today: date) -> Alerts:
-    """Read what needs a person: three short statements, nothing is kept open between or after them."""
+    """Read what needs a person: four short statements, nothing is kept open between or after them."""
     pushes = database.fetch(connection, "read_alert_details", into=PushAlert)
     reminders = database.fetch(connection, "read_failed_reminders", {"today": today}, into=FailedReminder)
+    digests = database.fetch(connection, "read_failed_digests", into=FailedDigest)
     organisations = database.fetch(connection, "read_organisation_names", into=Organisation)
-    return Alerts(pushes=pushes, reminders=reminders, organisations={each.id: each for each in organisations})
+    return Alerts(
+        pushes=pushes,
+        reminders=reminders,
+        digests=digests,
+        organisations={each.id: each for each in organisations},
+    )
 
 
 def show_alerts(talk: Talk, alerts: Alerts, *, zone: tzinfo, now: datetime) -> None:
@@ -87,17 +104,23 @@ def plain_lines(alerts: Alerts, *, zone: tzinfo) -> Iterator[str]:
             f"Reminder not delivered: {reminder.full_name} ({reminder.member_no}, {reminder.mentor_id}), "
             f"certificate until {reminder.expires_on}: {reminder.error}; correct the e-mail address"
         )
+    for digest in alerts.digests:
+        yield harmless(
+            f"Digest not delivered: {digest.full_name} (coordinator {digest.coordinator_id}), "
+            f"of {digest.digest_on}: {digest.error}; correct the e-mail address"
+        )
 
 
 def page_lines(alerts: Alerts, *, zone: tzinfo, now: datetime, most_rows: int = MOST_ROWS) -> list[PageLine]:
-    """Return the page: mentors who may still be visible, those who may still be hidden, reminders not delivered.
+    """Return the page: mentors who may still be visible, those who may still be hidden, messages not delivered.
 
     Who shares a cause stands under it, whoever has waited longest first; the first ``most_rows`` of them are named.
     """
     page = _Page(alerts, zone=zone, now=now, most_rows=most_rows)
     hides = [push for push in alerts.pushes if not push.visible]
     shows = [push for push in alerts.pushes if push.visible]
-    lines = [*page.pushes(hides), *page.pushes(shows), *page.reminders(alerts.reminders)]
+    messages = [*page.reminders(alerts.reminders), *page.digests(alerts.digests)]
+    lines = [*page.pushes(hides), *page.pushes(shows), *messages]
     return lines[1:]  # each section begins with an empty line
 
 
@@ -156,6 +179,22 @@ class _Page:
                 noted=lambda _group: "Reason",
             )
 
+    def digests(self, digests: Sequence[FailedDigest]) -> Iterator[PageLine]:
+        """The section of the coordinators whose daily mail was not delivered."""
+        if not digests:
+            return
+        meaning = "These coordinators do not hear what happens to their mentors."
+        yield from self._heading(f"{_number(len(digests), 'digest')} not delivered", meaning)
+        for (why, what_to_do), group in _by_cause(digests, lambda digest: explain_digest(digest.error)):
+            yield from self._group(
+                group,
+                nouns="digests",
+                why=why,
+                what_to_do=what_to_do,
+                waits=lambda digest: f"of {_day(digest.digest_on)}",
+                noted=lambda _group: "Reason",
+            )
+
     def _heading(self, heading: str, *more: str, colour: str = "") -> Iterator[PageLine]:
         yield PageLine(text="")
         yield PageLine(text=heading, style=f"bold {colour}")
@@ -194,8 +233,10 @@ class _Page:
         since = f"since {self._moment(push.wanted_at)}, {_duration(self._now - push.wanted_at)}"
         return since + (f"; next try {self._next_tries([push]).pop()}" if with_next_try else "")
 
-    def _name(self, alert: PushAlert | FailedReminder) -> str:
-        name = alert.member_no if alert.full_name == alert.member_no else f"{alert.full_name} ({alert.member_no})"
+    def _name(self, alert: PushAlert | FailedReminder | FailedDigest) -> str:
+        name = alert.full_name
+        if not isinstance(alert, FailedDigest) and name != alert.member_no:
+            name = f"{name} ({alert.member_no})"
         organisation = self._organisations.get(alert.organisation_id)
         return harmless(f"{name}, {organisation.name}" if organisation else name)
 

@@ -145,7 +145,9 @@ class RunReport:
             lines += _counted(mail.failed, "reminder failed", "reminders failed", see_alerts=True)
             lines += _counted(mail.lost, "reminder lost its lease", "reminders lost their lease")
         if self.digests is not None:
-            lines += _counted(self.digests.failed, "digest to a coordinator failed", "digests to coordinators failed")
+            lines += _counted(
+                self.digests.failed, "digest to a coordinator failed", "digests to coordinators failed", see_alerts=True
+            )
             lines += _counted(self.digests.lost, "digest lost its lease", "digests lost their lease")
         return lines
 

@@ -11,7 +11,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from certjob.alerts_page import NOTHING, read_alerts, show_alerts
+from certjob.alerts_page import NOTHING, plain_lines, read_alerts, show_alerts
 from certjob.console import Talk
 from certjob.database import Connection
 from certjob.portal_sync import PortalSyncService
@@ -72,6 +72,21 @@ def failed_reminder(facts: Facts, organisation: UUID, full_name: str, error: str
         (mentor_id, uuid4(), error),
     )
     return mentor_id
+
+
+def failed_digest(facts: Facts, organisation: UUID, full_name: str | None, error: str) -> UUID:
+    ((coordinator,),) = facts.rows(
+        "INSERT INTO coordinators (organisation_id, full_name, email) VALUES (%s, %s, %s) RETURNING id",
+        organisation,
+        full_name,
+        f"{uuid4()}@example.org" if full_name else "berit@example.org",
+    )
+    facts.connection.execute(
+        "INSERT INTO coordinator_digests (coordinator_id, digest_on, status, last_error)"
+        " VALUES (%s, '2026-11-24', 'failed', %s)",
+        (coordinator, error),
+    )
+    return UUID(str(coordinator))
 
 
 def terminal(columns: int) -> tuple[Talk, io.StringIO]:
@@ -575,3 +590,28 @@ def test_the_details_are_those_of_the_view_in_its_order(connection: Connection, 
 
     view = facts.rows("SELECT mentor_id, sentence, error, attempts FROM portal_alerts")
     assert [(push.mentor_id, push.sentence, push.error, push.calls) for push in pushes] == view
+
+
+def test_coordinators_who_get_no_digest_stand_at_the_end(connection: Connection, facts: Facts) -> None:
+    """By name, or by address where there is none; what is said off a terminal has the id that corrects them."""
+    organisation = facts.organisation()
+    failed_reminder(facts, organisation, "Kari Nordmann", "no address")
+    berit = failed_digest(facts, organisation, HOSTILE, "550 no such user")
+    failed_digest(facts, organisation, None, "550 no such user")
+
+    text = page(connection)
+    lines = list(plain_lines(read_alerts(connection, today=MORNING.date()), zone=OSLO))
+
+    assert_in_order(
+        text,
+        "1 reminder not delivered",
+        "2 digests not delivered",
+        "The mail server refused the address, or the message. (2 digests)",
+        "[red]M[/red]",
+        "berit@example.org: of 24 November",
+        "Reason: 550 no such user",
+    )
+    assert "correct the coordinator's address in the app" in flat(text)
+    assert [line.partition(":")[0] for line in lines] == ["Reminder not delivered", *["Digest not delivered"] * 2]
+    assert f"(coordinator {berit}), of 2026-11-24: 550 no such user; correct the e-mail address" in lines[1]
+    assert "\x1b" not in text + "".join(lines)

@@ -223,7 +223,7 @@ def test_the_document_of_the_alerts_has_the_columns_of_the_view(here: Certjob, f
     assert (alert["full_name"], alert["sentence"], alert["visible"]) == (name, SENTENCE, False)
     assert re.fullmatch(r"2026-01-1\dT\d\d:30:00[+-]\d\d:\d\d", alert["wanted_at"])
     assert all(character.isprintable() or character == "\n" for character in nothing.stdout)
-    assert document_of(empty) == {"outcome": "ok", "alerts": [], "failed_reminders": []}
+    assert document_of(empty) == {"outcome": "ok", "alerts": [], "failed_reminders": [], "failed_digests": []}
     assert empty.returncode == 0
 
 

@@ -9,7 +9,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from certjob import database, nightly
+from certjob import alerts_page, database, nightly
 from certjob.channel import OutgoingMessage
 from certjob.database import Connection
 from certjob.digest_mail import DigestMail
@@ -835,11 +835,13 @@ class TestFailures:
         report = night(connection, portal=FlakyPortal(), channel=failing(RecipientRefusedError("550 no such user")))
 
         assert report.outcome is Outcome.ATTENTION
-        assert "1 digest to a coordinator failed" in report.reasons
+        assert "1 digest to a coordinator failed; see `certjob alerts`" in report.reasons
         assert facts.rows("SELECT status, last_error FROM coordinator_digests") == [("failed", "550 no such user")]
+        assert len(alerts_page.read_alerts(connection, today=TODAY)) == 1
         channel = CollectingChannel()
         night(connection, TODAY + timedelta(days=1), portal=FlakyPortal(), channel=channel)
         assert "M1001" in digests(channel)[0].text
+        assert len(alerts_page.read_alerts(connection, today=TODAY)) == 0
 
     def test_a_corrected_address_is_tried_without_waiting_for_the_night(
         self, connection: Connection, facts: Facts, waiting: UUID

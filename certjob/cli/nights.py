@@ -186,7 +186,7 @@ def alerts(
 ) -> int:
     """Show what coordinators must know: who may still be visible on the portal first, why, and what to do.
 
-    Then who may still be hidden, and the reminders that failed. Exits 3 while it shows anything.
+    Then who may still be hidden, and the reminders and coordinators' digests that failed. Exits 3 while there is any.
     """
     from datetime import UTC, datetime
 
@@ -231,7 +231,8 @@ def alerts(
         if json:  # the view's own columns
             pushes = _documents(opened, "read_portal_alerts")
             reminders = _documents(opened, "read_failed_reminders", {"today": opened.settings.today})
-            number = len(pushes) + len(reminders)
+            digests = _documents(opened, "read_failed_digests")
+            number = len(pushes) + len(reminders) + len(digests)
         else:
             found = alerts_page.read_alerts(opened.connection, today=opened.settings.today)
             number = len(found)
@@ -241,7 +242,8 @@ def alerts(
         document = report.to_document()
         outcome = report.outcome if report.outcome is not Outcome.OK else outcome
     if json:
-        console.print_json(document | {"outcome": outcome, "alerts": pushes, "failed_reminders": reminders})
+        document |= {"outcome": outcome, "alerts": pushes, "failed_reminders": reminders, "failed_digests": digests}
+        console.print_json(document)
     else:
         alerts_page.show_alerts(opened.talk, found, zone=opened.settings.zone, now=datetime.now(UTC))
     for reason in report.reasons if report is not None else ():
