@@ -51,6 +51,9 @@ STAGE_STATUSES: Final = {
 }
 """The 4xx that every call would get, with the next step as the end of a sentence."""
 
+GATEWAY_401: Final = ", and that the function is deployed with verify_jwt = false: this is not its own answer"
+"""Supabase's gateway asks for a JWT where supabase/config.toml was not in place; the key may be right."""
+
 LONGEST_TEXT: Final = 200
 """Characters of somebody else's text that an error carries."""
 
@@ -189,7 +192,8 @@ def _judge(status: int, *, code: str | None) -> tuple[type[PortalCallError], str
     if status in TRANSIENT_STATUSES:
         return TransientPortalError, ""
     if status in STAGE_STATUSES:
-        return PortalStageError, STAGE_STATUSES[status]
+        by_gateway = status == 401 and code is None
+        return PortalStageError, STAGE_STATUSES[status] + (GATEWAY_401 if by_gateway else "")
     if code in STAGE_CODES:
         return PortalStageError, "; check the function's secrets and its rights in Dynamics"
     if status < 500 and code is None:

@@ -163,6 +163,9 @@ def test_our_codes_about_the_contact_are_permanent(
     [
         pytest.param(error(401, "unauthorized"), "CERTJOB_PORTAL_KEY", id="401"),
         pytest.param(html(401), "CERTJOB_PORTAL_KEY", id="401 page"),
+        pytest.param(
+            answer(401, {"code": 401, "message": "Invalid JWT"}), "verify_jwt", id="401 by Supabase's gateway"
+        ),
         pytest.param(html(403), "CERTJOB_PORTAL_KEY", id="403"),
         pytest.param(error(403, "contact_not_found"), "CERTJOB_PORTAL_KEY", id="403 with a contact's code"),
         pytest.param(error(405, "method_not_allowed"), "CERTJOB_PORTAL_URL", id="405"),
