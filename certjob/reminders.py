@@ -6,7 +6,7 @@ the rules are asked again on the facts of that moment.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -155,7 +155,7 @@ class CertificationReminderService:
         return answers[reminder.id] is not Answer.LOST
 
     def cancel(self, reminder: QueuedReminder, *, today: date) -> Answer:
-        """Cancel a claimed reminder if the rules still say so, and have the mentor looked at again; see ``MailQueue``.
+        """Cancel a claimed reminder if the rules still say so; see ``MailQueue``.
 
         The mentor is held meanwhile: a review that found the reminder right and pending, just before, would not ask
         again.
@@ -170,7 +170,9 @@ class CertificationReminderService:
                 return self._put_back(reminder, Answer.RAISED)
             if not self.settle(reminder, "cancelled", error=reason, uncount=True):
                 return Answer.LOST
-            database.execute(self._connection, "review_mentor", {"id": reminder.mentor_id})
+            if reminder.expires_on - timedelta(days=reminder.threshold_days) > today:
+                # Queued by a night of a later day, which has noted when to look next: a day after this one's.
+                database.execute(self._connection, "review_mentor", {"id": reminder.mentor_id})
             return Answer.SETTLED
 
         return persist(self._connection, write)

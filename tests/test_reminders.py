@@ -559,18 +559,16 @@ class TestBeforeSending:
             "SELECT status, attempts, claim_token, next_attempt_at > now() FROM cert_notification_log"
         ) == [("pending", 0, None, True)]
 
-    def test_what_was_cancelled_is_looked_at_again(
+    def test_one_of_a_later_day_that_was_cancelled_comes_on_its_day(
         self, connection: Connection, facts: Facts, certificate: UUID
     ) -> None:
-        """By the next night, which asks the rules of its own day."""
-        review(connection)
-        assert facts.rows("SELECT review_on > %s FROM mentors", TODAY) == [(True,)]
+        """A night on a wrong day had queued it, and noted the next threshold as the day to look at the mentor again."""
+        review(connection, days(12))
+        assert deliver(connection, CollectingChannel(), TODAY).cancelled == 1
 
-        deliver(connection, CollectingChannel(), days(12))
+        channel = send(connection, days(12))
 
-        assert facts.rows("SELECT status, review_on = '-infinity' FROM cert_notification_log, mentors") == [
-            ("cancelled", True)
-        ]
+        assert [message.threshold_days for message in channel.sent] == [14]
 
     def test_one_of_the_next_day_is_left_to_that_day(self, connection: Connection, facts: Facts, mentor: UUID) -> None:
         """A night that goes on after midnight meets what the night of the new day queued: not its business."""
