@@ -3,6 +3,8 @@
 import type { Refusal } from "./refusal.ts";
 import type { Runtime } from "./runtime.ts";
 
+const KNOWN_METHODS = new Set(["GET", "POST", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"]);
+
 export interface Outcome {
   readonly correlationId: string;
   readonly request: Request;
@@ -23,7 +25,7 @@ export function logOutcome(runtime: Runtime, outcome: Outcome): void {
   runtime.log(JSON.stringify({
     correlation_id: outcome.correlationId,
     idempotency_key: idempotencyKey(outcome),
-    method: outcome.request.method,
+    method: KNOWN_METHODS.has(outcome.request.method) ? outcome.request.method : "other",
     status: outcome.status,
     code: outcome.refusal?.code,
     upstream: outcome.refusal?.upstream,

@@ -115,6 +115,24 @@ for (const [what, behaviour] of [["hangs", hangs], ["drips", drips]] as [string,
   });
 }
 
+Deno.test("everything slow at once, a new token too, costs no more than the deadline", async () => {
+  await using stage = new Stage({}, { entra: 400, dataverse: 600, request: 1000 });
+  const slowly = (milliseconds: number, then: Behaviour): Behaviour => async (...request) => {
+    await new Promise((resolve) => setTimeout(resolve, milliseconds));
+    return await then(...request);
+  };
+  stage.entra.otherwise = slowly(300, stage.entra.otherwise);
+  stage.dataverse.then(slowly(300, says(401)));
+  stage.dataverse.otherwise = hangs;
+  const beganAt = performance.now();
+
+  const answer = await stage.push();
+
+  const took = performance.now() - beganAt;
+  assert.deepEqual([answer.status, answer.code], [502, "dynamics_unavailable"]);
+  assert.ok(took < 2500, `${took} ms`); // without a deadline it would be 3300
+});
+
 Deno.test("a Dataverse where nobody listens is unavailable", async () => {
   const stage = new Stage();
   await using _entra = stage.entra;

@@ -59,6 +59,14 @@ Deno.test("an Idempotency-Key that is not certjob's is not logged", async () => 
   assert.ok(stage.clock.lines.every((line) => JSON.parse(line).idempotency_key === undefined));
 });
 
+Deno.test("a stranger's own method is not logged", async () => {
+  await using stage = new Stage();
+
+  await stage.push({ method: "KARI.NORDMANN.+4790000000", key: "" });
+
+  assert.deepEqual(stage.clock.lines.map((line) => JSON.parse(line).method), ["other"]);
+});
+
 Deno.test("no secret and no person is in any line or answer, whatever goes wrong", async () => {
   const chatty = `Kari Nordmann (kari@example.org, ${CONTACT}): Bearer planted-token-1 ${SECRET} ${KEY}`;
   const faults: [Behaviour, Behaviour][] = [
