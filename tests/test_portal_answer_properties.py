@@ -90,7 +90,7 @@ def is_confirmation(answer: bytes) -> bool:
     if not head.startswith(b"HTTP/1.1 200 ") or not isinstance(pairs, list):
         return False
     names = [pair[0] for pair in pairs if isinstance(pair, tuple)]
-    content = dict(pair for pair in pairs if isinstance(pair, tuple))
+    content: dict[str, object] = dict(pair for pair in pairs if isinstance(pair, tuple))
     return (
         len(set(names)) == len(names) == len(pairs)
         and "error" not in content
