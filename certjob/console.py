@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from certjob.models import PauseChange, Status
-from certjob.plain import harmless, print_error, print_json, print_result
+from certjob.plain import harmless, print_attention, print_error, print_json, print_result
 from certjob.report import PlannedChange, RunReport
 from certjob.resync import MentorState
 
@@ -21,6 +21,7 @@ __all__ = [
     "Talk",
     "TerminalProgress",
     "clean",
+    "print_attention",
     "print_error",
     "print_json",
     "show_plan",

@@ -127,7 +127,7 @@ class Deliveries:
             if self._connection.closed:
                 raise
             # Something in one stage that nobody foresaw: the other one still runs, and the run says failed.
-            logger.debug("the %s stage ended by an unforeseen error", name, exc_info=True)
+            logger.debug("the %s stage crashed", name, exc_info=True, extra={"event": "stage_crashed"})
             self._report.crashed = True
             # Without the DETAIL of a database error, which holds names and addresses.
             text = (error.diag.message_primary if isinstance(error, psycopg.Error) else None) or str(error)

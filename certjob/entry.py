@@ -75,14 +75,18 @@ def _run(arguments: Sequence[str], *, stop: StopFlag) -> int:
 
 
 def _fail(arguments: Sequence[str], error: Exception) -> int:
-    from certjob.plain import print_error, print_json
+    from certjob.plain import print_attention, print_error, print_json
 
     _set_up_logs_as_asked(arguments)
     code, name, message = _describe(error, arguments)
     if "--json" in arguments:
         print_json({"outcome": "failed" if code != 3 else "attention", "error": {"code": name, "message": message}})
     trace = name == "internal" and bool({"-v", "--verbose"} & set(arguments))
-    print_error(" ".join(["certjob", *_command_words(arguments)]), message, error=error if trace else None)
+    name_of_command = " ".join(["certjob", *_command_words(arguments)])
+    if code == 3:
+        print_attention(name_of_command, message)
+    else:
+        print_error(name_of_command, message, error=error if trace else None)
     return code
 
 
@@ -90,8 +94,10 @@ def _set_up_logs_as_asked(arguments: Sequence[str]) -> None:
     """A command that failed before it set up its logs was perhaps asked for JSON lines even so."""
     import logging.config
 
-    from certjob.logs import log_configuration
+    from certjob.logs import log_configuration, writes_json
 
+    if writes_json():  # set up as asked, and with the run's id
+        return
     given = re.search(r"--log-format[= ](\w+)", " ".join(arguments))
     if (given[1] if given else os.environ.get("CERTJOB_LOG_FORMAT")) == "json":
         logging.config.dictConfig(log_configuration(verbose=False, quiet=False, log_format="json"))

@@ -41,6 +41,7 @@ class _Beating:
     def phase(self, name: str, *, total: int | None = None) -> Callable[[int], None]:
         """Begin a phase; see ``Progress``."""
         show = self._progress.phase(name, total=total) if self._progress is not None else None
+        logger.info("%s", name, extra={"event": "phase"} | ({} if total is None else {"total": total}))
         self._beat()
 
         def advance(done: int) -> None:
@@ -110,13 +111,15 @@ def recorded(
     except database.CONTENTION as error:
         message = "after a night on a wrong date everybody must be reviewed, but another session holds some; run again"
         raise DatabaseUnavailableError(message) from error
+    about = {"command": report.command, "today": str(report.today), "host": identity["host"]}
+    logger.info("the run has begun", extra={"event": "run_began"} | about)
     try:
         yield _Beating(connection, report.run_id, progress)
     except BaseException:
         try:
             _record_end(connection, report, Outcome.FAILED)
         except psycopg.Error:  # the database is what failed
-            logger.info("the end of run %s could not be recorded", report.run_id)
+            logger.info("the end of the run could not be recorded", extra={"event": "run_not_recorded"})
         raise
     _record_end(connection, report, report.outcome)
 
@@ -127,3 +130,5 @@ def _record_end(connection: Connection, report: RunReport, outcome: Outcome) -> 
     counts = {name: value for name, value in report.to_counts().items() if name not in told}
     parameters = {"id": report.run_id, "outcome": outcome, "counts": json.dumps(counts)}
     database.execute(connection, "finish_job_run", parameters)
+    about = {"outcome": str(outcome), "duration_seconds": report.duration_seconds}
+    logger.info("the run has ended", extra={"event": "run_ended"} | about | counts)

@@ -4,12 +4,22 @@ import json
 import logging
 import traceback
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
 
 class TextFormatter(logging.Formatter):
-    """Time, level and sentence."""
+    """Time, level and sentence, and behind it the ids and numbers given as ``extra``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as text."""
+        about = ", ".join(f"{key}={value}" for key, value in _extras(record).items() if key not in ("event", "command"))
+        if about:
+            record = logging.makeLogRecord(vars(record) | {"msg": f"{record.getMessage()} ({about})", "args": ()})
+        return super().format(record)
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's
         """Return the traceback without what the database says about a failing row."""
@@ -17,26 +27,33 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(TextFormatter):
-    """One JSON object per line: time, level, the run, event, and the machine keys given as ``extra``."""
+    """One JSON object per line: time, level, run_id, event, message, and the ids and numbers given as ``extra``.
+
+    ``event`` is a name that stays the same, to search for; ``message`` a sentence for people. Neither names a person.
+    """
 
     def __init__(self, *, run_id: UUID | None = None) -> None:
         super().__init__()
         self._run_id = run_id
 
-    _standard = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as a line."""
+        extras = _extras(record)
         line = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             **({"run_id": str(self._run_id)} if self._run_id else {}),
-            "event": record.getMessage(),
+            "event": extras.pop("event", "log"),
+            "message": record.getMessage(),
+            **extras,
         }
-        line |= {key: value for key, value in vars(record).items() if key not in self._standard}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def _extras(record: logging.LogRecord) -> dict[str, Any]:
+    return {key: value for key, value in vars(record).items() if key not in _STANDARD}
 
 
 def traceback_lines(error: BaseException) -> Iterator[str]:

@@ -4,6 +4,7 @@ What the messages are, reminders or digests, is their queue's business; whose fa
 it, is decided here, once for both.
 """
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -23,6 +24,8 @@ from certjob.outbox import Answer, Lease
 from certjob.retry import RetryPolicy, exponential
 from certjob.stages import StageStop
 from certjob.stopping import StopFlag
+
+logger = logging.getLogger(__name__)
 
 REFUSALS_IN_A_ROW = 5
 UNKNOWN_IN_A_ROW = 3
@@ -201,6 +204,7 @@ class MailStage(Generic[Item]):
         self._refused.clear()
         self._unknown_in_a_row = 0
         self.counts.sent += self._settle(item, "sent")
+        _log(message, "message_sent")
         if self._on_progress:
             self._on_progress(self.counts.sent)
         return None
@@ -226,7 +230,11 @@ class MailStage(Generic[Item]):
             first = False
             self._channel.send(message)
 
-        self._tries.call(attempt, stop=self._stop)
+        try:
+            self._tries.call(attempt, stop=self._stop)
+        except NotifyError as error:
+            _log(message, "message_not_sent", cause=type(error).__name__)
+            raise
 
     def _settle(
         self,
@@ -274,6 +282,14 @@ class MailStage(Generic[Item]):
         self._refused.clear()
         reason = f"{REFUSALS_IN_A_ROW} messages in a row were refused (last: {error}); they and the rest stay pending"
         return StageStop(stage="mail", code="refused", reason=reason)
+
+
+def _log(message: OutgoingMessage, event: str, **about: str) -> None:
+    """Note what became of one message, by its ids alone."""
+    if logger.isEnabledFor(logging.DEBUG):
+        ids = {"kind": message.kind, "message_id": message.message_id, "mentor_id": message.mentor_id}
+        known = {name: str(value) for name, value in ids.items() if value is not None}
+        logger.debug("a %s", event.replace("_", " "), extra={"event": event} | known | about)
 
 
 def retry_delay_seconds(attempts: int) -> float:

@@ -48,25 +48,46 @@ def to_json(document: object, *, indent: int | None = 2) -> str:
 
 
 def print_error(command: str, message: str, *, error: BaseException | None = None) -> None:
-    """Say why a command did not end well: one line on stderr, a JSON one if the log is JSON.
+    """Say why a command failed: one line on stderr, a JSON one of level error if the log is JSON.
 
     With ``error`` its traceback follows.
     """
-    line = " ".join(harmless(message).split())
+    line = _one_line(message)
     if writes_json():
-        logging.getLogger("certjob").error(line, extra={"command": command}, exc_info=error)
+        _log(logging.ERROR, line, command=command, event="failed", error=error)
         return
     trace = traceback_lines(error) if error is not None else ()
     print(f"{command}: {line}", *trace, sep="\n", file=sys.stderr)  # noqa: T201
 
 
-def print_warning(command: str, message: str) -> None:
-    """Say what somebody should know of although the command does its work: one line on stderr, JSON if the log is."""
-    line = " ".join(harmless(message).split())
+def print_attention(command: str, message: str) -> None:
+    """Say what needs a person although the command did its work (exit 3): one line on stderr, whatever -q says."""
+    line = _one_line(message)
     if writes_json():
-        logging.getLogger("certjob").warning(line, extra={"command": command})
+        _log(logging.WARNING, line, command=command, event="attention")
+        return
+    print(f"{command}: {line}", file=sys.stderr)  # noqa: T201
+
+
+def print_warning(command: str, message: str) -> None:
+    """Say what somebody should know of, although the command does its work and its exit code does not tell."""
+    line = _one_line(message)
+    if writes_json():
+        _log(logging.WARNING, line, command=command, event="warning")
         return
     print(f"{command}: warning: {line}", file=sys.stderr)  # noqa: T201
+
+
+def _one_line(message: str) -> str:
+    return " ".join(harmless(message).split())
+
+
+def _log(level: int, line: str, *, command: str, event: str, error: BaseException | None = None) -> None:
+    """Write a line that no level holds back: -q leaves out what is well, never why the exit code is not 0."""
+    logger = logging.getLogger("certjob")
+    about = {"command": command, "event": event}
+    trace = (type(error), error, error.__traceback__) if error is not None else None
+    logger.handle(logger.makeRecord(logger.name, level, "", 0, line, (), trace, extra=about))
 
 
 def _as_json(value: object) -> str:

@@ -4,6 +4,7 @@ Our state is never rolled back because the portal failed. An event is delivered,
 portal), or open and visible as an alert.
 """
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from certjob.errors import (
 from certjob.outbox import Answer, Lease, Outbox, Settlement, persist
 from certjob.portal_push import FIRST_ROUND_DELAY_SECONDS, PortalEvent, Push, asked_to_wait, round_delay_seconds
 from certjob.stopping import StopFlag
+
+logger = logging.getLogger(__name__)
 
 LEASE_SECONDS = 300.0
 LATE_FAILURES_SECONDS = 10.0
@@ -132,6 +135,8 @@ class PortalSyncService:
         self._held = {push.event.id: push for push in pushes if answers[push.event.id] is Answer.HELD}
         for push in pushes:
             self._count(push, answers[push.event.id], counts)
+            if logger.isEnabledFor(logging.DEBUG):
+                _log(push, answers[push.event.id])
         return answers
 
     def record_late(self, stop: StopFlag, counts: PortalCounts, *, wait_seconds: float | None = None) -> None:
@@ -204,6 +209,23 @@ class PortalSyncService:
             counts.failed += 1
             counts.newly_blocked += isinstance(push.error.cause, PermanentPortalError)
             counts.errors.append(push.error)
+
+
+def _log(push: Push, answer: Answer) -> None:
+    """Note what became of one event, by its ids alone: what the portal said may name somebody."""
+    event, error = push.event, push.error
+    what = "event_not_tried" if not push.begun else "event_failed" if error is not None else "event_pushed"
+    about: dict[str, object] = {
+        "event": what,
+        "event_id": event.id,
+        "version": event.version,
+        "mentor_id": str(event.mentor_id),
+        "visible": event.visible,
+        "settled": answer.name.lower(),
+    }
+    if error is not None:
+        about |= {"attempts": error.attempts, "status": error.cause.status, "cause": type(error.cause).__name__}
+    logger.debug("a portal %s", what.replace("_", " "), extra=about)
 
 
 def _is_failure(push: Push) -> bool:

@@ -529,47 +529,6 @@ def test_a_closed_stream_does_not_end_the_night(environment: dict[str, str], tmp
     assert result.stdout == "" if ">&-" in closed.split() else json.loads(result.stdout)
 
 
-# Logs.
-
-
-@pytest.mark.parametrize(
-    ("arguments", "settings"),
-    [
-        (["run", "--log-format", "json"], {}),
-        (["run", "--log-format=json", "-v"], {}),
-        (["run", "--log-format", "json", "--organisation", "nobody"], {}),
-        (["run", "--log-format", "json", "--dryrun"], {}),
-        (["run"], {"CERTJOB_LOG_FORMAT": "json"}),
-        (["run"], {"CERTJOB_LOG_FORMAT": "json", "CERTJOB_TIME_ZONE": "Mars"}),
-    ],
-)
-def test_json_logs_are_json_lines_only(
-    here: Certjob, facts: Facts, portal: PortalServer, arguments: list[str], settings: dict[str, str]
-) -> None:
-    """Every line on stderr, complaints included, is an object with time, level and event."""
-    facts.certified_mentor(facts.organisation(), LONG_AGO)
-    portal.default = error(404, "contact_not_found")
-
-    result = here(*arguments, **settings)
-
-    lines = [json.loads(line) for line in result.stderr.splitlines()]
-    assert result.returncode in (2, 3)
-    assert len(lines) == (2 if "-v" in arguments else 1)
-    assert all({"time", "level", "event"} <= line.keys() for line in lines)
-    assert (lines[-1]["level"], lines[-1]["command"]) == ("error", "certjob run")
-
-
-def test_verbose_says_more(certjob: Certjob) -> None:
-    """The version, the server, the day and the zone: what one asks first when a night went wrong."""
-    result = certjob("run", "-v", CERTJOB_TIME_ZONE="Pacific/Auckland")
-
-    assert result.returncode == 0
-    assert re.fullmatch(
-        rf"\S+ \S+ DEBUG certjob {re.escape(__version__)} on PostgreSQL \S+.*, today is \S+ in Pacific/Auckland\n",
-        result.stderr,
-    )
-
-
 # Help.
 
 

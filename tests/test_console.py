@@ -108,7 +108,8 @@ def test_an_error_is_a_json_line_where_the_log_is_json(
     print_error("certjob run", "no such\norganisation")
 
     line = json.loads(capsys.readouterr().err)
-    assert (line["level"], line["event"], line["command"]) == ("error", "no such organisation", "certjob run")
+    assert (line["level"], line["event"], line["command"]) == ("error", "failed", "certjob run")
+    assert line["message"] == "no such organisation"
 
 
 # Logs.

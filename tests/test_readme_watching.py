@@ -1,6 +1,7 @@
 """The examples of the section about watching certjob are what the commands print."""
 
 import itertools
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from certjob.metrics import read_metrics
 from tests.command_line import SECRET, run_in_process
 from tests.facts import Facts
 from tests.nights import night
-from tests.portal_answers import html
+from tests.portal_answers import error, html
 from tests.portal_server import PortalServer
 from tests.smtp_server import CERTIFICATE, Mailbox, real_server, server_tls
 
@@ -117,7 +118,7 @@ def make_status_example(connection: Connection, facts: Facts) -> None:
             " coalesce(%s, timestamptz '2026-03-10 03:20+01'), %s, %s)",
             (command, started, finished, finished, outcome),
         )
-    for number, (status, kind, error) in enumerate(
+    for number, (status, kind, reason) in enumerate(
         (("blocked", "permanent", "the portal answered 404 contact_not_found"), ("pending", "transient", "reset"))
     ):
         mentor = facts.mentor(organisation, member_no=f"M{1001 + number}")
@@ -129,7 +130,7 @@ def make_status_example(connection: Connection, facts: Facts) -> None:
         connection.execute(
             "INSERT INTO dynamics_sync_failures (mentor_id, visible, kind, attempts, error, created_at)"
             " VALUES (%s, false, %s, 1, %s, '2026-03-10 03:10+01')",
-            (mentor, kind, error),
+            (mentor, kind, reason),
         )
         facts.certificate(mentor, date(2026, 3, 1))
     connection.execute(
@@ -159,3 +160,31 @@ def test_every_metric_is_in_the_table(connection: Connection, facts: Facts) -> N
     rows = "\n".join(line for line in section.splitlines() if line.startswith("| `certjob_"))
     assert set(re.findall(r"certjob_[a-z_]+", rows)) == written
     assert set(re.findall(r"certjob_[a-z_]+", section)) == written
+
+
+def test_the_example_of_a_log_has_the_keys_of_the_log(
+    facts: Facts, database_url: str, bare_environment: dict[str, str], tmp_path: Path
+) -> None:
+    """Line by line: the same event has the same keys, in this order."""
+    facts.certified_mentor(facts.organisation(), date(2025, 1, 1))
+    with PortalServer(default=error(404, "contact_not_found")) as portal:
+        result = run_in_process(
+            "run",
+            "-v",
+            "--log-format=json",
+            environment=bare_environment
+            | {
+                "CERTJOB_DATABASE_URL": database_url,
+                "CERTJOB_PORTAL_URL": portal.url,
+                "CERTJOB_PORTAL_KEY": portal.key,
+            },
+            folder=tmp_path,
+        )
+    written = {line["event"]: line for line in map(json.loads, result.stderr.splitlines())}
+
+    section = README.read_text().partition(SECTION)[2].partition("\n## ")[0]
+    examples = [json.loads(line) for line in section.splitlines() if line.startswith('    {"time"')]
+    assert [line["event"] for line in examples] == ["event_failed", "attention"]
+    for line in examples:
+        assert list(line) == list(written[line["event"]])
+        assert (line["level"], line["message"]) == (written[line["event"]]["level"], written[line["event"]]["message"])

@@ -62,7 +62,7 @@ def load(
 
         def on_reject(row: "RejectedRow") -> None:
             keep(row)
-            console.print_error("certjob load", f"{file.name} line {row.line}: {row.column}: {row.reason}")
+            console.print_attention("certjob load", f"{file.name} line {row.line}: {row.column}: {row.reason}")
 
         report = importing.load(
             opened.connection,
@@ -94,7 +94,7 @@ def _report_load(talk: "Talk", report: "LoadReport", *, json: bool, strict: bool
         console.show_rows(talk, ("What", "Number"), rows)
     if report.rejected:
         what = "nothing was loaded (--strict)" if strict else "the others were loaded"
-        console.print_error("certjob load", f"{report.rejected:,} of {report.rows:,} rows were rejected; {what}")
+        console.print_attention("certjob load", f"{report.rejected:,} of {report.rows:,} rows were rejected; {what}")
     return 3 if report.rejected else 0
 
 

@@ -108,7 +108,7 @@ def _send(opened: Session, shown: "Preview", *, to: str, json: bool) -> int:
         if json:
             document = {"code": "not_sent", "message": str(error)}
             console.print_json({"outcome": "attention", "error": document} | _document(opened, shown))
-        console.print_error(COMMAND, f"not sent: {error}")
+        console.print_attention(COMMAND, f"not sent: {error}")
         return 3
     if json:
         console.print_json({"outcome": "ok", "sent_to": to} | _document(opened, shown))

@@ -161,10 +161,10 @@ def resync(
     elif not quiet:
         console.show_resync(opened.talk, result.before, result.after)
     if result.error is not None:
-        console.print_error("certjob resync", str(result.error))
+        console.print_attention("certjob resync", str(result.error))
         return result.error.exit_code
     for reason in result.report.reasons:
-        console.print_error("certjob resync", reason)
+        console.print_attention("certjob resync", reason)
     return EXIT_CODES[result.report.outcome]
 
 
@@ -247,7 +247,8 @@ def alerts(
     else:
         alerts_page.show_alerts(opened.talk, found, zone=opened.settings.zone, now=datetime.now(UTC))
     for reason in report.reasons if report is not None else ():
-        console.print_error("certjob alerts", reason)
+        say = console.print_error if outcome is Outcome.FAILED else console.print_attention
+        say("certjob alerts", reason)
     return EXIT_CODES[outcome]
 
 
@@ -263,7 +264,7 @@ def _documents(opened: Session, name: str, parameters: dict[str, object] | None 
 def _report(opened: Session, report: "RunReport", *, json: bool) -> int:
     """Print a run's report and return its exit code."""
     from certjob import console
-    from certjob.report import EXIT_CODES
+    from certjob.report import EXIT_CODES, Outcome
 
     if opened.monitor is not None:
         opened.monitor.note(report.to_counts())
@@ -274,7 +275,8 @@ def _report(opened: Session, report: "RunReport", *, json: bool) -> int:
     elif opened.talk.chatty:
         console.show_totals(opened.talk, report)
     for reason in report.reasons:
-        console.print_error(f"certjob {report.command}", reason)
+        say = console.print_error if report.outcome is Outcome.FAILED else console.print_attention
+        say(f"certjob {report.command}", reason)
     return EXIT_CODES[report.outcome]
 
 

@@ -137,6 +137,7 @@ def session(
                 server,
                 settings.today,
                 settings.time_zone,
+                extra={"event": "opened"},
             )
             if outlasts_restarts:
                 database.outlast_restarts(connection, stop=stop)

@@ -61,7 +61,7 @@ def db_status(
         console.show_rows(opened.talk, ("Migration", "Applied"), rows)
     if pending:
         what = "1 migration is" if pending == 1 else f"{pending} migrations are"
-        console.print_error("certjob db status", f"{what} pending; run `certjob db migrate`")
+        console.print_attention("certjob db status", f"{what} pending; run `certjob db migrate`")
     return 3 if pending else 0
 
 

@@ -138,7 +138,7 @@ def forecast(
     else:
         forecast_page.show_forecast(opened.talk, made, organisation=organisation)
     for problem in made.problems:
-        console.print_error("certjob forecast", f"mentor {problem.mentor_id} is left out: {problem.reason}")
+        console.print_attention("certjob forecast", f"mentor {problem.mentor_id} is left out: {problem.reason}")
     return 3 if made.problems else 0
 
 

@@ -49,7 +49,8 @@ def check(
         console.print_json({"outcome": outcome, "checks": [finding.to_document() for finding in found]})
     reason = checks_page.closing_line(found)
     if reason is not None:
-        console.print_error("certjob check", reason)
+        say = console.print_attention if code == 3 else console.print_error
+        say("certjob check", reason)
     return code
 
 
@@ -83,7 +84,7 @@ def status(
         status_page.show_status(opened.talk, found, zone=opened.settings.zone)
     reason = status_page.closing_line(found, zone=opened.settings.zone)
     if reason is not None:
-        console.print_error("certjob status", reason)
+        console.print_attention("certjob status", reason)
     return 3 if found.stale else 0
 
 
