@@ -4,6 +4,7 @@ The unit of work and of locking is one mentor. Several runs at once share the wo
 and each chunk commits state, audit and intents together.
 """
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,12 +18,15 @@ from certjob.database import CONTENTION, Connection, transaction
 from certjob.decision_writer import DecisionWriter, Written
 from certjob.errors import DatabaseUnavailableError, TooManyBrokenMentorsError
 from certjob.guards import MassChangeGuard
+from certjob.lanes import Key, Lane, Lanes, SecondLane
 from certjob.models import Decision
 from certjob.planning import CHUNK_SIZE, decide_each
 from certjob.portal_sync import PortalSyncService
 from certjob.reminders import CertificationReminderService
 from certjob.review_counts import ReviewCounts
 from certjob.stopping import StopFlag
+
+logger = logging.getLogger(__name__)
 
 LOCK_TIMEOUT_MS = 500
 """The net under apply: a chunk that waits longer for anything is redone mentor by mentor."""
@@ -56,16 +60,18 @@ class CertificationManagementService:
         reminders: CertificationReminderService,
         portal: PortalSyncService,
         stop: StopFlag,
+        connect: Callable[[], Connection] | None = None,
         on_progress: Callable[[int], None] | None = None,
         wait_for_locks_seconds: float = WAIT_FOR_LOCKS_SECONDS,
         chunk_size: int = CHUNK_SIZE,
     ) -> None:
+        """``connect`` opens a second connection, should there be more to do than one chunk."""
         self._connection = connection
         self._today = today
         self._guard = guard
-        self._writer = DecisionWriter(
-            connection, today=today, run_id=run_id, guard=guard, reminders=reminders, portal=portal
-        )
+        writer = DecisionWriter(connection, today=today, run_id=run_id, guard=guard, reminders=reminders, portal=portal)
+        self._lane = Lane(connection=connection, writer=writer)
+        self._second = SecondLane(connect, writer=writer)
         self._stop = stop
         self._on_progress = on_progress
         self._wait_for_locks_seconds = wait_for_locks_seconds
@@ -78,10 +84,11 @@ class CertificationManagementService:
         Passes go by key and repeat until one applies nothing. Mentors whom somebody else holds are waited for at the
         end, then counted as skipped. Raises StoppedBySignalError between chunks.
         """
-        for number in range(MOST_PASSES):
-            progress = self._pass(organisation_id, first=number == 0)
-            if not progress.applied:
-                break
+        with self._second:
+            for number in range(MOST_PASSES):
+                progress = self._pass(organisation_id, first=number == 0)
+                if not progress.applied:
+                    break
         self._wait_for_locked(organisation_id, progress.left)
         return self.counts
 
@@ -98,7 +105,7 @@ class CertificationManagementService:
                     return False
                 decisions, problems = decide_each(read.mentors, self._today)
                 self._note_broken({problem.mentor_id: problem.reason for problem in problems})
-                written = self._writer.write(decisions)
+                written = self._lane.writer.write(decisions)
                 for decision in decisions:
                     then(decision)
         except CONTENTION:
@@ -108,32 +115,73 @@ class CertificationManagementService:
 
     def _pass(self, organisation_id: UUID | None, *, first: bool) -> _Progress:
         progress = _Progress()
-        after_review, after_id = facts.BEFORE_EVERY_MENTOR
+        first_review, first_id = facts.BEFORE_EVERY_MENTOR
+        place: Key = (first_id, first_review)
         while True:
             self._stop.check()
-            parameters = {
-                "today": self._today,
-                "after_review": after_review,
-                "after_id": after_id,
-                "organisation_id": organisation_id,
-                "held": list(self._guard.held),
-                "broken": list(self.counts.broken),
-                "limit": self._chunk_size,
-            }
+            parameters = self._due_after(place, organisation_id)
             keys = self._apply_chunk("lock_due_mentors", parameters, progress, first=first)
             if not keys:
                 return progress
-            after_id, after_review = keys[-1]
+            place = keys[-1]
+            if len(keys) == self._chunk_size:
+                place = self._read_ahead(place, organisation_id, progress, first=first)
 
-    def _apply_chunk(
-        self, lock: str, parameters: dict[str, object], progress: _Progress, *, first: bool
-    ) -> list[tuple[UUID, str]]:
+    def _due_after(self, place: Key, organisation_id: UUID | None) -> dict[str, object]:
+        after_id, after_review = place
+        return {
+            "today": self._today,
+            "after_review": after_review,
+            "after_id": after_id,
+            "organisation_id": organisation_id,
+            "held": list(self._guard.held),
+            "broken": list(self.counts.broken),
+            "limit": self._chunk_size,
+        }
+
+    def _read_ahead(self, place: Key, organisation_id: UUID | None, progress: _Progress, *, first: bool) -> Key:
+        """Go on with two connections until the end, or until something is in the way; return the place reached.
+
+        Whatever fails here is left to the caller, who does that chunk once more, on one connection, and knows what to
+        do about it.
+        """
+        second = self._second.get()
+        if second is None:
+            return place
+        reached = place
+
+        def read(connection: Connection) -> tuple[Sequence[Key], Sequence[Decision]]:
+            keys = database.fetch(connection, "lock_due_mentors", self._due_after(reached, organisation_id))
+            return keys, self._decide_locked(connection, [key[0] for key in keys], progress)
+
+        with Lanes(self._lane, second, lock_timeout_ms=LOCK_TIMEOUT_MS) as lanes:
+            while True:
+                keys: Sequence[Key] = ()
+                try:
+                    keys = lanes.begin(read)
+                except psycopg.Error as error:
+                    logger.debug("nothing was read ahead: %s", type(error).__name__)
+                try:
+                    written = lanes.settle()
+                except psycopg.Error as error:
+                    logger.debug("a chunk is done again: %s", type(error).__name__)
+                    return place
+                if written is not None:
+                    progress.applied += self._count(written, first=first)
+                place = reached
+                if not keys:
+                    return place
+                self._stop.check()
+                lanes.write(self._guard.admit)
+                reached = keys[-1]
+
+    def _apply_chunk(self, lock: str, parameters: dict[str, object], progress: _Progress, *, first: bool) -> list[Key]:
         """Lock a chunk, decide, write, commit. Return the keys that were locked.
 
         When somebody's lock or one mentor's data are in the way, the chunk is redone mentor by mentor; when the server
         was restarted meanwhile, as a whole.
         """
-        keys: list[tuple[UUID, str]] = []
+        keys: list[Key] = []
 
         def write_chunk() -> Written:
             nonlocal keys
@@ -179,14 +227,18 @@ class CertificationManagementService:
             progress.applied += self._count(written, first=first)
 
     def _review_locked(self, ids: Sequence[UUID], progress: _Progress) -> Written:
-        """Read the facts in a newer snapshot than the lock's, decide, and write what the guard admits."""
+        """Decide about locked mentors, and write what the guard admits."""
+        return self._lane.writer.write(self._guard.admit(self._decide_locked(self._connection, ids, progress)))
+
+    def _decide_locked(self, connection: Connection, ids: Sequence[UUID], progress: _Progress) -> list[Decision]:
+        """Read the facts in a newer snapshot than the lock's, and decide."""
         if not ids:
-            return Written(decisions=())
-        read = facts.read(self._connection, ids, lock=True)
+            return []
+        read = facts.read(connection, ids, lock=True)
         progress.left.update(read.incomplete)
         decisions, problems = decide_each(read.mentors, self._today)
         self._note_broken({problem.mentor_id: problem.reason for problem in problems})
-        return self._writer.write(self._guard.admit(decisions))
+        return decisions
 
     def _count(self, written: Written, *, first: bool) -> int:
         """Count what is committed now; return how many mentors it moved on."""

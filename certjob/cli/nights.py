@@ -79,7 +79,12 @@ def run(
         delivery = delivery_from(opened.settings, deadline_seconds=deadline_seconds)
         with opened.talk.progress() as progress:
             report = nightly.run(
-                opened.connection, options=options, delivery=delivery, stop=opened.stop, progress=progress
+                opened.connection,
+                options=options,
+                delivery=delivery,
+                stop=opened.stop,
+                progress=progress,
+                connect=opened.reconnect,
             )
     return _report(opened, report, json=json)
 
