@@ -79,7 +79,7 @@ class CoordinatorDigestService:
 
     def coordinator(self, digest: QueuedDigest) -> Coordinator | None:
         """Whom it is for now; None if the coordinator is gone, and with them the row."""
-        parameters = {"coordinator_id": digest.coordinator_id, "today": self._today}
+        parameters = {"digest_id": digest.id, "today": self._today}
         rows = database.fetch(self._connection, "read_digest_coordinator", parameters, into=Coordinator)
         return rows[0] if rows else None
 
@@ -148,7 +148,7 @@ class CoordinatorDigestService:
 
         def write() -> Answer:
             status, answer, delay_seconds, counted = "failed", Answer.SETTLED, 0.0, not uncount
-            if not database.fetch(self._connection, "hold_coordinator", {"id": digest.coordinator_id}):
+            if not database.fetch(self._connection, "hold_coordinator", {"digest_id": digest.id}):
                 status, answer, delay_seconds = "pending", Answer.HELD, HELD_DELAY_SECONDS
             else:
                 coordinator = self.coordinator(digest)

@@ -1,10 +1,11 @@
 """The coordinators' daily page: what happened and what needs a person, once a day, and only if there is something."""
 
+import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
@@ -24,6 +25,7 @@ from certjob.errors import (
 )
 from certjob.mail_stage import Draft, MailStage
 from certjob.messages import OUR_TEMPLATES, Templates
+from certjob.outbox import Answer
 from certjob.report import Outcome, RunReport
 from certjob.stopping import StopFlag
 from tests.facts import TODAY, Facts
@@ -84,6 +86,31 @@ def deliver(connection: Connection, channel: CollectingChannel, today: date = TO
         stop=StopFlag(),
         progress=NoProgress(),
     )
+
+
+class ProcessDiedError(Exception):
+    """Stands for kill -9."""
+
+
+class Dying:
+    """In place of ``database.query``: before so many statements, counted from the queueing on, the process is gone."""
+
+    connection: Connection
+
+    def __init__(self, query: Callable[[str], bytes], *, before: int) -> None:
+        self._query = query
+        self._left = before
+        self._counting = False
+        self.struck = False
+
+    def __call__(self, name: str) -> bytes:
+        self._counting = self._counting or name == "queue_digests"
+        self._left -= self._counting
+        if self._left <= 0:
+            self.struck = True
+            self.connection.close()
+            raise ProcessDiedError(name)
+        return self._query(name)
 
 
 class TestContents:
@@ -907,6 +934,56 @@ class TestFailures:
 
         (digest,) = digests(channel)
         assert (digest.to, digest.subject) == ("new@example.org", "Hørselshjelpen: 1 paused")
+
+    def test_a_claimed_one_follows_its_coordinator_to_the_apps_user_id(
+        self, connection: Connection, facts: Facts, waiting: UUID
+    ) -> None:
+        """`organisation set --coordinator` with the id, between the claim and the message."""
+        night(connection, portal=FlakyPortal(), deliver=False)
+        service = CoordinatorDigestService(connection, today=TODAY)
+        (claimed,), _ = service.claim()
+
+        database.execute(connection, "replace_coordinator_id", {"id": waiting, "new_id": uuid4()})
+
+        digest = service.read(claimed)
+        assert digest is not None
+        assert service.fail(claimed, error="550", address="berit@example.org", uncount=False) is Answer.SETTLED
+
+    def test_a_process_that_dies_anywhere_loses_nothing_and_repeats_nothing_unsaid(
+        self, database_url: str, connection: Connection, facts: Facts, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Killed before each statement from the queueing on: every pause is told, a second time only as a repeat."""
+        organisation = facts.organisation(portal=None, thresholds=())
+        coordinator(facts, organisation)
+        real_query = database.query
+        died = 0
+        for number in itertools.count(1):
+            name = f"Mentor {number} of them"
+            facts.certified_mentor(organisation, YESTERDAY, full_name=name)
+            day = TODAY + timedelta(days=2 * number)
+            channel = CollectingChannel()
+            dying = Dying(real_query, before=number)
+            monkeypatch.setattr(database, "query", dying)
+            try:
+                with database.connect(database_url) as doomed:
+                    dying.connection = doomed
+                    night(doomed, day, channel=channel)
+            except ProcessDiedError:
+                died += 1
+            finally:
+                monkeypatch.setattr(database, "query", real_query)
+            first = [digest for digest in digests(channel) if name in digest.text]
+            run_out(facts, "coordinator_digests")
+            deliver(connection, channel, day)
+            night(connection, day + timedelta(days=1), channel=channel)
+
+            told = [digest.repeat for digest in digests(channel) if name in digest.text]
+            assert told in ([False], [False, True], [True]), (number, told)
+            assert told != [True] or not first, number
+            assert facts.rows("SELECT count(*) FROM coordinator_digests WHERE status = 'pending'") == [(0,)], number
+            if not dying.struck:
+                break
+        assert died > 8
 
     def test_a_coordinator_removed_while_the_page_is_sent_breaks_nothing(
         self, connection: Connection, facts: Facts, other: Connection, waiting: UUID

@@ -1,5 +1,6 @@
 -- Whom a digest is for, and what was told already, as queue_digests has it: since when to look, with a day more than needed,
--- since what was told is left out by its line. The time of a server whose clock was wrong counts for nothing.
+-- since what was told is left out by its line. The time of a server whose clock was wrong counts for nothing. By the digest,
+-- which follows its coordinator when the app's user id becomes known.
 SELECT c.id, c.organisation_id, o.slug AS organisation_slug, o.name AS organisation_name, c.full_name, c.email, c.locale,
     CASE
         WHEN last.covers_until <= now() THEN last.covers_until - interval '1 day'
@@ -23,4 +24,4 @@ LEFT JOIN LATERAL (
     FROM coordinator_digests AS d
     WHERE d.coordinator_id = c.id AND d.status <> 'cancelled'
 ) AS first ON last.id IS NULL
-WHERE c.id = %(coordinator_id)s
+WHERE c.id = (SELECT d.coordinator_id FROM coordinator_digests AS d WHERE d.id = %(digest_id)s)
