@@ -47,6 +47,18 @@ def no_token(status: int, error: str, number: int, *, retry_after: str | None = 
     return Answer(status=status, content=content, headers={"Retry-After": retry_after} if retry_after else {})
 
 
+UNKNOWN_COLUMN = Answer(
+    status=400,
+    content={
+        "error": {
+            "code": "0x0",
+            "message": "Could not find a property named 'x' on type 'Microsoft.Dynamics.CRM.contact'.",
+        }
+    },
+)
+"""A column that the table does not have. Source: Microsoft, "Troubleshoot Dataverse Web API client errors"."""
+
+
 class FakeDynamics:
     """Both services; a context manager. Its attributes may be read and set at any time."""
 
@@ -98,10 +110,12 @@ class FakeDynamics:
     def patch(self, contact_id: UUID, content: Any, *, token: str, may_create: bool) -> Answer:
         """Answer a change of one contact."""
         with self.changed:
-            self.patches.append((contact_id, content[FIELD]))
+            self.patches.append((contact_id, next(iter(content.values()))))
             self.changed.notify_all()
             if token not in self._tokens:
                 return Answer(status=401)
+            if set(content) != {FIELD}:
+                return UNKNOWN_COLUMN
             fault = self.faults.pop(0) if self.faults else self.outage
             if fault is not None:
                 return fault

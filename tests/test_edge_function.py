@@ -279,17 +279,50 @@ def test_a_throttled_entra_stops_the_stage_for_as_long_as_it_asks(
     assert {row[3] for row in facts.rows(FAILURES)} < {line["correlation_id"] for line in function.log}
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("DYNAMICS_URL", "DYNAMICS_URL is not set"), ("HLF_SYNC_KEY", "401 unauthorized; check CERTJOB_PORTAL_KEY")],
+)
 def test_the_function_without_its_settings_stops_the_stage(
-    here: Certjob, function: EdgeFunction, facts: Facts, expired: list[UUID]
+    here: Certjob, function: EdgeFunction, facts: Facts, expired: list[UUID], name: str, said: str
 ) -> None:
-    """The name of the missing variable reaches the operator."""
-    del function.settings["DYNAMICS_URL"]
+    """The name of the missing variable reaches the operator, if not in the answer then in the function's log."""
+    del function.settings[name]
 
     night = here("run")
 
     assert night.returncode == 3
-    assert "DYNAMICS_URL is not set" in night.stderr
+    assert said in night.stderr
+    assert function.log[0] == {"problems": [f"{name} is not set"]}
     assert set(facts.rows(EVENTS)) == {("pending", 0, False)}
+
+
+def test_a_wrong_column_stops_the_stage_and_blocks_nobody(
+    here: Certjob, function: EdgeFunction, dynamics: FakeDynamics, facts: Facts, expired: list[UUID]
+) -> None:
+    """Dataverse would refuse every contact; only the setting is to blame."""
+    function.settings["DYNAMICS_VISIBILITY_FIELD"] = "hlf_VisibleOnPortal"
+
+    night = here("run")
+
+    assert night.returncode == 3
+    assert "check DYNAMICS_VISIBILITY_FIELD" in night.stderr
+    assert set(facts.rows(EVENTS)) == {("pending", 0, False)}
+    assert set(dynamics.contacts.values()) == {True}
+
+
+def test_a_contact_that_the_application_user_may_not_write_holds_up_nobody_else(
+    here: Certjob, dynamics: FakeDynamics, facts: Facts, expired: list[UUID]
+) -> None:
+    """It belongs to another business unit: one alert, and the other nine are hidden."""
+    dynamics.faults = [refusal(403, "0x80048306")]
+
+    night = here("run")
+
+    assert night.returncode == 3
+    assert sorted(dynamics.contacts.values()) == [False] * 9 + [True]
+    assert facts.rows(EVENTS + " WHERE status <> 'delivered'") == [("blocked", 1, False)]
+    assert SENTENCE in here("alerts").stdout
 
 
 def test_both_keys_work_while_they_are_changed_and_then_only_the_new_one(
