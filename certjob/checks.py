@@ -88,11 +88,12 @@ def _check_database(settings: Settings) -> Iterator[Finding]:
     except CertjobError as error:
         yield failed_with("database", error)
     except psycopg.Error as error:
-        said = error.diag.message_primary or str(error)
-        yield fail("database", f"it did not answer a question: {' '.join(said.split())}", next_step="look at its log")
+        said = " ".join((error.diag.message_primary or str(error)).split())
+        step = "see whether another session holds a table for long, and the server's log"
+        yield fail("database", f"it did not answer a question ({said})", next_step=step, exit_code=1)
     for name in ("writable", "clock", *LATER_CHECKS):
         if name not in done:
-            yield skip(name, "no connection to the database")
+            yield skip(name, "the database did not answer")
 
 
 def _check_portal(settings: Settings, *, problems: list[str]) -> Finding:

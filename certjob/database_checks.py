@@ -16,6 +16,9 @@ OLDEST_VERSION, NEWEST_VERSION = 15, 18
 TOLERATED_CLOCK_DIFFERENCE = timedelta(seconds=60)
 """More, and a night begun shortly before midnight may be another day's for the database."""
 
+STATEMENT_TIMEOUT_MS = 20_000
+"""Somebody may hold a table for long, such as a migration: that is said instead of waited for."""
+
 NEEDED_RIGHTS = {
     "organisations": ("SELECT",),
     "coordinators": ("SELECT",),
@@ -55,6 +58,12 @@ def check_database(connection: Connection, *, today: date, portal_is_set: bool) 
     answered_at = datetime.now(UTC)
     yield from check_server(server)
     yield check_clock(server.clock_at, between=(asked_at, answered_at))
+    with database.read_only_snapshot(connection):
+        connection.execute("SELECT set_config('statement_timeout', %s, true)", (str(STATEMENT_TIMEOUT_MS),))
+        yield from _check_contents(connection, server=server, today=today, portal_is_set=portal_is_set)
+
+
+def _check_contents(connection: Connection, *, server: Server, today: date, portal_is_set: bool) -> Iterator[Finding]:
     schema = _check_schema(connection)
     yield schema
     if schema.exit_code:
@@ -121,17 +130,16 @@ def _check_schema(connection: Connection) -> Finding:
 def _check_rights(connection: Connection, *, user_name: str) -> Iterator[Finding]:
     needed = [(table, privilege) for table, privileges in NEEDED_RIGHTS.items() for privilege in privileges]
     tables, privileges = zip(*needed, strict=True)
-    missing = database.fetch(
-        connection, "list_missing_rights", {"tables": list(tables), "privileges": list(privileges)}
-    )
+    parameters = {"tables": list(tables), "privileges": list(privileges)}
+    missing = database.fetch(connection, "list_missing_rights", parameters)
     if missing:
         lacking = ", ".join(f"{privilege} on {table}" for table, privilege in missing[:5])
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        step = "grant them, or connect as the tables' owner"
+        step = f"GRANT certjob_worker TO {user_name}, or connect as the tables' owner"
         yield fail("rights", f"the database user {user_name} lacks {lacking}{more}", next_step=step)
-    filtered = [row[0] for row in database.fetch(connection, "list_filtered_tables", {"tables": list(NEEDED_RIGHTS)})]
+    filtered = [row[0] for row in database.fetch(connection, "list_filtered_tables", parameters)]
     if filtered:
-        step = "connect as their owner, or as a role with BYPASSRLS"
+        step = f"GRANT certjob_worker TO {user_name}, or connect as the tables' owner"
         message = f"row-level security may hide rows from the database user {user_name}: {', '.join(filtered)}"
         yield fail("rights", message, next_step=step)
     if not missing and not filtered:

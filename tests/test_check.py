@@ -13,13 +13,22 @@ import pytest
 from certjob import database_checks
 from certjob.database import Connection
 from certjob.findings import Verdict
-from tests.command_line import SECRET, Finished, assert_no_secret, on_terminal, run_in_process, without_escapes
+from tests.command_line import (
+    SECRET,
+    Finished,
+    assert_no_secret,
+    on_terminal,
+    run_in_process,
+    started,
+    without_escapes,
+)
 from tests.conftest import Certjob
 from tests.facts import Facts
 from tests.ping_host import ping_host
 from tests.portal_answers import Behaviour, answer, error, html, redirect, reset
 from tests.portal_server import PortalServer
 from tests.smtp_server import CERTIFICATE, Fault, Mailbox, real_server, scripted_server, server_tls
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -231,7 +240,7 @@ def test_a_server_that_nobody_answers_at_is_out_of_reach(here: Certjob, portal: 
     said = found(result)
     assert result.returncode == 1
     assert said["database"][0].startswith("fail: the database cannot be reached")
-    assert said["rights"] == ["skip: not checked: no connection to the database"]
+    assert said["rights"] == ["skip: not checked: the database did not answer"]
     assert len(portal.requests) == 1
 
 
@@ -280,7 +289,8 @@ def test_a_user_without_rights_is_told_which(here: Certjob, complete: Facts, dat
         assert result.returncode == 2
         assert found(result) == {
             "rights": [
-                f"fail: the database user {role} lacks INSERT on job_runs; grant them, or connect as the tables' owner"
+                f"fail: the database user {role} lacks INSERT on job_runs; "
+                f"GRANT certjob_worker TO {role}, or connect as the tables' owner"
             ]
         }
     finally:
@@ -313,6 +323,65 @@ def test_row_level_security_that_may_hide_mentors_is_a_failure(
     finally:
         connection.execute(f"DROP OWNED BY {role}".encode())
         connection.execute(f"DROP ROLE {role}".encode())
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict"),
+    [
+        ("SELECT 1", "ok"),
+        ('DROP POLICY "worker works here" ON mentors', "row-level security may hide rows"),
+        ('ALTER POLICY "worker works here" ON job_runs WITH CHECK (false)', "row-level security may hide rows"),
+        ("REVOKE INSERT ON job_runs FROM certjob_worker", "lacks INSERT on job_runs"),
+        ("REVOKE SELECT ON portal_alerts FROM certjob_worker", "lacks SELECT on portal_alerts"),
+    ],
+)
+def test_a_login_that_is_a_worker_may_do_what_a_night_needs(
+    here: Certjob, complete: Facts, database_url: str, change: str, verdict: str
+) -> None:
+    """As README says to set it up; and anything that was taken away from the role is noticed."""
+    role = f"certjob_cron_{uuid4().hex[:8]}"
+    connection = complete.connection
+    connection.execute(f"CREATE ROLE {role} LOGIN IN ROLE certjob_worker PASSWORD '{SECRET}'".encode())
+    try:
+        connection.execute(change.encode())
+
+        result = here("--json", CERTJOB_DATABASE_URL=psycopg.conninfo.make_conninfo(database_url, user=role))
+
+        said = found(result).get("rights", ["ok"])
+        assert len(said) == 1
+        assert verdict in said[0]
+        assert result.returncode == (0 if verdict == "ok" else 2)
+    finally:
+        connection.execute(f"DROP ROLE {role}".encode())
+
+
+def test_a_table_that_somebody_holds_is_said_and_not_waited_for(
+    here: Certjob, complete: Facts, app: psycopg.Connection[tuple[object, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A migration that hangs, say: exit 1, and the portal and the mail are looked at all the same."""
+    monkeypatch.setattr(database_checks, "STATEMENT_TIMEOUT_MS", 200)
+    app.execute("LOCK TABLE organisations IN ACCESS EXCLUSIVE MODE")
+
+    result = here("--json")
+
+    said = found(result)
+    assert result.returncode == 1
+    assert "it did not answer a question (canceling statement due to statement timeout)" in said["database"][0]
+    assert said["organisations"] == ["skip: not checked: the database did not answer"]
+    assert set(said) == {"database", "organisations"}
+
+
+def test_a_signal_ends_it_at_once(environment: dict[str, str], complete: Facts, tmp_path: Path) -> None:
+    """While a mail server says nothing: there is nothing to wait for."""
+    with (
+        scripted_server({"GREETING": Fault.HANG}) as server,
+        started("check", environment=environment | smtp(server.port), folder=tmp_path) as child,
+    ):
+        until(lambda: server.connections)
+        result = child.stop_within(5)
+
+    assert result.returncode == 1
+    assert "certjob check: stopped by SIGTERM" in result.stderr
 
 
 def test_a_clock_that_went_back_is_a_failure(here: Certjob, complete: Facts) -> None:
