@@ -34,8 +34,9 @@ export function readConfig(environment: (name: string) => string | undefined): C
     return value;
   }
 
-  const keys = (environment("HLF_SYNC_KEY") ?? "").split(",").map((key) => key.trim()).filter((key) => key !== "");
-  if (keys.length === 0) problems.push("HLF_SYNC_KEY is not set"); // only the log can say it: nobody gets in
+  const words = (environment("HLF_SYNC_KEY") ?? "").split(",").map((word) => word.trim()).filter((word) => word !== "");
+  const keys = words.filter((word) => /^[\x21-\x7e]+$/.test(word)); // what a header can carry
+  if (keys.length === 0) problems.push(`HLF_SYNC_KEY is not ${words.length === 0 ? "set" : "usable"}`); // for the log
   const tenant = read("AZURE_TENANT_ID", (value) => /^[A-Za-z0-9.-]+$/.test(value)); // an id, or a domain
   const authority = environment("AZURE_AUTHORITY")?.trim() ? read("AZURE_AUTHORITY", isSafeUrl) : USUAL_AUTHORITY;
   const services: Services = {

@@ -71,6 +71,12 @@ for (const keys of ["", " , "]) {
   });
 }
 
+Deno.test("a key that no header can carry is said to be unusable, unless another one works", () => {
+  assert.deepEqual(configOf({ HLF_SYNC_KEY: "two words, nøkkel" }).problems, ["HLF_SYNC_KEY is not usable"]);
+  assert.deepEqual(configOf({ HLF_SYNC_KEY: "two words,planted-key" }).keys, ["planted-key"]);
+  assert.deepEqual(configOf({ HLF_SYNC_KEY: "two words,planted-key" }).problems, []);
+});
+
 for (const method of ["GET", "POST"]) {
   Deno.test(`a function without its settings says so to whoever has the key (${method})`, async () => {
     await using stage = new Stage({ AZURE_CLIENT_ID: "", DYNAMICS_URL: "nowhere", AZURE_TENANT_ID: "planted/tenant" });
