@@ -68,6 +68,7 @@ function retryAfter(headers: Headers): number | undefined {
 
 /** A date is read by the clock of the server that wrote it. NaN for what is no HTTP-date. */
 function secondsUntil(date: string, writtenAt: string | null): number {
-  if (!date.endsWith(" GMT")) return NaN; // Date.parse takes almost anything for a date
+  // Date.parse takes almost anything for a date.
+  if (!/^[A-Z][a-z]+, .+ \d\d:\d\d:\d\d GMT$/.test(date)) return NaN;
   return (Date.parse(date) - (Date.parse(writtenAt ?? "") || Date.now())) / 1000;
 }

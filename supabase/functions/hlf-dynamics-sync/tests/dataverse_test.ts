@@ -91,6 +91,32 @@ Deno.test("a repeat waits as long as Dataverse asks for", async () => {
   assert.deepEqual(stage.clock.sleeps, [5000]);
 });
 
+for (
+  const [text, seconds] of [
+    ["Tue, 10 Mar 2026 01:59:00 GMT", "1"],
+    ["Tue, 10 Mar 2026 02:01:30 GMT", "90"],
+    ["Tuesday, 10-Mar-26 02:01:30 GMT", "90"],
+    ["Fri, 31 Dec 9999 23:59:59 GMT", "86400"],
+    ["9".repeat(400), "86400"],
+    ["10 GMT", "10"],
+    ["5, 7", "10"],
+    ["+5", "10"],
+    ["0x10", "10"],
+    ["", "10"],
+  ]
+) {
+  Deno.test(`Dataverse's Retry-After: ${text?.slice(0, 40)} is handed on as ${seconds} s`, async () => {
+    await using stage = new Stage();
+    const headers = { "Date": "Tue, 10 Mar 2026 02:00:00 GMT", "Retry-After": text ?? "" };
+    stage.dataverse.otherwise = dataverseError(429, "0x80072322", "", headers);
+
+    const answer = await stage.push();
+
+    assert.deepEqual([answer.status, answer.retryAfter], [429, seconds]);
+    assert.equal(stage.dataverse.requests.length, 1);
+  });
+}
+
 Deno.test("there is no repeat for which there is no time", async () => {
   await using stage = new Stage();
   stage.dataverse.otherwise = says(503, "", { "Retry-After": "8" });
