@@ -26,7 +26,10 @@ _SLUG = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,5}")
 _ADDRESS = re.compile(r"[^\s@<>()\[\]\\,;:\"]{1,64}@(?!.*\.\.)[^\s@<>()\[\]\\,;:\".][^\s@<>()\[\]\\,;:\"]*(?<!\.)")
 _UUID = r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"
-_COORDINATOR = re.compile(rf"(?:\[?(?P<id>{_UUID})\]?\s+)?(?:(?P<name>[^<>]*?)\s*<(?P<framed>[^<>]*)>|(?P<bare>\S+))")
+_COORDINATOR = re.compile(
+    rf"(?:\[?(?P<id>{_UUID})\]?\s+)?(?:(?P<name>[^<>]*?)\s*<(?P<framed>[^<>]*)>|(?P<bare>\S+))"
+    rf"(?:\s+(?P<locale>{'|'.join(LOCALES)}))?"
+)
 
 _LOCK_TIMEOUT_MS = 10_000
 
@@ -39,6 +42,8 @@ class Coordinator:
     """The app's user id, where it is known."""
     full_name: str | None
     email: str
+    locale: str | None = None
+    """The language of the mail; None: as it is, at first ``nb``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,22 +91,26 @@ def parse_thresholds(text: str) -> tuple[int, ...]:
 
 
 def parse_coordinator(text: str) -> Coordinator:
-    """Return the coordinator in a text such as ``[UUID] Kari Nordmann <kari@example.org>``; only the mail is needed.
+    """Return the coordinator in a text such as ``[UUID] Kari Nordmann <kari@example.org> nn``; only the mail is needed.
 
     Raises ConfigurationError.
 
-    >>> parse_coordinator("Kari Nordmann <kari@example.org>")
-    Coordinator(id=None, full_name='Kari Nordmann', email='kari@example.org')
+    >>> parse_coordinator("Kari Nordmann <kari@example.org> nn")
+    Coordinator(id=None, full_name='Kari Nordmann', email='kari@example.org', locale='nn')
     """
     match = _COORDINATOR.fullmatch(text.strip())
     email = (match["framed"] or match["bare"] or "").strip() if match else ""
     if match is None or not is_address(email):
-        message = "a coordinator is written as '[UUID] Name <mail>', such as 'Kari Nordmann <kari@example.org>'"
+        message = (
+            f"a coordinator is written as '[UUID] Name <mail> [{'|'.join(LOCALES)}]', "
+            "such as 'Kari Nordmann <kari@example.org>'"
+        )
         raise ConfigurationError(message)
     name = " ".join((match["name"] or "").split()).strip('"')
     if name:
         _checked_text("a coordinator's name", name, limit=200)
-    return Coordinator(id=UUID(match["id"]) if match["id"] else None, full_name=name or None, email=email)
+    user_id = UUID(match["id"]) if match["id"] else None
+    return Coordinator(id=user_id, full_name=name or None, email=email, locale=match["locale"])
 
 
 def is_address(text: str) -> bool:
@@ -184,6 +193,7 @@ def _set_coordinator(connection: Connection, person: Coordinator, *, organisatio
         "id": person.id,
         "full_name": person.full_name,
         "email": person.email,
+        "locale": person.locale,
     }
     found = database.fetch(connection, "lock_coordinators", values)
     by_id = next((row for row in found if row[0] == person.id), None)

@@ -195,7 +195,7 @@ def test_one_mail_may_coordinate_two_organisations_but_one_user_may_not(connecti
         ("hlf", {"renewal_url": "hlf.example/fornye"}, "the renewal URL must be a web address such as"),
         ("hlf", {"renewal_url": "javascript:alert(1)"}, "the renewal URL must be a web address"),
         ("hlf", {"renewal_url": "https://[oops"}, "the renewal URL must be a web address"),
-        ("hlf", {"coordinators": ["Kari"]}, "a coordinator is written as '[UUID] Name <mail>'"),
+        ("hlf", {"coordinators": ["Kari"]}, "a coordinator is written as '[UUID] Name <mail> [nb|nn|en]'"),
         ("hlf", {"coordinators": ["Kari\x07 <kari@hlf.example>"]}, "a coordinator's name must be 1 to 200"),
     ],
 )
@@ -287,6 +287,16 @@ def test_thresholds_survive_being_written_and_read(days: set[int]) -> None:
 def test_a_coordinator_is_read_as_a_mail_program_writes_one(text: str, coordinator: Coordinator) -> None:
     """With the app's user id before it, where it is known."""
     assert parse_coordinator(text) == coordinator
+
+
+def test_a_coordinators_language_is_kept_until_another_is_given(connection: Connection, facts: Facts) -> None:
+    """At first bokmål; the same coordinator without a language changes nothing."""
+    locales = []
+    for text in ("kari@hlf.example", "Kari <kari@hlf.example> nn", "Kari <kari@hlf.example>", "kari@hlf.example en"):
+        set_organisation(connection, "hlf", coordinators=[text])
+        locales += facts.rows("SELECT full_name, locale FROM coordinators")
+
+    assert locales == [(None, "nb"), ("Kari", "nn"), ("Kari", "nn"), ("Kari", "en")]
 
 
 @pytest.mark.parametrize(

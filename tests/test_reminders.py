@@ -599,6 +599,29 @@ class TestBeforeSending:
         assert [(message.threshold_days, message.expires_on) for message in again.sent] == [(30, days(28))]
         assert send(connection, days(1)).sent == []
 
+    def test_the_first_night_on_years_of_history_mails_nobody_about_the_past(
+        self, connection: Connection, facts: Facts
+    ) -> None:
+        """Only what can still be done something about: a renewed one, one that is long over, one that just ended."""
+        organisation = facts.organisation("hlf", portal=None)
+        for years in range(1, 8):
+            facts.certificate(facts.mentor(organisation), date(TODAY.year - years, 1, 31), issued_on=date(2015, 1, 1))
+        renewed = facts.mentor(organisation)
+        for year in range(2016, 2026, 2):
+            facts.certificate(renewed, date(year + 1, 12, 31), issued_on=date(year, 1, 1))
+        facts.certificate(renewed, days(400), issued_on=date(2026, 1, 1))
+        facts.certified_mentor(organisation, days(-16))
+        facts.certified_mentor(organisation, days(-15))
+        facts.certified_mentor(organisation, days(45))
+
+        sent = send(connection).sent
+
+        assert sorted((message.threshold_days, message.expires_on) for message in sent) == [
+            (-1, days(-15)),
+            (60, days(45)),
+        ]
+        assert send(connection, days(1)).sent == []
+
 
 class TestAddress:
     """No address, a wrong one, a corrected one."""

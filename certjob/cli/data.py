@@ -147,7 +147,10 @@ def organisation_set(
     ] = None,
     coordinator: Annotated[
         list[str] | None,
-        typer.Option(metavar="'[UUID] NAME <MAIL>'", help="A coordinator; UUID = the app's user id, where known."),
+        typer.Option(
+            metavar="'[UUID] NAME <MAIL> [nb|nn|en]'",
+            help="A coordinator; UUID = the app's user id, where known. The language is that of the daily mail.",
+        ),
     ] = None,
     contact_email: Annotated[str | None, typer.Option(help="Where mentors can write to.")] = None,
     contact_phone: Annotated[str | None, typer.Option(help="Where mentors can call.")] = None,

@@ -1,5 +1,6 @@
--- A name that was not given stays.
+-- A name or a language that was not given stays.
 UPDATE coordinators
-SET full_name = coalesce(%(full_name)s::text, full_name), email = %(email)s
+SET full_name = coalesce(%(full_name)s::text, full_name), email = %(email)s, locale = coalesce(%(locale)s::text, locale)
 WHERE id = %(id)s
-    AND (full_name, email) IS DISTINCT FROM (coalesce(%(full_name)s::text, full_name), %(email)s)
+    AND (full_name, email, locale)
+        IS DISTINCT FROM (coalesce(%(full_name)s::text, full_name), %(email)s, coalesce(%(locale)s::text, locale))
