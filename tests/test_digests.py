@@ -128,7 +128,7 @@ class TestContents:
 
         (digest,) = digests(channel)
         assert digest.to == "berit@example.org"
-        assert digest.subject == "HLF: 2 satt på pause"
+        assert digest.subject == "2 satt på pause (HLF)"
         assert "* Kari Nordmann (M1): likeperson gikk ut 9. mars 2026" in digest.text
         assert "* Ola Hansen (M2): likeperson er trukket tilbake" in digest.text
         assert "Kari Nordmann" in digest.html
@@ -146,7 +146,7 @@ class TestContents:
         night(connection, TODAY + timedelta(days=1), portal=FlakyPortal(), channel=channel)
 
         (digest,) = digests(channel)
-        assert digest.subject == "HLF: 2 tilbake"
+        assert digest.subject == "2 er tilbake (HLF)"
         assert "* Ola (M1002), er fortsatt på pause av en annen grunn" in digest.text
         assert "Nye på pause" not in digest.text
 
@@ -161,7 +161,7 @@ class TestContents:
         night(connection, TODAY + timedelta(days=1), portal=FlakyPortal(), channel=channel)
 
         (digest,) = digests(channel)
-        assert "Pausen var opphevet av en person" in digest.text
+        assert "Noen hadde opphevet pausen" in digest.text
 
     def test_a_push_that_waits(self, connection: Connection, facts: Facts, hlf: UUID) -> None:
         """With the design's own sentence; the same again is no news before a week has passed."""
@@ -184,7 +184,7 @@ class TestContents:
             assert SENTENCE in digest.text
             assert SENTENCE in digest.html
             assert "404 contact_not_found" in digest.text
-            assert digest.subject.startswith("HLF: 1 kan fortsatt være synlig på portalen")
+            assert digest.subject.startswith("1 kan fortsatt være synlig på portalen")
         assert digests(channel) == []
 
     def test_what_waits_comes_along_with_any_news(self, connection: Connection, facts: Facts, hlf: UUID) -> None:
@@ -199,7 +199,7 @@ class TestContents:
         night(connection, TODAY + timedelta(days=1), portal=refusing, channel=channel)
 
         (digest,) = digests(channel)
-        assert digest.subject == "HLF: 2 kan fortsatt være synlig på portalen, 1 satt på pause"
+        assert digest.subject == "2 kan fortsatt være synlige på portalen, 1 satt på pause (HLF)"
         assert digest.text.count("Kari") == 1
         assert digest.text.count("Ola") == 2
 
@@ -220,7 +220,10 @@ class TestContents:
         night(connection, TODAY + timedelta(days=7), channel=week)
 
         (digest,) = digests(first)
-        assert "* Kari (M1001), om sertifikatet som går ut 24. april 2026: no address" in digest.text
+        assert (
+            "* Kari (M1001), om sertifikatet som gjelder til og med 24. april 2026: Det mangler en e-postadresse."
+            in digest.text
+        )
         assert digests(second) == []
         assert len(digests(week)) == 1
 
@@ -317,7 +320,7 @@ class TestContents:
         night(connection, portal=FlakyPortal(), channel=channel, allow_mass_change=True)
 
         (digest,) = digests(channel)
-        assert digest.subject == "HLF: 60 satt på pause"
+        assert digest.subject == "60 satt på pause (HLF)"
         assert "* og 10 til" in digest.text
         assert "<li>og 10 til</li>" in digest.html
 
@@ -644,7 +647,13 @@ class TestExactlyOnce:
             days.append([digest.subject for digest in digests(channel)])
 
         assert facts.rows("SELECT count(*) FROM mentor_pauses WHERE mentor_id = %s", mentor) == [(2,)]
-        assert days == [["HLF: 1 satt på pause"], ["HLF: 1 tilbake"], ["HLF: 1 satt på pause"], ["HLF: 1 tilbake"], []]
+        assert days == [
+            ["1 satt på pause (HLF)"],
+            ["1 er tilbake (HLF)"],
+            ["1 satt på pause (HLF)"],
+            ["1 er tilbake (HLF)"],
+            [],
+        ]
 
     def test_what_happens_while_nothing_to_tell_is_noted_is_told_today(
         self, connection: Connection, facts: Facts, other: Connection, hlf: UUID
@@ -916,9 +925,9 @@ class TestFailures:
 
         assert {digest.to for digest in digests(channel)} == {"berit@example.org"}
         assert len({message.message_id for message in digests(channel)}) == 2
-        assert sorted(("Ola" in digest.text, digest.subject.split(":")[0]) for digest in digests(channel)) == [
-            (False, "HLF"),
-            (True, "NHF"),
+        assert sorted(("Ola" in digest.text, digest.subject.rpartition(" ")[2]) for digest in digests(channel)) == [
+            (False, "(HLF)"),
+            (True, "(NHF)"),
         ]
 
     def test_what_changes_under_a_queued_one_is_as_it_is_when_it_is_sent(
@@ -933,7 +942,7 @@ class TestFailures:
         deliver(connection, channel)
 
         (digest,) = digests(channel)
-        assert (digest.to, digest.subject) == ("new@example.org", "Hørselshjelpen: 1 paused")
+        assert (digest.to, digest.subject) == ("new@example.org", "1 paused (Hørselshjelpen)")
 
     def test_a_claimed_one_follows_its_coordinator_to_the_apps_user_id(
         self, connection: Connection, facts: Facts, waiting: UUID

@@ -71,10 +71,10 @@ def write_date(day: date, *, locale: str) -> str:
 
 
 def write_moment(moment: datetime, *, locale: str) -> str:
-    """Return day and time, without the year; ``moment`` is in the readers' zone."""
-    language = LANGUAGES[language_of(locale)]
-    day = babel.dates.format_skeleton("MMMMd", moment, locale=language)
-    return f"{day} {moment:%H:%M}"
+    """Return day and time, without the year, as people with this locale write them; ``moment`` is in their zone."""
+    language = language_of(locale)
+    day = babel.dates.format_skeleton("MMMMd", moment, locale=LANGUAGES[language])
+    return f"{day} at {moment:%H:%M}" if language == "en" else f"{day} kl. {moment:%H.%M}"
 
 
 def reminder_words(content: ReminderContent) -> dict[str, object]:

@@ -19,6 +19,7 @@ from jinja2 import (
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from certjob.errors import TemplateError
+from certjob.messages.causes import find_cause
 from certjob.messages.content import ReminderContent, RenderedMessage, language_of, reminder_words
 
 OUR_FOLDER = Path(__file__).parent
@@ -94,6 +95,7 @@ class Templates:
                 keep_trailing_newline=True,
                 auto_reload=False,
             )
+            self._environments[slug].filters["cause"] = find_cause
         return self._environments[slug]
 
     def shown(self, name: str, *, slug: str) -> str:
