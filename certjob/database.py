@@ -31,6 +31,9 @@ __all__ = [
 
 Row = TypeVar("Row")
 
+STATEMENT_TIMEOUT = "10min"
+"""A chunk's slowest statement takes a second; one that reviews a million mentors anew takes a minute."""
+
 
 def sql_directory() -> Path:
     """Return the folder with ``migrations`` and ``queries``: inside the wheel, or beside the package in a checkout."""
@@ -45,17 +48,22 @@ def transaction(
 ) -> Iterator[None]:
     """Open a transaction; its settings are local to it (a pooler would leak a plain SET).
 
+    With a lock timeout no statement takes for ever, either, unless somebody has set another limit for this user.
+
     ``by_index`` is for the few rows of one chunk in tables of any size: no statement may read a whole table for them.
     Left to itself the planner does so up to some 200,000 rows, and whenever a table has grown since it was analysed:
     each chunk of a night then costs what exists.
     """
-    settings = {"lock_timeout": str(lock_timeout_ms)} if lock_timeout_ms is not None else {}
+    settings = {}
+    if lock_timeout_ms is not None:
+        settings = {"lock_timeout": str(lock_timeout_ms), "statement_timeout": STATEMENT_TIMEOUT}
     if by_index:
         settings["enable_seqscan"] = "off"
     with connection.transaction():
         if settings:
             connection.execute(
-                "SELECT set_config(name, value, true) FROM unnest(%s::text[], %s::text[]) AS s (name, value)",
+                "SELECT set_config(name, value, true) FROM unnest(%s::text[], %s::text[]) AS s (name, value)"
+                " WHERE name <> 'statement_timeout' OR current_setting(name) = '0'",
                 (list(settings), list(settings.values())),
             )
         yield

@@ -149,8 +149,8 @@ def _describe_database(error: Exception) -> tuple[int, str, str]:
     if isinstance(error, psycopg.errors.InsufficientPrivilege):
         return 2, "configuration", f"the database user lacks a right: {cause}; grant it or use another user"
     if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
-        text = f"the database is read-only ({cause}); use the primary. Only `certjob run --dry-run` works here"
-        return 1, "database_unavailable", text
+        here = "Here one can only look: explain, list, forecast, run --dry-run"
+        return 1, "database_unavailable", f"the database is read-only ({cause}); use the primary. {here}"
     kept = "what was committed is kept, run it again"
     if isinstance(error, psycopg.OperationalError):
         # Class 57 is the server going down, but for 57014, a statement cancelled by its timeout or by a person.
