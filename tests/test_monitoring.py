@@ -99,7 +99,7 @@ def test_a_night_that_needs_a_person_tells_its_exit_code(here: Certjob, facts: F
 @pytest.mark.parametrize(
     ("arguments", "settings", "code"),
     [
-        (["--organisation", "nobody"], {}, 2),
+        (["--allow-earlier-date"], {"CERTJOB_DATABASE_URL": "postgresql://a:b@c@127.0.0.1/certjob"}, 2),
         ([], {"CERTJOB_DATABASE_URL": "postgresql://certjob@127.0.0.1:1/certjob"}, 1),
         ([], {"CERTJOB_NOTIFY_URL": "smtp://localhost", "CERTJOB_MAIL_FROM": "nobody"}, 2),
     ],
@@ -123,9 +123,13 @@ def test_without_settings_nobody_can_be_told(here: Certjob, host: PingHost) -> N
     assert (result.returncode, host.pings) == (2, [])
 
 
-@pytest.mark.parametrize("arguments", [["run", "--dry-run"], ["deliver"], ["alerts"], ["status"]])
+@pytest.mark.parametrize(
+    "arguments", [["run", "--dry-run"], ["run", "--organisation", "hlf"], ["deliver"], ["alerts"], ["status"]]
+)
 def test_only_nights_ping(here: Certjob, facts: Facts, host: PingHost, arguments: list[str]) -> None:
-    """One address has one schedule: a delivery every 15 minutes would hide that no night has run."""
+    """One address has one schedule: a delivery, or one organisation's run, would hide that no night has run."""
+    facts.organisation("hlf", portal=None)
+
     here(*arguments, CERTJOB_PING_URL=host.url)
 
     assert host.pings == []

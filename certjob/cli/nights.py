@@ -66,6 +66,7 @@ def run(
         ends_at_once=dry_run,
         outlasts_restarts=not dry_run,
         watched_as=None if dry_run else "run",
+        pings=not dry_run and organisation is None,  # one organisation's is no night: it would hide that none ran
     ) as opened:
         options = nightly.NightOptions(
             today=day or opened.settings.today,

@@ -106,10 +106,12 @@ def session(
     ends_at_once: bool = False,
     outlasts_restarts: bool = False,
     watched_as: str | None = None,
+    pings: bool = False,
 ) -> Iterator[Session]:
     """Read the settings, open the database and check its schema; close everything on the way out.
 
-    With ``watched_as``, the command's name, others are told: `run` pings, and both `run` and `deliver` write metrics.
+    With ``watched_as``, the command's name, the metrics file is written at its end; with ``pings`` somebody outside is
+    told that it began and how it ended.
     With ``ends_at_once`` a signal breaks the work off; without, the work looks at ``stop`` and ends in its own way.
     With ``outlasts_restarts`` a database that goes away is waited for, between two pieces of work.
     """
@@ -122,7 +124,9 @@ def session(
     set_up_logs(verbose=verbose, quiet=quiet, log_format=log_format, run_id=run_id)
     settings = load_settings()
     set_up_logs(verbose=verbose, quiet=quiet, log_format=log_format or settings.log_format, run_id=run_id)
-    monitor = _watch(settings, command=watched_as, run_id=run_id, stop=stop, quiet=quiet) if watched_as else None
+    monitor = None
+    if watched_as is not None:
+        monitor = _watch(settings, command=watched_as, pings=pings, run_id=run_id, stop=stop, quiet=quiet)
     with embedded.database_url(settings.database_url.get_secret_value()) as url:
         with stop.breaking_off():
             connection = database.connect(url)
@@ -157,7 +161,9 @@ def session(
                     monitor.write_metrics(connection, today=settings.today)
 
 
-def _watch(settings: "Settings", *, command: str, run_id: UUID, stop: "StopFlag", quiet: bool) -> "Monitor":
+def _watch(
+    settings: "Settings", *, command: str, pings: bool, run_id: UUID, stop: "StopFlag", quiet: bool
+) -> "Monitor":
     """Tell others that the run begins, and have the end of the process tell them its exit code."""
     from certjob.monitoring import Monitor
     from certjob.plain import print_warning
@@ -166,7 +172,7 @@ def _watch(settings: "Settings", *, command: str, run_id: UUID, stop: "StopFlag"
         if not quiet:
             print_warning(f"certjob {command}", text)
 
-    monitor = Monitor(settings, run_id=run_id, pings=command == "run", stop=stop, warn=warn)
+    monitor = Monitor(settings, run_id=run_id, pings=pings, stop=stop, warn=warn)
     stop.at_end = monitor.end
     with stop.breaking_off():
         monitor.start()
