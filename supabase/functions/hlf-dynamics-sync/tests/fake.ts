@@ -1,6 +1,6 @@
 /** Entra and Dataverse as real HTTP servers on loopback, that misbehave as told, and the function in front of them. */
 
-import { readConfig } from "../config.ts";
+import { type Config, readConfig } from "../config.ts";
 import { makeHandler } from "../handler.ts";
 import { LIMITS, type Limits, type Runtime } from "../runtime.ts";
 
@@ -128,6 +128,7 @@ export class Stage implements AsyncDisposable {
   readonly entra = new Fake(tokens());
   readonly dataverse = new Fake(says(204));
   readonly clock = new FakeClock();
+  readonly config: Config;
   readonly handler: (request: Request) => Promise<Response>;
 
   constructor(settings: Record<string, string> = {}, limits: Partial<Limits> = {}) {
@@ -141,7 +142,8 @@ export class Stage implements AsyncDisposable {
       DYNAMICS_VISIBILITY_FIELD: "hlf_visible",
       ...settings,
     };
-    this.handler = makeHandler(readConfig((name) => environment[name]), this.clock, { ...LIMITS, ...limits });
+    this.config = readConfig((name) => environment[name]);
+    this.handler = makeHandler(this.config, this.clock, { ...LIMITS, ...limits });
   }
 
   /** Ask for one change as certjob does; `init` changes the request. */
