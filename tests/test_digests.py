@@ -786,6 +786,22 @@ class TestDays:
         assert len(digests(channel)) == 1
         assert facts.rows(ROWS) == [(date(2030, 1, 1), "superseded"), (TODAY, "sent")]
 
+    def test_todays_comes_back_after_a_night_on_a_wrong_later_day(
+        self, connection: Connection, facts: Facts, hlf: UUID
+    ) -> None:
+        """It had given way to one of 2030; the next real night sends it, and no other."""
+        coordinator(facts, hlf)
+        facts.certified_mentor(hlf, YESTERDAY)
+        night(connection, portal=FlakyPortal(), deliver=False)
+        CoordinatorDigestService(connection, today=date(2030, 1, 1)).queue()
+        assert facts.rows(ROWS) == [(TODAY, "superseded"), (date(2030, 1, 1), "pending")]
+        channel = CollectingChannel()
+
+        night(connection, portal=FlakyPortal(), channel=channel)
+
+        assert len(digests(channel)) == 1
+        assert facts.rows(ROWS) == [(TODAY, "sent"), (date(2030, 1, 1), "superseded")]
+
     def test_there_is_one_open_digest_however_long_the_server_is_down(
         self, connection: Connection, facts: Facts, hlf: UUID
     ) -> None:
