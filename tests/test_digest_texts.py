@@ -177,6 +177,32 @@ def test_a_cause_is_told_in_the_readers_words(error: str, words: str, technical:
     assert (cause.words, cause.technical) == (words, technical)
 
 
+@pytest.mark.parametrize(
+    ("error", "begins"),
+    [
+        ("the time for deliveries is over; the rest stays pending", "certjob rakk det ikke"),
+        ("the lease is shorter than a push can take, or this process stood still; the rest waits", "certjob rakk"),
+        ("8 calls in a row were in vain; the rest stays pending", "Portalen svarte ikke"),
+        ("5 pushes in a row failed (last: no connection to the portal within 5 s)", "Portalen svarte ikke"),
+        ("the portal asked to wait 900 s; the rest stays pending", "Portalen svarte ikke"),
+        ("no whole answer from the portal within 30 s", "Portalen svarte ikke"),
+        ("the portal closed the connection before its answer was whole, or it does not speak HTTP", "Portalen svarte"),
+        ("connection to the portal lost: reset", "Portalen svarte ikke"),
+        ("the portal answered 200 OK, but not what was asked", "Portalen svarte ikke"),
+        ("the portal answered 422 dynamics_rejected (a plug-in)", "Dynamics avviste endringen"),
+        ("the portal answered 500 misconfigured", "Noe er feil satt opp"),
+        (
+            "the portal answered 404 Not Found, but not by the function; check CERTJOB_PORTAL_URL",
+            "Noe er feil satt opp",
+        ),
+        ("CERTJOB_PORTAL_URL is not set", "Noe er feil satt opp"),
+    ],
+)
+def test_every_reason_for_which_pushes_wait_has_words(error: str, begins: str) -> None:
+    """The portal's answers and the ends of the portal stage, as certjob words them."""
+    assert find_cause(error, "nb").words.startswith(begins)
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_an_unforeseen_error_is_still_shown(language: str) -> None:
     """As certjob words it, in English."""

@@ -137,6 +137,14 @@ def test_a_login_over_tls(server: Exim, *, implicit_tls: bool) -> None:
     assert "esmtpsa" in str(message["Received"])  # s for TLS, a for the login (RFC 3848)
 
 
+def test_a_look_at_the_server_sends_nothing(server: Exim) -> None:
+    """What `certjob check` does: connection, TLS, login, goodbye."""
+    with channel_to(server.port, **CREDENTIALS) as channel:
+        channel.probe()
+
+    assert arrived(server, 0) == []
+
+
 def test_a_wrong_password_is_everybodys_trouble(server: Exim) -> None:
     """The line says which settings to correct, and not what was tried."""
     wrong = CREDENTIALS | {"password": SecretStr("hemmelig-7")}

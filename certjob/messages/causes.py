@@ -81,7 +81,7 @@ _CAUSES = (
     (r"dynamics_rejected|invalid_request", _CHANGE_REFUSED),
     (r"time for deliveries is over|stood still|another run is in flight", _NO_TIME),
     (r"answered (401|403|404|405|413)\b|misconfigured|CERTJOB_|refused the key|redirect", _OPERATOR),
-    (r"^no connection|no whole answer|in a row|asked to wait|\b(408|425|429|50\d)\b", _NO_ANSWER),
+    (r"^the portal (answered|asked|closed)|connection to the portal|answer from the portal|in a row", _NO_ANSWER),
 )
 """How certjob words its errors, and what each means to somebody who does not run it; the first that fits."""
 
