@@ -94,7 +94,18 @@ class Deliveries:
         self._digests = CoordinatorDigestService(connection, today=report.today)
 
     def deliver(self, *, drift: PortalDrift | None = None) -> None:
-        """Portal first, then mail; with ``drift`` the portal stage goes on to what it queues."""
+        """Portal first, then mail; with ``drift`` the portal stage goes on to what it queues.
+
+        Raises StoppedBySignalError after a signal.
+        """
+        try:
+            self._deliver(drift)
+        except StoppedBySignalError:
+            with contextlib.suppress(psycopg.Error):  # what stopped this night may stop the next one, too
+                self.queue_digests()
+            raise
+
+    def _deliver(self, drift: PortalDrift | None) -> None:
         ends_at = time.monotonic() + self._delivery.deadline_seconds
         self.push(deadline_seconds=self._delivery.deadline_seconds * PORTAL_SHARE, drift=drift)
         channel = self._delivery.channel

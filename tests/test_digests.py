@@ -22,6 +22,7 @@ from certjob.errors import (
     PermanentPortalError,
     RecipientDeferredError,
     RecipientRefusedError,
+    StoppedBySignalError,
 )
 from certjob.mail_stage import Draft, MailStage
 from certjob.messages import OUR_TEMPLATES, Templates
@@ -544,6 +545,32 @@ class TestAfterTheReminders:
         assert [stop.code for stop in report.stopped] == ["deadline"]
         assert channel.sent == []
         assert report.to_document()["digests"] == {"sent": 0, "failed": 0, "pending": 1}
+
+    @pytest.mark.parametrize("where", ["portal", "mail"])
+    def test_a_night_that_a_signal_ends_has_queued_them(self, connection: Connection, facts: Facts, where: str) -> None:
+        """A night that is too long may be ended so every time: the job after it tells the coordinators."""
+        organisation = facts.organisation(thresholds=(30,))
+        coordinator(facts, organisation)
+        facts.certified_mentor(organisation, YESTERDAY)
+        facts.certified_mentor(organisation, TODAY + timedelta(days=5))
+        stop, channel = StopFlag(), CollectingChannel()
+
+        class Stopping(FlakyPortal):
+            def update_portal_visibility(self, contact_id: UUID, *, visible: bool, idempotency_key: str) -> None:
+                super().update_portal_visibility(contact_id, visible=visible, idempotency_key=idempotency_key)
+                if where == "portal":
+                    stop.set()
+
+        if where == "mail":
+            channel.on_send = lambda _message: stop.set()
+
+        with pytest.raises(StoppedBySignalError):
+            night(connection, portal=Stopping(), channel=channel, stop=stop)
+
+        assert facts.rows(ROWS) == [(TODAY, "pending")]
+        channel.on_send = None
+        deliver(connection, channel)
+        assert len(digests(channel)) == 1
 
 
 class TestTemplatesOfOnesOwn:
