@@ -24,6 +24,7 @@ from certjob.portal_drift import PortalDrift
 from certjob.portal_push import PortalTarget, portal_policy
 from certjob.portal_stage import PortalStage
 from certjob.portal_sync import PortalCounts, PortalSyncService
+from certjob.redaction import without_people
 from certjob.reminder_mail import ReminderMail
 from certjob.reminder_message import domain_of
 from certjob.reminders import CertificationReminderService
@@ -142,7 +143,8 @@ class Deliveries:
             self._report.crashed = True
             # Without the DETAIL of a database error, which holds names and addresses.
             text = (error.diag.message_primary if isinstance(error, psycopg.Error) else None) or str(error)
-            stopped = StageStop(stage=name, code=CRASH, reason=f"unforeseen {type(error).__name__}: {text}")
+            reason = f"unforeseen {type(error).__name__}: {without_people(text)}"
+            stopped = StageStop(stage=name, code=CRASH, reason=reason)
             if name == "portal":
                 with contextlib.suppress(psycopg.Error):  # the database may be what is broken
                     self._portal.record_stage_end(stopped.reason)

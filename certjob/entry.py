@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import typer
 
 from certjob.errors import CertjobError
+from certjob.redaction import without_people, without_secrets
 from certjob.stopping import StopFlag, stop_on_signals
 
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # typer has click inside or beside it, as its version goes
@@ -79,6 +80,7 @@ def _fail(arguments: Sequence[str], error: Exception) -> int:
 
     _set_up_logs_as_asked(arguments)
     code, name, message = _describe(error, arguments)
+    message = without_secrets(message)
     if "--json" in arguments:
         print_json({"outcome": "failed" if code != 3 else "attention", "error": {"code": name, "message": message}})
     trace = name == "internal" and bool({"-v", "--verbose"} & set(arguments))
@@ -131,7 +133,8 @@ def _describe(error: Exception, arguments: Sequence[str]) -> tuple[int, str, str
 
     if isinstance(error, psycopg.Error):
         return _describe_database(error)
-    return 1, "internal", f"internal error ({type(error).__name__}: {error}); run it again with -v and report it"
+    said = f"{type(error).__name__}: {without_people(str(error))}"
+    return 1, "internal", f"internal error ({said}); run it again with -v and report it"
 
 
 def _describe_usage(error: Exception, arguments: Sequence[str]) -> str:
@@ -145,7 +148,7 @@ def _describe_usage(error: Exception, arguments: Sequence[str]) -> str:
 def _describe_database(error: Exception) -> tuple[int, str, str]:
     import psycopg
 
-    cause = (error.diag.message_primary if isinstance(error, psycopg.Error) else None) or str(error)
+    cause = without_people((error.diag.message_primary if isinstance(error, psycopg.Error) else None) or str(error))
     if isinstance(error, psycopg.errors.InsufficientPrivilege):
         return 2, "configuration", f"the database user lacks a right: {cause}; grant it or use another user"
     if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):

@@ -36,6 +36,7 @@ from certjob.errors import (
     TransientPortalError,
 )
 from certjob.http_deadline import DeadlineClient, HttpAnswer
+from certjob.redaction import ADDRESS
 from certjob.retry import parse_retry_after
 
 PERMANENT_CODES: Final = frozenset({"contact_not_found", "invalid_request", "dynamics_rejected"})
@@ -158,9 +159,9 @@ class HLFDynamicsSyncService:
         return f"{what}: {self._printable(str(error)) or type(error).__name__}"
 
     def _printable(self, text: str) -> str:
-        """Return somebody else's text, fit for a log line: on one line, without our key, not too long."""
+        """Return somebody else's text, fit for a log line: on one line, without our key or an address, not too long."""
         text = "".join(character if character.isprintable() else " " for character in text)
-        text = " ".join(text.split()).replace(self._key, "***")
+        text = ADDRESS.sub("<address>", " ".join(text.split()).replace(self._key, "***"))
         return text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "…"
 
     def _printable_ascii(self, text: str | None) -> str | None:

@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+from certjob.redaction import without_people, without_secrets
+
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -19,7 +21,7 @@ class TextFormatter(logging.Formatter):
         about = ", ".join(f"{key}={value}" for key, value in _extras(record).items() if key not in ("event", "command"))
         if about:
             record = logging.makeLogRecord(vars(record) | {"msg": f"{record.getMessage()} ({about})", "args": ()})
-        return super().format(record)
+        return without_secrets(super().format(record))
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's
         """Return the traceback without what the database says about a failing row."""
@@ -49,6 +51,7 @@ class JsonFormatter(TextFormatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
+        line = {key: without_secrets(value) if isinstance(value, str) else value for key, value in line.items()}
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
@@ -59,7 +62,7 @@ def _extras(record: logging.LogRecord) -> dict[str, Any]:
 def traceback_lines(error: BaseException) -> Iterator[str]:
     """Yield where an error and its causes were raised.
 
-    A database's DETAIL is left out: it quotes rows, and with them names and addresses.
+    A database's DETAIL is left out: it quotes rows, and with them names and addresses. So does many a text.
     """
     cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     if cause is not None:
@@ -68,7 +71,7 @@ def traceback_lines(error: BaseException) -> Iterator[str]:
     for frame in traceback.format_tb(error.__traceback__):
         yield from frame.rstrip("\n").splitlines()
     said = getattr(getattr(error, "diag", None), "message_primary", None) or str(error)
-    yield f"{type(error).__qualname__}: {' '.join(said.split())}"
+    yield f"{type(error).__qualname__}: {without_people(' '.join(said.split()))}"
 
 
 def writes_json() -> bool:

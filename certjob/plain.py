@@ -8,6 +8,7 @@ import sys
 from datetime import date
 
 from certjob.logs import traceback_lines, writes_json
+from certjob.redaction import without_secrets
 
 _UNSEEN = re.compile("[\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb]")
 """What json.dumps leaves as it is, although a terminal obeys it or a person does not see it."""
@@ -79,7 +80,7 @@ def print_warning(command: str, message: str) -> None:
 
 
 def _one_line(message: str) -> str:
-    return " ".join(harmless(message).split())
+    return without_secrets(" ".join(harmless(message).split()))
 
 
 def _log(level: int, line: str, *, command: str, event: str, error: BaseException | None = None) -> None:

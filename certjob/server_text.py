@@ -5,10 +5,9 @@ from collections.abc import Iterable
 from urllib.parse import quote
 
 from certjob.mail import MailAddress
+from certjob.redaction import ADDRESS
 
 MAX_CHARACTERS = 300
-
-_ANY_ADDRESS = re.compile(r"<?[^\s<>@:;,()\"']+@[^\s<>@:;,()\"']+>?")
 
 
 def readable(text: str | bytes, *, recipient: MailAddress | None = None, secrets: Iterable[str] = ()) -> str:
@@ -23,7 +22,7 @@ def readable(text: str | bytes, *, recipient: MailAddress | None = None, secrets
     if recipient is not None:
         for form in _forms(recipient):
             shown = re.sub(rf"<?(?<![\w.+-]){re.escape(form)}(?![\w+-])>?", "<recipient>", shown, flags=re.IGNORECASE)
-    shown = _ANY_ADDRESS.sub("<address>", shown)
+    shown = ADDRESS.sub("<address>", shown)
     shown = "".join(letter if letter.isprintable() else " " for letter in shown)
     return " ".join(shown.split())[:MAX_CHARACTERS]
 

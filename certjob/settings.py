@@ -4,13 +4,14 @@ import re
 from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 from zoneinfo import ZoneInfo
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from certjob.errors import ConfigurationError
+from certjob.redaction import keep
 
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -43,9 +44,9 @@ class Settings(BaseSettings):
     """Calls for one event in one round."""
     notify_url: SecretStr | None = None
     """smtp://host[:port], smtps://host[:port], https://… or maildir:/path."""
-    notify_user: str | None = None
+    notify_user: str | None = Field(default=None, repr=False)
     notify_password: SecretStr | None = None
-    mail_from: str | None = None
+    mail_from: str | None = Field(default=None, repr=False)
     """The sender: address, or ``Name <address>``."""
     templates_dir: Path | None = None
     """A folder with message templates of the programme's own; looked into only by what writes messages."""
@@ -142,6 +143,17 @@ class Settings(BaseSettings):
         """The calendar day it is now where the programme lives."""
         return datetime.now(self.zone).date()
 
+    def secrets(self) -> list[str]:
+        """Return what nobody may read anywhere: keys and passwords, and addresses that hold one."""
+        found = [value.get_secret_value() for value in (self.portal_key, self.notify_password) if value is not None]
+        webhook = self.notify_url.get_secret_value() if self.notify_url else ""
+        found += [webhook] if webhook.startswith("http") else []
+        database_url = self.database_url.get_secret_value()
+        for groups in re.findall(r"://[^/@:]*:([^@]*)@|\bpassword\s*=\s*('[^']*'|[^\s'&]+)", database_url):
+            password = "".join(groups).strip("'")
+            found += [password, unquote(password), database_url]
+        return found
+
     @property
     def portal_calls_per_second(self) -> float:
         """The rate of one process; 0 = unlimited."""
@@ -157,11 +169,13 @@ def load_settings() -> Settings:
     Raises ConfigurationError with one clause per wrong or missing variable; no value is ever part of it.
     """
     try:
-        return Settings()
+        settings = Settings()
     except ValidationError as error:
         raise ConfigurationError("; ".join(_explain(error))) from None
     except (OSError, UnicodeDecodeError) as error:  # sudo from a folder of somebody else, a file in Latin-1
         raise _unreadable(error) from None
+    keep(settings.secrets())
+    return settings
 
 
 def survey_settings() -> tuple[Settings, list[str]]:
@@ -173,7 +187,9 @@ def survey_settings() -> tuple[Settings, list[str]]:
     clauses: list[str] = []
     while True:
         try:
-            return Settings(**without), clauses
+            settings = Settings(**without)
+            keep(settings.secrets())
+            return settings, clauses
         except ValidationError as error:
             found = list(zip(error.errors(include_input=False, include_url=False), _explain(error), strict=True))
         except (OSError, UnicodeDecodeError) as error:
