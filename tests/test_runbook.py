@@ -18,7 +18,8 @@ from tests.nights import CollectingChannel, FlakyPortal, night
 from tests.portal_answers import error
 from tests.portal_server import PortalServer
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 SECTION = README.partition("\n## Runbook\n")[2].partition("\n## ")[0]
 TODAY = datetime.now(ZoneInfo("Europe/Oslo")).date()
 CONTACT = UUID("0b6c8f52-1f0e-4a55-9d0b-7c3c2b1a9e10")
@@ -178,3 +179,33 @@ def test_after_a_restore_nobody_is_mailed_about_what_was_mailed_before(
     later = CollectingChannel()
     night(connection, TODAY + timedelta(days=16), portal=portal, channel=later)
     assert len(later.sent) == 3
+
+
+def quoted_lines() -> list[str]:
+    """What the table under the scenes says that one sees, without what differs."""
+    table = SECTION.partition("### Lines, and what they mean")[2]
+    quoted = [text for row in table.splitlines() for text in re.findall(r"`([^`]+)`", row.split(" | ")[0])]
+    parts = [part.strip(" ,.") for text in quoted for part in re.split("…|: ", text)]
+    return sorted({re.sub(r"^[0-9]+ ", "", part) for part in parts if len(part) > 3})
+
+
+@pytest.mark.parametrize("text", quoted_lines())
+def test_a_line_that_the_runbook_explains_is_one_that_certjob_says(text: str) -> None:
+    """A text that was changed in the code only is noticed here."""
+    sources = "\n".join(path.read_text() for path in ROOT.glob("[cs]*/**/*") if path.suffix in {".py", ".sql", ".ts"})
+
+    assert text in re.sub(r'"\s*\n\s*f?"', "", sources)
+
+
+def test_the_example_of_somebody_elses_file_can_be_loaded(facts: Facts, operator: Operator, tmp_path: Path) -> None:
+    """The command as it stands, on a file with those headers."""
+    facts.organisation("oxford")
+    (command,) = re.findall(r"^    (certjob load licences\.csv (?:.*\\\n)+.*)$", README, flags=re.MULTILINE)
+    (tmp_path / "licences.csv").write_text(
+        "property_id,Licence Commenced,Licence Expires,kind\nP-17,31/01/2024,30/01/2029,HMO\n"
+    )
+
+    result = operator.types(command.replace("\\\n", " "))
+
+    assert (result.returncode, result.stderr) == (0, "")
+    assert facts.rows("SELECT issued_on::text, expires_on::text FROM certificates") == [("2024-01-31", "2029-01-30")]
