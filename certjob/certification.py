@@ -246,7 +246,7 @@ class CertificationManagementService:
         moved = 0
         for decision in written.decisions:
             changed = bool(decision.transitions or decision.pause or decision.push)
-            moves = decision.mentor_id not in written.staying_due or changed
+            moves = changed or decision.mentor_id not in written.staying_due
             moved += moves
             if moves or first:
                 counts.add(decision)

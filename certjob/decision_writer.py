@@ -1,6 +1,6 @@
 """What the rules decided, written: status, audit, pauses and intents of one chunk, in the caller's transaction."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from uuid import UUID
@@ -65,7 +65,7 @@ class DecisionWriter:
         self._write_transitions(decisions)
         self._pauses.apply(decisions)
         held = self._with_held_reminders(decisions)
-        queued = self._reminders.queue([d for d in decisions if d.mentor_id not in held])
+        queued = self._reminders.queue([d for d in decisions if d.reminders and d.mentor_id not in held])
         pushed = self._portal.queue([(d.mentor_id, d.visible) for d in decisions if d.push])
         withdrawn = self._portal.withdraw([d.mentor_id for d in decisions if not d.organisation.has_portal])
         database.execute(
@@ -74,13 +74,13 @@ class DecisionWriter:
             {
                 "ids": [d.mentor_id for d in decisions],
                 "review_dates": [d.review_on for d in decisions],
-                "stays_due": [d.mentor_id in held for d in decisions],
+                "stays_due": _are_among(held, decisions),
                 "push": [d.push for d in decisions],
                 "visible": [d.visible for d in decisions],
-                "withdrawn": [d.mentor_id in withdrawn for d in decisions],
+                "withdrawn": _are_among(withdrawn, decisions),
             },
         )
-        organisations = {d.mentor_id: d.organisation.id for d in decisions}
+        organisations = {d.mentor_id: d.organisation.id for d in decisions if d.reminders}
         return Written(
             decisions=decisions,
             staying_due=held,
@@ -125,3 +125,8 @@ class DecisionWriter:
                 if new and not self._guard.admit_reminders(organisation, len(new)):
                     held.update(mentor_id for mentor_id, _ in new)
         return frozenset(held)
+
+
+def _are_among(mentor_ids: Collection[UUID], decisions: Sequence[Decision]) -> list[bool]:
+    """Whether each decision's mentor is one of these. Mostly there are none, and a UUID's hash takes its time."""
+    return [d.mentor_id in mentor_ids for d in decisions] if mentor_ids else [False] * len(decisions)

@@ -13,6 +13,8 @@ from certjob.models import Certificate, Mentor, OpenPause, Organisation, Status
 BEFORE_EVERY_MENTOR = ("-infinity", UUID(int=0))
 """The key before the first due mentor in (review_on, id)."""
 
+_STATUSES = {str(status): status for status in Status}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FactsRead:
@@ -47,7 +49,7 @@ def read(connection: database.Connection, ids: Sequence[UUID], *, lock: bool) ->
                 issued_on=issued_on,
                 expires_on=expires_on,
                 revoked=revoked,
-                status=Status(status),
+                status=_STATUSES[status],
             )
         )
     pauses: dict[UUID, list[OpenPause]] = defaultdict(list)
@@ -58,19 +60,22 @@ def read(connection: database.Connection, ids: Sequence[UUID], *, lock: bool) ->
             incomplete.add(mentor_id)
             continue
         pauses[mentor_id].append(OpenPause(id=row_id, reason=reason))
-    mentors = [
-        Mentor(
-            id=mentor_id,
-            member_no=rows[mentor_id][1],
-            organisation=organisations[rows[mentor_id][2]],
-            left=rows[mentor_id][3],
-            portal_visible=rows[mentor_id][4],
-            certificates=tuple(certificates[mentor_id]),
-            open_pauses=tuple(pauses[mentor_id]),
+    mentors: list[Mentor] = []
+    for mentor_id in ids:
+        row = rows.get(mentor_id)
+        if row is None or (incomplete and mentor_id in incomplete):
+            continue
+        mentors.append(
+            Mentor(
+                id=mentor_id,
+                member_no=row[1],
+                organisation=organisations[row[2]],
+                left=row[3],
+                portal_visible=row[4],
+                certificates=tuple(certificates.get(mentor_id, ())),
+                open_pauses=tuple(pauses.get(mentor_id, ())),
+            )
         )
-        for mentor_id in ids
-        if mentor_id in rows and mentor_id not in incomplete
-    ]
     return FactsRead(mentors=mentors, incomplete=sorted(incomplete))
 
 

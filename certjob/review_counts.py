@@ -37,7 +37,8 @@ class ReviewCounts:
         self.paused += decision.pause is PauseChange.OPEN
         self.resumed += decision.pause is PauseChange.LIFT
         self.without_certificate += decision.without_certificate
-        self.transitions.update(change.to_status for change in decision.transitions)
+        for change in decision.transitions:
+            self.transitions[change.to_status] += 1
 
     @property
     def problems(self) -> list[Problem]:

@@ -6,7 +6,7 @@ SET claim_token = %(token)s,
     attempts = l.attempts + 1,
     next_attempt_at = now() + make_interval(secs => %(lease_seconds)s),
     maybe_sent = l.maybe_sent OR l.claim_token IS NOT NULL
-WHERE l.id = ANY (%(ids)s::bigint[])
+WHERE l.id = ANY (%(ids)b::bigint[])
 RETURNING l.id, l.mentor_id, l.threshold_days, l.cert_id, l.expires_on, l.attempts, l.claim_token, l.maybe_sent,
     coalesce(
         (

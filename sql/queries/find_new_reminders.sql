@@ -1,6 +1,6 @@
 -- Which of these the upsert of queue_reminders would queue; for the plan and the guards, which write nothing.
 SELECT n.mentor_id, n.threshold_days, n.cert_id
-FROM unnest(%(mentor_ids)s::uuid[], %(thresholds)s::int[], %(cert_ids)s::uuid[], %(expiries)s::date[])
+FROM unnest(%(mentor_ids)b::uuid[], %(thresholds)b::int[], %(cert_ids)b::uuid[], %(expiries)b::date[])
     AS n (mentor_id, threshold_days, cert_id, expires_on)
 LEFT JOIN cert_notification_log AS l
     ON l.mentor_id = n.mentor_id AND l.threshold_days = n.threshold_days AND l.cert_id = n.cert_id

@@ -1,4 +1,4 @@
 -- Only certjob's own pauses, named by id.
 UPDATE mentor_pauses
 SET lifted_at = now(), lifted_by = 'certjob'
-WHERE id = ANY (%(ids)s::uuid[]) AND lifted_at IS NULL AND actor = 'certjob'
+WHERE id = ANY (%(ids)b::uuid[]) AND lifted_at IS NULL AND actor = 'certjob'

@@ -3,10 +3,10 @@
 WITH locked AS MATERIALIZED (
     SELECT id, kind, issued_on, expires_on, revoked_at IS NOT NULL AS revoked, status
     FROM certificates
-    WHERE mentor_id = ANY (%(ids)s::uuid[])
+    WHERE mentor_id = ANY (%(ids)b::uuid[])
     FOR NO KEY UPDATE SKIP LOCKED
 )
 SELECT seen.mentor_id, locked.id, locked.kind, locked.issued_on, locked.expires_on, locked.revoked, locked.status
 FROM certificates AS seen
 LEFT JOIN locked ON locked.id = seen.id
-WHERE seen.mentor_id = ANY (%(ids)s::uuid[])
+WHERE seen.mentor_id = ANY (%(ids)b::uuid[])

@@ -2,10 +2,10 @@
 WITH locked AS MATERIALIZED (
     SELECT id, reason
     FROM mentor_pauses
-    WHERE mentor_id = ANY (%(ids)s::uuid[]) AND lifted_at IS NULL
+    WHERE mentor_id = ANY (%(ids)b::uuid[]) AND lifted_at IS NULL
     FOR NO KEY UPDATE SKIP LOCKED
 )
 SELECT seen.mentor_id, locked.id, locked.reason
 FROM mentor_pauses AS seen
 LEFT JOIN locked ON locked.id = seen.id
-WHERE seen.mentor_id = ANY (%(ids)s::uuid[]) AND seen.lifted_at IS NULL
+WHERE seen.mentor_id = ANY (%(ids)b::uuid[]) AND seen.lifted_at IS NULL

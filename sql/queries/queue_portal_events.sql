@@ -3,7 +3,7 @@
 -- was: alerts show the oldest first. In mentor order, as everybody who locks several.
 INSERT INTO portal_sync_events AS e (mentor_id, visible, run_id)
 SELECT n.mentor_id, n.visible, %(run_id)s
-FROM unnest(%(mentor_ids)s::uuid[], %(visible)s::boolean[]) AS n (mentor_id, visible)
+FROM unnest(%(mentor_ids)b::uuid[], %(visible)b::boolean[]) AS n (mentor_id, visible)
 ORDER BY n.mentor_id
 ON CONFLICT (mentor_id) WHERE status IN ('pending', 'blocked') DO UPDATE
 SET visible = excluded.visible,

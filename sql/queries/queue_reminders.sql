@@ -4,7 +4,7 @@
 -- that very date is unknown (claimed or maybe sent), the repeat says so. In mentor order, as everybody who locks several.
 INSERT INTO cert_notification_log AS l (mentor_id, threshold_days, cert_id, expires_on, run_id)
 SELECT n.mentor_id, n.threshold_days, n.cert_id, n.expires_on, %(run_id)s
-FROM unnest(%(mentor_ids)s::uuid[], %(thresholds)s::int[], %(cert_ids)s::uuid[], %(expiries)s::date[])
+FROM unnest(%(mentor_ids)b::uuid[], %(thresholds)b::int[], %(cert_ids)b::uuid[], %(expiries)b::date[])
     AS n (mentor_id, threshold_days, cert_id, expires_on)
 ORDER BY n.mentor_id, n.threshold_days, n.cert_id
 ON CONFLICT (mentor_id, threshold_days, cert_id) DO UPDATE

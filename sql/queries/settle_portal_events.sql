@@ -18,8 +18,8 @@ SET status = CASE
         ELSE coalesce(n.error, e.last_error)
     END
 FROM unnest(
-    %(ids)s::bigint[], %(tokens)s::uuid[], %(versions)s::int[], %(statuses)s::text[], %(delays)s::float8[],
-    %(uncounts)s::boolean[], %(errors)s::text[]
+    %(ids)b::bigint[], %(tokens)b::uuid[], %(versions)b::int[], %(statuses)b::text[], %(delays)b::float8[],
+    %(uncounts)b::boolean[], %(errors)b::text[]
 ) AS n (id, token, version, status, delay_seconds, uncount, error)
 WHERE e.id = n.id AND e.claim_token = n.token
 RETURNING e.id, e.version = n.version AS unchanged

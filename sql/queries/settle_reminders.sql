@@ -8,8 +8,8 @@ SET status = n.status,
     maybe_sent = l.maybe_sent OR n.maybe_sent,
     last_error = CASE WHEN n.status = 'sent' THEN NULL ELSE coalesce(n.error, l.last_error) END
 FROM unnest(
-    %(ids)s::bigint[], %(tokens)s::uuid[], %(statuses)s::text[], %(delays)s::float8[], %(uncounts)s::boolean[],
-    %(errors)s::text[], %(maybe_sent)s::boolean[]
+    %(ids)b::bigint[], %(tokens)b::uuid[], %(statuses)b::text[], %(delays)b::float8[], %(uncounts)b::boolean[],
+    %(errors)b::text[], %(maybe_sent)b::boolean[]
 ) AS n (id, token, status, delay_seconds, uncount, error, maybe_sent)
 WHERE l.id = n.id AND l.claim_token = n.token
 RETURNING l.id, true AS unchanged

@@ -7,7 +7,7 @@ SET review_on = CASE WHEN n.stays_due THEN m.review_on ELSE coalesce(n.review_on
         ELSE m.portal_visible
     END
 FROM unnest(
-    %(ids)s::uuid[], %(review_dates)s::date[], %(stays_due)s::boolean[], %(push)s::boolean[], %(visible)s::boolean[],
-    %(withdrawn)s::boolean[]
+    %(ids)b::uuid[], %(review_dates)b::date[], %(stays_due)b::boolean[], %(push)b::boolean[], %(visible)b::boolean[],
+    %(withdrawn)b::boolean[]
 ) AS n (id, review_on, stays_due, push, visible, withdrawn)
 WHERE m.id = n.id

@@ -5,7 +5,7 @@
 WITH open AS MATERIALIZED (
     SELECT id
     FROM portal_sync_events
-    WHERE mentor_id = ANY (%(mentor_ids)s::uuid[]) AND status IN ('pending', 'blocked')
+    WHERE mentor_id = ANY (%(mentor_ids)b::uuid[]) AND status IN ('pending', 'blocked')
     ORDER BY mentor_id
     FOR NO KEY UPDATE
 )

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.benchmarks import night, startup
+from tests.benchmarks import backlog, night, startup
 from tests.benchmarks.bench import Bench, Part
 from tests.benchmarks.bench_server import bench_server
 from tests.benchmarks.figures import Figure, table
@@ -22,6 +22,7 @@ PARTS: dict[str, Sequence[Part]] = {
     "start-up": (startup.run,),
     "quiet": (night.run_nothing_due,),
     "night": (night.run_due,),
+    "backlog": (backlog.run,),
 }
 
 

@@ -1,5 +1,6 @@
 """The server of a bench: the embedded PostgreSQL with durable commits, and databases that are copies of templates."""
 
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -29,8 +30,10 @@ _SHOWN = (
 class BenchServer:
     """A running server and its databases."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, postmaster: int) -> None:
+        """``postmaster`` is the process that all others of the server are children of."""
         self._url = url
+        self._postmaster = postmaster
         with self.admin() as admin:
             for name, value in SETTINGS.items():
                 admin.execute(sql.SQL("ALTER SYSTEM SET {} = {}").format(sql.Identifier(name), sql.Literal(value)))
@@ -39,6 +42,16 @@ class BenchServer:
         if self.settings["fsync"] != "on" or self.settings["synchronous_commit"] != "on":
             message = "a bench on a server without durable commits says nothing"
             raise RuntimeError(message)
+
+    def cpu_seconds(self) -> float | None:
+        """What all processes of the server have used so far; None where /proc does not tell."""
+        proc = Path("/proc")
+        try:
+            children = (proc / f"{self._postmaster}/task/{self._postmaster}/children").read_text().split()
+            ended = _cpu_ticks(proc / str(self._postmaster) / "stat", with_ended_children=True)
+            return (ended + sum(_cpu_ticks(proc / child / "stat") for child in children)) / os.sysconf("SC_CLK_TCK")
+        except (OSError, ValueError):  # a child that ended meanwhile, or another system
+            return None
 
     def url(self, name: str) -> str:
         """The URL of one database."""
@@ -98,9 +111,16 @@ def bench_server(folder: Path) -> Iterator[BenchServer]:
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     try:
         with embedded.server(folder / "postgresql") as url:
-            yield BenchServer(url)
+            postmaster = int((folder / "postgresql" / "postmaster.pid").read_text().splitlines()[0])
+            yield BenchServer(url, postmaster=postmaster)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _cpu_ticks(stat: Path, *, with_ended_children: bool = False) -> int:
+    """utime + stime of proc(5), and those of the children that have been waited for."""
+    fields = stat.read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11 : 15 if with_ended_children else 13]))
 
 
 def _setting(admin: Connection, name: str) -> str:

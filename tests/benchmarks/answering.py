@@ -1,0 +1,54 @@
+"""A portal that answers at once, or after so many milliseconds, and costs next to nothing: ``answering.py DELAY_MS``.
+
+Prints its port, then echoes what is wanted of each contact until its standard input ends.
+"""
+
+import asyncio
+import json
+import sys
+
+
+class Portal(asyncio.Protocol):
+    """One connection: whole requests in, the contract's answer out."""
+
+    def __init__(self, delay_seconds: float) -> None:
+        self._delay_seconds = delay_seconds
+        self._data = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._data += data
+        while True:
+            head, found, rest = self._data.partition(b"\r\n\r\n")
+            if not found:
+                return
+            length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0] or 0)
+            if len(rest) < length:
+                return
+            self._data = rest[length:]
+            wanted = json.loads(rest[:length])
+            body = json.dumps({"contact_id": wanted["contact_id"], "visible": wanted["visible"]}).encode()
+            answer = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (
+                len(body),
+                body,
+            )
+            if self._delay_seconds:
+                asyncio.get_running_loop().call_later(self._delay_seconds, self._transport.write, answer)
+            else:
+                self._transport.write(answer)
+
+
+async def serve(delay_seconds: float) -> None:
+    """Answer until standard input ends."""
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: Portal(delay_seconds), "127.0.0.1", 0)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await loop.run_in_executor(None, sys.stdin.read)
+    server.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(float(sys.argv[1]) / 1000))
