@@ -19,6 +19,9 @@ RECORD_LINES_LIMIT = 200
 
 CELLS_LIMIT = 1_000
 
+BLANK_LINES_LIMIT = 1_000_000
+"""One after the other; few spreadsheets have as many rows."""
+
 DELIMITERS = (",", ";", "\t")
 
 _WORKBOOK = b"PK\x03\x04"
@@ -171,10 +174,12 @@ class _Lines:
 
     def take_filled(self) -> _Line | None:
         """Return the next line that is not blank."""
-        while (line := self.take()) is not None:
-            if not line.text.isspace():
+        for _ in range(BLANK_LINES_LIMIT):
+            line = self.take()
+            if line is None or not line.text.isspace():
                 return line
-        return None
+        message = f"{self._path}: line {self._number} is the {BLANK_LINES_LIMIT:,}th blank line in a row; cut them off"
+        raise InputError(message)
 
     def give_back(self, lines: Sequence[_Line]) -> None:
         """Let the next ``take`` return these lines again."""
