@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from signal import SIGKILL
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -15,10 +16,12 @@ from certjob import database, job_runs
 from certjob.database import Connection
 from certjob.report import RunReport
 from certjob.status import Backlog, read_backlog_by_age, read_status
-from tests.command_line import Finished, on_terminal, run_in_process, without_escapes
+from tests.command_line import Finished, on_terminal, run_in_process, started, without_escapes
 from tests.conftest import Certjob
 from tests.facts import TODAY, Facts
 from tests.nights import NoProgress, night
+from tests.portal_answers import hang
+from tests.portal_server import PortalServer
 
 LONG_AGO = date(2025, 1, 1)
 DAY = timedelta(days=1)
@@ -156,6 +159,34 @@ def test_a_run_that_died_shows_as_died(here: Certjob, ran: Ran) -> None:
     outcomes = {run["run_id"]: (run["outcome"], run["finished_at"]) for run in found["runs"]}
     assert outcomes[str(alive)] == ("running", None)
     assert outcomes[str(dead)] == ("died", None)
+
+
+def test_a_night_that_was_killed_shows_as_died(
+    here: Certjob, facts: Facts, bare_environment: dict[str, str], database_url: str, tmp_path: Path
+) -> None:
+    """kill -9 in the middle of a push: nobody could write that it ended; half an hour later it is known."""
+    facts.certified_mentor(facts.organisation(), LONG_AGO)
+    with PortalServer(default=hang()) as portal:
+        settings = bare_environment | {
+            "CERTJOB_DATABASE_URL": database_url,
+            "CERTJOB_PORTAL_URL": portal.url,
+            "CERTJOB_PORTAL_KEY": portal.key,
+        }
+        with started("run", environment=settings, folder=tmp_path) as child:
+            portal.wait_until(lambda: len(portal.requests) == 1, timeout_seconds=60)
+            child.signal(SIGKILL)
+            child.finish()
+
+    at_first = document(here("--json"))
+    facts.connection.execute(
+        "UPDATE job_runs SET started_at = started_at - %s, last_seen_at = last_seen_at - %s", [DAY] * 2
+    )
+    later = here("--json")
+
+    assert [run["outcome"] for run in at_first["runs"]] == ["running"]
+    assert at_first["backlog"]["portal_hides"]["in_flight"] == 1
+    assert [run["outcome"] for run in document(later)["runs"]] == ["died"]
+    assert (later.returncode, document(later)["stale"]) == (3, True)
 
 
 def test_a_long_run_says_now_and_then_that_it_is_alive(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
