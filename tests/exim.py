@@ -3,11 +3,12 @@
 import contextlib
 import os
 import pwd
+import random
 import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -42,6 +43,7 @@ chunking_advertise_hosts =
 local_interfaces = 127.0.0.1
 daemon_smtp_ports = PORT : TLS_PORT
 tls_on_connect_ports = TLS_PORT
+daemon_startup_retries = 0
 tls_certificate = FOLDER/certificate.pem
 tls_advertise_hosts = ${if exists{FOLDER/answers/no-starttls}{}{*}}
 auth_advertise_hosts = *
@@ -115,7 +117,7 @@ class Exim:
                 user=_user().pw_uid,
                 group=_user().pw_gid,
             )
-        until(self._listens)
+        self._until(self._listens)
 
     def stop(self) -> None:
         if self._process is not None:
@@ -139,11 +141,18 @@ class Exim:
     def delivered(self, count: int) -> list[bytes]:
         """Wait until so many messages lie in the Maildir and none is under way; take them out."""
         new = self.folder / "mail" / "new"
-        until(lambda: self._accepted() == self._completed() and len(_files(new)) >= count)
+        self._until(lambda: self._accepted() == self._completed() and len(_files(new)) >= count)
         found = [path.read_bytes() for path in _files(new)]
         for path in _files(new):
             path.unlink()
         return found
+
+    def _until(self, condition: Callable[[], object]) -> None:
+        try:
+            until(condition, seconds=40)
+        except AssertionError as error:
+            error.add_note(f"Exim said: {self._said()}\nand logged: {self._log()[-3000:]}")
+            raise
 
     def _accepted(self) -> int:
         return self._log().count(" <= ")
@@ -161,7 +170,7 @@ class Exim:
 
     def _listens(self) -> bool:
         assert self._process is not None
-        assert self._process.poll() is None, f"Exim ended: {self._said()}"
+        assert self._process.poll() is None, "Exim ended"
         with contextlib.suppress(OSError), socket.create_connection((HOST, self.port), timeout=5) as probe:
             return bool(probe.recv(100))
         return False
@@ -192,8 +201,13 @@ def _user() -> pwd.struct_passwd:
 
 
 def _free_ports() -> tuple[int, int]:
-    with socket.create_server((HOST, 0)) as first, socket.create_server((HOST, 0)) as second:
-        return first.getsockname()[1], second.getsockname()[1]
+    """Two ports below those that outgoing connections take: they must still be free after a server was stopped."""
+    ports: list[int] = []
+    while len(ports) < 2:
+        port = random.randint(20_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server((HOST, port)):
+            ports.append(port)
+    return ports[0], ports[1]
 
 
 @contextmanager

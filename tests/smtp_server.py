@@ -88,7 +88,7 @@ class Fault(Enum):
     FLOOD = auto()
     """Send a reply that does not end."""
     SLOW = auto()
-    """Answer as a good server does, 0.6 seconds late."""
+    """Answer as a good server does, and late (``slow_seconds``)."""
 
 
 GOOD_ANSWERS: Mapping[str, bytes] = {
@@ -117,6 +117,7 @@ class ScriptedServer:
         """Every line heard outside of bodies, of all connections."""
         self.bodies: list[bytes] = []
         self.connections = 0
+        self.slow_seconds = 0.5
         self._stop = threading.Event()
         self._listening = socket.create_server((HOST, 0))
         # Small, so that a body which is not read fills it and blocks its sender.
@@ -187,7 +188,7 @@ class ScriptedServer:
                     connection.sendall(b"250-more\r\n" * 100)
                 return False
             case Fault.SLOW:
-                self._stop.wait(0.6)
+                self._stop.wait(self.slow_seconds)
                 connection.sendall(GOOD_ANSWERS[stage] + b"\r\n")
             case bytes():
                 connection.sendall(answer + b"\r\n")

@@ -136,7 +136,8 @@ def test_each_fault_has_its_owner_and_each_mentor_one_message(
         SmtpConnection, "_wrap", lambda _, plain, **__: plain
     )  # TLS for show: the script stays readable
     queue_two(facts)
-    limits = {"step_seconds": 0.2, "answer_seconds": 0.2} if answer is Fault.DRIP else {}
+    # Each only where it is what ends the test: on a busy machine a good answer takes its time, too.
+    limits = {"answer_seconds" if stage == "END" else "step_seconds": 0.2} if answer is Fault.DRIP else {}
     answers = {"EHLO": OFFER, stage: answer} | ({"HELO": answer} if stage == "EHLO" else {})
     login = {"user": "post", "password": SecretStr("x"), "tls": client_tls()}
 
@@ -274,8 +275,9 @@ def test_the_answer_to_the_final_dot_may_take_longer_than_any_step() -> None:
     """RFC 5321 grants it ten minutes, and cutting it off early makes duplicates."""
     with (
         scripted_server({"END": Fault.SLOW}) as server,
-        channel_to(server.port, step_seconds=0.3, prepare_seconds=0.5, answer_seconds=30) as channel,
+        channel_to(server.port, step_seconds=1.5, prepare_seconds=1.5, answer_seconds=30) as channel,
     ):
+        server.slow_seconds = 2.0
         channel.send(MESSAGE)
 
     assert len(server.bodies) == 1
