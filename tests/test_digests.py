@@ -862,6 +862,32 @@ class TestDays:
         assert [digest.repeat for digest in digests(channel)] == [True]
         assert [status for _, status in facts.rows(ROWS)] == ["superseded", "sent"]
 
+    @pytest.mark.parametrize("status", ["pending", "failed"])
+    def test_one_that_is_settled_between_two_statements_of_a_claim_hands_on_that_it_may_have_arrived(
+        self, connection: Connection, facts: Facts, hlf: UUID, monkeypatch: pytest.MonkeyPatch, status: str
+    ) -> None:
+        """Being sent, it could not give way; settled a moment later, it must not be passed over."""
+        coordinator(facts, hlf)
+        facts.certified_mentor(hlf, YESTERDAY)
+        night(connection, portal=FlakyPortal(), deliver=False)
+        service = CoordinatorDigestService(connection, today=TODAY)
+        (tried,), _ = service.claim()
+        night(connection, TODAY + timedelta(days=1), portal=FlakyPortal(), deliver=False)
+        tomorrow = CoordinatorDigestService(connection, today=TODAY + timedelta(days=1))
+        give_way = tomorrow._supersede
+
+        def settle_meanwhile() -> None:
+            give_way()
+            assert service.settle(tried, status, error="cut", maybe_sent=True)
+
+        monkeypatch.setattr(tomorrow, "_supersede", settle_meanwhile)
+        assert tomorrow.claim()[0] == []
+        channel = CollectingChannel()
+
+        deliver(connection, channel, TODAY + timedelta(days=1))
+
+        assert [digest.repeat for digest in digests(channel)] == [True]
+
     @pytest.mark.parametrize("crashed", [False, True])
     def test_that_it_may_be_a_repeat_survives_midnight(
         self, connection: Connection, facts: Facts, hlf: UUID, crashed: bool
