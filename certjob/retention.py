@@ -112,11 +112,13 @@ def prune(
         message = f"today would be {today}, but the database says {now.date()}; correct the clock that is wrong"
         raise ConfigurationError(message)
     before = _limit(age, now)
-    parameters = {"before": before, "before_on": before.date()}
+    parameters: dict[str, object] = {"before": before, "before_on": before.date()}
     if dry_run:
         with database.read_only_snapshot(connection):
+            parameters["kept"] = _kept_runs(connection)
             rows = {table.name: database.fetch_value(connection, table.count, parameters) for table in _TABLES}
         return Pruning(before=before, rows=rows)
+    parameters["kept"] = _kept_runs(connection)
     rows = {}
     for table in _TABLES:
         rows[table.name] = 0
@@ -143,6 +145,11 @@ def _limit(age: Age, now: datetime) -> datetime:
         )
         raise ConfigurationError(message)
     return before
+
+
+def _kept_runs(connection: Connection) -> list[UUID]:
+    """The runs that stay, however old; more than one for each kind of run, but never many."""
+    return [row[0] for row in database.fetch(connection, "find_kept_job_runs")]
 
 
 def _delete_page(connection: Connection, table: _Table, parameters: dict[str, object]) -> tuple[int | UUID | None, int]:

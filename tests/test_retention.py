@@ -422,6 +422,16 @@ class TestDeleting:
 
         assert said.rows == NOTHING | {"portal_events": 5}
 
+    def test_the_cron_jobs_own_role_may_do_it(self, connection: Connection, facts: Facts, mentor_id: object) -> None:
+        """Not only the owner: the line in the crontab runs with the login of the night."""
+        self.many(connection, mentor_id, 5)
+        TestReminders.reminder(facts, mentor_id, TestReminders.LIMIT - timedelta(days=1))
+        TestAuditDigestsAndRuns.job_run(connection, days_ago=1500)
+        TestAuditDigestsAndRuns.job_run(connection, days_ago=1400)
+        connection.execute("SET ROLE certjob_worker")
+
+        assert rows_gone(connection) == {"portal_events": 5, "reminders": 1, "job_runs": 1}
+
     def test_an_empty_database_is_no_trouble(self, connection: Connection) -> None:
         """The first week of a new installation."""
         assert pruned(connection).rows == NOTHING
