@@ -173,7 +173,9 @@ def _wait_for_server(connection: LastingConnection, error: psycopg.OperationalEr
         connection.patience_seconds = 0.0
         message = f"the database went away {MOST_RESTARTS} times and more in one run: {cause}; see the server's log"
         raise DatabaseUnavailableError(message) from error
-    logger.info("the database went away (%s); waiting up to %.0f s for it", cause, connection.patience_seconds)
+    patience_seconds = connection.patience_seconds
+    about = {"event": "database_lost"}
+    logger.info("the database went away (%s); waiting up to %.0f s for it", cause, patience_seconds, extra=about)
     give_up_at = time.monotonic() + connection.patience_seconds
     while True:
         if connection.stop is not None:
@@ -199,4 +201,4 @@ def _wait_for_server(connection: LastingConnection, error: psycopg.OperationalEr
     LastingConnection.__init__(connection, fresh.pgconn)
     fresh.pgconn = dead  # and goes with it
     _set_up(connection)
-    logger.info("the database is back")
+    logger.info("the database is back", extra={"event": "database_back"})
