@@ -752,6 +752,24 @@ class TestExactlyOnce:
         assert "Kari" not in digest.text
         assert digests(channels[1]) == []
 
+    def test_what_ends_soon_and_needs_nobody_is_no_reason_for_a_page(
+        self, connection: Connection, facts: Facts, hlf: UUID
+    ) -> None:
+        """Continued without a gap, somebody's who has left, revoked in a kind that pauses nobody: not even a row."""
+        coordinator(facts, hlf)
+        ends = TODAY + timedelta(days=31)
+        facts.certificate(facts.certified_mentor(hlf, ends), NEXT_YEAR, issued_on=ends + timedelta(days=1))
+        facts.certified_mentor(hlf, ends, left_at=datetime.now(UTC))
+        connection.execute("UPDATE organisations SET optional_kinds = '{first-aid}'")
+        facts.certificate(facts.certified_mentor(hlf, NEXT_YEAR), ends, kind="first-aid", revoked_at=datetime.now(UTC))
+        night(connection, portal=FlakyPortal(), channel=CollectingChannel())
+        connection.execute("DELETE FROM coordinator_digests")
+
+        for number in range(1, 4):
+            night(connection, TODAY + timedelta(days=number), portal=FlakyPortal(), channel=CollectingChannel())
+
+        assert facts.rows(ROWS) == []
+
     def test_what_is_queued_has_something_to_tell(self, connection: Connection, facts: Facts) -> None:
         """Whatever happens in ten nights: queueing and writing ask the same questions, so that no row is cancelled."""
         organisation = facts.organisation(thresholds=(30, 7, 1))
