@@ -13,11 +13,13 @@ from psycopg import sql
 
 from certjob import database, embedded, migrations
 from tests import supabase
+from tests.app_rows import furnish
 from tests.conftest import Certjob, database_of
 from tests.facts import TODAY, Facts
 from tests.portal_answers import error
 from tests.portal_server import PortalServer
 from tests.test_acceptance import today
+from tests.test_docs import commands
 from tests.waiting import until
 
 PATIENCE_SECONDS = 60
@@ -56,7 +58,7 @@ class TestHappyPath:
             f"hlf,M2,Ola,ola@example.org,{uuid.uuid4()},likeperson,2020-01-01,{today() + timedelta(days=20)}\n",
             f"hlf,M3,Liv,,{uuid.uuid4()},likeperson,2020-01-01,{today() + timedelta(days=20)}\n",
         ]
-        done: list[tuple[int, str]] = []
+        done: list[str] = []
 
         with PortalServer([error(503, "dynamics_unavailable")] * 3) as portal:
 
@@ -70,7 +72,7 @@ class TestHappyPath:
                     CERTJOB_MAIL_FROM="post@hlf.example",
                 )
                 assert result.returncode == code, (arguments, result)
-                done.append((result.returncode, " ".join(arguments)))
+                done.append(" ".join(arguments))
                 return result.stdout
 
             run("db", "status")
@@ -100,6 +102,8 @@ class TestHappyPath:
             run("status")
             run("db", "prune", "--older-than", "3y")
 
+        ran = {name for name in commands() for line in done if f"certjob {line} ".startswith(f"{name} ")}
+        assert ran == commands().keys() - {"certjob db migrate", "certjob demo"}, "a new command belongs in here, too"
         assert portal.visible[contact_id] is True
         assert facts.rows("SELECT id FROM coordinators") == [(user_id,)]
         assert facts.rows("SELECT count(*) FROM mentor_pauses WHERE lifted_by = 'certjob'") == [(1,)]
@@ -361,6 +365,30 @@ class TestComingIntoBeing:
 
             assert policies(connection, "certjob_worker") > 10
             assert caplog.text == ""
+
+    def test_an_owner_who_is_no_superuser_serves_the_app_as_well(
+        self, bare_server: psycopg.Connection[tuple[object, ...]], own_server: str
+    ) -> None:
+        """As on Supabase: postgres may create roles there, and auth belongs to somebody else."""
+        bare_server.execute("CREATE ROLE landlord LOGIN CREATEROLE")
+        url = new_database(bare_server, own_server, owner="landlord")
+        as_superuser = psycopg.conninfo.make_conninfo(url, user="postgres")
+        with database.connect(as_superuser) as superuser, database.connect(url) as landlord:
+            supabase.set_up(superuser)
+            superuser.execute("ALTER PUBLICATION supabase_realtime OWNER TO landlord")
+            superuser.execute("GRANT USAGE ON SCHEMA auth TO landlord")
+            migrations.migrate(landlord)
+            ours, theirs = furnish(landlord, "hlf"), furnish(landlord, "nhf")
+
+            with supabase.logged_in(superuser, ours.coordinator):
+                seen = superuser.execute("SELECT id FROM mentors").fetchall()
+                asked = superuser.execute("SELECT event_version FROM request_portal_resync(%s)", (ours.mentor,))
+                asked_rows = asked.fetchall()
+            with supabase.logged_in(superuser, theirs.coordinator):
+                others = superuser.execute("SELECT id FROM mentors").fetchall()
+
+            assert (seen, asked_rows, others) == ([(ours.mentor,)], [(2,)], [(theirs.mentor,)])
+            assert policies(landlord, "certjob_worker") > 10
 
     def test_databases_that_migrate_at_once_share_the_role(
         self, bare_server: psycopg.Connection[tuple[object, ...]], own_server: str
