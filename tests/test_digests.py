@@ -847,6 +847,29 @@ class TestDays:
         assert len(digests(channel)) == 1
         assert facts.rows(ROWS) == [(TODAY, "sent"), (date(2030, 1, 1), "superseded")]
 
+    def test_what_was_told_last_is_what_was_sent_last(self, connection: Connection, facts: Facts, hlf: UUID) -> None:
+        """Not what was queued last: the new day's had nothing to tell yet when the old day's was queued and sent."""
+        coordinator(facts, hlf)
+        tomorrow = TODAY + timedelta(days=1)
+        facts.certified_mentor(hlf, YESTERDAY, full_name="Kari")
+        night(connection, tomorrow, portal=FlakyPortal(), deliver=False)
+        connection.execute("DELETE FROM mentor_pauses")
+        deliver(connection, CollectingChannel(), tomorrow)
+        connection.execute("UPDATE mentors SET review_on = '-infinity'")
+        review(connection)
+        old = CoordinatorDigestService(connection, today=TODAY)
+        old.queue()
+        channels = [CollectingChannel() for _ in range(3)]
+        stage = MailStage(DigestMail(old, domain="example.org", zone=UTC), channel=channels[0], stop=StopFlag())
+        assert stage.run(deadline_seconds=60) is None
+        facts.certified_mentor(hlf, YESTERDAY, full_name="Ola")
+
+        night(connection, tomorrow, portal=FlakyPortal(), channel=channels[1])
+        night(connection, tomorrow + timedelta(days=1), portal=FlakyPortal(), channel=channels[2])
+
+        assert facts.rows(ROWS) == [(tomorrow, "sent"), (TODAY, "sent")]
+        assert [["Ola" in digest.text for digest in digests(channel)] for channel in channels] == [[False], [True], []]
+
     def test_there_is_one_open_digest_however_long_the_server_is_down(
         self, connection: Connection, facts: Facts, hlf: UUID
     ) -> None:

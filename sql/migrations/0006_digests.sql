@@ -6,10 +6,13 @@ ALTER TABLE coordinator_digests
     ADD COLUMN covers_until timestamptz,
     ADD COLUMN told_on date,
     ADD COLUMN told text[] NOT NULL DEFAULT '{}',
+    ADD COLUMN sent_number integer,
     ADD COLUMN maybe_sent boolean NOT NULL DEFAULT false;
 COMMENT ON COLUMN coordinator_digests.told_on IS 'the day as of which a sent one was written';
 COMMENT ON COLUMN coordinator_digests.told IS 'everything that the coordinator knows once it was sent, by kind and id';
-CREATE INDEX coordinator_digests_sent_idx ON coordinator_digests (coordinator_id, id) WHERE status = 'sent';
+COMMENT ON COLUMN coordinator_digests.sent_number IS 'the coordinator''s sent ones in the order of sending, whatever clocks say';
+CREATE INDEX coordinator_digests_sent_idx ON coordinator_digests (coordinator_id, sent_number DESC NULLS LAST)
+    WHERE status = 'sent';
 CREATE INDEX coordinator_digests_open_idx ON coordinator_digests (coordinator_id) WHERE status IN ('pending', 'failed');
 
 CREATE INDEX mentor_pauses_own_paused_at_idx ON mentor_pauses (paused_at) WHERE reason = 'certification_expired';

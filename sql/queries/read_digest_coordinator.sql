@@ -16,7 +16,7 @@ LEFT JOIN LATERAL (
     SELECT d.id, d.covers_until, coalesce(d.told_on, d.digest_on) AS told_on, d.told AS lines
     FROM coordinator_digests AS d
     WHERE d.coordinator_id = c.id AND d.status = 'sent'
-    ORDER BY d.id DESC
+    ORDER BY d.sent_number DESC NULLS LAST
     LIMIT 1
 ) AS last ON true
 LEFT JOIN LATERAL (
