@@ -299,6 +299,21 @@ class TestAuditDigestsAndRuns:
         left = facts.rows("SELECT status, count(*) FROM coordinator_digests GROUP BY 1 ORDER BY 1")
         assert left == [("failed", 2), ("pending", 2), ("sent", 2)]
 
+    def test_the_digest_that_was_sent_last_stays_also_when_a_later_day_has_another(self, facts: Facts) -> None:
+        """What it told is what the coordinator knows."""
+        facts.connection.execute(
+            "INSERT INTO coordinators (organisation_id, email) VALUES (%s, 'k@hlf.example')", (facts.organisation(),)
+        )
+        facts.connection.execute(
+            "INSERT INTO coordinator_digests (coordinator_id, digest_on, status, queued_at, sent_at, next_attempt_at,"
+            " covers_until, sent_number)"
+            f" SELECT c.id, current_date - n, 'sent', {LONG_AGO}, {LONG_AGO}, {LONG_AGO}, {LONG_AGO}, number"
+            " FROM coordinators AS c, (VALUES (1500, 1), (1499, 3), (1498, 2)) AS d (n, number)".encode()
+        )
+
+        assert rows_gone(facts.connection) == {"digests": 1}
+        assert facts.rows("SELECT sent_number FROM coordinator_digests ORDER BY 1") == [(2,), (3,)]
+
     @staticmethod
     def job_run(
         connection: Connection,

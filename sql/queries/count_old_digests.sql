@@ -13,5 +13,6 @@ WHERE d.status IN ('sent', 'cancelled', 'superseded')
                 AND newer.status = 'sent'
                 AND newer.digest_on > d.digest_on
                 AND newer.covers_until >= coalesce(d.covers_until, '-infinity')
+                AND coalesce(newer.sent_number, 0) >= coalesce(d.sent_number, 0)
         )
     )

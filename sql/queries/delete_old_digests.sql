@@ -1,5 +1,5 @@
--- Digests that are done, one page by key. Of each coordinator the last sent one stays, by either measure: the next one
--- begins where it ended.
+-- Digests that are done, one page by key. Of each coordinator the last sent one stays, by every measure (its day, its
+-- number, until when it told): the next one begins where it ended.
 WITH page AS MATERIALIZED (
     SELECT id FROM coordinator_digests WHERE id > %(after)s ORDER BY id LIMIT %(limit)s
 ), gone AS (
@@ -18,6 +18,7 @@ WITH page AS MATERIALIZED (
                     AND newer.status = 'sent'
                     AND newer.digest_on > d.digest_on
                     AND newer.covers_until >= coalesce(d.covers_until, '-infinity')
+                    AND coalesce(newer.sent_number, 0) >= coalesce(d.sent_number, 0)
             )
         )
     RETURNING d.id
