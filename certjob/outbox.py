@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 from uuid import UUID, uuid4
 
 from certjob import database
@@ -185,7 +185,9 @@ class Outbox(Generic[Item]):
     def _settle(
         self, settlements: Sequence[Settlement], then: Callable[[dict[int, Answer]], None] | None
     ) -> dict[int, Answer]:
-        rows = database.fetch(self._connection, f"lock_{self._table}", {"ids": [s.id for s in settlements]})
+        rows: list[tuple[Any, ...]] = []
+        if self._skips_held or len(settlements) > 1:  # one row alone needs no order
+            rows = database.fetch(self._connection, f"lock_{self._table}", {"ids": [s.id for s in settlements]})
         held = {row[0] for row in rows} if self._skips_held else set()
         free = [s for s in settlements if s.id not in held]
         values: dict[str, list[object]] = {

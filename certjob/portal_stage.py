@@ -10,18 +10,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from certjob.errors import DynamicsSyncException, PermanentPortalError, PortalStageError, TransientPortalError
-from certjob.outbox import Lease
 from certjob.portal_gate import Gate
-from certjob.portal_push import (
-    CALL_DEADLINE_SECONDS,
-    PortalEvent,
-    PortalTarget,
-    Push,
-    asked_to_wait,
-    push_event,
-    refusal_code,
-)
+from certjob.portal_push import CALL_DEADLINE_SECONDS, PortalTarget, Push, asked_to_wait, push_event, refusal_code
 from certjob.portal_sync import PortalCounts, PortalSyncService
+from certjob.portal_tasks import Pace, Task, TaskQueue
 from certjob.retry import RetryPolicy
 from certjob.stages import StageStop
 from certjob.stopping import StopFlag
@@ -39,12 +31,6 @@ _GRACE_SECONDS = 6.5
 _POLL_SECONDS = 0.2
 LOOK_AGAIN_SECONDS = 1.0
 """What is claimed and waits for its turn is looked at so often: it may not be wanted any more."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Task:
-    event: PortalEvent
-    lease: Lease
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,11 +70,12 @@ class PortalStage:
         self._queue_more = queue_more
         self._gate = Gate(calls_per_second=calls_per_second)
         self._halt = StopFlag()  # tells the threads: begin nothing more, retry nothing more
-        self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        self._tasks = TaskQueue()
         self._answers: queue.SimpleQueue[Push | _Crash] = queue.SimpleQueue()
-        self._ready: deque[_Task] = deque()
+        self._ready: deque[Task] = deque()
         self._looked_at = 0.0
         self._in_flight = 0
+        self._pace = Pace(threads=concurrency)
         self._failures_in_a_row = 0
         self._calls_in_vain = 0
         self._pauses_in_a_row = 0
@@ -151,13 +138,13 @@ class PortalStage:
 
     def _claim(self) -> None:
         """Claim what is due; when nothing is, let more be queued."""
-        events, lease = self._service.claim()
+        events, lease = self._service.claim(limit=self._pace.claim_limit)
         self._looked_at = time.monotonic()
         if not events and self._queue_more is not None:
             if not self._queue_more():
                 self._queue_more = None
-            events, lease = self._service.claim()
-        self._ready.extend(_Task(event=event, lease=lease) for event in events)
+            events, lease = self._service.claim(limit=self._pace.claim_limit)
+        self._ready.extend(Task(event=event, lease=lease) for event in events)
         if events and not lease.fits(self._policy.worst_case_seconds(CALL_DEADLINE_SECONDS)):
             self._end("lease", "the lease is shorter than a push can take, or this process stood still; the rest waits")
             self._release_ready()
@@ -175,13 +162,15 @@ class PortalStage:
         """Whether a stage whose time is over leaves anything undone."""
         if not self._ready and self._queue_more is None:
             events, lease = self._service.claim(limit=1)
-            self._ready.extend(_Task(event=event, lease=lease) for event in events)
+            self._ready.extend(Task(event=event, lease=lease) for event in events)
         return bool(self._ready or self._queue_more)
 
     def _dispatch(self) -> None:
-        if self._ready and time.monotonic() - self._looked_at > LOOK_AGAIN_SECONDS:
-            self._drop_stale()
-        at_once = 1 if self._pauses_in_a_row else self._concurrency  # after a pause, one call tries how things are
+        if time.monotonic() - self._looked_at > LOOK_AGAIN_SECONDS:
+            self._recall()
+            if self._ready:
+                self._drop_stale()
+        at_once = 1 if self._pauses_in_a_row else self._concurrency + self._pace.ahead  # after a pause, one call tries
         # Each push that is in flight may make all its calls in vain.
         at_once = min(at_once, (MOST_CALLS_IN_VAIN - self._calls_in_vain) // self._policy.max_attempts)
         if at_once < 1 and not self._in_flight and self._ready:
@@ -216,6 +205,7 @@ class PortalStage:
         """Decide from one outcome whether the stage goes on."""
         error = push.error
         if error is not None and not isinstance(error.cause, PermanentPortalError):
+            self._recall()
             self._calls_in_vain += error.attempts
         elif push.begun and (error is None or error.attempts):
             self._calls_in_vain = 0
@@ -258,30 +248,36 @@ class PortalStage:
         """After the loop, or an error in it: nothing more begins, what ends in time is settled, the rest released."""
         self._halt.set()
         until = time.monotonic() + _GRACE_SECONDS
-        with contextlib.suppress(queue.Empty):
-            while (task := self._tasks.get_nowait()) is not None:  # no thread took it up yet
-                self._ready.append(task)
-                self._in_flight -= 1
         self._release_ready()
         while self._in_flight and time.monotonic() < until:
             self._collect()
 
+    def _recall(self) -> None:
+        """Take back what no thread has taken up yet, to the head of the line."""
+        tasks = self._tasks.take_back()
+        self._in_flight -= len(tasks)
+        self._ready.extendleft(reversed(tasks))
+
     def _release_ready(self) -> None:
+        self._recall()
         if self._ready:
             self._service.release([task.event for task in self._ready])
             self._ready.clear()
 
     def _work(self) -> None:
         """One thread: take a task, wait for its turn, push, answer."""
-        task: _Task | None = None
+        task: Task | None = None
         try:
             with self._make_target() as target:
                 while (task := self._tasks.get()) is not None:
-                    self._answers.put(self._push(task, target))
+                    began = time.monotonic()
+                    push = self._push(task, target)
+                    self._pace.note(push, seconds=time.monotonic() - began)
+                    self._answers.put(push)
         except BaseException as error:  # noqa: BLE001 - handed to the thread that owns the run
             self._answers.put(_Crash(error=error, had_task=task is not None))
 
-    def _push(self, task: _Task, target: PortalTarget) -> Push:
+    def _push(self, task: Task, target: PortalTarget) -> Push:
         event = task.event
         if not event.has_portal or not self._gate.wait(self._halt):
             return Push(event=event, begun=False)
@@ -305,6 +301,8 @@ class PortalStage:
                 may_repeat=may_repeat,
             )
         except DynamicsSyncException as error:
+            if isinstance(error.cause, PortalStageError):
+                self._halt.set()  # at once: what lies ready for the threads is not begun
             self._hold_others(error.cause, 0.0)  # its last call may have asked for a wait, too
             cut_short = (gave_way or self._halt.is_set()) and error.attempts < self._policy.max_attempts
             transient = isinstance(error.cause, TransientPortalError) and asked_to_wait(error) is None

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -72,3 +73,124 @@ def test_the_first_night_of_a_young_database_reads_no_whole_table(connection: Co
     assert report.review.reviewed == 3_000
     assert watched.plans.keys() >= CHUNK_STATEMENTS
     assert {name: tables for name, tables in watched.scanned().items() if name in CHUNK_STATEMENTS} == {}
+
+
+SETTLED = """
+    INSERT INTO portal_sync_events (mentor_id, visible, status, attempts, next_attempt_at, wanted_at, delivered_at)
+    SELECT m.id, night %% 2 = 0, 'delivered', 1, at, at, at
+    FROM (SELECT id FROM mentors ORDER BY member_no LIMIT 300) AS m
+    CROSS JOIN generate_series(1, 365) AS night
+    CROSS JOIN LATERAL (SELECT now() - night * interval '1 day') AS times (at);
+    INSERT INTO cert_notification_log (
+        mentor_id, threshold_days, cert_id, expires_on, status, attempts, next_attempt_at, queued_at, sent_at
+    )
+    SELECT m.id, 30, gen_random_uuid(), date '2026-01-01' - night, 'sent', 1, at, at, at
+    FROM (SELECT id FROM mentors ORDER BY member_no LIMIT 300) AS m
+    CROSS JOIN generate_series(1, 365) AS night
+    CROSS JOIN LATERAL (SELECT now() - night * interval '1 day') AS times (at);
+"""
+"""365 nights of 300 pushes and 300 reminders each, all settled."""
+
+OPEN = """
+    INSERT INTO portal_sync_events (mentor_id, visible)
+    SELECT id, false FROM mentors WHERE dynamics_contact_id IS NOT NULL ORDER BY id LIMIT 150;
+    INSERT INTO cert_notification_log (mentor_id, threshold_days, cert_id, expires_on)
+    SELECT mentor_id, 7, id, expires_on FROM certificates ORDER BY id LIMIT 150;
+"""
+
+
+def touched_blocks(connection: Connection, statement: bytes, parameters: Mapping[str, object]) -> int:
+    """Blocks of 8 kB that one run of a statement touches; it is rolled back."""
+    with connection.transaction(force_rollback=True):
+        rows = connection.execute(b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + statement, parameters).fetchall()
+    plan: dict[str, int] = rows[0][0][0]["Plan"]
+    return plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
+
+
+CLAIMS: dict[str, dict[str, object]] = {
+    "lock_due_portal_events": {"limit": 100},
+    "lock_due_reminders": {"limit": 100, "today": None},
+}
+
+
+@pytest.mark.parametrize("is_analysed", [True, False], ids=["analysed", "never analysed"])
+def test_a_year_of_settled_rows_does_not_slow_a_claim(connection: Connection, *, is_analysed: bool) -> None:
+    """Over 200,000 of them: a claim of 100 touches what it touches without them, and not the table."""
+    run_script(connection, "population.sql", mentors=2_000, today=today())
+    connection.execute(OPEN.encode())
+    connection.execute("VACUUM ANALYZE")
+    young = {name: touched_blocks(connection, database.query(name), named) for name, named in CLAIMS.items()}
+    connection.execute(SETTLED.replace("%%", "%").encode())
+    if is_analysed:
+        connection.execute("VACUUM ANALYZE")
+
+    old = {name: touched_blocks(connection, database.query(name), named) for name, named in CLAIMS.items()}
+
+    for name in CLAIMS:
+        assert old[name] <= 2 * young[name] + 50, (name, young, old)
+
+
+def test_a_night_with_nothing_due_reads_what_is_due(connection: Connection) -> None:
+    """100,000 mentors, none of them due: finding that out touches a few blocks of an index."""
+    connection.execute("INSERT INTO organisations (slug, name) VALUES ('big', 'Big')")
+    connection.execute(
+        "INSERT INTO mentors (organisation_id, member_no, review_on)"
+        " SELECT o.id, 'M' || n, '2030-01-01' FROM organisations AS o, generate_series(1, 100000) AS n"
+    )
+    connection.execute("VACUUM ANALYZE mentors")
+    named: dict[str, dict[str, object]] = {
+        "lock_due_mentors": {
+            "today": today(),
+            "after_review": "-infinity",
+            "after_id": UUID(int=0),
+            "organisation_id": None,
+            "held": [],
+            "broken": [],
+            "limit": 1_000,
+        },
+        "count_due_mentors": {"due_by": today(), "organisation_id": None, "minimum": 20},
+        "find_due_mentors": {"today": today(), "organisation_id": None, "held": [], "broken": []},
+    }
+
+    touched = {name: touched_blocks(connection, database.query(name), parameters) for name, parameters in named.items()}
+
+    assert max(touched.values()) <= 10, touched
+
+
+def test_the_tables_that_could_be_distributed_by_mentor_are_those_the_readme_names(connection: Connection) -> None:
+    """Past one machine: a table can be spread over several by mentor if each unique rule of it holds the mentor."""
+    tables = connection.execute(
+        """
+        SELECT c.relname,
+            coalesce(array_agg(DISTINCT i.indexrelid::regclass::text) FILTER (
+                WHERE i.indisunique AND NOT EXISTS (
+                    SELECT
+                    FROM pg_attribute AS a
+                    WHERE a.attrelid = i.indrelid
+                        AND a.attnum = ANY (i.indkey)
+                        AND a.attname = CASE WHEN c.relname = 'mentors' THEN 'id' ELSE 'mentor_id' END
+                )
+            ), '{}') AS obstacles
+        FROM pg_class AS c
+        JOIN pg_index AS i ON i.indrelid = c.oid
+        WHERE c.relnamespace = 'public'::regnamespace
+            AND c.relkind = 'r'
+            AND (
+                c.relname = 'mentors'
+                OR EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attname = 'mentor_id')
+            )
+        GROUP BY c.relname
+        """
+    ).fetchall()
+
+    found = {table: set(obstacles) for table, obstacles in tables}
+
+    assert found == {
+        "mentors": {"mentors_organisation_id_member_no_key", "mentors_one_per_contact"},
+        "certificates": {"certificates_pkey"},
+        "mentor_pauses": {"mentor_pauses_pkey"},
+        "certificate_transitions": {"certificate_transitions_pkey"},
+        "cert_notification_log": {"cert_notification_log_pkey"},
+        "portal_sync_events": {"portal_sync_events_pkey"},
+        "dynamics_sync_failures": {"dynamics_sync_failures_pkey"},
+    }

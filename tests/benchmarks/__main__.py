@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.benchmarks import backlog, night, startup
+from tests.benchmarks import backlog, deliveries, night, startup
 from tests.benchmarks.bench import Bench, Part
 from tests.benchmarks.bench_server import bench_server
 from tests.benchmarks.figures import Figure, table
@@ -23,6 +23,9 @@ PARTS: dict[str, Sequence[Part]] = {
     "quiet": (night.run_nothing_due,),
     "night": (night.run_due,),
     "backlog": (backlog.run,),
+    "pushes": (deliveries.run_pushes,),
+    "mails": (deliveries.run_mails,),
+    "together": (deliveries.run_together,),
 }
 
 
@@ -45,7 +48,9 @@ def main() -> int:
                 folder=folder,
                 rounds=asked.rounds,
                 mentors=asked.mentors,
+                shares=asked.share or (1, 10, 100),
                 backlog=asked.backlog,
+                pushes=asked.pushes,
                 say=say,
             )
             for name in asked.only or PARTS:
@@ -64,7 +69,13 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--only", action="append", choices=list(PARTS), help="only this part; repeatable")
     parser.add_argument("--mentors", type=int, default=1_000_000, help="the largest population (%(default)s)")
+    parser.add_argument(
+        "--share", type=int, action="append", help="per cent of the mentors who are due; repeatable (1, 10, 100)"
+    )
     parser.add_argument("--backlog", type=int, default=200_000, help="intents to claim and settle (%(default)s)")
+    parser.add_argument(
+        "--pushes", type=int, default=2_000, help="to a portal at once; half as many mails (%(default)s)"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="of everything (%(default)s)")
     parser.add_argument("--json", type=Path, default=Path("benchmarks.json"), help="where to write it (%(default)s)")
     parser.add_argument("--folder", type=Path, help="where the database is made; default: the temporary directory")

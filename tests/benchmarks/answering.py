@@ -1,6 +1,6 @@
 """A portal that answers at once, or after so many milliseconds, and costs next to nothing: ``answering.py DELAY_MS``.
 
-Prints its port, then echoes what is wanted of each contact until its standard input ends.
+Prints its port, echoes what is wanted of each contact until its standard input ends, and prints how many it answered.
 """
 
 import asyncio
@@ -10,6 +10,9 @@ import sys
 
 class Portal(asyncio.Protocol):
     """One connection: whole requests in, the contract's answer out."""
+
+    answered = 0
+    """By all connections together."""
 
     def __init__(self, delay_seconds: float) -> None:
         self._delay_seconds = delay_seconds
@@ -30,6 +33,7 @@ class Portal(asyncio.Protocol):
                 return
             self._data = rest[length:]
             wanted = json.loads(rest[:length])
+            Portal.answered += 1
             body = json.dumps({"contact_id": wanted["contact_id"], "visible": wanted["visible"]}).encode()
             answer = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (
                 len(body),
@@ -48,6 +52,7 @@ async def serve(delay_seconds: float) -> None:
     print(server.sockets[0].getsockname()[1], flush=True)
     await loop.run_in_executor(None, sys.stdin.read)
     server.close()
+    print(Portal.answered, flush=True)
 
 
 if __name__ == "__main__":

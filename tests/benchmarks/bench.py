@@ -1,6 +1,6 @@
 """What every part of the bench is given."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +18,12 @@ class Bench:
     rounds: int
     mentors: int
     """The largest population."""
+    shares: Sequence[int]
+    """Per cent of the mentors who are due."""
     backlog: int
     """Intents to be claimed and settled."""
+    pushes: int
+    """Pushes at once with answers, and twice the mails."""
     say: Callable[[str], None]
     """Tells whoever waits what is going on."""
 

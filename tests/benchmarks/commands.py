@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,9 @@ class Started:
         return text
 
 
-def start(command: Sequence[str | Path], *, database_url: str = "", **settings: str) -> Started:
+def start(
+    command: Sequence[str | Path], *, database_url: str = "", settings: Mapping[str, str] | None = None
+) -> Started:
     """Start a program as cron would: no settings but these."""
     environment = {"HOME": tempfile.gettempdir(), "PATH": "/usr/bin:/bin", "CERTJOB_DATABASE_URL": database_url}
     output = tempfile.TemporaryFile()  # noqa: SIM115 - closed by finish; a pipe would have to be read meanwhile
@@ -71,7 +73,7 @@ def start(command: Sequence[str | Path], *, database_url: str = "", **settings: 
     began = time.perf_counter()
     process = subprocess.Popen(
         [str(word) for word in command],
-        env=environment | settings,
+        env=environment | dict(settings or {}),
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=errors,
@@ -80,10 +82,10 @@ def start(command: Sequence[str | Path], *, database_url: str = "", **settings: 
     return Started(process, output, errors, began)
 
 
-def certjob(*arguments: str, database_url: str = "", exit_codes: Sequence[int] = (0,), **settings: str) -> Finished:
+def certjob(*arguments: str, database_url: str = "", settings: Mapping[str, str] | None = None) -> Finished:
     """Run certjob to its end; raises RuntimeError if it ended otherwise than it should."""
-    finished = start([installed_command(), *arguments], database_url=database_url, **settings).finish()
-    if finished.exit_code not in exit_codes:
+    finished = start([installed_command(), *arguments], database_url=database_url, settings=settings).finish()
+    if finished.exit_code:
         message = (
             f"certjob {' '.join(arguments)} ended with {finished.exit_code}: {finished.stderr or finished.document}"
         )
