@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.benchmarks import backlog, deliveries, night, startup
+from tests.benchmarks import backlog, deliveries, loads, night, startup
 from tests.benchmarks.bench import Bench, Part
 from tests.benchmarks.bench_server import bench_server
 from tests.benchmarks.figures import Figure, table
@@ -24,8 +24,10 @@ PARTS: dict[str, Sequence[Part]] = {
     "night": (night.run_due,),
     "backlog": (backlog.run,),
     "pushes": (deliveries.run_pushes,),
+    "procrastinate": (deliveries.run_procrastinate,),
     "mails": (deliveries.run_mails,),
     "together": (deliveries.run_together,),
+    "load": (loads.run,),
 }
 
 

@@ -84,6 +84,7 @@ def helper(module: str, *arguments: str) -> Iterator[tuple[int, "subprocess.Pope
         yield int(process.stdout.readline()), process
         if not process.stdin.closed:
             process.stdin.close()
+            process.stdout.read()
 
 
 @contextmanager
@@ -144,6 +145,56 @@ def _pushes(bench: Bench, *, delay_ms: int, concurrency: int) -> Figure:
         bar=(Bar.AT_LEAST, SPEED_BAR),
         notes=f"{number / ratio.ours / limit:.0%} of {limit:,.0f}/s, the limit" if limit else "",
     )
+
+
+def run_procrastinate(bench: Bench) -> list[Figure]:
+    """The same pushes as jobs of Procrastinate, which is installed for it into a folder of the bench."""
+    folder = bench.folder / "procrastinate"
+    bench.say("installing procrastinate")
+    install = [
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--target",
+        str(folder),
+        "procrastinate",
+    ]
+    installed = subprocess.run([str(PYTHON), *install], capture_output=True, text=True, check=False)
+    name = f"{bench.pushes:,} pushes, 0 ms answers, 4 at once"
+    if installed.returncode:
+        return [Figure(part="procrastinate", name=name, ours="", notes="procrastinate could not be installed")]
+    with helper("answering", "0") as (port, _), with_events(bench, bench.pushes) as template:
+
+        def ours() -> float:
+            with bench.server.copy(template) as copy:
+                url = bench.server.url(copy)
+                done = certjob("deliver", "--json", database_url=url, settings=settings(port, 4)).document
+            if done["portal"]["delivered"] != bench.pushes:
+                raise RuntimeError(str(done))
+            return float(done["duration_seconds"])
+
+        def theirs() -> float:
+            with bench.server.fresh("bench_procrastinate") as fresh:
+                arguments = [str(folder), bench.server.url(fresh), f"http://127.0.0.1:{port}/", str(bench.pushes), "4"]
+                worker = Path(__file__).with_name("procrastinate_worker.py")
+                finished = start([PYTHON, worker, *arguments]).finish()
+            if finished.exit_code:
+                raise RuntimeError(finished.stderr)
+            return float(finished.document["seconds"])
+
+        ratio = in_turns(ours, theirs, rounds=bench.rounds, more_is_better=True)
+    return [
+        Figure(
+            part="procrastinate",
+            name=name,
+            ours=per_second(bench.pushes, ratio.ours, "pushes"),
+            reference=f"{per_second(bench.pushes, ratio.reference, 'pushes')}, its worker",
+            ratio=ratio,
+            bar=(Bar.AT_LEAST, 3.0),
+        )
+    ]
 
 
 def run_mails(bench: Bench) -> list[Figure]:
