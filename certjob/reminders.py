@@ -74,11 +74,13 @@ class CertificationReminderService:
     def queue(self, decisions: Iterable[Decision]) -> list[UUID]:
         """Queue the due reminders that are new, inside the caller's transaction; return the mentor of each.
 
-        A more urgent one makes older unsent ones about the same certificate superseded.
+        A more urgent one makes older unsent ones about the same certificate superseded; what was mailed about a
+        certificate that was entered anew counts for the new one.
         """
         arrays = _arrays(decisions)
         if not arrays["mentor_ids"]:
             return []
+        database.execute(self._connection, "adopt_reminders", arrays)
         queued = database.fetch(self._connection, "queue_reminders", arrays | {"run_id": self._run_id})
         if queued:
             database.execute(
@@ -170,7 +172,7 @@ class CertificationReminderService:
                 return self._put_back(reminder, Answer.RAISED)
             if not self.settle(reminder, "cancelled", error=reason, uncount=True):
                 return Answer.LOST
-            if reminder.expires_on - timedelta(days=reminder.threshold_days) > today:
+            if reason == "not due" or reminder.expires_on - timedelta(days=reminder.threshold_days) > today:
                 # Queued by a night of a later day, which has noted when to look next: a day after this one's.
                 database.execute(self._connection, "review_mentor", {"id": reminder.mentor_id})
             return Answer.SETTLED

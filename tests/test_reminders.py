@@ -570,6 +570,18 @@ class TestBeforeSending:
 
         assert [message.threshold_days for message in channel.sent] == [14]
 
+    def test_one_about_a_certificate_that_begins_on_the_next_day_is_not_lost(
+        self, connection: Connection, facts: Facts, mentor: UUID
+    ) -> None:
+        """Its threshold was reached before it began: a night that goes on after midnight finds it not due."""
+        facts.certificate(mentor, days(21), issued_on=days(1))
+        review(connection, days(1))
+        assert deliver(connection, CollectingChannel(), TODAY).cancelled == 1
+
+        channel = send(connection, days(1))
+
+        assert [message.threshold_days for message in channel.sent] == [30]
+
     def test_one_of_the_next_day_is_left_to_that_day(self, connection: Connection, facts: Facts, mentor: UUID) -> None:
         """A night that goes on after midnight meets what the night of the new day queued: not its business."""
         facts.certificate(mentor, days(15))

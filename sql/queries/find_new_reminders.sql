@@ -1,9 +1,26 @@
--- Which of these the upsert of queue_reminders would queue; for the plan and the guards, which write nothing.
+-- Which of these the upsert of queue_reminders would queue, after adopt_reminders; for the plan and the guards, which write
+-- nothing.
 SELECT n.mentor_id, n.threshold_days, n.cert_id
 FROM unnest(%(mentor_ids)b::uuid[], %(thresholds)b::int[], %(cert_ids)b::uuid[], %(expiries)b::date[])
     AS n (mentor_id, threshold_days, cert_id, expires_on)
-LEFT JOIN cert_notification_log AS l
-    ON l.mentor_id = n.mentor_id AND l.threshold_days = n.threshold_days AND l.cert_id = n.cert_id
+LEFT JOIN certificates AS c ON c.id = n.cert_id
+LEFT JOIN LATERAL (
+    SELECT o.id, o.expires_on, o.status, o.history
+    FROM cert_notification_log AS o
+    LEFT JOIN certificates AS h ON h.id = o.cert_id AND h.mentor_id = o.mentor_id
+    WHERE o.mentor_id = n.mentor_id
+        AND o.threshold_days = n.threshold_days
+        AND (
+            o.cert_id = n.cert_id
+            OR (
+                o.expires_on = n.expires_on
+                AND (h.id IS NULL OR h.kind = c.kind)
+                AND NOT (o.claim_token IS NOT NULL AND o.next_attempt_at > now())
+            )
+        )
+    ORDER BY o.cert_id <> n.cert_id, o.status = 'sent' DESC, o.id
+    LIMIT 1
+) AS l ON true
 WHERE l.id IS NULL
     OR (
         (l.expires_on <> n.expires_on OR l.status IN ('cancelled', 'superseded'))

@@ -1,0 +1,45 @@
+-- A certificate that was deleted and entered again, or once more with another first day, has another id, and the mentor has
+-- had the mail: the row goes along, whatever became of it, before queue_reminders looks for it. Otherwise an app that
+-- writes all certificates anew every day would have everybody mailed every day. From a certificate that is gone a row
+-- follows to whichever takes its date, each to one, even of another kind, as after the kind is corrected in place; from
+-- one that still exists to one of the same kind. What is being sent just now is left to its claim.
+WITH due AS MATERIALIZED (
+    SELECT n.mentor_id, n.threshold_days, n.cert_id, n.expires_on, c.kind,
+        row_number() OVER (PARTITION BY n.mentor_id, n.threshold_days, n.expires_on ORDER BY n.cert_id) AS number
+    FROM unnest(%(mentor_ids)b::uuid[], %(thresholds)b::int[], %(cert_ids)b::uuid[], %(expiries)b::date[])
+        AS n (mentor_id, threshold_days, cert_id, expires_on)
+    JOIN certificates AS c ON c.id = n.cert_id
+    WHERE NOT EXISTS (
+            SELECT
+            FROM cert_notification_log AS own
+            WHERE own.mentor_id = n.mentor_id AND own.threshold_days = n.threshold_days AND own.cert_id = n.cert_id
+        )
+        -- Ends here for nearly everybody: nobody was ever mailed about this threshold and date.
+        AND EXISTS (
+            SELECT
+            FROM cert_notification_log AS l
+            WHERE l.mentor_id = n.mentor_id AND l.threshold_days = n.threshold_days AND l.expires_on = n.expires_on
+        )
+), held AS MATERIALIZED (
+    SELECT l.id, l.mentor_id, l.threshold_days, l.expires_on, l.status, c.kind,
+        row_number() OVER (
+            PARTITION BY l.mentor_id, l.threshold_days, l.expires_on, c.id IS NULL ORDER BY l.status = 'sent' DESC, l.id
+        ) AS number
+    FROM (SELECT DISTINCT d.mentor_id, d.threshold_days, d.expires_on FROM due AS d) AS d
+    JOIN cert_notification_log AS l
+        ON l.mentor_id = d.mentor_id AND l.threshold_days = d.threshold_days AND l.expires_on = d.expires_on
+    LEFT JOIN certificates AS c ON c.id = l.cert_id AND c.mentor_id = l.mentor_id
+), pair AS (
+    SELECT DISTINCT ON (d.cert_id, d.threshold_days) h.id, d.cert_id
+    FROM due AS d
+    JOIN held AS h
+        ON h.mentor_id = d.mentor_id
+        AND h.threshold_days = d.threshold_days
+        AND h.expires_on = d.expires_on
+        AND (h.kind = d.kind OR (h.kind IS NULL AND h.number = d.number))
+    ORDER BY d.cert_id, d.threshold_days, h.status = 'sent' DESC, h.kind NULLS LAST, h.id
+)
+UPDATE cert_notification_log AS l
+SET cert_id = pair.cert_id
+FROM pair
+WHERE l.id = pair.id AND NOT (l.claim_token IS NOT NULL AND l.next_attempt_at > now())
