@@ -3,23 +3,30 @@
 -- writes all certificates anew every day would have everybody mailed every day. From a certificate that is gone a row
 -- follows to whichever takes its date, each to one, even of another kind, as after the kind is corrected in place; from
 -- one that still exists to one of the same kind. What is being sent just now is left to its claim.
-WITH due AS MATERIALIZED (
-    SELECT n.mentor_id, n.threshold_days, n.cert_id, n.expires_on, c.kind,
-        row_number() OVER (PARTITION BY n.mentor_id, n.threshold_days, n.expires_on ORDER BY n.cert_id) AS number
+WITH known AS MATERIALIZED (
+    -- One look at an index, and the end for nearly everybody: no other row knows of this threshold and date.
+    SELECT n.mentor_id, n.threshold_days, n.cert_id, n.expires_on
     FROM unnest(%(mentor_ids)b::uuid[], %(thresholds)b::int[], %(cert_ids)b::uuid[], %(expiries)b::date[])
         AS n (mentor_id, threshold_days, cert_id, expires_on)
-    JOIN certificates AS c ON c.id = n.cert_id
+    WHERE EXISTS (
+        SELECT
+        FROM cert_notification_log AS l
+        WHERE l.mentor_id = n.mentor_id
+            AND l.threshold_days = n.threshold_days
+            AND l.cert_id <> n.cert_id
+            AND l.expires_on = n.expires_on
+        OFFSET 0
+    )
+), due AS MATERIALIZED (
+    SELECT k.mentor_id, k.threshold_days, k.cert_id, k.expires_on, c.kind,
+        row_number() OVER (PARTITION BY k.mentor_id, k.threshold_days, k.expires_on ORDER BY k.cert_id) AS number
+    FROM known AS k
+    JOIN certificates AS c ON c.id = k.cert_id
     WHERE NOT EXISTS (
-            SELECT
-            FROM cert_notification_log AS own
-            WHERE own.mentor_id = n.mentor_id AND own.threshold_days = n.threshold_days AND own.cert_id = n.cert_id
-        )
-        -- Ends here for nearly everybody: nobody was ever mailed about this threshold and date.
-        AND EXISTS (
-            SELECT
-            FROM cert_notification_log AS l
-            WHERE l.mentor_id = n.mentor_id AND l.threshold_days = n.threshold_days AND l.expires_on = n.expires_on
-        )
+        SELECT
+        FROM cert_notification_log AS own
+        WHERE own.mentor_id = k.mentor_id AND own.threshold_days = k.threshold_days AND own.cert_id = k.cert_id
+    )
 ), held AS MATERIALIZED (
     SELECT l.id, l.mentor_id, l.threshold_days, l.expires_on, l.status, c.kind,
         row_number() OVER (

@@ -3,7 +3,6 @@
 SELECT n.mentor_id, n.threshold_days, n.cert_id
 FROM unnest(%(mentor_ids)b::uuid[], %(thresholds)b::int[], %(cert_ids)b::uuid[], %(expiries)b::date[])
     AS n (mentor_id, threshold_days, cert_id, expires_on)
-LEFT JOIN certificates AS c ON c.id = n.cert_id
 LEFT JOIN LATERAL (
     SELECT o.id, o.expires_on, o.status, o.history
     FROM cert_notification_log AS o
@@ -14,7 +13,7 @@ LEFT JOIN LATERAL (
             o.cert_id = n.cert_id
             OR (
                 o.expires_on = n.expires_on
-                AND (h.id IS NULL OR h.kind = c.kind)
+                AND (h.id IS NULL OR h.kind = (SELECT c.kind FROM certificates AS c WHERE c.id = n.cert_id))
                 AND NOT (o.claim_token IS NOT NULL AND o.next_attempt_at > now())
             )
         )
