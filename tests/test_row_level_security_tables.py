@@ -101,7 +101,8 @@ WHERE grantee <> relowner
 """
 
 _FUNCTIONS = """
-SELECT p.proname, p.prosecdef, coalesce(p.proconfig, '{}') @> ARRAY['search_path=""'],
+SELECT p.proname, p.prosecdef,
+    coalesce(p.proconfig, '{}') && ARRAY['search_path=""', 'search_path=pg_catalog, pg_temp'],
     ARRAY(
         SELECT CASE WHEN acl.grantee = 0 THEN 'PUBLIC' ELSE acl.grantee::regrole::text END
         FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) AS acl
@@ -162,9 +163,9 @@ def undecided(connection: database.Connection) -> list[str]:
 
 def _undecided_functions(connection: database.Connection) -> list[str]:
     problems = []
-    for name, is_definer, has_empty_path, callers in connection.execute(_FUNCTIONS).fetchall():
-        if is_definer and not has_empty_path:
-            problems.append(f"{name}(): a definer function needs SET search_path = ''")
+    for name, is_definer, has_safe_path, callers in connection.execute(_FUNCTIONS).fetchall():
+        if is_definer and not has_safe_path:
+            problems.append(f"{name}(): a definer function needs SET search_path = pg_catalog, pg_temp")
         if set(callers) != CALLABLE.get(name, set()):
             problems.append(f"{name}(): may be called by {sorted(callers)}, decided are {CALLABLE.get(name, set())}")
     return problems

@@ -12,8 +12,11 @@ REVOKE ALL ON ALL FUNCTIONS IN SCHEMA certjob_private FROM PUBLIC;
 
 -- Of which organisation is whoever asks a coordinator? NULL: of none. As definer, because a policy on coordinators that
 -- reads coordinators would call itself; in a schema that nobody else may use, so that only policies can call it.
+--
+-- An empty search_path would be none for types: pg_temp is looked into first unless it is named, auth.uid() ends with
+-- ::uuid, and the check of a domain pg_temp.uuid is code of the caller's, which would run as the owner.
 CREATE FUNCTION certjob_private.coordinator_organisation_id() RETURNS uuid
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = '' AS $$
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     RETURN (SELECT c.organisation_id FROM public.coordinators AS c WHERE c.id = (SELECT auth.uid()));
 END
@@ -22,29 +25,36 @@ REVOKE ALL ON FUNCTION certjob_private.coordinator_organisation_id() FROM PUBLIC
 
 -- The app's "try again now": does to the mentor's event what `certjob resync` does to it; the next `certjob deliver`
 -- pushes it. It does not review the mentor, and so never shows somebody about whom certjob has yet to decide.
+--
+-- The time zone is set, since otherwise the caller's decides on current_date.
 CREATE FUNCTION public.request_portal_resync(
     mentor_id uuid, OUT event_id bigint, OUT event_version integer, OUT visible boolean, OUT in_flight boolean
 )
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' AS $$
 #variable_conflict use_column
 DECLARE
     mentor record;
+    organisation record;
     wanted boolean;
 BEGIN
-    -- Mentor before event, as certjob locks them.
-    SELECT m.id, m.left_at, m.portal_visible, m.review_on, o.portal, o.name AS organisation, o.optional_kinds
+    -- Mentor before event, as certjob locks them. The organisation is read after the wait, in a newer snapshot: whoever
+    -- changes its rules holds its mentors.
+    SELECT m.id, m.organisation_id, m.left_at, m.portal_visible, m.review_on
     INTO mentor
     FROM public.mentors AS m
-    JOIN public.organisations AS o ON o.id = m.organisation_id
     WHERE m.id = request_portal_resync.mentor_id
         AND m.organisation_id = (SELECT certjob_private.coordinator_organisation_id())
-    FOR NO KEY UPDATE OF m;
+    FOR NO KEY UPDATE;
     IF NOT FOUND THEN  -- the same words whether there is such a mentor or not
         RAISE EXCEPTION 'only a coordinator of the mentor''s organisation may ask for a resync'
             USING ERRCODE = 'insufficient_privilege';
     END IF;
-    IF mentor.portal IS NULL THEN
-        RAISE EXCEPTION '% has no portal, so there is nothing to push for this mentor', mentor.organisation;
+    SELECT o.name, o.portal, o.optional_kinds
+    INTO organisation
+    FROM public.organisations AS o
+    WHERE o.id = mentor.organisation_id;
+    IF organisation.portal IS NULL THEN
+        RAISE EXCEPTION '% has no portal, so there is nothing to push for this mentor', organisation.name;
     END IF;
 
     wanted := coalesce(mentor.portal_visible, (
@@ -61,8 +71,8 @@ BEGIN
         IF EXISTS (
             SELECT FROM public.certificates AS held
             WHERE held.mentor_id = mentor.id
-                AND held.issued_on <= current_date + 1
-                AND held.kind <> ALL (mentor.optional_kinds)
+                AND (held.revoked_at IS NOT NULL OR held.issued_on <= current_date + 1)
+                AND held.kind <> ALL (organisation.optional_kinds)
                 AND NOT EXISTS (
                     SELECT FROM public.certificates AS c
                     WHERE c.mentor_id = mentor.id AND c.kind = held.kind AND c.revoked_at IS NULL

@@ -1,0 +1,123 @@
+"""Attacks by a coordinator who may write SQL of their own, and moments in which the facts change under a request."""
+
+import threading
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from certjob import database
+from tests.app_rows import Organisation
+from tests.facts import Facts
+from tests.supabase import logged_in
+from tests.test_acceptance import today
+from tests.waiting import until, waits_for_a_lock
+
+REQUEST = "SELECT visible FROM public.request_portal_resync(mentor_id := %s)"
+
+
+@pytest.fixture
+def mentor(owner: database.Connection, ours: Organisation) -> UUID:
+    """A mentor of ours without any event yet."""
+    return Facts(owner).mentor(ours.id)
+
+
+def queued(owner: database.Connection, mentor_id: UUID) -> list[tuple[bool]]:
+    """The values that are on their way to the portal."""
+    rows = owner.execute("SELECT visible FROM portal_sync_events WHERE mentor_id = %s", (mentor_id,))
+    return rows.fetchall()
+
+
+def test_temporary_types_of_usual_names_run_nothing_as_the_owner(
+    api: database.Connection, owner: database.Connection, ours: Organisation
+) -> None:
+    """pg_temp is looked into first for types unless it is named, and a domain's check is code of the caller's."""
+    owner.execute("CREATE SCHEMA evil")
+    owner.execute("GRANT ALL ON SCHEMA evil TO authenticated")
+    ran_as: list[str] = []
+    api.add_notice_handler(lambda notice: ran_as.append(notice.message_primary or ""))
+
+    with logged_in(api, ours.coordinator):
+        api.execute(
+            "CREATE FUNCTION evil.tell(text) RETURNS boolean LANGUAGE plpgsql"
+            " AS $$ BEGIN RAISE NOTICE '%', current_user; RETURN true; END $$"
+        )
+        for name in ("uuid", "text", "date", "bool", "int4", "int8", "timestamptz"):
+            api.execute(
+                f"CREATE DOMAIN pg_temp.{name} AS pg_catalog.{name} CHECK (evil.tell(VALUE::pg_catalog.text))".encode()
+            )
+        api.execute(
+            "CREATE TYPE pg_temp.record AS (id pg_temp.uuid, left_at pg_temp.timestamptz, portal_visible pg_temp.bool,"
+            " review_on pg_temp.date, portal pg_temp.text, organisation pg_temp.text, optional_kinds pg_catalog.text[])"
+        )
+        answer = api.execute(REQUEST, (ours.mentor,)).fetchall()
+        api.execute("UPDATE mentors SET email = 'new@example.org', dynamics_contact_id = gen_random_uuid()")
+        api.execute("UPDATE certificates SET revoked_at = now()")
+        api.execute(
+            "INSERT INTO certificates (mentor_id, kind, issued_on, expires_on)"
+            " VALUES (%s, 'x', '2026-03-01', '2028-03-01')",
+            (ours.mentor,),
+        )
+        api.execute("UPDATE mentor_pauses SET lifted_at = now(), lifted_by = (SELECT auth.uid())::pg_catalog.text")
+
+    assert answer == [(False,)]
+    assert set(ran_as) <= {"authenticated"}, "code of the caller's ran as somebody else"
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Etc/GMT+12", "Far+167"])
+def test_the_callers_time_zone_does_not_make_an_ended_certificate_hold(
+    zone: str, api: database.Connection, owner: database.Connection, ours: Organisation, mentor: UUID
+) -> None:
+    """PostgREST lets a request choose one, and PostgreSQL knows some that are a week away."""
+    Facts(owner).certificate(mentor, today() - timedelta(days=2))
+
+    api.execute("SELECT set_config('timezone', %s, false)", (zone,))
+
+    with pytest.raises(psycopg.errors.RaiseException, match="waits for a review"), logged_in(api, ours.coordinator):
+        api.execute(REQUEST, (mentor,))
+
+    assert queued(owner, mentor) == []
+
+
+def test_whoever_holds_nothing_but_what_was_revoked_before_it_began_is_not_shown(
+    api: database.Connection, owner: database.Connection, ours: Organisation, mentor: UUID
+) -> None:
+    """As the rules have it: what was revoked counts, whenever it would have begun."""
+    Facts(owner).certificate(
+        mentor, today() + timedelta(days=900), issued_on=today() + timedelta(days=30), revoked_at=datetime.now(UTC)
+    )
+
+    with pytest.raises(psycopg.errors.RaiseException, match="waits for a review"), logged_in(api, ours.coordinator):
+        api.execute(REQUEST, (mentor,))
+
+    assert queued(owner, mentor) == []
+
+
+def test_an_organisation_whose_rules_change_meanwhile_is_read_after_the_wait(
+    api: database.Connection, owner: database.Connection, ours: Organisation, mentor: UUID, supabase_url: str
+) -> None:
+    """The request waits for the mentor whom that change holds: what counted as optional before it does not any more."""
+    facts = Facts(owner)
+    owner.execute("UPDATE organisations SET optional_kinds = '{first_aid}'")
+    facts.certificate(mentor, today() + timedelta(days=300))
+    facts.certificate(mentor, today() - timedelta(days=3), kind="first_aid")
+    ended: list[object] = []
+
+    def request() -> None:
+        try:
+            with logged_in(api, ours.coordinator):
+                ended.append(api.execute(REQUEST, (mentor,)).fetchall())
+        except psycopg.Error as error:
+            ended.append(str(error))
+
+    thread = threading.Thread(target=request, daemon=True)
+    with database.connect(supabase_url) as observer, owner.transaction():
+        owner.execute("UPDATE organisations SET optional_kinds = '{}'")
+        thread.start()
+        until(lambda: waits_for_a_lock(observer, api), seconds=60)
+    thread.join(60)
+
+    assert len(ended) == 1
+    assert "waits for a review" in str(ended[0])
+    assert queued(owner, mentor) == []
