@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -11,6 +12,7 @@ import pytest
 from certjob import database
 from certjob.database import Connection
 from tests.benchmarks.population import run_script, today
+from tests.facts import TODAY, Facts
 from tests.nights import night
 
 SCAN = re.compile(r"Seq Scan on (\w+)")
@@ -199,3 +201,45 @@ def test_the_tables_that_could_be_distributed_by_mentor_are_those_the_readme_nam
     page = readme[readme.index("## What a night costs, and past one machine") :]
     for table in found:
         assert f"`{table}`" in page
+
+
+def test_digests_for_many_coordinators_read_no_mentor_to_whom_nothing_has_happened(
+    connection: Connection, facts: Facts
+) -> None:
+    """3,000 mentors, 30 coordinators, one pause of today: what is looked at is that pause, once."""
+    organisation = facts.organisation("hlf")
+    connection.execute(
+        "INSERT INTO mentors (organisation_id, member_no, dynamics_contact_id)"
+        " SELECT %s, 'M' || n, gen_random_uuid() FROM generate_series(1, 3000) AS n",
+        (organisation,),
+    )
+    connection.execute(
+        "INSERT INTO certificates (mentor_id, kind, issued_on, expires_on)"
+        " SELECT id, 'likeperson', %s, %s FROM mentors",
+        (date(2024, 1, 1), date(2028, 1, 1)),
+    )
+    connection.execute(
+        "INSERT INTO mentor_pauses (mentor_id, reason, actor)"
+        " SELECT id, 'certification_expired', 'certjob' FROM mentors WHERE member_no = 'M7'"
+    )
+    connection.execute(
+        "INSERT INTO coordinators (organisation_id, email)"
+        " SELECT %s, 'c' || n || '@example.org' FROM generate_series(1, 30) AS n",
+        (organisation,),
+    )
+    connection.execute("ANALYZE")
+
+    ((plan,),) = connection.execute(
+        b"EXPLAIN (ANALYZE, FORMAT JSON) " + database.query("queue_digests"),
+        {"today": TODAY, "organisation_id": None},
+    ).fetchall()
+
+    assert facts.rows("SELECT count(*) FROM coordinator_digests") == [(30,)]
+    assert rows_read(plan[0]["Plan"], "mentors") == 1
+
+
+def rows_read(node: dict[str, Any], table: str) -> float:
+    """How many rows of a table all parts of an analysed plan have looked at."""
+    own = node["Actual Loops"] * (node["Actual Rows"] + node.get("Rows Removed by Filter", 0))
+    below = sum(rows_read(child, table) for child in node.get("Plans", ()))
+    return below + (own if node.get("Relation Name") == table else 0)

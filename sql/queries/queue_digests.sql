@@ -35,43 +35,76 @@ WITH reader AS MATERIALIZED (
         )
 ), told AS MATERIALIZED (
     SELECT r.id, t.line FROM reader AS r CROSS JOIN LATERAL unnest(r.lines) AS t (line)
-), found (id, line, stands) AS (
-    SELECT r.id, 'paused:' || p.id, false
-    FROM reader AS r
-    CROSS JOIN LATERAL (
-        SELECT e.id, e.mentor_id
+), opened AS MATERIALIZED (
+    -- These four are looked up once for everybody, by what has happened lately: an organisation may have many coordinators,
+    -- and there may be a million mentors to whom nothing has happened.
+    SELECT p.id, p.paused_at, m.organisation_id
+    FROM mentor_pauses AS p
+    CROSS JOIN LATERAL (SELECT o.organisation_id FROM mentors AS o WHERE o.id = p.mentor_id OFFSET 0) AS m
+    WHERE p.reason = 'certification_expired'
+        AND p.paused_at >= (SELECT min(r.since) FROM reader AS r)
+        AND p.lifted_at IS NULL
+), lifted AS MATERIALIZED (
+    SELECT p.id, p.lifted_at, m.organisation_id
+    FROM (
+        SELECT DISTINCT ON (e.mentor_id) e.id, e.mentor_id, e.lifted_at
         FROM mentor_pauses AS e
-        WHERE e.reason = 'certification_expired' AND e.paused_at >= r.since AND e.lifted_at IS NULL
-        OFFSET 0
-    ) AS p
-    JOIN mentors AS m ON m.id = p.mentor_id AND m.organisation_id = r.organisation_id
-    UNION ALL
-    SELECT r.id, 'back:' || p.id, false
-    FROM reader AS r
-    CROSS JOIN LATERAL (
-        SELECT DISTINCT ON (e.mentor_id) e.id, e.mentor_id
-        FROM mentor_pauses AS e
-        WHERE e.reason = 'certification_expired' AND e.lifted_at >= r.since AND e.lifted_by = 'certjob'
+        WHERE e.reason = 'certification_expired'
+            AND e.lifted_at >= (SELECT min(r.since) FROM reader AS r)
+            AND e.lifted_by = 'certjob'
         ORDER BY e.mentor_id, e.lifted_at DESC, e.id
     ) AS p
-    JOIN mentors AS m ON m.id = p.mentor_id AND m.organisation_id = r.organisation_id
+    CROSS JOIN LATERAL (SELECT o.organisation_id FROM mentors AS o WHERE o.id = p.mentor_id OFFSET 0) AS m
     WHERE NOT EXISTS (
         SELECT FROM mentor_pauses AS o
         WHERE o.mentor_id = p.mentor_id AND o.reason = 'certification_expired' AND o.lifted_at IS NULL
+        OFFSET 0
     )
+), undelivered AS MATERIALIZED (
+    SELECT m.organisation_id,
+        CASE WHEN l.last_error = 'no address' THEN 'noaddress:' || l.mentor_id
+            ELSE 'mail:' || l.id || ':' || extract(epoch FROM l.next_attempt_at) END AS line
+    FROM cert_notification_log AS l
+    CROSS JOIN LATERAL (SELECT o.organisation_id FROM mentors AS o WHERE o.id = l.mentor_id OFFSET 0) AS m
+    WHERE l.status = 'failed' AND greatest(l.expires_on - l.threshold_days, l.queued_at::date) + 14 >= %(today)s
+), soon AS MATERIALIZED (
+    -- Of each organisation the last day that is near by now, of a certificate that nothing continues.
+    SELECT m.organisation_id, max(c.expires_on) AS expires_on
+    FROM certificates AS c
+    CROSS JOIN LATERAL (
+        SELECT o.organisation_id FROM mentors AS o WHERE o.id = c.mentor_id AND o.left_at IS NULL OFFSET 0
+    ) AS m
+    WHERE c.expires_on > (SELECT min(r.told_on) + 30 FROM reader AS r)
+        AND c.expires_on BETWEEN %(today)s AND %(today)s + 30
+        AND c.issued_on <= %(today)s
+        AND c.revoked_at IS NULL
+        AND NOT EXISTS (
+            SELECT
+            FROM certificates AS o
+            WHERE o.mentor_id = c.mentor_id
+                AND o.kind = c.kind
+                AND o.revoked_at IS NULL
+                AND (o.expires_on, o.issued_on) > (c.expires_on, c.issued_on)
+                AND o.issued_on <= c.expires_on + 1
+            OFFSET 0
+        )
+    GROUP BY m.organisation_id
+), found (id, line, stands) AS (
+    SELECT r.id, 'paused:' || p.id, false
+    FROM reader AS r
+    JOIN opened AS p ON p.organisation_id = r.organisation_id AND p.paused_at >= r.since
+    UNION ALL
+    SELECT r.id, 'back:' || p.id, false
+    FROM reader AS r
+    JOIN lifted AS p ON p.organisation_id = r.organisation_id AND p.lifted_at >= r.since
     UNION ALL
     SELECT r.id, 'push:' || a.event_id || ':' || a.visible::text, true
     FROM reader AS r
     JOIN portal_alerts AS a ON a.organisation_id = r.organisation_id
     UNION ALL
-    SELECT r.id,
-        CASE WHEN l.last_error = 'no address' THEN 'noaddress:' || l.mentor_id
-            ELSE 'mail:' || l.id || ':' || extract(epoch FROM l.next_attempt_at) END,
-        true
+    SELECT r.id, u.line, true
     FROM reader AS r
-    JOIN mentors AS m ON m.organisation_id = r.organisation_id
-    JOIN cert_notification_log AS l ON l.mentor_id = m.id
-    WHERE l.status = 'failed' AND greatest(l.expires_on - l.threshold_days, l.queued_at::date) + 14 >= %(today)s
+    JOIN undelivered AS u ON u.organisation_id = r.organisation_id
 ), news AS (
     SELECT f.id
     FROM found AS f
@@ -82,24 +115,7 @@ WITH reader AS MATERIALIZED (
     UNION ALL
     SELECT r.id
     FROM reader AS r
-    WHERE EXISTS (
-        SELECT
-        FROM certificates AS c
-        JOIN mentors AS m ON m.id = c.mentor_id AND m.organisation_id = r.organisation_id AND m.left_at IS NULL
-        WHERE c.expires_on > r.told_on + 30
-            AND c.expires_on <= %(today)s + 30
-            AND c.issued_on <= %(today)s
-            AND c.revoked_at IS NULL
-            AND NOT EXISTS (
-                SELECT
-                FROM certificates AS o
-                WHERE o.mentor_id = c.mentor_id
-                    AND o.kind = c.kind
-                    AND o.revoked_at IS NULL
-                    AND (o.expires_on, o.issued_on) > (c.expires_on, c.issued_on)
-                    AND o.issued_on <= c.expires_on + 1
-            )
-    )
+    JOIN soon AS s ON s.organisation_id = r.organisation_id AND s.expires_on > r.told_on + 30
 )
 INSERT INTO coordinator_digests AS d (coordinator_id, digest_on)
 SELECT DISTINCT n.id, %(today)s FROM news AS n ORDER BY n.id
