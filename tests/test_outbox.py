@@ -252,7 +252,7 @@ class TestSettle:
             lease_seconds=900,
             columns=("ids", "tokens", "statuses", "delays", "uncounts", "errors", "maybe_sent"),
         )
-        kept, lost = mine.claim()[0]
+        kept, lost = mine.claim_by("lock_due_reminders", EVERY_REMINDER)[0]
         connection.execute("UPDATE cert_notification_log SET claim_token = NULL WHERE id = %s", (lost.id,))
 
         answers = mine.settle([Settlement(id=r.id, token=r.claim_token, status="sent") for r in (kept, lost)])
@@ -329,7 +329,7 @@ class TestWaiting:
         """The rows keep their lease; the next claim after it repeats them."""
         monkeypatch.setattr(outbox, "_WRITE_LOCK_TIMEOUT_MS", 20)
         mine = reminder_outbox(connection, facts)
-        (reminder,), _ = mine.claim()
+        (reminder,), _ = mine.claim_by("lock_due_reminders", EVERY_REMINDER)
         app.execute("SELECT 1 FROM cert_notification_log FOR NO KEY UPDATE")
 
         with pytest.raises(psycopg.errors.LockNotAvailable):
@@ -341,7 +341,7 @@ class TestWaiting:
     def test_it_waits_for_a_short_one(self, connection: Connection, facts: Facts, other: Connection, app: App) -> None:
         """And then it is settled."""
         mine = reminder_outbox(connection, facts)
-        (reminder,), _ = mine.claim()
+        (reminder,), _ = mine.claim_by("lock_due_reminders", EVERY_REMINDER)
         app.execute("SELECT 1 FROM cert_notification_log FOR NO KEY UPDATE")
         answers: dict[int, Answer] = {}
 
@@ -354,6 +354,9 @@ class TestWaiting:
 
 def sent(reminder: QueuedReminder) -> Settlement:
     return Settlement(id=reminder.id, token=reminder.claim_token, status="sent")
+
+
+EVERY_REMINDER: dict[str, object] = {"limit": 100, "today": None}
 
 
 def reminder_outbox(connection: Connection, facts: Facts) -> Outbox[QueuedReminder]:
@@ -416,6 +419,6 @@ def test_a_released_reminder_keeps_what_is_known_about_it(connection: Connection
     """A message that may have arrived is still said to be a repeat."""
     mine = reminder_outbox(connection, facts)
 
-    mine.release(mine.claim()[0])
+    mine.release(mine.claim_by("lock_due_reminders", EVERY_REMINDER)[0])
 
     assert facts.rows("SELECT status, attempts, maybe_sent FROM cert_notification_log") == [("pending", 0, True)]
