@@ -9,6 +9,7 @@ import pytest
 
 from certjob import database
 from tests.app_rows import Organisation
+from tests.conftest import Certjob
 from tests.facts import Facts
 from tests.supabase import logged_in
 from tests.test_acceptance import today
@@ -121,3 +122,33 @@ def test_an_organisation_whose_rules_change_meanwhile_is_read_after_the_wait(
     assert len(ended) == 1
     assert "waits for a review" in str(ended[0])
     assert queued(owner, mentor) == []
+
+
+@pytest.mark.parametrize("time", ["infinity", "-infinity", "12000-01-01", "0044-03-15 BC"])
+def test_times_that_no_program_can_hold_stop_neither_a_night_nor_a_story(
+    time: str,
+    api: database.Connection,
+    owner: database.Connection,
+    ours: Organisation,
+    certjob: Certjob,
+    supabase_url: str,
+) -> None:
+    """PostgreSQL takes them from the app: a pause until for ever, a mentor who never was."""
+    me = str(ours.coordinator)
+    with logged_in(api, ours.coordinator):
+        api.execute("UPDATE mentor_pauses SET lifted_at = %s, lifted_by = %s", (time, me))
+        api.execute("UPDATE mentors SET left_at = %s", (time,))
+        api.execute("UPDATE certificates SET revoked_at = %s", (time,))
+        api.execute(
+            "INSERT INTO mentor_pauses (mentor_id, reason, actor, paused_at) VALUES (%s, 'leave', %s, %s)",
+            (ours.mentor, me, time),
+        )
+
+    url = {"CERTJOB_DATABASE_URL": psycopg.conninfo.make_conninfo(supabase_url, options="-c role=certjob_worker")}
+    story = certjob("explain", "hlf-1", **url)
+    night = certjob("run", CERTJOB_NOTIFY_URL="maildir:mail", CERTJOB_MAIL_FROM="post@hlf.example", **url)
+
+    assert (story.returncode, story.stderr) == (0, "")
+    assert "Has left" in story.stdout
+    assert night.returncode == 3, night  # the portal is not set up here
+    assert owner.execute("SELECT status FROM certificates").fetchall() == [("revoked",)]

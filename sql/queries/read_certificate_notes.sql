@@ -1,5 +1,7 @@
 -- What the facts for a decision leave out: when a certificate was revoked, and since which night it is what it is noted as.
-SELECT c.id, c.revoked_at,
+-- Times that only PostgreSQL knows: see read_mentor_story.sql.
+SELECT c.id,
+    CASE WHEN c.revoked_at IS NOT NULL THEN greatest('0002-01-01', least(c.revoked_at, '9998-12-31')) END AS revoked_at,
     (
         SELECT t.as_of
         FROM certificate_transitions AS t
