@@ -62,6 +62,8 @@ class ReturnedMentor:
     member_no: str
     still_paused: bool
     """Another pause is open, such as a coordinator's."""
+    without_certificate: bool
+    """Nothing is on record any more that could end: nobody watches this mentor."""
     line: str
     """What this is known by, from one digest to the next."""
 

@@ -154,7 +154,12 @@ def digest_words(digest: Digest, *, repeat: bool, zone: tzinfo) -> dict[str, Any
             for mentor in digest.paused
         ],
         "returned": [
-            {"name": clean(mentor.name), "member_no": clean(mentor.member_no), "still_paused": mentor.still_paused}
+            {
+                "name": clean(mentor.name),
+                "member_no": clean(mentor.member_no),
+                "still_paused": mentor.still_paused,
+                "without_certificate": mentor.without_certificate,
+            }
             for mentor in digest.returned
         ],
         "undelivered": [

@@ -176,7 +176,7 @@ class CoordinatorDigestService:
             "today": self._today,
         }
         paused = database.fetch(self._connection, "read_paused_mentors", window)
-        returned = database.fetch(self._connection, "read_returned_mentors", window, into=ReturnedMentor)
+        returned = self._returned(database.fetch(self._connection, "read_returned_mentors", window))
         pending = database.fetch(self._connection, "read_pending_pushes", window, into=PendingPush)
         undelivered = database.fetch(self._connection, "read_undelivered_reminders", window, into=UndeliveredReminder)
         known = frozenset(coordinator.told)
@@ -207,6 +207,19 @@ class CoordinatorDigestService:
                 line=line,
             )
             for mentor_id, name, member_no, reopened, line in rows
+        )
+
+    def _returned(self, rows: Sequence[tuple[Any, ...]]) -> tuple[ReturnedMentor, ...]:
+        mentors = self._mentors([row[0] for row in rows])
+        return tuple(
+            ReturnedMentor(
+                name=name,
+                member_no=member_no,
+                still_paused=still_paused,
+                without_certificate=mentor_id in mentors and rules.holds_nothing(mentors[mentor_id], self._today),
+                line=line,
+            )
+            for mentor_id, name, member_no, still_paused, line in rows
         )
 
     def _expiring(self, coordinator: Coordinator) -> tuple[ExpiringCertificate, ...]:

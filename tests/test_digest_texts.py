@@ -94,7 +94,7 @@ def test_the_subject_begins_with_what_happened(language: str, section: str, one:
 def test_the_most_urgent_comes_first_and_three_things_are_enough() -> None:
     """Who may still be visible, before everything else."""
     assert written(full("en")).subject == (
-        "2 may still be visible on the portal, 3 paused, 2 back again (Hørselshjelpen)"
+        "2 may still be visible on the portal, 3 paused, 3 back again (Hørselshjelpen)"
     )
 
 

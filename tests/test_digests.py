@@ -151,6 +151,34 @@ class TestContents:
         assert "* Ola (M1002), er fortsatt på pause av en annen grunn" in digest.text
         assert "Nye på pause" not in digest.text
 
+    @pytest.mark.parametrize(
+        ("locale", "says"),
+        [
+            ("nb", "Det er ikke lenger registrert noe påkrevd sertifikat"),
+            ("nn", "Det er ikkje lenger registrert noko påkravd sertifikat"),
+            ("en", "No required certificate is on record any more"),
+        ],
+    )
+    def test_who_is_back_because_the_certificate_was_deleted(
+        self, connection: Connection, facts: Facts, hlf: UUID, locale: str, says: str
+    ) -> None:
+        """Shown again, certified by nothing and watched by nobody: the page must not say that all is well."""
+        coordinator(facts, hlf, locale=locale)
+        facts.certified_mentor(hlf, YESTERDAY, full_name="Kari")
+        renewed = facts.certified_mentor(hlf, YESTERDAY, full_name="Ola")
+        night(connection, portal=FlakyPortal(), channel=CollectingChannel())
+        connection.execute("DELETE FROM certificates WHERE mentor_id <> %s", (renewed,))
+        facts.certificate(renewed, NEXT_YEAR, issued_on=TODAY)
+        channel = CollectingChannel()
+
+        night(connection, TODAY + timedelta(days=1), portal=FlakyPortal(), channel=channel)
+
+        (digest,) = digests(channel)
+        kari, _, ola = digest.text.partition("* Ola (M1002)")
+        assert f"* Kari (M1001)\n  {says}" in kari
+        assert says not in ola
+        assert digest.html.count(says) == 1
+
     def test_a_pause_that_a_person_had_lifted(self, connection: Connection, facts: Facts, hlf: UUID) -> None:
         """It is open again, and the page says what to do instead."""
         coordinator(facts, hlf)

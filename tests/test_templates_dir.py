@@ -248,7 +248,7 @@ def test_the_made_up_digest_has_the_words_of_a_real_one() -> None:
         paused=(
             PausedMentor(name="K", member_no="M", lapses=(Lapse(kind="a", ended_on=None),), reopened=False, line=""),
         ),
-        returned=(ReturnedMentor(name="K", member_no="M", still_paused=False, line=""),),
+        returned=(ReturnedMentor(name="K", member_no="M", still_paused=False, without_certificate=False, line=""),),
         expiring=(ExpiringCertificate(name="K", member_no="M", kind="a", expires_on=at.date(), days_left=0),),
         pending=tuple(
             PendingPush(name="K", member_no="M", visible=visible, sentence="s", wanted_at=at, error=None, line="")

@@ -81,7 +81,11 @@ def _sections(language: str) -> dict[str, list[Words]]:
             {**who, "reopened": True, "lapses": [{"kind": "a", "ended_on": day}, {"kind": "b", "ended_on": ""}]},
             {**unnamed, "reopened": False, "lapses": []},
         ],
-        "returned": [{**who, "still_paused": False}, {**unnamed, "still_paused": True}],
+        "returned": [
+            {**who, "still_paused": False, "without_certificate": False},
+            {**who, "still_paused": False, "without_certificate": True},
+            {**unnamed, "still_paused": True, "without_certificate": False},
+        ],
         "undelivered": [
             {**who, "expires_on": day, "error": "the mail server refused the recipient (550 unknown)"},
             {**unnamed, "expires_on": day, "error": ""},

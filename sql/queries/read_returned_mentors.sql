@@ -1,5 +1,5 @@
 -- Back again: certjob lifted its pause, and has not opened another.
-SELECT coalesce(m.full_name, m.member_no) AS name, m.member_no,
+SELECT m.id, coalesce(m.full_name, m.member_no) AS name, m.member_no,
     EXISTS (SELECT FROM mentor_pauses AS o WHERE o.mentor_id = m.id AND o.lifted_at IS NULL) AS still_paused,
     'back:' || p.id AS line
 FROM (
