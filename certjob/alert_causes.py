@@ -43,7 +43,7 @@ class PushAlert:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailedReminder:
-    """A reminder that was not delivered and is not tried again before somebody corrects something."""
+    """A reminder that was not delivered: refused, until somebody corrects something, or put off for over a day."""
 
     reminder_id: int
     mentor_id: UUID
@@ -136,6 +136,9 @@ class Cause(Enum):
 
 NO_ADDRESS: Final = "no address"
 
+_PUT_OFF: Final = re.compile(r" put the \w+ off |may have arrived")
+"""How a channel words that a message is tried again."""
+
 _STAGE_ENDS: Final = (
     (re.compile(r"in a row (failed|were in vain)|asked to wait|answered (408|425|429|502|503|504) "), Cause.OUTAGE),
     (re.compile(r"time for deliveries is over|this process stood still|another run is in flight"), Cause.OUT_OF_TIME),
@@ -178,6 +181,11 @@ def explain_reminder(error: str | None) -> tuple[str, str]:
         return "The app has no e-mail address.", f"add the address {then}"
     if (error or "").startswith("the e-mail address "):
         return "The e-mail address cannot be right.", f"correct the address {then}"
+    if _PUT_OFF.search(error or ""):
+        return (
+            "The mail server has put it off for more than a day, as when a mailbox is full.",
+            "ask the mentor, and correct the address in the app if it is not right; certjob goes on trying by itself.",
+        )
     return (
         "The mail server refused the address, or the message.",
         f"ask the mentor for the address and correct it {then}",

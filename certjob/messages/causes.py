@@ -34,6 +34,11 @@ _ADDRESS_REFUSED = {
     "nn": "E-postserveren avviste adressa.",
     "en": "The mail server refused the address.",
 }
+_PUT_OFF = {
+    "nb": "Det går ikke akkurat nå, kanskje fordi postkassen er full. certjob prøver igjen av seg selv.",
+    "nn": "Det går ikkje akkurat no, kanskje fordi postkassa er full. certjob prøver igjen av seg sjølv.",
+    "en": "It does not work just now, perhaps because the mailbox is full. certjob tries again by itself.",
+}
 _MESSAGE_REFUSED = {
     "nb": "Meldingen ble avvist.",
     "nn": "Meldinga vart avvist.",
@@ -76,6 +81,7 @@ _CAUSES = (
     (r"beyond ASCII before the @", _LETTERS),
     (r"^the mail server refused the recipient", _ADDRESS_REFUSED),
     (r"^the (mail server|webhook) refused the message|^the message has a header", _MESSAGE_REFUSED),
+    (r" put the \w+ off |may have arrived", _PUT_OFF),
     (r"no dynamics_contact_id", _NO_CONTACT_ID),
     (r"contact_not_found", _UNKNOWN_CONTACT),
     (r"dynamics_rejected|invalid_request", _CHANGE_REFUSED),
@@ -94,6 +100,6 @@ def find_cause(error: str, language: str) -> Cause:
         if re.search(pattern, error):
             if words in _SAID_WHOLLY:
                 return Cause(words=words[language], technical="")
-            answer = re.fullmatch(r"the (?:mail server|webhook) refused the \w+ \((.+)\)", error)
+            answer = re.fullmatch(r"the (?:mail server|webhook) (?:refused|put) the \w+ (?:off )?\((.+)\)", error)
             return Cause(words=words[language], technical=answer[1] if answer else error)
     return Cause(words="", technical=error)

@@ -63,10 +63,15 @@ WITH reader AS MATERIALIZED (
 ), undelivered AS MATERIALIZED (
     SELECT m.organisation_id,
         CASE WHEN l.last_error = 'no address' THEN 'noaddress:' || l.mentor_id
+            WHEN l.status = 'pending' THEN 'late:' || l.id
             ELSE 'mail:' || l.id || ':' || extract(epoch FROM l.next_attempt_at) END AS line
     FROM cert_notification_log AS l
     CROSS JOIN LATERAL (SELECT o.organisation_id FROM mentors AS o WHERE o.id = l.mentor_id OFFSET 0) AS m
-    WHERE l.status = 'failed' AND greatest(l.expires_on - l.threshold_days, l.queued_at::date) + 14 >= %(today)s
+    WHERE (
+            l.status = 'failed'
+            OR (l.status = 'pending' AND l.attempts >= 3 AND l.queued_at < now() - interval '1 day')
+        )
+        AND greatest(l.expires_on - l.threshold_days, l.queued_at::date) + 14 >= %(today)s
 ), soon AS MATERIALIZED (
     -- Of each organisation the last day that is near by now, of a certificate that nothing continues.
     SELECT m.organisation_id, max(c.expires_on) AS expires_on
