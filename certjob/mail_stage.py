@@ -277,7 +277,8 @@ class MailStage(Generic[Item]):
             self._refused.append(item)
         if len(self._refused) < REFUSALS_IN_A_ROW:
             return None
-        self._queue.reopen_refused(self._refused, delay_seconds=FIRST_DELAY_SECONDS)
+        delay_seconds = retry_delay_seconds(max(item.attempts for item in self._refused))
+        self._queue.reopen_refused(self._refused, delay_seconds=delay_seconds)
         self.counts.failed -= len(self._refused)
         self._refused.clear()
         reason = f"{REFUSALS_IN_A_ROW} messages in a row were refused (last: {error}); they and the rest stay pending"

@@ -301,6 +301,23 @@ class TestRefused:
             " GROUP BY attempts"
         ) == [(1, 5)]
 
+    def test_five_that_are_refused_again_and_again_are_tried_less_and_less_often(
+        self, connection: Connection, facts: Facts
+    ) -> None:
+        """Five dead mailboxes on a quiet day must not knock at the server every 15 minutes for weeks."""
+        queue(facts, 5)
+        connection.execute("UPDATE cert_notification_log SET attempts = 3")
+
+        stopped = stage(connection, CollectingChannel(on_send=outcomes(*[RecipientRefusedError("550")] * 5))).run(
+            deadline_seconds=60
+        )
+
+        assert code_of(stopped) == "refused"
+        assert facts.rows(
+            "SELECT count(*) FROM cert_notification_log WHERE next_attempt_at - now()"
+            " BETWEEN interval '119 min' AND interval '120 min'"
+        ) == [(5,)]
+
     def test_what_became_of_one_of_the_five_meanwhile_stands(
         self, connection: Connection, facts: Facts, other: Connection
     ) -> None:
