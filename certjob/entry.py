@@ -76,13 +76,17 @@ def _run(arguments: Sequence[str], *, stop: StopFlag) -> int:
 
 
 def _fail(arguments: Sequence[str], error: Exception) -> int:
-    from certjob.plain import print_attention, print_error, print_json
+    from certjob.plain import discard_results, print_attention, print_error, print_json
 
     _set_up_logs_as_asked(arguments)
     code, name, message = _describe(error, arguments)
     message = without_secrets(message)
-    if "--json" in arguments:
-        print_json({"outcome": "failed" if code != 3 else "attention", "error": {"code": name, "message": message}})
+    try:
+        if "--json" in arguments:
+            print_json({"outcome": "failed" if code != 3 else "attention", "error": {"code": name, "message": message}})
+        sys.stdout.flush()
+    except OSError:  # a full disk: stdout is what failed, and would fail again at the end
+        discard_results()
     trace = name == "internal" and bool({"-v", "--verbose"} & set(arguments))
     name_of_command = " ".join(["certjob", *_command_words(arguments)])
     if code == 3:

@@ -505,12 +505,17 @@ def test_the_guard_names_the_organisation_and_the_flag(certjob: Certjob, facts: 
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_a_full_disk_is_said_so(night_environment: dict[str, str], tmp_path: Path) -> None:
-    """The result cannot be written: exit 1, and no traceback at the very end."""
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["seen at the end", "seen at once"])
+@pytest.mark.parametrize("arguments", [("run", "--json"), ("run", "--dry-run"), ("list",), ("explain", "M7", "--json")])
+def test_a_full_disk_is_said_so(
+    night_environment: dict[str, str], facts: Facts, tmp_path: Path, *, arguments: tuple[str, ...], unbuffered: str
+) -> None:
+    """The result cannot be written, and Python sees that at once or at the very end: exit 1, a line, no traceback."""
+    facts.certified_mentor(facts.organisation(portal=None), date(2999, 1, 1), member_no="M7")
     with Path("/dev/full").open("w") as full:
         result = subprocess.run(
-            [str(installed_command()), "run", "--json"],
-            env=night_environment,
+            [str(installed_command()), *arguments],
+            env=night_environment | {"PYTHONUNBUFFERED": unbuffered},
             cwd=tmp_path,
             stdout=full,
             stderr=subprocess.PIPE,
@@ -518,8 +523,8 @@ def test_a_full_disk_is_said_so(night_environment: dict[str, str], tmp_path: Pat
             check=False,
         )
 
-    assert result.stderr == "certjob run: no space is left on the disk; make room and run it again\n"
-    assert result.returncode == 1
+    said = f"certjob {arguments[0]}: no space is left on the disk; make room and run it again\n"
+    assert (result.stderr, result.returncode) == (said, 1)
 
 
 def test_no_message_of_a_night_names_a_person(certjob: Certjob, facts: Facts, portal: PortalServer, soon: date) -> None:
