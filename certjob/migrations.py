@@ -53,7 +53,7 @@ def status(connection: Connection, directory: Path | None = None) -> list[Migrat
         applied = _visible_ledger(connection)
     except psycopg.errors.InsufficientPrivilege as error:
         message = (
-            f"the database user may not read certjob's tables ({error.diag.message_primary}); connect as their owner"
+            f"the database user may not read certjob's tables ({error.diag.message_primary}); {_how_to_see(connection)}"
         )
         raise ConfigurationError(message) from error
     return _compare(migrations(directory), applied)
@@ -116,8 +116,8 @@ def _compare(known: list[Migration], applied: dict[int, Migration]) -> list[Migr
         row = applied.get(migration.version)
         if row is not None and row.sha256 != migration.sha256:
             message = (
-                f"migration {migration.version:04d}_{migration.name} was edited after it was applied; "
-                "restore the file and put the change into a new migration"
+                f"migration {migration.version:04d}_{migration.name} was edited after it was applied to this database: "
+                "restore the file, or install the certjob that made it; a change belongs into a new migration"
             )
             raise SchemaError(message)
         result.append(
@@ -178,12 +178,13 @@ def _visible_ledger(connection: Connection) -> dict[int, Migration]:
         raise ConfigurationError(message)
     applied = _ledger(connection)
     if filtered and not applied:
-        message = (
-            "row-level security hides certjob's tables from the database user; "
-            "connect as their owner, or as a role with BYPASSRLS"
-        )
+        message = f"row-level security hides certjob's tables from the database user; {_how_to_see(connection)}"
         raise ConfigurationError(message)
     return applied
+
+
+def _how_to_see(connection: Connection) -> str:
+    return f"GRANT certjob_worker TO {connection.info.user}, or connect as their owner"
 
 
 def _ledger(connection: Connection) -> dict[int, Migration]:

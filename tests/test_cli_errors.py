@@ -233,17 +233,26 @@ def test_an_edited_migration_is_refused(here: Certjob, connection: Connection) -
     """What the ledger knows of the file is not what the file says."""
     connection.execute("UPDATE certjob_migrations SET sha256 = 'x' WHERE version = 1")
 
-    assert_one_line(here("run"), "0001_facts", "was edited", "restore the file", code=2)
+    assert_one_line(
+        here("run"), "0001_facts", "was edited", "restore the file", "install the certjob that made it", code=2
+    )
 
 
-def test_a_user_without_rights_is_a_wrong_setting(here: Certjob, connection: Connection, database_url: str) -> None:
-    """A login that may connect and nothing else."""
+@pytest.mark.parametrize("right", ["nothing", "SELECT"])
+def test_a_user_without_rights_is_a_wrong_setting(
+    here: Certjob, connection: Connection, database_url: str, right: str
+) -> None:
+    """A login that may connect, perhaps read: the line names the role that a cron job needs, not only the owner."""
     role = f"certjob_stranger_{uuid4().hex[:8]}"
     connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{SECRET}'".encode())
+    if right != "nothing":
+        connection.execute(f"GRANT {right} ON ALL TABLES IN SCHEMA public TO {role}".encode())
     try:
         url = psycopg.conninfo.make_conninfo(database_url, user=role, password=SECRET)
-        assert_one_line(here("run", CERTJOB_DATABASE_URL=url), "database user", "connect as their owner", code=2)
+        result = here("run", CERTJOB_DATABASE_URL=url)
+        assert_one_line(result, f"GRANT certjob_worker TO {role}", "or connect as their owner", code=2)
     finally:
+        connection.execute(f"DROP OWNED BY {role}".encode())
         connection.execute(f"DROP ROLE {role}".encode())
 
 
