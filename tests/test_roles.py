@@ -366,6 +366,28 @@ class TestComingIntoBeing:
             assert policies(connection, "certjob_worker") > 10
             assert caplog.text == ""
 
+    def test_an_owner_who_may_not_open_the_database_to_the_worker_is_told_who_must(
+        self, bare_server: psycopg.Connection[tuple[object, ...]], own_server: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A database that was closed to the public: PostgreSQL only warns that nothing was granted."""
+        bare_server.execute("CREATE ROLE landlord LOGIN CREATEROLE")
+        url = new_database(bare_server, own_server)
+        name = str(psycopg.conninfo.conninfo_to_dict(url)["dbname"])
+        with database.connect(url) as superuser:
+            superuser.execute(f"REVOKE ALL ON DATABASE {name} FROM PUBLIC".encode())
+            superuser.execute("REVOKE ALL ON SCHEMA public FROM PUBLIC")
+            superuser.execute(f"GRANT CONNECT, CREATE ON DATABASE {name} TO landlord".encode())
+            superuser.execute("GRANT USAGE, CREATE ON SCHEMA public TO landlord")
+
+            with database.connect(psycopg.conninfo.make_conninfo(url, user="landlord")) as landlord:
+                migrations.migrate(landlord)
+                advice = caplog.text.partition("as its owner: ")[2].splitlines()[0]
+                superuser.execute(advice.encode())
+
+            superuser.execute("SET ROLE certjob_worker")
+            assert superuser.execute("SELECT count(*) FROM mentors").fetchone() == (0,)
+            superuser.execute("CREATE TEMPORARY TABLE load_rows ()")
+
     def test_an_owner_who_is_no_superuser_serves_the_app_as_well(
         self, bare_server: psycopg.Connection[tuple[object, ...]], own_server: str
     ) -> None:

@@ -190,6 +190,13 @@ BEGIN
     IF NOT has_database_privilege('certjob_worker', current_database(), 'TEMPORARY') THEN
         EXECUTE format('GRANT TEMPORARY ON DATABASE %I TO certjob_worker', current_database());
     END IF;
+    -- To grant what one may not give away only warns, and does not say what to do.
+    IF NOT has_schema_privilege('certjob_worker', 'public', 'USAGE')
+        OR NOT has_database_privilege('certjob_worker', current_database(), 'TEMPORARY')
+    THEN
+        RETURN format('certjob_worker cannot work in this database yet; as its owner: GRANT USAGE ON SCHEMA public TO '
+            'certjob_worker; GRANT TEMPORARY ON DATABASE %I TO certjob_worker', current_database());
+    END IF;
     RETURN NULL;
 END
 $$;
