@@ -114,7 +114,7 @@ def _connection_error(error: psycopg.OperationalError) -> ConfigurationError | D
     ):
         if f"FATAL: {sign}" in text or (sign in text and not sign.endswith(" ")) or needs_password:
             return ConfigurationError(f"the database refused the connection: {_cause(text)}; {advice}")
-    if re.search("starting up|shutting down|recovery|accepting connections", text):
+    if re.search("starting up|shutting down|recovery|not (yet )?accepting connections", text):
         advice = "it is starting, stopping or recovering; wait a minute, and if it stays so, see the server's log"
         return DatabaseUnavailableError(f"the database takes no connections just now: {_cause(text)}; {advice}")
     advice = "check the host and port in CERTJOB_DATABASE_URL and whether the server runs"

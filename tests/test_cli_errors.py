@@ -157,6 +157,13 @@ def test_a_host_that_nobody_answers_at_is_unreachable(certjob: Certjob) -> None:
     assert_one_line(result, "the database cannot be reached", "127.0.0.1", code=1)
 
 
+def test_a_socket_that_is_not_there_is_unreachable(certjob: Certjob, tmp_path: Path) -> None:
+    """libpq asks whether the server is "accepting connections on that socket": it is not starting, it is not there."""
+    result = certjob("run", CERTJOB_DATABASE_URL=f"host={tmp_path} dbname=x")
+
+    assert_one_line(result, "the database cannot be reached", "check the host and port", code=1)
+
+
 def test_a_host_without_an_address_is_unreachable(certjob: Certjob) -> None:
     """Exit 1; .invalid never resolves (RFC 2606)."""
     result = certjob("run", CERTJOB_DATABASE_URL=f"postgresql://u:{SECRET}@database.invalid/x")
