@@ -1,5 +1,6 @@
 """Attacks by a coordinator who may write SQL of their own, and moments in which the facts change under a request."""
 
+import random
 import threading
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -7,7 +8,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from certjob import database
+from certjob import database, facts, rules
 from tests.app_rows import Organisation
 from tests.conftest import Certjob
 from tests.facts import Facts
@@ -122,6 +123,50 @@ def test_an_organisation_whose_rules_change_meanwhile_is_read_after_the_wait(
     assert len(ended) == 1
     assert "waits for a review" in str(ended[0])
     assert queued(owner, mentor) == []
+
+
+def test_a_request_shows_nobody_whom_the_rules_would_hide_wherever_the_programme_lives(
+    api: database.Connection, owner: database.Connection, ours: Organisation
+) -> None:
+    """400 mentors with whatever certificates and pauses: asked today, decided on the day of every time zone."""
+    made, dice, began = Facts(owner), random.Random(5), datetime.now(UTC).date()
+    owner.execute("UPDATE organisations SET optional_kinds = '{optional}'")
+    mentors = [made.mentor(ours.id) for _ in range(400)]
+    for mentor_id in mentors:
+        for kind in dice.sample(("likeperson", "first_aid", "optional"), dice.randint(0, 3)):
+            for begins_in_days in dice.sample((-60, -2, -1, 0, 1, 2, 3), dice.randint(1, 2)):
+                issued_on = began + timedelta(days=begins_in_days)
+                made.certificate(
+                    mentor_id,
+                    issued_on + timedelta(days=dice.choice((0, 1, 2, 59, 60, 61, 90))),
+                    kind=kind,
+                    issued_on=issued_on,
+                    revoked_at=dice.choice((None, None, None, datetime.now(UTC))),
+                )
+        if dice.random() < 0.1:
+            made.pause(mentor_id)
+        owner.execute("UPDATE mentors SET portal_visible = %s WHERE id = %s", (dice.choice((None, True)), mentor_id))
+    shown, refused = [], 0
+    for mentor_id in mentors:
+        try:
+            with logged_in(api, ours.coordinator):
+                if api.execute(REQUEST, (mentor_id,)).fetchall() == [(True,)]:
+                    shown.append(mentor_id)
+        except psycopg.errors.RaiseException:
+            refused += 1
+
+    zones = [timedelta(days=offset) for offset in (-1, 0, 1)]
+    days = {began + offset for offset in zones} & {datetime.now(UTC).date() + offset for offset in zones}
+    wrong = [
+        (mentor, day)
+        for mentor in facts.read(owner, shown, lock=False).mentors
+        for day in days
+        if not rules.decide(mentor, day).visible
+    ]
+
+    assert wrong == []
+    assert len(shown) > 50
+    assert refused > 50
 
 
 @pytest.mark.parametrize("time", ["infinity", "-infinity", "12000-01-01", "0044-03-15 BC"])
