@@ -92,6 +92,25 @@ def test_another_date_is_another_matter(connection: Connection, facts: Facts, me
     assert [message.expires_on for message in channel.sent] == [days(25), days(26)]
 
 
+def test_a_date_that_was_mailed_about_before_another_one_counts(
+    connection: Connection, facts: Facts, mentor: UUID
+) -> None:
+    """Mistyped in place, mailed about, then deleted and entered as it was first: the mentor has had that mail."""
+    certificate = facts.certificate(mentor, days(25))
+    channel = CollectingChannel()
+    night(connection, channel=channel)
+    connection.execute("UPDATE certificates SET expires_on = %s WHERE id = %s", (days(26), certificate))
+    night(connection, channel=channel)
+    enter_anew(facts, mentor)
+
+    planned = night(connection, dry_run=True).review
+    night(connection, channel=channel)
+
+    assert [message.expires_on for message in channel.sent] == [days(25), days(26)]
+    assert planned is not None
+    assert planned.reminders_queued == 0
+
+
 @pytest.mark.parametrize("status", ["pending", "failed", "cancelled", "superseded"])
 def test_what_was_not_sent_goes_along_too(connection: Connection, facts: Facts, mentor: UUID, status: str) -> None:
     """One row about one date: it is sent, or shown as failed, once."""

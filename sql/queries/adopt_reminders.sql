@@ -2,7 +2,8 @@
 -- had the mail: the row goes along, whatever became of it, before queue_reminders looks for it. Otherwise an app that
 -- writes all certificates anew every day would have everybody mailed every day. From a certificate that is gone a row
 -- follows to whichever takes its date, each to one, even of another kind, as after the kind is corrected in place; from
--- one that still exists to one of the same kind. What is being sent just now is left to its claim.
+-- one that still exists to one of the same kind. A date in a row's history counts as its own. What is being sent just now is
+-- left to its claim.
 WITH known AS MATERIALIZED (
     -- One look at an index, and the end for nearly everybody: no other row knows of this threshold and date.
     SELECT n.mentor_id, n.threshold_days, n.cert_id, n.expires_on
@@ -14,7 +15,10 @@ WITH known AS MATERIALIZED (
         WHERE l.mentor_id = n.mentor_id
             AND l.threshold_days = n.threshold_days
             AND l.cert_id <> n.cert_id
-            AND l.expires_on = n.expires_on
+            AND (
+                l.expires_on = n.expires_on
+                OR l.history @> jsonb_build_array(jsonb_build_object('expires_on', n.expires_on))
+            )
         OFFSET 0
     )
 ), due AS MATERIALIZED (
@@ -28,14 +32,24 @@ WITH known AS MATERIALIZED (
         WHERE own.mentor_id = k.mentor_id AND own.threshold_days = k.threshold_days AND own.cert_id = k.cert_id
     )
 ), held AS MATERIALIZED (
-    SELECT l.id, l.mentor_id, l.threshold_days, l.expires_on, l.status, c.kind,
+    SELECT l.id, d.mentor_id, d.threshold_days, d.expires_on, c.kind, l.was_sent,
         row_number() OVER (
-            PARTITION BY l.mentor_id, l.threshold_days, l.expires_on, c.id IS NULL ORDER BY l.status = 'sent' DESC, l.id
+            PARTITION BY d.mentor_id, d.threshold_days, d.expires_on, c.id IS NULL ORDER BY l.was_sent DESC, l.id
         ) AS number
     FROM (SELECT DISTINCT d.mentor_id, d.threshold_days, d.expires_on FROM due AS d) AS d
-    JOIN cert_notification_log AS l
-        ON l.mentor_id = d.mentor_id AND l.threshold_days = d.threshold_days AND l.expires_on = d.expires_on
-    LEFT JOIN certificates AS c ON c.id = l.cert_id AND c.mentor_id = l.mentor_id
+    CROSS JOIN LATERAL (
+        SELECT o.id, o.cert_id,
+            (o.expires_on = d.expires_on AND o.status = 'sent')
+            OR o.history @> jsonb_build_array(jsonb_build_object('expires_on', d.expires_on, 'status', 'sent')) AS was_sent
+        FROM cert_notification_log AS o
+        WHERE o.mentor_id = d.mentor_id
+            AND o.threshold_days = d.threshold_days
+            AND (
+                o.expires_on = d.expires_on
+                OR o.history @> jsonb_build_array(jsonb_build_object('expires_on', d.expires_on))
+            )
+    ) AS l
+    LEFT JOIN certificates AS c ON c.id = l.cert_id AND c.mentor_id = d.mentor_id
 ), pair AS (
     SELECT DISTINCT ON (d.cert_id, d.threshold_days) h.id, d.cert_id
     FROM due AS d
@@ -44,7 +58,7 @@ WITH known AS MATERIALIZED (
         AND h.threshold_days = d.threshold_days
         AND h.expires_on = d.expires_on
         AND (h.kind = d.kind OR (h.kind IS NULL AND h.number = d.number))
-    ORDER BY d.cert_id, d.threshold_days, h.status = 'sent' DESC, h.kind NULLS LAST, h.id
+    ORDER BY d.cert_id, d.threshold_days, h.was_sent DESC, h.kind NULLS LAST, h.id
 )
 UPDATE cert_notification_log AS l
 SET cert_id = pair.cert_id

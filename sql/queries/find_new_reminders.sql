@@ -12,12 +12,18 @@ LEFT JOIN LATERAL (
         AND (
             o.cert_id = n.cert_id
             OR (
-                o.expires_on = n.expires_on
+                (
+                    o.expires_on = n.expires_on
+                    OR o.history @> jsonb_build_array(jsonb_build_object('expires_on', n.expires_on))
+                )
                 AND (h.id IS NULL OR h.kind = (SELECT c.kind FROM certificates AS c WHERE c.id = n.cert_id))
                 AND NOT (o.claim_token IS NOT NULL AND o.next_attempt_at > now())
             )
         )
-    ORDER BY o.cert_id <> n.cert_id, o.status = 'sent' DESC, o.id
+    ORDER BY o.cert_id <> n.cert_id,
+        (o.expires_on = n.expires_on AND o.status = 'sent')
+        OR o.history @> jsonb_build_array(jsonb_build_object('expires_on', n.expires_on, 'status', 'sent')) DESC,
+        o.id
     LIMIT 1
 ) AS l ON true
 WHERE l.id IS NULL
