@@ -388,6 +388,18 @@ class TestComingIntoBeing:
             assert superuser.execute("SELECT count(*) FROM mentors").fetchone() == (0,)
             superuser.execute("CREATE TEMPORARY TABLE load_rows ()")
 
+    def test_a_schema_in_which_everybody_may_create_functions_is_warned_of(
+        self, bare_server: psycopg.Connection[tuple[object, ...]], own_server: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """As it was until PostgreSQL 14, and stays through an upgrade: the commands would run what others put there."""
+        with database.connect(new_database(bare_server, own_server)) as connection:
+            connection.execute("GRANT CREATE ON SCHEMA public TO PUBLIC")
+
+            migrations.migrate(connection)
+
+            assert caplog.text.count("REVOKE CREATE ON SCHEMA public FROM PUBLIC") == 1
+            assert policies(connection, "certjob_worker") > 10
+
     def test_an_owner_who_is_no_superuser_serves_the_app_as_well(
         self, bare_server: psycopg.Connection[tuple[object, ...]], own_server: str
     ) -> None:

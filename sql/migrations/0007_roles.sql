@@ -300,6 +300,11 @@ BEGIN
     IF left_to_do IS NOT NULL THEN
         RAISE WARNING '%', left_to_do;
     END IF;
+    -- certjob's statements name no schema, and a function unnest(uuid[]) in public would fit better than PostgreSQL's.
+    IF has_schema_privilege('public', 'public', 'CREATE') THEN
+        RAISE WARNING 'everybody may create functions in the schema public, which the commands would then run; as its '
+            'owner: REVOKE CREATE ON SCHEMA public FROM PUBLIC';
+    END IF;
 END
 $$;
 
