@@ -29,6 +29,8 @@ class OutgoingMessage:
     threshold_days: int | None = None
     """Days before the expiry; negative = after it."""
     expires_on: date | None = None
+    reply_to: str | None = None
+    """Where an answer goes, unchecked: whoever has a question presses "reply". None: to the sender."""
 
 
 class Channel(Protocol):

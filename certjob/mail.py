@@ -134,10 +134,24 @@ def _build(
     email["Date"] = format_datetime(datetime.now(UTC))
     email["Message-ID"] = message.message_id
     email["Auto-Submitted"] = "auto-generated"  # RFC 3834: no holiday replies, please
+    answers_to = _answers_to(message.reply_to)
+    if answers_to is not None:
+        email["Reply-To"] = Address("", answers_to.local_part, answers_to.domain)
     # Quoted-printable, since a server on the way need not take 8 bits.
     email.set_content(message.text, cte="quoted-printable")
     email.add_alternative(message.html, subtype="html", cte="quoted-printable")
     return email.as_bytes()
+
+
+def _answers_to(text: str | None) -> MailAddress | None:
+    """Read where answers go; None when that is no address, which must not keep the message from its reader.
+
+    Nor one with letters beyond ASCII before the ``@``: not every server and not every reader's program can take it.
+    """
+    with contextlib.suppress(ValueError):
+        address = parse_address(text or "")
+        return None if address.international else address
+    return None
 
 
 class _OwnHeader(BaseHeader):

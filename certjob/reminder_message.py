@@ -59,6 +59,7 @@ def reminder_message(
         threshold_days=due.threshold_days,
         expires_on=due.expires_on,
         repeat=repeat,
+        reply_to=recipient.contact_email,
     )
 
 

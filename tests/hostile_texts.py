@@ -126,7 +126,9 @@ def read_mail(data: bytes, *, line_end: bytes = b"\r\n", utf8: bool = False) -> 
     assert not any(control in line for line in lines for control in (b"\r", b"\n", b"\x00"))
     assert max(map(len, lines)) <= LONGEST_LINE
     head = lines[: lines.index(b"")]
-    assert [line.partition(b":")[0].decode() for line in head if line[:1] not in (b" ", b"\t")] == HEADERS
+    names = [line.partition(b":")[0].decode() for line in head if line[:1] not in (b" ", b"\t")]
+    assert [name for name in names if name != "Reply-To"] == HEADERS
+    assert names.count("Reply-To") <= 1  # where the organisation's contact address is one
     assert utf8 or data.isascii()
     message = email.message_from_string(data.decode(), policy=email.policy.default)
     assert isinstance(message, EmailMessage)

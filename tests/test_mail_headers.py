@@ -4,6 +4,7 @@ import email
 import email.policy
 import re
 from dataclasses import replace
+from datetime import timedelta
 from email.header import decode_header
 from email.utils import parseaddr
 
@@ -11,7 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from certjob.database import Connection
 from certjob.mail import compose, parse_sender
+from tests.facts import TODAY, Facts
+from tests.nights import CollectingChannel, night
 from tests.test_smtp_channel import MESSAGE
 
 SENDER = parse_sender("post@hlf.example")
@@ -80,3 +84,36 @@ def test_a_message_id_stays_in_one_line(to: str, length: int) -> None:
     data = compose(replace(MESSAGE, to=to, message_id=message_id), sender=SENDER, policy=email.policy.SMTP).data
 
     assert travelling(data, "Message-ID") == f"Message-ID: {message_id}\r\n"
+
+
+@pytest.mark.parametrize(
+    ("contact", "header"),
+    [
+        ("kontakt@hlf.example", "kontakt@hlf.example"),
+        ("kontakt@blåbær.example", "kontakt@xn--blbr-roah.example"),
+        (None, None),
+        ("", None),
+        ("HLF <kontakt@hlf.example>", None),
+        ("kontakt@hlf.example\r\nBcc: spy@example.org", None),
+        ("a@hlf.example, b@hlf.example", None),
+        ("=?utf-8?q?x=0D=0ABcc:_spy@example.org?=@hlf.example", None),
+        ("kåre@hlf.example", None),
+    ],
+)
+def test_an_answer_goes_to_the_organisation(contact: str | None, header: str | None) -> None:
+    """To its contact address if that is one; if not, the message goes out all the same, without the header."""
+    data = compose(replace(MESSAGE, reply_to=contact), sender=SENDER, policy=email.policy.SMTP).data
+
+    message = email.message_from_bytes(data, policy=email.policy.default)
+    assert message["Reply-To"] == header
+    assert message["Bcc"] is None
+
+
+def test_a_reminder_is_answered_to_its_organisation(connection: Connection, facts: Facts) -> None:
+    """Many a reader asks by pressing "reply"."""
+    facts.certified_mentor(facts.organisation("nhf", portal=None), TODAY + timedelta(days=5))
+    channel = CollectingChannel()
+
+    night(connection, channel=channel)
+
+    assert [message.reply_to for message in channel.sent] == ["kontakt@nhf.example"]
