@@ -99,5 +99,7 @@ def log_configuration(*, verbose: bool, quiet: bool, log_format: str, run_id: UU
             "certjob": {"level": level, "handlers": ["stderr"], "propagate": False},
             # It warns of a statement that a signal broke off; the line that certjob ends with says that.
             "psycopg": {"level": "ERROR", "handlers": ["stderr"], "propagate": False},
+            # It warns of lines in .env that are none.
+            "dotenv": {"level": "WARNING", "handlers": ["stderr"], "propagate": False},
         },
     }

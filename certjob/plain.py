@@ -79,6 +79,15 @@ def print_warning(command: str, message: str) -> None:
     print(f"{command}: warning: {line}", file=sys.stderr)  # noqa: T201
 
 
+def print_note(command: str, message: str) -> None:
+    """Say beside a result what it is, where it should not go along into a pipe."""
+    line = _one_line(message)
+    if writes_json():
+        _log(logging.INFO, line, command=command, event="note")
+        return
+    print(f"{command}: {line}", file=sys.stderr)  # noqa: T201
+
+
 def _one_line(message: str) -> str:
     return without_secrets(" ".join(harmless(message).split()))
 

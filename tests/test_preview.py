@@ -355,6 +355,15 @@ def test_the_command_prints_the_message(certjob: Certjob, mentor: str) -> None:
     assert body.endswith("\nKind regards\nHLF\n")
 
 
+def test_what_it_says_beside_the_message_is_json_if_the_log_is(certjob: Certjob, mentor: str) -> None:
+    """--log-format json: each line on stderr is one object, this one too; no level holds it back."""
+    result = certjob("preview", mentor, "--log-format", "json")
+
+    line = json.loads(result.stderr)
+    assert (result.returncode, line["level"], line["event"], line["command"]) == (0, "info", "note", "certjob preview")
+    assert line["message"] == "the reminder that is due today, for the threshold 30"
+
+
 def test_the_command_prints_the_page_alone(certjob: Certjob, mentor: str) -> None:
     """--html > file, in another language and for another day."""
     result = certjob("preview", mentor, "--html", "--locale", "nn", "--threshold", "-1", "-q")

@@ -43,7 +43,7 @@ def preview(
     """
     from certjob import console
     from certjob.messages import LANGUAGES, open_templates
-    from certjob.plain import harmless, print_result
+    from certjob.plain import print_note, print_result
     from certjob.preview import PreviewRequest, preview_reminder
     from certjob.reminder_message import domain_of
     from certjob.resync import find_mentor
@@ -65,7 +65,7 @@ def preview(
             domain=domain_of(opened.settings.mail_from),
         )
         if not quiet and not json:
-            typer.echo(f"{COMMAND}: {harmless(shown.explanation)}", err=True)
+            print_note(COMMAND, shown.explanation)
         if send_to is not None:
             return _send(opened, shown, to=send_to, json=json)
     if json:
