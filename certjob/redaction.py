@@ -12,7 +12,8 @@ _secrets: set[str] = set()
 
 
 def keep(secrets: Iterable[str | None]) -> None:
-    """Let no text that passes ``without_secrets`` hold these from now on."""
+    """Let no text that passes ``without_secrets`` hold these from now on; those of earlier settings are forgotten."""
+    _secrets.clear()
     _secrets.update(secret for secret in secrets if secret and len(secret) >= _SHORTEST)
 
 
