@@ -117,6 +117,9 @@ def _connection_error(error: psycopg.OperationalError) -> ConfigurationError | D
     if re.search("starting up|shutting down|recovery|not (yet )?accepting connections", text):
         advice = "it is starting, stopping or recovering; wait a minute, and if it stays so, see the server's log"
         return DatabaseUnavailableError(f"the database takes no connections just now: {_cause(text)}; {advice}")
+    if re.search("too many (connections|clients)|remaining connection slots|max_client_conn", text):
+        advice = "all of its connections are in use; end some of them or raise its limit, then run it again"
+        return DatabaseUnavailableError(f"the database takes no more connections: {_cause(text)}; {advice}")
     advice = "check the host and port in CERTJOB_DATABASE_URL and whether the server runs"
     return DatabaseUnavailableError(f"the database cannot be reached: {_cause(text)}; {advice}")
 

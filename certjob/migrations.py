@@ -70,9 +70,14 @@ def require_current(connection: Connection) -> None:
 def migrate(connection: Connection, directory: Path | None = None) -> list[Migration]:
     """Apply what is pending and return it. Safe to repeat, to run twice at once, and to kill.
 
-    Raises SchemaError for an edited applied file or a newer schema, ConfigurationError for missing rights.
+    Raises SchemaError for an edited applied file or a newer schema, ConfigurationError for missing rights and for an
+    encoding that has no room for every name.
     """
     applied: list[Migration] = []
+    (encoding,) = connection.execute("SHOW server_encoding").fetchone() or ("unknown",)
+    if encoding != "UTF8":
+        message = f"the database's encoding is {encoding}; create a database with ENCODING 'UTF8' TEMPLATE template0"
+        raise ConfigurationError(message)
     connection.add_notice_handler(_log_warning)
     try:
         while True:

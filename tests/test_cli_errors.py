@@ -263,6 +263,22 @@ def test_a_user_without_rights_is_a_wrong_setting(
         connection.execute(f"DROP ROLE {role}".encode())
 
 
+def test_a_server_without_a_free_connection_is_not_a_wrong_host(
+    here: Certjob, connection: Connection, database_url: str
+) -> None:
+    """Exit 1: the address is right, somebody uses up the connections."""
+    role = f"certjob_stranger_{uuid4().hex[:8]}"
+    connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{SECRET}' CONNECTION LIMIT 0".encode())
+    try:
+        url = psycopg.conninfo.make_conninfo(database_url, user=role, password=SECRET)
+        result = here("run", CERTJOB_DATABASE_URL=url)
+    finally:
+        connection.execute(f"DROP ROLE {role}".encode())
+
+    said = assert_one_line(result, "too many connections for role", "end some of them", code=1)
+    assert "check the host" not in said
+
+
 def test_a_read_only_database_serves_a_dry_run_and_no_run(
     certjob: Certjob, facts: Facts, connection: Connection, database_url: str
 ) -> None:

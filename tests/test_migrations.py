@@ -17,6 +17,7 @@ from psycopg import sql
 
 from certjob import database, migrations
 from certjob.errors import ConfigurationError, DatabaseUnavailableError, SchemaError
+from tests.conftest import database_of
 from tests.facts import TODAY, Facts
 from tests.waiting import until
 
@@ -67,6 +68,23 @@ class TestApplying:
             (each.version, each.sha256) for each in brought
         }
         assert all(each.applied_at is not None for each in migrations.status(empty))
+
+    def test_a_database_that_has_no_room_for_every_name_is_refused_at_once(
+        self, empty: database.Connection, empty_database_url: str
+    ) -> None:
+        """Not half-way, at the first letter that it lacks, when some of the tables are there."""
+        name = f"certjob_test_{uuid.uuid4().hex}"
+        empty.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'".encode())
+        try:
+            with (
+                database.connect(database_of(empty_database_url, name)) as latin,
+                pytest.raises(ConfigurationError, match=r"encoding is LATIN1.*ENCODING 'UTF8'"),
+            ):
+                migrations.migrate(latin)
+            with database.connect(database_of(empty_database_url, name)) as latin:
+                assert latin.execute("SELECT to_regclass('mentors')").fetchone() == (None,)
+        finally:
+            empty.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
     def test_migrating_again_applies_nothing_and_changes_nothing(self, empty: database.Connection) -> None:
         """A deployment may call it every time."""

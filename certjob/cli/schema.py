@@ -6,7 +6,7 @@ import typer
 
 from certjob.cli.options import Json, LogFormat, Quiet, Verbose, session
 
-db_app = typer.Typer(help="The database: its schema, and what is kept in it.", no_args_is_help=True)
+db_app = typer.Typer(help="The database: schema and retention.", no_args_is_help=True)
 
 
 @db_app.command("migrate", short_help="Bring the schema up to date.")
