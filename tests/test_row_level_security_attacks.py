@@ -169,6 +169,21 @@ def test_a_request_shows_nobody_whom_the_rules_would_hide_wherever_the_programme
     assert refused > 50
 
 
+@pytest.mark.parametrize("column", ["full_name", "email"])
+def test_a_text_that_would_fill_every_organisations_night_is_refused(
+    column: str, api: database.Connection, ours: Organisation
+) -> None:
+    """One night works for all: what one coordinator enters must not take its memory."""
+    change = f"UPDATE mentors SET {column} = repeat('x', %s)".encode()
+    with logged_in(api, ours.coordinator):
+        taken = api.execute(change, (1000,)).rowcount
+
+    with pytest.raises(psycopg.errors.InsufficientPrivilege), logged_in(api, ours.coordinator):
+        api.execute(change, (1001,))
+
+    assert taken == 1
+
+
 @pytest.mark.parametrize("time", ["infinity", "-infinity", "12000-01-01", "0044-03-15 BC"])
 def test_times_that_no_program_can_hold_stop_neither_a_night_nor_a_story(
     time: str,
