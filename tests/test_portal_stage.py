@@ -829,7 +829,7 @@ class TestStale:
     def test_no_call_is_made_once_the_portal_is_gone(
         self, connection: Connection, facts: Facts, other: Connection
     ) -> None:
-        """The organisation left it during the first call."""
+        """The organisation left it during the first call; the stage does not wait for the review that withdraws."""
         backlog(facts, 3)
 
         def leave(number: int) -> None:
@@ -838,8 +838,9 @@ class TestStale:
 
         portal = DisturbedPortal(leave)
 
-        stage(connection, portal, concurrency=1).run(deadline_seconds=60)
+        stopped = stage(connection, portal, concurrency=1).run(deadline_seconds=60)
 
+        assert stopped is None
         assert len(portal.calls) == 1
 
 

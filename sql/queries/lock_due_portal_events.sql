@@ -1,10 +1,15 @@
 -- Hides before shows, untried before retried. Not while a call for the same contact is in flight, whoever it is for: the
 -- ids of two mentors may have been swapped, or the mentor has been away and back. No delay is longer than a day, so what
--- is due beyond that was written by a server whose clock was wrong.
+-- is due beyond that was written by a server whose clock was wrong. What belongs to an organisation that has lost its portal
+-- is left to the review, which withdraws it: claimed and given back it would be due again at once, for hours.
 SELECT e.id
 FROM portal_sync_events AS e
 WHERE e.status = 'pending'
     AND (e.next_attempt_at <= now() OR e.next_attempt_at > now() + interval '25 hours')
+    -- Not as EXISTS, which the planner would turn into a join over all mentors.
+    AND (
+        SELECT o.portal FROM mentors AS m JOIN organisations AS o ON o.id = m.organisation_id WHERE m.id = e.mentor_id
+    ) IS NOT NULL
     AND NOT EXISTS (
         SELECT
         FROM mentors AS m
