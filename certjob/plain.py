@@ -63,29 +63,25 @@ def print_error(command: str, message: str, *, error: BaseException | None = Non
 
 def print_attention(command: str, message: str) -> None:
     """Say what needs a person although the command did its work (exit 3): one line on stderr, whatever -q says."""
-    line = _one_line(message)
-    if writes_json():
-        _log(logging.WARNING, line, command=command, event="attention")
-        return
-    print(f"{command}: {line}", file=sys.stderr)  # noqa: T201
+    _say(logging.WARNING, command, message, event="attention")
 
 
 def print_warning(command: str, message: str) -> None:
     """Say what somebody should know of, although the command does its work and its exit code does not tell."""
-    line = _one_line(message)
-    if writes_json():
-        _log(logging.WARNING, line, command=command, event="warning")
-        return
-    print(f"{command}: warning: {line}", file=sys.stderr)  # noqa: T201
+    _say(logging.WARNING, command, message, event="warning", prefix="warning: ")
 
 
 def print_note(command: str, message: str) -> None:
     """Say beside a result what it is, where it should not go along into a pipe."""
+    _say(logging.INFO, command, message, event="note")
+
+
+def _say(level: int, command: str, message: str, *, event: str, prefix: str = "") -> None:
     line = _one_line(message)
     if writes_json():
-        _log(logging.INFO, line, command=command, event="note")
+        _log(level, line, command=command, event=event)
         return
-    print(f"{command}: {line}", file=sys.stderr)  # noqa: T201
+    print(f"{command}: {prefix}{line}", file=sys.stderr)  # noqa: T201
 
 
 def _one_line(message: str) -> str:

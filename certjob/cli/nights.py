@@ -196,7 +196,7 @@ def alerts(
     """
     from datetime import UTC, datetime
 
-    from certjob import alerts_page, alerts_watch, console, nightly
+    from certjob import alerts_page, console
     from certjob.report import EXIT_CODES, Outcome
 
     if watch and (json or retry_all):
@@ -214,26 +214,9 @@ def alerts(
         outlasts_restarts=retry_all,
     ) as opened:
         if watch:
-            return alerts_watch.watch_alerts(
-                opened.talk,
-                opened.connection,
-                reconnect=opened.reconnect,
-                today=lambda: opened.settings.today,
-                zone=opened.settings.zone,
-                stop=opened.stop,
-                now=lambda: datetime.now(UTC),
-            )
+            return _watch(opened)
         if retry_all:
-            delivery = delivery_from(opened.settings, deadline_seconds=deadline_seconds)
-            with opened.talk.progress() as progress:
-                report = nightly.retry_all(
-                    opened.connection,
-                    today=opened.settings.today,
-                    delivery=delivery,
-                    stop=opened.stop,
-                    progress=progress,
-                    run_id=opened.run_id,
-                )
+            report = _retry_all(opened, deadline_seconds=deadline_seconds)
         if json:  # the view's own columns
             pushes = _documents(opened, "read_portal_alerts")
             reminders = _documents(opened, "read_failed_reminders", {"today": opened.settings.today})
@@ -256,6 +239,37 @@ def alerts(
         say = console.print_error if outcome is Outcome.FAILED else console.print_attention
         say("certjob alerts", reason)
     return EXIT_CODES[outcome]
+
+
+def _watch(opened: Session) -> int:
+    from datetime import UTC, datetime
+
+    from certjob import alerts_watch
+
+    return alerts_watch.watch_alerts(
+        opened.talk,
+        opened.connection,
+        reconnect=opened.reconnect,
+        today=lambda: opened.settings.today,
+        zone=opened.settings.zone,
+        stop=opened.stop,
+        now=lambda: datetime.now(UTC),
+    )
+
+
+def _retry_all(opened: Session, *, deadline_seconds: float) -> "RunReport":
+    from certjob import nightly
+
+    delivery = delivery_from(opened.settings, deadline_seconds=deadline_seconds)
+    with opened.talk.progress() as progress:
+        return nightly.retry_all(
+            opened.connection,
+            today=opened.settings.today,
+            delivery=delivery,
+            stop=opened.stop,
+            progress=progress,
+            run_id=opened.run_id,
+        )
 
 
 def _documents(opened: Session, name: str, parameters: dict[str, object] | None = None) -> list[dict[str, object]]:
