@@ -37,9 +37,10 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $(READY)
 
-# Needs pip-tools; the lock names no index, so that any mirror serves.
+# Needs pip-tools; the lock names no index, so that any mirror serves, and keeps extras: without them older pips
+# (23.2, which Python 3.11 ships) look at a newer release for `coverage[toml]` and refuse it for its missing hash.
 lock:
-	pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe --no-emit-index-url --no-emit-trusted-host \
+	pip-compile --quiet --generate-hashes --no-strip-extras --allow-unsafe --no-emit-index-url --no-emit-trusted-host \
 		--no-emit-find-links --no-header --no-annotate --extra embedded --extra dev --output-file requirements.lock pyproject.toml
 
 clean:
