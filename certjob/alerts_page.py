@@ -22,7 +22,7 @@ from certjob.alert_causes import (
 from certjob.console import Talk
 from certjob.database import Connection
 from certjob.plain import harmless
-from certjob.terminal_page import PageLine, glued, unbroken, wrap
+from certjob.terminal_page import PageLine, glued, unbroken
 
 MOST_ROWS: Final = 20
 """A page names so many mentors of those who share a cause; --json has all of them."""
@@ -87,8 +87,7 @@ def show_alerts(talk: Talk, alerts: Alerts, *, zone: tzinfo, now: datetime) -> N
         return
     if not len(alerts):
         talk.out.print(NOTHING)
-    for text in wrap(talk.out, page_lines(alerts, zone=zone, now=now)):
-        talk.out.print(text, soft_wrap=True)
+    talk.show_lines(page_lines(alerts, zone=zone, now=now))
 
 
 def plain_lines(alerts: Alerts, *, zone: tzinfo) -> Iterator[str]:

@@ -160,11 +160,13 @@ class CertificationManagementService:
                 try:
                     keys = lanes.begin(read)
                 except psycopg.Error as error:
-                    logger.debug("nothing was read ahead: %s", type(error).__name__)
+                    about = {"event": "read_ahead_failed"}
+                    logger.debug("nothing was read ahead: %s", type(error).__name__, extra=about)
                 try:
                     written = lanes.settle()
                 except psycopg.Error as error:
-                    logger.debug("a chunk is done again: %s", type(error).__name__)
+                    about = {"event": "chunk_redone"}
+                    logger.debug("a chunk is done again: %s", type(error).__name__, extra=about)
                     return place
                 if written is not None:
                     progress.applied += self._count(written, first=first)

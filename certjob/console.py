@@ -6,16 +6,20 @@ Results go to stdout, talk goes to stderr. Off a terminal nothing is wrapped, cu
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import date
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from certjob.logs import logs_steps, writes_json
 from certjob.models import PauseChange, Status
 from certjob.plain import harmless, print_attention, print_error, print_json, print_result
 from certjob.report import PlannedChange, RunReport
 from certjob.resync import MentorState
+from certjob.terminal_page import PageLine, wrap
+from certjob.terminal_table import keep_words_whole
 
 __all__ = [
     "Talk",
@@ -45,8 +49,8 @@ class Talk:
     def __init__(self, *, quiet: bool) -> None:
         self.on_terminal = sys.stdout.isatty()
         """Whether results are for a person's eyes: tables then, plain lines otherwise."""
-        self.chatty = sys.stderr.isatty() and not quiet
-        """A person is watching: say what happened also when all went well."""
+        self.chatty = sys.stderr.isatty() and not quiet and not writes_json()
+        """A person is watching: say what happened also when all went well. JSON is for programs."""
         self.out = Console(
             highlight=False, emoji=False, force_terminal=self.on_terminal, soft_wrap=not self.on_terminal
         )
@@ -61,9 +65,14 @@ class Talk:
         """Print a line that was asked for, whole."""
         print_result(harmless(text))
 
+    def show_lines(self, lines: Iterable[PageLine]) -> None:
+        """Print lines on a terminal, wrapped between words."""
+        for text in wrap(self.out, lines):
+            self.out.print(text, soft_wrap=True)
+
     @contextmanager
     def progress(self) -> Iterator["TerminalProgress"]:
-        """Show progress while the block runs; nothing off a terminal."""
+        """Show progress while the block runs; nothing off a terminal, nor where -v logs each phase on it."""
         with Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -71,7 +80,7 @@ class Talk:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             console=self.err,
-            disable=not self.chatty,
+            disable=not self.chatty or logs_steps(),
             transient=True,
         ) as progress:
             yield TerminalProgress(progress)
@@ -95,20 +104,27 @@ class TerminalProgress:
 
 def show_plan(talk: Talk, report: RunReport) -> None:
     """Print what a run would do, mentor by mentor, and the totals."""
-    shown = report.changes[:MOST_PLANNED_ROWS] if talk.on_terminal else report.changes
     if not talk.on_terminal:
-        for change in shown:
+        for change in report.changes:
             talk.result(_planned_line(change))
-    elif shown:
-        table = Table(title=f"What `certjob run` would do on {report.today}", title_justify="left", expand=False)
-        for heading in ("Mentor", "Organisation", "Certificates", "Pause", "Reminder", "Portal"):
-            table.add_column(heading, overflow="fold")
-        for change in shown:
-            table.add_row(*(clean(cell) for cell in _planned_cells(change)))
-        talk.out.print(table)
-        if len(report.changes) > len(shown):
-            talk.result(f"… and {len(report.changes) - len(shown):,} more; --json lists all of them")
+    elif report.changes:
+        _show_changes(talk, report.changes[:MOST_PLANNED_ROWS], today=report.today)
+        if len(report.changes) > MOST_PLANNED_ROWS:
+            talk.result(f"… and {len(report.changes) - MOST_PLANNED_ROWS:,} more; --json lists all of them")
     show_totals(talk, report)
+
+
+def _show_changes(talk: Talk, changes: Sequence[PlannedChange], *, today: date) -> None:
+    """Print a table, a line for each mentor where the terminal is too narrow for it."""
+    table = Table(title=f"What `certjob run` would do on {today}", title_justify="left", expand=False)
+    for heading in ("Mentor", "Organisation", "Certificates", "Pause", "Reminder", "Portal"):
+        table.add_column(heading, overflow="fold")
+    for change in changes:
+        table.add_row(*(clean(cell) for cell in _planned_cells(change)))
+    if keep_words_whole(talk.out, table):
+        talk.out.print(table)
+        return
+    talk.show_lines([PageLine(head=str(table.title), text=""), *(_planned_page_line(change) for change in changes)])
 
 
 def show_totals(talk: Talk, report: RunReport) -> None:
@@ -120,9 +136,14 @@ def show_totals(talk: Talk, report: RunReport) -> None:
     what = "Plan" if report.dry_run else "Night" if report.command == "run" else "Delivery"
     title = f"{what} of {report.today}"
     table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column()
     for name, figures in rows:
         table.add_row(name, figures)
-    talk.out.print(table)
+    if keep_words_whole(talk.out, table):
+        talk.out.print(table)
+    else:
+        talk.show_lines([PageLine(head=title, text=""), *(PageLine(text=": ".join(row), indent=2) for row in rows)])
 
 
 def show_resync(talk: Talk, before: MentorState, after: MentorState) -> None:
@@ -137,12 +158,25 @@ def show_rows(talk: Talk, headings: Sequence[str], rows: Iterable[Sequence[objec
         for row in rows:
             print_result("\t".join(harmless(cell) for cell in row))
         return
+    records = list(rows)
     table = Table()
     for heading in headings:
         table.add_column(heading, overflow="fold")
-    for row in rows:
-        table.add_row(*(clean(cell) for cell in row))
-    talk.out.print(table)
+    for record in records:
+        table.add_row(*(clean(cell) for cell in record))
+    if keep_words_whole(talk.out, table):
+        talk.out.print(table)
+    else:
+        talk.show_lines(_record_lines(headings, records))
+
+
+def _record_lines(headings: Sequence[str], records: Iterable[Sequence[object]]) -> Iterator[PageLine]:
+    """Yield the rows of a table that has no room: the first cell, and under it the others with their headings."""
+    for record in records:
+        yield PageLine(head=harmless(record[0]), text="")
+        for heading, cell in zip(headings[1:], record[1:], strict=True):
+            if cell != "":
+                yield PageLine(text=f"{heading}: {harmless(cell)}", indent=2)
 
 
 def _planned_cells(change: PlannedChange) -> tuple[str, ...]:
@@ -168,6 +202,10 @@ def _planned_line(change: PlannedChange) -> str:
         f"portal: {portal}" if portal else "",
     ]
     return f"{organisation} {member_no}: " + "; ".join(part for part in parts if part)
+
+
+def _planned_page_line(change: PlannedChange) -> PageLine:
+    return PageLine(text=harmless(_planned_line(change)), bullet="- ")
 
 
 def _threshold_words(days: int) -> str:

@@ -106,7 +106,7 @@ def _set_up_logs_as_asked(arguments: Sequence[str]) -> None:
         return
     given = re.search(r"--log-format[= ](\w+)", " ".join(arguments))
     if (given[1] if given else os.environ.get("CERTJOB_LOG_FORMAT")) == "json":
-        logging.config.dictConfig(log_configuration(verbose=False, quiet=False, log_format="json"))
+        logging.config.dictConfig(log_configuration(verbose=False, log_format="json"))
 
 
 def _command_words(arguments: Sequence[str]) -> list[str]:

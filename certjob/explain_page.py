@@ -16,7 +16,7 @@ from certjob.plain import harmless
 from certjob.reasons import day_words, distance_words, threshold_words
 from certjob.story import LoggedReminder, Pause, Story
 from certjob.story_steps import address_problem
-from certjob.terminal_page import PageLine, glued, unbroken, wrap
+from certjob.terminal_page import PageLine, glued, unbroken
 
 MOST_COMING_DAYS: Final = 12
 """A page on a terminal tells so many of the coming days; --json and a pipe have all of them."""
@@ -33,8 +33,7 @@ def show_story(talk: Talk, story: Story) -> None:
             talk.result(f"{' ' * line.indent}{line.bullet}{line.head}{line.text}".rstrip())
         return
     lines = (replace(line, text=_kept_together(line.text)) for line in page_lines(story, most_days=MOST_COMING_DAYS))
-    for text in wrap(talk.out, lines):
-        talk.out.print(text, soft_wrap=True)
+    talk.show_lines(lines)
 
 
 def page_lines(story: Story, *, most_days: int | None = None) -> Iterator[PageLine]:

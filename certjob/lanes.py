@@ -88,7 +88,8 @@ class SecondLane:
         try:
             connection = self._connect()
         except (CertjobError, psycopg.Error) as error:
-            logger.debug("no second connection, going on with one: %s", error)
+            about = {"event": "no_second_connection"}
+            logger.debug("no second connection, going on with one: %s", error, extra=about)
             self._connect = None
             return None
         self._lane = Lane(connection=connection, writer=self._writer.on(connection))

@@ -15,7 +15,8 @@ from certjob.csv_output import print_csv
 from certjob.listing import ListedCertificate
 from certjob.models import OWN_PAUSE_REASON, Status
 from certjob.plain import discard_results, harmless, to_json
-from certjob.terminal_page import PageLine, wrap
+from certjob.terminal_page import PageLine
+from certjob.terminal_table import keep_words_whole
 
 COLUMNS: Final = (
     *("organisation", "member_no", "name", "kind", "status"),
@@ -23,9 +24,6 @@ COLUMNS: Final = (
 )
 MOST_ROWS: Final = 200
 """A table on a terminal has so many rows; everything else has all."""
-
-NARROWEST_TABLE: Final = 80
-"""On a terminal with fewer columns each row is a sentence."""
 
 _STYLES: Final = {
     Status.EXPIRED: "red",
@@ -48,11 +46,11 @@ def show_list(talk: Talk, rows: Iterator[ListedCertificate]) -> None:
         talk.result("No certificate fits.")
         return
     several = len({row.organisation for row in shown}) > 1
-    if talk.out.width < NARROWEST_TABLE:
-        for text in wrap(talk.out, (_page_line(row, several=several) for row in shown)):
-            talk.out.print(text, soft_wrap=True)
+    table = _table(shown, several=several)
+    if keep_words_whole(talk.out, table):
+        talk.out.print(table)
     else:
-        talk.out.print(_table(shown, several=several))
+        talk.show_lines(_page_line(row, several=several) for row in shown)
     if next(rows, None) is None:
         talk.result(f"{len(shown):,} {'certificate' if len(shown) == 1 else 'certificates'}")
     else:

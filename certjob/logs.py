@@ -79,12 +79,17 @@ def writes_json() -> bool:
     return any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger("certjob").handlers)
 
 
-def log_configuration(*, verbose: bool, quiet: bool, log_format: str, run_id: UUID | None = None) -> dict[str, Any]:
-    """Return the logging configuration: stderr, warnings and worse, with ``verbose`` everything, ``quiet`` errors.
+def logs_steps() -> bool:
+    """Whether certjob logs each step now, and not only what somebody should know of."""
+    return logging.getLogger("certjob").isEnabledFor(logging.INFO)
+
+
+def log_configuration(*, verbose: bool, log_format: str, run_id: UUID | None = None) -> dict[str, Any]:
+    """Return the logging configuration: stderr, warnings and worse, with ``verbose`` everything.
 
     JSON lines name the run, so that the lines of one night can be told from those of another.
     """
-    level = "DEBUG" if verbose else "ERROR" if quiet else "WARNING"
+    level = "DEBUG" if verbose else "WARNING"
     return {
         "version": 1,
         "disable_existing_loggers": False,

@@ -14,7 +14,7 @@ import psycopg
 from certjob.database import CONTENTION, Connection, sql_directory
 from certjob.errors import ConfigurationError, DatabaseUnavailableError, SchemaError
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _LOCK_KEY = 0x63657274  # "cert": one migration at a time in one database
 _LOCK_WAIT_SECONDS = 60
@@ -104,7 +104,7 @@ def migrate(connection: Connection, directory: Path | None = None) -> list[Migra
 def _log_warning(notice: psycopg.errors.Diagnostic) -> None:
     """Pass on what a migration could not do and leaves to the operator."""
     if notice.severity_nonlocalized == "WARNING":
-        _log.warning("%s", notice.message_primary)
+        logger.warning("%s", notice.message_primary, extra={"event": "migration_warning"})
 
 
 def _compare(known: list[Migration], applied: dict[int, Migration]) -> list[Migration]:

@@ -1,6 +1,6 @@
 """`certjob status` for people: tables on a terminal, one line per fact off it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta, tzinfo
 
 from rich.table import Table
@@ -9,6 +9,8 @@ from rich.text import Text
 from certjob.console import Talk, clean
 from certjob.plain import harmless
 from certjob.status import Backlog, Run, SystemStatus
+from certjob.terminal_page import PageLine, unbroken
+from certjob.terminal_table import keep_words_whole
 
 _OUTCOMES = {"ok": "green", "attention": "yellow", "failed": "bold red", "died": "bold red", "running": "cyan"}
 _SORTS = {"portal_hides": "hides", "portal_shows": "shows", "reminders": "reminders", "digests": "digests"}
@@ -49,14 +51,18 @@ class _Page:
         self._zone = zone
 
     def show(self) -> None:
-        """Print the tables."""
+        """Print the tables, or lines where the terminal is too narrow for their words."""
         self._fact("Last good night", self._last_good(), style="red" if self._status.stale else "green")
         runs = [self._run_cells(run) for run in self._status.runs]
-        self._table("Last runs", ("Started", "Command", "Took", "Outcome", "Host"), runs)
+        headings: tuple[str, ...] = ("Started", "Command", "Took", "Outcome", "Host")
+        self._table("Last runs", headings, runs, lines=map(self._run_line, self._status.runs))
         headings = ("What waits", "Open", "Due", "Later", "Busy", "Blocked", ">1 h", ">1 d", "Oldest")
         rows = [self._backlog_cells(name, backlog) for name, backlog in self._status.backlog.items()]
-        self._table("", headings, rows, numbers=range(1, 8))
-        self._table("Mentors to review", ("Night", "Mentors", ""), list(self._coming_cells()), numbers=range(1, 2))
+        lines = (self._backlog_line(name, backlog) for name, backlog in self._status.backlog.items())
+        self._table("", headings, rows, numbers=range(1, 8), lines=lines)
+        coming = list(self._coming_cells())
+        lines = (f"{day}: {number}" for day, number, _ in coming)
+        self._table("Mentors to review", ("Night", "Mentors", ""), coming, numbers=range(1, 2), lines=lines)
         self._talk.out.print()
         for name, text in self._figures():
             self._fact(name, text)
@@ -65,26 +71,38 @@ class _Page:
         """Yield the same without tables; what is nothing is left out."""
         yield f"last good night: {self._last_good()}"
         for run in self._status.runs:
-            started, command, took, outcome, host = self._run_cells(run)
-            yield f"run: {started}, {command}, {outcome}, took {took}, on {host}"
+            yield f"run: {self._run_line(run)}"
         for name, backlog in self._status.backlog.items():
-            words = ("due", "later", "busy", "blocked")
-            numbers = (backlog.due, backlog.waiting, backlog.in_flight, backlog.blocked)
-            parts = ", ".join(f"{number:,} {word}" for number, word in zip(numbers, words, strict=True) if number)
-            since = f" ({parts}), the oldest since {self._moment(backlog.oldest_at)}" if backlog.oldest_at else ""
-            yield f"waiting {_SORTS[name]}: {backlog.open:,}{since}"
+            yield f"waiting {self._backlog_line(name, backlog)}"
         for day, number in self._status.coming.items():
             yield f"to review on {day}: {number:,}"
         for name, text in self._figures():
             yield f"{name[:1].lower()}{name[1:]}: {text}"
 
+    def _run_line(self, run: Run) -> str:
+        started, command, took, outcome, host = self._run_cells(run)
+        return f"{started}, {command}, {outcome}, took {took}, on {host}"
+
+    def _backlog_line(self, name: str, backlog: Backlog) -> str:
+        words = ("due", "later", "busy", "blocked")
+        numbers = (backlog.due, backlog.waiting, backlog.in_flight, backlog.blocked)
+        parts = ", ".join(f"{number:,} {word}" for number, word in zip(numbers, words, strict=True) if number)
+        since = f" ({parts}), the oldest since {self._moment(backlog.oldest_at)}" if backlog.oldest_at else ""
+        return f"{_SORTS[name]}: {backlog.open:,}{since}"
+
     def _fact(self, name: str, text: str, *, style: str = "") -> None:
-        line = Text.assemble((f"{name}: ", "bold"), (harmless(text), style))
-        self._talk.out.print(line)
+        self._talk.show_lines([PageLine(head=f"{name}: ", text=unbroken(harmless(text)), style=style)])
 
     def _table(
-        self, title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: range = range(0)
+        self,
+        title: str,
+        headings: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        *,
+        numbers: range = range(0),
+        lines: Iterable[str],
     ) -> None:
+        """Print a table, its lines instead where it has no room; without a title its first heading is one."""
         self._talk.out.print()
         if title:
             self._talk.out.print(Text(title if rows else f"{title}: none", style="bold"))
@@ -95,7 +113,12 @@ class _Page:
             table.add_column(heading, justify="right" if number in numbers else "left", overflow="fold")
         for row in rows:
             table.add_row(*(Text(cell, style=_OUTCOMES[cell]) if cell in _OUTCOMES else clean(cell) for cell in row))
-        self._talk.out.print(table)
+        if keep_words_whole(self._talk.out, table):
+            self._talk.out.print(table)
+            return
+        if not title:
+            self._talk.out.print(Text(headings[0], style="bold"))
+        self._talk.show_lines(PageLine(text=harmless(line), bullet="- ") for line in lines)
 
     def _last_good(self) -> str:
         good = self._status.last_good_run

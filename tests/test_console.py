@@ -101,9 +101,9 @@ def test_an_error_is_one_line_whatever_is_in_it(capsys: pytest.CaptureFixture[st
 def test_an_error_is_a_json_line_where_the_log_is_json(
     capsys: pytest.CaptureFixture[str], certjob_logger: logging.Logger
 ) -> None:
-    """With its command as a key; quiet does not silence it."""
+    """With its command as a key."""
     del certjob_logger
-    logging.config.dictConfig(log_configuration(verbose=False, quiet=True, log_format="json"))
+    logging.config.dictConfig(log_configuration(verbose=False, log_format="json"))
 
     print_error("certjob run", "no such\norganisation")
 
@@ -115,13 +115,10 @@ def test_an_error_is_a_json_line_where_the_log_is_json(
 # Logs.
 
 
-@pytest.mark.parametrize(
-    ("options", "level"), [({}, "WARNING"), ({"verbose": True}, "DEBUG"), ({"quiet": True}, "ERROR")]
-)
-def test_the_log_set_up_is_a_value(options: dict[str, bool], level: str) -> None:
+@pytest.mark.parametrize(("verbose", "level"), [(False, "WARNING"), (True, "DEBUG")])
+def test_the_log_set_up_is_a_value(verbose: bool, level: str) -> None:
     """Only certjob's own lines, on stderr, from the level that was asked for."""
-    chosen = {"verbose": False, "quiet": False} | options
-    configuration = log_configuration(verbose=chosen["verbose"], quiet=chosen["quiet"], log_format="text")
+    configuration = log_configuration(verbose=verbose, log_format="text")
 
     assert configuration["loggers"] == {
         "certjob": {"level": level, "handlers": ["stderr"], "propagate": False},
@@ -160,7 +157,7 @@ def test_a_logged_crash_is_whole_in_both_formats(
 ) -> None:
     """Lines of text, or the key of the one JSON line."""
     for log_format in ("text", "json"):
-        logging.config.dictConfig(log_configuration(verbose=False, quiet=False, log_format=log_format))
+        logging.config.dictConfig(log_configuration(verbose=False, log_format=log_format))
         try:
             _ = 1 // 0
         except ZeroDivisionError:

@@ -1,5 +1,6 @@
 """Logs: quiet unless asked, levels as people expect them, JSON lines that name the run and nobody else."""
 
+import ast
 import io
 import json
 import logging
@@ -8,11 +9,12 @@ import re
 from collections.abc import Iterator
 from datetime import date, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 from uuid import UUID
 
 import pytest
 
+import certjob
 from certjob import __version__
 from certjob.logs import JsonFormatter, TextFormatter
 from tests.command_line import SECRET, Finished, on_terminal, run_in_process, started, without_escapes
@@ -240,6 +242,56 @@ def test_a_good_night_off_a_terminal_logs_nothing(here: Certjob, facts: Facts, a
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
+LOGGING_CALLS = {"debug", "info", "warning", "error", "exception", "critical", "log", "makeRecord"}
+
+
+def test_every_line_that_certjob_logs_has_an_event_by_a_name_of_its_own() -> None:
+    """Whoever reads JSON lines searches by it; "log" is for the lines of other packages."""
+    nameless = []
+    seen = 0
+    for path in sorted(Path(certjob.__file__).parent.rglob("*.py")):
+        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(function, ast.FunctionDef):
+                continue
+            for call in ast.walk(function):
+                if is_logging(call):
+                    seen += 1
+                    if not has_event(call, function):
+                        nameless.append(f"{path.name}:{call.lineno}")
+
+    assert nameless == []
+    assert seen > 10, "the search itself finds nothing"
+
+
+def is_logging(node: ast.AST) -> TypeGuard[ast.Call]:
+    """A call of a logger, which certjob calls `logger` everywhere."""
+    return (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in LOGGING_CALLS
+        and isinstance(node.func.value, ast.Name)
+        and "log" in node.func.value.id
+    )
+
+
+def has_event(call: ast.Call, function: ast.FunctionDef) -> bool:
+    """Whether its `extra`, or the name that stands there, is made of a dict with an event."""
+    extras: list[ast.AST] = [keyword.value for keyword in call.keywords if keyword.arg == "extra"]
+    names = {node.id for extra in extras for node in ast.walk(extra) if isinstance(node, ast.Name)}
+    for node in ast.walk(function):
+        target = (
+            node.targets[0]
+            if isinstance(node, ast.Assign)
+            else node.target
+            if isinstance(node, ast.AnnAssign)
+            else None
+        )
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(target, ast.Name) and target.id in names:
+            extras += [node.value] if node.value is not None else []
+    keys = [key for extra in extras for node in ast.walk(extra) if isinstance(node, ast.Dict) for key in node.keys]
+    return any(isinstance(key, ast.Constant) and key.value == "event" for key in keys)
+
+
 # A terminal.
 
 
@@ -305,6 +357,33 @@ def test_quiet_on_a_terminal_moves_no_cursor(
     code, shown = on_terminal(["run", "-q"], environment=environment, folder=tmp_path)
 
     assert (code, shown) == (0, "")
+
+
+@pytest.mark.parametrize("settings", [{}, {"CERTJOB_LOG_FORMAT": "json"}])
+def test_json_lines_on_a_terminal_have_it_for_themselves(
+    environment: dict[str, str], facts: Facts, portal: PortalServer, tmp_path: Path, settings: dict[str, str]
+) -> None:
+    """No progress, no table, no talk between them: every byte of stderr belongs to an object."""
+    facts.certified_mentor(facts.organisation(), LONG_AGO)
+    asked = [] if settings else ["--log-format", "json"]
+
+    _, night = on_terminal(["run", "-v", *asked], environment=environment | settings, folder=tmp_path)
+    _, migration = on_terminal(["db", "migrate", *asked], environment=environment | settings, folder=tmp_path)
+
+    assert [json.loads(line)["event"] for line in night.splitlines()][-1] == "run_ended"
+    assert migration == ""
+
+
+def test_steps_on_a_terminal_are_not_drawn_over_by_progress(
+    environment: dict[str, str], facts: Facts, portal: PortalServer, tmp_path: Path
+) -> None:
+    """With -v each phase is a line; a bar that is drawn anew would swallow some."""
+    facts.certified_mentor(facts.organisation(), LONG_AGO)
+
+    _, shown = on_terminal(["run", "-v"], environment=environment, folder=tmp_path, only=["stderr"])
+
+    assert "INFO Reviewing mentors" in shown
+    assert "\x1b" not in shown
 
 
 def test_whatever_a_line_is_about_can_be_written() -> None:

@@ -229,7 +229,7 @@ def demo(context: typer.Context, *, verbose: Verbose = False) -> int:
     from certjob import demo as demonstration
     from certjob.console import Talk
 
-    set_up_logs(verbose=verbose, quiet=False, log_format=None)
+    set_up_logs(verbose=verbose, log_format=None)
     return demonstration.show(Talk(quiet=False), stop=context.obj)
 
 

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Log everything, and where an internal error was raised.")
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on success, on a terminal too.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Say nothing on success, on a terminal too; warnings are said.")
+]
 LogFormat = Annotated[
     str | None,
     typer.Option(help="How log lines look: text or json.  [env: CERTJOB_LOG_FORMAT; default: text]", metavar="FORMAT"),
@@ -84,7 +86,7 @@ def parse_day(text: str) -> date:
         raise typer.BadParameter(message) from None
 
 
-def set_up_logs(*, verbose: bool, quiet: bool, log_format: str | None, run_id: UUID | None = None) -> None:
+def set_up_logs(*, verbose: bool, log_format: str | None, run_id: UUID | None = None) -> None:
     """Send certjob's log lines to stderr; without a format, in that of CERTJOB_LOG_FORMAT."""
     from certjob.logs import log_configuration
 
@@ -92,7 +94,7 @@ def set_up_logs(*, verbose: bool, quiet: bool, log_format: str | None, run_id: U
         message = f"--log-format must be text or json, not {log_format[:40]!r}"
         raise typer.BadParameter(message)
     form = log_format or ("json" if os.environ.get("CERTJOB_LOG_FORMAT") == "json" else "text")
-    logging.config.dictConfig(log_configuration(verbose=verbose, quiet=quiet, log_format=form, run_id=run_id))
+    logging.config.dictConfig(log_configuration(verbose=verbose, log_format=form, run_id=run_id))
 
 
 @contextmanager
@@ -121,12 +123,12 @@ def session(
 
     stop: StopFlag = context.obj
     run_id = uuid4()
-    set_up_logs(verbose=verbose, quiet=quiet, log_format=log_format, run_id=run_id)
+    set_up_logs(verbose=verbose, log_format=log_format, run_id=run_id)
     settings = load_settings()
-    set_up_logs(verbose=verbose, quiet=quiet, log_format=log_format or settings.log_format, run_id=run_id)
+    set_up_logs(verbose=verbose, log_format=log_format or settings.log_format, run_id=run_id)
     monitor = None
     if watched_as is not None:
-        monitor = _watch(settings, command=watched_as, pings=pings, run_id=run_id, stop=stop, quiet=quiet)
+        monitor = _watch(settings, command=watched_as, pings=pings, run_id=run_id, stop=stop)
     with embedded.database_url(settings.database_url.get_secret_value()) as url:
         with stop.breaking_off():
             connection = database.connect(url)
@@ -161,16 +163,13 @@ def session(
                     monitor.write_metrics(connection, today=settings.today)
 
 
-def _watch(
-    settings: "Settings", *, command: str, pings: bool, run_id: UUID, stop: "StopFlag", quiet: bool
-) -> "Monitor":
+def _watch(settings: "Settings", *, command: str, pings: bool, run_id: UUID, stop: "StopFlag") -> "Monitor":
     """Tell others that the run begins, and have the end of the process tell them its exit code."""
     from certjob.monitoring import Monitor
     from certjob.plain import print_warning
 
     def warn(text: str) -> None:
-        if not quiet:
-            print_warning(f"certjob {command}", text)
+        print_warning(f"certjob {command}", text)
 
     monitor = Monitor(settings, run_id=run_id, pings=pings, stop=stop, warn=warn)
     stop.at_end = monitor.end

@@ -27,14 +27,14 @@ def check(
     from certjob.findings import Finding, exit_code_of
     from certjob.settings import survey_settings
 
-    set_up_logs(verbose=verbose, quiet=quiet, log_format=log_format)
+    set_up_logs(verbose=verbose, log_format=log_format)
     _check_address(send_test)
-    talk = console.Talk(quiet=quiet)
     found: list[Finding] = []
 
     with context.obj.breaking_off():
         settings, problems = survey_settings()
-        set_up_logs(verbose=verbose, quiet=quiet, log_format=log_format or settings.log_format)
+        set_up_logs(verbose=verbose, log_format=log_format or settings.log_format)
+        talk = console.Talk(quiet=quiet)
         for finding in checks.check_everything(settings, problems=problems):
             found.append(finding)
             if not json:
