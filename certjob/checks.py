@@ -8,7 +8,7 @@ import difflib
 import html
 import os
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -16,9 +16,9 @@ import psycopg
 
 from certjob import database, embedded
 from certjob.channel import Channel, OutgoingMessage
-from certjob.database_checks import LATER_CHECKS, check_database
+from certjob.database_checks import LATER_CHECKS, check_database, organisations_with_portal
 from certjob.errors import CertjobError, ChannelDownError, ConfigurationError, PortalStageError, TransientPortalError
-from certjob.findings import Finding, fail, failed_with, ok, skip, warn
+from certjob.findings import Finding, Verdict, fail, failed_with, ok, skip, warn
 from certjob.hlf_dynamics import HLFDynamicsSyncService
 from certjob.maildir_channel import MaildirChannel
 from certjob.messages.checking import check_templates
@@ -41,8 +41,8 @@ def check_everything(
     """
     yield from _check_settings(settings, problems=problems, environment=environment)
     yield ok("time zone", f"{settings.time_zone}, where today is {settings.today}")
-    yield from _check_database(settings)
-    yield _check_portal(settings, problems=problems)
+    with_portal = yield from _check_database(settings)
+    yield _check_portal(settings, problems=problems, with_portal=with_portal)
     yield _check_mail(settings, problems=problems)
     yield from _check_templates(settings)
     yield from _check_monitoring(settings)
@@ -67,24 +67,25 @@ def _check_settings(settings: Settings, *, problems: list[str], environment: Map
     yield ok("settings", f"not set: {', '.join(others) or 'none'}")
 
 
-def _check_database(settings: Settings) -> Iterator[Finding]:
+def _check_database(settings: Settings) -> Generator[Finding, None, list[str] | None]:
+    """Yield the findings; return the organisations that have a portal, None if that is not known."""
     url = settings.database_url.get_secret_value()
     if not url:
         for name in ("database", "writable", "clock", *LATER_CHECKS):
             yield skip(name, "CERTJOB_DATABASE_URL is not set")
-        return
+        return None
     if url == EMBEDDED and not embedded.data_directory().exists():
         yield fail("database", "there is no embedded database yet", next_step="run `certjob db migrate`")
-        return
-    done: list[str] = []
+        return None
+    found: list[Finding] = []
     try:
         with embedded.database_url(url) as libpq_url, database.connect(libpq_url) as connection:
-            for finding in check_database(
-                connection, today=settings.today, portal_is_set=settings.portal_url is not None
-            ):
-                done.append(finding.check)
+            for finding in check_database(connection, today=settings.today):
+                found.append(finding)
                 yield finding
-            return
+            if found[-1].verdict is not Verdict.SKIP:
+                return organisations_with_portal(connection)
+            return None
     except CertjobError as error:
         yield failed_with("database", error)
     except psycopg.Error as error:
@@ -92,15 +93,17 @@ def _check_database(settings: Settings) -> Iterator[Finding]:
         step = "see whether another session holds a table for long, and the server's log"
         yield fail("database", f"it did not answer a question ({said})", next_step=step, exit_code=1)
     for name in ("writable", "clock", *LATER_CHECKS):
-        if name not in done:
+        if name not in {finding.check for finding in found}:
             yield skip(name, "the database did not answer")
+    return None
 
 
-def _check_portal(settings: Settings, *, problems: list[str]) -> Finding:
+def _check_portal(settings: Settings, *, problems: list[str], with_portal: list[str] | None) -> Finding:
+    """``with_portal`` are the organisations whose mentors it shows; None: not known."""
     if settings.portal_url is None or settings.portal_key is None:
         if any(clause.startswith("CERTJOB_PORTAL_") for clause in problems):
             return skip("portal", "its settings are wrong")
-        return ok("portal", "not set, so nothing is pushed")
+        return _check_unset_portal(with_portal)
     try:
         key = settings.portal_key.get_secret_value()
         with HLFDynamicsSyncService(settings.portal_url, key, deadline_seconds=PORTAL_SECONDS) as service:
@@ -116,6 +119,17 @@ def _check_portal(settings: Settings, *, problems: list[str]) -> Finding:
     except CertjobError as error:
         return failed_with("portal", error, exit_code=2)
     return ok("portal", "the function is there and took the key")
+
+
+def _check_unset_portal(with_portal: list[str] | None) -> Finding:
+    if with_portal is None:
+        return skip("portal", "CERTJOB_PORTAL_URL is not set, and the database did not tell whether it is needed")
+    if not with_portal:
+        return ok("portal", "CERTJOB_PORTAL_URL is not set, and no organisation has a portal")
+    first, *others = with_portal
+    who = f"{first} has a portal" if not others else f"{first} and {len(others):,} more have a portal"
+    step = f"set it and CERTJOB_PORTAL_KEY, or `certjob organisation set {first} --portal none`"
+    return warn("portal", f"CERTJOB_PORTAL_URL is not set, but {who}: pushes stay queued", next_step=step)
 
 
 def _check_mail(settings: Settings, *, problems: list[str]) -> Finding:

@@ -51,7 +51,7 @@ class Server:
     clock_at: datetime
 
 
-def check_database(connection: Connection, *, today: date, portal_is_set: bool) -> Iterator[Finding]:
+def check_database(connection: Connection, *, today: date) -> Iterator[Finding]:
     """Look at the server, the schema, the rights of this user, and what the organisations lack."""
     asked_at = datetime.now(UTC)
     server = database.fetch(connection, "describe_server", into=Server)[0]
@@ -60,10 +60,15 @@ def check_database(connection: Connection, *, today: date, portal_is_set: bool) 
     yield check_clock(server.clock_at, between=(asked_at, answered_at))
     with database.read_only_snapshot(connection):
         connection.execute("SELECT set_config('statement_timeout', %s, true)", (str(STATEMENT_TIMEOUT_MS),))
-        yield from _check_contents(connection, server=server, today=today, portal_is_set=portal_is_set)
+        yield from _check_contents(connection, server=server, today=today)
 
 
-def _check_contents(connection: Connection, *, server: Server, today: date, portal_is_set: bool) -> Iterator[Finding]:
+def organisations_with_portal(connection: Connection) -> list[str]:
+    """Return their short names."""
+    return [row[0] for row in database.fetch(connection, "list_portal_organisations")]
+
+
+def _check_contents(connection: Connection, *, server: Server, today: date) -> Iterator[Finding]:
     schema = _check_schema(connection)
     yield schema
     if schema.exit_code:
@@ -76,7 +81,7 @@ def _check_contents(connection: Connection, *, server: Server, today: date, port
         yield ok("last night", "today is not before it")
     except ConfigurationError as error:
         yield failed_with("last night", error)
-    yield from _check_organisations(connection, portal_is_set=portal_is_set)
+    yield from _check_organisations(connection)
 
 
 def check_server(server: Server) -> Iterator[Finding]:
@@ -146,32 +151,21 @@ def _check_rights(connection: Connection, *, user_name: str) -> Iterator[Finding
         yield ok("rights", f"the database user {user_name} sees and may write what a night needs")
 
 
-def _check_organisations(connection: Connection, *, portal_is_set: bool) -> Iterator[Finding]:
+def _check_organisations(connection: Connection) -> Iterator[Finding]:
     rows = database.fetch(connection, "list_setup_gaps")
     if not rows:
         step = "create one with `certjob organisation set SLUG`"
         yield warn("organisations", "there is none", next_step=step)
         return
-    gaps = [gap for row in rows for gap in _gaps(*row, portal_is_set=portal_is_set)]
+    gaps = [gap for row in rows for gap in _gaps(*row)]
     yield from gaps
     if not gaps:
         number = "1 organisation" if len(rows) == 1 else f"{len(rows):,} organisations"
         yield ok("organisations", f"{number}, nothing is missing")
 
 
-def _gaps(
-    slug: str,
-    has_portal: bool,
-    has_coordinator: bool,
-    has_contact: bool,
-    without_contact_id: int,
-    *,
-    portal_is_set: bool,
-) -> Iterator[Finding]:
+def _gaps(slug: str, has_coordinator: bool, has_contact: bool, without_contact_id: int) -> Iterator[Finding]:
     change = f"`certjob organisation set {slug}"
-    if has_portal and not portal_is_set:
-        step = f"set CERTJOB_PORTAL_URL and CERTJOB_PORTAL_KEY, or {change} --portal none`"
-        yield warn("organisations", f"{slug} has a portal, but nothing can be pushed to it", next_step=step)
     if not has_coordinator:
         step = f"{change} --coordinator 'NAME <MAIL>'`"
         yield warn("organisations", f"{slug} has no coordinator, so nobody gets its daily mail", next_step=step)

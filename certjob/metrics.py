@@ -46,6 +46,7 @@ def read_metrics(connection: Connection, *, today: date) -> bytes:
         now = database.fetch_value(connection, "read_clock")
         failures = database.fetch(connection, "read_oldest_failure")
         failed_reminders = database.fetch_value(connection, "count_failed_reminders", {"today": today})
+        failed_digests = database.fetch_value(connection, "count_failed_digests")
     _describe_runs(registry, runs)
     _describe_backlog(registry, backlog, now_seconds=now.timestamp())
     unresolved = Gauge(
@@ -56,6 +57,8 @@ def read_metrics(connection: Connection, *, today: date) -> bytes:
         "certjob_failed_reminders", "Reminders that could not be delivered and still matter.", registry=registry
     )
     failed.set(failed_reminders)
+    refused = Gauge("certjob_failed_digests", "Coordinators whose daily mail was refused.", registry=registry)
+    refused.set(failed_digests)
     version = Gauge("certjob_info", "The certjob that wrote this file.", ["version"], registry=registry)
     version.labels(__version__).set(1)
     return generate_latest(registry)

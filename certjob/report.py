@@ -1,7 +1,7 @@
 """RunReport: what a run did, as one document with fixed keys."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from enum import StrEnum
 from typing import Any
@@ -22,6 +22,10 @@ class Outcome(StrEnum):
     ATTENTION = "attention"
     FAILED = "failed"
 
+
+_MOST_REASONS = 5
+"""So many lines about mentors that are broken; the JSON document has each with its reason."""
+_OTHER_REASONS = "other reasons; --json has them"
 
 EXIT_CODES = {Outcome.OK: 0, Outcome.FAILED: 1, Outcome.ATTENTION: 3}
 
@@ -253,9 +257,14 @@ class RunReport:
 def _named(review: ReviewCounts) -> list[str]:
     """The mentors that need a person, by id; many are cut to the first few (the JSON document has all)."""
     lines = []
+    broken = [problem for problem in review.problems if problem.mentor_id in review.broken]
+    reasons = list(dict.fromkeys(problem.reason for problem in broken))
+    if len(reasons) > _MOST_REASONS:
+        said, reasons = reasons[: _MOST_REASONS - 1], [*reasons[: _MOST_REASONS - 1], _OTHER_REASONS]
+        broken = [p if p.reason in said else replace(p, reason=_OTHER_REASONS) for p in broken]
     kinds = (
         ([p for p in review.problems if p.reason == LOCKED], "mentor was skipped", "mentors were skipped"),
-        ([p for p in review.problems if p.mentor_id in review.broken], "mentor is broken", "mentors are broken"),
+        *(([p for p in broken if p.reason == reason], "mentor is broken", "mentors are broken") for reason in reasons),
         (
             [p for p in review.problems if p.reason == MAY_STAY_VISIBLE],
             "mentor may stay visible",

@@ -7,7 +7,7 @@ from uuid import UUID
 from certjob.models import Decision, PauseChange, Status
 from certjob.planning import Problem
 
-LOCKED = "held by another session until the end of the run; the next one reviews it"
+LOCKED = "held by another session until the end of the run; the next run does this review"
 MAY_STAY_VISIBLE = (
     "the organisation has no portal any more and the hide was withdrawn; hide by hand whom it still shows"
 )

@@ -98,6 +98,7 @@ class SystemStatus:
     """How many mentors the nights of the next 14 days will look at, today's first."""
     oldest_failure: Failure | None
     failed_reminders: int
+    failed_digests: int
     without_certificate: int
 
     @property
@@ -123,6 +124,7 @@ def read_status(connection: Connection, *, today: date, max_age: timedelta) -> S
             coming=_read_coming(connection, today),
             oldest_failure=failures[0] if failures else None,
             failed_reminders=database.fetch_value(connection, "count_failed_reminders", {"today": today}),
+            failed_digests=database.fetch_value(connection, "count_failed_digests"),
             without_certificate=database.fetch_value(connection, "count_without_certificate", {"today": today}),
         )
 
@@ -171,5 +173,6 @@ def to_document(status: SystemStatus) -> dict[str, Any]:
         "unresolved_failures": failure.unresolved if failure else 0,
         "oldest_failure": failure and {name: value for name, value in asdict(failure).items() if name != "unresolved"},
         "failed_reminders": status.failed_reminders,
+        "failed_digests": status.failed_digests,
         "without_certificate": status.without_certificate,
     }

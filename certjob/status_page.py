@@ -160,8 +160,11 @@ class _Page:
             since = self._moment(failure.created_at)
             who = f"{failure.member_no} of {failure.organisation} to be {what}"
             yield "Oldest failure", f"since {since}, {who}: {failure.error}"
-        failed = status.failed_reminders
-        yield "Failed reminders", f"{failed:,}; see `certjob alerts`" if failed else "0"
+        for name, failed in (
+            ("Failed reminders", status.failed_reminders),
+            ("Failed digests", status.failed_digests),
+        ):
+            yield name, f"{failed:,}; see `certjob alerts`" if failed else "0"
         yield "Active mentors without any certificate", f"{status.without_certificate:,}"
 
     def _moment(self, at: datetime) -> str:

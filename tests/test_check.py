@@ -186,7 +186,7 @@ def test_every_wrong_setting_is_named_and_everything_else_is_looked_at(
 
     said = found(result)
     assert result.returncode == 2
-    assert set(said) == {"settings", "portal", "mail", "organisations"}
+    assert set(said) == {"settings", "portal", "mail"}
     for variable, clause in zip(
         ("CERTJOB_TIME_ZONE", "CERTJOB_PORTAL_RATE", "CERTJOB_PORTAL_KEY", "CERTJOB_MAIL_FROM"),
         said["settings"],
@@ -486,10 +486,29 @@ def test_a_portal_without_its_address_is_a_warning(here: Certjob, complete: Fact
     result = here("--json", CERTJOB_PORTAL_URL="", CERTJOB_PORTAL_KEY="")
 
     assert result.returncode == 3
-    assert found(result)["organisations"] == [
-        "warn: hlf has a portal, but nothing can be pushed to it; "
-        "set CERTJOB_PORTAL_URL and CERTJOB_PORTAL_KEY, or `certjob organisation set hlf --portal none`"
+    assert found(result)["portal"] == [
+        "warn: CERTJOB_PORTAL_URL is not set, but hlf has a portal: pushes stay queued; "
+        "set it and CERTJOB_PORTAL_KEY, or `certjob organisation set hlf --portal none`"
     ]
+    assert "hlf has a portal" not in str(found(result).get("organisations"))
+
+
+def test_a_portal_that_nobody_needs_may_be_unset(here: Certjob, facts: Facts) -> None:
+    """One verdict, which depends on the organisations; without a database it is not known."""
+    facts.organisation("nordlys", portal=None)
+
+    unset = {"CERTJOB_PORTAL_URL": "", "CERTJOB_PORTAL_KEY": ""}
+
+    result = here("--json", **unset)
+    in_the_dark = here("--json", CERTJOB_DATABASE_URL="postgresql://u@127.0.0.1:1/x", **unset)
+
+    (said,) = (entry for entry in json.loads(result.stdout)["checks"] if entry["check"] == "portal")
+    assert (said["verdict"], said["message"]) == (
+        "ok",
+        "CERTJOB_PORTAL_URL is not set, and no organisation has a portal",
+    )
+    (unknown,) = found(in_the_dark)["portal"]
+    assert unknown.startswith("skip: not checked: CERTJOB_PORTAL_URL is not set, and the database did not tell")
 
 
 # The portal.

@@ -260,6 +260,32 @@ def test_totals_on_a_terminal_have_a_title(command: str, dry_run: bool, title: s
     assert shown().startswith(f"{title} 2026-03-10")
 
 
+def test_skipped_mentors_are_said_in_a_line_that_fits_one_and_several() -> None:
+    """The reason is each one's in the document, and all of theirs in the line."""
+    for number, begins in ((1, "1 mentor was skipped ("), (7, "7 mentors were skipped (")):
+        review = ReviewCounts(skipped=[UUID(int=i) for i in range(number)])
+
+        (line,) = RunReport(command="run", today=TODAY, review=review).reasons
+
+        assert line.startswith(begins)
+        assert "the next one" not in line
+        assert "the next run does this review" in line
+
+
+def test_mentors_that_broke_for_different_reasons_are_not_said_to_share_one() -> None:
+    """A line for each reason; of very many the last stands for the rest."""
+    few = ReviewCounts(broken={UUID(int=0): "bad date", UUID(int=1): "no kind", UUID(int=2): "bad date"})
+    many = ReviewCounts(broken={UUID(int=i): f"reason {i}" for i in range(9)})
+
+    assert [line.partition(":")[0] for line in RunReport(command="run", today=TODAY, review=few).reasons] == [
+        "2 mentors are broken (bad date)",
+        "1 mentor is broken (no kind)",
+    ]
+    lines = RunReport(command="run", today=TODAY, review=many).reasons
+    assert len(lines) == 5
+    assert lines[-1].startswith("5 mentors are broken (other reasons; --json has them): ")
+
+
 STATE = MentorState(
     member_no="M1",
     has_portal=True,

@@ -293,6 +293,7 @@ def test_a_night_writes_its_figures(measured: Certjob, facts: Facts, metrics: Pa
     assert found["certjob_oldest_pending_age_seconds", "reminders"] == 0
     assert found["certjob_unresolved_failures",] == 1
     assert found["certjob_failed_reminders",] == 0
+    assert found["certjob_failed_digests",] == 0
 
 
 def test_the_commands_do_not_erase_each_other(measured: Certjob, facts: Facts, metrics: Path) -> None:

@@ -380,6 +380,29 @@ def test_failed_reminders_are_those_that_alerts_show(here: Certjob, connection: 
     assert "failed reminders: 1; see `certjob alerts`" in here().stdout
 
 
+def test_failed_digests_are_those_that_alerts_show(
+    here: Certjob, ran: Ran, connection: Connection, facts: Facts
+) -> None:
+    """A number and where to look; as for reminders the exit code tells of nights alone."""
+    ran()
+    coordinator = connection.execute(
+        "INSERT INTO coordinators (organisation_id, email) VALUES (%s, 'k@example.org') RETURNING id",
+        (facts.organisation(),),
+    ).fetchone()
+    assert coordinator is not None
+    for number, status in enumerate(("failed", "sent", "cancelled")):
+        connection.execute(
+            "INSERT INTO coordinator_digests (coordinator_id, digest_on, status) VALUES (%s, current_date - %s, %s)",
+            (*coordinator, number, status),
+        )
+
+    page, whole = here(), here("--json")
+
+    assert (page.returncode, page.stderr) == (0, "")
+    assert "failed digests: 1; see `certjob alerts`\n" in page.stdout
+    assert document(whole)["failed_digests"] == 1 == len(database.fetch(connection, "read_failed_digests"))
+
+
 def test_those_without_a_certificate_are_the_nights_own_count(connection: Connection, facts: Facts) -> None:
     """Every way of having none: nothing, upcoming only, an optional kind only; and of having one, or not counting."""
     organisation = facts.organisation(optional_kinds=["firstaid"])
@@ -423,6 +446,7 @@ def test_the_document_has_its_keys(here: Certjob, ran: Ran) -> None:
         "unresolved_failures",
         "oldest_failure",
         "failed_reminders",
+        "failed_digests",
         "without_certificate",
     ]
     assert list(found["backlog"]) == ["portal_hides", "portal_shows", "reminders", "digests"]

@@ -1,7 +1,6 @@
 -- What an organisation still lacks, as far as one can see from outside.
 SELECT
     o.slug,
-    o.portal IS NOT NULL AS has_portal,
     EXISTS (SELECT FROM coordinators AS c WHERE c.organisation_id = o.id) AS has_coordinator,
     coalesce(o.contact_email, '') <> '' OR coalesce(o.contact_phone, '') <> '' AS has_contact,
     CASE WHEN o.portal IS NULL THEN 0 ELSE (
