@@ -50,9 +50,24 @@ def assert_no_secret(result: Finished) -> None:
         assert word not in result.stdout + result.stderr, result
 
 
-def run_in_process(*arguments: str, environment: Mapping[str, str], folder: Path) -> Finished:
-    """The same without a new process: a tenth of the time, for what does not depend on there being one."""
+class _Terminal(io.StringIO):
+    """Looks like a terminal to whoever asks."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def run_in_process(
+    *arguments: str, environment: Mapping[str, str], folder: Path, columns: int | None = None
+) -> Finished:
+    """The same without a new process: a tenth of the time, for what does not depend on there being one.
+
+    With ``columns`` on a terminal so wide, which can do nothing but print: all it gets is ``stdout`` then.
+    """
     out, err = io.StringIO(), io.StringIO()
+    if columns is not None:
+        out = err = _Terminal()
+        environment = {"TERM": "dumb", "COLUMNS": str(columns), "LINES": "50"} | dict(environment)
     logger = logging.getLogger("certjob")
     kept = logger.handlers[:], logger.propagate, logger.level
     try:
@@ -66,7 +81,7 @@ def run_in_process(*arguments: str, environment: Mapping[str, str], folder: Path
     finally:
         logger.handlers[:], logger.propagate = kept[:2]
         logger.setLevel(kept[2])
-    return Finished(arguments, code, out.getvalue(), err.getvalue())
+    return Finished(arguments, code, out.getvalue(), "" if err is out else err.getvalue())
 
 
 class Child:

@@ -16,6 +16,7 @@ import pytest
 from tests.conftest import Certjob, installed_command
 from tests.facts import Facts
 from tests.portal_server import PortalServer
+from tests.readme import README, read_examples
 
 
 def today() -> date:
@@ -168,9 +169,9 @@ def test_the_five_minute_tour_of_the_readme(
     bare_environment: dict[str, str], tmp_path: Path, database_url: str
 ) -> None:
     """The commands of the tour, word by word, in a shell; only the database is the test's."""
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    tour = readme[readme.index("## Five minutes") : readme.index("## One idea")]
-    script = "\n".join(line[4:] for line in tour.splitlines() if line.startswith("    "))
+    set_up = README[README.index("## Five minutes") : README.index("    $ ")]
+    commands = [example.command for example in read_examples() if example.heading == "Five minutes"]
+    script = "\n".join([line[4:] for line in set_up.splitlines() if line.startswith("    ")] + commands)
     script = script.replace('"$PWD/.venv/bin:$PATH"', f'"{installed_command().parent}:$PATH"')
     script = script.replace("CERTJOB_DATABASE_URL=embedded", f"CERTJOB_DATABASE_URL='{database_url}'")
 

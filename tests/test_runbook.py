@@ -1,12 +1,9 @@
-"""The runbook's examples are what an operator sees: each trouble is made, and the command is asked."""
+"""The runbook's statements do what it says, and the lines that it explains are lines that certjob says."""
 
-import inspect
 import re
 import shlex
-from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
-from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -15,29 +12,11 @@ from certjob.database import Connection
 from tests.command_line import Finished, run_in_process
 from tests.facts import Facts
 from tests.nights import CollectingChannel, FlakyPortal, night
-from tests.portal_answers import error
-from tests.portal_server import PortalServer
+from tests.readme import README
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
 SECTION = README.partition("\n## Runbook\n")[2].partition("\n## ")[0]
 TODAY = datetime.now(ZoneInfo("Europe/Oslo")).date()
-CONTACT = UUID("0b6c8f52-1f0e-4a55-9d0b-7c3c2b1a9e10")
-
-
-def examples() -> dict[str, tuple[str, list[str]]]:
-    """The command under each title and the lines that it prints; ``…`` stands for what differs or is left out."""
-    found = {}
-    for part in SECTION.split("\n### ")[1:]:
-        for block in re.findall(r"^    \$ (.+\n(?:    .+\n)+)", part, flags=re.MULTILINE):
-            command, *lines = block.splitlines()
-            found[part.partition("\n")[0]] = command, [line[4:] for line in lines]
-    return found
-
-
-def matches(expected: list[str], printed: str) -> bool:
-    pattern = "\n".join(".*".join(re.escape(part) for part in line.split("…")) for line in expected)
-    return re.fullmatch(pattern, printed.strip(), flags=re.DOTALL) is not None
 
 
 class Operator:
@@ -55,106 +34,6 @@ class Operator:
 def operator(database_url: str, bare_environment: dict[str, str], tmp_path: Path) -> Operator:
     ways_out = {"CERTJOB_DATABASE_URL": database_url, "CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'mail'}"}
     return Operator(bare_environment | ways_out, tmp_path)
-
-
-def expired_mentors(facts: Facts, number: int) -> None:
-    organisation = facts.organisation()
-    for _ in range(number):
-        facts.certified_mentor(organisation, TODAY - timedelta(days=1))
-
-
-def portal_is_down(facts: Facts, operator: Operator) -> Finished:
-    expired_mentors(facts, 7)
-    down = {"CERTJOB_PORTAL_URL": "http://127.0.0.1:1/", "CERTJOB_PORTAL_KEY": "k", "CERTJOB_PORTAL_ATTEMPTS": "1"}
-    return operator.types("certjob run", **down)
-
-
-def key_is_wrong(facts: Facts, operator: Operator) -> Finished:
-    expired_mentors(facts, 2)
-    with PortalServer() as portal:
-        return operator.types("certjob run", CERTJOB_PORTAL_URL=portal.url, CERTJOB_PORTAL_KEY="old")
-
-
-def contact_is_unknown(facts: Facts, operator: Operator) -> Finished:
-    organisation = facts.organisation()
-    mentor = facts.mentor(organisation, member_no="M1042", full_name="Kari Nordmann", contact_id=CONTACT)
-    facts.certificate(mentor, TODAY - timedelta(days=1))
-    with PortalServer(default=error(404, "contact_not_found")) as portal:
-        operator.types("certjob run", CERTJOB_PORTAL_URL=portal.url, CERTJOB_PORTAL_KEY=portal.key)
-        return operator.types("certjob alerts")
-
-
-def portal_throttles(facts: Facts, operator: Operator) -> Finished:
-    expired_mentors(facts, 2)
-    with PortalServer(default=error(429, "throttled", retry_after="900")) as portal:
-        return operator.types("certjob run", CERTJOB_PORTAL_URL=portal.url, CERTJOB_PORTAL_KEY=portal.key)
-
-
-def import_is_wrong(facts: Facts, operator: Operator) -> Finished:
-    expired_mentors(facts, 40)
-    return operator.types("certjob run")
-
-
-def clock_is_wrong(facts: Facts, operator: Operator) -> Finished:
-    facts.connection.execute(
-        "INSERT INTO job_runs (id, command, as_of, host, version, finished_at, outcome)"
-        " VALUES (%s, 'run', %s, 'h', '1', now(), 'ok')",
-        (uuid4(), TODAY + timedelta(days=30)),
-    )
-    return operator.types("certjob run")
-
-
-def schema_is_old(facts: Facts, operator: Operator) -> Finished:
-    facts.connection.execute(
-        "DELETE FROM certjob_migrations WHERE version = (SELECT max(version) FROM certjob_migrations)"
-    )
-    return operator.types("certjob run")
-
-
-def rows_are_old(facts: Facts, operator: Operator) -> Finished:
-    mentor = facts.certified_mentor(facts.organisation(), TODAY + timedelta(days=300))
-    facts.connection.execute(
-        "INSERT INTO portal_sync_events (mentor_id, visible, status, wanted_at, next_attempt_at, delivered_at)"
-        " SELECT %s, true, 'delivered', t, t, t FROM generate_series(now() - interval '5 years',"
-        " now() - interval '3 years 1 month', interval '1 week') AS t",
-        (mentor,),
-    )
-    return operator.types("certjob db prune --older-than 3y --dry-run")
-
-
-SCENES: dict[str, Callable[[Facts, Operator], Finished]] = {
-    "The portal is down": portal_is_down,
-    "The portal refuses the key": key_is_wrong,
-    "The portal does not know a mentor": contact_is_unknown,
-    "The portal asks to wait": portal_throttles,
-    "Too many would change at once": import_is_wrong,
-    "The clock is wrong": clock_is_wrong,
-    "The schema is older or newer than certjob": schema_is_old,
-    "The disk is full": rows_are_old,
-}
-
-
-def test_every_example_of_the_runbook_is_held_by_a_scene() -> None:
-    """And every scene is in it."""
-    assert examples().keys() == SCENES.keys()
-
-
-@pytest.mark.parametrize("title", SCENES)
-def test_the_runbook_shows_what_is_printed(title: str, facts: Facts, operator: Operator) -> None:
-    """Under the trouble that it is about."""
-    _, expected = examples()[title]
-
-    result = SCENES[title](facts, operator)
-
-    assert matches(expected, result.stdout + result.stderr), result.stdout + result.stderr
-
-
-@pytest.mark.parametrize("title", SCENES)
-def test_the_scene_ran_the_command_that_the_runbook_names(title: str) -> None:
-    """Not another one that happens to print the same."""
-    command, _ = examples()[title]
-
-    assert f'"{command}"' in inspect.getsource(SCENES[title])
 
 
 def test_after_a_restore_nobody_is_mailed_about_what_was_mailed_before(

@@ -90,7 +90,8 @@ def _report_load(talk: "Talk", report: "LoadReport", *, json: bool, strict: bool
     if json:
         console.print_json({"outcome": "attention" if report.rejected else "ok"} | asdict(report))
     elif talk.chatty:
-        rows = [(name.replace("_", " "), f"{number:,}") for name, number in asdict(report).items()]
+        counts = {"rows": report.rows} | {name: number for name, number in asdict(report).items() if number}
+        rows = [(name.replace("_", " "), f"{number:,}") for name, number in counts.items()]
         console.show_rows(talk, ("What", "Number"), rows)
     if report.rejected:
         what = "nothing was loaded (--strict)" if strict else "the others were loaded"
