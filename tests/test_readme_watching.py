@@ -1,5 +1,7 @@
 """The metrics and log lines of the section about watching certjob are those that there are."""
 
+import ast
+import inspect
 import json
 import re
 from datetime import date
@@ -7,6 +9,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from certjob import checks, database_checks
 from certjob.database import Connection
 from certjob.metrics import read_metrics
 from tests.command_line import run_in_process
@@ -16,6 +19,7 @@ from tests.portal_answers import error
 from tests.portal_server import PortalServer
 from tests.readme import README
 
+VERDICTS = {"ok", "warn", "fail", "skip", "failed_with"}
 SECTION = README.partition("## Watching certjob")[2].partition("\n## ")[0]
 
 
@@ -31,6 +35,22 @@ def test_every_metric_is_in_the_table(connection: Connection, facts: Facts) -> N
     rows = "\n".join(line for line in SECTION.splitlines() if line.startswith("| `certjob_"))
     assert set(re.findall(r"certjob_[a-z_]+", rows)) == written
     assert set(re.findall(r"certjob_[a-z_]+", SECTION)) == written
+
+
+def test_every_line_of_check_is_in_the_table() -> None:
+    """With what it means when it is not ok; and no line that there is not."""
+    said = {
+        node.args[0].value
+        for module in (checks, database_checks)
+        for node in ast.walk(ast.parse(inspect.getsource(module)))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in VERDICTS
+        if node.args and isinstance(node.args[0], ast.Constant)
+    }
+
+    table = SECTION.partition("| the line |")[2].partition("\n\n")[0]
+    assert {name for row in table.splitlines() for name in re.findall(r"`([^`]+)`", row.split(" | ")[0])} - {
+        "ok"
+    } == said
 
 
 def test_the_example_of_a_log_has_the_keys_of_the_log(
