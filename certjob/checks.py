@@ -16,6 +16,7 @@ import psycopg
 
 from certjob import database, embedded
 from certjob.channel import Channel, OutgoingMessage
+from certjob.connection_errors import explain_late_refusal
 from certjob.database_checks import LATER_CHECKS, check_database, organisations_with_portal
 from certjob.errors import CertjobError, ChannelDownError, ConfigurationError, PortalStageError, TransientPortalError
 from certjob.findings import Finding, Verdict, fail, failed_with, ok, skip, warn
@@ -89,13 +90,20 @@ def _check_database(settings: Settings) -> Generator[Finding, None, list[str] | 
     except CertjobError as error:
         yield failed_with("database", error)
     except psycopg.Error as error:
-        said = " ".join((error.diag.message_primary or str(error)).split())
-        step = "see whether another session holds a table for long, and the server's log"
-        yield fail("database", f"it did not answer a question ({said})", next_step=step, exit_code=1)
+        yield _unanswered(error)
     for name in ("writable", "clock", *LATER_CHECKS):
         if name not in {finding.check for finding in found}:
             yield skip(name, "the database did not answer")
     return None
+
+
+def _unanswered(error: psycopg.Error) -> Finding:
+    refusal = explain_late_refusal(error) if isinstance(error, psycopg.OperationalError) else None
+    if refusal is not None:
+        return failed_with("database", refusal)
+    said = " ".join((error.diag.message_primary or str(error)).split())
+    step = "see whether another session holds a table for long, and the server's log"
+    return fail("database", f"it did not answer a question ({said})", next_step=step, exit_code=1)
 
 
 def _check_portal(settings: Settings, *, problems: list[str], with_portal: list[str] | None) -> Finding:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import psycopg
 
+from certjob.connection_errors import explain_refusal
 from certjob.errors import ConfigurationError, DatabaseUnavailableError
 from certjob.stopping import StopFlag
 
@@ -76,7 +77,7 @@ def connect(url: str) -> LastingConnection:
         )
         raise ConfigurationError(message) from None
     except psycopg.OperationalError as error:
-        raise _connection_error(error) from None
+        raise explain_refusal(error) from None
     connection.url = url
     _set_up(connection)
     return connection
@@ -99,33 +100,6 @@ def _refuse_unencoded(url: str) -> None:
     if "@" in path.removesuffix(parameters) or "@" in authority.partition("@")[2] or re.search("[?#].*@", authority):
         message = "CERTJOB_DATABASE_URL: in the user and the password, write @ : / # ? and % percent-encoded (@ is %40)"
         raise ConfigurationError(message)
-
-
-def _connection_error(error: psycopg.OperationalError) -> ConfigurationError | DatabaseUnavailableError:
-    text = " ".join(str(error).split()) or "no answer"
-    needs_password = error.pgconn is not None and error.pgconn.needs_password
-    for sign, advice in (
-        ("password authentication failed", "correct user or password in CERTJOB_DATABASE_URL"),
-        ("no password supplied", "add the password to CERTJOB_DATABASE_URL"),
-        ("pg_hba.conf", "correct user, database or sslmode in CERTJOB_DATABASE_URL"),
-        ("authentication failed", "correct user or password in CERTJOB_DATABASE_URL"),
-        ("role ", "correct the user in CERTJOB_DATABASE_URL"),
-        ("database ", "correct the database name in CERTJOB_DATABASE_URL"),
-    ):
-        if f"FATAL: {sign}" in text or (sign in text and not sign.endswith(" ")) or needs_password:
-            return ConfigurationError(f"the database refused the connection: {_cause(text)}; {advice}")
-    if re.search("starting up|shutting down|recovery|not (yet )?accepting connections", text):
-        advice = "it is starting, stopping or recovering; wait a minute, and if it stays so, see the server's log"
-        return DatabaseUnavailableError(f"the database takes no connections just now: {_cause(text)}; {advice}")
-    if re.search("too many (connections|clients)|remaining connection slots|max_client_conn", text):
-        advice = "all of its connections are in use; end some of them or raise its limit, then run it again"
-        return DatabaseUnavailableError(f"the database takes no more connections: {_cause(text)}; {advice}")
-    advice = "check the host and port in CERTJOB_DATABASE_URL and whether the server runs"
-    return DatabaseUnavailableError(f"the database cannot be reached: {_cause(text)}; {advice}")
-
-
-def _cause(text: str) -> str:
-    return text.partition("FATAL: ")[2].strip() or text.removeprefix("connection failed: ")
 
 
 def _open_and_ask(url: str) -> LastingConnection:

@@ -19,6 +19,11 @@ _UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # typer has click 
 _TYPERS_INTERRUPTED = 130
 """What newer versions of typer make of a KeyboardInterrupt, without a word; older ones raise Abort."""
 
+WORKS_READ_ONLY = (
+    "What works here: alerts, check, db status, explain, forecast, list, organisation list, preview, status, and "
+    "with --dry-run db prune and run"
+)
+
 
 def main() -> NoReturn:
     """Run the command that was typed and exit with the documented code."""
@@ -156,10 +161,15 @@ def _describe_database(error: Exception) -> tuple[int, str, str]:
     if isinstance(error, psycopg.errors.InsufficientPrivilege):
         return 2, "configuration", f"the database user lacks a right: {cause}; grant it or use another user"
     if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
-        here = "Here one can only look: explain, list, forecast, run --dry-run"
-        return 1, "database_unavailable", f"the database is read-only ({cause}); use the primary. {here}"
+        step = f"use the primary, or take default_transaction_read_only away. {WORKS_READ_ONLY}"
+        return 1, "database_unavailable", f"the database is read-only ({cause}); {step}"
     kept = "what was committed is kept, run it again"
     if isinstance(error, psycopg.OperationalError):
+        from certjob.connection_errors import explain_late_refusal
+
+        refusal = explain_late_refusal(error)
+        if refusal is not None:
+            return refusal.exit_code, refusal.code, without_people(str(refusal))
         # Class 57 is the server going down, but for 57014, a statement cancelled by its timeout or by a person.
         state = error.sqlstate or "08000"
         if state.startswith(("08", "57P")):

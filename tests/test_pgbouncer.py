@@ -21,6 +21,7 @@ import pytest
 
 from certjob import database, facts, migrations
 from certjob.connections import Connection, outlast_restarts
+from certjob.errors import ConfigurationError
 from certjob.stopping import StopFlag
 from tests.chaos.cluster import Cluster
 from tests.command_line import Finished, run_in_process
@@ -188,6 +189,21 @@ def test_two_migrations_at_once_wait_for_each_other(pooler: str, empty_database_
         applied = [*migrations.migrate(first), *migrations.migrate(second)]
 
     assert [each.version for each in applied] == [each.version for each in migrations.migrations()]
+
+
+@pytest.mark.parametrize(
+    ("end", "phrases"),
+    [
+        ("certjob_no_such_database", ["does not exist", "correct the database name"]),
+        ("postgres?options=-c%20role%3Dcertjob_worker", ["unsupported startup parameter", "does not pass them on"]),
+    ],
+)
+def test_what_it_refuses_has_a_next_step(pooler: str, end: str, phrases: list[str]) -> None:
+    """The server's words, which it hands on, and its own."""
+    with pytest.raises(ConfigurationError) as caught:
+        database.connect(pooler + end)
+
+    assert all(phrase in str(caught.value) for phrase in phrases), caught.value
 
 
 def test_a_restart_behind_it_is_outlasted(monkeypatch: pytest.MonkeyPatch) -> None:
