@@ -125,7 +125,7 @@ def read_status(connection: Connection, *, today: date, max_age: timedelta) -> S
             oldest_failure=failures[0] if failures else None,
             failed_reminders=database.fetch_value(connection, "count_failed_reminders", {"today": today}),
             failed_digests=database.fetch_value(connection, "count_failed_digests"),
-            without_certificate=database.fetch_value(connection, "count_without_certificate", {"today": today}),
+            without_certificate=_count_without_certificate(connection, today),
         )
 
 
@@ -143,6 +143,12 @@ def read_backlog_by_age(connection: Connection) -> dict[str, Backlog]:
         "reminders": backlog(database.fetch(connection, "summarise_reminder_backlog")[0]),
         "digests": backlog(database.fetch(connection, "summarise_digest_backlog")[0]),
     }
+
+
+def _count_without_certificate(connection: Connection, today: date) -> int:
+    optional_kinds = [row[0] for row in database.fetch(connection, "list_optional_kinds")]
+    parameters = {"today": today, "optional_kinds": optional_kinds}
+    return int(database.fetch_value(connection, "count_without_certificate", parameters))
 
 
 def _read_coming(connection: Connection, today: date) -> dict[date, int]:

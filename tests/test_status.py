@@ -2,9 +2,10 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from random import Random
 from signal import SIGKILL
 from typing import Any
 from uuid import UUID, uuid4
@@ -12,8 +13,9 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from certjob import database, job_runs
+from certjob import database, job_runs, rules
 from certjob.database import Connection
+from certjob.facts import read as read_facts
 from certjob.report import RunReport
 from certjob.status import Backlog, read_backlog_by_age, read_status
 from tests.command_line import Finished, on_terminal, run_in_process, started, without_escapes
@@ -422,6 +424,57 @@ def test_those_without_a_certificate_are_the_nights_own_count(connection: Connec
 
     assert report.review is not None
     assert read(connection).without_certificate == report.review.without_certificate == 3
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_those_without_a_certificate_are_counted_from_few_mentors_and_not_one_is_missed(
+    connection: Connection, facts: Facts, seed: int
+) -> None:
+    """Random mentors, after a night, on days around it, and when facts have changed since: as the rules say of each."""
+    random = Random(seed)
+    organisations = [
+        facts.organisation("hlf", optional_kinds=["firstaid"]),
+        facts.organisation("rk", portal=None, thresholds=[]),
+    ]
+    mentors = [_random_mentor(facts, random, random.choice(organisations)) for _ in range(150)]
+    days = [TODAY + timedelta(days=number) for number in (-40, 0, 1, 40, 400)]
+
+    before = [_both_counts(connection, day, mentors) for day in days]
+    night(connection, allow_mass_change=True)
+    reviewed = [_both_counts(connection, day, mentors) for day in days]
+    mentors += [_random_mentor(facts, random, random.choice(organisations)) for _ in range(20)]
+    connection.execute("UPDATE certificates SET issued_on = issued_on + 30 WHERE id > %s", (UUID(int=1 << 127),))
+    changed = [_both_counts(connection, day, mentors) for day in days]
+
+    for status, rules_say in [*before, *reviewed, *changed]:
+        assert status == rules_say
+    assert len({rules_say for _, rules_say in [*before, *reviewed, *changed]}) > 5
+
+
+def _random_mentor(facts: Facts, random: Random, organisation: UUID) -> UUID:
+    """Up to three certificates of either kind, around today; perhaps revoked, perhaps paused, perhaps gone."""
+    left_at = datetime(2026, 1, 1, tzinfo=UTC) if random.random() < 0.1 else None
+    mentor = facts.mentor(organisation, left_at=left_at)
+    for number in range(random.choice((0, 1, 1, 2, 3))):
+        issued_on = TODAY + timedelta(days=3 * random.randint(-60, 30) + number)
+        facts.certificate(
+            mentor,
+            random.choice((issued_on + timedelta(days=30), issued_on + timedelta(days=60), date.max)),
+            kind=random.choice(("likeperson", "firstaid")),
+            issued_on=issued_on,
+            revoked_at=datetime(2026, 1, 1, tzinfo=UTC) if random.random() < 0.1 else None,
+        )
+    if random.random() < 0.1:
+        facts.pause(mentor)
+    return mentor
+
+
+def _both_counts(connection: Connection, day: date, mentors: Sequence[UUID]) -> tuple[int, int]:
+    """What `status` counts on a day, and for how many active mentors the rules say that they hold nothing."""
+    read = read_facts(connection, mentors, lock=False).mentors
+    holding_nothing = sum(rules.holds_nothing(m, day) and not m.left and not m.open_pauses for m in read)
+    status = read_status(connection, today=day, max_age=DAY)
+    return status.without_certificate, holding_nothing
 
 
 # How it is shown.
