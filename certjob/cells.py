@@ -124,7 +124,7 @@ def read_organisation(text: str, *, ids: Mapping[str, str]) -> str:
         # In a shifted row this is anything; what could be a name is not repeated.
         slug = text.lower()
         message = (
-            f"organisation {slug} does not exist; create it with `certjob organisation set {slug}`"
+            f"{slug} does not exist; create it with `certjob organisation set {slug}`"
             if is_slug(slug)
             else "is no organisation's slug, such as hlf"
         )

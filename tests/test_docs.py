@@ -75,6 +75,14 @@ def test_commands_and_options_in_the_documents_exist(document: str) -> None:
                 assert option in known[name] | {"--help"}, example
 
 
+def test_every_link_inside_the_readme_leads_to_a_title() -> None:
+    """As GitHub makes anchors: small letters, no punctuation, dashes for spaces."""
+    titles = re.findall(r"^#+ (.+)$", README, flags=re.MULTILINE)
+    anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+    assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= anchors
+
+
 def test_every_module_has_its_line_in_the_layout() -> None:
     """A newcomer finds each room."""
     layout = README[README.index("## How the code is laid out") : README.index("## Contributing")]

@@ -67,7 +67,7 @@ DATE_FORMS = "is no date of the form YYYY-MM-DD or DD.MM.YYYY"
         (
             {"organisation": "lhl"},
             "organisation",
-            "organisation lhl does not exist; create it with `certjob organisation set lhl`",
+            "lhl does not exist; create it with `certjob organisation set lhl`",
         ),
         ({"organisation": "Kari Nordmann"}, "organisation", "is no organisation's slug, such as hlf"),
         ({"member_no": " "}, "member_no", "is empty"),
@@ -158,7 +158,7 @@ def test_extra_empty_cells_and_a_line_break_in_a_name_are_no_mistake(loader: Loa
         (
             LoadOptions(constants={"organisation": "lhl"}),
             REQUIRED,
-            "--set organisation: organisation lhl does not exist; create it with `certjob organisation set lhl`",
+            "--set organisation: lhl does not exist; create it with `certjob organisation set lhl`",
         ),
         (LoadOptions(date_formats=("%d.%m",)), REQUIRED, "--date-format '%d.%m' must name day, month and year"),
         (LoadOptions(date_formats=("%Q%",)), REQUIRED, "--date-format '%Q%' must name day, month and year"),
