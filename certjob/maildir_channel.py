@@ -3,7 +3,6 @@
 import contextlib
 import os
 import time
-from email.policy import default
 from pathlib import Path
 from uuid import uuid4
 
@@ -25,7 +24,7 @@ class MaildirChannel:
 
     def send(self, message: OutgoingMessage) -> None:
         """Put one message into the folder, whole or not at all; see ``Channel.send``."""
-        letter = compose(message, sender=self._sender, policy=default)
+        letter = compose(message, sender=self._sender, line_end="\n")
         name = f"{time.time_ns()}.{uuid4().hex}.certjob"
         try:
             for part in ("cur", "new", "tmp"):

@@ -4,7 +4,6 @@ import base64
 import contextlib
 import smtplib
 import ssl
-from email.policy import SMTP
 
 from pydantic import SecretStr
 
@@ -74,7 +73,7 @@ class SmtpChannel:
     def send(self, message: OutgoingMessage) -> None:
         """Hand one message over, in one try; see ``Channel.send``."""
         prepared, whole = Deadline(self._prepare_seconds), Deadline(self.worst_case_seconds)
-        letter = compose(message, sender=self._sender, policy=SMTP)
+        letter = compose(message, sender=self._sender, line_end="\r\n")
         try:
             self._hand_over(self._ready(prepared), letter=letter)
         except (RecipientRefusedError, RecipientDeferredError):
