@@ -137,8 +137,9 @@ def _make_a_bad_night(world: World, organisation: UUID) -> None:
         " VALUES (%s, 30, gen_random_uuid(), '2026-04-09')",
         (mentor,),
     )
-    world.facts.mentor(organisation, member_no="M1003")
     world.connection.execute("UPDATE mentors SET review_on = '2026-03-11'")
+    new = world.facts.mentor(organisation, member_no="M1003")
+    world.connection.execute("UPDATE mentors SET review_on = 'infinity' WHERE id = %s", (new,))
 
 
 def _note_run(
