@@ -189,6 +189,8 @@ def _planned_cells(change: PlannedChange) -> tuple[str, ...]:
     )
     pause = {PauseChange.OPEN: "pause", PauseChange.LIFT: "lift", None: ""}[decision.pause]
     reminders = ", ".join(_threshold_words(reminder.threshold_days) for reminder in change.new_reminders)
+    if reminders and not change.has_address:
+        reminders += " (no e-mail address)"
     portal = ("show" if decision.visible else "hide") if decision.push else ""
     return (decision.member_no, decision.organisation.slug, transitions, pause, reminders, portal)
 

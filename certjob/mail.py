@@ -130,7 +130,7 @@ def _build(message: OutgoingMessage, *, sender: MailAddress, recipient: MailAddr
     if not _MESSAGE_ID.fullmatch(message.message_id):
         problem = "the message id is malformed"
         raise ValueError(problem)
-    answers_to = _answers_to(message.reply_to)
+    reply_to = answers_to(message.reply_to)
     lines = [
         _sender_header(sender.display_name, sender.specification),
         f"To: {recipient.specification}",  # with SMTPUTF8 in letters beyond ASCII, too (RFC 6532)
@@ -138,7 +138,7 @@ def _build(message: OutgoingMessage, *, sender: MailAddress, recipient: MailAddr
         f"Date: {format_datetime(datetime.now(UTC))}",
         f"Message-ID: {message.message_id}",  # however long: some programs find none that begins on the second line
         "Auto-Submitted: auto-generated",  # RFC 3834: no holiday replies, please
-        *([] if answers_to is None else [f"Reply-To: {answers_to.specification}"]),
+        *([] if reply_to is None else [f"Reply-To: {reply_to.specification}"]),
         "MIME-Version: 1.0",
         f'Content-Type: multipart/alternative; boundary="{_BOUNDARY}"',
         "",
@@ -162,7 +162,7 @@ def _part(text: str, *, subtype: str) -> list[str]:
     ]
 
 
-def _answers_to(text: str | None) -> MailAddress | None:
+def answers_to(text: str | None) -> MailAddress | None:
     """Read where answers go; None when that is no address, which must not keep the message from its reader.
 
     Nor one with letters beyond ASCII before the ``@``: not every server and not every reader's program can take it.

@@ -169,11 +169,17 @@ def _plan(connection: Connection, report: RunReport, *, options: NightOptions, o
             ):
                 new[mentor_id].append(reminder)
             counts.reminders_queued += sum(map(len, new.values()))
+            without_address = database.fetch(connection, "find_without_address", {"ids": list(new)}) if new else []
+            unreachable = {row[0] for row in without_address}
             for decision in decisions:
                 counts.add(decision)
                 counts.portal_queued += decision.push
                 if decision.transitions or decision.pause or decision.push or new[decision.mentor_id]:
-                    change = PlannedChange(decision=decision, new_reminders=tuple(new[decision.mentor_id]))
+                    change = PlannedChange(
+                        decision=decision,
+                        new_reminders=tuple(new[decision.mentor_id]),
+                        has_address=decision.mentor_id not in unreachable,
+                    )
                     report.changes.append(change)
         report.changes.sort(key=PlannedChange.sort_key)
         report.review = counts

@@ -36,6 +36,8 @@ class PlannedChange:
 
     decision: Decision
     new_reminders: tuple[Reminder, ...]
+    has_address: bool = True
+    """Whether they can be sent; only looked at where there are new ones."""
 
     def sort_key(self) -> tuple[str, bool, bool, bool, str]:
         """By organisation: pauses, returns, reminders, then those whose status alone changes."""
@@ -65,6 +67,7 @@ class PlannedChange:
                     "certificate_id": str(r.cert_id),
                     "threshold_days": r.threshold_days,
                     "expires_on": r.expires_on.isoformat(),
+                    "has_address": self.has_address,
                 }
                 for r in self.new_reminders
             ],

@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from certjob import database
+from certjob.console import Talk, show_plan
 from certjob.database import Connection
 from tests.facts import TODAY, Facts
 from tests.nights import FlakyPortal, night
@@ -144,6 +145,28 @@ def test_the_dry_run_works_on_a_read_only_connection_and_touches_nothing(
     assert report.changes
     assert everything(facts) == before
     assert double.calls == []
+
+
+def test_the_plan_says_which_reminder_can_reach_nobody(
+    connection: Connection, facts: Facts, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is queued, as the night queues it, and fails there: better to enter the address before."""
+    organisation = facts.organisation()
+    for number, email in (("M1", None), ("M2", " "), ("M3", "m3@example.org")):
+        facts.certified_mentor(organisation, TODAY + timedelta(days=7), member_no=number, email=email)
+
+    report = night(connection, dry_run=True)
+    show_plan(Talk(quiet=False), report)
+
+    changes = report.to_document()["changes"]
+    assert {change["member_no"]: change["reminders"][0]["has_address"] for change in changes} == {
+        "M1": False,
+        "M2": False,
+        "M3": True,
+    }
+    lines = capsys.readouterr().out.splitlines()
+    assert "reminder: 7 d before (no e-mail address)" in lines[0]
+    assert "no e-mail address" not in lines[2]
 
 
 def test_the_dry_run_waits_for_nobody(connection: Connection, facts: Facts, app: psycopg.Connection[object]) -> None:

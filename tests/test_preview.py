@@ -351,8 +351,25 @@ def test_the_command_prints_the_message(certjob: Certjob, mentor: str) -> None:
     assert head.splitlines()[1] == "To: m1042@example.org"
     assert head.splitlines()[2].startswith("Subject: Your certificate expires in 20 days, on ")
     assert head.splitlines()[3] == "Message-ID: (given when the reminder is queued)"
+    assert head.splitlines()[4:] == ["Reply-To: kontakt@hlf.example"]
     assert body.startswith("Hello Kari Nordmann,\n\nYour certificate (likeperson) expires on ")
     assert body.endswith("\nKind regards\nHLF\n")
+
+
+def test_the_headers_are_those_of_the_mail(certjob: Certjob, mentor: str, tmp_path: Path) -> None:
+    """Each that is printed, but for those that a copy has of its own."""
+    folder = {"CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'mail'}", "CERTJOB_MAIL_FROM": "HLF <post@hlf.example>"}
+
+    head = certjob("preview", mentor, **folder).stdout.partition("\n\n")[0]
+    document = json.loads(certjob("preview", mentor, "--json", **folder).stdout)
+    certjob("preview", mentor, "--send-to", "me@example.org", **folder)
+
+    (message,) = mailbox.Maildir(tmp_path / "mail")
+    printed = dict(line.split(": ", 1) for line in head.splitlines())
+    assert {name: message[name] for name in ("From", "Reply-To")} == {
+        name: printed[name] for name in ("From", "Reply-To")
+    }
+    assert document["reply_to"] == printed["Reply-To"] == "kontakt@hlf.example"
 
 
 def test_what_it_says_beside_the_message_is_json_if_the_log_is(certjob: Certjob, mentor: str) -> None:

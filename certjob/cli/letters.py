@@ -117,9 +117,11 @@ def _send(opened: Session, shown: "Preview", *, to: str, json: bool) -> int:
 
 
 def _headers(opened: Session, shown: "Preview") -> dict[str, str]:
+    from certjob.mail import answers_to
     from certjob.notify import REHEARSAL_SENDER
 
     settings, message = opened.settings, shown.message
+    reply_to = answers_to(message.reply_to)
     url = settings.notify_url.get_secret_value() if settings.notify_url else ""
     no_sender = REHEARSAL_SENDER if url.startswith("maildir:") else "(CERTJOB_MAIL_FROM is not set)"
     return {
@@ -127,6 +129,7 @@ def _headers(opened: Session, shown: "Preview") -> dict[str, str]:
         "To": message.to or "(no address)",
         "Subject": message.subject,
         "Message-ID": message.message_id if shown.queued else "(given when the reminder is queued)",
+        **({"Reply-To": reply_to.specification} if reply_to is not None else {}),
     }
 
 
