@@ -169,7 +169,7 @@ def test_the_five_minute_tour_of_the_readme(
     bare_environment: dict[str, str], tmp_path: Path, database_url: str
 ) -> None:
     """The commands of the tour, word by word, in a shell; only the database is the test's."""
-    set_up = README[README.index("## Five minutes") : README.index("    $ ")]
+    set_up = README.partition("## Five minutes")[2].partition("    $ ")[0]
     commands = [example.command for example in read_examples() if example.heading == "Five minutes"]
     script = "\n".join([line[4:] for line in set_up.splitlines() if line.startswith("    ")] + commands)
     script = script.replace('"$PWD/.venv/bin:$PATH"', f'"{installed_command().parent}:$PATH"')
