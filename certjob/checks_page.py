@@ -2,11 +2,10 @@
 
 from collections.abc import Iterable
 
-from rich.text import Text
-
 from certjob.console import Talk
 from certjob.findings import Finding, Verdict
 from certjob.plain import harmless
+from certjob.terminal_page import PageLine, unbroken, wrap
 
 _STYLES = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "bold red", Verdict.SKIP: "dim"}
 
@@ -23,12 +22,13 @@ def show_finding(talk: Talk, finding: Finding) -> None:
     if not talk.on_terminal:
         talk.result(f"{finding.verdict:<4}  {finding.check}: {finding.text}")
         return
-    said = Text(f"{harmless(finding.check)}: ", style="bold").append(harmless(finding.text), style="not bold")
-    lines = said.wrap(talk.out, max(talk.out.width - 6, 20))
-    for number, line in enumerate(lines):
-        head = Text(f"{finding.verdict:<4}  ", style=_STYLES[finding.verdict]) if number == 0 else Text(" " * 6)
-        line.rstrip()
-        talk.out.print(head.append_text(line), soft_wrap=True)
+    line = PageLine(
+        bullet=f"{finding.verdict:<4}  ", head=f"{harmless(finding.check)}: ", text=unbroken(harmless(finding.text))
+    )
+    for number, text in enumerate(wrap(talk.out, [line])):
+        if number == 0:
+            text.stylize(_STYLES[finding.verdict], 0, len(finding.verdict))
+        talk.out.print(text, soft_wrap=True)
 
 
 def closing_line(findings: Iterable[Finding]) -> str | None:

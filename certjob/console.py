@@ -10,8 +10,18 @@ from datetime import date
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
 from certjob.logs import logs_steps, writes_json
 from certjob.models import PauseChange, Status
@@ -77,13 +87,21 @@ class Talk:
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            _DoneColumn(),
             TimeElapsedColumn(),
             console=self.err,
             disable=not self.chatty or logs_steps(),
             transient=True,
         ) as progress:
             yield TerminalProgress(progress)
+
+
+class _DoneColumn(ProgressColumn):
+    """How many are done; of how many, where that is known."""
+
+    def render(self, task: Task) -> Text:
+        """Return the number."""
+        return Text(f"{task.completed:,.0f}" + (f" of {task.total:,.0f}" if task.total is not None else ""))
 
 
 class TerminalProgress:
@@ -148,8 +166,11 @@ def show_totals(talk: Talk, report: RunReport) -> None:
 
 def show_resync(talk: Talk, before: MentorState, after: MentorState) -> None:
     """Print one mentor's state before and after."""
-    talk.result(f"before: {_state_line(before)}")
-    talk.result(f"after:  {_state_line(after)}")
+    for when, state in (("before: ", before), ("after:  ", after)):
+        if talk.on_terminal:
+            talk.show_lines([PageLine(bullet=when, text=harmless(_state_line(state)))])
+        else:
+            talk.result(f"{when}{_state_line(state)}")
 
 
 def show_rows(talk: Talk, headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -218,10 +239,10 @@ def _threshold_words(days: int) -> str:
 
 def _totals(report: RunReport) -> Iterator[tuple[str, str]]:
     document = report.to_document()
-    for part in ("mentors", "certificates", "reminders", "portal"):
+    for part in ("mentors", "certificates", "reminders", "portal", "digests"):
         figures = document.get(part, {})
         said = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in figures.items() if value)
-        if figures:
+        if said or (figures and part != "digests"):  # most nights have none, and no plan has any
             yield part, said or "nothing"
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
@@ -69,10 +70,16 @@ def fit(
     return [*shown, Text(more, style="bold", no_wrap=True, overflow="ellipsis")]
 
 
+def _fitting(word: str, width: int) -> str:
+    """What was glued, parted at its spaces again where it is longer than a line."""
+    return word.replace(_GLUE, " ") if cell_len(word) > width else word
+
+
 def _wrapped(console: Console, line: PageLine) -> Iterator[Text]:
     margin = " " * line.indent
     width = max(console.width - line.indent - len(line.bullet), 1)
-    whole = Text.assemble((line.head, "bold"), line.text, style=line.style)
+    text = re.sub(r"\S+", lambda word: _fitting(word[0], width), line.text)
+    whole = Text.assemble((line.head, "bold"), text, style=line.style)
     for number, piece in enumerate(whole.wrap(console, width, overflow="fold") or [Text()]):
         piece.plain = piece.plain.replace(_GLUE, " ")
         piece.rstrip()

@@ -21,11 +21,13 @@ from certjob.cli.options import parse_day, parse_duration
 from certjob.console import Talk, clean, show_plan, show_resync, show_rows, show_totals
 from certjob.database import Connection
 from certjob.logs import log_configuration, traceback_lines
+from certjob.mail_stage import MailCounts
 from certjob.models import Mentor, Status
 from certjob.plain import harmless, print_error, print_json
 from certjob.report import PlannedChange, RunReport
 from certjob.resync import MentorState
 from certjob.review_counts import ReviewCounts
+from certjob.terminal_page import PageLine, unbroken, wrap
 from tests.facts import TODAY, Facts
 from tests.people import certificate, expiring_in, mentor, organisation, own_pause
 
@@ -312,6 +314,54 @@ def test_a_resync_shows_before_and_after(capsys: pytest.CaptureFixture[str]) -> 
         "before: M1: no certificate; not paused; no portal",
         "after:  M1: no certificate; not paused; no portal",
     ]
+
+
+def test_a_resync_on_a_narrow_terminal_is_wrapped_between_words() -> None:
+    """Under its indent."""
+    talk, shown = terminal(40)
+
+    show_resync(talk, STATE, STATE)
+
+    lines = shown().splitlines()
+    assert lines[0] == "before: M1: likeperson expired until"
+    assert all(line.startswith((" " * 8, "before: ", "after:  ")) and len(line) <= 40 for line in lines)
+    assert "certification_expired" in shown()
+
+
+def test_the_digests_of_a_night_are_in_its_totals() -> None:
+    """Where there are any."""
+    for counts, told in ((MailCounts(sent=2), True), (MailCounts(), False)):
+        talk, shown = terminal(80)
+
+        show_totals(talk, RunReport(command="run", today=TODAY, digests=counts))
+
+        assert ("digests" in shown()) is told
+
+
+def test_a_command_stays_whole_where_it_fits_a_line_and_is_parted_at_its_spaces_where_not() -> None:
+    """Never inside a word."""
+    line = PageLine(text=unbroken("give one: `certjob organisation set hlf --portal none`"))
+
+    wide, narrow = (
+        [text.plain for text in wrap(Console(width=columns, file=io.StringIO()), [line])] for columns in (48, 30)
+    )
+
+    assert wide == ["give one:", "`certjob organisation set hlf --portal none`"]
+    assert narrow == ["give one: `certjob", "organisation set hlf --portal", "none`"]
+
+
+def test_progress_tells_how_many_are_done_and_of_how_many_where_that_is_known() -> None:
+    """A night does not count beforehand: no "0/?"."""
+    talk, shown = terminal(80)
+    talk.err, talk.chatty = talk.out, True
+
+    with talk.progress() as progress:
+        progress.phase("Reviewing mentors")(1200)
+        progress.phase("Pushing", total=3000)(2)
+
+    assert "1,200" in shown()
+    assert "2 of 3,000" in shown()
+    assert "/?" not in shown()
 
 
 def test_rows_are_tabs_off_a_terminal_and_a_table_on_it(capsys: pytest.CaptureFixture[str]) -> None:

@@ -98,7 +98,7 @@ def db_prune(
             zone=opened.settings.zone,
             dry_run=dry_run,
             stop=opened.stop,
-            on_progress=progress.phase("Deleting old rows"),
+            on_progress=progress.phase("Counting old rows" if dry_run else "Deleting old rows"),
         )
     if json:
         document = {"outcome": "ok", "dry_run": dry_run, "before": pruning.before}
