@@ -3,18 +3,19 @@
 -- somewhere. Everybody else has a day of review ahead, which only a certificate gives that has begun and counts. The
 -- optional kinds are given, not joined: the planner knows then how many certificates that are.
 WITH candidate AS (
-    SELECT id FROM mentors WHERE review_on <= %(today)s
+    SELECT id, organisation_id
+    FROM mentors
+    WHERE (review_on <= %(today)s OR review_on = 'infinity') AND left_at IS NULL
     UNION
-    SELECT id FROM mentors WHERE review_on = 'infinity'
-    UNION
-    SELECT mentor_id FROM certificates WHERE issued_on > %(today)s OR kind = ANY (%(optional_kinds)s)
+    SELECT m.id, m.organisation_id
+    FROM certificates AS c
+    JOIN mentors AS m ON m.id = c.mentor_id
+    WHERE (c.issued_on > %(today)s OR c.kind = ANY (%(optional_kinds)s)) AND m.left_at IS NULL
 )
 SELECT count(*)
-FROM candidate
-JOIN mentors AS m ON m.id = candidate.id
+FROM candidate AS m
 JOIN organisations AS o ON o.id = m.organisation_id
-WHERE m.left_at IS NULL
-    AND NOT EXISTS (
+WHERE NOT EXISTS (
         SELECT
         FROM certificates AS c
         WHERE c.mentor_id = m.id
