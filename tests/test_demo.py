@@ -23,6 +23,7 @@ from certjob.errors import ConfigurationError, PermanentPortalError, PortalStage
 from certjob.hlf_dynamics import HLFDynamicsSyncService
 from certjob.stopping import StopFlag
 from tests.conftest import installed_command
+from tests.own_server import data_parent
 from tests.readme import read_examples
 
 CONTACT = UUID("6f9619ff-8b86-4d01-b42d-00cf4fc964ff")
@@ -31,7 +32,7 @@ CONTACT = UUID("6f9619ff-8b86-4d01-b42d-00cf4fc964ff")
 @pytest.fixture
 def temporary_folder() -> Iterator[Path]:
     """The demo's TMPDIR: a short path, since a Unix socket is made in it, and open to PostgreSQL's own user."""
-    with tempfile.TemporaryDirectory(prefix="certjob-test-") as name:
+    with tempfile.TemporaryDirectory(prefix="certjob-test-", dir=data_parent()) as name:
         folder = Path(name)
         folder.chmod(0o755)
         yield folder

@@ -14,6 +14,7 @@ import pytest
 
 from certjob import embedded
 from certjob.errors import ConfigurationError, DatabaseUnavailableError
+from tests.own_server import data_parent
 
 CHECKOUT = Path(__file__).parent.parent
 
@@ -48,7 +49,7 @@ shutil.rmtree(sys.argv[1])
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """A folder with a short name: a Unix socket's path may have some 100 characters."""
-    with tempfile.TemporaryDirectory(prefix="certjob-test-") as name:
+    with tempfile.TemporaryDirectory(prefix="certjob-test-", dir=data_parent()) as name:
         yield Path(name)
 
 

@@ -27,6 +27,7 @@ from tests.chaos.cluster import Cluster
 from tests.command_line import Finished, run_in_process
 from tests.facts import TODAY, Facts
 from tests.nights import CollectingChannel, FlakyPortal, night
+from tests.own_server import data_folder
 from tests.portal_server import PortalServer
 from tests.waiting import until
 
@@ -208,10 +209,9 @@ def test_what_it_refuses_has_a_next_step(pooler: str, end: str, phrases: list[st
 
 def test_a_restart_behind_it_is_outlasted(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the middle of a chunk: the pooler accepts connections all the while, and the run waits for an answer."""
-    folder = Path(tempfile.mkdtemp(prefix="certjob-pooled-"))
-    folder.chmod(0o755)
     name = f"pooled_{uuid4().hex[:12]}"
     with (
+        data_folder("pooled") as folder,
         Cluster(folder) as cluster,
         cluster.fresh_database(name),
         pgbouncer(cluster.url(name)) as url,

@@ -1,6 +1,5 @@
 """A database that is restarted in mid-run: the run waits for it and goes on where it was, or says that it is gone."""
 
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from tests.command_line import started
 from tests.facts import TODAY, Facts
 from tests.intents import DisturbedPortal
 from tests.nights import CollectingChannel, FlakyPortal, night
+from tests.own_server import data_folder
 from tests.portal_answers import hang
 from tests.portal_server import PortalServer
 
@@ -33,9 +33,7 @@ ENDED = TODAY - timedelta(days=1)
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """A PostgreSQL of this file's own: it is stopped with ``immediate``."""
-    folder = Path(tempfile.mkdtemp(prefix="certjob-restarts-"))
-    folder.chmod(0o755)
-    with Cluster(folder) as running:
+    with data_folder("restarts") as folder, Cluster(folder) as running:
         yield running
 
 

@@ -1,6 +1,5 @@
 """certjob_worker: every command works as that role, and nothing else does; how the roles come into being."""
 
-import shutil
 import threading
 import uuid
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from tests import supabase
 from tests.app_rows import furnish
 from tests.conftest import Certjob, database_of
 from tests.facts import TODAY, Facts
+from tests.own_server import data_folder
 from tests.portal_answers import error
 from tests.portal_server import PortalServer
 from tests.test_acceptance import today
@@ -241,13 +241,10 @@ class TestLimits:
 
 
 @pytest.fixture(scope="module")
-def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def own_server() -> Iterator[str]:
     """A server of this module's own: roles belong to a whole server, and here nobody has made any yet."""
-    folder = Path("/tmp") / f"certjob-roles-{uuid.uuid4().hex[:12]}"  # noqa: S108 - reachable for the server's user
-    folder.mkdir(mode=0o755)
-    with embedded.server(folder / "postgresql") as url:
+    with data_folder("roles") as folder, embedded.server(folder / "postgresql") as url:
         yield url
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

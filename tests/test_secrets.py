@@ -6,8 +6,6 @@ Every setting that holds a secret has a planted one, and every server quotes wha
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -15,10 +13,11 @@ import psycopg
 import pytest
 from aiosmtpd.smtp import AuthResult
 
-from certjob import embedded, redaction
+from certjob import redaction
 from certjob.settings import Settings
 from tests.conftest import Certjob, installed_command
 from tests.facts import Facts
+from tests.own_server import guarded_login
 from tests.portal_answers import Behaviour, answer, hang
 from tests.portal_server import PortalServer
 from tests.smtp_server import CERTIFICATE, Mailbox, real_server, server_tls
@@ -226,29 +225,9 @@ class TestAFailingNight:
 class TestTheDatabase:
     """Its password is in the URL, and libpq likes to repeat what it did not understand."""
 
-    @contextmanager
-    def guarded(self, folder: Path) -> Iterator[str]:
-        """A server that asks for a password, which is another one."""
-        with embedded.server(folder / "postgresql") as url, psycopg.connect(url, autocommit=True) as admin:
-            admin.execute("CREATE ROLE guarded LOGIN PASSWORD 'another'")
-            rules = Path(str(admin.execute("SHOW hba_file").fetchall()[0][0]))
-            rules.write_text("local all guarded scram-sha-256\n" + rules.read_text())
-            admin.execute("SELECT pg_reload_conf()")
-            guarded = psycopg.conninfo.make_conninfo(url, user="guarded")
-
-            def is_guarded() -> bool:
-                try:
-                    psycopg.connect(guarded).close()
-                except psycopg.OperationalError:
-                    return True
-                return False
-
-            until(is_guarded, seconds=60)
-            yield guarded
-
-    def test_a_wrong_password_is_not_repeated(self, certjob: Certjob, tmp_path: Path) -> None:
+    def test_a_wrong_password_is_not_repeated(self, certjob: Certjob) -> None:
         """In any format."""
-        with self.guarded(tmp_path) as url:
+        with guarded_login(password="another") as url:
             wrong = psycopg.conninfo.make_conninfo(url, password=DATABASE_PASSWORD)
             results = [certjob("run", *options, CERTJOB_DATABASE_URL=wrong) for options in SAYING_MUCH]
 

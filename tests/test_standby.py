@@ -1,7 +1,6 @@
 """A replica, or a server that is not quite there yet: the line says which it is, and what to do."""
 
 import itertools
-import tempfile
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -17,14 +16,13 @@ from certjob.database import Connection
 from tests.chaos.cluster import Cluster
 from tests.command_line import assert_one_line, run_in_process
 from tests.facts import TODAY, Facts
+from tests.own_server import data_folder
 
 
 @pytest.fixture(scope="module")
 def standby() -> Iterator[str]:
     """The URL of a migrated database with a mentor, on a hot standby: a server in recovery that answers questions."""
-    folder = Path(tempfile.mkdtemp(prefix="certjob-standby-"))
-    folder.chmod(0o755)
-    with Cluster(folder) as cluster, cluster.fresh_database("standby"):
+    with data_folder("standby") as folder, Cluster(folder) as cluster, cluster.fresh_database("standby"):
         with database.connect(cluster.url("standby")) as connection:
             people = Facts(connection)
             people.certified_mentor(people.organisation(), TODAY - timedelta(days=1))

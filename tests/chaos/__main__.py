@@ -1,9 +1,7 @@
 """``python -m tests.chaos``: the matrix and random seeds on several workers, a summary; exits 1 after a complaint."""
 
 import argparse
-import shutil
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -14,6 +12,7 @@ from tests.chaos.faults import Fault
 from tests.chaos.one_run import Outcome, perform
 from tests.chaos.plans import FIRST_RANDOM_SEED, matrix_faults, standard
 from tests.chaos.workers import leave_on_sigterm, perform_all
+from tests.own_server import data_folder
 
 DEFAULT_RUNS = 320
 
@@ -22,12 +21,8 @@ def main() -> int:
     """Run what was asked for; return the exit code."""
     leave_on_sigterm()
     asked = _parse()
-    folder = Path(tempfile.mkdtemp(prefix="certjob-chaos-"))
-    folder.chmod(0o755)  # root's PostgreSQL is another user
-    try:
+    with data_folder("chaos") as folder:
         return _run(asked, folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _parse() -> argparse.Namespace:
