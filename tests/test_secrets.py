@@ -15,6 +15,7 @@ from aiosmtpd.smtp import AuthResult
 
 from certjob import redaction
 from certjob.settings import Settings
+from tests.command_line import run_in_process
 from tests.conftest import Certjob, installed_command
 from tests.facts import Facts
 from tests.own_server import guarded_login
@@ -73,6 +74,17 @@ def planted(worker_url: str) -> dict[str, str]:
         "CERTJOB_PORTAL_ATTEMPTS": "1",
         "SSL_CERT_FILE": str(CERTIFICATE),
     }
+
+
+@pytest.fixture
+def here(worker_url: str, bare_environment: dict[str, str], tmp_path: Path) -> Certjob:
+    """Like ``certjob``, but in this process: for many cases of what another test shows of the installed command."""
+
+    def run(*arguments: str, **settings: str) -> Finished:
+        environment = bare_environment | {"CERTJOB_DATABASE_URL": worker_url} | settings
+        return run_in_process(*arguments, environment=environment, folder=tmp_path)
+
+    return run
 
 
 def quoting(status: int, code: str) -> Behaviour:
@@ -166,14 +178,14 @@ class TestAFailingNight:
     @pytest.mark.parametrize("status", [401, 302, 422, 500])
     @pytest.mark.usefixtures("people")
     def test_a_webhook_that_quotes_what_it_was_sent_is_not_quoted(
-        self, status: int, options: tuple[str, ...], certjob: Certjob, facts: Facts, planted: dict[str, str]
+        self, status: int, options: tuple[str, ...], here: Certjob, facts: Facts, planted: dict[str, str]
     ) -> None:
         """Its address may hold a secret, too."""
         del planted["CERTJOB_NOTIFY_USER"]
         said = f"Bearer {NOTIFY_PASSWORD} kari.hemmelig@example.org".encode()
         with PortalServer(key=NOTIFY_PASSWORD, default=answer(status, said, headers={"Location": "/x"})) as webhook:
             url = f"{webhook.url}?token={NOTIFY_USER}"
-            result = certjob("run", *options, **planted | {"CERTJOB_NOTIFY_URL": url})
+            result = here("run", *options, **planted | {"CERTJOB_NOTIFY_URL": url})
             assert len(webhook.requests) > 0
 
         assert result.returncode == 3
@@ -185,12 +197,12 @@ class TestAFailingNight:
     )
     @pytest.mark.usefixtures("people")
     def test_a_broken_template_does_not_tell_whom_it_was_for(
-        self, broken: str, options: tuple[str, ...], certjob: Certjob, planted: dict[str, str], tmp_path: Path
+        self, broken: str, options: tuple[str, ...], here: Certjob, planted: dict[str, str], tmp_path: Path
     ) -> None:
         """By id and file name only."""
         (tmp_path / "templates").mkdir()
         (tmp_path / "templates" / "reminder.nb.txt").write_text(broken)
-        result = certjob(
+        result = here(
             "run",
             *options,
             **planted | {"CERTJOB_NOTIFY_URL": "maildir:mail", "CERTJOB_TEMPLATES_DIR": str(tmp_path / "templates")},
@@ -252,11 +264,9 @@ class TestTheDatabase:
         ],
     )
     @pytest.mark.parametrize("options", [("-v",), ("-v", "--json")], ids=" ".join)
-    def test_a_url_that_does_not_work_is_not_repeated(
-        self, url: str, options: tuple[str, ...], certjob: Certjob
-    ) -> None:
+    def test_a_url_that_does_not_work_is_not_repeated(self, url: str, options: tuple[str, ...], here: Certjob) -> None:
         """Nor the piece of it that libpq stumbled over."""
-        result = certjob("run", *options, CERTJOB_DATABASE_URL=url.format(DATABASE_PASSWORD))
+        result = here("run", *options, CERTJOB_DATABASE_URL=url.format(DATABASE_PASSWORD))
 
         assert result.returncode in (1, 2)
         assert_says_nothing(result.stdout, result.stderr)
@@ -297,10 +307,10 @@ class TestSettings:
     )
     @pytest.mark.parametrize("command", ["run", "check"])
     def test_a_wrong_setting_is_named_and_not_repeated(
-        self, command: str, variable: str, value: str, certjob: Certjob, planted: dict[str, str]
+        self, command: str, variable: str, value: str, here: Certjob, planted: dict[str, str]
     ) -> None:
         """Whoever pastes a password into the wrong line reads the name of that line."""
-        result = certjob(command, "-v", **planted | {variable: value})
+        result = here(command, "-v", **planted | {variable: value})
 
         assert result.returncode == 2
         assert variable in result.stdout + result.stderr

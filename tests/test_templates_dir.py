@@ -1,6 +1,7 @@
 """Templates of the programme's own: which file is taken, and what is wrong with one is found before the night."""
 
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -23,6 +24,7 @@ from certjob.digest_mail import digest_words
 from certjob.errors import ConfigurationError, TemplateError
 from certjob.messages import OUR_TEMPLATES, ReminderContent, Templates, check_templates, open_templates
 from certjob.messages.samples import SAMPLES, sample_digests, sample_reminders
+from certjob.messages.templates import OUR_FOLDER
 from tests.conftest import Certjob
 from tests.facts import Facts
 
@@ -310,8 +312,32 @@ def test_pieces_and_what_editors_leave_behind_are_no_problem(folder: Path, write
 
 
 def test_ours_pass_the_check(folder: Path) -> None:
-    """In every language and situation."""
+    """In every language and situation: as the programme's, since what nobody has changed is not tried again."""
+    for ours in (*OUR_FOLDER.glob("*.txt"), *OUR_FOLDER.glob("*.html")):
+        shutil.copy(ours, folder)
+
     assert problems_in(folder) == []
+
+
+def test_a_layout_is_tried_with_all_that_is_built_on_it(folder: Path, write: Write) -> None:
+    """Our pages among them."""
+    write("hlf/layout.html", "{{ titel }}{% block content %}{% endblock %}")
+
+    problems = problems_in(folder)
+
+    assert problems
+    assert {problem.partition(";")[0] for problem in problems} == {"hlf/layout.html line 1: 'titel' is undefined"}
+
+
+def test_an_organisations_piece_is_tried_in_the_programmes_text(folder: Path, write: Write) -> None:
+    """The text is everybody's, the line that breaks it is in the organisation's file."""
+    write("reminder.nn.txt", 'Emne\n\n{% include "footer.txt" %}\n')
+    write("footer.txt", "Helsing\n")
+    write("hlf/footer.txt", "{{ helsing }}\n")
+
+    assert [problem.partition(";")[0] for problem in problems_in(folder)] == [
+        "hlf/footer.txt line 1: 'helsing' is undefined"
+    ]
 
 
 def test_without_a_folder_ours_are_used() -> None:

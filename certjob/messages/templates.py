@@ -116,11 +116,12 @@ class Templates:
         """Return the file and the line in which a template broke."""
         if isinstance(error, TemplateSyntaxError) and error.filename:
             return self._shown_path(error.filename), error.lineno
-        file, line = self.shown(name, slug=slug), None
-        for frame in traceback.extract_tb(error.__traceback__):  # the innermost template is the last one
-            if frame.filename.endswith((".txt", ".html")):
-                file, line = self._shown_path(frame.filename), frame.lineno
-        return file, line
+        frames = ((frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__))
+        in_templates = [(file, line) for file, line in frames if file.endswith((".txt", ".html"))]
+        if not in_templates:
+            return self.shown(name, slug=slug), None
+        file, line = in_templates[-1]  # the innermost one
+        return self._shown_path(file), line
 
     def _shown_path(self, path: str) -> str:
         if self.folder and Path(path).is_relative_to(self.folder):
