@@ -160,6 +160,25 @@ def test_a_night_with_nothing_due_reads_what_is_due(connection: Connection) -> N
     assert max(touched.values()) <= 10, touched
 
 
+@pytest.mark.parametrize("name", ["M77", "id", "ID", "nobody"])
+def test_a_mentor_is_looked_up_by_an_index(connection: Connection, name: str) -> None:
+    """By the number or the id, whoever else is there; only an address is looked for among all."""
+    connection.execute("INSERT INTO organisations (slug, name) SELECT 'o' || n, 'O' FROM generate_series(1, 5) AS n")
+    connection.execute(
+        "INSERT INTO mentors (organisation_id, member_no)"
+        " SELECT o.id, 'M' || n"
+        " FROM generate_series(1, 20000) AS n JOIN organisations AS o ON o.slug = 'o' || (n % 5 + 1)"
+    )
+    connection.execute("VACUUM ANALYZE mentors")
+    ((mentor_id,),) = connection.execute("SELECT id::text FROM mentors WHERE member_no = 'M77'").fetchall()
+    named = {"name": {"id": mentor_id, "ID": mentor_id.upper()}.get(name, name), "organisation": None}
+
+    found = database.fetch(connection, "find_mentors", named)
+
+    assert [str(row[0]) for row in found] == ([] if name == "nobody" else [mentor_id])
+    assert touched_blocks(connection, database.query("find_mentors"), named) <= 40
+
+
 def test_the_tables_that_could_be_distributed_by_mentor_are_those_the_readme_names(connection: Connection) -> None:
     """Past one machine: a table can be spread over several by mentor if each unique rule of it holds the mentor."""
     tables = connection.execute(
