@@ -133,6 +133,100 @@ def test_a_year_of_settled_rows_does_not_slow_a_claim(connection: Connection, *,
         assert old[name] <= 2 * young[name] + 50, (name, young, old)
 
 
+def claim(connection: Connection, outbox: str, *, limit: int = 100) -> dict[str, object]:
+    """Claim a batch by its statements; return what its settle is given, all of it delivered."""
+    due = {"limit": limit, "today": None}
+    ids = [row[0] for row in database.fetch(connection, f"lock_due_{outbox}", due)]
+    database.fetch(connection, f"claim_{outbox}", {"ids": ids, "token": TOKEN, "lease_seconds": 300.0})
+    return {
+        "ids": ids,
+        "token": TOKEN,
+        "lease_seconds": 300.0,
+        "tokens": [TOKEN] * limit,
+        "versions": [1] * limit,
+        "statuses": ["sent" if outbox == "reminders" else "delivered"] * limit,
+        "delays": [0.0] * limit,
+        "uncounts": [False] * limit,
+        "errors": [None] * limit,
+        "maybe_sent": [False] * limit,
+    }
+
+
+TOKEN = UUID(int=7)
+
+
+@pytest.mark.parametrize("is_analysed", [True, False], ids=["analysed", "never analysed"])
+@pytest.mark.parametrize("outbox", ["portal_events", "reminders"])
+def test_a_settle_touches_its_batch_and_no_whole_table(
+    connection: Connection, outbox: str, *, is_analysed: bool
+) -> None:
+    """Over a year of settled rows, in tables that have grown since they were analysed, if they ever were."""
+    run_script(connection, "population.sql", mentors=2_000, today=today())
+    if is_analysed:
+        connection.execute("VACUUM ANALYZE")
+    connection.execute(SETTLED.replace("%%", "%").encode())
+    if is_analysed:
+        connection.execute("VACUUM ANALYZE")
+    connection.execute(OPEN.encode())
+    named = claim(connection, outbox)
+    mentors = connection.execute("SELECT id FROM mentors ORDER BY id LIMIT 100").fetchall()
+    named["mentor_ids"] = [row[0] for row in mentors]
+    statements = [f"claim_{outbox}", f"lock_{outbox}", f"settle_{outbox}", "resolve_sync_failures"]
+
+    plans = {name: plan_of(connection, name, named) for name in statements}
+    touched = {name: rows_touched(connection, database.query(name), named) for name in statements}
+
+    scanned = {
+        name: set(SCAN.findall(plan)) - {"organisations", "dynamics_sync_failures"} for name, plan in plans.items()
+    }
+    assert not any(scanned.values()), plans
+    assert max(touched.values()) <= 20 * 100, touched
+
+
+def plan_of(connection: Connection, name: str, parameters: Mapping[str, object]) -> str:
+    """The plan of a statement by name, as text."""
+    rows = connection.execute(b"EXPLAIN " + database.query(name), parameters).fetchall()
+    return "\n".join(row[0] for row in rows)
+
+
+def test_what_others_have_in_flight_does_not_slow_a_claim(connection: Connection) -> None:
+    """A claim asks for each event whether its contact is in flight: one look at an index, not at all that is."""
+    run_script(connection, "population.sql", mentors=3_000, today=today())
+    connection.execute("UPDATE organisations SET portal = 'dynamics'")
+    connection.execute("UPDATE mentors SET dynamics_contact_id = coalesce(dynamics_contact_id, gen_random_uuid())")
+    connection.execute("INSERT INTO portal_sync_events (mentor_id, visible) SELECT id, false FROM mentors")
+    connection.execute("VACUUM ANALYZE")  # at a moment at which nothing is in flight
+    statements = {name: database.query(name) for name in ("lock_due_portal_events", "claim_portal_events")}
+    first = connection.execute("SELECT id FROM portal_sync_events ORDER BY id LIMIT 100").fetchall()
+    named: dict[str, object] = {"limit": 100, "ids": [row[0] for row in first], "token": TOKEN, "lease_seconds": 300.0}
+    alone = {name: rows_touched(connection, statement, named) for name, statement in statements.items()}
+    connection.execute(
+        "UPDATE portal_sync_events AS e SET claim_token = %s, claim_contact_id = m.dynamics_contact_id,"
+        " attempts = 1, next_attempt_at = now() + interval '5 minutes'"
+        " FROM mentors AS m WHERE m.id = e.mentor_id AND e.id IN (SELECT max(id) - n"
+        " FROM portal_sync_events, generate_series(0, 999) AS n GROUP BY n)",
+        (TOKEN,),
+    )
+
+    beside = {name: rows_touched(connection, statement, named) for name, statement in statements.items()}
+
+    for name in statements:
+        assert beside[name] <= 1.2 * alone[name], (name, alone, beside)
+
+
+def rows_touched(connection: Connection, statement: bytes, parameters: Mapping[str, object]) -> float:
+    """Rows that all nodes of one run of a statement have handled or thrown away; it is rolled back."""
+    with connection.transaction(force_rollback=True):
+        rows = connection.execute(b"EXPLAIN (ANALYZE, FORMAT JSON) " + statement, parameters).fetchall()
+
+    def handled(node: dict[str, Any]) -> float:
+        thrown_away = node.get("Rows Removed by Filter", 0) + node.get("Rows Removed by Join Filter", 0)
+        own: float = node["Actual Loops"] * (node["Actual Rows"] + thrown_away)
+        return own + sum(map(handled, node.get("Plans", ())))
+
+    return handled(rows[0][0][0]["Plan"])
+
+
 def test_a_night_with_nothing_due_reads_what_is_due(connection: Connection) -> None:
     """100,000 mentors, none of them due: finding that out touches a few blocks of an index."""
     connection.execute("INSERT INTO organisations (slug, name) VALUES ('big', 'Big')")

@@ -1,11 +1,27 @@
 -- What the statement before has locked. The contact is read now, in a newer snapshot, and asked for again: a corrected
 -- one may be in flight for somebody else. Committed before any call is made; a crash leaves the lease to run out.
 WITH locked AS MATERIALIZED (
-    SELECT e.id, m.member_no, m.dynamics_contact_id AS contact_id, o.portal IS NOT NULL AS has_portal,
-        row_number() OVER (PARTITION BY m.dynamics_contact_id ORDER BY e.id) AS turn
+    SELECT e.id, m.member_no, m.contact_id, m.has_portal, m.calls_in_flight,
+        row_number() OVER (PARTITION BY m.contact_id ORDER BY e.id) AS turn
     FROM portal_sync_events AS e
-    JOIN mentors AS m ON m.id = e.mentor_id
-    JOIN organisations AS o ON o.id = m.organisation_id
+    -- One mentor after the other by their key (OFFSET 0), and their calls counted: joins would read all mentors of a table
+    -- of up to some 30,000, and EXISTS all that is in flight once for each event.
+    CROSS JOIN LATERAL (
+        SELECT m.member_no, m.dynamics_contact_id AS contact_id, o.portal IS NOT NULL AS has_portal,
+            (
+                SELECT count(*)
+                FROM portal_sync_events AS flying
+                WHERE flying.claim_contact_id = m.dynamics_contact_id
+                    AND flying.id <> e.id
+                    AND flying.claim_token IS NOT NULL
+                    AND flying.next_attempt_at > now()
+                    AND flying.next_attempt_at <= now() + interval '25 hours'
+            ) AS calls_in_flight
+        FROM mentors AS m
+        JOIN organisations AS o ON o.id = m.organisation_id
+        WHERE m.id = e.mentor_id
+        OFFSET 0
+    ) AS m
     WHERE e.id = ANY (%(ids)b::bigint[])
 )
 UPDATE portal_sync_events AS e
@@ -15,15 +31,7 @@ SET claim_token = %(token)s,
     next_attempt_at = now() + make_interval(secs => %(lease_seconds)s)
 FROM locked AS l
 WHERE e.id = l.id
-    AND NOT EXISTS (
-        SELECT
-        FROM portal_sync_events AS flying
-        WHERE flying.claim_contact_id = l.contact_id
-            AND flying.id <> l.id
-            AND flying.claim_token IS NOT NULL
-            AND flying.next_attempt_at > now()
-            AND flying.next_attempt_at <= now() + interval '25 hours'
-    )
+    AND l.calls_in_flight = 0
     -- Two organisations may share a contact: one of them at a time, here too.
     AND (l.turn = 1 OR l.contact_id IS NULL)
 RETURNING e.id, e.mentor_id, l.member_no, e.visible, e.version, e.attempts, e.claim_token, l.contact_id, l.has_portal
