@@ -20,6 +20,7 @@ __all__ = [
     "connect",
     "execute",
     "fetch",
+    "fetch_in_one_trip",
     "fetch_value",
     "outlast_restarts",
     "query",
@@ -56,17 +57,25 @@ def transaction(
     """
     settings = {}
     if lock_timeout_ms is not None:
-        settings = {"lock_timeout": str(lock_timeout_ms), "statement_timeout": STATEMENT_TIMEOUT}
+        settings = _limits(lock_timeout_ms)
     if by_index:
         settings["enable_seqscan"] = "off"
     with connection.transaction():
         if settings:
-            connection.execute(
-                "SELECT set_config(name, value, true) FROM unnest(%s::text[], %s::text[]) AS s (name, value)"
-                " WHERE name <> 'statement_timeout' OR current_setting(name) = '0'",
-                (list(settings), list(settings.values())),
-            )
+            _set_locally(connection, settings)
         yield
+
+
+def _limits(lock_timeout_ms: int) -> dict[str, str]:
+    return {"lock_timeout": str(lock_timeout_ms), "statement_timeout": STATEMENT_TIMEOUT}
+
+
+def _set_locally(connection: Connection, settings: Mapping[str, str]) -> None:
+    connection.execute(
+        "SELECT set_config(name, value, true) FROM unnest(%s::text[], %s::text[]) AS s (name, value)"
+        " WHERE name <> 'statement_timeout' OR current_setting(name) = '0'",
+        (list(settings), list(settings.values())),
+    )
 
 
 @contextmanager
@@ -122,6 +131,26 @@ def fetch(
     def fetch_rows() -> list[Any]:
         with connection.cursor(row_factory=factory) as cursor:
             return cursor.execute(query(name), parameters).fetchall()
+
+    return repeated(connection, fetch_rows)
+
+
+def fetch_in_one_trip(
+    connection: Connection, name: str, parameters: Mapping[str, object], *, lock_timeout_ms: int
+) -> list[tuple[Any, ...]]:
+    """Run a statement by name in a transaction of its own and return its rows, once it is committed.
+
+    The same as a ``transaction`` around ``fetch``, for those who do it for every single row: one round trip, not four.
+    All that a pipeline sends until its end is one transaction for the server, so the limits hold for the statement and
+    are gone after it, through a pooler, too (PostgreSQL's protocol, "Pipelining").
+    """
+
+    def fetch_rows() -> list[tuple[Any, ...]]:
+        with connection.cursor(row_factory=tuple_row) as cursor:
+            with connection.pipeline():
+                _set_locally(connection, _limits(lock_timeout_ms))
+                cursor.execute(query(name), parameters)
+            return cursor.fetchall()
 
     return repeated(connection, fetch_rows)
 

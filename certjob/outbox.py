@@ -51,9 +51,20 @@ def persist(connection: Connection, write: Callable[[], Result]) -> Result:
         with database.transaction(connection, lock_timeout_ms=_WRITE_LOCK_TIMEOUT_MS):
             return write()
 
+    return _insist(lambda: database.repeated(connection, write_once))
+
+
+def persist_in_one_trip(connection: Connection, name: str, parameters: dict[str, object]) -> list[tuple[Any, ...]]:
+    """``persist`` a single statement by its name, and return its rows."""
+    return _insist(
+        lambda: database.fetch_in_one_trip(connection, name, parameters, lock_timeout_ms=_WRITE_LOCK_TIMEOUT_MS)
+    )
+
+
+def _insist(write_once: Callable[[], Result]) -> Result:
     for tries_left in reversed(range(_WRITE_TRIES)):
         try:
-            return database.repeated(connection, write_once)
+            return write_once()
         except CONTENTION:
             if not tries_left:
                 raise

@@ -115,7 +115,7 @@ PUSH_MOMENTS = OPEN_PUSH_MOMENTS + around(
     "resolve_sync_failures",
     "record_stage_failures",
 )
-MAIL_MOMENTS = (*OPEN_MAIL_MOMENTS, "before the message", *around("claim_reminders", "settle_reminders"))
+MAIL_MOMENTS = (*OPEN_MAIL_MOMENTS, "before the message", *around("claim_reminders", "settle_reminder"))
 
 MOMENTS = {
     "run": REVIEW_MOMENTS + PUSH_MOMENTS + MAIL_MOMENTS + around("finish_job_run"),

@@ -28,7 +28,7 @@ def beginning_of(query: str) -> str:
 
 
 PORTAL_SETTLE = beginning_of("settle_portal_events")
-MAIL_SETTLE = beginning_of("settle_reminders")
+MAIL_SETTLE = beginning_of("settle_reminder")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
