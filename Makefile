@@ -10,8 +10,9 @@ DENO := DENO_NO_UPDATE_CHECK=1 $(CURDIR)/$(BIN)/deno
 demo: $(READY)
 	$(BIN)/certjob demo
 
+# Each worker takes whole files, so that what a file starts is started once; whoever is done first takes over others'.
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 # More than 300 nights in which something is killed; CHAOS_ARGS="--seed 1234" repeats one of them.
 chaos: $(READY)
