@@ -231,7 +231,7 @@ class _Writing:
     def _write_batch(self, batch: Sequence[RosterRow], *, lock_timeout_ms: int) -> _Counts:
         """Write a batch in a transaction, a savepoint under --strict."""
         connection = self._connection
-        with database.transaction(connection, lock_timeout_ms=lock_timeout_ms, by_index=True):
+        with database.transaction(connection, lock_timeout_ms=lock_timeout_ms):
             database.execute(connection, "create_load_rows")
             database.execute(connection, "truncate_load_rows")
             with connection.cursor() as cursor, cursor.copy(database.query("copy_load_rows")) as copy:
