@@ -41,6 +41,8 @@ PORTAL_SHARE = 0.75
 ABOUT_REMINDERS_ALONE = frozenset({"refused", "template", CRASH})
 """How the stage of the reminders can end without a word about the digests: these still go out, and tell of it."""
 
+_LOCKED = "another session keeps a table or its rows to itself; end that session; the rest stays pending"
+
 
 class Progress(Protocol):
     """Shows how far a phase has come; on a terminal, else nowhere."""
@@ -138,6 +140,8 @@ class Deliveries:
         except Exception as error:
             if self._connection.closed:
                 raise
+            if isinstance(error, database.CONTENTION):
+                return self._note(StageStop(stage=name, code="locked", reason=_LOCKED))
             # Something in one stage that nobody foresaw: the other one still runs, and the run says failed.
             logger.debug("the %s stage crashed", name, exc_info=True, extra={"event": "stage_crashed"})
             self._report.crashed = True
@@ -148,6 +152,9 @@ class Deliveries:
             if name == "portal":
                 with contextlib.suppress(psycopg.Error):  # the database may be what is broken
                     self._portal.record_stage_end(stopped.reason)
+        return self._note(stopped)
+
+    def _note(self, stopped: StageStop | None) -> StageStop | None:
         if stopped is not None:
             self._report.stopped.append(stopped)
         return stopped

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psycopg
 
+from certjob import database
 from certjob.database import CONTENTION, Connection, sql_directory
 from certjob.errors import ConfigurationError, DatabaseUnavailableError, SchemaError
 
@@ -20,6 +21,8 @@ _LOCK_KEY = 0x63657274  # "cert": one migration at a time in one database
 _LOCK_WAIT_SECONDS = 60
 _POLL_SECONDS = 0.2
 _TABLE_LOCK_TIMEOUT = "10s"
+READ_LOCK_TIMEOUT_MS = 30_000
+"""How long a command waits at its beginning for a table that nobody may read, as while it is altered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,11 +63,33 @@ def status(connection: Connection, directory: Path | None = None) -> list[Migrat
 
 
 def require_current(connection: Connection) -> None:
-    """Raise SchemaError unless exactly the migrations of this certjob are applied."""
-    pending = [migration for migration in status(connection) if migration.applied_at is None]
+    """Raise SchemaError unless exactly the migrations of this certjob are applied.
+
+    Raises DatabaseUnavailableError when somebody keeps a table to themselves: what reads it later outside a transaction
+    would wait for as long as they do, without a word, and every job after it too.
+    """
+    try:
+        with database.transaction(connection, lock_timeout_ms=READ_LOCK_TIMEOUT_MS):
+            pending = [migration for migration in status(connection) if migration.applied_at is None]
+            if not pending:
+                connection.execute(database.query("lock_tables_to_read"))
+    except psycopg.errors.InsufficientPrivilege:
+        return  # a user who may read less than a night does: what they ask for is refused, or is not
+    except CONTENTION as error:
+        raise _locked_table(connection) from error
     if pending:
         message = f"the database schema is not migrated ({len(pending)} pending); run `certjob db migrate`"
         raise SchemaError(message)
+
+
+def _locked_table(connection: Connection) -> DatabaseUnavailableError:
+    found = database.fetch(connection, "find_locked_table")
+    table, process = found[0] if found else ("of certjob", None)
+    whose = f"process {process}" if process is not None else "a prepared transaction, or one that has ended just now"
+    return DatabaseUnavailableError(
+        f"the table {table} is locked by another session ({whose}), so that nobody can read it; "
+        "end that session and run again"
+    )
 
 
 def migrate(connection: Connection, directory: Path | None = None) -> list[Migration]:

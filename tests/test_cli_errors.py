@@ -10,6 +10,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
+from certjob import migrations, outbox
 from certjob.database import Connection
 from tests.command_line import (
     SECRET,
@@ -21,7 +22,8 @@ from tests.command_line import (
     started,
 )
 from tests.conftest import Certjob, database_of, installed_command
-from tests.facts import Facts
+from tests.facts import TODAY, Facts
+from tests.nights import CollectingChannel, night
 from tests.own_server import guarded_login
 from tests.portal_answers import error, hang
 from tests.portal_server import PortalServer
@@ -295,6 +297,40 @@ def test_a_statement_that_the_server_cancels_is_no_lost_database(
 
     assert_one_line(result, "statement timeout", "run it again", code=1)
     assert "went away" not in result.stderr
+
+
+@pytest.mark.parametrize("table", ["mentors", "organisations", "portal_sync_events", "job_runs"])
+@pytest.mark.parametrize("command", ["run", "deliver", "status"])
+def test_a_table_that_somebody_keeps_to_themselves_is_named_instead_of_waited_for_all_night(
+    here: Certjob,
+    monkeypatch: pytest.MonkeyPatch,
+    app: psycopg.Connection[tuple[object, ...]],
+    command: str,
+    table: str,
+) -> None:
+    """An ALTER TABLE in a forgotten transaction: each job would hang without a word, and the next one beside it."""
+    monkeypatch.setattr(migrations, "READ_LOCK_TIMEOUT_MS", 50)
+    app.execute(f"LOCK TABLE {table}".encode())
+
+    result = here(command)
+
+    whose = f"process {app.info.backend_pid}"
+    assert_one_line(result, f"the table {table} is locked by", whose, "run again", code=1, command=f"certjob {command}")
+
+
+def test_a_table_that_is_locked_in_mid_run_is_no_mistake_of_certjob(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch, app: psycopg.Connection[tuple[object, ...]]
+) -> None:
+    """The stage says so; the others do their work."""
+    monkeypatch.setattr(outbox, "_WRITE_LOCK_TIMEOUT_MS", 50)
+    app.execute("LOCK TABLE certificates")
+    connection.execute("SET lock_timeout = 50")
+
+    report = night(connection, TODAY, channel=CollectingChannel())
+
+    assert [(stop.stage, stop.code) for stop in report.stopped][:1] == [("mail", "locked")]
+    assert not report.crashed
+    assert "unforeseen" not in " ".join(report.reasons)
 
 
 def test_a_session_that_is_ended_in_the_review_is_opened_anew(
