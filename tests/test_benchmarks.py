@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -12,10 +13,12 @@ from psycopg import sql
 
 from certjob import database
 from certjob.database import Connection
+from tests.benchmarks.explained import explained
 from tests.benchmarks.figures import Bar, Figure, in_turns, paired, per_second, seconds, table
 from tests.benchmarks.night import compare_states
-from tests.benchmarks.population import run_script, set_based_night, today
+from tests.benchmarks.population import forget, run_script, set_based_night, settle, today
 from tests.conftest import Certjob, database_of
+from tests.facts import TODAY, Facts
 
 ROOT = Path(__file__).parent.parent
 
@@ -99,6 +102,36 @@ def test_the_night_and_the_set_based_sql_end_in_the_same_state(
                 assert other.execute(changed.encode()).rowcount == 1
                 with pytest.raises(RuntimeError, match="the end states differ"):
                     compare_states(one, other)
+
+
+def test_mentors_whom_certjob_has_not_seen_can_be_made_of_settled_ones(database_url: str, copied_url: str) -> None:
+    """So that the shares of a large programme need not be made from nothing each; first a tenth, then everybody."""
+    with database.connect(copied_url) as other, database.connect(database_url) as one:
+        settle(other)
+        with pytest.raises(RuntimeError, match="the end states differ"):
+            compare_states(one, other)
+
+        forget(other, percent=10)
+        assert other.execute("SELECT count(*) FROM mentors WHERE review_on = '-infinity'").fetchall() == [(150,)]
+        forget(other, percent=100)
+
+        assert compare_states(one, other) > 3_000
+
+
+def test_a_statement_that_reads_a_whole_table_is_found(connection: Connection, facts: Facts) -> None:
+    """Whichever way it is run; one that reads what it asks for is not, nor one that reads an index of open rows."""
+    facts.certified_mentor(facts.organisation(), TODAY)
+    connection.execute("SET enable_seqscan = off")
+
+    with explained() as watched:
+        database.fetch(connection, "find_mentors", {"name": "m1@example.org", "organisation": None})
+        database.fetch_value(connection, "count_due_mentors", {"due_by": TODAY, "organisation_id": None, "minimum": 0})
+        database.fetch(connection, "count_reminder_backlog")
+        with connection.transaction(), connection.cursor(name="named") as cursor:
+            cursor.execute(database.query("read_mentors"), {"ids": [UUID(int=1)]})
+
+    assert watched.plans.keys() == {"find_mentors", "count_due_mentors", "count_reminder_backlog", "read_mentors"}
+    assert {name: "mentors" in tables for name, tables in watched.whole_reads().items()} == {"find_mentors": True}
 
 
 def test_the_bench_runs_and_writes_its_json(tmp_path: Path) -> None:

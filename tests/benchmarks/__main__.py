@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.benchmarks import backlog, deliveries, loads, night, startup
+from tests.benchmarks import backlog, deliveries, loads, night, plans, startup
 from tests.benchmarks.bench import Bench, Part
-from tests.benchmarks.bench_server import bench_server
+from tests.benchmarks.bench_server import advised_shared_buffers, bench_server
 from tests.benchmarks.figures import Figure, table
 from tests.chaos.workers import leave_on_sigterm
 
@@ -28,6 +28,7 @@ PARTS: dict[str, Sequence[Part]] = {
     "mails": (deliveries.run_mails,),
     "together": (deliveries.run_together,),
     "load": (loads.run,),
+    "plans": (plans.run,),  # last: it runs certjob in this process, whose memory a child's peak then counts in
 }
 
 
@@ -44,7 +45,7 @@ def main() -> int:
         print(f"[{time.monotonic() - began:6.0f} s] {text}", file=sys.stderr, flush=True)
 
     try:
-        with bench_server(folder / "server") as server:
+        with bench_server(folder / "server", shared_buffers=asked.shared_buffers) as server:
             bench = Bench(
                 server=server,
                 folder=folder,
@@ -77,6 +78,11 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--backlog", type=int, default=200_000, help="intents to claim and settle (%(default)s)")
     parser.add_argument(
         "--pushes", type=int, default=2_000, help="to a portal at once; half as many mails (%(default)s)"
+    )
+    parser.add_argument(
+        "--shared-buffers",
+        default=advised_shared_buffers(),
+        help="of the server, for both sides; default: a quarter of the memory, at most 4 GB (%(default)s)",
     )
     parser.add_argument("--rounds", type=int, default=3, help="of everything (%(default)s)")
     parser.add_argument("--json", type=Path, default=Path("benchmarks.json"), help="where to write it (%(default)s)")

@@ -3,7 +3,7 @@
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from certjob.database import Connection
 
 SETTINGS = {"max_wal_size": "8GB", "checkpoint_timeout": "1h", "track_io_timing": "off"}
 """No checkpoint begins in the middle of one side and not of the other: each copy of a template makes one before."""
+
+MOST_SHARED_BUFFERS_MB = 4_096
 
 _SHOWN = (
     "server_version",
@@ -34,10 +36,8 @@ class BenchServer:
         """``postmaster`` is the process that all others of the server are children of."""
         self._url = url
         self._postmaster = postmaster
+        self._kept: set[str] = set()
         with self.admin() as admin:
-            for name, value in SETTINGS.items():
-                admin.execute(sql.SQL("ALTER SYSTEM SET {} = {}").format(sql.Identifier(name), sql.Literal(value)))
-            admin.execute("SELECT pg_reload_conf()")
             self.settings = {name: _setting(admin, name) for name in _SHOWN} | SETTINGS
         if self.settings["fsync"] != "on" or self.settings["synchronous_commit"] != "on":
             message = "a bench on a server without durable commits says nothing"
@@ -75,6 +75,17 @@ class BenchServer:
         finally:
             self._drop(name)
 
+    def kept(self, name: str, make: Callable[[Connection], None], *, template: str | None = None) -> str:
+        """A database that is made when it is first asked for, and lasts as long as the server; returns its name."""
+        if name not in self._kept:
+            self._make(name, template or "template0")
+            with self.connect(name) as connection:
+                if template is None:
+                    migrations.migrate(connection)
+                make(connection)
+            self._kept.add(name)
+        return name
+
     @contextmanager
     def copy(self, template: str, name: str = "bench_copy") -> Iterator[str]:
         """A copy of a database, with the files' pages in the system's cache and nothing left to be written."""
@@ -105,12 +116,28 @@ class BenchServer:
             admin.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
+def advised_shared_buffers() -> str:
+    """A quarter of the machine's memory, as PostgreSQL's manual advises for a server of its own; 4 GB at most.
+
+    With the default, 128 MB, a million mentors do not fit: a night in the order of random ids then pays for a page that
+    is written out and read again at nearly every step, and says little about what certjob costs.
+    """
+    try:
+        memory_mb = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20
+    except (AttributeError, ValueError, OSError):
+        memory_mb = 0
+    return f"{min(max(memory_mb // 4, 128), MOST_SHARED_BUFFERS_MB)}MB"
+
+
 @contextmanager
-def bench_server(folder: Path) -> Iterator[BenchServer]:
+def bench_server(folder: Path, *, shared_buffers: str) -> Iterator[BenchServer]:
     """A server in this folder, which the unprivileged user that root's PostgreSQL becomes must be able to enter."""
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     try:
-        with embedded.server(folder / "postgresql") as url:
+        with embedded.server(folder / "postgresql") as url, psycopg.connect(url, autocommit=True) as admin:
+            for name, value in (SETTINGS | {"shared_buffers": shared_buffers}).items():
+                admin.execute(sql.SQL("ALTER SYSTEM SET {} = {}").format(sql.Identifier(name), sql.Literal(value)))
+        with embedded.server(folder / "postgresql") as url:  # started anew: shared_buffers asks for it
             postmaster = int((folder / "postgresql" / "postmaster.pid").read_text().splitlines()[0])
             yield BenchServer(url, postmaster=postmaster)
     finally:

@@ -47,24 +47,44 @@ def set_based_night(connection: Connection) -> None:
 def populated(server: BenchServer, *, mentors: int, due_percent: int) -> Iterator[str]:
     """A database in which so many of the mentors are due, whom certjob has not seen yet, and all others are settled.
 
-    Yields its name; it is to be copied.
+    Yields its name; it is to be copied. What several parts of the bench begin from is made once for all of them.
     """
-    with server.fresh("bench_template") as name:
+    facts = server.kept(f"bench_facts_{mentors}", lambda connection: _populate(connection, mentors))
+    if due_percent == 100:
+        yield facts
+        return
+    settled = server.kept(f"bench_settled_{mentors}", settle, template=facts)
+    if due_percent == 0:
+        yield settled
+        return
+    with server.copy(settled, "bench_template") as name:
         with server.connect(name) as connection:
-            run_script(connection, "population.sql", mentors=mentors, today=today())
-            connection.execute("VACUUM ANALYZE")
-            if due_percent < 100:
-                settle_all_but(connection, due_percent=due_percent)
+            forget(connection, percent=due_percent)
         yield name
 
 
-def settle_all_but(connection: Connection, *, due_percent: int) -> None:
-    """Let a night be over for everybody but these, with everything delivered."""
-    chosen = b"substr(member_no, 2)::integer %% 100 < %s"
-    connection.execute(b"UPDATE mentors SET review_on = 'infinity' WHERE " + chosen, (due_percent,))
+def _populate(connection: Connection, mentors: int) -> None:
+    run_script(connection, "population.sql", mentors=mentors, today=today())
+    connection.execute("VACUUM ANALYZE")
+
+
+def settle(connection: Connection) -> None:
+    """Let a night be over for everybody, with everything delivered."""
     set_based_night(connection)
     connection.execute(_DELIVERED.encode())
-    connection.execute(b"UPDATE mentors SET review_on = '-infinity' WHERE " + chosen, (due_percent,))
-    connection.execute("VACUUM FULL mentors")  # no trace of how the bench made them
-    connection.execute("VACUUM FULL certificates")
+    _leave_no_trace(connection)
+
+
+def forget(connection: Connection, *, percent: int) -> None:
+    """Let certjob never have seen so many of the mentors, from the first to the last evenly."""
+    run_script(connection, "forget.sql", percent=percent)
+    _leave_no_trace(connection)
+
+
+def _leave_no_trace(connection: Connection) -> None:
+    """Tables as if they had never been anything else."""
+    connection.execute(
+        "VACUUM FULL mentors, certificates, mentor_pauses, certificate_transitions, cert_notification_log,"
+        " portal_sync_events"
+    )
     connection.execute("VACUUM ANALYZE")
