@@ -40,6 +40,8 @@ class LastingConnection(psycopg.Connection[Any]):
     """How long to wait for the server; 0 = not at all."""
     stop: StopFlag | None = None
     restarts = 0
+    given_up: str | None = None
+    """Why this connection will not be opened anew; None: it may be."""
     depth = 0
 
     @contextmanager
@@ -125,6 +127,8 @@ def repeated(connection: Connection, work: Callable[[], Result]) -> Result:
     Whether the commit it was in the middle of has happened, nobody knows: work must bear to be done twice, as a chunk
     that decides anew, or a settle that names its token. Raises DatabaseUnavailableError when the server stays away.
     """
+    if isinstance(connection, LastingConnection) and connection.given_up is not None:
+        raise DatabaseUnavailableError(connection.given_up)  # what tidies up after it must not hide the reason
     if not isinstance(connection, LastingConnection) or not connection.patience_seconds or connection.depth:
         return work()
     while True:
@@ -147,9 +151,10 @@ def _wait_for_server(connection: LastingConnection, error: psycopg.OperationalEr
     connection.close()
     connection.restarts += 1
     if connection.restarts > MOST_RESTARTS:
-        connection.patience_seconds = 0.0
-        message = f"the database went away {MOST_RESTARTS} times and more in one run: {cause}; see the server's log"
-        raise DatabaseUnavailableError(message) from error
+        connection.given_up = (
+            f"the database went away {MOST_RESTARTS} times and more in one run: {cause}; see the server's log"
+        )
+        raise DatabaseUnavailableError(connection.given_up) from error
     patience_seconds = connection.patience_seconds
     about = {"event": "database_lost"}
     logger.info("the database went away (%s); waiting up to %.0f s for it", cause, patience_seconds, extra=about)
@@ -161,12 +166,11 @@ def _wait_for_server(connection: LastingConnection, error: psycopg.OperationalEr
             fresh = _open_and_ask(connection.url)
         except (DatabaseUnavailableError, psycopg.OperationalError) as refused:
             if time.monotonic() >= give_up_at:
-                seconds, connection.patience_seconds = connection.patience_seconds, 0.0
-                message = (
-                    f"the database went away ({cause}) and was not back after {seconds:.0f} s; "
+                connection.given_up = (
+                    f"the database went away ({cause}) and was not back after {patience_seconds:.0f} s; "
                     "what was committed is kept, run it again"
                 )
-                raise DatabaseUnavailableError(message) from refused
+                raise DatabaseUnavailableError(connection.given_up) from refused
             if connection.stop is not None:
                 connection.stop.wait(_POLL_SECONDS)
             else:

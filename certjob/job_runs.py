@@ -118,7 +118,7 @@ def recorded(
     except BaseException:
         try:
             _record_end(connection, report, Outcome.FAILED)
-        except psycopg.Error:  # the database is what failed
+        except (psycopg.Error, DatabaseUnavailableError):  # the database is what failed
             logger.info("the end of the run could not be recorded", extra={"event": "run_not_recorded"})
         raise
     _record_end(connection, report, report.outcome)

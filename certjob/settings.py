@@ -56,6 +56,15 @@ class Settings(BaseSettings):
     """A textfile for Prometheus' node_exporter."""
     log_format: Literal["text", "json"] = "text"
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _without_windows_line_end(cls, value: object) -> object:
+        """Else each is refused for something that it is not, or used with it."""
+        if isinstance(value, str) and value.endswith("\r"):
+            message = r"ends in a carriage return; give the file it comes from Unix line ends (sed -i 's/\r$//' FILE)"
+            raise ValueError(message)
+        return value
+
     @field_validator("time_zone")
     @classmethod
     def _known_zone(cls, name: str) -> str:

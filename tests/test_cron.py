@@ -115,6 +115,16 @@ def test_debians_cron_runs_the_example_silently_and_mails_a_line_about_trouble(
 class TestUnits:
     """The systemd units in the README."""
 
+    def test_certjob_is_installed_where_cron_and_systemd_look_for_it(self) -> None:
+        """By the first step of "Going live"."""
+        first_step = README.partition("## Going live")[2].partition("2. **")[0]
+        (folder,) = re.findall(r"python3 -m venv (\S+)", first_step)
+
+        assert {*re.findall(r"exec (\S+)/bin/certjob", EXAMPLE + "".join(units().values()))} == {folder}
+        assert set(re.findall(r"(\S+)/bin/pip install", first_step)) == {folder}
+        assert "~/certjob.env" in first_step
+        assert "$HOME/certjob.env" in EXAMPLE
+
     def test_they_do_what_the_crontab_does_at_the_same_times(self) -> None:
         """One of them is not changed without the other."""
         told = {}

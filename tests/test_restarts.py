@@ -269,6 +269,19 @@ class TestRepeated:
 
         assert len(tries) == connections.MOST_RESTARTS + 1
 
+    def test_what_tidies_up_after_a_server_that_was_given_up_does_not_hide_why(
+        self, session: LastingConnection, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The stage that gives back what it has claimed, say: it finds a closed connection, which explains nothing."""
+        monkeypatch.setattr(connections, "MOST_RESTARTS", 0)
+        self.end(session)
+
+        with pytest.raises(DatabaseUnavailableError, match="times and more in one run"):
+            try:
+                database.fetch_value(session, "read_clock")
+            finally:
+                database.execute(session, "touch_job_run", {"id": uuid4()})
+
     def test_a_changed_password_is_said_at_once(
         self, session: LastingConnection, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -79,6 +79,23 @@ class TestDefaults:
         assert (settings.portal_url, settings.time_zone, settings.portal_concurrency) == (None, "Europe/Oslo", 4)
         assert complaint(environment, CERTJOB_DATABASE_URL="").startswith("CERTJOB_DATABASE_URL is not set")
 
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("CERTJOB_DATABASE_URL", DATABASE["CERTJOB_DATABASE_URL"]),
+            ("CERTJOB_PORTAL_RATE", "5"),
+            ("CERTJOB_NOTIFY_URL", "maildir:/srv/mail"),
+            ("CERTJOB_NOTIFY_PASSWORD", SECRET),
+            ("CERTJOB_TIME_ZONE", "Europe/Oslo"),
+        ],
+    )
+    def test_a_line_end_from_windows_is_named(self, environment: pytest.MonkeyPatch, name: str, value: str) -> None:
+        """The shell that reads certjob.env keeps it: no database would be found whose name ends in it, and so on."""
+        said = complaint(environment, **{name: f"{value}\r"})
+
+        assert said.startswith(f"{name}: ends in a carriage return; ")
+        assert said.count("carriage return") == 1
+
     def test_they_stay_as_they_were_read(self, environment: pytest.MonkeyPatch) -> None:
         """No code may change its mind about them in the middle of a night."""
         settings = load(environment)
