@@ -174,5 +174,8 @@ def _describe_database(error: Exception) -> tuple[int, str, str]:
         state = error.sqlstate or "08000"
         if state.startswith(("08", "57P")):
             return 1, "database_unavailable", f"the database went away: {cause}; {kept}"
+        if isinstance(error, psycopg.errors.QueryCanceled) and "statement timeout" in cause:
+            step = "if it stays so, give this database user more time: ALTER ROLE … SET statement_timeout = '10min'"
+            return 1, "database", f"the database could not do it in the time it had: {cause}; {kept}; {step}"
         return 1, "database", f"the database could not do it now: {cause}; {kept}"
     return 1, "database", f"the database refused a statement: {cause}; {kept}, and if it stays so, report it"

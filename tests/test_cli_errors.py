@@ -295,7 +295,7 @@ def test_a_statement_that_the_server_cancels_is_no_lost_database(
 
     result = certjob("run")
 
-    assert_one_line(result, "statement timeout", "run it again", code=1)
+    assert_one_line(result, "statement timeout", "run it again", "SET statement_timeout", code=1)
     assert "went away" not in result.stderr
 
 
