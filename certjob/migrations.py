@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -92,8 +92,16 @@ def _locked_table(connection: Connection) -> DatabaseUnavailableError:
     )
 
 
-def migrate(connection: Connection, directory: Path | None = None) -> list[Migration]:
+def _log_warning(text: str) -> None:
+    logger.warning("%s", text, extra={"event": "migration_warning"})
+
+
+def migrate(
+    connection: Connection, directory: Path | None = None, *, warn: Callable[[str], None] = _log_warning
+) -> list[Migration]:
     """Apply what is pending and return it. Safe to repeat, to run twice at once, and to kill.
+
+    ``warn`` is told what a migration could not do and leaves to the operator.
 
     Raises SchemaError for an edited applied file or a newer schema, ConfigurationError for missing rights and for an
     encoding that has no room for every name.
@@ -103,7 +111,12 @@ def migrate(connection: Connection, directory: Path | None = None) -> list[Migra
     if encoding != "UTF8":
         message = f"the database's encoding is {encoding}; create a database with ENCODING 'UTF8' TEMPLATE template0"
         raise ConfigurationError(message)
-    connection.add_notice_handler(_log_warning)
+
+    def pass_on(notice: psycopg.errors.Diagnostic) -> None:
+        if notice.severity_nonlocalized == "WARNING":
+            warn(notice.message_primary or "")
+
+    connection.add_notice_handler(pass_on)
     try:
         while True:
             with _locked(connection):
@@ -123,13 +136,7 @@ def migrate(connection: Connection, directory: Path | None = None) -> list[Migra
         message = "a table is in use by another session; end it or try `certjob db migrate` again later"
         raise DatabaseUnavailableError(message) from error
     finally:
-        connection.remove_notice_handler(_log_warning)
-
-
-def _log_warning(notice: psycopg.errors.Diagnostic) -> None:
-    """Pass on what a migration could not do and leaves to the operator."""
-    if notice.severity_nonlocalized == "WARNING":
-        logger.warning("%s", notice.message_primary, extra={"event": "migration_warning"})
+        connection.remove_notice_handler(pass_on)
 
 
 def _compare(known: list[Migration], applied: dict[int, Migration]) -> list[Migration]:

@@ -299,6 +299,18 @@ def test_a_statement_that_the_server_cancels_is_no_lost_database(
     assert "went away" not in result.stderr
 
 
+def test_what_a_migration_leaves_to_the_operator_is_a_warning_like_every_other(
+    here: Certjob, empty_database_url: str
+) -> None:
+    """The line begins with the command; with JSON lines it is one of them."""
+    with psycopg.connect(empty_database_url, autocommit=True) as owner:
+        owner.execute("GRANT CREATE ON SCHEMA public TO PUBLIC")
+
+    result = here("db", "migrate", "-q", CERTJOB_DATABASE_URL=empty_database_url)
+
+    assert_one_line(result, "warning: ", "REVOKE CREATE ON SCHEMA public", code=0, command="certjob db migrate")
+
+
 @pytest.mark.parametrize("table", ["mentors", "organisations", "portal_sync_events", "job_runs"])
 @pytest.mark.parametrize("command", ["run", "deliver", "status"])
 def test_a_table_that_somebody_keeps_to_themselves_is_named_instead_of_waited_for_all_night(

@@ -20,11 +20,12 @@ def db_migrate(
 ) -> int:
     """Bring the schema up to date. Safe to repeat, to run twice at once, and to kill."""
     from certjob import console, migrations
+    from certjob.plain import print_warning
 
     with session(
         context, quiet=quiet, verbose=verbose, log_format=log_format, need_schema=False, ends_at_once=True
     ) as opened:
-        applied = migrations.migrate(opened.connection)
+        applied = migrations.migrate(opened.connection, warn=lambda text: print_warning("certjob db migrate", text))
     if json:
         console.print_json({"outcome": "ok", "applied": [f"{m.version:04d}_{m.name}" for m in applied]})
     for migration in applied:
