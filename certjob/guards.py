@@ -45,6 +45,8 @@ class MassChangeGuard:
         self._allow = allow_mass_change
         self._tallies: dict[UUID, _Tally] = defaultdict(_Tally)
         self._active: dict[UUID, int] = {}
+        self._counted_to: dict[UUID, int] = {}
+        """So many active mentors were looked for; who has fewer was counted whole."""
         self.held: dict[UUID, str] = {}
         """Organisations for which nothing is applied, with the reason."""
         self.held_reminders: dict[UUID, str] = {}
@@ -111,10 +113,7 @@ class MassChangeGuard:
     def _examine_organisation(self, organisation_id: UUID) -> None:
         parameters = {"today": self._today, "due_by": self._due_by, "organisation_id": organisation_id}
         may_pause, may_resume, may_remind = database.fetch(self._connection, "bound_mass_change", parameters)[0]
-        state_in_question = any(
-            rules.exceeds_mass_change(bound, active_mentors=self._active_mentors(organisation_id))
-            for bound in (may_pause, may_resume)
-        )
+        state_in_question = any(self._exceeds(organisation_id, bound) for bound in (may_pause, may_resume))
         reminders_in_question = may_remind > rules.MASS_REMINDER_LIMIT
         if not state_in_question and not reminders_in_question:
             return
@@ -136,11 +135,9 @@ class MassChangeGuard:
 
     def _hold_if_too_many(self, organisation: Organisation, *, paused: int, resumed: int, applied: _Tally) -> None:
         for changes, words in ((paused, "paused"), (resumed, "brought back")):
-            if changes <= rules.MASS_CHANGE_MINIMUM:
-                continue
-            active = self._active_mentors(organisation.id)
-            if rules.exceeds_mass_change(changes, active_mentors=active):
-                limit = max(rules.MASS_CHANGE_MINIMUM, active // 10)
+            if self._exceeds(organisation.id, changes):
+                active = self._active[organisation.id]
+                limit = max(rules.MASS_CHANGE_MINIMUM, active // rules.MASS_CHANGE_PART)
                 done = applied.paused + applied.resumed
                 what = f"nothing more after {done}" if done else "nothing"
                 self.held[organisation.id] = (
@@ -150,15 +147,25 @@ class MassChangeGuard:
                 )
                 return
 
-    def _active_mentors(self, organisation_id: UUID) -> int:
-        """The active mentors before this run's changes, counted once."""
-        if organisation_id not in self._active:
-            tally = self._tallies[organisation_id]
-            now_active = database.fetch_value(
-                self._connection, "count_active_mentors", {"organisation_id": organisation_id}
-            )
-            self._active[organisation_id] = now_active + tally.paused - tally.resumed
-        return self._active[organisation_id]
+    def _exceeds(self, organisation_id: UUID, changes: int) -> bool:
+        """Whether so many pauses, or returns, are too many. If they are, ``_active`` has the whole organisation."""
+        if changes <= rules.MASS_CHANGE_MINIMUM:
+            return False
+        enough = changes * rules.MASS_CHANGE_PART
+        if enough > self._counted_to.get(organisation_id, 0):
+            self._count_active(organisation_id, at_most=2 * enough)  # a run whose changes grow counts a few times
+        return rules.exceeds_mass_change(changes, active_mentors=self._active[organisation_id])
+
+    def _count_active(self, organisation_id: UUID, *, at_most: int) -> None:
+        """Count the organisation's active mentors before this run's changes: all of them, or so many at least."""
+        tally = self._tallies[organisation_id]
+        now_active = database.fetch_value(
+            self._connection,
+            "count_active_mentors",
+            {"organisation_id": organisation_id, "limit": at_most + tally.resumed},
+        )
+        self._active[organisation_id] = now_active + tally.paused - tally.resumed
+        self._counted_to[organisation_id] = at_most
 
 
 def _by_organisation(decisions: Iterable[Decision]) -> list[tuple[Organisation, list[Decision]]]:

@@ -25,6 +25,9 @@ LATEST_AFTER_EXPIRY_DAYS = 14
 MASS_CHANGE_MINIMUM = 20
 """An organisation may always pause, or bring back, this many mentors in one run."""
 
+MASS_CHANGE_PART = 10
+"""And always one in so many of its active ones."""
+
 MASS_REMINDER_LIMIT = 5_000
 """More new reminders than this in one organisation and run are held back."""
 
@@ -205,7 +208,7 @@ def ending_certificates(mentor: Mentor, today: date, *, within_days: int) -> lis
 
 def exceeds_mass_change(changes: int, *, active_mentors: int) -> bool:
     """Return whether so many pauses (or returns) in one run look like a bad clock or a bad import."""
-    return changes > MASS_CHANGE_MINIMUM and changes * 10 > active_mentors
+    return changes > MASS_CHANGE_MINIMUM and changes * MASS_CHANGE_PART > active_mentors
 
 
 def _order(certificate: Certificate) -> tuple[date, date]:

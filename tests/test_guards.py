@@ -6,6 +6,7 @@ from uuid import UUID
 import pytest
 
 from certjob import database, rules
+from certjob.certification import CertificationManagementService
 from certjob.database import Connection
 from certjob.errors import ConfigurationError
 from certjob.job_runs import looks_at_everybody
@@ -140,6 +141,46 @@ def test_too_many_new_reminders_are_held_while_pauses_and_portal_go_on(
     assert allowed.review is not None
     assert allowed.review.reminders_queued == 31
     assert facts.rows("SELECT count(*) FROM mentors WHERE review_on <= %s", TODAY) == [(0,)]
+
+
+def test_active_mentors_are_counted_no_further_than_the_question_goes(
+    connection: Connection, facts: Facts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A night of few changes costs the same in an organisation of a hundred and of a million."""
+    monkeypatch.setattr(rules, "MASS_CHANGE_MINIMUM", 2)
+    mentors(facts, facts.organisation(portal=None), expired=4, valid=100)
+    counted: list[object] = []
+    real_fetch_value = database.fetch_value
+
+    def recording(own: Connection, name: str, *arguments: object) -> object:
+        value = real_fetch_value(own, name, *arguments)  # type: ignore[arg-type]
+        if name == "count_active_mentors":
+            counted.append(value)
+        return value
+
+    monkeypatch.setattr(database, "fetch_value", recording)
+
+    report = night(connection, deliver=False)
+
+    assert report.held == []
+    assert counted == [80]
+
+
+def test_the_limit_of_a_run_whose_changes_grow_is_that_of_the_whole_organisation(
+    connection: Connection, facts: Facts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunk after chunk more of them are counted, and those whom this run has paused still count as active."""
+    monkeypatch.setattr(rules, "MASS_CHANGE_MINIMUM", 2)
+    defaults = CertificationManagementService.__init__.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "chunk_size", 1)
+    monkeypatch.setattr("certjob.guards.MassChangeGuard.examine", lambda _self, _organisation: None)
+    mentors(facts, facts.organisation(portal=None), expired=16, valid=104)
+
+    report = night(connection, deliver=False)
+
+    assert "13 mentors would be paused, the limit is 12 (of 120 active); nothing more after 12" in report.held[0]
+    assert facts.rows("SELECT count(*) FROM mentor_pauses") == [(12,)]
 
 
 def test_a_normal_night_pays_one_look_at_an_index(
