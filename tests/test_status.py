@@ -251,6 +251,22 @@ def test_deliveries_do_not_push_the_nights_off_the_page(here: Certjob, ran: Ran)
     assert [run["started_at"] for run in runs] == sorted((run["started_at"] for run in runs), reverse=True)
 
 
+def test_later_runs_do_not_push_one_that_failed_or_died_off_the_page(here: Certjob, ran: Ran) -> None:
+    """The last of each in a week, where a night runs every hour; older ones are told by the ledger alone."""
+    died_earlier, died = (ran(timedelta(days=days), outcome=None) for days in (3, 2))
+    failed = ran(timedelta(days=6), outcome="failed")
+    failed_long_ago = ran(timedelta(days=8), outcome="failed", command="deliver")
+    for hours in range(1, 9):
+        ran(timedelta(hours=hours))
+        ran(timedelta(hours=hours), command="deliver")
+
+    shown = {run["run_id"]: run["outcome"] for run in document(here("--json"))["runs"]}
+
+    assert (shown.pop(str(died)), shown.pop(str(failed))) == ("died", "failed")
+    assert not shown.keys() & {str(died_earlier), str(failed_long_ago)}
+    assert list(shown.values()) == ["ok"] * 10
+
+
 # What waits.
 
 
