@@ -130,12 +130,15 @@ class Outbox(Generic[Item]):
         columns: Sequence[str],
         clock: Callable[[], float] = lease_clock,
         skips_held: bool = False,
+        reserve: str | None = None,
     ) -> None:
         """``table`` names the statements lock_due_, claim_, lock_ and settle_<table>, which takes ``columns``.
 
+        ``reserve`` names one that runs between the first two, and returns those of the rows that may be claimed.
         ``skips_held`` says that lock_<table> skips what another session holds, and returns it: the answer is HELD.
         """
         self._skips_held = skips_held
+        self._reserve = reserve
         self._connection = connection
         self._table = table
         self._item = item
@@ -159,6 +162,9 @@ class Outbox(Generic[Item]):
         lease = Lease(claimed_at=self._clock(), seconds=self._lease_seconds, clock=self._clock)
         with database.transaction(self._connection):
             ids = [row[0] for row in database.fetch(self._connection, lock, parameters)]
+            if ids and self._reserve is not None:
+                reserved = {row[0] for row in database.fetch(self._connection, self._reserve, {"ids": ids})}
+                ids = [row_id for row_id in ids if row_id in reserved]
             if not ids:
                 return [], lease
             items = database.fetch(

@@ -313,6 +313,24 @@ class TestOneCallPerContact:
 
         assert len(events) == 1
 
+    def test_they_take_turns_also_between_runs_that_claim_at_the_same_moment(
+        self, connection: Connection, other: Connection, facts: Facts, hlf: UUID
+    ) -> None:
+        """Neither sees yet what the other one writes; what is left waits until the call has ended."""
+        contact = uuid4()
+        for organisation in (hlf, facts.organisation("other", thresholds=())):
+            queue_wish(connection, facts.mentor(organisation, contact_id=contact), visible=False)
+        service = PortalSyncService(connection, run_id=uuid4())
+
+        with other.transaction():
+            first, _ = PortalSyncService(other, run_id=uuid4()).claim(limit=1)
+            meanwhile, _ = service.claim()
+        afterwards, _ = service.claim()
+        run_out(facts)
+        at_last, _ = service.claim()
+
+        assert [len(events) for events in (first, meanwhile, afterwards, at_last)] == [1, 0, 0, 1]
+
 
 class TestMoved:
     """A mentor moves to an organisation without a portal."""

@@ -171,7 +171,7 @@ def test_a_settle_touches_its_batch_and_no_whole_table(
     named = claim(connection, outbox)
     mentors = connection.execute("SELECT id FROM mentors ORDER BY id LIMIT 100").fetchall()
     named["mentor_ids"] = [row[0] for row in mentors]
-    statements = [f"claim_{outbox}", f"lock_{outbox}", f"settle_{outbox}", "resolve_sync_failures"]
+    statements = [f"claim_{outbox}", f"lock_{outbox}", f"settle_{outbox}", "resolve_sync_failures", "reserve_contacts"]
 
     plans = {name: plan_of(connection, name, named) for name in statements}
     touched = {name: rows_touched(connection, database.query(name), named) for name in statements}

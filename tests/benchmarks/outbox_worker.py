@@ -22,10 +22,11 @@ def settle_bare(url: str) -> Callable[[], int]:
         lines = (queries / f"{name}.sql").read_bytes().splitlines()
         return b"\n".join(line for line in lines if not line.lstrip().startswith(b"--"))
 
-    due, claim, lock, settle, resolve = map(
+    due, reserve, claim, lock, settle, resolve = map(
         statement,
         (
             "lock_due_portal_events",
+            "reserve_contacts",
             "claim_portal_events",
             "lock_portal_events",
             "settle_portal_events",
@@ -39,6 +40,7 @@ def settle_bare(url: str) -> Callable[[], int]:
             ids = [row[0] for row in connection.execute(due, {"limit": BATCH}).fetchall()]
             if not ids:
                 return 0
+            ids = [row[0] for row in connection.execute(reserve, {"ids": ids}).fetchall()]
             parameters = {"ids": ids, "token": uuid4(), "lease_seconds": 300.0}
             events = connection.execute(claim, parameters).fetchall()
         number = len(events)
