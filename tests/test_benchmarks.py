@@ -13,6 +13,7 @@ from psycopg import sql
 
 from certjob import database
 from certjob.database import Connection
+from tests.benchmarks.bench_server import bench_server
 from tests.benchmarks.explained import explained
 from tests.benchmarks.figures import Bar, Figure, in_turns, paired, per_second, seconds, table
 from tests.benchmarks.night import compare_states
@@ -132,6 +133,16 @@ def test_a_statement_that_reads_a_whole_table_is_found(connection: Connection, f
 
     assert watched.plans.keys() == {"find_mentors", "count_due_mentors", "count_reminder_backlog", "read_mentors"}
     assert {name: "mentors" in tables for name, tables in watched.whole_reads().items()} == {"find_mentors": True}
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_mount(), reason="no folder in memory here")  # noqa: S108 - nothing is written
+def test_the_bench_refuses_a_folder_in_memory() -> None:
+    """Some systems have /tmp there: a commit would be called durable, and cost nothing."""
+    with (
+        pytest.raises(RuntimeError, match="--folder"),
+        bench_server(Path("/dev/shm/certjob-bench"), shared_buffers="16MB"),  # noqa: S108
+    ):
+        pass
 
 
 def test_the_bench_runs_and_writes_its_json(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.benchmarks import backlog, deliveries, loads, night, plans, startup
 from tests.benchmarks.bench import Bench, Part
-from tests.benchmarks.bench_server import advised_shared_buffers, bench_server
+from tests.benchmarks.bench_server import advised_shared_buffers, bench_server, is_in_memory
 from tests.benchmarks.figures import Figure, table
 from tests.chaos.workers import leave_on_sigterm
 
@@ -37,7 +37,8 @@ def main() -> int:
     leave_on_sigterm()
     asked = _parse()
     began = time.monotonic()
-    folder = Path(tempfile.mkdtemp(prefix="certjob-bench-", dir=asked.folder))
+    place = asked.folder or ("/var/tmp" if is_in_memory(Path(tempfile.gettempdir())) else None)  # noqa: S108
+    folder = Path(tempfile.mkdtemp(prefix="certjob-bench-", dir=place))
     folder.chmod(0o755)  # root's PostgreSQL is another user
     figures: list[Figure] = []
 
@@ -86,7 +87,11 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=3, help="of everything (%(default)s)")
     parser.add_argument("--json", type=Path, default=Path("benchmarks.json"), help="where to write it (%(default)s)")
-    parser.add_argument("--folder", type=Path, help="where the database is made; default: the temporary directory")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="where the database is made; default: the temporary directory, /var/tmp if that is in memory",
+    )
     return parser.parse_args()
 
 

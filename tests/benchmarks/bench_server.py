@@ -132,6 +132,9 @@ def advised_shared_buffers() -> str:
 @contextmanager
 def bench_server(folder: Path, *, shared_buffers: str) -> Iterator[BenchServer]:
     """A server in this folder, which the unprivileged user that root's PostgreSQL becomes must be able to enter."""
+    if is_in_memory(folder):
+        message = f"{folder} lies in memory, where no commit is durable; name a folder on a disk with --folder"
+        raise RuntimeError(message)
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     try:
         with embedded.server(folder / "postgresql") as url, psycopg.connect(url, autocommit=True) as admin:
@@ -142,6 +145,17 @@ def bench_server(folder: Path, *, shared_buffers: str) -> Iterator[BenchServer]:
             yield BenchServer(url, postmaster=postmaster)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_in_memory(folder: Path) -> bool:
+    """Whether a folder lies in memory, as /tmp does on many systems: a commit there waits for no disk."""
+    try:
+        mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
+    except OSError:  # another system
+        return False
+    kinds = {Path(place): kind for place, kind in mounts}
+    whole = folder.resolve()
+    return next((kinds[place] for place in (whole, *whole.parents) if place in kinds), "") in ("tmpfs", "ramfs")
 
 
 def _cpu_ticks(stat: Path, *, with_ended_children: bool = False) -> int:
