@@ -98,6 +98,8 @@ def test_the_night_and_the_set_based_sql_end_in_the_same_state(
         for changed in (
             "UPDATE mentors SET review_on = review_on + 1 WHERE member_no = 'M77'",
             "DELETE FROM cert_notification_log WHERE id = (SELECT max(id) FROM cert_notification_log)",
+            "UPDATE cert_notification_log SET run_id = NULL WHERE id = (SELECT max(id) FROM cert_notification_log)",
+            "UPDATE portal_sync_events SET last_error = 'no' WHERE id = (SELECT max(id) FROM portal_sync_events)",
         ):
             with other.transaction(force_rollback=True):
                 assert other.execute(changed.encode()).rowcount == 1

@@ -26,19 +26,21 @@ _STATE = {
         " ORDER BY mentor_id, reason, lifted_at IS NOT NULL"
     ),
     "certificate_transitions": (
-        "SELECT certificate_id, mentor_id, from_status, to_status, as_of FROM certificate_transitions"
+        "SELECT certificate_id, mentor_id, from_status, to_status, as_of, run_id IS NULL FROM certificate_transitions"
         " ORDER BY certificate_id, from_status, to_status, as_of"
     ),
     "cert_notification_log": (
-        "SELECT mentor_id, threshold_days, cert_id, expires_on, status, attempts, maybe_sent, history"
+        "SELECT mentor_id, threshold_days, cert_id, expires_on, status, attempts, next_attempt_at > now(),"
+        " claim_token IS NULL, sent_at IS NULL, maybe_sent, last_error, history, run_id IS NULL"
         " FROM cert_notification_log ORDER BY mentor_id, threshold_days, cert_id"
     ),
     "portal_sync_events": (
-        "SELECT mentor_id, visible, version, status, attempts FROM portal_sync_events"
+        "SELECT mentor_id, visible, version, status, attempts, next_attempt_at > now(), claim_token IS NULL,"
+        " claim_contact_id IS NULL, delivered_at IS NULL, last_error, run_id IS NULL FROM portal_sync_events"
         " ORDER BY mentor_id, version, status"
     ),
 }
-"""The whole state that a night writes, without what differs by itself: ids, times, the run."""
+"""The whole state that a night writes; of what differs by itself (times, the run), whether it is there."""
 
 
 def run_nothing_due(bench: Bench) -> list[Figure]:
