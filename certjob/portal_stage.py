@@ -29,6 +29,9 @@ MOST_CALLS_IN_VAIN = 100
 _GRACE_SECONDS = 6.5
 """After a signal, calls in flight may take so long to end; a later one keeps its lease."""
 _POLL_SECONDS = 0.2
+_GATHER_SECONDS = 0.02
+"""While the threads have work, answers are let come for so long and settled together: a settle keeps the interpreter
+from the threads, and hardly longer for twenty answers than for one."""
 LOOK_AGAIN_SECONDS = 1.0
 """What is claimed and waits for its turn is looked at so often: it may not be wanted any more."""
 
@@ -186,12 +189,16 @@ class PortalStage:
         answers: list[Push | _Crash] = []
         with contextlib.suppress(queue.Empty):
             answers.append(self._answers.get(timeout=_POLL_SECONDS))
+            self._let_more_come()
             while True:
                 answers.append(self._answers.get_nowait())
         pushes = [answer for answer in answers if isinstance(answer, Push)]
         crashes = [answer for answer in answers if isinstance(answer, _Crash)]
         self._in_flight -= len(pushes) + sum(crash.had_task for crash in crashes)
         if pushes:
+            went_well = not crashes and all(push.begun and push.error is None for push in pushes)
+            if went_well and not self._stop.is_set():
+                self._dispatch()  # nothing there that could end or hold the stage: the threads go on meanwhile
             self._service.settle(pushes, self.counts)
             for push in pushes:
                 self._judge(push)
@@ -200,6 +207,13 @@ class PortalStage:
         for crash in crashes:
             self._end("crash", f"unforeseen {type(crash.error).__name__}; the rest stays pending")
             self._crash = self._crash or crash.error
+
+    def _let_more_come(self) -> None:
+        """Wait a moment for further answers, while half of what was begun still lies ready for the threads."""
+        until = time.monotonic() + _GATHER_SECONDS
+        while self._tasks.qsize() > self._in_flight // 2 and time.monotonic() < until:
+            if self._stop.wait(_GATHER_SECONDS / 4):
+                return
 
     def _judge(self, push: Push) -> None:
         """Decide from one outcome whether the stage goes on."""

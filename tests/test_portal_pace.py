@@ -1,15 +1,18 @@
 """How much lies ready for the portal's threads, and that a portal out of order is not asked the more for it."""
 
-from uuid import uuid4
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from uuid import UUID, uuid4
 
 import pytest
 
 from certjob.database import Connection
 from certjob.errors import DynamicsSyncException, TransientPortalError
-from certjob.outbox import Lease
+from certjob.outbox import Answer, Lease
 from certjob.portal_push import PortalEvent, Push
 from certjob.portal_stage import PortalStage
-from certjob.portal_sync import PortalSyncService
+from certjob.portal_sync import PortalCounts, PortalSyncService
 from certjob.portal_tasks import LARGEST_CLAIM, Pace, Task, TaskQueue
 from certjob.stopping import StopFlag
 from tests.facts import Facts
@@ -120,3 +123,49 @@ def test_a_portal_that_dies_in_full_flight_gets_few_calls_more(
         (80 - stage.counts.failed,)
     ]
     assert facts.rows("SELECT count(*) FROM portal_sync_events WHERE claim_token IS NOT NULL") == [(0,)]
+
+
+class Counting(PortalSyncService):
+    """Counts how often it settles, and for how long."""
+
+    settles = 0
+    seconds = 0.0
+
+    def settle(self, pushes: Sequence[Push], counts: PortalCounts) -> dict[int, Answer]:
+        began = time.monotonic()
+        answers = super().settle(pushes, counts)
+        self.settles += 1
+        self.seconds += time.monotonic() - began
+        return answers
+
+
+class QuickTarget:
+    """A portal that answers after a millisecond."""
+
+    def update_portal_visibility(self, contact_id: UUID, *, visible: bool, idempotency_key: str) -> None:
+        time.sleep(0.001)
+
+
+@contextmanager
+def quick_target() -> Iterator[QuickTarget]:
+    yield QuickTarget()
+
+
+def test_answers_that_come_fast_are_settled_together(connection: Connection, facts: Facts) -> None:
+    """A settle each would take more from the thread that calls than its calls do."""
+    organisation = facts.organisation()
+    for _ in range(300):
+        facts.mentor(organisation)
+    connection.execute("INSERT INTO portal_sync_events (mentor_id, visible) SELECT id, false FROM mentors")
+    service = Counting(connection, run_id=uuid4())
+    stage = PortalStage(
+        service, make_target=quick_target, policy=quick_policy(), concurrency=1, calls_per_second=0, stop=StopFlag()
+    )
+    began = time.monotonic()
+
+    assert stage.run(deadline_seconds=60) is None
+
+    between_settles = time.monotonic() - began - service.seconds
+    first_and_last_ones = 10  # settled as they come: little lies ready for the thread
+    assert stage.counts.delivered == 300
+    assert service.settles <= first_and_last_ones + 300 / 10 + between_settles / 0.02, "each takes ten or waits 20 ms"
