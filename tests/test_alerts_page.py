@@ -331,11 +331,11 @@ BY_ITSELF = "nothing; certjob tries again by itself"
             "Dynamics refused to change this contact.",
             "check the contact id in the app and the contact in Dynamics; once that is mended, `certjob resync M1001`.",
         ),
-        (error(503, "token_unavailable"), "The portal did not answer, or could not do it.", f"{BY_ITSELF} at "),
+        (error(503, "token_unavailable"), "The portal did not answer, or could not do it.", f"{BY_ITSELF} "),
         (
             error(429, "throttled", retry_after="7200"),
             "The portal was down or overloaded, and certjob stopped before it came to this.",
-            f"{BY_ITSELF} at ",
+            f"{BY_ITSELF} ",
         ),
         (error(401, "unauthorized"), "certjob can push nothing, whoever it is for", ASK_THE_OPERATOR),
         (error(500, "misconfigured"), "certjob can push nothing, whoever it is for", ASK_THE_OPERATOR),
