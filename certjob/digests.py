@@ -24,7 +24,7 @@ from certjob.digest_contents import (
     UndeliveredReminder,
 )
 from certjob.models import Mentor
-from certjob.outbox import Answer, Lease, Outbox, Settlement, persist
+from certjob.outbox import Answer, Lease, Outbox, persist
 
 LEASE_SECONDS = 900.0
 HELD_DELAY_SECONDS = 60.0
@@ -104,15 +104,6 @@ class CoordinatorDigestService:
 
         ``told`` is the page that was sent: the next one tells what was not in it.
         """
-        settlement = Settlement(
-            id=digest.id,
-            token=digest.claim_token,
-            status=status,
-            error=error,
-            delay_seconds=delay_seconds,
-            uncount=uncount,
-            maybe_sent=maybe_sent,
-        )
 
         def note(answers: dict[int, Answer]) -> None:
             if told is not None and answers[digest.id] is Answer.SETTLED:
@@ -125,7 +116,16 @@ class CoordinatorDigestService:
                 }
                 database.execute(self._connection, "note_digest_cover", covers)
 
-        return self._outbox.settle([settlement], then=note)[digest.id] is not Answer.LOST
+        settled = self._outbox.settle_one(
+            digest,
+            status,
+            error=error,
+            delay_seconds=delay_seconds,
+            uncount=uncount,
+            maybe_sent=maybe_sent,
+            then=note,
+        )
+        return settled is not Answer.LOST
 
     def cancel(self, digest: QueuedDigest) -> Answer:
         """Cancel a claimed digest if there is still nothing to tell; see ``MailQueue``.

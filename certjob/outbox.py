@@ -184,6 +184,29 @@ class Outbox(Generic[Item]):
             return {}
         return persist(self._connection, lambda: self._settle(settlements, then))
 
+    def settle_one(
+        self,
+        item: Item,
+        status: str,
+        *,
+        error: str | None = None,
+        delay_seconds: float = 0.0,
+        uncount: bool = False,
+        maybe_sent: bool = False,
+        then: Callable[[dict[int, Answer]], None] | None = None,
+    ) -> Answer:
+        """Write what became of one claimed row; its fields are explained in ``Settlement``."""
+        settlement = Settlement(
+            id=item.id,
+            token=item.claim_token,
+            status=status,
+            error=error,
+            delay_seconds=delay_seconds,
+            uncount=uncount,
+            maybe_sent=maybe_sent,
+        )
+        return self.settle([settlement], then=then)[item.id]
+
     def release(self, items: Sequence[Item]) -> dict[int, Answer]:
         """Give claimed rows back untouched: token gone, due now, the attempt not counted."""
         return self.settle(

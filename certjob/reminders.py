@@ -12,7 +12,7 @@ from uuid import UUID
 
 from certjob import database, facts, rules
 from certjob.models import Certificate, Decision, Mentor, Reminder, Status
-from certjob.outbox import Answer, Lease, Outbox, Settlement, persist, persist_in_one_trip
+from certjob.outbox import Answer, Lease, Outbox, persist, persist_in_one_trip
 
 LEASE_SECONDS = 900.0
 HELD_DELAY_SECONDS = 60.0
@@ -166,7 +166,7 @@ class CertificationReminderService:
             reason = None if recipient is None else self.cancel_reason(reminder, recipient, today)
             if reason is None:
                 return self._put_back(reminder, Answer.RAISED)
-            if not self._settle_held(reminder, "cancelled", error=reason, uncount=True):
+            if self._outbox.settle_one(reminder, "cancelled", error=reason, uncount=True) is Answer.LOST:
                 return Answer.LOST
             if reason == "not due" or reminder.expires_on - timedelta(days=reminder.threshold_days) > today:
                 # Queued by a night of a later day, which has noted when to look next: a day after this one's.
@@ -189,8 +189,7 @@ class CertificationReminderService:
             recipient = self.recipient(reminder)
             if recipient is not None and (recipient.email or "") != address:
                 return self._put_back(reminder, Answer.RAISED)
-            held = self._settle_held(reminder, "failed", error=error, uncount=uncount)
-            return Answer.SETTLED if held else Answer.LOST
+            return self._outbox.settle_one(reminder, "failed", error=error, uncount=uncount)
 
         return persist(self._connection, write)
 
@@ -219,22 +218,10 @@ class CertificationReminderService:
         uncount: bool = True,
     ) -> Answer:
         """Leave the reminder pending; the answer says why, or that its lease was lost."""
-        held = self._settle_held(reminder, "pending", error=error, delay_seconds=delay_seconds, uncount=uncount)
-        return answer if held else Answer.LOST
-
-    def _settle_held(
-        self, reminder: QueuedReminder, status: str, *, error: str | None, uncount: bool, delay_seconds: float = 0.0
-    ) -> bool:
-        """Settle inside the transaction that holds the mentor."""
-        settlement = Settlement(
-            id=reminder.id,
-            token=reminder.claim_token,
-            status=status,
-            error=error,
-            delay_seconds=delay_seconds,
-            uncount=uncount,
+        settled = self._outbox.settle_one(
+            reminder, "pending", error=error, delay_seconds=delay_seconds, uncount=uncount
         )
-        return self._outbox.settle([settlement])[reminder.id] is not Answer.LOST
+        return settled if settled is Answer.LOST else answer
 
 
 def read_recipient(connection: database.Connection, mentor_id: UUID) -> Recipient | None:
