@@ -90,6 +90,18 @@ class TestChoice:
 
         assert subjects == {"hlf": "For HLF", "other": "For alle", "": "For alle"}
 
+    def test_organisations_without_a_folder_share_what_is_compiled(self, folder: Path, write: Write) -> None:
+        """A night for fifty organisations compiles the programme's texts once."""
+        write("reminder.nb.txt", "For alle\n\nTekst\n")
+        write("hlf/layout.html", "{% block content %}{% endblock %}")
+        templates = Templates(folder)
+
+        compiled = [
+            templates.environment(slug).get_template("reminder.nb.txt") for slug in ("", "one", "two", "hlf", "one")
+        ]
+
+        assert [template is compiled[0] for template in compiled] == [True, True, True, False, True]
+
     def test_a_layout_of_ones_own_serves_every_language(self, folder: Path, write: Write) -> None:
         """The frame of the page alone, without copying the texts."""
         write(

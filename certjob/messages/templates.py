@@ -3,7 +3,7 @@
 import difflib
 import re
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from jinja2 import (
@@ -75,28 +75,34 @@ class Templates:
         return RenderedMessage(subject=subject, text=text.strip("\n") + "\n", html=html)
 
     def environment(self, slug: str) -> ImmutableSandboxedEnvironment:
-        """Return the environment in which one organisation's templates are found; ``""`` for everybody's."""
+        """Return the environment in which one organisation's templates are found; ``""`` for everybody's.
+
+        Organisations without a folder of their own share it, and what it has read and compiled.
+        """
         if slug not in self._environments:
-            own = [self.folder / slug, self.folder] if self.folder else []
-            ours = FileSystemLoader(OUR_FOLDER)
-            self._environments[slug] = ImmutableSandboxedEnvironment(
-                loader=ChoiceLoader(
-                    [
-                        PrefixLoader({"certjob": ours}),
-                        # Some editors put a byte-order mark before the subject.
-                        *(FileSystemLoader(folder, encoding="utf-8-sig") for folder in own),
-                        ours,
-                    ]
-                ),
-                autoescape=select_autoescape(enabled_extensions=("html",), default=False),
-                undefined=StrictUndefined,
-                trim_blocks=True,
-                lstrip_blocks=True,
-                keep_trailing_newline=True,
-                auto_reload=False,
-            )
-            self._environments[slug].filters["cause"] = find_cause
+            own = self.folder / slug if slug and self.folder and (self.folder / slug).is_dir() else None
+            if slug and not own:
+                self._environments[slug] = self.environment("")
+            else:
+                self._environments[slug] = self._make_environment([f for f in (own, self.folder) if f])
         return self._environments[slug]
+
+    def _make_environment(self, folders: Sequence[Path]) -> ImmutableSandboxedEnvironment:
+        """Look in these folders, in this order, and then among certjob's own."""
+        ours = FileSystemLoader(OUR_FOLDER)
+        # Some editors put a byte-order mark before the subject.
+        theirs = [FileSystemLoader(folder, encoding="utf-8-sig") for folder in folders]
+        environment = ImmutableSandboxedEnvironment(
+            loader=ChoiceLoader([PrefixLoader({"certjob": ours}), *theirs, ours]),
+            autoescape=select_autoescape(enabled_extensions=("html",), default=False),
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            keep_trailing_newline=True,
+            auto_reload=False,
+        )
+        environment.filters["cause"] = find_cause
+        return environment
 
     def shown(self, name: str, *, slug: str) -> str:
         """Return a template's file as a person knows it: its path inside the folder, or that it is certjob's own."""
