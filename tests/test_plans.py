@@ -254,6 +254,32 @@ def test_a_night_with_nothing_due_reads_what_is_due(connection: Connection) -> N
     assert max(touched.values()) <= 10, touched
 
 
+def test_the_guards_read_whom_they_ask_about(connection: Connection) -> None:
+    """A hundred due, and 400 counted, of 10,000 mentors half of whom are paused: not everybody's pauses."""
+    connection.execute("INSERT INTO organisations (slug, name) VALUES ('big', 'Big')")
+    connection.execute(
+        "INSERT INTO mentors (organisation_id, member_no, review_on)"
+        " SELECT o.id, 'M' || n, CASE WHEN n % 100 = 0 THEN date '2025-01-01' ELSE date '2030-01-01' END"
+        " FROM organisations AS o, generate_series(1, 10000) AS n"
+    )
+    connection.execute(
+        "INSERT INTO mentor_pauses (mentor_id, reason, actor)"
+        " SELECT id, 'certification_expired', 'certjob' FROM mentors WHERE right(member_no, 1) < '5'"
+    )
+    connection.execute("UPDATE mentors SET review_on = '2030-01-01' WHERE review_on > '2026-01-01'")
+    connection.execute("VACUUM ANALYZE")
+    organisation_id = connection.execute("SELECT id FROM organisations").fetchall()[0][0]
+    named: dict[str, dict[str, object]] = {
+        "bound_mass_change": {"today": today(), "due_by": today(), "organisation_id": organisation_id},
+        "count_active_mentors": {"organisation_id": organisation_id, "limit": 400},
+    }
+
+    touched = {name: rows_touched(connection, database.query(name), parameters) for name, parameters in named.items()}
+
+    assert touched["bound_mass_change"] <= 10 * 100, touched
+    assert touched["count_active_mentors"] <= 10 * 400, touched
+
+
 @pytest.mark.parametrize("name", ["M77", "id", "ID", "nobody"])
 def test_a_mentor_is_looked_up_by_an_index(connection: Connection, name: str) -> None:
     """By the number or the id, whoever else is there; only an address is looked for among all."""

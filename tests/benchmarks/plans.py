@@ -44,7 +44,6 @@ _COMMANDS: Sequence[Sequence[str]] = (
 _ROSTER = "organisation,member_no,kind,issued_on,expires_on\norg1,M5,likeperson,2026-01-01,2028-01-01\n"
 
 _READS_ALL = {
-    "bound_mass_change": "a guard: once a night for each organisation of which more than 20 are due",
     "count_without_certificate": "`status`: no index has the day on which a certificate begins",
     "list_certificates": "a list of many joins all mentors rather than look each up",
 }
