@@ -41,17 +41,23 @@ class Lease:
 Result = TypeVar("Result")
 
 
-def persist(connection: Connection, write: Callable[[], Result]) -> Result:
+def persist(
+    connection: Connection,
+    write: Callable[[], Result],
+    *,
+    lock_timeout_ms: int | None = None,
+    tries: int = _WRITE_TRIES,
+) -> Result:
     """Run ``write`` in a transaction, and again when another session's locks are in its way: that one ends.
 
     Again, too, when the server was restarted meanwhile: what was delivered must not be forgotten, and done twice.
     """
 
     def write_once() -> Result:
-        with database.transaction(connection, lock_timeout_ms=_WRITE_LOCK_TIMEOUT_MS):
+        with database.transaction(connection, lock_timeout_ms=lock_timeout_ms or _WRITE_LOCK_TIMEOUT_MS):
             return write()
 
-    return _insist(lambda: database.repeated(connection, write_once))
+    return _insist(lambda: database.repeated(connection, write_once), tries=tries)
 
 
 def persist_in_one_trip(connection: Connection, name: str, parameters: dict[str, object]) -> list[tuple[Any, ...]]:
@@ -61,8 +67,8 @@ def persist_in_one_trip(connection: Connection, name: str, parameters: dict[str,
     )
 
 
-def _insist(write_once: Callable[[], Result]) -> Result:
-    for tries_left in reversed(range(_WRITE_TRIES)):
+def _insist(write_once: Callable[[], Result], *, tries: int = _WRITE_TRIES) -> Result:
+    for tries_left in reversed(range(tries)):
         try:
             return write_once()
         except CONTENTION:

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from certjob import database
 from certjob.database import Connection
-from certjob.errors import ConfigurationError
+from certjob.errors import ConfigurationError, DatabaseUnavailableError
 from certjob.outbox import persist
 from certjob.stopping import StopFlag
 
@@ -20,6 +20,9 @@ LEAST_DAYS = 90
 """Nothing younger goes, whatever is asked for: more than any reminder can be late, any lease or any wait."""
 PAGE_ROWS = 2_000
 """So many rows are looked at in one transaction."""
+_LOCK_TIMEOUT_MS = 500
+"""Less than PostgreSQL's deadlock_timeout: whoever deletes mentors meanwhile, in their own order, is not the victim."""
+_TRIES = 100
 
 _AGE = re.compile(r"(?:([0-9]{1,3})y)?(?:([0-9]{1,4})m)?(?:([0-9]{1,4})w)?(?:([0-9]{1,5})d)?")
 
@@ -124,8 +127,9 @@ def prune(
         rows[table.name] = 0
         after: int | UUID | None = table.first_key
         while after is not None:
-            stop.check()
-            after, deleted = _delete_page(connection, table, parameters | {"after": after, "limit": PAGE_ROWS})
+            after, deleted = _delete_page(
+                connection, table, parameters | {"after": after, "limit": PAGE_ROWS}, stop=stop
+            )
             rows[table.name] += deleted
             if on_progress:
                 on_progress(sum(rows.values()))
@@ -152,7 +156,19 @@ def _kept_runs(connection: Connection) -> list[UUID]:
     return [row[0] for row in database.fetch(connection, "find_kept_job_runs")]
 
 
-def _delete_page(connection: Connection, table: _Table, parameters: dict[str, object]) -> tuple[int | UUID | None, int]:
+def _delete_page(
+    connection: Connection, table: _Table, parameters: dict[str, object], *, stop: StopFlag
+) -> tuple[int | UUID | None, int]:
     """Return the last key that was looked at, None at the end of the table, and how many rows went."""
-    after, deleted = persist(connection, lambda: database.fetch(connection, table.delete, parameters)[0])
-    return after, deleted
+
+    def delete() -> tuple[int | UUID | None, int]:
+        stop.check()
+        after, deleted = database.fetch(connection, table.delete, parameters)[0]
+        return after, deleted
+
+    try:
+        return persist(connection, delete, lock_timeout_ms=_LOCK_TIMEOUT_MS, tries=_TRIES)
+    except database.CONTENTION as error:
+        kind = table.name.replace("_", " ")
+        message = f"old {kind} are held by another session; what was deleted stays so, run it again when that one ends"
+        raise DatabaseUnavailableError(message) from error

@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -14,7 +15,7 @@ from psycopg import sql
 
 from certjob import database, job_runs, nightly, retention
 from certjob.database import Connection
-from certjob.errors import ConfigurationError, StoppedBySignalError
+from certjob.errors import ConfigurationError, DatabaseUnavailableError, StoppedBySignalError
 from certjob.retention import Pruning, parse_age, prune
 from certjob.stopping import StopFlag
 from tests.command_line import run_in_process
@@ -22,6 +23,7 @@ from tests.conftest import Certjob, database_of
 from tests.facts import Facts
 from tests.intents import queue_wish
 from tests.nights import CollectingChannel, FlakyPortal, NoProgress, delivery, night
+from tests.waiting import until, waits_for_a_lock
 
 TODAY = datetime.now(ZoneInfo("Europe/Oslo")).date()
 """Old is what the database's own clock says is old, so these tests happen today."""
@@ -427,6 +429,46 @@ class TestDeleting:
 
         assert first.rows["portal_events"] + done[0].rows["portal_events"] == 50
         assert connection.execute("SELECT count(*) FROM portal_sync_events").fetchone() == (1,)
+
+    def test_whoever_deletes_mentors_meanwhile_is_never_the_one_who_pays(
+        self, facts: Facts, database_url: str, app: psycopg.Connection[tuple[object, ...]]
+    ) -> None:
+        """Two who lock the same old rows in different order: the one who gives way is this job, and it tries again."""
+        organisation = facts.organisation(portal=None)
+        first, second = facts.mentor(organisation), facts.mentor(organisation)
+        for mentor_id in (first, second):
+            self.many(facts.connection, mentor_id, 2)
+        app.execute("DELETE FROM mentors WHERE id = %s", (second,))
+
+        with database.connect(database_url) as other, ThreadPoolExecutor(1) as background:
+            other.execute("SET deadlock_timeout = '1h'")  # as if it had waited for so long that it has looked already
+            pruning = background.submit(pruned, other)
+            until(lambda: waits_for_a_lock(facts.connection, other))
+            app.execute("DELETE FROM mentors WHERE id = %s", (first,))
+            app.commit()
+            pruning.result()
+
+        assert facts.rows("SELECT count(*) FROM portal_sync_events") == [(0,)]
+
+    def test_rows_that_somebody_keeps_are_said_and_what_went_stays_gone(
+        self,
+        facts: Facts,
+        app: psycopg.Connection[tuple[object, ...]],
+        mentor_id: object,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """A transaction that somebody forgot; the next one goes on where this one stood."""
+        monkeypatch.setattr(retention, "_TRIES", 1)
+        monkeypatch.setattr(retention, "_LOCK_TIMEOUT_MS", 20)
+        self.many(facts.connection, mentor_id, 5)
+        TestReminders.reminder(facts, mentor_id, TestReminders.LIMIT - timedelta(days=1))
+        app.execute("SELECT 1 FROM cert_notification_log FOR UPDATE")
+
+        with pytest.raises(DatabaseUnavailableError, match="old reminders are held by another session"):
+            pruned(facts.connection)
+
+        app.rollback()
+        assert rows_gone(facts.connection) == {"reminders": 1}
 
     def test_a_dry_run_works_on_a_read_only_database(self, connection: Connection, mentor_id: object) -> None:
         """It deletes nothing, and cannot."""
