@@ -35,6 +35,13 @@ Row = TypeVar("Row")
 STATEMENT_TIMEOUT = "10min"
 """A chunk's slowest statement takes a second; one that reviews a million mentors anew takes a minute."""
 
+_SET_LOCALLY = b"""
+    SELECT set_config(name, value, true)
+    FROM unnest(%(setting_names)s::text[], %(setting_values)s::text[]) AS s (name, value)
+    WHERE name <> 'statement_timeout' OR current_setting(name) = '0'
+"""
+_IN_ONE_TRIP = b"SET TRANSACTION ISOLATION LEVEL READ COMMITTED;" + _SET_LOCALLY + b";"
+
 
 def sql_directory() -> Path:
     """Return the folder with ``migrations`` and ``queries``: inside the wheel, or beside the package in a checkout."""
@@ -71,11 +78,7 @@ def _limits(lock_timeout_ms: int) -> dict[str, str]:
 
 
 def _set_locally(connection: Connection, settings: Mapping[str, str]) -> None:
-    connection.execute(
-        "SELECT set_config(name, value, true) FROM unnest(%s::text[], %s::text[]) AS s (name, value)"
-        " WHERE name <> 'statement_timeout' OR current_setting(name) = '0'",
-        (list(settings), list(settings.values())),
-    )
+    connection.execute(_SET_LOCALLY, {"setting_names": list(settings), "setting_values": list(settings.values())})
 
 
 @contextmanager
@@ -141,15 +144,17 @@ def fetch_in_one_trip(
     """Run a statement by name in a transaction of its own and return its rows, once it is committed.
 
     The same as a ``transaction`` around ``fetch``, for those who do it for every single row: one round trip, not four.
-    All that a pipeline sends until its end is one transaction for the server, so the limits hold for the statement and
-    are gone after it, through a pooler, too (PostgreSQL's protocol, "Pipelining").
+    All that one simple query holds is one transaction, so its settings are gone after it, through a pooler, too. In a
+    pipeline, which would be one as well, psycopg does not outlive a commit that fails, and the isolation is the role's.
     """
+    limits = _limits(lock_timeout_ms)
+    settings = {"setting_names": list(limits), "setting_values": list(limits.values())}
 
     def fetch_rows() -> list[tuple[Any, ...]]:
-        with connection.cursor(row_factory=tuple_row) as cursor:
-            with connection.pipeline():
-                _set_locally(connection, _limits(lock_timeout_ms))
-                cursor.execute(query(name), parameters)
+        with psycopg.ClientCursor(connection, row_factory=tuple_row) as cursor:
+            cursor.execute(_IN_ONE_TRIP + query(name), settings | dict(parameters))
+            while cursor.nextset():
+                pass
             return cursor.fetchall()
 
     return repeated(connection, fetch_rows)

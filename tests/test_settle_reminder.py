@@ -120,3 +120,42 @@ def test_it_waits_for_a_lock_and_not_for_ever(
     limits = "SELECT current_setting('lock_timeout'), current_setting('statement_timeout')"
     assert connection.execute(limits).fetchone() == ("0", "0")
     assert service.settle(reminders[0], "sent")
+
+
+AT_COMMIT = """
+    CREATE FUNCTION fails_at_commit() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN RAISE EXCEPTION 'could not serialize' USING ERRCODE = 'serialization_failure'; END $$;
+    CREATE CONSTRAINT TRIGGER fails_at_commit AFTER UPDATE ON cert_notification_log
+        DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION fails_at_commit();
+"""
+
+
+def test_a_commit_that_fails_is_tried_again_and_leaves_the_session_as_it_was(
+    connection: Connection, service: CertificationReminderService, reminders: list[QueuedReminder]
+) -> None:
+    """A trigger of somebody's, a standby: not every error comes with the statement."""
+    connection.execute(AT_COMMIT)
+
+    with pytest.raises(psycopg.errors.SerializationFailure):
+        service.settle(reminders[0], "sent")
+
+    connection.execute("DROP TRIGGER fails_at_commit ON cert_notification_log")
+    assert service.settle(reminders[0], "sent")
+
+
+def test_it_is_read_committed_whatever_the_roles_default(
+    connection: Connection, service: CertificationReminderService, reminders: list[QueuedReminder]
+) -> None:
+    """Serializable, it would fail for what others do to other rows."""
+    connection.execute(
+        "CREATE FUNCTION notes_isolation() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN NEW.last_error := current_setting('transaction_isolation'); RETURN NEW; END $$;"
+        "CREATE TRIGGER notes_isolation BEFORE UPDATE ON cert_notification_log"
+        " FOR EACH ROW EXECUTE FUNCTION notes_isolation()"
+    )
+    connection.execute("SET default_transaction_isolation = 'serializable'")
+
+    service.settle(reminders[0], "sent")
+
+    said = connection.execute("SELECT last_error FROM cert_notification_log WHERE id = %s", (reminders[0].id,))
+    assert said.fetchone() == ("read committed",)
