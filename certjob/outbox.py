@@ -16,6 +16,7 @@ from certjob import database
 from certjob.database import CONTENTION, Connection
 
 _WRITE_TRIES = 5
+_CLAIM_TRIES = 3
 _WRITE_LOCK_TIMEOUT_MS = 10_000
 
 
@@ -136,15 +137,15 @@ class Outbox(Generic[Item]):
         columns: Sequence[str],
         clock: Callable[[], float] = lease_clock,
         skips_held: bool = False,
-        reserve: str | None = None,
+        keeps_contacts: bool = False,
     ) -> None:
         """``table`` names the statements lock_due_, claim_, lock_ and settle_<table>, which takes ``columns``.
 
-        ``reserve`` names one that runs between the first two, and returns those of the rows that may be claimed.
+        ``keeps_contacts`` says that the locking statement returns a contact beside each id, which the claim is given.
         ``skips_held`` says that lock_<table> skips what another session holds, and returns it: the answer is HELD.
         """
         self._skips_held = skips_held
-        self._reserve = reserve
+        self._keeps_contacts = keeps_contacts
         self._connection = connection
         self._table = table
         self._item = item
@@ -160,25 +161,27 @@ class Outbox(Generic[Item]):
         """Claim what another statement locks, such as one mentor's event whatever its retry time, in its order.
 
         The first statement only locks. What else a claim reads, such as the contact to call for, the second one reads
-        in a newer snapshot: the first may have waited for, or passed by, a row that has changed meanwhile.
+        in a newer snapshot: the first may have waited for, or passed by, a row that has changed meanwhile. When all of
+        them have, it looks again.
         """
-        return database.repeated(self._connection, lambda: self._claim(lock, parameters))
+        for _ in range(_CLAIM_TRIES):
+            items, lease = database.repeated(self._connection, lambda: self._claim(lock, parameters))
+            if items is None or items:
+                break
+        return items or [], lease
 
-    def _claim(self, lock: str, parameters: dict[str, object]) -> tuple[list[Item], Lease]:
+    def _claim(self, lock: str, parameters: dict[str, object]) -> tuple[list[Item] | None, Lease]:
+        """Return what was claimed; None when nothing could be locked."""
         lease = Lease(claimed_at=self._clock(), seconds=self._lease_seconds, clock=self._clock)
         with database.transaction(self._connection):
-            ids = [row[0] for row in database.fetch(self._connection, lock, parameters)]
-            if ids and self._reserve is not None:
-                reserved = {row[0] for row in database.fetch(self._connection, self._reserve, {"ids": ids})}
-                ids = [row_id for row_id in ids if row_id in reserved]
-            if not ids:
-                return [], lease
-            items = database.fetch(
-                self._connection,
-                f"claim_{self._table}",
-                {"ids": ids, "token": uuid4(), "lease_seconds": self._lease_seconds},
-                into=self._item,
-            )
+            rows = database.fetch(self._connection, lock, parameters)
+            if not rows:
+                return None, lease
+            ids = [row[0] for row in rows]
+            claim: dict[str, object] = {"ids": ids, "token": uuid4(), "lease_seconds": self._lease_seconds}
+            if self._keeps_contacts:
+                claim["contacts"] = [row[1] for row in rows]
+            items = database.fetch(self._connection, f"claim_{self._table}", claim, into=self._item)
         order = {row_id: number for number, row_id in enumerate(ids)}
         return sorted(items, key=lambda item: order[item.id]), lease
 

@@ -53,7 +53,7 @@ class PortalSyncService:
             lease_seconds=lease_seconds,
             columns=("ids", "tokens", "versions", "statuses", "delays", "uncounts", "errors"),
             skips_held=True,
-            reserve="reserve_contacts",
+            keeps_contacts=True,
         )
         self._held: dict[int, Push] = {}  # not settled yet: another session held the event
         self._late: dict[int, Push] = {}  # failures without their row: another session held the mentor

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
@@ -136,6 +137,29 @@ class TestCorrected:
 
         assert meanwhile == []
         assert [(event.version, event.contact_id) for event in events] == [(2, corrected)]
+
+    def test_a_claim_calls_only_for_the_contact_that_it_keeps_from_others(
+        self, connection: Connection, facts: Facts, hlf: UUID, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its first statement has read one that was corrected before it got the event: it looks again."""
+        contact = uuid4()
+        queue_wish(connection, facts.mentor(hlf, contact_id=contact), visible=False)
+        real, locks = database.fetch, 0
+
+        def fetch(own: Connection, name: str, *arguments: Any, **named: Any) -> list[Any]:
+            nonlocal locks
+            rows = real(own, name, *arguments, **named)
+            if name != "lock_due_portal_events":
+                return rows
+            locks += 1
+            return [(row[0], uuid4() if locks == 1 else row[1]) for row in rows]
+
+        monkeypatch.setattr(database, "fetch", fetch)
+
+        events, _ = PortalSyncService(connection, run_id=uuid4()).claim()
+
+        assert [(event.contact_id, event.attempts) for event in events] == [(contact, 1)]
+        assert locks == 2
 
     def test_a_correction_waits_for_a_claim_and_is_not_lost(
         self, connection: Connection, facts: Facts, other: Connection, app: App, hlf: UUID

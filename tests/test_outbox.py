@@ -40,6 +40,7 @@ def portal_outbox(
         lease_seconds=lease_seconds,
         columns=("ids", "tokens", "versions", "statuses", "delays", "uncounts", "errors"),
         skips_held=skips_held,
+        keeps_contacts=True,
     )
 
 
@@ -401,6 +402,7 @@ class TestLease:
             lease_seconds=300,
             columns=(),
             clock=lambda: next(moments),
+            keeps_contacts=True,
         )
 
         _, lease = mine.claim()

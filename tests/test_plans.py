@@ -136,10 +136,13 @@ def test_a_year_of_settled_rows_does_not_slow_a_claim(connection: Connection, *,
 def claim(connection: Connection, outbox: str, *, limit: int = 100) -> dict[str, object]:
     """Claim a batch by its statements; return what its settle is given, all of it delivered."""
     due = {"limit": limit, "today": None}
-    ids = [row[0] for row in database.fetch(connection, f"lock_due_{outbox}", due)]
-    database.fetch(connection, f"claim_{outbox}", {"ids": ids, "token": TOKEN, "lease_seconds": 300.0})
+    locked = database.fetch(connection, f"lock_due_{outbox}", due)
+    ids, contacts = [row[0] for row in locked], [row[-1] for row in locked]
+    named = {"ids": ids, "contacts": contacts, "token": TOKEN, "lease_seconds": 300.0}
+    database.fetch(connection, f"claim_{outbox}", named)
     return {
         "ids": ids,
+        "contacts": contacts,
         "token": TOKEN,
         "lease_seconds": 300.0,
         "tokens": [TOKEN] * limit,
@@ -171,7 +174,7 @@ def test_a_settle_touches_its_batch_and_no_whole_table(
     named = claim(connection, outbox)
     mentors = connection.execute("SELECT id FROM mentors ORDER BY id LIMIT 100").fetchall()
     named["mentor_ids"] = [row[0] for row in mentors]
-    statements = [f"claim_{outbox}", f"lock_{outbox}", f"settle_{outbox}", "resolve_sync_failures", "reserve_contacts"]
+    statements = [f"claim_{outbox}", f"lock_{outbox}", f"settle_{outbox}", "resolve_sync_failures"]
 
     plans = {name: plan_of(connection, name, named) for name in statements}
     touched = {name: rows_touched(connection, database.query(name), named) for name in statements}
@@ -197,8 +200,12 @@ def test_what_others_have_in_flight_does_not_slow_a_claim(connection: Connection
     connection.execute("INSERT INTO portal_sync_events (mentor_id, visible) SELECT id, false FROM mentors")
     connection.execute("VACUUM ANALYZE")  # at a moment at which nothing is in flight
     statements = {name: database.query(name) for name in ("lock_due_portal_events", "claim_portal_events")}
-    first = connection.execute("SELECT id FROM portal_sync_events ORDER BY id LIMIT 100").fetchall()
-    named: dict[str, object] = {"limit": 100, "ids": [row[0] for row in first], "token": TOKEN, "lease_seconds": 300.0}
+    first = connection.execute(
+        "SELECT e.id, m.dynamics_contact_id FROM portal_sync_events AS e JOIN mentors AS m ON m.id = e.mentor_id"
+        " ORDER BY e.id LIMIT 100"
+    ).fetchall()
+    ids, contacts = [row[0] for row in first], [row[1] for row in first]
+    named: dict[str, object] = {"limit": 100, "ids": ids, "contacts": contacts, "token": TOKEN, "lease_seconds": 300.0}
     alone = {name: rows_touched(connection, statement, named) for name, statement in statements.items()}
     connection.execute(
         "UPDATE portal_sync_events AS e SET claim_token = %s, claim_contact_id = m.dynamics_contact_id,"

@@ -1,9 +1,11 @@
--- What the statement before has locked. The contact is read now, in a newer snapshot, and asked for again: a corrected
--- one may be in flight for somebody else. Committed before any call is made; a crash leaves the lease to run out.
+-- What the statement before has locked, and the contact it has kept for each. Whether that is in flight is asked again, in
+-- a newer snapshot; an event whose contact was corrected meanwhile is left for the next claim. Committed before any call
+-- is made; a crash leaves the lease to run out.
 WITH locked AS MATERIALIZED (
     SELECT e.id, m.member_no, m.contact_id, m.has_portal, m.calls_in_flight,
         row_number() OVER (PARTITION BY m.contact_id ORDER BY e.id) AS turn
-    FROM portal_sync_events AS e
+    FROM unnest(%(ids)b::bigint[], %(contacts)b::uuid[]) AS kept (id, contact_id)
+    JOIN portal_sync_events AS e ON e.id = kept.id
     -- One mentor after the other by their key (OFFSET 0), and their calls counted: joins would read all mentors of a table
     -- of up to some 30,000, and EXISTS all that is in flight once for each event.
     CROSS JOIN LATERAL (
@@ -22,7 +24,7 @@ WITH locked AS MATERIALIZED (
         WHERE m.id = e.mentor_id
         OFFSET 0
     ) AS m
-    WHERE e.id = ANY (%(ids)b::bigint[])
+    WHERE m.contact_id IS NOT DISTINCT FROM kept.contact_id
 )
 UPDATE portal_sync_events AS e
 SET claim_token = %(token)s,

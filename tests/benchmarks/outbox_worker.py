@@ -24,11 +24,10 @@ def settle_bare(url: str) -> Callable[[], int]:
         lines = (queries / f"{name}.sql").read_bytes().splitlines()
         return b"\n".join(line for line in lines if not line.lstrip().startswith(b"--"))
 
-    due, reserve, claim, lock, settle, resolve = map(
+    due, claim, lock, settle, resolve = map(
         statement,
         (
             "lock_due_portal_events",
-            "reserve_contacts",
             "claim_portal_events",
             "lock_portal_events",
             "settle_portal_events",
@@ -39,11 +38,11 @@ def settle_bare(url: str) -> Callable[[], int]:
 
     def batch() -> int:
         with connection.transaction():
-            ids = [row[0] for row in connection.execute(due, {"limit": BATCH}).fetchall()]
-            if not ids:
+            locked = connection.execute(due, {"limit": BATCH}).fetchall()
+            if not locked:
                 return 0
-            ids = [row[0] for row in connection.execute(reserve, {"ids": ids}).fetchall()]
-            parameters = {"ids": ids, "token": uuid4(), "lease_seconds": 300.0}
+            ids, contacts = map(list, zip(*locked, strict=True))
+            parameters = {"ids": ids, "contacts": contacts, "token": uuid4(), "lease_seconds": 300.0}
             events = connection.execute(claim, parameters).fetchall()
         number = len(events)
         with connection.transaction():
