@@ -15,6 +15,8 @@ from uuid import UUID, uuid4
 from certjob import database
 from certjob.database import CONTENTION, Connection
 
+ANY_ATTEMPTS = 2**31 - 1
+"""More than any row has behind it."""
 _WRITE_TRIES = 5
 _CLAIM_TRIES = 3
 _WRITE_LOCK_TIMEOUT_MS = 10_000
@@ -153,9 +155,12 @@ class Outbox(Generic[Item]):
         self._columns = columns
         self._clock = clock
 
-    def claim(self, *, limit: int = 100) -> tuple[list[Item], Lease]:
-        """Claim up to ``limit`` due rows, committed on return, each with a fresh token and the lease."""
-        return self.claim_by(f"lock_due_{self._table}", {"limit": limit})
+    def claim(self, *, limit: int = 100, attempts_below: int = ANY_ATTEMPTS) -> tuple[list[Item], Lease]:
+        """Claim up to ``limit`` due rows, committed on return, each with a fresh token and the lease.
+
+        ``attempts_below`` is for statements that take it: what has been tried so often is left out.
+        """
+        return self.claim_by(f"lock_due_{self._table}", {"limit": limit, "attempts_below": attempts_below})
 
     def claim_by(self, lock: str, parameters: dict[str, object]) -> tuple[list[Item], Lease]:
         """Claim what another statement locks, such as one mentor's event whatever its retry time, in its order.

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from certjob.errors import DynamicsSyncException, PermanentPortalError, PortalStageError, TransientPortalError
-from certjob.portal_push import CALL_DEADLINE_SECONDS, PortalTarget, Push, asked_to_wait, refusal_code
+from certjob.outbox import ANY_ATTEMPTS, Lease
+from certjob.portal_push import CALL_DEADLINE_SECONDS, PortalEvent, PortalTarget, Push, asked_to_wait, refusal_code
 from certjob.portal_sync import PortalCounts, PortalSyncService
 from certjob.portal_tasks import Task
 from certjob.portal_threads import PortalThreads
@@ -58,7 +59,10 @@ class PortalStage:
         )
         self._ready: deque[Task] = deque()
         self._looked_at = 0.0
-        self._failures_in_a_row = 0
+        self._exhausted: list[int] = []
+        """The rounds of those pushes in a row that failed in all their tries."""
+        self._attempts_below = ANY_ATTEMPTS
+        self._left_out: tuple[str, DynamicsSyncException] | None = None
         self._calls_in_vain = 0
         self._pauses_in_a_row = 0
         self._pause_until = 0.0
@@ -81,6 +85,8 @@ class PortalStage:
             finally:  # also when the database is gone
                 self._threads.end()
         self._service.record_late(self._stop, self.counts)
+        if self._left_out is not None:
+            self._end("breaker", *self._left_out)
         if self._stopped is not None:
             self._service.record_stage_end(str(self._stopped), correlation_id=self._stopped.correlation_id)
         if self._crash is not None:
@@ -112,16 +118,19 @@ class PortalStage:
 
     def _claim(self) -> None:
         """Claim what is due; when nothing is, let more be queued."""
-        events, lease = self._service.claim(limit=self._threads.pace.claim_limit)
+        events, lease = self._claim_due(self._threads.pace.claim_limit)
         self._looked_at = time.monotonic()
         if not events and self._queue_more is not None:
             if not self._queue_more():
                 self._queue_more = None
-            events, lease = self._service.claim(limit=self._threads.pace.claim_limit)
+            events, lease = self._claim_due(self._threads.pace.claim_limit)
         self._ready.extend(Task(event=event, lease=lease) for event in events)
         if events and not lease.fits(self._policy.worst_case_seconds(CALL_DEADLINE_SECONDS)):
             self._end("lease", "the lease is shorter than a push can take, or this process stood still; the rest waits")
             self._release_ready()
+
+    def _claim_due(self, limit: int) -> tuple[list[PortalEvent], Lease]:
+        return self._service.claim(limit=limit, attempts_below=self._attempts_below)
 
     def _drop_stale(self) -> None:
         """Give back what is claimed and not wanted any more: a newer wish goes first, not the older one's call."""
@@ -135,7 +144,7 @@ class PortalStage:
     def _is_anything_left(self) -> bool:
         """Whether a stage whose time is over leaves anything undone."""
         if not self._ready and self._queue_more is None:
-            events, lease = self._service.claim(limit=1)
+            events, lease = self._claim_due(1)
             self._ready.extend(Task(event=event, lease=lease) for event in events)
         return bool(self._ready or self._queue_more)
 
@@ -186,17 +195,35 @@ class PortalStage:
             return
         self._pauses_in_a_row = 0
         if error is None:
-            self._failures_in_a_row = 0
+            self._exhausted.clear()
         elif isinstance(error.cause, PortalStageError):
             reason = f"{error.cause}; nothing was pushed to anybody after that, all events stay queued"
             self._end(refusal_code(error.cause), reason, error)
         elif isinstance(error.cause, TransientPortalError):
-            self._failures_in_a_row += 1
-            if self._failures_in_a_row >= BREAKER_FAILURES:
-                reason = f"{BREAKER_FAILURES} pushes in a row failed (last: {error.cause}); the rest stays pending"
-                self._end("breaker", reason, error)
+            self._count_exhausted(push.event.attempts, error)
         else:
-            self._failures_in_a_row = 0
+            self._exhausted.clear()
+
+    def _count_exhausted(self, rounds: int, error: DynamicsSyncException) -> None:
+        """End the stage when so many pushes in a row have failed, unless it may be they that are out of order.
+
+        If all of them have failed in earlier rounds, too, only what was tried less often goes on, and its first failure
+        ends the stage. Otherwise hides that never succeed, which are due again and again, would keep every show from
+        its turn for ever.
+        """
+        if rounds > self._attempts_below:
+            return  # was in flight when such as it were left out
+        self._exhausted.append(rounds)
+        if len(self._exhausted) < BREAKER_FAILURES:
+            return
+        reason = f"{BREAKER_FAILURES} pushes in a row failed (last: {error.cause}); the rest stays pending"
+        attempts_below = min(self._exhausted) - 1
+        if attempts_below == 0 or self._left_out is not None:
+            self._end("breaker", reason, error)
+            return
+        self._left_out, self._attempts_below = (reason, error), attempts_below
+        self._exhausted.pop()
+        self._release_ready()
 
     def _pause(self, seconds: float, error: DynamicsSyncException) -> None:
         now = time.monotonic()

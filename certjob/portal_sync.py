@@ -16,7 +16,7 @@ from certjob.errors import (
     PermanentPortalError,
     PortalStageError,
 )
-from certjob.outbox import Answer, Lease, Outbox, Settlement, persist
+from certjob.outbox import ANY_ATTEMPTS, Answer, Lease, Outbox, Settlement, persist
 from certjob.portal_push import FIRST_ROUND_DELAY_SECONDS, PortalEvent, Push, asked_to_wait, round_delay_seconds
 from certjob.stopping import StopFlag
 
@@ -86,9 +86,9 @@ class PortalSyncService:
             self._resolve(sorted(withdrawn))
         return withdrawn
 
-    def claim(self, *, limit: int = 100) -> tuple[list[PortalEvent], Lease]:
-        """Claim due events: hides before shows, untried before retried."""
-        return self._outbox.claim(limit=limit)
+    def claim(self, *, limit: int = 100, attempts_below: int = ANY_ATTEMPTS) -> tuple[list[PortalEvent], Lease]:
+        """Claim due events: hides before shows, untried before retried; none with so many rounds behind it."""
+        return self._outbox.claim(limit=limit, attempts_below=attempts_below)
 
     def claim_mentor(self, mentor_id: UUID) -> tuple[PortalEvent | None, Lease]:
         """Claim one mentor's open event whatever its retry time; None while another run holds it (or none is open)."""

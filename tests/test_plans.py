@@ -11,6 +11,7 @@ import pytest
 
 from certjob import database
 from certjob.database import Connection
+from certjob.outbox import ANY_ATTEMPTS
 from tests.benchmarks.population import run_script, today
 from tests.facts import TODAY, Facts
 from tests.nights import night
@@ -111,7 +112,7 @@ def touched_blocks(connection: Connection, statement: bytes, parameters: Mapping
 
 
 CLAIMS: dict[str, dict[str, object]] = {
-    "lock_due_portal_events": {"limit": 100},
+    "lock_due_portal_events": {"limit": 100, "attempts_below": ANY_ATTEMPTS},
     "lock_due_reminders": {"limit": 100, "today": None},
 }
 
@@ -135,7 +136,7 @@ def test_a_year_of_settled_rows_does_not_slow_a_claim(connection: Connection, *,
 
 def claim(connection: Connection, outbox: str, *, limit: int = 100) -> dict[str, object]:
     """Claim a batch by its statements; return what its settle is given, all of it delivered."""
-    due = {"limit": limit, "today": None}
+    due = {"limit": limit, "today": None, "attempts_below": ANY_ATTEMPTS}
     locked = database.fetch(connection, f"lock_due_{outbox}", due)
     ids, contacts = [row[0] for row in locked], [row[-1] for row in locked]
     named = {"ids": ids, "contacts": contacts, "token": TOKEN, "lease_seconds": 300.0}
@@ -205,7 +206,8 @@ def test_what_others_have_in_flight_does_not_slow_a_claim(connection: Connection
         " ORDER BY e.id LIMIT 100"
     ).fetchall()
     ids, contacts = [row[0] for row in first], [row[1] for row in first]
-    named: dict[str, object] = {"limit": 100, "ids": ids, "contacts": contacts, "token": TOKEN, "lease_seconds": 300.0}
+    named: dict[str, object] = {"limit": 100, "attempts_below": ANY_ATTEMPTS, "ids": ids, "contacts": contacts}
+    named |= {"token": TOKEN, "lease_seconds": 300.0}
     alone = {name: rows_touched(connection, statement, named) for name, statement in statements.items()}
     connection.execute(
         "UPDATE portal_sync_events AS e SET claim_token = %s, claim_contact_id = m.dynamics_contact_id,"

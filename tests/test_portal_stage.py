@@ -16,7 +16,7 @@ import pytest
 from certjob import database, nightly, portal_gate, portal_push, portal_stage
 from certjob.database import Connection
 from certjob.errors import ConfigurationError, StoppedBySignalError, TransientPortalError
-from certjob.outbox import Lease
+from certjob.outbox import ANY_ATTEMPTS, Lease
 from certjob.portal_gate import Gate
 from certjob.portal_push import PortalEvent, PortalTarget
 from certjob.portal_stage import PortalStage
@@ -227,6 +227,39 @@ class TestBreaker:
 
         assert stopped is None
         assert facts.rows("SELECT count(*) FROM dynamics_sync_failures WHERE kind = 'transient'") == [(8,)]
+
+    @pytest.mark.parametrize("concurrency", [1, 4])
+    def test_what_fails_again_and_again_does_not_keep_the_others_from_their_turn(
+        self, connection: Connection, facts: Facts, portal: PortalServer, concurrency: int
+    ) -> None:
+        """Hides go first, also those that never succeed; the shows behind them would wait for ever."""
+        hopeless = backlog(facts, 20)
+        connection.execute("UPDATE portal_sync_events SET attempts = 3")
+        shows = backlog(facts, 20, visible=True)
+        portal._decide = lambda request: error(500, "dynamics_unavailable") if request.contact_id in hopeless else ok()
+
+        stopped = stage(connection, portal, concurrency=concurrency).run(deadline_seconds=60)
+
+        assert portal.visible == dict.fromkeys(shows, True)
+        assert str(stopped).startswith("portal: 5 pushes in a row failed (last: the portal answered 500")
+        assert len({r.contact_id for r in portal.requests} & set(hopeless)) < 5 + concurrency
+        waiting = "SELECT count(*) FROM portal_sync_events WHERE attempts = 3 AND next_attempt_at <= now()"
+        ((left,),) = facts.rows(waiting)
+        assert 15 >= int(str(left)) > 15 - concurrency
+
+    def test_a_dead_endpoint_is_asked_for_one_more_when_all_have_failed_before(
+        self, connection: Connection, facts: Facts, portal: PortalServer
+    ) -> None:
+        """The second morning of an outage: five that were tried, one that was not, and the stage is over."""
+        backlog(facts, 20)
+        connection.execute("UPDATE portal_sync_events SET attempts = 1")
+        backlog(facts, 20, visible=True)
+        portal.default = error(500, "dynamics_unavailable")
+
+        stopped = stage(connection, portal, concurrency=1).run(deadline_seconds=60)
+
+        assert code_of(stopped) == "breaker"
+        assert [request.visible for request in portal.requests] == [False] * 15 + [True] * 3
 
     def test_mentors_without_a_contact_are_no_sign_of_life(
         self, connection: Connection, facts: Facts, portal: PortalServer
@@ -561,8 +594,8 @@ class SleepyService(PortalSyncService):
 
     slept_seconds = 0.0
 
-    def claim(self, *, limit: int = 100) -> tuple[list[PortalEvent], Lease]:
-        events, lease = super().claim(limit=limit)
+    def claim(self, *, limit: int = 100, attempts_below: int = ANY_ATTEMPTS) -> tuple[list[PortalEvent], Lease]:
+        events, lease = super().claim(limit=limit, attempts_below=attempts_below)
         slept_before = self.slept_seconds
         return events, dataclasses.replace(lease, clock=lambda: lease.clock() + self.slept_seconds - slept_before)
 
@@ -592,8 +625,8 @@ class TestLease:
         claims: list[int] = []
         original = sleepy.claim
 
-        def counted(*, limit: int = 100) -> tuple[list[PortalEvent], Lease]:
-            events, lease = original(limit=limit)
+        def counted(*, limit: int = 100, attempts_below: int = ANY_ATTEMPTS) -> tuple[list[PortalEvent], Lease]:
+            events, lease = original(limit=limit, attempts_below=attempts_below)
             claims.append(len(events))
             return events, lease
 

@@ -24,6 +24,7 @@ WITH locked AS MATERIALIZED (
         OFFSET 0
     ) AS m
     WHERE e.status = 'pending'
+        AND e.attempts < %(attempts_below)s  -- what the stage leaves out, since it failed again and again
         AND (e.next_attempt_at <= now() OR e.next_attempt_at > now() + interval '25 hours')
         AND m.has_portal
         AND m.calls_in_flight = 0

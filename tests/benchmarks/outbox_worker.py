@@ -13,6 +13,8 @@ from uuid import uuid4
 
 import psycopg
 
+from certjob.outbox import ANY_ATTEMPTS
+
 BATCH = 100
 
 
@@ -38,7 +40,7 @@ def settle_bare(url: str) -> Callable[[], int]:
 
     def batch() -> int:
         with connection.transaction():
-            locked = connection.execute(due, {"limit": BATCH}).fetchall()
+            locked = connection.execute(due, {"limit": BATCH, "attempts_below": ANY_ATTEMPTS}).fetchall()
             if not locked:
                 return 0
             ids, contacts = map(list, zip(*locked, strict=True))
