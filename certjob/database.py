@@ -52,7 +52,7 @@ def sql_directory() -> Path:
 
 @contextmanager
 def transaction(
-    connection: Connection, *, lock_timeout_ms: int | None = None, by_index: bool = False
+    connection: Connection, *, lock_timeout_ms: int | None = None, by_index: bool = False, in_order: bool = False
 ) -> Iterator[None]:
     """Open a transaction; its settings are local to it (a pooler would leak a plain SET).
 
@@ -61,12 +61,17 @@ def transaction(
     ``by_index`` is for the few rows of one chunk in tables of any size: no statement may read a whole table for them.
     Left to itself the planner does so up to some 200,000 rows, and whenever a table has grown since it was analysed:
     each chunk of a night then costs what exists.
+
+    ``in_order`` is for the first few rows of a line, which an index has in their order: nor may a statement collect the
+    whole line and sort it. In a table that was never analysed the planner takes any line for a short one.
     """
     settings = {}
     if lock_timeout_ms is not None:
         settings = _limits(lock_timeout_ms)
-    if by_index:
+    if by_index or in_order:
         settings["enable_seqscan"] = "off"
+    if in_order:
+        settings |= {"enable_sort": "off", "enable_bitmapscan": "off"}
     with connection.transaction():
         if settings:
             _set_locally(connection, settings)

@@ -12,6 +12,8 @@ import pytest
 from certjob import database
 from certjob.database import Connection
 from certjob.outbox import ANY_ATTEMPTS
+from certjob.portal_sync import PortalSyncService
+from certjob.reminders import CertificationReminderService
 from tests.benchmarks.population import run_script, today
 from tests.facts import TODAY, Facts
 from tests.nights import night
@@ -191,6 +193,37 @@ def plan_of(connection: Connection, name: str, parameters: Mapping[str, object])
     """The plan of a statement by name, as text."""
     rows = connection.execute(b"EXPLAIN " + database.query(name), parameters).fetchall()
     return "\n".join(row[0] for row in rows)
+
+
+@pytest.mark.parametrize("is_analysed", [True, False], ids=["analysed", "never analysed"])
+def test_a_claim_touches_its_batch_of_a_young_backlog(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch, *, is_analysed: bool
+) -> None:
+    """5,000 events and 10,000 reminders, all of them open: a hundred are read, not the line sorted for each hundred."""
+    run_script(connection, "population.sql", mentors=5_000, today=today())
+    connection.execute("UPDATE organisations SET portal = 'dynamics'")
+    connection.execute("INSERT INTO portal_sync_events (mentor_id, visible) SELECT id, false FROM mentors")
+    connection.execute(
+        "INSERT INTO cert_notification_log (mentor_id, threshold_days, cert_id, expires_on)"
+        " SELECT mentor_id, 7, id, expires_on FROM certificates"
+    )
+    if is_analysed:
+        connection.execute("VACUUM ANALYZE")
+    touched: dict[str, float] = {}
+    real = database.fetch
+
+    def fetch(own: Connection, name: str, parameters: Mapping[str, object], **named: Any) -> list[Any]:
+        touched[name] = rows_touched(own, database.query(name), parameters)
+        return real(own, name, parameters, **named)
+
+    monkeypatch.setattr(database, "fetch", fetch)
+
+    events, _ = PortalSyncService(connection, run_id=TOKEN).claim()
+    reminders, _ = CertificationReminderService(connection, run_id=TOKEN).claim()
+
+    assert (len(events), len(reminders)) == (100, 100)
+    assert touched.keys() == {"lock_due_portal_events", "claim_portal_events", "lock_due_reminders", "claim_reminders"}
+    assert max(touched.values()) <= 20 * 100, touched
 
 
 def test_what_others_have_in_flight_does_not_slow_a_claim(connection: Connection) -> None:

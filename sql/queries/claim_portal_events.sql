@@ -24,7 +24,8 @@ WITH locked AS MATERIALIZED (
         WHERE m.id = e.mentor_id
         OFFSET 0
     ) AS m
-    WHERE m.contact_id IS NOT DISTINCT FROM kept.contact_id
+    WHERE e.id = ANY (%(ids)b::bigint[])  -- the join alone reads all events of a young backlog
+        AND m.contact_id IS NOT DISTINCT FROM kept.contact_id
 )
 UPDATE portal_sync_events AS e
 SET claim_token = %(token)s,
