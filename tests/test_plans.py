@@ -226,6 +226,18 @@ def test_a_claim_touches_its_batch_of_a_young_backlog(
     assert max(touched.values()) <= 20 * 100, touched
 
 
+@pytest.mark.parametrize("setting", ["by_index", "in_order"])
+def test_what_the_planner_is_kept_from_does_not_make_it_compile(connection: Connection, setting: str) -> None:
+    """Up to PostgreSQL 17 a plan that needs it nevertheless seems so dear that it is compiled, for 200 ms each time."""
+    connection.execute("SET jit = on")
+
+    with database.transaction(connection, **{setting: True}):
+        inside = connection.execute("SHOW jit").fetchall()
+
+    assert inside == [("off",)]
+    assert connection.execute("SHOW jit").fetchall() == [("on",)]
+
+
 def test_what_others_have_in_flight_does_not_slow_a_claim(connection: Connection) -> None:
     """A claim asks for each event whether its contact is in flight: one look at an index, not at all that is."""
     run_script(connection, "population.sql", mentors=3_000, today=today())
