@@ -337,6 +337,18 @@ class TestOneCallPerContact:
 
         assert len(events) == 1
 
+    def test_of_two_organisations_with_the_same_contact_the_hide_goes_first(
+        self, connection: Connection, facts: Facts, hlf: UUID
+    ) -> None:
+        """Also when the other one's show was queued before it."""
+        contact = uuid4()
+        for organisation, visible in ((hlf, True), (facts.organisation("other", thresholds=()), False)):
+            queue_wish(connection, facts.mentor(organisation, contact_id=contact), visible=visible)
+
+        events, _ = PortalSyncService(connection, run_id=uuid4()).claim()
+
+        assert [event.visible for event in events] == [False]
+
     def test_they_take_turns_also_between_runs_that_claim_at_the_same_moment(
         self, connection: Connection, other: Connection, facts: Facts, hlf: UUID
     ) -> None:

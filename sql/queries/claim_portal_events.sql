@@ -2,30 +2,29 @@
 -- a newer snapshot; an event whose contact was corrected meanwhile is left for the next claim. Committed before any call
 -- is made; a crash leaves the lease to run out.
 WITH locked AS MATERIALIZED (
-    SELECT e.id, m.member_no, m.contact_id, m.has_portal, m.calls_in_flight,
-        row_number() OVER (PARTITION BY m.contact_id ORDER BY e.id) AS turn
-    FROM unnest(%(ids)b::bigint[], %(contacts)b::uuid[]) AS kept (id, contact_id)
-    JOIN portal_sync_events AS e ON e.id = kept.id
-    -- One mentor after the other by their key (OFFSET 0), and their calls counted: joins would read all mentors of a table
-    -- of up to some 30,000, and EXISTS all that is in flight once for each event.
+    SELECT kept.id, m.member_no, m.contact_id, m.has_portal, m.calls_in_flight,
+        row_number() OVER (PARTITION BY m.contact_id ORDER BY kept.place) AS turn
+    FROM unnest(%(ids)b::bigint[], %(contacts)b::uuid[]) WITH ORDINALITY AS kept (id, contact_id, place)
+    -- One event after the other by its key (OFFSET 0), and the calls counted: joins would read all events of a young
+    -- backlog, or all mentors of a table of up to some 30,000, and EXISTS all that is in flight once for each event.
     CROSS JOIN LATERAL (
         SELECT m.member_no, m.dynamics_contact_id AS contact_id, o.portal IS NOT NULL AS has_portal,
             (
                 SELECT count(*)
                 FROM portal_sync_events AS flying
                 WHERE flying.claim_contact_id = m.dynamics_contact_id
-                    AND flying.id <> e.id
+                    AND flying.id <> kept.id
                     AND flying.claim_token IS NOT NULL
                     AND flying.next_attempt_at > now()
                     AND flying.next_attempt_at <= now() + interval '25 hours'
             ) AS calls_in_flight
-        FROM mentors AS m
+        FROM portal_sync_events AS e
+        JOIN mentors AS m ON m.id = e.mentor_id
         JOIN organisations AS o ON o.id = m.organisation_id
-        WHERE m.id = e.mentor_id
+        WHERE e.id = kept.id
         OFFSET 0
     ) AS m
-    WHERE e.id = ANY (%(ids)b::bigint[])  -- the join alone reads all events of a young backlog
-        AND m.contact_id IS NOT DISTINCT FROM kept.contact_id
+    WHERE m.contact_id IS NOT DISTINCT FROM kept.contact_id
 )
 UPDATE portal_sync_events AS e
 SET claim_token = %(token)s,
@@ -35,6 +34,6 @@ SET claim_token = %(token)s,
 FROM locked AS l
 WHERE e.id = l.id
     AND l.calls_in_flight = 0
-    -- Two organisations may share a contact: one of them at a time, here too.
+    -- Two organisations may share a contact: one of them at a time, here too, and the first in line.
     AND (l.turn = 1 OR l.contact_id IS NULL)
 RETURNING e.id, e.mentor_id, l.member_no, e.visible, e.version, e.attempts, e.claim_token, l.contact_id, l.has_portal
