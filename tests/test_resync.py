@@ -466,6 +466,17 @@ class TestInFlight:
         assert resynced(connection, expired, portal).error is None
         assert portal.visible == {CONTACT: False}
 
+    def test_a_lease_from_the_future_is_taken_over(self, connection: Connection, other: Connection, expired: UUID) -> None:
+        """A server whose clock was wrong gave it; whoever had it is long gone."""
+        queue_wish(connection, expired, visible=False)
+        PortalSyncService(other, run_id=uuid4()).claim()
+        connection.execute("UPDATE portal_sync_events SET next_attempt_at = now() + interval '1 year'")
+        portal = FlakyPortal()
+
+        resynced(connection, expired, portal)
+
+        assert portal.visible == {CONTACT: False}
+
     def test_two_resyncs_at_once_end_with_the_right_value(
         self, connection: Connection, facts: Facts, other: Connection, expired: UUID
     ) -> None:
