@@ -466,7 +466,9 @@ class TestInFlight:
         assert resynced(connection, expired, portal).error is None
         assert portal.visible == {CONTACT: False}
 
-    def test_a_lease_from_the_future_is_taken_over(self, connection: Connection, other: Connection, expired: UUID) -> None:
+    def test_a_lease_from_the_future_is_taken_over(
+        self, connection: Connection, other: Connection, expired: UUID
+    ) -> None:
         """A server whose clock was wrong gave it; whoever had it is long gone."""
         queue_wish(connection, expired, visible=False)
         PortalSyncService(other, run_id=uuid4()).claim()
