@@ -52,18 +52,15 @@ def sql_directory() -> Path:
 
 @contextmanager
 def transaction(
-    connection: Connection, *, lock_timeout_ms: int | None = None, by_index: bool = False, in_order: bool = False
+    connection: Connection, *, lock_timeout_ms: int | None = None, by_index: bool = False
 ) -> Iterator[None]:
     """Open a transaction; its settings are local to it (a pooler would leak a plain SET).
 
     With a lock timeout no statement takes for ever, either, unless somebody has set another limit for this user.
 
-    ``by_index`` is for the few rows of one chunk in tables of any size: no statement may read a whole table for them.
-    Left to itself the planner does so up to some 200,000 rows, and whenever a table has grown since it was analysed:
-    each chunk of a night then costs what exists.
-
-    ``in_order`` is for the first few rows of a line, which an index has in their order: nor may a statement collect the
-    whole line and sort it. In a table that was never analysed the planner takes any line for a short one.
+    ``by_index`` is for the few rows of one chunk or claim in tables of any size: no statement may read a whole table
+    for them, nor collect a whole line and sort it for the first ones. Left to itself the planner does so up to some
+    200,000 rows, and whenever a table has grown since it was analysed: each chunk of a night then costs what exists.
 
     Up to PostgreSQL 17 a plan that has to sort or scan nevertheless costs ten billion there, so that each one would be
     compiled (jit): 200 ms for a claim of 2 ms.
@@ -71,10 +68,8 @@ def transaction(
     settings = {}
     if lock_timeout_ms is not None:
         settings = _limits(lock_timeout_ms)
-    if by_index or in_order:
-        settings |= {"enable_seqscan": "off", "jit": "off"}
-    if in_order:
-        settings |= {"enable_sort": "off", "enable_bitmapscan": "off"}
+    if by_index:
+        settings |= dict.fromkeys(("enable_seqscan", "enable_bitmapscan", "enable_sort", "jit"), "off")
     with connection.transaction():
         if settings:
             _set_locally(connection, settings)

@@ -178,7 +178,7 @@ class Outbox(Generic[Item]):
     def _claim(self, lock: str, parameters: dict[str, object]) -> tuple[list[Item] | None, Lease]:
         """Return what was claimed; None when nothing could be locked."""
         lease = Lease(claimed_at=self._clock(), seconds=self._lease_seconds, clock=self._clock)
-        with database.transaction(self._connection, in_order=True):
+        with database.transaction(self._connection, by_index=True):
             rows = database.fetch(self._connection, lock, parameters)
             if not rows:
                 return None, lease
