@@ -38,16 +38,14 @@ def operator(database_url: str, bare_environment: dict[str, str], tmp_path: Path
     return Operator(bare_environment | ways_out, tmp_path)
 
 
-def test_after_a_restore_nobody_is_mailed_about_what_was_mailed_before(
-    facts: Facts, connection: Connection, operator: Operator
-) -> None:
+def test_after_a_restore_nobody_is_mailed_about_what_was_mailed_before(facts: Facts, connection: Connection) -> None:
     """The backup is older than the last night: its mails are not in it. The statement is the runbook's own."""
     today = datetime.now(ZoneInfo("Europe/Oslo")).date()  # asked here, for whoever tests around midnight
     organisation = facts.organisation()
     for days in (29, 6, -2, 30):  # three were due yesterday, and the last one is today
         facts.certified_mentor(organisation, today + timedelta(days=days))
     (statement,) = re.findall(r"^    (UPDATE cert_notification_log\n.+?;)$", SECTION, flags=re.MULTILINE | re.DOTALL)
-    operator.types(f"certjob run --no-deliver --today {today}")
+    night(connection, today, deliver=False)
     assert facts.rows("SELECT count(*) FROM cert_notification_log WHERE status = 'pending'") == [(4,)]
 
     connection.execute(statement.encode())
