@@ -11,7 +11,7 @@ LARGEST_CLAIM = 100
 _AHEAD_SECONDS = 0.25
 """So much work lies ready beyond what the threads do just now, so that none of them waits while answers are settled."""
 _CLAIM_SECONDS = 1.0
-"""So much is claimed at once where calls are slow, so that several processes share a backlog to its end."""
+"""So much is claimed at once where calls are slow or held back, that several processes share a backlog to its end."""
 _WEIGHT = 0.2
 """Of the latest push in the estimate."""
 
@@ -19,8 +19,10 @@ _WEIGHT = 0.2
 class Pace:
     """An estimate from the latest pushes; any thread may note one, and one lost beside another does no harm."""
 
-    def __init__(self, *, threads: int) -> None:
+    def __init__(self, *, threads: int, calls_per_second: float = 0.0) -> None:
+        """``calls_per_second`` is how many the gate lets go; 0 = as many as come."""
         self._threads = threads
+        self._calls_per_second = calls_per_second
         self._push_seconds = 0.0
 
     def note(self, push: Push, *, seconds: float) -> None:
@@ -40,7 +42,11 @@ class Pace:
     def claim_limit(self) -> int:
         """How many to claim."""
         doable = self._doable(_CLAIM_SECONDS)
-        return LARGEST_CLAIM if doable is None else min(max(doable, 4 * self._threads), LARGEST_CLAIM)
+        if doable is None:
+            doable = LARGEST_CLAIM
+        if self._calls_per_second:
+            doable = min(doable, int(self._calls_per_second * _CLAIM_SECONDS))
+        return min(max(doable, 4 * self._threads), LARGEST_CLAIM)
 
     def _doable(self, seconds: float) -> int | None:
         push_seconds = self._push_seconds

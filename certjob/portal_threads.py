@@ -51,7 +51,7 @@ class PortalThreads:
             threading.Thread(target=self._work, name=f"portal-{count}", daemon=True) for count in range(number)
         ]
         self._started = 0
-        self.pace = Pace(threads=number)
+        self.pace = Pace(threads=number, calls_per_second=calls_per_second)
         self.halt = StopFlag()
         """Tells the threads: begin nothing more, retry nothing more."""
         self.in_flight = 0

@@ -55,6 +55,17 @@ def test_what_lies_ready_is_a_quarter_of_a_second_s_work_and_a_claim_a_second_s(
     assert (pace.ahead, pace.claim_limit) == (ahead, claim)
 
 
+@pytest.mark.parametrize(("rate", "claim"), [(0.0, 100), (3.75, 16), (40.0, 40), (500.0, 100)])
+def test_a_claim_is_no_more_than_the_rate_lets_go_in_a_second(rate: float, claim: int) -> None:
+    """Slow machines would hold what fast ones could push; from the first claim on, whatever a call takes."""
+    pace = Pace(threads=4, calls_per_second=rate)
+    assert pace.claim_limit == claim
+
+    pace.note(Push(event=event()), seconds=0.001)
+
+    assert pace.claim_limit == claim
+
+
 def test_nothing_lies_ready_before_the_first_answer_or_after_a_failure() -> None:
     """A portal that is down gets as many calls as there are threads, and no more."""
     pace = Pace(threads=4)
