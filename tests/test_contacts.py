@@ -306,23 +306,32 @@ class TestOneCallPerContact:
         assert report.portal is not None
         assert report.portal.lost == 0
 
-    def test_a_call_whose_lease_ran_out_is_not_waited_for(
-        self, connection: Connection, facts: Facts, hlf: UUID
+    @pytest.mark.parametrize("until", ["a second ago", "in a year"])
+    def test_a_call_whose_lease_is_over_is_not_waited_for(
+        self, connection: Connection, other: Connection, facts: Facts, hlf: UUID, until: str
     ) -> None:
-        """Its process is gone."""
+        """Its process is gone; a lease of a year was given by a server whose clock was wrong. A resync goes on, too."""
         contact = uuid4()
         first = facts.mentor(hlf, contact_id=contact)
         queue_wish(connection, first, visible=True)
-        PortalSyncService(connection, run_id=uuid4()).claim()
+        service = PortalSyncService(connection, run_id=uuid4())
+        service.claim()
         second = facts.mentor(hlf)
         connection.execute("UPDATE mentors SET dynamics_contact_id = NULL WHERE id = %s", (first,))
         connection.execute("UPDATE mentors SET dynamics_contact_id = %s WHERE id = %s", (contact, second))
         queue_wish(connection, second, visible=False)
-        assert PortalSyncService(connection, run_id=uuid4()).claim()[0] == []
+        assert service.claim()[0] == []
+        assert service.claim_mentor(second)[0] is None
 
-        run_out(facts)
-        events, _ = PortalSyncService(connection, run_id=uuid4()).claim()
+        connection.execute(
+            "UPDATE portal_sync_events SET next_attempt_at = now() + %s::interval WHERE claim_token IS NOT NULL",
+            ("-1 second" if until == "a second ago" else "1 year",),
+        )
+        with other.transaction(force_rollback=True):
+            resynced = [PortalSyncService(other, run_id=uuid4()).claim_mentor(mentor)[0] for mentor in (first, second)]
+        events, _ = service.claim()
 
+        assert None not in resynced
         assert second in {event.mentor_id for event in events}
 
     def test_two_organisations_with_the_same_contact_take_turns(
@@ -336,6 +345,22 @@ class TestOneCallPerContact:
         events, _ = PortalSyncService(connection, run_id=uuid4()).claim()
 
         assert len(events) == 1
+
+    def test_whoever_waits_for_a_call_does_not_hold_up_those_behind(
+        self, connection: Connection, facts: Facts, hlf: UUID
+    ) -> None:
+        """A claim of one passes them by."""
+        contact = uuid4()
+        for organisation in (hlf, facts.organisation("other", thresholds=())):
+            queue_wish(connection, facts.mentor(organisation, contact_id=contact), visible=False)
+        behind = facts.mentor(hlf)
+        queue_wish(connection, behind, visible=True)
+        service = PortalSyncService(connection, run_id=uuid4())
+        service.claim(limit=1)
+
+        events, _ = service.claim(limit=1)
+
+        assert [event.mentor_id for event in events] == [behind]
 
     def test_of_two_organisations_with_the_same_contact_the_hide_goes_first(
         self, connection: Connection, facts: Facts, hlf: UUID
@@ -366,6 +391,43 @@ class TestOneCallPerContact:
         at_last, _ = service.claim()
 
         assert [len(events) for events in (first, meanwhile, afterwards, at_last)] == [1, 0, 0, 1]
+
+    def test_a_call_that_began_while_the_event_was_looked_for_is_waited_for(
+        self, connection: Connection, other: Connection, facts: Facts, hlf: UUID, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Another run's claim was committed after this one had looked, and before it kept the contact from others."""
+        contact = uuid4()
+        mentors = [facts.mentor(of, contact_id=contact) for of in (hlf, facts.organisation("other", thresholds=()))]
+        for mentor in mentors:
+            queue_wish(connection, mentor, visible=False)
+        real = database.fetch
+
+        def fetch(own: Connection, name: str, *arguments: Any, **named: Any) -> list[Any]:
+            rows = real(own, name, *arguments, **named)
+            if name == "lock_due_portal_events":
+                other.execute(
+                    "UPDATE portal_sync_events SET claim_token = gen_random_uuid(), claim_contact_id = %s,"
+                    " next_attempt_at = now() + interval '5 minutes' WHERE mentor_id = %s",
+                    (contact, mentors[1]),
+                )
+            return rows
+
+        monkeypatch.setattr(database, "fetch", fetch)
+
+        events, _ = PortalSyncService(connection, run_id=uuid4()).claim(limit=1)
+
+        assert events == []
+
+    def test_mentors_without_a_contact_do_not_wait_for_each_other(
+        self, connection: Connection, facts: Facts, hlf: UUID
+    ) -> None:
+        """Nobody is called for them; one claim takes them all."""
+        for _ in range(3):
+            queue_wish(connection, facts.mentor(hlf, contact_id=None), visible=False)
+
+        events, _ = PortalSyncService(connection, run_id=uuid4()).claim()
+
+        assert len(events) == 3
 
 
 class TestMoved:

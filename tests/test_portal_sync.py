@@ -582,6 +582,15 @@ class TestPortalLost:
         assert facts.rows("SELECT status FROM portal_sync_events") == [(status,)]
         return status
 
+    def test_until_the_review_they_are_left_alone(self, connection: Connection, facts: Facts) -> None:
+        """Claimed and given back they would be due again at once, all day long."""
+        backlog(facts, 2)
+        connection.execute("UPDATE organisations SET portal = NULL")
+
+        events, _ = service(connection).claim()
+
+        assert events == []
+
     def test_the_review_withdraws_them(self, connection: Connection, facts: Facts, open_push: str) -> None:
         """Resolved, no alert, no call."""
         connection.execute("UPDATE organisations SET portal = NULL")

@@ -124,6 +124,17 @@ class TestPush:
         assert channel.sent == []
         assert result.report.to_document()["reminders"] == {"queued": 1, "pending": 1}
 
+    def test_it_pushes_nobody_else(self, connection: Connection, facts: Facts, expired: UUID) -> None:
+        """Another mentor's wish is older, and as due."""
+        somebody = facts.mentor(facts.organisation("other"))
+        queue_wish(connection, somebody, visible=False)
+        portal = FlakyPortal()
+
+        resynced(connection, expired, portal)
+
+        assert portal.visible == {CONTACT: False}
+        assert facts.rows("SELECT attempts FROM portal_sync_events WHERE mentor_id = %s", somebody) == [(0,)]
+
     def test_it_does_not_wait_for_the_retry_time(self, connection: Connection, facts: Facts, expired: UUID) -> None:
         """The event failed a minute ago and is due in a quarter of an hour."""
         night(connection, portal=FlakyPortal(failures=3))
