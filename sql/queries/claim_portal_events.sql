@@ -2,7 +2,7 @@
 -- a newer snapshot; an event whose contact was corrected meanwhile is left for the next claim. Committed before any call
 -- is made; a crash leaves the lease to run out.
 WITH locked AS MATERIALIZED (
-    SELECT kept.id, m.member_no, m.contact_id, m.has_portal, m.calls_in_flight,
+    SELECT kept.id, m.member_no, m.contact_id, m.has_portal,
         row_number() OVER (PARTITION BY m.contact_id ORDER BY kept.place) AS turn
     FROM unnest(%(ids)b::bigint[], %(contacts)b::uuid[]) WITH ORDINALITY AS kept (id, contact_id, place)
     -- One event after the other by its key (OFFSET 0), and the calls counted: joins would read all events of a young
@@ -13,7 +13,6 @@ WITH locked AS MATERIALIZED (
                 SELECT count(*)
                 FROM portal_sync_events AS flying
                 WHERE flying.claim_contact_id = m.dynamics_contact_id
-                    AND flying.id <> kept.id
                     AND flying.claim_token IS NOT NULL
                     AND flying.next_attempt_at > now()
                     AND flying.next_attempt_at <= now() + interval '25 hours'
@@ -25,6 +24,7 @@ WITH locked AS MATERIALIZED (
         OFFSET 0
     ) AS m
     WHERE m.contact_id IS NOT DISTINCT FROM kept.contact_id
+        AND m.calls_in_flight = 0
 )
 UPDATE portal_sync_events AS e
 SET claim_token = %(token)s,
@@ -33,7 +33,6 @@ SET claim_token = %(token)s,
     next_attempt_at = now() + make_interval(secs => %(lease_seconds)s)
 FROM locked AS l
 WHERE e.id = l.id
-    AND l.calls_in_flight = 0
     -- Two organisations may share a contact: one of them at a time, here too, and the first in line.
     AND (l.turn = 1 OR l.contact_id IS NULL)
 RETURNING e.id, e.mentor_id, l.member_no, e.visible, e.version, e.attempts, e.claim_token, l.contact_id, l.has_portal

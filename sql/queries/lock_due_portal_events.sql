@@ -13,7 +13,6 @@ WITH locked AS MATERIALIZED (
                 SELECT count(*)
                 FROM portal_sync_events AS flying
                 WHERE flying.claim_contact_id = m.dynamics_contact_id
-                    AND flying.id <> e.id
                     AND flying.claim_token IS NOT NULL
                     AND flying.next_attempt_at > now()
                     AND flying.next_attempt_at <= now() + interval '25 hours'
