@@ -69,7 +69,7 @@ def transaction(
     if lock_timeout_ms is not None:
         settings = _limits(lock_timeout_ms)
     if by_index:
-        settings |= dict.fromkeys(("enable_seqscan", "enable_bitmapscan", "enable_sort", "jit"), "off")
+        settings |= dict.fromkeys(("enable_seqscan", "enable_sort", "jit"), "off")
     with connection.transaction():
         if settings:
             _set_locally(connection, settings)
