@@ -334,6 +334,24 @@ class TestOneCallPerContact:
         assert None not in resynced
         assert second in {event.mentor_id for event in events}
 
+    def test_nobody_is_deleted_while_a_call_may_be_under_way(
+        self, connection: Connection, facts: Facts, hlf: UUID
+    ) -> None:
+        """With the mentor its lease would go, and the contact, entered anew, could be called for twice at once."""
+        mentor = facts.mentor(hlf, contact_id=uuid4())
+        queue_wish(connection, mentor, visible=True)
+        service = PortalSyncService(connection, run_id=uuid4())
+        service.claim()
+        connection.execute("UPDATE mentors SET organisation_id = %s", (facts.organisation("none", portal=None),))
+        with database.transaction(connection):
+            service.withdraw([mentor])
+
+        with pytest.raises(psycopg.errors.RestrictViolation, match="a call to the portal may be under way"):
+            connection.execute("DELETE FROM mentors")
+
+        run_out(facts)
+        connection.execute("DELETE FROM mentors")
+
     def test_two_organisations_with_the_same_contact_take_turns(
         self, connection: Connection, facts: Facts, hlf: UUID
     ) -> None:
