@@ -11,10 +11,11 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+from zoneinfo import ZoneInfo
 
 import psycopg
 import pytest
@@ -114,7 +115,7 @@ def test_everything_that_operators_do_goes_through_it(
     pooler: str, empty_database_url: str, bare_environment: dict[str, str], tmp_path: Path
 ) -> None:
     """From the first migration to the last look; each command would show its own trouble."""
-    today = datetime.now(UTC).date()
+    today = datetime.now(ZoneInfo("Europe/Oslo")).date()
     people = tmp_path / "people.csv"
     rows = [f"M{n};k{n}@example.org;likeperson;2020-01-01;{today + timedelta(days=n - 6)};{uuid4()}" for n in range(12)]
     people.write_text("\n".join(["member_no;email;kind;issued_on;expires_on;dynamics_contact_id", *rows, ""]))
