@@ -113,4 +113,7 @@ def _cores() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("make bench: broken off; its server and its folder are gone")
