@@ -98,7 +98,12 @@ class Child:
             reader.start()
 
     def _read(self, number: int, stream: Any) -> None:
-        self._output[number] = stream.read()
+        for line in stream:
+            self._output[number] += line
+
+    def wait_for_output(self, part: str) -> None:
+        """Wait until it has printed a line with this text."""
+        until(lambda: part in self._output[0])
 
     def signal(self, number: Signals = SIGTERM) -> None:
         assert self.process.poll() is None, "it ended before the signal"
