@@ -11,7 +11,7 @@ LARGEST_CLAIM = 100
 _AHEAD_SECONDS = 0.25
 """So much work lies ready beyond what the threads do just now, so that none of them waits while answers are settled."""
 _CLAIM_SECONDS = 1.0
-"""So much is claimed at once where calls are slow or held back, that several processes share a backlog to its end."""
+"""So much is claimed at once where calls are slow or held back: several processes share a backlog to its end."""
 _WEIGHT = 0.2
 """Of the latest push in the estimate."""
 
