@@ -1,6 +1,6 @@
 """``python -m certjob`` is the same command."""
 
-from certjob.entry import main
+from certjob.cli.entry import main
 
 if __name__ == "__main__":
     main()

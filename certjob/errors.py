@@ -23,6 +23,7 @@ CertjobError                      exit 1
 """
 
 from datetime import datetime
+from enum import StrEnum
 from uuid import UUID
 
 
@@ -179,3 +180,14 @@ class ChannelDownError(NotifyError):
     def __init__(self, message: str, *, retry_after_seconds: float | None = None) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
+
+
+class Outcome(StrEnum):
+    """How a run ended; the exit code follows from it."""
+
+    OK = "ok"
+    ATTENTION = "attention"
+    FAILED = "failed"
+
+
+EXIT_CODES = {Outcome.OK: 0, Outcome.FAILED: 1, Outcome.ATTENTION: 3}

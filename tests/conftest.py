@@ -12,11 +12,12 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from certjob import database, embedded, migrations
-from tests import supabase
-from tests.app_rows import Organisation, furnish
-from tests.facts import Facts
-from tests.own_server import data_parent
+from certjob import database
+from certjob.database import embedded, migrations
+from tests.support import supabase
+from tests.support.app_rows import Organisation, furnish
+from tests.support.facts import Facts
+from tests.support.own_server import data_parent
 
 SERVER_URL = "CERTJOB_TEST_DATABASE_URL"
 """A superuser's URL of the server to test on; without it, the embedded one in a temporary folder."""
@@ -26,7 +27,7 @@ SERVER_URL = "CERTJOB_TEST_DATABASE_URL"
 def server_url(testrun_uid: str) -> Iterator[str]:
     """The test server: one for all workers, started by whoever comes first, ended by whoever goes last.
 
-    Where its data lies: see ``tests.own_server``.
+    Where its data lies: see ``tests.support.own_server``.
     """
     given = os.environ.get(SERVER_URL)
     if given:

@@ -15,15 +15,15 @@ from aiosmtpd.smtp import AuthResult
 
 from certjob import redaction
 from certjob.settings import Settings
-from tests.command_line import run_in_process
+from tests.acceptance.test_acceptance import today
 from tests.conftest import Certjob, installed_command
-from tests.facts import Facts
-from tests.own_server import guarded_login
-from tests.portal_answers import Behaviour, answer, hang
-from tests.portal_server import PortalServer
-from tests.smtp_server import CERTIFICATE, Mailbox, real_server, server_tls
-from tests.test_acceptance import today
-from tests.waiting import until
+from tests.support.command_line import run_in_process
+from tests.support.facts import Facts
+from tests.support.own_server import guarded_login
+from tests.support.portal_answers import Behaviour, answer, hang
+from tests.support.portal_server import PortalServer
+from tests.support.smtp_server import CERTIFICATE, Mailbox, real_server, server_tls
+from tests.support.waiting import until
 
 DATABASE_PASSWORD = "planted-database-5Q"
 PORTAL_KEY = "planted-portal-7W"
@@ -359,7 +359,7 @@ def _is_of(pid: int, folder: Path) -> bool:
 CRASH = """
 import os, sys
 import {module} as module
-from certjob import entry
+from certjob.cli import entry
 
 def crash(*arguments, **keywords):
     secrets = [value for name, value in os.environ.items() if name.endswith(("_KEY", "_PASSWORD", "_URL"))]
@@ -379,10 +379,10 @@ class TestACrash:
     @pytest.mark.parametrize(
         ("module", "name", "error"),
         [
-            ("certjob.hlf_dynamics", "HLFDynamicsSyncService._call", "RuntimeError"),
-            ("certjob.certification", "decide_each", "KeyError"),
+            ("certjob.portal.hlf_dynamics", "HLFDynamicsSyncService._call", "RuntimeError"),
+            ("certjob.review.certification", "decide_each", "KeyError"),
             ("certjob.database", "connect", "ValueError"),
-            ("certjob.mail_stage", "MailStage.run", "AssertionError"),
+            ("certjob.mail.stage", "MailStage.run", "AssertionError"),
         ],
     )
     @pytest.mark.usefixtures("people")

@@ -10,8 +10,8 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from certjob import database, embedded, migrations
-from certjob.database import Connection
+from certjob import database
+from certjob.database import Connection, embedded, migrations
 
 SETTINGS = {"max_wal_size": "8GB", "checkpoint_timeout": "1h", "track_io_timing": "off"}
 """No checkpoint begins in the middle of one side and not of the other: each copy of a template makes one before."""

@@ -13,14 +13,14 @@ from uuid import uuid4
 
 import psycopg
 
-from certjob.outbox import ANY_ATTEMPTS
+from certjob.outbox.claims import ANY_ATTEMPTS
 
 BATCH = 100
 
 
 def settle_bare(url: str) -> Callable[[], int]:
     """The statements of ``sql/queries`` as they are, rows as tuples."""
-    queries = Path(__file__).parent.parent.parent / "sql" / "queries"
+    queries = Path(__file__).parent.parent.parent / "sql" / "queries" / "portal"
 
     def statement(name: str) -> bytes:
         lines = (queries / f"{name}.sql").read_bytes().splitlines()
@@ -105,8 +105,8 @@ def settle_least(url: str, *, number: int, processes: int) -> Callable[[], int]:
 def settle_ours(url: str) -> Callable[[], int]:
     """What a portal stage does, without its threads and its calls."""
     from certjob import database
-    from certjob.portal_push import Push
-    from certjob.portal_sync import PortalCounts, PortalSyncService
+    from certjob.portal.push import Push
+    from certjob.portal.sync import PortalCounts, PortalSyncService
 
     service = PortalSyncService(database.connect(url), run_id=uuid4())
     counts = PortalCounts()

@@ -7,7 +7,7 @@ from tests.benchmarks.bench import Bench
 from tests.benchmarks.explained import Explained, explained
 from tests.benchmarks.figures import Bar, Figure
 from tests.benchmarks.population import populated
-from tests.command_line import run_in_process
+from tests.support.command_line import run_in_process
 
 BLOCKS_BAR = 1.25
 LARGE = 1_000_000

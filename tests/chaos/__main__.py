@@ -12,7 +12,7 @@ from tests.chaos.faults import Fault
 from tests.chaos.one_run import Outcome, perform
 from tests.chaos.plans import FIRST_RANDOM_SEED, matrix_faults, standard
 from tests.chaos.workers import leave_on_sigterm, perform_all
-from tests.own_server import data_folder
+from tests.support.own_server import data_folder
 
 DEFAULT_RUNS = 320
 

@@ -15,9 +15,9 @@ from typing import Any, Self
 import psycopg
 from psycopg import sql
 
-from certjob import database, embedded, migrations
-from certjob.database import Connection
-from tests.waiting import until
+from certjob import database
+from certjob.database import Connection, embedded, migrations
+from tests.support.waiting import until
 
 TEMPLATE = "chaos_template"
 OWN_NAME = "chaos"

@@ -13,8 +13,8 @@ from tests.chaos.plans import PORTAL_SETTLE, Command, beginning_of
 from tests.chaos.population import Deed
 from tests.chaos.stage import Stage
 from tests.chaos.strikes import Strike
-from tests.command_line import Child
-from tests.waiting import until
+from tests.support.command_line import Child
+from tests.support.waiting import until
 
 _POLL = " ".join(beginning_of("read_portal_event").split())
 """What a resync asks in each of its rounds."""

@@ -10,7 +10,7 @@ from certjob.database import Connection
 from tests.chaos.model import Due, due_reminders, is_certified, is_visible, read_people
 from tests.chaos.postbox import Taken
 from tests.chaos.stage import Stage
-from tests.command_line import Finished
+from tests.support.command_line import Finished
 
 _MESSAGE_ID = re.compile(r"<certjob-reminder-([0-9]+)-([0-9]+)@.*>")
 

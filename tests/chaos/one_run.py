@@ -15,7 +15,7 @@ from tests.chaos.plans import DELIVER, Command, Plan, TimePasses
 from tests.chaos.population import Deed
 from tests.chaos.stage import Stage
 from tests.chaos.strikes import Strike
-from tests.command_line import Child
+from tests.support.command_line import Child
 
 MOST_RECOVERIES = 3
 ENDS_WITHIN_SECONDS = 90.0

@@ -10,7 +10,7 @@ from enum import StrEnum
 from random import Random
 from uuid import UUID
 
-from tests.facts import Facts
+from tests.support.facts import Facts
 
 LONG_DAYS = 300
 SOON_DAYS = (5, 6, 20, 25, 45, 50)

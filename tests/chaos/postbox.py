@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.chaos.faults import MailWord, Spot, When
 from tests.chaos.strikes import Strike
-from tests.smtp_server import Mailbox
+from tests.support.smtp_server import Mailbox
 
 REPEAT_LINE = "you may receive this notification again"
 

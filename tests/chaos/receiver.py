@@ -11,7 +11,7 @@ from uuid import UUID
 
 from tests.chaos.faults import ACTING, Spot, When, Word
 from tests.chaos.strikes import Strike
-from tests.portal_answers import (
+from tests.support.portal_answers import (
     Behaviour,
     Exchange,
     PortalRequest,

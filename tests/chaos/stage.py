@@ -20,12 +20,12 @@ from tests.chaos.plans import Command
 from tests.chaos.population import Change, Contact, Deed, MentorPlan, change, create
 from tests.chaos.postbox import Postbox
 from tests.chaos.receiver import Receiver
-from tests.command_line import Child, started
-from tests.facts import Facts
-from tests.intents import make_due, run_out
-from tests.portal_server import PortalServer
-from tests.smtp_server import RealServer, real_server
-from tests.waiting import until
+from tests.support.command_line import Child, started
+from tests.support.facts import Facts
+from tests.support.intents import make_due, run_out
+from tests.support.portal_server import PortalServer
+from tests.support.smtp_server import RealServer, real_server
+from tests.support.waiting import until
 
 
 @dataclass(kw_only=True)

@@ -6,7 +6,7 @@ from signal import SIGINT, SIGTERM
 
 from tests.chaos.cluster import Cluster
 from tests.chaos.faults import Action, Fault, Spot, When
-from tests.command_line import Child
+from tests.support.command_line import Child
 
 ENDS_THE_CONNECTION = frozenset({Action.KILL, Action.CUT, Action.RESTART})
 """After these the proxy closes what it holds; what was not forwarded never is."""

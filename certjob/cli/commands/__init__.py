@@ -1,0 +1,1 @@
+"""Parse, build, call one function, print, choose the exit code."""

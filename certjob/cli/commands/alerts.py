@@ -1,0 +1,134 @@
+"""The command of the day after: alerts, and what opens them again."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from certjob.cli.session import (
+    DeliverFor,
+    Json,
+    LogFormat,
+    Quiet,
+    Session,
+    Verbose,
+    delivery_from,
+    parse_duration,
+    session,
+)
+
+if TYPE_CHECKING:
+    from certjob.night.report import RunReport
+
+
+def alerts(
+    context: typer.Context,
+    *,
+    retry_all: Annotated[
+        bool,
+        typer.Option("--retry-all", help="First reopen every open push, blocked ones too, and push them all now."),
+    ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Keep the page up to date, every 2 seconds, until Ctrl-C.")
+    ] = False,
+    deliver_for: DeliverFor = "2h",
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    log_format: LogFormat = None,
+) -> int:
+    """Show what coordinators must know: who may still be visible on the portal first, why, and what to do.
+
+    Then who may still be hidden, and the reminders and coordinators' digests that failed. Exits 3 while there is any.
+    """
+    from datetime import UTC, datetime
+
+    from certjob.cli.pages import alerts as alerts_page
+    from certjob.cli.terminal import plain
+    from certjob.errors import EXIT_CODES, Outcome
+    from certjob.views import alerts as alerts_views
+
+    if watch and (json or retry_all):
+        message = "--watch works alone: with neither --json nor --retry-all"
+        raise typer.BadParameter(message)
+    deadline_seconds = parse_duration(deliver_for)
+    report = None
+    at_once = not (retry_all or watch)
+    with session(
+        context,
+        quiet=quiet,
+        verbose=verbose,
+        log_format=log_format,
+        ends_at_once=at_once,
+        outlasts_restarts=retry_all,
+    ) as opened:
+        if watch:
+            return _watch(opened)
+        if retry_all:
+            report = _retry_all(opened, deadline_seconds=deadline_seconds)
+        if json:  # the view's own columns
+            pushes = _documents(opened, "read_portal_alerts")
+            reminders = _documents(opened, "read_failed_reminders", {"today": opened.settings.today})
+            digests = _documents(opened, "read_failed_digests")
+            number = len(pushes) + len(reminders) + len(digests)
+        else:
+            found = alerts_views.read_alerts(opened.connection, today=opened.settings.today)
+            number = len(found)
+    outcome = Outcome.ATTENTION if number else Outcome.OK
+    document: dict[str, object] = {}
+    if report is not None:
+        document = report.to_document()
+        outcome = report.outcome if report.outcome is not Outcome.OK else outcome
+    if json:
+        document |= {"outcome": outcome, "alerts": pushes, "failed_reminders": reminders, "failed_digests": digests}
+        plain.print_json(document)
+    else:
+        alerts_page.show_alerts(opened.talk, found, zone=opened.settings.zone, now=datetime.now(UTC))
+    for reason in report.reasons if report is not None else ():
+        say = plain.print_error if outcome is Outcome.FAILED else plain.print_attention
+        say("certjob alerts", reason)
+    return EXIT_CODES[outcome]
+
+
+def _watch(opened: Session) -> int:
+    from datetime import UTC, datetime
+
+    from certjob.cli.pages import alerts_watch
+
+    return alerts_watch.watch_alerts(
+        opened.talk,
+        opened.connection,
+        reconnect=opened.reconnect,
+        today=lambda: opened.settings.today,
+        zone=opened.settings.zone,
+        stop=opened.stop,
+        now=lambda: datetime.now(UTC),
+    )
+
+
+def _retry_all(opened: Session, *, deadline_seconds: float) -> "RunReport":
+    from certjob.night import nightly
+
+    delivery = delivery_from(opened.settings, deadline_seconds=deadline_seconds)
+    with opened.talk.progress() as progress:
+        return nightly.retry_all(
+            opened.connection,
+            today=opened.settings.today,
+            delivery=delivery,
+            stop=opened.stop,
+            progress=progress,
+            run_id=opened.run_id,
+        )
+
+
+def _documents(opened: Session, name: str, parameters: dict[str, object] | None = None) -> list[dict[str, object]]:
+    from psycopg.rows import dict_row
+
+    from certjob import database
+
+    with opened.connection.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(database.query(name), parameters).fetchall()
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command."""
+    app.command(short_help="Show what coordinators must know.")(alerts)

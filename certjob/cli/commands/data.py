@@ -1,0 +1,258 @@
+"""The commands around the data: load, organisation, demo; db is in schema.py."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from certjob.cli.commands.schema import db_app
+from certjob.cli.session import Json, LogFormat, Quiet, Verbose, session, set_up_logs
+
+if TYPE_CHECKING:
+    from certjob.cli.terminal.talk import Talk
+    from certjob.facts.loading import LoadReport
+    from certjob.facts.roster import RejectedRow
+
+organisation_app = typer.Typer(
+    help="The member organisations: their rules, contacts and coordinators.", no_args_is_help=True
+)
+
+
+def load(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="FILE.csv", help="The CSV file; its first line names the columns.")],
+    *,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="OURS=THEIRS", help="Their header for one of our columns: expires_on='Licence Expires'."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="OURS=VALUE", help="One value for every row: organisation=hlf."),
+    ] = None,
+    date_format: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FORM", help="How dates are written, such as %m/%d/%Y.  [default: ISO and DD.MM.YYYY]"),
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Load all rows, or none when one is bad.")] = False,
+    rejects: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the bad rows' line, column and reason there as CSV.")
+    ] = None,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    log_format: LogFormat = None,
+) -> int:
+    """Load mentors and certificates from a CSV file; what is there already is changed, never doubled.
+
+    An empty cell changes nothing. Bad rows are named on stderr and the good ones are loaded; then it exits 3.
+    """
+    from certjob.cli.terminal import plain
+    from certjob.facts import loading
+    from certjob.facts.cells import DEFAULT_DATE_FORMATS
+    from certjob.facts.roster import LoadOptions
+
+    columns, constants = _pairs(column, "--column"), _pairs(set_, "--set")
+    with (
+        session(context, quiet=quiet, verbose=verbose, log_format=log_format) as opened,
+        _rejects_to(rejects, beside=file) as keep,
+        opened.talk.progress() as progress,
+    ):
+
+        def on_reject(row: "RejectedRow") -> None:
+            keep(row)
+            plain.print_attention("certjob load", f"{file.name} line {row.line}: {row.column}: {row.reason}")
+
+        report = loading.load(
+            opened.connection,
+            file,
+            options=LoadOptions(
+                columns=columns,
+                constants=constants,
+                date_formats=tuple(date_format) if date_format else DEFAULT_DATE_FORMATS,
+                strict=strict,
+                today=opened.settings.today,
+            ),
+            on_reject=on_reject,
+            stop=opened.stop,
+            on_progress=progress.phase("Loading certificates"),
+        )
+    return _report_load(opened.talk, report, json=json, strict=strict)
+
+
+def _report_load(talk: "Talk", report: "LoadReport", *, json: bool, strict: bool) -> int:
+    """Print what a load did and return its exit code."""
+    from dataclasses import asdict
+
+    from certjob.cli.terminal import plain
+    from certjob.cli.terminal import talk as console
+
+    if json:
+        plain.print_json({"outcome": "attention" if report.rejected else "ok"} | asdict(report))
+    elif talk.chatty:
+        counts = {"rows": report.rows} | {name: number for name, number in asdict(report).items() if number}
+        rows = [(name.replace("_", " "), f"{number:,}") for name, number in counts.items()]
+        console.show_rows(talk, ("What", "Number"), rows)
+    if report.rejected:
+        what = "nothing was loaded (--strict)" if strict else "the others were loaded"
+        plain.print_attention("certjob load", f"{report.rejected:,} of {report.rows:,} rows were rejected; {what}")
+    return 3 if report.rejected else 0
+
+
+@contextmanager
+def _rejects_to(path: Path | None, *, beside: Path) -> "Iterator[Callable[[RejectedRow], None]]":
+    """Yield what writes a bad row into the file of --rejects, which must not be the one that is loaded."""
+    import csv
+
+    from certjob.errors import InputError
+
+    if path is None:
+        yield lambda _row: None
+        return
+    if not beside.exists():
+        message = f"{beside}: there is no such file"
+        raise InputError(message)
+    if path.exists() and path.samefile(beside):
+        message = f"--rejects {path} is the file that is loaded, and would be overwritten; name another one"
+        raise InputError(message)
+    try:
+        stream = path.open("w", encoding="utf-8", newline="")
+    except OSError as error:
+        message = f"--rejects {path}: {error.strerror}; name a file that can be written"
+        raise InputError(message) from error
+    with stream:
+        writer = csv.writer(stream)
+        writer.writerow(("line", "column", "reason"))
+        yield lambda row: writer.writerow((row.line, row.column, row.reason))
+
+
+@organisation_app.command("set", short_help="Create an organisation or change it.")
+def organisation_set(
+    context: typer.Context,
+    slug: Annotated[str, typer.Argument(metavar="SLUG", help="Its short name, such as hlf.")],
+    *,
+    name: Annotated[str | None, typer.Option(help="Its name in messages.  [default: the slug in capitals]")] = None,
+    portal: Annotated[
+        str | None, typer.Option(metavar="dynamics|none", help="Whether its mentors are shown on the portal.")
+    ] = None,
+    thresholds: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DAYS,…",
+            help="Days before the expiry to remind on, negative = after it; none.  [default: 60,30,14,7,1,-1]",
+        ),
+    ] = None,
+    optional_kind: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND", help="A kind whose expiry pauses nobody; repeat for several, none for none."),
+    ] = None,
+    coordinator: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="'[UUID] NAME <MAIL> [nb|nn|en]'",
+            help="A coordinator; UUID = the app's user id, where known. The language is that of the daily mail.",
+        ),
+    ] = None,
+    contact_email: Annotated[str | None, typer.Option(help="Where mentors can write to.")] = None,
+    contact_phone: Annotated[str | None, typer.Option(help="Where mentors can call.")] = None,
+    renewal_url: Annotated[str | None, typer.Option(help="Where mentors renew a certificate.")] = None,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    log_format: LogFormat = None,
+) -> int:
+    """Create an organisation, or change what is given of it and leave the rest."""
+    from certjob.cli.terminal import plain
+    from certjob.facts import organisations
+
+    if portal not in (None, "dynamics", "none"):
+        message = f"--portal must be dynamics or none, not {portal[:40]!r}"
+        raise typer.BadParameter(message)
+    with session(context, quiet=quiet, verbose=verbose, log_format=log_format, ends_at_once=True) as opened:
+        change = organisations.set_organisation(
+            opened.connection,
+            slug,
+            name=name,
+            portal=portal,  # type: ignore[arg-type]
+            thresholds=organisations.parse_thresholds(thresholds) if thresholds is not None else None,
+            optional_kinds=optional_kind,
+            coordinators=coordinator or (),
+            contact_email=contact_email,
+            contact_phone=contact_phone,
+            renewal_url=renewal_url,
+        )
+    if json:
+        plain.print_json({"outcome": "ok", "slug": slug, "created": change.created, "changed": change.changed})
+    opened.talk.line(f"{slug}: {'created' if change.created else 'changed' if change.changed else 'nothing to change'}")
+    return 0
+
+
+@organisation_app.command("list")
+def organisation_list(
+    context: typer.Context,
+    *,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    log_format: LogFormat = None,
+) -> int:
+    """List the organisations with their rules."""
+    from dataclasses import asdict
+
+    from certjob.cli.terminal import plain
+    from certjob.cli.terminal import talk as console
+    from certjob.facts import organisations
+
+    with session(context, quiet=quiet, verbose=verbose, log_format=log_format, ends_at_once=True) as opened:
+        rows = organisations.list_organisations(opened.connection)
+    if json:
+        plain.print_json({"outcome": "ok", "organisations": [asdict(row) for row in rows]})
+        return 0
+    headings = ("Slug", "Name", "Portal", "Thresholds", "Optional kinds", "Coordinators", "Mentors")
+    console.show_rows(
+        opened.talk,
+        headings,
+        [
+            (
+                row.slug,
+                row.name,
+                row.portal or "none",
+                ",".join(map(str, row.thresholds)) or "none",
+                ", ".join(row.optional_kinds),
+                ", ".join(row.coordinators),
+                f"{row.mentors:,}",
+            )
+            for row in rows
+        ],
+    )
+    return 0
+
+
+def demo(context: typer.Context, *, verbose: Verbose = False) -> int:
+    """Show a few nights in a row on a throw-away database, with a portal that has cold starts and outages."""
+    from certjob.cli.demo import show as demonstration
+    from certjob.cli.terminal.talk import Talk
+
+    set_up_logs(verbose=verbose, log_format=None)
+    return demonstration.show(Talk(quiet=False), stop=context.obj)
+
+
+def _pairs(values: list[str] | None, option: str) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for value in values or ():
+        name, equals, rest = value.partition("=")
+        if not equals or not name or name in pairs:
+            message = f"{option} takes NAME=VALUE, each name once; got {value!r}."
+            raise typer.BadParameter(message)
+        pairs[name] = rest
+    return pairs
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands, in the order in which --help shows them."""
+    app.command(short_help="Load mentors and certificates from a CSV file.")(load)
+    app.add_typer(organisation_app, name="organisation", short_help="The member organisations and their rules.")
+    app.add_typer(db_app, name="db")
+    app.command(short_help="Show a few nights on a throw-away database.")(demo)

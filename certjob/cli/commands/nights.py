@@ -1,0 +1,203 @@
+"""The commands of the night and of the day after: run, deliver, resync, alerts."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from certjob.cli.session import (
+    AllowEarlierDate,
+    DeliverFor,
+    Json,
+    LogFormat,
+    OrganisationSlug,
+    Quiet,
+    Session,
+    Verbose,
+    delivery_from,
+    parse_day,
+    parse_duration,
+    session,
+)
+
+if TYPE_CHECKING:
+    from certjob.night.report import RunReport
+
+
+def run(
+    context: typer.Context,
+    *,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and touch nothing: no write, no lock, no call.")
+    ] = False,
+    as_of: Annotated[
+        str | None, typer.Option(metavar="DATE", help="Plan for another day, YYYY-MM-DD; only with --dry-run.")
+    ] = None,
+    organisation: OrganisationSlug = None,
+    allow_mass_change: Annotated[
+        bool, typer.Option("--allow-mass-change", help="Apply also what the guards would hold back.")
+    ] = False,
+    allow_earlier_date: AllowEarlierDate = False,
+    no_deliver: Annotated[
+        bool, typer.Option("--no-deliver", help="Bring the state up to date, but call and mail nobody.")
+    ] = False,
+    deliver_for: DeliverFor = "2h",
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    log_format: LogFormat = None,
+) -> int:
+    """Run the night: bring certificates and mentors to the right state, push the portal, send the reminders.
+
+    Safe to repeat and to run twice at once. --organisation limits the review; what is queued is delivered for all.
+    Exits 3 while anything needs a person.
+    """
+    from certjob.night import nightly
+
+    if as_of is not None and not dry_run:
+        message = "--as-of works only with --dry-run: a real night is always today's"
+        raise typer.BadParameter(message)
+    day = parse_day(as_of) if as_of is not None else None
+    deadline_seconds = parse_duration(deliver_for)
+    with session(
+        context,
+        quiet=quiet,
+        verbose=verbose,
+        log_format=log_format,
+        ends_at_once=dry_run,
+        outlasts_restarts=not dry_run,
+        watched_as=None if dry_run else "run",
+        pings=not dry_run and organisation is None,  # one organisation's is no night: it would hide that none ran
+    ) as opened:
+        options = nightly.NightOptions(
+            today=day or opened.settings.today,
+            organisation=organisation,
+            dry_run=dry_run,
+            allow_mass_change=allow_mass_change,
+            allow_earlier_date=allow_earlier_date,
+            deliver=not no_deliver,
+            run_id=opened.run_id,
+        )
+        delivery = delivery_from(opened.settings, deadline_seconds=deadline_seconds)
+        with opened.talk.progress() as progress:
+            report = nightly.run(
+                opened.connection,
+                options=options,
+                delivery=delivery,
+                stop=opened.stop,
+                progress=progress,
+                connect=opened.reconnect,
+            )
+    return _report(opened, report, json=json)
+
+
+def deliver(
+    context: typer.Context,
+    *,
+    everybody: Annotated[
+        bool, typer.Option("--all", help="Then push every portal mentor's wanted value again, whatever was confirmed.")
+    ] = False,
+    allow_earlier_date: AllowEarlierDate = False,
+    deliver_for: DeliverFor = "2h",
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    log_format: LogFormat = None,
+) -> int:
+    """Deliver what is queued and due, portal first, then mail: the background job between the nights.
+
+    --all is for the day when somebody edited the portal by hand. Mentors who are due for a review are not shown by it,
+    only hidden: let `certjob run` review them first. Exits 3 only if something failed in this run, or a stage stopped
+    for a new reason (with --all: for any reason).
+    """
+    from certjob.night import nightly
+
+    deadline_seconds = parse_duration(deliver_for)
+    with session(
+        context, quiet=quiet, verbose=verbose, log_format=log_format, outlasts_restarts=True, watched_as="deliver"
+    ) as opened:
+        delivery = delivery_from(opened.settings, deadline_seconds=deadline_seconds)
+        with opened.talk.progress() as progress:
+            report = nightly.deliver(
+                opened.connection,
+                today=opened.settings.today,
+                allow_earlier_date=allow_earlier_date,
+                delivery=delivery,
+                stop=opened.stop,
+                progress=progress,
+                everybody=everybody,
+                run_id=opened.run_id,
+            )
+    return _report(opened, report, json=json)
+
+
+def resync(
+    context: typer.Context,
+    mentor: Annotated[str, typer.Argument(metavar="MENTOR", help="Id, member number or e-mail address.")],
+    *,
+    organisation: OrganisationSlug = None,
+    allow_earlier_date: AllowEarlierDate = False,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    log_format: LogFormat = None,
+) -> int:
+    """Review one mentor now and push the portal visibility, whatever the retry time says.
+
+    Reminders are queued, not sent. Exits 3 when the push did not succeed.
+    """
+    from certjob.cli.pages import night
+    from certjob.cli.terminal import plain
+    from certjob.errors import EXIT_CODES
+    from certjob.facts import lookup
+    from certjob.night import resync as resyncing
+
+    with session(context, quiet=quiet, verbose=verbose, log_format=log_format) as opened:
+        result = resyncing.resync(
+            opened.connection,
+            lookup.find_mentor(opened.connection, mentor, organisation=organisation),
+            today=opened.settings.today,
+            allow_earlier_date=allow_earlier_date,
+            delivery=delivery_from(opened.settings),
+            stop=opened.stop,
+            run_id=opened.run_id,
+        )
+    if json:
+        document = result.report.to_document()
+        if result.error is not None:
+            document |= {"outcome": "attention", "error": {"code": result.error.code, "message": str(result.error)}}
+        plain.print_json(document)
+    elif not quiet:
+        night.show_resync(opened.talk, result.before, result.after)
+    if result.error is not None:
+        plain.print_attention("certjob resync", str(result.error))
+        return result.error.exit_code
+    for reason in result.report.reasons:
+        plain.print_attention("certjob resync", reason)
+    return EXIT_CODES[result.report.outcome]
+
+
+def _report(opened: Session, report: "RunReport", *, json: bool) -> int:
+    """Print a run's report and return its exit code."""
+    from certjob.cli.pages import night
+    from certjob.cli.terminal import plain
+    from certjob.errors import EXIT_CODES, Outcome
+
+    if opened.monitor is not None:
+        opened.monitor.note(report.to_counts())
+    if json:
+        plain.print_json(report.to_document())
+    elif report.dry_run:
+        night.show_plan(opened.talk, report)
+    elif opened.talk.chatty:
+        night.show_totals(opened.talk, report)
+    for reason in report.reasons:
+        say = plain.print_error if report.outcome is Outcome.FAILED else plain.print_attention
+        say(f"certjob {report.command}", reason)
+    return EXIT_CODES[report.outcome]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands, in the order in which --help shows them."""
+    app.command(short_help="Run the night: state, portal, reminders.")(run)
+    app.command(short_help="Deliver what is queued and due.")(deliver)
+    app.command(short_help="Review one mentor now and push the visibility.")(resync)

@@ -1,0 +1,164 @@
+"""The command that shows a message before it is sent: preview."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from certjob.cli.session import Json, LogFormat, OrganisationSlug, Quiet, Session, Verbose, session
+
+if TYPE_CHECKING:
+    from certjob.views.preview import Preview
+
+COMMAND = "certjob preview"
+
+
+def preview(
+    context: typer.Context,
+    mentor: Annotated[str, typer.Argument(metavar="MENTOR", help="Id, member number or e-mail address.")],
+    *,
+    threshold: Annotated[
+        int | None,
+        typer.Option(metavar="DAYS", help="The reminder for this threshold, as it reads on its day; negative = after."),
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option(metavar="KIND", help="Of this kind of certificate.  [default: the most urgent one]")
+    ] = None,
+    locale: Annotated[
+        str | None, typer.Option(metavar="LOCALE", help="In nb, nn or en.  [default: the mentor's own]")
+    ] = None,
+    html: Annotated[bool, typer.Option("--html", help="Print the HTML part, and nothing else.")] = False,
+    send_to: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Send it there, marked as a preview; nothing is noted in the database."),
+    ] = None,
+    organisation: OrganisationSlug = None,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    log_format: LogFormat = None,
+) -> int:
+    """Show one mentor's reminder as it will go out: the one that is due today, else the next. Nothing is changed.
+
+    Exits 2 when there is no reminder to show, 3 when the mail server does not take it.
+    """
+    from certjob.cli.terminal import plain
+    from certjob.cli.terminal.plain import print_note, print_result
+    from certjob.facts.lookup import find_mentor
+    from certjob.mail.letter import domain_of
+    from certjob.mail.messages import LANGUAGES, open_templates
+    from certjob.views.preview import PreviewRequest, preview_reminder
+
+    if locale is not None and locale not in LANGUAGES:
+        message = f"--locale must be one of {', '.join(LANGUAGES)}, not {locale[:40]!r}"
+        raise typer.BadParameter(message)
+    if html and (json or send_to is not None):
+        message = "--html prints one part alone; leave out --json and --send-to"
+        raise typer.BadParameter(message)
+    _check_address(send_to)
+    with session(context, quiet=quiet, verbose=verbose, log_format=log_format, ends_at_once=True) as opened:
+        templates = open_templates(opened.settings.templates_dir)
+        shown = preview_reminder(
+            opened.connection,
+            find_mentor(opened.connection, mentor, organisation=organisation),
+            request=PreviewRequest(today=opened.settings.today, threshold_days=threshold, kind=kind, locale=locale),
+            templates=templates,
+            domain=domain_of(opened.settings.mail_from),
+        )
+        if not quiet and not json:
+            print_note(COMMAND, shown.explanation)
+        if send_to is not None:
+            return _send(opened, shown, to=send_to, json=json)
+    if json:
+        plain.print_json({"outcome": "ok"} | _document(opened, shown))
+    elif html:
+        print_result(shown.message.html.rstrip("\n"))
+    else:
+        _print(opened, shown)
+    return 0
+
+
+def _check_address(address: str | None) -> None:
+    """Refuse what no channel could send to, before anything is opened."""
+    from certjob.mail.letter import parse_address
+
+    if address is None:
+        return
+    try:
+        parse_address(address)
+    except ValueError as error:
+        message = f"--send-to {error}"
+        raise typer.BadParameter(message) from None
+
+
+def _send(opened: Session, shown: "Preview", *, to: str, json: bool) -> int:
+    """Send the copy; return the exit code."""
+    from certjob.cli.terminal import plain
+    from certjob.errors import ConfigurationError, NotifyError
+    from certjob.mail.channels.notify import open_channel
+    from certjob.mail.letter import domain_of
+    from certjob.views.preview import send_copy
+
+    channel = open_channel(opened.settings)
+    if channel is None:
+        message = "CERTJOB_NOTIFY_URL is not set, and --send-to needs it; set it, or leave out --send-to"
+        raise ConfigurationError(message)
+    try:
+        send_copy(shown, channel, to=to, domain=domain_of(opened.settings.mail_from))
+    except NotifyError as error:
+        if json:
+            document = {"code": "not_sent", "message": str(error)}
+            plain.print_json({"outcome": "attention", "error": document} | _document(opened, shown))
+        plain.print_attention(COMMAND, f"not sent: {error}")
+        return 3
+    if json:
+        plain.print_json({"outcome": "ok", "sent_to": to} | _document(opened, shown))
+    opened.talk.line(f"sent to {to}")
+    return 0
+
+
+def _headers(opened: Session, shown: "Preview") -> dict[str, str]:
+    from certjob.mail.channels.notify import REHEARSAL_SENDER
+    from certjob.mail.letter import answers_to
+
+    settings, message = opened.settings, shown.message
+    reply_to = answers_to(message.reply_to)
+    url = settings.notify_url.get_secret_value() if settings.notify_url else ""
+    no_sender = REHEARSAL_SENDER if url.startswith("maildir:") else "(CERTJOB_MAIL_FROM is not set)"
+    return {
+        "From": settings.mail_from or no_sender,
+        "To": message.to or "(no address)",
+        "Subject": message.subject,
+        "Message-ID": message.message_id if shown.queued else "(given when the reminder is queued)",
+        **({"Reply-To": reply_to.specification} if reply_to is not None else {}),
+    }
+
+
+def _document(opened: Session, shown: "Preview") -> dict[str, object]:
+    message = shown.message
+    headers = {name.lower().replace("-", "_"): value for name, value in _headers(opened, shown).items()}
+    return (
+        {"reply_to": None}
+        | headers
+        | {
+            "explanation": shown.explanation,
+            "sends_on": shown.sends_on,
+            "threshold_days": message.threshold_days,
+            "expires_on": message.expires_on,
+            "locale": message.locale,
+            "repeat": message.repeat,
+            "text": message.text,
+            "html": message.html,
+        }
+    )
+
+
+def _print(opened: Session, shown: "Preview") -> None:
+    for name, value in _headers(opened, shown).items():
+        opened.talk.result(f"{name}: {value}")
+    for line in ("", *shown.message.text.splitlines()):
+        opened.talk.result(line)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command."""
+    app.command(short_help="Show a reminder before it is sent.")(preview)

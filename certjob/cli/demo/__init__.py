@@ -1,0 +1,1 @@
+"""A few nights in a row on a throw-away database."""

@@ -1,0 +1,182 @@
+"""The demo's sample data: about 200 made-up mentors of two organisations, and what happens to some of them by day."""
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Final
+from uuid import NAMESPACE_DNS, UUID, uuid5
+
+from certjob.database import Connection
+from certjob.facts import loading, organisations
+
+HLF: Final = "hlf"
+OTHER: Final = "nordlys"
+
+KIND: Final = "likeperson"
+OPTIONAL_KIND: Final = "kursleder"
+
+_VALIDITY_DAYS: Final = 730
+
+_FIRST_NAMES: Final = (
+    *("Astrid", "Birk", "Cecilie", "Dagny", "Eivind", "Frøydis", "Gaute", "Hedda"),
+    *("Iver", "Jorunn", "Ketil", "Liv", "Magne", "Nora", "Odd", "Pernille"),
+)
+_LAST_NAMES: Final = (
+    *("Askeland", "Bjørkli", "Dalsbø", "Engvik", "Fjellheim", "Granmo", "Haugstad"),
+    *("Isfjell", "Kvernmo", "Lyngås", "Myrvang", "Nesbakk", "Oppsal"),
+)
+
+_DUE_SOON: Final[dict[str, tuple[tuple[int, int], ...]]] = {
+    HLF: (
+        *((0, 6), (1, 6), (2, 2), (3, 4)),  # expire between the first and the last night
+        *((-100, 3), (-5, 1)),  # expired before certjob came
+        *((8, 2), (9, 2), (11, 4), (15, 2), (31, 3), (61, 2), (63, 1), (64, 5)),  # are reminded on a night
+    ),
+    OTHER: ((0, 2), (1, 1), (3, 2), (-60, 2), (8, 1), (31, 2), (64, 3)),
+}
+"""Per organisation (days from the first night to the expiry, mentors); everybody else has time."""
+
+_MENTORS: Final = {HLF: 140, OTHER: 60}
+
+_FAR_OFF_DAYS: Final = 90
+_STRIDE: Final = 37
+"""Deals the days out, so that neighbours in a list expire on different ones; shares no factor with 140 or 60."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplePeople:
+    """The CSV rows, and the members who play a part in the story."""
+
+    rows: list[dict[str, str]]
+    returning: str
+    """Renews after an expiry."""
+    ill: str
+    """Renews too, but a coordinator has paused this one for illness."""
+    without_address: str
+    """Cannot be written to until somebody enters an address."""
+
+    @property
+    def contacts(self) -> set[UUID]:
+        """The portal's contacts."""
+        return {UUID(row["dynamics_contact_id"]) for row in self.rows if row["dynamics_contact_id"]}
+
+
+def make_people(first_night: date) -> SamplePeople:
+    """Return the same people every time, with dates relative to the first night."""
+    rows = [row for slug in _MENTORS for row in _members(slug, first_night)]
+    of_day = [row for row in rows if row["organisation"] == HLF and row["expires_on"] == first_night.isoformat()]
+    silent = next(row for row in rows if row["expires_on"] == (first_night + timedelta(days=61)).isoformat())
+    silent["email"] = ""
+    rows += list(_further_certificates(rows, first_night))
+    return SamplePeople(
+        rows=rows,
+        returning=of_day[0]["member_no"],
+        ill=of_day[1]["member_no"],
+        without_address=silent["member_no"],
+    )
+
+
+def load_people(connection: Connection, people: SamplePeople, *, folder: Path) -> loading.LoadReport:
+    """Set up both organisations and load everybody from a CSV file, as `certjob load` does."""
+    organisations.set_organisation(
+        connection,
+        HLF,
+        portal="dynamics",
+        optional_kinds=[OPTIONAL_KIND],
+        contact_email="likeperson@hlf.example.org",
+        renewal_url="https://hlf.example.org/sertifikat",
+    )
+    organisations.set_organisation(
+        connection, OTHER, name="Likepersonforbundet Nordlys", contact_email="post@nordlys.example.org"
+    )
+    path = folder / "mentors.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(people.rows[0]))
+        writer.writeheader()
+        writer.writerows(people.rows)
+    return loading.load(connection, path, options=loading.LoadOptions(strict=True), on_reject=lambda _row: None)
+
+
+def add_mentor_without_certificate(connection: Connection) -> None:
+    """As the app does when somebody joins."""
+    connection.execute(
+        "INSERT INTO mentors (organisation_id, member_no, full_name, email, dynamics_contact_id)"
+        " SELECT id, 'H2000', 'Nils Nykommer', 'nils.nykommer@example.org', NULL FROM organisations WHERE slug = %s",
+        (HLF,),
+    )
+
+
+def pause_for_illness(connection: Connection, member_no: str) -> None:
+    """As a coordinator does in the app."""
+    connection.execute(
+        "INSERT INTO mentor_pauses (mentor_id, reason, actor)"
+        " SELECT id, 'illness', 'coordinator' FROM mentors WHERE member_no = %s",
+        (member_no,),
+    )
+
+
+def enter_address(connection: Connection, member_no: str) -> None:
+    """As a coordinator does in the app."""
+    connection.execute(
+        "UPDATE mentors SET email = lower(member_no) || '@example.org' WHERE member_no = %s", (member_no,)
+    )
+
+
+def renew(connection: Connection, member_no: str, *, issued_on: date) -> None:
+    """As the app does when a course is passed."""
+    connection.execute(
+        "INSERT INTO certificates (mentor_id, kind, issued_on, expires_on)"
+        " SELECT id, %s, %s, %s FROM mentors WHERE member_no = %s",
+        (KIND, issued_on, issued_on + timedelta(days=_VALIDITY_DAYS), member_no),
+    )
+
+
+def _members(slug: str, first_night: date) -> Iterator[dict[str, str]]:
+    """One organisation's mentors with one certificate each, by member number."""
+    soon = [days for days, mentors in _DUE_SOON[slug] for _ in range(mentors)]
+    mentors = _MENTORS[slug]
+    days = soon + [_FAR_OFF_DAYS + 4 * number for number in range(mentors - len(soon))]
+    for number in range(mentors):
+        expires_on = first_night + timedelta(days=days[number * _STRIDE % mentors])
+        yield _row(slug, number, expires_on=expires_on)
+
+
+def _row(slug: str, number: int, *, expires_on: date) -> dict[str, str]:
+    member_no = f"{slug[0].upper()}{1001 + number}"
+    everybody = number + (0 if slug == HLF else _MENTORS[HLF])
+    first = _FIRST_NAMES[everybody % len(_FIRST_NAMES)]
+    last = _LAST_NAMES[(everybody * 7 + everybody // len(_LAST_NAMES)) % len(_LAST_NAMES)]
+    return {
+        "organisation": slug,
+        "member_no": member_no,
+        "full_name": f"{first} {last}",
+        "email": f"{member_no.lower()}@example.org",
+        "locale": "en" if number % 9 == 8 else "nn" if number % 9 == 4 else "nb",
+        "dynamics_contact_id": str(uuid5(NAMESPACE_DNS, f"{member_no}.example.org")) if slug == HLF else "",
+        "kind": KIND,
+        "issued_on": (expires_on - timedelta(days=_VALIDITY_DAYS)).isoformat(),
+        "expires_on": expires_on.isoformat(),
+        "revoked_on": "",
+    }
+
+
+def _further_certificates(rows: list[dict[str, str]], first_night: date) -> Iterator[dict[str, str]]:
+    """Second certificates: one renewed ahead of time, old ones long renewed, optional ones; and one is revoked."""
+    expiring = [row for row in rows if row["expires_on"] == first_night.isoformat()]
+    yield _another(expiring[-1], issued_on=first_night + timedelta(days=1))
+    far_off = [
+        row for row in rows if date.fromisoformat(row["expires_on"]) > first_night + timedelta(days=_FAR_OFF_DAYS)
+    ]
+    far_off[0]["revoked_on"] = (first_night - timedelta(days=3)).isoformat()
+    for row in far_off[1:13]:
+        yield _another(row, issued_on=date.fromisoformat(row["issued_on"]) - timedelta(days=_VALIDITY_DAYS + 1))
+    for row in far_off[13:15]:
+        yield _another(row, issued_on=first_night - timedelta(days=_VALIDITY_DAYS)) | {"kind": OPTIONAL_KIND}
+
+
+def _another(row: dict[str, str], *, issued_on: date) -> dict[str, str]:
+    """The same mentor's row with another certificate."""
+    expires_on = issued_on + timedelta(days=_VALIDITY_DAYS)
+    return row | {"issued_on": issued_on.isoformat(), "expires_on": expires_on.isoformat()}

@@ -1,0 +1,181 @@
+"""The command's outermost layer: signals in, exit codes out, every error as one line (or one JSON document)."""
+
+import errno
+import os
+import re
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import typer
+
+from certjob.errors import CertjobError
+from certjob.redaction import without_people, without_secrets
+from certjob.stopping import StopFlag, stop_on_signals
+
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # typer has click inside or beside it, as its version goes
+_TYPERS_INTERRUPTED = 130
+"""What newer versions of typer make of a KeyboardInterrupt, without a word; older ones raise Abort."""
+
+WORKS_READ_ONLY = (
+    "What works here: alerts, check, db status, explain, forecast, list, organisation list, preview, status, and "
+    "with --dry-run db prune and run"
+)
+
+
+def main() -> NoReturn:
+    """Run the command that was typed and exit with the documented code."""
+    stop = stop_on_signals()
+    for name in ("stdout", "stderr"):
+        stream: Any = getattr(sys, name)
+        if stream is None:  # closed by whoever started us
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - it serves until the end
+        else:  # a terminal that cannot show a name must not end the night
+            stream.reconfigure(errors="backslashreplace")
+    code = run(sys.argv[1:], stop=stop)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        from certjob.cli.terminal.plain import discard_results
+
+        discard_results()
+        if not isinstance(error, BrokenPipeError):  # `certjob alerts | head` is nobody's mistake
+            code = _fail(sys.argv[1:], error)
+    for number in (
+        signal.SIGTERM,
+        signal.SIGINT,
+    ):  # the interpreter, shutting down, would let them kill it, and no line
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)
+
+
+def run(arguments: Sequence[str], *, stop: StopFlag) -> int:
+    """Run one command and return its exit code; nothing but a bug in here raises."""
+    code = _run(arguments, stop=stop)
+    if stop.at_end is not None:
+        stop.at_end(code)
+    return code
+
+
+def _run(arguments: Sequence[str], *, stop: StopFlag) -> int:
+    from certjob.cli.app import app
+
+    command = typer.main.get_command(app)
+    try:
+        try:
+            result = command.main(list(arguments), prog_name="certjob", obj=stop, standalone_mode=False)
+        finally:
+            stop.end()
+    except typer.Exit as ended:
+        return ended.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        return _fail(arguments, stop.error())
+    except Exception as error:  # noqa: BLE001 - the last line of defence: one line and the right exit code
+        # What a broken off wait leaves behind may break, too: the signal is the reason.
+        return _fail(arguments, stop.error() if stop.is_set() and not isinstance(error, CertjobError) else error)
+    if result == _TYPERS_INTERRUPTED and stop.is_set():
+        return _fail(arguments, stop.error())
+    return result if isinstance(result, int) else 0
+
+
+def _fail(arguments: Sequence[str], error: Exception) -> int:
+    from certjob.cli.terminal.plain import discard_results, print_attention, print_error, print_json
+
+    _set_up_logs_as_asked(arguments)
+    code, name, message = _describe(error, arguments)
+    message = without_secrets(message)
+    try:
+        if "--json" in arguments:
+            print_json({"outcome": "failed" if code != 3 else "attention", "error": {"code": name, "message": message}})
+        sys.stdout.flush()
+    except OSError:  # a full disk: stdout is what failed, and would fail again at the end
+        discard_results()
+    trace = name == "internal" and bool({"-v", "--verbose"} & set(arguments))
+    name_of_command = " ".join(["certjob", *_command_words(arguments)])
+    if code == 3:
+        print_attention(name_of_command, message)
+    else:
+        print_error(name_of_command, message, error=error if trace else None)
+    return code
+
+
+def _set_up_logs_as_asked(arguments: Sequence[str]) -> None:
+    """A command that failed before it set up its logs was perhaps asked for JSON lines even so."""
+    import logging.config
+
+    from certjob.cli.terminal.logs import log_configuration, writes_json
+
+    if writes_json():  # set up as asked, and with the run's id
+        return
+    given = re.search(r"--log-format[= ](\w+)", " ".join(arguments))
+    if (given[1] if given else os.environ.get("CERTJOB_LOG_FORMAT")) == "json":
+        logging.config.dictConfig(log_configuration(verbose=False, log_format="json"))
+
+
+def _command_words(arguments: Sequence[str]) -> list[str]:
+    """Return the words that name a command, such as ``db migrate``, as far as there is one of that name."""
+    from certjob.cli.app import app
+
+    words: list[str] = []
+    command: Any = typer.main.get_command(app)
+    for argument in arguments:
+        command = getattr(command, "commands", {}).get(argument)
+        if command is None:
+            break
+        words.append(argument)
+    return words
+
+
+def _describe(error: Exception, arguments: Sequence[str]) -> tuple[int, str, str]:
+    """Return (exit code, code of the JSON document, message)."""
+    if isinstance(error, CertjobError):
+        return error.exit_code, error.code, str(error)
+    if isinstance(error, _UsageError):
+        return 2, "usage", _describe_usage(error, arguments)
+    if isinstance(error, UnicodeEncodeError) and "surrogate" in error.reason:
+        return 2, "usage", "an argument holds bytes that are no text in UTF-8; type it again"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return 1, "disk_full", "no space is left on the disk; make room and run it again"
+    import psycopg
+
+    if isinstance(error, psycopg.Error):
+        return _describe_database(error)
+    said = f"{type(error).__name__}: {without_people(str(error))}"
+    return 1, "internal", f"internal error ({said}); run it again with -v and report it"
+
+
+def _describe_usage(error: Exception, arguments: Sequence[str]) -> str:
+    see = f"see `{' '.join(['certjob', *_command_words(arguments), '--help'])}`"
+    if type(error).__name__ == "NoArgsIsHelpError":  # its message is the whole help
+        return f"no command was given; {see}"
+    said = getattr(error, "format_message", lambda: str(error))().removeprefix("Invalid value: ").rstrip(".")
+    return f"{said[:1].lower()}{said[1:]}{'' if said.endswith('?') else ';'} {see}"
+
+
+def _describe_database(error: Exception) -> tuple[int, str, str]:
+    import psycopg
+
+    cause = without_people((error.diag.message_primary if isinstance(error, psycopg.Error) else None) or str(error))
+    if isinstance(error, psycopg.errors.InsufficientPrivilege):
+        return 2, "configuration", f"the database user lacks a right: {cause}; grant it or use another user"
+    if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+        step = f"use the primary, or take default_transaction_read_only away. {WORKS_READ_ONLY}"
+        return 1, "database_unavailable", f"the database is read-only ({cause}); {step}"
+    kept = "what was committed is kept, run it again"
+    if isinstance(error, psycopg.OperationalError):
+        from certjob.database.connection_errors import explain_late_refusal
+
+        refusal = explain_late_refusal(error)
+        if refusal is not None:
+            return refusal.exit_code, refusal.code, without_people(str(refusal))
+        # Class 57 is the server going down, but for 57014, a statement cancelled by its timeout or by a person.
+        state = error.sqlstate or "08000"
+        if state.startswith(("08", "57P")):
+            return 1, "database_unavailable", f"the database went away: {cause}; {kept}"
+        if isinstance(error, psycopg.errors.QueryCanceled) and "statement timeout" in cause:
+            step = "if it stays so, give this database user more time: ALTER ROLE … SET statement_timeout = '10min'"
+            return 1, "database", f"the database could not do it in the time it had: {cause}; {kept}; {step}"
+        return 1, "database", f"the database could not do it now: {cause}; {kept}"
+    return 1, "database", f"the database refused a statement: {cause}; {kept}, and if it stays so, report it"

@@ -1,0 +1,266 @@
+"""What coordinators must know, as a page on a terminal and as plain lines off it: the most harmful first."""
+
+import shlex
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from datetime import UTC, date, datetime, timedelta, tzinfo
+from functools import partial
+from typing import Final, TypeVar
+
+from certjob.cli.terminal.lines import PageLine, glued, unbroken
+from certjob.cli.terminal.plain import harmless
+from certjob.cli.terminal.talk import Talk
+from certjob.views.alerts import (
+    Alerts,
+    FailedDigest,
+    FailedReminder,
+    PushAlert,
+    advise,
+    explain,
+    explain_digest,
+    explain_reminder,
+    find_cause,
+)
+
+MOST_ROWS: Final = 20
+"""A page names so many mentors of those who share a cause; --json has all of them."""
+NOTHING: Final = "Nothing needs a person."
+
+_SOON: Final = "soon"
+
+AnyAlert = TypeVar("AnyAlert", PushAlert, FailedReminder, FailedDigest)
+AnyCause = TypeVar("AnyCause", bound=Hashable)
+
+
+def show_alerts(talk: Talk, alerts: Alerts, *, zone: tzinfo, now: datetime) -> None:
+    """Print the page on a terminal, one whole line per alert off it; times in ``zone``."""
+    if not talk.on_terminal:
+        for line in plain_lines(alerts, zone=zone):
+            talk.result(line)
+        return
+    if not len(alerts):
+        talk.out.print(NOTHING)
+    talk.show_lines(page_lines(alerts, zone=zone, now=now))
+
+
+def plain_lines(alerts: Alerts, *, zone: tzinfo) -> Iterator[str]:
+    """Yield one line per alert with everything in it, for programs and logs."""
+    for push in alerts.pushes:
+        error = f": {push.error}" if push.error else ""
+        yield harmless(
+            f"{push.sentence}: {push.full_name} ({push.member_no}, {push.mentor_id}), "
+            f"wanted since {push.wanted_at.astimezone(zone):%Y-%m-%d %H:%M}, {_number(push.calls, 'call')}{error}"
+        )
+    for reminder in alerts.reminders:
+        yield harmless(
+            f"Reminder not delivered: {reminder.full_name} ({reminder.member_no}, {reminder.mentor_id}), "
+            f"certificate until {reminder.expires_on}: {reminder.error}; correct the e-mail address"
+        )
+    for digest in alerts.digests:
+        yield harmless(
+            f"Digest not delivered: {digest.full_name} (coordinator {digest.coordinator_id}), "
+            f"of {digest.digest_on}: {digest.error}; correct the e-mail address"
+        )
+
+
+def page_lines(alerts: Alerts, *, zone: tzinfo, now: datetime, most_rows: int = MOST_ROWS) -> list[PageLine]:
+    """Return the page: mentors who may still be visible, those who may still be hidden, messages not delivered.
+
+    Who shares a cause stands under it, whoever has waited longest first; the first ``most_rows`` of them are named.
+    """
+    page = _Page(alerts, zone=zone, now=now, most_rows=most_rows)
+    hides = [push for push in alerts.pushes if not push.visible]
+    shows = [push for push in alerts.pushes if push.visible]
+    messages = [*page.reminders(alerts.reminders), *page.digests(alerts.digests)]
+    lines = [*page.pushes(hides), *page.pushes(shows), *messages]
+    return lines[1:]  # each section begins with an empty line
+
+
+class _Page:
+    """Builds the sections of one page."""
+
+    def __init__(self, alerts: Alerts, *, zone: tzinfo, now: datetime, most_rows: int) -> None:
+        self._organisations = alerts.organisations if len(alerts.organisations) > 1 else {}
+        self._zone = zone
+        self._now = now.astimezone(UTC)  # hours that passed: Python ignores a change of the clocks within one zone
+        self._most_rows = most_rows
+
+    def pushes(self, pushes: Sequence[PushAlert]) -> Iterator[PageLine]:
+        """The section of those who should be hidden, or of those who should be shown."""
+        if not pushes:
+            return
+        visible = pushes[0].visible
+        number = _number(len(pushes), "mentor")
+        if visible:
+            colour = "yellow"
+            heading = f"{number} may STILL BE HIDDEN on the portal"
+            meaning = "They may meet people again, but the portal has not confirmed that it shows them."
+        else:
+            colour = "red"
+            heading = f"{number} may STILL BE VISIBLE on the portal, and must not be"
+            meaning = (
+                "They are paused or have left, but the portal has not confirmed that it hides them: people may still "
+                "find them there. If it cannot wait, hide them by hand in Dynamics."
+            )
+        yield from self._heading(heading, pushes[0].sentence, meaning, colour=colour)
+        for cause, group in _by_cause(pushes, find_cause):
+            tries = self._next_tries(group)
+            with_next_try = cause.is_tried_by_itself and len(tries) > 1
+            yield from self._group(
+                group,
+                nouns="mentors",
+                why=explain(cause, visible=visible),
+                what_to_do=advise(cause, resync=self._resync(group), next_try=_together(tries)),
+                waits=partial(self._push_waits, with_next_try=with_next_try),
+                noted=self._noted,
+            )
+
+    def reminders(self, reminders: Sequence[FailedReminder]) -> Iterator[PageLine]:
+        """The section of the reminders that were not delivered."""
+        if not reminders:
+            return
+        meaning = "The mail about their certificate has not reached these mentors."
+        yield from self._heading(f"{_number(len(reminders), 'reminder')} not delivered", meaning)
+        for (why, what_to_do), group in _by_cause(reminders, lambda reminder: explain_reminder(reminder.error)):
+            yield from self._group(
+                group,
+                nouns="reminders",
+                why=why,
+                what_to_do=what_to_do,
+                waits=lambda reminder: f"certificate until {_day(reminder.expires_on)}",
+                noted=lambda _group: "Reason",
+            )
+
+    def digests(self, digests: Sequence[FailedDigest]) -> Iterator[PageLine]:
+        """The section of the coordinators whose daily mail was not delivered."""
+        if not digests:
+            return
+        meaning = "These coordinators do not hear what happens to their mentors."
+        yield from self._heading(f"{_number(len(digests), 'digest')} not delivered", meaning)
+        for (why, what_to_do), group in _by_cause(digests, lambda digest: explain_digest(digest.error)):
+            yield from self._group(
+                group,
+                nouns="digests",
+                why=why,
+                what_to_do=what_to_do,
+                waits=lambda digest: f"of {_day(digest.digest_on)}",
+                noted=lambda _group: "Reason",
+            )
+
+    def _heading(self, heading: str, *more: str, colour: str = "") -> Iterator[PageLine]:
+        yield PageLine(text="")
+        yield PageLine(text=heading, style=f"bold {colour}")
+        *sentences, meaning = more
+        yield from (PageLine(text=harmless(sentence), style=colour) for sentence in sentences)
+        yield PageLine(text=meaning)
+
+    def _group(
+        self,
+        group: Sequence[AnyAlert],
+        *,
+        nouns: str,
+        why: str,
+        what_to_do: str,
+        waits: Callable[[AnyAlert], str],
+        noted: Callable[[Sequence[AnyAlert]], str],
+    ) -> Iterator[PageLine]:
+        """One cause: why, what to do, who; the technical reason once if it is the same for all."""
+        number = f" ({len(group):,} {nouns})" if len(group) > 1 else ""
+        yield PageLine(text="")
+        yield PageLine(text=f"{why}{number}", style="bold", indent=2)
+        yield PageLine(text=unbroken(what_to_do), head="What to do: ", indent=2)
+        same = len({alert.error for alert in group}) == 1
+        for alert in group[: self._most_rows]:
+            yield PageLine(text=f": {waits(alert)}", head=self._name(alert), bullet="- ", indent=4, alerts=1)
+            if alert.error and not same:
+                yield PageLine(text=f"{noted([alert])}: {harmless(alert.error)}", style="dim", indent=6)
+        left = len(group) - self._most_rows
+        if left > 0:
+            more = unbroken(f"… and {left:,} more; `certjob alerts --json` lists all")
+            yield PageLine(text=more, indent=4, alerts=left)
+        if same and group[0].error:
+            yield PageLine(text=f"{noted(group)}: {harmless(group[0].error)}", style="dim", indent=4)
+
+    def _push_waits(self, push: PushAlert, *, with_next_try: bool) -> str:
+        since = f"since {self._moment(push.wanted_at)}, {_duration(self._now - push.wanted_at)}"
+        return since + (f"; next try {self._next_tries([push]).pop()}" if with_next_try else "")
+
+    def _name(self, alert: PushAlert | FailedReminder | FailedDigest) -> str:
+        name = alert.full_name
+        if not isinstance(alert, FailedDigest) and name != alert.member_no:
+            name = f"{name} ({alert.member_no})"
+        organisation = self._organisations.get(alert.organisation_id)
+        return harmless(f"{name}, {organisation.name}" if organisation else name)
+
+    def _resync(self, group: Sequence[PushAlert]) -> str:
+        """The command to type; for several mentors that of the first."""
+        organisation = self._organisations.get(group[0].organisation_id)
+        command = f"certjob resync {shlex.quote(group[0].member_no)}"
+        if organisation:  # two organisations may have the same member number
+            command += f" --organisation {organisation.slug}"
+        return f"`{harmless(command)}` and so on" if len(group) > 1 else f"`{harmless(command)}`"
+
+    def _noted(self, group: Sequence[PushAlert]) -> str:
+        """How the line of the technical reason begins: when it was last so."""
+        failed_at = [push.last_failed_at for push in group if push.last_failed_at is not None]
+        if not failed_at:
+            return "Reason"
+        if not group[0].calls:
+            return f"Noted {self._moment(max(failed_at))}"
+        so_far = f", {_number(group[0].calls, 'call')} so far" if len(group) == 1 else ""
+        return f"Last try {self._moment(max(failed_at))}{so_far}"
+
+    def _next_tries(self, group: Sequence[PushAlert]) -> set[str]:
+        """When certjob tries them again by itself, as different as it reads."""
+        now, today = self._now, self._now.astimezone(self._zone).date()
+        minutes = {max(push.next_attempt_at, now).replace(second=0, microsecond=0) for push in group}
+        tries = set()
+        for minute in minutes:
+            local = minute.astimezone(self._zone)
+            day = "" if local.date() == today else f"on {_day(local.date(), today)} "
+            tries.add(f"{day}at {local:%H:%M}" if minute > now else _SOON)
+        return tries
+
+    def _moment(self, at: datetime) -> str:
+        local, today = at.astimezone(self._zone), self._now.astimezone(self._zone).date()
+        day = "today" if local.date() == today else _day(local.date(), today)
+        return glued(f"{day} {local:%H:%M}")
+
+
+def _by_cause(
+    alerts: Iterable[AnyAlert], cause_of: Callable[[AnyAlert], AnyCause]
+) -> Iterable[tuple[AnyCause, list[AnyAlert]]]:
+    """Return those who share a cause together, in the order in which each cause first appears."""
+    groups: dict[AnyCause, list[AnyAlert]] = {}
+    for alert in alerts:
+        groups.setdefault(cause_of(alert), []).append(alert)
+    return groups.items()
+
+
+def _together(tries: Collection[str]) -> str:
+    """Say when certjob tries a group again; where that differs, each row says it."""
+    if len(tries) > 1:
+        return "at the time behind the name"
+    if _SOON in tries:
+        return "when `certjob deliver` runs next, normally every 15 minutes"
+    return f"{next(iter(tries))}, or soon after"
+
+
+def _day(day: date, today: date | None = None) -> str:
+    """Return a date as people write it, without the year where it is today's."""
+    return glued(f"{day.day} {day:%B}" + ("" if today and day.year == today.year else f" {day.year}"))
+
+
+def _duration(elapsed: timedelta) -> str:
+    """Return how long something has lasted, in its largest unit, rounded down.
+
+    >>> _duration(timedelta(hours=47)), _duration(timedelta(seconds=-3))
+    ('1\\ue000day', 'just now')
+    """
+    for unit, length in (("day", timedelta(days=1)), ("hour", timedelta(hours=1)), ("minute", timedelta(minutes=1))):
+        if elapsed >= length:
+            return glued(_number(elapsed // length, unit))
+    return "just now"
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -1,0 +1,343 @@
+"""One mentor's story as a page: what is so today and why, what was sent, what comes next; on a terminal or off it."""
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import date, datetime
+from itertools import groupby
+from typing import Any, Final
+
+from certjob.cli.terminal.lines import PageLine, glued, unbroken
+from certjob.cli.terminal.plain import harmless
+from certjob.cli.terminal.talk import Talk
+from certjob.domain import reasons, rules
+from certjob.domain.models import OWN_PAUSE_REASON, Status
+from certjob.domain.reasons import day_words, distance_words, threshold_words
+from certjob.views.alerts import NO_ADDRESS, Cause, PushAlert, advise, explain, explain_reminder, find_cause
+from certjob.views.explain.reader import address_problem
+from certjob.views.explain.story import LoggedReminder, Pause, Portal, Story
+
+MOST_COMING_DAYS: Final = 12
+"""A page on a terminal tells so many of the coming days; --json and a pipe have all of them."""
+
+_MONTHS: Final = "|".join(f"{date(2000, month, 1):%B}" for month in range(1, 13))
+_DATE: Final = re.compile(rf"\b\d{{1,2}} (?:{_MONTHS})(?: \d{{4}})?(?: \d\d:\d\d)?\b")
+_STYLES: Final = {Status.EXPIRED: "red", Status.REVOKED: "red", Status.EXPIRING: "yellow"}
+
+
+def show_story(talk: Talk, story: Story) -> None:
+    """Print the page: wrapped to a terminal, whole lines off it."""
+    if not talk.on_terminal:
+        for line in page_lines(story):
+            talk.result(f"{' ' * line.indent}{line.bullet}{line.head}{line.text}".rstrip())
+        return
+    lines = (replace(line, text=_kept_together(line.text)) for line in page_lines(story, most_days=MOST_COMING_DAYS))
+    talk.show_lines(lines)
+
+
+def page_lines(story: Story, *, most_days: int | None = None) -> Iterator[PageLine]:
+    """Yield the page; of the coming days so many at most."""
+    person = story.person
+    name = person.member_no if person.full_name is None else f"{person.full_name} ({person.member_no})"
+    yield PageLine(text=harmless(f"{name}, {person.organisation_name}"), style="bold")
+    yield PageLine(text=" ".join(_summary(story)))
+    for warning in _warnings(story):
+        yield PageLine(text=warning, style="yellow")
+    coming = _by_occasion(story)
+    yield PageLine(text="")
+    if not coming:
+        yield PageLine(head="Next: ", text="nothing, as long as no fact changes.")
+    for when, what in coming[:1]:
+        yield PageLine(head="Next: ", text=f"{when}: {what}.")
+    yield from _section("Certificates", _certificate_lines(story))
+    yield from _section("Pauses", _pause_lines(story))
+    yield from _section("Reminders", _reminder_lines(story))
+    yield from _section("Portal", portal_lines(story))
+    later = coming[1:] if most_days is None else coming[1:most_days]
+    yield from _section("After that, if no fact changes", _later_lines(later, left=len(coming) - 1 - len(later)))
+
+
+def _summary(story: Story) -> Iterator[str]:
+    mentor, today = story.mentor, story.today
+    if story.person.left_at is not None:
+        yield f"Has left, on {day_words(story.person.left_at.astimezone(story.zone).date(), story.today)}."
+    elif mentor.open_pauses:
+        yield harmless(f"Paused: {', '.join(sorted(pause.reason for pause in mentor.open_pauses))}.")
+    else:
+        yield "Active: no pause is open."
+    lapsed = rules.lapsed_certificates(mentor, today)
+    why = "; ".join(reasons.why_certified(mentor, today))
+    if lapsed:
+        yield harmless(f"Not certified: {why}.")
+    elif rules.holds_nothing(mentor, today):
+        said = f" ({why})" if why else ""
+        yield harmless(
+            f"Holds no certificate that counts{said}, so nobody watches over it: no pause follows from that."
+        )
+    else:
+        yield harmless(f"Certified: {why}.")
+
+
+def _warnings(story: Story) -> Iterator[str]:
+    """What makes the dates of the page doubtful."""
+    last, today = story.last_night, story.today
+    if last is None:
+        yield "No night has been run yet; the dates below need `certjob run` every night."
+    elif last > today:
+        day = day_words(last, today)
+        yield (
+            f"A run today is refused, because the last night was run for {day}; what follows holds once the clock is "
+            "corrected, or with --allow-earlier-date."
+        )
+    elif (today - last).days > 1:
+        day = day_words(last, today)
+        yield f"The last night was run for {day}; the dates below need `certjob run` every night."
+    if story.is_stale:
+        yield "What is stored is not today's state any more: a run today changes it."
+
+
+def _section(heading: str, lines: Iterator[PageLine]) -> Iterator[PageLine]:
+    """A heading and what stands under it; nothing at all without a line."""
+    for number, line in enumerate(lines):
+        if not number:
+            yield PageLine(text="")
+            yield PageLine(text=heading, style="bold")
+        yield line
+
+
+def _certificate_lines(story: Story) -> Iterator[PageLine]:
+    mentor, today = story.mentor, story.today
+    if not mentor.certificates:
+        yield PageLine(text="none", bullet="- ", indent=2)
+    for certificate in sorted(mentor.certificates, key=lambda c: (c.kind, c.issued_on, c.expires_on)):
+        siblings = [other for other in mentor.certificates if other.kind == certificate.kind]
+        status = rules.status_of(certificate, siblings, mentor, today)
+        note = story.notes.get(certificate.id)
+        revoked_on = note.revoked_at.astimezone(story.zone).date() if note and note.revoked_at else None
+        why = reasons.why_status(certificate, mentor, today, revoked_on=revoked_on)
+        if certificate.status is not status:
+            noted = (
+                "not noted yet" if certificate.status is Status.RECORDED else f"noted as {certificate.status} so far"
+            )
+            why += f"; {noted}, a run today notes it"
+        elif note and note.noted_on:
+            why += f"; noted on {day_words(note.noted_on, today)}"
+        optional = ", optional" if certificate.kind in mentor.organisation.optional_kinds else ""
+        span = f"{_whole_date(certificate.issued_on)} to {_whole_date(certificate.expires_on)}"
+        head = harmless(f"{certificate.kind}{optional}, {span}: {status}")
+        yield PageLine(head=head, text="", bullet="- ", indent=2, style=_STYLES.get(status, ""))
+        yield PageLine(text=harmless(why), indent=4)
+
+
+def _pause_lines(story: Story) -> Iterator[PageLine]:
+    if not any(pause.lifted_at is None for pause in story.pauses):
+        yield PageLine(text="none is open", bullet="- ", indent=2)
+    for pause in story.pauses:
+        since = f"by {pause.actor} since {story.moment(pause.paused_at)}"
+        if pause.lifted_at is None:
+            yield PageLine(head=harmless(pause.reason), text=harmless(f", {since}"), bullet="- ", indent=2)
+            yield PageLine(text=harmless(_what_lifts(story, pause)), indent=4)
+        else:
+            by = f" by {pause.lifted_by}" if pause.lifted_by else ""
+            text = f"earlier: {pause.reason}, {since}, lifted {story.moment(pause.lifted_at)}{by}"
+            yield PageLine(text=harmless(text), bullet="- ", indent=2, style="dim")
+
+
+def _what_lifts(story: Story, pause: Pause) -> str:
+    if pause.reason != OWN_PAUSE_REASON:
+        return "certjob never lifts it; whoever is responsible does, in the app"
+    if story.mentor.left:
+        return "it stays as it is while the mentor has left"
+    lapsed = sorted({certificate.kind for certificate in rules.lapsed_certificates(story.mentor, story.today)})
+    if not lapsed:
+        return "every kind that counts is in force: a run today lifts it"
+    missing = f"{', '.join(lapsed)} {'is' if len(lapsed) == 1 else 'are'} in force again"
+    return f"certjob lifts it once {missing}; if a person lifts it before that, certjob opens it again"
+
+
+def _reminder_lines(story: Story) -> Iterator[PageLine]:
+    certificates = {certificate.id: certificate for certificate in story.mentor.certificates}
+    for row in story.reminders:
+        certificate = certificates.get(row.cert_id)
+        what = certificate.kind if certificate else "a certificate that is gone"
+        which = f"{what} until {day_words(row.expires_on, story.today)}, {threshold_words(row.threshold_days)}"
+        text = harmless(f"{which}: {_what_became(story, row)}")
+        yield PageLine(text=text, bullet="- ", indent=2, style="red" if row.status == "failed" else "")
+        for earlier in row.history:
+            yield PageLine(text=harmless(_earlier_cycle(story, earlier)), indent=4, style="dim")
+    for certificate in sorted(certificates.values(), key=lambda c: (c.kind, c.expires_on)):
+        none = reasons.why_no_reminder(certificate, story.mentor, story.today)
+        if none is not None:
+            text = f"{certificate.kind} until {day_words(certificate.expires_on, story.today)}: none comes, {none}"
+            yield PageLine(text=harmless(text), bullet="- ", indent=2)
+    yield from _reminders_to_come(story)
+    problem = address_problem(story.person.email)
+    if problem:
+        text = harmless(f"{problem}: nothing can be sent; enter one in the app, and what failed is sent by itself")
+        yield PageLine(text=text, bullet="- ", indent=2, style="red")
+
+
+def _reminders_to_come(story: Story) -> Iterator[PageLine]:
+    """One line per certificate with all that nights will queue about it."""
+    today = story.today
+    for certificate in story.mentor.certificates:
+        days = [
+            f"{threshold_words(step.threshold_days or 0)} ({'held back' if step.held else day_words(step.on, today)})"
+            for step in story.steps
+            if step.kind == "reminder" and step.certificate_id == certificate.id
+        ]
+        if days:
+            which = f"{certificate.kind} until {day_words(certificate.expires_on, today)}"
+            yield PageLine(text=harmless(f"{which}, to come: {', '.join(days)}"), bullet="- ", indent=2)
+
+
+def _what_became(story: Story, row: LoggedReminder) -> str:
+    again = ", perhaps twice" if row.maybe_sent else ""
+    if row.status == "sent":
+        return f"sent {story.moment(row.sent_at)}{again}" if row.sent_at else f"sent{again}"
+    if row.status == "failed":
+        why, what_to_do = explain_reminder(row.last_error)
+        reason = f" ({row.last_error})" if row.last_error not in (None, NO_ADDRESS) else ""
+        return f"not delivered. {why}{reason} What to do: {what_to_do.rstrip('.')}"
+    if row.status == "pending":
+        tries = (
+            f", tried {row.attempts} times so far"
+            if row.attempts > 1
+            else ", tried once so far"
+            if row.attempts
+            else ""
+        )
+        error = f" ({row.last_error})" if row.last_error else ""
+        return f"queued {story.moment(row.queued_at)}{tries}{error}"
+    if row.status == "superseded":
+        return "never sent: a more urgent one took its place"
+    return f"cancelled: {row.last_error or 'it was not right any more'}"
+
+
+def _earlier_cycle(story: Story, earlier: Mapping[str, Any]) -> str:
+    """An entry of the history: the same reminder about another last day, or sent again after it was cancelled."""
+    about = day_words(date.fromisoformat(earlier["expires_on"]), story.today)
+    sent_at = earlier.get("sent_at")
+    when = f" {story.moment(datetime.fromisoformat(sent_at))}" if sent_at else ""
+    return f"before that, about {about}: {earlier.get('status', 'unknown')}{when}"
+
+
+def _later_lines(later: Sequence[tuple[str, str]], *, left: int) -> Iterator[PageLine]:
+    for when, what in later:
+        yield PageLine(head=f"{when}: ", text=what, bullet="- ", indent=2)
+    if left > 0:
+        yield PageLine(text=f"… and {left:,} more; --json has all of them", indent=2)
+
+
+def _by_occasion(story: Story) -> list[tuple[str, str]]:
+    """What comes, one occasion each: a night, or a delivery at its time."""
+    occasions = []
+    for (day, at, by_night), steps in groupby(story.steps, key=lambda step: (step.on, step.at, step.is_of_night)):
+        said = f"on {day_words(day, story.today)}"
+        if by_night:
+            when = (
+                "today, when `certjob run` runs"
+                if day == story.today
+                else f"{said}, {distance_words(day, story.today)}"
+            )
+        elif at is None:
+            when = "today, with the next `certjob run` or `certjob deliver`"
+        else:
+            when = f"{'today' if day == story.today else said}, at {at:%H:%M} or soon after"
+        occasions.append((when, harmless("; ".join(step.text for step in steps))))
+    return occasions
+
+
+def _whole_date(day: date) -> str:
+    return f"{day.day} {day:%B} {day.year:04}"
+
+
+def _kept_together(text: str) -> str:
+    """Let no line end come into a command or a date."""
+    return unbroken(_DATE.sub(lambda match: glued(match[0]), text))
+
+
+def portal_lines(story: Story) -> Iterator[PageLine]:
+    """Yield the lines of the section; nothing where there is no portal and never was."""
+    portal, person = story.portal, story.person
+    has_portal = story.mentor.organisation.has_portal
+    if not has_portal and portal.confirmed is None and portal.status is None:
+        return
+    if not has_portal:
+        text = f"{person.slug} has no portal (any more): nothing is pushed"
+        yield PageLine(text=text, bullet="- ", indent=2)
+    elif person.wanted is None:
+        text = "wanted: not known (the contact id or the portal has changed); the next run pushes what is right"
+        yield PageLine(text=text, bullet="- ", indent=2)
+    else:
+        yield PageLine(text=f"wanted: {_shown(person.wanted)}", bullet="- ", indent=2)
+    if portal.confirmed_at is None:
+        yield PageLine(text="the portal has confirmed nothing yet", bullet="- ", indent=2)
+    else:
+        text = f"the portal last confirmed: {_shown(bool(portal.confirmed))}, {story.moment(portal.confirmed_at)}"
+        yield PageLine(text=text, bullet="- ", indent=2)
+    if has_portal and person.contact_id is None:
+        text = "there is no contact id: nothing can be pushed; add it in the app"
+        yield PageLine(text=text, bullet="- ", indent=2, style="red")
+    if portal.wanted_at is not None:
+        yield from _open_push(story, portal)
+    if portal.resolved_failures:
+        number = portal.resolved_failures
+        text = f"earlier trouble that is over: {number:,} {'time' if number == 1 else 'times'}"
+        yield PageLine(text=text, bullet="- ", indent=2, style="dim")
+
+
+def _open_push(story: Story, portal: Portal) -> Iterator[PageLine]:
+    """What is still to be pushed, why it waits, and what to do about it."""
+    push = _push_alert(story)
+    since = story.moment(push.wanted_at)
+    may_be = "hidden" if push.visible else "visible"
+    text = f"not confirmed since {since}: to be {_shown(push.visible)} ({push.status}); may still be {may_be}"
+    yield PageLine(text=text, bullet="- ", indent=2, style="yellow" if push.visible else "red")
+    cause = find_cause(push)
+    if cause is Cause.UNTRIED:
+        yield PageLine(text="It goes out with the next `certjob run` or `certjob deliver`.", indent=4)
+    else:
+        yield PageLine(text=explain(cause, visible=push.visible), indent=4)
+        command = f"certjob resync {shlex.quote(push.member_no)} --organisation {story.person.slug}"
+        what_to_do = advise(cause, resync=f"`{harmless(command)}`", next_try=_next_try(story, push))
+        yield PageLine(head="What to do: ", text=what_to_do, indent=4)
+    if push.error:
+        calls = f", {push.calls:,} {'call' if push.calls == 1 else 'calls'} so far" if push.calls else ""
+        when = f" {story.moment(push.last_failed_at)}" if push.last_failed_at else ""
+        yield PageLine(text=harmless(f"Last noted{when}{calls}: {push.error}"), indent=4, style="dim")
+
+
+def _next_try(story: Story, push: PushAlert) -> str:
+    if push.next_attempt_at <= story.person.now:
+        return "when `certjob deliver` runs next, normally every 15 minutes"
+    return f"at {story.moment(push.next_attempt_at)}, or soon after"
+
+
+def _push_alert(story: Story) -> PushAlert:
+    """Return the open push as the alerts have it; there must be one."""
+    person, portal = story.person, story.portal
+    return PushAlert(
+        mentor_id=person.id,
+        organisation_id=person.organisation_id,
+        member_no=person.member_no,
+        full_name=person.full_name or person.member_no,
+        visible=bool(portal.visible),
+        sentence="",
+        error=portal.error,
+        calls=portal.calls or 0,
+        wanted_at=portal.wanted_at or person.now,
+        last_failed_at=portal.last_failed_at,
+        status=portal.status or "pending",
+        rounds=portal.rounds or 0,
+        next_attempt_at=portal.next_attempt_at or person.now,
+        failure_kind=portal.failure_kind,
+        is_claimed=bool(portal.is_claimed),
+        has_contact_id=person.contact_id is not None,
+        has_new_contact_id=person.wanted is None,
+    )
+
+
+def _shown(visible: bool) -> str:
+    return "shown" if visible else "hidden"

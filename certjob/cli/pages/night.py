@@ -1,0 +1,129 @@
+"""What a night says to people: the plan, the totals, one mentor before and after."""
+
+from collections.abc import Iterator, Sequence
+from datetime import date
+
+from rich.table import Table
+
+from certjob.cli.terminal.lines import PageLine, keep_words_whole
+from certjob.cli.terminal.plain import harmless
+from certjob.cli.terminal.talk import Talk, clean
+from certjob.domain.models import PauseChange, Status
+from certjob.night.report import PlannedChange, RunReport
+from certjob.night.resync import MentorState
+
+MOST_PLANNED_ROWS = 50
+"""A plan on a terminal shows so many mentors; --json has all of them."""
+
+
+def show_plan(talk: Talk, report: RunReport) -> None:
+    """Print what a run would do, mentor by mentor, and the totals."""
+    if not talk.on_terminal:
+        for change in report.changes:
+            talk.result(_planned_line(change))
+    elif report.changes:
+        _show_changes(talk, report.changes[:MOST_PLANNED_ROWS], today=report.today)
+        if len(report.changes) > MOST_PLANNED_ROWS:
+            talk.result(f"… and {len(report.changes) - MOST_PLANNED_ROWS:,} more; --json lists all of them")
+    show_totals(talk, report)
+
+
+def _show_changes(talk: Talk, changes: Sequence[PlannedChange], *, today: date) -> None:
+    """Print a table, a line for each mentor where the terminal is too narrow for it."""
+    table = Table(title=f"What `certjob run` would do on {today}", title_justify="left", expand=False)
+    for heading in ("Mentor", "Organisation", "Certificates", "Pause", "Reminder", "Portal"):
+        table.add_column(heading, overflow="fold")
+    for change in changes:
+        table.add_row(*(clean(cell) for cell in _planned_cells(change)))
+    if keep_words_whole(talk.out, table):
+        talk.out.print(table)
+        return
+    talk.show_lines([PageLine(head=str(table.title), text=""), *(_planned_page_line(change) for change in changes)])
+
+
+def show_totals(talk: Talk, report: RunReport) -> None:
+    """Print a run's figures as a small table, or as one line off a terminal."""
+    rows = list(_totals(report))
+    if not talk.on_terminal:
+        talk.result("; ".join(f"{name}: {figures}" for name, figures in rows))
+        return
+    what = "Plan" if report.dry_run else "Night" if report.command == "run" else "Delivery"
+    title = f"{what} of {report.today}"
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column()
+    for name, figures in rows:
+        table.add_row(name, figures)
+    if keep_words_whole(talk.out, table):
+        talk.out.print(table)
+    else:
+        talk.show_lines([PageLine(head=title, text=""), *(PageLine(text=": ".join(row), indent=2) for row in rows)])
+
+
+def show_resync(talk: Talk, before: MentorState, after: MentorState) -> None:
+    """Print one mentor's state before and after."""
+    for when, state in (("before: ", before), ("after:  ", after)):
+        if talk.on_terminal:
+            talk.show_lines([PageLine(bullet=when, text=harmless(_state_line(state)))])
+        else:
+            talk.result(f"{when}{_state_line(state)}")
+
+
+def _planned_cells(change: PlannedChange) -> tuple[str, ...]:
+    decision = change.decision
+    transitions = ", ".join(
+        f"{transition.from_status} → {transition.to_status}"
+        if transition.from_status is not Status.RECORDED
+        else str(transition.to_status)
+        for transition in decision.transitions
+    )
+    pause = {PauseChange.OPEN: "pause", PauseChange.LIFT: "lift", None: ""}[decision.pause]
+    reminders = ", ".join(_threshold_words(reminder.threshold_days) for reminder in change.new_reminders)
+    if reminders and not change.has_address:
+        reminders += " (no e-mail address)"
+    portal = ("show" if decision.visible else "hide") if decision.push else ""
+    return (decision.member_no, decision.organisation.slug, transitions, pause, reminders, portal)
+
+
+def _planned_line(change: PlannedChange) -> str:
+    member_no, organisation, transitions, pause, reminders, portal = _planned_cells(change)
+    parts = [
+        f"certificates: {transitions}" if transitions else "",
+        f"pause: {pause}" if pause else "",
+        f"reminder: {reminders}" if reminders else "",
+        f"portal: {portal}" if portal else "",
+    ]
+    return f"{organisation} {member_no}: " + "; ".join(part for part in parts if part)
+
+
+def _planned_page_line(change: PlannedChange) -> PageLine:
+    return PageLine(text=harmless(_planned_line(change)), bullet="- ")
+
+
+def _threshold_words(days: int) -> str:
+    if days == 0:
+        return "on the day"
+    return f"{days} d before" if days > 0 else f"{-days} d after"
+
+
+def _totals(report: RunReport) -> Iterator[tuple[str, str]]:
+    document = report.to_document()
+    for part in ("mentors", "certificates", "reminders", "portal", "digests"):
+        figures = document.get(part, {})
+        said = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in figures.items() if value)
+        if said or (figures and part != "digests"):  # most nights have none, and no plan has any
+            yield part, said or "nothing"
+
+
+def _state_line(state: MentorState) -> str:
+    words = {True: "visible", False: "hidden", None: "unknown"}
+    portal = (
+        f"portal wanted {words[state.wanted]}, confirmed {words[state.acknowledged]}"
+        + (f", push {state.open_push}" if state.open_push else "")
+        if state.has_portal
+        else "no portal"
+    )
+    return (
+        f"{state.member_no}: {', '.join(state.certificates) or 'no certificate'}; "
+        f"{'paused: ' + ', '.join(state.pauses) if state.pauses else 'not paused'}; {portal}"
+    )

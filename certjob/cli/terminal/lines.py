@@ -1,0 +1,132 @@
+"""The lines of a page on a terminal: wrapped under their indent, commands and dates unbroken, cut to a height."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Final
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+_GLUE: Final = "\ue000"
+"""Stands for a space at which no line may end, as in a command; harmless() lets none in from elsewhere."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageLine:
+    """A line as wide as it needs to be, before it is wrapped."""
+
+    text: str
+    head: str = ""
+    """What comes before the text, bold."""
+    style: str = ""
+    indent: int = 0
+    bullet: str = ""
+    """Stands before its first line; the others are as far in."""
+    alerts: int = 0
+    """How many alerts it stands for."""
+
+
+def glued(text: str) -> str:
+    """Return a text that no line end comes into."""
+    return text.replace(" ", _GLUE)
+
+
+def unbroken(text: str) -> str:
+    """Return a text whose commands, in backquotes, stay on one line each."""
+    return re.sub("`[^`]*`", lambda command: glued(command[0]), text)
+
+
+def wrap(console: Console, lines: Iterable[PageLine]) -> Iterator[Text]:
+    """Yield the lines of a terminal, each no wider than it; what belongs together stays under its indent."""
+    for line in lines:
+        yield from _wrapped(console, line)
+
+
+def fit(
+    console: Console, page: Callable[[int], list[PageLine]], *, most_rows: Sequence[int], height: int, rest: str
+) -> list[Text]:
+    """Return a page in at most so many lines: first with fewer rows in each group, then cut at its end.
+
+    ``page`` takes how many rows a group may have, tried as ``most_rows`` says; ``rest`` tells where what was cut can be
+    found.
+    """
+    lines: list[PageLine] = []
+    for number in most_rows:
+        lines = page(number)
+        whole = list(wrap(console, lines))
+        if len(whole) <= height:
+            return whole
+    shown: list[Text] = []
+    left = sum(line.alerts for line in lines)
+    for line in lines:
+        texts = list(_wrapped(console, line))
+        if len(shown) + len(texts) > height - 1:
+            break
+        shown += texts
+        left -= line.alerts
+    more = f"… and {left:,} more; {rest}" if left else "…"
+    return [*shown, Text(more, style="bold", no_wrap=True, overflow="ellipsis")]
+
+
+def _fitting(word: str, width: int) -> str:
+    """What was glued, parted at its spaces again where it is longer than a line."""
+    return word.replace(_GLUE, " ") if cell_len(word) > width else word
+
+
+def _wrapped(console: Console, line: PageLine) -> Iterator[Text]:
+    margin = " " * line.indent
+    width = max(console.width - line.indent - len(line.bullet), 1)
+    text = re.sub(r"\S+", lambda word: _fitting(word[0], width), line.text)
+    whole = Text.assemble((line.head, "bold"), text, style=line.style)
+    for number, piece in enumerate(whole.wrap(console, width, overflow="fold") or [Text()]):
+        piece.plain = piece.plain.replace(_GLUE, " ")
+        piece.rstrip()
+        yield Text(margin + (" " * len(line.bullet) if number else line.bullet)).append_text(piece)
+
+
+_UNLIMITED: Final = 1_000_000
+_LONGEST_WORD: Final = 24
+"""A longer one in a cell, as nobody's name is, may be broken, so that it does not cost everybody the table."""
+
+
+def keep_words_whole(console: Console, table: Table) -> bool:
+    """Deal the console's width out among the columns; return whether each has room for its longest word.
+
+    Left to itself Rich narrows the widest columns first, down to single letters.
+    """
+    options = console.options.update(max_width=_UNLIMITED)
+    least, most = [], []
+    for column in table.columns:
+        heading = Measurement.get(console, options, column.header)
+        cells = [Measurement.get(console, options, cell) for cell in column.cells]
+        most.append(max(cell.maximum for cell in chain((heading,), cells)))
+        words = max((min(cell.minimum, _LONGEST_WORD) for cell in cells), default=0)
+        least.append(most[-1] if column.no_wrap else max(heading.minimum, words))
+    frame = Measurement.get(console, options, table).maximum - sum(most)
+    room = console.width - frame
+    if sum(least) > room:
+        return False
+    for column, width in zip(table.columns, _shares(least, most, room=room), strict=True):
+        column.width = width
+    return True
+
+
+def _shares(least: Sequence[int], most: Sequence[int], *, room: int) -> list[int]:
+    """Return widths between least and most: whoever needs little gets it, the others share what is left.
+
+    >>> _shares([4, 4, 4], [4, 8, 50], room=30), _shares([4, 4], [6, 8], room=80)
+    ([4, 8, 18], [6, 8])
+    """
+    widths = list(least)
+    spare = room - sum(least)
+    needs = sorted((longest - width, number) for number, (width, longest) in enumerate(zip(least, most, strict=True)))
+    for position, (need, number) in enumerate(needs):
+        share = min(need, spare // (len(needs) - position))
+        widths[number] += share
+        spare -= share
+    return widths

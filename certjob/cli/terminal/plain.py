@@ -1,0 +1,100 @@
+"""What is printed without Rich: a harmless line, the line that says why, the one JSON document of a command."""
+
+import json
+import logging
+import os
+import re
+import sys
+from datetime import date
+
+from certjob.cli.terminal.logs import traceback_lines, writes_json
+from certjob.redaction import without_secrets
+
+_UNSEEN = re.compile("[\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb]")
+"""What json.dumps leaves as it is, although a terminal obeys it or a person does not see it."""
+
+
+def harmless(text: object) -> str:
+    """Return any text as one line in which no terminal finds an order: no control, no invisible character."""
+    return "".join(
+        character if character.isprintable() else " " if character.isspace() else "\N{REPLACEMENT CHARACTER}"
+        for character in str(text)
+    )
+
+
+def print_result(text: str) -> None:
+    """Print a line of what was asked for; whoever reads it may go away before its end (``certjob alerts | head``)."""
+    try:
+        print(text)  # noqa: T201
+    except BrokenPipeError:
+        discard_results()
+
+
+def discard_results() -> None:
+    """Let everything else that goes to stdout go nowhere: the command still has to end, with its exit code."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+def print_json(document: object) -> None:
+    """Print the one JSON document of a command."""
+    print_result(to_json(document))
+
+
+def to_json(document: object, *, indent: int | None = 2) -> str:
+    """Return a document as JSON in which no terminal finds an order: dates are ISO, ids are texts."""
+    text = json.dumps(document, ensure_ascii=False, indent=indent, default=_as_json)
+    return _UNSEEN.sub(lambda match: json.dumps(match[0])[1:-1], text)
+
+
+def print_error(command: str, message: str, *, error: BaseException | None = None) -> None:
+    """Say why a command failed: one line on stderr, a JSON one of level error if the log is JSON.
+
+    With ``error`` its traceback follows.
+    """
+    line = _one_line(message)
+    if writes_json():
+        _log(logging.ERROR, line, command=command, event="failed", error=error)
+        return
+    trace = traceback_lines(error) if error is not None else ()
+    print(f"{command}: {line}", *trace, sep="\n", file=sys.stderr)  # noqa: T201
+
+
+def print_attention(command: str, message: str) -> None:
+    """Say what needs a person although the command did its work (exit 3): one line on stderr, whatever -q says."""
+    _say(logging.WARNING, command, message, event="attention")
+
+
+def print_warning(command: str, message: str) -> None:
+    """Say what somebody should know of, although the command does its work and its exit code does not tell."""
+    _say(logging.WARNING, command, message, event="warning", prefix="warning: ")
+
+
+def print_note(command: str, message: str) -> None:
+    """Say beside a result what it is, where it should not go along into a pipe."""
+    _say(logging.INFO, command, message, event="note")
+
+
+def _say(level: int, command: str, message: str, *, event: str, prefix: str = "") -> None:
+    line = _one_line(message)
+    if writes_json():
+        _log(level, line, command=command, event=event)
+        return
+    print(f"{command}: {prefix}{line}", file=sys.stderr)  # noqa: T201
+
+
+def _one_line(message: str) -> str:
+    return without_secrets(" ".join(harmless(message).split()))
+
+
+def _log(level: int, line: str, *, command: str, event: str, error: BaseException | None = None) -> None:
+    """Write a line that no level holds back: -q leaves out what is well, never why the exit code is not 0."""
+    logger = logging.getLogger("certjob")
+    about = {"command": command, "event": event}
+    trace = (type(error), error, error.__traceback__) if error is not None else None
+    logger.handle(logger.makeRecord(logger.name, level, "", 0, line, (), trace, extra=about))
+
+
+def _as_json(value: object) -> str:
+    return value.isoformat() if isinstance(value, date) else str(value)

@@ -1,0 +1,126 @@
+"""What people see: tables and progress on a terminal, plain lines off it.
+
+Results go to stdout, talk goes to stderr. Off a terminal nothing is wrapped, cut or coloured.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from certjob.cli.terminal.lines import PageLine, keep_words_whole, wrap
+from certjob.cli.terminal.logs import logs_steps, writes_json
+from certjob.cli.terminal.plain import harmless, print_result
+
+
+def clean(text: object) -> str:
+    """Return text from the database as one harmless line in which Rich finds no markup."""
+    return escape(harmless(text))
+
+
+class Talk:
+    """Where a command says things, and whether it says them at all."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self.on_terminal = sys.stdout.isatty()
+        """Whether results are for a person's eyes: tables then, plain lines otherwise."""
+        self.chatty = sys.stderr.isatty() and not quiet and not writes_json()
+        """A person is watching: say what happened also when all went well. JSON is for programs."""
+        self.out = Console(
+            highlight=False, emoji=False, force_terminal=self.on_terminal, soft_wrap=not self.on_terminal
+        )
+        self.err = Console(highlight=False, emoji=False, force_terminal=self.chatty, stderr=True)
+
+    def line(self, text: str) -> None:
+        """Say something to whoever watches."""
+        if self.chatty:
+            self.err.print(clean(text))
+
+    def result(self, text: str) -> None:
+        """Print a line that was asked for, whole."""
+        print_result(harmless(text))
+
+    def show_lines(self, lines: Iterable[PageLine]) -> None:
+        """Print lines on a terminal, wrapped between words."""
+        for text in wrap(self.out, lines):
+            self.out.print(text, soft_wrap=True)
+
+    @contextmanager
+    def progress(self) -> Iterator["TerminalProgress"]:
+        """Show progress while the block runs; nothing off a terminal, nor where -v logs each phase on it."""
+        with Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            _DoneColumn(),
+            TimeElapsedColumn(),
+            console=self.err,
+            disable=not self.chatty or logs_steps(),
+            transient=True,
+        ) as progress:
+            yield TerminalProgress(progress)
+
+
+class _DoneColumn(ProgressColumn):
+    """How many are done; of how many, where that is known."""
+
+    def render(self, task: Task) -> Text:
+        """Return the number."""
+        return Text(f"{task.completed:,.0f}" + (f" of {task.total:,.0f}" if task.total is not None else ""))
+
+
+class TerminalProgress:
+    """One line per phase of a run."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def phase(self, name: str, *, total: int | None = None) -> Callable[[int], None]:
+        """Begin a phase; a night does not know its length before, so that an empty one pays for no count."""
+        task: TaskID = self._progress.add_task(name, total=total)
+
+        def advance(done: int) -> None:
+            self._progress.update(task, completed=done)
+
+        return advance
+
+
+def show_rows(talk: Talk, headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table on a terminal, tab-separated lines off it."""
+    if not talk.on_terminal:
+        for row in rows:
+            print_result("\t".join(harmless(cell) for cell in row))
+        return
+    records = list(rows)
+    table = Table()
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for record in records:
+        table.add_row(*(clean(cell) for cell in record))
+    if keep_words_whole(talk.out, table):
+        talk.out.print(table)
+    else:
+        talk.show_lines(_record_lines(headings, records))
+
+
+def _record_lines(headings: Sequence[str], records: Iterable[Sequence[object]]) -> Iterator[PageLine]:
+    """Yield the rows of a table that has no room: the first cell, and under it the others with their headings."""
+    for record in records:
+        yield PageLine(head=harmless(record[0]), text="")
+        for heading, cell in zip(headings[1:], record[1:], strict=True):
+            if cell != "":
+                yield PageLine(text=f"{heading}: {harmless(cell)}", indent=2)

@@ -1,0 +1,33 @@
+"""PostgreSQL: connections that outlast a restart, transactions, statements by name, the schema."""
+
+from certjob.database.connections import CONTENTION, Connection, connect, outlast_restarts, repeated
+from certjob.database.statements import (
+    execute,
+    fetch,
+    fetch_in_one_trip,
+    fetch_value,
+    persist,
+    persist_in_one_trip,
+    query,
+    read_only_snapshot,
+    sql_directory,
+    transaction,
+)
+
+__all__ = [
+    "CONTENTION",
+    "Connection",
+    "connect",
+    "execute",
+    "fetch",
+    "fetch_in_one_trip",
+    "fetch_value",
+    "outlast_restarts",
+    "persist",
+    "persist_in_one_trip",
+    "query",
+    "read_only_snapshot",
+    "repeated",
+    "sql_directory",
+    "transaction",
+]

@@ -1,0 +1,185 @@
+"""Connections to PostgreSQL: opened with care, and able to outlast a restart of the server."""
+
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import psycopg
+
+from certjob.database.connection_errors import explain_refusal
+from certjob.errors import ConfigurationError, DatabaseUnavailableError
+from certjob.stopping import StopFlag
+
+logger = logging.getLogger(__name__)
+
+Connection = psycopg.Connection[Any]
+
+Result = TypeVar("Result")
+
+CONTENTION = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
+"""Somebody else holds a row; the same transaction can succeed a moment later."""
+
+RESTART_PATIENCE_SECONDS = 90.0
+"""How long a run waits for a database that went away: a restart with recovery, a failover."""
+MOST_RESTARTS = 5
+"""More in one run, and what the run does is perhaps what brings the server down."""
+_POLL_SECONDS = 0.5
+
+
+class LastingConnection(psycopg.Connection[Any]):
+    """A connection that can be opened anew in place, so that whoever holds it goes on with it.
+
+    It knows how deep in transactions it is: work can only be repeated where nothing is half done.
+    """
+
+    url = ""
+    patience_seconds = 0.0
+    """How long to wait for the server; 0 = not at all."""
+    stop: StopFlag | None = None
+    restarts = 0
+    given_up: str | None = None
+    """Why this connection will not be opened anew; None: it may be."""
+    depth = 0
+
+    @contextmanager
+    def transaction(self, *arguments: Any, **named: Any) -> Iterator[psycopg.Transaction]:
+        """Open a transaction, or a savepoint inside one."""
+        self.depth += 1
+        try:
+            with super().transaction(*arguments, **named) as transaction:
+                yield transaction
+        finally:
+            self.depth -= 1
+
+
+def connect(url: str) -> LastingConnection:
+    """Open an autocommit connection that never prepares statements and notices a dead network.
+
+    Raises ConfigurationError when the URL, user, password or database name is wrong, DatabaseUnavailableError when the
+    server cannot be reached. Neither text holds the URL.
+    """
+    _refuse_unencoded(url)
+    try:
+        connection = LastingConnection.connect(
+            url,
+            application_name="certjob",
+            client_encoding="utf8",
+            connect_timeout=10,
+            keepalives_idle=30,
+            keepalives_interval=10,
+            keepalives_count=3,
+            tcp_user_timeout=60_000,
+        )
+    except psycopg.ProgrammingError:
+        message = (
+            "CERTJOB_DATABASE_URL is no valid PostgreSQL URL; expected postgresql://user:password@host:port/database"
+        )
+        raise ConfigurationError(message) from None
+    except psycopg.OperationalError as error:
+        raise explain_refusal(error) from None
+    connection.url = url
+    _set_up(connection)
+    return connection
+
+
+def _set_up(connection: Connection) -> None:
+    """Make a new session certjob's; nothing of this goes over the network."""
+    connection.autocommit = True
+    connection.prepare_threshold = None
+    connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+
+
+def _refuse_unencoded(url: str) -> None:
+    """Refuse a URL whose password was not percent-encoded: libpq would take a piece of it for the host and print it."""
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme not in ("postgresql", "postgres"):
+        return
+    authority, _, path = rest.partition("/")
+    parameters = path.partition("?")[2]
+    if "@" in path.removesuffix(parameters) or "@" in authority.partition("@")[2] or re.search("[?#].*@", authority):
+        message = "CERTJOB_DATABASE_URL: in the user and the password, write @ : / # ? and % percent-encoded (@ is %40)"
+        raise ConfigurationError(message)
+
+
+def _open_and_ask(url: str) -> LastingConnection:
+    """Open a connection on which the server answers: a pooler accepts one although the server behind it is away."""
+    connection = connect(url)
+    try:
+        connection.execute("SELECT 1")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def outlast_restarts(connection: Connection, *, stop: StopFlag) -> None:
+    """Let ``repeated`` wait for the server on this connection, until the stop flag is set."""
+    if isinstance(connection, LastingConnection):
+        connection.stop, connection.patience_seconds = stop, RESTART_PATIENCE_SECONDS
+
+
+def repeated(connection: Connection, work: Callable[[], Result]) -> Result:
+    """Do work that begins and ends outside any transaction; once more when the server went away and came back.
+
+    Whether the commit it was in the middle of has happened, nobody knows: work must bear to be done twice, as a chunk
+    that decides anew, or a settle that names its token. Raises DatabaseUnavailableError when the server stays away.
+    """
+    if isinstance(connection, LastingConnection) and connection.given_up is not None:
+        raise DatabaseUnavailableError(connection.given_up)  # what tidies up after it must not hide the reason
+    if not isinstance(connection, LastingConnection) or not connection.patience_seconds or connection.depth:
+        return work()
+    while True:
+        try:
+            return work()
+        except psycopg.OperationalError as error:
+            if not _is_gone(connection, error):
+                raise
+            _wait_for_server(connection, error)
+
+
+def _is_gone(connection: Connection, error: psycopg.OperationalError) -> bool:
+    """Whether it is the session that ended, not a statement. Class 57P is a server that goes down."""
+    return connection.closed or (error.sqlstate or "").startswith(("08", "57P"))
+
+
+def _wait_for_server(connection: LastingConnection, error: psycopg.OperationalError) -> None:
+    """Open the connection anew, in place. Raises DatabaseUnavailableError, or StoppedBySignalError after a signal."""
+    cause = error.diag.message_primary or " ".join(str(error).split())
+    connection.close()
+    connection.restarts += 1
+    if connection.restarts > MOST_RESTARTS:
+        connection.given_up = (
+            f"the database went away {MOST_RESTARTS} times and more in one run: {cause}; see the server's log"
+        )
+        raise DatabaseUnavailableError(connection.given_up) from error
+    patience_seconds = connection.patience_seconds
+    about = {"event": "database_lost"}
+    logger.info("the database went away (%s); waiting up to %.0f s for it", cause, patience_seconds, extra=about)
+    give_up_at = time.monotonic() + connection.patience_seconds
+    while True:
+        if connection.stop is not None:
+            connection.stop.check()
+        try:
+            fresh = _open_and_ask(connection.url)
+        except (DatabaseUnavailableError, psycopg.OperationalError) as refused:
+            if time.monotonic() >= give_up_at:
+                connection.given_up = (
+                    f"the database went away ({cause}) and was not back after {patience_seconds:.0f} s; "
+                    "what was committed is kept, run it again"
+                )
+                raise DatabaseUnavailableError(connection.given_up) from refused
+            if connection.stop is not None:
+                connection.stop.wait(_POLL_SECONDS)
+            else:
+                time.sleep(_POLL_SECONDS)
+        else:
+            break
+    dead = connection.pgconn
+    # The whole state is made anew: a BEGIN that met the end of the session leaves psycopg's count of transactions at 1.
+    LastingConnection.__init__(connection, fresh.pgconn)
+    fresh.pgconn = dead  # and goes with it
+    _set_up(connection)
+    logger.info("the database is back", extra={"event": "database_back"})

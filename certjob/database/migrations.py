@@ -1,0 +1,247 @@
+"""The schema: migrations applied in order, each in one transaction with its line in the ledger."""
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import psycopg
+
+from certjob import database
+from certjob.database.connections import CONTENTION, Connection
+from certjob.database.statements import sql_directory
+from certjob.errors import ConfigurationError, DatabaseUnavailableError, SchemaError
+
+logger = logging.getLogger(__name__)
+
+_LOCK_KEY = 0x63657274  # "cert": one migration at a time in one database
+_LOCK_WAIT_SECONDS = 60
+_POLL_SECONDS = 0.2
+_TABLE_LOCK_TIMEOUT = "10s"
+READ_LOCK_TIMEOUT_MS = 30_000
+"""How long a command waits at its beginning for a table that nobody may read, as while it is altered."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Migration:
+    """A file of ``sql/migrations``, or a line of the ledger whose file this certjob does not have."""
+
+    version: int
+    name: str
+    sha256: str
+    path: Path | None = None
+    applied_at: datetime | None = None
+
+
+def migrations(directory: Path | None = None) -> list[Migration]:
+    """Return the migrations that this certjob brings, in order."""
+    found = []
+    for path in sorted((directory or sql_directory() / "migrations").glob("[0-9]*.sql")):
+        number, _, name = path.stem.partition("_")
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        found.append(Migration(version=int(number), name=name, sha256=digest, path=path))
+    return found
+
+
+def status(connection: Connection, directory: Path | None = None) -> list[Migration]:
+    """Return every migration, known or applied, with the time it was applied (None: pending).
+
+    Raises SchemaError when an applied file was edited, or when the database is ahead of this certjob,
+    ConfigurationError when this database user does not see certjob's tables.
+    """
+    try:
+        applied = _visible_ledger(connection)
+    except psycopg.errors.InsufficientPrivilege as error:
+        message = (
+            f"the database user may not read certjob's tables ({error.diag.message_primary}); {_how_to_see(connection)}"
+        )
+        raise ConfigurationError(message) from error
+    return _compare(migrations(directory), applied)
+
+
+def require_current(connection: Connection) -> None:
+    """Raise SchemaError unless exactly the migrations of this certjob are applied.
+
+    Raises DatabaseUnavailableError when somebody keeps a table to themselves: what reads it later outside a transaction
+    would wait for as long as they do, without a word, and every job after it too.
+    """
+    try:
+        with database.transaction(connection, lock_timeout_ms=READ_LOCK_TIMEOUT_MS):
+            pending = [migration for migration in status(connection) if migration.applied_at is None]
+            if not pending:
+                connection.execute(database.query("lock_tables_to_read"))
+    except psycopg.errors.InsufficientPrivilege:
+        return  # a user who may read less than a night does: what they ask for is refused, or is not
+    except CONTENTION as error:
+        raise _locked_table(connection) from error
+    if pending:
+        message = f"the database schema is not migrated ({len(pending)} pending); run `certjob db migrate`"
+        raise SchemaError(message)
+
+
+def _locked_table(connection: Connection) -> DatabaseUnavailableError:
+    found = database.fetch(connection, "find_locked_table")
+    table, process = found[0] if found else ("of certjob", None)
+    whose = f"process {process}" if process is not None else "a prepared transaction, or one that has ended just now"
+    return DatabaseUnavailableError(
+        f"the table {table} is locked by another session ({whose}), so that nobody can read it; "
+        "end that session and run again"
+    )
+
+
+def _log_warning(text: str) -> None:
+    logger.warning("%s", text, extra={"event": "migration_warning"})
+
+
+def migrate(
+    connection: Connection, directory: Path | None = None, *, warn: Callable[[str], None] = _log_warning
+) -> list[Migration]:
+    """Apply what is pending and return it. Safe to repeat, to run twice at once, and to kill.
+
+    ``warn`` is told what a migration could not do and leaves to the operator.
+
+    Raises SchemaError for an edited applied file or a newer schema, ConfigurationError for missing rights and for an
+    encoding that has no room for every name.
+    """
+    applied: list[Migration] = []
+    (encoding,) = connection.execute("SHOW server_encoding").fetchone() or ("unknown",)
+    if encoding != "UTF8":
+        message = f"the database's encoding is {encoding}; create a database with ENCODING 'UTF8' TEMPLATE template0"
+        raise ConfigurationError(message)
+
+    def pass_on(notice: psycopg.errors.Diagnostic) -> None:
+        if notice.severity_nonlocalized == "WARNING":
+            warn(notice.message_primary or "")
+
+    connection.add_notice_handler(pass_on)
+    try:
+        while True:
+            with _locked(connection):
+                _create_ledger(connection)
+                pending = [m for m in _compare(migrations(directory), _ledger(connection)) if m.applied_at is None]
+                if not pending:
+                    return applied
+                _apply(connection, pending[0])
+                applied.append(pending[0])
+    except psycopg.errors.InsufficientPrivilege as error:
+        message = f"the database user may not change the schema ({error.diag.message_primary}); migrate as its owner"
+        raise ConfigurationError(message) from error
+    except psycopg.errors.ReadOnlySqlTransaction as error:
+        message = "the database is read-only; migrate on the primary"
+        raise DatabaseUnavailableError(message) from error
+    except CONTENTION as error:
+        message = "a table is in use by another session; end it or try `certjob db migrate` again later"
+        raise DatabaseUnavailableError(message) from error
+    finally:
+        connection.remove_notice_handler(pass_on)
+
+
+def _compare(known: list[Migration], applied: dict[int, Migration]) -> list[Migration]:
+    known_versions = {migration.version for migration in known}
+    ahead = [row for version, row in sorted(applied.items()) if version not in known_versions]
+    if ahead:
+        message = (
+            f"the database schema is newer than this certjob (migration {ahead[-1].version:04d}_{ahead[-1].name}); "
+            "install the newer certjob"
+        )
+        raise SchemaError(message)
+    result = []
+    for migration in known:
+        row = applied.get(migration.version)
+        if row is not None and row.sha256 != migration.sha256:
+            message = (
+                f"migration {migration.version:04d}_{migration.name} was edited after it was applied to this database: "
+                "restore the file, or install the certjob that made it; a change belongs into a new migration"
+            )
+            raise SchemaError(message)
+        result.append(
+            Migration(
+                version=migration.version,
+                name=migration.name,
+                sha256=migration.sha256,
+                path=migration.path,
+                applied_at=row.applied_at if row else None,
+            )
+        )
+    return result
+
+
+@contextmanager
+def _locked(connection: Connection) -> Iterator[None]:
+    """Open a transaction that holds the migration lock.
+
+    The try form is polled: waiting inside pg_advisory_lock deadlocks with CREATE INDEX CONCURRENTLY elsewhere, and a
+    session lock does not survive a transaction-mode pooler.
+    """
+    give_up_at = time.monotonic() + _LOCK_WAIT_SECONDS
+    while True:
+        with connection.transaction():
+            row = connection.execute("SELECT pg_try_advisory_xact_lock(%s)", (_LOCK_KEY,)).fetchone()
+            if row and row[0]:
+                connection.execute("SELECT set_config('lock_timeout', %s, true)", (_TABLE_LOCK_TIMEOUT,))
+                # The trigger functions name the tables in public: there they must be, whatever this user's path.
+                connection.execute("SELECT set_config('search_path', 'public', true)")
+                yield
+                return
+        if time.monotonic() > give_up_at:
+            message = "another `certjob db migrate` is running; wait for it and try again"
+            raise DatabaseUnavailableError(message)
+        time.sleep(_POLL_SECONDS)
+
+
+def _create_ledger(connection: Connection) -> None:
+    connection.execute(
+        "CREATE TABLE IF NOT EXISTS certjob_migrations ("
+        " version integer PRIMARY KEY, name text NOT NULL, sha256 text NOT NULL,"
+        " applied_at timestamptz NOT NULL DEFAULT now())"
+    )
+    connection.execute("ALTER TABLE certjob_migrations ENABLE ROW LEVEL SECURITY")
+
+
+def _visible_ledger(connection: Connection) -> dict[int, Migration]:
+    """Return what is applied; refuse a user who would take hidden tables for missing or empty ones."""
+    row = connection.execute(
+        "SELECT ledger IS NOT NULL, to_regclass('certjob_migrations') IS NOT DISTINCT FROM ledger,"
+        " row_security_active(ledger) FROM to_regclass('public.certjob_migrations') AS ledger"
+    ).fetchone()
+    exists, on_path, filtered = row or (False, False, False)
+    if not exists:
+        return {}
+    if not on_path:
+        message = "certjob's tables are in the schema public; put it into the search_path of the database user"
+        raise ConfigurationError(message)
+    applied = _ledger(connection)
+    if filtered and not applied:
+        message = f"row-level security hides certjob's tables from the database user; {_how_to_see(connection)}"
+        raise ConfigurationError(message)
+    return applied
+
+
+def _how_to_see(connection: Connection) -> str:
+    return f"GRANT certjob_worker TO {connection.info.user}, or connect as their owner"
+
+
+def _ledger(connection: Connection) -> dict[int, Migration]:
+    rows = connection.execute("SELECT version, name, sha256, applied_at FROM public.certjob_migrations").fetchall()
+    return {row[0]: Migration(version=row[0], name=row[1], sha256=row[2], applied_at=row[3]) for row in rows}
+
+
+def _apply(connection: Connection, migration: Migration) -> None:
+    if migration.path is None:
+        return
+    try:
+        connection.execute(migration.path.read_bytes())
+    except (psycopg.errors.DuplicateTable, psycopg.errors.DuplicateSchema) as error:
+        message = (
+            f"migration {migration.version:04d}_{migration.name} failed: {error.diag.message_primary}; "
+            "certjob's tables need that name for themselves: use an empty database"
+        )
+        raise SchemaError(message) from error
+    connection.execute(
+        "INSERT INTO certjob_migrations (version, name, sha256) VALUES (%s, %s, %s)",
+        (migration.version, migration.name, migration.sha256),
+    )

@@ -1,0 +1,204 @@
+"""Transactions, and the statements of ``sql/`` by their file names.
+
+A single statement outside a transaction is repeated when the server was restarted meanwhile; see ``connections``.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+import psycopg
+from psycopg.rows import RowFactory, class_row, scalar_row, tuple_row
+
+from certjob.database.connections import CONTENTION, Connection, repeated
+
+Row = TypeVar("Row")
+
+STATEMENT_TIMEOUT = "10min"
+"""A chunk's slowest statement takes a second; one that reviews a million mentors anew takes a minute."""
+
+_SET_LOCALLY = b"""
+    SELECT set_config(name, value, true)
+    FROM unnest(%(setting_names)s::text[], %(setting_values)s::text[]) AS s (name, value)
+    WHERE name <> 'statement_timeout' OR current_setting(name) = '0'
+"""
+_IN_ONE_TRIP = b"SET TRANSACTION ISOLATION LEVEL READ COMMITTED;" + _SET_LOCALLY + b";"
+
+
+def sql_directory() -> Path:
+    """Return the folder with ``migrations`` and ``queries``: inside the wheel, or beside the package in a checkout."""
+    package = Path(__file__).parents[1]
+    inside = package / "sql"
+    return inside if inside.is_dir() else package.parent / "sql"
+
+
+@contextmanager
+def transaction(
+    connection: Connection, *, lock_timeout_ms: int | None = None, by_index: bool = False
+) -> Iterator[None]:
+    """Open a transaction; its settings are local to it (a pooler would leak a plain SET).
+
+    With a lock timeout no statement takes for ever, either, unless somebody has set another limit for this user.
+
+    ``by_index`` is for the few rows of one chunk or claim in tables of any size: no statement may read a whole table
+    for them, nor collect a whole line and sort it for the first ones. Left to itself the planner does so up to some
+    200,000 rows, and whenever a table has grown since it was analysed: each chunk of a night then costs what exists.
+
+    Up to PostgreSQL 17 a plan that has to sort or scan nevertheless costs ten billion there, so that each one would be
+    compiled (jit): 200 ms for a claim of 2 ms.
+    """
+    settings = {}
+    if lock_timeout_ms is not None:
+        settings = _limits(lock_timeout_ms)
+    if by_index:
+        settings |= dict.fromkeys(("enable_seqscan", "enable_sort", "jit"), "off")
+    with connection.transaction():
+        if settings:
+            _set_locally(connection, settings)
+        yield
+
+
+def _limits(lock_timeout_ms: int) -> dict[str, str]:
+    return {"lock_timeout": str(lock_timeout_ms), "statement_timeout": STATEMENT_TIMEOUT}
+
+
+def _set_locally(connection: Connection, settings: Mapping[str, str]) -> None:
+    connection.execute(_SET_LOCALLY, {"setting_names": list(settings), "setting_values": list(settings.values())})
+
+
+@contextmanager
+def read_only_snapshot(connection: Connection) -> Iterator[None]:
+    """Open a transaction that sees one moment and can write nothing; works on a read-only server too."""
+    isolation_level, read_only = connection.isolation_level, connection.read_only
+    connection.isolation_level, connection.read_only = psycopg.IsolationLevel.REPEATABLE_READ, True
+    try:
+        with connection.transaction():
+            yield
+    finally:
+        if not connection.closed:
+            connection.isolation_level, connection.read_only = isolation_level, read_only
+
+
+@cache
+def _paths() -> dict[str, Path]:
+    """Every statement by its name, whichever package's folder it lies in."""
+    return {path.stem: path for path in (sql_directory() / "queries").glob("*/*.sql")}
+
+
+@cache
+def query(name: str) -> bytes:
+    """Return the statement in ``sql/queries/<name>.sql`` without its comment lines.
+
+    The comments go because a ``%`` in one would count as a placeholder.
+    """
+    text = _paths()[name].read_bytes()
+    return b"\n".join(line for line in text.splitlines() if not line.lstrip().startswith(b"--"))
+
+
+def execute(connection: Connection, name: str, parameters: Mapping[str, object] | None = None) -> int:
+    """Run a statement by name and return the number of rows it touched."""
+    return repeated(connection, lambda: connection.execute(query(name), parameters).rowcount)
+
+
+@overload
+def fetch(
+    connection: Connection, name: str, parameters: Mapping[str, object] | None = None
+) -> list[tuple[Any, ...]]: ...
+
+
+@overload
+def fetch(
+    connection: Connection, name: str, parameters: Mapping[str, object] | None = None, *, into: type[Row]
+) -> list[Row]: ...
+
+
+def fetch(
+    connection: Connection,
+    name: str,
+    parameters: Mapping[str, object] | None = None,
+    *,
+    into: type[Any] | None = None,
+) -> list[Any]:
+    """Run a statement by name and return all its rows, as tuples or as instances of ``into``."""
+    factory: RowFactory[Any] = tuple_row if into is None else class_row(into)
+
+    def fetch_rows() -> list[Any]:
+        with connection.cursor(row_factory=factory) as cursor:
+            return cursor.execute(query(name), parameters).fetchall()
+
+    return repeated(connection, fetch_rows)
+
+
+def fetch_in_one_trip(
+    connection: Connection, name: str, parameters: Mapping[str, object], *, lock_timeout_ms: int
+) -> list[tuple[Any, ...]]:
+    """Run a statement by name in a transaction of its own and return its rows, once it is committed.
+
+    The same as a ``transaction`` around ``fetch``, for those who do it for every single row: one round trip, not four.
+    All that one simple query holds is one transaction, so its settings are gone after it, through a pooler, too. In a
+    pipeline, which would be one as well, psycopg does not outlive a commit that fails, and the isolation is the role's.
+    """
+    limits = _limits(lock_timeout_ms)
+    settings = {"setting_names": list(limits), "setting_values": list(limits.values())}
+
+    def fetch_rows() -> list[tuple[Any, ...]]:
+        with psycopg.ClientCursor(connection, row_factory=tuple_row) as cursor:
+            cursor.execute(_IN_ONE_TRIP + query(name), settings | dict(parameters))
+            while cursor.nextset():
+                pass
+            return cursor.fetchall()
+
+    return repeated(connection, fetch_rows)
+
+
+def fetch_value(connection: Connection, name: str, parameters: Mapping[str, object] | None = None) -> Any:
+    """Run a statement by name and return the first column of its first row, None without a row."""
+
+    def fetch_one() -> Any:
+        with connection.cursor(row_factory=scalar_row) as cursor:
+            return cursor.execute(query(name), parameters).fetchone()
+
+    return repeated(connection, fetch_one)
+
+
+_WRITE_TRIES = 5
+
+_WRITE_LOCK_TIMEOUT_MS = 10_000
+
+Result = TypeVar("Result")
+
+
+def persist(
+    connection: Connection,
+    write: Callable[[], Result],
+    *,
+    lock_timeout_ms: int | None = None,
+    tries: int = _WRITE_TRIES,
+) -> Result:
+    """Run ``write`` in a transaction, and again when another session's locks are in its way: that one ends.
+
+    Again, too, when the server was restarted meanwhile: what was delivered must not be forgotten, and done twice.
+    """
+
+    def write_once() -> Result:
+        with transaction(connection, lock_timeout_ms=lock_timeout_ms or _WRITE_LOCK_TIMEOUT_MS):
+            return write()
+
+    return _insist(lambda: repeated(connection, write_once), tries=tries)
+
+
+def persist_in_one_trip(connection: Connection, name: str, parameters: dict[str, object]) -> list[tuple[Any, ...]]:
+    """``persist`` a single statement by its name, and return its rows."""
+    return _insist(lambda: fetch_in_one_trip(connection, name, parameters, lock_timeout_ms=_WRITE_LOCK_TIMEOUT_MS))
+
+
+def _insist(write_once: Callable[[], Result], *, tries: int = _WRITE_TRIES) -> Result:
+    for tries_left in reversed(range(tries)):
+        try:
+            return write_once()
+        except CONTENTION:
+            if not tries_left:
+                raise
+    raise AssertionError  # pragma: no cover - the loop returns or raises

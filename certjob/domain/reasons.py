@@ -1,0 +1,128 @@
+"""The rules in words: why a certificate has its status, why a mentor is certified or not, what a night does. Pure."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import date
+
+from certjob.domain import rules
+from certjob.domain.models import IN_FORCE, Certificate, Mentor, PauseChange, Reminder, Status, Transition
+
+
+def day_words(day: date, today: date) -> str:
+    """Return a date as people write it, without the year where it is today's.
+
+    >>> day_words(date(2026, 3, 12), date(2026, 1, 1)), day_words(date(2027, 3, 12), date(2026, 1, 1))
+    ('12 March', '12 March 2027')
+    """
+    return f"{day.day} {day:%B}" + ("" if day.year == today.year else f" {day.year:04}")
+
+
+def distance_words(day: date, today: date) -> str:
+    """Return how far away a day is.
+
+    >>> distance_words(date(2026, 3, 12), date(2026, 3, 10)), distance_words(date(2026, 3, 9), date(2026, 3, 10))
+    ('in 2 days', '1 day ago')
+    """
+    days = (day - today).days
+    if days == 0:
+        return "today"
+    return f"in {_number(days, 'day')}" if days > 0 else f"{_number(-days, 'day')} ago"
+
+
+def why_status(certificate: Certificate, mentor: Mentor, today: date, *, revoked_on: date | None = None) -> str:
+    """Return the rule that gives a certificate its status today, with its dates."""
+    siblings = [other for other in mentor.certificates if other.kind == certificate.kind]
+    status = rules.status_of(certificate, siblings, mentor, today)
+    last_day = f"its last day is {day_words(certificate.expires_on, today)}"
+    left = _number((certificate.expires_on - today).days, "day")
+    if status is Status.REVOKED:
+        return "it was revoked" + (f" on {day_words(revoked_on, today)}" if revoked_on else "")
+    if status is Status.UPCOMING:
+        begins_on = certificate.issued_on
+        return f"it begins on {day_words(begins_on, today)}, {distance_words(begins_on, today)}"
+    if status is Status.RENEWED:
+        later = rules.replacement(certificate, siblings, today)
+        return f"the later one of its kind{_span(later, today)} counts instead"
+    if status is Status.EXPIRED:
+        return f"{last_day.replace(' is ', ' was ')}, {distance_words(certificate.expires_on, today)}"
+    if certificate.expires_on == today:
+        last_day, left = "its last day is today (still in force)", "0 days"
+    else:
+        last_day += f", {left} away"
+    thresholds = mentor.organisation.reminder_thresholds
+    if not thresholds:
+        return f"{last_day}; {mentor.organisation.slug} has no reminder thresholds, so nothing counts as expiring"
+    largest = f"the largest reminder threshold, {_number(max(thresholds), 'day')}"
+    return f"{last_day}, {'inside' if status is Status.EXPIRING else 'beyond'} {largest}"
+
+
+def why_certified(mentor: Mentor, today: date) -> Iterator[str]:
+    """Yield, for each kind that the mentor has held or will hold, whether it is in force and whether it counts."""
+    all_kinds_count = replace(mentor, organisation=replace(mentor.organisation, optional_kinds=frozenset()))
+    lapsed = {certificate.kind: certificate for certificate in rules.lapsed_certificates(all_kinds_count, today)}
+    for kind in sorted({certificate.kind for certificate in mentor.certificates}):
+        rows = [certificate for certificate in mentor.certificates if certificate.kind == kind]
+        statuses = {row.id: rules.status_of(row, rows, mentor, today) for row in rows}
+        in_force = [row for row in rows if statuses[row.id] in IN_FORCE]
+        optional = kind in mentor.organisation.optional_kinds
+        if in_force:
+            last_day = max(row.expires_on for row in in_force)
+            text = f"{kind} is in force until {day_words(last_day, today)}"
+        elif kind in lapsed and lapsed[kind].revoked:
+            text = f"{kind} was revoked"
+        elif kind in lapsed:
+            ended_on = lapsed[kind].expires_on
+            text = f"{kind} ended on {day_words(ended_on, today)}, {distance_words(ended_on, today)}"
+        else:
+            text = f"{kind} has not begun yet"
+        yield text + (" (optional: it pauses nobody)" if optional else "")
+
+
+def why_no_reminder(certificate: Certificate, mentor: Mentor, today: date) -> str | None:
+    """Return why nothing will ever be sent about a certificate that counts, if only the facts stay as they are."""
+    siblings = [other for other in mentor.certificates if other.kind == certificate.kind]
+    if rules.status_of(certificate, siblings, mentor, today) not in (Status.VALID, Status.EXPIRING, Status.EXPIRED):
+        return None
+    if mentor.left:
+        return "the mentor has left"
+    if not mentor.organisation.reminder_thresholds:
+        return f"{mentor.organisation.slug} has no reminder thresholds"
+    following = rules.continuation(certificate, siblings)
+    return f"the next one{_span(following, today)} continues it without a gap" if following else None
+
+
+def reminder_words(reminder: Reminder, today: date) -> str:
+    """Return which reminder it is: the days before or after the last day."""
+    return f"reminder {threshold_words(reminder.threshold_days)} the last day, {day_words(reminder.expires_on, today)}"
+
+
+def threshold_words(days: int) -> str:
+    """Return a threshold in words.
+
+    >>> threshold_words(30), threshold_words(0), threshold_words(-1)
+    ('30 days before', 'on', '1 day after')
+    """
+    return "on" if days == 0 else f"{_number(abs(days), 'day')} {'before' if days > 0 else 'after'}"
+
+
+def transition_words(change: Transition, certificate: Certificate, today: date) -> str:
+    """Return what becomes of a certificate, as a night notes it."""
+    which = f"{certificate.kind} until {day_words(certificate.expires_on, today)}"
+    if change.from_status is Status.RECORDED:
+        return f"{which} is noted as {change.to_status}"
+    return f"{which}: {change.from_status} → {change.to_status}"
+
+
+def pause_words(change: PauseChange) -> str:
+    """Return what certjob does to its own pause."""
+    return "certjob pauses the mentor" if change is PauseChange.OPEN else "certjob lifts its pause"
+
+
+def _span(certificate: Certificate | None, today: date) -> str:
+    if certificate is None:
+        return ""
+    return f", {day_words(certificate.issued_on, today)} to {day_words(certificate.expires_on, today)},"
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if abs(count) == 1 else f"{count:,} {noun}s"

@@ -1,0 +1,1 @@
+"""What is known: rosters and organisations come in, mentors are read for a decision."""

@@ -1,0 +1,138 @@
+"""The cells of a roster: from a text that somebody typed to a value of ours, or a reason why not.
+
+Every function takes a trimmed text that is not empty and raises ValueError with the reason. A reason goes into logs, so
+it never repeats what may be somebody's name or address.
+"""
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime
+from uuid import UUID
+
+from certjob.facts.organisations import LOCALES, is_address, is_slug
+
+DEFAULT_DATE_FORMATS = ("%Y-%m-%d", "%d.%m.%Y")
+
+KEY_LIMIT = 100
+"""Characters in a member number or a kind."""
+
+NAME_LIMIT = 200
+
+_DATE_LIMIT = 64
+_SHOWN_LIMIT = 40
+_ISO_DATE = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})")
+_DOTTED_DATE = re.compile(r"([0-9]{1,2})\.([0-9]{1,2})\.([0-9]{4})")
+_UUID = re.compile(r"\{?([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})\}?", re.IGNORECASE)
+# Control characters, zero-width spaces and the characters that turn the direction of the text around them.
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u200b\u2028-\u202e\u2060\u2066-\u2069\ufeff\ufff9-\ufffb]")
+_SPACES = re.compile(r"[ \t\r\n]+")
+
+
+def is_date_format(form: str) -> bool:
+    """Whether dates can be read by this strptime form: it names day, month and year."""
+    example = date(2021, 11, 25)
+    try:
+        text = example.strftime(form)
+        # Asked first: newer Pythons warn when they are to read a day and a month without a year.
+        if any(other.strftime(form) == text for other in (date(2022, 11, 25), date(2021, 10, 25), date(2021, 11, 24))):
+            return False
+        return datetime.strptime(text, form).replace(tzinfo=UTC).date() == example
+    except ValueError:
+        return False
+
+
+def read_date(text: str, *, formats: Sequence[str]) -> str:
+    """Return the ISO form of a date; the first form that fits counts."""
+    for form in formats if len(text) <= _DATE_LIMIT else ():
+        try:
+            return _date(text, form).isoformat()
+        except ValueError:
+            continue
+    forms = " or ".join({"%Y-%m-%d": "YYYY-MM-DD", "%d.%m.%Y": "DD.MM.YYYY"}.get(form, form) for form in formats)
+    # In a shifted row this is somebody's name: only what has the digits of a date is repeated.
+    subject = f"'{shown(text)}' is" if any(letter.isdigit() for letter in text) and "@" not in text else "is"
+    message = f"{subject} no date of the form {forms}"
+    raise ValueError(message)
+
+
+def _date(text: str, form: str) -> date:
+    """Return the date; the two default forms to the letter, without strptime's leniency."""
+    if form == "%Y-%m-%d" and (match := _ISO_DATE.fullmatch(text)):
+        return date(int(match[1]), int(match[2]), int(match[3]))
+    if form == "%d.%m.%Y" and (match := _DOTTED_DATE.fullmatch(text)):
+        return date(int(match[3]), int(match[2]), int(match[1]))
+    if form in DEFAULT_DATE_FORMATS:
+        message = "another form"
+        raise ValueError(message)
+    return datetime.strptime(text, form).replace(tzinfo=UTC).date()
+
+
+def read_text(text: str, *, limit: int) -> str:
+    """Return the text in composed letters, without anything unseen in it."""
+    if len(text) > limit:
+        message = f"is longer than {limit} characters"
+        raise ValueError(message)
+    if text.isascii() and text.isprintable():
+        return text
+    composed = unicodedata.normalize("NFC", text)  # the same letters are the same bytes, whoever wrote them
+    if _UNSEEN.search(composed):
+        message = "holds a control character or an invisible one"
+        raise ValueError(message)
+    return composed
+
+
+def read_key(text: str) -> str:
+    """Return a member number or a kind; spaces inside count once, or `Like  person` would be another kind."""
+    return read_text(re.sub(" {2,}", " ", text), limit=KEY_LIMIT)
+
+
+def read_name(text: str) -> str:
+    """Return a name on one line."""
+    return read_text(_SPACES.sub(" ", text), limit=NAME_LIMIT)
+
+
+def read_email(text: str) -> str:
+    """Return an e-mail address."""
+    if not is_address(text):
+        message = "is no e-mail address"
+        raise ValueError(message)
+    return text
+
+
+def read_locale(text: str) -> str:
+    """Return one of our locales."""
+    if text.lower() not in LOCALES:
+        message = f"is no locale; expected {', '.join(LOCALES)}"
+        raise ValueError(message)
+    return text.lower()
+
+
+def read_contact_id(text: str) -> str:
+    """Return a UUID in its usual form; Dynamics writes capitals and braces."""
+    match = _UUID.fullmatch(text)
+    if match is None or not UUID(match[1]).int:
+        message = "is no contact id (a UUID)"
+        raise ValueError(message)
+    return str(UUID(match[1]))
+
+
+def read_organisation(text: str, *, ids: Mapping[str, str]) -> str:
+    """Return the id of the organisation with this slug."""
+    found = ids.get(text.lower())
+    if found is None:
+        # In a shifted row this is anything; what could be a name is not repeated.
+        slug = text.lower()
+        message = (
+            f"{slug} does not exist; create it with `certjob organisation set {slug}`"
+            if is_slug(slug)
+            else "is no organisation's slug, such as hlf"
+        )
+        raise ValueError(message)
+    return found
+
+
+def shown(text: str) -> str:
+    """Return a text from a file, short and harmless enough for a message."""
+    short = text if len(text) <= _SHOWN_LIMIT else text[:_SHOWN_LIMIT] + "…"
+    return "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in short)

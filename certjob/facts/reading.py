@@ -1,0 +1,118 @@
+"""Reading mentors with everything a decision needs: without locks for the plan, with them for apply."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+from uuid import UUID
+
+from certjob import database
+from certjob.domain.models import Certificate, Mentor, OpenPause, Organisation, Status
+
+BEFORE_EVERY_MENTOR = ("-infinity", UUID(int=0))
+"""The key before the first due mentor in (review_on, id)."""
+
+_STATUSES = {str(status): status for status in Status}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FactsRead:
+    """What was read of some mentors."""
+
+    mentors: list[Mentor]
+    incomplete: list[UUID]
+    """Mentors of whom somebody else holds a fact row just now; only when locking."""
+
+
+def read(connection: database.Connection, ids: Sequence[UUID], *, lock: bool) -> FactsRead:
+    """Read these mentors, in the given order; mentors that do not exist are left out.
+
+    With ``lock``, in statements later than the one that locked the mentors (a newer snapshot), and their
+    certificates and open pauses are locked too, without waiting.
+    """
+    parameters = {"ids": list(ids)}
+    rows = {row[0]: row for row in database.fetch(connection, "read_mentors", parameters)}
+    organisations = _organisations(connection, {row[2] for row in rows.values()})
+    incomplete: set[UUID] = set()
+    certificates: dict[UUID, list[Certificate]] = defaultdict(list)
+    for mentor_id, row_id, kind, issued_on, expires_on, revoked, status in database.fetch(
+        connection, "lock_certificates" if lock else "read_certificates", parameters
+    ):
+        if row_id is None:
+            incomplete.add(mentor_id)
+            continue
+        certificates[mentor_id].append(
+            Certificate(
+                id=row_id,
+                kind=kind,
+                issued_on=issued_on,
+                expires_on=expires_on,
+                revoked=revoked,
+                status=_STATUSES[status],
+            )
+        )
+    pauses: dict[UUID, list[OpenPause]] = defaultdict(list)
+    for mentor_id, row_id, reason in database.fetch(
+        connection, "lock_open_pauses" if lock else "read_open_pauses", parameters
+    ):
+        if row_id is None:
+            incomplete.add(mentor_id)
+            continue
+        pauses[mentor_id].append(OpenPause(id=row_id, reason=reason))
+    mentors: list[Mentor] = []
+    for mentor_id in ids:
+        row = rows.get(mentor_id)
+        if row is None or (incomplete and mentor_id in incomplete):
+            continue
+        mentors.append(
+            Mentor(
+                id=mentor_id,
+                member_no=row[1],
+                organisation=organisations[row[2]],
+                left=row[3],
+                portal_visible=row[4],
+                certificates=tuple(certificates.get(mentor_id, ())),
+                open_pauses=tuple(pauses.get(mentor_id, ())),
+            )
+        )
+    return FactsRead(mentors=mentors, incomplete=sorted(incomplete))
+
+
+def read_due(
+    connection: database.Connection, *, due_by: date | None, organisation_id: UUID | None, chunk_size: int
+) -> Iterator[list[Mentor]]:
+    """Yield the mentors to be reviewed on ``due_by`` (None: all) in chunks, in the order of apply, without locks."""
+    after_review, after_id = BEFORE_EVERY_MENTOR
+    while True:
+        keys = database.fetch(
+            connection,
+            "read_due_mentors",
+            {
+                "due_by": due_by,
+                "after_review": after_review,
+                "after_id": after_id,
+                "organisation_id": organisation_id,
+                "limit": chunk_size,
+            },
+        )
+        if not keys:
+            return
+        after_id, after_review = keys[-1]
+        yield read(connection, [key[0] for key in keys], lock=False).mentors
+
+
+def organisation_from_row(row: Any) -> Organisation:
+    """Build an Organisation from (id, slug, has_portal, reminder_thresholds, optional_kinds)."""
+    return Organisation(
+        id=row[0],
+        slug=row[1],
+        has_portal=row[2],
+        reminder_thresholds=tuple(row[3]),
+        optional_kinds=frozenset(row[4]),
+    )
+
+
+def _organisations(connection: database.Connection, ids: set[UUID]) -> dict[UUID, Organisation]:
+    rows = database.fetch(connection, "read_organisations", {"ids": list(ids)})
+    return {row[0]: organisation_from_row(row) for row in rows}

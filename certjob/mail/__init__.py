@@ -1,0 +1,1 @@
+"""Reminders and coordinators' digests: queued, written, handed over, settled."""

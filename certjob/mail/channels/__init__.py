@@ -1,0 +1,1 @@
+"""The ways out for messages: SMTP, a Maildir, a webhook."""

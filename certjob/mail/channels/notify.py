@@ -1,0 +1,76 @@
+"""The way out for messages that the settings ask for."""
+
+from pathlib import Path
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from certjob.errors import ConfigurationError
+from certjob.mail.letter import Channel, MailAddress, OutgoingMessage, parse_sender
+from certjob.settings import LOOPBACK_HOSTS, Settings
+
+__all__ = ["Channel", "OutgoingMessage", "open_channel"]
+
+REHEARSAL_SENDER = "certjob@localhost"
+"""From whom the messages in a Maildir are while CERTJOB_MAIL_FROM is not set."""
+
+
+def open_channel(settings: Settings) -> Channel | None:
+    """Return the channel of CERTJOB_NOTIFY_URL, None without one; it connects with its first message.
+
+    Without a port ``smtps://`` means 465 and ``smtp://`` 587, on this machine 25. Raises ConfigurationError for
+    settings that do not go together; no value is part of its text.
+    """
+    if settings.notify_url is None:
+        return None
+    url = settings.notify_url.get_secret_value()
+    parts = urlsplit(url)
+    match parts.scheme:
+        case "smtp" | "smtps":
+            return _smtp(parts, settings=settings)
+        case "maildir":
+            return _maildir(parts, settings=settings)
+        case _:
+            return _webhook(url, settings=settings)
+
+
+def _smtp(parts: SplitResult, *, settings: Settings) -> Channel:
+    from certjob.mail.channels.smtp import (  # noqa: PLC0415 - smtplib and ssl, which other channels do not need
+        SmtpChannel,
+    )
+
+    if (settings.notify_user is None) != (settings.notify_password is None):
+        message = "set both CERTJOB_NOTIFY_USER and CERTJOB_NOTIFY_PASSWORD, or neither for a server without a login"
+        raise ConfigurationError(message)
+    host = parts.hostname or ""
+    implicit_tls = parts.scheme == "smtps"
+    usual_port = 465 if implicit_tls else 25 if host in LOOPBACK_HOSTS else 587
+    return SmtpChannel(
+        host,
+        port=parts.port or usual_port,
+        sender=_sender(settings.mail_from or ""),
+        implicit_tls=implicit_tls,
+        user=settings.notify_user,
+        password=settings.notify_password,
+    )
+
+
+def _maildir(parts: SplitResult, *, settings: Settings) -> Channel:
+    from certjob.mail.channels.maildir import MaildirChannel  # noqa: PLC0415
+
+    if parts.netloc:
+        message = "CERTJOB_NOTIFY_URL: maildir takes a path on this machine; write maildir:/path with one slash"
+        raise ConfigurationError(message)
+    return MaildirChannel(Path(unquote(parts.path)), sender=_sender(settings.mail_from or REHEARSAL_SENDER))
+
+
+def _webhook(url: str, *, settings: Settings) -> Channel:
+    from certjob.mail.channels.webhook import WebhookChannel  # noqa: PLC0415
+
+    return WebhookChannel(url, token=settings.notify_password)
+
+
+def _sender(text: str) -> MailAddress:
+    try:
+        return parse_sender(text)
+    except ValueError as error:
+        message = f"CERTJOB_MAIL_FROM {error}; give an address, or a name and <address>"
+        raise ConfigurationError(message) from None

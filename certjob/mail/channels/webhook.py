@@ -1,0 +1,141 @@
+"""Messages to a webhook, which turns them into push or in-app messages."""
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from pydantic import SecretStr
+
+from certjob.errors import (
+    ChannelDownError,
+    NotifyError,
+    OutcomeUnknownError,
+    RecipientDeferredError,
+    RecipientRefusedError,
+)
+from certjob.mail.channels.server_text import readable
+from certjob.mail.letter import OutgoingMessage
+from certjob.outbox.retry import parse_retry_after
+
+if TYPE_CHECKING:
+    import httpx
+
+    from certjob.outbox.http_deadline import DeadlineClient
+
+REFUSED_CODES = frozenset({400, 422})
+"""The receiver understood this message and will not take it."""
+
+DEFERRED_CODES = frozenset({408, 409, 425})
+"""Later, please, for this message; 409 is what receivers say while they work on the same Idempotency-Key."""
+
+UNKNOWN_CODES = frozenset({502, 504, 520, 524})
+"""Said by something in between that got no answer, or no whole one: the receiver may have the message. 520 and 524 are
+Cloudflare's."""
+
+
+class WebhookChannel:
+    """An HTTP address that takes one message per POST."""
+
+    def __init__(self, url: str, *, token: SecretStr | None = None, timeout_seconds: float = 30) -> None:
+        """Prepare; nothing is opened before the first ``send``. ``timeout_seconds`` is for a whole call."""
+        self._url = url
+        self._token = token
+        self._timeout_seconds = timeout_seconds
+        self._client: DeadlineClient | None = None
+
+    @property
+    def worst_case_seconds(self) -> float:
+        """The deadline of a whole call, which holds against a receiver that drips its answer, too."""
+        return self._timeout_seconds
+
+    def send(self, message: OutgoingMessage) -> None:
+        """Post one message, in one try; see ``Channel.send``."""
+        import httpx  # noqa: PLC0415 - 60 ms that only a webhook needs
+
+        client = self._open()
+        try:
+            answer = client.request(
+                "POST",
+                self._url,
+                json=_document(message),
+                headers=self._headers() | {"Idempotency-Key": message.idempotency_key},
+                deadline_seconds=self._timeout_seconds,
+                max_body_bytes=0,  # the body is of no use, and could be endless
+            )
+        except httpx.InvalidURL as error:
+            text = "CERTJOB_NOTIFY_URL is no URL that can be called; correct it"
+            raise ChannelDownError(text) from error
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol, httpx.LocalProtocolError) as error:
+            text = f"the webhook cannot be reached: {_reason(error)}; check CERTJOB_NOTIFY_URL"
+            raise ChannelDownError(text) from error
+        except httpx.TransportError as error:
+            text = f"no answer came from the webhook, so the message may have arrived: {_reason(error)}"
+            raise OutcomeUnknownError(text) from error
+        if not 200 <= answer.status_code < 300:
+            asked = parse_retry_after(answer.headers.get("Retry-After"), now=datetime.now(UTC))
+            raise _refusal(answer.status_code, retry_after_seconds=asked)
+
+    def close(self) -> None:
+        """Close the kept connection; see ``Channel.close``."""
+        if self._client is not None:
+            self._client.close()
+        self._client = None
+
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self._token.get_secret_value()}"} if self._token else {}
+
+    def _open(self) -> "DeadlineClient":
+        from certjob.outbox.http_deadline import DeadlineClient  # noqa: PLC0415 - httpx, again
+
+        if self._client is None:
+            self._client = DeadlineClient()
+        return self._client
+
+
+def _document(message: OutgoingMessage) -> dict[str, str | int | bool]:
+    about: dict[str, str | int | bool] = {}
+    if message.mentor_id is not None and message.threshold_days is not None and message.expires_on is not None:
+        about = {
+            "mentor_id": str(message.mentor_id),
+            "threshold_days": message.threshold_days,
+            "expires_on": message.expires_on.isoformat(),
+        }
+    return {
+        "kind": message.kind,
+        "to": message.to,
+        "locale": message.locale,
+        "subject": message.subject,
+        "text": message.text,
+        "html": message.html,
+        **about,
+        "repeat": message.repeat,
+    }
+
+
+def _refusal(code: int, *, retry_after_seconds: float | None) -> NotifyError:
+    """Turn a status that is no success into the error that says whose fault it is."""
+    if code in REFUSED_CODES:
+        return RecipientRefusedError(f"the webhook refused the message ({code})")
+    if code in DEFERRED_CODES:
+        return RecipientDeferredError(f"the webhook put the message off ({code})")
+    if code in UNKNOWN_CODES:
+        return OutcomeUnknownError(f"a proxy got no answer from the webhook ({code}), so the message may have arrived")
+    if code == 429 or code >= 500:
+        message = f"the webhook cannot take messages now ({code})"
+        return ChannelDownError(message, retry_after_seconds=retry_after_seconds)
+    if code in {401, 403}:
+        return ChannelDownError(f"the webhook refused the key ({code}); correct CERTJOB_NOTIFY_PASSWORD")
+    if 300 <= code < 400:
+        return ChannelDownError(
+            f"the webhook redirects ({code}), which is not followed; put the final address into CERTJOB_NOTIFY_URL"
+        )
+    return ChannelDownError(f"the webhook is not there or does not take messages ({code}); check CERTJOB_NOTIFY_URL")
+
+
+def _reason(error: "httpx.TransportError") -> str:
+    import httpx  # noqa: PLC0415
+
+    if isinstance(error, httpx.TimeoutException):
+        return "it did not answer in time"
+    if isinstance(error, httpx.LocalProtocolError):
+        return "the request cannot be written"  # httpx's own text would quote the header, the key included
+    return readable(str(error))

@@ -1,0 +1,103 @@
+"""Made-up messages in every situation: what a programme's own templates are tried on before a night depends on them."""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from datetime import date, datetime, timedelta
+
+from certjob.mail.messages.content import ReminderContent, reminder_words, write_date, write_moment
+
+_SOME_DAY = date(2027, 1, 31)
+_SOME_MOMENT = datetime(2027, 1, 31, 3, 15)  # noqa: DTZ001 - only written, as it stands
+_NAME = "Kari «Ea» O'Nordmann & <Sønn>"
+_MOST = 50
+
+Words = dict[str, object]
+
+
+def sample_reminders(*, language: str, slug: str) -> Iterator[ReminderContent]:
+    """Yield made-up reminders: every situation, with and without what an organisation or a mentor may lack."""
+    for days_left, pauses, paused, repeat, complete in itertools.product(
+        (60, 1, 0, -1, -14), (True, False), (True, False), (False, True), (True, False)
+    ):
+        yield ReminderContent(
+            full_name=_NAME if complete else None,
+            member_no="M1001",
+            kind="likeperson" if complete else "",
+            expires_on=_SOME_DAY + timedelta(days=days_left),
+            days_left=days_left,
+            threshold_days=days_left,
+            pauses=pauses,
+            paused=paused,
+            organisation_name="Hørselshjelpen",
+            contact_email="kontakt@example.org" if complete else None,
+            contact_phone="+47 22 00 00 00" if complete else None,
+            renewal_url="https://example.org/forny?a=1&b=2" if complete else None,
+            locale=language,
+            repeat=repeat,
+            organisation_slug=slug,
+        )
+
+
+def sample_digests(language: str) -> Iterator[Words]:
+    """Yield the words of made-up digests: sections with no, one, some and too many lines, alone and together."""
+    sections = _sections(language)
+    one = {name: items[:1] for name, items in sections.items()}
+    many = {name: [*items, *itertools.repeat(items[0], _MOST)] for name, items in sections.items()}
+    nothing: dict[str, list[Words]] = {name: [] for name in sections}
+    for lists, repeat, name in (
+        (sections, False, _NAME),
+        (one, True, ""),
+        (many, False, _NAME),
+        *((nothing | {section: items}, False, _NAME) for section, items in sections.items()),
+        *((nothing | {section: items}, True, "") for section, items in one.items()),
+    ):
+        yield {
+            "language": language,
+            "most": _MOST,
+            "name": name,
+            "organisation": "Hørselshjelpen",
+            "repeat": repeat,
+            **lists,
+        }
+
+
+def _sections(language: str) -> dict[str, list[Words]]:
+    day = write_date(_SOME_DAY, locale=language)
+    who: Words = {"name": _NAME, "member_no": "M1001"}
+    unnamed: Words = {"name": "M1002", "member_no": "M1002"}
+    pushes: list[Words] = [
+        {**who, "since": write_moment(_SOME_MOMENT, locale=language), "error": "404 contact_not_found"},
+        {**unnamed, "since": write_moment(_SOME_MOMENT, locale=language), "error": ""},
+    ]
+    return {
+        "visible": [
+            {**push, "sentence": "Dynamics sync pending — mentor may still be visible on portal"} for push in pushes
+        ],
+        "hidden": [
+            {**push, "sentence": "Dynamics sync pending — mentor may still be hidden on portal"} for push in pushes
+        ],
+        "paused": [
+            {**who, "reopened": False, "lapses": [{"kind": "likeperson", "ended_on": day}]},
+            {**who, "reopened": True, "lapses": [{"kind": "a", "ended_on": day}, {"kind": "b", "ended_on": ""}]},
+            {**unnamed, "reopened": False, "lapses": []},
+        ],
+        "returned": [
+            {**who, "still_paused": False, "without_certificate": False},
+            {**who, "still_paused": False, "without_certificate": True},
+            {**unnamed, "still_paused": True, "without_certificate": False},
+        ],
+        "undelivered": [
+            {**who, "expires_on": day, "error": "the mail server refused the recipient (550 unknown)"},
+            {**unnamed, "expires_on": day, "error": ""},
+        ],
+        "expiring": [
+            {**who, "kind": "likeperson", "expires_on": day, "days_left": days_left} for days_left in (12, 1, 0)
+        ],
+    }
+
+
+SAMPLES: Mapping[str, Callable[[str], Iterator[Words]]] = {
+    "reminder": lambda language: map(reminder_words, sample_reminders(language=language, slug="")),
+    "digest": sample_digests,
+}
+"""The words of made-up messages in one language, by what there are templates for."""

@@ -1,0 +1,168 @@
+"""The templates of messages: certjob's own, and before them those of the programme or of one organisation."""
+
+import difflib
+import re
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from jinja2 import (
+    ChoiceLoader,
+    FileSystemLoader,
+    PrefixLoader,
+    StrictUndefined,
+    TemplateNotFound,
+    TemplateSyntaxError,
+    UndefinedError,
+    select_autoescape,
+)
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from certjob.errors import TemplateError
+from certjob.mail.messages.causes import find_cause
+from certjob.mail.messages.content import ReminderContent, RenderedMessage, language_of, reminder_words
+
+OUR_FOLDER = Path(__file__).parent
+
+
+class Templates:
+    """Finds and renders templates; each file is looked for in three places, the most particular one first.
+
+    These are ``<folder>/<organisation's slug>/``, ``<folder>/`` and certjob's own texts. A template of the programme's
+    can build on ours, whose names begin with ``certjob/`` then: ``{% include "certjob/reminder.nb.txt" %}``.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        """Prepare; files are read when they are first used, and kept: a night is written in one voice."""
+        self.folder = folder
+        self._environments: dict[str, ImmutableSandboxedEnvironment] = {}
+
+    def render_reminder(self, content: ReminderContent) -> RenderedMessage:
+        """Write the reminder in the mentor's language. Raises TemplateError."""
+        return self.render(
+            "reminder",
+            language=language_of(content.locale),
+            slug=content.organisation_slug,
+            words=reminder_words(content),
+        )
+
+    def render(
+        self, message: str, *, language: str, slug: str, words: Mapping[str, object], made_up: bool = False
+    ) -> RenderedMessage:
+        """Write a message: the first line of the text template is the subject, an empty one follows.
+
+        The HTML template gets the subject, too. Raises TemplateError, naming file and line, for a template that is
+        broken, or breaks on these words; unless they are ``made_up``, its text holds nothing that may be from them.
+        """
+        name = f"{message}.{language}.txt"
+        subject, _, rest = self._write(name, slug=slug, words=words, made_up=made_up).partition("\n")
+        subject = " ".join(subject.split())
+        gap, _, text = rest.partition("\n")
+        if not subject:
+            reason = "the first line is the subject, and it is empty; begin with the subject"
+            raise TemplateError(reason, file=self.shown(name, slug=slug), line=1)
+        if gap.strip():
+            reason = "the subject takes more than the first line; put it into one line and an empty line after it"
+            raise TemplateError(reason, file=self.shown(name, slug=slug), line=2)
+        if not text.strip():
+            reason = "there is no text after the subject; write one"
+            raise TemplateError(reason, file=self.shown(name, slug=slug))
+        page = f"{message}.{language}.html"
+        html = self._write(page, slug=slug, words={**words, "subject": subject}, made_up=made_up)
+        if not html.strip():
+            reason = "the page is empty; write one, or take the file away"
+            raise TemplateError(reason, file=self.shown(page, slug=slug))
+        return RenderedMessage(subject=subject, text=text.strip("\n") + "\n", html=html)
+
+    def environment(self, slug: str) -> ImmutableSandboxedEnvironment:
+        """Return the environment in which one organisation's templates are found; ``""`` for everybody's.
+
+        Organisations without a folder of their own share it, and what it has read and compiled.
+        """
+        if slug not in self._environments:
+            own = self.folder / slug if slug and self.folder and (self.folder / slug).is_dir() else None
+            if slug and not own:
+                self._environments[slug] = self.environment("")
+            else:
+                self._environments[slug] = self._make_environment([f for f in (own, self.folder) if f])
+        return self._environments[slug]
+
+    def _make_environment(self, folders: Sequence[Path]) -> ImmutableSandboxedEnvironment:
+        """Look in these folders, in this order, and then among certjob's own."""
+        ours = FileSystemLoader(OUR_FOLDER)
+        # Some editors put a byte-order mark before the subject.
+        theirs = [FileSystemLoader(folder, encoding="utf-8-sig") for folder in folders]
+        environment = ImmutableSandboxedEnvironment(
+            loader=ChoiceLoader([PrefixLoader({"certjob": ours}), *theirs, ours]),
+            autoescape=select_autoescape(enabled_extensions=("html",), default=False),
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            keep_trailing_newline=True,
+            auto_reload=False,
+        )
+        environment.filters["cause"] = find_cause
+        return environment
+
+    def shown(self, name: str, *, slug: str) -> str:
+        """Return a template's file as a person knows it: its path inside the folder, or that it is certjob's own."""
+        for folder in (f"{slug}/", "") if self.folder else ():
+            if self.folder and (self.folder / folder / name).is_file():
+                return folder + name
+        return f"certjob's own {name}"
+
+    def _write(self, name: str, *, slug: str, words: Mapping[str, object], made_up: bool) -> str:
+        try:
+            return self.environment(slug).get_template(name).render(words)
+        except Exception as error:  # a template is somebody's program, and raises what it likes
+            file, line = self._place(error, name, slug=slug)
+            raise TemplateError(_reason(error, words=words, made_up=made_up), file=file, line=line) from error
+
+    def _place(self, error: Exception, name: str, *, slug: str) -> tuple[str, int | None]:
+        """Return the file and the line in which a template broke."""
+        if isinstance(error, TemplateSyntaxError) and error.filename:
+            return self._shown_path(error.filename), error.lineno
+        frames = ((frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__))
+        in_templates = [(file, line) for file, line in frames if file.endswith((".txt", ".html"))]
+        if not in_templates:
+            return self.shown(name, slug=slug), None
+        file, line = in_templates[-1]  # the innermost one
+        return self._shown_path(file), line
+
+    def _shown_path(self, path: str) -> str:
+        if self.folder and Path(path).is_relative_to(self.folder):
+            return str(Path(path).relative_to(self.folder))
+        return f"certjob's own {Path(path).name}"
+
+
+OUR_TEMPLATES = Templates()
+"""The texts that come with certjob, nothing else."""
+
+
+def advice_about(word: str, known: Iterable[str]) -> str:
+    """Say what somebody who used a word that templates do not have may have meant."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"a template can use {', '.join(sorted(known))}"
+
+
+def _reason(error: Exception, *, words: Mapping[str, object], made_up: bool) -> str:
+    """Say why a template broke and what to do.
+
+    The text of most errors can hold what the template worked on, in whatever form it gave it, and ends in a log: with a
+    person's data it is left out. What ``check_templates`` finds with made-up ones is said in full.
+    """
+    match error:
+        case TemplateSyntaxError():
+            return f"{' '.join(str(error.message).split())}; correct the line"
+        case TemplateNotFound():
+            missing = error.name if made_up else "of the name that the line gives"
+            return f"there is no template {missing}; correct the name, or add the file"
+        case UnicodeDecodeError():
+            return "the file is not in UTF-8; save it in that encoding"
+        case OSError():
+            return f"the file cannot be read ({error.strerror}); let certjob's user read it"
+        case UndefinedError() if unknown := re.fullmatch(r"'(\w+)' is undefined", str(error.message)):
+            return f"{error.message}; {advice_about(unknown[1], words)}"  # a name that stands in the template
+    if made_up:
+        return f"{type(error).__name__}: {' '.join(str(error).split())}; correct the line"
+    return f"{type(error).__name__}, with the data of one message, which are not shown here; correct the line"

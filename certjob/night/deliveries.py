@@ -1,0 +1,264 @@
+"""The delivery half of a night: the portal first, then the mail; what ends the one early does not touch the other."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import UTC, tzinfo
+from typing import Protocol
+from uuid import UUID
+
+import psycopg
+
+from certjob import database
+from certjob.database import Connection
+from certjob.errors import ConfigurationError, StoppedBySignalError
+from certjob.mail.digest_mail import DigestMail
+from certjob.mail.digests import CoordinatorDigestService
+from certjob.mail.letter import Channel, domain_of
+from certjob.mail.messages import OUR_TEMPLATES, Templates
+from certjob.mail.reminder_mail import ReminderMail
+from certjob.mail.reminders import CertificationReminderService
+from certjob.mail.stage import MailStage
+from certjob.night.report import RunReport
+from certjob.outbox.claims import CRASH, StageStop
+from certjob.outbox.retry import RetryPolicy
+from certjob.portal.drift import PortalDrift
+from certjob.portal.push import PortalTarget, portal_policy
+from certjob.portal.stage import PortalStage
+from certjob.portal.sync import PortalCounts, PortalSyncService
+from certjob.redaction import without_people
+from certjob.stopping import StopFlag
+
+logger = logging.getLogger(__name__)
+
+PORTAL_SHARE = 0.75
+"""The portal's part of the time for deliveries: a slow portal leaves some of it to the mail."""
+
+ABOUT_REMINDERS_ALONE = frozenset({"refused", "template", CRASH})
+"""How the stage of the reminders can end without a word about the digests: these still go out, and tell of it."""
+
+_LOCKED = "another session keeps a table or its rows to itself; end that session; the rest stays pending"
+
+
+class Progress(Protocol):
+    """Shows how far a phase has come; on a terminal, else nowhere."""
+
+    def phase(self, name: str, *, total: int | None = None) -> Callable[[int], None]:
+        """Begin a phase and return what to tell the count to; ``total`` where it is known before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """How intents leave the machine."""
+
+    make_target: Callable[[], AbstractContextManager[PortalTarget]] | None
+    """One portal client per thread; None = CERTJOB_PORTAL_URL is not set."""
+    channel: Channel | None = None
+    """None = CERTJOB_NOTIFY_URL is not set."""
+    mail_from: str | None = None
+    open_templates: Callable[[], Templates] = lambda: OUR_TEMPLATES
+    """Called once a message is to be written: trying the programme's own takes a while. Raises ConfigurationError."""
+    zone: tzinfo = UTC
+    """In which times are written."""
+    policy: RetryPolicy = field(default_factory=lambda: portal_policy(max_attempts=3))
+    concurrency: int = 4
+    calls_per_second: float = 0.0
+    deadline_seconds: float = 7200.0
+
+
+class Deliveries:
+    """The two stages of one run, with what they share."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        report: RunReport,
+        *,
+        delivery: Delivery,
+        stop: StopFlag,
+        progress: Progress,
+        organisation_id: UUID | None = None,
+    ) -> None:
+        """What happens is noted in ``report``; ``organisation_id`` is the only one whose digests are queued."""
+        self._connection = connection
+        self._report = report
+        self._delivery = delivery
+        self._stop = stop
+        self._progress = progress
+        self._organisation_id = organisation_id
+        self._templates: Templates | None = None
+        self._templates_problem: str | None = None
+        self._portal = PortalSyncService(connection, run_id=report.run_id)
+        self._reminders = CertificationReminderService(connection, run_id=report.run_id)
+        self._digests = CoordinatorDigestService(connection, today=report.today)
+
+    def deliver(self, *, drift: PortalDrift | None = None) -> None:
+        """Portal first, then mail; with ``drift`` the portal stage goes on to what it queues.
+
+        Raises StoppedBySignalError after a signal.
+        """
+        try:
+            self._deliver(drift)
+        except StoppedBySignalError:
+            with contextlib.suppress(psycopg.Error):  # what stopped this night may stop the next one, too
+                self.queue_digests()
+            raise
+
+    def _deliver(self, drift: PortalDrift | None) -> None:
+        ends_at = time.monotonic() + self._delivery.deadline_seconds
+        self.push(deadline_seconds=self._delivery.deadline_seconds * PORTAL_SHARE, drift=drift)
+        channel = self._delivery.channel
+        if channel is None:
+            self._run("mail", self.queue_digests)
+            self._run("mail", self._missing_channel)
+            return
+        try:
+            self._send_mail(channel, ends_at=ends_at)
+        finally:
+            channel.close()
+
+    def queue_digests(self) -> None:
+        """Only after a night: the job between the nights sends what is queued."""
+        if self._report.command == "run":
+            self._digests.queue(self._organisation_id)
+
+    def push(self, *, deadline_seconds: float, drift: PortalDrift | None = None) -> None:
+        """Only the portal."""
+        self._run("portal", lambda: self._push(deadline_seconds, drift))
+
+    def _run(self, name: str, stage: Callable[[], StageStop | None]) -> StageStop | None:
+        """Run a stage and note why it ended early, if it did."""
+        stopped: StageStop | None
+        try:
+            stopped = stage()
+        except StoppedBySignalError:
+            raise
+        except Exception as error:
+            if self._connection.closed:
+                raise
+            if isinstance(error, database.CONTENTION):
+                return self._note(StageStop(stage=name, code="locked", reason=_LOCKED))
+            # Something in one stage that nobody foresaw: the other one still runs, and the run says failed.
+            logger.debug("the %s stage crashed", name, exc_info=True, extra={"event": "stage_crashed"})
+            self._report.crashed = True
+            # Without the DETAIL of a database error, which holds names and addresses.
+            text = (error.diag.message_primary if isinstance(error, psycopg.Error) else None) or str(error)
+            reason = f"unforeseen {type(error).__name__}: {without_people(text)}"
+            stopped = StageStop(stage=name, code=CRASH, reason=reason)
+            if name == "portal":
+                with contextlib.suppress(psycopg.Error):  # the database may be what is broken
+                    self._portal.record_stage_end(stopped.reason)
+        return self._note(stopped)
+
+    def _note(self, stopped: StageStop | None) -> StageStop | None:
+        if stopped is not None:
+            self._report.stopped.append(stopped)
+        return stopped
+
+    def _push(self, deadline_seconds: float, drift: PortalDrift | None) -> StageStop | None:
+        delivery, report = self._delivery, self._report
+        report.portal = PortalCounts()
+        if delivery.make_target is None:
+            pending, blocked, _ = database.fetch(self._connection, "count_portal_backlog")[0]
+            if not pending + blocked and drift is None:
+                return None
+            missing = "CERTJOB_PORTAL_URL is not set"
+            self._portal.record_stage_end(missing)
+            number = pending + blocked
+            rest = "1 push stays pending" if number == 1 else f"{number:,} pushes stay pending"
+            reason = f"{missing}; {rest if number else 'nothing was pushed'}"
+            return StageStop(stage="portal", code="no_url", reason=reason)
+        total = drift.begin() if drift is not None else None
+        stage = PortalStage(
+            self._portal,
+            make_target=delivery.make_target,
+            policy=delivery.policy,
+            concurrency=delivery.concurrency,
+            calls_per_second=delivery.calls_per_second,
+            stop=self._stop,
+            on_progress=self._progress.phase("Pushing to the portal", total=total),
+            queue_more=drift.queue_more if drift is not None else None,
+        )
+        report.portal = stage.counts
+        stopped = stage.run(deadline_seconds=deadline_seconds)
+        return stopped if drift is None else drift.end(stopped)
+
+    def _send_mail(self, channel: Channel, *, ends_at: float) -> None:
+        """Reminders, then digests: what a digest tells of is then as new as can be."""
+        stopped = self._run("mail", lambda: self._send_reminders(channel, ends_at=ends_at))
+        self._run("mail", self.queue_digests)
+        if stopped is None or stopped.code in ABOUT_REMINDERS_ALONE:
+            self._run("mail", lambda: self._send_digests(channel, ends_at=ends_at))
+        self._run("mail", self._template_problem)
+
+    def _send_reminders(self, channel: Channel, *, ends_at: float) -> StageStop | None:
+        stage = MailStage(
+            ReminderMail(
+                self._reminders,
+                today=self._report.today,
+                domain=domain_of(self._delivery.mail_from),
+                templates=self._own_templates,
+            ),
+            channel=channel,
+            stop=self._stop,
+            on_progress=self._progress.phase("Sending reminders"),
+        )
+        self._report.reminders = stage.counts
+        return stage.run(deadline_seconds=ends_at - time.monotonic())
+
+    def _send_digests(self, channel: Channel, *, ends_at: float) -> StageStop | None:
+        stage = MailStage(
+            DigestMail(
+                self._digests,
+                domain=domain_of(self._delivery.mail_from),
+                zone=self._delivery.zone,
+                templates=self._own_templates,
+            ),
+            channel=channel,
+            stop=self._stop,
+            on_progress=self._progress.phase("Sending digests"),
+        )
+        self._report.digests = stage.counts
+        return stage.run(deadline_seconds=ends_at - time.monotonic())
+
+    def _own_templates(self) -> Templates:
+        """Open the templates with the first message that needs them; certjob's own take the place of broken ones."""
+        if self._templates is None:
+            try:
+                self._templates = self._delivery.open_templates()
+            except (ConfigurationError, OSError) as error:
+                self._templates_problem = str(error)
+                self._templates = OUR_TEMPLATES
+        return self._templates
+
+    def _template_problem(self) -> StageStop | None:
+        if self._templates_problem is None or not self._report.mails_sent:
+            return None
+        reason = f"{self._templates_problem}; the messages were written with certjob's own templates instead"
+        return StageStop(stage="mail", code="templates", reason=reason)
+
+    def _missing_channel(self) -> StageStop | None:
+        pending = [
+            _counted(database.fetch_value(self._connection, "count_reminder_backlog"), "reminder", "reminders"),
+            _counted(database.fetch_value(self._connection, "count_pending_digests"), "digest", "digests"),
+        ]
+        what = " and ".join(text for text in pending if text)
+        if not what:
+            return None
+        stays = "stays" if what.startswith("1 ") and " and " not in what else "stay"
+        return StageStop(stage="mail", code="no_url", reason=f"CERTJOB_NOTIFY_URL is not set; {what} {stays} pending")
+
+
+def _counted(number: int, singular: str, plural: str) -> str:
+    return f"{number:,} {singular if number == 1 else plural}" if number else ""
+
+
+def read_backlog(connection: Connection, report: RunReport) -> None:
+    """Note what is open now."""
+    rows = database.fetch(connection, "count_portal_backlog")
+    report.portal_pending, report.portal_blocked, report.portal_alerts = rows[0]
+    report.reminders_pending = database.fetch_value(connection, "count_reminder_backlog")
+    report.digests_pending = database.fetch_value(connection, "count_pending_digests")

@@ -1,0 +1,110 @@
+"""The ledger of runs: every run has its line in ``job_runs``, and the last night's date guards against a bad clock."""
+
+import json
+import logging
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from uuid import UUID
+
+import psycopg
+from psycopg.pq import TransactionStatus
+
+from certjob import __version__, database
+from certjob.database import Connection
+from certjob.errors import DatabaseUnavailableError, Outcome
+from certjob.night.deliveries import Progress
+from certjob.night.report import RunReport
+from certjob.review.plan import looks_at_everybody
+
+logger = logging.getLogger(__name__)
+
+BEAT_SECONDS = 60.0
+
+_LOCK_TIMEOUT_MS = 30_000
+
+
+class _Beating:
+    """A progress that also notes in the run's line, now and then, that the run is alive."""
+
+    def __init__(self, connection: Connection, run_id: UUID, progress: Progress | None) -> None:
+        self._connection = connection
+        self._run_id = run_id
+        self._progress = progress
+        self._next_at = time.monotonic() + BEAT_SECONDS
+
+    def phase(self, name: str, *, total: int | None = None) -> Callable[[int], None]:
+        """Begin a phase; see ``Progress``."""
+        show = self._progress.phase(name, total=total) if self._progress is not None else None
+        logger.info("%s", name, extra={"event": "phase"} | ({} if total is None else {"total": total}))
+        self._beat()
+
+        def advance(done: int) -> None:
+            if show is not None:
+                show(done)
+            self._beat()
+
+        return advance
+
+    def _beat(self) -> None:
+        if time.monotonic() < self._next_at or self._connection.info.transaction_status != TransactionStatus.IDLE:
+            return
+        self._next_at = time.monotonic() + BEAT_SECONDS
+        with suppress(psycopg.Error):  # the next statement of the run finds out
+            database.execute(self._connection, "touch_job_run", {"id": self._run_id})
+
+
+@contextmanager
+def recorded(
+    connection: Connection,
+    report: RunReport,
+    *,
+    organisation: str | None = None,
+    organisation_id: UUID | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Progress]:
+    """Keep the run's line in ``job_runs``, whatever becomes of the run; finish the report on the way out.
+
+    Yields the progress to tell: it also notes now and then that the run is alive.
+
+    A night after one on a later date makes everybody due, in the transaction that writes its line.
+    """
+    identity = {
+        "id": report.run_id,
+        "command": report.command,
+        "today": report.today,
+        "organisation": organisation,
+        "host": platform.node() or "unknown",
+        "version": __version__,
+    }
+    try:
+        with database.transaction(connection, lock_timeout_ms=_LOCK_TIMEOUT_MS):
+            everybody = report.command == "run" and looks_at_everybody(connection, report.today)
+            database.execute(connection, "start_job_run", identity)
+            if everybody:
+                database.execute(connection, "review_everybody", {"organisation_id": organisation_id})
+    except database.CONTENTION as error:
+        message = "after a night on a wrong date everybody must be reviewed, but another session holds some; run again"
+        raise DatabaseUnavailableError(message) from error
+    about = {"command": report.command, "today": str(report.today), "host": identity["host"]}
+    logger.info("the run has begun", extra={"event": "run_began"} | about)
+    try:
+        yield _Beating(connection, report.run_id, progress)
+    except BaseException:
+        try:
+            _record_end(connection, report, Outcome.FAILED)
+        except (psycopg.Error, DatabaseUnavailableError):  # the database is what failed
+            logger.info("the end of the run could not be recorded", extra={"event": "run_not_recorded"})
+        raise
+    _record_end(connection, report, report.outcome)
+
+
+def _record_end(connection: Connection, report: RunReport, outcome: Outcome) -> None:
+    report.finish()
+    told = ("command", "today", "outcome", "duration_seconds")  # columns of their own
+    counts = {name: value for name, value in report.to_counts().items() if name not in told}
+    parameters = {"id": report.run_id, "outcome": outcome, "counts": json.dumps(counts)}
+    database.execute(connection, "finish_job_run", parameters)
+    about = {"outcome": str(outcome), "duration_seconds": report.duration_seconds}
+    logger.info("the run has ended", extra={"event": "run_ended"} | about | counts)

@@ -1,0 +1,210 @@
+"""One night in order: plan or apply, then deliver, then say what happened."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import date
+from uuid import UUID, uuid4
+
+from certjob import database
+from certjob.database import Connection
+from certjob.domain.models import Reminder
+from certjob.facts.lookup import find_organisation
+from certjob.mail.reminders import CertificationReminderService
+from certjob.night.deliveries import Deliveries, Delivery, Progress, read_backlog
+from certjob.night.job_runs import recorded
+from certjob.night.report import PlannedChange, RunReport
+from certjob.portal.drift import PortalDrift
+from certjob.portal.sync import PortalSyncService
+from certjob.review import plan
+from certjob.review.certification import CertificationManagementService
+from certjob.review.guards import MassChangeGuard, refuse_earlier_date
+from certjob.review.plan import ReviewCounts, looks_at_everybody
+from certjob.stopping import StopFlag
+
+
+def deliver(
+    connection: Connection,
+    *,
+    today: date,
+    allow_earlier_date: bool,
+    delivery: Delivery,
+    stop: StopFlag,
+    progress: Progress,
+    everybody: bool = False,
+    run_id: UUID | None = None,
+) -> RunReport:
+    """Deliver what is queued and due, reviewing nobody: the background job between the nights.
+
+    With ``everybody`` the wanted value of every portal mentor is pushed again after that, whatever was confirmed
+    before: somebody may have edited the portal by hand.
+    """
+    if not allow_earlier_date:
+        refuse_earlier_date(connection, today)
+    report = RunReport(command="deliver", run_id=run_id or uuid4(), today=today)
+    if not everybody:
+        report.known_stops = frozenset(database.fetch_value(connection, "read_last_stops") or ())
+    with recorded(connection, report, progress=progress) as beating:
+        drift = PortalDrift(connection, run_id=report.run_id, today=today) if everybody else None
+        report.drift = drift.counts if drift is not None else None
+        deliveries = Deliveries(connection, report, delivery=delivery, stop=stop, progress=beating)
+        deliveries.deliver(drift=drift)
+        read_backlog(connection, report)
+    return report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NightOptions:
+    """What ``certjob run`` was asked for."""
+
+    today: date
+    organisation: str | None = None
+    dry_run: bool = False
+    allow_mass_change: bool = False
+    allow_earlier_date: bool = False
+    deliver: bool = True
+    run_id: UUID = field(default_factory=uuid4)
+
+
+def run(
+    connection: Connection,
+    *,
+    options: NightOptions,
+    delivery: Delivery,
+    stop: StopFlag,
+    progress: Progress,
+    connect: Callable[[], Connection] | None = None,
+) -> RunReport:
+    """Run the night: review every due mentor, then deliver portal events and reminders.
+
+    ``connect`` opens another connection: a long review reads on the one while it writes on the other.
+
+    Raises ConfigurationError for an unknown organisation or a day before the last night's, StoppedBySignalError after a
+    signal; then ``job_runs`` says ``failed``. What was committed stays.
+    """
+    organisation_id = find_organisation(connection, options.organisation) if options.organisation else None
+    if not options.allow_earlier_date:
+        refuse_earlier_date(connection, options.today)
+    report = RunReport(command="run", run_id=options.run_id, today=options.today, dry_run=options.dry_run)
+    if options.dry_run:
+        _plan(connection, report, options=options, organisation_id=organisation_id)
+        report.finish()
+        return report
+    with recorded(
+        connection, report, organisation=options.organisation, organisation_id=organisation_id, progress=progress
+    ) as beating:
+        _apply(
+            connection,
+            report,
+            options=options,
+            organisation_id=organisation_id,
+            stop=stop,
+            progress=beating,
+            connect=connect,
+        )
+        deliveries = Deliveries(
+            connection, report, delivery=delivery, stop=stop, progress=beating, organisation_id=organisation_id
+        )
+        if options.deliver:
+            deliveries.deliver()
+        else:
+            deliveries.queue_digests()
+        read_backlog(connection, report)
+    return report
+
+
+def retry_all(
+    connection: Connection,
+    *,
+    today: date,
+    delivery: Delivery,
+    stop: StopFlag,
+    progress: Progress,
+    run_id: UUID | None = None,
+) -> RunReport:
+    """Reopen every open push, blocked ones too, whatever its retry time says, and push them; no mail is sent."""
+    report = RunReport(command="alerts", run_id=run_id or uuid4(), today=today)
+    with recorded(connection, report, progress=progress) as beating:
+        started_at = database.fetch_value(connection, "read_clock")
+        report.reopened = PortalSyncService(connection, run_id=report.run_id).reopen_all()
+        deliveries = Deliveries(connection, report, delivery=delivery, stop=stop, progress=beating)
+        deliveries.push(deadline_seconds=delivery.deadline_seconds)
+        report.unreached = database.fetch_value(
+            connection, "count_unreached_events", {"run_id": report.run_id, "started_at": started_at}
+        )
+        read_backlog(connection, report)
+    return report
+
+
+def _plan(connection: Connection, report: RunReport, *, options: NightOptions, organisation_id: UUID | None) -> None:
+    """Fill the report with what a run would do: one read-only snapshot, no write, no lock, no call."""
+    with database.read_only_snapshot(connection):
+        reminders = CertificationReminderService(connection, run_id=report.run_id)
+        everybody = looks_at_everybody(connection, options.today)
+        guard = MassChangeGuard(
+            connection,
+            today=options.today,
+            reminders=reminders,
+            allow_mass_change=options.allow_mass_change,
+            everybody=everybody,
+        )
+        guard.examine(organisation_id)
+        counts = ReviewCounts()
+        for decided, problems in plan.due_decisions(
+            connection, today=options.today, organisation_id=organisation_id, everybody=everybody
+        ):
+            counts.broken.update({problem.mentor_id: problem.reason for problem in problems})
+            decisions = guard.admit(decided)
+            new: dict[UUID, list[Reminder]] = defaultdict(list)
+            for mentor_id, reminder in reminders.find_new(
+                decision for decision in decisions if decision.organisation.id not in guard.held_reminders
+            ):
+                new[mentor_id].append(reminder)
+            counts.reminders_queued += sum(map(len, new.values()))
+            without_address = database.fetch(connection, "find_without_address", {"ids": list(new)}) if new else []
+            unreachable = {row[0] for row in without_address}
+            for decision in decisions:
+                counts.add(decision)
+                counts.portal_queued += decision.push
+                if decision.transitions or decision.pause or decision.push or new[decision.mentor_id]:
+                    change = PlannedChange(
+                        decision=decision,
+                        new_reminders=tuple(new[decision.mentor_id]),
+                        has_address=decision.mentor_id not in unreachable,
+                    )
+                    report.changes.append(change)
+        report.changes.sort(key=PlannedChange.sort_key)
+        report.review = counts
+        report.held = guard.lines
+        read_backlog(connection, report)
+
+
+def _apply(
+    connection: Connection,
+    report: RunReport,
+    *,
+    options: NightOptions,
+    organisation_id: UUID | None,
+    stop: StopFlag,
+    progress: Progress,
+    connect: Callable[[], Connection] | None,
+) -> None:
+    reminders = CertificationReminderService(connection, run_id=report.run_id)
+    guard = MassChangeGuard(
+        connection, today=options.today, reminders=reminders, allow_mass_change=options.allow_mass_change
+    )
+    guard.examine(organisation_id)
+    service = CertificationManagementService(
+        connection,
+        today=options.today,
+        run_id=report.run_id,
+        guard=guard,
+        reminders=reminders,
+        portal=PortalSyncService(connection, run_id=report.run_id),
+        stop=stop,
+        connect=connect,
+        on_progress=progress.phase("Reviewing mentors"),
+    )
+    report.review = service.counts
+    service.apply_due(organisation_id)
+    report.held = guard.lines

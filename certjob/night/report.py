@@ -1,0 +1,279 @@
+"""RunReport: what a run did, as one document with fixed keys."""
+
+import time
+from dataclasses import dataclass, field, replace
+from datetime import date
+from typing import Any
+from uuid import UUID, uuid4
+
+from certjob.domain.models import Decision, PauseChange, Reminder, Status
+from certjob.errors import Outcome
+from certjob.mail.stage import MailCounts
+from certjob.outbox.claims import CRASH, StageStop
+from certjob.portal.drift import DriftCounts
+from certjob.portal.sync import PortalCounts
+from certjob.review.plan import LOCKED, MAY_STAY_VISIBLE, ReviewCounts
+
+_MOST_REASONS = 5
+"""So many lines about mentors that are broken; the JSON document has each with its reason."""
+_OTHER_REASONS = "other reasons; --json has them"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedChange:
+    """What the plan would do to one mentor."""
+
+    decision: Decision
+    new_reminders: tuple[Reminder, ...]
+    has_address: bool = True
+    """Whether they can be sent; only looked at where there are new ones."""
+
+    def sort_key(self) -> tuple[str, bool, bool, bool, str]:
+        """By organisation: pauses, returns, reminders, then those whose status alone changes."""
+        pause = self.decision.pause
+        return (
+            self.decision.organisation.slug,
+            pause is not PauseChange.OPEN,
+            pause is not PauseChange.LIFT,
+            not self.new_reminders,
+            self.decision.member_no,
+        )
+
+    def to_document(self) -> dict[str, Any]:
+        """Return the entry of ``changes``."""
+        decision = self.decision
+        return {
+            "mentor_id": str(decision.mentor_id),
+            "member_no": decision.member_no,
+            "organisation": decision.organisation.slug,
+            "transitions": [
+                {"certificate_id": str(t.certificate_id), "from": str(t.from_status), "to": str(t.to_status)}
+                for t in decision.transitions
+            ],
+            "pause": str(decision.pause) if decision.pause else None,
+            "reminders": [
+                {
+                    "certificate_id": str(r.cert_id),
+                    "threshold_days": r.threshold_days,
+                    "expires_on": r.expires_on.isoformat(),
+                    "has_address": self.has_address,
+                }
+                for r in self.new_reminders
+            ],
+            "portal": decision.visible if decision.push else None,
+        }
+
+
+@dataclass(slots=True, kw_only=True)
+class RunReport:
+    """Everything a run says about itself; filled while it goes on."""
+
+    command: str
+    today: date
+    dry_run: bool = False
+    run_id: UUID = field(default_factory=uuid4)
+    review: ReviewCounts | None = None
+    """None: the command reviews nobody."""
+    reminders: MailCounts | None = None
+    """None: the command sends nothing."""
+    digests: MailCounts | None = None
+    """None: the command sends none."""
+    portal: PortalCounts | None = None
+    drift: DriftCounts | None = None
+    """None: the command does not push everybody again."""
+    reopened: int | None = None
+    """How many open pushes were reopened; None: the command does not."""
+    unreached: int = 0
+    """Of those, how many nobody has tried: the stage ended first."""
+    reminders_pending: int = 0
+    portal_pending: int = 0
+    portal_blocked: int = 0
+    portal_alerts: int = 0
+    digests_pending: int = 0
+    held: list[str] = field(default_factory=list)
+    stopped: list[StageStop] = field(default_factory=list)
+    known_stops: frozenset[str] = frozenset()
+    """Codes of stops that the run before had too."""
+    changes: list[PlannedChange] = field(default_factory=list)
+    crashed: bool = False
+    """A stage ended by an error nobody foresaw."""
+    duration_seconds: float = 0.0
+    _started: float = field(default_factory=time.monotonic)
+
+    def finish(self) -> None:
+        """Note how long it took."""
+        self.duration_seconds = round(time.monotonic() - self._started, 3)
+
+    @property
+    def stop_codes(self) -> list[str]:
+        """The reasons of stopped stages without figures, to compare runs by."""
+        return [f"{stop.stage}:{stop.code}" for stop in self.stopped]
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why this needs a person, a line each; empty when it does not."""
+        lines: list[str] = [*self.held]
+        quiet = self.command != "run"  # deliver every 15 minutes does not repeat itself; a resync speaks of one mentor
+        lines += [
+            str(stop)
+            for stop in self.stopped
+            if not quiet or stop.code == CRASH or f"{stop.stage}:{stop.code}" not in self.known_stops
+        ]
+        if self.review is not None:
+            lines += _named(self.review)
+        if self.drift is not None:
+            lines += _counted(
+                self.drift.waiting_for_review,
+                "mentor waits for a review and was not pushed as visible; run `certjob run`",
+                "mentors wait for a review and were not pushed as visible; run `certjob run`",
+            )
+        if self.portal is not None and not self.dry_run:
+            portal = self.portal
+            see_alerts = self.command != "alerts"
+            lines += _counted(portal.failed, "portal push failed", "portal pushes failed", see_alerts=see_alerts)
+            lines += _counted(self.unreached, "reopened push was not reached", "reopened pushes were not reached")
+            lines += _counted(portal.lost, "portal push lost its lease", "portal pushes lost their lease")
+        if not quiet and not self.dry_run and not (self.portal and self.portal.failed):
+            open_alerts = max(self.portal_alerts, self.portal_blocked)
+            lines += _counted(open_alerts, "portal push waits", "portal pushes wait", see_alerts=True)
+        if self.reminders is not None and not self.dry_run:
+            mail = self.reminders
+            lines += _counted(mail.failed, "reminder failed", "reminders failed", see_alerts=True)
+            lines += _counted(mail.lost, "reminder lost its lease", "reminders lost their lease")
+        if self.digests is not None:
+            lines += _counted(
+                self.digests.failed, "digest to a coordinator failed", "digests to coordinators failed", see_alerts=True
+            )
+            lines += _counted(self.digests.lost, "digest lost its lease", "digests lost their lease")
+        return lines
+
+    @property
+    def mails_sent(self) -> int:
+        """Reminders and digests that were handed over."""
+        return sum(counts.sent for counts in (self.reminders, self.digests) if counts is not None)
+
+    @property
+    def outcome(self) -> Outcome:
+        """``attention`` while anything needs a person."""
+        if self.crashed:
+            return Outcome.FAILED
+        return Outcome.ATTENTION if self.reasons else Outcome.OK
+
+    def to_counts(self) -> dict[str, Any]:
+        """Return the numbers of the JSON document, and of what stopped the codes: nothing about anybody."""
+        document = self.to_document()
+        names = ("command", "today", "outcome", "duration_seconds")
+        parts = ("mentors", "certificates", "reminders", "portal", "digests")
+        return {name: document[name] for name in (*names, *parts) if name in document} | {"stop_codes": self.stop_codes}
+
+    def to_document(self) -> dict[str, Any]:
+        """Return the JSON document; a command leaves out what it does not touch."""
+        document: dict[str, Any] = {
+            "run_id": str(self.run_id),
+            "command": self.command,
+            "today": self.today.isoformat(),
+            "dry_run": self.dry_run,
+            "outcome": str(self.outcome),
+            "duration_seconds": self.duration_seconds,
+        }
+        review = self.review
+        if review is not None:
+            document["mentors"] = {
+                "reviewed": review.reviewed,
+                "paused": review.paused,
+                "resumed": review.resumed,
+                "skipped": len(review.skipped),
+                "without_certificate": review.without_certificate,
+            }
+            document["certificates"] = {
+                str(status): review.transitions[status]
+                for status in (
+                    Status.VALID,
+                    Status.EXPIRING,
+                    Status.EXPIRED,
+                    Status.RENEWED,
+                    Status.REVOKED,
+                    Status.UPCOMING,
+                )
+            }
+        if self.command != "alerts":
+            document["reminders"] = self._reminders()
+        document["portal"] = self._portal()
+        if self.command in ("run", "deliver"):
+            digests = self.digests or MailCounts()
+            document["digests"] = {"sent": digests.sent, "failed": digests.failed, "pending": self.digests_pending}
+        if review is not None:
+            document["problems"] = [
+                {"mentor_id": str(problem.mentor_id), "reason": problem.reason} for problem in review.problems
+            ]
+            document["held"] = self.held
+        document["stopped"] = [str(stop) for stop in self.stopped]
+        if self.crashed:
+            crashes = [str(stop) for stop in self.stopped if stop.code == CRASH]
+            document["error"] = {"code": CRASH, "message": "; ".join(crashes)}
+        if self.dry_run:
+            document["changes"] = [change.to_document() for change in self.changes]
+        return document
+
+    def _reminders(self) -> dict[str, int]:
+        counts: dict[str, int] = {}
+        if self.review is not None:
+            counts["queued"] = self.review.reminders_queued
+        if self.command != "resync":
+            mail = self.reminders or MailCounts()
+            counts |= {"sent": mail.sent, "failed": mail.failed, "cancelled": mail.cancelled, "lost": mail.lost}
+        return counts | {"pending": self.reminders_pending}
+
+    def _portal(self) -> dict[str, int]:
+        counts: dict[str, int] = {}
+        if self.review is not None:
+            counts["queued"] = self.review.portal_queued
+        if self.drift is not None:
+            counts |= {
+                "queued": self.drift.queued,
+                "waiting_for_review": self.drift.waiting_for_review,
+                "never_certified": self.drift.never_certified,
+            }
+        if self.reopened is not None:
+            counts |= {"reopened": self.reopened, "unreached": self.unreached}
+        portal = self.portal or PortalCounts()
+        return counts | {
+            "delivered": portal.delivered,
+            "failed": portal.failed,
+            "blocked": self.portal_blocked,
+            "lost": portal.lost,
+            "pending": self.portal_pending,
+        }
+
+
+def _named(review: ReviewCounts) -> list[str]:
+    """The mentors that need a person, by id; many are cut to the first few (the JSON document has all)."""
+    lines = []
+    broken = [problem for problem in review.problems if problem.mentor_id in review.broken]
+    reasons = list(dict.fromkeys(problem.reason for problem in broken))
+    if len(reasons) > _MOST_REASONS:
+        said, reasons = reasons[: _MOST_REASONS - 1], [*reasons[: _MOST_REASONS - 1], _OTHER_REASONS]
+        broken = [p if p.reason in said else replace(p, reason=_OTHER_REASONS) for p in broken]
+    kinds = (
+        ([p for p in review.problems if p.reason == LOCKED], "mentor was skipped", "mentors were skipped"),
+        *(([p for p in broken if p.reason == reason], "mentor is broken", "mentors are broken") for reason in reasons),
+        (
+            [p for p in review.problems if p.reason == MAY_STAY_VISIBLE],
+            "mentor may stay visible",
+            "mentors may stay visible",
+        ),
+    )
+    for problems, singular, plural in kinds:
+        if problems:
+            names = ", ".join(str(problem.mentor_id) for problem in problems[:5])
+            more = f" and {len(problems) - 5:,} more" if len(problems) > 5 else ""
+            count = f"1 {singular}" if len(problems) == 1 else f"{len(problems):,} {plural}"
+            lines.append(f"{count} ({problems[0].reason}): {names}{more}")
+    return lines
+
+
+def _counted(number: int, singular: str, plural: str, *, see_alerts: bool = False) -> list[str]:
+    if not number:
+        return []
+    text = f"1 {singular}" if number == 1 else f"{number:,} {plural}"
+    return [f"{text}; see `certjob alerts`" if see_alerts else text]

@@ -1,0 +1,1 @@
+"""Plan, guard, apply: mentors and certificates are brought to the state that the rules ask for."""

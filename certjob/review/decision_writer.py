@@ -1,0 +1,132 @@
+"""What the rules decided, written: status, audit, pauses and intents of one chunk, in the caller's transaction."""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from uuid import UUID
+
+from certjob import database
+from certjob.database import Connection
+from certjob.domain.models import Decision
+from certjob.mail.reminders import CertificationReminderService
+from certjob.portal.sync import PortalSyncService
+from certjob.review.guards import MassChangeGuard
+from certjob.review.pauses import PauseManagementService
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What one transaction wrote, to be counted once it is committed."""
+
+    decisions: Sequence[Decision]
+    staying_due: frozenset[UUID] = frozenset()
+    queued_for: Sequence[UUID] = ()
+    """The organisation of each queued reminder."""
+    pushed: int = 0
+    may_stay_visible: Sequence[UUID] = ()
+
+
+class DecisionWriter:
+    """Writes decisions about mentors whose rows the transaction has locked."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        today: date,
+        run_id: UUID,
+        guard: MassChangeGuard,
+        reminders: CertificationReminderService,
+        portal: PortalSyncService,
+    ) -> None:
+        self._connection = connection
+        self._today = today
+        self._run_id = run_id
+        self._guard = guard
+        self._pauses = PauseManagementService(connection)
+        self._reminders = reminders
+        self._portal = portal
+
+    def on(self, connection: Connection) -> "DecisionWriter":
+        """Return one that writes the same on another connection."""
+        return DecisionWriter(
+            connection,
+            today=self._today,
+            run_id=self._run_id,
+            guard=self._guard,
+            reminders=CertificationReminderService(connection, run_id=self._run_id),
+            portal=PortalSyncService(connection, run_id=self._run_id),
+        )
+
+    def write(self, decisions: Sequence[Decision]) -> Written:
+        """Write them, the mentors' rows last; only reminders may be held back by the guard."""
+        if not decisions:
+            return Written(decisions=())
+        self._write_transitions(decisions)
+        self._pauses.apply(decisions)
+        held = self._with_held_reminders(decisions)
+        queued = self._reminders.queue([d for d in decisions if d.reminders and d.mentor_id not in held])
+        pushed = self._portal.queue([(d.mentor_id, d.visible) for d in decisions if d.push])
+        withdrawn = self._portal.withdraw([d.mentor_id for d in decisions if not d.organisation.has_portal])
+        database.execute(
+            self._connection,
+            "update_mentors",
+            {
+                "ids": [d.mentor_id for d in decisions],
+                "review_dates": [d.review_on for d in decisions],
+                "stays_due": _are_among(held, decisions),
+                "push": [d.push for d in decisions],
+                "visible": [d.visible for d in decisions],
+                "withdrawn": _are_among(withdrawn, decisions),
+            },
+        )
+        organisations = {d.mentor_id: d.organisation.id for d in decisions if d.reminders}
+        return Written(
+            decisions=decisions,
+            staying_due=held,
+            queued_for=[organisations[mentor_id] for mentor_id in queued],
+            pushed=pushed,
+            may_stay_visible=[mentor_id for mentor_id, may_stay_visible in withdrawn.items() if may_stay_visible],
+        )
+
+    def _write_transitions(self, decisions: Sequence[Decision]) -> None:
+        changes = [(d.mentor_id, change) for d in decisions for change in d.transitions]
+        if not changes:
+            return
+        certificate_ids = [change.certificate_id for _, change in changes]
+        to_statuses = [change.to_status for _, change in changes]
+        database.execute(
+            self._connection, "update_certificate_statuses", {"ids": certificate_ids, "statuses": to_statuses}
+        )
+        database.execute(
+            self._connection,
+            "insert_transitions",
+            {
+                "certificate_ids": certificate_ids,
+                "mentor_ids": [mentor_id for mentor_id, _ in changes],
+                "from_statuses": [change.from_status for _, change in changes],
+                "to_statuses": to_statuses,
+                "today": self._today,
+                "run_id": self._run_id,
+            },
+        )
+
+    def _with_held_reminders(self, decisions: Iterable[Decision]) -> frozenset[UUID]:
+        """Mentors whose new reminders the guard holds; they stay due. Looked up only near the limit."""
+        by_organisation: dict[UUID, list[Decision]] = {}
+        for decision in decisions:
+            if decision.reminders:
+                by_organisation.setdefault(decision.organisation.id, []).append(decision)
+        held: set[UUID] = set()
+        for group in by_organisation.values():
+            organisation = group[0].organisation
+            if self._guard.reminders_could_exceed(organisation, sum(len(d.reminders) for d in group)):
+                new = self._reminders.find_new(group)
+                if new and not self._guard.admit_reminders(organisation, len(new)):
+                    held.update(mentor_id for mentor_id, _ in new)
+        return frozenset(held)
+
+
+def _are_among(mentor_ids: Collection[UUID], decisions: Sequence[Decision]) -> list[bool]:
+    """Whether each decision's mentor is one of these. Mostly there are none, and a UUID's hash takes its time."""
+    return [d.mentor_id in mentor_ids for d in decisions] if mentor_ids else [False] * len(decisions)

@@ -1,0 +1,96 @@
+"""The plan: what tonight would do, from the facts alone, writing nothing."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import date
+from uuid import UUID
+
+from certjob import database
+from certjob.database import Connection
+from certjob.domain import rules
+from certjob.domain.models import Decision, Mentor, PauseChange, Status
+from certjob.facts import reading
+
+CHUNK_SIZE = 1_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """A mentor for whom nothing could be done, and why."""
+
+    mentor_id: UUID
+    reason: str
+
+
+def decide_each(mentors: Iterable[Mentor], today: date) -> tuple[list[Decision], list[Problem]]:
+    """Decide for each mentor; one whose data break a rule becomes a problem and does not stop the others."""
+    decisions: list[Decision] = []
+    problems: list[Problem] = []
+    for mentor in mentors:
+        try:
+            decisions.append(rules.decide(mentor, today))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the night goes on and the mentor is named
+            problems.append(Problem(mentor_id=mentor.id, reason=f"no decision: {type(error).__name__}: {error}"))
+    return decisions, problems
+
+
+def due_decisions(
+    connection: database.Connection, *, today: date, organisation_id: UUID | None, everybody: bool = False
+) -> Iterator[tuple[list[Decision], list[Problem]]]:
+    """Yield the decisions about the due mentors (or everybody) in chunks, without locks, on a read-only server too."""
+    due_by = None if everybody else today
+    for mentors in reading.read_due(connection, due_by=due_by, organisation_id=organisation_id, chunk_size=CHUNK_SIZE):
+        yield decide_each(mentors, today)
+
+
+LOCKED = "held by another session until the end of the run; the next run does this review"
+MAY_STAY_VISIBLE = (
+    "the organisation has no portal any more and the hide was withdrawn; hide by hand whom it still shows"
+)
+
+
+@dataclass(slots=True, kw_only=True)
+class ReviewCounts:
+    """What the reviews of a run did."""
+
+    reviewed: int = 0
+    paused: int = 0
+    resumed: int = 0
+    without_certificate: int = 0
+    transitions: Counter[Status] = field(default_factory=Counter)
+    """Transitions into each status."""
+    reminders_queued: int = 0
+    portal_queued: int = 0
+    skipped: list[UUID] = field(default_factory=list)
+    """Mentors who stayed locked by somebody else until the end."""
+    broken: dict[UUID, str] = field(default_factory=dict)
+    may_stay_visible: list[UUID] = field(default_factory=list)
+    """Mentors who moved to an organisation without a portal before they were hidden on the other one's."""
+
+    def add(self, decision: Decision) -> None:
+        """Count one reviewed mentor."""
+        self.reviewed += 1
+        self.paused += decision.pause is PauseChange.OPEN
+        self.resumed += decision.pause is PauseChange.LIFT
+        self.without_certificate += decision.without_certificate
+        for change in decision.transitions:
+            self.transitions[change.to_status] += 1
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Skipped and broken mentors, and those whom a portal may go on showing, each with the reason."""
+        return [
+            *(Problem(mentor_id=mentor_id, reason=LOCKED) for mentor_id in self.skipped),
+            *(Problem(mentor_id=mentor_id, reason=reason) for mentor_id, reason in self.broken.items()),
+            *(Problem(mentor_id=mentor_id, reason=MAY_STAY_VISIBLE) for mentor_id in self.may_stay_visible),
+        ]
+
+
+def looks_at_everybody(connection: Connection, today: date) -> bool:
+    """Return whether a night on ``today`` must review every mentor, due or not.
+
+    So it is after something ran on a later date, on a wrong clock: it noted when to look at each mentor again, and
+    those days are wrong. The first full night on the right date makes good for it.
+    """
+    return bool(database.fetch_value(connection, "find_later_run", {"today": today}))

@@ -1,0 +1,1 @@
+"""The commands that only look: alerts, explain, list, forecast, preview, status, check; metrics and pings."""

@@ -1,0 +1,234 @@
+"""`certjob check`: everything that a night depends on, each looked at even when an earlier one failed.
+
+It changes nothing: it reads the database, asks the portal's function for its GET, and goes as far with the mail server
+as a message would without sending one.
+"""
+
+import difflib
+import html
+import os
+import ssl
+from collections.abc import Generator, Iterator, Mapping
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import psycopg
+
+from certjob import database
+from certjob.database import embedded
+from certjob.database.connection_errors import explain_late_refusal
+from certjob.errors import CertjobError, ChannelDownError, ConfigurationError, PortalStageError, TransientPortalError
+from certjob.mail.channels.maildir import MaildirChannel
+from certjob.mail.channels.notify import open_channel
+from certjob.mail.letter import Channel, OutgoingMessage, domain_of
+from certjob.mail.messages.checking import check_templates
+from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
+from certjob.settings import EMBEDDED, Settings
+from certjob.views.check.findings import Finding, Verdict, fail, failed_with, ok, skip, warn
+from certjob.views.check.in_database import LATER_CHECKS, check_database, organisations_with_portal
+
+PORTAL_SECONDS = 30.0
+"""A function that has slept all day takes a while to wake up."""
+
+_TESTS_OWN = "CERTJOB_TEST_"
+
+
+def check_everything(
+    settings: Settings, *, problems: list[str], environment: Mapping[str, str] = os.environ
+) -> Iterator[Finding]:
+    """Yield what was found, in the order in which one would look.
+
+    ``problems`` are the clauses about settings that are wrong; ``settings`` goes without those.
+    """
+    yield from _check_settings(settings, problems=problems, environment=environment)
+    yield ok("time zone", f"{settings.time_zone}, where today is {settings.today}")
+    with_portal = yield from _check_database(settings)
+    yield _check_portal(settings, problems=problems, with_portal=with_portal)
+    yield _check_mail(settings, problems=problems)
+    yield from _check_templates(settings)
+    yield from _check_monitoring(settings)
+
+
+def _check_settings(settings: Settings, *, problems: list[str], environment: Mapping[str, str]) -> Iterator[Finding]:
+    names = {f"CERTJOB_{name.upper()}": name for name in type(settings).model_fields}
+    for clause in problems:
+        message, _, next_step = clause.partition("; ")
+        yield fail("settings", message, next_step=next_step or "correct it; see README, Settings")
+    for variable in sorted(environment):
+        if variable.startswith("CERTJOB_") and variable not in names and not variable.startswith(_TESTS_OWN):
+            near = difflib.get_close_matches(variable, names, n=1, cutoff=0.7)
+            step = f"did you mean {near[0]}?" if near else "take it out; see README, Settings"
+            yield warn("settings", f"{variable} is no setting of certjob", next_step=step)
+    wrong = {clause.split()[0].rstrip(":") for clause in problems}
+    given = [
+        variable for variable, name in names.items() if name in settings.model_fields_set and variable not in wrong
+    ]
+    yield ok("settings", f"set: {', '.join(given) or 'none'}")
+    others = [variable for variable in names if variable not in given and variable not in wrong]
+    yield ok("settings", f"not set: {', '.join(others) or 'none'}")
+
+
+def _check_database(settings: Settings) -> Generator[Finding, None, list[str] | None]:
+    """Yield the findings; return the organisations that have a portal, None if that is not known."""
+    url = settings.database_url.get_secret_value()
+    if not url:
+        for name in ("database", "writable", "clock", *LATER_CHECKS):
+            yield skip(name, "CERTJOB_DATABASE_URL is not set")
+        return None
+    if url == EMBEDDED and not embedded.data_directory().exists():
+        yield fail("database", "there is no embedded database yet", next_step="run `certjob db migrate`")
+        return None
+    found: list[Finding] = []
+    try:
+        with embedded.database_url(url) as libpq_url, database.connect(libpq_url) as connection:
+            for finding in check_database(connection, today=settings.today):
+                found.append(finding)
+                yield finding
+            if found[-1].verdict is not Verdict.SKIP:
+                return organisations_with_portal(connection)
+            return None
+    except CertjobError as error:
+        yield failed_with("database", error)
+    except psycopg.Error as error:
+        yield _unanswered(error)
+    for name in ("writable", "clock", *LATER_CHECKS):
+        if name not in {finding.check for finding in found}:
+            yield skip(name, "the database did not answer")
+    return None
+
+
+def _unanswered(error: psycopg.Error) -> Finding:
+    refusal = explain_late_refusal(error) if isinstance(error, psycopg.OperationalError) else None
+    if refusal is not None:
+        return failed_with("database", refusal)
+    said = " ".join((error.diag.message_primary or str(error)).split())
+    step = "see whether another session holds a table for long, and the server's log"
+    return fail("database", f"it did not answer a question ({said})", next_step=step, exit_code=1)
+
+
+def _check_portal(settings: Settings, *, problems: list[str], with_portal: list[str] | None) -> Finding:
+    """``with_portal`` are the organisations whose mentors it shows; None: not known."""
+    if settings.portal_url is None or settings.portal_key is None:
+        if any(clause.startswith("CERTJOB_PORTAL_") for clause in problems):
+            return skip("portal", "its settings are wrong")
+        return _check_unset_portal(with_portal)
+    try:
+        key = settings.portal_key.get_secret_value()
+        with HLFDynamicsSyncService(settings.portal_url, key, deadline_seconds=PORTAL_SECONDS) as service:
+            service.probe()
+    except TransientPortalError as error:
+        if error.status is not None and error.status < 300:
+            step = "check that CERTJOB_PORTAL_URL is the function's own address"
+            return fail("portal", "something answered that is not the function", next_step=step)
+        step = "try `certjob check` again; see the function's log if it stays so"
+        return fail("portal", str(error), next_step=step, exit_code=1)
+    except PortalStageError as error:
+        return failed_with("portal", error, exit_code=2)
+    except CertjobError as error:
+        return failed_with("portal", error, exit_code=2)
+    return ok("portal", "the function is there and took the key")
+
+
+def _check_unset_portal(with_portal: list[str] | None) -> Finding:
+    if with_portal is None:
+        return skip("portal", "CERTJOB_PORTAL_URL is not set, and the database did not tell whether it is needed")
+    if not with_portal:
+        return ok("portal", "CERTJOB_PORTAL_URL is not set, and no organisation has a portal")
+    first, *others = with_portal
+    who = f"{first} has a portal" if not others else f"{first} and {len(others):,} more have a portal"
+    step = f"set it and CERTJOB_PORTAL_KEY, or `certjob organisation set {first} --portal none`"
+    return warn("portal", f"CERTJOB_PORTAL_URL is not set, but {who}: pushes stay queued", next_step=step)
+
+
+def _check_mail(settings: Settings, *, problems: list[str]) -> Finding:
+    if settings.notify_url is None:
+        if any(clause.startswith(("CERTJOB_NOTIFY_", "CERTJOB_MAIL_")) for clause in problems):
+            return skip("mail", "its settings are wrong")
+        return warn("mail", "CERTJOB_NOTIFY_URL is not set, so reminders stay queued", next_step="set it")
+    try:
+        channel = open_channel(settings)
+    except ConfigurationError as error:
+        return failed_with("mail", error)
+    try:
+        return _probe(channel, scheme=urlsplit(settings.notify_url.get_secret_value()).scheme)
+    except ChannelDownError as error:
+        out_of_reach = isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, ssl.SSLError)
+        return failed_with("mail", error, exit_code=1 if out_of_reach else 2)
+
+
+def send_test(settings: Settings, *, to: str) -> Finding:
+    """Send one message that says that it is a test. ``to`` is an address that was looked at already."""
+    try:
+        channel = open_channel(settings)
+        if channel is None:
+            message = "CERTJOB_NOTIFY_URL is not set, so nothing can be sent"
+            return fail("test message", message, next_step="set it, or leave out --send-test")
+        try:
+            channel.send(_test_message(to, domain=domain_of(settings.mail_from)))
+        finally:
+            channel.close()
+    except CertjobError as error:
+        return failed_with("test message", error, exit_code=2)
+    return ok("test message", "handed over; look whether it arrives, and not as spam")
+
+
+def _test_message(to: str, *, domain: str) -> OutgoingMessage:
+    text = "This is a test by `certjob check --send-test`. If you read it, certjob's messages can reach you.\n"
+    token = uuid4().hex
+    return OutgoingMessage(
+        to=to,
+        subject="certjob: test",
+        text=text,
+        html=f'<!doctype html><html lang="en"><body><p>{html.escape(text)}</p></body></html>',
+        message_id=f"<test.{token}@{domain}>",
+        idempotency_key=f"test-{token}",
+        locale="en",
+        kind="test",
+        repeat=False,
+    )
+
+
+def _probe(channel: Channel | None, *, scheme: str) -> Finding:
+    from certjob.mail.channels.smtp import (  # noqa: PLC0415 - smtplib and ssl, which other channels do not need
+        SmtpChannel,
+    )
+
+    if isinstance(channel, SmtpChannel):
+        channel.probe()
+        return ok("mail", "the server took the connection and the login, where there is one; nothing was sent")
+    if isinstance(channel, MaildirChannel):
+        channel.probe()
+        return ok("mail", "the Maildir folder can be written")
+    return ok("mail", f"a webhook ({scheme}), which only a message can try; --send-test ADDRESS sends one")
+
+
+def _check_templates(settings: Settings) -> Iterator[Finding]:
+    if settings.templates_dir is None:
+        yield ok("templates", "certjob's own")
+        return
+    try:
+        problems = check_templates(settings.templates_dir)
+    except ConfigurationError as error:
+        yield failed_with("templates", error)
+        return
+    for problem in problems:
+        step = "correct it; until then messages go out in certjob's own words"
+        yield fail("templates", str(problem), next_step=step)
+    if not problems:
+        yield ok("templates", "your own, tried in every language and situation")
+
+
+def _check_monitoring(settings: Settings) -> Iterator[Finding]:
+    """Look at the ways to tell others; no ping is sent, since it would say that a night had run."""
+    path = settings.metrics_file
+    if path is not None and not path.parent.is_dir():
+        yield fail("metrics", "the folder of CERTJOB_METRICS_FILE is not there", next_step="make it, or name another")
+    elif path is not None and not os.access(path.parent, os.W_OK | os.X_OK):
+        step = "give this user the right to write there, or name another"
+        yield fail("metrics", "the folder of CERTJOB_METRICS_FILE cannot be written by this user", next_step=step)
+    elif path is not None:
+        yield ok("metrics", "the folder can be written")
+    if settings.ping_url is not None:
+        yield ok("ping", "its address has the right shape; only `certjob run` calls it")
+    if settings.ping_url is None and path is None:
+        yield ok("monitoring", "nobody outside is told; see README, Watching certjob")

@@ -1,0 +1,179 @@
+"""What `certjob check` looks at in the database; every statement only reads."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+
+from certjob import database
+from certjob.database import Connection, migrations
+from certjob.errors import ConfigurationError
+from certjob.review.guards import refuse_earlier_date
+from certjob.views.check.findings import Finding, fail, failed_with, ok, skip, warn
+
+OLDEST_VERSION, NEWEST_VERSION = 15, 18
+"""Of PostgreSQL: below it something is missing, above it nobody has tried."""
+
+TOLERATED_CLOCK_DIFFERENCE = timedelta(seconds=60)
+"""More, and a night begun shortly before midnight may be another day's for the database."""
+
+STATEMENT_TIMEOUT_MS = 20_000
+"""Somebody may hold a table for long, such as a migration: that is said instead of waited for."""
+
+NEEDED_RIGHTS = {
+    "organisations": ("SELECT",),
+    "coordinators": ("SELECT",),
+    "mentors": ("SELECT", "UPDATE"),
+    "certificates": ("SELECT", "UPDATE"),
+    "mentor_pauses": ("SELECT", "INSERT", "UPDATE"),
+    "certificate_transitions": ("SELECT", "INSERT"),
+    "cert_notification_log": ("SELECT", "INSERT", "UPDATE"),
+    "portal_sync_events": ("SELECT", "INSERT", "UPDATE"),
+    "dynamics_sync_failures": ("SELECT", "INSERT", "UPDATE"),
+    "coordinator_digests": ("SELECT", "INSERT", "UPDATE"),
+    "job_runs": ("SELECT", "INSERT", "UPDATE"),
+    "portal_alerts": ("SELECT",),
+}
+"""What the nightly job does in each table; `load`, `organisation set` and `db migrate` need more."""
+
+LATER_CHECKS = ("schema", "rights", "last night", "organisations")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """What the server says about itself."""
+
+    version_number: int
+    version: str
+    encoding: str
+    in_recovery: bool
+    read_only: bool
+    user_name: str
+    clock_at: datetime
+
+
+def check_database(connection: Connection, *, today: date) -> Iterator[Finding]:
+    """Look at the server, the schema, the rights of this user, and what the organisations lack."""
+    asked_at = datetime.now(UTC)
+    server = database.fetch(connection, "describe_server", into=Server)[0]
+    answered_at = datetime.now(UTC)
+    yield from check_server(server)
+    yield check_clock(server.clock_at, between=(asked_at, answered_at))
+    with database.read_only_snapshot(connection):
+        connection.execute("SELECT set_config('statement_timeout', %s, true)", (str(STATEMENT_TIMEOUT_MS),))
+        yield from _check_contents(connection, server=server, today=today)
+
+
+def organisations_with_portal(connection: Connection) -> list[str]:
+    """Return their short names."""
+    return [row[0] for row in database.fetch(connection, "list_portal_organisations")]
+
+
+def _check_contents(connection: Connection, *, server: Server, today: date) -> Iterator[Finding]:
+    schema = _check_schema(connection)
+    yield schema
+    if schema.exit_code:
+        for name in LATER_CHECKS[1:]:
+            yield skip(name, "the schema is not the one that this certjob works with")
+        return
+    yield from _check_rights(connection, user_name=server.user_name)
+    try:
+        refuse_earlier_date(connection, today)
+        yield ok("last night", "today is not before it")
+    except ConfigurationError as error:
+        yield failed_with("last night", error)
+    yield from _check_organisations(connection)
+
+
+def check_server(server: Server) -> Iterator[Finding]:
+    major = server.version_number // 10_000
+    name = f"PostgreSQL {server.version}"
+    if major < OLDEST_VERSION:
+        step = f"use PostgreSQL {OLDEST_VERSION} to {NEWEST_VERSION}"
+        yield fail("database", f"{name} is too old", next_step=step)
+    elif major > NEWEST_VERSION:
+        yield warn("database", f"{name} is newer than what was tested", next_step="see whether a newer certjob exists")
+    else:
+        yield ok("database", f"reachable, {name}")
+    if server.encoding != "UTF8":
+        step = "create the database with ENCODING 'UTF8'"
+        yield fail("database", f"its encoding is {server.encoding}, which has no room for every name", next_step=step)
+    if server.in_recovery:
+        step = "point CERTJOB_DATABASE_URL at the primary, or wait until this one is promoted"
+        yield fail("writable", "the server is in recovery (a standby)", next_step=step, exit_code=1)
+    elif server.read_only:
+        step = "use the primary, or take default_transaction_read_only away"
+        yield fail("writable", "the database is read-only", next_step=step, exit_code=1)
+    else:
+        yield ok("writable", "neither in recovery nor read-only")
+
+
+def check_clock(clock_at: datetime, *, between: tuple[datetime, datetime]) -> Finding:
+    """Compare the clocks; the time that the question took is nobody's fault."""
+    ahead = max(clock_at - between[1], between[0] - clock_at, timedelta())
+    if ahead <= TOLERATED_CLOCK_DIFFERENCE:
+        return ok("clock", "this machine and the database server agree")
+    side = "ahead of" if clock_at > between[1] else "behind"
+    seconds = round(ahead.total_seconds())
+    step = "set both by NTP"
+    return warn("clock", f"the database server is {seconds:,} s {side} this machine", next_step=step)
+
+
+def _check_schema(connection: Connection) -> Finding:
+    try:
+        found = migrations.status(connection)
+    except ConfigurationError as error:
+        return failed_with("schema", error)
+    pending = sum(migration.applied_at is None for migration in found)
+    if pending == len(found):
+        return fail("schema", "certjob's tables are not there yet", next_step="run `certjob db migrate`")
+    if pending:
+        what = "1 migration is" if pending == 1 else f"{pending} migrations are"
+        return fail("schema", f"older than this certjob, {what} pending", next_step="run `certjob db migrate`")
+    return ok("schema", f"up to date, migration {found[-1].version:04d}")
+
+
+def _check_rights(connection: Connection, *, user_name: str) -> Iterator[Finding]:
+    needed = [(table, privilege) for table, privileges in NEEDED_RIGHTS.items() for privilege in privileges]
+    tables, privileges = zip(*needed, strict=True)
+    parameters = {"tables": list(tables), "privileges": list(privileges)}
+    missing = database.fetch(connection, "list_missing_rights", parameters)
+    if missing:
+        lacking = ", ".join(f"{privilege} on {table}" for table, privilege in missing[:5])
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        step = f"GRANT certjob_worker TO {user_name}, or connect as the tables' owner"
+        yield fail("rights", f"the database user {user_name} lacks {lacking}{more}", next_step=step)
+    filtered = [row[0] for row in database.fetch(connection, "list_filtered_tables", parameters)]
+    if filtered:
+        step = f"GRANT certjob_worker TO {user_name}, or connect as the tables' owner"
+        message = f"row-level security may hide rows from the database user {user_name}: {', '.join(filtered)}"
+        yield fail("rights", message, next_step=step)
+    if not missing and not filtered:
+        yield ok("rights", f"the database user {user_name} sees and may write what a night needs")
+
+
+def _check_organisations(connection: Connection) -> Iterator[Finding]:
+    rows = database.fetch(connection, "list_setup_gaps")
+    if not rows:
+        step = "create one with `certjob organisation set SLUG`"
+        yield warn("organisations", "there is none", next_step=step)
+        return
+    gaps = [gap for row in rows for gap in _gaps(*row)]
+    yield from gaps
+    if not gaps:
+        number = "1 organisation" if len(rows) == 1 else f"{len(rows):,} organisations"
+        yield ok("organisations", f"{number}, nothing is missing")
+
+
+def _gaps(slug: str, has_coordinator: bool, has_contact: bool, without_contact_id: int) -> Iterator[Finding]:
+    change = f"`certjob organisation set {slug}"
+    if not has_coordinator:
+        step = f"{change} --coordinator 'NAME <MAIL>'`"
+        yield warn("organisations", f"{slug} has no coordinator, so nobody gets its daily mail", next_step=step)
+    if not has_contact:
+        step = f"{change} --contact-email ADDRESS`"
+        yield warn("organisations", f"{slug} has no contact for its mentors' questions", next_step=step)
+    if without_contact_id:
+        who = "1 mentor has" if without_contact_id == 1 else f"{without_contact_id:,} mentors have"
+        step = "give them one each, in the app or with `certjob load`"
+        message = f"{who} no dynamics_contact_id in {slug}, so their pushes are blocked"
+        yield warn("organisations", message, next_step=step)

@@ -1,0 +1,1 @@
+"""`certjob explain`: one mentor's whole story."""

@@ -1,0 +1,125 @@
+"""The metrics file: what Prometheus' node_exporter picks up from its textfile folder.
+
+Everything in it is read from the database, so that `run` and `deliver`, on one machine or on several, write the same
+file and none loses what the other wrote.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+
+from certjob import __version__, database
+from certjob.database import Connection
+from certjob.errors import Outcome
+from certjob.views.status import Backlog, read_backlog_by_age
+
+FILE_MODE = 0o644
+"""node_exporter runs as another user."""
+
+_STATES = ("due", "waiting", "in_flight", "blocked")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _LastRun:
+    """What ``job_runs`` says about one command; times are Unix seconds."""
+
+    command: str
+    finished_at: float
+    duration_seconds: float
+    outcome: str
+    counts: dict[str, Any]
+    succeeded_at: float | None
+
+
+def read_metrics(connection: Connection, *, today: date) -> bytes:
+    """Return the file's contents; nothing in them names a person."""
+    registry = CollectorRegistry()
+    with database.read_only_snapshot(connection):
+        runs = database.fetch(connection, "read_run_metrics", into=_LastRun)
+        backlog = read_backlog_by_age(connection)
+        now = database.fetch_value(connection, "read_clock")
+        failures = database.fetch(connection, "read_oldest_failure")
+        failed_reminders = database.fetch_value(connection, "count_failed_reminders", {"today": today})
+        failed_digests = database.fetch_value(connection, "count_failed_digests")
+    _describe_runs(registry, runs)
+    _describe_backlog(registry, backlog, now_seconds=now.timestamp())
+    unresolved = Gauge(
+        "certjob_unresolved_failures", "Portal pushes that failed and have not succeeded since.", registry=registry
+    )
+    unresolved.set(failures[0][-1] if failures else 0)
+    failed = Gauge(
+        "certjob_failed_reminders", "Reminders that could not be delivered and still matter.", registry=registry
+    )
+    failed.set(failed_reminders)
+    refused = Gauge("certjob_failed_digests", "Coordinators whose daily mail was refused.", registry=registry)
+    refused.set(failed_digests)
+    version = Gauge("certjob_info", "The certjob that wrote this file.", ["version"], registry=registry)
+    version.labels(__version__).set(1)
+    return generate_latest(registry)
+
+
+def _describe_runs(registry: CollectorRegistry, runs: list[_LastRun]) -> None:
+    def gauge(name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"certjob_{name}", text, ["command", *labels], registry=registry)
+
+    success = gauge("last_success_timestamp_seconds", "When a run last came to its end, outcome ok or attention.")
+    last = gauge("last_run_timestamp_seconds", "When a run last ended, whatever its outcome.")
+    duration = gauge("last_run_duration_seconds", "How long the last run took.")
+    outcome = gauge("last_run_outcome", "1 for the outcome of the last run.", "outcome")
+    items = gauge("last_run_items", "What the last run did, by outcome.", "what", "outcome")
+    for run in runs:
+        if run.succeeded_at is not None:
+            success.labels(run.command).set(run.succeeded_at)
+        last.labels(run.command).set(run.finished_at)
+        duration.labels(run.command).set(run.duration_seconds)
+        for possible in Outcome:
+            outcome.labels(run.command, possible).set(possible == run.outcome)
+        for what, name, number in _items(run.counts):
+            items.labels(run.command, what, name).set(number)
+
+
+def _items(counts: dict[str, Any]) -> Iterator[tuple[str, str, float]]:
+    """Yield the numbers of a run's document: ``("reminders", "sent", 12)``."""
+    for what, figures in counts.items():
+        if isinstance(figures, dict):
+            for name, number in figures.items():
+                if isinstance(number, int | float) and name != "pending":  # what is open is told below, as of now
+                    yield what, name, number
+
+
+def _describe_backlog(registry: CollectorRegistry, backlog: dict[str, Backlog], *, now_seconds: float) -> None:
+    items = Gauge("certjob_backlog_items", "What waits, by state.", ["what", "state"], registry=registry)
+    age = Gauge(
+        "certjob_oldest_pending_age_seconds",
+        "For how long the oldest has waited; 0: none.",
+        ["what"],
+        registry=registry,
+    )
+    for what, waiting in backlog.items():
+        for state in _STATES:
+            items.labels(what, state).set(getattr(waiting, state))
+        oldest_at = waiting.oldest_at
+        age.labels(what).set(max(now_seconds - oldest_at.timestamp(), 0.0) if oldest_at else 0)
+
+
+def write_file(path: Path, contents: bytes) -> None:
+    """Replace the file in one step: node_exporter reads the old one or the new one. Raises OSError."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")  # not *.prom: half of it must not be read
+    try:
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, FILE_MODE)
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, FILE_MODE)  # whatever the umask
+            file.write(contents)
+            file.flush()
+            os.fsync(descriptor)
+        beside.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise

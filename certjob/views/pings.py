@@ -1,0 +1,98 @@
+"""Pings to somebody outside who notices when they stop: healthchecks.io, or a server that speaks like it.
+
+    POST <CERTJOB_PING_URL>/start?rid=<run id>     the run has begun
+    POST <CERTJOB_PING_URL>?rid=<run id>           it ended with exit code 0
+    POST <CERTJOB_PING_URL>/<code>?rid=<run id>    it ended with another exit code
+
+Source: https://healthchecks.io/docs/http_api/. The body is a JSON document of counts.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from threading import Event
+from typing import Any
+from uuid import UUID
+
+import httpx
+from pydantic import SecretStr
+
+from certjob import __version__
+from certjob.outbox.http_deadline import DeadlineClient
+from certjob.outbox.retry import RetryPolicy, constant
+
+TOTAL_SECONDS = 10.0
+"""For one ping with all its tries."""
+ATTEMPTS = 3
+PAUSE_SECONDS = 0.5
+
+
+class PingError(Exception):
+    """A ping did not get through; its text holds nothing of the address, which is the secret."""
+
+
+class _UnansweredError(PingError):
+    """Worth another try."""
+
+
+class Pinger:
+    """Tells one run's beginning and end. Nothing of it concerns the run itself."""
+
+    def __init__(self, url: SecretStr, *, run_id: UUID) -> None:
+        self._url = url
+        self._run_id = run_id
+
+    def start(self, *, stop: Event | None = None) -> None:
+        """Say that the run has begun. Raises PingError."""
+        self._send("/start", {}, seconds=TOTAL_SECONDS, stop=stop)
+
+    def end(self, exit_code: int, counts: Mapping[str, Any], *, seconds: float = TOTAL_SECONDS) -> None:
+        """Say how the run ended. Raises PingError."""
+        self._send(f"/{exit_code}" if exit_code else "", counts, seconds=seconds)
+
+    def _send(self, suffix: str, counts: Mapping[str, Any], *, seconds: float, stop: Event | None = None) -> None:
+        ends_at = time.monotonic() + seconds
+        url = f"{self._url.get_secret_value().rstrip('/')}{suffix}?rid={self._run_id}"
+        policy = RetryPolicy(
+            max_attempts=ATTEMPTS,
+            backoff=constant(seconds=PAUSE_SECONDS),
+            deadline_seconds=seconds,
+            is_transient=lambda error: isinstance(error, _UnansweredError),
+        )
+        with DeadlineClient() as client:
+            policy.call(lambda: _post(client, url, counts, ends_at=ends_at), stop=stop)
+
+
+def _post(client: DeadlineClient, url: str, counts: Mapping[str, Any], *, ends_at: float) -> None:
+    seconds = max(ends_at - time.monotonic(), 0.05)
+    try:
+        answer = client.request(
+            "POST",
+            url,
+            headers={"Content-Type": "application/json", "User-Agent": f"certjob/{__version__}"},
+            content=json.dumps(counts).encode(),
+            deadline_seconds=seconds,
+            max_body_bytes=0,
+        )
+    except httpx.InvalidURL:
+        message = "it is no URL that can be called"
+        raise PingError(message) from None
+    except httpx.TransportError as error:
+        raise _UnansweredError(_reason(error)) from None
+    if answer.status_code == 429 or answer.status_code >= 500:
+        message = f"its host answered {answer.status_code}"
+        raise _UnansweredError(message)
+    if not 200 <= answer.status_code < 300:
+        message = f"its host answered {answer.status_code}, so it is not a ping address"
+        raise PingError(message)
+
+
+def _reason(error: httpx.TransportError) -> str:
+    """Say what happened without the texts of others, which name the host."""
+    if isinstance(error, httpx.TimeoutException):
+        return "its host did not answer in time"
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return "its host's certificate is not trusted"
+    if isinstance(error, httpx.ConnectError):
+        return "its host cannot be reached"
+    return "the connection to its host broke"

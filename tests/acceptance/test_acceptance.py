@@ -1,0 +1,185 @@
+"""The whole job as its users meet it: the installed command, a file from strangers, real servers on loopback."""
+
+import json
+import random
+import re
+import subprocess
+import threading
+from collections import Counter
+from datetime import UTC, date, datetime, timedelta
+from mailbox import Maildir
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from tests.conftest import Certjob, installed_command
+from tests.support.facts import Facts
+from tests.support.portal_server import PortalServer
+from tests.support.readme import README, read_examples
+
+
+def today() -> date:
+    """The day that the installed command works on."""
+    return datetime.now(UTC).astimezone(ZoneInfo("Europe/Oslo")).date()
+
+
+def written_messily(rows: list[list[str]], chance: random.Random) -> bytes:
+    """A CSV as people send it: byte-order mark, semicolons, CRLF, two date forms, blank lines, odd quotes."""
+    lines = ["organisation;member_no;full_name;email;locale;dynamics_contact_id;kind;issued_on;expires_on;revoked_on"]
+    for row in rows:
+        cells = [f'"{cell}"' if re.search('[";\n]', cell) or chance.random() < 0.1 else cell for cell in row]
+        lines.append(";".join(cells))
+        if chance.random() < 0.01:
+            lines.append(chance.choice(["", " ", ";;;;;;;;;"]))
+    return b"\xef\xbb\xbf" + "\r\n".join(lines).encode() + b"\r\n"
+
+
+def people(number: int, *, seed: int) -> tuple[list[list[str]], Counter[str]]:
+    """Rows about so many mentors, and how many of them carry which mess."""
+    chance = random.Random(seed)
+    rows: list[list[str]] = []
+    messes: Counter[str] = Counter()
+    names = ["Kari Nordmann", "Øystein Åsen", "Nguyễn Thị Hà", "علي حسن", "Ola «Ola» [bold]", "Two\nlines", "李小龍"]
+
+    def day(value: date) -> str:
+        return value.isoformat() if chance.random() < 0.5 else f"{value:%d.%m.%Y}"
+
+    for index in range(number):
+        # Most are in force for long; a few expired lately, fewer than the guard's tenth.
+        days = -5 if index % 50 == 1 else chance.choice([3, 20, 45, *[100, 300, 700] * 8])
+        expires_on = today() + timedelta(days=days)
+        row = [
+            "hlf" if index % 2 else "nhf",
+            f"M{index:05}",
+            chance.choice(names),
+            f"m{index}@example.org",
+            chance.choice(["", "nb", "en", "nn"]),
+            str(chance.randint(0, 2**32)).rjust(8, "0")[:8].lower() + "-0000-4000-8000-" + f"{index:012x}",
+            "likeperson",
+            day(expires_on - timedelta(days=730)),
+            day(expires_on),
+            "",
+        ]
+        if index % 997 == 1:
+            row[8] = "31.02.2026"
+            messes["bad date"] += 1
+        elif index % 997 == 2:
+            row[0] = "nobody"
+            messes["unknown organisation"] += 1
+        elif index % 997 == 3:
+            rows.append([*row])
+            messes["repeated"] += 1
+        rows.append(row)
+    return rows, messes
+
+
+def test_ten_thousand_mentors_from_a_messy_file_to_a_quiet_second_night(
+    certjob: Certjob, tmp_path: Path, facts: Facts
+) -> None:
+    """organisation set, load, dry run, run: the plan's numbers are the night's, and a second run does nothing."""
+    rows, messes = people(10_000, seed=1)
+    file = tmp_path / "people.csv"
+    file.write_bytes(written_messily(rows, random.Random(2)))
+    maildir = tmp_path / "mail"
+    bad = messes["bad date"] + messes["unknown organisation"]
+    with PortalServer() as portal:
+        settings = {
+            "CERTJOB_PORTAL_URL": portal.url,
+            "CERTJOB_PORTAL_KEY": portal.key,
+            "CERTJOB_NOTIFY_URL": f"maildir:{maildir}",
+        }
+        for slug, has_portal in (("hlf", "dynamics"), ("nhf", "none")):
+            assert certjob("organisation", "set", slug, "--portal", has_portal).returncode == 0
+
+        load = certjob("load", str(file), "--json", "--rejects", str(tmp_path / "rejects.csv"))
+        plan = certjob("run", "--dry-run", "--json", **settings)
+        night = certjob("run", "--json", **settings)
+        again = certjob("run", "--json", **settings)
+        once_more = certjob("load", str(file), "--json")
+
+    loaded = json.loads(load.stdout)
+    assert load.returncode == 3
+    assert (loaded["rejected"], loaded["repeated"]) == (bad, messes["repeated"])
+    assert loaded["certificates_added"] == 10_000 - bad
+    assert len((tmp_path / "rejects.csv").read_text().splitlines()) == bad + 1
+    planned, done, second = (json.loads(command.stdout) for command in (plan, night, again))
+    assert (plan.returncode, night.returncode, again.returncode) == (0, 0, 0), night.stderr
+    for part in ("mentors", "certificates"):
+        assert planned[part] == done[part]
+    assert planned["reminders"]["queued"] == done["reminders"]["queued"] == done["reminders"]["sent"]
+    assert planned["portal"]["queued"] == done["portal"]["queued"] == done["portal"]["delivered"] > 0
+    assert done["mentors"]["reviewed"] == 10_000 - bad
+    assert len(Maildir(maildir)) == done["reminders"]["sent"]
+    assert list(portal.visible.values()) == [False] * done["portal"]["delivered"]
+    assert second["mentors"]["reviewed"] == second["reminders"]["sent"] == second["portal"]["delivered"] == 0
+    assert json.loads(once_more.stdout)["unchanged"] == 10_000 - bad
+    assert facts.rows("SELECT count(*) FROM mentors WHERE review_on <= %s", today()) == [(0,)]
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_nights_started_together_send_each_reminder_once(
+    facts: Facts, database_url: str, bare_environment: dict[str, str], tmp_path: Path, processes: int
+) -> None:
+    """Several `certjob run` at once: one mail per mentor, one call per contact, no failure."""
+    organisation = facts.organisation()
+    for index in range(200):
+        facts.certified_mentor(organisation, today() + timedelta(days=-5 if index % 20 == 0 else 10))
+    maildir = tmp_path / "mail"
+    with PortalServer() as portal:
+        environment = bare_environment | {
+            "CERTJOB_DATABASE_URL": database_url,
+            "CERTJOB_PORTAL_URL": portal.url,
+            "CERTJOB_PORTAL_KEY": portal.key,
+            "CERTJOB_NOTIFY_URL": f"maildir:{maildir}",
+        }
+        barrier = threading.Barrier(processes)
+        reports: list[dict[str, dict[str, int]]] = []
+
+        def run() -> None:
+            barrier.wait()
+            ended = subprocess.run(
+                [str(installed_command()), "run", "--json"],
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert ended.returncode == 0, ended.stderr
+            reports.append(json.loads(ended.stdout))
+
+        threads = [threading.Thread(target=run) for _ in range(processes)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=120)
+
+    recipients = Counter(message["To"] for message in Maildir(maildir))
+    assert len(reports) == processes
+    assert len(recipients) == 200
+    assert set(recipients.values()) == {1}
+    assert sum(report["reminders"]["sent"] for report in reports) == 200
+    assert sum(report["mentors"]["reviewed"] for report in reports) == 200
+    assert Counter(request.contact_id for request in portal.requests) == Counter(portal.visible.keys())
+    assert len(portal.visible) == 10
+    assert portal.overlaps == []
+
+
+def test_the_five_minute_tour_of_the_readme(
+    bare_environment: dict[str, str], tmp_path: Path, database_url: str
+) -> None:
+    """The commands of the tour, word by word, in a shell; only the database is the test's."""
+    set_up = README.partition("## Five minutes")[2].partition("    $ ")[0]
+    commands = [example.command for example in read_examples() if example.heading == "Five minutes"]
+    script = "\n".join([line[4:] for line in set_up.splitlines() if line.startswith("    ")] + commands)
+    script = script.replace('"$PWD/.venv/bin:$PATH"', f'"{installed_command().parent}:$PATH"')
+    script = script.replace("CERTJOB_DATABASE_URL=embedded", f"CERTJOB_DATABASE_URL='{database_url}'")
+
+    ended = subprocess.run(
+        ["/bin/sh", "-c", script], env=bare_environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+
+    assert ended.returncode == 3, ended.stderr
+    assert "hlf M1001: certificates: expired; pause: pause" in ended.stdout
+    assert "Dynamics sync pending — mentor may still be visible on portal" in ended.stdout
+    assert "Traceback" not in ended.stderr

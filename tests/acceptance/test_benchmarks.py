@@ -1,0 +1,163 @@
+"""The bench is held to what it promises: it compares fairly, it shows a missed bar, and it runs."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import UUID
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from certjob import database
+from certjob.database import Connection
+from tests.benchmarks.bench_server import bench_server
+from tests.benchmarks.explained import explained
+from tests.benchmarks.figures import Bar, Figure, in_turns, paired, per_second, seconds, table
+from tests.benchmarks.night import compare_states
+from tests.benchmarks.population import forget, run_script, set_based_night, settle, today
+from tests.conftest import Certjob, database_of
+from tests.support.facts import TODAY, Facts
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_two_sides_run_in_turns_and_each_begins_as_often() -> None:
+    """So that what the machine does meanwhile falls on both."""
+    order: list[str] = []
+
+    def side(name: str, took: float) -> float:
+        order.append(name)
+        return took
+
+    ratio = in_turns(lambda: side("ours", 3.0), lambda: side("theirs", 2.0), rounds=3)
+
+    assert order == ["ours", "theirs", "theirs", "ours", "ours", "theirs"]
+    assert ratio.rounds == [1.5, 1.5, 1.5]
+
+
+def test_the_median_of_the_rounds_ratios_is_the_figure() -> None:
+    """One round that something disturbed does not decide."""
+    ratio = paired([1.0, 9.0, 1.2], [1.0, 1.0, 1.0])
+
+    assert (ratio.median, ratio.ours, ratio.reference) == (1.2, 1.2, 1.0)
+
+
+def test_a_ratio_of_speeds_is_turned_round() -> None:
+    """0.8 of the reference's speed."""
+    assert paired([5.0], [4.0], more_is_better=True).median == 0.8
+
+
+@pytest.mark.parametrize(
+    ("bar", "value", "word"),
+    [((Bar.AT_MOST, 1.5), 1.6, "MISSED"), ((Bar.AT_MOST, 1.5), 1.5, "met"), ((Bar.AT_LEAST, 0.85), 0.8, "MISSED")],
+)
+def test_a_missed_bar_is_shown(bar: tuple[Bar, float], value: float, word: str) -> None:
+    """In the table and in the JSON."""
+    figure = Figure(part="night", name="1 % due", ours="80 µs", ratio=value, bar=bar)
+
+    assert word in table([figure])
+    assert figure.to_document()["met"] is (word == "met")
+
+
+def test_times_and_speeds_read_well() -> None:
+    """Three digits are enough."""
+    assert (seconds(0.0123), seconds(1.5), seconds(75.2)) == ("12 ms", "1.50 s", "75.2 s")
+    assert per_second(200_000, 8, "events") == "25,000 events/s"
+
+
+@pytest.fixture
+def copied_url(server_url: str, database_url: str, connection: Connection) -> Iterator[str]:
+    """A copy of the test's database, which holds a population for the bench."""
+    run_script(connection, "population.sql", mentors=1_500, today=today())
+    connection.execute("VACUUM ANALYZE")
+    connection.close()
+    name = psycopg.conninfo.conninfo_to_dict(database_url)["dbname"]
+    copy = f"{name}_copy"
+    with psycopg.connect(server_url, autocommit=True) as admin:
+        statement = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY")
+        admin.execute(statement.format(sql.Identifier(copy), sql.Identifier(str(name))))
+        yield database_of(server_url, copy)
+        admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(copy)))
+
+
+def test_the_night_and_the_set_based_sql_end_in_the_same_state(
+    certjob: Certjob, database_url: str, copied_url: str
+) -> None:
+    """Two versions of the rules, one in Python and one in SQL: row by row the same, and a difference is found."""
+    night = certjob("run", "--json", "--no-deliver", "--allow-mass-change")
+    assert json.loads(night.stdout)["mentors"]["reviewed"] == 1_500
+    with database.connect(copied_url) as other, database.connect(database_url) as one:
+        set_based_night(other)
+
+        rows = compare_states(one, other)
+
+        assert rows > 5_000
+        for changed in (
+            "UPDATE mentors SET review_on = review_on + 1 WHERE member_no = 'M77'",
+            "DELETE FROM cert_notification_log WHERE id = (SELECT max(id) FROM cert_notification_log)",
+            "UPDATE cert_notification_log SET run_id = NULL WHERE id = (SELECT max(id) FROM cert_notification_log)",
+            "UPDATE portal_sync_events SET last_error = 'no' WHERE id = (SELECT max(id) FROM portal_sync_events)",
+        ):
+            with other.transaction(force_rollback=True):
+                assert other.execute(changed.encode()).rowcount == 1
+                with pytest.raises(RuntimeError, match="the end states differ"):
+                    compare_states(one, other)
+
+
+def test_mentors_whom_certjob_has_not_seen_can_be_made_of_settled_ones(database_url: str, copied_url: str) -> None:
+    """So that the shares of a large programme need not be made from nothing each; first a tenth, then everybody."""
+    with database.connect(copied_url) as other, database.connect(database_url) as one:
+        settle(other)
+        with pytest.raises(RuntimeError, match="the end states differ"):
+            compare_states(one, other)
+
+        forget(other, percent=10)
+        assert other.execute("SELECT count(*) FROM mentors WHERE review_on = '-infinity'").fetchall() == [(150,)]
+        forget(other, percent=100)
+
+        assert compare_states(one, other) > 3_000
+
+
+def test_a_statement_that_reads_a_whole_table_is_found(connection: Connection, facts: Facts) -> None:
+    """Whichever way it is run; one that reads what it asks for is not, nor one that reads an index of open rows."""
+    facts.certified_mentor(facts.organisation(), TODAY)
+    connection.execute("SET enable_seqscan = off")
+
+    with explained() as watched:
+        database.fetch(connection, "find_mentors", {"name": "m1@example.org", "organisation": None})
+        database.fetch_value(connection, "count_due_mentors", {"due_by": TODAY, "organisation_id": None, "minimum": 0})
+        database.fetch(connection, "count_reminder_backlog")
+        with connection.transaction(), connection.cursor(name="named") as cursor:
+            cursor.execute(database.query("read_mentors"), {"ids": [UUID(int=1)]})
+
+    assert watched.plans.keys() == {"find_mentors", "count_due_mentors", "count_reminder_backlog", "read_mentors"}
+    assert {name: "mentors" in tables for name, tables in watched.whole_reads().items()} == {"find_mentors": True}
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_mount(), reason="no folder in memory here")  # noqa: S108 - nothing is written
+def test_the_bench_refuses_a_folder_in_memory() -> None:
+    """Some systems have /tmp there: a commit would be called durable, and cost nothing."""
+    with (
+        pytest.raises(RuntimeError, match="--folder"),
+        bench_server(Path("/dev/shm/certjob-bench"), shared_buffers="16MB"),  # noqa: S108
+    ):
+        pass
+
+
+def test_the_bench_runs_and_writes_its_json(tmp_path: Path) -> None:
+    """From the command line, on a server of its own with durable commits."""
+    document = tmp_path / "figures.json"
+    command = ["--only", "start-up", "--rounds", "1", "--json", str(document)]
+
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks", *command], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+    assert result.returncode == 0, result.stderr
+    written = json.loads(document.read_text())
+    assert written["server"]["fsync"] == "on"
+    assert [figure["name"] for figure in written["figures"]] == ["certjob --help", "certjob run, empty database"]
+    assert "certjob run, empty database" in result.stdout

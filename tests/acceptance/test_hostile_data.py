@@ -1,0 +1,383 @@
+"""Whatever stands in the facts, a night goes through: mail, terminal and JSON stay whole; what is not sent says why."""
+
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+
+from certjob.database import Connection
+from certjob.errors import PermanentPortalError
+from certjob.mail.channels.maildir import MaildirChannel
+from certjob.mail.channels.smtp import SmtpChannel
+from certjob.mail.letter import Channel, OutgoingMessage, compose, parse_sender
+from tests.acceptance.test_acceptance import today as real_today
+from tests.support.command_line import Finished, on_terminal, run_in_process, without_escapes
+from tests.support.facts import TODAY, Facts
+from tests.support.hostile_texts import HOSTILE, SPY, Hostile, Page, ReceivedMail, assert_harmless, read_mail
+from tests.support.nights import night
+from tests.support.smtp_server import HOST, Mailbox, real_server
+
+SENDER = parse_sender("certjob@hlf.example")
+PLAIN = "PLAINTEXT"
+"""What the other organisation has wherever the hostile one has its text: its mail shows how mail is to look."""
+
+
+class RefusingPortal:
+    """A portal that refuses every contact, in words of its own for each."""
+
+    def __init__(self, words: dict[UUID, str]) -> None:
+        self.words = words
+
+    def update_portal_visibility(self, contact_id: UUID, *, visible: bool, idempotency_key: str) -> None:
+        raise PermanentPortalError(self.words[contact_id])
+
+
+def add_organisation(facts: Facts, text: str, *, slug: str, today: date) -> tuple[UUID, UUID]:
+    """An organisation with the text in every field, its coordinator, a mentor who lapsed, one without an address.
+
+    Returns the id of the former, and the contact id.
+    """
+    organisation = facts.organisation(slug)
+    facts.connection.execute(
+        "UPDATE organisations SET name = %s, contact_email = %s, contact_phone = %s, renewal_url = %s WHERE id = %s",
+        (text, text, f"+47 {text}", f"https://hlf.example/?{text}", organisation),
+    )
+    facts.connection.execute(
+        "INSERT INTO coordinators (organisation_id, full_name, email, locale) VALUES (%s, %s, %s, 'en')",
+        (organisation, text, f"coordinator@{slug}.example"),
+    )
+    contact_id = uuid4()
+    lapsed = facts.mentor(
+        organisation,
+        member_no=f"{text}1",
+        full_name=text,
+        email=f"mentor@{slug}.example",
+        locale="en",
+        contact_id=contact_id,
+    )
+    facts.certificate(lapsed, today - timedelta(days=1), kind=text)
+    unreachable = facts.mentor(organisation, member_no=f"{text}2", full_name=text, email=None)
+    facts.certificate(unreachable, today + timedelta(days=5), kind=text)
+    return lapsed, contact_id
+
+
+@contextmanager
+def smtp_channel(mailbox: Mailbox, **options: object) -> Iterator[Channel]:
+    with real_server(mailbox, **options) as server:
+        yield SmtpChannel(HOST, port=server.port, sender=SENDER)
+
+
+def received(mailbox: Mailbox) -> dict[str, ReceivedMail]:
+    """The messages by recipient; nobody has got two."""
+    messages = {}
+    for envelope in mailbox.envelopes:
+        (recipient,) = envelope.rcpt_tos
+        assert envelope.mail_from == SENDER.specification
+        assert recipient not in messages
+        messages[recipient] = read_mail(envelope.content)
+    return messages
+
+
+def in_maildir(folder: Path) -> dict[str, ReceivedMail]:
+    messages = [read_mail(file.read_bytes(), line_end=b"\n") for file in (folder / "new").iterdir()]
+    assert len({message.to for message in messages}) == len(messages)
+    return {message.to: message for message in messages}
+
+
+def assert_whole(messages: dict[str, ReceivedMail], hostile: Hostile) -> None:
+    """The mail about the hostile organisation is that about the plain one, with another word in it."""
+    assert messages.keys() == {
+        f"{who}@{slug}.example" for who in ("mentor", "coordinator") for slug in ("hostile", "plain")
+    }
+    for who in ("mentor", "coordinator"):
+        message, plain = messages[f"{who}@hostile.example"], messages[f"{who}@plain.example"]
+        assert message.to == f"{who}@hostile.example"
+        assert message.subject == plain.subject.replace(PLAIN, hostile.in_message)
+        assert message.text == plain.text.replace(PLAIN, hostile.in_message).replace("plain.example", "hostile.example")
+        assert message.page.tags == plain.page.tags
+        assert message.page.text == plain.page.text.replace(PLAIN, hostile.in_message)
+        assert {link.partition(":")[0] for link in message.page.links} <= {"https", "mailto", "tel"}
+
+
+hostile_texts = pytest.mark.parametrize("hostile", HOSTILE.values(), ids=[name.replace(" ", "-") for name in HOSTILE])
+
+
+@hostile_texts
+def test_no_text_breaks_a_message_or_a_digest(connection: Connection, facts: Facts, hostile: Hostile) -> None:
+    """In names, kinds, contact fields and error texts: the headers and both parts are what they should be."""
+    mailbox = Mailbox()
+    words = {}
+    for slug, text in (("hostile", hostile.text), ("plain", PLAIN)):
+        _, contact_id = add_organisation(facts, text, slug=slug, today=TODAY)
+        words[contact_id] = text
+
+    with smtp_channel(mailbox) as channel:
+        report = night(connection, portal=RefusingPortal(words), channel=channel)
+
+    assert_whole(received(mailbox), hostile)
+    assert report.reminders is not None
+    assert (report.reminders.sent, report.reminders.failed) == (2, 2)
+    assert not report.crashed
+    assert [str(stop) for stop in report.stopped] == []
+    failed = facts.rows("SELECT DISTINCT last_error FROM cert_notification_log WHERE status = 'failed'")
+    assert failed == [("no address",)]
+
+
+@hostile_texts
+def test_no_text_breaks_what_a_command_prints(
+    facts: Facts, bare_environment: dict[str, str], database_url: str, tmp_path: Path, hostile: Hostile
+) -> None:
+    """Off a terminal a line stays a line, JSON stays JSON, the preview is the message; a Maildir gets all of it."""
+    folder = tmp_path / "mail"
+    environment = bare_environment | {
+        "CERTJOB_DATABASE_URL": database_url,
+        "CERTJOB_NOTIFY_URL": f"maildir:{folder}",
+        "CERTJOB_MAIL_FROM": SENDER.specification,
+    }
+    mentors = {
+        slug: str(add_organisation(facts, text, slug=slug, today=real_today())[0])
+        for slug, text in (("hostile", hostile.text), ("plain", PLAIN))
+    }
+
+    def run(*arguments: str, code: int) -> Finished:
+        result = run_in_process(*arguments, environment=environment, folder=tmp_path)
+        assert result.returncode == code, result
+        assert_harmless(result.stderr)
+        assert_harmless(result.stdout, is_document={"--json", "--html"}.intersection(arguments) != set())
+        return result
+
+    plan = run("run", "--dry-run", code=0)
+    plan_document = json.loads(run("run", "--dry-run", "--json", code=0).stdout)
+    previews = {slug: run("preview", mentor, code=0) for slug, mentor in mentors.items()}
+    preview_documents = {slug: json.loads(run("preview", m, "--json", code=0).stdout) for slug, m in mentors.items()}
+    pages = {slug: Page(run("preview", m, "--html", code=0).stdout) for slug, m in mentors.items()}
+    outcome = json.loads(run("run", "--json", code=3).stdout)
+    alerts = run("alerts", code=3)
+    alerts_document = json.loads(run("alerts", "--json", code=3).stdout)
+
+    assert len(plan.stdout.splitlines()) == 5  # two mentors of each organisation, and the figures
+    assert sorted(change["member_no"] for change in plan_document["changes"]) == sorted(
+        f"{text}{number}" for text in (hostile.text, PLAIN) for number in (1, 2)
+    )
+    assert outcome["reminders"]["sent"] == outcome["reminders"]["failed"] == outcome["digests"]["sent"] == 2
+    assert_whole(in_maildir(folder), hostile)
+    assert len(previews["hostile"].stdout.splitlines()) == len(previews["plain"].stdout.splitlines())
+    assert preview_documents["hostile"]["text"] == preview_documents["plain"]["text"].replace(PLAIN, hostile.in_message)
+    assert pages["hostile"].tags == pages["plain"].tags
+    assert len(alerts.stdout.splitlines()) == 4  # a push and a reminder of each organisation
+    names = [alert["full_name"] for part in ("alerts", "failed_reminders") for alert in alerts_document[part]]
+    assert sorted(names) == sorted([hostile.text, PLAIN] * 2)
+    assert hostile.in_message in previews["hostile"].stdout or not hostile.in_message.isprintable()
+    for printed in (plan, alerts):
+        assert hostile.text in printed.stdout or not hostile.text.isprintable()
+
+
+@pytest.mark.parametrize("texts", [list(HOSTILE.values())[0::2], list(HOSTILE.values())[1::2]], ids=["some", "others"])
+def test_no_text_breaks_a_terminal(
+    facts: Facts, bare_environment: dict[str, str], database_url: str, tmp_path: Path, texts: Sequence[Hostile]
+) -> None:
+    """On one, with colours, tables and a progress bar: no order but Rich's own, and markup is only text."""
+    environment = bare_environment | {
+        "CERTJOB_DATABASE_URL": database_url,
+        "CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'mail'}",
+        "CERTJOB_MAIL_FROM": SENDER.specification,
+    }
+    mentor, *_ = [
+        add_organisation(facts, hostile.text, slug=f"h{number}", today=real_today())[0]
+        for number, hostile in enumerate(texts)
+    ]
+    short = {hostile.text for hostile in HOSTILE.values() if len(hostile.text) < 100}
+    facts.connection.execute("UPDATE mentors SET full_name = %s WHERE id = %s", (" ".join(sorted(short)), mentor))
+
+    def run(*arguments: str, code: int) -> str:
+        # As wide as this so that nothing short is wrapped.
+        returned, shown = on_terminal(arguments, environment=environment, folder=tmp_path, columns=4_000)
+        assert returned == code, shown
+        assert_harmless(shown, on_terminal=True, is_document="--json" in arguments)
+        return without_escapes(shown)
+
+    plan = run("run", "--dry-run", code=0)
+    preview = run("preview", str(mentor), code=0)
+    document = run("run", "--dry-run", "--json", code=0)
+    night_of = run("run", code=3)
+    alerts = run("alerts", code=3)
+
+    for text in filter(str.isprintable, short):
+        assert " ".join(text.split()) in preview
+        assert text in alerts
+    for text in filter(str.isprintable, short.intersection(hostile.text for hostile in texts)):
+        assert text in plan
+    assert "K\ufffd[2J\ufffd[5mK" in alerts
+    assert len(json.loads(document)["changes"]) == 2 * len(texts)
+    assert "Night of" in night_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fate:
+    """What becomes of mail for an address."""
+
+    address: str
+    arrives_at: str = ""
+    """As the server and the header have it; empty: nowhere."""
+    why_not: str = "the e-mail address is no address that mail can be sent to; correct it"
+    international: bool = False
+    """Only servers with SMTPUTF8 take it."""
+
+
+NOT_IN_DNS = "the e-mail address has a domain that cannot be written in DNS; correct it"
+
+FATES = {
+    "a header": Fate(address=f"kari@a.example\r\nBcc: {SPY}"),
+    "a header before it": Fate(address=f"Bcc: {SPY}\nkari@a.example"),
+    "a command": Fate(address=f"kari@a.example>\r\nRCPT TO:<{SPY}"),
+    "a NEL": Fate(address="ka\x85ri@a.example"),
+    "a control character": Fate(address="ka\x07ri@a.example"),
+    "an escape in the domain": Fate(address="kari@a\x1b[2J.example"),
+    "a second one": Fate(address=f"kari@a.example, {SPY}"),
+    "a second one in the domain": Fate(address=f"kari@{SPY}"),
+    "a name": Fate(address="Kari <kari@a.example>"),
+    "a comment": Fate(address="kari(Nordmann)@a.example"),
+    "a quoted name": Fate(address='"kari nordmann"@a.example'),
+    "a route": Fate(address="@b.example:kari@a.example"),
+    "an option": Fate(address="kari@a.example SIZE=1"),
+    "a link": Fate(address="mailto:kari@a.example"),
+    "an encoded word": Fate(address="=?utf-8?q?spy?=@a.example"),
+    "an encoded header": Fate(address="=?utf-8?q?=0D=0ABcc=3Aspy?=@a.example"),
+    "an encoded header in Base64": Fate(address="=?utf-8?b?DQpCY2M6IHNweQ==?=@a.example"),
+    "HTML": Fate(address="<script>@a.example"),
+    "Rich": Fate(address="[red]kari[/]@a.example"),
+    "an override": Fate(address="\u202ekari@a.example"),
+    "a letter joined of two": Fate(address="👩\u200d🏫@a.example"),
+    "ten thousand letters": Fate(address=f"{'k' * 10_000}@a.example"),
+    "a domain of ten thousand letters": Fate(address=f"kari@{'a' * 10_000}.example"),
+    "no domain": Fate(address="kari"),
+    "a domain in another writing": Fate(address="kari@ⓐ.example", why_not=NOT_IN_DNS),
+    "a domain turned around": Fate(address="kari@a\u202e.example", why_not=NOT_IN_DNS),
+    "Jinja": Fate(address="{{7*7}}@a.example", arrives_at="{{7*7}}@a.example"),
+    "a shell's quotes": Fate(address="`id`$HOME'@a.example", arrives_at="`id`$HOME'@a.example"),
+    "placeholders": Fate(address="%s{0}@a.example", arrives_at="%s{0}@a.example"),
+    "a domain beyond ASCII": Fate(address="kari@blåbær.example", arrives_at="kari@xn--blbr-roah.example"),
+    "a name beyond ASCII": Fate(address="kåre@a.example", arrives_at="kåre@a.example", international=True),
+    "both beyond ASCII": Fate(
+        address="kåre@blåbær.example", arrives_at="kåre@xn--blbr-roah.example", international=True
+    ),
+    "right to left": Fate(address="علي@a.example", arrives_at="علي@a.example", international=True),
+    "emoji": Fate(address="😀@a.example", arrives_at="😀@a.example", international=True),
+    "combining characters": Fate(
+        address="a\u0301\u0489@a.example", arrives_at="a\u0301\u0489@a.example", international=True
+    ),
+}
+
+
+def fates(*, only: Callable[[Fate], bool] = lambda _: True) -> pytest.MarkDecorator:
+    chosen = {name.replace(" ", "-"): fate for name, fate in FATES.items() if only(fate)}
+    return pytest.mark.parametrize("fate", chosen.values(), ids=chosen.keys())
+
+
+def add_addressees(facts: Facts, address: str) -> None:
+    """A mentor and a coordinator with this address, and a mentor with a usual one."""
+    organisation = facts.organisation(portal=None)
+    facts.certified_mentor(organisation, TODAY - timedelta(days=1), email=address)
+    facts.certified_mentor(organisation, TODAY - timedelta(days=1), email="usual@b.example")
+    facts.connection.execute(
+        "INSERT INTO coordinators (organisation_id, email) VALUES (%s, %s)", (organisation, address)
+    )
+
+
+def assert_fate(facts: Facts, addressees: Sequence[str], *, arrives_at: str, why_not: str) -> None:
+    """Reminder and digest have arrived there, or both have failed with this reason; the other reminder has arrived."""
+    assert sorted(addressees) == sorted(["usual@b.example", *([arrives_at] * 2 if arrives_at else [])])
+    expected = [("sent", None), ("sent", None) if arrives_at else ("failed", why_not)]
+    rows = facts.rows("SELECT status, last_error FROM cert_notification_log")
+    assert sorted(rows, key=str) == sorted(expected, key=str)
+    assert facts.rows("SELECT status, last_error FROM coordinator_digests") == expected[1:]
+
+
+@fates()
+def test_an_address_is_used_as_it_is_or_not_at_all(connection: Connection, facts: Facts, fate: Fate) -> None:
+    """No copy goes anywhere else; what cannot be sent is failed, and the address is no part of the reason."""
+    mailbox = Mailbox()
+    add_addressees(facts, fate.address)
+
+    with smtp_channel(mailbox, enable_SMTPUTF8=True) as channel:
+        report = night(connection, channel=channel)
+
+    messages = [read_mail(envelope.content, utf8=fate.international) for envelope in mailbox.envelopes]
+    recipients = [recipient for envelope in mailbox.envelopes for recipient in envelope.rcpt_tos]
+    assert [message.to for message in messages] == recipients
+    assert_fate(facts, recipients, arrives_at=fate.arrives_at, why_not=fate.why_not)
+    assert report.outcome == ("ok" if fate.arrives_at else "attention")
+    assert fate.address not in " ".join(report.reasons)
+
+
+@fates(only=lambda fate: fate.international)
+def test_a_server_without_smtputf8_is_not_asked(connection: Connection, facts: Facts, fate: Fate) -> None:
+    """It could only refuse such an address; the reason says what to do, and the others get their mail."""
+    mailbox = Mailbox()
+    add_addressees(facts, fate.address)
+
+    with smtp_channel(mailbox, enable_SMTPUTF8=False) as channel:
+        report = night(connection, channel=channel)
+
+    recipients = [recipient for envelope in mailbox.envelopes for recipient in envelope.rcpt_tos]
+    why_not = "the mail server takes no address with letters beyond ASCII before the @; correct the address"
+    assert_fate(facts, recipients, arrives_at="", why_not=why_not)
+    assert report.outcome == "attention"
+
+
+@fates(only=lambda fate: fate.arrives_at != "")
+def test_a_maildir_takes_all_that_can_be_sent_to(
+    connection: Connection, facts: Facts, fate: Fate, tmp_path: Path
+) -> None:
+    """A rehearsal shows the same message."""
+    add_addressees(facts, fate.address)
+
+    night(connection, channel=MaildirChannel(tmp_path / "mail", sender=SENDER))
+
+    files = (tmp_path / "mail" / "new").iterdir()
+    messages = [read_mail(file.read_bytes(), line_end=b"\n", utf8=fate.international) for file in files]
+    assert_fate(facts, [message.to for message in messages], arrives_at=fate.arrives_at, why_not=fate.why_not)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Sertifikatet ditt går ut om 30 dager, 9. mars (førstehjelp på sykehuset) «øre» å – likeperson",
+        "Your certificate expires in 30 days, on 9 March (peer mentor at the University Hospital) antidisestablishment",
+    ],
+    ids=["Norwegian", "English"],
+)
+def test_a_subject_arrives_letter_by_letter(words: str) -> None:
+    """However long it is and wherever its letters beyond ASCII stand: no space is lost or doubled where a line ends."""
+    chance = random.Random(7)
+    subjects = [" ".join(chance.choices(words.split(), k=length)) for length in range(1, 30) for _ in range(10)]
+
+    letters = [
+        compose(
+            message(subject, to="kåre@a.example" if number % 2 else "kari@a.example"), sender=SENDER, line_end="\r\n"
+        )
+        for number, subject in enumerate(subjects)
+    ]
+
+    assert [read_mail(letter.data, utf8=True).subject for letter in letters] == subjects
+    assert all(b"=?" not in letter.data for letter in letters) == words.isascii(), "plain words travel as they are"
+
+
+def message(subject: str, *, to: str) -> OutgoingMessage:
+    return OutgoingMessage(
+        to=to,
+        subject=subject,
+        text="Hei!\n",
+        html="<p>Hei!</p>\n",
+        message_id="<1@hlf.example>",
+        idempotency_key="1",
+        locale="nb",
+        kind="reminder",
+        repeat=False,
+    )

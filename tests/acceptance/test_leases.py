@@ -1,0 +1,607 @@
+"""What a lease promises between real processes: nobody acts on one that is over, and what does not fit goes back.
+
+Portal and mail servers are real, and so are the processes; where a test would have to wait for minutes, the times that
+belong together are shortened.
+"""
+
+import asyncio
+import dataclasses
+import json
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from datetime import timedelta
+from mailbox import Maildir
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+from psycopg.rows import class_row
+
+from certjob.database import Connection
+from tests.acceptance.test_acceptance import today
+from tests.conftest import Certjob
+from tests.support.command_line import Backends, Child, Finished
+from tests.support.facts import Facts
+from tests.support.intents import backlog, review, run_out
+from tests.support.portal_answers import Exchange, answer, delay, hang, ok
+from tests.support.portal_server import PortalServer
+from tests.support.processes import (
+    FIRST_CALL,
+    FIRST_MESSAGE,
+    GATE,
+    MAIL_CLAIM,
+    PORTAL_CLAIM,
+    start_barrier,
+    started,
+    wait_until_frozen,
+    while_open,
+)
+from tests.support.smtp_server import Mailbox, real_server
+from tests.support.waiting import until
+
+App = psycopg.Connection[tuple[object, ...]]
+Start = Callable[..., AbstractContextManager[Child]]
+
+CONTACT = UUID("6f9619ff-8b86-4d01-b42d-00cf4fc964ff")
+
+EVENTS = "portal_sync_events"
+REMINDERS = "cert_notification_log"
+LOST_PUSH = "certjob run: 1 portal push lost its lease\n"
+LOST_REMINDER = "certjob deliver: 1 reminder lost its lease\n"
+REPEAT_LINE = "may receive this notification again"
+
+
+@pytest.fixture
+def portal() -> Iterator[PortalServer]:
+    with PortalServer() as server:
+        yield server
+
+
+@pytest.fixture
+def settings(portal: PortalServer, tmp_path: Path) -> dict[str, str]:
+    return {
+        "CERTJOB_PORTAL_URL": portal.url,
+        "CERTJOB_PORTAL_KEY": portal.key,
+        "CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'mail'}",
+    }
+
+
+@pytest.fixture
+def environment(bare_environment: dict[str, str], database_url: str, settings: dict[str, str]) -> dict[str, str]:
+    return bare_environment | {"CERTJOB_DATABASE_URL": database_url} | settings
+
+
+@pytest.fixture
+def start(environment: dict[str, str], tmp_path: Path) -> Start:
+    """Start the command in the background, altered by the keyword arguments."""
+
+    def run(*arguments: str, **alterations: float | str) -> AbstractContextManager[Child]:
+        return started(*arguments, environment=environment, folder=tmp_path, **alterations)
+
+    return run
+
+
+@pytest.fixture
+def run(certjob: Certjob, settings: dict[str, str]) -> Certjob:
+    """Run the installed command to its end, with the same ways out."""
+
+    def run_command(*arguments: str) -> Finished:
+        return certjob(*arguments, **settings)
+
+    return run_command
+
+
+@pytest.fixture
+def expired(facts: Facts) -> UUID:
+    """A mentor whose certificate expired; the first run hides them on the portal and mails them."""
+    return facts.certified_mentor(
+        facts.organisation(), today() - timedelta(days=5), member_no="M1042", contact_id=CONTACT
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Written:
+    """One UPDATE of an intent, as a trigger noted it."""
+
+    id: int
+    backend: int
+    """The session's process id: which of the processes it was."""
+    token_before: UUID | None
+    token: UUID | None
+    attempts_before: int
+    attempts: int
+    status: str
+    due_in_seconds: float
+    """From the transaction's time to ``next_attempt_at``."""
+    due_seconds: float
+    """``next_attempt_at`` on the test's ``time.monotonic()``."""
+
+    @property
+    def claims(self) -> bool:
+        return self.token is not None and self.token != self.token_before
+
+    @property
+    def releases(self) -> bool:
+        return self.token is None and self.status == "pending"
+
+
+class Journal:
+    """Everything that happens to a table of intents from now on."""
+
+    def __init__(self, facts: Facts, table: str) -> None:
+        self._facts = facts
+        facts.connection.execute(
+            "CREATE TABLE journal (number bigint GENERATED ALWAYS AS IDENTITY, before jsonb, after jsonb,"
+            " at timestamptz DEFAULT now(), backend int DEFAULT pg_backend_pid())"
+        )
+        facts.connection.execute(
+            "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            " INSERT INTO journal (before, after) VALUES (to_jsonb(old), to_jsonb(new)); RETURN NULL; END $$"
+        )
+        trigger = f"CREATE TRIGGER noting AFTER UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION note()"
+        facts.connection.execute(trigger.encode())
+
+    def read(self) -> list[Written]:
+        # The difference between two clocks of one machine; of two machines, as good as their agreement on the time.
+        monotonic_minus_epoch = time.monotonic() - time.time()
+        with self._facts.connection.cursor(row_factory=class_row(Written)) as cursor:
+            return cursor.execute(
+                "SELECT (after->>'id')::bigint AS id, backend,"
+                " (before->>'claim_token')::uuid AS token_before, (after->>'claim_token')::uuid AS token,"
+                " (before->>'attempts')::int AS attempts_before, (after->>'attempts')::int AS attempts,"
+                " after->>'status' AS status,"
+                " extract(epoch FROM (after->>'next_attempt_at')::timestamptz - at)::float8 AS due_in_seconds,"
+                " extract(epoch FROM (after->>'next_attempt_at')::timestamptz)::float8 + %s AS due_seconds"
+                " FROM journal ORDER BY number",
+                (monotonic_minus_epoch,),
+            ).fetchall()
+
+    def releases(self) -> dict[int, list[Written]]:
+        """What went back, by session; each as if it had never been claimed."""
+        by_backend: dict[int, list[Written]] = {}
+        for written in self.read():
+            if written.releases:
+                assert written.attempts == written.attempts_before - 1
+                assert written.due_in_seconds == 0
+                by_backend.setdefault(written.backend, []).append(written)
+        return by_backend
+
+    def longest_after_claim(self, moments: dict[int, float], *, lease_seconds: float) -> float:
+        """The longest time from the last claim of a row to the moment at which it was sent, given for each id."""
+        claims = [written for written in self.read() if written.claims]
+        assert {written.id for written in claims} == moments.keys()
+        claimed = [(claim.id, claim.due_seconds - lease_seconds) for claim in claims]
+        return max(
+            moment - max(claimed_at for claimed_id, claimed_at in claimed if claimed_id == sent and claimed_at < moment)
+            for sent, moment in moments.items()
+        )
+
+
+def unfrozen(child: Child) -> Finished:
+    """Let it go on, and wait for its end."""
+    child.signal(signal.SIGCONT)
+    return child.finish()
+
+
+def rows_of(facts: Facts, table: str) -> list[tuple[object, ...]]:
+    return facts.rows(f"SELECT * FROM {table} ORDER BY id")
+
+
+# A claim that takes longer than its lease.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PushTimes:
+    """Times that belong together, in seconds. In earnest they are 300, 30, 100, and a slow portal may take 20."""
+
+    lease: float
+    call: float
+    """The longest one call may take."""
+    repeats: float
+    """How long after its first call a push may begin another."""
+    answer: float
+    """How long the portal takes."""
+
+
+def deliver_together(
+    start: Start,
+    barrier: AbstractContextManager[list[Child]],
+    *,
+    patience_seconds: float = 60.0,
+    **alterations: float | str,
+) -> list[dict[str, dict[str, int]]]:
+    """Two processes with a claim each; their reports. Nothing needs a person."""
+    with ExitStack() as stack:
+        with barrier as children:
+            for _ in range(2):
+                children.append(stack.enter_context(start("deliver", "--json", **alterations)))
+        ended = [child.finish(timeout_seconds=patience_seconds) for child in children]
+    assert [(result.returncode, result.stderr) for result in ended] == [(0, "")] * 2
+    return [json.loads(result.stdout) for result in ended]
+
+
+def push_two_claims(
+    facts: Facts, barrier: AbstractContextManager[list[Child]], start: Start, portal: PortalServer, *, times: PushTimes
+) -> None:
+    """Let two processes push a claim of 100 each, of which the half that may not be begun any more is given back."""
+    contacts = backlog(facts, 200)
+    journal = Journal(facts, EVENTS)
+    portal.default = delay(times.answer)
+
+    reports = deliver_together(
+        *(start, barrier),
+        patience_seconds=60 + 100 * times.answer,
+        portal_lease=times.lease,
+        call=times.call,
+        round=times.repeats,
+    )
+
+    assert sum(report["portal"]["delivered"] for report in reports) == 200
+    assert sum(report["portal"]["lost"] for report in reports) == 0
+    assert Counter(request.contact_id for request in portal.requests) == Counter(contacts)
+    assert portal.overlaps == []
+    left = "SELECT status, attempts, count(*)::int FROM portal_sync_events GROUP BY 1, 2"
+    assert facts.rows(left) == [("delivered", 1, 200)]
+    fewer, _ = sorted(len(rows) for rows in journal.releases().values())
+    assert fewer >= 40
+    moments = {
+        int(str(request.idempotency_key).partition("-")[0]): request.arrived_seconds for request in portal.requests
+    }
+    assert journal.longest_after_claim(moments, lease_seconds=times.lease) < times.lease - times.call
+
+
+def test_pushes_that_do_not_fit_into_the_lease_go_back_and_are_made_later(
+    connection: Connection, app: App, facts: Facts, start: Start, portal: PortalServer
+) -> None:
+    """No call is made twice, and none begins so late that it could outlast its lease.
+
+    A claim takes the four threads 5 s, and the last call may begin 2.5 s after it.
+    """
+    times = PushTimes(lease=5.0, call=1.25, repeats=1.25, answer=0.2)
+
+    push_two_claims(facts, start_barrier(app, Backends(connection)), start, portal, times=times)
+
+
+class SlowMailbox(Mailbox):
+    """Takes its time with each message, and notes when it came."""
+
+    def __init__(self, *, seconds: float) -> None:
+        super().__init__()
+        self._seconds = seconds
+        self.arrivals: list[tuple[str, float]] = []
+
+    async def handle_DATA(self, server: object, session: object, envelope: Any) -> str:  # noqa: N802 - aiosmtpd's
+        self.arrivals += [(recipient, time.monotonic()) for recipient in envelope.rcpt_tos]
+        await asyncio.sleep(self._seconds)
+        return await super().handle_DATA(server, session, envelope)
+
+
+def test_mails_that_do_not_fit_into_the_lease_go_back_and_are_sent_later(
+    connection: Connection, app: App, facts: Facts, start: Start, environment: dict[str, str]
+) -> None:
+    """A slow mail server: 100 messages claimed by the one and 50 by the other are too many; each is sent once."""
+    organisation = facts.organisation(portal=None)
+    for _ in range(150):
+        facts.certified_mentor(organisation, today() + timedelta(days=10))
+    review(connection, today())
+    journal = Journal(facts, REMINDERS)
+    mailbox = SlowMailbox(seconds=0.05)  # 50 messages take 2.5 s
+    lease, message = 4.0, 1.0  # and the last one may begin 2 s after the claim
+    barrier = start_barrier(app, Backends(connection))
+
+    with real_server(mailbox) as server:
+        environment |= {
+            "CERTJOB_NOTIFY_URL": f"smtp://127.0.0.1:{server.port}",
+            "CERTJOB_MAIL_FROM": "certjob@example.org",
+        }
+        reports = deliver_together(start, barrier, mail_lease=lease, message=message)
+
+    assert sum(report["reminders"]["sent"] for report in reports) == 150
+    assert sum(report["reminders"]["lost"] for report in reports) == 0
+    by_address = "SELECT email, l.id FROM cert_notification_log AS l JOIN mentors AS m ON m.id = mentor_id"
+    ids = {str(email): int(str(row)) for email, row in facts.rows(by_address)}
+    assert Counter(recipient for recipient, _ in mailbox.arrivals) == Counter(ids.keys())
+    left = "SELECT status, attempts, maybe_sent, count(*)::int FROM cert_notification_log GROUP BY 1, 2, 3"
+    assert facts.rows(left) == [("sent", 1, False, 150)]
+    fewer, more = sorted(len(rows) for rows in journal.releases().values())
+    assert fewer >= 10
+    assert more >= 60
+    moments = {ids[recipient]: moment for recipient, moment in mailbox.arrivals}
+    assert journal.longest_after_claim(moments, lease_seconds=lease) < lease - message
+
+
+# A process that stands still for longer than its lease, after it looked at the lease for the last time: the exception
+# that the README documents. It may act once on what it has claimed, and learns then that it lost its lease.
+
+
+def renew(facts: Facts, mentor_id: UUID) -> None:
+    """A new certificate: the mentor is wanted visible again."""
+    facts.certificate(mentor_id, today() + timedelta(days=700), issued_on=today())
+
+
+def assert_shown_by_another_run(facts: Facts, run: Certjob, portal: PortalServer, mentor_id: UUID) -> None:
+    """While the one stands still its lease runs out, the facts change, and another one brings them to the portal."""
+    run_out(facts)
+    renew(facts, mentor_id)
+    ended = run("run")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert portal.visible == {CONTACT: True}
+
+
+def assert_only_lost(ended: Finished, *, part: str, line: str) -> None:
+    """It reports a lost lease, and no success."""
+    assert (ended.returncode, ended.stderr) == (3, line)
+    counts = json.loads(ended.stdout)[part]
+    assert (counts["lost"], counts["failed"], counts.get("delivered", counts.get("sent"))) == (1, 0, 0)
+
+
+def assert_wrong_unnoticed_until_everything_is_pushed_again(facts: Facts, run: Certjob, portal: PortalServer) -> None:
+    """The portal shows an old value and the database knows nothing of it; ``deliver --all`` makes it right."""
+    assert portal.visible == {CONTACT: False}
+    assert facts.rows("SELECT portal_visible FROM mentors") == [(True,)]
+    assert facts.rows("SELECT status, visible, version FROM portal_sync_events") == [("delivered", True, 2)]
+    assert facts.rows("SELECT count(*) FROM portal_alerts") == [(0,)]
+    healed = run("deliver", "--all")
+    assert (healed.returncode, healed.stderr) == (0, "")
+    assert portal.visible == {CONTACT: True}
+
+
+@pytest.mark.parametrize("acts", ["at once", "late"])
+def test_a_process_stopped_in_its_call_writes_nothing_afterwards(
+    facts: Facts, start: Start, run: Certjob, expired: UUID, portal: PortalServer, acts: str
+) -> None:
+    """The answer comes after a newer value was delivered; whether the portal acted before or after is its secret."""
+    portal.then(hang(ok(), applied=True) if acts == "late" else hang(_said_yes, applied=True))
+
+    with start("run", "--json") as child:
+        portal.wait_until(lambda: len(portal.requests) == 1, timeout_seconds=60)
+        child.signal(signal.SIGSTOP)
+        wait_until_frozen(child)
+        assert_shown_by_another_run(facts, run, portal, expired)
+        rows = rows_of(facts, EVENTS)
+        portal.release()
+        ended = unfrozen(child)
+
+    assert_only_lost(ended, part="portal", line=LOST_PUSH)
+    assert rows_of(facts, EVENTS) == rows
+    assert facts.rows("SELECT count(*) FROM dynamics_sync_failures") == [(0,)]
+    assert [request.visible for request in portal.requests] == [False, True]
+    if acts == "late":
+        assert_wrong_unnoticed_until_everything_is_pushed_again(facts, run, portal)
+    else:
+        assert portal.visible == {CONTACT: True}
+
+
+def _said_yes(exchange: Exchange) -> None:
+    """The answer to what was done long ago."""
+    request = exchange.request
+    answer(200, {"contact_id": str(request.contact_id), "visible": request.visible})(exchange)
+
+
+def test_a_process_stopped_just_before_its_call_sends_an_old_value_once(
+    facts: Facts, start: Start, run: Certjob, expired: UUID, portal: PortalServer
+) -> None:
+    """After its last look at the lease: the old value lands after the newer one."""
+    with start("run", "--json", freeze_before=FIRST_CALL) as child:
+        wait_until_frozen(child)
+        assert_shown_by_another_run(facts, run, portal, expired)
+        rows = rows_of(facts, EVENTS)
+        ended = unfrozen(child)
+
+    assert_only_lost(ended, part="portal", line=LOST_PUSH)
+    assert rows_of(facts, EVENTS) == rows
+    assert [request.visible for request in portal.requests] == [True, False]
+    assert [request.idempotency_key for request in portal.requests] == [f"{rows[0][0]}-2", f"{rows[0][0]}-1"]
+    assert_wrong_unnoticed_until_everything_is_pushed_again(facts, run, portal)
+
+
+def test_a_process_stopped_just_before_its_mail_sends_a_second_copy(
+    connection: Connection, facts: Facts, start: Start, run: Certjob, tmp_path: Path
+) -> None:
+    """Both carry one Message-ID, and the other process's mail the line that it may be a repeat."""
+    facts.certified_mentor(facts.organisation(), today() + timedelta(days=10), locale="en")
+    review(connection, today())
+
+    with start("deliver", "--json", freeze_before=FIRST_MESSAGE) as child:
+        wait_until_frozen(child)
+        run_out(facts, REMINDERS)
+        other = run("deliver")
+        rows = rows_of(facts, REMINDERS)
+        ended = unfrozen(child)
+
+    assert (other.returncode, other.stderr) == (0, "")
+    assert_only_lost(ended, part="reminders", line=LOST_REMINDER)
+    assert rows_of(facts, REMINDERS) == rows
+    assert facts.rows("SELECT status, attempts, maybe_sent FROM cert_notification_log") == [("sent", 2, True)]
+    mails = list(Maildir(tmp_path / "mail"))
+    assert len({mail["Message-ID"] for mail in mails}) == 1
+    assert sorted(REPEAT_LINE in mail.as_string() for mail in mails) == [False, True]
+
+
+# The same before it looks at the lease: it finds that too much time has passed, and does nothing at all. The time
+# really passes here, because the lease is counted on the process's own clock.
+
+
+def wait_until_run_out(facts: Facts, table: str) -> None:
+    """Wait until no row of the table has a lease."""
+    open_leases = f"SELECT count(*) FROM {table} WHERE claim_token IS NOT NULL AND next_attempt_at > now()"
+    until(lambda: facts.rows(open_leases) == [(0,)])
+
+
+@pytest.mark.parametrize(
+    ("freeze", "said"),
+    [
+        ({"freeze_after": PORTAL_CLAIM}, "the lease is shorter than a push can take, or this process stood still"),
+        ({"freeze_before": GATE}, ""),
+    ],
+    ids=["after the claim", "in the gate"],
+)
+def test_a_process_stopped_before_it_looks_at_the_lease_makes_no_call(
+    facts: Facts,
+    start: Start,
+    run: Certjob,
+    expired: UUID,
+    portal: PortalServer,
+    freeze: dict[str, str],
+    said: str,
+) -> None:
+    """Between its claim and its call; another run has long pushed a newer value."""
+    with start("run", "--json", portal_lease=2.0, call=0.2, round=0.2, **freeze) as child:
+        wait_until_frozen(child)
+        wait_until_run_out(facts, EVENTS)
+        renew(facts, expired)
+        other = run("run")
+        rows = rows_of(facts, EVENTS)
+        ended = unfrozen(child)
+
+    assert (other.returncode, other.stderr) == (0, "")
+    assert ended.returncode == (3 if said else 0)
+    assert said in ended.stderr
+    assert [request.visible for request in portal.requests] == [True]
+    assert rows_of(facts, EVENTS) == rows
+    assert facts.rows("SELECT status, visible, version, attempts FROM portal_sync_events") == [
+        ("delivered", True, 2, 1)
+    ]
+    assert facts.rows("SELECT count(*) FROM dynamics_sync_failures") == [(0,)]
+
+
+def test_what_waits_behind_a_stopped_call_is_not_pushed(
+    facts: Facts, start: Start, run: Certjob, environment: dict[str, str], portal: PortalServer
+) -> None:
+    """Three claimed, one in its call; the other process pushes all three, and the first one none of them again."""
+    first, *waiting = backlog(facts, 3)
+    environment |= {"CERTJOB_PORTAL_CONCURRENCY": "1"}
+    portal.then(hang())
+
+    with start("deliver", "--json", portal_lease=3.0, call=1.0, round=0.2) as child:
+        portal.wait_until(lambda: len(portal.requests) == 1, timeout_seconds=60)
+        child.signal(signal.SIGSTOP)
+        wait_until_frozen(child)
+        wait_until_run_out(facts, EVENTS)
+        other = run("deliver")
+        rows = rows_of(facts, EVENTS)
+        portal.release()
+        ended = unfrozen(child)
+
+    assert (other.returncode, other.stderr) == (0, "")
+    assert_only_lost(ended, part="portal", line=LOST_PUSH.replace("run", "deliver"))
+    assert Counter(request.contact_id for request in portal.requests) == Counter([first, first, *waiting])
+    assert rows_of(facts, EVENTS) == rows
+    assert facts.rows("SELECT status, attempts, count(*)::int FROM portal_sync_events GROUP BY 1, 2") == [
+        ("delivered", 2, 3)
+    ]
+
+
+def test_a_process_stopped_before_it_looks_at_the_lease_sends_no_mail(
+    connection: Connection, facts: Facts, start: Start, run: Certjob, tmp_path: Path
+) -> None:
+    """Between its claim and its first message; another run has sent them, as perhaps repeated."""
+    organisation = facts.organisation()
+    for _ in range(3):
+        facts.certified_mentor(organisation, today() + timedelta(days=10), locale="en")
+    review(connection, today())
+
+    with start("deliver", "--json", freeze_after=MAIL_CLAIM, mail_lease=2.0, message=0.2) as child:
+        wait_until_frozen(child)
+        wait_until_run_out(facts, REMINDERS)
+        other = run("deliver")
+        rows = rows_of(facts, REMINDERS)
+        ended = unfrozen(child)
+
+    assert (other.returncode, other.stderr) == (0, "")
+    assert ended.returncode == 3
+    assert "the lease is shorter than a message can take, or this process stood still" in ended.stderr
+    assert json.loads(ended.stdout)["reminders"]["sent"] == 0
+    assert rows_of(facts, REMINDERS) == rows
+    assert [REPEAT_LINE in mail.as_string() for mail in Maildir(tmp_path / "mail")] == [True] * 3
+
+
+# One mentor, several processes, and a wish that changes while calls are in flight.
+
+
+def test_two_resyncs_and_a_night_end_with_the_value_that_was_wanted_last(
+    facts: Facts, start: Start, expired: UUID, portal: PortalServer
+) -> None:
+    """Hide (in a call), show (wanted meanwhile, then in a call), hide (wanted meanwhile): one at a time, in order."""
+    first, second = threading.Event(), threading.Event()
+    portal.then(while_open(first, ok()), while_open(second, ok()))
+
+    with start("run") as night, ExitStack() as stack:
+        portal.wait_until(lambda: len(portal.requests) == 1, timeout_seconds=60)
+        renew(facts, expired)
+        show = stack.enter_context(start("resync", "M1042"))
+        wait_for_wish(facts, visible=True)
+        first.set()
+        portal.wait_until(lambda: len(portal.requests) == 2)
+        facts.pause(expired)
+        hide = stack.enter_context(start("resync", "M1042"))
+        wait_for_wish(facts, visible=False)
+        second.set()
+        ended = [child.finish() for child in (night, show, hide)]
+
+    assert [(result.returncode, result.stderr) for result in ended] == [(0, "")] * 3
+    assert [request.visible for request in portal.requests] == [False, True, False]
+    assert versions(portal) == sorted(set(versions(portal)))
+    assert portal.overlaps == []
+    assert portal.visible == {CONTACT: False}
+    assert facts.rows("SELECT status, visible FROM portal_sync_events") == [("delivered", False)]
+
+
+def test_a_value_that_nobody_wants_any_more_is_not_pushed(
+    facts: Facts, start: Start, expired: UUID, portal: PortalServer
+) -> None:
+    """Hide (in a call), show and hide again (both wanted meanwhile): what was wanted in between never gets there."""
+    portal.then(hang(ok()))
+
+    with start("run") as night, ExitStack() as stack:
+        portal.wait_until(lambda: len(portal.requests) == 1, timeout_seconds=60)
+        renew(facts, expired)
+        show = stack.enter_context(start("resync", "M1042"))
+        wait_for_wish(facts, visible=True)
+        facts.pause(expired)
+        hide = stack.enter_context(start("resync", "M1042"))
+        wait_for_wish(facts, visible=False)
+        portal.release()
+        ended = [child.finish() for child in (night, show, hide)]
+
+    assert [(result.returncode, result.stderr) for result in ended] == [(0, "")] * 3
+    assert [request.visible for request in portal.requests] == [False, False]
+    assert portal.overlaps == []
+    assert versions(portal) == sorted(set(versions(portal)))
+    assert facts.rows("SELECT status, visible FROM portal_sync_events") == [("delivered", False)]
+
+
+def wait_for_wish(facts: Facts, *, visible: bool) -> None:
+    """Wait until this is what the open event asks for."""
+    until(lambda: facts.rows("SELECT visible, status FROM portal_sync_events") == [(visible, "pending")], seconds=60)
+
+
+def versions(portal: PortalServer) -> list[int]:
+    """Which version of the one event each request carried."""
+    return [int(str(request.idempotency_key).rpartition("-")[2]) for request in portal.requests]
+
+
+def test_a_message_is_not_sent_when_reading_for_it_took_longer_than_the_lease(
+    start: Start, connection: Connection, facts: Facts, app: psycopg.Connection[Any], tmp_path: Path
+) -> None:
+    """A table was locked: another run has taken the reminder over meanwhile, and sends it. Nobody was frozen."""
+    facts.certified_mentor(facts.organisation(), today() + timedelta(days=10), locale="en")
+    review(connection, today())
+    app.execute("LOCK TABLE certificates")  # as ALTER TABLE does
+
+    with start("deliver", "--json", mail_lease=2.0, message=0.2) as first:
+        until(lambda: facts.rows("SELECT attempts FROM cert_notification_log") == [(1,)])
+        wait_until_run_out(facts, REMINDERS)
+        with start("deliver", "--json") as second:
+            until(lambda: facts.rows("SELECT attempts FROM cert_notification_log") == [(2,)])
+            app.rollback()
+            second.finish()
+            first.finish()
+
+    assert len(list(Maildir(tmp_path / "mail"))) == 1

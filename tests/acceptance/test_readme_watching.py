@@ -1,0 +1,80 @@
+"""The metrics and log lines of the section about watching certjob are those that there are."""
+
+import ast
+import inspect
+import json
+import re
+from datetime import date
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from certjob.database import Connection
+from certjob.views.check import everything, in_database
+from certjob.views.metrics import read_metrics
+from tests.support.command_line import run_in_process
+from tests.support.facts import Facts
+from tests.support.nights import night
+from tests.support.portal_answers import error
+from tests.support.portal_server import PortalServer
+from tests.support.readme import README
+
+VERDICTS = {"ok", "warn", "fail", "skip", "failed_with"}
+SECTION = README.partition("## Watching certjob")[2].partition("\n## ")[0]
+
+
+def test_every_metric_is_in_the_table(connection: Connection, facts: Facts) -> None:
+    """And the alert rules ask for none that there is not."""
+    facts.certified_mentor(facts.organisation(), date(2025, 1, 1))
+    night(connection)
+    written = {
+        family.name
+        for family in text_string_to_metric_families(read_metrics(connection, today=date(2026, 3, 10)).decode())
+    }
+
+    rows = "\n".join(line for line in SECTION.splitlines() if line.startswith("| `certjob_"))
+    assert set(re.findall(r"certjob_[a-z_]+", rows)) == written
+    assert set(re.findall(r"certjob_[a-z_]+", SECTION)) == written
+
+
+def test_every_line_of_check_is_in_the_table() -> None:
+    """With what it means when it is not ok; and no line that there is not."""
+    said = {
+        node.args[0].value
+        for module in (everything, in_database)
+        for node in ast.walk(ast.parse(inspect.getsource(module)))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in VERDICTS
+        if node.args and isinstance(node.args[0], ast.Constant)
+    }
+
+    table = SECTION.partition("| the line |")[2].partition("\n\n")[0]
+    assert {name for row in table.splitlines() for name in re.findall(r"`([^`]+)`", row.split(" | ")[0])} - {
+        "ok"
+    } == said
+
+
+def test_the_example_of_a_log_has_the_keys_of_the_log(
+    facts: Facts, database_url: str, bare_environment: dict[str, str], tmp_path: Path
+) -> None:
+    """Line by line: the same event has the same keys, in this order."""
+    facts.certified_mentor(facts.organisation(), date(2025, 1, 1))
+    with PortalServer(default=error(404, "contact_not_found")) as portal:
+        result = run_in_process(
+            "run",
+            "-v",
+            "--log-format=json",
+            environment=bare_environment
+            | {
+                "CERTJOB_DATABASE_URL": database_url,
+                "CERTJOB_PORTAL_URL": portal.url,
+                "CERTJOB_PORTAL_KEY": portal.key,
+            },
+            folder=tmp_path,
+        )
+    written = {line["event"]: line for line in map(json.loads, result.stderr.splitlines())}
+
+    examples = [json.loads(line) for line in SECTION.splitlines() if line.startswith('    {"time"')]
+    assert [line["event"] for line in examples] == ["event_failed", "attention"]
+    for line in examples:
+        assert list(line) == list(written[line["event"]])
+        assert (line["level"], line["message"]) == (written[line["event"]]["level"], written[line["event"]]["message"])

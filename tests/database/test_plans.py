@@ -1,0 +1,530 @@
+"""The plans of the statements that a night runs on tables of any size: what is touched is what is due."""
+
+import re
+from collections.abc import Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from certjob import database
+from certjob.database import Connection
+from certjob.mail.reminders import CertificationReminderService
+from certjob.outbox.claims import ANY_ATTEMPTS
+from certjob.portal.sync import PortalSyncService
+from tests.benchmarks.population import run_script, today
+from tests.support.facts import TODAY, Facts
+from tests.support.nights import night
+
+SCAN = re.compile(r"Seq Scan on (\w+)")
+
+CHUNK_STATEMENTS = {
+    "lock_due_mentors",
+    "read_mentors",
+    "read_organisations",
+    "lock_certificates",
+    "lock_open_pauses",
+    "update_certificate_statuses",
+    "insert_transitions",
+    "open_pauses",
+    "queue_reminders",
+    "supersede_reminders",
+    "queue_portal_events",
+    "withdraw_portal_events",
+    "update_mentors",
+}
+"""What apply runs for each chunk."""
+
+
+class Watched:
+    """EXPLAIN of every statement by name, as it is run, in its own transaction and with its own parameters."""
+
+    def __init__(self) -> None:
+        self.plans: dict[str, list[str]] = {}
+
+    def note(self, connection: Connection, name: str, parameters: Mapping[str, object] | None) -> None:
+        rows = connection.execute(b"EXPLAIN " + database.query(name), parameters).fetchall()
+        self.plans.setdefault(name, []).append("\n".join(row[0] for row in rows))
+
+    def scanned(self) -> dict[str, set[str]]:
+        """The tables that each statement would read as a whole."""
+        found = {name: {t for plan in plans for t in SCAN.findall(plan)} for name, plans in self.plans.items()}
+        return {name: tables for name, tables in found.items() if tables}
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
+    """Every statement that certjob runs from here on is explained first."""
+    watching = Watched()
+    for function in ("fetch", "execute", "fetch_value"):
+        real = getattr(database, function)
+
+        def explained(connection: Connection, name: str, *rest: Any, _real: Any = real, **named: Any) -> Any:
+            watching.note(connection, name, rest[0] if rest else None)
+            return _real(connection, name, *rest, **named)
+
+        monkeypatch.setattr(database, function, explained)
+    return watching
+
+
+def test_the_first_night_of_a_young_database_reads_no_whole_table(connection: Connection, watched: Watched) -> None:
+    """Never analysed, and growing while it runs: of 3,000 mentors each chunk reads its own."""
+    run_script(connection, "population.sql", mentors=3_000, today=today())
+
+    report = night(connection, today(), deliver=False, allow_mass_change=True)
+
+    assert report.review is not None
+    assert report.review.reviewed == 3_000
+    assert watched.plans.keys() >= CHUNK_STATEMENTS
+    assert {name: tables for name, tables in watched.scanned().items() if name in CHUNK_STATEMENTS} == {}
+
+
+def test_each_chunk_of_a_first_night_locks_its_own(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 4,000 due mentors a thousand, in their order; it does not collect and sort all of them for each thousand."""
+    run_script(connection, "population.sql", mentors=4_000, today=today())
+    touched: list[float] = []
+    real = database.fetch
+
+    def fetch(own: Connection, name: str, *arguments: Any, **named: Any) -> list[Any]:
+        if name == "lock_due_mentors":
+            touched.append(rows_touched(own, database.query(name), arguments[0]))
+        return real(own, name, *arguments, **named)
+
+    monkeypatch.setattr(database, "fetch", fetch)
+
+    night(connection, today(), deliver=False, allow_mass_change=True)
+
+    assert len(touched) >= 4
+    assert max(touched) <= 3 * 1_000, touched
+
+
+SETTLED = """
+    INSERT INTO portal_sync_events (mentor_id, visible, status, attempts, next_attempt_at, wanted_at, delivered_at)
+    SELECT m.id, night %% 2 = 0, 'delivered', 1, at, at, at
+    FROM (SELECT id FROM mentors ORDER BY member_no LIMIT 300) AS m
+    CROSS JOIN generate_series(1, 365) AS night
+    CROSS JOIN LATERAL (SELECT now() - night * interval '1 day') AS times (at);
+    INSERT INTO cert_notification_log (
+        mentor_id, threshold_days, cert_id, expires_on, status, attempts, next_attempt_at, queued_at, sent_at
+    )
+    SELECT m.id, 30, gen_random_uuid(), date '2026-01-01' - night, 'sent', 1, at, at, at
+    FROM (SELECT id FROM mentors ORDER BY member_no LIMIT 300) AS m
+    CROSS JOIN generate_series(1, 365) AS night
+    CROSS JOIN LATERAL (SELECT now() - night * interval '1 day') AS times (at);
+"""
+"""365 nights of 300 pushes and 300 reminders each, all settled."""
+
+OPEN = """
+    INSERT INTO portal_sync_events (mentor_id, visible)
+    SELECT id, false FROM mentors WHERE dynamics_contact_id IS NOT NULL ORDER BY id LIMIT 150;
+    INSERT INTO cert_notification_log (mentor_id, threshold_days, cert_id, expires_on)
+    SELECT mentor_id, 7, id, expires_on FROM certificates ORDER BY id LIMIT 150;
+"""
+
+
+def touched_blocks(connection: Connection, statement: bytes, parameters: Mapping[str, object]) -> int:
+    """Blocks of 8 kB that one run of a statement touches; it is rolled back."""
+    with connection.transaction(force_rollback=True):
+        rows = connection.execute(b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + statement, parameters).fetchall()
+    plan: dict[str, int] = rows[0][0][0]["Plan"]
+    return plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
+
+
+CLAIMS: dict[str, dict[str, object]] = {
+    "lock_due_portal_events": {"limit": 100, "attempts_below": ANY_ATTEMPTS},
+    "lock_due_reminders": {"limit": 100, "today": None},
+}
+
+
+@pytest.mark.parametrize("is_analysed", [True, False], ids=["analysed", "never analysed"])
+def test_a_year_of_settled_rows_does_not_slow_a_claim(connection: Connection, *, is_analysed: bool) -> None:
+    """Over 200,000 of them: a claim of 100 touches what it touches without them, and not the table."""
+    run_script(connection, "population.sql", mentors=2_000, today=today())
+    connection.execute(OPEN.encode())
+    connection.execute("VACUUM ANALYZE")
+    young = {name: touched_blocks(connection, database.query(name), named) for name, named in CLAIMS.items()}
+    connection.execute(SETTLED.replace("%%", "%").encode())
+    if is_analysed:
+        connection.execute("VACUUM ANALYZE")
+
+    old = {name: touched_blocks(connection, database.query(name), named) for name, named in CLAIMS.items()}
+
+    for name in CLAIMS:
+        assert old[name] <= 2 * young[name] + 50, (name, young, old)
+
+
+def claim(connection: Connection, outbox: str, *, limit: int = 100) -> dict[str, object]:
+    """Claim a batch by its statements; return what its settle is given, all of it delivered."""
+    due = {"limit": limit, "today": None, "attempts_below": ANY_ATTEMPTS}
+    locked = database.fetch(connection, f"lock_due_{outbox}", due)
+    ids, contacts = [row[0] for row in locked], [row[-1] for row in locked]
+    named = {"ids": ids, "contacts": contacts, "token": TOKEN, "lease_seconds": 300.0}
+    database.fetch(connection, f"claim_{outbox}", named)
+    return {
+        "ids": ids,
+        "contacts": contacts,
+        "token": TOKEN,
+        "lease_seconds": 300.0,
+        "tokens": [TOKEN] * limit,
+        "versions": [1] * limit,
+        "statuses": ["sent" if outbox == "reminders" else "delivered"] * limit,
+        "delays": [0.0] * limit,
+        "uncounts": [False] * limit,
+        "errors": [None] * limit,
+        "maybe_sent": [False] * limit,
+    }
+
+
+TOKEN = UUID(int=7)
+
+
+@pytest.mark.parametrize("is_analysed", [True, False], ids=["analysed", "never analysed"])
+@pytest.mark.parametrize("outbox", ["portal_events", "reminders"])
+def test_a_settle_touches_its_batch_and_no_whole_table(
+    connection: Connection, outbox: str, *, is_analysed: bool
+) -> None:
+    """Over a year of settled rows, in tables that have grown since they were analysed, if they ever were."""
+    run_script(connection, "population.sql", mentors=2_000, today=today())
+    if is_analysed:
+        connection.execute("VACUUM ANALYZE")
+    connection.execute(SETTLED.replace("%%", "%").encode())
+    if is_analysed:
+        connection.execute("VACUUM ANALYZE")
+    connection.execute(OPEN.encode())
+    named = claim(connection, outbox)
+    mentors = connection.execute("SELECT id FROM mentors ORDER BY id LIMIT 100").fetchall()
+    named["mentor_ids"] = [row[0] for row in mentors]
+    statements = [f"claim_{outbox}", f"lock_{outbox}", f"settle_{outbox}", "resolve_sync_failures"]
+
+    plans = {name: plan_of(connection, name, named) for name in statements}
+    touched = {name: rows_touched(connection, database.query(name), named) for name in statements}
+
+    scanned = {
+        name: set(SCAN.findall(plan)) - {"organisations", "dynamics_sync_failures"} for name, plan in plans.items()
+    }
+    assert not any(scanned.values()), plans
+    assert max(touched.values()) <= 20 * 100, touched
+
+
+def plan_of(connection: Connection, name: str, parameters: Mapping[str, object]) -> str:
+    """The plan of a statement by name, as text."""
+    rows = connection.execute(b"EXPLAIN " + database.query(name), parameters).fetchall()
+    return "\n".join(row[0] for row in rows)
+
+
+@pytest.mark.parametrize("is_analysed", [True, False], ids=["analysed", "never analysed"])
+def test_a_claim_touches_its_batch_of_a_young_backlog(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch, *, is_analysed: bool
+) -> None:
+    """5,000 events and 10,000 reminders, all of them open: a hundred are read, not the line sorted for each hundred."""
+    run_script(connection, "population.sql", mentors=5_000, today=today())
+    connection.execute("UPDATE organisations SET portal = 'dynamics'")
+    connection.execute("INSERT INTO portal_sync_events (mentor_id, visible) SELECT id, false FROM mentors")
+    connection.execute(
+        "INSERT INTO cert_notification_log (mentor_id, threshold_days, cert_id, expires_on)"
+        " SELECT mentor_id, 7, id, expires_on FROM certificates"
+    )
+    if is_analysed:
+        connection.execute("VACUUM ANALYZE")
+    touched: dict[str, float] = {}
+    real = database.fetch
+
+    def fetch(own: Connection, name: str, parameters: Mapping[str, object], **named: Any) -> list[Any]:
+        touched[name] = rows_touched(own, database.query(name), parameters)
+        return real(own, name, parameters, **named)
+
+    monkeypatch.setattr(database, "fetch", fetch)
+
+    events, _ = PortalSyncService(connection, run_id=TOKEN).claim()
+    reminders, _ = CertificationReminderService(connection, run_id=TOKEN).claim()
+
+    assert (len(events), len(reminders)) == (100, 100)
+    assert touched.keys() == {"lock_due_portal_events", "claim_portal_events", "lock_due_reminders", "claim_reminders"}
+    assert max(touched.values()) <= 25 * 100, touched
+
+
+def test_what_the_planner_is_kept_from_does_not_make_it_compile(connection: Connection) -> None:
+    """Up to PostgreSQL 17 a plan that needs it nevertheless seems so dear that it is compiled, for 200 ms each time."""
+    connection.execute("SET jit = on")
+
+    with database.transaction(connection, by_index=True):
+        inside = connection.execute("SHOW jit").fetchall()
+
+    assert inside == [("off",)]
+    assert connection.execute("SHOW jit").fetchall() == [("on",)]
+
+
+def test_what_others_have_in_flight_does_not_slow_a_claim(connection: Connection) -> None:
+    """A claim asks for each event whether its contact is in flight: one look at an index, not at all that is."""
+    run_script(connection, "population.sql", mentors=3_000, today=today())
+    connection.execute("UPDATE organisations SET portal = 'dynamics'")
+    connection.execute("UPDATE mentors SET dynamics_contact_id = coalesce(dynamics_contact_id, gen_random_uuid())")
+    connection.execute("INSERT INTO portal_sync_events (mentor_id, visible) SELECT id, false FROM mentors")
+    connection.execute("VACUUM ANALYZE")  # at a moment at which nothing is in flight
+    statements = {name: database.query(name) for name in ("lock_due_portal_events", "claim_portal_events")}
+    first = connection.execute(
+        "SELECT e.id, m.dynamics_contact_id FROM portal_sync_events AS e JOIN mentors AS m ON m.id = e.mentor_id"
+        " ORDER BY e.id LIMIT 100"
+    ).fetchall()
+    ids, contacts = [row[0] for row in first], [row[1] for row in first]
+    named: dict[str, object] = {"limit": 100, "attempts_below": ANY_ATTEMPTS, "ids": ids, "contacts": contacts}
+    named |= {"token": TOKEN, "lease_seconds": 300.0}
+    alone = {name: rows_touched(connection, statement, named) for name, statement in statements.items()}
+    connection.execute(
+        "UPDATE portal_sync_events AS e SET claim_token = %s, claim_contact_id = m.dynamics_contact_id,"
+        " attempts = 1, next_attempt_at = now() + interval '5 minutes'"
+        " FROM mentors AS m WHERE m.id = e.mentor_id AND e.id IN (SELECT max(id) - n"
+        " FROM portal_sync_events, generate_series(0, 999) AS n GROUP BY n)",
+        (TOKEN,),
+    )
+
+    beside = {name: rows_touched(connection, statement, named) for name, statement in statements.items()}
+
+    for name in statements:
+        assert beside[name] <= 1.2 * alone[name], (name, alone, beside)
+
+
+def rows_touched(connection: Connection, statement: bytes, parameters: Mapping[str, object]) -> float:
+    """Rows that all nodes of one run of a statement have handled or thrown away; it is rolled back."""
+    with connection.transaction(force_rollback=True):
+        rows = connection.execute(b"EXPLAIN (ANALYZE, FORMAT JSON) " + statement, parameters).fetchall()
+
+    def handled(node: dict[str, Any]) -> float:
+        thrown_away = node.get("Rows Removed by Filter", 0) + node.get("Rows Removed by Join Filter", 0)
+        own: float = node["Actual Loops"] * (node["Actual Rows"] + thrown_away)
+        return own + sum(map(handled, node.get("Plans", ())))
+
+    return handled(rows[0][0][0]["Plan"])
+
+
+def test_a_night_with_nothing_due_reads_what_is_due(connection: Connection) -> None:
+    """100,000 mentors, none of them due: finding that out touches a few blocks of an index."""
+    connection.execute("INSERT INTO organisations (slug, name) VALUES ('big', 'Big')")
+    connection.execute(
+        "INSERT INTO mentors (organisation_id, member_no, review_on)"
+        " SELECT o.id, 'M' || n, '2030-01-01' FROM organisations AS o, generate_series(1, 100000) AS n"
+    )
+    connection.execute("VACUUM ANALYZE mentors")
+    named: dict[str, dict[str, object]] = {
+        "lock_due_mentors": {
+            "today": today(),
+            "after_review": "-infinity",
+            "after_id": UUID(int=0),
+            "organisation_id": None,
+            "held": [],
+            "broken": [],
+            "limit": 1_000,
+        },
+        "count_due_mentors": {"due_by": today(), "organisation_id": None, "minimum": 20},
+        "find_due_mentors": {"today": today(), "organisation_id": None, "held": [], "broken": []},
+    }
+
+    touched = {name: touched_blocks(connection, database.query(name), parameters) for name, parameters in named.items()}
+
+    assert max(touched.values()) <= 10, touched
+
+
+def test_the_guards_read_whom_they_ask_about(connection: Connection) -> None:
+    """A hundred due, and 400 counted, of 10,000 mentors half of whom are paused: not everybody's pauses."""
+    connection.execute("INSERT INTO organisations (slug, name) VALUES ('big', 'Big')")
+    connection.execute(
+        "INSERT INTO mentors (organisation_id, member_no, review_on)"
+        " SELECT o.id, 'M' || n, CASE WHEN n % 100 = 0 THEN date '2025-01-01' ELSE date '2030-01-01' END"
+        " FROM organisations AS o, generate_series(1, 10000) AS n"
+    )
+    connection.execute(
+        "INSERT INTO mentor_pauses (mentor_id, reason, actor)"
+        " SELECT id, 'certification_expired', 'certjob' FROM mentors WHERE right(member_no, 1) < '5'"
+    )
+    connection.execute("UPDATE mentors SET review_on = '2030-01-01' WHERE review_on > '2026-01-01'")
+    connection.execute("VACUUM ANALYZE")
+    organisation_id = connection.execute("SELECT id FROM organisations").fetchall()[0][0]
+    named: dict[str, dict[str, object]] = {
+        "bound_mass_change": {"today": today(), "due_by": today(), "organisation_id": organisation_id},
+        "count_active_mentors": {"organisation_id": organisation_id, "limit": 400},
+    }
+
+    touched = {name: rows_touched(connection, database.query(name), parameters) for name, parameters in named.items()}
+
+    assert touched["bound_mass_change"] <= 10 * 100, touched
+    assert touched["count_active_mentors"] <= 10 * 400, touched
+
+
+@pytest.mark.parametrize("name", ["M77", "id", "ID", "nobody"])
+def test_a_mentor_is_looked_up_by_an_index(connection: Connection, name: str) -> None:
+    """By the number or the id, whoever else is there; only an address is looked for among all."""
+    connection.execute("INSERT INTO organisations (slug, name) SELECT 'o' || n, 'O' FROM generate_series(1, 5) AS n")
+    connection.execute(
+        "INSERT INTO mentors (organisation_id, member_no)"
+        " SELECT o.id, 'M' || n"
+        " FROM generate_series(1, 20000) AS n JOIN organisations AS o ON o.slug = 'o' || (n % 5 + 1)"
+    )
+    connection.execute("VACUUM ANALYZE mentors")
+    ((mentor_id,),) = connection.execute("SELECT id::text FROM mentors WHERE member_no = 'M77'").fetchall()
+    named = {"name": {"id": mentor_id, "ID": mentor_id.upper()}.get(name, name), "organisation": None}
+
+    found = database.fetch(connection, "find_mentors", named)
+
+    assert [str(row[0]) for row in found] == ([] if name == "nobody" else [mentor_id])
+    assert touched_blocks(connection, database.query("find_mentors"), named) <= 40
+
+
+YEARS = """
+    INSERT INTO mentor_pauses (mentor_id, reason, actor, paused_at, lifted_at, lifted_by)
+    SELECT id, 'certification_expired', 'certjob', at, at + interval '1 day', 'certjob'
+    FROM mentors CROSS JOIN generate_series(now() - interval '9 years', now(), interval '1 year') AS at;
+    INSERT INTO mentor_pauses (mentor_id, reason, actor, paused_at)
+    SELECT id, 'certification_expired', 'certjob', now() - interval '1 year' FROM mentors WHERE member_no LIKE '%7';
+    INSERT INTO certificate_transitions (certificate_id, mentor_id, from_status, to_status, as_of)
+    SELECT gen_random_uuid(), id, 'valid', 'expired', current_date FROM mentors CROSS JOIN generate_series(1, 10);
+    INSERT INTO dynamics_sync_failures (mentor_id, event_id, visible, kind, error, resolved_at)
+    SELECT mentor_id, id, visible, 'transient', 'reset', delivered_at FROM portal_sync_events WHERE id % 10 = 0;
+    INSERT INTO coordinators (organisation_id, email)
+    SELECT id, n || '@example.org' FROM organisations CROSS JOIN generate_series(1, 5) AS n;
+    INSERT INTO coordinator_digests (coordinator_id, digest_on, status, sent_number, sent_at, covers_until)
+    SELECT id, current_date - n, 'sent', 1000 - n, at, at
+    FROM coordinators CROSS JOIN generate_series(1, 1000) AS n
+    CROSS JOIN LATERAL (SELECT now() - n * interval '1 day') AS t (at);
+    INSERT INTO job_runs (id, command, as_of, host, version, started_at, finished_at, outcome)
+    SELECT gen_random_uuid(), CASE WHEN n % 96 = 0 THEN 'run' ELSE 'deliver' END, at::date, 'host', '1', at, at, 'ok'
+    FROM generate_series(1, 20000) AS n CROSS JOIN LATERAL (SELECT now() - n * interval '15 minutes') AS t (at);
+"""
+"""What else grows with the nights."""
+
+USES = {
+    "mentors_review_on_id_idx": "lock_due_mentors",
+    "mentor_pauses_mentor_id_idx": "read_pause_history",
+    "mentor_pauses_own_paused_at_idx": "queue_digests",
+    "mentor_pauses_own_lifted_at_idx": "queue_digests",
+    "certificates_expires_on_idx": "queue_digests",
+    "certificate_transitions_mentor_id_idx": "read_certificate_notes",
+    "cert_notification_log_due_idx": "lock_due_reminders",
+    "cert_notification_log_failed_idx": "count_failed_reminders",
+    "portal_sync_events_due_idx": "lock_due_portal_events",
+    "portal_sync_events_in_flight_idx": "lock_due_portal_events",
+    "portal_sync_events_mentor_id_idx": "read_portal_story",
+    "dynamics_sync_failures_mentor_id_idx": "read_portal_story",
+    "dynamics_sync_failures_event_id_idx": "",  # what the foreign key does when an old event is deleted
+    "coordinator_digests_due_idx": "lock_due_digests",
+    "coordinator_digests_sent_idx": "queue_digests",
+    "coordinator_digests_open_idx": "supersede_digests",
+    "job_runs_as_of_idx": "find_later_run",
+    "job_runs_finished_at_idx": "read_last_run_date",
+}
+"""Of each index that is there for speed alone, a statement that needs it."""
+
+
+def test_every_index_is_needed_and_is_used(connection: Connection) -> None:
+    """Each costs something in every write. What keeps a rule is not asked: it is unique."""
+    run_script(connection, "population.sql", mentors=2_000, today=today())
+    connection.execute((SETTLED.replace("%%", "%").replace("365", "60") + YEARS).encode())
+    connection.execute("VACUUM ANALYZE")
+    ((mentor_id,),) = connection.execute("SELECT id FROM mentors WHERE member_no = 'M77'").fetchall()
+    named: dict[str, object] = {
+        "today": today(),
+        "mentor_id": mentor_id,
+        "after_review": "-infinity",
+        "after_id": UUID(int=0),
+        "organisation_id": None,
+        "held": [],
+        "broken": [],
+        "limit": 100,
+        "attempts_below": ANY_ATTEMPTS,
+    }
+    deleted = "EXPLAIN UPDATE dynamics_sync_failures SET event_id = NULL WHERE event_id = 7"
+
+    plans = {name: plan_of(connection, name, named) for name in set(USES.values()) if name}
+    plans[""] = "\n".join(row[0] for row in connection.execute(deleted).fetchall())
+
+    assert {index: name for index, name in USES.items() if f" {index} " not in plans[name]} == {}
+    for_speed = connection.execute(
+        "SELECT c.relname FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid"
+        " WHERE c.relnamespace = 'public'::regnamespace AND NOT i.indisunique"
+    ).fetchall()
+    assert {row[0] for row in for_speed} == USES.keys()
+
+
+def test_the_tables_that_could_be_distributed_by_mentor_are_those_the_readme_names(connection: Connection) -> None:
+    """Past one machine: a table can be spread over several by mentor if each rule between its rows holds the mentor."""
+    tables = connection.execute(
+        """
+        SELECT c.relname,
+            ARRAY(
+                SELECT i.indexrelid::regclass::text
+                FROM pg_index AS i
+                WHERE i.indrelid = c.oid AND (i.indisunique OR i.indisexclusion)
+                    AND mentor.attnum <> ALL ((i.indkey::smallint[])[0:i.indnkeyatts - 1])
+                UNION ALL
+                SELECT f.conname
+                FROM pg_constraint AS f
+                WHERE f.conrelid = c.oid AND f.contype = 'f' AND mentor.attnum <> ALL (f.conkey)
+                    AND f.confrelid <> 'organisations'::regclass  -- on every node
+            )
+        FROM pg_class AS c
+        LEFT JOIN pg_attribute AS mentor
+            ON mentor.attrelid = c.oid
+            AND mentor.attname = CASE WHEN c.relname = 'mentors' THEN 'id' ELSE 'mentor_id' END
+        WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')
+        """
+    ).fetchall()
+
+    in_one_place = {"organisations", "coordinators", "coordinator_digests", "job_runs", "certjob_migrations"}
+    found = {table: set(obstacles) for table, obstacles in tables if table not in in_one_place}
+
+    assert found == {
+        "mentors": {"mentors_organisation_id_member_no_key", "mentors_one_per_contact"},
+        "certificates": {"certificates_pkey"},
+        "mentor_pauses": {"mentor_pauses_pkey"},
+        "certificate_transitions": {"certificate_transitions_pkey"},
+        "cert_notification_log": {"cert_notification_log_pkey"},
+        "portal_sync_events": {"portal_sync_events_pkey"},
+        "dynamics_sync_failures": {"dynamics_sync_failures_pkey", "dynamics_sync_failures_event_id_fkey"},
+    }
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    page = readme[readme.index("### Past one database") :]
+    for table in (*found, "event_id"):
+        assert f"`{table}`" in page
+
+
+def test_digests_for_many_coordinators_read_no_mentor_to_whom_nothing_has_happened(
+    connection: Connection, facts: Facts
+) -> None:
+    """3,000 mentors, 30 coordinators, one pause of today: what is looked at is that pause, once."""
+    organisation = facts.organisation("hlf")
+    connection.execute(
+        "INSERT INTO mentors (organisation_id, member_no, dynamics_contact_id)"
+        " SELECT %s, 'M' || n, gen_random_uuid() FROM generate_series(1, 3000) AS n",
+        (organisation,),
+    )
+    connection.execute(
+        "INSERT INTO certificates (mentor_id, kind, issued_on, expires_on)"
+        " SELECT id, 'likeperson', %s, %s FROM mentors",
+        (date(2024, 1, 1), date(2028, 1, 1)),
+    )
+    connection.execute(
+        "INSERT INTO mentor_pauses (mentor_id, reason, actor)"
+        " SELECT id, 'certification_expired', 'certjob' FROM mentors WHERE member_no = 'M7'"
+    )
+    connection.execute(
+        "INSERT INTO coordinators (organisation_id, email)"
+        " SELECT %s, 'c' || n || '@example.org' FROM generate_series(1, 30) AS n",
+        (organisation,),
+    )
+    connection.execute("ANALYZE")
+
+    ((plan,),) = connection.execute(
+        b"EXPLAIN (ANALYZE, FORMAT JSON) " + database.query("queue_digests"),
+        {"today": TODAY, "organisation_id": None},
+    ).fetchall()
+
+    assert facts.rows("SELECT count(*) FROM coordinator_digests") == [(30,)]
+    assert rows_read(plan[0]["Plan"], "mentors") == 1
+
+
+def rows_read(node: dict[str, Any], table: str) -> float:
+    """How many rows of a table all parts of an analysed plan have looked at."""
+    own = node["Actual Loops"] * (node["Actual Rows"] + node.get("Rows Removed by Filter", 0))
+    below = sum(rows_read(child, table) for child in node.get("Plans", ()))
+    return below + (own if node.get("Relation Name") == table else 0)

@@ -1,0 +1,482 @@
+"""certjob_worker: every command works as that role, and nothing else does; how the roles come into being."""
+
+import threading
+import uuid
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from certjob import database
+from certjob.database import embedded, migrations
+from tests.acceptance.test_acceptance import today
+from tests.acceptance.test_docs import commands
+from tests.conftest import Certjob, database_of
+from tests.support import supabase
+from tests.support.app_rows import furnish
+from tests.support.facts import TODAY, Facts
+from tests.support.own_server import data_folder
+from tests.support.portal_answers import error
+from tests.support.portal_server import PortalServer
+from tests.support.waiting import until
+
+PATIENCE_SECONDS = 60
+
+
+@pytest.fixture
+def login_url(database_url: str) -> Iterator[str]:
+    """A login of this test's own that was given certjob_worker and nothing else, as README says."""
+    name = f"certjob_cron_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(database_url, autocommit=True) as admin:
+        admin.execute(sql.SQL("CREATE ROLE {} LOGIN IN ROLE certjob_worker").format(sql.Identifier(name)))
+        yield psycopg.conninfo.make_conninfo(database_url, user=name)
+        admin.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(name)))
+        admin.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def worker(login_url: str) -> Iterator[database.Connection]:
+    """certjob's kind of connection, by that login."""
+    with database.connect(login_url) as connection:
+        yield connection
+
+
+class TestHappyPath:
+    """The installed command from the first file to a quiet night, by a login that is a certjob_worker."""
+
+    def test_every_command_works(self, certjob: Certjob, login_url: str, facts: Facts, tmp_path: Path) -> None:
+        """Also with rows to lock, to insert, to change and to delete in every table."""
+        user_id = uuid.uuid4()
+        contact_id = uuid.uuid4()
+        ended, lasting = today() - timedelta(days=1), today() + timedelta(days=900)
+        people = tmp_path / "people.csv"
+        header = "organisation,member_no,full_name,email,dynamics_contact_id,kind,issued_on,expires_on\n"
+        rows = [
+            f"hlf,M1,Kari,kari@example.org,{contact_id},likeperson,2020-01-01,{ended}\n",
+            f"hlf,M2,Ola,ola@example.org,{uuid.uuid4()},likeperson,2020-01-01,{today() + timedelta(days=20)}\n",
+            f"hlf,M3,Liv,,{uuid.uuid4()},likeperson,2020-01-01,{today() + timedelta(days=20)}\n",
+        ]
+        done: list[str] = []
+
+        with PortalServer([error(503, "dynamics_unavailable")] * 3) as portal:
+
+            def run(*arguments: str, code: int = 0) -> str:
+                result = certjob(
+                    *arguments,
+                    CERTJOB_DATABASE_URL=login_url,
+                    CERTJOB_PORTAL_URL=portal.url,
+                    CERTJOB_PORTAL_KEY=portal.key,
+                    CERTJOB_NOTIFY_URL=f"maildir:{tmp_path / 'mail'}",
+                    CERTJOB_MAIL_FROM="post@hlf.example",
+                )
+                assert result.returncode == code, (arguments, result)
+                done.append(" ".join(arguments))
+                return result.stdout
+
+            run("db", "status")
+            run("organisation", "set", "hlf", "--portal", "dynamics", "--coordinator", "Eva <eva@example.org>")
+            run("organisation", "set", "hlf", "--contact-email", "post@hlf.example", "--thresholds", "30,7,-1")
+            people.write_text(header + "".join(rows))
+            run("load", str(people))
+            facts.pause(facts.rows("SELECT id FROM mentors WHERE member_no = 'M2'")[0][0])  # type: ignore[arg-type]
+            run("forecast")
+            run("list", "--csv")
+            run("run", "--dry-run")
+            run("run", code=3)
+            run("organisation", "set", "hlf", "--coordinator", f"{user_id} Eva Dahl <eva@example.org>")
+            run("organisation", "list")
+            run("alerts", code=3)
+            run("explain", "M1")
+            run("preview", "M2")
+            run("alerts", "--retry-all", code=3)  # M3 has no address
+            run("deliver")
+            run("deliver", "--all")
+            run("resync", "M1")
+            people.write_text(header + rows[0].replace("2020-01-01", "2026-01-01").replace(str(ended), str(lasting)))
+            run("load", "--strict", str(people))
+            run("run")
+            run("deliver", "--json")
+            run("check")
+            run("status")
+            run("db", "prune", "--older-than", "3y")
+
+        ran = {name for name in commands() for line in done if f"certjob {line} ".startswith(f"{name} ")}
+        assert ran == commands().keys() - {"certjob db migrate", "certjob demo"}, "a new command belongs in here, too"
+        assert portal.visible[contact_id] is True
+        assert facts.rows("SELECT id FROM coordinators") == [(user_id,)]
+        assert facts.rows("SELECT count(*) FROM mentor_pauses WHERE lifted_by = 'certjob'") == [(1,)]
+        assert facts.rows("SELECT count(*) FROM cert_notification_log WHERE status = 'sent'") == [(2,)]
+        assert facts.rows("SELECT count(*) > 0 FROM coordinator_digests WHERE status = 'sent'") == [(True,)]
+
+    def test_the_dry_run_works_on_a_read_only_connection(self, certjob: Certjob, login_url: str, facts: Facts) -> None:
+        """A replica, or an operator who wants to be sure."""
+        facts.certified_mentor(facts.organisation(), today() - timedelta(days=1))
+        read_only = psycopg.conninfo.make_conninfo(login_url, options="-c default_transaction_read_only=on")
+
+        result = certjob("run", "--dry-run", "--json", CERTJOB_DATABASE_URL=read_only)
+
+        assert result.returncode == 0, result
+        assert '"paused": 1' in result.stdout
+
+    def test_its_digest_sees_the_other_nights_of_the_same_login(self, worker: database.Connection) -> None:
+        """What a digest covers ends where the oldest open transaction of certjob began: that one must be visible."""
+        with worker.transaction():
+            began = worker.execute(
+                "SELECT xact_start = now() FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+            ).fetchone()
+
+        assert began == (True,)
+
+
+FORBIDDEN = [
+    "CREATE TABLE public.mine ()",
+    "DROP TABLE mentors CASCADE",
+    "ALTER TABLE mentors ADD COLUMN mine int",
+    "ALTER TABLE mentors DISABLE ROW LEVEL SECURITY",
+    "CREATE POLICY mine ON mentors USING (true)",
+    'DROP POLICY "worker works here" ON mentors',
+    "TRUNCATE cert_notification_log",
+    "ALTER TABLE mentors DISABLE TRIGGER mentor_updated",
+    "DELETE FROM mentors",
+    "DELETE FROM organisations",
+    "DELETE FROM certificates",
+    "DELETE FROM mentor_pauses",
+    "DELETE FROM certjob_migrations",
+    "INSERT INTO certjob_migrations (version, name, sha256) VALUES (9, 'x', 'x')",
+    "UPDATE certjob_migrations SET sha256 = 'x'",
+    "UPDATE organisations SET slug = 'x'",
+    "UPDATE mentors SET member_no = 'x'",
+    "UPDATE mentors SET organisation_id = NULL",
+    "UPDATE mentors SET left_at = now()",
+    "UPDATE certificates SET issued_on = now()",
+    "UPDATE certificates SET mentor_id = NULL",
+    "UPDATE certificate_transitions SET to_status = 'valid'",
+    "UPDATE mentor_pauses SET reason = 'x'",
+    "UPDATE mentor_pauses SET lifted_at = now(), lifted_by = 'certjob' WHERE actor <> 'certjob'",
+    "INSERT INTO mentor_pauses (mentor_id, reason, actor) SELECT id, 'illness', 'somebody' FROM mentors",
+    "SELECT certjob_private.set_up_roles()",
+    "SELECT certjob_private.coordinator_organisation_id()",
+    "SELECT public.request_portal_resync(id) FROM mentors",
+    "CREATE ROLE mine",
+    "GRANT certjob_worker TO certjob_worker",
+    "SET ROLE postgres",
+    "SET session_replication_role = replica",
+    "COPY mentors TO PROGRAM 'cat'",
+    "SELECT pg_read_file('PG_VERSION')",
+]
+
+
+class TestLimits:
+    """What a stolen login of certjob could not do."""
+
+    @pytest.mark.parametrize("statement", FORBIDDEN)
+    def test_it_may_not(self, statement: str, worker: database.Connection, facts: Facts) -> None:
+        """Refused, with PostgreSQL's word for a right that is missing."""
+        facts.pause(facts.certified_mentor(facts.organisation(), TODAY))
+
+        with pytest.raises((psycopg.errors.InsufficientPrivilege, psycopg.errors.InvalidGrantOperation)):
+            worker.execute(statement.encode())
+
+    def test_it_may_not_touch_other_tables_of_the_app(self, worker: database.Connection, facts: Facts) -> None:
+        """certjob is often a guest in the app's database."""
+        facts.connection.execute("CREATE TABLE diary (secret text)")
+
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="permission denied for table diary"):
+            worker.execute("SELECT secret FROM diary")
+
+    @pytest.mark.parametrize(
+        ("table", "make_open", "is_closed"),
+        [
+            (
+                "portal_sync_events",
+                "INSERT INTO portal_sync_events (mentor_id, visible, status) VALUES (%(mentor)s, false, 'blocked')",
+                "status = 'delivered'",
+            ),
+            (
+                "cert_notification_log",
+                "INSERT INTO cert_notification_log (mentor_id, threshold_days, cert_id, expires_on)"
+                " VALUES (%(mentor)s, 7, gen_random_uuid(), '2026-03-10')",
+                "status = 'sent'",
+            ),
+            (
+                "dynamics_sync_failures",
+                "INSERT INTO dynamics_sync_failures (mentor_id, visible, kind, error)"
+                " VALUES (%(mentor)s, false, 'transient', 'down')",
+                "resolved_at = now()",
+            ),
+            (
+                "coordinator_digests",
+                "INSERT INTO coordinator_digests (coordinator_id, digest_on) VALUES (%(coordinator)s, '2026-03-10')",
+                "status = 'sent'",
+            ),
+        ],
+    )
+    def test_it_deletes_what_is_closed_and_never_what_is_open(
+        self, table: str, make_open: str, is_closed: str, worker: database.Connection, facts: Facts
+    ) -> None:
+        """A mistake in retention must not lose an event, an alert or a mail."""
+        organisation_id = facts.organisation()
+        mentor_id = facts.mentor(organisation_id)
+        row = facts.connection.execute(
+            "INSERT INTO coordinators (organisation_id, email) VALUES (%s, 'eva@example.org') RETURNING id",
+            (organisation_id,),
+        ).fetchone()
+        assert row is not None
+        worker.execute(make_open.encode(), {"mentor": mentor_id, "coordinator": row[0]})
+
+        while_open = worker.execute(f"DELETE FROM {table}".encode()).rowcount
+        worker.execute(f"UPDATE {table} SET {is_closed}".encode())
+        once_closed = worker.execute(f"DELETE FROM {table}".encode()).rowcount
+
+        assert (while_open, once_closed) == (0, 1)
+
+    def test_migrating_as_the_worker_is_refused_with_the_next_step(self, certjob: Certjob, login_url: str) -> None:
+        """The schema belongs to its owner."""
+        result = certjob("db", "migrate", CERTJOB_DATABASE_URL=login_url)
+
+        assert result.returncode == 2
+        assert "migrate as its owner" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[str]:
+    """A server of this module's own: roles belong to a whole server, and here nobody has made any yet."""
+    with data_folder("roles") as folder, embedded.server(folder / "postgresql") as url:
+        yield url
+
+
+@pytest.fixture
+def bare_server(own_server: str) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
+    """That server's superuser; afterwards its databases and roles are gone again."""
+    with psycopg.connect(own_server, autocommit=True) as admin:
+        yield admin
+        for (name,) in admin.execute("SELECT datname FROM pg_database WHERE datname LIKE 'test%'").fetchall():
+            admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(str(name))))
+        for (name,) in admin.execute("SELECT rolname FROM pg_roles WHERE rolname !~ '^(pg_|postgres)'").fetchall():
+            admin.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(str(name))))
+
+
+def new_database(admin: psycopg.Connection[tuple[object, ...]], url: str, *, owner: str = "postgres") -> str:
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    admin.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(sql.Identifier(name), sql.Identifier(owner)))
+    return psycopg.conninfo.make_conninfo(database_of(url, name), user=owner)
+
+
+def policies(connection: database.Connection, role: str) -> int:
+    row = connection.execute("SELECT count(*) FROM pg_policies WHERE %s = ANY (roles)", (role,)).fetchone()
+    return int(row[0]) if row else 0
+
+
+class TestComingIntoBeing:
+    """Roles belong to the whole server, and the databases on it do not ask each other."""
+
+    def test_on_a_plain_server_the_worker_is_made_and_the_app_is_left_out(
+        self, bare_server: psycopg.Connection[tuple[object, ...]], own_server: str
+    ) -> None:
+        """It cannot log in: the operator gives it to somebody who can."""
+        with database.connect(new_database(bare_server, own_server)) as connection:
+            migrations.migrate(connection)
+
+            made = connection.execute(
+                "SELECT rolcanlogin, rolsuper, rolbypassrls, rolcreaterole, rolcreatedb FROM pg_roles"
+                " WHERE rolname = 'certjob_worker'"
+            ).fetchall()
+            assert made == [(False, False, False, False, False)]
+            assert policies(connection, "certjob_worker") > 10
+            assert policies(connection, "authenticated") == 0
+
+    def test_supabases_roles_that_come_later_are_served_by_one_call(
+        self, bare_server: psycopg.Connection[tuple[object, ...]], own_server: str
+    ) -> None:
+        """A plain database that moves to Supabase."""
+        with database.connect(new_database(bare_server, own_server)) as connection:
+            migrations.migrate(connection)
+            supabase.set_up(connection)
+            facts = Facts(connection)
+            organisation_id = facts.organisation()
+            facts.mentor(organisation_id)
+            user_id = uuid.uuid4()
+            connection.execute(
+                "INSERT INTO coordinators (id, organisation_id, email) VALUES (%s, %s, 'eva@example.org')",
+                (user_id, organisation_id),
+            )
+            look = "SELECT count(*) FROM mentors"
+
+            with pytest.raises(psycopg.errors.InsufficientPrivilege), supabase.logged_in(connection, user_id):
+                connection.execute(look)
+            for _ in range(2):  # and may be repeated
+                connection.execute("SELECT certjob_private.set_up_roles()")
+            with supabase.logged_in(connection, user_id):
+                seen = connection.execute(look).fetchone()
+
+            heard = connection.execute("SELECT tablename FROM pg_publication_tables").fetchall()
+            assert seen == (1,)
+            assert heard == [("dynamics_sync_failures",)]
+
+    def test_roles_of_supabases_names_without_its_user_function_get_nothing(
+        self, bare_server: psycopg.Connection[tuple[object, ...]], own_server: str
+    ) -> None:
+        """Another product's PostgREST: nobody could tell who asks."""
+        url = new_database(bare_server, own_server)
+        with database.connect(url) as connection:
+            supabase.create_roles(connection)
+            connection.execute("ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON TABLES TO authenticated, anon")
+            migrations.migrate(connection)
+
+            assert policies(connection, "authenticated") == 0
+            for role in ("anon", "authenticated"):
+                with pytest.raises(psycopg.errors.InsufficientPrivilege), supabase.acting(connection, role):
+                    connection.execute("SELECT FROM mentors")
+
+    def test_an_owner_who_may_not_create_roles_is_told_what_to_do_and_it_works(
+        self, bare_server: psycopg.Connection[tuple[object, ...]], own_server: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The schema is migrated all the same: certjob can work as its owner meanwhile."""
+        bare_server.execute("CREATE ROLE landlord LOGIN")
+        with database.connect(new_database(bare_server, own_server, owner="landlord")) as connection:
+            migrations.migrate(connection)
+
+            migrations.require_current(connection)
+            assert "certjob_worker was not created" in caplog.text
+            assert "CREATE ROLE certjob_worker NOLOGIN" in caplog.text
+            assert policies(connection, "certjob_worker") == 0
+
+            bare_server.execute("CREATE ROLE certjob_worker NOLOGIN")
+            connection.execute("SELECT certjob_private.set_up_roles()")
+
+            assert policies(connection, "certjob_worker") > 10
+            bare_server.execute("GRANT certjob_worker TO landlord")
+            connection.execute("SET ROLE certjob_worker")
+            migrations.require_current(connection)
+
+    def test_an_owner_without_any_special_right_migrates_where_the_role_is_there(
+        self, bare_server: psycopg.Connection[tuple[object, ...]], own_server: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The second database of a hosting provider's customer; not a word to read."""
+        bare_server.execute("CREATE ROLE landlord LOGIN")
+        bare_server.execute("CREATE ROLE certjob_worker NOLOGIN")
+        with database.connect(new_database(bare_server, own_server, owner="landlord")) as connection:
+            migrations.migrate(connection)
+
+            assert policies(connection, "certjob_worker") > 10
+            assert caplog.text == ""
+
+    def test_an_owner_who_may_not_open_the_database_to_the_worker_is_told_who_must(
+        self, bare_server: psycopg.Connection[tuple[object, ...]], own_server: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A database that was closed to the public: PostgreSQL only warns that nothing was granted."""
+        bare_server.execute("CREATE ROLE landlord LOGIN CREATEROLE")
+        url = new_database(bare_server, own_server)
+        name = str(psycopg.conninfo.conninfo_to_dict(url)["dbname"])
+        with database.connect(url) as superuser:
+            superuser.execute(f"REVOKE ALL ON DATABASE {name} FROM PUBLIC".encode())
+            superuser.execute("REVOKE ALL ON SCHEMA public FROM PUBLIC")
+            superuser.execute(f"GRANT CONNECT, CREATE ON DATABASE {name} TO landlord".encode())
+            superuser.execute("GRANT USAGE, CREATE ON SCHEMA public TO landlord")
+
+            with database.connect(psycopg.conninfo.make_conninfo(url, user="landlord")) as landlord:
+                migrations.migrate(landlord)
+                advice = caplog.text.partition("as its owner: ")[2].splitlines()[0]
+                superuser.execute(advice.encode())
+
+            superuser.execute("SET ROLE certjob_worker")
+            assert superuser.execute("SELECT count(*) FROM mentors").fetchone() == (0,)
+            superuser.execute("CREATE TEMPORARY TABLE load_rows ()")
+
+    def test_a_schema_in_which_everybody_may_create_functions_is_warned_of(
+        self, bare_server: psycopg.Connection[tuple[object, ...]], own_server: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """As it was until PostgreSQL 14, and stays through an upgrade: the commands would run what others put there."""
+        with database.connect(new_database(bare_server, own_server)) as connection:
+            connection.execute("GRANT CREATE ON SCHEMA public TO PUBLIC")
+
+            migrations.migrate(connection)
+
+            assert caplog.text.count("REVOKE CREATE ON SCHEMA public FROM PUBLIC") == 1
+            assert policies(connection, "certjob_worker") > 10
+
+    def test_an_owner_who_is_no_superuser_serves_the_app_as_well(
+        self, bare_server: psycopg.Connection[tuple[object, ...]], own_server: str
+    ) -> None:
+        """As on Supabase: postgres may create roles there, and auth belongs to somebody else."""
+        bare_server.execute("CREATE ROLE landlord LOGIN CREATEROLE")
+        url = new_database(bare_server, own_server, owner="landlord")
+        as_superuser = psycopg.conninfo.make_conninfo(url, user="postgres")
+        with database.connect(as_superuser) as superuser, database.connect(url) as landlord:
+            supabase.set_up(superuser)
+            superuser.execute("ALTER PUBLICATION supabase_realtime OWNER TO landlord")
+            superuser.execute("GRANT USAGE ON SCHEMA auth TO landlord")
+            migrations.migrate(landlord)
+            ours, theirs = furnish(landlord, "hlf"), furnish(landlord, "nhf")
+
+            with supabase.logged_in(superuser, ours.coordinator):
+                seen = superuser.execute("SELECT id FROM mentors").fetchall()
+                asked = superuser.execute("SELECT event_version FROM request_portal_resync(%s)", (ours.mentor,))
+                asked_rows = asked.fetchall()
+            with supabase.logged_in(superuser, theirs.coordinator):
+                others = superuser.execute("SELECT id FROM mentors").fetchall()
+
+            assert (seen, asked_rows, others) == ([(ours.mentor,)], [(2,)], [(theirs.mentor,)])
+            assert policies(landlord, "certjob_worker") > 10
+
+    def test_databases_that_migrate_at_once_share_the_role(
+        self, bare_server: psycopg.Connection[tuple[object, ...]], own_server: str
+    ) -> None:
+        """Whoever is second waits for the first one's role, and nobody fails; several rounds, since it is a race."""
+        errors: list[Exception] = []
+
+        def migrate(url: str, barrier: threading.Barrier) -> None:
+            try:
+                with database.connect(url) as connection:
+                    barrier.wait(PATIENCE_SECONDS)
+                    migrations.migrate(connection)
+            except Exception as caught:  # noqa: BLE001 - told by the assertion below
+                errors.append(caught)
+
+        for _ in range(3):
+            bare_server.execute("DROP ROLE IF EXISTS certjob_worker")
+            urls = [new_database(bare_server, own_server) for _ in range(4)]
+            barrier = threading.Barrier(len(urls))
+            threads = [threading.Thread(target=migrate, args=(url, barrier), daemon=True) for url in urls]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(PATIENCE_SECONDS)
+
+            assert errors == []
+            for url in urls:
+                with database.connect(url) as connection:
+                    assert policies(connection, "certjob_worker") > 10
+            for url in urls:
+                name = sql.Identifier(str(psycopg.conninfo.conninfo_to_dict(url)["dbname"]))
+                bare_server.execute(sql.SQL("DROP DATABASE {}").format(name))
+
+    def test_a_role_made_by_a_migration_that_is_not_committed_yet_is_waited_for(
+        self, bare_server: psycopg.Connection[tuple[object, ...]], own_server: str
+    ) -> None:
+        """The narrow moment of the race, held open: the other one's CREATE ROLE is done, its commit is not."""
+        url, other_url = new_database(bare_server, own_server), new_database(bare_server, own_server)
+        done = threading.Event()
+
+        def migrate() -> None:
+            with database.connect(url) as connection:
+                migrations.migrate(connection)
+            done.set()
+
+        thread = threading.Thread(target=migrate, daemon=True)
+        with psycopg.connect(other_url) as other:
+            other.execute("CREATE ROLE certjob_worker NOLOGIN")
+            thread.start()
+            waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+            until(lambda: bare_server.execute(waiting).fetchone() == (1,), seconds=PATIENCE_SECONDS)
+            waited = not done.is_set()
+            other.commit()
+            thread.join(PATIENCE_SECONDS)
+
+        assert waited
+        assert done.is_set()
+        with database.connect(url) as connection:
+            assert policies(connection, "certjob_worker") > 10

@@ -1,0 +1,187 @@
+"""What the coming nights will do, and the reasons in words: held to the rules, night after night."""
+
+from dataclasses import replace
+from datetime import date, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from certjob.domain import outlook, reasons, rules
+from certjob.domain.models import IN_FORCE, Mentor, Reminder, Status
+from certjob.domain.outlook import ComingNight, coming_nights
+from tests.domain.test_rules_properties import any_day, days, mentors, ordinarily, thoroughly
+from tests.support.facts import TODAY
+from tests.support.people import apply_decision, certificate, expiring_in, mentor, organisation
+
+Night = tuple[date, object, object, bool | None, frozenset[Reminder]]
+
+
+def every_night(person: Mentor, *, first: date, nights: int) -> list[Night]:
+    """What is done on each of so many days, by a run every night that looks at the mentor whatever the date."""
+    done: list[Night] = []
+    known: set[Reminder] = set()
+    for day in (first + timedelta(days=number) for number in range(nights)):
+        decision = rules.decide(person, day)
+        person = apply_decision(person, decision)
+        new = frozenset(decision.reminders) - known
+        known |= new
+        if decision.transitions or decision.pause or decision.push or new:
+            done.append((day, decision.transitions, decision.pause, decision.visible if decision.push else None, new))
+    return done
+
+
+def told(night: ComingNight) -> Night:
+    decision = night.decision
+    pushed = decision.visible if decision.push else None
+    return night.day, decision.transitions, decision.pause, pushed, frozenset(night.reminders)
+
+
+@thoroughly
+@given(mentors(), days)
+def test_what_is_told_beforehand_is_what_the_nights_do(person: Mentor, today: date) -> None:
+    """Every change and every reminder of 1,000 nights, on its date, in its order; and nothing else."""
+    nights = coming_nights(person, first=today, until=today + timedelta(days=999))
+
+    assert [told(night) for night in nights if night.does_something] == every_night(person, first=today, nights=1_000)
+
+
+@ordinarily
+@given(mentors(), days)
+def test_without_an_end_it_tells_all_there_will_ever_be(person: Mentor, today: date) -> None:
+    """The last night of the outlook is followed by none that does anything."""
+    to_the_end = [told(night) for night in coming_nights(person, first=today)]
+
+    assert to_the_end == [told(night) for night in coming_nights(person, first=today, until=today + timedelta(2_000))]
+
+
+@ordinarily
+@given(mentors(any_day), any_day)
+def test_no_date_of_the_calendar_breaks_it(person: Mentor, today: date) -> None:
+    """From 0001-01-01 to 9999-12-31 the nights follow each other and end, and each can be told in words."""
+    nights = list(coming_nights(person, first=today))
+
+    assert [night.day for night in nights] == sorted({night.day for night in nights})
+    for row in person.certificates:
+        assert reasons.why_status(row, person, today)
+        assert reasons.day_words(row.expires_on, today)
+    assert list(reasons.why_certified(person, today)) or not person.certificates
+
+
+@ordinarily
+@given(mentors(), days)
+def test_the_mentor_after_a_night_is_the_one_in_the_database(person: Mentor, today: date) -> None:
+    """Statuses, pauses and portal, but for the id of a pause that is still to be written."""
+    decision = rules.decide(person, today)
+
+    ours, theirs = outlook.after(person, decision), apply_decision(person, decision)
+
+    assert [pause.reason for pause in ours.open_pauses] == [pause.reason for pause in theirs.open_pauses]
+    assert replace(ours, open_pauses=()) == replace(theirs, open_pauses=())
+
+
+# The reasons.
+
+
+@ordinarily
+@given(mentors(), days)
+def test_a_renewed_certificate_has_a_replacement_and_no_other_has(person: Mentor, today: date) -> None:
+    """Of those that are neither revoked nor upcoming."""
+    for row in person.certificates:
+        siblings = [other for other in person.certificates if other.kind == row.kind]
+        status = rules.status_of(row, siblings, person, today)
+        if status not in (Status.REVOKED, Status.UPCOMING):
+            assert (rules.replacement(row, siblings, today) is not None) is (status is Status.RENEWED)
+
+
+@ordinarily
+@given(mentors(), days)
+def test_the_days_left_lie_within_the_bounds_of_the_status(person: Mentor, today: date) -> None:
+    """Whoever looks between them finds every certificate of that status."""
+    largest = max(person.organisation.reminder_thresholds, default=None)
+    for row in person.certificates:
+        siblings = [other for other in person.certificates if other.kind == row.kind]
+        status = rules.status_of(row, siblings, person, today)
+        fewest, most = rules.days_left_bounds(status, largest_threshold=largest)
+        left = (row.expires_on - today).days
+        assert fewest is None or fewest <= left
+        assert most is None or left <= most
+
+
+@ordinarily
+@given(mentors(), days)
+def test_where_it_is_said_why_no_reminder_comes_none_comes(person: Mentor, today: date) -> None:
+    """In none of the coming nights; and what continues a certificate begins before it has ended."""
+    nights = list(coming_nights(person, first=today))
+    for row in person.certificates:
+        if reasons.why_no_reminder(row, person, today):
+            assert not any(reminder.cert_id == row.id for night in nights for reminder in night.reminders)
+        following = rules.continuation(row, [other for other in person.certificates if other.kind == row.kind])
+        assert following is None or following.issued_on <= row.expires_on + timedelta(days=1)
+
+
+@ordinarily
+@given(mentors(), days)
+def test_every_kind_is_said_to_be_in_force_or_not_as_it_is(person: Mentor, today: date) -> None:
+    """And until which day."""
+    said = list(reasons.why_certified(person, today))
+
+    kinds = sorted({row.kind for row in person.certificates})
+    assert len(said) == len(kinds)
+    for kind, text in zip(kinds, said, strict=True):
+        rows = [row for row in person.certificates if row.kind == kind]
+        in_force = [row for row in rows if rules.status_of(row, rows, person, today) in IN_FORCE]
+        assert text.startswith(f"{kind} is in force until") is bool(in_force)
+        if in_force:
+            assert reasons.day_words(max(row.expires_on for row in in_force), today) in text
+        assert ("optional" in text) is (kind in person.organisation.optional_kinds)
+
+
+@pytest.mark.parametrize(
+    ("days_left", "thresholds", "text"),
+    [
+        (46, (60, 30), "its last day is 25 April, 46 days away, inside the largest reminder threshold, 60 days"),
+        (61, (60, 30), "its last day is 10 May, 61 days away, beyond the largest reminder threshold, 60 days"),
+        (0, (60,), "its last day is today (still in force), inside the largest reminder threshold, 60 days"),
+        (1, (1,), "its last day is 11 March, 1 day away, inside the largest reminder threshold, 1 day"),
+        (400, (), "its last day is 14 April 2027, 400 days away; hlf has no reminder thresholds, so nothing counts as"),
+        (-5, (60,), "its last day was 5 March, 5 days ago"),
+    ],
+)
+def test_the_rule_behind_a_status_is_said_with_its_dates(
+    days_left: int, thresholds: tuple[int, ...], text: str
+) -> None:
+    """The last day, how far away it is, and the threshold that it is compared with."""
+    row = expiring_in(days_left)
+    person = mentor(row, organisation=organisation(thresholds=thresholds))
+
+    assert reasons.why_status(row, person, TODAY).startswith(text)
+
+
+def test_what_ends_or_replaces_a_certificate_is_named() -> None:
+    """The day of the revocation, the day on which it begins, the dates of the later one."""
+    old = certificate(TODAY + timedelta(days=20), issued_on=date(2025, 1, 1))
+    new = certificate(date(2028, 1, 31), issued_on=date(2026, 2, 1))
+    coming = certificate(date(2029, 1, 31), issued_on=date(2026, 4, 1), kind="first_aid")
+    gone = certificate(date(2027, 1, 31), kind="driver", revoked=True)
+    person = mentor(old, new, coming, gone)
+
+    assert reasons.why_status(old, person, TODAY) == (
+        "the later one of its kind, 1 February to 31 January 2028, counts instead"
+    )
+    assert reasons.why_status(coming, person, TODAY) == "it begins on 1 April, in 22 days"
+    assert reasons.why_status(gone, person, TODAY, revoked_on=date(2026, 3, 3)) == "it was revoked on 3 March"
+    assert list(reasons.why_certified(person, TODAY)) == [
+        "driver was revoked",
+        "first_aid has not begun yet",
+        "likeperson is in force until 31 January 2028",
+    ]
+
+
+@given(st.integers(-400, 400))
+def test_a_distance_counts_the_days(number: int) -> None:
+    """In words that can be read back."""
+    words = reasons.distance_words(TODAY + timedelta(days=number), TODAY)
+
+    count = int(words.split()[1 if words.startswith("in ") else 0]) if number else 0
+    assert (count if words.startswith("in ") else -count) == number

@@ -1,0 +1,118 @@
+"""Texts that do not mean well, through `certjob load` and the command line into the tables; and names of a megabyte."""
+
+import csv
+import json
+import re
+import unicodedata
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from certjob.facts.cells import KEY_LIMIT
+from tests.acceptance.test_acceptance import today
+from tests.support.command_line import Finished, run_in_process
+from tests.support.facts import Facts
+from tests.support.hostile_texts import HOSTILE, assert_harmless
+
+COLUMNS = ["organisation", "member_no", "full_name", "email", "kind", "issued_on", "expires_on"]
+MEGABYTE = "Kári <b>[red]\x1b[2J " * 50_000
+"""A million letters, markup and orders to a terminal among them."""
+
+
+@pytest.fixture
+def environment(bare_environment: dict[str, str], worker_url: str, tmp_path: Path) -> dict[str, str]:
+    return bare_environment | {
+        "CERTJOB_DATABASE_URL": worker_url,
+        "CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'mail'}",
+        "CERTJOB_MAIL_FROM": "post@hlf.example",
+    }
+
+
+def as_stored(text: str) -> str:
+    """What the roster makes of a text that it takes: composed letters, single spaces."""
+    return unicodedata.normalize("NFC", re.sub(r"[ \t\r\n]+", " ", text.strip()))
+
+
+@pytest.mark.parametrize("column", ["member_no", "full_name", "kind"])
+def test_a_hostile_text_in_a_file_is_stored_to_the_letter_or_refused_by_its_line(
+    column: str, environment: dict[str, str], facts: Facts, tmp_path: Path
+) -> None:
+    """Never run, never cut, never half; and the tables are what they were."""
+    facts.organisation()
+    texts = [hostile.text for hostile in HOSTILE.values()]
+    tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
+    before = facts.rows(tables)
+    with (tmp_path / "people.csv").open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, quoting=csv.QUOTE_ALL)
+        writer.writerow(COLUMNS)
+        for number, text in enumerate(texts):
+            row = ["hlf", f"M{number}", "Kari", "k@example.org", "likeperson", "2024-01-01", "2026-01-01"]
+            row[COLUMNS.index(column)] = text
+            writer.writerow(row)
+
+    result = run_in_process(
+        "load", "people.csv", "--rejects", "rejects.csv", "--json", environment=environment, folder=tmp_path
+    )
+
+    table = "certificates" if column == "kind" else "mentors"
+    stored = {str(row[0]) for row in facts.rows(f"SELECT {column} FROM {table}")}
+    refused = (tmp_path / "rejects.csv").read_text().splitlines()[1:]
+    counts = json.loads(result.stdout)
+    plain = {as_stored(text) for text in texts if text.isascii() and text.isprintable() and len(text) <= KEY_LIMIT}
+    assert result.returncode == 3, result
+    assert plain <= stored <= set(map(as_stored, texts))
+    assert (counts["rows"], counts["rejected"]) == (len(texts), len(refused))
+    assert counts["loaded"] + counts["repeated"] == len(texts) - len(refused)
+    assert all(re.search("is longer than|control character", line) for line in refused)
+    assert not any(re.search("[\x00-\x1f\x7f-\x9f\u202e]", text) for text in stored)
+    assert_harmless(result.stderr)
+    assert facts.rows(tables) == before
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_slug_or_name_on_the_command_line_is_refused(
+    name: str, environment: dict[str, str], facts: Facts, tmp_path: Path
+) -> None:
+    """Exit 2 with a line that no terminal obeys; nothing is made, found or changed."""
+    text = HOSTILE[name].text
+    facts.certified_mentor(facts.organisation(), today())
+
+    def run(*arguments: str) -> Finished:
+        result = run_in_process(*arguments, environment=environment, folder=tmp_path)
+        assert result.returncode == 2, result
+        assert result.stderr.count("\n") == 1
+        assert_harmless(result.stderr)
+        return result
+
+    run("organisation", "set", text)
+    run("resync", text)
+    run("explain", text)
+    run("run", "--dry-run", "--organisation", text)
+
+    assert facts.rows("SELECT slug FROM organisations") == [("hlf",)]
+
+
+def test_a_name_of_a_megabyte_goes_through_a_night_and_everything_that_shows_it(
+    environment: dict[str, str], facts: Facts, tmp_path: Path
+) -> None:
+    """Only the app can write one: `load` refuses it. One such person must not stop the others' night."""
+    organisation_id = facts.organisation()
+    for name in (MEGABYTE, "Ola"):
+        facts.certified_mentor(organisation_id, today() + timedelta(days=5), full_name=name)
+        facts.certified_mentor(organisation_id, today() - timedelta(days=1), full_name=name)
+
+    def run(*arguments: str, code: int = 0) -> Finished:
+        result = run_in_process(*arguments, environment=environment, folder=tmp_path)
+        assert result.returncode == code, (arguments, result.stderr[:2_000])
+        return result
+
+    night = json.loads(run("run", "--json", code=3).stdout)
+    plain = [run("alerts", code=3), run("list"), run("list", "--csv"), run("explain", "M1001"), run("preview", "M1001")]
+    document = json.loads(run("alerts", "--json", code=3).stdout)
+
+    assert (night["reminders"]["sent"], night["reminders"]["failed"]) == (4, 0)
+    assert len(list((tmp_path / "mail" / "new").iterdir())) == 4
+    assert MEGABYTE in {alert["full_name"] for alert in document["alerts"]}
+    for result in plain:
+        assert "\x1b" not in result.stdout

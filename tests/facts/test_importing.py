@@ -1,0 +1,341 @@
+"""Loading a CSV: the rows become facts, the later line wins, a second load changes nothing."""
+
+from datetime import UTC, date, datetime
+from pathlib import Path
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from certjob import database
+from certjob.facts import staging
+from certjob.facts.loading import LoadOptions, LoadReport
+from tests.support.facts import Facts
+from tests.support.loading import REQUIRED, Loader, many
+
+App = psycopg.Connection[tuple[object, ...]]
+
+CONTACT = UUID("0b6c0f5e-52a5-4f0e-8f0c-0d5a3c9c7a11")
+
+
+@pytest.fixture
+def loader(connection: database.Connection, facts: Facts, tmp_path: Path) -> Loader:
+    """Loads into a database with the organisation ``hlf``."""
+    facts.organisation("hlf")
+    return Loader(connection, tmp_path)
+
+
+def versions(facts: Facts) -> list[tuple[object, ...]]:
+    """Which transaction wrote or locked each row last."""
+    return facts.rows(
+        "SELECT id, xmin::text, xmax::text FROM mentors"
+        " UNION ALL SELECT id, xmin::text, xmax::text FROM certificates ORDER BY id"
+    )
+
+
+def test_a_row_becomes_a_mentor_and_a_certificate(loader: Loader, facts: Facts) -> None:
+    """All columns, both date forms, a name in any script."""
+    report = loader.rows(
+        f"HLF,M1, Kåre  Ødegård ,kare@example.org,NN,{{{str(CONTACT).upper()}}},likeperson"
+        ",2024-02-01,1.2.2026,05.03.2025",
+        "hlf,M2,山田 太郎,,,,likeperson,2024-02-01,2026-02-01,",
+        header="organisation,member_no,full_name,email,locale,dynamics_contact_id,kind,issued_on,expires_on,revoked_on",
+    )
+
+    assert facts.rows(
+        "SELECT m.member_no, m.full_name, m.email, m.locale, m.dynamics_contact_id, c.kind, c.issued_on, c.expires_on,"
+        " c.revoked_at, c.status, m.review_on = '-infinity', m.portal_visible"
+        " FROM mentors m JOIN certificates c ON c.mentor_id = m.id ORDER BY m.member_no"
+    ) == [
+        (
+            *("M1", "Kåre Ødegård", "kare@example.org", "nn", CONTACT),
+            *("likeperson", date(2024, 2, 1), date(2026, 2, 1), datetime(2025, 3, 5, tzinfo=UTC)),
+            *("recorded", True, True),
+        ),
+        (
+            *("M2", "山田 太郎", None, "nb", None),
+            *("likeperson", date(2024, 2, 1), date(2026, 2, 1), None, "recorded", True, True),
+        ),
+    ]
+    assert report == LoadReport(
+        rows=2,
+        loaded=2,
+        rejected=0,
+        repeated=0,
+        mentors_added=2,
+        mentors_changed=0,
+        certificates_added=2,
+        certificates_changed=0,
+        unchanged=0,
+    )
+
+
+def test_a_second_load_of_the_same_file_writes_nothing(loader: Loader, facts: Facts) -> None:
+    """Not a row is written, not even locked, and nobody is looked at again."""
+    header = "organisation,member_no,full_name,email,locale,dynamics_contact_id,kind,issued_on,expires_on,revoked_on"
+    rows = [
+        f"hlf,M1,Kari,kari@example.org,en,{CONTACT},likeperson,2024-02-01,2026-02-01,",
+        "hlf,M1,,,,,førstehjelp,2024-02-01,2026-02-01,2025-01-01",
+        "hlf,M2,Per,per@example.org,,,likeperson,2024-02-01,2026-02-01,",
+    ]
+    loader.rows(*rows, header=header)
+    loader.connection.execute("UPDATE mentors SET review_on = '2026-01-01'")
+    before = versions(facts)
+
+    report = loader.rows(*rows, header=header)
+
+    assert (report.loaded, report.unchanged, report.mentors_added, report.mentors_changed) == (3, 3, 0, 0)
+    assert versions(facts) == before
+
+
+def test_a_changed_expiry_changes_the_row_in_place_and_its_mentor_is_looked_at_again(
+    loader: Loader, facts: Facts
+) -> None:
+    """The certificate keeps its id, so its reminders re-arm for the new date; others are left alone."""
+    loader.rows("hlf,M1,likeperson,2024-02-01,2026-02-01", "hlf,M2,likeperson,2024-02-01,2026-02-01")
+    loader.connection.execute("UPDATE mentors SET review_on = '2026-01-01'")
+    ids = facts.rows("SELECT id FROM certificates ORDER BY id")
+
+    report = loader.rows("hlf,M1,likeperson,2024-02-01,2028-02-01", "hlf,M2,likeperson,2024-02-01,2026-02-01")
+
+    assert (report.certificates_added, report.certificates_changed, report.unchanged) == (0, 1, 1)
+    assert facts.rows("SELECT id FROM certificates ORDER BY id") == ids
+    assert facts.rows(
+        "SELECT m.member_no, c.expires_on, m.review_on = '-infinity'"
+        " FROM mentors m JOIN certificates c ON c.mentor_id = m.id ORDER BY m.member_no"
+    ) == [("M1", date(2028, 2, 1), True), ("M2", date(2026, 2, 1), False)]
+
+
+def test_a_new_issue_date_is_a_renewal(loader: Loader, facts: Facts) -> None:
+    """A row of its own beside the old one."""
+    loader.rows("hlf,M1,likeperson,2024-02-01,2026-02-01")
+    loader.connection.execute("UPDATE mentors SET review_on = '2026-01-01'")
+
+    report = loader.rows("hlf,M1,likeperson,2026-02-02,2028-02-01")
+
+    assert (report.mentors_added, report.certificates_added, report.certificates_changed) == (0, 1, 0)
+    assert facts.rows("SELECT issued_on, expires_on FROM certificates ORDER BY issued_on") == [
+        (date(2024, 2, 1), date(2026, 2, 1)),
+        (date(2026, 2, 2), date(2028, 2, 1)),
+    ]
+    assert facts.rows("SELECT review_on = '-infinity' FROM mentors") == [(True,)]
+
+
+def test_an_empty_cell_and_an_absent_column_change_nothing(loader: Loader, facts: Facts) -> None:
+    """An empty revoked_on never revives a certificate."""
+    header = "organisation,member_no,full_name,email,locale,dynamics_contact_id,kind,issued_on,expires_on,revoked_on"
+    loader.rows(f"hlf,M1,Kari,kari@example.org,en,{CONTACT},likeperson,2024-02-01,2026-02-01,2025-06-01", header=header)
+    before = versions(facts)
+
+    empty = loader.rows("hlf,M1,, ,,,likeperson,2024-02-01,2026-02-01,", header=header)
+    absent = loader.rows("hlf,M1,likeperson,2024-02-01,2026-02-01")
+
+    assert (empty.unchanged, absent.unchanged) == (1, 1)
+    assert versions(facts) == before
+
+
+def test_a_certificate_revoked_on_that_day_already_keeps_its_hour(loader: Loader, facts: Facts) -> None:
+    """The app knows the hour, the file only the day; another day replaces it."""
+    header = REQUIRED + ",revoked_on"
+    loader.rows("hlf,M1,likeperson,2024-02-01,2026-02-01,", header=header)
+    loader.connection.execute("UPDATE certificates SET revoked_at = '2025-06-01 11:30+00'")
+
+    same_day = loader.rows("hlf,M1,likeperson,2024-02-01,2026-02-01,2025-06-01", header=header)
+    kept = facts.rows("SELECT revoked_at FROM certificates")
+    other_day = loader.rows("hlf,M1,likeperson,2024-02-01,2026-02-01,2025-06-02", header=header)
+
+    assert same_day.unchanged == 1
+    assert kept == [(datetime(2025, 6, 1, 11, 30, tzinfo=UTC),)]
+    assert other_day.certificates_changed == 1
+    assert facts.rows("SELECT revoked_at FROM certificates") == [(datetime(2025, 6, 2, tzinfo=UTC),)]
+
+
+def test_a_mentors_changed_facts_have_their_effects(loader: Loader, facts: Facts) -> None:
+    """Another contact: push whatever is wanted. Another e-mail: look again. Another name: nothing to decide."""
+    header = "organisation,member_no,full_name,email,dynamics_contact_id,kind,issued_on,expires_on"
+    for number in ("M1", "M2", "M3"):
+        loader.rows(f"hlf,{number},Kari,old@example.org,,likeperson,2024-02-01,2026-02-01", header=header)
+    loader.connection.execute("UPDATE mentors SET left_at = now()")
+    loader.connection.execute("UPDATE mentors SET review_on = '2026-01-01'")
+
+    report = loader.rows(
+        f"hlf,M1,Kari,old@example.org,{CONTACT},likeperson,2024-02-01,2026-02-01",
+        "hlf,M2,Kari,new@example.org,,likeperson,2024-02-01,2026-02-01",
+        "hlf,M3,Kari Nordmann,old@example.org,,likeperson,2024-02-01,2026-02-01",
+        header=header,
+    )
+
+    assert (report.mentors_changed, report.unchanged) == (3, 3)
+    assert facts.rows(
+        "SELECT member_no, portal_visible, review_on = '-infinity', full_name, left_at IS NULL FROM mentors"
+        " ORDER BY member_no"
+    ) == [
+        ("M1", None, True, "Kari", False),
+        ("M2", True, True, "Kari", False),
+        ("M3", True, False, "Kari Nordmann", False),
+    ]
+
+
+def test_the_later_of_two_lines_wins_and_the_earlier_is_counted_as_repeated(loader: Loader, facts: Facts) -> None:
+    """What the later line leaves empty, the earlier one still says."""
+    header = REQUIRED + ",email,revoked_on"
+    rows = (
+        "hlf,M1,likeperson,2024-02-01,2026-02-01,a@example.org,2025-01-01",
+        "hlf,M2,likeperson,2024-02-01,2026-02-01,,",
+        "hlf,M1,likeperson,2024-02-01,2025-02-01,b@example.org,",
+        "hlf,M1,likeperson,01.02.2024,2027-02-01,,",
+    )
+
+    report = loader.rows(*rows, header=header)
+
+    assert (report.rows, report.loaded, report.repeated, report.rejected) == (4, 2, 2, 0)
+    assert facts.rows(
+        "SELECT m.email, c.expires_on, c.revoked_at FROM mentors m JOIN certificates c ON c.mentor_id = m.id"
+        " WHERE m.member_no = 'M1'"
+    ) == [("b@example.org", date(2027, 2, 1), datetime(2025, 1, 1, tzinfo=UTC))]
+    assert loader.rows(*rows, header=header).unchanged == 2
+
+
+def test_lines_of_one_mentor_far_apart_in_the_file_do_not_undo_each_other(loader: Loader, facts: Facts) -> None:
+    """First and last line of a file that takes three commits; a second load still writes nothing."""
+    text = many(2_500).replace(REQUIRED, REQUIRED + ",email").replace("2027-01-01", "2027-01-01,")
+    text = text.replace("email\n", "email\nhlf,M000777,likeperson,2024-02-01,2025-01-01,first@example.org\n")
+    text += "\nhlf,M000777,likeperson,2024-02-01,2029-01-01,last@example.org"
+
+    report = loader(text)
+    before = versions(facts)
+    again = loader(text)
+
+    assert (report.rows, report.loaded, report.repeated) == (2_502, 2_500, 2)
+    assert facts.rows(
+        "SELECT m.email, c.expires_on FROM mentors m JOIN certificates c ON c.mentor_id = m.id"
+        " WHERE m.member_no = 'M000777'"
+    ) == [("last@example.org", date(2029, 1, 1))]
+    assert (again.unchanged, again.repeated, again.mentors_changed) == (2_500, 2, 0)
+    assert versions(facts) == before
+
+
+def test_a_bad_later_line_leaves_the_earlier_one(loader: Loader, facts: Facts) -> None:
+    """Only valid rows replace each other."""
+    report = loader.rows("hlf,M1,likeperson,2024-02-01,2026-02-01", "hlf,M1,likeperson,2024-02-01,2026-02-30")
+
+    assert (report.loaded, report.repeated, report.rejected) == (1, 0, 1)
+    assert facts.rows("SELECT expires_on FROM certificates") == [(date(2026, 2, 1),)]
+
+
+def test_one_member_number_in_two_organisations_is_two_mentors(loader: Loader, facts: Facts) -> None:
+    """A mentor lives in one organisation."""
+    facts.organisation("lhl", portal=None)
+
+    report = loader.rows("hlf,M1,likeperson,2024-02-01,2026-02-01", "lhl,M1,likeperson,2024-02-01,2026-02-01")
+
+    assert (report.mentors_added, report.certificates_added, report.repeated) == (2, 2, 0)
+
+
+def test_letters_that_look_the_same_are_the_same(loader: Loader) -> None:
+    """Some systems write å in one character, some in two."""
+    loader.rows("hlf,M\u00e51,likeperson,2024-02-01,2026-02-01")
+
+    report = loader.rows("hlf,Ma\u030a1,likeperson,2024-02-01,2026-02-01")
+
+    assert (report.mentors_added, report.unchanged) == (0, 1)
+
+
+def test_a_file_without_rows_loads_nothing(loader: Loader) -> None:
+    """It has its column names, so it is a CSV."""
+    report = loader(REQUIRED)
+
+    assert (report.rows, report.loaded, report.rejected) == (0, 0, 0)
+
+
+def test_a_strict_load_with_a_bad_row_loads_nothing_and_names_every_bad_row(loader: Loader, facts: Facts) -> None:
+    """All or nothing."""
+    report = loader.rows(
+        "hlf,M1,likeperson,2024-02-01,2026-02-01",
+        "hlf,M2,likeperson,2024-02-01,2023-02-01",
+        "hlf,M3,likeperson,never,2026-02-01",
+        "hlf,M1,likeperson,2024-02-01,2026-02-01",
+        options=LoadOptions(strict=True),
+    )
+
+    assert (report.rows, report.loaded, report.repeated, report.rejected) == (4, 0, 1, 2)
+    assert (report.certificates_added, report.unchanged) == (0, 0)
+    assert [(row.line, row.column) for row in loader.rejected] == [(3, "expires_on"), (4, "issued_on")]
+    assert facts.rows("SELECT FROM mentors") == []
+
+
+def test_a_strict_load_is_one_transaction(loader: Loader, facts: Facts, app: App) -> None:
+    """Nobody sees a part of it, and a second one changes nothing."""
+    seen: list[int] = []
+
+    def look(_: int) -> None:
+        seen.append(len(app.execute("SELECT FROM mentors").fetchall()))
+        app.rollback()
+
+    report = loader(many(2_500), options=LoadOptions(strict=True), on_progress=look)
+    again = loader(many(2_500), options=LoadOptions(strict=True))
+
+    assert seen == [0, 0, 0]
+    assert (report.certificates_added, again.unchanged) == (2_500, 2_500)
+    assert facts.rows("SELECT count(*) FROM mentors") == [(2_500,)]
+
+
+def test_it_commits_by_a_thousand_mentors(loader: Loader, app: App) -> None:
+    """Short transactions: what is done is done, and locks are not held for long."""
+    seen: list[tuple[int, int]] = []
+
+    def look(certificates: int) -> None:
+        seen.append((certificates, len(app.execute("SELECT FROM mentors").fetchall())))
+        app.rollback()
+
+    loader(many(2_500), on_progress=look)
+
+    assert seen == [(1_000, 1_000), (2_000, 2_000), (2_500, 2_500)]
+
+
+def test_a_mentor_with_very_many_certificates_is_written_in_several_batches(
+    loader: Loader, facts: Facts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a constant is given as member number."""
+    monkeypatch.setattr(staging, "ROWS_PER_BATCH", 100)
+    rows = [f"hlf,M1,kind {number},2024-02-01,2026-02-01" for number in range(250)]
+    steps: list[int] = []
+
+    report = loader("\n".join([REQUIRED, *rows]), on_progress=steps.append)
+
+    assert steps == [100, 200, 250]
+    assert (report.mentors_added, report.certificates_added) == (1, 250)
+    assert loader.rows(*rows).unchanged == 250
+
+
+def test_a_load_leaves_nothing_in_the_session(loader: Loader, facts: Facts) -> None:
+    """A transaction-mode pooler gives the session to somebody else."""
+    loader.rows("hlf,M1,likeperson,2024-02-01,2026-02-01")
+    loader.rows("hlf,M1,likeperson,2024-02-01,2027-02-01", options=LoadOptions(strict=True))
+
+    assert facts.rows("SELECT relname FROM pg_class WHERE relname = 'load_rows'") == []
+    assert facts.rows("SHOW lock_timeout") == [("0",)]
+    assert facts.rows("SELECT name FROM pg_prepared_statements") == []
+
+
+def test_two_rows_with_one_contact_are_not_both_loaded(loader: Loader, facts: Facts) -> None:
+    """The second mentor is refused by name of the rule, the others are loaded."""
+    header = "organisation,member_no,dynamics_contact_id,kind,issued_on,expires_on"
+    report = loader.rows(
+        f"hlf,M1,{CONTACT},likeperson,2024-02-01,2026-02-01",
+        f"hlf,M2,{CONTACT},likeperson,2024-02-01,2026-02-01",
+        "hlf,M3,,likeperson,2024-02-01,2026-02-01",
+        header=header,
+    )
+
+    assert report.loaded == 2
+    assert [row.reason for row in loader.rejected] == [
+        "another mentor of the organisation has this dynamics_contact_id"
+    ]
+
+
+def test_spaces_inside_a_kind_count_once(loader: Loader, facts: Facts) -> None:
+    """Or a renewal typed with two spaces would be another kind, and its mentor paused."""
+    loader.rows("hlf,M1,like person,2022-02-01,2024-02-01", "hlf,M1,like  person,2024-02-01,2026-02-01")
+
+    assert facts.rows("SELECT DISTINCT kind FROM certificates") == [("like person",)]

@@ -1,0 +1,341 @@
+"""Organisations are made and changed one value at a time; a repeated command writes nothing."""
+
+import threading
+from datetime import date
+from uuid import UUID
+
+import psycopg
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from certjob.database import Connection
+from certjob.errors import ConfigurationError, MentorBusyError
+from certjob.facts import organisations
+from certjob.facts.organisations import (
+    Coordinator,
+    OrganisationRow,
+    is_address,
+    list_organisations,
+    parse_coordinator,
+    parse_thresholds,
+    set_organisation,
+)
+from tests.support.facts import Facts
+
+App = psycopg.Connection[tuple[object, ...]]
+
+USER = UUID("5f0c1f9e-9d0b-4f0f-9a55-0d9c3b6f8a21")
+
+
+def coordinators(facts: Facts) -> list[tuple[object, ...]]:
+    return facts.rows("SELECT id, full_name, email FROM coordinators ORDER BY email")
+
+
+def test_a_new_organisation_has_the_defaults(connection: Connection) -> None:
+    """Its name is its slug in capitals, its rules are those of the programme."""
+    change = set_organisation(connection, "hlf")
+
+    assert (change.created, change.changed) == (True, True)
+    assert list_organisations(connection) == [
+        OrganisationRow(
+            slug="hlf",
+            name="HLF",
+            portal=None,
+            thresholds=[60, 30, 14, 7, 1, -1],
+            optional_kinds=[],
+            coordinators=[],
+            mentors=0,
+        )
+    ]
+
+
+def test_everything_can_be_given_at_once(connection: Connection, facts: Facts) -> None:
+    """And is listed, with the mentors who have not left."""
+    set_organisation(
+        connection,
+        "hlf",
+        name="Hørselshemmedes Landsforbund",
+        portal="dynamics",
+        thresholds=[7, 90, 7],
+        optional_kinds=["kurs", "førstehjelp"],
+        coordinators=["Kari <kari@hlf.example>", "per@hlf.example"],
+        contact_email="kontakt@hlf.example",
+        contact_phone="+47 22 63 99 00",
+        renewal_url="https://hlf.example/fornye",
+    )
+    organisation_id = UUID(str(facts.rows("SELECT id FROM organisations")[0][0]))
+    facts.certified_mentor(organisation_id, date(2027, 1, 1))
+    facts.connection.execute("UPDATE mentors SET left_at = now()")
+    facts.certified_mentor(organisation_id, date(2027, 1, 1))
+
+    assert list_organisations(connection) == [
+        OrganisationRow(
+            slug="hlf",
+            name="Hørselshemmedes Landsforbund",
+            portal="dynamics",
+            thresholds=[90, 7],
+            optional_kinds=["førstehjelp", "kurs"],
+            coordinators=["kari@hlf.example", "per@hlf.example"],
+            mentors=1,
+        )
+    ]
+    assert facts.rows("SELECT contact_email, contact_phone, renewal_url FROM organisations") == [
+        ("kontakt@hlf.example", "+47 22 63 99 00", "https://hlf.example/fornye")
+    ]
+
+
+def test_only_what_is_given_changes(connection: Connection, facts: Facts) -> None:
+    """None leaves a value, the word none and an empty text remove it."""
+    set_organisation(
+        connection, "hlf", portal="dynamics", optional_kinds=["kurs"], contact_phone="123", contact_email="a@b.example"
+    )
+
+    change = set_organisation(
+        connection, "hlf", thresholds=(), portal="none", optional_kinds=["none"], contact_phone="", name="HLF Norge"
+    )
+
+    assert (change.created, change.changed) == (False, True)
+    assert facts.rows(
+        "SELECT name, portal, reminder_thresholds, optional_kinds, contact_phone, contact_email FROM organisations"
+    ) == [("HLF Norge", None, [], [], None, "a@b.example")]
+
+
+def test_the_same_command_again_writes_nothing(connection: Connection, facts: Facts) -> None:
+    """No mentor of the organisation is looked at again for it."""
+    given = ["Kari <kari@hlf.example>"]
+    set_organisation(connection, "hlf", portal="dynamics", thresholds=(30, 7), coordinators=given)
+    facts.certified_mentor(UUID(str(facts.rows("SELECT id FROM organisations")[0][0])), date(2027, 1, 1))
+    connection.execute("UPDATE mentors SET review_on = '2026-12-01'")
+
+    change = set_organisation(connection, "hlf", portal="dynamics", thresholds=(7, 30), coordinators=given)
+
+    assert (change.created, change.changed) == (False, False)
+    assert facts.rows("SELECT review_on FROM mentors") == [(date(2026, 12, 1),)]
+
+
+def test_a_changed_rule_makes_certjob_look_at_its_mentors(connection: Connection, facts: Facts) -> None:
+    """But a changed name does not."""
+    set_organisation(connection, "hlf")
+    facts.certified_mentor(UUID(str(facts.rows("SELECT id FROM organisations")[0][0])), date(2027, 1, 1))
+    connection.execute("UPDATE mentors SET review_on = '2026-12-01'")
+
+    set_organisation(connection, "hlf", name="HLF Norge")
+    after_name = facts.rows("SELECT review_on = '-infinity' FROM mentors")
+    set_organisation(connection, "hlf", thresholds=(30,))
+
+    assert after_name == [(False,)]
+    assert facts.rows("SELECT review_on = '-infinity' FROM mentors") == [(True,)]
+
+
+def test_the_same_mail_again_changes_the_coordinator(connection: Connection, facts: Facts) -> None:
+    """Whatever its case; a name that is not given stays."""
+    set_organisation(connection, "hlf", coordinators=["Kari <kari@hlf.example>"])
+    before = coordinators(facts)
+
+    set_organisation(connection, "hlf", coordinators=["Kari.Nordmann <KARI@hlf.example>"])
+    set_organisation(connection, "hlf", coordinators=["kari@HLF.example"])
+
+    assert coordinators(facts) == [(before[0][0], "Kari.Nordmann", "kari@HLF.example")]
+
+
+def test_a_user_id_that_becomes_known_replaces_ours_and_the_digests_follow(
+    connection: Connection, facts: Facts
+) -> None:
+    """The app looks coordinators up by its own user id."""
+    set_organisation(connection, "hlf", coordinators=["Kari <kari@hlf.example>"])
+    connection.execute(
+        "INSERT INTO coordinator_digests (coordinator_id, digest_on) SELECT id, '2026-03-10' FROM coordinators"
+    )
+
+    change = set_organisation(connection, "hlf", coordinators=[f"[{USER}] <Kari@hlf.example>"])
+
+    assert change.changed
+    assert coordinators(facts) == [(USER, "Kari", "Kari@hlf.example")]
+    assert facts.rows("SELECT coordinator_id FROM coordinator_digests") == [(USER,)]
+
+
+def test_a_known_user_under_a_new_mail_stays_one_row(connection: Connection, facts: Facts) -> None:
+    """Also when somebody had entered the new address before."""
+    set_organisation(connection, "hlf", coordinators=[f"{USER} Kari <old@hlf.example>", "new@hlf.example"])
+
+    set_organisation(connection, "hlf", coordinators=[f"{USER} <new@hlf.example>"])
+    again = set_organisation(connection, "hlf", coordinators=[f"{USER} <new@hlf.example>"])
+
+    assert coordinators(facts) == [(USER, "Kari", "new@hlf.example")]
+    assert not again.changed
+
+
+def test_one_mail_may_coordinate_two_organisations_but_one_user_may_not(connection: Connection, facts: Facts) -> None:
+    """The user id is the row's key; nothing of the refused command is kept."""
+    set_organisation(connection, "hlf", coordinators=[f"{USER} Kari <kari@hlf.example>"])
+    set_organisation(connection, "lhl", coordinators=["Kari <kari@hlf.example>"])
+
+    with pytest.raises(ConfigurationError, match="already coordinates another organisation"):
+        set_organisation(connection, "lhl", name="Changed", coordinators=[f"{USER} Kari <kari@hlf.example>"])
+
+    assert [row[1:] for row in coordinators(facts)] == [("Kari", "kari@hlf.example")] * 2
+    assert facts.rows("SELECT name FROM organisations WHERE slug = 'lhl'") == [("LHL",)]
+
+
+@pytest.mark.parametrize(
+    ("slug", "values", "sentence"),
+    [
+        ("HLF", {}, "slug holds a-z, 0-9, - and _ only"),
+        ("", {}, "slug holds a-z"),
+        ("x" * 64, {}, "slug holds a-z"),
+        ("hlf", {"portal": "crm"}, "the portal must be dynamics or none"),
+        ("hlf", {"name": " "}, "the name must be 1 to 200 characters long"),
+        ("hlf", {"name": "H\x1bLF"}, "without control characters"),
+        ("hlf", {"thresholds": [9999]}, "thresholds must lie between -3650 and 3650 days"),
+        ("hlf", {"thresholds": list(range(51))}, "at most 50 of them"),
+        ("hlf", {"optional_kinds": ["none", "kurs", ""]}, "an optional kind must be 1 to 100 characters long"),
+        ("hlf", {"contact_email": "kontakt"}, "the contact's e-mail is no address; give one such as"),
+        ("hlf", {"contact_phone": "1" * 51}, "the contact's phone must be 1 to 50 characters long"),
+        ("hlf", {"renewal_url": "hlf.example/fornye"}, "the renewal URL must be a web address such as"),
+        ("hlf", {"renewal_url": "javascript:alert(1)"}, "the renewal URL must be a web address"),
+        ("hlf", {"renewal_url": "https://[oops"}, "the renewal URL must be a web address"),
+        ("hlf", {"coordinators": ["Kari"]}, "a coordinator is written as '[UUID] Name <mail> [nb|nn|en]'"),
+        ("hlf", {"coordinators": ["Kari\x07 <kari@hlf.example>"]}, "a coordinator's name must be 1 to 200"),
+    ],
+)
+def test_a_wrong_value_is_refused_before_anything_is_written(
+    connection: Connection, facts: Facts, slug: str, values: dict[str, object], sentence: str
+) -> None:
+    """What is wrong and what would be right, with exit code 2."""
+    with pytest.raises(ConfigurationError) as refusal:
+        set_organisation(connection, slug, **values)  # type: ignore[arg-type]
+
+    assert sentence in str(refusal.value)
+    assert refusal.value.exit_code == 2
+    assert facts.rows("SELECT FROM organisations") == []
+
+
+def test_two_people_may_set_up_one_organisation_at_once(connection: Connection, facts: Facts, app: App) -> None:
+    """The second waits for the first and finds what it made."""
+    app.execute("INSERT INTO organisations (slug, name) VALUES ('hlf', 'By the app')")
+    release = threading.Timer(0.3, app.commit)
+    release.start()
+
+    change = set_organisation(connection, "hlf", portal="dynamics")
+
+    release.join()
+    assert (change.created, change.changed) == (False, True)
+    assert facts.rows("SELECT name, portal FROM organisations") == [("By the app", "dynamics")]
+
+
+def test_mentors_that_somebody_holds_are_not_waited_for_without_end(
+    connection: Connection, facts: Facts, app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is changed, and the text says to try again."""
+    monkeypatch.setattr(organisations, "_LOCK_TIMEOUT_MS", 100)
+    set_organisation(connection, "hlf")
+    facts.certified_mentor(UUID(str(facts.rows("SELECT id FROM organisations")[0][0])), date(2027, 1, 1))
+    app.execute("SELECT FROM mentors FOR UPDATE")
+
+    with pytest.raises(MentorBusyError, match="nothing was changed, try again"):
+        set_organisation(connection, "hlf", name="Changed", thresholds=(30,))
+
+    assert facts.rows("SELECT name FROM organisations") == [("HLF",)]
+
+
+@pytest.mark.parametrize(
+    ("text", "thresholds"),
+    [
+        ("60,30,14,7,1,-1", (60, 30, 14, 7, 1, -1)),
+        (" 7 , 30,+7 ", (30, 7)),
+        ("0", (0,)),
+        ("", ()),
+        (" None ", ()),
+    ],
+)
+def test_thresholds_are_read_as_a_person_writes_them(text: str, thresholds: tuple[int, ...]) -> None:
+    """In any order, most days first afterwards, each once."""
+    assert parse_thresholds(text) == thresholds
+
+
+@pytest.mark.parametrize("text", ["sixty", "60;30", "60,,30", "60,", "1.5", "4000", "-4000", "60 30", "٣٠"])
+def test_what_is_no_list_of_days_is_refused(text: str) -> None:
+    """With an example of one."""
+    with pytest.raises(ConfigurationError, match="thresholds must"):
+        parse_thresholds(text)
+
+
+@given(st.sets(st.integers(-3650, 3650), max_size=50))
+def test_thresholds_survive_being_written_and_read(days: set[int]) -> None:
+    """Whatever they are."""
+    assert set(parse_thresholds(",".join(map(str, days)))) == days
+
+
+@pytest.mark.parametrize(
+    ("text", "coordinator"),
+    [
+        ("Kari Nordmann <kari@hlf.example>", Coordinator(id=None, full_name="Kari Nordmann", email="kari@hlf.example")),
+        (
+            '"Nordmann, Kari" <kari@hlf.example>',
+            Coordinator(id=None, full_name="Nordmann, Kari", email="kari@hlf.example"),
+        ),
+        ("kari@hlf.example", Coordinator(id=None, full_name=None, email="kari@hlf.example")),
+        ("<kari@hlf.example>", Coordinator(id=None, full_name=None, email="kari@hlf.example")),
+        (f"{USER} kari@hlf.example", Coordinator(id=USER, full_name=None, email="kari@hlf.example")),
+        (
+            f" [{str(USER).upper()}]  Kari  N <kari@hlf.example> ",
+            Coordinator(id=USER, full_name="Kari N", email="kari@hlf.example"),
+        ),
+    ],
+)
+def test_a_coordinator_is_read_as_a_mail_program_writes_one(text: str, coordinator: Coordinator) -> None:
+    """With the app's user id before it, where it is known."""
+    assert parse_coordinator(text) == coordinator
+
+
+def test_a_coordinators_language_is_kept_until_another_is_given(connection: Connection, facts: Facts) -> None:
+    """At first bokmål; the same coordinator without a language changes nothing."""
+    locales = []
+    for text in ("kari@hlf.example", "Kari <kari@hlf.example> nn", "Kari <kari@hlf.example>", "kari@hlf.example en"):
+        set_organisation(connection, "hlf", coordinators=[text])
+        locales += facts.rows("SELECT full_name, locale FROM coordinators")
+
+    assert locales == [(None, "nb"), ("Kari", "nn"), ("Kari", "nn"), ("Kari", "en")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "Kari", "<>", "Kari <kari>", "Kari <kari@hlf.example> <per@hlf.example>", f"{USER}", "kari@hlf.example x"],
+)
+def test_what_is_no_coordinator_is_refused(text: str) -> None:
+    """With the form that is expected."""
+    with pytest.raises(ConfigurationError, match="a coordinator is written as"):
+        parse_coordinator(text)
+
+
+@pytest.mark.parametrize("text", ["kari@example.org", "kåre@blåbær.example", "a.b+c@x", "o'hara@example.org"])
+def test_an_address_that_a_mail_could_go_to_is_one(text: str) -> None:
+    """Deliverable or not."""
+    assert is_address(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "kari",
+        "@example.org",
+        "kari@",
+        "a@b@c",
+        "kari @example.org",
+        "kari@example.org\n",
+        "kari@.example",
+        "a@b..c",
+        "a@b.",
+        "a\x00@b",
+        "a,b@c",
+        "Kari <kari@example.org>",
+        "k" * 65 + "@example.org",
+        "kari@" + "x" * 250,
+        str(USER),
+    ],
+)
+def test_what_no_mail_could_go_to_is_no_address(text: str) -> None:
+    """A header that holds it would break, or reach somebody else."""
+    assert not is_address(text)

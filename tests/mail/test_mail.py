@@ -1,0 +1,109 @@
+"""Addresses: what can be sent to, what cannot, and what servers say about them."""
+
+import pytest
+
+from certjob.mail.channels.server_text import readable
+from certjob.mail.letter import MailAddress, parse_address, parse_sender
+
+
+@pytest.mark.parametrize(
+    ("text", "specification"),
+    [
+        ("kari@example.org", "kari@example.org"),
+        (" kari@example.org ", "kari@example.org"),
+        ("Kari.O'Nord+hlf_1@Post.Example.org", "Kari.O'Nord+hlf_1@Post.Example.org"),
+        ("kari@localhost", "kari@localhost"),
+        ("kari@blåbær.example", "kari@xn--blbr-roah.example"),
+        ("kari@BLÅBÆR.example", "kari@xn--blbr-roah.example"),
+        ("pål@blåbær.example", "pål@xn--blbr-roah.example"),
+    ],
+)
+def test_an_address_is_read(text: str, specification: str) -> None:
+    """Its domain comes out as DNS knows it."""
+    assert parse_address(text).specification == specification
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "@",
+        "kari",
+        "kari@",
+        "@example.org",
+        "kari nord@example.org",
+        "kari@example@example.org",
+        "kari..nord@example.org",
+        "kari@example..org",
+        "kari@-example.org",
+        "kari@exa_mple.org",
+        "kari@example.org\n",
+        "kari@example.org\r\nRCPT TO:<ola@example.org>",
+        "kari@example.org,ola@example.org",
+        "Kari <kari@example.org>",
+        '"kari nord"@example.org',
+        "kari@[192.0.2.1]",
+        "kari\u2028@example.org",
+        "kari\u00a0nord@example.org",
+        "kari\udc80@example.org",
+        "kari@straße.example",
+        "kari@ø..example",
+        "kari@" + "ø" * 70 + ".example",
+        "kari@" + "x" * 64 + ".example",
+        "k" * 250 + "@example.org",
+    ],
+)
+def test_what_cannot_be_sent_to_is_no_address(text: str) -> None:
+    """One recipient, no tricks, and never another domain than the one that was meant."""
+    with pytest.raises(ValueError, match=r"is no address|has a domain") as caught:
+        parse_address(text)
+
+    assert "kari" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("post@hlf.example", ""),
+        ("<post@hlf.example>", ""),
+        ("HLF <post@hlf.example>", "HLF"),
+        ('"Hørsel, Øst" <post@hlf.example>', "Hørsel, Øst"),
+        ("Hørsel avd. Øst (Oslo), post <post@hlf.example>", "Hørsel avd. Øst (Oslo), post"),
+    ],
+)
+def test_a_sender_may_have_a_name(text: str, name: str) -> None:
+    """With or without quotes, as people write it."""
+    assert parse_sender(text) == MailAddress(local_part="post", domain="hlf.example", display_name=name)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "HLF",
+        "HLF <post@hlf.example",
+        "HLF <post@hlf.example> x",
+        "a@hlf.example, b@hlf.example",
+        "a@hlf.example, HLF <b@hlf.example>",
+        "HLF\n <post@hlf.example>",
+        "HLF\u202e <post@hlf.example>",
+        "pøst@hlf.example",
+    ],
+)
+def test_a_sender_is_exactly_one_ascii_address(text: str) -> None:
+    """It stands in every message, so every server must be able to take it."""
+    with pytest.raises(ValueError, match=r"is no address|has a character"):
+        parse_sender(text)
+
+
+def test_a_servers_words_are_kept_without_the_people_in_them() -> None:
+    """What helps the operator stays, in one line."""
+    recipient = parse_address("pål@blåbær.example")
+    said = (
+        b"5.1.1 <p\xc3\xa5l@xn--blbr-roah.example> (p\xc3\xa5l@bl\xc3\xa5b\xc3\xa6r.example)\n"
+        b"unknown;\tpost@hlf.example, code 42"
+    )
+
+    shown = readable(said, recipient=recipient, secrets=["42"])
+
+    assert shown == "5.1.1 <recipient> (<recipient>) unknown; <address>, code <secret>"

@@ -1,0 +1,120 @@
+"""Headers as they travel: the sender and the Message-ID arrive letter by letter, whatever the sender is called."""
+
+import email
+import email.policy
+import re
+from dataclasses import replace
+from datetime import timedelta
+from email.header import decode_header
+from email.utils import parseaddr
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from certjob.database import Connection
+from certjob.mail.letter import compose, parse_sender
+from tests.mail.test_smtp_channel import MESSAGE
+from tests.support.facts import TODAY, Facts
+from tests.support.nights import CollectingChannel, night
+
+SENDER = parse_sender("post@hlf.example")
+
+
+def travelling(data: bytes, name: str) -> str:
+    """One header with its name as it is in the message, line ends included."""
+    found = re.search(rf"^{name}:.*\r\n(?:[ \t].*\r\n)*", data.decode(), re.MULTILINE)
+    assert found is not None, data
+    return found[0]
+
+
+def sender_as_read(data: bytes) -> tuple[str, str]:
+    """Name and address as a mail program reads them (RFC 2047: no space between two encoded words)."""
+    unfolded = travelling(data, "From").removeprefix("From:").replace("\r\n", "")
+    name, address = parseaddr(unfolded)
+    words = [
+        part.decode(charset or "ascii") if isinstance(part, bytes) else part for part, charset in decode_header(name)
+    ]
+    return "".join(words), address
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "HLF",
+        "Hørselshemmedes Landsforbund, likepersonstjenesten på Østlandet (Oslo)",
+        "Hørselshemmedes Landsforbund ; likepersoner og høreapparatbrukere, Østfold",
+        "A" * 300,
+        "HLF =?utf-8?q?=0D=0ABcc:_x?=",
+        "O'Hara \\ Sønner: post",
+        "HLF  Oslo",
+    ],
+)
+def test_the_senders_name_arrives_as_it_was_written(name: str) -> None:
+    """No space lost or doubled, nothing decoded that was not encoded, no line longer than 78 characters."""
+    data = compose(MESSAGE, sender=parse_sender(f"{name} <post@hlf.example>"), line_end="\r\n").data
+
+    assert sender_as_read(data) == (name, "post@hlf.example")
+    assert max(map(len, travelling(data, "From").splitlines())) <= 78
+
+
+LETTERS = st.sampled_from(
+    ["a", "Hørsel", "HLF", " ", ", ", ".", "(", "é", "😀", "=?", "Æ", "\\", "'", ":", ";", "x" * 30]
+)
+
+
+@given(st.lists(LETTERS, max_size=14).map("".join))
+def test_no_name_is_read_as_another_one(name: str) -> None:
+    """Neither does one reach into the other headers."""
+    sender = parse_sender(f"{name} <post@hlf.example>")
+
+    data = compose(MESSAGE, sender=sender, line_end="\r\n").data
+
+    assert sender_as_read(data) == (sender.display_name, "post@hlf.example")
+    headers = email.message_from_bytes(data, policy=email.policy.default).keys()
+    assert headers[:6] == ["From", "To", "Subject", "Date", "Message-ID", "Auto-Submitted"]
+    assert len(headers) == 8
+
+
+@pytest.mark.parametrize("to", ["kari@example.org", "pål@example.org"])
+@pytest.mark.parametrize("length", [20, 70, 150, 400])
+def test_a_message_id_stays_in_one_line(to: str, length: int) -> None:
+    """It is how a mail program knows a repeat; some find none that begins on the second line."""
+    message_id = f"<certjob-{'k' * length}@hlf.example>"
+
+    data = compose(replace(MESSAGE, to=to, message_id=message_id), sender=SENDER, line_end="\r\n").data
+
+    assert travelling(data, "Message-ID") == f"Message-ID: {message_id}\r\n"
+
+
+@pytest.mark.parametrize(
+    ("contact", "header"),
+    [
+        ("kontakt@hlf.example", "kontakt@hlf.example"),
+        ("kontakt@blåbær.example", "kontakt@xn--blbr-roah.example"),
+        (None, None),
+        ("", None),
+        ("HLF <kontakt@hlf.example>", None),
+        ("kontakt@hlf.example\r\nBcc: spy@example.org", None),
+        ("a@hlf.example, b@hlf.example", None),
+        ("=?utf-8?q?x=0D=0ABcc:_spy@example.org?=@hlf.example", None),
+        ("kåre@hlf.example", None),
+    ],
+)
+def test_an_answer_goes_to_the_organisation(contact: str | None, header: str | None) -> None:
+    """To its contact address if that is one; if not, the message goes out all the same, without the header."""
+    data = compose(replace(MESSAGE, reply_to=contact), sender=SENDER, line_end="\r\n").data
+
+    message = email.message_from_bytes(data, policy=email.policy.default)
+    assert message["Reply-To"] == header
+    assert message["Bcc"] is None
+
+
+def test_a_reminder_is_answered_to_its_organisation(connection: Connection, facts: Facts) -> None:
+    """Many a reader asks by pressing "reply"."""
+    facts.certified_mentor(facts.organisation("nhf", portal=None), TODAY + timedelta(days=5))
+    channel = CollectingChannel()
+
+    night(connection, channel=channel)
+
+    assert [message.reply_to for message in channel.sent] == ["kontakt@nhf.example"]

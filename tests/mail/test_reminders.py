@@ -1,0 +1,817 @@
+"""Each mentor is reminded once per threshold, and only while it is still true."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import date, timedelta
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+
+from certjob import database
+from certjob.database import Connection
+from certjob.domain.models import Decision, Organisation, Reminder
+from certjob.errors import OutcomeUnknownError, RecipientRefusedError
+from certjob.mail.reminder_mail import ReminderMail
+from certjob.mail.reminders import CertificationReminderService, QueuedReminder
+from certjob.mail.stage import Draft, MailCounts, MailStage, retry_delay_seconds
+from certjob.stopping import StopFlag
+from tests.support.facts import TODAY, Facts
+from tests.support.intents import make_due, message_ids, review, run_out
+from tests.support.nights import CollectingChannel, in_background, night
+from tests.support.waiting import until, waits_for_a_lock
+
+App = psycopg.Connection[tuple[object, ...]]
+
+LOG = "SELECT threshold_days, status FROM cert_notification_log ORDER BY threshold_days DESC"
+
+
+@pytest.fixture
+def other(database_url: str) -> Iterator[Connection]:
+    """The connection of another run."""
+    with database.connect(database_url) as connection:
+        yield connection
+
+
+@pytest.fixture
+def mentor(facts: Facts) -> UUID:
+    """A mentor of an organisation without a portal, without any certificate."""
+    return facts.mentor(facts.organisation("nhf", portal=None), email="kari@example.org")
+
+
+@pytest.fixture
+def certificate(facts: Facts, mentor: UUID) -> UUID:
+    """The mentor's certificate, in force for 25 days more: the 30-day reminder is due."""
+    return facts.certificate(mentor, days(25))
+
+
+def days(number: int) -> date:
+    """The day so many days after today."""
+    return TODAY + timedelta(days=number)
+
+
+def service(connection: Connection) -> CertificationReminderService:
+    return CertificationReminderService(connection, run_id=uuid4())
+
+
+def move(connection: Connection, certificate_id: UUID, expires_on: date) -> None:
+    """Change the certificate in place, as the app does, and review."""
+    connection.execute("UPDATE certificates SET expires_on = %s WHERE id = %s", (expires_on, certificate_id))
+    review(connection)
+
+
+def send(connection: Connection, today: date = TODAY) -> CollectingChannel:
+    """A night with a channel that takes everything."""
+    channel = CollectingChannel()
+    night(connection, today, channel=channel)
+    return channel
+
+
+def claim_one(connection: Connection) -> QueuedReminder:
+    reminders, _ = service(connection).claim()
+    assert len(reminders) == 1
+    return reminders[0]
+
+
+def history(facts: Facts) -> list[tuple[object, ...]]:
+    """The earlier cycles: how each ended, about which date."""
+    return facts.rows(
+        "SELECT h ->> 'status', (h ->> 'expires_on')::date, (h ->> 'maybe_sent')::boolean"
+        " FROM cert_notification_log, jsonb_array_elements(history) WITH ORDINALITY AS e (h, n) ORDER BY n"
+    )
+
+
+class TestOnce:
+    """Every reminder goes through one upsert."""
+
+    def test_the_same_date_again_does_nothing(self, connection: Connection, facts: Facts, certificate: UUID) -> None:
+        """Reviewed three times, queued once, whatever it has become."""
+        review(connection)
+        before = facts.rows("SELECT row_to_json(l)::text FROM cert_notification_log l")
+
+        for _ in range(2):
+            connection.execute("UPDATE mentors SET review_on = '-infinity'")
+            review(connection)
+
+        assert facts.rows("SELECT row_to_json(l)::text FROM cert_notification_log l") == before
+        assert facts.rows(LOG) == [(30, "pending")]
+
+    @pytest.mark.parametrize("status", ["sent", "failed"])
+    def test_what_is_settled_stays_settled(
+        self, connection: Connection, facts: Facts, certificate: UUID, status: str
+    ) -> None:
+        """The same date re-arms nothing but a cancelled or superseded one."""
+        review(connection)
+        connection.execute("UPDATE cert_notification_log SET status = %s", (status,))
+        connection.execute("UPDATE mentors SET review_on = '-infinity'")
+
+        review(connection)
+
+        assert facts.rows(LOG) == [(30, status)]
+
+    def test_one_superseded_by_a_typo_comes_back(self, connection: Connection, facts: Facts, certificate: UUID) -> None:
+        """A date mistyped to a nearer one, then corrected: the mentor still gets the reminder, once."""
+        review(connection)
+        move(connection, certificate, days(10))
+        assert facts.rows(LOG) == [(30, "superseded"), (14, "pending")]
+        move(connection, certificate, days(25))
+
+        channel = send(connection)
+
+        assert [message.threshold_days for message in channel.sent] == [30]
+        assert facts.rows(LOG) == [(30, "sent"), (14, "cancelled")]
+
+    def test_an_extension_in_place_rearms_it(self, connection: Connection, facts: Facts, certificate: UUID) -> None:
+        """The earlier cycle goes to the history; the new one is a new message."""
+        first = send(connection)
+        move(connection, certificate, days(390))
+
+        second = send(connection, days(365))
+
+        assert len(first.sent) == len(second.sent) == 1
+        assert second.sent[0].expires_on == days(390)
+        assert message_ids(first.sent) != message_ids(second.sent)
+        assert history(facts) == [("sent", days(25), False)]
+        assert facts.rows("SELECT status, attempts, expires_on, sent_at >= queued_at FROM cert_notification_log") == [
+            ("sent", 1, days(390), True)
+        ]
+
+    def test_a_rearmed_row_is_as_new(self, connection: Connection, facts: Facts, certificate: UUID) -> None:
+        """No attempt, no error, due now; the history keeps what there was."""
+        review(connection)
+        connection.execute(
+            "UPDATE cert_notification_log SET attempts = 3, last_error = 'put off', sent_at = now(),"
+            " next_attempt_at = now() + interval '6 h'"
+        )
+
+        move(connection, certificate, days(26))
+
+        assert facts.rows(
+            "SELECT status, attempts, last_error, sent_at, next_attempt_at <= now(), claim_token, maybe_sent"
+            " FROM cert_notification_log"
+        ) == [("pending", 0, None, None, True, None, False)]
+        assert facts.rows(
+            "SELECT history -> 0 ->> 'attempts', history -> 0 ->> 'last_error' FROM cert_notification_log"
+        ) == [("3", "put off")]
+
+    def test_a_typo_corrected_back_mails_nobody_twice(
+        self, connection: Connection, facts: Facts, certificate: UUID
+    ) -> None:
+        """Mailed about the right date; the wrong one was never mailed about."""
+        assert len(send(connection).sent) == 1
+        move(connection, certificate, days(26))
+        move(connection, certificate, days(25))
+
+        channel = send(connection)
+
+        assert channel.sent == []
+        assert facts.rows(LOG) == [(30, "cancelled")]
+        assert send(connection, days(1)).sent == []
+
+    def test_a_typo_that_was_mailed_about_is_corrected_without_a_third_mail(
+        self, connection: Connection, facts: Facts, certificate: UUID
+    ) -> None:
+        """Right date, wrong date, right date again: two mails, then silence, as often as it goes to and fro."""
+        sent = len(send(connection).sent)
+        for number in (26, 25, 26, 25):
+            move(connection, certificate, days(number))
+            sent += len(send(connection).sent)
+
+        assert sent == 2
+
+    def test_a_cancelled_one_comes_back(self, connection: Connection, facts: Facts, certificate: UUID) -> None:
+        """Revoked by mistake, cancelled under the claim, revived."""
+        review(connection)
+        connection.execute("UPDATE certificates SET revoked_at = now()")
+        assert send(connection).sent == []
+        assert facts.rows(LOG) == [(30, "cancelled")]
+        connection.execute("UPDATE certificates SET revoked_at = NULL")
+
+        channel = send(connection)
+
+        assert len(channel.sent) == 1
+        assert history(facts) == [("cancelled", days(25), False)]
+
+    def test_the_cycle_is_the_number_of_earlier_ones(
+        self, connection: Connection, facts: Facts, certificate: UUID
+    ) -> None:
+        """It is part of the message's id."""
+        review(connection)
+        for number in (26, 27, 28):
+            move(connection, certificate, days(number))
+
+        assert claim_one(connection).cycle == 3
+
+    def test_what_comes_back_about_the_same_date_is_the_same_message(
+        self, connection: Connection, facts: Facts, certificate: UUID
+    ) -> None:
+        """Its process died after the server had taken it; then it was revoked for a while: the copy is a repeat."""
+        review(connection)
+        service(connection).claim()
+        run_out(facts, "cert_notification_log")
+        connection.execute("UPDATE certificates SET revoked_at = now()")
+        assert send(connection).sent == []
+        connection.execute("UPDATE certificates SET revoked_at = NULL")
+
+        (copy,) = send(connection).sent
+
+        assert copy.repeat
+        assert copy.idempotency_key.endswith("-0")
+
+    def test_the_plan_counts_what_the_upsert_would_queue(
+        self, connection: Connection, facts: Facts, mentor: UUID, certificate: UUID
+    ) -> None:
+        """New, settled, extended, cancelled and corrected back: ``find_new`` says the same as ``queue``."""
+        organisation = Organisation(
+            id=uuid4(), slug="nhf", has_portal=False, reminder_thresholds=(30,), optional_kinds=frozenset()
+        )
+        reminder = Reminder(cert_id=certificate, threshold_days=30, expires_on=days(25))
+        decision = Decision(
+            mentor_id=mentor,
+            member_no="M1",
+            organisation=organisation,
+            transitions=(),
+            pause=None,
+            own_pause_id=None,
+            reminders=(reminder,),
+            visible=True,
+            push=False,
+            without_certificate=False,
+            review_on=None,
+        )
+        mine = service(connection)
+        for status, expires_on in [
+            ("pending", days(25)),
+            ("pending", days(25)),
+            ("sent", days(26)),
+            ("sent", days(25)),
+            ("cancelled", days(26)),
+            ("cancelled", days(25)),
+            ("failed", days(27)),
+            ("pending", days(26)),
+        ]:
+            due = replace(decision, reminders=(replace(reminder, expires_on=expires_on),))
+
+            found = [mentor_id for mentor_id, _ in mine.find_new([due])]
+
+            assert found == mine.queue([due]), (status, expires_on)
+            connection.execute("UPDATE cert_notification_log SET status = %s", (status,))
+
+
+class TestSuperseded:
+    """A more urgent reminder makes an older unsent one pointless."""
+
+    @pytest.mark.parametrize("status", ["pending", "failed"])
+    def test_an_older_unsent_one_is_superseded(
+        self, connection: Connection, facts: Facts, certificate: UUID, status: str
+    ) -> None:
+        """One message about one certificate, not two."""
+        review(connection)
+        connection.execute("UPDATE cert_notification_log SET status = %s", (status,))
+
+        review(connection, days(12))
+
+        assert facts.rows(LOG) == [(30, "superseded"), (14, "pending")]
+
+    @pytest.mark.parametrize("status", ["sent", "cancelled"])
+    def test_what_is_over_stays_as_it_is(
+        self, connection: Connection, facts: Facts, certificate: UUID, status: str
+    ) -> None:
+        """Nothing is left to supersede."""
+        review(connection)
+        connection.execute("UPDATE cert_notification_log SET status = %s", (status,))
+
+        review(connection, days(12))
+
+        assert facts.rows(LOG) == [(30, status), (14, "pending")]
+
+    def test_one_that_is_claimed_just_now_is_left_to_its_claim(
+        self, connection: Connection, facts: Facts, certificate: UUID
+    ) -> None:
+        """It is asked again under it."""
+        review(connection)
+        reminder = claim_one(connection)
+
+        review(connection, days(12))
+
+        assert facts.rows(LOG) == [(30, "pending"), (14, "pending")]
+        recipient = service(connection).recipient(reminder)
+        assert recipient is not None
+        assert CertificationReminderService.cancel_reason(reminder, recipient, days(12)) == "too late"
+
+    def test_one_whose_lease_ran_out_is_superseded(
+        self, connection: Connection, facts: Facts, certificate: UUID
+    ) -> None:
+        """Its sender is gone; that it may have arrived is not forgotten."""
+        review(connection)
+        reminder = claim_one(connection)
+        run_out(facts, "cert_notification_log")
+
+        review(connection, days(12))
+
+        assert facts.rows(LOG) == [(30, "superseded"), (14, "pending")]
+        assert facts.rows("SELECT maybe_sent FROM cert_notification_log WHERE threshold_days = 30") == [(True,)]
+        assert not service(connection).settle(reminder, "sent")
+
+    def test_another_certificate_is_another_matter(
+        self, connection: Connection, facts: Facts, mentor: UUID, certificate: UUID
+    ) -> None:
+        """Two kinds, two reminders."""
+        facts.certificate(mentor, days(5), kind="first-aid")
+
+        review(connection)
+
+        assert facts.rows(LOG) == [(30, "pending"), (7, "pending")]
+
+
+class TestClaims:
+    """Two runs at once."""
+
+    def test_a_lease_that_ran_out_says_that_it_may_have_been_sent(
+        self, connection: Connection, facts: Facts, certificate: UUID
+    ) -> None:
+        """Nobody knows what the vanished process did; its own settle comes too late."""
+        review(connection)
+        first = claim_one(connection)
+        run_out(facts, "cert_notification_log")
+
+        second = claim_one(connection)
+
+        assert (first.maybe_sent, second.maybe_sent, second.attempts) == (False, True, 2)
+        assert not service(connection).settle(first, "sent")
+        assert facts.rows(LOG) == [(30, "pending")]
+        assert service(connection).settle(second, "sent")
+
+    def test_two_runs_share_the_reminders(self, connection: Connection, facts: Facts, other: Connection) -> None:
+        """Each mentor gets one message, from one of them."""
+        organisation = facts.organisation(portal=None)
+        mentors = [facts.certified_mentor(organisation, days(5)) for _ in range(60)]
+        review(connection)
+        claimed: dict[str, list[UUID]] = {"mine": [], "theirs": []}
+        ready = threading.Barrier(2, timeout=20)
+
+        def deliver(session: Connection, who: str) -> None:
+            ready.wait()
+            while reminders := service(session).claim(limit=3)[0]:
+                for reminder in reminders:
+                    assert service(session).settle(reminder, "sent")
+                    claimed[who].append(reminder.mentor_id)
+
+        with in_background(lambda: deliver(other, "theirs")):
+            deliver(connection, "mine")
+
+        assert sorted(claimed["mine"] + claimed["theirs"]) == sorted(mentors)
+        assert facts.rows("SELECT DISTINCT status, attempts FROM cert_notification_log") == [("sent", 1)]
+
+    def test_untried_ones_come_first(self, connection: Connection, facts: Facts) -> None:
+        """What a server keeps refusing must not stand before the new ones every night."""
+        organisation = facts.organisation(portal=None)
+        for _ in range(4):
+            facts.certified_mentor(organisation, days(5))
+        review(connection)
+        first, second, third, fourth = (
+            row[0] for row in facts.rows("SELECT id FROM cert_notification_log ORDER BY id")
+        )
+        connection.execute(
+            "UPDATE cert_notification_log SET attempts = 2, next_attempt_at = now() - interval '1 day'"
+            " WHERE id IN (%s, %s)",
+            (first, second),
+        )
+
+        claimed = [[reminder.id for reminder in service(connection).claim(limit=3)[0]] for _ in range(2)]
+
+        assert claimed == [[third, fourth, first], [second]]
+
+    def test_a_rearmed_row_is_lost_to_its_claim(self, connection: Connection, facts: Facts, certificate: UUID) -> None:
+        """The date changed while the message about the old one was on its way: that one may have arrived."""
+        review(connection)
+        reminder = claim_one(connection)
+
+        move(connection, certificate, days(26))
+
+        assert not service(connection).settle(reminder, "sent")
+        assert facts.rows("SELECT status, expires_on, maybe_sent FROM cert_notification_log") == [
+            ("pending", days(26), False)
+        ]
+        assert history(facts) == [("pending", days(25), True)]
+
+    def test_back_to_a_date_that_may_have_been_mailed_about_the_repeat_says_so(
+        self, connection: Connection, facts: Facts, certificate: UUID
+    ) -> None:
+        """Across re-arms, too."""
+        review(connection)
+        claim_one(connection)
+        move(connection, certificate, days(26))
+
+        move(connection, certificate, days(25))
+
+        assert facts.rows("SELECT status, expires_on, maybe_sent FROM cert_notification_log") == [
+            ("pending", days(25), True)
+        ]
+
+    def test_a_release_locks_in_the_order_of_everybody_else(
+        self, connection: Connection, facts: Facts, other: Connection, app: App
+    ) -> None:
+        """While it waits for the first mentor's row it holds none of the later ones, so that nobody deadlocks."""
+        organisation = facts.organisation(portal=None)
+        for mentor_id in sorted((facts.mentor(organisation) for _ in range(5)), reverse=True):
+            connection.execute(
+                "INSERT INTO cert_notification_log (mentor_id, threshold_days, cert_id, expires_on)"
+                " VALUES (%s, 30, gen_random_uuid(), %s)",
+                (mentor_id, days(25)),
+            )
+        mine = service(connection)
+        reminders, _ = mine.claim()
+        app.execute("SELECT 1 FROM cert_notification_log ORDER BY mentor_id LIMIT 1 FOR NO KEY UPDATE")
+
+        with in_background(lambda: mine.release(reminders)):
+            until(lambda: waits_for_a_lock(other, connection))
+            app.execute("SELECT 1 FROM cert_notification_log FOR NO KEY UPDATE NOWAIT")
+            app.commit()
+
+        assert facts.rows("SELECT attempts, count(claim_token) FROM cert_notification_log GROUP BY 1") == [(0, 0)]
+
+
+class TestBeforeSending:
+    """Under the claim the rules are asked again, on the facts of that moment."""
+
+    @pytest.mark.parametrize(
+        ("change", "reason"),
+        [
+            ("UPDATE certificates SET revoked_at = now()", "revoked"),
+            ("UPDATE certificates SET expires_on = expires_on + 300", "extended"),
+            ("UPDATE certificates SET expires_on = expires_on - 1", "shortened"),
+            ("DELETE FROM certificates", "deleted"),
+            ("UPDATE mentors SET left_at = now()", "left"),
+            (
+                "INSERT INTO certificates (mentor_id, kind, issued_on, expires_on)"
+                " SELECT mentor_id, kind, expires_on, expires_on + 700 FROM certificates",
+                "renewed",
+            ),
+            ("UPDATE organisations SET reminder_thresholds = '{60}'", "not due"),
+        ],
+    )
+    def test_what_is_not_true_any_more_is_not_sent(
+        self, connection: Connection, facts: Facts, certificate: UUID, change: str, reason: str
+    ) -> None:
+        """Cancelled with the reason, and no attempt counted; the fact came after the review."""
+        review(connection)
+        connection.execute(change.encode())
+        channel = CollectingChannel()
+
+        counts = deliver(connection, channel)
+
+        assert channel.sent == []
+        assert (counts.cancelled, counts.sent, counts.lost) == (1, 0, 0)
+        assert facts.rows("SELECT status, last_error, attempts, claim_token FROM cert_notification_log") == [
+            ("cancelled", reason, 0, None)
+        ]
+
+    @pytest.mark.parametrize(
+        ("today", "reason"), [(days(12), "too late"), (days(26), "too late"), (days(200), "too late")]
+    )
+    def test_what_comes_too_late_is_not_sent(
+        self, connection: Connection, facts: Facts, certificate: UUID, today: date, reason: str
+    ) -> None:
+        """A more urgent one is due, or the day has passed."""
+        review(connection)
+        channel = CollectingChannel()
+
+        deliver(connection, channel, today)
+
+        assert channel.sent == []
+        assert facts.rows("SELECT status, last_error FROM cert_notification_log") == [("cancelled", reason)]
+
+    @pytest.mark.parametrize(("late_days", "sent"), [(14, 1), (15, 0)])
+    def test_a_notice_about_a_past_expiry_is_sent_for_two_weeks(
+        self, connection: Connection, facts: Facts, mentor: UUID, late_days: int, sent: int
+    ) -> None:
+        """The threshold of −1 is due the day after; a mail server that was down for long makes nobody read of it."""
+        facts.certificate(mentor, days(-1))
+        review(connection)
+        channel = CollectingChannel()
+
+        deliver(connection, channel, days(late_days))
+
+        assert len(channel.sent) == sent
+
+    def test_a_mentor_who_is_gone_gets_nothing(self, connection: Connection, facts: Facts, certificate: UUID) -> None:
+        """Deleted between claim and message, with the row: nobody is asked, nothing is lost."""
+        review(connection)
+        connection.execute("ALTER TABLE mentors DISABLE TRIGGER mentor_deleted")
+        reminder = claim_one(connection)
+        connection.execute("DELETE FROM mentors")
+
+        assert service(connection).recipient(reminder) is None
+        assert not service(connection).settle(reminder, "sent")
+
+    def test_what_is_still_true_is_sent_with_the_facts_of_the_moment(
+        self, connection: Connection, facts: Facts, mentor: UUID, certificate: UUID
+    ) -> None:
+        """The address of now, not of the review."""
+        review(connection)
+        connection.execute("UPDATE mentors SET email = ' new@example.org ', full_name = 'Kari Hansen'")
+        channel = CollectingChannel()
+
+        deliver(connection, channel)
+
+        assert [(message.to, message.mentor_id) for message in channel.sent] == [("new@example.org", mentor)]
+        assert "Kari Hansen" in channel.sent[0].text
+
+    def test_one_that_is_right_again_before_it_is_cancelled_is_sent(
+        self, connection: Connection, facts: Facts, other: Connection, certificate: UUID
+    ) -> None:
+        """Revoked by mistake and put right, and reviewed, between question and answer: nobody else would ask."""
+        review(connection)
+        connection.execute("UPDATE certificates SET revoked_at = now()")
+
+        class Interrupted(ReminderMail):
+            def draft(self, item: QueuedReminder) -> Draft:
+                draft = super().draft(item)
+                if draft.cancelled:
+                    other.execute("UPDATE certificates SET revoked_at = NULL")
+                    review(other)
+                return draft
+
+        channel = CollectingChannel()
+        stage = MailStage(
+            Interrupted(service(connection), today=TODAY, domain="example.org"), channel=channel, stop=StopFlag()
+        )
+
+        assert stage.run(deadline_seconds=60) is None
+
+        assert (stage.counts.cancelled, stage.counts.sent) == (0, 1)
+        assert facts.rows(LOG) == [(30, "sent")]
+
+    def test_while_somebody_changes_the_mentor_nothing_is_cancelled(
+        self, connection: Connection, facts: Facts, app: App, certificate: UUID
+    ) -> None:
+        """It waits for what comes of it, and holds up nobody else's mail."""
+        review(connection)
+        connection.execute("UPDATE certificates SET revoked_at = now()")
+        app.execute("UPDATE mentors SET full_name = 'Kari Hansen'")
+
+        counts = deliver(connection, CollectingChannel())
+
+        assert (counts.cancelled, counts.lost) == (0, 0)
+        assert facts.rows(
+            "SELECT status, attempts, claim_token, next_attempt_at > now() FROM cert_notification_log"
+        ) == [("pending", 0, None, True)]
+
+    def test_one_of_a_later_day_that_was_cancelled_comes_on_its_day(
+        self, connection: Connection, facts: Facts, certificate: UUID
+    ) -> None:
+        """A night on a wrong day had queued it, and noted the next threshold as the day to look at the mentor again."""
+        review(connection, days(12))
+        assert deliver(connection, CollectingChannel(), TODAY).cancelled == 1
+
+        channel = send(connection, days(12))
+
+        assert [message.threshold_days for message in channel.sent] == [14]
+
+    def test_one_about_a_certificate_that_begins_on_the_next_day_is_not_lost(
+        self, connection: Connection, facts: Facts, mentor: UUID
+    ) -> None:
+        """Its threshold was reached before it began: a night that goes on after midnight finds it not due."""
+        facts.certificate(mentor, days(21), issued_on=days(1))
+        review(connection, days(1))
+        assert deliver(connection, CollectingChannel(), TODAY).cancelled == 1
+
+        channel = send(connection, days(1))
+
+        assert [message.threshold_days for message in channel.sent] == [30]
+
+    def test_one_of_the_next_day_is_left_to_that_day(self, connection: Connection, facts: Facts, mentor: UUID) -> None:
+        """A night that goes on after midnight meets what the night of the new day queued: not its business."""
+        facts.certificate(mentor, days(15))
+        assert [message.threshold_days for message in send(connection).sent] == [30]
+        review(connection, days(1))
+        old, new = CollectingChannel(), CollectingChannel()
+
+        deliver(connection, old, TODAY)
+        deliver(connection, new, days(1))
+
+        assert old.sent == []
+        assert [message.threshold_days for message in new.sent] == [14]
+        assert facts.rows(LOG) == [(30, "sent"), (14, "sent")]
+
+    def test_an_extension_to_a_date_with_the_same_threshold_is_reminded_of_once(
+        self, connection: Connection, facts: Facts, certificate: UUID
+    ) -> None:
+        """Extended after the review: the old one is cancelled, the night after that sends the one of the new date."""
+        review(connection)
+        connection.execute("UPDATE certificates SET expires_on = %s", (days(28),))
+        channel = CollectingChannel()
+        assert deliver(connection, channel).cancelled == 1
+
+        again = send(connection)
+
+        assert channel.sent == []
+        assert [(message.threshold_days, message.expires_on) for message in again.sent] == [(30, days(28))]
+        assert send(connection, days(1)).sent == []
+
+    def test_the_first_night_on_years_of_history_mails_nobody_about_the_past(
+        self, connection: Connection, facts: Facts
+    ) -> None:
+        """Only what can still be done something about: a renewed one, one that is long over, one that just ended."""
+        organisation = facts.organisation("hlf", portal=None)
+        for years in range(1, 8):
+            facts.certificate(facts.mentor(organisation), date(TODAY.year - years, 1, 31), issued_on=date(2015, 1, 1))
+        renewed = facts.mentor(organisation)
+        for year in range(2016, 2026, 2):
+            facts.certificate(renewed, date(year + 1, 12, 31), issued_on=date(year, 1, 1))
+        facts.certificate(renewed, days(400), issued_on=date(2026, 1, 1))
+        facts.certified_mentor(organisation, days(-16))
+        facts.certified_mentor(organisation, days(-15))
+        facts.certified_mentor(organisation, days(45))
+
+        sent = send(connection).sent
+
+        assert sorted((message.threshold_days, message.expires_on) for message in sent) == [
+            (-1, days(-15)),
+            (60, days(45)),
+        ]
+        assert send(connection, days(1)).sent == []
+
+
+class TestAddress:
+    """No address, a wrong one, a corrected one."""
+
+    @pytest.mark.parametrize(
+        ("email", "reason"),
+        [
+            (None, "no address"),
+            ("", "no address"),
+            ("   ", "no address"),
+            ("kari@", "the e-mail address is no address that mail can be sent to; correct it"),
+            (
+                "kari@example.org, ola@example.org",
+                "the e-mail address is no address that mail can be sent to; correct it",
+            ),
+        ],
+    )
+    def test_nothing_can_be_sent_without_one(
+        self, connection: Connection, facts: Facts, certificate: UUID, email: str | None, reason: str
+    ) -> None:
+        """Failed and shown, no attempt counted; the text does not hold the address."""
+        connection.execute("UPDATE mentors SET email = %s", (email,))
+        review(connection)
+        channel = CollectingChannel()
+
+        counts = deliver(connection, channel)
+
+        assert channel.sent == []
+        assert counts.failed == 1
+        assert facts.rows("SELECT status, last_error, attempts FROM cert_notification_log") == [("failed", reason, 0)]
+
+    def test_a_corrected_one_sends_it_the_next_night(
+        self, connection: Connection, facts: Facts, mentor: UUID, certificate: UUID
+    ) -> None:
+        """Once, and without a word of a repeat: it was never sent."""
+        connection.execute("UPDATE mentors SET email = NULL")
+        assert send(connection).sent == []
+        connection.execute("UPDATE mentors SET email = 'kari@example.org'")
+
+        channel = send(connection, days(1))
+
+        assert [(message.to, message.repeat) for message in channel.sent] == [("kari@example.org", False)]
+        assert facts.rows("SELECT status, attempts, last_error FROM cert_notification_log") == [("sent", 1, None)]
+
+    def test_one_corrected_while_the_server_refused_the_old_one_is_tried(
+        self, connection: Connection, facts: Facts, other: Connection, certificate: UUID
+    ) -> None:
+        """The correction came in the very second of the refusal: it is not lost on a failed row."""
+        review(connection)
+
+        def refuse(message: object) -> None:
+            if len(tried) == 0:
+                tried.append(message)
+                other.execute("UPDATE mentors SET email = 'new@example.org'")
+                text = "550 no such user"
+                raise RecipientRefusedError(text)
+
+        tried: list[object] = []
+        channel = CollectingChannel(on_send=refuse)
+
+        counts = deliver(connection, channel)
+
+        assert [message.to for message in channel.sent] == ["new@example.org"]
+        assert (counts.sent, counts.failed) == (1, 0)
+
+    def test_one_that_is_entered_while_its_lack_is_noted_is_used(
+        self, connection: Connection, facts: Facts, other: Connection, certificate: UUID
+    ) -> None:
+        """Between the reading of the mentor and the failure of the row: the trigger saw no failed row yet."""
+        review(connection)
+        connection.execute("UPDATE mentors SET email = NULL")
+
+        class Interrupted(ReminderMail):
+            def draft(self, item: QueuedReminder) -> Draft:
+                draft = super().draft(item)
+                other.execute("UPDATE mentors SET email = 'new@example.org'")
+                return draft
+
+        channel = CollectingChannel()
+        stage = MailStage(
+            Interrupted(service(connection), today=TODAY, domain="example.org"), channel=channel, stop=StopFlag()
+        )
+
+        assert stage.run(deadline_seconds=60) is None
+
+        assert [message.to for message in channel.sent] == ["new@example.org"]
+        assert (stage.counts.sent, stage.counts.failed) == (1, 0)
+
+    def test_one_that_somebody_is_just_correcting_is_not_failed_for_the_old_one(
+        self, connection: Connection, facts: Facts, app: App, certificate: UUID
+    ) -> None:
+        """The correction was made before the refusal and committed after it: neither of the two saw the other."""
+        review(connection)
+
+        def refuse(_message: object) -> None:
+            app.execute("UPDATE mentors SET email = 'new@example.org'")
+            text = "550 no such user"
+            raise RecipientRefusedError(text)
+
+        counts = deliver(connection, CollectingChannel(on_send=refuse))
+        app.commit()
+
+        assert counts.failed == 0
+        assert facts.rows("SELECT status, last_error FROM cert_notification_log") == [("pending", "550 no such user")]
+        make_due(facts, "cert_notification_log")
+        channel = CollectingChannel()
+        deliver(connection, channel)
+        assert [message.to for message in channel.sent] == ["new@example.org"]
+
+    def test_a_mentor_without_one_is_counted_and_shown_once(
+        self, connection: Connection, facts: Facts, certificate: UUID
+    ) -> None:
+        """By the night that found it; the alert stays until there is an address."""
+        connection.execute("UPDATE mentors SET email = NULL")
+
+        reports = [night(connection, days(number), channel=CollectingChannel()) for number in range(3)]
+
+        assert [report.to_document()["reminders"]["failed"] for report in reports] == [1, 0, 0]
+        assert [report.reasons for report in reports] == [["1 reminder failed; see `certjob alerts`"], [], []]
+        assert len(database.fetch(connection, "read_failed_reminders", {"today": days(2)})) == 1
+
+
+class TestUnknownOutcome:
+    """A message that may have arrived."""
+
+    def test_the_repeat_has_the_same_id_and_says_so(
+        self, connection: Connection, facts: Facts, certificate: UUID
+    ) -> None:
+        """Pending with a delay, then sent again under the same id."""
+        tried: list[str] = []
+
+        def break_off(message: object) -> None:
+            tried.append(getattr(message, "message_id", ""))
+            if len(tried) == 1:
+                text = "no answer after the final dot"
+                raise OutcomeUnknownError(text)
+
+        channel = CollectingChannel(on_send=break_off)
+        night(connection, channel=channel)
+        assert facts.rows(
+            "SELECT status, maybe_sent, attempts, next_attempt_at > now() + interval '14 min'"
+            " FROM cert_notification_log"
+        ) == [("pending", True, 1, True)]
+        make_due(facts, "cert_notification_log")
+
+        night(connection, channel=channel)
+
+        assert len(tried) == 2
+        assert tried[0] == tried[1] == channel.sent[0].message_id
+        assert channel.sent[0].repeat
+        assert "Du kan få denne påminnelsen mer enn én gang" in channel.sent[0].text
+
+
+@pytest.mark.parametrize(
+    ("attempts", "minutes"), [(1, 15), (2, 30), (3, 60), (4, 120), (5, 240), (6, 360), (7, 360), (99, 360)]
+)
+def test_the_delay_doubles_up_to_six_hours(attempts: int, minutes: int) -> None:
+    """15 min × 2^(n − 1)."""
+    assert retry_delay_seconds(attempts) == minutes * 60
+
+
+def deliver(connection: Connection, channel: CollectingChannel, today: date = TODAY) -> MailCounts:
+    """The mail stage alone, without a review."""
+    queue = ReminderMail(service(connection), today=today, domain="example.org")
+    stage = MailStage(queue, channel=channel, stop=StopFlag())
+    assert stage.run(deadline_seconds=60) is None
+    return stage.counts
+
+
+@pytest.mark.parametrize("days_left", [40, 15, 5])
+def test_one_that_failed_is_shown_though_its_threshold_is_long_past(
+    connection: Connection, facts: Facts, days_left: int
+) -> None:
+    """A first import queues late: the fourteen days of showing it count from then."""
+    facts.certified_mentor(facts.organisation(portal=None), days(days_left), email=None)
+
+    send(connection)
+
+    connection.execute("UPDATE cert_notification_log SET queued_at = %s", (TODAY,))
+    assert len(database.fetch(connection, "read_failed_reminders", {"today": TODAY})) == 1
+    assert database.fetch(connection, "read_failed_reminders", {"today": days(days_left + 90)}) == []

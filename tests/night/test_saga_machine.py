@@ -1,0 +1,982 @@
+"""The saga under everything at once: hypothesis changes facts, starts and breaks runs, and compares with a plain model.
+
+``CERTJOB_TEST_EXAMPLES=500`` plays so many new games instead of the few that are the same every time.
+"""
+
+import os
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from typing import Any, ClassVar
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from psycopg import sql
+from psycopg.pq import TransactionStatus
+
+from certjob import database
+from certjob.errors import (
+    NotifyError,
+    OutcomeUnknownError,
+    RecipientDeferredError,
+    RecipientRefusedError,
+    StoppedBySignalError,
+)
+from certjob.mail.letter import OutgoingMessage
+from certjob.night import nightly
+from certjob.night.deliveries import Delivery
+from certjob.night.report import RunReport
+from certjob.night.resync import Resync, ResyncTimes, resync
+from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
+from certjob.stopping import StopFlag
+from tests.support.facts import TODAY, Facts
+from tests.support.intents import make_due, run_out
+from tests.support.nights import NoProgress, night, quick_policy
+from tests.support.portal_answers import Behaviour, Exchange, PortalRequest, cut, delay, error, html, ok, reset
+from tests.support.portal_server import PortalServer
+from tests.support.saga_model import Certificate, Mentor, Model, Organisation
+from tests.support.waiting import until
+
+EXAMPLES = "CERTJOB_TEST_EXAMPLES"
+
+INTENTS = ("portal_sync_events", "cert_notification_log")
+
+PORTAL_MOODS: dict[str, Callable[[int], Behaviour]] = {
+    "up": lambda _number: ok(),
+    "slow": lambda _number: delay(0.02),
+    "down": lambda _number: error(503, "dynamics_unavailable"),
+    "throttled": lambda _number: error(429, "throttled", retry_after="3600"),
+    "throttled for a moment": lambda number: error(429, "throttled", retry_after="0") if number % 2 else ok(),
+    "misconfigured": lambda _number: error(500, "misconfigured"),
+    "not deployed": lambda _number: html(404),
+    "cutting every answer": lambda _number: cut(),
+    "resetting now and then": lambda number: (ok(), reset(), reset(applied=True))[number % 3],
+}
+
+MAIL_MOODS: dict[str, tuple[bool, type[NotifyError] | None]] = {
+    "up": (True, None),
+    "deferring": (False, RecipientDeferredError),
+    "refusing": (False, RecipientRefusedError),
+    "silent after taking": (True, OutcomeUnknownError),
+    "silent after losing": (False, OutcomeUnknownError),
+}
+"""Whether a message arrives, and what certjob is told."""
+
+STATEMENTS = {database.query(path.stem): path.stem for path in (database.sql_directory() / "queries").glob("*/*.sql")}
+
+OPEN_PUSH_MOMENTS = (
+    "before lock_due_portal_events",
+    "before the call",
+    "in the call, nothing done",
+    "in the call, done",
+    "after the call",
+)
+OPEN_MAIL_MOMENTS = ("before lock_due_reminders", "after the message")
+"""Moments at which a run holds no lock and has nothing to decide, so that anything may happen beside it."""
+
+
+def around(*statements: str) -> tuple[str, ...]:
+    """The moments before and after each statement."""
+    assert set(statements) <= set(STATEMENTS.values()), "a moment that never comes"
+    return tuple(f"{side} {statement}" for statement in statements for side in ("before", "after"))
+
+
+REVIEW_MOMENTS = around(
+    "lock_due_mentors",
+    "update_certificate_statuses",
+    "open_pauses",
+    "lift_pauses",
+    "queue_reminders",
+    "queue_portal_events",
+    "withdraw_portal_events",
+    "update_mentors",
+)
+PUSH_MOMENTS = OPEN_PUSH_MOMENTS + around(
+    "claim_portal_events",
+    "settle_portal_events",
+    "record_sync_failures",
+    "resolve_sync_failures",
+    "record_stage_failures",
+)
+MAIL_MOMENTS = (*OPEN_MAIL_MOMENTS, "before the message", *around("claim_reminders", "settle_reminder"))
+
+MOMENTS = {
+    "run": REVIEW_MOMENTS + PUSH_MOMENTS + MAIL_MOMENTS + around("finish_job_run"),
+    "run of hlf": REVIEW_MOMENTS + PUSH_MOMENTS,
+    "run without deliveries": REVIEW_MOMENTS,
+    "deliver": PUSH_MOMENTS + MAIL_MOMENTS,
+    "deliver --all": PUSH_MOMENTS + around("lock_portal_mentors", "queue_portal_events"),
+    "alerts --retry-all": PUSH_MOMENTS + around("reopen_portal_events"),
+    "resync": OPEN_PUSH_MOMENTS[1:] + around("update_mentors", "claim_portal_events", "settle_portal_events"),
+}
+"""Where a process may end: at any statement, inside its transaction too, and on either side of the network."""
+
+OPEN_MOMENTS = frozenset(OPEN_PUSH_MOMENTS + OPEN_MAIL_MOMENTS)
+FREEZING_MOMENTS = frozenset({"in the call, nothing done", "in the call, done", "after the call", "after the message"})
+"""After its last look at its lease."""
+
+NEVER = {
+    "two open events of one mentor": """
+        SELECT mentor_id FROM portal_sync_events WHERE status IN ('pending', 'blocked')
+        GROUP BY mentor_id HAVING count(*) > 1""",
+    "two unresolved failures of one mentor": """
+        SELECT mentor_id FROM dynamics_sync_failures WHERE resolved_at IS NULL
+        GROUP BY mentor_id HAVING count(*) > 1""",
+    "an unresolved failure of a mentor for whom nothing is open": """
+        SELECT mentor_id FROM dynamics_sync_failures WHERE resolved_at IS NULL AND mentor_id NOT IN (
+            SELECT mentor_id FROM portal_sync_events WHERE status IN ('pending', 'blocked'))""",
+    "a blocked event that nobody is told of": """
+        SELECT mentor_id FROM portal_sync_events WHERE status = 'blocked' AND id NOT IN (
+            SELECT event_id FROM portal_alerts WHERE last_failed_at IS NOT NULL)""",
+    "a wanted value without its event": """
+        SELECT m.id FROM mentors AS m LEFT JOIN LATERAL (
+            SELECT visible, status FROM portal_sync_events WHERE mentor_id = m.id ORDER BY id DESC LIMIT 1
+        ) AS last ON true
+        WHERE m.portal_visible IS DISTINCT FROM coalesce(last.visible, true) AND m.portal_visible IS NOT NULL
+            OR last.status = 'withdrawn' AND m.portal_visible IS NOT NULL""",
+    "a reviewed mentor whose wanted value is not what their state asks for": """
+        SELECT m.id FROM mentors AS m JOIN organisations AS o ON o.id = m.organisation_id AND o.portal IS NOT NULL
+        WHERE m.review_on > '-infinity' AND m.portal_visible IS DISTINCT FROM (m.left_at IS NULL AND NOT EXISTS (
+            SELECT FROM mentor_pauses AS p WHERE p.mentor_id = m.id AND p.lifted_at IS NULL))""",
+    "a certificate whose status is not the last of its audit": """
+        SELECT c.id FROM certificates AS c WHERE c.status <> coalesce((
+            SELECT to_status FROM certificate_transitions AS t WHERE t.certificate_id = c.id ORDER BY t.id DESC LIMIT 1
+        ), 'recorded')""",
+}
+"""What must not be, whatever happens: each statement finds the ids of those who would prove it."""
+
+WHAT_MUST_NOT_BE = " UNION ALL ".join(
+    f"SELECT '{what}', id::text FROM ({find}) AS f (id)" for what, find in NEVER.items()
+)
+
+Change = tuple[Any, ...]
+"""The name of a method of ``People`` and its arguments after the mentor."""
+
+which = st.integers(0, 2)
+kinds = st.sampled_from(("likeperson", "first_aid"))
+last_days = st.sampled_from((-16, -15, -2, -1, 0, 1, 5, 7, 8, 14, 29, 30, 59, 60, 61, 300))
+"""On both sides of each threshold, and two for each."""
+
+certificate_changes: st.SearchStrategy[Change] = st.one_of(
+    st.tuples(st.just("issue"), kinds, st.sampled_from((-700, -100, -30, 0, 1, 5)), last_days),
+    st.tuples(st.just("extend"), which, last_days),
+    st.tuples(st.just("revoke"), which),
+    st.tuples(st.just("delete"), which),
+)
+mentor_changes: st.SearchStrategy[Change] = st.one_of(
+    st.tuples(st.just("turn_pause"), st.sampled_from(("illness", "leave"))),
+    st.tuples(st.just("turn_membership")),
+    st.tuples(st.just("lift_own_pause")),
+    st.tuples(st.just("correct_contact"), st.sampled_from(("new", "earlier", "none"))),
+    st.tuples(st.just("correct_address")),
+    st.tuples(st.just("move")),
+)
+organisation_changes: st.SearchStrategy[Change] = st.one_of(
+    st.tuples(st.just("turn_portal")),
+    st.tuples(st.just("set_thresholds"), st.sampled_from(((60, 30, 14, 7, 1, -1), (30,), (), (90, -7)))),
+    st.tuples(st.just("turn_optional"), kinds),
+)
+any_change = st.one_of(certificate_changes, mentor_changes, organisation_changes)
+stirring_changes: st.SearchStrategy[Change] = st.one_of(
+    st.just(("turn_membership",)),
+    st.just(("turn_pause", "illness")),
+    st.just(("correct_contact", "new")),
+    st.tuples(st.just("extend"), st.just(0), last_days),
+    any_change,
+)
+"""Mostly such as the portal must be told of."""
+
+commands = st.sampled_from(tuple(MOMENTS))
+moments = st.sampled_from([(command, moment) for command, at in MOMENTS.items() for moment in at])
+open_moments = moments.filter(lambda at: at[1] in OPEN_MOMENTS)
+freezing_moments = moments.filter(lambda at: at[1] in FREEZING_MOMENTS)
+
+
+class ProcessEnded(BaseException):
+    """This process was killed a moment ago: nothing it still tries has any effect."""
+
+
+class People:
+    """Whoever changes facts: each change goes into the database, as the app writes it, and into the model."""
+
+    def __init__(self, facts: Facts, model: Model) -> None:
+        self.facts = facts
+        self.model = model
+        self.contacts: dict[UUID, list[UUID]] = defaultdict(list)
+
+    def found(self, slug: str, *, portal: bool) -> None:
+        organisation_id = self.facts.organisation(slug, portal="dynamics" if portal else None)
+        self.model.organisations.append(
+            Organisation(id=organisation_id, has_portal=portal, thresholds=(60, 30, 14, 7, 1, -1))
+        )
+
+    def welcome(self, organisation: int, *, contact: bool = True, expires_in: int | None = None) -> Mentor:
+        contact_id = uuid4() if contact else None
+        home = self.model.organisations[organisation]
+        mentor = Mentor(id=self.facts.mentor(home.id, contact_id=contact_id), organisation=home, contact_id=contact_id)
+        if contact_id is not None:
+            self.contacts[mentor.id].append(contact_id)
+        self.model.mentors.append(mentor)
+        if expires_in is not None:
+            self.issue(mentor, "likeperson", -700, expires_in)
+        return mentor
+
+    def change(self, mentor: Mentor, change: Change) -> None:
+        name, *arguments = change
+        getattr(self, name)(mentor, *arguments)
+
+    def issue(self, mentor: Mentor, kind: str, begins_in: int, expires_in: int) -> None:
+        issued_on, expires_on = self._day(min(begins_in, expires_in)), self._day(expires_in)
+        if any((row.kind, row.issued_on) == (kind, issued_on) for row in mentor.certificates.values()):
+            return
+        certificate_id = self.facts.certificate(mentor.id, expires_on, kind=kind, issued_on=issued_on)
+        mentor.certificates[certificate_id] = Certificate(kind=kind, issued_on=issued_on, expires_on=expires_on)
+
+    def extend(self, mentor: Mentor, number: int, expires_in: int) -> None:
+        """Another last day for a certificate, in place; a shorter one is a typo."""
+        for certificate_id, certificate in self._certificate(mentor, number):
+            certificate.expires_on = max(self._day(expires_in), certificate.issued_on)
+            self._write("UPDATE certificates SET expires_on = %s WHERE id = %s", certificate.expires_on, certificate_id)
+
+    def revoke(self, mentor: Mentor, number: int) -> None:
+        """Revoke, or take it back."""
+        for certificate_id, certificate in self._certificate(mentor, number):
+            certificate.revoked = not certificate.revoked
+            self._write(
+                "UPDATE certificates SET revoked_at = CASE WHEN %s THEN now() END WHERE id = %s",
+                certificate.revoked,
+                certificate_id,
+            )
+
+    def delete(self, mentor: Mentor, number: int) -> None:
+        for certificate_id, _ in self._certificate(mentor, number):
+            del mentor.certificates[certificate_id]
+            self._write("DELETE FROM certificates WHERE id = %s", certificate_id)
+
+    def turn_pause(self, mentor: Mentor, reason: str) -> None:
+        """Pause for that reason, or lift that pause."""
+        mentor.pauses ^= {reason}
+        if reason in mentor.pauses:
+            self.facts.pause(mentor.id, reason=reason)
+        else:
+            self._lift(mentor, reason)
+
+    def lift_own_pause(self, mentor: Mentor) -> None:
+        """Somebody lifts certjob's pause, which is not theirs to lift."""
+        mentor.paused_when_left = False
+        self._lift(mentor, "certification_expired")
+
+    def turn_membership(self, mentor: Mentor) -> None:
+        """Leave, or come back."""
+        mentor.left = not mentor.left
+        self._write("UPDATE mentors SET left_at = CASE WHEN %s THEN now() END WHERE id = %s", mentor.left, mentor.id)
+        mentor.paused_when_left = mentor.id in paused_by_certjob(self.facts)
+
+    def correct_contact(self, mentor: Mentor, to: str) -> None:
+        known = self.contacts[mentor.id]
+        if to == "new":
+            known.append(uuid4())
+        mentor.contact_id = None if to == "none" or not known else known[0 if to == "earlier" else -1]
+        self._write("UPDATE mentors SET dynamics_contact_id = %s WHERE id = %s", mentor.contact_id, mentor.id)
+
+    def correct_address(self, mentor: Mentor) -> None:
+        self._write("UPDATE mentors SET email = %s WHERE id = %s", f"{uuid4().hex}@example.org", mentor.id)
+
+    def move(self, mentor: Mentor) -> None:
+        """To the other organisation."""
+        first, second = self.model.organisations
+        mentor.organisation = second if mentor.organisation is first else first
+        self._write("UPDATE mentors SET organisation_id = %s WHERE id = %s", mentor.organisation.id, mentor.id)
+
+    def turn_portal(self, mentor: Mentor) -> None:
+        """The mentor's organisation gets a portal, or loses it."""
+        home = mentor.organisation
+        home.has_portal = not home.has_portal
+        portal = "dynamics" if home.has_portal else None
+        self._write("UPDATE organisations SET portal = %s WHERE id = %s", portal, home.id)
+
+    def set_thresholds(self, mentor: Mentor, thresholds: Sequence[int]) -> None:
+        mentor.organisation.thresholds = thresholds
+        self._write(
+            "UPDATE organisations SET reminder_thresholds = %s WHERE id = %s", list(thresholds), mentor.organisation.id
+        )
+
+    def turn_optional(self, mentor: Mentor, kind: str) -> None:
+        home = mentor.organisation
+        home.optional_kinds ^= {kind}
+        self._write("UPDATE organisations SET optional_kinds = %s WHERE id = %s", list(home.optional_kinds), home.id)
+
+    def _day(self, days: int) -> date:
+        return self.model.today + timedelta(days=days)
+
+    @staticmethod
+    def _certificate(mentor: Mentor, number: int) -> list[tuple[UUID, Certificate]]:
+        return list(mentor.certificates.items())[number : number + 1]
+
+    def _lift(self, mentor: Mentor, reason: str) -> None:
+        self._write(
+            "UPDATE mentor_pauses SET lifted_at = now(), lifted_by = 'coordinator'"
+            " WHERE mentor_id = %s AND reason = %s AND lifted_at IS NULL",
+            mentor.id,
+            reason,
+        )
+
+    def _write(self, statement: str, *parameters: object) -> None:
+        self.facts.connection.execute(statement.encode(), parameters)
+
+
+def paused_by_certjob(facts: Facts) -> set[object]:
+    """The mentors whose pause of certjob's own is open."""
+    rows = facts.rows("SELECT mentor_id FROM mentor_pauses WHERE actor = 'certjob' AND lifted_at IS NULL")
+    return {mentor_id for (mentor_id,) in rows}
+
+
+class Process:
+    """A process that runs certjob: a connection, the ways out, and one moment at which something happens."""
+
+    worst_case_seconds = 1.0
+
+    def __init__(
+        self,
+        connection: database.Connection,
+        portal: PortalServer,
+        receive: Callable[[OutgoingMessage], None],
+        *,
+        concurrency: int,
+        moment: str | None = None,
+    ) -> None:
+        self.connection = connection
+        self.stop = StopFlag()
+        self.moment = moment
+        self.happening: Callable[[], object] = lambda: None
+        self.is_ended = False
+        self.confirmed: list[OutgoingMessage] = []
+        """Messages of which this process knows that they were accepted."""
+        self._receive = receive
+        self._portal = portal
+        self.under_way: dict[str, UUID] = {}
+        """Calls that have begun and not ended: key and contact."""
+        self._lock = threading.Lock()
+        self.connection.cursor_factory = self._watched_cursor()
+        self.delivery = Delivery(
+            make_target=self._make_target,
+            channel=self,
+            mail_from="certjob@example.org",
+            policy=quick_policy(),
+            concurrency=concurrency,
+            deadline_seconds=600,
+        )
+
+    def kill(self, *, by: database.Connection) -> None:
+        """End it as kill -9 does: its session is gone, and it begins no call any more."""
+        with self._lock:
+            self.is_ended = True
+        by.execute("SELECT pg_terminate_backend(%s, 10000)", (self.connection.info.backend_pid,))
+
+    def reach(self, moment: str) -> None:
+        """Let happen what was planned for this moment."""
+        with self._lock:
+            if moment != self.moment:
+                return
+            self.moment = None
+        self.happening()
+
+    def live(self, moment: str) -> None:
+        """Reach a moment inside the process, which may be its last."""
+        self.reach(moment)
+        if self.is_ended:
+            raise ProcessEnded
+
+    def send(self, message: OutgoingMessage) -> None:
+        """Hand a message over."""
+        self.live("before the message")
+        self._receive(message)
+        self.confirmed.append(message)
+        self.live("after the message")
+
+    def close(self) -> None:
+        """Hang up, as a channel does after each run."""
+
+    def wait_for_end(self) -> None:
+        """Wait for calls on their way."""
+        until(lambda: not self.under_way, seconds=60)
+
+    @contextmanager
+    def _make_target(self) -> Iterator["Caller"]:
+        with HLFDynamicsSyncService(self._portal.url, self._portal.key, deadline_seconds=20) as client:
+            yield Caller(self, client)
+
+    @contextmanager
+    def calling(self, contact_id: UUID, idempotency_key: str) -> Iterator[None]:
+        """Around a call: none begins in a process that was killed."""
+        with self._lock:
+            if self.is_ended:
+                raise ProcessEnded
+            self.under_way[idempotency_key] = contact_id
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self.under_way[idempotency_key]
+
+    def _watched_cursor(self) -> type[psycopg.Cursor[Any]]:
+        process = self
+
+        class WatchedCursor(psycopg.Cursor[Any]):
+            def execute(self, query: Any, *arguments: Any, **options: Any) -> "WatchedCursor":
+                name = STATEMENTS.get(query)
+                process.live(f"before {name}")
+                super().execute(query, *arguments, **options)
+                process.live(f"after {name}")
+                return self
+
+        return WatchedCursor
+
+
+@dataclass
+class Caller:
+    """The real client, in a process to which things happen."""
+
+    process: Process
+    client: HLFDynamicsSyncService
+
+    def update_portal_visibility(self, contact_id: UUID, *, visible: bool, idempotency_key: str) -> None:
+        with self.process.calling(contact_id, idempotency_key):
+            self.process.live("before the call")
+            try:
+                self.client.update_portal_visibility(contact_id, visible=visible, idempotency_key=idempotency_key)
+            finally:
+                self.process.live("after the call")
+
+
+@dataclass
+class Mailbox:
+    """Everything that arrived, judged on arrival."""
+
+    facts: Facts
+    model: Model
+    mood: str = "up"
+    arrived: dict[tuple[int, date], list[OutgoingMessage]] = field(default_factory=lambda: defaultdict(list))
+    """By the log's row and the day it is about."""
+    about: set[tuple[UUID, int, UUID, date]] = field(default_factory=set)
+    confirmed: set[tuple[int, date]] = field(default_factory=set)
+    """Of these certjob knows that they were sent."""
+    complaints: list[str] = field(default_factory=list)
+
+    def receive(self, message: OutgoingMessage) -> None:
+        arrives, error_type = MAIL_MOODS[self.mood]
+        if arrives:
+            self._keep(message)
+        if error_type is not None:
+            text = f"the server is {self.mood}"
+            raise error_type(text)
+
+    def confirm(self, messages: Sequence[OutgoingMessage]) -> None:
+        self.confirmed.update(map(self._key, messages))
+
+    def _keep(self, message: OutgoingMessage) -> None:
+        key = self._key(message)
+        earlier = self.arrived[key]
+        ((cert_id,),) = self.facts.rows("SELECT cert_id FROM cert_notification_log WHERE id = %s", key[0])
+        assert message.mentor_id is not None
+        assert message.threshold_days is not None
+        assert message.expires_on is not None
+        about = (message.mentor_id, message.threshold_days, UUID(str(cert_id)), message.expires_on)
+        if about not in self.model.due_reminders():
+            self.complaints.append(f"a reminder that is not due: {about}")
+        if key in self.confirmed:
+            self.complaints.append(f"a reminder that was sent already: {about}")
+        if earlier and not message.repeat:
+            self.complaints.append(f"a second copy that does not say so: {about}")
+        if any(
+            (before.message_id == message.message_id) != (before.idempotency_key == message.idempotency_key)
+            for before in earlier
+        ):
+            self.complaints.append(f"a second copy under another Message-ID: {about}")
+        earlier.append(message)
+        self.about.add(about)
+
+    @staticmethod
+    def _key(message: OutgoingMessage) -> tuple[int, date]:
+        assert message.expires_on is not None
+        return int(message.idempotency_key.split("-")[1]), message.expires_on
+
+
+class Saga(RuleBasedStateMachine):
+    """The programme, its people, its portal and its nights."""
+
+    mentors: Bundle[Mentor] = Bundle("mentors")
+
+    database_url: ClassVar[str] = "set by the test"
+    seconds_asleep: ClassVar[float] = 0.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.app = database.connect(self.database_url)
+        self._empty_database()
+        self.facts = Facts(self.app)
+        self.model = Model(today=TODAY)
+        self.people = People(self.facts, self.model)
+        self.mailbox = Mailbox(facts=self.facts, model=self.model)
+        self.portal = PortalServer(self._answer).__enter__()
+        self.portal_mood = "up"
+        self.refused: set[UUID] = set()
+        self.edited: set[UUID] = set()
+        """Contacts that somebody, or a frozen process, has changed on the portal."""
+        self.callable_contacts: set[UUID] = set()
+        """Whose organisation had a portal when this command started, or during it."""
+        self.showable_contacts: set[UUID] = set()
+        """Those whom certjob hid or may have hidden, and those of whom it does not know what the portal shows."""
+        self.last_keys: dict[UUID, tuple[int, int]] = {}
+        self.values: dict[str, bool] = {}
+        self.requests_seen = 0
+        self.orphaned: set[object] = set()
+        """Claims of processes that were killed."""
+        self.concurrency = 1
+        self.commands_since_rest = 0
+        self.idle: list[database.Connection] = []
+        """Left by processes that came to their end: a new connection would cost more than a run."""
+        self.process: Process | None = None
+        self.errors: list[BaseException] = []
+
+    def teardown(self) -> None:
+        """Let it all come to rest, unless something was found already."""
+        try:
+            if sys.exc_info()[0] is None:
+                self._come_to_rest()
+        finally:
+            self.portal.__exit__(None, None, None)
+            for connection in (self.app, *self.idle):
+                connection.close()
+
+    # ── what happens ──
+
+    @initialize(target=mentors, days=st.lists(last_days, min_size=6, max_size=6), concurrency=st.sampled_from((1, 3)))
+    def begin(self, days: list[int], concurrency: int) -> Any:
+        """Five mentors of an organisation with a portal, one of an organisation without."""
+        self.concurrency = concurrency
+        self.people.found("hlf", portal=True)
+        self.people.found("other", portal=False)
+        return multiple(
+            *(self.people.welcome(number // 5, expires_in=expires_in) for number, expires_in in enumerate(days))
+        )
+
+    @precondition(lambda self: len(self.model.mentors) < 9)
+    @rule(target=mentors, organisation=st.integers(0, 1), contact=st.booleans(), expires_in=st.none() | last_days)
+    def a_mentor_joins(self, organisation: int, contact: bool, expires_in: int | None) -> Mentor:
+        return self.people.welcome(organisation, contact=contact, expires_in=expires_in)
+
+    @rule(mentor=mentors, change=any_change)
+    def a_fact_changes(self, mentor: Mentor, change: Change) -> None:
+        self._change(mentor, change)
+
+    @rule(mentor=mentors, is_known=st.booleans())
+    def the_portal_errs_about_a_contact(self, mentor: Mentor, is_known: bool) -> None:
+        """It does not know it (any more, or again), or somebody edited it there."""
+        contact_id = mentor.contact_id
+        if contact_id is None:
+            return
+        if is_known:
+            self.portal.visible[contact_id] = not self.portal.visible.get(contact_id, True)
+            self.edited.add(contact_id)
+        else:
+            self.refused ^= {contact_id}
+
+    @rule(portal=st.sampled_from(tuple(PORTAL_MOODS)), mail=st.sampled_from(tuple(MAIL_MOODS)))
+    def servers_change_their_mood(self, portal: str, mail: str) -> None:
+        self.portal_mood, self.mailbox.mood = portal, mail
+
+    @rule(how=st.sampled_from(("retries", "leases", 1, 2, 7, 15, 31, 70)), table=st.sampled_from(INTENTS))
+    def time_passes(self, how: int | str, table: str) -> None:
+        """Until one table's retry times or leases are over, or so many days."""
+        if isinstance(how, int):
+            self.model.today += timedelta(days=how)
+            self._hours_pass()
+        else:
+            (run_out if how == "leases" else make_due)(self.facts, table)
+
+    @rule(mentor=mentors, change=any_change, command=commands)
+    def certjob(self, mentor: Mentor, change: Change, command: str) -> None:
+        """A fact changes, and somebody or cron starts a command."""
+        self._change(mentor, change)
+        self._start(command, mentor)
+
+    @rule(mentor=mentors, change=stirring_changes, at=moments, gently=st.booleans())
+    def a_process_is_ended(self, mentor: Mentor, change: Change, at: tuple[str, str], gently: bool) -> None:
+        """By a signal that it can obey, or as by kill -9."""
+        command, moment = at
+        self._stir(mentor, change, command)
+        self._start(
+            command,
+            mentor,
+            moment=moment,
+            happening=lambda process: process.stop.set() if gently else process.kill(by=self.app),
+        )
+
+    @rule(
+        mentor=mentors,
+        changes=st.tuples(stirring_changes, stirring_changes),
+        at=open_moments,
+        second=st.none() | commands,
+    )
+    def something_happens_meanwhile(
+        self, mentor: Mentor, changes: tuple[Change, Change], at: tuple[str, str], second: str | None
+    ) -> None:
+        """Another fact about somebody changes in the middle of a run, and perhaps another run starts that sees it."""
+        before, during = changes
+        command, moment = at
+
+        def meanwhile(_process: Process) -> None:
+            self._change_meanwhile(mentor, during)
+            if second is not None:
+                self._run_second(second, mentor)
+
+        self._stir(mentor, before, command)
+        self._start(command, mentor, moment=moment, happening=meanwhile)
+
+    @rule(mentor=mentors, changes=st.tuples(stirring_changes, stirring_changes), at=freezing_moments, second=commands)
+    def a_process_is_frozen_past_its_lease(
+        self, mentor: Mentor, changes: tuple[Change, Change], at: tuple[str, str], second: str
+    ) -> None:
+        """Another run takes over, and then the first one goes on: it writes nothing more about what it lost.
+
+        Only its call under way may still do something on the portal, too late: it is as if somebody edited it.
+        """
+        before, during = changes
+        command, moment = at
+        taken_over: list[tuple[object, ...]] = []
+
+        def freeze(process: Process) -> None:
+            self._change_meanwhile(mentor, during)
+            held = "SELECT id, claim_token FROM portal_sync_events WHERE id || '-' || version = ANY (%s)"
+            claimed = self.facts.rows(held, list(process.under_way))
+            self.edited |= set(process.under_way.values())
+            self._sleep_past_leases()
+            self._run_second(second, mentor)
+            again = (
+                "SELECT id FROM portal_sync_events WHERE id = %s AND claim_token IS DISTINCT FROM %s AND status <> %s"
+            )
+            for event_id, token in claimed:
+                taken_over.extend(self.facts.rows(again, event_id, token, "withdrawn"))
+
+        self._stir(mentor, before, command)
+        report = self._start(command, mentor, moment=moment, happening=freeze, concurrency=1)
+        self.portal.overlaps.clear()
+        if report is not None and taken_over:
+            assert report.portal is not None
+            assert report.portal.lost, "another run took its event over, and it did not notice"
+
+    @precondition(lambda self: self.commands_since_rest >= 5)
+    @rule()
+    def all_comes_to_rest(self) -> None:
+        self._come_to_rest()
+
+    # ── what must hold after each step ──
+
+    @invariant()
+    def nothing_is_lost_or_contradicts_itself(self) -> None:
+        assert self.app.execute(WHAT_MUST_NOT_BE.encode()).fetchall() == []
+        assert self.mailbox.complaints == []
+
+    @invariant()
+    def nothing_stays_claimed_but_by_a_killed_process(self) -> None:
+        assert self._claims() <= self.orphaned
+
+    @invariant()
+    def the_portal_was_called_in_order_and_only_for_its_own(self) -> None:
+        assert self.portal.overlaps == []
+        requests = self.portal.requests[self.requests_seen :]
+        self.requests_seen += len(requests)
+        for request in requests:
+            assert request.contact_id is not None
+            assert request.visible is not None
+            key = request.idempotency_key or ""
+            event_id, version = map(int, key.split("-"))
+            assert (event_id, version) >= self.last_keys.get(request.contact_id, (0, 0)), "an older wish after a newer"
+            assert self.values.setdefault(key, request.visible) is request.visible, "one key, two values"
+            assert request.contact_id in self.callable_contacts, "a call for an organisation without a portal"
+            assert not request.visible or request.contact_id in self.showable_contacts, (
+                "shown without having been hidden"
+            )
+            self.last_keys[request.contact_id] = (event_id, version)
+
+    # ── how ──
+
+    def _stir(self, mentor: Mentor, change: Change, command: str) -> None:
+        """Change a fact, so that the command has something to do."""
+        self._change(mentor, change)
+        if command in ("deliver", "alerts --retry-all"):  # they review nobody
+            self._start("run without deliveries", mentor)
+
+    def _change_meanwhile(self, mentor: Mentor, change: Change) -> None:
+        self._change(mentor, change)
+        self._look_at_contacts(mentor)
+
+    def _change(self, mentor: Mentor, change: Change) -> None:
+        """Change a fact; a new contact and a new portal show nobody knows what."""
+        before = self._contacts()
+        self.people.change(mentor, change)
+        self.showable_contacts |= self._contacts() - before
+
+    def _look_at_contacts(self, mentor: Mentor, command: str = "run") -> None:
+        """Note who may be called for and who may be shown by a command that starts now."""
+        values = self.model.portal_values()
+        self.callable_contacts |= values.keys()
+        self.showable_contacts |= {contact_id for contact_id, is_active in values.items() if not is_active}
+        if command == "deliver --all":
+            self.showable_contacts |= values.keys()
+        elif command == "resync" and mentor.contact_id is not None:
+            self.showable_contacts.add(mentor.contact_id)
+
+    def _sleep_past_leases(self) -> None:
+        """The machine sleeps until every lease has run out, and its clock tells."""
+        type(self).seconds_asleep += 1000
+        for table in INTENTS:
+            run_out(self.facts, table)
+
+    def _empty_database(self) -> None:
+        """Begin anew; without the triggers, which would refuse, and ten times faster than TRUNCATE."""
+        with self.app.transaction():
+            self.app.execute("SET LOCAL session_replication_role = replica")
+            for (table,) in self.app.execute(
+                "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'certjob_migrations'"
+            ).fetchall():
+                self.app.execute(sql.SQL("DELETE FROM {}").format(sql.Identifier(table)))
+
+    def _start(
+        self,
+        command: str,
+        mentor: Mentor,
+        *,
+        moment: str | None = None,
+        happening: Callable[[Process], None] = lambda _process: None,
+        concurrency: int | None = None,
+    ) -> RunReport | None:
+        """Run a command in a process of its own, with something happening at a moment; its report, if it got so far."""
+        self.commands_since_rest += 1
+        process = self._new_process(moment, concurrency=concurrency)
+        process.happening = lambda: happening(process)
+        self.process = process
+        self.callable_contacts.clear()
+        self._look_at_contacts(mentor, command)
+        report = self._run(command, mentor, process)
+        if self.errors:
+            raise self.errors[0]
+        return report
+
+    def _run_second(self, command: str, mentor: Mentor) -> None:
+        """Run a command beside the one that is under way."""
+        self._look_at_contacts(mentor, command)
+        self._run(command, mentor, self._new_process())
+
+    def _run(self, command: str, mentor: Mentor, process: Process) -> RunReport | None:
+        is_alone = process.moment is None and process is self.process
+        try:
+            result = self._command(command, mentor, process)
+        except (ProcessEnded, psycopg.Error):
+            if not process.is_ended:
+                raise
+            return None
+        except StoppedBySignalError:
+            if not process.stop.is_set():
+                raise
+            return None
+        finally:
+            process.wait_for_end()
+            if process.is_ended:
+                process.connection.close()
+                self.orphaned |= self._claims()
+            else:
+                assert process.connection.info.transaction_status is TransactionStatus.IDLE
+                self.idle.append(process.connection)
+                self.mailbox.confirm(process.confirmed)
+        report = result.report if isinstance(result, Resync) else result
+        assert not report.crashed, report.stopped
+        assert report.review is None or not (report.review.skipped or report.review.broken), report.review
+        if any(stop.stage == "portal" and stop.code != "in_flight" for stop in report.stopped):
+            assert self._unseen_hides() == [], report.stopped
+        if isinstance(result, Resync) and result.error is None and mentor.on_portal and is_alone:
+            assert mentor.contact_id is not None
+            assert self.portal.visible[mentor.contact_id] is mentor.is_active(self.model.today)
+        return report
+
+    def _command(self, command: str, mentor: Mentor, process: Process) -> RunReport | Resync:
+        today, connection, stop = self.model.today, process.connection, process.stop
+        if command.startswith("run"):
+            return night(
+                connection,
+                today,
+                ways_out=process.delivery,
+                deliver=command != "run without deliveries",
+                organisation="hlf" if command == "run of hlf" else None,
+                stop=stop,
+            )
+        if command == "alerts --retry-all":
+            return nightly.retry_all(
+                connection, today=today, delivery=process.delivery, stop=stop, progress=NoProgress()
+            )
+        if command == "resync":
+            return resync(
+                connection,
+                mentor.id,
+                today=today,
+                allow_earlier_date=False,
+                delivery=process.delivery,
+                stop=stop,
+                times=ResyncTimes(lock=30, flight=0),
+            )
+        return nightly.deliver(
+            connection,
+            today=today,
+            allow_earlier_date=False,
+            delivery=process.delivery,
+            stop=stop,
+            progress=NoProgress(),
+            everybody=command == "deliver --all",
+        )
+
+    def _new_process(self, moment: str | None = None, *, concurrency: int | None = None) -> Process:
+        return Process(
+            self.idle.pop() if self.idle else database.connect(self.database_url),
+            self.portal,
+            self.mailbox.receive,
+            concurrency=concurrency or self.concurrency,
+            moment=moment,
+        )
+
+    def _answer(self, request: PortalRequest) -> Behaviour:
+        """What the portal does with a request, after what happens during it."""
+        is_refused = request.contact_id in self.refused
+        behave = error(404, "contact_not_found") if is_refused else PORTAL_MOODS[self.portal_mood](request.number)
+        process = self.process
+        assert process is not None
+
+        def answer(exchange: Exchange) -> None:
+            try:
+                process.reach("in the call, nothing done")
+                if process.moment == "in the call, done":
+                    exchange.apply()
+                    process.reach("in the call, done")
+            except BaseException as error:  # noqa: BLE001 - raised again where the rule is
+                self.errors.append(error)
+            behave(exchange)
+
+        return answer
+
+    def _come_to_rest(self) -> None:
+        """With everything healthy one night is enough, and whatever needs a person is seen and then done."""
+        self.portal_mood = self.mailbox.mood = "up"
+        self.refused.clear()
+        self._hours_pass()
+        anybody = self.model.mentors[0]
+
+        report = self._start("run", anybody)
+
+        assert report is not None
+        assert report.stopped == []
+        assert (report.portal_pending, report.reminders_pending) == (0, 0)
+        blocked = self._open_events()
+        for mentor in self.model.mentors:
+            if mentor.id in blocked and mentor.contact_id is not None:
+                self._start("resync", mentor)
+        self._compare_with_model()
+        if self.edited:
+            self._start("deliver --all", anybody)
+            self.edited.clear()
+        self.commands_since_rest = 0
+        requests, messages = len(self.portal.requests), len(self.mailbox.about)
+        self._start("run", anybody)
+        assert (len(self.portal.requests), len(self.mailbox.about)) == (requests, messages), "a night without a cause"
+        self._compare_with_model()
+
+    def _compare_with_model(self) -> None:
+        today, mentors = self.model.today, self.model.mentors
+        wanted = self.model.portal_values()
+        wrong = {contact_id for contact_id in wanted if self.portal.visible.get(contact_id, True) != wanted[contact_id]}
+        assert wrong <= self.edited
+        assert set(self.facts.rows("SELECT id, status FROM certificates")) == {
+            (certificate_id, mentor.status(certificate, today))
+            for mentor in mentors
+            for certificate_id, certificate in mentor.certificates.items()
+        }
+        assert paused_by_certjob(self.facts) == {m.id for m in mentors if m.is_paused_by_certjob(today)}
+        others = "SELECT mentor_id, reason FROM mentor_pauses WHERE actor <> 'certjob' AND lifted_at IS NULL"
+        assert set(self.facts.rows(others)) == {(m.id, reason) for m in mentors for reason in m.pauses}
+        without_contact = {m.id for m in mentors if m.organisation.has_portal and m.contact_id is None}
+        assert self._open_events() <= without_contact
+        failed = (
+            "SELECT mentor_id, threshold_days, cert_id, expires_on FROM cert_notification_log WHERE status = 'failed'"
+        )
+        assert self.model.due_reminders() <= self.mailbox.about | set(self.facts.rows(failed))
+
+    def _hours_pass(self) -> None:
+        """Every lease runs out and every retry time comes."""
+        for table in INTENTS:
+            run_out(self.facts, table)
+            make_due(self.facts, table)
+
+    def _contacts(self) -> set[UUID]:
+        return set(self.model.portal_values())
+
+    def _open_events(self) -> set[object]:
+        rows = self.facts.rows("SELECT mentor_id FROM portal_sync_events WHERE status IN ('pending', 'blocked')")
+        return {mentor_id for (mentor_id,) in rows}
+
+    def _unseen_hides(self) -> list[tuple[object, ...]]:
+        return self.facts.rows(
+            "SELECT e.mentor_id FROM portal_sync_events AS e JOIN mentors AS m ON m.id = e.mentor_id"
+            " JOIN organisations AS o ON o.id = m.organisation_id AND o.portal IS NOT NULL"
+            " WHERE e.status IN ('pending', 'blocked') AND NOT e.visible"
+            " AND e.id NOT IN (SELECT event_id FROM portal_alerts)"
+        )
+
+    def _claims(self) -> set[object]:
+        rows = self.facts.rows(
+            "SELECT claim_token FROM portal_sync_events WHERE claim_token IS NOT NULL"
+            " UNION ALL SELECT claim_token FROM cert_notification_log WHERE claim_token IS NOT NULL"
+        )
+        return {token for (token,) in rows}
+
+
+few = settings(
+    max_examples=14,
+    stateful_step_count=30,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+"""The same games every time. A step is a run on a real database, which the health checks take for a slow strategy."""
+
+
+def test_whatever_happens_the_portal_comes_to_show_what_it_should(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Facts change, runs overlap and die, portal and mail fail: nothing is lost, and it ends as the model says."""
+    number = os.environ.get(EXAMPLES)
+    profile = settings(few, max_examples=int(number), stateful_step_count=50, derandomize=False) if number else few
+    monkeypatch.setattr(Saga, "database_url", database_url)
+    monkeypatch.setattr(Saga, "seconds_asleep", 0.0)
+    awake = time.clock_gettime
+    monkeypatch.setattr(time, "clock_gettime", lambda clock: awake(clock) + Saga.seconds_asleep)
+
+    run_state_machine_as_test(Saga, settings=profile)

@@ -1,0 +1,133 @@
+"""Whatever answers a push, over a real connection: a success is what the contract says, else it is an error of ours."""
+
+import json
+from collections.abc import Iterator
+from uuid import UUID
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from certjob.errors import PermanentPortalError, PortalCallError, PortalStageError, TransientPortalError
+from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
+from tests.support.portal_answers import Exchange
+from tests.support.portal_server import PortalServer
+
+CONTACT_ID = UUID("0b6c4f3e-9d1a-4c57-8f2e-a1b2c3d4e5f6")
+KEY = "planted-portal-key"
+
+echoes = st.fixed_dictionaries(
+    {
+        "contact_id": st.sampled_from([str(CONTACT_ID), str(CONTACT_ID).upper(), str(CONTACT_ID)[:-1], "", None, 7]),
+        "visible": st.sampled_from([False, True, 0, "false", None]),
+    },
+    optional={"error": st.none(), "more": st.integers()},
+)
+codes = st.sampled_from(["contact_not_found", "invalid_request", "dynamics_rejected", "misconfigured", "new", "X-1"])
+envelopes = st.builds(
+    lambda code, message: {"error": {"code": code, "message": message}}, codes, st.text() | st.just(KEY) | st.integers()
+)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+bodies = st.one_of(
+    (echoes | envelopes | json_values).map(lambda content: json.dumps(content).encode()),
+    echoes.map(lambda content: json.dumps(content).encode() + b" }"),
+    echoes.map(lambda content: json.dumps(content)[:-3].encode()),
+    echoes.map(lambda content: json.dumps(content).encode("utf-16")),
+    st.binary(max_size=50),
+)
+header_values = st.binary(max_size=20).map(lambda value: bytes(byte for byte in value if byte >= 0x20 and byte != 0x7F))
+headers = st.dictionaries(
+    st.sampled_from([b"Retry-After", b"X-Correlation-Id", b"Date", b"Location", b"Content-Encoding", b"Content-Type"]),
+    header_values | st.sampled_from([b"1" * 400, b"-1", b"gzip", b"Tue, 99 Foo 10000 02:00:00 GMT", KEY.encode()]),
+)
+statuses = st.one_of(st.sampled_from([200, 200, 200, 201, 204, 301, 400, 404, 422, 429, 503]), st.integers(100, 999))
+
+
+def wire(status: int, fields: dict[bytes, bytes], body: bytes) -> bytes:
+    """The bytes of an answer that says its length."""
+    lines = [b"HTTP/1.1 %d Status" % status, b"Content-Length: %d" % len(body)]
+    lines += [b"%s: %s" % field for field in fields.items()]
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+
+answers = st.builds(wire, statuses, headers, bodies)
+
+
+@pytest.fixture(scope="module")
+def portal() -> Iterator[PortalServer]:
+    with PortalServer(key=KEY) as server:
+        yield server
+
+
+def push(portal: PortalServer, answer: bytes) -> PortalCallError | None:
+    """Push a hide to a server that answers with these bytes and closes; return the error."""
+
+    def behave(exchange: Exchange) -> None:
+        exchange.send(answer)
+        exchange.close()
+
+    portal.requests.clear()  # a failing example shows the server, too
+    portal.then(behave)
+    with HLFDynamicsSyncService(portal.url, KEY, deadline_seconds=5) as service:
+        try:
+            service.update_portal_visibility(CONTACT_ID, visible=False, idempotency_key="4711-2")
+        except PortalCallError as error:
+            return error
+    return None
+
+
+def is_confirmation(answer: bytes) -> bool:
+    """The contract, written once more: 200, and JSON in which both values stand once."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    try:
+        pairs = json.loads(body, object_pairs_hook=list)
+    except (ValueError, RecursionError):
+        return False
+    if not head.startswith(b"HTTP/1.1 200 ") or not isinstance(pairs, list):
+        return False
+    names = [pair[0] for pair in pairs if isinstance(pair, tuple)]
+    content: dict[str, object] = dict(pair for pair in pairs if isinstance(pair, tuple))
+    return (
+        len(set(names)) == len(names) == len(pairs)
+        and "error" not in content
+        and str(content.get("contact_id")).lower() == str(CONTACT_ID)
+        and content.get("visible") is False
+    )
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(answer=answers)
+@example(answer=wire(200, {}, json.dumps({"contact_id": str(CONTACT_ID), "visible": False}).encode()))
+@example(answer=wire(200, {}, b'{"contact_id": "%s", "visible": true, "visible": false}' % str(CONTACT_ID).encode()))
+@example(answer=wire(422, {b"Retry-After": b"9"}, b'{"error": {"code": "dynamics_rejected", "message": "\\ud800"}}'))
+@example(answer=wire(429, {b"Retry-After": b"9" * 5000}, b""))
+def test_only_the_contracts_answer_is_a_success(portal: PortalServer, answer: bytes) -> None:
+    """And every other one is an error of ours that is fit for a log: one line, not long, without the key."""
+    error = push(portal, answer)
+
+    assert (error is None) == is_confirmation(answer)
+    if error is not None:
+        assert type(error) in (PermanentPortalError, PortalStageError, TransientPortalError)
+        assert type(error) is not PermanentPortalError or error.status in range(400, 500)
+        said = f"{error} {error.correlation_id}"
+        assert said.isprintable()
+        assert len(said) < 700
+        assert KEY not in said
+        assert error.retry_after_seconds is None or 0 <= error.retry_after_seconds <= 86_400
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    answer=st.binary(max_size=80)
+    | st.builds(lambda whole, cut: whole[: cut % (len(whole) + 1)], answers, st.integers(0, 400))
+    | st.builds(lambda status, rest: b"HTTP/1.1 %d X\r\n" % status + rest, st.integers(0, 9999), st.binary(max_size=60))
+)
+def test_bytes_that_are_no_answer_are_no_success(portal: PortalServer, answer: bytes) -> None:
+    """Cut off anywhere, or no HTTP at all."""
+    error = push(portal, answer)
+
+    assert (error is None) == is_confirmation(answer)

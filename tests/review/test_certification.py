@@ -1,0 +1,407 @@
+"""Apply under real concurrency: nobody deadlocks, no fact is lost, one bad mentor never stops the night."""
+
+import threading
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+
+from certjob import database
+from certjob.database import Connection
+from certjob.errors import StoppedBySignalError, TooManyBrokenMentorsError
+from certjob.facts import reading
+from certjob.mail.reminders import CertificationReminderService
+from certjob.portal.sync import PortalSyncService
+from certjob.review import certification
+from certjob.review.certification import CertificationManagementService
+from certjob.review.guards import MassChangeGuard
+from certjob.stopping import StopFlag
+from tests.support.facts import TODAY, Facts
+from tests.support.nights import in_background, night
+from tests.support.waiting import until, waits_for_a_lock
+
+App = psycopg.Connection[tuple[object, ...]]
+YESTERDAY = TODAY - timedelta(days=1)
+
+
+def service(
+    connection: Connection,
+    *,
+    stop: StopFlag | None = None,
+    wait_for_locks_seconds: float = 0.5,
+    chunk_size: int = 1_000,
+    on_progress: Callable[[int], None] | None = None,
+    allow_mass_change: bool = False,
+) -> CertificationManagementService:
+    run_id = uuid4()
+    reminders = CertificationReminderService(connection, run_id=run_id)
+    guard = MassChangeGuard(connection, today=TODAY, reminders=reminders, allow_mass_change=allow_mass_change)
+    guard.examine(None)
+    return CertificationManagementService(
+        connection,
+        today=TODAY,
+        run_id=run_id,
+        guard=guard,
+        reminders=reminders,
+        portal=PortalSyncService(connection, run_id=run_id),
+        stop=stop or StopFlag(),
+        on_progress=on_progress,
+        wait_for_locks_seconds=wait_for_locks_seconds,
+        chunk_size=chunk_size,
+    )
+
+
+def due(facts: Facts) -> list[object]:
+    return [row[0] for row in facts.rows("SELECT id FROM mentors WHERE review_on <= %s", TODAY)]
+
+
+def test_state_audit_and_intents_are_committed_together(connection: Connection, facts: Facts) -> None:
+    """One transaction per chunk: when its last statement fails, nothing of it is there."""
+    mentor_id = facts.certified_mentor(facts.organisation(), YESTERDAY)
+    connection.execute(
+        b"CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no'; END $$;"
+        b"CREATE TRIGGER refuse BEFORE UPDATE OF review_on ON mentors FOR EACH ROW EXECUTE FUNCTION refuse()"
+    )
+
+    counts = service(connection).apply_due()
+
+    assert list(counts.broken) == [mentor_id]
+    for table in ("certificate_transitions", "mentor_pauses", "cert_notification_log", "portal_sync_events"):
+        assert facts.rows(f"SELECT count(*) FROM {table}") == [(0,)], table
+    assert facts.rows("SELECT status FROM certificates") == [("recorded",)]
+
+
+def test_one_broken_mentor_is_named_and_the_others_are_reviewed(connection: Connection, facts: Facts) -> None:
+    """Isolated, named with the reason, still due; the night needs attention."""
+    organisation = facts.organisation(portal=None)
+    mentors = [facts.certified_mentor(organisation, TODAY + timedelta(days=5)) for _ in range(5)]
+    connection.execute(
+        b"CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        b" RAISE EXCEPTION 'this one is broken'; END $$;"
+    )
+    connection.execute(
+        f"CREATE TRIGGER refuse BEFORE UPDATE OF status ON certificates FOR EACH ROW"
+        f" WHEN (NEW.mentor_id = '{mentors[2]}') EXECUTE FUNCTION refuse()".encode()
+    )
+
+    report = night(connection, deliver=False)
+
+    assert report.review is not None
+    assert report.review.reviewed == 4
+    assert report.review.broken == {mentors[2]: "RaiseException: this one is broken"}
+    assert due(facts) == [mentors[2]]
+    assert report.outcome == "attention"
+    assert str(mentors[2]) in report.reasons[0]
+
+
+def test_when_every_mentor_breaks_the_night_fails_instead_of_listing_them(
+    connection: Connection, facts: Facts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So many broken mentors are one cause, and the night must not look like a success."""
+    monkeypatch.setattr(certification, "MOST_BROKEN_MENTORS", 3)
+    organisation = facts.organisation(portal=None)
+    for _ in range(6):
+        facts.certified_mentor(organisation, TODAY + timedelta(days=5))
+    connection.execute(
+        b"CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no'; END $$;"
+        b"CREATE TRIGGER refuse BEFORE UPDATE OF status ON certificates FOR EACH ROW EXECUTE FUNCTION refuse()"
+    )
+
+    with pytest.raises(TooManyBrokenMentorsError, match="more than 3 mentors"):
+        service(connection).apply_due()
+
+
+def test_an_idle_transaction_of_the_app_ends_in_skipped(connection: Connection, facts: Facts, app: App) -> None:
+    """A certificate locked by somebody is waited for a bounded time, then its mentor is skipped and named."""
+    organisation = facts.organisation(portal=None)
+    free = facts.certified_mentor(organisation, TODAY + timedelta(days=5))
+    locked = facts.certified_mentor(organisation, TODAY + timedelta(days=5))
+    app.execute("SELECT 1 FROM certificates WHERE mentor_id = %s FOR UPDATE", (locked,))
+
+    counts = service(connection).apply_due()
+
+    assert counts.skipped == [locked]
+    assert counts.reviewed == 1
+    assert due(facts) == [locked]
+    assert free not in counts.skipped
+
+
+def test_a_locked_mentor_row_is_skipped_too(connection: Connection, facts: Facts, app: App) -> None:
+    """The mentor itself held by somebody: not seen by the chunks, found at the end, named."""
+    organisation = facts.organisation(portal=None)
+    locked = facts.certified_mentor(organisation, TODAY + timedelta(days=5))
+    facts.certified_mentor(organisation, TODAY + timedelta(days=5))
+    app.execute("UPDATE mentors SET full_name = 'Ola Nordmann' WHERE id = %s", (locked,))
+
+    counts = service(connection).apply_due()
+
+    assert counts.skipped == [locked]
+    assert counts.reviewed == 1
+
+
+def test_a_mentor_whose_lock_ends_in_time_is_reviewed(connection: Connection, facts: Facts, app: App) -> None:
+    """The wait at the end picks up who was released meanwhile, with the facts that were committed."""
+    mentor_id = facts.certified_mentor(facts.organisation(portal=None), YESTERDAY)
+    app.execute("UPDATE certificates SET expires_on = %s WHERE mentor_id = %s", (TODAY + timedelta(days=90), mentor_id))
+    waiting = threading.Event()
+
+    class Waiting(StopFlag):
+        def sleep(self, seconds: float) -> None:
+            waiting.set()
+            super().sleep(0.01)
+
+    reviewing = service(connection, stop=Waiting(), wait_for_locks_seconds=30)
+
+    with in_background(reviewing.apply_due):
+        assert waiting.wait(10)
+        app.commit()
+
+    assert reviewing.counts.skipped == []
+    assert facts.rows("SELECT status FROM certificates") == [("valid",)]
+    assert facts.rows("SELECT count(*) FROM mentor_pauses") == [(0,)]
+
+
+def test_the_app_can_update_a_certificate_while_apply_runs(
+    connection: Connection, facts: Facts, app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Apply holds the mentor, the app holds the certificate and waits for the mentor: apply does not wait, so nobody
+    deadlocks, and the extension is what the run ends with.
+    """
+    facts.certified_mentor(facts.organisation(portal=None), YESTERDAY)
+    threads: list[threading.Thread] = []
+    incomplete: list[int] = []
+    real_read = reading.read
+
+    def extend() -> None:
+        app.execute("UPDATE certificates SET expires_on = %s", (TODAY + timedelta(days=90),))
+        app.commit()
+
+    def extend_then_read(own: Connection, ids: Sequence[UUID], *, lock: bool) -> reading.FactsRead:
+        if not threads:
+            threads.append(threading.Thread(target=extend))
+            threads[0].start()
+            with psycopg.connect(facts.connection.info.dsn, autocommit=True) as observer:
+                until(lambda: waits_for_a_lock(observer, app))
+        read = real_read(own, ids, lock=lock)
+        incomplete.append(len(read.incomplete))
+        return read
+
+    monkeypatch.setattr(reading, "read", extend_then_read)
+
+    counts = service(connection, wait_for_locks_seconds=20).apply_due()
+    threads[0].join()
+
+    assert incomplete[0] == 1
+    assert counts.skipped == []
+    assert counts.reviewed == 1
+    assert facts.rows("SELECT status FROM certificates") == [("valid",)]
+    assert facts.rows("SELECT count(*) FROM mentor_pauses") == [(0,)]
+
+
+def test_a_renewal_committed_between_lock_and_read_is_seen(
+    connection: Connection, facts: Facts, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The facts are read in a newer snapshot than the lock's: a renewal in between prevents the pause."""
+    mentor_id = facts.certified_mentor(facts.organisation(portal=None), YESTERDAY)
+    real_read = reading.read
+
+    def renew_then_read(own: Connection, ids: Sequence[UUID], *, lock: bool) -> reading.FactsRead:
+        with psycopg.connect(database_url, autocommit=True) as other:
+            other.execute("ALTER TABLE certificates DISABLE TRIGGER certificates_inserted")  # it would wait for us
+            other.execute(
+                "INSERT INTO certificates (mentor_id, kind, issued_on, expires_on) VALUES (%s, 'likeperson', %s, %s)",
+                (mentor_id, TODAY, TODAY + timedelta(days=700)),
+            )
+        monkeypatch.setattr(reading, "read", real_read)
+        return real_read(own, ids, lock=lock)
+
+    monkeypatch.setattr(reading, "read", renew_then_read)
+
+    service(connection).apply_due()
+
+    assert facts.rows("SELECT status FROM certificates ORDER BY issued_on") == [("renewed",), ("valid",)]
+    assert facts.rows("SELECT count(*) FROM mentor_pauses") == [(0,)]
+
+
+def test_a_fact_that_comes_while_apply_holds_the_mentor_is_not_lost(
+    connection: Connection, facts: Facts, app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The app's insert waits for the chunk to commit, then makes the mentor due again; a later pass sees it."""
+    mentor_id = facts.certified_mentor(facts.organisation(portal=None), YESTERDAY)
+    threads: list[threading.Thread] = []
+    real_read = reading.read
+
+    def insert() -> None:
+        app.execute(
+            "INSERT INTO certificates (mentor_id, kind, issued_on, expires_on) VALUES (%s, 'likeperson', %s, %s)",
+            (mentor_id, TODAY, TODAY + timedelta(days=700)),
+        )
+        app.commit()
+
+    def read_then_insert(own: Connection, ids: Sequence[UUID], *, lock: bool) -> reading.FactsRead:
+        read = real_read(own, ids, lock=lock)
+        if not threads:
+            threads.append(threading.Thread(target=insert))
+            threads[0].start()
+            with psycopg.connect(facts.connection.info.dsn, autocommit=True) as observer:
+                until(lambda: waits_for_a_lock(observer, app))
+        return read
+
+    monkeypatch.setattr(reading, "read", read_then_insert)
+
+    reviewing = service(connection, wait_for_locks_seconds=10)
+    reviewing.apply_due()
+    threads[0].join()
+    reviewing.apply_due()
+
+    assert facts.rows("SELECT status FROM certificates ORDER BY issued_on") == [("renewed",), ("valid",)]
+    assert facts.rows("SELECT lifted_at IS NOT NULL FROM mentor_pauses") == [(True,)]
+
+
+def test_two_runs_at_once_share_the_mentors(connection: Connection, facts: Facts, database_url: str) -> None:
+    """SKIP LOCKED shares the work: every mentor is reviewed once, each run did some, nobody is skipped."""
+    organisation = facts.organisation(portal=None)
+    mentors = [facts.certified_mentor(organisation, TODAY + timedelta(days=5)) for _ in range(60)]
+    barrier = threading.Barrier(2)
+    reviewed: list[int] = []
+
+    def review() -> None:
+        with database.connect(database_url) as own:
+            met = threading.Event()
+
+            def meet(_done: int) -> None:
+                if not met.is_set():  # after the first chunk, wait until the other run has had one too
+                    met.set()
+                    barrier.wait(10)
+
+            counts = service(own, chunk_size=5, wait_for_locks_seconds=10, on_progress=meet).apply_due()
+            reviewed.append(counts.reviewed)
+
+    with in_background(review), in_background(review):
+        pass
+
+    assert sum(reviewed) == len(mentors)
+    assert min(reviewed) >= 5
+    assert facts.rows("SELECT count(*) FROM certificate_transitions") == [(len(mentors),)]
+    assert facts.rows("SELECT count(*) FROM cert_notification_log") == [(len(mentors),)]
+    assert due(facts) == []
+
+
+def test_a_lock_wait_inside_a_chunk_is_redone_mentor_by_mentor(connection: Connection, facts: Facts, app: App) -> None:
+    """Somebody holds a log row that the upsert needs: lock_timeout ends the wait, the others are done, nobody hangs."""
+    organisation = facts.organisation(portal=None)
+    mentors = [facts.certified_mentor(organisation, TODAY + timedelta(days=5)) for _ in range(4)]
+    app.execute(
+        "INSERT INTO cert_notification_log (mentor_id, threshold_days, cert_id, expires_on)"
+        " SELECT mentor_id, 7, id, expires_on FROM certificates WHERE mentor_id = %s",
+        (mentors[1],),
+    )
+
+    counts = service(connection).apply_due()
+
+    assert counts.reviewed == 3
+    assert counts.skipped == [mentors[1]]
+
+
+def test_a_stop_flag_ends_the_review_between_chunks(connection: Connection, facts: Facts) -> None:
+    """What is committed stays, the rest is still due."""
+    organisation = facts.organisation(portal=None)
+    for _ in range(6):
+        facts.certified_mentor(organisation, TODAY + timedelta(days=5))
+    stop = StopFlag()
+
+    with pytest.raises(StoppedBySignalError):
+        service(connection, stop=stop, chunk_size=2, on_progress=lambda _done: stop.set()).apply_due()
+
+    assert len(due(facts)) == 4
+
+
+def test_running_again_changes_nothing(connection: Connection, facts: Facts) -> None:
+    """The second run of a day finds nobody due and writes nothing."""
+    organisation = facts.organisation()
+    for days in (-40, -1, 0, 3, 45, 400):
+        facts.certified_mentor(organisation, TODAY + timedelta(days=days))
+    night(connection, deliver=False)
+    before = snapshot(facts)
+
+    report = night(connection, deliver=False)
+
+    assert report.review is not None
+    assert report.review.reviewed == 0
+    assert snapshot(facts) == before
+
+
+def test_the_same_decision_on_everybody_again_writes_nothing_new(connection: Connection, facts: Facts) -> None:
+    """Level-triggered: even if every mentor is looked at again, state, audit and intents stay as they are."""
+    organisation = facts.organisation()
+    for days in (-40, -1, 0, 3, 45, 400):
+        facts.certified_mentor(organisation, TODAY + timedelta(days=days))
+    night(connection, deliver=False)
+    before = snapshot(facts)
+    connection.execute("UPDATE mentors SET review_on = '-infinity'")
+
+    report = night(connection, deliver=False)
+
+    assert report.review is not None
+    assert report.review.reviewed == 6
+    assert snapshot(facts) == before
+
+
+def snapshot(facts: Facts) -> dict[str, list[tuple[object, ...]]]:
+    """Everything that a run writes, but for job_runs."""
+    return {
+        "certificates": facts.rows("SELECT id, status FROM certificates ORDER BY id"),
+        "mentors": facts.rows("SELECT id, portal_visible, review_on::text FROM mentors ORDER BY id"),
+        "pauses": facts.rows("SELECT mentor_id, reason, lifted_at FROM mentor_pauses ORDER BY mentor_id, reason"),
+        "transitions": facts.rows("SELECT certificate_id, to_status FROM certificate_transitions ORDER BY id"),
+        "log": facts.rows("SELECT id, threshold_days, expires_on, status FROM cert_notification_log ORDER BY id"),
+        "events": facts.rows("SELECT id, visible, version, status FROM portal_sync_events ORDER BY id"),
+    }
+
+
+def test_a_person_who_lifts_certjobs_pause_sees_it_reopened(connection: Connection, facts: Facts) -> None:
+    """While the mentor is still not certified the pause comes back at the next review; illness is untouched."""
+    mentor_id = facts.certified_mentor(facts.organisation(), YESTERDAY)
+    illness = facts.pause(mentor_id)
+    night(connection, deliver=False)
+    connection.execute(
+        "UPDATE mentor_pauses SET lifted_at = now(), lifted_by = 'coordinator' WHERE reason = 'certification_expired'"
+    )
+
+    night(connection, deliver=False)
+
+    assert facts.rows("SELECT id FROM mentor_pauses WHERE lifted_at IS NULL AND reason = 'illness'") == [(illness,)]
+    assert facts.rows("SELECT count(*) FROM mentor_pauses WHERE lifted_at IS NULL") == [(2,)]
+
+
+def test_an_organisation_that_loses_its_portal_has_its_pushes_withdrawn(connection: Connection, facts: Facts) -> None:
+    """No call is made for it any more, and its failures are resolved."""
+    organisation = facts.organisation()
+    facts.certified_mentor(organisation, YESTERDAY)
+    night(connection, deliver=False)
+    connection.execute("UPDATE organisations SET portal = NULL WHERE id = %s", (organisation,))
+
+    night(connection, deliver=False)
+
+    assert facts.rows("SELECT status FROM portal_sync_events") == [("withdrawn",)]
+    assert facts.rows("SELECT portal_visible FROM mentors") == [(None,)]
+
+
+def test_a_fact_that_keeps_changing_does_not_keep_the_run(connection: Connection, facts: Facts) -> None:
+    """Every loop ends: passes and the wait at the end are bounded, and who is still due then is named."""
+    mentor_id = facts.certified_mentor(facts.organisation(portal=None), TODAY + timedelta(days=5))
+    touched: list[int] = []
+
+    def touch(_done: int) -> None:
+        touched.append(1)
+        connection.execute(
+            "UPDATE mentors SET left_at = now() + random() * interval '1 day' WHERE id = %s", (mentor_id,)
+        )
+
+    counts = service(connection, on_progress=touch).apply_due()
+
+    assert len(touched) > certification.MOST_PASSES
+    assert counts.skipped == [mentor_id]
+    assert due(facts) == [mentor_id]

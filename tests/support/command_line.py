@@ -1,0 +1,232 @@
+"""The installed command seen from outside: its line of complaint, a pseudo-terminal, a child to be signalled."""
+
+import contextlib
+import fcntl
+import io
+import logging
+import os
+import pty
+import re
+import struct
+import subprocess
+import termios
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from signal import SIGTERM, Signals
+from typing import Any
+from unittest import mock
+
+from certjob.cli import entry
+from certjob.database import Connection
+from certjob.stopping import StopFlag
+from tests.conftest import installed_command
+from tests.support.waiting import until
+
+SECRET = "planted-Hemmelighet-7"
+"""In every password and key of these tests; no output may hold it."""
+
+WITHIN_SECONDS = 10.0
+"""A signal ends certjob in this time."""
+
+Finished = subprocess.CompletedProcess[str]
+
+
+def assert_one_line(result: Finished, *phrases: str, code: int, command: str = "certjob run") -> str:
+    """Exactly one line on stderr, beginning with the command and holding the phrases; no traceback, no secret."""
+    said = result.stderr
+    assert (result.returncode, said.count("\n")) == (code, 1), result
+    assert said.startswith(f"{command}: "), result
+    for phrase in phrases:
+        assert phrase in said, result
+    assert_no_secret(result)
+    return said
+
+
+def assert_no_secret(result: Finished) -> None:
+    for word in (SECRET, "Traceback"):
+        assert word not in result.stdout + result.stderr, result
+
+
+class _Terminal(io.StringIO):
+    """Looks like a terminal to whoever asks."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def run_in_process(
+    *arguments: str, environment: Mapping[str, str], folder: Path, columns: int | None = None
+) -> Finished:
+    """The same without a new process: a tenth of the time, for what does not depend on there being one.
+
+    With ``columns`` on a terminal so wide, which can do nothing but print: all it gets is ``stdout`` then.
+    """
+    out, err = io.StringIO(), io.StringIO()
+    if columns is not None:
+        out = err = _Terminal()
+        environment = {"TERM": "dumb", "COLUMNS": str(columns), "LINES": "50"} | dict(environment)
+    logger = logging.getLogger("certjob")
+    kept = logger.handlers[:], logger.propagate, logger.level
+    try:
+        with (
+            mock.patch.dict(os.environ, environment, clear=True),
+            contextlib.chdir(folder),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            code = entry.run(arguments, stop=StopFlag())
+    finally:
+        logger.handlers[:], logger.propagate = kept[:2]
+        logger.setLevel(kept[2])
+    return Finished(arguments, code, out.getvalue(), "" if err is out else err.getvalue())
+
+
+class Child:
+    """A running command. Its output is read meanwhile, so that it never waits for its reader."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self._output: list[str] = ["", ""]
+        self._readers = [
+            threading.Thread(target=self._read, args=(number, stream), daemon=True)
+            for number, stream in enumerate((process.stdout, process.stderr))
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def _read(self, number: int, stream: Any) -> None:
+        for line in stream:
+            self._output[number] += line
+
+    def wait_for_output(self, part: str) -> None:
+        """Wait until it has printed a line with this text."""
+        until(lambda: part in self._output[0])
+
+    def signal(self, number: Signals = SIGTERM) -> None:
+        assert self.process.poll() is None, "it ended before the signal"
+        self.process.send_signal(number)
+
+    def finish(self, *, timeout_seconds: float = 60) -> Finished:
+        """Wait for its end and return what it said."""
+        code = self.process.wait(timeout_seconds)
+        for reader in self._readers:
+            reader.join()
+        return Finished(self.process.args, code, *self._output)
+
+    def stop_within(self, seconds: float = WITHIN_SECONDS, number: Signals = SIGTERM) -> Finished:
+        """Send the signal; it ends in this time."""
+        began = time.monotonic()
+        self.signal(number)
+        result = self.finish()
+        took = time.monotonic() - began
+        assert took <= seconds, f"it took {took:.1f} s"
+        return result
+
+
+@contextmanager
+def started(*arguments: str, environment: Mapping[str, str], folder: Path) -> Iterator[Child]:
+    """The command in the background; whatever is left of it at the end is killed."""
+    with subprocess.Popen(
+        [str(installed_command()), *arguments],
+        env=dict(environment),
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        child = Child(process)
+        try:
+            yield child
+        finally:
+            if process.poll() is None:
+                process.kill()
+            child.finish()
+
+
+class Backends:
+    """The children's database sessions, seen from a session of the test."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        connection.execute("SELECT pg_stat_clear_snapshot()")
+        self._own = [row[0] for row in connection.execute(_BACKENDS).fetchall()]
+        """Those of the test itself, open before any child was started."""
+
+    def rows(self) -> list[tuple[Any, ...]]:
+        """(pid, state, wait_event_type, query) of each."""
+        return [row for row in self._connection.execute(_BACKENDS).fetchall() if row[0] not in self._own]
+
+    def wait_for_query(self, part: str, *, waiting_for: str | None = None) -> None:
+        """Wait until a child is in, or has last run, a statement with this text."""
+        until(lambda: any(part in row[3] and (waiting_for is None or row[2] == waiting_for) for row in self.rows()))
+
+    def wait_until_gone(self) -> None:
+        until(lambda: not self.rows())
+
+    def terminate(self) -> None:
+        for row in self.rows():
+            self._connection.execute("SELECT pg_terminate_backend(%s)", (row[0],))
+        self.wait_until_gone()
+
+
+_BACKENDS = """
+    SELECT pid, state, wait_event_type, query FROM pg_stat_activity
+    WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
+"""
+
+
+def on_terminal(
+    arguments: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    folder: Path,
+    columns: int = 100,
+    only: Sequence[str] = ("stdout", "stderr"),
+) -> tuple[int, str]:
+    """Run the command on a pseudo-terminal; return its exit code and what the terminal got, lines ended by LF."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    shown = bytearray()
+
+    def read() -> None:
+        while True:
+            try:
+                data = os.read(master, 65536)
+            except OSError:  # so Linux says that the last writer is gone
+                return
+            if not data:
+                return
+            shown.extend(data)
+
+    reader = threading.Thread(target=read, daemon=True)
+    with subprocess.Popen(
+        [str(installed_command()), *arguments],
+        env={"TERM": "xterm-256color", "COLUMNS": str(columns)} | dict(environment),
+        cwd=folder,
+        stdin=slave,
+        stdout=slave if "stdout" in only else subprocess.DEVNULL,
+        stderr=slave if "stderr" in only else subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
+        os.close(slave)
+        reader.start()
+        try:
+            code = process.wait(60)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            reader.join(10)
+            os.close(master)
+    return code, shown.decode().replace("\r\n", "\n")
+
+
+_ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07]*\x07|\x1b[=>]")
+
+
+def without_escapes(text: str) -> str:
+    """What a person reads of it."""
+    return _ESCAPE.sub("", text)

@@ -1,0 +1,223 @@
+"""Debian's Exim as a mail server of the tests': in a folder of its own, on loopback, delivering into a Maildir."""
+
+import contextlib
+import os
+import pwd
+import random
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.support.smtp_server import CERTIFICATE, HOST
+from tests.support.waiting import until
+
+PROGRAM = Path("/usr/sbin/exim4")
+
+MISSING = (
+    f"nothing was sent through a real mail server: Exim is not installed here ({PROGRAM}); "
+    "on Debian `apt-get install exim4-daemon-light` brings it"
+)
+
+STAGES = ("connect", "helo", "mail", "rcpt", "predata", "data")
+"""Where Exim asks what to answer; ``predata`` is the command DATA, ``data`` what follows the final dot."""
+
+LOGIN = ("post", "blåbær-9")
+
+_CONFIGURATION = r"""
+primary_hostname = mail.example
+spool_directory = FOLDER/spool
+log_file_path = FOLDER/log/%slog
+log_selector = +smtp_connection
+pid_file_path = FOLDER/exim.pid
+exim_user = USER
+exim_group = GROUP
+never_users =
+keep_environment =
+host_lookup =
+rfc1413_query_timeout = 0s
+chunking_advertise_hosts =
+local_interfaces = 127.0.0.1
+daemon_smtp_ports = PORT : TLS_PORT
+tls_on_connect_ports = TLS_PORT
+daemon_startup_retries = 0
+tls_certificate = FOLDER/certificate.pem
+tls_advertise_hosts = ${if exists{FOLDER/answers/no-starttls}{}{*}}
+auth_advertise_hosts = *
+smtputf8_advertise_hosts = *
+message_size_limit = 1M
+smtp_accept_queue_per_connection = 0
+smtp_accept_max = 0
+deliver_drop_privilege = true
+ACLS
+
+begin acl
+STAGES
+
+begin routers
+everybody:
+  driver = accept
+  transport = folder
+
+begin transports
+folder:
+  driver = appendfile
+  directory = FOLDER/mail
+  maildir_format
+  envelope_to_add
+  user = USER
+  group = GROUP
+
+begin authenticators
+plain:
+  driver = plaintext
+  public_name = PLAIN
+  server_advertise_condition = ${if def:tls_in_cipher}
+  server_condition = ${if and{{eq{$auth2}{LOGIN_USER}}{eq{$auth3}{LOGIN_PASSWORD}}}}
+  server_set_id = $auth2
+"""
+
+_STAGE = r"""
+acl_STAGE:
+  accept delay = ${if exists{FOLDER/answers/slow-STAGE}{1s}{0s}}
+         condition = ${if exists{FOLDER/answers/STAGE}{no}{yes}}
+  defer  condition = ${if match{${readfile{FOLDER/answers/STAGE}}}{^4}}
+         message = ${readfile{FOLDER/answers/STAGE}}
+  deny   message = ${readfile{FOLDER/answers/STAGE}}
+"""
+
+
+class Exim:
+    """A server that can be told what to answer, and be stopped and started again on the same ports."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port, self.tls_port = _free_ports()
+        self._process: subprocess.Popen[bytes] | None = None
+        for name in ("spool", "log", "mail", "answers"):
+            (folder / name).mkdir()
+        shutil.copy(CERTIFICATE, folder / "certificate.pem")
+        user = _user()
+        (folder / "exim.conf").write_text(self._configuration(user))
+        for path in (folder, *folder.rglob("*")):
+            if os.geteuid() == 0 and path.name != "exim.conf":
+                os.chown(path, user.pw_uid, user.pw_gid)
+
+    def start(self) -> None:
+        with (self.folder / "stderr").open("wb") as stderr:
+            self._process = subprocess.Popen(
+                [str(PROGRAM), "-C", str(self.folder / "exim.conf"), "-bdf"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                # Not as root: with a configuration of its own Exim gives root up, and then cannot deliver.
+                user=_user().pw_uid,
+                group=_user().pw_gid,
+            )
+        self._until(self._listens)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(20)
+            self._process = None
+
+    def answer(self, stage: str, answer: str) -> None:
+        """Let every session hear this at the stage, from now on."""
+        (self.folder / "answers" / stage).write_text(answer)
+
+    def behave(self) -> None:
+        """Answer as a good server again."""
+        for path in (self.folder / "answers").iterdir():
+            path.unlink()
+
+    def sessions(self) -> int:
+        """How many connections there have been so far."""
+        return self._log().count("TCP/IP connection count")
+
+    def delivered(self, count: int) -> list[bytes]:
+        """Wait until so many messages lie in the Maildir and none is under way; take them out."""
+        new = self.folder / "mail" / "new"
+        self._until(lambda: self._accepted() == self._completed() and len(_files(new)) >= count)
+        found = [path.read_bytes() for path in _files(new)]
+        for path in _files(new):
+            path.unlink()
+        return found
+
+    def _until(self, condition: Callable[[], object]) -> None:
+        try:
+            until(condition, seconds=40)
+        except AssertionError as error:
+            error.add_note(f"Exim said: {self._said()}\nand logged: {self._log()[-3000:]}")
+            raise
+
+    def _accepted(self) -> int:
+        return self._log().count(" <= ")
+
+    def _completed(self) -> int:
+        return self._log().count(" Completed")
+
+    def _log(self) -> str:
+        with contextlib.suppress(FileNotFoundError):
+            return (self.folder / "log" / "mainlog").read_text(errors="replace")
+        return ""
+
+    def _said(self) -> str:
+        return (self.folder / "stderr").read_text(errors="replace")
+
+    def _listens(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, "Exim ended"
+        with contextlib.suppress(OSError), socket.create_connection((HOST, self.port), timeout=5) as probe:
+            return bool(probe.recv(100))
+        return False
+
+    def _configuration(self, user: pwd.struct_passwd) -> str:
+        text = _CONFIGURATION.replace("ACLS", "\n".join(f"acl_smtp_{stage} = acl_{stage}" for stage in STAGES))
+        text = text.replace("STAGES", "".join(_STAGE.replace("STAGE", stage) for stage in STAGES))
+        for word, value in {
+            "FOLDER": str(self.folder),
+            "TLS_PORT": str(self.tls_port),
+            "PORT": str(self.port),
+            "LOGIN_USER": LOGIN[0],
+            "LOGIN_PASSWORD": LOGIN[1],
+            "USER": str(user.pw_uid),
+            "GROUP": str(user.pw_gid),
+        }.items():
+            text = text.replace(word, value)
+        return text
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.exists() else []
+
+
+def _user() -> pwd.struct_passwd:
+    """Who Exim is: never root, which it refuses; otherwise whoever runs the tests."""
+    return pwd.getpwnam("Debian-exim") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
+
+
+def _free_ports() -> tuple[int, int]:
+    """Two ports below those that outgoing connections take: they must still be free after a server was stopped."""
+    ports: list[int] = []
+    while len(ports) < 2:
+        port = random.randint(20_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server((HOST, port)):
+            ports.append(port)
+    return ports[0], ports[1]
+
+
+@contextmanager
+def exim() -> Iterator[Exim]:
+    """A running server. Not under pytest's folder: as root Exim is another user, who may not look in there."""
+    with tempfile.TemporaryDirectory(prefix="certjob-exim-") as folder:
+        Path(folder).chmod(0o755)
+        server = Exim(Path(folder))
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop()

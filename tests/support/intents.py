@@ -1,0 +1,109 @@
+"""Intents and what becomes of them: wishes for the portal, time that passes, a portal that is disturbed in a call."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import date
+from uuid import UUID, uuid4
+
+from certjob import database
+from certjob.database import Connection
+from certjob.mail.letter import OutgoingMessage
+from certjob.mail.reminders import CertificationReminderService
+from certjob.portal.sync import PortalSyncService
+from certjob.review.certification import CertificationManagementService
+from certjob.review.guards import MassChangeGuard
+from certjob.stopping import StopFlag
+from tests.support.facts import TODAY, Facts
+
+
+def queue_wish(connection: Connection, mentor_id: UUID, *, visible: bool) -> None:
+    """Want one mentor shown or hidden, as a review does."""
+    with database.transaction(connection):
+        PortalSyncService(connection, run_id=uuid4()).queue([(mentor_id, visible)])
+
+
+def backlog(facts: Facts, count: int, *, visible: bool = False) -> list[UUID]:
+    """So many new mentors of a new organisation with a wish each; their contact ids, in the order of delivery."""
+    organisation = facts.organisation(f"hlf-{uuid4().hex[:8]}")
+    contacts = [uuid4() for _ in range(count)]
+    facts.connection.execute(
+        "INSERT INTO mentors (organisation_id, member_no, email, dynamics_contact_id)"
+        " SELECT %s, 'B' || n, 'b' || n || '@example.org', contact"
+        " FROM unnest(%s::uuid[]) WITH ORDINALITY AS c (contact, n)",
+        (organisation, contacts),
+    )
+    facts.connection.execute(
+        "INSERT INTO portal_sync_events (mentor_id, visible) SELECT id, %s FROM mentors"
+        " WHERE organisation_id = %s ORDER BY array_position(%s::uuid[], dynamics_contact_id)",
+        (visible, organisation, contacts),
+    )
+    return contacts
+
+
+def review(connection: Connection, today: date = TODAY) -> None:
+    """Review whoever is due, as the first half of a night does; nothing is delivered."""
+    run_id = uuid4()
+    reminders = CertificationReminderService(connection, run_id=run_id)
+    CertificationManagementService(
+        connection,
+        today=today,
+        run_id=run_id,
+        guard=MassChangeGuard(connection, today=today, reminders=reminders, allow_mass_change=True),
+        reminders=reminders,
+        portal=PortalSyncService(connection, run_id=run_id),
+        stop=StopFlag(),
+    ).apply_due()
+
+
+class DisturbedPortal:
+    """A double of the portal in which something happens in the middle of a call; it notes calls that overlap."""
+
+    def __init__(self, during: Callable[[int], None] = lambda _number: None) -> None:
+        """``during`` is told the number of the call, 1, 2, …; what it raises is the call's outcome."""
+        self.during = during
+        self.calls: list[tuple[UUID, bool, str]] = []
+        self.visible: dict[UUID, bool] = {}
+        self.overlaps: list[UUID] = []
+        self._in_flight: set[UUID] = set()
+        self._lock = threading.Lock()
+
+    def update_portal_visibility(self, contact_id: UUID, *, visible: bool, idempotency_key: str) -> None:
+        with self._call(contact_id, visible, idempotency_key) as number:
+            self.during(number)
+            self.visible[contact_id] = visible
+
+    @contextmanager
+    def _call(self, contact_id: UUID, visible: bool, idempotency_key: str) -> Iterator[int]:
+        with self._lock:
+            self.calls.append((contact_id, visible, idempotency_key))
+            number = len(self.calls)
+            if contact_id in self._in_flight:
+                self.overlaps.append(contact_id)
+            self._in_flight.add(contact_id)
+        try:
+            yield number
+        finally:
+            with self._lock:
+                self._in_flight.discard(contact_id)
+
+    @property
+    def values(self) -> list[bool]:
+        """What was sent, in order."""
+        return [visible for _, visible, _ in self.calls]
+
+
+def make_due(facts: Facts, table: str = "portal_sync_events") -> None:
+    """Let the time until the next round pass."""
+    facts.connection.execute(f"UPDATE {table} SET next_attempt_at = now() WHERE status = 'pending'".encode())
+
+
+def run_out(facts: Facts, table: str = "portal_sync_events") -> None:
+    """Let every lease run out."""
+    facts.connection.execute(
+        f"UPDATE {table} SET next_attempt_at = now() - interval '1 second' WHERE claim_token IS NOT NULL".encode()
+    )
+
+
+def message_ids(messages: Sequence[OutgoingMessage]) -> list[str]:
+    return [message.message_id for message in messages]

@@ -1,0 +1,155 @@
+"""Running nights inside a test's process, with doubles only where the network begins."""
+
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import date
+from uuid import UUID
+
+from certjob.database import Connection
+from certjob.errors import PortalCallError, TransientPortalError
+from certjob.mail.letter import Channel, OutgoingMessage
+from certjob.night import nightly
+from certjob.night.deliveries import Delivery
+from certjob.night.nightly import NightOptions
+from certjob.night.report import RunReport
+from certjob.outbox.retry import RetryPolicy, constant
+from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
+from certjob.portal.push import PortalTarget, portal_policy
+from certjob.stopping import StopFlag
+from tests.support.facts import TODAY
+from tests.support.portal_server import PortalServer
+
+
+class FlakyPortal:
+    """A double of HLFDynamicsSyncService that fails a given number of times, then confirms."""
+
+    def __init__(self, *, failures: int = 0, error: Callable[[], PortalCallError] | None = None) -> None:
+        self.failures = failures
+        self.error = error or (lambda: TransientPortalError("connection reset"))
+        self.calls: list[tuple[UUID, bool, str]] = []
+        self.visible: dict[UUID, bool] = {}
+        self._lock = threading.Lock()
+
+    def update_portal_visibility(self, contact_id: UUID, *, visible: bool, idempotency_key: str) -> None:
+        with self._lock:
+            self.calls.append((contact_id, visible, idempotency_key))
+            if self.failures > 0:
+                self.failures -= 1
+                raise self.error()
+            self.visible[contact_id] = visible
+
+
+class CollectingChannel:
+    """A channel that keeps what was sent; ``on_send`` may raise what a server would make certjob raise."""
+
+    worst_case_seconds = 1.0
+
+    def __init__(self, *, on_send: Callable[[OutgoingMessage], None] | None = None) -> None:
+        self.sent: list[OutgoingMessage] = []
+        self.on_send = on_send
+
+    def send(self, message: OutgoingMessage) -> None:
+        if self.on_send is not None:
+            self.on_send(message)
+        self.sent.append(message)
+
+    def close(self) -> None:
+        pass
+
+
+class NoProgress:
+    """Shows nothing."""
+
+    def phase(self, name: str, *, total: int | None = None) -> Callable[[int], None]:
+        return lambda _done: None
+
+
+def quick_policy(*, max_attempts: int = 3) -> RetryPolicy:
+    """The real policy without its waits."""
+    return dataclasses.replace(portal_policy(max_attempts=max_attempts), backoff=constant(seconds=0))
+
+
+def delivery(
+    *,
+    portal: PortalTarget | PortalServer | None = None,
+    channel: Channel | None = None,
+    concurrency: int = 1,
+    max_attempts: int = 3,
+    deadline_seconds: float = 60.0,
+) -> Delivery:
+    """Ways out to a double, or over real HTTP to a PortalServer."""
+    if portal is None:
+        make_target = None
+    elif isinstance(portal, PortalServer):
+        server = portal
+
+        def make_target() -> HLFDynamicsSyncService:
+            return HLFDynamicsSyncService(server.url, server.key, deadline_seconds=5)
+    else:
+        target = portal
+
+        def make_target() -> nullcontext[PortalTarget]:  # type: ignore[misc]
+            return nullcontext(target)
+
+    return Delivery(
+        make_target=make_target,
+        channel=channel,
+        mail_from="certjob@example.org",
+        policy=quick_policy(max_attempts=max_attempts),
+        concurrency=concurrency,
+        deadline_seconds=deadline_seconds,
+    )
+
+
+def night(
+    connection: Connection,
+    today: date = TODAY,
+    *,
+    portal: PortalTarget | PortalServer | None = None,
+    channel: Channel | None = None,
+    ways_out: Delivery | None = None,
+    allow_mass_change: bool = False,
+    dry_run: bool = False,
+    deliver: bool = True,
+    organisation: str | None = None,
+    stop: StopFlag | None = None,
+) -> RunReport:
+    """Run one night."""
+    options = NightOptions(
+        today=today,
+        organisation=organisation,
+        dry_run=dry_run,
+        allow_mass_change=allow_mass_change,
+        deliver=deliver,
+    )
+    return nightly.run(
+        connection,
+        options=options,
+        delivery=ways_out or delivery(portal=portal, channel=channel),
+        stop=stop or StopFlag(),
+        progress=NoProgress(),
+    )
+
+
+@contextmanager
+def in_background(work: Callable[[], object]) -> Iterator[threading.Thread]:
+    """Run something beside the test and wait for its end; what it raises is raised here."""
+    errors: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - handed to the test
+            errors.append(error)
+
+    thread = threading.Thread(target=guarded)
+    thread.start()
+    try:
+        yield thread
+    finally:
+        thread.join(timeout=60)
+    assert not thread.is_alive(), "the background work did not end"
+    if errors:
+        raise errors[0]

@@ -1,0 +1,232 @@
+"""What the stand-in of the portal may do with a request: answer well, answer badly, or break the connection.
+
+Each function here returns a ``Behaviour``, to be put into the script of a ``tests.support.portal_server.PortalServer``.
+"""
+
+import json
+import select
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+REASON = {200: "OK", 301: "Moved Permanently", 302: "Found", 401: "Unauthorized", 404: "Not Found"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortalRequest:
+    """One request as it arrived."""
+
+    number: int
+    """1, 2, … in the order of arrival."""
+    arrived_seconds: float
+    """``time.monotonic()``."""
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    """Names in lower case."""
+    body: bytes
+    authorized: bool
+    json: Any = None
+    """The parsed body; None if it is no JSON."""
+    contact_id: UUID | None = None
+    visible: bool | None = None
+
+    @property
+    def idempotency_key(self) -> str | None:
+        return self.headers.get("idempotency-key")
+
+
+@dataclass(eq=False, kw_only=True)
+class Exchange:
+    """A request and the connection to answer it on; what a behaviour works with."""
+
+    connection: socket.socket
+    request: PortalRequest
+    visible: dict[UUID, bool]
+    """What the portal shows; ``apply`` changes it."""
+    released: threading.Event
+    """Set when whatever hangs may go on."""
+    closing: threading.Event
+    """Set when the server ends."""
+    answered: bool = False
+    """Set before the last byte of the answer leaves: from then on the caller may rightly call again."""
+
+    def apply(self) -> None:
+        """Do what the request asks for."""
+        if self.request.contact_id is not None and self.request.visible is not None:
+            self.visible[self.request.contact_id] = self.request.visible
+
+    def send(self, data: bytes, *, last: bool = True) -> None:
+        self.answered = self.answered or last
+        self.connection.sendall(data)
+
+    def pause(self, seconds: float) -> None:
+        """Wait, but not longer than the caller or the server is there."""
+        ends_at = time.monotonic() + seconds
+        while (left := ends_at - time.monotonic()) > 0 and not self.closing.wait(min(left, 0.02)):
+            if self.is_given_up:
+                raise ConnectionError
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether the caller has closed its end."""
+        try:
+            readable, _, _ = select.select([self.connection], [], [], 0)
+            return bool(readable) and self.connection.recv(1, socket.MSG_PEEK) == b""
+        except (OSError, ValueError):
+            return True
+
+    def close(self, *, reset: bool = False) -> None:
+        """Close the connection; with ``reset``, so that the other side sees ECONNRESET."""
+        self.answered = True
+        if reset:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+
+
+Behaviour = Callable[[Exchange], None]
+"""Answers one request."""
+
+
+def http_answer(status: int, body: bytes = b"", *, headers: Mapping[str, str] | None = None) -> bytes:
+    """The bytes of an HTTP/1.1 answer."""
+    lines = [f"HTTP/1.1 {status} {REASON.get(status, 'Status')}"]
+    everything = {"Content-Type": "application/json", "Content-Length": str(len(body)), **(headers or {})}
+    lines += [f"{name}: {value}" for name, value in everything.items()]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode() + body
+
+
+def answer(
+    status: int, body: Any = b"", *, headers: Mapping[str, str] | None = None, applied: bool = False
+) -> Behaviour:
+    """Answer with these bytes, or with this value as JSON."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+
+    def behave(exchange: Exchange) -> None:
+        if applied:
+            exchange.apply()
+        correlation = {"X-Correlation-Id": f"test-{exchange.request.number}"}
+        exchange.send(http_answer(status, data, headers={**correlation, **(headers or {})}))
+
+    return behave
+
+
+def ok(*, then_close: bool = False, then_reset: bool = False) -> Behaviour:
+    """Do it and say so; then, unlike what the answer promised, drop the idle connection."""
+
+    def behave(exchange: Exchange) -> None:
+        request = exchange.request
+        if request.method == "GET":
+            answer(200, {"ok": True})(exchange)
+        elif request.contact_id is None or request.visible is None:
+            error(400, "invalid_request")(exchange)
+        else:
+            answer(200, {"contact_id": str(request.contact_id), "visible": request.visible}, applied=True)(exchange)
+        if then_close or then_reset:
+            exchange.close(reset=then_reset)
+
+    return behave
+
+
+def error(
+    status: int,
+    code: str,
+    *,
+    message: str = "as the test wishes",
+    retry_after: str | None = None,
+    applied: bool = False,
+) -> Behaviour:
+    """Answer with the function's own error envelope."""
+    headers = {} if retry_after is None else {"Retry-After": retry_after}
+    return answer(status, {"error": {"code": code, "message": message}}, headers=headers, applied=applied)
+
+
+def html(status: int = 200, *, headers: Mapping[str, str] | None = None) -> Behaviour:
+    """Answer with a web page, as a gateway in front of a failed deploy does."""
+    return answer(status, b"<!doctype html><p>Nothing here", headers={"Content-Type": "text/html", **(headers or {})})
+
+
+def redirect(location: str, *, status: int = 302) -> Behaviour:
+    """Send the caller somewhere else."""
+    return answer(status, headers={"Location": location})
+
+
+def wrong_echo(*, contact_id: str | None = None, visible: Any = None) -> Behaviour:
+    """Answer 200 with the contract's JSON, but with another value in it; nothing is done."""
+
+    def behave(exchange: Exchange) -> None:
+        echo: dict[str, Any] = {"contact_id": str(exchange.request.contact_id), "visible": exchange.request.visible}
+        echo |= {} if contact_id is None else {"contact_id": contact_id}
+        echo |= {} if visible is None else {"visible": visible}
+        answer(200, echo)(exchange)
+
+    return behave
+
+
+def reset(*, applied: bool = False) -> Behaviour:
+    """Break the connection instead of an answer; with ``applied``, after doing the work."""
+
+    def behave(exchange: Exchange) -> None:
+        if applied:
+            exchange.apply()
+        exchange.close(reset=True)
+
+    return behave
+
+
+def cut(*, applied: bool = True) -> Behaviour:
+    """Do the work, begin the answer, and close the connection in the middle of the body."""
+
+    def behave(exchange: Exchange) -> None:
+        if applied:
+            exchange.apply()
+        exchange.send(http_answer(200, b'{"contact_id": "', headers={"Content-Length": "80"}))
+        exchange.close()
+
+    return behave
+
+
+def drip(*, part: str = "body", every_seconds: float = 0.05, applied: bool = True) -> Behaviour:
+    """Do the work and answer without end, a byte now and then, in the ``headers`` or in the ``body``."""
+    beginning = b"HTTP/1.1 200 OK\r\n" + (b"X-Filler: " if part == "headers" else b"Content-Length: 99999\r\n\r\n")
+
+    def behave(exchange: Exchange) -> None:
+        if applied:
+            exchange.apply()
+        exchange.send(beginning, last=False)
+        while not exchange.closing.is_set():
+            exchange.pause(every_seconds)
+            exchange.send(b".", last=False)
+
+    return behave
+
+
+def hang(then: Behaviour | None = None, *, applied: bool = False) -> Behaviour:
+    """Say nothing until ``portal.release()``; ``then`` behave (default: close without an answer)."""
+
+    def behave(exchange: Exchange) -> None:
+        if applied:
+            exchange.apply()
+        while not (exchange.released.is_set() or exchange.closing.is_set()):
+            exchange.pause(0.01)
+        if then is None or exchange.closing.is_set():
+            exchange.close()
+        else:
+            then(exchange)
+
+    return behave
+
+
+def delay(seconds: float, then: Behaviour | None = None) -> Behaviour:
+    """Take this long, ``then`` behave (default: ``ok()``)."""
+
+    def behave(exchange: Exchange) -> None:
+        exchange.pause(seconds)
+        (then or ok())(exchange)
+
+    return behave

@@ -1,0 +1,185 @@
+"""Several certjob processes at once: set off together, with shorter times, or frozen at a chosen point.
+
+    with started("run", "--json", environment=…, folder=…, freeze_before=FIRST_CALL) as child:
+        wait_until_frozen(child)
+        ...                                # what the others do meanwhile
+        child.signal(SIGCONT)
+
+``started`` runs certjob's own entry point, altered by this file, which is a script, too. The times of a lease are
+minutes; a test that waits for them shortens all that belong together. A freeze is a SIGSTOP that the process sends to
+itself, the first time it comes to that point.
+"""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # and inside functions, because the script has no use for the tests' own modules
+    import psycopg
+
+    from tests.support.command_line import Backends, Child
+    from tests.support.portal_answers import Behaviour, Exchange
+
+FIRST_CALL = "certjob.portal.hlf_dynamics:HLFDynamicsSyncService.update_portal_visibility"
+"""Where the network begins: the lease was looked at for the last time."""
+FIRST_MESSAGE = "certjob.mail.channels.maildir:MaildirChannel.send"
+PORTAL_CLAIM = "certjob.portal.sync:PortalSyncService.claim"
+MAIL_CLAIM = "certjob.mail.reminders:CertificationReminderService.claim"
+GATE = "certjob.portal.threads:Gate.wait"
+"""Where a thread waits for its turn to call."""
+
+
+@contextmanager
+def start_barrier(app: "psycopg.Connection[Any]", backends: "Backends") -> Iterator[list["Child"]]:
+    """Hold the runs that the block starts and appends before their first write until all are there; then all go on."""
+    from tests.support.waiting import until
+
+    children: list[Child] = []
+
+    def all_are_there() -> bool:
+        for child in children:
+            assert child.process.poll() is None, child.finish()
+        return len([row for row in backends.rows() if row[2] == "Lock"]) == len(children)
+
+    app.execute("LOCK TABLE job_runs IN SHARE MODE")
+    yield children
+    until(all_are_there, seconds=60)
+    app.rollback()
+
+
+def while_open(gate: threading.Event, then: "Behaviour") -> "Behaviour":
+    """``then`` behave, but only while the gate is open."""
+
+    def behave(exchange: "Exchange") -> None:
+        while not gate.is_set():
+            if exchange.closing.is_set():
+                raise ConnectionError
+            exchange.pause(0.01)
+        then(exchange)
+
+    return behave
+
+
+@contextmanager
+def started(
+    *arguments: str, environment: Mapping[str, str], folder: Path, **alterations: float | str
+) -> Iterator["Child"]:
+    """The altered command in the background; whatever is left of it at the end is killed.
+
+    The alterations: ``freeze_before`` or ``freeze_after`` a method; in seconds ``portal_lease``, ``mail_lease``,
+    ``call`` (the longest a call to the portal takes), ``round`` (how long its repeats may begin) and ``message`` (the
+    longest each half of a message takes, before and after its last dot).
+    """
+    from tests.support.command_line import Child
+
+    with subprocess.Popen(
+        [sys.executable, "-P", __file__, json.dumps(alterations), *arguments],
+        env=dict(environment),
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        child = Child(process)
+        try:
+            yield child
+        finally:
+            if process.poll() is None:
+                process.kill()
+            child.finish()
+
+
+def wait_until_frozen(child: "Child") -> None:
+    """Wait until every thread of it stands still."""
+    from tests.support.waiting import until
+
+    until(lambda: os.waitid(os.P_PID, child.process.pid, os.WSTOPPED | os.WNOHANG), seconds=60)
+
+
+def _plant_freeze(name: str, *, before: bool) -> None:
+    module, _, path = name.partition(":")
+    owner, method = path.split(".")
+    room = getattr(import_module(module), owner)
+    original = getattr(room, method)
+    visits = itertools.count()
+
+    def freezing(*arguments: Any, **named: Any) -> Any:
+        first = next(visits) == 0
+        if first and before:
+            _freeze()
+        result = original(*arguments, **named)
+        if first and not before:
+            _freeze()
+        return result
+
+    setattr(room, method, freezing)
+
+
+def _freeze() -> None:
+    # To this thread: sent to the process, another thread might take it, and this one would run on for a while.
+    signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
+
+
+def _set_defaults(function: Callable[..., Any], **values: float) -> None:
+    defaults = function.__kwdefaults__
+    assert defaults is not None
+    assert defaults.keys() >= values.keys()
+    defaults.update(values)
+
+
+def _set_everywhere(name: str, value: object) -> None:
+    """Set it in every room that has imported it by name; those that come later find it where it is defined."""
+    rooms = [room for key, room in sys.modules.items() if key.startswith("certjob.") and hasattr(room, name)]
+    assert rooms, name
+    for room in rooms:
+        setattr(room, name, value)
+
+
+def _shorten_portal(*, lease: float, call: float, repeats: float) -> None:
+    from certjob.night import nightly, resync  # noqa: F401 - all that know these times are to be loaded
+    from certjob.portal import push, sync
+
+    usual = push.portal_policy
+    _set_defaults(sync.PortalSyncService.__init__, lease_seconds=lease)
+    _set_everywhere("CALL_DEADLINE_SECONDS", call)
+    _set_everywhere(
+        "portal_policy", lambda *, max_attempts: replace(usual(max_attempts=max_attempts), deadline_seconds=repeats)
+    )
+
+
+def _shorten_mail(*, lease: float, message: float) -> None:
+    from certjob.mail.channels.maildir import MaildirChannel
+    from certjob.mail.channels.smtp import SmtpChannel
+    from certjob.mail.reminders import CertificationReminderService
+
+    _set_defaults(CertificationReminderService.__init__, lease_seconds=lease)
+    _set_defaults(SmtpChannel.__init__, step_seconds=message, prepare_seconds=message, answer_seconds=message)
+    MaildirChannel.worst_case_seconds = message
+
+
+def _run(alterations: Mapping[str, Any]) -> None:
+    from certjob.cli.entry import main
+
+    if "portal_lease" in alterations:
+        _shorten_portal(lease=alterations["portal_lease"], call=alterations["call"], repeats=alterations["round"])
+    if "mail_lease" in alterations:
+        _shorten_mail(lease=alterations["mail_lease"], message=alterations["message"])
+    for moment in alterations.keys() & {"freeze_before", "freeze_after"}:
+        _plant_freeze(alterations[moment], before=moment == "freeze_before")
+    main()
+
+
+if __name__ == "__main__":
+    changes = json.loads(sys.argv.pop(1))
+    _run(changes)

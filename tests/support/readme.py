@@ -1,0 +1,55 @@
+"""The README's examples: a command after ``$``, and under it what is printed."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+VARIES = {
+    "the second at which a page was read": r"(?<=checked )\d\d:\d\d:\d\d",
+}
+"""What is not compared. In an example an ellipsis stands for the rest of what is between its neighbours on a line, and
+alone on a line for any number of lines."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One command and its output, as README shows them."""
+
+    heading: str
+    """The title above it, without the number signs."""
+    command: str
+    output: str
+
+    def matches(self, printed: str) -> bool:
+        """Whether this was printed, word for word but for what varies."""
+        pattern = re.escape(_without_what_varies(self.output))
+        pattern = re.sub(r"(?:\A|(?<=\n))…\\\n", r"(?:[^\n]*\n)*?", pattern)
+        pattern = re.sub(r"\\\n…\Z", r"(?:\n[^\n]*)*", pattern)
+        lines = (line.rstrip() for line in printed.strip().splitlines())
+        return re.fullmatch(pattern.replace("…", "[^\n]*"), _without_what_varies("\n".join(lines))) is not None
+
+
+def read_examples(text: str = README) -> Iterator[Example]:
+    """Yield every indented line ``$ certjob …`` with what is indented under it."""
+    heading, is_code = "", False
+    command, output = "", list[str]()
+    for line in [*text.splitlines(), "# end"]:
+        is_code = line.startswith("    ") or (is_code and not line)
+        if command and (line.startswith("    $ ") or not is_code):
+            yield Example(heading=heading, command=command, output="\n".join(output).strip())
+            command, output = "", []
+        if line.startswith("#"):
+            heading = line.lstrip("# ")
+        elif line.startswith("    $ "):
+            command = line.removeprefix("    $ ")
+        elif command:
+            output.append(line[4:].rstrip())
+
+
+def _without_what_varies(text: str) -> str:
+    for pattern in VARIES.values():
+        text = re.sub(pattern, "~", text)
+    return text

@@ -1,0 +1,130 @@
+"""The world in which README's examples happen: it is 8 o'clock on 10 March 2026 in Oslo, for the database, too."""
+
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from pathlib import Path
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from freezegun import freeze_time
+
+from certjob import database
+from tests.support.command_line import run_in_process, without_escapes
+from tests.support.facts import TODAY, Facts
+
+MORNING = datetime(2026, 3, 10, 8, 0, tzinfo=ZoneInfo("Europe/Oslo"))
+NIGHT = datetime(2026, 3, 10, 3, 10, tzinfo=ZoneInfo("Europe/Oslo"))
+YESTERDAY = TODAY - timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """Where and when a command is typed."""
+
+    settings: Mapping[str, str]
+    """Beyond the world's own."""
+    columns: int | None = None
+    """None: no terminal."""
+    at: datetime = MORNING
+
+
+def terminal(settings: Mapping[str, str] | None = None, *, columns: int = 100) -> View:
+    return View(settings=settings or {}, columns=columns)
+
+
+def cron(settings: Mapping[str, str] | None = None, *, at: datetime = MORNING) -> View:
+    return View(settings=settings or {}, at=at)
+
+
+_ASK_ANOTHER_CLOCK = b"""
+    CREATE SCHEMA clock;
+    DO $$ BEGIN
+        EXECUTE format('ALTER DATABASE %I SET search_path = public, clock, pg_catalog', current_database());
+    END $$
+"""
+"""A session finds our now() before the system's own."""
+
+_COLUMNS_THAT_ASK_THE_REAL_ONE = """
+    SELECT table_name, column_name FROM information_schema.columns
+    WHERE table_schema = 'public' AND column_default = 'pg_catalog.now()'
+"""
+
+
+class World:
+    """A database, a folder, a mailbox; and the facts of a programme, once a scene has written them.
+
+    Between the commands it is night in the database.
+    """
+
+    def __init__(self, url: str, *, empty_url: Callable[[], str], environment: Mapping[str, str], folder: Path) -> None:
+        self.folder = folder
+        self._empty_url = empty_url
+        self._environment = environment
+        self.move_to(url)
+
+    def move_to(self, url: str) -> None:
+        """Let this be the database from now on."""
+        self.url = url
+        with database.connect(url) as connection:
+            connection.execute(_ASK_ANOTHER_CLOCK)
+        self.connection = database.connect(url)
+        self.facts = Facts(self.connection)
+        self._set_the_servers_clock(NIGHT)
+
+    def forget_the_schema(self) -> None:
+        """Move to a database without any table."""
+        self.connection.close()
+        self.move_to(self._empty_url())
+
+    def types(self, command: str, view: View) -> str:
+        """What a command prints, everywhere, at that time: by this machine's clock and by the database's."""
+        settings = {
+            "CERTJOB_DATABASE_URL": self.url,
+            "CERTJOB_NOTIFY_URL": f"maildir:{self.folder / 'mail'}",
+        }
+        self._set_the_servers_clock(view.at)
+        with freeze_time(view.at, tick=True):
+            finished = run_in_process(
+                *shlex.split(command)[1:],
+                environment=dict(self._environment) | settings | dict(view.settings),
+                folder=self.folder,
+                columns=view.columns,
+            )
+        self._set_the_servers_clock(NIGHT)
+        # Of a screen that is drawn again and again, what stands there at the end.
+        return without_escapes(finished.stdout.rpartition("\x1b[H")[2]) + finished.stderr
+
+    def _set_the_servers_clock(self, at: datetime) -> None:
+        """Let it be that time in this database, for statements and for defaults, and go on from there."""
+        ((really_at,),) = self.facts.rows("SELECT pg_catalog.clock_timestamp()")
+        for name in ("now", "clock_timestamp"):
+            self.connection.execute(
+                f"CREATE OR REPLACE FUNCTION clock.{name}() RETURNS timestamptz LANGUAGE sql STABLE"
+                f" RETURN pg_catalog.{name}() - (timestamptz '{really_at}' - timestamptz '{at}')".encode()
+            )
+        for table, column in self.facts.rows(_COLUMNS_THAT_ASK_THE_REAL_ONE):
+            self.connection.execute(f"ALTER TABLE {table} ALTER COLUMN {column} SET DEFAULT now()".encode())
+
+    def night(self, settings: Mapping[str, str] | None = None) -> None:
+        """The night of this morning, at 03:10."""
+        self.types("certjob run", cron(settings, at=NIGHT))
+
+    def coordinator(self, organisation: UUID) -> None:
+        """Ola, who gets the daily mail."""
+        self.connection.execute(
+            "INSERT INTO coordinators (organisation_id, full_name, email) VALUES (%s, 'Ola Engvik', 'ola@hlf.example')",
+            (organisation,),
+        )
+
+    def expired_mentors(self, number: int) -> None:
+        organisation = self.facts.organisation()
+        for _ in range(number):
+            self.facts.certified_mentor(organisation, YESTERDAY)
+
+    def kari(self) -> UUID:
+        """A mentor whose certificate ended yesterday."""
+        mentor = self.facts.mentor(self.facts.organisation(), member_no="M1042")
+        self.facts.certificate(mentor, YESTERDAY, issued_on=date(2024, 3, 10))
+        return mentor

@@ -1,0 +1,722 @@
+"""`certjob check`: everything that a night depends on, each with its verdict and the next step, changing nothing."""
+
+import json
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from certjob.database import Connection
+from certjob.views.check import in_database
+from certjob.views.check.findings import Verdict
+from tests.conftest import Certjob
+from tests.support.command_line import (
+    SECRET,
+    Finished,
+    assert_no_secret,
+    on_terminal,
+    run_in_process,
+    started,
+    without_escapes,
+)
+from tests.support.facts import Facts
+from tests.support.ping_host import ping_host
+from tests.support.portal_answers import Behaviour, answer, error, html, redirect, reset
+from tests.support.portal_server import PortalServer
+from tests.support.smtp_server import CERTIFICATE, Fault, Mailbox, real_server, scripted_server, server_tls
+from tests.support.waiting import until
+
+
+@pytest.fixture
+def portal() -> Iterator[PortalServer]:
+    with PortalServer(key=SECRET) as server:
+        yield server
+
+
+@pytest.fixture
+def environment(
+    bare_environment: dict[str, str], database_url: str, portal: PortalServer, tmp_path: Path
+) -> dict[str, str]:
+    """Everything that can be set is set, and right."""
+    templates = tmp_path / "templates"
+    templates.mkdir()
+    return bare_environment | {
+        "CERTJOB_DATABASE_URL": database_url,
+        "CERTJOB_PORTAL_URL": portal.url,
+        "CERTJOB_PORTAL_KEY": SECRET,
+        "CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'maildir'}",
+        "CERTJOB_TEMPLATES_DIR": str(templates),
+    }
+
+
+@pytest.fixture
+def here(environment: dict[str, str], tmp_path: Path) -> Certjob:
+    def run(*arguments: str, **settings: str) -> Finished:
+        result = run_in_process("check", *arguments, environment=environment | settings, folder=tmp_path)
+        assert_no_secret(result)
+        return result
+
+    return run
+
+
+@pytest.fixture
+def complete(facts: Facts) -> Facts:
+    """An organisation that lacks nothing."""
+    organisation = facts.organisation()
+    facts.connection.execute(
+        "INSERT INTO coordinators (organisation_id, email) VALUES (%s, 'k@example.org')", (organisation,)
+    )
+    facts.mentor(organisation)
+    return facts
+
+
+def found(result: Finished) -> dict[str, list[str]]:
+    """What was said about each thing that is not well: the verdict and the whole text."""
+    said: dict[str, list[str]] = {}
+    for entry in json.loads(result.stdout)["checks"]:
+        if entry["verdict"] != "ok":
+            said.setdefault(entry["check"], []).append(
+                f"{entry['verdict']}: {entry['message']}" + (f"; {entry['next_step']}" if entry["next_step"] else "")
+            )
+    return said
+
+
+# All is well.
+
+
+def test_all_is_well(here: Certjob, complete: Facts, portal: PortalServer, tmp_path: Path) -> None:
+    """Exit 0, a line for each thing, and not a word on stderr; the portal is asked with GET and nobody is touched."""
+    result = here()
+
+    assert (result.returncode, result.stderr) == (0, ""), result
+    lines = result.stdout.splitlines()
+    assert {line[:6] for line in lines} == {"ok    "}
+    checks = [line[6:].partition(":")[0] for line in lines]
+    assert checks == [
+        "settings",
+        "settings",
+        "time zone",
+        "database",
+        "writable",
+        "clock",
+        "schema",
+        "rights",
+        "last night",
+        "organisations",
+        "portal",
+        "mail",
+        "templates",
+        "monitoring",
+    ]
+    assert [(request.method, request.body) for request in portal.requests] == [("GET", b"")]
+    assert not (tmp_path / "maildir").exists()
+
+
+def test_it_works_without_writing_anything(
+    here: Certjob, complete: Facts, connection: Connection, database_url: str
+) -> None:
+    """On a database that takes no write only that is said; nothing that was looked at needed one."""
+    name = connection.info.dbname
+    connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on".encode())
+
+    result = here("--json")
+
+    assert result.returncode == 1
+    assert list(found(result)) == ["writable"]
+    assert "fail: the database is read-only; use the primary" in found(result)["writable"][0]
+    assert result.stderr == "certjob check: 1 failed of 14\n"
+
+
+def test_the_document_has_a_verdict_a_message_and_a_next_step(here: Certjob, facts: Facts) -> None:
+    """One document; where all is well there is no next step."""
+    result = here("--json")
+
+    document = json.loads(result.stdout)
+    assert (result.returncode, document["outcome"]) == (3, "attention")
+    assert list(document) == ["outcome", "checks"]
+    for entry in document["checks"]:
+        assert list(entry) == ["check", "verdict", "message", "next_step"]
+        assert (entry["verdict"] == "ok") == (entry["next_step"] is None)
+
+
+def test_quiet_says_only_what_is_not_well(here: Certjob, facts: Facts) -> None:
+    """Fit for a cron line: nothing at all when all is well."""
+    result = here("-q")
+
+    assert result.stdout.splitlines() == [
+        "warn  organisations: there is none; create one with `certjob organisation set SLUG`"
+    ]
+
+
+def test_on_a_terminal_it_is_coloured_and_fits(environment: dict[str, str], facts: Facts, tmp_path: Path) -> None:
+    """NO_COLOR takes the colour, and only that."""
+    settings = environment | {"CERTJOB_PORTAL_ULR": "x"}
+
+    code, shown = on_terminal(["check"], environment=settings, folder=tmp_path, columns=60)
+    _, plain = on_terminal(["check"], environment=settings | {"NO_COLOR": "1"}, folder=tmp_path, columns=60)
+
+    assert code == 3
+    assert "\x1b[33mwarn" in shown
+    assert "\x1b[3" not in plain
+    lines = without_escapes(shown).splitlines()
+    assert without_escapes(plain).splitlines() == lines
+    assert all(len(line) <= 60 for line in lines[:-1])
+    assert "warn  settings: CERTJOB_PORTAL_ULR is no setting of certjob;" in lines
+    assert "      did you mean CERTJOB_PORTAL_URL?" in lines
+
+
+# Settings.
+
+
+def test_every_wrong_setting_is_named_and_everything_else_is_looked_at(
+    here: Certjob, complete: Facts, portal: PortalServer
+) -> None:
+    """By its variable, never its value; the database and the templates are still looked at."""
+    result = here(
+        "--json",
+        CERTJOB_TIME_ZONE=SECRET,
+        CERTJOB_PORTAL_KEY="",
+        CERTJOB_NOTIFY_URL="smtp://mail.example",
+        CERTJOB_PORTAL_RATE="-1",
+    )
+
+    said = found(result)
+    assert result.returncode == 2
+    assert set(said) == {"settings", "portal", "mail"}
+    for variable, clause in zip(
+        ("CERTJOB_TIME_ZONE", "CERTJOB_PORTAL_RATE", "CERTJOB_PORTAL_KEY", "CERTJOB_MAIL_FROM"),
+        said["settings"],
+        strict=True,
+    ):
+        assert clause.startswith(f"fail: {variable}"), clause
+    assert said["portal"] == ["skip: not checked: its settings are wrong"]
+    assert said["mail"] == ["skip: not checked: its settings are wrong"]
+    assert portal.requests == []
+
+
+def test_without_a_database_the_rest_is_looked_at(here: Certjob, portal: PortalServer) -> None:
+    """What cannot be looked at says why."""
+    result = here("--json", CERTJOB_DATABASE_URL="")
+
+    said = found(result)
+    assert result.returncode == 2
+    assert said["settings"] == ["fail: CERTJOB_DATABASE_URL is not set; give a PostgreSQL URL or the word embedded"]
+    assert said["schema"] == ["skip: not checked: CERTJOB_DATABASE_URL is not set"]
+    assert len(portal.requests) == 1
+
+
+def test_the_word_embedded_makes_no_database(here: Certjob, bare_environment: dict[str, str]) -> None:
+    """A look creates nothing."""
+    home = Path(bare_environment["HOME"])
+
+    result = here("--json", CERTJOB_DATABASE_URL="embedded", XDG_DATA_HOME=str(home))
+
+    assert found(result)["database"] == ["fail: there is no embedded database yet; run `certjob db migrate`"]
+    assert list(home.iterdir()) == []
+
+
+def test_an_env_file_that_cannot_be_read_is_said_so(here: Certjob, complete: Facts, tmp_path: Path) -> None:
+    """And the environment's own variables count."""
+    (tmp_path / ".env").write_bytes(b"CERTJOB_PORTAL_KEY=bl\xe5\n")
+
+    result = here("--json")
+
+    assert result.returncode == 2
+    assert list(found(result)) == ["settings"]
+    assert "the file .env in the current folder cannot be read" in found(result)["settings"][0]
+
+
+# The database.
+
+
+def test_a_server_that_nobody_answers_at_is_out_of_reach(here: Certjob, portal: PortalServer) -> None:
+    """Exit 1, as every command's; the portal is asked all the same."""
+    result = here("--json", CERTJOB_DATABASE_URL=f"postgresql://certjob:{SECRET}@127.0.0.1:1/certjob")
+
+    said = found(result)
+    assert result.returncode == 1
+    assert said["database"][0].startswith("fail: the database cannot be reached")
+    assert said["rights"] == ["skip: not checked: the database did not answer"]
+    assert len(portal.requests) == 1
+
+
+def test_a_schema_that_is_not_there_names_the_command(here: Certjob, empty_database_url: str) -> None:
+    """Nothing about rights or organisations can be said."""
+    result = here("--json", CERTJOB_DATABASE_URL=empty_database_url)
+
+    said = found(result)
+    assert result.returncode == 2
+    assert said["schema"] == ["fail: certjob's tables are not there yet; run `certjob db migrate`"]
+    assert [len(said[name]) for name in ("rights", "last night", "organisations")] == [1, 1, 1]
+
+
+def test_an_older_schema_names_the_command(here: Certjob, connection: Connection) -> None:
+    """After an upgrade of certjob."""
+    connection.execute("DELETE FROM certjob_migrations WHERE version = (SELECT max(version) FROM certjob_migrations)")
+
+    result = here("--json")
+
+    expected = "fail: older than this certjob, 1 migration is pending; run `certjob db migrate`"
+    assert (result.returncode, found(result)["schema"]) == (2, [expected])
+
+
+def test_a_newer_schema_wants_the_newer_certjob(here: Certjob, connection: Connection) -> None:
+    """An old certjob left on some machine."""
+    connection.execute("INSERT INTO certjob_migrations (version, name, sha256) VALUES (9999, 'future', 'x')")
+
+    result = here("--json")
+
+    assert result.returncode == 2
+    assert "newer than this certjob (migration 9999_future); install the newer certjob" in found(result)["schema"][0]
+
+
+def test_a_user_without_rights_is_told_which(here: Certjob, complete: Facts, database_url: str) -> None:
+    """The tables are seen, all rows of them too, and one right is missing."""
+    role = f"certjob_clerk_{uuid4().hex[:8]}"
+    connection = complete.connection
+    connection.execute(f"CREATE ROLE {role} LOGIN BYPASSRLS PASSWORD '{SECRET}'".encode())
+    try:
+        connection.execute(f"GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO {role}".encode())
+        connection.execute(f"REVOKE INSERT ON job_runs FROM {role}".encode())
+        url = psycopg.conninfo.make_conninfo(database_url, user=role, password=SECRET)
+
+        result = here("--json", CERTJOB_DATABASE_URL=url)
+
+        assert result.returncode == 2
+        assert found(result) == {
+            "rights": [
+                f"fail: the database user {role} lacks INSERT on job_runs; "
+                f"GRANT certjob_worker TO {role}, or connect as the tables' owner"
+            ]
+        }
+    finally:
+        connection.execute(f"DROP OWNED BY {role}".encode())
+        connection.execute(f"DROP ROLE {role}".encode())
+
+
+def test_row_level_security_that_may_hide_mentors_is_a_failure(
+    here: Certjob, complete: Facts, database_url: str
+) -> None:
+    """Unless a policy shows that user every row; a night would take the hidden ones for none."""
+    role = f"certjob_clerk_{uuid4().hex[:8]}"
+    connection = complete.connection
+    connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{SECRET}'".encode())
+    try:
+        connection.execute(f"GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO {role}".encode())
+        for (table,) in connection.execute(
+            "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'"
+        ).fetchall():
+            condition = "member_no <> 'M1'" if table == "mentors" else "true"
+            statement = f"CREATE POLICY clerk ON {table} TO {role} USING ({condition}) WITH CHECK (true)"
+            connection.execute(statement.encode())
+        url = psycopg.conninfo.make_conninfo(database_url, user=role, password=SECRET)
+
+        result = here("--json", CERTJOB_DATABASE_URL=url)
+
+        assert result.returncode == 2
+        (said,) = found(result)["rights"]
+        assert said.startswith(f"fail: row-level security may hide rows from the database user {role}: mentors; ")
+    finally:
+        connection.execute(f"DROP OWNED BY {role}".encode())
+        connection.execute(f"DROP ROLE {role}".encode())
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict"),
+    [
+        ("SELECT 1", "ok"),
+        ('DROP POLICY "worker works here" ON mentors', "row-level security may hide rows"),
+        ('ALTER POLICY "worker works here" ON job_runs WITH CHECK (false)', "row-level security may hide rows"),
+        ("REVOKE INSERT ON job_runs FROM certjob_worker", "lacks INSERT on job_runs"),
+        ("REVOKE SELECT ON portal_alerts FROM certjob_worker", "lacks SELECT on portal_alerts"),
+    ],
+)
+def test_a_login_that_is_a_worker_may_do_what_a_night_needs(
+    here: Certjob, complete: Facts, database_url: str, change: str, verdict: str
+) -> None:
+    """As README says to set it up; and anything that was taken away from the role is noticed."""
+    role = f"certjob_cron_{uuid4().hex[:8]}"
+    connection = complete.connection
+    connection.execute(f"CREATE ROLE {role} LOGIN IN ROLE certjob_worker PASSWORD '{SECRET}'".encode())
+    try:
+        connection.execute(change.encode())
+
+        result = here("--json", CERTJOB_DATABASE_URL=psycopg.conninfo.make_conninfo(database_url, user=role))
+
+        said = found(result).get("rights", ["ok"])
+        assert len(said) == 1
+        assert verdict in said[0]
+        assert result.returncode == (0 if verdict == "ok" else 2)
+    finally:
+        connection.execute(f"DROP ROLE {role}".encode())
+
+
+def test_a_table_that_somebody_holds_is_said_and_not_waited_for(
+    here: Certjob, complete: Facts, app: psycopg.Connection[tuple[object, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A migration that hangs, say: exit 1, and the portal and the mail are looked at all the same."""
+    monkeypatch.setattr(in_database, "STATEMENT_TIMEOUT_MS", 200)
+    app.execute("LOCK TABLE organisations IN ACCESS EXCLUSIVE MODE")
+
+    result = here("--json")
+
+    said = found(result)
+    assert result.returncode == 1
+    assert "it did not answer a question (canceling statement due to statement timeout)" in said["database"][0]
+    assert said["organisations"] == ["skip: not checked: the database did not answer"]
+    assert set(said) == {"database", "organisations"}
+
+
+def test_a_signal_ends_it_at_once(environment: dict[str, str], complete: Facts, tmp_path: Path) -> None:
+    """While a mail server says nothing: there is nothing to wait for."""
+    with (
+        scripted_server({"GREETING": Fault.HANG}) as server,
+        started("check", environment=environment | smtp(server.port), folder=tmp_path) as child,
+    ):
+        until(lambda: server.connections)
+        result = child.stop_within(5)
+
+    assert result.returncode == 1
+    assert "certjob check: stopped by SIGTERM" in result.stderr
+
+
+def test_a_clock_that_went_back_is_a_failure(here: Certjob, complete: Facts) -> None:
+    """As the night would say it."""
+    complete.connection.execute(
+        "INSERT INTO job_runs (id, command, as_of, host, version, finished_at, outcome)"
+        " VALUES (gen_random_uuid(), 'run', '2999-01-01', 'h', '1', now(), 'ok')"
+    )
+
+    result = here("--json")
+
+    assert result.returncode == 2
+    assert "the last night was run for 2999-01-01" in found(result)["last night"][0]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "verdict", "phrase"),
+    [(0, "ok", "agree"), (59, "ok", "agree"), (3600, "warn", "3,600 s ahead of"), (-90, "warn", "90 s behind")],
+)
+def test_a_difference_of_the_clocks_is_told(seconds: int, verdict: str, phrase: str) -> None:
+    """In whole seconds, with its direction; the time that the question took counts for nothing."""
+    asked_at = datetime(2026, 3, 10, 3, 0, tzinfo=UTC)
+    answered_at = asked_at + timedelta(seconds=5)
+    clock_at = (answered_at if seconds >= 0 else asked_at) + timedelta(seconds=seconds)
+
+    finding = in_database.check_clock(clock_at, between=(asked_at, answered_at))
+
+    assert finding.verdict == verdict
+    assert phrase in finding.message
+
+
+@pytest.mark.parametrize(
+    ("number", "verdict"), [(140_012, Verdict.FAIL), (150_000, Verdict.OK), (180_004, Verdict.OK), (190_001, "warn")]
+)
+def test_a_server_version_has_to_be_one_that_was_tried(number: int, verdict: str) -> None:
+    """Too old fails, too new is a warning."""
+    server = in_database.Server(
+        version_number=number,
+        version="x",
+        encoding="UTF8",
+        in_recovery=False,
+        read_only=False,
+        user_name="certjob",
+        clock_at=datetime(2026, 3, 10, tzinfo=UTC),
+    )
+
+    version, writable = in_database.check_server(server)
+
+    assert (version.verdict, writable.verdict) == (verdict, "ok")
+
+
+@pytest.mark.parametrize(
+    ("change", "check", "phrase"),
+    [({"in_recovery": True}, "writable", "in recovery"), ({"encoding": "LATIN1"}, "database", "LATIN1")],
+)
+def test_a_standby_and_a_narrow_encoding_fail(change: dict[str, object], check: str, phrase: str) -> None:
+    """What this test server is not."""
+    facts: dict[str, object] = {
+        "version_number": 150_000,
+        "version": "15",
+        "encoding": "UTF8",
+        "in_recovery": False,
+        "read_only": True,
+        "user_name": "certjob",
+        "clock_at": datetime(2026, 3, 10, tzinfo=UTC),
+    }
+    server = in_database.Server(**(facts | {"read_only": False} | change))  # type: ignore[arg-type]
+
+    failures = [finding for finding in in_database.check_server(server) if finding.verdict is Verdict.FAIL]
+
+    assert [finding.check for finding in failures] == [check]
+    assert phrase in failures[0].message
+
+
+def test_what_an_organisation_lacks_is_said_with_the_command(here: Certjob, facts: Facts) -> None:
+    """Exit 3: a coordinator, a contact, contact ids; those who have left need none."""
+    bare = facts.organisation("bare")
+    facts.connection.execute("UPDATE organisations SET contact_email = NULL WHERE id = %s", (bare,))
+    facts.mentor(bare, contact_id=None)
+    facts.mentor(bare, contact_id=None, left_at=datetime(2026, 1, 1, tzinfo=UTC))
+    facts.mentor(facts.organisation("none", portal=None), contact_id=None)
+
+    result = here("--json")
+
+    assert result.returncode == 3
+    assert found(result) == {
+        "organisations": [
+            "warn: bare has no coordinator, so nobody gets its daily mail; "
+            "`certjob organisation set bare --coordinator 'NAME <MAIL>'`",
+            "warn: bare has no contact for its mentors' questions; "
+            "`certjob organisation set bare --contact-email ADDRESS`",
+            "warn: 1 mentor has no dynamics_contact_id in bare, so their pushes are blocked; "
+            "give them one each, in the app or with `certjob load`",
+            "warn: none has no coordinator, so nobody gets its daily mail; "
+            "`certjob organisation set none --coordinator 'NAME <MAIL>'`",
+        ]
+    }
+
+
+def test_a_portal_without_its_address_is_a_warning(here: Certjob, complete: Facts) -> None:
+    """Its hides would wait for ever."""
+    result = here("--json", CERTJOB_PORTAL_URL="", CERTJOB_PORTAL_KEY="")
+
+    assert result.returncode == 3
+    assert found(result)["portal"] == [
+        "warn: CERTJOB_PORTAL_URL is not set, but hlf has a portal: pushes stay queued; "
+        "set it and CERTJOB_PORTAL_KEY, or `certjob organisation set hlf --portal none`"
+    ]
+    assert "hlf has a portal" not in str(found(result).get("organisations"))
+
+
+def test_a_portal_that_nobody_needs_may_be_unset(here: Certjob, facts: Facts) -> None:
+    """One verdict, which depends on the organisations; without a database it is not known."""
+    facts.organisation("nordlys", portal=None)
+
+    unset = {"CERTJOB_PORTAL_URL": "", "CERTJOB_PORTAL_KEY": ""}
+
+    result = here("--json", **unset)
+    in_the_dark = here("--json", CERTJOB_DATABASE_URL="postgresql://u@127.0.0.1:1/x", **unset)
+
+    (said,) = (entry for entry in json.loads(result.stdout)["checks"] if entry["check"] == "portal")
+    assert (said["verdict"], said["message"]) == (
+        "ok",
+        "CERTJOB_PORTAL_URL is not set, and no organisation has a portal",
+    )
+    (unknown,) = found(in_the_dark)["portal"]
+    assert unknown.startswith("skip: not checked: CERTJOB_PORTAL_URL is not set, and the database did not tell")
+
+
+# The portal.
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "code", "phrases"),
+    [
+        (error(401, "unauthorized"), 2, ["401 unauthorized", "check CERTJOB_PORTAL_KEY"]),
+        (answer(403, b"no"), 2, ["403", "CERTJOB_PORTAL_KEY and what stands before"]),
+        (html(404), 2, ["404", "not by the function", "that it is deployed"]),
+        (answer(404, {"code": "NOT_FOUND"}), 2, ["404", "check CERTJOB_PORTAL_URL and that it is deployed"]),
+        (html(200), 2, ["something answered that is not the function", "the function's own address"]),
+        (answer(200, {"ok": False}), 2, ["something answered that is not the function"]),
+        (redirect("https://elsewhere.example/"), 2, ["302", "a redirect"]),
+        (error(500, "misconfigured"), 2, ["misconfigured", "check the function's secrets"]),
+        (error(503, "token_unavailable"), 1, ["503", "try `certjob check` again"]),
+        (html(502), 1, ["502", "try `certjob check` again"]),
+        (reset(), 1, ["connection to the portal lost", "try `certjob check` again"]),
+    ],
+)
+def test_what_the_portal_answers_has_a_next_step(
+    here: Certjob, complete: Facts, portal: PortalServer, behaviour: Behaviour, code: int, phrases: list[str]
+) -> None:
+    """A wrong setting is exit 2, something that is away exit 1."""
+    portal.then(behaviour)
+
+    result = here("--json")
+
+    assert (result.returncode, list(found(result))) == (code, ["portal"])
+    for phrase in phrases:
+        assert phrase in found(result)["portal"][0]
+
+
+def test_a_wrong_key_is_told_from_a_missing_function(here: Certjob, complete: Facts, portal: PortalServer) -> None:
+    """The server looks at the key first, as the function does."""
+    result = here("--json", CERTJOB_PORTAL_KEY="another")
+
+    assert result.returncode == 2
+    (said,) = found(result)["portal"]
+    assert said.startswith("fail: the portal answered 401 unauthorized; check CERTJOB_PORTAL_KEY")
+
+
+# Mail.
+
+
+def smtp(port: int, **more: str) -> dict[str, str]:
+    return {"CERTJOB_NOTIFY_URL": f"smtp://localhost:{port}", "CERTJOB_MAIL_FROM": "certjob@example.org"} | more
+
+
+def test_the_mail_server_is_tried_up_to_the_login(here: Certjob, complete: Facts) -> None:
+    """TLS and the login, and not one message."""
+    mailbox = Mailbox()
+    with real_server(mailbox, tls_context=server_tls(), authenticator=mailbox.authenticate) as server:
+        login = {"CERTJOB_NOTIFY_USER": "post", "SSL_CERT_FILE": str(CERTIFICATE)}
+        good = here("--json", **smtp(server.port, CERTJOB_NOTIFY_PASSWORD="blåbær-9", **login))
+        bad = here("--json", **smtp(server.port, CERTJOB_NOTIFY_PASSWORD=SECRET, **login))
+
+    assert (good.returncode, found(good)) == (0, {})
+    assert bad.returncode == 2
+    assert "fail: the mail server refused the login" in found(bad)["mail"][0]
+    assert "correct CERTJOB_NOTIFY_USER and CERTJOB_NOTIFY_PASSWORD" in found(bad)["mail"][0]
+    assert mailbox.envelopes == []
+
+
+def test_the_look_at_the_mail_server_is_polite(here: Certjob, complete: Facts) -> None:
+    """A greeting, NOOP, QUIT."""
+    with scripted_server({"NOOP": b"250 fine"}) as server:
+        result = here("--json", **smtp(server.port))
+
+    assert result.returncode == 0
+    assert [command.partition(" ")[0].upper() for command in server.commands] == ["EHLO", "NOOP", "QUIT"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "code", "phrase"),
+    [
+        ({"GREETING": Fault.CUT}, 1, "the mail server cannot be used"),
+        ({"GREETING": b"554 go away"}, 1, "554 go away"),
+        ({"NOOP": Fault.CUT}, 1, "the connection to the mail server broke"),
+        ({"NOOP": b"500 what?"}, 2, "takes no commands (500 what?)"),
+    ],
+)
+def test_a_mail_server_that_is_none_is_said_so(
+    here: Certjob, complete: Facts, answers: dict[str, bytes | Fault], code: int, phrase: str
+) -> None:
+    """Who it was and what it said."""
+    with scripted_server(answers) as server:
+        result = here("--json", **smtp(server.port))
+
+    assert (result.returncode, list(found(result))) == (code, ["mail"])
+    assert phrase in found(result)["mail"][0]
+
+
+def test_settings_of_mail_that_do_not_go_together_are_named(here: Certjob, complete: Facts) -> None:
+    """A sender that is none; a login without a password; no way out at all."""
+    sender = here("--json", CERTJOB_MAIL_FROM="nobody")
+    login = here("--json", **smtp(25, CERTJOB_NOTIFY_USER="post"))
+    nothing = here("--json", CERTJOB_NOTIFY_URL="")
+
+    assert sender.returncode == login.returncode == 2
+    assert "CERTJOB_MAIL_FROM" in found(sender)["mail"][0]
+    assert "CERTJOB_NOTIFY_PASSWORD" in found(login)["mail"][0]
+    assert nothing.returncode == 3
+    assert found(nothing)["mail"] == ["warn: CERTJOB_NOTIFY_URL is not set, so reminders stay queued; set it"]
+
+
+def test_a_folder_that_is_a_file_is_no_maildir(here: Certjob, complete: Facts, tmp_path: Path) -> None:
+    """Nor is a place below it."""
+    (tmp_path / "letters").write_text("")
+
+    result = here("--json", CERTJOB_NOTIFY_URL=f"maildir:{tmp_path}/letters/deep")
+
+    assert result.returncode == 2
+    assert "the Maildir folder cannot be written" in found(result)["mail"][0]
+
+
+def test_a_webhook_is_not_called(here: Certjob, complete: Facts, portal: PortalServer) -> None:
+    """A POST would be a message; only --send-test makes one."""
+    url = portal.url + "/hook"
+
+    result = here(CERTJOB_NOTIFY_URL=url)
+
+    assert result.returncode == 0
+    assert "ok    mail: a webhook (http), which only a message can try; --send-test ADDRESS sends one" in result.stdout
+    assert [request.method for request in portal.requests] == ["GET"]
+
+
+def test_a_test_message_is_sent_only_when_asked_for(here: Certjob, complete: Facts) -> None:
+    """To that address, and it says what it is."""
+    mailbox = Mailbox()
+    with real_server(mailbox) as server:
+        result = here("--send-test", "drift@example.org", **smtp(server.port))
+
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.splitlines()[-1] == "ok    test message: handed over; look whether it arrives, and not as spam"
+    (envelope,) = mailbox.envelopes
+    assert envelope.rcpt_tos == ["drift@example.org"]
+    assert b"Subject: certjob: test" in envelope.content
+    assert complete.rows("SELECT count(*) FROM cert_notification_log") == [(0,)]
+
+
+def test_a_test_message_that_is_not_taken_says_why(here: Certjob, complete: Facts) -> None:
+    """Refused by the server; nowhere to go; no address at all."""
+    with scripted_server({"NOOP": b"250 fine", "RCPT": b"550 no such user"}) as server:
+        refused = here("--json", "--send-test", "drift@example.org", **smtp(server.port))
+    nowhere = here("--json", "--send-test", "drift@example.org", CERTJOB_NOTIFY_URL="")
+    nobody = here("--json", "--send-test", "nobody")
+
+    assert refused.returncode == 2
+    assert "550 no such user" in found(refused)["test message"][0]
+    assert "CERTJOB_NOTIFY_URL is not set" in found(nowhere)["test message"][0]
+    assert json.loads(nobody.stdout)["error"]["code"] == "usage"
+
+
+# Templates.
+
+
+def test_a_broken_template_is_named_by_file_and_line(here: Certjob, complete: Facts, tmp_path: Path) -> None:
+    """Exit 2, although a night would go on in certjob's own words."""
+    (tmp_path / "templates" / "reminder.nb.txt").write_text("Emne\n\n{{ naem }}\n")
+
+    result = here("--json")
+
+    assert (result.returncode, list(found(result))) == (2, ["templates"])
+    assert found(result)["templates"][0].startswith("fail: reminder.nb.txt line 3: ")
+
+
+def test_a_folder_of_templates_that_is_not_there_is_said_so(here: Certjob, complete: Facts, tmp_path: Path) -> None:
+    """With what to do."""
+    result = here("--json", CERTJOB_TEMPLATES_DIR=str(tmp_path / "nowhere"))
+
+    assert result.returncode == 2
+    assert "cannot be read" in found(result)["templates"][0]
+
+
+# Outside eyes.
+
+
+def test_outside_eyes_are_looked_at_and_not_told(here: Certjob, complete: Facts, tmp_path: Path) -> None:
+    """A ping would say that a night had run; the metrics file is not made."""
+    with ping_host() as host:
+        result = here(CERTJOB_PING_URL=host.url, CERTJOB_METRICS_FILE=str(tmp_path / "certjob.prom"))
+
+    assert result.returncode == 0
+    assert "ok    metrics: the folder can be written" in result.stdout
+    assert "ok    ping: its address has the right shape; only `certjob run` calls it" in result.stdout
+    assert host.pings == []
+    assert not (tmp_path / "certjob.prom").exists()
+
+
+def test_a_folder_for_metrics_that_is_not_there_is_a_failure(here: Certjob, complete: Facts, tmp_path: Path) -> None:
+    """A night would only warn."""
+    result = here("--json", CERTJOB_METRICS_FILE=str(tmp_path / "nowhere" / "certjob.prom"))
+
+    assert result.returncode == 2
+    assert found(result) == {
+        "metrics": ["fail: the folder of CERTJOB_METRICS_FILE is not there; make it, or name another"]
+    }
+
+
+def test_it_is_the_installed_command(certjob: Certjob, complete: Facts) -> None:
+    """In cron's bare environment: no terminal, no colour, the exit code of the worst."""
+    result = certjob("check", CERTJOB_NOTIFY_URL="smtp://127.0.0.1:1", CERTJOB_MAIL_FROM="a@example.org")
+
+    assert result.returncode == 1
+    assert result.stderr.startswith("certjob check: 1 failed, 1 to look at of ")
+    assert "\x1b" not in result.stdout
+    assert os.linesep.join(line for line in result.stdout.splitlines() if line.startswith("fail")).startswith(
+        "fail  mail: the mail server cannot be used: "
+    )

@@ -1,0 +1,341 @@
+"""`certjob forecast`: what the coming nights will do is what they do, and reads well at any width."""
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Callable
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+from unittest import mock
+from uuid import UUID
+
+import psycopg
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
+
+from certjob import database
+from certjob.cli.pages.forecast import bar, chart_lines, print_forecast_csv, show_forecast, to_document
+from certjob.database import Connection
+from certjob.domain import rules
+from certjob.domain.models import Decision, Mentor
+from certjob.views.forecast import Forecast, Week, make_forecast
+from tests.cli.test_alerts_page import terminal
+from tests.conftest import Certjob
+from tests.night.test_plan import everything, random_programme
+from tests.support.command_line import assert_one_line, on_terminal, run_in_process
+from tests.support.facts import TODAY, Facts
+from tests.support.nights import CollectingChannel, night
+
+
+def forecast(
+    connection: Connection, *, today: date = TODAY, days: int = 90, organisation_id: UUID | None = None
+) -> Forecast:
+    return make_forecast(connection, today=today, days=days, organisation_id=organisation_id)
+
+
+def week(**values: Any) -> Week:
+    """A week with defaults for everything a test does not care about."""
+    defaults: dict[str, Any] = {
+        "name": "2026-W11",
+        "starts_on": date(2026, 3, 9),
+        "ends_on": date(2026, 3, 15),
+        **dict.fromkeys(("expiries", "reminders", "pauses", "hides"), 0),
+    }
+    return Week(**defaults | values)
+
+
+def counts(week: Week) -> tuple[int, int, int, int]:
+    return week.expiries, week.reminders, week.pauses, week.hides
+
+
+# It agrees with the nights.
+
+
+def written(facts: Facts, *, slug: str | None) -> Callable[[], tuple[int, ...]]:
+    """Return what tells how many expiries, reminders, pauses and hides nights have written since now."""
+    of = " AND mentor_id IN (SELECT m.id FROM mentors m JOIN organisations o ON o.id = m.organisation_id"
+    of += " WHERE %s IN ('', o.slug))"
+    statements = [
+        "SELECT id::text FROM certificate_transitions WHERE to_status = 'expired'" + of,
+        "SELECT id || ' ' || jsonb_array_length(history) FROM cert_notification_log WHERE true" + of,
+        "SELECT id::text FROM mentor_pauses WHERE actor = 'certjob'" + of,
+        "SELECT id || ' ' || version FROM portal_sync_events WHERE NOT visible AND status <> 'withdrawn'" + of,
+    ]
+
+    def read() -> list[set[object]]:
+        return [{row[0] for row in facts.rows(statement, slug or "")} for statement in statements]
+
+    before = read()
+    return lambda: tuple(len(now - then) for now, then in zip(read(), before, strict=True))
+
+
+@pytest.mark.parametrize(("seed", "slug"), [(0, None), (1, None), (2, "hlf"), (3, "nhf")])
+def test_every_week_does_what_was_forecast(connection: Connection, facts: Facts, seed: int, slug: str | None) -> None:
+    """On random data, part of it not yet reviewed: 75 real nights, counted week by week in the tables."""
+    random_programme(facts, seed=40 + seed, mentors=70)
+    organisations = {str(name): UUID(str(row_id)) for row_id, name in facts.rows("SELECT id, slug FROM organisations")}
+
+    made = forecast(connection, days=75, organisation_id=organisations[slug] if slug else None)
+
+    assert made.problems == ()
+    for each in made.weeks:
+        done = written(facts, slug=slug)
+        for number in range((each.ends_on - each.starts_on).days + 1):
+            night(connection, each.starts_on + timedelta(days=number), deliver=False, allow_mass_change=True)
+        assert counts(each) == done(), each.name
+    assert any(counts(each) != (0, 0, 0, 0) for each in made.weeks)
+
+
+def test_a_reminder_that_the_log_has_is_not_forecast_again(connection: Connection, facts: Facts) -> None:
+    """Sent or queued for that very date; a certificate extended in place is reminded about anew."""
+    facts.certified_mentor(facts.organisation(portal=None, thresholds=[30, 20]), TODAY + timedelta(days=30))
+    assert sum(each.reminders for each in forecast(connection).weeks) == 2
+    night(connection, channel=CollectingChannel())
+
+    assert sum(each.reminders for each in forecast(connection).weeks) == 1
+    facts.connection.execute("UPDATE certificates SET expires_on = expires_on + 5")
+    assert sum(each.reminders for each in forecast(connection).weeks) == 2
+
+
+def test_a_night_on_a_wrong_later_date_does_not_mislead_it(connection: Connection, facts: Facts) -> None:
+    """Then a run looks at everybody, and so does the forecast."""
+    facts.certified_mentor(facts.organisation(thresholds=[]), TODAY + timedelta(days=3))
+    night(connection, TODAY + timedelta(days=60), deliver=False)
+
+    made = forecast(connection, days=10)
+
+    assert [counts(each) for each in made.weeks] == [(1, 0, 1, 1), (0, 0, 0, 0)]
+
+
+def test_whoever_has_nothing_to_come_is_not_read(connection: Connection, facts: Facts) -> None:
+    """A forecast costs those whose review lies within its days."""
+    organisation = facts.organisation()
+    facts.certified_mentor(organisation, TODAY + timedelta(days=10))
+    for _ in range(5):
+        facts.certified_mentor(organisation, TODAY + timedelta(days=900))
+    night(connection)
+    looked_at: list[int] = []
+
+    make_forecast(connection, today=TODAY, days=90, organisation_id=None, on_progress=looked_at.append)
+
+    assert looked_at == [1]
+
+
+def test_it_works_on_a_read_only_connection_and_touches_nothing(
+    connection: Connection, facts: Facts, database_url: str
+) -> None:
+    """default_transaction_read_only=on: every table is as before."""
+    random_programme(facts, seed=50, mentors=30)
+    before = everything(facts)
+    read_only = psycopg.conninfo.make_conninfo(database_url, options="-c default_transaction_read_only=on")
+
+    with database.connect(read_only) as own:
+        assert forecast(own).weeks
+
+    assert everything(facts) == before
+    assert not connection.closed
+
+
+def test_a_mentor_whose_data_break_a_rule_is_named_and_left_out(
+    database_url: str, bare_environment: dict[str, str], facts: Facts, tmp_path: Path
+) -> None:
+    """The others are counted; exit 3 with a line."""
+    organisation = facts.organisation(portal=None)
+    broken, _ = (facts.certified_mentor(organisation, date(2025, 1, 1)) for _ in range(2))
+
+    def decide(mentor: Mentor, today: date, *, rightly: Callable[[Mentor, date], Decision] = rules.decide) -> Decision:
+        if mentor.id == broken:
+            raise ZeroDivisionError
+        return rightly(mentor, today)
+
+    with mock.patch("certjob.domain.rules.decide", decide):
+        environment = bare_environment | {"CERTJOB_DATABASE_URL": database_url}
+        result = run_in_process("forecast", "--json", environment=environment, folder=tmp_path)
+
+    read = json.loads(result.stdout)
+    assert result.returncode == 3
+    assert f"mentor {broken} is left out: no decision: ZeroDivisionError" in result.stderr
+    assert (read["outcome"], read["total"]["pauses"]) == ("attention", 1)
+    assert read["problems"][0]["mentor_id"] == str(broken)
+
+
+# The weeks.
+
+
+@pytest.mark.parametrize(
+    ("today", "days", "weeks"),
+    [
+        (date(2026, 3, 10), 1, [("2026-W11", 10, 10)]),
+        (date(2026, 3, 15), 2, [("2026-W11", 15, 15), ("2026-W12", 16, 16)]),
+        (date(2026, 3, 9), 14, [("2026-W11", 9, 15), ("2026-W12", 16, 22)]),
+        (date(2026, 12, 30), 9, [("2026-W53", 30, 3), ("2027-W01", 4, 7)]),
+        (date(9999, 12, 30), 90, [("9999-W52", 30, 31)]),
+    ],
+)
+def test_weeks_are_iso_weeks_and_cut_at_both_ends(
+    connection: Connection, today: date, days: int, weeks: list[tuple[str, int, int]]
+) -> None:
+    """From Monday to Sunday; every day of the time asked for lies in one of them."""
+    made = forecast(connection, today=today, days=days)
+
+    assert [(each.name, each.starts_on.day, each.ends_on.day) for each in made.weeks] == weeks
+    assert (made.weeks[0].starts_on, made.weeks[-1].ends_on) == (today, made.until)
+
+
+# How it looks.
+
+
+def many_weeks(*, most: int = 120) -> list[Week]:
+    """A quarter of a year with numbers of every size, zero too."""
+    begins = [date(2026, 3, 9) + timedelta(days=7 * number) for number in range(13)]
+    return [
+        week(
+            name=f"2026-W{11 + number}",
+            starts_on=begin,
+            ends_on=begin + timedelta(days=6),
+            expiries=most * number // 12,
+            reminders=most * 5 * (12 - number) // 12,
+            pauses=number % 3,
+            hides=number % 2,
+        )
+        for number, begin in enumerate(begins)
+    ]
+
+
+@pytest.mark.parametrize("width", [36, 60, 80, 100, 200])
+@pytest.mark.parametrize("most", [1, 120, 4_000_000])
+def test_the_chart_is_no_wider_than_the_terminal(width: int, most: int) -> None:
+    """Bars get shorter, then go, then the last columns go: the numbers of expiries are always whole."""
+    weeks = many_weeks(most=most)
+
+    lines = [line.plain for line in chart_lines(weeks, width=width)]
+
+    assert all(cell_len(line) <= width for line in lines)
+    assert lines[0].split()[0] == "expiries"
+    for each, line in zip(weeks, lines[1:], strict=False):
+        assert f" {each.expiries:,}" in line
+    assert lines[-1].startswith("in all")
+    assert f" {sum(each.expiries for each in weeks):,}" in lines[-1]
+    assert any("█" in line for line in lines) is (width >= 80)
+
+
+def test_the_chart_reads_as_it_was_found_good() -> None:
+    """Word for word: numbers and bars under their headings, each with a scale of its own."""
+    weeks = [
+        week(expiries=4, reminders=20, pauses=4),
+        week(name="2026-W14", starts_on=date(2026, 3, 30), ends_on=date(2026, 4, 5), expiries=1, reminders=9),
+        week(name="2026-W15", starts_on=date(2026, 4, 6), ends_on=date(2026, 4, 6)),
+    ]
+
+    assert [line.plain for line in chart_lines(weeks, width=80)] == [
+        "                    expiries            reminders           pauses",
+        "W11 9–15 Mar            4 ████████████     20 ████████████      4 ████████████",
+        "W14 30 Mar – 5 Apr      1 ███               9 █████▍            0",
+        "W15 6 Apr               0                   0                   0",
+        "in all                  5                  29                   4",
+    ]
+
+
+@given(st.integers(1, 10**6), st.integers(1, 10**6), st.integers(3, 30), st.booleans())
+def test_a_bar_is_as_long_as_its_number_and_never_nothing(one: int, other: int, width: int, blocks: bool) -> None:
+    """The largest fills the width; a larger number has no shorter bar; one is seen, zero is not."""
+    most = max(one, other)
+
+    def length(count: int) -> int:
+        text = bar(count, most=most, width=width, blocks=blocks)
+        assert len(text) == width
+        eighths = " ▏▎▍▌▋▊▉█"
+        return sum(8 if character == "#" else eighths.index(character) for character in text)
+
+    assert length(most) == 8 * width
+    assert 0 < length(min(one, other)) <= length(most)
+    assert length(0) == 0
+
+
+def test_a_terminal_without_blocks_gets_signs() -> None:
+    """One whose encoding is not UTF-8 shows no escape sequences for bars."""
+    lines = [line.plain for line in chart_lines([week(expiries=3)], width=80, blocks=False)]
+
+    assert "###" in lines[1]
+    assert "█" not in "".join(lines)
+
+
+def test_the_page_says_whose_nights_and_who(connection: Connection, facts: Facts) -> None:
+    """A heading with the number of nights, the chart, and the command that has the names."""
+    facts.certified_mentor(facts.organisation(portal=None), TODAY + timedelta(days=2))
+    talk, shown = terminal(80)
+
+    show_forecast(talk, forecast(connection, days=6), organisation="hlf")
+
+    text = shown.getvalue()
+    assert text.startswith("The coming 6 nights for hlf, if nobody renews\n")
+    assert "`certjob list --status expiring --organisation hlf`" in text
+    assert "hides" not in text  # no portal, no column
+
+
+@pytest.mark.parametrize(("settings", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
+def test_colour_only_on_a_terminal_that_wants_it(
+    database_url: str, bare_environment: dict[str, str], tmp_path: Path, facts: Facts, *, settings: Any, coloured: bool
+) -> None:
+    """NO_COLOR is obeyed."""
+    facts.certified_mentor(facts.organisation(), date(2025, 1, 1))
+    environment = bare_environment | {"CERTJOB_DATABASE_URL": database_url} | settings
+
+    code, shown = on_terminal(["forecast"], environment=environment, folder=tmp_path, only=["stdout"])
+
+    assert code == 0
+    assert "The coming 90 nights, if nobody renews" in shown
+    assert ("\x1b[31m" in shown) is coloured
+
+
+def test_off_a_terminal_each_week_is_one_whole_line(certjob: Certjob, facts: Facts) -> None:
+    """With all four numbers; nothing on stderr, exit 0."""
+    facts.certified_mentor(facts.organisation(portal=None), date(2025, 1, 1))
+
+    result = certjob("forecast", "--days", "30")
+
+    lines = result.stdout.splitlines()
+    assert (result.returncode, result.stderr) == (0, "")
+    assert len(lines) in (5, 6)
+    assert lines[0].endswith(": 1 expiry, 0 reminders, 1 pause, 0 hides")
+    assert all(line.endswith(": 0 expiries, 0 reminders, 0 pauses, 0 hides") for line in lines[1:])
+
+
+def test_csv_has_a_row_per_week(capsys: pytest.CaptureFixture[str]) -> None:
+    """With its days, so that a short week is seen as one."""
+    print_forecast_csv(Forecast(today=TODAY, until=TODAY, weeks=(week(expiries=3, reminders=15),), problems=()))
+
+    text = capsys.readouterr().out
+    assert text == (
+        "week,starts_on,ends_on,expiries,reminders,pauses,hides\r\n2026-W11,2026-03-09,2026-03-15,3,15,0,0\r\n"
+    )
+    assert len(list(csv.reader(io.StringIO(text, newline="")))) == 2
+
+
+def test_the_document_has_weeks_and_totals() -> None:
+    """The same numbers in keys."""
+    made = Forecast(today=TODAY, until=TODAY, weeks=(week(expiries=3), week(expiries=4, hides=1)), problems=())
+
+    document = to_document(made, organisation="hlf")
+
+    assert (document["outcome"], document["organisation"], document["problems"]) == ("ok", "hlf", [])
+    assert document["total"] == {"expiries": 7, "reminders": 0, "pauses": 0, "hides": 1}
+    assert Counter(each["expiries"] for each in document["weeks"]) == {3: 1, 4: 1}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "phrase"),
+    [
+        (["--days", "0"], "--days"),
+        (["--days", "9999"], "--days"),
+        (["--organisation", "gone"], "no organisation 'gone'"),
+        (["--csv", "--json"], "--csv and --json"),
+    ],
+)
+def test_what_cannot_be_asked_for_exits_2_and_says_why(certjob: Certjob, arguments: list[str], phrase: str) -> None:
+    """In one line."""
+    assert_one_line(certjob("forecast", *arguments), phrase, code=2, command="certjob forecast")

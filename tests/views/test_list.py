@@ -1,0 +1,433 @@
+"""`certjob list`: who has which certificate, by today's rules, in every form and at any size."""
+
+import csv
+import io
+import itertools
+import json
+import subprocess
+import tracemalloc
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+from rich.cells import cell_len
+
+from certjob import database
+from certjob.cli.pages.listing import COLUMNS, MOST_ROWS, print_list_csv, print_list_json, show_list
+from certjob.cli.terminal.csv_output import spreadsheet_text
+from certjob.database import Connection
+from certjob.domain import rules
+from certjob.domain.models import Status
+from certjob.facts import reading as facts_reading
+from certjob.views.listing import SHOWN_STATUSES, Filter, ListedCertificate, list_certificates
+from tests.cli.test_alerts_page import HOSTILE, terminal
+from tests.conftest import Certjob, installed_command
+from tests.night.test_plan import everything, random_programme
+from tests.support.command_line import assert_one_line, without_escapes
+from tests.support.facts import TODAY, Facts
+from tests.support.nights import night
+
+
+def listed(connection: Connection, *, today: date = TODAY, **wanted: Any) -> list[ListedCertificate]:
+    return list(list_certificates(connection, today=today, wanted=Filter(**wanted)))
+
+
+def row(**values: Any) -> ListedCertificate:
+    """A row with defaults for everything a test does not care about."""
+    defaults: dict[str, Any] = {
+        "organisation": "hlf",
+        "member_no": "M1",
+        "full_name": "Kari Nordmann",
+        "kind": "likeperson",
+        "status": Status.EXPIRING,
+        "issued_on": date(2024, 3, 12),
+        "expires_on": date(2026, 3, 12),
+        "days_left": 2,
+        "pauses": (),
+        "left": False,
+        "mentor_id": UUID(int=1),
+        "certificate_id": UUID(int=2),
+    }
+    return ListedCertificate(**defaults | values)
+
+
+# What is listed.
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_status_is_what_the_rules_say_today(connection: Connection, facts: Facts, seed: int) -> None:
+    """On random data, whatever a night has stored: one row per certificate, whose last day comes first."""
+    random_programme(facts, seed=seed, mentors=60)
+    ids = [UUID(str(found[0])) for found in facts.rows("SELECT id FROM mentors")]
+    expected = {}
+    for mentor in facts_reading.read(connection, ids, lock=False).mentors:
+        for certificate in mentor.certificates:
+            siblings = [other for other in mentor.certificates if other.kind == certificate.kind]
+            status = rules.status_of(certificate, siblings, mentor, TODAY)
+            pauses = tuple(sorted(pause.reason for pause in mentor.open_pauses))
+            expected[certificate.id] = (mentor.id, status, pauses, mentor.left, (certificate.expires_on - TODAY).days)
+
+    rows = listed(connection, with_left=True)
+
+    found = {row.certificate_id: (row.mentor_id, row.status, row.pauses, row.left, row.days_left) for row in rows}
+    assert len(rows) == len(found)
+    assert found == expected
+    assert [row.expires_on for row in rows] == sorted(row.expires_on for row in rows)
+    assert len({row.status for row in rows}) == len(SHOWN_STATUSES)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_filters_hold_all_together(connection: Connection, facts: Facts, seed: int) -> None:
+    """Whatever is combined gives the rows of the whole list that fit, in its order: no bound leaves one out."""
+    random_programme(facts, seed=20 + seed, mentors=60)
+    everybody = listed(connection, with_left=True)
+    organisations = {str(slug): UUID(str(row_id)) for row_id, slug in facts.rows("SELECT id, slug FROM organisations")}
+    status_sets: list[frozenset[Status]] = [
+        frozenset(chosen) for number in range(3) for chosen in itertools.combinations(SHOWN_STATUSES, number)
+    ]
+
+    for statuses, within, slug, with_left in itertools.product(
+        status_sets, [None, 0, 30, 200], [None, *organisations], [True, False]
+    ):
+        rows = listed(
+            connection,
+            statuses=statuses,
+            within_days=within,
+            organisation_id=organisations[slug] if slug else None,
+            with_left=with_left,
+        )
+        assert rows == [
+            row
+            for row in everybody
+            if (not statuses or row.status in statuses)
+            and (within is None or abs(row.days_left) <= within)
+            and slug in (None, row.organisation)
+            and (with_left or not row.left)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("days_left", "status"),
+    [(-1, Status.EXPIRED), (0, Status.EXPIRING), (60, Status.EXPIRING), (61, Status.VALID)],
+)
+def test_who_asks_for_a_status_gets_it_to_the_day(
+    connection: Connection, facts: Facts, days_left: int, status: Status
+) -> None:
+    """On the first and the last day of each, and under no other."""
+    facts.certified_mentor(facts.organisation(thresholds=[60, 30]), TODAY + timedelta(days=days_left))
+
+    assert [each for each in SHOWN_STATUSES if listed(connection, statuses=frozenset({each}))] == [status]
+
+
+def test_a_status_is_listed_before_a_night_has_noted_it(connection: Connection, facts: Facts) -> None:
+    """Revoked an hour ago: the list says so; the pause, which only a night opens, is not there yet."""
+    facts.certified_mentor(facts.organisation(), TODAY + timedelta(days=300))
+    night(connection)
+    facts.connection.execute("UPDATE certificates SET revoked_at = now()")
+
+    assert [(row.status, row.pauses) for row in listed(connection)] == [(Status.REVOKED, ())]
+    night(connection)
+    assert [(row.status, row.pauses) for row in listed(connection)] == [(Status.REVOKED, ("certification_expired",))]
+
+
+def test_rows_of_one_day_are_in_the_order_of_their_members(connection: Connection, facts: Facts) -> None:
+    """By organisation, then by member number: the same list every time."""
+    for slug in ("nhf", "hlf"):
+        organisation = facts.organisation(slug)
+        for number in ("M2", "M1"):
+            facts.certified_mentor(organisation, TODAY, member_no=number)
+
+    assert [(row.organisation, row.member_no) for row in listed(connection)] == [
+        *(("hlf", "M1"), ("hlf", "M2")),
+        *(("nhf", "M1"), ("nhf", "M2")),
+    ]
+
+
+def test_the_whole_list_is_of_one_moment_and_read_only(connection: Connection, facts: Facts, database_url: str) -> None:
+    """On a read-only connection; what changes while it is read does not show, and nothing is written."""
+    organisation = facts.organisation()
+    for number in range(3):
+        facts.certified_mentor(organisation, TODAY + timedelta(days=number))
+    read_only = psycopg.conninfo.make_conninfo(database_url, options="-c default_transaction_read_only=on")
+    before = everything(facts)
+
+    with (
+        database.connect(read_only) as own,
+        closing(list_certificates(own, today=TODAY, wanted=Filter())) as rows,
+    ):
+        first = next(rows)
+        assert everything(facts) == before
+        facts.connection.execute("UPDATE certificates SET revoked_at = now()")
+        rest = list(rows)
+
+    assert [row.status for row in [first, *rest]] == [Status.EXPIRING] * 3
+
+
+def test_a_list_broken_off_leaves_the_connection_usable(connection: Connection, facts: Facts) -> None:
+    """Its cursor and its transaction end with it."""
+    facts.certified_mentor(facts.organisation(), TODAY)
+
+    with closing(list_certificates(connection, today=TODAY, wanted=Filter())) as rows:
+        next(rows)
+
+    assert connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+    assert not connection.read_only
+    facts.connection.execute("UPDATE mentors SET locale = 'nn'")
+
+
+def test_memory_does_not_grow_with_the_list(connection: Connection, facts: Facts) -> None:
+    """40,000 rows are read and printed in a few megabytes."""
+    organisation = facts.organisation()
+    connection.execute("SET session_replication_role = replica")  # triggers have nothing to do with it
+    connection.execute(
+        "INSERT INTO mentors (organisation_id, member_no, full_name) SELECT %s, 'M' || n, 'Kari ' || n"
+        " FROM generate_series(1, 40000) AS n",
+        (organisation,),
+    )
+    connection.execute(
+        "INSERT INTO certificates (mentor_id, kind, issued_on, expires_on)"
+        " SELECT id, 'likeperson', '2024-01-01', '2026-12-31' FROM mentors"
+    )
+    rows = list_certificates(connection, today=TODAY, wanted=Filter())
+
+    tracemalloc.start()
+    try:
+        number = sum(1 for _ in rows)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert number == 40_000
+    assert peak < 8_000_000
+
+
+# CSV.
+
+
+def csv_of(rows: Iterable[ListedCertificate], capsys: pytest.CaptureFixture[str]) -> str:
+    print_list_csv(rows)
+    return capsys.readouterr().out
+
+
+def test_csv_is_rfc_4180(capsys: pytest.CaptureFixture[str]) -> None:
+    """A header, CRLF after each line, quotes only where a comma or a quote needs them."""
+    rows = [
+        row(full_name='Nordmann, "Kari"'),
+        row(full_name=None, pauses=("certification_expired", "leave"), left=True),
+    ]
+
+    text = csv_of(rows, capsys)
+
+    assert text == (
+        "organisation,member_no,name,kind,status,issued_on,expires_on,days_left,paused,left\r\n"
+        'hlf,M1,"Nordmann, ""Kari""",likeperson,expiring,2024-03-12,2026-03-12,2,,\r\n'
+        "hlf,M1,,likeperson,expiring,2024-03-12,2026-03-12,2,certification_expired; leave,yes\r\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['=HYPERLINK("http://evil.example","x")', "+1", "-1", "@SUM(A1)", "\t=1", "\r\n=1", " =1", "＝1", "＠x"],
+)
+def test_no_text_of_a_cell_is_computed_by_a_spreadsheet(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """An apostrophe stands before what begins like a formula, in every column that people fill; numbers stay."""
+    written = csv_of([row(full_name=text, member_no=text, kind=text, pauses=(text,), days_left=-5)], capsys)
+
+    _, cells = csv.reader(io.StringIO(written, newline=""), strict=True)
+    read = dict(zip(COLUMNS, cells, strict=True))
+    for column in ("name", "member_no", "kind", "paused"):
+        assert read[column].startswith("'")
+        assert read[column].removeprefix("'").strip() == text.strip()
+    assert read["days_left"] == "-5"
+
+
+@pytest.mark.parametrize("text", ["Kari-Anne", "O'Hara", "Ødegård", "1-2", "a=b", ""])
+def test_other_text_stays_as_it_is(text: str) -> None:
+    """Hyphens and apostrophes inside names are nobody's formula."""
+    assert spreadsheet_text(text) == text
+
+
+def test_csv_reads_back_line_by_line_whatever_was_entered(capsys: pytest.CaptureFixture[str]) -> None:
+    """Line ends and orders to a terminal inside a name break no row and move no cursor."""
+    written = csv_of([row(full_name=f"a\r\nb,{HOSTILE}")], capsys)
+
+    assert written.count("\r\n") == 2
+    assert "\x1b" not in written
+    assert len(list(csv.reader(io.StringIO(written, newline=""), strict=True))[1]) == len(COLUMNS)
+
+
+def test_the_command_prints_csv_in_utf_8_whatever_the_locale(certjob: Certjob, facts: Facts) -> None:
+    """A spreadsheet is not the terminal; with no rows there is still a header; exit 0."""
+    organisation = facts.organisation()
+    facts.certified_mentor(organisation, date(2099, 1, 31), member_no="M1", full_name="Ærlig Ødegård")
+
+    result = certjob("list", "--csv", PYTHONIOENCODING="latin-1", PYTHONUTF8="0")
+    empty = certjob("list", "--csv", "--status", "revoked")
+
+    assert "Ærlig Ødegård" in result.stdout
+    assert (result.returncode, result.stderr) == (0, "")
+    assert empty.stdout.splitlines() == [",".join(COLUMNS)]
+
+
+# The other forms.
+
+
+def test_off_a_terminal_each_certificate_is_one_whole_line(certjob: Certjob, facts: Facts) -> None:
+    """Tabs between the cells, nothing cut, no header, no colour; nothing at all without a row."""
+    facts.certified_mentor(facts.organisation(), date(2099, 1, 31), member_no="M1", full_name="Kari " + "x" * 200)
+
+    lines = certjob("list").stdout.splitlines()
+
+    assert [line.split("\t")[:7] for line in lines] == [
+        ["hlf", "M1", "Kari " + "x" * 200, "likeperson", "valid", "2024-01-01", "2099-01-31"]
+    ]
+    assert certjob("list", "--status", "expired").stdout == ""
+
+
+def test_the_document_is_one_and_says_everything(connection: Connection, facts: Facts, capsys: Any) -> None:
+    """Also with no rows at all, and with a name that a terminal would obey."""
+    mentor_id = facts.certified_mentor(facts.organisation(), TODAY, full_name=HOSTILE, member_no="M1")
+
+    print_list_json(listed(connection), today=TODAY)
+    text = capsys.readouterr().out
+    print_list_json([], today=TODAY)
+    empty = capsys.readouterr().out
+
+    read = json.loads(text)
+    assert (read["outcome"], read["today"]) == ("ok", "2026-03-10")
+    certificate = read["certificates"][0]
+    assert certificate.pop("certificate_id")
+    assert certificate == {
+        "organisation": "hlf",
+        "member_no": "M1",
+        "full_name": HOSTILE,
+        "kind": "likeperson",
+        "status": "expiring",
+        "issued_on": "2024-01-01",
+        "expires_on": "2026-03-10",
+        "days_left": 0,
+        "pauses": [],
+        "left": False,
+        "mentor_id": str(mentor_id),
+    }
+    assert all(character.isprintable() or character == "\n" for character in text)
+    assert json.loads(empty)["certificates"] == []
+
+
+def test_a_document_that_breaks_off_is_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    """The database goes away in the middle: what is printed then is the error's document alone."""
+
+    def rows() -> Iterator[ListedCertificate]:
+        yield row()
+        message = "server closed the connection unexpectedly"
+        raise psycopg.OperationalError(message)
+
+    with pytest.raises(psycopg.OperationalError):
+        print_list_json(rows(), today=TODAY)
+
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("columns", [20, 60, 80, 120])
+def test_on_a_terminal_the_list_is_no_wider_than_it(connection: Connection, facts: Facts, columns: int) -> None:
+    """A table, or sentences where there is no room for one; dates stay whole."""
+    for slug in ("hlf", "nhf"):
+        mentor_id = facts.certified_mentor(facts.organisation(slug), TODAY - timedelta(days=1), full_name=HOSTILE * 2)
+        facts.pause(mentor_id, reason=HOSTILE)
+    night(connection)
+    talk, shown = terminal(columns)
+
+    show_list(talk, iter(listed(connection)))
+
+    text = without_escapes(shown.getvalue())
+    assert all(cell_len(line) <= columns for line in text.splitlines())
+    assert text.count("2026-03-09") == 2
+    assert "\x1b[2J" not in shown.getvalue()
+
+
+def test_a_terminal_gets_a_page_and_is_told_of_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
+    """No more rows are read than are shown, and one to know that there are more."""
+    rows = (row(member_no=f"M{number}") for number in itertools.count(1))
+    talk, shown = terminal(100)
+
+    show_list(talk, rows)
+
+    assert shown.getvalue().count("Kari Nordmann") == MOST_ROWS
+    assert next(rows).member_no == f"M{MOST_ROWS + 2}"
+    assert "… and more; narrow it with --status, --within and --organisation" in capsys.readouterr().out
+
+
+def test_on_a_terminal_it_says_how_many_or_that_there_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    """A person does not wonder whether it worked."""
+    talk, _ = terminal(100)
+
+    show_list(talk, iter([row()]))
+    show_list(talk, iter([]))
+
+    assert capsys.readouterr().out.splitlines() == ["1 certificate", "No certificate fits."]
+
+
+@pytest.mark.parametrize("form", ["", "--csv", "--json"])
+def test_whoever_stops_reading_ends_it_without_a_word(
+    database_url: str, bare_environment: dict[str, str], facts: Facts, form: str
+) -> None:
+    """`certjob list | head -1`: exit 0, nothing on stderr."""
+    organisation = facts.organisation()
+    facts.connection.execute(
+        "INSERT INTO mentors (organisation_id, member_no) SELECT %s, 'M' || n FROM generate_series(1, 20000) AS n",
+        (organisation,),
+    )
+    facts.connection.execute(
+        "INSERT INTO certificates (mentor_id, kind, issued_on, expires_on)"
+        " SELECT id, 'likeperson', '2024-01-01', '2099-12-31' FROM mentors"
+    )
+    with subprocess.Popen(
+        [str(installed_command()), "list", *([form] if form else [])],
+        env=bare_environment | {"CERTJOB_DATABASE_URL": database_url},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline()
+        process.stdout.close()
+        said = process.stderr.read()
+
+    assert (process.returncode, said) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "phrase"),
+    [
+        (["--status", "gone"], "--status must be one of upcoming, valid, expiring, expired, renewed, revoked"),
+        (["--status", "recorded"], "--status must be one of"),
+        (["--within", "-1"], "--within"),
+        (["--within", "999999999"], "--within"),
+        (["--organisation", "gone"], "no organisation 'gone'; see `certjob organisation list`"),
+        (["--csv", "--json"], "--csv and --json are two forms of the same"),
+    ],
+)
+def test_what_cannot_be_asked_for_exits_2_and_says_why(certjob: Certjob, arguments: list[str], phrase: str) -> None:
+    """In one line."""
+    assert_one_line(certjob("list", *arguments), phrase, code=2, command="certjob list")
+
+
+def test_options_are_combined(certjob: Certjob, facts: Facts) -> None:
+    """Those who end soon, in one organisation, who have not left: as the README asks for them."""
+    today = datetime.now(UTC).date()
+    hlf, nhf = facts.organisation("hlf"), facts.organisation("nhf")
+    facts.certified_mentor(hlf, today + timedelta(days=20), member_no="M1")
+    facts.certified_mentor(hlf, today + timedelta(days=50), member_no="M2", left_at=datetime.now(UTC))
+    facts.certified_mentor(nhf, today + timedelta(days=20), member_no="M3")
+    facts.certified_mentor(hlf, today + timedelta(days=55), member_no="M4")
+
+    asked = ["list", "--status", "expiring", "--within", "30", "--organisation", "hlf", "--csv"]
+
+    assert [line.split(",")[1] for line in certjob(*asked).stdout.splitlines()[1:]] == ["M1"]
+    assert [line.split("\t")[1] for line in certjob("list", "--with-left").stdout.splitlines()] == [
+        *("M1", "M3", "M2", "M4"),
+    ]
