@@ -2,6 +2,7 @@
 
 from certjob.database.connections import CONTENTION, Connection, connect, outlast_restarts, repeated
 from certjob.database.statements import (
+    all_statements,
     execute,
     fetch,
     fetch_in_one_trip,
@@ -17,6 +18,7 @@ from certjob.database.statements import (
 __all__ = [
     "CONTENTION",
     "Connection",
+    "all_statements",
     "connect",
     "execute",
     "fetch",

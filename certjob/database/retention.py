@@ -1,6 +1,6 @@
 """Retention: what is done, old, and never read again may go; nothing open, nothing that a later night still asks for.
 
-What each statement leaves, and why, stands at the top of its file, ``sql/queries/delete_old_*.sql``.
+What each statement leaves, and why, stands above it in ``sql/queries/database/retention.sql``.
 """
 
 import re

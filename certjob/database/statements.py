@@ -1,8 +1,9 @@
-"""Transactions, and the statements of ``sql/`` by their file names.
+"""Transactions, and the statements of ``sql/queries`` by their names.
 
 A single statement outside a transaction is repeated when the server was restarted meanwhile; see ``connections``.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -82,19 +83,26 @@ def read_only_snapshot(connection: Connection) -> Iterator[None]:
 
 
 @cache
-def _paths() -> dict[str, Path]:
-    """Every statement by its name, whichever package's folder it lies in."""
-    return {path.stem: path for path in (sql_directory() / "queries").glob("*/*.sql")}
+def all_statements() -> Mapping[str, bytes]:
+    """Return every statement of ``sql/queries/<package>/<topic>.sql`` by the name above it: ``-- name: verb_noun``.
 
-
-@cache
-def query(name: str) -> bytes:
-    """Return the statement in ``sql/queries/<name>.sql`` without its comment lines.
-
-    The comments go because a ``%`` in one would count as a placeholder.
+    Comment lines are left out, because a ``%`` in one would count as a placeholder.
     """
-    text = _paths()[name].read_bytes()
-    return b"\n".join(line for line in text.splitlines() if not line.lstrip().startswith(b"--"))
+    found: dict[str, bytes] = {}
+    for path in sorted((sql_directory() / "queries").glob("*/*.sql")):
+        _, *sections = re.split(rb"^-- name: (\w+)$", path.read_bytes(), flags=re.MULTILINE)
+        for name, text in zip(sections[::2], sections[1::2], strict=True):
+            if name.decode() in found:
+                message = f"two statements have the name {name.decode()}, the second one is in {path}"
+                raise ValueError(message)
+            lines = (line for line in text.strip().splitlines() if not line.lstrip().startswith(b"--"))
+            found[name.decode()] = b"\n".join(lines)
+    return found
+
+
+def query(name: str) -> bytes:
+    """Return the statement with this name."""
+    return all_statements()[name]
 
 
 def execute(connection: Connection, name: str, parameters: Mapping[str, object] | None = None) -> int:

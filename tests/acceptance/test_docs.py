@@ -93,21 +93,6 @@ def test_every_package_has_its_line_in_the_layout() -> None:
             assert package.name in layout
 
 
-def test_every_query_is_used() -> None:
-    """No statement lies about that nobody calls."""
-    code = "\n".join(path.read_text() for path in (ROOT / "certjob").rglob("*.py"))
-    tables = re.findall(r'table="([a-z_]+)"', code)
-    built = {f"{verb}_{table}" for table in tables for verb in ("lock_due", "claim", "lock", "settle")}
-    for path in sorted((ROOT / "sql" / "queries").glob("*/*.sql")):
-        assert f'"{path.stem}"' in code or path.stem in built, path.name
-
-
-def test_every_query_says_why() -> None:
-    """The header comment comes first."""
-    for path in sorted((ROOT / "sql" / "queries").glob("*/*.sql")):
-        assert path.read_text().startswith("-- "), path.name
-
-
 def test_the_lock_names_every_extra_that_a_locked_package_asks_for() -> None:
     """Else the pip that Python 3.11 ships refuses the lock on the day the package's next release appears."""
     lines = re.findall(r"^([a-z0-9].*?==[^ ]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)

@@ -71,7 +71,7 @@ def explained(*, analyse: bool = False) -> Iterator[Explained]:
 
     With ``analyse`` each is run once more than it would be.
     """
-    names = {database.query(path.stem): path.stem for path in (database.sql_directory() / "queries").glob("*/*.sql")}
+    names = {statement: name for name, statement in database.all_statements().items()}
     watching = Explained(analyse=analyse)
 
     def watched(real: Any) -> Any:

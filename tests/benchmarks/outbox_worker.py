@@ -7,12 +7,12 @@ Prints a line when it is connected, begins when it is told a line, and prints ho
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import psycopg
 
+from certjob import database
 from certjob.outbox.claims import ANY_ATTEMPTS
 
 BATCH = 100
@@ -20,14 +20,8 @@ BATCH = 100
 
 def settle_bare(url: str) -> Callable[[], int]:
     """The statements of ``sql/queries`` as they are, rows as tuples."""
-    queries = Path(__file__).parent.parent.parent / "sql" / "queries" / "portal"
-
-    def statement(name: str) -> bytes:
-        lines = (queries / f"{name}.sql").read_bytes().splitlines()
-        return b"\n".join(line for line in lines if not line.lstrip().startswith(b"--"))
-
     due, claim, lock, settle, resolve = map(
-        statement,
+        database.query,
         (
             "lock_due_portal_events",
             "claim_portal_events",

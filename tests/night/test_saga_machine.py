@@ -80,7 +80,7 @@ MAIL_MOODS: dict[str, tuple[bool, type[NotifyError] | None]] = {
 }
 """Whether a message arrives, and what certjob is told."""
 
-STATEMENTS = {database.query(path.stem): path.stem for path in (database.sql_directory() / "queries").glob("*/*.sql")}
+STATEMENTS = {statement: name for name, statement in database.all_statements().items()}
 
 OPEN_PUSH_MOMENTS = (
     "before lock_due_portal_events",

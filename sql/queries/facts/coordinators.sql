@@ -1,0 +1,35 @@
+-- name: lock_coordinators
+-- The rows that may be this person: by the app's user id in any organisation, by e-mail in this one, whatever its case.
+SELECT id, organisation_id
+FROM coordinators
+WHERE id = %(id)s::uuid OR (organisation_id = %(organisation_id)s AND lower(email) = lower(%(email)s))
+ORDER BY email <> %(email)s, id
+FOR UPDATE
+
+-- name: insert_coordinator
+-- The id is the app's user id where it is known; until then one of our own.
+INSERT INTO coordinators (id, organisation_id, full_name, email, locale)
+VALUES (
+    coalesce(%(id)s::uuid, gen_random_uuid()), %(organisation_id)s, %(full_name)s, %(email)s,
+    coalesce(%(locale)s::text, 'nb')
+)
+
+-- name: update_coordinator
+-- A name or a language that was not given stays.
+UPDATE coordinators
+SET full_name = coalesce(%(full_name)s::text, full_name), email = %(email)s, locale = coalesce(%(locale)s::text, locale)
+WHERE id = %(id)s
+    AND (full_name, email, locale)
+        IS DISTINCT FROM (coalesce(%(full_name)s::text, full_name), %(email)s, coalesce(%(locale)s::text, locale))
+
+-- name: replace_coordinator_id
+-- The app's user id has become known. One statement, because the digests refer to the coordinator and follow: the
+-- foreign key is looked at when both updates are made.
+WITH moved AS (
+    UPDATE coordinator_digests SET coordinator_id = %(new_id)s WHERE coordinator_id = %(id)s
+)
+UPDATE coordinators SET id = %(new_id)s WHERE id = %(id)s
+
+-- name: delete_coordinator
+-- A second row of the same person; the row with the app's user id takes over.
+DELETE FROM coordinators WHERE id = %(id)s

@@ -1,2 +1,0 @@
--- An organisation by its slug.
-SELECT id FROM organisations WHERE slug = %(slug)s

@@ -1,2 +1,0 @@
--- A file names organisations by slug.
-SELECT slug, id::text FROM organisations

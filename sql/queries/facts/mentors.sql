@@ -1,0 +1,82 @@
+-- name: find_mentors
+-- A mentor by id, member number or e-mail address; the caller deals with none or several. Each by its index, but for the
+-- address, which has none: only what can be one is looked for among all. (OFFSET 0: PostgreSQL before 18 would walk the
+-- whole index of the numbers, where one look for each organisation does.)
+WITH found AS (
+    SELECT id, member_no, organisation_id
+    FROM mentors
+    WHERE id = CASE
+        WHEN %(name)s::text ~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' THEN %(name)s::text::uuid
+    END
+    UNION
+    SELECT m.id, m.member_no, o.id
+    FROM organisations AS o
+    CROSS JOIN LATERAL (
+        SELECT id, member_no FROM mentors WHERE organisation_id = o.id AND member_no = %(name)s OFFSET 0
+    ) AS m
+    UNION
+    SELECT id, member_no, organisation_id
+    FROM mentors
+    WHERE strpos(%(name)s, '@') > 0 AND lower(email) = lower(%(name)s)
+)
+SELECT found.id, found.member_no, o.slug AS organisation
+FROM found
+JOIN organisations AS o ON o.id = found.organisation_id
+WHERE %(organisation)s::text IS NULL OR o.slug = %(organisation)s
+ORDER BY o.slug, found.member_no
+LIMIT 20
+
+-- name: read_due_mentors
+-- One chunk of due mentors for the plan: as lock_due_mentors, but it takes no lock and runs on a read-only connection.
+SELECT id, review_on::text AS review_key
+FROM mentors
+WHERE review_on <= coalesce(%(due_by)s::date, 'infinity')
+    AND (review_on, id) > (%(after_review)s::date, %(after_id)s::uuid)
+    AND (%(organisation_id)s::uuid IS NULL OR organisation_id = %(organisation_id)s)
+ORDER BY review_on, id
+LIMIT %(limit)s
+
+-- name: read_mentors
+-- The mentors' own facts; after the lock, in a newer snapshot.
+SELECT id, member_no, organisation_id, left_at IS NOT NULL AS "left", portal_visible
+FROM mentors
+WHERE id = ANY (%(ids)b::uuid[])
+
+-- name: read_certificates
+-- The certificates of some mentors, without a lock, for the plan.
+SELECT mentor_id, id, kind, issued_on, expires_on, revoked_at IS NOT NULL AS revoked, status
+FROM certificates
+WHERE mentor_id = ANY (%(ids)b::uuid[])
+
+-- name: read_open_pauses
+-- The open pauses of some mentors, without a lock, for the plan.
+SELECT mentor_id, id, reason
+FROM mentor_pauses
+WHERE mentor_id = ANY (%(ids)b::uuid[]) AND lifted_at IS NULL
+
+-- name: lock_certificates
+-- The certificates of locked mentors. The app locks certificate, then mentor; waiting here would deadlock with it, so a
+-- row that somebody holds comes back without an id and its mentor is left for the next pass.
+WITH locked AS MATERIALIZED (
+    SELECT id, kind, issued_on, expires_on, revoked_at IS NOT NULL AS revoked, status
+    FROM certificates
+    WHERE mentor_id = ANY (%(ids)b::uuid[])
+    FOR NO KEY UPDATE SKIP LOCKED
+)
+SELECT seen.mentor_id, locked.id, locked.kind, locked.issued_on, locked.expires_on, locked.revoked, locked.status
+FROM certificates AS seen
+LEFT JOIN locked ON locked.id = seen.id
+WHERE seen.mentor_id = ANY (%(ids)b::uuid[])
+
+-- name: lock_open_pauses
+-- The open pauses of locked mentors; as lock_certificates, a row that somebody holds comes back without an id.
+WITH locked AS MATERIALIZED (
+    SELECT id, reason
+    FROM mentor_pauses
+    WHERE mentor_id = ANY (%(ids)b::uuid[]) AND lifted_at IS NULL
+    FOR NO KEY UPDATE SKIP LOCKED
+)
+SELECT seen.mentor_id, locked.id, locked.reason
+FROM mentor_pauses AS seen
+LEFT JOIN locked ON locked.id = seen.id
+WHERE seen.mentor_id = ANY (%(ids)b::uuid[]) AND seen.lifted_at IS NULL

@@ -1,0 +1,64 @@
+-- name: find_organisation
+-- An organisation by its slug.
+SELECT id FROM organisations WHERE slug = %(slug)s
+
+-- name: list_organisation_ids
+-- A file names organisations by slug.
+SELECT slug, id::text FROM organisations
+
+-- name: read_organisations
+-- Read with every chunk: a rule changed in mid-night counts from the next chunk on.
+SELECT id, slug, portal IS NOT NULL AS has_portal, reminder_thresholds, optional_kinds
+FROM organisations
+WHERE id = ANY (%(ids)s::uuid[])
+
+-- name: list_organisations
+-- What an operator needs to see of each organisation. Mentors who have left are not counted.
+SELECT
+    o.slug,
+    o.name,
+    o.portal,
+    o.reminder_thresholds AS thresholds,
+    o.optional_kinds,
+    ARRAY(SELECT c.email FROM coordinators AS c WHERE c.organisation_id = o.id ORDER BY lower(c.email), c.id) AS coordinators,
+    (SELECT count(*) FROM mentors AS m WHERE m.organisation_id = o.id AND m.left_at IS NULL) AS mentors
+FROM organisations AS o
+ORDER BY o.slug
+
+-- name: lock_organisation
+-- Two people who set up the same organisation take turns; its coordinators are guarded by the same lock.
+SELECT id FROM organisations WHERE slug = %(slug)s FOR NO KEY UPDATE
+
+-- name: insert_organisation
+-- A new organisation starts with the defaults of its table; the values that were given follow in an update, the same
+-- for new and old ones.
+INSERT INTO organisations (slug, name)
+VALUES (%(slug)s, coalesce(%(name)s, upper(%(slug)s)))
+ON CONFLICT (slug) DO NOTHING
+
+-- name: update_organisation
+-- Null leaves a value as it is, an empty text or 'none' removes it. Nothing is written when nothing changes, because a
+-- written rule makes the next night look at every mentor of the organisation.
+UPDATE organisations AS o
+SET (name, portal, reminder_thresholds, optional_kinds, contact_email, contact_phone, renewal_url)
+    = (n.name, n.portal, n.reminder_thresholds, n.optional_kinds, n.contact_email, n.contact_phone, n.renewal_url)
+FROM (
+    SELECT
+        id,
+        coalesce(%(name)s::text, name) AS name,
+        CASE WHEN %(portal)s::text IS NULL THEN portal ELSE nullif(%(portal)s::text, 'none') END AS portal,
+        coalesce(%(thresholds)s::integer[], reminder_thresholds) AS reminder_thresholds,
+        coalesce(%(optional_kinds)s::text[], optional_kinds) AS optional_kinds,
+        CASE WHEN %(contact_email)s::text IS NULL THEN contact_email ELSE nullif(%(contact_email)s::text, '') END
+            AS contact_email,
+        CASE WHEN %(contact_phone)s::text IS NULL THEN contact_phone ELSE nullif(%(contact_phone)s::text, '') END
+            AS contact_phone,
+        CASE WHEN %(renewal_url)s::text IS NULL THEN renewal_url ELSE nullif(%(renewal_url)s::text, '') END
+            AS renewal_url
+    FROM organisations
+    WHERE slug = %(slug)s
+) AS n
+WHERE o.id = n.id
+    AND (o.name, o.portal, o.reminder_thresholds, o.optional_kinds, o.contact_email, o.contact_phone, o.renewal_url)
+        IS DISTINCT FROM
+        (n.name, n.portal, n.reminder_thresholds, n.optional_kinds, n.contact_email, n.contact_phone, n.renewal_url)

@@ -1,2 +1,0 @@
--- What is open at the end of a run.
-SELECT count(*) FROM coordinator_digests WHERE status = 'pending'

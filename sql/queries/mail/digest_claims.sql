@@ -1,0 +1,121 @@
+-- name: lock_due_digests
+-- Untried before retried, oldest first. Of a coordinator only the newest one, and none while another is just being sent: what
+-- it is to tell begins where that one ends. Nor one that has just been settled, a moment after supersede_digests: it has
+-- yet to hand on that it may have arrived. None of a later day: the night of that day will not be over. No delay is
+-- longer than a day, so what is due beyond that was written by a server whose clock was wrong.
+SELECT d.id
+FROM coordinator_digests AS d
+WHERE d.status = 'pending'
+    AND d.digest_on <= %(today)s
+    AND (d.next_attempt_at <= now() OR d.next_attempt_at > now() + interval '25 hours')
+    AND NOT EXISTS (
+        SELECT
+        FROM coordinator_digests AS o
+        WHERE o.coordinator_id = d.coordinator_id
+            AND o.id <> d.id
+            AND (
+                (o.status IN ('pending', 'failed') AND o.digest_on < d.digest_on)
+                OR (o.status = 'pending' AND o.digest_on > d.digest_on AND o.digest_on <= %(today)s + 1)
+                OR (
+                    o.status = 'pending'
+                    AND o.claim_token IS NOT NULL
+                    AND o.next_attempt_at > now()
+                    AND o.next_attempt_at <= now() + interval '25 hours'
+                )
+            )
+    )
+ORDER BY d.attempts, d.next_attempt_at, d.id
+LIMIT %(limit)s
+FOR NO KEY UPDATE OF d SKIP LOCKED
+
+-- name: claim_digests
+-- What the statement before has locked. A row with an old token was claimed by a process that vanished: its mail may
+-- have been sent.
+UPDATE coordinator_digests AS d
+SET claim_token = %(token)s,
+    attempts = d.attempts + 1,
+    next_attempt_at = now() + make_interval(secs => %(lease_seconds)s),
+    maybe_sent = d.maybe_sent OR d.claim_token IS NOT NULL
+WHERE d.id = ANY (%(ids)s::bigint[])
+RETURNING d.id, d.coordinator_id, d.digest_on, d.attempts, d.claim_token, d.maybe_sent
+
+-- name: hold_coordinator
+-- While it is held nobody corrects the address. Never waits: no row = somebody does so just now.
+SELECT c.id
+FROM coordinators AS c
+WHERE c.id = (SELECT d.coordinator_id FROM coordinator_digests AS d WHERE d.id = %(digest_id)s)
+FOR NO KEY UPDATE OF c SKIP LOCKED
+
+-- name: read_digest_coordinator
+-- Whom a digest is for, and what was told already, as queue_digests has it: since when to look, with a day more than needed,
+-- since what was told is left out by its line. The time of a server whose clock was wrong counts for nothing. By the digest,
+-- which follows its coordinator when the app's user id becomes known.
+SELECT c.id, c.organisation_id, o.slug AS organisation_slug, o.name AS organisation_name, c.full_name, c.email, c.locale,
+    CASE
+        WHEN last.covers_until <= now() THEN last.covers_until - interval '1 day'
+        WHEN last.id IS NOT NULL THEN now() - interval '30 days'
+        ELSE least(now(), first.queued_at) - interval '7 days'
+    END AS since,
+    CASE WHEN last.told_on <= %(today)s + 1 THEN last.told_on ELSE %(today)s - 7 END AS told_on,
+    coalesce(last.lines, '{}') AS told,
+    now() AS read_at
+FROM coordinators AS c
+JOIN organisations AS o ON o.id = c.organisation_id
+LEFT JOIN LATERAL (
+    SELECT d.id, d.covers_until, coalesce(d.told_on, d.digest_on) AS told_on, d.told AS lines
+    FROM coordinator_digests AS d
+    WHERE d.coordinator_id = c.id AND d.status = 'sent'
+    ORDER BY d.sent_number DESC NULLS LAST
+    LIMIT 1
+) AS last ON true
+LEFT JOIN LATERAL (
+    SELECT min(d.queued_at) AS queued_at
+    FROM coordinator_digests AS d
+    WHERE d.coordinator_id = c.id AND d.status <> 'cancelled'
+) AS first ON last.id IS NULL
+WHERE c.id = (SELECT d.coordinator_id FROM coordinator_digests AS d WHERE d.id = %(digest_id)s)
+
+-- name: note_digest_cover
+-- In the transaction that says it was sent: what the coordinator knows now, and until when it was looked. Numbered, since a
+-- row of an earlier day can be the one that was sent later.
+UPDATE coordinator_digests AS d
+SET covers_from = %(covers_from)s,
+    covers_until = %(covers_until)s,
+    told_on = %(told_on)s,
+    told = %(told)s,
+    sent_number = 1 + coalesce(
+        (
+            SELECT max(o.sent_number)
+            FROM coordinator_digests AS o
+            WHERE o.coordinator_id = d.coordinator_id AND o.status = 'sent'
+        ),
+        0
+    )
+WHERE d.id = %(id)s
+
+-- name: lock_digests
+-- Settling locks several rows: in one order, so that nobody deadlocks.
+SELECT id FROM coordinator_digests WHERE id = ANY (%(ids)s) ORDER BY id FOR NO KEY UPDATE
+
+-- name: settle_digests
+-- No row back: the token is gone, somebody else took the digest over after the lease; nothing is written.
+UPDATE coordinator_digests AS d
+SET status = n.status,
+    claim_token = NULL,
+    attempts = greatest(d.attempts - CASE WHEN n.uncount THEN 1 ELSE 0 END, 0),
+    next_attempt_at = now() + make_interval(secs => n.delay_seconds),
+    sent_at = CASE WHEN n.status = 'sent' THEN now() ELSE d.sent_at END,
+    maybe_sent = d.maybe_sent OR n.maybe_sent,
+    last_error = CASE WHEN n.status = 'sent' THEN NULL ELSE coalesce(n.error, d.last_error) END
+FROM unnest(
+    %(ids)s::bigint[], %(tokens)s::uuid[], %(statuses)s::text[], %(delays)s::float8[], %(uncounts)s::boolean[],
+    %(errors)s::text[], %(maybe_sent)s::boolean[]
+) AS n (id, token, status, delay_seconds, uncount, error, maybe_sent)
+WHERE d.id = n.id AND d.claim_token = n.token
+RETURNING d.id, true AS unchanged
+
+-- name: reopen_refused_digests
+-- Refusals in a row are the server's fault rather than the coordinators': they go back to pending.
+UPDATE coordinator_digests
+SET status = 'pending', next_attempt_at = now() + make_interval(secs => %(delay_seconds)s)
+WHERE id = ANY (%(ids)s) AND status = 'failed'

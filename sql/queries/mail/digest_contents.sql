@@ -1,0 +1,75 @@
+-- name: read_paused_mentors
+-- Paused by certjob, and still. Reopened: a person had lifted the pause before.
+SELECT m.id, coalesce(m.full_name, m.member_no) AS name, m.member_no,
+    EXISTS (
+        SELECT
+        FROM mentor_pauses AS e
+        WHERE e.mentor_id = p.mentor_id
+            AND e.reason = p.reason
+            AND e.lifted_at BETWEEN p.paused_at - interval '7 days' AND p.paused_at
+            AND e.lifted_by IS DISTINCT FROM 'certjob'
+    ) AS reopened,
+    'paused:' || p.id AS line
+FROM mentor_pauses AS p
+JOIN mentors AS m ON m.id = p.mentor_id
+WHERE p.reason = 'certification_expired'
+    AND p.paused_at >= %(since)s
+    AND p.lifted_at IS NULL
+    AND m.organisation_id = %(organisation_id)s
+ORDER BY name, m.member_no
+
+-- name: read_returned_mentors
+-- Back again: certjob lifted its pause, and has not opened another.
+SELECT m.id, coalesce(m.full_name, m.member_no) AS name, m.member_no,
+    EXISTS (SELECT FROM mentor_pauses AS o WHERE o.mentor_id = m.id AND o.lifted_at IS NULL) AS still_paused,
+    'back:' || p.id AS line
+FROM (
+    SELECT DISTINCT ON (e.mentor_id) e.id, e.mentor_id
+    FROM mentor_pauses AS e
+    WHERE e.reason = 'certification_expired' AND e.lifted_at >= %(since)s AND e.lifted_by = 'certjob'
+    ORDER BY e.mentor_id, e.lifted_at DESC, e.id
+) AS p
+JOIN mentors AS m ON m.id = p.mentor_id
+WHERE m.organisation_id = %(organisation_id)s
+    AND NOT EXISTS (
+        SELECT FROM mentor_pauses AS o
+        WHERE o.mentor_id = p.mentor_id AND o.reason = 'certification_expired' AND o.lifted_at IS NULL
+    )
+ORDER BY name, m.member_no
+
+-- name: read_expiring_mentors
+-- Whoever has a certificate that ends soon; whether another continues it, the rules say.
+SELECT m.id, coalesce(m.full_name, m.member_no) AS name
+FROM mentors AS m
+WHERE m.organisation_id = %(organisation_id)s
+    AND m.left_at IS NULL
+    AND m.id IN (
+        SELECT c.mentor_id
+        FROM certificates AS c
+        WHERE c.expires_on BETWEEN %(today)s AND %(today)s + %(within_days)s AND c.revoked_at IS NULL
+    )
+
+-- name: read_pending_pushes
+-- What the portal may still show wrongly: the same view as the alerts.
+SELECT a.full_name AS name, a.member_no, a.visible, a.sentence, a.wanted_at, a.error,
+    'push:' || a.event_id || ':' || a.visible::text AS line
+FROM portal_alerts AS a
+WHERE a.organisation_id = %(organisation_id)s
+
+-- name: read_undelivered_reminders
+-- Reminders that failed, as long as the alerts show them. One that fails again after a correction is another line; that a
+-- mentor has no address is one, however many reminders there are;
+-- that one is put off, however often it is tried.
+SELECT coalesce(m.full_name, m.member_no) AS name, m.member_no, l.expires_on, coalesce(l.last_error, '') AS error,
+    CASE WHEN l.last_error = 'no address' THEN 'noaddress:' || l.mentor_id
+        WHEN l.status = 'pending' THEN 'late:' || l.id
+        ELSE 'mail:' || l.id || ':' || extract(epoch FROM l.next_attempt_at) END AS line
+FROM cert_notification_log AS l
+JOIN mentors AS m ON m.id = l.mentor_id
+WHERE (
+        l.status = 'failed'
+        OR (l.status = 'pending' AND l.attempts >= 3 AND l.queued_at < now() - interval '1 day')
+    )
+    AND greatest(l.expires_on - l.threshold_days, l.queued_at::date) + 14 >= %(today)s
+    AND m.organisation_id = %(organisation_id)s
+ORDER BY l.next_attempt_at, l.id

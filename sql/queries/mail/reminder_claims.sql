@@ -1,0 +1,118 @@
+-- name: lock_due_reminders
+-- Untried before retried, oldest first: what a server keeps refusing must not hold up the others for ever. No delay is
+-- longer than a day, so what is due beyond that was written by a server whose clock was wrong. What the night of the day
+-- after has queued is left to that day.
+WITH untried AS MATERIALIZED (
+    SELECT id, next_attempt_at
+    FROM cert_notification_log
+    WHERE status = 'pending'
+        AND (next_attempt_at <= now() OR next_attempt_at > now() + interval '25 hours')
+        AND attempts = 0
+        AND (%(today)s::date IS NULL OR expires_on - threshold_days <> %(today)s::date + 1)
+    ORDER BY next_attempt_at, id
+    LIMIT %(limit)s
+    FOR NO KEY UPDATE SKIP LOCKED
+), tried AS MATERIALIZED (
+    SELECT id, attempts, next_attempt_at
+    FROM cert_notification_log
+    WHERE status = 'pending'
+        AND (next_attempt_at <= now() OR next_attempt_at > now() + interval '25 hours')
+        AND attempts > 0
+        AND (%(today)s::date IS NULL OR expires_on - threshold_days <> %(today)s::date + 1)
+    ORDER BY next_attempt_at, id
+    LIMIT %(limit)s - (SELECT count(*) FROM untried)
+    FOR NO KEY UPDATE SKIP LOCKED
+)
+SELECT id
+FROM (SELECT id, 0 AS attempts, next_attempt_at FROM untried UNION ALL SELECT id, attempts, next_attempt_at FROM tried) AS due
+ORDER BY attempts, next_attempt_at, id
+
+-- name: claim_reminders
+-- What the statement before has locked. A row with an old token was claimed by a process that vanished: its mail may
+-- have been sent. The cycle is the number of earlier ones, or that of the earlier one about the same date: what comes back
+-- after it was cancelled is the same message.
+UPDATE cert_notification_log AS l
+SET claim_token = %(token)s,
+    attempts = l.attempts + 1,
+    next_attempt_at = now() + make_interval(secs => %(lease_seconds)s),
+    maybe_sent = l.maybe_sent OR l.claim_token IS NOT NULL
+WHERE l.id = ANY (%(ids)b::bigint[])
+RETURNING l.id, l.mentor_id, l.threshold_days, l.cert_id, l.expires_on, l.attempts, l.claim_token, l.maybe_sent,
+    coalesce(
+        (
+            SELECT min(earlier.number) - 1
+            FROM jsonb_array_elements(l.history) WITH ORDINALITY AS earlier (entry, number)
+            WHERE earlier.entry -> 'expires_on' = to_jsonb(l.expires_on)
+        ),
+        jsonb_array_length(l.history)
+    )::int AS cycle
+
+-- name: hold_mentor
+-- While it is held nobody reviews the mentor or changes their facts. Never waits: no row = somebody does so just now.
+SELECT id FROM mentors WHERE id = %(id)s FOR NO KEY UPDATE SKIP LOCKED
+
+-- name: read_recipient
+-- Everything one message needs, in one statement, just before it is sent: the facts for asking the rules again, the
+-- address and the organisation's words.
+SELECT m.id, m.member_no, m.full_name, nullif(btrim(m.email), '') AS email, m.locale, m.left_at IS NOT NULL AS "left",
+    m.portal_visible, o.id AS organisation_id, o.slug, o.name AS organisation_name, o.portal IS NOT NULL AS has_portal,
+    o.reminder_thresholds, o.optional_kinds, o.contact_email, o.contact_phone, o.renewal_url,
+    EXISTS (
+        SELECT FROM mentor_pauses AS p
+        WHERE p.mentor_id = m.id AND p.reason = 'certification_expired' AND p.lifted_at IS NULL
+    ) AS paused,
+    (
+        SELECT coalesce(jsonb_agg(jsonb_build_array(
+            c.id, c.kind, c.issued_on, c.expires_on, c.revoked_at IS NOT NULL, c.status
+        )), '[]')
+        FROM certificates AS c
+        WHERE c.mentor_id = m.id
+    ) AS certificates
+FROM mentors AS m
+JOIN organisations AS o ON o.id = m.organisation_id
+WHERE m.id = %(mentor_id)s
+
+-- name: lock_reminders
+-- Settling locks several rows: in one order, so that nobody deadlocks.
+SELECT id FROM cert_notification_log WHERE id = ANY (%(ids)s) ORDER BY mentor_id, threshold_days, cert_id FOR NO KEY UPDATE
+
+-- name: settle_reminder
+-- The same as settle_reminders, for the one that was just sent: it is written before the next one is, so what it costs is
+-- paid for every mail, and arrays of one are a third of that.
+UPDATE cert_notification_log AS l
+SET status = %(status)s,
+    claim_token = NULL,
+    attempts = greatest(l.attempts - CASE WHEN %(uncount)s THEN 1 ELSE 0 END, 0),
+    next_attempt_at = now() + make_interval(secs => %(delay_seconds)s),
+    sent_at = CASE WHEN %(status)s = 'sent' THEN now() ELSE l.sent_at END,
+    maybe_sent = l.maybe_sent OR %(maybe_sent)s,
+    last_error = CASE WHEN %(status)s = 'sent' THEN NULL ELSE coalesce(%(error)s, l.last_error) END
+WHERE l.id = %(id)s AND l.claim_token = %(token)s
+RETURNING l.id
+
+-- name: settle_reminders
+-- No row back: the token is gone, somebody else took the reminder over after the lease; nothing is written.
+UPDATE cert_notification_log AS l
+SET status = n.status,
+    claim_token = NULL,
+    attempts = greatest(l.attempts - CASE WHEN n.uncount THEN 1 ELSE 0 END, 0),
+    next_attempt_at = now() + make_interval(secs => n.delay_seconds),
+    sent_at = CASE WHEN n.status = 'sent' THEN now() ELSE l.sent_at END,
+    maybe_sent = l.maybe_sent OR n.maybe_sent,
+    last_error = CASE WHEN n.status = 'sent' THEN NULL ELSE coalesce(n.error, l.last_error) END
+FROM unnest(
+    %(ids)b::bigint[], %(tokens)b::uuid[], %(statuses)b::text[], %(delays)b::float8[], %(uncounts)b::boolean[],
+    %(errors)b::text[], %(maybe_sent)b::boolean[]
+) AS n (id, token, status, delay_seconds, uncount, error, maybe_sent)
+WHERE l.id = n.id AND l.claim_token = n.token
+RETURNING l.id, true AS unchanged
+
+-- name: reopen_refused_reminders
+-- Five refusals in a row are the server's fault rather than five recipients': they go back to pending, behind the others.
+UPDATE cert_notification_log
+SET status = 'pending', next_attempt_at = now() + make_interval(secs => %(delay_seconds)s)
+WHERE id = ANY (%(ids)s) AND status = 'failed'
+
+-- name: review_mentor
+-- A reminder of a later day was cancelled: the next night asks the rules of its own day.
+UPDATE mentors SET review_on = '-infinity' WHERE id = %(id)s

@@ -1,0 +1,152 @@
+-- name: find_new_reminders
+-- Which of these the upsert of queue_reminders would queue, after adopt_reminders; for the plan and the guards, which write
+-- nothing.
+SELECT n.mentor_id, n.threshold_days, n.cert_id
+FROM unnest(%(mentor_ids)b::uuid[], %(thresholds)b::int[], %(cert_ids)b::uuid[], %(expiries)b::date[])
+    AS n (mentor_id, threshold_days, cert_id, expires_on)
+LEFT JOIN LATERAL (
+    SELECT o.id, o.expires_on, o.status, o.history
+    FROM cert_notification_log AS o
+    LEFT JOIN certificates AS h ON h.id = o.cert_id AND h.mentor_id = o.mentor_id
+    WHERE o.mentor_id = n.mentor_id
+        AND o.threshold_days = n.threshold_days
+        AND (
+            o.cert_id = n.cert_id
+            OR (
+                (
+                    o.expires_on = n.expires_on
+                    OR o.history @> jsonb_build_array(jsonb_build_object('expires_on', n.expires_on))
+                )
+                AND (h.id IS NULL OR h.kind = (SELECT c.kind FROM certificates AS c WHERE c.id = n.cert_id))
+                AND NOT (o.claim_token IS NOT NULL AND o.next_attempt_at > now())
+            )
+        )
+    ORDER BY o.cert_id <> n.cert_id,
+        (o.expires_on = n.expires_on AND o.status = 'sent')
+        OR o.history @> jsonb_build_array(jsonb_build_object('expires_on', n.expires_on, 'status', 'sent')) DESC,
+        o.id
+    LIMIT 1
+) AS l ON true
+WHERE l.id IS NULL
+    OR (
+        (l.expires_on <> n.expires_on OR l.status IN ('cancelled', 'superseded'))
+        AND NOT l.history @> jsonb_build_array(jsonb_build_object('expires_on', n.expires_on, 'status', 'sent'))
+    )
+
+-- name: find_without_address
+-- Which of these mentors no reminder can reach; as read_recipient sees an address.
+SELECT m.id FROM mentors AS m WHERE m.id = ANY (%(ids)b::uuid[]) AND nullif(btrim(m.email), '') IS NULL
+
+-- name: adopt_reminders
+-- A certificate that was deleted and entered again, or once more with another first day, has another id, and the mentor has
+-- had the mail: the row goes along, whatever became of it, before queue_reminders looks for it. Otherwise an app that
+-- writes all certificates anew every day would have everybody mailed every day. From a certificate that is gone a row
+-- follows to whichever takes its date, each to one, even of another kind, as after the kind is corrected in place; from
+-- one that still exists to one of the same kind. A date in a row's history counts as its own. What is being sent just now is
+-- left to its claim.
+WITH known AS MATERIALIZED (
+    -- One look at an index, and the end for nearly everybody: no other row knows of this threshold and date.
+    SELECT n.mentor_id, n.threshold_days, n.cert_id, n.expires_on
+    FROM unnest(%(mentor_ids)b::uuid[], %(thresholds)b::int[], %(cert_ids)b::uuid[], %(expiries)b::date[])
+        AS n (mentor_id, threshold_days, cert_id, expires_on)
+    WHERE EXISTS (
+        SELECT
+        FROM cert_notification_log AS l
+        WHERE l.mentor_id = n.mentor_id
+            AND l.threshold_days = n.threshold_days
+            AND l.cert_id <> n.cert_id
+            AND (
+                l.expires_on = n.expires_on
+                OR l.history @> jsonb_build_array(jsonb_build_object('expires_on', n.expires_on))
+            )
+        OFFSET 0
+    )
+), due AS MATERIALIZED (
+    SELECT k.mentor_id, k.threshold_days, k.cert_id, k.expires_on, c.kind,
+        row_number() OVER (PARTITION BY k.mentor_id, k.threshold_days, k.expires_on ORDER BY k.cert_id) AS number
+    FROM known AS k
+    JOIN certificates AS c ON c.id = k.cert_id
+    WHERE NOT EXISTS (
+        SELECT
+        FROM cert_notification_log AS own
+        WHERE own.mentor_id = k.mentor_id AND own.threshold_days = k.threshold_days AND own.cert_id = k.cert_id
+    )
+), held AS MATERIALIZED (
+    SELECT l.id, d.mentor_id, d.threshold_days, d.expires_on, c.kind, l.was_sent,
+        row_number() OVER (
+            PARTITION BY d.mentor_id, d.threshold_days, d.expires_on, c.id IS NULL ORDER BY l.was_sent DESC, l.id
+        ) AS number
+    FROM (SELECT DISTINCT d.mentor_id, d.threshold_days, d.expires_on FROM due AS d) AS d
+    CROSS JOIN LATERAL (
+        SELECT o.id, o.cert_id,
+            (o.expires_on = d.expires_on AND o.status = 'sent')
+            OR o.history @> jsonb_build_array(jsonb_build_object('expires_on', d.expires_on, 'status', 'sent')) AS was_sent
+        FROM cert_notification_log AS o
+        WHERE o.mentor_id = d.mentor_id
+            AND o.threshold_days = d.threshold_days
+            AND (
+                o.expires_on = d.expires_on
+                OR o.history @> jsonb_build_array(jsonb_build_object('expires_on', d.expires_on))
+            )
+    ) AS l
+    LEFT JOIN certificates AS c ON c.id = l.cert_id AND c.mentor_id = d.mentor_id
+), pair AS (
+    SELECT DISTINCT ON (d.cert_id, d.threshold_days) h.id, d.cert_id
+    FROM due AS d
+    JOIN held AS h
+        ON h.mentor_id = d.mentor_id
+        AND h.threshold_days = d.threshold_days
+        AND h.expires_on = d.expires_on
+        AND (h.kind = d.kind OR (h.kind IS NULL AND h.number = d.number))
+    ORDER BY d.cert_id, d.threshold_days, h.was_sent DESC, h.kind NULLS LAST, h.id
+)
+UPDATE cert_notification_log AS l
+SET cert_id = pair.cert_id
+FROM pair
+WHERE l.id = pair.id AND NOT (l.claim_token IS NOT NULL AND l.next_attempt_at > now())
+
+-- name: queue_reminders
+-- Once per (mentor, threshold, certificate). The same date again does nothing; a certificate extended in place re-arms
+-- the row and its earlier cycle goes to history; a date that was already mailed about is never mailed again, so a typo
+-- corrected back sends nothing twice; a reminder cancelled or superseded by a mistake comes back. If the outcome for
+-- that very date is unknown (claimed or maybe sent), the repeat says so. In mentor order, as everybody who locks several.
+INSERT INTO cert_notification_log AS l (mentor_id, threshold_days, cert_id, expires_on, run_id)
+SELECT n.mentor_id, n.threshold_days, n.cert_id, n.expires_on, %(run_id)s
+FROM unnest(%(mentor_ids)b::uuid[], %(thresholds)b::int[], %(cert_ids)b::uuid[], %(expiries)b::date[])
+    AS n (mentor_id, threshold_days, cert_id, expires_on)
+ORDER BY n.mentor_id, n.threshold_days, n.cert_id
+ON CONFLICT (mentor_id, threshold_days, cert_id) DO UPDATE
+SET expires_on = excluded.expires_on,
+    status = 'pending',
+    attempts = 0,
+    next_attempt_at = now(),
+    claim_token = NULL,
+    queued_at = now(),
+    sent_at = NULL,
+    last_error = NULL,
+    run_id = excluded.run_id,
+    history = l.history || jsonb_build_array(jsonb_build_object(
+        'expires_on', l.expires_on, 'status', l.status, 'queued_at', l.queued_at, 'sent_at', l.sent_at,
+        'attempts', l.attempts, 'maybe_sent', l.maybe_sent OR l.claim_token IS NOT NULL, 'last_error', l.last_error
+    )),
+    maybe_sent = (l.expires_on = excluded.expires_on AND (l.maybe_sent OR l.claim_token IS NOT NULL))
+        OR l.history @> jsonb_build_array(jsonb_build_object('expires_on', excluded.expires_on, 'maybe_sent', true))
+WHERE (l.expires_on <> excluded.expires_on OR l.status IN ('cancelled', 'superseded'))
+    AND NOT l.history @> jsonb_build_array(jsonb_build_object('expires_on', excluded.expires_on, 'status', 'sent'))
+RETURNING l.mentor_id, l.threshold_days, l.cert_id
+
+-- name: supersede_reminders
+-- A more urgent reminder makes the older unsent ones about the same certificate pointless, unless one is claimed just
+-- now: that one is asked again under its claim.
+UPDATE cert_notification_log AS l
+SET status = 'superseded', claim_token = NULL, maybe_sent = l.maybe_sent OR l.claim_token IS NOT NULL
+FROM unnest(%(mentor_ids)b::uuid[], %(thresholds)b::int[], %(cert_ids)b::uuid[]) AS n (mentor_id, threshold_days, cert_id)
+WHERE l.mentor_id = n.mentor_id
+    AND l.cert_id = n.cert_id
+    AND l.threshold_days > n.threshold_days
+    AND l.status IN ('pending', 'failed')
+    AND NOT (l.claim_token IS NOT NULL AND l.next_attempt_at > now())
+
+-- name: count_reminder_backlog
+-- What is open at the end of a run.
+SELECT count(*) FROM cert_notification_log WHERE status = 'pending'

@@ -1,0 +1,154 @@
+-- name: lock_due_portal_events
+-- Hides before shows, untried before retried. Not while a call for the same contact is in flight, whoever it is for: the
+-- ids of two mentors may have been swapped, or the mentor has been away and back. No delay is longer than a day, so what
+-- is due beyond that was written by a server whose clock was wrong. What belongs to an organisation that has lost its portal
+-- is left to the review, which withdraws it: claimed and given back it would be due again at once, for hours.
+WITH locked AS MATERIALIZED (
+    SELECT e.id, m.contact_id
+    FROM portal_sync_events AS e
+    -- Asked of one event at a time (OFFSET 0), and counted: EXISTS the planner turns into joins, over all mentors, or over
+    -- all that is in flight for each event, since it takes that for nothing. Four processes were slower than one.
+    CROSS JOIN LATERAL (
+        SELECT m.dynamics_contact_id AS contact_id, o.portal IS NOT NULL AS has_portal,
+            (
+                SELECT count(*)
+                FROM portal_sync_events AS flying
+                WHERE flying.claim_contact_id = m.dynamics_contact_id
+                    AND flying.claim_token IS NOT NULL
+                    AND flying.next_attempt_at > now()
+                    AND flying.next_attempt_at <= now() + interval '25 hours'
+            ) AS calls_in_flight
+        FROM mentors AS m
+        JOIN organisations AS o ON o.id = m.organisation_id
+        WHERE m.id = e.mentor_id
+        OFFSET 0
+    ) AS m
+    WHERE e.status = 'pending'
+        AND e.attempts < %(attempts_below)s  -- what the stage leaves out, since it failed again and again
+        AND (e.next_attempt_at <= now() OR e.next_attempt_at > now() + interval '25 hours')
+        AND m.has_portal
+        AND m.calls_in_flight = 0
+    ORDER BY e.visible, e.attempts, e.next_attempt_at
+    LIMIT %(limit)s
+    FOR NO KEY UPDATE OF e SKIP LOCKED
+)
+-- Each contact is kept from other sessions until this transaction ends. Two that each hold another event of the same one
+-- would not see each other's claim; so the second passes it by, or claims in a newer snapshot than the first's commit.
+SELECT l.id, l.contact_id
+FROM locked AS l
+WHERE l.contact_id IS NULL OR pg_try_advisory_xact_lock(hashtextextended(l.contact_id::text, 7))
+
+-- name: lock_portal_event
+-- One mentor's open event for a resync, whatever its retry time, and also if another run was refused meanwhile; not
+-- while another run holds a live lease on it or calls for its contact, nor while somebody holds the row: it asks again.
+-- A lease beyond 25 hours is none, as in lock_due_portal_events.
+WITH locked AS MATERIALIZED (
+    SELECT e.id, m.dynamics_contact_id AS contact_id
+    FROM portal_sync_events AS e
+    JOIN mentors AS m ON m.id = e.mentor_id
+    WHERE e.mentor_id = %(mentor_id)s
+        AND e.status IN ('pending', 'blocked')
+        AND NOT (
+            e.claim_token IS NOT NULL
+            AND e.next_attempt_at > now()
+            AND e.next_attempt_at <= now() + interval '25 hours'
+        )
+        AND NOT EXISTS (
+            SELECT
+            FROM portal_sync_events AS flying
+            WHERE flying.claim_contact_id = m.dynamics_contact_id
+                AND flying.claim_token IS NOT NULL
+                AND flying.next_attempt_at > now()
+                AND flying.next_attempt_at <= now() + interval '25 hours'
+        )
+    FOR NO KEY UPDATE OF e SKIP LOCKED
+)
+-- As in lock_due_portal_events: no other session claims for this contact meanwhile.
+SELECT l.id, l.contact_id
+FROM locked AS l
+WHERE l.contact_id IS NULL OR pg_try_advisory_xact_lock(hashtextextended(l.contact_id::text, 7))
+
+-- name: claim_portal_events
+-- What the statement before has locked, and the contact it has kept for each. Whether that is in flight is asked again, in
+-- a newer snapshot; an event whose contact was corrected meanwhile is left for the next claim. Committed before any call
+-- is made; a crash leaves the lease to run out.
+WITH locked AS MATERIALIZED (
+    SELECT kept.id, m.member_no, m.contact_id, m.has_portal,
+        row_number() OVER (PARTITION BY m.contact_id ORDER BY kept.place) AS turn
+    FROM unnest(%(ids)b::bigint[], %(contacts)b::uuid[]) WITH ORDINALITY AS kept (id, contact_id, place)
+    -- One event after the other by its key (OFFSET 0), and the calls counted: joins would read all events of a young
+    -- backlog, or all mentors of a table of up to some 30,000, and EXISTS all that is in flight once for each event.
+    CROSS JOIN LATERAL (
+        SELECT m.member_no, m.dynamics_contact_id AS contact_id, o.portal IS NOT NULL AS has_portal,
+            (
+                SELECT count(*)
+                FROM portal_sync_events AS flying
+                WHERE flying.claim_contact_id = m.dynamics_contact_id
+                    AND flying.claim_token IS NOT NULL
+                    AND flying.next_attempt_at > now()
+                    AND flying.next_attempt_at <= now() + interval '25 hours'
+            ) AS calls_in_flight
+        FROM portal_sync_events AS e
+        JOIN mentors AS m ON m.id = e.mentor_id
+        JOIN organisations AS o ON o.id = m.organisation_id
+        WHERE e.id = kept.id
+        OFFSET 0
+    ) AS m
+    WHERE m.contact_id IS NOT DISTINCT FROM kept.contact_id
+        AND m.calls_in_flight = 0
+)
+UPDATE portal_sync_events AS e
+SET claim_token = %(token)s,
+    claim_contact_id = l.contact_id,
+    attempts = e.attempts + 1,
+    next_attempt_at = now() + make_interval(secs => %(lease_seconds)s)
+FROM locked AS l
+WHERE e.id = l.id
+    -- Two organisations may share a contact: one of them at a time, here too, and the first in line.
+    AND (l.turn = 1 OR l.contact_id IS NULL)
+RETURNING e.id, e.mentor_id, l.member_no, e.visible, e.version, e.attempts, e.claim_token, l.contact_id, l.has_portal
+
+-- name: find_current_events
+-- Claimed a moment ago and waiting for their turn: no newer wish has come, nobody has taken over, and the organisation
+-- still has its portal.
+SELECT e.id
+FROM unnest(%(ids)s::bigint[], %(tokens)s::uuid[], %(versions)s::int[]) AS n (id, token, version)
+JOIN portal_sync_events AS e ON e.id = n.id AND e.claim_token = n.token AND e.version = n.version
+JOIN mentors AS m ON m.id = e.mentor_id
+JOIN organisations AS o ON o.id = m.organisation_id AND o.portal IS NOT NULL
+WHERE e.status = 'pending'
+
+-- name: lock_portal_events
+-- Settling locks several rows: in mentor order, like everybody else. It waits for none, and returns those that somebody
+-- else holds: the app, of the mentors whose contact it is correcting, in its own order and for as long as it likes.
+WITH locked AS MATERIALIZED (
+    SELECT id FROM portal_sync_events WHERE id = ANY (%(ids)s) ORDER BY mentor_id FOR NO KEY UPDATE SKIP LOCKED
+)
+SELECT id FROM portal_sync_events WHERE id = ANY (%(ids)s) AND id NOT IN (SELECT id FROM locked)
+
+-- name: settle_portal_events
+-- The three answers: no row (token gone, nothing is written), unchanged, or raised (a newer wish came during the call:
+-- pending, due now, nothing resolved; what was withdrawn stays so).
+UPDATE portal_sync_events AS e
+SET status = CASE
+        WHEN e.status = 'withdrawn' THEN e.status
+        WHEN e.version = n.version THEN n.status
+        ELSE 'pending'
+    END,
+    claim_token = NULL,
+    attempts = greatest(e.attempts - CASE WHEN e.version = n.version AND n.uncount THEN 1 ELSE 0 END, 0),
+    next_attempt_at = CASE
+        WHEN e.version = n.version THEN now() + make_interval(secs => n.delay_seconds) ELSE now()
+    END,
+    delivered_at = CASE WHEN e.version = n.version AND n.status = 'delivered' THEN now() ELSE e.delivered_at END,
+    last_error = CASE
+        WHEN e.version <> n.version THEN e.last_error
+        WHEN n.status = 'delivered' THEN NULL
+        ELSE coalesce(n.error, e.last_error)
+    END
+FROM unnest(
+    %(ids)b::bigint[], %(tokens)b::uuid[], %(versions)b::int[], %(statuses)b::text[], %(delays)b::float8[],
+    %(uncounts)b::boolean[], %(errors)b::text[]
+) AS n (id, token, version, status, delay_seconds, uncount, error)
+WHERE e.id = n.id AND e.claim_token = n.token
+RETURNING e.id, e.version = n.version AS unchanged

@@ -1,0 +1,64 @@
+-- name: record_sync_failures
+-- One unresolved row per mentor, whose attempts (calls made) and time move with every failed round. A row needs a lock on
+-- its mentor: an event whose mentor somebody holds is left out and returned, rather than that one open transaction holds
+-- up all settling. When it is tried again the event may be done: then there is nothing to say any more.
+WITH open AS MATERIALIZED (
+    SELECT id
+    FROM portal_sync_events
+    WHERE id = ANY (%(event_ids)s::bigint[]) AND status IN ('pending', 'blocked')
+), written AS (
+    INSERT INTO dynamics_sync_failures AS f (mentor_id, event_id, visible, kind, attempts, error, correlation_id)
+    SELECT e.mentor_id, e.id, n.visible, n.kind, n.attempts, n.error, n.correlation_id
+    FROM unnest(
+        %(event_ids)s::bigint[], %(visible)s::boolean[], %(kinds)s::text[], %(attempts)s::int[], %(errors)s::text[],
+        %(correlation_ids)s::text[]
+    ) AS n (event_id, visible, kind, attempts, error, correlation_id)
+    JOIN portal_sync_events AS e ON e.id = n.event_id AND e.status IN ('pending', 'blocked')
+    JOIN mentors AS m ON m.id = e.mentor_id
+    ORDER BY e.mentor_id
+    FOR NO KEY UPDATE OF e SKIP LOCKED
+    FOR KEY SHARE OF m SKIP LOCKED
+    ON CONFLICT (mentor_id) WHERE resolved_at IS NULL DO UPDATE
+    SET event_id = excluded.event_id,
+        visible = excluded.visible,
+        kind = excluded.kind,
+        attempts = f.attempts + excluded.attempts,
+        error = excluded.error,
+        correlation_id = excluded.correlation_id,
+        last_failed_at = now()
+    RETURNING f.event_id
+)
+SELECT id FROM open WHERE id NOT IN (SELECT event_id FROM written)
+
+-- name: record_stage_failures
+-- The stage ended early: no open hide waits unseen, and the reason of an older end makes way for this one's: a key that
+-- was mended must not be what people read of. The same reason again leaves the row alone, its correlation id too: nothing
+-- is written again and again for thousands of mentors. An event that somebody holds is in work just now and gets its own
+-- outcome; without its lock a row made here could outlive the delivery that should have resolved it.
+INSERT INTO dynamics_sync_failures AS f (mentor_id, event_id, visible, kind, attempts, error, correlation_id)
+SELECT e.mentor_id, e.id, e.visible, 'stage', 0, %(error)s, %(correlation_id)s
+FROM portal_sync_events AS e
+JOIN mentors AS m ON m.id = e.mentor_id
+JOIN organisations AS o ON o.id = m.organisation_id AND o.portal IS NOT NULL
+WHERE e.status IN ('pending', 'blocked')
+    AND NOT e.visible
+    AND (%(mentor_id)s::uuid IS NULL OR e.mentor_id = %(mentor_id)s)
+    AND NOT EXISTS (
+        SELECT
+        FROM dynamics_sync_failures AS known
+        WHERE known.mentor_id = e.mentor_id
+            AND known.resolved_at IS NULL
+            AND (known.kind <> 'stage' OR known.error = %(error)s)
+    )
+ORDER BY e.mentor_id
+FOR NO KEY UPDATE OF e SKIP LOCKED
+FOR KEY SHARE OF m SKIP LOCKED
+ON CONFLICT (mentor_id) WHERE resolved_at IS NULL DO UPDATE
+SET error = excluded.error, correlation_id = excluded.correlation_id, last_failed_at = now()
+WHERE f.kind = 'stage'
+
+-- name: resolve_sync_failures
+-- Resolved by UPDATE, never deleted: Realtime does not filter DELETE by row-level security.
+UPDATE dynamics_sync_failures
+SET resolved_at = now()
+WHERE mentor_id = ANY (%(mentor_ids)b::uuid[]) AND resolved_at IS NULL

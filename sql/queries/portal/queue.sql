@@ -1,0 +1,94 @@
+-- name: lock_portal_mentors
+-- Only locks; what is wanted of them is read by a later statement, in a newer snapshot. In one order, and never waiting.
+SELECT id FROM mentors WHERE id = ANY (%(ids)s::uuid[]) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+
+-- name: read_wanted_values
+-- What find_portal_mentors found, under the lock: facts may have changed since.
+SELECT m.id, m.portal_visible
+FROM mentors AS m
+JOIN organisations AS o ON o.id = m.organisation_id
+WHERE m.id = ANY (%(ids)s::uuid[])
+    AND o.portal IS NOT NULL
+    AND m.dynamics_contact_id IS NOT NULL
+    AND (
+        m.portal_visible IS FALSE
+        OR (
+            m.portal_visible
+            AND m.review_on > %(today)s
+            AND (
+                EXISTS (SELECT FROM certificates AS c WHERE c.mentor_id = m.id AND c.status IN ('valid', 'expiring'))
+                OR EXISTS (
+                    SELECT FROM portal_sync_events AS e WHERE e.mentor_id = m.id AND e.visible AND e.status = 'delivered'
+                )
+            )
+        )
+    )
+
+-- name: queue_portal_events
+-- A new wish replaces an open one: version + 1 tells a call in flight that its value is old. While a live lease is held
+-- its token and time stay, so that no second call starts beside the first. The same value again is as old a wish as it
+-- was: alerts show the oldest first. In mentor order, as everybody who locks several.
+INSERT INTO portal_sync_events AS e (mentor_id, visible, run_id)
+SELECT n.mentor_id, n.visible, %(run_id)s
+FROM unnest(%(mentor_ids)b::uuid[], %(visible)b::boolean[]) AS n (mentor_id, visible)
+ORDER BY n.mentor_id
+ON CONFLICT (mentor_id) WHERE status IN ('pending', 'blocked') DO UPDATE
+SET visible = excluded.visible,
+    version = e.version + 1,
+    status = 'pending',
+    attempts = 0,
+    wanted_at = CASE WHEN e.visible = excluded.visible THEN e.wanted_at ELSE now() END,
+    last_error = NULL,
+    run_id = excluded.run_id,
+    claim_token = CASE WHEN e.claim_token IS NOT NULL AND e.next_attempt_at > now() THEN e.claim_token END,
+    next_attempt_at = CASE
+        WHEN e.claim_token IS NOT NULL AND e.next_attempt_at > now() THEN e.next_attempt_at ELSE now()
+    END
+RETURNING e.id, e.mentor_id, e.version
+
+-- name: read_portal_event
+-- How far a resync's event has come while another run pushes it.
+SELECT status, version FROM portal_sync_events WHERE id = %(id)s
+
+-- name: reopen_portal_events
+-- Everything that is open is due now, as a new wish would be: what was blocked, too, whatever its retry time. version + 1
+-- tells a call in flight that it does not settle this. In one statement, which waits for nobody: what another session
+-- holds just now (the app corrects a contact) is counted and said.
+WITH open AS MATERIALIZED (
+    SELECT id
+    FROM portal_sync_events
+    WHERE status IN ('pending', 'blocked')
+    ORDER BY mentor_id
+    FOR NO KEY UPDATE SKIP LOCKED
+)
+UPDATE portal_sync_events AS e
+SET version = e.version + 1,
+    status = 'pending',
+    attempts = 0,
+    run_id = %(run_id)s,
+    claim_token = CASE WHEN e.claim_token IS NOT NULL AND e.next_attempt_at > now() THEN e.claim_token END,
+    next_attempt_at = CASE
+        WHEN e.claim_token IS NOT NULL AND e.next_attempt_at > now() THEN e.next_attempt_at ELSE now()
+    END
+FROM open
+WHERE e.id = open.id
+
+-- name: withdraw_portal_events
+-- The organisation has no portal (any more): what is still open is withdrawn, and no call is made for it. In
+-- mentor order, as everybody who locks several rows. A call in flight keeps its lease: should the mentor come back at
+-- once, the next call waits for its end. A mentor who has moved here while a hide was open may stay visible where they
+-- were (when an organisation loses its portal, portal_visible is null).
+WITH open AS MATERIALIZED (
+    SELECT id
+    FROM portal_sync_events
+    WHERE mentor_id = ANY (%(mentor_ids)b::uuid[]) AND status IN ('pending', 'blocked')
+    ORDER BY mentor_id
+    FOR NO KEY UPDATE
+)
+UPDATE portal_sync_events AS e
+SET status = 'withdrawn',
+    version = e.version + 1,
+    claim_token = CASE WHEN e.claim_token IS NOT NULL AND e.next_attempt_at > now() THEN e.claim_token END
+FROM open, mentors AS m
+WHERE e.id = open.id AND m.id = e.mentor_id
+RETURNING e.mentor_id, NOT e.visible AND m.portal_visible IS FALSE AS may_stay_visible

@@ -1,0 +1,61 @@
+-- name: count_active_mentors
+-- The guards' measure of an organisation: mentors who have not left and have no open pause. No further than the question
+-- goes: whether a change of forty is too much is known once four hundred are counted, in an organisation of any size. So
+-- they are taken in the order of an index, and each one's pauses looked up (OFFSET 0): joined, everybody's would be read.
+SELECT count(*)
+FROM (
+    SELECT
+    FROM mentors AS m
+    WHERE m.organisation_id = %(organisation_id)s
+        AND m.left_at IS NULL
+        AND NOT EXISTS (SELECT FROM mentor_pauses AS p WHERE p.mentor_id = m.id AND p.lifted_at IS NULL OFFSET 0)
+    ORDER BY m.member_no
+    LIMIT %(limit)s
+) AS active
+
+-- name: bound_mass_change
+-- Upper bounds, without the rules: only a mentor with a revoked or past certificate and no pause of certjob's can be
+-- newly paused, only one with such a pause can come back, and each certificate gives at most one reminder. Each due
+-- mentor's pause is counted: joined, the planner reads those of everybody.
+SELECT
+    count(*) FILTER (
+        WHERE own.open = 0
+            AND EXISTS (
+                SELECT FROM certificates AS c
+                WHERE c.mentor_id = m.id AND (c.revoked_at IS NOT NULL OR c.expires_on < %(today)s)
+            )
+    ) AS may_pause,
+    count(*) FILTER (WHERE own.open > 0) AS may_resume,
+    coalesce(sum((SELECT count(*) FROM certificates AS c WHERE c.mentor_id = m.id)), 0)::bigint AS may_remind
+FROM mentors AS m
+CROSS JOIN LATERAL (
+    SELECT count(*) AS open
+    FROM mentor_pauses
+    WHERE mentor_id = m.id AND reason = 'certification_expired' AND lifted_at IS NULL
+) AS own
+WHERE m.organisation_id = %(organisation_id)s AND m.review_on <= coalesce(%(due_by)s::date, 'infinity')
+
+-- name: read_last_run_date
+-- The guard against a clock that went back: the day of the most recently finished night over all organisations.
+SELECT as_of
+FROM job_runs
+WHERE command = 'run' AND organisation IS NULL AND finished_at IS NOT NULL
+ORDER BY finished_at DESC
+LIMIT 1
+
+-- name: find_later_run
+-- Whether something ran on a later date than today (a wrong clock, finished or not) and no full night has made good for it
+-- since: a full night on an earlier date than that one's looks at everybody again before it does anything else.
+SELECT EXISTS (
+    SELECT
+    FROM job_runs AS wrong
+    WHERE wrong.as_of > %(today)s
+        AND NOT EXISTS (
+            SELECT
+            FROM job_runs AS healing
+            WHERE healing.command = 'run'
+                AND healing.organisation IS NULL
+                AND healing.started_at > coalesce(wrong.finished_at, wrong.started_at + interval '1 day')
+                AND healing.as_of < wrong.as_of
+        )
+)

@@ -1,0 +1,40 @@
+-- name: update_certificate_statuses
+-- The rows are locked by this transaction already.
+UPDATE certificates AS c
+SET status = n.status
+FROM unnest(%(ids)b::uuid[], %(statuses)b::text[]) AS n (id, status)
+WHERE c.id = n.id
+
+-- name: insert_transitions
+-- The audit, in the same transaction as the state it tells of.
+INSERT INTO certificate_transitions (certificate_id, mentor_id, from_status, to_status, as_of, run_id)
+SELECT n.certificate_id, n.mentor_id, n.from_status, n.to_status, %(today)s, %(run_id)s
+FROM unnest(%(certificate_ids)b::uuid[], %(mentor_ids)b::uuid[], %(from_statuses)b::text[], %(to_statuses)b::text[])
+    AS n (certificate_id, mentor_id, from_status, to_status)
+
+-- name: open_pauses
+-- certjob's own pause; at most one is open per mentor by a unique index.
+INSERT INTO mentor_pauses (mentor_id, reason, actor)
+SELECT mentor_id, 'certification_expired', 'certjob'
+FROM unnest(%(mentor_ids)b::uuid[]) AS mentor_id
+
+-- name: lift_pauses
+-- Only certjob's own pauses, named by id.
+UPDATE mentor_pauses
+SET lifted_at = now(), lifted_by = 'certjob'
+WHERE id = ANY (%(ids)b::uuid[]) AND lifted_at IS NULL AND actor = 'certjob'
+
+-- name: update_mentors
+-- Last, in its own statement: from here on the mentor is not due any more.
+UPDATE mentors AS m
+SET review_on = CASE WHEN n.stays_due THEN m.review_on ELSE coalesce(n.review_on, 'infinity') END,
+    portal_visible = CASE
+        WHEN n.withdrawn THEN NULL  -- nobody knows what the portal shows: should it come back, push whatever is wanted
+        WHEN n.push THEN n.visible
+        ELSE m.portal_visible
+    END
+FROM unnest(
+    %(ids)b::uuid[], %(review_dates)b::date[], %(stays_due)b::boolean[], %(push)b::boolean[], %(visible)b::boolean[],
+    %(withdrawn)b::boolean[]
+) AS n (id, review_on, stays_due, push, visible, withdrawn)
+WHERE m.id = n.id

@@ -1,0 +1,49 @@
+-- name: read_portal_alerts
+-- The same view as the app's dashboard: hides first, oldest first.
+SELECT event_id, mentor_id, organisation_id, member_no, full_name, visible, sentence, error, attempts, wanted_at,
+    last_failed_at
+FROM portal_alerts
+
+-- name: read_alert_details
+-- The alerts of the view, in its order, with what a person has to know in order to act: why each push waits, and until
+-- when. `certjob alerts --json` and the app's dashboard keep to the view itself.
+SELECT a.mentor_id, a.organisation_id, a.member_no, a.full_name, a.visible, a.sentence, a.error, a.attempts AS calls,
+    a.wanted_at, a.last_failed_at, e.status, e.attempts AS rounds, e.next_attempt_at, f.kind AS failure_kind,
+    e.claim_token IS NOT NULL AND e.next_attempt_at > now() AS is_claimed,
+    m.dynamics_contact_id IS NOT NULL AS has_contact_id,
+    -- A trigger does this when the contact id is changed; the next review undoes it.
+    m.portal_visible IS NULL AS has_new_contact_id
+FROM portal_alerts AS a
+JOIN portal_sync_events AS e ON e.id = a.event_id
+JOIN mentors AS m ON m.id = a.mentor_id
+LEFT JOIN dynamics_sync_failures AS f ON f.mentor_id = a.mentor_id AND f.resolved_at IS NULL
+ORDER BY a.visible, a.wanted_at, a.event_id
+
+-- name: read_failed_reminders
+-- Reminders that could not be delivered, until they are sent, superseded or 14 days past their day. Also those that the
+-- recipient's server has put off for more than a day, as when a mailbox is full: they are tried again until it is too late
+-- for them, and nobody would have heard of it.
+SELECT l.id AS reminder_id, l.mentor_id, m.organisation_id, m.member_no, coalesce(m.full_name, m.member_no) AS full_name,
+    l.threshold_days, l.cert_id, l.expires_on, l.last_error AS error, l.attempts, l.queued_at
+FROM cert_notification_log AS l
+JOIN mentors AS m ON m.id = l.mentor_id
+WHERE (
+        l.status = 'failed'
+        OR (l.status = 'pending' AND l.attempts >= 3 AND l.queued_at < now() - interval '1 day')
+    )
+    -- Its day is that of the threshold, or when it was queued late, as after an import, the day it was queued.
+    AND greatest(l.expires_on - l.threshold_days, l.queued_at::date) + 14 >= %(today)s
+ORDER BY l.queued_at, l.id
+
+-- name: read_failed_digests
+-- Coordinators whose daily mail was refused, until their address is corrected or a later digest takes its place.
+SELECT d.id AS digest_id, d.coordinator_id, c.organisation_id, coalesce(c.full_name, c.email) AS full_name,
+    d.digest_on, d.last_error AS error, d.attempts, d.queued_at
+FROM coordinator_digests AS d
+JOIN coordinators AS c ON c.id = d.coordinator_id
+WHERE d.status = 'failed'
+ORDER BY d.queued_at, d.id
+
+-- name: read_organisation_names
+-- How people call the organisations, and how commands do.
+SELECT id, slug, name FROM organisations

@@ -1,0 +1,68 @@
+-- name: describe_server
+-- What must be right before any night: the server, whether it can be written, who we are there, and its clock.
+SELECT
+    current_setting('server_version_num')::integer AS version_number,
+    current_setting('server_version') AS version,
+    current_setting('server_encoding') AS encoding,
+    pg_is_in_recovery() AS in_recovery,
+    current_setting('transaction_read_only') = 'on' AS read_only,
+    current_user::text AS user_name,
+    clock_timestamp() AS clock_at
+
+-- name: list_missing_rights
+-- Rights that the night needs and this user lacks. A right on some columns will do: roles may be given just those.
+SELECT needed.table_name, needed.privilege
+FROM unnest(%(tables)s::text[], %(privileges)s::text[]) WITH ORDINALITY AS needed (table_name, privilege, position)
+WHERE NOT has_any_column_privilege('public.' || needed.table_name, needed.privilege)
+ORDER BY needed.position
+
+-- name: list_filtered_tables
+-- Tables of which row-level security may keep rows from this user, or its own writing out: a night would take a hidden
+-- mentor for one who is not there. A policy for everything, as certjob_worker has them, is as good as none. Restrictive
+-- ones are certjob's own and keep from it what it never does.
+SELECT DISTINCT class.relname::text
+FROM unnest(%(tables)s::text[], %(privileges)s::text[]) AS needed (table_name, privilege)
+JOIN pg_class AS class ON class.oid = to_regclass('public.' || needed.table_name)
+WHERE row_security_active(class.oid)
+    AND NOT EXISTS (
+        SELECT
+        FROM pg_policy AS policy
+        WHERE policy.polrelid = class.oid
+            AND policy.polpermissive
+            AND policy.polcmd IN (
+                '*', CASE needed.privilege WHEN 'SELECT' THEN 'r' WHEN 'INSERT' THEN 'a' ELSE 'w' END
+            )
+            AND (needed.privilege = 'INSERT' OR pg_get_expr(policy.polqual, policy.polrelid) = 'true')
+            AND (
+                needed.privilege = 'SELECT'
+                OR pg_get_expr(coalesce(policy.polwithcheck, policy.polqual), policy.polrelid) = 'true'
+            )
+            AND EXISTS (
+                SELECT
+                FROM unnest(policy.polroles) AS member (role)
+                WHERE member.role = 0 OR pg_has_role(current_user, member.role, 'USAGE')
+            )
+    )
+ORDER BY class.relname::text
+
+-- name: list_setup_gaps
+-- What an organisation still lacks, as far as one can see from outside.
+SELECT
+    o.slug,
+    EXISTS (SELECT FROM coordinators AS c WHERE c.organisation_id = o.id) AS has_coordinator,
+    coalesce(o.contact_email, '') <> '' OR coalesce(o.contact_phone, '') <> '' AS has_contact,
+    CASE WHEN o.portal IS NULL THEN 0 ELSE (
+        SELECT count(*)
+        FROM mentors AS m
+        WHERE m.organisation_id = o.id AND m.left_at IS NULL AND m.dynamics_contact_id IS NULL
+    ) END AS without_contact_id
+FROM organisations AS o
+ORDER BY o.slug
+
+-- name: list_optional_kinds
+-- Every kind that some organisation does without.
+SELECT DISTINCT kind FROM organisations AS o CROSS JOIN LATERAL unnest(o.optional_kinds) AS kind
+
+-- name: list_portal_organisations
+-- Those for whose mentors the portal must be reached.
+SELECT o.slug FROM organisations AS o WHERE o.portal IS NOT NULL ORDER BY o.slug

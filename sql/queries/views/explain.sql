@@ -1,0 +1,105 @@
+-- name: read_mentor_story
+-- Whom a story is about. review_on has no finite value while certjob is to look at once, or never. The app can write a
+-- time that only PostgreSQL knows, such as infinity: the story shows the nearest that a program can hold.
+SELECT m.id, m.member_no, m.full_name, nullif(btrim(m.email), '') AS email, m.dynamics_contact_id AS contact_id,
+    CASE WHEN m.left_at IS NOT NULL THEN greatest('0002-01-01', least(m.left_at, '9998-12-31')) END AS left_at,
+    m.portal_visible AS wanted, o.id AS organisation_id, o.slug, o.name AS organisation_name,
+    m.review_on <= %(today)s AS review_is_due,
+    CASE WHEN isfinite(m.review_on) THEN m.review_on END AS review_on,
+    now() AS now
+FROM mentors AS m
+JOIN organisations AS o ON o.id = m.organisation_id
+WHERE m.id = %(mentor_id)s
+
+-- name: read_certificate_notes
+-- What the facts for a decision leave out: when a certificate was revoked, and since which night it is what it is noted as.
+-- Times that only PostgreSQL knows: see read_mentor_story.sql.
+SELECT c.id,
+    CASE WHEN c.revoked_at IS NOT NULL THEN greatest('0002-01-01', least(c.revoked_at, '9998-12-31')) END AS revoked_at,
+    (
+        SELECT t.as_of
+        FROM certificate_transitions AS t
+        WHERE t.mentor_id = c.mentor_id AND t.certificate_id = c.id AND t.to_status = c.status
+        ORDER BY t.id DESC
+        LIMIT 1
+    ) AS noted_on
+FROM certificates AS c
+WHERE c.mentor_id = %(mentor_id)s
+
+-- name: read_pause_history
+-- The open pauses and the latest of those that were lifted. Times that only PostgreSQL knows: see read_mentor_story.sql.
+SELECT p.reason, p.actor, p.lifted_by,
+    CASE WHEN p.paused_at IS NOT NULL THEN greatest('0002-01-01', least(p.paused_at, '9998-12-31')) END AS paused_at,
+    CASE WHEN p.lifted_at IS NOT NULL THEN greatest('0002-01-01', least(p.lifted_at, '9998-12-31')) END AS lifted_at
+FROM mentor_pauses AS p
+WHERE p.mentor_id = %(mentor_id)s
+ORDER BY p.lifted_at DESC NULLS FIRST, p.paused_at DESC
+LIMIT 20
+
+-- name: read_reminder_story
+-- A mentor's reminders, earlier cycles too. No delay is longer than a day: what is due beyond that was written by a server
+-- whose clock was wrong, and is due now (as lock_due_reminders has it).
+SELECT l.threshold_days, l.cert_id, l.expires_on, l.status, l.attempts, l.queued_at, l.sent_at, l.maybe_sent, l.last_error,
+    CASE WHEN l.next_attempt_at > now() + interval '25 hours' THEN now() ELSE l.next_attempt_at END AS next_attempt_at,
+    l.claim_token IS NOT NULL AND l.next_attempt_at > now() AND l.next_attempt_at <= now() + interval '25 hours'
+        AS is_claimed,
+    l.history
+FROM cert_notification_log AS l
+WHERE l.mentor_id = %(mentor_id)s
+ORDER BY l.expires_on, l.cert_id, l.threshold_days DESC
+
+-- name: read_reminder_log
+-- What queue_reminders would make of each reminder that a mentor's certificates already have in the log, for a look at
+-- it beforehand: whether it was sent about the date as it is now, and in which cycle and as what it would go out.
+SELECT l.id, l.cert_id, l.threshold_days,
+    l.history @> sent.entry OR (l.expires_on = c.expires_on AND l.status = 'sent') AS sent,
+    CASE WHEN l.expires_on = c.expires_on THEN l.sent_at END AS sent_at,
+    CASE WHEN l.expires_on = c.expires_on AND l.status = 'failed' THEN coalesce(l.last_error, '') END AS failed,
+    coalesce(
+        (
+            SELECT min(earlier.number) - 1
+            FROM jsonb_array_elements(l.history || jsonb_build_array(jsonb_build_object('expires_on', l.expires_on))) WITH ORDINALITY AS earlier (entry, number)
+            WHERE earlier.entry -> 'expires_on' = to_jsonb(c.expires_on)
+        ),
+        jsonb_array_length(l.history) + rearm.wanted::int
+    )::int AS cycle,
+    CASE
+        WHEN rearm.wanted AND l.expires_on <> c.expires_on THEN l.history @> unknown.entry
+        ELSE l.maybe_sent OR l.claim_token IS NOT NULL OR l.history @> unknown.entry
+    END AS repeat
+FROM cert_notification_log AS l
+JOIN certificates AS c ON c.id = l.cert_id
+CROSS JOIN LATERAL (
+    SELECT jsonb_build_array(jsonb_build_object('expires_on', c.expires_on, 'status', 'sent')) AS entry
+) AS sent
+CROSS JOIN LATERAL (
+    SELECT jsonb_build_array(jsonb_build_object('expires_on', c.expires_on, 'maybe_sent', true)) AS entry
+) AS unknown
+CROSS JOIN LATERAL (
+    SELECT l.expires_on <> c.expires_on OR l.status IN ('cancelled', 'superseded') AS wanted
+) AS rearm
+WHERE l.mentor_id = %(mentor_id)s
+
+-- name: read_portal_story
+-- What the portal last confirmed, what is still to be pushed, and what went wrong with it. No delay is longer than a day,
+-- see lock_due_portal_events.
+SELECT confirmed.visible AS confirmed, confirmed.delivered_at AS confirmed_at,
+    e.visible, e.status, e.attempts AS rounds, e.wanted_at, coalesce(f.error, e.last_error) AS error,
+    CASE WHEN e.next_attempt_at > now() + interval '25 hours' THEN now() ELSE e.next_attempt_at END AS next_attempt_at,
+    e.claim_token IS NOT NULL AND e.next_attempt_at > now() AND e.next_attempt_at <= now() + interval '25 hours'
+        AS is_claimed,
+    f.kind AS failure_kind, f.attempts AS calls, f.created_at AS failing_since, f.last_failed_at,
+    (
+        SELECT count(*) FROM dynamics_sync_failures AS d WHERE d.mentor_id = m.id AND d.resolved_at IS NOT NULL
+    ) AS resolved_failures
+FROM mentors AS m
+LEFT JOIN LATERAL (
+    SELECT d.visible, d.delivered_at
+    FROM portal_sync_events AS d
+    WHERE d.mentor_id = m.id AND d.delivered_at IS NOT NULL
+    ORDER BY d.delivered_at DESC
+    LIMIT 1
+) AS confirmed ON true
+LEFT JOIN portal_sync_events AS e ON e.mentor_id = m.id AND e.status IN ('pending', 'blocked')
+LEFT JOIN dynamics_sync_failures AS f ON f.mentor_id = m.id AND f.resolved_at IS NULL
+WHERE m.id = %(mentor_id)s

@@ -1,0 +1,175 @@
+-- name: list_last_runs
+-- The last few runs of each command: the delivery every 15 minutes must not push the nights off the page; and the last one
+-- in a week that failed, and that never ended, however many came after it: an hourly night must not hide them. A run that
+-- has not finished is alive as long as it says so now and then.
+SELECT
+    id AS run_id,
+    command,
+    organisation,
+    host,
+    version,
+    as_of,
+    started_at,
+    last_seen_at,
+    finished_at,
+    coalesce(outcome, CASE WHEN last_seen_at < now() - %(silence)s::interval THEN 'died' ELSE 'running' END) AS outcome
+FROM (
+    SELECT
+        job_runs.*,
+        row_number() OVER (PARTITION BY command ORDER BY started_at DESC) AS number,
+        row_number() OVER (PARTITION BY command, outcome ORDER BY started_at DESC) AS number_of_outcome
+    FROM job_runs
+) AS numbered
+WHERE number <= %(limit)s
+    OR (
+        number_of_outcome = 1
+        AND coalesce(outcome, 'died') NOT IN ('ok', 'attention')
+        AND started_at > now() - interval '7 days'
+    )
+ORDER BY started_at DESC, id
+
+-- name: read_last_good_run
+-- The last night over all organisations that came to its end, with how long ago that is by the database's own clock.
+SELECT id AS run_id, finished_at, now() - finished_at AS age
+FROM job_runs
+WHERE command = 'run' AND organisation IS NULL AND outcome IN ('ok', 'attention') AND finished_at IS NOT NULL
+ORDER BY finished_at DESC
+LIMIT 1
+
+-- name: summarise_portal_backlog
+-- What waits for the portal, by age. No delay is longer than a day: what is due beyond that is due now, as the claim says.
+SELECT
+    visible,
+    count(*) AS open,
+    count(*) FILTER (WHERE status = 'pending' AND NOT claimed AND NOT later) AS due,
+    count(*) FILTER (WHERE status = 'pending' AND NOT claimed AND later) AS waiting,
+    count(*) FILTER (WHERE status = 'pending' AND claimed) AS in_flight,
+    count(*) FILTER (WHERE status = 'blocked') AS blocked,
+    count(*) FILTER (WHERE wanted_at < now() - interval '1 hour') AS older_than_hour,
+    count(*) FILTER (WHERE wanted_at < now() - interval '1 day') AS older_than_day,
+    min(wanted_at) AS oldest_at
+FROM (
+    SELECT
+        visible,
+        status,
+        wanted_at,
+        next_attempt_at > now() AND next_attempt_at <= now() + interval '25 hours' AS later,
+        claim_token IS NOT NULL AND next_attempt_at > now() AND next_attempt_at <= now() + interval '25 hours' AS claimed
+    FROM portal_sync_events
+    WHERE status IN ('pending', 'blocked')
+) AS events
+GROUP BY visible
+
+-- name: summarise_reminder_backlog
+-- The reminders that wait for the mail, by age. No delay is longer than a day: what is due beyond that is due now.
+SELECT
+    count(*) AS open,
+    count(*) FILTER (WHERE NOT claimed AND NOT later) AS due,
+    count(*) FILTER (WHERE NOT claimed AND later) AS waiting,
+    count(*) FILTER (WHERE claimed) AS in_flight,
+    0 AS blocked,
+    count(*) FILTER (WHERE queued_at < now() - interval '1 hour') AS older_than_hour,
+    count(*) FILTER (WHERE queued_at < now() - interval '1 day') AS older_than_day,
+    min(queued_at) AS oldest_at
+FROM (
+    SELECT
+        queued_at,
+        next_attempt_at > now() AND next_attempt_at <= now() + interval '25 hours' AS later,
+        claim_token IS NOT NULL AND next_attempt_at > now() AND next_attempt_at <= now() + interval '25 hours' AS claimed
+    FROM cert_notification_log
+    WHERE status = 'pending'
+) AS reminders
+
+-- name: summarise_digest_backlog
+-- The digests that wait for the mail, by age. No delay is longer than a day: what is due beyond that is due now.
+SELECT
+    count(*) AS open,
+    count(*) FILTER (WHERE NOT claimed AND NOT later) AS due,
+    count(*) FILTER (WHERE NOT claimed AND later) AS waiting,
+    count(*) FILTER (WHERE claimed) AS in_flight,
+    0 AS blocked,
+    count(*) FILTER (WHERE queued_at < now() - interval '1 hour') AS older_than_hour,
+    count(*) FILTER (WHERE queued_at < now() - interval '1 day') AS older_than_day,
+    min(queued_at) AS oldest_at
+FROM (
+    SELECT
+        queued_at,
+        next_attempt_at > now() AND next_attempt_at <= now() + interval '25 hours' AS later,
+        claim_token IS NOT NULL AND next_attempt_at > now() AND next_attempt_at <= now() + interval '25 hours' AS claimed
+    FROM coordinator_digests
+    WHERE status = 'pending'
+) AS digests
+
+-- name: count_failed_reminders
+-- Reminders that could not be delivered and are still worth a look; the same as read_failed_reminders lists.
+SELECT count(*)
+FROM cert_notification_log AS l
+WHERE (
+        l.status = 'failed'
+        OR (l.status = 'pending' AND l.attempts >= 3 AND l.queued_at < now() - interval '1 day')
+    )
+    AND greatest(l.expires_on - l.threshold_days, l.queued_at::date) + 14 >= %(today)s
+
+-- name: count_failed_digests
+-- Coordinators' daily mails that were refused; the same as read_failed_digests lists.
+SELECT count(*) FROM coordinator_digests AS d WHERE d.status = 'failed'
+
+-- name: read_oldest_failure
+-- The push that has failed for longest, and how many there are that nobody has resolved.
+SELECT f.mentor_id, m.member_no, o.slug AS organisation, f.visible, f.kind, f.attempts, f.error, f.created_at,
+    f.last_failed_at, f.unresolved
+FROM (
+    SELECT mentor_id, visible, kind, attempts, error, created_at, last_failed_at, count(*) OVER () AS unresolved
+    FROM dynamics_sync_failures
+    WHERE resolved_at IS NULL
+    ORDER BY created_at, id
+    LIMIT 1
+) AS f
+JOIN mentors AS m ON m.id = f.mentor_id
+JOIN organisations AS o ON o.id = m.organisation_id
+
+-- name: count_without_certificate
+-- Active mentors who have never held a certificate of a kind that counts: nobody watches them. Of a million mentors few can
+-- be such: who is due, who never will be, who has a certificate that has not begun or is of a kind that is optional
+-- somewhere. Everybody else has a day of review ahead, which only a certificate gives that has begun and counts. The
+-- optional kinds are given, not joined: the planner knows then how many certificates that are.
+WITH candidate AS (
+    SELECT id, organisation_id
+    FROM mentors
+    WHERE (review_on <= %(today)s OR review_on = 'infinity') AND left_at IS NULL
+    UNION
+    SELECT m.id, m.organisation_id
+    FROM certificates AS c
+    JOIN mentors AS m ON m.id = c.mentor_id
+    WHERE (c.issued_on > %(today)s OR c.kind = ANY (%(optional_kinds)s)) AND m.left_at IS NULL
+)
+SELECT count(*)
+FROM candidate AS m
+JOIN organisations AS o ON o.id = m.organisation_id
+WHERE NOT EXISTS (
+        SELECT
+        FROM certificates AS c
+        WHERE c.mentor_id = m.id
+            AND NOT (c.kind = ANY (o.optional_kinds))
+            AND (c.issued_on <= %(today)s OR c.revoked_at IS NOT NULL)
+    )
+    AND NOT EXISTS (SELECT FROM mentor_pauses AS p WHERE p.mentor_id = m.id AND p.lifted_at IS NULL)
+
+-- name: count_coming_reviews
+-- How many mentors each of the coming nights will look at; today's has whoever is overdue, too. One range of one index.
+SELECT greatest(review_on, %(today)s::date) AS due_on, count(*) AS mentors
+FROM mentors
+WHERE review_on < %(until)s
+GROUP BY greatest(review_on, %(today)s::date)
+
+-- name: read_coming_reviews
+-- One chunk of the mentors who will be reviewed up to a day (all for null), each with the first day of it: nights before
+-- that do not look at them. As read_due_mentors, which has no use for the day.
+SELECT id, review_on::text AS review_key,
+    CASE WHEN %(everybody)s THEN %(today)s::date ELSE greatest(review_on, %(today)s) END AS reviewed_on
+FROM mentors
+WHERE (%(everybody)s OR review_on <= %(until)s)
+    AND (review_on, id) > (%(after_review)s::date, %(after_id)s::uuid)
+    AND (%(organisation_id)s::uuid IS NULL OR organisation_id = %(organisation_id)s)
+ORDER BY review_on, id
+LIMIT %(limit)s
