@@ -55,7 +55,7 @@ class StopFlag(threading.Event):
             signal.setitimer(signal.ITIMER_REAL, 0)
 
     @contextmanager
-    def breaking_off(self) -> Iterator[None]:
+    def interruptible(self) -> Iterator[None]:
         """Let a signal end the block at once: for work that leaves nothing half done."""
         self.breaks_off = True
         try:

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from certjob import __version__
-from certjob.cli.commands import alerts, data, nights, preview, stories, watch
+from certjob.cli.commands import alerts, data, health, inspect, preview, runs
 
 app = typer.Typer(
     name="certjob",
@@ -34,9 +34,9 @@ def certjob(
     """The nightly job of a peer-mentor programme: certificates, pauses, reminders, and the portal that must agree."""
 
 
-nights.add_to(app)
+runs.add_to(app)
 alerts.add_to(app)
 preview.add_to(app)
-stories.add_to(app)
-watch.add_to(app)
+inspect.add_to(app)
+health.add_to(app)
 data.add_to(app)

@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 import typer
 
 if TYPE_CHECKING:
-    from certjob.cli.terminal.talk import Talk
+    from certjob.cli.terminal.output import Output
     from certjob.database import Connection
     from certjob.night.deliveries import Delivery
     from certjob.settings import Settings
@@ -55,7 +55,7 @@ class Session:
     connection: "Connection"
     reconnect: "Callable[[], Connection]"
     """Opens another one to the same database."""
-    talk: "Talk"
+    output: "Output"
     stop: "StopFlag"
     run_id: UUID
     """What the command's log lines, its line in ``job_runs`` and its pings share."""
@@ -105,7 +105,7 @@ def session(
     verbose: bool = False,
     log_format: str | None = None,
     need_schema: bool = True,
-    ends_at_once: bool = False,
+    interruptible: bool = False,
     outlasts_restarts: bool = False,
     watched_as: str | None = None,
     pings: bool = False,
@@ -114,11 +114,11 @@ def session(
 
     With ``watched_as``, the command's name, the metrics file is written at its end; with ``pings`` somebody outside is
     told that it began and how it ended.
-    With ``ends_at_once`` a signal breaks the work off; without, the work looks at ``stop`` and ends in its own way.
+    With ``interruptible`` a signal breaks the work off; without, the work looks at ``stop`` and ends in its own way.
     With ``outlasts_restarts`` a database that goes away is waited for, between two pieces of work.
     """
     from certjob import __version__, database
-    from certjob.cli.terminal.talk import Talk
+    from certjob.cli.terminal.output import Output
     from certjob.database import embedded, migrations
     from certjob.settings import load_settings
 
@@ -131,10 +131,10 @@ def session(
     if watched_as is not None:
         monitor = _watch(settings, command=watched_as, pings=pings, run_id=run_id, stop=stop)
     with embedded.database_url(settings.database_url.get_secret_value()) as url:
-        with stop.breaking_off():
+        with stop.interruptible():
             connection = database.connect(url)
         with connection:
-            with stop.breaking_off():
+            with stop.interruptible():
                 server = connection.info.parameter_status("server_version")
                 if need_schema:
                     migrations.require_current(connection)
@@ -149,12 +149,12 @@ def session(
             if outlasts_restarts:
                 database.outlast_restarts(connection, stop=stop)
             try:
-                with stop.breaking_off() if ends_at_once else nullcontext():
+                with stop.interruptible() if interruptible else nullcontext():
                     yield Session(
                         settings=settings,
                         connection=connection,
                         reconnect=lambda: database.connect(url),
-                        talk=Talk(quiet=quiet),
+                        output=Output(quiet=quiet),
                         stop=stop,
                         run_id=run_id,
                         monitor=monitor,
@@ -174,7 +174,7 @@ def _watch(settings: "Settings", *, command: str, pings: bool, run_id: UUID, sto
 
     monitor = Monitor(settings, run_id=run_id, pings=pings, stop=stop, warn=warn)
     stop.at_end = monitor.end
-    with stop.breaking_off():
+    with stop.interruptible():
         monitor.start()
     return monitor
 

@@ -7,7 +7,7 @@ from typing import Any
 from certjob.errors import TemplateError
 from certjob.mail.digest_contents import Digest, PendingPush
 from certjob.mail.digests import CoordinatorDigestService, QueuedDigest
-from certjob.mail.letter import OutgoingMessage, message_id
+from certjob.mail.message import OutgoingMessage, message_id
 from certjob.mail.messages import OUR_TEMPLATES, Templates, clean, language_of, write_date, write_moment
 from certjob.mail.stage import Draft
 from certjob.outbox.claims import Answer, Lease

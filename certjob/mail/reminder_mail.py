@@ -5,7 +5,7 @@ from datetime import date
 
 from certjob.domain.models import Reminder
 from certjob.errors import TemplateError
-from certjob.mail.letter import OutgoingMessage, message_id
+from certjob.mail.message import OutgoingMessage, message_id
 from certjob.mail.messages import OUR_TEMPLATES, ReminderContent, Templates, render_reminder
 from certjob.mail.reminders import CertificationReminderService, QueuedReminder, Recipient
 from certjob.mail.stage import Draft

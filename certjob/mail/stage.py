@@ -18,7 +18,7 @@ from certjob.errors import (
     RecipientDeferredError,
     RecipientRefusedError,
 )
-from certjob.mail.letter import Channel, OutgoingMessage, parse_address
+from certjob.mail.message import Channel, OutgoingMessage, parse_address
 from certjob.outbox.claims import Answer, Lease, StageStop
 from certjob.outbox.retry import RetryPolicy, exponential
 from certjob.stopping import StopFlag

@@ -17,7 +17,7 @@ from certjob.database import Connection
 from certjob.errors import ConfigurationError, StoppedBySignalError
 from certjob.mail.digest_mail import DigestMail
 from certjob.mail.digests import CoordinatorDigestService
-from certjob.mail.letter import Channel, domain_of
+from certjob.mail.message import Channel, domain_of
 from certjob.mail.messages import OUR_TEMPLATES, Templates
 from certjob.mail.reminder_mail import ReminderMail
 from certjob.mail.reminders import CertificationReminderService

@@ -25,7 +25,7 @@ BEAT_SECONDS = 60.0
 _LOCK_TIMEOUT_MS = 30_000
 
 
-class _Beating:
+class Heartbeat:
     """A progress that also notes in the run's line, now and then, that the run is alive."""
 
     def __init__(self, connection: Connection, run_id: UUID, progress: Progress | None) -> None:
@@ -90,7 +90,7 @@ def recorded(
     about = {"command": report.command, "today": str(report.today), "host": identity["host"]}
     logger.info("the run has begun", extra={"event": "run_began"} | about)
     try:
-        yield _Beating(connection, report.run_id, progress)
+        yield Heartbeat(connection, report.run_id, progress)
     except BaseException:
         try:
             _record_end(connection, report, Outcome.FAILED)

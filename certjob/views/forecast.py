@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 from certjob import database
 from certjob.database import Connection
 from certjob.domain.models import Decision, Mentor, PauseChange, Reminder, Status
-from certjob.domain.outlook import coming_nights
+from certjob.domain.projection import coming_nights
 from certjob.facts import reading
 from certjob.mail.reminders import CertificationReminderService
 from certjob.review.plan import CHUNK_SIZE, Problem, looks_at_everybody

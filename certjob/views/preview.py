@@ -10,7 +10,7 @@ from certjob.database import Connection
 from certjob.domain import rules
 from certjob.domain.models import Certificate, Mentor, PauseChange, Reminder
 from certjob.errors import ConfigurationError, UnknownMentorError
-from certjob.mail.letter import Channel, OutgoingMessage, message_id
+from certjob.mail.message import Channel, OutgoingMessage, message_id
 from certjob.mail.messages import Templates
 from certjob.mail.reminder_mail import reminder_key, reminder_message
 from certjob.mail.reminders import Recipient, read_recipient

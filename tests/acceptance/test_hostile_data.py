@@ -15,7 +15,7 @@ from certjob.database import Connection
 from certjob.errors import PermanentPortalError
 from certjob.mail.channels.maildir import MaildirChannel
 from certjob.mail.channels.smtp import SmtpChannel
-from certjob.mail.letter import Channel, OutgoingMessage, compose, parse_sender
+from certjob.mail.message import Channel, OutgoingMessage, compose, parse_sender
 from tests.acceptance.test_acceptance import today as real_today
 from tests.support.command_line import Finished, on_terminal, run_in_process, without_escapes
 from tests.support.facts import TODAY, Facts
@@ -365,8 +365,8 @@ def test_a_subject_arrives_letter_by_letter(words: str) -> None:
         for number, subject in enumerate(subjects)
     ]
 
-    assert [read_mail(letter.data, utf8=True).subject for letter in letters] == subjects
-    assert all(b"=?" not in letter.data for letter in letters) == words.isascii(), "plain words travel as they are"
+    assert [read_mail(encoded.data, utf8=True).subject for encoded in letters] == subjects
+    assert all(b"=?" not in encoded.data for encoded in letters) == words.isascii(), "plain words travel as they are"
 
 
 def message(subject: str, *, to: str) -> OutgoingMessage:

@@ -16,7 +16,7 @@ from certjob.database import Connection, connections, outlast_restarts, repeated
 from certjob.database.connections import LastingConnection
 from certjob.errors import ConfigurationError, DatabaseUnavailableError, StoppedBySignalError
 from certjob.facts import reading
-from certjob.mail.letter import OutgoingMessage
+from certjob.mail.message import OutgoingMessage
 from certjob.review.certification import CertificationManagementService
 from certjob.stopping import StopFlag
 from tests.chaos.cluster import Cluster

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from freezegun import freeze_time
 
-import certjob.cli.commands.nights  # loaded before the clock is frozen, like all that it brings
-import certjob.cli.terminal.talk
+import certjob.cli.commands.runs  # loaded before the clock is frozen, like all that it brings
+import certjob.cli.terminal.output
 import certjob.mail.channels.notify
 import certjob.night.nightly
 import certjob.night.resync  # noqa: F401

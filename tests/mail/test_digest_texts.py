@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from certjob.errors import RecipientRefusedError
-from certjob.mail.letter import OutgoingMessage, compose, parse_sender
+from certjob.mail.message import OutgoingMessage, compose, parse_sender
 from certjob.mail.messages import LANGUAGES, OUR_TEMPLATES, RenderedMessage
 from certjob.mail.messages.causes import find_cause
 from certjob.mail.messages.samples import sample_digests

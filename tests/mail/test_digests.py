@@ -24,7 +24,7 @@ from certjob.errors import (
 )
 from certjob.mail.digest_mail import DigestMail
 from certjob.mail.digests import CoordinatorDigestService, QueuedDigest
-from certjob.mail.letter import OutgoingMessage
+from certjob.mail.message import OutgoingMessage
 from certjob.mail.messages import OUR_TEMPLATES, Templates
 from certjob.mail.stage import Draft, MailStage
 from certjob.night import nightly

@@ -3,7 +3,7 @@
 import pytest
 
 from certjob.mail.channels.server_text import readable
-from certjob.mail.letter import MailAddress, parse_address, parse_sender
+from certjob.mail.message import MailAddress, parse_address, parse_sender
 
 
 @pytest.mark.parametrize(

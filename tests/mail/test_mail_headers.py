@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certjob.database import Connection
-from certjob.mail.letter import compose, parse_sender
+from certjob.mail.message import compose, parse_sender
 from tests.mail.test_smtp_channel import MESSAGE
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import CollectingChannel, night

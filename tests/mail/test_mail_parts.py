@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from certjob.mail.letter import OutgoingMessage, compose, parse_sender
+from certjob.mail.message import OutgoingMessage, compose, parse_sender
 from tests.mail.test_smtp_channel import MESSAGE
 
 SENDER = parse_sender("post@hlf.example")

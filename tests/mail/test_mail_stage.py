@@ -23,7 +23,7 @@ from certjob.errors import (
 )
 from certjob.mail import stage as mail_stage
 from certjob.mail.channels.smtp import SmtpChannel
-from certjob.mail.letter import Channel, OutgoingMessage, domain_of, parse_sender
+from certjob.mail.message import Channel, OutgoingMessage, domain_of, parse_sender
 from certjob.mail.messages import OUR_TEMPLATES, Templates
 from certjob.mail.reminder_mail import ReminderMail
 from certjob.mail.reminders import CertificationReminderService, QueuedReminder

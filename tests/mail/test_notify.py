@@ -29,7 +29,7 @@ from certjob.mail.channels.maildir import MaildirChannel
 from certjob.mail.channels.notify import Channel, OutgoingMessage, open_channel
 from certjob.mail.channels.smtp import SmtpChannel
 from certjob.mail.channels.webhook import WebhookChannel
-from certjob.mail.letter import parse_sender
+from certjob.mail.message import parse_sender
 from certjob.settings import Settings
 from tests.support.facts import TODAY
 from tests.support.portal_answers import drip

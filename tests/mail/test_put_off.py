@@ -7,7 +7,7 @@ import pytest
 
 from certjob.database import Connection, fetch_value
 from certjob.errors import RecipientDeferredError
-from certjob.mail.letter import OutgoingMessage
+from certjob.mail.message import OutgoingMessage
 from certjob.views.alerts import explain_reminder, read_alerts
 from tests.support.facts import TODAY, Facts
 from tests.support.intents import make_due

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from certjob.database import Connection
 from certjob.errors import ChannelDownError
 from certjob.mail import stage as mail_stage
-from certjob.mail.letter import OutgoingMessage
+from certjob.mail.message import OutgoingMessage
 from certjob.outbox.retry import constant
 from tests.conftest import Certjob
 from tests.mail.test_smtp_channel import MESSAGE

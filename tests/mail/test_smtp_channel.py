@@ -26,7 +26,7 @@ from certjob.errors import (
 from certjob.mail.channels import smtp
 from certjob.mail.channels.smtp import SmtpChannel, tls_is_required
 from certjob.mail.channels.smtp_connection import SmtpConnection
-from certjob.mail.letter import Letter, OutgoingMessage, parse_address, parse_sender
+from certjob.mail.message import EncodedMessage, OutgoingMessage, parse_address, parse_sender
 from tests.support.facts import TODAY
 from tests.support.smtp_server import (
     HOST,
@@ -350,7 +350,7 @@ def test_a_cut_before_the_body_is_everybodys(stage: str) -> None:
 def test_a_break_within_the_body_is_everybodys(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the final dot no server may accept a message, so another try cannot make a second one."""
     # More than a socket takes while nobody reads.
-    big = Letter(recipient=parse_address(MESSAGE.to), data=b"x" * 16_000_000)
+    big = EncodedMessage(recipient=parse_address(MESSAGE.to), data=b"x" * 16_000_000)
     monkeypatch.setattr(smtp, "compose", lambda *_, **__: big)
     with (
         scripted_server({"BODY": fault}) as server,

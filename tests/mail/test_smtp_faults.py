@@ -19,7 +19,7 @@ from certjob.errors import ChannelDownError, NotifyError, RecipientDeferredError
 from certjob.mail import stage as mail_stage
 from certjob.mail.channels.smtp import SmtpChannel
 from certjob.mail.channels.smtp_connection import SmtpConnection
-from certjob.mail.letter import parse_sender
+from certjob.mail.message import parse_sender
 from certjob.mail.reminder_mail import ReminderMail
 from certjob.mail.reminders import CertificationReminderService, QueuedReminder
 from certjob.mail.stage import MailStage

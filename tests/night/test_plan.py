@@ -11,7 +11,7 @@ import pytest
 
 from certjob import database
 from certjob.cli.pages.night import show_plan
-from certjob.cli.terminal.talk import Talk
+from certjob.cli.terminal.output import Output
 from certjob.database import Connection
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import FlakyPortal, night
@@ -157,7 +157,7 @@ def test_the_plan_says_which_reminder_can_reach_nobody(
         facts.certified_mentor(organisation, TODAY + timedelta(days=7), member_no=number, email=email)
 
     report = night(connection, dry_run=True)
-    show_plan(Talk(quiet=False), report)
+    show_plan(Output(quiet=False), report)
 
     changes = report.to_document()["changes"]
     assert {change["member_no"]: change["reminders"][0]["has_address"] for change in changes} == {

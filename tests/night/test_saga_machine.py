@@ -40,7 +40,7 @@ from certjob.errors import (
     RecipientRefusedError,
     StoppedBySignalError,
 )
-from certjob.mail.letter import OutgoingMessage
+from certjob.mail.message import OutgoingMessage
 from certjob.night import nightly
 from certjob.night.deliveries import Delivery
 from certjob.night.report import RunReport

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 
 from certjob import database
 from certjob.database import Connection
-from certjob.mail.letter import OutgoingMessage
+from certjob.mail.message import OutgoingMessage
 from certjob.mail.reminders import CertificationReminderService
 from certjob.portal.sync import PortalSyncService
 from certjob.review.certification import CertificationManagementService

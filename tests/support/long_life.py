@@ -16,7 +16,7 @@ from uuid import UUID
 
 from certjob.errors import Outcome
 from certjob.mail.channels.smtp import SmtpChannel
-from certjob.mail.letter import Channel, parse_sender
+from certjob.mail.message import Channel, parse_sender
 from tests.support.facts import Facts
 from tests.support.nights import delivery, night
 from tests.support.portal_server import PortalServer

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from certjob.database import Connection
 from certjob.errors import PortalCallError, TransientPortalError
-from certjob.mail.letter import Channel, OutgoingMessage
+from certjob.mail.message import Channel, OutgoingMessage
 from certjob.night import nightly
 from certjob.night.deliveries import Delivery
 from certjob.night.nightly import NightOptions

@@ -16,8 +16,8 @@ from certjob.cli.pages.explain import page_lines, show_story
 from certjob.database import Connection
 from certjob.errors import PermanentPortalError, UnknownMentorError
 from certjob.views.explain.document import to_document
+from certjob.views.explain.history import MentorHistory
 from certjob.views.explain.reader import read_story
-from certjob.views.explain.story import Story
 from tests.cli.test_alerts_page import HOSTILE, assert_in_order, flat, terminal
 from tests.conftest import Certjob
 from tests.night.test_plan import everything, random_programme
@@ -29,11 +29,11 @@ from tests.support.nights import CollectingChannel, FlakyPortal, night
 OSLO = ZoneInfo("Europe/Oslo")
 
 
-def story_of(connection: Connection, mentor_id: UUID, *, today: date = TODAY) -> Story:
+def story_of(connection: Connection, mentor_id: UUID, *, today: date = TODAY) -> MentorHistory:
     return read_story(connection, mentor_id, today=today, zone=OSLO)
 
 
-def page(story: Story) -> str:
+def page(story: MentorHistory) -> str:
     """The page as it is off a terminal, without its indents."""
     return "\n".join(f"{line.bullet}{line.head}{line.text}" for line in page_lines(story))
 
@@ -42,7 +42,7 @@ def told(connection: Connection, mentor_id: UUID, *, today: date = TODAY) -> str
     return page(story_of(connection, mentor_id, today=today))
 
 
-def document(story: Story) -> dict[str, Any]:
+def document(story: MentorHistory) -> dict[str, Any]:
     """The JSON document as a program reads it."""
     read: dict[str, Any] = json.loads(json.dumps(to_document(story), default=str))
     return read
@@ -54,7 +54,7 @@ def document(story: Story) -> dict[str, Any]:
 What = Counter[tuple[str, ...]]
 
 
-def told_nights(story: Story) -> list[tuple[date, What]]:
+def told_nights(story: MentorHistory) -> list[tuple[date, What]]:
     """What the story says of each coming night."""
     nights: dict[date, What] = defaultdict(Counter)
     for step in story.steps:
@@ -557,9 +557,9 @@ def test_no_line_is_wider_than_the_terminal(connection: Connection, facts: Facts
     facts.certificate(mentor_id, TODAY + timedelta(days=500), kind=HOSTILE, issued_on=TODAY - timedelta(days=5))
     facts.pause(mentor_id, reason=HOSTILE, actor=HOSTILE)
     night(connection, portal=FlakyPortal(failures=99))
-    talk, shown = terminal(columns)
+    output, shown = terminal(columns)
 
-    show_story(talk, story_of(connection, mentor_id))
+    show_story(output, story_of(connection, mentor_id))
 
     text = without_escapes(shown.getvalue())
     assert all(cell_len(line) <= columns for line in text.splitlines())
@@ -576,9 +576,9 @@ def test_on_a_terminal_far_off_days_are_counted_not_told(connection: Connection,
     mentor_id = facts.certified_mentor(organisation, TODAY + timedelta(days=100))
     night(connection)
     story = story_of(connection, mentor_id)
-    talk, shown = terminal(100)
+    output, shown = terminal(100)
 
-    show_story(talk, story)
+    show_story(output, story)
 
     assert "… and 9 more; --json has all of them" in shown.getvalue()
     assert len({step.on for step in story.steps}) == 21

@@ -267,9 +267,9 @@ def test_a_terminal_without_blocks_gets_signs() -> None:
 def test_the_page_says_whose_nights_and_who(connection: Connection, facts: Facts) -> None:
     """A heading with the number of nights, the chart, and the command that has the names."""
     facts.certified_mentor(facts.organisation(portal=None), TODAY + timedelta(days=2))
-    talk, shown = terminal(80)
+    output, shown = terminal(80)
 
-    show_forecast(talk, forecast(connection, days=6), organisation="hlf")
+    show_forecast(output, forecast(connection, days=6), organisation="hlf")
 
     text = shown.getvalue()
     assert text.startswith("The coming 6 nights for hlf, if nobody renews\n")

@@ -339,9 +339,9 @@ def test_on_a_terminal_the_list_is_no_wider_than_it(connection: Connection, fact
         mentor_id = facts.certified_mentor(facts.organisation(slug), TODAY - timedelta(days=1), full_name=HOSTILE * 2)
         facts.pause(mentor_id, reason=HOSTILE)
     night(connection)
-    talk, shown = terminal(columns)
+    output, shown = terminal(columns)
 
-    show_list(talk, iter(listed(connection)))
+    show_list(output, iter(listed(connection)))
 
     text = without_escapes(shown.getvalue())
     assert all(cell_len(line) <= columns for line in text.splitlines())
@@ -352,9 +352,9 @@ def test_on_a_terminal_the_list_is_no_wider_than_it(connection: Connection, fact
 def test_a_terminal_gets_a_page_and_is_told_of_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
     """No more rows are read than are shown, and one to know that there are more."""
     rows = (row(member_no=f"M{number}") for number in itertools.count(1))
-    talk, shown = terminal(100)
+    output, shown = terminal(100)
 
-    show_list(talk, rows)
+    show_list(output, rows)
 
     assert shown.getvalue().count("Kari Nordmann") == MOST_ROWS
     assert next(rows).member_no == f"M{MOST_ROWS + 2}"
@@ -363,10 +363,10 @@ def test_a_terminal_gets_a_page_and_is_told_of_the_rest(capsys: pytest.CaptureFi
 
 def test_on_a_terminal_it_says_how_many_or_that_there_is_none(capsys: pytest.CaptureFixture[str]) -> None:
     """A person does not wonder whether it worked."""
-    talk, _ = terminal(100)
+    output, _ = terminal(100)
 
-    show_list(talk, iter([row()]))
-    show_list(talk, iter([]))
+    show_list(output, iter([row()]))
+    show_list(output, iter([]))
 
     assert capsys.readouterr().out.splitlines() == ["1 certificate", "No certificate fits."]
 

@@ -18,7 +18,7 @@ import pytest
 from certjob import database
 from certjob.database import Connection
 from certjob.errors import ConfigurationError, RecipientRefusedError, UnknownMentorError
-from certjob.mail.letter import OutgoingMessage
+from certjob.mail.message import OutgoingMessage
 from certjob.mail.messages import OUR_TEMPLATES
 from certjob.views.preview import NOBODY, Preview, PreviewRequest, preview_reminder, send_copy
 from tests.conftest import Certjob

@@ -58,7 +58,7 @@ def alerts(
         quiet=quiet,
         verbose=verbose,
         log_format=log_format,
-        ends_at_once=at_once,
+        interruptible=at_once,
         outlasts_restarts=retry_all,
     ) as opened:
         if watch:
@@ -82,7 +82,7 @@ def alerts(
         document |= {"outcome": outcome, "alerts": pushes, "failed_reminders": reminders, "failed_digests": digests}
         plain.print_json(document)
     else:
-        alerts_page.show_alerts(opened.talk, found, zone=opened.settings.zone, now=datetime.now(UTC))
+        alerts_page.show_alerts(opened.output, found, zone=opened.settings.zone, now=datetime.now(UTC))
     for reason in report.reasons if report is not None else ():
         say = plain.print_error if outcome is Outcome.FAILED else plain.print_attention
         say("certjob alerts", reason)
@@ -95,7 +95,7 @@ def _watch(opened: Session) -> int:
     from certjob.cli.pages import alerts_watch
 
     return alerts_watch.watch_alerts(
-        opened.talk,
+        opened.output,
         opened.connection,
         reconnect=opened.reconnect,
         today=lambda: opened.settings.today,
@@ -109,7 +109,7 @@ def _retry_all(opened: Session, *, deadline_seconds: float) -> "RunReport":
     from certjob.night import nightly
 
     delivery = delivery_from(opened.settings, deadline_seconds=deadline_seconds)
-    with opened.talk.progress() as progress:
+    with opened.output.progress() as progress:
         return nightly.retry_all(
             opened.connection,
             today=opened.settings.today,

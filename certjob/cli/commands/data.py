@@ -11,7 +11,7 @@ from certjob.cli.commands.schema import db_app
 from certjob.cli.session import Json, LogFormat, Quiet, Verbose, session, set_up_logs
 
 if TYPE_CHECKING:
-    from certjob.cli.terminal.talk import Talk
+    from certjob.cli.terminal.output import Output
     from certjob.facts.loading import LoadReport
     from certjob.facts.roster import RejectedRow
 
@@ -58,7 +58,7 @@ def load(
     with (
         session(context, quiet=quiet, verbose=verbose, log_format=log_format) as opened,
         _rejects_to(rejects, beside=file) as keep,
-        opened.talk.progress() as progress,
+        opened.output.progress() as progress,
     ):
 
         def on_reject(row: "RejectedRow") -> None:
@@ -79,22 +79,22 @@ def load(
             stop=opened.stop,
             on_progress=progress.phase("Loading certificates"),
         )
-    return _report_load(opened.talk, report, json=json, strict=strict)
+    return _report_load(opened.output, report, json=json, strict=strict)
 
 
-def _report_load(talk: "Talk", report: "LoadReport", *, json: bool, strict: bool) -> int:
+def _report_load(output: "Output", report: "LoadReport", *, json: bool, strict: bool) -> int:
     """Print what a load did and return its exit code."""
     from dataclasses import asdict
 
+    from certjob.cli.terminal import output as console
     from certjob.cli.terminal import plain
-    from certjob.cli.terminal import talk as console
 
     if json:
         plain.print_json({"outcome": "attention" if report.rejected else "ok"} | asdict(report))
-    elif talk.chatty:
+    elif output.interactive:
         counts = {"rows": report.rows} | {name: number for name, number in asdict(report).items() if number}
         rows = [(name.replace("_", " "), f"{number:,}") for name, number in counts.items()]
-        console.show_rows(talk, ("What", "Number"), rows)
+        console.show_rows(output, ("What", "Number"), rows)
     if report.rejected:
         what = "nothing was loaded (--strict)" if strict else "the others were loaded"
         plain.print_attention("certjob load", f"{report.rejected:,} of {report.rows:,} rows were rejected; {what}")
@@ -170,7 +170,7 @@ def organisation_set(
     if portal not in (None, "dynamics", "none"):
         message = f"--portal must be dynamics or none, not {portal[:40]!r}"
         raise typer.BadParameter(message)
-    with session(context, quiet=quiet, verbose=verbose, log_format=log_format, ends_at_once=True) as opened:
+    with session(context, quiet=quiet, verbose=verbose, log_format=log_format, interruptible=True) as opened:
         change = organisations.set_organisation(
             opened.connection,
             slug,
@@ -185,7 +185,9 @@ def organisation_set(
         )
     if json:
         plain.print_json({"outcome": "ok", "slug": slug, "created": change.created, "changed": change.changed})
-    opened.talk.line(f"{slug}: {'created' if change.created else 'changed' if change.changed else 'nothing to change'}")
+    opened.output.line(
+        f"{slug}: {'created' if change.created else 'changed' if change.changed else 'nothing to change'}"
+    )
     return 0
 
 
@@ -201,18 +203,18 @@ def organisation_list(
     """List the organisations with their rules."""
     from dataclasses import asdict
 
+    from certjob.cli.terminal import output as console
     from certjob.cli.terminal import plain
-    from certjob.cli.terminal import talk as console
     from certjob.facts import organisations
 
-    with session(context, quiet=quiet, verbose=verbose, log_format=log_format, ends_at_once=True) as opened:
+    with session(context, quiet=quiet, verbose=verbose, log_format=log_format, interruptible=True) as opened:
         rows = organisations.list_organisations(opened.connection)
     if json:
         plain.print_json({"outcome": "ok", "organisations": [asdict(row) for row in rows]})
         return 0
     headings = ("Slug", "Name", "Portal", "Thresholds", "Optional kinds", "Coordinators", "Mentors")
     console.show_rows(
-        opened.talk,
+        opened.output,
         headings,
         [
             (
@@ -233,10 +235,10 @@ def organisation_list(
 def demo(context: typer.Context, *, verbose: Verbose = False) -> int:
     """Show a few nights in a row on a throw-away database, with a portal that has cold starts and outages."""
     from certjob.cli.demo import show as demonstration
-    from certjob.cli.terminal.talk import Talk
+    from certjob.cli.terminal.output import Output
 
     set_up_logs(verbose=verbose, log_format=None)
-    return demonstration.show(Talk(quiet=False), stop=context.obj)
+    return demonstration.show(Output(quiet=False), stop=context.obj)
 
 
 def _pairs(values: list[str] | None, option: str) -> dict[str, str]:

@@ -44,7 +44,7 @@ def preview(
     from certjob.cli.terminal import plain
     from certjob.cli.terminal.plain import print_note, print_result
     from certjob.facts.lookup import find_mentor
-    from certjob.mail.letter import domain_of
+    from certjob.mail.message import domain_of
     from certjob.mail.messages import LANGUAGES, open_templates
     from certjob.views.preview import PreviewRequest, preview_reminder
 
@@ -55,7 +55,7 @@ def preview(
         message = "--html prints one part alone; leave out --json and --send-to"
         raise typer.BadParameter(message)
     _check_address(send_to)
-    with session(context, quiet=quiet, verbose=verbose, log_format=log_format, ends_at_once=True) as opened:
+    with session(context, quiet=quiet, verbose=verbose, log_format=log_format, interruptible=True) as opened:
         templates = open_templates(opened.settings.templates_dir)
         shown = preview_reminder(
             opened.connection,
@@ -79,7 +79,7 @@ def preview(
 
 def _check_address(address: str | None) -> None:
     """Refuse what no channel could send to, before anything is opened."""
-    from certjob.mail.letter import parse_address
+    from certjob.mail.message import parse_address
 
     if address is None:
         return
@@ -95,7 +95,7 @@ def _send(opened: Session, shown: "Preview", *, to: str, json: bool) -> int:
     from certjob.cli.terminal import plain
     from certjob.errors import ConfigurationError, NotifyError
     from certjob.mail.channels.notify import open_channel
-    from certjob.mail.letter import domain_of
+    from certjob.mail.message import domain_of
     from certjob.views.preview import send_copy
 
     channel = open_channel(opened.settings)
@@ -112,16 +112,16 @@ def _send(opened: Session, shown: "Preview", *, to: str, json: bool) -> int:
         return 3
     if json:
         plain.print_json({"outcome": "ok", "sent_to": to} | _document(opened, shown))
-    opened.talk.line(f"sent to {to}")
+    opened.output.line(f"sent to {to}")
     return 0
 
 
 def _headers(opened: Session, shown: "Preview") -> dict[str, str]:
     from certjob.mail.channels.notify import REHEARSAL_SENDER
-    from certjob.mail.letter import answers_to
+    from certjob.mail.message import parse_reply_to
 
     settings, message = opened.settings, shown.message
-    reply_to = answers_to(message.reply_to)
+    reply_to = parse_reply_to(message.reply_to)
     url = settings.notify_url.get_secret_value() if settings.notify_url else ""
     no_sender = REHEARSAL_SENDER if url.startswith("maildir:") else "(CERTJOB_MAIL_FROM is not set)"
     return {
@@ -154,9 +154,9 @@ def _document(opened: Session, shown: "Preview") -> dict[str, object]:
 
 def _print(opened: Session, shown: "Preview") -> None:
     for name, value in _headers(opened, shown).items():
-        opened.talk.result(f"{name}: {value}")
+        opened.output.result(f"{name}: {value}")
     for line in ("", *shown.message.text.splitlines()):
-        opened.talk.result(line)
+        opened.output.result(line)
 
 
 def add_to(app: typer.Typer) -> None:

@@ -24,15 +24,15 @@ def db_migrate(
     from certjob.database import migrations
 
     with session(
-        context, quiet=quiet, verbose=verbose, log_format=log_format, need_schema=False, ends_at_once=True
+        context, quiet=quiet, verbose=verbose, log_format=log_format, need_schema=False, interruptible=True
     ) as opened:
         applied = migrations.migrate(opened.connection, warn=lambda text: print_warning("certjob db migrate", text))
     if json:
         plain.print_json({"outcome": "ok", "applied": [f"{m.version:04d}_{m.name}" for m in applied]})
     for migration in applied:
-        opened.talk.line(f"applied {migration.version:04d}_{migration.name}")
+        opened.output.line(f"applied {migration.version:04d}_{migration.name}")
     if not applied:
-        opened.talk.line("the schema is up to date")
+        opened.output.line("the schema is up to date")
     return 0
 
 
@@ -46,11 +46,11 @@ def db_status(
     log_format: LogFormat = None,
 ) -> int:
     """Show which migrations are applied. Exits 3 while one is pending."""
-    from certjob.cli.terminal import plain, talk
+    from certjob.cli.terminal import output, plain
     from certjob.database import migrations
 
     with session(
-        context, quiet=quiet, verbose=verbose, log_format=log_format, need_schema=False, ends_at_once=True
+        context, quiet=quiet, verbose=verbose, log_format=log_format, need_schema=False, interruptible=True
     ) as opened:
         found = migrations.status(opened.connection)
     pending = sum(migration.applied_at is None for migration in found)
@@ -61,7 +61,7 @@ def db_status(
         plain.print_json({"outcome": "attention" if pending else "ok", "migrations": document})
     else:
         rows = [(name, f"{at:%Y-%m-%d %H:%M}" if at else "pending") for name, at in zip(names, times, strict=True)]
-        talk.show_rows(opened.talk, ("Migration", "Applied"), rows)
+        output.show_rows(opened.output, ("Migration", "Applied"), rows)
     if pending:
         what = "1 migration is" if pending == 1 else f"{pending} migrations are"
         plain.print_attention("certjob db status", f"{what} pending; run `certjob db migrate`")
@@ -87,13 +87,13 @@ def db_prune(
     Never anything open, never an unresolved failure, and nothing that a later night asks for: what was the last thing
     the portal confirmed, was this reminder sent. Safe to repeat, to run beside a night, and to stop.
     """
-    from certjob.cli.terminal import plain, talk
+    from certjob.cli.terminal import output, plain
     from certjob.database import retention
 
     age = retention.parse_age(older_than)
     with (
         session(context, quiet=quiet, verbose=verbose, log_format=log_format, outlasts_restarts=True) as opened,
-        opened.talk.progress() as progress,
+        opened.output.progress() as progress,
     ):
         pruning = retention.prune(
             opened.connection,
@@ -107,8 +107,8 @@ def db_prune(
     if json:
         document = {"outcome": "ok", "dry_run": dry_run, "before": pruning.before}
         plain.print_json(document | {"would_delete" if dry_run else "deleted": pruning.rows})
-    elif dry_run or opened.talk.chatty:
+    elif dry_run or opened.output.interactive:
         rows = [(name.replace("_", " "), f"{number:,}") for name, number in pruning.rows.items()]
         heading = f"{'Done' if dry_run else 'Deleted, done'} before {pruning.before:%Y-%m-%d}"
-        talk.show_rows(opened.talk, (heading, "Rows"), rows)
+        output.show_rows(opened.output, (heading, "Rows"), rows)
     return 0

@@ -15,13 +15,13 @@ from certjob.cli.demo.people import SamplePeople
 from certjob.cli.demo.portal import DemoPortal
 from certjob.cli.pages import alerts as alerts_page
 from certjob.cli.pages import night as night_pages
-from certjob.cli.terminal import talk as console
-from certjob.cli.terminal.talk import Talk, TerminalProgress
+from certjob.cli.terminal import output as console
+from certjob.cli.terminal.output import Output, TerminalProgress
 from certjob.database import Connection
 from certjob.errors import EXIT_CODES
 from certjob.facts import lookup
 from certjob.mail.channels.maildir import MaildirChannel
-from certjob.mail.letter import parse_sender
+from certjob.mail.message import parse_sender
 from certjob.night import nightly, resync
 from certjob.night.deliveries import Delivery
 from certjob.night.nightly import NightOptions
@@ -44,7 +44,7 @@ QUARTER_OF_AN_HOUR_LATER: Final = (
 class Demonstration:
     """What the scenes share."""
 
-    talk: Talk
+    output: Output
     stop: StopFlag
     url: str
     """The throw-away database."""
@@ -61,19 +61,19 @@ class Demonstration:
     def heading(self, text: str) -> None:
         """Begin a scene."""
         self.stop.check()
-        if self.talk.on_terminal:
-            self.talk.out.print()
-            self.talk.out.rule(f"[bold]{console.clean(text)}[/]", align="left")
+        if self.output.on_terminal:
+            self.output.out.print()
+            self.output.out.rule(f"[bold]{console.clean(text)}[/]", align="left")
         else:
-            self.talk.result("")
-            self.talk.result(f"== {text}")
+            self.output.result("")
+            self.output.result(f"== {text}")
 
     def say(self, text: str) -> None:
         """Tell what happens; wrapped at words on a terminal, else one line."""
-        if self.talk.on_terminal:
-            self.talk.out.print(console.clean(text))
+        if self.output.on_terminal:
+            self.output.out.print(console.clean(text))
         else:
-            self.talk.result(text)
+            self.output.result(text)
 
     def delivery(self) -> Delivery:
         """Return the ways out: real HTTP to the stand-in, a real Maildir."""
@@ -98,15 +98,15 @@ class Demonstration:
 
     def plan(self, today: date) -> RunReport:
         """Plan a night, on a connection of its own: a dry run leaves it read-only."""
-        with database.connect(self.url) as connection, self.talk.progress() as progress:
+        with database.connect(self.url) as connection, self.output.progress() as progress:
             return self.run(connection, progress, today=today, dry_run=True)
 
     def run_night(self, number: int, *, throttled_push: int = 0) -> RunReport:
         """Run one night on a portal that fell asleep since the last one; print its totals and how it ended."""
         self.portal.fall_asleep(throttled_push=throttled_push)
-        with self.talk.progress() as progress:
+        with self.output.progress() as progress:
             report = self.run(self.connection, progress, today=self.night(number))
-        night_pages.show_totals(self.talk, report)
+        night_pages.show_totals(self.output, report)
         for reason in report.reasons:
             self.say(f"needs a person: {reason}")
         self.say(f"exit code: {EXIT_CODES[report.outcome]}")
@@ -116,7 +116,7 @@ class Demonstration:
         """Print what `certjob alerts` would say, and how much that is."""
         alerts = alerts_views.read_alerts(self.connection, today=self.night(number))
         if len(alerts):
-            alerts_page.show_alerts(self.talk, alerts, zone=ZONE, now=datetime.now(UTC))
+            alerts_page.show_alerts(self.output, alerts, zone=ZONE, now=datetime.now(UTC))
         self.count_alerts(number)
 
     def count_alerts(self, number: int) -> None:
@@ -143,7 +143,7 @@ def take_over(demo: Demonstration) -> None:
 def plan_and_night(demo: Demonstration) -> None:
     """Night 2: first what would happen, then the same for real, on a portal that starts slowly and throttles."""
     demo.heading(f"Night 2, {demo.night(2)}: first the plan, `certjob run --dry-run`")
-    night_pages.show_plan(demo.talk, demo.plan(demo.night(2)))
+    night_pages.show_plan(demo.output, demo.plan(demo.night(2)))
     demo.heading(f"Night 2, {demo.night(2)}: then for real, `certjob run`")
     demo.run_night(2, throttled_push=3)
     portal = demo.portal.night
@@ -188,13 +188,13 @@ def recovery(demo: Demonstration) -> None:
         delivery=demo.delivery(),
         stop=demo.stop,
     )
-    night_pages.show_resync(demo.talk, resynced.before, resynced.after)
+    night_pages.show_resync(demo.output, resynced.before, resynced.after)
     demo.count_alerts(3)
     demo.say("A quarter of an hour passes. The demo does not wait, it moves the retry times in its database:")
     demo.say(f"  {QUARTER_OF_AN_HOUR_LATER}")
     demo.connection.execute(QUARTER_OF_AN_HOUR_LATER)
     demo.say("Then cron starts `certjob deliver`:")
-    with demo.talk.progress() as progress:
+    with demo.output.progress() as progress:
         report = nightly.deliver(
             demo.connection,
             today=demo.night(3),
@@ -203,7 +203,7 @@ def recovery(demo: Demonstration) -> None:
             stop=demo.stop,
             progress=progress,
         )
-    night_pages.show_totals(demo.talk, report)
+    night_pages.show_totals(demo.output, report)
     demo.say(f"exit code: {EXIT_CODES[report.outcome]}")
     demo.count_alerts(3)
     recorded, resolved = figures.count_failures(demo.connection)
@@ -222,7 +222,7 @@ def renewal(demo: Demonstration) -> None:
     demo.say(f"{members[0]} and {members[1]} took the course again; a coordinator has paused {members[1]} for illness.")
     demo.run_night(4)
     for mentor_id, state in zip(mentors, before, strict=True):
-        night_pages.show_resync(demo.talk, state, resync.describe(demo.connection, mentor_id))
+        night_pages.show_resync(demo.output, state, resync.describe(demo.connection, mentor_id))
     demo.say("certjob lifts its own pauses only: the first is back, the second stays paused and hidden.")
     demo.compare_portal()
 
@@ -239,11 +239,11 @@ def two_at_once(demo: Demonstration) -> None:
             start.wait(timeout=60)
             return demo.run(connection, progress, today=demo.night(5))
 
-    with demo.talk.progress() as progress, ThreadPoolExecutor(2) as pool:
+    with demo.output.progress() as progress, ThreadPoolExecutor(2) as pool:
         reports = list(pool.map(one_run, (progress, progress)))
     for which, report in zip(("the one", "the other"), reports, strict=True):
         demo.say(f"{which}:")
-        night_pages.show_totals(demo.talk, report)
+        night_pages.show_totals(demo.output, report)
     mails = figures.count_mails(demo.connection, demo.maildir)
     demo.say(
         f"Both together: {mails.marked - mails_before.marked} reminders marked as sent, "

@@ -22,14 +22,14 @@ from certjob.cli.demo import figures as demo_figures
 from certjob.cli.demo import people as demo_people
 from certjob.cli.demo.nights import NIGHTS, ZONE, Demonstration
 from certjob.cli.demo.portal import DemoPortal
-from certjob.cli.terminal import talk as console
-from certjob.cli.terminal.talk import Talk
+from certjob.cli.terminal import output as console
+from certjob.cli.terminal.output import Output
 from certjob.database import embedded, migrations
 from certjob.errors import CertjobError, StoppedBySignalError
 from certjob.stopping import StopFlag
 
 
-def show(talk: Talk, *, stop: StopFlag) -> int:
+def show(output: Output, *, stop: StopFlag) -> int:
     """Show the demo and return 0; nothing is left behind, however it ends.
 
     Raises ConfigurationError without the ``embedded`` extra, StoppedBySignalError after a signal.
@@ -37,7 +37,7 @@ def show(talk: Talk, *, stop: StopFlag) -> int:
     began_at = time.monotonic()
     try:
         with ExitStack() as stack:
-            demo = _prepare(talk, stop, stack)
+            demo = _prepare(output, stop, stack)
             for scene in (*NIGHTS, wrong_clock, one_message, summary, what_next):
                 scene(demo)
     except CertjobError as error:
@@ -45,11 +45,11 @@ def show(talk: Talk, *, stop: StopFlag) -> int:
             message = f"stopped by {stop.signal_name}; the throw-away database and all that belongs to it are gone"
             raise StoppedBySignalError(message) from error
         raise
-    talk.result(f"That took {time.monotonic() - began_at:.0f} s; database, mails and portal are gone again.")
+    output.result(f"That took {time.monotonic() - began_at:.0f} s; database, mails and portal are gone again.")
     return 0
 
 
-def _prepare(talk: Talk, stop: StopFlag, stack: ExitStack) -> Demonstration:
+def _prepare(output: Output, stop: StopFlag, stack: ExitStack) -> Demonstration:
     """Start the database, lay the schema, load the people, start the portal's stand-in."""
     began_at = time.monotonic()
     folder, url = stack.enter_context(_throw_away_database())
@@ -57,7 +57,7 @@ def _prepare(talk: Talk, stop: StopFlag, stack: ExitStack) -> Demonstration:
     first_night = datetime.now(ZONE).date() - timedelta(days=2)  # so that the night of the outage is today's
     people = demo_people.make_people(first_night)
     demo = Demonstration(
-        talk=talk,
+        output=output,
         stop=stop,
         url=url,
         connection=connection,
@@ -113,8 +113,8 @@ def one_message(demo: Demonstration) -> None:
         return
     headers = [f"{name}: {message[name]}" for name in ("From", "To", "Subject")]
     text = "\n".join([*headers, "", body.get_content().strip()])
-    if demo.talk.on_terminal:
-        demo.talk.out.print(Panel(Text(text), width=min(demo.talk.out.width, 80)))
+    if demo.output.on_terminal:
+        demo.output.out.print(Panel(Text(text), width=min(demo.output.out.width, 80)))
         return
     for line in text.splitlines():
         demo.say(f"| {line}".rstrip())
@@ -125,14 +125,14 @@ def summary(demo: Demonstration) -> None:
     demo.heading("What the database remembers")
     headings = ("Night", "Command", "Outcome", "Reviewed", "Paused", "Back", "Mails", "Pushes")
     words = [f" {heading.lower()}" for heading in headings[3:]]
-    if demo.talk.on_terminal:
+    if demo.output.on_terminal:
         words = [""] * len(words)  # the table's head has them
     rows = []
     for run in demo_figures.read_runs(demo.connection):
         figures = (run.reviewed, run.paused, run.resumed, run.sent, run.delivered)
         said = [f"{figure}{word}" for figure, word in zip(figures, words, strict=True)]
         rows.append((run.as_of, run.command, run.outcome, *said))
-    console.show_rows(demo.talk, headings, rows)
+    console.show_rows(demo.output, headings, rows)
     mails = demo_figures.count_mails(demo.connection, demo.maildir)
     demo.say(
         f"reminders marked as sent: {mails.marked}, messages in the Maildir: {mails.files}, different ones among them: "
@@ -146,9 +146,9 @@ def what_next(demo: Demonstration) -> None:
     """Name the commands for a first database of one's own."""
     demo.heading("What to try next, in an empty folder")
     if shutil.which("certjob") is None:
-        demo.talk.result(f'  export PATH="{Path(sys.executable).parent}:$PATH"')
+        demo.output.result(f'  export PATH="{Path(sys.executable).parent}:$PATH"')
     for line in first_steps(datetime.now(ZONE).date()):
-        demo.talk.result(f"  {line}")
+        demo.output.result(f"  {line}")
     demo.say(
         "`embedded` keeps a database of its own on this machine; a PostgreSQL URL works as well. For a portal: "
         "`--portal dynamics`, CERTJOB_PORTAL_URL and CERTJOB_PORTAL_KEY. Every command explains itself with --help."

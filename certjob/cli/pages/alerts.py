@@ -7,8 +7,8 @@ from functools import partial
 from typing import Final, TypeVar
 
 from certjob.cli.terminal.lines import PageLine, glued, unbroken
+from certjob.cli.terminal.output import Output
 from certjob.cli.terminal.plain import harmless
-from certjob.cli.terminal.talk import Talk
 from certjob.views.alerts import (
     Alerts,
     FailedDigest,
@@ -31,15 +31,15 @@ AnyAlert = TypeVar("AnyAlert", PushAlert, FailedReminder, FailedDigest)
 AnyCause = TypeVar("AnyCause", bound=Hashable)
 
 
-def show_alerts(talk: Talk, alerts: Alerts, *, zone: tzinfo, now: datetime) -> None:
+def show_alerts(output: Output, alerts: Alerts, *, zone: tzinfo, now: datetime) -> None:
     """Print the page on a terminal, one whole line per alert off it; times in ``zone``."""
-    if not talk.on_terminal:
+    if not output.on_terminal:
         for line in plain_lines(alerts, zone=zone):
-            talk.result(line)
+            output.result(line)
         return
     if not len(alerts):
-        talk.out.print(NOTHING)
-    talk.show_lines(page_lines(alerts, zone=zone, now=now))
+        output.out.print(NOTHING)
+    output.show_lines(page_lines(alerts, zone=zone, now=now))
 
 
 def plain_lines(alerts: Alerts, *, zone: tzinfo) -> Iterator[str]:

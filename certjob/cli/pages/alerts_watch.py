@@ -13,8 +13,8 @@ from rich.text import Text
 
 from certjob.cli.pages.alerts import MOST_ROWS, NOTHING, page_lines, plain_lines
 from certjob.cli.terminal.lines import fit
+from certjob.cli.terminal.output import Output
 from certjob.cli.terminal.plain import discard_results, harmless, print_error
-from certjob.cli.terminal.talk import Talk
 from certjob.database import Connection
 from certjob.errors import CertjobError, StoppedBySignalError
 from certjob.stopping import Interrupted, StopFlag
@@ -27,7 +27,7 @@ _LATE_SECONDS = 3 * INTERVAL_SECONDS
 
 
 def watch_alerts(
-    talk: Talk,
+    output: Output,
     connection: Connection,
     *,
     reconnect: Callable[[], Connection],
@@ -47,10 +47,10 @@ def watch_alerts(
     wait = wait or stop.wait
     last: Alerts | None = None
     try:
-        with _screen(talk, zone=zone, now=now) as screen, _Source(connection, reconnect, read) as source:
+        with _screen(output, zone=zone, now=now) as screen, _Source(connection, reconnect, read) as source:
             while True:
                 try:
-                    with stop.breaking_off():
+                    with stop.interruptible():
                         last = source.read(today())
                 except (psycopg.OperationalError, CertjobError) as error:
                     stop.check()
@@ -136,15 +136,15 @@ class _Lines:
 class _Window:
     """On a terminal: the page, cut to its height, and a line that says how fresh it is."""
 
-    def __init__(self, talk: Talk, *, zone: tzinfo, now: Callable[[], datetime]) -> None:
-        self._console = talk.out
+    def __init__(self, output: Output, *, zone: tzinfo, now: Callable[[], datetime]) -> None:
+        self._console = output.out
         self._zone = zone
         self._now = now
         self._alerts: Alerts | None = None
         self._checked_at = now()
         self._outage = ""
         self.live = Live(
-            get_renderable=self._render, console=talk.out, screen=True, refresh_per_second=1 / INTERVAL_SECONDS
+            get_renderable=self._render, console=output.out, screen=True, refresh_per_second=1 / INTERVAL_SECONDS
         )
 
     def show(self, alerts: Alerts) -> bool:
@@ -187,11 +187,11 @@ class _Window:
 
 
 @contextmanager
-def _screen(talk: Talk, *, zone: tzinfo, now: Callable[[], datetime]) -> Iterator[_Screen]:
-    if not talk.on_terminal or talk.out.is_dumb_terminal:
+def _screen(output: Output, *, zone: tzinfo, now: Callable[[], datetime]) -> Iterator[_Screen]:
+    if not output.on_terminal or output.out.is_dumb_terminal:
         yield _Lines(zone=zone)
         return
-    window = _Window(talk, zone=zone, now=now)
+    window = _Window(output, zone=zone, now=now)
     with window.live:
         yield window
 

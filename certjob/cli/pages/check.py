@@ -3,32 +3,32 @@
 from collections.abc import Iterable
 
 from certjob.cli.terminal.lines import PageLine, unbroken, wrap
+from certjob.cli.terminal.output import Output
 from certjob.cli.terminal.plain import harmless
-from certjob.cli.terminal.talk import Talk
 from certjob.views.check.findings import Finding, Verdict
 
 _STYLES = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "bold red", Verdict.SKIP: "dim"}
 
 
-def show_findings(talk: Talk, findings: Iterable[Finding], *, quiet: bool) -> None:
+def show_findings(output: Output, findings: Iterable[Finding], *, quiet: bool) -> None:
     """Print each as soon as it is known; ``quiet`` leaves out what is well."""
     for finding in findings:
         if not (quiet and finding.verdict is Verdict.OK):
-            show_finding(talk, finding)
+            show_finding(output, finding)
 
 
-def show_finding(talk: Talk, finding: Finding) -> None:
+def show_finding(output: Output, finding: Finding) -> None:
     """Print one line: coloured and wrapped on a terminal, whole off it."""
-    if not talk.on_terminal:
-        talk.result(f"{finding.verdict:<4}  {finding.check}: {finding.text}")
+    if not output.on_terminal:
+        output.result(f"{finding.verdict:<4}  {finding.check}: {finding.text}")
         return
     line = PageLine(
         bullet=f"{finding.verdict:<4}  ", head=f"{harmless(finding.check)}: ", text=unbroken(harmless(finding.text))
     )
-    for number, text in enumerate(wrap(talk.out, [line])):
+    for number, text in enumerate(wrap(output.out, [line])):
         if number == 0:
             text.stylize(_STYLES[finding.verdict], 0, len(finding.verdict))
-        talk.out.print(text, soft_wrap=True)
+        output.out.print(text, soft_wrap=True)
 
 
 def closing_line(findings: Iterable[Finding]) -> str | None:

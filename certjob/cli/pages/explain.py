@@ -9,14 +9,14 @@ from itertools import groupby
 from typing import Any, Final
 
 from certjob.cli.terminal.lines import PageLine, glued, unbroken
+from certjob.cli.terminal.output import Output
 from certjob.cli.terminal.plain import harmless
-from certjob.cli.terminal.talk import Talk
-from certjob.domain import reasons, rules
+from certjob.domain import explanations, rules
+from certjob.domain.explanations import day_words, distance_words, threshold_words
 from certjob.domain.models import OWN_PAUSE_REASON, Status
-from certjob.domain.reasons import day_words, distance_words, threshold_words
 from certjob.views.alerts import NO_ADDRESS, Cause, PushAlert, advise, explain, explain_reminder, find_cause
+from certjob.views.explain.history import LoggedReminder, MentorHistory, Pause, Portal
 from certjob.views.explain.reader import address_problem
-from certjob.views.explain.story import LoggedReminder, Pause, Portal, Story
 
 MOST_COMING_DAYS: Final = 12
 """A page on a terminal tells so many of the coming days; --json and a pipe have all of them."""
@@ -26,17 +26,17 @@ _DATE: Final = re.compile(rf"\b\d{{1,2}} (?:{_MONTHS})(?: \d{{4}})?(?: \d\d:\d\d
 _STYLES: Final = {Status.EXPIRED: "red", Status.REVOKED: "red", Status.EXPIRING: "yellow"}
 
 
-def show_story(talk: Talk, story: Story) -> None:
+def show_story(output: Output, story: MentorHistory) -> None:
     """Print the page: wrapped to a terminal, whole lines off it."""
-    if not talk.on_terminal:
+    if not output.on_terminal:
         for line in page_lines(story):
-            talk.result(f"{' ' * line.indent}{line.bullet}{line.head}{line.text}".rstrip())
+            output.result(f"{' ' * line.indent}{line.bullet}{line.head}{line.text}".rstrip())
         return
     lines = (replace(line, text=_kept_together(line.text)) for line in page_lines(story, most_days=MOST_COMING_DAYS))
-    talk.show_lines(lines)
+    output.show_lines(lines)
 
 
-def page_lines(story: Story, *, most_days: int | None = None) -> Iterator[PageLine]:
+def page_lines(story: MentorHistory, *, most_days: int | None = None) -> Iterator[PageLine]:
     """Yield the page; of the coming days so many at most."""
     person = story.person
     name = person.member_no if person.full_name is None else f"{person.full_name} ({person.member_no})"
@@ -58,7 +58,7 @@ def page_lines(story: Story, *, most_days: int | None = None) -> Iterator[PageLi
     yield from _section("After that, if no fact changes", _later_lines(later, left=len(coming) - 1 - len(later)))
 
 
-def _summary(story: Story) -> Iterator[str]:
+def _summary(story: MentorHistory) -> Iterator[str]:
     mentor, today = story.mentor, story.today
     if story.person.left_at is not None:
         yield f"Has left, on {day_words(story.person.left_at.astimezone(story.zone).date(), story.today)}."
@@ -67,7 +67,7 @@ def _summary(story: Story) -> Iterator[str]:
     else:
         yield "Active: no pause is open."
     lapsed = rules.lapsed_certificates(mentor, today)
-    why = "; ".join(reasons.why_certified(mentor, today))
+    why = "; ".join(explanations.why_certified(mentor, today))
     if lapsed:
         yield harmless(f"Not certified: {why}.")
     elif rules.holds_nothing(mentor, today):
@@ -79,7 +79,7 @@ def _summary(story: Story) -> Iterator[str]:
         yield harmless(f"Certified: {why}.")
 
 
-def _warnings(story: Story) -> Iterator[str]:
+def _warnings(story: MentorHistory) -> Iterator[str]:
     """What makes the dates of the page doubtful."""
     last, today = story.last_night, story.today
     if last is None:
@@ -106,7 +106,7 @@ def _section(heading: str, lines: Iterator[PageLine]) -> Iterator[PageLine]:
         yield line
 
 
-def _certificate_lines(story: Story) -> Iterator[PageLine]:
+def _certificate_lines(story: MentorHistory) -> Iterator[PageLine]:
     mentor, today = story.mentor, story.today
     if not mentor.certificates:
         yield PageLine(text="none", bullet="- ", indent=2)
@@ -115,7 +115,7 @@ def _certificate_lines(story: Story) -> Iterator[PageLine]:
         status = rules.status_of(certificate, siblings, mentor, today)
         note = story.notes.get(certificate.id)
         revoked_on = note.revoked_at.astimezone(story.zone).date() if note and note.revoked_at else None
-        why = reasons.why_status(certificate, mentor, today, revoked_on=revoked_on)
+        why = explanations.why_status(certificate, mentor, today, revoked_on=revoked_on)
         if certificate.status is not status:
             noted = (
                 "not noted yet" if certificate.status is Status.RECORDED else f"noted as {certificate.status} so far"
@@ -130,7 +130,7 @@ def _certificate_lines(story: Story) -> Iterator[PageLine]:
         yield PageLine(text=harmless(why), indent=4)
 
 
-def _pause_lines(story: Story) -> Iterator[PageLine]:
+def _pause_lines(story: MentorHistory) -> Iterator[PageLine]:
     if not any(pause.lifted_at is None for pause in story.pauses):
         yield PageLine(text="none is open", bullet="- ", indent=2)
     for pause in story.pauses:
@@ -144,7 +144,7 @@ def _pause_lines(story: Story) -> Iterator[PageLine]:
             yield PageLine(text=harmless(text), bullet="- ", indent=2, style="dim")
 
 
-def _what_lifts(story: Story, pause: Pause) -> str:
+def _what_lifts(story: MentorHistory, pause: Pause) -> str:
     if pause.reason != OWN_PAUSE_REASON:
         return "certjob never lifts it; whoever is responsible does, in the app"
     if story.mentor.left:
@@ -156,7 +156,7 @@ def _what_lifts(story: Story, pause: Pause) -> str:
     return f"certjob lifts it once {missing}; if a person lifts it before that, certjob opens it again"
 
 
-def _reminder_lines(story: Story) -> Iterator[PageLine]:
+def _reminder_lines(story: MentorHistory) -> Iterator[PageLine]:
     certificates = {certificate.id: certificate for certificate in story.mentor.certificates}
     for row in story.reminders:
         certificate = certificates.get(row.cert_id)
@@ -167,7 +167,7 @@ def _reminder_lines(story: Story) -> Iterator[PageLine]:
         for earlier in row.history:
             yield PageLine(text=harmless(_earlier_cycle(story, earlier)), indent=4, style="dim")
     for certificate in sorted(certificates.values(), key=lambda c: (c.kind, c.expires_on)):
-        none = reasons.why_no_reminder(certificate, story.mentor, story.today)
+        none = explanations.why_no_reminder(certificate, story.mentor, story.today)
         if none is not None:
             text = f"{certificate.kind} until {day_words(certificate.expires_on, story.today)}: none comes, {none}"
             yield PageLine(text=harmless(text), bullet="- ", indent=2)
@@ -178,7 +178,7 @@ def _reminder_lines(story: Story) -> Iterator[PageLine]:
         yield PageLine(text=text, bullet="- ", indent=2, style="red")
 
 
-def _reminders_to_come(story: Story) -> Iterator[PageLine]:
+def _reminders_to_come(story: MentorHistory) -> Iterator[PageLine]:
     """One line per certificate with all that nights will queue about it."""
     today = story.today
     for certificate in story.mentor.certificates:
@@ -192,7 +192,7 @@ def _reminders_to_come(story: Story) -> Iterator[PageLine]:
             yield PageLine(text=harmless(f"{which}, to come: {', '.join(days)}"), bullet="- ", indent=2)
 
 
-def _what_became(story: Story, row: LoggedReminder) -> str:
+def _what_became(story: MentorHistory, row: LoggedReminder) -> str:
     again = ", perhaps twice" if row.maybe_sent else ""
     if row.status == "sent":
         return f"sent {story.moment(row.sent_at)}{again}" if row.sent_at else f"sent{again}"
@@ -215,7 +215,7 @@ def _what_became(story: Story, row: LoggedReminder) -> str:
     return f"cancelled: {row.last_error or 'it was not right any more'}"
 
 
-def _earlier_cycle(story: Story, earlier: Mapping[str, Any]) -> str:
+def _earlier_cycle(story: MentorHistory, earlier: Mapping[str, Any]) -> str:
     """An entry of the history: the same reminder about another last day, or sent again after it was cancelled."""
     about = day_words(date.fromisoformat(earlier["expires_on"]), story.today)
     sent_at = earlier.get("sent_at")
@@ -230,7 +230,7 @@ def _later_lines(later: Sequence[tuple[str, str]], *, left: int) -> Iterator[Pag
         yield PageLine(text=f"… and {left:,} more; --json has all of them", indent=2)
 
 
-def _by_occasion(story: Story) -> list[tuple[str, str]]:
+def _by_occasion(story: MentorHistory) -> list[tuple[str, str]]:
     """What comes, one occasion each: a night, or a delivery at its time."""
     occasions = []
     for (day, at, by_night), steps in groupby(story.steps, key=lambda step: (step.on, step.at, step.is_of_night)):
@@ -258,7 +258,7 @@ def _kept_together(text: str) -> str:
     return unbroken(_DATE.sub(lambda match: glued(match[0]), text))
 
 
-def portal_lines(story: Story) -> Iterator[PageLine]:
+def portal_lines(story: MentorHistory) -> Iterator[PageLine]:
     """Yield the lines of the section; nothing where there is no portal and never was."""
     portal, person = story.portal, story.person
     has_portal = story.mentor.organisation.has_portal
@@ -288,7 +288,7 @@ def portal_lines(story: Story) -> Iterator[PageLine]:
         yield PageLine(text=text, bullet="- ", indent=2, style="dim")
 
 
-def _open_push(story: Story, portal: Portal) -> Iterator[PageLine]:
+def _open_push(story: MentorHistory, portal: Portal) -> Iterator[PageLine]:
     """What is still to be pushed, why it waits, and what to do about it."""
     push = _push_alert(story)
     since = story.moment(push.wanted_at)
@@ -309,13 +309,13 @@ def _open_push(story: Story, portal: Portal) -> Iterator[PageLine]:
         yield PageLine(text=harmless(f"Last noted{when}{calls}: {push.error}"), indent=4, style="dim")
 
 
-def _next_try(story: Story, push: PushAlert) -> str:
+def _next_try(story: MentorHistory, push: PushAlert) -> str:
     if push.next_attempt_at <= story.person.now:
         return "when `certjob deliver` runs next, normally every 15 minutes"
     return f"at {story.moment(push.next_attempt_at)}, or soon after"
 
 
-def _push_alert(story: Story) -> PushAlert:
+def _push_alert(story: MentorHistory) -> PushAlert:
     """Return the open push as the alerts have it; there must be one."""
     person, portal = story.person, story.portal
     return PushAlert(

@@ -10,7 +10,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from certjob.cli.terminal.csv_output import print_csv
-from certjob.cli.terminal.talk import Talk
+from certjob.cli.terminal.output import Output
 from certjob.views.forecast import Forecast, Week
 
 
@@ -39,22 +39,22 @@ _GAP: Final = 2
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉"
 
 
-def show_forecast(talk: Talk, forecast: Forecast, *, organisation: str | None) -> None:
+def show_forecast(output: Output, forecast: Forecast, *, organisation: str | None) -> None:
     """Print bars on a terminal, no wider than it; off it one line per week, with everything in it."""
-    if not talk.on_terminal:
+    if not output.on_terminal:
         for week in forecast.weeks:
-            talk.result(_plain(week))
+            output.result(_plain(week))
         return
     whose = f" for {organisation}" if organisation else ""
     days = (forecast.until - forecast.today).days + 1
     number = "The coming night" if days == 1 else f"The coming {days:,} nights"
-    talk.out.print(Text(f"{number}{whose}, if nobody renews", style="bold"))
-    blocks = (talk.out.encoding or "").lower().startswith("utf")
-    for line in chart_lines(forecast.weeks, width=talk.out.width, blocks=blocks):
-        talk.out.print(line, soft_wrap=True)
+    output.out.print(Text(f"{number}{whose}, if nobody renews", style="bold"))
+    blocks = (output.out.encoding or "").lower().startswith("utf")
+    for line in chart_lines(forecast.weeks, width=output.out.width, blocks=blocks):
+        output.out.print(line, soft_wrap=True)
     narrowed = f" --organisation {organisation}" if organisation else ""
     hint = Text(f"Who they are: `certjob list --status expiring{narrowed}`", style="dim")
-    talk.out.print(hint, soft_wrap=True)
+    output.out.print(hint, soft_wrap=True)
 
 
 def print_forecast_csv(forecast: Forecast) -> None:

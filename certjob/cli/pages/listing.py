@@ -12,8 +12,8 @@ from rich.table import Table
 
 from certjob.cli.terminal.csv_output import print_csv
 from certjob.cli.terminal.lines import PageLine, keep_words_whole
+from certjob.cli.terminal.output import Output, clean
 from certjob.cli.terminal.plain import discard_results, harmless, to_json
-from certjob.cli.terminal.talk import Talk, clean
 from certjob.domain.models import OWN_PAUSE_REASON, Status
 from certjob.views.listing import ListedCertificate
 
@@ -35,25 +35,25 @@ _KEPT_IN_MEMORY: Final = 1 << 20
 """Bytes of a JSON document; a longer one waits in a temporary file until it is whole."""
 
 
-def show_list(talk: Talk, rows: Iterator[ListedCertificate]) -> None:
+def show_list(output: Output, rows: Iterator[ListedCertificate]) -> None:
     """Print a table of the first rows on a terminal, all of them off it: one line each, tabs between its cells."""
-    if not talk.on_terminal:
+    if not output.on_terminal:
         _print_lines("\t".join(_plain(row)) for row in rows)
         return
     shown = list(islice(rows, MOST_ROWS))
     if not shown:
-        talk.result("No certificate fits.")
+        output.result("No certificate fits.")
         return
     several = len({row.organisation for row in shown}) > 1
     table = _table(shown, several=several)
-    if keep_words_whole(talk.out, table):
-        talk.out.print(table)
+    if keep_words_whole(output.out, table):
+        output.out.print(table)
     else:
-        talk.show_lines(_page_line(row, several=several) for row in shown)
+        output.show_lines(_page_line(row, several=several) for row in shown)
     if next(rows, None) is None:
-        talk.result(f"{len(shown):,} {'certificate' if len(shown) == 1 else 'certificates'}")
+        output.result(f"{len(shown):,} {'certificate' if len(shown) == 1 else 'certificates'}")
     else:
-        talk.result("… and more; narrow it with --status, --within and --organisation, or take all with --csv")
+        output.result("… and more; narrow it with --status, --within and --organisation, or take all with --csv")
 
 
 def _table(rows: Iterable[ListedCertificate], *, several: bool) -> Table:

@@ -6,8 +6,8 @@ from datetime import date
 from rich.table import Table
 
 from certjob.cli.terminal.lines import PageLine, keep_words_whole
+from certjob.cli.terminal.output import Output, clean
 from certjob.cli.terminal.plain import harmless
-from certjob.cli.terminal.talk import Talk, clean
 from certjob.domain.models import PauseChange, Status
 from certjob.night.report import PlannedChange, RunReport
 from certjob.night.resync import MentorState
@@ -16,36 +16,36 @@ MOST_PLANNED_ROWS = 50
 """A plan on a terminal shows so many mentors; --json has all of them."""
 
 
-def show_plan(talk: Talk, report: RunReport) -> None:
+def show_plan(output: Output, report: RunReport) -> None:
     """Print what a run would do, mentor by mentor, and the totals."""
-    if not talk.on_terminal:
+    if not output.on_terminal:
         for change in report.changes:
-            talk.result(_planned_line(change))
+            output.result(_planned_line(change))
     elif report.changes:
-        _show_changes(talk, report.changes[:MOST_PLANNED_ROWS], today=report.today)
+        _show_changes(output, report.changes[:MOST_PLANNED_ROWS], today=report.today)
         if len(report.changes) > MOST_PLANNED_ROWS:
-            talk.result(f"… and {len(report.changes) - MOST_PLANNED_ROWS:,} more; --json lists all of them")
-    show_totals(talk, report)
+            output.result(f"… and {len(report.changes) - MOST_PLANNED_ROWS:,} more; --json lists all of them")
+    show_totals(output, report)
 
 
-def _show_changes(talk: Talk, changes: Sequence[PlannedChange], *, today: date) -> None:
+def _show_changes(output: Output, changes: Sequence[PlannedChange], *, today: date) -> None:
     """Print a table, a line for each mentor where the terminal is too narrow for it."""
     table = Table(title=f"What `certjob run` would do on {today}", title_justify="left", expand=False)
     for heading in ("Mentor", "Organisation", "Certificates", "Pause", "Reminder", "Portal"):
         table.add_column(heading, overflow="fold")
     for change in changes:
         table.add_row(*(clean(cell) for cell in _planned_cells(change)))
-    if keep_words_whole(talk.out, table):
-        talk.out.print(table)
+    if keep_words_whole(output.out, table):
+        output.out.print(table)
         return
-    talk.show_lines([PageLine(head=str(table.title), text=""), *(_planned_page_line(change) for change in changes)])
+    output.show_lines([PageLine(head=str(table.title), text=""), *(_planned_page_line(change) for change in changes)])
 
 
-def show_totals(talk: Talk, report: RunReport) -> None:
+def show_totals(output: Output, report: RunReport) -> None:
     """Print a run's figures as a small table, or as one line off a terminal."""
     rows = list(_totals(report))
-    if not talk.on_terminal:
-        talk.result("; ".join(f"{name}: {figures}" for name, figures in rows))
+    if not output.on_terminal:
+        output.result("; ".join(f"{name}: {figures}" for name, figures in rows))
         return
     what = "Plan" if report.dry_run else "Night" if report.command == "run" else "Delivery"
     title = f"{what} of {report.today}"
@@ -54,19 +54,19 @@ def show_totals(talk: Talk, report: RunReport) -> None:
     table.add_column()
     for name, figures in rows:
         table.add_row(name, figures)
-    if keep_words_whole(talk.out, table):
-        talk.out.print(table)
+    if keep_words_whole(output.out, table):
+        output.out.print(table)
     else:
-        talk.show_lines([PageLine(head=title, text=""), *(PageLine(text=": ".join(row), indent=2) for row in rows)])
+        output.show_lines([PageLine(head=title, text=""), *(PageLine(text=": ".join(row), indent=2) for row in rows)])
 
 
-def show_resync(talk: Talk, before: MentorState, after: MentorState) -> None:
+def show_resync(output: Output, before: MentorState, after: MentorState) -> None:
     """Print one mentor's state before and after."""
     for when, state in (("before: ", before), ("after:  ", after)):
-        if talk.on_terminal:
-            talk.show_lines([PageLine(bullet=when, text=harmless(_state_line(state)))])
+        if output.on_terminal:
+            output.show_lines([PageLine(bullet=when, text=harmless(_state_line(state)))])
         else:
-            talk.result(f"{when}{_state_line(state)}")
+            output.result(f"{when}{_state_line(state)}")
 
 
 def _planned_cells(change: PlannedChange) -> tuple[str, ...]:

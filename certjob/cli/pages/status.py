@@ -7,8 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from certjob.cli.terminal.lines import PageLine, keep_words_whole, unbroken
+from certjob.cli.terminal.output import Output, clean
 from certjob.cli.terminal.plain import harmless
-from certjob.cli.terminal.talk import Talk, clean
 from certjob.views.status import Backlog, Run, SystemStatus
 
 _OUTCOMES = {"ok": "green", "attention": "yellow", "failed": "bold red", "died": "bold red", "running": "cyan"}
@@ -17,14 +17,14 @@ _LONGEST_BAR = 40
 _BESIDE_A_BAR = 36
 
 
-def show_status(talk: Talk, status: SystemStatus, *, zone: tzinfo) -> None:
+def show_status(output: Output, status: SystemStatus, *, zone: tzinfo) -> None:
     """Print everything: tables on a terminal, off it one line per fact."""
-    page = _Page(talk, status, zone)
-    if talk.on_terminal:
+    page = _Page(output, status, zone)
+    if output.on_terminal:
         page.show()
     else:
         for line in page.lines():
-            talk.result(line)
+            output.result(line)
 
 
 def closing_line(status: SystemStatus, *, zone: tzinfo) -> str | None:
@@ -44,8 +44,8 @@ def closing_line(status: SystemStatus, *, zone: tzinfo) -> str | None:
 class _Page:
     """What is shown, in its order."""
 
-    def __init__(self, talk: Talk, status: SystemStatus, zone: tzinfo) -> None:
-        self._talk = talk
+    def __init__(self, output: Output, status: SystemStatus, zone: tzinfo) -> None:
+        self._output = output
         self._status = status
         self._zone = zone
 
@@ -62,7 +62,7 @@ class _Page:
         coming = list(self._coming_cells())
         lines = (f"{day}: {number}" for day, number, _ in coming)
         self._table("Mentors to review", ("Night", "Mentors", ""), coming, numbers=range(1, 2), lines=lines)
-        self._talk.out.print()
+        self._output.out.print()
         for name, text in self._figures():
             self._fact(name, text)
 
@@ -90,7 +90,7 @@ class _Page:
         return f"{_SORTS[name]}: {backlog.open:,}{since}"
 
     def _fact(self, name: str, text: str, *, style: str = "") -> None:
-        self._talk.show_lines([PageLine(head=f"{name}: ", text=unbroken(harmless(text)), style=style)])
+        self._output.show_lines([PageLine(head=f"{name}: ", text=unbroken(harmless(text)), style=style)])
 
     def _table(
         self,
@@ -102,9 +102,9 @@ class _Page:
         lines: Iterable[str],
     ) -> None:
         """Print a table, its lines instead where it has no room; without a title its first heading is one."""
-        self._talk.out.print()
+        self._output.out.print()
         if title:
-            self._talk.out.print(Text(title if rows else f"{title}: none", style="bold"))
+            self._output.out.print(Text(title if rows else f"{title}: none", style="bold"))
         if not rows:
             return
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
@@ -112,12 +112,12 @@ class _Page:
             table.add_column(heading, justify="right" if number in numbers else "left", overflow="fold")
         for row in rows:
             table.add_row(*(Text(cell, style=_OUTCOMES[cell]) if cell in _OUTCOMES else clean(cell) for cell in row))
-        if keep_words_whole(self._talk.out, table):
-            self._talk.out.print(table)
+        if keep_words_whole(self._output.out, table):
+            self._output.out.print(table)
             return
         if not title:
-            self._talk.out.print(Text(headings[0], style="bold"))
-        self._talk.show_lines(PageLine(text=harmless(line), bullet="- ") for line in lines)
+            self._output.out.print(Text(headings[0], style="bold"))
+        self._output.show_lines(PageLine(text=harmless(line), bullet="- ") for line in lines)
 
     def _last_good(self) -> str:
         good = self._status.last_good_run
@@ -145,8 +145,8 @@ class _Page:
 
     def _coming_cells(self) -> Iterator[tuple[str, str, str]]:
         most = max(self._status.coming.values())
-        longest = max(min(self._talk.out.width - _BESIDE_A_BAR, _LONGEST_BAR), 1)
-        block = "█" if (self._talk.out.encoding or "").lower().startswith("utf") else "#"
+        longest = max(min(self._output.out.width - _BESIDE_A_BAR, _LONGEST_BAR), 1)
+        block = "█" if (self._output.out.encoding or "").lower().startswith("utf") else "#"
         for day, number in self._status.coming.items():
             length = max(1, round(longest * number / most)) if number else 0
             yield (f"{day} {'today' if day == self._status.today else f'{day:%a}'}", f"{number:,}", block * length)

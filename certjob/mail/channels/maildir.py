@@ -7,7 +7,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from certjob.errors import ChannelDownError
-from certjob.mail.letter import MailAddress, OutgoingMessage, compose
+from certjob.mail.message import MailAddress, OutgoingMessage, compose
 
 
 class MaildirChannel:
@@ -23,12 +23,12 @@ class MaildirChannel:
 
     def send(self, message: OutgoingMessage) -> None:
         """Put one message into the folder, whole or not at all; see ``Channel.send``."""
-        letter = compose(message, sender=self._sender, line_end="\n")
+        encoded = compose(message, sender=self._sender, line_end="\n")
         name = f"{time.time_ns()}.{uuid4().hex}.certjob"
         try:
             for part in ("cur", "new", "tmp"):
                 (self._folder / part).mkdir(mode=0o700, parents=True, exist_ok=True)
-            _write(self._folder / "tmp" / name, data=letter.data)
+            _write(self._folder / "tmp" / name, data=encoded.data)
             (self._folder / "tmp" / name).rename(self._folder / "new" / name)
         except OSError as error:
             message_text = f"the Maildir folder cannot be written: {error.strerror}; correct CERTJOB_NOTIFY_URL"

@@ -4,7 +4,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from certjob.errors import ConfigurationError
-from certjob.mail.letter import Channel, MailAddress, OutgoingMessage, parse_sender
+from certjob.mail.message import Channel, MailAddress, OutgoingMessage, parse_sender
 from certjob.settings import LOOPBACK_HOSTS, Settings
 
 __all__ = ["Channel", "OutgoingMessage", "open_channel"]

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from urllib.parse import quote
 
-from certjob.mail.letter import MailAddress
+from certjob.mail.message import MailAddress
 from certjob.redaction import ADDRESS
 
 MAX_CHARACTERS = 300

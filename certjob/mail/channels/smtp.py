@@ -16,7 +16,7 @@ from certjob.errors import (
 )
 from certjob.mail.channels.server_text import readable
 from certjob.mail.channels.smtp_connection import Deadline, SmtpConnection
-from certjob.mail.letter import Letter, MailAddress, OutgoingMessage, compose
+from certjob.mail.message import EncodedMessage, MailAddress, OutgoingMessage, compose
 from certjob.settings import LOOPBACK_HOSTS
 
 QUIT_SECONDS = 5.0
@@ -72,9 +72,9 @@ class SmtpChannel:
     def send(self, message: OutgoingMessage) -> None:
         """Hand one message over, in one try; see ``Channel.send``."""
         prepared, whole = Deadline(self._prepare_seconds), Deadline(self.worst_case_seconds)
-        letter = compose(message, sender=self._sender, line_end="\r\n")
+        encoded = compose(message, sender=self._sender, line_end="\r\n")
         try:
-            self._hand_over(self._ready(prepared), letter=letter)
+            self._hand_over(self._ready(prepared), encoded=encoded)
         except (RecipientRefusedError, RecipientDeferredError):
             self._leave(whole)
             raise
@@ -170,10 +170,10 @@ class SmtpChannel:
         message = f"the mail server refused the login ({said}); correct CERTJOB_NOTIFY_USER and CERTJOB_NOTIFY_PASSWORD"
         raise ChannelDownError(message)
 
-    def _hand_over(self, connection: SmtpConnection, *, letter: Letter) -> None:
+    def _hand_over(self, connection: SmtpConnection, *, encoded: EncodedMessage) -> None:
         """Go through the commands for one message; until the final dot is sent, every failure is certain."""
         try:
-            self._send_until_the_end(connection, letter=letter)
+            self._send_until_the_end(connection, encoded=encoded)
             connection.send_end(Deadline(self._answer_seconds))
         except OSError as error:
             message = f"the connection to the mail server broke before a message was handed over: {_reason(error)}"
@@ -184,14 +184,14 @@ class SmtpChannel:
             message = f"no answer came after the message was handed over, so it may have arrived: {_reason(error)}"
             raise OutcomeUnknownError(message) from error
         if 400 <= code < 600:
-            raise _refusal(code, text, recipient=letter.recipient, what="message")
+            raise _refusal(code, text, recipient=encoded.recipient, what="message")
         if not 200 <= code < 300:
             message = "the answer after the message was handed over is no SMTP, so it may have arrived"
             raise OutcomeUnknownError(message)
 
-    def _send_until_the_end(self, connection: SmtpConnection, *, letter: Letter) -> None:
+    def _send_until_the_end(self, connection: SmtpConnection, *, encoded: EncodedMessage) -> None:
         """Say for whom it is and send it, all but the final dot; raises OSError or the error of a refusal."""
-        recipient = letter.recipient
+        recipient = encoded.recipient
         options = ""
         if recipient.international:
             if not connection.has_extn("smtputf8"):
@@ -210,7 +210,7 @@ class SmtpChannel:
         code, text = connection.docmd("DATA")
         if code != 354:
             raise _refusal(code, text, recipient=recipient, what="message")
-        connection.send_body(letter.data)
+        connection.send_body(encoded.data)
         early = connection.early_reply()
         if early is not None:
             self._drop()  # a QUIT would be one more line of the message

@@ -13,7 +13,7 @@ from certjob.errors import (
     RecipientRefusedError,
 )
 from certjob.mail.channels.server_text import readable
-from certjob.mail.letter import OutgoingMessage
+from certjob.mail.message import OutgoingMessage
 from certjob.outbox.retry import parse_retry_after
 
 if TYPE_CHECKING:

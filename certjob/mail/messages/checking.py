@@ -112,7 +112,7 @@ def _misnamed(place: Path, *, slug: str) -> Iterator[TemplateProblem]:
 def _broken(templates: Templates, message: str, *, slug: str, language: str) -> Iterator[TemplateProblem]:
     for words in SAMPLES[message](language):
         try:
-            templates.render(message, language=language, slug=slug, words=words, made_up=True)
+            templates.render(message, language=language, slug=slug, words=words, sample_data=True)
         except TemplateError as error:
             yield TemplateProblem(file=error.file, line=error.line, reason=error.reason)
 

@@ -47,15 +47,15 @@ class Templates:
         )
 
     def render(
-        self, message: str, *, language: str, slug: str, words: Mapping[str, object], made_up: bool = False
+        self, message: str, *, language: str, slug: str, words: Mapping[str, object], sample_data: bool = False
     ) -> RenderedMessage:
         """Write a message: the first line of the text template is the subject, an empty one follows.
 
         The HTML template gets the subject, too. Raises TemplateError, naming file and line, for a template that is
-        broken, or breaks on these words; unless they are ``made_up``, its text holds nothing that may be from them.
+        broken, or breaks on these words; unless they are ``sample_data``, its text holds nothing that may be from them.
         """
         name = f"{message}.{language}.txt"
-        subject, _, rest = self._write(name, slug=slug, words=words, made_up=made_up).partition("\n")
+        subject, _, rest = self._write(name, slug=slug, words=words, sample_data=sample_data).partition("\n")
         subject = " ".join(subject.split())
         gap, _, text = rest.partition("\n")
         if not subject:
@@ -68,7 +68,7 @@ class Templates:
             reason = "there is no text after the subject; write one"
             raise TemplateError(reason, file=self.shown(name, slug=slug))
         page = f"{message}.{language}.html"
-        html = self._write(page, slug=slug, words={**words, "subject": subject}, made_up=made_up)
+        html = self._write(page, slug=slug, words={**words, "subject": subject}, sample_data=sample_data)
         if not html.strip():
             reason = "the page is empty; write one, or take the file away"
             raise TemplateError(reason, file=self.shown(page, slug=slug))
@@ -111,12 +111,12 @@ class Templates:
                 return folder + name
         return f"certjob's own {name}"
 
-    def _write(self, name: str, *, slug: str, words: Mapping[str, object], made_up: bool) -> str:
+    def _write(self, name: str, *, slug: str, words: Mapping[str, object], sample_data: bool) -> str:
         try:
             return self.environment(slug).get_template(name).render(words)
         except Exception as error:  # a template is somebody's program, and raises what it likes
             file, line = self._place(error, name, slug=slug)
-            raise TemplateError(_reason(error, words=words, made_up=made_up), file=file, line=line) from error
+            raise TemplateError(_reason(error, words=words, sample_data=sample_data), file=file, line=line) from error
 
     def _place(self, error: Exception, name: str, *, slug: str) -> tuple[str, int | None]:
         """Return the file and the line in which a template broke."""
@@ -145,7 +145,7 @@ def advice_about(word: str, known: Iterable[str]) -> str:
     return f"did you mean {near[0]}?" if near else f"a template can use {', '.join(sorted(known))}"
 
 
-def _reason(error: Exception, *, words: Mapping[str, object], made_up: bool) -> str:
+def _reason(error: Exception, *, words: Mapping[str, object], sample_data: bool) -> str:
     """Say why a template broke and what to do.
 
     The text of most errors can hold what the template worked on, in whatever form it gave it, and ends in a log: with a
@@ -155,7 +155,7 @@ def _reason(error: Exception, *, words: Mapping[str, object], made_up: bool) -> 
         case TemplateSyntaxError():
             return f"{' '.join(str(error.message).split())}; correct the line"
         case TemplateNotFound():
-            missing = error.name if made_up else "of the name that the line gives"
+            missing = error.name if sample_data else "of the name that the line gives"
             return f"there is no template {missing}; correct the name, or add the file"
         case UnicodeDecodeError():
             return "the file is not in UTF-8; save it in that encoding"
@@ -163,6 +163,6 @@ def _reason(error: Exception, *, words: Mapping[str, object], made_up: bool) -> 
             return f"the file cannot be read ({error.strerror}); let certjob's user read it"
         case UndefinedError() if unknown := re.fullmatch(r"'(\w+)' is undefined", str(error.message)):
             return f"{error.message}; {advice_about(unknown[1], words)}"  # a name that stands in the template
-    if made_up:
+    if sample_data:
         return f"{type(error).__name__}: {' '.join(str(error).split())}; correct the line"
     return f"{type(error).__name__}, with the data of one message, which are not shown here; correct the line"

@@ -20,7 +20,7 @@ from certjob.database.connection_errors import explain_late_refusal
 from certjob.errors import CertjobError, ChannelDownError, ConfigurationError, PortalStageError, TransientPortalError
 from certjob.mail.channels.maildir import MaildirChannel
 from certjob.mail.channels.notify import open_channel
-from certjob.mail.letter import Channel, OutgoingMessage, domain_of
+from certjob.mail.message import Channel, OutgoingMessage, domain_of
 from certjob.mail.messages.checking import check_templates
 from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
 from certjob.settings import EMBEDDED, Settings

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from certjob.domain import reasons, rules
+from certjob.domain import explanations, rules
 from certjob.domain.models import Certificate
-from certjob.views.explain.story import LoggedReminder, Pause, Step, Story
+from certjob.views.explain.history import LoggedReminder, MentorHistory, Pause, Step
 
 
-def to_document(story: Story) -> dict[str, Any]:
+def to_document(story: MentorHistory) -> dict[str, Any]:
     """Return everything that is known; times have their offset, dates are the programme's days."""
     person, mentor, today = story.person, story.mentor, story.today
     return {
@@ -27,7 +27,7 @@ def to_document(story: Story) -> dict[str, Any]:
         "active": not (mentor.left or mentor.open_pauses),
         "certified": not (rules.lapsed_certificates(mentor, today) or rules.holds_nothing(mentor, today)),
         "without_certificate": rules.holds_nothing(mentor, today),
-        "certified_because": list(reasons.why_certified(mentor, today)),
+        "certified_because": list(explanations.why_certified(mentor, today)),
         "certificates": [_certificate(story, certificate) for certificate in mentor.certificates],
         "pauses": [_pause(pause) for pause in story.pauses],
         "reminders": [_reminder(row) for row in story.reminders],
@@ -40,7 +40,7 @@ def to_document(story: Story) -> dict[str, Any]:
     }
 
 
-def _certificate(story: Story, certificate: Certificate) -> dict[str, Any]:
+def _certificate(story: MentorHistory, certificate: Certificate) -> dict[str, Any]:
     mentor, today = story.mentor, story.today
     siblings = [other for other in mentor.certificates if other.kind == certificate.kind]
     note = story.notes.get(certificate.id)
@@ -55,10 +55,10 @@ def _certificate(story: Story, certificate: Certificate) -> dict[str, Any]:
         "days_left": (certificate.expires_on - today).days,
         "revoked_at": revoked_at,
         "status": rules.status_of(certificate, siblings, mentor, today),
-        "because": reasons.why_status(certificate, mentor, today, revoked_on=revoked_on),
+        "because": explanations.why_status(certificate, mentor, today, revoked_on=revoked_on),
         "stored_status": certificate.status,
         "stored_on": note.noted_on if note else None,
-        "no_reminder_because": reasons.why_no_reminder(certificate, mentor, today),
+        "no_reminder_because": explanations.why_no_reminder(certificate, mentor, today),
     }
 
 
@@ -89,7 +89,7 @@ def _reminder(row: LoggedReminder) -> dict[str, Any]:
     }
 
 
-def _portal(story: Story) -> dict[str, Any] | None:
+def _portal(story: MentorHistory) -> dict[str, Any] | None:
     """None where there is no portal."""
     portal = story.portal
     if not story.mentor.organisation.has_portal:

@@ -11,19 +11,19 @@ from uuid import UUID, uuid4
 
 from certjob import database
 from certjob.database import Connection
-from certjob.domain import reasons, rules
+from certjob.domain import explanations, rules
 from certjob.domain.models import Mentor, PauseChange
-from certjob.domain.outlook import ComingNight, coming_nights
+from certjob.domain.projection import ComingNight, coming_nights
 from certjob.errors import UnknownMentorError
 from certjob.facts import reading
-from certjob.mail.letter import parse_address
+from certjob.mail.message import parse_address
 from certjob.mail.reminders import CertificationReminderService
 from certjob.review.guards import MassChangeGuard
 from certjob.review.plan import looks_at_everybody
-from certjob.views.explain.story import CertificateNote, LoggedReminder, Pause, Person, Portal, Step, Story
+from certjob.views.explain.history import CertificateNote, LoggedReminder, MentorHistory, Pause, Person, Portal, Step
 
 
-def read_story(connection: Connection, mentor_id: UUID, *, today: date, zone: tzinfo) -> Story:
+def read_story(connection: Connection, mentor_id: UUID, *, today: date, zone: tzinfo) -> MentorHistory:
     """Return a mentor's story as of ``today``; times are told in ``zone``. Raises UnknownMentorError."""
     with database.read_only_snapshot(connection):
         parameters = {"mentor_id": mentor_id, "today": today}
@@ -41,7 +41,7 @@ def read_story(connection: Connection, mentor_id: UUID, *, today: date, zone: tz
         held = held_reminders = None
         if nights and nights[0].day == today:
             held, held_reminders = _ask_guard(connection, person, today=today, everybody=everybody)
-        story = Story(
+        story = MentorHistory(
             today=today,
             zone=zone,
             person=person,
@@ -92,7 +92,7 @@ def _ask_guard(
     return guard.held.get(person.organisation_id), guard.held_reminders.get(person.organisation_id)
 
 
-def coming_steps(story: Story) -> list[Step]:
+def coming_steps(story: MentorHistory) -> list[Step]:
     """Return everything that will happen if no fact changes, in the order of its days."""
     steps: list[Step] = []
     for night in story.nights:
@@ -117,7 +117,7 @@ def address_problem(email: str | None) -> str | None:
     return None
 
 
-def _night_steps(story: Story, night: ComingNight) -> Iterator[Step]:
+def _night_steps(story: MentorHistory, night: ComingNight) -> Iterator[Step]:
     """Tell what one night does, in the order in which it does it."""
     today, day, decision = story.today, night.day, night.decision
     held = story.held if day == today else None
@@ -130,16 +130,18 @@ def _night_steps(story: Story, night: ComingNight) -> Iterator[Step]:
 
     certificates = {certificate.id: certificate for certificate in story.mentor.certificates}
     for change in decision.transitions:
-        text = reasons.transition_words(change, certificates[change.certificate_id], today)
+        text = explanations.transition_words(change, certificates[change.certificate_id], today)
         yield step("status", text, certificate_id=change.certificate_id)
     if decision.pause is not None:
-        yield step("pause" if decision.pause is PauseChange.OPEN else "resume", reasons.pause_words(decision.pause))
+        yield step(
+            "pause" if decision.pause is PauseChange.OPEN else "resume", explanations.pause_words(decision.pause)
+        )
     if decision.push:
         verb = "show" if decision.visible else "hide"
         yield step(verb, f"the portal is asked to {verb} the mentor{_without_contact(story)}")
     problem = address_problem(story.person.email)
     for reminder in night.reminders:
-        text = reasons.reminder_words(reminder, today) + (f", but {problem}" if problem else "")
+        text = explanations.reminder_words(reminder, today) + (f", but {problem}" if problem else "")
         yield step(
             "reminder",
             text,
@@ -149,7 +151,7 @@ def _night_steps(story: Story, night: ComingNight) -> Iterator[Step]:
         )
 
 
-def _delivery_steps(story: Story) -> Iterator[Step]:
+def _delivery_steps(story: MentorHistory) -> Iterator[Step]:
     """Tell what is queued already and goes out by itself, unless tonight's review overtakes it."""
     tonight = story.nights[0] if story.is_stale and not story.held else None
     portal = story.portal
@@ -169,8 +171,8 @@ def _delivery_steps(story: Story) -> Iterator[Step]:
             yield replace(step, text=text, certificate_id=row.cert_id, threshold_days=row.threshold_days)
 
 
-def _mail_words(story: Story, row: LoggedReminder, day: date) -> str:
-    words = f"the queued {reasons.reminder_words(row.reminder, story.today)}"
+def _mail_words(story: MentorHistory, row: LoggedReminder, day: date) -> str:
+    words = f"the queued {explanations.reminder_words(row.reminder, story.today)}"
     cancelled = rules.cancel_reason(row.reminder, story.mentor, day)
     problem = address_problem(story.person.email)
     if row.is_claimed:
@@ -180,11 +182,11 @@ def _mail_words(story: Story, row: LoggedReminder, day: date) -> str:
     return f"{words} fails: {problem}" if problem else f"{words} is sent"
 
 
-def _without_contact(story: Story) -> str:
+def _without_contact(story: MentorHistory) -> str:
     return "" if story.person.contact_id is not None else ", but there is no contact id"
 
 
-def _delivery(story: Story, due_at: datetime, *, kind: str, text: str, is_claimed: bool) -> Step:
+def _delivery(story: MentorHistory, due_at: datetime, *, kind: str, text: str, is_claimed: bool) -> Step:
     """A step at the time of its next attempt; today, without a time, if that has come or it is in work."""
     if is_claimed or due_at <= story.person.now:
         return Step(on=story.today, kind=kind, text=text)

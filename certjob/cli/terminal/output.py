@@ -1,6 +1,6 @@
 """What people see: tables and progress on a terminal, plain lines off it.
 
-Results go to stdout, talk goes to stderr. Off a terminal nothing is wrapped, cut or coloured.
+Results go to stdout, messages and logs to stderr. Off a terminal nothing is wrapped, cut or coloured.
 """
 
 import sys
@@ -32,22 +32,22 @@ def clean(text: object) -> str:
     return escape(harmless(text))
 
 
-class Talk:
+class Output:
     """Where a command says things, and whether it says them at all."""
 
     def __init__(self, *, quiet: bool) -> None:
         self.on_terminal = sys.stdout.isatty()
         """Whether results are for a person's eyes: tables then, plain lines otherwise."""
-        self.chatty = sys.stderr.isatty() and not quiet and not writes_json()
+        self.interactive = sys.stderr.isatty() and not quiet and not writes_json()
         """A person is watching: say what happened also when all went well. JSON is for programs."""
         self.out = Console(
             highlight=False, emoji=False, force_terminal=self.on_terminal, soft_wrap=not self.on_terminal
         )
-        self.err = Console(highlight=False, emoji=False, force_terminal=self.chatty, stderr=True)
+        self.err = Console(highlight=False, emoji=False, force_terminal=self.interactive, stderr=True)
 
     def line(self, text: str) -> None:
         """Say something to whoever watches."""
-        if self.chatty:
+        if self.interactive:
             self.err.print(clean(text))
 
     def result(self, text: str) -> None:
@@ -69,7 +69,7 @@ class Talk:
             _DoneColumn(),
             TimeElapsedColumn(),
             console=self.err,
-            disable=not self.chatty or logs_steps(),
+            disable=not self.interactive or logs_steps(),
             transient=True,
         ) as progress:
             yield TerminalProgress(progress)
@@ -99,9 +99,9 @@ class TerminalProgress:
         return advance
 
 
-def show_rows(talk: Talk, headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+def show_rows(output: Output, headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table on a terminal, tab-separated lines off it."""
-    if not talk.on_terminal:
+    if not output.on_terminal:
         for row in rows:
             print_result("\t".join(harmless(cell) for cell in row))
         return
@@ -111,10 +111,10 @@ def show_rows(talk: Talk, headings: Sequence[str], rows: Iterable[Sequence[objec
         table.add_column(heading, overflow="fold")
     for record in records:
         table.add_row(*(clean(cell) for cell in record))
-    if keep_words_whole(talk.out, table):
-        talk.out.print(table)
+    if keep_words_whole(output.out, table):
+        output.out.print(table)
     else:
-        talk.show_lines(_record_lines(headings, records))
+        output.show_lines(_record_lines(headings, records))
 
 
 def _record_lines(headings: Sequence[str], records: Iterable[Sequence[object]]) -> Iterator[PageLine]:

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from certjob.domain import outlook, reasons, rules
+from certjob.domain import explanations, projection, rules
 from certjob.domain.models import IN_FORCE, Mentor, Reminder, Status
-from certjob.domain.outlook import ComingNight, coming_nights
+from certjob.domain.projection import ComingNight, coming_nights
 from tests.domain.test_rules_properties import any_day, days, mentors, ordinarily, thoroughly
 from tests.support.facts import TODAY
 from tests.support.people import apply_decision, certificate, expiring_in, mentor, organisation
@@ -63,9 +63,9 @@ def test_no_date_of_the_calendar_breaks_it(person: Mentor, today: date) -> None:
 
     assert [night.day for night in nights] == sorted({night.day for night in nights})
     for row in person.certificates:
-        assert reasons.why_status(row, person, today)
-        assert reasons.day_words(row.expires_on, today)
-    assert list(reasons.why_certified(person, today)) or not person.certificates
+        assert explanations.why_status(row, person, today)
+        assert explanations.day_words(row.expires_on, today)
+    assert list(explanations.why_certified(person, today)) or not person.certificates
 
 
 @ordinarily
@@ -74,7 +74,7 @@ def test_the_mentor_after_a_night_is_the_one_in_the_database(person: Mentor, tod
     """Statuses, pauses and portal, but for the id of a pause that is still to be written."""
     decision = rules.decide(person, today)
 
-    ours, theirs = outlook.after(person, decision), apply_decision(person, decision)
+    ours, theirs = projection.after(person, decision), apply_decision(person, decision)
 
     assert [pause.reason for pause in ours.open_pauses] == [pause.reason for pause in theirs.open_pauses]
     assert replace(ours, open_pauses=()) == replace(theirs, open_pauses=())
@@ -114,7 +114,7 @@ def test_where_it_is_said_why_no_reminder_comes_none_comes(person: Mentor, today
     """In none of the coming nights; and what continues a certificate begins before it has ended."""
     nights = list(coming_nights(person, first=today))
     for row in person.certificates:
-        if reasons.why_no_reminder(row, person, today):
+        if explanations.why_no_reminder(row, person, today):
             assert not any(reminder.cert_id == row.id for night in nights for reminder in night.reminders)
         following = rules.continuation(row, [other for other in person.certificates if other.kind == row.kind])
         assert following is None or following.issued_on <= row.expires_on + timedelta(days=1)
@@ -124,7 +124,7 @@ def test_where_it_is_said_why_no_reminder_comes_none_comes(person: Mentor, today
 @given(mentors(), days)
 def test_every_kind_is_said_to_be_in_force_or_not_as_it_is(person: Mentor, today: date) -> None:
     """And until which day."""
-    said = list(reasons.why_certified(person, today))
+    said = list(explanations.why_certified(person, today))
 
     kinds = sorted({row.kind for row in person.certificates})
     assert len(said) == len(kinds)
@@ -133,7 +133,7 @@ def test_every_kind_is_said_to_be_in_force_or_not_as_it_is(person: Mentor, today
         in_force = [row for row in rows if rules.status_of(row, rows, person, today) in IN_FORCE]
         assert text.startswith(f"{kind} is in force until") is bool(in_force)
         if in_force:
-            assert reasons.day_words(max(row.expires_on for row in in_force), today) in text
+            assert explanations.day_words(max(row.expires_on for row in in_force), today) in text
         assert ("optional" in text) is (kind in person.organisation.optional_kinds)
 
 
@@ -155,7 +155,7 @@ def test_the_rule_behind_a_status_is_said_with_its_dates(
     row = expiring_in(days_left)
     person = mentor(row, organisation=organisation(thresholds=thresholds))
 
-    assert reasons.why_status(row, person, TODAY).startswith(text)
+    assert explanations.why_status(row, person, TODAY).startswith(text)
 
 
 def test_what_ends_or_replaces_a_certificate_is_named() -> None:
@@ -166,12 +166,12 @@ def test_what_ends_or_replaces_a_certificate_is_named() -> None:
     gone = certificate(date(2027, 1, 31), kind="driver", revoked=True)
     person = mentor(old, new, coming, gone)
 
-    assert reasons.why_status(old, person, TODAY) == (
+    assert explanations.why_status(old, person, TODAY) == (
         "the later one of its kind, 1 February to 31 January 2028, counts instead"
     )
-    assert reasons.why_status(coming, person, TODAY) == "it begins on 1 April, in 22 days"
-    assert reasons.why_status(gone, person, TODAY, revoked_on=date(2026, 3, 3)) == "it was revoked on 3 March"
-    assert list(reasons.why_certified(person, TODAY)) == [
+    assert explanations.why_status(coming, person, TODAY) == "it begins on 1 April, in 22 days"
+    assert explanations.why_status(gone, person, TODAY, revoked_on=date(2026, 3, 3)) == "it was revoked on 3 March"
+    assert list(explanations.why_certified(person, TODAY)) == [
         "driver was revoked",
         "first_aid has not begun yet",
         "likeperson is in force until 31 January 2028",
@@ -181,7 +181,7 @@ def test_what_ends_or_replaces_a_certificate_is_named() -> None:
 @given(st.integers(-400, 400))
 def test_a_distance_counts_the_days(number: int) -> None:
     """In words that can be read back."""
-    words = reasons.distance_words(TODAY + timedelta(days=number), TODAY)
+    words = explanations.distance_words(TODAY + timedelta(days=number), TODAY)
 
     count = int(words.split()[1 if words.startswith("in ") else 0]) if number else 0
     assert (count if words.startswith("in ") else -count) == number

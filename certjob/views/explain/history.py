@@ -6,9 +6,9 @@ from datetime import date, datetime, tzinfo
 from typing import Any
 from uuid import UUID
 
+from certjob.domain.explanations import day_words
 from certjob.domain.models import Mentor, Reminder
-from certjob.domain.outlook import ComingNight
-from certjob.domain.reasons import day_words
+from certjob.domain.projection import ComingNight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +122,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Story:
+class MentorHistory:
     """Everything that is told of one mentor."""
 
     today: date

@@ -63,7 +63,7 @@ def run(
         quiet=quiet,
         verbose=verbose,
         log_format=log_format,
-        ends_at_once=dry_run,
+        interruptible=dry_run,
         outlasts_restarts=not dry_run,
         watched_as=None if dry_run else "run",
         pings=not dry_run and organisation is None,  # one organisation's is no night: it would hide that none ran
@@ -78,7 +78,7 @@ def run(
             run_id=opened.run_id,
         )
         delivery = delivery_from(opened.settings, deadline_seconds=deadline_seconds)
-        with opened.talk.progress() as progress:
+        with opened.output.progress() as progress:
             report = nightly.run(
                 opened.connection,
                 options=options,
@@ -116,7 +116,7 @@ def deliver(
         context, quiet=quiet, verbose=verbose, log_format=log_format, outlasts_restarts=True, watched_as="deliver"
     ) as opened:
         delivery = delivery_from(opened.settings, deadline_seconds=deadline_seconds)
-        with opened.talk.progress() as progress:
+        with opened.output.progress() as progress:
             report = nightly.deliver(
                 opened.connection,
                 today=opened.settings.today,
@@ -167,7 +167,7 @@ def resync(
             document |= {"outcome": "attention", "error": {"code": result.error.code, "message": str(result.error)}}
         plain.print_json(document)
     elif not quiet:
-        night.show_resync(opened.talk, result.before, result.after)
+        night.show_resync(opened.output, result.before, result.after)
     if result.error is not None:
         plain.print_attention("certjob resync", str(result.error))
         return result.error.exit_code
@@ -187,9 +187,9 @@ def _report(opened: Session, report: "RunReport", *, json: bool) -> int:
     if json:
         plain.print_json(report.to_document())
     elif report.dry_run:
-        night.show_plan(opened.talk, report)
-    elif opened.talk.chatty:
-        night.show_totals(opened.talk, report)
+        night.show_plan(opened.output, report)
+    elif opened.output.interactive:
+        night.show_totals(opened.output, report)
     for reason in report.reasons:
         say = plain.print_error if report.outcome is Outcome.FAILED else plain.print_attention
         say(f"certjob {report.command}", reason)

@@ -24,8 +24,8 @@ def check(
     cannot be reached, 3 for a warning.
     """
     from certjob.cli.pages import check as checks_page
+    from certjob.cli.terminal import output as console
     from certjob.cli.terminal import plain
-    from certjob.cli.terminal import talk as console
     from certjob.settings import survey_settings
     from certjob.views.check import everything
     from certjob.views.check.findings import Finding, exit_code_of
@@ -34,18 +34,18 @@ def check(
     _check_address(send_test)
     found: list[Finding] = []
 
-    with context.obj.breaking_off():
+    with context.obj.interruptible():
         settings, problems = survey_settings()
         set_up_logs(verbose=verbose, log_format=log_format or settings.log_format)
-        talk = console.Talk(quiet=quiet)
+        output = console.Output(quiet=quiet)
         for finding in everything.check_everything(settings, problems=problems):
             found.append(finding)
             if not json:
-                checks_page.show_findings(talk, [finding], quiet=quiet)
+                checks_page.show_findings(output, [finding], quiet=quiet)
         if send_test is not None:
             found.append(everything.send_test(settings, to=send_test))
             if not json:
-                checks_page.show_findings(talk, found[-1:], quiet=quiet)
+                checks_page.show_findings(output, found[-1:], quiet=quiet)
     code = exit_code_of(found)
     if json:
         outcome = {0: "ok", 3: "attention"}.get(code, "failed")
@@ -80,12 +80,12 @@ def status(
     from certjob.views.status import read_status, to_document
 
     oldest = timedelta(seconds=parse_duration(max_age))
-    with session(context, quiet=quiet, verbose=verbose, log_format=log_format, ends_at_once=True) as opened:
+    with session(context, quiet=quiet, verbose=verbose, log_format=log_format, interruptible=True) as opened:
         found = read_status(opened.connection, today=opened.settings.today, max_age=oldest)
     if json:
         plain.print_json(to_document(found))
     elif not quiet:
-        status_page.show_status(opened.talk, found, zone=opened.settings.zone)
+        status_page.show_status(opened.output, found, zone=opened.settings.zone)
     reason = status_page.closing_line(found, zone=opened.settings.zone)
     if reason is not None:
         plain.print_attention("certjob status", reason)
@@ -94,7 +94,7 @@ def status(
 
 def _check_address(address: str | None) -> None:
     """Refuse what no channel could send to, before anything is opened."""
-    from certjob.mail.letter import parse_address
+    from certjob.mail.message import parse_address
 
     if address is None:
         return

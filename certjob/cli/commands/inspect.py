@@ -33,13 +33,13 @@ def explain(
     from certjob.views.explain.document import to_document
     from certjob.views.explain.reader import read_story
 
-    with session(context, quiet=quiet, verbose=verbose, log_format=log_format, ends_at_once=True) as opened:
+    with session(context, quiet=quiet, verbose=verbose, log_format=log_format, interruptible=True) as opened:
         mentor_id = find_mentor(opened.connection, mentor, organisation=organisation)
         story = read_story(opened.connection, mentor_id, today=opened.settings.today, zone=opened.settings.zone)
     if json:
         plain.print_json(to_document(story))
     else:
-        show_story(opened.talk, story)
+        show_story(opened.output, story)
     return 0
 
 
@@ -81,7 +81,7 @@ def list_(
 
     _refuse_two_forms(csv=csv, json=json)
     statuses = _statuses(status or [])
-    with session(context, quiet=quiet, verbose=verbose, log_format=log_format, ends_at_once=True) as opened:
+    with session(context, quiet=quiet, verbose=verbose, log_format=log_format, interruptible=True) as opened:
         today = opened.settings.today
         wanted = Filter(
             statuses=statuses,
@@ -95,7 +95,7 @@ def list_(
             elif json:
                 listing.print_list_json(rows, today=today)
             else:
-                listing.show_list(opened.talk, rows)
+                listing.show_list(opened.output, rows)
     return 0
 
 
@@ -122,9 +122,9 @@ def forecast(
     from certjob.views.forecast import make_forecast
 
     _refuse_two_forms(csv=csv, json=json)
-    with session(context, quiet=quiet, verbose=verbose, log_format=log_format, ends_at_once=True) as opened:
+    with session(context, quiet=quiet, verbose=verbose, log_format=log_format, interruptible=True) as opened:
         organisation_id = find_organisation(opened.connection, organisation) if organisation else None
-        with opened.talk.progress() as progress:
+        with opened.output.progress() as progress:
             made = make_forecast(
                 opened.connection,
                 today=opened.settings.today,
@@ -137,7 +137,7 @@ def forecast(
     elif json:
         plain.print_json(forecast_page.to_document(made, organisation=organisation))
     else:
-        forecast_page.show_forecast(opened.talk, made, organisation=organisation)
+        forecast_page.show_forecast(opened.output, made, organisation=organisation)
     for problem in made.problems:
         plain.print_attention("certjob forecast", f"mentor {problem.mentor_id} is left out: {problem.reason}")
     return 3 if made.problems else 0

@@ -98,7 +98,7 @@ def parse_sender(text: str) -> MailAddress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Letter:
+class EncodedMessage:
     """A message ready to go."""
 
     recipient: MailAddress
@@ -117,7 +117,7 @@ def _part(text: str, *, subtype: str) -> list[str]:
     ]
 
 
-def answers_to(text: str | None) -> MailAddress | None:
+def parse_reply_to(text: str | None) -> MailAddress | None:
     """Read where answers go; None when that is no address, which must not keep the message from its reader.
 
     Nor one with letters beyond ASCII before the ``@``: not every server and not every reader's program can take it.
@@ -189,7 +189,7 @@ class OutgoingMessage:
     """Where an answer goes, unchecked: whoever has a question presses "reply". None: to the sender."""
 
 
-def compose(message: OutgoingMessage, *, sender: MailAddress, line_end: str) -> Letter:
+def compose(message: OutgoingMessage, *, sender: MailAddress, line_end: str) -> EncodedMessage:
     """Build the message as it goes over the wire or into a folder.
 
     Raises RecipientRefusedError when the address is none, or a header or a text cannot be written.
@@ -200,7 +200,9 @@ def compose(message: OutgoingMessage, *, sender: MailAddress, line_end: str) -> 
         text = f"the e-mail address {error}; correct it"
         raise RecipientRefusedError(text) from None
     try:
-        return Letter(recipient=recipient, data=_build(message, sender=sender, recipient=recipient, line_end=line_end))
+        return EncodedMessage(
+            recipient=recipient, data=_build(message, sender=sender, recipient=recipient, line_end=line_end)
+        )
     except (ValueError, MessageError) as error:
         text = "the message has a header or a character that cannot be written; correct the mentor's or the template's"
         raise RecipientRefusedError(text) from error
@@ -215,7 +217,7 @@ def _build(message: OutgoingMessage, *, sender: MailAddress, recipient: MailAddr
     if not _MESSAGE_ID.fullmatch(message.message_id):
         problem = "the message id is malformed"
         raise ValueError(problem)
-    reply_to = answers_to(message.reply_to)
+    reply_to = parse_reply_to(message.reply_to)
     lines = [
         _sender_header(sender.display_name, sender.specification),
         f"To: {recipient.specification}",  # with SMTPUTF8 in letters beyond ASCII, too (RFC 6532)
