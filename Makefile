@@ -1,11 +1,11 @@
-# Everything a contributor needs; each target sets up .venv from requirements.lock first.
+# Everything a contributor needs; each target sets up .venv from requirements-dev.lock first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DENO := DENO_NO_UPDATE_CHECK=1 $(CURDIR)/$(BIN)/deno
 
-.PHONY: demo test chaos lint bench lock clean
+.PHONY: demo test chaos lint bench dist lock clean
 
 demo: $(READY)
 	$(BIN)/certjob demo
@@ -31,18 +31,28 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks $(BENCH_ARGS)
 
-$(READY): requirements.lock pyproject.toml
+# What goes to production: one wheel, built by the locked hatchling, and the lock of what it needs.
+dist: $(READY)
+	rm -rf dist
+	$(BIN)/python -m hatchling build --target wheel --directory dist
+	cp requirements.lock dist/
+
+$(READY): requirements-dev.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "certjob needs Python 3.11 or later; try make PYTHON=python3.13")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $(READY)
 
-# Needs pip-tools; the lock names no index, so that any mirror serves, and keeps extras: without them older pips
+# Needs pip-tools; the locks name no index, so that any mirror serves, and keep extras: without them older pips
 # (23.2, which Python 3.11 ships) look at a newer release for `coverage[toml]` and refuse it for its missing hash.
+# requirements.lock is what certjob needs to run; requirements-dev.lock is that and everything to build, test and demo.
+COMPILE := pip-compile --quiet --generate-hashes --no-strip-extras --allow-unsafe --no-emit-index-url \
+	--no-emit-trusted-host --no-emit-find-links --no-header --no-annotate
+
 lock:
-	pip-compile --quiet --generate-hashes --no-strip-extras --allow-unsafe --no-emit-index-url --no-emit-trusted-host \
-		--no-emit-find-links --no-header --no-annotate --extra embedded --extra dev --output-file requirements.lock pyproject.toml
+	$(COMPILE) --output-file requirements.lock pyproject.toml
+	$(COMPILE) --extra embedded --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,14 +1,11 @@
 """The documents are held to the code: what exists is described, what is described exists."""
 
-import importlib.metadata
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 import typer
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
 from certjob.cli.app import app
 from certjob.settings import Settings
@@ -91,19 +88,3 @@ def test_every_package_has_its_line_in_the_layout() -> None:
             assert f"      {package.name}/ " in layout, package.name
         elif package.suffix == ".py" and not package.name.startswith("__"):
             assert package.name in layout
-
-
-def test_the_lock_names_every_extra_that_a_locked_package_asks_for() -> None:
-    """Else the pip that Python 3.11 ships refuses the lock on the day the package's next release appears."""
-    lines = re.findall(r"^([a-z0-9].*?==[^ ]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
-    locked = {canonicalize_name(requirement.name): requirement for requirement in map(Requirement, lines)}
-
-    missing = {
-        (name, asked.name, extra)
-        for name in locked
-        for asked in map(Requirement, importlib.metadata.requires(name) or ())
-        if asked.marker is None or asked.marker.evaluate({"extra": ""})
-        for extra in asked.extras - locked[canonicalize_name(asked.name)].extras
-    }
-
-    assert not missing
