@@ -3,6 +3,7 @@
 from certjob.database.connections import CONTENTION, Connection, connect, outlast_restarts, repeated
 from certjob.database.statements import (
     all_statements,
+    clock,
     execute,
     fetch,
     fetch_in_one_trip,
@@ -19,6 +20,7 @@ __all__ = [
     "CONTENTION",
     "Connection",
     "all_statements",
+    "clock",
     "connect",
     "execute",
     "fetch",

@@ -110,7 +110,7 @@ def prune(
     Raises ConfigurationError for an age of less than 90 days, and when the two clocks do not agree on the day: with a
     clock that is wrong by years, the memory of mails that are still due would go. StoppedBySignalError between pages.
     """
-    now: datetime = database.fetch_value(connection, "read_clock").astimezone(zone)
+    now = database.clock(connection).astimezone(zone)
     if abs((now.date() - today).days) > 1:
         message = f"today would be {today}, but the database says {now.date()}; correct the clock that is wrong"
         raise ConfigurationError(message)

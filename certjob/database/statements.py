@@ -6,6 +6,7 @@ A single statement outside a transaction is repeated when the server was restart
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -169,6 +170,12 @@ def fetch_value(connection: Connection, name: str, parameters: Mapping[str, obje
             return cursor.execute(query(name), parameters).fetchone()
 
     return repeated(connection, fetch_one)
+
+
+def clock(connection: Connection) -> datetime:
+    """Return the database's own time, which its rows carry; this machine's may differ."""
+    now: datetime = fetch_value(connection, "read_clock")
+    return now
 
 
 _WRITE_TRIES = 5

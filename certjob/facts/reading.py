@@ -1,7 +1,7 @@
 """Reading mentors with everything a decision needs: without locks for the plan, with them for apply."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -33,7 +33,7 @@ def read(connection: database.Connection, ids: Sequence[UUID], *, lock: bool) ->
     """
     parameters = {"ids": list(ids)}
     rows = {row[0]: row for row in database.fetch(connection, "read_mentors", parameters)}
-    organisations = _organisations(connection, {row[2] for row in rows.values()})
+    by_id = organisations(connection, {row[2] for row in rows.values()})
     incomplete: set[UUID] = set()
     certificates: dict[UUID, list[Certificate]] = defaultdict(list)
     for mentor_id, row_id, kind, issued_on, expires_on, revoked, status in database.fetch(
@@ -69,7 +69,7 @@ def read(connection: database.Connection, ids: Sequence[UUID], *, lock: bool) ->
             Mentor(
                 id=mentor_id,
                 member_no=row[1],
-                organisation=organisations[row[2]],
+                organisation=by_id[row[2]],
                 left=row[3],
                 portal_visible=row[4],
                 certificates=tuple(certificates.get(mentor_id, ())),
@@ -113,6 +113,7 @@ def organisation_from_row(row: Any) -> Organisation:
     )
 
 
-def _organisations(connection: database.Connection, ids: set[UUID]) -> dict[UUID, Organisation]:
-    rows = database.fetch(connection, "read_organisations", {"ids": list(ids)})
+def organisations(connection: database.Connection, ids: Iterable[UUID] | None = None) -> dict[UUID, Organisation]:
+    """Return these organisations by id, or all of them."""
+    rows = database.fetch(connection, "read_organisations", {"ids": None if ids is None else list(ids)})
     return {row[0]: organisation_from_row(row) for row in rows}

@@ -111,6 +111,18 @@ class CertificationReminderService:
             if (decision.mentor_id, reminder.threshold_days, reminder.cert_id) in new
         ]
 
+    def find_without_address(self, mentor_ids: Iterable[UUID]) -> set[UUID]:
+        """Return those of these mentors whom no reminder can reach."""
+        ids = list(mentor_ids)
+        return (
+            {row[0] for row in database.fetch(self._connection, "find_without_address", {"ids": ids})} if ids else set()
+        )
+
+    def count_pending(self) -> int:
+        """Return how many reminders wait to be sent."""
+        number: int = database.fetch_value(self._connection, "count_reminder_backlog")
+        return number
+
     def claim(self, *, today: date | None = None, limit: int = 100) -> tuple[list[QueuedReminder], Lease]:
         """Claim due reminders: untried before retried, oldest first.
 

@@ -162,7 +162,7 @@ class Deliveries:
         delivery, report = self._delivery, self._report
         report.portal = PortalCounts()
         if delivery.make_target is None:
-            pending, blocked, _ = database.fetch(self._connection, "count_portal_backlog")[0]
+            pending, blocked, _ = self._portal.count_backlog()
             if not pending + blocked and drift is None:
                 return None
             missing = "CERTJOB_PORTAL_URL is not set"
@@ -242,8 +242,8 @@ class Deliveries:
 
     def _missing_channel(self) -> StageStop | None:
         pending = [
-            _counted(database.fetch_value(self._connection, "count_reminder_backlog"), "reminder", "reminders"),
-            _counted(database.fetch_value(self._connection, "count_pending_digests"), "digest", "digests"),
+            _counted(self._reminders.count_pending(), "reminder", "reminders"),
+            _counted(self._digests.count_pending(), "digest", "digests"),
         ]
         what = " and ".join(text for text in pending if text)
         if not what:
@@ -258,7 +258,7 @@ def _counted(number: int, singular: str, plural: str) -> str:
 
 def read_backlog(connection: Connection, report: RunReport) -> None:
     """Note what is open now."""
-    rows = database.fetch(connection, "count_portal_backlog")
-    report.portal_pending, report.portal_blocked, report.portal_alerts = rows[0]
-    report.reminders_pending = database.fetch_value(connection, "count_reminder_backlog")
-    report.digests_pending = database.fetch_value(connection, "count_pending_digests")
+    portal = PortalSyncService(connection, run_id=report.run_id)
+    report.portal_pending, report.portal_blocked, report.portal_alerts = portal.count_backlog()
+    report.reminders_pending = CertificationReminderService(connection, run_id=report.run_id).count_pending()
+    report.digests_pending = CoordinatorDigestService(connection, today=report.today).count_pending()

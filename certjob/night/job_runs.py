@@ -16,7 +16,7 @@ from certjob.database import Connection
 from certjob.errors import DatabaseUnavailableError, Outcome
 from certjob.night.deliveries import Progress
 from certjob.night.report import RunReport
-from certjob.review.plan import looks_at_everybody
+from certjob.review.plan import looks_at_everybody, make_everybody_due
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def recorded(
             everybody = report.command == "run" and looks_at_everybody(connection, report.today)
             database.execute(connection, "start_job_run", identity)
             if everybody:
-                database.execute(connection, "review_everybody", {"organisation_id": organisation_id})
+                make_everybody_due(connection, organisation_id)
     except database.CONTENTION as error:
         message = "after a night on a wrong date everybody must be reviewed, but another session holds some; run again"
         raise DatabaseUnavailableError(message) from error

@@ -125,13 +125,12 @@ def retry_all(
     """Reopen every open push, blocked ones too, whatever its retry time says, and push them; no mail is sent."""
     report = RunReport(command="alerts", run_id=run_id or uuid4(), today=today)
     with recorded(connection, report, progress=progress) as beating:
-        started_at = database.fetch_value(connection, "read_clock")
-        report.reopened = PortalSyncService(connection, run_id=report.run_id).reopen_all()
+        started_at = database.clock(connection)
+        portal = PortalSyncService(connection, run_id=report.run_id)
+        report.reopened = portal.reopen_all()
         deliveries = Deliveries(connection, report, delivery=delivery, stop=stop, progress=beating)
         deliveries.push(deadline_seconds=delivery.deadline_seconds)
-        report.unreached = database.fetch_value(
-            connection, "count_unreached_events", {"run_id": report.run_id, "started_at": started_at}
-        )
+        report.unreached = portal.count_unreached(since=started_at)
         read_backlog(connection, report)
     return report
 
@@ -161,8 +160,7 @@ def _plan(connection: Connection, report: RunReport, *, options: NightOptions, o
             ):
                 new[mentor_id].append(reminder)
             counts.reminders_queued += sum(map(len, new.values()))
-            without_address = database.fetch(connection, "find_without_address", {"ids": list(new)}) if new else []
-            unreachable = {row[0] for row in without_address}
+            unreachable = reminders.find_without_address(new)
             for decision in decisions:
                 counts.add(decision)
                 counts.portal_queued += decision.push

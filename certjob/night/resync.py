@@ -204,7 +204,7 @@ def _push(
         elif event is not None:
             portal.release([event])
             event = None
-        row = next(iter(database.fetch(connection, "read_portal_event", {"id": queued.id})), None)
+        row = portal.read_event(queued.id)
         if row is None or row[0] == "withdrawn":  # None: delivered by another run, then deleted with the mentor
             return
         status, version = row

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from uuid import UUID
 
 from certjob import database
@@ -68,6 +69,22 @@ class PortalSyncService:
         """Make every open event due now, blocked ones too, committed on return; return how many there are."""
         parameters = {"run_id": self._run_id}
         return persist(self._connection, lambda: database.execute(self._connection, "reopen_portal_events", parameters))
+
+    def read_event(self, event_id: int) -> tuple[str, int] | None:
+        """Return an event's status and version; None: it is gone, with its mentor."""
+        rows = database.fetch(self._connection, "read_portal_event", {"id": event_id})
+        return (rows[0][0], rows[0][1]) if rows else None
+
+    def count_backlog(self) -> tuple[int, int, int]:
+        """Return how many events are pending, how many are blocked, and how many of both are alerts."""
+        pending, blocked, alerts = database.fetch(self._connection, "count_portal_backlog")[0]
+        return pending, blocked, alerts
+
+    def count_unreached(self, *, since: datetime) -> int:
+        """Return how many of the events that ``reopen_all`` reopened at ``since`` nobody has tried yet."""
+        parameters = {"run_id": self._run_id, "started_at": since}
+        number: int = database.fetch_value(self._connection, "count_unreached_events", parameters)
+        return number
 
     def withdraw(self, mentor_ids: Sequence[UUID]) -> dict[UUID, bool]:
         """Withdraw what is open for mentors of organisations without a portal, inside the caller's transaction.

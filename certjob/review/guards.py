@@ -187,9 +187,15 @@ def _reminders_line(slug: str, number: str) -> str:
     )
 
 
+def last_run_date(connection: Connection) -> date | None:
+    """Return the date of the last nightly run that came to its end; None: there was none."""
+    last: date | None = database.fetch_value(connection, "read_last_run_date")
+    return last
+
+
 def refuse_earlier_date(connection: Connection, today: date) -> None:
     """Raise ConfigurationError when the clock says a day before the last finished night's."""
-    last = database.fetch_value(connection, "read_last_run_date")
+    last = last_run_date(connection)
     if last is not None and today < last:
         message = (
             f"today would be {today}, but the last night was run for {last}; correct the clock, or if the later date "

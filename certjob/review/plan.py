@@ -94,3 +94,8 @@ def looks_at_everybody(connection: Connection, today: date) -> bool:
     those days are wrong. The first full night on the right date makes good for it.
     """
     return bool(database.fetch_value(connection, "find_later_run", {"today": today}))
+
+
+def make_everybody_due(connection: Connection, organisation_id: UUID | None) -> None:
+    """Make every mentor (of one organisation, or of all) due now, inside the caller's transaction."""
+    database.execute(connection, "review_everybody", {"organisation_id": organisation_id})

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from enum import Enum
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from certjob import database
@@ -247,3 +247,12 @@ def read_alerts(connection: Connection, *, today: date) -> Alerts:
         digests=digests,
         organisations={each.id: each for each in organisations},
     )
+
+
+def read_documents(connection: Connection, *, today: date) -> dict[str, list[dict[str, Any]]]:
+    """Read the same for a program: rows as the statements return them, pushes as the app's dashboard sees them."""
+    return {
+        "alerts": database.fetch(connection, "read_portal_alerts", into=dict),
+        "failed_reminders": database.fetch(connection, "read_failed_reminders", {"today": today}, into=dict),
+        "failed_digests": database.fetch(connection, "read_failed_digests", into=dict),
+    }

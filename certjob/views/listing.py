@@ -66,7 +66,9 @@ def list_certificates(
     All rows are of one moment. The cursor is closed when the iterator is.
     """
     with database.read_only_snapshot(connection):
-        organisations = _read_organisations(connection, wanted.organisation_id)
+        organisations = reading.organisations(
+            connection, None if wanted.organisation_id is None else [wanted.organisation_id]
+        )
         fewest, most = _bounds(wanted, organisations.values())
         parameters = {
             "today": today,
@@ -138,13 +140,6 @@ class _Row:
             mentor_id=self.mentor_id,
             certificate_id=self.id,
         )
-
-
-def _read_organisations(connection: Connection, organisation_id: UUID | None) -> dict[UUID, Organisation]:
-    rows = database.fetch(connection, "list_organisation_ids")
-    ids = [UUID(row[1]) for row in rows] if organisation_id is None else [organisation_id]
-    read = database.fetch(connection, "read_organisations", {"ids": ids})
-    return {row[0]: reading.organisation_from_row(row) for row in read}
 
 
 def _bounds(wanted: Filter, organisations: Iterable[Organisation]) -> tuple[int | None, int | None]:

@@ -43,7 +43,7 @@ def read_metrics(connection: Connection, *, today: date) -> bytes:
     with database.read_only_snapshot(connection):
         runs = database.fetch(connection, "read_run_metrics", into=_LastRun)
         backlog = read_backlog_by_age(connection)
-        now = database.fetch_value(connection, "read_clock")
+        now = database.clock(connection)
         failures = database.fetch(connection, "read_oldest_failure")
         failed_reminders = database.fetch_value(connection, "count_failed_reminders", {"today": today})
         failed_digests = database.fetch_value(connection, "count_failed_digests")

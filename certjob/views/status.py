@@ -112,7 +112,7 @@ def read_status(connection: Connection, *, today: date, max_age: timedelta) -> S
         good_runs = database.fetch(connection, "read_last_good_run", into=GoodRun)
         failures = database.fetch(connection, "read_oldest_failure", into=Failure)
         return SystemStatus(
-            now=database.fetch_value(connection, "read_clock"),
+            now=database.clock(connection),
             today=today,
             last_good_run=good_runs[0] if good_runs else None,
             max_age=max_age,

@@ -65,11 +65,9 @@ def alerts(
             return _watch(opened)
         if retry_all:
             report = _retry_all(opened, deadline_seconds=deadline_seconds)
-        if json:  # the view's own columns
-            pushes = _documents(opened, "read_portal_alerts")
-            reminders = _documents(opened, "read_failed_reminders", {"today": opened.settings.today})
-            digests = _documents(opened, "read_failed_digests")
-            number = len(pushes) + len(reminders) + len(digests)
+        if json:
+            documents = alerts_views.read_documents(opened.connection, today=opened.settings.today)
+            number = sum(map(len, documents.values()))
         else:
             found = alerts_views.read_alerts(opened.connection, today=opened.settings.today)
             number = len(found)
@@ -79,7 +77,7 @@ def alerts(
         document = report.to_document()
         outcome = report.outcome if report.outcome is not Outcome.OK else outcome
     if json:
-        document |= {"outcome": outcome, "alerts": pushes, "failed_reminders": reminders, "failed_digests": digests}
+        document |= {"outcome": outcome, **documents}
         plain.print_json(document)
     else:
         alerts_page.show_alerts(opened.output, found, zone=opened.settings.zone, now=datetime.now(UTC))
@@ -118,15 +116,6 @@ def _retry_all(opened: Session, *, deadline_seconds: float) -> "RunReport":
             progress=progress,
             run_id=opened.run_id,
         )
-
-
-def _documents(opened: Session, name: str, parameters: dict[str, object] | None = None) -> list[dict[str, object]]:
-    from psycopg.rows import dict_row
-
-    from certjob import database
-
-    with opened.connection.cursor(row_factory=dict_row) as cursor:
-        return cursor.execute(database.query(name), parameters).fetchall()
 
 
 def add_to(app: typer.Typer) -> None:

@@ -18,7 +18,7 @@ from certjob.errors import UnknownMentorError
 from certjob.facts import reading
 from certjob.mail.message import parse_address
 from certjob.mail.reminders import CertificationReminderService
-from certjob.review.guards import MassChangeGuard
+from certjob.review.guards import MassChangeGuard, last_run_date
 from certjob.review.plan import looks_at_everybody
 from certjob.views.explain.history import CertificateNote, LoggedReminder, MentorHistory, Pause, Person, Portal, Step
 
@@ -54,7 +54,7 @@ def read_story(connection: Connection, mentor_id: UUID, *, today: date, zone: tz
             held=held,
             held_reminders=held_reminders,
             review_is_due=person.review_is_due or everybody,
-            last_night=database.fetch_value(connection, "read_last_run_date"),
+            last_night=last_run_date(connection),
             steps=(),
         )
     return replace(story, steps=coming_steps(story))

@@ -7,10 +7,11 @@ SELECT id FROM organisations WHERE slug = %(slug)s
 SELECT slug, id::text FROM organisations
 
 -- name: read_organisations
--- Read with every chunk: a rule changed in mid-night counts from the next chunk on.
+-- These organisations, or all of them when no ids are given. Read with every chunk: a rule changed in mid-night counts from
+-- the next chunk on.
 SELECT id, slug, portal IS NOT NULL AS has_portal, reminder_thresholds, optional_kinds
 FROM organisations
-WHERE id = ANY (%(ids)s::uuid[])
+WHERE %(ids)s::uuid[] IS NULL OR id = ANY (%(ids)s::uuid[])
 
 -- name: list_organisations
 -- What an operator needs to see of each organisation. Mentors who have left are not counted.
