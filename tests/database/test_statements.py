@@ -2,12 +2,17 @@
 
 import ast
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from certjob import database
 from certjob.database import statements
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 CERTJOB = Path(database.__file__).parents[1]
 QUERIES = database.sql_directory() / "queries"
@@ -26,11 +31,10 @@ def strings_in(path: Path) -> set[str]:
     return {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
 
 
-def names_of_the_outbox() -> set[str]:
-    """Return the names that the outbox builds: ``claim_reminders`` for a table ``reminders``."""
+def names_for_the_outbox(path: Path) -> set[str]:
+    """Return the names that the outbox builds from ``table="reminders"``: ``claim_reminders``."""
     tables = {
         str(keyword.value.value)
-        for path in CERTJOB.rglob("*.py")
         for call in ast.walk(ast.parse(path.read_text()))
         if isinstance(call, ast.Call)
         for keyword in call.keywords
@@ -39,12 +43,77 @@ def names_of_the_outbox() -> set[str]:
     return {f"{verb}_{table}" for table in tables for verb in ("lock_due", "claim", "lock", "settle")}
 
 
+def statements_named_in(path: Path) -> set[str]:
+    """Return the statements that a file's code names."""
+    return (strings_in(path) | names_for_the_outbox(path)) & OWNERS.keys()
+
+
+ASKED = {name: set(re.findall(r"%\((\w+)\)", text.decode())) for name, text in database.all_statements().items()}
+"""The parameters of each statement."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Use:
+    """One place that runs a statement."""
+
+    statement: str
+    parameters: ast.expr
+    function: Function
+    """The outermost one around it."""
+
+    @property
+    def asked(self) -> set[str]:
+        """Return the statement's parameters."""
+        return ASKED[self.statement]
+
+
+def uses_in(path: Path) -> Iterator[Use]:
+    """Yield where a statement's name has its parameters behind it: ``fetch(connection, name, parameters)``."""
+    tree = ast.parse(path.read_text())
+    bodies = [tree.body, *(node.body for node in ast.walk(tree) if isinstance(node, ast.ClassDef))]
+    for function in (node for body in bodies for node in body if isinstance(node, Function)):
+        for call in (node for node in ast.walk(function) if isinstance(node, ast.Call)):
+            for named, parameters in pairwise(call.args):
+                choices = [named.body, named.orelse] if isinstance(named, ast.IfExp) else [named]
+                for choice in choices:
+                    name = choice.args[0] if isinstance(choice, ast.Call) and choice.args else choice  # query(name)
+                    if isinstance(name, ast.Constant) and name.value in OWNERS:
+                        yield Use(statement=str(name.value), parameters=parameters, function=function)
+
+
+def keys_of(parameters: ast.expr, function: Function) -> set[str] | None:
+    """Return the keys of a dictionary that is written in the call or before it in the function; None: it is not."""
+    if isinstance(parameters, ast.Dict):
+        parts = [
+            {str(key.value)} if isinstance(key, ast.Constant) else None if key else keys_of(value, function)
+            for key, value in zip(parameters.keys, parameters.values, strict=True)
+        ]
+    elif isinstance(parameters, ast.BinOp):
+        parts = [keys_of(parameters.left, function), keys_of(parameters.right, function)]
+    elif isinstance(parameters, ast.Name):
+        parts = [keys_of(value, function) for value in values_of(parameters.id, function)] or [None]
+    else:
+        parts = [None]
+    return None if None in parts else set().union(*(part for part in parts if part))
+
+
+def values_of(name: str, function: Function) -> Iterator[ast.expr]:
+    """Yield what a function assigns to a variable, ``name["key"] = …`` as a dictionary with that key."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value:
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                if isinstance(target, ast.Name) and target.id == name:
+                    yield node.value
+                elif isinstance(target, ast.Subscript) and ast.unparse(target.value) == name:
+                    yield ast.Dict(keys=[target.slice], values=[node.value])
+
+
 def test_each_package_names_only_its_own_statements() -> None:
     """Whoever needs another package's figure asks a function of that package."""
     foreign = {
         f"{path.relative_to(CERTJOB)}: {name} of {OWNERS[name]}"
         for path in CERTJOB.rglob("*.py")
-        for name in strings_in(path) & OWNERS.keys()
+        for name in statements_named_in(path)
         if OWNERS[name] != path.relative_to(CERTJOB).parts[0]
     }
 
@@ -53,19 +122,51 @@ def test_each_package_names_only_its_own_statements() -> None:
 
 def test_every_statement_is_used() -> None:
     """No statement lies about that nobody calls."""
-    named: set[str] = set().union(*(strings_in(path) for path in CERTJOB.rglob("*.py")))
-
-    assert OWNERS.keys() - named - names_of_the_outbox() == set()
+    assert OWNERS.keys() == set().union(*(statements_named_in(path) for path in CERTJOB.rglob("*.py")))
 
 
 def test_every_statement_says_why() -> None:
     """A comment stands directly below the name."""
-    headers = re.findall(
-        r"^-- name: (\w+)\n(.*)$", "\n".join(p.read_text() for p in QUERIES.glob("*/*.sql")), re.MULTILINE
-    )
+    texts = [path.read_text() for path in QUERIES.glob("*/*.sql")]
+    headers = re.findall(r"^-- name: (\w+)\n(.*)$", "\n".join(texts), re.MULTILINE)
 
     assert [name for name, below in headers if not re.match(r"-- \S", below)] == []
-    assert {name for name, _ in headers} == OWNERS.keys() == database.all_statements().keys()
+    assert {name for name, _ in headers} == database.all_statements().keys()
+
+
+def test_every_topic_begins_with_a_name() -> None:
+    """What stands above the first name would be left out; a miswritten name would join the statement above it."""
+    for path in QUERIES.glob("*/*.sql"):
+        first, *others = re.findall(r"^ *-- *name\b.*$", path.read_text(), re.MULTILINE | re.IGNORECASE)
+        assert path.read_text().startswith(first), path
+        assert all(re.fullmatch(r"-- name: \w+", name) for name in (first, *others)), path
+
+
+def test_each_call_gives_what_the_statement_asks_for() -> None:
+    """A missing parameter is an error at three in the morning; one too many is a mistake that nobody notices."""
+    wrong: list[str] = []
+    for path in CERTJOB.rglob("*.py"):
+        uses = list(uses_in(path))
+        for use in uses:
+            given = keys_of(use.parameters, use.function)
+            if given is None:
+                continue
+            sharing = [use] if isinstance(use.parameters, ast.Dict) else [u for u in uses if u.function is use.function]
+            unasked = given - set().union(*(each.asked for each in sharing))
+            if use.asked - given or unasked:
+                wrong.append(f"{path.name}: {use.statement} lacks {use.asked - given}, has {unasked} for nothing")
+
+    assert wrong == []
+
+
+def test_parameters_that_are_put_together_elsewhere_have_the_names_of_the_statement() -> None:
+    """Where a statement's parameters do not stand beside its name, their names at least stand in the same file."""
+    outbox = set().union(*(strings_in(path) for path in (CERTJOB / "outbox").glob("*.py")))
+    for path in CERTJOB.rglob("*.py"):
+        strings = strings_in(path) | (outbox if names_for_the_outbox(path) else set())
+        for name in statements_named_in(path):
+            missing = ASKED[name] - strings
+            assert not missing, f"{path.name} never names {missing} of {name}"
 
 
 def test_two_statements_cannot_have_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
