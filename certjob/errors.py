@@ -27,11 +27,80 @@ from enum import StrEnum
 from uuid import UUID
 
 
+class FailureCode(StrEnum):
+    """Why a push or a message was not delivered. It is stored beside the text and says what a reader is told.
+
+    A value, once released, keeps its meaning: rows and other programs hold it.
+    """
+
+    NO_CONTACT_ID = "no_contact_id"
+    """The mentor has no ``dynamics_contact_id``; no call was made."""
+    CONTACT_NOT_FOUND = "contact_not_found"
+    """The portal has no contact with this id."""
+    INVALID_REQUEST = "invalid_request"
+    """The Edge Function did not accept the request for this contact."""
+    DYNAMICS_REJECTED = "dynamics_rejected"
+    """Dynamics refused the change of this contact."""
+
+    PORTAL_NO_ANSWER = "portal_no_answer"
+    """No connection, or no whole answer in time."""
+    PORTAL_THROTTLED = "portal_throttled"
+    """The portal asked to be called later (429)."""
+    PORTAL_FAILED = "portal_failed"
+    """The portal answered that it could not, or not as the contract says."""
+    OUTCOME_UNKNOWN = "outcome_unknown"
+    """The portal may have made the change, or may make it later."""
+
+    PORTAL_KEY_REFUSED = "portal_key_refused"
+    """The portal refused the key (401, 403): no push can succeed."""
+    PORTAL_MISCONFIGURED = "portal_misconfigured"
+    """The address, the function or its secrets are wrong: no push can succeed."""
+    NO_URL = "no_url"
+    """CERTJOB_PORTAL_URL is not set."""
+    BREAKER = "breaker"
+    """Several pushes in a row failed, and the stage ended before this one."""
+    RETRY_AFTER = "retry_after"
+    """The portal asked to wait for longer than the stage does, and the stage ended before this push."""
+    DEADLINE = "deadline"
+    """The time for deliveries ended before this push."""
+    LEASE = "lease"
+    """The process stood still for so long that nothing could be begun."""
+    IN_FLIGHT = "in_flight"
+    """Another run is pushing for this mentor."""
+    CRASH = "crash"
+    """The stage ended by an error that nobody foresaw."""
+
+    NO_ADDRESS = "no_address"
+    """There is no e-mail address; no server was asked."""
+    BAD_ADDRESS = "bad_address"
+    """The e-mail address is not valid; no server was asked."""
+    ADDRESS_NOT_SUPPORTED = "address_not_supported"
+    """The mail server does not accept letters beyond ASCII before the @."""
+    ADDRESS_REFUSED = "address_refused"
+    """The mail server refused the recipient for good."""
+    MESSAGE_REFUSED = "message_refused"
+    """The mail server or the webhook refused the message for good, or the message cannot be written."""
+    DEFERRED = "deferred"
+    """The mail server or the webhook asked to try this recipient later."""
+    MAYBE_ARRIVED = "maybe_arrived"
+    """The connection broke when the message was handed over: it may have arrived."""
+    CHANNEL_DOWN = "channel_down"
+    """The mail server or the webhook takes no messages at all."""
+
+    @classmethod
+    def parse(cls, stored: str | None) -> "FailureCode | None":
+        """Return the code of a row; None without one, and for one that a newer certjob has written."""
+        try:
+            return cls(stored) if stored is not None else None
+        except ValueError:
+            return None
+
+
 class CertjobError(Exception):
     """Root of certjob's own errors; carries the exit code and the code of the JSON error document."""
 
     exit_code = 1
-    code = "failed"
+    code: str = "failed"
 
 
 class ConfigurationError(CertjobError):
@@ -99,19 +168,23 @@ class MentorBusyError(CertjobError):
 class PortalCallError(CertjobError):
     """One call to the Edge Function did not succeed.
 
-    ``status`` is that of the answer, None without one; ``retry_after_seconds`` what the server asked for,
-    ``correlation_id`` its X-Correlation-Id.
+    ``code`` says why, each class has its usual one. ``status`` is that of the answer, None without one;
+    ``retry_after_seconds`` what the server asked for, ``correlation_id`` its X-Correlation-Id.
     """
+
+    code = FailureCode.PORTAL_FAILED
 
     def __init__(
         self,
         message: str,
         *,
+        code: FailureCode | None = None,
         status: int | None = None,
         retry_after_seconds: float | None = None,
         correlation_id: str | None = None,
     ) -> None:
         super().__init__(message)
+        self.code = code or type(self).code
         self.status = status
         self.retry_after_seconds = retry_after_seconds
         self.correlation_id = correlation_id
@@ -120,13 +193,19 @@ class PortalCallError(CertjobError):
 class TransientPortalError(PortalCallError):
     """Network trouble, throttling, a cold or broken server, an answer that is not the contract."""
 
+    code = FailureCode.PORTAL_NO_ANSWER
+
 
 class PermanentPortalError(PortalCallError):
     """The function understood and refused this contact; the next call would be refused too."""
 
+    code = FailureCode.DYNAMICS_REJECTED
+
 
 class PortalStageError(PortalCallError):
     """No push can succeed now, whoever it is for; nobody is to blame but the configuration."""
+
+    code = FailureCode.PORTAL_MISCONFIGURED
 
 
 class DynamicsSyncException(CertjobError):  # noqa: N818 - the programme's own word for it, fixed by the design
@@ -156,19 +235,31 @@ class DynamicsSyncException(CertjobError):  # noqa: N818 - the programme's own w
 
 
 class NotifyError(CertjobError):
-    """One message was not handed over."""
+    """One message was not handed over; ``code`` says why, each class has its usual one."""
+
+    code = FailureCode.CHANNEL_DOWN
+
+    def __init__(self, message: str, *, code: FailureCode | None = None) -> None:
+        super().__init__(message)
+        self.code = code or type(self).code
 
 
 class RecipientRefusedError(NotifyError):
     """The server refused this recipient or message for good (5xx to RCPT or DATA)."""
 
+    code = FailureCode.MESSAGE_REFUSED
+
 
 class RecipientDeferredError(NotifyError):
     """The server asked to try this recipient later (4xx to RCPT or DATA)."""
 
+    code = FailureCode.DEFERRED
+
 
 class OutcomeUnknownError(NotifyError):
     """The connection broke after the message was handed over and before the answer: it may have arrived."""
+
+    code = FailureCode.MAYBE_ARRIVED
 
 
 class ChannelDownError(NotifyError):
@@ -177,8 +268,10 @@ class ChannelDownError(NotifyError):
     ``retry_after_seconds`` is what the server asked for.
     """
 
-    def __init__(self, message: str, *, retry_after_seconds: float | None = None) -> None:
-        super().__init__(message)
+    def __init__(
+        self, message: str, *, code: FailureCode | None = None, retry_after_seconds: float | None = None
+    ) -> None:
+        super().__init__(message, code=code)
         self.retry_after_seconds = retry_after_seconds
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from datetime import tzinfo
 from typing import Any
 
-from certjob.errors import TemplateError
+from certjob.errors import FailureCode, TemplateError
 from certjob.mail.digest_contents import Digest, PendingPush
 from certjob.mail.digests import CoordinatorDigestService, QueuedDigest
 from certjob.mail.message import OutgoingMessage, message_id
@@ -64,6 +64,7 @@ class DigestMail:
         status: str,
         *,
         error: str | None = None,
+        code: FailureCode | None = None,
         delay_seconds: float = 0.0,
         uncount: bool = False,
         maybe_sent: bool = False,
@@ -74,6 +75,7 @@ class DigestMail:
             item,
             status,
             error=error,
+            code=code,
             delay_seconds=delay_seconds,
             uncount=uncount,
             maybe_sent=maybe_sent,
@@ -84,10 +86,10 @@ class DigestMail:
         """Cancel a digest that has nothing to tell, if that is still so."""
         return self._service.cancel(item)
 
-    def fail(self, item: QueuedDigest, *, error: str, address: str, uncount: bool = False) -> Answer:
+    def fail(self, item: QueuedDigest, *, error: str, code: FailureCode, address: str, uncount: bool = False) -> Answer:
         """Fail a digest if the address is still the coordinator's."""
         self._told.pop(item.id, None)
-        return self._service.fail(item, error=error, address=address, uncount=uncount)
+        return self._service.fail(item, error=error, code=code, address=address, uncount=uncount)
 
     def reopen_refused(self, items: Sequence[QueuedDigest], *, delay_seconds: float) -> None:
         """Put digests that were refused and should not be failed back to pending."""

@@ -15,6 +15,7 @@ from certjob import database
 from certjob.database import persist
 from certjob.domain import rules
 from certjob.domain.models import Mentor
+from certjob.errors import FailureCode
 from certjob.facts import reading
 from certjob.mail.digest_contents import (
     EXPIRING_WITHIN_DAYS,
@@ -57,7 +58,7 @@ class CoordinatorDigestService:
             table="digests",
             item=QueuedDigest,
             lease_seconds=lease_seconds,
-            columns=("ids", "tokens", "statuses", "delays", "uncounts", "errors", "maybe_sent"),
+            columns=("ids", "tokens", "statuses", "delays", "uncounts", "errors", "codes", "maybe_sent"),
         )
 
     def queue(self, organisation_id: UUID | None = None) -> int:
@@ -103,6 +104,7 @@ class CoordinatorDigestService:
         status: str,
         *,
         error: str | None = None,
+        code: FailureCode | None = None,
         delay_seconds: float = 0.0,
         uncount: bool = False,
         maybe_sent: bool = False,
@@ -128,6 +130,7 @@ class CoordinatorDigestService:
             digest,
             status,
             error=error,
+            code=code,
             delay_seconds=delay_seconds,
             uncount=uncount,
             maybe_sent=maybe_sent,
@@ -151,7 +154,7 @@ class CoordinatorDigestService:
 
         return persist(self._connection, write)
 
-    def fail(self, digest: QueuedDigest, *, error: str, address: str, uncount: bool) -> Answer:
+    def fail(self, digest: QueuedDigest, *, error: str, code: FailureCode, address: str, uncount: bool) -> Answer:
         """Fail a claimed digest if ``address`` is still the coordinator's; see ``MailQueue``."""
 
         def write() -> Answer:
@@ -162,7 +165,7 @@ class CoordinatorDigestService:
                 coordinator = self.coordinator(digest)
                 if coordinator is not None and coordinator.email != address:
                     status, answer, counted = "pending", Answer.RAISED, False
-            held = self.settle(digest, status, error=error, delay_seconds=delay_seconds, uncount=not counted)
+            held = self.settle(digest, status, error=error, code=code, delay_seconds=delay_seconds, uncount=not counted)
             return answer if held else Answer.LOST
 
         return persist(self._connection, write)

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Protocol
 from uuid import UUID
 
-from certjob.errors import RecipientRefusedError
+from certjob.errors import FailureCode, RecipientRefusedError
 
 MAX_ADDRESS_OCTETS = 254
 """RFC 5321, 4.5.3.1.3: a path is at most 256 octets, its angle brackets included."""
@@ -198,7 +198,7 @@ def compose(message: OutgoingMessage, *, sender: MailAddress, line_end: str) -> 
         recipient = parse_address(message.to)
     except ValueError as error:
         text = f"the e-mail address {error}; correct it"
-        raise RecipientRefusedError(text) from None
+        raise RecipientRefusedError(text, code=FailureCode.BAD_ADDRESS) from None
     try:
         return EncodedMessage(
             recipient=recipient, data=_build(message, sender=sender, recipient=recipient, line_end=line_end)

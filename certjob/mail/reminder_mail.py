@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from datetime import date
 
 from certjob.domain.models import Reminder
-from certjob.errors import TemplateError
+from certjob.errors import FailureCode, TemplateError
 from certjob.mail.message import OutgoingMessage, message_id
 from certjob.mail.messages import OUR_TEMPLATES, ReminderContent, Templates, render_reminder
 from certjob.mail.reminders import CertificationReminderService, QueuedReminder, Recipient
@@ -68,22 +68,25 @@ class ReminderMail:
         status: str,
         *,
         error: str | None = None,
+        code: FailureCode | None = None,
         delay_seconds: float = 0.0,
         uncount: bool = False,
         maybe_sent: bool = False,
     ) -> bool:
         """Write what became of a reminder, committed on return; False if its lease was lost."""
         return self._service.settle(
-            item, status, error=error, delay_seconds=delay_seconds, uncount=uncount, maybe_sent=maybe_sent
+            item, status, error=error, code=code, delay_seconds=delay_seconds, uncount=uncount, maybe_sent=maybe_sent
         )
 
     def cancel(self, item: QueuedReminder) -> Answer:
         """Cancel a reminder if that is still right."""
         return self._service.cancel(item, today=self._today)
 
-    def fail(self, item: QueuedReminder, *, error: str, address: str, uncount: bool = False) -> Answer:
+    def fail(
+        self, item: QueuedReminder, *, error: str, code: FailureCode, address: str, uncount: bool = False
+    ) -> Answer:
         """Fail a reminder if the address is still the mentor's."""
-        return self._service.fail(item, error=error, address=address, uncount=uncount)
+        return self._service.fail(item, error=error, code=code, address=address, uncount=uncount)
 
     def reopen_refused(self, items: Sequence[QueuedReminder], *, delay_seconds: float) -> None:
         """Put reminders that were refused and should not be failed back to pending."""

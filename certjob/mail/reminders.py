@@ -14,6 +14,7 @@ from certjob import database
 from certjob.database import persist, persist_in_one_trip
 from certjob.domain import rules
 from certjob.domain.models import Certificate, Decision, Mentor, Reminder, Status
+from certjob.errors import FailureCode
 from certjob.facts import reading
 from certjob.outbox.claims import Answer, Lease, Outbox
 
@@ -71,7 +72,7 @@ class CertificationReminderService:
             table="reminders",
             item=QueuedReminder,
             lease_seconds=lease_seconds,
-            columns=("ids", "tokens", "statuses", "delays", "uncounts", "errors", "maybe_sent"),
+            columns=("ids", "tokens", "statuses", "delays", "uncounts", "errors", "codes", "maybe_sent"),
         )
 
     def queue(self, decisions: Iterable[Decision]) -> list[UUID]:
@@ -151,6 +152,7 @@ class CertificationReminderService:
         status: str,
         *,
         error: str | None = None,
+        code: FailureCode | None = None,
         delay_seconds: float = 0.0,
         uncount: bool = False,
         maybe_sent: bool = False,
@@ -161,6 +163,7 @@ class CertificationReminderService:
             "token": reminder.claim_token,
             "status": status,
             "error": error,
+            "code": code,
             "delay_seconds": delay_seconds,
             "uncount": uncount,
             "maybe_sent": maybe_sent,
@@ -190,7 +193,7 @@ class CertificationReminderService:
 
         return persist(self._connection, write)
 
-    def fail(self, reminder: QueuedReminder, *, error: str, address: str, uncount: bool) -> Answer:
+    def fail(self, reminder: QueuedReminder, *, error: str, code: FailureCode, address: str, uncount: bool) -> Answer:
         """Fail a claimed reminder if ``address`` is still the mentor's; see ``MailQueue``.
 
         The mentor is held meanwhile: a correction reopens only what has failed by then.
@@ -199,12 +202,12 @@ class CertificationReminderService:
         def write() -> Answer:
             if not self._hold_mentor(reminder):
                 return self._put_back(
-                    reminder, Answer.HELD, error=error, delay_seconds=HELD_DELAY_SECONDS, uncount=uncount
+                    reminder, Answer.HELD, error=error, code=code, delay_seconds=HELD_DELAY_SECONDS, uncount=uncount
                 )
             recipient = self.recipient(reminder)
             if recipient is not None and (recipient.email or "") != address:
                 return self._put_back(reminder, Answer.RAISED)
-            return self._outbox.settle_one(reminder, "failed", error=error, uncount=uncount)
+            return self._outbox.settle_one(reminder, "failed", error=error, code=code, uncount=uncount)
 
         return persist(self._connection, write)
 
@@ -229,12 +232,13 @@ class CertificationReminderService:
         answer: Answer,
         *,
         error: str | None = None,
+        code: FailureCode | None = None,
         delay_seconds: float = 0.0,
         uncount: bool = True,
     ) -> Answer:
         """Leave the reminder pending; the answer says why, or that its lease was lost."""
         settled = self._outbox.settle_one(
-            reminder, "pending", error=error, delay_seconds=delay_seconds, uncount=uncount
+            reminder, "pending", error=error, code=code, delay_seconds=delay_seconds, uncount=uncount
         )
         return settled if settled is Answer.LOST else answer
 

@@ -13,6 +13,7 @@ from typing import Generic, Protocol, TypeVar
 
 from certjob.errors import (
     ChannelDownError,
+    FailureCode,
     NotifyError,
     OutcomeUnknownError,
     RecipientDeferredError,
@@ -72,6 +73,7 @@ class MailQueue(Protocol[Item]):
         status: str,
         *,
         error: str | None = None,
+        code: FailureCode | None = None,
         delay_seconds: float = 0.0,
         uncount: bool = False,
         maybe_sent: bool = False,
@@ -85,7 +87,7 @@ class MailQueue(Protocol[Item]):
         is pending and due in a while.
         """
 
-    def fail(self, item: Item, *, error: str, address: str, uncount: bool = False) -> Answer:
+    def fail(self, item: Item, *, error: str, code: FailureCode, address: str, uncount: bool = False) -> Answer:
         """Fail a row that cannot go to this address, if it is still the recipient's.
 
         SETTLED: failed. RAISED: the address was corrected, the row is pending and due now. HELD: as for ``cancel``.
@@ -185,7 +187,8 @@ class MailStage(Generic[Item]):
             return None
         problem = _address_problem(message.to)
         if problem is not None:  # no server is asked, and none is to blame
-            answer = self._queue.fail(item, error=problem, address=message.to, uncount=True)
+            error, code = problem
+            answer = self._queue.fail(item, error=error, code=code, address=message.to, uncount=True)
             self.counts.failed += answer is Answer.SETTLED
             return None
         if not lease.fits(self._channel.worst_case_seconds):  # a locked table has kept the reading above waiting
@@ -244,8 +247,14 @@ class MailStage(Generic[Item]):
         maybe_sent: bool = False,
     ) -> bool:
         """Write what became of a message that the channel was asked to take; a lost lease is counted."""
-        text = None if error is None else str(error)
-        held = self._queue.settle(item, status, error=text, delay_seconds=delay_seconds, maybe_sent=maybe_sent)
+        held = self._queue.settle(
+            item,
+            status,
+            error=None if error is None else str(error),
+            code=None if error is None else error.code,
+            delay_seconds=delay_seconds,
+            maybe_sent=maybe_sent,
+        )
         self.counts.lost += not held
         return held
 
@@ -268,7 +277,7 @@ class MailStage(Generic[Item]):
 
     def _settle_refusal(self, item: Item, error: RecipientRefusedError, *, address: str) -> StageStop | None:
         """Note a refusal for good; so many in a row are the server's fault, and none of these is for good."""
-        answer = self._queue.fail(item, error=str(error), address=address)
+        answer = self._queue.fail(item, error=str(error), code=error.code, address=address)
         self.counts.lost += answer is Answer.LOST
         if answer is Answer.SETTLED:
             self.counts.failed += 1
@@ -296,12 +305,12 @@ def retry_delay_seconds(attempts: int) -> float:
     return float(min(FIRST_DELAY_SECONDS * 2 ** min(attempts - 1, 10), LONGEST_DELAY_SECONDS))
 
 
-def _address_problem(address: str) -> str | None:
+def _address_problem(address: str) -> tuple[str, FailureCode] | None:
     """Return why no message can go to this address, or None."""
     if not address:
-        return "no address"
+        return "no address", FailureCode.NO_ADDRESS
     try:
         parse_address(address)
     except ValueError as error:
-        return f"the e-mail address {error}; correct it"
+        return f"the e-mail address {error}; correct it", FailureCode.BAD_ADDRESS
     return None

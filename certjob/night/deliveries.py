@@ -14,7 +14,7 @@ import psycopg
 
 from certjob import database
 from certjob.database import Connection
-from certjob.errors import ConfigurationError, StoppedBySignalError
+from certjob.errors import ConfigurationError, FailureCode, StoppedBySignalError
 from certjob.mail.digest_mail import DigestMail
 from certjob.mail.digests import CoordinatorDigestService
 from certjob.mail.message import Channel, domain_of
@@ -150,7 +150,7 @@ class Deliveries:
             stopped = StageStop(stage=name, code=CRASH, reason=reason)
             if name == "portal":
                 with contextlib.suppress(psycopg.Error):  # the database may be what is broken
-                    self._portal.record_stage_end(stopped.reason)
+                    self._portal.record_stage_end(stopped.reason, code=FailureCode.CRASH)
         return self._note(stopped)
 
     def _note(self, stopped: StageStop | None) -> StageStop | None:
@@ -166,7 +166,7 @@ class Deliveries:
             if not pending + blocked and drift is None:
                 return None
             missing = "CERTJOB_PORTAL_URL is not set"
-            self._portal.record_stage_end(missing)
+            self._portal.record_stage_end(missing, code=FailureCode.NO_URL)
             number = pending + blocked
             rest = "1 push stays pending" if number == 1 else f"{number:,} pushes stay pending"
             reason = f"{missing}; {rest if number else 'nothing was pushed'}"

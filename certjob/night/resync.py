@@ -12,6 +12,7 @@ from certjob.database import Connection
 from certjob.domain.models import Decision
 from certjob.errors import (
     DynamicsSyncException,
+    FailureCode,
     MentorBusyError,
     PortalStageError,
     TransientPortalError,
@@ -188,7 +189,7 @@ def _push(
     """Push the queued value; wait for another run's call in flight instead of racing it."""
     if delivery.make_target is None:
         reason = "CERTJOB_PORTAL_URL is not set; the push stays pending"
-        portal.record_stage_end(reason)
+        portal.record_stage_end(reason, code=FailureCode.NO_URL)
         report.stopped.append(StageStop(stage="portal", code="no_url", reason=reason))
         return
     give_up_at = time.monotonic() + times.flight
@@ -213,7 +214,7 @@ def _push(
         if time.monotonic() > give_up_at:
             message = "a push by another run is in flight and will carry the new value"
             report.stopped.append(StageStop(stage="portal", code="in_flight", reason=message))
-            portal.record_stage_end(message, mentor_id=mentor_id)  # that run may be gone
+            portal.record_stage_end(message, code=FailureCode.IN_FLIGHT, mentor_id=mentor_id)  # that run may be gone
             raise MentorBusyError(message)
         if event is None:
             stop.sleep(_POLL_SECONDS)
@@ -230,7 +231,7 @@ def _settle(push: Push, *, portal: PortalSyncService, report: RunReport, stop: S
     if isinstance(error.cause, PortalStageError) or asked_to_wait(error) is not None:
         code = refusal_code(error.cause) if isinstance(error.cause, PortalStageError) else "retry_after"
         report.stopped.append(StageStop(stage="portal", code=code, reason=str(error.cause)))
-        portal.record_stage_end(str(error.cause), correlation_id=error.cause.correlation_id)
+        portal.record_stage_end(str(error.cause), code=error.cause.code, correlation_id=error.cause.correlation_id)
     raise error
 
 

@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 
 from certjob import database
 from certjob.database import Connection, persist
+from certjob.errors import FailureCode
 
 ANY_ATTEMPTS = 2**31 - 1
 """More than any row has behind it."""
@@ -70,6 +71,8 @@ class Settlement:
     uncount: bool = False
     """The claim led to no attempt (released, or everybody's fault): take it off ``attempts``."""
     error: str | None = None
+    code: FailureCode | None = None
+    """Why it failed, beside the text."""
     maybe_sent: bool = False
     """The outside may have taken it: a repeat must say so."""
 
@@ -164,6 +167,7 @@ class Outbox(Generic[Item]):
         status: str,
         *,
         error: str | None = None,
+        code: FailureCode | None = None,
         delay_seconds: float = 0.0,
         uncount: bool = False,
         maybe_sent: bool = False,
@@ -175,6 +179,7 @@ class Outbox(Generic[Item]):
             token=item.claim_token,
             status=status,
             error=error,
+            code=code,
             delay_seconds=delay_seconds,
             uncount=uncount,
             maybe_sent=maybe_sent,
@@ -212,6 +217,7 @@ class Outbox(Generic[Item]):
             "delays": [s.delay_seconds for s in free],
             "uncounts": [s.uncount for s in free],
             "errors": [s.error for s in free],
+            "codes": [s.code for s in free],
             "maybe_sent": [s.maybe_sent for s in free],
         }
         rows = database.fetch(

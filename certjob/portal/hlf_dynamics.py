@@ -30,6 +30,7 @@ import httpx
 from certjob import __version__
 from certjob.errors import (
     ConfigurationError,
+    FailureCode,
     PermanentPortalError,
     PortalCallError,
     PortalStageError,
@@ -141,6 +142,7 @@ class HLFDynamicsSyncService:
             retry_after_seconds = parse_retry_after(answer.headers.get("Retry-After"), now=_time_of(answer))
         return kind(
             f"the portal answered {what}{hint}" + (f" ({said})" if said else ""),
+            code=_failure_code(kind, answer.status_code, code=envelope.code if envelope else None),
             status=answer.status_code,
             retry_after_seconds=retry_after_seconds,
             correlation_id=self._printable_ascii(answer.headers.get("X-Correlation-Id")),
@@ -202,6 +204,15 @@ def _judge(status: int, *, code: str | None) -> tuple[type[PortalCallError], str
     if status < 500 and code in PERMANENT_CODES:
         return PermanentPortalError, ""
     return TransientPortalError, ""
+
+
+def _failure_code(kind: type[PortalCallError], status: int, *, code: str | None) -> FailureCode | None:
+    """Return the code that is stored for such an answer; None: the usual one of the error's class."""
+    if kind is PermanentPortalError:
+        return FailureCode.parse(code)
+    if kind is PortalStageError:
+        return FailureCode.PORTAL_KEY_REFUSED if status in {401, 403} else None
+    return FailureCode.PORTAL_THROTTLED if status == 429 else FailureCode.PORTAL_FAILED
 
 
 def _time_of(answer: HttpAnswer) -> datetime:

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from certjob.errors import (
     DynamicsSyncException,
+    FailureCode,
     PermanentPortalError,
     PortalCallError,
     PortalStageError,
@@ -108,7 +109,7 @@ def push_event(
     last_error: PortalCallError | None = None
     contact_id = event.contact_id
     if contact_id is None:
-        missing = PermanentPortalError("no dynamics_contact_id")
+        missing = PermanentPortalError("no dynamics_contact_id", code=FailureCode.NO_CONTACT_ID)
         raise _given_up(event, attempts=0, cause=missing)
 
     def call() -> None:

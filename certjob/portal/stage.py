@@ -5,7 +5,13 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-from certjob.errors import DynamicsSyncException, PermanentPortalError, PortalStageError, TransientPortalError
+from certjob.errors import (
+    DynamicsSyncException,
+    FailureCode,
+    PermanentPortalError,
+    PortalStageError,
+    TransientPortalError,
+)
 from certjob.outbox.claims import ANY_ATTEMPTS, Lease, StageStop
 from certjob.outbox.retry import RetryPolicy
 from certjob.portal.push import CALL_DEADLINE_SECONDS, PortalEvent, PortalTarget, Push, asked_to_wait, refusal_code
@@ -66,6 +72,8 @@ class PortalStage:
         self._pause_until = 0.0
         self._deadline_at = 0.0
         self._stopped: StageStop | None = None
+        self._refusal: FailureCode | None = None
+        """Why nobody can be pushed, where that ended the stage."""
         self._crash: BaseException | None = None
         self.counts = PortalCounts()
 
@@ -86,7 +94,9 @@ class PortalStage:
         if self._left_out is not None:
             self._end("breaker", *self._left_out)
         if self._stopped is not None:
-            self._service.record_stage_end(str(self._stopped), correlation_id=self._stopped.correlation_id)
+            stopped = self._stopped
+            failure = self._refusal or FailureCode(stopped.code)
+            self._service.record_stage_end(str(stopped), code=failure, correlation_id=stopped.correlation_id)
         if self._crash is not None:
             raise self._crash
         self._stop.check()
@@ -237,6 +247,7 @@ class PortalStage:
         if self._stopped is None:
             correlation_id = error.cause.correlation_id if error else None
             self._stopped = StageStop(stage="portal", code=code, reason=reason, correlation_id=correlation_id)
+            self._refusal = error.cause.code if error and isinstance(error.cause, PortalStageError) else None
             self._threads.halt.set()
 
     def _wind_down(self) -> None:

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from certjob import database
 from certjob.database import persist
-from certjob.errors import DynamicsSyncException, PermanentPortalError, PortalStageError
+from certjob.errors import DynamicsSyncException, FailureCode, PermanentPortalError, PortalStageError
 from certjob.outbox.claims import ANY_ATTEMPTS, Answer, Lease, Outbox, Settlement
 from certjob.portal.push import FIRST_ROUND_DELAY_SECONDS, PortalEvent, Push, asked_to_wait, round_delay_seconds
 from certjob.stopping import StopFlag
@@ -49,7 +49,7 @@ class PortalSyncService:
             table="portal_events",
             item=PortalEvent,
             lease_seconds=lease_seconds,
-            columns=("ids", "tokens", "versions", "statuses", "delays", "uncounts", "errors"),
+            columns=("ids", "tokens", "versions", "statuses", "delays", "uncounts", "errors", "codes"),
             skips_held=True,
             keeps_contacts=True,
         )
@@ -171,13 +171,18 @@ class PortalSyncService:
             stop.wait(_LATE_POLL_SECONDS)
 
     def record_stage_end(
-        self, reason: str, *, mentor_id: UUID | None = None, correlation_id: str | None = None
+        self,
+        reason: str,
+        *,
+        code: FailureCode,
+        mentor_id: UUID | None = None,
+        correlation_id: str | None = None,
     ) -> None:
         """Give every open hide (or one mentor's) without one a failure row: nothing waits unseen after an early end.
 
         ``correlation_id`` is that of the answer which ended the stage, if one did.
         """
-        parameters = {"error": reason, "mentor_id": mentor_id, "correlation_id": correlation_id}
+        parameters = {"error": reason, "code": code, "mentor_id": mentor_id, "correlation_id": correlation_id}
         persist(self._connection, lambda: database.execute(self._connection, "record_stage_failures", parameters))
 
     def _queue(self, wishes: Sequence[tuple[UUID, bool]]) -> list[tuple[int, UUID, int]]:
@@ -206,6 +211,7 @@ class PortalSyncService:
                 "kinds": kinds,
                 "attempts": [error.attempts for error in errors.values()],
                 "errors": [str(error.cause) for error in errors.values()],
+                "codes": [error.cause.code for error in errors.values()],
                 "correlation_ids": [error.cause.correlation_id for error in errors.values()],
             },
         )
@@ -275,4 +281,5 @@ def _settlement(push: Push) -> Settlement:
         delay_seconds=delay_seconds,
         uncount=status == "pending" and not _is_failure(push),
         error=str(error.cause) if error else None,
+        code=error.cause.code if error else None,
     )

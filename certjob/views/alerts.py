@@ -27,6 +27,8 @@ class PushAlert:
     """The design's words for it; the dashboard shows the same."""
     error: str | None
     """The technical reason."""
+    code: str | None
+    """Why, as a FailureCode; None: nothing has failed, or long ago."""
     calls: int
     """Calls made to the portal for it."""
     wanted_at: datetime
@@ -58,6 +60,7 @@ class FailedReminder:
     cert_id: UUID
     expires_on: date
     error: str | None
+    code: str | None
     attempts: int
     queued_at: datetime
 
@@ -73,6 +76,7 @@ class FailedDigest:
     """The address where there is no name."""
     digest_on: date
     error: str | None
+    code: str | None
     attempts: int
     queued_at: datetime
 

@@ -54,6 +54,7 @@ def settle_bare(url: str) -> Callable[[], int]:
                     "delays": [0.0] * number,
                     "uncounts": [False] * number,
                     "errors": [None] * number,
+                    "codes": [None] * number,
                 },
             ).fetchall()
             connection.execute(resolve, {"mentor_ids": [event[1] for event in events]})

@@ -44,6 +44,7 @@ def push(full_name: str = "Kari Nordmann", **changes: Any) -> PushAlert:
         "visible": False,
         "sentence": VISIBLE,
         "error": "the portal answered 404 contact_not_found",
+        "code": "contact_not_found",
         "calls": 1,
         "wanted_at": MORNING - timedelta(days=2),
         "last_failed_at": MORNING,

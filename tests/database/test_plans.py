@@ -173,6 +173,7 @@ def claim(connection: Connection, outbox: str, *, limit: int = 100) -> dict[str,
         "delays": [0.0] * limit,
         "uncounts": [False] * limit,
         "errors": [None] * limit,
+        "codes": [None] * limit,
         "maybe_sent": [False] * limit,
     }
 

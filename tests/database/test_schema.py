@@ -1041,6 +1041,7 @@ class TestPortalAlerts:
             "attempts",
             "wanted_at",
             "last_failed_at",
+            "code",
         ]
 
     def test_an_event_with_an_unresolved_failure_is_shown_with_what_went_wrong(self, facts: Facts) -> None:

@@ -15,6 +15,7 @@ from certjob.database import Connection, statements
 from certjob.errors import (
     ChannelDownError,
     ConfigurationError,
+    FailureCode,
     Outcome,
     OutcomeUnknownError,
     PermanentPortalError,
@@ -1097,7 +1098,12 @@ class TestFailures:
 
         digest = service.read(claimed)
         assert digest is not None
-        assert service.fail(claimed, error="550", address="berit@example.org", uncount=False) is Answer.SETTLED
+        assert (
+            service.fail(
+                claimed, error="550", code=FailureCode.MESSAGE_REFUSED, address="berit@example.org", uncount=False
+            )
+            is Answer.SETTLED
+        )
 
     def test_a_process_that_dies_anywhere_loses_nothing_and_repeats_nothing_unsaid(
         self, database_url: str, connection: Connection, facts: Facts, monkeypatch: pytest.MonkeyPatch

@@ -68,7 +68,7 @@ def test_it_writes_what_a_settle_of_several_writes(
         table="reminders",
         item=QueuedReminder,
         lease_seconds=900,
-        columns=("ids", "tokens", "statuses", "delays", "uncounts", "errors", "maybe_sent"),
+        columns=("ids", "tokens", "statuses", "delays", "uncounts", "errors", "codes", "maybe_sent"),
     )
 
     held = service.settle(alone, **outcome)

@@ -39,7 +39,7 @@ def portal_outbox(
         table="portal_events",
         item=PortalEvent,
         lease_seconds=lease_seconds,
-        columns=("ids", "tokens", "versions", "statuses", "delays", "uncounts", "errors"),
+        columns=("ids", "tokens", "versions", "statuses", "delays", "uncounts", "errors", "codes"),
         skips_held=skips_held,
         keeps_contacts=True,
     )
@@ -252,7 +252,7 @@ class TestSettle:
             table="reminders",
             item=QueuedReminder,
             lease_seconds=900,
-            columns=("ids", "tokens", "statuses", "delays", "uncounts", "errors", "maybe_sent"),
+            columns=("ids", "tokens", "statuses", "delays", "uncounts", "errors", "codes", "maybe_sent"),
         )
         kept, lost = mine.claim_by("lock_due_reminders", EVERY_REMINDER)[0]
         connection.execute("UPDATE cert_notification_log SET claim_token = NULL WHERE id = %s", (lost.id,))
@@ -373,7 +373,7 @@ def reminder_outbox(connection: Connection, facts: Facts) -> Outbox[QueuedRemind
         table="reminders",
         item=QueuedReminder,
         lease_seconds=900,
-        columns=("ids", "tokens", "statuses", "delays", "uncounts", "errors", "maybe_sent"),
+        columns=("ids", "tokens", "statuses", "delays", "uncounts", "errors", "codes", "maybe_sent"),
     )
 
 

@@ -11,6 +11,7 @@ from certjob import database
 from certjob.database import Connection
 from certjob.errors import (
     DynamicsSyncException,
+    FailureCode,
     Outcome,
     PermanentPortalError,
     PortalCallError,
@@ -776,8 +777,8 @@ class TestStageEnd:
         backlog(facts, 2)
         backlog(facts, 1, visible=True)
 
-        service(connection).record_stage_end("portal: 401 unauthorized")
-        service(connection).record_stage_end("portal: something else")
+        service(connection).record_stage_end("portal: 401 unauthorized", code=FailureCode.PORTAL_KEY_REFUSED)
+        service(connection).record_stage_end("portal: something else", code=FailureCode.BREAKER)
 
         assert (
             facts.rows("SELECT visible, kind, attempts, error FROM dynamics_sync_failures")
@@ -791,14 +792,14 @@ class TestStageEnd:
         queue_wish(connection, mentor, visible=False)
         push(connection, claim_one(connection), TransientPortalError("reset"))
 
-        service(connection).record_stage_end("portal: deadline")
+        service(connection).record_stage_end("portal: deadline", code=FailureCode.DEADLINE)
 
         assert facts.rows(FAILURE) == [("transient", 3, "reset", False)]
 
     def test_the_calls_of_later_rounds_add_up_on_it(self, connection: Connection, facts: Facts, mentor: UUID) -> None:
         """From a stage's row to the mentor's own."""
         queue_wish(connection, mentor, visible=False)
-        service(connection).record_stage_end("portal: deadline")
+        service(connection).record_stage_end("portal: deadline", code=FailureCode.DEADLINE)
 
         push(connection, claim_one(connection), TransientPortalError("reset"))
 
@@ -809,7 +810,7 @@ class TestStageEnd:
         queue_wish(connection, mentor, visible=False)
         connection.execute("UPDATE organisations SET portal = NULL")
 
-        service(connection).record_stage_end("portal: deadline")
+        service(connection).record_stage_end("portal: deadline", code=FailureCode.DEADLINE)
 
         assert facts.rows(FAILURE) == []
 
@@ -820,7 +821,7 @@ class TestStageEnd:
         queue_wish(connection, mentor, visible=False)
         app.execute("UPDATE portal_sync_events SET status = 'delivered', delivered_at = now()")
 
-        service(connection).record_stage_end("portal: deadline")
+        service(connection).record_stage_end("portal: deadline", code=FailureCode.DEADLINE)
         app.commit()
 
         assert facts.rows(FAILURE) == []
@@ -830,7 +831,7 @@ class TestStageEnd:
         backlog(facts, 3)
         app.execute("SELECT 1 FROM mentors LIMIT 1 FOR UPDATE")
 
-        service(connection).record_stage_end("portal: deadline")
+        service(connection).record_stage_end("portal: deadline", code=FailureCode.DEADLINE)
 
         assert facts.rows("SELECT count(*) FROM dynamics_sync_failures") == [(2,)]
 

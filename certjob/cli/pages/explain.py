@@ -326,6 +326,7 @@ def _push_alert(story: MentorHistory) -> PushAlert:
         visible=bool(portal.visible),
         sentence="",
         error=portal.error,
+        code=portal.code,
         calls=portal.calls or 0,
         wanted_at=portal.wanted_at or person.now,
         last_failed_at=portal.last_failed_at,

@@ -9,6 +9,7 @@ from pydantic import SecretStr
 
 from certjob.errors import (
     ChannelDownError,
+    FailureCode,
     NotifyError,
     OutcomeUnknownError,
     RecipientDeferredError,
@@ -196,7 +197,7 @@ class SmtpChannel:
         if recipient.international:
             if not connection.has_extn("smtputf8"):
                 message = "the mail server takes no address with letters beyond ASCII before the @; correct the address"
-                raise RecipientRefusedError(message)
+                raise RecipientRefusedError(message, code=FailureCode.ADDRESS_NOT_SUPPORTED)
             connection.command_encoding = "utf-8"
             options = " SMTPUTF8"
         code, text = connection.docmd("MAIL", f"FROM:<{self._sender.specification}>{options}")
@@ -245,7 +246,8 @@ def _refusal(code: int, text: bytes, *, recipient: MailAddress, what: str) -> No
     if 400 <= code < 500:
         return RecipientDeferredError(f"the mail server put the {what} off ({said})")
     if 500 <= code < 600:
-        return RecipientRefusedError(f"the mail server refused the {what} ({said})")
+        code_of_refusal = FailureCode.ADDRESS_REFUSED if what == "recipient" else FailureCode.MESSAGE_REFUSED
+        return RecipientRefusedError(f"the mail server refused the {what} ({said})", code=code_of_refusal)
     return ChannelDownError(f"the server's answer about the {what} is no SMTP; check CERTJOB_NOTIFY_URL")
 
 

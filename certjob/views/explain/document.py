@@ -85,6 +85,7 @@ def _reminder(row: LoggedReminder) -> dict[str, Any]:
         "maybe_sent": row.maybe_sent,
         "next_attempt_at": row.next_attempt_at if row.status == "pending" else None,
         "error": row.last_error,
+        "code": row.failure_code if row.last_error else None,
         "earlier": earlier,
     }
 
@@ -102,6 +103,7 @@ def _portal(story: MentorHistory) -> dict[str, Any] | None:
         "next_attempt_at": portal.next_attempt_at if portal.status == "pending" else None,
         "in_work": portal.is_claimed,
         "error": portal.error,
+        "code": portal.code,
     }
     failure = {
         "kind": portal.failure_kind,
@@ -109,6 +111,7 @@ def _portal(story: MentorHistory) -> dict[str, Any] | None:
         "since": portal.failing_since,
         "last_failed_at": portal.last_failed_at,
         "error": portal.error,
+        "code": portal.code,
     }
     return {
         "wanted": story.person.wanted,

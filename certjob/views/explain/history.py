@@ -67,6 +67,7 @@ class LoggedReminder:
     sent_at: datetime | None
     maybe_sent: bool
     last_error: str | None
+    failure_code: str | None
     next_attempt_at: datetime
     is_claimed: bool
     history: Sequence[Mapping[str, Any]]
@@ -90,6 +91,7 @@ class Portal:
     rounds: int | None
     wanted_at: datetime | None
     error: str | None
+    code: str | None
     next_attempt_at: datetime | None
     is_claimed: bool | None
     failure_kind: str | None

@@ -106,11 +106,12 @@ SET status = n.status,
     next_attempt_at = now() + make_interval(secs => n.delay_seconds),
     sent_at = CASE WHEN n.status = 'sent' THEN now() ELSE d.sent_at END,
     maybe_sent = d.maybe_sent OR n.maybe_sent,
-    last_error = CASE WHEN n.status = 'sent' THEN NULL ELSE coalesce(n.error, d.last_error) END
+    last_error = CASE WHEN n.status = 'sent' THEN NULL ELSE coalesce(n.error, d.last_error) END,
+    failure_code = CASE WHEN n.status = 'sent' THEN NULL WHEN n.error IS NULL THEN d.failure_code ELSE n.code END
 FROM unnest(
     %(ids)s::bigint[], %(tokens)s::uuid[], %(statuses)s::text[], %(delays)s::float8[], %(uncounts)s::boolean[],
-    %(errors)s::text[], %(maybe_sent)s::boolean[]
-) AS n (id, token, status, delay_seconds, uncount, error, maybe_sent)
+    %(errors)s::text[], %(codes)s::text[], %(maybe_sent)s::boolean[]
+) AS n (id, token, status, delay_seconds, uncount, error, code, maybe_sent)
 WHERE d.id = n.id AND d.claim_token = n.token
 RETURNING d.id, true AS unchanged
 

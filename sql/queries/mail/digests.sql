@@ -131,7 +131,8 @@ SET status = 'pending',
     next_attempt_at = now(),
     claim_token = NULL,
     queued_at = now(),
-    last_error = NULL
+    last_error = NULL,
+    failure_code = NULL
 WHERE d.status IN ('cancelled', 'superseded')
 
 -- name: supersede_digests

@@ -86,7 +86,10 @@ SET status = %(status)s,
     next_attempt_at = now() + make_interval(secs => %(delay_seconds)s),
     sent_at = CASE WHEN %(status)s = 'sent' THEN now() ELSE l.sent_at END,
     maybe_sent = l.maybe_sent OR %(maybe_sent)s,
-    last_error = CASE WHEN %(status)s = 'sent' THEN NULL ELSE coalesce(%(error)s, l.last_error) END
+    last_error = CASE WHEN %(status)s = 'sent' THEN NULL ELSE coalesce(%(error)s, l.last_error) END,
+    failure_code = CASE
+        WHEN %(status)s = 'sent' THEN NULL WHEN %(error)s::text IS NULL THEN l.failure_code ELSE %(code)s
+    END
 WHERE l.id = %(id)s AND l.claim_token = %(token)s
 RETURNING l.id
 
@@ -99,11 +102,12 @@ SET status = n.status,
     next_attempt_at = now() + make_interval(secs => n.delay_seconds),
     sent_at = CASE WHEN n.status = 'sent' THEN now() ELSE l.sent_at END,
     maybe_sent = l.maybe_sent OR n.maybe_sent,
-    last_error = CASE WHEN n.status = 'sent' THEN NULL ELSE coalesce(n.error, l.last_error) END
+    last_error = CASE WHEN n.status = 'sent' THEN NULL ELSE coalesce(n.error, l.last_error) END,
+    failure_code = CASE WHEN n.status = 'sent' THEN NULL WHEN n.error IS NULL THEN l.failure_code ELSE n.code END
 FROM unnest(
     %(ids)b::bigint[], %(tokens)b::uuid[], %(statuses)b::text[], %(delays)b::float8[], %(uncounts)b::boolean[],
-    %(errors)b::text[], %(maybe_sent)b::boolean[]
-) AS n (id, token, status, delay_seconds, uncount, error, maybe_sent)
+    %(errors)b::text[], %(codes)b::text[], %(maybe_sent)b::boolean[]
+) AS n (id, token, status, delay_seconds, uncount, error, code, maybe_sent)
 WHERE l.id = n.id AND l.claim_token = n.token
 RETURNING l.id, true AS unchanged
 

@@ -124,6 +124,7 @@ SET expires_on = excluded.expires_on,
     queued_at = now(),
     sent_at = NULL,
     last_error = NULL,
+    failure_code = NULL,
     run_id = excluded.run_id,
     history = l.history || jsonb_build_array(jsonb_build_object(
         'expires_on', l.expires_on, 'status', l.status, 'queued_at', l.queued_at, 'sent_at', l.sent_at,

@@ -145,10 +145,16 @@ SET status = CASE
         WHEN e.version <> n.version THEN e.last_error
         WHEN n.status = 'delivered' THEN NULL
         ELSE coalesce(n.error, e.last_error)
+    END,
+    failure_code = CASE
+        WHEN e.version <> n.version THEN e.failure_code
+        WHEN n.status = 'delivered' THEN NULL
+        WHEN n.error IS NULL THEN e.failure_code
+        ELSE n.code
     END
 FROM unnest(
     %(ids)b::bigint[], %(tokens)b::uuid[], %(versions)b::int[], %(statuses)b::text[], %(delays)b::float8[],
-    %(uncounts)b::boolean[], %(errors)b::text[]
-) AS n (id, token, version, status, delay_seconds, uncount, error)
+    %(uncounts)b::boolean[], %(errors)b::text[], %(codes)b::text[]
+) AS n (id, token, version, status, delay_seconds, uncount, error, code)
 WHERE e.id = n.id AND e.claim_token = n.token
 RETURNING e.id, e.version = n.version AS unchanged

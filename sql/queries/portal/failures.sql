@@ -7,12 +7,13 @@ WITH open AS MATERIALIZED (
     FROM portal_sync_events
     WHERE id = ANY (%(event_ids)s::bigint[]) AND status IN ('pending', 'blocked')
 ), written AS (
-    INSERT INTO dynamics_sync_failures AS f (mentor_id, event_id, visible, kind, attempts, error, correlation_id)
-    SELECT e.mentor_id, e.id, n.visible, n.kind, n.attempts, n.error, n.correlation_id
+    INSERT INTO dynamics_sync_failures AS f (mentor_id, event_id, visible, kind, attempts, error, failure_code,
+        correlation_id)
+    SELECT e.mentor_id, e.id, n.visible, n.kind, n.attempts, n.error, n.code, n.correlation_id
     FROM unnest(
         %(event_ids)s::bigint[], %(visible)s::boolean[], %(kinds)s::text[], %(attempts)s::int[], %(errors)s::text[],
-        %(correlation_ids)s::text[]
-    ) AS n (event_id, visible, kind, attempts, error, correlation_id)
+        %(codes)s::text[], %(correlation_ids)s::text[]
+    ) AS n (event_id, visible, kind, attempts, error, code, correlation_id)
     JOIN portal_sync_events AS e ON e.id = n.event_id AND e.status IN ('pending', 'blocked')
     JOIN mentors AS m ON m.id = e.mentor_id
     ORDER BY e.mentor_id
@@ -24,6 +25,7 @@ WITH open AS MATERIALIZED (
         kind = excluded.kind,
         attempts = f.attempts + excluded.attempts,
         error = excluded.error,
+        failure_code = excluded.failure_code,
         correlation_id = excluded.correlation_id,
         last_failed_at = now()
     RETURNING f.event_id
@@ -35,8 +37,9 @@ SELECT id FROM open WHERE id NOT IN (SELECT event_id FROM written)
 -- was mended must not be what people read of. The same reason again leaves the row alone, its correlation id too: nothing
 -- is written again and again for thousands of mentors. An event that somebody holds is in work just now and gets its own
 -- outcome; without its lock a row made here could outlive the delivery that should have resolved it.
-INSERT INTO dynamics_sync_failures AS f (mentor_id, event_id, visible, kind, attempts, error, correlation_id)
-SELECT e.mentor_id, e.id, e.visible, 'stage', 0, %(error)s, %(correlation_id)s
+INSERT INTO dynamics_sync_failures AS f (mentor_id, event_id, visible, kind, attempts, error, failure_code,
+    correlation_id)
+SELECT e.mentor_id, e.id, e.visible, 'stage', 0, %(error)s, %(code)s, %(correlation_id)s
 FROM portal_sync_events AS e
 JOIN mentors AS m ON m.id = e.mentor_id
 JOIN organisations AS o ON o.id = m.organisation_id AND o.portal IS NOT NULL
@@ -54,7 +57,7 @@ ORDER BY e.mentor_id
 FOR NO KEY UPDATE OF e SKIP LOCKED
 FOR KEY SHARE OF m SKIP LOCKED
 ON CONFLICT (mentor_id) WHERE resolved_at IS NULL DO UPDATE
-SET error = excluded.error, correlation_id = excluded.correlation_id, last_failed_at = now()
+SET error = excluded.error, failure_code = excluded.failure_code, correlation_id = excluded.correlation_id, last_failed_at = now()
 WHERE f.kind = 'stage'
 
 -- name: resolve_sync_failures

@@ -1,14 +1,14 @@
 -- name: read_portal_alerts
 -- The same view as the app's dashboard: hides first, oldest first.
 SELECT event_id, mentor_id, organisation_id, member_no, full_name, visible, sentence, error, attempts, wanted_at,
-    last_failed_at
+    last_failed_at, code
 FROM portal_alerts
 
 -- name: read_alert_details
 -- The alerts of the view, in its order, with what a person has to know in order to act: why each push waits, and until
 -- when. `certjob alerts --json` and the app's dashboard keep to the view itself.
-SELECT a.mentor_id, a.organisation_id, a.member_no, a.full_name, a.visible, a.sentence, a.error, a.attempts AS calls,
-    a.wanted_at, a.last_failed_at, e.status, e.attempts AS rounds, e.next_attempt_at, f.kind AS failure_kind,
+SELECT a.mentor_id, a.organisation_id, a.member_no, a.full_name, a.visible, a.sentence, a.error, a.code,
+    a.attempts AS calls, a.wanted_at, a.last_failed_at, e.status, e.attempts AS rounds, e.next_attempt_at, f.kind AS failure_kind,
     e.claim_token IS NOT NULL AND e.next_attempt_at > now() AS is_claimed,
     m.dynamics_contact_id IS NOT NULL AS has_contact_id,
     -- A trigger does this when the contact id is changed; the next review undoes it.
@@ -24,7 +24,8 @@ ORDER BY a.visible, a.wanted_at, a.event_id
 -- recipient's server has put off for more than a day, as when a mailbox is full: they are tried again until it is too late
 -- for them, and nobody would have heard of it.
 SELECT l.id AS reminder_id, l.mentor_id, m.organisation_id, m.member_no, coalesce(m.full_name, m.member_no) AS full_name,
-    l.threshold_days, l.cert_id, l.expires_on, l.last_error AS error, l.attempts, l.queued_at
+    l.threshold_days, l.cert_id, l.expires_on, l.last_error AS error, l.failure_code AS code,
+    l.attempts, l.queued_at
 FROM cert_notification_log AS l
 JOIN mentors AS m ON m.id = l.mentor_id
 WHERE (
@@ -38,7 +39,7 @@ ORDER BY l.queued_at, l.id
 -- name: read_failed_digests
 -- Coordinators whose daily mail was refused, until their address is corrected or a later digest takes its place.
 SELECT d.id AS digest_id, d.coordinator_id, c.organisation_id, coalesce(c.full_name, c.email) AS full_name,
-    d.digest_on, d.last_error AS error, d.attempts, d.queued_at
+    d.digest_on, d.last_error AS error, d.failure_code AS code, d.attempts, d.queued_at
 FROM coordinator_digests AS d
 JOIN coordinators AS c ON c.id = d.coordinator_id
 WHERE d.status = 'failed'

@@ -40,6 +40,7 @@ LIMIT 20
 -- A mentor's reminders, earlier cycles too. No delay is longer than a day: what is due beyond that was written by a server
 -- whose clock was wrong, and is due now (as lock_due_reminders has it).
 SELECT l.threshold_days, l.cert_id, l.expires_on, l.status, l.attempts, l.queued_at, l.sent_at, l.maybe_sent, l.last_error,
+    l.failure_code,
     CASE WHEN l.next_attempt_at > now() + interval '25 hours' THEN now() ELSE l.next_attempt_at END AS next_attempt_at,
     l.claim_token IS NOT NULL AND l.next_attempt_at > now() AND l.next_attempt_at <= now() + interval '25 hours'
         AS is_claimed,
@@ -85,6 +86,7 @@ WHERE l.mentor_id = %(mentor_id)s
 -- see lock_due_portal_events.
 SELECT confirmed.visible AS confirmed, confirmed.delivered_at AS confirmed_at,
     e.visible, e.status, e.attempts AS rounds, e.wanted_at, coalesce(f.error, e.last_error) AS error,
+    CASE WHEN f.id IS NOT NULL THEN f.failure_code WHEN e.last_error IS NOT NULL THEN e.failure_code END AS code,
     CASE WHEN e.next_attempt_at > now() + interval '25 hours' THEN now() ELSE e.next_attempt_at END AS next_attempt_at,
     e.claim_token IS NOT NULL AND e.next_attempt_at > now() AND e.next_attempt_at <= now() + interval '25 hours'
         AS is_claimed,
