@@ -4,8 +4,6 @@ Everything in it is read from the database, so that `run` and `deliver`, on one 
 file and none loses what the other wrote.
 """
 
-import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
@@ -14,7 +12,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
-from certjob import __version__, database
+from certjob import __version__, database, files
 from certjob.database import Connection
 from certjob.errors import Outcome
 from certjob.views.status import Backlog, read_backlog_by_age
@@ -110,16 +108,4 @@ def _describe_backlog(registry: CollectorRegistry, backlog: dict[str, Backlog], 
 
 def write_file(path: Path, contents: bytes) -> None:
     """Replace the file in one step: node_exporter reads the old one or the new one. Raises OSError."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")  # not *.prom: half of it must not be read
-    try:
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, FILE_MODE)
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(descriptor, FILE_MODE)  # whatever the umask
-            file.write(contents)
-            file.flush()
-            os.fsync(descriptor)
-        beside.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        raise
+    files.replace(path, contents, mode=FILE_MODE)

@@ -1,6 +1,7 @@
 """What goes wrong is said in one line that names the thing and the next step, with the documented exit code."""
 
 import json
+import stat
 import subprocess
 from collections.abc import Iterator
 from datetime import date, timedelta
@@ -603,6 +604,46 @@ def test_no_message_of_a_night_names_a_person(certjob: Certjob, facts: Facts, po
     assert_no_secret(result)
     for word in ("Ola", "emmelig", "example.org"):
         assert word not in result.stderr
+
+
+@pytest.fixture
+def one_bad_row(facts: Facts, tmp_path: Path) -> Path:
+    """A file of which one row is rejected."""
+    facts.organisation("hlf")
+    file = tmp_path / "people.csv"
+    file.write_text("organisation,member_no,kind,issued_on,expires_on\nhlf,M1,likeperson,2024-02-01,never\n")
+    return file
+
+
+def test_the_rejects_file_is_not_written_through_a_link(here: Certjob, one_bad_row: Path, tmp_path: Path) -> None:
+    """Somebody may have planted it: the file that it leads to keeps what it holds."""
+    target = tmp_path / "precious"
+    target.write_text("do not touch\n")
+    (tmp_path / "rejects.csv").symlink_to(target)
+
+    finished = here("load", str(one_bad_row), "--rejects", "rejects.csv")
+
+    assert_one_line(finished, "--rejects", "symbolic link", code=2, command="certjob load")
+    assert target.read_text() == "do not touch\n"
+
+
+def test_the_rejects_file_is_new_and_its_readers_own(here: Certjob, one_bad_row: Path, tmp_path: Path) -> None:
+    """One that somebody else made beforehand would stay open for them to read."""
+    rejects = tmp_path / "rejects.csv"
+    rejects.write_text("old\n")
+    rejects.chmod(0o666)
+    with rejects.open() as somebody_reads:
+        finished = here("load", str(one_bad_row), "--rejects", str(rejects))
+
+        assert somebody_reads.read() == "old\n"
+    assert finished.returncode == 3
+    assert rejects.read_text().splitlines()[1].startswith("2,expires_on,")
+    assert stat.S_IMODE(rejects.stat().st_mode) == 0o600
+
+
+def test_the_rejects_can_go_into_a_pipe(here: Certjob, one_bad_row: Path) -> None:
+    """What is no file is written to as before."""
+    assert here("load", str(one_bad_row), "--rejects", "/dev/null").returncode == 3
 
 
 def test_the_rejects_file_is_never_the_file_that_is_loaded(here: Certjob, facts: Facts, tmp_path: Path) -> None:

@@ -359,6 +359,31 @@ def test_the_file_can_be_read_by_others_and_nothing_lies_beside_it(
     assert list(metrics.parent.iterdir()) == [metrics]
 
 
+def test_a_link_that_somebody_planted_beside_the_file_is_not_followed(
+    environment: dict[str, str], facts: Facts, metrics: Path, tmp_path: Path
+) -> None:
+    """In a folder where others may write: nothing of what its target holds is lost."""
+    metrics.parent.mkdir()
+    target = tmp_path / "precious"
+    target.write_text("do not touch\n")
+    plant = f'ln -s {target} {metrics.parent}/.{metrics.name}.$$; ln -s {target} {metrics}; exec "$0" run'
+
+    result = subprocess.run(
+        ["/bin/sh", "-c", plant, str(installed_command())],  # the command has the number that its shell had
+        env=environment | {"CERTJOB_METRICS_FILE": str(metrics)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert (result.returncode, result.stderr) == (0, "")
+    assert target.read_text() == "do not touch\n"
+    assert not metrics.is_symlink()
+    assert b"certjob_info" in metrics.read_bytes()
+
+
 def test_a_folder_that_is_not_there_only_warns(measured: Certjob, facts: Facts, metrics: Path) -> None:
     """The night is done; one line says what is not."""
     metrics.parent.rmdir()

@@ -106,6 +106,7 @@ def _rejects_to(path: Path | None, *, beside: Path) -> "Iterator[Callable[[Rejec
     """Yield what writes a bad row into the file of --rejects, which must not be the one that is loaded."""
     import csv
 
+    from certjob import files
     from certjob.errors import InputError
 
     if path is None:
@@ -118,7 +119,7 @@ def _rejects_to(path: Path | None, *, beside: Path) -> "Iterator[Callable[[Rejec
         message = f"--rejects {path} is the file that is loaded, and would be overwritten; name another one"
         raise InputError(message)
     try:
-        stream = path.open("w", encoding="utf-8", newline="")
+        stream = files.create(path)
     except OSError as error:
         message = f"--rejects {path}: {error.strerror}; name a file that can be written"
         raise InputError(message) from error

@@ -2,14 +2,22 @@
 
 import csv
 import io
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Final
 
 from certjob.cli.terminal.plain import discard_results, harmless
 
-_BEGINS_A_FORMULA: Final = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
-"""In spreadsheets; the wide ones in those of East Asia. Tabs and line ends, which do too, are not let through."""
+_SIGN: Final = "[=+\\-@＝＋－＠]"
+"""What begins a formula; the wide ones in the spreadsheets of East Asia."""
+
+_BEFORE_A_FORMULA: Final = re.compile(rf'(?:^|[,;|])(?=["\s]*{_SIGN})|\s(?="*{_SIGN}\S)')
+"""Where a formula can begin: in the cell, and in what a spreadsheet makes of it that splits at other signs than ours.
+
+Such a spreadsheet may take quotes in the cell for its own. One that splits at spaces also ends the formula at the next
+space, so that a sign alone (``Kari - Ola``) computes nothing. Tabs and line ends do not come this far.
+"""
 
 
 def print_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -31,11 +39,10 @@ def print_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
 def spreadsheet_text(text: str) -> str:
     """Return a text as one harmless line that no spreadsheet computes: what begins like a formula gets an apostrophe.
 
-    >>> spreadsheet_text("=HYPERLINK(1)"), spreadsheet_text("Kari"), spreadsheet_text("-1")
-    ("'=HYPERLINK(1)", 'Kari', "'-1")
+    >>> spreadsheet_text("=HYPERLINK(1)"), spreadsheet_text("Kari"), spreadsheet_text("Ola;=1+1")
+    ("'=HYPERLINK(1)", 'Kari', "Ola;'=1+1")
     """
-    line = harmless(text)
-    return f"'{line}" if line.lstrip().startswith(_BEGINS_A_FORMULA) else line
+    return _BEFORE_A_FORMULA.sub(r"\g<0>'", harmless(text))
 
 
 def _cell(value: object) -> object:

@@ -1,0 +1,78 @@
+"""Files where strangers may write: made anew instead of written through, and believed only after a look at who may."""
+
+import contextlib
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+_NOT_OURS_TO_REPLACE = "it is a symbolic link or no regular file; name a regular file"
+
+
+def replace(path: Path, contents: bytes, *, mode: int) -> None:
+    """Put a file there in one step: whoever reads it gets the old one or the new one. Raises OSError.
+
+    Its temporary file lies beside it under a name that nobody can foresee, so that no link can wait there.
+    """
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # O_EXCL and O_NOFOLLOW, mode 0600
+    beside = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, mode)  # whatever the umask
+            file.write(contents)
+            file.flush()
+            os.fsync(descriptor)
+        beside.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise
+
+
+def create(path: Path) -> IO[str]:
+    """Open a new text file, readable for this user only, in place of an old one. Raises OSError.
+
+    An old one may be somebody else's, open for them to read; it goes. A link is never followed to a file. What is no
+    file (a pipe, a terminal, ``/dev/null``) is written to.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_ISREG(path.lstat().st_mode):
+            path.unlink()
+        else:
+            descriptor = os.open(path, os.O_WRONLY | os.O_NOCTTY)
+            kind = os.fstat(descriptor).st_mode
+            if stat.S_ISFIFO(kind) or stat.S_ISCHR(kind):
+                return os.fdopen(descriptor, "w", encoding="utf-8", newline="")
+            os.close(descriptor)
+            raise OSError(0, _NOT_OURS_TO_REPLACE)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    return os.fdopen(descriptor, "w", encoding="utf-8", newline="")
+
+
+def why_untrusted(path: Path) -> str | None:
+    """Return who else could have written what lies there, in a clause; None: only this user and root. Raises OSError.
+
+    Whoever may write into a folder can put another file in its place, and whoever owns a link can let it lead
+    elsewhere: all that leads to the file is looked at. In a folder with the sticky bit (``/tmp``) each can only
+    replace what is their own.
+    """
+    trusted = {0, os.geteuid()}
+    for place in _steps(path.absolute()):
+        status = place.lstat()
+        if status.st_uid not in trusted:
+            return f"{place} belongs to another user (id {status.st_uid})"
+        if stat.S_ISLNK(status.st_mode) or (stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX):
+            continue
+        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return f"{place} may be written by others than its owner (mode {stat.S_IMODE(status.st_mode):03o})"
+    return None
+
+
+def _steps(path: Path) -> Iterator[Path]:
+    """Yield every folder and link that leads to a file, and the file."""
+    for place in (*reversed(path.parents), path):
+        yield place
+        if place.is_symlink():
+            yield from _steps(place.parent / place.readlink())
