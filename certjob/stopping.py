@@ -1,19 +1,29 @@
-"""The wish to stop: set by a signal, looked at between units of work."""
+"""The request to stop: set by a signal, looked at between units of work."""
 
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import NoReturn
 
-from certjob.errors import StoppedBySignalError
+from certjob.errors import CertjobError, StoppedBySignalError
 
 GRACE_SECONDS = 7.5
-"""After a signal the main thread may finish what it does; then whatever it waits for is broken off."""
+"""After a signal the work in hand may end in its own way; then whatever it waits for is broken off."""
 CLEANING_UP_SECONDS = 1.5
-"""What a process has after that to release what it claimed. The interpreter's own end on a busy machine comes on top:
-10 seconds in all, the patience of `docker stop`."""
+"""What a process has after that to release what it claimed; then it ends hard. The interpreter's own end on a busy
+machine comes on top: 10 seconds in all, the patience of `docker stop`."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Breaks off a wait that outlasted the grace; a KeyboardInterrupt, so that psycopg cancels its statement."""
+
+
+def _interrupt() -> None:
+    raise Interrupted
 
 
 class StopFlag(threading.Event):
@@ -33,6 +43,18 @@ class StopFlag(threading.Event):
         """When the signal came, by the monotonic clock."""
         self.at_end: Callable[[int], None] | None = None
         """Who wants to be told the exit code, once it is known."""
+        self.last_words: Callable[[Exception], object] | None = None
+        """Says why the process ends hard."""
+        self.on_set: Callable[[], object] | None = None
+        """Wakes an event loop, which does not wait for this flag."""
+        self.break_off: Callable[[], object] = _interrupt
+        """Ends what is being waited for."""
+
+    def set(self) -> None:
+        """Ask for the end; from any thread, and from a signal handler."""
+        super().set()
+        if self.on_set is not None:
+            self.on_set()
 
     def error(self) -> StoppedBySignalError:
         """Return the error that ends the command."""
@@ -54,6 +76,13 @@ class StopFlag(threading.Event):
         if self.is_set():  # while the interpreter shuts down the alarm would find no handler, and kill it
             signal.setitimer(signal.ITIMER_REAL, 0)
 
+    def end_hard(self, error: CertjobError) -> NoReturn:
+        """End the process here and now, with its line: something does not let go, such as a silent database."""
+        with suppress(Exception):
+            if self.last_words is not None:
+                self.last_words(error)
+        os._exit(error.exit_code)
+
     @contextmanager
     def interruptible(self) -> Iterator[None]:
         """Let a signal end the block at once: for work that leaves nothing half done."""
@@ -65,37 +94,30 @@ class StopFlag(threading.Event):
             self.breaks_off = False
 
 
-class Interrupted(KeyboardInterrupt):
-    """Breaks off a wait that outlasted the grace; a KeyboardInterrupt, so that psycopg cancels its statement."""
-
-
 def stop_on_signals() -> StopFlag:
     """Install handlers for SIGTERM and SIGINT and return the flag they set; a second signal ends every wait."""
     flag = StopFlag()
-    ends_at = 0.0
 
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal ends_at
+    def ask(number: int, _frame: FrameType | None) -> None:
         if flag.is_over:
             return
-        grace_seconds = 0.0 if flag.is_set() or flag.breaks_off else GRACE_SECONDS
+        is_first = not flag.is_set()
         flag.signal_name = signal.Signals(number).name
-        flag.asked_at = flag.asked_at or time.monotonic()
-        ends_at = time.monotonic() + grace_seconds + CLEANING_UP_SECONDS
-        if grace_seconds:
-            signal.setitimer(signal.ITIMER_REAL, grace_seconds)
+        if is_first:
+            flag.asked_at = time.monotonic()
+            signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS, CLEANING_UP_SECONDS)
         flag.set()
-        if not grace_seconds:
-            break_off(number, frame)
+        if flag.breaks_off or not is_first:
+            flag.break_off()
 
-    def break_off(_number: int, _frame: FrameType | None) -> None:
-        if flag.is_over:
+    def ring(_number: int, _frame: FrameType | None) -> None:
+        if flag.is_over or flag.asked_at is None:
             return
-        # What cleans up may wait, too (a lock, a dead server): it is broken off in its turn, ever sooner.
-        signal.setitimer(signal.ITIMER_REAL, max(0.6 * (ends_at - time.monotonic()), 0.05))
-        raise Interrupted
+        if time.monotonic() - flag.asked_at >= GRACE_SECONDS + CLEANING_UP_SECONDS:
+            flag.end_hard(flag.error())
+        flag.break_off()
 
-    signal.signal(signal.SIGALRM, break_off)
+    signal.signal(signal.SIGALRM, ring)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, ask)
     return flag

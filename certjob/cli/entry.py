@@ -34,6 +34,7 @@ def main() -> NoReturn:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - it serves until the end
         else:  # a terminal that cannot show a name must not end the night
             stream.reconfigure(errors="backslashreplace")
+    stop.last_words = lambda error: _fail(sys.argv[1:], error)
     code = run(sys.argv[1:], stop=stop)
     try:
         sys.stdout.flush()
@@ -157,6 +158,8 @@ def _describe_usage(error: Exception, arguments: Sequence[str]) -> str:
 def _describe_database(error: Exception) -> tuple[int, str, str]:
     import psycopg
 
+    from certjob.database.connections import LOST_SESSION
+
     cause = without_people((error.diag.message_primary if isinstance(error, psycopg.Error) else None) or str(error))
     if isinstance(error, psycopg.errors.InsufficientPrivilege):
         return 2, "configuration", f"the database user lacks a right: {cause}; grant it or use another user"
@@ -164,16 +167,17 @@ def _describe_database(error: Exception) -> tuple[int, str, str]:
         step = f"use the primary, or take default_transaction_read_only away. {WORKS_READ_ONLY}"
         return 1, "database_unavailable", f"the database is read-only ({cause}); {step}"
     kept = "what was committed is kept, run it again"
+    state = (error.sqlstate if isinstance(error, psycopg.Error) else None) or ""
     if isinstance(error, psycopg.OperationalError):
         from certjob.database.connection_errors import explain_late_refusal
 
         refusal = explain_late_refusal(error)
         if refusal is not None:
             return refusal.exit_code, refusal.code, without_people(str(refusal))
-        # Class 57 is the server going down, but for 57014, a statement cancelled by its timeout or by a person.
-        state = error.sqlstate or "08000"
-        if state.startswith(("08", "57P")):
-            return 1, "database_unavailable", f"the database went away: {cause}; {kept}"
+        state = state or "08000"
+    if state.startswith(LOST_SESSION):
+        return 1, "database_unavailable", f"the database went away: {cause}; {kept}"
+    if isinstance(error, psycopg.OperationalError):
         if isinstance(error, psycopg.errors.QueryCanceled) and "statement timeout" in cause:
             step = "if it stays so, give this database user more time: ALTER ROLE … SET statement_timeout = '10min'"
             return 1, "database", f"the database could not do it in the time it had: {cause}; {kept}; {step}"

@@ -1,6 +1,6 @@
 """PostgreSQL: connections that outlast a restart, transactions, statements by name, the schema."""
 
-from certjob.database.connections import CONTENTION, Connection, connect, outlast_restarts, repeated
+from certjob.database.connections import CONTENTION, Connection, connect, hang_up, outlast_restarts, repeated
 from certjob.database.statements import (
     all_statements,
     clock,
@@ -26,6 +26,7 @@ __all__ = [
     "fetch",
     "fetch_in_one_trip",
     "fetch_value",
+    "hang_up",
     "outlast_restarts",
     "persist",
     "persist_in_one_trip",

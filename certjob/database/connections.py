@@ -1,10 +1,12 @@
 """Connections to PostgreSQL: opened with care, and able to outlast a restart of the server."""
 
 import logging
+import os
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import psycopg
@@ -21,6 +23,10 @@ Result = TypeVar("Result")
 
 CONTENTION = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
 """Somebody else holds a row; the same transaction can succeed a moment later."""
+
+LOST_SESSION = ("08", "57P", "25P03", "25P04")
+"""How the SQLSTATE of a session begins that is over: a broken connection, a server that goes down, its time-outs for an
+idle and for a long transaction."""
 
 RESTART_PATIENCE_SECONDS = 90.0
 """How long a run waits for a database that went away: a restart with recovery, a failover."""
@@ -134,19 +140,32 @@ def repeated(connection: Connection, work: Callable[[], Result]) -> Result:
     while True:
         try:
             return work()
-        except psycopg.OperationalError as error:
+        except psycopg.Error as error:
             if not _is_gone(connection, error):
                 raise
             _wait_for_server(connection, error)
 
 
-def _is_gone(connection: Connection, error: psycopg.OperationalError) -> bool:
-    """Whether it is the session that ended, not a statement. Class 57P is a server that goes down."""
-    return connection.closed or (error.sqlstate or "").startswith(("08", "57P"))
+def hang_up(connection: Connection, *, reason: str) -> None:
+    """Shut the connection's socket down under whoever waits on it, in any thread, for good: it is not opened anew.
+
+    A proxy may keep a connection open for hours whose server is long gone, and cancelling goes through the same proxy.
+    """
+    if isinstance(connection, LastingConnection):
+        connection.given_up = reason
+    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as same:
+        same.shutdown(socket.SHUT_RDWR)
 
 
-def _wait_for_server(connection: LastingConnection, error: psycopg.OperationalError) -> None:
+def _is_gone(connection: Connection, error: psycopg.Error) -> bool:
+    """Whether it is the session that ended, not a statement."""
+    return connection.closed or (error.sqlstate or "").startswith(LOST_SESSION)
+
+
+def _wait_for_server(connection: LastingConnection, error: psycopg.Error) -> None:
     """Open the connection anew, in place. Raises DatabaseUnavailableError, or StoppedBySignalError after a signal."""
+    if connection.given_up is not None:
+        raise DatabaseUnavailableError(connection.given_up) from error
     cause = error.diag.message_primary or " ".join(str(error).split())
     connection.close()
     connection.restarts += 1

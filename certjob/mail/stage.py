@@ -232,7 +232,7 @@ class MailStage(Generic[Item]):
             self._channel.send(message)
 
         try:
-            self._tries.call(attempt, stop=self._stop)
+            self._tries.call_blocking(attempt, stop=self._stop)
         except NotifyError as error:
             _log(message, "message_not_sent", cause=type(error).__name__)
             raise

@@ -10,16 +10,18 @@ system, say, whose client raises ``AccountingError`` with a ``status`` and a ``r
         is_transient=lambda error: isinstance(error, AccountingError) and error.status in (429, 502, 503),
         retry_after=lambda error: getattr(error, "retry_after_seconds", None),
     )
-    receipt = policy.call(lambda: accounting.post(voucher), stop=shutting_down)
+    receipt = await policy.call(lambda: accounting.post(voucher), stop=shutting_down)
 
 The loop itself is the ``backoff`` package's, and this is the only module that knows it. Two of its parts are not used:
 its time limit reads the local wall clock, and its sleep cannot be cut short.
 """
 
+import asyncio
 import random
 import re
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -39,7 +41,7 @@ _DELAY_SECONDS = re.compile(r"(-?)([0-9]+(?:\.[0-9]*)?)")
 Backoff = Callable[[int], float]
 """The seconds to wait after the n-th failed attempt, n = 1, 2, …"""
 
-OnWait = Callable[[Exception, float], None]
+OnWait = Callable[[Exception, float], object]
 """Told of each wait before it begins: the error, and the seconds."""
 
 
@@ -76,17 +78,16 @@ def never_told(_error: Exception) -> float | None:
     return None
 
 
-def wait(seconds: float, stop: Event | None) -> None:
+async def wait(seconds: float, stop: asyncio.Event | None) -> None:
     """Sleep, or return early once ``stop`` is set."""
-    if stop is None:
-        time.sleep(seconds)
-    else:
-        stop.wait(seconds)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await (stop or asyncio.Event()).wait()
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
-    """When a failed operation is tried again. Holds no state, so that threads may share one."""
+    """When a failed operation is tried again. Holds no state, so that all calls may share one."""
 
     is_transient: Callable[[Exception], bool]
     """Whether another try may succeed; any other error is raised at once."""
@@ -101,7 +102,7 @@ class RetryPolicy:
     """A service that asks for more ends the tries at once: the caller has better things to do meanwhile."""
     clock: Callable[[], float] = time.monotonic
     """Seconds that only grow."""
-    sleep: Callable[[float, Event | None], None] = wait
+    sleep: Callable[[float, asyncio.Event | None], Awaitable[None]] = wait
 
     def __post_init__(self) -> None:
         """Raise ValueError for a policy that could not end (``backoff`` would take 0 attempts for no limit)."""
@@ -112,7 +113,9 @@ class RetryPolicy:
             message = f"deadline_seconds must be positive, not {self.deadline_seconds}"
             raise ValueError(message)
 
-    def call(self, operation: Callable[[], T], *, stop: Event | None = None, on_wait: OnWait | None = None) -> T:
+    async def call(
+        self, operation: Callable[[], Awaitable[T]], *, stop: asyncio.Event | None = None, on_wait: OnWait | None = None
+    ) -> T:
         """Call ``operation`` until it returns, and return its value; raise its last exception when the tries end.
 
         They end with ``max_attempts``, with an error that is not transient, with a wait that would pass the deadline
@@ -120,7 +123,8 @@ class RetryPolicy:
         call is always made, even with ``stop`` set: there would be nothing to return or raise.
         """
         tries = _Tries(self, stop=stop, on_wait=on_wait)
-        retrying: Callable[[Callable[[], T]], Callable[[], T]] = on_exception(
+
+        @on_exception(
             _waited_elsewhere,
             Exception,
             max_tries=self.max_attempts,
@@ -128,6 +132,25 @@ class RetryPolicy:
             on_backoff=tries.wait,
             jitter=None,  # its default would shorten a Retry-After, too
             logger=None,  # its default writes the exception's text
+        )
+        async def attempt() -> T:  # given anything but an ``async def``, backoff would never try again
+            return await operation()
+
+        return await attempt()
+
+    def call_blocking(
+        self, operation: Callable[[], T], *, stop: Event | None = None, on_wait: OnWait | None = None
+    ) -> T:
+        """Do the same for an operation that blocks."""
+        tries = _BlockingTries(self, stop=stop, on_wait=on_wait)
+        retrying: Callable[[Callable[[], T]], Callable[[], T]] = on_exception(
+            _waited_elsewhere,
+            Exception,
+            max_tries=self.max_attempts,
+            giveup=tries.are_over,
+            on_backoff=tries.wait,
+            jitter=None,
+            logger=None,
         )
         return retrying(operation)()
 
@@ -142,7 +165,7 @@ class RetryPolicy:
 class _Tries:
     """One ``call`` on its way: ``are_over`` decides about the next wait, then ``wait`` waits it."""
 
-    def __init__(self, policy: RetryPolicy, *, stop: Event | None, on_wait: OnWait | None) -> None:
+    def __init__(self, policy: RetryPolicy, *, stop: asyncio.Event | Event | None, on_wait: OnWait | None) -> None:
         self.policy = policy
         self.stop = stop
         self.on_wait = on_wait
@@ -165,14 +188,23 @@ class _Tries:
         self.wait_seconds = max(self.policy.backoff(self.failed), asked_seconds)
         return self.policy.clock() + self.wait_seconds >= self.ends_at
 
-    def wait(self, details: Details) -> None:
+    async def wait(self, details: Details) -> None:
         """``backoff`` calls this between two attempts, inside its ``except``."""
         error: Exception = details["exception"]  # type: ignore[typeddict-item]  # its type leaves this key out
         if self.on_wait is not None:
             self.on_wait(error, self.wait_seconds)
-        self.policy.sleep(self.wait_seconds, self.stop)
+        await self.policy.sleep(self.wait_seconds, self.stop)  # type: ignore[arg-type]
         if self.stopped:
             raise error
+
+
+class _BlockingTries(_Tries):
+    def wait(self, details: Details) -> None:  # type: ignore[override]
+        if self.on_wait is not None:
+            self.on_wait(details["exception"], self.wait_seconds)  # type: ignore[typeddict-item]
+        (self.stop or Event()).wait(self.wait_seconds)  # type: ignore[call-arg]
+        if self.stopped:
+            raise details["exception"]  # type: ignore[typeddict-item]
 
 
 def _waited_elsewhere() -> Generator[float, None, None]:

@@ -124,7 +124,7 @@ def push_event(
             raise
 
     try:
-        policy.call(call, stop=stop, on_wait=on_wait)
+        policy.call_blocking(call, stop=stop, on_wait=on_wait)
     except PortalCallError as error:
         raise _given_up(event, attempts=calls, cause=error) from error
 

@@ -60,7 +60,7 @@ class Pinger:
             is_transient=lambda error: isinstance(error, _UnansweredError),
         )
         with DeadlineClient() as client:
-            policy.call(lambda: _post(client, url, counts, ends_at=ends_at), stop=stop)
+            policy.call_blocking(lambda: _post(client, url, counts, ends_at=ends_at), stop=stop)
 
 
 def _post(client: DeadlineClient, url: str, counts: Mapping[str, Any], *, ends_at: float) -> None:

@@ -1,10 +1,12 @@
 """When a failed operation is tried again, and when the tries end; time is the test's own."""
 
-import threading
+import ast
+import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from threading import Event
+from typing import TypeVar
 
 import pytest
 from hypothesis import given
@@ -12,6 +14,8 @@ from hypothesis import strategies as st
 
 from certjob.outbox import retry
 from certjob.outbox.retry import RetryPolicy, constant, exponential, full_jitter, parse_retry_after, wait
+
+T = TypeVar("T")
 
 NOW = datetime(2026, 3, 10, 2, 30, tzinfo=UTC)
 
@@ -44,7 +48,7 @@ class Time:
     def clock(self) -> float:
         return self.now_seconds
 
-    def sleep(self, seconds: float, stop: Event | None) -> None:
+    async def sleep(self, seconds: float, stop: asyncio.Event | None) -> None:
         self.waits.append(seconds)
         self.now_seconds += seconds
         if len(self.waits) == self.stop_during_wait:
@@ -66,6 +70,17 @@ class Time:
         )
 
 
+def call(
+    policy: RetryPolicy,
+    operation: Callable[[], Awaitable[T]],
+    *,
+    stop: asyncio.Event | None = None,
+    on_wait: retry.OnWait | None = None,
+) -> T:
+    """Run one call of the policy in an event loop of its own."""
+    return asyncio.run(policy.call(operation, stop=stop, on_wait=on_wait))
+
+
 class Operation:
     """Fails as told, one error for each call, then returns; each call takes ``call_seconds`` of the test's time."""
 
@@ -75,7 +90,7 @@ class Operation:
         self.time = time
         self.call_seconds = call_seconds
 
-    def __call__(self) -> str:
+    async def __call__(self) -> str:
         self.calls += 1
         if self.time is not None:
             self.time.now_seconds += self.call_seconds
@@ -89,7 +104,7 @@ def test_an_operation_that_succeeds_is_called_once() -> None:
     time = Time()
     operation = Operation()
 
-    assert time.policy().call(operation) == "done"
+    assert call(time.policy(), operation) == "done"
 
     assert operation.calls == 1
     assert time.waits == []
@@ -100,7 +115,7 @@ def test_a_transient_error_is_tried_again_until_it_succeeds() -> None:
     time = Time()
     operation = Operation(ServiceError(), ServiceError())
 
-    assert time.policy().call(operation) == "done"
+    assert call(time.policy(), operation) == "done"
 
     assert operation.calls == 3
     assert time.waits == [1, 1]
@@ -112,7 +127,7 @@ def test_the_last_exception_is_raised_after_the_last_attempt() -> None:
     operation = Operation(*[ServiceError(f"failure {number}") for number in range(1, 10)])
 
     with pytest.raises(ServiceError, match="failure 3"):
-        time.policy().call(operation)
+        call(time.policy(), operation)
 
     assert operation.calls == 3
     assert len(time.waits) == 2
@@ -124,7 +139,7 @@ def test_one_attempt_means_no_retry() -> None:
     operation = Operation(ServiceError(), ServiceError())
 
     with pytest.raises(ServiceError):
-        time.policy(max_attempts=1).call(operation)
+        call(time.policy(max_attempts=1), operation)
 
     assert operation.calls == 1
 
@@ -136,7 +151,7 @@ def test_an_error_that_is_not_transient_is_raised_at_once(error: Exception) -> N
     operation = Operation(ServiceError(), error)
 
     with pytest.raises(type(error)) as raised:
-        time.policy().call(operation)
+        call(time.policy(), operation)
 
     assert raised.value is error
     assert operation.calls == 2
@@ -154,7 +169,7 @@ def test_the_backoff_is_asked_for_each_attempt_by_its_number() -> None:
         sleep=time.sleep,
     )
 
-    policy.call(Operation(ServiceError(), ServiceError(), ServiceError()))
+    call(policy, Operation(ServiceError(), ServiceError(), ServiceError()))
 
     assert asked == [1, 2, 3]
     assert time.waits == [0.5, 1.0, 1.5]
@@ -198,11 +213,11 @@ def test_retry_after_is_a_floor_that_no_jitter_shortens() -> None:
         clock=time.clock,
         sleep=time.sleep,
     )
-    policy.call(Operation(ServiceError(retry_after_seconds=7), ServiceError(retry_after_seconds=20)))
+    call(policy, Operation(ServiceError(retry_after_seconds=7), ServiceError(retry_after_seconds=20)))
     assert time.waits == [7, 20]
 
     time = Time()
-    time.policy(backoff_seconds=9).call(Operation(ServiceError(retry_after_seconds=2)))
+    call(time.policy(backoff_seconds=9), Operation(ServiceError(retry_after_seconds=2)))
     assert time.waits == [9]
 
 
@@ -212,7 +227,7 @@ def test_a_retry_after_beyond_the_limit_ends_the_tries() -> None:
     operation = Operation(ServiceError(retry_after_seconds=20.5))
 
     with pytest.raises(ServiceError):
-        time.policy().call(operation)
+        call(time.policy(), operation)
 
     assert operation.calls == 1
     assert time.waits == []
@@ -224,7 +239,7 @@ def test_a_wait_that_would_pass_the_deadline_is_not_begun() -> None:
     operation = Operation(*[ServiceError()] * 9)
 
     with pytest.raises(ServiceError):
-        time.policy(max_attempts=9, backoff_seconds=4, deadline_seconds=10).call(operation)
+        call(time.policy(max_attempts=9, backoff_seconds=4, deadline_seconds=10), operation)
 
     assert operation.calls == 3
     assert time.waits == [4, 4]
@@ -236,7 +251,7 @@ def test_the_time_of_the_calls_counts_for_the_deadline() -> None:
     operation = Operation(*[ServiceError()] * 9, time=time, call_seconds=30)
 
     with pytest.raises(ServiceError):
-        time.policy(max_attempts=9, deadline_seconds=70).call(operation)
+        call(time.policy(max_attempts=9, deadline_seconds=70), operation)
 
     assert operation.calls == 3
 
@@ -258,7 +273,7 @@ def test_no_call_takes_longer_than_the_worst_case(
     )
 
     with pytest.raises(ServiceError):
-        policy.call(operation)
+        call(policy, operation)
 
     assert time.now_seconds - 1000 <= policy.worst_case_seconds(call_seconds) + 1e-6
 
@@ -266,16 +281,16 @@ def test_no_call_takes_longer_than_the_worst_case(
 def test_a_stop_during_a_call_ends_the_tries() -> None:
     """The call's error is raised, and no wait begins."""
     time = Time()
-    stop = Event()
+    stop = asyncio.Event()
     calls: list[int] = []
 
-    def operation() -> None:
+    async def operation() -> None:
         calls.append(1)
         stop.set()
         raise ServiceError
 
     with pytest.raises(ServiceError):
-        time.policy().call(operation, stop=stop)
+        call(time.policy(), operation, stop=stop)
 
     assert len(calls) == 1
     assert time.waits == []
@@ -287,34 +302,35 @@ def test_a_stop_during_a_wait_raises_the_last_exception_without_another_call() -
     operation = Operation(ServiceError("first"), ServiceError("second"), ServiceError("third"))
 
     with pytest.raises(ServiceError, match="second"):
-        time.policy().call(operation, stop=Event())
+        call(time.policy(), operation, stop=asyncio.Event())
 
     assert operation.calls == 2
 
 
 def test_the_first_call_is_made_even_when_stopped() -> None:
     """There would be nothing to return or to raise."""
-    stop = Event()
+    stop = asyncio.Event()
     stop.set()
     operation = Operation(ServiceError("only"))
 
     with pytest.raises(ServiceError, match="only"):
-        Time().policy().call(operation, stop=stop)
+        call(Time().policy(), operation, stop=stop)
 
     assert operation.calls == 1
 
 
 def test_a_real_wait_is_cut_short_by_the_stop() -> None:
-    """The real clock and sleep: a stop from another thread ends a wait of a minute at once."""
-    stop = Event()
+    """The real clock and sleep: a stop that comes meanwhile ends a wait of a minute at once."""
+    stop = asyncio.Event()
     policy = RetryPolicy(backoff=constant(seconds=60), is_transient=is_transient)
     started = time.monotonic()
 
     with pytest.raises(ServiceError):
-        policy.call(
+        call(
+            policy,
             Operation(ServiceError()),
             stop=stop,
-            on_wait=lambda _error, _seconds: threading.Timer(0.02, stop.set).start(),
+            on_wait=lambda _error, _seconds: asyncio.get_running_loop().call_later(0.02, stop.set),
         )
 
     assert time.monotonic() - started < 10
@@ -322,9 +338,9 @@ def test_a_real_wait_is_cut_short_by_the_stop() -> None:
 
 def test_a_real_wait_lasts_as_long_as_it_says() -> None:
     """With a stop that nobody sets, and without one."""
-    for stop in (Event(), None):
+    for stop in (asyncio.Event(), None):
         started = time.monotonic()
-        wait(0.02, stop)
+        asyncio.run(wait(0.02, stop))
         assert time.monotonic() - started >= 0.019
 
 
@@ -334,7 +350,8 @@ def test_the_caller_hears_of_each_wait_before_it_begins() -> None:
     heard: list[tuple[str, float, int]] = []
 
     with pytest.raises(ServiceError):
-        time.policy(backoff_seconds=2).call(
+        call(
+            time.policy(backoff_seconds=2),
             Operation(ServiceError("a"), ServiceError("b", retry_after_seconds=5), ServiceError("c")),
             on_wait=lambda error, seconds: heard.append((str(error), seconds, len(time.waits))),
         )
@@ -353,7 +370,7 @@ def test_the_functions_of_the_policy_are_asked_once_for_each_failure() -> None:
 
     policy = RetryPolicy(is_transient=transient, clock=time.clock, sleep=time.sleep)
     with pytest.raises(ServiceError):
-        policy.call(Operation(*[ServiceError()] * 5))
+        call(policy, Operation(*[ServiceError()] * 5))
 
     assert len(asked) == 3
 
@@ -362,12 +379,12 @@ def test_what_is_no_exception_passes_through() -> None:
     """Ctrl-C is not an error of the service."""
     calls: list[int] = []
 
-    def operation() -> None:
+    async def operation() -> None:
         calls.append(1)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Time().policy().call(operation)
+        call(Time().policy(), operation)
 
     assert len(calls) == 1
 
@@ -443,7 +460,7 @@ def test_the_example_for_the_next_service_runs_as_it_stands() -> None:
     class Accounting:
         calls = 0
 
-        def post(self, voucher: str) -> str:
+        async def post(self, voucher: str) -> str:
             self.calls += 1
             if self.calls < 3:
                 raise AccountingError
@@ -457,11 +474,12 @@ def test_the_example_for_the_next_service_runs_as_it_stands() -> None:
         "AccountingError": AccountingError,
         "accounting": accounting,
         "voucher": "4711",
-        "shutting_down": threading.Event(),
+        "shutting_down": asyncio.Event(),
         "exponential": lambda **_: constant(seconds=0),
     }
 
-    exec("\n".join(lines), names)  # noqa: S102 - our own documentation
+    code = compile("\n".join(lines), "the example", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    asyncio.run(eval(code, names))  # noqa: S307 - our own documentation
 
     assert names["receipt"] == "receipt for 4711"
     assert accounting.calls == 3

@@ -1,0 +1,178 @@
+"""The event loop of a delivery, and the one thread through which it talks to the database.
+
+    async def deliver(database: DatabaseThread, stopped: asyncio.Event) -> None:
+        events, lease = await database.run(lambda: portal.claim(limit=4))
+        ...
+    run_loop(deliver, connection=connection, stop=stop, deadline_seconds=7200)
+
+Nothing in the loop blocks: calls are tasks, and statements run in the thread, one piece of work after the other.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import psycopg
+
+from certjob.database import Connection, hang_up
+from certjob.errors import DatabaseUnavailableError
+from certjob.stopping import StopFlag
+
+T = TypeVar("T")
+
+LONGEST_WORK_AFTER_DEADLINE_SECONDS = 10.0
+"""So long may one piece of database work go on after the deadline; then it is broken off."""
+_CANCEL_SECONDS = 0.5
+"""So long a server may take to hear that a statement is to be cancelled, and again to do it; then its connection is
+closed."""
+_HARD_END_SECONDS = 9.0
+"""What has not ended so long after it was broken off never will: the process ends."""
+_NO_ANSWER = "the database does not answer any more; what was committed is kept, run it again"
+
+
+class DatabaseThread:
+    """The one thread that uses the connection while the loop runs."""
+
+    def __init__(self, connection: Connection, *, stop: StopFlag, deadline_seconds: float) -> None:
+        self._connection = connection
+        self._stop = stop
+        self._deadline_at = time.monotonic() + deadline_seconds
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="database")
+        self._pieces_begun = 0
+        self._pieces_ended = 0
+        self._broken_off = False
+
+    async def run(self, work: Callable[[], T], *, settles: bool = False) -> T:
+        """Do ``work`` in the thread and return its result, after all that was handed in before.
+
+        It is never cut in two: when the caller's task is cancelled meanwhile, the result is returned all the same, and
+        the cancellation comes with the task's next ``await``. What waits too long is broken off in the database: after
+        the grace of a signal, and some seconds after the deadline. That can hit the next piece of work instead, so
+        what ``settles`` an outcome is then done once more.
+        """
+        try:
+            return await self._run(work)
+        except psycopg.errors.QueryCanceled:
+            if not (settles and self._broken_off):
+                raise
+            return await self._run(work)
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        future = asyncio.get_running_loop().run_in_executor(self._thread, self._do, work)
+        was_cancelled = False
+        try:
+            while not future.done():
+                seconds = max(self._deadline_at - time.monotonic(), 0) + LONGEST_WORK_AFTER_DEADLINE_SECONDS
+                try:
+                    await asyncio.wait({future}, timeout=seconds)
+                    if not future.done():
+                        await self._end_overdue(future)
+                except asyncio.CancelledError:
+                    was_cancelled = True
+            return future.result()
+        finally:
+            task = asyncio.current_task()
+            if was_cancelled and task is not None:
+                task.cancel()
+
+    def _do(self, work: Callable[[], T]) -> T:
+        self._pieces_begun += 1
+        try:
+            return work()
+        finally:
+            self._pieces_ended += 1
+
+    async def break_off(self) -> None:
+        """End what is running in the database: ask the server, then close the connection under it."""
+        piece = self._pieces_begun
+        if piece == self._pieces_ended:
+            return
+        self._broken_off = True
+        asking = asyncio.get_running_loop().run_in_executor(None, self._ask_to_cancel)
+        await asyncio.wait({asking}, timeout=_CANCEL_SECONDS)
+        until = time.monotonic() + _CANCEL_SECONDS
+        while piece != self._pieces_ended:
+            if time.monotonic() > until:
+                hang_up(self._connection, reason=_NO_ANSWER)
+                return
+            await asyncio.sleep(0.02)
+
+    def _ask_to_cancel(self) -> None:
+        with suppress(psycopg.Error):  # a closed connection, a server that is away: the work in hand will tell
+            self._connection.cancel_safe(timeout=_CANCEL_SECONDS)
+
+    async def _end_overdue(self, future: "asyncio.Future[Any]") -> None:
+        await self.break_off()
+        await asyncio.wait({future}, timeout=_HARD_END_SECONDS)
+        if not future.done():
+            self._stop.end_hard(DatabaseUnavailableError(_NO_ANSWER))
+
+
+class _Lookups(ThreadPoolExecutor):
+    """Does each name lookup in a daemon thread of its own: one that hangs holds up neither the others nor the end.
+
+    asyncio takes nothing but a ThreadPoolExecutor as its default executor.
+    """
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> "Future[T]":
+        future: Future[T] = Future()
+
+        def look_up() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                result = fn(*args, **kwargs)
+            except BaseException as error:  # noqa: BLE001 - it is raised where the result is waited for
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        threading.Thread(target=look_up, name="name-lookup", daemon=True).start()
+        return future
+
+
+def run_loop(
+    main: Callable[[DatabaseThread, asyncio.Event], Coroutine[Any, Any, T]],
+    *,
+    connection: Connection,
+    stop: StopFlag,
+    deadline_seconds: float,
+) -> T:
+    """Run ``main`` in an event loop and return its result; meanwhile nobody else may use the connection.
+
+    ``main`` is given the way to the database and an event that is set when ``stop`` is: then it has the grace to end in
+    its own way. After that, or at a second signal, its task is cancelled once, which raises StoppedBySignalError here;
+    what it does in a ``finally`` still runs. Works in any thread.
+    """
+
+    async def run() -> T:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(_Lookups())
+        database = DatabaseThread(connection, stop=stop, deadline_seconds=deadline_seconds)
+        stopped = asyncio.Event()
+        task = asyncio.ensure_future(main(database, stopped))
+        breaking_off: set[asyncio.Task[None]] = set()
+
+        def break_off() -> None:
+            breaking_off.add(asyncio.ensure_future(database.break_off()))
+            if not task.done():
+                task.cancel()
+
+        stop.on_set = lambda: loop.call_soon_threadsafe(stopped.set)  # a plain signal handler does not wake the loop
+        interrupt, stop.break_off = stop.break_off, lambda: loop.call_soon_threadsafe(break_off)
+        if stop.is_set():
+            stopped.set()
+        try:
+            return await task
+        except (asyncio.CancelledError, psycopg.Error, DatabaseUnavailableError) as error:
+            if stop.is_set():  # what a broken off wait leaves behind breaks, too: the signal is the reason
+                raise stop.error() from error
+            raise
+        finally:
+            stop.on_set, stop.break_off = None, interrupt
+
+    return asyncio.run(run())
