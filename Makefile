@@ -37,6 +37,10 @@ dist: $(READY)
 	$(BIN)/python -m hatchling build --target wheel --directory dist
 	cp requirements.lock dist/
 
+# sql/schema.sql, for readers: what the migrations make. To be run when one was added.
+schema: $(READY)
+	$(BIN)/python -m tests.support.schema_page
+
 $(READY): requirements-dev.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "certjob needs Python 3.11 or later; try make PYTHON=python3.13")'
 	$(PYTHON) -m venv $(VENV)
