@@ -14,9 +14,9 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from tests.conftest import Certjob, installed_command
+from tests.support.docs import read_examples, read_section
 from tests.support.facts import Facts
 from tests.support.portal_server import PortalServer
-from tests.support.readme import README, read_examples
 
 
 def today() -> date:
@@ -169,8 +169,9 @@ def test_the_five_minute_tour_of_the_readme(
     bare_environment: dict[str, str], tmp_path: Path, database_url: str
 ) -> None:
     """The commands of the tour, word by word, in a shell; only the database is the test's."""
-    set_up = README.partition("## Five minutes")[2].partition("    $ ")[0]
-    commands = [example.command for example in read_examples() if example.heading == "Five minutes"]
+    tour = read_section("README.md", "Five minutes")
+    set_up = tour.partition("    $ ")[0]
+    commands = [example.command for example in read_examples(tour)]
     script = "\n".join([line[4:] for line in set_up.splitlines() if line.startswith("    ")] + commands)
     script = script.replace('"$PWD/.venv/bin:$PATH"', f'"{installed_command().parent}:$PATH"')
     script = script.replace("CERTJOB_DATABASE_URL=embedded", f"CERTJOB_DATABASE_URL='{database_url}'")

@@ -12,25 +12,19 @@ from certjob import database
 from certjob.database import migrations
 from tests.conftest import Certjob, installed_command
 from tests.support.cron_daemon import CronDaemon, jobs, missing, moved_to
+from tests.support.docs import read_section
 from tests.support.facts import Facts
 from tests.support.nights import FlakyPortal, night
 from tests.support.portal_server import PortalServer
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = (ROOT / "crontab.example").read_text()
-README = (ROOT / "README.md").read_text()
+UNITS = ROOT / "docs/systemd"
 
 
 def units() -> dict[str, str]:
-    """The systemd files in the README, by their paths."""
-    section = README.partition("### With systemd")[2].partition("\n## ")[0]
-    blocks = re.findall(r"((?:^    .*\n|^\n)+)", section, flags=re.MULTILINE)
-    texts = [re.sub(r"^    ", "", block, flags=re.MULTILINE).strip() for block in blocks]
-    return {
-        text.splitlines()[0].removeprefix("# "): text + "\n"
-        for text in texts
-        if text.startswith("# /etc/systemd/system/")
-    }
+    """The systemd files, by their paths below /etc/systemd/system."""
+    return {str(path.relative_to(UNITS)): path.read_text() for path in UNITS.rglob("*") if path.is_file()}
 
 
 class TestExample:
@@ -114,11 +108,11 @@ def test_debians_cron_runs_the_example_silently_and_mails_a_line_about_trouble(
 
 
 class TestUnits:
-    """The systemd units in the README."""
+    """The systemd units under docs."""
 
     def test_certjob_is_installed_where_cron_and_systemd_look_for_it(self) -> None:
         """By the first step of "Going live"."""
-        first_step = README.partition("## Going live")[2].partition("2. **")[0]
+        first_step = read_section("docs/install.md", "Going live").partition("2. **")[0]
         (folder,) = re.findall(r"python3 -m venv (\S+)", first_step)
 
         assert {*re.findall(r"exec (\S+)/bin/certjob", EXAMPLE + "".join(units().values()))} == {folder}
@@ -128,18 +122,18 @@ class TestUnits:
 
     def test_they_do_what_the_crontab_does_at_the_same_times(self) -> None:
         """One of them is not changed without the other."""
-        told = {}
+        when_each = {}
         for path, text in units().items():
             if path.endswith(".timer"):
                 (when,) = re.findall(r"^OnCalendar=(.+)$", text, flags=re.MULTILINE)
-                told[Path(path).stem] = when
+                when_each[Path(path).stem] = when
         commands = {
             "certjob@run": "run",
             "certjob@deliver": "deliver",
             "certjob@all": "deliver --all",
         }
-        template = units()["/etc/systemd/system/certjob@.service"]
-        override = units()["/etc/systemd/system/certjob@all.service.d/arguments.conf"]
+        template = units()["certjob@.service"]
+        override = units()["certjob@all.service.d/arguments.conf"]
         shell = re.search(r"exec (/opt/certjob/bin/certjob) %i'", template)
         assert shell is not None
         assert "exec /opt/certjob/bin/certjob deliver --all'" in override
@@ -149,7 +143,7 @@ class TestUnits:
             "*/15 * * * *": "*:0/15",
             "40 4 * * 7": "Sun *-*-* 04:40:00 Europe/Oslo",
         }
-        assert {commands[name]: when for name, when in told.items()} == {
+        assert {commands[name]: when for name, when in when_each.items()} == {
             command: as_calendar[times] for times, command in active
         }
 
@@ -159,7 +153,7 @@ class TestUnits:
         timers = [text for path, text in found.items() if path.endswith(".timer")]
         assert len(timers) == 3
         assert all("Persistent=true" in text for text in timers)
-        service = found["/etc/systemd/system/certjob@.service"]
+        service = found["certjob@.service"]
         for line in ("Type=oneshot", "LoadCredential=", "ProtectSystem=strict", "NoNewPrivileges=true"):
             assert line in service
 
@@ -168,7 +162,7 @@ class TestUnits:
         if shutil.which("systemd-analyze") is None:
             pytest.skip("the units were not verified: systemd-analyze is not installed (apt-get install systemd)")
         for path, text in units().items():
-            file = tmp_path / Path(path).relative_to("/etc/systemd/system")
+            file = tmp_path / path
             file.parent.mkdir(exist_ok=True)
             file.write_text(text)
         names = ["certjob@run", "certjob@deliver", "certjob@all"]
@@ -194,7 +188,7 @@ class TestUnits:
         self, certjob: Certjob, database_url: str, tmp_path: Path
     ) -> None:
         """As systemd would start it: the credential is a file of its own, in a folder that only this service sees."""
-        (line,) = re.findall(r"^ExecStart=(.+)$", units()["/etc/systemd/system/certjob@.service"], flags=re.MULTILINE)
+        (line,) = re.findall(r"^ExecStart=(.+)$", units()["certjob@.service"], flags=re.MULTILINE)
         (tmp_path / "certjob.env").write_text(f"CERTJOB_DATABASE_URL='{database_url}'\n")
         line = (
             line.replace("%d", str(tmp_path))

@@ -317,7 +317,7 @@ def test_mails_that_do_not_fit_into_the_lease_go_back_and_are_sent_later(
 
 
 # A process that stands still for longer than its lease, after it looked at the lease for the last time: the exception
-# that the README documents. It may act once on what it has claimed, and learns then that it lost its lease.
+# that docs/rules.md documents. It may act once on what it has claimed, and learns then that it lost its lease.
 
 
 def renew(facts: Facts, mentor_id: UUID) -> None:

@@ -12,12 +12,12 @@ import pytest
 
 from certjob.database import Connection
 from tests.support.command_line import Finished, run_in_process
+from tests.support.docs import read
 from tests.support.facts import Facts
 from tests.support.nights import CollectingChannel, FlakyPortal, night
-from tests.support.readme import README
 
 ROOT = Path(__file__).parents[2]
-SECTION = README.partition("\n## Runbook\n")[2].partition("\n## ")[0]
+PAGE = read("docs/runbook.md")
 TODAY = datetime.now(ZoneInfo("Europe/Oslo")).date()
 
 
@@ -44,7 +44,7 @@ def test_after_a_restore_nobody_is_mailed_about_what_was_mailed_before(facts: Fa
     organisation = facts.organisation()
     for days in (29, 6, -2, 30):  # three were due yesterday, and the last one is today
         facts.certified_mentor(organisation, today + timedelta(days=days))
-    (statement,) = re.findall(r"^    (UPDATE cert_notification_log\n.+?;)$", SECTION, flags=re.MULTILINE | re.DOTALL)
+    (statement,) = re.findall(r"^    (UPDATE cert_notification_log\n.+?;)$", PAGE, flags=re.MULTILINE | re.DOTALL)
     night(connection, today, deliver=False)
     assert facts.rows("SELECT count(*) FROM cert_notification_log WHERE status = 'pending'") == [(4,)]
 
@@ -67,7 +67,7 @@ def test_the_statement_about_open_transactions_finds_a_forgotten_one(
     """Even where nobody waits for it, since a review skips what is locked. The statement is the runbook's own."""
     facts.certified_mentor(facts.organisation(), TODAY)
     app.execute("UPDATE mentors SET locale = 'nn'")
-    (statement,) = re.findall(r"^    (SELECT pid, usename.+?;)$", SECTION, flags=re.MULTILINE | re.DOTALL)
+    (statement,) = re.findall(r"^    (SELECT pid, usename.+?;)$", PAGE, flags=re.MULTILINE | re.DOTALL)
 
     found = connection.execute(statement.encode()).fetchall()
 
@@ -76,7 +76,7 @@ def test_the_statement_about_open_transactions_finds_a_forgotten_one(
 
 def quoted_lines() -> list[str]:
     """What the tables of the runbook say that one sees, without what differs."""
-    rows = [row.split(" | ")[0] for row in SECTION.splitlines() if row.startswith("| ")]
+    rows = [row.split(" | ")[0] for row in PAGE.splitlines() if row.startswith("| ")]
     quoted = [text for row in rows for text in re.findall(r"`([^`]+)`", row)]
     parts = [part.strip(" ,.") for text in quoted for part in re.split("…|: ", text)]
     return sorted({re.sub(r"^[0-9]+ ", "", part) for part in parts if len(part) > 3})
@@ -118,7 +118,7 @@ def _longest_piece(text: ast.expr) -> str:
 @pytest.mark.parametrize("text", said_by_runs())
 def test_a_line_that_a_run_says_is_one_that_the_runbook_explains(text: str) -> None:
     """In its tables, or in an example; a new reason needs an answer at three in the morning."""
-    explained = [*quoted_lines(), *(line for line in SECTION.splitlines() if line.startswith("    "))]
+    explained = [*quoted_lines(), *(line for line in PAGE.splitlines() if line.startswith("    "))]
 
     assert any(line in text or text in line for line in explained if len(line) > 9), text
 
@@ -126,7 +126,9 @@ def test_a_line_that_a_run_says_is_one_that_the_runbook_explains(text: str) -> N
 def test_the_example_of_somebody_elses_file_can_be_loaded(facts: Facts, operator: Operator, tmp_path: Path) -> None:
     """The command as it stands, on a file with those headers."""
     facts.organisation("oxford")
-    (command,) = re.findall(r"^    (certjob load licences\.csv (?:.*\\\n)+.*)$", README, flags=re.MULTILINE)
+    (command,) = re.findall(
+        r"^    (certjob load licences\.csv (?:.*\\\n)+.*)$", read("docs/commands.md"), flags=re.MULTILINE
+    )
     (tmp_path / "licences.csv").write_text(
         "property_id,Licence Commenced,Licence Expires,kind\nP-17,31/01/2024,30/01/2029,HMO\n"
     )

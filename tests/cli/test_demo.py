@@ -23,8 +23,8 @@ from certjob.errors import ConfigurationError, PermanentPortalError, PortalStage
 from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
 from certjob.stopping import StopFlag
 from tests.conftest import installed_command
+from tests.support.docs import read_all_examples
 from tests.support.own_server import data_parent
-from tests.support.readme import read_examples
 
 CONTACT = UUID("6f9619ff-8b86-4d01-b42d-00cf4fc964ff")
 
@@ -94,7 +94,7 @@ def test_it_shows_an_outage_and_its_recovery_in_figures_that_agree(
     assert re.search(r"after:  H\d+: .*; paused: illness; portal wanted hidden, confirmed hidden", told)
     assert re.search(r"\| Subject: Sertifikatet ditt går ut om 7 dager", told)
     assert "certjob db migrate" in told.partition("What to try next")[2]
-    (example,) = [example for example in read_examples() if example.command == "certjob demo"]
+    (example,) = [example for example in read_all_examples() if example.command == "certjob demo"]
     assert example.matches(told)
     assert not list(temporary_folder.iterdir())
     assert not is_anybody_at(temporary_folder)

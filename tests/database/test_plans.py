@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping
 from datetime import date
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -15,6 +14,7 @@ from certjob.mail.reminders import CertificationReminderService
 from certjob.outbox.claims import ANY_ATTEMPTS
 from certjob.portal.sync import PortalSyncService
 from tests.benchmarks.population import run_script, today
+from tests.support.docs import read_section
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import night
 
@@ -447,7 +447,7 @@ def test_every_index_is_needed_and_is_used(connection: Connection) -> None:
     assert {row[0] for row in for_speed} == USES.keys()
 
 
-def test_the_tables_that_could_be_distributed_by_mentor_are_those_the_readme_names(connection: Connection) -> None:
+def test_the_tables_that_could_be_distributed_by_mentor_are_those_the_page_names(connection: Connection) -> None:
     """Past one machine: a table can be spread over several by mentor if each rule between its rows holds the mentor."""
     tables = connection.execute(
         """
@@ -483,10 +483,9 @@ def test_the_tables_that_could_be_distributed_by_mentor_are_those_the_readme_nam
         "portal_sync_events": {"portal_sync_events_pkey"},
         "dynamics_sync_failures": {"dynamics_sync_failures_pkey", "dynamics_sync_failures_event_id_fkey"},
     }
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    page = readme[readme.index("### Past one database") :]
+    section = read_section("docs/performance.md", "Past one database")
     for table in (*found, "event_id"):
-        assert f"`{table}`" in page
+        assert f"`{table}`" in section
 
 
 def test_digests_for_many_coordinators_read_no_mentor_to_whom_nothing_has_happened(

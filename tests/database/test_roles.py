@@ -28,7 +28,7 @@ PATIENCE_SECONDS = 60
 
 @pytest.fixture
 def login_url(database_url: str) -> Iterator[str]:
-    """A login of this test's own that was given certjob_worker and nothing else, as README says."""
+    """A login of this test's own that was given certjob_worker and nothing else, as docs/database-roles.md says."""
     name = f"certjob_cron_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(database_url, autocommit=True) as admin:
         admin.execute(sql.SQL("CREATE ROLE {} LOGIN IN ROLE certjob_worker").format(sql.Identifier(name)))

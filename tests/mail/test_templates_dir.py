@@ -26,9 +26,9 @@ from certjob.mail.messages import OUR_TEMPLATES, ReminderContent, Templates, che
 from certjob.mail.messages.samples import SAMPLES, sample_digests, sample_reminders
 from certjob.mail.messages.templates import OUR_FOLDER
 from tests.conftest import Certjob
+from tests.support.docs import read_section
 from tests.support.facts import Facts
 
-README = Path(__file__).parents[2] / "README.md"
 CONTENT = replace(next(sample_reminders(language="nb", slug="hlf")), full_name="Kari Nordmann", paused=False)
 GOOD_TEXT = "Hallo fra {{ organisation }}\n\nKjære {{ name }}, {{ days_left }} dager igjen.\n"
 
@@ -286,9 +286,9 @@ def shape(value: object) -> object:
 
 
 @pytest.mark.parametrize("message", sorted(SAMPLES))
-def test_the_readme_names_every_word(message: str) -> None:
+def test_the_page_about_messages_names_every_word(message: str) -> None:
     """What somebody who writes templates can use, and nothing else."""
-    section = README.read_text().partition("## Your own words")[2].partition("\n## ")[0]
+    section = read_section("docs/messages.md", "Your own templates")
     paragraph = section.partition(f"A {message} has")[2].partition("\n\n")[0]
 
     named = set(re.findall(r"`(\w+)`", paragraph))

@@ -338,7 +338,7 @@ def test_row_level_security_that_may_hide_mentors_is_a_failure(
 def test_a_login_that_is_a_worker_may_do_what_a_night_needs(
     here: Certjob, complete: Facts, database_url: str, change: str, verdict: str
 ) -> None:
-    """As README says to set it up; and anything that was taken away from the role is noticed."""
+    """As docs/database-roles.md says to set it up; and anything that was taken away from the role is noticed."""
     role = f"certjob_cron_{uuid4().hex[:8]}"
     connection = complete.connection
     connection.execute(f"CREATE ROLE {role} LOGIN IN ROLE certjob_worker PASSWORD '{SECRET}'".encode())

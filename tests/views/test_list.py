@@ -433,7 +433,7 @@ def test_what_cannot_be_asked_for_exits_2_and_says_why(certjob: Certjob, argumen
 
 
 def test_options_are_combined(certjob: Certjob, facts: Facts) -> None:
-    """Those who end soon, in one organisation, who have not left: as the README asks for them."""
+    """Those who end soon, in one organisation, who have not left: as docs/commands.md asks for them."""
     today = datetime.now(UTC).date()
     hlf, nhf = facts.organisation("hlf"), facts.organisation("nhf")
     facts.certified_mentor(hlf, today + timedelta(days=20), member_no="M1")

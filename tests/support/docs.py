@@ -1,11 +1,27 @@
-"""The README's examples: a command after ``$``, and under it what is printed."""
+"""The documents that people read, and their examples: a command after ``$``, and under it what is printed."""
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+DOCUMENTS = [ROOT / "README.md", *(page for page in [ROOT / "CONTRIBUTING.md"] if page.exists()), *PAGES]
+
+
+def read(name: str) -> str:
+    """Return one of the documents, or a file beside them, by its path from the root."""
+    return (ROOT / name).read_text()
+
+
+def read_section(name: str, title: str) -> str:
+    """Return what stands under a title, up to the next one of its rank; fail if there is no such title."""
+    text = read(name)
+    found = re.search(rf"^(#+) {re.escape(title)}\n", text, flags=re.MULTILINE)
+    assert found is not None, f"{name} has no title {title!r}"
+    return re.split(rf"^#{{1,{len(found[1])}}} ", text[found.end() :], maxsplit=1, flags=re.MULTILINE)[0]
+
 
 VARIES = {
     "the second at which a page was read": r"(?<=checked )\d\d:\d\d:\d\d",
@@ -16,7 +32,7 @@ alone on a line for any number of lines."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """One command and its output, as README shows them."""
+    """One command and its output, as a document shows them."""
 
     heading: str
     """The title above it, without the number signs."""
@@ -32,7 +48,13 @@ class Example:
         return re.fullmatch(pattern.replace("…", "[^\n]*"), _without_what_varies("\n".join(lines))) is not None
 
 
-def read_examples(text: str = README) -> Iterator[Example]:
+def read_all_examples() -> Iterator[Example]:
+    """Yield the examples of all documents."""
+    for path in DOCUMENTS:
+        yield from read_examples(path.read_text())
+
+
+def read_examples(text: str) -> Iterator[Example]:
     """Yield every indented line ``$ certjob …`` with what is indented under it."""
     heading, is_code = "", False
     command, output = "", list[str]()

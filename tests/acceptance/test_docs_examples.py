@@ -1,4 +1,4 @@
-"""Every example in README is what the command prints: its scene is set, the command is run, the words are compared."""
+"""Every example in the documents is what the command prints: scene, command, comparison."""
 
 import re
 from collections.abc import Iterator
@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.test_docs import commands
-from tests.support.readme import VARIES, Example, read_examples
-from tests.support.readme_scenes import SCENES
-from tests.support.readme_world import World
+from tests.support.docs import VARIES, Example, read_all_examples
+from tests.support.docs_scenes import SCENES
+from tests.support.docs_world import World
 
-EXAMPLES = list(read_examples())
+EXAMPLES = list(read_all_examples())
 RUN_ELSEWHERE = {"certjob demo"}
 """It takes a while, and tests/cli/test_demo.py runs it anyway: its example is compared there."""
 

@@ -1,4 +1,4 @@
-"""The metrics and log lines of the section about watching certjob are those that there are."""
+"""The metrics, alert rules, log lines and findings on the page about monitoring are those that exist."""
 
 import ast
 import inspect
@@ -13,18 +13,19 @@ from certjob.database import Connection
 from certjob.views.check import everything, in_database
 from certjob.views.metrics import read_metrics
 from tests.support.command_line import run_in_process
+from tests.support.docs import read
 from tests.support.facts import Facts
 from tests.support.nights import night
 from tests.support.portal_answers import error
 from tests.support.portal_server import PortalServer
-from tests.support.readme import README
 
 VERDICTS = {"ok", "warn", "fail", "skip", "failed_with"}
-SECTION = README.partition("## Watching certjob")[2].partition("\n## ")[0]
+PAGE = read("docs/monitoring.md")
+RULES = read("docs/prometheus-rules.yml")
 
 
 def test_every_metric_is_in_the_table(connection: Connection, facts: Facts) -> None:
-    """And the alert rules ask for none that there is not."""
+    """And the page and the alert rules name no others."""
     facts.certified_mentor(facts.organisation(), date(2025, 1, 1))
     night(connection)
     written = {
@@ -32,9 +33,12 @@ def test_every_metric_is_in_the_table(connection: Connection, facts: Facts) -> N
         for family in text_string_to_metric_families(read_metrics(connection, today=date(2026, 3, 10)).decode())
     }
 
-    rows = "\n".join(line for line in SECTION.splitlines() if line.startswith("| `certjob_"))
+    rows = "\n".join(line for line in PAGE.splitlines() if line.startswith("| `certjob_"))
     assert set(re.findall(r"certjob_[a-z_]+", rows)) == written
-    assert set(re.findall(r"certjob_[a-z_]+", SECTION)) == written
+    assert set(re.findall(r"certjob_[a-z_]+", PAGE)) == written
+    asked = set(re.findall(r"certjob_[a-z_]+", RULES))
+    assert asked
+    assert asked <= written
 
 
 def test_every_line_of_check_is_in_the_table() -> None:
@@ -47,7 +51,7 @@ def test_every_line_of_check_is_in_the_table() -> None:
         if node.args and isinstance(node.args[0], ast.Constant)
     }
 
-    table = SECTION.partition("| the line |")[2].partition("\n\n")[0]
+    table = PAGE.partition("| the line |")[2].partition("\n\n")[0]
     assert {name for row in table.splitlines() for name in re.findall(r"`([^`]+)`", row.split(" | ")[0])} - {
         "ok"
     } == said
@@ -73,7 +77,7 @@ def test_the_example_of_a_log_has_the_keys_of_the_log(
         )
     written = {line["event"]: line for line in map(json.loads, result.stderr.splitlines())}
 
-    examples = [json.loads(line) for line in SECTION.splitlines() if line.startswith('    {"time"')]
+    examples = [json.loads(line) for line in PAGE.splitlines() if line.startswith('    {"time"')]
     assert [line["event"] for line in examples] == ["event_failed", "attention"]
     for line in examples:
         assert list(line) == list(written[line["event"]])

@@ -1,4 +1,4 @@
-"""What has happened before each example in README: under its title, one scene, which sets the stage for every command.
+"""What has happened before each example in the documents: one scene per title sets the stage for every command.
 
 A scene is a generator: each ``yield`` lets the next command under that title run, and says from where: a terminal, or
 cron, which is none and mails what is printed.
@@ -9,18 +9,18 @@ import subprocess
 from collections.abc import Callable, Iterator
 from datetime import date, datetime, timedelta
 from unittest import mock
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from certjob.cli.demo import people as demo_people
 from certjob.database import migrations
 from certjob.stopping import StopFlag
 from tests.support.command_line import SECRET
+from tests.support.docs import read_section
+from tests.support.docs_world import MORNING, NIGHT, View, World, cron, terminal
 from tests.support.facts import TODAY
 from tests.support.nights import CollectingChannel, FlakyPortal, night
 from tests.support.portal_answers import error, html
 from tests.support.portal_server import PortalServer
-from tests.support.readme import README
-from tests.support.readme_world import MORNING, NIGHT, View, World, cron, terminal
 from tests.support.smtp_server import CERTIFICATE, Mailbox, real_server, server_tls
 
 NOWHERE = "127.0.0.1:1"
@@ -41,7 +41,7 @@ PORTAL_DOWN = {
 def five_minutes(world: World) -> Iterator[View]:
     """The file is made by the shell, as it stands there."""
     world.forget_the_schema()
-    tour = README.partition("## Five minutes")[2]
+    tour = read_section("README.md", "Five minutes")
     file = tour[tour.index("    cat > people.csv") :].partition("    END\n")
     script = "\n".join(line[4:] for line in (file[0] + file[1]).splitlines())
     subprocess.run(["/bin/sh", "-c", script], cwd=world.folder, check=True)
@@ -86,10 +86,10 @@ def one_mentor_everybody(world: World) -> Iterator[View]:
     yield cron()
 
 
-def watching(world: World) -> Iterator[View]:
-    """A function that is not deployed, a login that is refused, a coordinator who is missing; then, a bad night."""
+def before_a_run(world: World) -> Iterator[View]:
+    """A function that is not deployed, a login that is refused, a coordinator who is missing."""
     hlf = world.facts.organisation()
-    lhl = world.facts.organisation("lhl", portal=None)
+    world.facts.organisation("lhl", portal=None)
     world.coordinator(hlf)
     mailbox = Mailbox()
     with (
@@ -106,13 +106,12 @@ def watching(world: World) -> Iterator[View]:
                 "SSL_CERT_FILE": str(CERTIFICATE),
             }
         )
-    _make_a_bad_night(world, hlf)
-    world.connection.execute("DELETE FROM organisations WHERE id = %s", (lhl,))
-    yield cron()
 
 
-def _make_a_bad_night(world: World, organisation: UUID) -> None:
+def after_a_run(world: World) -> Iterator[View]:
     """Its delivery met a portal in trouble, and the next one was killed."""
+    organisation = world.facts.organisation()
+    world.coordinator(organisation)
     runs = (
         ("run", NIGHT, NIGHT + timedelta(seconds=58), "attention"),
         ("deliver", NIGHT + timedelta(minutes=5), None, None),
@@ -141,6 +140,7 @@ def _make_a_bad_night(world: World, organisation: UUID) -> None:
     world.connection.execute("UPDATE mentors SET review_on = '2026-03-11'")
     new = world.facts.mentor(organisation, member_no="M1003")
     world.connection.execute("UPDATE mentors SET review_on = 'infinity' WHERE id = %s", (new,))
+    yield cron()
 
 
 def _note_run(
@@ -167,7 +167,7 @@ def _note_run(
     )
 
 
-def your_own_words(world: World) -> Iterator[View]:
+def your_own_templates(world: World) -> Iterator[View]:
     mentor = world.facts.mentor(world.facts.organisation(), member_no="M1042", locale="en")
     world.facts.certificate(mentor, TODAY + timedelta(days=7), issued_on=date(2024, 3, 18))
     yield cron({"CERTJOB_MAIL_FROM": "HLF <likeperson@hlf.example>"})
@@ -298,10 +298,11 @@ def disk_is_full(world: World) -> Iterator[View]:
 SCENES: dict[str, Callable[[World], Iterator[View]]] = {
     "Five minutes": five_minutes,
     "Loading files": loading_files,
-    "One mentor, everybody, the coming nights": one_mentor_everybody,
-    "Watching certjob": watching,
-    "Your own words": your_own_words,
-    "The rules in short": rules,
+    "One mentor, everybody, the coming runs": one_mentor_everybody,
+    "Before a run: check": before_a_run,
+    "After a run: status": after_a_run,
+    "Trying them": your_own_templates,
+    "Rules per organisation": rules,
     "The portal is down": portal_is_down,
     "The portal refuses the key": key_is_wrong,
     "The portal does not know a mentor": contact_is_unknown,
@@ -311,7 +312,7 @@ SCENES: dict[str, Callable[[World], Iterator[View]]] = {
     "The clock is wrong": clock_is_wrong,
     "The schema is older or newer than certjob": schema_is_old,
     "The database does not answer": database_is_away,
-    "A night does not end": night_goes_on,
+    "A nightly run does not end": night_goes_on,
     "A mentor says: I am hidden, and should not be": mentor_is_hidden,
     "The disk is full": disk_is_full,
 }

@@ -1,4 +1,4 @@
-"""The world in which README's examples happen: it is 8 o'clock on 10 March 2026 in Oslo, for the database, too."""
+"""The world of the documents' examples: it is 8 o'clock on 10 March 2026 in Oslo, for the database, too."""
 
 import shlex
 from collections.abc import Callable, Mapping
