@@ -15,9 +15,8 @@ from aiosmtpd.smtp import AuthResult
 
 from certjob import redaction
 from certjob.settings import Settings
-from tests.acceptance.test_acceptance import today
 from tests.conftest import Certjob, installed_command
-from tests.support.command_line import run_in_process
+from tests.support.command_line import run_in_process, today
 from tests.support.facts import Facts
 from tests.support.own_server import guarded_login
 from tests.support.portal_answers import Behaviour, answer, hang

@@ -6,22 +6,17 @@ import re
 import subprocess
 import threading
 from collections import Counter
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from mailbox import Maildir
 from pathlib import Path
-from zoneinfo import ZoneInfo
 
 import pytest
 
 from tests.conftest import Certjob, installed_command
+from tests.support.command_line import today
 from tests.support.docs import read_examples, read_section
 from tests.support.facts import Facts
 from tests.support.portal_server import PortalServer
-
-
-def today() -> date:
-    """The day that the installed command works on."""
-    return datetime.now(UTC).astimezone(ZoneInfo("Europe/Oslo")).date()
 
 
 def written_messily(rows: list[list[str]], chance: random.Random) -> bytes:

@@ -5,10 +5,9 @@ import shlex
 from pathlib import Path
 
 import pytest
-import typer
 
-from certjob.cli.app import app
 from certjob.settings import Settings
+from tests.support.command_line import commands
 from tests.support.docs import DOCUMENTS, PAGES, ROOT, read, read_all_examples, read_section
 
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
@@ -16,27 +15,6 @@ TEXTS = {name: read(name) for name in NAMES}
 JOBS = ["crontab.example", "docs/systemd/certjob@all.service.d/arguments.conf"]
 COMING = {"CONTRIBUTING.md"}
 """README knows them already; whoever writes the last of them takes this set out."""
-
-
-def commands() -> dict[str, set[str]]:
-    """Every command with its options, as they are typed."""
-    found: dict[str, set[str]] = {}
-
-    def walk(command: object, name: str) -> None:
-        children = getattr(command, "commands", None)
-        if children is not None:
-            for child_name, child in children.items():
-                walk(child, f"{name} {child_name}")
-            return
-        found[name] = {
-            option
-            for parameter in getattr(command, "params", [])
-            for option in parameter.opts
-            if option.startswith("-")
-        }
-
-    walk(typer.main.get_command(app), "certjob")
-    return found
 
 
 @pytest.mark.parametrize("command", sorted(commands()))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.test_docs import commands
+from tests.support.command_line import commands
 from tests.support.docs import VARIES, Example, read_all_examples
 from tests.support.docs_scenes import SCENES
 from tests.support.docs_world import World

@@ -16,8 +16,8 @@ from certjob.errors import PermanentPortalError
 from certjob.mail.channels.maildir import MaildirChannel
 from certjob.mail.channels.smtp import SmtpChannel
 from certjob.mail.message import Channel, OutgoingMessage, compose, parse_sender
-from tests.acceptance.test_acceptance import today as real_today
 from tests.support.command_line import Finished, on_terminal, run_in_process, without_escapes
+from tests.support.command_line import today as real_today
 from tests.support.facts import TODAY, Facts
 from tests.support.hostile_texts import HOSTILE, SPY, Hostile, Page, ReceivedMail, assert_harmless, read_mail
 from tests.support.nights import night

@@ -24,9 +24,8 @@ import pytest
 from psycopg.rows import class_row
 
 from certjob.database import Connection
-from tests.acceptance.test_acceptance import today
 from tests.conftest import Certjob
-from tests.support.command_line import Backends, Child, Finished
+from tests.support.command_line import Backends, Child, Finished, today
 from tests.support.facts import Facts
 from tests.support.intents import backlog, review, run_out
 from tests.support.portal_answers import Exchange, answer, delay, hang, ok

@@ -15,8 +15,7 @@ import psycopg
 import pytest
 
 from certjob.database import Connection
-from tests.acceptance.test_acceptance import today
-from tests.support.command_line import Backends, Child, Finished, started
+from tests.support.command_line import Backends, Child, Finished, started, today
 from tests.support.facts import Facts
 from tests.support.portal_answers import delay
 from tests.support.portal_server import PortalServer

@@ -14,8 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.acceptance.test_acceptance import today
-from tests.support.command_line import Backends, started
+from tests.support.command_line import Backends, started, today
 from tests.support.facts import Facts
 from tests.support.processes import start_barrier
 from tests.support.smtp_server import Mailbox, real_server

@@ -1,6 +1,5 @@
 """`certjob alerts` for a coordinator: who, since when, why, and what to do; the most harmful first."""
 
-import io
 import re
 import shlex
 from datetime import UTC, date, datetime, timedelta
@@ -9,7 +8,6 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from rich.cells import cell_len
-from rich.console import Console
 
 from certjob.cli.pages.alerts import NOTHING, plain_lines, show_alerts
 from certjob.cli.terminal.output import Output
@@ -24,6 +22,7 @@ from tests.support.intents import make_due, review
 from tests.support.nights import delivery, night
 from tests.support.portal_answers import error, html
 from tests.support.portal_server import PortalServer
+from tests.support.terminals import HOSTILE, assert_in_order, flat, terminal
 
 VISIBLE = "Dynamics sync pending — mentor may still be visible on portal"
 HIDDEN = "Dynamics sync pending — mentor may still be hidden on portal"
@@ -31,7 +30,6 @@ OSLO = ZoneInfo("Europe/Oslo")
 MORNING = datetime(2026, 11, 25, 7, 0, tzinfo=UTC)
 """Eight in Oslo."""
 LONG_AGO = date(2025, 1, 1)
-HOSTILE = "[red]M[/red]\x1b[2J\x1b]0;gotcha\x07\u202e:smile:\\"
 
 
 def alert(
@@ -90,16 +88,6 @@ def failed_digest(facts: Facts, organisation: UUID, full_name: str | None, error
     return UUID(str(coordinator))
 
 
-def terminal(columns: int) -> tuple[Output, io.StringIO]:
-    """An output on a terminal of so many columns, and what it shows."""
-    output, shown = Output(quiet=False), io.StringIO()
-    output.on_terminal = True
-    output.out = Console(
-        file=shown, width=columns, force_terminal=True, color_system=None, emoji=False, highlight=False
-    )
-    return output, shown
-
-
 def page(connection: Connection, *, columns: int = 100, zone: ZoneInfo = OSLO, now: datetime = MORNING) -> str:
     """What a person reads."""
     output, shown = terminal(columns)
@@ -108,17 +96,6 @@ def page(connection: Connection, *, columns: int = 100, zone: ZoneInfo = OSLO, n
     for line in text.splitlines():
         assert cell_len(line) <= columns, line
     return text
-
-
-def flat(text: str) -> str:
-    """The same without its line ends, for sentences that are wrapped."""
-    return " ".join(text.split())
-
-
-def assert_in_order(text: str, *phrases: str) -> None:
-    places = [text.find(phrase) for phrase in phrases]
-    assert -1 not in places, (phrases[places.index(-1)], text)
-    assert places == sorted(places), text
 
 
 # The page as a whole.

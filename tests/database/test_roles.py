@@ -12,11 +12,10 @@ from psycopg import sql
 
 from certjob import database
 from certjob.database import embedded, migrations
-from tests.acceptance.test_acceptance import today
-from tests.acceptance.test_docs import commands
 from tests.conftest import Certjob, database_of
 from tests.support import supabase
 from tests.support.app_rows import furnish
+from tests.support.command_line import commands, today
 from tests.support.facts import TODAY, Facts
 from tests.support.own_server import data_folder
 from tests.support.portal_answers import error

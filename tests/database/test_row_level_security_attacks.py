@@ -11,9 +11,9 @@ import pytest
 from certjob import database
 from certjob.domain import rules
 from certjob.facts import reading as facts
-from tests.acceptance.test_acceptance import today
 from tests.conftest import Certjob
 from tests.support.app_rows import Organisation
+from tests.support.command_line import today
 from tests.support.facts import Facts
 from tests.support.supabase import logged_in
 from tests.support.waiting import until, waits_for_a_lock

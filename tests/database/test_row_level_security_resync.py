@@ -7,9 +7,9 @@ import psycopg
 import pytest
 
 from certjob import database
-from tests.acceptance.test_acceptance import today
 from tests.conftest import Certjob
 from tests.support.app_rows import DENIED, Organisation
+from tests.support.command_line import today
 from tests.support.facts import Facts
 from tests.support.portal_server import PortalServer
 from tests.support.supabase import acting, logged_in

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from certjob.domain import explanations, projection, rules
 from certjob.domain.models import IN_FORCE, Mentor, Reminder, Status
 from certjob.domain.projection import ComingNight, coming_nights
-from tests.domain.test_rules_properties import any_day, days, mentors, ordinarily, thoroughly
 from tests.support.facts import TODAY
 from tests.support.people import apply_decision, certificate, expiring_in, mentor, organisation
+from tests.support.strategies import any_day, days, mentors, ordinarily, thoroughly
 
 Night = tuple[date, object, object, bool | None, frozenset[Reminder]]
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from certjob.facts.cells import KEY_LIMIT
-from tests.acceptance.test_acceptance import today
-from tests.support.command_line import Finished, run_in_process
+from tests.support.command_line import Finished, run_in_process, today
 from tests.support.facts import Facts
 from tests.support.hostile_texts import HOSTILE, assert_harmless
 

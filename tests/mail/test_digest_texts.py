@@ -12,8 +12,7 @@ from certjob.mail.message import OutgoingMessage, compose, parse_sender
 from certjob.mail.messages import LANGUAGES, OUR_TEMPLATES, RenderedMessage
 from certjob.mail.messages.causes import find_cause
 from certjob.mail.messages.samples import sample_digests
-from tests.mail.test_messages import Page
-from tests.mail.test_smtp_channel import MESSAGE
+from tests.support.mails import MESSAGE, Page
 
 SENTENCE = "Dynamics sync pending — mentor may still be visible on portal"
 SECTIONS = ("visible", "paused", "returned", "undelivered", "hidden", "expiring")

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from certjob.database import Connection
 from certjob.mail.message import compose, parse_sender
-from tests.mail.test_smtp_channel import MESSAGE
 from tests.support.facts import TODAY, Facts
+from tests.support.mails import MESSAGE
 from tests.support.nights import CollectingChannel, night
 
 SENDER = parse_sender("post@hlf.example")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certjob.mail.message import OutgoingMessage, compose, parse_sender
-from tests.mail.test_smtp_channel import MESSAGE
+from tests.support.mails import MESSAGE
 
 SENDER = parse_sender("post@hlf.example")
 PIECES = st.sampled_from(

@@ -7,7 +7,6 @@ import sys
 import zipfile
 from dataclasses import replace
 from datetime import date, timedelta
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ import pytest
 from certjob.mail import messages
 from certjob.mail.messages import ReminderContent, RenderedMessage, render_reminder
 from tests.support.facts import TODAY
+from tests.support.mails import Page
 
 IN_TWO_WEEKS = ReminderContent(
     full_name="Kari Nordmann",
@@ -34,38 +34,6 @@ IN_TWO_WEEKS = ReminderContent(
 )
 
 PAUSE_WORDS = re.compile(r"\bpause", re.IGNORECASE)
-
-
-class Page(HTMLParser):
-    """The words of a page, its tags, and where its links lead."""
-
-    def __init__(self, document: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.links: list[str] = []
-        self.language: str | None = None
-        self._words: list[str] = []
-        self._in_head = False
-        self.feed(document)
-
-    @property
-    def text(self) -> str:
-        return " ".join("".join(self._words).split())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self._in_head = tag == "head" or (self._in_head and tag != "body")
-        attributes = dict(attrs)
-        if tag == "br":
-            self._words.append(" ")
-        if tag == "a":
-            self.links.append(attributes["href"] or "")
-        if tag == "html":
-            self.language = attributes["lang"]
-
-    def handle_data(self, data: str) -> None:
-        if not self._in_head:
-            self._words.append(data)
 
 
 def words_of(message: RenderedMessage) -> str:

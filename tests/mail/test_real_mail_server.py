@@ -18,8 +18,12 @@ from certjob.mail import stage as mail_stage
 from certjob.mail.message import OutgoingMessage
 from certjob.outbox.retry import constant
 from tests.conftest import Certjob
-from tests.mail.test_smtp_channel import MESSAGE
-from tests.mail.test_smtp_faults import (
+from tests.support.command_line import Finished
+from tests.support.cutting_proxy import Place, cutting_proxy
+from tests.support.exim import LOGIN, MISSING, PROGRAM, Exim, exim
+from tests.support.facts import TODAY, Facts
+from tests.support.mails import MESSAGE
+from tests.support.smtp_outcomes import (
     EVERYBODY,
     LATER,
     NEVER,
@@ -31,10 +35,6 @@ from tests.mail.test_smtp_faults import (
     run_stage,
     text_of,
 )
-from tests.support.command_line import Finished
-from tests.support.cutting_proxy import Place, cutting_proxy
-from tests.support.exim import LOGIN, MISSING, PROGRAM, Exim, exim
-from tests.support.facts import TODAY, Facts
 from tests.support.smtp_server import CERTIFICATE, client_tls
 
 pytestmark = pytest.mark.real_mail_server

@@ -11,7 +11,6 @@ from email.message import EmailMessage
 from email.policy import default
 from email.utils import parsedate_to_datetime
 from typing import Any
-from uuid import UUID
 
 import pytest
 from pydantic import SecretStr
@@ -26,8 +25,8 @@ from certjob.errors import (
 from certjob.mail.channels import smtp
 from certjob.mail.channels.smtp import SmtpChannel, tls_is_required
 from certjob.mail.channels.smtp_connection import SmtpConnection
-from certjob.mail.message import EncodedMessage, OutgoingMessage, parse_address, parse_sender
-from tests.support.facts import TODAY
+from certjob.mail.message import EncodedMessage, parse_address, parse_sender
+from tests.support.mails import MESSAGE
 from tests.support.smtp_server import (
     HOST,
     Fault,
@@ -37,21 +36,6 @@ from tests.support.smtp_server import (
     real_server,
     scripted_server,
     server_tls,
-)
-
-MESSAGE = OutgoingMessage(
-    to="kari.nordmann@example.org",
-    subject="Sertifikatet går ut om 14 dager",
-    text="Hei, Kari!\n\n.punktum\n.\nHilsen\n",
-    html="<h1>Hei, Kari – blåbær!</h1>\n",
-    message_id="<certjob-reminder-4711-0@hlf.example>",
-    idempotency_key="reminder-4711-0",
-    locale="nb",
-    kind="reminder",
-    mentor_id=UUID("0b6c0000-0000-4000-8000-000000000001"),
-    threshold_days=14,
-    expires_on=TODAY,
-    repeat=False,
 )
 
 

@@ -1,15 +1,9 @@
 """Everything that can go wrong with a mail server, stage by stage: whose fault it is; and nobody is mailed twice."""
 
-import email
-import email.policy
 import select
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
-from email.message import EmailMessage
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from pydantic import SecretStr
@@ -17,20 +11,25 @@ from pydantic import SecretStr
 from certjob.database import Connection
 from certjob.errors import ChannelDownError, NotifyError, RecipientDeferredError, RecipientRefusedError
 from certjob.mail import stage as mail_stage
-from certjob.mail.channels.smtp import SmtpChannel
 from certjob.mail.channels.smtp_connection import SmtpConnection
-from certjob.mail.message import parse_sender
-from certjob.mail.reminder_mail import ReminderMail
-from certjob.mail.reminders import CertificationReminderService, QueuedReminder
-from certjob.mail.stage import MailStage
-from certjob.outbox.claims import StageStop
 from certjob.outbox.retry import constant
-from certjob.stopping import StopFlag
-from tests.mail.test_smtp_channel import MESSAGE
-from tests.support.facts import TODAY, Facts
-from tests.support.intents import make_due, review
+from tests.support.facts import Facts
+from tests.support.mails import MESSAGE
+from tests.support.smtp_outcomes import (
+    EVERYBODY,
+    LATER,
+    NEVER,
+    REPEAT_LINE,
+    ROWS,
+    UNKNOWN,
+    channel_to,
+    make_good,
+    message_of,
+    queue_two,
+    run_stage,
+    text_of,
+)
 from tests.support.smtp_server import (
-    HOST,
     Fault,
     Mailbox,
     ScriptedServer,
@@ -40,19 +39,7 @@ from tests.support.smtp_server import (
     server_tls,
 )
 
-EVERYBODY, LATER, NEVER, UNKNOWN = "everybody", "later", "never", "unknown"
-"""Whose fault it is: the server's for all, the recipient's for now, the recipient's for good, or nobody can know."""
-
-ROWS = {
-    EVERYBODY: ("pending", 0, False, True),
-    LATER: ("pending", 1, False, False),
-    NEVER: ("failed", 1, False, False),
-    UNKNOWN: ("pending", 1, True, False),
-}
-"""What a reminder's row holds then: status, attempts, maybe_sent, and whether it is due at once."""
-
 OFFER = b"250-test\r\n250-STARTTLS\r\n250 AUTH PLAIN"
-REPEAT_LINE = "Du kan få denne påminnelsen mer enn én gang"
 
 BEFORE_THE_RECIPIENT = ("GREETING", "EHLO", "STARTTLS", "AUTH", "MAIL")
 
@@ -82,48 +69,6 @@ def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 def nothing_is_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     """Treat this machine's address as one far away."""
     monkeypatch.setattr("certjob.mail.channels.smtp.LOOPBACK_HOSTS", frozenset())
-
-
-@contextmanager
-def channel_to(port: int, **options: Any) -> Iterator[SmtpChannel]:
-    channel = SmtpChannel(HOST, port=port, sender=parse_sender("post@hlf.example"), **options)
-    try:
-        yield channel
-    finally:
-        channel.close()
-
-
-def run_stage(connection: Connection, channel: SmtpChannel) -> StageStop | None:
-    service = CertificationReminderService(connection, run_id=uuid4())
-    stage: MailStage[QueuedReminder] = MailStage(
-        ReminderMail(service, today=TODAY, domain="hlf.example"), channel=channel, stop=StopFlag()
-    )
-    return stage.run(deadline_seconds=60)
-
-
-def queue_two(facts: Facts) -> None:
-    organisation = facts.organisation(portal=None)
-    for _ in range(2):
-        facts.certified_mentor(organisation, TODAY + timedelta(days=5))
-    review(facts.connection)
-
-
-def make_good(facts: Facts) -> None:
-    """Time passes, and addresses that were refused are corrected."""
-    facts.connection.execute("UPDATE mentors SET email = 'new-' || email")
-    make_due(facts, "cert_notification_log")
-
-
-def message_of(body: bytes) -> EmailMessage:
-    message = email.message_from_bytes(body.replace(b"\r\n..", b"\r\n."), policy=email.policy.default)
-    assert isinstance(message, EmailMessage)
-    return message
-
-
-def text_of(message: EmailMessage) -> str:
-    part = message.get_body(("plain",))
-    assert part is not None
-    return str(part.get_content())
 
 
 @pytest.mark.parametrize(("stage", "answer", "fault"), TABLE)

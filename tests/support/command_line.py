@@ -14,12 +14,17 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, date, datetime
 from pathlib import Path
 from signal import SIGTERM, Signals
 from typing import Any
 from unittest import mock
+from zoneinfo import ZoneInfo
+
+import typer
 
 from certjob.cli import entry
+from certjob.cli.app import app
 from certjob.database import Connection
 from certjob.stopping import StopFlag
 from tests.conftest import installed_command
@@ -32,6 +37,32 @@ WITHIN_SECONDS = 10.0
 """A signal ends certjob in this time."""
 
 Finished = subprocess.CompletedProcess[str]
+
+
+def today() -> date:
+    """The day that the installed command works on."""
+    return datetime.now(UTC).astimezone(ZoneInfo("Europe/Oslo")).date()
+
+
+def commands() -> dict[str, set[str]]:
+    """Every command with its options, as they are typed."""
+    found: dict[str, set[str]] = {}
+
+    def walk(command: object, name: str) -> None:
+        children = getattr(command, "commands", None)
+        if children is not None:
+            for child_name, child in children.items():
+                walk(child, f"{name} {child_name}")
+            return
+        found[name] = {
+            option
+            for parameter in getattr(command, "params", [])
+            for option in parameter.opts
+            if option.startswith("-")
+        }
+
+    walk(typer.main.get_command(app), "certjob")
+    return found
 
 
 def assert_one_line(result: Finished, *phrases: str, code: int, command: str = "certjob run") -> str:

@@ -18,13 +18,13 @@ from certjob.errors import PermanentPortalError, UnknownMentorError
 from certjob.views.explain.document import to_document
 from certjob.views.explain.history import MentorHistory
 from certjob.views.explain.reader import read_story
-from tests.cli.test_alerts_page import HOSTILE, assert_in_order, flat, terminal
 from tests.conftest import Certjob
-from tests.night.test_plan import everything, random_programme
 from tests.support.command_line import assert_one_line, without_escapes
 from tests.support.facts import TODAY, Facts
 from tests.support.intents import make_due, review
 from tests.support.nights import CollectingChannel, FlakyPortal, night
+from tests.support.programmes import everything, random_programme
+from tests.support.terminals import HOSTILE, assert_in_order, flat, terminal
 
 OSLO = ZoneInfo("Europe/Oslo")
 

@@ -23,12 +23,12 @@ from certjob.database import Connection
 from certjob.domain import rules
 from certjob.domain.models import Decision, Mentor
 from certjob.views.forecast import Forecast, Week, make_forecast
-from tests.cli.test_alerts_page import terminal
 from tests.conftest import Certjob
-from tests.night.test_plan import everything, random_programme
 from tests.support.command_line import assert_one_line, on_terminal, run_in_process
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import CollectingChannel, night
+from tests.support.programmes import everything, random_programme
+from tests.support.terminals import terminal
 
 
 def forecast(

@@ -25,12 +25,12 @@ from certjob.domain import rules
 from certjob.domain.models import Status
 from certjob.facts import reading as facts_reading
 from certjob.views.listing import SHOWN_STATUSES, Filter, ListedCertificate, list_certificates
-from tests.cli.test_alerts_page import HOSTILE, terminal
 from tests.conftest import Certjob, installed_command
-from tests.night.test_plan import everything, random_programme
 from tests.support.command_line import assert_one_line, without_escapes
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import night
+from tests.support.programmes import everything, random_programme
+from tests.support.terminals import HOSTILE, terminal
 
 
 def listed(connection: Connection, *, today: date = TODAY, **wanted: Any) -> list[ListedCertificate]:

@@ -1,0 +1,54 @@
+"""A mail as the channels get it, and a page of one as its reader sees it."""
+
+from html.parser import HTMLParser
+from uuid import UUID
+
+from certjob.mail.message import OutgoingMessage
+from tests.support.facts import TODAY
+
+MESSAGE = OutgoingMessage(
+    to="kari.nordmann@example.org",
+    subject="Sertifikatet går ut om 14 dager",
+    text="Hei, Kari!\n\n.punktum\n.\nHilsen\n",
+    html="<h1>Hei, Kari – blåbær!</h1>\n",
+    message_id="<certjob-reminder-4711-0@hlf.example>",
+    idempotency_key="reminder-4711-0",
+    locale="nb",
+    kind="reminder",
+    mentor_id=UUID("0b6c0000-0000-4000-8000-000000000001"),
+    threshold_days=14,
+    expires_on=TODAY,
+    repeat=False,
+)
+
+
+class Page(HTMLParser):
+    """The words of a page, its tags, and where its links lead."""
+
+    def __init__(self, document: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.language: str | None = None
+        self._words: list[str] = []
+        self._in_head = False
+        self.feed(document)
+
+    @property
+    def text(self) -> str:
+        return " ".join("".join(self._words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self._in_head = tag == "head" or (self._in_head and tag != "body")
+        attributes = dict(attrs)
+        if tag == "br":
+            self._words.append(" ")
+        if tag == "a":
+            self.links.append(attributes["href"] or "")
+        if tag == "html":
+            self.language = attributes["lang"]
+
+    def handle_data(self, data: str) -> None:
+        if not self._in_head:
+            self._words.append(data)
