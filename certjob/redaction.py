@@ -3,7 +3,12 @@
 import re
 from collections.abc import Iterable
 
-ADDRESS = re.compile(r"<?[^\s<>@:;,()\"']+@[^\s<>@:;,()\"']+>?")
+LONGEST_FOREIGN_TEXT = 10_000
+"""Characters of somebody else's text that are looked at; what is shown of one is shorter still."""
+
+_IN_AN_ADDRESS = r"[^\s<>@:;,()\"']"
+# From a word's first letter only: tried from each, a long word without an @ takes the square of its length.
+_ADDRESS = re.compile(rf"<?(?<!{_IN_AN_ADDRESS}){_IN_AN_ADDRESS}+@{_IN_AN_ADDRESS}+>?")
 
 _SHORTEST = 4
 """Shorter ones would be found in every second word."""
@@ -26,4 +31,19 @@ def without_secrets(text: str) -> str:
 
 def without_people(text: str) -> str:
     """Return the text of somebody else, a server or a bug, without secrets and with ``<address>`` for addresses."""
-    return ADDRESS.sub("<address>", without_secrets(text))
+    return without_addresses(without_secrets(text))
+
+
+def without_addresses(text: str) -> str:
+    """Return the beginning of somebody else's text, with ``<address>`` in place of addresses."""
+    return _ADDRESS.sub("<address>", _beginning(text))
+
+
+def _beginning(text: str) -> str:
+    """Return what is looked at, without the word at its end: half an address is not seen to be one."""
+    if len(text) <= LONGEST_FOREIGN_TEXT:
+        return text
+    end = LONGEST_FOREIGN_TEXT
+    while end and (text[end - 1] == "@" or re.match(_IN_AN_ADDRESS, text[end - 1])):
+        end -= 1
+    return text[:end] + "…"

@@ -169,6 +169,10 @@ _NO_CONNECTION: Final = re.compile("^(08|28|3D|53300)")
 """SQLSTATEs of a session that never was; a pooler says so only when the first statement comes."""
 
 
+_LONGEST: Final = 1_000
+"""Characters that are looked at: what answers there need not be a database, and may say anything."""
+
+
 def explain_refusal(error: psycopg.OperationalError) -> ConfigurationError | DatabaseUnavailableError:
     """Return the error of a connection that was not made; its text has no URL in it."""
     text = " ".join(str(error).split()) or "no answer"
@@ -191,7 +195,7 @@ def _find(text: str) -> Refusal | None:
 
 def _cause(text: str) -> str:
     """The server's words of its last try, or libpq's, without what they repeat and what follows them."""
-    said = text.rpartition("FATAL: ")[2].strip()
+    said = text.rpartition("FATAL: ")[2].strip()[:_LONGEST]
     said = re.sub("^connection (failed|is bad): ", "", said)
     # Of postgresql://user:password/database, which has no host, libpq takes the password for the port, and quotes it.
     said = re.sub(r'(invalid [\w ]*(?:value|number)):? "[^"]*"', r"\1", said)

@@ -27,7 +27,7 @@ _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,5}")
 _ADDRESS = re.compile(r"[^\s@<>()\[\]\\,;:\"]{1,64}@(?!.*\.\.)[^\s@<>()\[\]\\,;:\".][^\s@<>()\[\]\\,;:\"]*(?<!\.)")
 _UUID = r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"
 _COORDINATOR = re.compile(
-    rf"(?:\[?(?P<id>{_UUID})\]?\s+)?(?:(?P<name>[^<>]*?)\s*<(?P<framed>[^<>]*)>|(?P<bare>\S+))"
+    rf"(?:\[?(?P<id>{_UUID})\]?\s++)?(?:(?P<name>[^<>]*)<(?P<framed>[^<>]*)>|(?P<bare>\S+))"
     rf"(?:\s+(?P<locale>{'|'.join(LOCALES)}))?"
 )
 

@@ -38,7 +38,7 @@ from certjob.errors import (
 )
 from certjob.outbox.http_deadline import DeadlineClient, HttpAnswer
 from certjob.outbox.retry import parse_retry_after
-from certjob.redaction import ADDRESS
+from certjob.redaction import without_addresses
 
 PERMANENT_CODES: Final = frozenset({"contact_not_found", "invalid_request", "dynamics_rejected"})
 STAGE_CODES: Final = frozenset({"misconfigured"})
@@ -163,7 +163,7 @@ class HLFDynamicsSyncService:
     def _printable(self, text: str) -> str:
         """Return somebody else's text, fit for a log line: on one line, without our key or an address, not too long."""
         text = "".join(character if character.isprintable() else " " for character in text)
-        text = ADDRESS.sub("<address>", " ".join(text.split()).replace(self._key, "***"))
+        text = without_addresses(" ".join(text.split()).replace(self._key, "***"))
         return text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "…"
 
     def _printable_ascii(self, text: str | None) -> str | None:

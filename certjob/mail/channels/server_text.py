@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from urllib.parse import quote
 
 from certjob.mail.message import MailAddress
-from certjob.redaction import ADDRESS
+from certjob.redaction import without_addresses
 
 MAX_CHARACTERS = 300
 
@@ -22,7 +22,7 @@ def readable(text: str | bytes, *, recipient: MailAddress | None = None, secrets
     if recipient is not None:
         for form in _forms(recipient):
             shown = re.sub(rf"<?(?<![\w.+-]){re.escape(form)}(?![\w+-])>?", "<recipient>", shown, flags=re.IGNORECASE)
-    shown = ADDRESS.sub("<address>", shown)
+    shown = without_addresses(shown)
     shown = "".join(letter if letter.isprintable() else " " for letter in shown)
     return " ".join(shown.split())[:MAX_CHARACTERS]
 
