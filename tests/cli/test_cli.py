@@ -218,7 +218,7 @@ def test_the_document_of_the_alerts_has_the_columns_of_the_view(here: Certjob, f
     (alert,) = document_of(nothing)["alerts"]
     assert list(alert) == [
         *("event_id", "mentor_id", "organisation_id", "member_no", "full_name", "visible", "sentence", "error"),
-        *("attempts", "wanted_at", "last_failed_at"),
+        *("attempts", "wanted_at", "last_failed_at", "code"),
     ]
     assert (alert["full_name"], alert["sentence"], alert["visible"]) == (name, SENTENCE, False)
     assert re.fullmatch(r"2026-01-1\dT\d\d:30:00[+-]\d\d:\d\d", alert["wanted_at"])
