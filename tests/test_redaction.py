@@ -3,6 +3,7 @@
 import resource
 import time
 from collections.abc import Callable
+from datetime import UTC, date, datetime
 from typing import Any
 
 import psycopg
@@ -76,7 +77,7 @@ READERS = {
     "a sender": unless_refused(parse_sender),
     "a recipient": unless_refused(parse_address),
     "a coordinator": unless_refused(parse_coordinator),
-    "a Retry-After": unless_refused(lambda text: parse_retry_after(text, now=cells.datetime.now(cells.UTC))),
+    "a Retry-After": unless_refused(lambda text: parse_retry_after(text, now=datetime.now(UTC))),
     "a name in a roster": unless_refused(cells.read_name),
     "a kind in a roster": unless_refused(cells.read_key),
     "an address in a roster": unless_refused(cells.read_email),
@@ -107,7 +108,7 @@ def seconds(read: Callable[[str], Any], text: str) -> float:
 
 def test_a_portal_that_answers_sixty_thousand_letters_does_not_hold_the_run(certjob: Certjob, facts: Facts) -> None:
     """It held it for more than a minute, after a signal, too."""
-    facts.certified_mentor(facts.organisation(), cells.date(2024, 2, 1), member_no="M1042")
+    facts.certified_mentor(facts.organisation(), date(2024, 2, 1), member_no="M1042")
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     with PortalServer(key=KEY) as portal:
         portal.then(error(404, "contact_not_found", message="a" * 60_000))
