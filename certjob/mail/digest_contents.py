@@ -6,6 +6,8 @@ from datetime import date, datetime, timedelta
 from hashlib import sha256
 from uuid import UUID
 
+from certjob.domain.alert_reasons import PushState
+
 EXPIRING_WITHIN_DAYS = 30
 TOLD_AGAIN_AFTER_DAYS = 7
 """What still waits for a person is a reason for another page after so many days; with other news it comes along."""
@@ -80,7 +82,7 @@ class ExpiringCertificate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PendingPush:
+class PendingPush(PushState):
     """A row of ``portal_alerts``."""
 
     name: str
@@ -103,6 +105,8 @@ class UndeliveredReminder:
     member_no: str
     expires_on: date
     error: str
+    code: str | None
+    """Why, as a FailureCode."""
     line: str
     """What this is known by, from one digest to the next."""
 

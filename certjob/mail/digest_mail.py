@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from datetime import tzinfo
 from typing import Any
 
+from certjob.domain.alert_reasons import AlertReason, why_message_waits, why_push_waits
 from certjob.errors import FailureCode, TemplateError
 from certjob.mail.digest_contents import Digest, PendingPush
 from certjob.mail.digests import CoordinatorDigestService, QueuedDigest
@@ -122,6 +123,9 @@ def digest_words(digest: Digest, *, repeat: bool, zone: tzinfo) -> dict[str, Any
     """Return what a digest's templates can use, by name; nothing in it can break a line or turn the text around."""
     locale = digest.coordinator.locale
 
+    def reason_words(reason: AlertReason, error: str | None) -> dict[str, str]:
+        return {"reason": reason.for_mail(language_of(locale)), "technical": clean(reason.technical(error))}
+
     def push(pending: PendingPush) -> dict[str, Any]:
         return {
             "name": clean(pending.name),
@@ -129,6 +133,7 @@ def digest_words(digest: Digest, *, repeat: bool, zone: tzinfo) -> dict[str, Any
             "since": write_moment(pending.wanted_at.astimezone(zone), locale=locale),
             "sentence": pending.sentence,
             "error": clean(pending.error),
+            **reason_words(why_push_waits(pending), pending.error),
         }
 
     return {
@@ -169,6 +174,7 @@ def digest_words(digest: Digest, *, repeat: bool, zone: tzinfo) -> dict[str, Any
                 "member_no": clean(mail.member_no),
                 "expires_on": write_date(mail.expires_on, locale=locale),
                 "error": clean(mail.error),
+                **reason_words(why_message_waits(mail.code), mail.error),
             }
             for mail in digest.undelivered
         ],

@@ -12,6 +12,7 @@ from rich.cells import cell_len
 from certjob.cli.pages.alerts import NOTHING, plain_lines, show_alerts
 from certjob.cli.terminal.output import Output
 from certjob.database import Connection
+from certjob.errors import FailureCode
 from certjob.portal.sync import PortalSyncService
 from certjob.views.alerts import read_alerts
 from tests.conftest import Certjob
@@ -49,6 +50,7 @@ def alert(
     """A mentor whose push waits; with ``error`` None nothing has failed."""
     mentor_id = facts.mentor(organisation, full_name=full_name, member_no=member_no)
     status = "blocked" if kind == "permanent" and error else "pending"
+    code = FailureCode.CONTACT_NOT_FOUND if kind == "permanent" else FailureCode.PORTAL_FAILED
     facts.connection.execute(
         "INSERT INTO portal_sync_events (mentor_id, visible, status, wanted_at, next_attempt_at, attempts)"
         " VALUES (%s, %s, %s, %s, %s, %s)",
@@ -56,19 +58,22 @@ def alert(
     )
     if error is not None:
         facts.connection.execute(
-            "INSERT INTO dynamics_sync_failures (mentor_id, visible, kind, attempts, error, last_failed_at)"
-            " VALUES (%s, %s, %s, %s, %s, %s)",
-            (mentor_id, visible, kind, calls, error, failed_at),
+            "INSERT INTO dynamics_sync_failures"
+            " (mentor_id, visible, kind, attempts, error, failure_code, last_failed_at)"
+            " VALUES (%s, %s, %s, %s, %s, %s, %s)",
+            (mentor_id, visible, kind, calls, error, code, failed_at),
         )
     return mentor_id
 
 
-def failed_reminder(facts: Facts, organisation: UUID, full_name: str, error: str) -> UUID:
+def failed_reminder(
+    facts: Facts, organisation: UUID, full_name: str, error: str, code: FailureCode = FailureCode.NO_ADDRESS
+) -> UUID:
     mentor_id = facts.mentor(organisation, full_name=full_name)
     facts.connection.execute(
-        "INSERT INTO cert_notification_log (mentor_id, threshold_days, cert_id, expires_on, status, last_error)"
-        " VALUES (%s, 7, %s, '2026-12-02', 'failed', %s)",
-        (mentor_id, uuid4(), error),
+        "INSERT INTO cert_notification_log (mentor_id, threshold_days, cert_id, expires_on, status, last_error,"
+        " failure_code) VALUES (%s, 7, %s, '2026-12-02', 'failed', %s, %s)",
+        (mentor_id, uuid4(), error, code),
     )
     return mentor_id
 
@@ -81,8 +86,8 @@ def failed_digest(facts: Facts, organisation: UUID, full_name: str | None, error
         f"{uuid4()}@example.org" if full_name else "berit@example.org",
     )
     facts.connection.execute(
-        "INSERT INTO coordinator_digests (coordinator_id, digest_on, status, last_error)"
-        " VALUES (%s, '2026-11-24', 'failed', %s)",
+        "INSERT INTO coordinator_digests (coordinator_id, digest_on, status, last_error, failure_code)"
+        " VALUES (%s, '2026-11-24', 'failed', %s, 'message_refused')",
         (coordinator, error),
     )
     return UUID(str(coordinator))
@@ -131,8 +136,8 @@ find them there. If it cannot wait, hide them by hand in Dynamics.
     }
     assert text == (
         f"1 mentor may STILL BE VISIBLE on the portal, and must not be\n{VISIBLE}\n{intro[columns]}\n"
-        "  The portal does not know this contact id.\n"
-        "  What to do: correct the contact id in the app, then `certjob resync M1001`.\n"
+        "  The portal has no contact with this ID.\n"
+        "  What to do: correct the contact ID in the app, then `certjob resync M1001`.\n"
         f"    - Kari Nordmann (M1001): since 23 November 08:00, 2 days\n{reason[columns]}"
     )
 
@@ -152,7 +157,7 @@ def test_the_most_harmful_comes_first_then_the_oldest(connection: Connection, fa
         text,
         "3 mentors may STILL BE VISIBLE on the portal, and must not be",
         VISIBLE,
-        "The portal does not know this contact id. (2 mentors)",
+        "The portal has no contact with this ID. (2 mentors)",
         "Hidden Old (M1005): since 16 November 08:00, 9 days",
         "Hidden New (M1003): since today 03:00, 5 hours",
         "Hidden Other (M1004): since 21 November 08:00, 4 days",
@@ -173,14 +178,15 @@ def test_a_cause_that_many_share_is_said_once_and_the_first_are_named(connection
         "    RETURNING id, member_no),"
         " e AS (INSERT INTO portal_sync_events (mentor_id, visible, wanted_at)"
         "    SELECT id, false, %s + make_interval(secs => substr(member_no, 2)::int) FROM m)"
-        " INSERT INTO dynamics_sync_failures (mentor_id, visible, kind, error)"
-        " SELECT id, false, 'stage', 'portal: the portal answered 401 unauthorized; check CERTJOB_PORTAL_KEY' FROM m",
+        " INSERT INTO dynamics_sync_failures (mentor_id, visible, kind, error, failure_code)"
+        " SELECT id, false, 'stage', 'portal: the portal answered 401 unauthorized; check CERTJOB_PORTAL_KEY',"
+        " 'portal_key_refused' FROM m",
         (organisation, MORNING - timedelta(hours=4)),
     )
 
     text = page(connection, columns=80)
 
-    assert flat(text).count("tell the operator") == flat(text).count("check CERTJOB_PORTAL_KEY") == 1
+    assert flat(text).count("contact the operator") == flat(text).count("check CERTJOB_PORTAL_KEY") == 1
     assert "2,000 mentors may STILL BE VISIBLE" in text
     assert re.findall(r"- (Name\d+) ", text) == [f"Name{number}" for number in range(1, 21)]
     assert "    … and 1,980 more; `certjob alerts --json` lists all\n" in text
@@ -285,17 +291,17 @@ def test_the_next_try_is_said_once_or_behind_each_name(connection: Connection, f
     alert(facts, organisation, "Ola", **waiting, next_attempt_at=MORNING + timedelta(days=1))  # type: ignore[arg-type]
     two = flat(page(connection))
 
-    assert "certjob tries again by itself when `certjob deliver` runs next" in due
-    assert "certjob tries again by itself at 09:15, or soon after." in later
-    assert "certjob tries again by itself at the time behind the name." in two
+    assert "certjob tries again automatically when `certjob deliver` runs next" in due
+    assert "certjob tries again automatically at 09:15, or soon after." in later
+    assert "certjob tries again automatically at the time behind the name." in two
     assert "Kari Nordmann (M1001): since 23 November 08:00, 2 days; next try at 09:15" in two
     assert "Ola (M1002): since 23 November 08:00, 2 days; next try on 26 November at 08:00" in two
 
 
 # Why, and what to do: each cause as a real night against a real server leaves it.
 
-ASK_THE_OPERATOR = "nothing that a coordinator can mend; tell the operator"
-BY_ITSELF = "nothing; certjob tries again by itself"
+ASK_THE_OPERATOR = "contact the operator and pass on the technical reason below"
+AUTOMATICALLY = "nothing; certjob tries again automatically"
 
 
 @pytest.mark.parametrize(
@@ -303,24 +309,28 @@ BY_ITSELF = "nothing; certjob tries again by itself"
     [
         (
             error(404, "contact_not_found"),
-            "The portal does not know this contact id.",
-            "correct the contact id in the app, then `certjob resync M1001`.",
+            "The portal has no contact with this ID.",
+            "correct the contact ID in the app, then `certjob resync M1001`.",
         ),
         (
             error(422, "dynamics_rejected", message="a plug-in says no"),
             "Dynamics refused to change this contact.",
-            "check the contact id in the app and the contact in Dynamics; once that is mended, `certjob resync M1001`.",
+            "check the contact ID in the app and the contact in Dynamics; once that is fixed, `certjob resync M1001`.",
         ),
-        (error(503, "token_unavailable"), "The portal did not answer, or could not do it.", f"{BY_ITSELF} "),
+        (
+            error(503, "token_unavailable"),
+            "The portal did not answer or could not make the change.",
+            f"{AUTOMATICALLY} ",
+        ),
         (
             error(429, "throttled", retry_after="7200"),
             "The portal was down or overloaded, and certjob stopped before it came to this.",
-            f"{BY_ITSELF} ",
+            f"{AUTOMATICALLY} ",
         ),
-        (error(401, "unauthorized"), "certjob can push nothing, whoever it is for", ASK_THE_OPERATOR),
-        (error(500, "misconfigured"), "certjob can push nothing, whoever it is for", ASK_THE_OPERATOR),
-        (html(404), "certjob can push nothing, whoever it is for", ASK_THE_OPERATOR),
-        (portal_answers.redirect("/login"), "certjob can push nothing, whoever it is for", ASK_THE_OPERATOR),
+        (error(401, "unauthorized"), "certjob cannot update the portal for anyone", ASK_THE_OPERATOR),
+        (error(500, "misconfigured"), "certjob cannot update the portal for anyone", ASK_THE_OPERATOR),
+        (html(404), "certjob cannot update the portal for anyone", ASK_THE_OPERATOR),
+        (portal_answers.redirect("/login"), "certjob cannot update the portal for anyone", ASK_THE_OPERATOR),
     ],
     ids=["unknown", "rejected", "down", "throttled", "key", "misconfigured", "no_function", "redirect"],
 )
@@ -351,9 +361,9 @@ def test_a_portal_that_is_down_for_all(connection: Connection, facts: Facts) -> 
 
     text = flat(page(connection, now=datetime.now(UTC)))
 
-    assert "The portal did not answer, or could not do it. (5 mentors)" in text
+    assert "The portal did not answer or could not make the change. (5 mentors)" in text
     assert "certjob stopped before it came to this. (3 mentors)" in text
-    assert text.count(BY_ITSELF) == 2
+    assert text.count(AUTOMATICALLY) == 2
     assert "5 pushes in a row failed (last: the portal answered 502 dynamics_unavailable" in text
 
 
@@ -376,12 +386,12 @@ def test_time_that_ran_out_heals_by_itself(connection: Connection, facts: Facts)
 
     text = flat(page(connection, now=datetime.now(UTC) + timedelta(minutes=1)))
 
-    assert "certjob's time was over before it came to this." in text
-    assert "nothing; certjob goes on by itself when `certjob deliver` runs next" in text
+    assert "certjob ran out of time before it came to this." in text
+    assert "nothing; certjob goes on automatically when `certjob deliver` runs next" in text
 
 
 def test_a_missing_contact_id_is_to_be_added(connection: Connection, facts: Facts) -> None:
-    """Before the first try as well, and in the words of whoever should be shown."""
+    """Before the first try as well, whether to hide or to show."""
     organisation = facts.organisation()
     facts.certified_mentor(organisation, LONG_AGO, contact_id=None)
     with PortalServer() as portal:
@@ -391,9 +401,9 @@ def test_a_missing_contact_id_is_to_be_added(connection: Connection, facts: Fact
 
     text = flat(page(connection))
 
-    assert "certjob cannot tell the portal whom to hide. What to do: add the contact id in the app, then" in text
+    why = "The app has no contact ID from Dynamics. What to do: add the contact ID in the app, then"
+    assert text.count(why) == 2
     assert "no dynamics_contact_id" in text
-    assert "certjob cannot tell the portal whom to show." in text
     assert "Not tried yet" not in text
 
 
@@ -411,10 +421,10 @@ def test_a_contact_id_that_was_corrected_is_not_asked_for_again(connection: Conn
         night(connection, portal=portal)
         delivered = page(connection)
 
-    assert "The contact id was changed in the app" in corrected
-    assert "What to do: nothing; certjob does it by itself when `certjob deliver` runs next" in corrected
-    assert "The last try failed; it was reopened since then" in reviewed
-    assert "What to do: nothing; certjob does it by itself when `certjob deliver` runs next" in reviewed
+    assert "The contact ID was changed in the app" in corrected
+    assert "What to do: nothing; certjob does it automatically when `certjob deliver` runs next" in corrected
+    assert "The last try failed. It was reopened since then" in reviewed
+    assert "What to do: nothing; certjob does it automatically when `certjob deliver` runs next" in reviewed
     assert delivered == f"{NOTHING}\n"
 
 
@@ -440,39 +450,35 @@ def test_a_push_in_flight_is_left_alone(connection: Connection, facts: Facts) ->
     facts.connection.execute("UPDATE portal_sync_events SET next_attempt_at = now() - interval '1 second'")
     run_out = flat(page(connection))
 
-    assert "certjob is working on it just now. What to do: nothing; look again in five minutes." in claimed
+    assert "certjob is working on it right now. What to do: nothing; look again in five minutes." in claimed
     assert "working on it" not in run_out
 
 
 @pytest.mark.parametrize(
-    ("error", "why", "what_to_do"),
+    ("code", "why", "what_to_do"),
     [
-        ("no address", "The app has no e-mail address.", "add the address in the app;"),
+        (FailureCode.NO_ADDRESS, "There is no e-mail address.", "add the mentor's address in the app;"),
+        (FailureCode.BAD_ADDRESS, "The e-mail address is not valid.", "correct the mentor's address in the app;"),
         (
-            "the e-mail address has no domain; correct it",
-            "The e-mail address cannot be right.",
-            "correct the address in the app;",
-        ),
-        (
-            "the server refused the recipient: 550 no such user",
-            "The mail server refused the address, or the message.",
-            "ask the mentor for the address and correct it in the app;",
+            FailureCode.ADDRESS_REFUSED,
+            "The mail server refused the address.",
+            "ask for the right address, then correct the mentor's address in the app;",
         ),
     ],
 )
 def test_why_a_reminder_did_not_arrive(
-    connection: Connection, facts: Facts, error: str, why: str, what_to_do: str
+    connection: Connection, facts: Facts, code: FailureCode, why: str, what_to_do: str
 ) -> None:
     """An address that is corrected is all it needs."""
     organisation = facts.organisation()
-    failed_reminder(facts, organisation, "Siv Berg", error)
+    failed_reminder(facts, organisation, "Siv Berg", "in certjob's words", code)
     text = flat(page(connection))
-    failed_reminder(facts, organisation, "Tor Vik", error)
+    failed_reminder(facts, organisation, "Tor Vik", "in certjob's words", code)
     two = flat(page(connection))
 
     assert f"{why} (2 reminders) What" in two
-    assert f"{why} What to do: {what_to_do} certjob sends the reminder after that by itself." in text
-    assert f"Siv Berg (M1001): certificate until 2 December 2026 Reason: {error}" in text
+    assert f"{why} What to do: {what_to_do} certjob sends the reminder after that automatically." in text
+    assert "Siv Berg (M1001): certificate until 2 December 2026 Reason: in certjob's words" in text
 
 
 # Names from strangers.
@@ -586,7 +592,7 @@ def test_coordinators_who_get_no_digest_stand_at_the_end(connection: Connection,
         text,
         "1 reminder not delivered",
         "2 digests not delivered",
-        "The mail server refused the address, or the message. (2 digests)",
+        "The message was refused. (2 digests)",
         "[red]M[/red]",
         "berit@example.org: of 24 November",
         "Reason: 550 no such user",

@@ -398,7 +398,11 @@ def test_on_a_terminal_the_page_is_refreshed_on_a_screen_of_its_own(watch: Watch
 def test_a_page_that_is_too_long_is_cut_and_the_rest_counted(watch: Watch, lines: int, columns: int) -> None:
     """The most harmful stays; the footer, too."""
     output, screens = window(lines=lines, columns=columns)
-    causes: list[dict[str, Any]] = [{}, {"status": "pending", "failure_kind": "transient"}, {"has_contact_id": False}]
+    causes: list[dict[str, Any]] = [
+        {},
+        {"status": "pending", "failure_kind": "transient", "code": "portal_failed"},
+        {"has_contact_id": False},
+    ]
     pushes = [push(f"Name{number}", **causes[number % 3]) for number in range(90)]
 
     watch.show(Alerts(pushes=pushes), output=output)
@@ -422,8 +426,8 @@ def test_a_low_window_names_fewer_of_each_cause_before_it_cuts(watch: Watch) -> 
     watch.show(Alerts(pushes=pushes), output=output)
 
     screen = screens()[0]
-    assert "The portal does not know this contact id. (30 mentors)" in screen
-    assert "The app has no contact id" in screen
+    assert "The portal has no contact with this ID. (30 mentors)" in screen
+    assert "The app has no contact ID" in screen
     assert "without --watch" not in screen
 
 

@@ -2,17 +2,13 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from certjob.errors import RecipientRefusedError
-from certjob.mail.message import OutgoingMessage, compose, parse_sender
 from certjob.mail.messages import LANGUAGES, OUR_TEMPLATES, RenderedMessage
-from certjob.mail.messages.causes import find_cause
 from certjob.mail.messages.samples import sample_digests
-from tests.support.mails import MESSAGE, Page
+from tests.support.mails import Page
 
 SENTENCE = "Dynamics sync pending — mentor may still be visible on portal"
 SECTIONS = ("visible", "paused", "returned", "undelivered", "hidden", "expiring")
@@ -125,88 +121,16 @@ def test_a_repeat_says_so(language: str) -> None:
     assert lines[language] in again.html
 
 
-# Causes
-
-
-def refusal(message: OutgoingMessage) -> str:
-    """The error text of a message that cannot be written."""
-    with pytest.raises(RecipientRefusedError) as caught:
-        compose(message, sender=parse_sender("post@hlf.example"), line_end="\r\n")
-    return str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("error", "words", "technical"),
-    [
-        ("no address", "Det mangler en e-postadresse.", ""),
-        (refusal(replace(MESSAGE, to="kari")), "E-postadressen kan ikke være riktig.", ""),
-        (refusal(replace(MESSAGE, to="kari@faß.example")), "E-postadressen kan ikke være riktig.", ""),
-        (
-            "the mail server refused the recipient (550 5.1.1 <recipient> unknown (mailbox))",
-            "E-postserveren avviste adressen.",
-            "550 5.1.1 <recipient> unknown (mailbox)",
-        ),
-        ("the mail server refused the message (554 spam)", "Meldingen ble avvist.", "554 spam"),
-        ("the webhook refused the message (422)", "Meldingen ble avvist.", "422"),
-        ("no dynamics_contact_id", "Kontakt-ID-en fra Dynamics mangler i appen.", ""),
-        (
-            "the portal answered 404 contact_not_found",
-            "Portalen kjenner ikke kontakt-ID-en.",
-            "the portal answered 404 contact_not_found",
-        ),
-        (
-            "the portal answered 503 token_unavailable",
-            "Portalen svarte ikke, eller fikk det ikke til. certjob prøver igjen av seg selv.",
-            "the portal answered 503 token_unavailable",
-        ),
-        (
-            "the portal answered 401 unauthorized",
-            "Noe er feil satt opp. Si fra til dem som drifter certjob.",
-            "the portal answered 401 unauthorized",
-        ),
-        ("something that nobody foresaw", "", "something that nobody foresaw"),
-    ],
-)
-def test_a_cause_is_told_in_the_readers_words(error: str, words: str, technical: str) -> None:
-    """What a coordinator can do something about; what a server said stays, for the operator."""
-    cause = find_cause(error, "nb")
-
-    assert (cause.words, cause.technical) == (words, technical)
-
-
-@pytest.mark.parametrize(
-    ("error", "begins"),
-    [
-        ("the time for deliveries is over; the rest stays pending", "certjob rakk det ikke"),
-        ("the lease is shorter than a push can take, or this process stood still; the rest waits", "certjob rakk"),
-        ("8 calls in a row were in vain; the rest stays pending", "Portalen svarte ikke"),
-        ("5 pushes in a row failed (last: no connection to the portal within 5 s)", "Portalen svarte ikke"),
-        ("the portal asked to wait 900 s; the rest stays pending", "Portalen svarte ikke"),
-        ("no whole answer from the portal within 30 s", "Portalen svarte ikke"),
-        ("the portal closed the connection before its answer was whole, or it does not speak HTTP", "Portalen svarte"),
-        ("connection to the portal lost: reset", "Portalen svarte ikke"),
-        ("the portal answered 200 OK, but not what was asked", "Portalen svarte ikke"),
-        ("the portal answered 422 dynamics_rejected (a plug-in)", "Dynamics avviste endringen"),
-        ("the portal answered 500 misconfigured", "Noe er feil satt opp"),
-        (
-            "the portal answered 404 Not Found, but not by the function; check CERTJOB_PORTAL_URL",
-            "Noe er feil satt opp",
-        ),
-        ("CERTJOB_PORTAL_URL is not set", "Noe er feil satt opp"),
-    ],
-)
-def test_every_reason_for_which_pushes_wait_has_words(error: str, begins: str) -> None:
-    """The portal's answers and the ends of the portal stage, as certjob words them."""
-    assert find_cause(error, "nb").words.startswith(begins)
+# Reasons
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_an_unforeseen_error_is_still_shown(language: str) -> None:
-    """As certjob words it, in English."""
+def test_what_the_server_said_stands_beside_the_reason(language: str) -> None:
+    """In the words of whoever said it, which are not ours to trust."""
     words = only("undelivered", language=language, count=1)
-    words["undelivered"] = [words["undelivered"][0] | {"error": "<unforeseen>"}]
+    words["undelivered"] = [words["undelivered"][0] | {"reason": "Why.", "technical": "<unforeseen>"}]
 
     message = written(words)
 
-    assert "2027: <unforeseen>\n" in message.text
+    assert "2027: Why. (<unforeseen>)\n" in message.text
     assert "&lt;unforeseen&gt;" in message.html

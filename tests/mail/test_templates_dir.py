@@ -265,10 +265,25 @@ def test_the_made_up_digest_has_the_words_of_a_real_one() -> None:
         returned=(ReturnedMentor(name="K", member_no="M", still_paused=False, without_certificate=False, line=""),),
         expiring=(ExpiringCertificate(name="K", member_no="M", kind="a", expires_on=at.date(), days_left=0),),
         pending=tuple(
-            PendingPush(name="K", member_no="M", visible=visible, sentence="s", wanted_at=at, error=None, line="")
+            PendingPush(
+                name="K",
+                member_no="M",
+                visible=visible,
+                sentence="s",
+                wanted_at=at,
+                error=None,
+                code=None,
+                line="",
+                status="pending",
+                rounds=0,
+                failure_kind=None,
+                is_claimed=False,
+                has_contact_id=True,
+                has_new_contact_id=False,
+            )
             for visible in (True, False)
         ),
-        undelivered=(UndeliveredReminder(name="K", member_no="M", expires_on=at.date(), error="", line=""),),
+        undelivered=(UndeliveredReminder(name="K", member_no="M", expires_on=at.date(), error="", code=None, line=""),),
         told=(),
     )
 

@@ -14,7 +14,7 @@ from rich.cells import cell_len
 from certjob import database
 from certjob.cli.pages.explain import page_lines, show_story
 from certjob.database import Connection
-from certjob.errors import PermanentPortalError, UnknownMentorError
+from certjob.errors import FailureCode, PermanentPortalError, UnknownMentorError
 from certjob.views.explain.document import to_document
 from certjob.views.explain.history import MentorHistory
 from certjob.views.explain.reader import read_story
@@ -244,8 +244,8 @@ def test_a_push_that_failed_is_told_with_its_time(connection: Connection, facts:
         "wanted: hidden",
         "the portal has confirmed nothing yet",
         "to be hidden (pending); may still be visible",
-        "The portal did not answer, or could not do it.",
-        "What to do: nothing; certjob tries again by itself",
+        "The portal did not answer or could not make the change.",
+        "What to do: nothing; certjob tries again automatically",
         "3 calls so far: connection reset",
     )
 
@@ -254,15 +254,20 @@ def test_a_blocked_push_waits_for_a_person_and_no_date_is_told(connection: Conne
     """What to do is said, with the command; nothing comes by itself."""
     organisation = facts.organisation()
     mentor_id = facts.certified_mentor(organisation, TODAY - timedelta(days=100), member_no="M 7")
-    refuses = FlakyPortal(failures=9, error=lambda: PermanentPortalError("the portal answered 404 contact_not_found"))
+    refuses = FlakyPortal(
+        failures=9,
+        error=lambda: PermanentPortalError(
+            "the portal answered 404 contact_not_found", code=FailureCode.CONTACT_NOT_FOUND
+        ),
+    )
     night(connection, portal=refuses)
 
     story = story_of(connection, mentor_id)
 
     assert story.steps == []
     text = page(story)
-    assert "The portal does not know this contact id." in text
-    assert "What to do: correct the contact id in the app, then `certjob resync 'M 7' --organisation hlf`." in text
+    assert "The portal has no contact with this ID." in text
+    assert "What to do: correct the contact ID in the app, then `certjob resync 'M 7' --organisation hlf`." in text
     assert document(story)["portal"]["failure"]["kind"] == "permanent"
 
 
@@ -378,7 +383,7 @@ def test_what_is_in_work_is_told_as_such(connection: Connection, facts: Facts) -
 
     assert "the portal is being asked to hide the mentor" in text
     assert "the queued reminder 1 day after the last day, 9 March is being sent" in text
-    assert "certjob is working on it just now." in text
+    assert "certjob is working on it right now." in text
 
 
 def test_without_a_contact_id_no_push_is_promised(connection: Connection, facts: Facts) -> None:
@@ -401,7 +406,7 @@ def test_reminders_without_an_address_are_told_to_fail(connection: Connection, f
     )
     night(connection, channel=CollectingChannel())
     text = told(connection, mentor_id)
-    assert "30 days before: not delivered. The app has no e-mail address. What to do: add the address" in text
+    assert "30 days before: not delivered. There is no e-mail address. What to do: add the mentor's address" in text
     assert "there is no e-mail address: nothing can be sent" in text
 
 

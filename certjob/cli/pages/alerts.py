@@ -1,7 +1,7 @@
 """What coordinators must know, as a page on a terminal and as plain lines off it: the most harmful first."""
 
 import shlex
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from functools import partial
 from typing import Final, TypeVar
@@ -9,16 +9,12 @@ from typing import Final, TypeVar
 from certjob.cli.terminal.lines import PageLine, glued, unbroken
 from certjob.cli.terminal.output import Output
 from certjob.cli.terminal.plain import harmless
+from certjob.domain.alert_reasons import AlertReason, why_message_waits, why_push_waits
 from certjob.views.alerts import (
     Alerts,
     FailedDigest,
     FailedReminder,
     PushAlert,
-    advise,
-    explain,
-    explain_digest,
-    explain_reminder,
-    find_cause,
 )
 
 MOST_ROWS: Final = 20
@@ -28,7 +24,6 @@ NOTHING: Final = "Nothing needs a person."
 _SOON: Final = "soon"
 
 AnyAlert = TypeVar("AnyAlert", PushAlert, FailedReminder, FailedDigest)
-AnyCause = TypeVar("AnyCause", bound=Hashable)
 
 
 def show_alerts(output: Output, alerts: Alerts, *, zone: tzinfo, now: datetime) -> None:
@@ -102,14 +97,14 @@ class _Page:
                 "find them there. If it cannot wait, hide them by hand in Dynamics."
             )
         yield from self._heading(heading, pushes[0].sentence, meaning, colour=colour)
-        for cause, group in _by_cause(pushes, find_cause):
+        for reason, group in _by_reason(pushes, why_push_waits):
             tries = self._next_tries(group)
-            with_next_try = cause.is_tried_by_itself and len(tries) > 1
+            with_next_try = reason.is_tried_automatically and len(tries) > 1
             yield from self._group(
                 group,
                 nouns="mentors",
-                why=explain(cause, visible=visible),
-                what_to_do=advise(cause, resync=self._resync(group), next_try=_together(tries)),
+                why=reason.why(),
+                what_to_do=reason.advise(resync=self._resync(group), next_try=_together(tries)),
                 waits=partial(self._push_waits, with_next_try=with_next_try),
                 noted=self._noted,
             )
@@ -120,12 +115,12 @@ class _Page:
             return
         meaning = "The mail about their certificate has not reached these mentors."
         yield from self._heading(f"{_number(len(reminders), 'reminder')} not delivered", meaning)
-        for (why, what_to_do), group in _by_cause(reminders, lambda reminder: explain_reminder(reminder.error)):
+        for reason, group in _by_reason(reminders, lambda reminder: why_message_waits(reminder.code)):
             yield from self._group(
                 group,
                 nouns="reminders",
-                why=why,
-                what_to_do=what_to_do,
+                why=reason.why(),
+                what_to_do=reason.advise(),
                 waits=lambda reminder: f"certificate until {_day(reminder.expires_on)}",
                 noted=lambda _group: "Reason",
             )
@@ -136,12 +131,12 @@ class _Page:
             return
         meaning = "These coordinators do not hear what happens to their mentors."
         yield from self._heading(f"{_number(len(digests), 'digest')} not delivered", meaning)
-        for (why, what_to_do), group in _by_cause(digests, lambda digest: explain_digest(digest.error)):
+        for reason, group in _by_reason(digests, lambda digest: why_message_waits(digest.code)):
             yield from self._group(
                 group,
                 nouns="digests",
-                why=why,
-                what_to_do=what_to_do,
+                why=reason.why(),
+                what_to_do=reason.advise(message="digest"),
                 waits=lambda digest: f"of {_day(digest.digest_on)}",
                 noted=lambda _group: "Reason",
             )
@@ -226,13 +221,13 @@ class _Page:
         return glued(f"{day} {local:%H:%M}")
 
 
-def _by_cause(
-    alerts: Iterable[AnyAlert], cause_of: Callable[[AnyAlert], AnyCause]
-) -> Iterable[tuple[AnyCause, list[AnyAlert]]]:
-    """Return those who share a cause together, in the order in which each cause first appears."""
-    groups: dict[AnyCause, list[AnyAlert]] = {}
+def _by_reason(
+    alerts: Iterable[AnyAlert], reason_of: Callable[[AnyAlert], AlertReason]
+) -> Iterable[tuple[AlertReason, list[AnyAlert]]]:
+    """Return those who share a reason together, in the order in which each reason first appears."""
+    groups: dict[AlertReason, list[AnyAlert]] = {}
     for alert in alerts:
-        groups.setdefault(cause_of(alert), []).append(alert)
+        groups.setdefault(reason_of(alert), []).append(alert)
     return groups.items()
 
 

@@ -12,9 +12,10 @@ from certjob.cli.terminal.lines import PageLine, glued, unbroken
 from certjob.cli.terminal.output import Output
 from certjob.cli.terminal.plain import harmless
 from certjob.domain import explanations, rules
+from certjob.domain.alert_reasons import AlertReason, why_message_waits, why_push_waits
 from certjob.domain.explanations import day_words, distance_words, threshold_words
 from certjob.domain.models import OWN_PAUSE_REASON, Status
-from certjob.views.alerts import NO_ADDRESS, Cause, PushAlert, advise, explain, explain_reminder, find_cause
+from certjob.views.alerts import PushAlert
 from certjob.views.explain.history import LoggedReminder, MentorHistory, Pause, Portal
 from certjob.views.explain.reader import address_problem
 
@@ -197,9 +198,9 @@ def _what_became(story: MentorHistory, row: LoggedReminder) -> str:
     if row.status == "sent":
         return f"sent {story.moment(row.sent_at)}{again}" if row.sent_at else f"sent{again}"
     if row.status == "failed":
-        why, what_to_do = explain_reminder(row.last_error)
-        reason = f" ({row.last_error})" if row.last_error not in (None, NO_ADDRESS) else ""
-        return f"not delivered. {why}{reason} What to do: {what_to_do.rstrip('.')}"
+        reason = why_message_waits(row.failure_code)
+        error = "" if reason is AlertReason.NO_ADDRESS or not row.last_error else f" ({row.last_error})"
+        return f"not delivered. {reason.why()}{error} What to do: {reason.advise().rstrip('.')}"
     if row.status == "pending":
         tries = (
             f", tried {row.attempts} times so far"
@@ -295,13 +296,13 @@ def _open_push(story: MentorHistory, portal: Portal) -> Iterator[PageLine]:
     may_be = "hidden" if push.visible else "visible"
     text = f"not confirmed since {since}: to be {_shown(push.visible)} ({push.status}); may still be {may_be}"
     yield PageLine(text=text, bullet="- ", indent=2, style="yellow" if push.visible else "red")
-    cause = find_cause(push)
-    if cause is Cause.UNTRIED:
+    reason = why_push_waits(push)
+    if reason is AlertReason.UNTRIED:
         yield PageLine(text="It goes out with the next `certjob run` or `certjob deliver`.", indent=4)
     else:
-        yield PageLine(text=explain(cause, visible=push.visible), indent=4)
+        yield PageLine(text=reason.why(), indent=4)
         command = f"certjob resync {shlex.quote(push.member_no)} --organisation {story.person.slug}"
-        what_to_do = advise(cause, resync=f"`{harmless(command)}`", next_try=_next_try(story, push))
+        what_to_do = reason.advise(resync=f"`{harmless(command)}`", next_try=_next_try(story, push))
         yield PageLine(head="What to do: ", text=what_to_do, indent=4)
     if push.error:
         calls = f", {push.calls:,} {'call' if push.calls == 1 else 'calls'} so far" if push.calls else ""

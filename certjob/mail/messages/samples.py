@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from datetime import date, datetime, timedelta
 
+from certjob.domain.alert_reasons import AlertReason
 from certjob.mail.messages.content import ReminderContent, reminder_words, write_date, write_moment
 
 _SOME_DAY = date(2027, 1, 31)
@@ -63,11 +64,24 @@ def sample_digests(language: str) -> Iterator[Words]:
 
 def _sections(language: str) -> dict[str, list[Words]]:
     day = write_date(_SOME_DAY, locale=language)
+    reason = AlertReason.CONTACT_NOT_FOUND.for_mail(language)
     who: Words = {"name": _NAME, "member_no": "M1001"}
     unnamed: Words = {"name": "M1002", "member_no": "M1002"}
     pushes: list[Words] = [
-        {**who, "since": write_moment(_SOME_MOMENT, locale=language), "error": "404 contact_not_found"},
-        {**unnamed, "since": write_moment(_SOME_MOMENT, locale=language), "error": ""},
+        {
+            **who,
+            "since": write_moment(_SOME_MOMENT, locale=language),
+            "error": "404 contact_not_found",
+            "reason": reason,
+            "technical": "404 contact_not_found",
+        },
+        {
+            **unnamed,
+            "since": write_moment(_SOME_MOMENT, locale=language),
+            "error": "",
+            "reason": reason,
+            "technical": "",
+        },
     ]
     return {
         "visible": [
@@ -87,8 +101,8 @@ def _sections(language: str) -> dict[str, list[Words]]:
             {**unnamed, "still_paused": True, "without_certificate": False},
         ],
         "undelivered": [
-            {**who, "expires_on": day, "error": "the mail server refused the recipient (550 unknown)"},
-            {**unnamed, "expires_on": day, "error": ""},
+            {**who, "expires_on": day, "error": "550 unknown", "reason": reason, "technical": "550 unknown"},
+            {**unnamed, "expires_on": day, "error": "", "reason": reason, "technical": ""},
         ],
         "expiring": [
             {**who, "kind": "likeperson", "expires_on": day, "days_left": days_left} for days_left in (12, 1, 0)

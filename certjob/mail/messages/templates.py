@@ -19,7 +19,6 @@ from jinja2 import (
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from certjob.errors import TemplateError
-from certjob.mail.messages.causes import find_cause
 from certjob.mail.messages.content import ReminderContent, RenderedMessage, language_of, reminder_words
 
 OUR_FOLDER = Path(__file__).parent
@@ -92,7 +91,7 @@ class Templates:
         ours = FileSystemLoader(OUR_FOLDER)
         # Some editors put a byte-order mark before the subject.
         theirs = [FileSystemLoader(folder, encoding="utf-8-sig") for folder in folders]
-        environment = ImmutableSandboxedEnvironment(
+        return ImmutableSandboxedEnvironment(
             loader=ChoiceLoader([PrefixLoader({"certjob": ours}), *theirs, ours]),
             autoescape=select_autoescape(enabled_extensions=("html",), default=False),
             undefined=StrictUndefined,
@@ -101,8 +100,6 @@ class Templates:
             keep_trailing_newline=True,
             auto_reload=False,
         )
-        environment.filters["cause"] = find_cause
-        return environment
 
     def shown(self, name: str, *, slug: str) -> str:
         """Return a template's file as a person knows it: its path inside the folder, or that it is certjob's own."""

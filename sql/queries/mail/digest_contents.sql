@@ -50,10 +50,16 @@ WHERE m.organisation_id = %(organisation_id)s
     )
 
 -- name: read_pending_pushes
--- What the portal may still show wrongly: the same view as the alerts.
-SELECT a.full_name AS name, a.member_no, a.visible, a.sentence, a.wanted_at, a.error,
+-- What the portal may still show wrongly: the same view as the alerts, with what decides why it waits. Whether a run is
+-- working on it is over before the mail is read.
+SELECT a.full_name AS name, a.member_no, a.visible, a.sentence, a.wanted_at, a.error, a.code, e.status,
+    e.attempts AS rounds, f.kind AS failure_kind, false AS is_claimed,
+    m.dynamics_contact_id IS NOT NULL AS has_contact_id, m.portal_visible IS NULL AS has_new_contact_id,
     'push:' || a.event_id || ':' || a.visible::text AS line
 FROM portal_alerts AS a
+JOIN portal_sync_events AS e ON e.id = a.event_id
+JOIN mentors AS m ON m.id = a.mentor_id
+LEFT JOIN dynamics_sync_failures AS f ON f.mentor_id = a.mentor_id AND f.resolved_at IS NULL
 WHERE a.organisation_id = %(organisation_id)s
 
 -- name: read_undelivered_reminders
@@ -61,7 +67,8 @@ WHERE a.organisation_id = %(organisation_id)s
 -- mentor has no address is one, however many reminders there are;
 -- that one is put off, however often it is tried.
 SELECT coalesce(m.full_name, m.member_no) AS name, m.member_no, l.expires_on, coalesce(l.last_error, '') AS error,
-    CASE WHEN l.last_error = 'no address' THEN 'noaddress:' || l.mentor_id
+    l.failure_code AS code,
+    CASE WHEN l.failure_code = 'no_address' THEN 'noaddress:' || l.mentor_id
         WHEN l.status = 'pending' THEN 'late:' || l.id
         ELSE 'mail:' || l.id || ':' || extract(epoch FROM l.next_attempt_at) END AS line
 FROM cert_notification_log AS l

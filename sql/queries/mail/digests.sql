@@ -63,7 +63,7 @@ WITH reader AS MATERIALIZED (
     )
 ), undelivered AS MATERIALIZED (
     SELECT m.organisation_id,
-        CASE WHEN l.last_error = 'no address' THEN 'noaddress:' || l.mentor_id
+        CASE WHEN l.failure_code = 'no_address' THEN 'noaddress:' || l.mentor_id
             WHEN l.status = 'pending' THEN 'late:' || l.id
             ELSE 'mail:' || l.id || ':' || extract(epoch FROM l.next_attempt_at) END AS line
     FROM cert_notification_log AS l
