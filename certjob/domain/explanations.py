@@ -60,14 +60,15 @@ def why_certified(mentor: Mentor, today: date) -> Iterator[str]:
     """Yield, for each kind that the mentor has held or will hold, whether it is in force and whether it counts."""
     all_kinds_count = replace(mentor, organisation=replace(mentor.organisation, optional_kinds=frozenset()))
     lapsed = {certificate.kind: certificate for certificate in rules.lapsed_certificates(all_kinds_count, today)}
+    statuses = rules.statuses(mentor, today)
+    last_days: dict[str, date] = {}
+    for certificate in mentor.certificates:
+        if statuses[certificate.id] in IN_FORCE:
+            last_days[certificate.kind] = max(certificate.expires_on, last_days.get(certificate.kind, date.min))
     for kind in sorted({certificate.kind for certificate in mentor.certificates}):
-        rows = [certificate for certificate in mentor.certificates if certificate.kind == kind]
-        statuses = {row.id: rules.status_of(row, rows, mentor, today) for row in rows}
-        in_force = [row for row in rows if statuses[row.id] in IN_FORCE]
         optional = kind in mentor.organisation.optional_kinds
-        if in_force:
-            last_day = max(row.expires_on for row in in_force)
-            text = f"{kind} is in force until {day_words(last_day, today)}"
+        if kind in last_days:
+            text = f"{kind} is in force until {day_words(last_days[kind], today)}"
         elif kind in lapsed and lapsed[kind].revoked:
             text = f"{kind} was revoked"
         elif kind in lapsed:

@@ -4,8 +4,10 @@ Pure functions. No rule asks what happened last night, so a missed night, a seco
 Rows of one mentor and kind are ordered by (expires_on, issued_on); the later row is the one that counts.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from datetime import date
+from itertools import groupby
+from uuid import UUID
 
 from certjob.domain.models import (
     IN_FORCE,
@@ -43,21 +45,23 @@ def decide(mentor: Mentor, today: date) -> Decision:
     held = False
     uncertified = False
     for kind, certificates in _by_kind(mentor.certificates).items():
-        statuses = [status_of(certificate, certificates, mentor, today) for certificate in certificates]
-        for certificate, status in zip(certificates, statuses, strict=True):
+        statuses: set[Status] = set()
+        for certificate, status, continued in _judged(certificates, mentor, today):
+            statuses.add(status)
             if status is not certificate.status:
                 transitions.append(
                     Transition(certificate_id=certificate.id, from_status=certificate.status, to_status=status)
                 )
-            threshold = _due_threshold(certificate, status, certificates, mentor, today)
+            reminded = not (continued or mentor.left)
+            threshold = _due_threshold(certificate, status, mentor, today) if reminded else None
             if threshold is not None:
                 reminders.append(
                     Reminder(cert_id=certificate.id, threshold_days=threshold, expires_on=certificate.expires_on)
                 )
-            review_days.extend(_review_days(certificate, status, certificates, mentor))
-        if kind not in organisation.optional_kinds and any(status is not Status.UPCOMING for status in statuses):
+            review_days.extend(_review_days(certificate, status, mentor, reminded=reminded))
+        if kind not in organisation.optional_kinds and statuses - {Status.UPCOMING}:
             held = True
-            uncertified = uncertified or not any(status in IN_FORCE for status in statuses)
+            uncertified = uncertified or not statuses & IN_FORCE
 
     own_pause = next((pause for pause in mentor.open_pauses if pause.reason == OWN_PAUSE_REASON), None)
     pause = None if mentor.left else _pause_change(uncertified=uncertified, own_pause_open=own_pause is not None)
@@ -84,13 +88,39 @@ def status_of(certificate: Certificate, siblings: Iterable[Certificate], mentor:
 
     ``siblings`` are the rows of the same mentor and kind, the certificate itself may be among them.
     """
+    replaced = any(
+        not other.revoked and other.issued_on <= today and _order(other) > _order(certificate) for other in siblings
+    )
+    return _status(certificate, mentor, today, replaced=replaced)
+
+
+def _judged(
+    certificates: Iterable[Certificate], mentor: Mentor, today: date
+) -> Iterator[tuple[Certificate, Status, bool]]:
+    """Yield the rows of one kind, the last first, each with its status and whether a later one continues it.
+
+    What a row has to know of the later ones is carried along: however many there are, each is looked at once.
+    """
+    replaced = False  # a later row has begun
+    earliest_start: date | None = None  # of the later rows
+    for _, rows_of_same_dates in groupby(sorted(certificates, key=_order, reverse=True), key=_order):
+        same = list(rows_of_same_dates)
+        for certificate in same:
+            continued = earliest_start is not None and _follows_at_once(earliest_start, certificate)
+            yield certificate, _status(certificate, mentor, today, replaced=replaced), continued
+        if not all(certificate.revoked for certificate in same):
+            start = same[0].issued_on
+            replaced = replaced or start <= today
+            earliest_start = start if earliest_start is None else min(earliest_start, start)
+
+
+def _status(certificate: Certificate, mentor: Mentor, today: date, *, replaced: bool) -> Status:
+    """``replaced``: a later row of its kind, which is not revoked, has begun."""
     if certificate.revoked:
         return Status.REVOKED
     if certificate.issued_on > today:
         return Status.UPCOMING
-    if any(
-        not other.revoked and other.issued_on <= today and _order(other) > _order(certificate) for other in siblings
-    ):
+    if replaced:
         return Status.RENEWED
     days_left = (certificate.expires_on - today).days
     if days_left < 0:
@@ -108,8 +138,9 @@ def due_threshold(certificate: Certificate, mentor: Mentor, today: date) -> int 
     continues the certificate without a gap, nothing to a mentor who has left.
     """
     siblings = [other for other in mentor.certificates if other.kind == certificate.kind]
-    status = status_of(certificate, siblings, mentor, today)
-    return _due_threshold(certificate, status, siblings, mentor, today)
+    if mentor.left or _is_continued(certificate, siblings):
+        return None
+    return _due_threshold(certificate, status_of(certificate, siblings, mentor, today), mentor, today)
 
 
 def cancel_reason(reminder: Reminder, mentor: Mentor, today: date) -> str | None:
@@ -151,7 +182,7 @@ def continuation(certificate: Certificate, siblings: Iterable[Certificate]) -> C
     following = [
         other
         for other in siblings
-        if not other.revoked and _order(other) > _order(certificate) and _follows_at_once(other, certificate)
+        if not other.revoked and _order(other) > _order(certificate) and _follows_at_once(other.issued_on, certificate)
     ]
     return min(following, key=_order, default=None)
 
@@ -170,15 +201,24 @@ def days_left_bounds(status: Status, *, largest_threshold: int | None) -> tuple[
     return None, None
 
 
+def statuses(mentor: Mentor, today: date) -> dict[UUID, Status]:
+    """Return what each of a mentor's certificates is on ``today``, by its id."""
+    return {
+        certificate.id: status
+        for certificates in _by_kind(mentor.certificates).values()
+        for certificate, status, _ in _judged(certificates, mentor, today)
+    }
+
+
 def lapsed_certificates(mentor: Mentor, today: date) -> list[Certificate]:
     """Return why a mentor is not certified: of each kind that counts and is not in force, the row that counts."""
     lapsed = []
     for kind, certificates in sorted(_by_kind(mentor.certificates).items()):
         if kind in mentor.organisation.optional_kinds:
             continue
-        statuses = {c.id: status_of(c, certificates, mentor, today) for c in certificates}
-        held = [c for c in certificates if statuses[c.id] is not Status.UPCOMING]
-        if held and not any(statuses[c.id] in IN_FORCE for c in held):
+        judged = list(_judged(certificates, mentor, today))
+        held = [c for c, status, _ in judged if status is not Status.UPCOMING]
+        if held and not any(status in IN_FORCE for _, status, _ in judged):
             lapsed.append(max(held, key=lambda c: (not c.revoked, _order(c))))
     return lapsed
 
@@ -199,10 +239,8 @@ def ending_certificates(mentor: Mentor, today: date, *, within_days: int) -> lis
     return [
         certificate
         for certificates in _by_kind(mentor.certificates).values()
-        for certificate in certificates
-        if status_of(certificate, certificates, mentor, today) in IN_FORCE
-        and (certificate.expires_on - today).days <= within_days
-        and not _is_continued(certificate, certificates)
+        for certificate, status, continued in _judged(certificates, mentor, today)
+        if status in IN_FORCE and (certificate.expires_on - today).days <= within_days and not continued
     ]
 
 
@@ -224,28 +262,21 @@ def _by_kind(certificates: Iterable[Certificate]) -> dict[str, list[Certificate]
 
 def _is_continued(certificate: Certificate, siblings: Iterable[Certificate]) -> bool:
     """Whether a later row starts at the latest on the day after this one's last day."""
-    return any(
-        not other.revoked and _order(other) > _order(certificate) and _follows_at_once(other, certificate)
-        for other in siblings
-    )
+    return continuation(certificate, siblings) is not None
 
 
-def _follows_at_once(other: Certificate, certificate: Certificate) -> bool:
-    """Whether one begins at the latest on the day after the other's last day."""
-    return (other.issued_on - certificate.expires_on).days <= 1
+def _follows_at_once(start: date, certificate: Certificate) -> bool:
+    """Whether what starts on a day does so at the latest on the day after the certificate's last day."""
+    return (start - certificate.expires_on).days <= 1
 
 
-def _due_threshold(
-    certificate: Certificate, status: Status, siblings: Sequence[Certificate], mentor: Mentor, today: date
-) -> int | None:
-    if mentor.left or status not in (Status.VALID, Status.EXPIRING, Status.EXPIRED):
+def _due_threshold(certificate: Certificate, status: Status, mentor: Mentor, today: date) -> int | None:
+    """Return the due threshold of a certificate that nothing continues, of a mentor who has not left."""
+    if status not in (Status.VALID, Status.EXPIRING, Status.EXPIRED):
         return None
     days_left = (certificate.expires_on - today).days
-    reached = [threshold for threshold in mentor.organisation.reminder_thresholds if days_left <= threshold]
-    if not reached:
-        return None
-    threshold = min(reached)
-    return threshold if _is_in_time(threshold, days_left) and not _is_continued(certificate, siblings) else None
+    threshold = min((t for t in mentor.organisation.reminder_thresholds if days_left <= t), default=None)
+    return threshold if threshold is not None and _is_in_time(threshold, days_left) else None
 
 
 def _is_in_time(threshold: int, days_left: int) -> bool:
@@ -253,9 +284,7 @@ def _is_in_time(threshold: int, days_left: int) -> bool:
     return days_left >= 0 if threshold >= 0 else threshold - days_left <= LATEST_AFTER_EXPIRY_DAYS
 
 
-def _review_days(
-    certificate: Certificate, status: Status, siblings: Sequence[Certificate], mentor: Mentor
-) -> Iterable[int]:
+def _review_days(certificate: Certificate, status: Status, mentor: Mentor, *, reminded: bool) -> Iterable[int]:
     """The days (ordinals) on which this certificate can change anything by itself, past ones included."""
     if status in (Status.REVOKED, Status.RENEWED):  # only a changed fact ends these
         return
@@ -266,7 +295,7 @@ def _review_days(
     if not thresholds:
         return
     yield expiry - max(thresholds)
-    if not mentor.left and not _is_continued(certificate, siblings):
+    if reminded:
         for threshold in thresholds:
             yield expiry - threshold
 

@@ -1,11 +1,12 @@
 """The rule table of the programme, a line at a time."""
 
+import time
 from datetime import date, timedelta
 from uuid import uuid4
 
 import pytest
 
-from certjob.domain import rules
+from certjob.domain import explanations, rules
 from certjob.domain.models import IN_FORCE, Certificate, Mentor, PauseChange, Reminder, Status
 from tests.support.facts import TODAY
 from tests.support.people import DEFAULT_THRESHOLDS, certificate, expiring_in, mentor, organisation, own_pause, pause
@@ -779,3 +780,17 @@ class TestMassChange:
     def test_the_limit_of_new_reminders_is_five_thousand(self) -> None:
         """More of them in one organisation and run are held back."""
         assert rules.MASS_REMINDER_LIMIT == 5_000
+
+
+def test_a_decision_takes_as_long_as_there_are_rows_of_a_kind() -> None:
+    """Each row compared with each other one would take minutes; whoever may write rows could stop every night so."""
+    rows = [certificate(NEXT_YEAR, issued_on=date(1900, 1, 1) + timedelta(days=number)) for number in range(20_000)]
+    person = mentor(*rows)
+
+    began = time.monotonic()
+    rules.decide(person, TODAY)
+    rules.lapsed_certificates(person, TODAY)
+    rules.ending_certificates(person, TODAY, within_days=30)
+    list(explanations.why_certified(person, TODAY))
+
+    assert time.monotonic() - began < 20

@@ -247,3 +247,17 @@ def test_a_pause_is_only_changed_when_it_is_there_to_change(person: Mentor, toda
     change = rules.decide(person, today).pause
 
     assert change is not (PauseChange.OPEN if open_before else PauseChange.LIFT)
+
+
+@ordinarily
+@given(mentors(), days)
+def test_all_rows_at_once_are_what_each_is_alone(person: Mentor, today: date) -> None:
+    """One pass over the rows of a kind gives each the status and the threshold that looking at all others gives it."""
+    statuses, decision = rules.statuses(person, today), rules.decide(person, today)
+
+    for row in person.certificates:
+        siblings = [other for other in person.certificates if other.kind == row.kind]
+        assert statuses[row.id] is rules.status_of(row, siblings, person, today)
+        due = [each.threshold_days for each in decision.reminders if each.cert_id == row.id]
+        threshold = rules.due_threshold(row, person, today)
+        assert due == ([] if threshold is None else [threshold])
