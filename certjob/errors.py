@@ -9,6 +9,7 @@ CertjobError                      exit 1
 ├── DatabaseUnavailableError      exit 1
 ├── StoppedBySignalError          exit 1
 ├── TooManyBrokenMentorsError     exit 1
+├── BrokenMentorError             exit 3   one mentor's rows are beyond the bounds of the schema
 ├── MentorBusyError               exit 3   a resync could not get its lock, or another run's push is in flight
 ├── DynamicsSyncException         exit 3   a portal push was given up for now
 ├── PortalCallError                        one call to the Edge Function went wrong (internal to the saga)
@@ -156,6 +157,13 @@ class TooManyBrokenMentorsError(CertjobError):
     """So many mentors broke that the cause is not in their data."""
 
     code = "too_many_broken"
+
+
+class BrokenMentorError(CertjobError):
+    """One mentor has more rows, or longer ones, than certjob reads; somebody has to delete or shorten them."""
+
+    exit_code = 3
+    code = "broken_mentor"
 
 
 class MentorBusyError(CertjobError):

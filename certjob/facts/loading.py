@@ -32,6 +32,9 @@ _PATIENCE_SECONDS = 60.0
 _RULES = {"mentors_one_per_contact": "another mentor of the organisation has this dynamics_contact_id"}
 """What a rule of the schema means, where a file can break it."""
 
+_BOUNDS = "certjob_"
+"""How the bounds of migration 0009 begin."""
+
 _REFUSED = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.RaiseException)
 """What a constraint, a domain or somebody's trigger says about a value."""
 
@@ -257,6 +260,8 @@ class _Writing:
         else:
             rule = error.diag.constraint_name or type(error).__name__
             reason = _RULES.get(rule, f"the database refuses it ({rule})")
+            if rule.startswith(_BOUNDS):  # these name the column or the mentor's id, and the limit
+                reason = error.diag.message_primary or reason
         self.rejected += 1
         self._on_reject(RejectedRow(line=row.line, column=WHOLE_LINE, reason=reason))
 

@@ -23,6 +23,8 @@ class FactsRead:
     mentors: list[Mentor]
     incomplete: list[UUID]
     """Mentors of whom somebody else holds a fact row just now; only when locking."""
+    broken: dict[UUID, str]
+    """Mentors who are beyond the bounds of the schema, and why; their other facts were not read."""
 
 
 def read(connection: database.Connection, ids: Sequence[UUID], *, lock: bool) -> FactsRead:
@@ -31,8 +33,10 @@ def read(connection: database.Connection, ids: Sequence[UUID], *, lock: bool) ->
     With ``lock``, in statements later than the one that locked the mentors (a newer snapshot), and their
     certificates and open pauses are locked too, without waiting.
     """
-    parameters = {"ids": list(ids)}
-    rows = {row[0]: row for row in database.fetch(connection, "read_mentors", parameters)}
+    found = database.fetch(connection, "read_mentors", {"ids": list(ids)})
+    rows = {row[0]: row for row in found if row[5] is None}
+    broken = {row[0]: row[5] for row in found if row[5] is not None}
+    parameters = {"ids": list(rows)}
     by_id = organisations(connection, {row[2] for row in rows.values()})
     incomplete: set[UUID] = set()
     certificates: dict[UUID, list[Certificate]] = defaultdict(list)
@@ -76,12 +80,12 @@ def read(connection: database.Connection, ids: Sequence[UUID], *, lock: bool) ->
                 open_pauses=tuple(pauses.get(mentor_id, ())),
             )
         )
-    return FactsRead(mentors=mentors, incomplete=sorted(incomplete))
+    return FactsRead(mentors=mentors, incomplete=sorted(incomplete), broken=broken)
 
 
 def read_due(
     connection: database.Connection, *, due_by: date | None, organisation_id: UUID | None, chunk_size: int
-) -> Iterator[list[Mentor]]:
+) -> Iterator[FactsRead]:
     """Yield the mentors to be reviewed on ``due_by`` (None: all) in chunks, in the order of apply, without locks."""
     after_review, after_id = BEFORE_EVERY_MENTOR
     while True:
@@ -99,7 +103,7 @@ def read_due(
         if not keys:
             return
         after_id, after_review = keys[-1]
-        yield read(connection, [key[0] for key in keys], lock=False).mentors
+        yield read(connection, [key[0] for key in keys], lock=False)
 
 
 def organisation_from_row(row: Any) -> Organisation:

@@ -63,12 +63,14 @@ def recorded(
     organisation: str | None = None,
     organisation_id: UUID | None = None,
     progress: Progress | None = None,
+    everybody: bool = False,
 ) -> Iterator[Progress]:
     """Keep the run's line in ``job_runs``, whatever becomes of the run; finish the report on the way out.
 
     Yields the progress to tell: it also notes now and then that the run is alive.
 
-    A night after one on a later date makes everybody due, in the transaction that writes its line.
+    With ``everybody``, and in a night after one on a later date, the transaction that writes its line makes all mentors
+    due.
     """
     identity = {
         "id": report.run_id,
@@ -80,12 +82,12 @@ def recorded(
     }
     try:
         with database.transaction(connection, lock_timeout_ms=_LOCK_TIMEOUT_MS):
-            everybody = report.command == "run" and looks_at_everybody(connection, report.today)
+            everybody = everybody or (report.command == "run" and looks_at_everybody(connection, report.today))
             database.execute(connection, "start_job_run", identity)
             if everybody:
                 make_everybody_due(connection, organisation_id)
     except database.CONTENTION as error:
-        message = "after a night on a wrong date everybody must be reviewed, but another session holds some; run again"
+        message = "every mentor is to be reviewed, but some are locked by another session; end it and run again"
         raise DatabaseUnavailableError(message) from error
     about = {"command": report.command, "today": str(report.today), "host": identity["host"]}
     logger.info("the run has begun", extra={"event": "run_began"} | about)

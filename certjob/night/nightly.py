@@ -63,6 +63,8 @@ class NightOptions:
     allow_mass_change: bool = False
     allow_earlier_date: bool = False
     deliver: bool = True
+    everybody: bool = False
+    """All mentors are due now, whatever was noted for them."""
     run_id: UUID = field(default_factory=uuid4)
 
 
@@ -91,7 +93,12 @@ def run(
         report.finish()
         return report
     with recorded(
-        connection, report, organisation=options.organisation, organisation_id=organisation_id, progress=progress
+        connection,
+        report,
+        organisation=options.organisation,
+        organisation_id=organisation_id,
+        progress=progress,
+        everybody=options.everybody,
     ) as beating:
         _apply(
             connection,
@@ -139,7 +146,7 @@ def _plan(connection: Connection, report: RunReport, *, options: NightOptions, o
     """Fill the report with what a run would do: one read-only snapshot, no write, no lock, no call."""
     with database.read_only_snapshot(connection):
         reminders = CertificationReminderService(connection, run_id=report.run_id)
-        everybody = looks_at_everybody(connection, options.today)
+        everybody = options.everybody or looks_at_everybody(connection, options.today)
         guard = MassChangeGuard(
             connection,
             today=options.today,

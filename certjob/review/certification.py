@@ -95,15 +95,16 @@ class CertificationManagementService:
     def review_one(self, mentor_id: UUID, *, then: Callable[[Decision], None]) -> bool:
         """Review one locked mentor in its own transaction; ``then`` writes in it too, last.
 
-        False when somebody holds the mentor or one of its fact rows; nothing is written then.
+        False when somebody holds the mentor or one of its fact rows; nothing is written then. A broken mentor is noted,
+        and ``then`` is not called.
         """
         try:
             with transaction(self._connection, lock_timeout_ms=LOCK_TIMEOUT_MS, by_index=True):
                 database.execute(self._connection, "lock_mentor", {"id": mentor_id})
                 read = reading.read(self._connection, [mentor_id], lock=True)
-                if not read.mentors:
+                if not (read.mentors or read.broken):
                     return False
-                decisions, problems = decide_each(read.mentors, self._today)
+                decisions, problems = decide_each(read, self._today)
                 self._note_broken({problem.mentor_id: problem.reason for problem in problems})
                 written = self._lane.writer.write(decisions)
                 for decision in decisions:
@@ -238,7 +239,7 @@ class CertificationManagementService:
             return []
         read = reading.read(connection, ids, lock=True)
         progress.left.update(read.incomplete)
-        decisions, problems = decide_each(read.mentors, self._today)
+        decisions, problems = decide_each(read, self._today)
         self._note_broken({problem.mentor_id: problem.reason for problem in problems})
         return decisions
 

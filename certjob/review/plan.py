@@ -1,7 +1,7 @@
 """The plan: what tonight would do, from the facts alone, writing nothing."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import date
 from uuid import UUID
@@ -9,7 +9,7 @@ from uuid import UUID
 from certjob import database
 from certjob.database import Connection
 from certjob.domain import rules
-from certjob.domain.models import Decision, Mentor, PauseChange, Status
+from certjob.domain.models import Decision, PauseChange, Status
 from certjob.facts import reading
 
 CHUNK_SIZE = 1_000
@@ -23,11 +23,11 @@ class Problem:
     reason: str
 
 
-def decide_each(mentors: Iterable[Mentor], today: date) -> tuple[list[Decision], list[Problem]]:
+def decide_each(read: reading.FactsRead, today: date) -> tuple[list[Decision], list[Problem]]:
     """Decide for each mentor; one whose data break a rule becomes a problem and does not stop the others."""
     decisions: list[Decision] = []
-    problems: list[Problem] = []
-    for mentor in mentors:
+    problems = [Problem(mentor_id=mentor_id, reason=reason) for mentor_id, reason in read.broken.items()]
+    for mentor in read.mentors:
         try:
             decisions.append(rules.decide(mentor, today))
         except Exception as error:  # noqa: BLE001 - whatever it is, the night goes on and the mentor is named
@@ -40,8 +40,8 @@ def due_decisions(
 ) -> Iterator[tuple[list[Decision], list[Problem]]]:
     """Yield the decisions about the due mentors (or everybody) in chunks, without locks, on a read-only server too."""
     due_by = None if everybody else today
-    for mentors in reading.read_due(connection, due_by=due_by, organisation_id=organisation_id, chunk_size=CHUNK_SIZE):
-        yield decide_each(mentors, today)
+    for read in reading.read_due(connection, due_by=due_by, organisation_id=organisation_id, chunk_size=CHUNK_SIZE):
+        yield decide_each(read, today)
 
 
 LOCKED = "held by another session until the end of the run; the next run does this review"

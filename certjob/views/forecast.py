@@ -77,7 +77,8 @@ def make_forecast(
     done = 0
     with database.read_only_snapshot(connection):
         reminders = CertificationReminderService(connection, run_id=uuid4())  # it is only asked what is new
-        for chunk in _read_reviewed(connection, today=today, until=until, organisation_id=organisation_id):
+        for chunk, broken in _read_reviewed(connection, today=today, until=until, organisation_id=organisation_id):
+            problems += [Problem(mentor_id=mentor_id, reason=reason) for mentor_id, reason in broken.items()]
             problems += _count(chunk, until=until, counts=counts, reminders=reminders)
             done += len(chunk)
             if on_progress:
@@ -87,8 +88,8 @@ def make_forecast(
 
 def _read_reviewed(
     connection: Connection, *, today: date, until: date, organisation_id: UUID | None
-) -> Iterator[list[tuple[Mentor, date]]]:
-    """Yield the mentors who are reviewed by then, in chunks, each with the first day of it."""
+) -> Iterator[tuple[list[tuple[Mentor, date]], dict[UUID, str]]]:
+    """Yield the mentors who are reviewed by then, in chunks, each with the first day of it; and the broken ones."""
     everybody = looks_at_everybody(connection, today)
     after_review, after_id = reading.BEFORE_EVERY_MENTOR
     while True:
@@ -109,8 +110,8 @@ def _read_reviewed(
             return
         after_id, after_review = rows[-1][:2]
         first = {row[0]: row[2] for row in rows}
-        mentors = reading.read(connection, list(first), lock=False).mentors
-        yield [(mentor, first[mentor.id]) for mentor in mentors]
+        read = reading.read(connection, list(first), lock=False)
+        yield [(mentor, first[mentor.id]) for mentor in read.mentors], read.broken
 
 
 def _count(

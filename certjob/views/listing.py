@@ -3,7 +3,7 @@
 Read through a cursor, so that a million rows take no more memory than a thousand.
 """
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any, Final
@@ -59,16 +59,21 @@ class ListedCertificate:
 
 
 def list_certificates(
-    connection: Connection, *, today: date, wanted: Filter
+    connection: Connection, *, today: date, wanted: Filter, on_broken: Callable[[UUID], None] = lambda _: None
 ) -> Generator[ListedCertificate, None, None]:
     """Yield the certificates that are asked for, whose last day comes first; writes nothing, takes no lock.
 
-    All rows are of one moment. The cursor is closed when the iterator is.
+    All rows are of one moment. The cursor is closed when the iterator is. ``on_broken`` is told of each mentor who is
+    left out, because of more certificates or open pauses than certjob reads.
     """
     with database.read_only_snapshot(connection):
         organisations = reading.organisations(
             connection, None if wanted.organisation_id is None else [wanted.organisation_id]
         )
+        where = {"organisation_id": wanted.organisation_id}
+        crowded = [row[0] for row in database.fetch(connection, "find_crowded_mentors", where)]
+        for mentor_id in crowded:
+            on_broken(mentor_id)
         fewest, most = _bounds(wanted, organisations.values())
         parameters = {
             "today": today,
@@ -76,6 +81,7 @@ def list_certificates(
             "with_left": wanted.with_left,
             "fewest_days_left": fewest,
             "most_days_left": most,
+            "crowded": crowded,
         }
         with connection.cursor(name="list_certificates", row_factory=class_row(_Row)) as cursor:
             cursor.itersize = _ROWS_AT_ONCE

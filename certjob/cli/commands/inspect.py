@@ -8,6 +8,8 @@ import typer
 from certjob.cli.session import Json, LogFormat, OrganisationSlug, Quiet, Verbose, session
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from certjob.domain.models import Status
 
 Csv = Annotated[bool, typer.Option("--csv", help="Print CSV (RFC 4180, UTF-8) with a header.")]
@@ -76,11 +78,13 @@ def list_(
     The status is what the rules say today, whether or not a night has noted it yet. What is paused is paused now.
     """
     from certjob.cli.pages import listing
+    from certjob.cli.terminal import plain
     from certjob.facts.lookup import find_organisation
     from certjob.views.listing import Filter, list_certificates
 
     _refuse_two_forms(csv=csv, json=json)
     statuses = _statuses(status or [])
+    broken: list[UUID] = []
     with session(context, quiet=quiet, verbose=verbose, log_format=log_format, interruptible=True) as opened:
         today = opened.settings.today
         wanted = Filter(
@@ -89,14 +93,18 @@ def list_(
             organisation_id=find_organisation(opened.connection, organisation) if organisation else None,
             with_left=with_left,
         )
-        with closing(list_certificates(opened.connection, today=today, wanted=wanted)) as rows:
+        rows = list_certificates(opened.connection, today=today, wanted=wanted, on_broken=broken.append)
+        with closing(rows):
             if csv:
                 listing.print_list_csv(rows)
             elif json:
                 listing.print_list_json(rows, today=today)
             else:
                 listing.show_list(opened.output, rows)
-    return 0
+    for mentor_id in broken:
+        reason = "more than 200 certificates or open pauses; delete what is too much"
+        plain.print_attention("certjob list", f"mentor {mentor_id} is left out: {reason}")
+    return 3 if broken else 0
 
 
 def forecast(

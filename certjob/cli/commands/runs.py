@@ -33,6 +33,13 @@ def run(
         str | None, typer.Option(metavar="DATE", help="Plan for another day, YYYY-MM-DD; only with --dry-run.")
     ] = None,
     organisation: OrganisationSlug = None,
+    everybody: Annotated[
+        bool,
+        typer.Option(
+            "--everybody",
+            help="Review every mentor, due or not: after a restore, or when facts were changed without the triggers.",
+        ),
+    ] = False,
     allow_mass_change: Annotated[
         bool, typer.Option("--allow-mass-change", help="Apply also what the guards would hold back.")
     ] = False,
@@ -75,6 +82,7 @@ def run(
             allow_mass_change=allow_mass_change,
             allow_earlier_date=allow_earlier_date,
             deliver=not no_deliver,
+            everybody=everybody,
             run_id=opened.run_id,
         )
         delivery = delivery_from(opened.settings, deadline_seconds=deadline_seconds)

@@ -14,7 +14,7 @@ from certjob.database import Connection
 from certjob.domain import explanations, rules
 from certjob.domain.models import Mentor, PauseChange
 from certjob.domain.projection import ComingNight, coming_nights
-from certjob.errors import UnknownMentorError
+from certjob.errors import BrokenMentorError, UnknownMentorError
 from certjob.facts import reading
 from certjob.mail.message import parse_address
 from certjob.mail.reminders import CertificationReminderService
@@ -24,15 +24,20 @@ from certjob.views.explain.history import CertificateNote, LoggedReminder, Mento
 
 
 def read_story(connection: Connection, mentor_id: UUID, *, today: date, zone: tzinfo) -> MentorHistory:
-    """Return a mentor's story as of ``today``; times are told in ``zone``. Raises UnknownMentorError."""
+    """Return a mentor's story as of ``today``; times are told in ``zone``. Raises UnknownMentorError, and
+    BrokenMentorError for one who is beyond the bounds of the schema.
+    """
     with database.read_only_snapshot(connection):
         parameters = {"mentor_id": mentor_id, "today": today}
         people = database.fetch(connection, "read_mentor_story", parameters, into=Person)
-        mentors = reading.read(connection, [mentor_id], lock=False).mentors
-        if not people or not mentors:
+        read = reading.read(connection, [mentor_id], lock=False)
+        if mentor_id in read.broken:
+            message = f"mentor {mentor_id} is broken: {read.broken[mentor_id]}"
+            raise BrokenMentorError(message)
+        if not people or not read.mentors:
             message = f"mentor {mentor_id} does not exist any more"
             raise UnknownMentorError(message)
-        person, mentor = people[0], mentors[0]
+        person, mentor = people[0], read.mentors[0]
         notes = database.fetch(connection, "read_certificate_notes", parameters, into=CertificateNote)
         reminders = database.fetch(connection, "read_reminder_story", parameters, into=LoggedReminder)
         portal = database.fetch(connection, "read_portal_story", parameters, into=Portal)[0]

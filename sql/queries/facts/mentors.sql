@@ -37,10 +37,27 @@ ORDER BY review_on, id
 LIMIT %(limit)s
 
 -- name: read_mentors
--- The mentors' own facts; after the lock, in a newer snapshot.
-SELECT id, member_no, organisation_id, left_at IS NOT NULL AS "left", portal_visible
-FROM mentors
-WHERE id = ANY (%(ids)b::uuid[])
+-- The mentors' own facts; after the lock, in a newer snapshot. With what keeps certjob from reading the other facts of a
+-- mentor, where there is such: rows from before the bounds of migration 0009 had a place in it.
+SELECT m.id, m.member_no, m.organisation_id, m.left_at IS NOT NULL AS "left", m.portal_visible,
+    CASE
+        WHEN EXISTS (SELECT FROM certificates AS c WHERE c.mentor_id = m.id OFFSET 200)
+            THEN 'more than 200 certificates; delete what is too much'
+        WHEN EXISTS (SELECT FROM certificates AS c WHERE c.mentor_id = m.id AND length(c.kind) > 200)
+            THEN 'a certificate kind of more than 200 characters; shorten it'
+        WHEN EXISTS (
+            SELECT FROM mentor_pauses AS p
+            WHERE p.mentor_id = m.id AND p.lifted_at IS NULL AND p.reason <> 'certification_expired' OFFSET 200
+        )
+            THEN 'more than 200 open pauses; delete what is too much'
+        WHEN EXISTS (
+            SELECT FROM mentor_pauses AS p
+            WHERE p.mentor_id = m.id AND p.lifted_at IS NULL AND length(p.reason) > 200
+        )
+            THEN 'a pause reason of more than 200 characters; shorten it'
+    END AS beyond_bounds
+FROM mentors AS m
+WHERE m.id = ANY (%(ids)b::uuid[])
 
 -- name: read_certificates
 -- The certificates of some mentors, without a lock, for the plan.

@@ -1,15 +1,15 @@
 -- name: describe_mentor
--- What a resync shows before and after.
+-- What a resync shows before and after; of a broken mentor, who has too many rows, some of them.
 SELECT m.member_no, o.portal IS NOT NULL AS has_portal, m.portal_visible AS wanted,
     coalesce((
         SELECT array_agg(p.reason ORDER BY p.reason)
-        FROM mentor_pauses AS p
-        WHERE p.mentor_id = m.id AND p.lifted_at IS NULL
+        FROM (SELECT left(reason, 201) AS reason FROM mentor_pauses WHERE mentor_id = m.id AND lifted_at IS NULL LIMIT 201) AS p
     ), '{}') AS pauses,
     coalesce((
         SELECT array_agg(c.kind || ' ' || c.status || ' until ' || c.expires_on ORDER BY c.kind, c.expires_on, c.issued_on)
-        FROM certificates AS c
-        WHERE c.mentor_id = m.id
+        FROM (
+            SELECT left(kind, 201) AS kind, status, issued_on, expires_on FROM certificates WHERE mentor_id = m.id LIMIT 200
+        ) AS c
     ), '{}') AS certificates,
     (
         SELECT e.visible

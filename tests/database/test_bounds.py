@@ -1,0 +1,434 @@
+"""How much one account may write: rows of one mentor, letters of one value; and what was there before the bounds."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from certjob import database
+from certjob.database import Connection, migrations
+from certjob.facts import reading
+from certjob.night.report import RunReport
+from certjob.review.plan import Problem
+from tests.acceptance.test_acceptance import today
+from tests.conftest import Certjob
+from tests.support.app_rows import Organisation
+from tests.support.facts import TODAY, Facts
+from tests.support.loading import Loader
+from tests.support.nights import in_background, night
+from tests.support.supabase import logged_in
+from tests.support.waiting import until, waits_for_a_lock
+
+MOST = 200
+
+CERTIFICATES = (
+    "INSERT INTO certificates (mentor_id, kind, issued_on, expires_on)"
+    " SELECT %s, %s, date '1900-01-01' + number, date '2030-01-01'"
+    " FROM generate_series(1, %s) AS number"
+)
+PAUSES = (
+    "INSERT INTO mentor_pauses (mentor_id, reason, actor)"
+    " SELECT %s, 'reason ' || number, %s FROM generate_series(1, %s) AS number"
+)
+
+
+def from_before_the_bounds(connection: Connection, statement: str, *parameters: object) -> None:
+    """Write what no trigger sees, as if it had been there already."""
+    with connection.transaction():
+        connection.execute("SET LOCAL session_replication_role = replica")
+        connection.execute(statement.encode(), parameters)
+
+
+def problems_of(report: RunReport) -> list[Problem]:
+    assert report.review is not None
+    return report.review.problems
+
+
+class TestTheRowsOfAMentor:
+    """At most 200 certificates and 200 open pauses of other people's."""
+
+    def test_a_coordinator_may_enter_200_certificates_and_not_one_more(
+        self, api: Connection, owner: Connection, ours: Organisation
+    ) -> None:
+        """One of them, of 40,000, used to cost every organisation its night."""
+        mentor_id = Facts(owner).mentor(ours.id)
+        with logged_in(api, ours.coordinator):
+            api.execute(CERTIFICATES.encode(), (mentor_id, "likeperson", MOST))
+
+        began = time.monotonic()
+        with (
+            pytest.raises(psycopg.errors.CheckViolation, match=f"mentor {mentor_id} would have more than 200 certif"),
+            logged_in(api, ours.coordinator),
+        ):
+            api.execute(CERTIFICATES.encode(), (mentor_id, "another kind", 40_000))
+
+        assert time.monotonic() - began < 30
+        assert owner.execute("SELECT count(*) FROM certificates WHERE mentor_id = %s", (mentor_id,)).fetchone() == (
+            MOST,
+        )
+
+    def test_nor_move_one_to_a_mentor_who_has_200(self, api: Connection, owner: Connection, ours: Organisation) -> None:
+        """The count belongs to the mentor, however the certificate comes to them."""
+        mentor_id = Facts(owner).mentor(ours.id)
+        owner.execute(CERTIFICATES.encode(), (mentor_id, "likeperson", MOST))
+
+        with (
+            pytest.raises(psycopg.errors.CheckViolation, match="more than 200 certificates"),
+            logged_in(api, ours.coordinator),
+        ):
+            api.execute("UPDATE certificates SET mentor_id = %s WHERE id = %s", (mentor_id, ours.certificate))
+
+    def test_two_at_once_do_not_get_past_it_together(
+        self, connection: Connection, facts: Facts, app: Connection
+    ) -> None:
+        """The second one counts under the mentor's lock, after the first one has committed."""
+        mentor_id = facts.mentor(facts.organisation())
+        app.execute(CERTIFICATES.encode(), (mentor_id, "first", 150))
+        refused: list[str] = []
+
+        def insert() -> None:
+            try:
+                connection.execute(CERTIFICATES.encode(), (mentor_id, "second", 150))
+            except psycopg.errors.CheckViolation as error:
+                refused.append(str(error))
+
+        with in_background(insert), psycopg.connect(facts.connection.info.dsn, autocommit=True) as observer:
+            until(lambda: waits_for_a_lock(observer, connection))
+            app.commit()
+
+        assert len(refused) == 1
+        assert facts.rows("SELECT count(*) FROM certificates") == [(150,)]
+
+    def test_a_coordinator_may_open_200_pauses_and_certjob_its_own_beside_them(
+        self, api: Connection, owner: Connection, ours: Organisation
+    ) -> None:
+        """Else 200 pauses would be a way to keep certjob from pausing."""
+        mentor_id = Facts(owner).certified_mentor(ours.id, TODAY - timedelta(days=1))
+        with logged_in(api, ours.coordinator):
+            api.execute(PAUSES.encode(), (mentor_id, str(ours.coordinator), MOST))
+        with (
+            pytest.raises(psycopg.errors.CheckViolation, match="more than 200 open pauses"),
+            logged_in(api, ours.coordinator),
+        ):
+            api.execute(
+                "INSERT INTO mentor_pauses (mentor_id, reason, actor) VALUES (%s, 'one more', %s)",
+                (mentor_id, str(ours.coordinator)),
+            )
+
+        assert problems_of(night(owner)) == []
+        paused = owner.execute(
+            "SELECT count(*) FILTER (WHERE actor = 'certjob'), count(*) FROM mentor_pauses WHERE mentor_id = %s",
+            (mentor_id,),
+        )
+        assert paused.fetchone() == (1, MOST + 1)
+
+    def test_a_file_with_too_many_for_one_mentor_has_the_rest_of_its_rows_rejected(
+        self, connection: Connection, facts: Facts, tmp_path: Path
+    ) -> None:
+        """Each with the limit; the others are loaded."""
+        facts.organisation()
+        loader = Loader(connection, tmp_path)
+        first = TODAY - timedelta(days=1000)
+
+        report = loader.rows(
+            *(f"hlf,M1,likeperson,{first + timedelta(days=day)},2030-01-01" for day in range(MOST + 3)),
+            "hlf,M2,likeperson,2024-01-01,2030-01-01",
+        )
+
+        assert (report.loaded, report.rejected) == (MOST + 1, 3)
+        assert all(row.reason.endswith("would have more than 200 certificates") for row in loader.rejected)
+
+
+@pytest.fixture
+def crowded(facts: Facts) -> UUID:
+    """A mentor with 40,000 certificates of one kind from before the bounds, beside one whose certificate has ended."""
+    organisation_id = facts.organisation()
+    mentor_id = facts.mentor(organisation_id, member_no="M-crowded")
+    from_before_the_bounds(facts.connection, CERTIFICATES, mentor_id, "likeperson", 40_000)
+    facts.certified_mentor(organisation_id, today() - timedelta(days=1), member_no="M-other")
+    return mentor_id
+
+
+class TestRowsFromBefore:
+    """A mentor beyond the bounds is broken: named, exit 3, and nothing of theirs is read."""
+
+    def test_a_night_names_the_mentor_and_reviews_the_others(
+        self, certjob: Certjob, crowded: UUID, facts: Facts
+    ) -> None:
+        """It used to sit in its first chunk for minutes, holding everybody else's locks."""
+        result = certjob("run", timeout=60)
+
+        assert result.returncode == 3, result
+        assert f"1 mentor is broken (more than 200 certificates; delete what is too much): {crowded}" in result.stderr
+        assert facts.rows(
+            "SELECT m.member_no FROM mentor_pauses AS p JOIN mentors AS m ON m.id = p.mentor_id WHERE actor = 'certjob'"
+        ) == [("M-other",)]
+
+    @pytest.mark.parametrize(
+        ("arguments", "says"),
+        [
+            (("run", "--dry-run"), "1 mentor is broken (more than 200 certificates; delete what is too much)"),
+            (("resync", "M-crowded"), "1 mentor is broken (more than 200 certificates; delete what is too much)"),
+            (("explain", "M-crowded"), "is broken: more than 200 certificates; delete what is too much"),
+            (("list",), "is left out: more than 200 certificates or open pauses; delete what is too much"),
+            (("forecast",), "is left out: more than 200 certificates; delete what is too much"),
+        ],
+        ids=lambda value: value[0] if isinstance(value, tuple) else "",
+    )
+    def test_every_other_command_that_meets_the_mentor_says_so(
+        self, arguments: tuple[str, ...], says: str, certjob: Certjob, crowded: UUID
+    ) -> None:
+        """At once, and about the others as always."""
+        result = certjob(*arguments, timeout=60)
+
+        assert result.returncode == 3, result
+        assert says in result.stderr
+        assert str(crowded) in result.stderr
+
+    @pytest.mark.parametrize(
+        ("statement", "parameters", "reason"),
+        [
+            (CERTIFICATES, ("likeperson", MOST + 1), "more than 200 certificates; delete what is too much"),
+            (CERTIFICATES, ("k" * 230_000, 1), "a certificate kind of more than 200 characters; shorten it"),
+            (PAUSES, ("somebody", MOST + 1), "more than 200 open pauses; delete what is too much"),
+            (
+                "INSERT INTO mentor_pauses (mentor_id, reason, actor) VALUES (%s, %s, 'somebody')",
+                ("r" * 230_000,),
+                "a pause reason of more than 200 characters; shorten it",
+            ),
+        ],
+        ids=["certificates", "kind", "pauses", "reason"],
+    )
+    def test_the_reader_of_facts_leaves_the_mentor_out_with_the_reason(
+        self, statement: str, parameters: tuple[object, ...], reason: str, connection: Connection, facts: Facts
+    ) -> None:
+        """One more than the bound is enough; what is exactly within it is read."""
+        mentor_id, other = (facts.mentor(hlf) for hlf in [facts.organisation()] * 2)
+        connection.execute(CERTIFICATES.encode(), (other, "k" * MOST, MOST))
+        connection.execute(PAUSES.encode(), (other, "somebody", MOST))
+        from_before_the_bounds(connection, statement, mentor_id, *parameters)
+
+        with connection.transaction():
+            read = reading.read(connection, [mentor_id, other], lock=True)
+
+        assert read.broken == {mentor_id: reason}
+        assert [(mentor.id, len(mentor.certificates), len(mentor.open_pauses)) for mentor in read.mentors] == [
+            (other, MOST, MOST)
+        ]
+
+    def test_rows_may_be_deleted_until_the_mentor_is_within_the_bounds_again(
+        self, connection: Connection, facts: Facts
+    ) -> None:
+        """By the rule that the line says, and in any number of steps."""
+        mentor_id = facts.mentor(facts.organisation())
+        from_before_the_bounds(connection, CERTIFICATES, mentor_id, "likeperson", MOST + 20)
+
+        for _ in range(2):
+            connection.execute("DELETE FROM certificates WHERE id IN (SELECT id FROM certificates LIMIT 10)")
+
+        assert problems_of(night(connection)) == []
+
+
+BOUNDS = [
+    ("certificates", "kind", 200),
+    ("mentor_pauses", "reason", 200),
+    ("mentor_pauses", "actor", 200),
+    ("mentor_pauses", "lifted_by", 200),
+    ("mentors", "member_no", 200),
+    ("mentors", "full_name", 1000),
+    ("mentors", "email", 1000),
+    ("coordinators", "full_name", 1000),
+    ("coordinators", "email", 1000),
+    ("organisations", "name", 1000),
+    ("organisations", "contact_email", 1000),
+    ("organisations", "contact_phone", 1000),
+    ("organisations", "renewal_url", 1000),
+]
+
+
+class TestLongValues:
+    """200 characters for what is read with each certificate or pause, 1,000 for names and addresses."""
+
+    @pytest.mark.parametrize(("table", "column", "most"), BOUNDS, ids=str)
+    def test_a_longer_value_is_refused_by_its_name_and_the_limit(
+        self, table: str, column: str, most: int, owner: Connection, ours: Organisation
+    ) -> None:
+        """Counted in characters; what has exactly so many is taken."""
+        update = f"UPDATE {table} SET {column} = %s".encode()
+        if column == "lifted_by":
+            owner.execute("UPDATE mentor_pauses SET lifted_at = now()")
+
+        owner.execute(update, ("å" * most,))
+        with pytest.raises(psycopg.errors.StringDataRightTruncation) as raised:
+            owner.execute(update, ("å" * (most + 1),))
+
+        assert f"{table}.{column} is too long, at most {most:,} characters are allowed" in str(raised.value)
+        assert ours.id
+
+    def test_so_is_a_list_of_optional_kinds(self, facts: Facts) -> None:
+        """It is read with every chunk."""
+        with pytest.raises(psycopg.errors.StringDataRightTruncation, match="optional_kinds is too long"):
+            facts.organisation(optional_kinds=[f"{number:0200}" for number in range(51)])
+
+    def test_no_text_that_a_coordinator_may_write_is_without_a_bound(self, owner: Connection) -> None:
+        """A new column of theirs needs one, too."""
+        writable = owner.execute(
+            "SELECT c.relname::text, a.attname::text FROM pg_attribute AS a JOIN pg_class AS c ON c.oid = a.attrelid"
+            " WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r' AND a.attnum > 0 AND NOT a.attisdropped"
+            " AND a.atttypid NOT IN ('uuid'::regtype, 'date'::regtype, 'timestamptz'::regtype)"
+            " AND (has_column_privilege('authenticated', c.oid, a.attnum, 'INSERT')"
+            " OR has_column_privilege('authenticated', c.oid, a.attnum, 'UPDATE'))"
+        ).fetchall()
+
+        assert set(writable) - {(table, column) for table, column, _ in BOUNDS} == {("mentors", "locale")}
+
+    def test_a_coordinator_cannot_enter_a_kind_that_no_night_has_room_for(
+        self, api: Connection, ours: Organisation
+    ) -> None:
+        """Neither anew nor by changing one."""
+        for statement in (
+            "INSERT INTO certificates (mentor_id, kind, issued_on, expires_on)"
+            " VALUES (%(mentor)s, %(kind)s, '2026-01-01', '2027-01-01')",
+            "UPDATE certificates SET kind = %(kind)s WHERE mentor_id = %(mentor)s",
+        ):
+            with (
+                pytest.raises(psycopg.errors.StringDataRightTruncation, match=r"certificates\.kind is too long"),
+                logged_in(api, ours.coordinator),
+            ):
+                api.execute(statement.encode(), {"mentor": ours.mentor, "kind": "k" * 230_000})
+
+    def test_the_status_of_a_longer_row_from_before_can_be_written(self, connection: Connection, facts: Facts) -> None:
+        """A CHECK would refuse certjob's own UPDATE."""
+        mentor_id = facts.mentor(facts.organisation())
+        from_before_the_bounds(connection, CERTIFICATES, mentor_id, "k" * 300, 1)
+
+        connection.execute("UPDATE certificates SET status = 'valid'")
+
+        assert facts.rows("SELECT status FROM certificates") == [("valid",)]
+
+
+@pytest.fixture
+def before(empty_database_url: str, tmp_path: Path) -> Iterator[Connection]:
+    """A database as it was before the bounds."""
+    for migration in migrations.migrations():
+        if migration.version < 9 and migration.path is not None:
+            shutil.copy(migration.path, tmp_path)
+    with database.connect(empty_database_url) as connection:
+        migrations.migrate(connection, tmp_path)
+        yield connection
+
+
+def test_the_migration_lists_what_is_beyond_the_bounds_already(before: Connection) -> None:
+    """With ids, for the operator; the others are applied all the same."""
+    facts, said = Facts(before), list[str]()
+    hlf = facts.organisation()
+    long_kind = facts.certificate(facts.mentor(hlf), TODAY, kind="k" * 201)
+    long_names = sorted(facts.mentor(hlf, full_name="n" * 1001) for _ in range(7))
+    crowded = facts.mentor(hlf)
+    before.execute(CERTIFICATES.encode(), (crowded, "likeperson", MOST + 1))
+
+    migrations.migrate(before, warn=said.append)
+
+    assert f"certificates.kind: 1 row is longer than is allowed from now on; shorten it (id: {long_kind})" in said
+    assert (
+        "mentors.full_name: 7 rows are longer than is allowed from now on; shorten it"
+        f" (id: {', '.join(map(str, long_names[:5]))}, …)" in said
+    )
+    assert (
+        "1 mentor has more than 200 certificates or open pauses, and certjob cannot review them; delete what is too"
+        f" much (id: {crowded})" in said
+    )
+    assert len([line for line in said if "longer" in line or "more than 200" in line]) == 3
+
+
+class TestTruncate:
+    """It fires no row trigger, and is noticed nevertheless."""
+
+    @pytest.mark.parametrize("table", ["certificates", "mentor_pauses"])
+    def test_whoever_may_have_lost_facts_is_due(self, table: str, connection: Connection, facts: Facts) -> None:
+        """All mentors: what they had, nobody can say any more."""
+        facts.certified_mentor(facts.organisation(), TODAY + timedelta(days=300))
+        night(connection)
+
+        connection.execute(f"TRUNCATE {table}".encode())
+
+        assert facts.rows("SELECT review_on = '-infinity' FROM mentors") == [(True,)]
+
+    def test_mentors_who_may_still_be_shown_are_not_truncated(self, connection: Connection, facts: Facts) -> None:
+        """As each of them could not be deleted; neither with their organisations."""
+        facts.certified_mentor(facts.organisation(), TODAY + timedelta(days=300))
+
+        for table in ("mentors", "organisations"):
+            with pytest.raises(psycopg.errors.RestrictViolation, match="may still be shown on the portal"):
+                connection.execute(f"TRUNCATE {table} CASCADE".encode())
+
+        assert facts.rows("SELECT count(*) FROM mentors") == [(1,)]
+
+    def test_mentors_whom_no_portal_shows_are(self, connection: Connection, facts: Facts) -> None:
+        """With everything that hangs on them."""
+        facts.certified_mentor(facts.organisation(portal=None), TODAY + timedelta(days=300))
+
+        connection.execute("TRUNCATE mentors CASCADE")
+
+        assert facts.rows("SELECT count(*) FROM certificates") == [(0,)]
+
+    def test_a_hide_that_was_truncated_is_queued_again(self, connection: Connection, facts: Facts) -> None:
+        """Else somebody uncertified would stay visible, and nobody would know."""
+        facts.certified_mentor(facts.organisation(), TODAY - timedelta(days=1))
+        night(connection, deliver=False)
+
+        connection.execute("TRUNCATE portal_sync_events, dynamics_sync_failures")
+        night(connection, deliver=False)
+
+        assert facts.rows("SELECT visible, status FROM portal_sync_events") == [(False, "pending")]
+
+
+class TestEverybody:
+    """`run --everybody`: facts that were changed without the triggers, as by a restore or a replication."""
+
+    @pytest.fixture
+    def ended(self, certjob: Certjob, facts: Facts) -> list[UUID]:
+        """Two organisations' mentors, reviewed while all was well, whose certificates then ended unnoticed."""
+        mentors = [
+            facts.certified_mentor(facts.organisation(slug, portal=None), today() + timedelta(days=300), member_no=slug)
+            for slug in ("hlf", "nhf")
+        ]
+        assert certjob("run").returncode == 0
+        from_before_the_bounds(facts.connection, "UPDATE certificates SET expires_on = %s", today() - timedelta(days=1))
+        return mentors
+
+    def paused(self, facts: Facts) -> list[tuple[object, ...]]:
+        return facts.rows(
+            "SELECT m.member_no FROM mentor_pauses AS p JOIN mentors AS m ON m.id = p.mentor_id ORDER BY m.member_no"
+        )
+
+    @pytest.mark.usefixtures("ended")
+    def test_an_ordinary_run_does_not_see_them_and_this_one_does(self, certjob: Certjob, facts: Facts) -> None:
+        """The triggers are what makes a night cheap."""
+        certjob("run")
+        before = self.paused(facts)
+
+        certjob("run", "--everybody")
+
+        assert (before, self.paused(facts)) == ([], [("hlf",), ("nhf",)])
+
+    @pytest.mark.usefixtures("ended")
+    def test_with_one_organisation_it_is_everybody_of_that_one(self, certjob: Certjob, facts: Facts) -> None:
+        """The others stay as they were."""
+        certjob("run", "--everybody", "--organisation", "nhf")
+
+        assert self.paused(facts) == [("nhf",)]
+
+    @pytest.mark.usefixtures("ended")
+    def test_a_dry_run_of_it_tells_the_plan_and_changes_nothing(self, certjob: Certjob, facts: Facts) -> None:
+        """Nobody is even marked as due."""
+        result = certjob("run", "--everybody", "--dry-run", "--json")
+
+        assert '"paused": 2' in result.stdout
+        assert self.paused(facts) == []
+        assert facts.rows("SELECT count(*) FROM mentors WHERE review_on = '-infinity'") == [(0,)]
