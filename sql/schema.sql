@@ -41,11 +41,31 @@ CREATE POLICY "coordinators read their own" ON organisations
     FOR SELECT TO authenticated
     USING (id = (SELECT certjob_private.coordinator_organisation_id()));
 CREATE POLICY "worker works here" ON organisations FOR ALL TO certjob_worker USING (true) WITH CHECK (true);
+CREATE TRIGGER contact_email_length BEFORE INSERT OR UPDATE OF contact_email ON organisations
+    FOR EACH ROW
+    WHEN (length(new.contact_email) > 1000)
+    EXECUTE FUNCTION certjob_private.refuse_long_value('contact_email', '1,000 characters');
+CREATE TRIGGER contact_phone_length BEFORE INSERT OR UPDATE OF contact_phone ON organisations
+    FOR EACH ROW
+    WHEN (length(new.contact_phone) > 1000)
+    EXECUTE FUNCTION certjob_private.refuse_long_value('contact_phone', '1,000 characters');
+CREATE TRIGGER name_length BEFORE INSERT OR UPDATE OF name ON organisations
+    FOR EACH ROW
+    WHEN (length(new.name) > 1000)
+    EXECUTE FUNCTION certjob_private.refuse_long_value('name', '1,000 characters');
+CREATE TRIGGER optional_kinds_length BEFORE INSERT OR UPDATE OF optional_kinds ON organisations
+    FOR EACH ROW
+    WHEN (length(array_to_string(new.optional_kinds, '')) > 10000)
+    EXECUTE FUNCTION certjob_private.refuse_long_value('optional_kinds', '10,000 characters');
 CREATE TRIGGER organisation_updated AFTER UPDATE OF reminder_thresholds, optional_kinds, portal ON organisations
     FOR EACH ROW
     WHEN (old.reminder_thresholds IS DISTINCT FROM new.reminder_thresholds OR old.optional_kinds IS DISTINCT FROM
         new.optional_kinds OR old.portal IS DISTINCT FROM new.portal)
     EXECUTE FUNCTION certjob_private.organisation_updated();
+CREATE TRIGGER renewal_url_length BEFORE INSERT OR UPDATE OF renewal_url ON organisations
+    FOR EACH ROW
+    WHEN (length(new.renewal_url) > 1000)
+    EXECUTE FUNCTION certjob_private.refuse_long_value('renewal_url', '1,000 characters');
 
 -- coordinators: whoever looks after an organisation's mentors, and gets its digest.
 CREATE TABLE coordinators (
@@ -73,6 +93,14 @@ CREATE TRIGGER coordinator_updated AFTER UPDATE OF email ON coordinators
     FOR EACH ROW
     WHEN (old.email IS DISTINCT FROM new.email)
     EXECUTE FUNCTION certjob_private.coordinator_updated();
+CREATE TRIGGER email_length BEFORE INSERT OR UPDATE OF email ON coordinators
+    FOR EACH ROW
+    WHEN (length(new.email) > 1000)
+    EXECUTE FUNCTION certjob_private.refuse_long_value('email', '1,000 characters');
+CREATE TRIGGER full_name_length BEFORE INSERT OR UPDATE OF full_name ON coordinators
+    FOR EACH ROW
+    WHEN (length(new.full_name) > 1000)
+    EXECUTE FUNCTION certjob_private.refuse_long_value('full_name', '1,000 characters');
 
 -- mentors: the volunteers.
 CREATE TABLE mentors (
@@ -112,12 +140,27 @@ CREATE POLICY "coordinators read their own" ON mentors
     FOR SELECT TO authenticated
     USING (organisation_id = (SELECT certjob_private.coordinator_organisation_id()));
 CREATE POLICY "worker works here" ON mentors FOR ALL TO certjob_worker USING (true) WITH CHECK (true);
+CREATE TRIGGER email_length BEFORE INSERT OR UPDATE OF email ON mentors
+    FOR EACH ROW
+    WHEN (length(new.email) > 1000)
+    EXECUTE FUNCTION certjob_private.refuse_long_value('email', '1,000 characters');
+CREATE TRIGGER full_name_length BEFORE INSERT OR UPDATE OF full_name ON mentors
+    FOR EACH ROW
+    WHEN (length(new.full_name) > 1000)
+    EXECUTE FUNCTION certjob_private.refuse_long_value('full_name', '1,000 characters');
+CREATE TRIGGER member_no_length BEFORE INSERT OR UPDATE OF member_no ON mentors
+    FOR EACH ROW
+    WHEN (length(new.member_no) > 200)
+    EXECUTE FUNCTION certjob_private.refuse_long_value('member_no', '200 characters');
 CREATE TRIGGER mentor_deleted BEFORE DELETE ON mentors FOR EACH ROW EXECUTE FUNCTION certjob_private.mentor_deleted();
 CREATE TRIGGER mentor_updated BEFORE UPDATE OF left_at, email, organisation_id, dynamics_contact_id ON mentors
     FOR EACH ROW
     WHEN (old.left_at IS DISTINCT FROM new.left_at OR old.email IS DISTINCT FROM new.email OR old.organisation_id IS
         DISTINCT FROM new.organisation_id OR old.dynamics_contact_id IS DISTINCT FROM new.dynamics_contact_id)
     EXECUTE FUNCTION certjob_private.mentor_updated();
+CREATE TRIGGER mentors_truncated BEFORE TRUNCATE ON mentors
+    FOR EACH STATEMENT
+    EXECUTE FUNCTION certjob_private.mentors_truncated();
 
 -- certificates: what a mentor holds or has held: kind, first and last day; status is derived.
 CREATE TABLE certificates (
@@ -173,6 +216,13 @@ CREATE TRIGGER certificates_inserted AFTER INSERT ON certificates
     REFERENCING NEW TABLE AS changed_rows
     FOR EACH STATEMENT
     EXECUTE FUNCTION certjob_private.certificates_inserted();
+CREATE TRIGGER certificates_truncated AFTER TRUNCATE ON certificates
+    FOR EACH STATEMENT
+    EXECUTE FUNCTION certjob_private.facts_truncated();
+CREATE TRIGGER kind_length BEFORE INSERT OR UPDATE OF kind ON certificates
+    FOR EACH ROW
+    WHEN (length(new.kind) > 200)
+    EXECUTE FUNCTION certjob_private.refuse_long_value('kind', '200 characters');
 
 -- mentor_pauses: who may not meet people, from when to when; those with the actor certjob are derived.
 CREATE TABLE mentor_pauses (
@@ -227,6 +277,14 @@ CREATE POLICY "worker opens its own" ON mentor_pauses
     FOR INSERT TO certjob_worker
     WITH CHECK (actor = 'certjob');
 CREATE POLICY "worker works here" ON mentor_pauses FOR ALL TO certjob_worker USING (true) WITH CHECK (true);
+CREATE TRIGGER actor_length BEFORE INSERT OR UPDATE OF actor ON mentor_pauses
+    FOR EACH ROW
+    WHEN (length(new.actor) > 200)
+    EXECUTE FUNCTION certjob_private.refuse_long_value('actor', '200 characters');
+CREATE TRIGGER lifted_by_length BEFORE INSERT OR UPDATE OF lifted_by ON mentor_pauses
+    FOR EACH ROW
+    WHEN (length(new.lifted_by) > 200)
+    EXECUTE FUNCTION certjob_private.refuse_long_value('lifted_by', '200 characters');
 CREATE TRIGGER pause_deleted AFTER DELETE ON mentor_pauses
     FOR EACH ROW
     WHEN (old.lifted_at IS NULL)
@@ -240,6 +298,23 @@ CREATE TRIGGER pause_updated AFTER UPDATE OF mentor_id, reason, lifted_at ON men
     WHEN (new.lifted_by IS DISTINCT FROM 'certjob' AND (old.mentor_id IS DISTINCT FROM new.mentor_id OR old.reason IS
         DISTINCT FROM new.reason OR old.lifted_at IS DISTINCT FROM new.lifted_at))
     EXECUTE FUNCTION certjob_private.pause_changed();
+CREATE TRIGGER pauses_truncated AFTER TRUNCATE ON mentor_pauses
+    FOR EACH STATEMENT
+    EXECUTE FUNCTION certjob_private.facts_truncated();
+CREATE TRIGGER reason_length BEFORE INSERT OR UPDATE OF reason ON mentor_pauses
+    FOR EACH ROW
+    WHEN (length(new.reason) > 200)
+    EXECUTE FUNCTION certjob_private.refuse_long_value('reason', '200 characters');
+
+CREATE FUNCTION certjob_private.refuse_long_value()
+    RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path TO 'pg_catalog', 'pg_temp'
+AS $$
+BEGIN
+    RAISE EXCEPTION '%.% is too long, at most % are allowed', TG_TABLE_NAME, TG_ARGV[0], TG_ARGV[1]
+        USING ERRCODE = 'string_data_right_truncation', TABLE = TG_TABLE_NAME, COLUMN = TG_ARGV[0],
+              CONSTRAINT = format('certjob_%s_%s_length', TG_TABLE_NAME, TG_ARGV[0]);
+END
+$$;
 
 CREATE FUNCTION certjob_private.organisation_updated()
     RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path TO ''
@@ -334,38 +409,85 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION certjob_private.mentors_truncated()
+    RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path TO 'pg_catalog', 'pg_temp'
+AS $$
+BEGIN
+    IF EXISTS (
+            SELECT
+            FROM public.mentors AS m
+            JOIN public.organisations AS o ON o.id = m.organisation_id
+            WHERE o.portal IS NOT NULL AND m.portal_visible IS DISTINCT FROM false
+        )
+        OR EXISTS (SELECT FROM public.portal_sync_events WHERE status IN ('pending', 'blocked'))
+        OR EXISTS (SELECT FROM public.cert_notification_log WHERE status = 'pending')
+    THEN
+        RAISE EXCEPTION 'some mentors may still be shown on the portal, or have open intents (a portal push or a reminder)'
+            USING ERRCODE = 'restrict_violation',
+                  HINT = 'set left_at for everybody, let certjob run, then truncate';
+    END IF;
+    RETURN NULL;
+END
+$$;
+
 CREATE FUNCTION certjob_private.certificate_updated()
-    RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path TO ''
+    RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path TO 'pg_catalog', 'pg_temp'
 AS $$
 BEGIN
     PERFORM 1 FROM public.mentors WHERE id IN (OLD.mentor_id, NEW.mentor_id) ORDER BY id FOR NO KEY UPDATE;
+    IF NEW.mentor_id <> OLD.mentor_id THEN
+        PERFORM certjob_private.refuse_too_many_certificates(ARRAY[NEW.mentor_id]);
+    END IF;
     UPDATE public.mentors SET review_on = '-infinity' WHERE id IN (OLD.mentor_id, NEW.mentor_id);
     RETURN NULL;
 END
 $$;
 
 CREATE FUNCTION certjob_private.certificates_inserted()
-    RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path TO ''
+    RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path TO 'pg_catalog', 'pg_temp'
 AS $$
 BEGIN
     -- Locked in one order, so that two bulk imports do not deadlock.
     PERFORM 1 FROM public.mentors WHERE id IN (SELECT mentor_id FROM changed_rows) ORDER BY id FOR NO KEY UPDATE;
+    IF TG_OP = 'INSERT' THEN
+        PERFORM certjob_private.refuse_too_many_certificates(
+            ARRAY(SELECT DISTINCT mentor_id FROM changed_rows)
+        );
+    END IF;
     UPDATE public.mentors SET review_on = '-infinity' WHERE id IN (SELECT mentor_id FROM changed_rows);
     RETURN NULL;
 END
 $$;
 
+CREATE FUNCTION certjob_private.facts_truncated()
+    RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path TO 'pg_catalog', 'pg_temp'
+AS $$
+BEGIN
+    PERFORM 1 FROM public.mentors ORDER BY id FOR NO KEY UPDATE;
+    UPDATE public.mentors SET review_on = '-infinity';
+    RETURN NULL;
+END
+$$;
+
 CREATE FUNCTION certjob_private.pause_changed()
-    RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path TO ''
+    RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path TO 'pg_catalog', 'pg_temp'
 AS $$
 BEGIN
     IF TG_OP = 'INSERT' THEN
         UPDATE public.mentors SET review_on = '-infinity' WHERE id = NEW.mentor_id;
     ELSIF TG_OP = 'DELETE' THEN
         UPDATE public.mentors SET review_on = '-infinity' WHERE id = OLD.mentor_id;
+        RETURN NULL;
     ELSE
         PERFORM 1 FROM public.mentors WHERE id IN (OLD.mentor_id, NEW.mentor_id) ORDER BY id FOR NO KEY UPDATE;
         UPDATE public.mentors SET review_on = '-infinity' WHERE id IN (OLD.mentor_id, NEW.mentor_id);
+    END IF;
+    IF NEW.lifted_at IS NULL AND EXISTS (
+        SELECT FROM public.mentor_pauses
+        WHERE mentor_id = NEW.mentor_id AND lifted_at IS NULL AND reason <> 'certification_expired' OFFSET 200
+    ) THEN
+        RAISE EXCEPTION 'mentor % would have more than 200 open pauses', NEW.mentor_id
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'certjob_open_pauses_per_mentor';
     END IF;
     RETURN NULL;
 END
@@ -468,6 +590,9 @@ CREATE POLICY "worker keeps what is open" ON portal_sync_events
     FOR DELETE TO certjob_worker
     USING (status IN ('delivered', 'withdrawn'));
 CREATE POLICY "worker works here" ON portal_sync_events FOR ALL TO certjob_worker USING (true) WITH CHECK (true);
+CREATE TRIGGER portal_events_truncated BEFORE TRUNCATE ON portal_sync_events
+    FOR EACH STATEMENT
+    EXECUTE FUNCTION certjob_private.portal_events_truncated();
 
 -- dynamics_sync_failures: pushes that failed: at most one row per mentor that no later success has resolved.
 CREATE TABLE dynamics_sync_failures (
@@ -538,6 +663,21 @@ CREATE VIEW portal_alerts WITH (security_invoker=true) AS
   ORDER BY e.visible, e.wanted_at, e.id;
 GRANT SELECT ON portal_alerts TO authenticated;
 GRANT SELECT ON portal_alerts TO certjob_worker;
+
+CREATE FUNCTION certjob_private.portal_events_truncated()
+    RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path TO 'pg_catalog', 'pg_temp'
+AS $$
+BEGIN
+    PERFORM 1
+    FROM public.mentors
+    WHERE id IN (SELECT mentor_id FROM public.portal_sync_events WHERE status IN ('pending', 'blocked'))
+    ORDER BY id
+    FOR NO KEY UPDATE;
+    UPDATE public.mentors SET portal_visible = NULL, review_on = '-infinity'
+    WHERE id IN (SELECT mentor_id FROM public.portal_sync_events WHERE status IN ('pending', 'blocked'));
+    RETURN NULL;
+END
+$$;
 
 ----------------------------------------------------------------------------------------------------------------------
 -- Mail
@@ -657,6 +797,24 @@ BEGIN
 END
 $$;
 GRANT EXECUTE ON FUNCTION certjob_private.coordinator_organisation_id() TO authenticated;
+
+CREATE FUNCTION certjob_private.refuse_too_many_certificates(mentor_ids uuid[])
+    RETURNS void LANGUAGE plpgsql SET search_path TO 'pg_catalog', 'pg_temp'
+AS $$
+DECLARE
+    crowded CONSTANT uuid := (
+        SELECT given.id
+        FROM unnest(mentor_ids) AS given (id)
+        WHERE EXISTS (SELECT FROM public.certificates AS c WHERE c.mentor_id = given.id OFFSET 200)
+        LIMIT 1
+    );
+BEGIN
+    IF crowded IS NOT NULL THEN
+        RAISE EXCEPTION 'mentor % would have more than 200 certificates', crowded
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'certjob_certificates_per_mentor';
+    END IF;
+END
+$$;
 
 -- for the app: makes the mentor's portal push due now; coordinators of the mentor's organisation only
 CREATE FUNCTION public.request_portal_resync(mentor_id uuid, OUT event_id bigint, OUT event_version integer, OUT

@@ -15,9 +15,9 @@ from certjob.database import Connection, migrations
 from certjob.facts import reading
 from certjob.night.report import RunReport
 from certjob.review.plan import Problem
-from tests.acceptance.test_acceptance import today
 from tests.conftest import Certjob
 from tests.support.app_rows import Organisation
+from tests.support.command_line import today
 from tests.support.facts import TODAY, Facts
 from tests.support.loading import Loader
 from tests.support.nights import in_background, night
