@@ -11,8 +11,10 @@ from certjob.database.statements import all_statements
 
 ROOT = Path(__file__).parents[2]
 DESIGN = (ROOT / "docs" / "design.md").read_text()
-PAGES = {"docs/design.md": DESIGN.partition("\n## What was tried")[0]}
-"""Without what was tried, which names things that are not here."""
+PAGES = {
+    "docs/design.md": DESIGN.partition("\n## What was tried")[0],  # which names things that are not here
+    "CONTRIBUTING.md": (ROOT / "CONTRIBUTING.md").read_text(),
+}
 
 
 def module(path: str) -> Path | None:
@@ -34,7 +36,7 @@ def definitions(path: Path) -> Iterator[str]:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_file_that_is_named_exists(page: str) -> None:
     """Modules by their path in the package, others by their path in the repository."""
-    named = set(re.findall(r"(?<![\w/.])(\w[\w./-]*\.(?:py|sql|toml|ts))\b", PAGES[page]))
+    named = set(re.findall(r"(?<![\w/.])(\w[\w./-]*(?:\.(?:py|sql|toml|ts)\b|/(?=`)))", PAGES[page]))
 
     assert {path for path in named if module(path) is None} == set()
 

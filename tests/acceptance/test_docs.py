@@ -13,8 +13,6 @@ from tests.support.docs import DOCUMENTS, PAGES, ROOT, read, read_all_examples, 
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
 TEXTS = {name: read(name) for name in NAMES}
 JOBS = ["crontab.example", "docs/systemd/certjob@all.service.d/arguments.conf"]
-COMING = {"CONTRIBUTING.md"}
-"""README knows them already; whoever writes the last of them takes this set out."""
 
 
 @pytest.mark.parametrize("command", sorted(commands()))
@@ -67,8 +65,6 @@ def test_every_link_leads_somewhere(name: str) -> None:
         if file.startswith("https://"):
             continue
         target = ((ROOT / name).parent / file).resolve() if file else ROOT / name
-        if not target.exists() and str(target.relative_to(ROOT)) in COMING:
-            continue
         if not target.exists() or (anchor and anchor not in anchors(target.read_text())):
             broken.append(link)
 
@@ -87,7 +83,7 @@ def test_the_readme_is_short_and_lists_every_page() -> None:
     )
 
     assert len(TEXTS["README.md"].splitlines()) <= 200
-    assert sorted(listed) == sorted({page.name for page in PAGES} | {Path(name).name for name in COMING if "/" in name})
+    assert sorted(listed) == sorted(page.name for page in PAGES)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
