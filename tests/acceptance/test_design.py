@@ -12,9 +12,10 @@ from certjob.database.statements import all_statements
 ROOT = Path(__file__).parents[2]
 DESIGN = (ROOT / "docs" / "design.md").read_text()
 PAGES = {
-    "docs/design.md": DESIGN.partition("\n## What was tried")[0],  # which names things that are not here
-    "CONTRIBUTING.md": (ROOT / "CONTRIBUTING.md").read_text(),
+    "docs/design.md": DESIGN.partition("\n## What was tried")[0],
+    "CONTRIBUTING.md": (ROOT / "CONTRIBUTING.md").read_text().partition("\n## What the libraries do")[0],
 }
+"""Without what names things that are not here."""
 
 
 def module(path: str) -> Path | None:
