@@ -22,6 +22,18 @@ def test_every_command_is_in_both_tables(command: str) -> None:
     assert f"| `{command}" in TEXTS["docs/commands.md"]
 
 
+@pytest.mark.parametrize("command", sorted(commands()))
+def test_every_option_is_on_the_page_about_commands(command: str) -> None:
+    """In the command's row, in the table for all commands, or in the section of its own that its row links to."""
+    page = "docs/commands.md"
+    (row,) = [line for line in TEXTS[page].splitlines() if line.startswith(f"| `{command}")]
+    text = row + read_section(page, "Options of every command")
+    if command == "certjob load":
+        text += read_section(page, "Loading files")
+
+    assert {option for option in commands()[command] if option not in text} == set()
+
+
 @pytest.mark.parametrize("name", sorted(Settings.model_fields))
 def test_every_setting_is_on_the_page_about_settings(name: str) -> None:
     """By its variable's name, in the table."""
