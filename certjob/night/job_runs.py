@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 BEAT_SECONDS = 60.0
 
 _LOCK_TIMEOUT_MS = 30_000
+_HEAL_LOCK_TIMEOUT_MS = 500
 
 
 class Heartbeat:
@@ -89,6 +90,8 @@ def recorded(
     except database.CONTENTION as error:
         message = "every mentor is to be reviewed, but some are locked by another session; end it and run again"
         raise DatabaseUnavailableError(message) from error
+    with suppress(*database.CONTENTION), database.transaction(connection, lock_timeout_ms=_HEAL_LOCK_TIMEOUT_MS):
+        database.execute(connection, "heal_wrong_clock")
     about = {"command": report.command, "today": str(report.today), "host": identity["host"]}
     logger.info("the run has begun", extra={"event": "run_began"} | about)
     try:

@@ -1,13 +1,12 @@
 -- name: lock_due_digests
 -- Untried before retried, oldest first. Of a coordinator only the newest one, and none while another is just being sent: what
 -- it is to tell begins where that one ends. Nor one that has just been settled, a moment after supersede_digests: it has
--- yet to hand on that it may have arrived. None of a later day: the night of that day will not be over. No delay is
--- longer than a day, so what is due beyond that was written by a server whose clock was wrong.
+-- yet to hand on that it may have arrived. None of a later day: the night of that day will not be over.
 SELECT d.id
 FROM coordinator_digests AS d
 WHERE d.status = 'pending'
     AND d.digest_on <= %(today)s
-    AND (d.next_attempt_at <= now() OR d.next_attempt_at > now() + interval '25 hours')
+    AND d.next_attempt_at <= now()
     AND NOT EXISTS (
         SELECT
         FROM coordinator_digests AS o
@@ -16,12 +15,7 @@ WHERE d.status = 'pending'
             AND (
                 (o.status IN ('pending', 'failed') AND o.digest_on < d.digest_on)
                 OR (o.status = 'pending' AND o.digest_on > d.digest_on AND o.digest_on <= %(today)s + 1)
-                OR (
-                    o.status = 'pending'
-                    AND o.claim_token IS NOT NULL
-                    AND o.next_attempt_at > now()
-                    AND o.next_attempt_at <= now() + interval '25 hours'
-                )
+                OR (o.status = 'pending' AND o.claim_token IS NOT NULL AND o.next_attempt_at > now())
             )
     )
 ORDER BY d.attempts, d.next_attempt_at, d.id

@@ -153,11 +153,7 @@ WITH old AS MATERIALIZED (
         LIMIT 1
     ) AS newest ON true
     WHERE d.status IN ('pending', 'failed')
-        AND NOT (
-            d.claim_token IS NOT NULL
-            AND d.next_attempt_at > now()
-            AND d.next_attempt_at <= now() + interval '25 hours'
-        )
+        AND NOT (d.claim_token IS NOT NULL AND d.next_attempt_at > now())
     ORDER BY d.id
     FOR NO KEY UPDATE OF d
 ), handed_on AS (

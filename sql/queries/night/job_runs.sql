@@ -3,6 +3,44 @@
 INSERT INTO job_runs (id, command, as_of, organisation, host, version)
 VALUES (%(id)s, %(command)s, %(today)s, %(organisation)s, %(host)s, %(version)s)
 
+-- name: heal_wrong_clock
+-- No delay and no lease is longer than a day: what is due beyond that was written by a server whose clock was wrong, and
+-- would wait for months. It is due now, with its token: whoever claims it says that it may be a repeat. The day of a wish
+-- goes back as well, so that it is an alert in its time. A row that another session holds is left for the next run.
+WITH pushes AS (
+    SELECT id
+    FROM portal_sync_events
+    WHERE next_attempt_at > now() + interval '25 hours' AND (status = 'pending' OR claim_token IS NOT NULL)
+    ORDER BY mentor_id
+    FOR NO KEY UPDATE SKIP LOCKED
+), pushes_healed AS (
+    UPDATE portal_sync_events AS e
+    SET next_attempt_at = now(), wanted_at = least(e.wanted_at, now())
+    FROM pushes
+    WHERE e.id = pushes.id
+), reminders AS (
+    SELECT id
+    FROM cert_notification_log
+    WHERE status = 'pending' AND next_attempt_at > now() + interval '25 hours'
+    ORDER BY mentor_id, threshold_days, cert_id
+    FOR NO KEY UPDATE SKIP LOCKED
+), reminders_healed AS (
+    UPDATE cert_notification_log AS l
+    SET next_attempt_at = now(), queued_at = least(l.queued_at, now())
+    FROM reminders
+    WHERE l.id = reminders.id
+), digests AS (
+    SELECT id
+    FROM coordinator_digests
+    WHERE status = 'pending' AND next_attempt_at > now() + interval '25 hours'
+    ORDER BY id
+    FOR NO KEY UPDATE SKIP LOCKED
+)
+UPDATE coordinator_digests AS d
+SET next_attempt_at = now(), queued_at = least(d.queued_at, now())
+FROM digests
+WHERE d.id = digests.id
+
 -- name: touch_job_run
 -- A run says that it is alive: one that says nothing for long, and has not finished, has died.
 UPDATE job_runs SET last_seen_at = now() WHERE id = %(id)s AND finished_at IS NULL

@@ -1,7 +1,6 @@
 -- name: lock_due_portal_events
 -- Hides before shows, untried before retried. Not while a call for the same contact is in flight, whoever it is for: the
--- ids of two mentors may have been swapped, or the mentor has been away and back. No delay is longer than a day, so what
--- is due beyond that was written by a server whose clock was wrong. What belongs to an organisation that has lost its portal
+-- ids of two mentors may have been swapped, or the mentor has been away and back. What belongs to an organisation that has lost its portal
 -- is left to the review, which withdraws it: claimed and given back it would be due again at once, for hours.
 WITH locked AS MATERIALIZED (
     SELECT e.id, m.contact_id
@@ -16,7 +15,6 @@ WITH locked AS MATERIALIZED (
                 WHERE flying.claim_contact_id = m.dynamics_contact_id
                     AND flying.claim_token IS NOT NULL
                     AND flying.next_attempt_at > now()
-                    AND flying.next_attempt_at <= now() + interval '25 hours'
             ) AS calls_in_flight
         FROM mentors AS m
         JOIN organisations AS o ON o.id = m.organisation_id
@@ -25,7 +23,7 @@ WITH locked AS MATERIALIZED (
     ) AS m
     WHERE e.status = 'pending'
         AND e.attempts < %(attempts_below)s  -- what the stage leaves out, since it failed again and again
-        AND (e.next_attempt_at <= now() OR e.next_attempt_at > now() + interval '25 hours')
+        AND e.next_attempt_at <= now()
         AND m.has_portal
         AND m.calls_in_flight = 0
     ORDER BY e.visible, e.attempts, e.next_attempt_at
@@ -41,25 +39,19 @@ WHERE l.contact_id IS NULL OR pg_try_advisory_xact_lock(hashtextextended(l.conta
 -- name: lock_portal_event
 -- One mentor's open event for a resync, whatever its retry time, and also if another run was refused meanwhile; not
 -- while another run holds a live lease on it or calls for its contact, nor while somebody holds the row: it asks again.
--- A lease beyond 25 hours is none, as in lock_due_portal_events.
 WITH locked AS MATERIALIZED (
     SELECT e.id, m.dynamics_contact_id AS contact_id
     FROM portal_sync_events AS e
     JOIN mentors AS m ON m.id = e.mentor_id
     WHERE e.mentor_id = %(mentor_id)s
         AND e.status IN ('pending', 'blocked')
-        AND NOT (
-            e.claim_token IS NOT NULL
-            AND e.next_attempt_at > now()
-            AND e.next_attempt_at <= now() + interval '25 hours'
-        )
+        AND NOT (e.claim_token IS NOT NULL AND e.next_attempt_at > now())
         AND NOT EXISTS (
             SELECT
             FROM portal_sync_events AS flying
             WHERE flying.claim_contact_id = m.dynamics_contact_id
                 AND flying.claim_token IS NOT NULL
                 AND flying.next_attempt_at > now()
-                AND flying.next_attempt_at <= now() + interval '25 hours'
         )
     FOR NO KEY UPDATE OF e SKIP LOCKED
 )
@@ -86,7 +78,6 @@ WITH locked AS MATERIALIZED (
                 WHERE flying.claim_contact_id = m.dynamics_contact_id
                     AND flying.claim_token IS NOT NULL
                     AND flying.next_attempt_at > now()
-                    AND flying.next_attempt_at <= now() + interval '25 hours'
             ) AS calls_in_flight
         FROM portal_sync_events AS e
         JOIN mentors AS m ON m.id = e.mentor_id

@@ -37,14 +37,10 @@ ORDER BY p.lifted_at DESC NULLS FIRST, p.paused_at DESC
 LIMIT 20
 
 -- name: read_reminder_story
--- A mentor's reminders, earlier cycles too. No delay is longer than a day: what is due beyond that was written by a server
--- whose clock was wrong, and is due now (as lock_due_reminders has it).
+-- A mentor's reminders, earlier cycles too.
 SELECT l.threshold_days, l.cert_id, l.expires_on, l.status, l.attempts, l.queued_at, l.sent_at, l.maybe_sent, l.last_error,
     l.failure_code,
-    CASE WHEN l.next_attempt_at > now() + interval '25 hours' THEN now() ELSE l.next_attempt_at END AS next_attempt_at,
-    l.claim_token IS NOT NULL AND l.next_attempt_at > now() AND l.next_attempt_at <= now() + interval '25 hours'
-        AS is_claimed,
-    l.history
+    l.next_attempt_at, l.claim_token IS NOT NULL AND l.next_attempt_at > now() AS is_claimed, l.history
 FROM cert_notification_log AS l
 WHERE l.mentor_id = %(mentor_id)s
 ORDER BY l.expires_on, l.cert_id, l.threshold_days DESC
@@ -82,14 +78,11 @@ CROSS JOIN LATERAL (
 WHERE l.mentor_id = %(mentor_id)s
 
 -- name: read_portal_story
--- What the portal last confirmed, what is still to be pushed, and what went wrong with it. No delay is longer than a day,
--- see lock_due_portal_events.
+-- What the portal last confirmed, what is still to be pushed, and what went wrong with it.
 SELECT confirmed.visible AS confirmed, confirmed.delivered_at AS confirmed_at,
     e.visible, e.status, e.attempts AS rounds, e.wanted_at, coalesce(f.error, e.last_error) AS error,
     CASE WHEN f.id IS NOT NULL THEN f.failure_code WHEN e.last_error IS NOT NULL THEN e.failure_code END AS code,
-    CASE WHEN e.next_attempt_at > now() + interval '25 hours' THEN now() ELSE e.next_attempt_at END AS next_attempt_at,
-    e.claim_token IS NOT NULL AND e.next_attempt_at > now() AND e.next_attempt_at <= now() + interval '25 hours'
-        AS is_claimed,
+    e.next_attempt_at, e.claim_token IS NOT NULL AND e.next_attempt_at > now() AS is_claimed,
     f.kind AS failure_kind, f.attempts AS calls, f.created_at AS failing_since, f.last_failed_at,
     (
         SELECT count(*) FROM dynamics_sync_failures AS d WHERE d.mentor_id = m.id AND d.resolved_at IS NOT NULL

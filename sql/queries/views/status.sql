@@ -37,7 +37,7 @@ ORDER BY finished_at DESC
 LIMIT 1
 
 -- name: summarise_portal_backlog
--- What waits for the portal, by age. No delay is longer than a day: what is due beyond that is due now, as the claim says.
+-- What waits for the portal, by age.
 SELECT
     visible,
     count(*) AS open,
@@ -53,15 +53,15 @@ FROM (
         visible,
         status,
         wanted_at,
-        next_attempt_at > now() AND next_attempt_at <= now() + interval '25 hours' AS later,
-        claim_token IS NOT NULL AND next_attempt_at > now() AND next_attempt_at <= now() + interval '25 hours' AS claimed
+        next_attempt_at > now() AS later,
+        claim_token IS NOT NULL AND next_attempt_at > now() AS claimed
     FROM portal_sync_events
     WHERE status IN ('pending', 'blocked')
 ) AS events
 GROUP BY visible
 
 -- name: summarise_reminder_backlog
--- The reminders that wait for the mail, by age. No delay is longer than a day: what is due beyond that is due now.
+-- The reminders that wait for the mail, by age.
 SELECT
     count(*) AS open,
     count(*) FILTER (WHERE NOT claimed AND NOT later) AS due,
@@ -74,14 +74,14 @@ SELECT
 FROM (
     SELECT
         queued_at,
-        next_attempt_at > now() AND next_attempt_at <= now() + interval '25 hours' AS later,
-        claim_token IS NOT NULL AND next_attempt_at > now() AND next_attempt_at <= now() + interval '25 hours' AS claimed
+        next_attempt_at > now() AS later,
+        claim_token IS NOT NULL AND next_attempt_at > now() AS claimed
     FROM cert_notification_log
     WHERE status = 'pending'
 ) AS reminders
 
 -- name: summarise_digest_backlog
--- The digests that wait for the mail, by age. No delay is longer than a day: what is due beyond that is due now.
+-- The digests that wait for the mail, by age.
 SELECT
     count(*) AS open,
     count(*) FILTER (WHERE NOT claimed AND NOT later) AS due,
@@ -94,8 +94,8 @@ SELECT
 FROM (
     SELECT
         queued_at,
-        next_attempt_at > now() AND next_attempt_at <= now() + interval '25 hours' AS later,
-        claim_token IS NOT NULL AND next_attempt_at > now() AND next_attempt_at <= now() + interval '25 hours' AS claimed
+        next_attempt_at > now() AS later,
+        claim_token IS NOT NULL AND next_attempt_at > now() AS claimed
     FROM coordinator_digests
     WHERE status = 'pending'
 ) AS digests

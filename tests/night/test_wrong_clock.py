@@ -1,0 +1,86 @@
+"""What a database server whose clock was wrong has written does not wait until its time comes."""
+
+from datetime import timedelta
+
+from certjob import database
+from certjob.database import Connection
+from certjob.views.alerts import read_alerts
+from tests.support.facts import TODAY, Facts
+from tests.support.nights import CollectingChannel, FlakyPortal, night
+
+INTENTS = {
+    "portal_sync_events": "wanted_at",
+    "cert_notification_log": "queued_at",
+    "coordinator_digests": "queued_at",
+}
+
+
+def in_another_year(connection: Connection, *, claimed: bool) -> None:
+    """Everything that is open was queued, and put off or claimed, by a clock that was a year ahead."""
+    for table, since in INTENTS.items():
+        connection.execute(
+            f"UPDATE {table} SET next_attempt_at = now() + interval '1 year', {since} = now() + interval '1 year',"
+            f" claim_token = CASE WHEN %s THEN gen_random_uuid() END".encode(),
+            (claimed,),
+        )
+
+
+def queue_one_of_each(connection: Connection, facts: Facts) -> None:
+    hlf = facts.organisation()
+    connection.execute("INSERT INTO coordinators (organisation_id, email) VALUES (%s, 'berit@example.org')", (hlf,))
+    facts.certified_mentor(hlf, TODAY - timedelta(days=1))
+    night(connection)
+
+
+def test_what_was_put_off_for_a_year_goes_out_with_the_next_run(connection: Connection, facts: Facts) -> None:
+    """A push, a reminder, a digest; nothing of it says that it may be a repeat."""
+    queue_one_of_each(connection, facts)
+    in_another_year(connection, claimed=False)
+    portal, channel = FlakyPortal(), CollectingChannel()
+
+    night(connection, portal=portal, channel=channel)
+
+    assert list(portal.visible.values()) == [False]
+    assert sorted((message.kind, message.repeat) for message in channel.sent) == [
+        ("digest", False),
+        ("reminder", False),
+    ]
+
+
+def test_a_lease_of_a_year_is_over(connection: Connection, facts: Facts) -> None:
+    """Whoever had it is long gone; the mails say that they may be repeats."""
+    queue_one_of_each(connection, facts)
+    in_another_year(connection, claimed=True)
+    portal, channel = FlakyPortal(), CollectingChannel()
+
+    night(connection, portal=portal, channel=channel)
+
+    assert list(portal.visible.values()) == [False]
+    assert sorted((message.kind, message.repeat) for message in channel.sent) == [("digest", True), ("reminder", True)]
+
+
+def test_a_row_that_is_locked_waits_for_the_next_run(connection: Connection, facts: Facts, database_url: str) -> None:
+    """Nobody is waited for, and the night goes on."""
+    queue_one_of_each(connection, facts)
+    in_another_year(connection, claimed=False)
+    portal = FlakyPortal()
+
+    with database.connect(database_url) as other, other.transaction():
+        other.execute("SELECT FROM portal_sync_events FOR UPDATE")
+        night(connection, portal=portal)
+    assert portal.visible == {}
+    night(connection, portal=portal)
+
+    assert list(portal.visible.values()) == [False]
+
+
+def test_a_wish_of_next_year_is_an_alert_as_of_now(connection: Connection, facts: Facts) -> None:
+    """An alert that counts from next year would say so for a year."""
+    queue_one_of_each(connection, facts)
+    in_another_year(connection, claimed=False)
+
+    night(connection)
+
+    (push,) = read_alerts(connection, today=TODAY).pushes
+    ((now,),) = facts.rows("SELECT now()")
+    assert push.wanted_at <= now  # type: ignore[operator]
