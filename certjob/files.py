@@ -58,8 +58,9 @@ def why_untrusted(path: Path) -> str | None:
     elsewhere: all that leads to the file is looked at. In a folder with the sticky bit (``/tmp``) each can only
     replace what is their own.
     """
+    path.stat()  # links that lead round in a ring are an error here
     trusted = {0, os.geteuid()}
-    for place in _steps(path.absolute()):
+    for place in _steps(path.absolute(), seen=set()):
         status = place.lstat()
         if status.st_uid not in trusted:
             return f"{place} belongs to another user (id {status.st_uid})"
@@ -70,9 +71,11 @@ def why_untrusted(path: Path) -> str | None:
     return None
 
 
-def _steps(path: Path) -> Iterator[Path]:
+def _steps(path: Path, *, seen: set[Path]) -> Iterator[Path]:
     """Yield every folder and link that leads to a file, and the file."""
     for place in (*reversed(path.parents), path):
-        yield place
-        if place.is_symlink():
-            yield from _steps(place.parent / place.readlink())
+        if place not in seen:
+            seen.add(place)
+            yield place
+            if place.is_symlink():
+                yield from _steps(place.parent / place.readlink(), seen=seen)

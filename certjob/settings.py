@@ -1,5 +1,7 @@
-"""Settings from ``CERTJOB_*`` variables; an error names the variable and the next step, never the value."""
+"""Settings from ``CERTJOB_*`` variables, or a file of them; an error names the variable and never the value."""
 
+import io
+import os
 import re
 from datetime import date, datetime
 from pathlib import Path
@@ -11,6 +13,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from certjob.errors import ConfigurationError
+from certjob.files import why_untrusted
 from certjob.redaction import keep
 
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -23,7 +26,6 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix="CERTJOB_",
-        env_file=".env",
         env_ignore_empty=True,
         extra="ignore",
         hide_input_in_errors=True,
@@ -172,39 +174,38 @@ class Settings(BaseSettings):
         return 0.0 if host in LOOPBACK_HOSTS else 15.0
 
 
-def load_settings() -> Settings:
-    """Read the environment.
+def load_settings(env_file: str | None = None) -> Settings:
+    """Read the environment, and what it does not set from this file.
 
     Raises ConfigurationError with one clause per wrong or missing variable; no value is ever part of it.
     """
     try:
-        settings = Settings()
+        settings = Settings(**_from_file(env_file))
     except ValidationError as error:
         raise ConfigurationError("; ".join(_explain(error))) from None
-    except (OSError, UnicodeDecodeError) as error:  # sudo from a folder of somebody else, a file in Latin-1
-        raise _unreadable(error) from None
     keep(settings.secrets())
     return settings
 
 
-def survey_settings() -> tuple[Settings, list[str]]:
-    """Read the environment as far as it can be read: what is wrong is left out, and said in a clause for each.
+def survey_settings(env_file: str | None = None) -> tuple[Settings, list[str]]:
+    """Read the settings as far as they can be read: what is wrong is left out, and said in a clause for each.
 
     For a command that looks at everything; all others stop at the first mistake. A missing database URL is empty.
     """
     without: dict[str, Any] = {}
     clauses: list[str] = []
+    try:
+        given = _from_file(env_file)
+    except ConfigurationError as error:
+        given = {}
+        clauses.append(str(error))
     while True:
         try:
-            settings = Settings(**without)
+            settings = Settings(**given | without)
             keep(settings.secrets())
             return settings, clauses
         except ValidationError as error:
             found = list(zip(error.errors(include_input=False, include_url=False), _explain(error), strict=True))
-        except (OSError, UnicodeDecodeError) as error:
-            clauses.append(str(_unreadable(error)))
-            without["_env_file"] = None
-            continue
         for detail, clause in found:
             name = str(detail["loc"][0]) if detail["loc"] else _LEFT_OUT_WITHOUT.get(clause.split()[0].rstrip(":"), "")
             if not name or name in without:  # never seen, and it would go on for ever
@@ -221,12 +222,45 @@ _LEFT_OUT_WITHOUT = {
 """Which setting is of no use while another one is missing or wrong."""
 
 
-def _unreadable(error: Exception) -> ConfigurationError:
-    message = (
-        f"the file .env in the current folder cannot be read ({type(error).__name__}); "
-        "make it readable, as UTF-8, or start certjob in another folder"
-    )
-    return ConfigurationError(message)
+def _from_file(env_file: str | None) -> dict[str, Any]:
+    """Return the settings of a file that the environment does not set. Raises ConfigurationError."""
+    if env_file is None:
+        return {}
+    try:
+        suspect = why_untrusted(Path(env_file))
+        text = "" if suspect else Path(env_file).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:  # ValueError: it is no UTF-8, or its name is no path
+        why = getattr(error, "strerror", None) or "it is no text in UTF-8"
+        message = f"the settings file {env_file} cannot be read: {why}; correct --env-file or CERTJOB_ENV_FILE"
+        raise ConfigurationError(message) from None
+    if suspect:
+        message = (
+            f"the settings file {env_file} is not used, since {suspect}; "
+            "nobody but this user and root may be able to change it (chown, chmod go-w)"
+        )
+        raise ConfigurationError(message)
+    given = _parse(text, env_file)
+    return {
+        name: value
+        for name in Settings.model_fields
+        if (value := given.get(variable := f"CERTJOB_{name.upper()}")) and not os.environ.get(variable)
+    }
+
+
+def _parse(text: str, env_file: str) -> dict[str, str | None]:
+    """Return what the lines ``NAME='value'`` say, each as it stands there: nothing is expanded."""
+    from dotenv.parser import parse_stream  # noqa: PLC0415 - only who has such a file pays for it
+
+    given: dict[str, str | None] = {}
+    for binding in parse_stream(io.StringIO(text)):
+        if binding.error or ((binding.key or "").startswith("CERTJOB_") and binding.value is None):
+            said = binding.original.string  # blank lines above it belong to it
+            line = binding.original.line + said[: len(said) - len(said.lstrip())].count("\n")
+            message = f"the settings file {env_file}, line {line}: write NAME='value', or # before a remark"
+            raise ConfigurationError(message)
+        if binding.key is not None:
+            given[binding.key] = binding.value
+    return given
 
 
 def _explain(error: ValidationError) -> list[str]:
@@ -239,7 +273,7 @@ def _explain(error: ValidationError) -> list[str]:
         variable = f"CERTJOB_{str(detail['loc'][0]).upper()}"
         if detail["type"] == "missing":
             message = (
-                "is not set; give a PostgreSQL URL or the word embedded"
+                "is not set; give a PostgreSQL URL or the word embedded, or name a file that does (--env-file)"
                 if variable == "CERTJOB_DATABASE_URL"
                 else "is not set"
             )

@@ -23,7 +23,7 @@ PORTAL = {"CERTJOB_PORTAL_URL": "https://portal.example/sync", "CERTJOB_PORTAL_K
 
 @pytest.fixture(autouse=True)
 def _nothing_is_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No variable of whoever runs the tests, no ``.env`` of the checkout."""
+    """No variable of whoever runs the tests."""
     for name in list(os.environ):
         if name.upper().startswith("CERTJOB_"):
             monkeypatch.delenv(name)
@@ -70,7 +70,10 @@ class TestDefaults:
         with pytest.raises(ConfigurationError) as caught:
             load_settings()
 
-        assert str(caught.value) == "CERTJOB_DATABASE_URL is not set; give a PostgreSQL URL or the word embedded"
+        assert str(caught.value) == (
+            "CERTJOB_DATABASE_URL is not set; "
+            "give a PostgreSQL URL or the word embedded, or name a file that does (--env-file)"
+        )
 
     def test_an_empty_variable_counts_as_not_set(self, environment: pytest.MonkeyPatch) -> None:
         """``CERTJOB_PORTAL_URL=`` in a crontab switches the portal off; an empty database is none."""
@@ -336,65 +339,156 @@ class TestRefusals:
 
 
 class TestEnvFile:
-    """``.env`` in the current folder, for development."""
+    """A file of settings, only if it is asked for."""
 
-    def test_it_is_read(self, tmp_path: Path) -> None:
-        """Comments and quotes as usual."""
-        (tmp_path / ".env").write_text(
-            "# development\nCERTJOB_DATABASE_URL=embedded\nexport CERTJOB_TIME_ZONE='Europe/Berlin'\n", encoding="utf-8"
+    @pytest.fixture
+    def file(self, tmp_path: Path) -> Path:
+        """Where the tests put theirs, so that nobody else may write it."""
+        path = tmp_path / "certjob.env"
+        path.touch(mode=0o600)
+        return path
+
+    def refusal(self, file: Path | str) -> str:
+        """What is said about this file."""
+        with pytest.raises(ConfigurationError) as caught:
+            load_settings(str(file))
+        assert caught.value.exit_code == 2
+        assert SECRET not in "".join(traceback.format_exception(caught.value))
+        return str(caught.value)
+
+    def test_it_is_read(self, file: Path) -> None:
+        """Comments, quotes, ``export`` and Windows' line ends as usual; a byte order mark does not matter."""
+        file.write_bytes(
+            b"\xef\xbb\xbfCERTJOB_DATABASE_URL=embedded  # remark\r\n\r\n# production\r\n"
+            b"export CERTJOB_TIME_ZONE='Europe/Berlin'\r\nCERTJOB_MAIL_FROM=\"Certjob <post@example.org>\"\r\n"
         )
 
-        settings = load_settings()
+        settings = load_settings(str(file))
 
         assert settings.database_url.get_secret_value() == "embedded"
         assert settings.time_zone == "Europe/Berlin"
+        assert settings.mail_from == "Certjob <post@example.org>"
 
-    def test_a_real_variable_wins(self, environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        """What is typed on the command line is meant."""
-        (tmp_path / ".env").write_text("CERTJOB_DATABASE_URL=embedded\nCERTJOB_TIME_ZONE=Europe/Berlin\n")
+    @pytest.mark.parametrize("quote", ["", "'", '"'])
+    def test_nothing_in_it_is_expanded(self, environment: pytest.MonkeyPatch, file: Path, quote: str) -> None:
+        """A password may have a dollar sign; and no line can send another setting, or a variable, to a stranger."""
+        environment.setenv("HOME", f"/home/{SECRET}")
+        written = "https://ping.example/${CERTJOB_PORTAL_KEY}/$HOME/`id`/$(id)/%d/~"
+        file.write_text(f"CERTJOB_DATABASE_URL=embedded\nCERTJOB_PING_URL={quote}{written}{quote}\n")
 
-        settings = load(environment)
+        ping_url = load_settings(str(file)).ping_url
+
+        assert ping_url is not None
+        assert ping_url.get_secret_value() == written
+
+    def test_a_real_variable_wins(self, environment: pytest.MonkeyPatch, file: Path) -> None:
+        """What is typed on the command line is meant; an empty one counts as not set."""
+        file.write_text("CERTJOB_DATABASE_URL=embedded\nCERTJOB_TIME_ZONE=Europe/Berlin\n")
+        environment.setenv("CERTJOB_DATABASE_URL", DATABASE["CERTJOB_DATABASE_URL"])
+        environment.setenv("CERTJOB_TIME_ZONE", "")
+
+        settings = load_settings(str(file))
 
         assert settings.database_url.get_secret_value() == DATABASE["CERTJOB_DATABASE_URL"]
         assert settings.time_zone == "Europe/Berlin"
 
-    def test_variables_of_other_programs_in_it_do_not_matter(self, tmp_path: Path) -> None:
+    def test_variables_of_other_programs_in_it_do_not_matter(self, file: Path) -> None:
         """The file is shared with the app."""
-        (tmp_path / ".env").write_text("CERTJOB_DATABASE_URL=embedded\nSUPABASE_URL=x\nTIME_ZONE=nowhere\n")
+        file.write_text("CERTJOB_DATABASE_URL=embedded\nSUPABASE_URL=x\nTIME_ZONE=nowhere\nDEBUG\n")
 
-        assert load_settings().time_zone == "Europe/Oslo"
+        assert load_settings(str(file)).time_zone == "Europe/Oslo"
 
-    def test_an_error_in_it_is_told_like_any_other(self, tmp_path: Path) -> None:
+    def test_an_error_in_it_is_told_like_any_other(self, file: Path) -> None:
         """Variable, not value."""
-        (tmp_path / ".env").write_text(f"CERTJOB_DATABASE_URL=embedded\nCERTJOB_TIME_ZONE={SECRET}\n")
+        file.write_text(f"CERTJOB_DATABASE_URL=embedded\nCERTJOB_TIME_ZONE={SECRET}\n")
 
-        with pytest.raises(ConfigurationError, match="CERTJOB_TIME_ZONE") as caught:
-            load_settings()
+        assert self.refusal(file).startswith("CERTJOB_TIME_ZONE: ")
 
-        assert SECRET not in "".join(traceback.format_exception(caught.value))
+    @pytest.mark.parametrize("line", ["CERTJOB_PORTAL_KEY='{}", "CERTJOB_PORTAL_KEY", "'{}'x", "CERTJOB_X='a'{}'b'"])
+    def test_a_line_that_is_no_setting_is_refused_by_its_number(self, file: Path, line: str) -> None:
+        """A setting that is passed over unsaid would be missed in the night; what the line holds is not shown."""
+        file.write_text("CERTJOB_DATABASE_URL=embedded\n\n\n" + line.format(SECRET) + "\n")
 
-    def test_one_that_is_no_utf8_is_refused_without_showing_it(self, tmp_path: Path) -> None:
+        assert self.refusal(file) == f"the settings file {file}, line 4: write NAME='value', or # before a remark"
+
+    def test_one_that_is_no_utf8_is_refused_without_showing_it(self, file: Path) -> None:
         """An old editor wrote it in Latin-1."""
-        (tmp_path / ".env").write_bytes(f"CERTJOB_NOTIFY_PASSWORD={SECRET}å".encode("latin-1"))
+        file.write_bytes(f"CERTJOB_NOTIFY_PASSWORD={SECRET}å".encode("latin-1"))
 
-        with pytest.raises(ConfigurationError, match=r"\.env .* cannot be read .*UTF-8") as caught:
-            load_settings()
+        assert "it is no text in UTF-8" in self.refusal(file)
 
-        assert SECRET not in "".join(traceback.format_exception(caught.value))
+    @pytest.mark.parametrize(
+        ("path", "why"),
+        [
+            ("nowhere/x.env", "No such file or directory"),
+            (".", "Is a directory"),
+            ("ring", "symbolic links"),
+            ("\0", ""),
+        ],
+    )
+    def test_one_that_is_not_there_is_refused(self, tmp_path: Path, path: str, why: str) -> None:
+        """It was asked for, so it holds something."""
+        (tmp_path / "ring").symlink_to("ring")
 
-    @pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may read everything")
-    def test_one_that_may_not_be_read_is_refused(self, tmp_path: Path) -> None:
-        """``sudo -u certjob`` in somebody else's folder."""
-        (tmp_path / ".env").touch(mode=0o000)
+        said = self.refusal(path)
 
-        with pytest.raises(ConfigurationError, match=r"\.env .* PermissionError"):
-            load_settings()
+        assert why in said
+        assert said.endswith("; correct --env-file or CERTJOB_ENV_FILE")
 
-    def test_a_folder_of_that_name_is_no_file(self, environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        """Some tools keep a virtual environment there."""
-        (tmp_path / ".env").mkdir()
+    @pytest.mark.parametrize("mode", [0o620, 0o602, 0o666, 0o660])
+    def test_one_that_others_may_write_is_refused(self, file: Path, mode: int) -> None:
+        """A group is others, too."""
+        file.chmod(mode)
 
-        assert load(environment).time_zone == "Europe/Oslo"
+        assert f"may be written by others than its owner (mode {mode:03o}); nobody but" in self.refusal(file)
+
+    @pytest.mark.parametrize("mode", [0o770, 0o707, 0o777])
+    def test_one_in_a_folder_that_others_may_write_is_refused(self, tmp_path: Path, mode: int) -> None:
+        """They can put another in its place; further up, too."""
+        folder = tmp_path / "open"
+        (folder / "inside").mkdir(parents=True)
+        file = folder / "inside" / "certjob.env"
+        file.touch(mode=0o600)
+        folder.chmod(mode)
+
+        assert f"{folder} may be written by others" in self.refusal(file)
+
+    def test_a_folder_with_the_sticky_bit_is_good_enough(self, tmp_path: Path) -> None:
+        """As /tmp, and as the secrets of Kubernetes: there, each can only replace what is their own."""
+        folder = tmp_path / "sticky"
+        folder.mkdir()
+        folder.chmod(0o1777)
+        file = folder / "certjob.env"
+        file.touch(mode=0o600)
+        file.write_text("CERTJOB_DATABASE_URL=embedded\n")
+
+        assert load_settings(str(file)).database_url.get_secret_value() == "embedded"
+
+    def test_a_link_is_followed_and_all_that_it_leads_through_is_looked_at(self, file: Path, tmp_path: Path) -> None:
+        """Where the link lies, and where the file lies."""
+        file.write_text("CERTJOB_DATABASE_URL=embedded\n")
+        (tmp_path / "safe").symlink_to(file)
+        (tmp_path / "open").mkdir()
+        (tmp_path / "open" / "link").symlink_to(file)
+        (tmp_path / "open").chmod(0o777)
+        (tmp_path / "detour").symlink_to("open/link")
+
+        assert load_settings(str(tmp_path / "safe")).database_url.get_secret_value() == "embedded"
+        assert f"{tmp_path}/open may be written by others" in self.refusal(tmp_path / "detour")
+
+    @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give a file away")
+    @pytest.mark.parametrize("what", ["file", "folder", "link"])
+    def test_one_of_another_user_is_refused(self, tmp_path: Path, what: str) -> None:
+        """Of whoever owns the file, the folder that it lies in, or the link that leads to it."""
+        folder = tmp_path / "folder"
+        folder.mkdir()
+        file = folder / "certjob.env"
+        file.touch(mode=0o600)
+        link = tmp_path / "link"
+        link.symlink_to(file)
+        os.chown({"file": file, "folder": folder, "link": link}[what], 12345, -1, follow_symlinks=False)
+
+        assert f"{what if what != 'file' else 'certjob.env'} belongs to another user (id 12345)" in self.refusal(link)
 
 
 @pytest.fixture

@@ -6,8 +6,9 @@ import typer
 
 from certjob import __version__
 from certjob.cli.commands import alerts, data, health, inspect, preview, runs
+from certjob.cli.session import Commands
 
-app = typer.Typer(
+app = Commands(
     name="certjob",
     no_args_is_help=True,
     add_completion=False,

@@ -1,5 +1,7 @@
 """Options that several commands share, and what a command needs before it starts: settings, database, ways out."""
 
+import functools
+import inspect
 import logging.config
 import os
 import re
@@ -7,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import date
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from uuid import UUID, uuid4
 
 import typer
@@ -31,6 +33,14 @@ LogFormat = Annotated[
     typer.Option(help="How log lines look: text or json.  [env: CERTJOB_LOG_FORMAT; default: text]", metavar="FORMAT"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON document on stdout.")]
+EnvFile = Annotated[
+    str | None,
+    typer.Option(
+        envvar="CERTJOB_ENV_FILE",
+        metavar="FILE",
+        help="Take the settings that the environment lacks from here: lines NAME='value'.",
+    ),
+]
 OrganisationSlug = Annotated[
     str | None, typer.Option("--organisation", metavar="SLUG", help="Only this organisation's mentors.")
 ]
@@ -41,6 +51,41 @@ DeliverFor = Annotated[
     str,
     typer.Option(metavar="TIME", help="How long deliveries may take, such as 90s, 30m or 2h; the rest stays pending."),
 ]
+
+ENV_FILE = "certjob.env_file"
+"""Where a command's context has the name of its settings file."""
+
+
+Function = TypeVar("Function", bound=Callable[..., int])
+
+
+class Commands(typer.Typer):
+    """A group of commands of which each takes its settings from a file, if it is asked to."""
+
+    def command(self, name: str | None = None, **options: Any) -> Callable[[Function], Function]:
+        """Register a function as Typer does, with ``--env-file`` beside its own options."""
+        register = super().command(name, **options)
+
+        def add(function: Function) -> Function:
+            register(_with_env_file(function))
+            return function
+
+        return add
+
+
+def _with_env_file(function: Callable[..., int]) -> Callable[..., int]:
+    @functools.wraps(function)
+    def command(context: typer.Context, *, env_file: str | None, **arguments: Any) -> int:
+        context.meta[ENV_FILE] = env_file
+        return function(context, **arguments)
+
+    signature = inspect.signature(function, eval_str=True)
+    option = inspect.Parameter("env_file", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=EnvFile)
+    parameters = [*signature.parameters.values(), option]
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
+
 
 _DURATION = re.compile(r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6})s?)?")
 
@@ -125,7 +170,7 @@ def session(
     stop: StopFlag = context.obj
     run_id = uuid4()
     set_up_logs(verbose=verbose, log_format=log_format, run_id=run_id)
-    settings = load_settings()
+    settings = load_settings(context.meta.get(ENV_FILE))
     set_up_logs(verbose=verbose, log_format=log_format or settings.log_format, run_id=run_id)
     monitor = None
     if watched_as is not None:

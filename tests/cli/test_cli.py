@@ -564,6 +564,56 @@ def test_every_command_has_a_help_of_sentences(here: Certjob, words: tuple[str, 
     assert "..." not in text.replace("[ARGS]...", "")
 
 
+@pytest.mark.parametrize(
+    "words", [words for words in EVERYTHING if not hasattr(EVERYTHING[words], "commands")], ids=" ".join
+)
+def test_every_command_takes_its_settings_from_a_file_if_asked(
+    bare_environment: dict[str, str], tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    """One that is not there is refused by its name, before anything is done."""
+    if words == ("demo",):
+        pytest.skip("it has no settings")
+    needed = {"resync": ["M1"], "preview": ["M1"], "explain": ["M1"], "load": ["x.csv"], "set": ["hlf"]}
+    needed["prune"] = ["--older-than", "3y"]
+
+    result = run_in_process(
+        *words, *needed.get(words[-1], []), "--env-file", "nowhere.env", environment=bare_environment, folder=tmp_path
+    )
+
+    assert result.returncode == 2, result
+    assert "the settings file nowhere.env cannot be read: No such file or directory" in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("way", ["option", "variable"])
+def test_the_installed_command_reads_that_file_and_no_other(
+    bare_environment: dict[str, str], database_url: str, tmp_path: Path, way: str
+) -> None:
+    """A ``.env`` in the folder where it happens to be started is somebody else's."""
+    (tmp_path / ".env").write_text(f"CERTJOB_DATABASE_URL={database_url}\n")
+    asked_for = tmp_path / "certjob.env"
+    asked_for.write_text(f"CERTJOB_DATABASE_URL='{database_url}'\n")
+
+    def run(*options: str, **settings: str) -> Finished:
+        return subprocess.run(
+            [str(installed_command()), "db", "status", *options],
+            env=bare_environment | settings,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    unasked = run()
+    asked = run("--env-file", "certjob.env") if way == "option" else run(CERTJOB_ENV_FILE=str(asked_for))
+    asked_for.chmod(0o666)
+    open_to_all = run("--env-file", str(asked_for))
+
+    assert (unasked.returncode, asked.returncode, open_to_all.returncode) == (2, 0, 2), asked
+    assert "CERTJOB_DATABASE_URL is not set" in unasked.stderr
+    assert "may be written by others than its owner (mode 666)" in open_to_all.stderr
+
+
 def test_help_loads_none_of_the_heavy_libraries(bare_environment: dict[str, str], tmp_path: Path) -> None:
     """Completion and habit call it often; a glance costs no database driver."""
     script = (

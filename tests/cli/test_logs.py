@@ -201,17 +201,6 @@ def test_a_crash_is_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
 # Text.
 
 
-def test_what_a_library_complains_of_is_a_log_line_too(certjob: Certjob, tmp_path: Path) -> None:
-    """A line of .env that is none: whoever reads the log as JSON is not given anything else."""
-    (tmp_path / ".env").write_text("THIS IS NO SETTING\n")
-
-    result = certjob("db", "status", "--log-format", "json")
-
-    (line,) = [json.loads(line) for line in result.stderr.splitlines()]
-    assert (result.returncode, line["level"]) == (0, "warning")
-    assert "line 1" in line["message"]
-
-
 def test_a_text_line_has_the_ids_behind_the_sentence() -> None:
     """And none of the machine's words."""
     record = logging.makeLogRecord({"msg": "a %s", "args": ("push",), "event": "event_pushed", "event_id": 4711})

@@ -154,7 +154,7 @@ def moved_to(minute: datetime, crontab: str, *, commands: Collection[str], folde
     """The crontab as it is installed here, those jobs at that minute and the others a minute before; else unchanged."""
     lines = []
     for line in crontab.splitlines():
-        job = re.fullmatch(r"((?:[\d*/-]+\s+){5})(.*/certjob (.+))", line)
+        job = re.fullmatch(r"((?:[\d*/-]+\s+){5})(.*/certjob (.+) --env-file .*)", line)
         if job is None:
             lines.append(line)
             continue
@@ -165,4 +165,4 @@ def moved_to(minute: datetime, crontab: str, *, commands: Collection[str], folde
 
 def jobs(crontab: str) -> Sequence[tuple[str, str]]:
     """(times, what certjob is told) of each job, those to uncomment too."""
-    return re.findall(r"^(?:# )?((?:[\d*/-]+\s+){5}).*/certjob (.+)$", crontab, flags=re.MULTILINE)
+    return re.findall(r"^(?:# )?((?:[\d*/-]+\s+){5}).*/certjob (.+) --env-file .*$", crontab, flags=re.MULTILINE)

@@ -204,7 +204,10 @@ def test_without_a_database_the_rest_is_looked_at(here: Certjob, portal: PortalS
 
     said = found(result)
     assert result.returncode == 2
-    assert said["settings"] == ["fail: CERTJOB_DATABASE_URL is not set; give a PostgreSQL URL or the word embedded"]
+    assert said["settings"] == [
+        "fail: CERTJOB_DATABASE_URL is not set; "
+        "give a PostgreSQL URL or the word embedded, or name a file that does (--env-file)"
+    ]
     assert said["schema"] == ["skip: not checked: CERTJOB_DATABASE_URL is not set"]
     assert len(portal.requests) == 1
 
@@ -221,13 +224,16 @@ def test_the_word_embedded_makes_no_database(here: Certjob, bare_environment: di
 
 def test_an_env_file_that_cannot_be_read_is_said_so(here: Certjob, complete: Facts, tmp_path: Path) -> None:
     """And the environment's own variables count."""
-    (tmp_path / ".env").write_bytes(b"CERTJOB_PORTAL_KEY=bl\xe5\n")
+    (tmp_path / "certjob.env").write_bytes(b"CERTJOB_PORTAL_KEY=bl\xe5\n")
 
-    result = here("--json")
+    result = here("--json", CERTJOB_ENV_FILE="certjob.env")
 
     assert result.returncode == 2
     assert list(found(result)) == ["settings"]
-    assert "the file .env in the current folder cannot be read" in found(result)["settings"][0]
+    assert found(result)["settings"] == [
+        "fail: the settings file certjob.env cannot be read: it is no text in UTF-8; "
+        "correct --env-file or CERTJOB_ENV_FILE"
+    ]
 
 
 # The database.

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from certjob.cli.commands.schema import db_app
-from certjob.cli.session import Json, LogFormat, Quiet, Verbose, session, set_up_logs
+from certjob.cli.session import Commands, Json, LogFormat, Quiet, Verbose, session, set_up_logs
 
 if TYPE_CHECKING:
     from certjob.cli.terminal.output import Output
     from certjob.facts.loading import LoadReport
     from certjob.facts.roster import RejectedRow
 
-organisation_app = typer.Typer(
+organisation_app = Commands(
     help="The member organisations: their rules, contacts and coordinators.", no_args_is_help=True
 )
 

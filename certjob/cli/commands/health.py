@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from certjob.cli.session import Json, LogFormat, Quiet, Verbose, parse_duration, session, set_up_logs
+from certjob.cli.session import ENV_FILE, Json, LogFormat, Quiet, Verbose, parse_duration, session, set_up_logs
 
 
 def check(
@@ -35,7 +35,7 @@ def check(
     found: list[Finding] = []
 
     with context.obj.interruptible():
-        settings, problems = survey_settings()
+        settings, problems = survey_settings(context.meta.get(ENV_FILE))
         set_up_logs(verbose=verbose, log_format=log_format or settings.log_format)
         output = console.Output(quiet=quiet)
         for finding in everything.check_everything(settings, problems=problems):

@@ -4,9 +4,9 @@ from typing import Annotated
 
 import typer
 
-from certjob.cli.session import Json, LogFormat, Quiet, Verbose, session
+from certjob.cli.session import Commands, Json, LogFormat, Quiet, Verbose, session
 
-db_app = typer.Typer(help="The database: schema and retention.", no_args_is_help=True)
+db_app = Commands(help="The database: schema and retention.", no_args_is_help=True)
 
 
 @db_app.command("migrate", short_help="Bring the schema up to date.")

@@ -104,7 +104,5 @@ def log_configuration(*, verbose: bool, log_format: str, run_id: UUID | None = N
             "certjob": {"level": level, "handlers": ["stderr"], "propagate": False},
             # It warns of a statement that a signal broke off; the line that certjob ends with says that.
             "psycopg": {"level": "ERROR", "handlers": ["stderr"], "propagate": False},
-            # It warns of lines in .env that are none.
-            "dotenv": {"level": "WARNING", "handlers": ["stderr"], "propagate": False},
         },
     }

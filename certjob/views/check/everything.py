@@ -54,7 +54,7 @@ def _check_settings(settings: Settings, *, problems: list[str], environment: Map
     for clause in problems:
         message, _, next_step = clause.partition("; ")
         yield fail("settings", message, next_step=next_step or "correct it; see README, Settings")
-    for variable in sorted(environment):
+    for variable in sorted(set(environment) - {"CERTJOB_ENV_FILE"}):
         if variable.startswith("CERTJOB_") and variable not in names and not variable.startswith(_TESTS_OWN):
             near = difflib.get_close_matches(variable, names, n=1, cutoff=0.7)
             step = f"did you mean {near[0]}?" if near else "take it out; see README, Settings"
