@@ -1,0 +1,92 @@
+"""E-mail addresses that mail can be sent to: the one definition, for whoever takes one in or writes to one."""
+
+import contextlib
+import re
+from dataclasses import dataclass, replace
+
+MAX_ADDRESS_OCTETS = 254
+"""RFC 5321, 4.5.3.1.3: a path is at most 256 octets, its angle brackets included."""
+
+_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\u00a1-\U0010ffff-]+"
+_LOCAL_PART = re.compile(rf"{_ATOM}(?:\.{_ATOM})*")
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
+_NAMED = re.compile(r"\s*(?P<name>[^<>@\"]*|\"[^<>@\"]*\")\s*<(?P<address>[^<>]*)>\s*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MailAddress:
+    """An address that mail can be sent to, with the domain as DNS knows it."""
+
+    local_part: str
+    domain: str
+    """ASCII; an international domain in its ``xn--`` form."""
+    display_name: str = ""
+
+    @property
+    def specification(self) -> str:
+        """The address alone, as SMTP commands take it."""
+        return f"{self.local_part}@{self.domain}"
+
+    @property
+    def international(self) -> bool:
+        """Whether only servers with SMTPUTF8 can take it (RFC 6531)."""
+        return not self.local_part.isascii()
+
+
+def parse_address(text: str) -> MailAddress:
+    """Read one bare address, such as ``kari@example.org``.
+
+    Raises ValueError, whose text does not repeat the address, for anything else: a name before it, a list, quotes, a
+    control character, a domain that cannot be written in DNS without becoming another one.
+    """
+    local_part, at, domain = text.strip(" ").rpartition("@")
+    domain = _ascii_domain(domain)
+    address = MailAddress(local_part=local_part, domain=domain)
+    if (
+        not at
+        or not _LOCAL_PART.fullmatch(local_part)
+        or not local_part.isprintable()
+        or "=?" in local_part  # an encoded word: in a header it would become what it stands for, line ends too
+        or not _DOMAIN.fullmatch(domain)
+        or len(address.specification.encode()) > MAX_ADDRESS_OCTETS
+    ):
+        message = "is no address that mail can be sent to"
+        raise ValueError(message)
+    return address
+
+
+def _ascii_domain(domain: str) -> str:
+    if domain.isascii():
+        return domain
+    with contextlib.suppress(UnicodeError):
+        # The standard library has the older IDNA, which turns some letters into others: ß into ss is another domain.
+        ascii_domain = domain.encode("idna")
+        if ascii_domain.decode("idna") == domain.lower():
+            return ascii_domain.decode("ascii")
+    message = "has a domain that cannot be written in DNS"
+    raise ValueError(message)
+
+
+def parse_sender(text: str) -> MailAddress:
+    """Read the sender: an address, or ``Name <address>``, the name with or without quotes.
+
+    Raises ValueError when it is not exactly one such address, or has letters beyond ASCII before the ``@``.
+    """
+    named = _NAMED.fullmatch(text)
+    address = parse_address(named["address"] if named else text)
+    if address.international or not text.isprintable():
+        message = "has a character that a sender cannot have"
+        raise ValueError(message)
+    return replace(address, display_name=named["name"].strip(' "')) if named else address
+
+
+def parse_reply_to(text: str | None) -> MailAddress | None:
+    """Read where answers go; None when that is no address, which must not keep the message from its reader.
+
+    Nor one with letters beyond ASCII before the ``@``: not every server and not every reader's program can take it.
+    """
+    with contextlib.suppress(ValueError):
+        address = parse_address(text or "")
+        return None if address.international else address
+    return None
