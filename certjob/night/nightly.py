@@ -1,7 +1,6 @@
 """One night in order: plan or apply, then deliver, then say what happened."""
 
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
 from uuid import UUID, uuid4
@@ -75,11 +74,8 @@ def run(
     delivery: Delivery,
     stop: StopFlag,
     progress: Progress,
-    connect: Callable[[], Connection] | None = None,
 ) -> RunReport:
     """Run the night: review every due mentor, then deliver portal events and reminders.
-
-    ``connect`` opens another connection: a long review reads on the one while it writes on the other.
 
     Raises ConfigurationError for an unknown organisation or a day before the last night's, StoppedBySignalError after a
     signal; then ``job_runs`` says ``failed``. What was committed stays.
@@ -107,7 +103,6 @@ def run(
             organisation_id=organisation_id,
             stop=stop,
             progress=beating,
-            connect=connect,
         )
         deliveries = Deliveries(
             connection, report, delivery=delivery, stop=stop, progress=beating, organisation_id=organisation_id
@@ -192,7 +187,6 @@ def _apply(
     organisation_id: UUID | None,
     stop: StopFlag,
     progress: Progress,
-    connect: Callable[[], Connection] | None,
 ) -> None:
     reminders = CertificationReminderService(connection, run_id=report.run_id)
     guard = MassChangeGuard(
@@ -207,7 +201,6 @@ def _apply(
         reminders=reminders,
         portal=PortalSyncService(connection, run_id=report.run_id),
         stop=stop,
-        connect=connect,
         on_progress=progress.phase("Reviewing mentors"),
     )
     report.review = service.counts

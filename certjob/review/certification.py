@@ -4,10 +4,8 @@ The unit of work and of locking is one mentor. Several runs at once share the wo
 and each chunk commits state, audit and intents together.
 """
 
-import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from datetime import date
 from uuid import UUID
 
@@ -22,29 +20,21 @@ from certjob.mail.reminders import CertificationReminderService
 from certjob.portal.sync import PortalSyncService
 from certjob.review.decision_writer import DecisionWriter, Written
 from certjob.review.guards import MassChangeGuard
-from certjob.review.lanes import Key, Lane, Lanes, SecondLane
 from certjob.review.plan import CHUNK_SIZE, ReviewCounts, decide_each
 from certjob.stopping import StopFlag
-
-logger = logging.getLogger(__name__)
 
 LOCK_TIMEOUT_MS = 500
 """The net under apply: a chunk that waits longer for anything is redone mentor by mentor."""
 WAIT_FOR_LOCKS_SECONDS = 30.0
-"""How long a run waits at its end for mentors whom somebody else holds."""
-MOST_PASSES = 10
+"""How long a run goes on after its first pass for mentors who are still due."""
 MOST_BROKEN_MENTORS = 1_000
 _POLL_SECONDS = 0.25
 
 _BROKEN_DATA = (psycopg.IntegrityError, psycopg.DataError, psycopg.errors.RaiseException)
 """What the database says to one mentor's data, not to the whole night."""
 
-
-@dataclass(slots=True, kw_only=True)
-class _Progress:
-    applied: int = 0
-    left: set[UUID] = field(default_factory=set)
-    """Mentors whom somebody held."""
+Key = tuple[UUID, str]
+"""A mentor's place in the walk through all who are due: the id, and review_on as text."""
 
 
 class CertificationManagementService:
@@ -60,43 +50,47 @@ class CertificationManagementService:
         reminders: CertificationReminderService,
         portal: PortalSyncService,
         stop: StopFlag,
-        connect: Callable[[], Connection] | None = None,
         on_progress: Callable[[int], None] | None = None,
         wait_for_locks_seconds: float = WAIT_FOR_LOCKS_SECONDS,
         chunk_size: int = CHUNK_SIZE,
     ) -> None:
-        """``connect`` opens a second connection, should there be more to do than one chunk."""
         self._connection = connection
         self._today = today
         self._guard = guard
-        writer = DecisionWriter(connection, today=today, run_id=run_id, guard=guard, reminders=reminders, portal=portal)
-        self._lane = Lane(connection=connection, writer=writer)
-        self._second = SecondLane(connect, writer=writer)
+        self._writer = DecisionWriter(
+            connection, today=today, run_id=run_id, guard=guard, reminders=reminders, portal=portal
+        )
         self._stop = stop
         self._on_progress = on_progress
         self._wait_for_locks_seconds = wait_for_locks_seconds
         self._chunk_size = chunk_size
+        self._staying_due: set[UUID] = set()
+        """Mentors who were reviewed and stay due on purpose: the guard holds their reminders."""
         self.counts = ReviewCounts()
 
     def apply_due(self, organisation_id: UUID | None = None) -> ReviewCounts:
         """Review every due mentor, chunk by chunk, each chunk in one transaction.
 
-        Passes go by key and repeat until one applies nothing. Mentors whom somebody else holds are waited for at the
-        end, then counted as skipped. Raises StoppedBySignalError between chunks.
+        One pass reviews all whom no other session holds. Those who are still due after it are tried again for a
+        bounded time, then counted as skipped. Raises StoppedBySignalError between chunks.
         """
-        with self._second:
-            for number in range(MOST_PASSES):
-                progress = self._pass(organisation_id, first=number == 0)
-                if not progress.applied:
-                    break
-        self._wait_for_locked(organisation_id, progress.left)
+        self._pass(organisation_id)
+        give_up_at = time.monotonic() + self._wait_for_locks_seconds
+        while remaining := self._still_due(organisation_id):
+            if time.monotonic() > give_up_at:
+                self.counts.skipped = sorted(remaining)
+                break
+            before = self.counts.reviewed
+            self._pass(organisation_id, ids=remaining)
+            if self.counts.reviewed == before:
+                self._stop.sleep(_POLL_SECONDS)
         return self.counts
 
     def review_one(self, mentor_id: UUID, *, then: Callable[[Decision], None]) -> bool:
-        """Review one locked mentor in its own transaction; ``then`` writes in it too, last.
+        """Review one mentor, due or not, in its own transaction; ``then`` writes in it too, last.
 
-        False when somebody holds the mentor or one of its fact rows; nothing is written then. A broken mentor is noted,
-        and ``then`` is not called.
+        False when another session has locked the mentor or one of its fact rows; nothing is written then.
+        A broken mentor is noted, and ``then`` is not called.
         """
         try:
             with transaction(self._connection, lock_timeout_ms=LOCK_TIMEOUT_MS, by_index=True):
@@ -106,98 +100,56 @@ class CertificationManagementService:
                     return False
                 decisions, problems = decide_each(read, self._today)
                 self._note_broken({problem.mentor_id: problem.reason for problem in problems})
-                written = self._lane.writer.write(decisions)
+                written = self._writer.write(decisions)
                 for decision in decisions:
                     then(decision)
         except CONTENTION:
             return False
-        self._count(written, first=True)
+        self._count(written)
         return True
 
-    def _pass(self, organisation_id: UUID | None, *, first: bool) -> _Progress:
-        progress = _Progress()
-        first_review, first_id = reading.BEFORE_EVERY_MENTOR
-        place: Key = (first_id, first_review)
+    def _pass(self, organisation_id: UUID | None, *, ids: Sequence[UUID] | None = None) -> None:
+        """Review the due mentors, or those of them with these ids, chunk by chunk in the order of their keys.
+
+        Each is met once, so a pass ends whoever stays due.
+        """
+        after_review, after_id = reading.BEFORE_EVERY_MENTOR
         while True:
             self._stop.check()
-            parameters = self._due_after(place, organisation_id)
-            keys = self._apply_chunk("lock_due_mentors", parameters, progress, first=first)
-            if not keys:
-                return progress
-            place = keys[-1]
-            if len(keys) == self._chunk_size:
-                place = self._read_ahead(place, organisation_id, progress, first=first)
+            keys = self._review_chunk(
+                {
+                    "today": self._today,
+                    "after_review": after_review,
+                    "after_id": after_id,
+                    "organisation_id": organisation_id,
+                    "held": list(self._guard.held),
+                    "ids": None if ids is None else list(ids),
+                    "limit": self._chunk_size,
+                }
+            )
+            if len(keys) < self._chunk_size:
+                return
+            after_id, after_review = keys[-1]
 
-    def _due_after(self, place: Key, organisation_id: UUID | None) -> dict[str, object]:
-        after_id, after_review = place
-        return {
-            "today": self._today,
-            "after_review": after_review,
-            "after_id": after_id,
-            "organisation_id": organisation_id,
-            "held": list(self._guard.held),
-            "broken": list(self.counts.broken),
-            "limit": self._chunk_size,
-        }
-
-    def _read_ahead(self, place: Key, organisation_id: UUID | None, progress: _Progress, *, first: bool) -> Key:
-        """Go on with two connections until the end, or until something is in the way; return the place reached.
-
-        Whatever fails here is left to the caller, who does that chunk once more, on one connection, and knows what to
-        do about it.
-        """
-        second = self._second.get()
-        if second is None:
-            return place
-        reached = place
-
-        def read(connection: Connection) -> tuple[Sequence[Key], Sequence[Decision]]:
-            keys = database.fetch(connection, "lock_due_mentors", self._due_after(reached, organisation_id))
-            return keys, self._decide_locked(connection, [key[0] for key in keys], progress)
-
-        with Lanes(self._lane, second, lock_timeout_ms=LOCK_TIMEOUT_MS) as lanes:
-            while True:
-                keys: Sequence[Key] = ()
-                try:
-                    keys = lanes.begin(read)
-                except psycopg.Error as error:
-                    about = {"event": "read_ahead_failed"}
-                    logger.debug("nothing was read ahead: %s", type(error).__name__, extra=about)
-                try:
-                    written = lanes.settle()
-                except psycopg.Error as error:
-                    about = {"event": "chunk_redone"}
-                    logger.debug("a chunk is done again: %s", type(error).__name__, extra=about)
-                    return place
-                if written is not None:
-                    progress.applied += self._count(written, first=first)
-                place = reached
-                if not keys:
-                    return place
-                self._stop.check()
-                lanes.write(self._guard.admit)
-                reached = keys[-1]
-
-    def _apply_chunk(self, lock: str, parameters: dict[str, object], progress: _Progress, *, first: bool) -> list[Key]:
+    def _review_chunk(self, due: dict[str, object]) -> list[Key]:
         """Lock a chunk, decide, write, commit. Return the keys that were locked.
 
-        When somebody's lock or one mentor's data are in the way, the chunk is redone mentor by mentor; when the server
-        was restarted meanwhile, as a whole.
+        When another session's lock or one mentor's data are in the way, the chunk is redone mentor by mentor; when the
+        server was restarted meanwhile, as a whole.
         """
         keys: list[Key] = []
 
-        def write_chunk() -> Written:
+        def lock_and_review() -> Written:
             nonlocal keys
+            keys = []
             with transaction(self._connection, lock_timeout_ms=LOCK_TIMEOUT_MS, by_index=True):
-                keys = database.fetch(self._connection, lock, parameters)
-                return self._review_locked([key[0] for key in keys], progress)
+                keys = database.fetch(self._connection, "lock_due_mentors", due)
+                return self._review_locked([mentor_id for mentor_id, _ in keys])
 
         give_up_at = time.monotonic() + WAIT_FOR_LOCKS_SECONDS
         while True:
             try:
-                written = database.repeated(self._connection, write_chunk)
-                if not keys:
-                    return []
+                self._count(database.repeated(self._connection, lock_and_review))
             except (*CONTENTION, *_BROKEN_DATA) as error:
                 if keys:
                     break
@@ -206,60 +158,51 @@ class CertificationManagementService:
                     raise DatabaseUnavailableError(message) from error
                 self._stop.sleep(_POLL_SECONDS)
             else:
-                progress.applied += self._count(written, first=first)
                 return keys
         for mentor_id, _ in keys:
             self._stop.check()
-            self._apply_single(mentor_id, progress, first=first)
+            self._review_alone(mentor_id)
         return keys
 
-    def _apply_single(self, mentor_id: UUID, progress: _Progress, *, first: bool) -> None:
-        def write_mentor() -> Written:
+    def _review_alone(self, mentor_id: UUID) -> None:
+        """Review one mentor of a chunk that failed. Whose row another session has locked stays due."""
+
+        def lock_and_review() -> Written:
             with transaction(self._connection, lock_timeout_ms=LOCK_TIMEOUT_MS, by_index=True):
-                locked = database.fetch(self._connection, "lock_mentors", {"ids": [mentor_id], "today": self._today})
-                # None: held by somebody, or not due any more; found again at the end
-                return self._review_locked([key[0] for key in locked], progress)
+                locked = database.fetch(self._connection, "lock_due_mentor", {"id": mentor_id, "today": self._today})
+                return self._review_locked([mentor_id for (mentor_id,) in locked])
 
         try:
-            written = database.repeated(self._connection, write_mentor)
+            self._count(database.repeated(self._connection, lock_and_review))
         except CONTENTION:
-            progress.left.add(mentor_id)
+            pass
         except _BROKEN_DATA as error:
             self._note_broken({mentor_id: f"{type(error).__name__}: {error.diag.message_primary or error}"})
-        else:
-            progress.applied += self._count(written, first=first)
 
-    def _review_locked(self, ids: Sequence[UUID], progress: _Progress) -> Written:
-        """Decide about locked mentors, and write what the guard admits."""
-        return self._lane.writer.write(self._guard.admit(self._decide_locked(self._connection, ids, progress)))
+    def _review_locked(self, ids: Sequence[UUID]) -> Written:
+        """Read the facts in a newer snapshot than the lock's, decide, write what the guard admits.
 
-    def _decide_locked(self, connection: Connection, ids: Sequence[UUID], progress: _Progress) -> list[Decision]:
-        """Read the facts in a newer snapshot than the lock's, and decide."""
+        A mentor of whom another session has locked a fact row is left out and stays due.
+        """
         if not ids:
-            return []
-        read = reading.read(connection, ids, lock=True)
-        progress.left.update(read.incomplete)
+            return Written(decisions=())
+        read = reading.read(self._connection, ids, lock=True)
         decisions, problems = decide_each(read, self._today)
         self._note_broken({problem.mentor_id: problem.reason for problem in problems})
-        return decisions
+        return self._writer.write(self._guard.admit(decisions))
 
-    def _count(self, written: Written, *, first: bool) -> int:
-        """Count what is committed now; return how many mentors it moved on."""
+    def _count(self, written: Written) -> None:
+        """Count what is committed now."""
         counts = self.counts
-        moved = 0
         for decision in written.decisions:
-            changed = bool(decision.transitions or decision.pause or decision.push)
-            moves = changed or decision.mentor_id not in written.staying_due
-            moved += moves
-            if moves or first:
-                counts.add(decision)
+            counts.add(decision)
         counts.reminders_queued += len(written.queued_for)
         counts.portal_queued += written.pushed
         counts.may_stay_visible += written.may_stay_visible
+        self._staying_due |= written.staying_due
         self._guard.record(written.decisions, queued_reminders=written.queued_for)
         if self._on_progress:
             self._on_progress(counts.reviewed)
-        return moved
 
     def _note_broken(self, broken: dict[UUID, str]) -> None:
         self.counts.broken.update(broken)
@@ -270,37 +213,16 @@ class CertificationManagementService:
             )
             raise TooManyBrokenMentorsError(message)
 
-    def _wait_for_locked(self, organisation_id: UUID | None, left: set[UUID]) -> None:
-        """Try mentors whom somebody held again and again, for a bounded time; who stays due is skipped."""
-        remaining = left | self._still_due(organisation_id)
-        give_up_at = time.monotonic() + self._wait_for_locks_seconds
-        while remaining:
-            progress = _Progress()
-            parameters: dict[str, object] = {"ids": sorted(remaining), "today": self._today}
-            self._apply_chunk("lock_mentors", parameters, progress, first=False)
-            remaining = (progress.left | self._still_due(organisation_id)) - self.counts.broken.keys()
-            if not remaining:
-                return
-            if time.monotonic() > give_up_at:
-                self.counts.skipped = sorted(remaining)
-                return
-            self._stop.sleep(_POLL_SECONDS)
-
-    def _still_due(self, organisation_id: UUID | None) -> set[UUID]:
-        """Mentors that this run should have reviewed and did not, as far as the database can tell."""
-        staying_due = list(self._guard.held_reminders)
+    def _still_due(self, organisation_id: UUID | None) -> list[UUID]:
+        """Mentors whom this run should have reviewed and has not: locked by another session, or changed since."""
         rows = database.fetch(
             self._connection,
             "find_due_mentors",
             {
                 "today": self._today,
                 "organisation_id": organisation_id,
-                "held": [*self._guard.held, *staying_due],
-                "broken": list(self.counts.broken),
+                "held": list(self._guard.held),
+                "done": [*self.counts.broken, *self._staying_due],
             },
         )
-        if staying_due:
-            with transaction(self._connection, lock_timeout_ms=LOCK_TIMEOUT_MS, by_index=True):
-                parameters = {"today": self._today, "organisations": staying_due}
-                rows += database.fetch(self._connection, "find_locked_mentors", parameters)
-        return {row[0] for row in rows}
+        return [mentor_id for (mentor_id,) in rows]

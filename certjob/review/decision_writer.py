@@ -47,17 +47,6 @@ class DecisionWriter:
         self._reminders = reminders
         self._portal = portal
 
-    def on(self, connection: Connection) -> "DecisionWriter":
-        """Return one that writes the same on another connection."""
-        return DecisionWriter(
-            connection,
-            today=self._today,
-            run_id=self._run_id,
-            guard=self._guard,
-            reminders=CertificationReminderService(connection, run_id=self._run_id),
-            portal=PortalSyncService(connection, run_id=self._run_id),
-        )
-
     def write(self, decisions: Sequence[Decision]) -> Written:
         """Write them, the mentors' rows last; only reminders may be held back by the guard."""
         if not decisions:

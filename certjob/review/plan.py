@@ -44,7 +44,7 @@ def due_decisions(
         yield decide_each(read, today)
 
 
-LOCKED = "held by another session until the end of the run; the next run does this review"
+LOCKED = "still due at the end of the run: locked by another session, or changed since; the next run does this review"
 MAY_STAY_VISIBLE = (
     "the organisation has no portal any more and the hide was withdrawn; hide by hand whom it still shows"
 )
@@ -63,7 +63,7 @@ class ReviewCounts:
     reminders_queued: int = 0
     portal_queued: int = 0
     skipped: list[UUID] = field(default_factory=list)
-    """Mentors who stayed locked by somebody else until the end."""
+    """Mentors who were still due at the end."""
     broken: dict[UUID, str] = field(default_factory=dict)
     may_stay_visible: list[UUID] = field(default_factory=list)
     """Mentors who moved to an organisation without a portal before they were hidden on the other one's."""

@@ -319,12 +319,12 @@ def test_a_night_with_nothing_due_reads_what_is_due(connection: Connection) -> N
             "after_id": UUID(int=0),
             "organisation_id": None,
             "held": [],
-            "broken": [],
+            "ids": None,
             "limit": 1_000,
         },
         "count_due_mentors": {"due_by": today(), "organisation_id": None, "minimum": 20},
         "heal_wrong_clock": {},
-        "find_due_mentors": {"today": today(), "organisation_id": None, "held": [], "broken": []},
+        "find_due_mentors": {"today": today(), "organisation_id": None, "held": [], "done": []},
     }
 
     touched = {name: touched_blocks(connection, database.query(name), parameters) for name, parameters in named.items()}
@@ -435,7 +435,7 @@ def test_every_index_is_needed_and_is_used(connection: Connection) -> None:
         "after_id": UUID(int=0),
         "organisation_id": None,
         "held": [],
-        "broken": [],
+        "ids": None,
         "limit": 100,
         "attempts_below": ANY_ATTEMPTS,
     }

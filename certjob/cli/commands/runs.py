@@ -93,7 +93,6 @@ def run(
                 delivery=delivery,
                 stop=opened.stop,
                 progress=progress,
-                connect=opened.reconnect,
             )
     return _report(opened, report, json=json)
 
