@@ -54,7 +54,8 @@ def status(connection: Connection, directory: Path | None = None) -> list[Migrat
     ConfigurationError when this database user does not see certjob's tables.
     """
     try:
-        applied = _visible_ledger(connection)
+        with database.transaction(connection):
+            applied = _visible_ledger(connection)
     except psycopg.errors.InsufficientPrivilege as error:
         message = (
             f"the database user may not read certjob's tables ({error.diag.message_primary}); {_how_to_see(connection)}"

@@ -5,18 +5,20 @@ A single statement outside a transaction is repeated when the server was restart
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import psycopg
+from psycopg.pq import TransactionStatus
 from psycopg.rows import RowFactory, class_row, scalar_row, tuple_row
 
-from certjob.database.connections import CONTENTION, Connection, repeated
+from certjob.database.connections import CONTENTION, SET_OWN_SETTINGS, Connection, repeated
 
 Row = TypeVar("Row")
+Result = TypeVar("Result")
 
 STATEMENT_TIMEOUT = "10min"
 """A chunk's slowest statement takes a second; one that reviews a million mentors anew takes a minute."""
@@ -26,7 +28,7 @@ _SET_LOCALLY = b"""
     FROM unnest(%(setting_names)s::text[], %(setting_values)s::text[]) AS s (name, value)
     WHERE name <> 'statement_timeout' OR current_setting(name) = '0'
 """
-_IN_ONE_TRIP = b"SET TRANSACTION ISOLATION LEVEL READ COMMITTED;" + _SET_LOCALLY + b";"
+_IN_ONE_TRIP = b";".join((b"SET TRANSACTION ISOLATION LEVEL READ COMMITTED", SET_OWN_SETTINGS, _SET_LOCALLY, b""))
 
 
 def sql_directory() -> Path:
@@ -106,9 +108,30 @@ def query(name: str) -> bytes:
     return all_statements()[name]
 
 
+def _run(
+    connection: Connection,
+    name: str,
+    parameters: Mapping[str, object] | None,
+    take: Callable[[psycopg.Cursor[Any]], Result],
+    *,
+    row_factory: RowFactory[Any] = tuple_row,
+) -> Result:
+    """Run a statement by name and return what ``take`` takes from its cursor.
+
+    Outside any transaction it gets one of its own: only in a transaction do certjob's settings hold.
+    """
+
+    def run() -> Result:
+        alone = connection.info.transaction_status is TransactionStatus.IDLE
+        with connection.transaction() if alone else nullcontext(), connection.cursor(row_factory=row_factory) as cursor:
+            return take(cursor.execute(query(name), parameters))
+
+    return repeated(connection, run)
+
+
 def execute(connection: Connection, name: str, parameters: Mapping[str, object] | None = None) -> int:
     """Run a statement by name and return the number of rows it touched."""
-    return repeated(connection, lambda: connection.execute(query(name), parameters).rowcount)
+    return _run(connection, name, parameters, lambda cursor: cursor.rowcount)
 
 
 @overload
@@ -132,12 +155,7 @@ def fetch(
 ) -> list[Any]:
     """Run a statement by name and return all its rows, as tuples or as instances of ``into``."""
     factory: RowFactory[Any] = tuple_row if into is None else class_row(into)
-
-    def fetch_rows() -> list[Any]:
-        with connection.cursor(row_factory=factory) as cursor:
-            return cursor.execute(query(name), parameters).fetchall()
-
-    return repeated(connection, fetch_rows)
+    return _run(connection, name, parameters, lambda cursor: cursor.fetchall(), row_factory=factory)
 
 
 def fetch_in_one_trip(
@@ -164,12 +182,7 @@ def fetch_in_one_trip(
 
 def fetch_value(connection: Connection, name: str, parameters: Mapping[str, object] | None = None) -> Any:
     """Run a statement by name and return the first column of its first row, None without a row."""
-
-    def fetch_one() -> Any:
-        with connection.cursor(row_factory=scalar_row) as cursor:
-            return cursor.execute(query(name), parameters).fetchone()
-
-    return repeated(connection, fetch_one)
+    return _run(connection, name, parameters, lambda cursor: cursor.fetchone(), row_factory=scalar_row)
 
 
 def clock(connection: Connection) -> datetime:
@@ -181,8 +194,6 @@ def clock(connection: Connection) -> datetime:
 _WRITE_TRIES = 5
 
 _WRITE_LOCK_TIMEOUT_MS = 10_000
-
-Result = TypeVar("Result")
 
 
 def persist(
