@@ -31,6 +31,9 @@ def login_url(database_url: str) -> Iterator[str]:
     name = f"certjob_cron_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(database_url, autocommit=True) as admin:
         admin.execute(sql.SQL("CREATE ROLE {} LOGIN IN ROLE certjob_worker").format(sql.Identifier(name)))
+        here = sql.Identifier(admin.info.dbname)
+        admin.execute(sql.SQL("REVOKE CONNECT ON DATABASE {} FROM PUBLIC").format(here))
+        admin.execute(sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(here, sql.Identifier(name)))
         yield psycopg.conninfo.make_conninfo(database_url, user=name)
         admin.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(name)))
         admin.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))

@@ -41,7 +41,9 @@ def portal() -> Iterator[PortalServer]:
 def environment(
     bare_environment: dict[str, str], database_url: str, portal: PortalServer, tmp_path: Path
 ) -> dict[str, str]:
-    """Everything that can be set is set, and right."""
+    """Everything that can be set is set, and right; other tests' logins have no way in."""
+    with psycopg.connect(database_url) as owner:
+        owner.execute(f"REVOKE CONNECT ON DATABASE {owner.info.dbname} FROM PUBLIC".encode())
     templates = tmp_path / "templates"
     templates.mkdir()
     return bare_environment | {
@@ -286,6 +288,7 @@ def test_a_user_without_rights_is_told_which(here: Certjob, complete: Facts, dat
     connection = complete.connection
     connection.execute(f"CREATE ROLE {role} LOGIN BYPASSRLS PASSWORD '{SECRET}'".encode())
     try:
+        connection.execute(f"GRANT CONNECT ON DATABASE {connection.info.dbname} TO {role}".encode())
         connection.execute(f"GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO {role}".encode())
         connection.execute(f"REVOKE INSERT ON job_runs FROM {role}".encode())
         url = psycopg.conninfo.make_conninfo(database_url, user=role, password=SECRET)
@@ -312,6 +315,7 @@ def test_row_level_security_that_may_hide_mentors_is_a_failure(
     connection = complete.connection
     connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{SECRET}'".encode())
     try:
+        connection.execute(f"GRANT CONNECT ON DATABASE {connection.info.dbname} TO {role}".encode())
         connection.execute(f"GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO {role}".encode())
         for (table,) in connection.execute(
             "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'"
@@ -349,6 +353,7 @@ def test_a_login_that_is_a_worker_may_do_what_a_night_needs(
     connection = complete.connection
     connection.execute(f"CREATE ROLE {role} LOGIN IN ROLE certjob_worker PASSWORD '{SECRET}'".encode())
     try:
+        connection.execute(f"GRANT CONNECT ON DATABASE {connection.info.dbname} TO {role}".encode())
         connection.execute(change.encode())
 
         result = here("--json", CERTJOB_DATABASE_URL=psycopg.conninfo.make_conninfo(database_url, user=role))
@@ -358,7 +363,69 @@ def test_a_login_that_is_a_worker_may_do_what_a_night_needs(
         assert verdict in said[0]
         assert result.returncode == (0 if verdict == "ok" else 2)
     finally:
+        connection.execute(f"DROP OWNED BY {role}".encode())
         connection.execute(f"DROP ROLE {role}".encode())
+
+
+@pytest.fixture
+def logins(complete: Facts) -> Iterator[tuple[str, str]]:
+    """Of two programmes with a database each on one server: ours and theirs, both certjob_worker."""
+    connection = complete.connection
+    names = f"certjob_ours_{uuid4().hex[:8]}", f"certjob_theirs_{uuid4().hex[:8]}"
+    for name in names:
+        connection.execute(f"CREATE ROLE {name} LOGIN IN ROLE certjob_worker".encode())
+    connection.execute(f"GRANT CONNECT ON DATABASE {connection.info.dbname} TO PUBLIC".encode())
+    yield names
+    for name in names:
+        connection.execute(f"DROP OWNED BY {name}".encode())
+        connection.execute(f"DROP ROLE {name}".encode())
+
+
+def test_the_login_of_another_programme_on_the_server_is_warned_of_until_it_has_no_way_in(
+    here: Certjob, complete: Facts, logins: tuple[str, str], database_url: str
+) -> None:
+    """certjob_worker belongs to the whole server, and everybody may connect to a new database."""
+    ours, theirs = logins
+    as_ours = psycopg.conninfo.make_conninfo(database_url, user=ours)
+    name = complete.connection.info.dbname
+    with psycopg.connect(database_url, user=theirs) as stranger:
+        assert stranger.execute("SELECT count(*) FROM mentors").fetchone() == (1,)
+
+    before = here("--json", CERTJOB_DATABASE_URL=as_ours)
+    for statement in (f"REVOKE CONNECT ON DATABASE {name} FROM PUBLIC", f"GRANT CONNECT ON DATABASE {name} TO {ours}"):
+        complete.connection.execute(statement.encode())
+    after = here("--json", CERTJOB_DATABASE_URL=as_ours)
+
+    (said,) = found(before)["rights"]
+    assert said.startswith("warn: other logins in certjob_worker may read this programme's data: ")
+    assert theirs in said or " more" in said
+    assert f"; REVOKE CONNECT ON DATABASE {name} FROM PUBLIC, then grant it to those that belong here" in said
+    assert (before.returncode, after.returncode, found(after)) == (3, 0, {})
+
+
+@pytest.mark.parametrize(
+    ("setting", "code", "phrase"),
+    [
+        (
+            "synchronous_commit = off",
+            3,
+            "warn: synchronous_commit is off: after a crash of the server a call or a mail",
+        ),
+        ("session_replication_role = replica", 2, "fail: session_replication_role is replica: what `certjob load`"),
+    ],
+)
+def test_a_setting_that_the_promises_do_not_bear_is_said(
+    here: Certjob, complete: Facts, setting: str, code: int, phrase: str
+) -> None:
+    """Wherever it is set: for the role, the database or the server."""
+    connection = complete.connection
+    connection.execute(f"ALTER DATABASE {connection.info.dbname} SET {setting}".encode())
+
+    result = here("--json")
+
+    (said,) = found(result)["database"]
+    assert said.startswith(phrase)
+    assert result.returncode == code
 
 
 def test_a_table_that_somebody_holds_is_said_and_not_waited_for(
@@ -431,6 +498,8 @@ def test_a_server_version_has_to_be_one_that_was_tried(number: int, verdict: str
         in_recovery=False,
         read_only=False,
         user_name="certjob",
+        synchronous_commit="on",
+        replication_role="origin",
         clock_at=datetime(2026, 3, 10, tzinfo=UTC),
     )
 
@@ -452,6 +521,8 @@ def test_a_standby_and_a_narrow_encoding_fail(change: dict[str, object], check: 
         "in_recovery": False,
         "read_only": True,
         "user_name": "certjob",
+        "synchronous_commit": "on",
+        "replication_role": "origin",
         "clock_at": datetime(2026, 3, 10, tzinfo=UTC),
     }
     server = in_database.Server(**(facts | {"read_only": False} | change))  # type: ignore[arg-type]

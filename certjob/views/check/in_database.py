@@ -48,6 +48,8 @@ class Server:
     in_recovery: bool
     read_only: bool
     user_name: str
+    synchronous_commit: str
+    replication_role: str
     clock_at: datetime
 
 
@@ -97,6 +99,14 @@ def check_server(server: Server) -> Iterator[Finding]:
     if server.encoding != "UTF8":
         step = "create the database with ENCODING 'UTF8'"
         yield fail("database", f"its encoding is {server.encoding}, which has no room for every name", next_step=step)
+    if server.synchronous_commit == "off":
+        message = "synchronous_commit is off: after a crash of the server a call or a mail may be repeated"
+        step = f"`ALTER ROLE {server.user_name} SET synchronous_commit = on`, or set it for the database or the server"
+        yield warn("database", message, next_step=step)
+    if server.replication_role != "origin":
+        message = f"session_replication_role is {server.replication_role}: what `certjob load` changes is not reviewed"
+        step = "take it away from this role and database, then `certjob run --everybody`"
+        yield fail("database", message, next_step=step)
     if server.in_recovery:
         step = "point CERTJOB_DATABASE_URL at the primary, or wait until this one is promoted"
         yield fail("writable", "the server is in recovery (a standby)", next_step=step, exit_code=1)
@@ -147,6 +157,14 @@ def _check_rights(connection: Connection, *, user_name: str) -> Iterator[Finding
         step = f"GRANT certjob_worker TO {user_name}, or connect as the tables' owner"
         message = f"row-level security may hide rows from the database user {user_name}: {', '.join(filtered)}"
         yield fail("rights", message, next_step=step)
+    others = [row[0] for row in database.fetch(connection, "list_other_workers")]
+    if others:
+        who = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+        message = f"other logins in certjob_worker may read this programme's data: {who}"
+        step = (
+            f"REVOKE CONNECT ON DATABASE {connection.info.dbname} FROM PUBLIC, then grant it to those that belong here"
+        )
+        yield warn("rights", message, next_step=step)
     if not missing and not filtered:
         yield ok("rights", f"the database user {user_name} sees and may write what a night needs")
 
