@@ -65,12 +65,20 @@ class MassChangeGuard:
         """Count before the first chunk. A night with few due mentors pays one look at an index."""
         if self._allow:
             return
-        for due_organisation, _due in database.fetch(
+        bounds = database.fetch(
             self._connection,
-            "count_due_mentors",
-            {"due_by": self._due_by, "organisation_id": organisation_id, "minimum": rules.MASS_CHANGE_MINIMUM},
-        ):
-            self._examine_organisation(due_organisation)
+            "bound_mass_changes",
+            {
+                "today": self._today,
+                "due_by": self._due_by,
+                "organisation_id": organisation_id,
+                "minimum": rules.MASS_CHANGE_MINIMUM,
+            },
+        )
+        for due_organisation, may_pause, may_resume, may_remind in bounds:
+            with_reminders = may_remind > rules.MASS_REMINDER_LIMIT
+            if with_reminders or self._exceeds(due_organisation, max(may_pause, may_resume)):
+                self._decide_and_count(due_organisation, with_reminders=with_reminders)
 
     def admit(self, decisions: Sequence[Decision]) -> list[Decision]:
         """Return the decisions that may be applied; an organisation over its limit is held from here on."""
@@ -114,13 +122,8 @@ class MassChangeGuard:
         for organisation_id in queued_reminders:
             self._tallies[organisation_id].reminders += 1
 
-    def _examine_organisation(self, organisation_id: UUID) -> None:
-        parameters = {"today": self._today, "due_by": self._due_by, "organisation_id": organisation_id}
-        may_pause, may_resume, may_remind = database.fetch(self._connection, "bound_mass_change", parameters)[0]
-        state_in_question = any(self._exceeds(organisation_id, bound) for bound in (may_pause, may_resume))
-        reminders_in_question = may_remind > rules.MASS_REMINDER_LIMIT
-        if not state_in_question and not reminders_in_question:
-            return
+    def _decide_and_count(self, organisation_id: UUID, *, with_reminders: bool) -> None:
+        """Decide about the organisation's due mentors without a lock, and hold it if that is too much."""
         paused = resumed = reminders = 0
         organisation: Organisation | None = None
         for decisions, _problems in plan.due_decisions(
@@ -129,7 +132,7 @@ class MassChangeGuard:
             organisation = decisions[-1].organisation if decisions else organisation
             paused += sum(d.pause is PauseChange.OPEN for d in decisions)
             resumed += sum(d.pause is PauseChange.LIFT for d in decisions)
-            if reminders_in_question:
+            if with_reminders:
                 reminders += len(self._reminders.find_new(decisions))
         if organisation is None:
             return

@@ -200,8 +200,8 @@ def test_a_normal_night_pays_one_look_at_an_index(
 
     night(connection, deliver=False)
 
-    assert "bound_mass_change" not in asked
-    assert asked.count("count_due_mentors") == 1
+    assert asked.count("bound_mass_changes") == 1
+    assert "read_due_mentors" not in asked
 
 
 def test_a_day_before_the_last_night_is_refused(connection: Connection, facts: Facts) -> None:

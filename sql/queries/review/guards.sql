@@ -13,11 +13,13 @@ FROM (
     LIMIT %(limit)s
 ) AS active
 
--- name: bound_mass_change
--- Upper bounds, without the rules: only a mentor with a revoked or past certificate and no pause of certjob's can be
--- newly paused, only one with such a pause can come back, and each certificate gives at most one reminder. Each due
--- mentor's pause is counted: joined, the planner reads those of everybody.
+-- name: bound_mass_changes
+-- Organisations with enough due mentors to exceed a guard's limit (a normal night finds none), each with upper bounds that
+-- need no rules: only a mentor with a revoked or past certificate and no pause of certjob's can be newly paused, only one
+-- with such a pause can come back, and each certificate gives at most one reminder. Each due mentor's pause is counted:
+-- joined, the planner reads those of everybody.
 SELECT
+    m.organisation_id,
     count(*) FILTER (
         WHERE own.open = 0
             AND EXISTS (
@@ -26,14 +28,19 @@ SELECT
             )
     ) AS may_pause,
     count(*) FILTER (WHERE own.open > 0) AS may_resume,
-    coalesce(sum((SELECT count(*) FROM (SELECT FROM certificates AS c WHERE c.mentor_id = m.id LIMIT 200) AS few)), 0)::bigint AS may_remind
+    sum((
+        SELECT count(*) FROM (SELECT FROM certificates AS c WHERE c.mentor_id = m.id LIMIT 200) AS few
+    ))::bigint AS may_remind
 FROM mentors AS m
 CROSS JOIN LATERAL (
     SELECT count(*) AS open
     FROM mentor_pauses
     WHERE mentor_id = m.id AND reason = 'certification_expired' AND lifted_at IS NULL
 ) AS own
-WHERE m.organisation_id = %(organisation_id)s AND m.review_on <= coalesce(%(due_by)s::date, 'infinity')
+WHERE m.review_on <= coalesce(%(due_by)s::date, 'infinity')
+    AND (%(organisation_id)s::uuid IS NULL OR m.organisation_id = %(organisation_id)s)
+GROUP BY m.organisation_id
+HAVING count(*) > %(minimum)s
 
 -- name: read_last_run_date
 -- The guard against a clock that went back: the day of the most recently finished night over all organisations.
