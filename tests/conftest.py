@@ -91,8 +91,11 @@ def owner(supabase_url: str) -> Iterator[database.Connection]:
 
 @pytest.fixture
 def api(supabase_url: str) -> Iterator[database.Connection]:
-    """The connection on which the app's requests are served, each in a role and with claims of its own."""
-    with database.connect(supabase_url) as connection:
+    """The connection on which the app's requests are served, each in a role and with claims of its own.
+
+    Not certjob's kind, which brings settings of its own: a coordinator's session has what the coordinator sets.
+    """
+    with psycopg.connect(supabase_url, autocommit=True) as connection:
         yield connection
 
 

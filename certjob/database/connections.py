@@ -40,6 +40,7 @@ _OWN_SETTINGS = {
     "intervalstyle": "postgres",  # nor intervals
     "timezone": "UTC",  # statements turn times into days
     "row_security": "on",  # off, a policy is an error
+    "client_min_messages": "notice",  # above it, what a migration leaves to the operator would go unsaid
     "array_nulls": "on",  # off, a NULL in a list is a word
 }
 """What certjob's statements rely on, and a role, a database or a server may have set otherwise.

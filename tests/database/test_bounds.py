@@ -72,6 +72,48 @@ class TestTheRowsOfAMentor:
             MOST,
         )
 
+    @pytest.mark.parametrize(
+        "statement",
+        [
+            "WITH first AS (INSERT INTO certificates (mentor_id, kind, issued_on, expires_on)"
+            "     SELECT %(mentor)s, 'a', date '1900-01-01' + n, '2030-01-01' FROM generate_series(1, 150) AS n)"
+            " INSERT INTO certificates (mentor_id, kind, issued_on, expires_on)"
+            "     SELECT %(mentor)s, 'b', date '1900-01-01' + n, '2030-01-01' FROM generate_series(1, 150) AS n",
+            "MERGE INTO certificates AS c USING generate_series(1, 300) AS n"
+            " ON c.mentor_id = %(mentor)s AND c.issued_on = date '1900-01-01' + n"
+            " WHEN NOT MATCHED THEN INSERT (mentor_id, kind, issued_on, expires_on)"
+            "     VALUES (%(mentor)s, 'a', date '1900-01-01' + n, '2030-01-01')",
+            "INSERT INTO certificates (mentor_id, kind, issued_on, expires_on)"
+            "     SELECT %(mentor)s, 'a', date '1900-01-01' + n, '2030-01-01' FROM generate_series(1, 300) AS n"
+            " ON CONFLICT (mentor_id, kind, issued_on) DO NOTHING",
+        ],
+        ids=["two in one", "merge", "on conflict"],
+    )
+    def test_no_form_of_statement_gets_past_it(
+        self, statement: str, api: Connection, owner: Connection, ours: Organisation
+    ) -> None:
+        """What counts is what is there when the statement ends."""
+        mentor_id = Facts(owner).mentor(ours.id)
+
+        with (
+            pytest.raises(psycopg.errors.CheckViolation, match="more than 200 certificates"),
+            logged_in(api, ours.coordinator),
+        ):
+            api.execute(statement.encode(), {"mentor": mentor_id})
+
+    @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+    def test_an_old_snapshot_does_not_get_past_it(
+        self, isolation: str, connection: Connection, facts: Facts, app: Connection
+    ) -> None:
+        """It counts too few, and fails on the mentor's row, which the other one has written meanwhile."""
+        mentor_id = facts.mentor(facts.organisation())
+        app.execute(f"SET TRANSACTION ISOLATION LEVEL {isolation}".encode())
+        app.execute("SELECT count(*) FROM certificates")
+        connection.execute(CERTIFICATES.encode(), (mentor_id, "first", 150))
+
+        with pytest.raises(psycopg.errors.SerializationFailure):
+            app.execute(CERTIFICATES.encode(), (mentor_id, "second", 150))
+
     def test_nor_move_one_to_a_mentor_who_has_200(self, api: Connection, owner: Connection, ours: Organisation) -> None:
         """The count belongs to the mentor, however the certificate comes to them."""
         mentor_id = Facts(owner).mentor(ours.id)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from certjob import database
-from certjob.database import Connection
+from certjob.database import Connection, migrations
 from tests.conftest import Certjob
 from tests.support.command_line import run_in_process, today
 from tests.support.facts import Facts
@@ -110,6 +110,21 @@ def test_every_command_does_the_same_whatever_the_database_is_set_to(
         "SELECT m.member_no, c.issued_on = '2026-02-01', c.expires_on - '2027-02-03', c.status"
         " FROM certificates AS c JOIN mentors AS m ON m.id = c.mentor_id WHERE m.member_no <> 'M2' ORDER BY 1"
     ) == [("M1", False, -397, "revoked"), ("M3", True, 0, "valid")]
+
+
+def test_what_a_migration_leaves_to_the_operator_is_said_to_those_who_want_to_hear_nothing(
+    empty_database_url: str,
+) -> None:
+    """Mentors beyond the bounds would otherwise be found by the next run only."""
+    with database.connect(empty_database_url) as connection:
+        set_all(connection, {"client_min_messages": "error"})
+        connection.execute("GRANT CREATE ON SCHEMA public TO PUBLIC")
+    said: list[str] = []
+
+    with database.connect(empty_database_url) as connection:
+        migrations.migrate(connection, warn=said.append)
+
+    assert any("REVOKE CREATE ON SCHEMA public FROM PUBLIC" in line for line in said)
 
 
 def test_a_statement_alone_and_one_in_a_transaction_have_certjobs_settings(

@@ -180,7 +180,7 @@ def test_a_text_that_would_fill_every_organisations_night_is_refused(
     with logged_in(api, ours.coordinator):
         taken = api.execute(change, (1000,)).rowcount
 
-    with pytest.raises(psycopg.errors.InsufficientPrivilege), logged_in(api, ours.coordinator):
+    with pytest.raises(psycopg.errors.StringDataRightTruncation), logged_in(api, ours.coordinator):
         api.execute(change, (1001,))
 
     assert taken == 1

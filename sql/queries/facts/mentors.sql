@@ -40,22 +40,27 @@ LIMIT %(limit)s
 -- The mentors' own facts; after the lock, in a newer snapshot. With what keeps certjob from reading the other facts of a
 -- mentor, where there is such: rows from before the bounds of migration 0009 had a place in it.
 SELECT m.id, m.member_no, m.organisation_id, m.left_at IS NOT NULL AS "left", m.portal_visible,
-    CASE
-        WHEN EXISTS (SELECT FROM certificates AS c WHERE c.mentor_id = m.id OFFSET 200)
-            THEN 'more than 200 certificates; delete what is too much'
-        WHEN EXISTS (SELECT FROM certificates AS c WHERE c.mentor_id = m.id AND length(c.kind) > 200)
-            THEN 'a certificate kind of more than 200 characters; shorten it'
-        WHEN EXISTS (
-            SELECT FROM mentor_pauses AS p
-            WHERE p.mentor_id = m.id AND p.lifted_at IS NULL AND p.reason <> 'certification_expired' OFFSET 200
+    coalesce(
+        (
+            SELECT CASE
+                WHEN count(*) > 200 THEN 'more than 200 certificates; delete what is too much'
+                WHEN max(length(c.kind)) > 200 THEN 'a certificate kind of more than 200 characters; shorten it'
+            END
+            FROM (SELECT kind FROM certificates WHERE mentor_id = m.id LIMIT 201) AS c
+        ),
+        (
+            SELECT CASE
+                WHEN count(*) > 200 THEN 'more than 200 open pauses; delete what is too much'
+                WHEN max(length(p.reason)) > 200 THEN 'a pause reason of more than 200 characters; shorten it'
+            END
+            FROM (
+                SELECT reason
+                FROM mentor_pauses
+                WHERE mentor_id = m.id AND lifted_at IS NULL AND reason <> 'certification_expired'
+                LIMIT 201
+            ) AS p
         )
-            THEN 'more than 200 open pauses; delete what is too much'
-        WHEN EXISTS (
-            SELECT FROM mentor_pauses AS p
-            WHERE p.mentor_id = m.id AND p.lifted_at IS NULL AND length(p.reason) > 200
-        )
-            THEN 'a pause reason of more than 200 characters; shorten it'
-    END AS beyond_bounds
+    ) AS beyond_bounds
 FROM mentors AS m
 WHERE m.id = ANY (%(ids)b::uuid[])
 
