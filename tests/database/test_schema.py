@@ -1205,7 +1205,7 @@ class TestHotQuery:
             "after_id": UUID(int=0),
             "organisation_id": None,
             "held": [],
-            "broken": [],
+            "ids": None,
             "limit": 500,
         }
 
