@@ -243,7 +243,7 @@ def delivery_from(settings: "Settings", *, deadline_seconds: float = 7200.0) -> 
         )
 
     if url:
-        make_target().close()  # a key that HTTP cannot carry is said now, not after the review
+        make_target()  # a key that HTTP cannot carry is said now, not after the review
     return Delivery(
         make_target=make_target if url else None,
         channel=open_channel(settings),

@@ -1,10 +1,11 @@
 """The delivery half of a night: the portal first, then the mail; what ends the one early does not touch the other."""
 
+import asyncio
 import contextlib
 import logging
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, tzinfo
 from typing import Protocol
@@ -24,6 +25,7 @@ from certjob.mail.reminders import CertificationReminderService
 from certjob.mail.stage import MailStage
 from certjob.night.report import RunReport
 from certjob.outbox.claims import CRASH, StageStop
+from certjob.outbox.loop import DatabaseThread, run_loop
 from certjob.outbox.retry import RetryPolicy
 from certjob.portal.drift import PortalDrift
 from certjob.portal.push import PortalTarget, portal_policy
@@ -54,8 +56,8 @@ class Progress(Protocol):
 class Delivery:
     """How intents leave the machine."""
 
-    make_target: Callable[[], AbstractContextManager[PortalTarget]] | None
-    """One portal client per thread; None = CERTJOB_PORTAL_URL is not set."""
+    make_target: Callable[[], AbstractAsyncContextManager[PortalTarget]] | None
+    """The portal's client; None = CERTJOB_PORTAL_URL is not set."""
     channel: Channel | None = None
     """None = CERTJOB_NOTIFY_URL is not set."""
     mail_from: str | None = None
@@ -127,7 +129,16 @@ class Deliveries:
 
     def push(self, *, deadline_seconds: float, drift: PortalDrift | None = None) -> None:
         """Only the portal."""
-        self._run("portal", lambda: self._push(deadline_seconds, drift))
+
+        async def push(database: DatabaseThread, stopped: asyncio.Event) -> StageStop | None:
+            stop = await self._push(database, stopped, deadline_seconds=deadline_seconds, drift=drift)
+            self._stop.check()  # a signal cuts a stage short, and is the reason
+            return stop
+
+        def in_a_loop() -> StageStop | None:
+            return run_loop(push, connection=self._connection, stop=self._stop, deadline_seconds=deadline_seconds)
+
+        self._run("portal", in_a_loop)
 
     def _run(self, name: str, stage: Callable[[], StageStop | None]) -> StageStop | None:
         """Run a stage and note why it ended early, if it did."""
@@ -158,33 +169,39 @@ class Deliveries:
             self._report.stopped.append(stopped)
         return stopped
 
-    def _push(self, deadline_seconds: float, drift: PortalDrift | None) -> StageStop | None:
+    async def _push(
+        self, database: DatabaseThread, stopped: asyncio.Event, *, deadline_seconds: float, drift: PortalDrift | None
+    ) -> StageStop | None:
         delivery, report = self._delivery, self._report
         report.portal = PortalCounts()
         if delivery.make_target is None:
-            pending, blocked, _ = self._portal.count_backlog()
-            if not pending + blocked and drift is None:
-                return None
-            missing = "CERTJOB_PORTAL_URL is not set"
-            self._portal.record_stage_end(missing, code=FailureCode.NO_URL)
-            number = pending + blocked
-            rest = "1 push stays pending" if number == 1 else f"{number:,} pushes stay pending"
-            reason = f"{missing}; {rest if number else 'nothing was pushed'}"
-            return StageStop(stage="portal", code="no_url", reason=reason)
-        total = drift.begin() if drift is not None else None
+            return await database.run(lambda: self._missing_portal(drift))
+        total = await database.run(drift.begin) if drift is not None else None
         stage = PortalStage(
             self._portal,
+            database=database,
+            stopped=stopped,
             make_target=delivery.make_target,
             policy=delivery.policy,
             concurrency=delivery.concurrency,
             calls_per_second=delivery.calls_per_second,
-            stop=self._stop,
-            on_progress=self._progress.phase("Pushing to the portal", total=total),
+            on_progress=await database.run(lambda: self._progress.phase("Pushing to the portal", total=total)),
             queue_more=drift.queue_more if drift is not None else None,
         )
         report.portal = stage.counts
-        stopped = stage.run(deadline_seconds=deadline_seconds)
-        return stopped if drift is None else drift.end(stopped)
+        stage_stop = await stage.run(deadline_seconds=deadline_seconds)
+        return stage_stop if drift is None else drift.end(stage_stop)
+
+    def _missing_portal(self, drift: PortalDrift | None) -> StageStop | None:
+        pending, blocked, _ = self._portal.count_backlog()
+        if not pending + blocked and drift is None:
+            return None
+        missing = "CERTJOB_PORTAL_URL is not set"
+        self._portal.record_stage_end(missing, code=FailureCode.NO_URL)
+        number = pending + blocked
+        rest = "1 push stays pending" if number == 1 else f"{number:,} pushes stay pending"
+        reason = f"{missing}; {rest if number else 'nothing was pushed'}"
+        return StageStop(stage="portal", code="no_url", reason=reason)
 
     def _send_mail(self, channel: Channel, *, ends_at: float) -> None:
         """Reminders, then digests: what a digest tells of is then as new as can be."""

@@ -1,8 +1,9 @@
 """Resync of one mentor, now: review, then push the visibility whatever the retry time says."""
 
+import asyncio
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import date
 from uuid import UUID, uuid4
@@ -14,8 +15,6 @@ from certjob.errors import (
     DynamicsSyncException,
     FailureCode,
     MentorBusyError,
-    PortalStageError,
-    TransientPortalError,
     UnknownMentorError,
 )
 from certjob.mail.reminders import CertificationReminderService
@@ -23,17 +22,11 @@ from certjob.night.deliveries import Delivery, read_backlog
 from certjob.night.job_runs import recorded
 from certjob.night.report import RunReport
 from certjob.outbox.claims import Answer, Lease, StageStop
-from certjob.outbox.retry import RetryPolicy
-from certjob.portal.push import (
-    CALL_DEADLINE_SECONDS,
-    PortalEvent,
-    PortalTarget,
-    Push,
-    asked_to_wait,
-    push_event,
-    refusal_code,
-)
-from certjob.portal.sync import PortalCounts, PortalSyncService
+from certjob.outbox.loop import DatabaseThread, run_loop
+from certjob.outbox.retry import RetryPolicy, wait
+from certjob.portal.push import PortalEvent, PortalTarget, Push
+from certjob.portal.stage import PortalStage
+from certjob.portal.sync import LEASE_SECONDS, PortalCounts, PortalSyncService
 from certjob.review.certification import CertificationManagementService
 from certjob.review.guards import MassChangeGuard, refuse_earlier_date
 from certjob.stopping import StopFlag
@@ -186,73 +179,103 @@ def _push(
     stop: StopFlag,
     times: ResyncTimes,
 ) -> None:
-    """Push the queued value; wait for another run's call in flight instead of racing it."""
+    """Push the queued value; wait for another run's call in flight instead of racing it.
+
+    Raises DynamicsSyncException when the push did not succeed, MentorBusyError when another run has it in flight.
+    """
     if delivery.make_target is None:
         reason = "CERTJOB_PORTAL_URL is not set; the push stays pending"
         portal.record_stage_end(reason, code=FailureCode.NO_URL)
         report.stopped.append(StageStop(stage="portal", code="no_url", reason=reason))
         return
-    give_up_at = time.monotonic() + times.flight
-    while True:
-        stop.check()
-        event, lease = portal.claim_mentor(mentor_id)
-        if event is not None and not event.has_portal:  # lost since the review; the next one withdraws the event
-            portal.release([event])
-            return
-        if event is not None and lease.fits(delivery.policy.worst_case_seconds(CALL_DEADLINE_SECONDS)):
-            push = _push_once(event, lease, delivery.make_target, policy=delivery.policy, stop=stop)
-            _settle(push, portal=portal, report=report, stop=stop)
-        elif event is not None:
-            portal.release([event])
-            event = None
-        row = portal.read_event(queued.id)
-        if row is None or row[0] == "withdrawn":  # None: delivered by another run, then deleted with the mentor
-            return
-        status, version = row
-        if status == "delivered" and version >= queued.version:
-            return
-        if time.monotonic() > give_up_at:
-            message = "a push by another run is in flight and will carry the new value"
-            report.stopped.append(StageStop(stage="portal", code="in_flight", reason=message))
-            portal.record_stage_end(message, code=FailureCode.IN_FLIGHT, mentor_id=mentor_id)  # that run may be gone
-            raise MentorBusyError(message)
-        if event is None:
-            stop.sleep(_POLL_SECONDS)
+    push = _MentorPush(
+        mentor_id,
+        queued,
+        portal=portal,
+        report=report,
+        make_target=delivery.make_target,
+        policy=delivery.policy,
+    )
+
+    async def push_in_time(database: DatabaseThread, stopped: asyncio.Event) -> bool:
+        give_up_at = time.monotonic() + times.flight
+        while not await push.is_done(database, stopped):
+            if time.monotonic() > give_up_at:
+                return False
+            await wait(_POLL_SECONDS, stopped)
+        return True
+
+    is_done = run_loop(push_in_time, connection=connection, stop=stop, deadline_seconds=times.flight + LEASE_SECONDS)
+    stop.check()
+    if not is_done:
+        message = "a push by another run is in flight and will carry the new value"
+        report.stopped.append(StageStop(stage="portal", code="in_flight", reason=message))
+        portal.record_stage_end(message, code=FailureCode.IN_FLIGHT, mentor_id=mentor_id)  # that run may be gone
+        raise MentorBusyError(message)
 
 
-def _settle(push: Push, *, portal: PortalSyncService, report: RunReport, stop: StopFlag) -> None:
-    """Write the outcome; raise what went wrong."""
-    counts = report.portal or PortalCounts()
-    answers = portal.settle([push], counts)
-    portal.record_late(stop, counts)
-    error = push.error
-    if error is None or not push.begun or answers[push.event.id] is Answer.LOST:  # another run has taken it over
-        return
-    if isinstance(error.cause, PortalStageError) or asked_to_wait(error) is not None:
-        code = refusal_code(error.cause) if isinstance(error.cause, PortalStageError) else "retry_after"
-        report.stopped.append(StageStop(stage="portal", code=code, reason=str(error.cause)))
-        portal.record_stage_end(str(error.cause), code=error.cause.code, correlation_id=error.cause.correlation_id)
-    raise error
+class _MentorPush:
+    """The portal stage, on one mentor's event."""
+
+    def __init__(
+        self,
+        mentor_id: UUID,
+        queued: _QueuedEvent,
+        *,
+        portal: PortalSyncService,
+        report: RunReport,
+        make_target: Callable[[], AbstractAsyncContextManager[PortalTarget]],
+        policy: RetryPolicy,
+    ) -> None:
+        self._mentor_id = mentor_id
+        self._queued = queued
+        self._portal = portal
+        self._report = report
+        self._make_target = make_target
+        self._policy = policy
+        self._is_claimed = False
+
+    async def is_done(self, database: DatabaseThread, stopped: asyncio.Event) -> bool:
+        """Push what can be claimed; whether the queued value has arrived, by this run or another, or is not wanted.
+
+        Raises DynamicsSyncException when the push did not succeed.
+        """
+        self._is_claimed = False
+        ended: list[tuple[Push, Answer]] = []
+        stage = PortalStage(
+            self._portal,
+            database=database,
+            stopped=stopped,
+            make_target=self._make_target,
+            policy=self._policy,
+            claim=self._claim_once,
+            longest_pause_seconds=0.0,
+            on_settled=lambda push, answer: ended.append((push, answer)),
+            counts=self._report.portal,
+        )
+        stage_stop = await stage.run(deadline_seconds=LEASE_SECONDS)
+        if stage_stop is not None:
+            self._report.stopped.append(stage_stop)
+        if stopped.is_set() or any(_is_what_was_asked(*each) for each in ended):
+            return True
+        event = await database.run(lambda: self._portal.read_event(self._queued.id))
+        if event is None:  # delivered by another run, then deleted with the mentor
+            return True
+        status, version = event
+        return status == "withdrawn" or (status == "delivered" and version >= self._queued.version)
+
+    def _claim_once(self, _limit: int) -> list[tuple[PortalEvent, Lease]]:
+        claimed = self._portal.claim_mentor(self._mentor_id) if not self._is_claimed else []
+        self._is_claimed = self._is_claimed or bool(claimed)
+        return claimed
 
 
-def _push_once(
-    event: PortalEvent,
-    lease: Lease,
-    make_target: Callable[[], AbstractContextManager[PortalTarget]],
-    *,
-    policy: RetryPolicy,
-    stop: StopFlag,
-) -> Push:
-    with make_target() as target:
-        try:
-            push_event(
-                event,
-                target,
-                policy=policy,
-                stop=stop,
-                may_repeat=lambda: lease.fits(CALL_DEADLINE_SECONDS),  # the machine may have been asleep
-            )
-        except DynamicsSyncException as error:
-            cut_short = stop.is_set() and isinstance(error.cause, TransientPortalError)
-            return Push(event=event, error=error, begun=not cut_short)
-    return Push(event=event)
+def _is_what_was_asked(push: Push, answer: Answer) -> bool:
+    """Whether this push is what the resync was asked for; raise what went wrong with it."""
+    if not push.event.has_portal:  # lost since the review; the next one withdraws the event
+        return True
+    if not push.begun or answer is Answer.LOST:  # another run has taken it over
+        return False
+    if push.error is not None:
+        raise push.error
+    return answer is not Answer.RAISED

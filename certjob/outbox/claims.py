@@ -9,15 +9,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 from uuid import UUID, uuid4
 
 from certjob import database
 from certjob.database import Connection, persist
 from certjob.errors import FailureCode
-
-ANY_ATTEMPTS = 2**31 - 1
-"""More than any row has behind it."""
 
 _CLAIM_TRIES = 3
 
@@ -83,7 +80,7 @@ class Answer(Enum):
     LOST = "lost"
     """The token is gone: somebody took over after the lease. Nothing was written."""
     HELD = "held"
-    """Another session holds the row: nothing was written, try again. Only where the lock statement skips such rows."""
+    """Another session holds the row, or what it is about: nothing was written."""
     SETTLED = "settled"
     RAISED = "raised"
     """A newer wish came during the call: the row is pending and due now, or withdrawn."""
@@ -101,15 +98,12 @@ class Outbox(Generic[Item]):
         lease_seconds: float,
         columns: Sequence[str],
         clock: Callable[[], float] = lease_clock,
-        skips_held: bool = False,
         keeps_contacts: bool = False,
     ) -> None:
         """``table`` names the statements lock_due_, claim_, lock_ and settle_<table>, which takes ``columns``.
 
         ``keeps_contacts`` says that the locking statement returns a contact beside each id, which the claim is given.
-        ``skips_held`` says that lock_<table> skips what another session holds, and returns it: the answer is HELD.
         """
-        self._skips_held = skips_held
         self._keeps_contacts = keeps_contacts
         self._connection = connection
         self._table = table
@@ -118,12 +112,9 @@ class Outbox(Generic[Item]):
         self._columns = columns
         self._clock = clock
 
-    def claim(self, *, limit: int = 100, attempts_below: int = ANY_ATTEMPTS) -> tuple[list[Item], Lease]:
-        """Claim up to ``limit`` due rows, committed on return, each with a fresh token and the lease.
-
-        ``attempts_below`` is for statements that take it: what has been tried so often is left out.
-        """
-        return self.claim_by(f"lock_due_{self._table}", {"limit": limit, "attempts_below": attempts_below})
+    def claim(self, *, limit: int = 100) -> tuple[list[Item], Lease]:
+        """Claim up to ``limit`` due rows, committed on return, each with a fresh token and the lease."""
+        return self.claim_by(f"lock_due_{self._table}", {"limit": limit})
 
     def claim_by(self, lock: str, parameters: dict[str, object]) -> tuple[list[Item], Lease]:
         """Claim what another statement locks, such as one mentor's event whatever its retry time, in its order.
@@ -160,6 +151,19 @@ class Outbox(Generic[Item]):
         if not settlements:
             return {}
         return persist(self._connection, lambda: self._settle(settlements, then))
+
+    def try_to_settle(self, settlement: Settlement, *, then: Callable[[Answer], None], lock_timeout_ms: int) -> Answer:
+        """Do the same for one row, waiting no longer than this for other sessions' locks; HELD: nothing was written."""
+        try:
+            answers = persist(
+                self._connection,
+                lambda: self._settle([settlement], lambda answers: then(answers[settlement.id])),
+                lock_timeout_ms=lock_timeout_ms,
+                tries=1,
+            )
+        except database.CONTENTION:
+            return Answer.HELD
+        return answers[settlement.id]
 
     def settle_one(
         self,
@@ -204,29 +208,26 @@ class Outbox(Generic[Item]):
     def _settle(
         self, settlements: Sequence[Settlement], then: Callable[[dict[int, Answer]], None] | None
     ) -> dict[int, Answer]:
-        rows: list[tuple[Any, ...]] = []
-        if self._skips_held or len(settlements) > 1:  # one row alone needs no order
-            rows = database.fetch(self._connection, f"lock_{self._table}", {"ids": [s.id for s in settlements]})
-        held = {row[0] for row in rows} if self._skips_held else set()
-        free = [s for s in settlements if s.id not in held]
+        if len(settlements) > 1:  # one row alone needs no order
+            database.fetch(self._connection, f"lock_{self._table}", {"ids": [s.id for s in settlements]})
         values: dict[str, list[object]] = {
-            "ids": [s.id for s in free],
-            "tokens": [s.token for s in free],
-            "versions": [s.version for s in free],
-            "statuses": [s.status for s in free],
-            "delays": [s.delay_seconds for s in free],
-            "uncounts": [s.uncount for s in free],
-            "errors": [s.error for s in free],
-            "codes": [s.code for s in free],
-            "maybe_sent": [s.maybe_sent for s in free],
+            "ids": [s.id for s in settlements],
+            "tokens": [s.token for s in settlements],
+            "versions": [s.version for s in settlements],
+            "statuses": [s.status for s in settlements],
+            "delays": [s.delay_seconds for s in settlements],
+            "uncounts": [s.uncount for s in settlements],
+            "errors": [s.error for s in settlements],
+            "codes": [s.code for s in settlements],
+            "maybe_sent": [s.maybe_sent for s in settlements],
         }
         rows = database.fetch(
             self._connection, f"settle_{self._table}", {column: values[column] for column in self._columns}
         )
         unchanged = dict(rows)
-        answers = dict.fromkeys(held, Answer.HELD) | {
+        answers = {
             s.id: Answer.LOST if s.id not in unchanged else Answer.SETTLED if unchanged[s.id] else Answer.RAISED
-            for s in free
+            for s in settlements
         }
         if then is not None:
             then(answers)

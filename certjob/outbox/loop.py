@@ -112,7 +112,7 @@ class DatabaseThread:
             self._stop.end_hard(DatabaseUnavailableError(_NO_ANSWER))
 
 
-class _Lookups(ThreadPoolExecutor):
+class NameLookups(ThreadPoolExecutor):
     """Does each name lookup in a daemon thread of its own: one that hangs holds up neither the others nor the end.
 
     asyncio takes nothing but a ThreadPoolExecutor as its default executor.
@@ -135,6 +135,16 @@ class _Lookups(ThreadPoolExecutor):
         return future
 
 
+def run_alone(work: Coroutine[Any, Any, T]) -> T:
+    """Run one call in an event loop of its own, as for a check, and return its result."""
+
+    async def run() -> T:
+        asyncio.get_running_loop().set_default_executor(NameLookups())
+        return await work
+
+    return asyncio.run(run())
+
+
 def run_loop(
     main: Callable[[DatabaseThread, asyncio.Event], Coroutine[Any, Any, T]],
     *,
@@ -151,7 +161,7 @@ def run_loop(
 
     async def run() -> T:
         loop = asyncio.get_running_loop()
-        loop.set_default_executor(_Lookups())
+        loop.set_default_executor(NameLookups())
         database = DatabaseThread(connection, stop=stop, deadline_seconds=deadline_seconds)
         stopped = asyncio.Event()
         task = asyncio.ensure_future(main(database, stopped))

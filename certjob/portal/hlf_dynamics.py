@@ -7,6 +7,8 @@
       our envelope (a failed deploy answers 404 to everything)                  PortalStageError
     everything else: no connection, no answer in time, 408, 425, 429, 5xx,
       a 2xx that is not the contract, 4xx with a code we do not know            TransientPortalError
+    of these, 504 and no answer to a request that was sent: the portal may
+      have made the change, or may make it later                                … with outcome_unknown
 
 Three cases the contract does not foresee go the way that blocks nobody wrongly. A code about the contact under a 5xx
 is transient: something between us and the function is broken. So is an unknown code of ours: a newer function knows a
@@ -36,7 +38,7 @@ from certjob.errors import (
     PortalStageError,
     TransientPortalError,
 )
-from certjob.outbox.http_deadline import DeadlineClient, HttpAnswer
+from certjob.outbox.http_client import SURELY_NOT_SENT, HttpAnswer, HttpClient
 from certjob.outbox.retry import parse_retry_after
 from certjob.redaction import without_addresses
 
@@ -72,7 +74,7 @@ class _Envelope:
 
 
 class HLFDynamicsSyncService:
-    """Sets contacts visible or hidden on HLF's portal. Keeps a connection: one instance per thread, closed at the end.
+    """Sets contacts visible or hidden on HLF's portal. Keeps connections: closed at the end, used in one event loop.
 
     It tries once; trying again, the order of calls and the consequences are the caller's.
     """
@@ -90,15 +92,15 @@ class HLFDynamicsSyncService:
         self._key = key
         self.deadline_seconds = deadline_seconds
         """The longest that one call takes, from the name lookup to the last byte of the answer."""
-        self._client = DeadlineClient()
+        self._client = HttpClient()
 
-    def update_portal_visibility(self, contact_id: UUID, *, visible: bool, idempotency_key: str) -> None:
+    async def update_portal_visibility(self, contact_id: UUID, *, visible: bool, idempotency_key: str) -> None:
         """Make the contact visible or hidden; return once the portal has confirmed it. Makes exactly one call.
 
         Raises PermanentPortalError, PortalStageError or TransientPortalError, as drawn at the top of the module; the
         function may have done it even so, if the answer was lost.
         """
-        answer = self._call(
+        answer = await self._call(
             "POST",
             headers={"Idempotency-Key": idempotency_key},
             json={"contact_id": str(contact_id), "visible": visible},
@@ -107,19 +109,19 @@ class HLFDynamicsSyncService:
         if answer.status_code != 200 or not _is_confirmed(content, contact_id=contact_id, visible=visible):
             raise self._error_for(answer, envelope=_envelope(content))
 
-    def probe(self) -> None:
+    async def probe(self) -> None:
         """Ask whether the function is there, is set up and takes the key; it touches no contact for that.
 
         Raises as ``update_portal_visibility`` does.
         """
-        answer = self._call("GET")
+        answer = await self._call("GET")
         content = _parse(answer)
         if answer.status_code != 200 or content is None or content.get("ok") is not True:
             raise self._error_for(answer, envelope=_envelope(content))
 
-    def _call(self, method: str, *, headers: Mapping[str, str] | None = None, json: object = None) -> HttpAnswer:
+    async def _call(self, method: str, *, headers: Mapping[str, str] | None = None, json: object = None) -> HttpAnswer:
         try:
-            return self._client.request(
+            return await self._client.request(
                 method,
                 self._url,
                 headers={
@@ -130,8 +132,10 @@ class HLFDynamicsSyncService:
                 json=json,
                 deadline_seconds=self.deadline_seconds,
             )
-        except httpx.TransportError as error:
+        except SURELY_NOT_SENT as error:
             raise TransientPortalError(self._explain(error)) from error
+        except httpx.TransportError as error:
+            raise TransientPortalError(self._explain(error), code=FailureCode.OUTCOME_UNKNOWN) from error
 
     def _error_for(self, answer: HttpAnswer, *, envelope: _Envelope | None) -> PortalCallError:
         kind, hint = _judge(answer.status_code, code=envelope.code if envelope else None)
@@ -170,17 +174,17 @@ class HLFDynamicsSyncService:
         characters = "".join(character for character in text or "" if " " <= character <= "~").strip()
         return characters.replace(self._key, "***")[:LONGEST_TEXT] or None
 
-    def close(self) -> None:
-        """Close the connection."""
-        self._client.close()
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
 
-    def __enter__(self) -> Self:
+    async def __aenter__(self) -> Self:
         return self
 
-    def __exit__(
+    async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        await self.close()
 
 
 def _judge(status: int, *, code: str | None) -> tuple[type[PortalCallError], str]:
@@ -212,7 +216,7 @@ def _failure_code(kind: type[PortalCallError], status: int, *, code: str | None)
         return FailureCode.parse(code)
     if kind is PortalStageError:
         return FailureCode.PORTAL_KEY_REFUSED if status in {401, 403} else None
-    return FailureCode.PORTAL_THROTTLED if status == 429 else FailureCode.PORTAL_FAILED
+    return {429: FailureCode.PORTAL_THROTTLED, 504: FailureCode.OUTCOME_UNKNOWN}.get(status, FailureCode.PORTAL_FAILED)
 
 
 def _time_of(answer: HttpAnswer) -> datetime:

@@ -1,6 +1,6 @@
 """One push of one mentor's visibility: the tries, what to make of their outcome, and when the next round is due."""
 
-from collections.abc import Callable
+import asyncio
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -14,11 +14,11 @@ from certjob.errors import (
     PortalStageError,
     TransientPortalError,
 )
+from certjob.outbox.claims import Lease
 from certjob.outbox.retry import RetryPolicy, full_jitter
-from certjob.stopping import StopFlag
+from certjob.portal.rate import LONGEST_RETRY_AFTER_SLEPT_IN_CALL_SECONDS, RateLimiter
 
 CALL_DEADLINE_SECONDS = 30.0
-LONGEST_RETRY_AFTER_SLEPT_IN_CALL_SECONDS = 20.0
 FIRST_ROUND_DELAY_SECONDS = 15 * 60.0
 LONGEST_ROUND_DELAY_SECONDS = 6 * 3600.0
 
@@ -26,7 +26,7 @@ LONGEST_ROUND_DELAY_SECONDS = 6 * 3600.0
 class PortalTarget(Protocol):
     """What pushes one value: HLFDynamicsSyncService, or a double of it in tests."""
 
-    def update_portal_visibility(self, contact_id: UUID, *, visible: bool, idempotency_key: str) -> None:
+    async def update_portal_visibility(self, contact_id: UUID, *, visible: bool, idempotency_key: str) -> None:
         """Make one call. Raises TransientPortalError, PermanentPortalError or PortalStageError."""
 
 
@@ -59,7 +59,9 @@ class Push:
     error: DynamicsSyncException | None = None
     """None: the portal has the value."""
     begun: bool = True
-    """False: no call was made (the stage stopped, the lease was too short, or there is nothing to call for)."""
+    """False: this was no round that counts (released, cut short, or there is nothing to call for)."""
+    outcome_unknown: bool = False
+    """Whether a call of this round may have been acted on, or may yet be."""
 
 
 def portal_policy(*, max_attempts: int) -> RetryPolicy:
@@ -92,41 +94,68 @@ def refusal_code(error: PortalStageError) -> str:
     return "refused" if error.status is None else f"refused:{error.status}"
 
 
-def push_event(
-    event: PortalEvent,
-    target: PortalTarget,
-    *,
-    policy: RetryPolicy,
-    stop: StopFlag | None = None,
-    on_wait: Callable[[Exception, float], None] | None = None,
-    may_repeat: Callable[[], bool] = lambda: True,
-) -> None:
-    """Push one event's value, with the policy's tries; ``may_repeat`` is asked (and may wait) before each repeat.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pusher:
+    """Pushes claimed events, any number at once."""
 
-    Raises DynamicsSyncException when it is given up for this round; its cause tells the outcome's class.
-    """
-    calls = 0
-    last_error: PortalCallError | None = None
-    contact_id = event.contact_id
-    if contact_id is None:
-        missing = PermanentPortalError("no dynamics_contact_id", code=FailureCode.NO_CONTACT_ID)
-        raise _given_up(event, attempts=0, cause=missing)
+    target: PortalTarget
+    policy: RetryPolicy
+    rate: RateLimiter
+    """What the portal asks one call to wait is kept from all others, too."""
+    halt: asyncio.Event
+    """Begin nothing more, repeat nothing more."""
 
-    def call() -> None:
-        nonlocal calls, last_error
-        if last_error is not None and not may_repeat():
-            raise last_error
-        calls += 1
+    async def push(self, event: PortalEvent, lease: Lease) -> Push:
+        """Push one event's value, with the policy's tries, and return what became of it.
+
+        A repeat waits for its turn, and is made only if it surely ends inside the lease.
+        """
+        fits = lease.fits(self.policy.worst_case_seconds(CALL_DEADLINE_SECONDS))
+        if not fits or not event.has_portal:  # the process stood still, or the portal was lost since the last review
+            return Push(event=event, begun=False)
+        contact_id = event.contact_id
+        if contact_id is None:
+            missing = PermanentPortalError("no dynamics_contact_id", code=FailureCode.NO_CONTACT_ID)
+            return Push(event=event, error=_given_up(event, attempts=0, cause=missing))
+        errors: list[PortalCallError] = []  # of the calls that were made
+        error: DynamicsSyncException | None = None
         try:
-            target.update_portal_visibility(contact_id, visible=event.visible, idempotency_key=event.idempotency_key)
+            await self.policy.call(
+                lambda: self._call(event, contact_id, lease, errors), stop=self.halt, on_wait=self._hold_all_others
+            )
+        except PortalCallError as cause:
+            self._hold_all_others(cause, 0.0)  # its last call may have asked for a wait, too
+            error = _given_up(event, attempts=len(errors), cause=cause)
+            error.__cause__ = cause
+        outcome_unknown = any(each.code is FailureCode.OUTCOME_UNKNOWN for each in errors)
+        return Push(event=event, error=error, begun=not self._is_cut_short(error), outcome_unknown=outcome_unknown)
+
+    async def _call(self, event: PortalEvent, contact_id: UUID, lease: Lease, errors: list[PortalCallError]) -> None:
+        if errors and not (await self.rate.wait(self.halt) and lease.fits(CALL_DEADLINE_SECONDS)):
+            raise errors[-1]
+        try:
+            await self.target.update_portal_visibility(
+                contact_id, visible=event.visible, idempotency_key=event.idempotency_key
+            )
         except PortalCallError as error:
-            last_error = error
+            if isinstance(error, PortalStageError):
+                self.halt.set()  # at once: nobody else is called
+            errors.append(error)
             raise
 
-    try:
-        policy.call_blocking(call, stop=stop, on_wait=on_wait)
-    except PortalCallError as error:
-        raise _given_up(event, attempts=calls, cause=error) from error
+    def _hold_all_others(self, error: Exception, seconds: float) -> None:
+        if isinstance(error, TransientPortalError) and error.retry_after_seconds:
+            self.rate.hold(max(seconds, error.retry_after_seconds))
+
+    def _is_cut_short(self, error: DynamicsSyncException | None) -> bool:
+        """Whether a round ended before it could tell anything about its event."""
+        return (
+            error is not None
+            and error.attempts < self.policy.max_attempts
+            and isinstance(error.cause, TransientPortalError)
+            and asked_to_wait(error) is None
+            and (self.halt.is_set() or self.rate.is_held)
+        )
 
 
 def _given_up(event: PortalEvent, *, attempts: int, cause: PortalCallError) -> DynamicsSyncException:

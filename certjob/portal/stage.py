@@ -1,36 +1,47 @@
-"""The portal stage of a night: threads make the calls, one thread owns the database and decides when to stop."""
+"""The portal stage of a delivery: one coordinator claims what can begin now, lets it be pushed, settles and judges it.
 
+The walk: ``_begin_more`` (rate, claim, begin) → ``Pusher.push`` as a task → ``_landed`` → ``_settle`` (judge, settle).
+Calls are tasks of the event loop; what touches the database goes through its one thread.
+"""
+
+import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from functools import partial
 
-from certjob.errors import (
-    DynamicsSyncException,
-    FailureCode,
-    PermanentPortalError,
-    PortalStageError,
-    TransientPortalError,
+from certjob.errors import DynamicsSyncException, FailureCode, PermanentPortalError, PortalStageError
+from certjob.outbox.claims import CRASH, Answer, Lease, StageStop
+from certjob.outbox.loop import DatabaseThread
+from certjob.outbox.retry import RetryPolicy, wait
+from certjob.portal.push import (
+    CALL_DEADLINE_SECONDS,
+    PortalEvent,
+    PortalTarget,
+    Push,
+    Pusher,
+    asked_to_wait,
+    refusal_code,
 )
-from certjob.outbox.claims import ANY_ATTEMPTS, Lease, StageStop
-from certjob.outbox.retry import RetryPolicy
-from certjob.portal.push import CALL_DEADLINE_SECONDS, PortalEvent, PortalTarget, Push, asked_to_wait, refusal_code
-from certjob.portal.sync import PortalCounts, PortalSyncService
-from certjob.portal.threads import PortalThreads, Task
-from certjob.stopping import StopFlag
+from certjob.portal.rate import RateLimiter
+from certjob.portal.sync import SETTLE_LOCK_TIMEOUT_MS, PortalCounts, PortalSyncService
 
 BREAKER_FAILURES = 5
 """So many exhausted events in a row, and the endpoint counts as dead for this run."""
 LONGEST_PAUSE_SECONDS = 600.0
 """A Retry-After up to this is slept by the stage; a longer one ends it."""
-MOST_PAUSES_IN_A_ROW = 20
-"""A portal that answers nothing but Retry-After so often ends the stage, too: it is asked at most so often in a run."""
-MOST_CALLS_IN_VAIN = 100
+MOST_FAILED_CALLS = 100
 """A dead endpoint gets at most so many requests in one run, whatever kinds of failure they are."""
-_GRACE_SECONDS = 6.5
+GRACE_SECONDS = 6.5
 """After a signal, calls in flight may take so long to end; a later one keeps its lease."""
 LOOK_AGAIN_SECONDS = 1.0
-"""What is claimed and waits for its turn is looked at so often: it may not be wanted any more."""
+"""While calls are in flight, more is looked for so often; what was claimed so long ago may be out of date."""
+_LOCK_TIMEOUT_AFTER_SIGNAL_MS = 100
+_TIME_IS_OVER = "the time for deliveries is over; the rest stays pending"
+
+Claim = Callable[[int], list[tuple[PortalEvent, Lease]]]
+"""Claims at most so many events, each with its lease."""
 
 
 class PortalStage:
@@ -40,230 +51,241 @@ class PortalStage:
         self,
         service: PortalSyncService,
         *,
-        make_target: Callable[[], AbstractContextManager[PortalTarget]],
+        database: DatabaseThread,
+        stopped: asyncio.Event,
+        make_target: Callable[[], AbstractAsyncContextManager[PortalTarget]],
         policy: RetryPolicy,
-        concurrency: int,
-        calls_per_second: float,
-        stop: StopFlag,
+        concurrency: int = 1,
+        calls_per_second: float = 0.0,
+        claim: Claim | None = None,
+        longest_pause_seconds: float = LONGEST_PAUSE_SECONDS,
         on_progress: Callable[[int], None] | None = None,
+        on_settled: Callable[[Push, Answer], None] | None = None,
         queue_more: Callable[[], bool] | None = None,
+        counts: PortalCounts | None = None,
     ) -> None:
-        """``make_target`` is called once in each thread: an HTTP client is not shared.
+        """``make_target`` is called once, when there is something to push.
 
-        ``queue_more`` is called when nothing more is due; False = it has queued nothing, and will not.
+        ``claim`` takes the place of claiming whatever is due. ``queue_more`` is called when nothing more is due; False
+        = it has queued nothing, and will not. It, ``claim`` and ``on_progress`` are called in the database's thread.
         """
         self._service = service
+        self._database = database
+        self._stop = stopped
+        self._make_target = make_target
         self._policy = policy
         self._concurrency = concurrency
-        self._stop = stop
+        self._claim_due: Claim = claim or service.claim
+        self._longest_pause_seconds = longest_pause_seconds
         self._on_progress = on_progress
+        self._on_settled = on_settled
         self._queue_more = queue_more
-        self._threads = PortalThreads(
-            make_target=make_target, policy=policy, number=concurrency, calls_per_second=calls_per_second
-        )
-        self._ready: deque[Task] = deque()
-        self._looked_at = 0.0
-        self._exhausted: list[int] = []
-        """The rounds of those pushes in a row that failed in all their tries."""
-        self._attempts_below = ANY_ATTEMPTS
-        self._left_out: tuple[str, DynamicsSyncException] | None = None
-        self._calls_in_vain = 0
-        self._pauses_in_a_row = 0
-        self._pause_until = 0.0
+        self._rate = RateLimiter(calls_per_second=calls_per_second)
+        self._halt = asyncio.Event()
+        """Begin nothing more, retry nothing more."""
+        self._clients = AsyncExitStack()
+        self._pusher: Pusher | None = None
+        self._spare: deque[tuple[PortalEvent, Lease]] = deque()
+        """Claimed, and begun as soon as a slot is free, while the outcome of the push before is settled."""
+        self._flying: dict[asyncio.Task[Push], float] = {}
+        """Each with when it began."""
+        self._are_quick = False
+        """Whether the latest push took less than a second."""
+        self._exhausted_in_a_row = 0
+        self._failed_calls_in_a_row = 0
+        self._is_cautious = False
+        """After a pause, one call tries."""
         self._deadline_at = 0.0
         self._stopped: StageStop | None = None
-        self._refusal: FailureCode | None = None
-        """Why nobody can be pushed, where that ended the stage."""
+        self._failure: FailureCode | None = None
         self._crash: BaseException | None = None
-        self.counts = PortalCounts()
+        self.counts = counts if counts is not None else PortalCounts()
 
-    def run(self, *, deadline_seconds: float) -> StageStop | None:
-        """Deliver; return why the stage ended early, or None. Raises StoppedBySignalError after a signal."""
+    async def run(self, *, deadline_seconds: float) -> StageStop | None:
+        """Deliver; return why the stage ended early, or None: nothing is left to do, or a signal came."""
         self._deadline_at = time.monotonic() + deadline_seconds
-        try:
-            while self._crash is None and self._refill():
-                self._threads.start(self._threads.in_flight + len(self._ready))
-                self._dispatch()
-                self._collect()
-        finally:
+        grace_seconds = GRACE_SECONDS
+        watch = asyncio.ensure_future(self._halt_with_the_process())
+        await self._database.run(self._service.take_back)
+        async with self._clients:
             try:
-                self._wind_down()
-            finally:  # also when the database is gone
-                self._threads.end()
-        self._service.record_late(self._stop, self.counts)
-        if self._left_out is not None:
-            self._end("breaker", *self._left_out)
+                while await self._begin_more():
+                    await self._settle(await self._landed(LOOK_AGAIN_SECONDS))
+            except asyncio.CancelledError:
+                grace_seconds = 0.0  # it is over, or a second signal has come
+                raise
+            finally:
+                watch.cancel()
+                await self._wind_down(grace_seconds)
         if self._stopped is not None:
-            stopped = self._stopped
-            failure = self._refusal or FailureCode(stopped.code)
-            self._service.record_stage_end(str(stopped), code=failure, correlation_id=stopped.correlation_id)
+            await self._database.run(partial(self._record_end, self._stopped), settles=True)
         if self._crash is not None:
             raise self._crash
-        self._stop.check()
         return self._stopped
 
-    def _refill(self) -> bool:
-        """Claim more if there is room; whether anything is left to do."""
-        now = time.monotonic()
+    async def _halt_with_the_process(self) -> None:
+        await self._stop.wait()
+        self._halt.set()
+
+    async def _begin_more(self) -> bool:
+        """Claim what can begin now, and begin it; whether there is anything left to wait for."""
         if self._stop.is_set():
             return False
-        if self._stopped is None and now >= self._deadline_at:
-            self._threads.halt.set()
-            if not self._is_anything_left():
-                return self._threads.in_flight > 0
-            self._end("deadline", "the time for deliveries is over; the rest stays pending")
-        if self._stopped:
-            self._release_ready()
-            return self._threads.in_flight > 0
-        if now < self._pause_until:
-            self._release_ready()  # no lease is held over a long pause
-            if not self._threads.in_flight:
-                self._stop.wait(min(self._pause_until - now, 1.0))
-            return True
-        if len(self._ready) < self._concurrency:
-            self._claim()
-        return bool(self._ready or self._threads.in_flight or self._queue_more)
+        if time.monotonic() >= self._deadline_at and not self._halt.is_set():
+            await self._end_at_deadline()
+        if self._slots() < 1 and not self._flying:
+            self._end("breaker", f"{self._failed_calls_in_a_row} calls in a row failed; the rest stays pending")
+        if self._halt.is_set() or self._rate.seconds_left() > 0:
+            await self._give_back_spare()  # no lease is held over a long wait
+            return bool(self._flying) or not self._halt.is_set()
+        await self._give_back_spare(waiting_for_seconds=LOOK_AGAIN_SECONDS)
+        wanted = self._slots() - len(self._flying) - len(self._spare)
+        if self._rate.is_limited:
+            wanted = min(wanted, 1)
+        elif self._are_quick:
+            wanted += self._slots()  # one spare set, so that a slot that is freed waits for no claim
+        if wanted > 0:
+            await self._claim(wanted)
+        await self._begin_spare()
+        return bool(self._flying or self._spare)
 
-    def _claim(self) -> None:
+    def _slots(self) -> int:
+        """How many pushes may be in flight; each of them may make all its calls in vain."""
+        left = (MOST_FAILED_CALLS - self._failed_calls_in_a_row) // self._policy.max_attempts
+        return min(1 if self._is_cautious else self._concurrency, left)
+
+    async def _claim(self, limit: int) -> None:
         """Claim what is due; when nothing is, let more be queued."""
-        events, lease = self._claim_due(self._threads.pace.claim_limit)
-        self._looked_at = time.monotonic()
-        if not events and self._queue_more is not None:
-            if not self._queue_more():
+        claimed = await self._database.run(partial(self._claim_due, limit))
+        if not claimed and self._queue_more is not None:
+            if not await self._database.run(self._queue_more):
                 self._queue_more = None
-            events, lease = self._claim_due(self._threads.pace.claim_limit)
-        self._ready.extend(Task(event=event, lease=lease) for event in events)
-        if events and not lease.fits(self._policy.worst_case_seconds(CALL_DEADLINE_SECONDS)):
+            claimed = await self._database.run(partial(self._claim_due, limit))
+        self._spare.extend(claimed)
+        if claimed and not claimed[0][1].fits(self._policy.worst_case_seconds(CALL_DEADLINE_SECONDS)):
             self._end("lease", "the lease is shorter than a push can take, or this process stood still; the rest waits")
-            self._release_ready()
 
-    def _claim_due(self, limit: int) -> tuple[list[PortalEvent], Lease]:
-        return self._service.claim(limit=limit, attempts_below=self._attempts_below)
+    async def _begin_spare(self) -> None:
+        """Begin what is claimed, as far as slots are free."""
+        while self._spare and len(self._flying) < self._slots() and not self._halt.is_set():
+            if self._pusher is None:
+                target = await self._clients.enter_async_context(self._make_target())
+                self._pusher = Pusher(target=target, policy=self._policy, rate=self._rate, halt=self._halt)
+            event, lease = self._spare.popleft()
+            self._rate.begin()
+            self._flying[asyncio.ensure_future(self._pusher.push(event, lease))] = time.monotonic()
 
-    def _drop_stale(self) -> None:
-        """Give back what is claimed and not wanted any more: a newer wish goes first, not the older one's call."""
-        self._looked_at = time.monotonic()
-        current = self._service.find_current([task.event for task in self._ready])
-        stale = [task.event for task in self._ready if task.event.id not in current]
-        if stale:
-            self._ready = deque(task for task in self._ready if task.event.id in current)
-            self._service.release(stale)
+    async def _landed(self, timeout_seconds: float) -> list[Push]:
+        """Wait for pushes to end, or for the turn of the next one; return what became of those that have ended."""
+        for seconds in (self._rate.seconds_left(), self._deadline_at - time.monotonic()):
+            timeout_seconds = min(seconds, timeout_seconds) if seconds > 0 else timeout_seconds
+        if not self._flying:
+            await wait(timeout_seconds, self._halt)
+            return []
+        ended, _ = await asyncio.wait(self._flying, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
+        pushes: list[Push] = []
+        for task in ended:
+            self._are_quick = time.monotonic() - self._flying.pop(task) < LOOK_AGAIN_SECONDS
+            if task.cancelled():  # nobody knows how far its call has come: the event keeps its lease
+                continue
+            crash = task.exception()
+            if crash is None:
+                pushes.append(task.result())
+            else:
+                self._end(CRASH, f"unforeseen {type(crash).__name__}; the rest stays pending")
+                self._crash = self._crash or crash
+        return pushes
 
-    def _is_anything_left(self) -> bool:
-        """Whether a stage whose time is over leaves anything undone."""
-        if not self._ready and self._queue_more is None:
-            events, lease = self._claim_due(1)
-            self._ready.extend(Task(event=event, lease=lease) for event in events)
-        return bool(self._ready or self._queue_more)
+    async def _settle(self, pushes: list[Push]) -> None:
+        """Judge all, begin what is spare, and settle each push alone: one that fails does not drop the others."""
+        for push in pushes:
+            self._judge(push)
+        if pushes and self._rate.seconds_left() <= 0:
+            await self._begin_spare()
+        failed: Exception | None = None
+        for push in pushes:
+            try:
+                answer = await self._database.run(partial(self._settle_one, push), settles=True)
+                if self._on_settled is not None:
+                    self._on_settled(push, answer)
+            except Exception as error:  # noqa: BLE001 - raised once all have had their turn
+                failed = failed or error
+        if failed is not None:
+            raise failed
 
-    def _dispatch(self) -> None:
-        if time.monotonic() - self._looked_at > LOOK_AGAIN_SECONDS:
-            self._recall()
-            if self._ready:
-                self._drop_stale()
-        # After a pause, one call tries.
-        at_once = 1 if self._pauses_in_a_row else self._concurrency + self._threads.pace.ahead
-        # Each push that is in flight may make all its calls in vain.
-        at_once = min(at_once, (MOST_CALLS_IN_VAIN - self._calls_in_vain) // self._policy.max_attempts)
-        if at_once < 1 and not self._threads.in_flight and self._ready:
-            self._end("breaker", f"{self._calls_in_vain} calls in a row were in vain; the rest stays pending")
-        while self._ready and self._threads.in_flight < at_once:
-            self._threads.hand_over(self._ready.popleft())
-
-    def _collect(self) -> None:
-        """Wait for an answer, take all that are there, settle them together."""
-        if not self._threads.in_flight:
-            return
-        pushes, crashes = self._threads.collect(stop=self._stop)
-        if pushes:
-            went_well = not crashes and all(push.begun and push.error is None for push in pushes)
-            if went_well and not self._stop.is_set():
-                self._dispatch()  # nothing there that could end or hold the stage: the threads go on meanwhile
-            self._service.settle(pushes, self.counts)
-            for push in pushes:
-                self._judge(push)
-            if self._on_progress:
-                self._on_progress(self.counts.delivered + self.counts.failed)
-        for crash in crashes:
-            self._end("crash", f"unforeseen {type(crash.error).__name__}; the rest stays pending")
-            self._crash = self._crash or crash.error
+    def _settle_one(self, push: Push) -> Answer:
+        """In the database's thread: write what became of one push."""
+        after_signal = self._stop.is_set()
+        lock_timeout_ms = _LOCK_TIMEOUT_AFTER_SIGNAL_MS if after_signal else SETTLE_LOCK_TIMEOUT_MS
+        answer = self._service.settle(push, self.counts, lock_timeout_ms=lock_timeout_ms)
+        if self._on_progress is not None and push.begun:
+            self._on_progress(self.counts.delivered + self.counts.failed)
+        return answer
 
     def _judge(self, push: Push) -> None:
         """Decide from one outcome whether the stage goes on."""
         error = push.error
-        if error is not None and not isinstance(error.cause, PermanentPortalError):
-            self._recall()
-            self._calls_in_vain += error.attempts
-        elif push.begun and (error is None or error.attempts):
-            self._calls_in_vain = 0
-        if not push.begun or (error is not None and not error.attempts):
-            return  # no call was made, so nothing was learnt about the portal
-        if error is not None and (wait := asked_to_wait(error)) is not None:
-            self._pause(wait, error)
+        if error is None or isinstance(error.cause, PermanentPortalError):
+            if push.begun and (error is None or error.attempts):  # a call was made, and the portal does its work
+                self._failed_calls_in_a_row = self._exhausted_in_a_row = 0
+                self._is_cautious = False
             return
-        self._pauses_in_a_row = 0
-        if error is None:
-            self._exhausted.clear()
-        elif isinstance(error.cause, PortalStageError):
+        self._failed_calls_in_a_row += error.attempts
+        seconds = asked_to_wait(error)
+        if isinstance(error.cause, PortalStageError):
             reason = f"{error.cause}; nothing was pushed to anybody after that, all events stay queued"
             self._end(refusal_code(error.cause), reason, error)
-        elif isinstance(error.cause, TransientPortalError):
-            self._count_exhausted(push.event.attempts, error)
-        else:
-            self._exhausted.clear()
-
-    def _count_exhausted(self, rounds: int, error: DynamicsSyncException) -> None:
-        """End the stage when so many pushes in a row have failed, unless it may be they that are out of order.
-
-        If all of them have failed in earlier rounds, too, only what was tried less often goes on, and its first failure
-        ends the stage. Otherwise hides that never succeed, which are due again and again, would keep every show from
-        its turn for ever.
-        """
-        if rounds > self._attempts_below:
-            return  # was in flight when such as it were left out
-        self._exhausted.append(rounds)
-        if len(self._exhausted) < BREAKER_FAILURES:
-            return
-        reason = f"{BREAKER_FAILURES} pushes in a row failed (last: {error.cause}); the rest stays pending"
-        attempts_below = min(self._exhausted) - 1
-        if attempts_below == 0 or self._left_out is not None:
-            self._end("breaker", reason, error)
-            return
-        self._left_out, self._attempts_below = (reason, error), attempts_below
-        self._exhausted.pop()
-        self._release_ready()
-
-    def _pause(self, seconds: float, error: DynamicsSyncException) -> None:
-        now = time.monotonic()
-        self._pauses_in_a_row += now >= self._pause_until  # several answers at once are one
-        self._pause_until = max(self._pause_until, now + seconds)
-        if self._pauses_in_a_row > MOST_PAUSES_IN_A_ROW:
-            reason = f"the portal asked to wait {MOST_PAUSES_IN_A_ROW} times and more in a row; the rest stays pending"
-            self._end("retry_after", reason, error)
-        elif seconds > LONGEST_PAUSE_SECONDS or self._pause_until >= self._deadline_at:
-            self._end("retry_after", f"the portal asked to wait {seconds:,.0f} s; the rest stays pending", error)
+        elif seconds is not None:
+            self._is_cautious = True
+            if seconds > self._longest_pause_seconds or time.monotonic() + seconds >= self._deadline_at:
+                self._end("retry_after", f"the portal asked to wait {seconds:,.0f} s; the rest stays pending", error)
+        elif push.begun:
+            self._is_cautious = False
+            self._exhausted_in_a_row += 1
+            if self._exhausted_in_a_row >= BREAKER_FAILURES:
+                reason = f"{BREAKER_FAILURES} pushes in a row failed (last: {error.cause}); the rest stays pending"
+                self._end("breaker", reason, error)
+        elif time.monotonic() >= self._deadline_at:  # its repeats were cut short
+            self._end("deadline", _TIME_IS_OVER)
 
     def _end(self, code: str, reason: str, error: DynamicsSyncException | None = None) -> None:
+        self._halt.set()
         if self._stopped is None:
-            correlation_id = error.cause.correlation_id if error else None
+            cause = error.cause if error is not None else None
+            correlation_id = cause.correlation_id if cause is not None else None
             self._stopped = StageStop(stage="portal", code=code, reason=reason, correlation_id=correlation_id)
-            self._refusal = error.cause.code if error and isinstance(error.cause, PortalStageError) else None
-            self._threads.halt.set()
+            self._failure = cause.code if isinstance(cause, PortalStageError) else FailureCode(code)
 
-    def _wind_down(self) -> None:
+    async def _end_at_deadline(self) -> None:
+        """Begin nothing more; it is an early end only if something is left."""
+        if not self._spare and self._queue_more is None:
+            await self._claim(1)
+        self._halt.set()
+        if self._spare or self._queue_more is not None:
+            self._end("deadline", _TIME_IS_OVER)
+
+    def _record_end(self, stopped: StageStop) -> None:
+        code = self._failure or FailureCode.CRASH
+        self._service.record_stage_end(str(stopped), code=code, correlation_id=stopped.correlation_id)
+
+    async def _wind_down(self, grace_seconds: float) -> None:
         """After the loop, or an error in it: nothing more begins, what ends in time is settled, the rest released."""
-        self._threads.halt.set()
-        until = time.monotonic() + _GRACE_SECONDS
-        self._release_ready()
-        while self._threads.in_flight and time.monotonic() < until:
-            self._collect()
+        self._halt.set()
+        until = time.monotonic() + grace_seconds
+        try:
+            await self._give_back_spare()
+            while self._flying and (seconds := until - time.monotonic()) > 0:
+                await self._settle(await self._landed(seconds))
+        finally:
+            for task in self._flying:
+                task.cancel()
+            await asyncio.gather(*self._flying, return_exceptions=True)
 
-    def _recall(self) -> None:
-        """Take back what no thread has taken up yet, to the head of the line."""
-        self._ready.extendleft(reversed(self._threads.take_back()))
-
-    def _release_ready(self) -> None:
-        self._recall()
-        if self._ready:
-            self._service.release([task.event for task in self._ready])
-            self._ready.clear()
+    async def _give_back_spare(self, *, waiting_for_seconds: float = 0.0) -> None:
+        """Release what is claimed and not begun; with a time, only what has waited for so long."""
+        while self._spare:
+            event, lease = self._spare[0]
+            if lease.clock() - lease.claimed_at < waiting_for_seconds:
+                return
+            self._spare.popleft()
+            await self._database.run(partial(self._settle_one, Push(event=event, begun=False)), settles=True)

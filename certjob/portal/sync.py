@@ -5,26 +5,21 @@ portal), or open and visible as an alert.
 """
 
 import logging
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
 from certjob import database
 from certjob.database import persist
-from certjob.errors import DynamicsSyncException, FailureCode, PermanentPortalError, PortalStageError
-from certjob.outbox.claims import ANY_ATTEMPTS, Answer, Lease, Outbox, Settlement
+from certjob.errors import FailureCode, PermanentPortalError, PortalStageError
+from certjob.outbox.claims import Answer, Lease, Outbox, Settlement
 from certjob.portal.push import FIRST_ROUND_DELAY_SECONDS, PortalEvent, Push, asked_to_wait, round_delay_seconds
-from certjob.stopping import StopFlag
 
 logger = logging.getLogger(__name__)
 
 LEASE_SECONDS = 300.0
-LATE_FAILURES_SECONDS = 10.0
-_LATE_POLL_SECONDS = 0.5
-_RELEASE_TRIES = 5
-_RELEASE_POLL_SECONDS = 0.1
+SETTLE_LOCK_TIMEOUT_MS = 500
 
 
 @dataclass(slots=True, kw_only=True)
@@ -35,11 +30,10 @@ class PortalCounts:
     failed: int = 0
     lost: int = 0
     newly_blocked: int = 0
-    errors: list[DynamicsSyncException] = field(default_factory=list)
 
 
 class PortalSyncService:
-    """Everything that is written about portal events; the calls themselves are made without it, in any thread."""
+    """Everything that is written about portal events; the calls themselves are made without it."""
 
     def __init__(self, connection: database.Connection, *, run_id: UUID, lease_seconds: float = LEASE_SECONDS) -> None:
         self._connection = connection
@@ -50,11 +44,8 @@ class PortalSyncService:
             item=PortalEvent,
             lease_seconds=lease_seconds,
             columns=("ids", "tokens", "versions", "statuses", "delays", "uncounts", "errors", "codes"),
-            skips_held=True,
             keeps_contacts=True,
         )
-        self._held: dict[int, Push] = {}  # not settled yet: another session held the event
-        self._late: dict[int, Push] = {}  # failures without their row: another session held the mentor
 
     def queue(self, wishes: Sequence[tuple[UUID, bool]]) -> int:
         """Queue (mentor, wanted visibility) inside the caller's transaction; an open event is replaced."""
@@ -100,75 +91,45 @@ class PortalSyncService:
             self._resolve(sorted(withdrawn))
         return withdrawn
 
-    def claim(self, *, limit: int = 100, attempts_below: int = ANY_ATTEMPTS) -> tuple[list[PortalEvent], Lease]:
-        """Claim due events: hides before shows, untried before retried; none with so many rounds behind it."""
-        return self._outbox.claim(limit=limit, attempts_below=attempts_below)
+    def take_back(self) -> int:
+        """Take back the claims of processes that died, and their attempts; return how many, committed.
 
-    def claim_mentor(self, mentor_id: UUID) -> tuple[PortalEvent | None, Lease]:
-        """Claim one mentor's open event whatever its retry time; None while another run holds it (or none is open)."""
-        events, lease = self._outbox.claim_by("lock_portal_event", {"mentor_id": mentor_id})
-        return (events[0] if events else None), lease
-
-    def find_current(self, events: Sequence[PortalEvent]) -> set[int]:
-        """Return the ids of those claimed events that are still to be pushed as they were claimed."""
-        rows = database.fetch(
-            self._connection,
-            "find_current_events",
-            {
-                "ids": [event.id for event in events],
-                "tokens": [event.claim_token for event in events],
-                "versions": [event.version for event in events],
-            },
-        )
-        return {row[0] for row in rows}
-
-    def release(self, events: Sequence[PortalEvent]) -> None:
-        """Give claimed events back; their attempts were none. One whose row stays held keeps its lease."""
-        left = list(events)
-        for _ in range(_RELEASE_TRIES):
-            answers = self._outbox.release(left)
-            left = [event for event in left if answers[event.id] is Answer.HELD]
-            if not left:
-                return
-            time.sleep(_RELEASE_POLL_SECONDS)
-
-    def settle(self, pushes: Sequence[Push], counts: PortalCounts) -> dict[int, Answer]:
-        """Write what became of claimed events, their failure rows and resolutions in one transaction; count it."""
-        pushes = list((self._held | {push.event.id: push for push in pushes}).values())
-        kept_back = self._late
-
-        def record(answers: dict[int, Answer]) -> None:
-            nonlocal kept_back
-            settled = [push for push in pushes if answers[push.event.id] is Answer.SETTLED]
-            kept_back = self._record_failures(self._late | {p.event.id: p for p in settled if _is_failure(p)})
-            done = [push.event.mentor_id for push in settled if push.error is None and push.begun]
-            if done:
-                self._resolve(sorted(done))
-
-        answers = self._outbox.settle([_settlement(push) for push in pushes], then=record)
-        self._late = kept_back
-        self._held = {push.event.id: push for push in pushes if answers[push.event.id] is Answer.HELD}
-        for push in pushes:
-            self._count(push, answers[push.event.id], counts)
-            if logger.isEnabledFor(logging.DEBUG):
-                _log(push, answers[push.event.id])
-        return answers
-
-    def record_late(self, stop: StopFlag, counts: PortalCounts, *, wait_seconds: float | None = None) -> None:
-        """Write what another session's locks kept back, outcomes and failure rows, waiting for it so long.
-
-        An event that is still held then keeps its lease, and is pushed again after it. A failure without its row is an
-        alert an hour after the wish, and gets its row with the next failure.
+        Nothing is known to be wrong with these events: each keeps its place in the line.
         """
-        give_up_at = time.monotonic() + (LATE_FAILURES_SECONDS if wait_seconds is None else wait_seconds)
-        while self._late or self._held:
-            if self._held:
-                self.settle([], counts)
-            else:
-                self._late = persist(self._connection, lambda: self._record_failures(self._late))
-            if not (self._late or self._held) or stop.is_set() or time.monotonic() >= give_up_at:
-                return
-            stop.wait(_LATE_POLL_SECONDS)
+        return persist(self._connection, lambda: database.execute(self._connection, "take_back_portal_claims"))
+
+    def claim(self, limit: int) -> list[tuple[PortalEvent, Lease]]:
+        """Claim due events: untried hides, untried shows, retried hides, retried shows."""
+        events, lease = self._outbox.claim(limit=limit)
+        return [(event, lease) for event in events]
+
+    def claim_mentor(self, mentor_id: UUID) -> list[tuple[PortalEvent, Lease]]:
+        """Claim one mentor's open event whatever its retry time; not while another run holds it."""
+        events, lease = self._outbox.claim_by("lock_portal_event", {"mentor_id": mentor_id})
+        return [(event, lease) for event in events]
+
+    def settle(self, push: Push, counts: PortalCounts, *, lock_timeout_ms: int = SETTLE_LOCK_TIMEOUT_MS) -> Answer:
+        """Write what became of one claimed event, with its failure row or resolution, in one transaction; count it.
+
+        HELD: another session keeps the event for longer than this waits. It keeps its lease, and is pushed again after
+        that. A failure whose mentor is held gets its row with the next failure; until then it is an alert an hour after
+        the wish.
+        """
+
+        def record(answer: Answer) -> None:
+            if push.outcome_unknown:
+                parameters = {"id": push.event.id, "visible": push.event.visible}
+                database.execute(self._connection, "note_unknown_outcome", parameters)
+            if answer is Answer.SETTLED and _is_failure(push):
+                self._record_failure(push)
+            elif answer is Answer.SETTLED and push.error is None and push.begun:
+                self._resolve([push.event.mentor_id])
+
+        answer = self._outbox.try_to_settle(_settlement(push), then=record, lock_timeout_ms=lock_timeout_ms)
+        self._count(push, answer, counts)
+        if logger.isEnabledFor(logging.DEBUG):
+            _log(push, answer)
+        return answer
 
     def record_stage_end(
         self,
@@ -196,26 +157,21 @@ class PortalSyncService:
             },
         )
 
-    def _record_failures(self, failed: dict[int, Push]) -> dict[int, Push]:
-        """Write failure rows inside the caller's transaction; return those that somebody's lock kept back."""
-        errors = {event_id: push.error for event_id, push in failed.items() if push.error is not None}
-        if not errors:
-            return {}
-        kinds = ["permanent" if isinstance(e.cause, PermanentPortalError) else "transient" for e in errors.values()]
-        rows = database.fetch(
-            self._connection,
-            "record_sync_failures",
-            {
-                "event_ids": list(errors),
-                "visible": [failed[event_id].event.visible for event_id in errors],
-                "kinds": kinds,
-                "attempts": [error.attempts for error in errors.values()],
-                "errors": [str(error.cause) for error in errors.values()],
-                "codes": [error.cause.code for error in errors.values()],
-                "correlation_ids": [error.cause.correlation_id for error in errors.values()],
-            },
-        )
-        return {event_id: failed[event_id] for (event_id,) in rows}
+    def _record_failure(self, push: Push) -> None:
+        """Write the failure row inside the caller's transaction; not while another session holds the mentor."""
+        error = push.error
+        if error is None:
+            return
+        parameters = {
+            "event_id": push.event.id,
+            "visible": push.event.visible,
+            "kind": "permanent" if isinstance(error.cause, PermanentPortalError) else "transient",
+            "attempts": error.attempts,
+            "error": str(error.cause),
+            "code": error.cause.code,
+            "correlation_id": error.cause.correlation_id,
+        }
+        database.execute(self._connection, "record_sync_failure", parameters)
 
     def _resolve(self, mentor_ids: Sequence[UUID]) -> None:
         database.execute(self._connection, "resolve_sync_failures", {"mentor_ids": list(mentor_ids)})
@@ -229,7 +185,6 @@ class PortalSyncService:
         elif answer is Answer.SETTLED and push.error is not None and _is_failure(push):
             counts.failed += 1
             counts.newly_blocked += isinstance(push.error.cause, PermanentPortalError)
-            counts.errors.append(push.error)
 
 
 def _log(push: Push, answer: Answer) -> None:

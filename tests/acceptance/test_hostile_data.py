@@ -34,7 +34,7 @@ class RefusingPortal:
     def __init__(self, words: dict[UUID, str]) -> None:
         self.words = words
 
-    def update_portal_visibility(self, contact_id: UUID, *, visible: bool, idempotency_key: str) -> None:
+    async def update_portal_visibility(self, contact_id: UUID, *, visible: bool, idempotency_key: str) -> None:
         raise PermanentPortalError(self.words[contact_id])
 
 

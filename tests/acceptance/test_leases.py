@@ -33,9 +33,9 @@ from tests.support.portal_server import PortalServer
 from tests.support.processes import (
     FIRST_CALL,
     FIRST_MESSAGE,
-    GATE,
     MAIL_CLAIM,
     PORTAL_CLAIM,
+    TURN,
     start_barrier,
     started,
     wait_until_frozen,
@@ -437,7 +437,7 @@ def wait_until_run_out(facts: Facts, table: str) -> None:
     ("freeze", "said"),
     [
         ({"freeze_after": PORTAL_CLAIM}, "the lease is shorter than a push can take, or this process stood still"),
-        ({"freeze_before": GATE}, ""),
+        ({"freeze_before": TURN}, ""),
     ],
     ids=["after the claim", "in the gate"],
 )

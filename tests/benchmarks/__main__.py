@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.benchmarks import backlog, deliveries, loads, night, plans, startup
+from tests.benchmarks import deliveries, loads, night, plans, startup
 from tests.benchmarks.bench import Bench, Part
 from tests.benchmarks.bench_server import advised_shared_buffers, bench_server, is_in_memory
 from tests.benchmarks.figures import Figure, table
@@ -22,7 +22,6 @@ PARTS: dict[str, Sequence[Part]] = {
     "start-up": (startup.run,),
     "quiet": (night.run_nothing_due,),
     "night": (night.run_due,),
-    "backlog": (backlog.run,),
     "pushes": (deliveries.run_pushes,),
     "procrastinate": (deliveries.run_procrastinate,),
     "mails": (deliveries.run_mails,),
@@ -53,7 +52,6 @@ def main() -> int:
                 rounds=asked.rounds,
                 mentors=asked.mentors,
                 shares=asked.share or (1, 10, 100),
-                backlog=asked.backlog,
                 pushes=asked.pushes,
                 say=say,
             )
@@ -76,7 +74,6 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--share", type=int, action="append", help="per cent of the mentors who are due; repeatable (1, 10, 100)"
     )
-    parser.add_argument("--backlog", type=int, default=200_000, help="intents to claim and settle (%(default)s)")
     parser.add_argument(
         "--pushes", type=int, default=2_000, help="to a portal at once; half as many mails (%(default)s)"
     )
@@ -101,7 +98,6 @@ def _document(bench: Bench, figures: Sequence[Figure]) -> dict[str, object]:
         "python": platform.python_version(),
         "cores": _cores(),
         "mentors": bench.mentors,
-        "backlog": bench.backlog,
         "rounds": bench.rounds,
         "server": bench.server.settings,
         "figures": [figure.to_document() for figure in figures],

@@ -20,8 +20,6 @@ class Bench:
     """The largest population."""
     shares: Sequence[int]
     """Per cent of the mentors who are due."""
-    backlog: int
-    """Intents to be claimed and settled."""
     pushes: int
     """Pushes at once with answers, and twice the mails."""
     say: Callable[[str], None]

@@ -13,13 +13,12 @@ from certjob.cli.pages.alerts import NOTHING, plain_lines, show_alerts
 from certjob.cli.terminal.output import Output
 from certjob.database import Connection
 from certjob.errors import FailureCode
-from certjob.portal.sync import PortalSyncService
 from certjob.views.alerts import read_alerts
 from tests.conftest import Certjob
 from tests.support import portal_answers
 from tests.support.command_line import without_escapes
 from tests.support.facts import TODAY, Facts
-from tests.support.intents import make_due, review
+from tests.support.intents import claim, make_due, review
 from tests.support.nights import delivery, night
 from tests.support.portal_answers import error, html
 from tests.support.portal_server import PortalServer
@@ -445,7 +444,7 @@ def test_a_push_in_flight_is_left_alone(connection: Connection, facts: Facts) ->
     """While the lease lasts; after a crash it is as it was before."""
     alert(facts, facts.organisation(), kind="transient", error="503")
     make_due(facts)
-    PortalSyncService(connection, run_id=uuid4()).claim()
+    claim(connection)
     claimed = flat(page(connection))
     facts.connection.execute("UPDATE portal_sync_events SET next_attempt_at = now() - interval '1 second'")
     run_out = flat(page(connection))

@@ -20,11 +20,11 @@ from certjob.cli.demo.nights import ZONE
 from certjob.cli.demo.portal import DemoPortal
 from certjob.cli.terminal.output import Output
 from certjob.errors import ConfigurationError, PermanentPortalError, PortalStageError, TransientPortalError
-from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
 from certjob.stopping import StopFlag
 from tests.conftest import installed_command
 from tests.support.docs import read_all_examples
 from tests.support.own_server import data_parent
+from tests.support.portal_client import PortalClient
 
 CONTACT = UUID("6f9619ff-8b86-4d01-b42d-00cf4fc964ff")
 
@@ -173,11 +173,11 @@ class TestStandIn:
             yield portal
 
     @pytest.fixture
-    def client(self, portal: DemoPortal) -> Iterator[HLFDynamicsSyncService]:
-        with HLFDynamicsSyncService(portal.url, portal.key, deadline_seconds=10) as client:
+    def client(self, portal: DemoPortal) -> Iterator[PortalClient]:
+        with PortalClient(portal.url, portal.key, deadline_seconds=10) as client:
             yield client
 
-    def test_a_push_changes_what_the_portal_shows(self, portal: DemoPortal, client: HLFDynamicsSyncService) -> None:
+    def test_a_push_changes_what_the_portal_shows(self, portal: DemoPortal, client: PortalClient) -> None:
         """Every contact is visible before."""
         client.update_portal_visibility(CONTACT, visible=False, idempotency_key="1-1")
 
@@ -188,7 +188,7 @@ class TestStandIn:
         """The second one does not."""
         with (
             DemoPortal([CONTACT], cold_start_seconds=1.0) as portal,
-            HLFDynamicsSyncService(portal.url, portal.key) as client,
+            PortalClient(portal.url, portal.key) as client,
         ):
             began_at = time.monotonic()
             client.update_portal_visibility(CONTACT, visible=False, idempotency_key="1-1")
@@ -199,7 +199,7 @@ class TestStandIn:
         assert first_seconds >= 1.0
         assert second_seconds < first_seconds
 
-    def test_a_repeat_is_harmless_and_counted(self, portal: DemoPortal, client: HLFDynamicsSyncService) -> None:
+    def test_a_repeat_is_harmless_and_counted(self, portal: DemoPortal, client: PortalClient) -> None:
         """The same wish under the same key."""
         for _ in range(2):
             client.update_portal_visibility(CONTACT, visible=False, idempotency_key="1-1")
@@ -207,7 +207,7 @@ class TestStandIn:
         assert portal.visible == {CONTACT: False}
         assert portal.repeated == 1
 
-    def test_throttling_asks_to_wait(self, portal: DemoPortal, client: HLFDynamicsSyncService) -> None:
+    def test_throttling_asks_to_wait(self, portal: DemoPortal, client: PortalClient) -> None:
         """429 with Retry-After, for the push that was chosen."""
         portal.fall_asleep(throttled_push=1)
 
@@ -218,7 +218,7 @@ class TestStandIn:
         assert caught.value.retry_after_seconds == 1
         assert portal.night.answers == {429: 1, 200: 1}
 
-    def test_an_outage_changes_nothing(self, portal: DemoPortal, client: HLFDynamicsSyncService) -> None:
+    def test_an_outage_changes_nothing(self, portal: DemoPortal, client: PortalClient) -> None:
         """502, until the switch is turned back."""
         portal.is_down = True
 
@@ -227,14 +227,14 @@ class TestStandIn:
 
         assert portal.visible == {CONTACT: True}
 
-    def test_an_unknown_contact_is_this_mentors_problem(self, client: HLFDynamicsSyncService) -> None:
+    def test_an_unknown_contact_is_this_mentors_problem(self, client: PortalClient) -> None:
         """404 with the envelope."""
         with pytest.raises(PermanentPortalError, match="404 contact_not_found"):
             client.update_portal_visibility(uuid4(), visible=False, idempotency_key="1-1")
 
     def test_a_wrong_key_is_everybodys_problem(self, portal: DemoPortal) -> None:
         """401 before anything else is looked at."""
-        with HLFDynamicsSyncService(portal.url, "wrong") as client, pytest.raises(PortalStageError, match="401"):
+        with PortalClient(portal.url, "wrong") as client, pytest.raises(PortalStageError, match="401"):
             client.update_portal_visibility(CONTACT, visible=False, idempotency_key="1-1")
 
     @pytest.mark.parametrize(

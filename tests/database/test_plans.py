@@ -11,7 +11,6 @@ import pytest
 from certjob import database
 from certjob.database import Connection
 from certjob.mail.reminders import CertificationReminderService
-from certjob.outbox.claims import ANY_ATTEMPTS
 from certjob.portal.sync import PortalSyncService
 from tests.benchmarks.population import run_script, today
 from tests.support.docs import read_section
@@ -133,7 +132,7 @@ def touched_blocks(connection: Connection, statement: bytes, parameters: Mapping
 
 
 CLAIMS: dict[str, dict[str, object]] = {
-    "lock_due_portal_events": {"limit": 100, "attempts_below": ANY_ATTEMPTS},
+    "lock_due_portal_events": {"limit": 100},
     "lock_due_reminders": {"limit": 100, "today": None},
 }
 
@@ -157,7 +156,7 @@ def test_a_year_of_settled_rows_does_not_slow_a_claim(connection: Connection, *,
 
 def claim(connection: Connection, outbox: str, *, limit: int = 100) -> dict[str, object]:
     """Claim a batch by its statements; return what its settle is given, all of it delivered."""
-    due = {"limit": limit, "today": None, "attempts_below": ANY_ATTEMPTS}
+    due = {"limit": limit, "today": None}
     locked = database.fetch(connection, f"lock_due_{outbox}", due)
     ids, contacts = [row[0] for row in locked], [row[-1] for row in locked]
     named = {"ids": ids, "contacts": contacts, "token": TOKEN, "lease_seconds": 300.0}
@@ -197,7 +196,8 @@ def test_a_settle_touches_its_batch_and_no_whole_table(
     named = claim(connection, outbox)
     mentors = connection.execute("SELECT id FROM mentors ORDER BY id LIMIT 100").fetchall()
     named["mentor_ids"] = [row[0] for row in mentors]
-    statements = [f"claim_{outbox}", f"lock_{outbox}", f"settle_{outbox}", "resolve_sync_failures"]
+    locks = ["lock_reminders"] if outbox == "reminders" else []
+    statements = [f"claim_{outbox}", *locks, f"settle_{outbox}", "resolve_sync_failures"]
 
     plans = {name: plan_of(connection, name, named) for name in statements}
     touched = {name: rows_touched(connection, database.query(name), named) for name in statements}
@@ -238,7 +238,7 @@ def test_a_claim_touches_its_batch_of_a_young_backlog(
 
     monkeypatch.setattr(database, "fetch", fetch)
 
-    events, _ = PortalSyncService(connection, run_id=TOKEN).claim()
+    events = PortalSyncService(connection, run_id=TOKEN).claim(100)
     reminders, _ = CertificationReminderService(connection, run_id=TOKEN).claim()
 
     assert (len(events), len(reminders)) == (100, 100)
@@ -270,7 +270,7 @@ def test_what_others_have_in_flight_does_not_slow_a_claim(connection: Connection
         " ORDER BY e.id LIMIT 100"
     ).fetchall()
     ids, contacts = [row[0] for row in first], [row[1] for row in first]
-    named: dict[str, object] = {"limit": 100, "attempts_below": ANY_ATTEMPTS, "ids": ids, "contacts": contacts}
+    named: dict[str, object] = {"limit": 100, "ids": ids, "contacts": contacts}
     named |= {"token": TOKEN, "lease_seconds": 300.0}
     alone = {name: rows_touched(connection, statement, named) for name, statement in statements.items()}
     connection.execute(
@@ -411,6 +411,7 @@ USES = {
     "portal_sync_events_due_idx": "lock_due_portal_events",
     "portal_sync_events_in_flight_idx": "lock_due_portal_events",
     "portal_sync_events_mentor_id_idx": "read_portal_story",
+    "portal_sync_events_unknown_idx": "settle_portal_events",
     "dynamics_sync_failures_mentor_id_idx": "read_portal_story",
     "dynamics_sync_failures_event_id_idx": "",  # what the foreign key does when an old event is deleted
     "coordinator_digests_due_idx": "lock_due_digests",
@@ -437,7 +438,15 @@ def test_every_index_is_needed_and_is_used(connection: Connection) -> None:
         "held": [],
         "ids": None,
         "limit": 100,
-        "attempts_below": ANY_ATTEMPTS,
+    } | {
+        "ids": [7],
+        "tokens": [TOKEN],
+        "versions": [1],
+        "statuses": ["delivered"],
+        "delays": [0.0],
+        "uncounts": [False],
+        "errors": [None],
+        "codes": [None],
     }
     deleted = "EXPLAIN UPDATE dynamics_sync_failures SET event_id = NULL WHERE event_id = 7"
 

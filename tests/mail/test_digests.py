@@ -588,8 +588,8 @@ class TestAfterTheReminders:
         stop, channel = StopFlag(), CollectingChannel()
 
         class Stopping(FlakyPortal):
-            def update_portal_visibility(self, contact_id: UUID, *, visible: bool, idempotency_key: str) -> None:
-                super().update_portal_visibility(contact_id, visible=visible, idempotency_key=idempotency_key)
+            async def update_portal_visibility(self, contact_id: UUID, *, visible: bool, idempotency_key: str) -> None:
+                await super().update_portal_visibility(contact_id, visible=visible, idempotency_key=idempotency_key)
                 if where == "portal":
                     stop.set()
 

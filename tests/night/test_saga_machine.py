@@ -8,8 +8,8 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from typing import Any, ClassVar
@@ -419,9 +419,9 @@ class Process:
         """Wait for calls on their way."""
         until(lambda: not self.under_way, seconds=60)
 
-    @contextmanager
-    def _make_target(self) -> Iterator["Caller"]:
-        with HLFDynamicsSyncService(self._portal.url, self._portal.key, deadline_seconds=20) as client:
+    @asynccontextmanager
+    async def _make_target(self) -> AsyncIterator["Caller"]:
+        async with HLFDynamicsSyncService(self._portal.url, self._portal.key, deadline_seconds=20) as client:
             yield Caller(self, client)
 
     @contextmanager
@@ -458,11 +458,11 @@ class Caller:
     process: Process
     client: HLFDynamicsSyncService
 
-    def update_portal_visibility(self, contact_id: UUID, *, visible: bool, idempotency_key: str) -> None:
+    async def update_portal_visibility(self, contact_id: UUID, *, visible: bool, idempotency_key: str) -> None:
         with self.process.calling(contact_id, idempotency_key):
             self.process.live("before the call")
             try:
-                self.client.update_portal_visibility(contact_id, visible=visible, idempotency_key=idempotency_key)
+                await self.client.update_portal_visibility(contact_id, visible=visible, idempotency_key=idempotency_key)
             finally:
                 self.process.live("after the call")
 

@@ -31,16 +31,13 @@ def other(database_url: str) -> Iterator[Connection]:
         yield connection
 
 
-def portal_outbox(
-    connection: Connection, *, lease_seconds: float = 300.0, skips_held: bool = True
-) -> Outbox[PortalEvent]:
+def portal_outbox(connection: Connection, *, lease_seconds: float = 300.0) -> Outbox[PortalEvent]:
     return Outbox(
         connection,
         table="portal_events",
         item=PortalEvent,
         lease_seconds=lease_seconds,
         columns=("ids", "tokens", "versions", "statuses", "delays", "uncounts", "errors", "codes"),
-        skips_held=skips_held,
         keeps_contacts=True,
     )
 
@@ -202,19 +199,6 @@ class TestSettle:
         assert facts.rows(STATE) == [("pending", 0, None, True)]
         assert facts.rows("SELECT visible, delivered_at, last_error FROM portal_sync_events") == [(True, None, None)]
 
-    def test_several_rows_get_an_answer_each(self, connection: Connection, facts: Facts) -> None:
-        """One lost, one raised and one settled, in one transaction."""
-        backlog(facts, 3)
-        mine = portal_outbox(connection)
-        events, _ = mine.claim()
-        lost, raised, settled = sorted(events, key=lambda event: event.id)
-        connection.execute("UPDATE portal_sync_events SET claim_token = %s WHERE id = %s", (uuid4(), lost.id))
-        queue_wish(connection, raised.mentor_id, visible=True)
-
-        answers = mine.settle([delivered(event) for event in events])
-
-        assert answers == {lost.id: Answer.LOST, raised.id: Answer.RAISED, settled.id: Answer.SETTLED}
-
     def test_what_is_written_along_is_in_the_same_transaction(self, connection: Connection, facts: Facts) -> None:
         """When it fails, the row keeps its token and its lease."""
         backlog(facts, 1)
@@ -238,8 +222,8 @@ class TestSettle:
 
         assert portal_outbox(connection).settle([]) == {}
 
-    def test_reminders_have_two_answers(self, connection: Connection, facts: Facts) -> None:
-        """They have no version: a re-armed one has lost its token."""
+    def test_several_rows_get_an_answer_each(self, connection: Connection, facts: Facts) -> None:
+        """In one transaction. Reminders have no version: a re-armed one has lost its token."""
         mentor_id = facts.mentor(facts.organisation())
         for threshold in (30, 14):
             connection.execute(
@@ -271,14 +255,14 @@ class TestRelease:
 
     def test_it_is_due_now_and_the_attempt_is_not_counted(self, connection: Connection, facts: Facts) -> None:
         """Another run may take it at once."""
-        backlog(facts, 2)
+        backlog(facts, 1)
         mine = portal_outbox(connection)
         events, _ = mine.claim()
 
         answers = mine.release(events)
 
         assert set(answers.values()) == {Answer.SETTLED}
-        assert facts.rows(STATE) == [("pending", 0, None, True)] * 2
+        assert facts.rows(STATE) == [("pending", 0, None, True)]
 
     def test_a_lost_one_is_left_alone(self, connection: Connection, facts: Facts) -> None:
         """The other run's claim stands."""
@@ -293,33 +277,39 @@ class TestRelease:
         assert whole_rows(facts) == before
 
 
-class TestHeld:
-    """A settle meets another session that holds some of its rows: the app corrects a contact, and takes its time."""
+class TestTryToSettle:
+    """A settle meets another session that holds its row: the app corrects a contact, and takes its time."""
 
-    def test_it_waits_for_nobody(self, connection: Connection, facts: Facts, app: App) -> None:
-        """The others are settled; the held one is answered so, keeps its token, and can be settled later."""
-        backlog(facts, 3)
-        mine = portal_outbox(connection, skips_held=True)
-        events, _ = mine.claim()
-        app.execute("SELECT 1 FROM portal_sync_events WHERE id = %s FOR NO KEY UPDATE", (events[1].id,))
+    def test_it_does_not_insist(self, connection: Connection, facts: Facts, app: App) -> None:
+        """The row keeps its token and its lease, what goes with it is not written either; it can be settled later."""
+        backlog(facts, 1)
+        mine = portal_outbox(connection)
+        ((event,), _) = mine.claim()
+        before = whole_rows(facts)
+        app.execute("SELECT 1 FROM portal_sync_events FOR NO KEY UPDATE")
+        answers: list[Answer] = []
 
-        answers = mine.settle([delivered(event) for event in events])
+        assert mine.try_to_settle(delivered(event), then=answers.append, lock_timeout_ms=20) is Answer.HELD
 
-        assert [answers[event.id] for event in events] == [Answer.SETTLED, Answer.HELD, Answer.SETTLED]
+        assert answers == []
+        assert whole_rows(facts) == before
         app.rollback()
-        assert mine.settle([delivered(events[1])]) == {events[1].id: Answer.SETTLED}
+        assert mine.try_to_settle(delivered(event), then=answers.append, lock_timeout_ms=20) is Answer.SETTLED
+        assert answers == [Answer.SETTLED]
 
-    def test_no_two_of_them_deadlock(self, connection: Connection, facts: Facts, app: App) -> None:
-        """Whatever order the other one locks in."""
-        backlog(facts, 2)
-        mine = portal_outbox(connection, skips_held=True)
-        first, second = sorted(mine.claim()[0], key=lambda event: event.mentor_id)
-        app.execute("SELECT 1 FROM portal_sync_events WHERE id = %s FOR NO KEY UPDATE", (second.id,))
+    def test_what_goes_with_it_may_be_held_as_well(self, connection: Connection, facts: Facts, app: App) -> None:
+        """Then the whole is taken back."""
+        backlog(facts, 1)
+        mine = portal_outbox(connection)
+        ((event,), _) = mine.claim()
+        before = whole_rows(facts)
+        app.execute("SELECT 1 FROM mentors FOR UPDATE")
 
-        answers = mine.settle([delivered(first), delivered(second)])
-        app.execute("SELECT 1 FROM portal_sync_events WHERE id = %s FOR NO KEY UPDATE NOWAIT", (first.id,))
+        def lock_the_mentor(_answer: Answer) -> None:
+            connection.execute("SELECT 1 FROM mentors FOR UPDATE")
 
-        assert answers == {first.id: Answer.SETTLED, second.id: Answer.HELD}
+        assert mine.try_to_settle(delivered(event), then=lock_the_mentor, lock_timeout_ms=20) is Answer.HELD
+        assert whole_rows(facts) == before
 
 
 class TestWaiting:

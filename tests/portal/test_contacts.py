@@ -14,12 +14,11 @@ from certjob.errors import Outcome, PermanentPortalError, TransientPortalError
 from certjob.night import nightly
 from certjob.night.report import RunReport
 from certjob.outbox.claims import Answer
-from certjob.portal import sync
 from certjob.portal.push import Push
 from certjob.portal.sync import PortalCounts, PortalSyncService
 from certjob.stopping import StopFlag
 from tests.support.facts import TODAY, Facts
-from tests.support.intents import DisturbedPortal, backlog, make_due, queue_wish, review, run_out
+from tests.support.intents import DisturbedPortal, backlog, claim, make_due, queue_wish, review, run_out
 from tests.support.nights import CollectingChannel, FlakyPortal, NoProgress, delivery, in_background, night
 from tests.support.waiting import until, waits_for_a_lock
 
@@ -133,9 +132,9 @@ class TestCorrected:
         queue_wish(connection, mentor, visible=False)
         app.execute("UPDATE mentors SET dynamics_contact_id = %s WHERE id = %s", (corrected, mentor))
 
-        meanwhile, _ = PortalSyncService(other, run_id=uuid4()).claim()
+        meanwhile = claim(other)
         app.commit()
-        events, _ = PortalSyncService(other, run_id=uuid4()).claim()
+        events = claim(other)
 
         assert meanwhile == []
         assert [(event.version, event.contact_id) for event in events] == [(2, corrected)]
@@ -158,7 +157,7 @@ class TestCorrected:
 
         monkeypatch.setattr(database, "fetch", fetch)
 
-        events, _ = PortalSyncService(connection, run_id=uuid4()).claim()
+        events = claim(connection)
 
         assert [(event.contact_id, event.attempts) for event in events] == [(contact, 1)]
         assert locks == 2
@@ -175,15 +174,15 @@ class TestCorrected:
             app.commit()
 
         with other.transaction():
-            events, _ = PortalSyncService(other, run_id=uuid4()).claim()
+            events = claim(other)
             correcting = in_background(correct)
             correcting.__enter__()
             until(lambda: waits_for_a_lock(connection, app))
         correcting.__exit__(None, None, None)
 
-        answers = PortalSyncService(other, run_id=uuid4()).settle([Push(event=events[0])], PortalCounts())
+        answer = PortalSyncService(other, run_id=uuid4()).settle(Push(event=events[0]), PortalCounts())
 
-        assert list(answers.values()) == [Answer.RAISED]
+        assert answer is Answer.RAISED
         assert facts.rows("SELECT status, version FROM portal_sync_events") == [("pending", 2)]
 
 
@@ -197,10 +196,8 @@ class TestHeldByTheApp:
         app: App,
         other: Connection,
         hlf: UUID,
-        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """It begins during the call: everybody else is settled; this one keeps its lease and is pushed again."""
-        monkeypatch.setattr(sync, "LATE_FAILURES_SECONDS", 0.2)
         contacts = backlog(facts, 5)
 
         def correct(number: int) -> None:
@@ -316,22 +313,22 @@ class TestOneCallPerContact:
         first = facts.mentor(hlf, contact_id=contact)
         queue_wish(connection, first, visible=True)
         service = PortalSyncService(connection, run_id=uuid4())
-        service.claim()
+        claim(connection)
         second = facts.mentor(hlf)
         connection.execute("UPDATE mentors SET dynamics_contact_id = NULL WHERE id = %s", (first,))
         connection.execute("UPDATE mentors SET dynamics_contact_id = %s WHERE id = %s", (contact, second))
         queue_wish(connection, second, visible=False)
-        assert service.claim()[0] == []
-        assert service.claim_mentor(second)[0] is None
+        assert claim(connection) == []
+        assert service.claim_mentor(second) == []
 
         connection.execute(
             "UPDATE portal_sync_events SET next_attempt_at = now() - interval '1 second' WHERE claim_token IS NOT NULL"
         )
         with other.transaction(force_rollback=True):
-            resynced = [PortalSyncService(other, run_id=uuid4()).claim_mentor(mentor)[0] for mentor in (first, second)]
-        events, _ = service.claim()
+            resynced = [PortalSyncService(other, run_id=uuid4()).claim_mentor(mentor) for mentor in (first, second)]
+        events = claim(connection)
 
-        assert None not in resynced
+        assert all(resynced)
         assert second in {event.mentor_id for event in events}
 
     def test_nobody_is_deleted_while_a_call_may_be_under_way(
@@ -341,7 +338,7 @@ class TestOneCallPerContact:
         mentor = facts.mentor(hlf, contact_id=uuid4())
         queue_wish(connection, mentor, visible=True)
         service = PortalSyncService(connection, run_id=uuid4())
-        service.claim()
+        claim(connection)
         connection.execute("UPDATE mentors SET organisation_id = %s", (facts.organisation("none", portal=None),))
         with database.transaction(connection):
             service.withdraw([mentor])
@@ -360,7 +357,7 @@ class TestOneCallPerContact:
         for organisation in (hlf, facts.organisation("other", thresholds=())):
             queue_wish(connection, facts.mentor(organisation, contact_id=contact), visible=False)
 
-        events, _ = PortalSyncService(connection, run_id=uuid4()).claim()
+        events = claim(connection)
 
         assert len(events) == 1
 
@@ -373,10 +370,9 @@ class TestOneCallPerContact:
             queue_wish(connection, facts.mentor(organisation, contact_id=contact), visible=False)
         behind = facts.mentor(hlf)
         queue_wish(connection, behind, visible=True)
-        service = PortalSyncService(connection, run_id=uuid4())
-        service.claim(limit=1)
+        claim(connection, limit=1)
 
-        events, _ = service.claim(limit=1)
+        events = claim(connection, limit=1)
 
         assert [event.mentor_id for event in events] == [behind]
 
@@ -388,7 +384,7 @@ class TestOneCallPerContact:
         for organisation, visible in ((hlf, True), (facts.organisation("other", thresholds=()), False)):
             queue_wish(connection, facts.mentor(organisation, contact_id=contact), visible=visible)
 
-        events, _ = PortalSyncService(connection, run_id=uuid4()).claim()
+        events = claim(connection)
 
         assert [event.visible for event in events] == [False]
 
@@ -399,14 +395,13 @@ class TestOneCallPerContact:
         contact = uuid4()
         for organisation in (hlf, facts.organisation("other", thresholds=())):
             queue_wish(connection, facts.mentor(organisation, contact_id=contact), visible=False)
-        service = PortalSyncService(connection, run_id=uuid4())
 
         with other.transaction():
-            first, _ = PortalSyncService(other, run_id=uuid4()).claim(limit=1)
-            meanwhile, _ = service.claim()
-        afterwards, _ = service.claim()
+            first = claim(other, limit=1)
+            meanwhile = claim(connection)
+        afterwards = claim(connection)
         run_out(facts)
-        at_last, _ = service.claim()
+        at_last = claim(connection)
 
         assert [len(events) for events in (first, meanwhile, afterwards, at_last)] == [1, 0, 0, 1]
 
@@ -432,7 +427,7 @@ class TestOneCallPerContact:
 
         monkeypatch.setattr(database, "fetch", fetch)
 
-        events, _ = PortalSyncService(connection, run_id=uuid4()).claim(limit=1)
+        events = claim(connection, limit=1)
 
         assert events == []
 
@@ -443,7 +438,7 @@ class TestOneCallPerContact:
         for _ in range(3):
             queue_wish(connection, facts.mentor(hlf, contact_id=None), visible=False)
 
-        events, _ = PortalSyncService(connection, run_id=uuid4()).claim()
+        events = claim(connection)
 
         assert len(events) == 3
 

@@ -18,7 +18,6 @@ from certjob.errors import (
     PortalStageError,
     TransientPortalError,
 )
-from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
 from tests.support.portal_answers import (
     Behaviour,
     Exchange,
@@ -33,6 +32,7 @@ from tests.support.portal_answers import (
     reset,
     wrong_echo,
 )
+from tests.support.portal_client import PortalClient
 from tests.support.portal_server import PortalServer
 
 CONTACT_ID = UUID("0b6c4f3e-9d1a-4c57-8f2e-a1b2c3d4e5f6")
@@ -49,17 +49,17 @@ def portal() -> Iterator[PortalServer]:
 
 
 @pytest.fixture
-def service(portal: PortalServer) -> Iterator[HLFDynamicsSyncService]:
+def service(portal: PortalServer) -> Iterator[PortalClient]:
     """The client under test, with the right key."""
-    with HLFDynamicsSyncService(portal.url, portal.key) as service:
+    with PortalClient(portal.url, portal.key) as service:
         yield service
 
 
-def push(service: HLFDynamicsSyncService, *, visible: bool = False) -> None:
+def push(service: PortalClient, *, visible: bool = False) -> None:
     service.update_portal_visibility(CONTACT_ID, visible=visible, idempotency_key="4711-2")
 
 
-def failure(service: HLFDynamicsSyncService) -> PortalCallError:
+def failure(service: PortalClient) -> PortalCallError:
     """The error of a push."""
     with pytest.raises(PortalCallError) as raised:
         push(service)
@@ -67,9 +67,7 @@ def failure(service: HLFDynamicsSyncService) -> PortalCallError:
 
 
 @pytest.mark.parametrize("visible", [True, False])
-def test_a_push_is_one_post_as_the_contract_says(
-    visible: bool, portal: PortalServer, service: HLFDynamicsSyncService
-) -> None:
+def test_a_push_is_one_post_as_the_contract_says(visible: bool, portal: PortalServer, service: PortalClient) -> None:
     """The address, the three headers, the two values, and nothing else."""
     push(service, visible=visible)
 
@@ -83,7 +81,7 @@ def test_a_push_is_one_post_as_the_contract_says(
     assert portal.visible == {CONTACT_ID: visible}
 
 
-def test_an_echo_in_capitals_is_a_success(portal: PortalServer, service: HLFDynamicsSyncService) -> None:
+def test_an_echo_in_capitals_is_a_success(portal: PortalServer, service: PortalClient) -> None:
     """A UUID is the same in either case."""
     portal.then(wrong_echo(contact_id=str(CONTACT_ID).upper()))
 
@@ -131,9 +129,7 @@ def test_an_echo_in_capitals_is_a_success(portal: PortalServer, service: HLFDyna
         pytest.param(cut(), id="cut answer"),
     ],
 )
-def test_whatever_may_pass_is_transient(
-    behaviour: Behaviour, portal: PortalServer, service: HLFDynamicsSyncService
-) -> None:
+def test_whatever_may_pass_is_transient(behaviour: Behaviour, portal: PortalServer, service: PortalClient) -> None:
     """Worth another try: the network, throttling, a broken server, an answer that is not the contract."""
     portal.then(behaviour)
 
@@ -146,7 +142,7 @@ def test_whatever_may_pass_is_transient(
     [(404, "contact_not_found"), (400, "invalid_request"), (422, "dynamics_rejected"), (400, "contact_not_found")],
 )
 def test_our_codes_about_the_contact_are_permanent(
-    status: int, code: str, portal: PortalServer, service: HLFDynamicsSyncService
+    status: int, code: str, portal: PortalServer, service: PortalClient
 ) -> None:
     """Nothing but a correction helps; the text names the code and what the function said."""
     portal.then(error(status, code, message="See the contact."))
@@ -188,7 +184,7 @@ def test_our_codes_about_the_contact_are_permanent(
     ],
 )
 def test_what_everybody_would_get_concerns_the_stage(
-    behaviour: Behaviour, hint: str, portal: PortalServer, service: HLFDynamicsSyncService
+    behaviour: Behaviour, hint: str, portal: PortalServer, service: PortalClient
 ) -> None:
     """Nobody may be blocked for a wrong key or a failed deploy; the text says the next step."""
     portal.then(behaviour)
@@ -202,14 +198,14 @@ def test_what_everybody_would_get_concerns_the_stage(
 
 def test_a_wrong_key_concerns_the_stage(portal: PortalServer) -> None:
     """And is not part of the text."""
-    with HLFDynamicsSyncService(portal.url, "some-other-key") as service:
+    with PortalClient(portal.url, "some-other-key") as service:
         raised = failure(service)
 
     assert type(raised) is PortalStageError
     assert "some-other-key" not in str(raised)
 
 
-def test_the_key_does_not_follow_a_redirect(portal: PortalServer, service: HLFDynamicsSyncService) -> None:
+def test_the_key_does_not_follow_a_redirect(portal: PortalServer, service: PortalClient) -> None:
     """Whoever answers there would have it."""
     with PortalServer() as elsewhere:
         portal.then(redirect(elsewhere.url, status=307))
@@ -227,12 +223,12 @@ def test_an_answer_that_does_not_end_is_transient(behaviour: Behaviour, portal: 
     """The deadline is the whole call's, and the service goes on working after it."""
     portal.then(behaviour)
 
-    with HLFDynamicsSyncService(portal.url, portal.key, deadline_seconds=0.2) as service:
+    with PortalClient(portal.url, portal.key, deadline_seconds=0.2) as service:
         raised = failure(service)
         assert type(raised) is TransientPortalError
         assert str(raised) == "no whole answer from the portal within 0.2 s"
 
-    with HLFDynamicsSyncService(portal.url, portal.key) as service:
+    with PortalClient(portal.url, portal.key) as service:
         push(service)
     assert portal.overlaps == []
 
@@ -242,7 +238,7 @@ def test_no_server_is_transient() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
 
-    with HLFDynamicsSyncService(f"http://127.0.0.1:{port}/", "planted-key") as service:
+    with PortalClient(f"http://127.0.0.1:{port}/", "planted-key") as service:
         raised = failure(service)
 
     assert type(raised) is TransientPortalError
@@ -260,7 +256,7 @@ def test_no_connection_in_time_is_transient(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
 
-    with HLFDynamicsSyncService("http://portal.example/", "planted-key", deadline_seconds=0.05) as service:
+    with PortalClient("http://portal.example/", "planted-key", deadline_seconds=0.05) as service:
         raised = failure(service)
 
     resolved.set()
@@ -268,9 +264,7 @@ def test_no_connection_in_time_is_transient(monkeypatch: pytest.MonkeyPatch) -> 
     assert str(raised) == "no connection to the portal within 0.05 s"
 
 
-def test_a_connection_dropped_between_two_pushes_is_no_failure(
-    portal: PortalServer, service: HLFDynamicsSyncService
-) -> None:
+def test_a_connection_dropped_between_two_pushes_is_no_failure(portal: PortalServer, service: PortalClient) -> None:
     """Idle connections are closed by servers all the time."""
     portal.then(ok(then_reset=True))
     push(service)
@@ -281,7 +275,7 @@ def test_a_connection_dropped_between_two_pushes_is_no_failure(
     assert portal.visible == {CONTACT_ID: True}
 
 
-def test_pushes_share_a_connection(portal: PortalServer, service: HLFDynamicsSyncService) -> None:
+def test_pushes_share_a_connection(portal: PortalServer, service: PortalClient) -> None:
     """Failures that the function answered do not cost a new one."""
     portal.then(ok(), error(503, "token_unavailable"), error(404, "contact_not_found"), ok())
 
@@ -296,7 +290,7 @@ def test_pushes_share_a_connection(portal: PortalServer, service: HLFDynamicsSyn
 
 @pytest.mark.parametrize("status", [200, 408, 429, 500, 503])
 def test_retry_after_in_seconds_goes_with_every_transient_answer(
-    status: int, portal: PortalServer, service: HLFDynamicsSyncService
+    status: int, portal: PortalServer, service: PortalClient
 ) -> None:
     """Whatever the status."""
     portal.then(error(status, "throttled", retry_after="17"))
@@ -304,7 +298,7 @@ def test_retry_after_in_seconds_goes_with_every_transient_answer(
     assert failure(service).retry_after_seconds == 17
 
 
-def test_retry_after_as_a_date_counts_from_now(portal: PortalServer, service: HLFDynamicsSyncService) -> None:
+def test_retry_after_as_a_date_counts_from_now(portal: PortalServer, service: PortalClient) -> None:
     """HTTP's other form of it."""
     moment = datetime.now(UTC) + timedelta(seconds=600)
     portal.then(error(503, "token_unavailable", retry_after=format_datetime(moment, usegmt=True)))
@@ -315,9 +309,7 @@ def test_retry_after_as_a_date_counts_from_now(portal: PortalServer, service: HL
     assert 550 < seconds <= 600
 
 
-def test_retry_after_as_a_date_is_read_by_the_servers_own_clock(
-    portal: PortalServer, service: HLFDynamicsSyncService
-) -> None:
+def test_retry_after_as_a_date_is_read_by_the_servers_own_clock(portal: PortalServer, service: PortalClient) -> None:
     """Its clock is a minute behind ours; half a minute is what it asks for."""
     its_now = datetime.now(UTC) - timedelta(seconds=60)
     headers = {
@@ -329,7 +321,7 @@ def test_retry_after_as_a_date_is_read_by_the_servers_own_clock(
     assert failure(service).retry_after_seconds == 30
 
 
-def test_without_retry_after_nothing_is_asked_for(portal: PortalServer, service: HLFDynamicsSyncService) -> None:
+def test_without_retry_after_nothing_is_asked_for(portal: PortalServer, service: PortalClient) -> None:
     """A missing header and a senseless one are the same."""
     portal.then(error(429, "throttled"), error(429, "throttled", retry_after="in a while"))
 
@@ -337,7 +329,7 @@ def test_without_retry_after_nothing_is_asked_for(portal: PortalServer, service:
     assert failure(service).retry_after_seconds is None
 
 
-def test_the_correlation_id_goes_with_the_error(portal: PortalServer, service: HLFDynamicsSyncService) -> None:
+def test_the_correlation_id_goes_with_the_error(portal: PortalServer, service: PortalClient) -> None:
     """It leads to the function's log; without an answer there is none."""
     portal.then(error(503, "token_unavailable"), error(404, "contact_not_found"), html(404), reset())
 
@@ -348,18 +340,14 @@ def test_the_correlation_id_goes_with_the_error(portal: PortalServer, service: H
     ("sent", "kept"),
     [("x" * 500, "x" * 200), ("før", "fr"), ("", None), ("planted-portal-key", "***")],
 )
-def test_a_correlation_id_is_cleaned(
-    sent: str, kept: str | None, portal: PortalServer, service: HLFDynamicsSyncService
-) -> None:
+def test_a_correlation_id_is_cleaned(sent: str, kept: str | None, portal: PortalServer, service: PortalClient) -> None:
     """Printable ASCII only, at most 200 characters, never our key: it ends up in a table and on a terminal."""
     portal.then(answer(503, headers={"X-Correlation-Id": sent}))
 
     assert failure(service).correlation_id == kept
 
 
-def test_the_text_of_an_error_is_short_clean_and_without_the_key(
-    portal: PortalServer, service: HLFDynamicsSyncService
-) -> None:
+def test_the_text_of_an_error_is_short_clean_and_without_the_key(portal: PortalServer, service: PortalClient) -> None:
     """A message may hold anything; a body that is no envelope is not quoted at all."""
     portal.then(
         error(422, "dynamics_rejected", message=f"no\x00\x1b[2J\n\u202e{portal.key} " + "y" * 900),
@@ -379,7 +367,7 @@ def answers_like_a_mail_server(exchange: Exchange) -> None:
     exchange.close()
 
 
-def test_what_is_not_http_is_transient_and_not_quoted(portal: PortalServer, service: HLFDynamicsSyncService) -> None:
+def test_what_is_not_http_is_transient_and_not_quoted(portal: PortalServer, service: PortalClient) -> None:
     """The parser's own error would show what came over the wire."""
     portal.then(answers_like_a_mail_server)
 
@@ -393,7 +381,7 @@ def test_what_is_not_http_is_transient_and_not_quoted(portal: PortalServer, serv
 def test_a_key_that_http_cannot_carry_is_a_wrong_setting(key: str) -> None:
     """Said at once, with the variable's name and without its value."""
     with pytest.raises(ConfigurationError, match="CERTJOB_PORTAL_KEY") as raised:
-        HLFDynamicsSyncService("https://portal.example/", key)
+        PortalClient("https://portal.example/", key)
 
     assert not key or key not in str(raised.value)
 
@@ -401,4 +389,4 @@ def test_a_key_that_http_cannot_carry_is_a_wrong_setting(key: str) -> None:
 def test_a_url_that_is_none_is_a_wrong_setting() -> None:
     """Settings look at it first; this is for whoever comes without them."""
     with pytest.raises(ConfigurationError, match="CERTJOB_PORTAL_URL"):
-        HLFDynamicsSyncService("https://portal.example:port/", "planted-key")
+        PortalClient("https://portal.example:port/", "planted-key")

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from certjob.errors import PermanentPortalError, PortalCallError, PortalStageError, TransientPortalError
-from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
 from tests.support.portal_answers import Exchange
+from tests.support.portal_client import PortalClient
 from tests.support.portal_server import PortalServer
 
 CONTACT_ID = UUID("0b6c4f3e-9d1a-4c57-8f2e-a1b2c3d4e5f6")
@@ -72,7 +72,7 @@ def push(portal: PortalServer, answer: bytes) -> PortalCallError | None:
 
     portal.requests.clear()  # a failing example shows the server, too
     portal.then(behave)
-    with HLFDynamicsSyncService(portal.url, KEY, deadline_seconds=5) as service:
+    with PortalClient(portal.url, KEY, deadline_seconds=5) as service:
         try:
             service.update_portal_visibility(CONTACT_ID, visible=False, idempotency_key="4711-2")
         except PortalCallError as error:

@@ -500,8 +500,10 @@ class TestCommand:
         mentors(facts, 1, expired=1)
         night(connection, portal=portal)
         portal.key = "another"
-        target = HLFDynamicsSyncService(portal.url, "planted-portal-key", deadline_seconds=5)
-        ways_out = dataclasses.replace(delivery(portal=portal), make_target=lambda: target)
+        ways_out = dataclasses.replace(
+            delivery(portal=portal),
+            make_target=lambda: HLFDynamicsSyncService(portal.url, "planted-portal-key", deadline_seconds=5),
+        )
 
         outcomes = [deliver_all(connection, None, ways_out=ways_out).outcome for _ in range(2)]
 

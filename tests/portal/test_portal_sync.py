@@ -21,8 +21,7 @@ from certjob.errors import (
 from certjob.night import nightly
 from certjob.night.report import RunReport
 from certjob.outbox.claims import Answer
-from certjob.portal import sync
-from certjob.portal.push import PortalEvent, Push, push_event, round_delay_seconds
+from certjob.portal.push import PortalEvent, round_delay_seconds
 from certjob.portal.sync import PortalCounts, PortalSyncService
 from certjob.stopping import StopFlag
 from tests.support.facts import TODAY, Facts
@@ -34,8 +33,8 @@ from tests.support.nights import (
     delivery,
     in_background,
     night,
-    quick_policy,
 )
+from tests.support.stages import push_once
 from tests.support.waiting import until, waits_for_a_lock
 
 App = psycopg.Connection[tuple[object, ...]]
@@ -67,9 +66,8 @@ def service(connection: Connection) -> PortalSyncService:
 
 
 def claim_one(connection: Connection) -> PortalEvent:
-    events, _ = service(connection).claim()
-    assert len(events) == 1
-    return events[0]
+    ((event, _),) = service(connection).claim(100)
+    return event
 
 
 def deliver(connection: Connection, portal: FlakyPortal | DisturbedPortal, *, concurrency: int = 1) -> RunReport:
@@ -88,12 +86,7 @@ def push(connection: Connection, event: PortalEvent, error: PortalCallError | No
     """Make one round for a claimed event, in which every call fails with the error, and settle it."""
     portal = FlakyPortal(failures=99 if error else 0, error=lambda: error or TransientPortalError("never"))
     counts = PortalCounts()
-    try:
-        push_event(event, portal, policy=quick_policy())
-        outcome = Push(event=event)
-    except DynamicsSyncException as caught:
-        outcome = Push(event=event, error=caught)
-    service(connection).settle([outcome], counts)
+    service(connection).settle(push_once(event, portal), counts)
     return counts
 
 
@@ -146,7 +139,7 @@ class TestCoalescing:
         assert facts.rows("SELECT claim_token, next_attempt_at FROM portal_sync_events") == before
         assert before[0][0] == event.claim_token
         assert facts.rows("SELECT visible, version, attempts FROM portal_sync_events") == [(True, 2, 0)]
-        assert service(connection).claim()[0] == []
+        assert service(connection).claim(100) == []
 
     def test_a_lease_that_ran_out_is_not_kept(self, connection: Connection, facts: Facts, mentor: UUID) -> None:
         """Whoever had it is gone or has lost it."""
@@ -185,14 +178,14 @@ class TestCoalescing:
 
 
 class TestOrder:
-    """Hides before shows, untried before retried."""
+    """Untried hides, untried shows, retried hides, retried shows."""
 
     @pytest.fixture
     def queued(self, connection: Connection, facts: Facts) -> list[UUID]:
         """Four mentors whose events were queued in the wrong order; their ids in the right one."""
         organisation = facts.organisation()
         mentors = [facts.mentor(organisation) for _ in range(4)]
-        for mentor_id, (visible, attempts) in zip(mentors, [(True, 2), (True, 0), (False, 2), (False, 0)], strict=True):
+        for mentor_id, (visible, attempts) in zip(mentors, [(True, 2), (False, 3), (True, 0), (False, 0)], strict=True):
             connection.execute(
                 "INSERT INTO portal_sync_events (mentor_id, visible, attempts) VALUES (%s, %s, %s)",
                 (mentor_id, visible, attempts),
@@ -201,13 +194,11 @@ class TestOrder:
 
     def test_one_claim_is_in_that_order(self, connection: Connection, queued: list[UUID]) -> None:
         """As the stage takes them."""
-        events, _ = service(connection).claim()
-
-        assert [event.mentor_id for event in events] == queued
+        assert [event.mentor_id for event, _ in service(connection).claim(100)] == queued
 
     def test_claims_are_in_that_order(self, connection: Connection, queued: list[UUID]) -> None:
         """The database gives the most harmful first."""
-        assert [service(connection).claim(limit=1)[0][0].mentor_id for _ in queued] == queued
+        assert [service(connection).claim(1)[0][0].mentor_id for _ in queued] == queued
 
     def test_calls_are_in_that_order(self, connection: Connection, facts: Facts, queued: list[UUID]) -> None:
         """So that nobody uncertified waits for somebody who comes back."""
@@ -407,7 +398,7 @@ class TestFailures:
             minutes,
             minutes,
         ) == [(rounds, True)]
-        assert service(connection).claim()[0] == []
+        assert service(connection).claim(100) == []
 
     def test_a_lost_lease_writes_nothing(self, connection: Connection, facts: Facts, mentor: UUID) -> None:
         """Neither a failure nor a delay: the other run's outcome counts. It is reported."""
@@ -418,106 +409,18 @@ class TestFailures:
 
         counts = push(connection, event, TransientPortalError("reset"))
 
-        assert (counts.lost, counts.failed, counts.errors) == (1, 0, [])
+        assert (counts.lost, counts.failed) == (1, 0)
         assert facts.rows("SELECT claim_token, attempts FROM portal_sync_events") == [(theirs.claim_token, 2)]
         assert facts.rows(FAILURE) == []
 
-    def test_a_batch_is_settled_row_by_row(self, connection: Connection, facts: Facts) -> None:
-        """One delivered, one failed, one blocked, one lost."""
-        backlog(facts, 4)
-        events, _ = service(connection).claim()
-        connection.execute("UPDATE portal_sync_events SET claim_token = %s WHERE id = %s", (uuid4(), events[3].id))
-        counts = PortalCounts()
 
-        def failed(event: PortalEvent, cause: PortalCallError) -> Push:
-            error = DynamicsSyncException("no", mentor_id=event.mentor_id, event_id=event.id, attempts=3, cause=cause)
-            return Push(event=event, error=error)
+class TestHeld:
+    """The app keeps a row locked, for as long as it likes."""
 
-        answers = service(connection).settle(
-            [
-                Push(event=events[0]),
-                failed(events[1], TransientPortalError("reset")),
-                failed(events[2], PermanentPortalError("404")),
-                Push(event=events[3]),
-            ],
-            counts,
-        )
-
-        assert [answers[event.id] for event in events] == [Answer.SETTLED] * 3 + [Answer.LOST]
-        assert facts.rows("SELECT status FROM portal_sync_events ORDER BY id") == [
-            ("delivered",),
-            ("pending",),
-            ("blocked",),
-            ("pending",),
-        ]
-        assert (counts.delivered, counts.failed, counts.newly_blocked, counts.lost) == (1, 2, 1, 1)
-
-
-class TestHeldMentor:
-    """The app has locked a mentor whose push has just failed; a failure row would have to wait for it."""
-
-    def test_nobody_waits_for_its_failure_row(
+    def test_a_failure_whose_mentor_is_held_gets_its_row_a_try_later(
         self, connection: Connection, facts: Facts, app: App, mentor: UUID
     ) -> None:
-        """The event is settled at once, the others with their rows; this one's comes when the lock is gone."""
-        other_mentor = facts.mentor(facts.organisation("other"))
-        for mentor_id in (mentor, other_mentor):
-            queue_wish(connection, mentor_id, visible=False)
-        portal = service(connection)
-        app.execute("SELECT FROM mentors WHERE id = %s FOR UPDATE", (mentor,))
-        events, _ = portal.claim()
-
-        portal.settle([failed_push(event) for event in events], PortalCounts())
-
-        assert facts.rows("SELECT status, claim_token FROM portal_sync_events") == [("pending", None)] * 2
-        assert facts.rows("SELECT mentor_id FROM dynamics_sync_failures") == [(other_mentor,)]
-        app.rollback()
-        portal.record_late(StopFlag(), PortalCounts())
-        portal.record_late(StopFlag(), PortalCounts())
-        assert facts.rows(FAILURE) == [("transient", 3, "reset", False)] * 2
-
-    def test_it_is_written_with_the_next_settling(
-        self, connection: Connection, facts: Facts, app: App, mentor: UUID
-    ) -> None:
-        """Without waiting for the end of the stage."""
-        queue_wish(connection, mentor, visible=False)
-        portal = service(connection)
-        app.execute("SELECT FROM mentors WHERE id = %s FOR UPDATE", (mentor,))
-        events, _ = portal.claim()
-        portal.settle([failed_push(event) for event in events], PortalCounts())
-        app.rollback()
-        other_mentor = facts.mentor(facts.organisation("other"))
-        queue_wish(connection, other_mentor, visible=False)
-        events, _ = portal.claim()
-
-        portal.settle([Push(event=event) for event in events], PortalCounts())
-
-        assert facts.rows("SELECT mentor_id FROM dynamics_sync_failures") == [(mentor,)]
-
-    def test_what_was_delivered_meanwhile_is_no_failure_any_more(
-        self, connection: Connection, facts: Facts, app: App, mentor: UUID
-    ) -> None:
-        """Nothing would ever resolve it; and there is nothing to wait for."""
-        queue_wish(connection, mentor, visible=False)
-        portal = service(connection)
-        app.execute("SELECT FROM mentors WHERE id = %s FOR UPDATE", (mentor,))
-        events, _ = portal.claim()
-        portal.settle([failed_push(event) for event in events], PortalCounts())
-        make_due(facts)
-        push(connection, claim_one(connection))
-
-        portal.record_late(StopFlag(), PortalCounts(), wait_seconds=0)
-
-        assert facts.rows(FAILURE) == []
-        app.rollback()
-        portal.record_late(StopFlag(), PortalCounts(), wait_seconds=0)
-        assert facts.rows(FAILURE) == []
-
-    def test_a_lock_that_stays_does_not_fail_the_run(
-        self, connection: Connection, facts: Facts, app: App, mentor: UUID, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """It is counted as failed, and its next round writes the row."""
-        monkeypatch.setattr(sync, "LATE_FAILURES_SECONDS", 0.1)
+        """The event is settled at once; that it failed is counted."""
         queue_wish(connection, mentor, visible=False)
         app.execute("SELECT FROM mentors WHERE id = %s FOR UPDATE", (mentor,))
 
@@ -526,17 +429,55 @@ class TestHeldMentor:
         assert report.outcome is Outcome.ATTENTION
         assert report.portal is not None
         assert report.portal.failed == 1
+        assert facts.rows("SELECT status, claim_token FROM portal_sync_events") == [("pending", None)]
+        assert facts.rows(FAILURE) == []
         app.rollback()
         make_due(facts)
         deliver(connection, FlakyPortal(failures=99))
         assert facts.rows("SELECT kind, attempts FROM dynamics_sync_failures") == [("transient", 3)]
 
+    def test_an_event_that_is_held_is_left_to_its_lease(
+        self, connection: Connection, facts: Facts, other: Connection, app: App
+    ) -> None:
+        """The others are settled, nobody waits long, and the push is repeated under the same key."""
+        held, free = backlog(facts, 2)
 
-def failed_push(event: PortalEvent) -> Push:
-    """Three calls were made in vain."""
-    cause = TransientPortalError("reset")
-    error = DynamicsSyncException("reset", mentor_id=event.mentor_id, event_id=event.id, attempts=3, cause=cause)
-    return Push(event=event, error=error)
+        def hold(number: int) -> None:
+            if number == 1:
+                app.execute("SELECT FROM portal_sync_events ORDER BY id LIMIT 1 FOR UPDATE")
+
+        portal = DisturbedPortal(hold)
+
+        report = deliver(connection, portal)
+
+        assert report.portal is not None
+        assert report.portal.delivered == 1
+        assert facts.rows("SELECT status, claim_token IS NULL FROM portal_sync_events ORDER BY id") == [
+            ("pending", False),
+            ("delivered", True),
+        ]
+        app.rollback()
+        run_out(facts)
+        deliver(other, portal)
+        assert [contact for contact, _, _ in portal.calls] == [held, free, held]
+        assert portal.calls[0] == portal.calls[2]
+        assert facts.rows("SELECT DISTINCT status FROM portal_sync_events") == [("delivered",)]
+
+    def test_a_newer_wish_waits_for_that_lease_too(
+        self, connection: Connection, facts: Facts, app: App, mentor: UUID
+    ) -> None:
+        """Nobody knows that the call has ended."""
+        queue_wish(connection, mentor, visible=False)
+        event = claim_one(connection)
+        app.execute("SELECT FROM portal_sync_events FOR UPDATE")
+        assert service(connection).settle(push_once(event, FlakyPortal()), PortalCounts()) is Answer.HELD
+        app.rollback()
+
+        queue_wish(connection, mentor, visible=True)
+
+        assert service(connection).claim(100) == []
+        run_out(facts)
+        assert claim_one(connection).visible
 
 
 class TestNoContact:
@@ -599,9 +540,7 @@ class TestPortalLost:
         backlog(facts, 2)
         connection.execute("UPDATE organisations SET portal = NULL")
 
-        events, _ = service(connection).claim()
-
-        assert events == []
+        assert service(connection).claim(100) == []
 
     def test_the_review_withdraws_them(self, connection: Connection, facts: Facts, open_push: str) -> None:
         """Resolved, no alert, no call."""
@@ -703,9 +642,9 @@ class TestPushEvent:
             contact_id=contact_id or uuid4(),
             has_portal=True,
         )
-        with pytest.raises(DynamicsSyncException) as caught:
-            push_event(event, portal, policy=quick_policy())
-        return caught.value
+        error = push_once(event, portal).error
+        assert error is not None
+        return error
 
     def test_every_repeat_has_the_same_key(self) -> None:
         """``<event id>-<version>``."""
@@ -766,7 +705,7 @@ class TestPushEvent:
         )
 
         with pytest.raises(LookupError, match="a bug"):
-            push_event(event, DisturbedPortal(broken), policy=quick_policy())
+            push_once(event, DisturbedPortal(broken))
 
 
 class TestStageEnd:

@@ -1,6 +1,6 @@
 """Intents and what becomes of them: wishes for the portal, time that passes, a portal that is disturbed in a call."""
 
-import threading
+import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
@@ -10,6 +10,7 @@ from certjob import database
 from certjob.database import Connection
 from certjob.mail.message import OutgoingMessage
 from certjob.mail.reminders import CertificationReminderService
+from certjob.portal.push import PortalEvent
 from certjob.portal.sync import PortalSyncService
 from certjob.review.certification import CertificationManagementService
 from certjob.review.guards import MassChangeGuard
@@ -21,6 +22,11 @@ def queue_wish(connection: Connection, mentor_id: UUID, *, visible: bool) -> Non
     """Want one mentor shown or hidden, as a review does."""
     with database.transaction(connection):
         PortalSyncService(connection, run_id=uuid4()).queue([(mentor_id, visible)])
+
+
+def claim(connection: Connection, *, limit: int = 100) -> list[PortalEvent]:
+    """Claim what is due, as another run would."""
+    return [event for event, _ in PortalSyncService(connection, run_id=uuid4()).claim(limit)]
 
 
 def backlog(facts: Facts, count: int, *, visible: bool = False) -> list[UUID]:
@@ -66,26 +72,23 @@ class DisturbedPortal:
         self.visible: dict[UUID, bool] = {}
         self.overlaps: list[UUID] = []
         self._in_flight: set[UUID] = set()
-        self._lock = threading.Lock()
 
-    def update_portal_visibility(self, contact_id: UUID, *, visible: bool, idempotency_key: str) -> None:
+    async def update_portal_visibility(self, contact_id: UUID, *, visible: bool, idempotency_key: str) -> None:
         with self._call(contact_id, visible, idempotency_key) as number:
-            self.during(number)
+            await asyncio.to_thread(self.during, number)
             self.visible[contact_id] = visible
 
     @contextmanager
     def _call(self, contact_id: UUID, visible: bool, idempotency_key: str) -> Iterator[int]:
-        with self._lock:
-            self.calls.append((contact_id, visible, idempotency_key))
-            number = len(self.calls)
-            if contact_id in self._in_flight:
-                self.overlaps.append(contact_id)
-            self._in_flight.add(contact_id)
+        self.calls.append((contact_id, visible, idempotency_key))
+        number = len(self.calls)
+        if contact_id in self._in_flight:
+            self.overlaps.append(contact_id)
+        self._in_flight.add(contact_id)
         try:
             yield number
         finally:
-            with self._lock:
-                self._in_flight.discard(contact_id)
+            self._in_flight.discard(contact_id)
 
     @property
     def values(self) -> list[bool]:

@@ -30,15 +30,13 @@ class FlakyPortal:
         self.error = error or (lambda: TransientPortalError("connection reset"))
         self.calls: list[tuple[UUID, bool, str]] = []
         self.visible: dict[UUID, bool] = {}
-        self._lock = threading.Lock()
 
-    def update_portal_visibility(self, contact_id: UUID, *, visible: bool, idempotency_key: str) -> None:
-        with self._lock:
-            self.calls.append((contact_id, visible, idempotency_key))
-            if self.failures > 0:
-                self.failures -= 1
-                raise self.error()
-            self.visible[contact_id] = visible
+    async def update_portal_visibility(self, contact_id: UUID, *, visible: bool, idempotency_key: str) -> None:
+        self.calls.append((contact_id, visible, idempotency_key))
+        if self.failures > 0:
+            self.failures -= 1
+            raise self.error()
+        self.visible[contact_id] = visible
 
 
 class CollectingChannel:

@@ -10,6 +10,7 @@ minutes; a test that waits for them shortens all that belong together. A freeze 
 itself, the first time it comes to that point.
 """
 
+import inspect
 import itertools
 import json
 import os
@@ -35,8 +36,8 @@ FIRST_CALL = "certjob.portal.hlf_dynamics:HLFDynamicsSyncService.update_portal_v
 FIRST_MESSAGE = "certjob.mail.channels.maildir:MaildirChannel.send"
 PORTAL_CLAIM = "certjob.portal.sync:PortalSyncService.claim"
 MAIL_CLAIM = "certjob.mail.reminders:CertificationReminderService.claim"
-GATE = "certjob.portal.threads:Gate.wait"
-"""Where a thread waits for its turn to call."""
+TURN = "certjob.portal.rate:RateLimiter.begin"
+"""Where a call gets its turn."""
 
 
 @contextmanager
@@ -123,7 +124,16 @@ def _plant_freeze(name: str, *, before: bool) -> None:
             _freeze()
         return result
 
-    setattr(room, method, freezing)
+    async def freezing_async(*arguments: Any, **named: Any) -> Any:
+        first = next(visits) == 0
+        if first and before:
+            _freeze()
+        result = await original(*arguments, **named)
+        if first and not before:
+            _freeze()
+        return result
+
+    setattr(room, method, freezing_async if inspect.iscoroutinefunction(original) else freezing)
 
 
 def _freeze() -> None:

@@ -22,6 +22,7 @@ from certjob.mail.channels.maildir import MaildirChannel
 from certjob.mail.channels.notify import open_channel
 from certjob.mail.message import Channel, OutgoingMessage, domain_of
 from certjob.mail.messages.checking import check_templates
+from certjob.outbox.loop import run_alone
 from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
 from certjob.settings import EMBEDDED, Settings
 from certjob.views.check.findings import Finding, Verdict, fail, failed_with, ok, skip, warn
@@ -106,6 +107,11 @@ def _unanswered(error: psycopg.Error) -> Finding:
     return fail("database", f"it did not answer a question ({said})", next_step=step, exit_code=1)
 
 
+async def _probe_portal(service: HLFDynamicsSyncService) -> None:
+    async with service:
+        await service.probe()
+
+
 def _check_portal(settings: Settings, *, problems: list[str], with_portal: list[str] | None) -> Finding:
     """``with_portal`` are the organisations whose mentors it shows; None: not known."""
     if settings.portal_url is None or settings.portal_key is None:
@@ -114,8 +120,7 @@ def _check_portal(settings: Settings, *, problems: list[str], with_portal: list[
         return _check_unset_portal(with_portal)
     try:
         key = settings.portal_key.get_secret_value()
-        with HLFDynamicsSyncService(settings.portal_url, key, deadline_seconds=PORTAL_SECONDS) as service:
-            service.probe()
+        run_alone(_probe_portal(HLFDynamicsSyncService(settings.portal_url, key, deadline_seconds=PORTAL_SECONDS)))
     except TransientPortalError as error:
         if error.status is not None and error.status < 300:
             step = "check that CERTJOB_PORTAL_URL is the function's own address"

@@ -1,6 +1,22 @@
+-- name: take_back_portal_claims
+-- A process that died has left its claims behind, whose leases have run out. Nothing is known to be wrong with these
+-- events: without their attempt they keep their place in the line. A process that only stood still settles nothing then.
+WITH left_behind AS MATERIALIZED (
+    SELECT id
+    FROM portal_sync_events
+    WHERE claim_token IS NOT NULL AND status = 'pending' AND next_attempt_at <= now()
+    ORDER BY mentor_id
+    FOR NO KEY UPDATE SKIP LOCKED
+)
+UPDATE portal_sync_events AS e
+SET claim_token = NULL, attempts = greatest(e.attempts - 1, 0)
+FROM left_behind
+WHERE e.id = left_behind.id
+
 -- name: lock_due_portal_events
--- Hides before shows, untried before retried. Not while a call for the same contact is in flight, whoever it is for: the
--- ids of two mentors may have been swapped, or the mentor has been away and back. What belongs to an organisation that has lost its portal
+-- Untried hides, untried shows, retried hides, retried shows: hides that never succeed starve nobody. Not while a call for
+-- the same contact is in flight, whoever it is for: the ids of two mentors may have been swapped, or the mentor has been
+-- away and back. What belongs to an organisation that has lost its portal
 -- is left to the review, which withdraws it: claimed and given back it would be due again at once, for hours.
 WITH locked AS MATERIALIZED (
     SELECT e.id, m.contact_id
@@ -22,11 +38,10 @@ WITH locked AS MATERIALIZED (
         OFFSET 0
     ) AS m
     WHERE e.status = 'pending'
-        AND e.attempts < %(attempts_below)s  -- what the stage leaves out, since it failed again and again
         AND e.next_attempt_at <= now()
         AND m.has_portal
         AND m.calls_in_flight = 0
-    ORDER BY e.visible, e.attempts, e.next_attempt_at
+    ORDER BY e.attempts > 0, e.visible, e.next_attempt_at
     LIMIT %(limit)s
     FOR NO KEY UPDATE OF e SKIP LOCKED
 )
@@ -99,39 +114,33 @@ WHERE e.id = l.id
     AND (l.turn = 1 OR l.contact_id IS NULL)
 RETURNING e.id, e.mentor_id, l.member_no, e.visible, e.version, e.attempts, e.claim_token, l.contact_id, l.has_portal
 
--- name: find_current_events
--- Claimed a moment ago and waiting for their turn: no newer wish has come, nobody has taken over, and the organisation
--- still has its portal.
-SELECT e.id
-FROM unnest(%(ids)s::bigint[], %(tokens)s::uuid[], %(versions)s::int[]) AS n (id, token, version)
-JOIN portal_sync_events AS e ON e.id = n.id AND e.claim_token = n.token AND e.version = n.version
-JOIN mentors AS m ON m.id = e.mentor_id
-JOIN organisations AS o ON o.id = m.organisation_id AND o.portal IS NOT NULL
-WHERE e.status = 'pending'
-
--- name: lock_portal_events
--- Settling locks several rows: in mentor order, like everybody else. It waits for none, and returns those that somebody
--- else holds: the app, of the mentors whose contact it is correcting, in its own order and for as long as it likes.
-WITH locked AS MATERIALIZED (
-    SELECT id FROM portal_sync_events WHERE id = ANY (%(ids)s) ORDER BY mentor_id FOR NO KEY UPDATE SKIP LOCKED
-)
-SELECT id FROM portal_sync_events WHERE id = ANY (%(ids)s) AND id NOT IN (SELECT id FROM locked)
-
 -- name: settle_portal_events
 -- The three answers: no row (token gone, nothing is written), unchanged, or raised (a newer wish came during the call:
 -- pending, due now, nothing resolved; what was withdrawn stays so).
+-- A confirmed value is pushed once more after five minutes while a call with the opposite value, whose outcome nobody
+-- knows, may still be acted on: it must not have the last word. Then the value holds, but the event stays pending.
 UPDATE portal_sync_events AS e
 SET status = CASE
         WHEN e.status = 'withdrawn' THEN e.status
-        WHEN e.version = n.version THEN n.status
+        WHEN e.version = n.version AND NOT n.once_more THEN n.status
         ELSE 'pending'
     END,
+    version = e.version + CASE WHEN e.version = n.version AND n.once_more THEN 1 ELSE 0 END,
     claim_token = NULL,
-    attempts = greatest(e.attempts - CASE WHEN e.version = n.version AND n.uncount THEN 1 ELSE 0 END, 0),
-    next_attempt_at = CASE
-        WHEN e.version = n.version THEN now() + make_interval(secs => n.delay_seconds) ELSE now()
+    attempts = CASE
+        WHEN e.version = n.version AND n.once_more THEN 0
+        ELSE greatest(e.attempts - CASE WHEN e.version = n.version AND n.uncount THEN 1 ELSE 0 END, 0)
     END,
-    delivered_at = CASE WHEN e.version = n.version AND n.status = 'delivered' THEN now() ELSE e.delivered_at END,
+    next_attempt_at = CASE
+        WHEN e.version <> n.version THEN now()
+        WHEN n.once_more THEN now() + interval '5 minutes'
+        ELSE now() + make_interval(secs => n.delay_seconds)
+    END,
+    wanted_at = CASE WHEN e.version = n.version AND n.once_more THEN now() ELSE e.wanted_at END,
+    delivered_at = CASE
+        WHEN e.version = n.version AND n.status = 'delivered' AND NOT n.once_more THEN now()
+        ELSE e.delivered_at
+    END,
     last_error = CASE
         WHEN e.version <> n.version THEN e.last_error
         WHEN n.status = 'delivered' THEN NULL
@@ -143,9 +152,27 @@ SET status = CASE
         WHEN n.error IS NULL THEN e.failure_code
         ELSE n.code
     END
-FROM unnest(
-    %(ids)b::bigint[], %(tokens)b::uuid[], %(versions)b::int[], %(statuses)b::text[], %(delays)b::float8[],
-    %(uncounts)b::boolean[], %(errors)b::text[], %(codes)b::text[]
-) AS n (id, token, version, status, delay_seconds, uncount, error, code)
+FROM (
+    SELECT settled.*, settled.status = 'delivered' AND EXISTS (
+        SELECT
+        FROM portal_sync_events AS own
+        JOIN portal_sync_events AS unknown ON unknown.claim_contact_id = own.claim_contact_id
+        WHERE own.id = settled.id
+            AND (unknown.unknown_shown_at IS NOT NULL OR unknown.unknown_hidden_at IS NOT NULL)
+            AND CASE WHEN own.visible THEN unknown.unknown_hidden_at ELSE unknown.unknown_shown_at END
+                > now() - interval '15 minutes'
+    ) AS once_more
+    FROM unnest(
+        %(ids)b::bigint[], %(tokens)b::uuid[], %(versions)b::int[], %(statuses)b::text[], %(delays)b::float8[],
+        %(uncounts)b::boolean[], %(errors)b::text[], %(codes)b::text[]
+    ) AS settled (id, token, version, status, delay_seconds, uncount, error, code)
+) AS n
 WHERE e.id = n.id AND e.claim_token = n.token
-RETURNING e.id, e.version = n.version AS unchanged
+RETURNING e.id, e.version = n.version OR (n.once_more AND e.next_attempt_at > now()) AS unchanged
+
+-- name: note_unknown_outcome
+-- Whatever else is confirmed for this contact, certjob remembers that a call with this value may still be acted on.
+UPDATE portal_sync_events
+SET unknown_shown_at = CASE WHEN %(visible)s THEN now() ELSE unknown_shown_at END,
+    unknown_hidden_at = CASE WHEN %(visible)s THEN unknown_hidden_at ELSE now() END
+WHERE id = %(id)s

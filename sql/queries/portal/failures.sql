@@ -1,36 +1,21 @@
--- name: record_sync_failures
+-- name: record_sync_failure
 -- One unresolved row per mentor, whose attempts (calls made) and time move with every failed round. A row needs a lock on
--- its mentor: an event whose mentor somebody holds is left out and returned, rather than that one open transaction holds
--- up all settling. When it is tried again the event may be done: then there is nothing to say any more.
-WITH open AS MATERIALIZED (
-    SELECT id
-    FROM portal_sync_events
-    WHERE id = ANY (%(event_ids)s::bigint[]) AND status IN ('pending', 'blocked')
-), written AS (
-    INSERT INTO dynamics_sync_failures AS f (mentor_id, event_id, visible, kind, attempts, error, failure_code,
-        correlation_id)
-    SELECT e.mentor_id, e.id, n.visible, n.kind, n.attempts, n.error, n.code, n.correlation_id
-    FROM unnest(
-        %(event_ids)s::bigint[], %(visible)s::boolean[], %(kinds)s::text[], %(attempts)s::int[], %(errors)s::text[],
-        %(codes)s::text[], %(correlation_ids)s::text[]
-    ) AS n (event_id, visible, kind, attempts, error, code, correlation_id)
-    JOIN portal_sync_events AS e ON e.id = n.event_id AND e.status IN ('pending', 'blocked')
-    JOIN mentors AS m ON m.id = e.mentor_id
-    ORDER BY e.mentor_id
-    FOR NO KEY UPDATE OF e SKIP LOCKED
-    FOR KEY SHARE OF m SKIP LOCKED
-    ON CONFLICT (mentor_id) WHERE resolved_at IS NULL DO UPDATE
-    SET event_id = excluded.event_id,
-        visible = excluded.visible,
-        kind = excluded.kind,
-        attempts = f.attempts + excluded.attempts,
-        error = excluded.error,
-        failure_code = excluded.failure_code,
-        correlation_id = excluded.correlation_id,
-        last_failed_at = now()
-    RETURNING f.event_id
-)
-SELECT id FROM open WHERE id NOT IN (SELECT event_id FROM written)
+-- its mentor: while somebody holds that, none is written, rather than that one open transaction holds up all settling.
+INSERT INTO dynamics_sync_failures AS f (mentor_id, event_id, visible, kind, attempts, error, failure_code, correlation_id)
+SELECT e.mentor_id, e.id, %(visible)s, %(kind)s, %(attempts)s, %(error)s, %(code)s, %(correlation_id)s
+FROM portal_sync_events AS e
+JOIN mentors AS m ON m.id = e.mentor_id
+WHERE e.id = %(event_id)s AND e.status IN ('pending', 'blocked')
+FOR KEY SHARE OF m SKIP LOCKED
+ON CONFLICT (mentor_id) WHERE resolved_at IS NULL DO UPDATE
+SET event_id = excluded.event_id,
+    visible = excluded.visible,
+    kind = excluded.kind,
+    attempts = f.attempts + excluded.attempts,
+    error = excluded.error,
+    failure_code = excluded.failure_code,
+    correlation_id = excluded.correlation_id,
+    last_failed_at = now()
 
 -- name: record_stage_failures
 -- The stage ended early: no open hide waits unseen, and the reason of an older end makes way for this one's: a key that

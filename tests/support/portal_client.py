@@ -1,0 +1,35 @@
+"""The portal's client for tests that are not asynchronous themselves."""
+
+import asyncio
+from types import TracebackType
+from typing import Self
+from uuid import UUID
+
+from certjob.outbox.loop import NameLookups
+from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
+
+
+class PortalClient:
+    """HLFDynamicsSyncService in one event loop, from the first call to the last; a context manager."""
+
+    def __init__(self, url: str, key: str, *, deadline_seconds: float = 30) -> None:
+        self._service = HLFDynamicsSyncService(url, key, deadline_seconds=deadline_seconds)
+        self._runner = asyncio.Runner()
+
+    def update_portal_visibility(self, contact_id: UUID, *, visible: bool, idempotency_key: str) -> None:
+        self._runner.run(
+            self._service.update_portal_visibility(contact_id, visible=visible, idempotency_key=idempotency_key)
+        )
+
+    def probe(self) -> None:
+        self._runner.run(self._service.probe())
+
+    def __enter__(self) -> Self:
+        self._runner.get_loop().set_default_executor(NameLookups())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._runner.run(self._service.close())
+        self._runner.close()
