@@ -548,36 +548,42 @@ CREATE POLICY "worker works here" ON job_runs FOR ALL TO certjob_worker USING (t
 
 -- portal_sync_events: the visibility to push: one open row per mentor at most, the newest value.
 CREATE TABLE portal_sync_events (
-    id               bigint      NOT NULL GENERATED ALWAYS AS IDENTITY,
-    mentor_id        uuid        NOT NULL,
-    visible          boolean     NOT NULL,
-    version          integer     NOT NULL DEFAULT 1,
-    status           text        NOT NULL DEFAULT 'pending',
+    id                bigint      NOT NULL GENERATED ALWAYS AS IDENTITY,
+    mentor_id         uuid        NOT NULL,
+    visible           boolean     NOT NULL,
+    version           integer     NOT NULL DEFAULT 1,
+    status            text        NOT NULL DEFAULT 'pending',
     -- rounds: how often the event was claimed and tried
-    attempts         integer     NOT NULL DEFAULT 0,
-    next_attempt_at  timestamptz NOT NULL DEFAULT now(),
-    claim_token      uuid,
-    wanted_at        timestamptz NOT NULL DEFAULT now(),
-    delivered_at     timestamptz,
-    last_error       text,
-    run_id           uuid,
+    attempts          integer     NOT NULL DEFAULT 0,
+    next_attempt_at   timestamptz NOT NULL DEFAULT now(),
+    claim_token       uuid,
+    wanted_at         timestamptz NOT NULL DEFAULT now(),
+    delivered_at      timestamptz,
+    last_error        text,
+    run_id            uuid,
     -- the contact that the call in flight is for, as read by the claim
-    claim_contact_id uuid,
+    claim_contact_id  uuid,
     -- why last_error; counts only beside a last_error
-    failure_code     text,
+    failure_code      text,
+    -- when a call to show ended whose outcome nobody knows
+    unknown_shown_at  timestamptz,
+    -- when a call to hide ended whose outcome nobody knows
+    unknown_hidden_at timestamptz,
     CONSTRAINT portal_sync_events_pkey PRIMARY KEY (id),
     CONSTRAINT portal_sync_events_mentor_id_fkey FOREIGN KEY (mentor_id) REFERENCES mentors(id) ON DELETE CASCADE,
     CONSTRAINT portal_sync_events_attempts_check CHECK (attempts >= 0),
     CONSTRAINT portal_sync_events_status_check CHECK (status IN ('pending', 'delivered', 'blocked', 'withdrawn')),
     CONSTRAINT portal_sync_events_version_check CHECK (version >= 1)
 );
-CREATE INDEX portal_sync_events_due_idx ON portal_sync_events (visible, attempts, next_attempt_at)
+CREATE INDEX portal_sync_events_due_idx ON portal_sync_events (((attempts > 0)), visible, next_attempt_at)
     WHERE (status = 'pending');
 CREATE INDEX portal_sync_events_in_flight_idx ON portal_sync_events (claim_contact_id)
     WHERE (claim_token IS NOT NULL);
 CREATE INDEX portal_sync_events_mentor_id_idx ON portal_sync_events (mentor_id);
 CREATE UNIQUE INDEX portal_sync_events_one_open_per_mentor ON portal_sync_events (mentor_id)
     WHERE (status IN ('pending', 'blocked'));
+CREATE INDEX portal_sync_events_unknown_idx ON portal_sync_events (claim_contact_id)
+    WHERE ((unknown_shown_at IS NOT NULL) OR (unknown_hidden_at IS NOT NULL));
 ALTER TABLE portal_sync_events ENABLE ROW LEVEL SECURITY;
 GRANT SELECT ON portal_sync_events TO authenticated;
 GRANT SELECT, INSERT, UPDATE, DELETE ON portal_sync_events TO certjob_worker;
