@@ -117,7 +117,7 @@ class PortalSyncService:
         """
 
         def record(answer: Answer) -> None:
-            if push.outcome_unknown:
+            if push.outcome_unknown and answer is not Answer.LOST:
                 parameters = {"id": push.event.id, "visible": push.event.visible}
                 database.execute(self._connection, "note_unknown_outcome", parameters)
             if answer is Answer.SETTLED and _is_failure(push):

@@ -228,7 +228,7 @@ def deliver_together(
 def push_two_claims(
     facts: Facts, barrier: AbstractContextManager[list[Child]], start: Start, portal: PortalServer, *, times: PushTimes
 ) -> None:
-    """Let two processes push a claim of 100 each, of which the half that may not be begun any more is given back."""
+    """Let two processes share a backlog of slow pushes, which takes much longer than their lease."""
     contacts = backlog(facts, 200)
     journal = Journal(facts, EVENTS)
     portal.default = delay(times.answer)
@@ -247,21 +247,16 @@ def push_two_claims(
     assert portal.overlaps == []
     left = "SELECT status, attempts, count(*)::int FROM portal_sync_events GROUP BY 1, 2"
     assert facts.rows(left) == [("delivered", 1, 200)]
-    fewer, _ = sorted(len(rows) for rows in journal.releases().values())
-    assert fewer >= 40
     moments = {
         int(str(request.idempotency_key).partition("-")[0]): request.arrived_seconds for request in portal.requests
     }
     assert journal.longest_after_claim(moments, lease_seconds=times.lease) < times.lease - times.call
 
 
-def test_pushes_that_do_not_fit_into_the_lease_go_back_and_are_made_later(
+def test_no_push_begins_so_late_that_it_could_outlast_its_lease(
     connection: Connection, app: App, facts: Facts, start: Start, portal: PortalServer
 ) -> None:
-    """No call is made twice, and none begins so late that it could outlast its lease.
-
-    A claim takes the four threads 5 s, and the last call may begin 2.5 s after it.
-    """
+    """No call is made twice: nothing is claimed that cannot begin now."""
     times = PushTimes(lease=5.0, call=1.25, repeats=1.25, answer=0.2)
 
     push_two_claims(facts, start_barrier(app, Backends(connection)), start, portal, times=times)
@@ -473,7 +468,7 @@ def test_a_process_stopped_before_it_looks_at_the_lease_makes_no_call(
 def test_what_waits_behind_a_stopped_call_is_not_pushed(
     facts: Facts, start: Start, run: Certjob, environment: dict[str, str], portal: PortalServer
 ) -> None:
-    """Three claimed, one in its call; the other process pushes all three, and the first one none of them again."""
+    """Three due, one in its call; the other process pushes all three, and the first one none of them again."""
     first, *waiting = backlog(facts, 3)
     environment |= {"CERTJOB_PORTAL_CONCURRENCY": "1"}
     portal.then(hang())
@@ -493,7 +488,7 @@ def test_what_waits_behind_a_stopped_call_is_not_pushed(
     assert Counter(request.contact_id for request in portal.requests) == Counter([first, first, *waiting])
     assert rows_of(facts, EVENTS) == rows
     assert facts.rows("SELECT status, attempts, count(*)::int FROM portal_sync_events GROUP BY 1, 2") == [
-        ("delivered", 2, 3)
+        ("delivered", 1, 3)
     ]
 
 

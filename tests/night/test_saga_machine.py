@@ -3,6 +3,7 @@
 ``CERTJOB_TEST_EXAMPLES=500`` plays so many new games instead of the few that are the same every time.
 """
 
+import asyncio
 import os
 import sys
 import threading
@@ -110,9 +111,10 @@ REVIEW_MOMENTS = around(
     "update_mentors",
 )
 PUSH_MOMENTS = OPEN_PUSH_MOMENTS + around(
+    "take_back_portal_claims",
     "claim_portal_events",
     "settle_portal_events",
-    "record_sync_failures",
+    "record_sync_failure",
     "resolve_sync_failures",
     "record_stage_failures",
 )
@@ -460,11 +462,12 @@ class Caller:
 
     async def update_portal_visibility(self, contact_id: UUID, *, visible: bool, idempotency_key: str) -> None:
         with self.process.calling(contact_id, idempotency_key):
-            self.process.live("before the call")
+            # Another process may come to life in it, with an event loop of its own: not in this one's thread.
+            await asyncio.to_thread(self.process.live, "before the call")
             try:
                 await self.client.update_portal_visibility(contact_id, visible=visible, idempotency_key=idempotency_key)
             finally:
-                self.process.live("after the call")
+                await asyncio.to_thread(self.process.live, "after the call")
 
 
 @dataclass
