@@ -193,7 +193,9 @@ def test_no_text_breaks_a_terminal(
         for number, hostile in enumerate(texts)
     ]
     short = {hostile.text for hostile in HOSTILE.values() if len(hostile.text) < 100}
-    facts.connection.execute("UPDATE mentors SET full_name = %s WHERE id = %s", (" ".join(sorted(short)), mentor))
+    facts.connection.execute(
+        "UPDATE mentors SET full_name = %s WHERE id = %s", (" ".join(sorted(short))[:1000], mentor)
+    )
 
     def run(*arguments: str, code: int) -> str:
         # As wide as this so that nothing short is wrapped.
@@ -254,8 +256,8 @@ FATES = {
     "Rich": Fate(address="[red]kari[/]@a.example"),
     "an override": Fate(address="\u202ekari@a.example"),
     "a letter joined of two": Fate(address="👩\u200d🏫@a.example"),
-    "ten thousand letters": Fate(address=f"{'k' * 10_000}@a.example"),
-    "a domain of ten thousand letters": Fate(address=f"kari@{'a' * 10_000}.example"),
+    "as many letters as fit": Fate(address=f"{'k' * 980}@a.example"),
+    "a domain of as many letters as fit": Fate(address=f"kari@{'a' * 980}.example"),
     "no domain": Fate(address="kari"),
     "a domain in another writing": Fate(address="kari@ⓐ.example", why_not=NOT_IN_DNS),
     "a domain turned around": Fate(address="kari@a\u202e.example", why_not=NOT_IN_DNS),
