@@ -147,7 +147,7 @@ class PortalStage:
         if wanted > 0:
             await self._claim(wanted)
         await self._begin_spare()
-        return bool(self._flying or self._spare)
+        return bool(self._flying or self._spare) or self._queue_more is not None
 
     def _slots(self) -> int:
         """How many pushes may be in flight; each of them may make all its calls in vain."""

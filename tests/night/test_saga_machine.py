@@ -931,7 +931,8 @@ class Saga(RuleBasedStateMachine):
         assert self.model.due_reminders() <= self.mailbox.about | set(self.facts.rows(failed))
 
     def _hours_pass(self) -> None:
-        """Every lease runs out and every retry time comes."""
+        """Every lease runs out, every retry time comes, and no call can land any more."""
+        self.facts.connection.execute("UPDATE portal_sync_events SET unknown_shown_at = NULL, unknown_hidden_at = NULL")
         for table in INTENTS:
             run_out(self.facts, table)
             make_due(self.facts, table)

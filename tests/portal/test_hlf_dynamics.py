@@ -13,6 +13,7 @@ import pytest
 from certjob import __version__
 from certjob.errors import (
     ConfigurationError,
+    FailureCode,
     PermanentPortalError,
     PortalCallError,
     PortalStageError,
@@ -390,3 +391,40 @@ def test_a_url_that_is_none_is_a_wrong_setting() -> None:
     """Settings look at it first; this is for whoever comes without them."""
     with pytest.raises(ConfigurationError, match="CERTJOB_PORTAL_URL"):
         PortalClient("https://portal.example:port/", "planted-key")
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "is_unknown"),
+    [
+        (error(504, "outcome_unknown"), True),
+        (html(504), True),
+        (cut(), True),
+        (reset(), True),
+        (hang(), True),
+        (error(502, "dynamics_unavailable"), False),
+        (error(503, "token_unavailable"), False),
+        (error(429, "throttled"), False),
+    ],
+    ids=["504", "a gateway's 504", "cut answer", "reset", "no answer", "502", "503", "429"],
+)
+def test_the_outcome_is_unknown_once_the_request_was_sent(
+    behaviour: Behaviour, is_unknown: bool, portal: PortalServer
+) -> None:
+    """Unless the function says that it was not done."""
+    portal.then(behaviour)
+
+    with PortalClient(portal.url, portal.key, deadline_seconds=0.5) as service:
+        raised = failure(service)
+
+    assert type(raised) is TransientPortalError
+    assert (raised.code is FailureCode.OUTCOME_UNKNOWN) is is_unknown
+    portal.release()
+
+
+def test_what_was_not_sent_was_not_done() -> None:
+    """Nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+
+    with PortalClient(f"http://127.0.0.1:{port}/", "planted-key") as service:
+        assert failure(service).code is FailureCode.PORTAL_NO_ANSWER

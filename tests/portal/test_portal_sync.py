@@ -480,6 +480,89 @@ class TestHeld:
         assert claim_one(connection).visible
 
 
+class TestUnknownOutcome:
+    """A call that may be acted on minutes later must not have the last word."""
+
+    UNKNOWN = TransientPortalError("504 outcome_unknown", code=FailureCode.OUTCOME_UNKNOWN)
+
+    @pytest.fixture
+    def shown_perhaps(self, connection: Connection, mentor: UUID) -> UUID:
+        """A mentor whose show may still be under way in Dynamics, and who is to be hidden now."""
+        queue_wish(connection, mentor, visible=True)
+        push(connection, claim_one(connection), self.UNKNOWN)
+        queue_wish(connection, mentor, visible=False)
+        return mentor
+
+    def test_the_opposite_value_is_confirmed_and_pushed_once_more(
+        self, connection: Connection, facts: Facts, shown_perhaps: UUID
+    ) -> None:
+        """In five minutes, under another key; it counts as delivered, and is no alert."""
+        first = claim_one(connection)
+
+        counts = push(connection, first)
+
+        assert counts.delivered == 1
+        assert facts.rows(EVENT) == [(False, first.version + 1, "pending", 0, True, False)]
+        assert facts.rows(
+            "SELECT next_attempt_at - now() BETWEEN interval '290 s' AND interval '5 min' FROM portal_sync_events"
+        ) == [(True,)]
+        assert facts.rows("SELECT count(*) FROM portal_alerts") == [(0,)]
+        make_due(facts)
+        assert claim_one(connection).idempotency_key != first.idempotency_key
+
+    def test_it_ends_with_a_push_after_a_quarter_of_an_hour(
+        self, connection: Connection, facts: Facts, shown_perhaps: UUID
+    ) -> None:
+        """By then nothing can land any more, whatever was confirmed in between."""
+        for _ in range(2):
+            push(connection, claim_one(connection))
+            make_due(facts)
+        connection.execute("UPDATE portal_sync_events SET unknown_shown_at = now() - interval '16 minutes'")
+
+        push(connection, claim_one(connection))
+
+        assert facts.rows("SELECT status FROM portal_sync_events") == [("delivered",)]
+
+    def test_the_same_value_needs_no_repeat(self, connection: Connection, facts: Facts, mentor: UUID) -> None:
+        """A late show after a show changes nothing."""
+        queue_wish(connection, mentor, visible=True)
+        push(connection, claim_one(connection), self.UNKNOWN)
+        make_due(facts)
+
+        push(connection, claim_one(connection))
+
+        assert facts.rows("SELECT status FROM portal_sync_events") == [("delivered",)]
+
+    def test_it_concerns_the_contact_whatever_was_confirmed_meanwhile(
+        self, connection: Connection, facts: Facts, mentor: UUID
+    ) -> None:
+        """The repeat of the show succeeded, its event is over; the hide that comes next is a new one."""
+        queue_wish(connection, mentor, visible=True)
+        portal = FlakyPortal(failures=1, error=lambda: self.UNKNOWN)
+        service(connection).settle(push_once(claim_one(connection), portal), PortalCounts())
+        assert facts.rows("SELECT status FROM portal_sync_events") == [("delivered",)]
+        queue_wish(connection, mentor, visible=False)
+
+        push(connection, claim_one(connection))
+
+        assert facts.rows("SELECT visible, version, status FROM portal_sync_events ORDER BY id") == [
+            (True, 1, "delivered"),
+            (False, 2, "pending"),
+        ]
+
+    def test_a_newer_wish_during_the_call_comes_first(
+        self, connection: Connection, facts: Facts, shown_perhaps: UUID
+    ) -> None:
+        """It is due now, with a version of its own, and nothing was confirmed for it."""
+        event = claim_one(connection)
+        queue_wish(connection, shown_perhaps, visible=True)
+
+        counts = push(connection, event)
+
+        assert counts.delivered == 0
+        assert facts.rows(EVENT) == [(True, event.version + 1, "pending", 0, True, True)]
+
+
 class TestNoContact:
     """A mentor whom the portal cannot know."""
 

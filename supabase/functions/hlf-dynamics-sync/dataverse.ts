@@ -8,12 +8,16 @@
  *     400, a plug-in that says no to this contact, a 403 for
  *       this one record, a 404 about a record beside it         dynamics_rejected
  *     429                                                      throttled, with its Retry-After
- *     no connection, no answer in time, 502, 503, 504          repeated; then dynamics_unavailable
+ *     no connection, 503                                       repeated; then dynamics_unavailable
+ *     no answer in time, a lost connection, 502, 504           outcome_unknown, at once
  *     412, 500 and whatever else                               dynamics_unavailable
  *     403; a 400 about the column's name or type; a 400 or 404
  *       that is not Dataverse's; 3xx; a 2xx that is not 204     misconfigured
  *
  * The last row concerns everybody: certjob then stops its stage instead of blocking one mentor after the other.
+ *
+ * A change that may have been sent is never sent again: Dataverse may still be at work on it, and the repeat of an older
+ * value could land after a newer one. The caller is told that nobody knows, and sees to it that it has no last word.
  */
 
 import type { Services } from "./config.ts";
@@ -83,7 +87,10 @@ export class Dataverse {
       return await call(url, { method: "PATCH", headers, body }, Math.min(this.limits.dataverse, deadline.left));
     } catch (error) {
       if (!(error instanceof Unreachable)) throw error;
-      throw unavailable("Dataverse does not answer", { upstream: error.reason, repeatable: true });
+      if (error.surelyNotSent) {
+        throw unavailable("Dataverse does not answer", { upstream: error.reason, repeatable: true });
+      }
+      throw unknown("Dataverse got the change and did not answer", error.reason);
     }
   }
 }
@@ -104,7 +111,10 @@ function judge(answer: Answer, contactId: string): void {
     const wait = retryAfterSeconds ?? USUAL_RETRY_AFTER_SECONDS;
     throw new Refusal("throttled", "Dataverse asks to wait", { retryAfterSeconds: wait, upstream });
   }
-  if (status === 502 || status === 503 || status === 504) {
+  if (status === 502 || status === 504) {
+    throw unknown(`a gateway got no answer from Dataverse (${said})`, upstream, retryAfterSeconds);
+  }
+  if (status === 503) {
     throw unavailable(`Dataverse does not work (${said})`, { upstream, retryAfterSeconds, repeatable: true });
   }
   if (status === 404 && isOurs && isAboutContact(code, message, contactId)) {
@@ -160,6 +170,13 @@ function rejected(message: string, upstream: string): Refusal {
 
 function misconfigured(message: string, upstream: string): Refusal {
   return new Refusal("misconfigured", message, { upstream });
+}
+
+function unknown(message: string, upstream: string, retryAfterSeconds?: number): Refusal {
+  return new Refusal("outcome_unknown", `${message}; it may be done, or be done later`, {
+    upstream,
+    retryAfterSeconds,
+  });
 }
 
 function unavailable(

@@ -13,6 +13,7 @@ const STATUS = {
   misconfigured: 500,
   dynamics_unavailable: 502,
   token_unavailable: 503,
+  outcome_unknown: 504,
 } as const;
 
 export type Code = keyof typeof STATUS;

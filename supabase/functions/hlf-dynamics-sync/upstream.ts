@@ -4,6 +4,8 @@ import { readText } from "./body.ts";
 
 const LONGEST_ANSWER_BYTES = 65_536;
 const LONGEST_RETRY_AFTER_SECONDS = 86_400;
+/** How Deno's fetch says that it got no connection: name lookup, refusal, TLS. Other words mean: perhaps sent. */
+const NOT_CONNECTED = /client error \(Connect\)/;
 
 export interface Answer {
   readonly status: number;
@@ -16,8 +18,13 @@ export interface Answer {
 export class Unreachable extends Error {
   override readonly name = "Unreachable";
 
-  constructor(readonly reason: "timeout" | "no connection") {
+  constructor(readonly reason: "timeout" | "no connection" | "connection lost") {
     super(reason);
+  }
+
+  /** Whether no byte of the request can have arrived. */
+  get surelyNotSent(): boolean {
+    return this.reason === "no connection";
   }
 }
 
@@ -37,9 +44,11 @@ export async function call(
       retryAfterSeconds: retryAfter(response.headers),
       content: isCut ? undefined : parseObject(text),
     };
-  } catch {
-    // What fetch says names addresses and quotes what came over the wire; which of the two it was is all that helps.
-    throw new Unreachable(signal.aborted ? "timeout" : "no connection");
+  } catch (error) {
+    // What fetch says names addresses and quotes what came over the wire; which of the three it was is all that helps.
+    if (signal.aborted) throw new Unreachable("timeout");
+    const said = error instanceof Error ? `${error} ${error.cause}` : ""; // the cause has it since Deno 2.9
+    throw new Unreachable(NOT_CONNECTED.test(said) ? "no connection" : "connection lost");
   }
 }
 
