@@ -181,7 +181,7 @@ def test_a_short_outage_of_dataverse_is_not_even_noticed(
     here: Certjob, function: EdgeFunction, dynamics: FakeDynamics, facts: Facts, expired: list[UUID]
 ) -> None:
     """The function repeats what may succeed in a moment; certjob makes one call for each mentor."""
-    dynamics.faults = [refusal(503, ""), refusal(502, ""), refusal(504, "")]
+    dynamics.faults = [refusal(503, "")] * 3
 
     night = here("run", "--json")
 
