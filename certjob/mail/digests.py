@@ -72,11 +72,6 @@ class CoordinatorDigestService:
         self._supersede()
         return queued
 
-    def count_pending(self) -> int:
-        """Return how many digests wait to be sent."""
-        number: int = database.fetch_value(self._connection, "count_pending_digests")
-        return number
-
     def claim(self, *, limit: int = 20) -> tuple[list[QueuedDigest], Lease]:
         """Claim due digests up to today's: of each coordinator the newest, and none while another is being sent."""
         self._supersede()

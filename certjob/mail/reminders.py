@@ -119,11 +119,6 @@ class CertificationReminderService:
             {row[0] for row in database.fetch(self._connection, "find_without_address", {"ids": ids})} if ids else set()
         )
 
-    def count_pending(self) -> int:
-        """Return how many reminders wait to be sent."""
-        number: int = database.fetch_value(self._connection, "count_reminder_backlog")
-        return number
-
     def claim(self, *, today: date | None = None, limit: int = 100) -> tuple[list[QueuedReminder], Lease]:
         """Claim due reminders: untried before retried, oldest first.
 

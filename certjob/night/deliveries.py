@@ -26,6 +26,7 @@ from certjob.mail.stage import MailStage
 from certjob.night.report import RunReport
 from certjob.outbox.claims import CRASH, StageStop
 from certjob.outbox.loop import DatabaseThread, run_loop
+from certjob.outbox.open_work import read_open_work
 from certjob.outbox.retry import RetryPolicy
 from certjob.portal.drift import PortalDrift
 from certjob.portal.push import PortalTarget, portal_policy
@@ -193,12 +194,12 @@ class Deliveries:
         return stage_stop if drift is None else drift.end(stage_stop)
 
     def _missing_portal(self, drift: PortalDrift | None) -> StageStop | None:
-        pending, blocked, _ = self._portal.count_backlog()
-        if not pending + blocked and drift is None:
+        open_work = read_open_work(self._connection)
+        number = open_work["portal_hides"].open + open_work["portal_shows"].open
+        if not number and drift is None:
             return None
         missing = "CERTJOB_PORTAL_URL is not set"
         self._portal.record_stage_end(missing, code=FailureCode.NO_URL)
-        number = pending + blocked
         rest = "1 push stays pending" if number == 1 else f"{number:,} pushes stay pending"
         reason = f"{missing}; {rest if number else 'nothing was pushed'}"
         return StageStop(stage="portal", code="no_url", reason=reason)
@@ -258,9 +259,10 @@ class Deliveries:
         return StageStop(stage="mail", code="templates", reason=reason)
 
     def _missing_channel(self) -> StageStop | None:
+        open_work = read_open_work(self._connection)
         pending = [
-            _counted(self._reminders.count_pending(), "reminder", "reminders"),
-            _counted(self._digests.count_pending(), "digest", "digests"),
+            _counted(open_work["reminders"].pending, "reminder", "reminders"),
+            _counted(open_work["digests"].pending, "digest", "digests"),
         ]
         what = " and ".join(text for text in pending if text)
         if not what:
@@ -271,11 +273,3 @@ class Deliveries:
 
 def _counted(number: int, singular: str, plural: str) -> str:
     return f"{number:,} {singular if number == 1 else plural}" if number else ""
-
-
-def read_backlog(connection: Connection, report: RunReport) -> None:
-    """Note what is open now."""
-    portal = PortalSyncService(connection, run_id=report.run_id)
-    report.portal_pending, report.portal_blocked, report.portal_alerts = portal.count_backlog()
-    report.reminders_pending = CertificationReminderService(connection, run_id=report.run_id).count_pending()
-    report.digests_pending = CoordinatorDigestService(connection, today=report.today).count_pending()

@@ -16,6 +16,8 @@ from certjob.database import Connection
 from certjob.errors import DatabaseUnavailableError, Outcome
 from certjob.night.deliveries import Progress
 from certjob.night.report import RunReport
+from certjob.outbox.open_work import read_open_work
+from certjob.portal.sync import PortalSyncService
 from certjob.review.plan import looks_at_everybody, make_everybody_due
 
 logger = logging.getLogger(__name__)
@@ -68,11 +70,44 @@ def recorded(
 ) -> Iterator[Progress]:
     """Keep the run's line in ``job_runs``, whatever becomes of the run; finish the report on the way out.
 
-    Yields the progress to tell: it also notes now and then that the run is alive.
-
-    With ``everybody``, and in a night after one on a later date, the transaction that writes its line makes all mentors
-    due.
+    Yields the progress to tell: it also notes now and then that the run is alive. With ``everybody``, and in a night
+    after one on a later date, all mentors are made due first.
     """
+    _record_beginning(
+        connection, report, organisation=organisation, organisation_id=organisation_id, everybody=everybody
+    )
+    try:
+        yield Heartbeat(connection, report.run_id, progress)
+        note_open_work(connection, report)
+    except BaseException:
+        try:
+            _record_end(connection, report, Outcome.FAILED)
+        except (psycopg.Error, DatabaseUnavailableError):  # the database is what failed
+            logger.info("the end of the run could not be recorded", extra={"event": "run_not_recorded"})
+        raise
+    _record_end(connection, report, report.outcome)
+
+
+def note_open_work(connection: Connection, report: RunReport) -> None:
+    """Note in the report what is open now."""
+    open_work = read_open_work(connection)
+    portal = (open_work["portal_hides"], open_work["portal_shows"])
+    report.portal_pending = sum(events.pending for events in portal)
+    report.portal_blocked = sum(events.blocked for events in portal)
+    report.portal_alerts = PortalSyncService(connection, run_id=report.run_id).count_alerts()
+    report.reminders_pending = open_work["reminders"].pending
+    report.digests_pending = open_work["digests"].pending
+
+
+def _record_beginning(
+    connection: Connection,
+    report: RunReport,
+    *,
+    organisation: str | None,
+    organisation_id: UUID | None,
+    everybody: bool,
+) -> None:
+    """Write the run's line, and put right what a wrong clock has left: due times, and the days of the next reviews."""
     identity = {
         "id": report.run_id,
         "command": report.command,
@@ -94,15 +129,6 @@ def recorded(
         database.execute(connection, "heal_wrong_clock")
     about = {"command": report.command, "today": str(report.today), "host": identity["host"]}
     logger.info("the run has begun", extra={"event": "run_began"} | about)
-    try:
-        yield Heartbeat(connection, report.run_id, progress)
-    except BaseException:
-        try:
-            _record_end(connection, report, Outcome.FAILED)
-        except (psycopg.Error, DatabaseUnavailableError):  # the database is what failed
-            logger.info("the end of the run could not be recorded", extra={"event": "run_not_recorded"})
-        raise
-    _record_end(connection, report, report.outcome)
 
 
 def _record_end(connection: Connection, report: RunReport, outcome: Outcome) -> None:

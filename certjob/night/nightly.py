@@ -10,8 +10,8 @@ from certjob.database import Connection
 from certjob.domain.models import Reminder
 from certjob.facts.lookup import find_organisation
 from certjob.mail.reminders import CertificationReminderService
-from certjob.night.deliveries import Deliveries, Delivery, Progress, read_backlog
-from certjob.night.job_runs import recorded
+from certjob.night.deliveries import Deliveries, Delivery, Progress
+from certjob.night.job_runs import note_open_work, recorded
 from certjob.night.report import PlannedChange, RunReport
 from certjob.portal.drift import PortalDrift
 from certjob.portal.sync import PortalSyncService
@@ -48,7 +48,6 @@ def deliver(
         report.drift = drift.counts if drift is not None else None
         deliveries = Deliveries(connection, report, delivery=delivery, stop=stop, progress=beating)
         deliveries.deliver(drift=drift)
-        read_backlog(connection, report)
     return report
 
 
@@ -111,7 +110,6 @@ def run(
             deliveries.deliver()
         else:
             deliveries.queue_digests()
-        read_backlog(connection, report)
     return report
 
 
@@ -133,7 +131,6 @@ def retry_all(
         deliveries = Deliveries(connection, report, delivery=delivery, stop=stop, progress=beating)
         deliveries.push(deadline_seconds=delivery.deadline_seconds)
         report.unreached = portal.count_unreached(since=started_at)
-        read_backlog(connection, report)
     return report
 
 
@@ -176,7 +173,7 @@ def _plan(connection: Connection, report: RunReport, *, options: NightOptions, o
         report.changes.sort(key=PlannedChange.sort_key)
         report.review = counts
         report.held = guard.lines
-        read_backlog(connection, report)
+        note_open_work(connection, report)
 
 
 def _apply(

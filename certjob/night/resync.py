@@ -18,7 +18,7 @@ from certjob.errors import (
     UnknownMentorError,
 )
 from certjob.mail.reminders import CertificationReminderService
-from certjob.night.deliveries import Delivery, read_backlog
+from certjob.night.deliveries import Delivery
 from certjob.night.job_runs import recorded
 from certjob.night.report import RunReport
 from certjob.outbox.claims import Answer, Lease, StageStop
@@ -109,7 +109,6 @@ def resync(
                 )
             except (DynamicsSyncException, MentorBusyError) as caught:
                 error = caught
-        read_backlog(connection, report)
     return Resync(report=report, before=before, after=describe(connection, mentor_id), error=error)
 
 

@@ -66,10 +66,10 @@ class PortalSyncService:
         rows = database.fetch(self._connection, "read_portal_event", {"id": event_id})
         return (rows[0][0], rows[0][1]) if rows else None
 
-    def count_backlog(self) -> tuple[int, int, int]:
-        """Return how many events are pending, how many are blocked, and how many of both are alerts."""
-        pending, blocked, alerts = database.fetch(self._connection, "count_portal_backlog")[0]
-        return pending, blocked, alerts
+    def count_alerts(self) -> int:
+        """Return how many open events coordinators must know of."""
+        number: int = database.fetch_value(self._connection, "count_portal_alerts")
+        return number
 
     def count_unreached(self, *, since: datetime) -> int:
         """Return how many of the events that ``reopen_all`` reopened at ``since`` nobody has tried yet."""

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from certjob import __version__, database, files
 from certjob.database import Connection
 from certjob.errors import Outcome
-from certjob.views.status import Backlog, read_backlog_by_age
+from certjob.outbox.open_work import OpenWork, read_open_work
 
 FILE_MODE = 0o644
 """node_exporter runs as another user."""
@@ -40,13 +40,13 @@ def read_metrics(connection: Connection, *, today: date) -> bytes:
     registry = CollectorRegistry()
     with database.read_only_snapshot(connection):
         runs = database.fetch(connection, "read_run_metrics", into=_LastRun)
-        backlog = read_backlog_by_age(connection)
+        open_work = read_open_work(connection)
         now = database.clock(connection)
         failures = database.fetch(connection, "read_oldest_failure")
         failed_reminders = database.fetch_value(connection, "count_failed_reminders", {"today": today})
         failed_digests = database.fetch_value(connection, "count_failed_digests")
     _describe_runs(registry, runs)
-    _describe_backlog(registry, backlog, now_seconds=now.timestamp())
+    _describe_open_work(registry, open_work, now_seconds=now.timestamp())
     unresolved = Gauge(
         "certjob_unresolved_failures", "Portal pushes that failed and have not succeeded since.", registry=registry
     )
@@ -91,7 +91,7 @@ def _items(counts: dict[str, Any]) -> Iterator[tuple[str, str, float]]:
                     yield what, name, number
 
 
-def _describe_backlog(registry: CollectorRegistry, backlog: dict[str, Backlog], *, now_seconds: float) -> None:
+def _describe_open_work(registry: CollectorRegistry, open_work: dict[str, OpenWork], *, now_seconds: float) -> None:
     items = Gauge("certjob_backlog_items", "What waits, by state.", ["what", "state"], registry=registry)
     age = Gauge(
         "certjob_oldest_pending_age_seconds",
@@ -99,7 +99,7 @@ def _describe_backlog(registry: CollectorRegistry, backlog: dict[str, Backlog], 
         ["what"],
         registry=registry,
     )
-    for what, waiting in backlog.items():
+    for what, waiting in open_work.items():
         for state in _STATES:
             items.labels(what, state).set(getattr(waiting, state))
         oldest_at = waiting.oldest_at

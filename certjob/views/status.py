@@ -8,6 +8,7 @@ from uuid import UUID
 
 from certjob import database
 from certjob.database import Connection
+from certjob.outbox.open_work import OpenWork, read_open_work
 
 RUNS_PER_COMMAND = 5
 COMING_DAYS = 14
@@ -46,24 +47,6 @@ class GoodRun:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Backlog:
-    """What waits of one sort. ``open`` is the sum of the next four."""
-
-    open: int = 0
-    due: int = 0
-    """The next run takes it."""
-    waiting: int = 0
-    """It failed, and is tried again at a later time."""
-    in_flight: int = 0
-    """A run has it in its hands."""
-    blocked: int = 0
-    """Somebody has to correct something."""
-    older_than_hour: int = 0
-    older_than_day: int = 0
-    oldest_at: datetime | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
     """A push that failed and has not succeeded since."""
 
@@ -91,7 +74,7 @@ class SystemStatus:
     max_age: timedelta
     runs: Sequence[Run]
     """The newest first."""
-    backlog: dict[str, Backlog]
+    open_work: dict[str, OpenWork]
     """``portal_hides``, ``portal_shows``, ``reminders``, ``digests``."""
     coming: dict[date, int]
     """How many mentors the nights of the next 14 days will look at, today's first."""
@@ -119,29 +102,13 @@ def read_status(connection: Connection, *, today: date, max_age: timedelta) -> S
             runs=database.fetch(
                 connection, "list_last_runs", {"silence": SILENCE, "limit": RUNS_PER_COMMAND}, into=Run
             ),
-            backlog=read_backlog_by_age(connection),
+            open_work=read_open_work(connection),
             coming=_read_coming(connection, today),
             oldest_failure=failures[0] if failures else None,
             failed_reminders=database.fetch_value(connection, "count_failed_reminders", {"today": today}),
             failed_digests=database.fetch_value(connection, "count_failed_digests"),
             without_certificate=_count_without_certificate(connection, today),
         )
-
-
-def read_backlog_by_age(connection: Connection) -> dict[str, Backlog]:
-    """Return what waits, by sort."""
-    names = ("open", "due", "waiting", "in_flight", "blocked", "older_than_hour", "older_than_day", "oldest_at")
-
-    def backlog(row: Sequence[Any]) -> Backlog:
-        return Backlog(**dict(zip(names, row, strict=True)))
-
-    portal = {row[0]: backlog(row[1:]) for row in database.fetch(connection, "summarise_portal_backlog")}
-    return {
-        "portal_hides": portal.get(False, Backlog()),
-        "portal_shows": portal.get(True, Backlog()),
-        "reminders": backlog(database.fetch(connection, "summarise_reminder_backlog")[0]),
-        "digests": backlog(database.fetch(connection, "summarise_digest_backlog")[0]),
-    }
 
 
 def _count_without_certificate(connection: Connection, today: date) -> int:
@@ -173,7 +140,7 @@ def to_document(status: SystemStatus) -> dict[str, Any]:
             "age_seconds": int(good.age.total_seconds()),
         },
         "runs": [asdict(run) | {"duration_seconds": round(run.took.total_seconds(), 3)} for run in status.runs],
-        "backlog": {name: asdict(backlog) for name, backlog in status.backlog.items()},
+        "backlog": {kind: asdict(waiting) for kind, waiting in status.open_work.items()},
         "coming": [{"on": day, "mentors": number} for day, number in status.coming.items()],
         "unresolved_failures": failure.unresolved if failure else 0,
         "oldest_failure": failure and {name: value for name, value in asdict(failure).items() if name != "unresolved"},

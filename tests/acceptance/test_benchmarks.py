@@ -130,11 +130,11 @@ def test_a_statement_that_reads_a_whole_table_is_found(connection: Connection, f
         database.fetch(connection, "find_mentors", {"name": "m1@example.org", "organisation": None})
         due: dict[str, object] = {"today": TODAY, "organisation_id": None, "held": [], "done": []}
         database.fetch(connection, "find_due_mentors", due)
-        database.fetch(connection, "count_reminder_backlog")
+        database.fetch(connection, "read_open_work")
         with connection.transaction(), connection.cursor(name="named") as cursor:
             cursor.execute(database.query("read_mentors"), {"ids": [UUID(int=1)]})
 
-    assert watched.plans.keys() == {"find_mentors", "find_due_mentors", "count_reminder_backlog", "read_mentors"}
+    assert watched.plans.keys() == {"find_mentors", "find_due_mentors", "read_open_work", "read_mentors"}
     assert {name: "mentors" in tables for name, tables in watched.whole_reads().items()} == {"find_mentors": True}
 
 

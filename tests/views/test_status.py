@@ -19,7 +19,8 @@ from certjob.domain import rules
 from certjob.facts.reading import read as read_facts
 from certjob.night import job_runs
 from certjob.night.report import RunReport
-from certjob.views.status import Backlog, read_backlog_by_age, read_status
+from certjob.outbox.open_work import OpenWork, read_open_work
+from certjob.views.status import read_status
 from tests.conftest import Certjob
 from tests.support.command_line import Finished, on_terminal, run_in_process, started, without_escapes
 from tests.support.facts import TODAY, Facts
@@ -292,7 +293,7 @@ def test_what_waits_is_told_by_age_and_state(connection: Connection, facts: Fact
     event("delivered", "-1 day", "9 days")
     event("pending", "-1 minute", "1 minute", visible=True)
 
-    found = read_backlog_by_age(connection)
+    found = read_open_work(connection)
 
     hides = found["portal_hides"]
     assert (hides.open, hides.due, hides.waiting, hides.in_flight, hides.blocked) == (6, 3, 1, 1, 1)
@@ -300,7 +301,7 @@ def test_what_waits_is_told_by_age_and_state(connection: Connection, facts: Fact
     assert hides.oldest_at is not None
     assert timedelta(days=3) <= datetime.now(UTC) - hides.oldest_at < timedelta(days=3, minutes=5)
     assert (found["portal_shows"].open, found["portal_shows"].due) == (1, 1)
-    assert found["reminders"] == found["digests"] == Backlog()
+    assert found["reminders"] == found["digests"] == OpenWork()
 
 
 def test_reminders_and_digests_wait_too(connection: Connection, facts: Facts) -> None:
@@ -322,7 +323,7 @@ def test_reminders_and_digests_wait_too(connection: Connection, facts: Facts) ->
         "INSERT INTO coordinator_digests (coordinator_id, digest_on) VALUES (%s, current_date)", coordinator
     )
 
-    found = read_backlog_by_age(connection)
+    found = read_open_work(connection)
 
     reminders, digests = found["reminders"], found["digests"]
     assert (reminders.open, reminders.due, reminders.waiting, reminders.older_than_hour) == (2, 1, 1, 2)

@@ -9,7 +9,8 @@ from rich.text import Text
 from certjob.cli.terminal.lines import PageLine, keep_words_whole, unbroken
 from certjob.cli.terminal.output import Output, clean
 from certjob.cli.terminal.plain import harmless
-from certjob.views.status import Backlog, Run, SystemStatus
+from certjob.outbox.open_work import OpenWork
+from certjob.views.status import Run, SystemStatus
 
 _OUTCOMES = {"ok": "green", "attention": "yellow", "failed": "bold red", "died": "bold red", "running": "cyan"}
 _SORTS = {"portal_hides": "hides", "portal_shows": "shows", "reminders": "reminders", "digests": "digests"}
@@ -56,8 +57,8 @@ class _Page:
         headings: tuple[str, ...] = ("Started", "Command", "Took", "Outcome", "Host")
         self._table("Last runs", headings, runs, lines=map(self._run_line, self._status.runs))
         headings = ("What waits", "Open", "Due", "Later", "Busy", "Blocked", ">1 h", ">1 d", "Oldest")
-        rows = [self._backlog_cells(name, backlog) for name, backlog in self._status.backlog.items()]
-        lines = (self._backlog_line(name, backlog) for name, backlog in self._status.backlog.items())
+        rows = [self._work_cells(name, work) for name, work in self._status.open_work.items()]
+        lines = (self._work_line(name, work) for name, work in self._status.open_work.items())
         self._table("", headings, rows, numbers=range(1, 8), lines=lines)
         coming = list(self._coming_cells())
         lines = (f"{day}: {number}" for day, number, _ in coming)
@@ -71,8 +72,8 @@ class _Page:
         yield f"last good night: {self._last_good()}"
         for run in self._status.runs:
             yield f"run: {self._run_line(run)}"
-        for name, backlog in self._status.backlog.items():
-            yield f"waiting {self._backlog_line(name, backlog)}"
+        for name, work in self._status.open_work.items():
+            yield f"waiting {self._work_line(name, work)}"
         for day, number in self._status.coming.items():
             yield f"to review on {day}: {number:,}"
         for name, text in self._figures():
@@ -82,12 +83,12 @@ class _Page:
         started, command, took, outcome, host = self._run_cells(run)
         return f"{started}, {command}, {outcome}, took {took}, on {host}"
 
-    def _backlog_line(self, name: str, backlog: Backlog) -> str:
+    def _work_line(self, name: str, work: OpenWork) -> str:
         words = ("due", "later", "busy", "blocked")
-        numbers = (backlog.due, backlog.waiting, backlog.in_flight, backlog.blocked)
+        numbers = (work.due, work.waiting, work.in_flight, work.blocked)
         parts = ", ".join(f"{number:,} {word}" for number, word in zip(numbers, words, strict=True) if number)
-        since = f" ({parts}), the oldest since {self._moment(backlog.oldest_at)}" if backlog.oldest_at else ""
-        return f"{_SORTS[name]}: {backlog.open:,}{since}"
+        since = f" ({parts}), the oldest since {self._moment(work.oldest_at)}" if work.oldest_at else ""
+        return f"{_SORTS[name]}: {work.open:,}{since}"
 
     def _fact(self, name: str, text: str, *, style: str = "") -> None:
         self._output.show_lines([PageLine(head=f"{name}: ", text=unbroken(harmless(text)), style=style)])
@@ -127,20 +128,20 @@ class _Page:
         command = run.command if run.organisation is None else f"{run.command} --organisation {run.organisation}"
         return (self._moment(run.started_at), command, duration_words(run.took), run.outcome, harmless(run.host))
 
-    def _backlog_cells(self, name: str, backlog: Backlog) -> tuple[str, ...]:
+    def _work_cells(self, name: str, work: OpenWork) -> tuple[str, ...]:
         numbers = (
-            backlog.open,
-            backlog.due,
-            backlog.waiting,
-            backlog.in_flight,
-            backlog.blocked,
-            backlog.older_than_hour,
-            backlog.older_than_day,
+            work.open,
+            work.due,
+            work.waiting,
+            work.in_flight,
+            work.blocked,
+            work.older_than_hour,
+            work.older_than_day,
         )
         return (
             _SORTS[name],
             *(f"{number:,}" for number in numbers),
-            self._moment(backlog.oldest_at) if backlog.oldest_at else "",
+            self._moment(work.oldest_at) if work.oldest_at else "",
         )
 
     def _coming_cells(self) -> Iterator[tuple[str, str, str]]:

@@ -166,7 +166,3 @@ UPDATE coordinator_digests AS d
 SET status = 'superseded', claim_token = NULL, maybe_sent = old.maybe_sent
 FROM old
 WHERE d.id = old.id
-
--- name: count_pending_digests
--- What is open at the end of a run.
-SELECT count(*) FROM coordinator_digests WHERE status = 'pending'

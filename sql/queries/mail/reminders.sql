@@ -147,7 +147,3 @@ WHERE l.mentor_id = n.mentor_id
     AND l.threshold_days > n.threshold_days
     AND l.status IN ('pending', 'failed')
     AND NOT (l.claim_token IS NOT NULL AND l.next_attempt_at > now())
-
--- name: count_reminder_backlog
--- What is open at the end of a run.
-SELECT count(*) FROM cert_notification_log WHERE status = 'pending'

@@ -1,11 +1,6 @@
--- name: count_portal_backlog
--- What is open at the end of a run, and what of it coordinators must know.
-SELECT
-    count(*) FILTER (WHERE status = 'pending') AS pending,
-    count(*) FILTER (WHERE status = 'blocked') AS blocked,
-    (SELECT count(*) FROM portal_alerts) AS alerts
-FROM portal_sync_events
-WHERE status IN ('pending', 'blocked')
+-- name: count_portal_alerts
+-- What coordinators must know, at the end of a run.
+SELECT count(*) FROM portal_alerts
 
 -- name: count_unreached_events
 -- What a reopening promised to push and nobody has tried since: the stage ended first, or somebody held the row.
