@@ -15,7 +15,7 @@ import psycopg
 
 from certjob import database
 from certjob.database import Connection
-from certjob.errors import ConfigurationError, FailureCode, StoppedBySignalError
+from certjob.errors import ConfigurationError, DatabaseUnavailableError, FailureCode, StoppedBySignalError
 from certjob.mail.digest_mail import DigestMail
 from certjob.mail.digests import CoordinatorDigestService
 from certjob.mail.message import Channel, domain_of
@@ -106,7 +106,8 @@ class Deliveries:
         try:
             self._deliver(drift)
         except StoppedBySignalError:
-            with contextlib.suppress(psycopg.Error):  # what stopped this night may stop the next one, too
+            # What stopped this night may stop the next one, too.
+            with contextlib.suppress(psycopg.Error, DatabaseUnavailableError):
                 self.queue_digests()
             raise
 

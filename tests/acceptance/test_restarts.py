@@ -1,5 +1,6 @@
 """A database that is restarted in mid-run: the run waits for it and goes on where it was, or says that it is gone."""
 
+import select
 import threading
 import time
 from collections.abc import Iterator
@@ -184,6 +185,11 @@ class TestNights:
             cluster.start()
 
 
+def until_it_is_over(session: Connection) -> None:
+    """Wait until the server has ended the session; the socket tells, before any statement asks."""
+    assert select.select([session.fileno()], [], [], 20)[0]
+
+
 class TestRepeated:
     """What is done again, and what is not."""
 
@@ -229,6 +235,24 @@ class TestRepeated:
 
         assert len(set(tries)) == 2
         assert session.execute("SELECT to_regclass('once') IS NOT NULL").fetchone() == (True,)
+
+    @pytest.mark.parametrize("timeout", ["idle_in_transaction_session_timeout", "transaction_timeout"])
+    def test_a_session_that_the_server_timed_out_is_a_lost_one(self, session: LastingConnection, timeout: str) -> None:
+        """The work is done once more, in a new session."""
+        if timeout == "transaction_timeout" and session.info.server_version < 170000:
+            pytest.skip("PostgreSQL 17 brought it")
+        tries: list[int] = []
+
+        def work() -> object:
+            tries.append(session.info.backend_pid)
+            with database.transaction(session):
+                if len(tries) == 1:
+                    session.execute(f"SET LOCAL {timeout} = '50ms'".encode())
+                    until_it_is_over(session)
+                return session.execute("SELECT 1").fetchone()
+
+        assert repeated(session, work) == (1,)
+        assert len(set(tries)) == 2
 
     def test_a_statement_inside_a_transaction_is_never_repeated_alone(self, session: LastingConnection) -> None:
         """What came before it is gone."""

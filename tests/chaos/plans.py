@@ -55,7 +55,7 @@ class Command:
         said += ["the portal is down"] if self.portal_is_down else []
         said += [f"portal: {', '.join(self.script)}"] if self.script else []
         said += [f"mail: {', '.join(self.mail_script)}"] if self.mail_script else []
-        return "; ".join(said) + f" ({self.concurrency} threads, {self.attempts} attempts)"
+        return "; ".join(said) + f" ({self.concurrency} at once, {self.attempts} attempts)"
 
     @property
     def label(self) -> str:

@@ -1,5 +1,6 @@
 """SIGTERM and SIGINT, whatever certjob is just doing: an end within 10 s, one line, nothing lost, nothing kept."""
 
+import json
 import signal
 import socket
 import threading
@@ -17,9 +18,10 @@ from certjob.errors import StoppedBySignalError
 from certjob.stopping import StopFlag
 from tests.support.command_line import Backends, Child, Finished, assert_one_line, started
 from tests.support.facts import Facts
-from tests.support.portal_answers import error, hang
+from tests.support.portal_answers import error, hang, ok
 from tests.support.portal_server import PortalServer
 from tests.support.smtp_server import Fault, scripted_server
+from tests.support.stalling_proxy import StallingProxy
 from tests.support.waiting import until
 
 LONG_AGO = date(2025, 1, 1)
@@ -260,6 +262,30 @@ def test_while_calls_to_the_portal_hang(start: Start, facts: Facts, portal: Port
         assert set(healthy.visible.values()) == {False}
         assert len(healthy.visible) == 7
     assert facts.rows("SELECT DISTINCT status FROM portal_sync_events") == [("delivered",)]
+
+
+@pytest.mark.parametrize("arguments", [(), ("--json",)], ids=["a line", "a document"])
+def test_while_the_database_stalls(
+    start: Start, facts: Facts, portal: PortalServer, database_url: str, arguments: tuple[str, ...]
+) -> None:
+    """Its proxy keeps the connection and swallows the cancellation: the socket is closed, or the process ends hard."""
+    portal.default = hang(ok())
+    insert_expired(facts, facts.organisation(), 1)
+
+    with (
+        StallingProxy(database_url) as proxy,
+        start("run", *arguments, CERTJOB_DATABASE_URL=proxy.url, **portal_settings(portal)) as child,
+    ):
+        portal.wait_until(lambda: len(portal.requests) == 1)
+        proxy.stall()
+        portal.release()  # its settle waits for the database, for ever
+        result = child.stop_within()
+
+    assert result.returncode == 1
+    assert "stopped by SIGTERM" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    if arguments:
+        assert json.loads(result.stdout)["error"]["code"] == "stopped"
 
 
 def leases(facts: Facts) -> dict[object, object]:

@@ -49,7 +49,7 @@ from certjob.night.resync import Resync, ResyncTimes, resync
 from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
 from certjob.stopping import StopFlag
 from tests.support.facts import TODAY, Facts
-from tests.support.intents import make_due, run_out
+from tests.support.intents import let_unknown_outcomes_pass, make_due, run_out
 from tests.support.nights import NoProgress, night, quick_policy
 from tests.support.portal_answers import Behaviour, Exchange, PortalRequest, cut, delay, error, html, ok, reset
 from tests.support.portal_server import PortalServer
@@ -932,7 +932,7 @@ class Saga(RuleBasedStateMachine):
 
     def _hours_pass(self) -> None:
         """Every lease runs out, every retry time comes, and no call can land any more."""
-        self.facts.connection.execute("UPDATE portal_sync_events SET unknown_shown_at = NULL, unknown_hidden_at = NULL")
+        let_unknown_outcomes_pass(self.facts)
         for table in INTENTS:
             run_out(self.facts, table)
             make_due(self.facts, table)
