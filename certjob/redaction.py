@@ -1,4 +1,4 @@
-"""What must not be printed, whoever wrote the text: the secrets of this process's settings, and people's addresses."""
+"""What must not be handed on, whoever wrote the text: secrets, people's addresses, characters that give orders."""
 
 import re
 from collections.abc import Iterable
@@ -9,6 +9,9 @@ LONGEST_FOREIGN_TEXT = 10_000
 _IN_AN_ADDRESS = r"[^\s<>@:;,()\"']"
 # From a word's first letter only: tried from each, a long word without an @ takes the square of its length.
 _ADDRESS = re.compile(rf"<?(?<!{_IN_AN_ADDRESS}){_IN_AN_ADDRESS}+@{_IN_AN_ADDRESS}+>?")
+
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]+")
+"""Control characters, line separators and marks that turn the direction of what follows."""
 
 _SHORTEST = 4
 """Shorter ones would be found in every second word."""
@@ -47,3 +50,8 @@ def _beginning(text: str) -> str:
     while end and (text[end - 1] == "@" or re.match(_IN_AN_ADDRESS, text[end - 1])):
         end -= 1
     return text[:end] + "…"
+
+
+def one_line(text: str | None) -> str:
+    """Return the text in one line without characters that could break a header or turn the text around."""
+    return " ".join(_UNPRINTABLE.sub(" ", text or "").split())

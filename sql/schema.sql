@@ -746,16 +746,15 @@ CREATE TABLE coordinator_digests (
     last_error      text,
     covers_until    timestamptz,
     -- the day as of which a sent one was written
-    told_on         date,
+    reported_on     date,
     -- everything that the coordinator knows once it was sent, by kind and id
-    told            text[]      NOT NULL DEFAULT '{}',
+    reported        text[]      NOT NULL DEFAULT '{}',
     -- the coordinator's sent ones in the order of sending, whatever clocks say
     sent_number     integer,
     maybe_sent      boolean     NOT NULL DEFAULT false,
     -- why last_error; null: cancelled, or never failed
     failure_code    text,
     CONSTRAINT coordinator_digests_pkey PRIMARY KEY (id),
-    CONSTRAINT coordinator_digests_once UNIQUE (coordinator_id, digest_on),
     CONSTRAINT coordinator_digests_coordinator_id_fkey
         FOREIGN KEY (coordinator_id) REFERENCES coordinators(id) ON DELETE CASCADE,
     CONSTRAINT coordinator_digests_attempts_check CHECK (attempts >= 0),
@@ -763,8 +762,8 @@ CREATE TABLE coordinator_digests (
         CHECK (status IN ('pending', 'sent', 'failed', 'cancelled', 'superseded'))
 );
 CREATE INDEX coordinator_digests_due_idx ON coordinator_digests (next_attempt_at, id) WHERE (status = 'pending');
-CREATE INDEX coordinator_digests_open_idx ON coordinator_digests (coordinator_id)
-    WHERE (status IN ('pending', 'failed'));
+CREATE UNIQUE INDEX coordinator_digests_one_open ON coordinator_digests (coordinator_id)
+    WHERE (status IN ('pending', 'failed', 'cancelled'));
 CREATE INDEX coordinator_digests_sent_idx ON coordinator_digests (coordinator_id, sent_number DESC NULLS LAST)
     WHERE (status = 'sent');
 ALTER TABLE coordinator_digests ENABLE ROW LEVEL SECURITY;

@@ -12,10 +12,10 @@ import pytest
 from certjob import redaction
 from certjob.cli.terminal.csv_output import spreadsheet_text
 from certjob.database import connection_errors
+from certjob.domain.addresses import parse_address, parse_sender
 from certjob.facts import cells
 from certjob.facts.organisations import parse_coordinator
 from certjob.mail.channels.server_text import readable
-from certjob.mail.message import parse_address, parse_sender
 from certjob.outbox.retry import parse_retry_after
 from certjob.redaction import LONGEST_FOREIGN_TEXT
 from tests.conftest import Certjob

@@ -11,7 +11,7 @@ _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\u00a1-\U0010ffff-]+"
 _LOCAL_PART = re.compile(rf"{_ATOM}(?:\.{_ATOM})*")
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
-_NAMED = re.compile(r"\s*(?P<name>[^<>@\"]*|\"[^<>@\"]*\")\s*<(?P<address>[^<>]*)>\s*")
+_NAMED = re.compile(r"(?P<name>[^<>@\"]*|\"[^<>@\"]*\"\s*)<(?P<address>[^<>]*)>")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +73,7 @@ def parse_sender(text: str) -> MailAddress:
 
     Raises ValueError when it is not exactly one such address, or has letters beyond ASCII before the ``@``.
     """
-    named = _NAMED.fullmatch(text)
+    named = _NAMED.fullmatch(text.strip())
     address = parse_address(named["address"] if named else text)
     if address.international or not text.isprintable():
         message = "has a character that a sender cannot have"

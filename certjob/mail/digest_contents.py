@@ -1,16 +1,29 @@
-"""What a coordinator's daily page tells, as values."""
+"""What a coordinator's daily page says: read as of one moment, in the words that its templates use."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import date, datetime, timedelta, tzinfo
 from hashlib import sha256
+from typing import Any
 from uuid import UUID
 
-from certjob.domain.alert_reasons import PushState
+from certjob import database
+from certjob.database import Connection
+from certjob.domain import rules
+from certjob.domain.alert_reasons import AlertReason, PushState, why_message_waits, why_push_waits
+from certjob.domain.models import Mentor
+from certjob.facts import reading
+from certjob.mail.messages import language_of, write_date, write_moment
+from certjob.redaction import one_line
 
 EXPIRING_WITHIN_DAYS = 30
-TOLD_AGAIN_AFTER_DAYS = 7
-"""What still waits for a person is a reason for another page after so many days; with other news it comes along."""
+REPORTED_AGAIN_AFTER_DAYS = 7
+"""What still needs attention is a reason for another page after so many days; with other news it comes along."""
+MOST_LINES = 50
+"""A section names so many, and says how many more there are."""
+
+Words = dict[str, Any]
+"""What a template finds for one line, by name; nothing in it can break a line or turn the text around."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,129 +39,170 @@ class Coordinator:
     locale: str
     since: datetime
     """From when on to look for what happened; surely before the last sent digest was written."""
-    told_on: date
+    reported_on: date
     """The day as of which the last sent digest was written; without one, a week ago."""
-    told: Sequence[str]
-    """The lines that the last sent digest told, or that were told before and could be found again."""
+    reported: Sequence[str]
+    """The lines of the last sent digest, or of earlier ones where they could be found again."""
     read_at: datetime
     """When this was read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lapse:
-    """Why a mentor is not certified: a kind that has no certificate in force."""
-
-    kind: str
-    ended_on: date | None
-    """The last day that it was in force; None: it was revoked."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PausedMentor:
-    """Newly paused by certjob."""
-
-    name: str
-    member_no: str
-    lapses: tuple[Lapse, ...]
-    reopened: bool
-    """A person had lifted the pause, and the mentor was still not certified."""
-    line: str
-    """What this is known by, from one digest to the next."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReturnedMentor:
-    """certjob's pause was lifted."""
-
-    name: str
-    member_no: str
-    still_paused: bool
-    """Another pause is open, such as a coordinator's."""
-    without_certificate: bool
-    """Nothing is on record any more that could end: nobody watches this mentor."""
-    line: str
-    """What this is known by, from one digest to the next."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExpiringCertificate:
-    """In force, and not for long."""
-
-    name: str
-    member_no: str
-    kind: str
-    expires_on: date
-    days_left: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PendingPush(PushState):
+class _Push(PushState):
     """A row of ``portal_alerts``."""
 
     name: str
     member_no: str
     visible: bool
-    """The wanted value: False = may still be visible."""
+    """The desired value: False = may still be visible."""
     sentence: str
-    """The design's own, in English."""
     wanted_at: datetime
     error: str | None
     line: str
-    """What this is known by, from one digest to the next."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UndeliveredReminder:
-    """A reminder that is ``failed``."""
-
-    name: str
-    member_no: str
-    expires_on: date
-    error: str
-    code: str | None
-    """Why, as a FailureCode."""
-    line: str
-    """What this is known by, from one digest to the next."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Digest:
-    """Everything one page tells."""
+    """Everything one page says."""
 
     coordinator: Coordinator
     today: date
-    paused: tuple[PausedMentor, ...]
-    """Not told before."""
-    returned: tuple[ReturnedMentor, ...]
-    """Not told before."""
-    expiring: tuple[ExpiringCertificate, ...]
-    pending: tuple[PendingPush, ...]
-    """All that wait, told before or not."""
-    undelivered: tuple[UndeliveredReminder, ...]
-    """All that wait for a correction, told before or not."""
-    told: tuple[str, ...]
-    """The lines that need not be told again once this page was sent."""
+    sections: Mapping[str, list[Words]]
+    """``paused`` and ``returned``: not reported before. The others: all that still is so."""
+    reported: tuple[str, ...]
+    """The lines that need not be reported again once this page was sent."""
+    has_news: bool
+    """Whether anything was not reported yet, or still needs attention a week after it was."""
 
-    @property
-    def has_news(self) -> bool:
-        """Whether there is anything that was not told, or that still needs a person a week after it was told."""
-        coordinator = self.coordinator
-        known = frozenset(coordinator.told)
-        stands = [item.line for item in self.pending] + [item.line for item in self.undelivered]
-        newly_expiring = (
-            certificate.expires_on > coordinator.told_on + timedelta(days=EXPIRING_WITHIN_DAYS)
-            for certificate in self.expiring
-        )
-        return (
-            bool(self.paused or self.returned)
-            or any(newly_expiring)
-            or any(line not in known for line in stands)
-            or (bool(stands) and (self.today - coordinator.told_on).days >= TOLD_AGAIN_AFTER_DAYS)
-        )
+    def words(self, *, repeat: bool) -> Words:
+        """Return what the templates can use, by name."""
+        return {
+            "language": language_of(self.coordinator.locale),
+            "most": MOST_LINES,
+            "name": one_line(self.coordinator.full_name),
+            "organisation": one_line(self.coordinator.organisation_name),
+            "repeat": repeat,
+            **self.sections,
+        }
 
     @property
     def fingerprint(self) -> str:
-        """Return what is the same for two pages that tell the same, so that nobody takes one for a copy of another."""
-        ends = [f"{item.member_no}:{item.kind}:{item.expires_on}" for item in self.expiring]
-        text = "\n".join([self.today.isoformat(), *sorted(self.told), *sorted(self.coordinator.told), *ends])
-        return sha256(text.encode()).hexdigest()[:8]
+        """Return what is the same for two pages that say the same, so that nobody takes one for a copy of another."""
+        ends = [f"{item['member_no']}:{item['kind']}:{item['expires_on']}" for item in self.sections["expiring"]]
+        lines = [*sorted(self.reported), *sorted(self.coordinator.reported), *ends]
+        return sha256("\n".join([self.today.isoformat(), *lines]).encode()).hexdigest()[:8]
+
+
+def read_digest(connection: Connection, digest_id: int, *, today: date, zone: tzinfo) -> Digest | None:
+    """Read what there is to say, with times in ``zone``; None if the coordinator is gone, and with them the row."""
+    found = database.fetch(
+        connection, "read_digest_coordinator", {"digest_id": digest_id, "today": today}, into=Coordinator
+    )
+    if not found:
+        return None
+    (coordinator,) = found
+    known = frozenset(coordinator.reported)
+    window = {"organisation_id": coordinator.organisation_id, "since": coordinator.since, "today": today}
+    soon = {
+        "organisation_id": coordinator.organisation_id,
+        "today": today,
+        "within_days": EXPIRING_WITHIN_DAYS,
+    }
+    paused = database.fetch(connection, "read_paused_mentors", window)
+    returned = database.fetch(connection, "read_returned_mentors", window)
+    pushes = database.fetch(connection, "read_pending_pushes", window, into=_Push)
+    undelivered = database.fetch(connection, "read_undelivered_reminders", window)
+    names = dict(database.fetch(connection, "read_expiring_mentors", soon))
+    ids = [row[0] for row in (*paused, *returned)] + list(names)
+    mentors = {mentor.id: mentor for mentor in reading.read(connection, ids, lock=False).mentors}
+
+    new_paused = [row for row in paused if row[-1] not in known]
+    new_returned = [row for row in returned if row[-1] not in known]
+    expiring = _expiring([mentors[mentor_id] for mentor_id in names if mentor_id in mentors], names, today=today)
+    standing = [push.line for push in pushes] + [row[-1] for row in undelivered]
+    newly_expiring = coordinator.reported_on + timedelta(days=EXPIRING_WITHIN_DAYS)
+    write = _Writer(locale=coordinator.locale, zone=zone, today=today)
+    return Digest(
+        coordinator=coordinator,
+        today=today,
+        sections={
+            "visible": [write.push(push) for push in pushes if not push.visible],
+            "hidden": [write.push(push) for push in pushes if push.visible],
+            "paused": [write.paused(row, mentors.get(row[0])) for row in new_paused],
+            "returned": [write.returned(row, mentors.get(row[0])) for row in new_returned],
+            "undelivered": [write.undelivered(row) for row in undelivered],
+            "expiring": [write.expiring(*row) for row in expiring],
+        },
+        reported=(*(row[-1] for row in paused), *(row[-1] for row in returned), *standing),
+        has_news=bool(new_paused or new_returned)
+        or any(expires_on > newly_expiring for expires_on, *_ in expiring)
+        or any(line not in known for line in standing)
+        or (bool(standing) and (today - coordinator.reported_on).days >= REPORTED_AGAIN_AFTER_DAYS),
+    )
+
+
+def _expiring(mentors: Sequence[Mentor], names: Mapping[UUID, str], *, today: date) -> list[tuple[date, str, str, str]]:
+    """Return last day, name, member number and kind of what ends soon and nothing continues, in that order."""
+    return sorted(
+        (certificate.expires_on, names[mentor.id], mentor.member_no, certificate.kind)
+        for mentor in mentors
+        for certificate in rules.ending_certificates(mentor, today, within_days=EXPIRING_WITHIN_DAYS)
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Writer:
+    """Turns rows into words."""
+
+    locale: str
+    zone: tzinfo
+    today: date
+
+    def push(self, push: _Push) -> Words:
+        return {
+            **_who(push.name, push.member_no),
+            "since": write_moment(push.wanted_at.astimezone(self.zone), locale=self.locale),
+            "sentence": push.sentence,
+            **self._why(why_push_waits(push), push.error),
+        }
+
+    def paused(self, row: tuple[Any, ...], mentor: Mentor | None) -> Words:
+        _, name, member_no, reopened, _ = row
+        lapsed = rules.lapsed_certificates(mentor, self.today) if mentor is not None else ()
+        lapses = [
+            {
+                "kind": one_line(certificate.kind),
+                "ended_on": "" if certificate.revoked else write_date(certificate.expires_on, locale=self.locale),
+            }
+            for certificate in lapsed
+        ]
+        return {**_who(name, member_no), "reopened": reopened, "lapses": lapses}
+
+    def returned(self, row: tuple[Any, ...], mentor: Mentor | None) -> Words:
+        _, name, member_no, still_paused, _ = row
+        watched_by_nobody = mentor is not None and rules.holds_nothing(mentor, self.today)
+        return {**_who(name, member_no), "still_paused": still_paused, "without_certificate": watched_by_nobody}
+
+    def undelivered(self, row: tuple[Any, ...]) -> Words:
+        name, member_no, expires_on, error, code, _ = row
+        return {
+            **_who(name, member_no),
+            "expires_on": write_date(expires_on, locale=self.locale),
+            **self._why(why_message_waits(code), error),
+        }
+
+    def expiring(self, expires_on: date, name: str, member_no: str, kind: str) -> Words:
+        return {
+            **_who(name, member_no),
+            "kind": one_line(kind),
+            "expires_on": write_date(expires_on, locale=self.locale),
+            "days_left": (expires_on - self.today).days,
+        }
+
+    def _why(self, reason: AlertReason, error: str | None) -> Words:
+        said = one_line(reason.technical(error))
+        return {"error": one_line(error), "reason": reason.for_mail(language_of(self.locale)), "technical": said}
+
+
+def _who(name: str, member_no: str) -> Words:
+    return {"name": one_line(name), "member_no": one_line(member_no)}

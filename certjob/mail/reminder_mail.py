@@ -1,96 +1,119 @@
-"""Reminders as the mail stage takes them: asked again, and written, from the facts of the moment."""
+"""Reminders as mails: asked again, and written, from the facts of the moment."""
 
-from collections.abc import Callable, Sequence
-from datetime import date
+from dataclasses import dataclass
+from datetime import date, timedelta
+from uuid import UUID
 
-from certjob.domain.models import Reminder
-from certjob.errors import FailureCode, TemplateError
+from certjob import database
+from certjob.domain import rules
+from certjob.domain.models import OWN_PAUSE_REASON, Certificate, Mentor, Reminder
+from certjob.facts import reading
 from certjob.mail.message import OutgoingMessage, message_id
-from certjob.mail.messages import OUR_TEMPLATES, ReminderContent, Templates, render_reminder
-from certjob.mail.reminders import CertificationReminderService, QueuedReminder, Recipient
-from certjob.mail.stage import Draft
-from certjob.outbox.claims import Answer, Lease
+from certjob.mail.messages import OUR_TEMPLATES, NightTemplates, ReminderContent, Templates, render_reminder
+from certjob.mail.queue import LEASE_SECONDS, MailQueue, Writer
 
 
-class ReminderMail:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueuedReminder:
+    """A claimed row of ``cert_notification_log``."""
+
+    id: int
+    mentor_id: UUID
+    threshold_days: int
+    cert_id: UUID
+    expires_on: date
+    attempts: int
+    """Claims that led to an attempt, this one included."""
+    claim_token: UUID
+    maybe_sent: bool
+    """An earlier attempt's outcome is unknown: the message must say that it may be a repeat."""
+    cycle: int
+    """How many dates the row was about before; the same again for a date that comes back."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipient:
+    """The mentor as the facts are now, with what a message says about the organisation."""
+
+    mentor: Mentor
+    full_name: str | None
+    email: str | None
+    locale: str
+    paused: bool
+    """certjob's own pause is open."""
+    organisation_name: str
+    contact_email: str | None
+    contact_phone: str | None
+    renewal_url: str | None
+
+    def certificate(self, cert_id: UUID) -> Certificate | None:
+        """The mentor's certificate with that id, if it still exists."""
+        return next((c for c in self.mentor.certificates if c.id == cert_id), None)
+
+
+class ReminderMail(MailQueue[QueuedReminder]):
     """The mail stage's queue of reminders."""
 
     def __init__(
         self,
-        service: CertificationReminderService,
+        connection: database.Connection,
         *,
         today: date,
         domain: str,
-        templates: Callable[[], Templates] = lambda: OUR_TEMPLATES,
+        templates: NightTemplates | None = None,
+        lease_seconds: float = LEASE_SECONDS,
     ) -> None:
-        """``domain`` is the right side of every Message-ID; ``templates`` is asked when there is a message to write."""
-        self._service = service
-        self._today = today
+        """``domain`` is the right side of every Message-ID."""
+        super().__init__(connection, table="reminders", item=QueuedReminder, today=today, lease_seconds=lease_seconds)
         self._domain = domain
-        self._templates = templates
+        self._templates = templates or NightTemplates()
 
-    def claim(self) -> tuple[list[QueuedReminder], Lease]:
-        """Claim due reminders, committed on return."""
-        return self._service.claim(today=self._today)
+    def _draft(self, item: QueuedReminder) -> Writer | str | None:
+        """Ask the rules again; see ``MailQueue``.
 
-    def release(self, items: Sequence[QueuedReminder]) -> None:
-        """Give claimed reminders back; their attempts were none."""
-        self._service.release(items)
-
-    def draft(self, item: QueuedReminder) -> Draft:
-        """Ask the rules again, then write the message."""
-        recipient = self._service.recipient(item)
-        if recipient is None:  # the mentor and with it the row were deleted under the claim
-            return Draft(cancelled="")
-        reason = self._service.cancel_reason(item, recipient, self._today)
-        if reason is not None:
-            return Draft(cancelled=reason)
-
-        def write(templates: Templates) -> OutgoingMessage:
-            return reminder_message(
-                Reminder(cert_id=item.cert_id, threshold_days=item.threshold_days, expires_on=item.expires_on),
+        A review may have given the row to a certificate that was entered anew since the claim.
+        """
+        parameters = {"id": item.id, "token": item.claim_token}
+        cert_id = database.fetch_value(self._connection, "read_reminded_certificate", parameters)
+        recipient = read_recipient(self._connection, item.mentor_id)
+        if cert_id is None or recipient is None:
+            return None
+        due = Reminder(cert_id=cert_id, threshold_days=item.threshold_days, expires_on=item.expires_on)
+        reason = rules.cancel_reason(due, recipient.mentor, self._today)
+        if reason is None:
+            return lambda: reminder_message(
+                due,
                 recipient,
                 key=reminder_key(item.id, cycle=item.cycle),
                 repeat=item.maybe_sent,
                 today=self._today,
                 domain=self._domain,
-                templates=templates,
+                templates=self._templates,
             )
+        if reason == "not due" or due.expires_on - timedelta(days=due.threshold_days) > self._today:
+            # Queued by a night of a later day, which has noted when to look next: a day after this one's.
+            database.execute(self._connection, "review_mentor", {"id": item.mentor_id})
+        return reason
 
-        try:
-            return Draft(message=write(self._templates()))
-        except TemplateError as error:  # other words are better than none in time
-            return Draft(message=write(OUR_TEMPLATES), broken_template=str(error))
 
-    def settle(
-        self,
-        item: QueuedReminder,
-        status: str,
-        *,
-        error: str | None = None,
-        code: FailureCode | None = None,
-        delay_seconds: float = 0.0,
-        uncount: bool = False,
-        maybe_sent: bool = False,
-    ) -> bool:
-        """Write what became of a reminder, committed on return; False if its lease was lost."""
-        return self._service.settle(
-            item, status, error=error, code=code, delay_seconds=delay_seconds, uncount=uncount, maybe_sent=maybe_sent
-        )
-
-    def cancel(self, item: QueuedReminder) -> Answer:
-        """Cancel a reminder if that is still right."""
-        return self._service.cancel(item, today=self._today)
-
-    def fail(
-        self, item: QueuedReminder, *, error: str, code: FailureCode, address: str, uncount: bool = False
-    ) -> Answer:
-        """Fail a reminder if the address is still the mentor's."""
-        return self._service.fail(item, error=error, code=code, address=address, uncount=uncount)
-
-    def reopen_refused(self, items: Sequence[QueuedReminder], *, delay_seconds: float) -> None:
-        """Put reminders that were refused and should not be failed back to pending."""
-        self._service.reopen_refused(items, delay_seconds=delay_seconds)
+def read_recipient(connection: database.Connection, mentor_id: UUID) -> Recipient | None:
+    """Read one mentor with everything a message needs; None if the mentor is gone."""
+    mentors = reading.read(connection, [mentor_id], lock=False).mentors
+    rows = database.fetch(connection, "read_recipient", {"mentor_id": mentor_id})
+    if not mentors or not rows:
+        return None
+    full_name, email, locale, organisation_name, contact_email, contact_phone, renewal_url = rows[0]
+    return Recipient(
+        mentor=mentors[0],
+        full_name=full_name,
+        email=email,
+        locale=locale,
+        paused=any(pause.reason == OWN_PAUSE_REASON for pause in mentors[0].open_pauses),
+        organisation_name=organisation_name,
+        contact_email=contact_email,
+        contact_phone=contact_phone,
+        renewal_url=renewal_url,
+    )
 
 
 def reminder_message(
@@ -101,7 +124,7 @@ def reminder_message(
     repeat: bool,
     today: date,
     domain: str,
-    templates: Templates = OUR_TEMPLATES,
+    templates: Templates | NightTemplates = OUR_TEMPLATES,
 ) -> OutgoingMessage:
     """Write the reminder for this recipient, with the days left on ``today``.
 
@@ -110,26 +133,24 @@ def reminder_message(
     mentor = recipient.mentor
     certificate = recipient.certificate(due.cert_id)
     kind = certificate.kind if certificate else ""
-    rendered = render_reminder(
-        ReminderContent(
-            full_name=recipient.full_name,
-            member_no=mentor.member_no,
-            kind=kind,
-            expires_on=due.expires_on,
-            days_left=(due.expires_on - today).days,
-            threshold_days=due.threshold_days,
-            pauses=kind not in mentor.organisation.optional_kinds,
-            paused=recipient.paused,
-            organisation_name=recipient.organisation_name,
-            contact_email=recipient.contact_email,
-            contact_phone=recipient.contact_phone,
-            renewal_url=recipient.renewal_url,
-            locale=recipient.locale,
-            repeat=repeat,
-            organisation_slug=mentor.organisation.slug,
-        ),
-        templates=templates,
+    content = ReminderContent(
+        full_name=recipient.full_name,
+        member_no=mentor.member_no,
+        kind=kind,
+        expires_on=due.expires_on,
+        days_left=(due.expires_on - today).days,
+        threshold_days=due.threshold_days,
+        pauses=kind not in mentor.organisation.optional_kinds,
+        paused=recipient.paused,
+        organisation_name=recipient.organisation_name,
+        contact_email=recipient.contact_email,
+        contact_phone=recipient.contact_phone,
+        renewal_url=recipient.renewal_url,
+        locale=recipient.locale,
+        repeat=repeat,
+        organisation_slug=mentor.organisation.slug,
     )
+    rendered = render_reminder(content, templates=templates)
     return OutgoingMessage(
         to=recipient.email or "",
         subject=rendered.subject,

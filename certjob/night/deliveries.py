@@ -8,18 +8,18 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, tzinfo
-from typing import Protocol
+from typing import Any, Protocol
 from uuid import UUID
 
 import psycopg
 
 from certjob import database
 from certjob.database import Connection
-from certjob.errors import ConfigurationError, DatabaseUnavailableError, FailureCode, StoppedBySignalError
-from certjob.mail.digest_mail import DigestMail
-from certjob.mail.digests import CoordinatorDigestService
+from certjob.errors import DatabaseUnavailableError, FailureCode, StoppedBySignalError
+from certjob.mail.digests import CoordinatorDigestService, DigestMail
 from certjob.mail.message import Channel, domain_of
-from certjob.mail.messages import OUR_TEMPLATES, Templates
+from certjob.mail.messages import OUR_TEMPLATES, NightTemplates, Templates
+from certjob.mail.queue import MailQueue
 from certjob.mail.reminder_mail import ReminderMail
 from certjob.mail.reminders import CertificationReminderService
 from certjob.mail.stage import MailStage
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 PORTAL_SHARE = 0.75
 """The portal's part of the time for deliveries: a slow portal leaves some of it to the mail."""
 
-ABOUT_REMINDERS_ALONE = frozenset({"refused", "template", CRASH})
+ABOUT_REMINDERS_ALONE = frozenset({"refused", CRASH})
 """How the stage of the reminders can end without a word about the digests: these still go out, and tell of it."""
 
 _LOCKED = "another session keeps a table or its rows to itself; end that session; the rest stays pending"
@@ -92,8 +92,7 @@ class Deliveries:
         self._stop = stop
         self._progress = progress
         self._organisation_id = organisation_id
-        self._templates: Templates | None = None
-        self._templates_problem: str | None = None
+        self._templates = NightTemplates(delivery.open_templates)
         self._portal = PortalSyncService(connection, run_id=report.run_id)
         self._reminders = CertificationReminderService(connection, run_id=report.run_id)
         self._digests = CoordinatorDigestService(connection, today=report.today)
@@ -119,10 +118,7 @@ class Deliveries:
             self._run("mail", self.queue_digests)
             self._run("mail", self._missing_channel)
             return
-        try:
-            self._send_mail(channel, ends_at=ends_at)
-        finally:
-            channel.close()
+        self._send_mail(channel, ends_at=ends_at)
 
     def queue_digests(self) -> None:
         """Only after a night: the job between the nights sends what is queued."""
@@ -211,53 +207,44 @@ class Deliveries:
         self._run("mail", self.queue_digests)
         if stopped is None or stopped.code in ABOUT_REMINDERS_ALONE:
             self._run("mail", lambda: self._send_digests(channel, ends_at=ends_at))
-        self._run("mail", self._template_problem)
+        self._run("mail", self._templates.problem)
 
     def _send_reminders(self, channel: Channel, *, ends_at: float) -> StageStop | None:
-        stage = MailStage(
-            ReminderMail(
-                self._reminders,
-                today=self._report.today,
-                domain=domain_of(self._delivery.mail_from),
-                templates=self._own_templates,
-            ),
-            channel=channel,
-            stop=self._stop,
-            on_progress=self._progress.phase("Sending reminders"),
+        queue = ReminderMail(
+            self._connection,
+            today=self._report.today,
+            domain=domain_of(self._delivery.mail_from),
+            templates=self._templates,
         )
+        stage = self._mail_stage(queue, channel, phase="Sending reminders")
         self._report.reminders = stage.counts
-        return stage.run(deadline_seconds=ends_at - time.monotonic())
+        return self._in_loop(stage, channel, ends_at=ends_at)
 
     def _send_digests(self, channel: Channel, *, ends_at: float) -> StageStop | None:
-        stage = MailStage(
-            DigestMail(
-                self._digests,
-                domain=domain_of(self._delivery.mail_from),
-                zone=self._delivery.zone,
-                templates=self._own_templates,
-            ),
-            channel=channel,
-            stop=self._stop,
-            on_progress=self._progress.phase("Sending digests"),
+        queue = DigestMail(
+            self._connection,
+            today=self._report.today,
+            domain=domain_of(self._delivery.mail_from),
+            zone=self._delivery.zone,
+            templates=self._templates,
         )
+        stage = self._mail_stage(queue, channel, phase="Sending digests")
         self._report.digests = stage.counts
-        return stage.run(deadline_seconds=ends_at - time.monotonic())
+        return self._in_loop(stage, channel, ends_at=ends_at)
 
-    def _own_templates(self) -> Templates:
-        """Open the templates with the first message that needs them; certjob's own take the place of broken ones."""
-        if self._templates is None:
+    def _mail_stage(self, queue: MailQueue[Any], channel: Channel, *, phase: str) -> MailStage[Any]:
+        return MailStage(queue, channel=channel, stop=self._stop, on_progress=self._progress.phase(phase))
+
+    def _in_loop(self, stage: MailStage[Any], channel: Channel, *, ends_at: float) -> StageStop | None:
+        seconds = max(ends_at - time.monotonic(), 0)
+
+        async def send(database: DatabaseThread, stopped: asyncio.Event) -> StageStop | None:
             try:
-                self._templates = self._delivery.open_templates()
-            except (ConfigurationError, OSError) as error:
-                self._templates_problem = str(error)
-                self._templates = OUR_TEMPLATES
-        return self._templates
+                return await stage.run(database, stopped, deadline_seconds=seconds)
+            finally:
+                await channel.close()
 
-    def _template_problem(self) -> StageStop | None:
-        if self._templates_problem is None or not self._report.mails_sent:
-            return None
-        reason = f"{self._templates_problem}; the messages were written with certjob's own templates instead"
-        return StageStop(stage="mail", code="templates", reason=reason)
+        return run_loop(send, connection=self._connection, stop=self._stop, deadline_seconds=seconds)
 
     def _missing_channel(self) -> StageStop | None:
         open_work = read_open_work(self._connection)

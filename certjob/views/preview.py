@@ -12,8 +12,8 @@ from certjob.domain.models import Certificate, Mentor, PauseChange, Reminder
 from certjob.errors import ConfigurationError, UnknownMentorError
 from certjob.mail.message import Channel, OutgoingMessage, message_id
 from certjob.mail.messages import Templates
-from certjob.mail.reminder_mail import reminder_key, reminder_message
-from certjob.mail.reminders import Recipient, read_recipient
+from certjob.mail.reminder_mail import Recipient, read_recipient, reminder_key, reminder_message
+from certjob.outbox.loop import run_alone
 
 PREFIXES = {"nb": "[forhåndsvisning]", "nn": "[førehandsvising]", "en": "[preview]"}
 """Before the subject of a copy, so that nobody takes it for a reminder of their own."""
@@ -123,10 +123,14 @@ def send_copy(preview: Preview, channel: Channel, *, to: str, domain: str) -> No
         kind="preview",
         mentor_id=NOBODY,
     )
-    try:
-        channel.send(copy)
-    finally:
-        channel.close()
+
+    async def send() -> None:
+        try:
+            await channel.send(copy)
+        finally:
+            await channel.close()
+
+    run_alone(send())
 
 
 def _choose(mentor: Mentor, log: _Log, *, request: PreviewRequest) -> _Choice:

@@ -28,7 +28,7 @@ def beginning_of(query: str) -> str:
 
 
 PORTAL_SETTLE = beginning_of("settle_portal_events")
-MAIL_SETTLE = beginning_of("settle_reminder")
+MAIL_SETTLE = beginning_of("settle_reminders")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,7 +187,9 @@ def _draw_command(chance: Random, population: Sequence[MentorPlan]) -> Command:
     with_portal = [plan.member_no for plan in population if plan.has_portal]
     words = chance.choices([RUN, DELIVER, ("resync", chance.choice(with_portal))], weights=[7, 2, 1])[0]
     script = _draw_script(chance)
-    mail_script = tuple(chance.choices(list(MailWord), weights=[8, 1, 1, 1], k=chance.choice([0, 0, 6])))
+    mail_script = tuple(
+        chance.choices(list(MailWord), weights=[12, 2, 2, 2, 1, 1, 1, 1, 1, 1], k=chance.choice([0, 0, 6]))
+    )
     concurrency, attempts = chance.choice([1, 1, 2, 4]), chance.choice([1, 2, 2, 3])
     if kind == "two at once":
         fault = _draw_fault(chance, alone=False) if chance.random() < 0.75 else None

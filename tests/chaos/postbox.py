@@ -34,6 +34,7 @@ class Postbox(Mailbox):
         super().__init__()
         self._script: list[MailWord] = []
         self._strike: Strike | None = None
+        self._word = MailWord.OK
 
     def begin(self, script: Sequence[MailWord], strike: Strike | None) -> None:
         """Play this script to what comes now, then be healthy."""
@@ -45,8 +46,33 @@ class Postbox(Mailbox):
         """Every message, in order."""
         return [_read(envelope) for envelope in list(self.envelopes)]
 
+    async def handle_MAIL(  # noqa: N802 - aiosmtpd's
+        self, server: Any, session: object, envelope: Any, address: str, options: list[str]
+    ) -> str:
+        self._word = self._script.pop(0) if self._script else MailWord.OK
+        if self._word is MailWord.CUT_AT_MAIL:
+            server.transport.abort()
+        envelope.mail_from = address
+        envelope.mail_options.extend(options)
+        return "250 fine"
+
+    async def handle_RCPT(  # noqa: N802 - aiosmtpd's
+        self, server: Any, session: object, envelope: Any, address: str, options: list[str]
+    ) -> str:
+        match self._word:
+            case MailWord.CUT_AT_RCPT:
+                server.transport.abort()
+            case MailWord.CUT_AT_DATA:
+                _cut_after(server, b"354")
+            case MailWord.GREYLIST:
+                return "450 not yet"
+            case MailWord.CLOSING:
+                return "421 closing"
+        envelope.rcpt_tos.append(address)
+        return "250 fine\r\n250 and again" if self._word is MailWord.SURPLUS else "250 fine"
+
     async def handle_DATA(self, server: Any, session: object, envelope: Any) -> str:  # noqa: N802 - aiosmtpd's
-        word = self._script.pop(0) if self._script else MailWord.OK
+        word = self._word
         strike = self._strike
         if strike is not None and not strike.chooses(Spot.MAIL):
             strike = None
@@ -64,6 +90,18 @@ class Postbox(Mailbox):
         if word is MailWord.CUT:
             server.transport.abort()
         return answer
+
+
+def _cut_after(server: Any, beginning: bytes) -> None:
+    """Cut the connection as soon as the server has given an answer that begins so."""
+    push = server.push
+
+    async def push_and_cut(answer: Any) -> None:
+        await push(answer)
+        if (answer.encode() if isinstance(answer, str) else answer).startswith(beginning):
+            server.transport.abort()
+
+    server.push = push_and_cut
 
 
 def _read(envelope: Any) -> Taken:

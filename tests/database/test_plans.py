@@ -10,9 +10,9 @@ import pytest
 
 from certjob import database
 from certjob.database import Connection
-from certjob.mail.reminders import CertificationReminderService
 from certjob.portal.sync import PortalSyncService
 from tests.benchmarks.population import run_script, today
+from tests.support.channels import reminder_mail
 from tests.support.docs import read_section
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import night
@@ -133,7 +133,7 @@ def touched_blocks(connection: Connection, statement: bytes, parameters: Mapping
 
 CLAIMS: dict[str, dict[str, object]] = {
     "lock_due_portal_events": {"limit": 100},
-    "lock_due_reminders": {"limit": 100, "today": None},
+    "lock_due_reminders": {"limit": 100, "today": today()},
 }
 
 
@@ -156,7 +156,7 @@ def test_a_year_of_settled_rows_does_not_slow_a_claim(connection: Connection, *,
 
 def claim(connection: Connection, outbox: str, *, limit: int = 100) -> dict[str, object]:
     """Claim a batch by its statements; return what its settle is given, all of it delivered."""
-    due = {"limit": limit, "today": None}
+    due = {"limit": limit, "today": today()}
     locked = database.fetch(connection, f"lock_due_{outbox}", due)
     ids, contacts = [row[0] for row in locked], [row[-1] for row in locked]
     named = {"ids": ids, "contacts": contacts, "token": TOKEN, "lease_seconds": 300.0}
@@ -239,7 +239,7 @@ def test_a_claim_touches_its_batch_of_a_young_backlog(
     monkeypatch.setattr(database, "fetch", fetch)
 
     events = PortalSyncService(connection, run_id=TOKEN).claim(100)
-    reminders, _ = CertificationReminderService(connection, run_id=TOKEN).claim()
+    reminders, _ = reminder_mail(connection, today=today()).claim()
 
     assert (len(events), len(reminders)) == (100, 100)
     assert touched.keys() == {"lock_due_portal_events", "claim_portal_events", "lock_due_reminders", "claim_reminders"}
@@ -416,7 +416,6 @@ USES = {
     "dynamics_sync_failures_event_id_idx": "",  # what the foreign key does when an old event is deleted
     "coordinator_digests_due_idx": "lock_due_digests",
     "coordinator_digests_sent_idx": "queue_digests",
-    "coordinator_digests_open_idx": "supersede_digests",
     "job_runs_as_of_idx": "find_later_run",
     "job_runs_finished_at_idx": "read_last_run_date",
 }

@@ -602,17 +602,19 @@ class TestUniqueness:
         scene.facts.connection.execute("UPDATE dynamics_sync_failures SET resolved_at = now()")
         scene.facts.connection.execute(insert, (scene.mentor,))
 
-    def test_one_digest_for_each_coordinator_and_day(self, scene: Scene) -> None:
-        """Two runs of one day send one mail."""
+    @pytest.mark.parametrize("status", ["pending", "failed", "cancelled"])
+    def test_one_open_digest_for_each_coordinator(self, scene: Scene, status: str) -> None:
+        """Two runs send one mail, and what waits is what will be sent; sent ones are history."""
         (coordinator,) = scene.facts.rows(
             "INSERT INTO coordinators (organisation_id, email) VALUES (%s, 'k@example.org') RETURNING id",
             scene.organisation,
         )
-        insert = "INSERT INTO coordinator_digests (coordinator_id, digest_on) VALUES (%s, %s)"
-        scene.facts.connection.execute(insert, (coordinator[0], TODAY))
+        insert = "INSERT INTO coordinator_digests (coordinator_id, digest_on, status) VALUES (%s, %s, %s)"
+        scene.facts.connection.execute(insert, (coordinator[0], TODAY, "sent"))
+        scene.facts.connection.execute(insert, (coordinator[0], TODAY, status))
 
         with pytest.raises(psycopg.errors.UniqueViolation):
-            scene.facts.connection.execute(insert, (coordinator[0], TODAY))
+            scene.facts.connection.execute(insert, (coordinator[0], TODAY + timedelta(days=1), "pending"))
 
     @pytest.mark.parametrize(
         "statement",

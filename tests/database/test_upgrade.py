@@ -93,6 +93,13 @@ def live_with(connection: Connection, version: int) -> dict[str, UUID]:
     return people
 
 
+RENAMED = {
+    ("coordinator_digests", "told"): "reported",
+    ("coordinator_digests", "told_on"): "reported_on",
+}
+"""What a later migration calls a column."""
+
+
 def contents(connection: Connection) -> dict[str, list[dict[str, object]]]:
     """Every row of every table, by the table's name."""
     names = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1").fetchall()
@@ -115,7 +122,8 @@ def test_every_row_survives_and_a_night_runs(old: Connection, version: int) -> N
     after = contents(old)
     for table, rows in before.items():
         for row in rows:
-            assert any(row.items() <= new.items() for new in after[table]), (table, row)
+            known = {RENAMED.get((table, name), name): value for name, value in row.items()}
+            assert any(known.items() <= new.items() for new in after[table]), (table, row)
         assert len(after[table]) == len(rows) + (len(applied) if table == "certjob_migrations" else 0)
 
     old.execute("UPDATE mentors SET review_on = '-infinity'")

@@ -2,8 +2,8 @@
 
 import pytest
 
+from certjob.domain.addresses import MailAddress, parse_address, parse_sender
 from certjob.mail.channels.server_text import readable
-from certjob.mail.message import MailAddress, parse_address, parse_sender
 
 
 @pytest.mark.parametrize(
@@ -104,6 +104,6 @@ def test_a_servers_words_are_kept_without_the_people_in_them() -> None:
         b"unknown;\tpost@hlf.example, code 42"
     )
 
-    shown = readable(said, recipient=recipient, secrets=["42"])
+    shown = readable(said.decode(), recipient=recipient, secrets=["42"])
 
     assert shown == "5.1.1 <recipient> (<recipient>) unknown; <address>, code <secret>"

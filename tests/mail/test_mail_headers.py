@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certjob.database import Connection
-from certjob.mail.message import compose, parse_sender
+from certjob.domain.addresses import parse_sender
+from certjob.mail.message import compose
 from tests.support.facts import TODAY, Facts
 from tests.support.mails import MESSAGE
 from tests.support.nights import CollectingChannel, night
@@ -23,14 +24,14 @@ SENDER = parse_sender("post@hlf.example")
 
 def travelling(data: bytes, name: str) -> str:
     """One header with its name as it is in the message, line ends included."""
-    found = re.search(rf"^{name}:.*\r\n(?:[ \t].*\r\n)*", data.decode(), re.MULTILINE)
+    found = re.search(rf"^{name}:.*\n(?:[ \t].*\n)*", data.decode(), re.MULTILINE)
     assert found is not None, data
     return found[0]
 
 
 def sender_as_read(data: bytes) -> tuple[str, str]:
     """Name and address as a mail program reads them (RFC 2047: no space between two encoded words)."""
-    unfolded = travelling(data, "From").removeprefix("From:").replace("\r\n", "")
+    unfolded = travelling(data, "From").removeprefix("From:").replace("\n", "")
     name, address = parseaddr(unfolded)
     words = [
         part.decode(charset or "ascii") if isinstance(part, bytes) else part for part, charset in decode_header(name)
@@ -52,7 +53,7 @@ def sender_as_read(data: bytes) -> tuple[str, str]:
 )
 def test_the_senders_name_arrives_as_it_was_written(name: str) -> None:
     """No space lost or doubled, nothing decoded that was not encoded, no line longer than 78 characters."""
-    data = compose(MESSAGE, sender=parse_sender(f"{name} <post@hlf.example>"), line_end="\r\n").data
+    _, data = compose(MESSAGE, sender=parse_sender(f"{name} <post@hlf.example>"))
 
     assert sender_as_read(data) == (name, "post@hlf.example")
     assert max(map(len, travelling(data, "From").splitlines())) <= 78
@@ -68,12 +69,20 @@ def test_no_name_is_read_as_another_one(name: str) -> None:
     """Neither does one reach into the other headers."""
     sender = parse_sender(f"{name} <post@hlf.example>")
 
-    data = compose(MESSAGE, sender=sender, line_end="\r\n").data
+    _, data = compose(MESSAGE, sender=sender)
 
     assert sender_as_read(data) == (sender.display_name, "post@hlf.example")
     headers = email.message_from_bytes(data, policy=email.policy.default).keys()
-    assert headers[:6] == ["From", "To", "Subject", "Date", "Message-ID", "Auto-Submitted"]
-    assert len(headers) == 8
+    assert sorted(headers) == [
+        "Auto-Submitted",
+        "Content-Type",
+        "Date",
+        "From",
+        "MIME-Version",
+        "Message-ID",
+        "Subject",
+        "To",
+    ]
 
 
 @pytest.mark.parametrize("to", ["kari@example.org", "pål@example.org"])
@@ -82,9 +91,9 @@ def test_a_message_id_stays_in_one_line(to: str, length: int) -> None:
     """It is how a mail program knows a repeat; some find none that begins on the second line."""
     message_id = f"<certjob-{'k' * length}@hlf.example>"
 
-    data = compose(replace(MESSAGE, to=to, message_id=message_id), sender=SENDER, line_end="\r\n").data
+    _, data = compose(replace(MESSAGE, to=to, message_id=message_id), sender=SENDER)
 
-    assert travelling(data, "Message-ID") == f"Message-ID: {message_id}\r\n"
+    assert travelling(data, "Message-ID") == f"Message-ID: {message_id}\n"
 
 
 @pytest.mark.parametrize(
@@ -103,7 +112,7 @@ def test_a_message_id_stays_in_one_line(to: str, length: int) -> None:
 )
 def test_an_answer_goes_to_the_organisation(contact: str | None, header: str | None) -> None:
     """To its contact address if that is one; if not, the message goes out all the same, without the header."""
-    data = compose(replace(MESSAGE, reply_to=contact), sender=SENDER, line_end="\r\n").data
+    _, data = compose(replace(MESSAGE, reply_to=contact), sender=SENDER)
 
     message = email.message_from_bytes(data, policy=email.policy.default)
     assert message["Reply-To"] == header

@@ -4,16 +4,17 @@ import email
 import email.policy
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import date, timedelta
+from datetime import timedelta
 from email.message import EmailMessage
 from pathlib import Path
-from uuid import UUID, uuid4
+from typing import Any
+from uuid import UUID
 
 import pytest
 
 from certjob import database
 from certjob.database import Connection
+from certjob.domain.addresses import parse_sender
 from certjob.errors import (
     ChannelDownError,
     OutcomeUnknownError,
@@ -23,14 +24,13 @@ from certjob.errors import (
 )
 from certjob.mail import stage as mail_stage
 from certjob.mail.channels.smtp import SmtpChannel
-from certjob.mail.message import Channel, OutgoingMessage, domain_of, parse_sender
-from certjob.mail.messages import OUR_TEMPLATES, Templates
-from certjob.mail.reminder_mail import ReminderMail
-from certjob.mail.reminders import CertificationReminderService, QueuedReminder
-from certjob.mail.stage import MailStage
-from certjob.outbox.claims import StageStop
+from certjob.mail.message import Channel, OutgoingMessage, domain_of
+from certjob.mail.messages import NightTemplates, Templates
+from certjob.mail.reminder_mail import QueuedReminder, ReminderMail
+from certjob.outbox.claims import Lease, StageStop
 from certjob.outbox.retry import constant
 from certjob.stopping import StopFlag
+from tests.support.channels import BlockingStage, reminder_mail
 from tests.support.facts import TODAY, Facts
 from tests.support.intents import make_due, message_ids, review, run_out
 from tests.support.nights import CollectingChannel
@@ -71,35 +71,17 @@ def queue(facts: Facts, count: int, *, locale: str = "nb") -> list[UUID]:
     return mentors  # type: ignore[return-value]
 
 
-def stage(
-    connection: Connection, channel: Channel, *, stop: StopFlag | None = None, lease_seconds: float = 900.0
-) -> MailStage[QueuedReminder]:
-    return MailStage(mail_queue(connection, lease_seconds=lease_seconds), channel=channel, stop=stop or StopFlag())
-
-
-def mail_queue(
-    connection: Connection,
-    *,
-    mail_from: str = "Certjob <certjob@mentors.example>",
-    lease_seconds: float = 900.0,
-    templates: Templates = OUR_TEMPLATES,
-) -> ReminderMail:
-    service = CertificationReminderService(connection, run_id=uuid4(), lease_seconds=lease_seconds)
-    return ReminderMail(service, today=TODAY, domain=domain_of(mail_from), templates=lambda: templates)
+def stage(connection: Connection, channel: Channel, *, stop: StopFlag | None = None, **options: Any) -> BlockingStage:
+    return BlockingStage(connection, reminder_mail(connection, **options), channel, stop=stop)
 
 
 def code_of(stopped: StageStop | None) -> str | None:
     return None if stopped is None else stopped.code
 
 
-@contextmanager
-def smtp(port: int, **options: float) -> Iterator[SmtpChannel]:
+def smtp(port: int) -> SmtpChannel:
     """A channel to a server of this machine."""
-    channel = SmtpChannel(HOST, port=port, sender=parse_sender("certjob@mentors.example"), **options)  # type: ignore[arg-type]
-    try:
-        yield channel
-    finally:
-        channel.close()
+    return SmtpChannel(HOST, port=port, sender=parse_sender("certjob@mentors.example"))
 
 
 def outcomes(*errors: Exception | None) -> Callable[[OutgoingMessage], None]:
@@ -143,10 +125,10 @@ class TestSending:
         """Whatever happens at a message, at most one may come twice."""
         queue(facts, 6)
         mailbox = ObservingMailbox(other)
-        with real_server(mailbox) as server, smtp(server.port) as channel:
-            running = stage(connection, channel)
+        with real_server(mailbox) as server:
+            running = stage(connection, smtp(server.port))
 
-            stopped = running.run(deadline_seconds=60)
+            stopped = running.run()
 
         assert stopped is None
         assert mailbox.sent_before == [0, 1, 2, 3, 4, 5]
@@ -160,8 +142,8 @@ class TestSending:
         """One address in it, made by a machine, with an id from its row and its cycle."""
         queue(facts, 2, locale="en")
         mailbox = Mailbox()
-        with real_server(mailbox) as server, smtp(server.port) as channel:
-            stage(connection, channel).run(deadline_seconds=60)
+        with real_server(mailbox) as server:
+            stage(connection, smtp(server.port)).run()
 
         rows = facts.rows("SELECT id FROM cert_notification_log ORDER BY id")
         assert [envelope.rcpt_tos for envelope in mailbox.envelopes] == [["m0@example.org"], ["m1@example.org"]]
@@ -169,7 +151,7 @@ class TestSending:
         assert [message["To"] for message in messages] == ["m0@example.org", "m1@example.org"]
         assert {message["Auto-Submitted"] for message in messages} == {"auto-generated"}
         assert [message["Message-ID"] for message in messages] == [
-            f"<certjob-reminder-{row[0]}-0@mentors.example>" for row in rows
+            f"<certjob-reminder-{row[0]}-0@hlf.example>" for row in rows
         ]
         body = messages[0].get_body(("plain",))
         assert body is not None
@@ -180,13 +162,13 @@ class TestSending:
         queue(facts, 105)
         channel = CollectingChannel()
 
-        assert stage(connection, channel).run(deadline_seconds=60) is None
+        assert stage(connection, channel).run() is None
 
         assert len(set(message_ids(channel.sent))) == 105
 
     def test_nothing_due_sends_nothing(self, connection: Connection) -> None:
         """And opens no connection."""
-        assert stage(connection, CollectingChannel(on_send=outcomes(AssertionError()))).run(deadline_seconds=60) is None
+        assert stage(connection, CollectingChannel(on_send=outcomes(AssertionError()))).run() is None
 
 
 class TestUnknownOutcome:
@@ -195,8 +177,8 @@ class TestUnknownOutcome:
     def test_it_is_repeated_with_the_same_id_and_says_so(self, connection: Connection, facts: Facts) -> None:
         """Pending with a delay and maybe sent; the others go on."""
         queue(facts, 2, locale="en")
-        with scripted_server({"END": Fault.CUT}) as server, smtp(server.port) as channel:
-            assert stage(connection, channel).run(deadline_seconds=60) is None
+        with scripted_server({"END": Fault.CUT}) as server:
+            assert stage(connection, smtp(server.port)).run() is None
             first = [parsed_body(body)["Message-ID"] for body in server.bodies]
 
         assert (
@@ -208,8 +190,8 @@ class TestUnknownOutcome:
         )
         make_due(facts, "cert_notification_log")
         mailbox = Mailbox()
-        with real_server(mailbox) as good, smtp(good.port) as channel:
-            stage(connection, channel).run(deadline_seconds=60)
+        with real_server(mailbox) as good:
+            stage(connection, smtp(good.port)).run()
         messages = [parsed(envelope) for envelope in mailbox.envelopes]
         assert [message["Message-ID"] for message in messages] == first
         for message in messages:
@@ -223,7 +205,7 @@ class TestUnknownOutcome:
         channel = CollectingChannel(on_send=outcomes(*[OutcomeUnknownError("cut")] * 6))
         running = stage(connection, channel)
 
-        stopped = running.run(deadline_seconds=60)
+        stopped = running.run()
 
         assert code_of(stopped) == "unknown"
         assert facts.rows(UNTOUCHED) == [(3,)]
@@ -234,11 +216,11 @@ class TestUnknownOutcome:
     def test_after_a_crash_the_repeat_says_so(self, connection: Connection, facts: Facts) -> None:
         """The process vanished between the message and its settle."""
         queue(facts, 1)
-        CertificationReminderService(connection, run_id=uuid4()).claim()
+        reminder_mail(connection).claim()
         run_out(facts, "cert_notification_log")
         channel = CollectingChannel()
 
-        stage(connection, channel).run(deadline_seconds=60)
+        stage(connection, channel).run()
 
         assert [message.repeat for message in channel.sent] == [True]
 
@@ -266,10 +248,10 @@ class TestRefused:
                 return "250 fine"
 
         mailbox = Picky()
-        with real_server(mailbox) as server, smtp(server.port) as channel:
-            running = stage(connection, channel)
+        with real_server(mailbox) as server:
+            running = stage(connection, smtp(server.port))
 
-            stopped = running.run(deadline_seconds=60)
+            stopped = running.run()
 
         assert stopped is None
         assert (running.counts.sent, running.counts.failed) == (2, 1)
@@ -284,10 +266,10 @@ class TestRefused:
     def test_five_in_a_row_are_the_servers_fault(self, connection: Connection, facts: Facts) -> None:
         """The stage stops; the five are pending again, later, and nothing is counted as failed."""
         queue(facts, 8)
-        with scripted_server({"RCPT": b"554 relay access denied"}) as server, smtp(server.port) as channel:
-            running = stage(connection, channel)
+        with scripted_server({"RCPT": b"554 relay access denied"}) as server:
+            running = stage(connection, smtp(server.port))
 
-            stopped = running.run(deadline_seconds=60)
+            stopped = running.run()
 
         assert code_of(stopped) == "refused"
         assert "5 messages in a row were refused" in str(stopped)
@@ -307,9 +289,7 @@ class TestRefused:
         queue(facts, 5)
         connection.execute("UPDATE cert_notification_log SET attempts = 3")
 
-        stopped = stage(connection, CollectingChannel(on_send=outcomes(*[RecipientRefusedError("550")] * 5))).run(
-            deadline_seconds=60
-        )
+        stopped = stage(connection, CollectingChannel(on_send=outcomes(*[RecipientRefusedError("550")] * 5))).run()
 
         assert code_of(stopped) == "refused"
         assert facts.rows(
@@ -333,7 +313,7 @@ class TestRefused:
             text = "550"
             raise RecipientRefusedError(text)
 
-        stopped = stage(connection, CollectingChannel(on_send=refuse)).run(deadline_seconds=60)
+        stopped = stage(connection, CollectingChannel(on_send=refuse)).run()
 
         assert code_of(stopped) == "refused"
         assert facts.rows(STATUSES) == [("pending", 4), ("superseded", 1)]
@@ -341,9 +321,7 @@ class TestRefused:
     def test_the_next_run_begins_with_the_others(self, connection: Connection, facts: Facts) -> None:
         """Five addresses that are really dead do not stand before the rest every night."""
         mentors = queue(facts, 8)
-        stage(connection, CollectingChannel(on_send=outcomes(*[RecipientRefusedError("550")] * 5))).run(
-            deadline_seconds=60
-        )
+        stage(connection, CollectingChannel(on_send=outcomes(*[RecipientRefusedError("550")] * 5))).run()
         make_due(facts, "cert_notification_log")
         tried: list[UUID | None] = []
 
@@ -355,7 +333,7 @@ class TestRefused:
 
         channel = CollectingChannel(on_send=refuse_the_dead)
 
-        stopped = stage(connection, channel).run(deadline_seconds=60)
+        stopped = stage(connection, channel).run()
 
         assert tried[:3] == mentors[5:]
         assert code_of(stopped) == "refused"
@@ -369,7 +347,7 @@ class TestRefused:
         queue(facts, 9)
         four = [RecipientRefusedError("550")] * 4
 
-        stopped = stage(connection, CollectingChannel(on_send=outcomes(*four, between, *four))).run(deadline_seconds=60)
+        stopped = stage(connection, CollectingChannel(on_send=outcomes(*four, between, *four))).run()
 
         assert stopped is None
         assert facts.rows("SELECT count(*) FROM cert_notification_log WHERE status = 'failed'") == [(8,)]
@@ -380,7 +358,7 @@ class TestRefused:
         connection.execute("UPDATE mentors SET email = 'nowhere' WHERE email < 'm6'")
         channel = CollectingChannel()
 
-        stopped = stage(connection, channel).run(deadline_seconds=60)
+        stopped = stage(connection, channel).run()
 
         assert stopped is None
         assert [message.to for message in channel.sent] == ["m6@example.org", "m7@example.org"]
@@ -395,10 +373,10 @@ class TestDeferred:
         """Pending, with a delay that doubles; surely not sent."""
         queue(facts, 1)
         connection.execute("UPDATE cert_notification_log SET attempts = %s", (attempts,))
-        with scripted_server({"RCPT": b"450 greylisted"}) as server, smtp(server.port) as channel:
-            running = stage(connection, channel)
+        with scripted_server({"RCPT": b"450 greylisted"}) as server:
+            running = stage(connection, smtp(server.port))
 
-            stopped = running.run(deadline_seconds=60)
+            stopped = running.run()
 
         assert stopped is None
         assert (running.counts.sent, running.counts.failed, running.counts.lost) == (0, 0, 0)
@@ -413,9 +391,7 @@ class TestDeferred:
         """A server that greylists everybody is in order."""
         queue(facts, 12)
 
-        stopped = stage(connection, CollectingChannel(on_send=outcomes(*[RecipientDeferredError("450")] * 12))).run(
-            deadline_seconds=60
-        )
+        stopped = stage(connection, CollectingChannel(on_send=outcomes(*[RecipientDeferredError("450")] * 12))).run()
 
         assert stopped is None
         assert facts.rows("SELECT status, attempts, count(*) FROM cert_notification_log GROUP BY 1, 2") == [
@@ -441,10 +417,10 @@ class TestChannelDown:
     ) -> None:
         """Nobody is failed, no attempt is counted, the first one included."""
         queue(facts, 4)
-        with scripted_server(answers) as server, smtp(server.port) as channel:
-            running = stage(connection, channel)
+        with scripted_server(answers) as server:
+            running = stage(connection, smtp(server.port))
 
-            stopped = running.run(deadline_seconds=60)
+            stopped = running.run()
 
         assert code_of(stopped) == "down"
         assert "the rest stays pending" in str(stopped)
@@ -455,11 +431,11 @@ class TestChannelDown:
     def test_the_next_run_delivers(self, connection: Connection, facts: Facts) -> None:
         """Once the server is back, without a word of a repeat."""
         queue(facts, 3)
-        with scripted_server({"GREETING": Fault.CUT}) as server, smtp(server.port) as channel:
-            stage(connection, channel).run(deadline_seconds=60)
+        with scripted_server({"GREETING": Fault.CUT}) as server:
+            stage(connection, smtp(server.port)).run()
         channel_again = CollectingChannel()
 
-        assert stage(connection, channel_again).run(deadline_seconds=60) is None
+        assert stage(connection, channel_again).run() is None
 
         assert [message.repeat for message in channel_again.sent] == [False] * 3
 
@@ -468,7 +444,7 @@ class TestChannelDown:
         queue(facts, 3)
         channel = CollectingChannel(on_send=outcomes(ChannelDownError("421"), ChannelDownError("reset")))
 
-        assert stage(connection, channel).run(deadline_seconds=60) is None
+        assert stage(connection, channel).run() is None
 
         assert len(set(message_ids(channel.sent))) == len(channel.sent) == 3
 
@@ -477,7 +453,7 @@ class TestChannelDown:
         queue(facts, 5)
         channel = CollectingChannel(on_send=outcomes(None, None, *[ChannelDownError("gone")] * 3))
 
-        stopped = stage(connection, channel).run(deadline_seconds=60)
+        stopped = stage(connection, channel).run()
 
         assert code_of(stopped) == "down"
         assert facts.rows(STATUSES) == [("pending", 3), ("sent", 2)]
@@ -503,7 +479,7 @@ class TestLimits:
         channel = CollectingChannel(on_send=lambda _message: stop.set())
 
         with pytest.raises(StoppedBySignalError):
-            stage(connection, channel, stop=stop).run(deadline_seconds=60)
+            stage(connection, channel, stop=stop).run()
 
         assert facts.rows(STATUSES) == [("pending", 4), ("sent", 1)]
         assert facts.rows(UNTOUCHED) == [(4,)]
@@ -519,7 +495,7 @@ class TestLimits:
             raise ChannelDownError(text)
 
         with pytest.raises(StoppedBySignalError):
-            stage(connection, CollectingChannel(on_send=go_down), stop=stop).run(deadline_seconds=60)
+            stage(connection, CollectingChannel(on_send=go_down), stop=stop).run()
 
         assert facts.rows(UNTOUCHED) == [(2,)]
 
@@ -529,7 +505,7 @@ class TestLimits:
         channel = CollectingChannel(on_send=outcomes(None, LookupError("a bug")))
 
         with pytest.raises(LookupError):
-            stage(connection, channel).run(deadline_seconds=60)
+            stage(connection, channel).run()
 
         assert facts.rows(UNTOUCHED) == [(2,)]
         assert facts.rows(
@@ -544,7 +520,7 @@ class TestLimits:
         queue(facts, 3)
         channel = CollectingChannel()
 
-        stopped = stage(connection, channel, lease_seconds=0.5).run(deadline_seconds=60)
+        stopped = stage(connection, channel, lease_seconds=0.5).run()
 
         assert code_of(stopped) == "lease"
         assert channel.sent == []
@@ -561,19 +537,18 @@ class TestLimits:
             slow = len(channel.sent) == 0
             channel.worst_case_seconds = 1000.0 if slow else 1.0
 
-        class Recovering(CertificationReminderService):
+        class Recovering(ReminderMail):
             claims = 0
 
-            def claim(self, *, today: date | None = None, limit: int = 100):  # type: ignore[no-untyped-def]
+            def claim(self, *, limit: int = 100) -> tuple[list[QueuedReminder], Lease]:
                 channel.worst_case_seconds = 1.0
                 Recovering.claims += 1
-                return super().claim(today=today, limit=limit)
+                return super().claim(limit=limit)
 
         channel.on_send = grow_slow
-        recovering = ReminderMail(Recovering(connection, run_id=uuid4()), today=TODAY, domain="mentors.example")
-        running = MailStage(recovering, channel=channel, stop=StopFlag())
+        recovering = Recovering(connection, today=TODAY, domain="mentors.example")
 
-        assert running.run(deadline_seconds=60) is None
+        assert BlockingStage(connection, recovering, channel).run() is None
 
         assert Recovering.claims == 3
         assert len(set(message_ids(channel.sent))) == len(channel.sent) == 3
@@ -595,7 +570,7 @@ class TestLimits:
 
         channel.on_send = time_out
 
-        stopped = stage(connection, channel).run(deadline_seconds=60)
+        stopped = stage(connection, channel).run()
 
         assert code_of(stopped) == "down"
         assert len(tries) == 1
@@ -618,13 +593,13 @@ class TestLostLease:
 
         def freeze(_message: OutgoingMessage) -> None:
             run_out(Facts(other), "cert_notification_log")
-            CertificationReminderService(other, run_id=uuid4()).claim()
+            reminder_mail(other).claim()
             if error is not None:
                 raise error
 
         running = stage(connection, CollectingChannel(on_send=freeze))
 
-        running.run(deadline_seconds=60)
+        running.run()
 
         assert running.counts.lost == 1
         assert (running.counts.sent, running.counts.failed) == (0, 0)
@@ -645,11 +620,11 @@ def test_a_message_that_makes_the_server_hang_up_does_not_hold_up_the_others(
             raise ChannelDownError(text)
 
     first = CollectingChannel(on_send=hang_up)
-    assert code_of(stage(connection, first).run(deadline_seconds=60)) == "down"
+    assert code_of(stage(connection, first).run()) == "down"
     assert first.sent == []
 
     second = CollectingChannel(on_send=hang_up)
-    stage(connection, second).run(deadline_seconds=60)
+    stage(connection, second).run()
 
     assert [message.to for message in second.sent] == ["m1@example.org", "m2@example.org"]
 
@@ -665,7 +640,7 @@ def test_the_message_id_has_the_senders_domain_as_dns_knows_it(
     queue(facts, 1)
     channel = CollectingChannel()
 
-    MailStage(mail_queue(connection, mail_from=sender), channel=channel, stop=StopFlag()).run(deadline_seconds=60)
+    stage(connection, channel, domain=domain_of(sender)).run()
 
     assert channel.sent[0].message_id.endswith(f"@{domain}>")
 
@@ -678,9 +653,12 @@ def test_a_template_that_breaks_on_one_mentor_gives_way_to_ours(
     facts.connection.execute("UPDATE mentors SET full_name = 'Ola Hansen' WHERE email = 'm1@example.org'")
     (tmp_path / "reminder.nb.txt").write_text("Emne\n\n{{ {'Kari Nordmann': 'Kjære Kari'}[name] }}\n")
     channel = CollectingChannel()
-    running = MailStage(mail_queue(connection, templates=Templates(tmp_path)), channel=channel, stop=StopFlag())
+    templates = NightTemplates(lambda: Templates(tmp_path))
+    running = stage(connection, channel, templates=templates)
 
-    stopped = running.run(deadline_seconds=60)
+    assert running.run() is None
+
+    stopped = templates.problem()
 
     assert [message.text.split()[0] for message in channel.sent] == ["Kjære", "Hei,", "Kjære"]
     assert running.counts.sent == 3
@@ -698,7 +676,7 @@ def test_a_webhook_that_is_out_of_order_gets_three_tries_and_no_more(connection:
     channel = CollectingChannel(on_send=outcomes(*[error] * 99))
     began = time.monotonic()
 
-    stopped = stage(connection, channel).run(deadline_seconds=60)
+    stopped = stage(connection, channel).run()
 
     assert code_of(stopped) == "down"
     assert time.monotonic() - began >= 0.1

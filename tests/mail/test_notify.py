@@ -5,8 +5,7 @@ import mailbox
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from pydantic import SecretStr
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
+from certjob.domain.addresses import parse_sender
 from certjob.errors import (
     ChannelDownError,
     ConfigurationError,
@@ -26,11 +26,12 @@ from certjob.errors import (
     RecipientRefusedError,
 )
 from certjob.mail.channels.maildir import MaildirChannel
-from certjob.mail.channels.notify import Channel, OutgoingMessage, open_channel
+from certjob.mail.channels.notify import open_channel
 from certjob.mail.channels.smtp import SmtpChannel
 from certjob.mail.channels.webhook import WebhookChannel
-from certjob.mail.message import parse_sender
+from certjob.mail.message import Channel, OutgoingMessage
 from certjob.settings import Settings
+from tests.support.channels import BlockingChannel, blocking
 from tests.support.facts import TODAY
 from tests.support.portal_answers import drip
 from tests.support.portal_server import PortalServer
@@ -90,7 +91,6 @@ def test_the_scheme_chooses_the_channel(url: str, expected: type[object]) -> Non
 
     assert channel is not None
     assert type(channel) is expected
-    channel.close()
 
 
 @pytest.mark.parametrize(
@@ -120,8 +120,8 @@ def test_a_channel_from_settings_sends() -> None:
     with real_server(received) as server:
         channel = open_channel(settings(f"smtp://{HOST}:{server.port}", mail_from="HLF <post@hlf.example>"))
         assert channel is not None
-        channel.send(MESSAGE)
-        channel.close()
+        with blocking(channel) as used:
+            used.send(MESSAGE)
 
     assert received.envelopes[0].mail_from == "post@hlf.example"
 
@@ -153,7 +153,7 @@ def test_every_channel_ends_within_the_lease_of_mail(tmp_path: Path) -> None:
         WebhookChannel("https://hooks.hlf.example/push"),
     ]
 
-    assert [channel.worst_case_seconds for channel in channels] == [720, 30, 30]
+    assert [channel.worst_case_seconds for channel in channels] == [725, 30, 30]
 
 
 # The Maildir
@@ -164,9 +164,9 @@ def test_a_maildir_holds_the_message(tmp_path: Path) -> None:
     folder = tmp_path / "rehearsal" / "mail"
     channel = MaildirChannel(folder, sender=SENDER)
 
-    channel.send(MESSAGE)
-    channel.send(replace(MESSAGE, to="pål@blåbær.example"))
-    channel.close()
+    with blocking(channel) as used:
+        used.send(MESSAGE)
+        used.send(replace(MESSAGE, to="pål@blåbær.example"))
 
     received = sorted(mailbox.Maildir(folder, create=False), key=lambda message: str(message["To"]))
     assert len(received) == 2
@@ -174,7 +174,7 @@ def test_a_maildir_holds_the_message(tmp_path: Path) -> None:
     assert received[0]["Message-ID"] == MESSAGE.message_id
     assert received[0]["From"] == "HLF <post@hlf.example>"
     assert list((folder / "tmp").iterdir()) == []
-    assert all(path.stat().st_mode & 0o077 == 0 for path in (folder / "new").iterdir())
+    assert all(part.stat().st_mode & 0o077 == 0 for part in folder.iterdir()), "nobody else can look in"
 
 
 def test_a_maildir_of_the_settings_needs_no_sender(tmp_path: Path) -> None:
@@ -182,7 +182,8 @@ def test_a_maildir_of_the_settings_needs_no_sender(tmp_path: Path) -> None:
     channel = open_channel(settings(f"maildir:{tmp_path}/my%20mail"))
     assert channel is not None
 
-    channel.send(MESSAGE)
+    with blocking(channel) as used:
+        used.send(MESSAGE)
 
     assert len(list((tmp_path / "my mail" / "new").iterdir())) == 1
 
@@ -192,41 +193,42 @@ def test_a_maildir_that_cannot_be_written_is_everybodys(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     channel = MaildirChannel(tmp_path / "file", sender=SENDER)
 
-    with pytest.raises(ChannelDownError, match=r"cannot be written: .*correct CERTJOB_NOTIFY_URL"):
-        channel.send(MESSAGE)
+    with (
+        blocking(channel) as used,
+        pytest.raises(ChannelDownError, match=r"cannot be written: .*correct CERTJOB_NOTIFY_URL"),
+    ):
+        used.send(MESSAGE)
 
 
-def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_half_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A message is there whole or not at all."""
 
-    def full(_: int) -> None:
+    def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     channel = MaildirChannel(tmp_path, sender=SENDER)
-    with monkeypatch.context() as patch:
-        patch.setattr("os.fsync", full)
+    with monkeypatch.context() as patch, blocking(channel) as used:
+        patch.setattr("mailbox.Maildir._dump_message", full)
         with pytest.raises(ChannelDownError, match="No space left"):
-            channel.send(MESSAGE)
+            used.send(MESSAGE)
 
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_a_maildir_refuses_what_mail_cannot_carry(tmp_path: Path) -> None:
     """A rehearsal finds the bad rows."""
-    with pytest.raises(RecipientRefusedError, match="is no address"):
-        MaildirChannel(tmp_path, sender=SENDER).send(replace(MESSAGE, to="kari"))
+    with (
+        blocking(MaildirChannel(tmp_path, sender=SENDER)) as channel,
+        pytest.raises(RecipientRefusedError, match="is no address"),
+    ):
+        channel.send(replace(MESSAGE, to="kari"))
 
 
 # The webhook
 
 
-@contextmanager
-def webhook(url: str, **options: Any) -> Iterator[WebhookChannel]:
-    channel = WebhookChannel(url, **({"timeout_seconds": 5} | options))
-    try:
-        yield channel
-    finally:
-        channel.close()
+def webhook(url: str, **options: Any) -> AbstractContextManager[BlockingChannel]:
+    return blocking(WebhookChannel(url, **({"timeout_seconds": 5} | options)))
 
 
 def test_a_webhook_gets_the_document_of_the_design(httpserver: HTTPServer) -> None:
@@ -331,7 +333,7 @@ def test_a_webhook_that_nobody_serves_is_everybodys() -> None:
 
     with (
         webhook(f"http://{HOST}:{port}/push") as channel,
-        pytest.raises(ChannelDownError, match=r"cannot be reached: .*refused; check CERTJOB_NOTIFY_URL"),
+        pytest.raises(ChannelDownError, match=r"cannot be reached: .*; check CERTJOB_NOTIFY_URL"),
     ):
         channel.send(MESSAGE)
 

@@ -33,6 +33,7 @@ from tests.support.smtp_outcomes import (
     make_good,
     queue_two,
     run_stage,
+    smtp_channel,
     text_of,
 )
 from tests.support.smtp_server import CERTIFICATE, client_tls
@@ -214,8 +215,7 @@ def test_a_refusal_has_its_owner_and_each_mentor_one_message(
     queue_two(facts)
     server.answer(stage, answer)
 
-    with channel_to(server.port) as channel:
-        stopped = run_stage(connection, channel)
+    stopped = run_stage(connection, smtp_channel(server.port))
 
     assert (stopped is not None) == (fault is EVERYBODY)
     assert facts.rows("SELECT status, attempts, maybe_sent FROM cert_notification_log") == [ROWS[fault][:3]] * 2
@@ -223,8 +223,7 @@ def test_a_refusal_has_its_owner_and_each_mentor_one_message(
 
     server.behave()
     make_good(facts)
-    with channel_to(server.port) as channel:
-        assert run_stage(connection, channel) is None
+    assert run_stage(connection, smtp_channel(server.port)) is None
 
     messages = arrived(server, 2)
     assert len({message["Message-ID"] for message in messages}) == len(messages) == 2
@@ -252,13 +251,12 @@ def test_a_cut_around_the_final_dot(server: Exim, connection: Connection, facts:
     Where Exim had taken the first one, the second has its Message-ID, by which mail programs know it again.
     """
     queue_two(facts)
-    with cutting_proxy(server.port, place) as cable, channel_to(cable.port) as channel:
-        run_stage(connection, channel)
+    with cutting_proxy(server.port, place) as cable:
+        run_stage(connection, smtp_channel(cable.port))
     first = arrived(server, 2 if place == "after the final dot" else 0)
     make_good(facts)
 
-    with channel_to(server.port) as channel:
-        assert run_stage(connection, channel) is None
+    assert run_stage(connection, smtp_channel(server.port)) is None
 
     second = arrived(server, 2)
     assert cable.cuts == 2

@@ -13,10 +13,11 @@ from certjob import database
 from certjob.database import Connection
 from certjob.domain.models import Decision, Organisation, Reminder
 from certjob.errors import OutcomeUnknownError, RecipientRefusedError
-from certjob.mail.reminder_mail import ReminderMail
-from certjob.mail.reminders import CertificationReminderService, QueuedReminder
-from certjob.mail.stage import Draft, MailCounts, MailStage, retry_delay_seconds
-from certjob.stopping import StopFlag
+from certjob.mail.queue import Unsent, Writer
+from certjob.mail.reminder_mail import QueuedReminder, ReminderMail
+from certjob.mail.reminders import CertificationReminderService
+from certjob.mail.stage import MailCounts, retry_delay_seconds
+from tests.support.channels import BlockingStage, reminder_mail
 from tests.support.facts import TODAY, Facts
 from tests.support.intents import make_due, message_ids, review, run_out
 from tests.support.nights import CollectingChannel, in_background, night
@@ -30,6 +31,13 @@ LOG = "SELECT threshold_days, status FROM cert_notification_log ORDER BY thresho
 @pytest.fixture
 def other(database_url: str) -> Iterator[Connection]:
     """The connection of another run."""
+    with database.connect(database_url) as connection:
+        yield connection
+
+
+@pytest.fixture
+def observer(database_url: str) -> Iterator[Connection]:
+    """A connection that looks at the locks of others."""
     with database.connect(database_url) as connection:
         yield connection
 
@@ -51,10 +59,6 @@ def days(number: int) -> date:
     return TODAY + timedelta(days=number)
 
 
-def service(connection: Connection) -> CertificationReminderService:
-    return CertificationReminderService(connection, run_id=uuid4())
-
-
 def move(connection: Connection, certificate_id: UUID, expires_on: date) -> None:
     """Change the certificate in place, as the app does, and review."""
     connection.execute("UPDATE certificates SET expires_on = %s WHERE id = %s", (expires_on, certificate_id))
@@ -69,7 +73,7 @@ def send(connection: Connection, today: date = TODAY) -> CollectingChannel:
 
 
 def claim_one(connection: Connection) -> QueuedReminder:
-    reminders, _ = service(connection).claim()
+    reminders, _ = reminder_mail(connection).claim()
     assert len(reminders) == 1
     return reminders[0]
 
@@ -208,7 +212,7 @@ class TestOnce:
     ) -> None:
         """Its process died after the server had taken it; then it was revoked for a while: the copy is a repeat."""
         review(connection)
-        service(connection).claim()
+        reminder_mail(connection).claim()
         run_out(facts, "cert_notification_log")
         connection.execute("UPDATE certificates SET revoked_at = now()")
         assert send(connection).sent == []
@@ -240,7 +244,7 @@ class TestOnce:
             without_certificate=False,
             review_on=None,
         )
-        mine = service(connection)
+        mine = CertificationReminderService(connection, run_id=uuid4())
         for status, expires_on in [
             ("pending", days(25)),
             ("pending", days(25)),
@@ -296,9 +300,8 @@ class TestSuperseded:
         review(connection, days(12))
 
         assert facts.rows(LOG) == [(30, "pending"), (14, "pending")]
-        recipient = service(connection).recipient(reminder)
-        assert recipient is not None
-        assert CertificationReminderService.cancel_reason(reminder, recipient, days(12)) == "too late"
+        assert reminder_mail(connection, today=days(12)).draft(reminder) is Unsent.CANCELLED
+        assert facts.rows("SELECT last_error FROM cert_notification_log WHERE threshold_days = 30") == [("too late",)]
 
     def test_one_whose_lease_ran_out_is_superseded(
         self, connection: Connection, facts: Facts, certificate: UUID
@@ -312,7 +315,7 @@ class TestSuperseded:
 
         assert facts.rows(LOG) == [(30, "superseded"), (14, "pending")]
         assert facts.rows("SELECT maybe_sent FROM cert_notification_log WHERE threshold_days = 30") == [(True,)]
-        assert not service(connection).settle(reminder, "sent")
+        assert not reminder_mail(connection).settle(reminder, "sent")
 
     def test_another_certificate_is_another_matter(
         self, connection: Connection, facts: Facts, mentor: UUID, certificate: UUID
@@ -339,9 +342,9 @@ class TestClaims:
         second = claim_one(connection)
 
         assert (first.maybe_sent, second.maybe_sent, second.attempts) == (False, True, 2)
-        assert not service(connection).settle(first, "sent")
+        assert not reminder_mail(connection).settle(first, "sent")
         assert facts.rows(LOG) == [(30, "pending")]
-        assert service(connection).settle(second, "sent")
+        assert reminder_mail(connection).settle(second, "sent")
 
     def test_two_runs_share_the_reminders(self, connection: Connection, facts: Facts, other: Connection) -> None:
         """Each mentor gets one message, from one of them."""
@@ -353,9 +356,9 @@ class TestClaims:
 
         def deliver(session: Connection, who: str) -> None:
             ready.wait()
-            while reminders := service(session).claim(limit=3)[0]:
+            while reminders := reminder_mail(session).claim(limit=3)[0]:
                 for reminder in reminders:
-                    assert service(session).settle(reminder, "sent")
+                    assert reminder_mail(session).settle(reminder, "sent")
                     claimed[who].append(reminder.mentor_id)
 
         with in_background(lambda: deliver(other, "theirs")):
@@ -379,7 +382,7 @@ class TestClaims:
             (first, second),
         )
 
-        claimed = [[reminder.id for reminder in service(connection).claim(limit=3)[0]] for _ in range(2)]
+        claimed = [[reminder.id for reminder in reminder_mail(connection).claim(limit=3)[0]] for _ in range(2)]
 
         assert claimed == [[third, fourth, first], [second]]
 
@@ -390,7 +393,7 @@ class TestClaims:
 
         move(connection, certificate, days(26))
 
-        assert not service(connection).settle(reminder, "sent")
+        assert not reminder_mail(connection).settle(reminder, "sent")
         assert facts.rows("SELECT status, expires_on, maybe_sent FROM cert_notification_log") == [
             ("pending", days(26), False)
         ]
@@ -421,7 +424,7 @@ class TestClaims:
                 " VALUES (%s, 30, gen_random_uuid(), %s)",
                 (mentor_id, days(25)),
             )
-        mine = service(connection)
+        mine = reminder_mail(connection)
         reminders, _ = mine.claim()
         app.execute("SELECT 1 FROM cert_notification_log ORDER BY mentor_id LIMIT 1 FOR NO KEY UPDATE")
 
@@ -503,8 +506,8 @@ class TestBeforeSending:
         reminder = claim_one(connection)
         connection.execute("DELETE FROM mentors")
 
-        assert service(connection).recipient(reminder) is None
-        assert not service(connection).settle(reminder, "sent")
+        assert reminder_mail(connection).draft(reminder) is Unsent.WAITS
+        assert not reminder_mail(connection).settle(reminder, "sent")
 
     def test_what_is_still_true_is_sent_with_the_facts_of_the_moment(
         self, connection: Connection, facts: Facts, mentor: UUID, certificate: UUID
@@ -522,26 +525,27 @@ class TestBeforeSending:
     def test_one_that_is_right_again_before_it_is_cancelled_is_sent(
         self, connection: Connection, facts: Facts, other: Connection, certificate: UUID
     ) -> None:
-        """Revoked by mistake and put right, and reviewed, between question and answer: nobody else would ask."""
+        """Revoked by mistake and put right, and reviewed: before the question, or after the answer."""
         review(connection)
         connection.execute("UPDATE certificates SET revoked_at = now()")
 
         class Interrupted(ReminderMail):
-            def draft(self, item: QueuedReminder) -> Draft:
-                draft = super().draft(item)
-                if draft.cancelled:
-                    other.execute("UPDATE certificates SET revoked_at = NULL")
-                    review(other)
+            def _draft(self, item: QueuedReminder) -> Writer | str | None:
+                draft = super()._draft(item)
+                if isinstance(draft, str):
+                    assert other.execute("SELECT FROM mentors FOR NO KEY UPDATE SKIP LOCKED").fetchall() == []
                 return draft
 
         channel = CollectingChannel()
-        stage = MailStage(
-            Interrupted(service(connection), today=TODAY, domain="example.org"), channel=channel, stop=StopFlag()
-        )
+        stage = BlockingStage(connection, Interrupted(connection, today=TODAY, domain="example.org"), channel)
+        assert stage.run() is None
+        assert stage.counts.cancelled == 1
+        connection.execute("UPDATE certificates SET revoked_at = NULL")
+        review(connection)
 
-        assert stage.run(deadline_seconds=60) is None
+        assert stage.run() is None
 
-        assert (stage.counts.cancelled, stage.counts.sent) == (0, 1)
+        assert [message.threshold_days for message in channel.sent] == [30]
         assert facts.rows(LOG) == [(30, "sent")]
 
     def test_while_somebody_changes_the_mentor_nothing_is_cancelled(
@@ -700,27 +704,31 @@ class TestAddress:
         assert (counts.sent, counts.failed) == (1, 0)
 
     def test_one_that_is_entered_while_its_lack_is_noted_is_used(
-        self, connection: Connection, facts: Facts, other: Connection, certificate: UUID
+        self, connection: Connection, facts: Facts, other: Connection, observer: Connection, certificate: UUID
     ) -> None:
-        """Between the reading of the mentor and the failure of the row: the trigger saw no failed row yet."""
+        """It is written after the failure of the row, which its trigger finds."""
         review(connection)
         connection.execute("UPDATE mentors SET email = NULL")
+        begun = threading.Event()
 
         class Interrupted(ReminderMail):
-            def draft(self, item: QueuedReminder) -> Draft:
-                draft = super().draft(item)
-                other.execute("UPDATE mentors SET email = 'new@example.org'")
-                return draft
+            def _draft(self, item: QueuedReminder) -> Writer | str | None:
+                if not begun.is_set():
+                    begun.set()
+                    until(lambda: waits_for_a_lock(observer, other))
+                return super()._draft(item)
+
+        def correct() -> None:
+            begun.wait(20)
+            other.execute("UPDATE mentors SET email = 'new@example.org'")
 
         channel = CollectingChannel()
-        stage = MailStage(
-            Interrupted(service(connection), today=TODAY, domain="example.org"), channel=channel, stop=StopFlag()
-        )
-
-        assert stage.run(deadline_seconds=60) is None
+        with in_background(correct):
+            queue = Interrupted(connection, today=TODAY, domain="example.org")
+            assert BlockingStage(connection, queue, channel).run() is None
+        deliver(connection, channel)
 
         assert [message.to for message in channel.sent] == ["new@example.org"]
-        assert (stage.counts.sent, stage.counts.failed) == (1, 0)
 
     def test_one_that_somebody_is_just_correcting_is_not_failed_for_the_old_one(
         self, connection: Connection, facts: Facts, app: App, certificate: UUID
@@ -797,9 +805,8 @@ def test_the_delay_doubles_up_to_six_hours(attempts: int, minutes: int) -> None:
 
 def deliver(connection: Connection, channel: CollectingChannel, today: date = TODAY) -> MailCounts:
     """The mail stage alone, without a review."""
-    queue = ReminderMail(service(connection), today=today, domain="example.org")
-    stage = MailStage(queue, channel=channel, stop=StopFlag())
-    assert stage.run(deadline_seconds=60) is None
+    stage = BlockingStage(connection, reminder_mail(connection, today=today), channel)
+    assert stage.run() is None
     return stage.counts
 
 

@@ -1,7 +1,6 @@
-"""What every mail waits for before the next one goes: its settle, committed, in one round trip to the server."""
+"""What every mail waits for before the next one goes: its settle, committed."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -10,20 +9,14 @@ import pytest
 
 from certjob import database
 from certjob.database import Connection, statements
-from certjob.mail.reminders import CertificationReminderService, QueuedReminder
-from certjob.outbox.claims import Outbox, Settlement
+from certjob.errors import OutcomeUnknownError, RecipientDeferredError
+from certjob.mail.reminder_mail import QueuedReminder, ReminderMail
+from tests.support.channels import reminder_mail
 from tests.support.facts import TODAY, Facts
 
-OUTCOMES: list[dict[str, Any]] = [
-    {"status": "sent"},
-    {"status": "pending", "delay_seconds": 900.0, "error": "450 mailbox full"},
-    {"status": "pending", "delay_seconds": 900.0, "error": "no answer", "maybe_sent": True},
-    {"status": "pending", "uncount": True},
-    {"status": "failed", "error": "550 unknown"},
-]
 ROW = """
     SELECT status, attempts, round(extract(epoch FROM next_attempt_at - now()) / 100), claim_token, sent_at IS NULL,
-        maybe_sent, last_error
+        maybe_sent, last_error, failure_code
     FROM cert_notification_log WHERE id = %s
 """
 App = psycopg.Connection[tuple[object, ...]]
@@ -36,76 +29,61 @@ def other(database_url: str) -> Iterator[Connection]:
 
 
 @pytest.fixture
-def service(connection: Connection) -> CertificationReminderService:
-    return CertificationReminderService(connection, run_id=uuid4())
+def queue(connection: Connection) -> ReminderMail:
+    return reminder_mail(connection)
 
 
 @pytest.fixture
-def reminders(facts: Facts, connection: Connection, service: CertificationReminderService) -> list[QueuedReminder]:
-    """Three claimed ones, tried before."""
-    mentor_id = facts.mentor(facts.organisation())
-    for threshold in (30, 14, 7):
-        connection.execute(
-            "INSERT INTO cert_notification_log (mentor_id, threshold_days, cert_id, expires_on, attempts, last_error)"
-            " VALUES (%s, %s, %s, %s, 1, 'earlier')",
-            (mentor_id, threshold, uuid4(), TODAY),
-        )
-    return service.claim()[0]
-
-
-@pytest.mark.parametrize("outcome", OUTCOMES, ids=str)
-def test_it_writes_what_a_settle_of_several_writes(
-    connection: Connection,
-    other: Connection,
-    service: CertificationReminderService,
-    reminders: list[QueuedReminder],
-    outcome: dict[str, Any],
-) -> None:
-    """Two statements, one meaning; and another session sees it at once."""
-    alone, first, second = reminders
-    several: Outbox[QueuedReminder] = Outbox(
-        connection,
-        table="reminders",
-        item=QueuedReminder,
-        lease_seconds=900,
-        columns=("ids", "tokens", "statuses", "delays", "uncounts", "errors", "codes", "maybe_sent"),
+def reminder(facts: Facts, connection: Connection, queue: ReminderMail) -> QueuedReminder:
+    """A claimed one, tried before."""
+    connection.execute(
+        "INSERT INTO cert_notification_log (mentor_id, threshold_days, cert_id, expires_on, attempts, last_error)"
+        " VALUES (%s, 30, %s, %s, 1, 'earlier')",
+        (facts.mentor(facts.organisation()), uuid4(), TODAY),
     )
+    ((reminder,), _) = queue.claim()
+    return reminder
 
-    held = service.settle(alone, **outcome)
-    several.settle([Settlement(id=each.id, token=each.claim_token, **outcome) for each in (first, second)])
 
-    assert held
-    rows = [other.execute(ROW, (each.id,)).fetchone() for each in reminders]
-    assert rows[0] == rows[1] == rows[2]
+@pytest.mark.parametrize(
+    ("outcome", "row"),
+    [
+        ({"status": "sent"}, ("sent", 2, 0, None, False, False, None, None)),
+        (
+            {"status": "pending", "delay_seconds": 900.0, "error": RecipientDeferredError("450 mailbox full")},
+            ("pending", 2, 9, None, True, False, "450 mailbox full", "deferred"),
+        ),
+        (
+            {"status": "pending", "delay_seconds": 900.0, "error": OutcomeUnknownError("cut"), "maybe_sent": True},
+            ("pending", 2, 9, None, True, True, "cut", "maybe_arrived"),
+        ),
+    ],
+    ids=["sent", "deferred", "unknown"],
+)
+def test_it_writes_what_became_of_it_and_another_session_sees_it_at_once(
+    other: Connection, queue: ReminderMail, reminder: QueuedReminder, outcome: dict[str, Any], row: tuple[object, ...]
+) -> None:
+    """Committed on return."""
+    assert queue.settle(reminder, **outcome)
+
+    assert other.execute(ROW, (reminder.id,)).fetchone() == row
 
 
 def test_without_the_token_nothing_is_written(
-    connection: Connection, service: CertificationReminderService, reminders: list[QueuedReminder]
+    connection: Connection, queue: ReminderMail, reminder: QueuedReminder
 ) -> None:
-    """Somebody took over after the lease: the row is theirs."""
+    """Another run took it over after the lease: the row is that run's."""
     connection.execute("UPDATE cert_notification_log SET claim_token = gen_random_uuid()")
-    before = connection.execute(ROW, (reminders[0].id,)).fetchone()
+    before = connection.execute(ROW, (reminder.id,)).fetchone()
 
-    assert not service.settle(reminders[0], "sent")
-    assert connection.execute(ROW, (reminders[0].id,)).fetchone() == before
-
-
-def test_it_is_one_round_trip(
-    connection: Connection, service: CertificationReminderService, reminders: list[QueuedReminder], tmp_path: Path
-) -> None:
-    """A database a millisecond away would otherwise take four from every mail."""
-    with (tmp_path / "trace").open("w+") as trace:
-        connection.pgconn.trace(trace.fileno())
-        service.settle(reminders[0], "sent")
-        connection.pgconn.untrace()
-
-        assert Path(trace.name).read_text().count("ReadyForQuery") == 1
+    assert not queue.settle(reminder, "sent")
+    assert connection.execute(ROW, (reminder.id,)).fetchone() == before
 
 
-def test_it_waits_for_a_lock_and_not_for_ever(
+def test_it_insists_on_a_lock_and_not_for_ever(
     connection: Connection,
-    service: CertificationReminderService,
-    reminders: list[QueuedReminder],
+    queue: ReminderMail,
+    reminder: QueuedReminder,
     app: App,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -114,12 +92,12 @@ def test_it_waits_for_a_lock_and_not_for_ever(
     app.execute("SELECT 1 FROM cert_notification_log FOR NO KEY UPDATE")
 
     with pytest.raises(psycopg.errors.LockNotAvailable):
-        service.settle(reminders[0], "sent")
+        queue.settle(reminder, "sent")
 
     app.rollback()
     limits = "SELECT current_setting('lock_timeout'), current_setting('statement_timeout')"
     assert connection.execute(limits).fetchone() == ("0", "0")
-    assert service.settle(reminders[0], "sent")
+    assert queue.settle(reminder, "sent")
 
 
 AT_COMMIT = """
@@ -131,31 +109,13 @@ AT_COMMIT = """
 
 
 def test_a_commit_that_fails_is_tried_again_and_leaves_the_session_as_it_was(
-    connection: Connection, service: CertificationReminderService, reminders: list[QueuedReminder]
+    connection: Connection, queue: ReminderMail, reminder: QueuedReminder
 ) -> None:
     """A trigger of somebody's, a standby: not every error comes with the statement."""
     connection.execute(AT_COMMIT)
 
     with pytest.raises(psycopg.errors.SerializationFailure):
-        service.settle(reminders[0], "sent")
+        queue.settle(reminder, "sent")
 
     connection.execute("DROP TRIGGER fails_at_commit ON cert_notification_log")
-    assert service.settle(reminders[0], "sent")
-
-
-def test_it_is_read_committed_whatever_the_roles_default(
-    connection: Connection, service: CertificationReminderService, reminders: list[QueuedReminder]
-) -> None:
-    """Serializable, it would fail for what others do to other rows."""
-    connection.execute(
-        "CREATE FUNCTION notes_isolation() RETURNS trigger LANGUAGE plpgsql AS"
-        " $$ BEGIN NEW.last_error := current_setting('transaction_isolation'); RETURN NEW; END $$;"
-        "CREATE TRIGGER notes_isolation BEFORE UPDATE ON cert_notification_log"
-        " FOR EACH ROW EXECUTE FUNCTION notes_isolation()"
-    )
-    connection.execute("SET default_transaction_isolation = 'serializable'")
-
-    service.settle(reminders[0], "sent")
-
-    said = connection.execute("SELECT last_error FROM cert_notification_log WHERE id = %s", (reminders[0].id,))
-    assert said.fetchone() == ("read committed",)
+    assert queue.settle(reminder, "sent")

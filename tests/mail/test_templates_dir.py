@@ -4,30 +4,28 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, timedelta
 from pathlib import Path
-from uuid import UUID
 
 import pytest
 
+from certjob.database import Connection
 from certjob.errors import ConfigurationError, TemplateError
-from certjob.mail.digest_contents import (
-    Coordinator,
-    Digest,
-    ExpiringCertificate,
-    Lapse,
-    PausedMentor,
-    PendingPush,
-    ReturnedMentor,
-    UndeliveredReminder,
+from certjob.mail.digest_contents import read_digest
+from certjob.mail.messages import (
+    OUR_TEMPLATES,
+    ReminderContent,
+    RenderedMessage,
+    Templates,
+    check_templates,
+    open_templates,
+    render_reminder,
 )
-from certjob.mail.digest_mail import digest_words
-from certjob.mail.messages import OUR_TEMPLATES, ReminderContent, Templates, check_templates, open_templates
 from certjob.mail.messages.samples import SAMPLES, sample_digests, sample_reminders
 from certjob.mail.messages.templates import OUR_FOLDER
 from tests.conftest import Certjob
 from tests.support.docs import read_section
-from tests.support.facts import Facts
+from tests.support.facts import TODAY, Facts
 
 CONTENT = replace(next(sample_reminders(language="nb", slug="hlf")), full_name="Kari Nordmann", paused=False)
 GOOD_TEXT = "Hallo fra {{ organisation }}\n\nKjære {{ name }}, {{ days_left }} dager igjen.\n"
@@ -56,6 +54,10 @@ def write(folder: Path) -> Write:
     return write_file
 
 
+def render_reminder_with(templates: Templates, content: ReminderContent) -> RenderedMessage:
+    return render_reminder(content, templates=templates)
+
+
 def problems_in(folder: Path) -> list[str]:
     return [str(problem) for problem in check_templates(folder)]
 
@@ -68,14 +70,14 @@ class TestChoice:
         write("reminder.nb.txt", GOOD_TEXT)
         templates = Templates(folder)
 
-        message = templates.render_reminder(CONTENT)
+        message = render_reminder_with(templates, CONTENT)
 
         assert message.subject == "Hallo fra Hørselshjelpen"
         assert message.text == "Kjære Kari Nordmann, 60 dager igjen.\n"
         assert "<h1" in message.html
         assert "Medlemsnummeret ditt er M1001." in message.html
         nynorsk = replace(CONTENT, locale="nn")
-        assert templates.render_reminder(nynorsk) == OUR_TEMPLATES.render_reminder(nynorsk)
+        assert render_reminder_with(templates, nynorsk) == render_reminder_with(OUR_TEMPLATES, nynorsk)
 
     def test_an_organisation_has_its_own_before_those_for_all(self, folder: Path, write: Write) -> None:
         """By the folder with its short name."""
@@ -84,7 +86,7 @@ class TestChoice:
         templates = Templates(folder)
 
         subjects = {
-            slug: templates.render_reminder(replace(CONTENT, organisation_slug=slug)).subject
+            slug: render_reminder_with(templates, replace(CONTENT, organisation_slug=slug)).subject
             for slug in ("hlf", "other", "")
         }
 
@@ -109,7 +111,8 @@ class TestChoice:
         )
 
         pages = [
-            Templates(folder).render_reminder(replace(CONTENT, locale=locale)).html for locale in ("nb", "nn", "en")
+            render_reminder_with(Templates(folder), replace(CONTENT, locale=locale)).html
+            for locale in ("nb", "nn", "en")
         ]
 
         assert [page[:16] for page in pages] == [f'<html lang="{locale}">' for locale in ("nb", "nn", "en")]
@@ -120,9 +123,9 @@ class TestChoice:
         """Our whole text and a line more, instead of a copy that grows old."""
         write("reminder.nb.txt", '{% include "certjob/reminder.nb.txt" %}\nNeste kurs er i mars.\n')
 
-        message = Templates(folder).render_reminder(CONTENT)
+        message = render_reminder_with(Templates(folder), CONTENT)
 
-        ours = OUR_TEMPLATES.render_reminder(CONTENT)
+        ours = render_reminder_with(OUR_TEMPLATES, CONTENT)
         assert message.subject == ours.subject
         assert message.text == f"{ours.text.rstrip()}\nNeste kurs er i mars.\n".replace("  ", " ")
 
@@ -130,7 +133,7 @@ class TestChoice:
         """What is markup in a name is text, unless the template says otherwise."""
         write("reminder.nb.html", "<p>{{ name }}</p>")
 
-        message = Templates(folder).render_reminder(replace(CONTENT, full_name="<script>alert(1)</script>"))
+        message = render_reminder_with(Templates(folder), replace(CONTENT, full_name="<script>alert(1)</script>"))
 
         assert message.html == "<p>&lt;script&gt;alert(1)&lt;/script&gt;</p>"
 
@@ -138,16 +141,16 @@ class TestChoice:
         """Notepad writes one."""
         write("reminder.nb.txt", "\ufeff" + GOOD_TEXT)
 
-        assert Templates(folder).render_reminder(CONTENT).subject == "Hallo fra Hørselshjelpen"
+        assert render_reminder_with(Templates(folder), CONTENT).subject == "Hallo fra Hørselshjelpen"
 
     def test_a_night_is_written_in_one_voice(self, folder: Path, write: Write) -> None:
         """A template that is edited meanwhile counts from the next run on."""
         write("reminder.nb.txt", GOOD_TEXT)
         templates = Templates(folder)
-        before = templates.render_reminder(CONTENT)
+        before = render_reminder_with(templates, CONTENT)
         write("reminder.nb.txt", "{{ half a templ")
 
-        assert templates.render_reminder(CONTENT) == before
+        assert render_reminder_with(templates, CONTENT) == before
 
 
 @pytest.mark.parametrize(
@@ -241,53 +244,38 @@ def test_a_good_digest_of_ones_own_is_none(folder: Path, write: Write) -> None:
     assert problems_in(folder) == []
 
 
-def test_the_made_up_digest_has_the_words_of_a_real_one() -> None:
+def test_the_made_up_digest_has_the_words_of_a_real_one(connection: Connection, facts: Facts) -> None:
     """Were there one more or less, the check would refuse good templates, or let bad ones into the night."""
-    at = datetime(2027, 1, 31, 3, 15, tzinfo=UTC)
-    real = Digest(
-        coordinator=Coordinator(
-            id=UUID(int=1),
-            organisation_id=UUID(int=2),
-            organisation_slug="hlf",
-            organisation_name="HLF",
-            full_name="Berit",
-            email="berit@example.org",
-            locale="nb",
-            since=at,
-            told_on=at.date(),
-            told=(),
-            read_at=at,
-        ),
-        today=at.date(),
-        paused=(
-            PausedMentor(name="K", member_no="M", lapses=(Lapse(kind="a", ended_on=None),), reopened=False, line=""),
-        ),
-        returned=(ReturnedMentor(name="K", member_no="M", still_paused=False, without_certificate=False, line=""),),
-        expiring=(ExpiringCertificate(name="K", member_no="M", kind="a", expires_on=at.date(), days_left=0),),
-        pending=tuple(
-            PendingPush(
-                name="K",
-                member_no="M",
-                visible=visible,
-                sentence="s",
-                wanted_at=at,
-                error=None,
-                code=None,
-                line="",
-                status="pending",
-                rounds=0,
-                failure_kind=None,
-                is_claimed=False,
-                has_contact_id=True,
-                has_new_contact_id=False,
-            )
-            for visible in (True, False)
-        ),
-        undelivered=(UndeliveredReminder(name="K", member_no="M", expires_on=at.date(), error="", code=None, line=""),),
-        told=(),
+    organisation = facts.organisation()
+    paused, back, shown = (facts.certified_mentor(organisation, TODAY + timedelta(days=n)) for n in (-1, 400, 20))
+    connection.execute(
+        "INSERT INTO mentor_pauses (mentor_id, reason, actor, lifted_at, lifted_by) VALUES"
+        " (%(paused)s, 'certification_expired', 'certjob', NULL, NULL),"
+        " (%(back)s, 'certification_expired', 'certjob', now(), 'certjob')",
+        {"paused": paused, "back": back},
     )
+    connection.execute(
+        "INSERT INTO portal_sync_events (mentor_id, visible, wanted_at) VALUES"
+        " (%(paused)s, false, now() - interval '2 hours'), (%(shown)s, true, now() - interval '2 hours')",
+        {"paused": paused, "shown": shown},
+    )
+    connection.execute(
+        "INSERT INTO cert_notification_log (mentor_id, threshold_days, cert_id, expires_on, status, last_error)"
+        " VALUES (%s, 30, gen_random_uuid(), %s, 'failed', '550 unknown')",
+        (shown, TODAY + timedelta(days=20)),
+    )
+    connection.execute(
+        "INSERT INTO coordinators (organisation_id, email) VALUES (%s, 'b@example.org')", (organisation,)
+    )
+    ((row_id,),) = connection.execute(
+        "INSERT INTO coordinator_digests (coordinator_id, digest_on) SELECT id, %s FROM coordinators RETURNING id",
+        (TODAY,),
+    ).fetchall()
 
-    assert shape(next(sample_digests("nb"))) == shape(digest_words(real, repeat=False, zone=UTC))
+    real = read_digest(connection, row_id, today=TODAY, zone=UTC)
+
+    assert real is not None
+    assert shape(real.words(repeat=False)) == shape(next(sample_digests("nb")))
 
 
 def shape(value: object) -> object:
@@ -335,7 +323,7 @@ def test_pieces_and_what_editors_leave_behind_are_no_problem(folder: Path, write
     write(".git/reminder.xx.txt", "{{ half")
 
     assert problems_in(folder) == []
-    assert open_templates(folder).render_reminder(CONTENT).text.endswith("\nHilsen Hørselshjelpen\n")
+    assert render_reminder_with(open_templates(folder), CONTENT).text.endswith("\nHilsen Hørselshjelpen\n")
 
 
 def test_ours_pass_the_check(folder: Path) -> None:
@@ -414,7 +402,7 @@ def test_what_breaks_on_one_mentor_names_the_place_and_not_the_person(line: str,
     content = replace(CONTENT, full_name="Kari Nordmann", member_no="Q7788")
 
     with pytest.raises(TemplateError) as raised:
-        Templates(folder).render_reminder(content)
+        render_reminder_with(Templates(folder), content)
 
     assert (raised.value.file, raised.value.line) == ("reminder.nb.txt", 4)
     assert not any(part in str(raised.value).lower() for part in ("kari", "nordmann", "nnam", "'k'", "q7788"))

@@ -118,7 +118,8 @@ PUSH_MOMENTS = OPEN_PUSH_MOMENTS + around(
     "resolve_sync_failures",
     "record_stage_failures",
 )
-MAIL_MOMENTS = (*OPEN_MAIL_MOMENTS, "before the message", *around("claim_reminders", "settle_reminder"))
+MAIL_STATEMENTS = ("claim_reminders", "hold_reminders", "settle_reminders")
+MAIL_MOMENTS = (*OPEN_MAIL_MOMENTS, "before the message", *around(*MAIL_STATEMENTS))
 
 MOMENTS = {
     "run": REVIEW_MOMENTS + PUSH_MOMENTS + MAIL_MOMENTS + around("finish_job_run"),
@@ -407,14 +408,18 @@ class Process:
         if self.is_ended:
             raise ProcessEnded
 
-    def send(self, message: OutgoingMessage) -> None:
+    async def send(self, message: OutgoingMessage) -> None:
         """Hand a message over."""
-        self.live("before the message")
+        await asyncio.to_thread(self.live, "before the message")  # what happens then may be another run
         self._receive(message)
         self.confirmed.append(message)
-        self.live("after the message")
+        await asyncio.to_thread(self.live, "after the message")
 
-    def close(self) -> None:
+    async def probe(self) -> str:
+        """Say that all is well."""
+        return ""
+
+    async def close(self) -> None:
         """Hang up, as a channel does after each run."""
 
     def wait_for_end(self) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from certjob import database
 from certjob.database import Connection, statements
-from certjob.mail.reminders import QueuedReminder
+from certjob.mail.reminder_mail import QueuedReminder
 from certjob.outbox import claims
 from certjob.outbox.claims import Answer, Lease, Outbox, Settlement
 from certjob.portal.push import PortalEvent
@@ -348,7 +348,7 @@ def sent(reminder: QueuedReminder) -> Settlement:
     return Settlement(id=reminder.id, token=reminder.claim_token, status="sent")
 
 
-EVERY_REMINDER: dict[str, object] = {"limit": 100, "today": None}
+EVERY_REMINDER: dict[str, object] = {"limit": 100, "today": TODAY}
 
 
 def reminder_outbox(connection: Connection, facts: Facts) -> Outbox[QueuedReminder]:

@@ -5,8 +5,12 @@ from uuid import UUID
 
 import pytest
 
+from certjob import database
 from certjob.database import Connection
 from certjob.errors import OutcomeUnknownError
+from certjob.mail.reminder_mail import QueuedReminder, ReminderMail
+from certjob.outbox.claims import Lease
+from tests.support.channels import BlockingStage
 from tests.support.facts import TODAY, Facts
 from tests.support.intents import make_due, review
 from tests.support.nights import CollectingChannel, night
@@ -148,15 +152,31 @@ def test_a_repeat_after_an_unknown_outcome_says_so(connection: Connection, facts
     assert channel.sent[0].message_id == f"<certjob-reminder-{before[0]}-0@example.org>"
 
 
-def test_one_that_is_being_sent_is_left_to_its_claim(connection: Connection, facts: Facts, mentor: UUID) -> None:
-    """Its process asks again about the certificate that it has read."""
-    (old,) = enter_anew(facts, mentor)
+@pytest.mark.parametrize("moment", ["before the draft", "at the server"])
+def test_one_that_is_being_sent_has_no_twin(
+    connection: Connection, facts: Facts, mentor: UUID, database_url: str, moment: str
+) -> None:
+    """Its certificate is entered anew and another run reviews meanwhile: one mail, about the new row."""
+    enter_anew(facts, mentor)
     review(connection)
-    connection.execute(
-        "UPDATE cert_notification_log SET claim_token = gen_random_uuid(), next_attempt_at = now() + interval '5 min'"
-    )
-    (new,) = enter_anew(facts, mentor)
+    entered: list[UUID] = []
 
-    review(connection)
+    def enter_and_review(_message: object = None) -> None:
+        with database.connect(database_url) as other:
+            entered.extend(enter_anew(Facts(other), mentor))
+            review(other)
 
-    assert facts.rows(LOG) == [(30, "pending", old), (30, "pending", new)]
+    class Interrupted(ReminderMail):
+        def claim(self, *, limit: int = 100) -> tuple[list[QueuedReminder], Lease]:
+            claimed = super().claim(limit=limit)
+            if not entered:
+                enter_and_review()
+            return claimed
+
+    channel = CollectingChannel(on_send=enter_and_review if moment == "at the server" else None)
+    kind = ReminderMail if moment == "at the server" else Interrupted
+    assert BlockingStage(connection, kind(connection, today=TODAY, domain="hlf.example"), channel).run() is None
+    night(connection, channel=channel)
+
+    assert [message.repeat for message in channel.sent] == [False]
+    assert facts.rows(LOG) == [(30, "sent", entered[0])]

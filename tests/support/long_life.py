@@ -14,9 +14,10 @@ from datetime import UTC, date, datetime, timedelta
 from email.message import EmailMessage
 from uuid import UUID
 
+from certjob.domain.addresses import parse_sender
 from certjob.errors import Outcome
 from certjob.mail.channels.smtp import SmtpChannel
-from certjob.mail.message import Channel, parse_sender
+from certjob.mail.message import Channel
 from tests.support.facts import Facts
 from tests.support.nights import delivery, night
 from tests.support.portal_server import PortalServer

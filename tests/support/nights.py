@@ -1,5 +1,6 @@
 """Running nights inside a test's process, with doubles only where the network begins."""
 
+import asyncio
 import dataclasses
 import threading
 from collections.abc import Callable, Iterator
@@ -48,12 +49,15 @@ class CollectingChannel:
         self.sent: list[OutgoingMessage] = []
         self.on_send = on_send
 
-    def send(self, message: OutgoingMessage) -> None:
+    async def send(self, message: OutgoingMessage) -> None:
         if self.on_send is not None:
-            self.on_send(message)
+            await asyncio.to_thread(self.on_send, message)  # it may be another night, which needs a loop of its own
         self.sent.append(message)
 
-    def close(self) -> None:
+    async def probe(self) -> str:
+        return "it keeps what it is sent"
+
+    async def close(self) -> None:
         pass
 
 

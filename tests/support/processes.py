@@ -35,7 +35,7 @@ FIRST_CALL = "certjob.portal.hlf_dynamics:HLFDynamicsSyncService.update_portal_v
 """Where the network begins: the lease was looked at for the last time."""
 FIRST_MESSAGE = "certjob.mail.channels.maildir:MaildirChannel.send"
 PORTAL_CLAIM = "certjob.portal.sync:PortalSyncService.claim"
-MAIL_CLAIM = "certjob.mail.reminders:CertificationReminderService.claim"
+MAIL_CLAIM = "certjob.mail.reminder_mail:ReminderMail.claim"
 TURN = "certjob.portal.rate:RateLimiter.begin"
 """Where a call gets its turn."""
 
@@ -79,7 +79,7 @@ def started(
 
     The alterations: ``freeze_before`` or ``freeze_after`` a method; in seconds ``portal_lease``, ``mail_lease``,
     ``call`` (the longest a call to the portal takes), ``round`` (how long its repeats may begin) and ``message`` (the
-    longest each half of a message takes, before and after its last dot).
+    longest each half of a message takes, before and after it is handed over).
     """
     from tests.support.command_line import Child
 
@@ -171,10 +171,12 @@ def _shorten_portal(*, lease: float, call: float, repeats: float) -> None:
 def _shorten_mail(*, lease: float, message: float) -> None:
     from certjob.mail.channels.maildir import MaildirChannel
     from certjob.mail.channels.smtp import SmtpChannel
-    from certjob.mail.reminders import CertificationReminderService
+    from certjob.mail.reminder_mail import ReminderMail
 
-    _set_defaults(CertificationReminderService.__init__, lease_seconds=lease)
-    _set_defaults(SmtpChannel.__init__, step_seconds=message, prepare_seconds=message, answer_seconds=message)
+    _set_defaults(ReminderMail.__init__, lease_seconds=lease)
+    _set_everywhere("QUIT_SECONDS", 0.0)
+    half = message / 2
+    _set_defaults(SmtpChannel.__init__, connect_seconds=half, envelope_seconds=half, answer_seconds=message)
     MaildirChannel.worst_case_seconds = message
 
 

@@ -2,21 +2,20 @@
 
 import email
 import email.policy
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from email.message import EmailMessage
 from typing import Any
-from uuid import uuid4
+
+import pytest
+from aiosmtplib import SMTPResponse, SMTPResponseException
+from aiosmtplib.protocol import SMTPProtocol
 
 from certjob.database import Connection
+from certjob.domain.addresses import parse_sender
 from certjob.mail.channels.smtp import SmtpChannel
-from certjob.mail.message import parse_sender
-from certjob.mail.reminder_mail import ReminderMail
-from certjob.mail.reminders import CertificationReminderService, QueuedReminder
-from certjob.mail.stage import MailStage
 from certjob.outbox.claims import StageStop
-from certjob.stopping import StopFlag
+from tests.support.channels import BlockingChannel, BlockingStage, blocking, reminder_mail
 from tests.support.facts import TODAY, Facts
 from tests.support.intents import make_due, review
 from tests.support.smtp_server import HOST
@@ -37,21 +36,30 @@ ROWS = {
 REPEAT_LINE = "Du kan få denne påminnelsen mer enn én gang"
 
 
-@contextmanager
-def channel_to(port: int, **options: Any) -> Iterator[SmtpChannel]:
-    channel = SmtpChannel(HOST, port=port, sender=parse_sender("post@hlf.example"), **options)
-    try:
-        yield channel
-    finally:
-        channel.close()
+def show_tls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let STARTTLS change nothing but what both sides believe, so that a scripted server can go on talking."""
+
+    async def start_tls(self: SMTPProtocol, *_: object, **__: object) -> SMTPResponse:
+        response = await self.execute_command(b"STARTTLS")
+        if response.code != 220:
+            raise SMTPResponseException(response.code, response.message)
+        self._buffer.clear()
+        return response
+
+    monkeypatch.setattr(SMTPProtocol, "start_tls", start_tls)
+
+
+def smtp_channel(port: int, **options: Any) -> SmtpChannel:
+    return SmtpChannel(HOST, port=port, sender=parse_sender("post@hlf.example"), **options)
+
+
+def channel_to(port: int, **options: Any) -> AbstractContextManager[BlockingChannel]:
+    """A channel that a test calls itself."""
+    return blocking(smtp_channel(port, **options))
 
 
 def run_stage(connection: Connection, channel: SmtpChannel) -> StageStop | None:
-    service = CertificationReminderService(connection, run_id=uuid4())
-    stage: MailStage[QueuedReminder] = MailStage(
-        ReminderMail(service, today=TODAY, domain="hlf.example"), channel=channel, stop=StopFlag()
-    )
-    return stage.run(deadline_seconds=60)
+    return BlockingStage(connection, reminder_mail(connection), channel).run()
 
 
 def queue_two(facts: Facts) -> None:

@@ -94,7 +94,7 @@ def status(
 
 def _check_address(address: str | None) -> None:
     """Refuse what no channel could send to, before anything is opened."""
-    from certjob.mail.message import parse_address
+    from certjob.domain.addresses import parse_address
 
     if address is None:
         return

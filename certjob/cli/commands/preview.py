@@ -79,7 +79,7 @@ def preview(
 
 def _check_address(address: str | None) -> None:
     """Refuse what no channel could send to, before anything is opened."""
-    from certjob.mail.message import parse_address
+    from certjob.domain.addresses import parse_address
 
     if address is None:
         return
@@ -117,8 +117,8 @@ def _send(opened: Session, shown: "Preview", *, to: str, json: bool) -> int:
 
 
 def _headers(opened: Session, shown: "Preview") -> dict[str, str]:
+    from certjob.domain.addresses import parse_reply_to
     from certjob.mail.channels.notify import REHEARSAL_SENDER
-    from certjob.mail.message import parse_reply_to
 
     settings, message = opened.settings, shown.message
     reply_to = parse_reply_to(message.reply_to)

@@ -18,10 +18,10 @@ from certjob.cli.pages import night as night_pages
 from certjob.cli.terminal import output as console
 from certjob.cli.terminal.output import Output, TerminalProgress
 from certjob.database import Connection
+from certjob.domain.addresses import parse_sender
 from certjob.errors import EXIT_CODES
 from certjob.facts import lookup
 from certjob.mail.channels.maildir import MaildirChannel
-from certjob.mail.message import parse_sender
 from certjob.night import nightly, resync
 from certjob.night.deliveries import Delivery
 from certjob.night.nightly import NightOptions

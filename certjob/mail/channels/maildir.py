@@ -1,13 +1,14 @@
 """Messages into a Maildir folder on this machine, for the demo and for rehearsals."""
 
-import contextlib
+import mailbox
 import os
-import time
 from pathlib import Path
-from uuid import uuid4
 
+from certjob.domain.addresses import MailAddress
 from certjob.errors import ChannelDownError
-from certjob.mail.message import MailAddress, OutgoingMessage, compose
+from certjob.mail.message import OutgoingMessage, compose
+
+FOLDERS = ("cur", "new", "tmp")
 
 
 class MaildirChannel:
@@ -21,50 +22,28 @@ class MaildirChannel:
         self._folder = folder
         self._sender = sender
 
-    def send(self, message: OutgoingMessage) -> None:
+    async def send(self, message: OutgoingMessage) -> None:
         """Put one message into the folder, whole or not at all; see ``Channel.send``."""
-        encoded = compose(message, sender=self._sender, line_end="\n")
-        name = f"{time.time_ns()}.{uuid4().hex}.certjob"
+        _, data = compose(message, sender=self._sender)
         try:
-            for part in ("cur", "new", "tmp"):
+            for part in FOLDERS:  # mailbox makes a whole Maildir or nothing, and no folder above it
                 (self._folder / part).mkdir(mode=0o700, parents=True, exist_ok=True)
-            _write(self._folder / "tmp" / name, data=encoded.data)
-            (self._folder / "tmp" / name).rename(self._folder / "new" / name)
-        except OSError as error:
-            message_text = f"the Maildir folder cannot be written: {error.strerror}; correct CERTJOB_NOTIFY_URL"
-            raise ChannelDownError(message_text) from error
-        with contextlib.suppress(OSError):  # some file systems cannot; the message is there all the same
-            _flush_folder(self._folder / "new")
+            mailbox.Maildir(self._folder, create=False).add(data)
+        except (OSError, mailbox.Error) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            text = f"the Maildir folder cannot be written: {reason}; correct CERTJOB_NOTIFY_URL"
+            raise ChannelDownError(text) from error
 
-    def probe(self) -> None:
+    async def probe(self) -> str:
         """Look whether a message could be written, without making the folder. Raises ChannelDownError."""
         there = self._folder
         while not there.exists() and there != there.parent:  # the first message makes what is missing
             there = there.parent
-        for folder in (there, *(there / part for part in ("new", "tmp") if there == self._folder)):
+        for folder in (there, *(there / part for part in FOLDERS if there == self._folder)):
             if folder.exists() and not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
                 message = "the Maildir folder cannot be written by this user; correct CERTJOB_NOTIFY_URL or its rights"
                 raise ChannelDownError(message)
+        return "the Maildir folder can be written"
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Nothing is held open; see ``Channel.close``."""
-
-
-def _write(path: Path, *, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(descriptor)
-    except OSError:
-        path.unlink(missing_ok=True)
-        raise
-
-
-def _flush_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -3,11 +3,10 @@
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from certjob.domain.addresses import MailAddress, parse_sender
 from certjob.errors import ConfigurationError
-from certjob.mail.message import Channel, MailAddress, OutgoingMessage, parse_sender
+from certjob.mail.message import Channel
 from certjob.settings import LOOPBACK_HOSTS, Settings
-
-__all__ = ["Channel", "OutgoingMessage", "open_channel"]
 
 REHEARSAL_SENDER = "certjob@localhost"
 """From whom the messages in a Maildir are while CERTJOB_MAIL_FROM is not set."""
@@ -33,9 +32,7 @@ def open_channel(settings: Settings) -> Channel | None:
 
 
 def _smtp(parts: SplitResult, *, settings: Settings) -> Channel:
-    from certjob.mail.channels.smtp import (  # noqa: PLC0415 - smtplib and ssl, which other channels do not need
-        SmtpChannel,
-    )
+    from certjob.mail.channels.smtp import SmtpChannel  # noqa: PLC0415 - aiosmtplib, which no other channel needs
 
     if (settings.notify_user is None) != (settings.notify_password is None):
         message = "set both CERTJOB_NOTIFY_USER and CERTJOB_NOTIFY_PASSWORD, or neither for a server without a login"

@@ -4,27 +4,25 @@ import re
 from collections.abc import Iterable
 from urllib.parse import quote
 
-from certjob.mail.message import MailAddress
-from certjob.redaction import without_addresses
+from certjob.domain.addresses import MailAddress
+from certjob.redaction import one_line, without_addresses
 
 MAX_CHARACTERS = 300
 
 
-def readable(text: str | bytes, *, recipient: MailAddress | None = None, secrets: Iterable[str] = ()) -> str:
-    """Return the text in one printable line of at most 300 characters.
+def readable(text: str, *, recipient: MailAddress | None = None, secrets: Iterable[str] = ()) -> str:
+    """Return the text in one line of at most 300 characters.
 
     Servers echo what they were sent: the recipient becomes ``<recipient>``, any other address ``<address>``, a secret
     ``<secret>``.
     """
-    shown = text if isinstance(text, str) else text.decode("utf-8", "replace")
+    shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # bytes that are no letters
     for secret in sorted(filter(None, secrets), key=len, reverse=True):
         shown = shown.replace(secret, "<secret>")
     if recipient is not None:
         for form in _forms(recipient):
             shown = re.sub(rf"<?(?<![\w.+-]){re.escape(form)}(?![\w+-])>?", "<recipient>", shown, flags=re.IGNORECASE)
-    shown = without_addresses(shown)
-    shown = "".join(letter if letter.isprintable() else " " for letter in shown)
-    return " ".join(shown.split())[:MAX_CHARACTERS]
+    return one_line(without_addresses(shown))[:MAX_CHARACTERS]
 
 
 def _forms(address: MailAddress) -> list[str]:

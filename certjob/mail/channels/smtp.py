@@ -1,12 +1,26 @@
 """Messages by SMTP: one recipient each, over a kept connection, with every failure told apart by whose fault it is."""
 
-import base64
+import asyncio
 import contextlib
-import smtplib
+import errno
+import os
+import re
+import socket
 import ssl
+from typing import cast
 
+from aiosmtplib import (
+    SMTP,
+    SMTPAuthenticationError,
+    SMTPException,
+    SMTPHeloError,
+    SMTPResponseException,
+)
+from aiosmtplib.auth import auth_login_encode, auth_plain_encode
+from aiosmtplib.protocol import SMTPProtocol
 from pydantic import SecretStr
 
+from certjob.domain.addresses import MailAddress
 from certjob.errors import (
     ChannelDownError,
     FailureCode,
@@ -16,8 +30,7 @@ from certjob.errors import (
     RecipientRefusedError,
 )
 from certjob.mail.channels.server_text import readable
-from certjob.mail.channels.smtp_connection import Deadline, SmtpConnection
-from certjob.mail.message import EncodedMessage, MailAddress, OutgoingMessage, compose
+from certjob.mail.message import OutgoingMessage, compose
 from certjob.settings import LOOPBACK_HOSTS
 
 QUIT_SECONDS = 5.0
@@ -25,14 +38,18 @@ QUIT_SECONDS = 5.0
 EVERYBODYS_CODES = frozenset({421, 530, 534, 535, 538})
 """The server is closing (RFC 5321), or wants a login or another one (RFC 4954): no recipient is to blame."""
 
+BROKEN = (SMTPException, OSError, ValueError)
+"""What a connection raises that is of no more use. A TimeoutError is an OSError; a host name that is not one and a
+command that cannot be written are ValueErrors."""
+
 
 class SmtpChannel:
     """A mail server.
 
-    Until the final dot no server may accept a message, so everything before it (a connection if there is none, TLS,
-    login, the commands, the body) shares ``prepare_seconds``, and a failure there is known to be one. The answer to the
-    dot has ``answer_seconds`` of its own: RFC 5321, 4.5.3.2.6, gives servers 10 minutes, and cutting it off early makes
-    duplicates.
+    Until a server has answered 354 to DATA it cannot have a message: a failure before that is known to be one. After it
+    only the answer to the whole message tells, and RFC 5321, 4.5.3.2.6, gives servers 10 minutes for it: who cuts it
+    off early makes duplicates. A connection on which anything but success was said is dropped without another word: a
+    late answer would be taken for that to the next message.
     """
 
     def __init__(
@@ -45,12 +62,15 @@ class SmtpChannel:
         user: str | None = None,
         password: SecretStr | None = None,
         tls: ssl.SSLContext | None = None,
-        step_seconds: float = 30,
-        prepare_seconds: float = 120,
+        connect_seconds: float = 60,
+        envelope_seconds: float = 60,
         answer_seconds: float = 600,
         messages_per_connection: int = 100,
     ) -> None:
-        """Prepare; nothing is opened before the first ``send``. ``tls`` is for certificates that the system lacks."""
+        """Prepare; nothing is opened before the first ``send``. ``tls`` is for certificates that the system lacks.
+
+        The three times are for connecting with TLS and login, for sender and recipient up to DATA, and for the message.
+        """
         self._host = host
         self._port = port
         self._sender = sender
@@ -58,177 +78,191 @@ class SmtpChannel:
         self._user = user
         self._password = password or SecretStr("")
         self._tls = tls
-        self._step_seconds = step_seconds
-        self._prepare_seconds = prepare_seconds
+        self._connect_seconds = connect_seconds
+        self._envelope_seconds = envelope_seconds
         self._answer_seconds = answer_seconds
         self._messages_per_connection = messages_per_connection
-        self._connection: SmtpConnection | None = None
+        self._client: SMTP | None = None
         self._messages_sent = 0
 
     @property
     def worst_case_seconds(self) -> float:
-        """The longest that one ``send`` can take; 720 unless told otherwise."""
-        return self._prepare_seconds + self._answer_seconds
+        """The longest that one ``send`` can take; 725 unless told otherwise."""
+        return QUIT_SECONDS + self._connect_seconds + self._envelope_seconds + self._answer_seconds
 
-    def send(self, message: OutgoingMessage) -> None:
+    async def send(self, message: OutgoingMessage) -> None:
         """Hand one message over, in one try; see ``Channel.send``."""
-        prepared, whole = Deadline(self._prepare_seconds), Deadline(self.worst_case_seconds)
-        encoded = compose(message, sender=self._sender, line_end="\r\n")
+        recipient, data = compose(message, sender=self._sender)
+        client = await self._ready()
         try:
-            self._hand_over(self._ready(prepared), encoded=encoded)
-        except (RecipientRefusedError, RecipientDeferredError):
-            self._leave(whole)
-            raise
-        except BaseException:
+            wire = await self._announce(client, recipient=recipient)
+            await self._hand_over(wire, data, recipient=recipient)
+        except BaseException:  # a cancellation, too
             self._drop()
             raise
         self._messages_sent += 1
 
-    def probe(self, *, seconds: float = 30) -> None:
+    async def probe(self) -> str:
         """Connect, secure, log in and do nothing (NOOP): all that comes before a message. Raises ChannelDownError."""
-        deadline = Deadline(seconds)
+        client = await self._ready()
         try:
-            code, text = self._ready(deadline).docmd("NOOP")
-        except OSError as error:
+            async with asyncio.timeout(self._envelope_seconds):
+                code, text = await client.execute_command(b"NOOP")
+        except BROKEN as error:
             message = f"the connection to the mail server broke: {_reason(error)}"
-            raise ChannelDownError(message) from error
+            raise ChannelDownError(message) from _cause(error)
         finally:
-            self._leave(deadline)
+            await self.close()
         if not 200 <= code < 300:
             message = f"the mail server takes no commands ({code} {readable(text)})"
             raise ChannelDownError(message)
+        return "the server took the connection and the login, where there is one; nothing was sent"
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Say goodbye, for 5 seconds at most; see ``Channel.close``."""
-        self._leave(Deadline(QUIT_SECONDS))
-
-    def _ready(self, deadline: Deadline) -> SmtpConnection:
-        """Return a connection that may take a message: the kept one, or a new one, secured and logged in."""
-        if self._connection is not None and self._messages_sent >= self._messages_per_connection:
-            self._leave(deadline)
-        if self._connection is not None:
-            self._connection.allow(deadline)
-            return self._connection
+        client = self._client
+        transport = client.transport if client is not None else None
         try:
-            self._connection = connection = SmtpConnection(
-                self._host,
-                self._port,
-                deadline=deadline,
-                step_seconds=self._step_seconds,
-                implicit_tls=self._context() if self._implicit_tls else None,
-            )
-            self._messages_sent = 0
-            connection.ehlo_or_helo_if_needed()
-            self._secure(connection)
-            if self._user is not None:
-                self._log_in(connection)
-        except OSError as error:
+            if client is not None:
+                with contextlib.suppress(*BROKEN):  # it is being closed anyway
+                    async with asyncio.timeout(QUIT_SECONDS):
+                        await client.quit()
+        finally:
+            self._drop()
+            _abort(transport)  # TLS has a goodbye of its own, which nobody need wait for
+            await asyncio.sleep(0)  # the loop may end now: let it close the socket
+
+    def _drop(self) -> None:
+        """Cut the connection: what was not sent yet is not to be sent any more."""
+        if self._client is not None:
+            _abort(self._client.transport)
+            self._client.close()
+        self._client = None
+
+    async def _ready(self) -> SMTP:
+        """Return a connection that may take a message: the kept one, or a new one, secured and logged in."""
+        if self._messages_sent >= self._messages_per_connection:
+            await self.close()
+        protocol = self._client.protocol if self._client is not None else None
+        # An answer to which there was no question: all later ones would be taken for each other's.
+        if self._client is not None and protocol is not None and protocol.is_connected and not protocol._buffer:
+            return self._client
+        self._drop()
+        self._messages_sent = 0
+        try:
+            async with asyncio.timeout(self._connect_seconds):
+                return await self._connect()
+        except BROKEN as error:
+            self._drop()
             message = f"the mail server cannot be used: {_reason(error)}; check CERTJOB_NOTIFY_URL and the server"
-            raise ChannelDownError(message) from error
-        return connection
+            raise ChannelDownError(message) from _cause(error)
+        except BaseException:
+            self._drop()
+            raise
 
-    def _context(self) -> ssl.SSLContext:
-        self._tls = self._tls or ssl.create_default_context()
-        return self._tls
+    async def _connect(self) -> SMTP:
+        secured = self._implicit_tls or tls_is_required(self._host, login=self._user is not None)
+        if secured and self._tls is None:
+            self._tls = ssl.create_default_context()
+        self._client = client = SMTP(
+            hostname=self._host,
+            port=self._port,
+            local_hostname=_client_name(),
+            timeout=None,  # each phase has its own
+            use_tls=self._implicit_tls,
+            start_tls=False,
+            tls_context=self._tls,
+        )
+        await client.connect()
+        await _greet(client)
+        if secured and not self._implicit_tls:
+            await self._secure(client)
+        if self._user is not None:
+            await self._log_in(client, self._user)
+        return client
 
-    def _secure(self, connection: SmtpConnection) -> None:
-        """Begin TLS where it is required: everywhere but on loopback without a login."""
-        if connection.encrypted or not tls_is_required(self._host, login=self._user is not None):
-            return
-        if not connection.has_extn("starttls"):
+    async def _secure(self, client: SMTP) -> None:
+        """Begin TLS; what the server said before it is forgotten (RFC 3207)."""
+        if not client.supports_extension("starttls"):
             advice = "use smtps:// or a server with STARTTLS in CERTJOB_NOTIFY_URL"
             if self._user is not None:
                 message = f"the mail server offers no STARTTLS, and certjob never logs in without TLS; {advice}"
             else:
                 message = f"the mail server offers no STARTTLS, and mail leaves this machine encrypted only; {advice}"
             raise ChannelDownError(message)
-        code, text = connection.start_tls(self._context())
-        if code != 220:
-            message = f"the mail server refused STARTTLS ({code} {readable(text)})"
-            raise ChannelDownError(message)
-        connection.ehlo_or_helo_if_needed()
-
-    def _log_in(self, connection: SmtpConnection) -> None:
-        """Log in by PLAIN or LOGIN, in UTF-8, in one try: smtplib's own login is ASCII and tries every mechanism."""
-        user, password = self._user or "", self._password.get_secret_value()
-        tokens = [_base64(f"\0{user}\0{password}"), _base64(user), _base64(password)]
-        offered = connection.esmtp_features.get("auth", "").upper().split()
-        if "PLAIN" in offered:
-            code, text = connection.docmd("AUTH", f"PLAIN {tokens[0]}")
-        elif "LOGIN" in offered:
-            code, text = connection.docmd("AUTH", f"LOGIN {tokens[1]}")
-            if code == 334:
-                code, text = connection.docmd(tokens[2])
-        else:
-            message = "the mail server offers no login that certjob knows (PLAIN, LOGIN); is CERTJOB_NOTIFY_URL right?"
-            raise ChannelDownError(message)
-        if 200 <= code < 300:
-            return
-        said = f"{code} {readable(text, secrets=[*tokens, user, password])}"
-        if code == 421 or not 500 <= code < 600:
-            message = f"the mail server cannot take the login now ({said})"
-            raise ChannelDownError(message)
-        message = f"the mail server refused the login ({said}); correct CERTJOB_NOTIFY_USER and CERTJOB_NOTIFY_PASSWORD"
-        raise ChannelDownError(message)
-
-    def _hand_over(self, connection: SmtpConnection, *, encoded: EncodedMessage) -> None:
-        """Go through the commands for one message; until the final dot is sent, every failure is certain."""
         try:
-            self._send_until_the_end(connection, encoded=encoded)
-            connection.send_end(Deadline(self._answer_seconds))
-        except OSError as error:
-            message = f"the connection to the mail server broke before a message was handed over: {_reason(error)}"
+            await client.starttls()
+        except SMTPResponseException as error:
+            message = f"the mail server refused STARTTLS ({error.code} {readable(error.message)})"
             raise ChannelDownError(message) from error
+        await _greet(client)
+
+    async def _log_in(self, client: SMTP, user: str) -> None:
+        """Log in by PLAIN or LOGIN, in one try: aiosmtplib's ``login`` tries every mechanism, CRAM-MD5 first."""
+        password = self._password.get_secret_value()
         try:
-            code, text = connection.getreply()
-        except OSError as error:
+            if "plain" in client.server_auth_methods:
+                await client.auth_plain(user, password)
+            elif "login" in client.server_auth_methods:
+                await client.auth_login(user, password)
+            else:
+                offered = "the mail server offers no login that certjob knows (PLAIN, LOGIN)"
+                message = f"{offered}; is CERTJOB_NOTIFY_URL right?"
+                raise ChannelDownError(message)
+        except SMTPAuthenticationError as error:
+            coded = [auth_plain_encode(user, password), *auth_login_encode(user, password)]
+            secrets = [*(code.decode("ascii") for code in coded), user, password]
+            said = f"{error.code} {readable(error.message, secrets=secrets)}"
+            if error.code == 421 or not 500 <= error.code < 600:
+                message = f"the mail server cannot take the login now ({said})"
+            else:
+                advice = "correct CERTJOB_NOTIFY_USER and CERTJOB_NOTIFY_PASSWORD"
+                message = f"the mail server refused the login ({said}); {advice}"
+            raise ChannelDownError(message) from None  # its text may hold the password
+
+    async def _announce(self, client: SMTP, *, recipient: MailAddress) -> SMTPProtocol:
+        """Say from whom and for whom a message is, up to the 354 to DATA; return what takes the message then."""
+        wire = cast("SMTPProtocol", client.protocol)  # it is connected
+        options = []
+        if recipient.international:
+            if not client.supports_extension("smtputf8"):
+                message = "the mail server takes no address with letters beyond ASCII before the @; correct the address"
+                raise RecipientRefusedError(message, code=FailureCode.ADDRESS_NOT_SUPPORTED)
+            options = [b"SMTPUTF8"]
+        # With SMTPUTF8 this recipient's letters may be what the server cannot pass on; the next one will tell.
+        steps = [
+            ("recipient" if options else "sender", [b"MAIL", _path("FROM", self._sender), *options], range(200, 300)),
+            ("recipient", [b"RCPT", _path("TO", recipient)], range(200, 300)),
+            ("message", [b"DATA"], range(354, 355)),
+        ]
+        try:
+            async with asyncio.timeout(self._envelope_seconds):
+                for what, command, success in steps:
+                    code, text = await wire.execute_command(*command)
+                    if wire._buffer or (code in success and not wire.is_connected):
+                        message = "the mail server hung up, or said more than it was asked, before it had a message"
+                        raise ChannelDownError(message)
+                    if code not in success:
+                        raise _refusal(code, text, recipient=recipient, what=what)
+        except BROKEN as error:
+            message = f"the connection to the mail server broke before a message was handed over: {_reason(error)}"
+            raise ChannelDownError(message) from _cause(error)
+        return wire
+
+    async def _hand_over(self, wire: SMTPProtocol, data: bytes, *, recipient: MailAddress) -> None:
+        """Send the message and hear what becomes of it."""
+        try:
+            async with asyncio.timeout(self._answer_seconds):
+                wire.write(_as_sent(data))
+                code, text = await wire.read_response()
+        except BROKEN as error:
             message = f"no answer came after the message was handed over, so it may have arrived: {_reason(error)}"
-            raise OutcomeUnknownError(message) from error
+            raise OutcomeUnknownError(message) from _cause(error)
         if 400 <= code < 600:
-            raise _refusal(code, text, recipient=encoded.recipient, what="message")
+            raise _refusal(code, text, recipient=recipient, what="message")
         if not 200 <= code < 300:
             message = "the answer after the message was handed over is no SMTP, so it may have arrived"
             raise OutcomeUnknownError(message)
-
-    def _send_until_the_end(self, connection: SmtpConnection, *, encoded: EncodedMessage) -> None:
-        """Say for whom it is and send it, all but the final dot; raises OSError or the error of a refusal."""
-        recipient = encoded.recipient
-        options = ""
-        if recipient.international:
-            if not connection.has_extn("smtputf8"):
-                message = "the mail server takes no address with letters beyond ASCII before the @; correct the address"
-                raise RecipientRefusedError(message, code=FailureCode.ADDRESS_NOT_SUPPORTED)
-            connection.command_encoding = "utf-8"
-            options = " SMTPUTF8"
-        code, text = connection.docmd("MAIL", f"FROM:<{self._sender.specification}>{options}")
-        if not 200 <= code < 300:
-            # With SMTPUTF8 this recipient's letters may be what the server cannot pass on; the next one will tell.
-            what = "recipient" if recipient.international else "sender"
-            raise _refusal(code, text, recipient=recipient, what=what)
-        code, text = connection.docmd("RCPT", f"TO:<{recipient.specification}>")
-        if not 200 <= code < 300:
-            raise _refusal(code, text, recipient=recipient, what="recipient")
-        code, text = connection.docmd("DATA")
-        if code != 354:
-            raise _refusal(code, text, recipient=recipient, what="message")
-        connection.send_body(encoded.data)
-        early = connection.early_reply()
-        if early is not None:
-            self._drop()  # a QUIT would be one more line of the message
-            raise _refusal(*early, recipient=recipient, what="message")
-
-    def _leave(self, deadline: Deadline) -> None:
-        """Close politely, within 5 seconds and the deadline."""
-        if self._connection is not None:
-            with contextlib.suppress(OSError):  # it is being closed anyway
-                self._connection.allow(deadline.at_most(QUIT_SECONDS))
-                self._connection.docmd("QUIT")
-        self._drop()
-
-    def _drop(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-        self._connection = None
 
 
 def tls_is_required(host: str, *, login: bool) -> bool:
@@ -236,7 +270,41 @@ def tls_is_required(host: str, *, login: bool) -> bool:
     return login or host not in LOOPBACK_HOSTS
 
 
-def _refusal(code: int, text: bytes, *, recipient: MailAddress, what: str) -> NotifyError:
+def _abort(transport: asyncio.BaseTransport | None) -> None:
+    if transport is not None:
+        cast("asyncio.WriteTransport", transport).abort()
+
+
+def _client_name() -> str:
+    """Return the name to greet with: this machine's own if it is a full one, else an address literal (RFC 5321, 4.1.4).
+
+    No name lookup: it could take any time.
+    """
+    name = socket.gethostname()
+    is_full = "." in name and name.replace(".", "").replace("-", "").isalnum() and name.isascii()
+    return name if is_full else "[127.0.0.1]"
+
+
+async def _greet(client: SMTP) -> None:
+    try:
+        await client.ehlo()
+    except SMTPHeloError:
+        if not client.is_connected:
+            raise
+        await client.helo()
+
+
+def _path(verb: str, address: MailAddress) -> bytes:
+    return f"{verb}:<{address.specification}>".encode()
+
+
+def _as_sent(data: bytes) -> bytes:
+    """Return a message as it travels: each line ends in CRLF, a dot at its beginning is doubled, a lone dot ends it."""
+    lines = re.sub(rb"\r\n|\r|\n", b"\r\n", data).removesuffix(b"\r\n") + b"\r\n"
+    return re.sub(rb"(?m)^\.", b"..", lines) + b".\r\n"
+
+
+def _refusal(code: int, text: str, *, recipient: MailAddress, what: str) -> NotifyError:
     """Turn an answer that is no success into the error that says whose fault it is."""
     said = f"{code} {readable(text, recipient=recipient)}"
     if code in EVERYBODYS_CODES:
@@ -246,25 +314,36 @@ def _refusal(code: int, text: bytes, *, recipient: MailAddress, what: str) -> No
     if 400 <= code < 500:
         return RecipientDeferredError(f"the mail server put the {what} off ({said})")
     if 500 <= code < 600:
-        code_of_refusal = FailureCode.ADDRESS_REFUSED if what == "recipient" else FailureCode.MESSAGE_REFUSED
-        return RecipientRefusedError(f"the mail server refused the {what} ({said})", code=code_of_refusal)
+        why = FailureCode.ADDRESS_REFUSED if what == "recipient" else FailureCode.MESSAGE_REFUSED
+        return RecipientRefusedError(f"the mail server refused the {what} ({said})", code=why)
     return ChannelDownError(f"the server's answer about the {what} is no SMTP; check CERTJOB_NOTIFY_URL")
 
 
-def _reason(error: OSError) -> str:
+def _cause(error: BaseException) -> BaseException:
+    """Return what is below the library's own errors: the system's, or TLS's."""
+    while isinstance(error, SMTPException) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _reason(error: Exception) -> str:
     """Say in one line what happened to a connection; no such text holds what was sent."""
-    if isinstance(error, smtplib.SMTPServerDisconnected) and isinstance(error.__context__, OSError):
-        error = error.__context__
-    match error:
-        case ssl.SSLCertVerificationError():
-            return f"its certificate is not trusted ({error.verify_message})"
+    match _cause(error):
+        case ssl.SSLCertVerificationError() as cause:
+            return f"its certificate is not trusted ({cause.verify_message})"
+        case ssl.SSLError(reason=str(reason)):
+            return readable(reason)
         case TimeoutError():
             return "it did not answer in time"
-        case smtplib.SMTPResponseException():
-            return f"it answered {error.smtp_code} {readable(error.smtp_error)}"
-        case _:
-            return readable(error.strerror or str(error))
-
-
-def _base64(text: str) -> str:
-    return base64.b64encode(text.encode()).decode("ascii")
+        case SMTPResponseException(code=-1):
+            return "its answer is no SMTP"
+        case SMTPResponseException() as cause:
+            return f"it answered {cause.code} {readable(cause.message)}"
+        case UnicodeError():
+            return "the name is malformed"
+        case OSError(errno=int(number)) if number in errno.errorcode:
+            return os.strerror(number)
+        case OSError(strerror=str(said)):
+            return readable(said)
+        case cause:
+            return readable(str(cause))

@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
@@ -17,9 +18,7 @@ from certjob.mail.message import OutgoingMessage
 from certjob.outbox.retry import parse_retry_after
 
 if TYPE_CHECKING:
-    import httpx
-
-    from certjob.outbox.http_deadline import DeadlineClient
+    from certjob.outbox.http_client import HttpClient
 
 REFUSED_CODES = frozenset({400, 422})
 """The receiver understood this message and will not take it."""
@@ -40,31 +39,36 @@ class WebhookChannel:
         self._url = url
         self._token = token
         self._timeout_seconds = timeout_seconds
-        self._client: DeadlineClient | None = None
+        self._client: HttpClient | None = None
 
     @property
     def worst_case_seconds(self) -> float:
         """The deadline of a whole call, which holds against a receiver that drips its answer, too."""
         return self._timeout_seconds
 
-    def send(self, message: OutgoingMessage) -> None:
+    async def send(self, message: OutgoingMessage) -> None:
         """Post one message, in one try; see ``Channel.send``."""
         import httpx  # noqa: PLC0415 - 60 ms that only a webhook needs
 
-        client = self._open()
+        from certjob.outbox.http_client import SURELY_NOT_SENT, HttpClient  # noqa: PLC0415
+
+        headers = {"Idempotency-Key": message.idempotency_key}
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token.get_secret_value()}"
+        self._client = self._client or HttpClient()
         try:
-            answer = client.request(
+            answer = await self._client.request(
                 "POST",
                 self._url,
                 json=_document(message),
-                headers=self._headers() | {"Idempotency-Key": message.idempotency_key},
+                headers=headers,
                 deadline_seconds=self._timeout_seconds,
                 max_body_bytes=0,  # the body is of no use, and could be endless
             )
         except httpx.InvalidURL as error:
             text = "CERTJOB_NOTIFY_URL is no URL that can be called; correct it"
             raise ChannelDownError(text) from error
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol, httpx.LocalProtocolError) as error:
+        except SURELY_NOT_SENT as error:
             text = f"the webhook cannot be reached: {_reason(error)}; check CERTJOB_NOTIFY_URL"
             raise ChannelDownError(text) from error
         except httpx.TransportError as error:
@@ -74,21 +78,16 @@ class WebhookChannel:
             asked = parse_retry_after(answer.headers.get("Retry-After"), now=datetime.now(UTC))
             raise _refusal(answer.status_code, retry_after_seconds=asked)
 
-    def close(self) -> None:
+    async def probe(self) -> str:
+        """Nothing but a message can try it; see ``Channel.probe``."""
+        scheme = urlsplit(self._url).scheme
+        return f"a webhook ({scheme}), which only a message can try; --send-test ADDRESS sends one"
+
+    async def close(self) -> None:
         """Close the kept connection; see ``Channel.close``."""
         if self._client is not None:
-            self._client.close()
+            await self._client.close()
         self._client = None
-
-    def _headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self._token.get_secret_value()}"} if self._token else {}
-
-    def _open(self) -> "DeadlineClient":
-        from certjob.outbox.http_deadline import DeadlineClient  # noqa: PLC0415 - httpx, again
-
-        if self._client is None:
-            self._client = DeadlineClient()
-        return self._client
 
 
 def _document(message: OutgoingMessage) -> dict[str, str | int | bool]:
@@ -131,7 +130,7 @@ def _refusal(code: int, *, retry_after_seconds: float | None) -> NotifyError:
     return ChannelDownError(f"the webhook is not there or does not take messages ({code}); check CERTJOB_NOTIFY_URL")
 
 
-def _reason(error: "httpx.TransportError") -> str:
+def _reason(error: Exception) -> str:
     import httpx  # noqa: PLC0415
 
     if isinstance(error, httpx.TimeoutException):

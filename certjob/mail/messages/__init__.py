@@ -5,22 +5,23 @@ from certjob.mail.messages.content import (
     LANGUAGES,
     ReminderContent,
     RenderedMessage,
-    clean,
     language_of,
+    reminder_words,
     write_date,
     write_moment,
 )
+from certjob.mail.messages.fallback import NightTemplates
 from certjob.mail.messages.templates import OUR_TEMPLATES, Templates
 
 __all__ = [
     "LANGUAGES",
     "OUR_TEMPLATES",
+    "NightTemplates",
     "ReminderContent",
     "RenderedMessage",
     "TemplateProblem",
     "Templates",
     "check_templates",
-    "clean",
     "language_of",
     "open_templates",
     "render_reminder",
@@ -29,6 +30,13 @@ __all__ = [
 ]
 
 
-def render_reminder(content: ReminderContent, *, templates: Templates = OUR_TEMPLATES) -> RenderedMessage:
-    """Write the reminder in the mentor's language. Raises TemplateError when a template of the programme's breaks."""
-    return templates.render_reminder(content)
+def render_reminder(
+    content: ReminderContent, *, templates: Templates | NightTemplates = OUR_TEMPLATES
+) -> RenderedMessage:
+    """Write the reminder in the mentor's language. ``Templates`` raise TemplateError when one of them breaks."""
+    return templates.render(
+        "reminder",
+        language=language_of(content.locale),
+        slug=content.organisation_slug,
+        words=reminder_words(content),
+    )

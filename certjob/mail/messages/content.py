@@ -7,14 +7,13 @@ from urllib.parse import quote, urlsplit
 
 import babel.dates
 
+from certjob.redaction import one_line
+
 LANGUAGES = {"nb": "nb", "nn": "nn", "en": "en_GB"}
 """Languages that have templates, and how each writes a date; any other locale reads the first one."""
 
 NEARLY_A_YEAR_DAYS = 300
 """Further away than this, a day and a month alone could be misread."""
-
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]+")
-"""Control characters, line separators and marks that turn the direction of what follows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,21 +79,21 @@ def write_moment(moment: datetime, *, locale: str) -> str:
 def reminder_words(content: ReminderContent) -> dict[str, object]:
     """Return what a reminder's templates can use, by name; nothing in it can break a line or turn the text around."""
     language = language_of(content.locale)
-    email = clean(content.contact_email)
-    phone = clean(content.contact_phone)
-    url = clean(content.renewal_url)
+    email = one_line(content.contact_email)
+    phone = one_line(content.contact_phone)
+    url = one_line(content.renewal_url)
     return {
         "language": language,
-        "name": clean(content.full_name) or clean(content.member_no),
-        "member_no": clean(content.member_no),
-        "kind": clean(content.kind),
+        "name": one_line(content.full_name) or one_line(content.member_no),
+        "member_no": one_line(content.member_no),
+        "kind": one_line(content.kind),
         "expires_on": write_date(content.expires_on, locale=language),
         "expires_day": _day(content, locale=LANGUAGES[language]),
         "days_left": content.days_left,
         "threshold_days": content.threshold_days,
         "pauses": content.pauses,
         "paused": content.paused,
-        "organisation": clean(content.organisation_name),
+        "organisation": one_line(content.organisation_name),
         "contact_email": email,
         "contact_email_link": quote(email, safe="@"),
         "contact_phone": phone,
@@ -122,8 +121,3 @@ def _web_host(url: str) -> str:
         return (parts.hostname or "") if parts.scheme in ("https", "http") else ""
     except ValueError:
         return ""
-
-
-def clean(text: str | None) -> str:
-    """Return the text in one line without characters that could break a header or turn the text around."""
-    return " ".join(_UNPRINTABLE.sub(" ", text or "").split())

@@ -19,7 +19,7 @@ from jinja2 import (
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from certjob.errors import TemplateError
-from certjob.mail.messages.content import ReminderContent, RenderedMessage, language_of, reminder_words
+from certjob.mail.messages.content import RenderedMessage
 
 OUR_FOLDER = Path(__file__).parent
 
@@ -35,15 +35,6 @@ class Templates:
         """Prepare; files are read when they are first used, and kept: a night is written in one voice."""
         self.folder = folder
         self._environments: dict[str, ImmutableSandboxedEnvironment] = {}
-
-    def render_reminder(self, content: ReminderContent) -> RenderedMessage:
-        """Write the reminder in the mentor's language. Raises TemplateError."""
-        return self.render(
-            "reminder",
-            language=language_of(content.locale),
-            slug=content.organisation_slug,
-            words=reminder_words(content),
-        )
 
     def render(
         self, message: str, *, language: str, slug: str, words: Mapping[str, object], sample_data: bool = False

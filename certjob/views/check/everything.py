@@ -9,7 +9,6 @@ import html
 import os
 import ssl
 from collections.abc import Generator, Iterator, Mapping
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 import psycopg
@@ -18,7 +17,6 @@ from certjob import database
 from certjob.database import embedded
 from certjob.database.connection_errors import explain_late_refusal
 from certjob.errors import CertjobError, ChannelDownError, ConfigurationError, PortalStageError, TransientPortalError
-from certjob.mail.channels.maildir import MaildirChannel
 from certjob.mail.channels.notify import open_channel
 from certjob.mail.message import Channel, OutgoingMessage, domain_of
 from certjob.mail.messages.checking import check_templates
@@ -154,8 +152,9 @@ def _check_mail(settings: Settings, *, problems: list[str]) -> Finding:
         channel = open_channel(settings)
     except ConfigurationError as error:
         return failed_with("mail", error)
+    assert channel is not None  # noqa: S101 - it has its URL
     try:
-        return _probe(channel, scheme=urlsplit(settings.notify_url.get_secret_value()).scheme)
+        return ok("mail", run_alone(channel.probe()))
     except ChannelDownError as error:
         out_of_reach = isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, ssl.SSLError)
         return failed_with("mail", error, exit_code=1 if out_of_reach else 2)
@@ -168,13 +167,17 @@ def send_test(settings: Settings, *, to: str) -> Finding:
         if channel is None:
             message = "CERTJOB_NOTIFY_URL is not set, so nothing can be sent"
             return fail("test message", message, next_step="set it, or leave out --send-test")
-        try:
-            channel.send(_test_message(to, domain=domain_of(settings.mail_from)))
-        finally:
-            channel.close()
+        run_alone(_send(channel, _test_message(to, domain=domain_of(settings.mail_from))))
     except CertjobError as error:
         return failed_with("test message", error, exit_code=2)
     return ok("test message", "handed over; look whether it arrives, and not as spam")
+
+
+async def _send(channel: Channel, message: OutgoingMessage) -> None:
+    try:
+        await channel.send(message)
+    finally:
+        await channel.close()
 
 
 def _test_message(to: str, *, domain: str) -> OutgoingMessage:
@@ -191,20 +194,6 @@ def _test_message(to: str, *, domain: str) -> OutgoingMessage:
         kind="test",
         repeat=False,
     )
-
-
-def _probe(channel: Channel | None, *, scheme: str) -> Finding:
-    from certjob.mail.channels.smtp import (  # noqa: PLC0415 - smtplib and ssl, which other channels do not need
-        SmtpChannel,
-    )
-
-    if isinstance(channel, SmtpChannel):
-        channel.probe()
-        return ok("mail", "the server took the connection and the login, where there is one; nothing was sent")
-    if isinstance(channel, MaildirChannel):
-        channel.probe()
-        return ok("mail", "the Maildir folder can be written")
-    return ok("mail", f"a webhook ({scheme}), which only a message can try; --send-test ADDRESS sends one")
 
 
 def _check_templates(settings: Settings) -> Iterator[Finding]:

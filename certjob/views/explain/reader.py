@@ -12,11 +12,11 @@ from uuid import UUID, uuid4
 from certjob import database
 from certjob.database import Connection
 from certjob.domain import explanations, rules
+from certjob.domain.addresses import parse_address
 from certjob.domain.models import Mentor, PauseChange
 from certjob.domain.projection import ComingNight, coming_nights
 from certjob.errors import BrokenMentorError, UnknownMentorError
 from certjob.facts import reading
-from certjob.mail.message import parse_address
 from certjob.mail.reminders import CertificationReminderService
 from certjob.review.guards import MassChangeGuard, last_run_date
 from certjob.review.plan import looks_at_everybody

@@ -1,26 +1,13 @@
 -- name: lock_due_digests
--- Untried before retried, oldest first. Of a coordinator only the newest one, and none while another is just being sent: what
--- it is to tell begins where that one ends. Nor one that has just been settled, a moment after supersede_digests: it has
--- yet to hand on that it may have arrived. None of a later day: the night of that day will not be over.
-SELECT d.id
-FROM coordinator_digests AS d
-WHERE d.status = 'pending'
-    AND d.digest_on <= %(today)s
-    AND d.next_attempt_at <= now()
-    AND NOT EXISTS (
-        SELECT
-        FROM coordinator_digests AS o
-        WHERE o.coordinator_id = d.coordinator_id
-            AND o.id <> d.id
-            AND (
-                (o.status IN ('pending', 'failed') AND o.digest_on < d.digest_on)
-                OR (o.status = 'pending' AND o.digest_on > d.digest_on AND o.digest_on <= %(today)s + 1)
-                OR (o.status = 'pending' AND o.claim_token IS NOT NULL AND o.next_attempt_at > now())
-            )
-    )
-ORDER BY d.attempts, d.next_attempt_at, d.id
+-- Untried before retried, oldest first. None of a later day: the night of that day will not be over.
+SELECT id
+FROM coordinator_digests
+WHERE status = 'pending'
+    AND digest_on <= %(today)s
+    AND next_attempt_at <= now()
+ORDER BY attempts, next_attempt_at, id
 LIMIT %(limit)s
-FOR NO KEY UPDATE OF d SKIP LOCKED
+FOR NO KEY UPDATE SKIP LOCKED
 
 -- name: claim_digests
 -- What the statement before has locked. A row with an old token was claimed by a process that vanished: its mail may
@@ -33,50 +20,50 @@ SET claim_token = %(token)s,
 WHERE d.id = ANY (%(ids)s::bigint[])
 RETURNING d.id, d.coordinator_id, d.digest_on, d.attempts, d.claim_token, d.maybe_sent
 
--- name: hold_coordinator
--- While it is held nobody corrects the address. Never waits: no row = somebody does so just now.
-SELECT c.id
-FROM coordinators AS c
-WHERE c.id = (SELECT d.coordinator_id FROM coordinator_digests AS d WHERE d.id = %(digest_id)s)
+-- name: hold_digests
+-- While the coordinator is held nobody corrects the address: never waits for it, no row = locked by another session. While
+-- the row is held a night that queues it again waits, and finds what became of it; that takes milliseconds, so this one
+-- waits for it, too.
+SELECT btrim(c.email)
+FROM coordinator_digests AS d
+JOIN coordinators AS c ON c.id = d.coordinator_id
+WHERE d.id = %(id)s
+FOR NO KEY UPDATE OF d
 FOR NO KEY UPDATE OF c SKIP LOCKED
 
 -- name: read_digest_coordinator
--- Whom a digest is for, and what was told already, as queue_digests has it: since when to look, with a day more than needed,
--- since what was told is left out by its line. The time of a server whose clock was wrong counts for nothing. By the digest,
+-- Whom a digest is for, and what was reported already, as queue_digests has it: since when to look, with a day more than needed,
+-- since what was reported is left out by its line. The time of a server whose clock was wrong counts for nothing. By the digest,
 -- which follows its coordinator when the app's user id becomes known.
 SELECT c.id, c.organisation_id, o.slug AS organisation_slug, o.name AS organisation_name, c.full_name, c.email, c.locale,
     CASE
         WHEN last.covers_until <= now() THEN last.covers_until - interval '1 day'
         WHEN last.id IS NOT NULL THEN now() - interval '30 days'
-        ELSE least(now(), first.queued_at) - interval '7 days'
+        ELSE least(now(), open.queued_at) - interval '7 days'
     END AS since,
-    CASE WHEN last.told_on <= %(today)s + 1 THEN last.told_on ELSE %(today)s - 7 END AS told_on,
-    coalesce(last.lines, '{}') AS told,
+    CASE WHEN last.reported_on <= %(today)s + 1 THEN last.reported_on ELSE %(today)s - 7 END AS reported_on,
+    coalesce(last.lines, '{}') AS reported,
     now() AS read_at
 FROM coordinators AS c
 JOIN organisations AS o ON o.id = c.organisation_id
 LEFT JOIN LATERAL (
-    SELECT d.id, d.covers_until, coalesce(d.told_on, d.digest_on) AS told_on, d.told AS lines
+    SELECT d.id, d.covers_until, coalesce(d.reported_on, d.digest_on) AS reported_on, d.reported AS lines
     FROM coordinator_digests AS d
     WHERE d.coordinator_id = c.id AND d.status = 'sent'
     ORDER BY d.sent_number DESC NULLS LAST
     LIMIT 1
 ) AS last ON true
-LEFT JOIN LATERAL (
-    SELECT min(d.queued_at) AS queued_at
-    FROM coordinator_digests AS d
-    WHERE d.coordinator_id = c.id AND d.status <> 'cancelled'
-) AS first ON last.id IS NULL
+LEFT JOIN coordinator_digests AS open ON open.coordinator_id = c.id AND open.status IN ('pending', 'failed')
 WHERE c.id = (SELECT d.coordinator_id FROM coordinator_digests AS d WHERE d.id = %(digest_id)s)
 
 -- name: note_digest_cover
--- In the transaction that says it was sent: what the coordinator knows now, and until when it was looked. Numbered, since a
--- row of an earlier day can be the one that was sent later.
+-- In the transaction that says it was sent: what the coordinator knows now, and until when it was looked. Numbered in the
+-- order of sending, whatever clocks say.
 UPDATE coordinator_digests AS d
 SET covers_from = %(covers_from)s,
     covers_until = %(covers_until)s,
-    told_on = %(told_on)s,
-    told = %(told)s,
+    reported_on = %(reported_on)s,
+    reported = %(reported)s,
     sent_number = 1 + coalesce(
         (
             SELECT max(o.sent_number)

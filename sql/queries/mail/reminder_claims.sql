@@ -7,7 +7,7 @@ WITH untried AS MATERIALIZED (
     WHERE status = 'pending'
         AND next_attempt_at <= now()
         AND attempts = 0
-        AND (%(today)s::date IS NULL OR expires_on - threshold_days <> %(today)s::date + 1)
+        AND expires_on - threshold_days <> %(today)s::date + 1
     ORDER BY next_attempt_at, id
     LIMIT %(limit)s
     FOR NO KEY UPDATE SKIP LOCKED
@@ -17,7 +17,7 @@ WITH untried AS MATERIALIZED (
     WHERE status = 'pending'
         AND next_attempt_at <= now()
         AND attempts > 0
-        AND (%(today)s::date IS NULL OR expires_on - threshold_days <> %(today)s::date + 1)
+        AND expires_on - threshold_days <> %(today)s::date + 1
     ORDER BY next_attempt_at, id
     LIMIT %(limit)s - (SELECT count(*) FROM untried)
     FOR NO KEY UPDATE SKIP LOCKED
@@ -46,27 +46,21 @@ RETURNING l.id, l.mentor_id, l.threshold_days, l.cert_id, l.expires_on, l.attemp
         jsonb_array_length(l.history)
     )::int AS cycle
 
--- name: hold_mentor
--- While it is held nobody reviews the mentor or changes their facts. Never waits: no row = somebody does so just now.
-SELECT id FROM mentors WHERE id = %(id)s FOR NO KEY UPDATE SKIP LOCKED
+-- name: hold_reminders
+-- While the mentor is held nobody reviews them or changes their facts. Never waits: no row = locked by another session.
+SELECT coalesce(btrim(m.email), '')
+FROM mentors AS m
+WHERE m.id = (SELECT l.mentor_id FROM cert_notification_log AS l WHERE l.id = %(id)s)
+FOR NO KEY UPDATE SKIP LOCKED
+
+-- name: read_reminded_certificate
+-- Which certificate a claimed reminder is about by now: a review gives the row to one that was entered anew.
+SELECT cert_id FROM cert_notification_log WHERE id = %(id)s AND claim_token = %(token)s
 
 -- name: read_recipient
--- Everything one message needs, in one statement, just before it is sent: the facts for asking the rules again, the
--- address and the organisation's words.
-SELECT m.id, m.member_no, m.full_name, nullif(btrim(m.email), '') AS email, m.locale, m.left_at IS NOT NULL AS "left",
-    m.portal_visible, o.id AS organisation_id, o.slug, o.name AS organisation_name, o.portal IS NOT NULL AS has_portal,
-    o.reminder_thresholds, o.optional_kinds, o.contact_email, o.contact_phone, o.renewal_url,
-    EXISTS (
-        SELECT FROM mentor_pauses AS p
-        WHERE p.mentor_id = m.id AND p.reason = 'certification_expired' AND p.lifted_at IS NULL
-    ) AS paused,
-    (
-        SELECT coalesce(jsonb_agg(jsonb_build_array(
-            c.id, c.kind, c.issued_on, c.expires_on, c.revoked_at IS NOT NULL, c.status
-        )), '[]')
-        FROM certificates AS c
-        WHERE c.mentor_id = m.id
-    ) AS certificates
+-- What a message says beside the facts: the name, the address and the organisation's words.
+SELECT m.full_name, nullif(btrim(m.email), '') AS email, m.locale, o.name AS organisation_name, o.contact_email,
+    o.contact_phone, o.renewal_url
 FROM mentors AS m
 JOIN organisations AS o ON o.id = m.organisation_id
 WHERE m.id = %(mentor_id)s
@@ -74,23 +68,6 @@ WHERE m.id = %(mentor_id)s
 -- name: lock_reminders
 -- Settling locks several rows: in one order, so that nobody deadlocks.
 SELECT id FROM cert_notification_log WHERE id = ANY (%(ids)s) ORDER BY mentor_id, threshold_days, cert_id FOR NO KEY UPDATE
-
--- name: settle_reminder
--- The same as settle_reminders, for the one that was just sent: it is written before the next one is, so what it costs is
--- paid for every mail, and arrays of one are a third of that.
-UPDATE cert_notification_log AS l
-SET status = %(status)s,
-    claim_token = NULL,
-    attempts = greatest(l.attempts - CASE WHEN %(uncount)s THEN 1 ELSE 0 END, 0),
-    next_attempt_at = now() + make_interval(secs => %(delay_seconds)s),
-    sent_at = CASE WHEN %(status)s = 'sent' THEN now() ELSE l.sent_at END,
-    maybe_sent = l.maybe_sent OR %(maybe_sent)s,
-    last_error = CASE WHEN %(status)s = 'sent' THEN NULL ELSE coalesce(%(error)s, l.last_error) END,
-    failure_code = CASE
-        WHEN %(status)s = 'sent' THEN NULL WHEN %(error)s::text IS NULL THEN l.failure_code ELSE %(code)s
-    END
-WHERE l.id = %(id)s AND l.claim_token = %(token)s
-RETURNING l.id
 
 -- name: settle_reminders
 -- No row back: the token is gone, somebody else took the reminder over after the lease; nothing is written.

@@ -18,7 +18,6 @@ LEFT JOIN LATERAL (
                     OR o.history @> jsonb_build_array(jsonb_build_object('expires_on', n.expires_on))
                 )
                 AND (h.id IS NULL OR h.kind = (SELECT c.kind FROM certificates AS c WHERE c.id = n.cert_id))
-                AND NOT (o.claim_token IS NOT NULL AND o.next_attempt_at > now())
             )
         )
     ORDER BY o.cert_id <> n.cert_id,
@@ -42,8 +41,8 @@ SELECT m.id FROM mentors AS m WHERE m.id = ANY (%(ids)b::uuid[]) AND nullif(btri
 -- had the mail: the row goes along, whatever became of it, before queue_reminders looks for it. Otherwise an app that
 -- writes all certificates anew every day would have everybody mailed every day. From a certificate that is gone a row
 -- follows to whichever takes its date, each to one, even of another kind, as after the kind is corrected in place; from
--- one that still exists to one of the same kind. A date in a row's history counts as its own. What is being sent just now is
--- left to its claim.
+-- one that still exists to one of the same kind. A date in a row's history counts as its own. A row whose mail is at the
+-- server goes along, too, or its twin would be sent beside it; its claim settles by its own id.
 WITH known AS MATERIALIZED (
     -- One look at an index, and the end for nearly everybody: no other row knows of this threshold and date.
     SELECT n.mentor_id, n.threshold_days, n.cert_id, n.expires_on
@@ -103,7 +102,7 @@ WITH known AS MATERIALIZED (
 UPDATE cert_notification_log AS l
 SET cert_id = pair.cert_id
 FROM pair
-WHERE l.id = pair.id AND NOT (l.claim_token IS NOT NULL AND l.next_attempt_at > now())
+WHERE l.id = pair.id
 
 -- name: queue_reminders
 -- Once per (mentor, threshold, certificate). The same date again does nothing; a certificate extended in place re-arms

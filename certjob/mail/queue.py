@@ -1,0 +1,190 @@
+"""The rows of one table that become mails: claimed, each written from the facts of that moment, then settled.
+
+What differs between reminders and digests: the statement that holds the recipient, the draft, and what is noted when
+one was sent.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from datetime import date
+from enum import Enum
+from typing import Generic, Protocol, TypeVar
+
+from certjob import database
+from certjob.database import persist
+from certjob.domain.addresses import parse_address
+from certjob.errors import FailureCode, NotifyError
+from certjob.mail.message import OutgoingMessage
+from certjob.outbox.claims import Answer, Claimed, Lease, Outbox
+
+LEASE_SECONDS = 900.0
+HELD_DELAY_SECONDS = 60.0
+"""When to look again at a mail whose recipient is locked by another session: the facts may be changing."""
+
+
+class QueuedMail(Claimed, Protocol):
+    """A claimed row, of whatever table."""
+
+    @property
+    def attempts(self) -> int:
+        """Claims that led to an attempt, this one included."""
+
+
+Item = TypeVar("Item", bound=QueuedMail)
+
+Writer = Callable[[], OutgoingMessage]
+"""Writes a mail from facts that were read. Called without any lock, since templates take their time."""
+
+
+class Unsent(Enum):
+    """Why a claimed row becomes no mail now; its row says so already."""
+
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+    """There is no address, or it is not a valid one: no server was asked."""
+    WAITS = "waits"
+    """The recipient is locked by another session, or the row was taken over or deleted."""
+
+
+class MailQueue(ABC, Generic[Item]):
+    """Claims due rows, turns them into mails and settles them; each step is committed when it returns."""
+
+    def __init__(
+        self,
+        connection: database.Connection,
+        *,
+        table: str,
+        item: type[Item],
+        today: date,
+        lease_seconds: float,
+    ) -> None:
+        """``table`` names the statements: lock_due_, claim_, hold_, lock_, settle_ and reopen_refused_<table>."""
+        self._connection = connection
+        self._table = table
+        self._today = today
+        self._outbox = Outbox(
+            connection,
+            table=table,
+            item=item,
+            lease_seconds=lease_seconds,
+            columns=("ids", "tokens", "statuses", "delays", "uncounts", "errors", "codes", "maybe_sent"),
+        )
+
+    @abstractmethod
+    def _draft(self, item: Item) -> Writer | str | None:
+        """Read the facts while the recipient is held; return what writes the mail, or why it is cancelled.
+
+        None: the row is not this claim's any more, or gone.
+        """
+
+    def _on_sent(self, item: Item) -> None:
+        """Note more in the transaction that says that the mail was sent."""
+
+    def claim(self, *, limit: int = 100) -> tuple[list[Item], Lease]:
+        """Claim due rows, untried before retried, oldest first; none that a night of a later day has queued."""
+        return self._outbox.claim_by(f"lock_due_{self._table}", {"limit": limit, "today": self._today})
+
+    def release(self, items: Sequence[Item]) -> None:
+        """Give claimed rows back; their attempts were none."""
+        self._outbox.release(items)
+
+    def draft(self, item: Item) -> Writer | Unsent:
+        """Look at the facts again: return what writes the mail, or settle the row because none is to be sent.
+
+        The recipient is held meanwhile: a review or a correction comes before this, or after it and finds what it did.
+        """
+
+        def decide() -> Writer | Unsent:
+            address = self._hold(item)
+            if address is None:
+                self._outbox.settle_one(item, "pending", delay_seconds=HELD_DELAY_SECONDS, uncount=True)
+                return Unsent.WAITS
+            draft = self._draft(item)
+            if draft is None:
+                return Unsent.WAITS
+            if isinstance(draft, str):
+                answer = self._outbox.settle_one(item, "cancelled", error=draft, uncount=True)
+                return Unsent.CANCELLED if answer is Answer.SETTLED else Unsent.WAITS
+            problem = _address_problem(address)
+            if problem is None:
+                return draft
+            error, code = problem
+            answer = self._outbox.settle_one(item, "failed", error=error, code=code, uncount=True)
+            return Unsent.FAILED if answer is Answer.SETTLED else Unsent.WAITS
+
+        return persist(self._connection, decide)
+
+    def settle(
+        self,
+        item: Item,
+        status: str,
+        *,
+        error: NotifyError | None = None,
+        delay_seconds: float = 0.0,
+        maybe_sent: bool = False,
+    ) -> bool:
+        """Write what became of a mail; False if its lease was lost. It insists: a known outcome must be kept."""
+
+        def note(answers: dict[int, Answer]) -> None:
+            if status == "sent" and answers[item.id] is Answer.SETTLED:
+                self._on_sent(item)
+
+        answer = self._outbox.settle_one(
+            item,
+            status,
+            error=None if error is None else str(error),
+            code=None if error is None else error.code,
+            delay_seconds=delay_seconds,
+            maybe_sent=maybe_sent,
+            then=note,
+        )
+        return answer is not Answer.LOST
+
+    def refuse(self, item: Item, error: NotifyError, *, address: str) -> Answer:
+        """Fail a row that a server refused, if the address is still the recipient's.
+
+        SETTLED: failed. RAISED: the address was corrected meanwhile, the row is pending and due now. HELD: the
+        recipient is locked by another session, perhaps to correct it; the row is pending and due in a while.
+        """
+
+        def write() -> Answer:
+            known = self._hold(item)
+            answer = Answer.HELD if known is None else Answer.SETTLED if known == address else Answer.RAISED
+            settled = self._outbox.settle_one(
+                item,
+                "failed" if answer is Answer.SETTLED else "pending",
+                error=str(error),
+                code=error.code,
+                delay_seconds=HELD_DELAY_SECONDS if answer is Answer.HELD else 0.0,
+                uncount=answer is Answer.RAISED,
+            )
+            return Answer.LOST if settled is Answer.LOST else answer
+
+        return persist(self._connection, write)
+
+    def reopen_refused(self, items: Sequence[Item], *, delay_seconds: float) -> None:
+        """Put rows that were refused and should not be failed back to pending."""
+        ids = [item.id for item in items]
+
+        def reopen() -> None:
+            database.execute(self._connection, f"lock_{self._table}", {"ids": ids})
+            parameters = {"ids": ids, "delay_seconds": delay_seconds}
+            database.execute(self._connection, f"reopen_refused_{self._table}", parameters)
+
+        persist(self._connection, reopen)
+
+    def _hold(self, item: Item) -> str | None:
+        """Lock the recipient and return the address, empty without one; None: locked by another session, or gone."""
+        address: str | None = database.fetch_value(self._connection, f"hold_{self._table}", {"id": item.id})
+        return address
+
+
+def _address_problem(address: str) -> tuple[str, FailureCode] | None:
+    """Return why no mail can go to this address, or None."""
+    if not address:
+        return "no address", FailureCode.NO_ADDRESS
+    try:
+        parse_address(address)
+    except ValueError as error:
+        return f"the e-mail address {error}; correct it", FailureCode.BAD_ADDRESS
+    return None
