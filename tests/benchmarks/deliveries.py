@@ -14,6 +14,8 @@ from tests.conftest import installed_command
 
 ROOT = Path(__file__).parent.parent.parent
 SPEED_BAR = 0.85
+SLOW_PORTAL_BAR = 0.9
+LEAST_PUSHES_A_SECOND = 100
 
 _ALL_WITH_PORTAL = """
     ALTER TABLE organisations DISABLE TRIGGER USER;
@@ -109,16 +111,16 @@ def settings(port: int, concurrency: int) -> dict[str, str]:
 
 
 def run_pushes(bench: Bench) -> list[Figure]:
-    """Answers after 0, 20 and 200 ms, one, four and sixteen at once."""
+    """Answers after 20 and 200 ms, one, four and sixteen at once."""
     return [
         _pushes(bench, delay_ms=delay_ms, concurrency=concurrency)
-        for delay_ms in (0, 20, 200)
+        for delay_ms in (20, 200)
         for concurrency in (1, 4, 16)
     ]
 
 
 def _pushes(bench: Bench, *, delay_ms: int, concurrency: int) -> Figure:
-    number = max(bench.pushes * concurrency * 5 // delay_ms // 20, 10) if delay_ms else bench.pushes
+    number = max(bench.pushes * concurrency * 5 // delay_ms // 20, 10)
     bench.say(f"{number} pushes, {delay_ms} ms, {concurrency} at once")
     with helper("answering", str(delay_ms)) as (port, _), with_events(bench, number) as template:
 
@@ -135,15 +137,17 @@ def _pushes(bench: Bench, *, delay_ms: int, concurrency: int) -> Figure:
             return float(python(_BARE_PUSHES, url, str(concurrency), str(number)).document["seconds"])
 
         ratio = in_turns(ours, bare, rounds=bench.rounds, more_is_better=True)
-    limit = concurrency * 1000 / delay_ms if delay_ms else 0
+    limit = concurrency * 1000 / delay_ms
+    speed = number / ratio.ours
+    missed = "; MISSED 100/s" if (delay_ms, concurrency) == (20, 4) and speed < LEAST_PUSHES_A_SECOND else ""
     return Figure(
         part="pushes",
         name=f"{delay_ms} ms answers, {concurrency} at once",
         ours=per_second(number, ratio.ours, "pushes"),
         reference=f"{per_second(number, ratio.reference, 'pushes')}, bare httpx",
         ratio=ratio,
-        bar=(Bar.AT_LEAST, SPEED_BAR),
-        notes=f"{number / ratio.ours / limit:.0%} of {limit:,.0f}/s, the limit" if limit else "",
+        bar=(Bar.AT_LEAST, SLOW_PORTAL_BAR) if delay_ms == 200 else None,
+        notes=f"{speed / limit:.0%} of {limit:,.0f}/s, the limit{missed}",
     )
 
 

@@ -924,6 +924,29 @@ class TestCrash:
 
         until(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("portal-")])
 
+    def test_a_task_that_is_cancelled_keeps_its_lease(self, connection: Connection, facts: Facts) -> None:
+        """Nobody knows how far its call has come; the others go on, however late the loop comes to them."""
+        backlog(facts, 6)
+
+        class StruckLoop(DisturbedPortal):
+            async def update_portal_visibility(self, contact_id: UUID, *, visible: bool, idempotency_key: str) -> None:
+                await super().update_portal_visibility(contact_id, visible=visible, idempotency_key=idempotency_key)
+                if idempotency_key == "2-1":
+                    raise asyncio.CancelledError
+                time.sleep(0.1)
+
+        portal = StruckLoop()
+        running = RunnableStage(connection, portal, concurrency=2)
+
+        assert running.run(deadline_seconds=60) is None
+
+        assert running.counts.delivered == len(portal.calls) - 1 == 5
+        by_status = "SELECT status, claim_token IS NULL, count(*) FROM portal_sync_events GROUP BY 1, 2 ORDER BY 1"
+        assert facts.rows(by_status) == [
+            ("delivered", True, 5),
+            ("pending", False, 1),
+        ]
+
     def test_a_client_that_cannot_be_made_leaves_everything_as_it_was(
         self, connection: Connection, facts: Facts
     ) -> None:
