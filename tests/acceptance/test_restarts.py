@@ -75,7 +75,8 @@ class TestNights:
 
         def read_and_strike(connection: Connection, ids: Any, *, lock: bool) -> Any:
             found = read(connection, ids, lock=lock)
-            chunks.append(len(ids))
+            if lock:  # a mail reads its mentor, too
+                chunks.append(len(ids))
             if len(chunks) == 2:
                 cluster.restart()
             return found

@@ -411,7 +411,7 @@ def test_failed_digests_are_those_that_alerts_show(
         (facts.organisation(),),
     ).fetchone()
     assert coordinator is not None
-    for number, status in enumerate(("failed", "sent", "cancelled")):
+    for number, status in enumerate(("failed", "sent", "superseded")):
         connection.execute(
             "INSERT INTO coordinator_digests (coordinator_id, digest_on, status) VALUES (%s, current_date - %s, %s)",
             (*coordinator, number, status),
