@@ -4,9 +4,9 @@ import contextlib
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 _NOT_OURS_TO_REPLACE = "it is a symbolic link or no regular file; name a regular file"
 
@@ -51,22 +51,28 @@ def create(path: Path) -> IO[str]:
     return os.fdopen(descriptor, "w", encoding="utf-8", newline="")
 
 
-def why_untrusted(path: Path) -> str | None:
+OTHERS: Final = stat.S_IWOTH
+GROUP_AND_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
+
+
+def why_untrusted(path: Path, *, owners: Set[int] = frozenset(), writers: int = GROUP_AND_OTHERS) -> str | None:
     """Return who else could have written what lies there, in a clause; None: only this user and root. Raises OSError.
+
+    ``owners`` are ids of more users who may own it; ``writers`` are the rights that make it untrusted.
 
     Whoever may write into a folder can put another file in its place, and whoever owns a link can let it lead
     elsewhere: all that leads to the file is looked at. In a folder with the sticky bit (``/tmp``) each can only
     replace what is their own.
     """
     path.stat()  # links that lead round in a ring are an error here
-    trusted = {0, os.geteuid()}
+    trusted = {0, os.geteuid()} | owners
     for place in _steps(path.absolute(), seen=set()):
         status = place.lstat()
         if status.st_uid not in trusted:
             return f"{place} belongs to another user (id {status.st_uid})"
         if stat.S_ISLNK(status.st_mode) or (stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX):
             continue
-        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        if status.st_mode & writers:
             return f"{place} may be written by others than its owner (mode {stat.S_IMODE(status.st_mode):03o})"
     return None
 

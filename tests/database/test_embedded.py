@@ -1,8 +1,11 @@
 """The embedded PostgreSQL: where it lives, when it ends, and what is said without it."""
 
+import getpass
 import os
+import pwd
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -15,6 +18,7 @@ import pytest
 
 from certjob.database import embedded
 from certjob.errors import ConfigurationError, DatabaseUnavailableError
+from tests.conftest import Certjob
 from tests.support.own_server import data_parent
 
 CHECKOUT = Path(__file__).parents[2]
@@ -138,6 +142,53 @@ class TestWithoutTheExtra:
             assert url == "postgresql://db.example/certjob"
 
 
+class TestRefusals:
+    """Where others could get at the server, it is not started."""
+
+    def refusal(self, certjob: Certjob, home: Path) -> str:
+        """What the installed command says when its data directory is to lie below this folder."""
+        result = certjob("db", "migrate", CERTJOB_DATABASE_URL="embedded", XDG_DATA_HOME=str(home))
+
+        assert result.returncode == 2, result
+        assert not (home / "certjob/postgresql/postmaster.pid").exists()
+        return result.stderr
+
+    def test_a_path_that_is_too_long_for_its_socket(self, certjob: Certjob, folder: Path) -> None:
+        """The wheel would put the socket where everybody may enter."""
+        said = self.refusal(certjob, folder / ("long" * 20))
+
+        assert "the path of its socket there has more than the" in said
+        assert "set XDG_DATA_HOME to a folder with a shorter path" in said
+
+    @pytest.mark.parametrize("mode", [0o750, 0o701, 0o777])
+    def test_a_data_directory_that_others_can_enter(self, certjob: Certjob, folder: Path, mode: int) -> None:
+        """The socket lies in it."""
+        (folder / "certjob/postgresql").mkdir(parents=True)
+        (folder / "certjob/postgresql").chmod(mode)
+
+        said = self.refusal(certjob, folder)
+
+        assert "must be a folder that is open to its owner alone" in said or "may be written by others" in said
+
+    def test_a_folder_above_in_which_everybody_can_put_another_there(self, certjob: Certjob, folder: Path) -> None:
+        """One with the sticky bit will do."""
+        (folder / "certjob").mkdir()
+        (folder / "certjob").chmod(0o777)
+
+        assert f"{folder}/certjob may be written by others" in self.refusal(certjob, folder)
+
+    @pytest.mark.parametrize("what", ["certjob", "certjob/postgresql"])
+    def test_one_of_another_user(self, certjob: Certjob, folder: Path, what: str) -> None:
+        """They would have made it first, with settings that run their programs."""
+        if os.geteuid() != 0:
+            pytest.skip("only root can give a folder away")
+        (folder / "certjob").mkdir(mode=0o755)
+        (folder / "certjob/postgresql").mkdir(mode=0o700)
+        os.chown(folder / what, NOBODY, NOBODY)
+
+        assert f"{folder / what} belongs to another user (id {NOBODY})" in self.refusal(certjob, folder)
+
+
 class TestServer:
     """A real server, as whoever runs the tests: root too."""
 
@@ -232,6 +283,70 @@ class TestServer:
 
         with pytest.raises(DatabaseUnavailableError, match=r"file/postgresql did not start: \w+Error"):
             embedded.start(folder / "file" / "postgresql")
+
+    def test_only_its_own_user_can_enter_the_folder_of_its_socket(self, folder: Path) -> None:
+        """Whoever reaches the socket is superuser, and runs programs as the server's user."""
+        directory = folder / "postgresql"
+        folder.chmod(0o755)
+
+        with embedded.server(directory) as url:
+            assert f"host={directory}" in url
+            status = directory.stat()
+            assert stat.S_IMODE(status.st_mode) == 0o700
+            assert pwd.getpwuid(status.st_uid).pw_name == ("pgserver" if os.geteuid() == 0 else getpass.getuser())
+            if os.geteuid() == 0 and shutil.which("setpriv"):
+                looked = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "test", "-e"]
+                assert subprocess.run([*looked, str(folder)], check=False).returncode == 0
+                assert subprocess.run([*looked, f"{directory}/.s.PGSQL.5432"], check=False).returncode == 1
+
+    def test_roots_folders_are_not_opened_for_everybody_to_look_into(self, folder: Path) -> None:
+        """The wheel's user passes through them, and no more."""
+        if os.geteuid() != 0:
+            pytest.skip("only for root the server is another user")
+        closed = folder / "home"
+        closed.mkdir(mode=0o700)
+
+        with embedded.server(closed / "certjob" / "postgresql"):
+            pass
+
+        assert stat.S_IMODE(closed.stat().st_mode) == 0o711
+
+    def test_two_can_start_on_a_machine_where_none_has_ever_run(self, folder: Path) -> None:
+        """For root the wheel makes a user first: two at the same time broke each other, and a run of the tests."""
+        if os.geteuid() != 0 or subprocess.run(["unshare", "--mount", "true"], check=False).returncode:
+            pytest.skip("only root makes that user, and a namespace in which it is not there yet")
+        start = "with embedded.server(Path(sys.argv[1])): sys.stdin.readline()"
+        (folder / "start.py").write_text(
+            f"import sys\nfrom pathlib import Path\nfrom certjob.database import embedded\n{start}\n"
+        )
+        folder.chmod(0o755)
+        script = f"""
+            cp -a /etc {folder}/etc && mount --bind {folder}/etc /etc || exit 77
+            for round in 1 2 3; do
+                for file in passwd shadow group gshadow subuid subgid; do
+                    test ! -f /etc/$file || sed -i /^pgserver:/d /etc/$file
+                done
+                mkdir {folder}/$round
+                for each in a a b; do
+                    sleep 5 | "{sys.executable}" {folder}/start.py {folder}/$round/$each || touch {folder}/failed &
+                done
+                wait
+            done
+        """
+
+        done = subprocess.run(
+            ["unshare", "--mount", "--propagation", "private", "sh", "-c", script],
+            cwd=CHECKOUT,
+            env=os.environ | {"PYTHONPATH": str(CHECKOUT)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+        if done.returncode == 77:
+            pytest.skip("this root may not bind a folder")
+        assert not (folder / "failed").exists(), done.stderr
 
     def test_another_user_of_the_same_machine_can_start_one_too(self, folder: Path) -> None:
         """Somebody who owns nothing but a folder, after root has used it."""
