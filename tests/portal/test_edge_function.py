@@ -23,7 +23,8 @@ from tests.support.fake_dynamics import CLIENT_ID, FIELD, PERSON, TENANT, FakeDy
 from tests.support.intents import make_due
 from tests.support.waiting import until
 
-KEY = "planted-sync-key-7"
+KEY = "planted-sync-key-7-of-thirty-two-letters"
+NEW_KEY = "planted-new-key-8-of-thirty-two-letters"
 SENTENCE = "Dynamics sync pending — mentor may still be visible on portal"
 EVENTS = "SELECT status, attempts, visible FROM portal_sync_events"
 FAILURES = "SELECT kind, attempts, error, correlation_id FROM dynamics_sync_failures WHERE resolved_at IS NULL"
@@ -297,6 +298,22 @@ def test_the_function_without_its_settings_stops_the_stage(
     assert set(facts.rows(EVENTS)) == {("pending", 0, False)}
 
 
+def test_a_key_that_could_be_found_by_trying_stops_the_stage(
+    here: Certjob, function: EdgeFunction, facts: Facts, expired: list[UUID]
+) -> None:
+    """Whoever has it is told to choose a longer one, on the night's line and by `certjob check`."""
+    function.settings["HLF_SYNC_KEY"] = f"{KEY},short"
+
+    night = here("run")
+    check = here("check", CERTJOB_PORTAL_KEY="short")
+
+    assert night.returncode == 3
+    assert "500 misconfigured" in night.stderr
+    assert "HLF_SYNC_KEY has fewer than 32 characters" in night.stderr
+    assert "HLF_SYNC_KEY has fewer than 32 characters" in check.stdout
+    assert set(facts.rows(EVENTS)) == {("pending", 0, False)}
+
+
 def test_a_wrong_column_stops_the_stage_and_blocks_nobody(
     here: Certjob, function: EdgeFunction, dynamics: FakeDynamics, facts: Facts, expired: list[UUID]
 ) -> None:
@@ -329,17 +346,17 @@ def test_both_keys_work_while_they_are_changed_and_then_only_the_new_one(
     here: Certjob, function: EdgeFunction, expired: list[UUID]
 ) -> None:
     """No push is lost at any step of the rotation."""
-    function.settings["HLF_SYNC_KEY"] = f"{KEY},planted-new-key"
+    function.settings["HLF_SYNC_KEY"] = f"{KEY},{NEW_KEY}"
     assert here("resync", "M1").returncode == 0
-    assert here("resync", "M2", CERTJOB_PORTAL_KEY="planted-new-key").returncode == 0
+    assert here("resync", "M2", CERTJOB_PORTAL_KEY=NEW_KEY).returncode == 0
 
     function.fall_asleep()
-    function.settings["HLF_SYNC_KEY"] = "planted-new-key"
+    function.settings["HLF_SYNC_KEY"] = NEW_KEY
     late = here("resync", "M3")
 
     assert late.returncode == 3
     assert "401 unauthorized; check CERTJOB_PORTAL_KEY" in late.stderr
-    assert here("deliver", CERTJOB_PORTAL_KEY="planted-new-key").returncode == 0
+    assert here("deliver", CERTJOB_PORTAL_KEY=NEW_KEY).returncode == 0
 
 
 def test_the_function_answers_whoever_only_looks(function: EdgeFunction, dynamics: FakeDynamics) -> None:

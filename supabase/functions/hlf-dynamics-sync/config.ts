@@ -21,6 +21,8 @@ export interface Config {
 }
 
 const USUAL_AUTHORITY = "https://login.microsoftonline.com";
+/** Characters of a key: a shorter one could be found by trying. It lets its caller in, but only to be told so. */
+const SHORTEST_KEY = 32;
 const LOOPBACK = new Set(["127.0.0.1", "localhost", "[::1]"]);
 
 /** Read the settings from the environment. */
@@ -37,6 +39,9 @@ export function readConfig(environment: (name: string) => string | undefined): C
   const words = (environment("HLF_SYNC_KEY") ?? "").split(",").map((word) => word.trim()).filter((word) => word !== "");
   const keys = words.filter((word) => /^[\x21-\x7e]+$/.test(word)); // what a header can carry
   if (keys.length === 0) problems.push(`HLF_SYNC_KEY is not ${words.length === 0 ? "set" : "usable"}`); // for the log
+  if (keys.some((key) => key.length < SHORTEST_KEY)) {
+    problems.push(`HLF_SYNC_KEY has fewer than ${SHORTEST_KEY} characters`);
+  }
   const tenant = read("AZURE_TENANT_ID", (value) => /^[A-Za-z0-9.-]+$/.test(value)); // an id, or a domain
   const authority = environment("AZURE_AUTHORITY")?.trim() ? read("AZURE_AUTHORITY", isSafeUrl) : USUAL_AUTHORITY;
   const services: Services = {

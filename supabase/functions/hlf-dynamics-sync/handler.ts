@@ -4,7 +4,7 @@ import { refused, success } from "./answer.ts";
 import type { Config } from "./config.ts";
 import { Dataverse } from "./dataverse.ts";
 import { isAuthorized } from "./key.ts";
-import { logOutcome, logProblems, originOf } from "./log.ts";
+import { logProblems, originOf, RequestLog } from "./log.ts";
 import { readPush } from "./push.ts";
 import { Refusal } from "./refusal.ts";
 import { Deadline, LIMITS, type Limits, RUNTIME, type Runtime } from "./runtime.ts";
@@ -16,6 +16,7 @@ export type Handler = (request: Request) => Promise<Response>;
 export function makeHandler(config: Config, runtime: Runtime = RUNTIME, limits: Limits = LIMITS): Handler {
   const { services, problems } = config;
   logProblems(runtime, problems);
+  const log = new RequestLog(runtime);
   const dataverse = services && new Dataverse(services, new TokenSource(services, runtime, limits), runtime, limits);
 
   async function work(request: Request, deadline: Deadline): Promise<Record<string, unknown>> {
@@ -47,7 +48,7 @@ export function makeHandler(config: Config, runtime: Runtime = RUNTIME, limits: 
       response = refused(refusal, correlationId);
     }
     const milliseconds = runtime.now() - beganAt;
-    logOutcome(runtime, { correlationId, request, status: response.status, refusal, milliseconds, origin });
+    log.write({ correlationId, request, status: response.status, refusal, milliseconds, origin });
     return response;
   };
 }

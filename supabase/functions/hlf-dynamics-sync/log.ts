@@ -1,9 +1,12 @@
-/** One line of JSON for each request: enough to find it again, nothing about whom it concerned. */
+/** One line of JSON for each request with the key: enough to find it again, nothing about whom it concerned. */
 
 import type { Refusal } from "./refusal.ts";
 import type { Runtime } from "./runtime.ts";
 
 const KNOWN_METHODS = new Set(["GET", "POST", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"]);
+
+/** Milliseconds between two lines about requests without the key. */
+const STRANGERS_EVERY = 60_000;
 
 export interface Outcome {
   readonly correlationId: string;
@@ -20,18 +23,36 @@ export function logProblems(runtime: Runtime, problems: readonly string[]): void
   if (problems.length > 0) runtime.log(JSON.stringify({ problems }));
 }
 
-/** Write the line. No key, no token, no contact: certjob's Idempotency-Key (event and version) tells which push it was. */
-export function logOutcome(runtime: Runtime, outcome: Outcome): void {
-  runtime.log(JSON.stringify({
-    correlation_id: outcome.correlationId,
-    idempotency_key: idempotencyKey(outcome),
-    method: KNOWN_METHODS.has(outcome.request.method) ? outcome.request.method : "other",
-    status: outcome.status,
-    code: outcome.refusal?.code,
-    upstream: outcome.refusal?.upstream,
-    origin: outcome.origin,
-    milliseconds: Math.round(outcome.milliseconds),
-  }));
+/** Each request's line. Strangers have one a minute, with their number: they must not use up the log's quota. */
+export class RequestLog {
+  #strangers = 0;
+  #saidAt = -Infinity;
+
+  constructor(private readonly runtime: Runtime) {}
+
+  write(outcome: Outcome): void {
+    if (outcome.status !== 401) return this.#line(outcome);
+    this.#strangers += 1;
+    if (this.runtime.now() - this.#saidAt < STRANGERS_EVERY) return;
+    this.#line(outcome, this.#strangers);
+    this.#strangers = 0;
+    this.#saidAt = this.runtime.now();
+  }
+
+  /** No key, no token, no contact: certjob's Idempotency-Key (event and version) tells which push it was. */
+  #line(outcome: Outcome, unauthorized?: number): void {
+    this.runtime.log(JSON.stringify({
+      correlation_id: outcome.correlationId,
+      idempotency_key: idempotencyKey(outcome),
+      method: KNOWN_METHODS.has(outcome.request.method) ? outcome.request.method : "other",
+      status: outcome.status,
+      code: outcome.refusal?.code,
+      upstream: outcome.refusal?.upstream,
+      origin: outcome.origin,
+      milliseconds: Math.round(outcome.milliseconds),
+      unauthorized, // how many since the line before
+    }));
+  }
 }
 
 /** Only certjob's own form, and only from a caller with the key: a log is no place for what strangers send. */

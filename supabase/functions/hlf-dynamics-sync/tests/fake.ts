@@ -4,7 +4,7 @@ import { type Config, readConfig } from "../config.ts";
 import { makeHandler } from "../handler.ts";
 import { LIMITS, type Limits, type Runtime } from "../runtime.ts";
 
-export const KEY = "planted-sync-key";
+export const KEY = "planted-sync-key-of-thirty-two-letters";
 export const CONTACT = "6f9619ff-8b86-4d01-b42d-00cf4fc964ff";
 export const SECRET = "planted~client-secret";
 

@@ -3,6 +3,9 @@
 import assert from "node:assert/strict";
 import { KEY, Stage } from "./fake.ts";
 
+const OLD = "planted-old-".padEnd(32, "o");
+const NEW = "planted-new-".padEnd(32, "n");
+
 Deno.test("the right key lets a caller in", async () => {
   await using stage = new Stage();
 
@@ -11,18 +14,33 @@ Deno.test("the right key lets a caller in", async () => {
 });
 
 Deno.test("while keys are changed the old and the new one both let a caller in", async () => {
-  await using stage = new Stage({ HLF_SYNC_KEY: "planted-old, planted-new" });
+  await using stage = new Stage({ HLF_SYNC_KEY: `${OLD}, ${NEW}` });
 
-  const answers = await Promise.all(["planted-old", "planted-new", KEY].map((key) => stage.push({ key })));
+  const answers = await Promise.all([OLD, NEW, KEY].map((key) => stage.push({ key })));
 
   assert.deepEqual(answers.map((answer) => answer.status), [200, 200, 401]);
 });
 
+const SHORT = NEW.slice(1);
+for (const [keys, used] of [["k", "k"], [`${OLD},${SHORT}`, OLD], [`${OLD},${SHORT}`, SHORT]] as const) {
+  Deno.test(`a key that could be found by trying is misconfigured (${keys})`, async () => {
+    await using stage = new Stage({ HLF_SYNC_KEY: keys });
+
+    const answers = [await stage.push({ key: used }), await stage.push({ key: used, method: "GET" })];
+
+    assert.deepEqual(answers.map((answer) => [answer.status, answer.code]), Array(2).fill([500, "misconfigured"]));
+    assert.equal(answers[0]?.message, "HLF_SYNC_KEY has fewer than 32 characters");
+    assert.deepEqual(JSON.parse(stage.clock.lines[0] ?? ""), { problems: [answers[0]?.message] });
+    assert.equal((await stage.push({ key: "x" })).status, 401);
+    assert.equal(stage.entra.requests.length + stage.dataverse.requests.length, 0);
+  });
+}
+
 for (
   const [what, authorization] of [
     ["no key", ""],
-    ["a wrong key", "Bearer planted-sync-kez"],
-    ["the beginning of the key", "Bearer planted-sync"],
+    ["a wrong key", `Bearer ${KEY.slice(0, -1)}z`],
+    ["the beginning of the key", `Bearer ${KEY.slice(0, -1)}`],
     ["the key and more", `Bearer ${KEY}x`],
     ["both keys at once", `Bearer ${KEY},${KEY}`],
     ["no scheme", KEY],

@@ -45,7 +45,27 @@ Deno.test("each request has one line, with the id that its answer carries", asyn
       upstream: "dataverse 404 0x80040217",
     },
     { idempotency_key: "4711-2", method: "GET", status: 200 },
-    { method: "POST", status: 401, code: "unauthorized" },
+    { method: "POST", status: 401, code: "unauthorized", unauthorized: 1 },
+  ]);
+});
+
+Deno.test("strangers have one line a minute, with their number", async () => {
+  await using stage = new Stage();
+
+  for (let minute = 0; minute < 3; minute++) {
+    for (let number = 0; number < 50; number++) assert.equal((await stage.push({ key: "wrong" })).status, 401);
+    stage.clock.move(61);
+  }
+  await stage.push({ key: "" });
+  await stage.push();
+
+  const lines = stage.clock.lines.map((line) => JSON.parse(line));
+  assert.deepEqual(lines.map((line) => [line.status, line.unauthorized]), [
+    [401, 1],
+    [401, 50],
+    [401, 50],
+    [401, 50],
+    [200, undefined],
   ]);
 });
 
