@@ -28,6 +28,7 @@ from tests.support.own_server import guarded_login
 from tests.support.portal_answers import error, hang
 from tests.support.portal_server import PortalServer
 from tests.support.smtp_server import CERTIFICATE, Mailbox, real_server, server_tls
+from tests.support.waiting import until
 
 LONG_AGO = date(2025, 1, 1)
 
@@ -335,7 +336,7 @@ def test_a_table_that_is_locked_in_mid_run_is_no_mistake_of_certjob(
 ) -> None:
     """The stage says so; the others do their work."""
     monkeypatch.setattr(statements, "_WRITE_LOCK_TIMEOUT_MS", 50)
-    app.execute("LOCK TABLE certificates")
+    app.execute("LOCK TABLE coordinators")
     connection.execute("SET lock_timeout = 50")
 
     report = night(connection, TODAY, channel=CollectingChannel())
@@ -358,7 +359,7 @@ def test_a_session_that_is_ended_in_the_review_is_opened_anew(
     backends = Backends(connection)
 
     with started("run", environment=night_environment, folder=tmp_path) as child:
-        backends.wait_for_query("LIMIT 10000")  # find_due_mentors: all that is left is held by somebody
+        until(lambda: facts.rows("SELECT count(*) FROM job_runs") == [(1,)])  # all there is to do is held by somebody
         backends.terminate()
         app.rollback()
         result = child.finish()

@@ -146,7 +146,8 @@ def test_while_a_run_waits_for_a_held_mentor(
     app.execute("SELECT FROM mentors WHERE member_no = 'held' FOR UPDATE")
 
     with start("run") as child:
-        backends.wait_for_query("LIMIT 10000")  # find_due_mentors: what is left is held by somebody
+        until(lambda: paused(facts) == ["free"])
+        backends.wait_for_query("COMMIT")  # what is left is held by somebody
         result = child.stop_within(AT_ONCE_SECONDS, number)
 
     assert_stopped(result, name=number.name)
@@ -382,7 +383,7 @@ def test_while_a_big_file_is_read(start: Start, facts: Facts, backends: Backends
     facts.organisation(portal=None)
 
     with roster(tmp_path, 400_000) as path, start("load", str(path)) as child:
-        backends.wait_for_query("FROM organisations")
+        backends.wait_for_query("COMMIT")
         result = child.stop_within()
 
     assert_one_line(result, "stopped by", "load", code=1, command="certjob load")
