@@ -159,6 +159,23 @@ def test_every_channel_ends_within_the_lease_of_mail(tmp_path: Path) -> None:
 # The Maildir
 
 
+@pytest.mark.parametrize("mode", [0o777, 0o707])
+def test_a_maildir_in_which_others_can_put_a_folder_of_theirs_is_not_used(tmp_path: Path, mode: int) -> None:
+    """They would read every message; a folder with the sticky bit above it, such as /tmp, will do."""
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(mode)
+    channel = MaildirChannel(tmp_path / "shared" / "mail", sender=SENDER)
+
+    with blocking(channel) as blocked:
+        for attempt in (blocked.probe, lambda: blocked.send(MESSAGE)):
+            with pytest.raises(ChannelDownError, match="shared may be written by others"):
+                attempt()
+        (tmp_path / "shared").chmod(0o1777)
+        blocked.send(MESSAGE)
+
+    assert len(mailbox.Maildir(tmp_path / "shared" / "mail", create=False)) == 1
+
+
 def test_a_maildir_holds_the_message(tmp_path: Path) -> None:
     """The folder is made, mail programs can read it, and nothing is left half done."""
     folder = tmp_path / "rehearsal" / "mail"

@@ -762,6 +762,20 @@ def test_a_folder_of_templates_that_is_not_there_is_said_so(here: Certjob, compl
     assert "cannot be read" in found(result)["templates"][0]
 
 
+def test_templates_that_everybody_can_change_are_a_warning(here: Certjob, complete: Facts, tmp_path: Path) -> None:
+    """They could put another link into every mail."""
+    template = tmp_path / "templates" / "reminder.nb.txt"
+    template.write_text("Emne\n\nHei\n")
+    template.chmod(0o666)
+
+    result = here("--json")
+
+    assert result.returncode == 3
+    assert found(result)["templates"][0] == (
+        f"warn: everybody on this machine can change your messages: {template}; take that right away (chmod -R o-w)"
+    )
+
+
 # Outside eyes.
 
 

@@ -4,6 +4,7 @@ import mailbox
 import os
 from pathlib import Path
 
+from certjob import files
 from certjob.domain.addresses import MailAddress
 from certjob.errors import ChannelDownError
 from certjob.mail.message import OutgoingMessage, compose
@@ -28,6 +29,7 @@ class MaildirChannel:
         try:
             for part in FOLDERS:  # mailbox makes a whole Maildir or nothing, and no folder above it
                 (self._folder / part).mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._require_ours(self._folder / part)
             mailbox.Maildir(self._folder, create=False).add(data)
         except (OSError, mailbox.Error) as error:
             reason = getattr(error, "strerror", None) or str(error)
@@ -43,7 +45,14 @@ class MaildirChannel:
             if folder.exists() and not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
                 message = "the Maildir folder cannot be written by this user; correct CERTJOB_NOTIFY_URL or its rights"
                 raise ChannelDownError(message)
+            self._require_ours(folder)
         return "the Maildir folder can be written"
+
+    def _require_ours(self, folder: Path) -> None:
+        """Refuse a folder that somebody else has made there, or could: they would read the messages."""
+        if folder.exists() and (why := files.why_untrusted(folder, writers=files.OTHERS)):
+            message = f"the Maildir folder is not used, since {why}; correct CERTJOB_NOTIFY_URL or its owner and rights"
+            raise ChannelDownError(message)
 
     async def close(self) -> None:
         """Nothing is held open; see ``Channel.close``."""

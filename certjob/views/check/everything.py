@@ -8,6 +8,7 @@ import difflib
 import html
 import os
 import ssl
+import stat
 from collections.abc import Generator, Iterator, Mapping
 from uuid import uuid4
 
@@ -205,6 +206,11 @@ def _check_templates(settings: Settings) -> Iterator[Finding]:
     except ConfigurationError as error:
         yield failed_with("templates", error)
         return
+    for place in (settings.templates_dir, *settings.templates_dir.rglob("*")):
+        if place.stat().st_mode & stat.S_IWOTH:
+            step = "take that right away (chmod -R o-w)"
+            yield warn("templates", f"everybody on this machine can change your messages: {place}", next_step=step)
+            break
     for problem in problems:
         step = "correct it; until then messages go out in certjob's own words"
         yield fail("templates", str(problem), next_step=step)
