@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DENO := DENO_NO_UPDATE_CHECK=1 $(CURDIR)/$(BIN)/deno
 
-.PHONY: demo test chaos lint bench dist lock clean
+.PHONY: demo test chaos lint bench dist schema lock clean
 
 demo: $(READY)
 	$(BIN)/certjob demo

