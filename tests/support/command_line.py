@@ -199,9 +199,11 @@ class Backends:
         until(lambda: not self.rows())
 
     def terminate(self) -> None:
-        for row in self.rows():
-            self._connection.execute("SELECT pg_terminate_backend(%s)", (row[0],))
-        self.wait_until_gone()
+        """End the sessions of now; the children may open others meanwhile."""
+        ended = [row[0] for row in self.rows()]
+        for process_id in ended:
+            self._connection.execute("SELECT pg_terminate_backend(%s)", (process_id,))
+        until(lambda: not any(row[0] in ended for row in self.rows()))
 
 
 _BACKENDS = """
