@@ -60,7 +60,8 @@ def server(directory: Path) -> Iterator[str]:
     """
     handle = start(directory)
     try:
-        yield handle.get_uri()
+        # Named here, so that a PGHOSTADDR or a PGPORT of the environment leads nowhere else.
+        yield f"{handle.get_uri()}&hostaddr=&port={handle.get_postmaster_info().port}"
     finally:
         handle.cleanup()
         # At the end of the process the wheel would do it once more, and make a throw-away folder anew for the lock.
