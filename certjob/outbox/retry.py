@@ -25,7 +25,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from threading import Event
 from typing import TypeVar
 
 from backoff import on_exception
@@ -138,22 +137,6 @@ class RetryPolicy:
 
         return await attempt()
 
-    def call_blocking(
-        self, operation: Callable[[], T], *, stop: Event | None = None, on_wait: OnWait | None = None
-    ) -> T:
-        """Do the same for an operation that blocks."""
-        tries = _BlockingTries(self, stop=stop, on_wait=on_wait)
-        retrying: Callable[[Callable[[], T]], Callable[[], T]] = on_exception(
-            _waited_elsewhere,
-            Exception,
-            max_tries=self.max_attempts,
-            giveup=tries.are_over,
-            on_backoff=tries.wait,
-            jitter=None,
-            logger=None,
-        )
-        return retrying(operation)()
-
     def worst_case_seconds(self, call_seconds: float) -> float:
         """Return the longest that ``call`` takes if one operation takes at most ``call_seconds``.
 
@@ -165,7 +148,7 @@ class RetryPolicy:
 class _Tries:
     """One ``call`` on its way: ``are_over`` decides about the next wait, then ``wait`` waits it."""
 
-    def __init__(self, policy: RetryPolicy, *, stop: asyncio.Event | Event | None, on_wait: OnWait | None) -> None:
+    def __init__(self, policy: RetryPolicy, *, stop: asyncio.Event | None, on_wait: OnWait | None) -> None:
         self.policy = policy
         self.stop = stop
         self.on_wait = on_wait
@@ -193,18 +176,9 @@ class _Tries:
         error: Exception = details["exception"]  # type: ignore[typeddict-item]  # its type leaves this key out
         if self.on_wait is not None:
             self.on_wait(error, self.wait_seconds)
-        await self.policy.sleep(self.wait_seconds, self.stop)  # type: ignore[arg-type]
+        await self.policy.sleep(self.wait_seconds, self.stop)
         if self.stopped:
             raise error
-
-
-class _BlockingTries(_Tries):
-    def wait(self, details: Details) -> None:  # type: ignore[override]
-        if self.on_wait is not None:
-            self.on_wait(details["exception"], self.wait_seconds)  # type: ignore[typeddict-item]
-        (self.stop or Event()).wait(self.wait_seconds)  # type: ignore[call-arg]
-        if self.stopped:
-            raise details["exception"]  # type: ignore[typeddict-item]
 
 
 def _waited_elsewhere() -> Generator[float, None, None]:

@@ -1,4 +1,4 @@
-"""Pings to somebody outside who notices when they stop: healthchecks.io, or a server that speaks like it.
+"""Pings to an external monitor that notices when they stop: healthchecks.io, or a server that speaks like it.
 
     POST <CERTJOB_PING_URL>/start?rid=<run id>     the run has begun
     POST <CERTJOB_PING_URL>?rid=<run id>           it ended with exit code 0
@@ -7,7 +7,7 @@
 Source: https://healthchecks.io/docs/http_api/. The body is a JSON document of counts.
 """
 
-import json
+import asyncio
 import time
 from collections.abc import Mapping
 from threading import Event
@@ -18,12 +18,11 @@ import httpx
 from pydantic import SecretStr
 
 from certjob import __version__
-from certjob.outbox.http_deadline import DeadlineClient
-from certjob.outbox.retry import RetryPolicy, constant
+from certjob.outbox.http_client import HttpClient
+from certjob.outbox.loop import run_alone
 
 TOTAL_SECONDS = 10.0
-"""For one ping with all its tries."""
-ATTEMPTS = 3
+"""For one ping, with its one repeat."""
 PAUSE_SECONDS = 0.5
 
 
@@ -32,7 +31,7 @@ class PingError(Exception):
 
 
 class _UnansweredError(PingError):
-    """Worth another try."""
+    """Worth one repeat."""
 
 
 class Pinger:
@@ -51,31 +50,33 @@ class Pinger:
         self._send(f"/{exit_code}" if exit_code else "", counts, seconds=seconds)
 
     def _send(self, suffix: str, counts: Mapping[str, Any], *, seconds: float, stop: Event | None = None) -> None:
-        ends_at = time.monotonic() + seconds
         url = f"{self._url.get_secret_value().rstrip('/')}{suffix}?rid={self._run_id}"
-        policy = RetryPolicy(
-            max_attempts=ATTEMPTS,
-            backoff=constant(seconds=PAUSE_SECONDS),
-            deadline_seconds=seconds,
-            is_transient=lambda error: isinstance(error, _UnansweredError),
-        )
-        with DeadlineClient() as client:
-            policy.call_blocking(lambda: _post(client, url, counts, ends_at=ends_at), stop=stop)
+        run_alone(_ping(url, counts, ends_at=time.monotonic() + seconds, stop=stop))
 
 
-def _post(client: DeadlineClient, url: str, counts: Mapping[str, Any], *, ends_at: float) -> None:
-    seconds = max(ends_at - time.monotonic(), 0.05)
+async def _ping(url: str, counts: Mapping[str, Any], *, ends_at: float, stop: Event | None) -> None:
+    async with HttpClient() as client:
+        try:
+            await _post(client, url, counts, ends_at=ends_at)
+        except _UnansweredError:
+            if time.monotonic() + PAUSE_SECONDS >= ends_at or (stop is not None and stop.is_set()):
+                raise
+            await asyncio.sleep(PAUSE_SECONDS)
+            await _post(client, url, counts, ends_at=ends_at)
+
+
+async def _post(client: HttpClient, url: str, counts: Mapping[str, Any], *, ends_at: float) -> None:
     try:
-        answer = client.request(
+        answer = await client.request(
             "POST",
             url,
-            headers={"Content-Type": "application/json", "User-Agent": f"certjob/{__version__}"},
-            content=json.dumps(counts).encode(),
-            deadline_seconds=seconds,
+            headers={"User-Agent": f"certjob/{__version__}"},
+            json=counts,
+            deadline_seconds=max(ends_at - time.monotonic(), 0.05),
             max_body_bytes=0,
         )
     except httpx.InvalidURL:
-        message = "it is no URL that can be called"
+        message = "it is not a URL that can be called"
         raise PingError(message) from None
     except httpx.TransportError as error:
         raise _UnansweredError(_reason(error)) from None

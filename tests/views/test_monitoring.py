@@ -169,8 +169,9 @@ def test_a_host_that_says_nothing_costs_ten_seconds_at_most(
 @pytest.mark.parametrize(
     ("answers", "told", "phrase"),
     [
-        ([500, 429, 200], ["start", "start", "start", ""], ""),
-        ([503, 503, 503], ["start", "start", "start", ""], "its host answered 503"),
+        ([500, 200], ["start", "start", ""], ""),
+        ([429, 200], ["start", "start", ""], ""),
+        ([503, 503], ["start", "start", ""], "its host answered 503"),
         ([404], ["start", ""], "its host answered 404, so it is not a ping address"),
         ([302], ["start", ""], "its host answered 302, so it is not a ping address"),
     ],
@@ -183,7 +184,7 @@ def test_a_host_in_trouble_is_asked_again(
     told: list[str],
     phrase: str,
 ) -> None:
-    """Three tries for what may pass; a lost ping would be a false alarm at night."""
+    """Once more for what may pass; a lost ping would be a false alarm at night."""
     monkeypatch.setattr(pings, "PAUSE_SECONDS", 0.01)
     with ping_host(answers) as host:
         result = here("run", CERTJOB_PING_URL=host.url)
