@@ -127,7 +127,6 @@ def test_the_log_set_up_is_a_value(verbose: bool, level: str) -> None:
     assert configuration["loggers"] == {
         "certjob": {"level": level, "handlers": ["stderr"], "propagate": False},
         "psycopg": {"level": "ERROR", "handlers": ["stderr"], "propagate": False},
-        "dotenv": {"level": "WARNING", "handlers": ["stderr"], "propagate": False},
     }
     assert configuration["handlers"]["stderr"]["stream"] == "ext://sys.stderr"
 
