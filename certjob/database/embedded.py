@@ -60,8 +60,7 @@ def server(directory: Path) -> Iterator[str]:
     """
     handle = start(directory)
     try:
-        # Named here, so that a PGHOSTADDR or a PGPORT of the environment leads nowhere else.
-        yield f"{handle.get_uri()}&hostaddr=&port={handle.get_postmaster_info().port}"
+        yield handle.get_uri()
     finally:
         handle.cleanup()
         # At the end of the process the wheel would do it once more, and make a throw-away folder anew for the lock.

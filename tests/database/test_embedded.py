@@ -204,20 +204,6 @@ class TestServer:
 
         assert not is_running(embedded.data_directory())
 
-    def test_no_variable_of_libpq_leads_to_another_server(self, certjob: Certjob, folder: Path) -> None:
-        """Who is asked without a password would get everything that certjob writes."""
-        with embedded.server(folder / "certjob" / "postgresql"):
-            result = certjob(
-                "db",
-                "status",
-                CERTJOB_DATABASE_URL="embedded",
-                XDG_DATA_HOME=str(folder),
-                PGHOSTADDR="127.0.0.1",
-                PGPORT="1",
-            )
-
-        assert (result.returncode, "0001_facts" in result.stdout) == (3, True), result
-
     def test_starting_it_twice_keeps_the_data(self, folder: Path) -> None:
         """One after the other, in one process."""
         directory = folder / "not" / "there" / "yet"
