@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import partial
+from typing import Any
 
 from certjob.errors import DynamicsSyncException, FailureCode, PermanentPortalError, PortalStageError
 from certjob.outbox.claims import CRASH, Answer, Lease, StageStop
@@ -83,6 +84,8 @@ class PortalStage:
         self._rate = RateLimiter(calls_per_second=calls_per_second)
         self._halt = asyncio.Event()
         """Begin nothing more, retry nothing more."""
+        self._watch: asyncio.Future[None] | None = None
+        """Ends when the process is to stop."""
         self._clients = AsyncExitStack()
         self._pusher: Pusher | None = None
         self._spare: deque[tuple[PortalEvent, Lease]] = deque()
@@ -105,7 +108,7 @@ class PortalStage:
         """Deliver; return why the stage ended early, or None: nothing is left to do, or a signal came."""
         self._deadline_at = time.monotonic() + deadline_seconds
         grace_seconds = GRACE_SECONDS
-        watch = asyncio.ensure_future(self._halt_with_the_process())
+        self._watch = asyncio.ensure_future(self._halt_with_the_process())
         await self._database.run(self._service.take_back)
         async with self._clients:
             try:
@@ -115,7 +118,7 @@ class PortalStage:
                 grace_seconds = 0.0  # it is over, or a second signal has come
                 raise
             finally:
-                watch.cancel()
+                self._watch.cancel()
                 await self._wind_down(grace_seconds)
         if self._stopped is not None:
             await self._database.run(partial(self._record_end, self._stopped), settles=True)
@@ -182,9 +185,13 @@ class PortalStage:
         if not self._flying:
             await wait(timeout_seconds, self._halt)
             return []
-        ended, _ = await asyncio.wait(self._flying, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
+        # A signal ends the wait, too: what is left of the grace counts from the signal, not from the next look.
+        waiting: set[asyncio.Future[Any]] = set(self._flying)
+        if self._watch is not None and not self._watch.done():
+            waiting.add(self._watch)
+        await asyncio.wait(waiting, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
         pushes: list[Push] = []
-        for task in ended:
+        for task in [task for task in self._flying if task.done()]:
             self._are_quick = time.monotonic() - self._flying.pop(task) < LOOK_AGAIN_SECONDS
             if task.cancelled():  # nobody knows how far its call has come: the event keeps its lease
                 continue

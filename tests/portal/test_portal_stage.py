@@ -796,17 +796,20 @@ class TestStop:
     def test_a_call_that_does_not_end_keeps_its_lease(
         self, connection: Connection, facts: Facts, portal: PortalServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Nobody calls for it beside the call that is still on its way."""
+        """Nobody calls for it beside that call; the grace counts from the signal, not from the stage's next look."""
         monkeypatch.setattr(portal_stage, "GRACE_SECONDS", 0.2)
+        monkeypatch.setattr(portal_stage, "LOOK_AGAIN_SECONDS", 3600.0)
         backlog(facts, 5)
         portal.default = hang(ok())
         stop = StopFlag()
+        began = time.monotonic()
         running = RunnableStage(connection, portal, concurrency=1, stop=stop)
 
         with in_background(lambda: stopped_by_signal(running)):
             portal.wait_until(lambda: len(portal.requests) == 1)
             stop.set()
 
+        assert time.monotonic() - began < 10
         assert facts.rows(UNTOUCHED) == [(4,)]
         assert facts.rows(
             "SELECT attempts FROM portal_sync_events WHERE claim_token IS NOT NULL AND next_attempt_at > now()"
