@@ -125,10 +125,15 @@ def _record_beginning(
     except database.CONTENTION as error:
         message = "every mentor is to be reviewed, but some are locked by another session; end it and run again"
         raise DatabaseUnavailableError(message) from error
-    with suppress(*database.CONTENTION), database.transaction(connection, lock_timeout_ms=_HEAL_LOCK_TIMEOUT_MS):
-        database.execute(connection, "heal_wrong_clock")
+    with suppress(*database.CONTENTION):  # the next run heals it
+        database.repeated(connection, lambda: _heal_wrong_clock(connection))
     about = {"command": report.command, "today": str(report.today), "host": identity["host"]}
     logger.info("the run has begun", extra={"event": "run_began"} | about)
+
+
+def _heal_wrong_clock(connection: Connection) -> None:
+    with database.transaction(connection, lock_timeout_ms=_HEAL_LOCK_TIMEOUT_MS):
+        database.execute(connection, "heal_wrong_clock")
 
 
 def _record_end(connection: Connection, report: RunReport, outcome: Outcome) -> None:

@@ -1,9 +1,13 @@
 """What a database server whose clock was wrong has written does not wait until its time comes."""
 
+from collections.abc import Mapping
 from datetime import timedelta
+
+import pytest
 
 from certjob import database
 from certjob.database import Connection
+from certjob.stopping import StopFlag
 from certjob.views.alerts import read_alerts
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import CollectingChannel, FlakyPortal, night
@@ -84,3 +88,30 @@ def test_a_wish_of_next_year_is_an_alert_as_of_now(connection: Connection, facts
     (push,) = read_alerts(connection, today=TODAY).pushes
     ((now,),) = facts.rows("SELECT now()")
     assert push.wanted_at <= now  # type: ignore[operator]
+
+
+def test_a_session_that_is_ended_meanwhile_is_opened_anew(
+    database_url: str, facts: Facts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that restarts just when a run begins does not end the run."""
+    usual = database.execute
+    ended: list[int] = []
+
+    def execute(session: Connection, name: str, parameters: Mapping[str, object] | None = None) -> int:
+        if name == "heal_wrong_clock" and not ended:
+            ended.append(session.info.backend_pid)
+            facts.rows("SELECT pg_terminate_backend(%s, 10000)", *ended)
+        return usual(session, name, parameters)
+
+    monkeypatch.setattr(database, "execute", execute)
+    facts.certified_mentor(facts.organisation(portal=None), TODAY - timedelta(days=1))
+    with database.connect(database_url) as connection:
+        database.outlast_restarts(connection, stop=StopFlag())
+
+        report = night(connection)
+
+        assert connection.info.backend_pid not in ended
+
+    assert len(ended) == 1
+    assert report.review is not None
+    assert report.review.paused == 1
