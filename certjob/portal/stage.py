@@ -213,6 +213,10 @@ class PortalStage:
         for push in pushes:
             try:
                 answer = await self._database.run(partial(self._settle_one, push), settles=True)
+                if push.error is not None and (seconds := asked_to_wait(push.error)) is not None:
+                    self._rate.hold(
+                        seconds
+                    )  # the row's wait began with the settle: a claim before its end finds nothing
                 if self._on_settled is not None:
                     self._on_settled(push, answer)
             except Exception as error:  # noqa: BLE001 - raised once all have had their turn

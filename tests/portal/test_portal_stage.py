@@ -18,12 +18,12 @@ from certjob import database
 from certjob.database import Connection
 from certjob.errors import ConfigurationError, Outcome, StoppedBySignalError, TransientPortalError
 from certjob.night import nightly
-from certjob.outbox.claims import Lease, StageStop
+from certjob.outbox.claims import Answer, Lease, StageStop
 from certjob.portal import push, rate
 from certjob.portal import stage as portal_stage
-from certjob.portal.push import PortalEvent, PortalTarget
+from certjob.portal.push import PortalEvent, PortalTarget, Push
 from certjob.portal.rate import RateLimiter
-from certjob.portal.sync import PortalSyncService
+from certjob.portal.sync import PortalCounts, PortalSyncService
 from certjob.stopping import StopFlag
 from tests.conftest import Certjob
 from tests.support.facts import TODAY, Facts
@@ -519,6 +519,24 @@ class TestLongRetryAfter:
         assert stopped is None
         assert facts.rows(STATUSES) == [("delivered", 3)]
         assert facts.rows("SELECT count(*) FROM dynamics_sync_failures") == [(0,)]
+
+    def test_a_settle_that_takes_long_does_not_end_the_wait_too_early(
+        self, connection: Connection, facts: Facts, portal: PortalServer
+    ) -> None:
+        """The wait in the row begins with the settle; a stage that looks before its end would find nothing and end."""
+
+        class SlowService(PortalSyncService):
+            def settle(self, push: Push, counts: PortalCounts, *, lock_timeout_ms: int = 500) -> Answer:
+                time.sleep(0.4)  # a busy server; longer than the portal asked to wait
+                return super().settle(push, counts, lock_timeout_ms=lock_timeout_ms)
+
+        backlog(facts, 1)
+        portal.then(error(429, "throttled", retry_after="0.25"))
+        service = SlowService(connection, run_id=uuid4())
+
+        assert RunnableStage(connection, portal, concurrency=1, service=service).run(deadline_seconds=60) is None
+
+        assert facts.rows(STATUSES) == [("delivered", 1)]
 
     def test_after_an_answer_all_slots_are_used(
         self, connection: Connection, facts: Facts, portal: PortalServer
