@@ -148,7 +148,7 @@ class DatabaseUnavailableError(CertjobError):
 
 
 class StoppedBySignalError(CertjobError):
-    """SIGTERM or SIGINT; what was settled is settled, the rest is still queued."""
+    """SIGTERM, SIGINT or SIGHUP; what was settled is settled, the rest is still queued."""
 
     code = "stopped"
 

@@ -18,6 +18,10 @@ CLEANING_UP_SECONDS = 1.5
 machine comes on top: 10 seconds in all, the patience of `docker stop`."""
 
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""What asks for the end; SIGHUP when the terminal has gone, as when the line of an ssh session drops."""
+
+
 class Interrupted(KeyboardInterrupt):
     """Breaks off a wait that outlasted the grace; a KeyboardInterrupt, so that psycopg cancels its statement."""
 
@@ -95,7 +99,10 @@ class StopFlag(threading.Event):
 
 
 def stop_on_signals() -> StopFlag:
-    """Install handlers for SIGTERM and SIGINT and return the flag they set; a second signal ends every wait."""
+    """Install handlers for STOP_SIGNALS and return the flag they set; a second signal ends every wait.
+
+    `nohup` has SIGHUP ignored before the start, and it stays so.
+    """
     flag = StopFlag()
 
     def ask(number: int, _frame: FrameType | None) -> None:
@@ -118,6 +125,7 @@ def stop_on_signals() -> StopFlag:
         flag.break_off()
 
     signal.signal(signal.SIGALRM, ring)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, ask)
+    for number in STOP_SIGNALS:
+        if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, ask)
     return flag

@@ -13,7 +13,7 @@ import typer
 
 from certjob.errors import CertjobError
 from certjob.redaction import without_people, without_secrets
-from certjob.stopping import StopFlag, stop_on_signals
+from certjob.stopping import STOP_SIGNALS, StopFlag, stop_on_signals
 
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # typer has click inside or beside it, as its version goes
 _TYPERS_INTERRUPTED = 130
@@ -44,10 +44,7 @@ def main() -> NoReturn:
         discard_results()
         if not isinstance(error, BrokenPipeError):  # `certjob alerts | head` is nobody's mistake
             code = _fail(sys.argv[1:], error)
-    for number in (
-        signal.SIGTERM,
-        signal.SIGINT,
-    ):  # the interpreter, shutting down, would let them kill it, and no line
+    for number in STOP_SIGNALS:  # the interpreter, shutting down, would let them kill it, and no line
         signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
 

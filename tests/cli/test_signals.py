@@ -1,8 +1,12 @@
-"""SIGTERM and SIGINT, whatever certjob is just doing: an end within 10 s, one line, nothing lost, nothing kept."""
+"""SIGTERM, SIGINT and SIGHUP, whatever certjob is doing: an end within 10 s, one line, nothing lost, nothing kept."""
 
 import json
+import os
+import pty
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -15,11 +19,14 @@ import pytest
 
 from certjob.database import Connection, migrations
 from certjob.errors import StoppedBySignalError
-from certjob.stopping import StopFlag
-from tests.support.command_line import Backends, Child, Finished, assert_one_line, started
+from certjob.stopping import STOP_SIGNALS, StopFlag
+from tests.conftest import installed_command
+from tests.support.command_line import WITHIN_SECONDS, Backends, Child, Finished, assert_one_line, started
 from tests.support.facts import Facts
+from tests.support.ping_host import ping_host
 from tests.support.portal_answers import error, hang, ok
 from tests.support.portal_server import PortalServer
+from tests.support.processes import while_open
 from tests.support.smtp_server import Fault, scripted_server
 from tests.support.stalling_proxy import StallingProxy
 from tests.support.waiting import until
@@ -135,7 +142,7 @@ def test_while_a_migration_waits_for_another(start: Start, app: App, backends: B
 # In the review.
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", STOP_SIGNALS, ids=lambda number: number.name)
 def test_while_a_run_waits_for_a_held_mentor(
     start: Start, facts: Facts, app: App, backends: Backends, number: signal.Signals
 ) -> None:
@@ -327,6 +334,62 @@ def test_while_the_portal_asked_to_wait(start: Start, facts: Facts, portal: Port
     assert_recorded_as_failed(facts)
     assert leased(facts) == [False] * 6
     assert len(portal.requests) == 1
+
+
+def test_when_the_terminal_has_gone(
+    environment: dict[str, str], facts: Facts, portal: PortalServer, tmp_path: Path
+) -> None:
+    """The line of an ssh session drops: nobody reads any more, and yet the run is recorded and its end reported."""
+    organisation_id = facts.organisation()
+    for _ in range(6):
+        facts.certified_mentor(organisation_id, LONG_AGO)
+    portal.default = hang()
+    environment |= portal_settings(portal)
+    master, slave = pty.openpty()
+    with ping_host() as monitor:
+        environment |= {"CERTJOB_PING_URL": monitor.url}
+        command = [sys.executable, "-c", _ON_ITS_OWN_TERMINAL, str(installed_command()), "run"]
+        with subprocess.Popen(
+            command, env=environment, cwd=tmp_path, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+        ) as run:
+            try:
+                os.close(slave)
+                until(lambda: len(portal.requests) == 4)
+
+                os.close(master)
+
+                assert run.wait(WITHIN_SECONDS) == 1
+            finally:
+                run.kill()
+        assert monitor.told == ["start", "1"]
+    assert_recorded_as_failed(facts)
+    assert leased(facts).count(True) == 4
+
+
+_ON_ITS_OWN_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_nohup_outlasts_the_terminal(start: Start, facts: Facts, portal: PortalServer) -> None:
+    """Who started it so that it ignores SIGHUP wants it to go on."""
+    facts.certified_mentor(facts.organisation(), LONG_AGO)
+    gate = threading.Event()
+    portal.default = while_open(gate, ok())
+    usual = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which a child inherits
+    try:
+        child_run = start("run", **portal_settings(portal))
+        with child_run as child:
+            portal.wait_until(lambda: len(portal.requests) == 1, timeout_seconds=60)
+            child.signal(signal.SIGHUP)
+            gate.set()
+            result = child.finish()
+    finally:
+        signal.signal(signal.SIGHUP, usual)
+
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def leased(facts: Facts) -> list[object]:

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from datetime import date
+from typing import TextIO
 
 from certjob.cli.terminal.logs import traceback_lines, writes_json
 from certjob.redaction import without_secrets
@@ -32,8 +33,12 @@ def print_result(text: str) -> None:
 
 def discard_results() -> None:
     """Let everything else that goes to stdout go nowhere: the command still has to end, with its exit code."""
+    _discard(sys.stdout)
+
+
+def _discard(stream: TextIO) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
+    os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
 
 
@@ -58,7 +63,7 @@ def print_error(command: str, message: str, *, error: BaseException | None = Non
         _log(logging.ERROR, line, command=command, event="failed", error=error)
         return
     trace = traceback_lines(error) if error is not None else ()
-    print(f"{command}: {line}", *trace, sep="\n", file=sys.stderr)  # noqa: T201
+    _print_to_stderr(f"{command}: {line}", *trace)
 
 
 def print_attention(command: str, message: str) -> None:
@@ -81,7 +86,15 @@ def _say(level: int, command: str, message: str, *, event: str, prefix: str = ""
     if writes_json():
         _log(level, line, command=command, event=event)
         return
-    print(f"{command}: {prefix}{line}", file=sys.stderr)  # noqa: T201
+    _print_to_stderr(f"{command}: {prefix}{line}")
+
+
+def _print_to_stderr(*lines: str) -> None:
+    """Print lines; a terminal that has gone keeps no command from its end, nor from its exit code."""
+    try:
+        print(*lines, sep="\n", file=sys.stderr)  # noqa: T201
+    except OSError:
+        _discard(sys.stderr)
 
 
 def _one_line(message: str) -> str:
