@@ -5,7 +5,8 @@
         ...                                     # the function pushes
         assert dynamics.contacts == {contact_id: False}
 
-Each PATCH takes the next fault of the list; when there is none left, ``outage``; without one Dataverse works.
+Each PATCH, and each page of the contacts, takes the next fault of the list; when there is none left, ``outage``; without
+one Dataverse works. Pages are in the order of the ids, with a cookie of their last one, as Dataverse's are.
 """
 
 import json
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote, urlsplit
 from uuid import UUID
 
 TENANT = "planted-tenant"
@@ -63,8 +64,9 @@ class FakeDynamics:
     """Both services; a context manager. Its attributes may be read and set at any time."""
 
     def __init__(self, contacts: Iterable[UUID] = ()) -> None:
-        self.contacts = dict.fromkeys(contacts, True)
-        """What the portal shows."""
+        self.contacts: dict[UUID, bool | None] = dict.fromkeys(contacts, True)
+        """What the portal shows; None is a column that nobody has filled in."""
+        self.page_size = 5000
         self.client_secret = "planted~client~secret"
         """What Entra takes for the application's secret."""
         self.faults: list[Answer] = []
@@ -72,7 +74,8 @@ class FakeDynamics:
         self.entra_outage: Answer | None = None
         self.token_requests = 0
         self.patches: list[tuple[UUID, bool]] = []
-        """Everything that Dataverse was asked for, refused or not, in order."""
+        """Every change that Dataverse was asked for, refused or not, in order."""
+        self.pages_read = 0
         self.changed = threading.Condition()
         self._tokens: set[str] = set()
         self._server = _Server(self)
@@ -124,6 +127,28 @@ class FakeDynamics:
             self.contacts[contact_id] = content[FIELD]
             return Answer(status=204)
 
+    def list_contacts(self, query: dict[str, list[str]], *, token: str) -> Answer:
+        """Answer a page of the active contacts that are visible."""
+        with self.changed:
+            self.pages_read += 1
+            if token not in self._tokens:
+                return Answer(status=401)
+            if query.get("$filter") != [f"{FIELD} eq true and statecode eq 0"]:
+                return UNKNOWN_COLUMN
+            fault = self.faults.pop(0) if self.faults else self.outage
+            if fault is not None:
+                return fault
+            cookie = re.search(r"contactid last=%22%7b(.{36})%7d", query.get("$skiptoken", [""])[0])
+            last = cookie[1].lower() if cookie else ""
+            ids = sorted(str(each) for each, visible in self.contacts.items() if visible and str(each) > last)
+            rows = [{"@odata.etag": 'W/"1"', "contactid": each} for each in ids[: self.page_size]]
+            content: dict[str, Any] = {"value": rows}
+            if len(ids) > self.page_size:
+                inner = f"%3ccookie page=%221%22%3e%3ccontactid last=%22%7b{ids[self.page_size - 1].upper()}%7d%22 /%3e"
+                token = quote(f'<cookie pagenumber="2" pagingcookie="{inner}" istracking="False" />')
+                content["@odata.nextLink"] = f"{self.url}/api/data/v9.2/contacts?$select=contactid&$skiptoken={token}"
+            return Answer(status=200, content=content)
+
     def __enter__(self) -> Self:
         threading.Thread(target=self._server.serve_forever, args=(0.05,), name="dynamics", daemon=True).start()
         return self
@@ -154,6 +179,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(no_token(400, "invalid_request", 900023))
             return
         self._send(self.server.dynamics.give_token(parse_qs(body)))
+
+    def do_GET(self) -> None:
+        url = urlsplit(self.path)
+        if url.path != "/api/data/v9.2/contacts":
+            self._send(Answer(status=404))
+            return
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        self._send(self.server.dynamics.list_contacts(parse_qs(url.query), token=token))
 
     def do_PATCH(self) -> None:
         body = self._body()

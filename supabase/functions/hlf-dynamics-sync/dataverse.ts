@@ -1,7 +1,7 @@
 /**
- * The one change in Dataverse: a contact's visibility, and what each answer to it means.
+ * The two calls to Dataverse: a contact's visibility is changed, or a page of the visible contacts is read.
  *
- *     Dataverse's answer                                       refusal
+ *     Dataverse's answer to a change                           refusal
  *     204                                                      none
  *     401                                                      a new token, once; then misconfigured
  *     404 "does not exist"                                     contact_not_found
@@ -21,14 +21,17 @@
  */
 
 import type { Services } from "./config.ts";
+import { isAboutPayload, readError, throttled } from "./dataverse_error.ts";
+import { judgePage, type Page, pageUrl } from "./page.ts";
 import { Refusal } from "./refusal.ts";
 import { withRepeats } from "./retry.ts";
 import type { Deadline, Limits, Runtime } from "./runtime.ts";
 import type { TokenSource } from "./token.ts";
-import { type Answer, call, isObject, Unreachable } from "./upstream.ts";
+import { type Answer, call, Unreachable } from "./upstream.ts";
 
 const MOST_REPEATS = 3;
-const USUAL_RETRY_AFTER_SECONDS = 10;
+/** A page of 5,000 contacts is about half a megabyte. */
+const LONGEST_PAGE_BYTES = 4_000_000;
 
 /**
  * Source: Microsoft, "Web service error codes" (Dataverse), "Troubleshoot Dataverse client errors" and "Troubleshoot
@@ -38,11 +41,6 @@ const OBJECT_DOES_NOT_EXIST = "0x80040217";
 const PLUGIN_ABORTED = "0x80040265";
 /** The role may write contacts, but not this one: stopping for it would leave all others undone. */
 const NO_ACCESS_TO_RECORD = "0x80048306";
-/** The payload or the address is wrong in itself. All our calls have the same, so it is no matter of one contact. */
-const WRONG_FOR_ALL = new Set(["0x80048d19", "0x80060888", "0x8006088a"]);
-const SAYS_NOTHING = new Set(["", "0x0"]);
-/** How OData itself speaks of a payload, where the code says nothing. */
-const WRONG_FOR_ALL_IN_WORDS = /Microsoft\.OData|Microsoft\.Dynamics\.CRM|property (named )?'/;
 const ANY_ID = /[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/;
 
 export class Dataverse {
@@ -55,43 +53,78 @@ export class Dataverse {
 
   /** Make the contact visible or hidden; resolve once Dataverse has confirmed it. Raises Refusal. */
   async setVisible(contactId: string, visible: boolean, deadline: Deadline, caller: AbortSignal): Promise<void> {
+    const url = `${this.services.dynamicsUrl}/api/data/v9.2/contacts(${contactId})`;
+    const body = JSON.stringify({ [this.services.visibilityField]: visible });
+    // Without If-Match a PATCH creates a contact that is missing.
+    const headers = { "Content-Type": "application/json", "If-Match": "*" };
+    await this.#ask(deadline, caller, async (token) => {
+      try {
+        return await this.#call(url, { method: "PATCH", headers, body }, token, deadline);
+      } catch (error) {
+        if (error instanceof Unreachable && !error.surelyNotSent) {
+          throw unknown("Dataverse got the change and did not answer", error.reason);
+        }
+        throw error;
+      }
+    }, (answer) => judge(answer, contactId));
+  }
+
+  /** Return a page of the contacts that are visible; `after` is the cursor of the page before. Raises Refusal. */
+  async readVisible(after: string | null, deadline: Deadline, caller: AbortSignal): Promise<Page> {
+    const url = pageUrl(this.services, after);
+    const headers = { "Prefer": "odata.maxpagesize=5000" };
+    return await this.#ask(
+      deadline,
+      caller,
+      (token) => this.#call(url, { method: "GET", headers }, token, deadline, LONGEST_PAGE_BYTES),
+      (answer) => judgePage(answer, after),
+    );
+  }
+
+  /** Send with a token, once more with a new one where it is refused, and all of it again where that may help. */
+  async #ask<T>(
+    deadline: Deadline,
+    caller: AbortSignal,
+    send: (token: string) => Promise<Answer>,
+    read: (answer: Answer) => T,
+  ): Promise<T> {
     let token = await this.tokens.get(deadline);
     let isFirstToken = true;
 
     const attempt = async () => {
       checkThere(caller);
-      let answer = await this.#patch(contactId, visible, token, deadline);
-      if (answer.status === 401 && isFirstToken) {
-        isFirstToken = false;
-        token = await this.tokens.get(deadline, token);
-        checkThere(caller);
-        answer = await this.#patch(contactId, visible, token, deadline);
-      }
-      judge(answer, contactId);
-    };
-    await withRepeats(attempt, { most: MOST_REPEATS, deadline, runtime: this.runtime, caller });
-  }
-
-  async #patch(contactId: string, visible: boolean, token: string, deadline: Deadline): Promise<Answer> {
-    const url = `${this.services.dynamicsUrl}/api/data/v9.2/contacts(${contactId})`;
-    const headers = {
-      "Authorization": `Bearer ${token}`,
-      "Content-Type": "application/json",
-      "Accept": "application/json",
-      "If-Match": "*", // without it a PATCH creates a contact that is missing
-      "OData-MaxVersion": "4.0",
-      "OData-Version": "4.0",
-    };
-    const body = JSON.stringify({ [this.services.visibilityField]: visible });
-    try {
-      return await call(url, { method: "PATCH", headers, body }, Math.min(this.limits.dataverse, deadline.left));
-    } catch (error) {
-      if (!(error instanceof Unreachable)) throw error;
-      if (error.surelyNotSent) {
+      try {
+        let answer = await send(token);
+        if (answer.status === 401 && isFirstToken) {
+          isFirstToken = false;
+          token = await this.tokens.get(deadline, token);
+          checkThere(caller);
+          answer = await send(token);
+        }
+        return read(answer);
+      } catch (error) {
+        if (!(error instanceof Unreachable)) throw error;
         throw unavailable("Dataverse does not answer", { upstream: error.reason, repeatable: true });
       }
-      throw unknown("Dataverse got the change and did not answer", error.reason);
-    }
+    };
+    return await withRepeats(attempt, { most: MOST_REPEATS, deadline, runtime: this.runtime, caller });
+  }
+
+  #call(
+    url: string,
+    init: { method: string; headers: Record<string, string>; body?: string },
+    token: string,
+    deadline: Deadline,
+    longestBytes?: number,
+  ): Promise<Answer> {
+    const headers = {
+      "Authorization": `Bearer ${token}`,
+      "Accept": "application/json",
+      "OData-MaxVersion": "4.0",
+      "OData-Version": "4.0",
+      ...init.headers,
+    };
+    return call(url, { ...init, headers }, Math.min(this.limits.dataverse, deadline.left), longestBytes);
   }
 }
 
@@ -107,10 +140,7 @@ function judge(answer: Answer, contactId: string): void {
   const { code, message, isOurs } = readError(answer);
   const said = code === "" ? `${status}` : `${status} ${code}`;
   const upstream = `dataverse ${said}`;
-  if (status === 429) {
-    const wait = retryAfterSeconds ?? USUAL_RETRY_AFTER_SECONDS;
-    throw new Refusal("throttled", "Dataverse asks to wait", { retryAfterSeconds: wait, upstream });
-  }
+  if (status === 429) throw throttled(answer, upstream);
   if (status === 502 || status === 504) {
     throw unknown(`a gateway got no answer from Dataverse (${said})`, upstream, retryAfterSeconds);
   }
@@ -145,23 +175,11 @@ function judge(answer: Answer, contactId: string): void {
   throw unavailable(`Dataverse could not do it (${said})`, { upstream, retryAfterSeconds });
 }
 
-/** Return the error of Dataverse's own form, `{"error": {"code", "message"}}`; `isOurs` is false for anybody else's. */
-function readError(answer: Answer): { code: string; message: string; isOurs: boolean } {
-  const error = answer.content?.error;
-  if (!isObject(error) || typeof error.code !== "string") return { code: "", message: "", isOurs: false };
-  const code = /^0x[0-9a-f]{1,8}$/i.test(error.code) ? error.code.toLowerCase() : "";
-  return { code, message: typeof error.message === "string" ? error.message : "", isOurs: true };
-}
-
 /** Some versions leave the code empty and say it in words; a plug-in's own search may miss another record. */
 function isAboutContact(code: string, message: string, contactId: string): boolean {
   const text = message.toLowerCase();
   if (code === OBJECT_DOES_NOT_EXIST) return text.includes(contactId) || !ANY_ID.test(text);
   return code === "" && text.includes(contactId) && text.includes("does not exist");
-}
-
-function isAboutPayload(code: string, message: string): boolean {
-  return WRONG_FOR_ALL.has(code) || (SAYS_NOTHING.has(code) && WRONG_FOR_ALL_IN_WORDS.test(message));
 }
 
 function rejected(message: string, upstream: string): Refusal {

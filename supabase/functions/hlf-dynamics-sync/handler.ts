@@ -1,10 +1,11 @@
-/** One request in order: the key, the method, the settings, the body, the change in Dataverse, the answer, the log line. */
+/** One request in order: the key, the method, the settings, what is asked for, Dataverse, the answer, the log line. */
 
 import { refused, success } from "./answer.ts";
 import type { Config } from "./config.ts";
 import { Dataverse } from "./dataverse.ts";
 import { isAuthorized } from "./key.ts";
 import { logProblems, originOf, RequestLog } from "./log.ts";
+import { readCursor } from "./page.ts";
 import { readPush } from "./push.ts";
 import { Refusal } from "./refusal.ts";
 import { Deadline, LIMITS, type Limits, RUNTIME, type Runtime } from "./runtime.ts";
@@ -22,10 +23,14 @@ export function makeHandler(config: Config, runtime: Runtime = RUNTIME, limits: 
   async function work(request: Request, deadline: Deadline): Promise<Record<string, unknown>> {
     if (!await isAuthorized(request, config.keys)) throw new Refusal("unauthorized", "the key is missing or wrong");
     if (request.method !== "GET" && request.method !== "POST") {
-      throw new Refusal("method_not_allowed", "POST a value, or GET to look whether the function is there");
+      throw new Refusal("method_not_allowed", "POST a value, or GET to look what is visible");
     }
     if (dataverse === null) throw new Refusal("misconfigured", problems.join("; "));
-    if (request.method === "GET") return { ok: true };
+    if (request.method === "GET") {
+      const query = new URL(request.url).searchParams;
+      if (query.size === 0) return { ok: true };
+      return { ...await dataverse.readVisible(readCursor(query), deadline, request.signal) };
+    }
     const { contactId, visible } = await readPush(request, Math.min(limits.body, deadline.left));
     await dataverse.setVisible(contactId, visible, deadline, request.signal);
     return { contact_id: contactId, visible };
@@ -37,8 +42,11 @@ export function makeHandler(config: Config, runtime: Runtime = RUNTIME, limits: 
     let response: Response;
     let refusal: Refusal | undefined;
     let origin: string | undefined;
+    let listed: number | undefined;
     try {
-      response = success(await work(request, new Deadline(runtime, limits.request)), correlationId);
+      const content = await work(request, new Deadline(runtime, limits.request));
+      if (Array.isArray(content.visible)) listed = content.visible.length;
+      response = success(content, correlationId);
     } catch (error) {
       if (error instanceof Refusal) refusal = error;
       else {
@@ -48,7 +56,7 @@ export function makeHandler(config: Config, runtime: Runtime = RUNTIME, limits: 
       response = refused(refusal, correlationId);
     }
     const milliseconds = runtime.now() - beganAt;
-    log.write({ correlationId, request, status: response.status, refusal, milliseconds, origin });
+    log.write({ correlationId, request, status: response.status, refusal, milliseconds, listed, origin });
     return response;
   };
 }

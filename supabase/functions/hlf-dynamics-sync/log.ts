@@ -14,6 +14,8 @@ export interface Outcome {
   readonly status: number;
   readonly refusal: Refusal | undefined;
   readonly milliseconds: number;
+  /** How many contacts the answer lists; undefined when it lists none. */
+  readonly listed: number | undefined;
   /** Where an error that nobody foresaw was thrown. */
   readonly origin: string | undefined;
 }
@@ -49,6 +51,7 @@ export class RequestLog {
       code: outcome.refusal?.code,
       upstream: outcome.refusal?.upstream,
       origin: outcome.origin,
+      listed: outcome.listed,
       milliseconds: Math.round(outcome.milliseconds),
       unauthorized, // how many since the line before
     }));

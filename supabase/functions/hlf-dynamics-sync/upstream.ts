@@ -1,4 +1,4 @@
-/** One call to Entra or Dataverse: it ends in time, follows no redirect, and takes no more than a small answer. */
+/** One call to Entra or Dataverse: it ends in time, follows no redirect, and takes no longer answer than was expected. */
 
 import { readText } from "./body.ts";
 
@@ -31,14 +31,15 @@ export class Unreachable extends Error {
 /** Make the call. Raises Unreachable; an answer of any status is returned. */
 export async function call(
   url: string,
-  init: { method: string; headers: Record<string, string>; body: string },
+  init: { method: string; headers: Record<string, string>; body?: string },
   milliseconds: number,
+  longestBytes = LONGEST_ANSWER_BYTES,
 ): Promise<Answer> {
   // The signal covers the body too: a server that drips must not hold the request.
   const signal = AbortSignal.timeout(milliseconds);
   try {
     const response = await fetch(url, { ...init, redirect: "manual", signal });
-    const { text, isCut } = await readText(response.body, { bytes: LONGEST_ANSWER_BYTES });
+    const { text, isCut } = await readText(response.body, { bytes: longestBytes });
     return {
       status: response.status,
       retryAfterSeconds: retryAfter(response.headers),

@@ -15,6 +15,7 @@ export type Behaviour = (request: Seen, signal: AbortSignal) => Response | Promi
 export interface Seen {
   readonly method: string;
   readonly path: string;
+  readonly query: URLSearchParams;
   readonly headers: Headers;
   readonly body: string;
 }
@@ -27,9 +28,9 @@ export class Fake implements AsyncDisposable {
 
   constructor(public otherwise: Behaviour) {
     this.#server = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen: () => {} }, async (request) => {
-      const { pathname } = new URL(request.url);
+      const { pathname, searchParams } = new URL(request.url);
       const { method, headers } = request;
-      const seen = { method, path: pathname, headers, body: await request.text() };
+      const seen = { method, path: pathname, query: searchParams, headers, body: await request.text() };
       this.requests.push(seen);
       return await (this.#steps.shift() ?? this.otherwise)(seen, request.signal);
     });
@@ -86,6 +87,41 @@ export function tokens(expiresIn: number | string = 3600): Behaviour {
   let number = 0;
   return () =>
     Response.json({ token_type: "Bearer", expires_in: expiresIn, access_token: `planted-token-${++number}` });
+}
+
+/** Contacts as Dataverse pages through them: in the order of their ids, each page with a cookie of its last one. */
+export class Contacts {
+  /** Each with the value of the column. */
+  readonly all = new Map<string, boolean | null>();
+  /** Read before each page. */
+  before: (page: number) => void = () => {};
+  #pages = 0;
+
+  constructor(readonly pageSize: number, ...visible: string[]) {
+    for (const id of visible) this.all.set(id, true);
+  }
+
+  readonly answer: Behaviour = (request) => {
+    this.before(++this.#pages);
+    const cookie = request.query.get("$skiptoken");
+    const last = cookie?.match(/last%3d%22%7b([0-9a-f-]+)%7d/i)?.[1] ?? "";
+    if (cookie !== null && last === "") return dataverseError(400, "0x80040203", "Malformed cookie")(request, never);
+    const ids = [...this.all].filter(([id, visible]) => visible && id > last.toLowerCase()).map(([id]) => id).sort();
+    const value = ids.slice(0, this.pageSize).map((contactid) => ({ "@odata.etag": 'W/"1"', contactid }));
+    const content: Record<string, unknown> = { "@odata.context": "http://x/$metadata#contacts(contactid)", value };
+    if (ids.length > this.pageSize) content["@odata.nextLink"] = nextLink(value.at(-1)?.contactid ?? "");
+    return Response.json(content);
+  };
+}
+
+const never = new AbortController().signal;
+
+/** A next link as Microsoft's page about paging has it, with the address of the organisation. */
+export function nextLink(last: string): string {
+  const inner = encodeURIComponent(`<cookie page="1"><contactid last="{${last.toUpperCase()}}" /></cookie>`)
+    .replaceAll("%3C", "%3c").replaceAll("%3D", "%3d").replaceAll("%7B", "%7b").replaceAll("%7D", "%7d");
+  const cookie = encodeURIComponent(`<cookie pagenumber="2" pagingcookie="${inner}" istracking="False" />`);
+  return `https://planted-organisation.crm4.dynamics.com/api/data/v9.2/contacts?$select=contactid&$skiptoken=${cookie}`;
 }
 
 /** A clock that a test moves; a sleep moves it, and takes no time. */
@@ -156,8 +192,13 @@ export class Stage implements AsyncDisposable {
     return this.send({ method: "POST", ...(isBare ? {} : { body }), ...init, headers });
   }
 
-  async send(init: RequestInit): Promise<Got> {
-    const response = await this.handler(new Request("http://127.0.0.1/hlf-dynamics-sync", init));
+  /** Ask for a page of what is visible. */
+  list(query = "?visible=true", init: RequestInit & { key?: string } = {}): Promise<Got> {
+    return this.send({ ...init, headers: { "Authorization": `Bearer ${init.key ?? KEY}` } }, query);
+  }
+
+  async send(init: RequestInit, query = ""): Promise<Got> {
+    const response = await this.handler(new Request(`http://127.0.0.1/hlf-dynamics-sync${query}`, init));
     const text = await response.text();
     const error = text === "" ? undefined : JSON.parse(text).error;
     return {

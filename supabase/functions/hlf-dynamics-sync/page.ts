@@ -1,0 +1,128 @@
+/**
+ * A page of the contacts that the portal shows: the request, and what each answer to it means.
+ *
+ *     Dataverse's answer                                       refusal
+ *     200 with contacts                                        none
+ *     429                                                      throttled, with its Retry-After
+ *     400 to a cursor, unless it is about the column           invalid_request
+ *     401 (after a new token), 403, any other 400, 404, 3xx;
+ *       a 2xx that is no list of contacts; a next page
+ *       without a paging cookie                                misconfigured
+ *     everything else, no answer in time                       repeated; then dynamics_unavailable
+ *
+ * Reading changes nothing, so every failure that may pass is worth a repeat.
+ */
+
+import type { Services } from "./config.ts";
+import { isAboutPayload, readError, throttled } from "./dataverse_error.ts";
+import { Refusal } from "./refusal.ts";
+import { type Answer, isObject } from "./upstream.ts";
+
+const LONGEST_CURSOR = 4096;
+const UUID = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/;
+
+/** Contacts that are visible, and where the next ones begin. */
+export interface Page {
+  /** Ids in lower case. */
+  readonly visible: readonly string[];
+  /** For `after` of the next request; null: these were the last. */
+  readonly next: string | null;
+}
+
+/** Return the cursor of a request for a page: null for the first one. Raises Refusal for anything but our own. */
+export function readCursor(query: URLSearchParams): string | null {
+  const names = [...query.keys()];
+  const isKnown = names.every((name) => name === "visible" || name === "after") && new Set(names).size === names.length;
+  if (!isKnown || query.get("visible") !== "true") {
+    throw new Refusal("invalid_request", "expected ?visible=true, and &after=<cursor> of the page before");
+  }
+  const cursor = query.get("after");
+  if (cursor !== null) skipToken(cursor);
+  return cursor;
+}
+
+/** Return the address of a page. In the order of their ids, a contact that comes or goes meanwhile moves no other. */
+export function pageUrl(services: Services, after: string | null): string {
+  const filter = encodeURIComponent(`${services.visibilityField} eq true and statecode eq 0`);
+  const query = `$select=contactid&$filter=${filter}&$orderby=contactid`;
+  const url = `${services.dynamicsUrl}/api/data/v9.2/contacts?${query}`;
+  return after === null ? url : `${url}&$skiptoken=${skipToken(after)}`;
+}
+
+/** Return the page, or raise what the table at the top says. */
+export function judgePage(answer: Answer, after: string | null): Page {
+  const { status, content } = answer;
+  if (status === 200) return readPage(content);
+  const { code, message } = readError(answer);
+  const said = code === "" ? `${status}` : `${status} ${code}`;
+  const upstream = `dataverse ${said}`;
+  if (status === 429) throw throttled(answer, upstream);
+  if (status === 401) {
+    throw misconfigured(`Dataverse does not take the token (${said}); is the application user there?`, upstream);
+  }
+  if (status === 403) throw misconfigured(`the application user may not read contacts (${said})`, upstream);
+  if (status === 400 && isAboutPayload(code, message)) {
+    throw misconfigured(`Dataverse does not know the column (${said}); check DYNAMICS_VISIBILITY_FIELD`, upstream);
+  }
+  if (status === 400 && after !== null) {
+    throw new Refusal("invalid_request", `Dataverse does not take this cursor (${said}); begin anew`, { upstream });
+  }
+  if (status === 400) {
+    throw misconfigured(`Dataverse refused to list contacts (${said}); check DYNAMICS_VISIBILITY_FIELD`, upstream);
+  }
+  if (status < 400 || status === 404) {
+    throw misconfigured(`what answers is not Dataverse's contacts (${said}); check DYNAMICS_URL`, upstream);
+  }
+  const details = { upstream, retryAfterSeconds: answer.retryAfterSeconds, repeatable: true };
+  throw new Refusal("dynamics_unavailable", `Dataverse could not list contacts (${said})`, details);
+}
+
+function readPage(content: Record<string, unknown> | undefined): Page {
+  const rows = content?.value;
+  const link = content?.["@odata.nextLink"] ?? null;
+  if (!Array.isArray(rows) || (link !== null && typeof link !== "string")) throw noContacts();
+  const visible = rows.map((row: unknown) => {
+    const id = isObject(row) && typeof row.contactid === "string" ? row.contactid.toLowerCase() : "";
+    if (!UUID.test(id)) throw noContacts();
+    return id;
+  });
+  return { visible, next: link === null ? null : cursorOf(link) };
+}
+
+/** Nothing of a next link goes to the caller but its $skiptoken, in letters that any URL carries. */
+function cursorOf(link: string): string {
+  const written = link.match(/[?&](?:\$|%24)skiptoken=([^&#]*)/)?.[1] ?? "";
+  const token = written.replace(/[^\x21-\x7e]/g, encodeURIComponent);
+  if (!/pagingcookie="[^"]/.test(decoded(token))) {
+    // Source: Microsoft, "Page results using FetchXml": simple paging.
+    throw misconfigured("Dataverse pages without a cookie, and would end at 50,000 contacts", "dataverse 200");
+  }
+  const cursor = btoa(token).replaceAll("+", "-").replaceAll("/", "_").replace(/=+$/, "");
+  if (cursor.length > LONGEST_CURSOR) throw misconfigured("Dataverse's cursor is too long", "dataverse 200");
+  return cursor;
+}
+
+/** Return the $skiptoken of a cursor that `cursorOf` made. */
+function skipToken(cursor: string): string {
+  if (cursor.length <= LONGEST_CURSOR && /^[A-Za-z0-9_-]+$/.test(cursor) && cursor.length % 4 !== 1) {
+    const token = atob(cursor.replaceAll("-", "+").replaceAll("_", "/"));
+    if (/^[\x21-\x7e]+$/.test(token) && !/[&#]/.test(token)) return token;
+  }
+  throw new Refusal("invalid_request", "after is no cursor of this function");
+}
+
+function decoded(text: string): string {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return "";
+  }
+}
+
+function noContacts(): Refusal {
+  return misconfigured("what answers is not Dataverse's contacts (200); check DYNAMICS_URL", "dataverse 200");
+}
+
+function misconfigured(message: string, upstream: string): Refusal {
+  return new Refusal("misconfigured", message, { upstream });
+}
