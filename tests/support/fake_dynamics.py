@@ -5,8 +5,8 @@
         ...                                     # the function pushes
         assert dynamics.contacts == {contact_id: False}
 
-Each PATCH, and each page of the contacts, takes the next fault of the list; when there is none left, ``outage``; without
-one Dataverse works. Pages are in the order of the ids, with a cookie of their last one, as Dataverse's are.
+Each PATCH, and each page of the contacts, takes the next fault of the list; when there is none left, ``outage``;
+without one Dataverse works. Pages are in the order of the ids, with a cookie of their last one, as Dataverse's are.
 """
 
 import json
