@@ -1,4 +1,4 @@
-"""The client of the portal's Edge Function: one call that says who is visible, and what its outcome means.
+"""The client of the portal's Edge Function: set who is visible, read who is, and what the outcome of a call means.
 
     outcome                                                                     raised
     200 with the contract's JSON, both values echoed                            nothing
@@ -14,11 +14,14 @@ Three cases the contract does not foresee go the way that blocks nobody wrongly.
 is transient: something between us and the function is broken. So is an unknown code of ours: a newer function knows a
 reason that this client does not, so it is tried again and shown, but neither blocks the mentor nor stops the others.
 And a code that is not written like ours (``ResourceNotFound``, ``0x80040217``) comes from a gateway: no envelope.
+
+A page of what is visible has the same outcomes, and nothing of it is unknown: reading changes nothing.
 """
 
+import asyncio
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -39,7 +42,7 @@ from certjob.errors import (
     TransientPortalError,
 )
 from certjob.outbox.http_client import SURELY_NOT_SENT, HttpAnswer, HttpClient
-from certjob.outbox.retry import parse_retry_after
+from certjob.outbox.retry import RetryPolicy, parse_retry_after
 from certjob.redaction import without_addresses
 
 PERMANENT_CODES: Final = frozenset({"contact_not_found", "invalid_request", "dynamics_rejected"})
@@ -61,8 +64,15 @@ GATEWAY_401: Final = ", and that the function is deployed with verify_jwt = fals
 LONGEST_TEXT: Final = 200
 """Characters of somebody else's text that an error carries."""
 
+LONGEST_PAGE_BYTES: Final = 1_000_000
+"""A page of 5,000 contacts is about 200 kB."""
+LONGEST_CURSOR: Final = 4096
+MOST_PAGES: Final = 2000
+"""Ten million contacts; a list that goes on after that has no end."""
+
 _KEY = re.compile(r"[\x21-\x7e]+")
 _CODE = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,11 +129,55 @@ class HLFDynamicsSyncService:
         if answer.status_code != 200 or content is None or content.get("ok") is not True:
             raise self._error_for(answer, envelope=_envelope(content))
 
-    async def _call(self, method: str, *, headers: Mapping[str, str] | None = None, json: object = None) -> HttpAnswer:
+    async def read_visible_contacts(
+        self, *, policy: RetryPolicy, stop: asyncio.Event | None = None
+    ) -> AsyncIterator[list[UUID]]:
+        """Yield the contacts that the portal shows, a page at a time; after the last page these are all.
+
+        Each page has its own deadline and the policy's tries. Raises as ``update_portal_visibility`` does; then what
+        was yielded is only a part. A contact that changes while the list is read may be in it or not.
+        """
+        cursors: set[str] = set()
+        cursor: str | None = None
+        while True:
+            page, cursor = await policy.call(lambda after=cursor: self._read_page(after), stop=stop)  # type: ignore[misc]
+            yield page
+            if cursor is None:
+                return
+            if cursor in cursors or len(cursors) == MOST_PAGES:
+                message = "the portal's list of contacts does not end; nothing can be compared with it"
+                raise PortalStageError(message)
+            cursors.add(cursor)
+
+    async def read_first_page(self) -> list[UUID]:
+        """Return the first contacts that the portal shows: whether the function can list at all."""
+        return (await self._read_page(None))[0]
+
+    async def _read_page(self, after: str | None) -> tuple[list[UUID], str | None]:
+        query = {"visible": "true"} | ({} if after is None else {"after": after})
+        answer = await self._call("GET", query=query, max_body_bytes=LONGEST_PAGE_BYTES)
+        content = _parse(answer)
+        if answer.status_code == 200 and content == {"ok": True}:  # it knows no query
+            message = "the portal's function is too old to list contacts; deploy it again (docs/edge-function.md)"
+            raise PortalStageError(message)
+        page = _page(content) if answer.status_code == 200 else None
+        if page is None:
+            raise self._error_for(answer, envelope=_envelope(content))
+        return page
+
+    async def _call(
+        self,
+        method: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        json: object = None,
+        max_body_bytes: int = 64 * 1024,
+    ) -> HttpAnswer:
         try:
             return await self._client.request(
                 method,
-                self._url,
+                self._url.copy_merge_params(query) if query else self._url,
                 headers={
                     "Authorization": f"Bearer {self._key}",
                     "User-Agent": f"certjob/{__version__}",
@@ -131,6 +185,7 @@ class HLFDynamicsSyncService:
                 },
                 json=json,
                 deadline_seconds=self.deadline_seconds,
+                max_body_bytes=max_body_bytes,
             )
         except SURELY_NOT_SENT as error:
             raise TransientPortalError(self._explain(error)) from error
@@ -254,6 +309,20 @@ def _is_confirmed(content: dict[str, Any] | None, *, contact_id: UUID, visible: 
         return False
     echoed = content.get("contact_id")
     return isinstance(echoed, str) and echoed.lower() == str(contact_id) and content.get("visible") is visible
+
+
+def _page(content: dict[str, Any] | None) -> tuple[list[UUID], str | None] | None:
+    """Return the contacts of a page and the cursor of the next one; None if it is not what the contract says."""
+    if content is None or "error" in content or "next" not in content:
+        return None
+    visible, cursor = content.get("visible"), content["next"]
+    if not isinstance(visible, list) or not (cursor is None or isinstance(cursor, str)):
+        return None
+    if cursor is not None and not 0 < len(cursor) <= LONGEST_CURSOR:
+        return None
+    if not all(isinstance(each, str) and _UUID.fullmatch(each) for each in visible):
+        return None
+    return [UUID(each) for each in visible], cursor
 
 
 def _envelope(content: dict[str, Any] | None) -> _Envelope | None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
 
 REASON = {200: "OK", 301: "Moved Permanently", 302: "Found", 401: "Unauthorized", 404: "Not Found"}
@@ -116,13 +117,14 @@ def answer(
     return behave
 
 
-def ok(*, then_close: bool = False, then_reset: bool = False) -> Behaviour:
+def ok(*, then_close: bool = False, then_reset: bool = False, page_size: int = 5000) -> Behaviour:
     """Do it and say so; then, unlike what the answer promised, drop the idle connection."""
 
     def behave(exchange: Exchange) -> None:
         request = exchange.request
         if request.method == "GET":
-            answer(200, {"ok": True})(exchange)
+            query = parse_qs(urlsplit(request.path).query)
+            answer(200, _page(exchange.visible, query, page_size) if query else {"ok": True})(exchange)
         elif request.contact_id is None or request.visible is None:
             error(400, "invalid_request")(exchange)
         else:
@@ -131,6 +133,13 @@ def ok(*, then_close: bool = False, then_reset: bool = False) -> Behaviour:
             exchange.close(reset=then_reset)
 
     return behave
+
+
+def _page(visible: Mapping[UUID, bool], query: Mapping[str, list[str]], page_size: int) -> dict[str, Any]:
+    """A page of what is visible, in the order of the ids; the cursor is the last one's."""
+    after = query.get("after", [""])[0]
+    ids = sorted(str(each) for each, shown in list(visible.items()) if shown and each.hex > after)
+    return {"visible": ids[:page_size], "next": UUID(ids[page_size - 1]).hex if len(ids) > page_size else None}
 
 
 def error(

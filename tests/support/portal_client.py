@@ -6,7 +6,9 @@ from typing import Self
 from uuid import UUID
 
 from certjob.outbox.loop import NameLookups
+from certjob.outbox.retry import RetryPolicy
 from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
+from certjob.portal.push import portal_policy
 
 
 class PortalClient:
@@ -23,6 +25,15 @@ class PortalClient:
 
     def probe(self) -> None:
         self._runner.run(self._service.probe())
+
+    def read_visible_contacts(self, *, policy: RetryPolicy | None = None) -> list[list[UUID]]:
+        """All pages; without a policy each is asked for once."""
+
+        async def read() -> list[list[UUID]]:
+            tries = policy or portal_policy(max_attempts=1)
+            return [page async for page in self._service.read_visible_contacts(policy=tries)]
+
+        return self._runner.run(read())
 
     def __enter__(self) -> Self:
         self._runner.get_loop().set_default_executor(NameLookups())
