@@ -80,13 +80,17 @@ class MailQueue(ABC, Generic[Item]):
     def _on_sent(self, item: Item) -> None:
         """Note more in the transaction that says that the mail was sent."""
 
-    def claim(self, *, limit: int = 100) -> tuple[list[Item], Lease]:
-        """Claim due rows, untried before retried, oldest first; none that a night of a later day has queued."""
-        return self._outbox.claim_by(f"lock_due_{self._table}", {"limit": limit, "today": self._today})
+    def claim(self) -> tuple[Item | None, Lease]:
+        """Claim a due row, untried before retried, oldest first; None that a night of a later day has queued.
 
-    def release(self, items: Sequence[Item]) -> None:
-        """Give claimed rows back; their attempts were none."""
-        self._outbox.release(items)
+        One at a time: a lease then covers one message, and two runs share what is due.
+        """
+        items, lease = self._outbox.claim_by(f"lock_due_{self._table}", {"limit": 1, "today": self._today})
+        return (items[0] if items else None), lease
+
+    def release(self, item: Item) -> None:
+        """Give a claimed row back, due now; its attempt does not count."""
+        self._outbox.release([item])
 
     def draft(self, item: Item) -> Writer | Unsent:
         """Look at the facts again: return what writes the mail, or settle the row because none is to be sent.

@@ -9,8 +9,7 @@ it, is decided here, once for both.
 import asyncio
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic
@@ -36,6 +35,8 @@ UNKNOWN_IN_A_ROW = 3
 CHANNEL_TRIES = 3
 FIRST_DELAY_SECONDS = 15 * 60.0
 LONGEST_DELAY_SECONDS = 6 * 3600.0
+
+_DEADLINE = StageStop(stage="mail", code="deadline", reason="the time for deliveries is over; the rest stays pending")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -81,69 +82,34 @@ class MailStage(Generic[Item]):
         deadline_at = time.monotonic() + deadline_seconds
         while True:
             self._stop.check()
-            items, lease = await database.run(self._queue.claim)
-            if not items:
+            item, lease = await database.run(self._queue.claim)
+            if item is None:
                 return None
-            early = await self._send_batch(items, lease, database, stopped, deadline_at=deadline_at)
+            if self._stop.is_set() or time.monotonic() >= deadline_at:
+                await database.run(partial(self._queue.release, item), settles=True)
+                early: StageStop | None = _DEADLINE
+            else:
+                early = await self._deliver(item, lease, database, stopped)
             if early is not None:
                 self._stop.check()  # a signal cuts the tries short, and is what ended the stage
                 return early
 
-    async def _send_batch(
-        self,
-        items: Sequence[Item],
-        lease: Lease,
-        database: DatabaseThread,
-        stopped: asyncio.Event,
-        *,
-        deadline_at: float,
-    ) -> StageStop | None:
-        """Send a claimed batch; what is not begun is released."""
-        waiting = deque(items)
-        unsent: list[Item] = []
-        try:
-            while waiting:
-                self._stop.check()
-                if time.monotonic() >= deadline_at:
-                    reason = "the time for deliveries is over; the rest stays pending"
-                    return StageStop(stage="mail", code="deadline", reason=reason)
-                if not self._fits(lease):
-                    if len(waiting) < len(items):
-                        return None
-                    reason = "the lease is shorter than a message can take, or this process stood still; the rest waits"
-                    return StageStop(stage="mail", code="lease", reason=reason)
-                item = waiting.popleft()  # from here on it keeps its lease if anything unforeseen happens
-                early = await self._handle(item, lease, database, stopped)
-                if early is not None:
-                    unsent = [item] if early.code == "down" else []  # it was surely not handed over
-                    return early
-        finally:
-            # Should a message make the server hang up, the next stage begins with another one: it is released last.
-            for rest in (list(waiting), unsent):
-                await database.run(partial(self._queue.release, rest), settles=True)
-        return None
-
-    async def _handle(
+    async def _deliver(
         self, item: Item, lease: Lease, database: DatabaseThread, stopped: asyncio.Event
     ) -> StageStop | None:
-        """Draft, send and settle one message."""
+        """Draft, send and settle one message; it keeps its lease if anything unforeseen happens."""
         message = await database.run(partial(self._draft, item))
         if message is None:
             return None
-        if not self._fits(lease):  # a locked table has kept the draft waiting
-            await database.run(partial(self._queue.release, [item]), settles=True)
-            return None
         try:
             await self._send(message, lease, stopped)
-        except ChannelDownError as error:
+        except ChannelDownError as error:  # it was surely not handed over, and comes after all others the next time
+            await database.run(partial(self._queue.release, item), settles=True)
             return StageStop(stage="mail", code="down", reason=f"{error}; the rest stays pending")
         except NotifyError as error:
             return await database.run(partial(self._settle_failure, item, error, message.to), settles=True)
         await database.run(partial(self._settle_sent, item), settles=True)
         return None
-
-    def _fits(self, lease: Lease) -> bool:
-        return lease.fits(self._channel.worst_case_seconds)
 
     def _draft(self, item: Item) -> OutgoingMessage | None:
         """Write the message from the facts of this moment; None: its row says why there is none."""
@@ -155,14 +121,11 @@ class MailStage(Generic[Item]):
         return None
 
     async def _send(self, message: OutgoingMessage, lease: Lease, stopped: asyncio.Event) -> None:
-        """Hand one message over, with three tries while it is everybody's fault."""
-        tries = 0
+        """Hand one message over, with three tries while it is everybody's fault, none that could outlast the lease."""
 
         async def attempt() -> None:
-            nonlocal tries
-            tries += 1
-            if tries > 1 and not self._fits(lease):
-                unfit = "the channel is too slow for another try"
+            if not lease.fits(self._channel.worst_case_seconds):
+                unfit = "a message can take longer than its lease, or this process stood still"
                 raise ChannelDownError(unfit)
             await self._channel.send(message)
 

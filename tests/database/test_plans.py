@@ -239,9 +239,10 @@ def test_a_claim_touches_its_batch_of_a_young_backlog(
     monkeypatch.setattr(database, "fetch", fetch)
 
     events = PortalSyncService(connection, run_id=TOKEN).claim(100)
-    reminders, _ = reminder_mail(connection, today=today()).claim()
+    reminder, _ = reminder_mail(connection, today=today()).claim()
 
-    assert (len(events), len(reminders)) == (100, 100)
+    assert len(events) == 100
+    assert reminder is not None
     assert touched.keys() == {"lock_due_portal_events", "claim_portal_events", "lock_due_reminders", "claim_reminders"}
     assert max(touched.values()) <= 25 * 100, touched
 

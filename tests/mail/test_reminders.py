@@ -73,9 +73,9 @@ def send(connection: Connection, today: date = TODAY) -> CollectingChannel:
 
 
 def claim_one(connection: Connection) -> QueuedReminder:
-    reminders, _ = reminder_mail(connection).claim()
-    assert len(reminders) == 1
-    return reminders[0]
+    reminder, _ = reminder_mail(connection).claim()
+    assert reminder is not None
+    return reminder
 
 
 def history(facts: Facts) -> list[tuple[object, ...]]:
@@ -356,10 +356,9 @@ class TestClaims:
 
         def deliver(session: Connection, who: str) -> None:
             ready.wait()
-            while reminders := reminder_mail(session).claim(limit=3)[0]:
-                for reminder in reminders:
-                    assert reminder_mail(session).settle(reminder, "sent")
-                    claimed[who].append(reminder.mentor_id)
+            while (reminder := reminder_mail(session).claim()[0]) is not None:
+                assert reminder_mail(session).settle(reminder, "sent")
+                claimed[who].append(reminder.mentor_id)
 
         with in_background(lambda: deliver(other, "theirs")):
             deliver(connection, "mine")
@@ -382,9 +381,9 @@ class TestClaims:
             (first, second),
         )
 
-        claimed = [[reminder.id for reminder in reminder_mail(connection).claim(limit=3)[0]] for _ in range(2)]
+        claimed = [claim_one(connection).id for _ in range(4)]
 
-        assert claimed == [[third, fourth, first], [second]]
+        assert claimed == [third, fourth, first, second]
 
     def test_a_rearmed_row_is_lost_to_its_claim(self, connection: Connection, facts: Facts, certificate: UUID) -> None:
         """The date changed while the message about the old one was on its way: that one may have arrived."""
@@ -425,15 +424,15 @@ class TestClaims:
                 (mentor_id, days(25)),
             )
         mine = reminder_mail(connection)
-        reminders, _ = mine.claim()
+        reminders = [claim_one(connection) for _ in range(5)]
         app.execute("SELECT 1 FROM cert_notification_log ORDER BY mentor_id LIMIT 1 FOR NO KEY UPDATE")
 
-        with in_background(lambda: mine.release(reminders)):
+        with in_background(lambda: mine.reopen_refused(reminders, delay_seconds=0)):
             until(lambda: waits_for_a_lock(other, connection))
             app.execute("SELECT 1 FROM cert_notification_log FOR NO KEY UPDATE NOWAIT")
             app.commit()
 
-        assert facts.rows("SELECT attempts, count(claim_token) FROM cert_notification_log GROUP BY 1") == [(0, 0)]
+        assert facts.rows("SELECT count(*) FROM cert_notification_log WHERE status = 'pending'") == [(5,)]
 
 
 class TestBeforeSending:

@@ -41,7 +41,8 @@ def reminder(facts: Facts, connection: Connection, queue: ReminderMail) -> Queue
         " VALUES (%s, 30, %s, %s, 1, 'earlier')",
         (facts.mentor(facts.organisation()), uuid4(), TODAY),
     )
-    ((reminder,), _) = queue.claim()
+    reminder, _ = queue.claim()
+    assert reminder is not None
     return reminder
 
 

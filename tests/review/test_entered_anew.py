@@ -167,8 +167,8 @@ def test_one_that_is_being_sent_has_no_twin(
             review(other)
 
     class Interrupted(ReminderMail):
-        def claim(self, *, limit: int = 100) -> tuple[list[QueuedReminder], Lease]:
-            claimed = super().claim(limit=limit)
+        def claim(self) -> tuple[QueuedReminder | None, Lease]:
+            claimed = super().claim()
             if not entered:
                 enter_and_review()
             return claimed
