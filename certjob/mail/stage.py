@@ -59,6 +59,7 @@ class MailStage(Generic[Item]):
         channel: Channel,
         stop: StopFlag,
         on_progress: Callable[[int], None] | None = None,
+        counts: MailCounts | None = None,
     ) -> None:
         self._queue = queue
         self._channel = channel
@@ -73,7 +74,7 @@ class MailStage(Generic[Item]):
             is_transient=lambda error: isinstance(error, ChannelDownError),
             retry_after=lambda error: error.retry_after_seconds if isinstance(error, ChannelDownError) else None,
         )
-        self.counts = MailCounts()
+        self.counts = counts if counts is not None else MailCounts()
 
     async def run(
         self, database: DatabaseThread, stopped: asyncio.Event, *, deadline_seconds: float

@@ -1,10 +1,10 @@
-"""The delivery half of a night: the portal first, then the mail; what ends the one early does not touch the other."""
+"""The delivery half of a night, in one event loop: the portal first, then reminders, then digests."""
 
 import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, tzinfo
@@ -13,16 +13,14 @@ from uuid import UUID
 
 import psycopg
 
-from certjob import database
-from certjob.database import Connection
+from certjob.database import CONTENTION, Connection
 from certjob.errors import DatabaseUnavailableError, FailureCode, StoppedBySignalError
 from certjob.mail.digests import CoordinatorDigestService, DigestMail
 from certjob.mail.message import Channel, domain_of
 from certjob.mail.messages import OUR_TEMPLATES, NightTemplates, Templates
 from certjob.mail.queue import MailQueue
 from certjob.mail.reminder_mail import ReminderMail
-from certjob.mail.reminders import CertificationReminderService
-from certjob.mail.stage import MailStage
+from certjob.mail.stage import MailCounts, MailStage
 from certjob.night.report import RunReport
 from certjob.outbox.claims import CRASH, StageStop
 from certjob.outbox.loop import DatabaseThread, run_loop
@@ -73,7 +71,7 @@ class Delivery:
 
 
 class Deliveries:
-    """The two stages of one run, with what they share."""
+    """The stages of one run, one after the other in one event loop; how one ends never stops the next."""
 
     def __init__(
         self,
@@ -94,84 +92,78 @@ class Deliveries:
         self._organisation_id = organisation_id
         self._templates = NightTemplates(delivery.open_templates)
         self._portal = PortalSyncService(connection, run_id=report.run_id)
-        self._reminders = CertificationReminderService(connection, run_id=report.run_id)
-        self._digests = CoordinatorDigestService(connection, today=report.today)
 
     def deliver(self, *, drift: PortalDrift | None = None) -> None:
-        """Portal first, then mail; with ``drift`` the portal stage goes on to what it queues.
+        """Push, then send reminders, then digests; with ``drift`` the portal stage goes on to what it queues.
 
         Raises StoppedBySignalError after a signal.
         """
+
+        async def deliver(database: DatabaseThread, stopped: asyncio.Event) -> None:
+            ends_at = time.monotonic() + self._delivery.deadline_seconds
+            portal_seconds = self._delivery.deadline_seconds * PORTAL_SHARE
+            await self._run("portal", database, self._push(database, stopped, seconds=portal_seconds, drift=drift))
+            await self._send_mail(database, stopped, ends_at=ends_at)
+
         try:
-            self._deliver(drift)
+            self._run_loop(deliver)
         except StoppedBySignalError:
-            # What stopped this night may stop the next one, too.
+            # The next run may be stopped in the same way: what happened in this one is queued now.
             with contextlib.suppress(psycopg.Error, DatabaseUnavailableError):
                 self.queue_digests()
             raise
 
-    def _deliver(self, drift: PortalDrift | None) -> None:
-        ends_at = time.monotonic() + self._delivery.deadline_seconds
-        self.push(deadline_seconds=self._delivery.deadline_seconds * PORTAL_SHARE, drift=drift)
-        channel = self._delivery.channel
-        if channel is None:
-            self._run("mail", self.queue_digests)
-            self._run("mail", self._missing_channel)
-            return
-        self._send_mail(channel, ends_at=ends_at)
+    def push(self) -> None:
+        """Only the portal. Raises StoppedBySignalError after a signal."""
+
+        async def push(database: DatabaseThread, stopped: asyncio.Event) -> None:
+            await self._run("portal", database, self._push(database, stopped, seconds=self._delivery.deadline_seconds))
+
+        self._run_loop(push)
 
     def queue_digests(self) -> None:
         """Only after a night: the job between the nights sends what is queued."""
         if self._report.command == "run":
-            self._digests.queue(self._organisation_id)
+            CoordinatorDigestService(self._connection, today=self._report.today).queue(self._organisation_id)
 
-    def push(self, *, deadline_seconds: float, drift: PortalDrift | None = None) -> None:
-        """Only the portal."""
+    def _run_loop(self, main: Callable[[DatabaseThread, asyncio.Event], Coroutine[Any, Any, None]]) -> None:
+        run_loop(main, connection=self._connection, stop=self._stop, deadline_seconds=self._delivery.deadline_seconds)
 
-        async def push(database: DatabaseThread, stopped: asyncio.Event) -> StageStop | None:
-            stop = await self._push(database, stopped, deadline_seconds=deadline_seconds, drift=drift)
-            self._stop.check()  # a signal cuts a stage short, and is the reason
-            return stop
-
-        def in_a_loop() -> StageStop | None:
-            return run_loop(push, connection=self._connection, stop=self._stop, deadline_seconds=deadline_seconds)
-
-        self._run("portal", in_a_loop)
-
-    def _run(self, name: str, stage: Callable[[], StageStop | None]) -> StageStop | None:
-        """Run a stage and note why it ended early, if it did."""
-        stopped: StageStop | None
+    async def _run(self, name: str, database: DatabaseThread, stage: Awaitable[StageStop | None]) -> StageStop | None:
+        """Wait for a stage and note why it ended early, if it did. A signal is the reason for whatever it broke off."""
         try:
-            stopped = stage()
-        except StoppedBySignalError:
-            raise
+            ended = await stage
+            self._stop.check()
         except Exception as error:
+            self._stop.check()
             if self._connection.closed:
                 raise
-            if isinstance(error, database.CONTENTION):
-                return self._note(StageStop(stage=name, code="locked", reason=_LOCKED))
-            # Something in one stage that nobody foresaw: the other one still runs, and the run says failed.
-            logger.debug("the %s stage crashed", name, exc_info=True, extra={"event": "stage_crashed"})
-            self._report.crashed = True
-            # Without the DETAIL of a database error, which holds names and addresses.
-            text = (error.diag.message_primary if isinstance(error, psycopg.Error) else None) or str(error)
-            reason = f"unforeseen {type(error).__name__}: {without_people(text)}"
-            stopped = StageStop(stage=name, code=CRASH, reason=reason)
-            if name == "portal":
-                with contextlib.suppress(psycopg.Error):  # the database may be what is broken
-                    self._portal.record_stage_end(stopped.reason, code=FailureCode.CRASH)
-        return self._note(stopped)
+            if isinstance(error, CONTENTION):
+                ended = StageStop(stage=name, code="locked", reason=_LOCKED)
+            else:
+                ended = await self._note_crash(name, database, error)
+        if ended is not None:
+            self._report.stopped.append(ended)
+        return ended
 
-    def _note(self, stopped: StageStop | None) -> StageStop | None:
-        if stopped is not None:
-            self._report.stopped.append(stopped)
-        return stopped
+    async def _note_crash(self, name: str, database: DatabaseThread, error: Exception) -> StageStop:
+        """Nobody foresaw it: the run has failed, and the other stages still run."""
+        logger.debug("the %s stage crashed", name, exc_info=error, extra={"event": "stage_crashed"})
+        self._report.crashed = True
+        # Without the DETAIL of a database error, which holds names and addresses.
+        text = (error.diag.message_primary if isinstance(error, psycopg.Error) else None) or str(error)
+        reason = f"unforeseen {type(error).__name__}: {without_people(text)}"
+        if name == "portal":
+            with contextlib.suppress(psycopg.Error):  # the database may be what is broken
+                await database.run(lambda: self._portal.record_stage_end(reason, code=FailureCode.CRASH))
+        return StageStop(stage=name, code=CRASH, reason=reason)
 
     async def _push(
-        self, database: DatabaseThread, stopped: asyncio.Event, *, deadline_seconds: float, drift: PortalDrift | None
+        self, database: DatabaseThread, stopped: asyncio.Event, *, seconds: float, drift: PortalDrift | None = None
     ) -> StageStop | None:
         delivery, report = self._delivery, self._report
         report.portal = PortalCounts()
+        database.end_within(seconds)
         if delivery.make_target is None:
             return await database.run(lambda: self._missing_portal(drift))
         total = await database.run(drift.begin) if drift is not None else None
@@ -185,10 +177,10 @@ class Deliveries:
             calls_per_second=delivery.calls_per_second,
             on_progress=await database.run(lambda: self._progress.phase("Pushing to the portal", total=total)),
             queue_more=drift.queue_more if drift is not None else None,
+            counts=report.portal,
         )
-        report.portal = stage.counts
-        stage_stop = await stage.run(deadline_seconds=deadline_seconds)
-        return stage_stop if drift is None else drift.end(stage_stop)
+        ended = await stage.run(deadline_seconds=seconds)
+        return ended if drift is None else drift.end(ended)
 
     def _missing_portal(self, drift: PortalDrift | None) -> StageStop | None:
         open_work = read_open_work(self._connection)
@@ -201,50 +193,34 @@ class Deliveries:
         reason = f"{missing}; {rest if number else 'nothing was pushed'}"
         return StageStop(stage="portal", code="no_url", reason=reason)
 
-    def _send_mail(self, channel: Channel, *, ends_at: float) -> None:
+    async def _send_mail(self, database: DatabaseThread, stopped: asyncio.Event, *, ends_at: float) -> None:
         """Reminders, then digests: what a digest tells of is then as new as can be."""
-        stopped = self._run("mail", lambda: self._send_reminders(channel, ends_at=ends_at))
-        self._run("mail", self.queue_digests)
-        if stopped is None or stopped.code in ABOUT_REMINDERS_ALONE:
-            self._run("mail", lambda: self._send_digests(channel, ends_at=ends_at))
-        self._run("mail", self._templates.problem)
+        connection, report, delivery = self._connection, self._report, self._delivery
+        database.end_within(ends_at - time.monotonic())
+        channel = delivery.channel
+        if channel is None:
+            await self._run("mail", database, database.run(self.queue_digests))
+            await self._run("mail", database, database.run(self._missing_channel))
+            return
 
-    def _send_reminders(self, channel: Channel, *, ends_at: float) -> StageStop | None:
-        queue = ReminderMail(
-            self._connection,
-            today=self._report.today,
-            domain=domain_of(self._delivery.mail_from),
-            templates=self._templates,
-        )
-        stage = self._mail_stage(queue, channel, phase="Sending reminders")
-        self._report.reminders = stage.counts
-        return self._in_loop(stage, channel, ends_at=ends_at)
+        async def send(queue: MailQueue[Any], counts: MailCounts, *, phase: str) -> StageStop | None:
+            on_progress = await database.run(lambda: self._progress.phase(phase))
+            stage = MailStage(queue, channel=channel, stop=self._stop, on_progress=on_progress, counts=counts)
+            return await stage.run(database, stopped, deadline_seconds=ends_at - time.monotonic())
 
-    def _send_digests(self, channel: Channel, *, ends_at: float) -> StageStop | None:
-        queue = DigestMail(
-            self._connection,
-            today=self._report.today,
-            domain=domain_of(self._delivery.mail_from),
-            zone=self._delivery.zone,
-            templates=self._templates,
-        )
-        stage = self._mail_stage(queue, channel, phase="Sending digests")
-        self._report.digests = stage.counts
-        return self._in_loop(stage, channel, ends_at=ends_at)
-
-    def _mail_stage(self, queue: MailQueue[Any], channel: Channel, *, phase: str) -> MailStage[Any]:
-        return MailStage(queue, channel=channel, stop=self._stop, on_progress=self._progress.phase(phase))
-
-    def _in_loop(self, stage: MailStage[Any], channel: Channel, *, ends_at: float) -> StageStop | None:
-        seconds = max(ends_at - time.monotonic(), 0)
-
-        async def send(database: DatabaseThread, stopped: asyncio.Event) -> StageStop | None:
-            try:
-                return await stage.run(database, stopped, deadline_seconds=seconds)
-            finally:
-                await channel.close()
-
-        return run_loop(send, connection=self._connection, stop=self._stop, deadline_seconds=seconds)
+        domain, templates = domain_of(delivery.mail_from), self._templates
+        reminders = ReminderMail(connection, today=report.today, domain=domain, templates=templates)
+        digests = DigestMail(connection, today=report.today, domain=domain, zone=delivery.zone, templates=templates)
+        report.reminders, report.digests = MailCounts(), MailCounts()
+        try:
+            ended = await self._run("mail", database, send(reminders, report.reminders, phase="Sending reminders"))
+            await self._run("mail", database, database.run(self.queue_digests))
+            if ended is None or ended.code in ABOUT_REMINDERS_ALONE:
+                await self._run("mail", database, send(digests, report.digests, phase="Sending digests"))
+        finally:
+            await channel.close()
+        if (problem := templates.problem()) is not None:
+            report.stopped.append(problem)
 
     def _missing_channel(self) -> StageStop | None:
         open_work = read_open_work(self._connection)

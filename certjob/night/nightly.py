@@ -129,7 +129,7 @@ def retry_all(
         portal = PortalSyncService(connection, run_id=report.run_id)
         report.reopened = portal.reopen_all()
         deliveries = Deliveries(connection, report, delivery=delivery, stop=stop, progress=beating)
-        deliveries.push(deadline_seconds=delivery.deadline_seconds)
+        deliveries.push()
         report.unreached = portal.count_unreached(since=started_at)
     return report
 

@@ -46,6 +46,10 @@ class DatabaseThread:
         self._pieces_ended = 0
         self._broken_off = False
 
+    def end_within(self, seconds: float) -> None:
+        """Set the deadline anew: each stage has its own."""
+        self._deadline_at = time.monotonic() + seconds
+
     async def run(self, work: Callable[[], T], *, settles: bool = False) -> T:
         """Do ``work`` in the thread and return its result, after all that was handed in before.
 
