@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from uuid import UUID
 
 import psycopg
+from psycopg.errors import QueryCanceled
 
 from certjob.database import CONTENTION, Connection
 from certjob.errors import DatabaseUnavailableError, FailureCode, StoppedBySignalError
@@ -138,7 +139,7 @@ class Deliveries:
             self._stop.check()
             if self._connection.closed:
                 raise
-            if isinstance(error, CONTENTION):
+            if isinstance(error, CONTENTION) or (database.broken_off and isinstance(error, QueryCanceled)):
                 ended = StageStop(stage=name, code="locked", reason=_LOCKED)
             else:
                 ended = await self._note_crash(name, database, error)

@@ -44,7 +44,8 @@ class DatabaseThread:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="database")
         self._pieces_begun = 0
         self._pieces_ended = 0
-        self._broken_off = False
+        self.broken_off = False
+        """Whether a statement was ended that waited for too long."""
 
     def end_within(self, seconds: float) -> None:
         """Set the deadline anew: each stage has its own."""
@@ -61,7 +62,7 @@ class DatabaseThread:
         try:
             return await self._run(work)
         except psycopg.errors.QueryCanceled:
-            if not (settles and self._broken_off):
+            if not (settles and self.broken_off):
                 raise
             return await self._run(work)
 
@@ -95,7 +96,7 @@ class DatabaseThread:
         piece = self._pieces_begun
         if piece == self._pieces_ended:
             return
-        self._broken_off = True
+        self.broken_off = True
         asking = asyncio.get_running_loop().run_in_executor(None, self._ask_to_cancel)
         await asyncio.wait({asking}, timeout=_CANCEL_SECONDS)
         until = time.monotonic() + _CANCEL_SECONDS

@@ -1,0 +1,101 @@
+"""The stages of a delivery: in one event loop, one after the other, and none stops the next."""
+
+import asyncio
+import time
+from datetime import timedelta
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from certjob.database import Connection
+from certjob.mail.message import OutgoingMessage
+from certjob.outbox import loop
+from tests.support.facts import TODAY, Facts
+from tests.support.nights import CollectingChannel, FlakyPortal, delivery, night
+
+App = psycopg.Connection[tuple[object, ...]]
+
+
+@pytest.fixture
+def due(facts: Facts) -> UUID:
+    """HLF with a mentor to hide, another one to remind, and a coordinator to tell of it."""
+    hlf = facts.organisation("hlf")
+    facts.connection.execute(
+        "INSERT INTO coordinators (organisation_id, full_name, email) VALUES (%s, 'Eva', 'eva@example.org')", (hlf,)
+    )
+    facts.certified_mentor(hlf, TODAY - timedelta(days=40), member_no="to hide")
+    facts.certified_mentor(hlf, TODAY + timedelta(days=5), member_no="to remind", email="kari@example.org")
+    return hlf
+
+
+def test_the_portal_and_the_mail_share_one_event_loop(connection: Connection, due: UUID) -> None:
+    """What one stage has set up, such as a connection to the mail server, is good for the next one."""
+    loops: list[tuple[str, asyncio.AbstractEventLoop]] = []
+
+    class Portal(FlakyPortal):
+        async def update_portal_visibility(self, contact_id: UUID, *, visible: bool, idempotency_key: str) -> None:
+            loops.append(("push", asyncio.get_running_loop()))
+
+    class Mail(CollectingChannel):
+        async def send(self, message: OutgoingMessage) -> None:
+            loops.append((message.kind, asyncio.get_running_loop()))
+
+        async def close(self) -> None:
+            loops.append(("closed", asyncio.get_running_loop()))
+
+    night(connection, portal=Portal(), channel=Mail())
+
+    assert [what for what, _ in loops] == ["push", "reminder", "digest", "closed"]
+    assert len({each for _, each in loops}) == 1
+
+
+def test_a_portal_stage_that_crashes_does_not_stop_the_mail(connection: Connection, facts: Facts, due: UUID) -> None:
+    """The run has failed; the hide that was not made is an alert, and the digest tells of it."""
+
+    class Crashing(FlakyPortal):
+        async def update_portal_visibility(self, contact_id: UUID, *, visible: bool, idempotency_key: str) -> None:
+            message = "kari@example.org"
+            raise LookupError(message)
+
+    channel = CollectingChannel()
+    report = night(connection, portal=Crashing(), channel=channel)
+
+    assert report.outcome == "failed"
+    assert [message.kind for message in channel.sent] == ["reminder", "digest"]
+    assert [stop.code for stop in report.stopped] == ["crash"]
+    assert "kari" not in " ".join(report.reasons)
+    assert facts.rows("SELECT failure_code FROM dynamics_sync_failures WHERE resolved_at IS NULL") == [("crash",)]
+
+
+def test_a_portal_stage_that_waits_for_a_locked_table_leaves_time_to_the_mail(
+    connection: Connection, app: App, due: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its three quarters of the time end in the middle of a statement; that is no crash."""
+    monkeypatch.setattr(loop, "LONGEST_WORK_AFTER_DEADLINE_SECONDS", 0.2)
+    night(connection, deliver=False)
+    app.execute("LOCK TABLE portal_sync_events IN ACCESS EXCLUSIVE MODE")
+    channel = CollectingChannel(on_send=lambda _message: app.rollback())  # so that the run can be reported
+
+    started = time.monotonic()
+    report = night(connection, ways_out=delivery(portal=FlakyPortal(), channel=channel, deadline_seconds=2))
+
+    assert 1.5 < time.monotonic() - started < 6
+    assert report.outcome == "attention"
+    assert [(stop.stage, stop.code) for stop in report.stopped] == [("portal", "locked")]
+    assert [message.kind for message in channel.sent] == ["reminder", "digest"]
+
+
+def test_digests_go_out_although_the_reminders_crashed(connection: Connection, due: UUID) -> None:
+    """They tell of it."""
+    sent: list[str] = []
+
+    def send(message: OutgoingMessage) -> None:
+        if message.kind == "reminder":
+            raise LookupError
+        sent.append(message.kind)
+
+    report = night(connection, portal=FlakyPortal(), channel=CollectingChannel(on_send=send))
+
+    assert sent == ["digest"]
+    assert [(stop.stage, stop.code) for stop in report.stopped] == [("mail", "crash")]
