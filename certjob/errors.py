@@ -4,6 +4,7 @@ CertjobError                      exit 1
 ├── ConfigurationError            exit 2   a setting or argument is missing or wrong
 │   ├── SchemaError               exit 2   not migrated, too new, or an applied migration was edited
 │   ├── UnknownMentorError        exit 2   no such mentor, or several
+│   ├── ClocksDisagreeError       exit 2   this machine and the database server are on different days
 │   ├── TemplateError             exit 2   a message template of the programme's own is broken
 │   └── InputError                exit 2   a file that is no CSV
 ├── DatabaseUnavailableError      exit 1
@@ -121,6 +122,12 @@ class UnknownMentorError(ConfigurationError):
     """No mentor, or more than one, goes by that name."""
 
     code = "unknown_mentor"
+
+
+class ClocksDisagreeError(ConfigurationError):
+    """This machine's clock and the database server's show different days; one of them is wrong."""
+
+    code = "clocks_disagree"
 
 
 class TemplateError(ConfigurationError):

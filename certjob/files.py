@@ -31,6 +31,14 @@ def replace(path: Path, contents: bytes, *, mode: int) -> None:
         raise
 
 
+def try_replacing(path: Path, *, size: int) -> None:
+    """Write a file of so many bytes beside it, and take it away again. Raises OSError where ``replace`` would."""
+    with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=path.parent) as file:
+        file.write(bytes(size))
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def create(path: Path) -> IO[str]:
     """Open a new text file, readable for this user only, in place of an old one. Raises OSError.
 

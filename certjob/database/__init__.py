@@ -1,5 +1,6 @@
 """PostgreSQL: connections that outlast a restart, transactions, statements by name, the schema."""
 
+from certjob.database.clocks import read_clocks
 from certjob.database.connections import CONTENTION, Connection, connect, hang_up, outlast_restarts, repeated
 from certjob.database.statements import (
     all_statements,
@@ -31,6 +32,7 @@ __all__ = [
     "persist",
     "persist_in_one_trip",
     "query",
+    "read_clocks",
     "read_only_snapshot",
     "repeated",
     "sql_directory",

@@ -57,9 +57,8 @@ def status(connection: Connection, directory: Path | None = None) -> list[Migrat
         with database.transaction(connection):
             applied = _visible_ledger(connection)
     except psycopg.errors.InsufficientPrivilege as error:
-        message = (
-            f"the database user may not read certjob's tables ({error.diag.message_primary}); {_how_to_see(connection)}"
-        )
+        said = error.diag.message_primary
+        message = f"the database user may not read certjob's tables ({said}); {how_to_get_rights(connection)}"
         raise ConfigurationError(message) from error
     return _compare(migrations(directory), applied)
 
@@ -217,13 +216,16 @@ def _visible_ledger(connection: Connection) -> dict[int, Migration]:
         raise ConfigurationError(message)
     applied = _ledger(connection)
     if filtered and not applied:
-        message = f"row-level security hides certjob's tables from the database user; {_how_to_see(connection)}"
+        message = f"row-level security hides certjob's tables from the database user; {how_to_get_rights(connection)}"
         raise ConfigurationError(message)
     return applied
 
 
-def _how_to_see(connection: Connection) -> str:
-    return f"GRANT certjob_worker TO {connection.info.user}, or connect as their owner"
+def how_to_get_rights(connection: Connection) -> str:
+    """Return the next step for a database user who lacks a right on certjob's tables, or does not see their rows."""
+    if database.fetch_value(connection, "is_worker"):  # the role was made after the tables
+        return "as the tables' owner, `SELECT certjob_private.set_up_roles()`"
+    return f"GRANT certjob_worker TO {connection.info.user}, or connect as the tables' owner"
 
 
 def _ledger(connection: Connection) -> dict[int, Migration]:

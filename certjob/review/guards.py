@@ -202,6 +202,6 @@ def refuse_earlier_date(connection: Connection, today: date) -> None:
     if last is not None and today < last:
         message = (
             f"today would be {today}, but the last night was run for {last}; correct the clock, or if the later date "
-            "was the wrong one, add --allow-earlier-date"
+            "was the wrong one, `certjob run --allow-earlier-date`"
         )
         raise ConfigurationError(message)

@@ -10,7 +10,7 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 
 from certjob.database import Connection
-from certjob.views.check import everything, in_database
+from certjob.views.check import everything, in_database, templates
 from certjob.views.metrics import read_metrics
 from tests.support.command_line import run_in_process
 from tests.support.docs import read
@@ -45,7 +45,7 @@ def test_every_line_of_check_is_in_the_table() -> None:
     """With what it means when it is not ok; and no line that there is not."""
     said = {
         node.args[0].value
-        for module in (everything, in_database)
+        for module in (everything, in_database, templates)
         for node in ast.walk(ast.parse(inspect.getsource(module)))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in VERDICTS
         if node.args and isinstance(node.args[0], ast.Constant)

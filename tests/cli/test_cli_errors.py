@@ -244,7 +244,7 @@ def test_a_user_without_rights_is_a_wrong_setting(
     try:
         url = psycopg.conninfo.make_conninfo(database_url, user=role, password=SECRET)
         result = here("run", CERTJOB_DATABASE_URL=url)
-        assert_one_line(result, f"GRANT certjob_worker TO {role}", "or connect as their owner", code=2)
+        assert_one_line(result, f"GRANT certjob_worker TO {role}", "or connect as the tables' owner", code=2)
     finally:
         connection.execute(f"DROP OWNED BY {role}".encode())
         connection.execute(f"DROP ROLE {role}".encode())

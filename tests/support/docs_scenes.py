@@ -309,7 +309,7 @@ SCENES: dict[str, Callable[[World], Iterator[View]]] = {
     "The portal asks to wait": portal_throttles,
     "Mail does not go out": mail_is_down,
     "Too many would change at once": import_is_wrong,
-    "The clock is wrong": clock_is_wrong,
+    "The clocks disagree": clock_is_wrong,
     "The schema is older or newer than certjob": schema_is_old,
     "The database does not answer": database_is_away,
     "A nightly run does not end": night_goes_on,

@@ -2,6 +2,8 @@
 
 import json
 import os
+import resource
+import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,9 +13,10 @@ import psycopg
 import pytest
 
 from certjob.database import Connection
+from certjob.database.clocks import Clocks
 from certjob.views.check import in_database
 from certjob.views.check.findings import Verdict
-from tests.conftest import Certjob
+from tests.conftest import Certjob, installed_command
 from tests.support.command_line import (
     SECRET,
     Finished,
@@ -52,6 +55,7 @@ def environment(
         "CERTJOB_PORTAL_KEY": SECRET,
         "CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'maildir'}",
         "CERTJOB_TEMPLATES_DIR": str(templates),
+        "CERTJOB_METRICS_FILE": str(tmp_path / "certjob.prom"),
     }
 
 
@@ -107,12 +111,12 @@ def test_all_is_well(here: Certjob, complete: Facts, portal: PortalServer, tmp_p
         "clock",
         "schema",
         "rights",
-        "last night",
+        "last run",
         "organisations",
         "portal",
         "mail",
         "templates",
-        "monitoring",
+        "metrics",
     ]
     assert [(request.method, request.body) for request in portal.requests] == [("GET", b"")]
     assert not (tmp_path / "maildir").exists()
@@ -130,7 +134,7 @@ def test_it_works_without_writing_anything(
     assert result.returncode == 1
     assert list(found(result)) == ["writable"]
     assert "fail: the database is read-only; use the primary" in found(result)["writable"][0]
-    assert result.stderr == "certjob check: 1 failed of 14\n"
+    assert result.stderr == "certjob check: 13 ok, 1 failed\n"
 
 
 def test_the_document_has_a_verdict_a_message_and_a_next_step(here: Certjob, facts: Facts) -> None:
@@ -167,8 +171,8 @@ def test_on_a_terminal_it_is_coloured_and_fits(environment: dict[str, str], fact
     lines = without_escapes(shown).splitlines()
     assert without_escapes(plain).splitlines() == lines
     assert all(len(line) <= 60 for line in lines[:-1])
-    assert "warn  settings: CERTJOB_PORTAL_ULR is no setting of certjob;" in lines
-    assert "      did you mean CERTJOB_PORTAL_URL?" in lines
+    assert "warn  settings: CERTJOB_PORTAL_ULR is not a setting of" in lines
+    assert "      certjob; did you mean CERTJOB_PORTAL_URL?" in lines
 
 
 # Settings.
@@ -259,7 +263,7 @@ def test_a_schema_that_is_not_there_names_the_command(here: Certjob, empty_datab
     said = found(result)
     assert result.returncode == 2
     assert said["schema"] == ["fail: certjob's tables are not there yet; run `certjob db migrate`"]
-    assert [len(said[name]) for name in ("rights", "last night", "organisations")] == [1, 1, 1]
+    assert [len(said[name]) for name in ("rights", "last run", "organisations")] == [1, 1, 1]
 
 
 def test_an_older_schema_names_the_command(here: Certjob, connection: Connection) -> None:
@@ -367,6 +371,29 @@ def test_a_login_that_is_a_worker_may_do_what_a_night_needs(
         connection.execute(f"DROP ROLE {role}".encode())
 
 
+def test_a_login_of_a_role_that_came_after_the_migration_is_told_what_sets_it_up(
+    certjob: Certjob, complete: Facts, database_url: str
+) -> None:
+    """It has the role, which has no rights here yet: another GRANT of it would change nothing."""
+    role = f"certjob_cron_{uuid4().hex[:8]}"
+    connection = complete.connection
+    connection.execute(f"CREATE ROLE {role} LOGIN IN ROLE certjob_worker".encode())
+    try:
+        connection.execute("DROP OWNED BY certjob_worker")  # in this database it is as new
+        url = psycopg.conninfo.make_conninfo(database_url, user=role)
+        before = certjob("check", "--json", CERTJOB_DATABASE_URL=url)
+        (step,) = {text.partition("; ")[2] for text in found(before)["schema"]}
+        assert step == "as the tables' owner, `SELECT certjob_private.set_up_roles()`"
+
+        connection.execute(step.partition("`")[2].rstrip("`").encode())
+        after = certjob("check", "--json", CERTJOB_DATABASE_URL=url)
+
+        assert "fail" not in str(found(after).get("rights"))
+    finally:
+        connection.execute(f"DROP OWNED BY {role}".encode())
+        connection.execute(f"DROP ROLE {role}".encode())
+
+
 @pytest.fixture
 def logins(complete: Facts) -> Iterator[tuple[str, str]]:
     """Of two programmes with a database each on one server: ours and theirs, both certjob_worker."""
@@ -467,23 +494,41 @@ def test_a_clock_that_went_back_is_a_failure(here: Certjob, complete: Facts) -> 
     result = here("--json")
 
     assert result.returncode == 2
-    assert "the last night was run for 2999-01-01" in found(result)["last night"][0]
+    assert "the last night was run for 2999-01-01" in found(result)["last run"][0]
 
 
 @pytest.mark.parametrize(
-    ("seconds", "verdict", "phrase"),
-    [(0, "ok", "agree"), (59, "ok", "agree"), (3600, "warn", "3,600 s ahead of"), (-90, "warn", "90 s behind")],
+    ("server_is_ahead_by", "verdict", "phrase"),
+    [
+        (timedelta(), "ok", "agree"),
+        (timedelta(seconds=59), "ok", "agree"),
+        (timedelta(hours=1), "warn", "the database server is 3,600 s ahead of this machine; set both by NTP"),
+        (-timedelta(seconds=90), "warn", "the database server is 90 s behind this machine"),
+        (timedelta(hours=13), "fail", "2026-03-11 01:00"),
+        (-timedelta(days=300), "fail", "correct the wrong one"),
+    ],
 )
-def test_a_difference_of_the_clocks_is_told(seconds: int, verdict: str, phrase: str) -> None:
-    """In whole seconds, with its direction; the time that the question took counts for nothing."""
-    asked_at = datetime(2026, 3, 10, 3, 0, tzinfo=UTC)
-    answered_at = asked_at + timedelta(seconds=5)
-    clock_at = (answered_at if seconds >= 0 else asked_at) + timedelta(seconds=seconds)
+def test_a_difference_of_the_clocks_is_told(server_is_ahead_by: timedelta, verdict: str, phrase: str) -> None:
+    """Another day, and `run` would refuse; less is a warning, in whole seconds and with its direction."""
+    noon = datetime(2026, 3, 10, 12, 0, tzinfo=UTC)
 
-    finding = in_database.check_clock(clock_at, between=(asked_at, answered_at))
+    finding = in_database.check_clocks(Clocks(machine_at=noon, server_at=noon + server_is_ahead_by), zone=UTC)
 
     assert finding.verdict == verdict
-    assert phrase in finding.message
+    assert phrase in finding.text
+
+
+def test_a_run_that_ended_in_the_future_is_a_warning(here: Certjob, complete: Facts) -> None:
+    """The server's clock was wrong once, and `status` must not take that run for the last good one."""
+    complete.connection.execute(
+        "INSERT INTO job_runs (id, command, as_of, host, version, finished_at, outcome)"
+        " VALUES (gen_random_uuid(), 'run', '2026-01-01', 'h', '1', now() + interval '20 days', 'ok')"
+    )
+
+    result = here("--json")
+
+    assert result.returncode == 3
+    assert found(result)["last run"][0].startswith("warn: 1 run has ended in the future, the last at ")
 
 
 @pytest.mark.parametrize(
@@ -500,7 +545,6 @@ def test_a_server_version_has_to_be_one_that_was_tried(number: int, verdict: str
         user_name="certjob",
         synchronous_commit="on",
         replication_role="origin",
-        clock_at=datetime(2026, 3, 10, tzinfo=UTC),
     )
 
     version, writable = in_database.check_server(server)
@@ -523,7 +567,6 @@ def test_a_standby_and_a_narrow_encoding_fail(change: dict[str, object], check: 
         "user_name": "certjob",
         "synchronous_commit": "on",
         "replication_role": "origin",
-        "clock_at": datetime(2026, 3, 10, tzinfo=UTC),
     }
     server = in_database.Server(**(facts | {"read_only": False} | change))  # type: ignore[arg-type]
 
@@ -776,29 +819,104 @@ def test_templates_that_everybody_can_change_are_a_warning(here: Certjob, comple
     )
 
 
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (
+            ["hlff/digest.en.txt", "hlff/digest.en.html"],
+            "no organisation has the short name hlff: nobody gets its messages; did you mean hlf?",
+        ),
+        (["reminders.nb.txt"], "no message is made from reminders.nb.txt; did you mean reminder.nb.txt?"),
+        (["hlf/reminder.nb.htm"], "no message is made from hlf/reminder.nb.htm; did you mean reminder.nb.html?"),
+        (
+            ["hlf/reminder.nn.txt", "reminder.nn.html", "reminder.nn.txt"],
+            "hlf/reminder.nn.txt stands alone: the part that a mail program shows first stays in other words; "
+            "add hlf/reminder.nn.html",
+        ),
+        (
+            ["digest.nb.html"],
+            "digest.nb.html stands alone: the part for mail programs that show no HTML stays in other words; "
+            "add digest.nb.txt",
+        ),
+        (["reminder.nb.txt", "reminder.nb.html", "reminder.nb.txt.bak", "hlf/footer.txt", "pieces/logo.html"], None),
+    ],
+)  # fmt: skip
+def test_a_template_that_was_meant_otherwise_is_a_warning(
+    certjob: Certjob, environment: dict[str, str], complete: Facts, tmp_path: Path, files: list[str], said: str | None
+) -> None:
+    """A folder of an organisation that there is not, a slip in a name, one half of a mail without the other."""
+    for name in files:
+        file = tmp_path / "templates" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("Emne\n\nHei\n")
+
+    result = certjob("check", "--json", **environment)
+
+    assert found(result).get("templates") == ([f"warn: {said}"] if said else None)
+    assert result.returncode == (3 if said else 0)
+
+
+def test_a_piece_that_a_template_includes_may_be_named_as_it_likes(
+    here: Certjob, complete: Facts, tmp_path: Path
+) -> None:
+    """Also much like a message."""
+    folder = tmp_path / "templates"
+    (folder / "reminders.nb.txt").write_text("Hei\n")
+    (folder / "reminder.nb.txt").write_text("Emne\n\n{% include 'reminders.nb.txt' %}\n")
+    (folder / "reminder.nb.html").write_text("<p>Hei\n")
+
+    assert found(here("--json")) == {}
+
+
 # Outside eyes.
 
 
 def test_outside_eyes_are_looked_at_and_not_told(here: Certjob, complete: Facts, tmp_path: Path) -> None:
-    """A ping would say that a night had run; the metrics file is not made."""
+    """A ping would say that a night had run; of the trial in the metrics' folder nothing stays."""
+    folder = tmp_path / "metrics"
+    folder.mkdir()
     with ping_host() as host:
-        result = here(CERTJOB_PING_URL=host.url, CERTJOB_METRICS_FILE=str(tmp_path / "certjob.prom"))
+        result = here(CERTJOB_PING_URL=host.url, CERTJOB_METRICS_FILE=str(folder / "certjob.prom"))
 
     assert result.returncode == 0
-    assert "ok    metrics: the folder can be written" in result.stdout
+    assert "ok    metrics: the file can be written" in result.stdout
     assert "ok    ping: its address has the right shape; only `certjob run` calls it" in result.stdout
     assert host.pings == []
-    assert not (tmp_path / "certjob.prom").exists()
+    assert list(folder.iterdir()) == []
 
 
-def test_a_folder_for_metrics_that_is_not_there_is_a_failure(here: Certjob, complete: Facts, tmp_path: Path) -> None:
-    """A night would only warn."""
-    result = here("--json", CERTJOB_METRICS_FILE=str(tmp_path / "nowhere" / "certjob.prom"))
+def test_nobody_outside_is_a_warning(certjob: Certjob, environment: dict[str, str], complete: Facts) -> None:
+    """When no run happens, nobody would notice."""
+    result = certjob("check", "--json", **environment | {"CERTJOB_METRICS_FILE": ""})
 
-    assert result.returncode == 2
-    assert found(result) == {
-        "metrics": ["fail: the folder of CERTJOB_METRICS_FILE is not there; make it, or name another"]
-    }
+    assert (result.returncode, list(found(result))) == (3, ["monitoring"])
+    assert found(result)["monitoring"][0].startswith(
+        "warn: no external monitor is configured; set CERTJOB_PING_URL or "
+    )
+
+
+def test_a_metrics_file_that_cannot_be_written_is_a_failure(
+    here: Certjob, environment: dict[str, str], complete: Facts, tmp_path: Path
+) -> None:
+    """A night would only warn: no such folder, or no room for the file."""
+    absent = here("--json", CERTJOB_METRICS_FILE=str(tmp_path / "nowhere" / "certjob.prom"))
+    full = subprocess.run(
+        [str(installed_command()), "check", "--json"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (512, 512)),  # a full disk
+    )
+
+    assert (absent.returncode, full.returncode) == (2, 2)
+    for result in (absent, full):
+        (said,) = found(result)["metrics"]
+        assert said.startswith("fail: no file can be written in the folder of CERTJOB_METRICS_FILE: ")
+        assert "; make the folder, give this user the right to write there, make room, or name another folder" in said
+    assert not list(tmp_path.glob(".certjob.prom*"))
 
 
 def test_it_is_the_installed_command(certjob: Certjob, complete: Facts) -> None:
@@ -806,7 +924,7 @@ def test_it_is_the_installed_command(certjob: Certjob, complete: Facts) -> None:
     result = certjob("check", CERTJOB_NOTIFY_URL="smtp://127.0.0.1:1", CERTJOB_MAIL_FROM="a@example.org")
 
     assert result.returncode == 1
-    assert result.stderr.startswith("certjob check: 1 failed, 1 to look at of ")
+    assert result.stderr.endswith(" ok, 2 warnings, 1 failed\n")
     assert "\x1b" not in result.stdout
     assert os.linesep.join(line for line in result.stdout.splitlines() if line.startswith("fail")).startswith(
         "fail  mail: the mail server cannot be used: "

@@ -34,9 +34,13 @@ def show_finding(output: Output, finding: Finding) -> None:
 def closing_line(findings: Iterable[Finding]) -> str | None:
     """Return why the command does not end with 0; None when it does."""
     verdicts = [finding.verdict for finding in findings]
-    parts = [
-        f"{number} {word}"
-        for verdict, word in ((Verdict.FAIL, "failed"), (Verdict.WARN, "to look at"), (Verdict.SKIP, "not checked"))
-        if (number := verdicts.count(verdict))
-    ]
-    return f"{', '.join(parts)} of {len(verdicts)}" if parts else None
+    counts = {verdict: verdicts.count(verdict) for verdict in (Verdict.OK, Verdict.WARN, Verdict.FAIL, Verdict.SKIP)}
+    if counts[Verdict.OK] == len(verdicts):
+        return None
+    words = {
+        Verdict.OK: "ok",
+        Verdict.WARN: "warning" if counts[Verdict.WARN] == 1 else "warnings",
+        Verdict.FAIL: "failed",
+        Verdict.SKIP: "not checked",
+    }
+    return ", ".join(f"{number} {words[verdict]}" for verdict, number in counts.items() if number)

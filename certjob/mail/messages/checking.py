@@ -73,7 +73,7 @@ def check_templates(folder: Path) -> list[TemplateProblem]:
     names = {path.name for path in entries}
     for slug, place in [("", folder), *((path.name, path) for path in entries if path.is_dir())]:
         if slug and not _SLUG.fullmatch(slug):
-            if not any(_is_message(file) for file in place.iterdir()):
+            if not any(is_message(file) for file in place.iterdir()):
                 continue  # a folder of pieces that templates include
             reason = "no organisation can have that short name; see `certjob organisation list`"
             problems.append(TemplateProblem(file=slug, line=None, reason=reason))
@@ -88,14 +88,15 @@ def check_templates(folder: Path) -> list[TemplateProblem]:
     return list(dict.fromkeys(problems))
 
 
-def _is_message(file: Path) -> bool:
+def is_message(file: Path) -> bool:
+    """Whether a file is named as those of which a message is made, in whatever language."""
     return file.suffix in (".txt", ".html") and file.name.partition(".")[0] in SAMPLES
 
 
 def _has_part_in(message: str, names: Iterable[str], *, language: str) -> bool:
     """Whether any of these files is the message's own, or a piece that ours are built on, such as their layout."""
     return any(
-        name.startswith(f"{message}.{language}.") or (not _is_message(Path(name)) and (OUR_FOLDER / name).is_file())
+        name.startswith(f"{message}.{language}.") or (not is_message(Path(name)) and (OUR_FOLDER / name).is_file())
         for name in names
     )
 
@@ -104,7 +105,7 @@ def _misnamed(place: Path, *, slug: str) -> Iterator[TemplateProblem]:
     """Find files that look like a message's and are none's: a language that there is not."""
     for file in sorted(place.iterdir()):
         language = file.name.partition(".")[2].rpartition(".")[0]
-        if _is_message(file) and language not in LANGUAGES:
+        if is_message(file) and language not in LANGUAGES:
             reason = f"nobody would ever get it: the languages are {', '.join(LANGUAGES)}; rename the file"
             yield TemplateProblem(file=f"{slug}/{file.name}" if slug else file.name, line=None, reason=reason)
 

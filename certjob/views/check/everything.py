@@ -8,27 +8,30 @@ import difflib
 import html
 import os
 import ssl
-import stat
 from collections.abc import Generator, Iterator, Mapping
+from pathlib import Path
 from uuid import uuid4
 
 import psycopg
 
-from certjob import database
+from certjob import database, files
 from certjob.database import embedded
 from certjob.database.connection_errors import explain_late_refusal
 from certjob.errors import CertjobError, ChannelDownError, ConfigurationError, PortalStageError, TransientPortalError
 from certjob.mail.channels.notify import open_channel
 from certjob.mail.message import Channel, OutgoingMessage, domain_of
-from certjob.mail.messages.checking import check_templates
 from certjob.outbox.loop import run_alone
 from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
 from certjob.settings import EMBEDDED, Settings
 from certjob.views.check.findings import Finding, Verdict, fail, failed_with, ok, skip, warn
-from certjob.views.check.in_database import LATER_CHECKS, check_database, organisations_with_portal
+from certjob.views.check.in_database import LATER_CHECKS, check_database, read_organisations
+from certjob.views.check.templates import check_templates
 
 PORTAL_SECONDS = 30.0
 """A function that has slept all day takes a while to wake up."""
+
+METRICS_SIZE = 32 * 1024
+"""More than the metrics file ever is."""
 
 _TESTS_OWN = "CERTJOB_TEST_"
 
@@ -42,10 +45,11 @@ def check_everything(
     """
     yield from _check_settings(settings, problems=problems, environment=environment)
     yield ok("time zone", f"{settings.time_zone}, where today is {settings.today}")
-    with_portal = yield from _check_database(settings)
+    organisations = yield from _check_database(settings)
+    with_portal = None if organisations is None else [slug for slug, has_portal in organisations.items() if has_portal]
     yield _check_portal(settings, problems=problems, with_portal=with_portal)
     yield _check_mail(settings, problems=problems)
-    yield from _check_templates(settings)
+    yield from check_templates(settings.templates_dir, slugs=organisations)
     yield from _check_monitoring(settings)
 
 
@@ -58,7 +62,7 @@ def _check_settings(settings: Settings, *, problems: list[str], environment: Map
         if variable.startswith("CERTJOB_") and variable not in names and not variable.startswith(_TESTS_OWN):
             near = difflib.get_close_matches(variable, names, n=1, cutoff=0.7)
             step = f"did you mean {near[0]}?" if near else "take it out; see docs/settings.md"
-            yield warn("settings", f"{variable} is no setting of certjob", next_step=step)
+            yield warn("settings", f"{variable} is not a setting of certjob", next_step=step)
     wrong = {clause.split()[0].rstrip(":") for clause in problems}
     given = [
         variable for variable, name in names.items() if name in settings.model_fields_set and variable not in wrong
@@ -68,8 +72,8 @@ def _check_settings(settings: Settings, *, problems: list[str], environment: Map
     yield ok("settings", f"not set: {', '.join(others) or 'none'}")
 
 
-def _check_database(settings: Settings) -> Generator[Finding, None, list[str] | None]:
-    """Yield the findings; return the organisations that have a portal, None if that is not known."""
+def _check_database(settings: Settings) -> Generator[Finding, None, dict[str, bool] | None]:
+    """Yield the findings; return the organisations and whether they have a portal, None if that is not known."""
     url = settings.database_url.get_secret_value()
     if not url:
         for name in ("database", "writable", "clock", *LATER_CHECKS):
@@ -81,11 +85,11 @@ def _check_database(settings: Settings) -> Generator[Finding, None, list[str] | 
     found: list[Finding] = []
     try:
         with embedded.database_url(url) as libpq_url, database.connect(libpq_url) as connection:
-            for finding in check_database(connection, today=settings.today):
+            for finding in check_database(connection, today=settings.today, zone=settings.zone):
                 found.append(finding)
                 yield finding
             if found[-1].verdict is not Verdict.SKIP:
-                return organisations_with_portal(connection)
+                return read_organisations(connection)
             return None
     except CertjobError as error:
         yield failed_with("database", error)
@@ -197,38 +201,23 @@ def _test_message(to: str, *, domain: str) -> OutgoingMessage:
     )
 
 
-def _check_templates(settings: Settings) -> Iterator[Finding]:
-    if settings.templates_dir is None:
-        yield ok("templates", "certjob's own")
-        return
-    try:
-        problems = check_templates(settings.templates_dir)
-    except ConfigurationError as error:
-        yield failed_with("templates", error)
-        return
-    for place in (settings.templates_dir, *settings.templates_dir.rglob("*")):
-        if place.stat().st_mode & stat.S_IWOTH:
-            step = "take that right away (chmod -R o-w)"
-            yield warn("templates", f"everybody on this machine can change your messages: {place}", next_step=step)
-            break
-    for problem in problems:
-        step = "correct it; until then messages go out in certjob's own words"
-        yield fail("templates", str(problem), next_step=step)
-    if not problems:
-        yield ok("templates", "your own, tried in every language and situation")
-
-
 def _check_monitoring(settings: Settings) -> Iterator[Finding]:
     """Look at the ways to tell others; no ping is sent, since it would say that a night had run."""
     path = settings.metrics_file
-    if path is not None and not path.parent.is_dir():
-        yield fail("metrics", "the folder of CERTJOB_METRICS_FILE is not there", next_step="make it, or name another")
-    elif path is not None and not os.access(path.parent, os.W_OK | os.X_OK):
-        step = "give this user the right to write there, or name another"
-        yield fail("metrics", "the folder of CERTJOB_METRICS_FILE cannot be written by this user", next_step=step)
-    elif path is not None:
-        yield ok("metrics", "the folder can be written")
+    if path is not None:
+        yield _check_metrics(path)
     if settings.ping_url is not None:
         yield ok("ping", "its address has the right shape; only `certjob run` calls it")
     if settings.ping_url is None and path is None:
-        yield ok("monitoring", "no external monitor is configured; see docs/monitoring.md")
+        step = "set CERTJOB_PING_URL or CERTJOB_METRICS_FILE; until then nobody notices when no run happens"
+        yield warn("monitoring", "no external monitor is configured", next_step=step)
+
+
+def _check_metrics(path: Path) -> Finding:
+    try:
+        files.try_replacing(path, size=METRICS_SIZE)
+    except OSError as error:
+        message = f"no file can be written in the folder of CERTJOB_METRICS_FILE: {error.strerror}"
+        step = "make the folder, give this user the right to write there, make room, or name another folder"
+        return fail("metrics", message, next_step=step)
+    return ok("metrics", "the file can be written")

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta, tzinfo
 
 from certjob import database
 from certjob.database import Connection, migrations
-from certjob.errors import ConfigurationError
+from certjob.database.clocks import Clocks
+from certjob.errors import ClocksDisagreeError, ConfigurationError
 from certjob.review.guards import refuse_earlier_date
 from certjob.views.check.findings import Finding, fail, failed_with, ok, skip, warn
 
@@ -35,7 +36,7 @@ NEEDED_RIGHTS = {
 }
 """What the nightly job does in each table; `load`, `organisation set` and `db migrate` need more."""
 
-LATER_CHECKS = ("schema", "rights", "last night", "organisations")
+LATER_CHECKS = ("schema", "rights", "last run", "organisations")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,24 +51,21 @@ class Server:
     user_name: str
     synchronous_commit: str
     replication_role: str
-    clock_at: datetime
 
 
-def check_database(connection: Connection, *, today: date) -> Iterator[Finding]:
+def check_database(connection: Connection, *, today: date, zone: tzinfo) -> Iterator[Finding]:
     """Look at the server, the schema, the rights of this user, and what the organisations lack."""
-    asked_at = datetime.now(UTC)
     server = database.fetch(connection, "describe_server", into=Server)[0]
-    answered_at = datetime.now(UTC)
     yield from check_server(server)
-    yield check_clock(server.clock_at, between=(asked_at, answered_at))
+    yield check_clocks(database.read_clocks(connection), zone=zone)
     with database.read_only_snapshot(connection):
         connection.execute("SELECT set_config('statement_timeout', %s, true)", (str(STATEMENT_TIMEOUT_MS),))
         yield from _check_contents(connection, server=server, today=today)
 
 
-def organisations_with_portal(connection: Connection) -> list[str]:
-    """Return their short names."""
-    return [row[0] for row in database.fetch(connection, "list_portal_organisations")]
+def read_organisations(connection: Connection) -> dict[str, bool]:
+    """Return the short name of each, and whether it has a portal."""
+    return dict(database.fetch(connection, "list_portal_organisations"))
 
 
 def _check_contents(connection: Connection, *, server: Server, today: date) -> Iterator[Finding]:
@@ -78,12 +76,22 @@ def _check_contents(connection: Connection, *, server: Server, today: date) -> I
             yield skip(name, "the schema is not the one that this certjob works with")
         return
     yield from _check_rights(connection, user_name=server.user_name)
+    yield from _check_last_run(connection, today=today)
+    yield from _check_organisations(connection)
+
+
+def _check_last_run(connection: Connection, *, today: date) -> Iterator[Finding]:
+    found: list[Finding] = []
     try:
         refuse_earlier_date(connection, today)
-        yield ok("last night", "today is not before it")
     except ConfigurationError as error:
-        yield failed_with("last night", error)
-    yield from _check_organisations(connection)
+        found.append(failed_with("last run", error))
+    number, latest_at = database.fetch(connection, "read_runs_in_the_future")[0]
+    if number:
+        runs = "1 run has" if number == 1 else f"{number:,} runs have"
+        message = f"{runs} ended in the future, the last at {latest_at:%Y-%m-%d %H:%M} UTC: a database clock was wrong"
+        found.append(warn("last run", message, next_step="see docs/runbook.md, The clocks disagree"))
+    yield from found or [ok("last run", "its date is not in the future")]
 
 
 def check_server(server: Server) -> Iterator[Finding]:
@@ -117,15 +125,17 @@ def check_server(server: Server) -> Iterator[Finding]:
         yield ok("writable", "neither in recovery nor read-only")
 
 
-def check_clock(clock_at: datetime, *, between: tuple[datetime, datetime]) -> Finding:
-    """Compare the clocks; the time that the question took is nobody's fault."""
-    ahead = max(clock_at - between[1], between[0] - clock_at, timedelta())
-    if ahead <= TOLERATED_CLOCK_DIFFERENCE:
+def check_clocks(clocks: Clocks, *, zone: tzinfo) -> Finding:
+    """Fail where `run` would refuse; warn of less."""
+    try:
+        clocks.require_same_day(zone)
+    except ClocksDisagreeError as error:
+        return failed_with("clock", error)
+    seconds = round(clocks.server_is_ahead_by.total_seconds())
+    if abs(seconds) <= TOLERATED_CLOCK_DIFFERENCE.total_seconds():
         return ok("clock", "this machine and the database server agree")
-    side = "ahead of" if clock_at > between[1] else "behind"
-    seconds = round(ahead.total_seconds())
-    step = "set both by NTP"
-    return warn("clock", f"the database server is {seconds:,} s {side} this machine", next_step=step)
+    side = "ahead of" if seconds > 0 else "behind"
+    return warn("clock", f"the database server is {abs(seconds):,} s {side} this machine", next_step="set both by NTP")
 
 
 def _check_schema(connection: Connection) -> Finding:
@@ -147,24 +157,22 @@ def _check_rights(connection: Connection, *, user_name: str) -> Iterator[Finding
     tables, privileges = zip(*needed, strict=True)
     parameters = {"tables": list(tables), "privileges": list(privileges)}
     missing = database.fetch(connection, "list_missing_rights", parameters)
+    filtered = [row[0] for row in database.fetch(connection, "list_filtered_tables", parameters)]
+    step = migrations.how_to_get_rights(connection)
     if missing:
         lacking = ", ".join(f"{privilege} on {table}" for table, privilege in missing[:5])
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        step = f"GRANT certjob_worker TO {user_name}, or connect as the tables' owner"
         yield fail("rights", f"the database user {user_name} lacks {lacking}{more}", next_step=step)
-    filtered = [row[0] for row in database.fetch(connection, "list_filtered_tables", parameters)]
     if filtered:
-        step = f"GRANT certjob_worker TO {user_name}, or connect as the tables' owner"
         message = f"row-level security may hide rows from the database user {user_name}: {', '.join(filtered)}"
         yield fail("rights", message, next_step=step)
     others = [row[0] for row in database.fetch(connection, "list_other_workers")]
     if others:
         who = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
         message = f"other logins in certjob_worker may read this programme's data: {who}"
-        step = (
-            f"REVOKE CONNECT ON DATABASE {connection.info.dbname} FROM PUBLIC, then grant it to those that belong here"
-        )
-        yield warn("rights", message, next_step=step)
+        name = connection.info.dbname
+        closing = f"REVOKE CONNECT ON DATABASE {name} FROM PUBLIC, then grant it to those that belong here"
+        yield warn("rights", message, next_step=closing)
     if not missing and not filtered:
         yield ok("rights", f"the database user {user_name} sees and may write what a night needs")
 

@@ -20,3 +20,13 @@ WHERE held.locktype = 'relation'
     AND class.relnamespace = 'public'::regnamespace
 ORDER BY NOT held.granted, class.relname
 LIMIT 1
+
+-- name: is_worker
+-- Whether this user is certjob_worker, by grant or itself; not a superuser, who is everybody.
+SELECT EXISTS (
+    SELECT
+    FROM pg_roles AS worker
+    WHERE worker.rolname = 'certjob_worker'
+        AND pg_has_role(current_user, worker.oid, 'USAGE')
+        AND NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)
+)

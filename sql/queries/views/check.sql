@@ -8,8 +8,7 @@ SELECT
     current_setting('transaction_read_only') = 'on' AS read_only,
     current_user::text AS user_name,
     current_setting('synchronous_commit') AS synchronous_commit,
-    current_setting('session_replication_role') AS replication_role,
-    clock_timestamp() AS clock_at
+    current_setting('session_replication_role') AS replication_role
 
 -- name: list_missing_rights
 -- Rights that the night needs and this user lacks. A right on some columns will do: roles may be given just those.
@@ -17,6 +16,10 @@ SELECT needed.table_name, needed.privilege
 FROM unnest(%(tables)s::text[], %(privileges)s::text[]) WITH ORDINALITY AS needed (table_name, privilege, position)
 WHERE NOT has_any_column_privilege('public.' || needed.table_name, needed.privilege)
 ORDER BY needed.position
+
+-- name: read_runs_in_the_future
+-- How many runs have ended in the future, and the last of them: the database's clock was wrong then, and may be right now.
+SELECT count(*), max(finished_at) FROM job_runs WHERE finished_at > clock_timestamp() + interval '1 minute'
 
 -- name: list_filtered_tables
 -- Tables of which row-level security may keep rows from this user, or its own writing out: a night would take a hidden
@@ -84,5 +87,5 @@ ORDER BY o.slug
 SELECT DISTINCT kind FROM organisations AS o CROSS JOIN LATERAL unnest(o.optional_kinds) AS kind
 
 -- name: list_portal_organisations
--- Those for whose mentors the portal must be reached.
-SELECT o.slug FROM organisations AS o WHERE o.portal IS NOT NULL ORDER BY o.slug
+-- Every organisation, and whether the portal must be reached for its mentors.
+SELECT o.slug, o.portal IS NOT NULL AS has_portal FROM organisations AS o ORDER BY o.slug
