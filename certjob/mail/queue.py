@@ -92,8 +92,8 @@ class MailQueue(ABC, Generic[Item]):
         """Give a claimed row back, due now; its attempt does not count."""
         self._outbox.release([item])
 
-    def draft(self, item: Item) -> Writer | Unsent:
-        """Look at the facts again: return what writes the mail, or settle the row because none is to be sent.
+    def draft(self, item: Item) -> OutgoingMessage | Unsent:
+        """Write the mail from the facts of this moment, or settle the row because none is to be sent.
 
         The recipient is held meanwhile: a review or a correction comes before this, or after it and finds what it did.
         """
@@ -116,7 +116,8 @@ class MailQueue(ABC, Generic[Item]):
             answer = self._outbox.settle_one(item, "failed", error=error, code=code, uncount=True)
             return Unsent.FAILED if answer is Answer.SETTLED else Unsent.WAITS
 
-        return persist(self._connection, decide)
+        draft = persist(self._connection, decide)
+        return draft if isinstance(draft, Unsent) else draft()
 
     def settle(
         self,

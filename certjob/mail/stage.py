@@ -115,8 +115,8 @@ class MailStage(Generic[Item]):
     def _draft(self, item: Item) -> OutgoingMessage | None:
         """Write the message from the facts of this moment; None: its row says why there is none."""
         draft = self._queue.draft(item)
-        if not isinstance(draft, Unsent):
-            return draft()
+        if isinstance(draft, OutgoingMessage):
+            return draft
         self.counts.cancelled += draft is Unsent.CANCELLED
         self.counts.failed += draft is Unsent.FAILED
         return None

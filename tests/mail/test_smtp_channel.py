@@ -242,9 +242,9 @@ def test_a_refused_client_or_sender_is_everybodys(stage: str, code: bytes) -> No
 
 
 def test_a_server_that_knows_no_greeting_is_everybodys() -> None:
-    """Neither EHLO nor HELO."""
+    """Its answer to EHLO is an error."""
     with (
-        scripted_server({"EHLO": b"421 closing", "HELO": b"421 closing"}) as server,
+        scripted_server({"EHLO": b"421 closing"}) as server,
         channel_to(server.port) as channel,
         pytest.raises(ChannelDownError, match="421 closing"),
     ):

@@ -13,7 +13,6 @@ from aiosmtplib import (
     SMTP,
     SMTPAuthenticationError,
     SMTPException,
-    SMTPHeloError,
     SMTPResponseException,
 )
 from aiosmtplib.auth import auth_login_encode, auth_plain_encode
@@ -174,7 +173,7 @@ class SmtpChannel:
             tls_context=self._tls,
         )
         await client.connect()
-        await _greet(client)
+        await client.ehlo()
         if secured and not self._implicit_tls:
             await self._secure(client)
         if self._user is not None:
@@ -195,7 +194,7 @@ class SmtpChannel:
         except SMTPResponseException as error:
             message = f"the mail server refused STARTTLS ({error.code} {readable(error.message)})"
             raise ChannelDownError(message) from error
-        await _greet(client)
+        await client.ehlo()
 
     async def _log_in(self, client: SMTP, user: str) -> None:
         """Log in by PLAIN or LOGIN, in one try: aiosmtplib's ``login`` tries every mechanism, CRAM-MD5 first."""
@@ -283,15 +282,6 @@ def _client_name() -> str:
     name = socket.gethostname()
     is_full = "." in name and name.replace(".", "").replace("-", "").isalnum() and name.isascii()
     return name if is_full else "[127.0.0.1]"
-
-
-async def _greet(client: SMTP) -> None:
-    try:
-        await client.ehlo()
-    except SMTPHeloError:
-        if not client.is_connected:
-            raise
-        await client.helo()
 
 
 def _path(verb: str, address: MailAddress) -> bytes:
