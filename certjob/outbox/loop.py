@@ -164,30 +164,38 @@ def run_loop(
     what it does in a ``finally`` still runs. Works in any thread.
     """
 
+    database = DatabaseThread(connection, stop=stop, deadline_seconds=deadline_seconds)
+    stopped = asyncio.Event()
+    tasks: list[asyncio.Task[Any]] = []
+
     async def run() -> T:
-        loop = asyncio.get_running_loop()
-        loop.set_default_executor(NameLookups())
-        database = DatabaseThread(connection, stop=stop, deadline_seconds=deadline_seconds)
-        stopped = asyncio.Event()
-        task = asyncio.ensure_future(main(database, stopped))
-        breaking_off: set[asyncio.Task[None]] = set()
-
-        def break_off() -> None:
-            breaking_off.add(asyncio.ensure_future(database.break_off()))
-            if not task.done():
-                task.cancel()
-
-        stop.on_set = lambda: loop.call_soon_threadsafe(stopped.set)  # a plain signal handler does not wake the loop
-        interrupt, stop.break_off = stop.break_off, lambda: loop.call_soon_threadsafe(break_off)
+        asyncio.get_running_loop().set_default_executor(NameLookups())
         if stop.is_set():
             stopped.set()
+        task = asyncio.ensure_future(main(database, stopped))
+        tasks.append(task)
         try:
             return await task
         except (asyncio.CancelledError, psycopg.Error, DatabaseUnavailableError) as error:
             if stop.is_set():  # what a broken off wait leaves behind breaks, too: the signal is the reason
                 raise stop.error() from error
             raise
-        finally:
-            stop.on_set, stop.break_off = None, interrupt
 
-    return asyncio.run(run())
+    def break_off() -> None:
+        for task in tasks[:1]:  # before it is made, ``stopped`` is enough to end it
+            tasks.append(asyncio.ensure_future(database.break_off()))
+            task.cancel()
+
+    def in_the_loop(what: Callable[[], object]) -> None:
+        """A plain signal handler does not wake the loop; and it must not raise while the loop begins or ends."""
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(what)
+
+    interrupt = stop.break_off
+    try:
+        with asyncio.Runner() as runner:
+            loop = runner.get_loop()
+            stop.on_set, stop.break_off = lambda: in_the_loop(stopped.set), lambda: in_the_loop(break_off)
+            return runner.run(run())
+    finally:
+        stop.on_set, stop.break_off = None, interrupt

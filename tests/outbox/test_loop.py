@@ -231,3 +231,35 @@ def test_the_loop_runs_in_any_thread(connection: Connection) -> None:
     thread.join(30)
 
     assert answers == [(1,)]
+
+
+def test_a_second_signal_breaks_nothing_while_the_loop_begins(connection: Connection) -> None:
+    """An exception in the loop's own first steps would leave half-made tasks behind, and more than a line."""
+    stop = StopFlag()
+
+    def main(_database: DatabaseThread, _stopped: asyncio.Event) -> Coroutine[Any, Any, None]:
+        stop.set()
+        stop.break_off()
+        return asyncio.sleep(60)
+
+    with pytest.raises(StoppedBySignalError):
+        run(main, connection, stop=stop)
+
+
+def test_a_second_signal_breaks_nothing_while_the_loop_ends(connection: Connection) -> None:
+    """What is done is done: the result is returned, and whoever asks for it looks at the flag."""
+    stop = StopFlag()
+
+    async def is_left_over() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            stop.set()
+            stop.break_off()
+
+    async def main(_database: DatabaseThread, _stopped: asyncio.Event) -> object:
+        left_over = asyncio.ensure_future(is_left_over())
+        await asyncio.sleep(0)
+        return left_over
+
+    assert run(main, connection, stop=stop)
