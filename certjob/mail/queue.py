@@ -6,6 +6,7 @@ one was sent.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import date
 from enum import Enum
 from typing import Generic, Protocol, TypeVar
@@ -15,7 +16,7 @@ from certjob.database import persist
 from certjob.domain.addresses import parse_address
 from certjob.errors import FailureCode, NotifyError
 from certjob.mail.message import OutgoingMessage
-from certjob.outbox.claims import Answer, Claimed, Lease, Outbox
+from certjob.outbox.claims import RELEASED, Answer, Claimed, Lease, Outbox, Settlement
 
 LEASE_SECONDS = 900.0
 HELD_DELAY_SECONDS = 60.0
@@ -62,13 +63,7 @@ class MailQueue(ABC, Generic[Item]):
         self._connection = connection
         self._table = table
         self._today = today
-        self._outbox = Outbox(
-            connection,
-            table=table,
-            item=item,
-            lease_seconds=lease_seconds,
-            columns=("ids", "tokens", "statuses", "delays", "uncounts", "errors", "codes", "maybe_sent"),
-        )
+        self._outbox = Outbox(connection, table=table, item=item, lease_seconds=lease_seconds)
 
     @abstractmethod
     def _draft(self, item: Item) -> Writer | str | None:
@@ -85,12 +80,12 @@ class MailQueue(ABC, Generic[Item]):
 
         One at a time: a lease then covers one message, and two runs share what is due.
         """
-        items, lease = self._outbox.claim_by(f"lock_due_{self._table}", {"limit": 1, "today": self._today})
+        items, lease = self._outbox.claim(f"lock_due_{self._table}", {"limit": 1, "today": self._today})
         return (items[0] if items else None), lease
 
     def release(self, item: Item) -> None:
         """Give a claimed row back, due now; its attempt does not count."""
-        self._outbox.release([item])
+        self._outbox.settle(item, RELEASED)
 
     def draft(self, item: Item) -> OutgoingMessage | Unsent:
         """Write the mail from the facts of this moment, or settle the row because none is to be sent.
@@ -101,19 +96,20 @@ class MailQueue(ABC, Generic[Item]):
         def decide() -> Writer | Unsent:
             address = self._hold(item)
             if address is None:
-                self._outbox.settle_one(item, "pending", delay_seconds=HELD_DELAY_SECONDS, uncount=True)
+                self._outbox.settle(item, replace(RELEASED, delay_seconds=HELD_DELAY_SECONDS))
                 return Unsent.WAITS
             draft = self._draft(item)
             if draft is None:
                 return Unsent.WAITS
             if isinstance(draft, str):
-                answer = self._outbox.settle_one(item, "cancelled", error=draft, uncount=True)
+                cancelled = Settlement(status="cancelled", error=draft, count_attempt=False)
+                answer = self._outbox.settle(item, cancelled)
                 return Unsent.CANCELLED if answer is Answer.SETTLED else Unsent.WAITS
             problem = _address_problem(address)
             if problem is None:
                 return draft
             error, code = problem
-            answer = self._outbox.settle_one(item, "failed", error=error, code=code, uncount=True)
+            answer = self._outbox.settle(item, Settlement(status="failed", error=error, code=code, count_attempt=False))
             return Unsent.FAILED if answer is Answer.SETTLED else Unsent.WAITS
 
         draft = persist(self._connection, decide)
@@ -130,20 +126,18 @@ class MailQueue(ABC, Generic[Item]):
     ) -> bool:
         """Write what became of a mail; False if its lease was lost. It insists: a known outcome must be kept."""
 
-        def note(answers: dict[int, Answer]) -> None:
-            if status == "sent" and answers[item.id] is Answer.SETTLED:
+        def note(answer: Answer) -> None:
+            if status == "sent" and answer is Answer.SETTLED:
                 self._on_sent(item)
 
-        answer = self._outbox.settle_one(
-            item,
-            status,
+        settlement = Settlement(
+            status=status,
             error=None if error is None else str(error),
             code=None if error is None else error.code,
             delay_seconds=delay_seconds,
             maybe_sent=maybe_sent,
-            then=note,
         )
-        return answer is not Answer.LOST
+        return self._outbox.settle(item, settlement, then=note) is not Answer.LOST
 
     def refuse(self, item: Item, error: NotifyError, *, address: str) -> Answer:
         """Fail a row that a server refused, if the address is still the recipient's.
@@ -155,15 +149,14 @@ class MailQueue(ABC, Generic[Item]):
         def write() -> Answer:
             known = self._hold(item)
             answer = Answer.HELD if known is None else Answer.SETTLED if known == address else Answer.RAISED
-            settled = self._outbox.settle_one(
-                item,
-                "failed" if answer is Answer.SETTLED else "pending",
+            settlement = Settlement(
+                status="failed" if answer is Answer.SETTLED else "pending",
                 error=str(error),
                 code=error.code,
                 delay_seconds=HELD_DELAY_SECONDS if answer is Answer.HELD else 0.0,
-                uncount=answer is Answer.RAISED,
+                count_attempt=answer is not Answer.RAISED,
             )
-            return Answer.LOST if settled is Answer.LOST else answer
+            return Answer.LOST if self._outbox.settle(item, settlement) is Answer.LOST else answer
 
         return persist(self._connection, write)
 

@@ -38,14 +38,7 @@ class PortalSyncService:
     def __init__(self, connection: database.Connection, *, run_id: UUID, lease_seconds: float = LEASE_SECONDS) -> None:
         self._connection = connection
         self._run_id = run_id
-        self._outbox = Outbox(
-            connection,
-            table="portal_events",
-            item=PortalEvent,
-            lease_seconds=lease_seconds,
-            columns=("ids", "tokens", "versions", "statuses", "delays", "uncounts", "errors", "codes"),
-            keeps_contacts=True,
-        )
+        self._outbox = Outbox(connection, table="portal_events", item=PortalEvent, lease_seconds=lease_seconds)
 
     def queue(self, wishes: Sequence[tuple[UUID, bool]]) -> int:
         """Queue (mentor, wanted visibility) inside the caller's transaction; an open event is replaced."""
@@ -100,12 +93,12 @@ class PortalSyncService:
 
     def claim(self, limit: int) -> list[tuple[PortalEvent, Lease]]:
         """Claim due events: untried hides, untried shows, retried hides, retried shows."""
-        events, lease = self._outbox.claim(limit=limit)
+        events, lease = self._outbox.claim("lock_due_portal_events", {"limit": limit})
         return [(event, lease) for event in events]
 
     def claim_mentor(self, mentor_id: UUID) -> list[tuple[PortalEvent, Lease]]:
         """Claim one mentor's open event whatever its retry time; not while another run holds it."""
-        events, lease = self._outbox.claim_by("lock_portal_event", {"mentor_id": mentor_id})
+        events, lease = self._outbox.claim("lock_portal_event", {"mentor_id": mentor_id})
         return [(event, lease) for event in events]
 
     def settle(self, push: Push, counts: PortalCounts, *, lock_timeout_ms: int = SETTLE_LOCK_TIMEOUT_MS) -> Answer:
@@ -125,7 +118,7 @@ class PortalSyncService:
             elif answer is Answer.SETTLED and push.error is None and push.begun:
                 self._resolve([push.event.mentor_id])
 
-        answer = self._outbox.try_to_settle(_settlement(push), then=record, lock_timeout_ms=lock_timeout_ms)
+        answer = self._outbox.settle(push.event, _settlement(push), then=record, lock_timeout_ms=lock_timeout_ms)
         self._count(push, answer, counts)
         if logger.isEnabledFor(logging.DEBUG):
             _log(push, answer)
@@ -229,12 +222,9 @@ def _settlement(push: Push) -> Settlement:
     elif _is_failure(push):
         delay_seconds = round_delay_seconds(event.attempts)
     return Settlement(
-        id=event.id,
-        token=event.claim_token,
-        version=event.version,
         status=status,
         delay_seconds=delay_seconds,
-        uncount=status == "pending" and not _is_failure(push),
+        count_attempt=status != "pending" or _is_failure(push),
         error=str(error.cause) if error else None,
         code=error.cause.code if error else None,
     )

@@ -3,7 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import pytest
 
 from certjob import database
 from certjob.database import statements
+from certjob.outbox.claims import Settlement
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -166,7 +167,8 @@ def test_each_call_gives_what_the_statement_asks_for() -> None:
 def test_parameters_that_are_put_together_elsewhere_have_the_names_of_the_statement() -> None:
     """Where a statement's parameters do not stand beside its name, their names at least stand in the same file."""
     outbox = set().union(
-        *(strings_in(path) for path in [*(CERTJOB / "outbox").glob("*.py"), CERTJOB / "mail" / "queue.py"])
+        {field.name for field in fields(Settlement)},
+        *(strings_in(path) for path in [*(CERTJOB / "outbox").glob("*.py"), CERTJOB / "mail" / "queue.py"]),
     )
     for path in CERTJOB.rglob("*.py"):
         strings = strings_in(path) | (outbox if names_for_the_outbox(path) else set())

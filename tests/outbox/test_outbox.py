@@ -1,7 +1,6 @@
 """Claim, lease, settle: what holds between two sessions, whatever becomes of either."""
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from uuid import uuid4
 
 import psycopg
@@ -11,7 +10,7 @@ from certjob import database
 from certjob.database import Connection, statements
 from certjob.mail.reminder_mail import QueuedReminder
 from certjob.outbox import claims
-from certjob.outbox.claims import Answer, Lease, Outbox, Settlement
+from certjob.outbox.claims import RELEASED, Answer, Lease, Outbox, Settlement
 from certjob.portal.push import PortalEvent
 from tests.support.facts import TODAY, Facts
 from tests.support.intents import backlog, queue_wish, run_out
@@ -31,19 +30,20 @@ def other(database_url: str) -> Iterator[Connection]:
         yield connection
 
 
-def portal_outbox(connection: Connection, *, lease_seconds: float = 300.0) -> Outbox[PortalEvent]:
-    return Outbox(
-        connection,
-        table="portal_events",
-        item=PortalEvent,
-        lease_seconds=lease_seconds,
-        columns=("ids", "tokens", "versions", "statuses", "delays", "uncounts", "errors", "codes"),
-        keeps_contacts=True,
-    )
+class PortalOutbox(Outbox[PortalEvent]):
+    """An outbox of portal events that claims what is due."""
+
+    def __init__(
+        self, connection: Connection, *, lease_seconds: float = 300.0, clock: Callable[[], float] = claims.lease_clock
+    ) -> None:
+        super().__init__(connection, table="portal_events", item=PortalEvent, lease_seconds=lease_seconds, clock=clock)
+
+    def claim_due(self, *, limit: int = 100) -> tuple[list[PortalEvent], Lease]:
+        return self.claim("lock_due_portal_events", {"limit": limit})
 
 
-def delivered(event: PortalEvent) -> Settlement:
-    return Settlement(id=event.id, token=event.claim_token, version=event.version, status="delivered")
+DELIVERED = Settlement(status="delivered")
+SENT = Settlement(status="sent")
 
 
 def whole_rows(facts: Facts) -> Rows:
@@ -57,7 +57,7 @@ class TestClaim:
         """No transaction is open when the caller gets the rows."""
         backlog(facts, 1)
 
-        events, _ = portal_outbox(connection).claim()
+        events, _ = PortalOutbox(connection).claim_due()
 
         assert connection.info.transaction_status is psycopg.pq.TransactionStatus.IDLE
         row = other.execute("SELECT claim_token, attempts FROM portal_sync_events").fetchone()
@@ -68,21 +68,21 @@ class TestClaim:
         """The row is due again when the lease runs out, and not before."""
         backlog(facts, 1)
 
-        portal_outbox(connection, lease_seconds=120).claim()
+        PortalOutbox(connection, lease_seconds=120).claim_due()
 
         assert facts.rows(
             "SELECT next_attempt_at BETWEEN now() + interval '110 s' AND now() + interval '120 s'"
             " FROM portal_sync_events"
         ) == [(True,)]
-        assert portal_outbox(connection).claim()[0] == []
+        assert PortalOutbox(connection).claim_due()[0] == []
 
     def test_each_claim_has_a_token_of_its_own(self, connection: Connection, facts: Facts) -> None:
         """Also when it takes over a row whose lease ran out; the attempt is counted again."""
         backlog(facts, 1)
-        first, _ = portal_outbox(connection).claim()
+        first, _ = PortalOutbox(connection).claim_due()
         run_out(facts)
 
-        second, _ = portal_outbox(connection).claim()
+        second, _ = PortalOutbox(connection).claim_due()
 
         assert first[0].id == second[0].id
         assert first[0].claim_token != second[0].claim_token
@@ -92,7 +92,7 @@ class TestClaim:
         """The rest is untouched."""
         backlog(facts, 5)
 
-        events, _ = portal_outbox(connection).claim(limit=2)
+        events, _ = PortalOutbox(connection).claim_due(limit=2)
 
         assert len(events) == 2
         assert facts.rows("SELECT count(*) FROM portal_sync_events WHERE claim_token IS NULL AND attempts = 0") == [
@@ -109,7 +109,7 @@ class TestClaim:
             "UPDATE portal_sync_events SET next_attempt_at = now() + interval '1 minute' WHERE id = %s", (second,)
         )
 
-        assert portal_outbox(connection).claim()[0] == []
+        assert PortalOutbox(connection).claim_due()[0] == []
 
     def test_rows_that_another_session_is_claiming_are_left_to_it(
         self, connection: Connection, facts: Facts, app: App
@@ -118,7 +118,7 @@ class TestClaim:
         backlog(facts, 4)
         app.execute("SELECT id FROM portal_sync_events ORDER BY id LIMIT 3 FOR NO KEY UPDATE")
 
-        events, _ = portal_outbox(connection).claim()
+        events, _ = PortalOutbox(connection).claim_due()
 
         assert [event.id for event in events] == [facts.rows("SELECT max(id) FROM portal_sync_events")[0][0]]
 
@@ -131,7 +131,7 @@ class TestClaim:
         theirs: list[int] = []
 
         def claim_all(session: Connection, taken: list[int]) -> None:
-            while events := portal_outbox(session).claim(limit=3)[0]:
+            while events := PortalOutbox(session).claim_due(limit=3)[0]:
                 taken.extend(event.id for event in events)
 
         with in_background(lambda: claim_all(other, theirs)):
@@ -147,107 +147,76 @@ class TestSettle:
     def test_without_the_token_nothing_is_written(self, connection: Connection, facts: Facts) -> None:
         """Somebody took over after the lease: the row is as the other one left it."""
         backlog(facts, 1)
-        mine = portal_outbox(connection)
-        events, _ = mine.claim()
+        mine = PortalOutbox(connection)
+        events, _ = mine.claim_due()
         run_out(facts)
-        portal_outbox(connection).claim()
+        PortalOutbox(connection).claim_due()
         before = whole_rows(facts)
 
-        answers = mine.settle([delivered(events[0])])
+        assert mine.settle(events[0], DELIVERED) is Answer.LOST
 
-        assert answers == {events[0].id: Answer.LOST}
         assert whole_rows(facts) == before
 
-    def test_a_row_that_is_gone_is_lost(self, connection: Connection) -> None:
+    def test_a_row_that_is_gone_is_lost(self, connection: Connection, facts: Facts) -> None:
         """Its mentor was deleted meanwhile."""
-        settlement = Settlement(id=4711, token=uuid4(), version=1, status="delivered")
+        backlog(facts, 1)
+        mine = PortalOutbox(connection)
+        events, _ = mine.claim_due()
+        connection.execute("UPDATE portal_sync_events SET status = 'withdrawn', claim_token = NULL")
+        connection.execute("DELETE FROM portal_sync_events")
 
-        assert portal_outbox(connection).settle([settlement]) == {4711: Answer.LOST}
+        assert mine.settle(events[0], DELIVERED) is Answer.LOST
 
     def test_a_settle_is_lost_the_second_time(self, connection: Connection, facts: Facts) -> None:
         """The token is used up."""
         backlog(facts, 1)
-        mine = portal_outbox(connection)
-        events, _ = mine.claim()
-        mine.settle([delivered(events[0])])
+        mine = PortalOutbox(connection)
+        events, _ = mine.claim_due()
+        mine.settle(events[0], DELIVERED)
 
-        assert mine.settle([delivered(events[0])]) == {events[0].id: Answer.LOST}
+        assert mine.settle(events[0], DELIVERED) is Answer.LOST
 
     def test_an_unchanged_row_takes_the_new_status(self, connection: Connection, facts: Facts) -> None:
         """Token gone, times written."""
         backlog(facts, 1)
-        mine = portal_outbox(connection)
-        events, _ = mine.claim()
+        mine = PortalOutbox(connection)
+        events, _ = mine.claim_due()
 
-        answers = mine.settle([delivered(events[0])])
+        assert mine.settle(events[0], DELIVERED) is Answer.SETTLED
 
-        assert answers == {events[0].id: Answer.SETTLED}
         assert facts.rows("SELECT status, claim_token, delivered_at IS NOT NULL FROM portal_sync_events") == [
             ("delivered", None, True)
         ]
 
     def test_a_row_raised_meanwhile_is_pending_and_due_now(self, connection: Connection, facts: Facts) -> None:
-        """Whatever the call brought: the newer wish is still to be delivered, and is nobody's any more."""
+        """Whatever the call brought: the newer value is still to be delivered, and is nobody's any more."""
         backlog(facts, 1)
-        mine = portal_outbox(connection)
-        events, _ = mine.claim()
+        mine = PortalOutbox(connection)
+        events, _ = mine.claim_due()
         queue_wish(connection, events[0].mentor_id, visible=True)
 
-        answers = mine.settle([replace(delivered(events[0]), delay_seconds=900, error="an old story")])
+        settlement = Settlement(status="delivered", delay_seconds=900, error="an old story")
+        assert mine.settle(events[0], settlement) is Answer.RAISED
 
-        assert answers == {events[0].id: Answer.RAISED}
         assert facts.rows(STATE) == [("pending", 0, None, True)]
         assert facts.rows("SELECT visible, delivered_at, last_error FROM portal_sync_events") == [(True, None, None)]
 
     def test_what_is_written_along_is_in_the_same_transaction(self, connection: Connection, facts: Facts) -> None:
         """When it fails, the row keeps its token and its lease."""
         backlog(facts, 1)
-        mine = portal_outbox(connection)
-        events, _ = mine.claim()
+        mine = PortalOutbox(connection)
+        events, _ = mine.claim_due()
         before = whole_rows(facts)
 
-        def fail(answers: dict[int, Answer]) -> None:
-            assert answers == {events[0].id: Answer.SETTLED}
+        def fail(answer: Answer) -> None:
+            assert answer is Answer.SETTLED
             message = "no"
             raise RuntimeError(message)
 
         with pytest.raises(RuntimeError, match="no"):
-            mine.settle([delivered(events[0])], then=fail)
+            mine.settle(events[0], DELIVERED, then=fail)
 
         assert whole_rows(facts) == before
-
-    def test_nothing_to_settle_asks_nobody(self, connection: Connection) -> None:
-        """Not even a closed connection."""
-        connection.close()
-
-        assert portal_outbox(connection).settle([]) == {}
-
-    def test_several_rows_get_an_answer_each(self, connection: Connection, facts: Facts) -> None:
-        """In one transaction. Reminders have no version: a re-armed one has lost its token."""
-        mentor_id = facts.mentor(facts.organisation())
-        for threshold in (30, 14):
-            connection.execute(
-                "INSERT INTO cert_notification_log (mentor_id, threshold_days, cert_id, expires_on)"
-                " VALUES (%s, %s, %s, %s)",
-                (mentor_id, threshold, uuid4(), TODAY),
-            )
-        mine: Outbox[QueuedReminder] = Outbox(
-            connection,
-            table="reminders",
-            item=QueuedReminder,
-            lease_seconds=900,
-            columns=("ids", "tokens", "statuses", "delays", "uncounts", "errors", "codes", "maybe_sent"),
-        )
-        kept, lost = mine.claim_by("lock_due_reminders", EVERY_REMINDER)[0]
-        connection.execute("UPDATE cert_notification_log SET claim_token = NULL WHERE id = %s", (lost.id,))
-
-        answers = mine.settle([Settlement(id=r.id, token=r.claim_token, status="sent") for r in (kept, lost)])
-
-        assert answers == {kept.id: Answer.SETTLED, lost.id: Answer.LOST}
-        assert facts.rows("SELECT status FROM cert_notification_log ORDER BY id = %s", lost.id) == [
-            ("sent",),
-            ("pending",),
-        ]
 
 
 class TestRelease:
@@ -256,59 +225,58 @@ class TestRelease:
     def test_it_is_due_now_and_the_attempt_is_not_counted(self, connection: Connection, facts: Facts) -> None:
         """Another run may take it at once."""
         backlog(facts, 1)
-        mine = portal_outbox(connection)
-        events, _ = mine.claim()
+        mine = PortalOutbox(connection)
+        events, _ = mine.claim_due()
 
-        answers = mine.release(events)
+        assert mine.settle(events[0], RELEASED) is Answer.SETTLED
 
-        assert set(answers.values()) == {Answer.SETTLED}
         assert facts.rows(STATE) == [("pending", 0, None, True)]
 
     def test_a_lost_one_is_left_alone(self, connection: Connection, facts: Facts) -> None:
         """The other run's claim stands."""
         backlog(facts, 1)
-        mine = portal_outbox(connection)
-        events, _ = mine.claim()
+        mine = PortalOutbox(connection)
+        events, _ = mine.claim_due()
         run_out(facts)
-        portal_outbox(connection).claim()
+        PortalOutbox(connection).claim_due()
         before = whole_rows(facts)
 
-        assert mine.release(events) == {events[0].id: Answer.LOST}
+        assert mine.settle(events[0], RELEASED) is Answer.LOST
         assert whole_rows(facts) == before
 
 
-class TestTryToSettle:
+class TestWithALockTimeout:
     """A settle meets another session that holds its row: the app corrects a contact, and takes its time."""
 
     def test_it_does_not_insist(self, connection: Connection, facts: Facts, app: App) -> None:
         """The row keeps its token and its lease, what goes with it is not written either; it can be settled later."""
         backlog(facts, 1)
-        mine = portal_outbox(connection)
-        ((event,), _) = mine.claim()
+        mine = PortalOutbox(connection)
+        ((event,), _) = mine.claim_due()
         before = whole_rows(facts)
         app.execute("SELECT 1 FROM portal_sync_events FOR NO KEY UPDATE")
         answers: list[Answer] = []
 
-        assert mine.try_to_settle(delivered(event), then=answers.append, lock_timeout_ms=20) is Answer.HELD
+        assert mine.settle(event, DELIVERED, then=answers.append, lock_timeout_ms=20) is Answer.HELD
 
         assert answers == []
         assert whole_rows(facts) == before
         app.rollback()
-        assert mine.try_to_settle(delivered(event), then=answers.append, lock_timeout_ms=20) is Answer.SETTLED
+        assert mine.settle(event, DELIVERED, then=answers.append, lock_timeout_ms=20) is Answer.SETTLED
         assert answers == [Answer.SETTLED]
 
     def test_what_goes_with_it_may_be_held_as_well(self, connection: Connection, facts: Facts, app: App) -> None:
         """Then the whole is taken back."""
         backlog(facts, 1)
-        mine = portal_outbox(connection)
-        ((event,), _) = mine.claim()
+        mine = PortalOutbox(connection)
+        ((event,), _) = mine.claim_due()
         before = whole_rows(facts)
         app.execute("SELECT 1 FROM mentors FOR UPDATE")
 
         def lock_the_mentor(_answer: Answer) -> None:
             connection.execute("SELECT 1 FROM mentors FOR UPDATE")
 
-        assert mine.try_to_settle(delivered(event), then=lock_the_mentor, lock_timeout_ms=20) is Answer.HELD
+        assert mine.settle(event, DELIVERED, then=lock_the_mentor, lock_timeout_ms=20) is Answer.HELD
         assert whole_rows(facts) == before
 
 
@@ -321,31 +289,27 @@ class TestWaiting:
         """The rows keep their lease; the next claim after it repeats them."""
         monkeypatch.setattr(statements, "_WRITE_LOCK_TIMEOUT_MS", 20)
         mine = reminder_outbox(connection, facts)
-        (reminder,), _ = mine.claim_by("lock_due_reminders", EVERY_REMINDER)
+        (reminder,), _ = mine.claim("lock_due_reminders", EVERY_REMINDER)
         app.execute("SELECT 1 FROM cert_notification_log FOR NO KEY UPDATE")
 
         with pytest.raises(psycopg.errors.LockNotAvailable):
-            mine.settle([sent(reminder)])
+            mine.settle(reminder, SENT)
 
         app.rollback()
-        assert mine.settle([sent(reminder)]) == {reminder.id: Answer.SETTLED}
+        assert mine.settle(reminder, SENT) is Answer.SETTLED
 
     def test_it_waits_for_a_short_one(self, connection: Connection, facts: Facts, other: Connection, app: App) -> None:
         """And then it is settled."""
         mine = reminder_outbox(connection, facts)
-        (reminder,), _ = mine.claim_by("lock_due_reminders", EVERY_REMINDER)
+        (reminder,), _ = mine.claim("lock_due_reminders", EVERY_REMINDER)
         app.execute("SELECT 1 FROM cert_notification_log FOR NO KEY UPDATE")
-        answers: dict[int, Answer] = {}
+        answers: list[Answer] = []
 
-        with in_background(lambda: answers.update(mine.settle([sent(reminder)]))):
+        with in_background(lambda: answers.append(mine.settle(reminder, SENT))):
             until(lambda: waits_for_a_lock(other, connection))
             app.commit()
 
-        assert answers == {reminder.id: Answer.SETTLED}
-
-
-def sent(reminder: QueuedReminder) -> Settlement:
-    return Settlement(id=reminder.id, token=reminder.claim_token, status="sent")
+        assert answers == [Answer.SETTLED]
 
 
 EVERY_REMINDER: dict[str, object] = {"limit": 100, "today": TODAY}
@@ -358,13 +322,7 @@ def reminder_outbox(connection: Connection, facts: Facts) -> Outbox[QueuedRemind
         " VALUES (%s, 30, %s, %s, true)",
         (facts.mentor(facts.organisation()), uuid4(), TODAY),
     )
-    return Outbox(
-        connection,
-        table="reminders",
-        item=QueuedReminder,
-        lease_seconds=900,
-        columns=("ids", "tokens", "statuses", "delays", "uncounts", "errors", "codes", "maybe_sent"),
-    )
+    return Outbox(connection, table="reminders", item=QueuedReminder, lease_seconds=900)
 
 
 class TestLease:
@@ -386,17 +344,9 @@ class TestLease:
         """A slow claim shortens it: the database may have started the lease at once."""
         backlog(facts, 1)
         moments = iter([50.0, 250.0])
-        mine = Outbox(
-            connection,
-            table="portal_events",
-            item=PortalEvent,
-            lease_seconds=300,
-            columns=(),
-            clock=lambda: next(moments),
-            keeps_contacts=True,
-        )
+        mine = PortalOutbox(connection, clock=lambda: next(moments))
 
-        _, lease = mine.claim()
+        _, lease = mine.claim_due()
 
         assert lease.claimed_at == 50.0
         assert not lease.fits(130)
@@ -412,6 +362,8 @@ def test_a_released_reminder_keeps_what_is_known_about_it(connection: Connection
     """A message that may have arrived is still said to be a repeat."""
     mine = reminder_outbox(connection, facts)
 
-    mine.release(mine.claim_by("lock_due_reminders", EVERY_REMINDER)[0])
+    (reminder,), _ = mine.claim("lock_due_reminders", EVERY_REMINDER)
+
+    mine.settle(reminder, RELEASED)
 
     assert facts.rows("SELECT status, attempts, maybe_sent FROM cert_notification_log") == [("pending", 0, True)]

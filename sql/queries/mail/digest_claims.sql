@@ -75,26 +75,26 @@ SET covers_from = %(covers_from)s,
 WHERE d.id = %(id)s
 
 -- name: lock_digests
--- Settling locks several rows: in one order, so that nobody deadlocks.
+-- Several rows are reopened at once: locked in one order, so that nobody deadlocks.
 SELECT id FROM coordinator_digests WHERE id = ANY (%(ids)s) ORDER BY id FOR NO KEY UPDATE
 
 -- name: settle_digests
 -- No row back: the token is gone, somebody else took the digest over after the lease; nothing is written.
 UPDATE coordinator_digests AS d
-SET status = n.status,
+SET status = %(status)s,
     claim_token = NULL,
-    attempts = greatest(d.attempts - CASE WHEN n.uncount THEN 1 ELSE 0 END, 0),
-    next_attempt_at = now() + make_interval(secs => n.delay_seconds),
-    sent_at = CASE WHEN n.status = 'sent' THEN now() ELSE d.sent_at END,
-    maybe_sent = d.maybe_sent OR n.maybe_sent,
-    last_error = CASE WHEN n.status = 'sent' THEN NULL ELSE coalesce(n.error, d.last_error) END,
-    failure_code = CASE WHEN n.status = 'sent' THEN NULL WHEN n.error IS NULL THEN d.failure_code ELSE n.code END
-FROM unnest(
-    %(ids)s::bigint[], %(tokens)s::uuid[], %(statuses)s::text[], %(delays)s::float8[], %(uncounts)s::boolean[],
-    %(errors)s::text[], %(codes)s::text[], %(maybe_sent)s::boolean[]
-) AS n (id, token, status, delay_seconds, uncount, error, code, maybe_sent)
-WHERE d.id = n.id AND d.claim_token = n.token
-RETURNING d.id, true AS unchanged
+    attempts = greatest(d.attempts - CASE WHEN %(count_attempt)s THEN 0 ELSE 1 END, 0),
+    next_attempt_at = now() + make_interval(secs => %(delay_seconds)s),
+    sent_at = CASE WHEN %(status)s = 'sent' THEN now() ELSE d.sent_at END,
+    maybe_sent = d.maybe_sent OR %(maybe_sent)s,
+    last_error = CASE WHEN %(status)s = 'sent' THEN NULL ELSE coalesce(%(error)s, d.last_error) END,
+    failure_code = CASE
+        WHEN %(status)s = 'sent' THEN NULL
+        WHEN %(error)s::text IS NULL THEN d.failure_code
+        ELSE %(code)s
+    END
+WHERE d.id = %(id)s AND d.claim_token = %(token)s
+RETURNING true AS unchanged
 
 -- name: reopen_refused_digests
 -- Refusals in a row are the server's fault rather than the coordinators': they go back to pending.

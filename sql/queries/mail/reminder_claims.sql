@@ -66,26 +66,26 @@ JOIN organisations AS o ON o.id = m.organisation_id
 WHERE m.id = %(mentor_id)s
 
 -- name: lock_reminders
--- Settling locks several rows: in one order, so that nobody deadlocks.
+-- Several rows are reopened at once: locked in one order, so that nobody deadlocks.
 SELECT id FROM cert_notification_log WHERE id = ANY (%(ids)s) ORDER BY mentor_id, threshold_days, cert_id FOR NO KEY UPDATE
 
 -- name: settle_reminders
 -- No row back: the token is gone, somebody else took the reminder over after the lease; nothing is written.
 UPDATE cert_notification_log AS l
-SET status = n.status,
+SET status = %(status)s,
     claim_token = NULL,
-    attempts = greatest(l.attempts - CASE WHEN n.uncount THEN 1 ELSE 0 END, 0),
-    next_attempt_at = now() + make_interval(secs => n.delay_seconds),
-    sent_at = CASE WHEN n.status = 'sent' THEN now() ELSE l.sent_at END,
-    maybe_sent = l.maybe_sent OR n.maybe_sent,
-    last_error = CASE WHEN n.status = 'sent' THEN NULL ELSE coalesce(n.error, l.last_error) END,
-    failure_code = CASE WHEN n.status = 'sent' THEN NULL WHEN n.error IS NULL THEN l.failure_code ELSE n.code END
-FROM unnest(
-    %(ids)b::bigint[], %(tokens)b::uuid[], %(statuses)b::text[], %(delays)b::float8[], %(uncounts)b::boolean[],
-    %(errors)b::text[], %(codes)b::text[], %(maybe_sent)b::boolean[]
-) AS n (id, token, status, delay_seconds, uncount, error, code, maybe_sent)
-WHERE l.id = n.id AND l.claim_token = n.token
-RETURNING l.id, true AS unchanged
+    attempts = greatest(l.attempts - CASE WHEN %(count_attempt)s THEN 0 ELSE 1 END, 0),
+    next_attempt_at = now() + make_interval(secs => %(delay_seconds)s),
+    sent_at = CASE WHEN %(status)s = 'sent' THEN now() ELSE l.sent_at END,
+    maybe_sent = l.maybe_sent OR %(maybe_sent)s,
+    last_error = CASE WHEN %(status)s = 'sent' THEN NULL ELSE coalesce(%(error)s, l.last_error) END,
+    failure_code = CASE
+        WHEN %(status)s = 'sent' THEN NULL
+        WHEN %(error)s::text IS NULL THEN l.failure_code
+        ELSE %(code)s
+    END
+WHERE l.id = %(id)s AND l.claim_token = %(token)s
+RETURNING true AS unchanged
 
 -- name: reopen_refused_reminders
 -- Five refusals in a row are the server's fault rather than five recipients': they go back to pending, behind the others.
