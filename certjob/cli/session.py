@@ -47,6 +47,12 @@ OrganisationSlug = Annotated[
 AllowEarlierDate = Annotated[
     bool, typer.Option("--allow-earlier-date", help="Accept a day before that of the last finished night.")
 ]
+IgnoreDatabaseClock = Annotated[
+    bool,
+    typer.Option(
+        "--ignore-database-clock", help="Go by this machine's date although the database server's is another one."
+    ),
+]
 DeliverFor = Annotated[
     str,
     typer.Option(metavar="TIME", help="How long deliveries may take, such as 90s, 30m or 2h; the rest stays pending."),

@@ -94,9 +94,10 @@ class Deliveries:
         self._templates = NightTemplates(delivery.open_templates)
         self._portal = PortalSyncService(connection, run_id=report.run_id)
 
-    def deliver(self, *, drift: PortalDrift | None = None) -> None:
+    def deliver(self, *, drift: PortalDrift | None = None, no_mail: StageStop | None = None) -> None:
         """Push, then send reminders, then digests; with ``drift`` the portal stage goes on to what it queues.
 
+        With ``no_mail`` no mail is sent, for that reason.
         Raises StoppedBySignalError after a signal.
         """
 
@@ -104,7 +105,10 @@ class Deliveries:
             ends_at = time.monotonic() + self._delivery.deadline_seconds
             portal_seconds = self._delivery.deadline_seconds * PORTAL_SHARE
             await self._run("portal", database, self._push(database, stopped, seconds=portal_seconds, drift=drift))
-            await self._send_mail(database, stopped, ends_at=ends_at)
+            if no_mail is None:
+                await self._send_mail(database, stopped, ends_at=ends_at)
+            else:
+                self._report.stopped.append(no_mail)
 
         try:
             self._run_loop(deliver)

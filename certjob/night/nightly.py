@@ -10,6 +10,7 @@ from certjob.database import Connection
 from certjob.domain.models import Reminder
 from certjob.facts.lookup import find_organisation
 from certjob.mail.reminders import CertificationReminderService
+from certjob.night.days import refuse_wrong_day, why_no_mail
 from certjob.night.deliveries import Deliveries, Delivery, Progress
 from certjob.night.job_runs import note_open_work, recorded
 from certjob.night.report import PlannedChange, RunReport
@@ -17,7 +18,7 @@ from certjob.portal.drift import PortalDrift
 from certjob.portal.sync import PortalSyncService
 from certjob.review import plan
 from certjob.review.certification import CertificationManagementService
-from certjob.review.guards import MassChangeGuard, refuse_earlier_date
+from certjob.review.guards import MassChangeGuard
 from certjob.review.plan import ReviewCounts, looks_at_everybody
 from certjob.stopping import StopFlag
 
@@ -26,20 +27,21 @@ def deliver(
     connection: Connection,
     *,
     today: date,
-    allow_earlier_date: bool,
     delivery: Delivery,
     stop: StopFlag,
     progress: Progress,
+    ignore_database_clock: bool = False,
     everybody: bool = False,
     run_id: UUID | None = None,
 ) -> RunReport:
     """Deliver what is queued and due, reviewing nobody: the background job between the nights.
 
+    No mail goes out on a day that cannot be believed: another one than the database server's, unless
+    ``ignore_database_clock``, or one before the last night's.
     With ``everybody`` the wanted value of every portal mentor is pushed again after that, whatever was confirmed
     before: somebody may have edited the portal by hand.
     """
-    if not allow_earlier_date:
-        refuse_earlier_date(connection, today)
+    no_mail = why_no_mail(connection, today, zone=delivery.zone, ignore_database_clock=ignore_database_clock)
     report = RunReport(command="deliver", run_id=run_id or uuid4(), today=today)
     if not everybody:
         report.known_stops = frozenset(database.fetch_value(connection, "read_last_stops") or ())
@@ -47,7 +49,7 @@ def deliver(
         drift = PortalDrift(connection, run_id=report.run_id, today=today) if everybody else None
         report.drift = drift.counts if drift is not None else None
         deliveries = Deliveries(connection, report, delivery=delivery, stop=stop, progress=beating)
-        deliveries.deliver(drift=drift)
+        deliveries.deliver(drift=drift, no_mail=no_mail)
     return report
 
 
@@ -60,6 +62,7 @@ class NightOptions:
     dry_run: bool = False
     allow_mass_change: bool = False
     allow_earlier_date: bool = False
+    ignore_database_clock: bool = False
     deliver: bool = True
     everybody: bool = False
     """All mentors are due now, whatever was noted for them."""
@@ -76,12 +79,18 @@ def run(
 ) -> RunReport:
     """Run the night: review every due mentor, then deliver portal events and reminders.
 
-    Raises ConfigurationError for an unknown organisation or a day before the last night's, StoppedBySignalError after a
-    signal; then ``job_runs`` says ``failed``. What was committed stays.
+    Raises ConfigurationError for an unknown organisation or a day before the last night's, ClocksDisagreeError for a
+    day that is not the database server's, StoppedBySignalError after a signal; then ``job_runs`` says ``failed``. What
+    was committed stays.
     """
     organisation_id = find_organisation(connection, options.organisation) if options.organisation else None
-    if not options.allow_earlier_date:
-        refuse_earlier_date(connection, options.today)
+    refuse_wrong_day(
+        connection,
+        options.today,
+        zone=delivery.zone,
+        ignore_database_clock=options.ignore_database_clock,
+        allow_earlier_date=options.allow_earlier_date,
+    )
     report = RunReport(command="run", run_id=options.run_id, today=options.today, dry_run=options.dry_run)
     if options.dry_run:
         _plan(connection, report, options=options, organisation_id=organisation_id)

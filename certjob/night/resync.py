@@ -18,6 +18,7 @@ from certjob.errors import (
     UnknownMentorError,
 )
 from certjob.mail.reminders import CertificationReminderService
+from certjob.night.days import refuse_wrong_day
 from certjob.night.deliveries import Delivery
 from certjob.night.job_runs import recorded
 from certjob.night.report import RunReport
@@ -28,7 +29,7 @@ from certjob.portal.push import PortalEvent, PortalTarget, Push
 from certjob.portal.stage import PortalStage
 from certjob.portal.sync import LEASE_SECONDS, PortalCounts, PortalSyncService
 from certjob.review.certification import CertificationManagementService
-from certjob.review.guards import MassChangeGuard, refuse_earlier_date
+from certjob.review.guards import MassChangeGuard
 from certjob.stopping import StopFlag
 
 LOCK_WAIT_SECONDS = 10.0
@@ -74,9 +75,9 @@ def resync(
     mentor_id: UUID,
     *,
     today: date,
-    allow_earlier_date: bool,
     delivery: Delivery,
     stop: StopFlag,
+    ignore_database_clock: bool = False,
     times: ResyncTimes | None = None,
     run_id: UUID | None = None,
 ) -> Resync:
@@ -86,8 +87,7 @@ def resync(
     run pushes. Raises MentorBusyError when the mentor's lock cannot be had.
     """
     times = times or ResyncTimes()
-    if not allow_earlier_date:
-        refuse_earlier_date(connection, today)
+    refuse_wrong_day(connection, today, zone=delivery.zone, ignore_database_clock=ignore_database_clock)
     report = RunReport(command="resync", run_id=run_id or uuid4(), today=today)
     before = describe(connection, mentor_id)
     error: DynamicsSyncException | MentorBusyError | None = None

@@ -44,6 +44,7 @@ class Clock:
 
     def at(self, moment: str, *arguments: str, **settings: str) -> Finished:
         with freeze_time(moment):
+            arguments = (*arguments, "--ignore-database-clock")
             return run_in_process(*arguments, environment=self._environment | settings, folder=self._folder)
 
     def night(self, moment: str, **settings: str) -> Any:

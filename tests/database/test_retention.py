@@ -653,7 +653,6 @@ class TestNightsAfterwards:
             again = nightly.deliver(
                 connection,
                 today=today,
-                allow_earlier_date=False,
                 delivery=delivery(portal=portal, channel=channel),
                 stop=StopFlag(),
                 progress=NoProgress(),

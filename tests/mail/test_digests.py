@@ -100,7 +100,6 @@ def deliver(connection: Connection, channel: CollectingChannel, today: date = TO
     return nightly.deliver(
         connection,
         today=today,
-        allow_earlier_date=False,
         delivery=delivery(portal=FlakyPortal(), channel=channel),
         stop=StopFlag(),
         progress=NoProgress(),

@@ -141,7 +141,6 @@ def test_5_a_resync_raises_it_and_run_collects_it(connection: Connection, facts:
         connection,
         expired_mentor,
         today=TODAY,
-        allow_earlier_date=False,
         delivery=delivery(portal=FlakyPortal(failures=99)),
         stop=StopFlag(),
     )
@@ -164,7 +163,6 @@ def test_6_no_call_is_made_for_an_organisation_without_the_portal(connection: Co
         connection,
         mentor_id,
         today=TODAY,
-        allow_earlier_date=False,
         delivery=delivery(portal=double),
         stop=StopFlag(),
     )
@@ -189,7 +187,6 @@ def test_a_refused_contact_is_blocked_at_once(connection: Connection, facts: Fac
         connection,
         expired_mentor,
         today=TODAY,
-        allow_earlier_date=False,
         delivery=delivery(portal=refused),
         stop=StopFlag(),
     )
@@ -267,7 +264,6 @@ def test_over_http_all_six_hold(
         connection,
         expired_mentor,
         today=TODAY,
-        allow_earlier_date=False,
         delivery=delivery(portal=portal),
         stop=StopFlag(),
     )

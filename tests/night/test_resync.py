@@ -77,7 +77,6 @@ def resynced(
         connection,
         mentor_id,
         today=TODAY,
-        allow_earlier_date=False,
         delivery=ways_out or delivery(portal=portal),
         stop=stop or StopFlag(),
         times=times,

@@ -846,7 +846,6 @@ class Saga(RuleBasedStateMachine):
                 connection,
                 mentor.id,
                 today=today,
-                allow_earlier_date=False,
                 delivery=process.delivery,
                 stop=stop,
                 times=ResyncTimes(lock=30, flight=0),
@@ -854,7 +853,6 @@ class Saga(RuleBasedStateMachine):
         return nightly.deliver(
             connection,
             today=today,
-            allow_earlier_date=False,
             delivery=process.delivery,
             stop=stop,
             progress=NoProgress(),

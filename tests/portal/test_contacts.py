@@ -45,7 +45,6 @@ def deliver(connection: Connection, portal: FlakyPortal | DisturbedPortal) -> Ru
     return nightly.deliver(
         connection,
         today=TODAY,
-        allow_earlier_date=False,
         delivery=delivery(portal=portal),
         stop=StopFlag(),
         progress=NoProgress(),

@@ -65,7 +65,6 @@ def deliver_all(
     return nightly.deliver(
         connection,
         today=TODAY,
-        allow_earlier_date=False,
         delivery=ways_out or delivery(portal=portal),
         stop=stop or StopFlag(),
         progress=NoProgress(),
@@ -398,7 +397,6 @@ class TestRaces:
         nightly.deliver(
             connection,
             today=TODAY,
-            allow_earlier_date=False,
             delivery=delivery(portal=portal),
             stop=StopFlag(),
             progress=NoProgress(),

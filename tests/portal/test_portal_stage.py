@@ -1035,7 +1035,6 @@ class TestCrash:
             report = nightly.deliver(
                 connection,
                 today=TODAY,
-                allow_earlier_date=False,
                 delivery=delivery(portal=DisturbedPortal(break_down)),
                 stop=StopFlag(),
                 progress=NoProgress(),

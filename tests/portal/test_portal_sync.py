@@ -75,7 +75,6 @@ def deliver(connection: Connection, portal: FlakyPortal | DisturbedPortal, *, co
     return nightly.deliver(
         connection,
         today=TODAY,
-        allow_earlier_date=False,
         delivery=delivery(portal=portal, concurrency=concurrency),
         stop=StopFlag(),
         progress=NoProgress(),

@@ -123,6 +123,7 @@ def night(
         today=today,
         organisation=organisation,
         dry_run=dry_run,
+        ignore_database_clock=True,
         allow_mass_change=allow_mass_change,
         deliver=deliver,
     )

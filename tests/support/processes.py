@@ -79,7 +79,8 @@ def started(
 
     The alterations: ``freeze_before`` or ``freeze_after`` a method; in seconds ``portal_lease``, ``mail_lease``,
     ``call`` (the longest a call to the portal takes), ``round`` (how long its repeats may begin) and ``message`` (the
-    longest each half of a message takes, before and after it is handed over).
+    longest each half of a message takes, before and after it is handed over); ``clock``, what this machine's shows
+    when the command begins (nothing: the right time).
     """
     from tests.support.command_line import Child
 
@@ -189,6 +190,14 @@ def _run(alterations: Mapping[str, Any]) -> None:
         _shorten_mail(lease=alterations["mail_lease"], message=alterations["message"])
     for moment in alterations.keys() & {"freeze_before", "freeze_after"}:
         _plant_freeze(alterations[moment], before=moment == "freeze_before")
+    if alterations.get("clock"):
+        from freezegun import freeze_time
+
+        from certjob.cli.app import app  # noqa: F401 - loaded before the clock is moved, like what it brings
+        from certjob.night import nightly, resync  # noqa: F401
+
+        with freeze_time(alterations["clock"], tick=True):
+            main()
     main()
 
 

@@ -7,6 +7,7 @@ import typer
 from certjob.cli.session import (
     AllowEarlierDate,
     DeliverFor,
+    IgnoreDatabaseClock,
     Json,
     LogFormat,
     OrganisationSlug,
@@ -44,6 +45,7 @@ def run(
         bool, typer.Option("--allow-mass-change", help="Apply also what the guards would hold back.")
     ] = False,
     allow_earlier_date: AllowEarlierDate = False,
+    ignore_database_clock: IgnoreDatabaseClock = False,
     no_deliver: Annotated[
         bool, typer.Option("--no-deliver", help="Bring the state up to date, but call and mail nobody.")
     ] = False,
@@ -81,6 +83,7 @@ def run(
             dry_run=dry_run,
             allow_mass_change=allow_mass_change,
             allow_earlier_date=allow_earlier_date,
+            ignore_database_clock=ignore_database_clock or day is not None,  # a day that no clock told
             deliver=not no_deliver,
             everybody=everybody,
             run_id=opened.run_id,
@@ -103,7 +106,7 @@ def deliver(
     everybody: Annotated[
         bool, typer.Option("--all", help="Then push every portal mentor's wanted value again, whatever was confirmed.")
     ] = False,
-    allow_earlier_date: AllowEarlierDate = False,
+    ignore_database_clock: IgnoreDatabaseClock = False,
     deliver_for: DeliverFor = "2h",
     json: Json = False,
     verbose: Verbose = False,
@@ -127,7 +130,7 @@ def deliver(
             report = nightly.deliver(
                 opened.connection,
                 today=opened.settings.today,
-                allow_earlier_date=allow_earlier_date,
+                ignore_database_clock=ignore_database_clock,
                 delivery=delivery,
                 stop=opened.stop,
                 progress=progress,
@@ -142,7 +145,7 @@ def resync(
     mentor: Annotated[str, typer.Argument(metavar="MENTOR", help="Id, member number or e-mail address.")],
     *,
     organisation: OrganisationSlug = None,
-    allow_earlier_date: AllowEarlierDate = False,
+    ignore_database_clock: IgnoreDatabaseClock = False,
     json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -163,7 +166,7 @@ def resync(
             opened.connection,
             lookup.find_mentor(opened.connection, mentor, organisation=organisation),
             today=opened.settings.today,
-            allow_earlier_date=allow_earlier_date,
+            ignore_database_clock=ignore_database_clock,
             delivery=delivery_from(opened.settings),
             stop=opened.stop,
             run_id=opened.run_id,

@@ -184,7 +184,6 @@ def recovery(demo: Demonstration) -> None:
         demo.connection,
         urgent.mentor_id,
         today=demo.night(3),
-        allow_earlier_date=False,
         delivery=demo.delivery(),
         stop=demo.stop,
     )
@@ -198,7 +197,6 @@ def recovery(demo: Demonstration) -> None:
         report = nightly.deliver(
             demo.connection,
             today=demo.night(3),
-            allow_earlier_date=False,
             delivery=demo.delivery(),
             stop=demo.stop,
             progress=progress,

@@ -1,0 +1,159 @@
+"""This machine's clock and the database server's: on different days nobody is paused, hidden or mailed."""
+
+import json
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from certjob.database.clocks import Clocks
+from certjob.errors import ClocksDisagreeError
+from tests.support.command_line import Finished, assert_one_line, today
+from tests.support.facts import Facts
+from tests.support.portal_server import PortalServer
+from tests.support.processes import started
+
+IN_300_DAYS = timedelta(days=300)
+
+Command = Callable[..., Finished]
+
+
+@pytest.fixture
+def portal() -> Iterator[PortalServer]:
+    with PortalServer() as server:
+        yield server
+
+
+@pytest.fixture
+def command(worker_url: str, bare_environment: dict[str, str], portal: PortalServer, tmp_path: Path) -> Command:
+    """Run a command on a machine whose clock is wrong by so much; the database server's is right."""
+    environment = bare_environment | {
+        "CERTJOB_DATABASE_URL": worker_url,
+        "CERTJOB_PORTAL_URL": portal.url,
+        "CERTJOB_PORTAL_KEY": portal.key,
+        "CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'mail'}",
+    }
+
+    def run(*arguments: str, wrong_by: timedelta = timedelta()) -> Finished:
+        clock = (datetime.now(UTC) + wrong_by).isoformat() if wrong_by else ""
+        with started(*arguments, environment=environment, folder=tmp_path, clock=clock) as child:
+            return child.finish()
+
+    return run
+
+
+def mails(folder: Path) -> int:
+    return len(list(folder.glob("mail/new/*")))
+
+
+@pytest.mark.parametrize("arguments", [("run",), ("run", "--dry-run"), ("resync", "M1001")], ids=" ".join)
+@pytest.mark.parametrize("days", [300, -300], ids=["ahead", "behind"])
+def test_a_run_on_another_day_than_the_databases_is_refused(
+    command: Command, facts: Facts, portal: PortalServer, tmp_path: Path, arguments: tuple[str, ...], days: int
+) -> None:
+    """Both times are said, and nothing is done: such a small organisation is below every guard."""
+    facts.certified_mentor(facts.organisation(), today() + timedelta(days=100))
+
+    result = command(*arguments, wrong_by=timedelta(days=days))
+
+    assert_one_line(
+        result,
+        f"this machine's clock shows {today() + timedelta(days=days)} ",
+        f"the database server's {today()} ",
+        "correct the wrong one",
+        "--ignore-database-clock",
+        code=2,
+        command=f"certjob {arguments[0]}",
+    )
+    assert facts.rows("SELECT count(*) FROM mentor_pauses") == facts.rows("SELECT count(*) FROM job_runs") == [(0,)]
+    assert (portal.requests, mails(tmp_path)) == ([], 0)
+
+
+def test_who_knows_better_ignores_the_databases_clock(command: Command, facts: Facts) -> None:
+    """The server's clock may be the wrong one. The guard against an earlier date stays."""
+    facts.certified_mentor(facts.organisation(), today() + timedelta(days=100))
+
+    ahead = command("run", "--ignore-database-clock", "--json", wrong_by=IN_300_DAYS)
+    behind = command("run", "--ignore-database-clock")
+
+    assert json.loads(ahead.stdout)["mentors"]["paused"] == 1
+    assert_one_line(behind, "`certjob run --allow-earlier-date`", code=2)
+
+
+def test_a_plan_for_another_day_goes_by_no_clock(command: Command, facts: Facts) -> None:
+    """--as-of has said which day."""
+    facts.certified_mentor(facts.organisation(), today() + timedelta(days=100))
+
+    result = command("run", "--dry-run", "--as-of", "2036-01-01", wrong_by=IN_300_DAYS)
+
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_deliver_pushes_and_sends_no_mail_while_the_clocks_disagree(
+    command: Command, facts: Facts, portal: PortalServer, tmp_path: Path
+) -> None:
+    """A push goes by no date, a reminder does. It is said once, not every 15 minutes; then the mail goes out."""
+    organisation_id = facts.organisation()
+    facts.certified_mentor(organisation_id, today() - timedelta(days=1))
+    facts.certified_mentor(organisation_id, today() + timedelta(days=7))
+    command("run", "--no-deliver")
+
+    first = command("deliver", wrong_by=IN_300_DAYS)
+    second = command("deliver", wrong_by=IN_300_DAYS)
+
+    assert_one_line(first, "mail: this machine's clock shows ", "no mail is sent", code=3, command="certjob deliver")
+    assert (second.returncode, second.stderr) == (0, "")
+    assert list(portal.visible.values()) == [False]
+    assert mails(tmp_path) == 0
+    assert command("deliver").returncode == 0
+    assert mails(tmp_path) == 2
+
+
+def test_deliver_sends_no_mail_on_a_day_before_the_last_nights(
+    command: Command, facts: Facts, portal: PortalServer, tmp_path: Path
+) -> None:
+    """Both clocks went back, or a night was run on a wrong date: pushing goes on."""
+    organisation_id = facts.organisation()
+    facts.certified_mentor(organisation_id, today() - timedelta(days=1))
+    command("run", "--no-deliver")
+    last = today() + timedelta(days=30)
+    facts.connection.execute(
+        "INSERT INTO job_runs (id, command, as_of, host, version, finished_at, outcome)"
+        " VALUES (%s, 'run', %s, 'elsewhere', '1', now(), 'ok')",
+        (uuid4(), last),
+    )
+
+    result = command("deliver", "--ignore-database-clock")
+
+    assert_one_line(
+        result, f"mail: today would be {today()}", f"run for {last}", "no mail", code=3, command="certjob deliver"
+    )
+    assert list(portal.visible.values()) == [False]
+    assert mails(tmp_path) == 0
+
+
+OSLO_WINTER = timezone(timedelta(hours=1))
+
+
+@pytest.mark.parametrize(
+    ("machine", "server", "agree"),
+    [
+        ("2026-01-15 12:00", "2026-01-15 22:59", True),  # hours apart, one day: `check` warns
+        ("2026-01-15 22:58", "2026-01-15 23:07", True),  # two days, nine minutes apart
+        ("2026-01-15 22:58", "2026-01-15 23:09", False),
+        ("2026-01-15 23:09", "2026-01-15 22:58", False),
+        ("2026-01-15 12:00", "2027-01-15 12:00", False),
+    ],
+)
+def test_a_few_minutes_around_midnight_are_no_other_day(machine: str, server: str, agree: bool) -> None:
+    """The day is that of CERTJOB_TIME_ZONE: here midnight is 23:00 UTC."""
+    machine_at, server_at = (datetime.fromisoformat(text).replace(tzinfo=UTC) for text in (machine, server))
+    clocks = Clocks(machine_at=machine_at, server_at=server_at)
+
+    if agree:
+        clocks.require_same_day(OSLO_WINTER)
+    else:
+        with pytest.raises(ClocksDisagreeError, match="2026-01-1"):
+            clocks.require_same_day(OSLO_WINTER)
