@@ -5,7 +5,6 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, tzinfo
 from typing import Any, Protocol
@@ -28,7 +27,7 @@ from certjob.outbox.loop import DatabaseThread, run_loop
 from certjob.outbox.open_work import read_open_work
 from certjob.outbox.retry import RetryPolicy
 from certjob.portal.drift import PortalDrift
-from certjob.portal.push import PortalTarget, portal_policy
+from certjob.portal.push import MakeTarget, portal_policy
 from certjob.portal.stage import PortalStage
 from certjob.portal.sync import PortalCounts, PortalSyncService
 from certjob.redaction import without_people
@@ -56,7 +55,7 @@ class Progress(Protocol):
 class Delivery:
     """How intents leave the machine."""
 
-    make_target: Callable[[], AbstractAsyncContextManager[PortalTarget]] | None
+    make_target: MakeTarget | None
     """The portal's client; None = CERTJOB_PORTAL_URL is not set."""
     channel: Channel | None = None
     """None = CERTJOB_NOTIFY_URL is not set."""

@@ -1,6 +1,8 @@
 """One push of one mentor's visibility: the tries, what to make of their outcome, and when the next round is due."""
 
 import asyncio
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -28,6 +30,10 @@ class PortalTarget(Protocol):
 
     async def update_portal_visibility(self, contact_id: UUID, *, visible: bool, idempotency_key: str) -> None:
         """Make one call. Raises TransientPortalError, PermanentPortalError or PortalStageError."""
+
+
+MakeTarget = Callable[[], AbstractAsyncContextManager[PortalTarget]]
+"""Opens the portal's client; its connections are closed at the end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

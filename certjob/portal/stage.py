@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
@@ -18,8 +18,8 @@ from certjob.outbox.loop import DatabaseThread
 from certjob.outbox.retry import RetryPolicy, wait
 from certjob.portal.push import (
     CALL_DEADLINE_SECONDS,
+    MakeTarget,
     PortalEvent,
-    PortalTarget,
     Push,
     Pusher,
     asked_to_wait,
@@ -54,7 +54,7 @@ class PortalStage:
         *,
         database: DatabaseThread,
         stopped: asyncio.Event,
-        make_target: Callable[[], AbstractAsyncContextManager[PortalTarget]],
+        make_target: MakeTarget,
         policy: RetryPolicy,
         concurrency: int = 1,
         calls_per_second: float = 0.0,

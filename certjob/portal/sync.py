@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 from certjob import database
@@ -32,6 +33,13 @@ class PortalCounts:
     newly_blocked: int = 0
 
 
+class EventVersion(NamedTuple):
+    """One desired visibility that was queued."""
+
+    id: int
+    version: int
+
+
 class PortalSyncService:
     """Everything that is written about portal events; the calls themselves are made without it."""
 
@@ -44,20 +52,19 @@ class PortalSyncService:
         """Queue (mentor, wanted visibility) inside the caller's transaction; an open event is replaced."""
         return len(self._queue(wishes)) if wishes else 0
 
-    def force(self, mentor_id: UUID, *, visible: bool) -> tuple[int, int]:
-        """Reopen or insert one mentor's event inside the caller's transaction; return its id and version."""
+    def force(self, mentor_id: UUID, *, visible: bool) -> EventVersion:
+        """Reopen or insert one mentor's event inside the caller's transaction."""
         event_id, _, version = self._queue([(mentor_id, visible)])[0]
-        return event_id, version
+        return EventVersion(id=event_id, version=version)
 
     def reopen_all(self) -> int:
         """Make every open event due now, blocked ones too, committed on return; return how many there are."""
         parameters = {"run_id": self._run_id}
         return persist(self._connection, lambda: database.execute(self._connection, "reopen_portal_events", parameters))
 
-    def read_event(self, event_id: int) -> tuple[str, int] | None:
-        """Return an event's status and version; None: it is gone, with its mentor."""
-        rows = database.fetch(self._connection, "read_portal_event", {"id": event_id})
-        return (rows[0][0], rows[0][1]) if rows else None
+    def is_open(self, event: EventVersion) -> bool:
+        """Whether this version still has to be delivered; no more once a later one was, or the event is withdrawn."""
+        return database.fetch_value(self._connection, "find_open_version", event._asdict()) is not None
 
     def count_alerts(self) -> int:
         """Return how many open events coordinators must know of."""

@@ -292,7 +292,7 @@ def test_mentors_that_broke_for_different_reasons_are_not_said_to_share_one() ->
 STATE = MentorState(
     member_no="M1",
     has_portal=True,
-    wanted=False,
+    desired=False,
     acknowledged=None,
     open_push="pending",
     pauses=["certification_expired"],

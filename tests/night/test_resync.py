@@ -93,9 +93,9 @@ class TestPush:
         assert result.error is None
         before, after = result.before, result.after
         assert (before.member_no, before.has_portal) == ("M1042", True)
-        assert (before.wanted, before.pauses, before.acknowledged, before.open_push) == (True, [], None, None)
+        assert (before.desired, before.pauses, before.acknowledged, before.open_push) == (True, [], None, None)
         assert before.certificates == ["likeperson recorded until 2026-03-09"]
-        assert (after.wanted, after.pauses, after.acknowledged, after.open_push) == (
+        assert (after.desired, after.pauses, after.acknowledged, after.open_push) == (
             False,
             ["certification_expired"],
             False,

@@ -118,7 +118,7 @@ def _totals(report: RunReport) -> Iterator[tuple[str, str]]:
 def _state_line(state: MentorState) -> str:
     words = {True: "visible", False: "hidden", None: "unknown"}
     portal = (
-        f"portal wanted {words[state.wanted]}, confirmed {words[state.acknowledged]}"
+        f"portal wanted {words[state.desired]}, confirmed {words[state.acknowledged]}"
         + (f", push {state.open_push}" if state.open_push else "")
         if state.has_portal
         else "no portal"

@@ -1,6 +1,6 @@
 -- name: describe_mentor
 -- What a resync shows before and after; of a broken mentor, who has too many rows, some of them.
-SELECT m.member_no, o.portal IS NOT NULL AS has_portal, m.portal_visible AS wanted,
+SELECT m.member_no, o.portal IS NOT NULL AS has_portal, m.portal_visible AS desired,
     coalesce((
         SELECT array_agg(p.reason ORDER BY p.reason)
         FROM (SELECT left(reason, 201) AS reason FROM mentor_pauses WHERE mentor_id = m.id AND lifted_at IS NULL LIMIT 201) AS p

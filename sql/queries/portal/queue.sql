@@ -47,9 +47,11 @@ SET visible = excluded.visible,
     END
 RETURNING e.id, e.mentor_id, e.version
 
--- name: read_portal_event
--- How far a resync's event has come while another run pushes it.
-SELECT status, version FROM portal_sync_events WHERE id = %(id)s
+-- name: find_open_version
+-- What a resync has queued, while another run may push it. A delivered version may be a later one.
+SELECT id
+FROM portal_sync_events
+WHERE id = %(id)s AND status <> 'withdrawn' AND NOT (status = 'delivered' AND version >= %(version)s)
 
 -- name: reopen_portal_events
 -- Everything that is open is due now, as a new wish would be: what was blocked, too, whatever its retry time. version + 1
