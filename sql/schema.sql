@@ -21,6 +21,8 @@ CREATE TABLE organisations (
     contact_email       text,
     contact_phone       text,
     renewal_url         text,
+    -- who its mails are from: an address, or a name and <address>; null: CERTJOB_MAIL_FROM
+    sender              text,
     CONSTRAINT organisations_pkey PRIMARY KEY (id),
     CONSTRAINT organisations_slug_key UNIQUE (slug),
     CONSTRAINT organisations_name_check CHECK (name <> ''),
@@ -30,12 +32,13 @@ CREATE TABLE organisations (
         CHECK (COALESCE(array_ndims(reminder_thresholds), 1) = 1 AND cardinality(reminder_thresholds) <= 50 AND
             array_position(reminder_thresholds, NULL::integer) IS NULL AND ('-3650' <= ALL (reminder_thresholds)) AND
             (3650 >= ALL (reminder_thresholds))),
+    CONSTRAINT organisations_sender_check CHECK (sender <> ''),
     CONSTRAINT organisations_slug_check CHECK (slug ~ '^[a-z0-9][a-z0-9_-]{0,62}$')
 );
 ALTER TABLE organisations ENABLE ROW LEVEL SECURITY;
 GRANT SELECT ON organisations TO authenticated;
 GRANT SELECT, INSERT (slug, name), UPDATE (name, portal, reminder_thresholds, optional_kinds, contact_email,
-    contact_phone, renewal_url)
+    contact_phone, renewal_url, sender)
     ON organisations TO certjob_worker;
 CREATE POLICY "coordinators read their own" ON organisations
     FOR SELECT TO authenticated
@@ -66,6 +69,10 @@ CREATE TRIGGER renewal_url_length BEFORE INSERT OR UPDATE OF renewal_url ON orga
     FOR EACH ROW
     WHEN (length(new.renewal_url) > 1000)
     EXECUTE FUNCTION certjob_private.refuse_long_value('renewal_url', '1,000 characters');
+CREATE TRIGGER sender_length BEFORE INSERT OR UPDATE OF sender ON organisations
+    FOR EACH ROW
+    WHEN (length(new.sender) > 1000)
+    EXECUTE FUNCTION certjob_private.refuse_long_value('sender', '1,000 characters');
 
 -- coordinators: whoever looks after an organisation's mentors, and gets its digest.
 CREATE TABLE coordinators (
@@ -128,8 +135,8 @@ CREATE UNIQUE INDEX mentors_one_per_contact ON mentors (organisation_id, dynamic
 CREATE INDEX mentors_review_on_id_idx ON mentors (review_on, id);
 ALTER TABLE mentors ENABLE ROW LEVEL SECURITY;
 GRANT SELECT, UPDATE (full_name, email, locale, dynamics_contact_id, left_at) ON mentors TO authenticated;
-GRANT SELECT, INSERT (organisation_id, member_no, full_name, email, locale, dynamics_contact_id), UPDATE (full_name,
-    email, locale, dynamics_contact_id, portal_visible, review_on)
+GRANT SELECT, INSERT (organisation_id, member_no, full_name, email, locale, dynamics_contact_id, left_at), UPDATE
+    (full_name, email, locale, dynamics_contact_id, left_at, portal_visible, review_on)
     ON mentors TO certjob_worker;
 CREATE POLICY "coordinators change their own" ON mentors
     FOR UPDATE TO authenticated

@@ -21,8 +21,12 @@ NAME_LIMIT = 200
 
 _DATE_LIMIT = 64
 _SHOWN_LIMIT = 40
-_ISO_DATE = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})")
-_DOTTED_DATE = re.compile(r"([0-9]{1,2})\.([0-9]{1,2})\.([0-9]{4})")
+_AS_WRITTEN = {"%Y-%m-%d": "YYYY-MM-DD", "%d.%m.%Y": "DD.MM.YYYY"}
+# strptime takes more than these; the two default forms are read to the letter.
+_TO_THE_LETTER = {
+    "%Y-%m-%d": re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}"),
+    "%d.%m.%Y": re.compile(r"[0-9]{1,2}\.[0-9]{1,2}\.[0-9]{4}"),
+}
 _UUID = re.compile(r"\{?([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})\}?", re.IGNORECASE)
 # Control characters, zero-width spaces and the characters that turn the direction of the text around them.
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u200b\u2028-\u202e\u2060\u2066-\u2069\ufeff\ufff9-\ufffb]")
@@ -45,39 +49,25 @@ def is_date_format(form: str) -> bool:
 def read_date(text: str, *, formats: Sequence[str]) -> str:
     """Return the ISO form of a date; the first form that fits counts."""
     for form in formats if len(text) <= _DATE_LIMIT else ():
-        try:
-            return _date(text, form).isoformat()
-        except ValueError:
-            continue
-    forms = " or ".join({"%Y-%m-%d": "YYYY-MM-DD", "%d.%m.%Y": "DD.MM.YYYY"}.get(form, form) for form in formats)
-    # In a shifted row this is somebody's name: only what has the digits of a date is repeated.
-    subject = f"'{shown(text)}' is" if any(letter.isdigit() for letter in text) and "@" not in text else "is"
-    message = f"{subject} no date of the form {forms}"
+        if form not in _TO_THE_LETTER or _TO_THE_LETTER[form].fullmatch(text):
+            try:
+                return datetime.strptime(text, form).replace(tzinfo=UTC).date().isoformat()
+            except ValueError:
+                continue
+    message = f"not a date of the form {' or '.join(_AS_WRITTEN.get(form, form) for form in formats)}"
     raise ValueError(message)
-
-
-def _date(text: str, form: str) -> date:
-    """Return the date; the two default forms to the letter, without strptime's leniency."""
-    if form == "%Y-%m-%d" and (match := _ISO_DATE.fullmatch(text)):
-        return date(int(match[1]), int(match[2]), int(match[3]))
-    if form == "%d.%m.%Y" and (match := _DOTTED_DATE.fullmatch(text)):
-        return date(int(match[3]), int(match[2]), int(match[1]))
-    if form in DEFAULT_DATE_FORMATS:
-        message = "another form"
-        raise ValueError(message)
-    return datetime.strptime(text, form).replace(tzinfo=UTC).date()
 
 
 def read_text(text: str, *, limit: int) -> str:
     """Return the text in composed letters, without anything unseen in it."""
     if len(text) > limit:
-        message = f"is longer than {limit} characters"
+        message = f"longer than {limit} characters"
         raise ValueError(message)
     if text.isascii() and text.isprintable():
         return text
     composed = unicodedata.normalize("NFC", text)  # the same letters are the same bytes, whoever wrote them
     if _UNSEEN.search(composed):
-        message = "holds a control character or an invisible one"
+        message = "has a control character or an invisible one"
         raise ValueError(message)
     return composed
 
@@ -95,7 +85,7 @@ def read_name(text: str) -> str:
 def read_email(text: str) -> str:
     """Return an e-mail address."""
     if not is_address(text):
-        message = "is no e-mail address"
+        message = "not a valid e-mail address"
         raise ValueError(message)
     return text
 
@@ -103,7 +93,7 @@ def read_email(text: str) -> str:
 def read_locale(text: str) -> str:
     """Return one of our locales."""
     if text.lower() not in LOCALES:
-        message = f"is no locale; expected {', '.join(LOCALES)}"
+        message = f"not a language of ours ({', '.join(LOCALES)})"
         raise ValueError(message)
     return text.lower()
 
@@ -112,27 +102,31 @@ def read_contact_id(text: str) -> str:
     """Return a UUID in its usual form; Dynamics writes capitals and braces."""
     match = _UUID.fullmatch(text)
     if match is None or not UUID(match[1]).int:
-        message = "is no contact id (a UUID)"
+        message = "not a contact id (a UUID)"
         raise ValueError(message)
     return str(UUID(match[1]))
 
 
 def read_organisation(text: str, *, ids: Mapping[str, str]) -> str:
     """Return the id of the organisation with this slug."""
-    found = ids.get(text.lower())
-    if found is None:
-        # In a shifted row this is anything; what could be a name is not repeated.
-        slug = text.lower()
-        message = (
-            f"{slug} does not exist; create it with `certjob organisation set {slug}`"
-            if is_slug(slug)
-            else "is no organisation's slug, such as hlf"
-        )
-        raise ValueError(message)
-    return found
+    slug = text.lower()
+    if slug in ids:
+        return ids[slug]
+    # In a shifted row this is anything; what could be a name is not repeated.
+    message = (
+        f"{slug} does not exist; create it with `certjob organisation set {slug}`"
+        if is_slug(slug)
+        else "not an organisation's slug, such as hlf"
+    )
+    raise ValueError(message)
 
 
 def shown(text: str) -> str:
     """Return a text from a file, short and harmless enough for a message."""
     short = text if len(text) <= _SHOWN_LIMIT else text[:_SHOWN_LIMIT] + "…"
     return "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in short)
+
+
+def shown_date(text: str) -> str:
+    """Return what stands where a date should be, or nothing: in a shifted row it is somebody's name."""
+    return shown(text) if any(letter.isdigit() for letter in text) and "@" not in text else ""

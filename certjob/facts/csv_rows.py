@@ -6,26 +6,36 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
+from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 
 from certjob.errors import InputError
 
 LINE_LIMIT = 262_144
-"""Characters in a line, and in a record of several lines; longer ones belong to no list of certificates."""
+"""Characters in a line, and in a record of several lines; a longer one is a broken record."""
+
+ENDLESS_LINE = 10_000_000
+"""Characters in a line; a file with a longer one is refused."""
 
 RECORD_LINES_LIMIT = 200
 """Lines that a quoted cell may run over; a quote still open then was never meant to be one."""
 
 CELLS_LIMIT = 1_000
+"""Columns of a file."""
 
 BLANK_LINES_LIMIT = 1_000_000
-"""One after the other; few spreadsheets have as many rows."""
+"""Blank lines in a row; few spreadsheets have as many rows."""
 
 DELIMITERS = (",", ";", "\t")
 
 _WORKBOOK = b"PK\x03\x04"
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+_KEPT_OF_A_LONG_LINE = 200
+_STRAY_QUOTE = (
+    "a quote that opens here is never closed, or text follows a closing quote; "
+    "a quote inside a quoted cell is written twice"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,29 +44,21 @@ class Record:
 
     line: int
     """Where it begins: the first line of the file is 1. A quoted line break begins a new line, not a new record."""
+    text: str
+    """As it stands in the file, with its line end."""
     cells: list[str]
+    """Empty when the record is broken."""
+    broken: str | None = None
+    """Why no cells could be read; reading goes on with the next line."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BrokenRecord:
-    """A line that no record could be read from; reading goes on with the next line."""
-
-    line: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Line:
+class _Line(NamedTuple):
     number: int
     text: str
 
 
-class _TooLongError(Exception):
-    """A quote is still open after as much text as one record may hold."""
-
-
 @contextmanager
-def open_csv(path: Path) -> Iterator["CsvReader"]:
+def open_csv(path: Path) -> Iterator["CsvFile"]:
     """Open a CSV file (UTF-8, with or without a byte order mark; lines may end in LF, CRLF or CR alone).
 
     Raises InputError, also while records are read, when the file cannot be read or holds something else than text.
@@ -72,7 +74,7 @@ def open_csv(path: Path) -> Iterator["CsvReader"]:
                 raise InputError(message)
             # newline="" keeps line ends as they are, so that quoted ones survive, and still ends a line at a lone CR.
             with io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-                yield CsvReader(_Lines(stream, path=path), path=path)
+                yield CsvFile(stream, path=path)
     except OSError as error:
         message = (
             f"{path}: cannot be read ({error.strerror or type(error).__name__}); check the path and its permissions"
@@ -80,127 +82,119 @@ def open_csv(path: Path) -> Iterator["CsvReader"]:
         raise InputError(message) from error
 
 
-class CsvReader:
+class CsvFile:
     """The header of an open file, then its records."""
 
-    def __init__(self, lines: "_Lines", *, path: Path) -> None:
-        self._lines = lines
+    def __init__(self, stream: io.TextIOWrapper, *, path: Path) -> None:
+        self.delimiter = ","
         self._path = path
-        self._delimiter = ","
+        self._lines = _read_lines(stream, path)
+        self._waiting: deque[_Line] = deque()
+        """Lines that a stray quote took along."""
 
-    def read_header(self, *, score: Callable[[Sequence[str]], int]) -> list[str]:
-        """Return the column names: the first line that is not blank.
+    def read_header(self, *, score: Callable[[Sequence[str]], int]) -> Record:
+        """Return the record with the column names: the first line that is not blank.
 
         The delimiter is the one under which the names score highest, the one with most names among equals; a first
         line ``sep=;``, as spreadsheets write it, names it. Raises InputError when there is no such line.
         """
-        first = self._lines.take_filled()
-        if first is not None and first.text[:4].lower() == "sep=" and first.text[4:5] in DELIMITERS:
-            candidates: tuple[str, ...] = (first.text[4],)
-            first = self._lines.take_filled()
-        else:
-            candidates = DELIMITERS
+        candidates: Sequence[str] = DELIMITERS
+        first = self._next_filled()
+        if first and first.text[:4].lower() == "sep=" and first.text[4:5] in DELIMITERS:
+            candidates = first.text[4]
+            first = self._next_filled()
         if first is None:
             message = f"{self._path}: the file is empty; the first line must hold the column names"
             raise InputError(message)
-        self._delimiter = max(candidates, key=lambda delimiter: _rank(first.text, delimiter, score))
+        self.delimiter = max(candidates, key=lambda delimiter: _rank(first.text, delimiter, score))
         header = self._record(first)
-        if isinstance(header, BrokenRecord):
-            message = f"{self._path}: line {header.line} should hold the column names, but {header.reason}"
+        if header.broken:
+            message = f"{self._path}: line {header.line} should hold the column names, but {header.broken}"
             raise InputError(message)
         if len(header.cells) > CELLS_LIMIT:
             message = (
                 f"{self._path}: the first line has {len(header.cells):,} columns, more than {CELLS_LIMIT:,}; "
-                "this is no list of certificates"
+                "this is not a list of certificates"
             )
             raise InputError(message)
-        return [" ".join(cell.split()) for cell in header.cells]
+        return header
 
-    def __iter__(self) -> Iterator[Record | BrokenRecord]:
+    def __iter__(self) -> Iterator[Record]:
         """Yield every record; those without any text in them are left out."""
-        while (line := self._lines.take_filled()) is not None:
+        while (line := self._next_filled()) is not None:
             record = self._record(line)
-            if isinstance(record, BrokenRecord) or any(cell and not cell.isspace() for cell in record.cells):
+            if record.broken or any(cell and not cell.isspace() for cell in record.cells):
                 yield record
 
-    def _record(self, first: _Line) -> Record | BrokenRecord:
-        if '"' not in first.text:
-            return Record(line=first.number, cells=first.text.rstrip("\r\n").split(self._delimiter))
-        taken: list[_Line] = []
+    def _next(self) -> _Line | None:
+        return self._waiting.popleft() if self._waiting else next(self._lines, None)
+
+    def _next_filled(self) -> _Line | None:
+        line = self._next()
+        for _ in range(BLANK_LINES_LIMIT):
+            if line is None or not line.text.isspace():
+                return line
+            line = self._next()
+        number = line.number - 1 if line else BLANK_LINES_LIMIT
+        message = f"{self._path}: line {number} is the {BLANK_LINES_LIMIT:,}th blank line in a row; delete them"
+        raise InputError(message)
+
+    def _record(self, first: _Line) -> Record:
+        line, text = first
+        if len(text) > LINE_LIMIT:
+            broken = f"the line is longer than {LINE_LIMIT:,} characters"
+            return Record(line=line, text=text[:_KEPT_OF_A_LONG_LINE] + "…", cells=[], broken=broken)
+        if '"' not in text:
+            return Record(line=line, text=text, cells=text.rstrip("\r\n").split(self.delimiter))
+        taken = [first]
         try:
             # The parser asks for another line only while a quote is open.
-            reader = csv.reader(self._feed(first, taken), delimiter=self._delimiter, strict=True, skipinitialspace=True)
-            return Record(line=first.number, cells=next(reader))
-        except _TooLongError:
-            reason = "a quote that opens here is never closed"
+            reader = csv.reader(self._feed(taken), delimiter=self.delimiter, strict=True, skipinitialspace=True)
+            cells = next(reader)
+            return Record(line=line, text="".join(part.text for part in taken), cells=cells)
         except csv.Error:
-            reason = (
-                "text follows a closing quote, or a quote that opens here is never closed; "
-                "a quote inside a quoted cell is written twice"
-            )
-        # A stray quote costs its own line, never the rows after it.
-        self._lines.give_back(taken[1:])
-        return BrokenRecord(line=first.number, reason=reason)
+            # A stray quote costs its own line, never the rows after it.
+            self._waiting.extendleft(reversed(taken[1:]))
+            return Record(line=line, text=text, cells=[], broken=_STRAY_QUOTE)
 
-    def _feed(self, first: _Line, taken: list[_Line]) -> Iterator[str]:
-        size = 0
-        for line in chain([first], iter(self._lines.take, None)):
+    def _feed(self, taken: list[_Line]) -> Iterator[str]:
+        size = len(taken[0].text)
+        yield taken[0].text
+        while size <= LINE_LIMIT and len(taken) < RECORD_LINES_LIMIT and (line := self._next()):
             taken.append(line)
             size += len(line.text)
-            if size > LINE_LIMIT or len(taken) > RECORD_LINES_LIMIT:
-                raise _TooLongError
             yield line.text
 
 
-class _Lines:
-    """The physical lines of a file with their numbers; lines can be given back."""
-
-    def __init__(self, stream: io.TextIOWrapper, *, path: Path) -> None:
-        self._stream = stream
-        self._path = path
-        self._number = 0
-        self._returned: deque[_Line] = deque()
-
-    def take(self) -> _Line | None:
-        """Return the next line, None at the end; never more than LINE_LIMIT characters are in memory."""
-        if self._returned:
-            return self._returned.popleft()
-        text = self._stream.readline(LINE_LIMIT + 1)
+def _read_lines(stream: io.TextIOWrapper, path: Path) -> Iterator[_Line]:
+    """Yield the physical lines; of a line beyond LINE_LIMIT only the beginning, so that memory stays flat."""
+    for number in count(1):
+        text = piece = stream.readline(LINE_LIMIT + 1)
         if not text:
-            return None
-        self._number += 1
-        self._refuse_what_is_no_text(text)
-        return _Line(self._number, text)
+            return
+        place = f"{path}: line {number}"
+        _refuse_what_is_no_text(text, place)
+        size = len(text)
+        while len(piece) > LINE_LIMIT and piece[-1] not in "\r\n":
+            piece = stream.readline(LINE_LIMIT + 1)
+            _refuse_what_is_no_text(piece, place)
+            size += len(piece)
+            if size > ENDLESS_LINE:
+                message = f"{place} is longer than {ENDLESS_LINE:,} characters; this is not a list of certificates"
+                raise InputError(message)
+        yield _Line(number, text)
 
-    def take_filled(self) -> _Line | None:
-        """Return the next line that is not blank."""
-        for _ in range(BLANK_LINES_LIMIT):
-            line = self.take()
-            if line is None or not line.text.isspace():
-                return line
-        message = f"{self._path}: line {self._number} is the {BLANK_LINES_LIMIT:,}th blank line in a row; cut them off"
+
+def _refuse_what_is_no_text(text: str, place: str) -> None:
+    if "\0" in text:
+        message = f"{place} has a NUL character, so this is not text; save the file as 'CSV UTF-8' and load it again"
         raise InputError(message)
-
-    def give_back(self, lines: Sequence[_Line]) -> None:
-        """Let the next ``take`` return these lines again."""
-        self._returned.extendleft(reversed(lines))
-
-    def _refuse_what_is_no_text(self, text: str) -> None:
-        place = f"{self._path}: line {self._number}"
-        if "\0" in text:
-            message = (
-                f"{place} holds a NUL character, so this is no text; save the file as 'CSV UTF-8' and load it again"
-            )
-            raise InputError(message)
-        if not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:  # surrogateescape marks every byte that is not UTF-8
-                message = f"{place} is not UTF-8; save the file as 'CSV UTF-8' and load it again"
-                raise InputError(message) from error
-        if len(text) > LINE_LIMIT:
-            message = f"{place} is longer than {LINE_LIMIT:,} characters; this is no list of certificates"
-            raise InputError(message)
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # surrogateescape marks every byte that is not UTF-8
+            message = f"{place} is not UTF-8; save the file as 'CSV UTF-8' and load it again"
+            raise InputError(message) from error
 
 
 def _rank(text: str, delimiter: str, score: Callable[[Sequence[str]], int]) -> tuple[int, int]:
@@ -208,4 +202,4 @@ def _rank(text: str, delimiter: str, score: Callable[[Sequence[str]], int]) -> t
         cells = next(csv.reader([text], delimiter=delimiter, skipinitialspace=True), [])
     except csv.Error:  # a cell too large
         return (0, 0)
-    return (score([" ".join(cell.split()) for cell in cells]), len(cells))
+    return (score(cells), len(cells))

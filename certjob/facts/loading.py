@@ -1,10 +1,13 @@
-"""Loads mentors and certificates from a CSV file: read and checked whole, then written by 1,000 mentors."""
+"""Loads mentors and certificates from a CSV file: read and checked whole, then written by 1,000 rows.
+
+A file may tell of one certificate on its first and its last line. Applied in the file's order, a second load would
+first undo what the last line says and then do it again, re-arming reminders on the way; so the lines are merged first.
+"""
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psycopg
@@ -13,24 +16,16 @@ from certjob import database
 from certjob.database import CONTENTION, Connection
 from certjob.errors import CertjobError, DatabaseUnavailableError, MentorBusyError, StoppedBySignalError
 from certjob.facts.csv_rows import open_csv
-from certjob.facts.roster import WHOLE_LINE, LoadOptions, RejectedRow, RosterForm, RosterRow
-from certjob.facts.staging import Stage
+from certjob.facts.roster import WHOLE_LINE, Cost, LoadOptions, Problem, RosterForm, RosterRow
 
-__all__ = ["LoadOptions", "LoadReport", "RejectedRow", "load"]
+ROWS_PER_BATCH = 1_000
 
-_ROWS_PER_READ = 1_000
+_LOCK_TIMEOUT_MS = 500
+_TRIES = 3
+_BUSY_LIMIT = 30
+"""Writes that met another session's locks to the end, before a load gives up: most of a minute."""
 
-_LOCK_TIMEOUT_MS = 2_000
-_WAITS_SECONDS = (0.1, 0.5)
-"""Between the tries of a batch that met another session's locks, before it is taken apart."""
-
-_PART_LOCK_TIMEOUT_MS = 200
-
-_PATIENCE_SECONDS = 60.0
-"""All the time that one load loses to other sessions' locks before it gives up."""
-
-_RULES = {"mentors_one_per_contact": "another mentor of the organisation has this dynamics_contact_id"}
-"""What a rule of the schema means, where a file can break it."""
+_ONE_CONTACT = "mentors_one_per_contact"
 
 _BOUNDS = "certjob_"
 """How the bounds of migration 0009 begin."""
@@ -44,26 +39,31 @@ class LoadReport:
     """What a load found and did.
 
     Without --strict ``rows = loaded + repeated + rejected`` and
-    ``loaded = certificates_added + certificates_changed + unchanged``. A strict load with a rejected row loads nothing:
-    all but ``rows``, ``repeated`` and ``rejected`` are 0.
+    ``loaded = certificates_added + certificates_changed + unchanged``. A strict load with a bad row loads nothing: all
+    but ``rows``, ``repeated`` and ``rejected`` are 0.
     """
 
     rows: int
     """Rows of the file, without the header and blank ones."""
     loaded: int
-    """Certificates of the file that the database now holds as the file has them."""
+    """Certificates of the file that the database now holds as the file has them; mentors in a file of mentors alone."""
     rejected: int
-    """Rows that were not loaded; each was handed to ``on_reject`` once."""
+    """Rows that were not loaded."""
     repeated: int
     """Valid rows about a certificate (organisation, member_no, kind, issued_on) that a later valid row is about too."""
     mentors_added: int
     mentors_changed: int
-    """Known mentors of whom a name, e-mail, locale or contact id was changed."""
+    """Known mentors of whom a name, e-mail, locale, contact id or departure was changed."""
     certificates_added: int
     certificates_changed: int
     """Certificates whose expiry or revocation was changed in place."""
     unchanged: int
-    """Certificates that were so already."""
+    """Certificates that were so already; in a file of mentors alone, mentors."""
+    problems: Sequence[Problem] = field(default=(), compare=False)
+    """All that was wrong, by line."""
+    header: str = field(default="", compare=False)
+    """The line with the column names, as it stands in the file."""
+    delimiter: str = field(default=",", compare=False)
 
 
 def load(
@@ -71,76 +71,90 @@ def load(
     path: Path,
     *,
     options: LoadOptions,
-    on_reject: Callable[[RejectedRow], None],
     stop: threading.Event | None = None,
-    on_progress: Callable[[int], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> LoadReport:
     """Upsert the mentors and certificates of a CSV file.
 
     The file is read to its end before the first row is written, so the last line about a certificate or a mentor
-    decides wherever it stands, and loading a file again changes nothing. It commits by 1,000 mentors, under
-    ``options.strict`` once at the end, and only if no row was rejected. A value that only the database refuses costs
-    its own row. ``on_progress`` gets the number of certificates written so far.
+    decides wherever it stands, and loading a file again changes nothing. It commits by 1,000 rows, under
+    ``options.strict`` once at the end, and only if no row was bad. A value that only the database refuses costs its own
+    row. A file of mentors alone changes those who are known, and adds nobody. ``on_progress`` gets the number of rows
+    written so far, and of all.
 
     Raises InputError when the file is no CSV, lacks a column or an option is wrong (nothing is loaded then),
     StoppedBySignalError when ``stop`` is set, MentorBusyError when other sessions hold the mentors for too long,
     DatabaseUnavailableError when the connection breaks. What was committed stays; loading again is safe.
     """
+    stop = stop or threading.Event()
     organisation_ids = dict(database.fetch(connection, "list_organisation_ids"))
-    form = RosterForm(options, organisation_ids=organisation_ids)
-    with closing(Stage()) as stage:
-        reading = _Reading(path, stage=stage, on_reject=on_reject, stop=stop)
-        reading.read(form)
-        writing = _Writing(connection, strict=options.strict, on_reject=on_reject, stop=stop, on_progress=on_progress)
-        if not (options.strict and reading.rejected):
-            writing.write(stage)
-        loaded = 0 if options.strict and (reading.rejected or writing.rejected) else writing.certificates
-        counts = writing.counts if loaded else _Counts()
-        return LoadReport(
-            rows=reading.rows,
-            loaded=loaded,
-            rejected=reading.rejected + writing.rejected,
-            repeated=reading.rows - reading.rejected - stage.certificates,
-            mentors_added=counts.mentors_added,
-            mentors_changed=counts.mentors_changed,
-            certificates_added=counts.certificates_added,
-            certificates_changed=counts.certificates_changed,
-            unchanged=loaded - counts.certificates_added - counts.certificates_changed,
-        )
+    reading = _Reading(RosterForm(options, organisation_ids=organisation_ids), path, stop=stop)
+    writing = _Writing(connection, strict=options.strict, contact_column=reading.contact_column, stop=stop)
+    if not (options.strict and any(problem.cost is not Cost.NOTHING for problem in reading.problems)):
+        writing.write(reading.merged(), on_progress=on_progress)
+    problems = sorted([*reading.problems, *writing.problems], key=lambda problem: problem.line)
+    undone = options.strict and any(problem.cost is not Cost.NOTHING for problem in problems)
+    loaded, counts = (0, _Counts()) if undone else (writing.rows, writing.counts)
+    return LoadReport(
+        rows=reading.rows,
+        loaded=loaded,
+        rejected=len({problem.line for problem in problems if problem.cost is Cost.ROW}),
+        repeated=reading.valid - len(reading.certificates),
+        mentors_added=counts.mentors_added,
+        mentors_changed=counts.mentors_changed,
+        certificates_added=counts.certificates_added,
+        certificates_changed=counts.certificates_changed,
+        unchanged=max(loaded - counts.changed(mentors_alone=reading.mentors_alone), 0),
+        problems=problems,
+        header=reading.header,
+        delimiter=reading.delimiter,
+    )
 
 
 class _Reading:
-    """The first half: every row of the file is checked and staged."""
+    """The first half: every row of the file is checked, and merged with those about the same certificate."""
 
-    def __init__(
-        self, path: Path, *, stage: Stage, on_reject: Callable[[RejectedRow], None], stop: threading.Event | None
-    ) -> None:
+    def __init__(self, form: RosterForm, path: Path, *, stop: threading.Event) -> None:
         self.rows = 0
-        self.rejected = 0
-        self._path = path
-        self._stage = stage
-        self._on_reject = on_reject
-        self._stop = stop
-
-    def read(self, form: RosterForm) -> None:
-        good: list[RosterRow] = []
-        with open_csv(self._path) as file:
-            roster = form.fit(file.read_header(score=form.score), path=self._path)
+        self.valid = 0
+        self.problems: list[Problem] = []
+        self.certificates: dict[tuple[str | None, ...], tuple[str | None, str | None, int, str]] = {}
+        self._mentors: dict[tuple[str, str], tuple[str | None, ...]] = {}
+        with open_csv(path) as file:
+            header = file.read_header(score=form.score)
+            self.header, self.delimiter = header.text, file.delimiter
+            roster = form.fit(header.cells, path=path)
+            self.contact_column = roster.labels["dynamics_contact_id"]
+            self.mentors_alone = roster.mentors_alone
             for record in file:
-                row = roster.read(record)
+                row, problems = roster.read(record)
                 self.rows += 1
-                if isinstance(row, RejectedRow):
-                    self.rejected += 1
-                    self._on_reject(row)
-                else:
-                    good.append(row)
-                if self.rows % _ROWS_PER_READ == 0:
-                    self._stage.add(good)
-                    good.clear()
-                    if self._stop is not None and self._stop.is_set():
-                        message = "stopped by a signal while the file was read; nothing was loaded, load it again"
-                        raise StoppedBySignalError(message)
-        self._stage.add(good)
+                self.problems += problems
+                if row is not None:
+                    self._add(row)
+                if self.rows % ROWS_PER_BATCH == 0 and stop.is_set():
+                    message = "stopped by a signal while the file was read; nothing was loaded, load it again"
+                    raise StoppedBySignalError(message)
+
+    def _add(self, row: RosterRow) -> None:
+        """An empty cell leaves what an earlier line said."""
+        self.valid += 1
+        mentor, facts = row[:2], row[2:7]
+        known = self._mentors.get(mentor, facts)
+        self._mentors[mentor] = tuple(new or old for new, old in zip(facts, known, strict=True))
+        key = (*mentor, row.kind, row.issued_on)
+        before = self.certificates.get(key)
+        revoked_on = row.revoked_on or (before[1] if before else None)
+        self.certificates[key] = (row.expires_on, revoked_on, row.line, row.text)
+
+    def merged(self) -> list[RosterRow]:
+        """Return the rows by mentor, so that every load meets the mentors in one order."""
+        rows = []
+        for key in sorted(self.certificates):
+            organisation_id, member_no, kind, issued_on = key
+            mentor = self._mentors[str(organisation_id), str(member_no)]
+            rows.append(RosterRow._make((*key[:2], *mentor, kind, issued_on, *self.certificates[key])))
+        return rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,116 +172,107 @@ class _Counts:
             certificates_changed=self.certificates_changed + other.certificates_changed,
         )
 
+    def changed(self, *, mentors_alone: bool) -> int:
+        return self.mentors_changed if mentors_alone else self.certificates_added + self.certificates_changed
+
 
 class _RollBackError(Exception):
     """A strict load met a row that only the database refused."""
 
 
 class _Writing:
-    """The second half: the staged rows are written batch by batch."""
+    """The second half: the merged rows are written batch by batch."""
 
-    def __init__(
-        self,
-        connection: Connection,
-        *,
-        strict: bool,
-        on_reject: Callable[[RejectedRow], None],
-        stop: threading.Event | None,
-        on_progress: Callable[[int], None] | None,
-    ) -> None:
+    def __init__(self, connection: Connection, *, strict: bool, contact_column: str, stop: threading.Event) -> None:
         self.counts = _Counts()
-        self.certificates = 0
-        self.rejected = 0
+        self.rows = 0
+        self.problems: list[Problem] = []
         self._connection = connection
         self._strict = strict
-        self._on_reject = on_reject
-        self._stop = threading.Event() if stop is None else stop
-        self._on_progress = on_progress
-        self._patience_seconds = _PATIENCE_SECONDS
+        self._contact_column = contact_column
+        self._stop = stop
+        self._busy = 0
 
-    def write(self, stage: Stage) -> None:
+    def write(self, rows: Sequence[RosterRow], *, on_progress: Callable[[int, int], None] | None) -> None:
         whole = self._connection.transaction() if self._strict else nullcontext()
         with suppress(_RollBackError), self._database_errors(), whole:
-            for batch in stage.batches():
-                self._write_or_take_apart(batch)
-                if self._on_progress is not None:
-                    self._on_progress(self.certificates)
-            if self._strict and self.rejected:
+            for first in range(0, len(rows), ROWS_PER_BATCH):
+                self._write_or_take_apart(rows[first : first + ROWS_PER_BATCH])
+                if on_progress is not None:
+                    on_progress(min(first + ROWS_PER_BATCH, len(rows)), len(rows))
+            if self._strict and self.problems:
                 raise _RollBackError
 
-    def _write_or_take_apart(self, batch: Sequence[RosterRow], *, is_part: bool = False) -> None:
-        """Write a batch; if that fails, its halves, until the rows that are to blame stand alone."""
+    def _write_or_take_apart(self, batch: Sequence[RosterRow]) -> None:
+        """Write a batch; if that fails, its tenths, until the rows that are to blame stand alone."""
         if self._stop.is_set():
             raise StoppedBySignalError(self._unfinished("stopped by a signal"))
         try:
-            counts = self._write_patiently(batch, is_part=is_part)
+            counts, unknown = database.persist(
+                self._connection, lambda: self._write_batch(batch), lock_timeout_ms=_LOCK_TIMEOUT_MS, tries=_TRIES
+            )
         except (*CONTENTION, *_REFUSED) as error:
+            self._busy += isinstance(error, CONTENTION)
+            if self._busy > _BUSY_LIMIT:
+                message = self._unfinished("other sessions kept the mentors of this file locked, end them")
+                raise MentorBusyError(message) from None
             if len(batch) == 1:
-                self._reject(batch[0], error)
+                self._blame(batch[0], error)
                 return
-            middle = len(batch) // 2
-            self._write_or_take_apart(batch[:middle], is_part=True)
-            self._write_or_take_apart(batch[middle:], is_part=True)
+            size = max(len(batch) // 10, 1)
+            for first in range(0, len(batch), size):
+                self._write_or_take_apart(batch[first : first + size])
         else:
             self.counts += counts
-            self.certificates += len(batch)
+            self.rows += len(batch) - len(unknown)
+            reason = "no such mentor; somebody new comes with a certificate"
+            self.problems += [self._problem(row, reason) for row in batch if row.line in unknown]
 
-    def _write_patiently(self, batch: Sequence[RosterRow], *, is_part: bool) -> _Counts:
-        """Write a batch, again after a pause while another session is in the way; a part of one is tried once."""
-        lock_timeout_ms = _PART_LOCK_TIMEOUT_MS if is_part else _LOCK_TIMEOUT_MS
-        waits = iter(() if is_part else _WAITS_SECONDS)
-        while True:
-            began = time.monotonic()
-            try:
-                return self._write_batch(batch, lock_timeout_ms=lock_timeout_ms)
-            except CONTENTION:
-                wait = next(waits, None)
-                if wait is not None:
-                    self._stop.wait(wait)
-                self._patience_seconds -= time.monotonic() - began
-                if self._patience_seconds < 0:
-                    message = self._unfinished("other sessions kept holding the mentors of this file, end them")
-                    raise MentorBusyError(message) from None
-                if wait is None or self._stop.is_set():
-                    raise
-
-    def _write_batch(self, batch: Sequence[RosterRow], *, lock_timeout_ms: int) -> _Counts:
-        """Write a batch in a transaction, a savepoint under --strict."""
+    def _write_batch(self, batch: Sequence[RosterRow]) -> tuple[_Counts, set[int]]:
+        """Write a batch, inside a transaction; return what that did, and the lines with mentors who are not known."""
         connection = self._connection
-        with database.transaction(connection, lock_timeout_ms=lock_timeout_ms):
-            database.execute(connection, "create_load_rows")
-            database.execute(connection, "truncate_load_rows")
-            with connection.cursor() as cursor, cursor.copy(database.query("copy_load_rows")) as copy:
-                for row in batch:
-                    copy.write_row(row[:-1])  # all but its line
-            mentors_added = database.execute(connection, "insert_loaded_mentors")
-            database.execute(connection, "resolve_load_rows")
-            database.execute(connection, "lock_loaded_certificates")
-            database.execute(connection, "lock_loaded_mentors")
-            mentors_changed = database.execute(connection, "update_loaded_mentors")
-            ((added, changed),) = database.fetch(connection, "upsert_loaded_certificates")
-            return _Counts(
-                mentors_added=mentors_added,
-                mentors_changed=mentors_changed,
-                certificates_added=added,
-                certificates_changed=changed,
-            )
+        database.execute(connection, "create_load_rows")
+        database.execute(connection, "truncate_load_rows")
+        with connection.cursor() as cursor, cursor.copy(database.query("copy_load_rows")) as copy:
+            for row in batch:
+                copy.write_row(row[:-1])  # all but its text
+        mentors_added = database.execute(connection, "insert_loaded_mentors")
+        database.execute(connection, "resolve_load_rows")
+        unknown = {line for (line,) in database.fetch(connection, "list_unknown_load_rows")}
+        database.execute(connection, "lock_loaded_certificates")
+        database.execute(connection, "lock_loaded_mentors")
+        mentors_changed = database.execute(connection, "update_loaded_mentors")
+        ((added, changed),) = database.fetch(connection, "upsert_loaded_certificates")
+        counts = _Counts(
+            mentors_added=mentors_added,
+            mentors_changed=mentors_changed,
+            certificates_added=added,
+            certificates_changed=changed,
+        )
+        return counts, unknown
 
-    def _reject(self, row: RosterRow, error: psycopg.Error) -> None:
+    def _blame(self, row: RosterRow, error: psycopg.Error) -> None:
         """Report a row by the rule it broke; the database's own words may hold names and addresses."""
+        rule = error.diag.constraint_name or type(error).__name__
+        if rule == _ONE_CONTACT and row.dynamics_contact_id:
+            reason = "another mentor of the organisation has this contact id"
+            self.problems.append(self._problem(row, reason, column=self._contact_column, cost=Cost.CELL))
+            self._write_or_take_apart([row._replace(dynamics_contact_id=None)])
+            return
+        reason = f"the database refuses it ({rule})"
         if isinstance(error, CONTENTION):
-            reason = "another session holds this mentor; load the file again"
-        else:
-            rule = error.diag.constraint_name or type(error).__name__
-            reason = _RULES.get(rule, f"the database refuses it ({rule})")
-            if rule.startswith(_BOUNDS):  # these name the column or the mentor's id, and the limit
-                reason = error.diag.message_primary or reason
-        self.rejected += 1
-        self._on_reject(RejectedRow(line=row.line, column=WHOLE_LINE, reason=reason))
+            reason = "another session keeps this mentor locked; load the file again"
+        elif rule.startswith(_BOUNDS):  # these name the column or the mentor's id, and the limit
+            reason = error.diag.message_primary or reason
+        self.problems.append(self._problem(row, reason))
+
+    @staticmethod
+    def _problem(row: RosterRow, reason: str, *, column: str = WHOLE_LINE, cost: Cost = Cost.ROW) -> Problem:
+        return Problem(line=row.line, column=column, reason=reason, cost=cost, text=row.text)
 
     def _unfinished(self, why: str) -> str:
-        done = 0 if self._strict else self.certificates
-        kept = f"{done:,} certificates of the file are loaded" if done else "nothing was loaded"
+        done = 0 if self._strict else self.rows
+        kept = f"{done:,} rows of the file are loaded" if done else "nothing was loaded"
         return f"{why}; {kept}; load the same file again, which is safe"
 
     @contextmanager

@@ -1,9 +1,10 @@
-"""Somebody's roster: which of its columns is which of ours, and each of its rows as facts or as a reason why not."""
+"""A file's own form: which of its columns is which of ours, and each of its rows as facts or as problems."""
 
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, timedelta
+from enum import StrEnum
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -11,13 +12,24 @@ from typing import NamedTuple
 from certjob.errors import InputError
 from certjob.facts import cells
 from certjob.facts.cells import DEFAULT_DATE_FORMATS, shown
-from certjob.facts.csv_rows import BrokenRecord, Record
+from certjob.facts.csv_rows import Record
 
-REQUIRED = ("organisation", "member_no", "kind", "issued_on", "expires_on")
-OPTIONAL = ("full_name", "email", "locale", "dynamics_contact_id", "revoked_on")
+IDENTITY = ("organisation", "member_no")
+MENTOR = ("full_name", "email", "locale", "dynamics_contact_id", "left_on")
+CERTIFICATE = ("kind", "issued_on", "expires_on")
+COLUMNS = (*IDENTITY, *CERTIFICATE, *MENTOR, "revoked_on")
 
 WHOLE_LINE = "(line)"
-"""What a rejected row names as its column when the line itself is broken."""
+"""The column of a problem of the line itself."""
+
+NEVER = "9999-12-31"
+"""The end date of a certificate that does not end."""
+
+_DATES = ("issued_on", "expires_on", "revoked_on", "left_on")
+_LEFT_OUT = ("full_name", "email", "locale", "dynamics_contact_id")
+"""What costs only its own cell when it is bad: a renewal does not wait for an address."""
+_LONG_AGO = "1950-01-01"
+_FAR_AHEAD = timedelta(days=15 * 365 + 4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,24 +45,42 @@ class LoadOptions:
     strict: bool = False
     """Load all rows or none."""
     today: date | None = None
-    """A revocation counts at once, so one that lies after this day is refused."""
+    """A revocation or a departure counts at once, so one after this day is refused."""
+
+
+class Cost(StrEnum):
+    """What a problem costs."""
+
+    ROW = "row"
+    """The row is not loaded."""
+    CELL = "cell"
+    """The row is loaded, and the cell left out as if it were empty."""
+    NOTHING = "nothing"
+    """It is loaded as it is: a warning."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RejectedRow:
-    """A row that is not loaded. Holds no name and no address: it goes into logs."""
+class Problem:
+    """Something wrong with a row. What is printed of it has no name and no address in it."""
 
     line: int
     """The line of the file on which the row begins; the first one is 1."""
     column: str
-    """The column as the file calls it, ours for a constant, WHOLE_LINE when the line itself is broken."""
+    """The column as the file calls it, ours for a constant, WHOLE_LINE when it is the line itself."""
     reason: str
+    """The same words for the same mistake, so that they can be counted."""
+    value: str = ""
+    """The date that is wrong, where it is one."""
+    cost: Cost = Cost.ROW
+    text: str = field(default="", compare=False, repr=False)
+    """The row as it stands in the file."""
 
 
 class RosterRow(NamedTuple):
-    """One valid row, or all valid rows about one certificate: the mentor, the certificate, the line.
+    """One valid row, or all valid rows about one certificate.
 
-    Dates and ids are ISO texts; None where the file says nothing. The order is that of ``copy_load_rows.sql``.
+    Dates and ids are ISO texts; None where the file says nothing. The order is that of ``copy_load_rows``. In a file of
+    mentors alone there is no certificate: all that belongs to it is None.
     """
 
     organisation_id: str
@@ -59,11 +89,13 @@ class RosterRow(NamedTuple):
     email: str | None
     locale: str | None
     dynamics_contact_id: str | None
-    kind: str
-    issued_on: str
-    expires_on: str
+    left_on: str | None
+    kind: str | None
+    issued_on: str | None
+    expires_on: str | None
     revoked_on: str | None
     line: int
+    text: str
 
 
 Parse = Callable[[str], str]
@@ -73,69 +105,81 @@ Parse = Callable[[str], str]
 class _Column(NamedTuple):
     name: str
     place: int
-    label: str
     parse: Parse
     required: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Roster:
     """The columns of one file, ready to turn its records into rows."""
 
-    def __init__(
-        self,
-        header: Sequence[str],
-        *,
-        columns: Sequence[_Column],
-        constants: Mapping[str, str],
-        latest_revocation: str,
-    ) -> None:
-        self._latest_revocation = latest_revocation
-        self._width = len(header)
-        self._columns = columns
-        self._constants = constants
-        self._labels = {name: name for name in constants} | {column.name: column.label for column in columns}
+    width: int
+    columns: Sequence[_Column]
+    constants: Mapping[str, str]
+    labels: Mapping[str, str]
+    """Our column to what the file calls it."""
+    mentors_alone: bool
+    today: date
 
-    def read(self, record: Record | BrokenRecord) -> RosterRow | RejectedRow:
-        """Return the facts of a record, or what is wrong with it: the first bad cell."""
-        if isinstance(record, BrokenRecord):
-            return RejectedRow(line=record.line, column=WHOLE_LINE, reason=record.reason)
-        texts = record.cells
-        if len(texts) != self._width and (
-            len(texts) < self._width or any(text.strip() for text in texts[self._width :])
-        ):
-            reason = f"{len(texts):,} cells where the header has {self._width:,}"
-            return RejectedRow(line=record.line, column=WHOLE_LINE, reason=reason)
-        values: dict[str, str] = dict(self._constants)
-        for column in self._columns:
-            text = texts[column.place].strip()
+    def read(self, record: Record) -> tuple[RosterRow | None, list[Problem]]:
+        """Return the facts of a record, None when it cannot be loaded, and all that is wrong with it."""
+        texts, broken = record.cells, record.broken
+        if not broken and (len(texts) < self.width or any(text.strip() for text in texts[self.width :])):
+            broken = f"{len(texts):,} cells where the header has {self.width:,}"
+        if broken:
+            return None, [Problem(line=record.line, column=WHOLE_LINE, reason=broken, text=record.text)]
+        values: dict[str, str] = dict(self.constants)
+        found: list[tuple[str, str, str, Cost]] = []
+        for name, place, parse, required in self.columns:
+            text = texts[place].strip()
             if text:
                 try:
-                    values[column.name] = column.parse(text)
+                    values[name] = parse(text)
                 except ValueError as error:
-                    return RejectedRow(line=record.line, column=column.label, reason=str(error))
-            elif column.required:
-                return RejectedRow(line=record.line, column=column.label, reason="is empty")
-        if values["expires_on"] < values["issued_on"]:
-            reason = f"ends before it begins: {values['issued_on']} to {values['expires_on']}"
-            return RejectedRow(line=record.line, column=self._labels["expires_on"], reason=reason)
-        if values.get("revoked_on", "") > self._latest_revocation:
-            reason = (
-                f"lies in the future ({values['revoked_on']}), but a revocation counts at once; load it on that day"
-            )
-            return RejectedRow(line=record.line, column=self._labels["revoked_on"], reason=reason)
-        return RosterRow(
+                    cost = Cost.CELL if name in _LEFT_OUT else Cost.ROW
+                    found.append((name, str(error), cells.shown_date(text) if name in _DATES else "", cost))
+            elif required:
+                found.append((name, "empty", "", Cost.ROW))
+        found.extend(self._look_at_dates(values))
+        problems = [
+            Problem(line=record.line, column=self.labels[name], reason=reason, value=value, cost=cost, text=record.text)
+            for name, reason, value, cost in found
+        ]
+        if any(problem.cost is Cost.ROW for problem in problems):
+            return None, [problem for problem in problems if problem.cost is Cost.ROW]
+        get = values.get
+        row = RosterRow(
             values["organisation"],
             values["member_no"],
-            values.get("full_name"),
-            values.get("email"),
-            values.get("locale"),
-            values.get("dynamics_contact_id"),
-            values["kind"],
-            values["issued_on"],
-            values["expires_on"],
-            values.get("revoked_on"),
+            get("full_name"),
+            get("email"),
+            get("locale"),
+            get("dynamics_contact_id"),
+            get("left_on"),
+            get("kind"),
+            get("issued_on"),
+            get("expires_on"),
+            get("revoked_on"),
             record.line,
+            record.text,
         )
+        return row, problems
+
+    def _look_at_dates(self, values: Mapping[str, str]) -> Iterator[tuple[str, str, str, Cost]]:
+        """Yield column, reason, value and cost of each date that cannot be, or hardly."""
+        issued_on, expires_on = values.get("issued_on", ""), values.get("expires_on")
+        if expires_on is not None and expires_on < issued_on:
+            yield "expires_on", "ends before it begins", f"{issued_on} to {expires_on}", Cost.ROW
+        today = self.today.isoformat()
+        for name in ("revoked_on", "left_on"):
+            if values.get(name, "") > today:
+                yield name, "in the future, but it would count at once; load it on that day", values[name], Cost.ROW
+        latest = (self.today + min(_FAR_AHEAD, date.max - self.today)).isoformat()
+        for name in _DATES:
+            day = values.get(name)
+            if day is not None and day != NEVER and not _LONG_AGO <= day <= latest:
+                reason = "before 1950 or more than 15 years ahead; loaded as it is, so correct it if it is a typo"
+                yield name, reason, day, Cost.NOTHING
 
 
 class RosterForm:
@@ -144,36 +188,32 @@ class RosterForm:
     def __init__(self, options: LoadOptions, *, organisation_ids: Mapping[str, str]) -> None:
         """Raise InputError when an option is wrong."""
         for name in [*options.columns, *options.constants]:
-            if name not in REQUIRED + OPTIONAL:
-                message = f"there is no column '{shown(name)}' to fill; there are {', '.join(REQUIRED + OPTIONAL)}"
+            if name not in COLUMNS:
+                message = f"there is no column '{shown(name)}' to fill; there are {', '.join(COLUMNS)}"
                 raise InputError(message)
-        twice = sorted(set(options.columns) & set(options.constants))
-        if twice:
-            message = f"column {twice[0]} is given twice, by --column and by --set; leave one of them out"
-            raise InputError(message)
-        self._latest_revocation = (options.today or date.max).isoformat()
-        self._formats = options.date_formats or DEFAULT_DATE_FORMATS
-        for form in self._formats:
+            if name in options.columns and name in options.constants:
+                message = f"column {name} is given twice, by --column and by --set; leave one of them out"
+                raise InputError(message)
+        formats = options.date_formats or DEFAULT_DATE_FORMATS
+        for form in formats:
             if not cells.is_date_format(form):
                 message = f"--date-format '{shown(form)}' must name day, month and year, such as %d/%m/%Y or %m/%d/%Y"
                 raise InputError(message)
         # The same few thousand days come again and again.
-        self._read_date = lru_cache(maxsize=16_384)(partial(cells.read_date, formats=self._formats))
-        self._parsers: dict[str, Parse] = {
+        self._read_date = lru_cache(maxsize=16_384)(partial(cells.read_date, formats=formats))
+        self._parsers: dict[str, Parse] = dict.fromkeys(_DATES, self._read_date) | {
             "organisation": partial(cells.read_organisation, ids=organisation_ids),
             "member_no": cells.read_key,
-            "kind": cells.read_key,
-            "issued_on": self._read_date,
-            "expires_on": self._read_date,
-            "revoked_on": self._read_date,
+            "kind": lru_cache(maxsize=1_024)(cells.read_key),
             "full_name": cells.read_name,
             "email": cells.read_email,
             "locale": cells.read_locale,
             "dynamics_contact_id": cells.read_contact_id,
         }
-        self._headers = {name: options.columns.get(name, name) for name in REQUIRED + OPTIONAL}
+        self._headers = {name: options.columns.get(name, name) for name in COLUMNS}
         self._mapped = frozenset(options.columns)
-        self._constants = {name: self._constant(name, text) for name, text in options.constants.items()}
+        self._constants = {name: self._constant(name, text.strip()) for name, text in options.constants.items()}
+        self._today = options.today or date.max
 
     def score(self, header: Sequence[str]) -> int:
         """Return how many of our columns these names have."""
@@ -182,28 +222,37 @@ class RosterForm:
     def fit(self, header: Sequence[str], *, path: Path) -> Roster:
         """Return the roster with these column names, which are found whatever their case.
 
-        Raises InputError when a required or mapped column is missing, or one that is read is there twice.
+        A file with nothing of a certificate in it is one of mentors alone. Raises InputError when a required or mapped
+        column is missing, or one that is read is there twice.
         """
         places: dict[str, list[int]] = {}
         for index, name in enumerate(header):
             places.setdefault(_folded(name), []).append(index)
-        columns: list[_Column] = []
-        missing: list[str] = []
-        for name, wanted in self._headers.items():
-            found = places.get(_folded(wanted), [])
-            if name in self._constants:
-                continue
-            if len(found) > 1:
-                message = f"{path}: column '{shown(wanted)}' is there {len(found)} times; rename or remove the others"
-                raise InputError(message)
-            if found:
-                label = shown(header[found[0]])
-                columns.append(_Column(name, found[0], label, self._parsers[name], name in REQUIRED))
-            elif name in REQUIRED or name in self._mapped:
-                missing.append(name)
+        found = {
+            name: places[_folded(wanted)]
+            for name, wanted in self._headers.items()
+            if name not in self._constants and _folded(wanted) in places
+        }
+        given = {*found, *self._constants, *self._mapped}
+        mentors_alone = given.isdisjoint((*CERTIFICATE, "revoked_on")) and not given.isdisjoint(MENTOR)
+        required = IDENTITY if mentors_alone else (*IDENTITY, *CERTIFICATE)
+        missing = [name for name in COLUMNS if name in {*required, *self._mapped} - {*found, *self._constants}]
         if missing:
             raise InputError(self._missing_message(missing, header, path=path))
-        return Roster(header, columns=columns, constants=self._constants, latest_revocation=self._latest_revocation)
+        for name, all_places in found.items():
+            if len(all_places) > 1:
+                wanted = shown(self._headers[name])
+                message = f"{path}: column '{wanted}' is there {len(all_places)} times; rename or remove the others"
+                raise InputError(message)
+        return Roster(
+            width=len(header),
+            columns=[_Column(name, place, self._parsers[name], name in required) for name, (place,) in found.items()],
+            constants=self._constants,
+            labels={name: name for name in COLUMNS}
+            | {name: shown(" ".join(header[place].split())) for name, (place,) in found.items()},
+            mentors_alone=mentors_alone,
+            today=self._today,
+        )
 
     def _missing_message(self, missing: Sequence[str], header: Sequence[str], *, path: Path) -> str:
         if any("@" in cell or self._is_date(cell) for cell in header):
@@ -211,7 +260,7 @@ class RosterForm:
         names = ", ".join(
             f"{name} (as '{shown(self._headers[name])}')" if name in self._mapped else name for name in missing
         )
-        found = ", ".join(shown(cell) for cell in header[:30] if cell) or "no names"
+        found = ", ".join(shown(" ".join(cell.split())) for cell in header[:30] if cell) or "no names"
         unmapped = next((name for name in missing if name not in self._mapped), missing[0])
         return (
             f"{path}: no column {names}; the file has {found}; name it with --column {unmapped}='Their header' "
@@ -220,21 +269,19 @@ class RosterForm:
 
     def _is_date(self, text: str) -> bool:
         try:
-            self._read_date(text)
+            return bool(self._read_date(text.strip()))
         except ValueError:
             return False
-        return True
 
     def _constant(self, name: str, text: str) -> str:
-        stripped = text.strip()
         try:
-            if not stripped:
-                message = "is empty"
-                raise ValueError(message)
-            return self._parsers[name](stripped)
+            if text:
+                return self._parsers[name](text)
         except ValueError as error:
             message = f"--set {name}: {error}"
             raise InputError(message) from error
+        message = f"--set {name}: empty; give a value"
+        raise InputError(message)
 
 
 def _folded(name: str) -> str:

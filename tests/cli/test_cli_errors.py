@@ -640,7 +640,7 @@ def test_the_rejects_file_is_new_and_its_readers_own(here: Certjob, one_bad_row:
 
         assert somebody_reads.read() == "old\n"
     assert finished.returncode == 3
-    assert rejects.read_text().splitlines()[1].startswith("2,expires_on,")
+    assert rejects.read_text().splitlines()[1].startswith('"line 2: expires_on: ')
     assert stat.S_IMODE(rejects.stat().st_mode) == 0o600
 
 

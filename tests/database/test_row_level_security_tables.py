@@ -15,7 +15,7 @@ DECIDED: dict[str, dict[str, set[str]]] = {
         WORKER: {
             "SELECT",
             "INSERT(slug,name)",
-            "UPDATE(name,portal,reminder_thresholds,optional_kinds,contact_email,contact_phone,renewal_url)",
+            "UPDATE(name,portal,reminder_thresholds,optional_kinds,contact_email,contact_phone,renewal_url,sender)",
         },
         COORDINATOR: {"SELECT"},
     },
@@ -31,8 +31,8 @@ DECIDED: dict[str, dict[str, set[str]]] = {
     "mentors": {
         WORKER: {
             "SELECT",
-            "INSERT(organisation_id,member_no,full_name,email,locale,dynamics_contact_id)",
-            "UPDATE(full_name,email,locale,dynamics_contact_id,portal_visible,review_on)",
+            "INSERT(organisation_id,member_no,full_name,email,locale,dynamics_contact_id,left_at)",
+            "UPDATE(full_name,email,locale,dynamics_contact_id,left_at,portal_visible,review_on)",
         },
         COORDINATOR: {"SELECT", "UPDATE(full_name,email,locale,dynamics_contact_id,left_at)"},
     },

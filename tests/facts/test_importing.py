@@ -8,8 +8,9 @@ import psycopg
 import pytest
 
 from certjob import database
-from certjob.facts import staging
-from certjob.facts.loading import LoadOptions, LoadReport
+from certjob.facts import loading
+from certjob.facts.loading import LoadReport
+from certjob.facts.roster import Cost, LoadOptions, Problem
 from tests.support.facts import Facts
 from tests.support.loading import REQUIRED, Loader, many
 
@@ -268,7 +269,7 @@ def test_a_strict_load_is_one_transaction(loader: Loader, facts: Facts, app: App
     """Nobody sees a part of it, and a second one changes nothing."""
     seen: list[int] = []
 
-    def look(_: int) -> None:
+    def look(_: int, __: int) -> None:
         seen.append(len(app.execute("SELECT FROM mentors").fetchall()))
         app.rollback()
 
@@ -280,30 +281,30 @@ def test_a_strict_load_is_one_transaction(loader: Loader, facts: Facts, app: App
     assert facts.rows("SELECT count(*) FROM mentors") == [(2_500,)]
 
 
-def test_it_commits_by_a_thousand_mentors(loader: Loader, app: App) -> None:
+def test_it_commits_by_a_thousand_rows(loader: Loader, app: App) -> None:
     """Short transactions: what is done is done, and locks are not held for long."""
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[int, int, int]] = []
 
-    def look(certificates: int) -> None:
-        seen.append((certificates, len(app.execute("SELECT FROM mentors").fetchall())))
+    def look(written: int, all_rows: int) -> None:
+        seen.append((written, all_rows, len(app.execute("SELECT FROM mentors").fetchall())))
         app.rollback()
 
     loader(many(2_500), on_progress=look)
 
-    assert seen == [(1_000, 1_000), (2_000, 2_000), (2_500, 2_500)]
+    assert seen == [(1_000, 2_500, 1_000), (2_000, 2_500, 2_000), (2_500, 2_500, 2_500)]
 
 
 def test_a_mentor_with_very_many_certificates_is_written_in_several_batches(
     loader: Loader, facts: Facts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when a constant is given as member number."""
-    monkeypatch.setattr(staging, "ROWS_PER_BATCH", 100)
+    monkeypatch.setattr(loading, "ROWS_PER_BATCH", 100)
     rows = [f"hlf,M1,kind {number},2024-02-01,2026-02-01" for number in range(180)]
-    steps: list[int] = []
+    steps: list[tuple[int, int]] = []
 
-    report = loader("\n".join([REQUIRED, *rows]), on_progress=steps.append)
+    report = loader("\n".join([REQUIRED, *rows]), on_progress=lambda *step: steps.append(step))
 
-    assert steps == [100, 180]
+    assert steps == [(100, 180), (180, 180)]
     assert (report.mentors_added, report.certificates_added) == (1, 180)
     assert loader.rows(*rows).unchanged == 180
 
@@ -318,9 +319,10 @@ def test_a_load_leaves_nothing_in_the_session(loader: Loader, facts: Facts) -> N
     assert facts.rows("SELECT name FROM pg_prepared_statements") == []
 
 
-def test_two_rows_with_one_contact_are_not_both_loaded(loader: Loader, facts: Facts) -> None:
-    """The second mentor is refused by name of the rule, the others are loaded."""
+def test_two_mentors_with_one_contact_are_both_loaded_and_the_second_without_it(loader: Loader, facts: Facts) -> None:
+    """The contact id is wrong, the renewal is not; whoever reads the report corrects it."""
     header = "organisation,member_no,dynamics_contact_id,kind,issued_on,expires_on"
+
     report = loader.rows(
         f"hlf,M1,{CONTACT},likeperson,2024-02-01,2026-02-01",
         f"hlf,M2,{CONTACT},likeperson,2024-02-01,2026-02-01",
@@ -328,10 +330,72 @@ def test_two_rows_with_one_contact_are_not_both_loaded(loader: Loader, facts: Fa
         header=header,
     )
 
-    assert report.loaded == 2
-    assert [row.reason for row in loader.rejected] == [
-        "another mentor of the organisation has this dynamics_contact_id"
+    assert (report.loaded, report.rejected) == (3, 0)
+    assert loader.problems == [
+        Problem(
+            line=3,
+            column="dynamics_contact_id",
+            reason="another mentor of the organisation has this contact id",
+            cost=Cost.CELL,
+        )
     ]
+    assert facts.rows("SELECT member_no, dynamics_contact_id FROM mentors ORDER BY member_no") == [
+        ("M1", CONTACT),
+        ("M2", None),
+        ("M3", None),
+    ]
+
+
+def test_a_departure_in_the_file_keeps_the_hour_that_the_app_knows(loader: Loader, facts: Facts) -> None:
+    """An empty left_on brings nobody back, another day replaces the day, and the mentor is looked at again."""
+    header = REQUIRED + ",left_on"
+    row = "hlf,M1,likeperson,2024-02-01,2026-02-01,"
+    loader.rows(row + "2025-05-31", header=header)
+    first = facts.rows("SELECT left_at FROM mentors")
+    loader.connection.execute("UPDATE mentors SET left_at = '2025-05-31 11:30+00', review_on = '2026-01-01'")
+
+    same = [loader.rows(row + text, header=header).mentors_changed for text in ("2025-05-31", "")]
+    kept = facts.rows("SELECT left_at FROM mentors")
+    other = loader.rows(row + "01.06.2025", header=header)
+
+    assert first == [(datetime(2025, 5, 31, tzinfo=UTC),)]
+    assert same == [0, 0]
+    assert kept == [(datetime(2025, 5, 31, 11, 30, tzinfo=UTC),)]
+    assert other.mentors_changed == 1
+    assert facts.rows("SELECT left_at, review_on = '-infinity' FROM mentors") == [
+        (datetime(2025, 6, 1, tzinfo=UTC), True)
+    ]
+
+
+def test_a_file_of_mentors_alone_corrects_addresses_and_contact_ids(loader: Loader, facts: Facts) -> None:
+    """No certificate is needed to correct an address; and none is touched."""
+    loader.rows("hlf,M1,likeperson,2024-02-01,2026-02-01", "hlf,M2,likeperson,2024-02-01,2026-02-01")
+    loader.connection.execute("UPDATE mentors SET review_on = '2026-01-01'")
+    rows = ("hlf,M1,old@example.org,", "hlf,M2,,", f"hlf,M1,kari@example.org,{CONTACT}")
+
+    report = loader.rows(*rows, header="organisation,member_no,email,dynamics_contact_id")
+    again = loader.rows(*rows, header="organisation,member_no,email,dynamics_contact_id")
+
+    assert (report.rows, report.loaded, report.repeated, report.rejected) == (3, 2, 1, 0)
+    assert (report.mentors_changed, report.certificates_changed, report.unchanged) == (1, 0, 1)
+    assert (again.mentors_changed, again.unchanged) == (0, 2)
+    assert facts.rows("SELECT email, dynamics_contact_id, review_on = '-infinity' FROM mentors ORDER BY member_no") == [
+        ("kari@example.org", CONTACT, True),
+        (None, None, False),
+    ]
+
+
+def test_a_file_of_mentors_alone_adds_nobody(loader: Loader, facts: Facts) -> None:
+    """A mistyped number would become a mentor whom nobody watches."""
+    loader.rows("hlf,M1,likeperson,2024-02-01,2026-02-01")
+
+    report = loader.rows("hlf,M1,kari@example.org", "hlf,M11,per@example.org", header="organisation,member_no,email")
+
+    assert (report.loaded, report.rejected, report.mentors_changed) == (1, 1, 1)
+    assert loader.problems == [
+        Problem(line=3, column="(line)", reason="no such mentor; somebody new comes with a certificate")
+    ]
+    assert facts.rows("SELECT member_no FROM mentors") == [("M1",)]
 
 
 def test_spaces_inside_a_kind_count_once(loader: Loader, facts: Facts) -> None:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from certjob.database import Connection
-from certjob.facts.loading import LoadOptions, LoadReport, RejectedRow, load
+from certjob.facts.loading import LoadReport, load
+from certjob.facts.roster import Cost, LoadOptions, Problem
 
 REQUIRED = "organisation,member_no,kind,issued_on,expires_on"
 """The header of the shortest file."""
@@ -14,11 +15,16 @@ REQUIRED = "organisation,member_no,kind,issued_on,expires_on"
 
 @dataclass
 class Loader:
-    """Writes a file and loads it; the rejected rows are kept."""
+    """Writes a file and loads it; what was wrong is kept."""
 
     connection: Connection
     directory: Path
-    rejected: list[RejectedRow] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def rejected(self) -> list[Problem]:
+        """What cost a row."""
+        return [problem for problem in self.problems if problem.cost is Cost.ROW]
 
     def __call__(
         self,
@@ -26,19 +32,13 @@ class Loader:
         *,
         options: LoadOptions | None = None,
         stop: threading.Event | None = None,
-        on_progress: Callable[[int], None] | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
     ) -> LoadReport:
         path = self.directory / "roster.csv"
         path.write_bytes(text.encode())
-        self.rejected.clear()
-        return load(
-            self.connection,
-            path,
-            options=options or LoadOptions(),
-            on_reject=self.rejected.append,
-            stop=stop,
-            on_progress=on_progress,
-        )
+        report = load(self.connection, path, options=options or LoadOptions(), stop=stop, on_progress=on_progress)
+        self.problems = list(report.problems)
+        return report
 
     def rows(self, *rows: str, header: str = REQUIRED, options: LoadOptions | None = None) -> LoadReport:
         return self("\n".join([header, *rows]), options=options)

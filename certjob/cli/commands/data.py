@@ -1,19 +1,14 @@
 """The commands around the data: load, organisation, demo; db is in schema.py."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import IO, Annotated
 
 import typer
 
 from certjob.cli.commands.schema import db_app
 from certjob.cli.session import Commands, Json, LogFormat, Quiet, Verbose, session, set_up_logs
-
-if TYPE_CHECKING:
-    from certjob.cli.terminal.output import Output
-    from certjob.facts.loading import LoadReport
-    from certjob.facts.roster import RejectedRow
 
 organisation_app = Commands(
     help="The member organisations: their rules, contacts and coordinators.", no_args_is_help=True
@@ -38,18 +33,22 @@ def load(
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Load all rows, or none when one is bad.")] = False,
     rejects: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the bad rows' line, column and reason there as CSV.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write the bad rows there, each with its reason, to be corrected and loaded."
+        ),
     ] = None,
     json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
     log_format: LogFormat = None,
 ) -> int:
-    """Load mentors and certificates from a CSV file; what is there already is changed, never doubled.
+    """Load mentors and certificates from a CSV file; existing rows are updated, never duplicated.
 
-    An empty cell changes nothing. Bad rows are named on stderr and the good ones are loaded; then it exits 3.
+    An empty cell changes nothing. Bad rows are reported on stderr, the good ones are loaded, and it exits 3. A file of
+    mentors alone, without certificate columns, corrects names, addresses and contact ids.
     """
-    from certjob.cli.terminal import plain
+    from certjob.cli.pages import load as page
     from certjob.facts import loading
     from certjob.facts.cells import DEFAULT_DATE_FORMATS
     from certjob.facts.roster import LoadOptions
@@ -57,60 +56,36 @@ def load(
     columns, constants = _pairs(column, "--column"), _pairs(set_, "--set")
     with (
         session(context, quiet=quiet, verbose=verbose, log_format=log_format) as opened,
-        _rejects_to(rejects, beside=file) as keep,
-        opened.output.progress() as progress,
+        _rejects_to(rejects, beside=file) as rejects_file,
     ):
-
-        def on_reject(row: "RejectedRow") -> None:
-            keep(row)
-            plain.print_attention("certjob load", f"{file.name} line {row.line}: {row.column}: {row.reason}")
-
-        report = loading.load(
-            opened.connection,
-            file,
-            options=LoadOptions(
-                columns=columns,
-                constants=constants,
-                date_formats=tuple(date_format) if date_format else DEFAULT_DATE_FORMATS,
-                strict=strict,
-                today=opened.settings.today,
-            ),
-            on_reject=on_reject,
-            stop=opened.stop,
-            on_progress=progress.phase("Loading certificates"),
-        )
-    return _report_load(opened.output, report, json=json, strict=strict)
-
-
-def _report_load(output: "Output", report: "LoadReport", *, json: bool, strict: bool) -> int:
-    """Print what a load did and return its exit code."""
-    from dataclasses import asdict
-
-    from certjob.cli.terminal import output as console
-    from certjob.cli.terminal import plain
-
-    if json:
-        plain.print_json({"outcome": "attention" if report.rejected else "ok"} | asdict(report))
-    elif output.interactive:
-        counts = {"rows": report.rows} | {name: number for name, number in asdict(report).items() if number}
-        rows = [(name.replace("_", " "), f"{number:,}") for name, number in counts.items()]
-        console.show_rows(output, ("What", "Number"), rows)
-    if report.rejected:
-        what = "nothing was loaded (--strict)" if strict else "the others were loaded"
-        plain.print_attention("certjob load", f"{report.rejected:,} of {report.rows:,} rows were rejected; {what}")
-    return 3 if report.rejected else 0
+        with opened.output.progress() as progress:
+            report = loading.load(
+                opened.connection,
+                file,
+                options=LoadOptions(
+                    columns=columns,
+                    constants=constants,
+                    date_formats=tuple(date_format) if date_format else DEFAULT_DATE_FORMATS,
+                    strict=strict,
+                    today=opened.settings.today,
+                ),
+                stop=opened.stop,
+                on_progress=progress.phase("Loading rows"),
+            )
+        if rejects_file is not None:
+            page.write_rejects(rejects_file, report)
+    page.show(opened.output, report, name=file.name, json=json, strict=strict)
+    return 3 if page.needs_attention(report) else 0
 
 
 @contextmanager
-def _rejects_to(path: Path | None, *, beside: Path) -> "Iterator[Callable[[RejectedRow], None]]":
-    """Yield what writes a bad row into the file of --rejects, which must not be the one that is loaded."""
-    import csv
-
+def _rejects_to(path: Path | None, *, beside: Path) -> Iterator[IO[str] | None]:
+    """Open the file of --rejects, which must not be the one that is loaded."""
     from certjob import files
     from certjob.errors import InputError
 
     if path is None:
-        yield lambda _row: None
+        yield None
         return
     if not beside.exists():
         message = f"{beside}: there is no such file"
@@ -124,9 +99,7 @@ def _rejects_to(path: Path | None, *, beside: Path) -> "Iterator[Callable[[Rejec
         message = f"--rejects {path}: {error.strerror}; name a file that can be written"
         raise InputError(message) from error
     with stream:
-        writer = csv.writer(stream)
-        writer.writerow(("line", "column", "reason"))
-        yield lambda row: writer.writerow((row.line, row.column, row.reason))
+        yield stream
 
 
 @organisation_app.command("set", short_help="Create an organisation or change it.")

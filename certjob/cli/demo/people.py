@@ -10,6 +10,7 @@ from uuid import NAMESPACE_DNS, UUID, uuid5
 
 from certjob.database import Connection
 from certjob.facts import loading, organisations
+from certjob.facts.roster import LoadOptions
 
 HLF: Final = "hlf"
 OTHER: Final = "nordlys"
@@ -96,7 +97,7 @@ def load_people(connection: Connection, people: SamplePeople, *, folder: Path) -
         writer = csv.DictWriter(file, fieldnames=list(people.rows[0]))
         writer.writeheader()
         writer.writerows(people.rows)
-    return loading.load(connection, path, options=loading.LoadOptions(strict=True), on_reject=lambda _row: None)
+    return loading.load(connection, path, options=LoadOptions(strict=True))
 
 
 def add_mentor_without_certificate(connection: Connection) -> None:

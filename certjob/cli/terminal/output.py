@@ -18,6 +18,7 @@ from rich.progress import (
     TaskID,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
 from rich.table import Table
 from rich.text import Text
@@ -68,6 +69,7 @@ class Output:
             BarColumn(),
             _DoneColumn(),
             TimeElapsedColumn(),
+            _RemainingColumn(),
             console=self.err,
             disable=not self.interactive or logs_steps(),
             transient=True,
@@ -83,18 +85,31 @@ class _DoneColumn(ProgressColumn):
         return Text(f"{task.completed:,.0f}" + (f" of {task.total:,.0f}" if task.total is not None else ""))
 
 
+class _RemainingColumn(TimeRemainingColumn):
+    """How long it will still take, where the total is known."""
+
+    def render(self, task: Task) -> Text:
+        """Return the time."""
+        if task.total is None or task.time_remaining is None:
+            return Text()
+        return Text("about ") + super().render(task) + Text(" left")
+
+
 class TerminalProgress:
     """One line per phase of a run."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
 
-    def phase(self, name: str, *, total: int | None = None) -> Callable[[int], None]:
-        """Begin a phase; a night does not know its length before, so that an empty one pays for no count."""
+    def phase(self, name: str, *, total: int | None = None) -> Callable[..., None]:
+        """Begin a phase; a night does not know its length before, so that an empty one pays for no count.
+
+        What it returns takes the number done, and the total once that is known.
+        """
         task: TaskID = self._progress.add_task(name, total=total)
 
-        def advance(done: int) -> None:
-            self._progress.update(task, completed=done)
+        def advance(done: int, total: int | None = None) -> None:
+            self._progress.update(task, completed=done, total=total)
 
         return advance
 

@@ -1,6 +1,6 @@
 -- name: create_load_rows
 -- Where a batch of a CSV file is staged. It lives inside the transaction, so it works through a transaction-mode pooler;
--- under --strict all batches share one transaction and the table.
+-- under --strict all batches share one transaction and the table. Without a kind a row is about a mentor alone.
 CREATE TEMPORARY TABLE IF NOT EXISTS load_rows (
     organisation_id     uuid NOT NULL,
     member_no           text NOT NULL,
@@ -8,10 +8,12 @@ CREATE TEMPORARY TABLE IF NOT EXISTS load_rows (
     email               text,
     locale              text,
     dynamics_contact_id uuid,
-    kind                text NOT NULL,
-    issued_on           date NOT NULL,
-    expires_on          date NOT NULL,
+    left_on             date,
+    kind                text,
+    issued_on           date,
+    expires_on          date,
     revoked_on          date,
+    line                integer NOT NULL,
     mentor_id           uuid
 ) ON COMMIT DROP
 
@@ -22,7 +24,8 @@ TRUNCATE pg_temp.load_rows
 -- name: copy_load_rows
 -- COPY is the fastest way in.
 COPY pg_temp.load_rows (
-    organisation_id, member_no, full_name, email, locale, dynamics_contact_id, kind, issued_on, expires_on, revoked_on
+    organisation_id, member_no, full_name, email, locale, dynamics_contact_id, left_on, kind, issued_on, expires_on,
+    revoked_on, line
 ) FROM STDIN
 
 -- name: resolve_load_rows
@@ -33,6 +36,10 @@ SET mentor_id = m.id
 FROM mentors AS m
 WHERE m.organisation_id = r.organisation_id AND m.member_no = r.member_no
 
+-- name: list_unknown_load_rows
+-- A file of mentors alone adds nobody: a mistyped number would become a mentor without a certificate.
+SELECT line FROM pg_temp.load_rows WHERE mentor_id IS NULL
+
 -- name: lock_loaded_mentors
 -- The mentors that will change, or whose certificates will (their triggers write review_on), in one order.
 SELECT m.id
@@ -42,9 +49,10 @@ WHERE m.id IN (
     FROM pg_temp.load_rows AS r
     JOIN mentors AS known ON known.id = r.mentor_id
     LEFT JOIN certificates AS c ON c.mentor_id = r.mentor_id AND c.kind = r.kind AND c.issued_on = r.issued_on
-    WHERE c.id IS NULL
+    WHERE (c.id IS NULL AND r.kind IS NOT NULL)
         OR c.expires_on <> r.expires_on
         OR (r.revoked_on IS NOT NULL AND (c.revoked_at AT TIME ZONE 'UTC')::date IS DISTINCT FROM r.revoked_on)
+        OR (r.left_on IS NOT NULL AND (known.left_at AT TIME ZONE 'UTC')::date IS DISTINCT FROM r.left_on)
         OR (r.full_name IS NOT NULL AND known.full_name IS DISTINCT FROM r.full_name)
         OR (r.email IS NOT NULL AND known.email IS DISTINCT FROM r.email)
         OR (r.locale IS NOT NULL AND known.locale <> r.locale)
@@ -55,24 +63,31 @@ FOR NO KEY UPDATE
 
 -- name: insert_loaded_mentors
 -- New mentors. Another load that adds the same ones at this moment is waited for, and its rows are then updated.
-INSERT INTO mentors (organisation_id, member_no, full_name, email, locale, dynamics_contact_id)
-SELECT DISTINCT r.organisation_id, r.member_no, r.full_name, r.email, coalesce(r.locale, 'nb'), r.dynamics_contact_id
+INSERT INTO mentors (organisation_id, member_no, full_name, email, locale, dynamics_contact_id, left_at)
+SELECT DISTINCT r.organisation_id, r.member_no, r.full_name, r.email, coalesce(r.locale, 'nb'), r.dynamics_contact_id,
+    r.left_on::timestamp AT TIME ZONE 'UTC'
 FROM pg_temp.load_rows AS r
-WHERE NOT EXISTS (
+WHERE r.kind IS NOT NULL AND NOT EXISTS (
     SELECT FROM mentors AS m WHERE m.organisation_id = r.organisation_id AND m.member_no = r.member_no
 )
 ORDER BY r.organisation_id, r.member_no
 ON CONFLICT (organisation_id, member_no) DO NOTHING
 
 -- name: update_loaded_mentors
--- An empty cell changes nothing; a mentor who is so already is not written.
+-- An empty cell changes nothing; a mentor who is so already is not written. The day of a departure is kept as its midnight
+-- in UTC; one of the same day, whenever on it, stays as it is.
 UPDATE mentors AS m
 SET full_name = coalesce(r.full_name, m.full_name),
     email = coalesce(r.email, m.email),
     locale = coalesce(r.locale, m.locale),
-    dynamics_contact_id = coalesce(r.dynamics_contact_id, m.dynamics_contact_id)
+    dynamics_contact_id = coalesce(r.dynamics_contact_id, m.dynamics_contact_id),
+    left_at = CASE
+        WHEN (m.left_at AT TIME ZONE 'UTC')::date IS DISTINCT FROM r.left_on
+            THEN coalesce(r.left_on::timestamp AT TIME ZONE 'UTC', m.left_at)
+        ELSE m.left_at
+    END
 FROM (
-    SELECT DISTINCT mentor_id, full_name, email, locale, dynamics_contact_id FROM pg_temp.load_rows
+    SELECT DISTINCT mentor_id, full_name, email, locale, dynamics_contact_id, left_on FROM pg_temp.load_rows
 ) AS r
 WHERE m.id = r.mentor_id
     AND (
@@ -80,6 +95,7 @@ WHERE m.id = r.mentor_id
         OR (r.email IS NOT NULL AND m.email IS DISTINCT FROM r.email)
         OR (r.locale IS NOT NULL AND m.locale <> r.locale)
         OR (r.dynamics_contact_id IS NOT NULL AND m.dynamics_contact_id IS DISTINCT FROM r.dynamics_contact_id)
+        OR (r.left_on IS NOT NULL AND (m.left_at AT TIME ZONE 'UTC')::date IS DISTINCT FROM r.left_on)
     )
 
 -- name: lock_loaded_certificates
@@ -103,7 +119,7 @@ WITH written AS (
     FROM pg_temp.load_rows AS r
     LEFT JOIN certificates AS known
         ON known.mentor_id = r.mentor_id AND known.kind = r.kind AND known.issued_on = r.issued_on
-    WHERE known.id IS NULL
+    WHERE (known.id IS NULL AND r.kind IS NOT NULL)
         OR known.expires_on <> r.expires_on
         OR (r.revoked_on IS NOT NULL AND (known.revoked_at AT TIME ZONE 'UTC')::date IS DISTINCT FROM r.revoked_on)
     ORDER BY r.mentor_id, r.kind, r.issued_on
