@@ -10,10 +10,11 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from zoneinfo import ZoneInfo
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from certjob.errors import ConfigurationError
 from certjob.files import why_untrusted
+from certjob.hours import DailyHours, parse_daily_hours
 from certjob.redaction import keep
 
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -50,6 +51,8 @@ class Settings(BaseSettings):
     notify_password: SecretStr | None = None
     mail_from: str | None = Field(default=None, repr=False)
     """The sender: address, or ``Name <address>``."""
+    mail_hours: Annotated[DailyHours | None, NoDecode] = None
+    """When reminders and digests may be sent, in ``time_zone``; None: at any hour."""
     templates_dir: Path | None = None
     """A folder with message templates of the programme's own; looked into only by what writes messages."""
     ping_url: SecretStr | None = None
@@ -120,6 +123,11 @@ class Settings(BaseSettings):
             _require_tls(parts)
         return url
 
+    @field_validator("mail_hours", mode="before")
+    @classmethod
+    def _hours_of_the_day(cls, value: object) -> object:
+        return parse_daily_hours(value) if isinstance(value, str) else value
+
     @field_validator("metrics_file")
     @classmethod
     def _readable_metrics(cls, path: Path | None) -> Path | None:
@@ -153,6 +161,11 @@ class Settings(BaseSettings):
     def today(self) -> date:
         """The calendar day it is now where the programme lives."""
         return datetime.now(self.zone).date()
+
+    @property
+    def mail_waits_until(self) -> datetime | None:
+        """When mail may be sent again; None: it may be sent now."""
+        return self.mail_hours.next_begin(datetime.now(self.zone)) if self.mail_hours else None
 
     def secrets(self) -> list[str]:
         """Return what nobody may read anywhere: keys and passwords, and addresses that hold one."""

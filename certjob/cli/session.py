@@ -254,6 +254,7 @@ def delivery_from(settings: "Settings", *, deadline_seconds: float = 7200.0) -> 
         make_target=make_target if url else None,
         channel=open_channel(settings),
         mail_from=settings.mail_from,
+        mail_waits_until=lambda: settings.mail_waits_until,
         open_templates=lambda: open_templates(settings.templates_dir),
         zone=settings.zone,
         policy=portal_policy(max_attempts=settings.portal_attempts),

@@ -59,12 +59,14 @@ class MailStage(Generic[Item]):
         channel: Channel,
         stop: StopFlag,
         on_progress: Callable[[int], None] | None = None,
+        is_open: Callable[[], bool] = lambda: True,
         counts: MailCounts | None = None,
     ) -> None:
         self._queue = queue
         self._channel = channel
         self._stop = stop
         self._on_progress = on_progress
+        self._is_open = is_open
         self._refused: list[Item] = []
         self._unknown_in_a_row = 0
         self._tries = RetryPolicy(
@@ -79,10 +81,15 @@ class MailStage(Generic[Item]):
     async def run(
         self, database: DatabaseThread, stopped: asyncio.Event, *, deadline_seconds: float
     ) -> StageStop | None:
-        """Send; return why the stage ended early, or None. Raises StoppedBySignalError after a signal."""
+        """Send; return why the stage ended early, or None. Raises StoppedBySignalError after a signal.
+
+        That it was not open is nobody's concern: what waits goes out when it is.
+        """
         deadline_at = time.monotonic() + deadline_seconds
         while True:
             self._stop.check()
+            if not self._is_open():
+                return None
             item, lease = await database.run(self._queue.claim)
             if item is None:
                 return None

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from datetime import UTC, tzinfo
+from datetime import UTC, datetime, tzinfo
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -60,6 +60,8 @@ class Delivery:
     channel: Channel | None = None
     """None = CERTJOB_NOTIFY_URL is not set."""
     mail_from: str | None = None
+    mail_waits_until: Callable[[], datetime | None] = lambda: None
+    """When mail may be sent; None: now."""
     open_templates: Callable[[], Templates] = lambda: OUR_TEMPLATES
     """Called once a message is to be written: trying the programme's own takes a while. Raises ConfigurationError."""
     zone: tzinfo = UTC
@@ -209,7 +211,14 @@ class Deliveries:
 
         async def send(queue: MailQueue[Any], counts: MailCounts, *, phase: str) -> StageStop | None:
             on_progress = await database.run(lambda: self._progress.phase(phase))
-            stage = MailStage(queue, channel=channel, stop=self._stop, on_progress=on_progress, counts=counts)
+            stage = MailStage(
+                queue,
+                channel=channel,
+                stop=self._stop,
+                on_progress=on_progress,
+                is_open=lambda: delivery.mail_waits_until() is None,
+                counts=counts,
+            )
             return await stage.run(database, stopped, deadline_seconds=ends_at - time.monotonic())
 
         domain, templates = domain_of(delivery.mail_from), self._templates
@@ -225,6 +234,9 @@ class Deliveries:
             await channel.close()
         if (problem := templates.problem()) is not None:
             report.stopped.append(problem)
+        report.mail_waits_until = delivery.mail_waits_until()
+        if report.mail_waits_until is not None:
+            logger.info("mail waits until %s", report.mail_waits_until, extra={"event": "mail_waits"})
 
     def _missing_channel(self) -> StageStop | None:
         open_work = read_open_work(self._connection)

@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import dataclass, field, replace
-from datetime import date
+from datetime import date, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -90,6 +90,8 @@ class RunReport:
     portal_blocked: int = 0
     portal_alerts: int = 0
     digests_pending: int = 0
+    mail_waits_until: datetime | None = None
+    """When mail may be sent again; None: the run ended at an hour for mail, or sends none."""
     held: list[str] = field(default_factory=list)
     stopped: list[StageStop] = field(default_factory=list)
     known_stops: frozenset[str] = frozenset()
@@ -202,6 +204,8 @@ class RunReport:
         if self.command in ("run", "deliver"):
             digests = self.digests or MailCounts()
             document["digests"] = {"sent": digests.sent, "failed": digests.failed, "pending": self.digests_pending}
+            waits = self.mail_waits_until if self.reminders_pending or self.digests_pending else None
+            document["mail_waits_until"] = waits and waits.isoformat()
         if review is not None:
             document["problems"] = [
                 {"mentor_id": str(problem.mentor_id), "reason": problem.reason} for problem in review.problems

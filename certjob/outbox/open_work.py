@@ -6,7 +6,8 @@ from datetime import datetime
 from certjob import database
 from certjob.database import Connection
 
-KINDS = ("portal_hides", "portal_shows", "reminders", "digests")
+MAIL_KINDS = ("reminders", "digests")
+KINDS = ("portal_hides", "portal_shows", *MAIL_KINDS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from certjob import database
 from certjob.database import Connection
-from certjob.outbox.open_work import OpenWork, read_open_work
+from certjob.outbox.open_work import MAIL_KINDS, OpenWork, read_open_work
 
 RUNS_PER_COMMAND = 5
 COMING_DAYS = 14
@@ -82,6 +82,8 @@ class SystemStatus:
     failed_reminders: int
     failed_digests: int
     without_certificate: int
+    mail_waits_until: datetime | None
+    """When CERTJOB_MAIL_HOURS let it go; None: no mail waits for that."""
 
     @property
     def stale(self) -> bool:
@@ -89,9 +91,15 @@ class SystemStatus:
         return self.last_good_run is None or self.last_good_run.age > self.max_age
 
 
-def read_status(connection: Connection, *, today: date, max_age: timedelta) -> SystemStatus:
-    """Read it all as of one moment; writes nothing and works on a read-only server."""
+def read_status(
+    connection: Connection, *, today: date, max_age: timedelta, mail_waits_until: datetime | None = None
+) -> SystemStatus:
+    """Read it all as of one moment; writes nothing and works on a read-only server.
+
+    ``mail_waits_until`` is when the next hours for mail begin; None: they last.
+    """
     with database.read_only_snapshot(connection):
+        open_work = read_open_work(connection)
         good_runs = database.fetch(connection, "read_last_good_run", into=GoodRun)
         failures = database.fetch(connection, "read_oldest_failure", into=Failure)
         return SystemStatus(
@@ -102,12 +110,13 @@ def read_status(connection: Connection, *, today: date, max_age: timedelta) -> S
             runs=database.fetch(
                 connection, "list_last_runs", {"silence": SILENCE, "limit": RUNS_PER_COMMAND}, into=Run
             ),
-            open_work=read_open_work(connection),
+            open_work=open_work,
             coming=_read_coming(connection, today),
             oldest_failure=failures[0] if failures else None,
             failed_reminders=database.fetch_value(connection, "count_failed_reminders", {"today": today}),
             failed_digests=database.fetch_value(connection, "count_failed_digests"),
             without_certificate=_count_without_certificate(connection, today),
+            mail_waits_until=mail_waits_until if any(open_work[kind].pending for kind in MAIL_KINDS) else None,
         )
 
 
@@ -147,6 +156,7 @@ def to_document(status: SystemStatus) -> dict[str, Any]:
         "failed_reminders": status.failed_reminders,
         "failed_digests": status.failed_digests,
         "without_certificate": status.without_certificate,
+        "mail_waits_until": status.mail_waits_until,
     }
 
 

@@ -81,7 +81,10 @@ def status(
 
     oldest = timedelta(seconds=parse_duration(max_age))
     with session(context, quiet=quiet, verbose=verbose, log_format=log_format, interruptible=True) as opened:
-        found = read_status(opened.connection, today=opened.settings.today, max_age=oldest)
+        settings = opened.settings
+        found = read_status(
+            opened.connection, today=settings.today, max_age=oldest, mail_waits_until=settings.mail_waits_until
+        )
     if json:
         plain.print_json(to_document(found))
     elif not quiet:

@@ -113,6 +113,8 @@ def _totals(report: RunReport) -> Iterator[tuple[str, str]]:
         said = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in figures.items() if value)
         if said or (figures and part != "digests"):  # most nights have none, and no plan has any
             yield part, said or "nothing"
+    if document.get("mail_waits_until"):
+        yield "mail", f"waits until {report.mail_waits_until:%H:%M} (CERTJOB_MAIL_HOURS)"
 
 
 def _state_line(state: MentorState) -> str:

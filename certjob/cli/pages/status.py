@@ -165,6 +165,8 @@ class _Page:
             ("Failed digests", status.failed_digests),
         ):
             yield name, f"{failed:,}; see `certjob alerts`" if failed else "0"
+        if status.mail_waits_until is not None:
+            yield "Mail waits until", f"{self._moment(status.mail_waits_until)} (CERTJOB_MAIL_HOURS)"
         yield "Active mentors without any certificate", f"{status.without_certificate:,}"
 
     def _moment(self, at: datetime) -> str:

@@ -85,7 +85,9 @@ def _check_database(settings: Settings) -> Generator[Finding, None, dict[str, bo
     found: list[Finding] = []
     try:
         with embedded.database_url(url) as libpq_url, database.connect(libpq_url) as connection:
-            for finding in check_database(connection, today=settings.today, zone=settings.zone):
+            for finding in check_database(
+                connection, today=settings.today, zone=settings.zone, mail_hours=settings.mail_hours
+            ):
                 found.append(finding)
                 yield finding
             if found[-1].verdict is not Verdict.SKIP:

@@ -8,6 +8,8 @@ from certjob import database
 from certjob.database import Connection, migrations
 from certjob.database.clocks import Clocks
 from certjob.errors import ClocksDisagreeError, ConfigurationError
+from certjob.hours import DailyHours
+from certjob.outbox.open_work import MAIL_KINDS, read_open_work
 from certjob.review.guards import refuse_earlier_date
 from certjob.views.check.findings import Finding, fail, failed_with, ok, skip, warn
 
@@ -53,14 +55,16 @@ class Server:
     replication_role: str
 
 
-def check_database(connection: Connection, *, today: date, zone: tzinfo) -> Iterator[Finding]:
+def check_database(
+    connection: Connection, *, today: date, zone: tzinfo, mail_hours: DailyHours | None
+) -> Iterator[Finding]:
     """Look at the server, the schema, the rights of this user, and what the organisations lack."""
     server = database.fetch(connection, "describe_server", into=Server)[0]
     yield from check_server(server)
     yield check_clocks(database.read_clocks(connection), zone=zone)
     with database.read_only_snapshot(connection):
         connection.execute("SELECT set_config('statement_timeout', %s, true)", (str(STATEMENT_TIMEOUT_MS),))
-        yield from _check_contents(connection, server=server, today=today)
+        yield from _check_contents(connection, server=server, today=today, zone=zone, mail_hours=mail_hours)
 
 
 def read_organisations(connection: Connection) -> dict[str, bool]:
@@ -68,7 +72,9 @@ def read_organisations(connection: Connection) -> dict[str, bool]:
     return dict(database.fetch(connection, "list_portal_organisations"))
 
 
-def _check_contents(connection: Connection, *, server: Server, today: date) -> Iterator[Finding]:
+def _check_contents(
+    connection: Connection, *, server: Server, today: date, zone: tzinfo, mail_hours: DailyHours | None
+) -> Iterator[Finding]:
     schema = _check_schema(connection)
     yield schema
     if schema.exit_code:
@@ -78,6 +84,20 @@ def _check_contents(connection: Connection, *, server: Server, today: date) -> I
     yield from _check_rights(connection, user_name=server.user_name)
     yield from _check_last_run(connection, today=today)
     yield from _check_organisations(connection)
+    if mail_hours is not None:
+        yield _check_mail_hours(connection, mail_hours, zone=zone)
+
+
+def _check_mail_hours(connection: Connection, hours: DailyHours, *, zone: tzinfo) -> Finding:
+    """Look whether anything delivers in these hours; where no mail has waited for a day, nobody misses it."""
+    open_work = read_open_work(connection)
+    waiting = sum(open_work[kind].older_than_day for kind in MAIL_KINDS)
+    runs = [row[0].astimezone(zone) for row in database.fetch(connection, "list_last_deliveries")]
+    if not waiting or any(hours.include(started_at) for started_at in runs):
+        return ok("mail hours", "what waits for CERTJOB_MAIL_HOURS is sent in them")
+    mails = "1 mail waits" if waiting == 1 else f"{waiting:,} mails wait"
+    message = f"{mails}, and for two days nothing has delivered in CERTJOB_MAIL_HOURS"
+    return warn("mail hours", message, next_step="have cron run `certjob deliver` in these hours, see crontab.example")
 
 
 def _check_last_run(connection: Connection, *, today: date) -> Iterator[Finding]:

@@ -17,6 +17,12 @@ FROM unnest(%(tables)s::text[], %(privileges)s::text[]) WITH ORDINALITY AS neede
 WHERE NOT has_any_column_privilege('public.' || needed.table_name, needed.privilege)
 ORDER BY needed.position
 
+-- name: list_last_deliveries
+-- When something could have sent mail in the last two days.
+SELECT started_at
+FROM job_runs
+WHERE command IN ('run', 'deliver') AND started_at > now() - interval '2 days'
+
 -- name: read_runs_in_the_future
 -- How many runs have ended in the future, and the last of them: the database's clock was wrong then, and may be right now.
 SELECT count(*), max(finished_at) FROM job_runs WHERE finished_at > clock_timestamp() + interval '1 minute'
