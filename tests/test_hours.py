@@ -1,0 +1,100 @@
+"""Hours of the day: whether a moment is in them, and when they begin, whatever the clocks do."""
+
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from certjob.hours import DailyHours, parse_daily_hours
+
+OSLO = ZoneInfo("Europe/Oslo")
+
+
+def at(text: str, *, fold: int = 0) -> datetime:
+    """A moment by the clocks of Oslo; ``fold`` 1: the second of two with that name."""
+    return datetime.fromisoformat(text).replace(tzinfo=OSLO, fold=fold)
+
+
+@pytest.mark.parametrize(
+    ("hours", "inside", "outside"),
+    [
+        ("08:00-20:00", ["08:00", "12:30", "19:59:59.9"], ["07:59:59.9", "20:00", "00:00"]),
+        ("22:00-06:30", ["22:00", "23:59:59", "00:00", "06:29:59"], ["06:30", "21:59:59", "12:00"]),
+        ("16:00-24:00", ["16:00", "23:59:59"], ["00:00", "15:59"]),
+        ("00:00-24:00", ["00:00", "12:00", "23:59:59"], []),
+        ("8:00 - 8:01", ["08:00:59"], ["08:01"]),
+    ],
+)
+def test_a_moment_is_in_them_or_not(hours: str, inside: list[str], outside: list[str]) -> None:
+    """The end itself is not."""
+    found = parse_daily_hours(hours)
+
+    assert [time for time in [*inside, *outside] if found.include(at(f"2026-03-10 {time}"))] == inside
+
+
+@pytest.mark.parametrize(
+    ("hours", "now", "begin"),
+    [
+        ("08:00-20:00", "2026-03-10 03:10", "2026-03-10 08:00"),
+        ("08:00-20:00", "2026-03-10 20:00:00.5", "2026-03-11 08:00"),
+        ("08:00-20:00", "2026-03-10 08:00", None),
+        ("22:00-06:00", "2026-03-10 12:00", "2026-03-10 22:00"),
+        ("16:00-24:00", "2026-12-31 00:00", "2026-12-31 16:00"),
+    ],
+)
+def test_they_begin_again(hours: str, now: str, begin: str | None) -> None:
+    """The next time, to the minute; while they last there is nothing to wait for."""
+    assert parse_daily_hours(hours).next_begin(at(now)) == (begin and at(begin))
+
+
+def test_a_night_without_the_hour_in_which_they_begin_has_them_from_the_next_one_on() -> None:
+    """In spring 02:00 is 03:00 at once."""
+    hours = parse_daily_hours("02:15-05:00")
+
+    assert hours.next_begin(at("2026-03-29 01:59")) == at("2026-03-29 03:00")
+
+
+def test_hours_that_are_left_out_in_spring_come_the_next_day() -> None:
+    """A window inside the missing hour."""
+    assert parse_daily_hours("02:15-02:45").next_begin(at("2026-03-29 01:59")) == at("2026-03-30 02:15")
+
+
+def test_the_wait_over_a_change_of_the_clocks_is_an_hour_shorter_or_longer() -> None:
+    """From the evening before to eight o'clock."""
+    hours = parse_daily_hours("08:00-20:00")
+    waits = []
+    for now in (at("2026-03-28 22:00"), at("2026-10-24 22:00"), at("2026-11-24 22:00")):
+        begin = hours.next_begin(now)
+        assert begin is not None
+        waits.append(begin.astimezone(UTC) - now.astimezone(UTC))
+
+    assert waits == [timedelta(hours=9), timedelta(hours=11), timedelta(hours=10)]
+
+
+def test_an_hour_that_comes_twice_is_in_them_twice() -> None:
+    """In autumn 02:00 to 03:00."""
+    hours = parse_daily_hours("22:00-02:30")
+
+    assert hours.include(at("2026-10-25 02:10"))
+    assert hours.next_begin(at("2026-10-25 02:40")) == at("2026-10-25 02:00", fold=1)
+    assert hours.include(at("2026-10-25 02:10", fold=1))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "08:00", "8-20", "08:00-25:00", "08:60-20:00", "24:00-08:00", "08:00-24:01", "08:00–20:00", "x"]
+)
+def test_what_is_not_two_times_is_refused(text: str) -> None:
+    """With an example."""
+    with pytest.raises(ValueError, match="such as 08:00-20:00"):
+        parse_daily_hours(text)
+
+
+def test_an_empty_window_is_refused() -> None:
+    """Nobody wants mail to wait for ever."""
+    with pytest.raises(ValueError, match=r"empty window.*00:00-24:00"):
+        parse_daily_hours("08:00-08:00")
+
+
+def test_they_are_minutes() -> None:
+    """Since midnight."""
+    assert parse_daily_hours("08:05-24:00") == DailyHours(begin=485, end=1440)
