@@ -520,6 +520,7 @@ def test_the_document_has_its_keys(here: Certjob, ran: Ran) -> None:
         "failed_reminders",
         "failed_digests",
         "without_certificate",
+        "mail_waits_until",
     ]
     assert list(found["backlog"]) == ["portal_hides", "portal_shows", "reminders", "digests"]
     assert datetime.fromisoformat(found["now"]).tzinfo is not None
