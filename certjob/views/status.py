@@ -1,4 +1,4 @@
-"""`certjob status`: whether the nights run, what waits and for how long, and what the next two weeks will look at."""
+"""`certjob status`: whether the nights run, what waits and for how long, and what the coming nights will look at."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -30,20 +30,17 @@ class Run:
     finished_at: datetime | None
     outcome: str
     """``ok``, ``attention``, ``failed``, ``running``, or ``died``: it ended without a word."""
-
-    @property
-    def took(self) -> timedelta:
-        """How long it took, or has been seen so far."""
-        return max((self.finished_at or self.last_seen_at) - self.started_at, timedelta())
+    duration_seconds: float
+    """How long it took, has been running up to now, or was heard of before it died."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoodRun:
-    """The last night over all organisations that came to its end."""
+    """The last night over all organisations that came to its end; one that ends in the future is not good."""
 
     run_id: UUID
     finished_at: datetime
-    age: timedelta
+    age_seconds: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,25 +56,32 @@ class Failure:
     error: str
     created_at: datetime
     last_failed_at: datetime
-    unresolved: int
-    """How many there are, this one included."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComingNight:
+    """How many mentors a night will look at."""
+
+    on: date
+    mentors: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SystemStatus:
-    """Everything `certjob status` tells."""
+    """Everything `certjob status` shows; the JSON document has it in this order."""
 
     now: datetime
     """By the database's clock."""
     today: date
+    max_age_seconds: int
     last_good_run: GoodRun | None
-    max_age: timedelta
     runs: Sequence[Run]
     """The newest first."""
-    open_work: dict[str, OpenWork]
+    backlog: dict[str, OpenWork]
     """``portal_hides``, ``portal_shows``, ``reminders``, ``digests``."""
-    coming: dict[date, int]
-    """How many mentors the nights of the next 14 days will look at, today's first."""
+    coming: Sequence[ComingNight]
+    """Today's first, with whoever is overdue."""
+    unresolved_failures: int
     oldest_failure: Failure | None
     failed_reminders: int
     failed_digests: int
@@ -88,11 +92,16 @@ class SystemStatus:
     @property
     def stale(self) -> bool:
         """Whether no night has come to its end for too long, or ever."""
-        return self.last_good_run is None or self.last_good_run.age > self.max_age
+        return self.last_good_run is None or self.last_good_run.age_seconds > self.max_age_seconds
 
 
 def read_status(
-    connection: Connection, *, today: date, max_age: timedelta, mail_waits_until: datetime | None = None
+    connection: Connection,
+    *,
+    today: date,
+    max_age: timedelta,
+    coming_days: int = COMING_DAYS,
+    mail_waits_until: datetime | None = None,
 ) -> SystemStatus:
     """Read it all as of one moment; writes nothing and works on a read-only server.
 
@@ -101,18 +110,19 @@ def read_status(
     with database.read_only_snapshot(connection):
         open_work = read_open_work(connection)
         good_runs = database.fetch(connection, "read_last_good_run", into=GoodRun)
-        failures = database.fetch(connection, "read_oldest_failure", into=Failure)
+        failures = database.fetch(connection, "read_oldest_failure", into=dict)
+        unresolved = failures[0].pop("unresolved") if failures else 0
+        runs = {"silence": SILENCE, "limit": RUNS_PER_COMMAND}
         return SystemStatus(
             now=database.clock(connection),
             today=today,
+            max_age_seconds=int(max_age.total_seconds()),
             last_good_run=good_runs[0] if good_runs else None,
-            max_age=max_age,
-            runs=database.fetch(
-                connection, "list_last_runs", {"silence": SILENCE, "limit": RUNS_PER_COMMAND}, into=Run
-            ),
-            open_work=open_work,
-            coming=_read_coming(connection, today),
-            oldest_failure=failures[0] if failures else None,
+            runs=database.fetch(connection, "list_last_runs", runs, into=Run),
+            backlog=open_work,
+            coming=_read_coming(connection, today, days=coming_days),
+            unresolved_failures=unresolved,
+            oldest_failure=Failure(**failures[0]) if failures else None,
             failed_reminders=database.fetch_value(connection, "count_failed_reminders", {"today": today}),
             failed_digests=database.fetch_value(connection, "count_failed_digests"),
             without_certificate=_count_without_certificate(connection, today),
@@ -126,38 +136,16 @@ def _count_without_certificate(connection: Connection, today: date) -> int:
     return int(database.fetch_value(connection, "count_without_certificate", parameters))
 
 
-def _read_coming(connection: Connection, today: date) -> dict[date, int]:
-    until = today + timedelta(days=COMING_DAYS)
-    counts = dict(database.fetch(connection, "count_coming_reviews", {"today": today, "until": until}))
-    days = [today + timedelta(days=number) for number in range(COMING_DAYS)]
-    return {day: counts.get(day, 0) for day in days}
+def _read_coming(connection: Connection, today: date, *, days: int) -> list[ComingNight]:
+    parameters = {"today": today, "until": today + timedelta(days=days)}
+    counts = dict(database.fetch(connection, "count_coming_reviews", parameters))
+    nights = (today + timedelta(days=number) for number in range(days))
+    return [ComingNight(on=night, mentors=counts.get(night, 0)) for night in nights]
 
 
 def to_document(status: SystemStatus) -> dict[str, Any]:
     """Return the JSON document."""
-    good, failure = status.last_good_run, status.oldest_failure
-    return {
-        "outcome": "attention" if status.stale else "ok",
-        "now": status.now,
-        "today": status.today,
-        "stale": status.stale,
-        "max_age_seconds": int(status.max_age.total_seconds()),
-        "last_good_run": good
-        and {
-            "run_id": good.run_id,
-            "finished_at": good.finished_at,
-            "age_seconds": int(good.age.total_seconds()),
-        },
-        "runs": [asdict(run) | {"duration_seconds": round(run.took.total_seconds(), 3)} for run in status.runs],
-        "backlog": {kind: asdict(waiting) for kind, waiting in status.open_work.items()},
-        "coming": [{"on": day, "mentors": number} for day, number in status.coming.items()],
-        "unresolved_failures": failure.unresolved if failure else 0,
-        "oldest_failure": failure and {name: value for name, value in asdict(failure).items() if name != "unresolved"},
-        "failed_reminders": status.failed_reminders,
-        "failed_digests": status.failed_digests,
-        "without_certificate": status.without_certificate,
-        "mail_waits_until": status.mail_waits_until,
-    }
+    return {"outcome": "attention" if status.stale else "ok", "stale": status.stale} | asdict(status)
 
 
 SILENCE = timedelta(minutes=30)

@@ -166,6 +166,34 @@ def test_a_run_that_died_shows_as_died(here: Certjob, ran: Ran) -> None:
     assert outcomes[str(dead)] == ("died", None)
 
 
+def test_how_long_a_run_has_been_running_is_counted_up_to_now(certjob: Certjob, ran: Ran) -> None:
+    """Also when it was last heard of a while ago; of one that died, up to its last sign of life."""
+    ran(outcome=None, ago=timedelta(minutes=10), silent_for=timedelta(minutes=11))
+    ran(outcome=None, ago=timedelta(hours=2), silent_for=timedelta(hours=1), command="deliver")
+
+    page, whole = certjob("status"), certjob("status", "--json")
+
+    durations = {run["outcome"]: run["duration_seconds"] for run in document(whole)["runs"]}
+    assert 690 <= durations["running"] < 800
+    assert 3690 <= durations["died"] < 3700
+    assert ", running, for 11 min " in page.stdout
+    assert ", died, after 1 h 1 min, on night-1\n" in page.stdout
+
+
+def test_a_night_that_ended_in_the_future_is_no_good_one(certjob: Certjob, ran: Ran) -> None:
+    """The database's clock was wrong then: for weeks nobody would notice that no night runs any more."""
+    ran(-20 * DAY)
+
+    alone, whole = certjob("status"), certjob("status", "--json")
+    ran(2 * DAY)
+    older = certjob("status")
+
+    assert (alone.returncode, whole.returncode, older.returncode) == (3, 3, 3)
+    assert alone.stdout.startswith("last good night: never\n")
+    assert document(whole)["last_good_run"] is None
+    assert "the last good night ended 2 d ago" in older.stderr
+
+
 def test_a_night_that_was_killed_shows_as_died(
     here: Certjob, facts: Facts, bare_environment: dict[str, str], database_url: str, tmp_path: Path
 ) -> None:
@@ -347,8 +375,8 @@ def test_the_coming_nights_have_their_numbers(connection: Connection, facts: Fac
 
     coming = read(connection).coming
 
-    assert list(coming) == [TODAY + number * DAY for number in range(14)]
-    assert {day: number for day, number in coming.items() if number} == {
+    assert [night.on for night in coming] == [TODAY + number * DAY for number in range(14)]
+    assert {night.on: night.mentors for night in coming if night.mentors} == {
         date(2026, 3, 10): 3,
         date(2026, 3, 11): 1,
         date(2026, 3, 23): 1,
@@ -383,7 +411,7 @@ def test_the_failure_that_lasts_longest_is_named(here: Certjob, connection: Conn
     assert found["unresolved_failures"] == 2
     assert found["oldest_failure"]["member_no"] == "M3"
     assert found["oldest_failure"]["error"] == "error 3"
-    assert "M3 of hlf to be hidden: error 3" in page.stdout
+    assert "M3 of hlf to be hidden; see `certjob alerts`\n" in page.stdout
     assert "Nordmann" not in page.stdout
 
 
@@ -507,9 +535,9 @@ def test_the_document_has_its_keys(here: Certjob, ran: Ran) -> None:
 
     assert list(found) == [
         "outcome",
+        "stale",
         "now",
         "today",
-        "stale",
         "max_age_seconds",
         "last_good_run",
         "runs",
@@ -529,24 +557,46 @@ def test_the_document_has_its_keys(here: Certjob, ran: Ran) -> None:
     assert set(found["coming"][0]) == {"on", "mentors"}
 
 
-def test_on_a_terminal_it_fits(
-    ran: Ran, facts: Facts, bare_environment: dict[str, str], database_url: str, tmp_path: Path
+@pytest.mark.parametrize("columns", [80, 100])
+def test_on_a_terminal_it_is_one_screen(
+    ran: Ran, facts: Facts, bare_environment: dict[str, str], database_url: str, tmp_path: Path, columns: int
 ) -> None:
-    """Eighty columns; died in red; NO_COLOR takes the colour."""
-    ran(host="night-1.drift.example.org")
+    """24 lines with the prompt, whatever has happened; what matters first; died in red; NO_COLOR takes the colour."""
+    for hours in range(1, 9):
+        for command in ("run", "deliver", "resync", "alerts"):
+            ran(timedelta(hours=hours), command=command, host="night-1.drift.example.org")
+    ran(outcome="failed")
+    ran(outcome=None, silent_for=timedelta())
     ran(outcome=None, silent_for=DAY, host="[red]\x1b[2J")
+    facts.connection.execute(
+        "INSERT INTO dynamics_sync_failures (mentor_id, visible, kind, attempts, error)"
+        " VALUES (%s, false, 'stage', 0, %s)",
+        (facts.mentor(facts.organisation()), "x" * 200),
+    )
     environment = bare_environment | {"CERTJOB_DATABASE_URL": database_url}
 
-    code, shown = on_terminal(["status"], environment=environment, folder=tmp_path, columns=80)
-    _, plain = on_terminal(["status"], environment=environment | {"NO_COLOR": "1"}, folder=tmp_path, columns=80)
+    _, shown = on_terminal(["status"], environment=environment, folder=tmp_path, columns=columns)
+    _, plain = on_terminal(["status"], environment=environment | {"NO_COLOR": "1"}, folder=tmp_path, columns=columns)
 
-    assert code == 0
     assert "\x1b[1;31mdied" in shown
     assert "\x1b[2J" not in shown
     assert "\x1b[1;31m" not in plain
     lines = without_escapes(shown).splitlines()
-    assert max(map(len, lines)) <= 80
-    assert [line for line in lines if line.startswith("reminders")] != []
+    assert len(lines) <= 23
+    assert max(map(len, lines)) <= columns
+    assert lines[0].startswith("Last good night: ")
+    assert {"deliver", "resync", "alerts", "failed", "died", "running"} <= {*"\n".join(lines).split()}
+
+
+def test_the_coming_nights_are_listed_when_asked_for(here: Certjob, ran: Ran, facts: Facts) -> None:
+    """Otherwise there is one line for all."""
+    ran()
+    facts.mentor(facts.organisation())
+
+    assert "mentors to review: 1 today, 1 within 14 nights; see `certjob status --days 14`\n" in here().stdout
+    listed = [line for line in here("--days", "3").stdout.splitlines() if line.startswith("to review on ")]
+    assert [line.rpartition(": ")[2] for line in listed] == ["1", "0", "0"]
+    assert len(document(here("--days", "3", "--json"))["coming"]) == 3
 
 
 def test_it_works_on_a_read_only_database(here: Certjob, ran: Ran, connection: Connection) -> None:

@@ -63,32 +63,39 @@ def status(
     max_age: Annotated[
         str, typer.Option(metavar="TIME", help="How long ago the last good night may have ended, such as 26h.")
     ] = "26h",
+    days: Annotated[
+        int | None, typer.Option(min=1, max=366, help="List each of so many coming nights, today's first.")
+    ] = None,
     json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
     log_format: LogFormat = None,
 ) -> int:
-    """Show the last runs, what waits and since when, the coming nights, and the oldest failure. Changes nothing.
+    """Show whether the nights run, what waits and since when, the last runs, and what comes. Changes nothing.
 
-    A night is good when it came to its end over all organisations, even if something needs a person. Exits 3 when the
+    A night is good when it came to its end over all organisations, even if someone has to act. Exits 3 when the
     last good one is older than --max-age, or there is none.
     """
     from datetime import timedelta
 
     from certjob.cli.pages import status as status_page
     from certjob.cli.terminal import plain
-    from certjob.views.status import read_status, to_document
+    from certjob.views.status import COMING_DAYS, read_status, to_document
 
     oldest = timedelta(seconds=parse_duration(max_age))
     with session(context, quiet=quiet, verbose=verbose, log_format=log_format, interruptible=True) as opened:
         settings = opened.settings
         found = read_status(
-            opened.connection, today=settings.today, max_age=oldest, mail_waits_until=settings.mail_waits_until
+            opened.connection,
+            today=settings.today,
+            max_age=oldest,
+            coming_days=days or COMING_DAYS,
+            mail_waits_until=settings.mail_waits_until,
         )
     if json:
         plain.print_json(to_document(found))
     elif not quiet:
-        status_page.show_status(opened.output, found, zone=opened.settings.zone)
+        status_page.show_status(opened.output, found, zone=opened.settings.zone, every_night=days is not None)
     reason = status_page.closing_line(found, zone=opened.settings.zone)
     if reason is not None:
         plain.print_attention("certjob status", reason)

@@ -1,12 +1,12 @@
-"""`certjob status` for people: tables on a terminal, one line per fact off it."""
+"""`certjob status` for people: one screen of 24 lines on a terminal, one line per fact off it."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime, timedelta, tzinfo
+from collections.abc import Iterator, Sequence
+from datetime import datetime, tzinfo
 
 from rich.table import Table
 from rich.text import Text
 
-from certjob.cli.terminal.lines import PageLine, keep_words_whole, unbroken
+from certjob.cli.terminal.lines import PageLine, unbroken
 from certjob.cli.terminal.output import Output, clean
 from certjob.cli.terminal.plain import harmless
 from certjob.outbox.open_work import OpenWork
@@ -14,13 +14,14 @@ from certjob.views.status import Run, SystemStatus
 
 _OUTCOMES = {"ok": "green", "attention": "yellow", "failed": "bold red", "died": "bold red", "running": "cyan"}
 _SORTS = {"portal_hides": "hides", "portal_shows": "shows", "reminders": "reminders", "digests": "digests"}
-_LONGEST_BAR = 40
-_BESIDE_A_BAR = 36
+_STATES = ("open", "due", "later", "busy", "blocked")
+_MOST_RUNS = 7
+"""On a terminal: with all the rest, that is 24 lines."""
 
 
-def show_status(output: Output, status: SystemStatus, *, zone: tzinfo) -> None:
-    """Print everything: tables on a terminal, off it one line per fact."""
-    page = _Page(output, status, zone)
+def show_status(output: Output, status: SystemStatus, *, zone: tzinfo, every_night: bool) -> None:
+    """Print everything; ``every_night`` has a line for each of the coming nights instead of one for all."""
+    page = _Page(output, status, zone, every_night=every_night)
     if output.on_terminal:
         page.show()
     else:
@@ -37,151 +38,133 @@ def closing_line(status: SystemStatus, *, zone: tzinfo) -> str | None:
         return "no night has come to its end yet; run `certjob run`, and see whether cron does"
     at = f"{good.finished_at.astimezone(zone):%Y-%m-%d %H:%M}"
     return (
-        f"the last good night ended {duration_words(good.age)} ago ({at}), more than {duration_words(status.max_age)}; "
-        "see how the last runs ended, whether cron runs, and `certjob check`"
+        f"the last good night ended {duration_words(good.age_seconds)} ago ({at}), more than "
+        f"{duration_words(status.max_age_seconds)}; see how the last runs ended, whether cron runs, and `certjob check`"
     )
 
 
 class _Page:
-    """What is shown, in its order."""
+    """What is shown, in its order: whether the nights run, what waits, the last runs, what comes."""
 
-    def __init__(self, output: Output, status: SystemStatus, zone: tzinfo) -> None:
+    def __init__(self, output: Output, status: SystemStatus, zone: tzinfo, *, every_night: bool) -> None:
         self._output = output
         self._status = status
         self._zone = zone
+        self._every_night = every_night
 
     def show(self) -> None:
-        """Print the tables, or lines where the terminal is too narrow for their words."""
-        self._fact("Last good night", self._last_good(), style="red" if self._status.stale else "green")
-        runs = [self._run_cells(run) for run in self._status.runs]
-        headings: tuple[str, ...] = ("Started", "Command", "Took", "Outcome", "Host")
-        self._table("Last runs", headings, runs, lines=map(self._run_line, self._status.runs))
-        headings = ("What waits", "Open", "Due", "Later", "Busy", "Blocked", ">1 h", ">1 d", "Oldest")
-        rows = [self._work_cells(name, work) for name, work in self._status.open_work.items()]
-        lines = (self._work_line(name, work) for name, work in self._status.open_work.items())
-        self._table("", headings, rows, numbers=range(1, 8), lines=lines)
-        coming = list(self._coming_cells())
-        lines = (f"{day}: {number}" for day, number, _ in coming)
-        self._table("Mentors to review", ("Night", "Mentors", ""), coming, numbers=range(1, 2), lines=lines)
+        """Print two tables between the lines that matter."""
+        status = self._status
+        self._fact("Last good night", self._last_good(), style="bold red" if status.stale else "")
+        rows = [self._work_cells(name, work) for name, work in status.backlog.items()]
+        self._table(("What waits", *map(str.capitalize, _STATES), "Oldest"), rows, numbers=range(1, 6))
+        runs = [self._run_cells(run) for run in _most_telling(status.runs)]
+        self._table(("Last runs", "Command", "Outcome", "Took", "Host"), runs, styled=2)
         self._output.out.print()
         for name, text in self._figures():
             self._fact(name, text)
 
     def lines(self) -> Iterator[str]:
-        """Yield the same without tables; what is nothing is left out."""
+        """Yield the same without tables, and with more of the last runs."""
         yield f"last good night: {self._last_good()}"
-        for run in self._status.runs:
-            yield f"run: {self._run_line(run)}"
-        for name, work in self._status.open_work.items():
+        for name, work in self._status.backlog.items():
             yield f"waiting {self._work_line(name, work)}"
-        for day, number in self._status.coming.items():
-            yield f"to review on {day}: {number:,}"
+        for run in self._status.runs:
+            started, command, outcome, took, host = self._run_cells(run)
+            yield f"run: {started}, {command}, {outcome}, {took}, on {host}"
         for name, text in self._figures():
             yield f"{name[:1].lower()}{name[1:]}: {text}"
-
-    def _run_line(self, run: Run) -> str:
-        started, command, took, outcome, host = self._run_cells(run)
-        return f"{started}, {command}, {outcome}, took {took}, on {host}"
-
-    def _work_line(self, name: str, work: OpenWork) -> str:
-        words = ("due", "later", "busy", "blocked")
-        numbers = (work.due, work.waiting, work.in_flight, work.blocked)
-        parts = ", ".join(f"{number:,} {word}" for number, word in zip(numbers, words, strict=True) if number)
-        since = f" ({parts}), the oldest since {self._moment(work.oldest_at)}" if work.oldest_at else ""
-        return f"{_SORTS[name]}: {work.open:,}{since}"
 
     def _fact(self, name: str, text: str, *, style: str = "") -> None:
         self._output.show_lines([PageLine(head=f"{name}: ", text=unbroken(harmless(text)), style=style)])
 
     def _table(
-        self,
-        title: str,
-        headings: Sequence[str],
-        rows: Sequence[Sequence[str]],
-        *,
-        numbers: range = range(0),
-        lines: Iterable[str],
+        self, headings: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: range = range(0), styled: int = -1
     ) -> None:
-        """Print a table, its lines instead where it has no room; without a title its first heading is one."""
+        """Print a table; the cells of the column ``styled`` are outcomes, in their colours."""
         self._output.out.print()
-        if title:
-            self._output.out.print(Text(title if rows else f"{title}: none", style="bold"))
-        if not rows:
-            return
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
         for number, heading in enumerate(headings):
             table.add_column(heading, justify="right" if number in numbers else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*(Text(cell, style=_OUTCOMES[cell]) if cell in _OUTCOMES else clean(cell) for cell in row))
-        if keep_words_whole(self._output.out, table):
-            self._output.out.print(table)
-            return
-        if not title:
-            self._output.out.print(Text(headings[0], style="bold"))
-        self._output.show_lines(PageLine(text=harmless(line), bullet="- ") for line in lines)
+        for row in rows or [("none", *[""] * (len(headings) - 1))]:
+            table.add_row(
+                *(Text(cell, _OUTCOMES.get(cell, "")) if at == styled else clean(cell) for at, cell in enumerate(row))
+            )
+        self._output.out.print(table)
 
     def _last_good(self) -> str:
         good = self._status.last_good_run
-        return f"{self._moment(good.finished_at)}, {duration_words(good.age)} ago" if good else "never"
+        return f"{self._moment(good.finished_at)}, {duration_words(good.age_seconds)} ago" if good else "never"
 
     def _run_cells(self, run: Run) -> tuple[str, str, str, str, str]:
         command = run.command if run.organisation is None else f"{run.command} --organisation {run.organisation}"
-        return (self._moment(run.started_at), command, duration_words(run.took), run.outcome, harmless(run.host))
+        took = duration_words(run.duration_seconds)
+        if run.outcome == "running":
+            took = f"for {took} now"
+        elif run.outcome == "died":
+            took = f"after {took}"
+        return (self._moment(run.started_at), command, run.outcome, took, harmless(run.host))
 
     def _work_cells(self, name: str, work: OpenWork) -> tuple[str, ...]:
-        numbers = (
-            work.open,
-            work.due,
-            work.waiting,
-            work.in_flight,
-            work.blocked,
-            work.older_than_hour,
-            work.older_than_day,
-        )
-        return (
-            _SORTS[name],
-            *(f"{number:,}" for number in numbers),
-            self._moment(work.oldest_at) if work.oldest_at else "",
-        )
+        numbers = (work.open, work.due, work.waiting, work.in_flight, work.blocked)
+        oldest = self._moment(work.oldest_at) if work.oldest_at else ""
+        return (_SORTS[name], *(f"{number:,}" for number in numbers), oldest)
 
-    def _coming_cells(self) -> Iterator[tuple[str, str, str]]:
-        most = max(self._status.coming.values())
-        longest = max(min(self._output.out.width - _BESIDE_A_BAR, _LONGEST_BAR), 1)
-        block = "█" if (self._output.out.encoding or "").lower().startswith("utf") else "#"
-        for day, number in self._status.coming.items():
-            length = max(1, round(longest * number / most)) if number else 0
-            yield (f"{day} {'today' if day == self._status.today else f'{day:%a}'}", f"{number:,}", block * length)
+    def _work_line(self, name: str, work: OpenWork) -> str:
+        numbers = (work.due, work.waiting, work.in_flight, work.blocked)
+        parts = ", ".join(f"{number:,} {state}" for number, state in zip(numbers, _STATES[1:], strict=True) if number)
+        since = f" ({parts}), the oldest since {self._moment(work.oldest_at)}" if work.oldest_at else ""
+        return f"{_SORTS[name]}: {work.open:,}{since}"
 
     def _figures(self) -> Iterator[tuple[str, str]]:
         status, failure = self._status, self._status.oldest_failure
-        yield "Unresolved failures", f"{failure.unresolved:,}; see `certjob alerts`" if failure else "0"
+        if self._every_night:
+            for night in status.coming:
+                yield f"To review on {night.on:%a} {night.on}", f"{night.mentors:,}"
+        else:
+            tonight, coming = status.coming[0].mentors, sum(night.mentors for night in status.coming)
+            nights = f"{len(status.coming)} nights"
+            yield "Mentors to review", f"{tonight:,} today, {coming:,} within {nights}; see `certjob status --days 14`"
+        if status.without_certificate:
+            mentors = (
+                "1 active mentor"
+                if status.without_certificate == 1
+                else f"{status.without_certificate:,} active mentors"
+            )
+            yield "Without any certificate", f"{mentors}, whom certjob does not watch"
         if failure is not None:
-            what = "shown" if failure.visible else "hidden"
-            since = self._moment(failure.created_at)
-            who = f"{failure.member_no} of {failure.organisation} to be {what}"
-            yield "Oldest failure", f"since {since}, {who}: {failure.error}"
-        for name, failed in (
-            ("Failed reminders", status.failed_reminders),
-            ("Failed digests", status.failed_digests),
-        ):
-            yield name, f"{failed:,}; see `certjob alerts`" if failed else "0"
+            who = f"{failure.member_no} of {failure.organisation} to be {'shown' if failure.visible else 'hidden'}"
+            since = f"the oldest since {self._moment(failure.created_at)}, {who}"
+            yield "Failed pushes", f"{status.unresolved_failures:,}, {since}; see `certjob alerts`"
         if status.mail_waits_until is not None:
             yield "Mail waits until", f"{self._moment(status.mail_waits_until)} (CERTJOB_MAIL_HOURS)"
-        yield "Active mentors without any certificate", f"{status.without_certificate:,}"
+        for name, failed in (("Failed reminders", status.failed_reminders), ("Failed digests", status.failed_digests)):
+            if failed:
+                yield name, f"{failed:,}; see `certjob alerts`"
 
     def _moment(self, at: datetime) -> str:
         return f"{at.astimezone(self._zone):%Y-%m-%d %H:%M}"
 
 
-def duration_words(elapsed: timedelta) -> str:
+def _most_telling(runs: Sequence[Run]) -> list[Run]:
+    """Return those for which a screen has room: first what runs now or ended badly, and the last of each command."""
+    newest = {run.command: run for run in reversed(runs)}
+
+    def is_telling(run: Run) -> bool:
+        return run.outcome not in ("ok", "attention") or newest[run.command] is run
+
+    chosen = sorted(runs, key=lambda run: not is_telling(run))[:_MOST_RUNS]
+    return [run for run in runs if run in chosen]
+
+
+def duration_words(seconds: float) -> str:
     """Return how long something took, in its two largest units.
 
-    >>> duration_words(timedelta(hours=26)), duration_words(timedelta(seconds=3.21)), duration_words(timedelta(days=9))
-    ('1 d 2 h', '3.2 s', '9 d')
+    >>> duration_words(26 * 3600), duration_words(3.21), duration_words(0.2), duration_words(9 * 86_400)
+    ('1 d 2 h', '3 s', 'under 1 s', '9 d')
     """
-    seconds = elapsed.total_seconds()
-    if seconds < 60:
-        return f"{seconds:.1f} s"
+    if seconds < 1:
+        return "under 1 s"
     parts: list[tuple[int, str]] = []
     rest = int(seconds)
     for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):

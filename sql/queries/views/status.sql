@@ -3,36 +3,41 @@
 -- in a week that failed, and that never ended, however many came after it: an hourly night must not hide them. A run that
 -- has not finished is alive as long as it says so now and then.
 SELECT
-    id AS run_id,
-    command,
-    organisation,
-    host,
-    version,
-    as_of,
-    started_at,
-    last_seen_at,
-    finished_at,
-    coalesce(outcome, CASE WHEN last_seen_at < now() - %(silence)s::interval THEN 'died' ELSE 'running' END) AS outcome
+    id AS run_id, command, organisation, host, version, as_of, started_at, last_seen_at, finished_at, outcome,
+    round(extract(epoch FROM greatest(ended_at - started_at, interval '0')), 3)::float8 AS duration_seconds
 FROM (
     SELECT
-        job_runs.*,
+        id,
+        command,
+        organisation,
+        host,
+        version,
+        as_of,
+        started_at,
+        last_seen_at,
+        finished_at,
+        coalesce(outcome, CASE WHEN is_silent THEN 'died' ELSE 'running' END) AS outcome,
+        coalesce(finished_at, CASE WHEN is_silent THEN last_seen_at ELSE now() END) AS ended_at,
         row_number() OVER (PARTITION BY command ORDER BY started_at DESC) AS number,
         row_number() OVER (PARTITION BY command, outcome ORDER BY started_at DESC) AS number_of_outcome
     FROM job_runs
+    CROSS JOIN LATERAL (SELECT last_seen_at < now() - %(silence)s::interval AS is_silent) AS life
 ) AS numbered
 WHERE number <= %(limit)s
     OR (
         number_of_outcome = 1
-        AND coalesce(outcome, 'died') NOT IN ('ok', 'attention')
+        AND outcome NOT IN ('ok', 'attention')
         AND started_at > now() - interval '7 days'
     )
 ORDER BY started_at DESC, id
 
 -- name: read_last_good_run
--- The last night over all organisations that came to its end, with how long ago that is by the database's own clock.
-SELECT id AS run_id, finished_at, now() - finished_at AS age
+-- The last night over all organisations that came to its end, with how long ago that is by the database's own clock. One
+-- that ended in the future was recorded by a wrong clock, and would be the last good one for as long.
+SELECT id AS run_id, finished_at, greatest(extract(epoch FROM now() - finished_at), 0)::bigint AS age_seconds
 FROM job_runs
-WHERE command = 'run' AND organisation IS NULL AND outcome IN ('ok', 'attention') AND finished_at IS NOT NULL
+WHERE command = 'run' AND organisation IS NULL AND outcome IN ('ok', 'attention')
+    AND finished_at <= now() + interval '1 minute'
 ORDER BY finished_at DESC
 LIMIT 1
 
