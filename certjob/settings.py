@@ -57,6 +57,8 @@ class Settings(BaseSettings):
     """A folder with message templates of the programme's own; looked into only by what writes messages."""
     ping_url: SecretStr | None = None
     """Where `run` tells that it started and how it ended; whoever knows the address can tell so: it is a secret."""
+    attention_ping_url: SecretStr | None = None
+    """Where `run` tells whether someone has to act; then `ping_url` hears only whether the run did its work."""
     metrics_file: Path | None = None
     """A textfile for Prometheus' node_exporter."""
     log_format: Literal["text", "json"] = "text"
@@ -109,7 +111,7 @@ class Settings(BaseSettings):
             _require_tls(parts)
         return url
 
-    @field_validator("ping_url")
+    @field_validator("ping_url", "attention_ping_url")
     @classmethod
     def _safe_ping(cls, url: SecretStr | None) -> SecretStr | None:
         if url is not None:
@@ -143,6 +145,9 @@ class Settings(BaseSettings):
     def _complete(self) -> Self:
         if self.portal_url and not self.portal_key:
             message = "CERTJOB_PORTAL_KEY is missing; CERTJOB_PORTAL_URL needs it"
+            raise ValueError(message)
+        if self.attention_ping_url is not None and self.attention_ping_url == self.ping_url:
+            message = "CERTJOB_ATTENTION_PING_URL must be the address of a second check, not that of CERTJOB_PING_URL"
             raise ValueError(message)
         channel = urlsplit(self.notify_url.get_secret_value()).scheme if self.notify_url else ""
         if channel in {"smtp", "smtps"} and not self.mail_from:
@@ -231,6 +236,7 @@ _LEFT_OUT_WITHOUT = {
     "CERTJOB_PORTAL_KEY": "portal_url",
     "CERTJOB_MAIL_FROM": "notify_url",
     "CERTJOB_NOTIFY_PASSWORD": "notify_password",
+    "CERTJOB_ATTENTION_PING_URL": "attention_ping_url",
 }
 """Which setting is of no use while another one is missing or wrong."""
 

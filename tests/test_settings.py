@@ -599,6 +599,14 @@ class TestMonitoring:
         assert said.startswith("CERTJOB_PING_URL: ")
         assert phrase in said
 
+    def test_two_checks_have_two_addresses(self, environment: pytest.MonkeyPatch) -> None:
+        """One that hears both success and failure of the same run tells nothing."""
+        url = f"https://hc.example/{SECRET}"
+
+        said = complaint(environment, CERTJOB_PING_URL=url, CERTJOB_ATTENTION_PING_URL=url)
+
+        assert said.startswith("CERTJOB_ATTENTION_PING_URL must be the address of a second check")
+
     def test_a_ping_address_prints_as_stars(self, environment: pytest.MonkeyPatch) -> None:
         """Whoever knows it can say that a night ran."""
         settings = load(environment, CERTJOB_PING_URL=f"https://hc.example/{SECRET}")

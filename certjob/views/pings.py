@@ -4,6 +4,11 @@
     POST <CERTJOB_PING_URL>?rid=<run id>           it ended with exit code 0
     POST <CERTJOB_PING_URL>/<code>?rid=<run id>    it ended with another exit code
 
+With a second check the first one hears only whether the run did its work: exit 3 is a success to it, too.
+
+    POST <CERTJOB_ATTENTION_PING_URL>?rid=<run id>        exit 0: nothing needs attention
+    POST <CERTJOB_ATTENTION_PING_URL>/fail?rid=<run id>   exit 3: someone has to act
+
 Source: https://healthchecks.io/docs/http_api/. The body is a JSON document of counts.
 """
 
@@ -35,7 +40,7 @@ class _UnansweredError(PingError):
 
 
 class Pinger:
-    """Tells one run's beginning and end. Nothing of it concerns the run itself."""
+    """Pings one check about one run. Nothing of it concerns the run itself."""
 
     def __init__(self, url: SecretStr, *, run_id: UUID) -> None:
         self._url = url
@@ -45,9 +50,9 @@ class Pinger:
         """Say that the run has begun. Raises PingError."""
         self._send("/start", {}, seconds=TOTAL_SECONDS, stop=stop)
 
-    def end(self, exit_code: int, counts: Mapping[str, Any], *, seconds: float = TOTAL_SECONDS) -> None:
-        """Say how the run ended. Raises PingError."""
-        self._send(f"/{exit_code}" if exit_code else "", counts, seconds=seconds)
+    def end(self, how: str, counts: Mapping[str, Any], *, seconds: float = TOTAL_SECONDS) -> None:
+        """Say how the run ended: nothing for a success, else what is appended to the address. Raises PingError."""
+        self._send(f"/{how}" if how else "", counts, seconds=seconds)
 
     def _send(self, suffix: str, counts: Mapping[str, Any], *, seconds: float, stop: Event | None = None) -> None:
         url = f"{self._url.get_secret_value().rstrip('/')}{suffix}?rid={self._run_id}"

@@ -895,6 +895,17 @@ def test_nobody_outside_is_a_warning(certjob: Certjob, environment: dict[str, st
     )
 
 
+def test_a_check_for_attention_alone_is_a_warning(
+    certjob: Certjob, environment: dict[str, str], complete: Facts
+) -> None:
+    """A run that failed is not told to it, so nobody would notice."""
+    settings = {"CERTJOB_METRICS_FILE": "", "CERTJOB_ATTENTION_PING_URL": "https://hc.example/attention"}
+
+    result = certjob("check", "--json", **environment | settings)
+
+    assert (result.returncode, list(found(result))) == (3, ["ping"])
+
+
 def test_a_metrics_file_that_cannot_be_written_is_a_failure(
     here: Certjob, environment: dict[str, str], complete: Facts, tmp_path: Path
 ) -> None:

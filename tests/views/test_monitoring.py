@@ -97,6 +97,57 @@ def test_a_night_that_needs_a_person_tells_its_exit_code(here: Certjob, facts: F
 
 
 @pytest.mark.parametrize(
+    ("portal", "code", "attention"),
+    [(None, 0, [""]), ("dynamics", 3, ["fail"])],
+)
+def test_a_second_check_hears_what_needs_attention_and_the_first_that_the_night_ran(
+    here: Certjob, facts: Facts, host: PingHost, portal: str | None, code: int, attention: list[str]
+) -> None:
+    """A push that is blocked for weeks rings there, and hides no night that never ran."""
+    facts.certified_mentor(facts.organisation(portal=portal), LONG_AGO)
+
+    with ping_host() as second:
+        result = here("run", CERTJOB_PING_URL=host.url, CERTJOB_ATTENTION_PING_URL=second.url)
+
+    assert result.returncode == code
+    assert host.told == ["start", ""]
+    assert second.told == attention
+    assert second.pings[0].body == host.pings[1].body
+    assert second.pings[0].body["exit_code"] == code
+
+
+@pytest.mark.parametrize(
+    ("settings", "code"),
+    [
+        ({"CERTJOB_DATABASE_URL": "postgresql://certjob@127.0.0.1:1/certjob"}, 1),
+        ({"CERTJOB_NOTIFY_URL": "smtp://localhost", "CERTJOB_MAIL_FROM": "nobody"}, 2),
+    ],
+)
+def test_a_night_that_failed_is_the_first_checks_business_alone(
+    here: Certjob, host: PingHost, settings: dict[str, str], code: int
+) -> None:
+    """Whether something needs attention, nobody knows then."""
+    with ping_host() as second:
+        here("run", CERTJOB_PING_URL=host.url, CERTJOB_ATTENTION_PING_URL=second.url, **settings)
+
+    assert host.told == ["start", str(code)]
+    assert second.told == []
+
+
+def test_each_check_that_is_dead_is_a_line_of_its_own(here: Certjob, facts: Facts) -> None:
+    """Two addresses, two mistakes; and one that is dead does not keep the other from being told."""
+    with ping_host() as second:
+        dead = f"http://127.0.0.1:1/{SECRET_PATH}"
+        both = here("run", CERTJOB_PING_URL=dead, CERTJOB_ATTENTION_PING_URL=f"{dead}-2")
+        one = here("run", CERTJOB_PING_URL=dead, CERTJOB_ATTENTION_PING_URL=second.url)
+
+    assert (both.returncode, one.returncode) == (0, 0)
+    assert [line.split()[6] for line in both.stderr.splitlines()] == ["CERTJOB_PING_URL", "CERTJOB_ATTENTION_PING_URL"]
+    assert one.stderr.count("\n") == 1
+    assert second.told == [""]
+
+
+@pytest.mark.parametrize(
     ("arguments", "settings", "code"),
     [
         (["--allow-earlier-date"], {"CERTJOB_DATABASE_URL": "postgresql://a:b@c@127.0.0.1/certjob"}, 2),
