@@ -132,7 +132,8 @@ class RunReport:
         if self.portal is not None and not self.dry_run:
             portal = self.portal
             see_alerts = self.command != "alerts"
-            lines += _counted(portal.failed, "portal push failed", "portal pushes failed", see_alerts=see_alerts)
+            failed = portal.news if self.command == "deliver" else portal.failed
+            lines += _counted(failed, "portal push failed", "portal pushes failed", see_alerts=see_alerts)
             lines += _counted(self.unreached, "reopened push was not reached", "reopened pushes were not reached")
             lines += _counted(portal.lost, "portal push lost its lease", "portal pushes lost their lease")
         if not quiet and not self.dry_run and not (self.portal and self.portal.failed):

@@ -30,7 +30,8 @@ class PortalCounts:
     delivered: int = 0
     failed: int = 0
     lost: int = 0
-    newly_blocked: int = 0
+    news: int = 0
+    """Of those that failed, how many had not failed before, or for another reason."""
 
 
 class EventVersion(NamedTuple):
@@ -116,17 +117,21 @@ class PortalSyncService:
         the wish.
         """
 
+        is_news = False
+
         def record(answer: Answer) -> None:
+            nonlocal is_news
             if push.outcome_unknown and answer is not Answer.LOST:
                 parameters = {"id": push.event.id, "visible": push.event.visible}
                 database.execute(self._connection, "note_unknown_outcome", parameters)
             if answer is Answer.SETTLED and _is_failure(push):
-                self._record_failure(push)
+                is_news = self._record_failure(push)
             elif answer is Answer.SETTLED and push.error is None and push.begun:
                 self._resolve([push.event.mentor_id])
 
         answer = self._outbox.settle(push.event, _settlement(push), then=record, lock_timeout_ms=lock_timeout_ms)
         self._count(push, answer, counts)
+        counts.news += is_news
         if logger.isEnabledFor(logging.DEBUG):
             _log(push, answer)
         return answer
@@ -157,11 +162,14 @@ class PortalSyncService:
             },
         )
 
-    def _record_failure(self, push: Push) -> None:
-        """Write the failure row inside the caller's transaction; not while another session holds the mentor."""
+    def _record_failure(self, push: Push) -> bool:
+        """Write the failure row inside the caller's transaction; return whether it is news.
+
+        None is written while another session holds the mentor; that is said each time.
+        """
         error = push.error
         if error is None:
-            return
+            return False
         parameters = {
             "event_id": push.event.id,
             "visible": push.event.visible,
@@ -171,7 +179,8 @@ class PortalSyncService:
             "code": error.cause.code,
             "correlation_id": error.cause.correlation_id,
         }
-        database.execute(self._connection, "record_sync_failure", parameters)
+        rows = database.fetch(self._connection, "record_sync_failure", parameters)
+        return bool(rows[0][0]) if rows else True
 
     def _resolve(self, mentor_ids: Sequence[UUID]) -> None:
         database.execute(self._connection, "resolve_sync_failures", {"mentor_ids": list(mentor_ids)})
@@ -184,7 +193,6 @@ class PortalSyncService:
             counts.delivered += push.begun
         elif answer is Answer.SETTLED and push.error is not None and _is_failure(push):
             counts.failed += 1
-            counts.newly_blocked += isinstance(push.error.cause, PermanentPortalError)
 
 
 def _log(push: Push, answer: Answer) -> None:

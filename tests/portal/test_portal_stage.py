@@ -354,7 +354,7 @@ class TestStageErrors:
         assert facts.rows(
             "SELECT count(*), min(sentence), bool_and(strpos(error, %s) > 0) FROM portal_alerts", out_of_order
         ) == [(30, "Dynamics sync pending — mentor may still be visible on portal", True)]
-        assert (running.counts.failed, running.counts.newly_blocked, running.counts.lost) == (0, 0, 0)
+        assert (running.counts.failed, running.counts.news, running.counts.lost) == (0, 0, 0)
 
     def test_what_was_on_its_way_is_settled(self, connection: Connection, facts: Facts, portal: PortalServer) -> None:
         """A call that had begun before may still succeed, and then counts."""

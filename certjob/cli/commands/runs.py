@@ -116,8 +116,8 @@ def deliver(
     """Deliver what is queued and due, portal first, then mail: the background job between the nights.
 
     --all is for the day when somebody edited the portal by hand. Mentors who are due for a review are not shown by it,
-    only hidden: let `certjob run` review them first. Exits 3 only if something failed in this run, or a stage stopped
-    for a new reason (with --all: for any reason).
+    only hidden: let `certjob run` review them first. Exits 3 only if something failed for the first time or for
+    another reason, or if a stage stopped for a new reason (with --all: for any).
     """
     from certjob.night import nightly
 

@@ -1,6 +1,8 @@
 -- name: record_sync_failure
 -- One unresolved row per mentor, whose attempts (calls made) and time move with every failed round. A row needs a lock on
 -- its mentor: while somebody holds that, none is written, rather than that one open transaction holds up all settling.
+-- Returns whether it is news: RETURNING still sees the row as it was. Who waited because the stage ended early, and now
+-- fails in the same outage, is none.
 INSERT INTO dynamics_sync_failures AS f (mentor_id, event_id, visible, kind, attempts, error, failure_code, correlation_id)
 SELECT e.mentor_id, e.id, %(visible)s, %(kind)s, %(attempts)s, %(error)s, %(code)s, %(correlation_id)s
 FROM portal_sync_events AS e
@@ -16,6 +18,13 @@ SET event_id = excluded.event_id,
     failure_code = excluded.failure_code,
     correlation_id = excluded.correlation_id,
     last_failed_at = now()
+RETURNING NOT EXISTS (
+    SELECT
+    FROM dynamics_sync_failures AS known
+    WHERE known.mentor_id = f.mentor_id
+        AND known.resolved_at IS NULL
+        AND (known.failure_code = %(code)s OR (known.failure_code = 'breaker' AND %(kind)s = 'transient'))
+) AS is_news
 
 -- name: record_stage_failures
 -- The stage ended early: no open hide waits unseen, and the reason of an older end makes way for this one's: a key that
