@@ -32,7 +32,7 @@ SECRETS = (DATABASE_PASSWORD, PORTAL_KEY, NOTIFY_PASSWORD, NOTIFY_USER)
 PEOPLE = ("kari.hemmelig", "ola.hemmelig", "eva.hemmelig")
 """The local parts of every address in the database."""
 
-SAYING_MUCH = [("-v",), ("-v", "--json", "--log-format", "json")]
+SAYING_MUCH = [("-v",), ("-v", "--json")]
 
 Finished = subprocess.CompletedProcess[str]
 
@@ -84,6 +84,14 @@ def here(worker_url: str, bare_environment: dict[str, str], tmp_path: Path) -> C
         return run_in_process(*arguments, environment=environment, folder=tmp_path)
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def log_format(request: pytest.FixtureRequest, bare_environment: dict[str, str]) -> None:
+    """The log is in JSON where the result is."""
+    callspec = getattr(request.node, "callspec", None)
+    if callspec is not None and "--json" in callspec.params.get("options", ()):
+        bare_environment["CERTJOB_LOG_FORMAT"] = "json"
 
 
 def quoting(status: int, code: str) -> Behaviour:

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any, NoReturn
 
 import typer
 
+from certjob.cli.terminal.streams import discard_results, forgiving
 from certjob.errors import CertjobError
 from certjob.redaction import without_people, without_secrets
 from certjob.stopping import STOP_SIGNALS, StopFlag, stop_on_signals
@@ -32,19 +32,17 @@ def main() -> NoReturn:
         stream: Any = getattr(sys, name)
         if stream is None:  # closed by whoever started us
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - it serves until the end
-        else:  # a terminal that cannot show a name must not end the night
-            stream.reconfigure(errors="backslashreplace")
+        else:
+            setattr(sys, name, forgiving(stream))
     stop.last_words = lambda error: _fail(sys.argv[1:], error)
     code = run(sys.argv[1:], stop=stop)
     try:
         sys.stdout.flush()
     except OSError as error:
-        from certjob.cli.terminal.plain import discard_results
-
         discard_results()
-        if not isinstance(error, BrokenPipeError):  # `certjob alerts | head` is nobody's mistake
-            code = _fail(sys.argv[1:], error)
-    for number in STOP_SIGNALS:  # the interpreter, shutting down, would let them kill it, and no line
+        code = _fail(sys.argv[1:], error)
+    # While the interpreter shuts down they would kill it, without a line.
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
 
@@ -79,9 +77,12 @@ def _run(arguments: Sequence[str], *, stop: StopFlag) -> int:
 
 
 def _fail(arguments: Sequence[str], error: Exception) -> int:
-    from certjob.cli.terminal.plain import discard_results, print_attention, print_error, print_json
+    from certjob.cli.session import set_up_logs
+    from certjob.cli.terminal.logs import writes_json
+    from certjob.cli.terminal.plain import print_attention, print_error, print_json
 
-    _set_up_logs_as_asked(arguments)
+    if not writes_json():  # it failed before it set up its logs
+        set_up_logs(verbose=False)
     code, name, message = _describe(error, arguments)
     message = without_secrets(message)
     try:
@@ -97,19 +98,6 @@ def _fail(arguments: Sequence[str], error: Exception) -> int:
     else:
         print_error(name_of_command, message, error=error if trace else None)
     return code
-
-
-def _set_up_logs_as_asked(arguments: Sequence[str]) -> None:
-    """A command that failed before it set up its logs was perhaps asked for JSON lines even so."""
-    import logging.config
-
-    from certjob.cli.terminal.logs import log_configuration, writes_json
-
-    if writes_json():  # set up as asked, and with the run's id
-        return
-    given = re.search(r"--log-format[= ](\w+)", " ".join(arguments))
-    if (given[1] if given else os.environ.get("CERTJOB_LOG_FORMAT")) == "json":
-        logging.config.dictConfig(log_configuration(verbose=False, log_format="json"))
 
 
 def _command_words(arguments: Sequence[str]) -> list[str]:
@@ -148,7 +136,8 @@ def _describe_usage(error: Exception, arguments: Sequence[str]) -> str:
     see = f"see `{' '.join(['certjob', *_command_words(arguments), '--help'])}`"
     if type(error).__name__ == "NoArgsIsHelpError":  # its message is the whole help
         return f"no command was given; {see}"
-    said = getattr(error, "format_message", lambda: str(error))().removeprefix("Invalid value: ").rstrip(".")
+    said = getattr(error, "format_message", lambda: str(error))()
+    said = said.removeprefix("Invalid value: ").replace("Value error, ", "").rstrip(".")
     return f"{said[:1].lower()}{said[1:]}{'' if said.endswith('?') else ';'} {see}"
 
 

@@ -1,18 +1,18 @@
-"""Options that several commands share, and what a command needs before it starts: settings, database, ways out."""
+"""What a command needs before it starts: its common options, the settings, the database, ways out."""
 
 import functools
 import inspect
 import logging.config
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from datetime import date
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID, uuid4
 
 import typer
+
+from certjob.cli.options import EnvFile, Json, Quiet, Verbose
 
 if TYPE_CHECKING:
     from certjob.cli.terminal.output import Output
@@ -22,80 +22,48 @@ if TYPE_CHECKING:
     from certjob.stopping import StopFlag
     from certjob.views.monitoring import Monitor
 
-Verbose = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Log everything, and where an internal error was raised.")
-]
-Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Say nothing on success, on a terminal too; warnings are said.")
-]
-LogFormat = Annotated[
-    str | None,
-    typer.Option(help="How log lines look: text or json.  [env: CERTJOB_LOG_FORMAT; default: text]", metavar="FORMAT"),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON document on stdout.")]
-EnvFile = Annotated[
-    str | None,
-    typer.Option(
-        envvar="CERTJOB_ENV_FILE",
-        metavar="FILE",
-        help="Take the settings that the environment lacks from here: lines NAME='value'.",
-    ),
-]
-OrganisationSlug = Annotated[
-    str | None, typer.Option("--organisation", metavar="SLUG", help="Only this organisation's mentors.")
-]
-AllowEarlierDate = Annotated[
-    bool, typer.Option("--allow-earlier-date", help="Accept a day before that of the last finished night.")
-]
-IgnoreDatabaseClock = Annotated[
-    bool,
-    typer.Option(
-        "--ignore-database-clock", help="Go by this machine's date although the database server's is another one."
-    ),
-]
-DeliverFor = Annotated[
-    str,
-    typer.Option(metavar="TIME", help="How long deliveries may take, such as 90s, 30m or 2h; the rest stays pending."),
-]
-
-ENV_FILE = "certjob.env_file"
-"""Where a command's context has the name of its settings file."""
-
-
 Function = TypeVar("Function", bound=Callable[..., int])
+_COMMON = {"json": Json, "verbose": Verbose, "quiet": Quiet, "env_file": EnvFile}
+
+logger = logging.getLogger(__name__)
 
 
 class Commands(typer.Typer):
-    """A group of commands of which each takes its settings from a file, if it is asked to."""
+    """A group of commands. Each takes a Call first and gets the common options beside its own."""
 
-    def command(self, name: str | None = None, **options: Any) -> Callable[[Function], Function]:
-        """Register a function as Typer does, with ``--env-file`` beside its own options."""
-        register = super().command(name, **options)
+    def command(
+        self, name: str | None = None, *, without: tuple[str, ...] = (), **settings: Any
+    ) -> Callable[[Function], Function]:
+        """Register a function as Typer does; ``without`` names the common options that it does not have."""
+        register = super().command(name, **settings)
 
         def add(function: Function) -> Function:
-            register(_with_env_file(function))
+            register(_with_common_options(function, without=without))
             return function
 
         return add
 
 
-def _with_env_file(function: Callable[..., int]) -> Callable[..., int]:
-    @functools.wraps(function)
-    def command(context: typer.Context, *, env_file: str | None, **arguments: Any) -> int:
-        context.meta[ENV_FILE] = env_file
-        return function(context, **arguments)
+def _with_common_options(function: Callable[..., int], *, without: tuple[str, ...]) -> Callable[..., int]:
+    common = {name: option for name, option in _COMMON.items() if name not in without}
 
-    signature = inspect.signature(function, eval_str=True)
-    option = inspect.Parameter("env_file", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=EnvFile)
-    parameters = [*signature.parameters.values(), option]
-    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    @functools.wraps(function)
+    def command(context: typer.Context, **arguments: Any) -> int:
+        given = {name: arguments.pop(name) for name in common}
+        call = Call(command=context.command_path, stop=context.obj, **given)
+        return function(call, **arguments)
+
+    first, *own = inspect.signature(function, eval_str=True).parameters.values()
+    added = [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=None if name == "env_file" else False, annotation=option
+        )
+        for name, option in common.items()
+    ]
+    parameters = [first.replace(name="context", annotation=typer.Context), *own, *added]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command
-
-
-_DURATION = re.compile(r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6})s?)?")
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,105 +82,94 @@ class Session:
     """Who tells others about the run; None: the command is not watched."""
 
 
-def parse_duration(text: str) -> float:
-    """Return the seconds in a text such as ``90s``, ``30m``, ``2h`` or ``1h30m``.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """How a command was called: its name, the options that every command has, and the flag that a signal sets."""
 
-    >>> parse_duration("1h30m"), parse_duration("45")
-    (5400.0, 45.0)
-    """
-    match = _DURATION.fullmatch(text.strip().lower())
-    if not match or not any(match.groups()):
-        message = f"{text[:40]!r} is no duration; give one such as 90s, 30m or 2h"
-        raise typer.BadParameter(message)
-    hours, minutes, seconds = (int(part or 0) for part in match.groups())
-    return float(hours * 3600 + minutes * 60 + seconds)
+    command: str
+    """As it is typed, such as ``certjob db migrate``."""
+    stop: "StopFlag"
+    json: bool = False
+    verbose: bool = False
+    quiet: bool = False
+    env_file: str | None = None
+
+    def attention(self, reason: str) -> None:
+        """Print a reason why somebody has to act, whatever -q says."""
+        from certjob.cli.terminal.plain import print_attention
+
+        print_attention(self.command, reason)
+
+    @contextmanager
+    def session(
+        self,
+        *,
+        need_schema: bool = True,
+        interruptible: bool = False,
+        outlasts_restarts: bool = False,
+        watched_as: str | None = None,
+        pings: bool = False,
+    ) -> Iterator[Session]:
+        """Read the settings, open the database and check its schema; close everything on the way out.
+
+        With ``watched_as``, the command's name, the metrics file is written at its end; with ``pings`` an external
+        monitor is told that it began and how it ended.
+        With ``interruptible`` a signal breaks the work off; without, the work looks at ``stop`` and ends in its own
+        way. With ``outlasts_restarts`` a database that goes away is waited for, between two pieces of work.
+        """
+        from certjob import __version__, database
+        from certjob.cli.terminal.output import Output
+        from certjob.database import embedded, migrations
+        from certjob.settings import load_settings
+
+        stop = self.stop
+        run_id = uuid4()
+        set_up_logs(verbose=self.verbose, run_id=run_id)
+        settings = load_settings(self.env_file)
+        set_up_logs(verbose=self.verbose, log_format=settings.log_format, run_id=run_id)
+        monitor = None
+        if watched_as is not None:
+            monitor = _watch(settings, command=watched_as, pings=pings, run_id=run_id, stop=stop)
+        with embedded.database_url(settings.database_url.get_secret_value()) as url:
+            with stop.interruptible():
+                connection = database.connect(url)
+            with connection:
+                with stop.interruptible():
+                    server = connection.info.parameter_status("server_version")
+                    if need_schema:
+                        migrations.require_current(connection)
+                logger.debug(
+                    "certjob %s on PostgreSQL %s, today is %s in %s",
+                    __version__,
+                    server,
+                    settings.today,
+                    settings.time_zone,
+                    extra={"event": "opened"},
+                )
+                if outlasts_restarts:
+                    database.outlast_restarts(connection, stop=stop)
+                try:
+                    with stop.interruptible() if interruptible else nullcontext():
+                        yield Session(
+                            settings=settings,
+                            connection=connection,
+                            reconnect=lambda: database.connect(url),
+                            output=Output(quiet=self.quiet),
+                            stop=stop,
+                            run_id=run_id,
+                            monitor=monitor,
+                        )
+                finally:
+                    if monitor is not None:
+                        monitor.write_metrics(connection, today=settings.today)
 
 
-def parse_day(text: str) -> date:
-    """Return the date in a text such as ``2026-12-31``."""
-    try:
-        return date.fromisoformat(text)
-    except ValueError:
-        message = f"{text[:40]!r} is no date; give one such as 2026-12-31"
-        raise typer.BadParameter(message) from None
-
-
-def set_up_logs(*, verbose: bool, log_format: str | None, run_id: UUID | None = None) -> None:
-    """Send certjob's log lines to stderr; without a format, in that of CERTJOB_LOG_FORMAT."""
+def set_up_logs(*, verbose: bool, log_format: str | None = None, run_id: UUID | None = None) -> None:
+    """Send certjob's log lines to stderr; without a format, in that of CERTJOB_LOG_FORMAT in the environment."""
     from certjob.cli.terminal.logs import log_configuration
 
-    if log_format not in (None, "text", "json"):
-        message = f"--log-format must be text or json, not {log_format[:40]!r}"
-        raise typer.BadParameter(message)
     form = log_format or ("json" if os.environ.get("CERTJOB_LOG_FORMAT") == "json" else "text")
     logging.config.dictConfig(log_configuration(verbose=verbose, log_format=form, run_id=run_id))
-
-
-@contextmanager
-def session(
-    context: typer.Context,
-    *,
-    quiet: bool = False,
-    verbose: bool = False,
-    log_format: str | None = None,
-    need_schema: bool = True,
-    interruptible: bool = False,
-    outlasts_restarts: bool = False,
-    watched_as: str | None = None,
-    pings: bool = False,
-) -> Iterator[Session]:
-    """Read the settings, open the database and check its schema; close everything on the way out.
-
-    With ``watched_as``, the command's name, the metrics file is written at its end; with ``pings`` somebody outside is
-    told that it began and how it ended.
-    With ``interruptible`` a signal breaks the work off; without, the work looks at ``stop`` and ends in its own way.
-    With ``outlasts_restarts`` a database that goes away is waited for, between two pieces of work.
-    """
-    from certjob import __version__, database
-    from certjob.cli.terminal.output import Output
-    from certjob.database import embedded, migrations
-    from certjob.settings import load_settings
-
-    stop: StopFlag = context.obj
-    run_id = uuid4()
-    set_up_logs(verbose=verbose, log_format=log_format, run_id=run_id)
-    settings = load_settings(context.meta.get(ENV_FILE))
-    set_up_logs(verbose=verbose, log_format=log_format or settings.log_format, run_id=run_id)
-    monitor = None
-    if watched_as is not None:
-        monitor = _watch(settings, command=watched_as, pings=pings, run_id=run_id, stop=stop)
-    with embedded.database_url(settings.database_url.get_secret_value()) as url:
-        with stop.interruptible():
-            connection = database.connect(url)
-        with connection:
-            with stop.interruptible():
-                server = connection.info.parameter_status("server_version")
-                if need_schema:
-                    migrations.require_current(connection)
-            logger.debug(
-                "certjob %s on PostgreSQL %s, today is %s in %s",
-                __version__,
-                server,
-                settings.today,
-                settings.time_zone,
-                extra={"event": "opened"},
-            )
-            if outlasts_restarts:
-                database.outlast_restarts(connection, stop=stop)
-            try:
-                with stop.interruptible() if interruptible else nullcontext():
-                    yield Session(
-                        settings=settings,
-                        connection=connection,
-                        reconnect=lambda: database.connect(url),
-                        output=Output(quiet=quiet),
-                        stop=stop,
-                        run_id=run_id,
-                        monitor=monitor,
-                    )
-            finally:
-                if monitor is not None:
-                    monitor.write_metrics(connection, today=settings.today)
 
 
 def _watch(settings: "Settings", *, command: str, pings: bool, run_id: UUID, stop: "StopFlag") -> "Monitor":

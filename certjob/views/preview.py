@@ -29,8 +29,6 @@ class PreviewRequest:
     today: date
     threshold_days: int | None = None
     """None: the reminder that is due, or the next one."""
-    kind: str | None = None
-    """None: of all kinds the most urgent one."""
     locale: str | None = None
     """None: the mentor's own."""
 
@@ -137,7 +135,6 @@ def _choose(mentor: Mentor, log: _Log, *, request: PreviewRequest) -> _Choice:
     """Return the reminder that is asked for. Raises ConfigurationError, whose text says why there is none."""
     organisation = mentor.organisation
     who = f"{mentor.member_no} of {organisation.slug}"
-    certificates = [c for c in mentor.certificates if request.kind in (None, c.kind)]
     if mentor.left:
         message = f"{who} has left, and those who have left are not reminded"
         raise ConfigurationError(message)
@@ -146,15 +143,14 @@ def _choose(mentor: Mentor, log: _Log, *, request: PreviewRequest) -> _Choice:
             f"{organisation.slug} reminds nobody; `certjob organisation set {organisation.slug} --thresholds 30,7`"
         )
         raise ConfigurationError(message)
-    if not certificates:
-        kinds = ", ".join(sorted({c.kind for c in mentor.certificates}))
-        message = f"{who} has no certificate of the kind {request.kind!r}; there are: {kinds}"
-        raise ConfigurationError(message if kinds else f"{who} has no certificate, and so nothing to be reminded of")
+    if not mentor.certificates:
+        message = f"{who} has no certificate, and so nothing to be reminded of"
+        raise ConfigurationError(message)
     if request.threshold_days is not None:
-        return _with_threshold(mentor, certificates, request.threshold_days, today=request.today, who=who)
-    choices = [choice for c in certificates for choice in _due_or_next(c, mentor, log, request.today)]
+        return _with_threshold(mentor, request.threshold_days, today=request.today, who=who)
+    choices = [choice for c in mentor.certificates for choice in _due_or_next(c, mentor, log, request.today)]
     if not choices:
-        message = f"no reminder is due to {who}, and none will be; --threshold shows one whose day is over"
+        message = f"{who} has no upcoming reminder; use --threshold to preview a past one"
         raise ConfigurationError(message)
     return min(choices, key=lambda choice: (choice.sends_on, choice.reminder.expires_on, choice.reminder))
 
@@ -169,9 +165,7 @@ def _due_or_next(certificate: Certificate, mentor: Mentor, log: _Log, today: dat
             return
 
 
-def _with_threshold(
-    mentor: Mentor, certificates: Iterable[Certificate], threshold: int, *, today: date, who: str
-) -> _Choice:
+def _with_threshold(mentor: Mentor, threshold: int, *, today: date, who: str) -> _Choice:
     """Return the reminder of one threshold: due today, or else to come, or else past, the nearest day first."""
     organisation = mentor.organisation
     if threshold not in organisation.reminder_thresholds:
@@ -179,7 +173,7 @@ def _with_threshold(
         message = f"--threshold {threshold} is none of {organisation.slug}'s, which are {known}"
         raise ConfigurationError(message)
     choices: list[_Choice] = []
-    for certificate in certificates:
+    for certificate in mentor.certificates:
         own_day = max(certificate.expires_on.toordinal() - threshold, certificate.issued_on.toordinal())
         for day in (today, *_dates([own_day])):
             if rules.due_threshold(certificate, mentor, day) == threshold:

@@ -66,12 +66,12 @@ def test_the_example_of_a_log_has_the_keys_of_the_log(
         result = run_in_process(
             "run",
             "-v",
-            "--log-format=json",
             environment=bare_environment
             | {
                 "CERTJOB_DATABASE_URL": database_url,
                 "CERTJOB_PORTAL_URL": portal.url,
                 "CERTJOB_PORTAL_KEY": portal.key,
+                "CERTJOB_LOG_FORMAT": "json",
             },
             folder=tmp_path,
         )

@@ -211,7 +211,7 @@ def test_the_document_of_the_alerts_has_the_columns_of_the_view(here: Certjob, f
     """Whatever is in a name comes back as it was, and times with their offset."""
     name = 'Kåre "[b]" \x1b[31m\u202e\u2028\x9b\U0001f600'
     pending_hide(facts, full_name=name, member_no="M1")
-    nothing = here("alerts", "--json", "--log-format", "json")
+    nothing = here("alerts", "--json", CERTJOB_LOG_FORMAT="json")
     facts.connection.execute("UPDATE portal_sync_events SET status = 'withdrawn'")
     empty = here("alerts", "--json")
 

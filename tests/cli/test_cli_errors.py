@@ -74,11 +74,18 @@ def here(night_environment: dict[str, str], tmp_path: Path) -> Certjob:
         (("db", "status", "--fast"), "certjob db status", ["--fast", "`certjob db status --help`"]),
         (("run", "tonight"), "certjob run", ["tonight"]),
         (("resync",), "certjob resync", ["MENTOR"]),
-        (("run", "--as-of", "2026-03-10"), "certjob run", ["--as-of works only with --dry-run"]),
-        (("run", "--dry-run", "--as-of", "10.03.2026"), "certjob run", ["'10.03.2026' is no date", "2026-12-31"]),
-        (("run", "--dry-run", "--as-of", "2026-02-30"), "certjob run", ["'2026-02-30' is no date"]),
-        (("run", "--log-format", "xml"), "certjob run", ["--log-format", "'xml'", "text or json"]),
-        (("organisation", "set", "hlf", "--portal", "web"), "certjob organisation set", ["'web'", "dynamics or none"]),
+        (("run", "--as-of", "2026-03-10"), "certjob run", ["--as-of requires --dry-run"]),
+        (
+            ("run", "--dry-run", "--as-of", "10.03.2026"),
+            "certjob run",
+            ["'10.03.2026' is not a valid date", "2026-12-31"],
+        ),
+        (("run", "--dry-run", "--as-of", "2026-02-30"), "certjob run", ["'2026-02-30' is not a valid date"]),
+        (
+            ("organisation", "set", "hlf", "--portal", "web"),
+            "certjob organisation set",
+            ["'--portal'", "'web' is not one of 'dynamics', 'none'"],
+        ),
         (("deliver", "--deliver-for"), "certjob deliver", ["--deliver-for"]),
     ],
 )
@@ -95,7 +102,7 @@ def test_a_wrong_command_line_says_what_and_where_to_look(
 @pytest.mark.parametrize("text", ["", "x", "2 hours", "-5m", "1.5h", "h", "²h", "9" * 5000 + "h"])
 def test_a_duration_that_is_none_is_refused(here: Certjob, text: str) -> None:
     """The text is named, and what would be right."""
-    assert_one_line(here("run", f"--deliver-for={text}"), "is no duration", "90s, 30m or 2h", code=2)
+    assert_one_line(here("run", f"--deliver-for={text}"), "is not a valid duration", "90s, 30m or 2h", code=2)
 
 
 def test_bytes_that_are_no_text_are_refused(certjob: Certjob) -> None:
@@ -601,7 +608,7 @@ def test_no_message_of_a_night_names_a_person(certjob: Certjob, facts: Facts, po
         facts.certified_mentor(organisation_id, day, full_name="Ola Hemmelig", email="ola.hemmelig@example.org")
     portal.default = error(422, "dynamics_rejected", message="plug-in says no")
 
-    result = certjob("run", "-v", "--log-format", "json", CERTJOB_PORTAL_URL=portal.url, CERTJOB_PORTAL_KEY=SECRET)
+    result = certjob("run", "-v", CERTJOB_LOG_FORMAT="json", CERTJOB_PORTAL_URL=portal.url, CERTJOB_PORTAL_KEY=SECRET)
 
     assert result.returncode == 3
     assert_no_secret(result)

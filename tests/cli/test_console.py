@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.text import Text
 
 from certjob.cli import entry
+from certjob.cli.options import parse_day, parse_duration
 from certjob.cli.pages.night import show_plan, show_resync, show_totals
-from certjob.cli.session import parse_day, parse_duration
 from certjob.cli.terminal.lines import PageLine, unbroken, wrap
 from certjob.cli.terminal.logs import log_configuration, traceback_lines
 from certjob.cli.terminal.output import Output, clean, show_rows
@@ -413,7 +413,7 @@ def test_a_duration_is_read_as_people_write_it(text: str, seconds: float) -> Non
 def test_a_day_is_read_as_iso() -> None:
     """And nothing else is."""
     assert parse_day("2026-03-10") == TODAY
-    with pytest.raises(typer.BadParameter, match="is no date"):
+    with pytest.raises(typer.BadParameter, match="is not a valid date"):
         parse_day("10/03/2026")
 
 

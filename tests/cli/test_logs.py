@@ -67,7 +67,7 @@ def test_a_night_in_json_is_told_by_events_and_ids(here: Certjob, facts: Facts, 
     hidden = facts.certified_mentor(organisation, LONG_AGO)
     reminded = facts.certified_mentor(organisation, SOON)
 
-    result = here("run", "-v", "--log-format", "json", "--json")
+    result = here("run", "-v", "--json", CERTJOB_LOG_FORMAT="json")
 
     lines = lines_of(result)
     run_id = json.loads(result.stdout)["run_id"]
@@ -105,8 +105,8 @@ def test_no_line_names_a_person(here: Certjob, facts: Facts, portal: PortalServe
     )
     facts.certified_mentor(organisation, SOON, member_no="M4712", full_name="Ola Nordmann", email="no address")
 
-    for arguments in (["-v"], ["-v", "--log-format", "json"]):
-        result = here("run", *arguments)
+    for form in ("text", "json"):
+        result = here("run", "-v", CERTJOB_LOG_FORMAT=form)
 
         assert result.returncode == 3
         assert len(result.stderr.splitlines()) > 5
@@ -119,7 +119,9 @@ def test_a_push_that_fails_says_how(here: Certjob, facts: Facts, portal: PortalS
     portal.default = error(404, "contact_not_found")
     facts.certified_mentor(facts.organisation(), LONG_AGO)
 
-    (line,) = (line for line in lines_of(here("run", "-v", "--log-format", "json")) if line["event"] == "event_failed")
+    (line,) = (
+        line for line in lines_of(here("run", "-v", CERTJOB_LOG_FORMAT="json")) if line["event"] == "event_failed"
+    )
 
     assert (line["level"], line["status"], line["cause"], line["attempts"]) == ("debug", 404, "PermanentPortalError", 1)
 
@@ -127,13 +129,12 @@ def test_a_push_that_fails_says_how(here: Certjob, facts: Facts, portal: PortalS
 @pytest.mark.parametrize(
     ("arguments", "settings", "event", "level"),
     [
-        (["--log-format", "json"], {}, "attention", "warning"),
-        (["--log-format=json", "-q"], {}, "attention", "warning"),
-        (["--log-format", "json", "--organisation", "nobody"], {}, "failed", "error"),
-        (["--log-format", "json", "-q", "--organisation", "nobody"], {}, "failed", "error"),
-        (["--log-format", "json", "--dryrun"], {}, "failed", "error"),
-        ([], {"CERTJOB_LOG_FORMAT": "json"}, "attention", "warning"),
-        ([], {"CERTJOB_LOG_FORMAT": "json", "CERTJOB_TIME_ZONE": "Mars"}, "failed", "error"),
+        ([], {}, "attention", "warning"),
+        (["-q"], {}, "attention", "warning"),
+        (["--organisation", "nobody"], {}, "failed", "error"),
+        (["-q", "--organisation", "nobody"], {}, "failed", "error"),
+        (["--dryrun"], {}, "failed", "error"),
+        ([], {"CERTJOB_TIME_ZONE": "Mars"}, "failed", "error"),
     ],
 )
 def test_what_needs_a_person_is_a_warning_and_a_failure_an_error(
@@ -149,7 +150,7 @@ def test_what_needs_a_person_is_a_warning_and_a_failure_an_error(
     facts.certified_mentor(facts.organisation(), LONG_AGO)
     portal.default = error(404, "contact_not_found")
 
-    result = here("run", *arguments, **settings)
+    result = here("run", *arguments, CERTJOB_LOG_FORMAT="json", **settings)
 
     (line,) = lines_of(result)
     assert result.returncode in (2, 3)
@@ -159,7 +160,7 @@ def test_what_needs_a_person_is_a_warning_and_a_failure_an_error(
 
 def test_what_ends_a_run_names_the_run(here: Certjob, facts: Facts) -> None:
     """The line after the command has failed has the same id as those before."""
-    lines = lines_of(here("run", "-v", "--log-format", "json", "--organisation", "nobody"))
+    lines = lines_of(here("run", "-v", "--organisation", "nobody", CERTJOB_LOG_FORMAT="json"))
 
     assert [line["event"] for line in lines] == ["opened", "failed"]
     assert len({line["run_id"] for line in lines}) == 1
@@ -173,7 +174,7 @@ def test_a_signal_ends_it_in_json_too(
     portal.default = hang()
     facts.certified_mentor(facts.organisation(), LONG_AGO)
 
-    with started("run", "--log-format", "json", environment=environment, folder=tmp_path) as child:
+    with started("run", environment=environment | {"CERTJOB_LOG_FORMAT": "json"}, folder=tmp_path) as child:
         portal.wait_until(lambda: len(portal.requests) == 1, timeout_seconds=60)
         child.signal()
         result = child.finish()
@@ -221,12 +222,13 @@ def test_verbose_says_what_happens(certjob: Certjob) -> None:
     assert re.match(r"\S+ \S+ INFO the run has ended \(outcome=ok, ", rest[-1])
 
 
-@pytest.mark.parametrize("arguments", [[], ["-q"], ["--log-format", "json"], ["-q", "--log-format", "json"]])
-def test_a_good_night_off_a_terminal_logs_nothing(here: Certjob, facts: Facts, arguments: list[str]) -> None:
+@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.parametrize("arguments", [[], ["-q"]])
+def test_a_good_night_off_a_terminal_logs_nothing(here: Certjob, facts: Facts, arguments: list[str], form: str) -> None:
     """In every format; cron sends no mail."""
     facts.certified_mentor(facts.organisation(), SOON)
 
-    result = here("run", *arguments)
+    result = here("run", *arguments, CERTJOB_LOG_FORMAT=form)
 
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
@@ -348,16 +350,15 @@ def test_quiet_on_a_terminal_moves_no_cursor(
     assert (code, shown) == (0, "")
 
 
-@pytest.mark.parametrize("settings", [{}, {"CERTJOB_LOG_FORMAT": "json"}])
 def test_json_lines_on_a_terminal_have_it_for_themselves(
-    environment: dict[str, str], facts: Facts, portal: PortalServer, tmp_path: Path, settings: dict[str, str]
+    environment: dict[str, str], facts: Facts, portal: PortalServer, tmp_path: Path
 ) -> None:
     """No progress, no table, no output between them: every byte of stderr belongs to an object."""
     facts.certified_mentor(facts.organisation(), LONG_AGO)
-    asked = [] if settings else ["--log-format", "json"]
+    in_json = environment | {"CERTJOB_LOG_FORMAT": "json"}
 
-    _, night = on_terminal(["run", "-v", *asked], environment=environment | settings, folder=tmp_path)
-    _, migration = on_terminal(["db", "migrate", *asked], environment=environment | settings, folder=tmp_path)
+    _, night = on_terminal(["run", "-v"], environment=in_json, folder=tmp_path)
+    _, migration = on_terminal(["db", "migrate"], environment=in_json, folder=tmp_path)
 
     assert [json.loads(line)["event"] for line in night.splitlines()][-1] == "run_ended"
     assert migration == ""

@@ -419,8 +419,8 @@ def test_whoever_stops_reading_ends_it_without_a_word(
 @pytest.mark.parametrize(
     ("arguments", "phrase"),
     [
-        (["--status", "gone"], "--status must be one of upcoming, valid, expiring, expired, renewed, revoked"),
-        (["--status", "recorded"], "--status must be one of"),
+        (["--status", "gone"], "--status is one of upcoming, valid, expiring, expired, renewed, revoked"),
+        (["--status", "recorded"], "--status is one of"),
         (["--within", "-1"], "--within"),
         (["--within", "999999999"], "--within"),
         (["--organisation", "gone"], "no organisation 'gone'; see `certjob organisation list`"),

@@ -612,4 +612,4 @@ def test_a_duration_that_is_none_is_refused(here: Certjob) -> None:
     result = here("--max-age", "soon")
 
     assert result.returncode == 2
-    assert "'soon' is no duration" in result.stderr
+    assert "'soon' is not a valid duration" in result.stderr

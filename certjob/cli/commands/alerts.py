@@ -4,24 +4,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from certjob.cli.session import (
-    DeliverFor,
-    Json,
-    LogFormat,
-    Quiet,
-    Session,
-    Verbose,
-    delivery_from,
-    parse_duration,
-    session,
-)
+from certjob.cli.session import Call, Commands, Session, delivery_from
 
 if TYPE_CHECKING:
     from certjob.night.report import RunReport
 
 
 def alerts(
-    context: typer.Context,
+    call: Call,
     *,
     retry_all: Annotated[
         bool,
@@ -30,11 +20,6 @@ def alerts(
     watch: Annotated[
         bool, typer.Option("--watch", help="Keep the page up to date, every 2 seconds, until Ctrl-C.")
     ] = False,
-    deliver_for: DeliverFor = "2h",
-    json: Json = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
-    log_format: LogFormat = None,
 ) -> int:
     """Show what coordinators must know: who may still be visible on the portal first, why, and what to do.
 
@@ -47,25 +32,16 @@ def alerts(
     from certjob.errors import EXIT_CODES, Outcome
     from certjob.views import alerts as alerts_views
 
-    if watch and (json or retry_all):
+    if watch and (call.json or retry_all):
         message = "--watch works alone: with neither --json nor --retry-all"
         raise typer.BadParameter(message)
-    deadline_seconds = parse_duration(deliver_for)
     report = None
-    at_once = not (retry_all or watch)
-    with session(
-        context,
-        quiet=quiet,
-        verbose=verbose,
-        log_format=log_format,
-        interruptible=at_once,
-        outlasts_restarts=retry_all,
-    ) as opened:
+    with call.session(interruptible=not (retry_all or watch), outlasts_restarts=retry_all) as opened:
         if watch:
             return _watch(opened)
         if retry_all:
-            report = _retry_all(opened, deadline_seconds=deadline_seconds)
-        if json:
+            report = _retry_all(opened)
+        if call.json:
             documents = alerts_views.read_documents(opened.connection, today=opened.settings.today)
             number = sum(map(len, documents.values()))
         else:
@@ -76,14 +52,14 @@ def alerts(
     if report is not None:
         document = report.to_document()
         outcome = report.outcome if report.outcome is not Outcome.OK else outcome
-    if json:
+    if call.json:
         document |= {"outcome": outcome, **documents}
         plain.print_json(document)
     else:
         alerts_page.show_alerts(opened.output, found, zone=opened.settings.zone, now=datetime.now(UTC))
     for reason in report.reasons if report is not None else ():
         say = plain.print_error if outcome is Outcome.FAILED else plain.print_attention
-        say("certjob alerts", reason)
+        say(call.command, reason)
     return EXIT_CODES[outcome]
 
 
@@ -103,10 +79,10 @@ def _watch(opened: Session) -> int:
     )
 
 
-def _retry_all(opened: Session, *, deadline_seconds: float) -> "RunReport":
+def _retry_all(opened: Session) -> "RunReport":
     from certjob.night import nightly
 
-    delivery = delivery_from(opened.settings, deadline_seconds=deadline_seconds)
+    delivery = delivery_from(opened.settings)
     with opened.output.progress() as progress:
         return nightly.retry_all(
             opened.connection,
@@ -118,6 +94,6 @@ def _retry_all(opened: Session, *, deadline_seconds: float) -> "RunReport":
         )
 
 
-def add_to(app: typer.Typer) -> None:
+def add_to(app: Commands) -> None:
     """Register the command."""
-    app.command(short_help="Show what coordinators must know.")(alerts)
+    app.command(without=("quiet",), short_help="Show what coordinators must know.")(alerts)

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Annotated
+from typing import IO, Annotated, Literal
 
 import typer
 
 from certjob.cli.commands.schema import db_app
-from certjob.cli.session import Commands, Json, LogFormat, Quiet, Verbose, session, set_up_logs
+from certjob.cli.session import Call, Commands, set_up_logs
 
 organisation_app = Commands(
     help="The member organisations: their rules, contacts and coordinators.", no_args_is_help=True
@@ -16,8 +16,11 @@ organisation_app = Commands(
 
 
 def load(
-    context: typer.Context,
-    file: Annotated[Path, typer.Argument(metavar="FILE.csv", help="The CSV file; its first line names the columns.")],
+    call: Call,
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE.csv", show_default=False, help="The CSV file; its first line names the columns."),
+    ],
     *,
     column: Annotated[
         list[str] | None,
@@ -38,10 +41,6 @@ def load(
             metavar="FILE", help="Write the bad rows there, each with its reason, to be corrected and loaded."
         ),
     ] = None,
-    json: Json = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
-    log_format: LogFormat = None,
 ) -> int:
     """Load mentors and certificates from a CSV file; existing rows are updated, never duplicated.
 
@@ -55,7 +54,7 @@ def load(
 
     columns, constants = _pairs(column, "--column"), _pairs(set_, "--set")
     with (
-        session(context, quiet=quiet, verbose=verbose, log_format=log_format) as opened,
+        call.session() as opened,
         _rejects_to(rejects, beside=file) as rejects_file,
     ):
         with opened.output.progress() as progress:
@@ -74,7 +73,7 @@ def load(
             )
         if rejects_file is not None:
             page.write_rejects(rejects_file, report)
-    page.show(opened.output, report, name=file.name, json=json, strict=strict)
+    page.show(opened.output, report, name=file.name, json=call.json, strict=strict)
     return 3 if page.needs_attention(report) else 0
 
 
@@ -104,12 +103,15 @@ def _rejects_to(path: Path | None, *, beside: Path) -> Iterator[IO[str] | None]:
 
 @organisation_app.command("set", short_help="Create an organisation or change it.")
 def organisation_set(
-    context: typer.Context,
-    slug: Annotated[str, typer.Argument(metavar="SLUG", help="Its short name, such as hlf.")],
+    call: Call,
+    slug: Annotated[str, typer.Argument(metavar="SLUG", show_default=False, help="Its short name, such as hlf.")],
     *,
-    name: Annotated[str | None, typer.Option(help="Its name in messages.  [default: the slug in capitals]")] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Its name in messages.  [default: the slug in capitals]")
+    ] = None,
     portal: Annotated[
-        str | None, typer.Option(metavar="dynamics|none", help="Whether its mentors are shown on the portal.")
+        Literal["dynamics", "none"] | None,
+        typer.Option(metavar="dynamics|none", help="Whether its mentors are shown on the portal."),
     ] = None,
     thresholds: Annotated[
         str | None,
@@ -129,27 +131,20 @@ def organisation_set(
             help="A coordinator; UUID = the app's user id, where known. The language is that of the daily mail.",
         ),
     ] = None,
-    contact_email: Annotated[str | None, typer.Option(help="Where mentors can write to.")] = None,
-    contact_phone: Annotated[str | None, typer.Option(help="Where mentors can call.")] = None,
-    renewal_url: Annotated[str | None, typer.Option(help="Where mentors renew a certificate.")] = None,
-    json: Json = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
-    log_format: LogFormat = None,
+    contact_email: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Where mentors can write to.")] = None,
+    contact_phone: Annotated[str | None, typer.Option(metavar="NUMBER", help="Where mentors can call.")] = None,
+    renewal_url: Annotated[str | None, typer.Option(metavar="URL", help="Where mentors renew a certificate.")] = None,
 ) -> int:
     """Create an organisation, or change what is given of it and leave the rest."""
     from certjob.cli.terminal import plain
     from certjob.facts import organisations
 
-    if portal not in (None, "dynamics", "none"):
-        message = f"--portal must be dynamics or none, not {portal[:40]!r}"
-        raise typer.BadParameter(message)
-    with session(context, quiet=quiet, verbose=verbose, log_format=log_format, interruptible=True) as opened:
+    with call.session(interruptible=True) as opened:
         change = organisations.set_organisation(
             opened.connection,
             slug,
             name=name,
-            portal=portal,  # type: ignore[arg-type]
+            portal=portal,
             thresholds=organisations.parse_thresholds(thresholds) if thresholds is not None else None,
             optional_kinds=optional_kind,
             coordinators=coordinator or (),
@@ -157,7 +152,7 @@ def organisation_set(
             contact_phone=contact_phone,
             renewal_url=renewal_url,
         )
-    if json:
+    if call.json:
         plain.print_json({"outcome": "ok", "slug": slug, "created": change.created, "changed": change.changed})
     opened.output.line(
         f"{slug}: {'created' if change.created else 'changed' if change.changed else 'nothing to change'}"
@@ -165,14 +160,9 @@ def organisation_set(
     return 0
 
 
-@organisation_app.command("list")
+@organisation_app.command("list", without=("quiet",))
 def organisation_list(
-    context: typer.Context,
-    *,
-    json: Json = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
-    log_format: LogFormat = None,
+    call: Call,
 ) -> int:
     """List the organisations with their rules."""
     from dataclasses import asdict
@@ -181,9 +171,9 @@ def organisation_list(
     from certjob.cli.terminal import plain
     from certjob.facts import organisations
 
-    with session(context, quiet=quiet, verbose=verbose, log_format=log_format, interruptible=True) as opened:
+    with call.session(interruptible=True) as opened:
         rows = organisations.list_organisations(opened.connection)
-    if json:
+    if call.json:
         plain.print_json({"outcome": "ok", "organisations": [asdict(row) for row in rows]})
         return 0
     headings = ("Slug", "Name", "Portal", "Thresholds", "Optional kinds", "Coordinators", "Mentors")
@@ -206,13 +196,13 @@ def organisation_list(
     return 0
 
 
-def demo(context: typer.Context, *, verbose: Verbose = False) -> int:
+def demo(call: Call) -> int:
     """Show a few nights in a row on a throw-away database, with a portal that has cold starts and outages."""
     from certjob.cli.demo import show as demonstration
     from certjob.cli.terminal.output import Output
 
-    set_up_logs(verbose=verbose, log_format=None)
-    return demonstration.show(Output(quiet=False), stop=context.obj)
+    set_up_logs(verbose=call.verbose)
+    return demonstration.show(Output(quiet=False), stop=call.stop)
 
 
 def _pairs(values: list[str] | None, option: str) -> dict[str, str]:
@@ -226,9 +216,9 @@ def _pairs(values: list[str] | None, option: str) -> dict[str, str]:
     return pairs
 
 
-def add_to(app: typer.Typer) -> None:
+def add_to(app: Commands) -> None:
     """Register the commands, in the order in which --help shows them."""
     app.command(short_help="Load mentors and certificates from a CSV file.")(load)
     app.add_typer(organisation_app, name="organisation", short_help="The member organisations and their rules.")
     app.add_typer(db_app, name="db")
-    app.command(short_help="Show a few nights on a throw-away database.")(demo)
+    app.command(without=("json", "quiet", "env_file"), short_help="Show a few nights on a throw-away database.")(demo)

@@ -4,19 +4,16 @@ from typing import Annotated
 
 import typer
 
-from certjob.cli.session import ENV_FILE, Json, LogFormat, Quiet, Verbose, parse_duration, session, set_up_logs
+from certjob.cli.options import parse_duration, parse_recipient
+from certjob.cli.session import Call, Commands, set_up_logs
 
 
 def check(
-    context: typer.Context,
+    call: Call,
     *,
     send_test: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Send one message there that says that it is a test.")
+        str | None, typer.Option(parser=parse_recipient, metavar="ADDRESS", help="Send a test message to ADDRESS.")
     ] = None,
-    json: Json = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
-    log_format: LogFormat = None,
 ) -> int:
     """Look at everything a night depends on, each with the next step: settings, database, portal, mail, templates.
 
@@ -30,46 +27,48 @@ def check(
     from certjob.views.check import everything
     from certjob.views.check.findings import Finding, exit_code_of
 
-    set_up_logs(verbose=verbose, log_format=log_format)
-    _check_address(send_test)
+    set_up_logs(verbose=call.verbose)
     found: list[Finding] = []
 
-    with context.obj.interruptible():
-        settings, problems = survey_settings(context.meta.get(ENV_FILE))
-        set_up_logs(verbose=verbose, log_format=log_format or settings.log_format)
-        output = console.Output(quiet=quiet)
+    with call.stop.interruptible():
+        settings, problems = survey_settings(call.env_file)
+        set_up_logs(verbose=call.verbose, log_format=settings.log_format)
+        output = console.Output(quiet=call.quiet)
         for finding in everything.check_everything(settings, problems=problems):
             found.append(finding)
-            if not json:
-                checks_page.show_findings(output, [finding], quiet=quiet)
+            if not call.json:
+                checks_page.show_findings(output, [finding], quiet=call.quiet)
         if send_test is not None:
             found.append(everything.send_test(settings, to=send_test))
-            if not json:
-                checks_page.show_findings(output, found[-1:], quiet=quiet)
+            if not call.json:
+                checks_page.show_findings(output, found[-1:], quiet=call.quiet)
     code = exit_code_of(found)
-    if json:
+    if call.json:
         outcome = {0: "ok", 3: "attention"}.get(code, "failed")
         plain.print_json({"outcome": outcome, "checks": [finding.to_document() for finding in found]})
     reason = checks_page.closing_line(found)
     if reason is not None:
         say = plain.print_attention if code == 3 else plain.print_error
-        say("certjob check", reason)
+        say(call.command, reason)
     return code
 
 
 def status(
-    context: typer.Context,
+    call: Call,
     *,
     max_age: Annotated[
-        str, typer.Option(metavar="TIME", help="How long ago the last good night may have ended, such as 26h.")
-    ] = "26h",
+        float,
+        typer.Option(
+            parser=parse_duration,
+            metavar="TIME",
+            show_default=False,
+            help="How long ago the last good run may have ended.  [default: 26h]",
+        ),
+    ] = 26 * 3600.0,
     days: Annotated[
-        int | None, typer.Option(min=1, max=366, help="List each of so many coming nights, today's first.")
+        int | None,
+        typer.Option(metavar="DAYS", min=1, max=366, help="List each of so many coming nights, today's first."),
     ] = None,
-    json: Json = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
-    log_format: LogFormat = None,
 ) -> int:
     """Show whether the nights run, what waits and since when, the last runs, and what comes. Changes nothing.
 
@@ -82,40 +81,26 @@ def status(
     from certjob.cli.terminal import plain
     from certjob.views.status import COMING_DAYS, read_status, to_document
 
-    oldest = timedelta(seconds=parse_duration(max_age))
-    with session(context, quiet=quiet, verbose=verbose, log_format=log_format, interruptible=True) as opened:
+    with call.session(interruptible=True) as opened:
         settings = opened.settings
         found = read_status(
             opened.connection,
             today=settings.today,
-            max_age=oldest,
+            max_age=timedelta(seconds=max_age),
             coming_days=days or COMING_DAYS,
             mail_waits_until=settings.mail_waits_until,
         )
-    if json:
+    if call.json:
         plain.print_json(to_document(found))
-    elif not quiet:
+    elif not call.quiet:
         status_page.show_status(opened.output, found, zone=opened.settings.zone, every_night=days is not None)
     reason = status_page.closing_line(found, zone=opened.settings.zone)
     if reason is not None:
-        plain.print_attention("certjob status", reason)
+        call.attention(reason)
     return 3 if found.stale else 0
 
 
-def _check_address(address: str | None) -> None:
-    """Refuse what no channel could send to, before anything is opened."""
-    from certjob.domain.addresses import parse_address
-
-    if address is None:
-        return
-    try:
-        parse_address(address)
-    except ValueError as error:
-        message = f"--send-test {error}"
-        raise typer.BadParameter(message) from None
-
-
-def add_to(app: typer.Typer) -> None:
+def add_to(app: Commands) -> None:
     """Register the commands, in the order in which --help shows them."""
     app.command(short_help="Look at everything a night depends on.")(check)
     app.command(short_help="Show the last runs and what waits.")(status)

@@ -4,38 +4,34 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from certjob.cli.session import Json, LogFormat, OrganisationSlug, Quiet, Session, Verbose, session
+from certjob.cli.options import Locale, MentorArgument, OrganisationSlug, parse_recipient
+from certjob.cli.session import Call, Commands, Session
 
 if TYPE_CHECKING:
     from certjob.views.preview import Preview
 
-COMMAND = "certjob preview"
-
 
 def preview(
-    context: typer.Context,
-    mentor: Annotated[str, typer.Argument(metavar="MENTOR", help="Id, member number or e-mail address.")],
+    call: Call,
+    mentor: MentorArgument,
     *,
     threshold: Annotated[
         int | None,
         typer.Option(metavar="DAYS", help="The reminder for this threshold, as it reads on its day; negative = after."),
     ] = None,
-    kind: Annotated[
-        str | None, typer.Option(metavar="KIND", help="Of this kind of certificate.  [default: the most urgent one]")
-    ] = None,
     locale: Annotated[
-        str | None, typer.Option(metavar="LOCALE", help="In nb, nn or en.  [default: the mentor's own]")
+        Locale | None, typer.Option(metavar="LOCALE", help="In nb, nn or en.  [default: the mentor's own]")
     ] = None,
     html: Annotated[bool, typer.Option("--html", help="Print the HTML part, and nothing else.")] = False,
     send_to: Annotated[
         str | None,
-        typer.Option(metavar="ADDRESS", help="Send it there, marked as a preview; nothing is noted in the database."),
+        typer.Option(
+            parser=parse_recipient,
+            metavar="ADDRESS",
+            help="Send it there, marked as a preview; nothing is noted in the database.",
+        ),
     ] = None,
     organisation: OrganisationSlug = None,
-    json: Json = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
-    log_format: LogFormat = None,
 ) -> int:
     """Show one mentor's reminder as it will go out: the one that is due today, else the next. Nothing is changed.
 
@@ -45,30 +41,26 @@ def preview(
     from certjob.cli.terminal.plain import print_note, print_result
     from certjob.facts.lookup import find_mentor
     from certjob.mail.message import domain_of
-    from certjob.mail.messages import LANGUAGES, open_templates
+    from certjob.mail.messages import open_templates
     from certjob.views.preview import PreviewRequest, preview_reminder
 
-    if locale is not None and locale not in LANGUAGES:
-        message = f"--locale must be one of {', '.join(LANGUAGES)}, not {locale[:40]!r}"
-        raise typer.BadParameter(message)
-    if html and (json or send_to is not None):
+    if html and (call.json or send_to is not None):
         message = "--html prints one part alone; leave out --json and --send-to"
         raise typer.BadParameter(message)
-    _check_address(send_to)
-    with session(context, quiet=quiet, verbose=verbose, log_format=log_format, interruptible=True) as opened:
+    with call.session(interruptible=True) as opened:
         templates = open_templates(opened.settings.templates_dir)
         shown = preview_reminder(
             opened.connection,
             find_mentor(opened.connection, mentor, organisation=organisation),
-            request=PreviewRequest(today=opened.settings.today, threshold_days=threshold, kind=kind, locale=locale),
+            request=PreviewRequest(today=opened.settings.today, threshold_days=threshold, locale=locale),
             templates=templates,
             domain=domain_of(opened.settings.mail_from),
         )
-        if not quiet and not json:
-            print_note(COMMAND, shown.explanation)
+        if not call.json:
+            print_note(call.command, shown.explanation)
         if send_to is not None:
-            return _send(opened, shown, to=send_to, json=json)
-    if json:
+            return _send(call, opened, shown, to=send_to)
+    if call.json:
         plain.print_json({"outcome": "ok"} | _document(opened, shown))
     elif html:
         print_result(shown.message.html.rstrip("\n"))
@@ -77,20 +69,7 @@ def preview(
     return 0
 
 
-def _check_address(address: str | None) -> None:
-    """Refuse what no channel could send to, before anything is opened."""
-    from certjob.domain.addresses import parse_address
-
-    if address is None:
-        return
-    try:
-        parse_address(address)
-    except ValueError as error:
-        message = f"--send-to {error}"
-        raise typer.BadParameter(message) from None
-
-
-def _send(opened: Session, shown: "Preview", *, to: str, json: bool) -> int:
+def _send(call: Call, opened: Session, shown: "Preview", *, to: str) -> int:
     """Send the copy; return the exit code."""
     from certjob.cli.terminal import plain
     from certjob.errors import ConfigurationError, NotifyError
@@ -105,12 +84,12 @@ def _send(opened: Session, shown: "Preview", *, to: str, json: bool) -> int:
     try:
         send_copy(shown, channel, to=to, domain=domain_of(opened.settings.mail_from))
     except NotifyError as error:
-        if json:
+        if call.json:
             document = {"code": "not_sent", "message": str(error)}
             plain.print_json({"outcome": "attention", "error": document} | _document(opened, shown))
-        plain.print_attention(COMMAND, f"not sent: {error}")
+        call.attention(f"not sent: {error}")
         return 3
-    if json:
+    if call.json:
         plain.print_json({"outcome": "ok", "sent_to": to} | _document(opened, shown))
     opened.output.line(f"sent to {to}")
     return 0
@@ -159,6 +138,6 @@ def _print(opened: Session, shown: "Preview") -> None:
         opened.output.result(line)
 
 
-def add_to(app: typer.Typer) -> None:
+def add_to(app: Commands) -> None:
     """Register the command."""
-    app.command(short_help="Show a reminder before it is sent.")(preview)
+    app.command(without=("quiet",), short_help="Show a reminder before it is sent.")(preview)

@@ -1,37 +1,26 @@
 """The commands of the night and of the day after: run, deliver, resync, alerts."""
 
+from datetime import date
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from certjob.cli.session import (
-    AllowEarlierDate,
-    DeliverFor,
-    IgnoreDatabaseClock,
-    Json,
-    LogFormat,
-    OrganisationSlug,
-    Quiet,
-    Session,
-    Verbose,
-    delivery_from,
-    parse_day,
-    parse_duration,
-    session,
-)
+from certjob.cli.options import TWO_HOURS, AllowEarlierDate, DeliverFor, MentorArgument, IgnoreDatabaseClock, OrganisationSlug, parse_day
+from certjob.cli.session import Call, Commands, Session, delivery_from
 
 if TYPE_CHECKING:
     from certjob.night.report import RunReport
 
 
 def run(
-    context: typer.Context,
+    call: Call,
     *,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and touch nothing: no write, no lock, no call.")
     ] = False,
     as_of: Annotated[
-        str | None, typer.Option(metavar="DATE", help="Plan for another day, YYYY-MM-DD; only with --dry-run.")
+        date | None,
+        typer.Option(parser=parse_day, metavar="DATE", help="Plan for another day, YYYY-MM-DD; only with --dry-run."),
     ] = None,
     organisation: OrganisationSlug = None,
     everybody: Annotated[
@@ -49,11 +38,7 @@ def run(
     no_deliver: Annotated[
         bool, typer.Option("--no-deliver", help="Bring the state up to date, but call and mail nobody.")
     ] = False,
-    deliver_for: DeliverFor = "2h",
-    json: Json = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
-    log_format: LogFormat = None,
+    deliver_for: DeliverFor = TWO_HOURS,
 ) -> int:
     """Run the night: bring certificates and mentors to the right state, push the portal, send the reminders.
 
@@ -63,32 +48,26 @@ def run(
     from certjob.night import nightly
 
     if as_of is not None and not dry_run:
-        message = "--as-of works only with --dry-run: a real night is always today's"
+        message = "--as-of requires --dry-run; a real run always uses today's date"
         raise typer.BadParameter(message)
-    day = parse_day(as_of) if as_of is not None else None
-    deadline_seconds = parse_duration(deliver_for)
-    with session(
-        context,
-        quiet=quiet,
-        verbose=verbose,
-        log_format=log_format,
+    with call.session(
         interruptible=dry_run,
         outlasts_restarts=not dry_run,
         watched_as=None if dry_run else "run",
         pings=not dry_run and organisation is None,  # one organisation's is no night: it would hide that none ran
     ) as opened:
         options = nightly.NightOptions(
-            today=day or opened.settings.today,
+            today=as_of or opened.settings.today,
             organisation=organisation,
             dry_run=dry_run,
             allow_mass_change=allow_mass_change,
             allow_earlier_date=allow_earlier_date,
-            ignore_database_clock=ignore_database_clock or day is not None,  # a day that no clock told
+            ignore_database_clock=ignore_database_clock or as_of is not None,  # a day that no clock told
             deliver=not no_deliver,
             everybody=everybody,
             run_id=opened.run_id,
         )
-        delivery = delivery_from(opened.settings, deadline_seconds=deadline_seconds)
+        delivery = delivery_from(opened.settings, deadline_seconds=deliver_for)
         with opened.output.progress() as progress:
             report = nightly.run(
                 opened.connection,
@@ -97,21 +76,17 @@ def run(
                 stop=opened.stop,
                 progress=progress,
             )
-    return _report(opened, report, json=json)
+    return _report(call, opened, report)
 
 
 def deliver(
-    context: typer.Context,
+    call: Call,
     *,
     everybody: Annotated[
         bool, typer.Option("--all", help="Then push every portal mentor's wanted value again, whatever was confirmed.")
     ] = False,
     ignore_database_clock: IgnoreDatabaseClock = False,
-    deliver_for: DeliverFor = "2h",
-    json: Json = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
-    log_format: LogFormat = None,
+    deliver_for: DeliverFor = TWO_HOURS,
 ) -> int:
     """Deliver what is queued and due, portal first, then mail: the background job between the nights.
 
@@ -121,11 +96,8 @@ def deliver(
     """
     from certjob.night import nightly
 
-    deadline_seconds = parse_duration(deliver_for)
-    with session(
-        context, quiet=quiet, verbose=verbose, log_format=log_format, outlasts_restarts=True, watched_as="deliver"
-    ) as opened:
-        delivery = delivery_from(opened.settings, deadline_seconds=deadline_seconds)
+    with call.session(outlasts_restarts=True, watched_as="deliver") as opened:
+        delivery = delivery_from(opened.settings, deadline_seconds=deliver_for)
         with opened.output.progress() as progress:
             report = nightly.deliver(
                 opened.connection,
@@ -137,19 +109,15 @@ def deliver(
                 everybody=everybody,
                 run_id=opened.run_id,
             )
-    return _report(opened, report, json=json)
+    return _report(call, opened, report)
 
 
 def resync(
-    context: typer.Context,
-    mentor: Annotated[str, typer.Argument(metavar="MENTOR", help="Id, member number or e-mail address.")],
+    call: Call,
+    mentor: MentorArgument,
     *,
     organisation: OrganisationSlug = None,
     ignore_database_clock: IgnoreDatabaseClock = False,
-    json: Json = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
-    log_format: LogFormat = None,
 ) -> int:
     """Review one mentor now and push the portal visibility, whatever the retry time says.
 
@@ -161,7 +129,7 @@ def resync(
     from certjob.facts import lookup
     from certjob.night import resync as resyncing
 
-    with session(context, quiet=quiet, verbose=verbose, log_format=log_format) as opened:
+    with call.session() as opened:
         result = resyncing.resync(
             opened.connection,
             lookup.find_mentor(opened.connection, mentor, organisation=organisation),
@@ -171,22 +139,22 @@ def resync(
             stop=opened.stop,
             run_id=opened.run_id,
         )
-    if json:
+    if call.json:
         document = result.report.to_document()
         if result.error is not None:
             document |= {"outcome": "attention", "error": {"code": result.error.code, "message": str(result.error)}}
         plain.print_json(document)
-    elif not quiet:
+    elif not call.quiet:
         night.show_resync(opened.output, result.before, result.after)
     if result.error is not None:
-        plain.print_attention("certjob resync", str(result.error))
+        call.attention(str(result.error))
         return result.error.exit_code
     for reason in result.report.reasons:
-        plain.print_attention("certjob resync", reason)
+        call.attention(reason)
     return EXIT_CODES[result.report.outcome]
 
 
-def _report(opened: Session, report: "RunReport", *, json: bool) -> int:
+def _report(call: Call, opened: Session, report: "RunReport") -> int:
     """Print a run's report and return its exit code."""
     from certjob.cli.pages import night
     from certjob.cli.terminal import plain
@@ -194,7 +162,7 @@ def _report(opened: Session, report: "RunReport", *, json: bool) -> int:
 
     if opened.monitor is not None:
         opened.monitor.note(report.to_counts())
-    if json:
+    if call.json:
         plain.print_json(report.to_document())
     elif report.dry_run:
         night.show_plan(opened.output, report)
@@ -202,11 +170,11 @@ def _report(opened: Session, report: "RunReport", *, json: bool) -> int:
         night.show_totals(opened.output, report)
     for reason in report.reasons:
         say = plain.print_error if report.outcome is Outcome.FAILED else plain.print_attention
-        say(f"certjob {report.command}", reason)
+        say(call.command, reason)
     return EXIT_CODES[report.outcome]
 
 
-def add_to(app: typer.Typer) -> None:
+def add_to(app: Commands) -> None:
     """Register the commands, in the order in which --help shows them."""
     app.command(short_help="Run the night: state, portal, reminders.")(run)
     app.command(short_help="Deliver what is queued and due.")(deliver)

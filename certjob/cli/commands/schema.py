@@ -4,30 +4,23 @@ from typing import Annotated
 
 import typer
 
-from certjob.cli.session import Commands, Json, LogFormat, Quiet, Verbose, session
+from certjob.cli.session import Call, Commands
 
 db_app = Commands(help="The database: schema and retention.", no_args_is_help=True)
 
 
 @db_app.command("migrate", short_help="Bring the schema up to date.")
 def db_migrate(
-    context: typer.Context,
-    *,
-    json: Json = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
-    log_format: LogFormat = None,
+    call: Call,
 ) -> int:
     """Bring the schema up to date. Safe to repeat, to run twice at once, and to kill."""
     from certjob.cli.terminal import plain
     from certjob.cli.terminal.plain import print_warning
     from certjob.database import migrations
 
-    with session(
-        context, quiet=quiet, verbose=verbose, log_format=log_format, need_schema=False, interruptible=True
-    ) as opened:
-        applied = migrations.migrate(opened.connection, warn=lambda text: print_warning("certjob db migrate", text))
-    if json:
+    with call.session(need_schema=False, interruptible=True) as opened:
+        applied = migrations.migrate(opened.connection, warn=lambda text: print_warning(call.command, text))
+    if call.json:
         plain.print_json({"outcome": "ok", "applied": [f"{m.version:04d}_{m.name}" for m in applied]})
     for migration in applied:
         opened.output.line(f"applied {migration.version:04d}_{migration.name}")
@@ -36,27 +29,20 @@ def db_migrate(
     return 0
 
 
-@db_app.command("status", short_help="Show which migrations are applied.")
+@db_app.command("status", without=("quiet",), short_help="Show which migrations are applied.")
 def db_status(
-    context: typer.Context,
-    *,
-    json: Json = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
-    log_format: LogFormat = None,
+    call: Call,
 ) -> int:
     """Show which migrations are applied. Exits 3 while one is pending."""
     from certjob.cli.terminal import output, plain
     from certjob.database import migrations
 
-    with session(
-        context, quiet=quiet, verbose=verbose, log_format=log_format, need_schema=False, interruptible=True
-    ) as opened:
+    with call.session(need_schema=False, interruptible=True) as opened:
         found = migrations.status(opened.connection)
     pending = sum(migration.applied_at is None for migration in found)
     names = [f"{migration.version:04d}_{migration.name}" for migration in found]
     times = [m.applied_at and m.applied_at.astimezone(opened.settings.zone) for m in found]
-    if json:
+    if call.json:
         document = [{"migration": name, "applied_at": at} for name, at in zip(names, times, strict=True)]
         plain.print_json({"outcome": "attention" if pending else "ok", "migrations": document})
     else:
@@ -64,23 +50,19 @@ def db_status(
         output.show_rows(opened.output, ("Migration", "Applied"), rows)
     if pending:
         what = "1 migration is" if pending == 1 else f"{pending} migrations are"
-        plain.print_attention("certjob db status", f"{what} pending; run `certjob db migrate`")
+        call.attention(f"{what} pending; run `certjob db migrate`")
     return 3 if pending else 0
 
 
 @db_app.command("prune", short_help="Delete what is done and old.")
 def db_prune(
-    context: typer.Context,
+    call: Call,
     *,
     older_than: Annotated[
         str,
         typer.Option(metavar="AGE", help="How old it must be: 3y, 18m (months), 26w, 400d; at least 90 days."),
     ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count what would be deleted.")] = False,
-    json: Json = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
-    log_format: LogFormat = None,
 ) -> int:
     """Delete what is done and older than AGE: portal events, resolved failures, audit, reminders, digests, runs.
 
@@ -92,7 +74,7 @@ def db_prune(
 
     age = retention.parse_age(older_than)
     with (
-        session(context, quiet=quiet, verbose=verbose, log_format=log_format, outlasts_restarts=True) as opened,
+        call.session(outlasts_restarts=True) as opened,
         opened.output.progress() as progress,
     ):
         pruning = retention.prune(
@@ -104,7 +86,7 @@ def db_prune(
             stop=opened.stop,
             on_progress=progress.phase("Counting old rows" if dry_run else "Deleting old rows"),
         )
-    if json:
+    if call.json:
         document = {"outcome": "ok", "dry_run": dry_run, "before": pruning.before}
         plain.print_json(document | {"would_delete" if dry_run else "deleted": pruning.rows})
     elif dry_run or opened.output.interactive:

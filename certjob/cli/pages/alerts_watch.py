@@ -14,7 +14,8 @@ from rich.text import Text
 from certjob.cli.pages.alerts import MOST_ROWS, NOTHING, page_lines, plain_lines
 from certjob.cli.terminal.lines import fit
 from certjob.cli.terminal.output import Output
-from certjob.cli.terminal.plain import discard_results, harmless, print_error
+from certjob.cli.terminal.plain import harmless, print_error
+from certjob.cli.terminal.streams import reader_is_gone
 from certjob.database import Connection
 from certjob.errors import CertjobError, StoppedBySignalError
 from certjob.stopping import Interrupted, StopFlag
@@ -119,13 +120,9 @@ class _Lines:
         if lines == self._shown:
             return True
         self._shown = lines
-        try:
-            sys.stdout.write("".join(f"{line}\n" for line in lines or [NOTHING]))
-            sys.stdout.flush()  # whoever follows it wants it now
-        except BrokenPipeError:
-            discard_results()
-            return False
-        return True
+        sys.stdout.write("".join(f"{line}\n" for line in lines or [NOTHING]))
+        sys.stdout.flush()  # whoever follows it wants it now
+        return not reader_is_gone()
 
     def show_outage(self, cause: str) -> None:
         if cause != self._outage:

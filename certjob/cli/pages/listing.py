@@ -13,7 +13,7 @@ from rich.table import Table
 from certjob.cli.terminal.csv_output import print_csv
 from certjob.cli.terminal.lines import PageLine, keep_words_whole
 from certjob.cli.terminal.output import Output, clean
-from certjob.cli.terminal.plain import discard_results, harmless, to_json
+from certjob.cli.terminal.plain import harmless, to_json
 from certjob.domain.models import OWN_PAUSE_REASON, Status
 from certjob.views.listing import ListedCertificate
 
@@ -99,21 +99,13 @@ def print_list_json(rows: Iterable[ListedCertificate], *, today: date) -> None:
 
 
 def _copy(spool: IO[str]) -> None:
-    try:
-        while piece := spool.read(1 << 16):
-            sys.stdout.write(piece)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        discard_results()
+    while piece := spool.read(1 << 16):
+        sys.stdout.write(piece)
 
 
 def _print_lines(lines: Iterable[str]) -> None:
-    try:
-        for line in lines:
-            sys.stdout.write(line + "\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        discard_results()
+    for line in lines:
+        sys.stdout.write(line + "\n")
 
 
 def _paused(row: ListedCertificate) -> str:

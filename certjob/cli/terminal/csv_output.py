@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from certjob.cli.terminal.plain import discard_results, harmless
+from certjob.cli.terminal.plain import harmless
 
 _SIGN: Final = "[=+\\-@＝＋－＠]"
 """What begins a formula; the wide ones in the spreadsheets of East Asia."""
@@ -21,19 +21,12 @@ space, so that a sign alone (``Kari - Ola``) computes nothing. Tabs and line end
 
 
 def print_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a header and rows as they come; texts are made safe, numbers and dates stay what they are.
-
-    Whoever reads it may go away before its end; then no more rows are asked for.
-    """
+    """Print a header and rows as they come; texts are made safe, numbers and dates stay what they are."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a spreadsheet expects UTF-8, whatever the terminal shows
         sys.stdout.reconfigure(encoding="utf-8", newline="")
     writer = csv.writer(sys.stdout, lineterminator="\r\n")
-    try:
-        writer.writerow(header)
-        writer.writerows([_cell(value) for value in row] for row in rows)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        discard_results()
+    writer.writerow(header)
+    writer.writerows([_cell(value) for value in row] for row in rows)
 
 
 def spreadsheet_text(text: str) -> str:

@@ -2,11 +2,9 @@
 
 import json
 import logging
-import os
 import re
 import sys
 from datetime import date
-from typing import TextIO
 
 from certjob.cli.terminal.logs import traceback_lines, writes_json
 from certjob.redaction import without_secrets
@@ -24,22 +22,8 @@ def harmless(text: object) -> str:
 
 
 def print_result(text: str) -> None:
-    """Print a line of what was asked for; whoever reads it may go away before its end (``certjob alerts | head``)."""
-    try:
-        print(text)  # noqa: T201
-    except BrokenPipeError:
-        discard_results()
-
-
-def discard_results() -> None:
-    """Let everything else that goes to stdout go nowhere: the command still has to end, with its exit code."""
-    _discard(sys.stdout)
-
-
-def _discard(stream: TextIO) -> None:
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
+    """Print a line of what was asked for."""
+    print(text)  # noqa: T201
 
 
 def print_json(document: object) -> None:
@@ -63,7 +47,7 @@ def print_error(command: str, message: str, *, error: BaseException | None = Non
         _log(logging.ERROR, line, command=command, event="failed", error=error)
         return
     trace = traceback_lines(error) if error is not None else ()
-    _print_to_stderr(f"{command}: {line}", *trace)
+    print(f"{command}: {line}", *trace, sep="\n", file=sys.stderr)  # noqa: T201
 
 
 def print_attention(command: str, message: str) -> None:
@@ -86,15 +70,7 @@ def _say(level: int, command: str, message: str, *, event: str, prefix: str = ""
     if writes_json():
         _log(level, line, command=command, event=event)
         return
-    _print_to_stderr(f"{command}: {prefix}{line}")
-
-
-def _print_to_stderr(*lines: str) -> None:
-    """Print lines; a terminal that has gone keeps no command from its end, nor from its exit code."""
-    try:
-        print(*lines, sep="\n", file=sys.stderr)  # noqa: T201
-    except OSError:
-        _discard(sys.stderr)
+    print(f"{command}: {prefix}{line}", file=sys.stderr)  # noqa: T201
 
 
 def _one_line(message: str) -> str:

@@ -1,0 +1,90 @@
+"""The options that several commands share, and how their values are read."""
+
+import re
+from datetime import date
+from typing import Annotated, Literal
+
+import typer
+
+
+def parse_duration(text: str | float) -> float:
+    """Return the seconds in a text such as ``90s``, ``30m``, ``2h`` or ``1h30m``; a default is seconds already.
+
+    >>> parse_duration("1h30m"), parse_duration("45")
+    (5400.0, 45.0)
+    """
+    if not isinstance(text, str):
+        return text
+    match = _DURATION.fullmatch(text.strip().lower())
+    if not match or not any(match.groups()):
+        message = f"{text[:40]!r} is not a valid duration; give one such as 90s, 30m or 2h"
+        raise typer.BadParameter(message)
+    hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return float(hours * 3600 + minutes * 60 + seconds)
+
+
+def parse_day(text: str) -> date:
+    """Return the date in a text such as ``2026-12-31``."""
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        message = f"{text[:40]!r} is not a valid date; give one such as 2026-12-31"
+        raise typer.BadParameter(message) from None
+
+
+def parse_recipient(text: str) -> str:
+    """Return an address that a channel can send to, and refuse any other before anything is opened."""
+    from certjob.domain.addresses import parse_address
+
+    try:
+        parse_address(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    return text
+
+
+_DURATION = re.compile(r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6})s?)?")
+
+Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON document on stdout.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Log every step, and where an internal error was raised.")
+]
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", help="Print nothing on success, even on a terminal. Warnings are still printed."),
+]
+EnvFile = Annotated[
+    str | None,
+    typer.Option(
+        envvar="CERTJOB_ENV_FILE",
+        metavar="FILE",
+        help="Take the settings that the environment does not have from this file: lines NAME='value'.",
+    ),
+]
+MentorArgument = Annotated[
+    str, typer.Argument(metavar="MENTOR", help="Id, member number or e-mail address.", show_default=False)
+]
+OrganisationSlug = Annotated[
+    str | None, typer.Option("--organisation", metavar="SLUG", help="Only this organisation's mentors.")
+]
+AllowEarlierDate = Annotated[
+    bool, typer.Option("--allow-earlier-date", help="Accept a day before that of the last finished run.")
+]
+IgnoreDatabaseClock = Annotated[
+    bool,
+    typer.Option(
+        "--ignore-database-clock", help="Use this machine's date even if the database server has another one."
+    ),
+]
+DeliverFor = Annotated[
+    float,
+    typer.Option(
+        parser=parse_duration,
+        metavar="TIME",
+        show_default=False,
+        help="How long deliveries may take, such as 90s, 30m or 2h; the rest stays pending.  [default: 2h]",
+    ),
+]
+TWO_HOURS = 7200.0
+Csv = Annotated[bool, typer.Option("--csv", help="Print CSV (RFC 4180, UTF-8) with a header.")]
+Locale = Literal["nb", "nn", "en"]
