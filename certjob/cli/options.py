@@ -39,7 +39,8 @@ def parse_recipient(text: str) -> str:
     try:
         parse_address(text)
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+        message = f"the address {error}"
+        raise typer.BadParameter(message) from None
     return text
 
 

@@ -2,6 +2,7 @@
 
 import json
 import mailbox
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.message import EmailMessage
@@ -276,14 +277,14 @@ class TestNothingToShow:
         """A certificate of long ago; its last notice can still be looked at."""
         mentor_id = facts.certified_mentor(facts.organisation(), TODAY - timedelta(days=400))
 
-        assert "none will be; --threshold" in refusal(connection, mentor_id)
+        assert "no upcoming reminder; use --threshold" in refusal(connection, mentor_id)
         assert "its day was 2025-02-04" in previewed(connection, mentor_id, threshold_days=-1).explanation
 
     def test_only_revoked(self, connection: Connection, facts: Facts) -> None:
         mentor_id = facts.mentor(facts.organisation())
         facts.certificate(mentor_id, IN_20_DAYS, revoked_at=datetime(2026, 1, 1, tzinfo=UTC))
 
-        assert "none will be" in refusal(connection, mentor_id)
+        assert "no upcoming reminder" in refusal(connection, mentor_id)
         assert "renewed or revoked" in refusal(connection, mentor_id, threshold_days=30)
 
     def test_a_certificate_for_ever(self, connection: Connection, facts: Facts) -> None:
@@ -377,7 +378,8 @@ def test_the_command_prints_the_page_alone(certjob: Certjob, mentor: str) -> Non
     """--html > file, in another language and for another day."""
     result = certjob("preview", mentor, "--html", "--locale", "nn", "--threshold", "-1")
 
-    assert (result.returncode, result.stderr) == (0, "")
+    assert result.returncode == 0
+    assert re.fullmatch(r"certjob preview: the reminder for the threshold -1, due \S+\n", result.stderr)
     assert result.stdout.startswith('<!doctype html>\n<html lang="nn">')
     assert result.stdout.endswith("</html>\n")
     assert "gjekk ut" in result.stdout
@@ -400,7 +402,7 @@ def test_the_command_prints_one_document(certjob: Certjob, mentor: str) -> None:
         (["M1042", "--threshold", "31"], "--threshold 31 is none of hlf's, which are 60,30,14,7,1,-1"),
         (["M1042", "--locale", "se"], "'--locale': 'se' is not one of 'nb', 'nn', 'en'"),
         (["M1042", "--html", "--send-to", "me@example.org"], "leave out --json and --send-to"),
-        (["M1042", "--send-to", "me"], "--send-to is no address that mail can be sent to"),
+        (["M1042", "--send-to", "me"], "'--send-to': the address is no address that mail can be sent to"),
     ],
 )
 def test_the_command_says_in_a_line_what_is_not_there(

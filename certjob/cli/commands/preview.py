@@ -56,10 +56,10 @@ def preview(
             templates=templates,
             domain=domain_of(opened.settings.mail_from),
         )
-        if not call.json:
-            print_note(call.command, shown.explanation)
         if send_to is not None:
             return _send(call, opened, shown, to=send_to)
+    if not call.json:
+        print_note(call.command, shown.explanation)
     if call.json:
         plain.print_json({"outcome": "ok"} | _document(opened, shown))
     elif html:
@@ -91,6 +91,8 @@ def _send(call: Call, opened: Session, shown: "Preview", *, to: str) -> int:
         return 3
     if call.json:
         plain.print_json({"outcome": "ok", "sent_to": to} | _document(opened, shown))
+    else:
+        plain.print_note(call.command, shown.explanation)
     opened.output.line(f"sent to {to}")
     return 0
 
