@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from certjob.cli.options import TWO_HOURS, AllowEarlierDate, DeliverFor, MentorArgument, IgnoreDatabaseClock, OrganisationSlug, parse_day
+from certjob.cli.options import (
+    TWO_HOURS,
+    AllowEarlierDate,
+    DeliverFor,
+    IgnoreDatabaseClock,
+    MentorArgument,
+    OrganisationSlug,
+    parse_day,
+)
 from certjob.cli.session import Call, Commands, Session, delivery_from
 
 if TYPE_CHECKING:

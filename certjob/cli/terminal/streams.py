@@ -17,7 +17,7 @@ class _Stream(io.FileIO):
         try:
             return super().write(data)
         except OSError as error:
-            if error.errno not in _NOBODY_READS:
+            if error.errno not in _NOBODY_READS and self.fileno() != _STDERR:
                 raise
             self.reader_is_gone = True
             return len(data)
@@ -25,6 +25,8 @@ class _Stream(io.FileIO):
 
 _NOBODY_READS = (errno.EPIPE, errno.EIO)
 """The pipe is closed; the terminal is gone, as after a dropped connection."""
+_STDERR = 2
+"""When it cannot be written to, nobody can be told."""
 
 
 def forgiving(stream: Any) -> io.TextIOWrapper:
