@@ -1,6 +1,7 @@
 """`certjob alerts --watch`: shows what changes, says what it cannot see, and ends with Ctrl-C."""
 
 import io
+import os
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from threading import Event
@@ -16,6 +17,7 @@ from certjob import database
 from certjob.cli.pages.alerts import NOTHING
 from certjob.cli.pages.alerts_watch import watch_alerts
 from certjob.cli.terminal.output import Output
+from certjob.cli.terminal.streams import forgiving
 from certjob.database import Connection
 from certjob.errors import DatabaseUnavailableError, StoppedBySignalError
 from certjob.stopping import Interrupted, StopFlag
@@ -243,16 +245,10 @@ def test_ctrl_c_before_anything_was_shown_is_no_success(watch: Watch) -> None:
 
 def test_a_reader_who_went_away_ends_it(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
     """`certjob alerts --watch | head -1` does not run for ever."""
-
-    class Closed(io.StringIO):
-        def flush(self) -> None:
-            raise BrokenPipeError
-
-        def fileno(self) -> int:
-            return discarded.fileno()
-
-    with open("/dev/null", "w") as discarded:  # noqa: PTH123
-        monkeypatch.setattr("sys.stdout", Closed())
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as unread:  # noqa: PTH123
+        monkeypatch.setattr("sys.stdout", forgiving(unread))
         code = watch.show(ONE, CLEAR)
 
     assert (code, watch.waits) == (3, [])
