@@ -601,6 +601,28 @@ def test_a_full_disk_is_said_so(
     assert (result.stderr, result.returncode) == (said, 1)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_under_the_rejects_names_their_file(certjob: Certjob, facts: Facts, tmp_path: Path) -> None:
+    """Not the roster, which was read well; what was good in it is loaded."""
+    facts.organisation(portal=None)
+    roster = tmp_path / "roster.csv"
+    roster.write_text(
+        "organisation,member_no,kind,issued_on,expires_on\n"
+        "hlf,M1,likeperson,2026-01-01,2027-01-01\nhlf,M2,likeperson,2026-01-01,soon\n"
+    )
+
+    result = certjob("load", "roster.csv", "--rejects", "/dev/full")
+
+    assert_one_line(
+        result,
+        "--rejects /dev/full: No space left on device; what could be loaded is loaded",
+        code=1,
+        command="certjob load",
+    )
+    assert "roster.csv" not in result.stderr
+    assert facts.rows("SELECT member_no FROM mentors") == [("M1",)]
+
+
 def test_no_message_of_a_night_names_a_person(certjob: Certjob, facts: Facts, portal: PortalServer, soon: date) -> None:
     """Ids and member numbers only: stderr goes into mails and logs."""
     organisation_id = facts.organisation()

@@ -81,7 +81,7 @@ def load(
 def _rejects_to(path: Path | None, *, beside: Path) -> Iterator[IO[str] | None]:
     """Open the file of --rejects, which must not be the one that is loaded."""
     from certjob import files
-    from certjob.errors import InputError
+    from certjob.errors import CertjobError, InputError
 
     if path is None:
         yield None
@@ -97,8 +97,12 @@ def _rejects_to(path: Path | None, *, beside: Path) -> Iterator[IO[str] | None]:
     except OSError as error:
         message = f"--rejects {path}: {error.strerror}; name a file that can be written"
         raise InputError(message) from error
-    with stream:
-        yield stream
+    try:
+        with stream:
+            yield stream
+    except OSError as error:
+        message = f"--rejects {path}: {error.strerror}; what could be loaded is loaded; make room and load the same file again"
+        raise CertjobError(message) from error
 
 
 @organisation_app.command("set", short_help="Create an organisation or change it.")
