@@ -101,7 +101,8 @@ def _rejects_to(path: Path | None, *, beside: Path) -> Iterator[IO[str] | None]:
         with stream:
             yield stream
     except OSError as error:
-        message = f"--rejects {path}: {error.strerror}; what could be loaded is loaded; make room and load the same file again"
+        done = "what could be loaded is loaded; make room and load the same file again"
+        message = f"--rejects {path}: {error.strerror}; {done}"
         raise CertjobError(message) from error
 
 
