@@ -6,10 +6,13 @@ import typer
 
 from certjob import __version__
 from certjob.cli.commands import alerts, data, health, inspect, preview, runs
+from certjob.cli.help import EPILOG, GroupedHelp
 from certjob.cli.session import Commands
 
 app = Commands(
     name="certjob",
+    cls=GroupedHelp,
+    epilog=EPILOG,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -32,12 +35,8 @@ def certjob(
         bool, typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """The nightly job of a peer-mentor programme: certificates, pauses, reminders, and the portal that must agree."""
+    """Nightly job for peer-mentor programmes: updates certificates and pauses, sends reminders, syncs the portal."""
 
 
-runs.add_to(app)
-alerts.add_to(app)
-preview.add_to(app)
-inspect.add_to(app)
-health.add_to(app)
-data.add_to(app)
+for commands in (runs, health, alerts, inspect, preview, data):
+    commands.add_to(app)

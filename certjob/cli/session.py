@@ -12,6 +12,8 @@ from uuid import UUID, uuid4
 
 import typer
 
+from certjob.cli.help import PlainHelp
+from certjob.cli.help import examples as help_examples
 from certjob.cli.options import EnvFile, Json, Quiet, Verbose
 
 if TYPE_CHECKING:
@@ -31,11 +33,21 @@ logger = logging.getLogger(__name__)
 class Commands(typer.Typer):
     """A group of commands. Each takes a Call first and gets the common options beside its own."""
 
-    def command(
-        self, name: str | None = None, *, without: tuple[str, ...] = (), **settings: Any
+    def command(  # type: ignore[override]
+        self,
+        name: str | None = None,
+        *,
+        group: str | None = None,
+        short_help: str | None = None,
+        examples: tuple[str, ...] = (),
+        without: tuple[str, ...] = (),
     ) -> Callable[[Function], Function]:
-        """Register a function as Typer does; ``without`` names the common options that it does not have."""
-        register = super().command(name, **settings)
+        """Register a function as Typer does, under the heading ``group`` of --help.
+
+        ``without`` names the common options that it does not have.
+        """
+        epilog = help_examples(*examples) if examples else None
+        register = super().command(name, cls=PlainHelp, rich_help_panel=group, short_help=short_help, epilog=epilog)
 
         def add(function: Function) -> Function:
             register(_with_common_options(function, without=without))

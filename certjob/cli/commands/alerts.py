@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from certjob.cli.help import LOOKING
 from certjob.cli.session import Call, Commands, Session, delivery_from
 
 if TYPE_CHECKING:
@@ -15,15 +16,13 @@ def alerts(
     *,
     retry_all: Annotated[
         bool,
-        typer.Option("--retry-all", help="First reopen every open push, blocked ones too, and push them all now."),
+        typer.Option("--retry-all", help="First retry every open push, blocked ones included."),
     ] = False,
-    watch: Annotated[
-        bool, typer.Option("--watch", help="Keep the page up to date, every 2 seconds, until Ctrl-C.")
-    ] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh the page every 2 seconds until Ctrl-C.")] = False,
 ) -> int:
-    """Show what coordinators must know: who may still be visible on the portal first, why, and what to do.
+    """Show what needs attention, most harmful first: why, and what to do.
 
-    Then who may still be hidden, and the reminders and coordinators' digests that failed. Exits 3 while there is any.
+    Exits 3 while there is any.
     """
     from datetime import UTC, datetime
 
@@ -96,4 +95,9 @@ def _retry_all(opened: Session) -> "RunReport":
 
 def add_to(app: Commands) -> None:
     """Register the command."""
-    app.command(without=("quiet",), short_help="Show what coordinators must know.")(alerts)
+    app.command(
+        group=LOOKING,
+        without=("quiet",),
+        short_help="Show what needs attention, and what to do.",
+        examples=("certjob alerts --watch", "certjob alerts --retry-all"),
+    )(alerts)

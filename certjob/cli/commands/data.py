@@ -8,6 +8,7 @@ from typing import IO, Annotated, Literal
 import typer
 
 from certjob.cli.commands.schema import db_app
+from certjob.cli.help import DATA, SETTING_UP
 from certjob.cli.session import Call, Commands, set_up_logs
 
 organisation_app = Commands(
@@ -106,7 +107,14 @@ def _rejects_to(path: Path | None, *, beside: Path) -> Iterator[IO[str] | None]:
         raise CertjobError(message) from error
 
 
-@organisation_app.command("set", short_help="Create an organisation or change it.")
+@organisation_app.command(
+    "set",
+    short_help="Create an organisation or change it.",
+    examples=(
+        "certjob organisation set hlf --name HLF --portal dynamics",
+        "certjob organisation set hlf --thresholds 90,60,30,14,7,1,-1",
+    ),
+)
 def organisation_set(
     call: Call,
     slug: Annotated[str, typer.Argument(metavar="SLUG", show_default=False, help="Its short name, such as hlf.")],
@@ -127,7 +135,10 @@ def organisation_set(
     ] = None,
     optional_kind: Annotated[
         list[str] | None,
-        typer.Option(metavar="KIND", help="A kind whose expiry pauses nobody; repeat for several, none for none."),
+        typer.Option(
+            metavar="KIND",
+            help="Certificate kind whose expiry does not pause mentors. Repeatable; 'none' clears the list.",
+        ),
     ] = None,
     coordinator: Annotated[
         list[str] | None,
@@ -140,7 +151,7 @@ def organisation_set(
     contact_phone: Annotated[str | None, typer.Option(metavar="NUMBER", help="Where mentors can call.")] = None,
     renewal_url: Annotated[str | None, typer.Option(metavar="URL", help="Where mentors renew a certificate.")] = None,
 ) -> int:
-    """Create an organisation, or change what is given of it and leave the rest."""
+    """Create an organisation, or update only the options given."""
     from certjob.cli.terminal import plain
     from certjob.facts import organisations
 
@@ -223,7 +234,23 @@ def _pairs(values: list[str] | None, option: str) -> dict[str, str]:
 
 def add_to(app: Commands) -> None:
     """Register the commands, in the order in which --help shows them."""
-    app.command(short_help="Load mentors and certificates from a CSV file.")(load)
-    app.add_typer(organisation_app, name="organisation", short_help="The member organisations and their rules.")
-    app.add_typer(db_app, name="db")
-    app.command(without=("json", "quiet", "env_file"), short_help="Show a few nights on a throw-away database.")(demo)
+    app.command(
+        group=DATA,
+        short_help="Load mentors and certificates from a CSV file.",
+        examples=(
+            "certjob load roster.csv --rejects rejects.csv",
+            "certjob load export.csv --set organisation=hlf --column expires_on='Licence Expires'",
+        ),
+    )(load)
+    app.add_typer(
+        organisation_app,
+        name="organisation",
+        rich_help_panel=DATA,
+        short_help="The member organisations: rules, contacts, coordinators.",
+    )
+    app.add_typer(db_app, name="db", rich_help_panel=SETTING_UP)
+    app.command(
+        group=SETTING_UP,
+        without=("json", "quiet", "env_file"),
+        short_help="Show a few nights on a throw-away database.",
+    )(demo)

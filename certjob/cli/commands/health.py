@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from certjob.cli.help import LOOKING, SETTING_UP
 from certjob.cli.options import parse_duration, parse_recipient
 from certjob.cli.session import Call, Commands, set_up_logs
 
@@ -15,7 +16,7 @@ def check(
         str | None, typer.Option(parser=parse_recipient, metavar="ADDRESS", help="Send a test message to ADDRESS.")
     ] = None,
 ) -> int:
-    """Look at everything a night depends on, each with the next step: settings, database, portal, mail, templates.
+    """Test everything that a nightly run depends on: settings, database, portal, mail, templates.
 
     Changes nothing, and sends nothing without --send-test. Exits 2 for a wrong configuration, 1 for something that
     cannot be reached, 3 for a warning.
@@ -102,5 +103,13 @@ def status(
 
 def add_to(app: Commands) -> None:
     """Register the commands, in the order in which --help shows them."""
-    app.command(short_help="Look at everything a night depends on.")(check)
-    app.command(short_help="Show the last runs and what waits.")(status)
+    app.command(
+        group=SETTING_UP,
+        short_help="Test everything that a nightly run depends on.",
+        examples=("certjob check", "certjob check --send-test me@example.org"),
+    )(check)
+    app.command(
+        group=LOOKING,
+        short_help="Show whether the nightly runs work, and what waits.",
+        examples=("certjob status", "certjob status -q --max-age 26h"),
+    )(status)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from certjob.cli.help import LOOKING
 from certjob.cli.options import Csv, MentorArgument, OrganisationSlug
 from certjob.cli.session import Call, Commands
 from certjob.domain.models import Status
@@ -27,7 +28,7 @@ def explain(
     *,
     organisation: OrganisationSlug = None,
 ) -> int:
-    """Tell one mentor's whole story: what holds today and why, what was sent, and what comes next, on which date.
+    """Show one mentor's whole history: what holds today and why, what was sent, and what comes next, on which date.
 
     Changes nothing, takes no lock, and works on a read-only database.
     """
@@ -63,18 +64,18 @@ def list_(
         int | None,
         typer.Option(
             metavar="DAYS",
-            help="Only those whose last day is at most so many days away, ahead or past.",
+            help="Only certificates whose last day is within DAYS of today, before or after.",
             min=0,
             max=36_500,
         ),
     ] = None,
     organisation: OrganisationSlug = None,
-    with_left: Annotated[bool, typer.Option("--with-left", help="Mentors who have left, too.")] = False,
+    with_left: Annotated[bool, typer.Option("--with-left", help="Include mentors who have left.")] = False,
     csv: Csv = False,
 ) -> int:
-    """List who has which certificate, whose last day comes first; the options narrow it, all of them together.
+    """List who has which certificate, the earliest last day first. The options combine.
 
-    The status is what the rules say today, whether or not a night has noted it yet. What is paused is paused now.
+    The status is what the rules say today, even if no run has stored it yet. Paused shows the pauses open right now.
     """
     from certjob.cli.pages import listing
     from certjob.facts.lookup import find_organisation
@@ -108,14 +109,17 @@ def forecast(
     call: Call,
     *,
     days: Annotated[
-        int, typer.Option(metavar="DAYS", help="So many nights, today's included.", min=1, max=3650, show_default=True)
+        int,
+        typer.Option(
+            metavar="DAYS", help="The number of nights, today's included.", min=1, max=3650, show_default=True
+        ),
     ] = 90,
     organisation: OrganisationSlug = None,
     csv: Csv = False,
 ) -> int:
-    """Show what the coming nights will do if nobody renews, week by week: expiries, reminders, pauses, hides.
+    """Show what the coming nightly runs will do if nobody renews, by week: expiries, reminders, pauses, hides.
 
-    Computed by the same rules as the nights, one mentor after the other; changes nothing.
+    Computed by the same rules as the runs, one mentor after the other. Changes nothing.
     """
     from certjob.cli.pages import forecast as forecast_page
     from certjob.cli.terminal import plain
@@ -152,6 +156,22 @@ def _refuse_two_forms(*, csv: bool, json: bool) -> None:
 
 def add_to(app: Commands) -> None:
     """Register the commands, in the order in which --help shows them."""
-    app.command(without=("quiet",), short_help="Tell one mentor's whole story.")(explain)
-    app.command("list", without=("quiet",), short_help="List who has which certificate.")(list_)
-    app.command(without=("quiet",), short_help="Show what the coming nights will do.")(forecast)
+    app.command(
+        group=LOOKING,
+        without=("quiet",),
+        short_help="Show one mentor's whole history, and what comes next.",
+        examples=("certjob explain M1042", "certjob explain kari"),
+    )(explain)
+    app.command(
+        "list",
+        group=LOOKING,
+        without=("quiet",),
+        short_help="List who has which certificate.",
+        examples=("certjob list --within 60 --organisation hlf", "certjob list --status expired --csv > expired.csv"),
+    )(list_)
+    app.command(
+        group=LOOKING,
+        without=("quiet",),
+        short_help="Show what the coming nightly runs will do.",
+        examples=("certjob forecast", "certjob forecast --days 365 --csv > year.csv"),
+    )(forecast)

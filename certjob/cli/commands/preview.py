@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from certjob.cli.help import LOOKING
 from certjob.cli.options import Locale, MentorArgument, OrganisationSlug, parse_recipient
 from certjob.cli.session import Call, Commands, Session
 
@@ -142,4 +143,9 @@ def _print(opened: Session, shown: "Preview") -> None:
 
 def add_to(app: Commands) -> None:
     """Register the command."""
-    app.command(without=("quiet",), short_help="Show a reminder before it is sent.")(preview)
+    app.command(
+        group=LOOKING,
+        without=("quiet",),
+        short_help="Show a reminder before it is sent.",
+        examples=("certjob preview M1042 --threshold 30", "certjob preview M1042 --send-to me@example.org"),
+    )(preview)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from certjob.cli.help import EVERY_NIGHT
 from certjob.cli.options import (
     TWO_HOURS,
     AllowEarlierDate,
@@ -24,7 +25,7 @@ def run(
     call: Call,
     *,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan and touch nothing: no write, no lock, no call.")
+        bool, typer.Option("--dry-run", help="Print the plan and change nothing: no write, no lock, no call.")
     ] = False,
     as_of: Annotated[
         date | None,
@@ -39,19 +40,19 @@ def run(
         ),
     ] = False,
     allow_mass_change: Annotated[
-        bool, typer.Option("--allow-mass-change", help="Apply also what the guards would hold back.")
+        bool, typer.Option("--allow-mass-change", help="Apply what the guards hold back.")
     ] = False,
     allow_earlier_date: AllowEarlierDate = False,
     ignore_database_clock: IgnoreDatabaseClock = False,
     no_deliver: Annotated[
-        bool, typer.Option("--no-deliver", help="Bring the state up to date, but call and mail nobody.")
+        bool, typer.Option("--no-deliver", help="Update the state only: nothing is pushed, nothing is mailed.")
     ] = False,
     deliver_for: DeliverFor = TWO_HOURS,
 ) -> int:
-    """Run the night: bring certificates and mentors to the right state, push the portal, send the reminders.
+    """Run tonight's work: bring certificates and mentors to the right state, push to the portal, send reminders.
 
     Safe to repeat and to run twice at once. --organisation limits the review; what is queued is delivered for all.
-    Exits 3 while anything needs a person.
+    Exits 3 while anything needs attention.
     """
     from certjob.night import nightly
 
@@ -91,7 +92,7 @@ def deliver(
     call: Call,
     *,
     everybody: Annotated[
-        bool, typer.Option("--all", help="Then push every portal mentor's wanted value again, whatever was confirmed.")
+        bool, typer.Option("--all", help="Then push every mentor's visibility again, even if already confirmed.")
     ] = False,
     ignore_database_clock: IgnoreDatabaseClock = False,
     deliver_for: DeliverFor = TWO_HOURS,
@@ -184,6 +185,18 @@ def _report(call: Call, opened: Session, report: "RunReport") -> int:
 
 def add_to(app: Commands) -> None:
     """Register the commands, in the order in which --help shows them."""
-    app.command(short_help="Run the night: state, portal, reminders.")(run)
-    app.command(short_help="Deliver what is queued and due.")(deliver)
-    app.command(short_help="Review one mentor now and push the visibility.")(resync)
+    app.command(
+        group=EVERY_NIGHT,
+        short_help="The nightly run: certificates, pauses, portal, mail.",
+        examples=("certjob run --dry-run", "certjob run --dry-run --as-of 2027-01-31 --organisation hlf"),
+    )(run)
+    app.command(
+        group=EVERY_NIGHT,
+        short_help="Deliver what is queued and due.",
+        examples=("certjob deliver", "certjob deliver --deliver-for 10m"),
+    )(deliver)
+    app.command(
+        group=EVERY_NIGHT,
+        short_help="Review one mentor now and push the visibility.",
+        examples=("certjob resync M1042", "certjob resync 'kari nordmann' --organisation hlf"),
+    )(resync)

@@ -9,7 +9,7 @@ from certjob.cli.session import Call, Commands
 db_app = Commands(help="The database: schema and retention.", no_args_is_help=True)
 
 
-@db_app.command("migrate", short_help="Bring the schema up to date.")
+@db_app.command("migrate", short_help="Bring the schema up to date.", examples=("certjob db migrate",))
 def db_migrate(
     call: Call,
 ) -> int:
@@ -29,7 +29,9 @@ def db_migrate(
     return 0
 
 
-@db_app.command("status", without=("quiet",), short_help="Show which migrations are applied.")
+@db_app.command(
+    "status", without=("quiet",), examples=("certjob db status",), short_help="Show which migrations are applied."
+)
 def db_status(
     call: Call,
 ) -> int:
@@ -54,7 +56,11 @@ def db_status(
     return 3 if pending else 0
 
 
-@db_app.command("prune", short_help="Delete what is done and old.")
+@db_app.command(
+    "prune",
+    short_help="Delete what is done and old.",
+    examples=("certjob db prune --older-than 3y --dry-run", "certjob db prune --older-than 18m"),
+)
 def db_prune(
     call: Call,
     *,

@@ -1,0 +1,67 @@
+"""What --help shows beside the options: commands in groups, examples, settings, exit codes."""
+
+import re
+from typing import Any, Final
+
+from typer.core import TyperCommand, TyperGroup
+
+EVERY_NIGHT: Final = "Every night"
+LOOKING: Final = "Looking"
+DATA: Final = "Data"
+SETTING_UP: Final = "Setting up"
+_ORDER: Final = (EVERY_NIGHT, LOOKING, DATA, SETTING_UP, "Commands")
+
+EPILOG: Final = """\b
+In trouble:
+  certjob status            whether the nightly runs work, and what waits
+  certjob alerts            what needs attention, by mentor, and what to do
+  certjob explain MENTOR    one mentor's whole history
+
+\b
+Settings (environment variables, or lines of the file that --env-file names):
+  CERTJOB_DATABASE_URL                        required
+  CERTJOB_TIME_ZONE                           default Europe/Oslo
+  CERTJOB_PORTAL_URL, _KEY                    where visibility is pushed
+  CERTJOB_NOTIFY_URL, _USER, _PASSWORD        how mail leaves
+  CERTJOB_MAIL_FROM, _MAIL_HOURS              its sender, and when it leaves
+  CERTJOB_TEMPLATES_DIR                       message templates of your own
+  CERTJOB_PING_URL, _ATTENTION_PING_URL       external monitors
+  CERTJOB_METRICS_FILE                        for Prometheus
+  CERTJOB_PORTAL_CONCURRENCY, _RATE, _ATTEMPTS, CERTJOB_LOG_FORMAT
+
+\b
+Exit codes:
+  0  done
+  1  failed: database gone, a crash, or stopped by a signal
+  2  wrong usage or configuration
+  3  finished, but someone has to act
+"""
+
+
+class GroupedHelp(TyperGroup):
+    """A list of commands under the headings that they were registered with."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write each heading with its commands, in the order in which they were registered."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for name, command in self.commands.items():
+            heading = getattr(command, "rich_help_panel", None) or "Commands"
+            groups.setdefault(heading, []).append((name, command.get_short_help_str(limit=70)))
+        for heading in _ORDER:
+            if heading in groups:
+                with formatter.section(heading):
+                    formatter.write_dl(groups[heading])
+
+
+class PlainHelp(TyperCommand):
+    """A command whose arguments are words: some versions of Typer add braces and types."""
+
+    def get_help(self, ctx: Any) -> str:
+        """Return the help text."""
+        text = re.sub(r"\{(\w[\w.]*)\}", r"\1", super().get_help(ctx))
+        return re.sub("<(str|path)>", lambda word: " " * len(word[0]), text)
+
+
+def examples(*lines: str) -> str:
+    """Return the end of a command's help: what people type."""
+    return "\n".join(("\b", "Examples:" if len(lines) > 1 else "Example:", *(f"  {line}" for line in lines)))
