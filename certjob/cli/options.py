@@ -63,7 +63,8 @@ EnvFile = Annotated[
     ),
 ]
 MentorArgument = Annotated[
-    str, typer.Argument(metavar="MENTOR", help="Id, member number or e-mail address.", show_default=False)
+    str,
+    typer.Argument(metavar="MENTOR", help="Id, member number, e-mail address or part of a name.", show_default=False),
 ]
 OrganisationSlug = Annotated[
     str | None, typer.Option("--organisation", metavar="SLUG", help="Only this organisation's mentors.")

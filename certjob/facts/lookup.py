@@ -1,4 +1,4 @@
-"""Whom a person means: a mentor by id, member number or e-mail address, an organisation by its slug."""
+"""Which mentor or organisation a person means: by id, member number, address or part of a name, or by slug."""
 
 from uuid import UUID
 
@@ -9,22 +9,39 @@ from certjob.errors import (
     UnknownMentorError,
 )
 
+_CANDIDATES = 10
+_SHORTEST_PART = 2
+
 
 def find_mentor(connection: Connection, name: str, *, organisation: str | None) -> UUID:
-    """Return the one mentor with this id, member number or e-mail address.
+    """Return the one mentor with this id, member number or e-mail address, or else with this text in the name.
 
     Raises UnknownMentorError, with the candidates when there are several.
     """
     rows = database.fetch(connection, "find_mentors", {"name": name, "organisation": organisation})
+    if not rows:
+        rows = _find_by_name(connection, " ".join(name.split()), organisation=organisation)
     if len(rows) == 1:
         return UUID(str(rows[0][0]))
     if not rows:
         where = f" in {organisation}" if organisation else ""
-        message = f"no mentor {name!r}{where}; give an id, a member number or an e-mail address"
+        message = f"no mentor {name!r}{where}; give an id, a member number, an e-mail address or part of a name"
         raise UnknownMentorError(message)
-    candidates = ", ".join(f"{member_no} of {slug} ({mentor_id})" for mentor_id, member_no, slug in rows)
-    message = f"{name!r} fits {len(rows)} mentors: {candidates}; give the id, or add --organisation"
+    candidates = ", ".join(f"{member_no} of {slug} ({mentor_id})" for mentor_id, member_no, slug in rows[:_CANDIDATES])
+    rest = f" and {len(rows) - _CANDIDATES} more" if len(rows) > _CANDIDATES else ""
+    message = f"{name!r} fits {len(rows)} mentors: {candidates}{rest}; give the id, or add --organisation"
     raise UnknownMentorError(message)
+
+
+def _find_by_name(connection: Connection, part: str, *, organisation: str | None) -> list[tuple[object, str, str]]:
+    """Return (id, member number, slug) of those whose name holds this text, in upper or lower case."""
+    if len(part) < _SHORTEST_PART:
+        return []
+    letters = (f"\\{each}" if each in "%_\\" else each if each.isascii() else "_" for each in part.lower())
+    rows = database.fetch(
+        connection, "find_mentors_by_name", {"pattern": f"%{''.join(letters)}%", "organisation": organisation}
+    )
+    return [row[:3] for row in rows if part.casefold() in " ".join(row[3].split()).casefold()]
 
 
 def find_organisation(connection: Connection, slug: str) -> UUID:

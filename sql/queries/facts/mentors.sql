@@ -26,6 +26,17 @@ WHERE %(organisation)s::text IS NULL OR o.slug = %(organisation)s
 ORDER BY o.slug, found.member_no
 LIMIT 20
 
+-- name: find_mentors_by_name
+-- Mentors whose name may hold a text; asked only where find_mentors found nobody. lower() knows A to Z in every
+-- collation, and letters such as Å only in some: each of them is a wildcard here, and the caller looks again.
+SELECT m.id, m.member_no, o.slug AS organisation, m.full_name
+FROM mentors AS m
+JOIN organisations AS o ON o.id = m.organisation_id
+WHERE lower(m.full_name) LIKE %(pattern)s
+    AND (%(organisation)s::text IS NULL OR o.slug = %(organisation)s)
+ORDER BY o.slug, m.member_no
+LIMIT 1000
+
 -- name: read_due_mentors
 -- One chunk of due mentors for the plan: as lock_due_mentors, but it takes no lock and runs on a read-only connection.
 SELECT id, review_on::text AS review_key
