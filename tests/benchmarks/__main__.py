@@ -25,7 +25,6 @@ PARTS: dict[str, Sequence[Part]] = {
     "pushes": (deliveries.run_pushes,),
     "procrastinate": (deliveries.run_procrastinate,),
     "mails": (deliveries.run_mails,),
-    "together": (deliveries.run_together,),
     "load": (loads.run,),
     "plans": (plans.run,),  # last: it runs certjob in this process, whose memory a child's peak then counts in
 }
@@ -51,7 +50,7 @@ def main() -> int:
                 folder=folder,
                 rounds=asked.rounds,
                 mentors=asked.mentors,
-                shares=asked.share or (1, 10, 100),
+                shares=asked.share or (1, 100),
                 pushes=asked.pushes,
                 say=say,
             )
@@ -72,7 +71,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--only", action="append", choices=list(PARTS), help="only this part; repeatable")
     parser.add_argument("--mentors", type=int, default=1_000_000, help="the largest population (%(default)s)")
     parser.add_argument(
-        "--share", type=int, action="append", help="per cent of the mentors who are due; repeatable (1, 10, 100)"
+        "--share", type=int, action="append", help="per cent of the mentors who are due; repeatable (1, 100)"
     )
     parser.add_argument(
         "--pushes", type=int, default=2_000, help="to a portal at once; half as many mails (%(default)s)"

@@ -21,7 +21,7 @@ class Bench:
     shares: Sequence[int]
     """Per cent of the mentors who are due."""
     pushes: int
-    """Pushes at once with answers, and twice the mails."""
+    """Pushes beside Procrastinate, twice the mails."""
     say: Callable[[str], None]
     """Tells whoever waits what is going on."""
 

@@ -40,6 +40,28 @@ class Ratio:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """A bar for a quantity itself, beside the one for the ratio."""
+
+    value: float
+    unit: str
+    bar: tuple[Bar, float]
+
+    @property
+    def is_met(self) -> bool:
+        return _is_met(self.value, self.bar)
+
+    def __str__(self) -> str:
+        kind, bar = self.bar
+        return f"{self.value:,.3g} {self.unit}, {kind.value} {bar:g}{'' if self.is_met else ': MISSED'}"
+
+
+def _is_met(value: float, bar: tuple[Bar, float]) -> bool:
+    kind, limit = bar
+    return value <= limit if kind is Bar.AT_MOST else value >= limit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
     """One line of the table."""
 
@@ -51,6 +73,8 @@ class Figure:
     """What it is compared with, likewise."""
     ratio: Ratio | float | None = None
     bar: tuple[Bar, float] | None = None
+    """For the ratio."""
+    limits: Sequence[Limit] = ()
     notes: str = ""
     detail: dict[str, object] = field(default_factory=dict)
     """More for the JSON."""
@@ -62,11 +86,11 @@ class Figure:
 
     @property
     def is_met(self) -> bool | None:
-        """Whether the bar is met; None without one."""
-        if self.bar is None or self.value is None:
-            return None
-        kind, limit = self.bar
-        return self.value <= limit if kind is Bar.AT_MOST else self.value >= limit
+        """Whether all bars are met; None without one."""
+        verdicts = [limit.is_met for limit in self.limits]
+        if self.bar is not None and self.value is not None:
+            verdicts.append(_is_met(self.value, self.bar))
+        return all(verdicts) if verdicts else None
 
     def to_document(self) -> dict[str, object]:
         """What the JSON has of it."""
@@ -77,6 +101,7 @@ class Figure:
             "reference": self.reference,
             "ratio": self.value,
             "bar": f"{self.bar[0].value} {self.bar[1]:g}" if self.bar else None,
+            "limits": [str(limit) for limit in self.limits],
             "met": self.is_met,
             "notes": self.notes,
         }
@@ -157,5 +182,5 @@ def _cells(figure: Figure) -> tuple[str, ...]:
         f"{min(rounds):.2f}–{max(rounds):.2f}" if len(rounds) > 1 else "",
         f"{figure.bar[0].value} {figure.bar[1]:g}" if figure.bar else "",
         verdict,
-        figure.notes,
+        "; ".join([*map(str, figure.limits), *([figure.notes] if figure.notes else [])]),
     )

@@ -21,9 +21,10 @@ _LOADED = "SELECT count(*), count(DISTINCT mentor_id), sum(expires_on - issued_o
 
 def run(bench: Bench) -> list[Figure]:
     """A file with one certificate for each mentor, into an empty database."""
-    bench.say(f"a file of {bench.mentors:,} rows")
+    rows = max(bench.mentors // 10, 1)
+    bench.say(f"a file of {rows:,} rows")
     path = bench.folder / "roster.csv"
-    _write_file(path, bench.mentors)
+    _write_file(path, rows)
     loaded: dict[str, object] = {}
     peaks: list[float] = []
     with bench.server.fresh("bench_load") as template:
@@ -54,9 +55,9 @@ def run(bench: Bench) -> list[Figure]:
     return [
         Figure(
             part="load",
-            name=f"{bench.mentors:,} rows, new",
-            ours=per_second(bench.mentors, ratio.ours, "rows"),
-            reference=f"{per_second(bench.mentors, ratio.reference, 'rows')}, COPY and upsert",
+            name=f"{rows:,} rows, new",
+            ours=per_second(rows, ratio.ours, "rows"),
+            reference=f"{per_second(rows, ratio.reference, 'rows')}, COPY and upsert",
             ratio=ratio,
             notes=f"whole process, every row checked, {max(peaks):.0f} MB",
         )

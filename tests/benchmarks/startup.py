@@ -1,58 +1,33 @@
-"""What a start costs: the help, a night on an empty database, and the imports behind both."""
+"""What a start costs: the help, and the imports behind it."""
 
 import re
 from pathlib import Path
 
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.commands import PYTHON, certjob, python, start
-from tests.benchmarks.figures import Figure, in_turns, seconds
+from tests.benchmarks.figures import Bar, Figure, Limit, in_turns, seconds
 from tests.conftest import installed_command
 
 HELP_BAR_SECONDS = 0.4
 _BARE_HELP = "import typer"
-_BARE_SESSION = """
-import sys, psycopg
-with psycopg.connect(sys.argv[1], autocommit=True) as connection:
-    connection.execute("SELECT 1").fetchone()
-"""
 _SHOWN_IMPORTS = 6
 
 
 def run(bench: Bench) -> list[Figure]:
-    """Measure both starts; three times as many rounds, because each takes no time."""
-    rounds = 3 * bench.rounds
+    """Three times as many rounds, because each takes no time."""
     bench.say("certjob --help")
     certjob("--help")
-    helped = in_turns(lambda: certjob("--help").seconds, lambda: python(_BARE_HELP).seconds, rounds=rounds)
-    bench.say("an empty night")
-    with bench.server.fresh("bench_empty") as name:
-        url = bench.server.url(name)
-
-        def night() -> float:
-            return certjob("run", "--quiet", database_url=url).seconds
-
-        night()
-        empty = in_turns(night, lambda: python(_BARE_SESSION, url).seconds, rounds=rounds)
-        night_imports = _imports("run", database_url=url)
+    ratio = in_turns(lambda: certjob("--help").seconds, lambda: python(_BARE_HELP).seconds, rounds=3 * bench.rounds)
     return [
         Figure(
             part="start-up",
             name="certjob --help",
-            ours=seconds(helped.ours),
-            reference=f"{seconds(helped.reference)}, import typer",
-            ratio=helped,
-            notes=_imports_line(_imports("--help"))
-            + ("" if helped.ours < HELP_BAR_SECONDS else f"; MISSED {HELP_BAR_SECONDS:g} s"),
-        ),
-        Figure(
-            part="start-up",
-            name="certjob run, empty database",
-            ours=seconds(empty.ours),
-            reference=f"{seconds(empty.reference)}, psycopg SELECT 1",
-            ratio=empty,
-            notes=_imports_line(night_imports),
-            detail={"imports_ms": night_imports},
-        ),
+            ours=seconds(ratio.ours),
+            reference=f"{seconds(ratio.reference)}, import typer",
+            ratio=ratio,
+            limits=[Limit(value=ratio.ours, unit="s", bar=(Bar.AT_MOST, HELP_BAR_SECONDS))],
+            notes=_imports_line(_imports("--help")),
+        )
     ]
 
 
