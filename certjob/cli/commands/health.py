@@ -1,6 +1,7 @@
 """The commands that watch over certjob itself: check, status."""
 
 from typing import Annotated
+from uuid import UUID
 
 import typer
 
@@ -14,6 +15,10 @@ def check(
     *,
     send_test: Annotated[
         str | None, typer.Option(parser=parse_recipient, metavar="ADDRESS", help="Send a test message to ADDRESS.")
+    ] = None,
+    as_user: Annotated[
+        UUID | None,
+        typer.Option("--as", metavar="UUID", help="Also test what the app's user UUID can see and do."),
     ] = None,
 ) -> int:
     """Test everything that a nightly run depends on: settings, database, portal, mail, templates.
@@ -35,14 +40,10 @@ def check(
         settings, problems = survey_settings(call.env_file)
         set_up_logs(verbose=call.verbose, log_format=settings.log_format)
         output = console.Output(quiet=call.quiet)
-        for finding in everything.check_everything(settings, problems=problems):
+        for finding in everything.check_everything(settings, problems=problems, as_user=as_user, test_to=send_test):
             found.append(finding)
             if not call.json:
                 checks_page.show_findings(output, [finding], quiet=call.quiet)
-        if send_test is not None:
-            found.append(everything.send_test(settings, to=send_test))
-            if not call.json:
-                checks_page.show_findings(output, found[-1:], quiet=call.quiet)
     code = exit_code_of(found)
     if call.json:
         outcome = {0: "ok", 3: "attention"}.get(code, "failed")

@@ -10,19 +10,21 @@ import os
 import ssl
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import psycopg
 
 from certjob import database, files
 from certjob.database import embedded
 from certjob.database.connection_errors import explain_late_refusal
+from certjob.database.migrations import require_current
 from certjob.errors import CertjobError, ChannelDownError, ConfigurationError, PortalStageError, TransientPortalError
 from certjob.mail.channels.notify import open_channel
 from certjob.mail.message import Channel, OutgoingMessage, domain_of
 from certjob.outbox.loop import run_alone
 from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
 from certjob.settings import EMBEDDED, Settings
+from certjob.views.check import as_coordinator
 from certjob.views.check.findings import Finding, Verdict, fail, failed_with, ok, skip, warn
 from certjob.views.check.in_database import LATER_CHECKS, check_database, read_organisations
 from certjob.views.check.templates import check_templates
@@ -37,11 +39,17 @@ _TESTS_OWN = "CERTJOB_TEST_"
 
 
 def check_everything(
-    settings: Settings, *, problems: list[str], environment: Mapping[str, str] = os.environ
+    settings: Settings,
+    *,
+    problems: list[str],
+    as_user: UUID | None = None,
+    test_to: str | None = None,
+    environment: Mapping[str, str] = os.environ,
 ) -> Iterator[Finding]:
     """Yield what was found, in the order in which one would look.
 
-    ``problems`` are the clauses about settings that are wrong; ``settings`` goes without those.
+    ``problems`` are the clauses about settings that are wrong; ``settings`` goes without those. ``as_user`` is a user
+    of the app whose view is tried, ``test_to`` an address, looked at already, that gets a test message.
     """
     yield from _check_settings(settings, problems=problems, environment=environment)
     yield ok("time zone", f"{settings.time_zone}, where today is {settings.today}")
@@ -51,6 +59,10 @@ def check_everything(
     yield _check_mail(settings, problems=problems)
     yield from check_templates(settings.templates_dir, slugs=organisations)
     yield from _check_monitoring(settings)
+    if as_user is not None:
+        yield from _check_as(settings, as_user)
+    if test_to is not None:
+        yield _send_test(settings, to=test_to)
 
 
 def _check_settings(settings: Settings, *, problems: list[str], environment: Mapping[str, str]) -> Iterator[Finding]:
@@ -101,6 +113,22 @@ def _check_database(settings: Settings) -> Generator[Finding, None, dict[str, bo
         if name not in {finding.check for finding in found}:
             yield skip(name, "the database did not answer")
     return None
+
+
+def _check_as(settings: Settings, user_id: UUID) -> Iterator[Finding]:
+    """Yield what the app's user with this id sees and may do."""
+    url = settings.database_url.get_secret_value()
+    try:
+        if not url or (url == EMBEDDED and not embedded.data_directory().exists()):
+            yield skip(as_coordinator.NAME, "there is no database to ask")
+            return
+        with embedded.database_url(url) as libpq_url, database.connect(libpq_url) as connection:
+            require_current(connection)
+            yield from as_coordinator.check_as(connection, user_id)
+    except CertjobError as error:
+        yield skip(as_coordinator.NAME, str(error))
+    except psycopg.Error as error:
+        yield skip(as_coordinator.NAME, f"the database did not answer ({type(error).__name__})")
 
 
 def _unanswered(error: psycopg.Error) -> Finding:
@@ -167,8 +195,8 @@ def _check_mail(settings: Settings, *, problems: list[str]) -> Finding:
         return failed_with("mail", error, exit_code=1 if out_of_reach else 2)
 
 
-def send_test(settings: Settings, *, to: str) -> Finding:
-    """Send one message that says that it is a test. ``to`` is an address that was looked at already."""
+def _send_test(settings: Settings, *, to: str) -> Finding:
+    """Send one message that says that it is a test."""
     try:
         channel = open_channel(settings)
         if channel is None:

@@ -1,0 +1,102 @@
+-- name: describe_app_roles
+-- Whether this is a database of Supabase's shape: else there is no app whose view could be tried. The catalog is asked,
+-- since a login that may not enter the schema auth gets an error from to_regprocedure.
+SELECT
+    to_regrole('authenticated') IS NOT NULL AND EXISTS (
+        SELECT
+        FROM pg_proc AS p
+        JOIN pg_namespace AS n ON n.oid = p.pronamespace
+        WHERE n.nspname = 'auth' AND p.proname = 'uid' AND p.pronargs = 0
+    ) AS is_supabase,
+    pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on' AS is_read_only
+
+-- name: find_coordinator
+-- The organisation of a user of the app. No row: this user is no coordinator.
+SELECT o.id, o.slug, o.portal IS NOT NULL AS has_portal
+FROM coordinators AS c
+JOIN organisations AS o ON o.id = c.organisation_id
+WHERE c.id = %(user_id)s
+
+-- name: list_strangers
+-- Some mentors of other organisations: the first ones, and some with rows in each of the tables that are mostly empty.
+SELECT m.id
+FROM mentors AS m
+WHERE m.organisation_id IS DISTINCT FROM %(organisation_id)s
+    AND m.id IN (
+        (SELECT s.id FROM mentors AS s WHERE s.organisation_id IS DISTINCT FROM %(organisation_id)s LIMIT 100)
+        UNION (SELECT p.mentor_id FROM mentor_pauses AS p ORDER BY p.paused_at DESC LIMIT 100)
+        UNION (SELECT t.mentor_id FROM certificate_transitions AS t ORDER BY t.id DESC LIMIT 100)
+        UNION (SELECT l.mentor_id FROM cert_notification_log AS l ORDER BY l.id DESC LIMIT 100)
+        UNION (SELECT e.mentor_id FROM portal_sync_events AS e ORDER BY e.id DESC LIMIT 100)
+        UNION (SELECT f.mentor_id FROM dynamics_sync_failures AS f WHERE f.resolved_at IS NULL LIMIT 100)
+    )
+
+-- name: count_what_is_seen
+-- As the coordinator: what the app shows them.
+SELECT
+    (SELECT coalesce(array_agg(o.slug ORDER BY o.slug), '{}') FROM public.organisations AS o) AS organisations,
+    (SELECT count(*) FROM public.mentors) AS mentors,
+    (SELECT count(*) FROM public.portal_alerts) AS alerts
+
+-- name: list_tables_with_strangers
+-- As the coordinator: the tables in which rows of these mentors are visible. There must be none.
+SELECT seen.name
+FROM (
+    SELECT 'mentors' AS name, count(*) AS number FROM public.mentors WHERE id = ANY (%(ids)s)
+    UNION ALL
+    SELECT 'certificates', count(*) FROM public.certificates WHERE mentor_id = ANY (%(ids)s)
+    UNION ALL
+    SELECT 'mentor_pauses', count(*) FROM public.mentor_pauses WHERE mentor_id = ANY (%(ids)s)
+    UNION ALL
+    SELECT 'certificate_transitions', count(*) FROM public.certificate_transitions WHERE mentor_id = ANY (%(ids)s)
+    UNION ALL
+    SELECT 'cert_notification_log', count(*) FROM public.cert_notification_log WHERE mentor_id = ANY (%(ids)s)
+    UNION ALL
+    SELECT 'portal_sync_events', count(*) FROM public.portal_sync_events WHERE mentor_id = ANY (%(ids)s)
+    UNION ALL
+    SELECT 'dynamics_sync_failures', count(*) FROM public.dynamics_sync_failures WHERE mentor_id = ANY (%(ids)s)
+    UNION ALL
+    SELECT 'portal_alerts', count(*) FROM public.portal_alerts WHERE mentor_id = ANY (%(ids)s)
+) AS seen
+WHERE seen.number > 0
+
+-- name: try_writing_visibility
+-- As the coordinator: what only certjob writes. The right is asked for even where no row is meant.
+UPDATE public.mentors SET portal_visible = portal_visible WHERE false
+
+-- name: try_writing_review_day
+-- See try_writing_visibility.
+UPDATE public.mentors SET review_on = review_on WHERE false
+
+-- name: try_writing_certificate_status
+-- See try_writing_visibility.
+UPDATE public.certificates SET status = status WHERE false
+
+-- name: try_writing_reminders
+-- See try_writing_visibility.
+UPDATE public.cert_notification_log SET status = status WHERE false
+
+-- name: try_writing_pushes
+-- See try_writing_visibility.
+UPDATE public.portal_sync_events SET status = status WHERE false
+
+-- name: try_writing_failures
+-- See try_writing_visibility.
+UPDATE public.dynamics_sync_failures SET resolved_at = resolved_at WHERE false
+
+-- name: try_reading_runs
+-- As the coordinator: what only certjob reads.
+SELECT count(*) FROM public.job_runs WHERE false
+
+-- name: take_portal_mentor
+-- A mentor whom nobody else holds, to ask a resync for: if possible one who does not wait for a review.
+SELECT m.id
+FROM mentors AS m
+WHERE m.organisation_id = %(organisation_id)s AND m.dynamics_contact_id IS NOT NULL
+ORDER BY m.review_on <= current_date, m.id
+LIMIT 1
+FOR NO KEY UPDATE SKIP LOCKED
+
+-- name: try_portal_resync
+-- As the coordinator: the app's "try again now".
+SELECT event_version FROM public.request_portal_resync(%(mentor_id)s)
