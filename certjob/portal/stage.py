@@ -1,7 +1,7 @@
 """The portal stage of a delivery: one coordinator claims what can begin now, lets it be pushed, settles and judges it.
 
-The walk: ``_begin_more`` (rate, claim, begin) → ``Pusher.push`` as a task → ``_landed`` → ``_settle`` (judge, settle).
-Calls are tasks of the event loop; what touches the database goes through its one thread.
+The walk: ``_begin_more`` (rate, claim, begin) → ``Pusher.push`` as a task → ``_land`` (judge) → ``_settle``.
+A free slot is filled before the push that freed it is settled: the portal need not wait for the database.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ MOST_FAILED_CALLS = 100
 GRACE_SECONDS = 6.5
 """After a signal, calls in flight may take so long to end; a later one keeps its lease."""
 LOOK_AGAIN_SECONDS = 1.0
-"""While calls are in flight, more is looked for so often; what was claimed so long ago may be out of date."""
+"""While calls are in flight and slots are free, more is looked for so often."""
 _LOCK_TIMEOUT_AFTER_SIGNAL_MS = 100
 _TIME_IS_OVER = "the time for deliveries is over; the rest stays pending"
 
@@ -88,12 +88,11 @@ class PortalStage:
         """Ends when the process is to stop."""
         self._clients = AsyncExitStack()
         self._pusher: Pusher | None = None
-        self._spare: deque[tuple[PortalEvent, Lease]] = deque()
-        """Claimed, and begun as soon as a slot is free, while the outcome of the push before is settled."""
-        self._flying: dict[asyncio.Task[Push], float] = {}
-        """Each with when it began."""
-        self._are_quick = False
-        """Whether the latest push took less than a second."""
+        self._claimed: deque[tuple[PortalEvent, Lease]] = deque()
+        """Claimed, and begun at once."""
+        self._flying: set[asyncio.Task[Push]] = set()
+        self._landed: deque[Push] = deque()
+        """Ended and judged, to be settled."""
         self._exhausted_in_a_row = 0
         self._failed_calls_in_a_row = 0
         self._is_cautious = False
@@ -113,7 +112,8 @@ class PortalStage:
         async with self._clients:
             try:
                 while await self._begin_more():
-                    await self._settle(await self._landed(LOOK_AGAIN_SECONDS))
+                    await self._settle()
+                    await self._land(LOOK_AGAIN_SECONDS)
             except asyncio.CancelledError:
                 grace_seconds = 0.0  # it is over, or a second signal has come
                 raise
@@ -131,96 +131,89 @@ class PortalStage:
         self._halt.set()
 
     async def _begin_more(self) -> bool:
-        """Claim what can begin now, and begin it; whether there is anything left to wait for."""
+        """Claim what can begin now, and begin it; whether there is anything left to do or to wait for."""
         if self._stop.is_set():
             return False
         if time.monotonic() >= self._deadline_at and not self._halt.is_set():
             await self._end_at_deadline()
-        if self._slots() < 1 and not self._flying:
+        free = self._slots() - len(self._flying)
+        if free < 1 and not self._flying:
             self._end("breaker", f"{self._failed_calls_in_a_row} calls in a row failed; the rest stays pending")
-        if self._halt.is_set() or self._rate.seconds_left() > 0:
-            await self._give_back_spare()  # no lease is held over a long wait
-            return bool(self._flying) or not self._halt.is_set()
-        await self._give_back_spare(waiting_for_seconds=LOOK_AGAIN_SECONDS)
-        wanted = self._slots() - len(self._flying) - len(self._spare)
+        if self._halt.is_set():
+            return bool(self._flying)
+        if self._rate.seconds_left() > 0:
+            return True
         if self._rate.is_limited:
-            wanted = min(wanted, 1)
-        elif self._are_quick:
-            wanted += self._slots()  # one spare set, so that a slot that is freed waits for no claim
-        if wanted > 0:
-            await self._claim(wanted)
-        await self._begin_spare()
-        return bool(self._flying or self._spare) or self._queue_more is not None
+            free = min(free, 1)
+        if free > 0:
+            await self._claim(free)
+            await self._begin_claimed()
+        return bool(self._flying or self._landed) or self._queue_more is not None
 
     def _slots(self) -> int:
-        """How many pushes may be in flight; each of them may make all its calls in vain."""
+        """How many pushes may be in flight, if all calls of each of them fail."""
         left = (MOST_FAILED_CALLS - self._failed_calls_in_a_row) // self._policy.max_attempts
         return min(1 if self._is_cautious else self._concurrency, left)
 
     async def _claim(self, limit: int) -> None:
         """Claim what is due; when nothing is, let more be queued."""
-        claimed = await self._database.run(partial(self._claim_due, limit))
-        if not claimed and self._queue_more is not None:
+        self._claimed.extend(await self._database.run(partial(self._claim_due, limit)))
+        if not self._claimed and self._queue_more is not None:
             if not await self._database.run(self._queue_more):
                 self._queue_more = None
-            claimed = await self._database.run(partial(self._claim_due, limit))
-        self._spare.extend(claimed)
-        if claimed and not claimed[0][1].fits(self._policy.worst_case_seconds(CALL_DEADLINE_SECONDS)):
+            self._claimed.extend(await self._database.run(partial(self._claim_due, limit)))
+        if self._claimed and not self._claimed[0][1].fits(self._policy.worst_case_seconds(CALL_DEADLINE_SECONDS)):
             self._end("lease", "the lease is shorter than a push can take, or this process stood still; the rest waits")
 
-    async def _begin_spare(self) -> None:
-        """Begin what is claimed, as far as slots are free."""
-        while self._spare and len(self._flying) < self._slots() and not self._halt.is_set():
+    async def _begin_claimed(self) -> None:
+        while self._claimed and not self._halt.is_set():
             if self._pusher is None:
                 target = await self._clients.enter_async_context(self._make_target())
                 self._pusher = Pusher(target=target, policy=self._policy, rate=self._rate, halt=self._halt)
-            event, lease = self._spare.popleft()
+            event, lease = self._claimed.popleft()
             self._rate.begin()
-            self._flying[asyncio.ensure_future(self._pusher.push(event, lease))] = time.monotonic()
+            self._flying.add(asyncio.ensure_future(self._pusher.push(event, lease)))
 
-    async def _landed(self, timeout_seconds: float) -> list[Push]:
-        """Wait for pushes to end, or for the turn of the next one; return what became of those that have ended."""
-        for seconds in (self._rate.seconds_left(), self._deadline_at - time.monotonic()):
+    async def _land(self, timeout_seconds: float) -> None:
+        """Wait for pushes to end, or for the turn of the next one; judge those that have ended."""
+        hold_seconds = self._rate.seconds_left()
+        for seconds in (hold_seconds, self._deadline_at - time.monotonic()):
             timeout_seconds = min(seconds, timeout_seconds) if seconds > 0 else timeout_seconds
         if not self._flying:
-            await wait(timeout_seconds, self._halt)
-            return []
+            if hold_seconds > 0:
+                await wait(timeout_seconds, self._halt)
+            return
         # A signal ends the wait, too: what is left of the grace counts from the signal, not from the next look.
         waiting: set[asyncio.Future[Any]] = set(self._flying)
         if self._watch is not None and not self._watch.done():
             waiting.add(self._watch)
         await asyncio.wait(waiting, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
-        pushes: list[Push] = []
         for task in [task for task in self._flying if task.done()]:
-            self._are_quick = time.monotonic() - self._flying.pop(task) < LOOK_AGAIN_SECONDS
+            self._flying.remove(task)
             if task.cancelled():  # nobody knows how far its call has come: the event keeps its lease
                 continue
             crash = task.exception()
             if crash is None:
-                pushes.append(task.result())
+                self._judge(task.result())
+                self._landed.append(task.result())
             else:
                 self._end(CRASH, f"unforeseen {type(crash).__name__}; the rest stays pending")
                 self._crash = self._crash or crash
-        return pushes
 
-    async def _settle(self, pushes: list[Push]) -> None:
-        """Judge all, begin what is spare, and settle each push alone: one that fails does not drop the others."""
-        for push in pushes:
-            self._judge(push)
-        if pushes and self._rate.seconds_left() <= 0:
-            await self._begin_spare()
+    async def _settle(self) -> None:
+        """Settle each push alone: one that fails does not drop the others."""
         failed: Exception | None = None
-        for push in pushes:
+        while self._landed:
+            push = self._landed.popleft()
             try:
                 answer = await self._database.run(partial(self._settle_one, push), settles=True)
-                if push.error is not None and (seconds := asked_to_wait(push.error)) is not None:
-                    self._rate.hold(
-                        seconds
-                    )  # the row's wait began with the settle: a claim before its end finds nothing
-                if self._on_settled is not None:
-                    self._on_settled(push, answer)
             except Exception as error:  # noqa: BLE001 - raised once all have had their turn
                 failed = failed or error
+                continue
+            if push.error is not None and (seconds := asked_to_wait(push.error)) is not None:
+                self._rate.hold(seconds)  # the row's wait began with the settle: a claim before its end finds nothing
+            if self._on_settled is not None:
+                self._on_settled(push, answer)
         if failed is not None:
             raise failed
 
@@ -269,10 +262,10 @@ class PortalStage:
 
     async def _end_at_deadline(self) -> None:
         """Begin nothing more; it is an early end only if something is left."""
-        if not self._spare and self._queue_more is None:
+        if self._queue_more is None:
             await self._claim(1)
         self._halt.set()
-        if self._spare or self._queue_more is not None:
+        if self._claimed or self._queue_more is not None:
             self._end("deadline", _TIME_IS_OVER)
 
     def _record_end(self, stopped: StageStop) -> None:
@@ -280,23 +273,16 @@ class PortalStage:
         self._service.record_stage_end(str(stopped), code=code, correlation_id=stopped.correlation_id)
 
     async def _wind_down(self, grace_seconds: float) -> None:
-        """After the loop, or an error in it: nothing more begins, what ends in time is settled, the rest released."""
+        """After the loop, or an error in it: settle what ends in time, release what is claimed and not begun."""
         self._halt.set()
         until = time.monotonic() + grace_seconds
+        self._landed.extend(Push(event=event, begun=False) for event, _ in self._claimed)
         try:
-            await self._give_back_spare()
+            await self._settle()
             while self._flying and (seconds := until - time.monotonic()) > 0:
-                await self._settle(await self._landed(seconds))
+                await self._land(seconds)
+                await self._settle()
         finally:
             for task in self._flying:
                 task.cancel()
             await asyncio.gather(*self._flying, return_exceptions=True)
-
-    async def _give_back_spare(self, *, waiting_for_seconds: float = 0.0) -> None:
-        """Release what is claimed and not begun; with a time, only what has waited for so long."""
-        while self._spare:
-            event, lease = self._spare[0]
-            if lease.clock() - lease.claimed_at < waiting_for_seconds:
-                return
-            self._spare.popleft()
-            await self._database.run(partial(self._settle_one, Push(event=event, begun=False)), settles=True)
