@@ -86,6 +86,8 @@ class FailureCode(StrEnum):
     """The mail server or the webhook asked to try this recipient later."""
     MAYBE_ARRIVED = "maybe_arrived"
     """The connection broke when the message was handed over: it may have arrived."""
+    BOUNCED = "bounced"
+    """The mail was sent, and a delivery report says that it did not arrive."""
     CHANNEL_DOWN = "channel_down"
     """The mail server or the webhook takes no messages at all."""
 

@@ -51,6 +51,8 @@ class Settings(BaseSettings):
     notify_password: SecretStr | None = None
     mail_from: str | None = Field(default=None, repr=False)
     """The sender: address, or ``Name <address>``."""
+    bounce_address: str | None = Field(default=None, repr=False)
+    """Where a mail server returns what it cannot deliver; None: to the sender."""
     mail_hours: Annotated[DailyHours | None, NoDecode] = None
     """When reminders and digests may be sent, in ``time_zone``; None: at any hour."""
     templates_dir: Path | None = None

@@ -161,6 +161,12 @@ class AlertReason(Enum):
         en="The mail server refused the address.",
         do=_ASK_FOR_ADDRESS,
     )
+    BOUNCED = _Wording(
+        nb="Meldingen ble sendt, men kom i retur.",
+        nn="Meldinga vart send, men kom i retur.",
+        en="The message was sent, but came back.",
+        do=_ASK_FOR_ADDRESS,
+    )
     MESSAGE_REFUSED = _Wording(
         nb="Meldingen ble avvist.",
         nn="Meldinga vart avvist.",
@@ -216,7 +222,9 @@ class AlertReason(Enum):
         """Return what stays to be said beside the reason: what a server said, or certjob; empty if nothing does."""
         if not error or self.value.says_all:
             return ""
-        answer = re.search(r"\((\d{3}\b.*)\)$", error)  # certjob puts a server's answer in brackets, code first
+        answer = re.search(
+            r"\((\d(?:\d\d|\.\d+\.\d+)\b.*)\)$", error
+        )  # certjob puts a server's answer in brackets, code first
         return answer[1] if answer else error
 
 
@@ -242,6 +250,7 @@ _BY_CODE: Final[Mapping[FailureCode, AlertReason]] = {
     FailureCode.BAD_ADDRESS: AlertReason.BAD_ADDRESS,
     FailureCode.ADDRESS_NOT_SUPPORTED: AlertReason.ADDRESS_NOT_SUPPORTED,
     FailureCode.ADDRESS_REFUSED: AlertReason.ADDRESS_REFUSED,
+    FailureCode.BOUNCED: AlertReason.BOUNCED,
     FailureCode.MESSAGE_REFUSED: AlertReason.MESSAGE_REFUSED,
     FailureCode.DEFERRED: AlertReason.DEFERRED,
     FailureCode.MAYBE_ARRIVED: AlertReason.MAYBE_ARRIVED,

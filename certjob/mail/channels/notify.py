@@ -3,7 +3,7 @@
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from certjob.domain.addresses import MailAddress, parse_sender
+from certjob.domain.addresses import MailAddress, parse_address, parse_sender
 from certjob.errors import ConfigurationError
 from certjob.mail.message import Channel
 from certjob.settings import LOOPBACK_HOSTS, Settings
@@ -44,6 +44,7 @@ def _smtp(parts: SplitResult, *, settings: Settings) -> Channel:
         host,
         port=parts.port or usual_port,
         sender=_sender(settings.mail_from or ""),
+        bounce_address=_bounce_address(settings.bounce_address),
         implicit_tls=implicit_tls,
         user=settings.notify_user,
         password=settings.notify_password,
@@ -63,6 +64,20 @@ def _webhook(url: str, *, settings: Settings) -> Channel:
     from certjob.mail.channels.webhook import WebhookChannel  # noqa: PLC0415
 
     return WebhookChannel(url, token=settings.notify_password)
+
+
+def _bounce_address(text: str | None) -> MailAddress | None:
+    try:
+        address = parse_address(text) if text is not None else None
+    except ValueError as error:
+        message = f"CERTJOB_BOUNCE_ADDRESS {error}; give an address without a name"
+        raise ConfigurationError(message) from None
+    if address is not None and address.international:
+        message = (
+            "CERTJOB_BOUNCE_ADDRESS has letters beyond ASCII before the @; not every server could return mail to it"
+        )
+        raise ConfigurationError(message)
+    return address
 
 
 def _sender(text: str) -> MailAddress:

@@ -57,6 +57,7 @@ class SmtpChannel:
         *,
         port: int,
         sender: MailAddress,
+        bounce_address: MailAddress | None = None,
         implicit_tls: bool = False,
         user: str | None = None,
         password: SecretStr | None = None,
@@ -73,6 +74,7 @@ class SmtpChannel:
         self._host = host
         self._port = port
         self._sender = sender
+        self._bounce_address = bounce_address or sender
         self._implicit_tls = implicit_tls
         self._user = user
         self._password = password or SecretStr("")
@@ -230,7 +232,11 @@ class SmtpChannel:
             options = [b"SMTPUTF8"]
         # With SMTPUTF8 this recipient's letters may be what the server cannot pass on; the next one will tell.
         steps = [
-            ("recipient" if options else "sender", [b"MAIL", _path("FROM", self._sender), *options], range(200, 300)),
+            (
+                "recipient" if options else "sender",
+                [b"MAIL", _path("FROM", self._bounce_address), *options],
+                range(200, 300),
+            ),
             ("recipient", [b"RCPT", _path("TO", recipient)], range(200, 300)),
             ("message", [b"DATA"], range(354, 355)),
         ]
@@ -300,7 +306,9 @@ def _refusal(code: int, text: str, *, recipient: MailAddress, what: str) -> Noti
     if code in EVERYBODYS_CODES:
         return ChannelDownError(f"the mail server takes no messages ({said})")
     if what == "sender":
-        return ChannelDownError(f"the mail server refused the sender ({said}); check CERTJOB_MAIL_FROM")
+        return ChannelDownError(
+            f"the mail server refused the sender ({said}); check CERTJOB_MAIL_FROM (or CERTJOB_BOUNCE_ADDRESS)"
+        )
     if 400 <= code < 500:
         return RecipientDeferredError(f"the mail server put the {what} off ({said})")
     if 500 <= code < 600:

@@ -1,0 +1,75 @@
+"""The command that reads which mails came back."""
+
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from certjob.cli.session import Json, LogFormat, Quiet, Session, Verbose, session
+
+STDIN = "-"
+TRY_LATER = 75
+"""EX_TEMPFAIL of sysexits.h: a mail server keeps what it pipes in, and tries again later."""
+
+
+def bounces(
+    context: typer.Context,
+    path: Annotated[
+        str, typer.Argument(metavar="PATH", help="A Maildir, an mbox or a file; - is one report on standard input.")
+    ] = STDIN,
+    *,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    log_format: LogFormat = None,
+) -> int:
+    """Read delivery reports (RFC 3464) and note which reminders and digests came back; `certjob alerts` shows them.
+
+    What was read in a Maildir is moved from new to cur. With - it exits 75 where the report could not be noted, for
+    which a mail server keeps it and tries again.
+    """
+    import psycopg
+
+    from certjob.cli.terminal import plain
+    from certjob.errors import CertjobError, DatabaseUnavailableError
+
+    if path == STDIN and sys.stdin.isatty():
+        message = "name a Maildir, an mbox or a file, or pipe a report in"
+        raise typer.BadParameter(message)
+    try:
+        with session(context, quiet=quiet, verbose=verbose, log_format=log_format) as opened:
+            counts = _read(opened, path)
+    except (CertjobError, psycopg.Error) as error:
+        if path != STDIN:
+            raise
+        text = f"the database did not note the report ({type(error).__name__}); the mail server keeps it"
+        kept = error if isinstance(error, CertjobError) else DatabaseUnavailableError(text)
+        kept.exit_code = TRY_LATER
+        raise kept from error
+    if json:
+        plain.print_json({"outcome": "ok"} | counts)
+    else:
+        opened.output.line(", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in counts.items()))
+    return 0
+
+
+def _read(opened: Session, path: str) -> dict[str, int]:
+    """Read them all; return how many there were, and of which kind."""
+    from certjob.mail.bounces import LARGEST_REPORT_OCTETS, Verdict, take_report
+    from certjob.mail.mailboxes import read_file, read_mails
+
+    limit = LARGEST_REPORT_OCTETS
+    mails = read_file(sys.stdin.buffer, limit=limit) if path == STDIN else read_mails(Path(path), limit=limit)
+    found: Counter[Verdict] = Counter()
+    for mail in mails:
+        opened.stop.check()
+        found[take_report(opened.connection, mail.data)] += 1
+        mail.done()
+    return {"read": found.total(), **{str(verdict): found[verdict] for verdict in Verdict}}
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command."""
+    app.command(short_help="Read which mails came back.")(bounces)

@@ -1,0 +1,178 @@
+"""Delivery reports (RFC 3464): a mail that came back becomes an alert, and is sent again once the address is corrected.
+
+A report is only believed where it returns the Message-ID of a mail of ours and names the address that this mail's
+recipient still has. Everything else, delays, other people's reports and forged ones, is counted and left.
+"""
+
+import email
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from email.message import Message
+from enum import StrEnum
+from functools import partial
+from uuid import UUID
+
+from certjob import database
+from certjob.database import Connection, persist
+from certjob.domain.addresses import MailAddress, parse_address
+from certjob.mail.channels.server_text import readable
+
+logger = logging.getLogger(__name__)
+
+LARGEST_REPORT_OCTETS = 1_000_000
+"""A mail of ours has a tenth of that, and a report returns it at most once."""
+
+_OUR_MESSAGE_ID = re.compile(
+    r"<certjob-(?:reminder-(?P<log_id>[0-9]{1,18})-(?P<cycle>[0-9]{1,9})"
+    r"|digest-(?P<coordinator_id>[0-9a-f-]{36})-(?P<digest_on>[0-9]{8})-[0-9a-f]{8})@[^<>@\s]+>"
+)
+_STATUS = frozenset({"message/delivery-status"})
+_RETURNED = frozenset({"message/rfc822", "text/rfc822-headers", "message/global", "message/global-headers"})
+_GLOBAL_STATUS = re.compile(rb"(?i)message/global-delivery-status")
+"""The same with addresses in UTF-8 (RFC 6533); the standard library knows only the older name."""
+
+
+class Verdict(StrEnum):
+    """What a report was."""
+
+    BOUNCED = "bounced"
+    """A mail of ours came back, and its row says so now."""
+    NOT_FAILED = "not_failed"
+    """A delay, or a delivery that succeeded."""
+    NOT_OURS = "not_ours"
+    """About no mail of ours, another address, or one that is known to have failed."""
+    UNREADABLE = "unreadable"
+    """No report by RFC 3464, broken, or larger than a report can be."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedRecipient:
+    """One recipient of a report whose delivery failed."""
+
+    addresses: tuple[str, ...]
+    """The original one, if it is said, and the final one."""
+    why: str
+    """``<status> <diagnostic>``; may hold the address."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a report says, as far as it is of use."""
+
+    message_id: str
+    """That of the mail it is about; empty without one."""
+    failed: Sequence[FailedRecipient]
+
+
+def take_report(connection: Connection, data: bytes) -> Verdict:
+    """Read one report and note in the row of its mail that it came back; committed on return."""
+    report = parse_report(data)
+    if report is None:
+        return Verdict.UNREADABLE
+    if not report.failed:
+        return Verdict.NOT_FAILED
+    about = _OUR_MESSAGE_ID.fullmatch(report.message_id)
+    if about is None:
+        return Verdict.NOT_OURS
+    note = _note_digest if about["coordinator_id"] else _note_reminder
+    noted = persist(connection, partial(note, connection, about, report.failed))
+    logger.debug("a report about %s", about[0], extra={"event": "report_read", "noted": noted})
+    return Verdict.BOUNCED if noted else Verdict.NOT_OURS
+
+
+def parse_report(data: bytes) -> Report | None:
+    """Return what a report says; None if it is none by RFC 3464, or too large."""
+    if len(data) > LARGEST_REPORT_OCTETS:
+        return None
+    try:
+        mail = email.message_from_bytes(_GLOBAL_STATUS.sub(b"message/delivery-status", data))
+        parts = next(_parts(part) for part in mail.walk() if part.get_content_type() == "multipart/report")
+        blocks = _parts(next(part for part in parts if part.get_content_type() in _STATUS))
+        recipients = [block for block in blocks if _field(block, "Final-Recipient")]
+        if not recipients:
+            return None
+        failed = [_failed(block) for block in recipients if _field(block, "Action").lower() == "failed"]
+        return Report(message_id=_returned_id(parts), failed=failed)
+    except Exception:  # noqa: BLE001 - a stranger's bytes make the library raise what they like
+        return None
+
+
+def _parts(part: Message) -> list[Message]:
+    payload = part.get_payload()
+    return [each for each in payload if isinstance(each, Message)] if isinstance(payload, list) else []
+
+
+def _field(block: Message, name: str) -> str:
+    """Return a field in one line, its letters as they came; empty without one."""
+    value = next((str(value) for key, value in block.raw_items() if key.lower() == name.lower()), "")
+    return " ".join(value.encode("utf-8", "surrogateescape").decode("utf-8", "replace").split())
+
+
+def _failed(block: Message) -> FailedRecipient:
+    addresses = [
+        _field(block, name).partition(";")[2].strip(" <>") for name in ("Original-Recipient", "Final-Recipient")
+    ]
+    diagnostic = _field(block, "Diagnostic-Code")
+    why = f"{_field(block, 'Status')} {diagnostic.partition(';')[2] or diagnostic}"
+    return FailedRecipient(addresses=tuple(filter(None, addresses)), why=" ".join(why.split()))
+
+
+def _returned_id(parts: Sequence[Message]) -> str:
+    """Return the Message-ID of the returned mail, or of its headers; empty without one."""
+    for part in parts:
+        if part.get_content_type() in _RETURNED:
+            inner = _parts(part)
+            if not inner:
+                content = part.get_payload(decode=True)
+                inner = [email.message_from_bytes(content if isinstance(content, bytes) else b"")]
+            return _field(inner[0], "Message-ID")
+    return ""
+
+
+def _note_reminder(connection: Connection, about: re.Match[str], failed: Sequence[FailedRecipient]) -> bool:
+    row: dict[str, object] = {"id": int(about["log_id"]), "cycle": int(about["cycle"])}
+    error = _error(database.fetch_value(connection, "hold_bounced_mentor", row), failed)
+    return error is not None and bool(database.fetch(connection, "bounce_reminder", row | {"error": error}))
+
+
+def _note_digest(connection: Connection, about: re.Match[str], failed: Sequence[FailedRecipient]) -> bool:
+    try:
+        whose: dict[str, object] = {
+            "coordinator_id": UUID(about["coordinator_id"]),
+            "digest_on": date.fromisoformat(about["digest_on"]),
+        }
+    except ValueError:
+        return False
+    error = _error(database.fetch_value(connection, "hold_bounced_coordinator", whose), failed)
+    digest_id = database.fetch_value(connection, "lock_bounced_digest", whose) if error is not None else None
+    if digest_id is None:
+        return False
+    row = {"id": digest_id, "error": error}
+    database.execute(connection, "supersede_open_digest", whose | row)
+    database.execute(connection, "bounce_digest", row)
+    return True
+
+
+def _error(address: str | None, failed: Sequence[FailedRecipient]) -> str | None:
+    """Return what the row is to say; None if none of these is its recipient's address as it is now."""
+    known = _parsed(address)
+    if known is None:
+        return None
+    for recipient in failed:
+        if any(_folded(_parsed(said)) == _folded(known) for said in recipient.addresses):
+            return f"the mail came back ({readable(recipient.why, recipient=known)})"
+    return None
+
+
+def _parsed(address: str | None) -> MailAddress | None:
+    try:
+        return parse_address(address or "")
+    except ValueError:
+        return None
+
+
+def _folded(address: MailAddress | None) -> str:
+    return address.specification.casefold() if address is not None else ""
