@@ -24,6 +24,7 @@ Settings (environment variables, or lines of the file that --env-file names):
   CERTJOB_PORTAL_URL, _KEY                    where visibility is pushed
   CERTJOB_NOTIFY_URL, _USER, _PASSWORD        how mail leaves
   CERTJOB_MAIL_FROM, _MAIL_HOURS              its sender, and when it leaves
+  CERTJOB_BOUNCE_ADDRESS                      where it is returned to
   CERTJOB_TEMPLATES_DIR                       message templates of your own
   CERTJOB_PING_URL, _ATTENTION_PING_URL       external monitors
   CERTJOB_METRICS_FILE                        for Prometheus
@@ -35,6 +36,7 @@ Exit codes:
   1  failed: database gone, a crash, or stopped by a signal
   2  wrong usage or configuration
   3  finished, but someone has to act
+  75 only `bounces -`: the mail server keeps the report and tries again
 """
 
 

@@ -169,6 +169,8 @@ def test_the_page_has_every_key_that_is_printed_and_no_other(
         printed.run("preview", "M2", "--send-to", "me@example.org")
         for command in ("alerts", "check", "db status", "forecast", "list", "organisation list", "status"):
             printed.run(command)
+        (tmp_path / "report.eml").write_text("Hello")
+        printed.run("bounces", "report.eml")
         printed.run("deliver", **portal)
         printed.run("deliver --all", **portal)
         printed.run("alerts --retry-all", **portal)

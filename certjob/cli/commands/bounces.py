@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from certjob.cli.session import Json, LogFormat, Quiet, Session, Verbose, session
+from certjob.cli.help import EVERY_NIGHT
+from certjob.cli.session import Call, Commands, Session
 
 STDIN = "-"
 TRY_LATER = 75
@@ -15,15 +16,10 @@ TRY_LATER = 75
 
 
 def bounces(
-    context: typer.Context,
+    call: Call,
     path: Annotated[
         str, typer.Argument(metavar="PATH", help="A Maildir, an mbox or a file; - is one report on standard input.")
     ] = STDIN,
-    *,
-    json: Json = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
-    log_format: LogFormat = None,
 ) -> int:
     """Read delivery reports (RFC 3464) and note which reminders and digests came back; `certjob alerts` shows them.
 
@@ -39,7 +35,7 @@ def bounces(
         message = "name a Maildir, an mbox or a file, or pipe a report in"
         raise typer.BadParameter(message)
     try:
-        with session(context, quiet=quiet, verbose=verbose, log_format=log_format) as opened:
+        with call.session() as opened:
             counts = _read(opened, path)
     except (CertjobError, psycopg.Error) as error:
         if path != STDIN:
@@ -48,7 +44,7 @@ def bounces(
         kept = error if isinstance(error, CertjobError) else DatabaseUnavailableError(text)
         kept.exit_code = TRY_LATER
         raise kept from error
-    if json:
+    if call.json:
         plain.print_json({"outcome": "ok"} | counts)
     else:
         opened.output.line(", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in counts.items()))
@@ -70,6 +66,10 @@ def _read(opened: Session, path: str) -> dict[str, int]:
     return {"read": found.total(), **{str(verdict): found[verdict] for verdict in Verdict}}
 
 
-def add_to(app: typer.Typer) -> None:
+def add_to(app: Commands) -> None:
     """Register the command."""
-    app.command(short_help="Read which mails came back.")(bounces)
+    app.command(
+        group=EVERY_NIGHT,
+        short_help="Read which mails came back.",
+        examples=("certjob bounces ~/Maildir", "certjob bounces - < report.eml"),
+    )(bounces)

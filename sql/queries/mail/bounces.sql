@@ -46,6 +46,7 @@ SET status = 'superseded', claim_token = NULL
 WHERE coordinator_id = %(coordinator_id)s AND id <> %(id)s AND status IN ('pending', 'failed', 'cancelled')
 
 -- name: bounce_digest
+-- Open again: failed until the address is corrected.
 UPDATE coordinator_digests
 SET status = 'failed', claim_token = NULL, next_attempt_at = now(), last_error = %(error)s, failure_code = 'bounced'
 WHERE id = %(id)s
