@@ -576,12 +576,16 @@ CREATE TABLE portal_sync_events (
     unknown_shown_at  timestamptz,
     -- when a call to hide ended whose outcome nobody knows
     unknown_hidden_at timestamptz,
+    -- the portal showed something else than certjob had confirmed: somebody had changed it there
+    corrects_portal   boolean     NOT NULL DEFAULT false,
     CONSTRAINT portal_sync_events_pkey PRIMARY KEY (id),
     CONSTRAINT portal_sync_events_mentor_id_fkey FOREIGN KEY (mentor_id) REFERENCES mentors(id) ON DELETE CASCADE,
     CONSTRAINT portal_sync_events_attempts_check CHECK (attempts >= 0),
     CONSTRAINT portal_sync_events_status_check CHECK (status IN ('pending', 'delivered', 'blocked', 'withdrawn')),
     CONSTRAINT portal_sync_events_version_check CHECK (version >= 1)
 );
+CREATE INDEX portal_sync_events_corrections_idx ON portal_sync_events (delivered_at)
+    WHERE (corrects_portal AND (status = 'delivered'));
 CREATE INDEX portal_sync_events_due_idx ON portal_sync_events (((attempts > 0)), visible, next_attempt_at)
     WHERE (status = 'pending');
 CREATE INDEX portal_sync_events_in_flight_idx ON portal_sync_events (claim_contact_id)
@@ -646,6 +650,51 @@ CREATE POLICY "worker keeps what is open" ON dynamics_sync_failures
     FOR DELETE TO certjob_worker
     USING (resolved_at IS NOT NULL);
 CREATE POLICY "worker works here" ON dynamics_sync_failures FOR ALL TO certjob_worker USING (true) WITH CHECK (true);
+
+-- portal_last_reading: what `certjob reconcile` saw last: one row.
+CREATE TABLE portal_last_reading (
+    only_one      boolean     NOT NULL DEFAULT true,
+    -- when the reading began; a later event may have changed what it saw
+    read_at       timestamptz NOT NULL,
+    pages         integer     NOT NULL,
+    -- the contacts that the portal showed
+    visible       uuid[]      NOT NULL,
+    -- how many there were of each kind
+    differences   jsonb       NOT NULL DEFAULT '{}',
+    -- contacts that one organisation wants shown and another one hidden
+    contradictory uuid[]      NOT NULL DEFAULT '{}'::uuid[],
+    -- whether the guard held shows: the reading may be of a wrong column
+    held          boolean     NOT NULL DEFAULT false,
+    run_id        uuid,
+    CONSTRAINT portal_last_reading_pkey PRIMARY KEY (only_one),
+    CONSTRAINT portal_last_reading_only_one_check CHECK (only_one)
+);
+ALTER TABLE portal_last_reading ENABLE ROW LEVEL SECURITY;
+GRANT SELECT, INSERT, UPDATE ON portal_last_reading TO certjob_worker;
+CREATE POLICY "worker works here" ON portal_last_reading FOR ALL TO certjob_worker USING (true) WITH CHECK (true);
+
+-- portal_unknown_contacts: who is shown and is no mentor: until they are gone, or accepted.
+CREATE TABLE portal_unknown_contacts (
+    contact_id       uuid        NOT NULL,
+    first_seen_at    timestamptz NOT NULL DEFAULT now(),
+    last_seen_at     timestamptz NOT NULL DEFAULT now(),
+    -- when a complete reading no longer showed it
+    gone_at          timestamptz,
+    -- somebody said that this contact is shown on purpose
+    accepted_at      timestamptz,
+    accepted_by      text,
+    accepted_because text,
+    CONSTRAINT portal_unknown_contacts_pkey PRIMARY KEY (contact_id),
+    CONSTRAINT portal_unknown_contacts_accepted
+        CHECK (num_nulls(accepted_at, accepted_by, accepted_because) IN (0, 3)),
+    CONSTRAINT portal_unknown_contacts_accepted_because_check CHECK (length(accepted_because) <= 1000),
+    CONSTRAINT portal_unknown_contacts_accepted_by_check CHECK (length(accepted_by) <= 200)
+);
+CREATE INDEX portal_unknown_contacts_open_idx ON portal_unknown_contacts (first_seen_at, contact_id)
+    WHERE ((gone_at IS NULL) AND (accepted_at IS NULL));
+ALTER TABLE portal_unknown_contacts ENABLE ROW LEVEL SECURITY;
+GRANT SELECT, INSERT, UPDATE, DELETE ON portal_unknown_contacts TO certjob_worker;
+CREATE POLICY "worker works here" ON portal_unknown_contacts FOR ALL TO certjob_worker USING (true) WITH CHECK (true);
 
 -- portal_alerts: the pushes that coordinators must know of, for `certjob alerts` and the app's dashboard.
 CREATE VIEW portal_alerts WITH (security_invoker=true) AS
@@ -911,6 +960,7 @@ $$;
 GRANT EXECUTE ON FUNCTION request_portal_resync(uuid) TO authenticated;
 
 -- These made the grants and policies above, see the migrations: certjob_private.ensure_policy,
--- certjob_private.set_up_app, certjob_private.set_up_roles, certjob_private.set_up_worker.
+-- certjob_private.set_up_app, certjob_private.set_up_portal_reading, certjob_private.set_up_roles,
+-- certjob_private.set_up_worker.
 
 ALTER PUBLICATION supabase_realtime ADD TABLE dynamics_sync_failures;

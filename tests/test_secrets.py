@@ -166,7 +166,7 @@ class TestAFailingNight:
                 for command in (
                     ("run",),
                     ("deliver",),
-                    ("deliver", "--all"),
+                    ("reconcile",),
                     ("resync", "M1001"),
                     ("alerts",),
                     ("alerts", "--retry-all"),

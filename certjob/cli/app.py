@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from certjob import __version__
-from certjob.cli.commands import alerts, bounces, data, health, inspect, preview, runs
+from certjob.cli.commands import alerts, bounces, data, health, inspect, preview, reconcile, runs
 from certjob.cli.help import EPILOG, GroupedHelp
 from certjob.cli.session import Commands
 
@@ -38,5 +38,5 @@ def certjob(
     """Nightly job for peer-mentor programmes: updates certificates and pauses, sends reminders, syncs the portal."""
 
 
-for commands in (runs, bounces, health, alerts, inspect, preview, data):
+for commands in (runs, reconcile, bounces, health, alerts, inspect, preview, data):
     commands.add_to(app)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from certjob.cli.terminal.output import Output
     from certjob.database import Connection
     from certjob.night.deliveries import Delivery
+    from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
     from certjob.settings import Settings
     from certjob.stopping import StopFlag
     from certjob.views.monitoring import Monitor
@@ -207,20 +208,10 @@ def delivery_from(settings: "Settings", *, deadline_seconds: float = 7200.0) -> 
     from certjob.mail.channels.notify import open_channel
     from certjob.mail.messages import open_templates
     from certjob.night.deliveries import Delivery
-    from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
-    from certjob.portal.push import CALL_DEADLINE_SECONDS, portal_policy
+    from certjob.portal.push import portal_policy
 
-    url, key = settings.portal_url, settings.portal_key
-
-    def make_target() -> HLFDynamicsSyncService:
-        return HLFDynamicsSyncService(
-            url or "", key.get_secret_value() if key else "", deadline_seconds=CALL_DEADLINE_SECONDS
-        )
-
-    if url:
-        make_target()  # a key that HTTP cannot carry is said now, not after the review
     return Delivery(
-        make_target=make_target if url else None,
+        make_target=portal_from(settings) if settings.portal_url else None,
         channel=open_channel(settings),
         mail_from=settings.mail_from,
         mail_waits_until=lambda: settings.mail_waits_until,
@@ -231,3 +222,23 @@ def delivery_from(settings: "Settings", *, deadline_seconds: float = 7200.0) -> 
         calls_per_second=settings.portal_calls_per_second,
         deadline_seconds=deadline_seconds,
     )
+
+
+def portal_from(settings: "Settings") -> "Callable[[], HLFDynamicsSyncService]":
+    """Return what makes the portal's client. Raises ConfigurationError without an address, or for an unusable key."""
+    from certjob.errors import ConfigurationError
+    from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
+    from certjob.portal.push import CALL_DEADLINE_SECONDS
+
+    url, key = settings.portal_url, settings.portal_key
+    if not url:
+        message = "CERTJOB_PORTAL_URL is not set, so there is no portal to read"
+        raise ConfigurationError(message)
+
+    def make() -> HLFDynamicsSyncService:
+        return HLFDynamicsSyncService(
+            url, key.get_secret_value() if key else "", deadline_seconds=CALL_DEADLINE_SECONDS
+        )
+
+    make()  # a key that HTTP cannot carry is said now, not after the review
+    return make

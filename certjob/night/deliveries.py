@@ -26,7 +26,6 @@ from certjob.outbox.claims import CRASH, StageStop
 from certjob.outbox.loop import DatabaseThread, run_loop
 from certjob.outbox.open_work import read_open_work
 from certjob.outbox.retry import RetryPolicy
-from certjob.portal.drift import PortalDrift
 from certjob.portal.push import MakeTarget, portal_policy
 from certjob.portal.stage import PortalStage
 from certjob.portal.sync import PortalCounts, PortalSyncService
@@ -95,17 +94,16 @@ class Deliveries:
         self._templates = NightTemplates(delivery.open_templates)
         self._portal = PortalSyncService(connection, run_id=report.run_id)
 
-    def deliver(self, *, drift: PortalDrift | None = None, no_mail: StageStop | None = None) -> None:
-        """Push, then send reminders, then digests; with ``drift`` the portal stage goes on to what it queues.
+    def deliver(self, *, no_mail: StageStop | None = None) -> None:
+        """Push, then send reminders, then digests; with ``no_mail`` no mail is sent, for that reason.
 
-        With ``no_mail`` no mail is sent, for that reason.
         Raises StoppedBySignalError after a signal.
         """
 
         async def deliver(database: DatabaseThread, stopped: asyncio.Event) -> None:
             ends_at = time.monotonic() + self._delivery.deadline_seconds
             portal_seconds = self._delivery.deadline_seconds * PORTAL_SHARE
-            await self._run("portal", database, self._push(database, stopped, seconds=portal_seconds, drift=drift))
+            await self._run("portal", database, self._push(database, stopped, seconds=portal_seconds))
             if no_mail is None:
                 await self._send_mail(database, stopped, ends_at=ends_at)
             else:
@@ -164,15 +162,12 @@ class Deliveries:
                 await database.run(lambda: self._portal.record_stage_end(reason, code=FailureCode.CRASH))
         return StageStop(stage=name, code=CRASH, reason=reason)
 
-    async def _push(
-        self, database: DatabaseThread, stopped: asyncio.Event, *, seconds: float, drift: PortalDrift | None = None
-    ) -> StageStop | None:
+    async def _push(self, database: DatabaseThread, stopped: asyncio.Event, *, seconds: float) -> StageStop | None:
         delivery, report = self._delivery, self._report
         report.portal = PortalCounts()
         database.end_within(seconds)
         if delivery.make_target is None:
-            return await database.run(lambda: self._missing_portal(drift))
-        total = await database.run(drift.begin) if drift is not None else None
+            return await database.run(self._missing_portal)
         stage = PortalStage(
             self._portal,
             database=database,
@@ -181,17 +176,15 @@ class Deliveries:
             policy=delivery.policy,
             concurrency=delivery.concurrency,
             calls_per_second=delivery.calls_per_second,
-            on_progress=await database.run(lambda: self._progress.phase("Pushing to the portal", total=total)),
-            queue_more=drift.queue_more if drift is not None else None,
+            on_progress=await database.run(lambda: self._progress.phase("Pushing to the portal")),
             counts=report.portal,
         )
-        ended = await stage.run(deadline_seconds=seconds)
-        return ended if drift is None else drift.end(ended)
+        return await stage.run(deadline_seconds=seconds)
 
-    def _missing_portal(self, drift: PortalDrift | None) -> StageStop | None:
+    def _missing_portal(self) -> StageStop | None:
         open_work = read_open_work(self._connection)
         number = open_work["portal_hides"].open + open_work["portal_shows"].open
-        if not number and drift is None:
+        if not number:
             return None
         missing = "CERTJOB_PORTAL_URL is not set"
         self._portal.record_stage_end(missing, code=FailureCode.NO_URL)

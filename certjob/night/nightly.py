@@ -14,7 +14,6 @@ from certjob.night.days import refuse_wrong_day, why_no_mail
 from certjob.night.deliveries import Deliveries, Delivery, Progress
 from certjob.night.job_runs import note_open_work, recorded
 from certjob.night.report import PlannedChange, RunReport
-from certjob.portal.drift import PortalDrift
 from certjob.portal.sync import PortalSyncService
 from certjob.review import plan
 from certjob.review.certification import CertificationManagementService
@@ -31,25 +30,19 @@ def deliver(
     stop: StopFlag,
     progress: Progress,
     ignore_database_clock: bool = False,
-    everybody: bool = False,
     run_id: UUID | None = None,
 ) -> RunReport:
     """Deliver what is queued and due, reviewing nobody: the background job between the nights.
 
     No mail goes out on a day that cannot be believed: another one than the database server's, unless
     ``ignore_database_clock``, or one before the last night's.
-    With ``everybody`` the wanted value of every portal mentor is pushed again after that, whatever was confirmed
-    before: somebody may have edited the portal by hand.
     """
     no_mail = why_no_mail(connection, today, zone=delivery.zone, ignore_database_clock=ignore_database_clock)
     report = RunReport(command="deliver", run_id=run_id or uuid4(), today=today)
-    if not everybody:
-        report.known_stops = frozenset(database.fetch_value(connection, "read_last_stops") or ())
+    report.known_stops = frozenset(database.fetch_value(connection, "read_last_stops") or ())
     with recorded(connection, report, progress=progress) as beating:
-        drift = PortalDrift(connection, run_id=report.run_id, today=today) if everybody else None
-        report.drift = drift.counts if drift is not None else None
         deliveries = Deliveries(connection, report, delivery=delivery, stop=stop, progress=beating)
-        deliveries.deliver(drift=drift, no_mail=no_mail)
+        deliveries.deliver(no_mail=no_mail)
     return report
 
 

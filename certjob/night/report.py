@@ -1,6 +1,7 @@
 """RunReport: what a run did, as one document with fixed keys."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from typing import Any
@@ -10,7 +11,7 @@ from certjob.domain.models import Decision, PauseChange, Reminder, Status
 from certjob.errors import Outcome
 from certjob.mail.stage import MailCounts
 from certjob.outbox.claims import CRASH, StageStop
-from certjob.portal.drift import DriftCounts
+from certjob.portal.comparison import Comparison, Difference
 from certjob.portal.sync import PortalCounts
 from certjob.review.plan import LOCKED, MAY_STAY_VISIBLE, ReviewCounts
 
@@ -79,8 +80,12 @@ class RunReport:
     digests: MailCounts | None = None
     """None: the command sends none."""
     portal: PortalCounts | None = None
-    drift: DriftCounts | None = None
-    """None: the command does not push everybody again."""
+    comparison: Comparison | None = None
+    """None: the command does not read the portal, or could not."""
+    corrections: int = 0
+    """Events that were raised because the portal showed something else."""
+    locked: Sequence[Difference] = ()
+    """For whom none could be raised, because another session had locked the mentor."""
     reopened: int | None = None
     """How many open pushes were reopened; None: the command does not."""
     unreached: int = 0
@@ -123,12 +128,8 @@ class RunReport:
         ]
         if self.review is not None:
             lines += _named(self.review)
-        if self.drift is not None:
-            lines += _counted(
-                self.drift.waiting_for_review,
-                "mentor waits for a review and was not pushed as visible; run `certjob run`",
-                "mentors wait for a review and were not pushed as visible; run `certjob run`",
-            )
+        if self.comparison is not None:
+            lines += _differing(self.comparison, self.locked)
         if self.portal is not None and not self.dry_run:
             portal = self.portal
             see_alerts = self.command != "alerts"
@@ -166,7 +167,7 @@ class RunReport:
         """Return the numbers of the JSON document, and of what stopped the codes: nothing about anybody."""
         document = self.to_document()
         names = ("command", "today", "outcome", "duration_seconds")
-        parts = ("mentors", "certificates", "reminders", "portal", "digests")
+        parts = ("mentors", "certificates", "reminders", "read", "differences", "portal", "digests")
         return {name: document[name] for name in (*names, *parts) if name in document} | {"stop_codes": self.stop_codes}
 
     def to_document(self) -> dict[str, Any]:
@@ -199,7 +200,11 @@ class RunReport:
                     Status.UPCOMING,
                 )
             }
-        if self.command != "alerts":
+        if self.command == "reconcile":
+            reading = self.comparison.reading if self.comparison is not None else None
+            document["read"] = {"pages": reading.pages, "visible": len(reading.visible)} if reading else None
+            document["differences"] = self.comparison.counts() if self.comparison is not None else None
+        if self.command not in ("alerts", "reconcile"):
             document["reminders"] = self._reminders()
         document["portal"] = self._portal()
         if self.command in ("run", "deliver"):
@@ -211,13 +216,15 @@ class RunReport:
             document["problems"] = [
                 {"mentor_id": str(problem.mentor_id), "reason": problem.reason} for problem in review.problems
             ]
+        if review is not None or self.command == "reconcile":
             document["held"] = self.held
         document["stopped"] = [str(stop) for stop in self.stopped]
         if self.crashed:
             crashes = [str(stop) for stop in self.stopped if stop.code == CRASH]
             document["error"] = {"code": CRASH, "message": "; ".join(crashes)}
         if self.dry_run:
-            document["changes"] = [change.to_document() for change in self.changes]
+            differences = self.comparison.admitted if self.comparison is not None else ()
+            document["changes"] = [change.to_document() for change in (*self.changes, *differences)]
         return document
 
     def _reminders(self) -> dict[str, int]:
@@ -233,12 +240,8 @@ class RunReport:
         counts: dict[str, int] = {}
         if self.review is not None:
             counts["queued"] = self.review.portal_queued
-        if self.drift is not None:
-            counts |= {
-                "queued": self.drift.queued,
-                "waiting_for_review": self.drift.waiting_for_review,
-                "never_certified": self.drift.never_certified,
-            }
+        if self.command == "reconcile":
+            counts["queued"] = self.corrections
         if self.reopened is not None:
             counts |= {"reopened": self.reopened, "unreached": self.unreached}
         portal = self.portal or PortalCounts()
@@ -249,6 +252,27 @@ class RunReport:
             "lost": portal.lost,
             "pending": self.portal_pending,
         }
+
+
+def _differing(comparison: Comparison, locked: Sequence[Difference]) -> list[str]:
+    """What a reading of the portal leaves for people to do."""
+    lines = _counted(
+        len(comparison.unknown),
+        "contact on the portal is no mentor's",
+        "contacts on the portal are no mentor's",
+        see_alerts=True,
+    )
+    lines += _counted(
+        len(comparison.contradictory),
+        "contact is to be visible for one organisation and hidden for another, and is kept hidden",
+        "contacts are to be visible for one organisation and hidden for another, and are kept hidden",
+        see_alerts=True,
+    )
+    if locked:
+        names = ", ".join(each.member_no for each in locked[:5]) + (", …" if len(locked) > 5 else "")
+        count = "1 mentor is" if len(locked) == 1 else f"{len(locked):,} mentors are"
+        lines.append(f"{count} locked by another session and not corrected ({names}); run `certjob reconcile` again")
+    return lines
 
 
 def _named(review: ReviewCounts) -> list[str]:

@@ -18,7 +18,6 @@ And a code that is not written like ours (``ResourceNotFound``, ``0x80040217``) 
 A page of what is visible has the same outcomes, and nothing of it is unknown: reading changes nothing.
 """
 
-import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Mapping
@@ -129,9 +128,7 @@ class HLFDynamicsSyncService:
         if answer.status_code != 200 or content is None or content.get("ok") is not True:
             raise self._error_for(answer, envelope=_envelope(content))
 
-    async def read_visible_contacts(
-        self, *, policy: RetryPolicy, stop: asyncio.Event | None = None
-    ) -> AsyncIterator[list[UUID]]:
+    async def read_visible_contacts(self, *, policy: RetryPolicy) -> AsyncIterator[list[UUID]]:
         """Yield the contacts that the portal shows, a page at a time; after the last page these are all.
 
         Each page has its own deadline and the policy's tries. Raises as ``update_portal_visibility`` does; then what
@@ -140,7 +137,7 @@ class HLFDynamicsSyncService:
         cursors: set[str] = set()
         cursor: str | None = None
         while True:
-            page, cursor = await policy.call(lambda after=cursor: self._read_page(after), stop=stop)  # type: ignore[misc]
+            page, cursor = await policy.call(lambda after=cursor: self._read_page(after))  # type: ignore[misc]
             yield page
             if cursor is None:
                 return

@@ -62,13 +62,12 @@ class PortalStage:
         longest_pause_seconds: float = LONGEST_PAUSE_SECONDS,
         on_progress: Callable[[int], None] | None = None,
         on_settled: Callable[[Push, Answer], None] | None = None,
-        queue_more: Callable[[], bool] | None = None,
         counts: PortalCounts | None = None,
     ) -> None:
         """``make_target`` is called once, when there is something to push.
 
-        ``claim`` takes the place of claiming whatever is due. ``queue_more`` is called when nothing more is due; False
-        = it has queued nothing, and will not. It, ``claim`` and ``on_progress`` are called in the database's thread.
+        ``claim`` takes the place of claiming whatever is due. It and ``on_progress`` are called in the database's
+        thread.
         """
         self._service = service
         self._database = database
@@ -80,7 +79,6 @@ class PortalStage:
         self._longest_pause_seconds = longest_pause_seconds
         self._on_progress = on_progress
         self._on_settled = on_settled
-        self._queue_more = queue_more
         self._rate = RateLimiter(calls_per_second=calls_per_second)
         self._halt = asyncio.Event()
         """Begin nothing more, retry nothing more."""
@@ -148,7 +146,7 @@ class PortalStage:
         if free > 0:
             await self._claim(free)
             await self._begin_claimed()
-        return bool(self._flying or self._landed) or self._queue_more is not None
+        return bool(self._flying or self._landed)
 
     def _slots(self) -> int:
         """How many pushes may be in flight, if all calls of each of them fail."""
@@ -156,12 +154,8 @@ class PortalStage:
         return min(1 if self._is_cautious else self._concurrency, left)
 
     async def _claim(self, limit: int) -> None:
-        """Claim what is due; when nothing is, let more be queued."""
+        """Claim what is due."""
         self._claimed.extend(await self._database.run(partial(self._claim_due, limit)))
-        if not self._claimed and self._queue_more is not None:
-            if not await self._database.run(self._queue_more):
-                self._queue_more = None
-            self._claimed.extend(await self._database.run(partial(self._claim_due, limit)))
         if self._claimed and not self._claimed[0][1].fits(self._policy.worst_case_seconds(CALL_DEADLINE_SECONDS)):
             self._end("lease", "the lease is shorter than a push can take, or this process stood still; the rest waits")
 
@@ -262,10 +256,9 @@ class PortalStage:
 
     async def _end_at_deadline(self) -> None:
         """Begin nothing more; it is an early end only if something is left."""
-        if self._queue_more is None:
-            await self._claim(1)
+        await self._claim(1)
         self._halt.set()
-        if self._claimed or self._queue_more is not None:
+        if self._claimed:
             self._end("deadline", _TIME_IS_OVER)
 
     def _record_end(self, stopped: StageStop) -> None:

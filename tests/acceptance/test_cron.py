@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from datetime import UTC, date, datetime
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -35,7 +36,7 @@ class TestExample:
         assert [(times.split(), command) for times, command in jobs(EXAMPLE)] == [
             (["10", "3", "*", "*", "*"], "run"),
             (["*/15", "*", "*", "*", "*"], "deliver"),
-            (["40", "4", "*", "*", "7"], "deliver --all"),
+            (["40", "4", "*", "*", "*"], "reconcile"),
             (["40", "6-22", "*", "*", "*"], "run"),
             (["20", "5", "1", "*", "*"], "db prune --older-than 3y"),
         ]
@@ -56,27 +57,27 @@ def test_debians_cron_runs_the_example_silently_and_mails_a_line_about_trouble(
 ) -> None:
     """The example as it stands, its times moved to the next minute, in the environment that cron gives.
 
-    For the first user all is well, so it is for the second, whose weekly job it is; the third one's database cannot be
-    reached, and the fourth forgot the file with the settings. All in one minute, so that it takes no more than that.
+    For the first user all is well, so it is for the second, whose portal somebody has edited; the third one's database
+    cannot be reached, and the fourth forgot the file with the settings. All in one minute, so that it takes no more.
     """
     why_not = missing()
     if why_not:
         pytest.skip(f"the crontab was not tried with a real cron: {why_not}")
     facts.certified_mentor(facts.organisation(), date(2026, 1, 1))
-    with database.connect(empty_database_url) as weekly:
-        migrations.migrate(weekly)
-        people = Facts(weekly)
-        hidden = people.certified_mentor(people.organisation(), date(2026, 1, 1))
-        night(weekly, datetime.now(UTC).date(), portal=FlakyPortal())
-    nightly, rest = ("run", "deliver"), ("deliver --all",)
-    with PortalServer() as portal, CronDaemon(tmp_path / "cron") as cron:
+    with database.connect(empty_database_url) as their_database:
+        migrations.migrate(their_database)
+        people = Facts(their_database)
+        hidden = people.certified_mentor(people.organisation(), date(2026, 1, 1), contact_id=(edited := uuid4()))
+        night(their_database, datetime.now(UTC).date(), portal=FlakyPortal())
+    nightly, rest = ("run", "deliver"), ("reconcile",)
+    with PortalServer(visible={edited: True}) as portal, CronDaemon(tmp_path / "cron") as cron:
         ways_out = (
             f"CERTJOB_PORTAL_URL='{portal.url}'\nCERTJOB_PORTAL_KEY='{portal.key}'\n"
             f"CERTJOB_NOTIFY_URL='maildir:{tmp_path}/mail'\n"
         )
         for user, commands, url in (
             ("nightly", nightly, database_url),
-            ("weekly", rest, empty_database_url),
+            ("edited", rest, empty_database_url),
             ("down", nightly, "postgresql://certjob@127.0.0.1:1/certjob"),
             ("forgot", nightly, None),
         ):
@@ -89,12 +90,12 @@ def test_debians_cron_runs_the_example_silently_and_mails_a_line_about_trouble(
         cron.start()
         cron.wait_for_the_minute()
 
-        assert [mail.as_string() for user in ("nightly", "weekly") for mail in cron.mails(user)] == []
+        assert [mail.as_string() for user in ("nightly", "edited") for mail in cron.mails(user)] == []
         runs = facts.rows("SELECT command, outcome FROM job_runs ORDER BY command")
         assert runs == [("deliver", "ok"), ("run", "ok")]
         assert facts.rows("SELECT status, visible FROM portal_sync_events") == [("delivered", False)]
-        with database.connect(empty_database_url) as weekly:
-            assert Facts(weekly).rows(
+        with database.connect(empty_database_url) as their_database:
+            assert Facts(their_database).rows(
                 "SELECT status, count(*) FROM portal_sync_events WHERE mentor_id = %s GROUP BY 1", hidden
             ) == [("delivered", 2)]
         for user, said in (
@@ -130,17 +131,15 @@ class TestUnits:
         commands = {
             "certjob@run": "run",
             "certjob@deliver": "deliver",
-            "certjob@all": "deliver --all",
+            "certjob@reconcile": "reconcile",
         }
         template = units()["certjob@.service"]
-        override = units()["certjob@all.service.d/arguments.conf"]
         assert "ExecStart=/opt/certjob/bin/certjob %i --env-file %d/certjob.env" in template
-        assert "ExecStart=/opt/certjob/bin/certjob deliver --all --env-file %d/certjob.env" in override
         active = [(" ".join(times.split()), command) for times, command in jobs(EXAMPLE)][:3]
         as_calendar = {
             "10 3 * * *": "*-*-* 03:10:00 Europe/Oslo",
             "*/15 * * * *": "*:0/15",
-            "40 4 * * 7": "Sun *-*-* 04:40:00 Europe/Oslo",
+            "40 4 * * *": "*-*-* 04:40:00 Europe/Oslo",
         }
         assert {commands[name]: when for name, when in when_each.items()} == {
             command: as_calendar[times] for times, command in active
@@ -164,7 +163,7 @@ class TestUnits:
             file = tmp_path / path
             file.parent.mkdir(exist_ok=True)
             file.write_text(text.replace("/opt/certjob/bin/certjob", str(installed_command())))
-        names = ["certjob@run", "certjob@deliver", "certjob@all"]
+        names = ["certjob@run", "certjob@deliver", "certjob@reconcile"]
         for name in names:
             (tmp_path / f"{name}.service").symlink_to("certjob@.service")
 

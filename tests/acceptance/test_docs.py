@@ -12,7 +12,7 @@ from tests.support.docs import DOCUMENTS, PAGES, ROOT, read, read_all_examples, 
 
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
 TEXTS = {name: read(name) for name in NAMES}
-JOBS = ["crontab.example", "docs/systemd/certjob@all.service.d/arguments.conf"]
+JOBS = ["crontab.example"]
 
 
 @pytest.mark.parametrize("command", sorted(commands()))

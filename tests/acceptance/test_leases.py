@@ -335,13 +335,13 @@ def assert_only_lost(ended: Finished, *, part: str, line: str) -> None:
     assert (counts["lost"], counts["failed"], counts.get("delivered", counts.get("sent"))) == (1, 0, 0)
 
 
-def assert_wrong_unnoticed_until_everything_is_pushed_again(facts: Facts, run: Certjob, portal: PortalServer) -> None:
-    """The portal shows an old value and the database knows nothing of it; ``deliver --all`` makes it right."""
+def assert_wrong_unnoticed_until_the_portal_is_read(facts: Facts, run: Certjob, portal: PortalServer) -> None:
+    """The portal shows an old value and the database knows nothing of it; ``reconcile`` finds it."""
     assert portal.visible == {CONTACT: False}
     assert facts.rows("SELECT portal_visible FROM mentors") == [(True,)]
     assert facts.rows("SELECT status, visible, version FROM portal_sync_events") == [("delivered", True, 2)]
     assert facts.rows("SELECT count(*) FROM portal_alerts") == [(0,)]
-    healed = run("deliver", "--all")
+    healed = run("reconcile")
     assert (healed.returncode, healed.stderr) == (0, "")
     assert portal.visible == {CONTACT: True}
 
@@ -367,7 +367,7 @@ def test_a_process_stopped_in_its_call_writes_nothing_afterwards(
     assert facts.rows("SELECT count(*) FROM dynamics_sync_failures") == [(0,)]
     assert [request.visible for request in portal.requests] == [False, True]
     if acts == "late":
-        assert_wrong_unnoticed_until_everything_is_pushed_again(facts, run, portal)
+        assert_wrong_unnoticed_until_the_portal_is_read(facts, run, portal)
     else:
         assert portal.visible == {CONTACT: True}
 
@@ -392,7 +392,7 @@ def test_a_process_stopped_just_before_its_call_sends_an_old_value_once(
     assert rows_of(facts, EVENTS) == rows
     assert [request.visible for request in portal.requests] == [True, False]
     assert [request.idempotency_key for request in portal.requests] == [f"{rows[0][0]}-2", f"{rows[0][0]}-1"]
-    assert_wrong_unnoticed_until_everything_is_pushed_again(facts, run, portal)
+    assert_wrong_unnoticed_until_the_portal_is_read(facts, run, portal)
 
 
 def test_a_process_stopped_just_before_its_mail_sends_a_second_copy(

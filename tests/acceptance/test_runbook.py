@@ -90,7 +90,15 @@ def test_a_line_that_the_runbook_explains_is_one_that_certjob_says(text: str) ->
     assert text in re.sub(r'"\s*\n\s*f?"', "", sources)
 
 
-THEY_SAY_WHY = ("night/report", "night/deliveries", "portal/stage", "portal/drift", "mail/stage", "night/resync")
+THEY_SAY_WHY = (
+    "night/report",
+    "night/deliveries",
+    "portal/stage",
+    "portal/comparison",
+    "night/reconcile",
+    "mail/stage",
+    "night/resync",
+)
 
 
 def said_by_runs() -> list[str]:

@@ -141,7 +141,7 @@ def test_everything_that_operators_do_goes_through_it(
         plan = json.loads(certjob("run", "--dry-run", "--json").stdout)
         done = json.loads(certjob("run", "--json").stdout)
         certjob("deliver")
-        certjob("deliver", "--all")
+        certjob("reconcile")
         certjob("resync", "M3")
         certjob("alerts")
         explained = json.loads(certjob("explain", "M3", "--json").stdout)

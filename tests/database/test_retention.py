@@ -2,11 +2,12 @@
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
 
 import psycopg
@@ -17,7 +18,8 @@ from certjob import database
 from certjob.database import Connection, retention
 from certjob.database.retention import Pruning, parse_age, prune
 from certjob.errors import ConfigurationError, DatabaseUnavailableError, StoppedBySignalError
-from certjob.night import nightly
+from certjob.night import reconcile as reconciling
+from certjob.outbox.retry import RetryPolicy
 from certjob.review import plan
 from certjob.stopping import StopFlag
 from tests.conftest import Certjob, database_of
@@ -120,7 +122,7 @@ class TestPortalEvents:
         return int(str(row[0]))
 
     def test_the_last_confirmation_of_either_value_stays(self, facts: Facts, mentor_id: object) -> None:
-        """`deliver --all` shows only whom it has shown before, and `explain` tells what the portal confirmed."""
+        """`reconcile` shows only whom certjob has shown before, and `explain` tells what the portal confirmed."""
         ages = ("6 years", "5 years", "4 years")
         ids = [
             self.event(facts, mentor_id, visible=visible, at=f"now() - interval '{age}'")
@@ -135,7 +137,7 @@ class TestPortalEvents:
         assert rows_gone(facts.connection) == {}
 
     def test_old_ones_go_while_a_younger_one_tells_the_same(self, facts: Facts, mentor_id: object) -> None:
-        """The usual case: the weekly `deliver --all`."""
+        """The usual case: pushed again after a hand edit."""
         self.event(facts, mentor_id, visible=True)
         self.event(facts, mentor_id, visible=True, at="now() - interval '1 week'")
 
@@ -570,6 +572,17 @@ class TestCommand:
         assert said in result.stderr
 
 
+class Opposite:
+    """A portal that shows exactly those whom certjob has hidden."""
+
+    def __init__(self, connection: Connection) -> None:
+        rows = connection.execute("SELECT dynamics_contact_id FROM mentors WHERE portal_visible IS FALSE").fetchall()
+        self.visible = [contact_id for (contact_id,) in rows if contact_id is not None]
+
+    async def read_visible_contacts(self, *, policy: RetryPolicy) -> AsyncIterator[list[UUID]]:
+        yield self.visible
+
+
 class TestNightsAfterwards:
     """The property that matters: whoever prunes and whoever does not have the same nights."""
 
@@ -648,7 +661,7 @@ class TestNightsAfterwards:
         """What the coming nights do, and what the outside gets of it.
 
         Everybody is looked at in each, as after a change of facts. Dates are moved and corrected back, and the portal
-        is told everything again, since that is where what was forgotten would be missed.
+        shows the opposite of everything, since that is where what was forgotten would be missed.
         """
         done: list[tuple[object, ...]] = []
         for days, move in ((0, 0), (0, 95), (0, -95), (1, 0), (30, -200), (30, 200), (400, 0)):
@@ -656,13 +669,13 @@ class TestNightsAfterwards:
             connection.execute("UPDATE certificates SET expires_on = greatest(expires_on + %s, issued_on)", (move,))
             connection.execute("UPDATE mentors SET review_on = '-infinity'")
             report = night(connection, today, portal=portal, channel=channel, allow_mass_change=True)
-            again = nightly.deliver(
+            again = reconciling.reconcile(
                 connection,
-                today=today,
+                options=reconciling.ReconcileOptions(ignore_database_clock=True, today=today, allow_mass_change=True),
+                make_reader=lambda: nullcontext(Opposite(connection)),
                 delivery=delivery(portal=portal, channel=channel),
                 stop=StopFlag(),
                 progress=NoProgress(),
-                everybody=True,
             )
             done.append(
                 (

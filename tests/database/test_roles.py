@@ -95,7 +95,8 @@ class TestHappyPath:
             run("preview", "M2")
             run("alerts", "--retry-all", code=3)  # M3 has no address
             run("deliver")
-            run("deliver", "--all")
+            run("reconcile", "--dry-run")
+            run("reconcile")
             run("resync", "M1")
             people.write_text(header + rows[0].replace("2020-01-01", "2026-01-01").replace(str(ended), str(lasting)))
             run("load", "--strict", str(people))

@@ -39,7 +39,9 @@ TABLES = {
     "mentor_pauses",
     "mentors",
     "organisations",
+    "portal_last_reading",
     "portal_sync_events",
+    "portal_unknown_contacts",
 }
 
 

@@ -43,6 +43,7 @@ from certjob.errors import (
 )
 from certjob.mail.message import OutgoingMessage
 from certjob.night import nightly
+from certjob.night import reconcile as reconciling
 from certjob.night.deliveries import Delivery
 from certjob.night.report import RunReport
 from certjob.night.resync import Resync, ResyncTimes, resync
@@ -126,7 +127,14 @@ MOMENTS = {
     "run of hlf": REVIEW_MOMENTS + PUSH_MOMENTS,
     "run without deliveries": REVIEW_MOMENTS,
     "deliver": PUSH_MOMENTS + MAIL_MOMENTS,
-    "deliver --all": PUSH_MOMENTS + around("lock_portal_mentors", "queue_portal_events"),
+    "reconcile": PUSH_MOMENTS
+    + around(
+        "find_portal_differences",
+        "store_portal_reading",
+        "lock_portal_mentors",
+        "queue_portal_events",
+        "mark_corrections",
+    ),
     "alerts --retry-all": PUSH_MOMENTS + around("reopen_portal_events"),
     "resync": OPEN_PUSH_MOMENTS[1:] + around("update_mentors", "claim_portal_events", "settle_portal_events"),
 }
@@ -714,6 +722,8 @@ class Saga(RuleBasedStateMachine):
         requests = self.portal.requests[self.requests_seen :]
         self.requests_seen += len(requests)
         for request in requests:
+            if request.method == "GET":
+                continue
             assert request.contact_id is not None
             assert request.visible is not None
             key = request.idempotency_key or ""
@@ -749,7 +759,7 @@ class Saga(RuleBasedStateMachine):
         values = self.model.portal_values()
         self.callable_contacts |= values.keys()
         self.showable_contacts |= {contact_id for contact_id, is_active in values.items() if not is_active}
-        if command == "deliver --all":
+        if command == "reconcile":
             self.showable_contacts |= values.keys()
         elif command == "resync" and mentor.contact_id is not None:
             self.showable_contacts.add(mentor.contact_id)
@@ -819,7 +829,7 @@ class Saga(RuleBasedStateMachine):
         report = result.report if isinstance(result, Resync) else result
         assert not report.crashed, report.stopped
         assert report.review is None or not (report.review.skipped or report.review.broken), report.review
-        if any(stop.stage == "portal" and stop.code != "in_flight" for stop in report.stopped):
+        if any(stop.stage == "portal" and stop.code not in ("in_flight", "not_read") for stop in report.stopped):
             assert self._unseen_hides() == [], report.stopped
         if isinstance(result, Resync) and result.error is None and mentor.on_portal and is_alone:
             assert mentor.contact_id is not None
@@ -850,13 +860,21 @@ class Saga(RuleBasedStateMachine):
                 stop=stop,
                 times=ResyncTimes(lock=30, flight=0),
             )
+        if command == "reconcile":
+            return reconciling.reconcile(
+                connection,
+                options=reconciling.ReconcileOptions(ignore_database_clock=True, today=today),
+                make_reader=lambda: HLFDynamicsSyncService(self.portal.url, self.portal.key, deadline_seconds=20),
+                delivery=process.delivery,
+                stop=stop,
+                progress=NoProgress(),
+            )
         return nightly.deliver(
             connection,
             today=today,
             delivery=process.delivery,
             stop=stop,
             progress=NoProgress(),
-            everybody=command == "deliver --all",
         )
 
     def _new_process(self, moment: str | None = None, *, concurrency: int | None = None) -> Process:
@@ -874,6 +892,11 @@ class Saga(RuleBasedStateMachine):
         behave = error(404, "contact_not_found") if is_refused else PORTAL_MOODS[self.portal_mood](request.number)
         process = self.process
         assert process is not None
+
+        if request.method == "GET":
+            for contact_id in self.model.portal_values():
+                self.portal.visible.setdefault(contact_id, True)
+            return behave
 
         def answer(exchange: Exchange) -> None:
             try:
@@ -905,7 +928,7 @@ class Saga(RuleBasedStateMachine):
                 self._start("resync", mentor)
         self._compare_with_model()
         if self.edited:
-            self._start("deliver --all", anybody)
+            self._start("reconcile", anybody)
             self.edited.clear()
         self.commands_since_rest = 0
         requests, messages = len(self.portal.requests), len(self.mailbox.about)

@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from datetime import date, datetime, timedelta
 from unittest import mock
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from certjob.cli.demo import people as demo_people
 from certjob.database import migrations
@@ -221,6 +221,23 @@ def portal_throttles(world: World) -> Iterator[View]:
         yield cron(to(portal))
 
 
+def portal_disagrees(world: World) -> Iterator[View]:
+    hlf = world.facts.organisation()
+    contacts = [uuid4() for _ in range(40)]
+    for number, contact_id in enumerate(contacts):
+        world.facts.certified_mentor(
+            hlf, TODAY + timedelta(days=300), member_no=f"M{1007 + number}", contact_id=contact_id
+        )
+    world.types("certjob run --no-deliver", cron(at=NIGHT))
+    unknown = UUID("6f9619ff-8b86-4d01-b42d-00cf4fc964ff")
+    with PortalServer(visible=dict.fromkeys([*contacts[37:], unknown, uuid4()], True)) as portal:
+        yield cron(to(portal))
+        yield cron(to(portal))
+        yield cron(to(portal))
+        assert [portal.visible.get(contact_id) for contact_id in contacts] == [True] * 40
+        yield cron(to(portal))
+
+
 def mail_is_down(world: World) -> Iterator[View]:
     hlf = world.facts.organisation(portal=None)
     world.coordinator(hlf)
@@ -307,6 +324,7 @@ SCENES: dict[str, Callable[[World], Iterator[View]]] = {
     "The portal is down": portal_is_down,
     "The portal refuses the key": key_is_wrong,
     "The portal does not know a mentor": contact_is_unknown,
+    "The portal and certjob disagree": portal_disagrees,
     "The portal asks to wait": portal_throttles,
     "Mail does not go out": mail_is_down,
     "Too many would change at once": import_is_wrong,

@@ -43,6 +43,8 @@ TOPICS = {
     "The portal": {
         "portal_sync_events": "the visibility to push: one open row per mentor at most, the newest value",
         "dynamics_sync_failures": "pushes that failed: at most one row per mentor that no later success has resolved",
+        "portal_last_reading": "what `certjob reconcile` saw last: one row",
+        "portal_unknown_contacts": "who is shown and is no mentor: until they are gone, or accepted",
         "portal_alerts": "the pushes that coordinators must know of, for `certjob alerts` and the app's dashboard",
     },
     "Mail": {

@@ -32,7 +32,6 @@ class RunnableStage:
         stop: StopFlag | None = None,
         service: PortalSyncService | None = None,
         make_target: Callable[[], AbstractAsyncContextManager[PortalTarget]] | None = None,
-        queue_more: Callable[[], bool] | None = None,
     ) -> None:
         self.connection = connection
         self.make_target = make_target or delivery(portal=portal).make_target
@@ -41,7 +40,6 @@ class RunnableStage:
         self.policy = policy or quick_policy()
         self.stop = stop or StopFlag()
         self.service = service or PortalSyncService(connection, run_id=uuid4())
-        self.queue_more = queue_more
         self.counts = PortalCounts()
 
     def run(self, *, deadline_seconds: float = 60) -> StageStop | None:
@@ -57,7 +55,6 @@ class RunnableStage:
                 policy=self.policy,
                 concurrency=self.concurrency,
                 calls_per_second=self.calls_per_second,
-                queue_more=self.queue_more,
                 counts=self.counts,
             )
             return await stage.run(deadline_seconds=deadline_seconds)

@@ -85,23 +85,18 @@ def run(
                 stop=opened.stop,
                 progress=progress,
             )
-    return _report(call, opened, report)
+    return report_on(call, opened, report)
 
 
 def deliver(
     call: Call,
     *,
-    everybody: Annotated[
-        bool, typer.Option("--all", help="Then push every mentor's visibility again, even if already confirmed.")
-    ] = False,
     ignore_database_clock: IgnoreDatabaseClock = False,
     deliver_for: DeliverFor = TWO_HOURS,
 ) -> int:
     """Deliver what is queued and due, portal first, then mail: the background job between the nights.
 
-    --all is for the day when somebody edited the portal by hand. Mentors who are due for a review are not shown by it,
-    only hidden: let `certjob run` review them first. Exits 3 only if something failed for the first time or for
-    another reason, or if a stage stopped for a new reason (with --all: for any).
+    Exits 3 only if something failed for the first time or for another reason, or if a stage stopped for a new reason.
     """
     from certjob.night import nightly
 
@@ -115,10 +110,9 @@ def deliver(
                 delivery=delivery,
                 stop=opened.stop,
                 progress=progress,
-                everybody=everybody,
                 run_id=opened.run_id,
             )
-    return _report(call, opened, report)
+    return report_on(call, opened, report)
 
 
 def resync(
@@ -163,7 +157,7 @@ def resync(
     return EXIT_CODES[result.report.outcome]
 
 
-def _report(call: Call, opened: Session, report: "RunReport") -> int:
+def report_on(call: Call, opened: Session, report: "RunReport") -> int:
     """Print a run's report and return its exit code."""
     from certjob.cli.pages import night
     from certjob.cli.terminal import plain
@@ -173,6 +167,8 @@ def _report(call: Call, opened: Session, report: "RunReport") -> int:
         opened.monitor.note(report.to_counts())
     if call.json:
         plain.print_json(report.to_document())
+    elif report.dry_run and report.command == "reconcile":
+        night.show_differences(opened.output, report)
     elif report.dry_run:
         night.show_plan(opened.output, report)
     elif opened.output.interactive:

@@ -47,7 +47,8 @@ def show_totals(output: Output, report: RunReport) -> None:
     if not output.on_terminal:
         output.result("; ".join(f"{name}: {figures}" for name, figures in rows))
         return
-    what = "Plan" if report.dry_run else "Night" if report.command == "run" else "Delivery"
+    names = {"run": "Night", "reconcile": "Comparison with the portal"}
+    what = "Plan" if report.dry_run and report.command == "run" else names.get(report.command, "Delivery")
     title = f"{what} of {report.today}"
     table = Table(title=title, title_justify="left", show_header=False)
     table.add_column()
@@ -58,6 +59,24 @@ def show_totals(output: Output, report: RunReport) -> None:
         output.out.print(table)
     else:
         output.show_lines([PageLine(head=title, text=""), *(PageLine(text=": ".join(row), indent=2) for row in rows)])
+
+
+def show_differences(output: Output, report: RunReport) -> None:
+    """Print what `certjob reconcile` would put right, mentor by mentor, and the totals."""
+    differences = report.comparison.admitted if report.comparison is not None else []
+    lines = [
+        f"{each.organisation} {each.member_no}: "
+        + ("hidden on the portal, would be shown" if each.visible else "visible on the portal, would be hidden")
+        for each in differences
+    ]
+    if not output.on_terminal:
+        for line in lines:
+            output.result(line)
+    else:
+        output.show_lines([PageLine(text=harmless(line), bullet="- ") for line in lines[:MOST_PLANNED_ROWS]])
+        if len(lines) > MOST_PLANNED_ROWS:
+            output.result(f"… and {len(lines) - MOST_PLANNED_ROWS:,} more; --json lists all of them")
+    show_totals(output, report)
 
 
 def show_resync(output: Output, before: MentorState, after: MentorState) -> None:
@@ -108,8 +127,8 @@ def _threshold_words(days: int) -> str:
 
 def _totals(report: RunReport) -> Iterator[tuple[str, str]]:
     document = report.to_document()
-    for part in ("mentors", "certificates", "reminders", "portal", "digests"):
-        figures = document.get(part, {})
+    for part in ("mentors", "certificates", "reminders", "read", "differences", "portal", "digests"):
+        figures = document.get(part) or {}
         said = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in figures.items() if value)
         if said or (figures and part != "digests"):  # most nights have none, and no plan has any
             yield part, said or "nothing"

@@ -8,7 +8,7 @@ WHERE greatest(r.resolved_at, r.last_failed_at) < %(before)s AND r.resolved_at I
 -- name: count_old_portal_events
 -- Events that are done. Never an open one, nor one whose call may still be in flight, nor one that an
 -- unresolved failure is about. Of each mentor the last confirmation of either value stays: it is what the portal is known to
--- show, and `deliver --all` shows only whom it has shown before.
+-- show, and `reconcile` shows only whom certjob has shown before.
 SELECT count(*)
 FROM portal_sync_events AS r
 WHERE r.status IN ('delivered', 'withdrawn')

@@ -1,29 +1,3 @@
--- name: lock_portal_mentors
--- Only locks; what is wanted of them is read by a later statement, in a newer snapshot. In one order, and never waiting.
-SELECT id FROM mentors WHERE id = ANY (%(ids)s::uuid[]) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
-
--- name: read_wanted_values
--- What find_portal_mentors found, under the lock: facts may have changed since.
-SELECT m.id, m.portal_visible
-FROM mentors AS m
-JOIN organisations AS o ON o.id = m.organisation_id
-WHERE m.id = ANY (%(ids)s::uuid[])
-    AND o.portal IS NOT NULL
-    AND m.dynamics_contact_id IS NOT NULL
-    AND (
-        m.portal_visible IS FALSE
-        OR (
-            m.portal_visible
-            AND m.review_on > %(today)s
-            AND (
-                EXISTS (SELECT FROM certificates AS c WHERE c.mentor_id = m.id AND c.status IN ('valid', 'expiring'))
-                OR EXISTS (
-                    SELECT FROM portal_sync_events AS e WHERE e.mentor_id = m.id AND e.visible AND e.status = 'delivered'
-                )
-            )
-        )
-    )
-
 -- name: queue_portal_events
 -- A new wish replaces an open one: version + 1 tells a call in flight that its value is old. While a live lease is held
 -- its token and time stay, so that no second call starts beside the first. The same value again is as old a wish as it
@@ -40,6 +14,7 @@ SET visible = excluded.visible,
     wanted_at = CASE WHEN e.visible = excluded.visible THEN e.wanted_at ELSE now() END,
     last_error = NULL,
     failure_code = NULL,
+    corrects_portal = false,
     run_id = excluded.run_id,
     claim_token = CASE WHEN e.claim_token IS NOT NULL AND e.next_attempt_at > now() THEN e.claim_token END,
     next_attempt_at = CASE

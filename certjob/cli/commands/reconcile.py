@@ -1,0 +1,111 @@
+"""The command that reads the portal: reconcile."""
+
+from typing import Annotated
+
+import typer
+
+from certjob.cli.commands.runs import report_on
+from certjob.cli.help import EVERY_NIGHT
+from certjob.cli.options import IgnoreDatabaseClock
+from certjob.cli.session import Call, Commands, Session, delivery_from, portal_from
+
+
+def reconcile(
+    call: Call,
+    *,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Read the portal and print the differences; change nothing.")
+    ] = False,
+    allow_mass_change: Annotated[
+        bool, typer.Option("--allow-mass-change", help="Show also those whom the guard would hold back.")
+    ] = False,
+    accept: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CONTACT",
+            help="Note that this contact, which is no mentor's, is shown on purpose. Reads nothing; needs --because.",
+        ),
+    ] = None,
+    because: Annotated[str | None, typer.Option(metavar="TEXT", help="Why it is shown; for --accept.")] = None,
+    ignore_database_clock: IgnoreDatabaseClock = False,
+) -> int:
+    """Read what the portal shows, compare it with what certjob wants, and push only the differences.
+
+    Run it every night after `certjob run`. Too many mentors to be shown at once are held back; hides never are.
+    Contacts that are no mentor's are reported until they are gone, or until somebody accepts them. Exits 3 when
+    something was held back or is left to do.
+    """
+    from certjob.night import reconcile as reconciling
+
+    if (accept is None) != (because is None):
+        message = "--accept and --because belong together: the contact, and why it is shown"
+        raise typer.BadParameter(message)
+    with call.session(
+        outlasts_restarts=not dry_run,
+        watched_as=None if dry_run or accept is not None else "reconcile",
+    ) as opened:
+        if accept is not None:
+            return _accept(opened, accept, because=because or "", json=call.json)
+        options = reconciling.ReconcileOptions(
+            today=opened.settings.today,
+            dry_run=dry_run,
+            allow_mass_change=allow_mass_change,
+            ignore_database_clock=ignore_database_clock,
+            run_id=opened.run_id,
+        )
+        with opened.output.progress() as progress:
+            report = reconciling.reconcile(
+                opened.connection,
+                options=options,
+                make_reader=portal_from(opened.settings),
+                delivery=delivery_from(opened.settings),
+                stop=opened.stop,
+                progress=progress,
+            )
+    return report_on(call, opened, report)
+
+
+def _accept(opened: Session, contact: str, *, because: str, json: bool) -> int:
+    """Note that a contact is shown on purpose."""
+    from getpass import getuser
+    from uuid import UUID
+
+    from certjob.cli.terminal import plain
+    from certjob.errors import ConfigurationError
+    from certjob.portal import comparison
+
+    try:
+        contact_id = UUID(contact)
+    except ValueError:
+        message = f"{contact[:60]!r} is not a contact id; `certjob alerts` shows them"
+        raise typer.BadParameter(message) from None
+    if not because.strip():
+        message = "--because is empty; say why this contact is shown"
+        raise typer.BadParameter(message)
+    try:
+        who = getuser()
+    except (KeyError, OSError):  # a container without a name for its user
+        who = "unknown"
+    if not comparison.accept(opened.connection, contact_id, because=because.strip()[:1000], who=who[:200]):
+        message = f"the last reading of the portal did not find {contact_id} as an unknown contact; nothing was changed"
+        raise ConfigurationError(message)
+    if json:
+        plain.print_json({"outcome": "ok", "accepted": str(contact_id), "by": who})
+    elif opened.output.interactive:
+        opened.output.result(f"{contact_id} is accepted: it is no longer reported while it is shown.")
+    return 0
+
+
+def add_to(app: Commands) -> None:
+    """Register the command."""
+    app.command(
+        group=EVERY_NIGHT,
+        short_help="Read what the portal shows and push what differs.",
+        examples=(
+            "certjob reconcile --dry-run",
+            f"certjob reconcile --accept {_EXAMPLE} --because 'works in the office'",
+        ),
+    )(reconcile)
+
+
+_EXAMPLE = "6f9619ff-8b86-4d01-b42d-00cf4fc964ff"

@@ -1,0 +1,132 @@
+"""``certjob reconcile``: what the portal shows is read and compared with what certjob wants; differences are pushed."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Protocol
+from uuid import UUID, uuid4
+
+from certjob import database
+from certjob.database import Connection
+from certjob.errors import PortalCallError
+from certjob.night.days import refuse_wrong_day
+from certjob.night.deliveries import Deliveries, Delivery, Progress
+from certjob.night.job_runs import note_open_work, recorded
+from certjob.night.report import RunReport
+from certjob.outbox.claims import StageStop
+from certjob.outbox.loop import DatabaseThread, run_loop
+from certjob.outbox.retry import RetryPolicy
+from certjob.portal import comparison
+from certjob.portal.comparison import Comparison, Reading
+from certjob.stopping import StopFlag
+
+
+class PortalReader(Protocol):
+    """What reads the portal: HLFDynamicsSyncService."""
+
+    def read_visible_contacts(self, *, policy: RetryPolicy) -> AsyncIterator[list[UUID]]:
+        """Yield the contacts that are visible, a page at a time. Raises PortalCallError."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReconcileOptions:
+    """What ``certjob reconcile`` was asked for."""
+
+    today: date
+    dry_run: bool = False
+    allow_mass_change: bool = False
+    ignore_database_clock: bool = False
+    run_id: UUID = field(default_factory=uuid4)
+
+
+def reconcile(
+    connection: Connection,
+    *,
+    options: ReconcileOptions,
+    make_reader: Callable[[], AbstractAsyncContextManager[PortalReader]],
+    delivery: Delivery,
+    stop: StopFlag,
+    progress: Progress,
+) -> RunReport:
+    """Read the portal, compare, raise an event for each difference, and run the portal stage.
+
+    A page that cannot be read ends it before anything is changed, and the report says so. A dry run writes nothing.
+    Raises ConfigurationError for a day before the last night's, ClocksDisagreeError for a day that is not the database
+    server's, StoppedBySignalError after a signal.
+    """
+    refuse_wrong_day(connection, options.today, zone=delivery.zone, ignore_database_clock=options.ignore_database_clock)
+    report = RunReport(command="reconcile", run_id=options.run_id, today=options.today, dry_run=options.dry_run)
+
+    def compare(shown: Progress) -> Comparison | None:
+        reading = _read(connection, report, make_reader=make_reader, policy=delivery.policy, stop=stop, progress=shown)
+        if reading is None:
+            return None
+        report.comparison = comparison.compare(
+            connection, reading, today=options.today, allow_mass_change=options.allow_mass_change
+        )
+        report.held = [f"{held.slug}: {held.reason}" for held in report.comparison.held]
+        return report.comparison
+
+    if options.dry_run:
+        compare(progress)
+        with database.read_only_snapshot(connection):
+            note_open_work(connection, report)
+        report.finish()
+        return report
+    with recorded(connection, report, progress=progress) as beating:
+        found = compare(beating)
+        if found is not None:
+            comparison.store(connection, found, run_id=report.run_id)
+            report.corrections, report.locked = comparison.raise_events(
+                connection, found.reading, found.admitted, today=options.today, run_id=report.run_id, stop=stop
+            )
+            Deliveries(connection, report, delivery=delivery, stop=stop, progress=beating).push()
+    return report
+
+
+def _read(
+    connection: Connection,
+    report: RunReport,
+    *,
+    make_reader: Callable[[], AbstractAsyncContextManager[PortalReader]],
+    policy: RetryPolicy,
+    stop: StopFlag,
+    progress: Progress,
+) -> Reading | None:
+    """Read all pages; None if one could not be read, and then the report says why."""
+    read_at = database.clock(connection)
+    advance = progress.phase("Reading the portal")
+    pages: list[list[UUID]] = []
+
+    async def read_all(database: DatabaseThread) -> None:
+        async with make_reader() as reader:
+            async for page in reader.read_visible_contacts(policy=policy):
+                pages.append(page)
+                await database.run(lambda: advance(sum(map(len, pages))))
+
+    async def read(database: DatabaseThread, stopped: asyncio.Event) -> None:
+        """A signal ends it at once: a page that was asked for leaves nothing behind."""
+        reading, signal = asyncio.ensure_future(read_all(database)), asyncio.ensure_future(stopped.wait())
+        try:
+            await asyncio.wait({reading, signal}, return_when=asyncio.FIRST_COMPLETED)
+            stop.check()
+            await reading
+        finally:
+            reading.cancel()
+            signal.cancel()
+            await asyncio.gather(reading, signal, return_exceptions=True)
+
+    try:
+        run_loop(read, connection=connection, stop=stop, deadline_seconds=_LONGEST_READING_SECONDS)
+    except PortalCallError as error:
+        reason = f"{error}; the portal was not read to its end, nothing was compared and nothing changed"
+        report.stopped.append(StageStop(stage="portal", code="not_read", reason=reason))
+        return None
+    visible = sorted({contact_id for page in pages for contact_id in page})
+    return Reading(read_at=read_at, pages=len(pages), visible=visible)
+
+
+_LONGEST_READING_SECONDS = 3600.0
+"""Only database work counts against it, and reading does none."""

@@ -1,0 +1,227 @@
+"""What the portal shows, compared with what certjob has told it: differences, and contacts that nobody has.
+
+Comparing reads one snapshot and writes nothing. A difference is corrected by an event, and only where the same
+question, asked again under the mentor's lock, has the same answer.
+"""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from certjob import database
+from certjob.database import Connection, persist
+from certjob.domain import rules
+from certjob.portal.sync import PortalSyncService
+from certjob.stopping import StopFlag
+
+SLICE = 100
+"""So many events are raised in one transaction."""
+_LOCKED_FOR_SECONDS = 5.0
+"""So long is waited for mentors whom another session has locked."""
+_POLL_SECONDS = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """A mentor whom the portal shows, or hides, unlike certjob."""
+
+    mentor_id: UUID
+    member_no: str
+    organisation: str
+    organisation_id: UUID
+    contact_id: UUID
+    visible: bool
+    """What certjob wants; the portal shows the opposite."""
+
+    def to_document(self) -> dict[str, Any]:
+        """Return the entry of ``changes``."""
+        return {
+            "mentor_id": str(self.mentor_id),
+            "member_no": self.member_no,
+            "organisation": self.organisation,
+            "portal": self.visible,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """The shows of one organisation, which are held back."""
+
+    organisation_id: UUID
+    slug: str
+    reason: str
+    mentor_ids: Sequence[UUID]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What the portal showed, read to its end."""
+
+    read_at: datetime
+    """When it began, by the database's clock."""
+    pages: int
+    visible: Sequence[UUID]
+
+
+@dataclass(slots=True, kw_only=True)
+class Comparison:
+    """What a reading showed, beside what certjob wants."""
+
+    reading: Reading
+    differences: Sequence[Difference] = ()
+    """All of them, those that the guard holds as well."""
+    unknown: Sequence[UUID] = ()
+    """Shown, and the contact of no mentor of an organisation with a portal; nobody has accepted them."""
+    accepted: Sequence[UUID] = ()
+    """The same, and somebody has said that they are shown on purpose."""
+    contradictory: Sequence[UUID] = ()
+    """Contacts that one organisation wants shown and another one hidden."""
+    held: list[Held] = field(default_factory=list)
+
+    @property
+    def admitted(self) -> list[Difference]:
+        """Return what may be put right: every hide, and the shows that nobody holds."""
+        held = {each.organisation_id for each in self.held}
+        return [each for each in self.differences if not (each.visible and each.organisation_id in held)]
+
+    def counts(self) -> dict[str, int]:
+        """Return the figures of the JSON document's ``differences``."""
+        shows = sum(each.visible for each in self.differences)
+        return {
+            "shown_wrongly": len(self.differences) - shows,
+            "hidden_wrongly": shows,
+            "unknown": len(self.unknown),
+            "accepted": len(self.accepted),
+            "contradictory": len(self.contradictory),
+        }
+
+
+def compare(connection: Connection, reading: Reading, *, today: date, allow_mass_change: bool) -> Comparison:
+    """Compare a reading with what certjob wants, in one read-only snapshot."""
+    with database.read_only_snapshot(connection):
+        differences = _find(connection, reading, today=today)
+        others = database.fetch(connection, "find_unknown_contacts", {"shown": reading.visible})
+        contradictory = database.fetch(connection, "find_contradictory_contacts")
+        comparison = Comparison(
+            reading=reading,
+            differences=differences,
+            unknown=[contact_id for contact_id, is_accepted in others if not is_accepted],
+            accepted=[contact_id for contact_id, is_accepted in others if is_accepted],
+            contradictory=[row[0] for row in contradictory],
+        )
+        if not allow_mass_change:
+            comparison.held = _hold_shows(connection, comparison)
+    return comparison
+
+
+def _hold_shows(connection: Connection, comparison: Comparison) -> list[Held]:
+    """Hold the shows that look like a wrong column or another Dynamics. A hide is never held."""
+    shows = [each for each in comparison.differences if each.visible]
+    is_empty = not comparison.reading.visible and len(shows) > rules.MASS_CHANGE_MINIMUM
+    held = []
+    for organisation_id, number in Counter(each.organisation_id for each in shows).items():
+        if not is_empty and number <= rules.MASS_CHANGE_MINIMUM:
+            continue
+        parameters = {"organisation_id": organisation_id}
+        mentors: int = database.fetch_value(connection, "count_portal_mentors", parameters)
+        if not is_empty and not rules.exceeds_mass_change(number, active_mentors=mentors):
+            continue
+        limit = max(rules.MASS_CHANGE_MINIMUM, mentors // rules.MASS_CHANGE_PART)
+        what = f"{number:,} mentors would be shown again" if number > 1 else "1 mentor would be shown again"
+        why = "the portal shows nobody at all" if is_empty else f"the limit is {limit:,} (of {mentors:,} on the portal)"
+        ours = [each for each in shows if each.organisation_id == organisation_id]
+        reason = (
+            f"{what}, {why}; none of them was shown, hides went on. Check DYNAMICS_VISIBILITY_FIELD and DYNAMICS_URL "
+            "of the function, then `certjob reconcile --allow-mass-change`"
+        )
+        ids = [each.mentor_id for each in ours]
+        held.append(Held(organisation_id=organisation_id, slug=ours[0].organisation, reason=reason, mentor_ids=ids))
+    return held
+
+
+def _find(
+    connection: Connection, reading: Reading, *, today: date, among: Sequence[Difference] | None = None
+) -> list[Difference]:
+    ids = None if among is None else [each.mentor_id for each in among]
+    shown = reading.visible if among is None else [each.contact_id for each in among if not each.visible]
+    parameters = {"shown": list(shown), "ids": ids, "read_at": reading.read_at, "today": today}
+    return database.fetch(connection, "find_portal_differences", parameters, into=Difference)
+
+
+def raise_events(
+    connection: Connection,
+    reading: Reading,
+    differences: Sequence[Difference],
+    *,
+    today: date,
+    run_id: UUID,
+    stop: StopFlag,
+) -> tuple[int, list[Difference]]:
+    """Raise an event for each difference, hides first, a hundred in a transaction; committed on return.
+
+    Returns how many were raised, and those whom another session kept locked all the time. A signal ends it between two
+    transactions with StoppedBySignalError.
+    """
+    service = PortalSyncService(connection, run_id=run_id)
+
+    def raise_slice(part: Sequence[Difference]) -> tuple[int, set[UUID]]:
+        """Rows are locked first and read later, as in a review: facts may have changed since the comparison."""
+        ids = {"ids": [each.mentor_id for each in part]}
+        locked = {row[0] for row in database.fetch(connection, "lock_portal_mentors", ids)}
+        unchanged = set(_find(connection, reading, today=today, among=part))
+        wishes = [(each.mentor_id, each.visible) for each in part if each.mentor_id in locked and each in unchanged]
+        number = service.queue(wishes)
+        database.execute(connection, "mark_corrections", {"ids": [mentor_id for mentor_id, _ in wishes]})
+        return number, locked
+
+    queued = 0
+    left = sorted(differences, key=lambda each: each.visible)
+    give_up_at = time.monotonic() + _LOCKED_FOR_SECONDS
+    while True:
+        later: list[Difference] = []
+        for start in range(0, len(left), SLICE):
+            stop.check()
+            part = left[start : start + SLICE]
+            number, locked = persist(connection, partial(raise_slice, part))
+            queued += number
+            later += [each for each in part if each.mentor_id not in locked]
+        if not later or time.monotonic() > give_up_at:
+            return queued, later
+        left = later
+        stop.sleep(_POLL_SECONDS)
+
+
+def store(connection: Connection, comparison: Comparison, *, run_id: UUID) -> None:
+    """Keep what the reading showed; unknown contacts that it no longer shows are gone, unless something was held."""
+    reading = comparison.reading
+    parameters = {
+        "read_at": reading.read_at,
+        "pages": reading.pages,
+        "visible": list(reading.visible),
+        "differences": json.dumps(comparison.counts()),
+        "contradictory": list(comparison.contradictory),
+        "held": bool(comparison.held),
+        "run_id": run_id,
+    }
+    contacts = {"read_at": reading.read_at, "contacts": [*comparison.unknown, *comparison.accepted]}
+
+    def write() -> None:
+        database.execute(connection, "store_portal_reading", parameters)
+        database.execute(connection, "store_unknown_contacts", contacts)
+        if not comparison.held:
+            database.execute(connection, "note_gone_contacts", {"read_at": reading.read_at})
+        database.execute(connection, "forget_acceptances")
+
+    persist(connection, write)
+
+
+def accept(connection: Connection, contact_id: UUID, *, because: str, who: str) -> bool:
+    """Note that a contact is shown on purpose, committed on return; False: no reading has found it."""
+    parameters = {"contact_id": contact_id, "because": because, "who": who}
+    return persist(connection, lambda: bool(database.execute(connection, "accept_contact", parameters)))

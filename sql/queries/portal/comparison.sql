@@ -1,0 +1,132 @@
+-- name: find_portal_differences
+-- Where the portal shows something else than certjob has told it. %(shown)s are the contacts that it showed in a reading
+-- that began at %(read_at)s; what is under way, or was confirmed since, the reading may have missed. Without %(ids)s of all
+-- mentors; under their locks the same question is asked again of a few.
+--
+-- Nobody is to be shown who waits for a review, or whom certjob never showed and nobody certified; and no contact on which
+-- not all organisations agree that have it. A hide goes in any case.
+WITH differing AS MATERIALIZED (
+    SELECT m.id AS mentor_id, m.member_no, o.slug AS organisation, m.organisation_id, m.dynamics_contact_id AS contact_id,
+        m.portal_visible AS visible, m.review_on
+    FROM mentors AS m
+    JOIN organisations AS o ON o.id = m.organisation_id
+    LEFT JOIN unnest(%(shown)b::uuid[]) AS shown (contact_id) ON shown.contact_id = m.dynamics_contact_id
+    WHERE o.portal IS NOT NULL
+        AND (%(ids)b::uuid[] IS NULL OR m.id = ANY (%(ids)b::uuid[]))
+        AND m.dynamics_contact_id IS NOT NULL
+        AND m.portal_visible <> (shown.contact_id IS NOT NULL)
+)
+SELECT d.mentor_id, d.member_no, d.organisation, d.organisation_id, d.contact_id, d.visible
+FROM differing AS d
+WHERE NOT EXISTS (
+        SELECT
+        FROM portal_sync_events AS e
+        WHERE e.mentor_id = d.mentor_id
+            AND (e.status IN ('pending', 'blocked') OR e.claim_token IS NOT NULL OR e.delivered_at >= %(read_at)s)
+    )
+    AND (
+        NOT d.visible
+        OR (
+            d.review_on > %(today)s
+            AND (
+                EXISTS (
+                    SELECT FROM certificates AS c WHERE c.mentor_id = d.mentor_id AND c.status IN ('valid', 'expiring')
+                )
+                OR EXISTS (
+                    SELECT
+                    FROM portal_sync_events AS e
+                    WHERE e.mentor_id = d.mentor_id AND e.visible AND e.status = 'delivered'
+                )
+            )
+            AND NOT EXISTS (
+                SELECT
+                FROM mentors AS other
+                JOIN organisations AS theirs ON theirs.id = other.organisation_id
+                WHERE other.dynamics_contact_id = d.contact_id
+                    AND other.id <> d.mentor_id
+                    AND theirs.portal IS NOT NULL
+                    AND (other.portal_visible IS NOT TRUE OR other.review_on <= %(today)s)
+            )
+        )
+    )
+ORDER BY d.organisation, d.member_no
+
+-- name: find_unknown_contacts
+-- What the portal shows, and is the contact of no mentor of an organisation with a portal; accepted: shown on purpose.
+SELECT shown.contact_id, coalesce(u.accepted_at IS NOT NULL, false) AS is_accepted
+FROM unnest(%(shown)b::uuid[]) AS shown (contact_id)
+LEFT JOIN portal_unknown_contacts AS u ON u.contact_id = shown.contact_id
+WHERE NOT EXISTS (
+    SELECT
+    FROM mentors AS m
+    JOIN organisations AS o ON o.id = m.organisation_id
+    WHERE m.dynamics_contact_id = shown.contact_id AND o.portal IS NOT NULL
+)
+
+-- name: find_contradictory_contacts
+-- Contacts that one organisation wants shown and another one hidden.
+SELECT m.dynamics_contact_id
+FROM mentors AS m
+JOIN organisations AS o ON o.id = m.organisation_id
+WHERE o.portal IS NOT NULL AND m.dynamics_contact_id IS NOT NULL
+GROUP BY m.dynamics_contact_id
+HAVING bool_or(m.portal_visible) AND NOT bool_and(m.portal_visible)
+
+-- name: count_portal_mentors
+-- Of how many mentors of an organisation the portal can show something.
+SELECT count(*) FROM mentors WHERE organisation_id = %(organisation_id)s AND dynamics_contact_id IS NOT NULL
+
+-- name: lock_portal_mentors
+-- Only locks; what is wanted of them is read by a later statement, in a newer snapshot. In one order, and never waiting.
+SELECT id FROM mentors WHERE id = ANY (%(ids)b::uuid[]) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+
+-- name: mark_corrections
+-- Events of this transaction: what they are for is told to the coordinators.
+UPDATE portal_sync_events
+SET corrects_portal = true
+WHERE mentor_id = ANY (%(ids)b::uuid[]) AND status = 'pending'
+
+-- name: store_portal_reading
+-- The last one that began, whichever ends last.
+INSERT INTO portal_last_reading AS l (read_at, pages, visible, differences, contradictory, held, run_id)
+VALUES (%(read_at)s, %(pages)s, %(visible)b, %(differences)s, %(contradictory)b, %(held)s, %(run_id)s)
+ON CONFLICT (only_one) DO UPDATE
+SET read_at = excluded.read_at, pages = excluded.pages, visible = excluded.visible, differences = excluded.differences,
+    contradictory = excluded.contradictory, held = excluded.held, run_id = excluded.run_id
+WHERE l.read_at < excluded.read_at
+
+-- name: store_unknown_contacts
+-- One that comes again after it was gone is a new one, unless somebody has accepted it. In one order: two readings may
+-- end at once.
+INSERT INTO portal_unknown_contacts AS u (contact_id, first_seen_at, last_seen_at)
+SELECT contact_id, %(read_at)s, %(read_at)s
+FROM unnest(%(contacts)b::uuid[]) AS n (contact_id)
+ORDER BY contact_id
+ON CONFLICT (contact_id) DO UPDATE
+SET first_seen_at = CASE WHEN u.gone_at IS NULL THEN u.first_seen_at ELSE excluded.first_seen_at END,
+    last_seen_at = greatest(u.last_seen_at, excluded.last_seen_at),
+    gone_at = NULL
+WHERE u.last_seen_at <= excluded.last_seen_at AND (u.gone_at IS NULL OR u.gone_at < excluded.last_seen_at)
+
+-- name: note_gone_contacts
+-- Only after a complete reading that nobody doubts.
+UPDATE portal_unknown_contacts SET gone_at = %(read_at)s WHERE gone_at IS NULL AND last_seen_at < %(read_at)s
+
+-- name: forget_acceptances
+-- Who has become a mentor is shown as certjob wants it; once they are none any more, somebody has to decide anew.
+UPDATE portal_unknown_contacts AS u
+SET accepted_at = NULL, accepted_by = NULL, accepted_because = NULL
+WHERE u.accepted_at IS NOT NULL
+    AND EXISTS (
+        SELECT
+        FROM mentors AS m
+        JOIN organisations AS o ON o.id = m.organisation_id
+        WHERE m.dynamics_contact_id = u.contact_id AND o.portal IS NOT NULL
+    )
+
+-- name: accept_contact
+-- Somebody who is shown on purpose, such as staff.
+UPDATE portal_unknown_contacts
+SET accepted_at = now(), accepted_by = %(who)s, accepted_because = %(because)s
+WHERE contact_id = %(contact_id)s AND gone_at IS NULL
+RETURNING contact_id
