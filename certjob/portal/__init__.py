@@ -1,1 +1,1 @@
-"""The saga of portal visibility: queue a wish, push it, settle it, keep what is unfinished visible."""
+"""The desired visibility on the portal: queue it, push it, settle it, keep what is unfinished visible."""

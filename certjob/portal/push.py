@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from enum import Enum
 from typing import Protocol
 from uuid import UUID
 
@@ -53,8 +54,27 @@ class PortalEvent:
 
     @property
     def idempotency_key(self) -> str:
-        """The same for every repeat of this wish, another for the next one."""
+        """The same for every repeat of this value, another for the next one."""
         return f"{self.id}-{self.version}"
+
+
+class PushOutcome(Enum):
+    """What a round of calls for one event came to."""
+
+    DELIVERED = "delivered"
+    """The portal has the value."""
+    BLOCKED = "blocked"
+    """The portal refused this contact, or there is none: somebody has to correct it."""
+    FAILED = "failed"
+    """All calls failed; the next round comes later."""
+    THROTTLED = "throttled"
+    """The portal asked to wait for longer than a call does. It does not count against the event."""
+    REFUSED = "refused"
+    """Nobody can be pushed: the key, the address or the function is wrong."""
+    NOT_TRIED = "not_tried"
+    """Not begun, or cut short before it could tell anything about the event."""
+    NO_PORTAL = "no_portal"
+    """The organisation has lost its portal since the last review; the next one withdraws the event."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,12 +82,27 @@ class Push:
     """What became of one claimed event."""
 
     event: PortalEvent
+    outcome: PushOutcome
     error: DynamicsSyncException | None = None
-    """None: the portal has the value."""
-    begun: bool = True
-    """False: this was no round that counts (released, cut short, or there is nothing to call for)."""
+    """The error of the last call, if one failed."""
     outcome_unknown: bool = False
     """Whether a call of this round may have been acted on, or may yet be."""
+
+    @property
+    def is_tried(self) -> bool:
+        """Whether this was a round."""
+        return self.outcome not in (PushOutcome.NOT_TRIED, PushOutcome.NO_PORTAL)
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether the round counts against the event."""
+        return self.outcome in (PushOutcome.BLOCKED, PushOutcome.FAILED)
+
+    @property
+    def asked_seconds(self) -> float:
+        """How long the portal asked to wait, where it is THROTTLED; otherwise 0."""
+        cause = self.error.cause if self.error is not None and self.outcome is PushOutcome.THROTTLED else None
+        return (cause.retry_after_seconds or 0.0) if cause is not None else 0.0
 
 
 def portal_policy(*, max_attempts: int) -> RetryPolicy:
@@ -87,17 +122,10 @@ def round_delay_seconds(rounds: int) -> float:
     return float(min(FIRST_ROUND_DELAY_SECONDS * 2 ** min(rounds - 1, 10), LONGEST_ROUND_DELAY_SECONDS))
 
 
-def asked_to_wait(error: DynamicsSyncException) -> float | None:
-    """Seconds that the portal asked for, when they are too long to be slept inside a round."""
-    seconds = error.cause.retry_after_seconds
-    if isinstance(error.cause, TransientPortalError) and seconds is not None:
-        return seconds if seconds > LONGEST_RETRY_AFTER_SLEPT_IN_CALL_SECONDS else None
-    return None
-
-
-def refusal_code(error: PortalStageError) -> str:
-    """Return the code of a stage that everybody was refused in: another status is another reason."""
-    return "refused" if error.status is None else f"refused:{error.status}"
+def _asks_for_a_long_wait(cause: PortalCallError) -> bool:
+    """Whether the portal asked to wait for longer than is slept inside a round."""
+    asked_seconds = cause.retry_after_seconds or 0.0
+    return isinstance(cause, TransientPortalError) and asked_seconds > LONGEST_RETRY_AFTER_SLEPT_IN_CALL_SECONDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,15 +144,16 @@ class Pusher:
 
         A repeat waits for its turn, and is made only if it surely ends inside the lease.
         """
-        fits = lease.fits(self.policy.worst_case_seconds(CALL_DEADLINE_SECONDS))
-        if not fits or not event.has_portal:  # the process stood still, or the portal was lost since the last review
-            return Push(event=event, begun=False)
+        if not lease.fits(self.policy.worst_case_seconds(CALL_DEADLINE_SECONDS)):  # the process stood still
+            return Push(event=event, outcome=PushOutcome.NOT_TRIED)
+        if not event.has_portal:
+            return Push(event=event, outcome=PushOutcome.NO_PORTAL)
         contact_id = event.contact_id
         if contact_id is None:
             missing = PermanentPortalError("no dynamics_contact_id", code=FailureCode.NO_CONTACT_ID)
-            return Push(event=event, error=_given_up(event, attempts=0, cause=missing))
+            return Push(event=event, outcome=PushOutcome.BLOCKED, error=_given_up(event, attempts=0, cause=missing))
         errors: list[PortalCallError] = []  # of the calls that were made
-        error: DynamicsSyncException | None = None
+        outcome, error = PushOutcome.DELIVERED, None
         try:
             await self.policy.call(
                 lambda: self._call(event, contact_id, lease, errors), stop=self.halt, on_wait=self._hold_all_others
@@ -133,8 +162,9 @@ class Pusher:
             self._hold_all_others(cause, 0.0)  # its last call may have asked for a wait, too
             error = _given_up(event, attempts=len(errors), cause=cause)
             error.__cause__ = cause
+            outcome = self._outcome_of(error)
         outcome_unknown = any(each.code is FailureCode.OUTCOME_UNKNOWN for each in errors)
-        return Push(event=event, error=error, begun=not self._is_cut_short(error), outcome_unknown=outcome_unknown)
+        return Push(event=event, outcome=outcome, error=error, outcome_unknown=outcome_unknown)
 
     async def _call(self, event: PortalEvent, contact_id: UUID, lease: Lease, errors: list[PortalCallError]) -> None:
         if errors and not (await self.rate.wait(self.halt) and lease.fits(CALL_DEADLINE_SECONDS)):
@@ -153,15 +183,15 @@ class Pusher:
         if isinstance(error, TransientPortalError) and error.retry_after_seconds:
             self.rate.hold(max(seconds, error.retry_after_seconds))
 
-    def _is_cut_short(self, error: DynamicsSyncException | None) -> bool:
-        """Whether a round ended before it could tell anything about its event."""
-        return (
-            error is not None
-            and error.attempts < self.policy.max_attempts
-            and isinstance(error.cause, TransientPortalError)
-            and asked_to_wait(error) is None
-            and (self.halt.is_set() or self.rate.is_held)
-        )
+    def _outcome_of(self, error: DynamicsSyncException) -> PushOutcome:
+        if isinstance(error.cause, PermanentPortalError):
+            return PushOutcome.BLOCKED
+        if isinstance(error.cause, PortalStageError):
+            return PushOutcome.REFUSED
+        if _asks_for_a_long_wait(error.cause):
+            return PushOutcome.THROTTLED
+        is_cut_short = error.attempts < self.policy.max_attempts and (self.halt.is_set() or self.rate.is_held)
+        return PushOutcome.NOT_TRIED if is_cut_short else PushOutcome.FAILED
 
 
 def _given_up(event: PortalEvent, *, attempts: int, cause: PortalCallError) -> DynamicsSyncException:
@@ -172,9 +202,8 @@ def _given_up(event: PortalEvent, *, attempts: int, cause: PortalCallError) -> D
     elif isinstance(cause, PortalStageError):
         message = f"portal cannot be pushed to: {cause}"
     else:
-        asked = cause.retry_after_seconds or 0.0
-        too_long = asked > LONGEST_RETRY_AFTER_SLEPT_IN_CALL_SECONDS
-        delay_seconds = asked if too_long else round_delay_seconds(event.attempts)
+        asked_seconds = cause.retry_after_seconds or 0.0
+        delay_seconds = asked_seconds if _asks_for_a_long_wait(cause) else round_delay_seconds(event.attempts)
         retry_at = datetime.now().astimezone() + timedelta(seconds=delay_seconds)
         times = "1 call" if attempts == 1 else f"{attempts} calls"
         message = (

@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
-from certjob.errors import DynamicsSyncException, FailureCode, PermanentPortalError, PortalStageError
+from certjob.errors import FailureCode, PortalCallError, PortalStageError
 from certjob.outbox.claims import CRASH, Answer, Lease, StageStop
 from certjob.outbox.loop import DatabaseThread
 from certjob.outbox.retry import RetryPolicy, wait
@@ -22,8 +22,7 @@ from certjob.portal.push import (
     PortalEvent,
     Push,
     Pusher,
-    asked_to_wait,
-    refusal_code,
+    PushOutcome,
 )
 from certjob.portal.rate import RateLimiter
 from certjob.portal.sync import SETTLE_LOCK_TIMEOUT_MS, PortalCounts, PortalSyncService
@@ -204,8 +203,10 @@ class PortalStage:
             except Exception as error:  # noqa: BLE001 - raised once all have had their turn
                 failed = failed or error
                 continue
-            if push.error is not None and (seconds := asked_to_wait(push.error)) is not None:
-                self._rate.hold(seconds)  # the row's wait began with the settle: a claim before its end finds nothing
+            if push.outcome is PushOutcome.THROTTLED:
+                self._rate.hold(
+                    push.asked_seconds
+                )  # the row's wait began with the settle: a claim before its end finds nothing
             if self._on_settled is not None:
                 self._on_settled(push, answer)
         if failed is not None:
@@ -216,40 +217,42 @@ class PortalStage:
         after_signal = self._stop.is_set()
         lock_timeout_ms = _LOCK_TIMEOUT_AFTER_SIGNAL_MS if after_signal else SETTLE_LOCK_TIMEOUT_MS
         answer = self._service.settle(push, self.counts, lock_timeout_ms=lock_timeout_ms)
-        if self._on_progress is not None and push.begun:
+        if self._on_progress is not None and push.is_tried:
             self._on_progress(self.counts.delivered + self.counts.failed)
         return answer
 
     def _judge(self, push: Push) -> None:
         """Decide from one outcome whether the stage goes on."""
         error = push.error
-        if error is None or isinstance(error.cause, PermanentPortalError):
-            if push.begun and (error is None or error.attempts):  # a call was made, and the portal does its work
+        if push.outcome in (PushOutcome.DELIVERED, PushOutcome.BLOCKED):
+            if error is None or error.attempts:  # the portal was called, and does its work
                 self._failed_calls_in_a_row = self._exhausted_in_a_row = 0
                 self._is_cautious = False
-            return
-        self._failed_calls_in_a_row += error.attempts
-        seconds = asked_to_wait(error)
-        if isinstance(error.cause, PortalStageError):
-            reason = f"{error.cause}; nothing was pushed to anybody after that, all events stay queued"
-            self._end(refusal_code(error.cause), reason, error)
-        elif seconds is not None:
+        elif error is not None:
+            self._failed_calls_in_a_row += error.attempts
+            self._judge_failure(push, error.cause)
+
+    def _judge_failure(self, push: Push, cause: PortalCallError) -> None:
+        if push.outcome is PushOutcome.REFUSED:
+            reason = f"{cause}; nothing was pushed to anybody after that, all events stay queued"
+            self._end("refused" if cause.status is None else f"refused:{cause.status}", reason, cause)
+        elif push.outcome is PushOutcome.THROTTLED:
             self._is_cautious = True
+            seconds = push.asked_seconds
             if seconds > self._longest_pause_seconds or time.monotonic() + seconds >= self._deadline_at:
-                self._end("retry_after", f"the portal asked to wait {seconds:,.0f} s; the rest stays pending", error)
-        elif push.begun:
+                self._end("retry_after", f"the portal asked to wait {seconds:,.0f} s; the rest stays pending", cause)
+        elif push.outcome is PushOutcome.FAILED:
             self._is_cautious = False
             self._exhausted_in_a_row += 1
             if self._exhausted_in_a_row >= BREAKER_FAILURES:
-                reason = f"{BREAKER_FAILURES} pushes in a row failed (last: {error.cause}); the rest stays pending"
-                self._end("breaker", reason, error)
+                reason = f"{BREAKER_FAILURES} pushes in a row failed (last: {cause}); the rest stays pending"
+                self._end("breaker", reason, cause)
         elif time.monotonic() >= self._deadline_at:  # its repeats were cut short
             self._end("deadline", _TIME_IS_OVER)
 
-    def _end(self, code: str, reason: str, error: DynamicsSyncException | None = None) -> None:
+    def _end(self, code: str, reason: str, cause: PortalCallError | None = None) -> None:
         self._halt.set()
         if self._stopped is None:
-            cause = error.cause if error is not None else None
             correlation_id = cause.correlation_id if cause is not None else None
             self._stopped = StageStop(stage="portal", code=code, reason=reason, correlation_id=correlation_id)
             self._failure = cause.code if isinstance(cause, PortalStageError) else FailureCode(code)
@@ -269,7 +272,7 @@ class PortalStage:
         """After the loop, or an error in it: settle what ends in time, release what is claimed and not begun."""
         self._halt.set()
         until = time.monotonic() + grace_seconds
-        self._landed.extend(Push(event=event, begun=False) for event, _ in self._claimed)
+        self._landed.extend(Push(event=event, outcome=PushOutcome.NOT_TRIED) for event, _ in self._claimed)
         try:
             await self._settle()
             while self._flying and (seconds := until - time.monotonic()) > 0:

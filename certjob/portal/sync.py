@@ -1,4 +1,4 @@
-"""The saga of portal visibility: queue a wish, push it, settle it, and keep every unfinished push visible.
+"""The desired visibility of mentors: queued, claimed, settled, and an alert while it is not delivered.
 
 Our state is never rolled back because the portal failed. An event is delivered, withdrawn (its organisation lost the
 portal), or open and visible as an alert.
@@ -13,9 +13,9 @@ from uuid import UUID
 
 from certjob import database
 from certjob.database import persist
-from certjob.errors import FailureCode, PermanentPortalError, PortalStageError
+from certjob.errors import FailureCode
 from certjob.outbox.claims import Answer, Lease, Outbox, Settlement
-from certjob.portal.push import FIRST_ROUND_DELAY_SECONDS, PortalEvent, Push, asked_to_wait, round_delay_seconds
+from certjob.portal.push import FIRST_ROUND_DELAY_SECONDS, PortalEvent, Push, PushOutcome, round_delay_seconds
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,14 @@ class PortalCounts:
     news: int = 0
     """Of those that failed, how many had not failed before, or for another reason."""
 
+    def add(self, push: Push, answer: Answer) -> None:
+        """Count one settled event; not what was raised, which is pushed again, nor what another session holds."""
+        if answer is Answer.LOST:
+            self.lost += push.is_tried
+        elif answer is Answer.SETTLED:
+            self.delivered += push.outcome is PushOutcome.DELIVERED
+            self.failed += push.is_failure
+
 
 class EventVersion(NamedTuple):
     """One desired visibility that was queued."""
@@ -49,9 +57,9 @@ class PortalSyncService:
         self._run_id = run_id
         self._outbox = Outbox(connection, table="portal_events", item=PortalEvent, lease_seconds=lease_seconds)
 
-    def queue(self, wishes: Sequence[tuple[UUID, bool]]) -> int:
-        """Queue (mentor, wanted visibility) inside the caller's transaction; an open event is replaced."""
-        return len(self._queue(wishes)) if wishes else 0
+    def queue(self, desired: Sequence[tuple[UUID, bool]]) -> int:
+        """Queue (mentor, desired visibility) inside the caller's transaction; an open event is replaced."""
+        return len(self._queue(desired)) if desired else 0
 
     def force(self, mentor_id: UUID, *, visible: bool) -> EventVersion:
         """Reopen or insert one mentor's event inside the caller's transaction."""
@@ -113,10 +121,8 @@ class PortalSyncService:
         """Write what became of one claimed event, with its failure row or resolution, in one transaction; count it.
 
         HELD: another session keeps the event for longer than this waits. It keeps its lease, and is pushed again after
-        that. A failure whose mentor is held gets its row with the next failure; until then it is an alert an hour after
-        the wish.
+        that. A failure whose mentor is held gets its row with the next failure; it is an alert after an hour anyway.
         """
-
         is_news = False
 
         def record(answer: Answer) -> None:
@@ -124,13 +130,13 @@ class PortalSyncService:
             if push.outcome_unknown and answer is not Answer.LOST:
                 parameters = {"id": push.event.id, "visible": push.event.visible}
                 database.execute(self._connection, "note_unknown_outcome", parameters)
-            if answer is Answer.SETTLED and _is_failure(push):
+            if answer is Answer.SETTLED and push.is_failure:
                 is_news = self._record_failure(push)
-            elif answer is Answer.SETTLED and push.error is None and push.begun:
+            elif answer is Answer.SETTLED and push.outcome is PushOutcome.DELIVERED:
                 self._resolve([push.event.mentor_id])
 
         answer = self._outbox.settle(push.event, _settlement(push), then=record, lock_timeout_ms=lock_timeout_ms)
-        self._count(push, answer, counts)
+        counts.add(push, answer)
         counts.news += is_news
         if logger.isEnabledFor(logging.DEBUG):
             _log(push, answer)
@@ -151,13 +157,13 @@ class PortalSyncService:
         parameters = {"error": reason, "code": code, "mentor_id": mentor_id, "correlation_id": correlation_id}
         persist(self._connection, lambda: database.execute(self._connection, "record_stage_failures", parameters))
 
-    def _queue(self, wishes: Sequence[tuple[UUID, bool]]) -> list[tuple[int, UUID, int]]:
+    def _queue(self, desired: Sequence[tuple[UUID, bool]]) -> list[tuple[int, UUID, int]]:
         return database.fetch(
             self._connection,
             "queue_portal_events",
             {
-                "mentor_ids": [mentor_id for mentor_id, _ in wishes],
-                "visible": [visible for _, visible in wishes],
+                "mentor_ids": [mentor_id for mentor_id, _ in desired],
+                "visible": [visible for _, visible in desired],
                 "run_id": self._run_id,
             },
         )
@@ -173,7 +179,7 @@ class PortalSyncService:
         parameters = {
             "event_id": push.event.id,
             "visible": push.event.visible,
-            "kind": "permanent" if isinstance(error.cause, PermanentPortalError) else "transient",
+            "kind": "permanent" if push.outcome is PushOutcome.BLOCKED else "transient",
             "attempts": error.attempts,
             "error": str(error.cause),
             "code": error.cause.code,
@@ -185,20 +191,11 @@ class PortalSyncService:
     def _resolve(self, mentor_ids: Sequence[UUID]) -> None:
         database.execute(self._connection, "resolve_sync_failures", {"mentor_ids": list(mentor_ids)})
 
-    @staticmethod
-    def _count(push: Push, answer: Answer, counts: PortalCounts) -> None:
-        if answer is Answer.LOST:
-            counts.lost += push.begun
-        elif answer is Answer.SETTLED and push.error is None:
-            counts.delivered += push.begun
-        elif answer is Answer.SETTLED and push.error is not None and _is_failure(push):
-            counts.failed += 1
-
 
 def _log(push: Push, answer: Answer) -> None:
     """Note what became of one event, by its ids alone: what the portal said may name somebody."""
     event, error = push.event, push.error
-    what = "event_not_tried" if not push.begun else "event_failed" if error is not None else "event_pushed"
+    what = "event_not_tried" if not push.is_tried else "event_failed" if error is not None else "event_pushed"
     about: dict[str, object] = {
         "event": what,
         "event_id": event.id,
@@ -212,34 +209,21 @@ def _log(push: Push, answer: Answer) -> None:
     logger.debug("a portal %s", what.replace("_", " "), extra=about)
 
 
-def _is_failure(push: Push) -> bool:
-    """Whether this round counts against the event: not when everybody was refused, asked to wait, or cut short."""
-    error = push.error
-    return (
-        error is not None
-        and push.begun
-        and not isinstance(error.cause, PortalStageError)
-        and asked_to_wait(error) is None
-    )
-
-
 def _settlement(push: Push) -> Settlement:
-    event, error = push.event, push.error
     status, delay_seconds = "pending", 0.0
-    if not event.has_portal:  # lost since the last review; the next one withdraws it and notes what that means
-        delay_seconds = FIRST_ROUND_DELAY_SECONDS
-    elif error is None:
-        status = "delivered" if push.begun else "pending"
-    elif isinstance(error.cause, PermanentPortalError):
-        status = "blocked"
-    elif (wait := asked_to_wait(error)) is not None:
-        delay_seconds = wait
-    elif _is_failure(push):
-        delay_seconds = round_delay_seconds(event.attempts)
+    match push.outcome:
+        case PushOutcome.DELIVERED | PushOutcome.BLOCKED:
+            status = push.outcome.value
+        case PushOutcome.FAILED:
+            delay_seconds = round_delay_seconds(push.event.attempts)
+        case PushOutcome.THROTTLED:
+            delay_seconds = push.asked_seconds
+        case PushOutcome.NO_PORTAL:
+            delay_seconds = FIRST_ROUND_DELAY_SECONDS
     return Settlement(
         status=status,
         delay_seconds=delay_seconds,
-        count_attempt=status != "pending" or _is_failure(push),
-        error=str(error.cause) if error else None,
-        code=error.cause.code if error else None,
+        count_attempt=push.is_failure or push.outcome is PushOutcome.DELIVERED,
+        error=str(push.error.cause) if push.error else None,
+        code=push.error.cause.code if push.error else None,
     )

@@ -14,7 +14,7 @@ from certjob.errors import Outcome, PermanentPortalError, TransientPortalError
 from certjob.night import nightly
 from certjob.night.report import RunReport
 from certjob.outbox.claims import Answer
-from certjob.portal.push import Push
+from certjob.portal.push import Push, PushOutcome
 from certjob.portal.sync import PortalCounts, PortalSyncService
 from certjob.stopping import StopFlag
 from tests.support.facts import TODAY, Facts
@@ -179,7 +179,9 @@ class TestCorrected:
             until(lambda: waits_for_a_lock(connection, app))
         correcting.__exit__(None, None, None)
 
-        answer = PortalSyncService(other, run_id=uuid4()).settle(Push(event=events[0]), PortalCounts())
+        answer = PortalSyncService(other, run_id=uuid4()).settle(
+            Push(event=events[0], outcome=PushOutcome.DELIVERED), PortalCounts()
+        )
 
         assert answer is Answer.RAISED
         assert facts.rows("SELECT status, version FROM portal_sync_events") == [("pending", 2)]
