@@ -20,8 +20,8 @@ _TYPERS_INTERRUPTED = 130
 """What newer versions of typer make of a KeyboardInterrupt, without a word; older ones raise Abort."""
 
 WORKS_READ_ONLY = (
-    "What works here: alerts, check, db status, explain, forecast, list, organisation list, preview, status, and "
-    "with --dry-run db prune and run"
+    "What works here: alerts, check, db status, explain, forecast, list, organisation list, organisation show, "
+    "preview, status, and with --dry-run db prune, organisation set and run"
 )
 
 

@@ -81,6 +81,13 @@ def parse_sender(text: str) -> MailAddress:
     return replace(address, display_name=named["name"].strip(' "')) if named else address
 
 
+def parse_own_sender(text: str | None) -> MailAddress | None:
+    """Read an organisation's own sender; None when that is not one, which must not keep the message from its reader."""
+    with contextlib.suppress(ValueError):
+        return parse_sender(text or "")
+    return None
+
+
 def parse_reply_to(text: str | None) -> MailAddress | None:
     """Read where answers go; None when that is no address, which must not keep the message from its reader.
 

@@ -3,7 +3,7 @@
 import contextlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -12,7 +12,7 @@ import psycopg
 
 from certjob import database
 from certjob.database import CONTENTION, Connection
-from certjob.domain.addresses import parse_address
+from certjob.domain.addresses import parse_address, parse_sender
 from certjob.errors import ConfigurationError, MentorBusyError
 
 DEFAULT_LOCALE = "nb"
@@ -64,6 +64,25 @@ class OrganisationRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OrganisationDetails:
+    """All that can be set of an organisation."""
+
+    slug: str
+    name: str
+    portal: str | None
+    thresholds: list[int]
+    optional_kinds: list[str]
+    contact_email: str | None
+    contact_phone: str | None
+    renewal_url: str | None
+    sender: str | None
+    """Who its mails are from; None: CERTJOB_MAIL_FROM."""
+    mentors: int
+    """Those who have not left."""
+    coordinators: Sequence[Coordinator] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OrganisationChange:
     """What ``set_organisation`` did."""
 
@@ -86,7 +105,9 @@ def parse_thresholds(text: str) -> tuple[int, ...]:
         return ()
     parts = [part.strip() for part in text.split(",")]
     if not all(_WHOLE_NUMBER.fullmatch(part) for part in parts):
-        message = f"thresholds must be whole days parted by commas, such as 60,30,14,7,1,-1, or none; got {text[:60]!r}"
+        message = (
+            f"thresholds must be whole days separated by commas, such as 60,30,14,7,1,-1, or none; got {text[:60]!r}"
+        )
         raise ConfigurationError(message)
     return _checked_thresholds([int(part) for part in parts])
 
@@ -112,6 +133,13 @@ def parse_coordinator(text: str) -> Coordinator:
         _checked_text("a coordinator's name", name, limit=200)
     user_id = UUID(match["id"]) if match["id"] else None
     return Coordinator(id=user_id, full_name=name or None, email=email, locale=match["locale"])
+
+
+def parse_kinds(kinds: Sequence[str]) -> list[str]:
+    """Return the optional kinds, sorted; ``["none"]`` means that there are none. Raises ConfigurationError."""
+    if [kind.strip().lower() for kind in kinds] in ([NONE], [""]):
+        return []
+    return sorted({_checked_text("an optional kind", kind, limit=100) for kind in kinds})
 
 
 def is_address(text: str) -> bool:
@@ -140,15 +168,18 @@ def set_organisation(
     thresholds: Sequence[int] | None = None,
     optional_kinds: Sequence[str] | None = None,
     coordinators: Sequence[str] = (),
+    remove_coordinators: Sequence[str] = (),
     contact_email: str | None = None,
     contact_phone: str | None = None,
     renewal_url: str | None = None,
+    sender: str | None = None,
 ) -> OrganisationChange:
     """Create an organisation, or change what is given of it and leave the rest; all or nothing.
 
-    None leaves a value as it is, an empty text removes a contact or the address for renewals, ``["none"]`` empties the
-    optional kinds. A new organisation is named after its slug, in capitals. A coordinator is found by e-mail, whatever
-    its case, or by id. Raises ConfigurationError when a value is wrong, MentorBusyError when somebody holds the rows.
+    None leaves a value as it is, an empty text removes a contact, the address for renewals or the sender, ``["none"]``
+    empties the optional kinds. A new organisation is named after its slug, in capitals. A coordinator is found by
+    e-mail, whatever its case, or by id. Raises ConfigurationError when a value is wrong, MentorBusyError when the rows
+    are locked.
     """
     if not is_slug(slug):
         message = "an organisation's slug holds a-z, 0-9, - and _ only, at most 63, such as hlf; choose another"
@@ -161,12 +192,11 @@ def set_organisation(
         "name": _checked_text("the name", name, limit=200) if name is not None else None,
         "portal": portal,
         "thresholds": list(_checked_thresholds(thresholds)) if thresholds is not None else None,
-        "optional_kinds": _checked_kinds(optional_kinds) if optional_kinds is not None else None,
-        "contact_email": _checked_email(contact_email) if contact_email else contact_email,
-        "contact_phone": _checked_text("the contact's phone", contact_phone, limit=50)
-        if contact_phone
-        else contact_phone,
-        "renewal_url": _checked_url(renewal_url) if renewal_url else renewal_url,
+        "optional_kinds": parse_kinds(optional_kinds) if optional_kinds is not None else None,
+        "contact_email": contact_email and _checked_email(contact_email),
+        "contact_phone": contact_phone and _checked_text("the contact's phone", contact_phone, limit=50),
+        "renewal_url": renewal_url and _checked_url(renewal_url),
+        "sender": sender and _checked_sender(sender),
     }
     people = [parse_coordinator(text) for text in coordinators]
     try:
@@ -176,11 +206,16 @@ def set_organisation(
             written = database.execute(connection, "update_organisation", values)
             for person in people:
                 written += _set_coordinator(connection, person, organisation_id=organisation_id)
+            for text in remove_coordinators:
+                _remove_coordinator(connection, text.strip(), slug=slug, organisation_id=organisation_id)
+                written += 1
     except CONTENTION:
-        message = f"organisation {slug}: another session holds it or its mentors; nothing was changed, try again"
+        message = f"organisation {slug}: another session keeps it or its mentors locked; nothing was changed, try again"
         raise MentorBusyError(message) from None
     except psycopg.errors.UniqueViolation as error:
-        message = f"organisation {slug}: a coordinator was added by somebody else just now; run the same command again"
+        message = (
+            f"organisation {slug}: somebody else added a coordinator at the same moment; run the same command again"
+        )
         raise ConfigurationError(message) from error
     return OrganisationChange(created=created, changed=created or written > 0)
 
@@ -188,6 +223,26 @@ def set_organisation(
 def list_organisations(connection: Connection) -> list[OrganisationRow]:
     """Return all organisations by slug."""
     return database.fetch(connection, "list_organisations", into=OrganisationRow)
+
+
+def read_organisation(connection: Connection, slug: str) -> OrganisationDetails:
+    """Return all that can be set of an organisation. Raises ConfigurationError when there is none of this slug."""
+    with database.read_only_snapshot(connection):
+        found = database.fetch(connection, "read_organisation", {"slug": slug}, into=OrganisationDetails)
+        if not found:
+            message = f"no organisation {slug!r}; see `certjob organisation list`"
+            raise ConfigurationError(message)
+        people = database.fetch(connection, "list_coordinators", {"slug": slug}, into=Coordinator)
+    return replace(found[0], coordinators=people)
+
+
+def _remove_coordinator(connection: Connection, text: str, *, slug: str, organisation_id: UUID) -> None:
+    values = {"organisation_id": organisation_id, "email_or_id": text}
+    if not database.execute(connection, "remove_coordinator", values):
+        message = (
+            f"organisation {slug} has no coordinator with this address or id; see `certjob organisation show {slug}`"
+        )
+        raise ConfigurationError(message)
 
 
 def _set_coordinator(connection: Connection, person: Coordinator, *, organisation_id: UUID) -> int:
@@ -230,12 +285,6 @@ def _checked_thresholds(days: Sequence[int]) -> tuple[int, ...]:
     return thresholds
 
 
-def _checked_kinds(kinds: Sequence[str]) -> list[str]:
-    if [kind.strip().lower() for kind in kinds] in ([NONE], [""]):
-        return []
-    return sorted({_checked_text("an optional kind", kind, limit=100) for kind in kinds})
-
-
 def _checked_text(what: str, text: str, *, limit: int) -> str:
     stripped = text.strip()
     if not stripped or len(stripped) > limit or not stripped.isprintable():
@@ -246,8 +295,19 @@ def _checked_text(what: str, text: str, *, limit: int) -> str:
 
 def _checked_email(text: str) -> str:
     if not is_address(text.strip()):
-        message = "the contact's e-mail is no address; give one such as kontakt@example.org"
+        message = "the contact's e-mail address is not valid; give one such as kontakt@example.org"
         raise ConfigurationError(message)
+    return text.strip()
+
+
+def _checked_sender(text: str) -> str:
+    try:
+        parse_sender(text)
+    except ValueError as error:
+        message = (
+            f"the sender {error}; give an address, or a name and <address>: 'LHL Likeperson <likeperson@lhl.example>'"
+        )
+        raise ConfigurationError(message) from None
     return text.strip()
 
 

@@ -34,6 +34,8 @@ class Coordinator:
     organisation_id: UUID
     organisation_slug: str
     organisation_name: str
+    sender: str | None
+    """The organisation's own."""
     full_name: str | None
     email: str
     locale: str

@@ -108,4 +108,5 @@ class DigestMail(MailQueue[QueuedDigest]):
             locale=coordinator.locale,
             kind="digest",
             repeat=item.maybe_sent,
+            sender=coordinator.sender,
         )

@@ -13,7 +13,7 @@ from email.utils import format_datetime, formataddr
 from typing import Protocol
 from uuid import UUID
 
-from certjob.domain.addresses import MailAddress, parse_address, parse_reply_to, parse_sender
+from certjob.domain.addresses import MailAddress, parse_address, parse_own_sender, parse_reply_to, parse_sender
 from certjob.errors import FailureCode, RecipientRefusedError
 
 MAX_LINE_CHARACTERS = 78
@@ -53,6 +53,8 @@ class OutgoingMessage:
     expires_on: date | None = None
     reply_to: str | None = None
     """Where an answer goes, unchecked: whoever has a question presses "reply". None: to the sender."""
+    sender: str | None = None
+    """The organisation's own sender, unchecked. None: the channel's."""
 
 
 class Channel(Protocol):
@@ -79,6 +81,9 @@ class Channel(Protocol):
 def compose(message: OutgoingMessage, *, sender: MailAddress) -> tuple[MailAddress, bytes]:
     """Return the recipient and the message as a mail program writes it, lines ended by a line feed.
 
+    It is from the organisation's own sender where there is one. The envelope stays the channel's: bounces have one
+    mailbox.
+
     Raises RecipientRefusedError when the address is not one, or a header or a text cannot be written.
     """
     try:
@@ -87,7 +92,7 @@ def compose(message: OutgoingMessage, *, sender: MailAddress) -> tuple[MailAddre
         text = f"the e-mail address {error}; correct it"
         raise RecipientRefusedError(text, code=FailureCode.BAD_ADDRESS) from None
     try:
-        return recipient, _build(message, sender=sender, recipient=recipient)
+        return recipient, _build(message, sender=parse_own_sender(message.sender) or sender, recipient=recipient)
     except (ValueError, MessageError) as error:
         text = "the message has a header or a character that cannot be written; correct the mentor's or the template's"
         raise RecipientRefusedError(text) from error

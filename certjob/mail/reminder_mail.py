@@ -45,6 +45,7 @@ class Recipient:
     contact_email: str | None
     contact_phone: str | None
     renewal_url: str | None
+    sender: str | None
 
     def certificate(self, cert_id: UUID) -> Certificate | None:
         """The mentor's certificate with that id, if it still exists."""
@@ -102,7 +103,7 @@ def read_recipient(connection: database.Connection, mentor_id: UUID) -> Recipien
     rows = database.fetch(connection, "read_recipient", {"mentor_id": mentor_id})
     if not mentors or not rows:
         return None
-    full_name, email, locale, organisation_name, contact_email, contact_phone, renewal_url = rows[0]
+    full_name, email, locale, organisation_name, contact_email, contact_phone, renewal_url, sender = rows[0]
     return Recipient(
         mentor=mentors[0],
         full_name=full_name,
@@ -113,6 +114,7 @@ def read_recipient(connection: database.Connection, mentor_id: UUID) -> Recipien
         contact_email=contact_email,
         contact_phone=contact_phone,
         renewal_url=renewal_url,
+        sender=sender,
     )
 
 
@@ -165,6 +167,7 @@ def reminder_message(
         expires_on=due.expires_on,
         repeat=repeat,
         reply_to=recipient.contact_email,
+        sender=recipient.sender,
     )
 
 

@@ -56,6 +56,8 @@ LOOKS = {
     "forecast --csv": 0,
     "list --csv": 0,
     "organisation list": 0,
+    "organisation set hlf --thresholds 90 --dry-run": 0,
+    "organisation show hlf": 0,
     "preview M1001 --threshold -1": 0,
     "run --dry-run": 0,
     "status": 3,  # no night has run here

@@ -573,7 +573,14 @@ def test_every_command_takes_its_settings_from_a_file_if_asked(
     """One that is not there is refused by its name, before anything is done."""
     if words == ("demo",):
         pytest.skip("it has no settings")
-    needed = {"resync": ["M1"], "preview": ["M1"], "explain": ["M1"], "load": ["x.csv"], "set": ["hlf"]}
+    needed = {
+        "resync": ["M1"],
+        "preview": ["M1"],
+        "explain": ["M1"],
+        "load": ["x.csv"],
+        "set": ["hlf"],
+        "show": ["hlf"],
+    }
     needed["prune"] = ["--older-than", "3y"]
 
     result = run_in_process(

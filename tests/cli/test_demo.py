@@ -12,12 +12,11 @@ from datetime import datetime
 from pathlib import Path
 from uuid import UUID, uuid4
 
-import httpx
 import pytest
 
 from certjob.cli.demo import show
-from certjob.cli.demo.nights import ZONE
 from certjob.cli.demo.portal import DemoPortal
+from certjob.cli.demo.scenes import ZONE
 from certjob.cli.terminal.output import Output
 from certjob.errors import ConfigurationError, PermanentPortalError, PortalStageError, TransientPortalError
 from certjob.stopping import StopFlag
@@ -54,7 +53,7 @@ def is_anybody_at(folder: Path) -> bool:
 
 def numbers(pattern: str, text: str) -> list[int]:
     """All numbers that a pattern with one group finds."""
-    return [int(number) for number in re.findall(pattern, text)]
+    return [int(number) for number in re.findall(pattern, text, re.MULTILINE)]
 
 
 def test_it_shows_an_outage_and_its_recovery_in_figures_that_agree(
@@ -73,18 +72,19 @@ def test_it_shows_an_outage_and_its_recovery_in_figures_that_agree(
         check=False,
     )
 
-    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.returncode == 0
+    assert {line.partition(": ")[0] for line in shown.stderr.splitlines()} == {"certjob run"}
     assert time.monotonic() - began_at < 60
     told = shown.stdout
-    # The outage's alerts, one less after the resync, none after the recovery and at the end.
+    # The outage's alerts, none after the recovery and at the end.
     assert told.count("Dynamics sync pending — mentor may still be visible on portal") == 6
-    assert numbers(r"open alerts: (\d+)", told) == [1, 6, 5, 0, 0]
+    assert numbers(r"open alerts: (\d+)", told) == [1, 6, 0, 0]
     assert numbers(r"database disagree: (\d+) are shown who are paused", told) == [6]
     assert re.search(r"failures on record: 6, resolved: 6\b", told)
     # A reminder marked as sent is one message, whoever asks, and the runs' own figures add up to the same.
     marked, files, different = map(int, re.findall(r"sent: (\d+), .*Maildir: (\d+), .*them: (\d+)", told)[0])
     assert marked == files == different > 50
-    assert sum(numbers(r"\t(\d+) mails\b", told)) == marked
+    assert sum(numbers(r"^\d{4}-.*\t(\d+)\t\d+$", told)) == marked
     together = re.search(r"Both together: (\d+) reminders .*, (\d+) new messages .*, (\d+) pushes", told)
     assert together is not None
     assert together[1] == together[2] != "0"
@@ -182,7 +182,6 @@ class TestStandIn:
         client.update_portal_visibility(CONTACT, visible=False, idempotency_key="1-1")
 
         assert portal.visible == {CONTACT: False}
-        assert portal.repeated == 0
 
     def test_the_first_push_of_a_night_waits_for_the_cold_start(self) -> None:
         """The second one does not."""
@@ -199,14 +198,6 @@ class TestStandIn:
         assert first_seconds >= 1.0
         assert second_seconds < first_seconds
 
-    def test_a_repeat_is_harmless_and_counted(self, portal: DemoPortal, client: PortalClient) -> None:
-        """The same wish under the same key."""
-        for _ in range(2):
-            client.update_portal_visibility(CONTACT, visible=False, idempotency_key="1-1")
-
-        assert portal.visible == {CONTACT: False}
-        assert portal.repeated == 1
-
     def test_throttling_asks_to_wait(self, portal: DemoPortal, client: PortalClient) -> None:
         """429 with Retry-After, for the push that was chosen."""
         portal.fall_asleep(throttled_push=1)
@@ -216,7 +207,7 @@ class TestStandIn:
         client.update_portal_visibility(CONTACT, visible=False, idempotency_key="1-1")
 
         assert caught.value.retry_after_seconds == 1
-        assert portal.night.answers == {429: 1, 200: 1}
+        assert portal.answers == {429: 1, 200: 1}
 
     def test_an_outage_changes_nothing(self, portal: DemoPortal, client: PortalClient) -> None:
         """502, until the switch is turned back."""
@@ -236,33 +227,3 @@ class TestStandIn:
         """401 before anything else is looked at."""
         with PortalClient(portal.url, "wrong") as client, pytest.raises(PortalStageError, match="401"):
             client.update_portal_visibility(CONTACT, visible=False, idempotency_key="1-1")
-
-    @pytest.mark.parametrize(
-        ("method", "body", "status", "code"),
-        [
-            ("POST", b"{", 400, "invalid_request"),
-            ("POST", b"[]", 400, "invalid_request"),
-            ("POST", b'{"contact_id": "nobody", "visible": true}', 400, "invalid_request"),
-            ("POST", b'{"contact_id": "6f9619ff-8b86-4d01-b42d-00cf4fc964ff", "visible": 1}', 400, "invalid_request"),
-            ("POST", b" " * 20_000, 413, "too_large"),
-            ("DELETE", b"", 405, "method_not_allowed"),
-        ],
-    )
-    def test_what_is_no_push_is_refused_with_the_envelope(
-        self, portal: DemoPortal, method: str, body: bytes, status: int, code: str
-    ) -> None:
-        """And with the id that every answer carries."""
-        answer = httpx.request(
-            method, portal.url, content=body, headers={"Authorization": f"Bearer {portal.key}"}, trust_env=False
-        )
-
-        assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
-        assert UUID(answer.headers["X-Correlation-Id"])
-
-    def test_a_get_says_that_it_is_there(self, portal: DemoPortal) -> None:
-        """With the key; 401 without."""
-        there = httpx.get(portal.url, headers={"Authorization": f"Bearer {portal.key}"}, trust_env=False)
-        refused = httpx.get(portal.url, trust_env=False)
-
-        assert there.json() == {"ok": True}
-        assert refused.status_code == 401

@@ -14,11 +14,13 @@ from certjob.errors import ConfigurationError, MentorBusyError
 from certjob.facts import organisations
 from certjob.facts.organisations import (
     Coordinator,
+    OrganisationDetails,
     OrganisationRow,
     is_address,
     list_organisations,
     parse_coordinator,
     parse_thresholds,
+    read_organisation,
     set_organisation,
 )
 from tests.support.facts import Facts
@@ -190,11 +192,14 @@ def test_one_mail_may_coordinate_two_organisations_but_one_user_may_not(connecti
         ("hlf", {"thresholds": [9999]}, "thresholds must lie between -3650 and 3650 days"),
         ("hlf", {"thresholds": list(range(51))}, "at most 50 of them"),
         ("hlf", {"optional_kinds": ["none", "kurs", ""]}, "an optional kind must be 1 to 100 characters long"),
-        ("hlf", {"contact_email": "kontakt"}, "the contact's e-mail is no address; give one such as"),
+        ("hlf", {"contact_email": "kontakt"}, "the contact's e-mail address is not valid; give one such as"),
         ("hlf", {"contact_phone": "1" * 51}, "the contact's phone must be 1 to 50 characters long"),
         ("hlf", {"renewal_url": "hlf.example/fornye"}, "the renewal URL must be a web address such as"),
         ("hlf", {"renewal_url": "javascript:alert(1)"}, "the renewal URL must be a web address"),
         ("hlf", {"renewal_url": "https://[oops"}, "the renewal URL must be a web address"),
+        ("hlf", {"sender": "LHL"}, "the sender is no address that mail can be sent to; give an address, or a name"),
+        ("hlf", {"sender": "Kåre <kåre@lhl.example>"}, "the sender has a character that a sender cannot have"),
+        ("hlf", {"remove_coordinators": ["per@hlf.example"]}, "organisation hlf has no coordinator with this address"),
         ("hlf", {"coordinators": ["Kari"]}, "a coordinator is written as '[UUID] Name <mail> [nb|nn|en]'"),
         ("hlf", {"coordinators": ["Kari\x07 <kari@hlf.example>"]}, "a coordinator's name must be 1 to 200"),
     ],
@@ -342,3 +347,60 @@ def test_an_address_that_a_mail_could_go_to_is_one(text: str) -> None:
 def test_what_no_mail_could_go_to_is_no_address(text: str) -> None:
     """What the mail stage would refuse later is refused when it comes in: there is one definition."""
     assert not is_address(text)
+
+
+def test_all_that_can_be_set_is_shown(connection: Connection, facts: Facts) -> None:
+    """The coordinators with their language; mentors who have left are not counted."""
+    set_organisation(connection, "lhl", sender="LHL Likeperson <likeperson@lhl.example>", thresholds=[90, 7])
+    set_organisation(connection, "lhl", coordinators=[f"{USER} Kari <kari@lhl.example> nn"], contact_phone="22 33 44")
+    facts.connection.execute(
+        "INSERT INTO mentors (organisation_id, member_no, left_at)"
+        " SELECT id, no, left_at FROM organisations, (VALUES ('M1', NULL), ('M2', now())) AS m (no, left_at)"
+    )
+
+    shown = read_organisation(connection, "lhl")
+
+    assert shown == OrganisationDetails(
+        slug="lhl",
+        name="LHL",
+        portal=None,
+        thresholds=[90, 7],
+        optional_kinds=[],
+        contact_email=None,
+        contact_phone="22 33 44",
+        renewal_url=None,
+        sender="LHL Likeperson <likeperson@lhl.example>",
+        mentors=1,
+        coordinators=[Coordinator(id=USER, full_name="Kari", email="kari@lhl.example", locale="nn")],
+    )
+    with pytest.raises(ConfigurationError, match="no organisation 'hlf'; see"):
+        read_organisation(connection, "hlf")
+
+
+def test_a_sender_is_removed_by_an_empty_text(connection: Connection) -> None:
+    """Then CERTJOB_MAIL_FROM counts again."""
+    set_organisation(connection, "lhl", sender="likeperson@lhl.example")
+
+    kept = set_organisation(connection, "lhl", name="LHL")
+    removed = set_organisation(connection, "lhl", sender="")
+
+    assert (kept.changed, removed.changed) == (False, True)
+    assert read_organisation(connection, "lhl").sender is None
+
+
+@pytest.mark.parametrize("text", ["KARI@hlf.example", str(USER).upper()])
+def test_a_coordinator_is_removed_by_address_or_id(connection: Connection, facts: Facts, text: str) -> None:
+    """From this organisation only; the digests go along, open ones, too."""
+    for slug in ("hlf", "lhl"):
+        set_organisation(connection, slug, coordinators=["Ola <ola@hlf.example>", "kari@hlf.example"])
+    set_organisation(connection, "hlf", coordinators=[f"{USER} <kari@hlf.example>"])
+    connection.execute("INSERT INTO coordinator_digests (coordinator_id, digest_on) VALUES (%s, '2026-03-10')", (USER,))
+
+    change = set_organisation(connection, "hlf", remove_coordinators=[text])
+
+    assert change.changed
+    assert [row.coordinators for row in list_organisations(connection)] == [
+        ["ola@hlf.example"],
+        ["kari@hlf.example", "ola@hlf.example"],
+    ]
+    assert facts.rows("SELECT FROM coordinator_digests") == []

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from certjob.database import Connection
 from certjob.domain.addresses import parse_sender
+from certjob.facts.organisations import set_organisation
 from certjob.mail.message import compose
 from tests.support.facts import TODAY, Facts
 from tests.support.mails import MESSAGE
@@ -127,3 +128,41 @@ def test_a_reminder_is_answered_to_its_organisation(connection: Connection, fact
     night(connection, channel=channel)
 
     assert [message.reply_to for message in channel.sent] == ["kontakt@nhf.example"]
+
+
+@pytest.mark.parametrize(
+    ("sender", "header"),
+    [
+        ("LHL Likeperson <likeperson@lhl.example>", "LHL Likeperson <likeperson@lhl.example>"),
+        ("likeperson@lhl.example", "likeperson@lhl.example"),
+        (None, str(SENDER.specification)),
+        ("LHL", str(SENDER.specification)),
+        ("likeperson@lhl.example\r\nBcc: spy@example.org", str(SENDER.specification)),
+    ],
+)
+def test_an_organisation_may_have_a_sender_of_its_own(sender: str | None, header: str) -> None:
+    """If the app has stored one that is not an address, the message goes out all the same, from the usual one."""
+    _, data = compose(replace(MESSAGE, sender=sender), sender=replace(SENDER, display_name=""))
+
+    message = email.message_from_bytes(data, policy=email.policy.default)
+    assert message["From"] == header
+    assert message["Bcc"] is None
+
+
+def test_reminders_and_digests_are_from_their_organisation(connection: Connection, facts: Facts) -> None:
+    """Each from its own; without one, the channel's."""
+    for slug in ("lhl", "hlf"):
+        organisation = facts.organisation(slug, portal=None)
+        facts.certified_mentor(organisation, TODAY - timedelta(days=1))
+        set_organisation(connection, slug, coordinators=[f"kari@{slug}.example"])
+    set_organisation(connection, "lhl", sender="LHL <likeperson@lhl.example>")
+    channel = CollectingChannel()
+
+    night(connection, channel=channel)
+
+    assert sorted((message.kind, str(message.sender)) for message in channel.sent) == [
+        ("digest", "LHL <likeperson@lhl.example>"),
+        ("digest", "None"),
+        ("reminder", "LHL <likeperson@lhl.example>"),
+        ("reminder", "None"),
+    ]

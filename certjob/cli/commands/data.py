@@ -1,19 +1,16 @@
-"""The commands around the data: load, organisation, demo; db is in schema.py."""
+"""The commands around the data: load, demo; organisation and db have modules of their own."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Annotated, Literal
+from typing import IO, Annotated
 
 import typer
 
+from certjob.cli.commands.organisation import organisation_app
 from certjob.cli.commands.schema import db_app
 from certjob.cli.help import DATA, SETTING_UP
 from certjob.cli.session import Call, Commands, set_up_logs
-
-organisation_app = Commands(
-    help="The member organisations: their rules, contacts and coordinators.", no_args_is_help=True
-)
 
 
 def load(
@@ -102,114 +99,10 @@ def _rejects_to(path: Path | None, *, beside: Path) -> Iterator[IO[str] | None]:
         with stream:
             yield stream
     except OSError as error:
-        done = "what could be loaded is loaded; make room and load the same file again"
-        message = f"--rejects {path}: {error.strerror}; {done}"
-        raise CertjobError(message) from error
-
-
-@organisation_app.command(
-    "set",
-    short_help="Create an organisation or change it.",
-    examples=(
-        "certjob organisation set hlf --name HLF --portal dynamics",
-        "certjob organisation set hlf --thresholds 90,60,30,14,7,1,-1",
-    ),
-)
-def organisation_set(
-    call: Call,
-    slug: Annotated[str, typer.Argument(metavar="SLUG", show_default=False, help="Its short name, such as hlf.")],
-    *,
-    name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Its name in messages.  [default: the slug in capitals]")
-    ] = None,
-    portal: Annotated[
-        Literal["dynamics", "none"] | None,
-        typer.Option(metavar="dynamics|none", help="Whether its mentors are shown on the portal."),
-    ] = None,
-    thresholds: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DAYS,…",
-            help="Days before the expiry to remind on, negative = after it; none.  [default: 60,30,14,7,1,-1]",
-        ),
-    ] = None,
-    optional_kind: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KIND",
-            help="Certificate kind whose expiry does not pause mentors. Repeatable; 'none' clears the list.",
-        ),
-    ] = None,
-    coordinator: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="'[UUID] NAME <MAIL> [nb|nn|en]'",
-            help="A coordinator; UUID = the app's user id, where known. The language is that of the daily mail.",
-        ),
-    ] = None,
-    contact_email: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Where mentors can write to.")] = None,
-    contact_phone: Annotated[str | None, typer.Option(metavar="NUMBER", help="Where mentors can call.")] = None,
-    renewal_url: Annotated[str | None, typer.Option(metavar="URL", help="Where mentors renew a certificate.")] = None,
-) -> int:
-    """Create an organisation, or update only the options given."""
-    from certjob.cli.terminal import plain
-    from certjob.facts import organisations
-
-    with call.session(interruptible=True) as opened:
-        change = organisations.set_organisation(
-            opened.connection,
-            slug,
-            name=name,
-            portal=portal,
-            thresholds=organisations.parse_thresholds(thresholds) if thresholds is not None else None,
-            optional_kinds=optional_kind,
-            coordinators=coordinator or (),
-            contact_email=contact_email,
-            contact_phone=contact_phone,
-            renewal_url=renewal_url,
+        message = (
+            f"--rejects {path}: {error.strerror}; the good rows are loaded; make room and load the same file again"
         )
-    if call.json:
-        plain.print_json({"outcome": "ok", "slug": slug, "created": change.created, "changed": change.changed})
-    opened.output.line(
-        f"{slug}: {'created' if change.created else 'changed' if change.changed else 'nothing to change'}"
-    )
-    return 0
-
-
-@organisation_app.command("list", without=("quiet",))
-def organisation_list(
-    call: Call,
-) -> int:
-    """List the organisations with their rules."""
-    from dataclasses import asdict
-
-    from certjob.cli.terminal import output as console
-    from certjob.cli.terminal import plain
-    from certjob.facts import organisations
-
-    with call.session(interruptible=True) as opened:
-        rows = organisations.list_organisations(opened.connection)
-    if call.json:
-        plain.print_json({"outcome": "ok", "organisations": [asdict(row) for row in rows]})
-        return 0
-    headings = ("Slug", "Name", "Portal", "Thresholds", "Optional kinds", "Coordinators", "Mentors")
-    console.show_rows(
-        opened.output,
-        headings,
-        [
-            (
-                row.slug,
-                row.name,
-                row.portal or "none",
-                ",".join(map(str, row.thresholds)) or "none",
-                ", ".join(row.optional_kinds),
-                ", ".join(row.coordinators),
-                f"{row.mentors:,}",
-            )
-            for row in rows
-        ],
-    )
-    return 0
+        raise CertjobError(message) from error
 
 
 def demo(call: Call) -> int:

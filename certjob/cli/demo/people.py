@@ -15,18 +15,15 @@ from certjob.facts.roster import LoadOptions
 HLF: Final = "hlf"
 OTHER: Final = "nordlys"
 
-KIND: Final = "likeperson"
-OPTIONAL_KIND: Final = "kursleder"
-
-_VALIDITY_DAYS: Final = 730
+_KIND: Final = "likeperson"
+_OPTIONAL_KIND: Final = "kursleder"
+_VALIDITY: Final = timedelta(days=730)
 
 _FIRST_NAMES: Final = (
-    *("Astrid", "Birk", "Cecilie", "Dagny", "Eivind", "Frøydis", "Gaute", "Hedda"),
-    *("Iver", "Jorunn", "Ketil", "Liv", "Magne", "Nora", "Odd", "Pernille"),
+    "Astrid Birk Cecilie Dagny Eivind Frøydis Gaute Hedda Iver Jorunn Ketil Liv Magne Nora Odd Pernille".split()  # noqa: SIM905
 )
 _LAST_NAMES: Final = (
-    *("Askeland", "Bjørkli", "Dalsbø", "Engvik", "Fjellheim", "Granmo", "Haugstad"),
-    *("Isfjell", "Kvernmo", "Lyngås", "Myrvang", "Nesbakk", "Oppsal"),
+    "Askeland Bjørkli Dalsbø Engvik Fjellheim Granmo Haugstad Isfjell Kvernmo Lyngås Myrvang Nesbakk Oppsal".split()  # noqa: SIM905
 )
 
 _DUE_SOON: Final[dict[str, tuple[tuple[int, int], ...]]] = {
@@ -40,17 +37,18 @@ _DUE_SOON: Final[dict[str, tuple[tuple[int, int], ...]]] = {
 """Per organisation (days from the first night to the expiry, mentors); everybody else has time."""
 
 _MENTORS: Final = {HLF: 140, OTHER: 60}
-
 _FAR_OFF_DAYS: Final = 90
 _STRIDE: Final = 37
 """Deals the days out, so that neighbours in a list expire on different ones; shares no factor with 140 or 60."""
+
+Row = dict[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplePeople:
     """The CSV rows, and the members who play a part in the story."""
 
-    rows: list[dict[str, str]]
+    rows: list[Row]
     returning: str
     """Renews after an expiry."""
     ill: str
@@ -67,8 +65,8 @@ class SamplePeople:
 def make_people(first_night: date) -> SamplePeople:
     """Return the same people every time, with dates relative to the first night."""
     rows = [row for slug in _MENTORS for row in _members(slug, first_night)]
-    of_day = [row for row in rows if row["organisation"] == HLF and row["expires_on"] == first_night.isoformat()]
-    silent = next(row for row in rows if row["expires_on"] == (first_night + timedelta(days=61)).isoformat())
+    of_day = [row for row in rows if row["organisation"] == HLF and row["expires_on"] == str(first_night)]
+    silent = next(row for row in rows if row["expires_on"] == str(first_night + timedelta(days=61)))
     silent["email"] = ""
     rows += list(_further_certificates(rows, first_night))
     return SamplePeople(
@@ -85,7 +83,7 @@ def load_people(connection: Connection, people: SamplePeople, *, folder: Path) -
         connection,
         HLF,
         portal="dynamics",
-        optional_kinds=[OPTIONAL_KIND],
+        optional_kinds=[_OPTIONAL_KIND],
         contact_email="likeperson@hlf.example.org",
         renewal_url="https://hlf.example.org/sertifikat",
     )
@@ -100,21 +98,17 @@ def load_people(connection: Connection, people: SamplePeople, *, folder: Path) -
     return loading.load(connection, path, options=LoadOptions(strict=True))
 
 
-def add_mentor_without_certificate(connection: Connection) -> None:
-    """As the app does when somebody joins."""
+def add_what_the_app_adds(connection: Connection, people: SamplePeople) -> None:
+    """Somebody joins, without a certificate yet; a coordinator pauses somebody for illness."""
     connection.execute(
-        "INSERT INTO mentors (organisation_id, member_no, full_name, email, dynamics_contact_id)"
-        " SELECT id, 'H2000', 'Nils Nykommer', 'nils.nykommer@example.org', NULL FROM organisations WHERE slug = %s",
+        "INSERT INTO mentors (organisation_id, member_no, full_name, email)"
+        " SELECT id, 'H2000', 'Nils Nykommer', 'nils.nykommer@example.org' FROM organisations WHERE slug = %s",
         (HLF,),
     )
-
-
-def pause_for_illness(connection: Connection, member_no: str) -> None:
-    """As a coordinator does in the app."""
     connection.execute(
         "INSERT INTO mentor_pauses (mentor_id, reason, actor)"
         " SELECT id, 'illness', 'coordinator' FROM mentors WHERE member_no = %s",
-        (member_no,),
+        (people.ill,),
     )
 
 
@@ -130,54 +124,46 @@ def renew(connection: Connection, member_no: str, *, issued_on: date) -> None:
     connection.execute(
         "INSERT INTO certificates (mentor_id, kind, issued_on, expires_on)"
         " SELECT id, %s, %s, %s FROM mentors WHERE member_no = %s",
-        (KIND, issued_on, issued_on + timedelta(days=_VALIDITY_DAYS), member_no),
+        (_KIND, issued_on, issued_on + _VALIDITY, member_no),
     )
 
 
-def _members(slug: str, first_night: date) -> Iterator[dict[str, str]]:
+def _members(slug: str, first_night: date) -> Iterator[Row]:
     """One organisation's mentors with one certificate each, by member number."""
     soon = [days for days, mentors in _DUE_SOON[slug] for _ in range(mentors)]
     mentors = _MENTORS[slug]
     days = soon + [_FAR_OFF_DAYS + 4 * number for number in range(mentors - len(soon))]
     for number in range(mentors):
+        member_no = f"{slug[0].upper()}{1001 + number}"
+        everybody = number + (0 if slug == HLF else _MENTORS[HLF])
+        last_name = _LAST_NAMES[(everybody * 7 + everybody // len(_LAST_NAMES)) % len(_LAST_NAMES)]
         expires_on = first_night + timedelta(days=days[number * _STRIDE % mentors])
-        yield _row(slug, number, expires_on=expires_on)
+        yield {
+            "organisation": slug,
+            "member_no": member_no,
+            "full_name": f"{_FIRST_NAMES[everybody % len(_FIRST_NAMES)]} {last_name}",
+            "email": f"{member_no.lower()}@example.org",
+            "locale": {8: "en", 4: "nn"}.get(number % 9, "nb"),
+            "dynamics_contact_id": str(uuid5(NAMESPACE_DNS, f"{member_no}.example.org")) if slug == HLF else "",
+            "kind": _KIND,
+            "issued_on": str(expires_on - _VALIDITY),
+            "expires_on": str(expires_on),
+            "revoked_on": "",
+        }
 
 
-def _row(slug: str, number: int, *, expires_on: date) -> dict[str, str]:
-    member_no = f"{slug[0].upper()}{1001 + number}"
-    everybody = number + (0 if slug == HLF else _MENTORS[HLF])
-    first = _FIRST_NAMES[everybody % len(_FIRST_NAMES)]
-    last = _LAST_NAMES[(everybody * 7 + everybody // len(_LAST_NAMES)) % len(_LAST_NAMES)]
-    return {
-        "organisation": slug,
-        "member_no": member_no,
-        "full_name": f"{first} {last}",
-        "email": f"{member_no.lower()}@example.org",
-        "locale": "en" if number % 9 == 8 else "nn" if number % 9 == 4 else "nb",
-        "dynamics_contact_id": str(uuid5(NAMESPACE_DNS, f"{member_no}.example.org")) if slug == HLF else "",
-        "kind": KIND,
-        "issued_on": (expires_on - timedelta(days=_VALIDITY_DAYS)).isoformat(),
-        "expires_on": expires_on.isoformat(),
-        "revoked_on": "",
-    }
-
-
-def _further_certificates(rows: list[dict[str, str]], first_night: date) -> Iterator[dict[str, str]]:
+def _further_certificates(rows: list[Row], first_night: date) -> Iterator[Row]:
     """Second certificates: one renewed ahead of time, old ones long renewed, optional ones; and one is revoked."""
-    expiring = [row for row in rows if row["expires_on"] == first_night.isoformat()]
+    expiring = [row for row in rows if row["expires_on"] == str(first_night)]
     yield _another(expiring[-1], issued_on=first_night + timedelta(days=1))
-    far_off = [
-        row for row in rows if date.fromisoformat(row["expires_on"]) > first_night + timedelta(days=_FAR_OFF_DAYS)
-    ]
-    far_off[0]["revoked_on"] = (first_night - timedelta(days=3)).isoformat()
+    far_off = [row for row in rows if row["expires_on"] > str(first_night + timedelta(days=_FAR_OFF_DAYS))]
+    far_off[0]["revoked_on"] = str(first_night - timedelta(days=3))
     for row in far_off[1:13]:
-        yield _another(row, issued_on=date.fromisoformat(row["issued_on"]) - timedelta(days=_VALIDITY_DAYS + 1))
+        yield _another(row, issued_on=date.fromisoformat(row["issued_on"]) - _VALIDITY - timedelta(days=1))
     for row in far_off[13:15]:
-        yield _another(row, issued_on=first_night - timedelta(days=_VALIDITY_DAYS)) | {"kind": OPTIONAL_KIND}
+        yield _another(row, issued_on=first_night - _VALIDITY) | {"kind": _OPTIONAL_KIND}
 
 
-def _another(row: dict[str, str], *, issued_on: date) -> dict[str, str]:
+def _another(row: Row, *, issued_on: date) -> Row:
     """The same mentor's row with another certificate."""
-    expires_on = issued_on + timedelta(days=_VALIDITY_DAYS)
-    return row | {"issued_on": issued_on.isoformat(), "expires_on": expires_on.isoformat()}
+    return row | {"issued_on": str(issued_on), "expires_on": str(issued_on + _VALIDITY)}

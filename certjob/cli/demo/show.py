@@ -1,8 +1,4 @@
-"""The demo: a few nights in a row on a throw-away database, each with something that a person would want to see.
-
-Time passes by the date that each night is run for. All figures are read from the database, the Maildir and the portal's
-stand-in, after the fact.
-"""
+"""The demo: a few nights in a row on a throw-away database, each with something that a person would want to see."""
 
 import atexit
 import shutil
@@ -14,15 +10,10 @@ from contextlib import ExitStack, contextmanager
 from datetime import date, datetime, timedelta
 from pathlib import Path
 
-from rich.panel import Panel
-from rich.text import Text
-
 from certjob import database
-from certjob.cli.demo import figures as demo_figures
 from certjob.cli.demo import people as demo_people
-from certjob.cli.demo.nights import NIGHTS, ZONE, Demonstration
 from certjob.cli.demo.portal import DemoPortal
-from certjob.cli.terminal import output as console
+from certjob.cli.demo.scenes import SCENES, ZONE, Demonstration
 from certjob.cli.terminal.output import Output
 from certjob.database import embedded, migrations
 from certjob.errors import CertjobError, StoppedBySignalError
@@ -38,7 +29,7 @@ def show(output: Output, *, stop: StopFlag) -> int:
     try:
         with ExitStack() as stack:
             demo = _prepare(output, stop, stack)
-            for scene in (*NIGHTS, wrong_clock, one_message, summary, what_next):
+            for scene in (*SCENES, what_next):
                 scene(demo)
     except CertjobError as error:
         if stop.is_set():
@@ -69,8 +60,7 @@ def _prepare(output: Output, stop: StopFlag, stack: ExitStack) -> Demonstration:
     demo.heading("A throw-away PostgreSQL, two organisations, a portal")
     applied = migrations.migrate(connection)
     loaded = demo_people.load_people(connection, people, folder=folder)
-    demo_people.add_mentor_without_certificate(connection)
-    demo_people.pause_for_illness(connection, people.ill)
+    demo_people.add_what_the_app_adds(connection, people)
     demo.say(
         f"PostgreSQL started, {len(applied)} migrations applied, {loaded.mentors_added} made-up mentors with "
         f"{loaded.certificates_added} certificates loaded from a CSV file, in {time.monotonic() - began_at:.1f} s."
@@ -93,53 +83,6 @@ def _throw_away_database() -> Iterator[tuple[Path, str]]:
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         with embedded.server(folder / "postgresql") as url:
             yield folder, url
-
-
-def wrong_clock(demo: Demonstration) -> None:
-    """Show that the guard holds back what a clock that is a year ahead would do."""
-    wrong = demo.night(5) + timedelta(days=365)
-    demo.heading(f"What if the clock were a year ahead? The plan for {wrong}")
-    for line in demo.plan(wrong).held:
-        demo.say(f"held back: {line}")
-
-
-def one_message(demo: Demonstration) -> None:
-    """Show one reminder as the mentor reads it."""
-    demo.heading("One reminder out of the Maildir, as the mentor reads it")
-    message = demo_figures.find_week_reminder(demo.connection, demo.maildir)
-    body = message.get_body(("plain",)) if message else None
-    if message is None or body is None:
-        demo.say("There is none.")
-        return
-    headers = [f"{name}: {message[name]}" for name in ("From", "To", "Subject")]
-    text = "\n".join([*headers, "", body.get_content().strip()])
-    if demo.output.on_terminal:
-        demo.output.out.print(Panel(Text(text), width=min(demo.output.out.width, 80)))
-        return
-    for line in text.splitlines():
-        demo.say(f"| {line}".rstrip())
-
-
-def summary(demo: Demonstration) -> None:
-    """Show the whole story in figures."""
-    demo.heading("What the database remembers")
-    headings = ("Night", "Command", "Outcome", "Reviewed", "Paused", "Back", "Mails", "Pushes")
-    words = [f" {heading.lower()}" for heading in headings[3:]]
-    if demo.output.on_terminal:
-        words = [""] * len(words)  # the table's head has them
-    rows = []
-    for run in demo_figures.read_runs(demo.connection):
-        figures = (run.reviewed, run.paused, run.resumed, run.sent, run.delivered)
-        said = [f"{figure}{word}" for figure, word in zip(figures, words, strict=True)]
-        rows.append((run.as_of, run.command, run.outcome, *said))
-    console.show_rows(demo.output, headings, rows)
-    mails = demo_figures.count_mails(demo.connection, demo.maildir)
-    demo.say(
-        f"reminders marked as sent: {mails.marked}, messages in the Maildir: {mails.files}, different ones among them: "
-        f"{mails.message_ids}"
-    )
-    demo.count_alerts(5)
-    demo.compare_portal()
 
 
 def what_next(demo: Demonstration) -> None:

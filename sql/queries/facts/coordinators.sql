@@ -33,3 +33,17 @@ UPDATE coordinators SET id = %(new_id)s WHERE id = %(id)s
 -- name: delete_coordinator
 -- A second row of the same person; the row with the app's user id takes over.
 DELETE FROM coordinators WHERE id = %(id)s
+
+-- name: remove_coordinator
+-- Somebody who coordinates no longer, by address or by the app's user id; their digests go along.
+DELETE FROM coordinators
+WHERE organisation_id = %(organisation_id)s
+    AND (lower(email) = lower(%(email_or_id)s) OR id::text = lower(%(email_or_id)s))
+
+-- name: list_coordinators
+-- Everybody who gets an organisation's daily mail, and in which language.
+SELECT c.id, c.full_name, c.email, c.locale
+FROM coordinators AS c
+JOIN organisations AS o ON o.id = c.organisation_id
+WHERE o.slug = %(slug)s
+ORDER BY lower(c.email), c.id

@@ -26,6 +26,13 @@ SELECT
 FROM organisations AS o
 ORDER BY o.slug
 
+-- name: read_organisation
+-- All that can be set of one organisation; its coordinators are in list_coordinators.
+SELECT slug, name, portal, reminder_thresholds AS thresholds, optional_kinds, contact_email, contact_phone, renewal_url,
+    sender, (SELECT count(*) FROM mentors AS m WHERE m.organisation_id = o.id AND m.left_at IS NULL) AS mentors
+FROM organisations AS o
+WHERE slug = %(slug)s
+
 -- name: lock_organisation
 -- Two people who set up the same organisation take turns; its coordinators are guarded by the same lock.
 SELECT id FROM organisations WHERE slug = %(slug)s FOR NO KEY UPDATE
@@ -41,8 +48,10 @@ ON CONFLICT (slug) DO NOTHING
 -- Null leaves a value as it is, an empty text or 'none' removes it. Nothing is written when nothing changes, because a
 -- written rule makes the next night look at every mentor of the organisation.
 UPDATE organisations AS o
-SET (name, portal, reminder_thresholds, optional_kinds, contact_email, contact_phone, renewal_url)
-    = (n.name, n.portal, n.reminder_thresholds, n.optional_kinds, n.contact_email, n.contact_phone, n.renewal_url)
+SET (name, portal, reminder_thresholds, optional_kinds, contact_email, contact_phone, renewal_url,
+        sender)
+    = (n.name, n.portal, n.reminder_thresholds, n.optional_kinds, n.contact_email, n.contact_phone, n.renewal_url,
+        n.sender)
 FROM (
     SELECT
         id,
@@ -55,11 +64,14 @@ FROM (
         CASE WHEN %(contact_phone)s::text IS NULL THEN contact_phone ELSE nullif(%(contact_phone)s::text, '') END
             AS contact_phone,
         CASE WHEN %(renewal_url)s::text IS NULL THEN renewal_url ELSE nullif(%(renewal_url)s::text, '') END
-            AS renewal_url
+            AS renewal_url,
+        CASE WHEN %(sender)s::text IS NULL THEN sender ELSE nullif(%(sender)s::text, '') END AS sender
     FROM organisations
     WHERE slug = %(slug)s
 ) AS n
 WHERE o.id = n.id
-    AND (o.name, o.portal, o.reminder_thresholds, o.optional_kinds, o.contact_email, o.contact_phone, o.renewal_url)
+    AND (o.name, o.portal, o.reminder_thresholds, o.optional_kinds, o.contact_email, o.contact_phone, o.renewal_url,
+            o.sender)
         IS DISTINCT FROM
-        (n.name, n.portal, n.reminder_thresholds, n.optional_kinds, n.contact_email, n.contact_phone, n.renewal_url)
+        (n.name, n.portal, n.reminder_thresholds, n.optional_kinds, n.contact_email, n.contact_phone, n.renewal_url,
+            n.sender)

@@ -60,7 +60,7 @@ SELECT cert_id FROM cert_notification_log WHERE id = %(id)s AND claim_token = %(
 -- name: read_recipient
 -- What a message says beside the facts: the name, the address and the organisation's words.
 SELECT m.full_name, nullif(btrim(m.email), '') AS email, m.locale, o.name AS organisation_name, o.contact_email,
-    o.contact_phone, o.renewal_url
+    o.contact_phone, o.renewal_url, o.sender
 FROM mentors AS m
 JOIN organisations AS o ON o.id = m.organisation_id
 WHERE m.id = %(mentor_id)s

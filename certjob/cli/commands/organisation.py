@@ -1,0 +1,208 @@
+"""The commands around the member organisations: organisation set, show, list."""
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from certjob.cli.session import Call, Commands
+
+if TYPE_CHECKING:
+    from certjob.facts.organisations import OrganisationDetails
+    from certjob.views.rule_change import RuleChange
+
+organisation_app = Commands(
+    help="The member organisations: their rules, contacts and coordinators.", no_args_is_help=True
+)
+
+Slug = Annotated[str, typer.Argument(metavar="SLUG", show_default=False, help="Its short name, such as hlf.")]
+
+
+@organisation_app.command(
+    "set",
+    short_help="Create an organisation or change it.",
+    examples=(
+        "certjob organisation set hlf --name HLF --portal dynamics",
+        "certjob organisation set hlf --thresholds 90,60,30,14,7,1,-1 --dry-run",
+    ),
+)
+def organisation_set(
+    call: Call,
+    slug: Slug,
+    *,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Its name in messages.  [default: the slug in capitals]")
+    ] = None,
+    portal: Annotated[
+        Literal["dynamics", "none"] | None,
+        typer.Option(metavar="dynamics|none", help="Whether its mentors are shown on the portal."),
+    ] = None,
+    thresholds: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DAYS,…",
+            help="Days before the expiry to remind on, negative = after it; none.  [default: 60,30,14,7,1,-1]",
+        ),
+    ] = None,
+    optional_kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND",
+            help="Certificate kind whose expiry does not pause mentors. Repeatable; none clears the list.",
+        ),
+    ] = None,
+    coordinator: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="'[UUID] NAME <MAIL> [nb|nn|en]'",
+            help="A coordinator; UUID = the app's user id, where known. The language is that of the daily mail.",
+        ),
+    ] = None,
+    remove_coordinator: Annotated[
+        list[str] | None, typer.Option(metavar="MAIL|UUID", help="Remove a coordinator. Repeatable.")
+    ] = None,
+    contact_email: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Where mentors can write to.")] = None,
+    contact_phone: Annotated[str | None, typer.Option(metavar="NUMBER", help="Where mentors can call.")] = None,
+    renewal_url: Annotated[str | None, typer.Option(metavar="URL", help="Where mentors renew a certificate.")] = None,
+    sender: Annotated[
+        str | None,
+        typer.Option(metavar="'NAME <MAIL>'", help="Who its mails are from.  [default: CERTJOB_MAIL_FROM]"),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print what the new rules would change in tonight's run, and change nothing."),
+    ] = False,
+) -> int:
+    """Create an organisation, or update only the options given.
+
+    An empty text removes a contact, the address for renewals or the sender. With --dry-run nothing is changed: it
+    counts what other thresholds, optional kinds or another portal would change in tonight's run.
+    """
+    from certjob.cli.terminal import plain
+    from certjob.facts import organisations
+    from certjob.views.rule_change import compare_rules
+
+    days = organisations.parse_thresholds(thresholds) if thresholds is not None else None
+    kinds = organisations.parse_kinds(optional_kind) if optional_kind is not None else None
+    with call.session(interruptible=True) as opened:
+        if dry_run:
+            change = compare_rules(
+                opened.connection,
+                slug,
+                today=opened.settings.today,
+                portal=portal,
+                thresholds=days,
+                optional_kinds=kinds,
+            )
+            return _show_change(call, opened.output, slug, change)
+        done = organisations.set_organisation(
+            opened.connection,
+            slug,
+            name=name,
+            portal=portal,
+            thresholds=days,
+            optional_kinds=kinds,
+            coordinators=coordinator or (),
+            remove_coordinators=remove_coordinator or (),
+            contact_email=contact_email,
+            contact_phone=contact_phone,
+            renewal_url=renewal_url,
+            sender=sender,
+        )
+    if call.json:
+        plain.print_json({"outcome": "ok", "slug": slug, "created": done.created, "changed": done.changed})
+    opened.output.line(f"{slug}: {'created' if done.created else 'changed' if done.changed else 'nothing to change'}")
+    return 0
+
+
+def _show_change(call: Call, output: Any, slug: str, change: "RuleChange") -> int:
+    from dataclasses import asdict
+
+    from certjob.cli.terminal import output as console
+    from certjob.cli.terminal import plain
+
+    now, then = asdict(change.now), asdict(change.then)
+    if call.json:
+        tonight = {what: {"now": number, "then": then[what]} for what, number in now.items()}
+        plain.print_json({"outcome": "ok", "dry_run": True, "slug": slug, "tonight": tonight})
+    else:
+        words = {"resumed": "brought back", "hidden": "hidden on the portal", "shown": "shown on the portal"}
+        rows = [(words.get(what, what), f"{number:,}", f"{then[what]:,}") for what, number in now.items()]
+        console.show_rows(output, ("Tonight's run", "As it is", "With the change"), rows)
+    return 0
+
+
+@organisation_app.command("show", without=("quiet",), short_help="Show all that can be set of an organisation.")
+def organisation_show(call: Call, slug: Slug) -> int:
+    """Show all that can be set of an organisation, and its coordinators with the language of their daily mail."""
+    from dataclasses import asdict
+
+    from certjob.cli.terminal import output as console
+    from certjob.cli.terminal import plain
+    from certjob.facts import organisations
+
+    with call.session(interruptible=True) as opened:
+        details = organisations.read_organisation(opened.connection, slug)
+    if call.json:
+        plain.print_json({"outcome": "ok"} | asdict(details))
+        return 0
+    rows = [(label, text) for label, text in _lines(details, mail_from=opened.settings.mail_from) if text]
+    console.show_rows(opened.output, ("What", slug), rows)
+    return 0
+
+
+def _lines(details: "OrganisationDetails", *, mail_from: str | None) -> list[tuple[str, str]]:
+    people = [
+        (
+            "coordinator",
+            f"{person.full_name or ''} <{person.email}> {person.locale} ({person.id})".strip(),
+        )
+        for person in details.coordinators
+    ]
+    return [
+        ("name", details.name),
+        ("portal", details.portal or "none"),
+        ("thresholds", ",".join(map(str, details.thresholds)) or "none"),
+        ("optional kinds", ", ".join(details.optional_kinds) or "none"),
+        ("contact e-mail", details.contact_email or "none"),
+        ("contact phone", details.contact_phone or "none"),
+        ("renewal URL", details.renewal_url or "none"),
+        ("sender", details.sender or f"{mail_from or 'none'} (CERTJOB_MAIL_FROM)"),
+        ("mentors", f"{details.mentors:,}"),
+        *(people or [("coordinators", "none")]),
+    ]
+
+
+@organisation_app.command("list", without=("quiet",))
+def organisation_list(
+    call: Call,
+) -> int:
+    """List the organisations with their rules."""
+    from dataclasses import asdict
+
+    from certjob.cli.terminal import output as console
+    from certjob.cli.terminal import plain
+    from certjob.facts import organisations
+
+    with call.session(interruptible=True) as opened:
+        rows = organisations.list_organisations(opened.connection)
+    if call.json:
+        plain.print_json({"outcome": "ok", "organisations": [asdict(row) for row in rows]})
+        return 0
+    headings = ("Slug", "Name", "Portal", "Thresholds", "Optional kinds", "Coordinators", "Mentors")
+    console.show_rows(
+        opened.output,
+        headings,
+        [
+            (
+                row.slug,
+                row.name,
+                row.portal or "none",
+                ",".join(map(str, row.thresholds)) or "none",
+                ", ".join(row.optional_kinds),
+                ", ".join(row.coordinators),
+                f"{row.mentors:,}",
+            )
+            for row in rows
+        ],
+    )
+    return 0
