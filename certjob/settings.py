@@ -57,6 +57,8 @@ class Settings(BaseSettings):
     """When reminders and digests may be sent, in ``time_zone``; None: at any hour."""
     templates_dir: Path | None = None
     """A folder with message templates of the programme's own; looked into only by what writes messages."""
+    app_url: str | None = None
+    """The app that coordinators use; digests link to it."""
     ping_url: SecretStr | None = None
     """Where `run` tells that it started and how it ended; whoever knows the address can tell so: it is a secret."""
     attention_ping_url: SecretStr | None = None
@@ -83,6 +85,13 @@ class Settings(BaseSettings):
             message = "no such time zone; use an IANA name such as Europe/Oslo"
             raise ValueError(message) from error
         return name
+
+    @field_validator("app_url")
+    @classmethod
+    def _web_address(cls, url: str | None) -> str | None:
+        if url is not None:
+            _split(url, schemes=("http", "https"))
+        return url
 
     @field_validator("portal_url")
     @classmethod

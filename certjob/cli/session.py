@@ -215,6 +215,7 @@ def delivery_from(settings: "Settings", *, deadline_seconds: float = 7200.0) -> 
         channel=open_channel(settings),
         mail_from=settings.mail_from,
         mail_waits_until=lambda: settings.mail_waits_until,
+        app_url=settings.app_url or "",
         open_templates=lambda: open_templates(settings.templates_dir),
         zone=settings.zone,
         policy=portal_policy(max_attempts=settings.portal_attempts),

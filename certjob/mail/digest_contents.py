@@ -19,7 +19,7 @@ from certjob.redaction import one_line
 EXPIRING_WITHIN_DAYS = 30
 REPORTED_AGAIN_AFTER_DAYS = 7
 """What still needs attention is a reason for another page after so many days; with other news it comes along."""
-MOST_LINES = 50
+MOST_LINES = 25
 """A section names so many, and says how many more there are."""
 
 Words = dict[str, Any]
@@ -39,6 +39,8 @@ class Coordinator:
     full_name: str | None
     email: str
     locale: str
+    contact_email: str | None
+    """The organisation's, for answers."""
     since: datetime
     """From when on to look for what happened; surely before the last sent digest was written."""
     reported_on: date
@@ -76,7 +78,7 @@ class Digest:
     has_news: bool
     """Whether anything was not reported yet, or still needs attention a week after it was."""
 
-    def words(self, *, repeat: bool) -> Words:
+    def words(self, *, repeat: bool, app_url: str = "") -> Words:
         """Return what the templates can use, by name."""
         return {
             "language": language_of(self.coordinator.locale),
@@ -84,6 +86,7 @@ class Digest:
             "name": one_line(self.coordinator.full_name),
             "organisation": one_line(self.coordinator.organisation_name),
             "repeat": repeat,
+            "app_url": app_url,
             **self.sections,
         }
 

@@ -56,13 +56,18 @@ class DigestMail(MailQueue[QueuedDigest]):
         today: date,
         domain: str,
         zone: tzinfo,
+        app_url: str = "",
         templates: NightTemplates | None = None,
         lease_seconds: float = LEASE_SECONDS,
     ) -> None:
-        """``domain`` is the right side of every Message-ID; times are written in ``zone``."""
+        """``domain`` is the right side of every Message-ID.
+
+        Times are written in ``zone``; the page links to ``app_url``.
+        """
         super().__init__(connection, table="digests", item=QueuedDigest, today=today, lease_seconds=lease_seconds)
         self._domain = domain
         self._zone = zone
+        self._app_url = app_url
         self._templates = templates or NightTemplates()
         self._drafted: dict[int, Digest] = {}
 
@@ -94,12 +99,13 @@ class DigestMail(MailQueue[QueuedDigest]):
             "digest",
             language=language_of(coordinator.locale),
             slug=coordinator.organisation_slug,
-            words=digest.words(repeat=item.maybe_sent),
+            words=digest.words(repeat=item.maybe_sent, app_url=self._app_url),
         )
         # The same page again has the same key. One that says more must not be dropped as a copy of it.
         key = f"digest-{coordinator.id}-{item.digest_on:%Y%m%d}-{digest.fingerprint}"
         return OutgoingMessage(
             to=coordinator.email,
+            to_name=coordinator.full_name,
             subject=rendered.subject,
             text=rendered.text,
             html=rendered.html,
@@ -109,4 +115,6 @@ class DigestMail(MailQueue[QueuedDigest]):
             kind="digest",
             repeat=item.maybe_sent,
             sender=coordinator.sender,
+            reply_to=coordinator.contact_email,
+            list_id=f"digest.{coordinator.organisation_slug}.{self._domain}",
         )

@@ -15,6 +15,7 @@ from uuid import UUID
 
 from certjob.domain.addresses import MailAddress, parse_address, parse_own_sender, parse_reply_to, parse_sender
 from certjob.errors import FailureCode, RecipientRefusedError
+from certjob.redaction import one_line
 
 MAX_LINE_CHARACTERS = 78
 """RFC 5322, 2.1.1: what a line of a header should not exceed."""
@@ -34,6 +35,8 @@ class OutgoingMessage:
 
     to: str
     """The address as the database has it, unchecked."""
+    to_name: str | None = None
+    """Whose address it is."""
     subject: str
     text: str
     html: str
@@ -55,6 +58,8 @@ class OutgoingMessage:
     """Where an answer goes, unchecked: whoever has a question presses "reply". None: to the sender."""
     sender: str | None = None
     """The organisation's own sender, unchecked. None: the channel's."""
+    list_id: str | None = None
+    """What a mail program can sort a daily message by (RFC 2919)."""
 
 
 class Channel(Protocol):
@@ -107,13 +112,18 @@ def _build(message: OutgoingMessage, *, sender: MailAddress, recipient: MailAddr
         problem = "the message id is malformed"
         raise ValueError(problem)
     mail = MIMEMultipart("alternative", boundary=_BOUNDARY)
-    mail["From"] = _sender_header(sender)
+    mail["From"] = _address_header("From", sender.display_name, sender.specification)
     # Letters beyond ASCII as they are, for SMTPUTF8 (RFC 6532); the standard library takes them as surrogates.
-    mail["To"] = recipient.specification.encode().decode("ascii", "surrogateescape")
+    address = recipient.specification.encode().decode("ascii", "surrogateescape")
+    mail["To"] = _address_header("To", one_line(message.to_name), address)
     mail["Subject"] = _subject_header(message.subject)
     mail["Date"] = format_datetime(datetime.now(UTC))
     mail["Message-ID"] = message.message_id
     mail["Auto-Submitted"] = "auto-generated"  # RFC 3834: no holiday replies, please
+    mail["X-Auto-Response-Suppress"] = "All"  # the same for Exchange, which does not read the line above
+    mail["Content-Language"] = message.locale
+    if message.list_id is not None:
+        mail["List-Id"] = f"<{message.list_id}>"
     reply_to = parse_reply_to(message.reply_to)
     if reply_to is not None:
         mail["Reply-To"] = reply_to.specification
@@ -133,13 +143,17 @@ def _subject_header(text: str) -> str:
     return Header(text, "us-ascii" if _is_plain(text) and fits else "utf-8", header_name="Subject").encode()
 
 
-def _sender_header(sender: MailAddress) -> str:
+def _address_header(header: str, name: str, address: str) -> str:
     """Write ``Name <address>`` whose name arrives letter by letter."""
-    name, address = sender.display_name, sender.specification
-    written = formataddr((name, address)) if _is_plain(name) and "  " not in name else ""
-    if not name or 0 < len(written) <= MAX_LINE_CHARACTERS - len("From: "):
-        return written or address
-    return f"{Header(name, 'utf-8', header_name='From').encode()}\n <{address}>"
+    written = f"{_quoted(name)} <{address}>" if _is_plain(name) and "  " not in name else ""
+    if not name or 0 < len(written) <= MAX_LINE_CHARACTERS - len(f"{header}: "):
+        return written if name else address
+    return f"{Header(name, 'utf-8', header_name=header).encode()}\n <{address}>"
+
+
+def _quoted(name: str) -> str:
+    """Return the name as formataddr writes it, which refuses an address beyond ASCII."""
+    return formataddr((name, "a@b")).removesuffix(" <a@b>")
 
 
 def _is_plain(text: str) -> bool:

@@ -155,6 +155,7 @@ def reminder_message(
     rendered = render_reminder(content, templates=templates)
     return OutgoingMessage(
         to=recipient.email or "",
+        to_name=recipient.full_name,
         subject=rendered.subject,
         text=rendered.text,
         html=rendered.html,

@@ -63,6 +63,8 @@ class Delivery:
     """When mail may be sent; None: now."""
     open_templates: Callable[[], Templates] = lambda: OUR_TEMPLATES
     """Called once a message is to be written: trying the programme's own takes a while. Raises ConfigurationError."""
+    app_url: str = ""
+    """Where the app is; digests link to it."""
     zone: tzinfo = UTC
     """In which times are written."""
     policy: RetryPolicy = field(default_factory=lambda: portal_policy(max_attempts=3))
@@ -216,7 +218,14 @@ class Deliveries:
 
         domain, templates = domain_of(delivery.mail_from), self._templates
         reminders = ReminderMail(connection, today=report.today, domain=domain, templates=templates)
-        digests = DigestMail(connection, today=report.today, domain=domain, zone=delivery.zone, templates=templates)
+        digests = DigestMail(
+            connection,
+            today=report.today,
+            domain=domain,
+            zone=delivery.zone,
+            app_url=delivery.app_url,
+            templates=templates,
+        )
         report.reminders, report.digests = MailCounts(), MailCounts()
         try:
             ended = await self._run("mail", database, send(reminders, report.reminders, phase="Sending reminders"))

@@ -115,6 +115,7 @@ def send_copy(preview: Preview, channel: Channel, *, to: str, domain: str) -> No
     copy = replace(
         message,
         to=to,
+        to_name=None,
         subject=f"{PREFIXES.get(message.locale, PREFIXES['nb'])} {message.subject}",
         message_id=message_id(key, domain=domain),
         idempotency_key=key,

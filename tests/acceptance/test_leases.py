@@ -53,7 +53,7 @@ EVENTS = "portal_sync_events"
 REMINDERS = "cert_notification_log"
 LOST_PUSH = "certjob run: 1 portal push lost its lease\n"
 LOST_REMINDER = "certjob deliver: 1 reminder lost its lease\n"
-REPEAT_LINE = "may receive this notification again"
+REPEAT_LINE = "may already have received this reminder"
 
 
 @pytest.fixture

@@ -80,10 +80,10 @@ DIARY = """
 # The first night comes a day after the sixtieth before L1's end: the message says the days that are left, 59.
 2024-01-01 L1 recorded → expiring
 2024-01-01 F1 recorded → valid
-2024-01-01 mail 60: expires in 59 days, on 29 February (likeperson)
-2024-01-30 mail 30: expires in 30 days, on 29 February (likeperson)
-2024-02-15 mail 14: expires in 14 days, on 29 February (likeperson)
-2024-02-22 mail 7: expires in 7 days, on 29 February (likeperson)
+2024-01-01 mail 60: expires in 59 days, on 29 February (“likeperson”)
+2024-01-30 mail 30: expires in 30 days, on 29 February (“likeperson”)
+2024-02-15 mail 14: expires in 14 days, on 29 February (“likeperson”)
+2024-02-22 mail 7: expires in 7 days, on 29 February (“likeperson”)
 # L2 begins on the day after the leap day on which L1 ends, so there is no gap: nothing more about L1, neither on the
 # 28th (1 day left) nor on the 1st, and no pause. L1 is renewed when L2 begins, not when it is recorded.
 2024-02-26 L2 recorded → upcoming
@@ -92,16 +92,16 @@ DIARY = """
 
 # The night of the sixtieth day (16 April) was missed.
 2025-04-19 F1 valid → expiring
-2025-04-19 mail 60: expires in 57 days, on 15 June (førstehjelp)
-2025-05-16 mail 30: expires in 30 days, on 15 June (førstehjelp)
+2025-04-19 mail 60: expires in 57 days, on 15 June (“førstehjelp”)
+2025-05-16 mail 30: expires in 30 days, on 15 June (“førstehjelp”)
 # The nights with 14 and with 7 days left were both missed: one message, the more urgent one.
-2025-06-09 mail 7: expires in 6 days, on 15 June (førstehjelp)
-2025-06-14 mail 1: expires in 1 day, on 15 June (førstehjelp)
+2025-06-09 mail 7: expires in 6 days, on 15 June (“førstehjelp”)
+2025-06-14 mail 1: expires tomorrow, 15 June (“førstehjelp”)
 # The 15th itself is still in force. L2 does not help: each kind must be in force.
 2025-06-16 F1 expiring → expired
 2025-06-16 pause
 2025-06-16 portal hide
-2025-06-16 mail -1: expired on 15 June (førstehjelp)
+2025-06-16 mail -1: expired yesterday, 15 June (“førstehjelp”)
 # The renewal ends certjob's pause; the coordinator's, open since 20 June, keeps the mentor hidden until the 31st.
 2025-07-01 F1 expired → renewed
 2025-07-01 F2 recorded → valid
@@ -109,29 +109,29 @@ DIARY = """
 2025-07-31 portal show
 
 2025-12-30 L2 valid → expiring
-2025-12-30 mail 60: expires in 60 days, on 28 February (likeperson)
-2026-01-29 mail 30: expires in 30 days, on 28 February (likeperson)
+2025-12-30 mail 60: expires in 60 days, on 28 February (“likeperson”)
+2026-01-29 mail 30: expires in 30 days, on 28 February (“likeperson”)
 # Extended in place before 14 days were left; the reminders begin anew, those of 60 and of 30 days again.
 2026-02-05 L2 expiring → valid
 2026-07-02 L2 valid → expiring
-2026-07-02 mail 60: expires in 60 days, on 31 August (likeperson)
-2026-08-01 mail 30: expires in 30 days, on 31 August (likeperson)
+2026-07-02 mail 60: expires in 60 days, on 31 August (“likeperson”)
+2026-08-01 mail 30: expires in 30 days, on 31 August (“likeperson”)
 # The slip is mailed about once: with 17 days left the threshold of 30 is due, and this is the third date for it.
 # Corrected on the 4th, slipped again on the 5th, corrected on the 6th: all these dates were mailed about already.
-2026-08-03 mail 30: expires in 17 days, on 20 August (likeperson)
-2026-08-17 mail 14: expires in 14 days, on 31 August (likeperson)
+2026-08-03 mail 30: expires in 17 days, on 20 August (“likeperson”)
+2026-08-17 mail 14: expires in 14 days, on 31 August (“likeperson”)
 # A coordinator's pause hides the mentor, and a paused mentor is reminded.
 2026-08-20 portal hide
-2026-08-24 mail 7: expires in 7 days, on 31 August (likeperson)
+2026-08-24 mail 7: expires in 7 days, on 31 August (“likeperson”)
 # With F2 revoked nothing continues F1 any more: it is expired again, long ago, so nobody is mailed. A second pause is
 # open beside the coordinator's; the portal has known since the 20th.
 2026-08-27 F1 renewed → expired
 2026-08-27 F2 valid → revoked
 2026-08-27 pause
-2026-08-30 mail 1: expires in 1 day, on 31 August (likeperson)
+2026-08-30 mail 1: expires tomorrow, 31 August (“likeperson”)
 # Paused by certjob already, for the other kind.
 2026-09-01 L2 expiring → expired
-2026-09-01 mail -1: expired on 31 August (likeperson)
+2026-09-01 mail -1: expired yesterday, 31 August (“likeperson”)
 # One kind in force is not enough: the pause ends on the 20th only. L3 was recorded five days after it began.
 2026-09-10 F1 expired → renewed
 2026-09-10 F3 recorded → valid
@@ -142,7 +142,7 @@ DIARY = """
 
 # F3's year mistyped for two nights, with 38 days left in the wrong one.
 2027-02-20 F3 valid → expiring
-2027-02-20 mail 60: expires in 38 days, on 30 March (førstehjelp)
+2027-02-20 mail 60: expires in 38 days, on 30 March (“førstehjelp”)
 2027-02-22 F3 expiring → valid
 # L3's year mistyped for one night: paused and hidden, but a notice 336 days after the expiry is too late for anybody.
 2027-09-01 L3 valid → expired
@@ -155,42 +155,42 @@ DIARY = """
 # Both kinds end on one day. F3's 60 days were used up by the slip of 2027, which was about another date.
 2028-01-30 F3 valid → expiring
 2028-01-30 L3 valid → expiring
-2028-01-30 mail 60: expires in 60 days, on 30 March (førstehjelp)
-2028-01-30 mail 60: expires in 60 days, on 30 March (likeperson)
+2028-01-30 mail 60: expires in 60 days, on 30 March (“førstehjelp”)
+2028-01-30 mail 60: expires in 60 days, on 30 March (“likeperson”)
 # New thresholds, the ordinary rule: 90 is due now and was never sent.
-2028-02-10 mail 90: expires in 49 days, on 30 March (førstehjelp)
-2028-02-10 mail 90: expires in 49 days, on 30 March (likeperson)
-2028-02-14 mail 45: expires in 45 days, on 30 March (førstehjelp)
-2028-02-14 mail 45: expires in 45 days, on 30 March (likeperson)
+2028-02-10 mail 90: expires in 49 days, on 30 March (“førstehjelp”)
+2028-02-10 mail 90: expires in 49 days, on 30 March (“likeperson”)
+2028-02-14 mail 45: expires in 45 days, on 30 March (“førstehjelp”)
+2028-02-14 mail 45: expires in 45 days, on 30 March (“likeperson”)
 # Thirty days before, on the leap day.
-2028-02-29 mail 30: expires in 30 days, on 30 March (førstehjelp)
-2028-02-29 mail 30: expires in 30 days, on 30 March (likeperson)
+2028-02-29 mail 30: expires in 30 days, on 30 March (“førstehjelp”)
+2028-02-29 mail 30: expires in 30 days, on 30 March (“likeperson”)
 2028-03-10 F3 expiring → renewed
 2028-03-10 F4 recorded → valid
-2028-03-30 mail 0: expires today, 30 March (likeperson)
+2028-03-30 mail 0: expires today, 30 March (“likeperson”)
 # Nothing on the day after: "today" would be wrong, and the notice after the expiry comes on the third day. That night
 # was missed, and so were the three after it.
 2028-03-31 L3 expiring → expired
 2028-03-31 pause
 2028-03-31 portal hide
-2028-04-06 mail -3: expired on 30 March (likeperson)
+2028-04-06 mail -3: expired on 30 March (“likeperson”)
 2028-05-02 L3 expired → renewed
 2028-05-02 L4 recorded → valid
 2028-05-02 lift
 2028-05-02 portal show
 
 2029-02-01 L4 valid → expiring
-2029-02-01 mail 90: expires in 90 days, on 2 May (likeperson)
+2029-02-01 mail 90: expires in 90 days, on 2 May (“likeperson”)
 # No thresholds: nothing is expiring, nobody is reminded, for two months.
 2029-02-10 L4 expiring → valid
 2029-04-10 L4 valid → expiring
-2029-04-10 mail 30: expires in 22 days, on 2 May (likeperson)
-2029-04-18 mail 14: expires in 14 days, on 2 May (likeperson)
+2029-04-10 mail 30: expires in 22 days, on 2 May (“likeperson”)
+2029-04-18 mail 14: expires in 14 days, on 2 May (“likeperson”)
 # L5 silences L4 before it begins. While it is revoked by a mistake L4 is reminded (with 8 days left there is nothing
 # new, with 7 there is); afterwards it is silent again.
 2029-04-20 L5 recorded → upcoming
 2029-04-24 L5 upcoming → revoked
-2029-04-25 mail 7: expires in 7 days, on 2 May (likeperson)
+2029-04-25 mail 7: expires in 7 days, on 2 May (“likeperson”)
 2029-04-26 L5 revoked → upcoming
 2029-05-03 L4 expiring → renewed
 2029-05-03 L5 upcoming → valid
@@ -206,16 +206,16 @@ DIARY = """
 2029-07-01 F3 expired → renewed
 2029-07-01 F5 recorded → valid
 2029-08-31 F5 valid → expiring
-2029-08-31 mail 30: expires in 30 days, on 30 September (førstehjelp)
+2029-08-31 mail 30: expires in 30 days, on 30 September (“førstehjelp”)
 # The mail server was down from the 15th to the 24th. What was due with 14 days left (the 16th) is overtaken by what was
 # due with 7 (the 23rd), and that one says how many are left when it is sent.
-2029-09-25 mail 7: expires in 5 days, on 30 September (førstehjelp)
+2029-09-25 mail 7: expires in 5 days, on 30 September (“førstehjelp”)
 # Left on the 28th: no word about the last day, but the row is looked after all the same.
 2029-09-28 portal hide
 2029-10-01 F5 expiring → expired
 # Back within 14 days of the notice after the expiry. No pause: the kind is optional.
 2029-10-05 portal show
-2029-10-05 mail -1: expired on 30 September (førstehjelp)
+2029-10-05 mail -1: expired yesterday, 30 September (“førstehjelp”)
 """
 
 CYCLES = """

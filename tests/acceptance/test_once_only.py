@@ -156,5 +156,6 @@ def parsed(envelope: Any) -> Any:
 
 def subject_of(expires_on: date, *, days_left: int, kind: str) -> str:
     """The subject that a mentor is to read."""
-    left = "today," if days_left == 0 else f"in {days_left} days, on"
-    return f"Your certificate expires {left} {expires_on.day} {expires_on:%B} ({kind})"
+    left = {0: "today,", 1: "tomorrow,"}.get(days_left, f"in {days_left}\N{NO-BREAK SPACE}days, on")
+    day = f"{expires_on.day}\N{NO-BREAK SPACE}{expires_on:%B}"
+    return f"Your certificate expires {left} {day} (“{kind}”)"

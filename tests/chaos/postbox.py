@@ -12,7 +12,7 @@ from tests.chaos.faults import MailWord, Spot, When
 from tests.chaos.strikes import Strike
 from tests.support.smtp_server import Mailbox
 
-REPEAT_LINE = "you may receive this notification again"
+REPEAT_LINE = "You may already have received this reminder"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

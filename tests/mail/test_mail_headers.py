@@ -30,9 +30,9 @@ def travelling(data: bytes, name: str) -> str:
     return found[0]
 
 
-def sender_as_read(data: bytes) -> tuple[str, str]:
+def person_as_read(data: bytes, header: str = "From") -> tuple[str, str]:
     """Name and address as a mail program reads them (RFC 2047: no space between two encoded words)."""
-    unfolded = travelling(data, "From").removeprefix("From:").replace("\n", "")
+    unfolded = travelling(data, header).removeprefix(f"{header}:").replace("\n", "")
     name, address = parseaddr(unfolded)
     words = [
         part.decode(charset or "ascii") if isinstance(part, bytes) else part for part, charset in decode_header(name)
@@ -56,7 +56,7 @@ def test_the_senders_name_arrives_as_it_was_written(name: str) -> None:
     """No space lost or doubled, nothing decoded that was not encoded, no line longer than 78 characters."""
     _, data = compose(MESSAGE, sender=parse_sender(f"{name} <post@hlf.example>"))
 
-    assert sender_as_read(data) == (name, "post@hlf.example")
+    assert person_as_read(data) == (name, "post@hlf.example")
     assert max(map(len, travelling(data, "From").splitlines())) <= 78
 
 
@@ -67,15 +67,17 @@ LETTERS = st.sampled_from(
 
 @given(st.lists(LETTERS, max_size=14).map("".join))
 def test_no_name_is_read_as_another_one(name: str) -> None:
-    """Neither does one reach into the other headers."""
+    """Neither does one reach into the other headers, the recipient's no more than the sender's."""
     sender = parse_sender(f"{name} <post@hlf.example>")
 
-    _, data = compose(MESSAGE, sender=sender)
+    _, data = compose(replace(MESSAGE, to_name=name), sender=sender)
 
-    assert sender_as_read(data) == (sender.display_name, "post@hlf.example")
+    assert person_as_read(data) == (sender.display_name, "post@hlf.example")
+    assert person_as_read(data, "To") == (" ".join(name.split()), MESSAGE.to)
     headers = email.message_from_bytes(data, policy=email.policy.default).keys()
     assert sorted(headers) == [
         "Auto-Submitted",
+        "Content-Language",
         "Content-Type",
         "Date",
         "From",
@@ -83,6 +85,7 @@ def test_no_name_is_read_as_another_one(name: str) -> None:
         "Message-ID",
         "Subject",
         "To",
+        "X-Auto-Response-Suppress",
     ]
 
 
@@ -166,3 +169,24 @@ def test_reminders_and_digests_are_from_their_organisation(connection: Connectio
         ("reminder", "LHL <likeperson@lhl.example>"),
         ("reminder", "None"),
     ]
+
+
+def test_a_digest_can_be_sorted_and_answered(connection: Connection, facts: Facts) -> None:
+    """A daily message has a list of its own; an answer goes to the organisation, not to a sender that nobody reads."""
+    organisation = facts.organisation("nhf", portal=None)
+    connection.execute(
+        "INSERT INTO coordinators (organisation_id, full_name, email) VALUES (%s, 'Åse Berg', 'ase@nhf.example')",
+        (organisation,),
+    )
+    facts.certified_mentor(organisation, TODAY - timedelta(days=1))
+    channel = CollectingChannel()
+
+    night(connection, channel=channel)
+
+    (digest,) = [message for message in channel.sent if message.kind == "digest"]
+    _, data = compose(digest, sender=SENDER)
+    message = email.message_from_bytes(data, policy=email.policy.default)
+    assert message["To"] == "Åse Berg <ase@nhf.example>"
+    assert message["Reply-To"] == "kontakt@nhf.example"
+    assert message["List-Id"].startswith("<digest.nhf.")
+    assert message["Content-Language"] == digest.locale

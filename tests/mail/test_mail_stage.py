@@ -154,7 +154,7 @@ class TestSending:
         ]
         body = messages[0].get_body(("plain",))
         assert body is not None
-        assert "may receive this notification again" not in body.get_content()
+        assert "may already have received this reminder" not in body.get_content()
 
     def test_more_than_one_claim_is_sent(self, connection: Connection, facts: Facts) -> None:
         """Until none is left."""
@@ -196,7 +196,7 @@ class TestUnknownOutcome:
         for message in messages:
             body = message.get_body(("plain",))
             assert body is not None
-            assert "you may receive this notification again" in body.get_content()
+            assert "You may already have received this reminder" in body.get_content()
 
     def test_three_in_a_row_stop_the_stage(self, connection: Connection, facts: Facts) -> None:
         """A server that breaks off every time would make a duplicate of every message."""

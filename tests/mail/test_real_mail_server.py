@@ -268,7 +268,7 @@ def test_a_cut_around_the_final_dot(server: Exim, connection: Connection, facts:
 
 # Three nights without a mail server
 
-REPEAT = re.compile("mer enn én gang|meir enn éin gong|receive this notification again")
+REPEAT = re.compile("Har du allerede fått denne|Har du alt fått denne|already have received this")
 
 MOVED_CALENDAR = """
 import datetime, os
@@ -344,8 +344,8 @@ def test_after_three_nights_without_a_mail_server_each_mentor_has_one_message(
     assert [message["Envelope-to"] for message in (page, far, near, over)] == [
         f"{name}@example.org" for name in ("berit", "far", "near", "over")
     ]
-    assert far["Subject"] == "Sertifikatet ditt går ut om 27 dager, 9. april (likeperson)"
-    assert near["Subject"] == "Sertifikatet ditt går ut om 12 dagar, 25. mars (likeperson)"
+    assert far["Subject"] == "Sertifikatet ditt går ut om 27\u00a0dager, 9.\u00a0april («likeperson»)"
+    assert near["Subject"] == "Sertifikatet ditt går ut om 12\u00a0dagar, 25.\u00a0mars («likeperson»)"
     assert over["Subject"] == "Your certificate expired on 11 March (likeperson)"
     assert "you are now paused" in text_of(over)
     assert not any(REPEAT.search(text_of(message)) for message in (page, far, near, over))

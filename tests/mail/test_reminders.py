@@ -791,7 +791,7 @@ class TestUnknownOutcome:
         assert len(tried) == 2
         assert tried[0] == tried[1] == channel.sent[0].message_id
         assert channel.sent[0].repeat
-        assert "Du kan få denne påminnelsen mer enn én gang" in channel.sent[0].text
+        assert "Har du allerede fått denne påminnelsen?" in channel.sent[0].text
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from certjob.errors import Outcome
 from certjob.mail.channels.smtp import SmtpChannel
 from certjob.mail.message import Channel
 from tests.support.facts import Facts
+from tests.support.mails import breakable
 from tests.support.nights import delivery, night
 from tests.support.portal_server import PortalServer
 from tests.support.smtp_server import HOST, Mailbox, real_server
@@ -164,7 +165,7 @@ class Life:
         self.messages.append(message)
         log_id = message["Message-ID"].split("-")[2]
         rows = self.facts.rows("SELECT threshold_days FROM cert_notification_log WHERE id = %s", log_id)
-        subject = str(message["Subject"])
+        subject = breakable(str(message["Subject"]))
         assert subject.startswith(SUBJECT)
         return f"mail {rows[0][0]}: {subject.removeprefix(SUBJECT)}"
 

@@ -22,8 +22,13 @@ MESSAGE = OutgoingMessage(
 )
 
 
+def breakable(text: str) -> str:
+    """Return a text with ordinary spaces and hyphens, to be compared with what a test writes."""
+    return text.replace("\N{NO-BREAK SPACE}", " ").replace("\N{NON-BREAKING HYPHEN}", "-")
+
+
 class Page(HTMLParser):
-    """The words of a page, its tags, and where its links lead."""
+    """The words of a page, its tags, and where its links lead. What is hidden from readers is left out."""
 
     def __init__(self, document: str) -> None:
         super().__init__()
@@ -32,16 +37,19 @@ class Page(HTMLParser):
         self.language: str | None = None
         self._words: list[str] = []
         self._in_head = False
+        self.preheader = ""
+        self._in_preheader = False
         self.feed(document)
 
     @property
     def text(self) -> str:
-        return " ".join("".join(self._words).split())
+        return breakable(" ".join("".join(self._words).split()))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self._in_head = tag == "head" or (self._in_head and tag != "body")
         attributes = dict(attrs)
+        self._in_preheader = tag == "div" and "display: none" in (attributes.get("style") or "")
         if tag == "br":
             self._words.append(" ")
         if tag == "a":
@@ -49,6 +57,11 @@ class Page(HTMLParser):
         if tag == "html":
             self.language = attributes["lang"]
 
+    def handle_endtag(self, tag: str) -> None:
+        self._in_preheader = self._in_preheader and tag != "div"
+
     def handle_data(self, data: str) -> None:
-        if not self._in_head:
+        if self._in_preheader:
+            self.preheader += data
+        elif not self._in_head:
             self._words.append(data)

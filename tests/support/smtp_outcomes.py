@@ -33,7 +33,7 @@ ROWS = {
 """What a reminder's row holds then: status, attempts, maybe_sent, and whether it is due at once."""
 
 
-REPEAT_LINE = "Du kan få denne påminnelsen mer enn én gang"
+REPEAT_LINE = "Har du allerede fått denne påminnelsen?"
 
 
 def show_tls(monkeypatch: pytest.MonkeyPatch) -> None:

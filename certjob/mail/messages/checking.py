@@ -90,13 +90,15 @@ def check_templates(folder: Path) -> list[TemplateProblem]:
 
 def is_message(file: Path) -> bool:
     """Whether a file is named as those of which a message is made, in whatever language."""
-    return file.suffix in (".txt", ".html") and file.name.partition(".")[0] in SAMPLES
+    return file.suffix in (".txt", ".html", ".words") and file.name.partition(".")[0] in SAMPLES
 
 
 def _has_part_in(message: str, names: Iterable[str], *, language: str) -> bool:
     """Whether any of these files is the message's own, or a piece that ours are built on, such as their layout."""
     return any(
-        name.startswith(f"{message}.{language}.") or (not is_message(Path(name)) and (OUR_FOLDER / name).is_file())
+        name.startswith(f"{message}.{language}.")
+        or name in (f"{message}.txt", f"{message}.html")
+        or (not is_message(Path(name)) and (OUR_FOLDER / name).is_file())
         for name in names
     )
 
@@ -105,7 +107,8 @@ def _misnamed(place: Path, *, slug: str) -> Iterator[TemplateProblem]:
     """Find files that look like a message's and are none's: a language that there is not."""
     for file in sorted(place.iterdir()):
         language = file.name.partition(".")[2].rpartition(".")[0]
-        if is_message(file) and language not in LANGUAGES:
+        for_all = file.suffix != ".words" and not language
+        if is_message(file) and language not in LANGUAGES and not for_all:
             reason = f"nobody would ever get it: the languages are {', '.join(LANGUAGES)}; rename the file"
             yield TemplateProblem(file=f"{slug}/{file.name}" if slug else file.name, line=None, reason=reason)
 

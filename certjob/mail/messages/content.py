@@ -21,7 +21,7 @@ class ReminderContent:
     """What a reminder says, and to whom."""
 
     full_name: str | None
-    """None: the member number is the name."""
+    """None: the greeting names nobody."""
     member_no: str
     kind: str
     """What the certificate is for, in the organisation's words."""
@@ -66,14 +66,15 @@ def language_of(locale: str) -> str:
 
 def write_date(day: date, *, locale: str) -> str:
     """Return the date as people with this locale write it, in words."""
-    return babel.dates.format_date(day, format="long", locale=LANGUAGES[language_of(locale)])
+    return _unbroken(babel.dates.format_date(day, format="long", locale=LANGUAGES[language_of(locale)]))
 
 
 def write_moment(moment: datetime, *, locale: str) -> str:
     """Return day and time, without the year, as people with this locale write them; ``moment`` is in their zone."""
     language = language_of(locale)
     day = babel.dates.format_skeleton("MMMMd", moment, locale=LANGUAGES[language])
-    return f"{day} at {moment:%H:%M}" if language == "en" else f"{day} kl. {moment:%H.%M}"
+    day = _unbroken(day)
+    return f"{day} at {moment:%H:%M}" if language == "en" else f"{day} kl.\N{NO-BREAK SPACE}{moment:%H.%M}"
 
 
 def reminder_words(content: ReminderContent) -> dict[str, object]:
@@ -84,11 +85,11 @@ def reminder_words(content: ReminderContent) -> dict[str, object]:
     url = one_line(content.renewal_url)
     return {
         "language": language,
-        "name": one_line(content.full_name) or one_line(content.member_no),
+        "name": one_line(content.full_name),
         "member_no": one_line(content.member_no),
         "kind": one_line(content.kind),
         "expires_on": write_date(content.expires_on, locale=language),
-        "expires_day": _day(content, locale=LANGUAGES[language]),
+        "expires_day": _day(content, locale=language),
         "days_left": content.days_left,
         "threshold_days": content.threshold_days,
         "pauses": content.pauses,
@@ -107,8 +108,13 @@ def reminder_words(content: ReminderContent) -> dict[str, object]:
 def _day(content: ReminderContent, *, locale: str) -> str:
     """Write the day for a subject, where every character counts: with the year only if that is in doubt."""
     if abs(content.days_left) > NEARLY_A_YEAR_DAYS:
-        return babel.dates.format_date(content.expires_on, format="long", locale=locale)
-    return babel.dates.format_skeleton("MMMMd", content.expires_on, locale=locale)
+        return write_date(content.expires_on, locale=locale)
+    return _unbroken(babel.dates.format_skeleton("MMMMd", content.expires_on, locale=LANGUAGES[locale]))
+
+
+def _unbroken(day: str) -> str:
+    """Keep the day and its month on one line."""
+    return day.replace(" ", "\N{NO-BREAK SPACE}", 1)
 
 
 def _web_host(url: str) -> str:

@@ -10,7 +10,7 @@ from certjob.mail.messages.content import ReminderContent, reminder_words, write
 _SOME_DAY = date(2027, 1, 31)
 _SOME_MOMENT = datetime(2027, 1, 31, 3, 15)  # noqa: DTZ001 - only written, as it stands
 _NAME = "Kari «Ea» O'Nordmann & <Sønn>"
-_MOST = 50
+_MOST = 25
 
 Words = dict[str, object]
 
@@ -55,6 +55,7 @@ def sample_digests(language: str) -> Iterator[Words]:
         yield {
             "language": language,
             "most": _MOST,
+            "app_url": "https://example.org/app" if name else "",
             "name": name,
             "organisation": "Hørselshjelpen",
             "repeat": repeat,

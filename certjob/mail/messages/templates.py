@@ -28,7 +28,7 @@ class Templates:
     """Finds and renders templates; each file is looked for in three places, the most particular one first.
 
     These are ``<folder>/<organisation's slug>/``, ``<folder>/`` and certjob's own texts. A template of the programme's
-    can build on ours, whose names begin with ``certjob/`` then: ``{% include "certjob/reminder.nb.txt" %}``.
+    can build on ours, whose names begin with ``certjob/`` then: ``{% include "certjob/reminder.txt" %}``.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -44,9 +44,9 @@ class Templates:
         The HTML template gets the subject, too. Raises TemplateError, naming file and line, for a template that is
         broken, or breaks on these words; unless they are ``sample_data``, its text holds nothing that may be from them.
         """
-        name = f"{message}.{language}.txt"
+        name = self._name(message, language=language, slug=slug, suffix="txt")
         subject, _, rest = self._write(name, slug=slug, words=words, sample_data=sample_data).partition("\n")
-        subject = " ".join(subject.split())
+        subject = re.sub(r"[ \t]+", " ", subject).strip()
         gap, _, text = rest.partition("\n")
         if not subject:
             reason = "the first line is the subject, and it is empty; begin with the subject"
@@ -57,12 +57,17 @@ class Templates:
         if not text.strip():
             reason = "there is no text after the subject; write one"
             raise TemplateError(reason, file=self.shown(name, slug=slug))
-        page = f"{message}.{language}.html"
+        page = self._name(message, language=language, slug=slug, suffix="html")
         html = self._write(page, slug=slug, words={**words, "subject": subject}, sample_data=sample_data)
         if not html.strip():
             reason = "the page is empty; write one, or take the file away"
             raise TemplateError(reason, file=self.shown(page, slug=slug))
         return RenderedMessage(subject=subject, text=text.strip("\n") + "\n", html=html)
+
+    def _name(self, message: str, *, language: str, slug: str, suffix: str) -> str:
+        """Return the template to use: the programme's own for this language, or the one for all, which may be ours."""
+        own = f"{message}.{language}.{suffix}"
+        return own if self._own_file(own, slug=slug) else f"{message}.{suffix}"
 
     def environment(self, slug: str) -> ImmutableSandboxedEnvironment:
         """Return the environment in which one organisation's templates are found; ``""`` for everybody's.
@@ -94,10 +99,14 @@ class Templates:
 
     def shown(self, name: str, *, slug: str) -> str:
         """Return a template's file as a person knows it: its path inside the folder, or that it is certjob's own."""
-        for folder in (f"{slug}/", "") if self.folder else ():
-            if self.folder and (self.folder / folder / name).is_file():
-                return folder + name
-        return f"certjob's own {name}"
+        return self._own_file(name, slug=slug) or f"certjob's own {name}"
+
+    def _own_file(self, name: str, *, slug: str) -> str | None:
+        """Return the path inside the folder of a template of the programme's, if there is one."""
+        if self.folder is None:
+            return None
+        paths = [f"{slug}/{name}", name] if slug else [name]
+        return next((path for path in paths if (self.folder / path).is_file()), None)
 
     def _write(self, name: str, *, slug: str, words: Mapping[str, object], sample_data: bool) -> str:
         try:

@@ -12,7 +12,11 @@ from certjob.mail.messages.content import LANGUAGES
 from certjob.mail.messages.samples import SAMPLES
 from certjob.views.check.findings import Finding, fail, failed_with, ok, warn
 
-NAMES = {f"{message}.{language}.{form}" for message in SAMPLES for language in LANGUAGES for form in ("txt", "html")}
+NAMES = {
+    f"{message}.{rest}"
+    for message in SAMPLES
+    for rest in ("txt", "html", *(f"{language}.{form}" for language in LANGUAGES for form in ("txt", "html", "words")))
+}
 """The files that messages are made from."""
 
 _ALIKE = 0.8
