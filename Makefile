@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DENO := DENO_NO_UPDATE_CHECK=1 $(CURDIR)/$(BIN)/deno
 
-.PHONY: demo test chaos lint bench dist schema lock clean
+.PHONY: demo test chaos lint bench looks dist schema lock clean
 
 demo: $(READY)
 	$(BIN)/certjob demo
@@ -30,6 +30,10 @@ lint: $(READY)
 # Ratios to a reference run beside it, in turns; BENCH_ARGS="--only night --mentors 100000" narrows it.
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks $(BENCH_ARGS)
+
+# Every message as pictures in build/looks, with contrasts and sizes. Needs Chromium (Debian: apt-get install chromium).
+looks: $(READY)
+	$(BIN)/python -m tests.looks $(LOOKS_ARGS)
 
 # What goes to production: one wheel, built by the locked hatchling, and the lock of what it needs.
 dist: $(READY)
@@ -59,4 +63,4 @@ lock:
 	$(COMPILE) --extra embedded --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
 
 clean:
-	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -200,8 +200,8 @@ class AlertReason(Enum):
         return {"nb": self.value.nb, "nn": self.value.nn, "en": self.value.en}[language]
 
     def for_mail(self, language: str) -> str:
-        """Return the reason and what follows, as a mail to a coordinator says it."""
-        return self.why(language) + _NEXT[self.value.next][language]
+        """Return the reason and what follows, as a mail to a coordinator says it; no hyphen ends a line."""
+        return (self.why(language) + _NEXT[self.value.next][language]).replace("-", "\N{NON-BREAKING HYPHEN}")
 
     def advise(
         self, *, resync: str = "", next_try: str = "", message: Literal["reminder", "digest"] = "reminder"

@@ -149,7 +149,7 @@ def test_nights_started_together_send_each_reminder_once(
         for thread in threads:
             thread.join(timeout=120)
 
-    recipients = Counter(message["To"] for message in Maildir(maildir))
+    recipients = Counter(message["Message-ID"] for message in Maildir(maildir))
     assert len(reports) == processes
     assert len(recipients) == 200
     assert set(recipients.values()) == {1}

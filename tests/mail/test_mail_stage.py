@@ -147,7 +147,10 @@ class TestSending:
         rows = facts.rows("SELECT id FROM cert_notification_log ORDER BY id")
         assert [envelope.rcpt_tos for envelope in mailbox.envelopes] == [["m0@example.org"], ["m1@example.org"]]
         messages = [parsed(envelope) for envelope in mailbox.envelopes]
-        assert [message["To"] for message in messages] == ["m0@example.org", "m1@example.org"]
+        assert [message["To"] for message in messages] == [
+            "Kari Nordmann <m0@example.org>",
+            "Kari Nordmann <m1@example.org>",
+        ]
         assert {message["Auto-Submitted"] for message in messages} == {"auto-generated"}
         assert [message["Message-ID"] for message in messages] == [
             f"<certjob-reminder-{row[0]}-0@hlf.example>" for row in rows

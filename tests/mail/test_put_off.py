@@ -68,8 +68,8 @@ def test_after_a_day_people_hear_of_it_once(connection: Connection, facts: Facts
 
     assert shown(connection) == [FULL]
     (page,) = pages
-    assert "* Kari (M1001), om sertifikatet" in page.text
-    assert "Kanskje er postkassen full. Vi prøver igjen automatisk. (452 4.2.2 mailbox full)" in page.text
+    assert "* Kari (M1001), gjelder sertifikatet" in page.text
+    assert "Kanskje er postkassen full. Vi prøver igjen automatisk (452 4.2.2 mailbox full)." in page.text
 
     night(connection, TODAY + timedelta(days=3), channel=(channel := CollectingChannel()))
 

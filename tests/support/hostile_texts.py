@@ -11,7 +11,20 @@ from html.parser import HTMLParser
 SPY = "spy@example.org"
 """Whom a smuggled header would send a copy to."""
 
-HEADERS = ["From", "To", "Subject", "Date", "Message-ID", "Auto-Submitted", "MIME-Version", "Content-Type"]
+HEADERS = [
+    "From",
+    "To",
+    "Subject",
+    "Date",
+    "Message-ID",
+    "Auto-Submitted",
+    "X-Auto-Response-Suppress",
+    "Content-Language",
+    "MIME-Version",
+    "Content-Type",
+]
+OPTIONAL_HEADERS = ["Reply-To", "List-Id"]
+"""Where the organisation's contact address is one; in a digest."""
 """All that a message has, each once."""
 
 LONGEST_LINE = 998
@@ -128,8 +141,8 @@ def read_mail(data: bytes, *, line_end: bytes = b"\r\n", utf8: bool = False) -> 
     assert max(map(len, lines)) <= LONGEST_LINE
     head = lines[: lines.index(b"")]
     names = [line.partition(b":")[0].decode() for line in head if line[:1] not in (b" ", b"\t")]
-    assert sorted(name for name in names if name != "Reply-To") == sorted(HEADERS)
-    assert names.count("Reply-To") <= 1  # where the organisation's contact address is one
+    assert sorted(name for name in names if name not in OPTIONAL_HEADERS) == sorted(HEADERS)
+    assert all(names.count(name) <= 1 for name in OPTIONAL_HEADERS)
     assert utf8 or data.isascii()
     message = email.message_from_string(data.decode(), policy=email.policy.default)
     assert isinstance(message, EmailMessage)
@@ -139,8 +152,9 @@ def read_mail(data: bytes, *, line_end: bytes = b"\r\n", utf8: bool = False) -> 
     defects = [*message["To"].defects, *message["Subject"].defects]
     assert [defect for defect in defects if not (utf8 and isinstance(defect, NonASCIILocalPartDefect))] == []
     assert message["Auto-Submitted"] == "auto-generated"
+    (recipient,) = message["To"].addresses
     text, html = (str(part.get_content()).replace("\r\n", "\n") for part in parts[1:])
-    return ReceivedMail(to=str(message["To"]), subject=str(message["Subject"]), text=text, html=html, page=Page(html))
+    return ReceivedMail(to=recipient.addr_spec, subject=str(message["Subject"]), text=text, html=html, page=Page(html))
 
 
 _ORDERS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")

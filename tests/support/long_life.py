@@ -161,7 +161,7 @@ class Life:
         message = email.message_from_bytes(getattr(envelope, "content", b""), policy=email.policy.default)
         assert isinstance(message, EmailMessage)
         assert getattr(envelope, "rcpt_tos", []) == [ADDRESS]
-        assert message["To"] == ADDRESS
+        assert message["To"].addresses[0].addr_spec == ADDRESS
         self.messages.append(message)
         log_id = message["Message-ID"].split("-")[2]
         rows = self.facts.rows("SELECT threshold_days FROM cert_notification_log WHERE id = %s", log_id)

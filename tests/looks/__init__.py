@@ -1,0 +1,1 @@
+"""How our mails look: every message as a picture, with contrasts and sizes."""

@@ -1,0 +1,91 @@
+"""`make looks`: every reminder and digest in three languages, at three widths, light and dark, as pictures."""
+
+import argparse
+import html
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from certjob.mail.messages import LANGUAGES, OUR_TEMPLATES, RenderedMessage, render_reminder
+from certjob.mail.messages.samples import sample_digests, sample_reminders
+from tests.looks.contrast import contrasts
+
+WIDTHS = (360, 600, 900)
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+SCHEMES = {"light": 1, "dark": 0}
+"""Chromium's numbers for what a reader prefers."""
+
+
+def main() -> int:
+    """Write the pictures; the exit code is 1 where a contrast is below AA, 2 without a browser."""
+    parser = argparse.ArgumentParser(prog="make looks")
+    parser.add_argument("--folder", type=Path, default=Path("build/looks"))
+    folder = parser.parse_args().folder
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        print("make looks needs Chromium (Debian: apt-get install chromium)", file=sys.stderr)
+        return 2
+    folder.mkdir(parents=True, exist_ok=True)
+    weak = 0
+    for name, message in messages():
+        size = len(message.html.encode())
+        for scheme in SCHEMES:
+            found = list(contrasts(message.html, dark=scheme == "dark"))
+            weak += sum(ratio < 4.5 for ratio, *_ in found)
+            lowest, colour, ground, _ = min(found)
+            take_picture(browser, message, folder / f"{name}-{scheme}.png", scheme=scheme)
+            print(f"{name:24} {scheme:5} {size / 1000:6.1f} kB  lowest contrast {lowest:5.2f}  {colour} on {ground}")
+    return 1 if weak else 0
+
+
+def messages() -> Iterator[tuple[str, RenderedMessage]]:
+    """Yield each situation with a name for its picture."""
+    for language in LANGUAGES:
+        sample = next(sample_reminders(language=language, slug=""))
+        for days_left in (60, 1, 0, -1, -14):
+            content = replace(
+                sample, full_name="Kari Nordmann", days_left=days_left, paused=days_left < 0, repeat=days_left == 0
+            )
+            yield f"reminder-{language}-{days_left}", render_reminder(content)
+        for name, words in zip(("full", "one-each", "long"), sample_digests(language), strict=False):
+            yield (
+                f"digest-{language}-{name}",
+                OUR_TEMPLATES.render("digest", language=language, slug="", words=words),
+            )
+
+
+def take_picture(browser: str, message: RenderedMessage, picture: Path, *, scheme: str) -> None:
+    """Show the page in frames of three widths, side by side: a window cannot be as narrow as a phone."""
+    frames = "".join(
+        f'<iframe srcdoc="{html.escape(message.html)}" style="width: {width}px; height: 4200px; border: 0"></iframe> '
+        for width in WIDTHS
+    )
+    page = f'<meta name="color-scheme" content="light dark"><body style="margin: 8px">{frames}'
+    with tempfile.TemporaryDirectory() as scratch:
+        document = Path(scratch, "page.html")
+        document.write_text(page, encoding="utf-8")
+        subprocess.run(
+            [
+                browser,
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--hide-scrollbars",
+                f"--user-data-dir={scratch}/profile",
+                f"--window-size={sum(WIDTHS) + 60},{4300 if 'digest' in picture.name else 1500}",
+                f"--blink-settings=preferredColorScheme={SCHEMES[scheme]}",
+                f"--screenshot={picture.resolve()}",
+                document.as_uri(),
+            ],
+            check=True,
+            capture_output=True,
+            timeout=120,
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
