@@ -1,5 +1,6 @@
 """``certjob reconcile``: the portal is read as a set, and only what differs is pushed."""
 
+import json
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from uuid import UUID, uuid4
@@ -15,6 +16,7 @@ from certjob.night.report import RunReport
 from certjob.portal import comparison
 from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
 from certjob.stopping import StopFlag
+from tests.conftest import Certjob
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import NoProgress, delivery, in_background, night
 from tests.support.portal_answers import Exchange, answer, error, hang, ok
@@ -680,3 +682,25 @@ class TestRaces:
         assert sum(portal.visible.values()) == 1
         (reason,) = report.reasons
         assert reason.startswith("1 mentor is locked by another session and not corrected (M1001)")
+
+
+class TestWhatIsKnownAfterwards:
+    """Where people look."""
+
+    def test_explain_says_when_the_portal_was_read_and_what_it_showed(
+        self, connection: Connection, facts: Facts, portal: PortalServer, certjob: Certjob
+    ) -> None:
+        """Of this mentor."""
+        shown, _hidden = mentors(facts, 2)
+        agreeing(connection, portal, [shown])
+        before = json.loads(certjob("explain", "M1001", "--json").stdout)["portal"]
+
+        reconcile(connection, portal, dry_run=True)
+        reconcile(connection, portal)
+
+        assert (before["read_at"], before["was_shown"]) == (None, None)
+        pages = [certjob("explain", number).stdout for number in ("M1001", "M1002")]
+        assert "the mentor was visible" in pages[0]
+        assert "the mentor was not visible" in pages[1]
+        document = json.loads(certjob("explain", "M1002", "--json").stdout)["portal"]
+        assert (document["read_at"][:4], document["was_shown"]) == (str(database.clock(connection).year), False)

@@ -114,11 +114,12 @@ def test_all_is_well(here: Certjob, complete: Facts, portal: PortalServer, tmp_p
         "last run",
         "organisations",
         "portal",
+        "portal reading",
         "mail",
         "templates",
         "metrics",
     ]
-    assert [(request.method, request.body) for request in portal.requests] == [("GET", b"")]
+    assert [(request.method, request.body) for request in portal.requests] == [("GET", b"")] * 2
     assert not (tmp_path / "maildir").exists()
 
 
@@ -134,7 +135,7 @@ def test_it_works_without_writing_anything(
     assert result.returncode == 1
     assert list(found(result)) == ["writable"]
     assert "fail: the database is read-only; use the primary" in found(result)["writable"][0]
-    assert result.stderr == "certjob check: 13 ok, 1 failed\n"
+    assert result.stderr == "certjob check: 14 ok, 1 failed\n"
 
 
 def test_the_document_has_a_verdict_a_message_and_a_next_step(here: Certjob, facts: Facts) -> None:
@@ -215,7 +216,7 @@ def test_without_a_database_the_rest_is_looked_at(here: Certjob, portal: PortalS
         "give a PostgreSQL URL or the word embedded, or name a file that does (--env-file)"
     ]
     assert said["schema"] == ["skip: not checked: CERTJOB_DATABASE_URL is not set"]
-    assert len(portal.requests) == 1
+    assert len(portal.requests) == 2
 
 
 def test_the_word_embedded_makes_no_database(here: Certjob, bare_environment: dict[str, str]) -> None:
@@ -253,7 +254,7 @@ def test_a_server_that_nobody_answers_at_is_out_of_reach(here: Certjob, portal: 
     assert result.returncode == 1
     assert said["database"][0].startswith("fail: the database cannot be reached")
     assert said["rights"] == ["skip: not checked: the database did not answer"]
-    assert len(portal.requests) == 1
+    assert len(portal.requests) == 2
 
 
 def test_a_schema_that_is_not_there_names_the_command(here: Certjob, empty_database_url: str) -> None:
@@ -672,6 +673,28 @@ def test_a_wrong_key_is_told_from_a_missing_function(here: Certjob, complete: Fa
     assert said.startswith("fail: the portal answered 401 unauthorized; check CERTJOB_PORTAL_KEY")
 
 
+@pytest.mark.parametrize(
+    ("behaviour", "code", "phrases"),
+    [
+        (answer(200, {"ok": True}), 2, ["too old to list contacts; deploy it again (docs/edge-function.md)"]),
+        (error(500, "misconfigured", message="no such column"), 2, ["misconfigured", "no such column"]),
+        (error(502, "dynamics_unavailable"), 1, ["502", "try `certjob check` again"]),
+        (answer(200, {"visible": []}), 1, ["not what the contract says"]),
+    ],
+)
+def test_a_function_that_takes_pushes_and_cannot_list(
+    here: Certjob, complete: Facts, portal: PortalServer, behaviour: Behaviour, code: int, phrases: list[str]
+) -> None:
+    """An older one, or one whose rights in Dynamics are too narrow; the next step is said."""
+    portal.then(answer(200, {"ok": True}), behaviour)
+
+    result = here("--json")
+
+    assert (result.returncode, list(found(result))) == (code, ["portal reading"])
+    for phrase in phrases:
+        assert phrase in found(result)["portal reading"][0]
+
+
 # Mail.
 
 
@@ -754,7 +777,7 @@ def test_a_webhook_is_not_called(here: Certjob, complete: Facts, portal: PortalS
 
     assert result.returncode == 0
     assert "ok    mail: a webhook (http), which only a message can try; --send-test ADDRESS sends one" in result.stdout
-    assert [request.method for request in portal.requests] == ["GET"]
+    assert [request.method for request in portal.requests] == ["GET"] * 2
 
 
 def test_a_test_message_is_sent_only_when_asked_for(here: Certjob, complete: Facts) -> None:

@@ -278,6 +278,10 @@ def portal_lines(story: MentorHistory) -> Iterator[PageLine]:
     else:
         text = f"the portal last confirmed: {_shown(bool(portal.confirmed))}, {story.moment(portal.confirmed_at)}"
         yield PageLine(text=text, bullet="- ", indent=2)
+    if has_portal and portal.read_at is not None and portal.was_shown is not None:
+        saw = "visible" if portal.was_shown else "not visible"
+        text = f"the portal was last read {story.moment(portal.read_at)}: the mentor was {saw}"
+        yield PageLine(text=text, bullet="- ", indent=2)
     if has_portal and person.contact_id is None:
         text = "there is no contact id: nothing can be pushed; add it in the app"
         yield PageLine(text=text, bullet="- ", indent=2, style="red")

@@ -1,15 +1,16 @@
 """`certjob check`: everything that a night depends on, each looked at even when an earlier one failed.
 
-It changes nothing: it reads the database, asks the portal's function for its GET, and goes as far with the mail server
-as a message would without sending one.
+It changes nothing: it reads the database, asks the portal's function whether it is there and for a page of what is
+visible, and goes as far with the mail server as a message would without sending one.
 """
 
 import difflib
 import html
 import os
 import ssl
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 from uuid import UUID, uuid4
 
 import psycopg
@@ -28,6 +29,8 @@ from certjob.views.check import as_coordinator
 from certjob.views.check.findings import Finding, Verdict, fail, failed_with, ok, skip, warn
 from certjob.views.check.in_database import LATER_CHECKS, check_database, read_organisations
 from certjob.views.check.templates import check_templates
+
+T = TypeVar("T")
 
 PORTAL_SECONDS = 30.0
 """A function that has slept all day takes a while to wake up."""
@@ -55,7 +58,10 @@ def check_everything(
     yield ok("time zone", f"{settings.time_zone}, where today is {settings.today}")
     organisations = yield from _check_database(settings)
     with_portal = None if organisations is None else [slug for slug, has_portal in organisations.items() if has_portal]
-    yield _check_portal(settings, problems=problems, with_portal=with_portal)
+    portal = _check_portal(settings, problems=problems, with_portal=with_portal)
+    yield portal
+    if portal.verdict is Verdict.OK and settings.portal_url is not None:
+        yield _check_reading(settings)
     yield _check_mail(settings, problems=problems)
     yield from check_templates(settings.templates_dir, slugs=organisations)
     yield from _check_monitoring(settings)
@@ -140,11 +146,6 @@ def _unanswered(error: psycopg.Error) -> Finding:
     return fail("database", f"it did not answer a question ({said})", next_step=step, exit_code=1)
 
 
-async def _probe_portal(service: HLFDynamicsSyncService) -> None:
-    async with service:
-        await service.probe()
-
-
 def _check_portal(settings: Settings, *, problems: list[str], with_portal: list[str] | None) -> Finding:
     """``with_portal`` are the organisations whose mentors it shows; None: not known."""
     if settings.portal_url is None or settings.portal_key is None:
@@ -152,8 +153,7 @@ def _check_portal(settings: Settings, *, problems: list[str], with_portal: list[
             return skip("portal", "its settings are wrong")
         return _check_unset_portal(with_portal)
     try:
-        key = settings.portal_key.get_secret_value()
-        run_alone(_probe_portal(HLFDynamicsSyncService(settings.portal_url, key, deadline_seconds=PORTAL_SECONDS)))
+        run_alone(_ask_portal(settings, HLFDynamicsSyncService.probe))
     except TransientPortalError as error:
         if error.status is not None and error.status < 300:
             step = "check that CERTJOB_PORTAL_URL is the function's own address"
@@ -165,6 +165,27 @@ def _check_portal(settings: Settings, *, problems: list[str], with_portal: list[
     except CertjobError as error:
         return failed_with("portal", error, exit_code=2)
     return ok("portal", "the function is there and took the key")
+
+
+def _check_reading(settings: Settings) -> Finding:
+    """Read the first page of what is visible: pushes may work while `certjob reconcile` cannot."""
+    try:
+        contacts = run_alone(_ask_portal(settings, HLFDynamicsSyncService.read_first_page))
+    except TransientPortalError as error:
+        step = "try `certjob check` again; see the function's log if it stays so"
+        return fail("portal reading", str(error), next_step=step, exit_code=1)
+    except CertjobError as error:
+        return failed_with("portal reading", error, exit_code=2)
+    number = "1 contact is" if len(contacts) == 1 else f"{len(contacts):,} contacts are"
+    return ok("portal reading", f"the function lists what is visible; {number} on the first page")
+
+
+async def _ask_portal(settings: Settings, question: Callable[[HLFDynamicsSyncService], Awaitable[T]]) -> T:
+    assert settings.portal_url is not None  # noqa: S101 - the caller has looked
+    assert settings.portal_key is not None  # noqa: S101 - goes with the address
+    key = settings.portal_key.get_secret_value()
+    async with HLFDynamicsSyncService(settings.portal_url, key, deadline_seconds=PORTAL_SECONDS) as service:
+        return await question(service)
 
 
 def _check_unset_portal(with_portal: list[str] | None) -> Finding:

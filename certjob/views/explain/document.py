@@ -117,6 +117,8 @@ def _portal(story: MentorHistory) -> dict[str, Any] | None:
         "wanted": story.person.wanted,
         "confirmed": portal.confirmed,
         "confirmed_at": portal.confirmed_at,
+        "read_at": portal.read_at,
+        "was_shown": portal.was_shown,
         "push": push if portal.status else None,
         "failure": failure if portal.failure_kind else None,
         "resolved_failures": portal.resolved_failures,

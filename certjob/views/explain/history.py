@@ -85,6 +85,10 @@ class Portal:
 
     confirmed: bool | None
     confirmed_at: datetime | None
+    read_at: datetime | None
+    """When the portal was last read; None: never."""
+    was_shown: bool | None
+    """Whether it showed the contact then; None: not read, or the mentor has no contact."""
     visible: bool | None
     """What is to be pushed; None: nothing is open."""
     status: str | None
