@@ -3,6 +3,7 @@
 import json
 from datetime import timedelta
 from pathlib import Path
+from uuid import UUID
 
 from tests.conftest import Certjob
 from tests.support.command_line import Finished, today
@@ -54,7 +55,7 @@ def test_a_person_gets_their_data_and_is_erased(certjob: Certjob, facts: Facts, 
 
         facts.rows("UPDATE mentors SET left_at = now() WHERE id = %s RETURNING id", mentor_id)
         run("resync", "M4711")
-        contact_id = facts.rows("SELECT dynamics_contact_id FROM mentors")[0][0]
+        contact_id = UUID(str(facts.rows("SELECT dynamics_contact_id FROM mentors")[0][0]))
         facts.rows("DELETE FROM mentors WHERE id = %s RETURNING id", mentor_id)
         run("run")
 
