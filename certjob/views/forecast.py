@@ -4,9 +4,10 @@ Only mentors whose next review lies within the time asked for are read; the rule
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
+from typing import Final
 from uuid import UUID, uuid4
 
 from certjob import database
@@ -17,6 +18,13 @@ from certjob.facts import reading
 from certjob.mail.reminders import CertificationReminderService
 from certjob.review.plan import CHUNK_SIZE, Problem, looks_at_everybody
 
+MEASURES: Final = ("expiries", "reminders", "pauses", "hides")
+"""What is counted: certificates that expire (the night after their last day stores it), reminders that become due for
+the first time, mentors whom certjob pauses, mentors whom the portal is asked to hide."""
+
+_Days = dict[str, Counter[date]]
+"""Counts by day, for each measure."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Week:
@@ -26,14 +34,8 @@ class Week:
     """Such as ``2026-W11``."""
     starts_on: date
     ends_on: date
-    expiries: int
-    """Certificates that expire: the night after their last day notes it."""
-    reminders: int
-    """Reminders that become due for the first time."""
-    pauses: int
-    """Mentors whom certjob pauses."""
-    hides: int
-    """Mentors whom the portal is asked to hide."""
+    counts: dict[str, int]
+    """By measure."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,15 +49,10 @@ class Forecast:
     problems: tuple[Problem, ...]
     """Mentors whose data break a rule; they are left out."""
 
-
-@dataclass(slots=True, kw_only=True)
-class _Days:
-    """Counts by day."""
-
-    expiries: Counter[date] = field(default_factory=Counter)
-    reminders: Counter[date] = field(default_factory=Counter)
-    pauses: Counter[date] = field(default_factory=Counter)
-    hides: Counter[date] = field(default_factory=Counter)
+    @property
+    def total(self) -> dict[str, int]:
+        """The counts of all weeks, by measure."""
+        return {measure: sum(week.counts[measure] for week in self.weeks) for measure in MEASURES}
 
 
 def make_forecast(
@@ -72,7 +69,7 @@ def make_forecast(
     counted as if somebody let it through.
     """
     until = date.fromordinal(min(today.toordinal() + days - 1, date.max.toordinal()))
-    counts = _Days()
+    counts: _Days = {measure: Counter() for measure in MEASURES}
     problems: list[Problem] = []
     done = 0
     with database.read_only_snapshot(connection):
@@ -131,16 +128,16 @@ def _count(
             decision, day = night.decision, night.day
             expired = sum(change.to_status is Status.EXPIRED for change in decision.transitions)
             if expired:
-                counts.expiries[day] += expired
+                counts["expiries"][day] += expired
             if decision.pause is PauseChange.OPEN:
-                counts.pauses[day] += 1
+                counts["pauses"][day] += 1
             if decision.push and not decision.visible:
-                counts.hides[day] += 1
+                counts["hides"][day] += 1
             if night.reminders:
                 due.update(((mentor.id, reminder), day) for reminder in night.reminders)
                 decisions.append(replace(decision, reminders=night.reminders))
     for key in reminders.find_new(decisions):
-        counts.reminders[due[key]] += 1
+        counts["reminders"][due[key]] += 1
     return problems
 
 
@@ -155,10 +152,7 @@ def _weeks(counts: _Days, today: date, until: date) -> Iterator[Week]:
             name=f"{year}-W{number:02}",
             starts_on=starts_on,
             ends_on=ends_on,
-            expiries=_sum(counts.expiries, days),
-            reminders=_sum(counts.reminders, days),
-            pauses=_sum(counts.pauses, days),
-            hides=_sum(counts.hides, days),
+            counts={measure: sum(by_day[day] for day in days) for measure, by_day in counts.items()},
         )
         if ends_on == until:
             return
@@ -167,7 +161,3 @@ def _weeks(counts: _Days, today: date, until: date) -> Iterator[Week]:
 
 def _sunday(day: date) -> int:
     return day.toordinal() + 7 - day.isoweekday()
-
-
-def _sum(counts: Counter[date], days: Sequence[date]) -> int:
-    return sum(counts[day] for day in days)

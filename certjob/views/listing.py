@@ -1,26 +1,18 @@
-"""Who has which certificate: one row each, with the status that the rules give it today, whatever was stored last.
+"""Who has which certificate: one row each, with the status that the rules give it today."""
 
-Read through a cursor, so that a million rows take no more memory than a thousand.
-"""
-
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date
-from typing import Any, Final
+from datetime import date, timedelta
+from typing import Final
 from uuid import UUID
-
-from psycopg.rows import class_row
 
 from certjob import database
 from certjob.database import Connection
 from certjob.domain import rules
-from certjob.domain.models import Certificate, Mentor, Organisation, Status
+from certjob.domain.models import Mentor, Status
 from certjob.facts import reading
 
-SHOWN_STATUSES: Final = tuple(status for status in Status if status is not Status.RECORDED)
-"""What a certificate can be today: the rules leave nothing merely recorded."""
-
-_ROWS_AT_ONCE: Final = 2_000
+_MENTORS_AT_ONCE: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,10 +22,16 @@ class Filter:
     statuses: frozenset[Status] = frozenset()
     """Empty: any."""
     within_days: int | None = None
-    """The last day is at most so many days away, ahead or past."""
+    """The last day is at most this many days away, before or after today."""
     organisation_id: UUID | None = None
     with_left: bool = False
-    """Mentors who have left, too."""
+    """Include mentors who have left."""
+    without_contact_id: bool = False
+    """Only mentors of an organisation with a portal who have no contact id."""
+    without_address: bool = False
+    """Only mentors without an e-mail address."""
+    without_certificate: bool = False
+    """Only active mentors who hold no certificate that counts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,122 +42,105 @@ class ListedCertificate:
     """The slug."""
     member_no: str
     full_name: str | None
-    kind: str
-    status: Status
+    kind: str | None
+    """None, as everything about the certificate: the mentor has none."""
+    status: Status | None
     """Today's, by the rules."""
-    issued_on: date
-    expires_on: date
-    days_left: int
+    issued_on: date | None
+    expires_on: date | None
+    days_left: int | None
     """Until the last day in force; negative after it."""
     pauses: tuple[str, ...]
-    """The reasons of the mentor's open pauses, as they are in the database now; empty: not paused."""
+    """The reasons of the mentor's open pauses, as stored; empty: not paused."""
     left: bool
     mentor_id: UUID
-    certificate_id: UUID
-
-
-def list_certificates(
-    connection: Connection, *, today: date, wanted: Filter, on_broken: Callable[[UUID], None] = lambda _: None
-) -> Generator[ListedCertificate, None, None]:
-    """Yield the certificates that are asked for, whose last day comes first; writes nothing, takes no lock.
-
-    All rows are of one moment. The cursor is closed when the iterator is. ``on_broken`` is told of each mentor who is
-    left out, because of more certificates or open pauses than certjob reads.
-    """
-    with database.read_only_snapshot(connection):
-        organisations = reading.organisations(
-            connection, None if wanted.organisation_id is None else [wanted.organisation_id]
-        )
-        where = {"organisation_id": wanted.organisation_id}
-        crowded = [row[0] for row in database.fetch(connection, "find_crowded_mentors", where)]
-        for mentor_id in crowded:
-            on_broken(mentor_id)
-        fewest, most = _bounds(wanted, organisations.values())
-        parameters = {
-            "today": today,
-            "organisation_id": wanted.organisation_id,
-            "with_left": wanted.with_left,
-            "fewest_days_left": fewest,
-            "most_days_left": most,
-            "crowded": crowded,
-        }
-        with connection.cursor(name="list_certificates", row_factory=class_row(_Row)) as cursor:
-            cursor.itersize = _ROWS_AT_ONCE
-            for row in cursor.execute(database.query("list_certificates"), parameters):
-                listed = row.listed(organisations[row.organisation_id], today)
-                if not wanted.statuses or listed.status in wanted.statuses:
-                    yield listed
+    certificate_id: UUID | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Row:
-    """One row of ``list_certificates``."""
+class Listing:
+    """What was asked for, the earliest last day first; mentors without a certificate stand before them all."""
 
-    id: UUID
-    mentor_id: UUID
-    organisation_id: UUID
-    member_no: str
-    full_name: str | None
-    left: bool
-    kind: str
-    issued_on: date
-    expires_on: date
-    revoked: bool
-    pauses: Sequence[str]
-    siblings: Sequence[Sequence[Any]] | None
-
-    def listed(self, organisation: Organisation, today: date) -> ListedCertificate:
-        """Ask the rules for the status."""
-        certificate = Certificate(
-            id=self.id, kind=self.kind, issued_on=self.issued_on, expires_on=self.expires_on, revoked=self.revoked
-        )
-        siblings = tuple(
-            Certificate(
-                id=UUID(row_id),
-                kind=self.kind,
-                issued_on=date.fromisoformat(issued_on),
-                expires_on=date.fromisoformat(expires_on),
-                revoked=revoked,
-            )
-            for row_id, issued_on, expires_on, revoked in self.siblings or ()
-        )
-        mentor = Mentor(
-            id=self.mentor_id,
-            member_no=self.member_no,
-            organisation=organisation,
-            left=self.left,
-            portal_visible=None,
-            certificates=(certificate, *siblings),
-            open_pauses=(),
-        )
-        return ListedCertificate(
-            organisation=organisation.slug,
-            member_no=self.member_no,
-            full_name=self.full_name,
-            kind=self.kind,
-            status=rules.status_of(certificate, siblings, mentor, today),
-            issued_on=self.issued_on,
-            expires_on=self.expires_on,
-            days_left=(self.expires_on - today).days,
-            pauses=tuple(self.pauses),
-            left=self.left,
-            mentor_id=self.mentor_id,
-            certificate_id=self.id,
-        )
+    rows: list[ListedCertificate]
+    broken: dict[UUID, str]
+    """Mentors who are left out, and why: they have more rows, or longer ones, than certjob reads."""
 
 
-def _bounds(wanted: Filter, organisations: Iterable[Organisation]) -> tuple[int | None, int | None]:
-    """Return the fewest and the most days left of what can be asked for; None: no bound."""
-    thresholds = [threshold for each in organisations for threshold in each.reminder_thresholds]
-    largest = max(thresholds, default=None)
-    fewest: int | None = None
-    most: int | None = None
-    if wanted.statuses:
-        bounds = [rules.days_left_bounds(status, largest_threshold=largest) for status in wanted.statuses]
-        lower, upper = [low for low, _ in bounds], [high for _, high in bounds]
-        fewest = None if None in lower else min(low for low in lower if low is not None)
-        most = None if None in upper else max(high for high in upper if high is not None)
-    if wanted.within_days is not None:
-        fewest = max(-wanted.within_days, fewest if fewest is not None else -wanted.within_days)
-        most = min(wanted.within_days, most if most is not None else wanted.within_days)
-    return fewest, most
+def list_certificates(connection: Connection, *, today: date, wanted: Filter) -> Listing:
+    """Return the certificates that are asked for. All rows are of one moment; writes nothing, takes no lock."""
+    rows: list[ListedCertificate] = []
+    broken: dict[UUID, str] = {}
+    with database.read_only_snapshot(connection):
+        for names, read in _read_chunks(connection, today=today, wanted=wanted):
+            broken |= read.broken
+            for mentor in read.mentors:
+                rows += _rows(mentor, names[mentor.id], today=today, wanted=wanted)
+    rows.sort(key=lambda row: (row.expires_on or date.min, row.organisation, row.member_no, row.kind, row.issued_on))
+    return Listing(rows=rows, broken=broken)
+
+
+def _read_chunks(
+    connection: Connection, *, today: date, wanted: Filter
+) -> Iterator[tuple[dict[UUID, str | None], reading.FactsRead]]:
+    """Yield mentors who may be asked for, in chunks: their names, and the facts."""
+    within = wanted.within_days
+    parameters = {
+        "organisation_id": wanted.organisation_id,
+        "with_left": wanted.with_left,
+        "without_contact_id": wanted.without_contact_id,
+        "without_address": wanted.without_address,
+        "first_day": None if within is None else today - timedelta(days=within),
+        "last_day": None if within is None else today + timedelta(days=within),
+        "limit": _MENTORS_AT_ONCE,
+    }
+    after = UUID(int=0)
+    while found := database.fetch(connection, "find_mentors_to_list", parameters | {"after": after}):
+        after = found[-1][0]
+        names = dict(found)
+        yield names, reading.read(connection, list(names), lock=False)
+
+
+def _rows(mentor: Mentor, name: str | None, *, today: date, wanted: Filter) -> Iterator[ListedCertificate]:
+    """Yield a mentor's certificates that are asked for; one row without any for a mentor who has none."""
+    active = not (mentor.left or mentor.open_pauses)
+    if wanted.without_certificate and not (active and rules.holds_nothing(mentor, today)):
+        return
+    statuses = rules.statuses(mentor, today)
+    pauses = tuple(sorted(pause.reason for pause in mentor.open_pauses))
+    for certificate in mentor.certificates:
+        days_left = (certificate.expires_on - today).days
+        status = statuses[certificate.id]
+        if wanted.statuses and status not in wanted.statuses:
+            continue
+        if wanted.within_days is not None and abs(days_left) > wanted.within_days:
+            continue
+        yield ListedCertificate(
+            organisation=mentor.organisation.slug,
+            member_no=mentor.member_no,
+            full_name=name,
+            kind=certificate.kind,
+            status=status,
+            issued_on=certificate.issued_on,
+            expires_on=certificate.expires_on,
+            days_left=days_left,
+            pauses=pauses,
+            left=mentor.left,
+            mentor_id=mentor.id,
+            certificate_id=certificate.id,
+        )
+    asks_for_mentors = wanted.without_contact_id or wanted.without_address or wanted.without_certificate
+    if not mentor.certificates and asks_for_mentors and not wanted.statuses and wanted.within_days is None:
+        yield ListedCertificate(
+            organisation=mentor.organisation.slug,
+            member_no=mentor.member_no,
+            full_name=name,
+            kind=None,
+            status=None,
+            issued_on=None,
+            expires_on=None,
+            days_left=None,
+            pauses=pauses,
+            left=mentor.left,
+            mentor_id=mentor.id,
+            certificate_id=None,
+        )

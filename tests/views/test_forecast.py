@@ -5,7 +5,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -13,18 +13,15 @@ from uuid import UUID
 
 import psycopg
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from rich.cells import cell_len
 
 from certjob import database
-from certjob.cli.pages.forecast import bar, chart_lines, print_forecast_csv, show_forecast, to_document
+from certjob.cli.pages.forecast import print_forecast_csv, show_forecast, to_document
 from certjob.database import Connection
 from certjob.domain import rules
 from certjob.domain.models import Decision, Mentor
-from certjob.views.forecast import Forecast, Week, make_forecast
+from certjob.views.forecast import MEASURES, Forecast, Week, make_forecast
 from tests.conftest import Certjob
-from tests.support.command_line import assert_one_line, on_terminal, run_in_process
+from tests.support.command_line import assert_one_line, on_terminal, run_in_process, without_escapes
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import CollectingChannel, night
 from tests.support.programmes import everything, random_programme
@@ -43,13 +40,13 @@ def week(**values: Any) -> Week:
         "name": "2026-W11",
         "starts_on": date(2026, 3, 9),
         "ends_on": date(2026, 3, 15),
-        **dict.fromkeys(("expiries", "reminders", "pauses", "hides"), 0),
     }
-    return Week(**defaults | values)
+    counts = {measure: values.pop(measure, 0) for measure in MEASURES}
+    return Week(**defaults | values, counts=counts)
 
 
-def counts(week: Week) -> tuple[int, int, int, int]:
-    return week.expiries, week.reminders, week.pauses, week.hides
+def counts(week: Week) -> tuple[int, ...]:
+    return tuple(week.counts.values())
 
 
 # It agrees with the nights.
@@ -93,12 +90,12 @@ def test_every_week_does_what_was_forecast(connection: Connection, facts: Facts,
 def test_a_reminder_that_the_log_has_is_not_forecast_again(connection: Connection, facts: Facts) -> None:
     """Sent or queued for that very date; a certificate extended in place is reminded about anew."""
     facts.certified_mentor(facts.organisation(portal=None, thresholds=[30, 20]), TODAY + timedelta(days=30))
-    assert sum(each.reminders for each in forecast(connection).weeks) == 2
+    assert sum(each.counts["reminders"] for each in forecast(connection).weeks) == 2
     night(connection, channel=CollectingChannel())
 
-    assert sum(each.reminders for each in forecast(connection).weeks) == 1
+    assert sum(each.counts["reminders"] for each in forecast(connection).weeks) == 1
     facts.connection.execute("UPDATE certificates SET expires_on = expires_on + 5")
-    assert sum(each.reminders for each in forecast(connection).weeks) == 2
+    assert sum(each.counts["reminders"] for each in forecast(connection).weeks) == 2
 
 
 def test_a_night_on_a_wrong_later_date_does_not_mislead_it(connection: Connection, facts: Facts) -> None:
@@ -189,92 +186,53 @@ def test_weeks_are_iso_weeks_and_cut_at_both_ends(
 # How it looks.
 
 
-def many_weeks(*, most: int = 120) -> list[Week]:
-    """A quarter of a year with numbers of every size, zero too."""
-    begins = [date(2026, 3, 9) + timedelta(days=7 * number) for number in range(13)]
-    return [
-        week(
-            name=f"2026-W{11 + number}",
-            starts_on=begin,
-            ends_on=begin + timedelta(days=6),
-            expiries=most * number // 12,
-            reminders=most * 5 * (12 - number) // 12,
-            pauses=number % 3,
-            hides=number % 2,
-        )
-        for number, begin in enumerate(begins)
-    ]
-
-
-@pytest.mark.parametrize("width", [36, 60, 80, 100, 200])
-@pytest.mark.parametrize("most", [1, 120, 4_000_000])
-def test_the_chart_is_no_wider_than_the_terminal(width: int, most: int) -> None:
-    """Bars get shorter, then go, then the last columns go: the numbers of expiries are always whole."""
-    weeks = many_weeks(most=most)
-
-    lines = [line.plain for line in chart_lines(weeks, width=width)]
-
-    assert all(cell_len(line) <= width for line in lines)
-    assert lines[0].split()[0] == "expiries"
-    for each, line in zip(weeks, lines[1:], strict=False):
-        assert f" {each.expiries:,}" in line
-    assert lines[-1].startswith("in all")
-    assert f" {sum(each.expiries for each in weeks):,}" in lines[-1]
-    assert any("█" in line for line in lines) is (width >= 80)
-
-
-def test_the_chart_reads_as_it_was_found_good() -> None:
-    """Word for word: numbers and bars under their headings, each with a scale of its own."""
-    weeks = [
+def test_a_page_reads_as_it_was_found_good() -> None:
+    """Word for word, on 80 columns: numbers under their headings, one bar, the totals, and the command for the names."""
+    weeks = (
         week(expiries=4, reminders=20, pauses=4),
         week(name="2026-W14", starts_on=date(2026, 3, 30), ends_on=date(2026, 4, 5), expiries=1, reminders=9),
         week(name="2026-W15", starts_on=date(2026, 4, 6), ends_on=date(2026, 4, 6)),
-    ]
-
-    assert [line.plain for line in chart_lines(weeks, width=80)] == [
-        "                    expiries            reminders           pauses",
-        "W11 9–15 Mar            4 ████████████     20 ████████████      4 ████████████",
-        "W14 30 Mar – 5 Apr      1 ███               9 █████▍            0",
-        "W15 6 Apr               0                   0                   0",
-        "in all                  5                  29                   4",
-    ]
-
-
-@given(st.integers(1, 10**6), st.integers(1, 10**6), st.integers(3, 30), st.booleans())
-def test_a_bar_is_as_long_as_its_number_and_never_nothing(one: int, other: int, width: int, blocks: bool) -> None:
-    """The largest fills the width; a larger number has no shorter bar; one is seen, zero is not."""
-    most = max(one, other)
-
-    def length(count: int) -> int:
-        text = bar(count, most=most, width=width, blocks=blocks)
-        assert len(text) == width
-        eighths = " ▏▎▍▌▋▊▉█"
-        return sum(8 if character == "#" else eighths.index(character) for character in text)
-
-    assert length(most) == 8 * width
-    assert 0 < length(min(one, other)) <= length(most)
-    assert length(0) == 0
-
-
-def test_a_terminal_without_blocks_gets_signs() -> None:
-    """One whose encoding is not UTF-8 shows no escape sequences for bars."""
-    lines = [line.plain for line in chart_lines([week(expiries=3)], width=80, blocks=False)]
-
-    assert "###" in lines[1]
-    assert "█" not in "".join(lines)
-
-
-def test_the_page_says_whose_nights_and_who(connection: Connection, facts: Facts) -> None:
-    """A heading with the number of nights, the chart, and the command that has the names."""
-    facts.certified_mentor(facts.organisation(portal=None), TODAY + timedelta(days=2))
+    )
     output, shown = terminal(80)
 
-    show_forecast(output, forecast(connection, days=6), organisation="hlf")
+    show_forecast(
+        output, Forecast(today=date(2026, 3, 9), until=date(2026, 4, 6), weeks=weeks, problems=()), organisation="hlf"
+    )
 
-    text = shown.getvalue()
-    assert text.startswith("The coming 6 nights for hlf, if nobody renews\n")
-    assert "`certjob list --status expiring --organisation hlf`" in text
-    assert "hides" not in text  # no portal, no column
+    lines = [line.rstrip() for line in without_escapes(shown.getvalue()).splitlines()]
+    assert lines == [
+        "The next 29 nights for hlf, if nobody renews",
+        "Week   Days            Expiries  Reminders  Pauses  Hides",
+        lines[2],
+        "W11    9–15 Mar               4         20       4      0  ━━━━━━━━━━━━━━━━━━━━━━━━",
+        "W14    30 Mar – 5 Apr         1          9       0      0  ━━━━━━",
+        "W15    6 Apr                  0          0       0      0",
+        lines[6],
+        "Total                         5         29       4      0",
+        "Whose certificates: `certjob list --status valid --status expiring --within 27 --organisation hlf`",
+    ]
+
+
+def test_nothing_to_come_is_a_sentence(connection: Connection, capsys: pytest.CaptureFixture[str]) -> None:
+    """And no table of zeros."""
+    output, shown = terminal(80)
+
+    show_forecast(output, forecast(connection), organisation=None)
+
+    assert (shown.getvalue(), capsys.readouterr().out) == ("", "Nothing in the next 90 nights.\n")
+
+
+def test_the_command_that_it_names_lists_those_who_expire(certjob: Certjob, facts: Facts) -> None:
+    """As many as it counted, beyond the largest threshold too."""
+    today = datetime.now(UTC).date()
+    organisation = facts.organisation(portal=None)
+    for days in (3, 88, 91, 200):
+        facts.certified_mentor(organisation, today + timedelta(days=days))
+
+    document = json.loads(certjob("forecast", "--json").stdout)
+    listed = certjob("list", "--status", "valid", "--status", "expiring", "--within", "88", "--csv").stdout
+
+    assert len(listed.splitlines()) - 1 == document["total"]["expiries"] == 2
 
 
 @pytest.mark.parametrize(("settings", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
@@ -288,21 +246,19 @@ def test_colour_only_on_a_terminal_that_wants_it(
     code, shown = on_terminal(["forecast"], environment=environment, folder=tmp_path, only=["stdout"])
 
     assert code == 0
-    assert "The coming 90 nights, if nobody renews" in shown
-    assert ("\x1b[31m" in shown) is coloured
+    assert "The next 90 nights, if nobody renews" in shown
+    assert ("\x1b[36m" in shown) is coloured
 
 
-def test_off_a_terminal_each_week_is_one_whole_line(certjob: Certjob, facts: Facts) -> None:
-    """With all four numbers; nothing on stderr, exit 0."""
+def test_off_a_terminal_it_is_csv(certjob: Certjob, facts: Facts) -> None:
+    """The same as with --csv; nothing on stderr, exit 0."""
     facts.certified_mentor(facts.organisation(portal=None), date(2025, 1, 1))
 
     result = certjob("forecast", "--days", "30")
 
-    lines = result.stdout.splitlines()
     assert (result.returncode, result.stderr) == (0, "")
-    assert len(lines) in (5, 6)
-    assert lines[0].endswith(": 1 expiry, 0 reminders, 1 pause, 0 hides")
-    assert all(line.endswith(": 0 expiries, 0 reminders, 0 pauses, 0 hides") for line in lines[1:])
+    assert result.stdout == certjob("forecast", "--days", "30", "--csv").stdout
+    assert result.stdout.splitlines()[1].endswith(",1,0,1,0")
 
 
 def test_csv_has_a_row_per_week(capsys: pytest.CaptureFixture[str]) -> None:

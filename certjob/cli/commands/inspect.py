@@ -1,7 +1,6 @@
 """The commands that tell: one mentor's whole story, who has which certificate, what the coming nights will do."""
 
-from contextlib import closing
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -9,9 +8,6 @@ from certjob.cli.help import LOOKING
 from certjob.cli.options import Csv, MentorArgument, OrganisationSlug
 from certjob.cli.session import Call, Commands
 from certjob.domain.models import Status
-
-if TYPE_CHECKING:
-    from uuid import UUID
 
 
 def _parse_status(word: str) -> Status:
@@ -71,6 +67,15 @@ def list_(
     ] = None,
     organisation: OrganisationSlug = None,
     with_left: Annotated[bool, typer.Option("--with-left", help="Include mentors who have left.")] = False,
+    without_contact_id: Annotated[
+        bool, typer.Option("--without-contact-id", help="Only portal mentors without a Dynamics contact id.")
+    ] = False,
+    without_address: Annotated[
+        bool, typer.Option("--without-address", help="Only mentors without an e-mail address.")
+    ] = False,
+    without_certificate: Annotated[
+        bool, typer.Option("--without-certificate", help="Only active mentors who hold no certificate that counts.")
+    ] = False,
     csv: Csv = False,
 ) -> int:
     """List who has which certificate, the earliest last day first. The options combine.
@@ -78,11 +83,11 @@ def list_(
     The status is what the rules say today, even if no run has stored it yet. Paused shows the pauses open right now.
     """
     from certjob.cli.pages import listing
+    from certjob.cli.terminal import plain
     from certjob.facts.lookup import find_organisation
     from certjob.views.listing import Filter, list_certificates
 
     _refuse_two_forms(csv=csv, json=call.json)
-    broken: list[UUID] = []
     with call.session(interruptible=True) as opened:
         today = opened.settings.today
         wanted = Filter(
@@ -90,19 +95,20 @@ def list_(
             within_days=within,
             organisation_id=find_organisation(opened.connection, organisation) if organisation else None,
             with_left=with_left,
+            without_contact_id=without_contact_id,
+            without_address=without_address,
+            without_certificate=without_certificate,
         )
-        rows = list_certificates(opened.connection, today=today, wanted=wanted, on_broken=broken.append)
-        with closing(rows):
-            if csv:
-                listing.print_list_csv(rows)
-            elif call.json:
-                listing.print_list_json(rows, today=today)
-            else:
-                listing.show_list(opened.output, rows)
-    for mentor_id in broken:
-        reason = "more than 200 certificates or open pauses; delete what is too much"
+        found = list_certificates(opened.connection, today=today, wanted=wanted)
+    if csv:
+        listing.print_list_csv(found.rows)
+    elif call.json:
+        plain.print_json(listing.to_document(found, today=today))
+    else:
+        listing.show_list(opened.output, found.rows)
+    for mentor_id, reason in found.broken.items():
         call.attention(f"mentor {mentor_id} is left out: {reason}")
-    return 3 if broken else 0
+    return 3 if found.broken else 0
 
 
 def forecast(

@@ -1,111 +1,88 @@
-"""The list as people and programs read it: a table on a terminal, whole lines off it, CSV, one JSON document."""
+"""The list as people and programs read it: a table on a terminal, CSV off it, one JSON document."""
 
-import sys
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from datetime import date
-from itertools import islice
-from typing import IO, Final
+from typing import Any, Final
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
+from rich.text import Text
 
 from certjob.cli.terminal.csv_output import print_csv
-from certjob.cli.terminal.lines import PageLine, keep_words_whole
-from certjob.cli.terminal.output import Output, clean
-from certjob.cli.terminal.plain import harmless, to_json
+from certjob.cli.terminal.output import Output, new_table
+from certjob.cli.terminal.plain import harmless
 from certjob.domain.models import OWN_PAUSE_REASON, Status
-from certjob.views.listing import ListedCertificate
+from certjob.views.listing import ListedCertificate, Listing
 
 COLUMNS: Final = (
     *("organisation", "member_no", "name", "kind", "status"),
     *("issued_on", "expires_on", "days_left", "paused", "left"),
 )
 MOST_ROWS: Final = 200
-"""A table on a terminal has so many rows; everything else has all."""
+"""A table on a terminal has at most this many rows; CSV and JSON have all."""
 
 _STYLES: Final = {
     Status.EXPIRED: "red",
     Status.REVOKED: "red",
-    Status.EXPIRING: "yellow",
+    Status.EXPIRING: "bold",
     Status.RENEWED: "dim",
     Status.UPCOMING: "dim",
 }
-_KEPT_IN_MEMORY: Final = 1 << 20
-"""Bytes of a JSON document; a longer one waits in a temporary file until it is whole."""
 
 
-def show_list(output: Output, rows: Iterator[ListedCertificate]) -> None:
-    """Print a table of the first rows on a terminal, all of them off it: one line each, tabs between its cells."""
+def show_list(output: Output, rows: Sequence[ListedCertificate]) -> None:
+    """Print a table of the first rows on a terminal, CSV of all of them off it."""
     if not output.on_terminal:
-        _print_lines("\t".join(_plain(row)) for row in rows)
+        print_list_csv(rows)
         return
-    shown = list(islice(rows, MOST_ROWS))
-    if not shown:
+    if not rows:
         output.result("No certificate fits.")
         return
+    shown = rows[:MOST_ROWS]
     several = len({row.organisation for row in shown}) > 1
-    table = _table(shown, several=several)
-    if keep_words_whole(output.out, table):
-        output.out.print(table)
-    else:
-        output.show_lines(_page_line(row, several=several) for row in shown)
-    if next(rows, None) is None:
-        output.result(f"{len(shown):,} {'certificate' if len(shown) == 1 else 'certificates'}")
-    else:
-        output.result("… and more; narrow it with --status, --within and --organisation, or take all with --csv")
-
-
-def _table(rows: Iterable[ListedCertificate], *, several: bool) -> Table:
-    """The rows under headings; with the organisation where there are several."""
-    table = Table(box=SIMPLE_HEAD, show_edge=False, expand=False)
-    for heading in ("Last day", "Days left", "Status"):
-        table.add_column(heading, no_wrap=True, justify="right" if heading == "Days left" else "left")
-    for heading in ("Member", "Name", "Kind", *(("Organisation",) if several else ()), "Paused"):
-        table.add_column(heading, overflow="fold")
-    for row in rows:
-        cells = [row.expires_on, row.days_left, row.status, row.member_no, row.full_name or "", row.kind]
+    some_paused = any(map(_paused, shown))
+    table = new_table("Last day", ">Days left", "Status", "Member", "Name", "Kind")
+    for heading, wanted in (("Organisation", several), ("Paused", some_paused)):
+        if wanted:
+            table.add_column(heading, overflow="fold")
+    for row in shown:
+        cells: list[object] = [row.expires_on, days_left_words(row.days_left)]
+        cells += [Text(row.status or "none", style=_STYLES.get(row.status, "") if row.status else "red")]
+        cells += [row.member_no, row.full_name or "", row.kind or ""]
         cells += [row.organisation] if several else []
-        table.add_row(*map(clean, [*cells, _paused(row)]), style=_STYLES.get(row.status, ""))
-    return table
+        cells += [_paused(row)] if some_paused else []
+        table.add_row(*(cell if isinstance(cell, Text) else harmless(cell or "") for cell in cells))
+    output.out.print(table)
+    if len(rows) > MOST_ROWS:
+        output.result(f"… and {len(rows) - MOST_ROWS:,} more; --csv prints all of them")
+    else:
+        output.result(f"{len(rows):,} {'certificate' if len(rows) == 1 else 'certificates'}")
 
 
-def _page_line(row: ListedCertificate, *, several: bool) -> PageLine:
-    """The same for a narrow terminal."""
-    name = row.member_no if row.full_name is None else f"{row.full_name} ({row.member_no})"
-    who = ", ".join([name, row.kind, *((row.organisation,) if several else ())])
-    paused = _paused(row)
-    text = harmless(f"{row.expires_on} {row.status}: {who}" + (f"; paused: {paused}" if paused else ""))
-    return PageLine(text=text, bullet="- ", style=_STYLES.get(row.status, ""))
+def days_left_words(days: int | None) -> str:
+    """Return how far away a last day is, in a column of such.
+
+    >>> days_left_words(26392), days_left_words(0), days_left_words(-299)
+    ('26,392', 'today', '299 ago')
+    """
+    if days is None:
+        return ""
+    return "today" if days == 0 else f"{days:,}" if days > 0 else f"{-days:,} ago"
 
 
 def print_list_csv(rows: Iterable[ListedCertificate]) -> None:
-    """Print all rows as CSV, as they are read."""
+    """Print all rows as CSV."""
     print_csv(COLUMNS, (_cells(row) for row in rows))
 
 
-def print_list_json(rows: Iterable[ListedCertificate], *, today: date) -> None:
-    """Print one JSON document, once all rows are read: one that breaks off in the middle would be none."""
-    with tempfile.SpooledTemporaryFile(max_size=_KEPT_IN_MEMORY, mode="w+", encoding="utf-8", newline="") as spool:
-        head = to_json({"outcome": "ok", "today": today, "certificates": []}).removesuffix("]\n}")
-        spool.write(head)
-        separator = "\n    "
-        for row in rows:
-            spool.write(separator + to_json(_document(row), indent=None))
-            separator = ",\n    "
-        spool.write("\n  ]\n}\n" if separator.startswith(",") else "]\n}\n")
-        spool.seek(0)
-        _copy(spool)
-
-
-def _copy(spool: IO[str]) -> None:
-    while piece := spool.read(1 << 16):
-        sys.stdout.write(piece)
-
-
-def _print_lines(lines: Iterable[str]) -> None:
-    for line in lines:
-        sys.stdout.write(line + "\n")
+def to_document(listing: Listing, *, today: date) -> dict[str, Any]:
+    """Return the list as a JSON document."""
+    broken = [{"mentor_id": mentor_id, "reason": reason} for mentor_id, reason in listing.broken.items()]
+    return {
+        "outcome": "attention" if broken else "ok",
+        "today": today,
+        "certificates": [asdict(row) for row in listing.rows],
+        "problems": broken,
+    }
 
 
 def _paused(row: ListedCertificate) -> str:
@@ -114,37 +91,16 @@ def _paused(row: ListedCertificate) -> str:
     return ", ".join([*reasons, *(["has left"] if row.left else [])])
 
 
-def _plain(row: ListedCertificate) -> Iterator[str]:
-    return (harmless(cell) for cell in _cells(row))
-
-
 def _cells(row: ListedCertificate) -> tuple[object, ...]:
     return (
         row.organisation,
         row.member_no,
         row.full_name or "",
-        row.kind,
-        str(row.status),
-        row.issued_on,
-        row.expires_on,
-        row.days_left,
+        row.kind or "",
+        str(row.status or ""),
+        row.issued_on or "",
+        row.expires_on or "",
+        "" if row.days_left is None else row.days_left,
         "; ".join(row.pauses),
         "yes" if row.left else "",
     )
-
-
-def _document(row: ListedCertificate) -> dict[str, object]:
-    return {
-        "organisation": row.organisation,
-        "member_no": row.member_no,
-        "full_name": row.full_name,
-        "kind": row.kind,
-        "status": row.status,
-        "issued_on": row.issued_on,
-        "expires_on": row.expires_on,
-        "days_left": row.days_left,
-        "pauses": row.pauses,
-        "left": row.left,
-        "mentor_id": row.mentor_id,
-        "certificate_id": row.certificate_id,
-    }

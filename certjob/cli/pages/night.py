@@ -3,11 +3,10 @@
 from collections.abc import Iterator, Sequence
 from datetime import date
 
-from rich.table import Table
-
-from certjob.cli.terminal.lines import PageLine, keep_words_whole
-from certjob.cli.terminal.output import Output, clean
+from certjob.cli.terminal.lines import PageLine
+from certjob.cli.terminal.output import Output, clean, new_table
 from certjob.cli.terminal.plain import harmless
+from certjob.domain.explanations import threshold_words
 from certjob.domain.models import PauseChange, Status
 from certjob.night.report import PlannedChange, RunReport
 from certjob.night.resync import MentorState
@@ -29,16 +28,15 @@ def show_plan(output: Output, report: RunReport) -> None:
 
 
 def _show_changes(output: Output, changes: Sequence[PlannedChange], *, today: date) -> None:
-    """Print a table, a line for each mentor where the terminal is too narrow for it."""
-    table = Table(title=f"What `certjob run` would do on {today}", title_justify="left", expand=False)
-    for heading in ("Mentor", "Organisation", "Certificates", "Pause", "Reminder", "Portal"):
-        table.add_column(heading, overflow="fold")
+    """Print a table, one row per mentor."""
+    table = new_table(
+        *("Mentor", "Organisation", "Certificates", "Pause", "Reminder", "Portal"),
+        title=f"What `certjob run` would do on {today}",
+    )
     for change in changes:
-        table.add_row(*(clean(cell) for cell in _planned_cells(change)))
-    if keep_words_whole(output.out, table):
-        output.out.print(table)
-        return
-    output.show_lines([PageLine(head=str(table.title), text=""), *(_planned_page_line(change) for change in changes)])
+        hides = change.decision.pause is PauseChange.OPEN or (change.decision.push and not change.decision.visible)
+        table.add_row(*map(clean, _planned_cells(change)), style="red" if hides else "")
+    output.out.print(table)
 
 
 def show_totals(output: Output, report: RunReport) -> None:
@@ -49,16 +47,11 @@ def show_totals(output: Output, report: RunReport) -> None:
         return
     names = {"run": "Night", "reconcile": "Comparison with the portal"}
     what = "Plan" if report.dry_run and report.command == "run" else names.get(report.command, "Delivery")
-    title = f"{what} of {report.today}"
-    table = Table(title=title, title_justify="left", show_header=False)
-    table.add_column()
-    table.add_column()
+    table = new_table("", "", title=f"{what} of {report.today}")
+    table.show_header = False
     for name, figures in rows:
         table.add_row(name, figures)
-    if keep_words_whole(output.out, table):
-        output.out.print(table)
-    else:
-        output.show_lines([PageLine(head=title, text=""), *(PageLine(text=": ".join(row), indent=2) for row in rows)])
+    output.out.print(table)
 
 
 def show_differences(output: Output, report: RunReport) -> None:
@@ -97,7 +90,7 @@ def _planned_cells(change: PlannedChange) -> tuple[str, ...]:
         for transition in decision.transitions
     )
     pause = {PauseChange.OPEN: "pause", PauseChange.LIFT: "lift", None: ""}[decision.pause]
-    reminders = ", ".join(_threshold_words(reminder.threshold_days) for reminder in change.new_reminders)
+    reminders = ", ".join(_reminder_words(reminder.threshold_days) for reminder in change.new_reminders)
     if reminders and not change.has_address:
         reminders += " (no e-mail address)"
     portal = ("show" if decision.visible else "hide") if decision.push else ""
@@ -115,14 +108,8 @@ def _planned_line(change: PlannedChange) -> str:
     return f"{organisation} {member_no}: " + "; ".join(part for part in parts if part)
 
 
-def _planned_page_line(change: PlannedChange) -> PageLine:
-    return PageLine(text=harmless(_planned_line(change)), bullet="- ")
-
-
-def _threshold_words(days: int) -> str:
-    if days == 0:
-        return "on the day"
-    return f"{days} d before" if days > 0 else f"{-days} d after"
+def _reminder_words(days: int) -> str:
+    return threshold_words(days) if days else "on the last day"
 
 
 def _totals(report: RunReport) -> Iterator[tuple[str, str]]:

@@ -3,11 +3,10 @@
 from collections.abc import Iterator, Sequence
 from datetime import datetime, tzinfo
 
-from rich.table import Table
 from rich.text import Text
 
 from certjob.cli.terminal.lines import PageLine, unbroken
-from certjob.cli.terminal.output import Output, clean
+from certjob.cli.terminal.output import Output, clean, new_table
 from certjob.cli.terminal.plain import harmless
 from certjob.outbox.open_work import OpenWork
 from certjob.views.status import Run, SystemStatus
@@ -83,9 +82,7 @@ class _Page:
     ) -> None:
         """Print a table; the cells of the column ``styled`` are outcomes, in their colours."""
         self._output.out.print()
-        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-        for number, heading in enumerate(headings):
-            table.add_column(heading, justify="right" if number in numbers else "left", overflow="fold")
+        table = new_table(*(f">{heading}" if at in numbers else heading for at, heading in enumerate(headings)))
         for row in rows or [("none", *[""] * (len(headings) - 1))]:
             table.add_row(
                 *(Text(cell, _OUTCOMES.get(cell, "")) if at == styled else clean(cell) for at, cell in enumerate(row))

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -23,7 +24,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from certjob.cli.terminal.lines import PageLine, keep_words_whole, wrap
+from certjob.cli.terminal.lines import PageLine, wrap
 from certjob.cli.terminal.logs import logs_steps, writes_json
 from certjob.cli.terminal.plain import harmless, print_result
 
@@ -114,28 +115,25 @@ class TerminalProgress:
         return advance
 
 
+def new_table(*headings: str, title: str | None = None) -> Table:
+    """Return an empty table in the one style that all have; a heading that begins with ``>`` is over numbers."""
+    table = Table(
+        box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), title=title, title_justify="left"
+    )
+    table.title_style = "bold"
+    for heading in headings:
+        number = heading.startswith(">")
+        table.add_column(heading.removeprefix(">"), justify="right" if number else "left", overflow="fold")
+    return table
+
+
 def show_rows(output: Output, headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table on a terminal, tab-separated lines off it."""
     if not output.on_terminal:
         for row in rows:
             print_result("\t".join(harmless(cell) for cell in row))
         return
-    records = list(rows)
-    table = Table()
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
-    for record in records:
-        table.add_row(*(clean(cell) for cell in record))
-    if keep_words_whole(output.out, table):
-        output.out.print(table)
-    else:
-        output.show_lines(_record_lines(headings, records))
-
-
-def _record_lines(headings: Sequence[str], records: Iterable[Sequence[object]]) -> Iterator[PageLine]:
-    """Yield the rows of a table that has no room: the first cell, and under it the others with their headings."""
-    for record in records:
-        yield PageLine(head=harmless(record[0]), text="")
-        for heading, cell in zip(headings[1:], record[1:], strict=True):
-            if cell != "":
-                yield PageLine(text=f"{heading}: {harmless(cell)}", indent=2)
+    table = new_table(*headings)
+    for row in rows:
+        table.add_row(*map(clean, row))
+    output.out.print(table)

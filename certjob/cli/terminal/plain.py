@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import sys
 from datetime import date
@@ -47,7 +48,7 @@ def print_error(command: str, message: str, *, error: BaseException | None = Non
         _log(logging.ERROR, line, command=command, event="failed", error=error)
         return
     trace = traceback_lines(error) if error is not None else ()
-    print(f"{command}: {line}", *trace, sep="\n", file=sys.stderr)  # noqa: T201
+    print(_coloured(f"{command}: {line}", "31"), *trace, sep="\n", file=sys.stderr)  # noqa: T201
 
 
 def print_attention(command: str, message: str) -> None:
@@ -70,7 +71,15 @@ def _say(level: int, command: str, message: str, *, event: str, prefix: str = ""
     if writes_json():
         _log(level, line, command=command, event=event)
         return
-    print(f"{command}: {prefix}{line}", file=sys.stderr)  # noqa: T201
+    text = f"{command}: {prefix}{line}"
+    print(_coloured(text, "35") if level >= logging.WARNING else text, file=sys.stderr)  # noqa: T201
+
+
+def _coloured(text: str, colour: str) -> str:
+    """Return a line that a person sees among others; in colours that can be read on black and on white."""
+    if not sys.stderr.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb":
+        return text
+    return f"\x1b[1;{colour}m{text}\x1b[0m"
 
 
 def _one_line(message: str) -> str:
