@@ -189,11 +189,14 @@ def report_of(*people: Mentor) -> RunReport:
 @pytest.mark.parametrize(
     ("person", "line"),
     [
-        (mentor(expiring_in(-1)), "hlf M1001: certificates: expired; pause: pause; reminder: 1 d after; portal: hide"),
-        (mentor(expiring_in(7)), "hlf M1001: certificates: expiring; reminder: 7 d before"),
+        (
+            mentor(expiring_in(-1)),
+            "hlf M1001: certificates: expired; pause: pause; reminder: 1 day after; portal: hide",
+        ),
+        (mentor(expiring_in(7)), "hlf M1001: certificates: expiring; reminder: 7 days before"),
         (
             mentor(expiring_in(0), organisation=organisation(slug="nhf", thresholds=[0], has_portal=False)),
-            "nhf M1001: certificates: expiring; reminder: on the day",
+            "nhf M1001: certificates: expiring; reminder: on the last day",
         ),
         (
             mentor(
@@ -374,7 +377,7 @@ def test_rows_are_tabs_off_a_terminal_and_a_table_on_it(capsys: pytest.CaptureFi
     show_rows(output, ("Name", "Number"), rows)
 
     assert capsys.readouterr().out == "a b\t1\n[x]\tNone\n"
-    assert "│ [x]  │ None   │" in shown()
+    assert "[x]   None" in shown()
     assert "Number" in shown()
 
 

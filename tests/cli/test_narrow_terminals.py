@@ -12,8 +12,8 @@ from tests.support.nights import night
 
 WORDS = {
     "status": {"Last", "runs", "attention", "waits", "hides", "reminders", "digests", "Oldest", "Mentors"},
-    "organisation list": {"hlf", "Likepersonforbundet", "dynamics", "kursleder", "Coordinators", "Mentors"},
-    "list": {"expired", "Zebulon", "Østenfjellheim", "likeperson", "kursleder", "Likepersonforbundet"},
+    "organisation list": {"hlf", "Personforbundet", "dynamics", "Thresholds", "Coordinators", "Mentors"},
+    "list": {"expired", "Zebulon", "Østenfjellheim", "likeperson", "kursleder", "Personforbundet"},
     "run --dry-run --allow-earlier-date": {"mentors", "certificates", "reminders", "portal", "pending"},
     "db status": {"0001_facts", "0005_one_call_per_contact", "Applied"},
 }
@@ -24,7 +24,7 @@ def environment(
     database_url: str, connection: Connection, facts: Facts, bare_environment: dict[str, str]
 ) -> dict[str, str]:
     """Two organisations with long words, and a night that could not push."""
-    for slug in ("hlf", "likepersonforbundet"):
+    for slug in ("hlf", "personforbundet"):
         organisation = facts.organisation(slug, optional_kinds=["kursleder"])
         mentor = facts.certified_mentor(organisation, TODAY, full_name="Zebulon Østenfjellheim")
         facts.certificate(mentor, TODAY, kind="kursleder")

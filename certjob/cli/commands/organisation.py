@@ -188,7 +188,7 @@ def organisation_list(
     if call.json:
         plain.print_json({"outcome": "ok", "organisations": [asdict(row) for row in rows]})
         return 0
-    headings = ("Slug", "Name", "Portal", "Thresholds", "Optional kinds", "Coordinators", "Mentors")
+    headings = ("Slug", "Name", "Portal", "Thresholds", ">Coordinators", ">Mentors")
     console.show_rows(
         opened.output,
         headings,
@@ -197,9 +197,8 @@ def organisation_list(
                 row.slug,
                 row.name,
                 row.portal or "none",
-                ",".join(map(str, row.thresholds)) or "none",
-                ", ".join(row.optional_kinds),
-                ", ".join(row.coordinators),
+                ", ".join(map(str, row.thresholds)) or "none",
+                f"{len(row.coordinators)}",
                 f"{row.mentors:,}",
             )
             for row in rows

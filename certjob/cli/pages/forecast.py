@@ -10,7 +10,7 @@ from certjob.cli.terminal.csv_output import print_csv
 from certjob.cli.terminal.output import Output, new_table
 from certjob.views.forecast import MEASURES, Forecast
 
-LONGEST_BAR: Final = 24
+LONGEST_BAR: Final = 16
 """Cells; the table has room for it on 80 columns."""
 
 
@@ -32,9 +32,8 @@ def show_forecast(output: Output, forecast: Forecast, *, organisation: str | Non
     for week, bar in zip(forecast.weeks, bars, strict=True):
         cells = (Text(f"{count:,}", style="" if count else "dim") for count in week.counts.values())
         table.add_row(week.name[5:], _days(week.starts_on, week.ends_on), *cells, Text(bar, style="cyan"))
-    table.add_section()
     table.add_row("Total", "", *(f"{count:,}" for count in forecast.total.values()), "", style="bold")
-    output.out.print(table)
+    output.show_table(table)
     if days > 1 and forecast.total["expiries"]:
         narrowed = f" --organisation {organisation}" if organisation else ""
         command = f"certjob list --status valid --status expiring --within {days - 2}{narrowed}"

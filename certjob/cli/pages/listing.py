@@ -8,8 +8,7 @@ from typing import Any, Final
 from rich.text import Text
 
 from certjob.cli.terminal.csv_output import print_csv
-from certjob.cli.terminal.output import Output, new_table
-from certjob.cli.terminal.plain import harmless
+from certjob.cli.terminal.output import Output, clean, new_table
 from certjob.domain.models import OWN_PAUSE_REASON, Status
 from certjob.views.listing import ListedCertificate, Listing
 
@@ -40,8 +39,8 @@ def show_list(output: Output, rows: Sequence[ListedCertificate]) -> None:
     shown = rows[:MOST_ROWS]
     several = len({row.organisation for row in shown}) > 1
     some_paused = any(map(_paused, shown))
-    table = new_table("Last day", ">Days left", "Status", "Member", "Name", "Kind")
-    for heading, wanted in (("Organisation", several), ("Paused", some_paused)):
+    table = new_table("Last day", ">Days", "Status", "Member", "Name", "Kind")
+    for heading, wanted in (("Org", several), ("Paused", some_paused)):
         if wanted:
             table.add_column(heading, overflow="fold")
     for row in shown:
@@ -50,8 +49,8 @@ def show_list(output: Output, rows: Sequence[ListedCertificate]) -> None:
         cells += [row.member_no, row.full_name or "", row.kind or ""]
         cells += [row.organisation] if several else []
         cells += [_paused(row)] if some_paused else []
-        table.add_row(*(cell if isinstance(cell, Text) else harmless(cell or "") for cell in cells))
-    output.out.print(table)
+        table.add_row(*(cell if isinstance(cell, Text) else clean(cell or "") for cell in cells))
+    output.show_table(table)
     if len(rows) > MOST_ROWS:
         output.result(f"… and {len(rows) - MOST_ROWS:,} more; --csv prints all of them")
     else:

@@ -36,7 +36,7 @@ def _show_changes(output: Output, changes: Sequence[PlannedChange], *, today: da
     for change in changes:
         hides = change.decision.pause is PauseChange.OPEN or (change.decision.push and not change.decision.visible)
         table.add_row(*map(clean, _planned_cells(change)), style="red" if hides else "")
-    output.out.print(table)
+    output.show_table(table)
 
 
 def show_totals(output: Output, report: RunReport) -> None:
@@ -51,7 +51,7 @@ def show_totals(output: Output, report: RunReport) -> None:
     table.show_header = False
     for name, figures in rows:
         table.add_row(name, figures)
-    output.out.print(table)
+    output.show_table(table)
 
 
 def show_differences(output: Output, report: RunReport) -> None:

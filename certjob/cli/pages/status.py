@@ -87,7 +87,7 @@ class _Page:
             table.add_row(
                 *(Text(cell, _OUTCOMES.get(cell, "")) if at == styled else clean(cell) for at, cell in enumerate(row))
             )
-        self._output.out.print(table)
+        self._output.show_table(table)
 
     def _last_good(self) -> str:
         good = self._status.last_good_run

@@ -7,6 +7,8 @@ from typing import Final
 
 from rich.cells import cell_len
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 from rich.text import Text
 
 _GLUE: Final = "\ue000"
@@ -84,3 +86,32 @@ def _wrapped(console: Console, line: PageLine) -> Iterator[Text]:
         piece.plain = piece.plain.replace(_GLUE, " ")
         piece.rstrip()
         yield Text(margin + (" " * len(line.bullet) if number else line.bullet)).append_text(piece)
+
+
+_LONGEST_WORDS: Final = (24, 18, 12, 10)
+"""A longer word in a cell may be broken, so that it does not cost the other columns their room: the first that fits."""
+
+
+def keep_words_whole(console: Console, table: Table) -> None:
+    """Share the console's width out among the columns: each first gets room for its longest word, if there is any.
+
+    Left to itself Rich narrows the widest columns first, down to single letters.
+    """
+    options = console.options.update(max_width=1_000_000)
+    cells = [
+        [Measurement.get(console, options, cell) for cell in (column.header, *column.cells)] for column in table.columns
+    ]
+    most = [max(cell.maximum for cell in column) for column in cells]
+    room = console.width - (Measurement.get(console, options, table).maximum - sum(most))
+    for longest in _LONGEST_WORDS:
+        least = [max(min(cell.minimum, longest) for cell in column) for column in cells]
+        if sum(least) <= room:
+            break
+    else:
+        return
+    spare = room - sum(least)
+    needs = sorted((most[at] - least[at], at) for at in range(len(most)))
+    for position, (need, at) in enumerate(needs):  # whoever needs little gets it, the others share what is left
+        share = min(need, spare // (len(needs) - position))
+        table.columns[at].width = least[at] + share
+        spare -= share

@@ -24,7 +24,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from certjob.cli.terminal.lines import PageLine, wrap
+from certjob.cli.terminal.lines import PageLine, keep_words_whole, wrap
 from certjob.cli.terminal.logs import logs_steps, writes_json
 from certjob.cli.terminal.plain import harmless, print_result
 
@@ -60,6 +60,14 @@ class Output:
         """Print lines on a terminal, wrapped between words."""
         for text in wrap(self.out, lines):
             self.out.print(text, soft_wrap=True)
+
+    def show_table(self, table: Table) -> None:
+        """Print a table on a terminal, no word of it broken where the terminal has the room."""
+        keep_words_whole(self.out, table)
+        if table.title is not None:
+            self.out.print(Text(str(table.title), style="bold"))
+            table.title = None
+        self.out.print(table)
 
     @contextmanager
     def progress(self) -> Iterator["TerminalProgress"]:
@@ -117,10 +125,7 @@ class TerminalProgress:
 
 def new_table(*headings: str, title: str | None = None) -> Table:
     """Return an empty table in the one style that all have; a heading that begins with ``>`` is over numbers."""
-    table = Table(
-        box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), title=title, title_justify="left"
-    )
-    table.title_style = "bold"
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), title=title)
     for heading in headings:
         number = heading.startswith(">")
         table.add_column(heading.removeprefix(">"), justify="right" if number else "left", overflow="fold")
@@ -136,4 +141,4 @@ def show_rows(output: Output, headings: Sequence[str], rows: Iterable[Sequence[o
     table = new_table(*headings)
     for row in rows:
         table.add_row(*map(clean, row))
-    output.out.print(table)
+    output.show_table(table)
