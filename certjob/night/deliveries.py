@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
 from typing import Any, Protocol
@@ -185,14 +185,11 @@ class Deliveries:
 
     def _missing_portal(self) -> StageStop | None:
         open_work = read_open_work(self._connection)
-        number = open_work["portal_hides"].open + open_work["portal_shows"].open
-        if not number:
-            return None
-        missing = "CERTJOB_PORTAL_URL is not set"
-        self._portal.record_stage_end(missing, code=FailureCode.NO_URL)
-        rest = "1 push stays pending" if number == 1 else f"{number:,} pushes stay pending"
-        reason = f"{missing}; {rest if number else 'nothing was pushed'}"
-        return StageStop(stage="portal", code="no_url", reason=reason)
+        pushes = open_work["portal_hides"].open + open_work["portal_shows"].open
+        stays = _no_url("portal", "CERTJOB_PORTAL_URL", [(pushes, "push", "pushes")])
+        if stays is not None:
+            self._portal.record_stage_end("CERTJOB_PORTAL_URL is not set", code=FailureCode.NO_URL)
+        return stays
 
     async def _send_mail(self, database: DatabaseThread, stopped: asyncio.Event, *, ends_at: float) -> None:
         """Reminders, then digests: what a digest tells of is then as new as can be."""
@@ -242,16 +239,17 @@ class Deliveries:
 
     def _missing_channel(self) -> StageStop | None:
         open_work = read_open_work(self._connection)
-        pending = [
-            _counted(open_work["reminders"].pending, "reminder", "reminders"),
-            _counted(open_work["digests"].pending, "digest", "digests"),
-        ]
-        what = " and ".join(text for text in pending if text)
-        if not what:
-            return None
-        stays = "stays" if what.startswith("1 ") and " and " not in what else "stay"
-        return StageStop(stage="mail", code="no_url", reason=f"CERTJOB_NOTIFY_URL is not set; {what} {stays} pending")
+        reminders = (open_work["reminders"].pending, "reminder", "reminders")
+        digests = (open_work["digests"].pending, "digest", "digests")
+        return _no_url("mail", "CERTJOB_NOTIFY_URL", [reminders, digests])
 
 
-def _counted(number: int, singular: str, plural: str) -> str:
-    return f"{number:,} {singular if number == 1 else plural}" if number else ""
+def _no_url(stage: str, setting: str, waiting: Sequence[tuple[int, str, str]]) -> StageStop | None:
+    """Return the end of a stage without its URL; None: nothing waits for it."""
+    what = " and ".join(
+        f"{number:,} {singular if number == 1 else plural}" for number, singular, plural in waiting if number
+    )
+    stay = "stays" if sum(number for number, _, _ in waiting) == 1 else "stay"
+    return (
+        StageStop(stage=stage, code="no_url", reason=f"{setting} is not set; {what} {stay} pending") if what else None
+    )

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import date, datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -18,6 +18,11 @@ from certjob.review.plan import LOCKED, MAY_STAY_VISIBLE, ReviewCounts
 _MOST_REASONS = 5
 """So many lines about mentors that are broken; the JSON document has each with its reason."""
 _OTHER_REASONS = "other reasons; --json has them"
+_WORDS = {
+    LOCKED: ("mentor was skipped", "mentors were skipped"),
+    MAY_STAY_VISIBLE: ("mentor may stay visible", "mentors may stay visible"),
+}
+"""For mentors with a reason of everybody's; the others are broken."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,15 +195,7 @@ class RunReport:
                 "without_certificate": review.without_certificate,
             }
             document["certificates"] = {
-                str(status): review.transitions[status]
-                for status in (
-                    Status.VALID,
-                    Status.EXPIRING,
-                    Status.EXPIRED,
-                    Status.RENEWED,
-                    Status.REVOKED,
-                    Status.UPCOMING,
-                )
+                str(status): review.transitions[status] for status in Status if status is not Status.RECORDED
             }
         if self.command == "reconcile":
             reading = self.comparison.reading if self.comparison is not None else None
@@ -232,8 +229,7 @@ class RunReport:
         if self.review is not None:
             counts["queued"] = self.review.reminders_queued
         if self.command != "resync":
-            mail = self.reminders or MailCounts()
-            counts |= {"sent": mail.sent, "failed": mail.failed, "cancelled": mail.cancelled, "lost": mail.lost}
+            counts |= asdict(self.reminders or MailCounts())
         return counts | {"pending": self.reminders_pending}
 
     def _portal(self) -> dict[str, int]:
@@ -276,28 +272,19 @@ def _differing(comparison: Comparison, locked: Sequence[Difference]) -> list[str
 
 
 def _named(review: ReviewCounts) -> list[str]:
-    """The mentors that need a person, by id; many are cut to the first few (the JSON document has all)."""
+    """The mentors that need a person, by id and reason; many are cut to the first few (the JSON document has all)."""
+    by_reason: dict[str, list[UUID]] = {}
+    for problem in review.problems:
+        by_reason.setdefault(problem.reason, []).append(problem.mentor_id)
+    broken = [reason for reason in by_reason if reason not in _WORDS]
+    if len(broken) > _MOST_REASONS:
+        others = [by_reason.pop(reason) for reason in broken[_MOST_REASONS - 1 :]]
+        by_reason[_OTHER_REASONS] = [mentor_id for ids in others for mentor_id in ids]
     lines = []
-    broken = [problem for problem in review.problems if problem.mentor_id in review.broken]
-    reasons = list(dict.fromkeys(problem.reason for problem in broken))
-    if len(reasons) > _MOST_REASONS:
-        said, reasons = reasons[: _MOST_REASONS - 1], [*reasons[: _MOST_REASONS - 1], _OTHER_REASONS]
-        broken = [p if p.reason in said else replace(p, reason=_OTHER_REASONS) for p in broken]
-    kinds = (
-        ([p for p in review.problems if p.reason == LOCKED], "mentor was skipped", "mentors were skipped"),
-        *(([p for p in broken if p.reason == reason], "mentor is broken", "mentors are broken") for reason in reasons),
-        (
-            [p for p in review.problems if p.reason == MAY_STAY_VISIBLE],
-            "mentor may stay visible",
-            "mentors may stay visible",
-        ),
-    )
-    for problems, singular, plural in kinds:
-        if problems:
-            names = ", ".join(str(problem.mentor_id) for problem in problems[:5])
-            more = f" and {len(problems) - 5:,} more" if len(problems) > 5 else ""
-            count = f"1 {singular}" if len(problems) == 1 else f"{len(problems):,} {plural}"
-            lines.append(f"{count} ({problems[0].reason}): {names}{more}")
+    for reason, ids in by_reason.items():
+        words = _WORDS.get(reason, ("mentor is broken", "mentors are broken"))
+        names = ", ".join(map(str, ids[:5])) + (f" and {len(ids) - 5:,} more" if len(ids) > 5 else "")
+        lines += [f"{count} ({reason}): {names}" for count in _counted(len(ids), *words)]
     return lines
 
 

@@ -1,5 +1,5 @@
 -- name: read_clock
--- The database's own clock, which wishes carry: to tell those of before from those that come meanwhile.
+-- The database's own clock, by which rows are dated: to tell those of before from those that come meanwhile.
 SELECT clock_timestamp()
 
 -- name: lock_tables_to_read

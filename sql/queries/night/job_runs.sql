@@ -5,7 +5,7 @@ VALUES (%(id)s, %(command)s, %(today)s, %(organisation)s, %(host)s, %(version)s)
 
 -- name: heal_wrong_clock
 -- No delay and no lease is longer than a day: what is due beyond that was written by a server whose clock was wrong, and
--- would wait for months. It is due now, with its token: whoever claims it says that it may be a repeat. The day of a wish
+-- would wait for months. It is due now, with its token: whoever claims it says that it may be a repeat. The time of a value
 -- goes back as well, so that it is an alert in its time. A row that another session holds is left for the next run.
 WITH pushes AS (
     SELECT id

@@ -1,7 +1,7 @@
 -- name: queue_portal_events
--- A new wish replaces an open one: version + 1 tells a call in flight that its value is old. While a live lease is held
--- its token and time stay, so that no second call starts beside the first. The same value again is as old a wish as it
--- was: alerts show the oldest first. In mentor order, as everybody who locks several.
+-- A new value replaces an open one: version + 1 tells a call in flight that its value is old. While a live lease is held
+-- its token and time stay, so that no second call starts beside the first. The same value again keeps its time:
+-- alerts show the oldest first. In mentor order, as everybody who locks several.
 INSERT INTO portal_sync_events AS e (mentor_id, visible, run_id)
 SELECT n.mentor_id, n.visible, %(run_id)s
 FROM unnest(%(mentor_ids)b::uuid[], %(visible)b::boolean[]) AS n (mentor_id, visible)
@@ -29,9 +29,9 @@ FROM portal_sync_events
 WHERE id = %(id)s AND status <> 'withdrawn' AND NOT (status = 'delivered' AND version >= %(version)s)
 
 -- name: reopen_portal_events
--- Everything that is open is due now, as a new wish would be: what was blocked, too, whatever its retry time. version + 1
+-- Everything that is open is due now, as a new value would be: what was blocked, too, whatever its retry time. version + 1
 -- tells a call in flight that it does not settle this. In one statement, which waits for nobody: what another session
--- holds just now (the app corrects a contact) is counted and said.
+-- has locked (the app corrects a contact) is counted and said.
 WITH open AS MATERIALIZED (
     SELECT id
     FROM portal_sync_events
