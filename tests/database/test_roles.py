@@ -73,6 +73,7 @@ class TestHappyPath:
                     CERTJOB_PORTAL_KEY=portal.key,
                     CERTJOB_NOTIFY_URL=f"maildir:{tmp_path / 'mail'}",
                     CERTJOB_MAIL_FROM="post@hlf.example",
+            CERTJOB_METRICS_FILE=str(tmp_path / "certjob.prom"),
                 )
                 assert result.returncode == code, (arguments, result)
                 done.append(" ".join(arguments))
