@@ -42,10 +42,12 @@ def read_metrics(connection: Connection, *, today: date) -> bytes:
         runs = database.fetch(connection, "read_run_metrics", into=_LastRun)
         open_work = read_open_work(connection)
         now = database.clock(connection)
+        readings = database.fetch(connection, "read_last_portal_reading")
         failures = database.fetch(connection, "read_oldest_failure")
         failed_reminders = database.fetch_value(connection, "count_failed_reminders", {"today": today})
         failed_digests = database.fetch_value(connection, "count_failed_digests")
     _describe_runs(registry, runs)
+    _describe_reading(registry, readings)
     _describe_open_work(registry, open_work, now_seconds=now.timestamp())
     unresolved = Gauge(
         "certjob_unresolved_failures", "Portal pushes that failed and have not succeeded since.", registry=registry
@@ -80,6 +82,25 @@ def _describe_runs(registry: CollectorRegistry, runs: list[_LastRun]) -> None:
             outcome.labels(run.command, possible).set(possible == run.outcome)
         for what, name, number in _items(run.counts):
             items.labels(run.command, what, name).set(number)
+
+
+def _describe_reading(registry: CollectorRegistry, readings: list[tuple[Any, ...]]) -> None:
+    """What the portal showed when it was last read; nothing as long as it never was."""
+    for read_at, differences in readings:
+        when = Gauge(
+            "certjob_portal_read_timestamp_seconds",
+            "When what the portal shows was last read to its end.",
+            registry=registry,
+        )
+        when.set(read_at.timestamp())
+        found = Gauge(
+            "certjob_portal_differences",
+            "What that reading found to be otherwise than certjob wants, before anything was corrected.",
+            ["what"],
+            registry=registry,
+        )
+        for what, number in differences.items():
+            found.labels(what).set(number)
 
 
 def _items(counts: dict[str, Any]) -> Iterator[tuple[str, str, float]]:

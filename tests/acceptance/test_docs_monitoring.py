@@ -6,10 +6,13 @@ import json
 import re
 from datetime import date
 from pathlib import Path
+from uuid import uuid4
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from certjob import database
 from certjob.database import Connection
+from certjob.portal.comparison import Comparison, Reading, store
 from certjob.views.check import as_coordinator, everything, in_database, templates
 from certjob.views.metrics import read_metrics
 from tests.support.command_line import run_in_process
@@ -28,6 +31,8 @@ def test_every_metric_is_in_the_table(connection: Connection, facts: Facts) -> N
     """And the page and the alert rules name no others."""
     facts.certified_mentor(facts.organisation(), date(2025, 1, 1))
     night(connection)
+    reading = Reading(read_at=database.clock(connection), pages=1, visible=[])
+    store(connection, Comparison(reading=reading), run_id=uuid4())
     written = {
         family.name
         for family in text_string_to_metric_families(read_metrics(connection, today=date(2026, 3, 10)).decode())

@@ -1,6 +1,7 @@
 """``certjob reconcile``: the portal is read as a set, and only what differs is pushed."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from uuid import UUID, uuid4
@@ -16,6 +17,7 @@ from certjob.night.report import RunReport
 from certjob.portal import comparison
 from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
 from certjob.stopping import StopFlag
+from certjob.views.metrics import read_metrics
 from tests.conftest import Certjob
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import NoProgress, delivery, in_background, night
@@ -704,3 +706,26 @@ class TestWhatIsKnownAfterwards:
         assert "the mentor was not visible" in pages[1]
         document = json.loads(certjob("explain", "M1002", "--json").stdout)["portal"]
         assert (document["read_at"][:4], document["was_shown"]) == (str(database.clock(connection).year), False)
+
+    def test_the_metrics_have_the_last_reading(
+        self, connection: Connection, facts: Facts, portal: PortalServer
+    ) -> None:
+        """Before the first one they say nothing of it; afterwards, what was found."""
+        contacts = mentors(facts, 3, expired=1)
+        agreeing(connection, portal, contacts)
+        portal.visible |= {contacts[0]: True, contacts[1]: False, uuid4(): True}
+        before = read_metrics(connection, today=TODAY).decode()
+
+        reconcile(connection, portal)
+
+        metrics = read_metrics(connection, today=TODAY).decode()
+        assert "certjob_portal" not in before
+        found = dict(re.findall(r'^certjob_portal_differences\{what="(\w+)"\} (\S+)$', metrics, flags=re.MULTILINE))
+        assert {name: float(number) for name, number in found.items()} == {
+            "shown_wrongly": 1,
+            "hidden_wrongly": 1,
+            "unknown": 1,
+            "accepted": 0,
+            "contradictory": 0,
+        }
+        assert "certjob_portal_read_timestamp_seconds" in metrics

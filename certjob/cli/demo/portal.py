@@ -1,4 +1,4 @@
-"""A local stand-in of the portal's Edge Function: its answers to a push, with cold starts, throttling and outages."""
+"""A local stand-in of the portal's Edge Function: pushes and a list, with cold starts, throttling and outages."""
 
 import json
 import secrets
@@ -65,6 +65,13 @@ class DemoPortal:
             self.slowest_seconds = max(self.slowest_seconds, time.monotonic() - began_at)
         return status, document
 
+    def list_visible(self, authorization: str | None) -> Answer:
+        """Return what the portal shows, all of it on one page."""
+        if not secrets.compare_digest((authorization or "").encode(), f"Bearer {self.key}".encode()):
+            return _refusal(401, "unauthorized", "the key is missing or wrong")
+        with self._lock:
+            return 200, {"visible": [str(each) for each, shown in self.visible.items() if shown], "next": None}
+
     def _push(self, wish: dict[str, Any]) -> Answer:
         contact_id, visible = UUID(wish["contact_id"]), wish["visible"]
         if self.is_down:
@@ -102,7 +109,13 @@ class _Handler(BaseHTTPRequestHandler):
         """Push one value."""
         body = self.rfile.read(int(self.headers["Content-Length"]))
         key = self.headers.get("Idempotency-Key", "")
-        status, document = self._portal.answer(self.headers.get("Authorization"), key, body)
+        self._send(*self._portal.answer(self.headers.get("Authorization"), key, body))
+
+    def do_GET(self) -> None:
+        """List what is visible."""
+        self._send(*self._portal.list_visible(self.headers.get("Authorization")))
+
+    def _send(self, status: int, document: dict[str, Any]) -> None:
         content = json.dumps(document).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")

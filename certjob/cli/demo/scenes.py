@@ -33,7 +33,7 @@ from certjob.domain.addresses import parse_sender
 from certjob.errors import EXIT_CODES
 from certjob.facts import lookup
 from certjob.mail.channels.maildir import MaildirChannel
-from certjob.night import nightly, resync
+from certjob.night import nightly, reconcile, resync
 from certjob.night.deliveries import Delivery
 from certjob.night.nightly import NightOptions
 from certjob.night.report import RunReport
@@ -54,6 +54,10 @@ _ACTIVE: Final = (
     "SELECT m.dynamics_contact_id, m.left_at IS NULL AND NOT EXISTS ("
     "    SELECT FROM mentor_pauses AS p WHERE p.mentor_id = m.id AND p.lifted_at IS NULL"
     ") FROM mentors AS m WHERE m.dynamics_contact_id IS NOT NULL"
+)
+_SOME_MENTOR: Final = (
+    "SELECT dynamics_contact_id FROM mentors AS m WHERE dynamics_contact_id IS NOT NULL AND portal_visible IS {}"
+    " AND review_on < 'infinity' ORDER BY member_no LIMIT 1"
 )
 _RUNS: Final = (
     "SELECT as_of, command, outcome, coalesce(counts #>> '{mentors,reviewed}', '0'),"
@@ -100,12 +104,12 @@ class Demonstration:
 
     def delivery(self) -> Delivery:
         """Return the ways out: real HTTP to the stand-in, a real Maildir."""
-
-        def make_target() -> HLFDynamicsSyncService:
-            return HLFDynamicsSyncService(self.portal.url, self.portal.key, deadline_seconds=CALL_DEADLINE_SECONDS)
-
         channel = MaildirChannel(self.maildir, sender=parse_sender(SENDER))
-        return Delivery(make_target=make_target, channel=channel, mail_from=SENDER, zone=ZONE)
+        return Delivery(make_target=self.portal_client, channel=channel, mail_from=SENDER, zone=ZONE)
+
+    def portal_client(self) -> HLFDynamicsSyncService:
+        """Return the portal's client, as the commands make it."""
+        return HLFDynamicsSyncService(self.portal.url, self.portal.key, deadline_seconds=CALL_DEADLINE_SECONDS)
 
     def run(
         self, connection: Connection, progress: TerminalProgress, *, today: date, dry_run: bool = False
@@ -283,6 +287,27 @@ def two_at_once(demo: Demonstration) -> None:
     demo.compare_portal()
 
 
+def hand_edit(demo: Demonstration) -> None:
+    """After night 5: somebody edits the portal by hand, and nothing in the database knows."""
+    demo.heading(f"After night 5, {demo.night(5)}: somebody edits the portal by hand")
+    (shown,) = demo.fetch(_SOME_MENTOR.format("FALSE"))
+    (hidden,) = demo.fetch(_SOME_MENTOR.format("TRUE"))
+    demo.portal.visible[shown], demo.portal.visible[hidden] = True, False
+    demo.compare_portal()
+    demo.say("No run would notice: everything was confirmed. `certjob reconcile` reads what the portal shows:")
+    with demo.output.progress() as progress:
+        report = reconcile.reconcile(
+            demo.connection,
+            options=reconcile.ReconcileOptions(today=demo.night(5)),
+            make_reader=demo.portal_client,
+            delivery=demo.delivery(),
+            stop=demo.stop,
+            progress=progress,
+        )
+    demo.show_report("certjob reconcile", report)
+    demo.compare_portal()
+
+
 def wrong_clock(demo: Demonstration) -> None:
     """The guard holds back what a clock that is a year ahead would do."""
     wrong = demo.night(5) + timedelta(days=365)
@@ -330,6 +355,7 @@ SCENES: Final = (
     recovery,
     renewal,
     two_at_once,
+    hand_edit,
     wrong_clock,
     one_message,
     summary,

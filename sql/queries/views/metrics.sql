@@ -26,3 +26,7 @@ LEFT JOIN LATERAL (
     ORDER BY finished_at DESC
     LIMIT 1
 ) AS succeeded ON true
+
+-- name: read_last_portal_reading
+-- When the portal was last read, and how many differences there were of each kind.
+SELECT read_at, differences FROM portal_last_reading
