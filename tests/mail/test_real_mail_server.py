@@ -2,6 +2,7 @@
 
 import email
 import email.policy
+import json
 import re
 from collections.abc import Iterator
 from datetime import date, timedelta
@@ -18,7 +19,7 @@ from certjob.mail import stage as mail_stage
 from certjob.mail.message import OutgoingMessage
 from certjob.outbox.retry import constant
 from tests.conftest import Certjob
-from tests.support.command_line import Finished
+from tests.support.command_line import Finished, today
 from tests.support.cutting_proxy import Place, cutting_proxy
 from tests.support.exim import LOGIN, MISSING, PROGRAM, Exim, exim
 from tests.support.facts import TODAY, Facts
@@ -362,3 +363,35 @@ def test_after_three_nights_without_a_mail_server_each_mentor_has_one_message(
         ("over", -1, "sent", False),
         ("renewed", 7, "cancelled", False),
     ]
+
+
+# Mails that come back
+
+
+def test_a_mail_that_exim_returns_is_an_alert_and_goes_to_the_corrected_address(
+    server: Exim, certjob: Certjob, facts: Facts, tmp_path: Path
+) -> None:
+    """Exim takes it, finds nobody of that name, and reports it to the envelope's sender."""
+    organisation = facts.organisation("nhf", portal=None)
+    facts.certified_mentor(organisation, today() + timedelta(days=5), email="kari@example.org")
+    settings = {
+        "CERTJOB_NOTIFY_URL": f"smtp://127.0.0.1:{server.port}",
+        "CERTJOB_MAIL_FROM": "post@example.org",
+        "CERTJOB_BOUNCE_ADDRESS": "bounces@example.org",
+    }
+    server.know_nobody("kari")
+    assert certjob("run", **settings).returncode == 0
+    (report,) = server.delivered(1)
+    (tmp_path / "report.eml").write_bytes(report)
+
+    read = certjob("bounces", str(tmp_path / "report.eml"), "--json")
+
+    assert parsed(report)["Envelope-to"] == "bounces@example.org"
+    assert json.loads(read.stdout)["bounced"] == 1, report.decode()
+    alerts = certjob("alerts")
+    assert alerts.returncode == 3
+    assert "the mail came back (5.0.0); correct the e-mail address" in alerts.stdout
+    server.behave()
+    facts.connection.execute("UPDATE mentors SET email = 'kari.n@example.org'")
+    assert certjob("deliver", **settings).returncode == 0
+    assert [message["Envelope-to"] for message in arrived(server, 1)] == ["kari.n@example.org"]

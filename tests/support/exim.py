@@ -58,6 +58,11 @@ begin acl
 STAGES
 
 begin routers
+nobody:
+  driver = redirect
+  condition = ${if and{{exists{FOLDER/answers/unknown}}{eq{$local_part}{${readfile{FOLDER/answers/unknown}{}}}}}}
+  allow_fail
+  data = :fail: 550 5.1.1 nobody of that name
 everybody:
   driver = accept
   transport = folder
@@ -128,6 +133,10 @@ class Exim:
     def answer(self, stage: str, answer: str) -> None:
         """Let every session hear this at the stage, from now on."""
         (self.folder / "answers" / stage).write_text(answer)
+
+    def know_nobody(self, local_part: str) -> None:
+        """Take mail for this recipient, and return it to its envelope sender."""
+        (self.folder / "answers" / "unknown").write_text(local_part)
 
     def behave(self) -> None:
         """Answer as a good server again."""
