@@ -100,6 +100,7 @@ RUN = expected(
     reminders=REMINDERS,
     portal=PORTAL,
     digests=DIGESTS,
+    mail_waits_until=None,
     problems=None,
     held=None,
     stopped=None,
@@ -165,7 +166,7 @@ def test_the_document_of_a_delivery_leaves_out_the_review(here: Certjob) -> None
 
     assert result.returncode == 0
     assert shape(document_of(result)) == expected(
-        reminders=REMINDERS[1:], portal=PORTAL[1:], digests=DIGESTS, stopped=None
+        reminders=REMINDERS[1:], portal=PORTAL[1:], digests=DIGESTS, mail_waits_until=None, stopped=None
     )
 
 
@@ -578,6 +579,7 @@ def test_every_command_takes_its_settings_from_a_file_if_asked(
         "preview": ["M1"],
         "explain": ["M1"],
         "load": ["x.csv"],
+        "bounces": ["reports.mbox"],
         "set": ["hlf"],
         "show": ["hlf"],
     }

@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 from certjob.cli.demo import people as demo_people
 from certjob.database import migrations
 from certjob.stopping import StopFlag
+from tests.support.bounces import postfix
 from tests.support.command_line import SECRET
 from tests.support.docs import read_section
 from tests.support.docs_world import MORNING, NIGHT, View, World, cron, terminal
@@ -173,6 +174,27 @@ def your_own_templates(world: World) -> Iterator[View]:
     yield cron({"CERTJOB_MAIL_FROM": "HLF <likeperson@hlf.example>"})
 
 
+def mails_come_back(world: World) -> Iterator[View]:
+    """One report of each kind."""
+    mentor = world.facts.mentor(world.facts.organisation(), email="kari@example.org")
+    ((log_id,),) = world.facts.rows(
+        "INSERT INTO cert_notification_log (mentor_id, threshold_days, cert_id, expires_on, status)"
+        " VALUES (%s, 7, gen_random_uuid(), '2026-03-17', 'sent') RETURNING id",
+        mentor,
+    )
+    sent = f"<certjob-reminder-{log_id}-0@example.org>"
+    reports = (
+        postfix(sent, "kari@example.org"),
+        postfix(sent, "kari@example.org", action="delayed"),
+        postfix("<4711@shop.example>", "kari@example.org"),
+        b"Hello",
+    )
+    (world.folder / "reports.mbox").write_bytes(
+        b"".join(b"From - Tue Mar 10 08:00:07 2026\n" + each + b"\n" for each in reports)
+    )
+    yield terminal()
+
+
 def rules(world: World) -> Iterator[View]:
     hlf = world.facts.organisation()
     world.coordinator(hlf)
@@ -321,6 +343,7 @@ SCENES: dict[str, Callable[[World], Iterator[View]]] = {
     "Before a run: check": before_a_run,
     "After a run: status": after_a_run,
     "Trying them": your_own_templates,
+    "Mails that come back": mails_come_back,
     "Rules per organisation": rules,
     "The portal is down": portal_is_down,
     "The portal refuses the key": key_is_wrong,
