@@ -15,6 +15,7 @@ from certjob.cli.app import app
 from certjob.database import Connection
 from certjob.database.connection_errors import explain_refusal
 from tests.chaos.cluster import Cluster
+from tests.support.bounces import postfix
 from tests.support.command_line import assert_one_line, run_in_process
 from tests.support.facts import TODAY, Facts
 from tests.support.own_server import data_folder
@@ -44,7 +45,7 @@ def environment(standby: str, bare_environment: dict[str, str], tmp_path: Path) 
 
 WRITES = (
     *("run", "deliver", "deliver --all", "resync M1001", "alerts --retry-all", "db prune --older-than 3y"),
-    *("load people.csv", "organisation set nord-lys"),
+    *("load people.csv", "organisation set nord-lys", "bounces report.eml"),
 )
 LOOKS = {
     "alerts": 0,
@@ -81,7 +82,9 @@ def test_the_line_names_what_works_here() -> None:
 
     assert everything == {words_of(command) for command in (*WRITES, *LOOKS)} | ELSEWHERE.keys()
     assert always.split(", ") == sorted({words_of(command) for command in LOOKS if "--dry-run" not in command})
-    assert dry.replace(" and ", ", ").split(", ") == sorted({words_of(command) for command in LOOKS if "--dry-run" in command})
+    assert dry.replace(" and ", ", ").split(", ") == sorted(
+        {words_of(command) for command in LOOKS if "--dry-run" in command}
+    )
 
 
 @pytest.mark.parametrize("command", WRITES)
@@ -89,6 +92,7 @@ def test_what_writes_says_that_this_is_no_primary(command: str, environment: dic
     """Exit 1, one line, the server's reason and the next step; nothing was called or mailed."""
     header = "organisation,member_no,email,kind,issued_on,expires_on"
     (tmp_path / "people.csv").write_text(f"{header}\nhlf,M1,m1@example.org,likeperson,2024-01-01,2026-01-01\n")
+    (tmp_path / "report.eml").write_bytes(postfix("<certjob-reminder-1-0@example.org>", "m1@example.org"))
 
     result = run_in_process(*command.split(), environment=environment, folder=tmp_path)
 
