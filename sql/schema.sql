@@ -409,7 +409,7 @@ BEGIN
     END IF;
     IF OLD.email IS DISTINCT FROM NEW.email THEN
         UPDATE public.cert_notification_log
-        SET status = 'pending', attempts = 0, next_attempt_at = now(), claim_token = NULL
+        SET status = 'pending', attempts = 0, next_attempt_at = now(), queued_at = now(), claim_token = NULL
         WHERE mentor_id = NEW.id AND status = 'failed';
     END IF;
     RETURN NEW;
@@ -831,6 +831,164 @@ CREATE POLICY "worker keeps what is open" ON coordinator_digests
 CREATE POLICY "worker works here" ON coordinator_digests FOR ALL TO certjob_worker USING (true) WITH CHECK (true);
 
 ----------------------------------------------------------------------------------------------------------------------
+-- What needs attention
+----------------------------------------------------------------------------------------------------------------------
+
+-- held_reviews: what the guards hold back for an organisation, until a run no longer holds it.
+CREATE TABLE held_reviews (
+    organisation_id   uuid        NOT NULL,
+    what              text        NOT NULL,
+    since             timestamptz NOT NULL DEFAULT now(),
+    -- the day of the run that held it last
+    as_of             date        NOT NULL,
+    reason            text        NOT NULL,
+    -- how many mentors would change
+    mentors           integer     NOT NULL,
+    -- of them, whose day had come although no fact was changed: their certificates have really ended
+    ended_by_calendar integer     NOT NULL DEFAULT 0,
+    -- of them, whose facts were changed since the last review: the import
+    facts_changed     integer     NOT NULL DEFAULT 0,
+    -- of them, who should be hidden, and whom the portal may still show
+    may_be_shown      integer     NOT NULL DEFAULT 0,
+    -- at most 50 of them, those who may be shown first
+    mentor_ids        uuid[]      NOT NULL DEFAULT '{}'::uuid[],
+    run_id            uuid,
+    CONSTRAINT held_reviews_pkey PRIMARY KEY (organisation_id, what),
+    CONSTRAINT held_reviews_what_check CHECK (what IN ('pauses', 'returns', 'reminders', 'portal'))
+);
+ALTER TABLE held_reviews ENABLE ROW LEVEL SECURITY;
+GRANT SELECT ON held_reviews TO authenticated;
+GRANT SELECT, INSERT, UPDATE, DELETE ON held_reviews TO certjob_worker;
+CREATE POLICY "coordinators read their own" ON held_reviews
+    FOR SELECT TO authenticated
+    USING (organisation_id = (SELECT certjob_private.coordinator_organisation_id()));
+CREATE POLICY "worker works here" ON held_reviews FOR ALL TO certjob_worker USING (true) WITH CHECK (true);
+
+-- review_problems: mentors whom a run could not review, until one does.
+CREATE TABLE review_problems (
+    mentor_id uuid        NOT NULL,
+    reason    text        NOT NULL,
+    since     timestamptz NOT NULL DEFAULT now(),
+    -- the day of the run that found it last
+    as_of     date        NOT NULL,
+    run_id    uuid,
+    CONSTRAINT review_problems_pkey PRIMARY KEY (mentor_id)
+);
+ALTER TABLE review_problems ENABLE ROW LEVEL SECURITY;
+GRANT SELECT ON review_problems TO authenticated;
+GRANT SELECT, INSERT, UPDATE, DELETE ON review_problems TO certjob_worker;
+CREATE POLICY "coordinators read their own" ON review_problems
+    FOR SELECT TO authenticated
+    USING (EXISTS (SELECT FROM mentors m WHERE m.id = review_problems.mentor_id AND m.organisation_id = (SELECT
+        certjob_private.coordinator_organisation_id())));
+CREATE POLICY "worker works here" ON review_problems FOR ALL TO certjob_worker USING (true) WITH CHECK (true);
+
+-- attention: one row for each thing that needs attention, for every command that reports any of it.
+CREATE VIEW attention WITH (security_invoker=true) AS
+ SELECT 'held' AS kind,
+    h.organisation_id,
+    NULL::uuid AS mentor_id,
+    NULL::bigint AS row_id,
+    'held:' || h.what AS alert_id,
+    h.since,
+    NULL::date AS until
+   FROM held_reviews h
+     LEFT JOIN LATERAL (SELECT m.id
+           FROM mentors m
+          WHERE m.organisation_id = h.organisation_id AND m.review_on <= h.as_of
+          ORDER BY m.review_on, m.id
+         LIMIT 1) due ON true
+  WHERE h.what = 'portal' OR due.id IS NOT NULL
+UNION ALL
+ SELECT 'never_reviewed' AS kind,
+    m.organisation_id,
+    p.mentor_id,
+    NULL::bigint AS row_id,
+    'problem:' || p.mentor_id AS alert_id,
+    p.since,
+    NULL::date AS until
+   FROM review_problems p
+     CROSS JOIN LATERAL (SELECT o.organisation_id
+           FROM mentors o
+          WHERE o.id = p.mentor_id AND o.review_on <= p.as_of
+         OFFSET 0) m
+UNION ALL
+ SELECT 'may_be_visible' AS kind,
+    a.organisation_id,
+    a.mentor_id,
+    a.event_id AS row_id,
+    ('push:' || a.event_id) || ':false' AS alert_id,
+    LEAST(a.wanted_at + '01:00:00'::interval, (SELECT f.created_at
+           FROM dynamics_sync_failures f
+          WHERE f.mentor_id = a.mentor_id AND f.resolved_at IS NULL)) AS since,
+    NULL::date AS until
+   FROM portal_alerts a
+  WHERE NOT a.visible
+UNION ALL
+ SELECT 'may_be_hidden' AS kind,
+    a.organisation_id,
+    a.mentor_id,
+    a.event_id AS row_id,
+    ('push:' || a.event_id) || ':true' AS alert_id,
+    LEAST(a.wanted_at + '01:00:00'::interval, (SELECT f.created_at
+           FROM dynamics_sync_failures f
+          WHERE f.mentor_id = a.mentor_id AND f.resolved_at IS NULL)) AS since,
+    NULL::date AS until
+   FROM portal_alerts a
+  WHERE a.visible
+UNION ALL
+ SELECT 'failed_reminders' AS kind,
+    m.organisation_id,
+    l.mentor_id,
+    l.id AS row_id,
+    (('reminder:' || l.id) || ':') || l.queued_at::text AS alert_id,
+    l.next_attempt_at AS since,
+    GREATEST(l.expires_on - l.threshold_days, l.queued_at::date) + 14 AS until
+   FROM cert_notification_log l
+     CROSS JOIN LATERAL (SELECT o.organisation_id
+           FROM mentors o
+          WHERE o.id = l.mentor_id
+         OFFSET 0) m
+  WHERE l.status = 'failed'
+UNION ALL
+ SELECT
+        CASE
+            WHEN l.failure_code = 'deferred' THEN 'failed_reminders'
+            ELSE 'waiting_reminders'
+        END AS kind,
+    m.organisation_id,
+    l.mentor_id,
+    l.id AS row_id,
+    (('reminder:' || l.id) || ':') || l.queued_at::text AS alert_id,
+    l.queued_at + '1 day'::interval AS since,
+    NULL::date AS until
+   FROM cert_notification_log l
+     CROSS JOIN LATERAL (SELECT o.organisation_id
+           FROM mentors o
+          WHERE o.id = l.mentor_id
+         OFFSET 0) m
+  WHERE l.status = 'pending' AND l.queued_at < (now() - '1 day'::interval)
+UNION ALL
+ SELECT
+        CASE d.status
+            WHEN 'failed' THEN 'failed_digests'
+            ELSE 'waiting_digests'
+        END AS kind,
+    c.organisation_id,
+    NULL::uuid AS mentor_id,
+    d.id AS row_id,
+    (('digest:' || d.id) || ':') || d.digest_on AS alert_id,
+        CASE d.status
+            WHEN 'failed' THEN d.next_attempt_at
+            ELSE d.queued_at + '1 day'::interval
+        END AS since,
+    NULL::date AS until
+   FROM coordinator_digests d
+     JOIN coordinators c ON c.id = d.coordinator_id
+  WHERE d.status = 'failed' OR d.status = 'pending' AND d.queued_at < (now() - '1 day'::interval);
+GRANT SELECT ON attention TO certjob_worker;
+
+----------------------------------------------------------------------------------------------------------------------
 -- The schema's own
 ----------------------------------------------------------------------------------------------------------------------
 
@@ -960,7 +1118,7 @@ $$;
 GRANT EXECUTE ON FUNCTION request_portal_resync(uuid) TO authenticated;
 
 -- These made the grants and policies above, see the migrations: certjob_private.ensure_policy,
--- certjob_private.set_up_app, certjob_private.set_up_portal_reading, certjob_private.set_up_roles,
--- certjob_private.set_up_worker.
+-- certjob_private.set_up_app, certjob_private.set_up_attention, certjob_private.set_up_portal_reading,
+-- certjob_private.set_up_roles, certjob_private.set_up_worker.
 
 ALTER PUBLICATION supabase_realtime ADD TABLE dynamics_sync_failures;

@@ -115,6 +115,8 @@ def read_digest(connection: Connection, digest_id: int, *, today: date, zone: tz
     }
     paused = database.fetch(connection, "read_paused_mentors", window)
     returned = database.fetch(connection, "read_returned_mentors", window)
+    held = database.fetch(connection, "read_held_back", window)
+    unreviewed = database.fetch(connection, "read_unreviewed_mentors", window)
     pushes = database.fetch(connection, "read_pending_pushes", window, into=_Push)
     undelivered = database.fetch(connection, "read_undelivered_reminders", window)
     names = dict(database.fetch(connection, "read_expiring_mentors", soon))
@@ -124,13 +126,15 @@ def read_digest(connection: Connection, digest_id: int, *, today: date, zone: tz
     new_paused = [row for row in paused if row[-1] not in known]
     new_returned = [row for row in returned if row[-1] not in known]
     expiring = _expiring([mentors[mentor_id] for mentor_id in names if mentor_id in mentors], names, today=today)
-    standing = [push.line for push in pushes] + [row[-1] for row in undelivered]
+    standing = [push.line for push in pushes] + [row[-1] for row in (*held, *unreviewed, *undelivered)]
     newly_expiring = coordinator.reported_on + timedelta(days=EXPIRING_WITHIN_DAYS)
     write = _Writer(locale=coordinator.locale, zone=zone, today=today)
     return Digest(
         coordinator=coordinator,
         today=today,
         sections={
+            "held": [write.held(row) for row in held],
+            "unreviewed": [write.unreviewed(row) for row in unreviewed],
             "visible": [write.push(push) for push in pushes if not push.visible],
             "hidden": [write.push(push) for push in pushes if push.visible],
             "paused": [write.paused(row, mentors.get(row[0])) for row in new_paused],
@@ -162,6 +166,22 @@ class _Writer:
     locale: str
     zone: tzinfo
     today: date
+
+    def held(self, row: tuple[Any, ...]) -> Words:
+        what, since, mentors, ended, changed, shown, names, _ = row
+        return {
+            "what": what,
+            "since": write_moment(since.astimezone(self.zone), locale=self.locale),
+            "mentors": mentors,
+            "ended": ended if what != "reminders" else 0,
+            "changed": changed,
+            "shown": shown,
+            "names": [one_line(name) for name in names],
+        }
+
+    def unreviewed(self, row: tuple[Any, ...]) -> Words:
+        name, member_no, since, _ = row
+        return {**_who(name, member_no), "since": write_moment(since.astimezone(self.zone), locale=self.locale)}
 
     def push(self, push: _Push) -> Words:
         return {

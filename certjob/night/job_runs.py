@@ -17,7 +17,7 @@ from certjob.errors import DatabaseUnavailableError, Outcome
 from certjob.night.deliveries import Progress
 from certjob.night.report import RunReport
 from certjob.outbox.open_work import read_open_work
-from certjob.portal.sync import PortalSyncService
+from certjob.review.attention import Kind, read_attention, read_held
 from certjob.review.plan import looks_at_everybody, make_everybody_due
 
 logger = logging.getLogger(__name__)
@@ -79,6 +79,8 @@ def recorded(
     try:
         yield Heartbeat(connection, report.run_id, progress)
         note_open_work(connection, report)
+        if report.command == "run":
+            _note_attention(connection, report, organisation=organisation)
     except BaseException:
         try:
             _record_end(connection, report, Outcome.FAILED)
@@ -94,9 +96,18 @@ def note_open_work(connection: Connection, report: RunReport) -> None:
     portal = (open_work["portal_hides"], open_work["portal_shows"])
     report.portal_pending = sum(events.pending for events in portal)
     report.portal_blocked = sum(events.blocked for events in portal)
-    report.portal_alerts = PortalSyncService(connection, run_id=report.run_id).count_alerts()
     report.reminders_pending = open_work["reminders"].pending
     report.digests_pending = open_work["digests"].pending
+
+
+def _note_attention(connection: Connection, report: RunReport, *, organisation: str | None) -> None:
+    """Note in the report what needs attention, and what of it the run before has not reported."""
+    last = database.fetch(connection, "read_last_report", {"organisation": organisation})
+    last_on, read_at = last[0] if last else (None, None)
+    report.is_first_today = last_on != report.today
+    report.attention = read_attention(connection, today=report.today, new_since=read_at)
+    if report.attention.counts[Kind.HELD].number:
+        report.held_by_any = [held.line for held in read_held(connection)]
 
 
 def _record_beginning(
@@ -140,7 +151,13 @@ def _record_end(connection: Connection, report: RunReport, outcome: Outcome) -> 
     report.finish()
     told = ("command", "today", "outcome", "duration_seconds")  # columns of their own
     counts = {name: value for name, value in report.to_counts().items() if name not in told}
-    parameters = {"id": report.run_id, "outcome": outcome, "counts": json.dumps(counts)}
+    stored = dict(counts)
+    if report.attention is not None:
+        stored["alerts_read_at"] = report.attention.read_at.isoformat()
+    mail_stops = [stop.reason for stop in report.stopped if stop.stage == "mail"]
+    if mail_stops:
+        stored["mail_stop"] = mail_stops[-1]
+    parameters = {"id": report.run_id, "outcome": outcome, "counts": json.dumps(stored)}
     database.execute(connection, "finish_job_run", parameters)
     about = {"outcome": str(outcome), "duration_seconds": report.duration_seconds}
     logger.info("the run has ended", extra={"event": "run_ended"} | about | counts)

@@ -39,11 +39,15 @@ def deliver(
     """
     no_mail = why_no_mail(connection, today, zone=delivery.zone, ignore_database_clock=ignore_database_clock)
     report = RunReport(command="deliver", run_id=run_id or uuid4(), today=today)
-    report.known_stops = frozenset(database.fetch_value(connection, "read_last_stops") or ())
+    report.known_stops = _last_stops(connection)
     with recorded(connection, report, progress=progress) as beating:
         deliveries = Deliveries(connection, report, delivery=delivery, stop=stop, progress=beating)
         deliveries.deliver(no_mail=no_mail)
     return report
+
+
+def _last_stops(connection: Connection) -> frozenset[str]:
+    return frozenset(database.fetch_value(connection, "read_last_stops") or ())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +93,7 @@ def run(
         _plan(connection, report, options=options, organisation_id=organisation_id)
         report.finish()
         return report
+    report.known_stops = _last_stops(connection)
     with recorded(
         connection,
         report,

@@ -13,6 +13,7 @@ from certjob.mail.stage import MailCounts
 from certjob.outbox.claims import CRASH, StageStop
 from certjob.portal.comparison import Comparison, Difference
 from certjob.portal.sync import PortalCounts
+from certjob.review.attention import Attention, Kind
 from certjob.review.plan import LOCKED, MAY_STAY_VISIBLE, ReviewCounts
 
 _MOST_REASONS = 5
@@ -98,11 +99,17 @@ class RunReport:
     reminders_pending: int = 0
     portal_pending: int = 0
     portal_blocked: int = 0
-    portal_alerts: int = 0
     digests_pending: int = 0
     mail_waits_until: datetime | None = None
     """When mail may be sent again; None: the run ended at an hour for mail, or sends none."""
     held: list[str] = field(default_factory=list)
+    """What this run held back."""
+    attention: Attention | None = None
+    """What needs attention at its end, whichever run found it; None: not asked."""
+    held_by_any: list[str] = field(default_factory=list)
+    """What the guards hold at its end, whichever run held it."""
+    is_first_today: bool = True
+    """No run of this day has reported what needs attention."""
     stopped: list[StageStop] = field(default_factory=list)
     known_stops: frozenset[str] = frozenset()
     """Codes of stops that the run before had too."""
@@ -123,35 +130,63 @@ class RunReport:
 
     @property
     def reasons(self) -> list[str]:
-        """Why this needs a person, a line each; empty when it does not."""
-        lines: list[str] = [*self.held]
-        quiet = self.command != "run"  # deliver every 15 minutes does not repeat itself; a resync speaks of one mentor
+        """Why this needs attention, a line each; empty when it does not."""
+        return self._lines(only_new=False)
+
+    @property
+    def news(self) -> list[str]:
+        """The same, without what an earlier run of the same day has reported: an hourly run does not repeat itself."""
+        return self._lines(only_new=not (self.is_first_today or self.crashed or self.attention is None))
+
+    def _lines(self, *, only_new: bool) -> list[str]:
+        attention = self.attention
+        lines: list[str] = []
+        if attention is None or attention.counts[Kind.HELD].new or not only_new:
+            lines += dict.fromkeys([*self.held, *self.held_by_any])
+        # deliver every 15 minutes does not repeat itself; a resync speaks of one mentor
+        quiet = only_new or self.command != "run"
         lines += [
             str(stop)
             for stop in self.stopped
             if not quiet or stop.code == CRASH or f"{stop.stage}:{stop.code}" not in self.known_stops
         ]
         if self.review is not None:
-            lines += _named(self.review)
+            is_old = only_new and attention is not None and not attention.counts[Kind.NEVER_REVIEWED].new
+            lines += _named(self.review, only_lost_portal=is_old)
+        if attention is not None:
+            lines += self._of_the_list(attention, only_new=only_new)
+        return lines + self._of_this_run()
+
+    def _of_the_list(self, attention: Attention, *, only_new: bool) -> list[str]:
+        """Return what no line of this run says already."""
+        review = self.review
+        named = len(review.skipped) + len(review.broken) if review is not None else 0
+        said = {Kind.HELD} | ({Kind.NEVER_REVIEWED} if attention.counts[Kind.NEVER_REVIEWED].number <= named else set())
+        return [line for kind, line in attention.lines(only_new=only_new).items() if kind not in said]
+
+    def _of_this_run(self) -> list[str]:
+        """Return what went wrong in this run; what the list of alerts has anyway is not repeated."""
+        if self.dry_run:
+            return []
+        lines: list[str] = []
+        is_listed = self.attention is not None
         if self.comparison is not None:
             lines += _differing(self.comparison, self.locked)
-        if self.portal is not None and not self.dry_run:
-            portal = self.portal
-            see_alerts = self.command != "alerts"
-            failed = portal.news if self.command == "deliver" else portal.failed
-            lines += _counted(failed, "portal push failed", "portal pushes failed", see_alerts=see_alerts)
+        if self.portal is not None:
+            if not is_listed:
+                see_alerts = self.command != "alerts"
+                failed = self.portal.news if self.command == "deliver" else self.portal.failed
+                lines += _counted(failed, "portal push failed", "portal pushes failed", see_alerts=see_alerts)
             lines += _counted(self.unreached, "reopened push was not reached", "reopened pushes were not reached")
-            lines += _counted(portal.lost, "portal push lost its lease", "portal pushes lost their lease")
-        if not quiet and not self.dry_run and not (self.portal and self.portal.failed):
-            open_alerts = max(self.portal_alerts, self.portal_blocked)
-            lines += _counted(open_alerts, "portal push waits", "portal pushes wait", see_alerts=True)
-        if self.reminders is not None and not self.dry_run:
-            mail = self.reminders
-            lines += _counted(mail.failed, "reminder failed", "reminders failed", see_alerts=True)
-            lines += _counted(mail.lost, "reminder lost its lease", "reminders lost their lease")
+            lines += _counted(self.portal.lost, "portal push lost its lease", "portal pushes lost their lease")
+        if self.reminders is not None:
+            failed = 0 if is_listed else self.reminders.failed
+            lines += _counted(failed, "reminder failed", "reminders failed", see_alerts=True)
+            lines += _counted(self.reminders.lost, "reminder lost its lease", "reminders lost their lease")
         if self.digests is not None:
+            failed = 0 if is_listed else self.digests.failed
             lines += _counted(
-                self.digests.failed, "digest to a coordinator failed", "digests to coordinators failed", see_alerts=True
+                failed, "digest to a coordinator failed", "digests to coordinators failed", see_alerts=True
             )
             lines += _counted(self.digests.lost, "digest lost its lease", "digests lost their lease")
         return lines
@@ -215,6 +250,8 @@ class RunReport:
             ]
         if review is not None or self.command == "reconcile":
             document["held"] = self.held
+        if self.attention is not None:
+            document["alerts"] = self.attention.numbers
         document["stopped"] = [str(stop) for stop in self.stopped]
         if self.crashed:
             crashes = [str(stop) for stop in self.stopped if stop.code == CRASH]
@@ -271,11 +308,12 @@ def _differing(comparison: Comparison, locked: Sequence[Difference]) -> list[str
     return lines
 
 
-def _named(review: ReviewCounts) -> list[str]:
-    """The mentors that need a person, by id and reason; many are cut to the first few (the JSON document has all)."""
+def _named(review: ReviewCounts, *, only_lost_portal: bool) -> list[str]:
+    """The mentors that need attention, by id and reason; many are cut to the first few (the JSON document has all)."""
     by_reason: dict[str, list[UUID]] = {}
     for problem in review.problems:
-        by_reason.setdefault(problem.reason, []).append(problem.mentor_id)
+        if problem.reason == MAY_STAY_VISIBLE or not only_lost_portal:
+            by_reason.setdefault(problem.reason, []).append(problem.mentor_id)
     broken = [reason for reason in by_reason if reason not in _WORDS]
     if len(broken) > _MOST_REASONS:
         others = [by_reason.pop(reason) for reason in broken[_MOST_REASONS - 1 :]]

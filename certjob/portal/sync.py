@@ -75,11 +75,6 @@ class PortalSyncService:
         """Whether this version still has to be delivered; no more once a later one was, or the event is withdrawn."""
         return database.fetch_value(self._connection, "find_open_version", event._asdict()) is not None
 
-    def count_alerts(self) -> int:
-        """Return how many open events coordinators must know of."""
-        number: int = database.fetch_value(self._connection, "count_portal_alerts")
-        return number
-
     def count_unreached(self, *, since: datetime) -> int:
         """Return how many of the events that ``reopen_all`` reopened at ``since`` nobody has tried yet."""
         parameters = {"run_id": self._run_id, "started_at": since}

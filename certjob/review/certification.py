@@ -18,6 +18,7 @@ from certjob.errors import DatabaseUnavailableError, TooManyBrokenMentorsError
 from certjob.facts import reading
 from certjob.mail.reminders import CertificationReminderService
 from certjob.portal.sync import PortalSyncService
+from certjob.review.attention import forget_what_is_over, store_problems
 from certjob.review.decision_writer import DecisionWriter, Written
 from certjob.review.guards import MassChangeGuard
 from certjob.review.plan import CHUNK_SIZE, ReviewCounts, decide_each
@@ -56,6 +57,7 @@ class CertificationManagementService:
     ) -> None:
         self._connection = connection
         self._today = today
+        self._run_id = run_id
         self._guard = guard
         self._writer = DecisionWriter(
             connection, today=today, run_id=run_id, guard=guard, reminders=reminders, portal=portal
@@ -72,8 +74,20 @@ class CertificationManagementService:
         """Review every due mentor, chunk by chunk, each chunk in one transaction.
 
         One pass reviews all whom no other session holds. Those who are still due after it are tried again for a
-        bounded time, then counted as skipped. Raises StoppedBySignalError between chunks.
+        bounded time, then counted as skipped. What was held, and whom nobody could review, is written down. Raises
+        StoppedBySignalError between chunks.
         """
+        self._guard.store(run_id=self._run_id)
+        try:
+            self._review_due(organisation_id)
+        except TooManyBrokenMentorsError:
+            store_problems(self._connection, self.counts, today=self._today, run_id=self._run_id)
+            raise
+        store_problems(self._connection, self.counts, today=self._today, run_id=self._run_id)
+        forget_what_is_over(self._connection, self.counts, self._guard, organisation_id=organisation_id)
+        return self.counts
+
+    def _review_due(self, organisation_id: UUID | None) -> None:
         self._pass(organisation_id)
         give_up_at = time.monotonic() + self._wait_for_locks_seconds
         while remaining := self._still_due(organisation_id):
@@ -84,7 +98,6 @@ class CertificationManagementService:
             self._pass(organisation_id, ids=remaining)
             if self.counts.reviewed == before:
                 self._stop.sleep(_POLL_SECONDS)
-        return self.counts
 
     def review_one(self, mentor_id: UUID, *, then: Callable[[Decision], None]) -> bool:
         """Review one mentor, due or not, in its own transaction; ``then`` writes in it too, last.
@@ -101,6 +114,8 @@ class CertificationManagementService:
                 decisions, problems = decide_each(read, self._today)
                 self._note_broken({problem.mentor_id: problem.reason for problem in problems})
                 written = self._writer.write(decisions)
+                if decisions:
+                    database.execute(self._connection, "forget_review_problem", {"id": mentor_id})
                 for decision in decisions:
                     then(decision)
         except CONTENTION:
@@ -201,6 +216,7 @@ class CertificationManagementService:
         counts.may_stay_visible += written.may_stay_visible
         self._staying_due |= written.staying_due
         self._guard.record(written.decisions, queued_reminders=written.queued_for)
+        self._guard.store(run_id=self._run_id)
         if self._on_progress:
             self._on_progress(counts.reviewed)
 

@@ -2,17 +2,21 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
+from functools import partial
 from uuid import UUID
 
 from certjob import database
-from certjob.database import Connection
+from certjob.database import Connection, persist
 from certjob.domain import rules
 from certjob.domain.models import Decision, Organisation, PauseChange
 from certjob.errors import ConfigurationError
 from certjob.mail.reminders import CertificationReminderService
 from certjob.review import plan
+
+MOST_IDS = 50
+"""So many of the mentors who are held are stored."""
 
 
 @dataclass(slots=True)
@@ -22,6 +26,87 @@ class _Tally:
     paused: int = 0
     resumed: int = 0
     reminders: int = 0
+
+
+@dataclass(slots=True)
+class HeldCounts:
+    """Who is held, and why these mentors were due."""
+
+    mentors: int = 0
+    ended_by_calendar: int = 0
+    """Their day had come although no fact was changed: these certificates have really ended."""
+    facts_changed: int = 0
+    may_be_shown: int = 0
+    """To be hidden, and perhaps still shown on the portal."""
+    _ids: dict[tuple[bool, bool], list[UUID]] = field(default_factory=lambda: defaultdict(list))
+    """Some of them, by whether they may be shown and whether they have ended."""
+
+    @property
+    def some_ids(self) -> list[UUID]:
+        """At most 50 of them: those who may be shown first, and of these whose certificates have really ended."""
+        return [mentor_id for group in sorted(self._ids, reverse=True) for mentor_id in self._ids[group]][:MOST_IDS]
+
+    def add(self, connection: Connection, held: dict[UUID, Decision], *, reminders: bool) -> None:
+        """Count some mentors. Of whom only the reminders are held, everything else goes on."""
+        parameters = {
+            "ids": list(held),
+            "hides": [not reminders and d.push and not d.visible for d in held.values()],
+        }
+        for mentor_id, by_calendar, may_be_shown in database.fetch(connection, "count_held_mentors", parameters):
+            decision = held[mentor_id]
+            ended = reminders or decision.pause is PauseChange.OPEN or (decision.push and not decision.visible)
+            self.mentors += 1
+            ended = by_calendar and ended
+            self.ended_by_calendar += ended
+            self.facts_changed += not by_calendar
+            self.may_be_shown += may_be_shown
+            if len(ids := self._ids[may_be_shown, ended]) < MOST_IDS:
+                ids.append(mentor_id)
+
+
+@dataclass(slots=True, kw_only=True)
+class HeldReview:
+    """What the guard holds back for an organisation."""
+
+    organisation_id: UUID
+    slug: str
+    what: str
+    """``pauses``, ``returns`` or ``reminders``."""
+    reason: str
+    counts: HeldCounts | None = None
+    """None: not counted yet."""
+    is_stored: bool = False
+
+    @property
+    def line(self) -> str:
+        """What was held, why, and what to do, for the report."""
+        return held_line(self.slug, self.what, self.reason)
+
+
+def let_through(slug: str, what: str) -> str:
+    """Return the command that lets through what is held."""
+    if what == "portal":
+        return "certjob reconcile --allow-mass-change"
+    return f"certjob run --organisation {slug} --allow-mass-change"
+
+
+def held_line(slug: str, what: str, reason: str) -> str:
+    """Return one line about what is held: for a run that holds it, and for those that come after it."""
+    look = "the clock and the last import" if what in ("pauses", "returns") else "the last import"
+    return f"{slug}: {reason}. Check {look}, then `{let_through(slug, what)}`"
+
+
+@dataclass(slots=True)
+class _Walk:
+    """What the due mentors of an organisation would change."""
+
+    organisation: Organisation | None = None
+    paused: int = 0
+    resumed: int = 0
+    reminders: int = 0
+    changes: HeldCounts = field(default_factory=HeldCounts)
+    """Who would be paused, come back, or be shown or hidden."""
+    reminded: HeldCounts = field(default_factory=HeldCounts)
 
 
 class MassChangeGuard:
@@ -51,15 +136,47 @@ class MassChangeGuard:
         self._active: dict[UUID, int] = {}
         self._counted_to: dict[UUID, int] = {}
         """So many active mentors were looked for; who has fewer was counted whole."""
-        self.held: dict[UUID, str] = {}
-        """Organisations for which nothing is applied, with the reason."""
-        self.held_reminders: dict[UUID, str] = {}
-        """Organisations whose new reminders wait, with the reason; everything else goes on."""
+        self.held: dict[UUID, HeldReview] = {}
+        """Organisations for which nothing is applied."""
+        self.held_reminders: dict[UUID, HeldReview] = {}
+        """Organisations whose new reminders wait; everything else goes on."""
+
+    @property
+    def every(self) -> list[HeldReview]:
+        """All that is held back."""
+        return [*self.held.values(), *self.held_reminders.values()]
 
     @property
     def lines(self) -> list[str]:
         """What was held back and why, for the report."""
-        return [*self.held.values(), *self.held_reminders.values()]
+        return [held.line for held in self.every]
+
+    def store(self, *, run_id: UUID) -> None:
+        """Write down what is held and is not written down yet, each in a commit of its own: call it in no transaction.
+
+        Raises what the database raises: a run that cannot tell of it has failed.
+        """
+        for held in self.every:
+            if held.is_stored:
+                continue
+            if held.counts is None:  # held while applying
+                walk = self._walk(held.organisation_id, with_reminders=held.what == "reminders")
+                held.counts = walk.reminded if held.what == "reminders" else walk.changes
+            counts = held.counts
+            parameters = {
+                "organisation_id": held.organisation_id,
+                "what": held.what,
+                "today": self._today,
+                "reason": held.reason,
+                "mentors": counts.mentors,
+                "ended_by_calendar": counts.ended_by_calendar,
+                "facts_changed": counts.facts_changed,
+                "may_be_shown": counts.may_be_shown,
+                "mentor_ids": counts.some_ids,
+                "run_id": run_id,
+            }
+            persist(self._connection, partial(database.execute, self._connection, "store_held_review", parameters))
+            held.is_stored = True
 
     def examine(self, organisation_id: UUID | None) -> None:
         """Count before the first chunk. A night with few due mentors pays one look at an index."""
@@ -78,7 +195,7 @@ class MassChangeGuard:
         for due_organisation, may_pause, may_resume, may_remind in bounds:
             with_reminders = may_remind > rules.MASS_REMINDER_LIMIT
             if with_reminders or self._exceeds(due_organisation, max(may_pause, may_resume)):
-                self._decide_and_count(due_organisation, with_reminders=with_reminders)
+                self._decide_and_hold(due_organisation, with_reminders=with_reminders)
 
     def admit(self, decisions: Sequence[Decision]) -> list[Decision]:
         """Return the decisions that may be applied; an organisation over its limit is held from here on."""
@@ -102,7 +219,7 @@ class MassChangeGuard:
         if organisation.id not in self.held_reminders:
             total = self._tallies[organisation.id].reminders + new_reminders
             if total > rules.MASS_REMINDER_LIMIT:
-                self.held_reminders[organisation.id] = _reminders_line(organisation.slug, f"at least {total:,}")
+                self.held_reminders[organisation.id] = _held_reminders(organisation, f"at least {total:,}")
         return organisation.id not in self.held_reminders
 
     def reminders_could_exceed(self, organisation: Organisation, reminders: int) -> bool:
@@ -122,35 +239,51 @@ class MassChangeGuard:
         for organisation_id in queued_reminders:
             self._tallies[organisation_id].reminders += 1
 
-    def _decide_and_count(self, organisation_id: UUID, *, with_reminders: bool) -> None:
+    def _decide_and_hold(self, organisation_id: UUID, *, with_reminders: bool) -> None:
         """Decide about the organisation's due mentors without a lock, and hold it if that is too much."""
-        paused = resumed = reminders = 0
-        organisation: Organisation | None = None
+        walk = self._walk(organisation_id, with_reminders=with_reminders)
+        if walk.organisation is None:
+            return
+        self._hold_if_too_many(walk.organisation, paused=walk.paused, resumed=walk.resumed, applied=_Tally())
+        if organisation_id in self.held:
+            self.held[organisation_id].counts = walk.changes
+        elif walk.reminders > rules.MASS_REMINDER_LIMIT:
+            held = _held_reminders(walk.organisation, f"{walk.reminders:,}")
+            held.counts = walk.reminded
+            self.held_reminders[organisation_id] = held
+
+    def _walk(self, organisation_id: UUID, *, with_reminders: bool) -> _Walk:
+        """Decide about the organisation's due mentors without a lock, and count."""
+        walk = _Walk()
         for decisions, _problems in plan.due_decisions(
             self._connection, today=self._today, organisation_id=organisation_id, everybody=self._everybody
         ):
-            organisation = decisions[-1].organisation if decisions else organisation
-            paused += sum(d.pause is PauseChange.OPEN for d in decisions)
-            resumed += sum(d.pause is PauseChange.LIFT for d in decisions)
+            walk.organisation = decisions[-1].organisation if decisions else walk.organisation
+            walk.paused += sum(d.pause is PauseChange.OPEN for d in decisions)
+            walk.resumed += sum(d.pause is PauseChange.LIFT for d in decisions)
+            changes = {d.mentor_id: d for d in decisions if d.pause is not None or d.push}
+            walk.changes.add(self._connection, changes, reminders=False)
             if with_reminders:
-                reminders += len(self._reminders.find_new(decisions))
-        if organisation is None:
-            return
-        self._hold_if_too_many(organisation, paused=paused, resumed=resumed, applied=_Tally())
-        if reminders > rules.MASS_REMINDER_LIMIT and organisation_id not in self.held:
-            self.held_reminders[organisation_id] = _reminders_line(organisation.slug, f"{reminders:,}")
+                new = self._reminders.find_new(decisions)
+                walk.reminders += len(new)
+                ids = {mentor_id for mentor_id, _ in new}
+                reminded = {d.mentor_id: d for d in decisions if d.mentor_id in ids}
+                walk.reminded.add(self._connection, reminded, reminders=True)
+        return walk
 
     def _hold_if_too_many(self, organisation: Organisation, *, paused: int, resumed: int, applied: _Tally) -> None:
-        for changes, words in ((paused, "paused"), (resumed, "brought back")):
+        for what, changes, words in (("pauses", paused, "paused"), ("returns", resumed, "brought back")):
             if self._exceeds(organisation.id, changes):
                 active = self._active[organisation.id]
                 limit = max(rules.MASS_CHANGE_MINIMUM, active // rules.MASS_CHANGE_PART)
                 done = applied.paused + applied.resumed
-                what = f"nothing more after {done}" if done else "nothing"
-                self.held[organisation.id] = (
-                    f"{organisation.slug}: {changes:,} mentors would be {words}, the limit is {limit:,} "
-                    f"(of {active:,} active); {what} was applied for it. Check the clock and the last import, then "
-                    f"`certjob run --organisation {organisation.slug} --allow-mass-change`"
+                applied_words = f"nothing more after {done}" if done else "nothing"
+                self.held[organisation.id] = HeldReview(
+                    organisation_id=organisation.id,
+                    slug=organisation.slug,
+                    what=what,
+                    reason=f"{changes:,} mentors would be {words}, the limit is {limit:,} (of {active:,} active); "
+                    f"{applied_words} was applied for it",
                 )
                 return
 
@@ -183,10 +316,13 @@ def _by_organisation(decisions: Iterable[Decision]) -> list[tuple[Organisation, 
     return [(group[0].organisation, group) for group in groups.values()]
 
 
-def _reminders_line(slug: str, number: str) -> str:
-    return (
-        f"{slug}: {number} new reminders, the limit is {rules.MASS_REMINDER_LIMIT:,}; none of them was queued, pauses "
-        f"and portal went on. Check the last import, then `certjob run --organisation {slug} --allow-mass-change`"
+def _held_reminders(organisation: Organisation, number: str) -> HeldReview:
+    return HeldReview(
+        organisation_id=organisation.id,
+        slug=organisation.slug,
+        what="reminders",
+        reason=f"{number} new reminders, the limit is {rules.MASS_REMINDER_LIMIT:,}; none of them was queued, pauses "
+        "and portal went on",
     )
 
 

@@ -1,7 +1,7 @@
-"""What needs attention: pushes that wait, reminders and digests that were not delivered."""
+"""What needs attention, in full: the list that certjob/review/attention.py counts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import date, datetime
 from typing import Any
 from uuid import UUID
@@ -9,6 +9,74 @@ from uuid import UUID
 from certjob import database
 from certjob.database import Connection
 from certjob.domain.alert_reasons import PushState
+from certjob.review.attention import StoredHold, read_held
+from certjob.review.guards import let_through
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldMentor:
+    """One of those whom a guard holds."""
+
+    mentor_id: UUID
+    member_no: str
+    full_name: str
+    """The member number where there is no name."""
+    may_be_shown: bool
+    """To be hidden, and perhaps still shown on the portal."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldAlert:
+    """An organisation for which the guards hold something back."""
+
+    organisation_id: UUID
+    organisation: str
+    """The slug."""
+    name: str
+    what: str
+    """``pauses``, ``returns``, ``reminders`` or ``portal``."""
+    since: datetime
+    reason: str
+    """The guard's words."""
+    command: str
+    """What lets it through."""
+    mentors: int
+    """How many mentors would change."""
+    ended_by_calendar: int
+    """Of them, whose day had come although no fact was changed: their certificates have really ended."""
+    facts_changed: int
+    """Of them, whose facts were changed since the last review: the import."""
+    may_be_shown: int
+    """Of them, who should be hidden, and whom the portal may still show."""
+    some: Sequence[HeldMentor]
+    """At most 50 of them, those who may be shown first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReviewProblem:
+    """A mentor whom no run could review."""
+
+    mentor_id: UUID
+    organisation_id: UUID
+    member_no: str
+    full_name: str
+    """The member number where there is no name."""
+    error: str
+    """Why."""
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitingMail:
+    """Reminders, or digests, that have waited for more than a day."""
+
+    what: str
+    """``reminders`` or ``digests``."""
+    number: int
+    since: datetime
+    """Since when the oldest has waited."""
+    error: str | None
+    """Why the mail stage stopped last; None: it has not stopped in the last runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,19 +146,23 @@ class Organisation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alerts:
-    """All that needs a person, at one moment."""
+    """All that needs attention, at one moment."""
 
+    held: Sequence[HeldAlert] = ()
+    """Who may be shown on a portal first."""
+    never_reviewed: Sequence[ReviewProblem] = ()
+    """Oldest first, as the following."""
     pushes: Sequence[PushAlert] = ()
     """Hides first, then oldest first."""
     reminders: Sequence[FailedReminder] = ()
-    """Oldest first."""
     digests: Sequence[FailedDigest] = ()
-    """Oldest first."""
+    waiting_mail: Sequence[WaitingMail] = ()
     organisations: Mapping[UUID, Organisation] = field(default_factory=dict)
     """All there are: a page says whose mentor it is only if there are several."""
 
     def __len__(self) -> int:
-        return len(self.pushes) + len(self.reminders) + len(self.digests)
+        lists = (self.held, self.never_reviewed, self.pushes, self.reminders, self.digests, self.waiting_mail)
+        return sum(map(len, lists))
 
     @property
     def exit_code(self) -> int:
@@ -99,15 +171,15 @@ class Alerts:
 
 
 def read_alerts(connection: Connection, *, today: date) -> Alerts:
-    """Read what needs a person: four short statements, nothing is kept open between or after them."""
-    pushes = database.fetch(connection, "read_alert_details", into=PushAlert)
-    reminders = database.fetch(connection, "read_failed_reminders", {"today": today}, into=FailedReminder)
-    digests = database.fetch(connection, "read_failed_digests", into=FailedDigest)
+    """Read what needs attention: short statements, nothing is kept open between or after them."""
     organisations = database.fetch(connection, "read_organisation_names", into=Organisation)
     return Alerts(
-        pushes=pushes,
-        reminders=reminders,
-        digests=digests,
+        held=_read_held(connection),
+        never_reviewed=database.fetch(connection, "read_review_problems", into=ReviewProblem),
+        pushes=database.fetch(connection, "read_alert_details", into=PushAlert),
+        reminders=database.fetch(connection, "read_failed_reminders", {"today": today}, into=FailedReminder),
+        digests=database.fetch(connection, "read_failed_digests", into=FailedDigest),
+        waiting_mail=database.fetch(connection, "read_waiting_mail", into=WaitingMail),
         organisations={each.id: each for each in organisations},
     )
 
@@ -115,7 +187,39 @@ def read_alerts(connection: Connection, *, today: date) -> Alerts:
 def read_documents(connection: Connection, *, today: date) -> dict[str, list[dict[str, Any]]]:
     """Read the same for a program: rows as the statements return them, pushes as the app's dashboard sees them."""
     return {
+        "held": [asdict(held) for held in _read_held(connection)],
+        "never_reviewed": database.fetch(connection, "read_review_problems", into=dict),
         "alerts": database.fetch(connection, "read_portal_alerts", into=dict),
         "failed_reminders": database.fetch(connection, "read_failed_reminders", {"today": today}, into=dict),
         "failed_digests": database.fetch(connection, "read_failed_digests", into=dict),
+        "waiting_mail": database.fetch(connection, "read_waiting_mail", into=dict),
     }
+
+
+def _read_held(connection: Connection) -> list[HeldAlert]:
+    return [
+        HeldAlert(
+            organisation_id=held.organisation_id,
+            organisation=held.slug,
+            name=held.name,
+            what=held.what,
+            since=held.since,
+            reason=held.reason,
+            command=let_through(held.slug, held.what),
+            mentors=held.mentors,
+            ended_by_calendar=held.ended_by_calendar,
+            facts_changed=held.facts_changed,
+            may_be_shown=held.may_be_shown,
+            some=_read_held_mentors(connection, held),
+        )
+        for held in read_held(connection)
+    ]
+
+
+def _read_held_mentors(connection: Connection, held: StoredHold) -> list[HeldMentor]:
+    shown = set(held.mentor_ids[: held.may_be_shown])
+    rows = database.fetch(connection, "read_held_mentors", {"ids": list(held.mentor_ids)})
+    return [
+        HeldMentor(mentor_id=mentor_id, member_no=member_no, full_name=full_name, may_be_shown=mentor_id in shown)
+        for mentor_id, member_no, full_name in rows
+    ]

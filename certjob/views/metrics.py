@@ -4,7 +4,7 @@ Everything in it is read from the database, so that `run` and `deliver`, on one 
 file and none loses what the other wrote.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -16,6 +16,7 @@ from certjob import __version__, database, files
 from certjob.database import Connection
 from certjob.errors import Outcome
 from certjob.outbox.open_work import OpenWork, read_open_work
+from certjob.review.attention import Attention, Kind, StoredHold, read_attention, read_held
 
 FILE_MODE = 0o644
 """node_exporter runs as another user."""
@@ -44,8 +45,8 @@ def read_metrics(connection: Connection, *, today: date) -> bytes:
         now = database.clock(connection)
         readings = database.fetch(connection, "read_last_portal_reading")
         failures = database.fetch(connection, "read_oldest_failure")
-        failed_reminders = database.fetch_value(connection, "count_failed_reminders", {"today": today})
-        failed_digests = database.fetch_value(connection, "count_failed_digests")
+        attention = read_attention(connection, today=today)
+        held = read_held(connection)
     _describe_runs(registry, runs)
     _describe_reading(registry, readings)
     _describe_open_work(registry, open_work, now_seconds=now.timestamp())
@@ -53,15 +54,29 @@ def read_metrics(connection: Connection, *, today: date) -> bytes:
         "certjob_unresolved_failures", "Portal pushes that failed and have not succeeded since.", registry=registry
     )
     unresolved.set(failures[0][-1] if failures else 0)
-    failed = Gauge(
-        "certjob_failed_reminders", "Reminders that could not be delivered and still matter.", registry=registry
-    )
-    failed.set(failed_reminders)
-    refused = Gauge("certjob_failed_digests", "Coordinators whose daily mail was refused.", registry=registry)
-    refused.set(failed_digests)
+    _describe_attention(registry, attention, held)
     version = Gauge("certjob_info", "The certjob that wrote this file.", ["version"], registry=registry)
     version.labels(__version__).set(1)
     return generate_latest(registry)
+
+
+def _describe_attention(registry: CollectorRegistry, attention: Attention, held: Sequence[StoredHold]) -> None:
+    def gauge(name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"certjob_{name}", text, labels, registry=registry)
+
+    alerts = gauge("alerts", "What certjob alerts shows, by kind.", "kind")
+    for kind in Kind:
+        alerts.labels(kind).set(attention.counts[kind].number)
+    mentors = gauge("held_mentors", "Mentors whom the guards hold back.", "organisation", "what")
+    for each in held:
+        mentors.labels(each.slug, each.what).set(each.mentors)
+    waiting = gauge("waiting_mail", "Mails that have waited for more than a day.", "what")
+    waiting.labels("reminders").set(attention.counts[Kind.WAITING_REMINDERS].number)
+    waiting.labels("digests").set(attention.counts[Kind.WAITING_DIGESTS].number)
+    failed = gauge("failed_reminders", "Reminders that could not be delivered and still matter.")
+    failed.set(attention.counts[Kind.FAILED_REMINDERS].number)
+    refused = gauge("failed_digests", "Coordinators whose daily mail was refused.")
+    refused.set(attention.counts[Kind.FAILED_DIGESTS].number)
 
 
 def _describe_runs(registry: CollectorRegistry, runs: list[_LastRun]) -> None:

@@ -9,6 +9,7 @@ from uuid import UUID
 from certjob import database
 from certjob.database import Connection
 from certjob.outbox.open_work import MAIL_KINDS, OpenWork, read_open_work
+from certjob.review.attention import read_attention
 
 RUNS_PER_COMMAND = 5
 COMING_DAYS = 14
@@ -83,11 +84,16 @@ class SystemStatus:
     """Today's first, with whoever is overdue."""
     unresolved_failures: int
     oldest_failure: Failure | None
-    failed_reminders: int
-    failed_digests: int
+    alerts: dict[str, int]
+    """How much `certjob alerts` shows of each kind."""
     without_certificate: int
     mail_waits_until: datetime | None
     """When CERTJOB_MAIL_HOURS let it go; None: no mail waits for that."""
+
+    @property
+    def exit_code(self) -> int:
+        """3 when no night has come to its end for too long, and while `certjob alerts` shows anything."""
+        return 3 if self.stale or any(self.alerts.values()) else 0
 
     @property
     def stale(self) -> bool:
@@ -123,8 +129,7 @@ def read_status(
             coming=_read_coming(connection, today, days=coming_days),
             unresolved_failures=unresolved,
             oldest_failure=Failure(**failures[0]) if failures else None,
-            failed_reminders=database.fetch_value(connection, "count_failed_reminders", {"today": today}),
-            failed_digests=database.fetch_value(connection, "count_failed_digests"),
+            alerts=read_attention(connection, today=today).numbers,
             without_certificate=_count_without_certificate(connection, today),
             mail_waits_until=mail_waits_until if any(open_work[kind].pending for kind in MAIL_KINDS) else None,
         )
@@ -145,7 +150,7 @@ def _read_coming(connection: Connection, today: date, *, days: int) -> list[Comi
 
 def to_document(status: SystemStatus) -> dict[str, Any]:
     """Return the JSON document."""
-    return {"outcome": "attention" if status.stale else "ok", "stale": status.stale} | asdict(status)
+    return {"outcome": "attention" if status.exit_code else "ok", "stale": status.stale} | asdict(status)
 
 
 SILENCE = timedelta(minutes=30)

@@ -131,13 +131,25 @@ def _one_mentor_breaks_a_rule(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def furnish(facts: Facts) -> None:
-    """A programme in which a pause, reminders, a push, a digest and a broken mentor are due."""
+    """A programme in which a pause, reminders, a push, a digest, too much at once and a broken mentor are due."""
+    much = facts.organisation("much")
+    for _ in range(21):
+        facts.certified_mentor(much, TODAY - timedelta(days=1))
     hlf = facts.organisation("hlf", optional_kinds=["kursleder"])
     facts.certified_mentor(hlf, TODAY - timedelta(days=1), member_no="M1")
     facts.certified_mentor(hlf, TODAY + timedelta(days=7), member_no="M2", email=None)
     facts.certified_mentor(hlf, TODAY + timedelta(days=30), member_no="BROKEN")
     facts.pause(facts.certified_mentor(hlf, TODAY + timedelta(days=400), member_no="M4"))
     facts.connection.execute("INSERT INTO coordinators (organisation_id, email) VALUES (%s, 'no address')", (hlf,))
+
+
+def let_mail_wait(facts: Facts) -> None:
+    """Let a reminder have been deferred for two days."""
+    facts.connection.execute(
+        "INSERT INTO cert_notification_log (mentor_id, threshold_days, cert_id, expires_on, queued_at, next_attempt_at)"
+        " SELECT mentor_id, 99, c.id, expires_on, now() - interval '2 days', now() + interval '1 hour'"
+        " FROM certificates AS c JOIN mentors AS m ON m.id = c.mentor_id WHERE m.member_no = 'M4'"
+    )
 
 
 def remember_an_earlier_date(facts: Facts) -> None:
@@ -183,6 +195,7 @@ def test_the_page_has_every_key_that_is_printed_and_no_other(
         portal = {"CERTJOB_PORTAL_URL": server.url, "CERTJOB_PORTAL_KEY": server.key}
         printed.run("run --dry-run")
         printed.run("run", **portal)
+        let_mail_wait(facts)
         remember_an_earlier_date(facts)
         printed.run("resync", "M1", **portal)
         printed.run("resync", "BROKEN", **portal)

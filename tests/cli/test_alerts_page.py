@@ -557,7 +557,7 @@ def test_nothing_is_said_on_a_terminal_only(connection: Connection, capsys: pyte
     show_alerts(Output(quiet=False), read_alerts(connection, today=TODAY), zone=OSLO, now=MORNING)
 
     assert capsys.readouterr().out == ""
-    assert page(connection) == "Nothing needs a person.\n"
+    assert page(connection) == "All clear: nothing needs attention.\n"
 
 
 def test_the_details_are_those_of_the_view_in_its_order(connection: Connection, facts: Facts) -> None:

@@ -460,7 +460,7 @@ def test_no_alerts_are_said_on_a_terminal_only(environment: dict[str, str], here
     """A person wants an answer, a pipe wants lines."""
     assert here("alerts").stdout == ""
     code, shown = on_terminal(["alerts"], environment=environment, folder=tmp_path)
-    assert (code, without_escapes(shown)) == (0, "Nothing needs a person.\n")
+    assert (code, without_escapes(shown)) == (0, "All clear: nothing needs attention.\n")
 
 
 def test_a_table_off_a_terminal_is_parted_by_tabs(certjob: Certjob, facts: Facts) -> None:

@@ -57,8 +57,11 @@ DECIDED: dict[str, dict[str, set[str]]] = {
     "portal_sync_events": {WORKER: {"SELECT", "INSERT", "UPDATE", "DELETE"}, COORDINATOR: {"SELECT"}},
     "dynamics_sync_failures": {WORKER: {"SELECT", "INSERT", "UPDATE", "DELETE"}, COORDINATOR: {"SELECT"}},
     "portal_alerts": {WORKER: {"SELECT"}, COORDINATOR: {"SELECT"}},
+    "held_reviews": {WORKER: {"SELECT", "INSERT", "UPDATE", "DELETE"}, COORDINATOR: {"SELECT"}},
+    "review_problems": {WORKER: {"SELECT", "INSERT", "UPDATE", "DELETE"}, COORDINATOR: {"SELECT"}},
     # Nothing for the app: the ledgers, and what is queued for coordinators' mailboxes.
     "coordinator_digests": {WORKER: {"SELECT", "INSERT", "UPDATE", "DELETE"}},
+    "attention": {WORKER: {"SELECT"}},
     "job_runs": {WORKER: {"SELECT", "INSERT", "UPDATE", "DELETE"}},
     "certjob_migrations": {WORKER: {"SELECT"}},
     # An identity column takes its next number without a right on the sequence.
@@ -70,7 +73,7 @@ DECIDED: dict[str, dict[str, set[str]]] = {
 }
 """Each relation: who beside its owner and Supabase's service_role may do what. Whoever adds one decides here.
 
-A table that the app or certjob uses also needs its policies, in the function set_up_worker or set_up_app.
+A table that the app or certjob uses also needs its policies, in a function set_up_….
 """
 
 CALLABLE = {"coordinator_organisation_id()": {COORDINATOR}, "request_portal_resync(uuid)": {COORDINATOR}}
@@ -211,7 +214,7 @@ LATER = {
     ],
     "CREATE FUNCTION request_portal_resync(member_no text) RETURNS void LANGUAGE sql AS ''; REVOKE ALL ON FUNCTION"
     " request_portal_resync(text) FROM PUBLIC, anon, service_role": ["request_portal_resync(text): may be called by"],
-    "DROP VIEW portal_alerts": ["portal_alerts: is not there"],
+    "DROP VIEW attention": ["attention: is not there"],
 }
 
 

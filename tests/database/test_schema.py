@@ -35,6 +35,7 @@ TABLES = {
     "coordinator_digests",
     "coordinators",
     "dynamics_sync_failures",
+    "held_reviews",
     "job_runs",
     "mentor_pauses",
     "mentors",
@@ -42,6 +43,7 @@ TABLES = {
     "portal_last_reading",
     "portal_sync_events",
     "portal_unknown_contacts",
+    "review_problems",
 }
 
 

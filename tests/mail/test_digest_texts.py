@@ -12,7 +12,7 @@ from tests.support.mails import Page, breakable
 
 SENTENCE = "Dynamics sync pending — mentor may still be visible on portal"
 URGENT = {"nb": "Haster", "nn": "Hastar", "en": "Urgent"}
-SECTIONS = ("visible", "paused", "returned", "undelivered", "hidden", "expiring")
+SECTIONS = ("held", "unreviewed", "visible", "paused", "returned", "undelivered", "hidden", "expiring")
 
 
 def full(language: str) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def test_both_parts_say_the_same(language: str) -> None:
     for words in sample_digests(language):
         message = written(words)
 
-        listed = re.sub(r"^(?:\* |-+$)", "", message.text, flags=re.MULTILINE)
+        listed = re.sub(r"^(?:\* | +- |-+$)", "", message.text, flags=re.MULTILINE)
         listed = listed.replace(f"{URGENT[language]}: ", f"{URGENT[language]} ").replace(": https", " https")
         assert Page(message.html).text == breakable(f"Hørselshjelpen {message.subject} {' '.join(listed.split())}")
         assert "\n\n\n" not in message.text
@@ -48,7 +48,7 @@ def test_the_page_is_for_everyone(language: str) -> None:
     page = Page(written(full(language)).html)
 
     assert page.language == language
-    assert (page.tags.count("h1"), page.tags.count("h2"), page.tags.count("ul")) == (1, 6, 7)
+    assert (page.tags.count("h1"), page.tags.count("h2"), page.tags.count("ul")) == (1, 8, 11)
     assert not {"img", "script", "link", "iframe"} & set(page.tags)
 
 
@@ -61,11 +61,47 @@ def test_only_what_a_server_said_is_in_another_language(language: str) -> None:
     assert [part.count(SENTENCE) for part in (message.text, message.html)] == ([2, 2] if language == "en" else [0, 0])
 
 
+@pytest.mark.parametrize(
+    ("language", "lines"),
+    [
+        (
+            "nb",
+            "* 33 likepersoner ville blitt satt på pause eller skjult, siden {}\n"
+            "  3 sertifikater har gått ut på vanlig måte.\n  30 har fått endrede opplysninger.\n"
+            "  33 kan fortsatt være synlige på portalen, men skal ikke vises. Hvis det haster, kan du skjule dem selv "
+            "i Dynamics:\n  - Kari Nordmann (M1001)\n  - og 32 til\n",
+        ),
+        (
+            "nn",
+            "* 33 likepersonar ville vorte sette på pause eller skjulte, sidan {}\n"
+            "  3 sertifikat har gått ut på vanleg måte.\n  30 har fått endra opplysningar.\n"
+            "  33 kan framleis vere synlege på portalen, men skal ikkje visast. Om det hastar, kan du skjule dei sjølv "
+            "i Dynamics:\n  - Kari Nordmann (M1001)\n  - og 32 til\n",
+        ),
+        (
+            "en",
+            "* 33 peer mentors would be paused or hidden, since {}\n"
+            "  3 certificates have expired in the ordinary way.\n  30 have changed data.\n"
+            "  33 may still be visible on the portal, and must not be. If it is urgent, you can hide them in Dynamics "
+            "yourself:\n  - Kari Nordmann (M1001)\n  - and 32 more\n",
+        ),
+    ],
+)
+def test_what_is_held_says_whose_certificates_have_really_ended(language: str, lines: str) -> None:
+    """And who may be shown on the portal, by name."""
+    words = full(language)
+    item = words["held"][0]
+
+    text = written(words).text.replace("\u00a0", " ").replace("\u2011", "-")
+
+    assert lines.format(item["since"].replace("\u00a0", " ")) in text
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_what_is_urgent_is_marked(language: str) -> None:
-    """Who may still be visible, and nothing else."""
+    """What is held, who could not be reviewed, who may still be visible, and nothing else."""
     message = written(full(language))
-    quiet = written(full(language) | {"visible": []})
+    quiet = written(full(language) | {"held": [], "unreviewed": [], "visible": []})
 
     assert f"\n{URGENT[language]}: " in message.text
     assert f">{URGENT[language]}</span>" in message.html
@@ -90,7 +126,7 @@ def test_a_full_page_is_not_clipped(language: str) -> None:
     for name in SECTIONS:
         item = words[name][0]
         long = {key: "x" * limit for key, limit in (("name", 60), ("technical", 300), ("kind", 60)) if key in item}
-        words[name] = [item | long] * 30
+        words[name] = [item | long] * (4 if name == "held" else 30)
 
     assert len(written(words).html.encode()) < 100_000
 
@@ -104,6 +140,8 @@ def test_a_full_page_is_not_clipped(language: str) -> None:
             "1 likeperson kan fortsatt være synlig på portalen",
             "2 likepersoner kan fortsatt være synlige på portalen",
         ),
+        ("nb", "held", "endringer venter på en avgjørelse", "endringer venter på en avgjørelse"),
+        ("nb", "unreviewed", "1 likeperson kunne ikke vurderes", "2 likepersoner kunne ikke vurderes"),
         ("nb", "paused", "1 ny på pause", "2 nye på pause"),
         ("nb", "returned", "1 er tilbake", "2 er tilbake"),
         ("nb", "undelivered", "1 påminnelse kom ikke fram", "2 påminnelser kom ikke fram"),
@@ -123,8 +161,8 @@ def test_the_subject_says_whose_and_what_happened(language: str, section: str, o
 
 
 def test_the_most_urgent_comes_first_and_the_rest_is_counted() -> None:
-    """Who may still be visible, before everything else."""
-    assert written(full("en")).subject == (
+    """What is held, then who could not be reviewed, who may still be visible, and everything else."""
+    assert written(full("en") | {"held": [], "unreviewed": []}).subject == (
         "Hørselshjelpen: 2 mentors may still be visible on the portal and 13 more updates"
     )
 

@@ -1017,7 +1017,7 @@ class TestFailures:
         report = night(connection, portal=FlakyPortal(), channel=failing(RecipientRefusedError("550 no such user")))
 
         assert report.outcome is Outcome.ATTENTION
-        assert "1 digest to a coordinator failed; see `certjob alerts`" in report.reasons
+        assert "1 digest was not delivered; see `certjob alerts`" in report.reasons
         assert facts.rows("SELECT status, last_error FROM coordinator_digests") == [("failed", "550 no such user")]
         assert len(alerts.read_alerts(connection, today=TODAY)) == 1
         channel = CollectingChannel()

@@ -5,9 +5,10 @@ from uuid import UUID
 
 import pytest
 
-from certjob.database import Connection, fetch_value
+from certjob.database import Connection
 from certjob.errors import RecipientDeferredError
 from certjob.mail.message import OutgoingMessage
+from certjob.review.attention import Kind, read_attention
 from certjob.views.alerts import read_alerts
 from tests.support.facts import TODAY, Facts
 from tests.support.intents import make_due
@@ -45,7 +46,9 @@ def a_day_later(connection: Connection) -> None:
 def shown(connection: Connection) -> list[str | None]:
     """The errors that the alerts show; status and metrics count as many."""
     alerts = read_alerts(connection, today=TODAY)
-    assert fetch_value(connection, "count_failed_reminders", {"today": TODAY}) == len(alerts.reminders)
+    counted = read_attention(connection, today=TODAY).counts
+    assert counted[Kind.FAILED_REMINDERS].number == len(alerts.reminders)
+    assert counted[Kind.WAITING_REMINDERS].number == sum(each.number for each in alerts.waiting_mail)
     return [reminder.error for reminder in alerts.reminders]
 
 

@@ -265,6 +265,14 @@ def test_the_made_up_digest_has_the_words_of_a_real_one(connection: Connection, 
         (shown, TODAY + timedelta(days=20)),
     )
     connection.execute(
+        "INSERT INTO held_reviews (organisation_id, what, as_of, reason, mentors, may_be_shown, mentor_ids)"
+        " VALUES (%s, 'pauses', %s, 'too many', 30, 1, %s)",
+        (organisation, TODAY, [paused]),
+    )
+    connection.execute(
+        "INSERT INTO review_problems (mentor_id, reason, as_of) VALUES (%s, 'locked', %s)", (shown, TODAY)
+    )
+    connection.execute(
         "INSERT INTO coordinators (organisation_id, email) VALUES (%s, 'b@example.org')", (organisation,)
     )
     ((row_id,),) = connection.execute(

@@ -272,10 +272,34 @@ def mail_is_down(world: World) -> Iterator[View]:
     assert list(world.facts.rows("SELECT status FROM cert_notification_log")) == [("pending",)]
 
 
+def mail_waits(world: World) -> Iterator[View]:
+    """Queued by the night before the last, on a server that is down since then."""
+    hlf = world.facts.organisation(portal=None)
+    for _ in range(2):
+        world.facts.certified_mentor(hlf, TODAY + timedelta(days=7))
+    settings = {"CERTJOB_NOTIFY_URL": f"smtp://{NOWHERE}", "CERTJOB_MAIL_FROM": "likeperson@hlf.example"}
+    world.types("certjob run", cron(settings, at=NIGHT))
+    world.connection.execute("UPDATE cert_notification_log SET queued_at = '2026-03-08 03:10+01'")
+    yield cron(settings)
+
+
 def import_is_wrong(world: World) -> Iterator[View]:
     world.expired_mentors(40)
     yield cron()
     yield cron()
+    yield cron()
+
+
+def pause_is_refused(world: World) -> Iterator[View]:
+    world.kari()
+    world.connection.execute(
+        "ALTER TABLE mentor_pauses ADD CONSTRAINT no_pauses_in_march CHECK (actor <> 'certjob') NOT VALID"
+    )
+    with PortalServer() as portal:
+        yield cron(to(portal))
+        yield cron(to(portal))
+        world.connection.execute("ALTER TABLE mentor_pauses DROP CONSTRAINT no_pauses_in_march")
+        yield cron(to(portal))
 
 
 def clock_is_wrong(world: World) -> Iterator[View]:
@@ -351,7 +375,9 @@ SCENES: dict[str, Callable[[World], Iterator[View]]] = {
     "The portal and certjob disagree": portal_disagrees,
     "The portal asks to wait": portal_throttles,
     "Mail does not go out": mail_is_down,
-    "Too many would change at once": import_is_wrong,
+    "Mail waits": mail_waits,
+    "An organisation is held": import_is_wrong,
+    "Somebody is never reviewed": pause_is_refused,
     "The clocks disagree": clock_is_wrong,
     "The schema is older or newer than certjob": schema_is_old,
     "The database does not answer": database_is_away,

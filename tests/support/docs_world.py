@@ -76,6 +76,7 @@ class World:
         self.connection = database.connect(url)
         self.facts = Facts(self.connection)
         self._set_the_servers_clock(NIGHT)
+        self._let_the_view_ask_it()
 
     def forget_the_schema(self) -> None:
         """Move to a database without any table."""
@@ -110,6 +111,13 @@ class World:
             )
         for table, column in self.facts.rows(_COLUMNS_THAT_ASK_THE_REAL_ONE):
             self.connection.execute(f"ALTER TABLE {table} ALTER COLUMN {column} SET DEFAULT now()".encode())
+
+    def _let_the_view_ask_it(self) -> None:
+        for (definition,) in self.facts.rows("SELECT pg_get_viewdef(oid) FROM pg_class WHERE relname = 'attention'"):
+            text = str(definition).replace("pg_catalog.now()", "clock.now()")
+            self.connection.execute(
+                f"CREATE OR REPLACE VIEW attention WITH (security_invoker = true) AS {text}".encode()
+            )
 
     def night(self, settings: Mapping[str, str] | None = None) -> None:
         """The night of this morning, at 03:10."""

@@ -51,6 +51,11 @@ TOPICS = {
         "cert_notification_log": "the reminders: one row per mentor, threshold and certificate",
         "coordinator_digests": "the coordinators' daily mails: one row per coordinator and day",
     },
+    "What needs attention": {
+        "held_reviews": "what the guards hold back for an organisation, until a run no longer holds it",
+        "review_problems": "mentors whom a run could not review, until one does",
+        "attention": "one row for each thing that needs attention, for every command that reports any of it",
+    },
     "The schema's own": {
         "certjob_migrations": "which migrations are applied",
     },

@@ -102,15 +102,17 @@ def test_before_the_first_night_it_is_stale(here: Certjob, facts: Facts) -> None
 
 
 def test_after_a_night_it_is_not(here: Certjob, connection: Connection, facts: Facts) -> None:
-    """A real one, which needs a person: it came to its end."""
+    """A real one, with an alert: it came to its end, and somebody has to look."""
     facts.certified_mentor(facts.organisation(), LONG_AGO)
     report = night(connection)
 
     result = here("--json")
 
     found = document(result)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert (found["outcome"], found["stale"]) == ("ok", False)
+    assert result.returncode == 3
+    assert result.stderr == ("certjob status: 1 mentor may still be visible on the portal; see `certjob alerts`\n")
+    assert (found["outcome"], found["stale"]) == ("attention", False)
+    assert found["alerts"]["may_be_visible"] == 1
     assert found["last_good_run"]["run_id"] == str(report.run_id)
     assert [(run["command"], run["outcome"]) for run in found["runs"]] == [("run", "attention")]
     assert (found["backlog"]["portal_hides"]["open"], found["unresolved_failures"]) == (1, 1)
@@ -425,14 +427,14 @@ def test_failed_reminders_are_those_that_alerts_show(here: Certjob, connection: 
             (mentor, days + number),
         )
 
-    assert document(here("--json"))["failed_reminders"] == 1
-    assert "failed reminders: 1; see `certjob alerts`" in here().stdout
+    assert document(here("--json"))["alerts"]["failed_reminders"] == 1
+    assert here().stderr.endswith(". Also 1 reminder was not delivered; see `certjob alerts`\n")
 
 
 def test_failed_digests_are_those_that_alerts_show(
     here: Certjob, ran: Ran, connection: Connection, facts: Facts
 ) -> None:
-    """A number and where to look; as for reminders the exit code tells of nights alone."""
+    """A number and where to look, and the exit code."""
     ran()
     coordinator = connection.execute(
         "INSERT INTO coordinators (organisation_id, email) VALUES (%s, 'k@example.org') RETURNING id",
@@ -447,9 +449,8 @@ def test_failed_digests_are_those_that_alerts_show(
 
     page, whole = here(), here("--json")
 
-    assert (page.returncode, page.stderr) == (0, "")
-    assert "failed digests: 1; see `certjob alerts`\n" in page.stdout
-    assert document(whole)["failed_digests"] == 1 == len(database.fetch(connection, "read_failed_digests"))
+    assert (page.returncode, page.stderr) == (3, "certjob status: 1 digest was not delivered; see `certjob alerts`\n")
+    assert document(whole)["alerts"]["failed_digests"] == 1 == len(database.fetch(connection, "read_failed_digests"))
 
 
 def test_those_without_a_certificate_are_the_nights_own_count(connection: Connection, facts: Facts) -> None:
@@ -545,8 +546,7 @@ def test_the_document_has_its_keys(here: Certjob, ran: Ran) -> None:
         "coming",
         "unresolved_failures",
         "oldest_failure",
-        "failed_reminders",
-        "failed_digests",
+        "alerts",
         "without_certificate",
         "mail_waits_until",
     ]

@@ -75,7 +75,7 @@ def status(
     """Show whether the nights run, what waits and since when, the last runs, and what comes. Changes nothing.
 
     A night is good when it came to its end over all organisations, even if someone has to act. Exits 3 when the
-    last good one is older than --max-age, or there is none.
+    last good one is older than --max-age, or there is none, and while `certjob alerts` shows anything.
     """
     from datetime import timedelta
 
@@ -99,7 +99,7 @@ def status(
     reason = status_page.closing_line(found, zone=opened.settings.zone)
     if reason is not None:
         call.attention(reason)
-    return 3 if found.stale else 0
+    return found.exit_code
 
 
 def add_to(app: Commands) -> None:

@@ -173,7 +173,9 @@ def report_on(call: Call, opened: Session, report: "RunReport") -> int:
         night.show_plan(opened.output, report)
     elif opened.output.interactive:
         night.show_totals(opened.output, report)
-    for reason in report.reasons:
+    # cron mails what is printed: it gets the whole once a day, then what is new
+    is_watched = opened.output.on_terminal or opened.output.interactive
+    for reason in report.reasons if is_watched else report.news:
         say = plain.print_error if report.outcome is Outcome.FAILED else plain.print_attention
         say(call.command, reason)
     return EXIT_CODES[report.outcome]

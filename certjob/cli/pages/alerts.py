@@ -14,16 +14,27 @@ from certjob.views.alerts import (
     Alerts,
     FailedDigest,
     FailedReminder,
+    HeldAlert,
     PushAlert,
+    ReviewProblem,
+    WaitingMail,
 )
 
 MOST_ROWS: Final = 20
 """A page names so many mentors of those who share a cause; --json has all of them."""
-NOTHING: Final = "Nothing needs a person."
+NOTHING: Final = "All clear: nothing needs attention."
 
 _SOON: Final = "soon"
 
-AnyAlert = TypeVar("AnyAlert", PushAlert, FailedReminder, FailedDigest)
+AnyAlert = TypeVar("AnyAlert", PushAlert, FailedReminder, FailedDigest, ReviewProblem)
+
+_HELD: Final = {
+    "pauses": "Too many would be paused at once: certjob changes nothing for this organisation until somebody decides.",
+    "returns": "Too many would be brought back at once: certjob changes nothing for this organisation until somebody "
+    "decides.",
+    "reminders": "Too many reminders at once: none of them is sent until somebody decides. Everything else goes on.",
+    "portal": "Too many would be shown on the portal at once: none of them is shown until somebody decides.",
+}
 
 
 def show_alerts(output: Output, alerts: Alerts, *, zone: tzinfo, now: datetime) -> None:
@@ -39,6 +50,16 @@ def show_alerts(output: Output, alerts: Alerts, *, zone: tzinfo, now: datetime) 
 
 def plain_lines(alerts: Alerts, *, zone: tzinfo) -> Iterator[str]:
     """Yield one line per alert with everything in it, for programs and logs."""
+    for held in alerts.held:
+        yield harmless(
+            f"Held: {held.organisation}: {held.reason}; since {held.since.astimezone(zone):%Y-%m-%d %H:%M}; "
+            f"{'; '.join(_held_counts(held))}{_shown_names(held)}; to let it through: {held.command}"
+        )
+    for problem in alerts.never_reviewed:
+        yield harmless(
+            f"Not reviewed: {problem.full_name} ({problem.member_no}, {problem.mentor_id}), "
+            f"since {problem.since.astimezone(zone):%Y-%m-%d %H:%M}: {problem.error}"
+        )
     for push in alerts.pushes:
         error = f": {push.error}" if push.error else ""
         yield harmless(
@@ -55,18 +76,29 @@ def plain_lines(alerts: Alerts, *, zone: tzinfo) -> Iterator[str]:
             f"Digest not delivered: {digest.full_name} (coordinator {digest.coordinator_id}), "
             f"of {digest.digest_on}: {digest.error}; correct the e-mail address"
         )
+    for waiting in alerts.waiting_mail:
+        yield harmless(
+            f"Mail waits: {_number(waiting.number, waiting.what.removesuffix('s'))}, the oldest since "
+            f"{waiting.since.astimezone(zone):%Y-%m-%d %H:%M}{f': {waiting.error}' if waiting.error else ''}; "
+            "run `certjob check`, then `certjob deliver`"
+        )
 
 
 def page_lines(alerts: Alerts, *, zone: tzinfo, now: datetime, most_rows: int = MOST_ROWS) -> list[PageLine]:
-    """Return the page: mentors who may still be visible, those who may still be hidden, messages not delivered.
+    """Return the page, the most harmful first: what is held, who could not be reviewed, the portal, the mail.
 
     Who shares a cause stands under it, whoever has waited longest first; the first ``most_rows`` of them are named.
     """
     page = _Page(alerts, zone=zone, now=now, most_rows=most_rows)
     hides = [push for push in alerts.pushes if not push.visible]
     shows = [push for push in alerts.pushes if push.visible]
-    messages = [*page.reminders(alerts.reminders), *page.digests(alerts.digests)]
-    lines = [*page.pushes(hides), *page.pushes(shows), *messages]
+    reviews = [*page.held(alerts.held), *page.never_reviewed(alerts.never_reviewed)]
+    messages = [
+        *page.reminders(alerts.reminders),
+        *page.digests(alerts.digests),
+        *page.waiting_mail(alerts.waiting_mail),
+    ]
+    lines = [*reviews, *page.pushes(hides), *page.pushes(shows), *messages]
     return lines[1:]  # each section begins with an empty line
 
 
@@ -78,6 +110,71 @@ class _Page:
         self._zone = zone
         self._now = now.astimezone(UTC)  # hours that passed: Python ignores a change of the clocks within one zone
         self._most_rows = most_rows
+
+    def held(self, held: Sequence[HeldAlert]) -> Iterator[PageLine]:
+        """A section for each organisation for which the guards hold something back."""
+        for each in held:
+            heading = f"{harmless(each.name)} is held: nothing was applied to {_number(each.mentors, 'mentor')}"
+            if each.what == "reminders":
+                heading = f"{harmless(each.name)}: reminders to {_number(each.mentors, 'mentor')} are held"
+            yield from self._heading(heading, _HELD[each.what], colour="red", alerts=1)
+            yield PageLine(text="")
+            yield PageLine(text=harmless(f"{each.reason}."), head="Why: ", indent=2)
+            yield PageLine(
+                text=f"{self._moment(each.since)}, {_duration(self._now - each.since)}", head="Since: ", indent=2
+            )
+            for count in _held_counts(each):
+                yield PageLine(text=unbroken(f"{count}."), bullet="- ", indent=4)
+            shown = [mentor for mentor in each.some if mentor.may_be_shown]
+            for mentor in shown[: self._most_rows]:
+                yield PageLine(text=harmless(f"{mentor.full_name} ({mentor.member_no})"), bullet="- ", indent=6)
+            if shown and each.may_be_shown > self._most_rows:
+                yield PageLine(text=f"… and {each.may_be_shown - len(shown[: self._most_rows]):,} more", indent=6)
+            what_to_do = (
+                "check the clock and the last import. If the import was wrong, correct it and run `certjob run`. If "
+                f"the changes are right, run `{each.command}`."
+            )
+            yield PageLine(text=unbroken(what_to_do), head="What to do: ", indent=2)
+
+    def never_reviewed(self, problems: Sequence[ReviewProblem]) -> Iterator[PageLine]:
+        """The section of the mentors whom no run could review."""
+        if not problems:
+            return
+        meaning = "certjob does not know whether they are certified. They may be shown although they must not be."
+        yield from self._heading(f"{_number(len(problems), 'mentor')} could not be reviewed", meaning, colour="red")
+        groups: dict[str, list[ReviewProblem]] = {}
+        for problem in problems:
+            groups.setdefault(problem.error, []).append(problem)
+        for error, group in groups.items():
+            member_no = harmless(shlex.quote(group[0].member_no))
+            yield from self._group(
+                group,
+                nouns="mentors",
+                why=harmless(error),
+                what_to_do=f"end what is in the way, then run `certjob resync {member_no}`; see "
+                f"`certjob explain {member_no}`.",
+                waits=lambda problem: f"since {self._moment(problem.since)}, {_duration(self._now - problem.since)}",
+                noted=lambda _group: "",
+            )
+
+    def waiting_mail(self, waiting: Sequence[WaitingMail]) -> Iterator[PageLine]:
+        """The section of the mail that has waited for more than a day."""
+        if not waiting:
+            return
+        what = " and ".join(_number(each.number, each.what.removesuffix("s")) for each in waiting)
+        verb = "has" if what.startswith("1 ") and len(waiting) == 1 else "have"
+        meaning = "Nobody gets mail: the mail server does not take it, or `certjob deliver` does not run."
+        yield from self._heading(
+            f"{what} {verb} waited for more than a day", meaning, colour="yellow", alerts=len(waiting)
+        )
+        since = min(each.since for each in waiting)
+        yield PageLine(text="")
+        yield PageLine(text=f"{self._moment(since)}, {_duration(self._now - since)}", head="Since: ", indent=2)
+        errors = dict.fromkeys(each.error for each in waiting if each.error)
+        for error in errors:
+            yield PageLine(text=harmless(error), head="The mail stage stopped: ", indent=2)
+        what_to_do = "`certjob check` looks at the mail server; `certjob deliver` sends what waits."
+        yield PageLine(text=unbroken(what_to_do), head="What to do: ", indent=2)
 
     def pushes(self, pushes: Sequence[PushAlert]) -> Iterator[PageLine]:
         """The section of those who should be hidden, or of those who should be shown."""
@@ -141,9 +238,9 @@ class _Page:
                 noted=lambda _group: "Reason",
             )
 
-    def _heading(self, heading: str, *more: str, colour: str = "") -> Iterator[PageLine]:
+    def _heading(self, heading: str, *more: str, colour: str = "", alerts: int = 0) -> Iterator[PageLine]:
         yield PageLine(text="")
-        yield PageLine(text=heading, style=f"bold {colour}")
+        yield PageLine(text=heading, style=f"bold {colour}", alerts=alerts)
         *sentences, meaning = more
         yield from (PageLine(text=harmless(sentence), style=colour) for sentence in sentences)
         yield PageLine(text=meaning)
@@ -172,14 +269,14 @@ class _Page:
         if left > 0:
             more = unbroken(f"… and {left:,} more; `certjob alerts --json` lists all")
             yield PageLine(text=more, indent=4, alerts=left)
-        if same and group[0].error:
+        if same and group[0].error and noted(group):
             yield PageLine(text=f"{noted(group)}: {harmless(group[0].error)}", style="dim", indent=4)
 
     def _push_waits(self, push: PushAlert, *, with_next_try: bool) -> str:
         since = f"since {self._moment(push.wanted_at)}, {_duration(self._now - push.wanted_at)}"
         return since + (f"; next try {self._next_tries([push]).pop()}" if with_next_try else "")
 
-    def _name(self, alert: PushAlert | FailedReminder | FailedDigest) -> str:
+    def _name(self, alert: PushAlert | FailedReminder | FailedDigest | ReviewProblem) -> str:
         name = alert.full_name
         if not isinstance(alert, FailedDigest) and name != alert.member_no:
             name = f"{name} ({alert.member_no})"
@@ -219,6 +316,24 @@ class _Page:
         local, today = at.astimezone(self._zone), self._now.astimezone(self._zone).date()
         day = "today" if local.date() == today else _day(local.date(), today)
         return glued(f"{day} {local:%H:%M}")
+
+
+def _held_counts(held: HeldAlert) -> list[str]:
+    """Return how many there are of each sort of those who are held."""
+    due = "were due by the calendar" if held.what == "reminders" else "have ended by the calendar"
+    portal = [f"{held.may_be_shown:,} may be shown on the portal and must not be"] if held.may_be_shown else []
+    return [
+        f"{held.ended_by_calendar:,} {due}",
+        f"{held.facts_changed:,} have facts that were changed since the last review",
+        *portal,
+    ]
+
+
+def _shown_names(held: HeldAlert) -> str:
+    """Return who may be shown on the portal, the first few."""
+    names = [f"{mentor.full_name} ({mentor.member_no})" for mentor in held.some if mentor.may_be_shown][:5]
+    more = f" and {held.may_be_shown - len(names):,} more" if held.may_be_shown > len(names) else ""
+    return f": {', '.join(names)}{more}" if names else ""
 
 
 def _by_reason(

@@ -9,6 +9,7 @@ from certjob.cli.terminal.lines import PageLine, unbroken
 from certjob.cli.terminal.output import Output, clean, new_table
 from certjob.cli.terminal.plain import harmless
 from certjob.outbox.open_work import OpenWork
+from certjob.review.attention import summarize
 from certjob.views.status import Run, SystemStatus
 
 _OUTCOMES = {"ok": "green", "attention": "yellow", "failed": "bold red", "died": "bold red", "running": "cyan"}
@@ -29,9 +30,15 @@ def show_status(output: Output, status: SystemStatus, *, zone: tzinfo, every_nig
 
 
 def closing_line(status: SystemStatus, *, zone: tzinfo) -> str | None:
-    """Return why the command exits with 3; None when the nights run."""
+    """Return why the command exits with 3; None when the nights run and nothing needs attention."""
+    summary = summarize(status.alerts)
+    alerts = f"{summary}; see `certjob alerts`" if summary else None
     if not status.stale:
-        return None
+        return alerts
+    return f"{_why_stale(status, zone=zone)}{f'. Also {alerts}' if alerts else ''}"
+
+
+def _why_stale(status: SystemStatus, *, zone: tzinfo) -> str:
     good = status.last_good_run
     if good is None:
         return "no night has come to its end yet; run `certjob run`, and see whether cron does"
@@ -135,9 +142,6 @@ class _Page:
             yield "Failed pushes", f"{status.unresolved_failures:,}, {since}; see `certjob alerts`"
         if status.mail_waits_until is not None:
             yield "Mail waits until", f"{self._moment(status.mail_waits_until)} (CERTJOB_MAIL_HOURS)"
-        for name, failed in (("Failed reminders", status.failed_reminders), ("Failed digests", status.failed_digests)):
-            if failed:
-                yield name, f"{failed:,}; see `certjob alerts`"
 
     def _moment(self, at: datetime) -> str:
         return f"{at.astimezone(self._zone):%Y-%m-%d %H:%M}"

@@ -84,7 +84,14 @@ def _sections(language: str) -> dict[str, list[Words]]:
             "technical": "",
         },
     ]
+    held: Words = {"what": "pauses", "since": pushes[0]["since"], "mentors": 33, "ended": 3, "changed": 30}
     return {
+        "held": [
+            {**held, "shown": 33, "names": ["Kari Nordmann (M1001)"]},
+            {**held, "mentors": 1, "ended": 1, "changed": 1, "shown": 1, "names": ["Kari Nordmann (M1001)"]},
+            *({**held, "what": what, "shown": 0, "names": []} for what in ("returns", "reminders", "portal")),
+        ],
+        "unreviewed": [{**each, "since": pushes[0]["since"]} for each in (who, unnamed)],
         "visible": [
             {**push, "sentence": "Dynamics sync pending — mentor may still be visible on portal"} for push in pushes
         ],

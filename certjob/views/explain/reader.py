@@ -94,7 +94,9 @@ def _ask_guard(
         everybody=everybody,
     )
     guard.examine(person.organisation_id)
-    return guard.held.get(person.organisation_id), guard.held_reminders.get(person.organisation_id)
+    held = guard.held.get(person.organisation_id)
+    reminders = guard.held_reminders.get(person.organisation_id)
+    return held.line if held else None, reminders.line if reminders else None
 
 
 def coming_steps(story: MentorHistory) -> list[Step]:

@@ -63,20 +63,42 @@ LEFT JOIN dynamics_sync_failures AS f ON f.mentor_id = a.mentor_id AND f.resolve
 WHERE a.organisation_id = %(organisation_id)s
 
 -- name: read_undelivered_reminders
--- Reminders that failed, as long as the alerts show them. One that fails again after a correction is another line; that a
--- mentor has no address is one, however many reminders there are;
--- that one is put off, however often it is tried.
+-- Reminders that failed or have waited for more than a day, as long as the alerts show them. One that fails again after a
+-- correction is another line; that a mentor has no address is one, however many reminders there are; that one waits,
+-- however often it is tried.
 SELECT coalesce(m.full_name, m.member_no) AS name, m.member_no, l.expires_on, coalesce(l.last_error, '') AS error,
-    l.failure_code AS code,
+    CASE a.kind WHEN 'waiting_reminders' THEN coalesce(l.failure_code, 'channel_down') ELSE l.failure_code END AS code,
     CASE WHEN l.failure_code = 'no_address' THEN 'noaddress:' || l.mentor_id
         WHEN l.status = 'pending' THEN 'late:' || l.id
         ELSE 'mail:' || l.id || ':' || extract(epoch FROM l.next_attempt_at) END AS line
-FROM cert_notification_log AS l
+FROM attention AS a
+JOIN cert_notification_log AS l ON l.id = a.row_id
 JOIN mentors AS m ON m.id = l.mentor_id
-WHERE (
-        l.status = 'failed'
-        OR (l.status = 'pending' AND l.attempts >= 3 AND l.queued_at < now() - interval '1 day')
-    )
-    AND greatest(l.expires_on - l.threshold_days, l.queued_at::date) + 14 >= %(today)s
-    AND m.organisation_id = %(organisation_id)s
+WHERE a.kind IN ('failed_reminders', 'waiting_reminders')
+    AND (a.until IS NULL OR a.until >= %(today)s)
+    AND a.organisation_id = %(organisation_id)s
 ORDER BY l.next_attempt_at, l.id
+
+-- name: read_held_back
+-- What the guards hold for the organisation. One whose number of really ended certificates has changed is another line.
+SELECT h.what, h.since, h.mentors, h.ended_by_calendar, h.facts_changed, h.may_be_shown,
+    ARRAY(
+        SELECT coalesce(m.full_name, m.member_no) || CASE WHEN m.full_name <> m.member_no THEN ' (' || m.member_no || ')' ELSE '' END
+        FROM unnest(h.mentor_ids[:h.may_be_shown]) WITH ORDINALITY AS n (id, number)
+        JOIN mentors AS m ON m.id = n.id
+        ORDER BY n.number
+    ) AS names,
+    'held:' || h.what || ':' || extract(epoch FROM h.since) || ':' || h.ended_by_calendar AS line
+FROM attention AS a
+JOIN held_reviews AS h ON h.organisation_id = a.organisation_id AND a.alert_id = 'held:' || h.what
+WHERE a.kind = 'held' AND a.organisation_id = %(organisation_id)s
+ORDER BY h.since, h.what
+
+-- name: read_unreviewed_mentors
+-- Whom no run could review.
+SELECT coalesce(m.full_name, m.member_no) AS name, m.member_no, a.since,
+    a.alert_id || ':' || extract(epoch FROM a.since) AS line
+FROM attention AS a
+JOIN mentors AS m ON m.id = a.mentor_id
+WHERE a.kind = 'never_reviewed' AND a.organisation_id = %(organisation_id)s
+ORDER BY name, m.member_no

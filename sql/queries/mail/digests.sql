@@ -1,7 +1,7 @@
 -- name: queue_digests
 -- The one open digest of each coordinator (of one organisation, or of all) in whose organisation something may have happened
--- since the last sent one: a pause that certjob opened or lifted, a certificate that has come within 30 days of its end, a
--- push that waits, a reminder that could not be delivered. That is more than enough: read_digest_coordinator and what
+-- since the last sent one: a pause that certjob opened or lifted, a certificate that has come within 30 days of its end, an
+-- alert about the organisation. That is more than enough: read_digest_coordinator and what
 -- follows it decide when the digest is written, and cancel it. One a day: none where today's was sent, or the night of the
 -- next day has queued already; the day of a wrong clock gives way. What waits keeps the time since when it waits; that it
 -- may have arrived stays with it. A digest that is being sent right now is left alone: what it does not report, the next
@@ -47,16 +47,9 @@ WITH reader AS MATERIALIZED (
         AND c.expires_on BETWEEN %(today)s AND %(today)s + 30
         AND c.revoked_at IS NULL
     UNION
-    SELECT organisation_id, 'infinity', NULL FROM portal_alerts
-    UNION
-    SELECT m.organisation_id, 'infinity', NULL
-    FROM cert_notification_log AS l
-    CROSS JOIN LATERAL (SELECT o.organisation_id FROM mentors AS o WHERE o.id = l.mentor_id OFFSET 0) AS m
-    WHERE (
-            l.status = 'failed'
-            OR (l.status = 'pending' AND l.attempts >= 3 AND l.queued_at < now() - interval '1 day')
-        )
-        AND greatest(l.expires_on - l.threshold_days, l.queued_at::date) + 14 >= %(today)s
+    SELECT organisation_id, 'infinity', NULL
+    FROM attention
+    WHERE kind NOT IN ('failed_digests', 'waiting_digests') AND (until IS NULL OR until >= %(today)s)
 )
 INSERT INTO coordinator_digests AS d (coordinator_id, digest_on)
 SELECT r.id, %(today)s

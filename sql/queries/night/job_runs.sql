@@ -58,3 +58,14 @@ FROM job_runs
 WHERE command IN ('run', 'deliver') AND finished_at IS NOT NULL
 ORDER BY finished_at DESC
 LIMIT 1
+
+-- name: read_last_report
+-- The last night (over the same organisations) that reported what needs attention: its day, and when it looked.
+SELECT as_of, (counts ->> 'alerts_read_at')::timestamptz
+FROM job_runs
+WHERE command = 'run'
+    AND organisation IS NOT DISTINCT FROM %(organisation)s::text
+    AND finished_at IS NOT NULL
+    AND counts ->> 'alerts_read_at' IS NOT NULL
+ORDER BY finished_at DESC
+LIMIT 1

@@ -1,7 +1,3 @@
--- name: count_portal_alerts
--- What coordinators must know, at the end of a run.
-SELECT count(*) FROM portal_alerts
-
 -- name: count_unreached_events
 -- What a reopening promised to push and nobody has tried since: the stage ended first, or somebody held the row.
 SELECT count(*)

@@ -19,31 +19,63 @@ JOIN mentors AS m ON m.id = a.mentor_id
 LEFT JOIN dynamics_sync_failures AS f ON f.mentor_id = a.mentor_id AND f.resolved_at IS NULL
 ORDER BY a.visible, a.wanted_at, a.event_id
 
+-- name: read_held_mentors
+-- Some of those who are held, in the order in which they were stored: who may be shown on the portal stands first.
+SELECT m.id AS mentor_id, m.member_no, coalesce(m.full_name, m.member_no) AS full_name
+FROM unnest(%(ids)b::uuid[]) WITH ORDINALITY AS n (id, number)
+JOIN mentors AS m ON m.id = n.id
+ORDER BY n.number
+
+-- name: read_review_problems
+-- Whom no run could review, and why; whoever has waited longest first.
+SELECT a.mentor_id, a.organisation_id, m.member_no, coalesce(m.full_name, m.member_no) AS full_name, p.reason AS error, a.since
+FROM attention AS a
+JOIN review_problems AS p ON p.mentor_id = a.mentor_id
+JOIN mentors AS m ON m.id = a.mentor_id
+WHERE a.kind = 'never_reviewed'
+ORDER BY a.since, a.mentor_id
+
 -- name: read_failed_reminders
 -- Reminders that could not be delivered, until they are sent, superseded or 14 days past their day. Also those that the
--- recipient's server has put off for more than a day, as when a mailbox is full: they are tried again until it is too late
--- for them, and nobody would have heard of it.
-SELECT l.id AS reminder_id, l.mentor_id, m.organisation_id, m.member_no, coalesce(m.full_name, m.member_no) AS full_name,
+-- recipient's server has deferred for more than a day, as when a mailbox is full: they are tried again until it is too late
+-- for them.
+SELECT l.id AS reminder_id, l.mentor_id, a.organisation_id, m.member_no, coalesce(m.full_name, m.member_no) AS full_name,
     l.threshold_days, l.cert_id, l.expires_on, l.last_error AS error, l.failure_code AS code,
     l.attempts, l.queued_at
-FROM cert_notification_log AS l
+FROM attention AS a
+JOIN cert_notification_log AS l ON l.id = a.row_id
 JOIN mentors AS m ON m.id = l.mentor_id
-WHERE (
-        l.status = 'failed'
-        OR (l.status = 'pending' AND l.attempts >= 3 AND l.queued_at < now() - interval '1 day')
-    )
-    -- Its day is that of the threshold, or when it was queued late, as after an import, the day it was queued.
-    AND greatest(l.expires_on - l.threshold_days, l.queued_at::date) + 14 >= %(today)s
+WHERE a.kind = 'failed_reminders' AND (a.until IS NULL OR a.until >= %(today)s)
 ORDER BY l.queued_at, l.id
 
 -- name: read_failed_digests
 -- Coordinators whose daily mail was refused, until their address is corrected or a later digest takes its place.
-SELECT d.id AS digest_id, d.coordinator_id, c.organisation_id, coalesce(c.full_name, c.email) AS full_name,
+SELECT d.id AS digest_id, d.coordinator_id, a.organisation_id, coalesce(c.full_name, c.email) AS full_name,
     d.digest_on, d.last_error AS error, d.failure_code AS code, d.attempts, d.queued_at
-FROM coordinator_digests AS d
+FROM attention AS a
+JOIN coordinator_digests AS d ON d.id = a.row_id
 JOIN coordinators AS c ON c.id = d.coordinator_id
-WHERE d.status = 'failed'
+WHERE a.kind = 'failed_digests'
 ORDER BY d.queued_at, d.id
+
+-- name: read_waiting_mail
+-- Mail that has waited for more than a day: how much, since when, and why the mail stage stopped last.
+SELECT substring(kind FROM 'waiting_(.*)') AS what, count(*) AS number, min(since) - interval '1 day' AS since, (
+        SELECT r.counts ->> 'mail_stop'
+        FROM (
+            SELECT counts, finished_at FROM job_runs
+            WHERE command IN ('run', 'deliver') AND finished_at IS NOT NULL
+            ORDER BY finished_at DESC
+            LIMIT 200
+        ) AS r
+        WHERE r.counts ->> 'mail_stop' IS NOT NULL
+        ORDER BY r.finished_at DESC
+        LIMIT 1
+    ) AS error
+FROM attention
+WHERE kind IN ('waiting_reminders', 'waiting_digests')
+GROUP BY kind
+ORDER BY kind DESC
 
 -- name: read_organisation_names
 -- How people call the organisations, and how commands do.

@@ -41,20 +41,6 @@ WHERE command = 'run' AND organisation IS NULL AND outcome IN ('ok', 'attention'
 ORDER BY finished_at DESC
 LIMIT 1
 
--- name: count_failed_reminders
--- Reminders that could not be delivered and are still worth a look; the same as read_failed_reminders lists.
-SELECT count(*)
-FROM cert_notification_log AS l
-WHERE (
-        l.status = 'failed'
-        OR (l.status = 'pending' AND l.attempts >= 3 AND l.queued_at < now() - interval '1 day')
-    )
-    AND greatest(l.expires_on - l.threshold_days, l.queued_at::date) + 14 >= %(today)s
-
--- name: count_failed_digests
--- Coordinators' daily mails that were refused; the same as read_failed_digests lists.
-SELECT count(*) FROM coordinator_digests AS d WHERE d.status = 'failed'
-
 -- name: read_oldest_failure
 -- The push that has failed for longest, and how many there are that nobody has resolved.
 SELECT f.mentor_id, m.member_no, o.slug AS organisation, f.visible, f.kind, f.attempts, f.error, f.created_at,

@@ -1,0 +1,177 @@
+"""What needs attention, counted: one list, which alerts, status, metrics, digests and a run at its end all read.
+
+The list is the database's view ``attention``. Whom the guards held and whom a run could not review is stored here.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from enum import StrEnum
+from uuid import UUID
+
+from certjob import database
+from certjob.database import Connection, persist
+from certjob.review.guards import MassChangeGuard, held_line
+from certjob.review.plan import LOCKED, ReviewCounts
+
+
+class Kind(StrEnum):
+    """The kinds of alerts, the most harmful first."""
+
+    HELD = "held"
+    NEVER_REVIEWED = "never_reviewed"
+    MAY_BE_VISIBLE = "may_be_visible"
+    MAY_BE_HIDDEN = "may_be_hidden"
+    FAILED_REMINDERS = "failed_reminders"
+    FAILED_DIGESTS = "failed_digests"
+    WAITING_REMINDERS = "waiting_reminders"
+    WAITING_DIGESTS = "waiting_digests"
+
+
+WORDS: Mapping[Kind, tuple[str, str]] = {
+    Kind.HELD: ("organisation is held", "organisations are held"),
+    Kind.NEVER_REVIEWED: ("mentor could not be reviewed", "mentors could not be reviewed"),
+    Kind.MAY_BE_VISIBLE: (
+        "mentor may still be visible on the portal",
+        "mentors may still be visible on the portal",
+    ),
+    Kind.MAY_BE_HIDDEN: ("mentor may still be hidden on the portal", "mentors may still be hidden on the portal"),
+    Kind.FAILED_REMINDERS: ("reminder was not delivered", "reminders were not delivered"),
+    Kind.FAILED_DIGESTS: ("digest was not delivered", "digests were not delivered"),
+    Kind.WAITING_REMINDERS: (
+        "reminder has waited for more than a day",
+        "reminders have waited for more than a day",
+    ),
+    Kind.WAITING_DIGESTS: ("digest has waited for more than a day", "digests have waited for more than a day"),
+}
+"""How a line about one, and about several, goes on after the number."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Count:
+    """How much there is of one kind."""
+
+    number: int = 0
+    since: datetime | None = None
+    """When the oldest became an alert."""
+    new: int = 0
+    """How many became one after the moment that was asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention:
+    """What needs attention at one moment."""
+
+    counts: Mapping[Kind, Count]
+    """Every kind, the most harmful first."""
+    read_at: datetime
+    """By the database's clock."""
+
+    def __bool__(self) -> bool:
+        return any(count.number for count in self.counts.values())
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """Return how many alerts there are of each kind."""
+        return {str(kind): count.number for kind, count in self.counts.items()}
+
+    def lines(self, *, only_new: bool = False) -> dict[Kind, str]:
+        """Return one line for each kind; ``only_new`` leaves out what was there before."""
+        return {
+            kind: f"{_words(kind, count.number)}{_how_many_new(count) if only_new else ''}; see `certjob alerts`"
+            for kind, count in self.counts.items()
+            if (count.new if only_new else count.number)
+        }
+
+
+def summarize(numbers: Mapping[str, int]) -> str:
+    """Return how much there is of each kind, in one line; empty if there is nothing."""
+    return ", ".join(_words(Kind(kind), number) for kind, number in numbers.items() if number)
+
+
+def _words(kind: Kind, number: int) -> str:
+    singular, plural = WORDS[kind]
+    return f"{number:,} {singular if number == 1 else plural}"
+
+
+def _how_many_new(count: Count) -> str:
+    return f" ({count.new:,} new)" if count.new < count.number else ""
+
+
+def read_attention(connection: Connection, *, today: date, new_since: datetime | None = None) -> Attention:
+    """Count what needs attention, and what of it is new since a moment (None: all of it)."""
+    read_at = database.clock(connection)
+    rows = database.fetch(connection, "count_attention", {"today": today, "new_since": new_since or "-infinity"})
+    found = {Kind(kind): Count(number=number, since=since, new=new) for kind, number, since, new in rows}
+    return Attention(counts={kind: found.get(kind, Count()) for kind in Kind}, read_at=read_at)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredHold:
+    """What a run held back, as it was when it was held last."""
+
+    organisation_id: UUID
+    slug: str
+    name: str
+    what: str
+    """``pauses``, ``returns``, ``reminders`` or ``portal``."""
+    since: datetime
+    reason: str
+    """The guard's words."""
+    mentors: int
+    ended_by_calendar: int
+    facts_changed: int
+    may_be_shown: int
+    mentor_ids: Sequence[UUID]
+    """At most 50, those who may be shown first."""
+
+    @property
+    def line(self) -> str:
+        """The line that the run printed."""
+        return held_line(self.slug, self.what, self.reason)
+
+
+def read_held(connection: Connection) -> list[StoredHold]:
+    """Read what the guards hold, whoever may be shown on a portal first."""
+    return database.fetch(connection, "read_held_reviews", into=StoredHold)
+
+
+def store_problems(connection: Connection, review: ReviewCounts, *, today: date, run_id: UUID) -> None:
+    """Write down whom a run could not review, and why."""
+    problems = {**dict.fromkeys(review.skipped, LOCKED), **review.broken}
+    if not problems:
+        return
+    parameters = {
+        "ids": list(problems),
+        "reasons": [reason[:MOST_REASON] for reason in problems.values()],
+        "today": today,
+        "run_id": run_id,
+    }
+    persist(connection, lambda: database.execute(connection, "store_review_problems", parameters))
+
+
+def forget_what_is_over(
+    connection: Connection, review: ReviewCounts, guard: MassChangeGuard, *, organisation_id: UUID | None
+) -> None:
+    """Delete what this run would have held, or found broken, and did not."""
+    every = guard.every
+    holds = {
+        "organisation_id": organisation_id,
+        "held": [each.organisation_id for each in every],
+        "whats": [each.what for each in every],
+    }
+    problems = {
+        "organisation_id": organisation_id,
+        "found": [*review.skipped, *review.broken],
+        "held": list(guard.held),
+    }
+
+    def forget() -> None:
+        database.execute(connection, "forget_held_reviews", holds)
+        database.execute(connection, "forget_review_problems", problems)
+
+    persist(connection, forget)
+
+
+MOST_REASON = 500
+"""Characters of a reason that are stored."""

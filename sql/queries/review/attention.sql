@@ -1,0 +1,78 @@
+-- name: count_attention
+-- What needs attention by kind, with the age of the oldest, and how much of it is new since a moment.
+SELECT kind, count(*) AS number, min(since) AS since,
+    count(*) FILTER (WHERE since > %(new_since)s::timestamptz) AS new
+FROM attention
+WHERE until IS NULL OR until >= %(today)s
+GROUP BY kind
+
+-- name: read_held_reviews
+-- What the guards hold, the organisation with most people whom the portal may show first. Who may be shown stands first
+-- among the ids, so their number says which they are.
+SELECT h.organisation_id, o.slug, o.name, h.what, h.since, h.reason, h.mentors, h.ended_by_calendar, h.facts_changed,
+    h.may_be_shown, h.mentor_ids
+FROM held_reviews AS h
+JOIN organisations AS o ON o.id = h.organisation_id
+JOIN attention AS a ON a.kind = 'held' AND a.organisation_id = h.organisation_id AND a.alert_id = 'held:' || h.what
+ORDER BY h.may_be_shown DESC, h.since, o.slug, h.what
+
+-- name: count_held_mentors
+-- Of some mentors who are held, what the alert has to say about each: whether it was the calendar that made them due, and
+-- whether the portal may show them although they should be hidden.
+SELECT m.id, m.review_on > '-infinity' AS by_calendar,
+    n.is_hide AND m.dynamics_contact_id IS NOT NULL AND m.portal_visible IS DISTINCT FROM false AS may_be_shown
+FROM unnest(%(ids)b::uuid[], %(hides)b::boolean[]) AS n (id, is_hide)
+JOIN mentors AS m ON m.id = n.id
+ORDER BY m.member_no
+
+-- name: store_held_review
+-- Since when it is held is kept, as long as it is held.
+INSERT INTO held_reviews AS h (organisation_id, what, as_of, reason, mentors, ended_by_calendar, facts_changed, may_be_shown,
+    mentor_ids, run_id)
+VALUES (%(organisation_id)s, %(what)s, %(today)s, %(reason)s, %(mentors)s, %(ended_by_calendar)s, %(facts_changed)s,
+    %(may_be_shown)s, %(mentor_ids)s, %(run_id)s)
+ON CONFLICT (organisation_id, what) DO UPDATE
+SET as_of = excluded.as_of, reason = excluded.reason, mentors = excluded.mentors,
+    ended_by_calendar = excluded.ended_by_calendar, facts_changed = excluded.facts_changed,
+    may_be_shown = excluded.may_be_shown, mentor_ids = excluded.mentor_ids, run_id = excluded.run_id
+
+-- name: forget_held_reviews
+-- What this run would have held, and did not. Who is held because of what the portal shows is none of its business.
+DELETE FROM held_reviews AS h
+WHERE h.what <> 'portal'
+    AND (%(organisation_id)s::uuid IS NULL OR h.organisation_id = %(organisation_id)s)
+    AND NOT EXISTS (
+        SELECT FROM unnest(%(held)b::uuid[], %(whats)b::text[]) AS n (organisation_id, what)
+        WHERE n.organisation_id = h.organisation_id AND n.what = h.what
+    )
+
+-- name: store_review_problems
+-- In one order, so that two runs do not deadlock.
+INSERT INTO review_problems AS p (mentor_id, reason, as_of, run_id)
+SELECT mentor_id, reason, %(today)s, %(run_id)s
+FROM unnest(%(ids)b::uuid[], %(reasons)b::text[]) AS n (mentor_id, reason)
+ORDER BY mentor_id
+ON CONFLICT (mentor_id) DO UPDATE SET reason = excluded.reason, as_of = excluded.as_of, run_id = excluded.run_id
+
+-- name: forget_review_problems
+-- Whom this run has reviewed, or who is gone. Nobody of an organisation that is held was looked at.
+DELETE FROM review_problems
+WHERE mentor_id IN (
+    SELECT p.mentor_id
+    FROM review_problems AS p
+    LEFT JOIN LATERAL (SELECT o.organisation_id FROM mentors AS o WHERE o.id = p.mentor_id OFFSET 0) AS m ON true
+    WHERE p.mentor_id <> ALL (%(found)b::uuid[])
+        AND (
+            m.organisation_id IS NULL
+            OR (
+                (%(organisation_id)s::uuid IS NULL OR m.organisation_id = %(organisation_id)s)
+                AND m.organisation_id <> ALL (%(held)b::uuid[])
+            )
+        )
+    ORDER BY p.mentor_id
+    FOR NO KEY UPDATE OF p SKIP LOCKED
+)
+
+-- name: forget_review_problem
+-- Somebody was reviewed alone.
+DELETE FROM review_problems WHERE mentor_id = %(id)s
