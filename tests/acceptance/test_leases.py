@@ -109,25 +109,14 @@ class Written:
     """One UPDATE of an intent, as a trigger noted it."""
 
     id: int
-    backend: int
-    """The session's process id: which of the processes it was."""
     token_before: UUID | None
     token: UUID | None
-    attempts_before: int
-    attempts: int
-    status: str
-    due_in_seconds: float
-    """From the transaction's time to ``next_attempt_at``."""
     due_seconds: float
     """``next_attempt_at`` on the test's ``time.monotonic()``."""
 
     @property
     def claims(self) -> bool:
         return self.token is not None and self.token != self.token_before
-
-    @property
-    def releases(self) -> bool:
-        return self.token is None and self.status == "pending"
 
 
 class Journal:
@@ -136,8 +125,7 @@ class Journal:
     def __init__(self, facts: Facts, table: str) -> None:
         self._facts = facts
         facts.connection.execute(
-            "CREATE TABLE journal (number bigint GENERATED ALWAYS AS IDENTITY, before jsonb, after jsonb,"
-            " at timestamptz DEFAULT now(), backend int DEFAULT pg_backend_pid())"
+            "CREATE TABLE journal (number bigint GENERATED ALWAYS AS IDENTITY, before jsonb, after jsonb)"
         )
         facts.connection.execute(
             "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
@@ -151,25 +139,12 @@ class Journal:
         monotonic_minus_epoch = time.monotonic() - time.time()
         with self._facts.connection.cursor(row_factory=class_row(Written)) as cursor:
             return cursor.execute(
-                "SELECT (after->>'id')::bigint AS id, backend,"
+                "SELECT (after->>'id')::bigint AS id,"
                 " (before->>'claim_token')::uuid AS token_before, (after->>'claim_token')::uuid AS token,"
-                " (before->>'attempts')::int AS attempts_before, (after->>'attempts')::int AS attempts,"
-                " after->>'status' AS status,"
-                " extract(epoch FROM (after->>'next_attempt_at')::timestamptz - at)::float8 AS due_in_seconds,"
                 " extract(epoch FROM (after->>'next_attempt_at')::timestamptz)::float8 + %s AS due_seconds"
                 " FROM journal ORDER BY number",
                 (monotonic_minus_epoch,),
             ).fetchall()
-
-    def releases(self) -> dict[int, list[Written]]:
-        """What went back, by session; each as if it had never been claimed."""
-        by_backend: dict[int, list[Written]] = {}
-        for written in self.read():
-            if written.releases:
-                assert written.attempts == written.attempts_before - 1
-                assert written.due_in_seconds == 0
-                by_backend.setdefault(written.backend, []).append(written)
-        return by_backend
 
     def longest_after_claim(self, moments: dict[int, float], *, lease_seconds: float) -> float:
         """The longest time from the last claim of a row to the moment at which it was sent, given for each id."""
@@ -276,17 +251,17 @@ class SlowMailbox(Mailbox):
         return await super().handle_DATA(server, session, envelope)
 
 
-def test_mails_that_do_not_fit_into_the_lease_go_back_and_are_sent_later(
+def test_two_runs_share_a_slow_mail_server_and_begin_no_mail_late_in_its_lease(
     connection: Connection, app: App, facts: Facts, start: Start, environment: dict[str, str]
 ) -> None:
-    """A slow mail server: 100 messages claimed by the one and 50 by the other are too many; each is sent once."""
+    """Each message has a lease of its own: the work of seconds, shared, and each mail is sent once."""
     organisation = facts.organisation(portal=None)
-    for _ in range(150):
+    for _ in range(100):
         facts.certified_mentor(organisation, today() + timedelta(days=10))
     review(connection, today())
     journal = Journal(facts, REMINDERS)
-    mailbox = SlowMailbox(seconds=0.05)  # 50 messages take 2.5 s
-    lease, message = 4.0, 1.0  # and the last one may begin 2 s after the claim
+    mailbox = SlowMailbox(seconds=0.1)  # 10 s in all
+    lease, message = 4.0, 1.0  # and none may begin later than 3 s after its claim
     barrier = start_barrier(app, Backends(connection))
 
     with real_server(mailbox) as server:
@@ -296,16 +271,15 @@ def test_mails_that_do_not_fit_into_the_lease_go_back_and_are_sent_later(
         }
         reports = deliver_together(start, barrier, mail_lease=lease, message=message)
 
-    assert sum(report["reminders"]["sent"] for report in reports) == 150
+    fewer, more = sorted(report["reminders"]["sent"] for report in reports)
+    assert fewer + more == 100
+    assert fewer >= 20
     assert sum(report["reminders"]["lost"] for report in reports) == 0
     by_address = "SELECT email, l.id FROM cert_notification_log AS l JOIN mentors AS m ON m.id = mentor_id"
     ids = {str(email): int(str(row)) for email, row in facts.rows(by_address)}
     assert Counter(recipient for recipient, _ in mailbox.arrivals) == Counter(ids.keys())
     left = "SELECT status, attempts, maybe_sent, count(*)::int FROM cert_notification_log GROUP BY 1, 2, 3"
-    assert facts.rows(left) == [("sent", 1, False, 150)]
-    fewer, more = sorted(len(rows) for rows in journal.releases().values())
-    assert fewer >= 10
-    assert more >= 60
+    assert facts.rows(left) == [("sent", 1, False, 100)]
     moments = {ids[recipient]: moment for recipient, moment in mailbox.arrivals}
     assert journal.longest_after_claim(moments, lease_seconds=lease) < lease - message
 
@@ -495,10 +469,8 @@ def test_what_waits_behind_a_stopped_call_is_not_pushed(
 def test_a_process_stopped_before_it_looks_at_the_lease_sends_no_mail(
     connection: Connection, facts: Facts, start: Start, run: Certjob, tmp_path: Path
 ) -> None:
-    """Between its claim and its first message; another run has sent them, as perhaps repeated."""
-    organisation = facts.organisation()
-    for _ in range(3):
-        facts.certified_mentor(organisation, today() + timedelta(days=10), locale="en")
+    """Between its claim and its message; another run has sent it, as perhaps repeated."""
+    facts.certified_mentor(facts.organisation(), today() + timedelta(days=10), locale="en")
     review(connection, today())
 
     with start("deliver", "--json", freeze_after=MAIL_CLAIM, mail_lease=2.0, message=0.2) as child:
@@ -509,14 +481,13 @@ def test_a_process_stopped_before_it_looks_at_the_lease_sends_no_mail(
         ended = unfrozen(child)
 
     assert (other.returncode, other.stderr) == (0, "")
-    assert ended.returncode == 3
-    assert "the lease is shorter than a message can take, or this process stood still" in ended.stderr
+    assert (ended.returncode, ended.stderr) == (0, "")
     assert json.loads(ended.stdout)["reminders"]["sent"] == 0
     assert rows_of(facts, REMINDERS) == rows
-    assert [REPEAT_LINE in mail.as_string() for mail in Maildir(tmp_path / "mail")] == [True] * 3
+    assert [REPEAT_LINE in mail.as_string() for mail in Maildir(tmp_path / "mail")] == [True]
 
 
-# One mentor, several processes, and a wish that changes while calls are in flight.
+# One mentor, several processes, and a desired value that changes while calls are in flight.
 
 
 def test_two_resyncs_and_a_night_end_with_the_value_that_was_wanted_last(
