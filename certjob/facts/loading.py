@@ -5,9 +5,11 @@ first undo what the last line says and then do it again, re-arming reminders on 
 """
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import psycopg
@@ -91,20 +93,21 @@ def load(
     reading = _Reading(RosterForm(options, organisation_ids=organisation_ids), path, stop=stop)
     writing = _Writing(connection, strict=options.strict, contact_column=reading.contact_column, stop=stop)
     if not (options.strict and any(problem.cost is not Cost.NOTHING for problem in reading.problems)):
-        writing.write(reading.merged(), on_progress=on_progress)
+        writing.write(reading.merged(), total=len(reading.certificates), on_progress=on_progress)
     problems = sorted([*reading.problems, *writing.problems], key=lambda problem: problem.line)
     undone = options.strict and any(problem.cost is not Cost.NOTHING for problem in problems)
-    loaded, counts = (0, _Counts()) if undone else (writing.rows, writing.counts)
+    counts = Counter[str]() if undone else writing.counts
+    written = ("mentors_changed",) if reading.mentors_alone else ("certificates_added", "certificates_changed")
     return LoadReport(
         rows=reading.rows,
-        loaded=loaded,
+        loaded=counts["rows"],
         rejected=len({problem.line for problem in problems if problem.cost is Cost.ROW}),
         repeated=reading.valid - len(reading.certificates),
-        mentors_added=counts.mentors_added,
-        mentors_changed=counts.mentors_changed,
-        certificates_added=counts.certificates_added,
-        certificates_changed=counts.certificates_changed,
-        unchanged=max(loaded - counts.changed(mentors_alone=reading.mentors_alone), 0),
+        mentors_added=counts["mentors_added"],
+        mentors_changed=counts["mentors_changed"],
+        certificates_added=counts["certificates_added"],
+        certificates_changed=counts["certificates_changed"],
+        unchanged=counts["rows"] - sum(counts[what] for what in written),
         problems=problems,
         header=reading.header,
         delimiter=reading.delimiter,
@@ -119,7 +122,7 @@ class _Reading:
         self.valid = 0
         self.problems: list[Problem] = []
         self.certificates: dict[tuple[str | None, ...], tuple[str | None, str | None, int, str]] = {}
-        self._mentors: dict[tuple[str, str], tuple[str | None, ...]] = {}
+        self._mentors: dict[tuple[str | None, ...], tuple[str | None, ...]] = {}
         with open_csv(path) as file:
             header = file.read_header(score=form.score)
             self.header, self.delimiter = header.text, file.delimiter
@@ -147,33 +150,10 @@ class _Reading:
         revoked_on = row.revoked_on or (before[1] if before else None)
         self.certificates[key] = (row.expires_on, revoked_on, row.line, row.text)
 
-    def merged(self) -> list[RosterRow]:
-        """Return the rows by mentor, so that every load meets the mentors in one order."""
-        rows = []
+    def merged(self) -> Iterator[RosterRow]:
+        """Yield the rows by mentor, so that every load meets the mentors in one order."""
         for key in sorted(self.certificates):
-            organisation_id, member_no, kind, issued_on = key
-            mentor = self._mentors[str(organisation_id), str(member_no)]
-            rows.append(RosterRow._make((*key[:2], *mentor, kind, issued_on, *self.certificates[key])))
-        return rows
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Counts:
-    mentors_added: int = 0
-    mentors_changed: int = 0
-    certificates_added: int = 0
-    certificates_changed: int = 0
-
-    def __add__(self, other: "_Counts") -> "_Counts":
-        return _Counts(
-            mentors_added=self.mentors_added + other.mentors_added,
-            mentors_changed=self.mentors_changed + other.mentors_changed,
-            certificates_added=self.certificates_added + other.certificates_added,
-            certificates_changed=self.certificates_changed + other.certificates_changed,
-        )
-
-    def changed(self, *, mentors_alone: bool) -> int:
-        return self.mentors_changed if mentors_alone else self.certificates_added + self.certificates_changed
+            yield RosterRow._make((*key[:2], *self._mentors[key[:2]], *key[2:], *self.certificates[key]))
 
 
 class _RollBackError(Exception):
@@ -184,8 +164,7 @@ class _Writing:
     """The second half: the merged rows are written batch by batch."""
 
     def __init__(self, connection: Connection, *, strict: bool, contact_column: str, stop: threading.Event) -> None:
-        self.counts = _Counts()
-        self.rows = 0
+        self.counts = Counter[str]()
         self.problems: list[Problem] = []
         self._connection = connection
         self._strict = strict
@@ -193,13 +172,15 @@ class _Writing:
         self._stop = stop
         self._busy = 0
 
-    def write(self, rows: Sequence[RosterRow], *, on_progress: Callable[[int, int], None] | None) -> None:
+    def write(self, rows: Iterator[RosterRow], *, total: int, on_progress: Callable[[int, int], None] | None) -> None:
         whole = self._connection.transaction() if self._strict else nullcontext()
+        done = 0
         with suppress(_RollBackError), self._database_errors(), whole:
-            for first in range(0, len(rows), ROWS_PER_BATCH):
-                self._write_or_take_apart(rows[first : first + ROWS_PER_BATCH])
+            while batch := list(islice(rows, ROWS_PER_BATCH)):
+                self._write_or_take_apart(batch)
+                done += len(batch)
                 if on_progress is not None:
-                    on_progress(min(first + ROWS_PER_BATCH, len(rows)), len(rows))
+                    on_progress(done, total)
             if self._strict and self.problems:
                 raise _RollBackError
 
@@ -223,12 +204,11 @@ class _Writing:
             for first in range(0, len(batch), size):
                 self._write_or_take_apart(batch[first : first + size])
         else:
-            self.counts += counts
-            self.rows += len(batch) - len(unknown)
+            self.counts.update(counts, rows=len(batch) - len(unknown))
             reason = "no such mentor; somebody new comes with a certificate"
             self.problems += [self._problem(row, reason) for row in batch if row.line in unknown]
 
-    def _write_batch(self, batch: Sequence[RosterRow]) -> tuple[_Counts, set[int]]:
+    def _write_batch(self, batch: Sequence[RosterRow]) -> tuple[dict[str, int], set[int]]:
         """Write a batch, inside a transaction; return what that did, and the lines with mentors who are not known."""
         connection = self._connection
         database.execute(connection, "create_load_rows")
@@ -243,12 +223,12 @@ class _Writing:
         database.execute(connection, "lock_loaded_mentors")
         mentors_changed = database.execute(connection, "update_loaded_mentors")
         ((added, changed),) = database.fetch(connection, "upsert_loaded_certificates")
-        counts = _Counts(
-            mentors_added=mentors_added,
-            mentors_changed=mentors_changed,
-            certificates_added=added,
-            certificates_changed=changed,
-        )
+        counts = {
+            "mentors_added": mentors_added,
+            "mentors_changed": mentors_changed,
+            "certificates_added": added,
+            "certificates_changed": changed,
+        }
         return counts, unknown
 
     def _blame(self, row: RosterRow, error: psycopg.Error) -> None:
@@ -271,7 +251,7 @@ class _Writing:
         return Problem(line=row.line, column=column, reason=reason, cost=cost, text=row.text)
 
     def _unfinished(self, why: str) -> str:
-        done = 0 if self._strict else self.rows
+        done = 0 if self._strict else self.counts["rows"]
         kept = f"{done:,} rows of the file are loaded" if done else "nothing was loaded"
         return f"{why}; {kept}; load the same file again, which is safe"
 

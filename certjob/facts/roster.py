@@ -83,19 +83,20 @@ class RosterRow(NamedTuple):
     mentors alone there is no certificate: all that belongs to it is None.
     """
 
-    organisation_id: str
+    organisation: str
+    """Its id."""
     member_no: str
-    full_name: str | None
-    email: str | None
-    locale: str | None
-    dynamics_contact_id: str | None
-    left_on: str | None
-    kind: str | None
-    issued_on: str | None
-    expires_on: str | None
-    revoked_on: str | None
-    line: int
-    text: str
+    full_name: str | None = None
+    email: str | None = None
+    locale: str | None = None
+    dynamics_contact_id: str | None = None
+    left_on: str | None = None
+    kind: str | None = None
+    issued_on: str | None = None
+    expires_on: str | None = None
+    revoked_on: str | None = None
+    line: int = 0
+    text: str = ""
 
 
 Parse = Callable[[str], str]
@@ -147,23 +148,7 @@ class Roster:
         ]
         if any(problem.cost is Cost.ROW for problem in problems):
             return None, [problem for problem in problems if problem.cost is Cost.ROW]
-        get = values.get
-        row = RosterRow(
-            values["organisation"],
-            values["member_no"],
-            get("full_name"),
-            get("email"),
-            get("locale"),
-            get("dynamics_contact_id"),
-            get("left_on"),
-            get("kind"),
-            get("issued_on"),
-            get("expires_on"),
-            get("revoked_on"),
-            record.line,
-            record.text,
-        )
-        return row, problems
+        return RosterRow(**values, line=record.line, text=record.text), problems
 
     def _look_at_dates(self, values: Mapping[str, str]) -> Iterator[tuple[str, str, str, Cost]]:
         """Yield column, reason, value and cost of each date that cannot be, or hardly."""
