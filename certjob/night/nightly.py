@@ -202,8 +202,6 @@ def _apply(
         today=options.today,
         run_id=report.run_id,
         guard=guard,
-        reminders=reminders,
-        portal=PortalSyncService(connection, run_id=report.run_id),
         stop=stop,
         on_progress=progress.phase("Reviewing mentors"),
     )

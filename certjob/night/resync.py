@@ -123,8 +123,6 @@ def _review_and_queue(
         today=report.today,
         run_id=report.run_id,
         guard=MassChangeGuard(connection, today=report.today, reminders=reminders, allow_mass_change=True),
-        reminders=reminders,
-        portal=portal,
         stop=stop,
     )
     report.review = service.counts

@@ -16,8 +16,6 @@ from certjob.database import CONTENTION, Connection, transaction
 from certjob.domain.models import Decision
 from certjob.errors import DatabaseUnavailableError, TooManyBrokenMentorsError
 from certjob.facts import reading
-from certjob.mail.reminders import CertificationReminderService
-from certjob.portal.sync import PortalSyncService
 from certjob.review.attention import forget_what_is_over, store_problems
 from certjob.review.decision_writer import DecisionWriter, Written
 from certjob.review.guards import MassChangeGuard
@@ -48,8 +46,6 @@ class CertificationManagementService:
         today: date,
         run_id: UUID,
         guard: MassChangeGuard,
-        reminders: CertificationReminderService,
-        portal: PortalSyncService,
         stop: StopFlag,
         on_progress: Callable[[int], None] | None = None,
         wait_for_locks_seconds: float = WAIT_FOR_LOCKS_SECONDS,
@@ -59,9 +55,7 @@ class CertificationManagementService:
         self._today = today
         self._run_id = run_id
         self._guard = guard
-        self._writer = DecisionWriter(
-            connection, today=today, run_id=run_id, guard=guard, reminders=reminders, portal=portal
-        )
+        self._writer = DecisionWriter(connection, today=today, run_id=run_id, guard=guard)
         self._stop = stop
         self._on_progress = on_progress
         self._wait_for_locks_seconds = wait_for_locks_seconds

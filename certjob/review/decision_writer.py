@@ -29,23 +29,14 @@ class Written:
 class DecisionWriter:
     """Writes decisions about mentors whose rows the transaction has locked."""
 
-    def __init__(
-        self,
-        connection: Connection,
-        *,
-        today: date,
-        run_id: UUID,
-        guard: MassChangeGuard,
-        reminders: CertificationReminderService,
-        portal: PortalSyncService,
-    ) -> None:
+    def __init__(self, connection: Connection, *, today: date, run_id: UUID, guard: MassChangeGuard) -> None:
         self._connection = connection
         self._today = today
         self._run_id = run_id
         self._guard = guard
         self._pauses = PauseManagementService(connection)
-        self._reminders = reminders
-        self._portal = portal
+        self._reminders = CertificationReminderService(connection, run_id=run_id)
+        self._portal = PortalSyncService(connection, run_id=run_id)
 
     def write(self, decisions: Sequence[Decision]) -> Written:
         """Write them, the mentors' rows last; only reminders may be held back by the guard."""

@@ -16,7 +16,6 @@ from certjob.database import Connection
 from certjob.errors import StoppedBySignalError, TooManyBrokenMentorsError
 from certjob.facts import reading
 from certjob.mail.reminders import CertificationReminderService
-from certjob.portal.sync import PortalSyncService
 from certjob.review import certification
 from certjob.review.certification import CertificationManagementService
 from certjob.review.guards import MassChangeGuard
@@ -51,8 +50,6 @@ def service(
         today=TODAY,
         run_id=run_id,
         guard=guard,
-        reminders=reminders,
-        portal=PortalSyncService(connection, run_id=run_id),
         stop=stop or StopFlag(),
         on_progress=on_progress,
         wait_for_locks_seconds=wait_for_locks_seconds,

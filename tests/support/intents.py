@@ -56,8 +56,6 @@ def review(connection: Connection, today: date = TODAY) -> None:
         today=today,
         run_id=run_id,
         guard=MassChangeGuard(connection, today=today, reminders=reminders, allow_mass_change=True),
-        reminders=reminders,
-        portal=PortalSyncService(connection, run_id=run_id),
         stop=StopFlag(),
     ).apply_due()
 
