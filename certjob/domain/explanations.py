@@ -5,7 +5,16 @@ from dataclasses import replace
 from datetime import date
 
 from certjob.domain import rules
-from certjob.domain.models import IN_FORCE, Certificate, Mentor, PauseChange, Reminder, Status, Transition
+from certjob.domain.models import (
+    IN_FORCE,
+    OWN_PAUSE_REASON,
+    Certificate,
+    Mentor,
+    PauseChange,
+    Reminder,
+    Status,
+    Transition,
+)
 
 
 def day_words(day: date, today: date) -> str:
@@ -117,6 +126,11 @@ def transition_words(change: Transition, certificate: Certificate, today: date) 
 def pause_words(change: PauseChange) -> str:
     """Return what certjob does to its own pause."""
     return "certjob pauses the mentor" if change is PauseChange.OPEN else "certjob lifts its pause"
+
+
+def reason_words(reason: str) -> str:
+    """Return the reason of a pause as people read it: certjob's own in words, any other as somebody wrote it."""
+    return "no valid certificate" if reason == OWN_PAUSE_REASON else reason
 
 
 def _span(certificate: Certificate | None, today: date) -> str:

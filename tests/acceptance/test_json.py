@@ -87,6 +87,9 @@ def containers(paths: set[str]) -> set[str]:
     return {path[: found.start()] for path in paths for found in re.finditer(r"\.|\[\]", path)}
 
 
+TIME = re.compile(r'"(\d{4}-\d\d-\d\dT\d\d:[^"]*)"')
+
+
 @dataclass
 class Printed:
     """The documents that the commands have printed."""
@@ -102,6 +105,7 @@ class Printed:
         finished = run_in_process(*command.split(), *arguments, "--json", environment=environment, folder=self.folder)
         document = json.loads(finished.stdout)
         assert document["outcome"] in ("ok", "attention"), finished
+        assert {time[-6:] for time in TIME.findall(finished.stdout)} <= {"+00:00"}, finished
         self.keys.setdefault(command, set()).update(path for path in key_paths(document) if path)
         return document
 
@@ -150,6 +154,18 @@ def let_mail_wait(facts: Facts) -> None:
         " SELECT mentor_id, 99, c.id, expires_on, now() - interval '2 days', now() + interval '1 hour'"
         " FROM certificates AS c JOIN mentors AS m ON m.id = c.mentor_id WHERE m.member_no = 'M4'"
     )
+
+
+def crowd(facts: Facts) -> None:
+    """A mentor with more certificates than certjob reads, from before there was a bound."""
+    crowded = facts.mentor(facts.organisation("lhf", portal=None), member_no="M5")
+    with facts.connection.transaction():
+        facts.connection.execute("SET LOCAL session_replication_role = replica")
+        facts.connection.execute(
+            "INSERT INTO certificates (mentor_id, kind, issued_on, expires_on)"
+            " SELECT %s, 'kurs' || n, '2024-01-01', '2099-01-01' FROM generate_series(1, 201) AS n",
+            (crowded,),
+        )
 
 
 def remember_an_earlier_date(facts: Facts) -> None:
@@ -202,6 +218,7 @@ def test_the_page_has_every_key_that_is_printed_and_no_other(
         printed.run("explain", "M1")
         printed.run("explain", "M2")
         printed.run("preview", "M2", "--send-to", "me@example.org")
+        crowd(facts)
         for command in ("alerts", "check", "db status", "forecast", "list", "organisation list", "status"):
             printed.run(command)
         (tmp_path / "report.eml").write_text("Hello")

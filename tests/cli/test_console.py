@@ -311,7 +311,7 @@ def test_a_resync_shows_before_and_after(capsys: pytest.CaptureFixture[str]) -> 
     show_resync(Output(quiet=False), STATE, after)
     show_resync(Output(quiet=False), elsewhere, elsewhere)
 
-    person = "M1: likeperson expired until 2026-03-09; paused: certification_expired; portal wanted hidden"
+    person = "M1: likeperson expired until 2026-03-09; paused: no valid certificate; portal wanted hidden"
     assert capsys.readouterr().out.splitlines() == [
         f"before: {person}, confirmed unknown, push pending",
         f"after:  {person}, confirmed hidden",
@@ -329,7 +329,7 @@ def test_a_resync_on_a_narrow_terminal_is_wrapped_between_words() -> None:
     lines = shown().splitlines()
     assert lines[0] == "before: M1: likeperson expired until"
     assert all(line.startswith((" " * 8, "before: ", "after:  ")) and len(line) <= 40 for line in lines)
-    assert "certification_expired" in shown()
+    assert "portal wanted" in shown()
 
 
 def test_the_digests_of_a_night_are_in_its_totals() -> None:

@@ -138,11 +138,11 @@ def test_what_is_stale_is_told_with_what_a_run_today_does(connection: Connection
     assert_in_order(
         text,
         "Active: no pause is open. Not certified: likeperson was revoked.",
-        "What is stored is not today's state any more: a run today changes it.",
+        "The stored state is not today's: a run today changes it.",
         "Next: today, when `certjob run` runs: likeperson until 26 September: valid → revoked; certjob pauses the "
         "mentor; the portal is asked to hide the mentor.",
         "likeperson, 1 January 2024 to 26 September 2026: revoked",
-        "it was revoked on 10 March; noted as valid so far, a run today notes it",
+        "it was revoked on 10 March; stored as valid so far, a run today stores it",
     )
 
 
@@ -152,8 +152,8 @@ def test_before_the_first_night_nothing_is_noted(connection: Connection, facts: 
 
     text = told(connection, mentor_id)
 
-    assert "No night has been run yet; the dates below need `certjob run` every night." in text
-    assert "not noted yet, a run today notes it" in text
+    assert "There has been no nightly run yet; the dates below need `certjob run` every night." in text
+    assert "not stored yet, a run today stores it" in text
 
 
 def test_nights_that_do_not_run_are_told(connection: Connection, facts: Facts) -> None:
@@ -162,7 +162,7 @@ def test_nights_that_do_not_run_are_told(connection: Connection, facts: Facts) -
     night(connection)
 
     assert "The last night was run" not in told(connection, mentor_id, today=TODAY + timedelta(days=1))
-    assert "The last night was run for 10 March;" in told(connection, mentor_id, today=TODAY + timedelta(days=2))
+    assert "The last nightly run was for 10 March;" in told(connection, mentor_id, today=TODAY + timedelta(days=2))
 
 
 def test_a_day_before_the_last_night_is_told_to_be_refused(connection: Connection, facts: Facts) -> None:
@@ -171,7 +171,7 @@ def test_a_day_before_the_last_night_is_told_to_be_refused(connection: Connectio
     night(connection, TODAY + timedelta(days=3))
 
     text = told(connection, mentor_id)
-    assert "A run today is refused, because the last night was run for 13 March; " in text
+    assert "A run today is refused, because the last nightly run was for 13 March; " in text
     assert "--allow-earlier-date" in text
 
 
@@ -243,7 +243,7 @@ def test_a_push_that_failed_is_told_with_its_time(connection: Connection, facts:
         text,
         "wanted: hidden",
         "the portal has confirmed nothing yet",
-        "to be hidden (pending); may still be visible",
+        "for the portal to hide this mentor; may still be visible",
         "The portal did not answer or could not make the change.",
         "What to do: nothing; certjob tries again automatically",
         "3 calls so far: connection reset",
@@ -268,7 +268,7 @@ def test_a_blocked_push_waits_for_a_person_and_no_date_is_told(connection: Conne
     text = page(story)
     assert "The portal has no contact with this ID." in text
     assert "What to do: correct the contact ID in the app, then `certjob resync 'M 7' --organisation hlf`." in text
-    assert document(story)["portal"]["failure"]["kind"] == "permanent"
+    assert document(story)["portal"]["failure_kind"] == "permanent"
 
 
 def test_what_the_portal_last_acknowledged_is_told(connection: Connection, facts: Facts) -> None:
@@ -281,9 +281,9 @@ def test_what_the_portal_last_acknowledged_is_told(connection: Connection, facts
     story = story_of(connection, mentor_id)
 
     assert "the portal last confirmed: hidden, " in page(story)
-    assert "earlier trouble that is over: 1 time" in page(story)
+    assert "1 earlier failure, all resolved" in page(story)
     read = document(story)["portal"]
-    assert (read["wanted"], read["confirmed"], read["push"], read["failure"], read["resolved_failures"]) == (
+    assert (read["wanted"], read["confirmed"], read["status"], read["failure_kind"], read["resolved_failures"]) == (
         *(False, False, None, None),
         1,
     )
@@ -332,7 +332,7 @@ def test_a_portal_that_was_is_still_told(connection: Connection, facts: Facts) -
 
     text = told(connection, mentor_id)
 
-    assert "hlf has no portal (any more): nothing is pushed" in text
+    assert "hlf no longer has a portal: nothing is pushed" in text
     assert "the portal last confirmed: hidden" in text
 
 
@@ -436,8 +436,8 @@ def test_pauses_are_told_with_whose_they_are_and_what_lifts_them(connection: Con
 
     text = told(connection, mentor_id)
 
-    assert "Paused: certification_expired, illness. Not certified: likeperson ended on 5 March, 5 days ago." in text
-    assert "certification_expired, by certjob since " in text
+    assert "Paused: illness, no valid certificate. Not certified: likeperson ended on 5 March, 5 days ago." in text
+    assert "no valid certificate, by certjob since " in text
     assert "certjob lifts it once likeperson is in force again; if a person lifts it before that," in text
     assert "illness, by coordinator since " in text
     assert "certjob never lifts it; whoever is responsible does, in the app" in text
@@ -644,7 +644,7 @@ def test_the_story_reads_like_a_page(connection: Connection, facts: Facts) -> No
         "",
         "Certificates",
         "- likeperson, 1 January 2024 to 25 April 2026: expiring",
-        "its last day is 25 April, 46 days away, inside the largest reminder threshold, 60 days; noted on 10 March",
+        "its last day is 25 April, 46 days away, inside the largest reminder threshold, 60 days; stored on 10 March",
         "",
         "Pauses",
         "- none is open",

@@ -13,7 +13,7 @@ from certjob.cli.terminal.output import Output
 from certjob.cli.terminal.plain import harmless
 from certjob.domain import explanations, rules
 from certjob.domain.alert_reasons import AlertReason, why_message_waits, why_push_waits
-from certjob.domain.explanations import day_words, distance_words, threshold_words
+from certjob.domain.explanations import day_words, distance_words, reason_words, threshold_words
 from certjob.domain.models import OWN_PAUSE_REASON, Status
 from certjob.views.alerts import PushAlert
 from certjob.views.explain.history import LoggedReminder, MentorHistory, Pause, Portal
@@ -24,7 +24,7 @@ MOST_COMING_DAYS: Final = 12
 
 _MONTHS: Final = "|".join(f"{date(2000, month, 1):%B}" for month in range(1, 13))
 _DATE: Final = re.compile(rf"\b\d{{1,2}} (?:{_MONTHS})(?: \d{{4}})?(?: \d\d:\d\d)?\b")
-_STYLES: Final = {Status.EXPIRED: "red", Status.REVOKED: "red", Status.EXPIRING: "yellow"}
+_STYLES: Final = {Status.EXPIRED: "red", Status.REVOKED: "red", Status.EXPIRING: "bold"}
 
 
 def show_story(output: Output, story: MentorHistory) -> None:
@@ -44,7 +44,7 @@ def page_lines(story: MentorHistory, *, most_days: int | None = None) -> Iterato
     yield PageLine(text=harmless(f"{name}, {person.organisation_name}"), style="bold")
     yield PageLine(text=" ".join(_summary(story)))
     for warning in _warnings(story):
-        yield PageLine(text=warning, style="yellow")
+        yield PageLine(text=warning, style="bold magenta")
     coming = _by_occasion(story)
     yield PageLine(text="")
     if not coming:
@@ -64,7 +64,7 @@ def _summary(story: MentorHistory) -> Iterator[str]:
     if story.person.left_at is not None:
         yield f"Has left, on {day_words(story.person.left_at.astimezone(story.zone).date(), story.today)}."
     elif mentor.open_pauses:
-        yield harmless(f"Paused: {', '.join(sorted(pause.reason for pause in mentor.open_pauses))}.")
+        yield harmless(f"Paused: {', '.join(sorted(reason_words(pause.reason) for pause in mentor.open_pauses))}.")
     else:
         yield "Active: no pause is open."
     lapsed = rules.lapsed_certificates(mentor, today)
@@ -74,7 +74,7 @@ def _summary(story: MentorHistory) -> Iterator[str]:
     elif rules.holds_nothing(mentor, today):
         said = f" ({why})" if why else ""
         yield harmless(
-            f"Holds no certificate that counts{said}, so nobody watches over it: no pause follows from that."
+            f"Holds no certificate that counts{said}, so certjob does not watch this mentor and never pauses them."
         )
     else:
         yield harmless(f"Certified: {why}.")
@@ -84,18 +84,18 @@ def _warnings(story: MentorHistory) -> Iterator[str]:
     """What makes the dates of the page doubtful."""
     last, today = story.last_night, story.today
     if last is None:
-        yield "No night has been run yet; the dates below need `certjob run` every night."
+        yield "There has been no nightly run yet; the dates below need `certjob run` every night."
     elif last > today:
         day = day_words(last, today)
         yield (
-            f"A run today is refused, because the last night was run for {day}; what follows holds once the clock is "
+            f"A run today is refused, because the last nightly run was for {day}; what follows holds once the clock is "
             "corrected, or with --allow-earlier-date."
         )
     elif (today - last).days > 1:
         day = day_words(last, today)
-        yield f"The last night was run for {day}; the dates below need `certjob run` every night."
+        yield f"The last nightly run was for {day}; the dates below need `certjob run` every night."
     if story.is_stale:
-        yield "What is stored is not today's state any more: a run today changes it."
+        yield "The stored state is not today's: a run today changes it."
 
 
 def _section(heading: str, lines: Iterator[PageLine]) -> Iterator[PageLine]:
@@ -119,11 +119,11 @@ def _certificate_lines(story: MentorHistory) -> Iterator[PageLine]:
         why = explanations.why_status(certificate, mentor, today, revoked_on=revoked_on)
         if certificate.status is not status:
             noted = (
-                "not noted yet" if certificate.status is Status.RECORDED else f"noted as {certificate.status} so far"
+                "not stored yet" if certificate.status is Status.RECORDED else f"stored as {certificate.status} so far"
             )
-            why += f"; {noted}, a run today notes it"
+            why += f"; {noted}, a run today stores it"
         elif note and note.noted_on:
-            why += f"; noted on {day_words(note.noted_on, today)}"
+            why += f"; stored on {day_words(note.noted_on, today)}"
         optional = ", optional" if certificate.kind in mentor.organisation.optional_kinds else ""
         span = f"{_whole_date(certificate.issued_on)} to {_whole_date(certificate.expires_on)}"
         head = harmless(f"{certificate.kind}{optional}, {span}: {status}")
@@ -137,17 +137,19 @@ def _pause_lines(story: MentorHistory) -> Iterator[PageLine]:
     for pause in story.pauses:
         since = f"by {pause.actor} since {story.moment(pause.paused_at)}"
         if pause.lifted_at is None:
-            yield PageLine(head=harmless(pause.reason), text=harmless(f", {since}"), bullet="- ", indent=2)
+            yield PageLine(
+                head=harmless(reason_words(pause.reason)), text=harmless(f", {since}"), bullet="- ", indent=2
+            )
             yield PageLine(text=harmless(_what_lifts(story, pause)), indent=4)
         else:
             by = f" by {pause.lifted_by}" if pause.lifted_by else ""
-            text = f"earlier: {pause.reason}, {since}, lifted {story.moment(pause.lifted_at)}{by}"
+            text = f"earlier: {reason_words(pause.reason)}, {since}, lifted {story.moment(pause.lifted_at)}{by}"
             yield PageLine(text=harmless(text), bullet="- ", indent=2, style="dim")
 
 
 def _what_lifts(story: MentorHistory, pause: Pause) -> str:
     if pause.reason != OWN_PAUSE_REASON:
-        return "certjob never lifts it; whoever is responsible does, in the app"
+        return "certjob never lifts it; a coordinator does, in the app"
     if story.mentor.left:
         return "it stays as it is while the mentor has left"
     lapsed = sorted({certificate.kind for certificate in rules.lapsed_certificates(story.mentor, story.today)})
@@ -160,12 +162,12 @@ def _what_lifts(story: MentorHistory, pause: Pause) -> str:
 def _reminder_lines(story: MentorHistory) -> Iterator[PageLine]:
     certificates = {certificate.id: certificate for certificate in story.mentor.certificates}
     for row in story.reminders:
-        certificate = certificates.get(row.cert_id)
+        certificate = certificates.get(row.certificate_id)
         what = certificate.kind if certificate else "a certificate that is gone"
         which = f"{what} until {day_words(row.expires_on, story.today)}, {threshold_words(row.threshold_days)}"
         text = harmless(f"{which}: {_what_became(story, row)}")
         yield PageLine(text=text, bullet="- ", indent=2, style="red" if row.status == "failed" else "")
-        for earlier in row.history:
+        for earlier in row.earlier:
             yield PageLine(text=harmless(_earlier_cycle(story, earlier)), indent=4, style="dim")
     for certificate in sorted(certificates.values(), key=lambda c: (c.kind, c.expires_on)):
         none = explanations.why_no_reminder(certificate, story.mentor, story.today)
@@ -175,7 +177,7 @@ def _reminder_lines(story: MentorHistory) -> Iterator[PageLine]:
     yield from _reminders_to_come(story)
     problem = address_problem(story.person.email)
     if problem:
-        text = harmless(f"{problem}: nothing can be sent; enter one in the app, and what failed is sent by itself")
+        text = harmless(f"{problem}: nothing can be sent; enter one in the app, and what failed is sent automatically")
         yield PageLine(text=text, bullet="- ", indent=2, style="red")
 
 
@@ -198,8 +200,8 @@ def _what_became(story: MentorHistory, row: LoggedReminder) -> str:
     if row.status == "sent":
         return f"sent {story.moment(row.sent_at)}{again}" if row.sent_at else f"sent{again}"
     if row.status == "failed":
-        reason = why_message_waits(row.failure_code)
-        error = "" if reason is AlertReason.NO_ADDRESS or not row.last_error else f" ({row.last_error})"
+        reason = why_message_waits(row.code)
+        error = "" if reason is AlertReason.NO_ADDRESS or not row.error else f" ({row.error})"
         return f"not delivered. {reason.why()}{error} What to do: {reason.advise().rstrip('.')}"
     if row.status == "pending":
         tries = (
@@ -209,11 +211,11 @@ def _what_became(story: MentorHistory, row: LoggedReminder) -> str:
             if row.attempts
             else ""
         )
-        error = f" ({row.last_error})" if row.last_error else ""
+        error = f" ({row.error})" if row.error else ""
         return f"queued {story.moment(row.queued_at)}{tries}{error}"
     if row.status == "superseded":
         return "never sent: a more urgent one took its place"
-    return f"cancelled: {row.last_error or 'it was not right any more'}"
+    return f"cancelled: {row.error or 'it was no longer right'}"
 
 
 def _earlier_cycle(story: MentorHistory, earlier: Mapping[str, Any]) -> str:
@@ -266,7 +268,7 @@ def portal_lines(story: MentorHistory) -> Iterator[PageLine]:
     if not has_portal and portal.confirmed is None and portal.status is None:
         return
     if not has_portal:
-        text = f"{person.slug} has no portal (any more): nothing is pushed"
+        text = f"{person.slug} no longer has a portal: nothing is pushed"
         yield PageLine(text=text, bullet="- ", indent=2)
     elif person.wanted is None:
         text = "wanted: not known (the contact id or the portal has changed); the next run pushes what is right"
@@ -289,7 +291,7 @@ def portal_lines(story: MentorHistory) -> Iterator[PageLine]:
         yield from _open_push(story, portal)
     if portal.resolved_failures:
         number = portal.resolved_failures
-        text = f"earlier trouble that is over: {number:,} {'time' if number == 1 else 'times'}"
+        text = f"{number:,} earlier {'failure' if number == 1 else 'failures'}, all resolved"
         yield PageLine(text=text, bullet="- ", indent=2, style="dim")
 
 
@@ -298,8 +300,9 @@ def _open_push(story: MentorHistory, portal: Portal) -> Iterator[PageLine]:
     push = _push_alert(story)
     since = story.moment(push.wanted_at)
     may_be = "hidden" if push.visible else "visible"
-    text = f"not confirmed since {since}: to be {_shown(push.visible)} ({push.status}); may still be {may_be}"
-    yield PageLine(text=text, bullet="- ", indent=2, style="yellow" if push.visible else "red")
+    verb = "show" if push.visible else "hide"
+    text = f"waiting since {since} for the portal to {verb} this mentor; may still be {may_be}"
+    yield PageLine(text=text, bullet="- ", indent=2, style="magenta" if push.visible else "red")
     reason = why_push_waits(push)
     if reason is AlertReason.UNTRIED:
         yield PageLine(text="It goes out with the next `certjob run` or `certjob deliver`.", indent=4)
@@ -311,7 +314,7 @@ def _open_push(story: MentorHistory, portal: Portal) -> Iterator[PageLine]:
     if push.error:
         calls = f", {push.calls:,} {'call' if push.calls == 1 else 'calls'} so far" if push.calls else ""
         when = f" {story.moment(push.last_failed_at)}" if push.last_failed_at else ""
-        yield PageLine(text=harmless(f"Last noted{when}{calls}: {push.error}"), indent=4, style="dim")
+        yield PageLine(text=harmless(f"Last failure{when}{calls}: {push.error}"), indent=4, style="dim")
 
 
 def _next_try(story: MentorHistory, push: PushAlert) -> str:

@@ -9,7 +9,8 @@ from rich.text import Text
 
 from certjob.cli.terminal.csv_output import print_csv
 from certjob.cli.terminal.output import Output, clean, new_table
-from certjob.domain.models import OWN_PAUSE_REASON, Status
+from certjob.domain.explanations import reason_words
+from certjob.domain.models import Status
 from certjob.views.listing import ListedCertificate, Listing
 
 COLUMNS: Final = (
@@ -85,9 +86,8 @@ def to_document(listing: Listing, *, today: date) -> dict[str, Any]:
 
 
 def _paused(row: ListedCertificate) -> str:
-    """Who pauses the mentor: certjob, or what reason somebody else gave."""
-    reasons = ["certjob" if reason == OWN_PAUSE_REASON else reason for reason in row.pauses]
-    return ", ".join([*reasons, *(["has left"] if row.left else [])])
+    """Why the mentor is paused."""
+    return ", ".join([*map(reason_words, row.pauses), *(["has left"] if row.left else [])])
 
 
 def _cells(row: ListedCertificate) -> tuple[object, ...]:

@@ -6,7 +6,7 @@ from datetime import date
 from certjob.cli.terminal.lines import PageLine
 from certjob.cli.terminal.output import Output, clean, new_table
 from certjob.cli.terminal.plain import harmless
-from certjob.domain.explanations import threshold_words
+from certjob.domain.explanations import reason_words, threshold_words
 from certjob.domain.models import PauseChange, Status
 from certjob.night.report import PlannedChange, RunReport
 from certjob.night.resync import MentorState
@@ -133,5 +133,5 @@ def _state_line(state: MentorState) -> str:
     )
     return (
         f"{state.member_no}: {', '.join(state.certificates) or 'no certificate'}; "
-        f"{'paused: ' + ', '.join(state.pauses) if state.pauses else 'not paused'}; {portal}"
+        f"{'paused: ' + ', '.join(map(reason_words, state.pauses)) if state.pauses else 'not paused'}; {portal}"
     )

@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import sys
-from datetime import date
+from datetime import UTC, date, datetime
 
 from certjob.cli.terminal.logs import traceback_lines, writes_json
 from certjob.redaction import without_secrets
@@ -33,7 +33,7 @@ def print_json(document: object) -> None:
 
 
 def to_json(document: object, *, indent: int | None = 2) -> str:
-    """Return a document as JSON in which no terminal finds an order: dates are ISO, ids are texts."""
+    """Return a document as JSON in which no terminal finds an order: times are UTC, dates ISO, ids texts."""
     text = json.dumps(document, ensure_ascii=False, indent=indent, default=_as_json)
     return _UNSEEN.sub(lambda match: json.dumps(match[0])[1:-1], text)
 
@@ -95,4 +95,6 @@ def _log(level: int, line: str, *, command: str, event: str, error: BaseExceptio
 
 
 def _as_json(value: object) -> str:
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat()
     return value.isoformat() if isinstance(value, date) else str(value)

@@ -1,15 +1,15 @@
 """One mentor's story as the JSON document of ``certjob explain --json``: the same as the page, in keys."""
 
-from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from certjob.domain import explanations, rules
 from certjob.domain.models import Certificate
-from certjob.views.explain.history import LoggedReminder, MentorHistory, Pause, Step
+from certjob.views.explain.history import MentorHistory
 
 
 def to_document(story: MentorHistory) -> dict[str, Any]:
-    """Return everything that is known; times have their offset, dates are the programme's days."""
+    """Return everything that is known. Times are UTC; dates are days in CERTJOB_TIME_ZONE."""
     person, mentor, today = story.person, story.mentor, story.today
     return {
         "outcome": "ok",
@@ -29,14 +29,14 @@ def to_document(story: MentorHistory) -> dict[str, Any]:
         "without_certificate": rules.holds_nothing(mentor, today),
         "certified_because": list(explanations.why_certified(mentor, today)),
         "certificates": [_certificate(story, certificate) for certificate in mentor.certificates],
-        "pauses": [_pause(pause) for pause in story.pauses],
-        "reminders": [_reminder(row) for row in story.reminders],
-        "portal": _portal(story),
+        "pauses": [asdict(pause) for pause in story.pauses],
+        "reminders": [asdict(row) for row in story.reminders],
+        "portal": asdict(story.portal) | {"wanted": person.wanted} if mentor.organisation.has_portal else None,
         "review": {"due": story.review_is_due, "on": person.review_on, "changes_something": story.is_stale},
         "last_night": story.last_night,
         "held": [line for line in (story.held, story.held_reminders) if line],
         "next": {"on": story.steps[0].on, "what": [step.text for step in story.next_steps]} if story.steps else None,
-        "coming": [_step(step) for step in story.steps],
+        "coming": [asdict(step) for step in story.steps],
     }
 
 
@@ -59,79 +59,4 @@ def _certificate(story: MentorHistory, certificate: Certificate) -> dict[str, An
         "stored_status": certificate.status,
         "stored_on": note.noted_on if note else None,
         "no_reminder_because": explanations.why_no_reminder(certificate, mentor, today),
-    }
-
-
-def _pause(pause: Pause) -> dict[str, Any]:
-    return {
-        "reason": pause.reason,
-        "actor": pause.actor,
-        "paused_at": pause.paused_at,
-        "lifted_at": pause.lifted_at,
-        "lifted_by": pause.lifted_by,
-    }
-
-
-def _reminder(row: LoggedReminder) -> dict[str, Any]:
-    earlier: list[Mapping[str, Any]] = list(row.history)
-    return {
-        "certificate_id": row.cert_id,
-        "threshold_days": row.threshold_days,
-        "expires_on": row.expires_on,
-        "status": row.status,
-        "attempts": row.attempts,
-        "queued_at": row.queued_at,
-        "sent_at": row.sent_at,
-        "maybe_sent": row.maybe_sent,
-        "next_attempt_at": row.next_attempt_at if row.status == "pending" else None,
-        "error": row.last_error,
-        "code": row.failure_code if row.last_error else None,
-        "earlier": earlier,
-    }
-
-
-def _portal(story: MentorHistory) -> dict[str, Any] | None:
-    """None where there is no portal."""
-    portal = story.portal
-    if not story.mentor.organisation.has_portal:
-        return None
-    push = {
-        "visible": portal.visible,
-        "status": portal.status,
-        "wanted_at": portal.wanted_at,
-        "rounds": portal.rounds,
-        "next_attempt_at": portal.next_attempt_at if portal.status == "pending" else None,
-        "in_work": portal.is_claimed,
-        "error": portal.error,
-        "code": portal.code,
-    }
-    failure = {
-        "kind": portal.failure_kind,
-        "calls": portal.calls,
-        "since": portal.failing_since,
-        "last_failed_at": portal.last_failed_at,
-        "error": portal.error,
-        "code": portal.code,
-    }
-    return {
-        "wanted": story.person.wanted,
-        "confirmed": portal.confirmed,
-        "confirmed_at": portal.confirmed_at,
-        "read_at": portal.read_at,
-        "was_shown": portal.was_shown,
-        "push": push if portal.status else None,
-        "failure": failure if portal.failure_kind else None,
-        "resolved_failures": portal.resolved_failures,
-    }
-
-
-def _step(step: Step) -> dict[str, Any]:
-    return {
-        "on": step.on,
-        "at": step.at,
-        "kind": step.kind,
-        "text": step.text,
-        "certificate_id": step.certificate_id,
-        "threshold_days": step.threshold_days,
-        "held": step.held,
     }

@@ -59,24 +59,24 @@ class LoggedReminder:
     """One row of the log."""
 
     threshold_days: int
-    cert_id: UUID
+    certificate_id: UUID
     expires_on: date
     status: str
     attempts: int
     queued_at: datetime
     sent_at: datetime | None
     maybe_sent: bool
-    last_error: str | None
-    failure_code: str | None
+    error: str | None
+    code: str | None
     next_attempt_at: datetime
     is_claimed: bool
-    history: Sequence[Mapping[str, Any]]
+    earlier: Sequence[Mapping[str, Any]]
     """Earlier cycles: what it was about before."""
 
     @property
     def reminder(self) -> Reminder:
         """What it is about now."""
-        return Reminder(cert_id=self.cert_id, threshold_days=self.threshold_days, expires_on=self.expires_on)
+        return Reminder(cert_id=self.certificate_id, threshold_days=self.threshold_days, expires_on=self.expires_on)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

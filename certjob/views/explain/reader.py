@@ -171,11 +171,11 @@ def _delivery_steps(story: MentorHistory) -> Iterator[Step]:
         yield _delivery(story, portal.next_attempt_at, kind="push", text=text, is_claimed=bool(portal.is_claimed))
     new = tonight.reminders if tonight is not None and not story.held_reminders else ()
     for row in story.reminders:
-        overtaken = any(each.cert_id == row.cert_id and each.threshold_days < row.threshold_days for each in new)
+        overtaken = any(each.cert_id == row.certificate_id and each.threshold_days < row.threshold_days for each in new)
         if row.status == "pending" and not overtaken:
             step = _delivery(story, row.next_attempt_at, kind="mail", text="", is_claimed=row.is_claimed)
             text = _mail_words(story, row, step.on)
-            yield replace(step, text=text, certificate_id=row.cert_id, threshold_days=row.threshold_days)
+            yield replace(step, text=text, certificate_id=row.certificate_id, threshold_days=row.threshold_days)
 
 
 def _mail_words(story: MentorHistory, row: LoggedReminder, day: date) -> str:

@@ -38,9 +38,9 @@ LIMIT 20
 
 -- name: read_reminder_story
 -- A mentor's reminders, earlier cycles too.
-SELECT l.threshold_days, l.cert_id, l.expires_on, l.status, l.attempts, l.queued_at, l.sent_at, l.maybe_sent, l.last_error,
-    l.failure_code,
-    l.next_attempt_at, l.claim_token IS NOT NULL AND l.next_attempt_at > now() AS is_claimed, l.history
+SELECT l.threshold_days, l.cert_id AS certificate_id, l.expires_on, l.status, l.attempts, l.queued_at, l.sent_at,
+    l.maybe_sent, l.last_error AS error, CASE WHEN l.last_error IS NOT NULL THEN l.failure_code END AS code,
+    l.next_attempt_at, l.claim_token IS NOT NULL AND l.next_attempt_at > now() AS is_claimed, l.history AS earlier
 FROM cert_notification_log AS l
 WHERE l.mentor_id = %(mentor_id)s
 ORDER BY l.expires_on, l.cert_id, l.threshold_days DESC
