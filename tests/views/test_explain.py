@@ -440,7 +440,7 @@ def test_pauses_are_told_with_whose_they_are_and_what_lifts_them(connection: Con
     assert "no valid certificate, by certjob since " in text
     assert "certjob lifts it once likeperson is in force again; if a person lifts it before that," in text
     assert "illness, by coordinator since " in text
-    assert "certjob never lifts it; whoever is responsible does, in the app" in text
+    assert "certjob never lifts it; a coordinator does, in the app" in text
     assert text.index("earlier: leave, by ola since ") > text.index("illness, by coordinator")
 
 
