@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from uuid import uuid4
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -56,11 +57,12 @@ def test_a_run_on_another_day_than_the_databases_is_refused(
     """Both times are said, and nothing is done: such a small organisation is below every guard."""
     facts.certified_mentor(facts.organisation(), today() + timedelta(days=100))
 
+    shown_on = (datetime.now(UTC) + timedelta(days=days)).astimezone(ZoneInfo("Europe/Oslo")).date()
     result = command(*arguments, wrong_by=timedelta(days=days))
 
     assert_one_line(
         result,
-        f"this machine's clock shows {today() + timedelta(days=days)} ",
+        f"this machine's clock shows {shown_on} ",
         f"the database server's {today()} ",
         "correct the wrong one",
         "--ignore-database-clock",
