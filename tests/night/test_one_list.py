@@ -1,0 +1,176 @@
+"""One list: whatever goes wrong, run, alerts, status, metrics and digests agree about what needs attention."""
+
+import random
+import re
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from certjob.database import Connection
+from certjob.errors import (
+    ChannelDownError,
+    Outcome,
+    PermanentPortalError,
+    PortalCallError,
+    PortalStageError,
+    RecipientDeferredError,
+    RecipientRefusedError,
+    TransientPortalError,
+)
+from certjob.mail.message import OutgoingMessage
+from certjob.review.attention import Kind
+from certjob.views.alerts import Alerts, read_alerts
+from certjob.views.metrics import read_metrics
+from certjob.views.status import read_status
+from tests.support.facts import TODAY, Facts
+from tests.support.intents import make_due
+from tests.support.nights import CollectingChannel, night
+from tests.support.programmes import random_programme
+
+NIGHTS = 4
+
+
+class Misfortune:
+    """A portal and a mail server that fail by chance, each night in a mood of its own."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self._chance = chance
+        self.is_last = False
+
+    def begin_night(self, *, is_last: bool) -> None:
+        self.is_last = is_last
+        self._portal_mood, self._mail_mood = self._chance.random(), self._chance.random()
+
+    async def update_portal_visibility(self, *_contact: object, **_wanted: object) -> None:
+        if self._chance.random() > self._portal_mood:
+            return
+        errors: list[PortalCallError] = [
+            TransientPortalError("connection reset"),
+            PermanentPortalError("the portal answered 404 contact_not_found"),
+            PortalStageError("the portal answered 401 unauthorized"),
+        ]
+        raise self._chance.choices(errors, weights=(6, 6, 1))[0]
+
+    def refuse(self, message: OutgoingMessage) -> None:
+        if (message.kind == "digest" and self.is_last) or self._chance.random() > self._mail_mood:
+            return
+        errors = [RecipientRefusedError("550 no such user"), RecipientDeferredError("452 mailbox full")]
+        down = [] if self.is_last else [ChannelDownError("connection refused")]
+        raise self._chance.choice([*errors, *down])
+
+
+def between_nights(facts: Facts, chance: random.Random) -> None:
+    """A day goes by for what waits; a mentor's rows are refused, an import goes wrong, an address is lost."""
+    connection = facts.connection
+    make_due(facts, "cert_notification_log")
+    make_due(facts, "portal_sync_events")
+    for table in ("cert_notification_log", "coordinator_digests"):
+        connection.execute(f"UPDATE {table} SET queued_at = queued_at - interval '25 hours'".encode())
+    some = "(SELECT id FROM mentors ORDER BY md5(id::text || %s) LIMIT %s)"
+    seed = str(chance.random())
+    match chance.choice((0, 0, 1, 2, 3)):
+        case 0:
+            connection.execute(
+                "UPDATE certificates SET expires_on = greatest(issued_on, '2026-02-01')"
+                f" WHERE mentor_id IN {some}".encode(),
+                (seed, 200),
+            )
+        case 1:
+            connection.execute(f"UPDATE mentors SET email = NULL WHERE id IN {some}".encode(), (seed, 15))
+        case 2:
+            connection.execute(
+                f"UPDATE certificates SET revoked_at = now() WHERE mentor_id IN {some}".encode(), (seed, 10)
+            )
+        case 3:
+            connection.execute(f"UPDATE mentors SET left_at = now() WHERE id IN {some}".encode(), (seed, 5))
+
+
+def break_somebody(facts: Facts, chance: random.Random) -> None:
+    """The database refuses one mentor's pauses, now and then."""
+    facts.connection.execute("ALTER TABLE mentor_pauses DROP CONSTRAINT IF EXISTS not_this_one")
+    if chance.random() < 0.7:
+        ((mentor,),) = facts.rows("SELECT id FROM mentors ORDER BY md5(id::text || %s) LIMIT 1", str(chance.random()))
+        facts.connection.execute("UPDATE certificates SET expires_on = issued_on WHERE mentor_id = %s", (mentor,))
+        facts.connection.execute(
+            f"ALTER TABLE mentor_pauses ADD CONSTRAINT not_this_one CHECK (mentor_id <> '{mentor}') NOT VALID".encode()
+        )
+
+
+def numbers_of(alerts: Alerts) -> dict[str, int]:
+    """How many alerts of each kind there are in full."""
+    waiting = {each.what: each.number for each in alerts.waiting_mail}
+    return {
+        Kind.HELD: len(alerts.held),
+        Kind.NEVER_REVIEWED: len(alerts.never_reviewed),
+        Kind.MAY_BE_VISIBLE: sum(not push.visible for push in alerts.pushes),
+        Kind.MAY_BE_HIDDEN: sum(push.visible for push in alerts.pushes),
+        Kind.FAILED_REMINDERS: len(alerts.reminders),
+        Kind.FAILED_DIGESTS: len(alerts.digests),
+        Kind.WAITING_REMINDERS: waiting.get("reminders", 0),
+        Kind.WAITING_DIGESTS: waiting.get("digests", 0),
+    }
+
+
+def measured(connection: Connection, today: Any) -> dict[str, int]:
+    text = read_metrics(connection, today=today).decode()
+    found = re.findall(r'^certjob_alerts\{kind="(\w+)"\} (\S+)$', text, re.MULTILINE)
+    return {kind: int(float(number)) for kind, number in found}
+
+
+def unreported(facts: Facts, today: Any) -> list[tuple[object, ...]]:
+    """Alerts of an organisation that its coordinator's last digest does not tell."""
+    return facts.rows(
+        """
+        SELECT a.kind, a.alert_id, d.reported
+        FROM attention AS a
+        JOIN coordinators AS c ON c.organisation_id = a.organisation_id
+        LEFT JOIN LATERAL (
+            SELECT s.reported FROM coordinator_digests AS s
+            WHERE s.coordinator_id = c.id AND s.status = 'sent' ORDER BY s.sent_number DESC LIMIT 1
+        ) AS d ON true
+        WHERE a.kind NOT IN ('failed_digests', 'waiting_digests')
+            AND (a.until IS NULL OR a.until >= %s)
+            AND NOT EXISTS (
+                SELECT FROM unnest(d.reported) AS line
+                WHERE line = a.alert_id
+                    OR starts_with(line, a.alert_id || ':')
+                    OR line IN ('late:' || a.row_id, 'noaddress:' || a.mentor_id)
+                    OR starts_with(line, 'mail:' || a.row_id || ':')
+            )
+        """,
+        today,
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_everybody_agrees_about_what_needs_attention(connection: Connection, facts: Facts, seed: int) -> None:
+    """Each night of an unlucky programme: the exit code and four lists; after the last one, the digests as well."""
+    chance = random.Random(seed)
+    random_programme(facts, seed=seed, mentors=200)
+    connection.execute(
+        "INSERT INTO coordinators (organisation_id, email) SELECT id, slug || '@example.org' FROM organisations"
+    )
+    misfortune = Misfortune(chance)
+    seen: set[str] = set()
+
+    for number in range(NIGHTS):
+        today = TODAY + timedelta(days=number)
+        misfortune.begin_night(is_last=number == NIGHTS - 1)
+        between_nights(facts, chance)
+        break_somebody(facts, chance)
+
+        report = night(connection, today, portal=misfortune, channel=CollectingChannel(on_send=misfortune.refuse))
+
+        alerts = read_alerts(connection, today=today)
+        expected = numbers_of(alerts)
+        assert report.attention is not None
+        assert report.attention.numbers == expected
+        assert read_status(connection, today=today, max_age=timedelta(days=1)).alerts == expected
+        assert measured(connection, today) == expected
+        assert report.outcome is Outcome.ATTENTION or (report.outcome is Outcome.OK and not len(alerts))
+        if report.outcome is Outcome.ATTENTION:
+            assert report.news, "the first run of a day says why"
+        seen |= {kind for kind, count in expected.items() if count}
+    assert unreported(facts, today) == []
+    assert seen
