@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.cluster import Cluster
-from tests.chaos.faults import Action, MailWord, Spot, When, Word
+from tests.chaos.faults import Action, Manner, Phase, Spot, When, Word
 from tests.chaos.one_run import perform
 from tests.chaos.plans import plan_for
 from tests.support.own_server import data_folder
@@ -29,6 +29,7 @@ def test_nothing_is_lost_or_done_twice(seed: int, cluster: Cluster, tmp_path: Pa
 
     assert not outcome.complaints, str(outcome)
     assert all(struck for _, struck in outcome.struck), f"the faults of seed {seed} were not reached: {outcome.struck}"
+    assert all(hit for _, hit in outcome.troubles), f"no mail session of seed {seed} came so far: {outcome.troubles}"
 
 
 def test_the_seeds_hold_everything_that_can_go_wrong() -> None:
@@ -40,7 +41,9 @@ def test_the_seeds_hold_everything_that_can_go_wrong() -> None:
     assert {fault.spot for fault in faults} == set(Spot)
     assert {fault.when for fault in faults} == set(When)
     assert {word for command in commands for word in command.script} == set(Word)
-    assert {word for command in commands for word in command.mail_script} == set(MailWord)
+    troubles = [trouble for command in commands for trouble in command.mail_script if trouble is not None]
+    assert {trouble.phase for trouble in troubles} == set(Phase)
+    assert {trouble.manner for trouble in troubles} == set(Manner)
     assert any(command.twin for command in commands)
     assert any(command.database_is_down for command in commands)
     assert any(command.portal_is_down for command in commands)

@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.chaos.cluster import Cluster
-from tests.chaos.faults import Fault
 from tests.chaos.one_run import Outcome, perform
-from tests.chaos.plans import FIRST_RANDOM_SEED, matrix_faults, standard
+from tests.chaos.plans import FIRST_RANDOM_SEED, Command, matrix, struck_night
 from tests.chaos.workers import leave_on_sigterm, perform_all
 from tests.support.own_server import data_folder
 
-DEFAULT_RUNS = 320
+DEFAULT_RUNS = 440
 
 
 def main() -> int:
@@ -38,16 +37,16 @@ def _parse() -> argparse.Namespace:
 
 def _run(asked: argparse.Namespace, folder: Path) -> int:
     began = time.monotonic()
-    matrix = _measure(folder / "measure") if _needs_matrix(asked) else []
-    seeds = asked.seed or _seeds(asked, len(matrix))
+    places = _measure(folder / "measure") if _needs_matrix(asked) else []
+    seeds = asked.seed or _seeds(asked, len(places))
     outcomes: list[Outcome] = []
-    for outcome in perform_all(seeds, matrix=matrix, jobs=min(asked.jobs, len(seeds)), folder=folder):
+    for outcome in perform_all(seeds, matrix=places, jobs=min(asked.jobs, len(seeds)), folder=folder):
         outcomes.append(outcome)
         if outcome.complaints or asked.verbose:
             print(outcome, flush=True)
         elif len(outcomes) % 20 == 0:
             print(f"{len(outcomes)} of {len(seeds)} runs, {time.monotonic() - began:.0f} s", flush=True)
-    return _summarize(outcomes, seeds, matrix=matrix, seconds=time.monotonic() - began)
+    return _summarize(outcomes, seeds, matrix=places, seconds=time.monotonic() - began)
 
 
 def _needs_matrix(asked: argparse.Namespace) -> bool:
@@ -59,26 +58,26 @@ def _seeds(asked: argparse.Namespace, places: int) -> list[int]:
     return [*range(min(places, asked.runs)), *range(asked.first_seed, asked.first_seed + random_ones)]
 
 
-def _measure(folder: Path) -> list[Fault]:
+def _measure(folder: Path) -> list[Command]:
     """Run the standard night once without a fault, to know all its places."""
     with Cluster(folder) as cluster:
-        outcome = perform(standard(None, seed=0), cluster=cluster, folder=folder)
+        outcome = perform(struck_night(Command(attempts=1), seed=0), cluster=cluster, folder=folder)
     if outcome.complaints:
         print(f"without any fault: {outcome}")
         raise SystemExit(1)
     night = outcome.nights[1]  # the second command of the plan is the one to be struck
     print(
-        f"the standard night has {night.statements} statements, {night.requests} requests, {night.mails} mails; "
-        "it is killed at each of them"
+        f"the standard night has {night.statements} statements, {night.requests} requests, {night.mails} mails in "
+        f"{night.steps} steps; it is killed at each of them, and its mail server fails in every way at every phase"
     )
-    return matrix_faults(statements=night.statements, requests=night.requests, mails=night.mails)
+    return matrix(statements=night.statements, requests=night.requests, mails=night.mails, steps=night.steps)
 
 
-def _summarize(outcomes: Sequence[Outcome], seeds: Sequence[int], *, matrix: Sequence[Fault], seconds: float) -> int:
+def _summarize(outcomes: Sequence[Outcome], seeds: Sequence[int], *, matrix: Sequence[Command], seconds: float) -> int:
     reached: Counter[str] = Counter()
     tried: Counter[str] = Counter()
     for outcome in outcomes:
-        for label, struck in outcome.struck:
+        for label, struck in [*outcome.struck, *outcome.troubles]:
             tried[label] += 1
             reached[label] += struck
     width = max(map(len, tried))

@@ -10,8 +10,22 @@ class Spot(StrEnum):
     STATEMENT = "statement"
     REQUEST = "request"
     MAIL = "mail"
+    STEP = "step of a mail session"
+    """The connection, each command of certjob's, and each body."""
     MOMENT = "moment"
     """So many milliseconds after the first statement."""
+    TURN = "turn"
+    """A callback that the event loop is about to run."""
+    RESULT = "result"
+    """What a thread hands to the event loop."""
+    TIMER = "timer"
+    """A timer of the event loop that has run out."""
+    PUSH = "push"
+    """The task of a push."""
+
+
+IN_THE_LOOP = frozenset({Spot.TURN, Spot.RESULT, Spot.TIMER, Spot.PUSH})
+"""The process strikes itself there; see ``struck_command``."""
 
 
 class When(StrEnum):
@@ -46,6 +60,10 @@ class Action(StrEnum):
     """The facts of the mentor in hand change, and a resync of them begins meanwhile."""
     OUTLAST = "outlast"
     """The lease of what is just being settled runs out, and another process has taken it over."""
+    LATE = "late"
+    """A turn takes more than a second; a result or a timer comes so much later."""
+    CANCEL = "cancel"
+    """A task is cancelled in the middle."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,12 +77,16 @@ class Fault:
     action: Action
     text: str = ""
     """Only statements with this text count: the beginning of a settle."""
+    steps: int = 0
+    """So many turns after a task was made it is cancelled."""
 
     @property
     def label(self) -> str:
         """The kind of fault, for the summary."""
         if self.spot is Spot.MOMENT:
             return f"{self.action} at a moment"
+        if self.spot in IN_THE_LOOP:
+            return f"{self.action}: a {self.spot} of the event loop"
         place = f"the settle of {self.text.split()[1]}" if self.text else f"a {self.spot}"
         return f"{self.action} {self.when} {place}"
 
@@ -112,16 +134,65 @@ ACTING = frozenset(
 """The words after which the portal shows the value."""
 
 
-class MailWord(StrEnum):
-    """What the mail server does with one message."""
+class Phase(StrEnum):
+    """Where a mail session is."""
 
-    OK = "ok"
-    DEFER = "451, not taken"
-    CUT = "taken, connection cut"
-    LOST = "not taken, connection cut"
-    CUT_AT_MAIL = "connection cut at MAIL"
-    CUT_AT_RCPT = "connection cut at RCPT"
-    CUT_AT_DATA = "connection cut after 354"
-    GREYLIST = "450 at RCPT"
-    CLOSING = "421 at RCPT"
-    SURPLUS = "two answers to RCPT"
+    CONNECT = "the connection"
+    EHLO = "EHLO"
+    STARTTLS = "STARTTLS"
+    HANDSHAKE = "the TLS handshake"
+    LOGIN = "the login"
+    MAIL = "MAIL"
+    RCPT = "RCPT"
+    DATA = "DATA"
+    BODY = "the body"
+    DOT = "the dot"
+    """The message is whole, and is not taken."""
+    REPLY = "the reply"
+    """The message is taken."""
+    QUIT = "QUIT"
+
+
+class Manner(StrEnum):
+    """What the mail server does there instead of going on."""
+
+    DROP = "dropped"
+    HANG = "silent"
+    GARBAGE = "garbage"
+    SURPLUS = "two replies at once"
+    LATER = "450"
+    CLOSING = "421"
+
+
+@dataclass(frozen=True, slots=True)
+class MailTrouble:
+    """One thing that goes wrong in a mail session, the next time it comes to this phase."""
+
+    phase: Phase
+    manner: Manner
+
+    def __str__(self) -> str:
+        return f"{self.manner} at {self.phase}"
+
+
+EACH_MESSAGE = frozenset({Phase.MAIL, Phase.RCPT, Phase.DATA, Phase.BODY, Phase.DOT, Phase.REPLY})
+"""Where each message comes by; the others belong to the connection."""
+SECURED = frozenset({Phase.STARTTLS, Phase.HANDSHAKE, Phase.LOGIN})
+"""Only sessions with a login come there."""
+
+_ANSWERLESS = frozenset({Manner.DROP, Manner.HANG, Manner.GARBAGE})
+_REFUSABLE = frozenset({Phase.MAIL, Phase.RCPT, Phase.DATA, Phase.DOT})
+
+MAIL_TROUBLES = tuple(
+    MailTrouble(phase, manner)
+    for phase in Phase
+    for manner in Manner
+    if manner in _ANSWERLESS
+    or (phase not in {Phase.BODY, Phase.HANDSHAKE} and manner is Manner.SURPLUS)
+    or (phase not in {Phase.BODY, Phase.HANDSHAKE, Phase.REPLY, Phase.QUIT} and manner is Manner.CLOSING)
+    or (phase in _REFUSABLE and manner is Manner.LATER)
+)
+"""All that can happen. A server that takes a message says nothing else, for that would be a lie."""
+
+MailWord = MailTrouble | None
+"""What becomes of the next message; None: all is well."""

@@ -102,7 +102,7 @@ class Others:
     def _outlast_mail(self) -> None:
         """The lease of what was mailed last runs out, and a whole run goes by before it is settled."""
         stage = self._stage
-        if stage.postbox.envelopes:
+        if stage.postbox.taken:
             with stage.session() as connection:
                 _run_out(connection, "cert_notification_log", _row_of(stage.postbox.taken[-1].message_id))
         child, _ = self.start(Command())

@@ -20,7 +20,7 @@ from tests.support.command_line import Child
 MOST_RECOVERIES = 3
 ENDS_WITHIN_SECONDS = 90.0
 
-_HARMLESS = frozenset({Action.OVERTAKE, Action.OUTLAST})
+_HARMLESS = frozenset({Action.OVERTAKE, Action.OUTLAST, Action.LATE, Action.CANCEL})
 """To the process itself nothing happens."""
 _FOR_EVERYBODY = frozenset({Action.TERMINATE, Action.RESTART})
 
@@ -33,6 +33,8 @@ class Traffic:
     """Of the command alone."""
     requests: int
     mails: int
+    steps: int
+    """Of mail sessions."""
 
 
 @dataclass(kw_only=True)
@@ -44,6 +46,8 @@ class Outcome:
     trail: list[str] = field(default_factory=list)
     struck: list[tuple[str, bool]] = field(default_factory=list)
     """The kind of trouble of each command, and whether its place was reached."""
+    troubles: list[tuple[str, bool]] = field(default_factory=list)
+    """What was to go wrong in mail sessions, and whether a session came to it."""
     nights: list["Traffic"] = field(default_factory=list)
     """What each command sent."""
     seconds: float = 0.0
@@ -95,7 +99,8 @@ class _Run:
         """Run one command, with what goes wrong in it; return its exit code."""
         stage = self._stage
         stage.trail.append(str(command))
-        requests, mails = len(stage.receiver.received), len(stage.postbox.envelopes)
+        requests, mails = len(stage.receiver.received), len(stage.postbox.taken)
+        steps = stage.postbox.steps
         with ExitStack() as stack:
             others = Others(stage, stack)
             strike = Strike(command.fault, cluster=stage.cluster, database=stage.name, meanwhile=others.interfere)
@@ -120,6 +125,7 @@ class _Run:
                 self._finish_other(other, its_child, strike)
         if strike.error is not None:
             raise strike.error
+        hit = list(stage.postbox.hit)
         stage.receiver.begin((), None)
         stage.postbox.begin((), None)
         stage.wait_until_idle()
@@ -127,16 +133,23 @@ class _Run:
             Traffic(
                 statements=len(proxy.statements),
                 requests=len(stage.receiver.received) - requests,
-                mails=len(stage.postbox.envelopes) - mails,
+                mails=len(stage.postbox.taken) - mails,
+                steps=stage.postbox.steps - steps,
             )
         )
         self.outcome.struck.append((command.label, command.fault is None or strike.struck.is_set()))
+        for trouble in filter(None, command.mail_script):
+            self.outcome.troubles.append((str(trouble), trouble in hit))
+            if trouble in hit:
+                hit.remove(trouble)
         self._look(ended_by_itself=code in {0, 3} and not others.running and not strike.struck.is_set(), of=command)
         return code
 
     def _finish(self, command: Command, child: Child, strike: Strike) -> int:
         result = child.finish(timeout_seconds=ENDS_WITHIN_SECONDS)
         strike.finish()
+        if self._stage.has_struck_itself():
+            strike.struck_itself()
         codes = {0, 3}
         if command.database_is_down:
             codes = {1}

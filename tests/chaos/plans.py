@@ -1,11 +1,22 @@
 """From a seed to a plan: whom there is, what happens to them, which commands run and what goes wrong in each."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 
 from certjob import database
-from tests.chaos.faults import Action, Fault, MailWord, Spot, When, Word
+from tests.chaos.faults import (
+    EACH_MESSAGE,
+    IN_THE_LOOP,
+    MAIL_TROUBLES,
+    Action,
+    Fault,
+    MailWord,
+    Phase,
+    Spot,
+    When,
+    Word,
+)
 from tests.chaos.population import (
     LONG_DAYS,
     Change,
@@ -54,7 +65,7 @@ class Command:
         said += ["the database is down"] if self.database_is_down else []
         said += ["the portal is down"] if self.portal_is_down else []
         said += [f"portal: {', '.join(self.script)}"] if self.script else []
-        said += [f"mail: {', '.join(self.mail_script)}"] if self.mail_script else []
+        said += [f"mail: {', '.join(str(word or 'fine') for word in self.mail_script)}"] if self.mail_script else []
         return "; ".join(said) + f" ({self.concurrency} at once, {self.attempts} attempts)"
 
     @property
@@ -86,7 +97,6 @@ class Plan:
     """The first command of the recovery is the background job."""
     corrects_contacts: bool = True
     """Somebody corrects wrong and missing contacts before the recovery; else these stay blocked, by design."""
-    labels: tuple[str, ...] = field(default=())
 
     @property
     def commands(self) -> list[Command]:
@@ -108,34 +118,43 @@ STANDARD_CHANGES = (
 )
 
 
-def standard(fault: Fault | None, *, seed: int) -> Plan:
-    """The standard night: everybody is as wanted, then facts change, and the night after that is struck."""
+def struck_night(command: Command, *, seed: int) -> Plan:
+    """The standard night: everybody is as wanted, then facts change, and the command after that is struck."""
     return Plan(
         seed=seed,
         population=STANDARD_POPULATION,
-        steps=(Command(), STANDARD_CHANGES, Command(fault=fault, attempts=1)),
+        steps=(Command(), STANDARD_CHANGES, command),
     )
 
 
-def matrix_faults(*, statements: int, requests: int, mails: int) -> list[Fault]:
-    """A kill at every place of the standard night: before and after every statement, request and mail."""
+def matrix(*, statements: int, requests: int, mails: int, steps: int) -> list[Command]:
+    """Strike every place of the standard night: kills before and after each, and a mail server that fails in each way.
+
+    A mail server that fails does so for the second message, as far as it can: then the connection is an old one.
+    """
     places = [
         (spot, number, when)
         for spot, count, sides in (
             (Spot.STATEMENT, statements, (When.BEFORE, When.AFTER)),
             (Spot.REQUEST, requests, tuple(When)),
-            (Spot.MAIL, mails, (When.BEFORE, When.AFTER)),
+            (Spot.MAIL, mails, (When.AFTER,)),
+            (Spot.STEP, steps, (When.BEFORE,)),
         )
         for number in range(1, count + 1)
         for when in sides
     ]
-    return [Fault(spot=spot, number=number, when=when, action=Action.KILL) for spot, number, when in places]
+    kills = [Fault(spot=spot, number=number, when=when, action=Action.KILL) for spot, number, when in places]
+    return [
+        *(Command(fault=fault, attempts=1) for fault in kills),
+        *(Command(mail_script=(trouble,)) for trouble in MAIL_TROUBLES),
+        *(Command(mail_script=(None, trouble)) for trouble in MAIL_TROUBLES if trouble.phase in EACH_MESSAGE),
+    ]
 
 
-def plan_for(seed: int, *, matrix: Sequence[Fault] = ()) -> Plan:
+def plan_for(seed: int, *, matrix: Sequence[Command] = ()) -> Plan:
     """The plan of a seed. Those below FIRST_RANDOM_SEED are places of the matrix, in its order."""
     if seed < FIRST_RANDOM_SEED:
-        return standard(matrix[seed], seed=seed)
+        return struck_night(matrix[seed], seed=seed)
     return _random(seed)
 
 
@@ -187,9 +206,7 @@ def _draw_command(chance: Random, population: Sequence[MentorPlan]) -> Command:
     with_portal = [plan.member_no for plan in population if plan.has_portal]
     words = chance.choices([RUN, DELIVER, ("resync", chance.choice(with_portal))], weights=[7, 2, 1])[0]
     script = _draw_script(chance)
-    mail_script = tuple(
-        chance.choices(list(MailWord), weights=[12, 2, 2, 2, 1, 1, 1, 1, 1, 1], k=chance.choice([0, 0, 6]))
-    )
+    mail_script = _draw_mail_script(chance)
     concurrency, attempts = chance.choice([1, 1, 2, 4]), chance.choice([1, 2, 2, 3])
     if kind == "two at once":
         fault = _draw_fault(chance, alone=False) if chance.random() < 0.75 else None
@@ -215,6 +232,8 @@ def _draw_command(chance: Random, population: Sequence[MentorPlan]) -> Command:
             script = ()  # so that it gets as far as the place of the fault
         if fault.action is Action.OUTLAST:
             concurrency, script, words = 1, (), RUN  # one settles while nobody else's call is under way
+        if fault.spot is Spot.TIMER:
+            script, attempts = (Word.ERROR, Word.THROTTLED_SECONDS), 2  # a timer runs out where something is waited for
         if fault.action is Action.STOP and fault.spot is Spot.REQUEST and chance.random() < 0.5:
             script = (*[Word.OK] * (fault.number - 1), Word.HANG)  # it is stopped in the middle of a call
     return Command(
@@ -227,8 +246,32 @@ def _draw_command(chance: Random, population: Sequence[MentorPlan]) -> Command:
     )
 
 
+def _draw_mail_script(chance: Random) -> tuple[MailWord, ...]:
+    """What becomes of some messages; after any trouble certjob makes a new connection, which may have its own."""
+    words: list[MailWord] = []
+    is_connected = False
+    for _ in range(chance.choice([0, 0, 0, 2, 3, 5])):
+        if chance.random() < 0.5:
+            words.append(None)
+            is_connected = True
+        else:
+            phases = set(Phase) - {Phase.QUIT} if not is_connected else EACH_MESSAGE
+            words.append(chance.choice([trouble for trouble in MAIL_TROUBLES if trouble.phase in phases]))
+            is_connected = False
+    if words and chance.random() < 0.3:
+        words.append(chance.choice([trouble for trouble in MAIL_TROUBLES if trouble.phase is Phase.QUIT]))
+    return tuple(words)
+
+
 _NUMBERS = (1, 1, 1, 2, 2, 3, 4, 6)
 """Which request, mail or settle: a night with few changes has few."""
+
+_SPOTS = {Spot.STATEMENT: 50, Spot.REQUEST: 25, Spot.MAIL: 13, Spot.MOMENT: 12, Spot.STEP: 6} | {
+    Spot.TURN: 14,
+    Spot.RESULT: 6,
+    Spot.TIMER: 4,
+    Spot.PUSH: 8,
+}
 
 _WEIGHTS = {
     Word.OK: 40,
@@ -254,7 +297,9 @@ def _draw_script(chance: Random) -> tuple[Word, ...]:
 
 def _draw_fault(chance: Random, *, alone: bool) -> Fault:
     """A fault at a place that most nights reach."""
-    spot = chance.choices(list(Spot), weights=[50, 25, 13, 12])[0]
+    spot = chance.choices(list(_SPOTS), weights=list(_SPOTS.values()))[0]
+    if spot in IN_THE_LOOP:
+        return _draw_loop_fault(chance, spot)
     if spot is Spot.MOMENT:
         action = chance.choice([Action.KILL, Action.KILL, Action.STOP, Action.TERMINATE, Action.RESTART])
         return Fault(spot=spot, number=chance.randint(0, 250), action=action)
@@ -265,6 +310,21 @@ def _draw_fault(chance: Random, *, alone: bool) -> Fault:
     )[0]
     sides = [When.BEFORE, When.AFTER] + ([When.ANSWERED] if spot is Spot.REQUEST and action is Action.KILL else [])
     return Fault(spot=spot, number=chance.choice(_NUMBERS), when=chance.choice(sides), action=action)
+
+
+def _draw_loop_fault(chance: Random, spot: Spot) -> Fault:
+    """What the event loop of the process does to itself."""
+    match spot:
+        case Spot.TURN:
+            action = chance.choices([Action.STOP, Action.LATE, Action.KILL], weights=[5, 3, 2])[0]
+            return Fault(spot=spot, number=chance.randint(1, 120), action=action)
+        case Spot.PUSH:
+            steps = chance.randint(0, 12)
+            return Fault(spot=spot, number=chance.choice(_NUMBERS), action=Action.CANCEL, steps=steps)
+        case Spot.TIMER:
+            return Fault(spot=spot, number=1, action=Action.LATE)
+        case _:
+            return Fault(spot=spot, number=chance.randint(1, 15), action=Action.LATE)
 
 
 def _draw_statement_fault(chance: Random, *, alone: bool) -> Fault:

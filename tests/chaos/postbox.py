@@ -1,18 +1,45 @@
-"""The mail server's side: takes each reminder, reads what it says of itself, and may be struck before or after."""
+"""The mail server: takes each reminder, reads what it says of itself, and fails or is struck at any phase."""
 
-import asyncio
+import contextlib
 import email
 import email.policy
-from collections.abc import Sequence
+import socket
+import struct
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from email.message import EmailMessage
-from typing import Any
+from io import BufferedReader
+from typing import Self
 
-from tests.chaos.faults import MailWord, Spot, When
+from tests.chaos.faults import MailTrouble, MailWord, Manner, Phase, Spot, When
 from tests.chaos.strikes import Strike
-from tests.support.smtp_server import Mailbox
+from tests.support.smtp_server import HOST, server_tls
 
 REPEAT_LINE = "You may already have received this reminder"
+USER, PASSWORD = "post", "blåbær-9"
+_LONGEST_SILENCE_SECONDS = 60.0
+_GARBAGE = b"\x16\x03\x01 what is this?\r\n"
+
+_GOOD = {
+    Phase.CONNECT: b"220 chaos ESMTP\r\n",
+    Phase.EHLO: b"250-chaos\r\n250-STARTTLS\r\n250-AUTH PLAIN LOGIN\r\n250 8BITMIME\r\n",
+    Phase.STARTTLS: b"220 go on\r\n",
+    Phase.LOGIN: b"235 welcome\r\n",
+    Phase.MAIL: b"250 sender fine\r\n",
+    Phase.RCPT: b"250 recipient fine\r\n",
+    Phase.DATA: b"354 go on\r\n",
+    Phase.DOT: b"451 not now\r\n",
+    Phase.REPLY: b"250 taken\r\n",
+    Phase.QUIT: b"221 bye\r\n",
+}
+"""What is answered in each phase; at the dot only a message that is not taken is answered."""
+_COMMANDS = {"EHLO": Phase.EHLO, "STARTTLS": Phase.STARTTLS, "AUTH": Phase.LOGIN, "MAIL": Phase.MAIL} | {
+    "RCPT": Phase.RCPT,
+    "DATA": Phase.DATA,
+    "QUIT": Phase.QUIT,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,88 +54,198 @@ class Taken:
         return f"{self.to} {self.message_id}{' (repeat)' if self.says_repeat else ''}"
 
 
-class Postbox(Mailbox):
-    """A mailbox with a script and a strike."""
+class Postbox:
+    """Listens on loopback; a context manager."""
 
     def __init__(self) -> None:
-        super().__init__()
+        self.taken: list[Taken] = []
+        self.hit: list[MailTrouble] = []
+        """What went wrong since ``begin``."""
+        self.steps = 0
+        """Phases that sessions came to, in all."""
         self._script: list[MailWord] = []
         self._strike: Strike | None = None
-        self._word = MailWord.OK
+        self._lock = threading.Lock()
+        self._connections: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+        self._listening = socket.create_server((HOST, 0))
+        self.port: int = self._listening.getsockname()[1]
+
+    @classmethod
+    @contextmanager
+    def open(cls) -> Iterator[Self]:
+        """A running server."""
+        postbox = cls()
+        postbox._start(postbox._accept)
+        try:
+            yield postbox
+        finally:
+            for each in (postbox._listening, *postbox._connections):
+                with contextlib.suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
+                each.close()
+            for thread in postbox._threads:
+                thread.join(10)
 
     def begin(self, script: Sequence[MailWord], strike: Strike | None) -> None:
         """Play this script to what comes now, then be healthy."""
-        self._script = list(script)
-        self._strike = strike
+        with self._lock:
+            self._script = list(script)
+            self._strike = strike
+            self.hit = []
 
-    @property
-    def taken(self) -> list[Taken]:
-        """Every message, in order."""
-        return [_read(envelope) for envelope in list(self.envelopes)]
+    def _start(self, work: object, *arguments: object) -> None:
+        thread = threading.Thread(target=work, args=arguments, daemon=True)  # type: ignore[arg-type]
+        self._threads.append(thread)
+        thread.start()
 
-    async def handle_MAIL(  # noqa: N802 - aiosmtpd's
-        self, server: Any, session: object, envelope: Any, address: str, options: list[str]
-    ) -> str:
-        self._word = self._script.pop(0) if self._script else MailWord.OK
-        if self._word is MailWord.CUT_AT_MAIL:
-            server.transport.abort()
-        envelope.mail_from = address
-        envelope.mail_options.extend(options)
-        return "250 fine"
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listening.accept()
+            except OSError:
+                return
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._connections.append(connection)
+            self._start(self._serve, connection)
 
-    async def handle_RCPT(  # noqa: N802 - aiosmtpd's
-        self, server: Any, session: object, envelope: Any, address: str, options: list[str]
-    ) -> str:
-        match self._word:
-            case MailWord.CUT_AT_RCPT:
-                server.transport.abort()
-            case MailWord.CUT_AT_DATA:
-                _cut_after(server, b"354")
-            case MailWord.GREYLIST:
-                return "450 not yet"
-            case MailWord.CLOSING:
-                return "421 closing"
-        envelope.rcpt_tos.append(address)
-        return "250 fine\r\n250 and again" if self._word is MailWord.SURPLUS else "250 fine"
+    def _serve(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError, _OverError):
+            _Session(self, connection).talk()
+        connection.close()
 
-    async def handle_DATA(self, server: Any, session: object, envelope: Any) -> str:  # noqa: N802 - aiosmtpd's
-        word = self._word
+    def come_to(self, phase: Phase) -> Manner | None:
+        """Note one more step of a session; return what goes wrong in it."""
+        with self._lock:
+            self.steps += 1
+            trouble = self._script[0] if self._script else None
+            if trouble is not None and trouble.phase is phase:
+                self.hit.append(trouble)
+                del self._script[0]
+                return trouble.manner
+            if phase is Phase.REPLY and self._script and trouble is None:
+                del self._script[0]  # a message for which all was to be well
+            return None
+
+    def strike_at(self, spot: Spot) -> Strike | None:
+        """Return the strike if this is its place."""
         strike = self._strike
-        if strike is not None and not strike.chooses(Spot.MAIL):
-            strike = None
-        about = _read(envelope).message_id
+        return strike if strike is not None and strike.chooses(spot) else None
+
+
+class _OverError(Exception):
+    """The session is over."""
+
+
+class _Session:
+    def __init__(self, postbox: Postbox, connection: socket.socket) -> None:
+        self._postbox = postbox
+        self._connection = connection
+        self._file: BufferedReader = connection.makefile("rb")
+        self._to = ""
+
+    def talk(self) -> None:
+        """Serve one connection to its end."""
+        self._answer(Phase.CONNECT)
+        while line := self._file.readline():  # it is another file once TLS has begun
+            word = line.split()[0].decode("latin-1").upper() if line.split() else ""
+            phase = _COMMANDS.get(word)
+            if phase is None:
+                self._connection.sendall(b"500 what?\r\n")
+                continue
+            if phase is Phase.RCPT:
+                self._to = line.decode().partition("<")[2].partition(">")[0]
+            if not self._answer(phase):
+                continue
+            match phase:
+                case Phase.STARTTLS:
+                    self._secure()
+                case Phase.DATA:
+                    self._take_message()
+                case Phase.QUIT:
+                    return
+
+    def _answer(self, phase: Phase) -> bool:
+        """Come to a phase and answer in it; whether all was well."""
+        if (strike := self._postbox.strike_at(Spot.STEP)) is not None:
+            strike.at(When.BEFORE)
+        manner = self._postbox.come_to(phase)
+        self._send(phase, manner)
+        return manner in {None, Manner.SURPLUS}
+
+    def _send(self, phase: Phase, manner: Manner | None) -> None:
+        good = _GOOD[phase]
+        match manner:
+            case Manner.DROP | Manner.HANG:
+                self._fall_silent(manner)
+            case Manner.GARBAGE:
+                self._connection.sendall(_GARBAGE)
+            case Manner.SURPLUS:
+                self._connection.sendall(good + (b"250 and again\r\n" if phase is Phase.DOT else good))
+            case Manner.LATER:
+                self._connection.sendall(b"450 later\r\n")
+            case Manner.CLOSING:
+                self._connection.sendall(b"421 closing\r\n")
+                raise _OverError
+            case _:
+                self._connection.sendall(good)
+
+    def _fall_silent(self, manner: Manner) -> None:
+        """Cut the connection, or say nothing until the other side goes."""
+        if manner is Manner.DROP:
+            self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        else:
+            self._connection.settimeout(_LONGEST_SILENCE_SECONDS)
+            while self._file.read1():
+                pass
+        raise _OverError
+
+    def _secure(self) -> None:
+        match self._postbox.come_to(Phase.HANDSHAKE):
+            case Manner.DROP | Manner.HANG as manner:
+                self._fall_silent(manner)
+            case Manner.GARBAGE:
+                self._connection.sendall(_GARBAGE)
+                raise _OverError
+            case _:
+                pass
+        self._connection = server_tls().wrap_socket(self._connection, server_side=True)
+        self._file = self._connection.makefile("rb")
+
+    def _take_message(self) -> None:
+        if (strike := self._postbox.strike_at(Spot.STEP)) is not None:
+            strike.at(When.BEFORE)
+        match self._postbox.come_to(Phase.BODY):
+            case Manner.DROP | Manner.HANG as manner:
+                self._fall_silent(manner)
+            case Manner.GARBAGE:
+                self._connection.sendall(_GARBAGE)
+            case _:
+                pass
+        lines: list[bytes] = []
+        while (line := self._file.readline()) != b".\r\n":
+            if not line:
+                raise _OverError
+            lines.append(line.removeprefix(b".") if line.startswith(b"..") else line)
+        self._end_message(_read(b"".join(lines), to=self._to))
+
+    def _end_message(self, message: Taken) -> None:
+        strike = self._postbox.strike_at(Spot.MAIL)
         if strike is not None:
-            await asyncio.to_thread(strike.at, When.BEFORE, about=about)
-        if word is MailWord.DEFER:
-            return "451 not now"
-        if word is MailWord.LOST:
-            server.transport.abort()
-            return "250 never heard"
-        answer = await super().handle_DATA(server, session, envelope)
+            strike.at(When.BEFORE, about=message.message_id)
+        if (manner := self._postbox.come_to(Phase.DOT)) is not None:
+            self._send(Phase.DOT, manner)
+            return
+        manner = self._postbox.come_to(Phase.REPLY)
+        self._postbox.taken.append(message)
         if strike is not None:
-            await asyncio.to_thread(strike.at, When.AFTER, about=about)
-        if word is MailWord.CUT:
-            server.transport.abort()
-        return answer
+            strike.at(When.AFTER, about=message.message_id)
+        self._send(Phase.REPLY, manner)
 
 
-def _cut_after(server: Any, beginning: bytes) -> None:
-    """Cut the connection as soon as the server has given an answer that begins so."""
-    push = server.push
-
-    async def push_and_cut(answer: Any) -> None:
-        await push(answer)
-        if (answer.encode() if isinstance(answer, str) else answer).startswith(beginning):
-            server.transport.abort()
-
-    server.push = push_and_cut
-
-
-def _read(envelope: Any) -> Taken:
-    message = email.message_from_bytes(envelope.content, policy=email.policy.default)
+def _read(data: bytes, *, to: str) -> Taken:
+    message = email.message_from_bytes(data, policy=email.policy.default)
     assert isinstance(message, EmailMessage)
     body = message.get_body(("plain",))
     text = body.get_content() if body is not None else ""
-    return Taken(
-        to=envelope.rcpt_tos[0], message_id=str(message["Message-ID"]).strip(), says_repeat=REPEAT_LINE in text
-    )
+    return Taken(to=to, message_id=str(message["Message-ID"]).strip(), says_repeat=REPEAT_LINE in text)

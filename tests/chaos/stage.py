@@ -1,6 +1,7 @@
 """Where a run plays: its database, the portal, the mail server, the facts as they were, and the processes."""
 
 import os
+import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,17 +16,22 @@ from certjob.database import Connection
 from tests.chaos import model
 from tests.chaos.cluster import Cluster
 from tests.chaos.database_proxy import DatabaseProxy
+from tests.chaos.faults import IN_THE_LOOP, SECURED, Manner
 from tests.chaos.model import Due, Person
 from tests.chaos.plans import Command
 from tests.chaos.population import Change, Contact, Deed, MentorPlan, change, create
-from tests.chaos.postbox import Postbox
+from tests.chaos.postbox import PASSWORD, USER, Postbox
 from tests.chaos.receiver import Receiver
 from tests.support.command_line import Child, started
 from tests.support.facts import Facts
 from tests.support.intents import let_unknown_outcomes_pass, make_due, run_out
 from tests.support.portal_server import PortalServer
-from tests.support.smtp_server import RealServer, real_server
+from tests.support.smtp_server import CERTIFICATE
 from tests.support.waiting import until
+
+_STRUCK_COMMAND = Path(__file__).with_name("struck_command.py")
+_PATIENCE_SECONDS = 1.5
+"""So long certjob waits for a silent mail server, instead of a minute or ten."""
 
 
 @dataclass(kw_only=True)
@@ -39,7 +45,6 @@ class Stage:
     receiver: Receiver
     postbox: Postbox
     portal: PortalServer
-    post: RealServer
     today: date
     trail: list[str] = field(default_factory=list)
     """What was done, in order."""
@@ -56,11 +61,11 @@ class Stage:
     def set_up(cls, *, cluster: Cluster, folder: Path, seed: int) -> Iterator[Self]:
         """A fresh database and the two servers."""
         name = f"chaos_{seed}_{uuid.uuid4().hex[:8]}"
-        receiver, postbox = Receiver(), Postbox()
+        receiver = Receiver()
         with (
             cluster.fresh_database(name),
             PortalServer(script=receiver.behaviour) as portal,
-            real_server(postbox) as post,
+            Postbox.open() as postbox,
         ):
             yield cls(
                 cluster=cluster,
@@ -69,7 +74,6 @@ class Stage:
                 receiver=receiver,
                 postbox=postbox,
                 portal=portal,
-                post=post,
                 today=datetime.now(ZoneInfo("Europe/Oslo")).date(),
             )
 
@@ -108,10 +112,33 @@ class Stage:
 
     @contextmanager
     def started(self, command: Command, proxy: DatabaseProxy) -> Iterator[Child]:
-        """The installed command as a process, as cron would start it."""
+        """The installed command as a process, as cron would start it; with faults inside it, through their entry."""
         words = [*command.words, "-q"] if command.words[0] == "resync" else list(command.words)
-        with started(*words, environment=self._environment(command, port=proxy.port), folder=self.folder) as child:
+        inside = self._inside(command)
+        program = [sys.executable, "-P", str(_STRUCK_COMMAND)] if inside else ()
+        environment = self._environment(command, port=proxy.port) | inside
+        with started(*words, environment=environment, folder=self.folder, program=program) as child:
             yield child
+
+    def has_struck_itself(self) -> bool:
+        """Whether a fault inside the process that was started last has come to its place; asked once."""
+        is_struck = self._mark.exists()
+        self._mark.unlink(missing_ok=True)
+        return is_struck
+
+    @property
+    def _mark(self) -> Path:
+        return self.folder / "struck"
+
+    def _inside(self, command: Command) -> dict[str, str]:
+        fault = command.fault
+        inside: dict[str, str] = {}
+        if fault is not None and fault.spot in IN_THE_LOOP:
+            words = (fault.spot, fault.number, fault.action, fault.steps, self._mark)
+            inside["CHAOS_LOOP"] = ":".join(map(str, words))
+        if any(word is not None and word.manner is Manner.HANG for word in command.mail_script):
+            inside["CHAOS_PATIENCE"] = str(_PATIENCE_SECONDS)
+        return inside
 
     def wait_until_idle(self) -> None:
         """Wait until nothing that was begun for a dead process goes on: no request, no session."""
@@ -135,7 +162,9 @@ class Stage:
 
     def _environment(self, command: Command, *, port: int) -> dict[str, str]:
         own_path = {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
-        return own_path | {
+        is_secured = any(word is not None and word.phase in SECURED for word in command.mail_script)
+        login = {"CERTJOB_NOTIFY_USER": USER, "CERTJOB_NOTIFY_PASSWORD": PASSWORD, "SSL_CERT_FILE": str(CERTIFICATE)}
+        return (own_path | (login if is_secured else {})) | {
             "HOME": str(self.folder),
             "PATH": "/usr/bin:/bin",
             "CERTJOB_DATABASE_URL": f"postgresql://postgres@127.0.0.1:{port}/{self.name}?sslmode=disable&gssencmode=disable",
@@ -143,6 +172,6 @@ class Stage:
             "CERTJOB_PORTAL_KEY": self.portal.key,
             "CERTJOB_PORTAL_CONCURRENCY": str(command.concurrency),
             "CERTJOB_PORTAL_ATTEMPTS": str(command.attempts),
-            "CERTJOB_NOTIFY_URL": f"smtp://127.0.0.1:{self.post.port}",
+            "CERTJOB_NOTIFY_URL": f"smtp://127.0.0.1:{self.postbox.port}",
             "CERTJOB_MAIL_FROM": "certjob@example.org",
         }

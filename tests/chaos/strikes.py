@@ -60,6 +60,11 @@ class Strike:
         self.strike(about=about)
         return fault.action
 
+    def struck_itself(self) -> None:
+        """The process has struck itself, as the fault says."""
+        self.has_killed = self.fault is not None and self.fault.action is Action.KILL
+        self.struck.set()
+
     def finish(self) -> None:
         """Wait for the end of what has begun: a restart outlasts the command that it ends."""
         assert not self._begun.is_set() or self.struck.wait(60), "the strike does not end"
@@ -95,3 +100,5 @@ class Strike:
                 self._meanwhile(fault, about)
             case Action.CUT:
                 pass  # the proxy does it
+            case Action.LATE | Action.CANCEL:
+                pass  # the process does it itself

@@ -10,14 +10,13 @@ from types import FrameType
 from typing import Any
 
 from tests.chaos.cluster import Cluster
-from tests.chaos.faults import Fault
 from tests.chaos.one_run import Outcome, perform
-from tests.chaos.plans import plan_for
+from tests.chaos.plans import Command, plan_for
 
 _SPAWN = multiprocessing.get_context("spawn")
 
 
-def perform_all(seeds: Sequence[int], *, matrix: Sequence[Fault], jobs: int, folder: Path) -> Iterator[Outcome]:
+def perform_all(seeds: Sequence[int], *, matrix: Sequence[Command], jobs: int, folder: Path) -> Iterator[Outcome]:
     """Yield the outcomes as they come. Raises SystemExit when a worker dies."""
     tasks: Any = _SPAWN.Queue()
     answers: Any = _SPAWN.Queue()
@@ -46,7 +45,7 @@ def perform_all(seeds: Sequence[int], *, matrix: Sequence[Fault], jobs: int, fol
             worker.join()
 
 
-def _work(tasks: Any, answers: Any, matrix: list[Fault], folder: Path) -> None:
+def _work(tasks: Any, answers: Any, matrix: list[Command], folder: Path) -> None:
     leave_on_sigterm()
     with Cluster(folder) as cluster:
         home = folder / "home"

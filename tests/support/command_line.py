@@ -158,10 +158,12 @@ class Child:
 
 
 @contextmanager
-def started(*arguments: str, environment: Mapping[str, str], folder: Path) -> Iterator[Child]:
-    """The command in the background; whatever is left of it at the end is killed."""
+def started(
+    *arguments: str, environment: Mapping[str, str], folder: Path, program: Sequence[str] = ()
+) -> Iterator[Child]:
+    """The command in the background, or another ``program`` in its place; what is left of it at the end is killed."""
     with subprocess.Popen(
-        [str(installed_command()), *arguments],
+        [*(program or [str(installed_command())]), *arguments],
         env=dict(environment),
         cwd=folder,
         stdin=subprocess.DEVNULL,

@@ -1,0 +1,137 @@
+"""The command with faults inside its event loop: ``python -P struck_command.py run``.
+
+certjob has no hook for such faults, so asyncio is wrapped before certjob begins. Two variables tell what to do:
+
+    CHAOS_LOOP=<spot>:<number>:<action>:<steps>:<file>    one fault; the file is made when it has struck
+    CHAOS_PATIENCE=1.5                                    time-outs of a minute and more come after so many seconds
+"""
+
+import asyncio
+import heapq
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from certjob.cli.entry import main
+
+LATE_SECONDS = 1.2
+"""Longer than the portal stage waits before it looks for more work."""
+_LONG_SECONDS = 60.0
+"""Time-outs from here on are those of the mail server, which no test can wait for."""
+
+
+class LoopFault:
+    """One fault at the n-th place of its kind."""
+
+    def __init__(self, text: str) -> None:
+        self.spot, number, self.action, steps, file = text.split(":", 4)
+        self._number = int(number)
+        self.steps = int(steps)
+        self._file = Path(file)
+        self._count = 0
+        self._lock = threading.Lock()
+
+    def is_here(self, spot: str) -> bool:
+        """Count one more place; whether it is the fault's."""
+        if spot != self.spot:
+            return False
+        with self._lock:
+            self._count += 1
+            return self._count == self._number
+
+    def note(self) -> None:
+        """Tell the harness that it has struck."""
+        self._file.touch()
+
+
+def strike_turns_and_timers(fault: LoopFault) -> None:
+    """Before a callback is run: end the process, let the loop stand still, or put a timer off."""
+    run = asyncio.Handle._run
+
+    def strike(handle: asyncio.Handle) -> None:
+        if isinstance(handle, asyncio.TimerHandle) and fault.is_here("timer"):
+            fault.note()
+            handle._when += LATE_SECONDS  # type: ignore[attr-defined]
+            handle._scheduled = True  # type: ignore[attr-defined]
+            heapq.heappush(handle._loop._scheduled, handle)  # type: ignore[attr-defined]
+            return
+        if fault.is_here("turn"):
+            fault.note()
+            match fault.action:
+                case "late":
+                    time.sleep(LATE_SECONDS)
+                case "stop":
+                    for number in (signal.SIGTERM, signal.SIGINT):
+                        os.kill(os.getpid(), number)
+                case _:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        run(handle)
+
+    asyncio.Handle._run = strike  # type: ignore[assignment, method-assign]
+
+
+def strike_results(fault: LoopFault) -> None:
+    """What a thread hands to the loop, such as the result of a statement, comes late."""
+    call_soon_threadsafe = asyncio.BaseEventLoop.call_soon_threadsafe
+
+    def strike(loop: asyncio.BaseEventLoop, callback: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        if not fault.is_here("result"):
+            return call_soon_threadsafe(loop, callback, *arguments, **named)
+        fault.note()
+
+        def hand_over() -> None:
+            with suppress(RuntimeError):  # the loop has ended meanwhile
+                call_soon_threadsafe(loop, callback, *arguments, **named)
+
+        timer = threading.Timer(LATE_SECONDS, hand_over)
+        timer.daemon = True
+        timer.start()
+        return asyncio.Handle(callback, arguments, loop)
+
+    asyncio.BaseEventLoop.call_soon_threadsafe = strike  # type: ignore[assignment, method-assign]
+
+
+def strike_pushes(fault: LoopFault) -> None:
+    """The task of a push is cancelled, some turns of the loop after it was made."""
+    create_task = asyncio.BaseEventLoop.create_task
+
+    def strike(loop: asyncio.BaseEventLoop, work: Coroutine[Any, Any, Any], **named: Any) -> Any:
+        task = create_task(loop, work, **named)
+        if getattr(work, "__qualname__", "") == "Pusher.push" and fault.is_here("push"):
+
+            def step(left: int) -> None:
+                if left:
+                    loop.call_soon(step, left - 1)
+                elif task.cancel():
+                    fault.note()
+
+            step(fault.steps)
+        return task
+
+    asyncio.BaseEventLoop.create_task = strike  # type: ignore[assignment, method-assign]
+
+
+def lose_patience(seconds: float) -> None:
+    """Let the long time-outs of certjob come soon. (Those of libraries import their own name.)"""
+    timeout = asyncio.timeout
+
+    def shortened(delay: float | None) -> asyncio.Timeout:
+        return timeout(seconds if delay is not None and delay >= _LONG_SECONDS else delay)
+
+    asyncio.timeout = shortened
+
+
+if __name__ == "__main__":
+    if "CHAOS_LOOP" in os.environ:
+        wanted = LoopFault(os.environ["CHAOS_LOOP"])
+        strike_turns_and_timers(wanted)
+        strike_results(wanted)
+        strike_pushes(wanted)
+    if "CHAOS_PATIENCE" in os.environ:
+        lose_patience(float(os.environ["CHAOS_PATIENCE"]))
+    main()
