@@ -319,8 +319,8 @@ def _draw_loop_fault(chance: Random, spot: Spot) -> Fault:
             action = chance.choices([Action.STOP, Action.LATE, Action.KILL], weights=[5, 3, 2])[0]
             return Fault(spot=spot, number=chance.randint(1, 120), action=action)
         case Spot.PUSH:
-            steps = chance.randint(0, 12)
-            return Fault(spot=spot, number=chance.choice(_NUMBERS), action=Action.CANCEL, steps=steps)
+            steps = chance.randint(0, 9)
+            return Fault(spot=spot, number=chance.choice((1, 1, 2, 3)), action=Action.CANCEL, steps=steps)
         case Spot.TIMER:
             return Fault(spot=spot, number=1, action=Action.LATE)
         case _:
