@@ -16,7 +16,7 @@ from tests.chaos.strikes import Strike
 from tests.support.command_line import Child
 from tests.support.waiting import until
 
-_POLL = " ".join(beginning_of("read_portal_event").split())
+_POLL = " ".join(beginning_of("find_open_version").split())
 """What a resync asks in each of its rounds."""
 _WELL_WITHIN_A_CALL_SECONDS = 20
 """A call that is held for longer comes to its deadline, and is given up by certjob."""

@@ -305,6 +305,9 @@ def _draw_fault(chance: Random, *, alone: bool) -> Fault:
         return Fault(spot=spot, number=chance.randint(0, 250), action=action)
     if spot is Spot.STATEMENT:
         return _draw_statement_fault(chance, alone=alone)
+    if spot is Spot.STEP:
+        action = chance.choice([Action.KILL, Action.STOP])
+        return Fault(spot=spot, number=chance.randint(1, 12), when=When.BEFORE, action=action)
     action = chance.choices(
         [Action.KILL, Action.STOP, Action.TERMINATE, Action.RESTART, Action.OVERTAKE], weights=[5, 3, 1, 1, 4]
     )[0]
