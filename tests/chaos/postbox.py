@@ -66,7 +66,7 @@ class Postbox:
         self._script: list[MailWord] = []
         self._strike: Strike | None = None
         self._lock = threading.Lock()
-        self._connections: list[socket.socket] = []
+        self._sessions: list[_Session] = []
         self._threads: list[threading.Thread] = []
         self._listening = socket.create_server((HOST, 0))
         self.port: int = self._listening.getsockname()[1]
@@ -80,10 +80,11 @@ class Postbox:
         try:
             yield postbox
         finally:
-            for each in (postbox._listening, *postbox._connections):
-                with contextlib.suppress(OSError):
-                    each.shutdown(socket.SHUT_RDWR)
-                each.close()
+            with contextlib.suppress(OSError):
+                postbox._listening.shutdown(socket.SHUT_RDWR)
+            postbox._listening.close()
+            for session in postbox._sessions:
+                session.hang_up()
             for thread in postbox._threads:
                 thread.join(10)
 
@@ -106,13 +107,9 @@ class Postbox:
             except OSError:
                 return
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._connections.append(connection)
-            self._start(self._serve, connection)
-
-    def _serve(self, connection: socket.socket) -> None:
-        with contextlib.suppress(OSError, _OverError):
-            _Session(self, connection).talk()
-        connection.close()
+            session = _Session(self, connection)
+            self._sessions.append(session)
+            self._start(session.serve)
 
     def come_to(self, phase: Phase) -> Manner | None:
         """Note one more step of a session; return what goes wrong in it."""
@@ -144,8 +141,21 @@ class _Session:
         self._file: BufferedReader = connection.makefile("rb")
         self._to = ""
 
-    def talk(self) -> None:
+    def serve(self) -> None:
         """Serve one connection to its end."""
+        try:
+            with contextlib.suppress(OSError, _OverError):
+                self._talk()
+        finally:
+            self._file.close()
+            self._connection.close()
+
+    def hang_up(self) -> None:
+        """End it, whatever it is waiting for."""
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+
+    def _talk(self) -> None:
         self._answer(Phase.CONNECT)
         while line := self._file.readline():  # it is another file once TLS has begun
             word = line.split()[0].decode("latin-1").upper() if line.split() else ""
@@ -209,6 +219,7 @@ class _Session:
                 raise _OverError
             case _:
                 pass
+        self._file.close()
         self._connection = server_tls().wrap_socket(self._connection, server_side=True)
         self._file = self._connection.makefile("rb")
 
