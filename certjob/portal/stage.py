@@ -63,10 +63,9 @@ class PortalStage:
         on_settled: Callable[[Push, Answer], None] | None = None,
         counts: PortalCounts | None = None,
     ) -> None:
-        """``make_target`` is called once, when there is something to push.
+        """``make_target`` is called once, when there is something to push; ``claim`` instead of claiming what is due.
 
-        ``claim`` takes the place of claiming whatever is due. It and ``on_progress`` are called in the database's
-        thread.
+        ``claim`` and ``on_progress`` are called in the database's thread.
         """
         self._service = service
         self._database = database
@@ -153,7 +152,6 @@ class PortalStage:
         return min(1 if self._is_cautious else self._concurrency, left)
 
     async def _claim(self, limit: int) -> None:
-        """Claim what is due."""
         self._claimed.extend(await self._database.run(partial(self._claim_due, limit)))
         if self._claimed and not self._claimed[0][1].fits(self._policy.worst_case_seconds(CALL_DEADLINE_SECONDS)):
             self._end("lease", "the lease is shorter than a push can take, or this process stood still; the rest waits")
@@ -204,9 +202,8 @@ class PortalStage:
                 failed = failed or error
                 continue
             if push.outcome is PushOutcome.THROTTLED:
-                self._rate.hold(
-                    push.asked_seconds
-                )  # the row's wait began with the settle: a claim before its end finds nothing
+                # The row's wait began with the settle: a claim before its end finds nothing.
+                self._rate.hold(push.asked_seconds)
             if self._on_settled is not None:
                 self._on_settled(push, answer)
         if failed is not None:
@@ -214,8 +211,7 @@ class PortalStage:
 
     def _settle_one(self, push: Push) -> Answer:
         """In the database's thread: write what became of one push."""
-        after_signal = self._stop.is_set()
-        lock_timeout_ms = _LOCK_TIMEOUT_AFTER_SIGNAL_MS if after_signal else SETTLE_LOCK_TIMEOUT_MS
+        lock_timeout_ms = _LOCK_TIMEOUT_AFTER_SIGNAL_MS if self._stop.is_set() else SETTLE_LOCK_TIMEOUT_MS
         answer = self._service.settle(push, self.counts, lock_timeout_ms=lock_timeout_ms)
         if self._on_progress is not None and push.is_tried:
             self._on_progress(self.counts.delivered + self.counts.failed)
