@@ -74,15 +74,16 @@ def load(
     *,
     options: LoadOptions,
     stop: threading.Event | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_read: Callable[[int], None] = lambda _rows: None,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> LoadReport:
     """Upsert the mentors and certificates of a CSV file.
 
     The file is read to its end before the first row is written, so the last line about a certificate or a mentor
     decides wherever it stands, and loading a file again changes nothing. It commits by 1,000 rows, under
     ``options.strict`` once at the end, and only if no row was bad. A value that only the database refuses costs its own
-    row. A file of mentors alone changes those who are known, and adds nobody. ``on_progress`` gets the number of rows
-    written so far, and of all.
+    row. A file of mentors alone changes those who are known, and adds nobody. ``on_read`` gets the number of rows
+    read so far, ``on_progress`` that of rows written, and of all.
 
     Raises InputError when the file is no CSV, lacks a column or an option is wrong (nothing is loaded then),
     StoppedBySignalError when ``stop`` is set, MentorBusyError when other sessions hold the mentors for too long,
@@ -90,7 +91,7 @@ def load(
     """
     stop = stop or threading.Event()
     organisation_ids = dict(database.fetch(connection, "list_organisation_ids"))
-    reading = _Reading(RosterForm(options, organisation_ids=organisation_ids), path, stop=stop)
+    reading = _Reading(RosterForm(options, organisation_ids=organisation_ids), path, stop=stop, on_read=on_read)
     writing = _Writing(connection, strict=options.strict, contact_column=reading.contact_column, stop=stop)
     if not (options.strict and any(problem.cost is not Cost.NOTHING for problem in reading.problems)):
         writing.write(reading.merged(), total=len(reading.certificates), on_progress=on_progress)
@@ -117,7 +118,7 @@ def load(
 class _Reading:
     """The first half: every row of the file is checked, and merged with those about the same certificate."""
 
-    def __init__(self, form: RosterForm, path: Path, *, stop: threading.Event) -> None:
+    def __init__(self, form: RosterForm, path: Path, *, stop: threading.Event, on_read: Callable[[int], None]) -> None:
         self.rows = 0
         self.valid = 0
         self.problems: list[Problem] = []
@@ -135,7 +136,10 @@ class _Reading:
                 self.problems += problems
                 if row is not None:
                     self._add(row)
-                if self.rows % ROWS_PER_BATCH == 0 and stop.is_set():
+                if self.rows % ROWS_PER_BATCH:
+                    continue
+                on_read(self.rows)
+                if stop.is_set():
                     message = "stopped by a signal while the file was read; nothing was loaded, load it again"
                     raise StoppedBySignalError(message)
 
@@ -172,15 +176,14 @@ class _Writing:
         self._stop = stop
         self._busy = 0
 
-    def write(self, rows: Iterator[RosterRow], *, total: int, on_progress: Callable[[int, int], None] | None) -> None:
+    def write(self, rows: Iterator[RosterRow], *, total: int, on_progress: Callable[[int, int], None]) -> None:
         whole = self._connection.transaction() if self._strict else nullcontext()
         done = 0
         with suppress(_RollBackError), self._database_errors(), whole:
             while batch := list(islice(rows, ROWS_PER_BATCH)):
                 self._write_or_take_apart(batch)
                 done += len(batch)
-                if on_progress is not None:
-                    on_progress(done, total)
+                on_progress(done, total)
             if self._strict and self.problems:
                 raise _RollBackError
 

@@ -32,7 +32,7 @@ class Loader:
         *,
         options: LoadOptions | None = None,
         stop: threading.Event | None = None,
-        on_progress: Callable[[int, int], None] | None = None,
+        on_progress: Callable[[int, int], None] = lambda _done, _total: None,
     ) -> LoadReport:
         path = self.directory / "roster.csv"
         path.write_bytes(text.encode())

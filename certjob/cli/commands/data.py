@@ -67,6 +67,7 @@ def load(
                     today=opened.settings.today,
                 ),
                 stop=opened.stop,
+                on_read=progress.phase("Reading rows"),
                 on_progress=progress.phase("Loading rows"),
             )
         if rejects_file is not None:
@@ -129,7 +130,7 @@ def add_to(app: Commands) -> None:
     """Register the commands, in the order in which --help shows them."""
     app.command(
         group=DATA,
-        short_help="Load mentors and certificates from a CSV file.",
+        short_help="Load or correct mentors and certificates from a CSV file.",
         examples=(
             "certjob load roster.csv --rejects rejects.csv",
             "certjob load export.csv --set organisation=hlf --column expires_on='Licence Expires'",
