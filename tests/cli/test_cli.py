@@ -79,7 +79,7 @@ def pending_hide(facts: Facts, *, wanted_at: str = "2026-01-15 23:30+00", **ment
 
 BEGINNING = ["run_id", "command", "today", "dry_run", "outcome", "duration_seconds"]
 MENTORS = ["reviewed", "paused", "resumed", "skipped", "without_certificate"]
-CERTIFICATES = ["valid", "expiring", "expired", "renewed", "revoked", "upcoming"]
+CERTIFICATES = ["upcoming", "valid", "expiring", "expired", "renewed", "revoked"]
 REMINDERS = ["queued", "sent", "failed", "cancelled", "lost", "pending"]
 PORTAL = ["queued", "delivered", "failed", "blocked", "lost", "pending"]
 DIGESTS = ["sent", "failed", "pending"]
@@ -94,6 +94,8 @@ def expected(**parts: list[str] | None) -> dict[str, list[str] | None]:
     return dict.fromkeys(BEGINNING) | parts
 
 
+ALERTS = ["held", "never_reviewed", "may_be_visible", "may_be_hidden", "failed_reminders", "failed_digests"]
+ALERTS += ["waiting_reminders", "waiting_digests"]
 RUN = expected(
     mentors=MENTORS,
     certificates=CERTIFICATES,
@@ -103,6 +105,7 @@ RUN = expected(
     mail_waits_until=None,
     problems=None,
     held=None,
+    alerts=ALERTS,
     stopped=None,
 )
 
@@ -224,7 +227,8 @@ def test_the_document_of_the_alerts_has_the_columns_of_the_view(here: Certjob, f
     assert (alert["full_name"], alert["sentence"], alert["visible"]) == (name, SENTENCE, False)
     assert re.fullmatch(r"2026-01-1\dT\d\d:30:00[+-]\d\d:\d\d", alert["wanted_at"])
     assert all(character.isprintable() or character == "\n" for character in nothing.stdout)
-    assert document_of(empty) == {"outcome": "ok", "alerts": [], "failed_reminders": [], "failed_digests": []}
+    lists = ("held", "never_reviewed", "alerts", "failed_reminders", "failed_digests", "waiting_mail")
+    assert document_of(empty) == {"outcome": "ok", **{name: [] for name in lists}}
     assert empty.returncode == 0
 
 
