@@ -105,6 +105,50 @@ def page(connection: Connection, *, columns: int = 100, zone: ZoneInfo = OSLO, n
 # The page as a whole.
 
 
+def test_what_is_held_comes_first_then_who_was_not_reviewed_and_mail_that_waits_last(
+    connection: Connection, facts: Facts
+) -> None:
+    """Each with since when, why, who, and the command."""
+    hlf = facts.organisation("hlf")
+    shown = facts.certified_mentor(hlf, LONG_AGO, member_no="M1", full_name="Kari Nordmann")
+    broken = facts.certified_mentor(hlf, LONG_AGO, member_no="M2", full_name="Ola Hansen")
+    connection.execute(
+        "INSERT INTO held_reviews (organisation_id, what, since, as_of, reason, mentors, ended_by_calendar,"
+        " facts_changed, may_be_shown, mentor_ids)"
+        " VALUES (%s, 'pauses', %s, %s, '33 mentors would be paused', 33, 3, 30, 28, %s)",
+        (hlf, MORNING - timedelta(hours=30), TODAY, [shown, broken]),
+    )
+    connection.execute(
+        "INSERT INTO review_problems (mentor_id, reason, since, as_of) VALUES (%s, 'a rule refused it', %s, %s)",
+        (broken, MORNING - timedelta(days=2), TODAY),
+    )
+    connection.execute(
+        "INSERT INTO cert_notification_log (mentor_id, threshold_days, cert_id, expires_on, queued_at)"
+        " SELECT id, 7, gen_random_uuid(), '2026-11-30', %s FROM mentors",
+        (MORNING - timedelta(days=400),),
+    )
+
+    shown_page = page(connection)
+
+    assert_in_order(
+        flat(shown_page),
+        "HLF is held: nothing was applied to 33 mentors",
+        "Why: 33 mentors would be paused.",
+        "Since: 24 November 02:00, 1 day",
+        "- 3 have ended by the calendar.",
+        "- 30 have facts that were changed since the last review.",
+        "- 28 may be shown on the portal and must not be.",
+        "- Kari Nordmann (M1)",
+        "`certjob run --organisation hlf --allow-mass-change`",
+        "1 mentor could not be reviewed",
+        "a rule refused it",
+        "end what is in the way, then `certjob resync M2`.",
+        "- Ola Hansen (M2): since 23 November 08:00, 2 days",
+        "2 reminders have waited for more than a day",
+        "`certjob deliver` sends what waits.",
+    )
+
+
 @pytest.mark.parametrize("columns", [80, 100])
 def test_the_page_of_one_mentor(connection: Connection, facts: Facts, columns: int) -> None:
     """Word for word, as it was found good at either width."""

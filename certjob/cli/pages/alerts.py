@@ -146,13 +146,11 @@ class _Page:
         for problem in problems:
             groups.setdefault(problem.error, []).append(problem)
         for error, group in groups.items():
-            member_no = harmless(shlex.quote(group[0].member_no))
             yield from self._group(
                 group,
                 nouns="mentors",
                 why=harmless(error),
-                what_to_do=f"end what is in the way, then run `certjob resync {member_no}`; see "
-                f"`certjob explain {member_no}`.",
+                what_to_do=f"end what is in the way, then {self._resync(group)}.",
                 waits=lambda problem: f"since {self._moment(problem.since)}, {_duration(self._now - problem.since)}",
                 noted=lambda _group: "",
             )
@@ -163,7 +161,7 @@ class _Page:
             return
         what = " and ".join(_number(each.number, each.what.removesuffix("s")) for each in waiting)
         verb = "has" if what.startswith("1 ") and len(waiting) == 1 else "have"
-        meaning = "Nobody gets mail: the mail server does not take it, or `certjob deliver` does not run."
+        meaning = "It has not gone out: the mail server does not take it, or `certjob deliver` does not run."
         yield from self._heading(
             f"{what} {verb} waited for more than a day", meaning, colour="yellow", alerts=len(waiting)
         )
@@ -283,7 +281,7 @@ class _Page:
         organisation = self._organisations.get(alert.organisation_id)
         return harmless(f"{name}, {organisation.name}" if organisation else name)
 
-    def _resync(self, group: Sequence[PushAlert]) -> str:
+    def _resync(self, group: Sequence[PushAlert | ReviewProblem]) -> str:
         """The command to type; for several mentors that of the first."""
         organisation = self._organisations.get(group[0].organisation_id)
         command = f"certjob resync {shlex.quote(group[0].member_no)}"
