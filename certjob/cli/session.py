@@ -213,7 +213,6 @@ def delivery_from(settings: "Settings", *, deadline_seconds: float = 7200.0) -> 
     return Delivery(
         make_target=portal_from(settings) if settings.portal_url else None,
         channel=open_channel(settings),
-        mail_from=settings.mail_from,
         mail_waits_until=lambda: settings.mail_waits_until,
         app_url=settings.app_url or "",
         open_templates=lambda: open_templates(settings.templates_dir),

@@ -12,7 +12,7 @@ from uuid import UUID
 from certjob import database
 from certjob.database import persist
 from certjob.mail.digest_contents import Digest, read_digest
-from certjob.mail.message import OutgoingMessage, message_id
+from certjob.mail.message import OutgoingMessage
 from certjob.mail.messages import NightTemplates, language_of
 from certjob.mail.queue import LEASE_SECONDS, MailQueue, Writer
 
@@ -54,18 +54,13 @@ class DigestMail(MailQueue[QueuedDigest]):
         connection: database.Connection,
         *,
         today: date,
-        domain: str,
         zone: tzinfo,
         app_url: str = "",
         templates: NightTemplates | None = None,
         lease_seconds: float = LEASE_SECONDS,
     ) -> None:
-        """``domain`` is the right side of every Message-ID.
-
-        Times are written in ``zone``; the page links to ``app_url``.
-        """
+        """Times are written in ``zone``; the page links to ``app_url``."""
         super().__init__(connection, table="digests", item=QueuedDigest, today=today, lease_seconds=lease_seconds)
-        self._domain = domain
         self._zone = zone
         self._app_url = app_url
         self._templates = templates or NightTemplates()
@@ -109,12 +104,11 @@ class DigestMail(MailQueue[QueuedDigest]):
             subject=rendered.subject,
             text=rendered.text,
             html=rendered.html,
-            message_id=message_id(key, domain=self._domain),
             idempotency_key=key,
             locale=coordinator.locale,
             kind="digest",
             repeat=item.maybe_sent,
             sender=coordinator.sender,
             reply_to=coordinator.contact_email,
-            list_id=f"digest.{coordinator.organisation_slug}.{self._domain}",
+            list_name=f"digest.{coordinator.organisation_slug}",
         )

@@ -1,6 +1,5 @@
 """A mail as values, as bytes, and the way out that takes it."""
 
-import re
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from email.charset import QP, Charset
@@ -13,14 +12,13 @@ from email.utils import format_datetime, formataddr
 from typing import Protocol
 from uuid import UUID
 
-from certjob.domain.addresses import MailAddress, parse_address, parse_own_sender, parse_reply_to, parse_sender
+from certjob.domain.addresses import MailAddress, parse_address, parse_own_sender, parse_reply_to
 from certjob.errors import FailureCode, RecipientRefusedError
 from certjob.redaction import one_line
 
 MAX_LINE_CHARACTERS = 78
 """RFC 5322, 2.1.1: what a line of a header should not exceed."""
 
-_MESSAGE_ID = re.compile(r"<[!-;=?A-Z\[-~]+@[!-;=?A-Z\[-~]+>")
 _UTF8 = Charset("utf-8")
 _UTF8.body_encoding = QP  # a text stays readable as it travels; by default it would be base64
 _BOUNDARY = "=_certjob"
@@ -40,10 +38,8 @@ class OutgoingMessage:
     subject: str
     text: str
     html: str
-    message_id: str
-    """With its angle brackets; the same on every repeat."""
     idempotency_key: str
-    """The same on every repeat; a webhook's receiver uses it to drop the second copy."""
+    """The same on every repeat; a webhook's receiver uses it to drop the second copy. The Message-ID is made of it."""
     locale: str
     kind: str
     """What the message is: ``reminder``, ``digest``, ``preview`` or ``test``."""
@@ -58,7 +54,7 @@ class OutgoingMessage:
     """Where an answer goes, unchecked: whoever has a question presses "reply". None: to the sender."""
     sender: str | None = None
     """The organisation's own sender, unchecked. None: the channel's."""
-    list_id: str | None = None
+    list_name: str | None = None
     """What a mail program can sort a daily message by (RFC 2919)."""
 
 
@@ -97,7 +93,7 @@ def compose(message: OutgoingMessage, *, sender: MailAddress) -> tuple[MailAddre
         text = f"the e-mail address {error}; correct it"
         raise RecipientRefusedError(text, code=FailureCode.BAD_ADDRESS) from None
     try:
-        return recipient, _build(message, sender=parse_own_sender(message.sender) or sender, recipient=recipient)
+        return recipient, _build(message, sender=sender, recipient=recipient)
     except (ValueError, MessageError) as error:
         text = "the message has a header or a character that cannot be written; correct the mentor's or the template's"
         raise RecipientRefusedError(text) from error
@@ -108,22 +104,20 @@ def _build(message: OutgoingMessage, *, sender: MailAddress, recipient: MailAddr
 
     Not by EmailMessage, which damages a subject in some folds: 106 of 1,500 came back with a space lost or doubled.
     """
-    if not _MESSAGE_ID.fullmatch(message.message_id):
-        problem = "the message id is malformed"
-        raise ValueError(problem)
+    author = parse_own_sender(message.sender) or sender
     mail = MIMEMultipart("alternative", boundary=_BOUNDARY)
-    mail["From"] = _address_header("From", sender.display_name, sender.specification)
+    mail["From"] = _address_header("From", author.display_name, author.specification)
     # Letters beyond ASCII as they are, for SMTPUTF8 (RFC 6532); the standard library takes them as surrogates.
     address = recipient.specification.encode().decode("ascii", "surrogateescape")
     mail["To"] = _address_header("To", one_line(message.to_name), address)
     mail["Subject"] = _subject_header(message.subject)
     mail["Date"] = format_datetime(datetime.now(UTC))
-    mail["Message-ID"] = message.message_id
+    mail["Message-ID"] = message_id(message.idempotency_key, sender=sender)
     mail["Auto-Submitted"] = "auto-generated"  # RFC 3834: no holiday replies, please
     mail["X-Auto-Response-Suppress"] = "All"  # the same for Exchange, which does not read the line above
     mail["Content-Language"] = message.locale
-    if message.list_id is not None:
-        mail["List-Id"] = f"<{message.list_id}>"
+    if message.list_name is not None:
+        mail["List-Id"] = f"<{message.list_name}.{sender.domain}>"
     reply_to = parse_reply_to(message.reply_to)
     if reply_to is not None:
         mail["Reply-To"] = reply_to.specification
@@ -161,14 +155,6 @@ def _is_plain(text: str) -> bool:
     return text.isascii() and text.isprintable() and "=?" not in text
 
 
-def message_id(key: str, *, domain: str) -> str:
-    """Return the Message-ID of the message with this key."""
-    return f"<certjob-{key}@{domain}>"
-
-
-def domain_of(mail_from: str | None) -> str:
-    """Return the right side of every Message-ID; a channel that needs a sender has checked it already."""
-    try:
-        return parse_sender(mail_from or "").domain
-    except ValueError:
-        return "certjob.invalid"
+def message_id(key: str, *, sender: MailAddress) -> str:
+    """Return the Message-ID of the message with this key; by ``sender``, whatever sender an organisation has."""
+    return f"<certjob-{key}@{sender.domain}>"

@@ -8,7 +8,7 @@ from certjob import database
 from certjob.domain import rules
 from certjob.domain.models import OWN_PAUSE_REASON, Certificate, Mentor, Reminder
 from certjob.facts import reading
-from certjob.mail.message import OutgoingMessage, message_id
+from certjob.mail.message import OutgoingMessage
 from certjob.mail.messages import OUR_TEMPLATES, NightTemplates, ReminderContent, Templates, render_reminder
 from certjob.mail.queue import LEASE_SECONDS, MailQueue, Writer
 
@@ -60,13 +60,10 @@ class ReminderMail(MailQueue[QueuedReminder]):
         connection: database.Connection,
         *,
         today: date,
-        domain: str,
         templates: NightTemplates | None = None,
         lease_seconds: float = LEASE_SECONDS,
     ) -> None:
-        """``domain`` is the right side of every Message-ID."""
         super().__init__(connection, table="reminders", item=QueuedReminder, today=today, lease_seconds=lease_seconds)
-        self._domain = domain
         self._templates = templates or NightTemplates()
 
     def _draft(self, item: QueuedReminder) -> Writer | str | None:
@@ -88,7 +85,6 @@ class ReminderMail(MailQueue[QueuedReminder]):
                 key=reminder_key(item.id, cycle=item.cycle),
                 repeat=item.maybe_sent,
                 today=self._today,
-                domain=self._domain,
                 templates=self._templates,
             )
         if reason == "not due" or due.expires_on - timedelta(days=due.threshold_days) > self._today:
@@ -100,22 +96,11 @@ class ReminderMail(MailQueue[QueuedReminder]):
 def read_recipient(connection: database.Connection, mentor_id: UUID) -> Recipient | None:
     """Read one mentor with everything a message needs; None if the mentor is gone."""
     mentors = reading.read(connection, [mentor_id], lock=False).mentors
-    rows = database.fetch(connection, "read_recipient", {"mentor_id": mentor_id})
+    rows = database.fetch(connection, "read_recipient", {"mentor_id": mentor_id}, into=dict)
     if not mentors or not rows:
         return None
-    full_name, email, locale, organisation_name, contact_email, contact_phone, renewal_url, sender = rows[0]
-    return Recipient(
-        mentor=mentors[0],
-        full_name=full_name,
-        email=email,
-        locale=locale,
-        paused=any(pause.reason == OWN_PAUSE_REASON for pause in mentors[0].open_pauses),
-        organisation_name=organisation_name,
-        contact_email=contact_email,
-        contact_phone=contact_phone,
-        renewal_url=renewal_url,
-        sender=sender,
-    )
+    paused = any(pause.reason == OWN_PAUSE_REASON for pause in mentors[0].open_pauses)
+    return Recipient(mentor=mentors[0], paused=paused, **rows[0])
 
 
 def reminder_message(
@@ -125,7 +110,6 @@ def reminder_message(
     key: str,
     repeat: bool,
     today: date,
-    domain: str,
     templates: Templates | NightTemplates = OUR_TEMPLATES,
 ) -> OutgoingMessage:
     """Write the reminder for this recipient, with the days left on ``today``.
@@ -159,7 +143,6 @@ def reminder_message(
         subject=rendered.subject,
         text=rendered.text,
         html=rendered.html,
-        message_id=message_id(key, domain=domain),
         idempotency_key=key,
         locale=recipient.locale,
         kind="reminder",

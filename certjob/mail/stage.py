@@ -200,7 +200,7 @@ class MailStage(Generic[Item]):
 def _log(message: OutgoingMessage, event: str, **about: str) -> None:
     """Note what became of one message, by its ids alone."""
     if logger.isEnabledFor(logging.DEBUG):
-        ids = {"kind": message.kind, "message_id": message.message_id, "mentor_id": message.mentor_id}
+        ids = {"kind": message.kind, "message_key": message.idempotency_key, "mentor_id": message.mentor_id}
         known = {name: str(value) for name, value in ids.items() if value is not None}
         logger.debug("a %s", event.replace("_", " "), extra={"event": event} | known | about)
 

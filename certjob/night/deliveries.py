@@ -16,7 +16,7 @@ from psycopg.errors import QueryCanceled
 from certjob.database import CONTENTION, Connection
 from certjob.errors import DatabaseUnavailableError, FailureCode, StoppedBySignalError
 from certjob.mail.digests import CoordinatorDigestService, DigestMail
-from certjob.mail.message import Channel, domain_of
+from certjob.mail.message import Channel
 from certjob.mail.messages import OUR_TEMPLATES, NightTemplates, Templates
 from certjob.mail.queue import MailQueue
 from certjob.mail.reminder_mail import ReminderMail
@@ -58,7 +58,6 @@ class Delivery:
     """The portal's client; None = CERTJOB_PORTAL_URL is not set."""
     channel: Channel | None = None
     """None = CERTJOB_NOTIFY_URL is not set."""
-    mail_from: str | None = None
     mail_waits_until: Callable[[], datetime | None] = lambda: None
     """When mail may be sent; None: now."""
     open_templates: Callable[[], Templates] = lambda: OUR_TEMPLATES
@@ -213,12 +212,11 @@ class Deliveries:
             )
             return await stage.run(database, stopped, deadline_seconds=ends_at - time.monotonic())
 
-        domain, templates = domain_of(delivery.mail_from), self._templates
-        reminders = ReminderMail(connection, today=report.today, domain=domain, templates=templates)
+        templates = self._templates
+        reminders = ReminderMail(connection, today=report.today, templates=templates)
         digests = DigestMail(
             connection,
             today=report.today,
-            domain=domain,
             zone=delivery.zone,
             app_url=delivery.app_url,
             templates=templates,

@@ -10,7 +10,7 @@ from certjob.database import Connection
 from certjob.domain import rules
 from certjob.domain.models import Certificate, Mentor, PauseChange, Reminder
 from certjob.errors import ConfigurationError, UnknownMentorError
-from certjob.mail.message import Channel, OutgoingMessage, message_id
+from certjob.mail.message import Channel, OutgoingMessage
 from certjob.mail.messages import Templates
 from certjob.mail.reminder_mail import Recipient, read_recipient, reminder_key, reminder_message
 from certjob.outbox.loop import run_alone
@@ -72,7 +72,7 @@ _Log = Mapping[tuple[UUID, int], _LogRow]
 
 
 def preview_reminder(
-    connection: Connection, mentor_id: UUID, *, request: PreviewRequest, templates: Templates, domain: str
+    connection: Connection, mentor_id: UUID, *, request: PreviewRequest, templates: Templates
 ) -> Preview:
     """Return a mentor's reminder as it will go out; writes nothing, and works on a read-only connection.
 
@@ -94,7 +94,6 @@ def preview_reminder(
         key=key,
         repeat=row is not None and row.repeat and not row.sent,
         today=choice.sends_on,
-        domain=domain,
         templates=templates,
     )
     return Preview(
@@ -105,7 +104,7 @@ def preview_reminder(
     )
 
 
-def send_copy(preview: Preview, channel: Channel, *, to: str, domain: str) -> None:
+def send_copy(preview: Preview, channel: Channel, *, to: str) -> None:
     """Send a copy that cannot be mistaken for the reminder, to somebody else, and close the channel.
 
     It has its own Message-ID and leaves no trace in the database. Raises NotifyError.
@@ -117,7 +116,6 @@ def send_copy(preview: Preview, channel: Channel, *, to: str, domain: str) -> No
         to=to,
         to_name=None,
         subject=f"{PREFIXES.get(message.locale, PREFIXES['nb'])} {message.subject}",
-        message_id=message_id(key, domain=domain),
         idempotency_key=key,
         kind="preview",
         mentor_id=NOBODY,

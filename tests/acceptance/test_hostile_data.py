@@ -376,7 +376,6 @@ def message(subject: str, *, to: str) -> OutgoingMessage:
         subject=subject,
         text="Hei!\n",
         html="<p>Hei!</p>\n",
-        message_id="<1@hlf.example>",
         idempotency_key="1",
         locale="nb",
         kind="reminder",

@@ -12,7 +12,9 @@ from uuid import UUID, uuid4
 import pytest
 
 from certjob.database import Connection
+from certjob.domain.addresses import parse_sender
 from certjob.mail.bounces import LARGEST_REPORT_OCTETS, Verdict, take_report
+from certjob.mail.message import OutgoingMessage, message_id
 from certjob.views.alerts import read_alerts
 from tests.conftest import Certjob, installed_command
 from tests.support.bounces import exim, in_utf8, microsoft_365, postfix
@@ -50,10 +52,15 @@ def mentor(facts: Facts, organisation: UUID) -> UUID:
 def sent(connection: Connection, mentor: UUID) -> str:
     """The Message-ID of the reminder, which a mail server has taken."""
     (message,) = (message for message in deliver(connection) if message.kind == "reminder")
-    return str(message.message_id)
+    return message_id_of(message)
 
 
-def deliver(connection: Connection, days: int = 0) -> list[Any]:
+def message_id_of(message: OutgoingMessage) -> str:
+    """As a channel writes it."""
+    return message_id(message.idempotency_key, sender=parse_sender("post@example.org"))
+
+
+def deliver(connection: Connection, days: int = 0) -> list[OutgoingMessage]:
     """What a night sends, so many days on."""
     channel = CollectingChannel()
     night(connection, TODAY + timedelta(days=days), portal=FlakyPortal(), channel=channel)
@@ -89,7 +96,7 @@ class TestReminders:
 
         again = [message for message in deliver(connection, 1) if message.kind == "reminder"]
 
-        assert [(message.to, message.message_id, message.repeat) for message in again] == [
+        assert [(message.to, message_id_of(message), message.repeat) for message in again] == [
             ("kari.n@example.org", sent, False)
         ]
         assert take_report(connection, write(sent, KARI)) is Verdict.NOT_OURS
@@ -204,10 +211,10 @@ class TestNothingChanges:
         """The certificate was extended in place since then, and the mail about the new date arrived."""
         connection.execute("UPDATE certificates SET expires_on = expires_on + 30")
         (later,) = (message for message in deliver(connection, 30) if message.kind == "reminder")
-        assert later.message_id != sent
+        assert message_id_of(later) != sent
 
         assert take_report(connection, postfix(sent, KARI)) is Verdict.NOT_OURS
-        assert take_report(connection, postfix(later.message_id, KARI)) is Verdict.BOUNCED
+        assert take_report(connection, postfix(message_id_of(later), KARI)) is Verdict.BOUNCED
 
     def test_a_report_that_was_cut_off_anywhere_raises_nothing(self, connection: Connection, sent: str) -> None:
         """Until the Message-ID it is no proof."""
@@ -228,7 +235,7 @@ class TestDigests:
         facts.certified_mentor(organisation, TODAY - timedelta(days=1), full_name="Ola Hansen")
         (message,) = (message for message in deliver(connection) if message.kind == "digest")
         assert "Ola Hansen" in message.text
-        return str(message.message_id)
+        return message_id_of(message)
 
     @SERVERS
     def test_it_is_an_alert_and_reports_the_same_to_the_corrected_address(

@@ -93,11 +93,9 @@ def test_no_name_is_read_as_another_one(name: str) -> None:
 @pytest.mark.parametrize("length", [20, 70, 150, 400])
 def test_a_message_id_stays_in_one_line(to: str, length: int) -> None:
     """It is how a mail program knows a repeat; some find none that begins on the second line."""
-    message_id = f"<certjob-{'k' * length}@hlf.example>"
+    _, data = compose(replace(MESSAGE, to=to, idempotency_key="k" * length), sender=SENDER)
 
-    _, data = compose(replace(MESSAGE, to=to, message_id=message_id), sender=SENDER)
-
-    assert travelling(data, "Message-ID") == f"Message-ID: {message_id}\n"
+    assert travelling(data, "Message-ID") == f"Message-ID: <certjob-{'k' * length}@hlf.example>\n"
 
 
 @pytest.mark.parametrize(
@@ -190,3 +188,14 @@ def test_a_digest_can_be_sorted_and_answered(connection: Connection, facts: Fact
     assert message["Reply-To"] == "kontakt@nhf.example"
     assert message["List-Id"].startswith("<digest.nhf.")
     assert message["Content-Language"] == digest.locale
+
+
+@pytest.mark.parametrize(
+    ("sender", "domain"),
+    [("Blå Kors <post@blåkors.example>", "xn--blkors-jua.example"), ('"Norge, HLF" <post@hlf.example>', "hlf.example")],
+)
+def test_the_message_id_has_the_senders_domain_as_dns_knows_it(sender: str, domain: str) -> None:
+    """Not that of an organisation's own sender: the reports about it come to one mailbox."""
+    _, data = compose(replace(MESSAGE, sender="post@lhl.example"), sender=parse_sender(sender))
+
+    assert travelling(data, "Message-ID") == f"Message-ID: <certjob-reminder-4711-0@{domain}>\n"

@@ -42,7 +42,6 @@ MESSAGE = OutgoingMessage(
     subject="Sertifikatet går ut om 14 dager",
     text="Hei, Kari!\n",
     html="<h1>Hei, Kari!</h1>\n",
-    message_id="<certjob-reminder-4711-0@hlf.example>",
     idempotency_key="reminder-4711-0",
     locale="nb",
     kind="reminder",
@@ -188,7 +187,7 @@ def test_a_maildir_holds_the_message(tmp_path: Path) -> None:
     received = sorted(mailbox.Maildir(folder, create=False), key=lambda message: str(message["To"]))
     assert len(received) == 2
     assert received[0]["To"] == "kari.nordmann@example.org"
-    assert received[0]["Message-ID"] == MESSAGE.message_id
+    assert received[0]["Message-ID"] == "<certjob-reminder-4711-0@hlf.example>"
     assert received[0]["From"] == "HLF <post@hlf.example>"
     assert list((folder / "tmp").iterdir()) == []
     assert all(part.stat().st_mode & 0o077 == 0 for part in folder.iterdir()), "nobody else can look in"

@@ -90,7 +90,7 @@ def test_a_message_arrives_whole(server: Exim) -> None:
 
     (message,) = arrived(server, 1)
     assert message["Envelope-to"] == MESSAGE.to
-    assert (message["Subject"], message["Message-ID"]) == (MESSAGE.subject, MESSAGE.message_id)
+    assert (message["Subject"], message["Message-ID"]) == (MESSAGE.subject, "<certjob-reminder-4711-0@hlf.example>")
     assert message["Auto-Submitted"] == "auto-generated"
     parts = [part.get_content() for part in message.iter_parts()]
     assert parts == [MESSAGE.text, MESSAGE.html]
@@ -118,7 +118,7 @@ def test_a_hundred_messages_renew_the_connection(server: Exim) -> None:
     before = server.sessions()
     with channel_to(server.port) as channel:
         for number in range(101):
-            channel.send(OutgoingMessage(**{**fields(MESSAGE), "message_id": f"<certjob-{number}@hlf.example>"}))
+            channel.send(OutgoingMessage(**{**fields(MESSAGE), "idempotency_key": f"reminder-{number}-0"}))
 
     assert len({message["Message-ID"] for message in arrived(server, 101)}) == 101
     assert server.sessions() - before == 2

@@ -536,7 +536,7 @@ class TestBeforeSending:
                 return draft
 
         channel = CollectingChannel()
-        stage = BlockingStage(connection, Interrupted(connection, today=TODAY, domain="example.org"), channel)
+        stage = BlockingStage(connection, Interrupted(connection, today=TODAY), channel)
         assert stage.run() is None
         assert stage.counts.cancelled == 1
         connection.execute("UPDATE certificates SET revoked_at = NULL")
@@ -723,7 +723,7 @@ class TestAddress:
 
         channel = CollectingChannel()
         with in_background(correct):
-            queue = Interrupted(connection, today=TODAY, domain="example.org")
+            queue = Interrupted(connection, today=TODAY)
             assert BlockingStage(connection, queue, channel).run() is None
         deliver(connection, channel)
 
@@ -773,7 +773,7 @@ class TestUnknownOutcome:
         tried: list[str] = []
 
         def break_off(message: object) -> None:
-            tried.append(getattr(message, "message_id", ""))
+            tried.append(getattr(message, "idempotency_key", ""))
             if len(tried) == 1:
                 text = "no answer after the final dot"
                 raise OutcomeUnknownError(text)
@@ -789,7 +789,7 @@ class TestUnknownOutcome:
         night(connection, channel=channel)
 
         assert len(tried) == 2
-        assert tried[0] == tried[1] == channel.sent[0].message_id
+        assert tried[0] == tried[1] == channel.sent[0].idempotency_key
         assert channel.sent[0].repeat
         assert "Har du allerede fått denne påminnelsen?" in channel.sent[0].text
 

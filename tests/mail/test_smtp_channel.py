@@ -96,7 +96,7 @@ def test_a_message_arrives_whole(server: RealServer, mailbox: Mailbox) -> None:
     assert received["From"] == '"Hørsel, HLF" <post@hlf.example>'
     assert received["To"] == "kari.nordmann@example.org"
     assert received["Subject"] == MESSAGE.subject
-    assert received["Message-ID"] == MESSAGE.message_id
+    assert received["Message-ID"] == "<certjob-reminder-4711-0@hlf.example>"
     assert received["Auto-Submitted"] == "auto-generated"
     assert abs(parsedate_to_datetime(received["Date"]).timestamp() - time.time()) < 60
     assert received.get_content_type() == "multipart/alternative"
@@ -107,7 +107,7 @@ def test_a_message_arrives_whole(server: RealServer, mailbox: Mailbox) -> None:
 def test_the_wire_holds_plain_ascii_lines(server: RealServer, mailbox: Mailbox) -> None:
     """No 8-bit byte and no line longer than RFC 5322 allows, whatever the message holds."""
     with channel_to(server.port) as channel:
-        channel.send(replace(MESSAGE, text="å" * 5000, subject="Påminnelse " * 40, message_id=f"<{'k' * 150}@hlf.no>"))
+        channel.send(replace(MESSAGE, text="å" * 5000, subject="Påminnelse " * 40, idempotency_key="k" * 150))
 
     (envelope,) = mailbox.envelopes
     assert envelope.content.isascii()
@@ -189,8 +189,6 @@ def test_an_international_local_part_is_refused_without_smtputf8(mailbox: Mailbo
         {"to": ""},
         {"subject": "Hei\r\nBcc: ola@example.org"},
         {"subject": "Hei\nHei"},
-        {"message_id": "<a b@hlf.example>"},
-        {"message_id": "certjob@hlf.example"},
         {"text": "\udc80"},
     ],
 )

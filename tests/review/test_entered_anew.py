@@ -149,7 +149,7 @@ def test_a_repeat_after_an_unknown_outcome_says_so(connection: Connection, facts
     night(connection, channel=channel)
 
     assert [message.repeat for message in channel.sent] == [True]
-    assert channel.sent[0].message_id == f"<certjob-reminder-{before[0]}-0@example.org>"
+    assert channel.sent[0].idempotency_key == f"reminder-{before[0]}-0"
 
 
 @pytest.mark.parametrize("moment", ["before the draft", "at the server"])
@@ -175,7 +175,7 @@ def test_one_that_is_being_sent_has_no_twin(
 
     channel = CollectingChannel(on_send=enter_and_review if moment == "at the server" else None)
     kind = ReminderMail if moment == "at the server" else Interrupted
-    assert BlockingStage(connection, kind(connection, today=TODAY, domain="hlf.example"), channel).run() is None
+    assert BlockingStage(connection, kind(connection, today=TODAY), channel).run() is None
     night(connection, channel=channel)
 
     assert [message.repeat for message in channel.sent] == [False]

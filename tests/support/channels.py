@@ -73,9 +73,9 @@ class BlockingStage:
 
 def reminder_mail(connection: Connection, *, today: date = TODAY, **options: Any) -> ReminderMail:
     """The queue of reminders."""
-    return ReminderMail(connection, today=today, **({"domain": "hlf.example"} | options))
+    return ReminderMail(connection, today=today, **options)
 
 
 def digest_mail(connection: Connection, *, today: date = TODAY) -> DigestMail:
     """The queue of digests."""
-    return DigestMail(connection, today=today, domain="example.org", zone=UTC)
+    return DigestMail(connection, today=today, zone=UTC)

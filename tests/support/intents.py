@@ -112,4 +112,4 @@ def let_unknown_outcomes_pass(facts: Facts) -> None:
 
 
 def message_ids(messages: Sequence[OutgoingMessage]) -> list[str]:
-    return [message.message_id for message in messages]
+    return [message.idempotency_key for message in messages]

@@ -11,7 +11,6 @@ MESSAGE = OutgoingMessage(
     subject="Sertifikatet går ut om 14 dager",
     text="Hei, Kari!\n\n.punktum\n.\nHilsen\n",
     html="<h1>Hei, Kari – blåbær!</h1>\n",
-    message_id="<certjob-reminder-4711-0@hlf.example>",
     idempotency_key="reminder-4711-0",
     locale="nb",
     kind="reminder",

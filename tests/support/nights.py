@@ -98,7 +98,6 @@ def delivery(
     return Delivery(
         make_target=make_target,
         channel=channel,
-        mail_from="certjob@example.org",
         policy=quick_policy(max_attempts=max_attempts),
         concurrency=concurrency,
         deadline_seconds=deadline_seconds,

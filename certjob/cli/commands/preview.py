@@ -41,7 +41,6 @@ def preview(
     from certjob.cli.terminal import plain
     from certjob.cli.terminal.plain import print_note, print_result
     from certjob.facts.lookup import find_mentor
-    from certjob.mail.message import domain_of
     from certjob.mail.messages import open_templates
     from certjob.views.preview import PreviewRequest, preview_reminder
 
@@ -55,7 +54,6 @@ def preview(
             find_mentor(opened.connection, mentor, organisation=organisation),
             request=PreviewRequest(today=opened.settings.today, threshold_days=threshold, locale=locale),
             templates=templates,
-            domain=domain_of(opened.settings.mail_from),
         )
         if send_to is not None:
             return _send(call, opened, shown, to=send_to)
@@ -75,7 +73,6 @@ def _send(call: Call, opened: Session, shown: "Preview", *, to: str) -> int:
     from certjob.cli.terminal import plain
     from certjob.errors import ConfigurationError, NotifyError
     from certjob.mail.channels.notify import open_channel
-    from certjob.mail.message import domain_of
     from certjob.views.preview import send_copy
 
     channel = open_channel(opened.settings)
@@ -83,7 +80,7 @@ def _send(call: Call, opened: Session, shown: "Preview", *, to: str) -> int:
         message = "CERTJOB_NOTIFY_URL is not set, and --send-to needs it; set it, or leave out --send-to"
         raise ConfigurationError(message)
     try:
-        send_copy(shown, channel, to=to, domain=domain_of(opened.settings.mail_from))
+        send_copy(shown, channel, to=to)
     except NotifyError as error:
         if call.json:
             document = {"code": "not_sent", "message": str(error)}
@@ -111,9 +108,19 @@ def _headers(opened: Session, shown: "Preview") -> dict[str, str]:
         "From": message.sender if message.sender and parse_own_sender(message.sender) else usual,
         "To": message.to or "(no address)",
         "Subject": message.subject,
-        "Message-ID": message.message_id if shown.queued else "(given when the reminder is queued)",
+        "Message-ID": _message_id(shown, sender=usual) if shown.queued else "(given when the reminder is queued)",
         **({"Reply-To": reply_to.specification} if reply_to is not None else {}),
     }
+
+
+def _message_id(shown: "Preview", *, sender: str) -> str:
+    from certjob.domain.addresses import parse_sender
+    from certjob.mail.message import message_id
+
+    try:
+        return message_id(shown.message.idempotency_key, sender=parse_sender(sender))
+    except ValueError:
+        return sender  # it is none, and says why
 
 
 def _document(opened: Session, shown: "Preview") -> dict[str, object]:

@@ -105,7 +105,7 @@ class Demonstration:
     def delivery(self) -> Delivery:
         """Return the ways out: real HTTP to the stand-in, a real Maildir."""
         channel = MaildirChannel(self.maildir, sender=parse_sender(SENDER))
-        return Delivery(make_target=self.portal_client, channel=channel, mail_from=SENDER, zone=ZONE)
+        return Delivery(make_target=self.portal_client, channel=channel, zone=ZONE)
 
     def portal_client(self) -> HLFDynamicsSyncService:
         """Return the portal's client, as the commands make it."""
