@@ -84,7 +84,7 @@ class TestReminders:
         assert "kari" not in str(alert.error)
         (digest,) = deliver(connection, 1)
         assert digest.kind == "digest"
-        assert "Meldingen ble sendt, men kom i retur." in digest.text
+        assert "Meldingen ble sendt, men kom i retur (5." in digest.text
 
     @SERVERS
     def test_it_is_sent_again_once_the_address_is_corrected(
