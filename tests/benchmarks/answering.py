@@ -1,11 +1,16 @@
-"""A portal that answers at once, or after so many milliseconds, and costs next to nothing: ``answering.py DELAY_MS``.
+"""A portal that answers at once, or after so many milliseconds, and costs next to nothing.
 
-Prints its port, echoes what is wanted of each contact until its standard input ends, and prints how many it answered.
+``answering.py DELAY_MS [FILE]`` prints its port, echoes what is wanted of each contact until its standard input ends,
+and prints how many it answered. It lists the contacts of the file, one in a line and in order, 5,000 a page.
 """
 
 import asyncio
 import json
+import re
 import sys
+from pathlib import Path
+
+PAGE = 5000
 
 
 class Portal(asyncio.Protocol):
@@ -13,6 +18,7 @@ class Portal(asyncio.Protocol):
 
     answered = 0
     """By all connections together."""
+    visible: tuple[str, ...] = ()
 
     def __init__(self, delay_seconds: float) -> None:
         self._delay_seconds = delay_seconds
@@ -32,9 +38,8 @@ class Portal(asyncio.Protocol):
             if len(rest) < length:
                 return
             self._data = rest[length:]
-            wanted = json.loads(rest[:length])
             Portal.answered += 1
-            body = json.dumps({"contact_id": wanted["contact_id"], "visible": wanted["visible"]}).encode()
+            body = json.dumps(self._page(head) if head.startswith(b"GET") else _echo(rest[:length])).encode()
             answer = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (
                 len(body),
                 body,
@@ -43,6 +48,20 @@ class Portal(asyncio.Protocol):
                 asyncio.get_running_loop().call_later(self._delay_seconds, self._transport.write, answer)
             else:
                 self._transport.write(answer)
+
+    def _page(self, head: bytes) -> dict[str, object]:
+        after = re.search(rb"after=(\d+)", head)
+        start = int(after[1]) if after else 0
+        following = start + PAGE
+        return {
+            "visible": self.visible[start:following],
+            "next": str(following) if following < len(self.visible) else None,
+        }
+
+
+def _echo(body: bytes) -> dict[str, object]:
+    wanted = json.loads(body)
+    return {"contact_id": wanted["contact_id"], "visible": wanted["visible"]}
 
 
 async def serve(delay_seconds: float) -> None:
@@ -56,4 +75,6 @@ async def serve(delay_seconds: float) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 2:
+        Portal.visible = tuple(Path(sys.argv[2]).read_text().split())
     asyncio.run(serve(float(sys.argv[1]) / 1000))

@@ -70,9 +70,9 @@ def helper(module: str, *arguments: str) -> Iterator[tuple[int, "subprocess.Pope
 
 
 @contextmanager
-def with_events(bench: Bench, number: int) -> Iterator[str]:
+def with_events(bench: Bench, number: int, *, name: str = "bench_events") -> Iterator[str]:
     """A database with so many events that are due, and nobody who is to be reviewed."""
-    with bench.server.fresh("bench_events") as name:
+    with bench.server.fresh(name):
         with bench.server.connect(name) as connection:
             run_script(connection, "population.sql", mentors=number, today=today())
             connection.execute(_ALL_WITH_PORTAL.encode())
