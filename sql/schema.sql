@@ -925,6 +925,44 @@ UNION ALL
    FROM portal_alerts a
   WHERE NOT a.visible
 UNION ALL
+ SELECT 'contradictory' AS kind,
+    NULL::uuid AS organisation_id,
+    NULL::uuid AS mentor_id,
+    NULL::bigint AS row_id,
+    'contradictory:' || c.contact_id AS alert_id,
+    r.read_at AS since,
+    NULL::date AS until
+   FROM portal_last_reading r
+     CROSS JOIN LATERAL unnest(r.contradictory) c(contact_id)
+     CROSS JOIN LATERAL (SELECT bool_or(m.portal_visible) AND NOT bool_and(m.portal_visible) AS holds
+           FROM organisations o
+             JOIN mentors m ON m.organisation_id = o.id AND m.dynamics_contact_id = c.contact_id
+          WHERE o.portal IS NOT NULL
+         OFFSET 0) still
+  WHERE still.holds
+UNION ALL
+ SELECT 'unknown_contacts' AS kind,
+    NULL::uuid AS organisation_id,
+    NULL::uuid AS mentor_id,
+    NULL::bigint AS row_id,
+    'contact:' || u.contact_id AS alert_id,
+    u.first_seen_at AS since,
+    NULL::date AS until
+   FROM portal_unknown_contacts u
+  WHERE u.gone_at IS NULL AND u.accepted_at IS NULL
+UNION ALL
+ SELECT 'portal_not_read' AS kind,
+    NULL::uuid AS organisation_id,
+    NULL::uuid AS mentor_id,
+    NULL::bigint AS row_id,
+    'reading' AS alert_id,
+    r.read_at + '3 days'::interval AS since,
+    NULL::date AS until
+   FROM portal_last_reading r
+  WHERE r.read_at < (now() - '3 days'::interval) AND (EXISTS (SELECT
+           FROM organisations o
+          WHERE o.portal IS NOT NULL))
+UNION ALL
  SELECT 'may_be_hidden' AS kind,
     a.organisation_id,
     a.mentor_id,

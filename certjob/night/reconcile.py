@@ -20,6 +20,8 @@ from certjob.outbox.loop import DatabaseThread, run_loop
 from certjob.outbox.retry import RetryPolicy
 from certjob.portal import comparison
 from certjob.portal.comparison import Comparison, Reading
+from certjob.review.attention import store_portal_holds
+from certjob.review.guards import held_line
 from certjob.stopping import StopFlag
 
 
@@ -66,7 +68,7 @@ def reconcile(
         report.comparison = comparison.compare(
             connection, reading, today=options.today, allow_mass_change=options.allow_mass_change
         )
-        report.held = [f"{held.slug}: {held.reason}" for held in report.comparison.held]
+        report.held = [held_line(held.slug, "portal", held.reason) for held in report.comparison.held]
         return report.comparison
 
     if options.dry_run:
@@ -79,6 +81,7 @@ def reconcile(
         found = compare(beating)
         if found is not None:
             comparison.store(connection, found, run_id=report.run_id)
+            store_portal_holds(connection, found.held, today=options.today, run_id=report.run_id)
             report.corrections, report.locked = comparison.raise_events(
                 connection, found.reading, found.admitted, today=options.today, run_id=report.run_id, stop=stop
             )

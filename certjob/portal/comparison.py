@@ -136,10 +136,7 @@ def _hold_shows(connection: Connection, comparison: Comparison) -> list[Held]:
         what = f"{number:,} mentors would be shown again" if number > 1 else "1 mentor would be shown again"
         why = "the portal shows nobody at all" if is_empty else f"the limit is {limit:,} (of {mentors:,} on the portal)"
         ours = [each for each in shows if each.organisation_id == organisation_id]
-        reason = (
-            f"{what}, {why}; none of them was shown, hides went on. Check DYNAMICS_VISIBILITY_FIELD and DYNAMICS_URL "
-            "of the function, then `certjob reconcile --allow-mass-change`"
-        )
+        reason = f"{what}, {why}; none of them was shown, hides went on"
         ids = [each.mentor_id for each in ours]
         held.append(Held(organisation_id=organisation_id, slug=ours[0].organisation, reason=reason, mentor_ids=ids))
     return held

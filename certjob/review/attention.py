@@ -11,7 +11,8 @@ from uuid import UUID
 
 from certjob import database
 from certjob.database import Connection, persist
-from certjob.review.guards import MassChangeGuard, held_line
+from certjob.portal.comparison import Held
+from certjob.review.guards import MOST_IDS, MassChangeGuard, held_line
 from certjob.review.plan import LOCKED, ReviewCounts
 
 
@@ -21,6 +22,9 @@ class Kind(StrEnum):
     HELD = "held"
     NEVER_REVIEWED = "never_reviewed"
     MAY_BE_VISIBLE = "may_be_visible"
+    CONTRADICTORY = "contradictory"
+    UNKNOWN_CONTACTS = "unknown_contacts"
+    PORTAL_NOT_READ = "portal_not_read"
     MAY_BE_HIDDEN = "may_be_hidden"
     FAILED_REMINDERS = "failed_reminders"
     FAILED_DIGESTS = "failed_digests"
@@ -34,6 +38,15 @@ WORDS: Mapping[Kind, tuple[str, str]] = {
     Kind.MAY_BE_VISIBLE: (
         "mentor may still be visible on the portal",
         "mentors may still be visible on the portal",
+    ),
+    Kind.CONTRADICTORY: (
+        "contact is wanted both visible and hidden",
+        "contacts are wanted both visible and hidden",
+    ),
+    Kind.UNKNOWN_CONTACTS: ("contact on the portal is no mentor's", "contacts on the portal are no mentor's"),
+    Kind.PORTAL_NOT_READ: (
+        "portal was not read for three days",
+        "portals were not read for three days",
     ),
     Kind.MAY_BE_HIDDEN: ("mentor may still be hidden on the portal", "mentors may still be hidden on the portal"),
     Kind.FAILED_REMINDERS: ("reminder was not delivered", "reminders were not delivered"),
@@ -134,6 +147,29 @@ class StoredHold:
 def read_held(connection: Connection) -> list[StoredHold]:
     """Read what the guards hold, whoever may be shown on a portal first."""
     return database.fetch(connection, "read_held_reviews", into=StoredHold)
+
+
+def store_portal_holds(connection: Connection, held: Sequence[Held], *, today: date, run_id: UUID) -> None:
+    """Write down whose shows a reading of the portal holds; what an earlier one held and this one does not is over."""
+
+    def store() -> None:
+        database.execute(connection, "forget_portal_holds", {"held": [each.organisation_id for each in held]})
+        for each in held:
+            parameters = {
+                "organisation_id": each.organisation_id,
+                "what": "portal",
+                "today": today,
+                "reason": each.reason,
+                "mentors": len(each.mentor_ids),
+                "ended_by_calendar": 0,
+                "facts_changed": 0,
+                "may_be_shown": 0,
+                "mentor_ids": list(each.mentor_ids[:MOST_IDS]),
+                "run_id": run_id,
+            }
+            database.execute(connection, "store_held_review", parameters)
+
+    persist(connection, store)
 
 
 def store_problems(connection: Connection, review: ReviewCounts, *, today: date, run_id: UUID) -> None:

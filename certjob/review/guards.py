@@ -92,7 +92,10 @@ def let_through(slug: str, what: str) -> str:
 
 def held_line(slug: str, what: str, reason: str) -> str:
     """Return one line about what is held: for a run that holds it, and for those that come after it."""
-    look = "the clock and the last import" if what in ("pauses", "returns") else "the last import"
+    look = {
+        "reminders": "the last import",
+        "portal": "DYNAMICS_VISIBILITY_FIELD and DYNAMICS_URL of the function",
+    }.get(what, "the clock and the last import")
     return f"{slug}: {reason}. Check {look}, then `{let_through(slug, what)}`"
 
 

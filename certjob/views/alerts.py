@@ -80,6 +80,37 @@ class WaitingMail:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Contradiction:
+    """A contact that one organisation wants visible and another one hidden; certjob keeps it hidden."""
+
+    contact_id: UUID
+    visible_for: Sequence[str]
+    """Organisation and member number, such as ``nhf M1001``."""
+    hidden_for: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnknownContact:
+    """A contact that the portal shows, and that is no mentor's of an organisation with a portal."""
+
+    contact_id: UUID
+    since: datetime
+    """When a reading first found it."""
+    mentor_id: UUID | None
+    """Whose it is in an organisation without a portal; None: nobody's."""
+    member_no: str | None
+    full_name: str | None
+    organisation: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OldReading:
+    """The portal was read once, and not in the last three days."""
+
+    read_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PushAlert(PushState):
     """An open portal push that a person should know about."""
 
@@ -154,6 +185,11 @@ class Alerts:
     """Oldest first, as the following."""
     pushes: Sequence[PushAlert] = ()
     """Hides first, then oldest first."""
+    contradictory: Sequence[Contradiction] = ()
+    unknown_contacts: Sequence[UnknownContact] = ()
+    """Oldest first."""
+    portal_not_read: Sequence[OldReading] = ()
+    """One, or none."""
     reminders: Sequence[FailedReminder] = ()
     digests: Sequence[FailedDigest] = ()
     waiting_mail: Sequence[WaitingMail] = ()
@@ -161,7 +197,8 @@ class Alerts:
     """All there are: a page says whose mentor it is only if there are several."""
 
     def __len__(self) -> int:
-        lists = (self.held, self.never_reviewed, self.pushes, self.reminders, self.digests, self.waiting_mail)
+        portal = (self.pushes, self.contradictory, self.unknown_contacts, self.portal_not_read)
+        lists = (self.held, self.never_reviewed, *portal, self.reminders, self.digests, self.waiting_mail)
         return sum(map(len, lists))
 
     @property
@@ -177,6 +214,9 @@ def read_alerts(connection: Connection, *, today: date) -> Alerts:
         held=_read_held(connection),
         never_reviewed=database.fetch(connection, "read_review_problems", into=ReviewProblem),
         pushes=database.fetch(connection, "read_alert_details", into=PushAlert),
+        contradictory=database.fetch(connection, "read_contradictions", into=Contradiction),
+        unknown_contacts=database.fetch(connection, "read_unknown_contacts", into=UnknownContact),
+        portal_not_read=database.fetch(connection, "read_old_reading", into=OldReading),
         reminders=database.fetch(connection, "read_failed_reminders", {"today": today}, into=FailedReminder),
         digests=database.fetch(connection, "read_failed_digests", into=FailedDigest),
         waiting_mail=database.fetch(connection, "read_waiting_mail", into=WaitingMail),
@@ -190,6 +230,9 @@ def read_documents(connection: Connection, *, today: date) -> dict[str, list[dic
         "held": [asdict(held) for held in _read_held(connection)],
         "never_reviewed": database.fetch(connection, "read_review_problems", into=dict),
         "alerts": database.fetch(connection, "read_portal_alerts", into=dict),
+        "contradictory": database.fetch(connection, "read_contradictions", into=dict),
+        "unknown_contacts": database.fetch(connection, "read_unknown_contacts", into=dict),
+        "portal_not_read": database.fetch(connection, "read_old_reading", into=dict),
         "failed_reminders": database.fetch(connection, "read_failed_reminders", {"today": today}, into=dict),
         "failed_digests": database.fetch(connection, "read_failed_digests", into=dict),
         "waiting_mail": database.fetch(connection, "read_waiting_mail", into=dict),

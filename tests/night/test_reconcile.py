@@ -17,6 +17,7 @@ from certjob.night.report import RunReport
 from certjob.portal import comparison
 from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
 from certjob.stopping import StopFlag
+from certjob.views.alerts import read_documents
 from certjob.views.metrics import read_metrics
 from tests.conftest import Certjob
 from tests.support.facts import TODAY, Facts
@@ -729,3 +730,78 @@ class TestWhatIsKnownAfterwards:
             "contradictory": 0,
         }
         assert "certjob_portal_read_timestamp_seconds" in metrics
+
+
+class TestAlerts:
+    """What a reading leaves for people to do is in the one list."""
+
+    def test_unknown_contacts_are_alerts_until_they_are_gone_or_accepted(
+        self, connection: Connection, facts: Facts, portal: PortalServer, certjob: Certjob
+    ) -> None:
+        """The number and five of them; of a mentor of another organisation, who it is."""
+        facts.mentor(facts.organisation("nhf", portal=None), contact_id=(theirs := uuid4()))
+        portal.visible = dict.fromkeys([theirs, *(uuid4() for _ in range(6))], True)
+        reconcile(connection, portal)
+
+        page = certjob("alerts")
+        documents = read_documents(connection, today=TODAY)["unknown_contacts"]
+
+        assert page.returncode == 3
+        assert page.stdout.count("certjob reconcile --accept") == 5
+        assert "2 more; `certjob alerts --json` lists all" in page.stdout
+        assert {each["contact_id"] for each in documents} == set(portal.visible)
+        assert [each["organisation"] for each in documents if each["contact_id"] == theirs] == ["nhf"]
+        for contact_id in list(portal.visible)[1:]:
+            assert certjob("reconcile", "--accept", str(contact_id), "--because", "the office").returncode == 0
+        portal.visible[theirs] = False
+        reconcile(connection, portal)
+        assert certjob("alerts").returncode == 0
+
+    def test_held_shows_are_an_alert_until_a_reading_does_not_hold_them(
+        self, connection: Connection, facts: Facts, portal: PortalServer, certjob: Certjob
+    ) -> None:
+        """With the command that lets them through."""
+        contacts = mentors(facts, 21, slug="hlf")
+        agreeing(connection, portal, contacts)
+        portal.visible.clear()
+        reconcile(connection, portal)
+
+        (held,) = read_documents(connection, today=TODAY)["held"]
+        page = certjob("alerts").stdout
+
+        assert (held["what"], held["mentors"]) == ("portal", 21)
+        assert held["command"] == "certjob reconcile --allow-mass-change"
+        assert page.startswith("Held: hlf: 21 mentors would be shown again")
+        reconcile(connection, portal, allow_mass_change=True)
+        assert certjob("alerts").returncode == 0
+
+    def test_a_contradiction_names_both_mentors_until_they_agree(
+        self, connection: Connection, facts: Facts, portal: PortalServer, certjob: Certjob
+    ) -> None:
+        """Whether the portal is read again or not."""
+        contact = uuid4()
+        for slug, expires_on in (("hlf", EXPIRED), ("nhf", IN_FORCE)):
+            facts.certified_mentor(facts.organisation(slug, thresholds=()), expires_on, contact_id=contact)
+        agreeing(connection, portal, [contact])
+        reconcile(connection, portal)
+
+        page = certjob("alerts")
+
+        assert page.returncode == 3
+        assert f"contact {contact}, visible for nhf M1002, hidden for hlf M1001" in page.stdout
+        connection.execute("UPDATE certificates SET expires_on = %s", (IN_FORCE,))
+        night(connection, portal=portal)
+        assert certjob("alerts").returncode == 0
+
+    def test_a_reading_older_than_three_days_is_an_alert(
+        self, connection: Connection, facts: Facts, portal: PortalServer, certjob: Certjob
+    ) -> None:
+        """Where the portal was ever read; and a run says so, too."""
+        agreeing(connection, portal, mentors(facts, 1))
+        assert certjob("alerts").returncode == 0
+        reconcile(connection, portal)
+        assert certjob("alerts").returncode == 0
+        connection.execute("UPDATE portal_last_reading SET read_at = now() - interval '73 hours'")
+
+        assert "run `certjob reconcile`" in certjob("alerts").stdout
+        assert "1 portal was not read for three days; see `certjob alerts`" in night(connection, portal=portal).reasons

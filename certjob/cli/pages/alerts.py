@@ -17,11 +17,14 @@ from certjob.views.alerts import (
     HeldAlert,
     PushAlert,
     ReviewProblem,
+    UnknownContact,
     WaitingMail,
 )
 
 MOST_ROWS: Final = 20
 """A page names so many mentors of those who share a cause; --json has all of them."""
+MOST_CONTACTS: Final = 5
+"""A page names so many contacts that are no mentor's."""
 NOTHING: Final = "All clear: nothing needs attention."
 
 _SOON: Final = "soon"
@@ -66,6 +69,7 @@ def plain_lines(alerts: Alerts, *, zone: tzinfo) -> Iterator[str]:
             f"{push.sentence}: {push.full_name} ({push.member_no}, {push.mentor_id}), "
             f"wanted since {push.wanted_at.astimezone(zone):%Y-%m-%d %H:%M}, {_number(push.calls, 'call')}{error}"
         )
+    yield from map(harmless, portal_lines(alerts, zone=zone))
     for reminder in alerts.reminders:
         yield harmless(
             f"Reminder not delivered: {reminder.full_name} ({reminder.member_no}, {reminder.mentor_id}), "
@@ -84,6 +88,35 @@ def plain_lines(alerts: Alerts, *, zone: tzinfo) -> Iterator[str]:
         )
 
 
+def portal_lines(alerts: Alerts, *, zone: tzinfo) -> Iterator[str]:
+    """Yield what the last reading of the portal left for people to do, one line each."""
+    for both in alerts.contradictory:
+        yield (
+            f"Wanted both visible and hidden: contact {both.contact_id}, visible for {', '.join(both.visible_for)}, "
+            f"hidden for {', '.join(both.hidden_for)}; certjob keeps it hidden until they agree"
+        )
+    for unknown in alerts.unknown_contacts[:MOST_CONTACTS]:
+        yield (
+            f"On the portal, and no mentor's: contact {unknown.contact_id}{_owner(unknown)}, since "
+            f"{unknown.since.astimezone(zone):%Y-%m-%d %H:%M}; hide it in Dynamics, or `certjob reconcile --accept "
+            f"{unknown.contact_id} --because TEXT`"
+        )
+    more = len(alerts.unknown_contacts) - MOST_CONTACTS
+    if more > 0:
+        yield f"On the portal, and no mentor's: {more:,} more; `certjob alerts --json` lists all"
+    for reading in alerts.portal_not_read:
+        yield (
+            f"The portal was last read {reading.read_at.astimezone(zone):%Y-%m-%d %H:%M}; run `certjob reconcile`, and "
+            "see why cron does not"
+        )
+
+
+def _owner(unknown: UnknownContact) -> str:
+    if unknown.mentor_id is None:
+        return ""
+    return f" of {unknown.full_name} ({unknown.member_no}, {unknown.organisation}, which has no portal)"
+
+
 def page_lines(alerts: Alerts, *, zone: tzinfo, now: datetime, most_rows: int = MOST_ROWS) -> list[PageLine]:
     """Return the page, the most harmful first: what is held, who could not be reviewed, the portal, the mail.
 
@@ -98,7 +131,7 @@ def page_lines(alerts: Alerts, *, zone: tzinfo, now: datetime, most_rows: int = 
         *page.digests(alerts.digests),
         *page.waiting_mail(alerts.waiting_mail),
     ]
-    lines = [*reviews, *page.pushes(hides), *page.pushes(shows), *messages]
+    lines = [*reviews, *page.pushes(hides), *page.reading(alerts), *page.pushes(shows), *messages]
     return lines[1:]  # each section begins with an empty line
 
 
@@ -117,6 +150,8 @@ class _Page:
             heading = f"{harmless(each.name)} is held: nothing was applied to {_number(each.mentors, 'mentor')}"
             if each.what == "reminders":
                 heading = f"{harmless(each.name)}: reminders to {_number(each.mentors, 'mentor')} are held"
+            elif each.what == "portal":
+                heading = f"{harmless(each.name)}: {_number(each.mentors, 'mentor')} are hidden on the portal"
             yield from self._heading(heading, _HELD[each.what], colour="red", alerts=1)
             yield PageLine(text="")
             yield PageLine(text=harmless(f"{each.reason}."), head="Why: ", indent=2)
@@ -131,8 +166,11 @@ class _Page:
             if shown and each.may_be_shown > self._most_rows:
                 yield PageLine(text=f"… and {each.may_be_shown - len(shown[: self._most_rows]):,} more", indent=6)
             what_to_do = (
-                "check the clock and the last import. If the import was wrong, correct it and run `certjob run`. If "
-                f"the changes are right, run `{each.command}`."
+                "look at the portal. If these mentors are visible there, correct the function's settings. If they are "
+                f"really hidden, run `{each.command}`."
+                if each.what == "portal"
+                else "check the clock and the last import. If the import was wrong, correct it and run "
+                f"`certjob run`. If the changes are right, run `{each.command}`."
             )
             yield PageLine(text=unbroken(what_to_do), head="What to do: ", indent=2)
 
@@ -203,6 +241,17 @@ class _Page:
                 waits=partial(self._push_waits, with_next_try=with_next_try),
                 noted=self._noted,
             )
+
+    def reading(self, alerts: Alerts) -> Iterator[PageLine]:
+        """The section of what the last reading of the portal left for people to do."""
+        lines = list(portal_lines(alerts, zone=self._zone))
+        if not lines:
+            return
+        meaning = "certjob reads the portal every night and corrects what it may; this it leaves to you."
+        yield from self._heading("The portal and certjob disagree", meaning, colour="yellow")
+        yield PageLine(text="")
+        for line in lines:
+            yield PageLine(text=unbroken(harmless(line)), bullet="- ", indent=2, alerts=1)
 
     def reminders(self, reminders: Sequence[FailedReminder]) -> Iterator[PageLine]:
         """The section of the reminders that were not delivered."""
@@ -319,6 +368,8 @@ class _Page:
 def _held_counts(held: HeldAlert) -> list[str]:
     """Return how many there are of each sort of those who are held."""
     due = "were due by the calendar" if held.what == "reminders" else "have ended by the calendar"
+    if held.what == "portal":
+        return [f"{held.mentors:,} are not visible on the portal and should be"]
     portal = [f"{held.may_be_shown:,} may be shown on the portal and must not be"] if held.may_be_shown else []
     return [
         f"{held.ended_by_calendar:,} {due}",

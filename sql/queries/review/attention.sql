@@ -46,6 +46,10 @@ WHERE h.what <> 'portal'
         WHERE n.organisation_id = h.organisation_id AND n.what = h.what
     )
 
+-- name: forget_portal_holds
+-- A reading of the portal was complete: what it does not hold, nobody holds any more.
+DELETE FROM held_reviews WHERE what = 'portal' AND organisation_id <> ALL (%(held)b::uuid[])
+
 -- name: store_review_problems
 -- In one order, so that two runs do not deadlock.
 INSERT INTO review_problems AS p (mentor_id, reason, as_of, run_id)

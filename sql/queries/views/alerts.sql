@@ -19,6 +19,42 @@ JOIN mentors AS m ON m.id = a.mentor_id
 LEFT JOIN dynamics_sync_failures AS f ON f.mentor_id = a.mentor_id AND f.resolved_at IS NULL
 ORDER BY a.visible, a.wanted_at, a.event_id
 
+-- name: read_contradictions
+-- Contacts that one organisation wants visible and another one hidden, with the mentors on either side.
+SELECT c.contact_id, sides.visible_for, sides.hidden_for
+FROM portal_last_reading AS r
+CROSS JOIN LATERAL unnest(r.contradictory) AS c (contact_id)
+CROSS JOIN LATERAL (
+    SELECT array_agg(o.slug || ' ' || m.member_no ORDER BY o.slug) FILTER (WHERE m.portal_visible) AS visible_for,
+        array_agg(o.slug || ' ' || m.member_no ORDER BY o.slug) FILTER (WHERE NOT m.portal_visible) AS hidden_for
+    FROM organisations AS o
+    JOIN mentors AS m ON m.organisation_id = o.id AND m.dynamics_contact_id = c.contact_id
+    WHERE o.portal IS NOT NULL
+    OFFSET 0
+) AS sides
+WHERE sides.visible_for IS NOT NULL AND sides.hidden_for IS NOT NULL
+ORDER BY c.contact_id
+
+-- name: read_unknown_contacts
+-- Contacts that the portal shows and nobody has asked for. A mentor of an organisation without a portal may have it.
+SELECT u.contact_id, u.first_seen_at AS since, owner.mentor_id, owner.member_no, owner.full_name, owner.organisation
+FROM portal_unknown_contacts AS u
+LEFT JOIN LATERAL (
+    SELECT m.id AS mentor_id, m.member_no, coalesce(m.full_name, m.member_no) AS full_name, o.slug AS organisation
+    FROM organisations AS o
+    JOIN mentors AS m ON m.organisation_id = o.id AND m.dynamics_contact_id = u.contact_id
+    ORDER BY o.slug
+    LIMIT 1
+) AS owner ON true
+WHERE u.gone_at IS NULL AND u.accepted_at IS NULL
+ORDER BY u.first_seen_at, u.contact_id
+
+-- name: read_old_reading
+-- When the portal was last read, if that is more than three days ago.
+SELECT r.read_at
+FROM portal_last_reading AS r
+JOIN attention AS a ON a.kind = 'portal_not_read'
+
 -- name: read_held_mentors
 -- Some of those who are held, in the order in which they were stored: who may be shown on the portal stands first.
 SELECT m.id AS mentor_id, m.member_no, coalesce(m.full_name, m.member_no) AS full_name
