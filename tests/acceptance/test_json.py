@@ -193,6 +193,17 @@ def reconcile_in_every_way(printed: Printed, facts: Facts, server: PortalServer,
     server.visible |= dict.fromkeys((row[0] for row in facts.rows(CONTACTS, nhf)), True)  # type: ignore[misc]
     server.visible[next(iter(set(server.visible) - {unknown}))] = False
     assert printed.run("reconcile --dry-run", **portal)["changes"]
+    server.visible[uuid4()] = True
+    printed.run("reconcile", **portal)
+    contact = facts.rows(CONTACTS, nhf)[0][0]
+    facts.connection.execute("UPDATE mentors SET dynamics_contact_id = %s WHERE member_no = 'M1'", (contact,))
+    facts.connection.execute("UPDATE mentors SET portal_visible = false WHERE member_no = 'M1'")
+    facts.connection.execute(
+        "UPDATE portal_last_reading SET contradictory = ARRAY[%s::uuid], read_at = now() - interval '4 days'",
+        (contact,),
+    )
+    printed.run("alerts")
+    printed.run("alerts --retry-all", **portal)
 
 
 CONTACTS = "SELECT dynamics_contact_id FROM mentors WHERE organisation_id = %s"
