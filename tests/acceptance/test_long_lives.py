@@ -215,7 +215,7 @@ DIARY = """
 2029-10-01 F5 expiring → expired
 # Back within 14 days of the notice after the expiry. No pause: the kind is optional.
 2029-10-05 portal show
-2029-10-05 mail -1: expired yesterday, 30 September (“førstehjelp”)
+2029-10-05 mail -1: expired on 30 September (“førstehjelp”)
 """
 
 CYCLES = """
