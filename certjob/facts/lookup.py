@@ -27,9 +27,10 @@ def find_mentor(connection: Connection, name: str, *, organisation: str | None) 
         where = f" in {organisation}" if organisation else ""
         message = f"no mentor {name!r}{where}; give an id, a member number, an e-mail address or part of a name"
         raise UnknownMentorError(message)
-    candidates = ", ".join(f"{member_no} of {slug} ({mentor_id})" for mentor_id, member_no, slug in rows[:_CANDIDATES])
+    candidates = ", ".join(f"{member_no} of {slug}" for _, member_no, slug in rows[:_CANDIDATES])
     rest = f" and {len(rows) - _CANDIDATES} more" if len(rows) > _CANDIDATES else ""
-    message = f"{name!r} fits {len(rows)} mentors: {candidates}{rest}; give the id, or add --organisation"
+    step = "give the member number, and --organisation where it is needed"
+    message = f"{name!r} fits {len(rows)} mentors: {candidates}{rest}; {step}"
     raise UnknownMentorError(message)
 
 

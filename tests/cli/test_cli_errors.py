@@ -445,15 +445,14 @@ def test_an_unknown_mentor_is_named(here: Certjob, facts: Facts, name: str) -> N
 
 
 def test_an_ambiguous_mentor_is_answered_with_the_candidates(certjob: Certjob, facts: Facts) -> None:
-    """Each with its organisation and the id that is never ambiguous, and nobody's name; --organisation narrows."""
-    ids = [facts.mentor(facts.organisation(slug, portal=None), member_no="M1") for slug in ("hlf", "nhf")]
+    """Each with its organisation, and nobody's name; --organisation narrows."""
+    for slug in ("hlf", "nhf"):
+        facts.mentor(facts.organisation(slug, portal=None), member_no="M1")
 
     result = certjob("resync", "M1")
     narrowed = certjob("resync", "M1", "--organisation", "nhf")
 
-    line = assert_one_line(
-        result, "M1 of hlf", "M1 of nhf", *map(str, ids), "--organisation", code=2, command="certjob resync"
-    )
+    line = assert_one_line(result, "M1 of hlf", "M1 of nhf", "--organisation", code=2, command="certjob resync")
     assert "Nordmann" not in line
     assert narrowed.returncode == 0
 

@@ -6,7 +6,7 @@ import pytest
 from rich.cells import cell_len
 
 from certjob.database import Connection
-from tests.support.command_line import on_terminal, without_escapes
+from tests.support.command_line import on_terminal, run_in_process, without_escapes
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import night
 
@@ -33,6 +33,22 @@ def environment(
         )
     night(connection)
     return bare_environment | {"CERTJOB_DATABASE_URL": database_url}
+
+
+def test_a_reason_is_wrapped_between_words_and_in_colour(
+    environment: dict[str, str], facts: Facts, tmp_path: Path
+) -> None:
+    """And off a terminal it is one line."""
+    for number in range(9):
+        facts.mentor(facts.connection.execute("SELECT id FROM organisations").fetchall()[0][0], member_no=f"N{number}")
+
+    _, shown = on_terminal(["explain", "kari nordmann"], environment=environment, folder=tmp_path, columns=60)
+    off = run_in_process("explain", "kari nordmann", environment=environment, folder=tmp_path)
+
+    assert shown.startswith("\x1b[1;31mcertjob explain: ")
+    assert all(cell_len(line) <= 60 for line in without_escapes(shown).splitlines())
+    assert " ".join(without_escapes(shown).split()) == off.stderr.rstrip()
+    assert off.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("columns", [80, 100, 200])

@@ -31,9 +31,7 @@ def test_several_are_named_by_number_and_nobody_by_name(connection: Connection, 
     for slug in ("hlf", "nhf"):
         facts.mentor(facts.organisation(slug, portal=None), member_no="M1", full_name="Kari Nordmann")
 
-    with pytest.raises(
-        UnknownMentorError, match=r"'kari' fits 2 mentors: M1 of hlf \(.*\), M1 of nhf \(.*\); "
-    ) as caught:
+    with pytest.raises(UnknownMentorError, match=r"'kari' fits 2 mentors: M1 of hlf, M1 of nhf; ") as caught:
         find_mentor(connection, "kari", organisation=None)
 
     assert "Nordmann" not in str(caught.value)

@@ -143,10 +143,9 @@ def _document(opened: Session, shown: "Preview") -> dict[str, object]:
 
 
 def _print(opened: Session, shown: "Preview") -> None:
-    for name, value in _headers(opened, shown).items():
-        opened.output.result(f"{name}: {value}")
-    for line in ("", *shown.message.text.splitlines()):
-        opened.output.result(line)
+    headers = [f"{name}: {value}" for name, value in _headers(opened, shown).items()]
+    for line in (*headers, "", *shown.message.text.splitlines()):
+        opened.output.text(line)
 
 
 def add_to(app: Commands) -> None:

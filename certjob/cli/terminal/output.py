@@ -56,6 +56,13 @@ class Output:
         """Print a line that was asked for, whole."""
         print_result(harmless(text))
 
+    def text(self, text: str) -> None:
+        """Print a line of a text: wrapped between words on a terminal, whole off it."""
+        if self.on_terminal:
+            self.show_lines([PageLine(text=harmless(text))])
+        else:
+            self.result(text)
+
     def show_lines(self, lines: Iterable[PageLine]) -> None:
         """Print lines on a terminal, wrapped between words."""
         for text in wrap(self.out, lines):

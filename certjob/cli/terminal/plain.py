@@ -4,7 +4,9 @@ import json
 import logging
 import os
 import re
+import shutil
 import sys
+import textwrap
 from datetime import UTC, date, datetime
 
 from certjob.cli.terminal.logs import traceback_lines, writes_json
@@ -48,7 +50,7 @@ def print_error(command: str, message: str, *, error: BaseException | None = Non
         _log(logging.ERROR, line, command=command, event="failed", error=error)
         return
     trace = traceback_lines(error) if error is not None else ()
-    print(_coloured(f"{command}: {line}", "31"), *trace, sep="\n", file=sys.stderr)  # noqa: T201
+    print(_for_terminal(f"{command}: {line}", "31"), *trace, sep="\n", file=sys.stderr)  # noqa: T201
 
 
 def print_attention(command: str, message: str) -> None:
@@ -71,13 +73,17 @@ def _say(level: int, command: str, message: str, *, event: str, prefix: str = ""
     if writes_json():
         _log(level, line, command=command, event=event)
         return
-    text = f"{command}: {prefix}{line}"
-    print(_coloured(text, "35") if level >= logging.WARNING else text, file=sys.stderr)  # noqa: T201
+    text = _for_terminal(f"{command}: {prefix}{line}", "35" if level >= logging.WARNING else "")
+    print(text, file=sys.stderr)  # noqa: T201
 
 
-def _coloured(text: str, colour: str) -> str:
-    """Return a line that a person sees among others; in colours that can be read on black and on white."""
-    if not sys.stderr.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb":
+def _for_terminal(text: str, colour: str) -> str:
+    """Return a line as a person reads it: no word broken, and in a colour that can be read on black and on white."""
+    if not sys.stderr.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    text = textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+    if not colour or os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb":
         return text
     return f"\x1b[1;{colour}m{text}\x1b[0m"
 
