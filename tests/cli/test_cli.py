@@ -373,8 +373,8 @@ def test_a_night_on_a_terminal_ends_with_its_figures(environment: dict[str, str]
     assert code == 0
     text = without_escapes(shown)
     assert "Night of " in text
-    assert re.search(r"mentors\s+│ 1 reviewed, 1 paused", text)
-    assert re.search(r"portal\s+│ 1 queued, 1 delivered", text)
+    assert re.search(r"mentors\s+1 reviewed, 1 paused", text)
+    assert re.search(r"portal\s+1 queued, 1 delivered", text)
     assert_fits(shown)
 
 
@@ -408,7 +408,7 @@ def test_a_plan_off_a_terminal_is_a_line_per_mentor(here: Certjob, facts: Facts)
     assert (result.returncode, result.stderr) == (0, "")
     first, second, totals = result.stdout.splitlines()
     assert first == "hlf M1: certificates: expired; pause: pause; portal: hide"
-    assert second == "hlf M2: certificates: expiring; reminder: 7 d before"
+    assert second == "hlf M2: certificates: expiring; reminder: 7 days before"
     assert totals.startswith("mentors: 2 reviewed, 1 paused; certificates: 1 expiring, 1 expired; reminders: 1 queued")
 
 
@@ -473,7 +473,7 @@ def test_a_table_off_a_terminal_is_parted_by_tabs(certjob: Certjob, facts: Facts
 
     result = certjob("organisation", "list", COLUMNS="20")
 
-    assert result.stdout == "hlf\tHLF\tdynamics\t30,-1\tfirst aid\t\t0\n"
+    assert result.stdout == "hlf\tHLF\tdynamics\t30, -1\t0\t0\n"
 
 
 def test_colour_is_not_forced_on_a_file(certjob: Certjob, facts: Facts) -> None:
