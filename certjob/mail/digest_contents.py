@@ -72,7 +72,7 @@ class Digest:
     coordinator: Coordinator
     today: date
     sections: Mapping[str, list[Words]]
-    """``paused`` and ``returned``: not reported before. The others: all that still is so."""
+    """``paused``, ``returned`` and ``corrected``: not reported before. The others: all that still is so."""
     reported: tuple[str, ...]
     """The lines that need not be reported again once this page was sent."""
     has_news: bool
@@ -115,6 +115,7 @@ def read_digest(connection: Connection, digest_id: int, *, today: date, zone: tz
     }
     paused = database.fetch(connection, "read_paused_mentors", window)
     returned = database.fetch(connection, "read_returned_mentors", window)
+    corrected = database.fetch(connection, "read_corrected_mentors", window)
     held = database.fetch(connection, "read_held_back", window)
     unreviewed = database.fetch(connection, "read_unreviewed_mentors", window)
     pushes = database.fetch(connection, "read_pending_pushes", window, into=_Push)
@@ -126,6 +127,7 @@ def read_digest(connection: Connection, digest_id: int, *, today: date, zone: tz
     new_paused = [row for row in paused if row[-1] not in known]
     new_returned = [row for row in returned if row[-1] not in known]
     expiring = _expiring([mentors[mentor_id] for mentor_id in names if mentor_id in mentors], names, today=today)
+    new_corrected = [row for row in corrected if row[-1] not in known]
     standing = [push.line for push in pushes] + [row[-1] for row in (*held, *unreviewed, *undelivered)]
     newly_expiring = coordinator.reported_on + timedelta(days=EXPIRING_WITHIN_DAYS)
     write = _Writer(locale=coordinator.locale, zone=zone, today=today)
@@ -139,11 +141,12 @@ def read_digest(connection: Connection, digest_id: int, *, today: date, zone: tz
             "hidden": [write.push(push) for push in pushes if push.visible],
             "paused": [write.paused(row, mentors.get(row[0])) for row in new_paused],
             "returned": [write.returned(row, mentors.get(row[0])) for row in new_returned],
+            "corrected": [{**_who(name, member_no), "shown": shown} for name, member_no, shown, _ in new_corrected],
             "undelivered": [write.undelivered(row) for row in undelivered],
             "expiring": [write.expiring(*row) for row in expiring],
         },
-        reported=(*(row[-1] for row in paused), *(row[-1] for row in returned), *standing),
-        has_news=bool(new_paused or new_returned)
+        reported=(*(row[-1] for row in (*paused, *returned, *corrected)), *standing),
+        has_news=bool(new_paused or new_returned or new_corrected)
         or any(expires_on > newly_expiring for expires_on, *_ in expiring)
         or any(line not in known for line in standing)
         or (bool(standing) and (today - coordinator.reported_on).days >= REPORTED_AGAIN_AFTER_DAYS),

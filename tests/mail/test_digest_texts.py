@@ -12,7 +12,7 @@ from tests.support.mails import Page, breakable
 
 SENTENCE = "Dynamics sync pending — mentor may still be visible on portal"
 URGENT = {"nb": "Haster", "nn": "Hastar", "en": "Urgent"}
-SECTIONS = ("held", "unreviewed", "visible", "paused", "returned", "undelivered", "hidden", "expiring")
+SECTIONS = ("held", "unreviewed", "visible", "paused", "returned", "corrected", "undelivered", "hidden", "expiring")
 
 
 def full(language: str) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def test_the_page_is_for_everyone(language: str) -> None:
     page = Page(written(full(language)).html)
 
     assert page.language == language
-    assert (page.tags.count("h1"), page.tags.count("h2"), page.tags.count("ul")) == (1, 8, 11)
+    assert (page.tags.count("h1"), page.tags.count("h2"), page.tags.count("ul")) == (1, 9, 12)
     assert not {"img", "script", "link", "iframe"} & set(page.tags)
 
 
@@ -163,7 +163,7 @@ def test_the_subject_says_whose_and_what_happened(language: str, section: str, o
 def test_the_most_urgent_comes_first_and_the_rest_is_counted() -> None:
     """What is held, then who could not be reviewed, who may still be visible, and everything else."""
     assert written(full("en") | {"held": [], "unreviewed": []}).subject == (
-        "Hørselshjelpen: 2 mentors may still be visible on the portal and 13 more updates"
+        "Hørselshjelpen: 2 mentors may still be visible on the portal and 15 more updates"
     )
 
 

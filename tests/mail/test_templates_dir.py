@@ -265,6 +265,11 @@ def test_the_made_up_digest_has_the_words_of_a_real_one(connection: Connection, 
         (shown, TODAY + timedelta(days=20)),
     )
     connection.execute(
+        "INSERT INTO portal_sync_events (mentor_id, visible, status, delivered_at, corrects_portal)"
+        " VALUES (%s, false, 'delivered', now(), true)",
+        (shown,),
+    )
+    connection.execute(
         "INSERT INTO held_reviews (organisation_id, what, as_of, reason, mentors, may_be_shown, mentor_ids)"
         " VALUES (%s, 'pauses', %s, 'too many', 30, 1, %s)",
         (organisation, TODAY, [paused]),

@@ -21,7 +21,7 @@ from certjob.views.alerts import read_documents
 from certjob.views.metrics import read_metrics
 from tests.conftest import Certjob
 from tests.support.facts import TODAY, Facts
-from tests.support.nights import NoProgress, delivery, in_background, night
+from tests.support.nights import CollectingChannel, NoProgress, delivery, in_background, night
 from tests.support.portal_answers import Exchange, answer, error, hang, ok
 from tests.support.portal_server import PortalServer
 from tests.support.waiting import until
@@ -805,3 +805,28 @@ class TestAlerts:
 
         assert "run `certjob reconcile`" in certjob("alerts").stdout
         assert "1 portal was not read for three days; see `certjob alerts`" in night(connection, portal=portal).reasons
+
+
+def test_the_next_digest_tells_of_a_hand_edit_that_was_put_right_and_only_the_next(
+    connection: Connection, facts: Facts, portal: PortalServer
+) -> None:
+    """It is no alert, but coordinators should know that somebody edits the portal."""
+    contacts = mentors(facts, 2, slug="hlf", expired=1)
+    connection.execute(
+        "INSERT INTO coordinators (organisation_id, email, locale)"
+        " SELECT id, 'ola@hlf.example', 'en' FROM organisations"
+    )
+    agreeing(connection, portal, contacts)
+    first = CollectingChannel()
+    night(connection, portal=portal, channel=first)
+    portal.visible = {contacts[0]: True, contacts[1]: False}
+    assert reconcile(connection, portal).outcome is Outcome.OK
+
+    channel = CollectingChannel()
+    for days in (1, 2):
+        night(connection, TODAY + timedelta(days=days), portal=portal, channel=channel)
+
+    (text,) = [message.text for message in channel.sent if message.kind == "digest"]
+    assert "Corrected on the portal (2)" in text
+    assert "was visible, and is hidden again" in text
+    assert "was hidden, and is visible again" in text

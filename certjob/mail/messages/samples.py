@@ -108,6 +108,7 @@ def _sections(language: str) -> dict[str, list[Words]]:
             {**who, "still_paused": False, "without_certificate": True},
             {**unnamed, "still_paused": True, "without_certificate": False},
         ],
+        "corrected": [{**who, "shown": False}, {**unnamed, "shown": True}],
         "undelivered": [
             {**who, "expires_on": day, "error": "550 unknown", "reason": reason, "technical": "550 unknown"},
             {**unnamed, "expires_on": day, "error": "", "reason": reason, "technical": ""},

@@ -37,6 +37,17 @@ WHERE m.organisation_id = %(organisation_id)s
     )
 ORDER BY name, m.member_no
 
+-- name: read_corrected_mentors
+-- Whom somebody had shown or hidden on the portal by hand, and what the portal has confirmed since.
+SELECT coalesce(m.full_name, m.member_no) AS name, m.member_no, e.visible AS shown, 'corrected:' || e.id AS line
+FROM portal_sync_events AS e
+JOIN mentors AS m ON m.id = e.mentor_id
+WHERE e.corrects_portal
+    AND e.status = 'delivered'
+    AND e.delivered_at >= %(since)s
+    AND m.organisation_id = %(organisation_id)s
+ORDER BY name, m.member_no, e.id
+
 -- name: read_expiring_mentors
 -- Whoever has a certificate that ends soon; whether another continues it, the rules say.
 SELECT m.id, coalesce(m.full_name, m.member_no) AS name

@@ -47,6 +47,11 @@ WITH reader AS MATERIALIZED (
         AND c.expires_on BETWEEN %(today)s AND %(today)s + 30
         AND c.revoked_at IS NULL
     UNION
+    SELECT m.organisation_id, e.delivered_at, NULL
+    FROM portal_sync_events AS e
+    CROSS JOIN LATERAL (SELECT o.organisation_id FROM mentors AS o WHERE o.id = e.mentor_id OFFSET 0) AS m
+    WHERE e.corrects_portal AND e.status = 'delivered' AND e.delivered_at >= (SELECT min(since) FROM reader)
+    UNION
     SELECT organisation_id, 'infinity', NULL
     FROM attention
     WHERE kind NOT IN ('failed_digests', 'waiting_digests') AND (until IS NULL OR until >= %(today)s)
