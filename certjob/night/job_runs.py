@@ -16,6 +16,7 @@ from certjob.database import Connection
 from certjob.errors import DatabaseUnavailableError, Outcome
 from certjob.night.deliveries import Progress
 from certjob.night.report import RunReport
+from certjob.outbox.claims import StageStop
 from certjob.outbox.open_work import read_open_work
 from certjob.review.attention import Kind, read_attention, read_held
 from certjob.review.plan import looks_at_everybody, make_everybody_due
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 BEAT_SECONDS = 60.0
 
 _LOCK_TIMEOUT_MS = 30_000
+_NOT_READ = "another session keeps a table or its rows to itself; end that session, then see `certjob alerts`"
 _HEAL_LOCK_TIMEOUT_MS = 500
 
 
@@ -102,12 +104,17 @@ def note_open_work(connection: Connection, report: RunReport) -> None:
 
 def _note_attention(connection: Connection, report: RunReport, *, organisation: str | None) -> None:
     """Note in the report what needs attention, and what of it the run before has not reported."""
-    last = database.fetch(connection, "read_last_report", {"organisation": organisation})
-    last_on, read_at = last[0] if last else (None, None)
-    report.is_first_today = last_on != report.today
-    report.attention = read_attention(connection, today=report.today, new_since=read_at)
-    if report.attention.counts[Kind.HELD].number:
-        report.held_by_any = [held.line for held in read_held(connection)]
+    try:
+        with database.transaction(connection, lock_timeout_ms=_LOCK_TIMEOUT_MS):
+            last = database.fetch(connection, "read_last_report", {"organisation": organisation})
+            last_on, read_at = last[0] if last else (None, None)
+            report.is_first_today = last_on != report.today
+            report.attention = read_attention(connection, today=report.today, new_since=read_at)
+            if report.attention.counts[Kind.HELD].number:
+                report.held_by_any = [held.line for held in read_held(connection)]
+    except database.CONTENTION:
+        report.attention = None
+        report.stopped.append(StageStop(stage="alerts", code="locked", reason=_NOT_READ))
 
 
 def _record_beginning(

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 from certjob.database import Connection, migrations, statements
+from certjob.night import job_runs
 from tests.conftest import Certjob, database_of, installed_command
 from tests.support.command_line import (
     SECRET,
@@ -343,6 +344,7 @@ def test_a_table_that_is_locked_in_mid_run_is_no_mistake_of_certjob(
 ) -> None:
     """The stage says so; the others do their work."""
     monkeypatch.setattr(statements, "_WRITE_LOCK_TIMEOUT_MS", 50)
+    monkeypatch.setattr(job_runs, "_LOCK_TIMEOUT_MS", 50)
     app.execute("LOCK TABLE coordinators")
     connection.execute("SET lock_timeout = 50")
 
@@ -351,6 +353,7 @@ def test_a_table_that_is_locked_in_mid_run_is_no_mistake_of_certjob(
     assert [(stop.stage, stop.code) for stop in report.stopped][:1] == [("mail", "locked")]
     assert not report.crashed
     assert "unforeseen" not in " ".join(report.reasons)
+    assert (report.stopped[-1].stage, report.attention) == ("alerts", None)
 
 
 def test_a_session_that_is_ended_in_the_review_is_opened_anew(
