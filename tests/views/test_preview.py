@@ -404,7 +404,7 @@ def test_the_command_prints_one_document(certjob: Certjob, mentor: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "phrase"),
     [
-        (["nobody"], "no mentor 'nobody'; give an id, a member number or an e-mail address"),
+        (["nobody"], "no mentor 'nobody'; give an id, a member number, an e-mail address or part of a name"),
         (["M1042", "--threshold", "31"], "--threshold 31 is none of hlf's, which are 60,30,14,7,1,-1"),
         (["M1042", "--locale", "se"], "'--locale': 'se' is not one of 'nb', 'nn', 'en'"),
         (["M1042", "--html", "--send-to", "me@example.org"], "leave out --json and --send-to"),
