@@ -10,6 +10,7 @@ from certjob.mail import stage
 from certjob.outbox.retry import constant
 from tests.support.facts import Facts
 from tests.support.long_life import Life, born, days
+from tests.support.mails import breakable
 
 PEER, AID = "likeperson", "førstehjelp"
 """The two kinds of certificate: L1, L2, … are of the first, F1, F2, … of the second."""
@@ -252,8 +253,8 @@ def test_six_years_of_one_mentor_are_as_they_were_written_down_beforehand(facts:
     assert sorted(cycles(life)) == sorted(lines(CYCLES))
     assert len({message["Message-ID"] for message in life.messages}) == len(life.messages)
     # An optional kind pauses nobody: only since it is one do the messages about it say no word of a pause.
-    assert [str(message["Subject"]) for message in life.messages if not speaks_of_a_pause(message)] == [
-        f"Your certificate {words} 30 September (førstehjelp)"
+    assert [breakable(str(mail["Subject"])) for mail in life.messages if not speaks_of_a_pause(mail)] == [
+        f"Your certificate {words} 30 September (“førstehjelp”)"
         for words in ("expires in 30 days, on", "expires in 5 days, on", "expired on")
     ]
 
