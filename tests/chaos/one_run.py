@@ -15,7 +15,7 @@ from tests.chaos.plans import DELIVER, Command, Plan, TimePasses
 from tests.chaos.population import Deed
 from tests.chaos.stage import Stage
 from tests.chaos.strikes import Strike
-from tests.support.command_line import Child
+from tests.support.command_line import Child, Finished
 
 MOST_RECOVERIES = 3
 ENDS_WITHIN_SECONDS = 90.0
@@ -81,6 +81,8 @@ class _Run:
         self._plan = plan
         self._stage = stage
         self._events_seen: set[int] = set()
+        self._has_reported = False
+        """Whether a run of this day has said what needs attention."""
 
     def play(self) -> None:
         self._stage.populate(self._plan.population)
@@ -157,7 +159,7 @@ class _Run:
             codes = {-9} if strike.has_killed else {0, 1, 3}
         struck = f", {'struck' if strike.struck.is_set() else 'not struck'}" if command.fault else ""
         self._stage.trail.append(f"  ended with {result.returncode}{struck}: {result.stderr.strip()}")
-        self._complain(invariants.result_complaints(result, command=command.words[0], expected=frozenset(codes)))
+        self._judge_result(result, command, expected=frozenset(codes))
         return result.returncode
 
     def _finish_other(self, command: Command, child: Child, strike: Strike) -> None:
@@ -165,7 +167,14 @@ class _Run:
         disturbed = strike.fault is not None and strike.struck.is_set() and strike.fault.action in _FOR_EVERYBODY
         codes = frozenset({0, 1, 3} if disturbed else {0, 3})
         self._stage.trail.append(f"  beside it: {command}: {result.returncode}: {result.stderr.strip()}")
-        self._complain(invariants.result_complaints(result, command=command.words[0], expected=codes))
+        self._judge_result(result, command, expected=codes)
+
+    def _judge_result(self, result: Finished, command: Command, *, expected: frozenset[int]) -> None:
+        name = command.words[0]
+        self._complain(
+            invariants.result_complaints(result, command=name, expected=expected, has_reported=self._has_reported)
+        )
+        self._has_reported = self._has_reported or (name == "run" and result.returncode in {0, 3})
 
     def _look(self, *, ended_by_itself: bool, of: Command) -> None:
         with self._stage.session() as connection:
