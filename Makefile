@@ -14,7 +14,7 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
-# More than 400 nights in which something is killed, late or cut off; CHAOS_ARGS="--seed 1234" repeats one of them.
+# More than 500 nights in which something is killed, late or cut off; CHAOS_ARGS="--seed 1234" repeats one of them.
 chaos: $(READY)
 	$(BIN)/python -m tests.chaos --jobs 2 $(CHAOS_ARGS)
 

@@ -13,7 +13,7 @@ from tests.chaos.plans import FIRST_RANDOM_SEED, Command, matrix, struck_night
 from tests.chaos.workers import leave_on_sigterm, perform_all
 from tests.support.own_server import data_folder
 
-DEFAULT_RUNS = 440
+DEFAULT_RUNS = 560
 
 
 def main() -> int:
