@@ -49,7 +49,7 @@ class FailureCode(StrEnum):
     PORTAL_THROTTLED = "portal_throttled"
     """The portal asked to be called later (429)."""
     PORTAL_FAILED = "portal_failed"
-    """The portal answered that it could not, or not as the contract says."""
+    """The portal answered that it could not do it."""
     OUTCOME_UNKNOWN = "outcome_unknown"
     """The portal may have made the change, or may make it later."""
 

@@ -7,8 +7,9 @@
       our envelope (a failed deploy answers 404 to everything)                  PortalStageError
     everything else: no connection, no answer in time, 408, 425, 429, 5xx,
       a 2xx that is not the contract, 4xx with a code we do not know            TransientPortalError
-    of these, 504 and no answer to a request that was sent: the portal may
-      have made the change, or may make it later                                … with outcome_unknown
+    of these, no answer to a request that was sent, a 2xx, and a 5xx without
+      a code that says that nothing was done: the portal may have made the
+      change, or may make it later                                              … with outcome_unknown
 
 Three cases the contract does not foresee go the way that blocks nobody wrongly. A code about the contact under a 5xx
 is transient: something between us and the function is broken. So is an unknown code of ours: a newer function knows a
@@ -46,6 +47,8 @@ from certjob.redaction import without_addresses
 
 PERMANENT_CODES: Final = frozenset({"contact_not_found", "invalid_request", "dynamics_rejected"})
 STAGE_CODES: Final = frozenset({"misconfigured"})
+NOT_DONE_CODES: Final = frozenset({"dynamics_unavailable", "token_unavailable"})
+"""After any other 5xx nobody knows: a gateway says so of a function that was ended in the middle of a change."""
 TRANSIENT_STATUSES: Final = frozenset({408, 425, 429})
 """The 4xx that ask for another try, whatever the body says."""
 
@@ -268,7 +271,9 @@ def _failure_code(kind: type[PortalCallError], status: int, *, code: str | None)
         return FailureCode.parse(code)
     if kind is PortalStageError:
         return FailureCode.PORTAL_KEY_REFUSED if status in {401, 403} else None
-    return {429: FailureCode.PORTAL_THROTTLED, 504: FailureCode.OUTCOME_UNKNOWN}.get(status, FailureCode.PORTAL_FAILED)
+    if status < 300 or (status >= 500 and code not in NOT_DONE_CODES):
+        return FailureCode.OUTCOME_UNKNOWN
+    return FailureCode.PORTAL_THROTTLED if status == 429 else FailureCode.PORTAL_FAILED
 
 
 def _time_of(answer: HttpAnswer) -> datetime:

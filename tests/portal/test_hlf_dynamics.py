@@ -398,6 +398,10 @@ def test_a_url_that_is_none_is_a_wrong_setting() -> None:
     [
         (error(504, "outcome_unknown"), True),
         (html(504), True),
+        (html(546), True),
+        (html(502), True),
+        (error(500, "internal_error"), True),
+        (html(200), True),
         (cut(), True),
         (reset(), True),
         (hang(), True),
@@ -405,7 +409,20 @@ def test_a_url_that_is_none_is_a_wrong_setting() -> None:
         (error(503, "token_unavailable"), False),
         (error(429, "throttled"), False),
     ],
-    ids=["504", "a gateway's 504", "cut answer", "reset", "no answer", "502", "503", "429"],
+    ids=[
+        "504",
+        "a gateway's 504",
+        "a worker that was ended",
+        "a gateway's 502",
+        "a bug",
+        "a page",
+        "cut answer",
+        "reset",
+        "no answer",
+        "502",
+        "503",
+        "429",
+    ],
 )
 def test_the_outcome_is_unknown_once_the_request_was_sent(
     behaviour: Behaviour, is_unknown: bool, portal: PortalServer
