@@ -1,5 +1,6 @@
 """One seeded run: the plan is carried out, everything is put right, and what must be true is asked."""
 
+import random
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -11,7 +12,8 @@ from tests.chaos.cluster import Cluster
 from tests.chaos.database_proxy import DatabaseProxy
 from tests.chaos.faults import Action, Spot
 from tests.chaos.interference import Others
-from tests.chaos.plans import DELIVER, Command, Plan, TimePasses
+from tests.chaos.model import is_visible
+from tests.chaos.plans import DELIVER, RUN, Command, Plan, TimePasses
 from tests.chaos.population import Deed
 from tests.chaos.stage import Stage
 from tests.chaos.strikes import Strike
@@ -95,6 +97,7 @@ class _Run:
                 case changes:
                     self._stage.change(changes)
         self._recover()
+        self._edit_the_portal()
         self._judge()
 
     def _command(self, command: Command) -> int:
@@ -199,6 +202,21 @@ class _Run:
             if is_good and not self._is_somebody_due():  # a reminder that was cancelled is looked at once more
                 return
         self.outcome.complaints.append(f"not content after {MOST_RECOVERIES} healthy runs")
+
+    def _edit_the_portal(self) -> None:
+        """Hands show and hide at random, and nothing in the database knows: a reconcile beside a run puts it right.
+
+        Nobody is hidden who was never certified: certjob would not show them again.
+        """
+        stage, dice = self._stage, random.Random(self._plan.seed)
+        for person in stage.people:
+            wanted = is_visible(person, stage.today)
+            can_be_corrected = not wanted or any(not each.revoked for each in person.certificates)
+            is_shown = person.has_portal and person.contact_id and stage.is_reachable(person)
+            if is_shown and person.contact_id and can_be_corrected and dice.random() < 0.5:
+                stage.trail.append(f"by hand: {person.member_no} is {'hidden' if wanted else 'shown'}")
+                stage.receiver.values[person.contact_id] = not wanted
+        self._command(Command(words=("reconcile",), twin=RUN, concurrency=2))
 
     def _is_somebody_due(self) -> bool:
         with self._stage.session() as connection:

@@ -85,6 +85,8 @@ class Receiver:
 
     def behaviour(self, request: PortalRequest) -> Behaviour:
         """The script of a PortalServer."""
+        if request.method == "GET":
+            return self._list
         with self._lock:
             word = self._script.pop(0) if self._script else Word.OK
             strike = self._strike
@@ -93,6 +95,11 @@ class Receiver:
             self._working += 1
             lingers, self._lingers = self._lingers, False
         return partial(self._behave, word=word, strike=strike if chosen else None, lingers=lingers)
+
+    def _list(self, exchange: Exchange) -> None:
+        """Everything that is shown, on one page."""
+        shown = [str(each) for each in sorted(self.known) if self.values.get(each, True)]
+        answer(200, {"visible": shown, "next": None})(exchange)
 
     def _note(self, request: PortalRequest, word: Word) -> None:
         match = _KEY.fullmatch(request.idempotency_key or "")
