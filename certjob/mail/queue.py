@@ -19,6 +19,8 @@ from certjob.mail.message import OutgoingMessage
 from certjob.outbox.claims import RELEASED, Answer, Claimed, Lease, Outbox, Settlement
 
 LEASE_SECONDS = 900.0
+HOLD_MS = 500
+"""So long a recipient is waited for: another process may be writing another mail of theirs, which takes milliseconds."""
 HELD_DELAY_SECONDS = 60.0
 """When to look again at a mail whose recipient is locked by another session: the facts may be changing."""
 
@@ -95,11 +97,8 @@ class MailQueue(ABC, Generic[Item]):
 
         def decide() -> Writer | Unsent:
             address = self._hold(item)
-            if address is None:
-                self._outbox.settle(item, replace(RELEASED, delay_seconds=HELD_DELAY_SECONDS))
-                return Unsent.WAITS
-            draft = self._draft(item)
-            if draft is None:
+            draft = self._draft(item) if address is not None else None
+            if address is None or draft is None:
                 return Unsent.WAITS
             if isinstance(draft, str):
                 cancelled = Settlement(status="cancelled", error=draft, count_attempt=False)
@@ -112,7 +111,11 @@ class MailQueue(ABC, Generic[Item]):
             answer = self._outbox.settle(item, Settlement(status="failed", error=error, code=code, count_attempt=False))
             return Unsent.FAILED if answer is Answer.SETTLED else Unsent.WAITS
 
-        draft = persist(self._connection, decide)
+        try:
+            draft = persist(self._connection, decide, lock_timeout_ms=HOLD_MS, tries=1)
+        except database.CONTENTION:
+            self._outbox.settle(item, replace(RELEASED, delay_seconds=HELD_DELAY_SECONDS))
+            return Unsent.WAITS
         return draft if isinstance(draft, Unsent) else draft()
 
     def settle(
@@ -146,19 +149,20 @@ class MailQueue(ABC, Generic[Item]):
         recipient is locked by another session, perhaps to correct it; the row is pending and due in a while.
         """
 
-        def write() -> Answer:
-            known = self._hold(item)
-            answer = Answer.HELD if known is None else Answer.SETTLED if known == address else Answer.RAISED
-            settlement = Settlement(
-                status="failed" if answer is Answer.SETTLED else "pending",
-                error=str(error),
-                code=error.code,
-                delay_seconds=HELD_DELAY_SECONDS if answer is Answer.HELD else 0.0,
-                count_attempt=answer is not Answer.RAISED,
-            )
+        refused = Settlement(status="failed", error=str(error), code=error.code)
+
+        def note(settlement: Settlement, answer: Answer) -> Answer:
             return Answer.LOST if self._outbox.settle(item, settlement) is Answer.LOST else answer
 
-        return persist(self._connection, write)
+        def write() -> Answer:
+            if self._hold(item) == address:
+                return note(refused, Answer.SETTLED)
+            return note(replace(refused, status="pending", count_attempt=False), Answer.RAISED)
+
+        try:
+            return persist(self._connection, write, lock_timeout_ms=HOLD_MS, tries=1)
+        except database.CONTENTION:
+            return note(replace(refused, status="pending", delay_seconds=HELD_DELAY_SECONDS), Answer.HELD)
 
     def reopen_refused(self, items: Sequence[Item], *, delay_seconds: float) -> None:
         """Put rows that were refused and should not be failed back to pending."""
@@ -172,7 +176,7 @@ class MailQueue(ABC, Generic[Item]):
         persist(self._connection, reopen)
 
     def _hold(self, item: Item) -> str | None:
-        """Lock the recipient and return the address, empty without one; None: locked by another session, or gone."""
+        """Lock the recipient and return the address, empty without one; None: gone. It waits for other sessions."""
         address: str | None = database.fetch_value(self._connection, f"hold_{self._table}", {"id": item.id})
         return address
 

@@ -21,15 +21,13 @@ WHERE d.id = ANY (%(ids)s::bigint[])
 RETURNING d.id, d.coordinator_id, d.digest_on, d.attempts, d.claim_token, d.maybe_sent
 
 -- name: hold_digests
--- While the coordinator is held nobody corrects the address: never waits for it, no row = locked by another session. While
--- the row is held a night that queues it again waits, and finds what became of it; that takes milliseconds, so this one
--- waits for it, too.
+-- While the coordinator is held nobody corrects the address; while the row is held a night that queues it again waits, and
+-- finds what became of it. As hold_reminders.
 SELECT btrim(c.email)
 FROM coordinator_digests AS d
 JOIN coordinators AS c ON c.id = d.coordinator_id
 WHERE d.id = %(id)s
-FOR NO KEY UPDATE OF d
-FOR NO KEY UPDATE OF c SKIP LOCKED
+FOR NO KEY UPDATE OF c, d
 
 -- name: read_digest_coordinator
 -- Whom a digest is for, and what was reported already, as queue_digests has it: since when to look, with a day more than needed,

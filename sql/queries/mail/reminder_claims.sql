@@ -47,11 +47,12 @@ RETURNING l.id, l.mentor_id, l.threshold_days, l.cert_id, l.expires_on, l.attemp
     )::int AS cycle
 
 -- name: hold_reminders
--- While the mentor is held nobody reviews them or changes their facts. Never waits: no row = locked by another session.
+-- While the mentor is held nobody reviews them or changes their facts. It waits for a moment (queue.py): another process may
+-- be writing another reminder of theirs. No row = gone.
 SELECT coalesce(btrim(m.email), '')
 FROM mentors AS m
 WHERE m.id = (SELECT l.mentor_id FROM cert_notification_log AS l WHERE l.id = %(id)s)
-FOR NO KEY UPDATE SKIP LOCKED
+FOR NO KEY UPDATE
 
 -- name: read_reminded_certificate
 -- Which certificate a claimed reminder is about by now: a review gives the row to one that was entered anew.
