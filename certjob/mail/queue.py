@@ -20,7 +20,7 @@ from certjob.outbox.claims import RELEASED, Answer, Claimed, Lease, Outbox, Sett
 
 LEASE_SECONDS = 900.0
 HOLD_MS = 500
-"""So long a recipient is waited for: another process may be writing another mail of theirs, which takes milliseconds."""
+"""So long a recipient is waited for: another process may be writing another mail of theirs."""
 HELD_DELAY_SECONDS = 60.0
 """When to look again at a mail whose recipient is locked by another session: the facts may be changing."""
 
