@@ -1,7 +1,16 @@
 """PostgreSQL: connections that outlast a restart, transactions, statements by name, the schema."""
 
 from certjob.database.clocks import read_clocks
-from certjob.database.connections import CONTENTION, Connection, connect, hang_up, outlast_restarts, repeated
+from certjob.database.connections import (
+    CONTENTION,
+    NO_ANSWER,
+    Connection,
+    connect,
+    hang_up,
+    outlast_restarts,
+    repeated,
+    without_endless_silence,
+)
 from certjob.database.statements import (
     all_statements,
     clock,
@@ -19,6 +28,7 @@ from certjob.database.statements import (
 
 __all__ = [
     "CONTENTION",
+    "NO_ANSWER",
     "Connection",
     "all_statements",
     "clock",
@@ -37,4 +47,5 @@ __all__ = [
     "repeated",
     "sql_directory",
     "transaction",
+    "without_endless_silence",
 ]

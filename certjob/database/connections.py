@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -33,6 +34,9 @@ RESTART_PATIENCE_SECONDS = 90.0
 MOST_RESTARTS = 5
 """More in one run, and what the run does is perhaps what brings the server down."""
 _POLL_SECONDS = 0.5
+LONGEST_SILENCE_SECONDS = 660.0
+"""What a run reads and notes beside its deliveries may take so long: more than any one statement may."""
+NO_ANSWER = "the database does not answer any more; what was committed is kept, run it again"
 
 
 _OWN_SETTINGS = {
@@ -166,15 +170,31 @@ def repeated(connection: Connection, work: Callable[[], Result]) -> Result:
             _wait_for_server(connection, error)
 
 
-def hang_up(connection: Connection, *, reason: str) -> None:
+def hang_up(connection: Connection) -> None:
     """Shut the connection's socket down under whoever waits on it, in any thread, for good: it is not opened anew.
 
     A proxy may keep a connection open for hours whose server is long gone, and cancelling goes through the same proxy.
     """
     if isinstance(connection, LastingConnection):
-        connection.given_up = reason
+        connection.given_up = NO_ANSWER
     with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as same:
         same.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def without_endless_silence(connection: Connection) -> Iterator[None]:
+    """Hang up if the block takes too long: statements outside the event loop have no other deadline."""
+    clock = threading.Timer(LONGEST_SILENCE_SECONDS, hang_up, [connection])
+    clock.daemon = True
+    clock.start()
+    try:
+        yield
+    except psycopg.OperationalError as error:
+        if isinstance(connection, LastingConnection) and connection.given_up is not None:
+            raise DatabaseUnavailableError(connection.given_up) from error
+        raise
+    finally:
+        clock.cancel()
 
 
 def _is_gone(connection: Connection, error: psycopg.Error) -> bool:

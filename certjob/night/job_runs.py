@@ -12,7 +12,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from certjob import __version__, database
-from certjob.database import Connection
+from certjob.database import Connection, without_endless_silence
 from certjob.errors import DatabaseUnavailableError, Outcome
 from certjob.night.deliveries import Progress
 from certjob.night.report import RunReport
@@ -75,21 +75,25 @@ def recorded(
     Yields the progress to tell: it also notes now and then that the run is alive. With ``everybody``, and in a night
     after one on a later date, all mentors are made due first.
     """
-    _record_beginning(
-        connection, report, organisation=organisation, organisation_id=organisation_id, everybody=everybody
-    )
+    with without_endless_silence(connection):
+        _record_beginning(
+            connection, report, organisation=organisation, organisation_id=organisation_id, everybody=everybody
+        )
     try:
         yield Heartbeat(connection, report.run_id, progress)
-        note_open_work(connection, report)
-        if report.command == "run":
-            _note_attention(connection, report, organisation=organisation)
+        with without_endless_silence(connection):
+            note_open_work(connection, report)
+            if report.command == "run":
+                _note_attention(connection, report, organisation=organisation)
     except BaseException:
         try:
-            _record_end(connection, report, Outcome.FAILED)
+            with without_endless_silence(connection):
+                _record_end(connection, report, Outcome.FAILED)
         except (psycopg.Error, DatabaseUnavailableError):  # the database is what failed
             logger.info("the end of the run could not be recorded", extra={"event": "run_not_recorded"})
         raise
-    _record_end(connection, report, report.outcome)
+    with without_endless_silence(connection):
+        _record_end(connection, report, report.outcome)
 
 
 def note_open_work(connection: Connection, report: RunReport) -> None:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import psycopg
 
-from certjob.database import Connection, hang_up
+from certjob.database import NO_ANSWER, Connection, hang_up
 from certjob.errors import DatabaseUnavailableError
 from certjob.stopping import StopFlag
 
@@ -31,7 +31,6 @@ _CANCEL_SECONDS = 0.5
 closed."""
 _HARD_END_SECONDS = 9.0
 """What has not ended so long after it was broken off never will: the process ends."""
-_NO_ANSWER = "the database does not answer any more; what was committed is kept, run it again"
 
 
 class DatabaseThread:
@@ -102,7 +101,7 @@ class DatabaseThread:
         until = time.monotonic() + _CANCEL_SECONDS
         while piece != self._pieces_ended:
             if time.monotonic() > until:
-                hang_up(self._connection, reason=_NO_ANSWER)
+                hang_up(self._connection)
                 return
             await asyncio.sleep(0.02)
 
@@ -114,7 +113,7 @@ class DatabaseThread:
         await self.break_off()
         await asyncio.wait({future}, timeout=_HARD_END_SECONDS)
         if not future.done():
-            self._stop.end_hard(DatabaseUnavailableError(_NO_ANSWER))
+            self._stop.end_hard(DatabaseUnavailableError(NO_ANSWER))
 
 
 class NameLookups(ThreadPoolExecutor):

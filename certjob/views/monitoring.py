@@ -10,7 +10,8 @@ from uuid import UUID
 
 import psycopg
 
-from certjob.database import Connection
+from certjob.database import Connection, without_endless_silence
+from certjob.errors import DatabaseUnavailableError
 from certjob.stopping import CLEANING_UP_SECONDS, GRACE_SECONDS, StopFlag
 
 if TYPE_CHECKING:
@@ -91,8 +92,10 @@ class Monitor:
         from certjob.views.metrics import read_metrics, write_file  # noqa: PLC0415 - prometheus-client, 50 ms
 
         try:
-            write_file(self._metrics_file, read_metrics(connection, today=today))
-        except psycopg.Error:
+            with without_endless_silence(connection):
+                metrics = read_metrics(connection, today=today)
+            write_file(self._metrics_file, metrics)
+        except (psycopg.Error, DatabaseUnavailableError):
             self._warn("the metrics file could not be written, since the database did not answer")
         except OSError as error:
             self._warn(f"the metrics file could not be written: {error.strerror}; see CERTJOB_METRICS_FILE")

@@ -12,7 +12,9 @@ from psycopg import conninfo
 class StallingProxy:
     """Listens on loopback; a context manager."""
 
-    def __init__(self, database_url: str) -> None:
+    def __init__(self, database_url: str, *, at: bytes | None = None) -> None:
+        """``at`` is the part of a statement before which it stalls."""
+        self._at = at
         self._server = conninfo.conninfo_to_dict(database_url)
         self._stalled = threading.Event()
         self._sockets: list[socket.socket] = []
@@ -61,6 +63,8 @@ class StallingProxy:
     def _forward(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while received := source.recv(65536):
+                if self._at is not None and self._at in received:
+                    self.stall()
                 if self._stalled.is_set():
                     return
                 sink.sendall(received)
