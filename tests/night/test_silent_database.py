@@ -1,6 +1,5 @@
 """A proxy that keeps the connection and forwards nothing more: no delivery waits for it for ever."""
 
-
 import pytest
 
 from certjob import database
