@@ -99,7 +99,8 @@ class TestChoice:
         templates = Templates(folder)
 
         compiled = [
-            templates.environment(slug).get_template("reminder.nb.txt") for slug in ("", "one", "two", "hlf", "one")
+            templates.environment(slug, page=False).get_template("reminder.nb.txt")
+            for slug in ("", "one", "two", "hlf", "one")
         ]
 
         assert [template is compiled[0] for template in compiled] == [True, True, True, False, True]
@@ -341,7 +342,7 @@ def test_pieces_and_what_editors_leave_behind_are_no_problem(folder: Path, write
 
 def test_ours_pass_the_check(folder: Path) -> None:
     """In every language and situation: as the programme's, since what nobody has changed is not tried again."""
-    for ours in (*OUR_FOLDER.glob("*.txt"), *OUR_FOLDER.glob("*.html")):
+    for ours in (*OUR_FOLDER.glob("*.txt"), *OUR_FOLDER.glob("*.html"), *OUR_FOLDER.glob("*.words")):
         shutil.copy(ours, folder)
 
     assert problems_in(folder) == []
@@ -366,6 +367,28 @@ def test_an_organisations_piece_is_tried_in_the_programmes_text(folder: Path, wr
     assert [problem.partition(";")[0] for problem in problems_in(folder)] == [
         "hlf/footer.txt line 1: 'helsing' is undefined"
     ]
+
+
+@pytest.mark.parametrize("piece", ["piece.txt", "piece.words", "piece"])
+def test_markup_in_a_name_is_text_on_a_page_whatever_piece_writes_it(piece: str, folder: Path, write: Write) -> None:
+    """A page may be built of pieces whose names do not end in .html. In a text part nothing is escaped."""
+    write(piece, "{% macro greet(name) %}Hei, {{ name }}!{% endmacro %}{{ name }}\n")
+    use = f"{{% import '{piece}' as piece with context %}}{{{{ piece.greet(name) }}}} {{% include '{piece}' %}}"
+    write("reminder.nb.txt", f"Emne\n\n{use}\n")
+    write("reminder.nb.html", use)
+
+    message = render_reminder_with(open_templates(folder), replace(CONTENT, full_name="<b>Å & Ø</b>"))
+
+    assert message.text == "Hei, <b>Å & Ø</b>! <b>Å & Ø</b>\n"
+    assert message.html == "Hei, &lt;b&gt;Å &amp; Ø&lt;/b&gt;! &lt;b&gt;Å &amp; Ø&lt;/b&gt;\n"
+
+
+def test_a_sentence_that_breaks_is_found_in_its_own_file(folder: Path, write: Write) -> None:
+    """Not in ours, which only takes it."""
+    ours = (OUR_FOLDER / "reminder.nb.words").read_text(encoding="utf-8")
+    write("reminder.nb.words", "{% set number = nam ~ 1 %}\n" + ours)
+
+    assert problems_in(folder) == ["reminder.nb.words line 1: 'nam' is undefined; did you mean name?"]
 
 
 def test_without_a_folder_ours_are_used() -> None:

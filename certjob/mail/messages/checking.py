@@ -126,9 +126,9 @@ def _unknown_words(templates: Templates, message: str, *, slug: str, language: s
 
     Only in files that stand alone: what one takes from another file cannot be seen from outside.
     """
-    environment = templates.environment(slug)
     words = {*next(SAMPLES[message](language))}
     for name, known in ((f"{message}.{language}.txt", words), (f"{message}.{language}.html", words | {"subject"})):
+        environment = templates.environment(slug, page=name.endswith(".html"))
         try:
             source, _, _ = environment.loader.get_source(environment, name)  # type: ignore[union-attr]
             tree = environment.parse(source)

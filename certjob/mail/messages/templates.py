@@ -14,7 +14,6 @@ from jinja2 import (
     TemplateNotFound,
     TemplateSyntaxError,
     UndefinedError,
-    select_autoescape,
 )
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -34,7 +33,7 @@ class Templates:
     def __init__(self, folder: Path | None = None) -> None:
         """Prepare; files are read when they are first used, and kept: a night is written in one voice."""
         self.folder = folder
-        self._environments: dict[str, ImmutableSandboxedEnvironment] = {}
+        self._environments: dict[tuple[str, bool], ImmutableSandboxedEnvironment] = {}
 
     def render(
         self, message: str, *, language: str, slug: str, words: Mapping[str, object], sample_data: bool = False
@@ -69,27 +68,29 @@ class Templates:
         own = f"{message}.{language}.{suffix}"
         return own if self._own_file(own, slug=slug) else f"{message}.{suffix}"
 
-    def environment(self, slug: str) -> ImmutableSandboxedEnvironment:
+    def environment(self, slug: str, *, page: bool) -> ImmutableSandboxedEnvironment:
         """Return the environment in which one organisation's templates are found; ``""`` for everybody's.
 
-        Organisations without a folder of their own share it, and what it has read and compiled.
+        Organisations without a folder of their own share it, and what it has read and compiled. In that of a ``page``
+        markup in a value is text, whatever the file is called that writes the value.
         """
-        if slug not in self._environments:
+        key = slug, page
+        if key not in self._environments:
             own = self.folder / slug if slug and self.folder and (self.folder / slug).is_dir() else None
             if slug and not own:
-                self._environments[slug] = self.environment("")
+                self._environments[key] = self.environment("", page=page)
             else:
-                self._environments[slug] = self._make_environment([f for f in (own, self.folder) if f])
-        return self._environments[slug]
+                self._environments[key] = self._make_environment([f for f in (own, self.folder) if f], page=page)
+        return self._environments[key]
 
-    def _make_environment(self, folders: Sequence[Path]) -> ImmutableSandboxedEnvironment:
+    def _make_environment(self, folders: Sequence[Path], *, page: bool) -> ImmutableSandboxedEnvironment:
         """Look in these folders, in this order, and then among certjob's own."""
         ours = FileSystemLoader(OUR_FOLDER)
         # Some editors put a byte-order mark before the subject.
         theirs = [FileSystemLoader(folder, encoding="utf-8-sig") for folder in folders]
         return ImmutableSandboxedEnvironment(
             loader=ChoiceLoader([PrefixLoader({"certjob": ours}), *theirs, ours]),
-            autoescape=select_autoescape(enabled_extensions=("html",), default=False),
+            autoescape=page,
             undefined=StrictUndefined,
             trim_blocks=True,
             lstrip_blocks=True,
@@ -110,7 +111,7 @@ class Templates:
 
     def _write(self, name: str, *, slug: str, words: Mapping[str, object], sample_data: bool) -> str:
         try:
-            return self.environment(slug).get_template(name).render(words)
+            return self.environment(slug, page=name.endswith(".html")).get_template(name).render(words)
         except Exception as error:  # a template is somebody's program, and raises what it likes
             file, line = self._place(error, name, slug=slug)
             raise TemplateError(_reason(error, words=words, sample_data=sample_data), file=file, line=line) from error
@@ -120,7 +121,7 @@ class Templates:
         if isinstance(error, TemplateSyntaxError) and error.filename:
             return self._shown_path(error.filename), error.lineno
         frames = ((frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__))
-        in_templates = [(file, line) for file, line in frames if file.endswith((".txt", ".html"))]
+        in_templates = [(file, line) for file, line in frames if Path(file).suffix in (".txt", ".html", ".words")]
         if not in_templates:
             return self.shown(name, slug=slug), None
         file, line = in_templates[-1]  # the innermost one
