@@ -21,6 +21,8 @@ REPORTED_AGAIN_AFTER_DAYS = 7
 """What still needs attention is a reason for another page after so many days; with other news it comes along."""
 MOST_LINES = 25
 """A section names so many, and says how many more there are."""
+MAX_PAGE_BYTES = 100_000
+"""Gmail cuts a page at about 102 KB: with long names a section has fewer lines."""
 
 Words = dict[str, Any]
 """What a template finds for one line, by name; nothing in it can break a line or turn the text around."""
@@ -78,11 +80,11 @@ class Digest:
     has_news: bool
     """Whether anything was not reported yet, or still needs attention a week after it was."""
 
-    def words(self, *, repeat: bool, app_url: str = "") -> Words:
-        """Return what the templates can use, by name."""
+    def words(self, *, repeat: bool, app_url: str = "", most: int = MOST_LINES) -> Words:
+        """Return what the templates can use, by name; a section is to have at most so many lines."""
         return {
             "language": language_of(self.coordinator.locale),
-            "most": MOST_LINES,
+            "most": most,
             "name": one_line(self.coordinator.full_name),
             "organisation": one_line(self.coordinator.organisation_name),
             "repeat": repeat,
@@ -216,6 +218,7 @@ class _Writer:
         return {
             **_who(name, member_no),
             "expires_on": write_date(expires_on, locale=self.locale),
+            "days_left": (expires_on - self.today).days,
             **self._why(why_message_waits(code), error),
         }
 

@@ -144,8 +144,8 @@ class TestHeld:
         assert portal.requests == []
 
         (page,) = digests(tmp_path)
-        assert "33 likepersoner ville blitt satt på pause eller skjult, siden " in page
-        assert "3 sertifikater har gått ut på vanlig måte." in page
+        assert "33 likepersoner ville blitt satt på pause eller skjult (har ventet siden " in page
+        assert "3 likepersoner har sertifikater som har gått ut på vanlig måte." in page
         assert "  - Mentor 0 (M1001)\n  - Mentor 1 (M1002)\n" in page
 
     @pytest.mark.parametrize("way", ["let through", "corrected"])

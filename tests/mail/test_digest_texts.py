@@ -66,22 +66,25 @@ def test_only_what_a_server_said_is_in_another_language(language: str) -> None:
     [
         (
             "nb",
-            "* 33 likepersoner ville blitt satt på pause eller skjult, siden {}\n"
-            "  3 sertifikater har gått ut på vanlig måte.\n  30 har fått endrede opplysninger.\n"
+            "* 33 likepersoner ville blitt satt på pause eller skjult (har ventet siden {})\n"
+            "  3 likepersoner har sertifikater som har gått ut på vanlig måte.\n"
+            "  30 likepersoner har fått endrede opplysninger.\n"
             "  33 kan fortsatt være synlige på portalen, men skal ikke vises. Hvis det haster, kan du skjule dem selv "
             "i Dynamics:\n  - Kari Nordmann (M1001)\n  - og 32 til\n",
         ),
         (
             "nn",
-            "* 33 likepersonar ville vorte sette på pause eller skjulte, sidan {}\n"
-            "  3 sertifikat har gått ut på vanleg måte.\n  30 har fått endra opplysningar.\n"
+            "* 33 likepersonar ville vorte sette på pause eller skjulte (har venta sidan {})\n"
+            "  3 likepersonar har sertifikat som har gått ut på vanleg måte.\n"
+            "  30 likepersonar har fått endra opplysningar.\n"
             "  33 kan framleis vere synlege på portalen, men skal ikkje visast. Om det hastar, kan du skjule dei sjølv "
             "i Dynamics:\n  - Kari Nordmann (M1001)\n  - og 32 til\n",
         ),
         (
             "en",
-            "* 33 peer mentors would be paused or hidden, since {}\n"
-            "  3 certificates have expired in the ordinary way.\n  30 have changed data.\n"
+            "* 33 peer mentors would be paused or hidden (waiting since {})\n"
+            "  3 peer mentors have certificates that have expired in the ordinary way.\n"
+            "  The data of 30 peer mentors were changed.\n"
             "  33 may still be visible on the portal, and must not be. If it is urgent, you can hide them in Dynamics "
             "yourself:\n  - Kari Nordmann (M1001)\n  - and 32 more\n",
         ),
@@ -95,6 +98,24 @@ def test_what_is_held_says_whose_certificates_have_really_ended(language: str, l
     text = written(words).text.replace("\u00a0", " ").replace("\u2011", "-")
 
     assert lines.format(item["since"].replace("\u00a0", " ")) in text
+
+
+@pytest.mark.parametrize(
+    ("language", "before", "after"),
+    [("nb", " går ut ", " gikk ut "), ("nn", " går ut ", " gjekk ut "), ("en", " expires on ", " expired on ")],
+)
+def test_an_undelivered_reminder_says_whether_the_certificate_has_expired(
+    language: str, before: str, after: str
+) -> None:
+    """Reminders are sent after the expiry too."""
+    words = only("undelivered", language=language, count=1)
+    item = words["undelivered"][0]
+
+    for days_left, verb in ((1, before), (0, before), (-1, after)):
+        message = written(words | {"undelivered": [item | {"days_left": days_left}]})
+
+        assert f"{verb}{item['expires_on']}:" in message.text
+        assert f"{verb}{item['expires_on']}:" in message.html
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -163,7 +184,7 @@ def test_the_subject_says_whose_and_what_happened(language: str, section: str, o
 def test_the_most_urgent_comes_first_and_the_rest_is_counted() -> None:
     """What is held, then who could not be reviewed, who may still be visible, and everything else."""
     assert written(full("en") | {"held": [], "unreviewed": []}).subject == (
-        "Hørselshjelpen: 2 mentors may still be visible on the portal and 15 more updates"
+        "Hørselshjelpen: 2 mentors may still be visible on the portal and 16 more updates"
     )
 
 

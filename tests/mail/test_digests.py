@@ -250,6 +250,20 @@ class TestContents:
         assert digest.text.count("Kari") == 1
         assert digest.text.count("Ola") == 2
 
+    def test_long_names_make_shorter_lists(self, connection: Connection, facts: Facts) -> None:
+        """Gmail cuts a page at about 102 KB; a name may have a thousand characters, and each ``&`` takes five."""
+        organisation = facts.organisation(portal=None, thresholds=())
+        coordinator(facts, organisation)
+        for _ in range(30):
+            facts.certified_mentor(organisation, TODAY + timedelta(days=25), full_name="&" * 1000)
+        channel = CollectingChannel()
+
+        night(connection, channel=channel)
+
+        (digest,) = digests(channel)
+        assert len(digest.html.encode()) <= 100_000
+        assert "* og 18 til\n" in digest.text
+
     def test_a_reminder_that_could_not_be_delivered(self, connection: Connection, facts: Facts) -> None:
         """Told once, and once more for each week."""
         organisation = facts.organisation(portal=None, thresholds=(60,))

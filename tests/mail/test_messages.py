@@ -281,6 +281,20 @@ def test_only_a_number_can_be_called(phone: str) -> None:
     assert not any(link.startswith("tel:") for link in page.links)
 
 
+@pytest.mark.parametrize("contact", ["ring oss", "a@b.example?subject=x", "kåre@hlf.example"])
+def test_an_answer_is_only_invited_where_it_arrives(contact: str) -> None:
+    """Without an address that Reply-To can have, an answer would go to the sender, which may be read by nobody."""
+    invitation = "Du kan svare på denne e\u2011posten."
+    message = render_reminder(replace(IN_TWO_WEEKS, contact_email=contact))
+    page = Page(message.html)
+
+    assert contact in page.text
+    assert contact in message.text
+    assert invitation not in message.text + message.html
+    assert not any(link.startswith("mailto:") for link in page.links)
+    assert invitation in render_reminder(IN_TWO_WEEKS).text
+
+
 @pytest.mark.parametrize(
     "url",
     [

@@ -7,6 +7,7 @@ from urllib.parse import quote, urlsplit
 
 import babel.dates
 
+from certjob.domain.addresses import parse_reply_to
 from certjob.redaction import one_line
 
 LANGUAGES = {"nb": "nb", "nn": "nn", "en": "en_GB"}
@@ -83,6 +84,7 @@ def reminder_words(content: ReminderContent) -> dict[str, object]:
     email = one_line(content.contact_email)
     phone = one_line(content.contact_phone)
     url = one_line(content.renewal_url)
+    reply_to = parse_reply_to(content.contact_email)
     return {
         "language": language,
         "name": one_line(content.full_name),
@@ -96,7 +98,7 @@ def reminder_words(content: ReminderContent) -> dict[str, object]:
         "paused": content.paused,
         "organisation": one_line(content.organisation_name),
         "contact_email": email,
-        "contact_email_link": quote(email, safe="@"),
+        "contact_email_link": quote(reply_to.specification, safe="@") if reply_to else "",
         "contact_phone": phone,
         "contact_phone_link": "".join(re.findall(r"[+0-9]", phone)),
         "renewal_url": url,

@@ -110,8 +110,25 @@ def _sections(language: str) -> dict[str, list[Words]]:
         ],
         "corrected": [{**who, "shown": False}, {**unnamed, "shown": True}],
         "undelivered": [
-            {**who, "expires_on": day, "error": "550 unknown", "reason": reason, "technical": "550 unknown"},
-            {**unnamed, "expires_on": day, "error": "", "reason": reason, "technical": ""},
+            {
+                **who,
+                "expires_on": day,
+                "days_left": days_left,
+                "error": "550 unknown",
+                "reason": AlertReason.ADDRESS_REFUSED.for_mail(language),
+                "technical": "550 unknown",
+            }
+            for days_left in (12, -14)
+        ]
+        + [
+            {
+                **unnamed,
+                "expires_on": day,
+                "days_left": 12,
+                "error": "",
+                "reason": AlertReason.NO_ADDRESS.for_mail(language),
+                "technical": "",
+            },
         ],
         "expiring": [
             {**who, "kind": "likeperson", "expires_on": day, "days_left": days_left} for days_left in (12, 1, 0)
