@@ -62,6 +62,8 @@ DECIDED: dict[str, dict[str, set[str]]] = {
     # Nothing for the app: the ledgers, and what is queued for coordinators' mailboxes.
     "coordinator_digests": {WORKER: {"SELECT", "INSERT", "UPDATE", "DELETE"}},
     "attention": {WORKER: {"SELECT"}},
+    "portal_last_reading": {WORKER: {"SELECT", "INSERT", "UPDATE"}},
+    "portal_unknown_contacts": {WORKER: {"SELECT", "INSERT", "UPDATE", "DELETE"}},
     "job_runs": {WORKER: {"SELECT", "INSERT", "UPDATE", "DELETE"}},
     "certjob_migrations": {WORKER: {"SELECT"}},
     # An identity column takes its next number without a right on the sequence.
