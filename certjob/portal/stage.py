@@ -25,7 +25,7 @@ from certjob.portal.push import (
     PushOutcome,
 )
 from certjob.portal.rate import RateLimiter
-from certjob.portal.sync import SETTLE_LOCK_TIMEOUT_MS, PortalCounts, PortalSyncService
+from certjob.portal.sync import PortalCounts, PortalSyncService
 
 BREAKER_FAILURES = 5
 """So many exhausted events in a row, and the endpoint counts as dead for this run."""
@@ -211,7 +211,7 @@ class PortalStage:
 
     def _settle_one(self, push: Push) -> Answer:
         """In the database's thread: write what became of one push."""
-        lock_timeout_ms = _LOCK_TIMEOUT_AFTER_SIGNAL_MS if self._stop.is_set() else SETTLE_LOCK_TIMEOUT_MS
+        lock_timeout_ms = _LOCK_TIMEOUT_AFTER_SIGNAL_MS if self._stop.is_set() else None
         answer = self._service.settle(push, self.counts, lock_timeout_ms=lock_timeout_ms)
         if self._on_progress is not None and push.is_tried:
             self._on_progress(self.counts.delivered + self.counts.failed)

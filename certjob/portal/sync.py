@@ -20,7 +20,9 @@ from certjob.portal.push import FIRST_ROUND_DELAY_SECONDS, PortalEvent, Push, Pu
 logger = logging.getLogger(__name__)
 
 LEASE_SECONDS = 300.0
-SETTLE_LOCK_TIMEOUT_MS = 500
+_LOCK_TIMEOUT_MS = 500
+_UNKNOWN_LOCK_TIMEOUT_MS = 10_000
+"""A push that may still be acted on is not left to its lease so soon: a newer value is then pushed as if nothing were."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -112,13 +114,15 @@ class PortalSyncService:
         events, lease = self._outbox.claim("lock_portal_event", {"mentor_id": mentor_id})
         return [(event, lease) for event in events]
 
-    def settle(self, push: Push, counts: PortalCounts, *, lock_timeout_ms: int = SETTLE_LOCK_TIMEOUT_MS) -> Answer:
+    def settle(self, push: Push, counts: PortalCounts, *, lock_timeout_ms: int | None = None) -> Answer:
         """Write what became of one claimed event, with its failure row or resolution, in one transaction; count it.
 
         HELD: another session keeps the event for longer than this waits. It keeps its lease, and is pushed again after
         that. A failure whose mentor is held gets its row with the next failure; it is an alert after an hour anyway.
         """
         is_news = False
+        if lock_timeout_ms is None:
+            lock_timeout_ms = _UNKNOWN_LOCK_TIMEOUT_MS if push.outcome_unknown else _LOCK_TIMEOUT_MS
 
         def record(answer: Answer) -> None:
             nonlocal is_news

@@ -45,6 +45,10 @@ NEXT_YEAR = TODAY + timedelta(days=365)
 EVENT = (
     "SELECT visible, version, status, attempts, claim_token IS NULL, next_attempt_at <= now() FROM portal_sync_events"
 )
+LONG_WAIT = (
+    "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    " AND clock_timestamp() - query_start > interval '700 ms'"
+)
 FAILURE = "SELECT kind, attempts, error, resolved_at IS NOT NULL FROM dynamics_sync_failures ORDER BY id"
 
 
@@ -521,6 +525,20 @@ class TestUnknownOutcome:
         push(connection, claim_one(connection))
 
         assert facts.rows("SELECT status FROM portal_sync_events") == [("delivered",)]
+
+    def test_it_is_noted_although_a_review_holds_the_event_meanwhile(
+        self, connection: Connection, other: Connection, facts: Facts, app: App, mentor: UUID
+    ) -> None:
+        """That review wants the opposite; left to its lease, the show would be forgotten."""
+        queue_wish(connection, mentor, visible=True)
+        event = claim_one(connection)
+        app.execute("SELECT FROM portal_sync_events FOR UPDATE")
+
+        with in_background(lambda: push(other, event, self.UNKNOWN)):
+            until(lambda: facts.rows(LONG_WAIT))
+            app.rollback()
+
+        assert facts.rows("SELECT unknown_shown_at IS NOT NULL FROM portal_sync_events") == [(True,)]
 
     def test_the_same_value_needs_no_repeat(self, connection: Connection, facts: Facts, mentor: UUID) -> None:
         """A late show after a show changes nothing."""
