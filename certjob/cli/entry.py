@@ -21,7 +21,7 @@ _TYPERS_INTERRUPTED = 130
 
 WORKS_READ_ONLY = (
     "What works here: alerts, check, db status, explain, forecast, list, organisation list, organisation show, "
-    "preview, status, and with --dry-run db prune, organisation set and run"
+    "preview, status, and with --dry-run db prune, organisation set, reconcile and run"
 )
 
 

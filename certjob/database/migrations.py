@@ -102,20 +102,23 @@ def migrate(
 ) -> list[Migration]:
     """Apply what is pending and return it. Safe to repeat, to run twice at once, and to kill.
 
-    ``warn`` is told what a migration could not do and leaves to the operator.
+    ``warn`` is told what a migration could not do and leaves to the operator; once, if several say the same.
 
     Raises SchemaError for an edited applied file or a newer schema, ConfigurationError for missing rights and for an
     encoding that has no room for every name.
     """
     applied: list[Migration] = []
+    told: set[str] = set()
     (encoding,) = connection.execute("SHOW server_encoding").fetchone() or ("unknown",)
     if encoding != "UTF8":
         message = f"the database's encoding is {encoding}; create a database with ENCODING 'UTF8' TEMPLATE template0"
         raise ConfigurationError(message)
 
     def pass_on(notice: psycopg.errors.Diagnostic) -> None:
-        if notice.severity_nonlocalized == "WARNING":
-            warn(notice.message_primary or "")
+        text = notice.message_primary or ""
+        if notice.severity_nonlocalized == "WARNING" and text not in told:
+            told.add(text)
+            warn(text)
 
     connection.add_notice_handler(pass_on)
     try:

@@ -19,6 +19,7 @@ from tests.support.bounces import postfix
 from tests.support.command_line import assert_one_line, run_in_process
 from tests.support.facts import TODAY, Facts
 from tests.support.own_server import data_folder
+from tests.support.portal_server import PortalServer
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +40,24 @@ def standby() -> Iterator[str]:
 
 
 @pytest.fixture
-def environment(standby: str, bare_environment: dict[str, str], tmp_path: Path) -> dict[str, str]:
-    return bare_environment | {"CERTJOB_DATABASE_URL": standby, "CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'mail'}"}
+def portal() -> Iterator[PortalServer]:
+    """It shows nobody."""
+    with PortalServer() as server:
+        yield server
+
+
+@pytest.fixture
+def environment(standby: str, portal: PortalServer, bare_environment: dict[str, str], tmp_path: Path) -> dict[str, str]:
+    return bare_environment | {
+        "CERTJOB_DATABASE_URL": standby,
+        "CERTJOB_PORTAL_URL": portal.url,
+        "CERTJOB_PORTAL_KEY": portal.key,
+        "CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'mail'}",
+    }
 
 
 WRITES = (
-    *("run", "deliver", "deliver --all", "resync M1001", "alerts --retry-all", "db prune --older-than 3y"),
+    *("run", "deliver", "reconcile", "resync M1001", "alerts --retry-all", "db prune --older-than 3y"),
     *("load people.csv", "organisation set nord-lys", "bounces report.eml"),
 )
 LOOKS = {
@@ -60,6 +73,7 @@ LOOKS = {
     "organisation set --dry-run --thresholds 90 hlf": 0,
     "organisation show --json hlf": 0,
     "preview M1001 --threshold -1": 0,
+    "reconcile --dry-run": 0,
     "run --dry-run": 0,
     "status": 3,  # no night has run here
 }
@@ -88,7 +102,9 @@ def test_the_line_names_what_works_here() -> None:
 
 
 @pytest.mark.parametrize("command", WRITES)
-def test_what_writes_says_that_this_is_no_primary(command: str, environment: dict[str, str], tmp_path: Path) -> None:
+def test_what_writes_says_that_this_is_no_primary(
+    command: str, environment: dict[str, str], portal: PortalServer, tmp_path: Path
+) -> None:
     """Exit 1, one line, the server's reason and the next step; nothing was called or mailed."""
     header = "organisation,member_no,email,kind,issued_on,expires_on"
     (tmp_path / "people.csv").write_text(f"{header}\nhlf,M1,m1@example.org,likeperson,2024-01-01,2026-01-01\n")
@@ -105,6 +121,7 @@ def test_what_writes_says_that_this_is_no_primary(command: str, environment: dic
         command=f"certjob {words_of(command)}",
     )
     assert not list(tmp_path.glob("mail/new/*"))
+    assert portal.requests == []
 
 
 @pytest.mark.parametrize(("command", "code"), LOOKS.items())
