@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 LEASE_SECONDS = 300.0
 _LOCK_TIMEOUT_MS = 500
 _UNKNOWN_LOCK_TIMEOUT_MS = 10_000
-"""A push that may still be acted on is not left to its lease so soon: a newer value is then pushed as if nothing were."""
+"""A push that may still be acted on is not left to its lease so soon: a newer value would be pushed beside it."""
 
 
 @dataclass(slots=True, kw_only=True)
