@@ -526,7 +526,7 @@ class TestLongRetryAfter:
         """The wait in the row begins with the settle; a stage that looks before its end would find nothing and end."""
 
         class SlowService(PortalSyncService):
-            def settle(self, push: Push, counts: PortalCounts, *, lock_timeout_ms: int = 500) -> Answer:
+            def settle(self, push: Push, counts: PortalCounts, *, lock_timeout_ms: int | None = None) -> Answer:
                 time.sleep(0.4)  # a busy server; longer than the portal asked to wait
                 return super().settle(push, counts, lock_timeout_ms=lock_timeout_ms)
 
