@@ -103,7 +103,7 @@ def test_the_plan_says_which_reminder_can_reach_nobody(
         "M3": True,
     }
     lines = capsys.readouterr().out.splitlines()
-    assert "reminder: 7 d before (no e-mail address)" in lines[0]
+    assert "reminder: 7 days before (no e-mail address)" in lines[0]
     assert "no e-mail address" not in lines[2]
 
 
