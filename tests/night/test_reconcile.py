@@ -775,6 +775,22 @@ class TestAlerts:
         reconcile(connection, portal, allow_mass_change=True)
         assert certjob("alerts").returncode == 0
 
+    def test_held_shows_are_over_with_the_first_night_without_a_portal(
+        self, connection: Connection, facts: Facts, portal: PortalServer, certjob: Certjob
+    ) -> None:
+        """The portal was given up: no reading will ever come to say that nothing is held."""
+        agreeing(connection, portal, mentors(facts, 21, slug="hlf"))
+        portal.visible.clear()
+        reconcile(connection, portal)
+        night(connection)
+        assert certjob("alerts").returncode == 3
+
+        connection.execute("UPDATE organisations SET portal = NULL")
+        report = night(connection)
+
+        assert report.outcome is Outcome.OK
+        assert certjob("alerts").returncode == certjob("status", "-q").returncode == 0
+
     def test_a_contradiction_names_both_mentors_until_they_agree(
         self, connection: Connection, facts: Facts, portal: PortalServer, certjob: Certjob
     ) -> None:

@@ -37,9 +37,13 @@ SET as_of = excluded.as_of, reason = excluded.reason, mentors = excluded.mentors
     may_be_shown = excluded.may_be_shown, mentor_ids = excluded.mentor_ids, run_id = excluded.run_id
 
 -- name: forget_held_reviews
--- What this run would have held, and did not. Who is held because of what the portal shows is none of its business.
+-- What this run would have held, and did not. Who is held because of what the portal shows is none of its business, unless
+-- the organisation has no portal any more: then no reading may ever come to say so.
 DELETE FROM held_reviews AS h
-WHERE h.what <> 'portal'
+WHERE (
+        h.what <> 'portal'
+        OR NOT EXISTS (SELECT FROM organisations AS o WHERE o.id = h.organisation_id AND o.portal IS NOT NULL)
+    )
     AND (%(organisation_id)s::uuid IS NULL OR h.organisation_id = %(organisation_id)s)
     AND NOT EXISTS (
         SELECT FROM unnest(%(held)b::uuid[], %(whats)b::text[]) AS n (organisation_id, what)
