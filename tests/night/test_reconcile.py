@@ -751,6 +751,11 @@ class TestAlerts:
         assert "2 more; `certjob alerts --json` lists all" in page.stdout
         assert {each["contact_id"] for each in documents} == set(portal.visible)
         assert [each["organisation"] for each in documents if each["contact_id"] == theirs] == ["nhf"]
+        for option in ("--dry-run", "--allow-mass-change"):  # neither has a meaning there, and a dry run writes nothing
+            refused = certjob("reconcile", "--accept", str(theirs), "--because", "the office", option)
+            assert refused.returncode == 2
+            assert option in refused.stderr
+        assert facts.rows("SELECT FROM portal_unknown_contacts WHERE accepted_at IS NOT NULL") == []
         for contact_id in list(portal.visible)[1:]:
             assert certjob("reconcile", "--accept", str(contact_id), "--because", "the office").returncode == 0
         portal.visible[theirs] = False

@@ -40,6 +40,9 @@ def reconcile(
     if (accept is None) != (because is None):
         message = "--accept and --because belong together: the contact, and why it is shown"
         raise typer.BadParameter(message)
+    if accept is not None and (dry_run or allow_mass_change):
+        message = "--accept reads nothing and shows nobody; give it without --dry-run and --allow-mass-change"
+        raise typer.BadParameter(message)
     with call.session(
         outlasts_restarts=not dry_run,
         watched_as=None if dry_run or accept is not None else "reconcile",
