@@ -48,7 +48,7 @@ def test_a_coordinator_sees_the_own_organisation_and_may_ask_for_a_resync(
 
     assert check_as(ours.coordinator) == {
         "coordinator": "ok: sees hlf with 1 mentor and 1 alert of the portal",
-        "other organisations": "ok: sees no row of theirs (asked for 1 mentors)",
+        "other organisations": "ok: sees no row of theirs (asked for 1 mentor)",
         "certjob's columns": "ok: may not be written",
         "coordinator's resync": f"ok: request_portal_resync works (tried for {ours.mentor}, and taken back)",
     }
@@ -75,6 +75,21 @@ def test_whoever_is_no_coordinator_sees_nothing(check_as: Check, ours: Organisat
             "ALTER TABLE certificates DISABLE ROW LEVEL SECURITY",
             "other organisations",
             "fail: sees rows of theirs in certificates",
+        ),
+        (
+            "INSERT INTO held_reviews (organisation_id, what, as_of, reason, mentors)"
+            " SELECT organisation_id, 'pauses', '2026-03-10', 'too many', 1 FROM mentors;"
+            "INSERT INTO review_problems (mentor_id, reason, as_of) SELECT id, 'broken', '2026-03-10' FROM mentors;"
+            "ALTER TABLE held_reviews DISABLE ROW LEVEL SECURITY;"
+            "ALTER TABLE review_problems DISABLE ROW LEVEL SECURITY;"
+            "ALTER TABLE coordinators DISABLE ROW LEVEL SECURITY",
+            "other organisations",
+            "fail: sees rows of theirs in review_problems, held_reviews, coordinators",
+        ),
+        (
+            "REVOKE SELECT ON certificates FROM authenticated",
+            "other organisations",
+            "fail: is refused what the app reads: permission denied for table certificates",
         ),
         (
             "GRANT UPDATE ON mentors TO authenticated",

@@ -100,6 +100,8 @@ def _answer(connection: Connection, name: str, question: Callable[[], Finding]) 
             return question()
     except psycopg.errors.LockNotAvailable:
         return skip(name, "another session holds what it needs")
+    except psycopg.errors.InsufficientPrivilege as error:
+        return fail(name, f"is refused what the app reads: {error.diag.message_primary}", next_step=_SET_UP_ANEW)
     except psycopg.errors.QueryCanceled:
         return skip(name, f"it took more than {STATEMENT_TIMEOUT_MS // 1000} s")
 
@@ -132,10 +134,12 @@ class _Asked:
         if not ids:
             return ok(STRANGERS, "there are no mentors of another organisation")
         with _acting(self._connection, self._user_id):
-            tables = [row[0] for row in database.fetch(self._connection, "list_tables_with_strangers", {"ids": ids})]
+            theirs = {"ids": ids, "organisation_id": own_id}
+            tables = [row[0] for row in database.fetch(self._connection, "list_tables_with_strangers", theirs)]
         if tables:
             return fail(STRANGERS, f"sees rows of theirs in {', '.join(tables)}", next_step=_SET_UP_ANEW)
-        return ok(STRANGERS, f"sees no row of theirs (asked for {len(ids):,} mentors)")
+        mentors = "1 mentor" if len(ids) == 1 else f"{len(ids):,} mentors"
+        return ok(STRANGERS, f"sees no row of theirs (asked for {mentors})")
 
     def derived_columns(self) -> Finding:
         allowed = [what for statement, what in _REFUSED.items() if self._may(statement)]

@@ -29,6 +29,7 @@ WHERE m.organisation_id IS DISTINCT FROM %(organisation_id)s
         UNION (SELECT l.mentor_id FROM cert_notification_log AS l ORDER BY l.id DESC LIMIT 100)
         UNION (SELECT e.mentor_id FROM portal_sync_events AS e ORDER BY e.id DESC LIMIT 100)
         UNION (SELECT f.mentor_id FROM dynamics_sync_failures AS f WHERE f.resolved_at IS NULL LIMIT 100)
+        UNION (SELECT p.mentor_id FROM review_problems AS p LIMIT 100)
     )
 
 -- name: count_what_is_seen
@@ -57,6 +58,12 @@ FROM (
     SELECT 'dynamics_sync_failures', count(*) FROM public.dynamics_sync_failures WHERE mentor_id = ANY (%(ids)s)
     UNION ALL
     SELECT 'portal_alerts', count(*) FROM public.portal_alerts WHERE mentor_id = ANY (%(ids)s)
+    UNION ALL
+    SELECT 'review_problems', count(*) FROM public.review_problems WHERE mentor_id = ANY (%(ids)s)
+    UNION ALL
+    SELECT 'held_reviews', count(*) FROM public.held_reviews WHERE organisation_id IS DISTINCT FROM %(organisation_id)s
+    UNION ALL
+    SELECT 'coordinators', count(*) FROM public.coordinators WHERE organisation_id IS DISTINCT FROM %(organisation_id)s
 ) AS seen
 WHERE seen.number > 0
 
