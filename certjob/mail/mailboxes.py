@@ -1,7 +1,6 @@
 """Where reports come from: a Maildir, an mbox, one message in a file or on standard input."""
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -54,15 +53,29 @@ def _read_maildir(folder: Path, *, limit: int) -> Iterator[Mail]:
     if not (new.is_dir() and cur.is_dir()):
         message = f"{folder} is no Maildir, since it has no new and cur in it; name the folder that has"
         raise InputError(message)
+    failed: list[OSError] = []
     for name in sorted(entry.name for entry in new.iterdir() if entry.is_file() and not entry.is_symlink()):
         try:
             with (new / name).open("rb") as file:
                 data = file.read(limit + 1)
         except FileNotFoundError:  # another process reads the folder, too
             continue
-        yield Mail(data=data, done=partial(_move, new / name, cur / f"{name.partition(':')[0]}:2,S"))
+        except OSError as error:
+            failed.append(error)
+            continue
+        yield Mail(data=data, done=partial(_move, new / name, cur / f"{name.partition(':')[0]}:2,S", failed))
+    if failed:  # the others were read
+        message = (
+            f"{failed[0].filename} cannot be read and moved to cur: {failed[0].strerror}; let the user that runs this "
+            f"command read and write in {folder}"
+        )
+        raise InputError(message) from failed[0]
 
 
-def _move(source: Path, target: Path) -> None:
-    with suppress(FileNotFoundError):
+def _move(source: Path, target: Path, failed: list[OSError]) -> None:
+    try:
         source.rename(target)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        failed.append(error)

@@ -317,6 +317,22 @@ class TestCommand:
         quiet = certjob("bounces", str(maildir))
         assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
 
+    def test_a_message_that_cannot_be_moved_does_not_keep_the_others(
+        self, certjob: Certjob, facts: Facts, sent: str, maildir: Path
+    ) -> None:
+        """They are read, and then it is said."""
+        (maildir / "new" / "1").write_bytes(b"Hello")
+        (maildir / "cur" / "1:2,S").mkdir()
+        (maildir / "new" / "2").write_bytes(postfix(sent, KARI))
+
+        result = certjob("bounces", str(maildir))
+
+        assert result.returncode == 2
+        assert "new/1 cannot be read and moved to cur" in result.stderr
+        assert result.stderr.count("\n") == 1
+        assert facts.rows(ROWS) == BOUNCED
+        assert [path.name for path in (maildir / "new").iterdir()] == ["1"]
+
     def test_an_mbox_a_file_and_standard_input_are_read(
         self,
         certjob: Certjob,
