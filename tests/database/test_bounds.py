@@ -217,7 +217,7 @@ class TestRowsFromBefore:
             (("run", "--dry-run"), "1 mentor is broken (more than 200 certificates; delete what is too much)"),
             (("resync", "M-crowded"), "1 mentor is broken (more than 200 certificates; delete what is too much)"),
             (("explain", "M-crowded"), "is broken: more than 200 certificates; delete what is too much"),
-            (("list",), "is left out: more than 200 certificates or open pauses; delete what is too much"),
+            (("list",), "is left out: more than 200 certificates; delete what is too much"),
             (("forecast",), "is left out: more than 200 certificates; delete what is too much"),
         ],
         ids=lambda value: value[0] if isinstance(value, tuple) else "",
