@@ -148,7 +148,7 @@ def test_what_it_says_to_try_next_works(bare_environment: dict[str, str], tempor
     )
 
     assert (typed.returncode, typed.stderr) == (0, "")
-    assert "example 1001: certificates: expiring; reminder: 30 d before" in typed.stdout
+    assert "example 1001: certificates: expiring; reminder: 30 days before" in typed.stdout
     assert len(list((temporary_folder / "mails" / "new").iterdir())) == 1
     assert not is_anybody_at(temporary_folder)
 
