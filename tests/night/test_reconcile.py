@@ -232,6 +232,27 @@ class TestDifferences:
         assert report.to_document()["differences"] == NO_DIFFERENCE
         assert sorted(facts.rows("SELECT status, version FROM portal_sync_events")) == [("blocked", 1), ("pending", 1)]
 
+    def test_a_call_that_died_before_its_event_was_withdrawn_is_not_waited_for_for_ever(
+        self, connection: Connection, facts: Facts, portal: PortalServer
+    ) -> None:
+        """Its token stays, its lease ends."""
+        (contact,) = mentors(facts, 1, expired=1)
+        agreeing(connection, portal, [contact])
+        connection.execute(
+            "INSERT INTO portal_sync_events (mentor_id, visible, status, claim_token, next_attempt_at)"
+            " SELECT id, true, 'withdrawn', gen_random_uuid(), now() + interval '1 minute' FROM mentors"
+        )
+        portal.visible[contact] = True
+        reconcile(connection, portal)
+        assert pushes(portal) == []
+
+        connection.execute(
+            "UPDATE portal_sync_events SET next_attempt_at = now() - interval '1 s' WHERE status = 'withdrawn'"
+        )
+        reconcile(connection, portal)
+
+        assert pushes(portal) == [(contact, False)]
+
     def test_whoever_has_left_is_hidden_again(self, connection: Connection, facts: Facts, portal: PortalServer) -> None:
         """Their wish has not ended with their membership."""
         (contact,) = mentors(facts, 1)

@@ -22,7 +22,11 @@ WHERE NOT EXISTS (
         SELECT
         FROM portal_sync_events AS e
         WHERE e.mentor_id = d.mentor_id
-            AND (e.status IN ('pending', 'blocked') OR e.claim_token IS NOT NULL OR e.delivered_at >= %(read_at)s)
+            AND (
+                e.status IN ('pending', 'blocked')
+                OR (e.claim_token IS NOT NULL AND e.next_attempt_at > now())  -- withdrawn in the middle of its call
+                OR e.delivered_at >= %(read_at)s
+            )
     )
     AND (
         NOT d.visible
