@@ -69,11 +69,13 @@ def recorded(
     organisation_id: UUID | None = None,
     progress: Progress | None = None,
     everybody: bool = False,
+    later_dates_were_wrong: bool = False,
 ) -> Iterator[Progress]:
     """Keep the run's line in ``job_runs``, whatever becomes of the run; finish the report on the way out.
 
     Yields the progress to tell: it also notes now and then that the run is alive. With ``everybody``, and in a night
-    after one on a later date, all mentors are made due first.
+    after one on a later date, all mentors are made due first. ``later_dates_were_wrong``: a person says so, and once it
+    has come to its end, runs on later dates that ended in the future are the last ones no more.
     """
     with without_endless_silence(connection):
         _record_beginning(
@@ -93,6 +95,8 @@ def recorded(
             logger.info("the end of the run could not be recorded", extra={"event": "run_not_recorded"})
         raise
     with without_endless_silence(connection):
+        if later_dates_were_wrong:
+            database.execute(connection, "heal_later_runs", {"id": report.run_id})
         _record_end(connection, report, report.outcome)
 
 

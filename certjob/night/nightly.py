@@ -102,6 +102,7 @@ def run(
         organisation_id=organisation_id,
         progress=progress,
         everybody=options.everybody,
+        later_dates_were_wrong=options.allow_earlier_date and organisation_id is None,
     ) as beating:
         _apply(
             connection,

@@ -7,10 +7,12 @@ import pytest
 
 from certjob import database
 from certjob.database import Connection
+from certjob.errors import ConfigurationError
+from certjob.night.nightly import NightOptions, run
 from certjob.stopping import StopFlag
 from certjob.views.alerts import read_alerts
 from tests.support.facts import TODAY, Facts
-from tests.support.nights import CollectingChannel, FlakyPortal, night
+from tests.support.nights import CollectingChannel, FlakyPortal, NoProgress, delivery, night
 
 INTENTS = {
     "portal_sync_events": "wanted_at",
@@ -49,6 +51,28 @@ def test_what_was_put_off_for_a_year_goes_out_with_the_next_run(connection: Conn
         ("digest", False),
         ("reminder", False),
     ]
+
+
+def test_a_night_of_next_year_is_forgiven_once(connection: Connection, facts: Facts) -> None:
+    """Both clocks were a year ahead, as on one machine: after --allow-earlier-date the nights go on without it."""
+    facts.certified_mentor(facts.organisation(), TODAY + timedelta(days=300))
+    night(connection, TODAY + timedelta(days=365))
+    year = "interval '1 year'"
+    connection.execute(
+        f"UPDATE job_runs SET started_at = started_at + {year}, last_seen_at = last_seen_at + {year},"
+        f" finished_at = finished_at + {year}".encode()
+    )
+    with pytest.raises(ConfigurationError, match="--allow-earlier-date"):
+        night(connection)
+
+    allowed = NightOptions(today=TODAY, ignore_database_clock=True, allow_earlier_date=True)
+    healing = run(connection, options=allowed, delivery=delivery(), stop=StopFlag(), progress=NoProgress())
+    after = night(connection)
+
+    assert healing.review is not None
+    assert after.review is not None
+    assert (healing.review.reviewed, after.review.reviewed) == (1, 0)
+    assert facts.rows("SELECT count(*) FROM job_runs WHERE finished_at > now()") == [(0,)]
 
 
 def test_a_lease_of_a_year_is_over(connection: Connection, facts: Facts) -> None:

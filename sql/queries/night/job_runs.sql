@@ -41,6 +41,16 @@ SET next_attempt_at = now(), queued_at = least(d.queued_at, now())
 FROM digests
 WHERE d.id = digests.id
 
+-- name: heal_later_runs
+-- Somebody has said that the later dates were wrong ones. If the server's clock was wrong as well, these runs ended in the
+-- future and would be the last ones until then: they ended before this run began.
+UPDATE job_runs AS wrong
+SET started_at = least(wrong.started_at, own.started_at - interval '1 second'),
+    last_seen_at = least(wrong.last_seen_at, own.started_at - interval '1 second'),
+    finished_at = least(wrong.finished_at, own.started_at - interval '1 second')
+FROM job_runs AS own
+WHERE own.id = %(id)s AND wrong.as_of > own.as_of AND wrong.finished_at > now()
+
 -- name: touch_job_run
 -- A run says that it is alive: one that says nothing for long, and has not finished, has died.
 UPDATE job_runs SET last_seen_at = now() WHERE id = %(id)s AND finished_at IS NULL
