@@ -582,14 +582,15 @@ class TestFindMentor:
     def test_an_ambiguous_name_is_an_error_with_the_candidates(
         self, connection: Connection, facts: Facts, expired: UUID
     ) -> None:
-        """Ids and organisations, so that one can be chosen; an organisation narrows."""
+        """Member numbers and organisations, so that one can be chosen; an organisation narrows."""
         twin = facts.mentor(facts.organisation("nhf", portal=None), member_no="M1042")
 
         with pytest.raises(UnknownMentorError) as caught:
             lookup.find_mentor(connection, "M1042", organisation=None)
 
-        for part in (str(expired), str(twin), "hlf", "nhf"):
+        for part in ("fits 2 mentors", "M1042 of hlf", "M1042 of nhf", "--organisation"):
             assert part in str(caught.value)
+        assert lookup.find_mentor(connection, "M1042", organisation="hlf") == expired
         assert lookup.find_mentor(connection, "M1042", organisation="nhf") == twin
 
     def test_an_organisation_that_does_not_have_the_mentor_finds_nobody(
