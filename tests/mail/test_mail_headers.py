@@ -9,7 +9,7 @@ from email.header import decode_header
 from email.utils import parseaddr
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from certjob.database import Connection
@@ -65,6 +65,7 @@ LETTERS = st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(LETTERS, max_size=14).map("".join))
 def test_no_name_is_read_as_another_one(name: str) -> None:
     """Neither does one reach into the other headers, the recipient's no more than the sender's."""
