@@ -76,6 +76,6 @@ def _move(source: Path, target: Path, failed: list[OSError]) -> None:
     try:
         source.rename(target)
     except FileNotFoundError:
-        pass
+        return  # another reader of the mailbox has moved it
     except OSError as error:
         failed.append(error)
