@@ -14,7 +14,7 @@ from psycopg import sql
 
 from certjob import database
 from certjob.database import embedded, migrations
-from tests.support import supabase
+from tests.support import forked_command, supabase
 from tests.support.app_rows import Organisation, furnish
 from tests.support.facts import Facts
 from tests.support.own_server import data_parent
@@ -175,9 +175,12 @@ def certjob(worker_url: str, bare_environment: dict[str, str], tmp_path: Path) -
     """Run the installed command as cron would, on the test's database; keyword arguments are its settings."""
 
     def run(*arguments: str, timeout: float = 120, **settings: str) -> subprocess.CompletedProcess[str]:
+        environment = bare_environment | {"CERTJOB_DATABASE_URL": worker_url} | settings
+        if forked_command.can_fork(environment):
+            return forked_command.run(arguments, environment=environment, folder=tmp_path, timeout_seconds=timeout)
         return subprocess.run(
             [str(installed_command()), *arguments],
-            env=bare_environment | {"CERTJOB_DATABASE_URL": worker_url} | settings,
+            env=environment,
             capture_output=True,
             text=True,
             timeout=timeout,

@@ -28,6 +28,7 @@ from certjob.cli.app import app
 from certjob.database import Connection
 from certjob.stopping import StopFlag
 from tests.conftest import installed_command
+from tests.support import forked_command
 from tests.support.waiting import until
 
 SECRET = "planted-Hemmelighet-7"
@@ -37,6 +38,8 @@ WITHIN_SECONDS = 10.0
 """A signal ends certjob in this time."""
 
 Finished = subprocess.CompletedProcess[str]
+
+Process = subprocess.Popen[str] | forked_command.ForkedCommand
 
 
 def today() -> date:
@@ -118,7 +121,7 @@ def run_in_process(
 class Child:
     """A running command. Its output is read meanwhile, so that it never waits for its reader."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+    def __init__(self, process: Process) -> None:
         self.process = process
         self._output: list[str] = ["", ""]
         self._readers = [
@@ -162,15 +165,7 @@ def started(
     *arguments: str, environment: Mapping[str, str], folder: Path, program: Sequence[str] = ()
 ) -> Iterator[Child]:
     """The command in the background, or another ``program`` in its place; what is left of it at the end is killed."""
-    with subprocess.Popen(
-        [*(program or [str(installed_command())]), *arguments],
-        env=dict(environment),
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with _start(program, arguments, environment=environment, folder=folder) as process:
         child = Child(process)
         try:
             yield child
@@ -178,6 +173,22 @@ def started(
             if process.poll() is None:
                 process.kill()
             child.finish()
+
+
+def _start(
+    program: Sequence[str], arguments: Sequence[str], *, environment: Mapping[str, str], folder: Path
+) -> Process:
+    if not program and forked_command.can_fork(environment):
+        return forked_command.start(arguments, environment=environment, folder=folder)
+    return subprocess.Popen(
+        [*(program or [str(installed_command())]), *arguments],
+        env=dict(environment),
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 class Backends:
@@ -238,22 +249,23 @@ def on_terminal(
             shown.extend(data)
 
     reader = threading.Thread(target=read, daemon=True)
-    with subprocess.Popen(
-        [str(installed_command()), *arguments],
-        env={"TERM": "xterm-256color", "COLUMNS": str(columns)} | dict(environment),
-        cwd=folder,
+    null = os.open(os.devnull, os.O_WRONLY)
+    with forked_command.ForkedCommand(
+        arguments,
+        environment={"TERM": "xterm-256color", "COLUMNS": str(columns)} | dict(environment),
+        folder=folder,
         stdin=slave,
-        stdout=slave if "stdout" in only else subprocess.DEVNULL,
-        stderr=slave if "stderr" in only else subprocess.DEVNULL,
-        start_new_session=True,
+        stdout=slave if "stdout" in only else null,
+        stderr=slave if "stderr" in only else null,
+        new_session=True,
     ) as process:
+        os.close(null)
         os.close(slave)
         reader.start()
         try:
             code = process.wait(60)
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+            process.kill()
             reader.join(10)
             os.close(master)
     return code, shown.decode().replace("\r\n", "\n")

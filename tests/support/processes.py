@@ -5,17 +5,14 @@
         ...                                # what the others do meanwhile
         child.signal(SIGCONT)
 
-``started`` runs certjob's own entry point, altered by this file, which is a script, too. The times of a lease are
+``started`` runs certjob's own entry point in a process that this file has altered. The times of a lease are
 minutes; a test that waits for them shortens all that belong together. A freeze is a SIGSTOP that the process sends to
 itself, the first time it comes to that point.
 """
 
 import inspect
 import itertools
-import json
-import os
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -82,17 +79,10 @@ def started(
     longest each half of a message takes, before and after it is handed over); ``clock``, what this machine's shows
     when the command begins (nothing: the right time).
     """
+    from tests.support import forked_command
     from tests.support.command_line import Child
 
-    with subprocess.Popen(
-        [sys.executable, "-P", __file__, json.dumps(alterations), *arguments],
-        env=dict(environment),
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with forked_command.start(arguments, environment=environment, folder=folder, alterations=alterations) as process:
         child = Child(process)
         try:
             yield child
@@ -106,7 +96,8 @@ def wait_until_frozen(child: "Child") -> None:
     """Wait until every thread of it stands still."""
     from tests.support.waiting import until
 
-    until(lambda: os.waitid(os.P_PID, child.process.pid, os.WSTOPPED | os.WNOHANG), seconds=60)
+    threads = Path(f"/proc/{child.process.pid}/task")
+    until(lambda: all(") T " in (thread / "stat").read_text() for thread in threads.iterdir()), seconds=60)
 
 
 def _plant_freeze(name: str, *, before: bool) -> None:
@@ -181,7 +172,8 @@ def _shorten_mail(*, lease: float, message: float) -> None:
     MaildirChannel.worst_case_seconds = message
 
 
-def _run(alterations: Mapping[str, Any]) -> None:
+def run_altered(alterations: Mapping[str, Any]) -> None:
+    """Run the command of ``sys.argv``, altered."""
     from certjob.cli.entry import main
 
     if "portal_lease" in alterations:
@@ -199,8 +191,3 @@ def _run(alterations: Mapping[str, Any]) -> None:
         with freeze_time(alterations["clock"], tick=True):
             main()
     main()
-
-
-if __name__ == "__main__":
-    changes = json.loads(sys.argv.pop(1))
-    _run(changes)

@@ -1,0 +1,273 @@
+"""The installed command without the half second of its imports: a process that has made them forks for each run.
+
+What runs is a process of its own, with its own arguments, environment, folder, terminal and signals. Only the
+interpreter's start is shared. Where that start is what a test is about, or the environment changes it (``LANG``,
+``PYTHONPATH``, ``LD_PRELOAD``, …), the command is started in the ordinary way.
+
+This file is a script, too: the process that forks.
+"""
+
+import atexit
+import contextlib
+import functools
+import gc
+import importlib
+import json
+import os
+import pkgutil
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, Any
+
+_MOST_BYTES = 1 << 20
+"""Of one request: arguments and environment."""
+_WIDTH = 12
+"""Of a number in the status pipe: the process id, and at the end the exit code."""
+_OWN_START = ("LANG", "LC_", "LD_", "PYTHON", "FORCE_COLOR", "PY_COLORS", "TERMINAL_WIDTH", "TYPER_", "_TYPER_")
+"""What the interpreter, or a library that is imported, reads only once."""
+
+
+def can_fork(environment: Mapping[str, str]) -> bool:
+    """Whether the command would start in this environment as it does in cron's."""
+    return sys.platform == "linux" and not any(name.startswith(_OWN_START) for name in environment)
+
+
+class ForkedCommand:
+    """A running command; what tests use of ``subprocess.Popen``."""
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        folder: str | os.PathLike[str],
+        stdin: int,
+        stdout: int,
+        stderr: int,
+        new_session: bool = False,
+        alterations: Mapping[str, Any] | None = None,
+    ) -> None:
+        """``stdin`` and the others are file descriptors; they stay the caller's to close."""
+        self.args = ["certjob", *arguments]
+        self.returncode: int | None = None
+        self.stdout: IO[str] | None = None
+        self.stderr: IO[str] | None = None
+        self._status, status_of_the_server = os.pipe()
+        request = {
+            "arguments": list(arguments),
+            "environment": dict(environment),
+            "folder": os.fspath(folder),
+            "new_session": new_session,
+            "alterations": alterations,
+        }
+        try:
+            descriptors = [stdin, stdout, stderr, status_of_the_server]
+            socket.send_fds(_server(), [json.dumps(request).encode()], descriptors)
+        finally:
+            os.close(status_of_the_server)
+        self.pid = int(os.read(self._status, _WIDTH))
+
+    def poll(self) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end and return its exit code, negative after a signal. Raises subprocess.TimeoutExpired."""
+        if self.returncode is None:
+            with selectors.DefaultSelector() as selector:
+                selector.register(self._status, selectors.EVENT_READ)
+                if not selector.select(timeout):
+                    raise subprocess.TimeoutExpired(self.args, timeout or 0)
+            self.returncode = int(os.read(self._status, _WIDTH) or -signal.SIGKILL)
+            os.close(self._status)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def __enter__(self) -> "ForkedCommand":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.wait()
+        for stream in (self.stdout, self.stderr):
+            if stream is not None:
+                stream.close()
+
+
+def start(
+    arguments: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    folder: str | os.PathLike[str],
+    alterations: Mapping[str, Any] | None = None,
+) -> ForkedCommand:
+    """Start the command with nothing to read, its output in pipes."""
+    (out, out_of_it), (err, err_of_it) = os.pipe(), os.pipe()
+    with _null() as null:
+        command = ForkedCommand(
+            arguments,
+            environment=environment,
+            folder=folder,
+            stdin=null,
+            stdout=out_of_it,
+            stderr=err_of_it,
+            alterations=alterations,
+        )
+    os.close(out_of_it)
+    os.close(err_of_it)
+    command.stdout, command.stderr = os.fdopen(out), os.fdopen(err)
+    return command
+
+
+def run(
+    arguments: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    folder: str | os.PathLike[str],
+    timeout_seconds: float = 120,
+) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end. Raises subprocess.TimeoutExpired, and kills it."""
+    out, err = (os.memfd_create(name) for name in ("stdout", "stderr"))
+    with os.fdopen(out) as printed, os.fdopen(err) as said, _null() as null:
+        command = ForkedCommand(arguments, environment=environment, folder=folder, stdin=null, stdout=out, stderr=err)
+        try:
+            command.wait(timeout_seconds)
+        finally:
+            command.kill()
+        for stream in (printed, said):
+            stream.seek(0)
+        return subprocess.CompletedProcess(command.args, command.wait(), printed.read(), said.read())
+
+
+@contextlib.contextmanager
+def _null() -> Iterator[int]:
+    null = os.open(os.devnull, os.O_RDONLY)
+    try:
+        yield null
+    finally:
+        os.close(null)
+
+
+@functools.cache
+def _server() -> socket.socket:
+    """Start the process that forks, with cron's environment, once for each process of tests."""
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    command = [sys.executable, "-P", __file__, str(its.fileno())]
+    environment = {"PATH": "/usr/bin:/bin"}
+    process = subprocess.Popen(
+        command, env=environment, stdin=subprocess.DEVNULL, pass_fds=[its.fileno()], start_new_session=True
+    )
+    its.close()
+
+    def end() -> None:
+        ours.close()  # it ends when nobody can ask any more
+        process.wait(10)
+
+    atexit.register(end)
+    return ours
+
+
+def _import_all() -> None:
+    import certjob
+
+    for module in pkgutil.walk_packages(certjob.__path__, "certjob."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    for name in ("rich.live", "rich.progress", "rich.table", "jinja2.sandbox", "babel.dates", "encodings.idna"):
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # a child copies no page only because the collector has looked at it
+
+
+def _serve(control: socket.socket) -> dict[str, Any]:
+    """Fork for each request; returns in the child, with what it is to run."""
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    os.set_blocking(woken, False)
+    usual = signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+    signal.set_wakeup_fd(wake)
+    statuses: dict[int, int] = {}
+    with selectors.DefaultSelector() as selector:
+        selector.register(control, selectors.EVENT_READ)
+        selector.register(woken, selectors.EVENT_READ)
+        while True:
+            selector.select()
+            with contextlib.suppress(BlockingIOError):
+                os.read(woken, 4096)
+            _tell_of_the_ended(statuses)
+            try:
+                message, descriptors, _flags, _address = socket.recv_fds(control, _MOST_BYTES, 4, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                continue
+            if not message:
+                os._exit(0)
+            child = os.fork()
+            if child == 0:
+                break
+            *streams, status = descriptors
+            for stream in streams:
+                os.close(stream)
+            statuses[child] = status
+            _tell(status, child)
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, usual)
+    for number, stream in enumerate(descriptors[:3]):
+        os.dup2(stream, number)
+    for descriptor in (*descriptors, *statuses.values(), woken, wake):
+        os.close(descriptor)
+    control.close()
+    request: dict[str, Any] = json.loads(message)
+    return request
+
+
+def _tell_of_the_ended(statuses: dict[int, int]) -> None:
+    while statuses:
+        child, code = os.waitpid(-1, os.WNOHANG)
+        if child == 0:
+            return
+        status = statuses.pop(child)
+        _tell(status, os.waitstatus_to_exitcode(code))
+        os.close(status)
+
+
+def _tell(status: int, number: int) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        os.write(status, f"{number:{_WIDTH}}".encode())
+
+
+def _become(request: Mapping[str, Any]) -> None:
+    """Be the command that was asked for."""
+    if request["new_session"]:
+        os.setsid()
+    os.chdir(request["folder"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    time.tzset()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=stream is sys.stderr or stream.isatty())  # type: ignore[union-attr]
+    sys.argv = [os.path.join(os.path.dirname(sys.executable), "certjob"), *request["arguments"]]  # noqa: PTH118, PTH120
+    if request["alterations"] is not None:
+        from tests.support.processes import run_altered
+
+        run_altered(request["alterations"])
+    from certjob.cli.entry import main
+
+    main()
+
+
+if __name__ == "__main__":
+    with socket.socket(fileno=int(sys.argv[1])) as asked:
+        _import_all()
+        ordered = _serve(asked)
+    _become(ordered)
