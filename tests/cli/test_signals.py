@@ -373,21 +373,20 @@ os.execv(sys.argv[1], sys.argv[1:])
 """
 
 
-def test_nohup_outlasts_the_terminal(start: Start, facts: Facts, portal: PortalServer) -> None:
+def test_nohup_outlasts_the_terminal(
+    environment: dict[str, str], facts: Facts, portal: PortalServer, tmp_path: Path
+) -> None:
     """Who started it so that it ignores SIGHUP wants it to go on."""
     facts.certified_mentor(facts.organisation(), LONG_AGO)
     gate = threading.Event()
     portal.default = while_open(gate, ok())
-    usual = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which a child inherits
-    try:
-        child_run = start("run", **portal_settings(portal))
-        with child_run as child:
-            portal.wait_until(lambda: len(portal.requests) == 1, timeout_seconds=60)
-            child.signal(signal.SIGHUP)
-            gate.set()
-            result = child.finish()
-    finally:
-        signal.signal(signal.SIGHUP, usual)
+    environment |= portal_settings(portal)
+    program = ["nohup", str(installed_command())]
+    with started("run", environment=environment, folder=tmp_path, program=program) as child:
+        portal.wait_until(lambda: len(portal.requests) == 1, timeout_seconds=60)
+        child.signal(signal.SIGHUP)
+        gate.set()
+        result = child.finish()
 
     assert (result.returncode, result.stderr) == (0, "")
 

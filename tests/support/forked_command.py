@@ -195,6 +195,7 @@ def _serve(control: socket.socket) -> dict[str, Any]:
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
     os.set_blocking(woken, False)
+    control.setblocking(False)
     usual = signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
     signal.set_wakeup_fd(wake)
     statuses: dict[int, int] = {}
@@ -207,7 +208,7 @@ def _serve(control: socket.socket) -> dict[str, Any]:
                 os.read(woken, 4096)
             _tell_of_the_ended(statuses)
             try:
-                message, descriptors, _flags, _address = socket.recv_fds(control, _MOST_BYTES, 4, socket.MSG_DONTWAIT)
+                message, descriptors, _flags, _address = socket.recv_fds(control, _MOST_BYTES, 4)
             except BlockingIOError:
                 continue
             if not message:
