@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from types import FrameType
 from typing import NoReturn
 
@@ -104,11 +105,12 @@ def stop_on_signals() -> StopFlag:
     `nohup` has SIGHUP ignored before the start, and it stays so.
     """
     flag = StopFlag()
+    asked = count()
 
     def ask(number: int, _frame: FrameType | None) -> None:
         if flag.is_over:
             return
-        is_first = not flag.is_set()
+        is_first = next(asked) == 0  # two at one moment: the handler of the second interrupts that of the first
         flag.signal_name = signal.Signals(number).name
         if is_first:
             flag.asked_at = time.monotonic()
