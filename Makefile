@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DENO := DENO_NO_UPDATE_CHECK=1 $(CURDIR)/$(BIN)/deno
 
-.PHONY: demo test chaos lint bench looks dist schema lock clean
+.PHONY: demo test chaos mutants lint bench looks dist schema lock clean
 
 demo: $(READY)
 	$(BIN)/certjob demo
@@ -17,6 +17,10 @@ test: $(READY)
 # More than 500 nights in which something is killed, late or cut off; CHAOS_ARGS="--seed 1234" repeats one of them.
 chaos: $(READY)
 	$(BIN)/python -m tests.chaos --jobs 2 $(CHAOS_ARGS)
+
+# certjob broken in 200 small ways, one after the other; which of them the tests catch. Hours; MUTANTS_ARGS narrows it.
+mutants: $(READY)
+	$(BIN)/python -m tests.mutants $(MUTANTS_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

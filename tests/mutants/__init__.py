@@ -1,0 +1,1 @@
+"""How much the tests catch: certjob broken in one small way after the other, each time tested (``make mutants``)."""
