@@ -6,7 +6,7 @@ from pathlib import Path
 TESTS = Path(__file__).parent
 CERTJOB = TESTS.parent / "certjob"
 
-BESIDE_THE_PACKAGES = {"acceptance", "benchmarks", "chaos", "looks", "support"}
+BESIDE_THE_PACKAGES = {"acceptance", "benchmarks", "chaos", "looks", "mutants", "support"}
 
 
 def test_the_tests_mirror_the_packages() -> None:
