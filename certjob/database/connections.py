@@ -39,24 +39,6 @@ LONGEST_SILENCE_SECONDS = 660.0
 NO_ANSWER = "the database does not answer any more; what was committed is kept, run it again"
 
 
-_OWN_SETTINGS = {
-    "datestyle": "ISO, DMY",  # psycopg reads times in no other one
-    "intervalstyle": "postgres",  # nor intervals
-    "timezone": "UTC",  # statements turn times into days
-    "row_security": "on",  # off, a policy is an error
-    "client_min_messages": "notice",  # above it, what a migration leaves to the operator would go unsaid
-    "array_nulls": "on",  # off, a NULL in a list is a word
-}
-"""What certjob's statements rely on, and a role, a database or a server may have set otherwise.
-
-Set in each transaction: a pooler would leak a plain SET to others, and some refuse a parameter of the start.
-"""
-
-SET_OWN_SETTINGS = (
-    "SELECT " + ", ".join(f"set_config('{name}', '{value}', true)" for name, value in _OWN_SETTINGS.items())
-).encode()
-
-
 class LastingConnection(psycopg.Connection[Any]):
     """A connection that can be opened anew in place, so that whoever holds it goes on with it.
 
@@ -74,12 +56,10 @@ class LastingConnection(psycopg.Connection[Any]):
 
     @contextmanager
     def transaction(self, *arguments: Any, **named: Any) -> Iterator[psycopg.Transaction]:
-        """Open a transaction, in which certjob's own settings hold, or a savepoint inside one."""
+        """Open a transaction, or a savepoint inside one. certjob's settings come with ``database.transaction``."""
         self.depth += 1
         try:
             with super().transaction(*arguments, **named) as transaction:
-                if self.depth == 1:
-                    self.execute(SET_OWN_SETTINGS)
                 yield transaction
         finally:
             self.depth -= 1

@@ -182,7 +182,7 @@ def _locked(connection: Connection) -> Iterator[None]:
     """
     give_up_at = time.monotonic() + _LOCK_WAIT_SECONDS
     while True:
-        with connection.transaction():
+        with database.transaction(connection):
             row = connection.execute("SELECT pg_try_advisory_xact_lock(%s)", (_LOCK_KEY,)).fetchone()
             if row and row[0]:
                 connection.execute("SELECT set_config('lock_timeout', %s, true)", (_TABLE_LOCK_TIMEOUT,))

@@ -15,7 +15,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import RowFactory, class_row, scalar_row, tuple_row
 
-from certjob.database.connections import CONTENTION, SET_OWN_SETTINGS, Connection, repeated
+from certjob.database.connections import CONTENTION, Connection, repeated
 
 Row = TypeVar("Row")
 Result = TypeVar("Result")
@@ -23,12 +23,18 @@ Result = TypeVar("Result")
 STATEMENT_TIMEOUT = "10min"
 """A chunk's slowest statement takes a second; one that reviews a million mentors anew takes a minute."""
 
-_SET_LOCALLY = b"""
-    SELECT set_config(name, value, true)
-    FROM unnest(%(setting_names)s::text[], %(setting_values)s::text[]) AS s (name, value)
-    WHERE name <> 'statement_timeout' OR current_setting(name) = '0'
+_OWN_SETTINGS = {
+    "datestyle": "ISO, DMY",  # psycopg reads times in no other one
+    "intervalstyle": "postgres",  # nor intervals
+    "timezone": "UTC",  # statements turn times into days
+    "row_security": "on",  # off, a policy is an error
+    "client_min_messages": "notice",  # above it, what a migration leaves to the operator would go unsaid
+    "array_nulls": "on",  # off, a NULL in a list is a word
+}
+"""What certjob's statements rely on, and a role, a database or a server may have set otherwise.
+
+Set in each transaction: a pooler would leak a plain SET to others, and some refuse a parameter of the start.
 """
-_IN_ONE_TRIP = b";".join((b"SET TRANSACTION ISOLATION LEVEL READ COMMITTED", SET_OWN_SETTINGS, _SET_LOCALLY, b""))
 
 
 def sql_directory() -> Path:
@@ -40,9 +46,13 @@ def sql_directory() -> Path:
 
 @contextmanager
 def transaction(
-    connection: Connection, *, lock_timeout_ms: int | None = None, by_index: bool = False
+    connection: Connection,
+    *,
+    lock_timeout_ms: int | None = None,
+    by_index: bool = False,
+    force_rollback: bool = False,
 ) -> Iterator[None]:
-    """Open a transaction; its settings are local to it (a pooler would leak a plain SET).
+    """Open a transaction, or a savepoint inside one; its settings are local to it (a pooler would leak a plain SET).
 
     With a lock timeout no statement takes for ever, either, unless somebody has set another limit for this user.
 
@@ -53,23 +63,25 @@ def transaction(
     Up to PostgreSQL 17 a plan that has to sort or scan nevertheless costs ten billion there, so that each one would be
     compiled (jit): 200 ms for a claim of 2 ms.
     """
-    settings = {}
+    settings = dict(_OWN_SETTINGS) if connection.info.transaction_status is TransactionStatus.IDLE else {}
     if lock_timeout_ms is not None:
-        settings = _limits(lock_timeout_ms)
+        settings |= {"lock_timeout": str(lock_timeout_ms), "statement_timeout": STATEMENT_TIMEOUT}
     if by_index:
         settings |= dict.fromkeys(("enable_seqscan", "enable_sort", "jit"), "off")
-    with connection.transaction():
+    with connection.transaction(force_rollback=force_rollback):
         if settings:
-            _set_locally(connection, settings)
+            connection.execute(_set_locally(tuple(settings.items())))
         yield
 
 
-def _limits(lock_timeout_ms: int) -> dict[str, str]:
-    return {"lock_timeout": str(lock_timeout_ms), "statement_timeout": STATEMENT_TIMEOUT}
-
-
-def _set_locally(connection: Connection, settings: Mapping[str, str]) -> None:
-    connection.execute(_SET_LOCALLY, {"setting_names": list(settings), "setting_values": list(settings.values())})
+@cache
+def _set_locally(settings: tuple[tuple[str, str], ...]) -> bytes:
+    """Return one statement for all of them; a limit that somebody has set for this user stays."""
+    calls = {name: f"set_config('{name}', '{value}', true)" for name, value in settings}
+    if "statement_timeout" in calls:
+        limit = calls["statement_timeout"]
+        calls["statement_timeout"] = f"CASE current_setting('statement_timeout') WHEN '0' THEN {limit} END"
+    return f"SELECT {', '.join(calls.values())}".encode()
 
 
 @contextmanager
@@ -78,7 +90,7 @@ def read_only_snapshot(connection: Connection) -> Iterator[None]:
     isolation_level, read_only = connection.isolation_level, connection.read_only
     connection.isolation_level, connection.read_only = psycopg.IsolationLevel.REPEATABLE_READ, True
     try:
-        with connection.transaction():
+        with transaction(connection):
             yield
     finally:
         if not connection.closed:
@@ -123,7 +135,7 @@ def _run(
 
     def run() -> Result:
         alone = connection.info.transaction_status is TransactionStatus.IDLE
-        with connection.transaction() if alone else nullcontext(), connection.cursor(row_factory=row_factory) as cursor:
+        with transaction(connection) if alone else nullcontext(), connection.cursor(row_factory=row_factory) as cursor:
             return take(cursor.execute(query(name), parameters))
 
     return repeated(connection, run)
@@ -158,28 +170,6 @@ def fetch(
     return _run(connection, name, parameters, lambda cursor: cursor.fetchall(), row_factory=factory)
 
 
-def fetch_in_one_trip(
-    connection: Connection, name: str, parameters: Mapping[str, object], *, lock_timeout_ms: int
-) -> list[tuple[Any, ...]]:
-    """Run a statement by name in a transaction of its own and return its rows, once it is committed.
-
-    The same as a ``transaction`` around ``fetch``, for those who do it for every single row: one round trip, not four.
-    All that one simple query holds is one transaction, so its settings are gone after it, through a pooler, too. In a
-    pipeline, which would be one as well, psycopg does not outlive a commit that fails, and the isolation is the role's.
-    """
-    limits = _limits(lock_timeout_ms)
-    settings = {"setting_names": list(limits), "setting_values": list(limits.values())}
-
-    def fetch_rows() -> list[tuple[Any, ...]]:
-        with psycopg.ClientCursor(connection, row_factory=tuple_row) as cursor:
-            cursor.execute(_IN_ONE_TRIP + query(name), settings | dict(parameters))
-            while cursor.nextset():
-                pass
-            return cursor.fetchall()
-
-    return repeated(connection, fetch_rows)
-
-
 def fetch_value(connection: Connection, name: str, parameters: Mapping[str, object] | None = None) -> Any:
     """Run a statement by name and return the first column of its first row, None without a row."""
     return _run(connection, name, parameters, lambda cursor: cursor.fetchone(), row_factory=scalar_row)
@@ -212,18 +202,9 @@ def persist(
         with transaction(connection, lock_timeout_ms=lock_timeout_ms or _WRITE_LOCK_TIMEOUT_MS):
             return write()
 
-    return _insist(lambda: repeated(connection, write_once), tries=tries)
-
-
-def persist_in_one_trip(connection: Connection, name: str, parameters: dict[str, object]) -> list[tuple[Any, ...]]:
-    """``persist`` a single statement by its name, and return its rows."""
-    return _insist(lambda: fetch_in_one_trip(connection, name, parameters, lock_timeout_ms=_WRITE_LOCK_TIMEOUT_MS))
-
-
-def _insist(write_once: Callable[[], Result], *, tries: int = _WRITE_TRIES) -> Result:
     for tries_left in reversed(range(tries)):
         try:
-            return write_once()
+            return repeated(connection, write_once)
         except CONTENTION:
             if not tries_left:
                 raise

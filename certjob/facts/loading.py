@@ -177,7 +177,7 @@ class _Writing:
         self._busy = 0
 
     def write(self, rows: Iterator[RosterRow], *, total: int, on_progress: Callable[[int, int], None]) -> None:
-        whole = self._connection.transaction() if self._strict else nullcontext()
+        whole = database.transaction(self._connection) if self._strict else nullcontext()
         done = 0
         with suppress(_RollBackError), self._database_errors(), whole:
             while batch := list(islice(rows, ROWS_PER_BATCH)):

@@ -51,7 +51,7 @@ class _Seen:
 
 def check_as(connection: Connection, user_id: UUID) -> Iterator[Finding]:
     """Yield what the app's user with this id sees and may do. All of it is rolled back."""
-    with connection.transaction(force_rollback=True):
+    with database.transaction(connection, force_rollback=True):
         connection.execute("SELECT set_config('lock_timeout', %s, true)", (str(LOCK_TIMEOUT_MS),))
         connection.execute("SELECT set_config('statement_timeout', %s, true)", (str(STATEMENT_TIMEOUT_MS),))
         because = _why_not(connection, user_id)
@@ -86,7 +86,7 @@ def _why_not(connection: Connection, user_id: UUID) -> str | None:
 @contextmanager
 def _acting(connection: Connection, user_id: UUID) -> Iterator[None]:
     """Be the app's user, as PostgREST is for one request, and then no longer."""
-    with connection.transaction(force_rollback=True):
+    with database.transaction(connection, force_rollback=True):
         connection.execute("SET LOCAL ROLE authenticated")
         claims = json.dumps({"sub": str(user_id), "role": "authenticated", "aud": "authenticated"})
         connection.execute("SELECT set_config('request.jwt.claims', %s, true)", (claims,))
@@ -96,7 +96,7 @@ def _acting(connection: Connection, user_id: UUID) -> Iterator[None]:
 def _answer(connection: Connection, name: str, question: Callable[[], Finding]) -> Finding:
     """Ask in a savepoint, which is rolled back; what takes too long is not waited for."""
     try:
-        with connection.transaction(force_rollback=True):
+        with database.transaction(connection, force_rollback=True):
             return question()
     except psycopg.errors.LockNotAvailable:
         return skip(name, "another session holds what it needs")
