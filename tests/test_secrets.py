@@ -188,8 +188,7 @@ def test_a_file_with_bad_rows_names_lines_not_people(here: Certjob, facts: Facts
     facts.organisation()
     lines = ["organisation,member_no,full_name,email,dynamics_contact_id,kind,issued_on,expires_on"]
     good = ["hlf", "M1", "Kari", "kari.hemmelig@example.org", "", "likeperson", "2024-01-01", "2026-01-01"]
-    for place in (0, 4, 6, 7):
-        lines.append(",".join([*good[:place], "kari.hemmelig@example.org", *good[place + 1 :]]))
+    lines += [",".join([*good[:at], "kari.hemmelig@example.org", *good[at + 1 :]]) for at in (0, 4, 6, 7)]
     lines.append(",".join([*good[:3], "kari.hemmelig@@example.org", *good[4:]]))
     lines.append("kari.hemmelig@example.org")
     (tmp_path / "people.csv").write_text("\n".join(lines))
@@ -220,9 +219,7 @@ def test_a_file_with_bad_rows_names_lines_not_people(here: Certjob, facts: Facts
         "{}",
     ],
 )
-def test_a_url_that_does_not_work_is_not_repeated(
-    url: str, bare_environment: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_url_that_does_not_work_is_not_repeated(url: str, bare_environment: dict[str, str], tmp_path: Path) -> None:
     """Nor the piece of it that libpq stumbled over."""
     environment = bare_environment | {"CERTJOB_DATABASE_URL": url.format(DATABASE_PASSWORD)}
 

@@ -76,8 +76,8 @@ def started(
 
     The alterations: ``freeze_before`` or ``freeze_after`` a method; in seconds ``portal_lease``, ``mail_lease``,
     ``call`` (the longest a call to the portal takes), ``round`` (how long its repeats may begin) and ``message`` (the
-    longest each half of a message takes, before and after it is handed over); ``clock``, what this machine's shows
-    when the command begins (nothing: the right time).
+    longest each half of a message takes, before and after it is handed over); ``grace``, how long what is being done
+    may go on after a signal; ``clock``, what this machine's shows when the command begins (nothing: the right time).
     """
     from tests.support import forked_command
     from tests.support.command_line import Child
@@ -180,6 +180,8 @@ def run_altered(alterations: Mapping[str, Any]) -> None:
         _shorten_portal(lease=alterations["portal_lease"], call=alterations["call"], repeats=alterations["round"])
     if "mail_lease" in alterations:
         _shorten_mail(lease=alterations["mail_lease"], message=alterations["message"])
+    if "grace" in alterations:
+        _set_everywhere("GRACE_SECONDS", alterations["grace"])
     for moment in alterations.keys() & {"freeze_before", "freeze_after"}:
         _plant_freeze(alterations[moment], before=moment == "freeze_before")
     if alterations.get("clock"):
