@@ -273,7 +273,7 @@ def test_ps_shows_no_secret_while_it_runs(planted: dict[str, str], facts: Facts,
     facts.certified_mentor(facts.organisation(), today() - timedelta(days=1))
     with PortalServer(key=PORTAL_KEY, default=hang()) as portal:
         environment = planted | {"CERTJOB_PORTAL_URL": portal.url}
-        command = [installed_command(), "run", "-v"]
+        command = [str(installed_command()), "run", "-v"]
         pipe = subprocess.PIPE
         process = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True)
         try:
