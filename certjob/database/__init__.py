@@ -9,7 +9,6 @@ from certjob.database.connections import (
     hang_up,
     outlast_restarts,
     repeated,
-    without_endless_silence,
 )
 from certjob.database.statements import (
     all_statements,
@@ -43,5 +42,4 @@ __all__ = [
     "repeated",
     "sql_directory",
     "transaction",
-    "without_endless_silence",
 ]

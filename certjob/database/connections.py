@@ -6,6 +6,7 @@ import re
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
@@ -35,7 +36,7 @@ MOST_RESTARTS = 5
 """More in one run, and what the run does is perhaps what brings the server down."""
 _POLL_SECONDS = 0.5
 LONGEST_SILENCE_SECONDS = 660.0
-"""What a run reads and notes beside its deliveries may take so long: more than any one statement may."""
+"""A command that outlasts restarts waits for one answer no longer: more than any one statement may take."""
 NO_ANSWER = "the database does not answer any more; what was committed is kept, run it again"
 
 
@@ -53,6 +54,20 @@ class LastingConnection(psycopg.Connection[Any]):
     given_up: str | None = None
     """Why this connection will not be opened anew; None: it may be."""
     depth = 0
+    asked_at: float | None = None
+    """When the trip to the server began that has not ended yet, on the monotonic clock."""
+
+    def wait(self, *arguments: Any, **named: Any) -> Any:
+        """Make one trip to the server. Raises DatabaseUnavailableError when it was hung up on; see ``_watch``."""
+        self.asked_at = time.monotonic()
+        try:
+            return super().wait(*arguments, **named)
+        except psycopg.OperationalError as error:
+            if self.given_up is not None:
+                raise DatabaseUnavailableError(self.given_up) from error
+            raise
+        finally:
+            self.asked_at = None
 
     @contextmanager
     def transaction(self, *arguments: Any, **named: Any) -> Iterator[psycopg.Transaction]:
@@ -126,9 +141,23 @@ def _open_and_ask(url: str) -> LastingConnection:
 
 
 def outlast_restarts(connection: Connection, *, stop: StopFlag) -> None:
-    """Let ``repeated`` wait for the server on this connection, until the stop flag is set."""
+    """Let ``repeated`` wait for the server on this connection, until the stop flag is set; and for nothing for ever.
+
+    A server that stalls behind a proxy which keeps the connection is hung up on after LONGEST_SILENCE_SECONDS.
+    """
     if isinstance(connection, LastingConnection):
         connection.stop, connection.patience_seconds = stop, RESTART_PATIENCE_SECONDS
+        threading.Thread(target=_watch, args=(weakref.ref(connection),), name="silence", daemon=True).start()
+
+
+def _watch(watched: "weakref.ref[LastingConnection]") -> None:
+    """Hang up when one trip to the server takes too long, as long as there is the connection."""
+    while (connection := watched()) is not None and connection.given_up is None:
+        asked_at = connection.asked_at
+        if asked_at is not None and time.monotonic() - asked_at > LONGEST_SILENCE_SECONDS:
+            hang_up(connection)
+        del connection
+        time.sleep(LONGEST_SILENCE_SECONDS / 100)
 
 
 def repeated(connection: Connection, work: Callable[[], Result]) -> Result:
@@ -159,22 +188,6 @@ def hang_up(connection: Connection) -> None:
         connection.given_up = NO_ANSWER
     with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as same:
         same.shutdown(socket.SHUT_RDWR)
-
-
-@contextmanager
-def without_endless_silence(connection: Connection) -> Iterator[None]:
-    """Hang up if the block takes too long: statements outside the event loop have no other deadline."""
-    clock = threading.Timer(LONGEST_SILENCE_SECONDS, hang_up, [connection])
-    clock.daemon = True
-    clock.start()
-    try:
-        yield
-    except psycopg.OperationalError as error:
-        if isinstance(connection, LastingConnection) and connection.given_up is not None:
-            raise DatabaseUnavailableError(connection.given_up) from error
-        raise
-    finally:
-        clock.cancel()
 
 
 def _is_gone(connection: Connection, error: psycopg.Error) -> bool:

@@ -12,7 +12,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from certjob import __version__, database
-from certjob.database import Connection, without_endless_silence
+from certjob.database import Connection
 from certjob.errors import DatabaseUnavailableError, Outcome
 from certjob.night.deliveries import Progress
 from certjob.night.report import RunReport
@@ -77,27 +77,23 @@ def recorded(
     after one on a later date, all mentors are made due first. ``later_dates_were_wrong``: a person says so, and once it
     has come to its end, runs on later dates that ended in the future are the last ones no more.
     """
-    with without_endless_silence(connection):
-        _record_beginning(
-            connection, report, organisation=organisation, organisation_id=organisation_id, everybody=everybody
-        )
+    _record_beginning(
+        connection, report, organisation=organisation, organisation_id=organisation_id, everybody=everybody
+    )
     try:
         yield Heartbeat(connection, report.run_id, progress)
-        with without_endless_silence(connection):
-            note_open_work(connection, report)
-            if report.command == "run":
-                _note_attention(connection, report, organisation=organisation)
+        note_open_work(connection, report)
+        if report.command == "run":
+            _note_attention(connection, report, organisation=organisation)
     except BaseException:
         try:
-            with without_endless_silence(connection):
-                _record_end(connection, report, Outcome.FAILED)
+            _record_end(connection, report, Outcome.FAILED)
         except (psycopg.Error, DatabaseUnavailableError):  # the database is what failed
             logger.info("the end of the run could not be recorded", extra={"event": "run_not_recorded"})
         raise
-    with without_endless_silence(connection):
-        if later_dates_were_wrong:
-            database.execute(connection, "heal_later_runs", {"id": report.run_id})
-        _record_end(connection, report, report.outcome)
+    if later_dates_were_wrong:
+        database.execute(connection, "heal_later_runs", {"id": report.run_id})
+    _record_end(connection, report, report.outcome)
 
 
 def note_open_work(connection: Connection, report: RunReport) -> None:

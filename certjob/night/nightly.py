@@ -6,7 +6,7 @@ from datetime import date
 from uuid import UUID, uuid4
 
 from certjob import database
-from certjob.database import Connection, without_endless_silence
+from certjob.database import Connection
 from certjob.domain.models import Reminder
 from certjob.facts.lookup import find_organisation
 from certjob.mail.reminders import CertificationReminderService
@@ -38,9 +38,8 @@ def deliver(
     ``ignore_database_clock``, or one before the last night's.
     """
     report = RunReport(command="deliver", run_id=run_id or uuid4(), today=today)
-    with without_endless_silence(connection):
-        no_mail = why_no_mail(connection, today, zone=delivery.zone, ignore_database_clock=ignore_database_clock)
-        report.known_stops = _last_stops(connection)
+    no_mail = why_no_mail(connection, today, zone=delivery.zone, ignore_database_clock=ignore_database_clock)
+    report.known_stops = _last_stops(connection)
     with recorded(connection, report, progress=progress) as beating:
         deliveries = Deliveries(connection, report, delivery=delivery, stop=stop, progress=beating)
         deliveries.deliver(no_mail=no_mail)

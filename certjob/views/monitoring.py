@@ -10,7 +10,7 @@ from uuid import UUID
 
 import psycopg
 
-from certjob.database import Connection, without_endless_silence
+from certjob.database import Connection
 from certjob.errors import DatabaseUnavailableError
 from certjob.stopping import CLEANING_UP_SECONDS, GRACE_SECONDS, StopFlag
 
@@ -92,8 +92,7 @@ class Monitor:
         from certjob.views.metrics import read_metrics, write_file  # noqa: PLC0415 - prometheus-client, 50 ms
 
         try:
-            with without_endless_silence(connection):
-                metrics = read_metrics(connection, today=today)
+            metrics = read_metrics(connection, today=today)
             write_file(self._metrics_file, metrics)
         except (psycopg.Error, DatabaseUnavailableError):
             self._warn("the metrics file could not be written, since the database did not answer")
