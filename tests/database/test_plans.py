@@ -39,83 +39,53 @@ CHUNK_STATEMENTS = {
 """What apply runs for each chunk."""
 
 
-class Watched:
-    """EXPLAIN of every statement by name, as it is run, in its own transaction and with its own parameters."""
+def test_the_first_night_of_a_young_database_reads_no_whole_table(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never analysed, and growing while it runs: of 3,000 mentors each chunk locks a thousand and reads its own."""
+    run_script(connection, "population.sql", mentors=3_000, today=today())
+    plans: dict[str, str] = {}
+    locked: list[float] = []
 
-    def __init__(self) -> None:
-        self.plans: dict[str, list[str]] = {}
+    def note(own: Connection, name: str, parameters: Mapping[str, object] | None = None) -> None:
+        plans[name] = plans.get(name, "") + plan_of(own, name, parameters)
+        if name == "lock_due_mentors":
+            locked.append(rows_touched(own, name, parameters or {}))
 
-    def note(self, connection: Connection, name: str, parameters: Mapping[str, object] | None) -> None:
-        rows = connection.execute(b"EXPLAIN " + database.query(name), parameters).fetchall()
-        self.plans.setdefault(name, []).append("\n".join(row[0] for row in rows))
-
-    def scanned(self) -> dict[str, set[str]]:
-        """The tables that each statement would read as a whole."""
-        found = {name: {t for plan in plans for t in SCAN.findall(plan)} for name, plans in self.plans.items()}
-        return {name: tables for name, tables in found.items() if tables}
-
-
-@pytest.fixture
-def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
-    """Every statement that certjob runs from here on is explained first."""
-    watching = Watched()
     for function in ("fetch", "execute", "fetch_value"):
         real = getattr(database, function)
 
-        def explained(connection: Connection, name: str, *rest: Any, _real: Any = real, **named: Any) -> Any:
-            watching.note(connection, name, rest[0] if rest else None)
-            return _real(connection, name, *rest, **named)
+        def explained(own: Connection, name: str, *rest: Any, _real: Any = real, **named: Any) -> Any:
+            note(own, name, *rest)
+            return _real(own, name, *rest, **named)
 
         monkeypatch.setattr(database, function, explained)
-    return watching
-
-
-def test_the_first_night_of_a_young_database_reads_no_whole_table(connection: Connection, watched: Watched) -> None:
-    """Never analysed, and growing while it runs: of 3,000 mentors each chunk reads its own."""
-    run_script(connection, "population.sql", mentors=3_000, today=today())
 
     report = night(connection, today(), deliver=False, allow_mass_change=True)
 
     assert report.review is not None
     assert report.review.reviewed == 3_000
-    assert watched.plans.keys() >= CHUNK_STATEMENTS
-    assert {name: tables for name, tables in watched.scanned().items() if name in CHUNK_STATEMENTS} == {}
-
-
-def test_each_chunk_of_a_first_night_locks_its_own(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 4,000 due mentors a thousand, in their order; it does not collect and sort all of them for each thousand."""
-    run_script(connection, "population.sql", mentors=4_000, today=today())
-    touched: list[float] = []
-    real = database.fetch
-
-    def fetch(own: Connection, name: str, *arguments: Any, **named: Any) -> list[Any]:
-        if name == "lock_due_mentors":
-            touched.append(rows_touched(own, database.query(name), arguments[0]))
-        return real(own, name, *arguments, **named)
-
-    monkeypatch.setattr(database, "fetch", fetch)
-
-    night(connection, today(), deliver=False, allow_mass_change=True)
-
-    assert len(touched) >= 4
-    assert max(touched) <= 3 * 1_000, touched
+    assert plans.keys() >= CHUNK_STATEMENTS
+    assert {name: tables for name in CHUNK_STATEMENTS if (tables := SCAN.findall(plans[name]))} == {}
+    assert len(locked) >= 3
+    assert max(locked) <= 3 * 1_000, locked
 
 
 SETTLED = """
     INSERT INTO portal_sync_events (mentor_id, visible, status, attempts, next_attempt_at, wanted_at, delivered_at)
-    SELECT m.id, night %% 2 = 0, 'delivered', 1, at, at, at
-    FROM (SELECT id FROM mentors ORDER BY member_no LIMIT 300) AS m
+    SELECT m.id, night % 2 = 0, 'delivered', 1, at, at, at
+    FROM (SELECT id FROM mentors ORDER BY member_no LIMIT 100) AS m
     CROSS JOIN generate_series(1, 365) AS night
     CROSS JOIN LATERAL (SELECT now() - night * interval '1 day') AS times (at);
     INSERT INTO cert_notification_log (
         mentor_id, threshold_days, cert_id, expires_on, status, attempts, next_attempt_at, queued_at, sent_at
     )
     SELECT m.id, 30, gen_random_uuid(), date '2026-01-01' - night, 'sent', 1, at, at, at
-    FROM (SELECT id FROM mentors ORDER BY member_no LIMIT 300) AS m
+    FROM (SELECT id FROM mentors ORDER BY member_no LIMIT 100) AS m
     CROSS JOIN generate_series(1, 365) AS night
     CROSS JOIN LATERAL (SELECT now() - night * interval '1 day') AS times (at);
 """
-"""365 nights of 300 pushes and 300 reminders each, all settled."""
+"""365 nights of 100 pushes and 100 reminders each, all settled."""
 
 OPEN = """
     INSERT INTO portal_sync_events (mentor_id, visible)
@@ -125,50 +95,7 @@ OPEN = """
 """
 
 
-def touched_blocks(connection: Connection, statement: bytes, parameters: Mapping[str, object]) -> int:
-    """Blocks of 8 kB that one run of a statement touches; it is rolled back."""
-    with connection.transaction(force_rollback=True):
-        rows = connection.execute(b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + statement, parameters).fetchall()
-    plan: dict[str, int] = rows[0][0][0]["Plan"]
-    return plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
-
-
-CLAIMS: dict[str, dict[str, object]] = {
-    "lock_due_portal_events": {"limit": 100},
-    "lock_due_reminders": {"limit": 100, "today": today()},
-}
-
-
-@pytest.mark.parametrize("is_analysed", [True, False], ids=["analysed", "never analysed"])
-def test_a_year_of_settled_rows_does_not_slow_a_claim(connection: Connection, *, is_analysed: bool) -> None:
-    """Over 200,000 of them: a claim of 100 touches what it touches without them, and not the table."""
-    run_script(connection, "population.sql", mentors=2_000, today=today())
-    connection.execute(OPEN.encode())
-    connection.execute("VACUUM ANALYZE")
-    young = {name: touched_blocks(connection, database.query(name), named) for name, named in CLAIMS.items()}
-    connection.execute(SETTLED.replace("%%", "%").encode())
-    if is_analysed:
-        connection.execute("VACUUM ANALYZE")
-
-    old = {name: touched_blocks(connection, database.query(name), named) for name, named in CLAIMS.items()}
-
-    for name in CLAIMS:
-        assert old[name] <= 2 * young[name] + 50, (name, young, old)
-
-
-def claim(connection: Connection, outbox: str, *, limit: int = 100) -> dict[str, object]:
-    """Claim a batch by its statements; return what the settle of the first is given, too."""
-    due = {"limit": limit, "today": today()}
-    locked = database.fetch(connection, f"lock_due_{outbox}", due)
-    ids, contacts = [row[0] for row in locked], [row[-1] for row in locked]
-    named = {"ids": ids, "contacts": contacts, "token": TOKEN, "lease_seconds": 300.0}
-    database.fetch(connection, f"claim_{outbox}", named)
-    return {
-        "ids": ids,
-        "contacts": contacts,
-        "token": TOKEN,
-        "lease_seconds": 300.0,
-    } | settled(ids[0], status="sent" if outbox == "reminders" else "delivered")
+TOKEN = UUID(int=7)
 
 
 def settled(row_id: int, *, status: str) -> dict[str, object]:
@@ -176,46 +103,82 @@ def settled(row_id: int, *, status: str) -> dict[str, object]:
     return {"id": row_id, "token": TOKEN, "version": 1} | asdict(Settlement(status=status))
 
 
-TOKEN = UUID(int=7)
-
-
-@pytest.mark.parametrize("is_analysed", [True, False], ids=["analysed", "never analysed"])
-@pytest.mark.parametrize("outbox", ["portal_events", "reminders"])
-def test_a_claim_and_its_settle_touch_no_whole_table(connection: Connection, outbox: str, *, is_analysed: bool) -> None:
-    """Over a year of settled rows, in tables that have grown since they were analysed, if they ever were."""
-    run_script(connection, "population.sql", mentors=2_000, today=today())
-    if is_analysed:
-        connection.execute("VACUUM ANALYZE")
-    connection.execute(SETTLED.replace("%%", "%").encode())
-    if is_analysed:
-        connection.execute("VACUUM ANALYZE")
-    connection.execute(OPEN.encode())
-    named = claim(connection, outbox)
-    mentors = connection.execute("SELECT id FROM mentors ORDER BY id LIMIT 100").fetchall()
-    named["mentor_ids"] = [row[0] for row in mentors]
-    locks = ["lock_reminders"] if outbox == "reminders" else []
-    statements = [f"claim_{outbox}", *locks, f"settle_{outbox}", "resolve_sync_failures"]
-
-    plans = {name: plan_of(connection, name, named) for name in statements}
-    touched = {name: rows_touched(connection, database.query(name), named) for name in statements}
-
-    scanned = {
-        name: set(SCAN.findall(plan)) - {"organisations", "dynamics_sync_failures"} for name, plan in plans.items()
+def claim(connection: Connection, outbox: str) -> dict[str, object]:
+    """Claim a hundred by the statements; return what the settle of the first is given, too."""
+    locked = database.fetch(connection, f"lock_due_{outbox}", {"limit": 100, "today": today()})
+    named = {
+        "ids": [row[0] for row in locked],
+        "contacts": [row[-1] for row in locked],
+        "token": TOKEN,
+        "lease_seconds": 300.0,
     }
-    assert not any(scanned.values()), plans
-    assert max(touched.values()) <= 20 * 100, touched
+    database.fetch(connection, f"claim_{outbox}", named)
+    return named | settled(locked[0][0], status="sent" if outbox == "reminders" else "delivered")
 
 
-def plan_of(connection: Connection, name: str, parameters: Mapping[str, object]) -> str:
+def plan_of(connection: Connection, name: str, parameters: Mapping[str, object] | None) -> str:
     """The plan of a statement by name, as text."""
     rows = connection.execute(b"EXPLAIN " + database.query(name), parameters).fetchall()
     return "\n".join(row[0] for row in rows)
 
 
-@pytest.mark.parametrize("is_analysed", [True, False], ids=["analysed", "never analysed"])
-def test_a_claim_touches_its_batch_of_a_young_backlog(
-    connection: Connection, monkeypatch: pytest.MonkeyPatch, *, is_analysed: bool
-) -> None:
+def analysed_plan(connection: Connection, name: str, parameters: Mapping[str, object]) -> dict[str, Any]:
+    """What one run of a statement has done; it is rolled back."""
+    with connection.transaction(force_rollback=True):
+        rows = connection.execute(
+            b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + database.query(name), parameters
+        ).fetchall()
+    plan: dict[str, Any] = rows[0][0][0]["Plan"]
+    return plan
+
+
+def touched_blocks(connection: Connection, name: str, parameters: Mapping[str, object]) -> int:
+    """Blocks of 8 kB that one run of a statement touches."""
+    plan = analysed_plan(connection, name, parameters)
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+
+
+def rows_touched(connection: Connection, name: str, parameters: Mapping[str, object], *, table: str = "") -> float:
+    """Rows that all nodes of one run of a statement have handled or thrown away, or those that read one table."""
+
+    def handled(node: dict[str, Any]) -> float:
+        thrown_away = node.get("Rows Removed by Filter", 0) + node.get("Rows Removed by Join Filter", 0)
+        own: float = node["Actual Loops"] * (node["Actual Rows"] + thrown_away)
+        below = sum(map(handled, node.get("Plans", ())))
+        return below + (own if not table or node.get("Relation Name") == table else 0)
+
+    return handled(analysed_plan(connection, name, parameters))
+
+
+def test_a_year_of_settled_rows_slows_neither_a_claim_nor_a_settle(connection: Connection) -> None:
+    """In tables that were never analysed, and that were: what is touched is the batch, and no whole table."""
+    claims: dict[str, dict[str, object]] = {
+        "lock_due_portal_events": {"limit": 100},
+        "lock_due_reminders": {"limit": 100, "today": today()},
+    }
+    run_script(connection, "population.sql", mentors=2_000, today=today())
+    connection.execute(OPEN.encode())
+    young = {name: touched_blocks(connection, name, named) for name, named in claims.items()}
+    connection.execute(SETTLED.encode())
+    mentors = connection.execute("SELECT id FROM mentors ORDER BY id LIMIT 100").fetchall()
+
+    for is_analysed in (False, True):
+        if is_analysed:
+            connection.execute("VACUUM ANALYZE")
+        old = {name: touched_blocks(connection, name, named) for name, named in claims.items()}
+        assert all(old[name] <= 2 * young[name] + 50 for name in claims), (is_analysed, young, old)
+        for outbox, locks in (("portal_events", []), ("reminders", ["lock_reminders"])):
+            with connection.transaction(force_rollback=True):
+                named = claim(connection, outbox) | {"mentor_ids": [row[0] for row in mentors]}
+                statements = [f"claim_{outbox}", *locks, f"settle_{outbox}", "resolve_sync_failures"]
+                plans = {name: plan_of(connection, name, named) for name in statements}
+                touched = {name: rows_touched(connection, name, named) for name in statements}
+            scanned = {table for plan in plans.values() for table in SCAN.findall(plan)}
+            assert scanned <= {"organisations", "dynamics_sync_failures"}, (is_analysed, plans)
+            assert max(touched.values()) <= 20 * 100, (is_analysed, touched)
+
+
+def test_a_claim_touches_its_batch_of_a_young_backlog(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     """5,000 events and 10,000 reminders, all of them open: a hundred are read, not the line sorted for each hundred."""
     run_script(connection, "population.sql", mentors=5_000, today=today())
     connection.execute("UPDATE organisations SET portal = 'dynamics'")
@@ -224,24 +187,28 @@ def test_a_claim_touches_its_batch_of_a_young_backlog(
         "INSERT INTO cert_notification_log (mentor_id, threshold_days, cert_id, expires_on)"
         " SELECT mentor_id, 7, id, expires_on FROM certificates"
     )
-    if is_analysed:
-        connection.execute("VACUUM ANALYZE")
     touched: dict[str, float] = {}
     real = database.fetch
 
     def fetch(own: Connection, name: str, parameters: Mapping[str, object], **named: Any) -> list[Any]:
-        touched[name] = rows_touched(own, database.query(name), parameters)
+        touched[name] = rows_touched(own, name, parameters)
         return real(own, name, parameters, **named)
 
     monkeypatch.setattr(database, "fetch", fetch)
 
-    events = PortalSyncService(connection, run_id=TOKEN).claim(100)
-    reminder, _ = reminder_mail(connection, today=today()).claim()
+    for is_analysed in (False, True):
+        if is_analysed:
+            connection.execute("VACUUM ANALYZE")
+        with connection.transaction(force_rollback=True):
+            events = PortalSyncService(connection, run_id=TOKEN).claim(100)
+        with connection.transaction(force_rollback=True):
+            reminder, _ = reminder_mail(connection, today=today()).claim()
 
-    assert len(events) == 100
-    assert reminder is not None
-    assert touched.keys() == {"lock_due_portal_events", "claim_portal_events", "lock_due_reminders", "claim_reminders"}
-    assert max(touched.values()) <= 25 * 100, touched
+        assert len(events) == 100
+        assert reminder is not None
+        names = {"lock_due_portal_events", "claim_portal_events", "lock_due_reminders", "claim_reminders"}
+        assert touched.keys() == names
+        assert max(touched.values()) <= 25 * 100, (is_analysed, touched)
 
 
 def test_what_the_planner_is_kept_from_does_not_make_it_compile(connection: Connection) -> None:
@@ -262,7 +229,7 @@ def test_what_others_have_in_flight_does_not_slow_a_claim(connection: Connection
     connection.execute("UPDATE mentors SET dynamics_contact_id = coalesce(dynamics_contact_id, gen_random_uuid())")
     connection.execute("INSERT INTO portal_sync_events (mentor_id, visible) SELECT id, false FROM mentors")
     connection.execute("VACUUM ANALYZE")  # at a moment at which nothing is in flight
-    statements = {name: database.query(name) for name in ("lock_due_portal_events", "claim_portal_events")}
+    statements = ("lock_due_portal_events", "claim_portal_events")
     first = connection.execute(
         "SELECT e.id, m.dynamics_contact_id FROM portal_sync_events AS e JOIN mentors AS m ON m.id = e.mentor_id"
         " ORDER BY e.id LIMIT 100"
@@ -270,7 +237,7 @@ def test_what_others_have_in_flight_does_not_slow_a_claim(connection: Connection
     ids, contacts = [row[0] for row in first], [row[1] for row in first]
     named: dict[str, object] = {"limit": 100, "ids": ids, "contacts": contacts}
     named |= {"token": TOKEN, "lease_seconds": 300.0}
-    alone = {name: rows_touched(connection, statement, named) for name, statement in statements.items()}
+    alone = {name: rows_touched(connection, name, named) for name in statements}
     connection.execute(
         "UPDATE portal_sync_events AS e SET claim_token = %s, claim_contact_id = m.dynamics_contact_id,"
         " attempts = 1, next_attempt_at = now() + interval '5 minutes'"
@@ -279,31 +246,18 @@ def test_what_others_have_in_flight_does_not_slow_a_claim(connection: Connection
         (TOKEN,),
     )
 
-    beside = {name: rows_touched(connection, statement, named) for name, statement in statements.items()}
+    beside = {name: rows_touched(connection, name, named) for name in statements}
 
     for name in statements:
         assert beside[name] <= 1.2 * alone[name], (name, alone, beside)
 
 
-def rows_touched(connection: Connection, statement: bytes, parameters: Mapping[str, object]) -> float:
-    """Rows that all nodes of one run of a statement have handled or thrown away; it is rolled back."""
-    with connection.transaction(force_rollback=True):
-        rows = connection.execute(b"EXPLAIN (ANALYZE, FORMAT JSON) " + statement, parameters).fetchall()
-
-    def handled(node: dict[str, Any]) -> float:
-        thrown_away = node.get("Rows Removed by Filter", 0) + node.get("Rows Removed by Join Filter", 0)
-        own: float = node["Actual Loops"] * (node["Actual Rows"] + thrown_away)
-        return own + sum(map(handled, node.get("Plans", ())))
-
-    return handled(rows[0][0][0]["Plan"])
-
-
 def test_a_night_with_nothing_due_reads_what_is_due(connection: Connection) -> None:
-    """100,000 mentors, none of them due: finding that out touches a few blocks of an index."""
+    """20,000 mentors, none of them due: finding that out touches a few blocks of an index."""
     connection.execute("INSERT INTO organisations (slug, name) VALUES ('big', 'Big')")
     connection.execute(
         "INSERT INTO mentors (organisation_id, member_no, review_on)"
-        " SELECT o.id, 'M' || n, '2030-01-01' FROM organisations AS o, generate_series(1, 100000) AS n"
+        " SELECT o.id, 'M' || n, '2030-01-01' FROM organisations AS o, generate_series(1, 20000) AS n"
     )
     connection.execute(
         "INSERT INTO portal_sync_events (mentor_id, visible, status, delivered_at)"
@@ -328,7 +282,7 @@ def test_a_night_with_nothing_due_reads_what_is_due(connection: Connection) -> N
         "count_attention": {"today": today(), "new_since": "-infinity"},
     }
 
-    touched = {name: touched_blocks(connection, database.query(name), parameters) for name, parameters in named.items()}
+    touched = {name: touched_blocks(connection, name, parameters) for name, parameters in named.items()}
 
     assert max(touched.values()) <= 10, touched
 
@@ -353,14 +307,13 @@ def test_the_guards_read_whom_they_ask_about(connection: Connection) -> None:
         "count_active_mentors": {"organisation_id": organisation_id, "limit": 400},
     }
 
-    touched = {name: rows_touched(connection, database.query(name), parameters) for name, parameters in named.items()}
+    touched = {name: rows_touched(connection, name, parameters) for name, parameters in named.items()}
 
     assert touched["bound_mass_changes"] <= 10 * 100, touched
     assert touched["count_active_mentors"] <= 10 * 400, touched
 
 
-@pytest.mark.parametrize("name", ["M77", "id", "ID", "nobody"])
-def test_a_mentor_is_looked_up_by_an_index(connection: Connection, name: str) -> None:
+def test_a_mentor_is_looked_up_by_an_index(connection: Connection) -> None:
     """By the number or the id, whoever else is there; only an address is looked for among all."""
     connection.execute("INSERT INTO organisations (slug, name) SELECT 'o' || n, 'O' FROM generate_series(1, 5) AS n")
     connection.execute(
@@ -370,12 +323,12 @@ def test_a_mentor_is_looked_up_by_an_index(connection: Connection, name: str) ->
     )
     connection.execute("VACUUM ANALYZE mentors")
     ((mentor_id,),) = connection.execute("SELECT id::text FROM mentors WHERE member_no = 'M77'").fetchall()
-    named = {"name": {"id": mentor_id, "ID": mentor_id.upper()}.get(name, name), "organisation": None}
 
-    found = database.fetch(connection, "find_mentors", named)
-
-    assert [str(row[0]) for row in found] == ([] if name == "nobody" else [mentor_id])
-    assert touched_blocks(connection, database.query("find_mentors"), named) <= 40
+    for name in ("M77", mentor_id, mentor_id.upper(), "nobody"):
+        named = {"name": name, "organisation": None}
+        found = database.fetch(connection, "find_mentors", named)
+        assert [str(row[0]) for row in found] == ([] if name == "nobody" else [mentor_id])
+        assert touched_blocks(connection, "find_mentors", named) <= 40, name
 
 
 YEARS = """
@@ -432,7 +385,7 @@ USES = {
 def test_every_index_is_needed_and_is_used(connection: Connection) -> None:
     """Each costs something in every write. What keeps a rule is not asked: it is unique."""
     run_script(connection, "population.sql", mentors=2_000, today=today())
-    connection.execute((SETTLED.replace("%%", "%").replace("365", "60") + YEARS).encode())
+    connection.execute((SETTLED.replace("365", "60").replace("LIMIT 100", "LIMIT 300") + YEARS).encode())
     connection.execute("VACUUM ANALYZE")
     ((mentor_id,),) = connection.execute("SELECT id FROM mentors WHERE member_no = 'M77'").fetchall()
     named: dict[str, object] = {
@@ -531,17 +484,6 @@ def test_digests_for_many_coordinators_read_no_mentor_to_whom_nothing_has_happen
     )
     connection.execute("ANALYZE")
 
-    ((plan,),) = connection.execute(
-        b"EXPLAIN (ANALYZE, FORMAT JSON) " + database.query("queue_digests"),
-        {"today": TODAY, "organisation_id": None},
-    ).fetchall()
-
+    assert rows_touched(connection, "queue_digests", {"today": TODAY, "organisation_id": None}, table="mentors") == 1
+    database.execute(connection, "queue_digests", {"today": TODAY, "organisation_id": None})
     assert facts.rows("SELECT count(*) FROM coordinator_digests") == [(30,)]
-    assert rows_read(plan[0]["Plan"], "mentors") == 1
-
-
-def rows_read(node: dict[str, Any], table: str) -> float:
-    """How many rows of a table all parts of an analysed plan have looked at."""
-    own = node["Actual Loops"] * (node["Actual Rows"] + node.get("Rows Removed by Filter", 0))
-    below = sum(rows_read(child, table) for child in node.get("Plans", ()))
-    return below + (own if node.get("Relation Name") == table else 0)
