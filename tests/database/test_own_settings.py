@@ -8,7 +8,6 @@ import pytest
 
 from certjob import database
 from certjob.database import Connection, migrations
-from tests.conftest import Certjob
 from tests.support.command_line import run_in_process, today
 from tests.support.facts import Facts
 
@@ -66,22 +65,20 @@ def people(facts: Facts) -> None:
 
 
 @pytest.mark.usefixtures("people")
-@pytest.mark.parametrize("style", ["German", "SQL, MDY", "Postgres, DMY"])
+@pytest.mark.parametrize("style", ["SQL, MDY", "Postgres, DMY"])
 def test_a_night_and_a_look_at_it_work_in_every_date_style(
-    style: str, certjob: Certjob, connection: Connection
+    style: str, connection: Connection, worker_url: str, tmp_path: Path
 ) -> None:
-    """They used to end in an internal error."""
+    """They used to end in an internal error; German is tried below."""
     set_all(connection, {"datestyle": style})
 
-    ended = {name: certjob(*COMMANDS[name]) for name in ("check", "run", "explain", "status", "status in JSON")}
+    ended = {
+        name: run_in_process(*COMMANDS[name], environment={"CERTJOB_DATABASE_URL": worker_url}, folder=tmp_path)
+        for name in ("run", "explain", "status in JSON")
+    }
 
-    assert {name: result.returncode for name, result in ended.items()} == {
-        "check": 3,
-        "run": 3,
-        "explain": 0,
-        "status": 3,
-        "status in JSON": 3,
-    }, ended
+    codes = {name: result.returncode for name, result in ended.items()}
+    assert codes == {"run": 3, "explain": 0, "status in JSON": 3}, ended
     (told,) = json.loads(ended["explain"].stdout)["certificates"]
     assert told["expires_on"] == (today() - timedelta(days=1)).isoformat()
 
@@ -124,7 +121,7 @@ def test_what_a_migration_leaves_to_the_operator_is_said_to_those_who_want_to_he
     with database.connect(empty_database_url) as connection:
         migrations.migrate(connection, warn=said.append)
 
-    assert any("REVOKE CREATE ON SCHEMA public FROM PUBLIC" in line for line in said)
+    assert len([line for line in said if "REVOKE CREATE ON SCHEMA public FROM PUBLIC" in line]) == 1
 
 
 def test_a_statement_alone_and_one_in_a_transaction_have_certjobs_settings(

@@ -22,8 +22,8 @@ from certjob.night import reconcile as reconciling
 from certjob.outbox.retry import RetryPolicy
 from certjob.review import plan
 from certjob.stopping import StopFlag
-from tests.conftest import Certjob, database_of
-from tests.support.command_line import run_in_process
+from tests.conftest import database_of
+from tests.support.command_line import Finished, assert_one_line, run_in_process
 from tests.support.facts import Facts
 from tests.support.intents import queue_wish
 from tests.support.nights import CollectingChannel, FlakyPortal, NoProgress, delivery, night
@@ -58,23 +58,20 @@ def mentor_id(facts: Facts) -> object:
 class TestAge:
     """--older-than, as people write it."""
 
-    @pytest.mark.parametrize(
-        ("text", "interval"),
-        [
-            ("3y", "3 years"),
-            ("18m", "18 months"),
-            ("26w", "26 weeks"),
-            ("400d", "400 days"),
-            ("1Y6m", "1 year 6 months"),
-        ],
-    )
-    def test_an_age_is_calendar_time(self, connection: Connection, text: str, interval: str) -> None:
+    def test_an_age_is_calendar_time(self, connection: Connection) -> None:
         """Three years are three years, whatever lies between; at the end of a shorter month, its last day."""
-        expected = connection.execute(
-            "SELECT (now() AT TIME ZONE 'Europe/Oslo' - %s::interval)::date", (interval,)
-        ).fetchone()
-
-        assert (pruned(connection, text, dry_run=True).before.date(),) == expected
+        for text, interval in {
+            "3y": "3 years",
+            "18m": "18 months",
+            "26w": "26 weeks",
+            "400d": "400 days",
+            "1Y6m": "1 year 6 months",
+            "90d": "90 days",
+        }.items():
+            expected = connection.execute(
+                "SELECT (now() AT TIME ZONE 'Europe/Oslo' - %s::interval)::date", (interval,)
+            ).fetchone()
+            assert (pruned(connection, text, dry_run=True).before.date(),) == expected
 
     @pytest.mark.parametrize("text", ["", "3", "three years", "-3y", "3y2", "1d1y", "3.5y", "99999d9y"])
     def test_what_is_no_age_is_refused_with_an_example(self, text: str) -> None:
@@ -82,19 +79,15 @@ class TestAge:
         with pytest.raises(ConfigurationError, match="give one such as 3y"):
             parse_age(text)
 
-    @pytest.mark.parametrize("text", ["0d", "89d", "2m", "12w"])
-    def test_less_than_90_days_is_refused(self, connection: Connection, text: str) -> None:
+    def test_too_short_an_age_one_before_the_calendar_and_two_clocks_that_disagree_are_refused(
+        self, connection: Connection
+    ) -> None:
         """A reminder may still be due, and a mail about it would go out twice."""
-        with pytest.raises(ConfigurationError, match="at least 90 days"):
-            pruned(connection, text, dry_run=True)
-
-    def test_an_age_before_the_calendar_is_refused(self, connection: Connection) -> None:
-        """With a sentence, not an overflow."""
+        for text in ("0d", "89d", "2m", "12w"):
+            with pytest.raises(ConfigurationError, match="at least 90 days"):
+                pruned(connection, text, dry_run=True)
         with pytest.raises(ConfigurationError, match="before the calendar"):
             pruned(connection, "999y9999m9999w99999d")
-
-    def test_two_clocks_that_disagree_are_refused(self, connection: Connection) -> None:
-        """One of them is wrong by years, and with it what is old."""
         with pytest.raises(ConfigurationError, match="correct the clock that is wrong"):
             prune(
                 connection,
@@ -121,152 +114,118 @@ class TestPortalEvents:
         assert row is not None
         return int(str(row[0]))
 
-    def test_the_last_confirmation_of_either_value_stays(self, facts: Facts, mentor_id: object) -> None:
+    def test_the_last_confirmation_of_either_value_and_what_is_open_stays(self, facts: Facts) -> None:
         """`reconcile` shows only whom certjob has shown before, and `explain` tells what the portal confirmed."""
-        ages = ("6 years", "5 years", "4 years")
+        organisation = facts.organisation()
+        confirmed, pushed_again, pending, blocked, withdrawn = (facts.mentor(organisation) for _ in range(5))
         ids = [
-            self.event(facts, mentor_id, visible=visible, at=f"now() - interval '{age}'")
-            for age in ages
+            self.event(facts, confirmed, visible=visible, at=f"now() - interval '{age}'")
+            for age in ("6 years", "5 years", "4 years")
             for visible in (True, False)
         ]
-
-        gone = rows_gone(facts.connection)
-
-        assert gone == {"portal_events": 4}
-        assert facts.rows("SELECT id FROM portal_sync_events ORDER BY id") == [(ids[4],), (ids[5],)]
-        assert rows_gone(facts.connection) == {}
-
-    def test_old_ones_go_while_a_younger_one_tells_the_same(self, facts: Facts, mentor_id: object) -> None:
-        """The usual case: pushed again after a hand edit."""
-        self.event(facts, mentor_id, visible=True)
-        self.event(facts, mentor_id, visible=True, at="now() - interval '1 week'")
-
-        assert rows_gone(facts.connection) == {"portal_events": 1}
-
-    @pytest.mark.parametrize("status", ["pending", "blocked"])
-    def test_an_open_event_never_goes(self, facts: Facts, mentor_id: object, status: str) -> None:
-        """However long it has waited: it is somebody who may still be visible."""
-        self.event(facts, mentor_id, status=status)
-
-        assert rows_gone(facts.connection) == {}
-
-    def test_withdrawn_ones_go_but_not_while_a_call_may_be_in_flight(self, facts: Facts, mentor_id: object) -> None:
-        """The lease keeps the next call for that contact away."""
-        self.event(facts, mentor_id, status="withdrawn")
-        flying = self.event(facts, mentor_id, status="withdrawn")
+        self.event(facts, pushed_again, visible=True)
+        kept = {*ids[4:], self.event(facts, pushed_again, visible=True, at="now() - interval '1 week'")}
+        kept |= {self.event(facts, pending, status="pending"), self.event(facts, blocked, status="blocked")}
+        self.event(facts, withdrawn, status="withdrawn")
+        flying = self.event(facts, withdrawn, status="withdrawn")
         facts.connection.execute(
             "UPDATE portal_sync_events"
             " SET claim_token = gen_random_uuid(), next_attempt_at = now() + interval '1 minute' WHERE id = %s",
             (flying,),
         )
 
-        assert rows_gone(facts.connection) == {"portal_events": 1}
-        assert facts.rows("SELECT id FROM portal_sync_events") == [(flying,)]
+        assert rows_gone(facts.connection) == {"portal_events": 6}
+        assert {row[0] for row in facts.rows("SELECT id FROM portal_sync_events")} == kept | {flying}
+        assert rows_gone(facts.connection) == {}
 
     def test_resolved_failures_go_and_unresolved_ones_stay_with_their_event(
         self, facts: Facts, mentor_id: object
     ) -> None:
-        """Whatever became of the event."""
+        """Whatever became of the event; it is the end of a failure that counts."""
         first, second, third = (self.event(facts, mentor_id) for _ in range(3))
-        statement = (
-            "INSERT INTO dynamics_sync_failures"
-            " (mentor_id, event_id, visible, kind, error, last_failed_at, resolved_at)"
-            f" VALUES (%s, %s, false, 'transient', 'reset', {LONG_AGO}, %s)"
-        ).encode()
-        long_ago = datetime.now(UTC) - timedelta(days=1400)
-        facts.connection.execute(statement, (mentor_id, first, long_ago))
-        facts.connection.execute(statement, (mentor_id, second, None))
+        for event, resolved in ((first, LONG_AGO), (second, "NULL"), (None, "now() - interval '1 day'")):
+            facts.connection.execute(
+                "INSERT INTO dynamics_sync_failures"
+                " (mentor_id, event_id, visible, kind, error, created_at, last_failed_at, resolved_at)"
+                f" VALUES (%s, %s, false, 'transient', 'reset', {LONG_AGO}, {LONG_AGO}, {resolved})".encode(),
+                (mentor_id, event),
+            )
 
-        gone = rows_gone(facts.connection)
-
-        assert gone == {"sync_failures": 1, "portal_events": 1}
+        assert rows_gone(facts.connection) == {"sync_failures": 1, "portal_events": 1}
         assert facts.rows("SELECT id FROM portal_sync_events ORDER BY id") == [(second,), (third,)]
-        assert facts.rows("SELECT event_id, resolved_at FROM dynamics_sync_failures") == [(second, None)]
-
-    def test_a_failure_that_was_resolved_yesterday_stays(self, facts: Facts, mentor_id: object) -> None:
-        """It is its end that counts."""
-        facts.connection.execute(
-            "INSERT INTO dynamics_sync_failures"
-            " (mentor_id, visible, kind, error, created_at, last_failed_at, resolved_at)"
-            f" VALUES (%s, false, 'transient', 'reset', {LONG_AGO}, {LONG_AGO}, now() - interval '1 day')".encode(),
-            (mentor_id,),
-        )
-
-        assert rows_gone(facts.connection) == {}
+        assert facts.rows("SELECT event_id FROM dynamics_sync_failures ORDER BY id") == [(second,), (None,)]
 
 
-class TestReminders:
-    """The memory that a mail went out."""
+LIMIT = TODAY.replace(year=TODAY.year - 3, day=min(TODAY.day, 28) if TODAY.month == 2 else TODAY.day)
+"""The day three years ago."""
 
-    LIMIT = (
-        TODAY.replace(year=TODAY.year - 3, day=28)
-        if (TODAY.month, TODAY.day) == (2, 29)
-        else TODAY.replace(year=TODAY.year - 3)
+
+def add_reminder(
+    facts: Facts,
+    mentor_id: object,
+    expires_on: date,
+    *,
+    threshold: int = 30,
+    status: str = "sent",
+    history: date | None = None,
+    sent_at: str = LONG_AGO,
+) -> object:
+    cycles = json.dumps([{"expires_on": history.isoformat(), "status": "sent"}] if history else [])
+    ((log_id,),) = facts.connection.execute(
+        "INSERT INTO cert_notification_log"
+        " (mentor_id, threshold_days, cert_id, expires_on, status, queued_at, sent_at, next_attempt_at, history)"
+        f" VALUES (%s, %s, %s, %s, %s, {LONG_AGO}, {sent_at}, {LONG_AGO}, %s) RETURNING id".encode(),
+        (mentor_id, threshold, uuid4(), expires_on, status, cycles),
+    ).fetchall()
+    return log_id
+
+
+DAY = timedelta(days=1)
+REMINDERS: dict[str, tuple[date, dict[str, object]]] = {
+    "sent": (LIMIT - DAY, {}),
+    "cancelled": (LIMIT - DAY, {"status": "cancelled"}),
+    "superseded": (LIMIT - DAY, {"status": "superseded"}),
+    "earlier cycle, as old": (LIMIT - 9 * DAY, {"history": LIMIT - 8 * DAY}),
+    "after the expiry": (LIMIT - 400 * DAY, {"threshold": -1}),
+    "kept: pending": (LIMIT - 1000 * DAY, {"status": "pending"}),
+    "kept: failed": (LIMIT - 1000 * DAY, {"status": "failed"}),
+    # A threshold of ten years is mailed about ten years before; forgotten, the mail would go out again.
+    "kept: about the day of the limit": (LIMIT, {"threshold": 3650}),
+    "kept: about a later day": (LIMIT + 3000 * DAY, {"threshold": 3650}),
+    # A mistyped date that was mailed about: corrected back to it, nobody is mailed twice.
+    "kept: an earlier cycle about a later date": (LIMIT - 9 * DAY, {"history": TODAY + 99 * DAY}),
+    "kept: still due long after the expiry": (LIMIT - 400 * DAY, {"threshold": -500}),
+    "kept: sent lately": (LIMIT - 900 * DAY, {"sent_at": "now() - interval '7 days'"}),
+}
+
+
+def test_reminders_about_a_date_that_is_long_past_go(facts: Facts, mentor_id: object) -> None:
+    """No certificate of that date can ever be reminded of again; what nobody has read stays."""
+    ids = {add_reminder(facts, mentor_id, day, **named): name for name, (day, named) in REMINDERS.items()}  # type: ignore[arg-type]
+
+    assert rows_gone(facts.connection) == {"reminders": 5}
+    left = {ids[row[0]] for row in facts.rows("SELECT id FROM cert_notification_log")}
+    assert left == {name for name in REMINDERS if name.startswith("kept")}
+
+
+def add_run(
+    connection: Connection,
+    *,
+    days_ago: int,
+    command: str = "run",
+    outcome: str | None = "ok",
+    organisation: str | None = None,
+    as_of: date | None = None,
+) -> object:
+    run_id = uuid4()
+    at = datetime.now(UTC) - timedelta(days=days_ago)
+    connection.execute(
+        "INSERT INTO job_runs"
+        " (id, command, as_of, organisation, host, version, started_at, last_seen_at, finished_at, outcome)"
+        " VALUES (%s, %s, %s, %s, 'h', '1', %s, %s, %s, %s)",
+        (run_id, command, as_of or at.date(), organisation, at, at, at if outcome else None, outcome),
     )
-
-    @staticmethod
-    def reminder(
-        facts: Facts,
-        mentor_id: object,
-        expires_on: date,
-        *,
-        threshold: int = 30,
-        status: str = "sent",
-        history: tuple[date, ...] = (),
-        sent_at: str = LONG_AGO,
-    ) -> None:
-        cycles = json.dumps([{"expires_on": day.isoformat(), "status": "sent"} for day in history])
-        facts.connection.execute(
-            "INSERT INTO cert_notification_log"
-            " (mentor_id, threshold_days, cert_id, expires_on, status, queued_at, sent_at, next_attempt_at, history)"
-            f" VALUES (%s, %s, %s, %s, %s, {LONG_AGO}, {sent_at}, {LONG_AGO}, %s)".encode(),
-            (mentor_id, threshold, uuid4(), expires_on, status, cycles),
-        )
-
-    @pytest.mark.parametrize("status", ["sent", "cancelled", "superseded"])
-    def test_those_about_a_date_that_is_long_past_go(self, facts: Facts, mentor_id: object, status: str) -> None:
-        """No certificate of that date can ever be reminded of again."""
-        self.reminder(facts, mentor_id, self.LIMIT - timedelta(days=1), status=status)
-
-        assert rows_gone(facts.connection) == {"reminders": 1}
-
-    @pytest.mark.parametrize("status", ["pending", "failed"])
-    def test_open_and_failed_ones_never_go(self, facts: Facts, mentor_id: object, status: str) -> None:
-        """Nobody has read them."""
-        self.reminder(facts, mentor_id, self.LIMIT - timedelta(days=1000), status=status)
-
-        assert rows_gone(facts.connection) == {}
-
-    @pytest.mark.parametrize("days", [0, 1, 3000])
-    def test_one_that_was_sent_long_ago_about_a_later_date_stays(
-        self, facts: Facts, mentor_id: object, days: int
-    ) -> None:
-        """A threshold of ten years is mailed about ten years before; forgotten, the mail would go out again."""
-        self.reminder(facts, mentor_id, self.LIMIT + timedelta(days=days), threshold=3650)
-
-        assert rows_gone(facts.connection) == {}
-
-    def test_one_that_has_an_earlier_cycle_about_a_later_date_stays(self, facts: Facts, mentor_id: object) -> None:
-        """A mistyped date that was mailed about: corrected back to it, nobody is mailed twice."""
-        self.reminder(facts, mentor_id, self.LIMIT - timedelta(days=9), history=(TODAY + timedelta(days=99),))
-        self.reminder(facts, mentor_id, self.LIMIT - timedelta(days=9), history=(self.LIMIT - timedelta(days=8),))
-
-        assert rows_gone(facts.connection) == {"reminders": 1}
-
-    @pytest.mark.parametrize(("threshold", "stays"), [(-1, 0), (-500, 1)])
-    def test_one_after_the_expiry_stays_as_long_as_it_can_be_due(
-        self, facts: Facts, mentor_id: object, threshold: int, stays: int
-    ) -> None:
-        """Minus 500 is due until 514 days after the date."""
-        self.reminder(facts, mentor_id, self.LIMIT - timedelta(days=400), threshold=threshold)
-
-        assert rows_gone(facts.connection) == ({} if stays else {"reminders": 1})
-
-    def test_one_that_was_sent_lately_stays(self, facts: Facts, mentor_id: object) -> None:
-        """An import from long ago was mailed about last week."""
-        self.reminder(facts, mentor_id, self.LIMIT - timedelta(days=900), sent_at="now() - interval '7 days'")
-
-        assert rows_gone(facts.connection) == {}
+    return run_id
 
 
 class TestAuditDigestsAndRuns:
@@ -290,98 +249,57 @@ class TestAuditDigestsAndRuns:
             (certificate, "valid")
         ]
 
-    @pytest.mark.parametrize("open_one", ["failed", "pending", "cancelled"])
-    def test_of_each_coordinator_the_last_sent_digest_stays(self, facts: Facts, open_one: str) -> None:
-        """The next one begins where it ended; without it, it would tell of the last seven days only."""
+    def test_of_each_coordinator_the_last_sent_digest_and_what_is_open_stays(self, facts: Facts) -> None:
+        """The next one begins where it ended; the one sent last stays also when a later day has another."""
         organisation = facts.organisation()
-        for name in ("kari", "ola"):
-            facts.connection.execute(
-                "INSERT INTO coordinators (organisation_id, email) VALUES (%s, %s)",
-                (organisation, f"{name}@hlf.example"),
-            )
         facts.connection.execute(
-            "INSERT INTO coordinator_digests"
-            " (coordinator_id, digest_on, status, queued_at, sent_at, next_attempt_at, covers_until)"
-            " SELECT c.id, current_date - n, s, now() - n * interval '1 day', now() - n * interval '1 day',"
-            " now() - n * interval '1 day', now() - n * interval '1 day'"
-            " FROM coordinators AS c,"
-            " (VALUES (1500, 'sent'), (1498, 'sent'), (1497, %s), (1495, 'superseded')) AS d (n, s)",
-            (open_one,),
-        )
-
-        assert rows_gone(facts.connection) == {"digests": 4 + 2 * (open_one == "cancelled")}
-        left = facts.rows("SELECT status, count(*) FROM coordinator_digests WHERE status <> 'sent' GROUP BY 1")
-        assert left == ([] if open_one == "cancelled" else [(open_one, 2)])
-        sent = facts.rows("SELECT current_date - digest_on FROM coordinator_digests WHERE status = 'sent'")
-        assert sent == [(1498,), (1498,)]
-
-    def test_the_digest_that_was_sent_last_stays_also_when_a_later_day_has_another(self, facts: Facts) -> None:
-        """What it told is what the coordinator knows."""
-        facts.connection.execute(
-            "INSERT INTO coordinators (organisation_id, email) VALUES (%s, 'k@hlf.example')", (facts.organisation(),)
+            "INSERT INTO coordinators (organisation_id, email)"
+            " SELECT %s, name || '@hlf.example' FROM unnest('{failed,pending,cancelled,superseded}'::text[]) AS name",
+            (organisation,),
         )
         facts.connection.execute(
-            "INSERT INTO coordinator_digests (coordinator_id, digest_on, status, queued_at, sent_at, next_attempt_at,"
-            " covers_until, sent_number)"
-            f" SELECT c.id, current_date - n, 'sent', {LONG_AGO}, {LONG_AGO}, {LONG_AGO}, {LONG_AGO}, number"
-            " FROM coordinators AS c, (VALUES (1500, 1), (1499, 3), (1498, 2)) AS d (n, number)".encode()
+            b"INSERT INTO coordinator_digests (coordinator_id, digest_on, status, queued_at, sent_at, next_attempt_at,"
+            b" covers_until, sent_number)"
+            b" SELECT c.id, current_date - n, coalesce(s, split_part(email, '@', 1)), at, at, at, at, number"
+            b" FROM coordinators AS c,"
+            b" (VALUES (1500, 'sent', 1), (1499, 'sent', 3), (1498, 'sent', 2), (1497, NULL, NULL)) AS d (n, s, number)"
+            b" CROSS JOIN LATERAL (SELECT now() - interval '1490 days') AS times (at)"
         )
 
-        assert rows_gone(facts.connection) == {"digests": 1}
-        assert facts.rows("SELECT sent_number FROM coordinator_digests ORDER BY 1") == [(2,), (3,)]
-
-    @staticmethod
-    def job_run(
-        connection: Connection,
-        *,
-        days_ago: int,
-        command: str = "run",
-        outcome: str | None = "ok",
-        organisation: str | None = None,
-        as_of: date | None = None,
-    ) -> object:
-        run_id = uuid4()
-        at = datetime.now(UTC) - timedelta(days=days_ago)
-        connection.execute(
-            "INSERT INTO job_runs"
-            " (id, command, as_of, organisation, host, version, started_at, last_seen_at, finished_at, outcome)"
-            " VALUES (%s, %s, %s, %s, 'h', '1', %s, %s, %s, %s)",
-            (run_id, command, as_of or at.date(), organisation, at, at, at if outcome else None, outcome),
-        )
-        return run_id
+        assert rows_gone(facts.connection) == {"digests": 6}
+        left = facts.rows("SELECT status, sent_number, count(*) FROM coordinator_digests GROUP BY 1, 2 ORDER BY 1, 2")
+        assert left == [("failed", None, 1), ("pending", None, 1), ("sent", 2, 4), ("sent", 3, 4)]
 
     def test_of_each_kind_of_run_and_each_end_the_last_one_stays(self, facts: Facts) -> None:
-        """What the guard against a clock that went back reads, what status reads, and why a stage stopped."""
-        kept = set()
+        """What the guard against a clock that went back reads, what status reads, and why a stage stopped.
+
+        A run that died long ago goes, one that may still run stays.
+        """
+        kept = {add_run(facts.connection, days_ago=1, command="load", outcome=None)}
+        add_run(facts.connection, days_ago=1700, outcome=None)
         for command, organisation in (("run", None), ("run", "hlf"), ("deliver", None)):
             for outcome in ("ok", "failed"):
-                for days_ago in (1600, 1500, 1400):
-                    run_id = self.job_run(
+                *_, last = (
+                    add_run(
                         facts.connection, days_ago=days_ago, command=command, outcome=outcome, organisation=organisation
                     )
-                kept.add((run_id,))
+                    for days_ago in (1600, 1500, 1400)
+                )
+                kept.add(last)
 
-        assert rows_gone(facts.connection) == {"job_runs": 12}
-        assert set(facts.rows("SELECT id FROM job_runs")) == kept
-
-    def test_a_run_that_died_long_ago_goes_and_one_that_may_still_run_stays(self, facts: Facts) -> None:
-        """Nothing has been seen of the one for years."""
-        self.job_run(facts.connection, days_ago=1500, outcome=None)
-        running = self.job_run(facts.connection, days_ago=1, outcome=None)
-
-        assert rows_gone(facts.connection) == {"job_runs": 1}
-        assert facts.rows("SELECT id FROM job_runs") == [(running,)]
+        assert rows_gone(facts.connection) == {"job_runs": 13}
+        assert {row[0] for row in facts.rows("SELECT id FROM job_runs")} == kept
 
     def test_the_memory_of_a_wrong_clock_and_of_what_made_good_for_it_stays(self, connection: Connection) -> None:
         """Otherwise nights would look at everybody again, or not at all."""
         for healed in (False, True):
             connection.execute("TRUNCATE job_runs")
             for days_ago in (1600, 1550):
-                self.job_run(connection, days_ago=days_ago)
-            self.job_run(connection, days_ago=1500, as_of=TODAY + timedelta(days=3000))
+                add_run(connection, days_ago=days_ago)
+            add_run(connection, days_ago=1500, as_of=TODAY + timedelta(days=3000))
             if healed:
-                self.job_run(connection, days_ago=1450)
-                self.job_run(connection, days_ago=1400, outcome="attention")
+                add_run(connection, days_ago=1450)
+                add_run(connection, days_ago=1400, outcome="attention")
             before = plan.looks_at_everybody(connection, TODAY)
 
             assert rows_gone(connection)
@@ -475,7 +393,7 @@ class TestDeleting:
         monkeypatch.setattr(retention, "_TRIES", 1)
         monkeypatch.setattr(retention, "_LOCK_TIMEOUT_MS", 20)
         self.many(facts.connection, mentor_id, 5)
-        TestReminders.reminder(facts, mentor_id, TestReminders.LIMIT - timedelta(days=1))
+        add_reminder(facts, mentor_id, LIMIT - DAY)
         app.execute("SELECT 1 FROM cert_notification_log FOR UPDATE")
 
         with pytest.raises(DatabaseUnavailableError, match="old reminders are locked by another session"):
@@ -496,80 +414,44 @@ class TestDeleting:
     def test_the_cron_jobs_own_role_may_do_it(self, connection: Connection, facts: Facts, mentor_id: object) -> None:
         """Not only the owner: the line in the crontab runs with the login of the night."""
         self.many(connection, mentor_id, 5)
-        TestReminders.reminder(facts, mentor_id, TestReminders.LIMIT - timedelta(days=1))
-        TestAuditDigestsAndRuns.job_run(connection, days_ago=1500)
-        TestAuditDigestsAndRuns.job_run(connection, days_ago=1400)
+        add_reminder(facts, mentor_id, LIMIT - DAY)
+        add_run(connection, days_ago=1500)
+        add_run(connection, days_ago=1400)
         connection.execute("SET ROLE certjob_worker")
 
         assert rows_gone(connection) == {"portal_events": 5, "reminders": 1, "job_runs": 1}
 
-    def test_an_empty_database_is_no_trouble(self, connection: Connection) -> None:
-        """The first week of a new installation."""
-        assert pruned(connection).rows == NOTHING
 
+def test_the_command_says_nothing_on_success_and_a_dry_run_counts(
+    connection: Connection, mentor_id: object, worker_url: str, bare_environment: dict[str, str], tmp_path: Path
+) -> None:
+    """The dry run was asked for figures; the job itself is cron's. JSON has the limit, and says which it was."""
+    environment = bare_environment | {"CERTJOB_DATABASE_URL": worker_url}
 
-class TestCommand:
-    """certjob db prune."""
+    def certjob(*arguments: str) -> Finished:
+        return run_in_process("db", "prune", *arguments, environment=environment, folder=tmp_path)
 
-    def test_it_says_nothing_on_success_and_a_dry_run_counts(
-        self, certjob: Certjob, connection: Connection, mentor_id: object
-    ) -> None:
-        """The dry run was asked for figures; the job itself is cron's."""
-        TestDeleting.many(connection, mentor_id, 5)
+    TestDeleting.many(connection, mentor_id, 5)
+    five = NOTHING | {"portal_events": 5}
 
-        dry_run = certjob("db", "prune", "--older-than", "3y", "--dry-run")
-        result = certjob("db", "prune", "--older-than", "3y")
-
-        assert (dry_run.returncode, dry_run.stderr) == (0, "")
-        assert "portal events\t5\n" in dry_run.stdout
-        assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
-        assert connection.execute("SELECT count(*) FROM portal_sync_events").fetchone() == (1,)
-
-    def test_json_has_the_limit_and_the_figures(
-        self, database_url: str, bare_environment: dict[str, str], tmp_path: Path
-    ) -> None:
-        """`would_delete` for a dry run, so that nobody takes one for the other."""
-        for options, key in (((), "deleted"), (("--dry-run",), "would_delete")):
-            result = run_in_process(
-                "db",
-                "prune",
-                "--older-than",
-                "3y",
-                "--json",
-                *options,
-                environment=bare_environment | {"CERTJOB_DATABASE_URL": database_url},
-                folder=tmp_path,
-            )
-            document = json.loads(result.stdout)
-            assert (result.returncode, document["outcome"], document[key]) == (0, "ok", NOTHING)
-            assert document["dry_run"] is bool(options)
-            limit = datetime.fromisoformat(document["before"])
-            assert timedelta(days=1094) < datetime.now(UTC) - limit < timedelta(days=1098)
-
-    @pytest.mark.parametrize(
-        ("arguments", "said"),
-        [((), "--older-than"), (("--older-than", "30d"), "at least 90 days"), (("--older-than", "old"), "not an age")],
-    )
-    def test_what_is_wrong_with_the_age_is_a_line_and_exit_2(
-        self,
-        database_url: str,
-        bare_environment: dict[str, str],
-        tmp_path: Path,
-        arguments: tuple[str, ...],
-        said: str,
-    ) -> None:
-        """Nothing has a default: it deletes."""
-        result = run_in_process(
-            "db",
-            "prune",
-            *arguments,
-            environment=bare_environment | {"CERTJOB_DATABASE_URL": database_url},
-            folder=tmp_path,
-        )
-
-        assert (result.returncode, result.stderr.count("\n")) == (2, 1)
-        assert result.stderr.startswith("certjob db prune: ")
-        assert said in result.stderr
+    dry_run = certjob("--older-than", "3y", "--dry-run")
+    assert (dry_run.returncode, dry_run.stderr) == (0, "")
+    assert "portal events\t5\n" in dry_run.stdout
+    document = json.loads(certjob("--older-than", "3y", "--dry-run", "--json").stdout)
+    assert (document["outcome"], document["dry_run"], document["would_delete"]) == ("ok", True, five)
+    limit = datetime.fromisoformat(document["before"])
+    assert timedelta(days=1094) < datetime.now(UTC) - limit < timedelta(days=1098)
+    result = certjob("--older-than", "3y")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert connection.execute("SELECT count(*) FROM portal_sync_events").fetchone() == (1,)
+    document = json.loads(certjob("--older-than", "3y", "--json").stdout)
+    assert (document["outcome"], document["dry_run"], document["deleted"]) == ("ok", False, NOTHING)
+    for arguments, said in (
+        ((), "--older-than"),
+        (("--older-than", "30d"), "at least 90 days"),
+        (("--older-than", "old"), "not an age"),
+    ):
+        assert_one_line(certjob(*arguments), said, code=2, command="certjob db prune")
 
 
 class Opposite:
@@ -613,7 +495,7 @@ class TestNightsAfterwards:
             "INSERT INTO coordinators (organisation_id, email) VALUES (%s, 'k@hlf.example')", (organisation,)
         )
         mentors = []
-        for _ in range(15):
+        for _ in range(12):
             mentor = facts.mentor(organisation)
             mentors.append(mentor)
             facts.certificate(
@@ -628,7 +510,7 @@ class TestNightsAfterwards:
             self.let_it_be(connection, datetime.combine(day, datetime.min.time(), UTC), since)
             for _ in range(3):
                 self.change_something(facts, dice, dice.choice(mentors), day)
-            day += timedelta(days=dice.choice([10, 30, 50]))
+            day += timedelta(days=dice.choice([20, 40, 60]))
 
     @staticmethod
     def change_something(facts: Facts, dice: random.Random, mentor: object, day: date) -> None:
@@ -664,7 +546,7 @@ class TestNightsAfterwards:
         shows the opposite of everything, since that is where what was forgotten would be missed.
         """
         done: list[tuple[object, ...]] = []
-        for days, move in ((0, 0), (0, 95), (0, -95), (1, 0), (30, -200), (30, 200), (400, 0)):
+        for days, move in ((0, 0), (0, 95), (0, -95), (30, -200), (400, 200)):
             today, portal, channel = TODAY + timedelta(days=days), FlakyPortal(), CollectingChannel()
             connection.execute("UPDATE certificates SET expires_on = greatest(expires_on + %s, issued_on)", (move,))
             connection.execute("UPDATE mentors SET review_on = '-infinity'")
@@ -697,7 +579,7 @@ class TestNightsAfterwards:
         with psycopg.connect(server_url, autocommit=True) as admin:
             admin.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
-    @pytest.mark.parametrize("seed", range(5))
+    @pytest.mark.parametrize("seed", range(3))
     def test_whoever_prunes_has_the_same_nights_as_whoever_does_not(
         self, server_url: str, database_url: str, twin: str, seed: int
     ) -> None:
