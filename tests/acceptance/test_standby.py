@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
-import psycopg
 import pytest
 import typer
 
@@ -13,7 +12,6 @@ from certjob import database
 from certjob.cli import entry
 from certjob.cli.app import app
 from certjob.database import Connection
-from certjob.database.connection_errors import explain_refusal
 from tests.chaos.cluster import Cluster
 from tests.support.bounces import postfix
 from tests.support.command_line import assert_one_line, run_in_process
@@ -140,25 +138,6 @@ def test_a_migration_is_sent_to_the_primary(environment: dict[str, str], tmp_pat
     result = run_in_process("db", "migrate", environment=environment, folder=tmp_path)
 
     assert_one_line(result, "the database is read-only; migrate on the primary", code=1, command="certjob db migrate")
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "the database system is starting up",
-        "the database system is shutting down",
-        "the database system is in recovery mode",
-        "the database system is not yet accepting connections\nDETAIL:  Consistent recovery state is not reached.",
-        "the database system is not accepting connections\nDETAIL:  Hot standby mode is disabled.",
-    ],
-)
-def test_a_server_that_is_not_quite_there_is_no_wrong_host(text: str) -> None:
-    """Somebody would look for a mistake in the URL."""
-    error = explain_refusal(psycopg.OperationalError(f"connection failed: FATAL:  {text}"))
-
-    assert "takes no connections just now" in str(error)
-    assert "wait a minute" in str(error)
-    assert error.exit_code == 1
 
 
 class TestLimits:

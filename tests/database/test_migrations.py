@@ -58,7 +58,7 @@ class TestApplying:
     """Pending files in order, each in one transaction with its line in the ledger."""
 
     def test_an_empty_database_gets_every_migration_in_order_and_only_once(self, empty: database.Connection) -> None:
-        """Each is written into the ledger with its checksum; looking before it makes no ledger, settings end with it."""
+        """Each is in the ledger with its checksum; looking before makes no ledger, and settings end with it."""
         brought = migrations.migrations()
         assert [each.version for each in brought] == list(range(1, len(brought) + 1)), "two took the same number"
         settings = [empty.execute(f"SHOW {name}".encode()).fetchone() for name in ("lock_timeout", "search_path")]
