@@ -2,9 +2,10 @@
 
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -17,16 +18,19 @@ from certjob.errors import PermanentPortalError
 from certjob.mail.channels.maildir import MaildirChannel
 from certjob.mail.channels.smtp import SmtpChannel
 from certjob.mail.message import Channel, OutgoingMessage, compose
-from tests.support.command_line import Finished, on_terminal, run_in_process, without_escapes
+from tests.support.command_line import on_terminal, run_in_process, without_escapes
 from tests.support.command_line import today as real_today
 from tests.support.facts import TODAY, Facts
-from tests.support.hostile_texts import HOSTILE, SPY, Hostile, Page, ReceivedMail, assert_harmless, read_mail
+from tests.support.hostile_texts import HOSTILE, SPY, Page, ReceivedMail, assert_harmless, read_mail
 from tests.support.nights import night
 from tests.support.smtp_server import HOST, Mailbox, real_server
 
 SENDER = parse_sender("certjob@hlf.example")
 PLAIN = "PLAINTEXT"
-"""What the other organisation has wherever the hostile one has its text: its mail shows how mail is to look."""
+"""What one organisation has wherever the hostile ones have their texts: its mail shows how mail is to look."""
+HOSTILE_BY_SLUG = {f"h{number}": hostile for number, hostile in enumerate(HOSTILE.values())}
+TEXTS = {slug: hostile.text for slug, hostile in HOSTILE_BY_SLUG.items()} | {"plain": PLAIN}
+"""By the slug of the organisation that has it everywhere."""
 
 
 class RefusingPortal:
@@ -91,109 +95,90 @@ def in_maildir(folder: Path) -> dict[str, ReceivedMail]:
     return {message.to: message for message in messages}
 
 
-def assert_whole(messages: dict[str, ReceivedMail], hostile: Hostile) -> None:
-    """The mail about the hostile organisation is that about the plain one, with another word in it."""
-    assert messages.keys() == {
-        f"{who}@{slug}.example" for who in ("mentor", "coordinator") for slug in ("hostile", "plain")
-    }
+def assert_whole(messages: dict[str, ReceivedMail]) -> None:
+    """The mail about a hostile organisation is that about the plain one, with another word in it."""
+    assert messages.keys() == {f"{who}@{slug}.example" for who in ("mentor", "coordinator") for slug in TEXTS}
     for who in ("mentor", "coordinator"):
-        message, plain = messages[f"{who}@hostile.example"], messages[f"{who}@plain.example"]
-        assert message.to == f"{who}@hostile.example"
-        assert message.subject == plain.subject.replace(PLAIN, hostile.in_message)
-        assert message.text == plain.text.replace(PLAIN, hostile.in_message).replace("plain.example", "hostile.example")
-        assert message.page.tags == plain.page.tags
-        assert message.page.text == plain.page.text.replace(PLAIN, hostile.in_message)
-        assert {link.partition(":")[0] for link in message.page.links} <= {"https", "mailto", "tel"}
+        plain = messages[f"{who}@plain.example"]
+        for slug, hostile in HOSTILE_BY_SLUG.items():
+            message = messages[f"{who}@{slug}.example"]
+            assert message.subject == plain.subject.replace(PLAIN, hostile.in_message)
+            with_text = plain.text.replace(PLAIN, hostile.in_message).replace("plain.example", f"{slug}.example")
+            assert message.text == with_text
+            assert message.page.tags == plain.page.tags, hostile
+            assert message.page.text == plain.page.text.replace(PLAIN, hostile.in_message)
+            assert {link.partition(":")[0] for link in message.page.links} <= {"https", "mailto", "tel"}, hostile
 
 
-hostile_texts = pytest.mark.parametrize("hostile", HOSTILE.values(), ids=[name.replace(" ", "-") for name in HOSTILE])
-
-
-@hostile_texts
-def test_no_text_breaks_a_message_or_a_digest(connection: Connection, facts: Facts, hostile: Hostile) -> None:
+def test_no_text_breaks_a_message_or_a_digest(connection: Connection, facts: Facts) -> None:
     """In names, kinds, contact fields and error texts: the headers and both parts are what they should be."""
     mailbox = Mailbox()
-    words = {}
-    for slug, text in (("hostile", hostile.text), ("plain", PLAIN)):
-        _, contact_id = add_organisation(facts, text, slug=slug, today=TODAY)
-        words[contact_id] = text
+    words = {add_organisation(facts, text, slug=slug, today=TODAY)[1]: text for slug, text in TEXTS.items()}
 
     with smtp_channel(mailbox) as channel:
         report = night(connection, portal=RefusingPortal(words), channel=channel)
 
-    assert_whole(received(mailbox), hostile)
+    assert_whole(received(mailbox))
     assert report.reminders is not None
-    assert (report.reminders.sent, report.reminders.failed) == (2, 2)
+    assert (report.reminders.sent, report.reminders.failed) == (len(TEXTS), len(TEXTS))
     assert not report.crashed
     assert [str(stop) for stop in report.stopped] == []
     failed = facts.rows("SELECT DISTINCT last_error FROM cert_notification_log WHERE status = 'failed'")
     assert failed == [("no address",)]
 
 
-@hostile_texts
-def test_no_text_breaks_what_a_command_prints(
-    facts: Facts, bare_environment: dict[str, str], database_url: str, tmp_path: Path, hostile: Hostile
-) -> None:
-    """Off a terminal a line stays a line, JSON stays JSON, the preview is the message; a Maildir gets all of it."""
-    folder = tmp_path / "mail"
-    environment = bare_environment | {
-        "CERTJOB_DATABASE_URL": database_url,
-        "CERTJOB_NOTIFY_URL": f"maildir:{folder}",
-        "CERTJOB_MAIL_FROM": SENDER.specification,
-    }
-    mentors = {
-        slug: str(add_organisation(facts, text, slug=slug, today=real_today())[0])
-        for slug, text in (("hostile", hostile.text), ("plain", PLAIN))
-    }
-
-    def run(*arguments: str, code: int) -> Finished:
-        result = run_in_process(*arguments, environment=environment, folder=tmp_path)
-        assert result.returncode == code, result
-        assert_harmless(result.stderr)
-        assert_harmless(result.stdout, is_document={"--json", "--html"}.intersection(arguments) != set())
-        return result
-
-    plan = run("run", "--dry-run", code=0)
-    plan_document = json.loads(run("run", "--dry-run", "--json", code=0).stdout)
-    previews = {slug: run("preview", mentor, code=0) for slug, mentor in mentors.items()}
-    preview_documents = {slug: json.loads(run("preview", m, "--json", code=0).stdout) for slug, m in mentors.items()}
-    pages = {slug: Page(run("preview", m, "--html", code=0).stdout) for slug, m in mentors.items()}
-    outcome = json.loads(run("run", "--json", code=3).stdout)
-    alerts = run("alerts", code=3)
-    alerts_document = json.loads(run("alerts", "--json", code=3).stdout)
-
-    assert len(plan.stdout.splitlines()) == 5  # two mentors of each organisation, and the figures
-    assert sorted(change["member_no"] for change in plan_document["changes"]) == sorted(
-        f"{text}{number}" for text in (hostile.text, PLAIN) for number in (1, 2)
-    )
-    assert outcome["reminders"]["sent"] == outcome["reminders"]["failed"] == outcome["digests"]["sent"] == 2
-    assert_whole(in_maildir(folder), hostile)
-    assert len(previews["hostile"].stdout.splitlines()) == len(previews["plain"].stdout.splitlines())
-    assert preview_documents["hostile"]["text"] == preview_documents["plain"]["text"].replace(PLAIN, hostile.in_message)
-    assert pages["hostile"].tags == pages["plain"].tags
-    assert len(alerts.stdout.splitlines()) == 4  # a push and a reminder of each organisation
-    names = [alert["full_name"] for part in ("alerts", "failed_reminders") for alert in alerts_document[part]]
-    assert sorted(names) == sorted([hostile.text, PLAIN] * 2)
-    assert hostile.in_message in previews["hostile"].stdout or not hostile.in_message.isprintable()
-    for printed in (plan, alerts):
-        assert hostile.text in printed.stdout or not hostile.text.isprintable()
-
-
-@pytest.mark.parametrize("texts", [list(HOSTILE.values())[0::2], list(HOSTILE.values())[1::2]], ids=["some", "others"])
-def test_no_text_breaks_a_terminal(
-    facts: Facts, bare_environment: dict[str, str], database_url: str, tmp_path: Path, texts: Sequence[Hostile]
-) -> None:
-    """On one, with colours, tables and a progress bar: no order but Rich's own, and markup is only text."""
-    environment = bare_environment | {
+@pytest.fixture
+def environment(bare_environment: dict[str, str], database_url: str, tmp_path: Path) -> dict[str, str]:
+    return bare_environment | {
         "CERTJOB_DATABASE_URL": database_url,
         "CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'mail'}",
         "CERTJOB_MAIL_FROM": SENDER.specification,
     }
-    mentor, *_ = [
-        add_organisation(facts, hostile.text, slug=f"h{number}", today=real_today())[0]
-        for number, hostile in enumerate(texts)
-    ]
-    short = {hostile.text for hostile in HOSTILE.values() if len(hostile.text) < 100}
+
+
+def test_no_text_breaks_what_a_command_prints(facts: Facts, environment: dict[str, str], tmp_path: Path) -> None:
+    """Off a terminal a line stays a line, JSON stays JSON, the preview is the message; a Maildir gets all of it."""
+    mentors = {
+        slug: str(add_organisation(facts, text, slug=slug, today=real_today())[0]) for slug, text in TEXTS.items()
+    }
+
+    def run(*arguments: str, code: int) -> str:
+        result = run_in_process(*arguments, environment=environment, folder=tmp_path)
+        assert result.returncode == code, result
+        assert_harmless(result.stderr)
+        assert_harmless(result.stdout, is_document={"--json", "--html"}.intersection(arguments) != set())
+        return result.stdout
+
+    plan = run("run", "--dry-run", code=0)
+    changes = json.loads(run("run", "--dry-run", "--json", code=0))["changes"]
+    previews = {slug: run("preview", mentor, code=0) for slug, mentor in mentors.items()}
+    pages = {slug: Page(run("preview", mentor, "--html", code=0)) for slug, mentor in mentors.items()}
+    outcome = json.loads(run("run", "--json", code=3))
+    alerts = run("alerts", code=3)
+    alerts_document = json.loads(run("alerts", "--json", code=3))
+
+    assert len(plan.splitlines()) == 2 * len(TEXTS) + 1  # two mentors of each organisation, and the figures
+    assert Counter(change["member_no"] for change in changes) == Counter(
+        f"{text}{number}" for text in TEXTS.values() for number in (1, 2)
+    )
+    counts = outcome["reminders"]["sent"], outcome["reminders"]["failed"], outcome["digests"]["sent"]
+    assert counts == (len(TEXTS),) * 3
+    assert_whole(in_maildir(tmp_path / "mail"))
+    assert len(alerts.splitlines()) == 2 * len(TEXTS)  # a push and a reminder of each organisation
+    names = [alert["full_name"] for part in ("alerts", "failed_reminders") for alert in alerts_document[part]]
+    assert Counter(names) == Counter([*TEXTS.values()] * 2)
+    for slug, hostile in HOSTILE_BY_SLUG.items():
+        assert len(previews[slug].splitlines()) == len(previews["plain"].splitlines()), hostile
+        assert pages[slug].tags == pages["plain"].tags, hostile
+        assert hostile.in_message in previews[slug] or not hostile.in_message.isprintable()
+        for printed in (plan, alerts):
+            assert hostile.text in printed or not hostile.text.isprintable()
+
+
+def test_no_text_breaks_a_terminal(facts: Facts, environment: dict[str, str], tmp_path: Path) -> None:
+    """On one, with colours, tables and a progress bar: no order but Rich's own, and markup is only text."""
+    mentor, *_ = [add_organisation(facts, text, slug=slug, today=real_today())[0] for slug, text in TEXTS.items()]
+    short = {text for text in TEXTS.values() if len(text) < 100}
     facts.connection.execute(
         "UPDATE mentors SET full_name = %s WHERE id = %s", (" ".join(sorted(short))[:1000], mentor)
     )
@@ -202,22 +187,19 @@ def test_no_text_breaks_a_terminal(
         # As wide as this so that nothing short is wrapped.
         returned, shown = on_terminal(arguments, environment=environment, folder=tmp_path, columns=4_000)
         assert returned == code, shown
-        assert_harmless(shown, on_terminal=True, is_document="--json" in arguments)
+        assert_harmless(shown, on_terminal=True)
         return without_escapes(shown)
 
     plan = run("run", "--dry-run", code=0)
     preview = run("preview", str(mentor), code=0)
-    document = run("run", "--dry-run", "--json", code=0)
     night_of = run("run", code=3)
     alerts = run("alerts", code=3)
 
     for text in filter(str.isprintable, short):
         assert " ".join(text.split()) in preview
-        assert text in alerts
-    for text in filter(str.isprintable, short.intersection(hostile.text for hostile in texts)):
-        assert text in plan
+    for printed in (plan, alerts):
+        assert sum(text in printed for text in filter(str.isprintable, short)) > 10  # the others are only counted
     assert "K\ufffd[2J\ufffd[5mK" in alerts
-    assert len(json.loads(document)["changes"]) == 2 * len(texts)
     assert "Night of" in night_of
 
 
@@ -278,74 +260,73 @@ FATES = {
 }
 
 
-def fates(*, only: Callable[[Fate], bool] = lambda _: True) -> pytest.MarkDecorator:
-    chosen = {name.replace(" ", "-"): fate for name, fate in FATES.items() if only(fate)}
-    return pytest.mark.parametrize("fate", chosen.values(), ids=chosen.keys())
-
-
-def add_addressees(facts: Facts, address: str) -> None:
-    """A mentor and a coordinator with this address, and a mentor with a usual one."""
+def add_addressees(facts: Facts) -> None:
+    """A mentor and a coordinator with each address, and a mentor with a usual one."""
     organisation = facts.organisation(portal=None)
-    facts.certified_mentor(organisation, TODAY - timedelta(days=1), email=address)
-    facts.certified_mentor(organisation, TODAY - timedelta(days=1), email="usual@b.example")
-    facts.connection.execute(
-        "INSERT INTO coordinators (organisation_id, email) VALUES (%s, %s)", (organisation, address)
+    facts.certified_mentor(organisation, TODAY + timedelta(days=5), email="usual@b.example")
+    for fate in FATES.values():
+        facts.certified_mentor(organisation, TODAY + timedelta(days=5), email=fate.address)
+        facts.connection.execute(
+            "INSERT INTO coordinators (organisation_id, email) VALUES (%s, %s)", (organisation, fate.address)
+        )
+
+
+def assert_fates(facts: Facts, addressees: Sequence[str], fates: Iterable[Fate]) -> None:
+    """Reminder and digest have arrived there, or both have failed with this reason; the usual one has arrived."""
+    expected = Counter(fate.arrives_at for fate in fates if fate.arrives_at)
+    assert Counter(addressees) == expected + expected + Counter(["usual@b.example"])
+    reminders = facts.rows(
+        "SELECT email, status, last_error FROM cert_notification_log AS l JOIN mentors AS m ON m.id = l.mentor_id"
     )
+    digests = facts.rows(
+        "SELECT email, status, last_error FROM coordinator_digests AS d JOIN coordinators AS c ON c.id = coordinator_id"
+    )
+    wanted = {(fate.address, *(("sent", None) if fate.arrives_at else ("failed", fate.why_not))) for fate in fates}
+    assert set(digests) == wanted
+    assert set(reminders) == wanted | {("usual@b.example", "sent", None)}
 
 
-def assert_fate(facts: Facts, addressees: Sequence[str], *, arrives_at: str, why_not: str) -> None:
-    """Reminder and digest have arrived there, or both have failed with this reason; the other reminder has arrived."""
-    assert sorted(addressees) == sorted(["usual@b.example", *([arrives_at] * 2 if arrives_at else [])])
-    expected = [("sent", None), ("sent", None) if arrives_at else ("failed", why_not)]
-    rows = facts.rows("SELECT status, last_error FROM cert_notification_log")
-    assert sorted(rows, key=str) == sorted(expected, key=str)
-    assert facts.rows("SELECT status, last_error FROM coordinator_digests") == expected[1:]
-
-
-@fates()
-def test_an_address_is_used_as_it_is_or_not_at_all(connection: Connection, facts: Facts, fate: Fate) -> None:
+def test_an_address_is_used_as_it_is_or_not_at_all(connection: Connection, facts: Facts) -> None:
     """No copy goes anywhere else; what cannot be sent is failed, and the address is no part of the reason."""
     mailbox = Mailbox()
-    add_addressees(facts, fate.address)
+    add_addressees(facts)
 
     with smtp_channel(mailbox, enable_SMTPUTF8=True) as channel:
         report = night(connection, channel=channel)
 
-    messages = [read_mail(envelope.content, utf8=fate.international) for envelope in mailbox.envelopes]
+    international = {fate.arrives_at for fate in FATES.values() if fate.international}
     recipients = [recipient for envelope in mailbox.envelopes for recipient in envelope.rcpt_tos]
-    assert [message.to for message in messages] == recipients
-    assert_fate(facts, recipients, arrives_at=fate.arrives_at, why_not=fate.why_not)
-    assert report.outcome == ("ok" if fate.arrives_at else "attention")
-    assert fate.address not in " ".join(report.reasons)
+    for envelope in mailbox.envelopes:
+        [recipient] = envelope.rcpt_tos
+        assert read_mail(envelope.content, utf8=recipient in international).to == recipient
+    assert_fates(facts, recipients, FATES.values())
+    assert report.outcome == "attention"
+    assert not [fate.address for fate in FATES.values() if fate.address in " ".join(report.reasons)]
 
 
-@fates(only=lambda fate: fate.international)
-def test_a_server_without_smtputf8_is_not_asked(connection: Connection, facts: Facts, fate: Fate) -> None:
+def test_a_server_without_smtputf8_is_not_asked(connection: Connection, facts: Facts) -> None:
     """It could only refuse such an address; the reason says what to do, and the others get their mail."""
     mailbox = Mailbox()
-    add_addressees(facts, fate.address)
+    add_addressees(facts)
+    why_not = "the mail server takes no address with letters beyond ASCII before the @; correct the address"
 
     with smtp_channel(mailbox, enable_SMTPUTF8=False) as channel:
-        report = night(connection, channel=channel)
+        night(connection, channel=channel)
 
     recipients = [recipient for envelope in mailbox.envelopes for recipient in envelope.rcpt_tos]
-    why_not = "the mail server takes no address with letters beyond ASCII before the @; correct the address"
-    assert_fate(facts, recipients, arrives_at="", why_not=why_not)
-    assert report.outcome == "attention"
+    fates = [replace(fate, arrives_at="", why_not=why_not) if fate.international else fate for fate in FATES.values()]
+    assert_fates(facts, recipients, fates)
 
 
-@fates(only=lambda fate: fate.arrives_at != "")
-def test_a_maildir_takes_all_that_can_be_sent_to(
-    connection: Connection, facts: Facts, fate: Fate, tmp_path: Path
-) -> None:
+def test_a_maildir_takes_all_that_can_be_sent_to(connection: Connection, facts: Facts, tmp_path: Path) -> None:
     """A rehearsal shows the same message."""
-    add_addressees(facts, fate.address)
+    add_addressees(facts)
 
     night(connection, channel=MaildirChannel(tmp_path / "mail", sender=SENDER))
 
     files = (tmp_path / "mail" / "new").iterdir()
-    messages = [read_mail(file.read_bytes(), line_end=b"\n", utf8=fate.international) for file in files]
-    assert_fate(facts, [message.to for message in messages], arrives_at=fate.arrives_at, why_not=fate.why_not)
+    messages = [read_mail(file.read_bytes(), line_end=b"\n", utf8=True) for file in files]
+    assert_fates(facts, [message.to for message in messages], FATES.values())
 
 
 @pytest.mark.parametrize(
@@ -359,7 +340,7 @@ def test_a_maildir_takes_all_that_can_be_sent_to(
 def test_a_subject_arrives_letter_by_letter(words: str) -> None:
     """However long it is and wherever its letters beyond ASCII stand: no space is lost or doubled where a line ends."""
     chance = random.Random(7)
-    subjects = [" ".join(chance.choices(words.split(), k=length)) for length in range(1, 30) for _ in range(10)]
+    subjects = [" ".join(chance.choices(words.split(), k=length)) for length in range(1, 30) for _ in range(3)]
 
     letters = [
         compose(message(subject, to="kåre@a.example" if number % 2 else "kari@a.example"), sender=SENDER)[1]

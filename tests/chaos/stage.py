@@ -1,7 +1,5 @@
 """Where a run plays: its database, the portal, the mail server, the facts as they were, and the processes."""
 
-import os
-import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,14 +20,14 @@ from tests.chaos.plans import Command
 from tests.chaos.population import Change, Contact, Deed, MentorPlan, change, create
 from tests.chaos.postbox import PASSWORD, USER, Postbox
 from tests.chaos.receiver import Receiver
-from tests.support.command_line import Child, started
+from tests.support.command_line import Child
 from tests.support.facts import Facts
 from tests.support.intents import let_unknown_outcomes_pass, make_due, run_out
 from tests.support.portal_server import PortalServer
+from tests.support.processes import started
 from tests.support.smtp_server import CERTIFICATE
 from tests.support.waiting import until
 
-_STRUCK_COMMAND = Path(__file__).with_name("struck_command.py")
 _PATIENCE_SECONDS = 1.5
 """So long certjob waits for a silent mail server, instead of a minute or ten."""
 
@@ -112,12 +110,10 @@ class Stage:
 
     @contextmanager
     def started(self, command: Command, proxy: DatabaseProxy) -> Iterator[Child]:
-        """The installed command as a process, as cron would start it; with faults inside it, through their entry."""
+        """The command as a process, as cron would start it; with the faults that are to strike inside it."""
         words = [*command.words, "-q"] if command.words[0] == "resync" else list(command.words)
-        inside = self._inside(command)
-        program = [sys.executable, "-P", str(_STRUCK_COMMAND)] if inside else ()
-        environment = self._environment(command, port=proxy.port) | inside
-        with started(*words, environment=environment, folder=self.folder, program=program) as child:
+        environment = self._environment(command, port=proxy.port)
+        with started(*words, environment=environment, folder=self.folder, **self._inside(command)) as child:
             yield child
 
     def has_struck_itself(self) -> bool:
@@ -130,14 +126,14 @@ class Stage:
     def _mark(self) -> Path:
         return self.folder / "struck"
 
-    def _inside(self, command: Command) -> dict[str, str]:
+    def _inside(self, command: Command) -> dict[str, float | str]:
         fault = command.fault
-        inside: dict[str, str] = {}
+        inside: dict[str, float | str] = {}
         if fault is not None and fault.spot in IN_THE_LOOP:
             words = (fault.spot, fault.number, fault.action, fault.steps, self._mark)
-            inside["CHAOS_LOOP"] = ":".join(map(str, words))
+            inside["loop_fault"] = ":".join(map(str, words))
         if any(word is not None and word.manner is Manner.HANG for word in command.mail_script):
-            inside["CHAOS_PATIENCE"] = str(_PATIENCE_SECONDS)
+            inside["patience"] = _PATIENCE_SECONDS
         return inside
 
     def wait_until_idle(self) -> None:
@@ -161,10 +157,9 @@ class Stage:
             self.ever_due |= model.due_reminders(person, self.today)
 
     def _environment(self, command: Command, *, port: int) -> dict[str, str]:
-        own_path = {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
         is_secured = any(word is not None and word.phase in SECURED for word in command.mail_script)
         login = {"CERTJOB_NOTIFY_USER": USER, "CERTJOB_NOTIFY_PASSWORD": PASSWORD, "SSL_CERT_FILE": str(CERTIFICATE)}
-        return (own_path | (login if is_secured else {})) | {
+        return (login if is_secured else {}) | {
             "HOME": str(self.folder),
             "PATH": "/usr/bin:/bin",
             "CERTJOB_DATABASE_URL": f"postgresql://postgres@127.0.0.1:{port}/{self.name}?sslmode=disable&gssencmode=disable",

@@ -1,10 +1,4 @@
-"""The command with faults inside its event loop: ``python -P struck_command.py run``.
-
-certjob has no hook for such faults, so asyncio is wrapped before certjob begins. Two variables tell what to do:
-
-    CHAOS_LOOP=<spot>:<number>:<action>:<steps>:<file>    one fault; the file is made when it has struck
-    CHAOS_PATIENCE=1.5                                    time-outs of a minute and more come after so many seconds
-"""
+"""Faults inside the command's event loop: certjob has no hook for them, so asyncio is wrapped before it begins."""
 
 import asyncio
 import heapq
@@ -16,8 +10,6 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-
-from certjob.cli.entry import main
 
 LATE_SECONDS = 1.2
 """Longer than the portal stage waits before it looks for more work."""
@@ -126,12 +118,15 @@ def lose_patience(seconds: float) -> None:
     asyncio.timeout = shortened
 
 
-if __name__ == "__main__":
-    if "CHAOS_LOOP" in os.environ:
-        wanted = LoopFault(os.environ["CHAOS_LOOP"])
+def plant(*, loop_fault: str = "", patience: float = 0) -> None:
+    """Prepare this process: one fault, ``<spot>:<number>:<action>:<steps>:<file>``, and its patience in seconds.
+
+    The file is made when it has struck; time-outs of a minute and more come after ``patience``.
+    """
+    if loop_fault:
+        wanted = LoopFault(loop_fault)
         strike_turns_and_timers(wanted)
         strike_results(wanted)
         strike_pushes(wanted)
-    if "CHAOS_PATIENCE" in os.environ:
-        lose_patience(float(os.environ["CHAOS_PATIENCE"]))
-    main()
+    if patience:
+        lose_patience(patience)

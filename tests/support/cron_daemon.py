@@ -151,14 +151,14 @@ class CronDaemon:
 
 
 def moved_to(minute: datetime, crontab: str, *, commands: Collection[str], folder: Path) -> str:
-    """The crontab as it is installed here, those jobs at that minute and the others a minute before; else unchanged."""
+    """The crontab as it is installed here, those jobs at that minute and the others half a day later."""
     lines = []
     for line in crontab.splitlines():
         job = re.fullmatch(r"((?:[\d*/-]+\s+){5})(.*/certjob (.+) --env-file .*)", line)
         if job is None:
             lines.append(line)
             continue
-        when = minute if job[3] in commands else minute - timedelta(minutes=1)
+        when = minute if job[3] in commands else minute + timedelta(hours=12)
         lines.append(f"{when.minute} {when.hour} * * *    {job[2].replace('/opt/certjob/bin', str(folder))}")
     return "\n".join([*lines, ""])
 

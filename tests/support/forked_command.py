@@ -20,7 +20,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
@@ -58,6 +60,8 @@ class ForkedCommand:
         self.stdout: IO[str] | None = None
         self.stderr: IO[str] | None = None
         self._status, status_of_the_server = os.pipe()
+        weakref.finalize(self, os.close, self._status)
+        self._reading = threading.Lock()
         request = {
             "arguments": list(arguments),
             "environment": dict(environment),
@@ -78,14 +82,18 @@ class ForkedCommand:
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for its end and return its exit code, negative after a signal. Raises subprocess.TimeoutExpired."""
+        """Wait for its end and return its exit code, negative after a signal. Raises subprocess.TimeoutExpired.
+
+        Several threads may wait: the pipe stays readable for those who come too late for the number.
+        """
         if self.returncode is None:
             with selectors.DefaultSelector() as selector:
                 selector.register(self._status, selectors.EVENT_READ)
                 if not selector.select(timeout):
                     raise subprocess.TimeoutExpired(self.args, timeout or 0)
-            self.returncode = int(os.read(self._status, _WIDTH) or -signal.SIGKILL)
-            os.close(self._status)
+            with self._reading:
+                if self.returncode is None:
+                    self.returncode = int(os.read(self._status, _WIDTH) or -signal.SIGKILL)
         return self.returncode
 
     def send_signal(self, number: int) -> None:

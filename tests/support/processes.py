@@ -77,7 +77,8 @@ def started(
     The alterations: ``freeze_before`` or ``freeze_after`` a method; in seconds ``portal_lease``, ``mail_lease``,
     ``call`` (the longest a call to the portal takes), ``round`` (how long its repeats may begin) and ``message`` (the
     longest each half of a message takes, before and after it is handed over); ``grace``, how long what is being done
-    may go on after a signal; ``clock``, what this machine's shows when the command begins (nothing: the right time).
+    may go on after a signal; ``clock``, what this machine's shows when the command begins (nothing: the right time);
+    ``loop_fault`` and ``patience``: see ``tests.chaos.struck_command``.
     """
     from tests.support import forked_command
     from tests.support.command_line import Child
@@ -182,6 +183,10 @@ def run_altered(alterations: Mapping[str, Any]) -> None:
         _shorten_mail(lease=alterations["mail_lease"], message=alterations["message"])
     if "grace" in alterations:
         _set_everywhere("GRACE_SECONDS", alterations["grace"])
+    if faults := {name: alterations[name] for name in ("loop_fault", "patience") if name in alterations}:
+        from tests.chaos.struck_command import plant
+
+        plant(**faults)
     for moment in alterations.keys() & {"freeze_before", "freeze_after"}:
         _plant_freeze(alterations[moment], before=moment == "freeze_before")
     if alterations.get("clock"):
