@@ -129,6 +129,11 @@ def meet_in_the_review(connection: Connection, *, processes: int) -> None:
     connection.execute("CREATE TRIGGER meeting BEFORE UPDATE ON mentors EXECUTE FUNCTION meet()")
 
 
+def wait_for_calls_of(portal: PortalServer, processes: int) -> None:
+    """Wait until so many have begun to push."""
+    portal.wait_until(lambda: portal.connections_made > CALLS * (processes - 1), timeout_seconds=60)
+
+
 def start_together(app: App, backends: Backends, stack: ExitStack, **process: Any) -> list[Child]:
     """So many runs, all of which begin at the same moment."""
     number = process.pop("processes")
@@ -196,7 +201,7 @@ def test_nights_set_off_together_share_the_work(
     with ExitStack() as stack:
         backends = Backends(connection)
         children = start_together(app, backends, stack, processes=processes, environment=environment, folder=tmp_path)
-        portal.wait_until(lambda: portal.connections_made > CALLS * (processes - 1), timeout_seconds=60)
+        wait_for_calls_of(portal, processes)
         gate.set()
         reports = finish_all(children)
 
@@ -223,7 +228,7 @@ def test_nights_set_off_one_after_another_share_the_work(
             gate.clear()
             add_mentors(facts, ill=EACH)
             children.append(stack.enter_context(started("run", "--json", environment=environment, folder=tmp_path)))
-            portal.wait_until(lambda before=number: portal.connections_made > CALLS * before, timeout_seconds=60)
+            wait_for_calls_of(portal, number + 1)
         gate.set()
         reports = finish_all(children)
 
