@@ -71,17 +71,6 @@ def test_the_result_of_work_survives_the_cancellation_of_who_waits_for_it(connec
     assert seen == [(7,)]
 
 
-def test_an_error_in_the_work_is_raised_where_it_was_asked_for(connection: Connection) -> None:
-    """And the next piece of work is done."""
-
-    async def main(database: DatabaseThread, _stopped: asyncio.Event) -> object:
-        with pytest.raises(psycopg.errors.DivisionByZero):
-            await database.run(lambda: connection.execute("SELECT 1 / 0"))
-        return await database.run(lambda: connection.execute("SELECT 1").fetchone())
-
-    assert run(main, connection) == (1,)
-
-
 def test_a_name_lookup_that_hangs_holds_up_nothing(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither other lookups, nor the database, nor the end."""
     let_go = threading.Event()
@@ -217,20 +206,6 @@ def test_a_statement_that_ends_by_itself_soon_after_the_deadline_is_let_end(conn
         return await database.run(lambda: connection.execute("SELECT 1 FROM pg_sleep(0.3)").fetchone())
 
     assert run(main, connection, deadline_seconds=0.05) == (1,)
-
-
-def test_the_loop_runs_in_any_thread(connection: Connection) -> None:
-    """Signals belong to the main one alone."""
-    answers: list[object] = []
-
-    async def main(database: DatabaseThread, _stopped: asyncio.Event) -> object:
-        return await database.run(lambda: connection.execute("SELECT 1").fetchone())
-
-    thread = threading.Thread(target=lambda: answers.append(run(main, connection)))
-    thread.start()
-    thread.join(30)
-
-    assert answers == [(1,)]
 
 
 def test_a_second_signal_breaks_nothing_while_the_loop_begins(connection: Connection) -> None:

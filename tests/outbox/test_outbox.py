@@ -1,6 +1,6 @@
 """Claim, lease, settle: what holds between two sessions, whatever becomes of either."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from uuid import uuid4
 
 import psycopg
@@ -23,13 +23,6 @@ Rows = list[tuple[object, ...]]
 STATE = "SELECT status, attempts, claim_token, next_attempt_at <= now() FROM portal_sync_events ORDER BY id"
 
 
-@pytest.fixture
-def other(database_url: str) -> Iterator[Connection]:
-    """The connection of another run."""
-    with database.connect(database_url) as connection:
-        yield connection
-
-
 class PortalOutbox(Outbox[PortalEvent]):
     """An outbox of portal events that claims what is due."""
 
@@ -44,6 +37,25 @@ class PortalOutbox(Outbox[PortalEvent]):
 
 DELIVERED = Settlement(status="delivered")
 SENT = Settlement(status="sent")
+EVERY_REMINDER: dict[str, object] = {"limit": 100, "today": TODAY}
+
+
+@pytest.fixture
+def mine(connection: Connection, facts: Facts) -> PortalOutbox:
+    """An outbox with one portal event in it."""
+    backlog(facts, 1)
+    return PortalOutbox(connection)
+
+
+@pytest.fixture
+def reminders(connection: Connection, facts: Facts) -> Outbox[QueuedReminder]:
+    """An outbox with one reminder in it, which may have been sent before."""
+    connection.execute(
+        "INSERT INTO cert_notification_log (mentor_id, threshold_days, cert_id, expires_on, maybe_sent)"
+        " VALUES (%s, 30, %s, %s, true)",
+        (facts.mentor(facts.organisation()), uuid4(), TODAY),
+    )
+    return Outbox(connection, table="reminders", item=QueuedReminder, lease_seconds=900)
 
 
 def whole_rows(facts: Facts) -> Rows:
@@ -53,63 +65,46 @@ def whole_rows(facts: Facts) -> Rows:
 class TestClaim:
     """A claim is committed before anything is sent."""
 
-    def test_another_session_sees_it_at_once(self, connection: Connection, facts: Facts, other: Connection) -> None:
-        """No transaction is open when the caller gets the rows."""
+    def test_it_is_committed_and_holds_the_row_for_the_length_of_the_lease(
+        self, connection: Connection, facts: Facts, app: App
+    ) -> None:
+        """Another session sees it at once; the row is due again when the lease runs out, and not before."""
         backlog(facts, 1)
 
-        events, _ = PortalOutbox(connection).claim_due()
+        ((event,), _) = PortalOutbox(connection, lease_seconds=120).claim_due()
 
         assert connection.info.transaction_status is psycopg.pq.TransactionStatus.IDLE
-        row = other.execute("SELECT claim_token, attempts FROM portal_sync_events").fetchone()
-        assert row == (events[0].claim_token, 1)
-        assert events[0].attempts == 1
-
-    def test_it_holds_the_row_for_the_length_of_the_lease(self, connection: Connection, facts: Facts) -> None:
-        """The row is due again when the lease runs out, and not before."""
-        backlog(facts, 1)
-
-        PortalOutbox(connection, lease_seconds=120).claim_due()
-
-        assert facts.rows(
-            "SELECT next_attempt_at BETWEEN now() + interval '110 s' AND now() + interval '120 s'"
-            " FROM portal_sync_events"
-        ) == [(True,)]
+        leased = "next_attempt_at BETWEEN now() + interval '110 s' AND now() + interval '120 s'"
+        row = app.execute(f"SELECT claim_token, attempts, {leased} FROM portal_sync_events".encode()).fetchone()
+        assert row == (event.claim_token, 1, True)
+        assert event.attempts == 1
         assert PortalOutbox(connection).claim_due()[0] == []
 
-    def test_each_claim_has_a_token_of_its_own(self, connection: Connection, facts: Facts) -> None:
+    def test_each_claim_has_a_token_of_its_own(self, mine: PortalOutbox, facts: Facts) -> None:
         """Also when it takes over a row whose lease ran out; the attempt is counted again."""
-        backlog(facts, 1)
-        first, _ = PortalOutbox(connection).claim_due()
+        ((first,), _) = mine.claim_due()
         run_out(facts)
 
-        second, _ = PortalOutbox(connection).claim_due()
+        ((second,), _) = mine.claim_due()
 
-        assert first[0].id == second[0].id
-        assert first[0].claim_token != second[0].claim_token
-        assert second[0].attempts == 2
+        assert first.id == second.id
+        assert first.claim_token != second.claim_token
+        assert second.attempts == 2
 
-    def test_it_takes_no_more_than_it_was_asked_for(self, connection: Connection, facts: Facts) -> None:
-        """The rest is untouched."""
+    @pytest.mark.parametrize("status", ["blocked", "delivered", "withdrawn"])
+    def test_only_pending_rows_that_are_due_are_claimed(
+        self, connection: Connection, facts: Facts, status: str
+    ) -> None:
+        """No more of them than was asked for; the rest is untouched."""
         backlog(facts, 5)
+        connection.execute("UPDATE portal_sync_events SET status = %s WHERE id = 1", (status,))
+        connection.execute("UPDATE portal_sync_events SET next_attempt_at = now() + interval '1 minute' WHERE id = 2")
 
         events, _ = PortalOutbox(connection).claim_due(limit=2)
 
-        assert len(events) == 2
-        assert facts.rows("SELECT count(*) FROM portal_sync_events WHERE claim_token IS NULL AND attempts = 0") == [
-            (3,)
-        ]
-
-    @pytest.mark.parametrize("status", ["blocked", "delivered", "withdrawn"])
-    def test_only_pending_rows_are_claimed(self, connection: Connection, facts: Facts, status: str) -> None:
-        """And only when they are due."""
-        backlog(facts, 2)
-        first, second = (row[0] for row in facts.rows("SELECT id FROM portal_sync_events"))
-        connection.execute("UPDATE portal_sync_events SET status = %s WHERE id = %s", (status, first))
-        connection.execute(
-            "UPDATE portal_sync_events SET next_attempt_at = now() + interval '1 minute' WHERE id = %s", (second,)
-        )
-
-        assert PortalOutbox(connection).claim_due()[0] == []
+        assert [event.id for event in events] == [3, 4]
+        untouched = "SELECT id FROM portal_sync_events WHERE claim_token IS NULL AND attempts = 0 ORDER BY id"
+        assert facts.rows(untouched) == [(1,), (2,), (5,)]
 
     def test_rows_that_another_session_is_claiming_are_left_to_it(
         self, connection: Connection, facts: Facts, app: App
@@ -120,92 +115,70 @@ class TestClaim:
 
         events, _ = PortalOutbox(connection).claim_due()
 
-        assert [event.id for event in events] == [facts.rows("SELECT max(id) FROM portal_sync_events")[0][0]]
+        assert [event.id for event in events] == [4]
 
     def test_two_sessions_share_a_backlog_without_sharing_a_row(
-        self, connection: Connection, facts: Facts, other: Connection
+        self, connection: Connection, facts: Facts, database_url: str
     ) -> None:
         """Both claim as fast as they can; every row is claimed by exactly one of them."""
-        backlog(facts, 400)
-        mine: list[int] = []
-        theirs: list[int] = []
+        backlog(facts, 200)
+        taken: list[int] = []
 
-        def claim_all(session: Connection, taken: list[int]) -> None:
+        def claim_all(session: Connection) -> None:
             while events := PortalOutbox(session).claim_due(limit=3)[0]:
                 taken.extend(event.id for event in events)
 
-        with in_background(lambda: claim_all(other, theirs)):
-            claim_all(connection, mine)
+        with database.connect(database_url) as other, in_background(lambda: claim_all(other)):
+            claim_all(connection)
 
-        assert len(mine) + len(theirs) == 400
-        assert set(mine).isdisjoint(theirs)
+        assert sorted(taken) == list(range(1, 201))
 
 
 class TestSettle:
-    """A settle names its token and gets one of three answers."""
+    """A settle names its token and the version that it was claimed with."""
 
-    def test_without_the_token_nothing_is_written(self, connection: Connection, facts: Facts) -> None:
-        """Somebody took over after the lease: the row is as the other one left it."""
-        backlog(facts, 1)
-        mine = PortalOutbox(connection)
-        events, _ = mine.claim_due()
+    @pytest.mark.parametrize("settlement", [DELIVERED, RELEASED], ids=["settled", "released"])
+    def test_without_the_token_nothing_is_written(
+        self, mine: PortalOutbox, facts: Facts, settlement: Settlement
+    ) -> None:
+        """Somebody took over after the lease: the row is as the other one left it. So with a row that is gone."""
+        ((event,), _) = mine.claim_due()
         run_out(facts)
-        PortalOutbox(connection).claim_due()
+        mine.claim_due()
         before = whole_rows(facts)
 
-        assert mine.settle(events[0], DELIVERED) is Answer.LOST
+        assert mine.settle(event, settlement) is Answer.LOST
 
         assert whole_rows(facts) == before
+        facts.connection.execute("UPDATE portal_sync_events SET status = 'withdrawn', claim_token = NULL")
+        facts.connection.execute("DELETE FROM portal_sync_events")
+        assert mine.settle(event, settlement) is Answer.LOST
 
-    def test_a_row_that_is_gone_is_lost(self, connection: Connection, facts: Facts) -> None:
-        """Its mentor was deleted meanwhile."""
-        backlog(facts, 1)
-        mine = PortalOutbox(connection)
-        events, _ = mine.claim_due()
-        connection.execute("UPDATE portal_sync_events SET status = 'withdrawn', claim_token = NULL")
-        connection.execute("DELETE FROM portal_sync_events")
-
-        assert mine.settle(events[0], DELIVERED) is Answer.LOST
-
-    def test_a_settle_is_lost_the_second_time(self, connection: Connection, facts: Facts) -> None:
-        """The token is used up."""
-        backlog(facts, 1)
-        mine = PortalOutbox(connection)
-        events, _ = mine.claim_due()
-        mine.settle(events[0], DELIVERED)
-
-        assert mine.settle(events[0], DELIVERED) is Answer.LOST
-
-    def test_an_unchanged_row_takes_the_new_status(self, connection: Connection, facts: Facts) -> None:
+    def test_an_unchanged_row_takes_the_new_status_once(self, mine: PortalOutbox, facts: Facts) -> None:
         """Token gone, times written."""
-        backlog(facts, 1)
-        mine = PortalOutbox(connection)
-        events, _ = mine.claim_due()
+        ((event,), _) = mine.claim_due()
 
-        assert mine.settle(events[0], DELIVERED) is Answer.SETTLED
+        assert [mine.settle(event, DELIVERED) for _ in range(2)] == [Answer.SETTLED, Answer.LOST]
 
-        assert facts.rows("SELECT status, claim_token, delivered_at IS NOT NULL FROM portal_sync_events") == [
-            ("delivered", None, True)
-        ]
+        settled = "SELECT status, claim_token, delivered_at IS NOT NULL FROM portal_sync_events"
+        assert facts.rows(settled) == [("delivered", None, True)]
 
-    def test_a_row_raised_meanwhile_is_pending_and_due_now(self, connection: Connection, facts: Facts) -> None:
+    def test_a_row_raised_meanwhile_is_pending_and_due_now(
+        self, mine: PortalOutbox, connection: Connection, facts: Facts
+    ) -> None:
         """Whatever the call brought: the newer value is still to be delivered, and is nobody's any more."""
-        backlog(facts, 1)
-        mine = PortalOutbox(connection)
-        events, _ = mine.claim_due()
-        queue_wish(connection, events[0].mentor_id, visible=True)
+        ((event,), _) = mine.claim_due()
+        queue_wish(connection, event.mentor_id, visible=True)
 
         settlement = Settlement(status="delivered", delay_seconds=900, error="an old story")
-        assert mine.settle(events[0], settlement) is Answer.RAISED
+        assert mine.settle(event, settlement) is Answer.RAISED
 
         assert facts.rows(STATE) == [("pending", 0, None, True)]
         assert facts.rows("SELECT visible, delivered_at, last_error FROM portal_sync_events") == [(True, None, None)]
 
-    def test_what_is_written_along_is_in_the_same_transaction(self, connection: Connection, facts: Facts) -> None:
+    def test_what_is_written_along_is_in_the_same_transaction(self, mine: PortalOutbox, facts: Facts) -> None:
         """When it fails, the row keeps its token and its lease."""
-        backlog(facts, 1)
-        mine = PortalOutbox(connection)
-        events, _ = mine.claim_due()
+        ((event,), _) = mine.claim_due()
         before = whole_rows(facts)
 
         def fail(answer: Answer) -> None:
@@ -214,44 +187,29 @@ class TestSettle:
             raise RuntimeError(message)
 
         with pytest.raises(RuntimeError, match="no"):
-            mine.settle(events[0], DELIVERED, then=fail)
+            mine.settle(event, DELIVERED, then=fail)
 
         assert whole_rows(facts) == before
 
+    def test_what_was_not_begun_is_released_as_it_was(
+        self, mine: PortalOutbox, reminders: Outbox[QueuedReminder], facts: Facts
+    ) -> None:
+        """Due now, the attempt not counted; a message that may have arrived is still said to be a repeat."""
+        ((event,), _) = mine.claim_due()
+        ((reminder,), _) = reminders.claim("lock_due_reminders", EVERY_REMINDER)
 
-class TestRelease:
-    """What was claimed and not begun goes back as it was."""
-
-    def test_it_is_due_now_and_the_attempt_is_not_counted(self, connection: Connection, facts: Facts) -> None:
-        """Another run may take it at once."""
-        backlog(facts, 1)
-        mine = PortalOutbox(connection)
-        events, _ = mine.claim_due()
-
-        assert mine.settle(events[0], RELEASED) is Answer.SETTLED
+        assert mine.settle(event, RELEASED) is Answer.SETTLED
+        assert reminders.settle(reminder, RELEASED) is Answer.SETTLED
 
         assert facts.rows(STATE) == [("pending", 0, None, True)]
-
-    def test_a_lost_one_is_left_alone(self, connection: Connection, facts: Facts) -> None:
-        """The other run's claim stands."""
-        backlog(facts, 1)
-        mine = PortalOutbox(connection)
-        events, _ = mine.claim_due()
-        run_out(facts)
-        PortalOutbox(connection).claim_due()
-        before = whole_rows(facts)
-
-        assert mine.settle(events[0], RELEASED) is Answer.LOST
-        assert whole_rows(facts) == before
+        assert facts.rows("SELECT status, attempts, maybe_sent FROM cert_notification_log") == [("pending", 0, True)]
 
 
-class TestWithALockTimeout:
+class TestLocks:
     """A settle meets another session that holds its row: the app corrects a contact, and takes its time."""
 
-    def test_it_does_not_insist(self, connection: Connection, facts: Facts, app: App) -> None:
+    def test_with_a_lock_timeout_it_does_not_insist(self, mine: PortalOutbox, facts: Facts, app: App) -> None:
         """The row keeps its token and its lease, what goes with it is not written either; it can be settled later."""
-        backlog(facts, 1)
-        mine = PortalOutbox(connection)
         ((event,), _) = mine.claim_due()
         before = whole_rows(facts)
         app.execute("SELECT 1 FROM portal_sync_events FOR NO KEY UPDATE")
@@ -265,10 +223,10 @@ class TestWithALockTimeout:
         assert mine.settle(event, DELIVERED, then=answers.append, lock_timeout_ms=20) is Answer.SETTLED
         assert answers == [Answer.SETTLED]
 
-    def test_what_goes_with_it_may_be_held_as_well(self, connection: Connection, facts: Facts, app: App) -> None:
+    def test_what_goes_with_it_may_be_held_as_well(
+        self, mine: PortalOutbox, connection: Connection, facts: Facts, app: App
+    ) -> None:
         """Then the whole is taken back."""
-        backlog(facts, 1)
-        mine = PortalOutbox(connection)
         ((event,), _) = mine.claim_due()
         before = whole_rows(facts)
         app.execute("SELECT 1 FROM mentors FOR UPDATE")
@@ -279,50 +237,31 @@ class TestWithALockTimeout:
         assert mine.settle(event, DELIVERED, then=lock_the_mentor, lock_timeout_ms=20) is Answer.HELD
         assert whole_rows(facts) == before
 
-
-class TestWaiting:
-    """A settle of reminders meets a short transaction over the same row."""
-
-    def test_it_gives_up_when_a_lock_is_never_released(
-        self, connection: Connection, facts: Facts, app: App, monkeypatch: pytest.MonkeyPatch
+    def test_without_one_it_waits_for_a_short_lock_and_gives_up_on_an_endless_one(
+        self,
+        reminders: Outbox[QueuedReminder],
+        connection: Connection,
+        app: App,
+        database_url: str,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """The rows keep their lease; the next claim after it repeats them."""
-        monkeypatch.setattr(statements, "_WRITE_LOCK_TIMEOUT_MS", 20)
-        mine = reminder_outbox(connection, facts)
-        (reminder,), _ = mine.claim("lock_due_reminders", EVERY_REMINDER)
+        """The row keeps its lease then; the next claim after it repeats it."""
+        ((reminder,), _) = reminders.claim("lock_due_reminders", EVERY_REMINDER)
         app.execute("SELECT 1 FROM cert_notification_log FOR NO KEY UPDATE")
-
-        with pytest.raises(psycopg.errors.LockNotAvailable):
-            mine.settle(reminder, SENT)
-
-        app.rollback()
-        assert mine.settle(reminder, SENT) is Answer.SETTLED
-
-    def test_it_waits_for_a_short_one(self, connection: Connection, facts: Facts, other: Connection, app: App) -> None:
-        """And then it is settled."""
-        mine = reminder_outbox(connection, facts)
-        (reminder,), _ = mine.claim("lock_due_reminders", EVERY_REMINDER)
-        app.execute("SELECT 1 FROM cert_notification_log FOR NO KEY UPDATE")
+        with monkeypatch.context() as patch:
+            patch.setattr(statements, "_WRITE_LOCK_TIMEOUT_MS", 20)
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                reminders.settle(reminder, SENT)
         answers: list[Answer] = []
 
-        with in_background(lambda: answers.append(mine.settle(reminder, SENT))):
-            until(lambda: waits_for_a_lock(other, connection))
+        with (
+            database.connect(database_url) as observer,
+            in_background(lambda: answers.append(reminders.settle(reminder, SENT))),
+        ):
+            until(lambda: waits_for_a_lock(observer, connection))
             app.commit()
 
         assert answers == [Answer.SETTLED]
-
-
-EVERY_REMINDER: dict[str, object] = {"limit": 100, "today": TODAY}
-
-
-def reminder_outbox(connection: Connection, facts: Facts) -> Outbox[QueuedReminder]:
-    """An outbox with one reminder in it."""
-    connection.execute(
-        "INSERT INTO cert_notification_log (mentor_id, threshold_days, cert_id, expires_on, maybe_sent)"
-        " VALUES (%s, 30, %s, %s, true)",
-        (facts.mentor(facts.organisation()), uuid4(), TODAY),
-    )
-    return Outbox(connection, table="reminders", item=QueuedReminder, lease_seconds=900)
 
 
 class TestLease:
@@ -330,12 +269,11 @@ class TestLease:
 
     @pytest.mark.parametrize(
         ("passed_seconds", "worst_case_seconds", "fits"),
-        [(0, 130, True), (169.9, 130, True), (170, 130, False), (200, 130, False), (299, 0.5, True), (301, 0, False)],
+        [(0, 130, True), (169.9, 130, True), (170, 130, False), (301, 0, False)],
     )
     def test_the_worst_case_must_fit_into_what_is_left(
         self, passed_seconds: float, worst_case_seconds: float, fits: bool
     ) -> None:
-        """Counted from before the claim was sent."""
         lease = Lease(claimed_at=1_000, seconds=300, clock=lambda: 1_000 + passed_seconds)
 
         assert lease.fits(worst_case_seconds) is fits
@@ -344,26 +282,13 @@ class TestLease:
         """A slow claim shortens it: the database may have started the lease at once."""
         backlog(facts, 1)
         moments = iter([50.0, 250.0])
-        mine = PortalOutbox(connection, clock=lambda: next(moments))
 
-        _, lease = mine.claim_due()
+        _, lease = PortalOutbox(connection, clock=lambda: next(moments)).claim_due()
 
         assert lease.claimed_at == 50.0
         assert not lease.fits(130)
 
-    def test_its_clock_goes_on_while_the_machine_sleeps(self) -> None:
-        """Where the system has such a clock; it never goes back."""
+    def test_its_clock_never_goes_back(self) -> None:
         earlier = claims.lease_clock()
 
         assert claims.lease_clock() >= earlier > 0
-
-
-def test_a_released_reminder_keeps_what_is_known_about_it(connection: Connection, facts: Facts) -> None:
-    """A message that may have arrived is still said to be a repeat."""
-    mine = reminder_outbox(connection, facts)
-
-    (reminder,), _ = mine.claim("lock_due_reminders", EVERY_REMINDER)
-
-    mine.settle(reminder, RELEASED)
-
-    assert facts.rows("SELECT status, attempts, maybe_sent FROM cert_notification_log") == [("pending", 0, True)]

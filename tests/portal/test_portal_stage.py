@@ -412,9 +412,7 @@ class TestLongRetryAfter:
         assert after.arrived_seconds - feeling.arrived_seconds >= 0.2
         assert scene.portal.peak_in_flight == 4
 
-    def test_a_portal_that_says_nothing_else_is_left_alone(
-        self, scene: Scene, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_portal_that_says_nothing_else_is_left_alone(self, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
         """It is asked once after each wait, and not for ever."""
         monkeypatch.setattr(portal_stage, "MOST_FAILED_CALLS", 8)
         scene.backlog(20)

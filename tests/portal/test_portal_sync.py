@@ -89,7 +89,9 @@ def end_stage(connection: Connection, reason: str = "portal: deadline") -> None:
 class TestCoalescing:
     """There is at most one open event per mentor; a new wish replaces it."""
 
-    def test_a_wish_is_part_of_the_callers_transaction(self, connection: Connection, facts: Facts, mentor: UUID) -> None:
+    def test_a_wish_is_part_of_the_callers_transaction(
+        self, connection: Connection, facts: Facts, mentor: UUID
+    ) -> None:
         with connection.transaction(force_rollback=True):
             service(connection).queue([(mentor, False)])
         assert facts.rows(EVENT) == []
@@ -604,7 +606,7 @@ class TestStageEnd:
     """When a stage ends early, no open hide waits unseen."""
 
     def test_every_open_hide_gets_a_row(self, connection: Connection, facts: Facts, app: App) -> None:
-        """Shows do not; a later end adds no row, but its reason is the one to read. A locked mentor holds nothing up."""
+        """Shows do not; a later end adds no row, but gives its reason. A locked mentor holds nothing up."""
         backlog(facts, 3)
         backlog(facts, 1, visible=True)
         app.execute("SELECT 1 FROM mentors LIMIT 1 FOR UPDATE")
