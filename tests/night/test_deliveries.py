@@ -10,9 +10,12 @@ import pytest
 
 from certjob.database import Connection
 from certjob.mail.message import OutgoingMessage
+from certjob.night import nightly
 from certjob.outbox import loop
+from certjob.stopping import StopFlag
 from tests.support.facts import TODAY, Facts
-from tests.support.nights import CollectingChannel, FlakyPortal, delivery, night
+from tests.support.intents import run_out
+from tests.support.nights import CollectingChannel, FlakyPortal, NoProgress, delivery, night
 
 App = psycopg.Connection[tuple[object, ...]]
 
@@ -51,7 +54,7 @@ def test_the_portal_and_the_mail_share_one_event_loop(connection: Connection, du
 
 
 def test_a_portal_stage_that_crashes_does_not_stop_the_mail(connection: Connection, facts: Facts, due: UUID) -> None:
-    """The run has failed; the hide that was not made is an alert, and the digest tells of it."""
+    """The run has failed; the hide that was not made is an alert, and the digest tells of it. It is said every time."""
 
     class Crashing(FlakyPortal):
         async def update_portal_visibility(self, contact_id: UUID, *, visible: bool, idempotency_key: str) -> None:
@@ -66,6 +69,13 @@ def test_a_portal_stage_that_crashes_does_not_stop_the_mail(connection: Connecti
     assert [stop.code for stop in report.stopped] == ["crash"]
     assert "kari" not in " ".join(report.reasons)
     assert facts.rows("SELECT failure_code FROM dynamics_sync_failures WHERE resolved_at IS NULL") == [("crash",)]
+    assert facts.rows("SELECT outcome FROM job_runs WHERE command = 'run'") == [("failed",)]
+    run_out(facts)
+    ways_out = delivery(portal=Crashing(), channel=channel)
+    report = nightly.deliver(connection, today=TODAY, delivery=ways_out, stop=StopFlag(), progress=NoProgress())
+    assert report.outcome == "failed"
+    assert any("LookupError" in reason for reason in report.reasons)
+    assert "LookupError" in report.to_document()["error"]["message"]
 
 
 def test_a_portal_stage_that_waits_for_a_locked_table_leaves_time_to_the_mail(

@@ -10,7 +10,6 @@ from certjob.database import Connection
 from certjob.errors import ConfigurationError
 from certjob.night.nightly import NightOptions, run
 from certjob.stopping import StopFlag
-from certjob.views.alerts import read_alerts
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import CollectingChannel, FlakyPortal, NoProgress, delivery, night
 
@@ -38,19 +37,23 @@ def queue_one_of_each(connection: Connection, facts: Facts) -> None:
     night(connection)
 
 
-def test_what_was_put_off_for_a_year_goes_out_with_the_next_run(connection: Connection, facts: Facts) -> None:
-    """A push, a reminder, a digest; nothing of it says that it may be a repeat."""
+@pytest.mark.parametrize("claimed", [False, True], ids=["put off", "claimed"])
+def test_what_was_put_off_or_claimed_for_a_year_goes_out_with_the_next_run(
+    connection: Connection, facts: Facts, claimed: bool
+) -> None:
+    """A push, a reminder, a digest. After a lease, whose owner is long gone, the mails say that they may be repeats."""
     queue_one_of_each(connection, facts)
-    in_another_year(connection, claimed=False)
+    in_another_year(connection, claimed=claimed)
+    night(connection, deliver=False)
+    ((wanted_at, now),) = facts.rows("SELECT wanted_at, now() FROM portal_alerts")
+    assert wanted_at <= now  # type: ignore[operator]
     portal, channel = FlakyPortal(), CollectingChannel()
 
     night(connection, portal=portal, channel=channel)
 
     assert list(portal.visible.values()) == [False]
-    assert sorted((message.kind, message.repeat) for message in channel.sent) == [
-        ("digest", False),
-        ("reminder", False),
-    ]
+    sent = sorted((message.kind, message.repeat) for message in channel.sent)
+    assert sent == [("digest", claimed), ("reminder", claimed)]
 
 
 def test_a_night_of_next_year_is_forgiven_once(connection: Connection, facts: Facts) -> None:
@@ -75,18 +78,6 @@ def test_a_night_of_next_year_is_forgiven_once(connection: Connection, facts: Fa
     assert facts.rows("SELECT count(*) FROM job_runs WHERE finished_at > now()") == [(0,)]
 
 
-def test_a_lease_of_a_year_is_over(connection: Connection, facts: Facts) -> None:
-    """Whoever had it is long gone; the mails say that they may be repeats."""
-    queue_one_of_each(connection, facts)
-    in_another_year(connection, claimed=True)
-    portal, channel = FlakyPortal(), CollectingChannel()
-
-    night(connection, portal=portal, channel=channel)
-
-    assert list(portal.visible.values()) == [False]
-    assert sorted((message.kind, message.repeat) for message in channel.sent) == [("digest", True), ("reminder", True)]
-
-
 def test_a_row_that_is_locked_waits_for_the_next_run(connection: Connection, facts: Facts, database_url: str) -> None:
     """Nobody is waited for, and the night goes on."""
     queue_one_of_each(connection, facts)
@@ -100,18 +91,6 @@ def test_a_row_that_is_locked_waits_for_the_next_run(connection: Connection, fac
     night(connection, portal=portal)
 
     assert list(portal.visible.values()) == [False]
-
-
-def test_a_wish_of_next_year_is_an_alert_as_of_now(connection: Connection, facts: Facts) -> None:
-    """An alert that counts from next year would say so for a year."""
-    queue_one_of_each(connection, facts)
-    in_another_year(connection, claimed=False)
-
-    night(connection)
-
-    (push,) = read_alerts(connection, today=TODAY).pushes
-    ((now,),) = facts.rows("SELECT now()")
-    assert push.wanted_at <= now  # type: ignore[operator]
 
 
 def test_a_session_that_is_ended_meanwhile_is_opened_anew(

@@ -6,7 +6,6 @@ import threading
 import time
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -16,7 +15,6 @@ import pytest
 from certjob import database
 from certjob.database import Connection
 from certjob.errors import ConfigurationError, Outcome, StoppedBySignalError, TransientPortalError
-from certjob.night import nightly
 from certjob.outbox.claims import Answer, Lease, StageStop
 from certjob.portal import push, rate
 from certjob.portal import stage as portal_stage
@@ -24,9 +22,9 @@ from certjob.portal.push import PortalEvent, PortalTarget, Push
 from certjob.portal.rate import RateLimiter
 from certjob.portal.sync import PortalCounts, PortalSyncService
 from certjob.stopping import StopFlag
-from tests.support.facts import TODAY, Facts
+from tests.support.facts import Facts
 from tests.support.intents import DisturbedPortal, backlog, claim, queue_wish, run_out
-from tests.support.nights import CollectingChannel, NoProgress, delivery, in_background, night, quick_policy
+from tests.support.nights import CollectingChannel, in_background, night, quick_policy
 from tests.support.portal_answers import Behaviour, PortalRequest, delay, error, hang, ok
 from tests.support.portal_server import PortalServer
 from tests.support.stages import RunnableStage
@@ -742,31 +740,6 @@ class TestCrash:
 
         assert time.monotonic() - began < 5
         assert scene.rows(UNTOUCHED) == [(10,)]
-
-    def test_the_mail_goes_out_all_the_same_and_it_is_said_every_time(self, scene: Scene) -> None:
-        """The run has failed, and says which stage."""
-        scene.backlog(1)
-        scene.facts.certified_mentor(scene.facts.organisation("nhf", portal=None), TODAY + timedelta(days=5))
-        channel = CollectingChannel()
-
-        def break_down(_number: int) -> None:
-            message = "a bug"
-            raise LookupError(message)
-
-        report = night(scene.connection, portal=DisturbedPortal(break_down), channel=channel)
-
-        assert len(channel.sent) == 1
-        assert report.outcome is Outcome.FAILED
-        assert [(line.stage, line.code) for line in report.stopped] == [("portal", "crash")]
-        assert scene.rows("SELECT outcome FROM job_runs") == [("failed",)]
-        run_out(scene.facts)
-        ways_out = delivery(portal=DisturbedPortal(break_down))
-        report = nightly.deliver(
-            scene.connection, today=TODAY, delivery=ways_out, stop=StopFlag(), progress=NoProgress()
-        )
-        assert report.outcome is Outcome.FAILED
-        assert any("LookupError" in reason for reason in report.reasons)
-        assert "LookupError" in report.to_document()["error"]["message"]
 
     def test_a_settle_that_breaks_leaves_no_hide_without_a_row(self, scene: Scene) -> None:
         scene.backlog(5)
