@@ -115,7 +115,7 @@ def test_a_transient_error_is_tried_again_until_it_succeeds() -> None:
     policy = RetryPolicy(
         max_attempts=4,
         backoff=lambda attempt: asked.append(attempt) or attempt * 0.5,  # type: ignore[func-returns-value]
-        is_transient=lambda error: judged.append(str(error)) is None,
+        is_transient=lambda error: not judged.append(str(error)),  # type: ignore[func-returns-value]
         retry_after=retry_after,
         clock=time.clock,
         sleep=time.sleep,

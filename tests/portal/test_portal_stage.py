@@ -555,7 +555,7 @@ class TestSharing:
     ) -> None:
         """Two runs deliver while a third session changes its mind: never two calls at once, and the last wish wins."""
         contacts = scene.backlog(5)
-        mentors = dict(scene.rows("SELECT dynamics_contact_id, id FROM mentors"))  # type: ignore[arg-type]
+        mentors: dict[UUID, UUID] = dict(scene.rows("SELECT dynamics_contact_id, id FROM mentors"))  # type: ignore[arg-type]
         scene.portal.default = delay(0.01)
         wanted: dict[UUID, bool] = {}
 
@@ -663,7 +663,7 @@ class TestStale:
     def test_no_call_is_made_once_the_portal_is_gone(self, scene: Scene, other: Connection) -> None:
         """The stage does not wait for the review that withdraws."""
         scene.backlog(3)
-        portal = DisturbedPortal(lambda _number: other.execute("UPDATE organisations SET portal = NULL"))  # type: ignore[arg-type,return-value]
+        portal = DisturbedPortal(lambda _number: other.execute("UPDATE organisations SET portal = NULL"))  # type: ignore[arg-type]
 
         assert scene.run(portal) is None
 
