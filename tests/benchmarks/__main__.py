@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.benchmarks import deliveries, loads, night, plans, reconciling, startup
+from tests.benchmarks import deliveries, night, plans, reconciling, startup
 from tests.benchmarks.bench import Bench, Part
 from tests.benchmarks.bench_server import advised_shared_buffers, bench_server, is_in_memory
 from tests.benchmarks.figures import Figure, table
@@ -26,7 +26,6 @@ PARTS: dict[str, Sequence[Part]] = {
     "procrastinate": (deliveries.run_procrastinate,),
     "mails": (deliveries.run_mails,),
     "reconcile": (reconciling.run,),
-    "load": (loads.run,),
     "plans": (plans.run,),  # last: it runs certjob in this process, whose memory a child's peak then counts in
 }
 

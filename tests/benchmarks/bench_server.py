@@ -32,26 +32,14 @@ _SHOWN = (
 class BenchServer:
     """A running server and its databases."""
 
-    def __init__(self, url: str, *, postmaster: int) -> None:
-        """``postmaster`` is the process that all others of the server are children of."""
+    def __init__(self, url: str) -> None:
         self._url = url
-        self._postmaster = postmaster
         self._kept: set[str] = set()
         with self.admin() as admin:
             self.settings = {name: _setting(admin, name) for name in _SHOWN} | SETTINGS
         if self.settings["fsync"] != "on" or self.settings["synchronous_commit"] != "on":
             message = "a bench on a server without durable commits says nothing"
             raise RuntimeError(message)
-
-    def cpu_seconds(self) -> float | None:
-        """What all processes of the server have used so far; None where /proc does not tell."""
-        proc = Path("/proc")
-        try:
-            children = (proc / f"{self._postmaster}/task/{self._postmaster}/children").read_text().split()
-            ended = _cpu_ticks(proc / str(self._postmaster) / "stat", with_ended_children=True)
-            return (ended + sum(_cpu_ticks(proc / child / "stat") for child in children)) / os.sysconf("SC_CLK_TCK")
-        except (OSError, ValueError):  # a child that ended meanwhile, or another system
-            return None
 
     def url(self, name: str) -> str:
         """The URL of one database."""
@@ -141,8 +129,7 @@ def bench_server(folder: Path, *, shared_buffers: str) -> Iterator[BenchServer]:
             for name, value in (SETTINGS | {"shared_buffers": shared_buffers}).items():
                 admin.execute(sql.SQL("ALTER SYSTEM SET {} = {}").format(sql.Identifier(name), sql.Literal(value)))
         with embedded.server(folder / "postgresql") as url:  # started anew: shared_buffers asks for it
-            postmaster = int((folder / "postgresql" / "postmaster.pid").read_text().splitlines()[0])
-            yield BenchServer(url, postmaster=postmaster)
+            yield BenchServer(url)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -156,12 +143,6 @@ def is_in_memory(folder: Path) -> bool:
     kinds = {Path(place): kind for place, kind in mounts}
     whole = folder.resolve()
     return next((kinds[place] for place in (whole, *whole.parents) if place in kinds), "") in ("tmpfs", "ramfs")
-
-
-def _cpu_ticks(stat: Path, *, with_ended_children: bool = False) -> int:
-    """utime + stime of proc(5), and those of the children that have been waited for."""
-    fields = stat.read_text().rpartition(")")[2].split()
-    return sum(map(int, fields[11 : 15 if with_ended_children else 13]))
 
 
 def _setting(admin: Connection, name: str) -> str:

@@ -24,8 +24,6 @@ class Finished:
     """From before it was started until it was gone."""
     peak_mb: float
     """The most memory it had at once."""
-    cpu_seconds: float
-    """Of this process, without the database's."""
     exit_code: int
     document: dict[str, Any]
     """What it printed, if that was JSON."""
@@ -49,7 +47,6 @@ class Started:
         return Finished(
             seconds=took,
             peak_mb=usage.ru_maxrss / 1024,
-            cpu_seconds=usage.ru_utime + usage.ru_stime,
             exit_code=self.process.returncode,
             document=json.loads(said) if said.startswith("{") else {},
             stderr=complained,

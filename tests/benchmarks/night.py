@@ -89,25 +89,19 @@ def _due(bench: Bench, percent: int) -> Figure:
     due = bench.mentors * percent // 100
     peaks: list[float] = []
     whole: list[float] = []
-    cpu: dict[str, list[float]] = {"ours": [], "reference": []}
 
     def reference(name: str) -> float:
         bench.say("  the set-based night")
-        used = bench.server.cpu_seconds()
         with bench.server.connect(name) as connection:
             began = time.perf_counter()
             set_based_night(connection)
-            took = time.perf_counter() - began
-        cpu["reference"] += _since(used, bench)
-        return took
+            return time.perf_counter() - began
 
     def ours(name: str) -> float:
         bench.say("  certjob's night")
         # From one mentor in ten on it is no normal night, and the guards would hold it back.
         allowed = ["--allow-mass-change"] if percent >= 10 else []
-        used = bench.server.cpu_seconds()
         night = certjob("run", "--json", "--no-deliver", *allowed, database_url=bench.server.url(name))
-        cpu["ours"] += [night.cpu_seconds + took for took in _since(used, bench)]
         if night.document["mentors"]["reviewed"] != due:
             message = f"{due} mentors were due, but: {night.document}"
             raise RuntimeError(message)
@@ -134,7 +128,6 @@ def _due(bench: Bench, percent: int) -> Figure:
         with bench.server.connect("bench_ours") as one, bench.server.connect("bench_theirs") as other:
             rows = compare_states(one, other)
     peak = max(peaks)
-    cpu_ratio = f", {sum(cpu['ours']) / sum(cpu['reference']):.2f} × its CPU" if sum(cpu["reference"]) else ""
     return Figure(
         part="night",
         name=f"{percent} % of {bench.mentors:,} due",
@@ -143,15 +136,9 @@ def _due(bench: Bench, percent: int) -> Figure:
         ratio=ratio,
         bar=(Bar.AT_MOST, ALL_DUE_BAR if percent == 100 else SOME_DUE_BAR),
         limits=[Limit(value=peak, unit="MB", bar=(Bar.AT_MOST, MEMORY_BAR_MB))],
-        notes=f"{due / ratio.ours:,.0f} mentors/s, {rows:,} rows end the same{cpu_ratio}",
-        detail={"peak_mb": peak, "whole_process_seconds": whole, "due": due, "cpu_seconds": cpu},
+        notes=f"{due / ratio.ours:,.0f} mentors/s, {rows:,} rows end the same",
+        detail={"peak_mb": peak, "whole_process_seconds": whole, "due": due},
     )
-
-
-def _since(used: float | None, bench: Bench) -> list[float]:
-    """What the server has used since then, if that is known; its processes tell the time in steps of 10 ms."""
-    now = bench.server.cpu_seconds()
-    return [] if used is None or now is None else [now - used]
 
 
 def compare_states(one: Connection, other: Connection) -> int:
