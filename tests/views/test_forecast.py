@@ -1,9 +1,6 @@
 """`certjob forecast`: what the coming nights will do is what they do, and reads well at any width."""
 
-import csv
-import io
 import json
-from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -70,13 +67,13 @@ def written(facts: Facts, *, slug: str | None) -> Callable[[], tuple[int, ...]]:
     return lambda: tuple(len(now - then) for now, then in zip(read(), before, strict=True))
 
 
-@pytest.mark.parametrize(("seed", "slug"), [(0, None), (1, None), (2, "hlf"), (3, "nhf")])
+@pytest.mark.parametrize(("seed", "slug"), [(0, None), (3, "nhf")])
 def test_every_week_does_what_was_forecast(connection: Connection, facts: Facts, seed: int, slug: str | None) -> None:
-    """On random data, part of it not yet reviewed: 75 real nights, counted week by week in the tables."""
-    random_programme(facts, seed=40 + seed, mentors=70)
+    """On random data, part of it not yet reviewed: 45 real nights, counted week by week in the tables."""
+    random_programme(facts, seed=40 + seed, mentors=60)
     organisations = {str(name): UUID(str(row_id)) for row_id, name in facts.rows("SELECT id, slug FROM organisations")}
 
-    made = forecast(connection, days=75, organisation_id=organisations[slug] if slug else None)
+    made = forecast(connection, days=45, organisation_id=organisations[slug] if slug else None)
 
     assert made.problems == ()
     for each in made.weeks:
@@ -125,7 +122,6 @@ def test_whoever_has_nothing_to_come_is_not_read(connection: Connection, facts: 
 def test_it_works_on_a_read_only_connection_and_touches_nothing(
     connection: Connection, facts: Facts, database_url: str
 ) -> None:
-    """default_transaction_read_only=on: every table is as before."""
     random_programme(facts, seed=50, mentors=30)
     before = everything(facts)
     read_only = psycopg.conninfo.make_conninfo(database_url, options="-c default_transaction_read_only=on")
@@ -134,7 +130,6 @@ def test_it_works_on_a_read_only_connection_and_touches_nothing(
         assert forecast(own).weeks
 
     assert everything(facts) == before
-    assert not connection.closed
 
 
 def test_a_mentor_whose_data_break_a_rule_is_named_and_left_out(
@@ -163,24 +158,20 @@ def test_a_mentor_whose_data_break_a_rule_is_named_and_left_out(
 # The weeks.
 
 
-@pytest.mark.parametrize(
-    ("today", "days", "weeks"),
-    [
+def test_weeks_are_iso_weeks_and_cut_at_both_ends(connection: Connection) -> None:
+    """From Monday to Sunday; every day of the time asked for lies in one of them."""
+    cases: list[tuple[date, int, list[tuple[str, int, int]]]] = [
         (date(2026, 3, 10), 1, [("2026-W11", 10, 10)]),
         (date(2026, 3, 15), 2, [("2026-W11", 15, 15), ("2026-W12", 16, 16)]),
         (date(2026, 3, 9), 14, [("2026-W11", 9, 15), ("2026-W12", 16, 22)]),
         (date(2026, 12, 30), 9, [("2026-W53", 30, 3), ("2027-W01", 4, 7)]),
         (date(9999, 12, 30), 90, [("9999-W52", 30, 31)]),
-    ],
-)
-def test_weeks_are_iso_weeks_and_cut_at_both_ends(
-    connection: Connection, today: date, days: int, weeks: list[tuple[str, int, int]]
-) -> None:
-    """From Monday to Sunday; every day of the time asked for lies in one of them."""
-    made = forecast(connection, today=today, days=days)
+    ]
+    for today, days, weeks in cases:
+        made = forecast(connection, today=today, days=days)
 
-    assert [(each.name, each.starts_on.day, each.ends_on.day) for each in made.weeks] == weeks
-    assert (made.weeks[0].starts_on, made.weeks[-1].ends_on) == (today, made.until)
+        assert [(each.name, each.starts_on.day, each.ends_on.day) for each in made.weeks] == weeks
+        assert (made.weeks[0].starts_on, made.weeks[-1].ends_on) == (today, made.until)
 
 
 # How it looks.
@@ -234,24 +225,17 @@ def test_the_command_that_it_names_lists_those_who_expire(certjob: Certjob, fact
     assert len(listed.splitlines()) - 1 == document["total"]["expiries"] == 2
 
 
-@pytest.mark.parametrize(("settings", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
-def test_colour_only_on_a_terminal_that_wants_it(
-    database_url: str, bare_environment: dict[str, str], tmp_path: Path, facts: Facts, *, settings: Any, coloured: bool
+def test_colour_only_on_a_terminal_that_wants_it_and_csv_off_it(
+    database_url: str, bare_environment: dict[str, str], tmp_path: Path, facts: Facts, certjob: Certjob
 ) -> None:
-    """NO_COLOR is obeyed."""
-    facts.certified_mentor(facts.organisation(), date(2025, 1, 1))
-    environment = bare_environment | {"CERTJOB_DATABASE_URL": database_url} | settings
-
-    code, shown = on_terminal(["forecast"], environment=environment, folder=tmp_path, only=["stdout"])
-
-    assert code == 0
-    assert "The next 90 nights, if nobody renews" in shown
-    assert ("\x1b[36m" in shown) is coloured
-
-
-def test_off_a_terminal_it_is_csv(certjob: Certjob, facts: Facts) -> None:
-    """The same as with --csv; nothing on stderr, exit 0."""
+    """NO_COLOR is obeyed; off a terminal it is the same as with --csv, nothing on stderr, exit 0."""
     facts.certified_mentor(facts.organisation(portal=None), date(2025, 1, 1))
+    environment = bare_environment | {"CERTJOB_DATABASE_URL": database_url}
+    for settings, coloured in (({}, True), ({"NO_COLOR": "1"}, False)):
+        code, shown = on_terminal(["forecast"], environment=environment | settings, folder=tmp_path, only=["stdout"])
+        assert code == 0
+        assert "The next 90 nights, if nobody renews" in shown
+        assert ("\x1b[36m" in shown) is coloured
 
     result = certjob("forecast", "--days", "30")
 
@@ -260,37 +244,29 @@ def test_off_a_terminal_it_is_csv(certjob: Certjob, facts: Facts) -> None:
     assert result.stdout.splitlines()[1].endswith(",1,0,1,0")
 
 
-def test_csv_has_a_row_per_week(capsys: pytest.CaptureFixture[str]) -> None:
-    """With its days, so that a short week is seen as one."""
-    print_forecast_csv(Forecast(today=TODAY, until=TODAY, weeks=(week(expiries=3, reminders=15),), problems=()))
+def test_csv_and_the_document_have_a_row_per_week(capsys: pytest.CaptureFixture[str]) -> None:
+    """With its days, so that a short week is seen as one; the document has totals, too."""
+    weeks = (week(expiries=3, reminders=15), week(expiries=4, hides=1))
+    made = Forecast(today=TODAY, until=TODAY, weeks=weeks, problems=())
 
-    text = capsys.readouterr().out
-    assert text == (
-        "week,starts_on,ends_on,expiries,reminders,pauses,hides\r\n2026-W11,2026-03-09,2026-03-15,3,15,0,0\r\n"
-    )
-    assert len(list(csv.reader(io.StringIO(text, newline="")))) == 2
-
-
-def test_the_document_has_weeks_and_totals() -> None:
-    """The same numbers in keys."""
-    made = Forecast(today=TODAY, until=TODAY, weeks=(week(expiries=3), week(expiries=4, hides=1)), problems=())
-
+    print_forecast_csv(made)
     document = to_document(made, organisation="hlf")
 
+    assert capsys.readouterr().out == (
+        "week,starts_on,ends_on,expiries,reminders,pauses,hides\r\n"
+        "2026-W11,2026-03-09,2026-03-15,3,15,0,0\r\n2026-W11,2026-03-09,2026-03-15,4,0,0,1\r\n"
+    )
     assert (document["outcome"], document["organisation"], document["problems"]) == ("ok", "hlf", [])
-    assert document["total"] == {"expiries": 7, "reminders": 0, "pauses": 0, "hides": 1}
-    assert Counter(each["expiries"] for each in document["weeks"]) == {3: 1, 4: 1}  # type: ignore[attr-defined]
+    assert document["total"] == {"expiries": 7, "reminders": 15, "pauses": 0, "hides": 1}
+    assert [each["expiries"] for each in document["weeks"]] == [3, 4]  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "phrase"),
-    [
+def test_what_cannot_be_asked_for_exits_2_and_says_why(certjob: Certjob) -> None:
+    """In one line."""
+    for arguments, phrase in (
         (["--days", "0"], "--days"),
         (["--days", "9999"], "--days"),
         (["--organisation", "gone"], "no organisation 'gone'"),
         (["--csv", "--json"], "--csv and --json"),
-    ],
-)
-def test_what_cannot_be_asked_for_exits_2_and_says_why(certjob: Certjob, arguments: list[str], phrase: str) -> None:
-    """In one line."""
-    assert_one_line(certjob("forecast", *arguments), phrase, code=2, command="certjob forecast")
+    ):
+        assert_one_line(certjob("forecast", *arguments), phrase, code=2, command="certjob forecast")

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from random import Random
@@ -81,36 +82,31 @@ def ran(connection: Connection) -> Ran:
     return write
 
 
-def document(result: Finished) -> dict[str, Any]:
-    parsed: dict[str, Any] = json.loads(result.stdout)
+def run_document(here: Certjob, *arguments: str) -> dict[str, Any]:
+    parsed: dict[str, Any] = json.loads(here(*arguments, "--json").stdout)
     return parsed
 
 
 # Whether the nights run.
 
 
-def test_before_the_first_night_it_is_stale(here: Certjob, facts: Facts) -> None:
-    """Exit 3, with what to do."""
-    result = here()
-
-    assert result.returncode == 3
-    assert result.stderr == (
+def test_before_the_first_night_it_is_stale_and_after_one_it_is_not(
+    here: Certjob, connection: Connection, facts: Facts
+) -> None:
+    """Exit 3, with what to do; the night that came to its end has an alert, and somebody has to look."""
+    facts.certified_mentor(facts.organisation(), LONG_AGO)
+    before = here()
+    assert (before.returncode, before.stdout.partition("\n")[0]) == (3, "last good night: never")
+    assert before.stderr == (
         "certjob status: no night has come to its end yet; run `certjob run`, and see whether cron does\n"
     )
-    assert result.stdout.startswith("last good night: never\n")
-    assert document(here("--json"))["last_good_run"] is None
+    assert run_document(here)["last_good_run"] is None
 
-
-def test_after_a_night_it_is_not(here: Certjob, connection: Connection, facts: Facts) -> None:
-    """A real one, with an alert: it came to its end, and somebody has to look."""
-    facts.certified_mentor(facts.organisation(), LONG_AGO)
     report = night(connection)
+    after, found = here(), run_document(here)
 
-    result = here("--json")
-
-    found = document(result)
-    assert result.returncode == 3
-    assert result.stderr == ("certjob status: 1 mentor may still be visible on the portal; see `certjob alerts`\n")
+    alert = "certjob status: 1 mentor may still be visible on the portal; see `certjob alerts`\n"
+    assert (after.returncode, after.stderr) == (3, alert)
     assert (found["outcome"], found["stale"]) == ("attention", False)
     assert found["alerts"]["may_be_visible"] == 1
     assert found["last_good_run"]["run_id"] == str(report.run_id)
@@ -118,82 +114,47 @@ def test_after_a_night_it_is_not(here: Certjob, connection: Connection, facts: F
     assert (found["backlog"]["portal_hides"]["open"], found["unresolved_failures"]) == (1, 1)
 
 
-@pytest.mark.parametrize(
-    ("ago", "arguments", "code"),
-    [
+def test_an_old_night_is_stale(here: Certjob, ran: Ran, connection: Connection) -> None:
+    """26 hours unless told otherwise; only whole nights that ended count, and none that ended in the future."""
+    cases: list[tuple[timedelta, list[str], int]] = [
         (timedelta(hours=25, minutes=59), [], 0),
         (timedelta(hours=26, minutes=1), [], 3),
         (timedelta(hours=26, minutes=1), ["--max-age", "40h"], 0),
         (timedelta(minutes=3), ["--max-age", "2m"], 3),
-    ],
-)
-def test_an_old_night_is_stale(here: Certjob, ran: Ran, ago: timedelta, arguments: list[str], code: int) -> None:
-    """26 hours unless told otherwise; the line says since when."""
-    ran(ago)
+    ]
+    for ago, arguments, code in cases:
+        connection.execute("DELETE FROM job_runs")
+        ran(ago)
+        result = here(*arguments, "-q")
+        assert (result.returncode, result.stdout) == (code, ""), ago
+        assert ("the last good night ended " in result.stderr) is (code == 3)
 
-    result = here(*arguments, "-q")
-
-    assert (result.returncode, result.stdout) == (code, "")
-    assert ("the last good night ended " in result.stderr) is (code == 3)
-
-
-@pytest.mark.parametrize(
-    "run",
-    [
-        {"outcome": "failed"},
-        {"outcome": None},
-        {"organisation": "hlf"},
-        {"command": "deliver"},
-        {"command": "alerts"},
-    ],
-)
-def test_only_whole_nights_that_ended_count(here: Certjob, ran: Ran, run: dict[str, Any]) -> None:
-    """Not a failed one, not one organisation's, no delivery."""
+    connection.execute("DELETE FROM job_runs")
+    ran(outcome="failed")
+    ran(outcome=None)
+    ran(organisation="hlf")
+    ran(command="deliver")
+    ran(-20 * DAY)
+    assert here().stdout.startswith("last good night: never\n")
     ran(2 * DAY)
-    ran(**run)
-
-    assert here("-q").returncode == 3
+    older = here("-q")
+    assert older.returncode == 3
+    assert "the last good night ended 2 d ago" in older.stderr
 
 
 def test_a_run_that_died_shows_as_died(here: Certjob, ran: Ran) -> None:
-    """It has not finished and says nothing any more; one that was heard of lately still runs."""
+    """It says nothing any more; one that was heard of lately still runs, and is counted up to now."""
     ran(5 * DAY)
-    alive = ran(outcome=None, silent_for=timedelta(minutes=29))
-    dead = ran(outcome=None, silent_for=timedelta(minutes=31))
+    ran(timedelta(minutes=10), outcome=None, silent_for=timedelta(minutes=29))
+    ran(timedelta(hours=2), outcome=None, silent_for=timedelta(minutes=31), command="deliver")
 
-    found = document(here("--json"))
+    page, runs = here().stdout, {run["outcome"]: run for run in run_document(here)["runs"]}
 
-    outcomes = {run["run_id"]: (run["outcome"], run["finished_at"]) for run in found["runs"]}
-    assert outcomes[str(alive)] == ("running", None)
-    assert outcomes[str(dead)] == ("died", None)
-
-
-def test_how_long_a_run_has_been_running_is_counted_up_to_now(certjob: Certjob, ran: Ran) -> None:
-    """Also when it was last heard of a while ago; of one that died, up to its last sign of life."""
-    ran(outcome=None, ago=timedelta(minutes=10), silent_for=timedelta(minutes=11))
-    ran(outcome=None, ago=timedelta(hours=2), silent_for=timedelta(hours=1), command="deliver")
-
-    page, whole = certjob("status"), certjob("status", "--json")
-
-    durations = {run["outcome"]: run["duration_seconds"] for run in document(whole)["runs"]}
-    assert 690 <= durations["running"] < 800
-    assert 3690 <= durations["died"] < 3700
-    assert ", running, for 11 min " in page.stdout
-    assert ", died, after 1 h 1 min, on night-1\n" in page.stdout
-
-
-def test_a_night_that_ended_in_the_future_is_no_good_one(certjob: Certjob, ran: Ran) -> None:
-    """The database's clock was wrong then: for weeks nobody would notice that no night runs any more."""
-    ran(-20 * DAY)
-
-    alone, whole = certjob("status"), certjob("status", "--json")
-    ran(2 * DAY)
-    older = certjob("status")
-
-    assert (alone.returncode, whole.returncode, older.returncode) == (3, 3, 3)
-    assert alone.stdout.startswith("last good night: never\n")
-    assert document(whole)["last_good_run"] is None
-    assert "the last good night ended 2 d ago" in older.stderr
+    assert runs["running"]["finished_at"] is runs["died"]["finished_at"] is None
+    assert 690 <= runs["running"]["duration_seconds"] < 800
+    assert 5430 <= runs["died"]["duration_seconds"] < 5470
+    assert ", running, for 11 min " in page
+    assert ", died, after 1 h 30 min, on night-1\n" in page
 
 
 def test_a_night_that_was_killed_shows_as_died(
@@ -212,80 +173,50 @@ def test_a_night_that_was_killed_shows_as_died(
             child.signal(SIGKILL)
             child.finish()
 
-    at_first = document(here("--json"))
+    at_first = run_document(here)
     facts.connection.execute(
         "UPDATE job_runs SET started_at = started_at - %s, last_seen_at = last_seen_at - %s", [DAY] * 2
     )
-    later = here("--json")
+    later = run_document(here)
 
     assert [run["outcome"] for run in at_first["runs"]] == ["running"]
     assert at_first["backlog"]["portal_hides"]["in_flight"] == 1
-    assert [run["outcome"] for run in document(later)["runs"]] == ["died"]
-    assert (later.returncode, document(later)["stale"]) == (3, True)
+    assert ([run["outcome"] for run in later["runs"]], later["stale"]) == (["died"], True)
 
 
-def test_a_long_run_says_now_and_then_that_it_is_alive(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its phases move last_seen_at, at most once a minute, and never inside a transaction."""
+def test_a_long_run_says_now_and_then_that_it_is_alive(
+    connection: Connection, app: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most once a minute, never inside a transaction; a database that is gone does not end the beating."""
     report = RunReport(command="run", today=TODAY)
+    clock = time.monotonic()
 
-    def seen_at() -> datetime:
-        row = connection.execute("SELECT last_seen_at FROM job_runs WHERE id = %s", (report.run_id,)).fetchone()
-        assert row is not None
-        return datetime.fromisoformat(str(row[0]))
+    def seen_at() -> Any:
+        return app.execute("SELECT last_seen_at FROM job_runs WHERE id = %s", (report.run_id,)).fetchall()
 
-    with job_runs.recorded(connection, report, progress=NoProgress()) as beating:
+    app.autocommit = True
+    with suppress(ZeroDivisionError), job_runs.recorded(connection, report, progress=NoProgress()) as beating:
         first = seen_at()
         advance = beating.phase("Reviewing mentors")
         advance(1)
         too_soon = seen_at()
-        clock = time.monotonic()
         monkeypatch.setattr("certjob.night.job_runs.time.monotonic", lambda: clock + job_runs.BEAT_SECONDS + 1)
         with connection.transaction():
             advance(2)
         inside = seen_at()
         advance(3)
         later = seen_at()
+        app.execute("SELECT pg_terminate_backend(%s, 5000)", (connection.info.backend_pid,))
+        monkeypatch.setattr("certjob.night.job_runs.time.monotonic", lambda: clock + 3 * job_runs.BEAT_SECONDS)
+        advance(4)
+        raise ZeroDivisionError  # the beat was survived, or this would be the database's error
 
     assert first == too_soon == inside
     assert later > first
 
 
-def test_a_database_that_is_gone_does_not_end_the_beating(
-    connection: Connection, app: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The run's next own statement finds out and says so."""
-    report = RunReport(command="run", today=TODAY)
-
-    def work() -> None:
-        with job_runs.recorded(connection, report) as beating:
-            advance = beating.phase("Reviewing mentors")
-            app.execute("SELECT pg_terminate_backend(%s, 5000)", (connection.info.backend_pid,))
-            clock = time.monotonic()
-            monkeypatch.setattr("certjob.night.job_runs.time.monotonic", lambda: clock + job_runs.BEAT_SECONDS + 1)
-            advance(1)
-            message = "the beat was survived"
-            raise ValueError(message)
-
-    with pytest.raises(ValueError, match="the beat was survived"):
-        work()
-
-
-def test_deliveries_do_not_push_the_nights_off_the_page(here: Certjob, ran: Ran) -> None:
-    """Five of each command, the newest first."""
-    for number in range(20):
-        ran(timedelta(minutes=15 * number), command="deliver")
-    night_id = ran(timedelta(hours=9))
-
-    runs = document(here("--json"))["runs"]
-
-    assert [run["command"] for run in runs] == ["deliver"] * 5 + ["run"]
-    assert runs[-1]["run_id"] == str(night_id)
-    assert runs[-1]["duration_seconds"] == 90.0
-    assert [run["started_at"] for run in runs] == sorted((run["started_at"] for run in runs), reverse=True)
-
-
-def test_later_runs_do_not_push_one_that_failed_or_died_off_the_page(here: Certjob, ran: Ran) -> None:
-    """The last of each in a week, where a night runs every hour; older ones are told by the ledger alone."""
+def test_no_run_pushes_one_that_matters_off_the_page(here: Certjob, ran: Ran) -> None:
+    """Five of each command, the newest first, and of a week the last that failed or died; the ledger has the others."""
     died_earlier, died = (ran(timedelta(days=days), outcome=None) for days in (3, 2))
     failed = ran(timedelta(days=6), outcome="failed")
     failed_long_ago = ran(timedelta(days=8), outcome="failed", command="deliver")
@@ -293,11 +224,15 @@ def test_later_runs_do_not_push_one_that_failed_or_died_off_the_page(here: Certj
         ran(timedelta(hours=hours))
         ran(timedelta(hours=hours), command="deliver")
 
-    shown = {run["run_id"]: run["outcome"] for run in document(here("--json"))["runs"]}
+    runs = run_document(here)["runs"]
 
+    shown = {run["run_id"]: run["outcome"] for run in runs}
     assert (shown.pop(str(died)), shown.pop(str(failed))) == ("died", "failed")
     assert not shown.keys() & {str(died_earlier), str(failed_long_ago)}
     assert list(shown.values()) == ["ok"] * 10
+    assert sorted(run["command"] for run in runs if run["outcome"] == "ok") == ["deliver"] * 5 + ["run"] * 5
+    assert [run["started_at"] for run in runs] == sorted((run["started_at"] for run in runs), reverse=True)
+    assert {run["duration_seconds"] for run in runs if run["outcome"] == "ok"} == {90.0}
 
 
 # What waits.
@@ -345,19 +280,24 @@ def test_reminders_and_digests_wait_too(connection: Connection, facts: Facts) ->
             " now() + %s * interval '1 hour', now() - interval '2 hours')",
             (mentor, 30 + number, status, number),
         )
-    coordinator = connection.execute(
-        "INSERT INTO coordinators (organisation_id, email) VALUES (%s, 'k@example.org') RETURNING id", (organisation,)
-    ).fetchone()
-    assert coordinator is not None
-    connection.execute(
-        "INSERT INTO coordinator_digests (coordinator_id, digest_on) VALUES (%s, current_date)", coordinator
-    )
+    digest(facts, organisation, "pending")
 
     found = read_open_work(connection)
 
     reminders, digests = found["reminders"], found["digests"]
     assert (reminders.open, reminders.due, reminders.waiting, reminders.older_than_hour) == (2, 1, 1, 2)
     assert (digests.open, digests.due) == (1, 1)
+
+
+def digest(facts: Facts, organisation: UUID, *statuses: str) -> None:
+    """A coordinator's digests of the last days, the first one of today."""
+    facts.connection.execute(
+        "WITH c AS (INSERT INTO coordinators (organisation_id, email) VALUES (%s, 'k@example.org') RETURNING id)"
+        " INSERT INTO coordinator_digests (coordinator_id, digest_on, status)"
+        " SELECT c.id, current_date - number::integer, status"
+        " FROM c, unnest(%s::text[]) WITH ORDINALITY AS s (status, number)",
+        (organisation, list(statuses)),
+    )
 
 
 # What comes, and what failed.
@@ -397,60 +337,36 @@ def test_the_coming_nights_cost_what_is_due(connection: Connection) -> None:
     assert "Index Cond: (review_on < " in plan
 
 
-def test_the_failure_that_lasts_longest_is_named(here: Certjob, connection: Connection, facts: Facts) -> None:
-    """By member number and organisation, never by name; resolved ones are over."""
+def test_what_failed_is_what_alerts_show(here: Certjob, ran: Ran, connection: Connection, facts: Facts) -> None:
+    """The failure that lasts longest, by member number; reminders until 14 days past their day; digests."""
+    ran()
     organisation = facts.organisation()
-    for days, resolved in ((9, True), (3, False), (1, False)):
-        connection.execute(
-            "INSERT INTO dynamics_sync_failures (mentor_id, visible, kind, attempts, error, created_at, resolved_at)"
-            " VALUES (%s, false, 'transient', 3, %s, now() - %s * interval '1 day', CASE WHEN %s THEN now() END)",
-            (facts.mentor(organisation, member_no=f"M{days}"), f"error {days}", days, resolved),
-        )
+    digest(facts, organisation, "failed", "sent", "superseded")
+    page, found = here(), run_document(here)
+    assert (page.returncode, page.stderr) == (3, "certjob status: 1 digest was not delivered; see `certjob alerts`\n")
+    assert found["alerts"]["failed_digests"] == 1 == len(database.fetch(connection, "read_failed_digests"))
 
-    found = document(here("--json"))
-    page = here()
-
-    assert found["unresolved_failures"] == 2
-    assert found["oldest_failure"]["member_no"] == "M3"
-    assert found["oldest_failure"]["error"] == "error 3"
-    assert "M3 of hlf to be hidden; see `certjob alerts`\n" in page.stdout
-    assert "Nordmann" not in page.stdout
-
-
-def test_failed_reminders_are_those_that_alerts_show(here: Certjob, connection: Connection, facts: Facts) -> None:
-    """Until 14 days past their day."""
-    mentor = facts.mentor(facts.organisation())
+    mentor = facts.mentor(organisation)
     for number, days in enumerate((0, 20)):
         connection.execute(
             "INSERT INTO cert_notification_log (mentor_id, threshold_days, cert_id, expires_on, status, queued_at)"
             " VALUES (%s, 0, gen_random_uuid(), current_date - %s::integer, 'failed', now() - interval '30 days')",
             (mentor, days + number),
         )
+    assert run_document(here)["alerts"]["failed_reminders"] == 1
+    assert here().stderr.startswith("certjob status: 1 reminder was not delivered")
 
-    assert document(here("--json"))["alerts"]["failed_reminders"] == 1
-    assert here().stderr.endswith(". Also 1 reminder was not delivered; see `certjob alerts`\n")
-
-
-def test_failed_digests_are_those_that_alerts_show(
-    here: Certjob, ran: Ran, connection: Connection, facts: Facts
-) -> None:
-    """A number and where to look, and the exit code."""
-    ran()
-    coordinator = connection.execute(
-        "INSERT INTO coordinators (organisation_id, email) VALUES (%s, 'k@example.org') RETURNING id",
-        (facts.organisation(),),
-    ).fetchone()
-    assert coordinator is not None
-    for number, status in enumerate(("failed", "sent", "superseded")):
+    for days, resolved in ((9, True), (3, False), (1, False)):
         connection.execute(
-            "INSERT INTO coordinator_digests (coordinator_id, digest_on, status) VALUES (%s, current_date - %s, %s)",
-            (*coordinator, number, status),
+            "INSERT INTO dynamics_sync_failures (mentor_id, visible, kind, attempts, error, created_at, resolved_at)"
+            " VALUES (%s, false, 'transient', 3, %s, now() - %s * interval '1 day', CASE WHEN %s THEN now() END)",
+            (facts.mentor(organisation, member_no=f"M{days}"), f"error {days}", days, resolved),
         )
-
-    page, whole = here(), here("--json")
-
-    assert (page.returncode, page.stderr) == (3, "certjob status: 1 digest was not delivered; see `certjob alerts`\n")
-    assert document(whole)["alerts"]["failed_digests"] == 1 == len(database.fetch(connection, "read_failed_digests"))
+    page, found = here(), run_document(here)
+    assert (found["unresolved_failures"], found["oldest_failure"]["member_no"]) == (2, "M3")
+    assert found["oldest_failure"]["error"] == "error 3"
+    assert "M3 of hlf to be hidden; see `certjob alerts`\n" in page.stdout
+    assert "Nordmann" not in page.stdout
 
 
 def test_those_without_a_certificate_are_the_nights_own_count(connection: Connection, facts: Facts) -> None:
@@ -474,7 +390,7 @@ def test_those_without_a_certificate_are_the_nights_own_count(connection: Connec
     assert read(connection).without_certificate == report.review.without_certificate == 3
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_those_without_a_certificate_are_counted_from_few_mentors_and_not_one_is_missed(
     connection: Connection, facts: Facts, seed: int
 ) -> None:
@@ -484,7 +400,7 @@ def test_those_without_a_certificate_are_counted_from_few_mentors_and_not_one_is
         facts.organisation("hlf", optional_kinds=["firstaid"]),
         facts.organisation("rk", portal=None, thresholds=[]),
     ]
-    mentors = [_random_mentor(facts, random, random.choice(organisations)) for _ in range(150)]
+    mentors = [_random_mentor(facts, random, random.choice(organisations)) for _ in range(100)]
     days = [TODAY + timedelta(days=number) for number in (-40, 0, 1, 40, 400)]
 
     before = [_both_counts(connection, day, mentors) for day in days]
@@ -528,38 +444,18 @@ def _both_counts(connection: Connection, day: date, mentors: Sequence[UUID]) -> 
 # How it is shown.
 
 
-def test_the_document_has_its_keys(here: Certjob, ran: Ran) -> None:
-    """In this order; times have their offset."""
+def test_times_have_their_offset(here: Certjob, ran: Ran) -> None:
+    """And days are those of the programme."""
     ran()
 
-    found = document(here("--json"))
+    found = run_document(here)
 
-    assert list(found) == [
-        "outcome",
-        "stale",
-        "now",
-        "today",
-        "max_age_seconds",
-        "last_good_run",
-        "runs",
-        "backlog",
-        "coming",
-        "unresolved_failures",
-        "oldest_failure",
-        "alerts",
-        "without_certificate",
-        "mail_waits_until",
-    ]
-    assert list(found["backlog"]) == ["portal_hides", "portal_shows", "reminders", "digests"]
     assert datetime.fromisoformat(found["now"]).tzinfo is not None
-    assert found["max_age_seconds"] == 26 * 3600
-    assert len(found["coming"]) == 14
-    assert set(found["coming"][0]) == {"on", "mentors"}
+    assert (found["max_age_seconds"], len(found["coming"])) == (26 * 3600, 14)
 
 
-@pytest.mark.parametrize("columns", [80, 100])
 def test_on_a_terminal_it_is_one_screen(
-    ran: Ran, facts: Facts, bare_environment: dict[str, str], database_url: str, tmp_path: Path, columns: int
+    ran: Ran, facts: Facts, bare_environment: dict[str, str], database_url: str, tmp_path: Path
 ) -> None:
     """24 lines with the prompt, whatever has happened; what matters first; died in red; NO_COLOR takes the colour."""
     for hours in range(1, 9):
@@ -575,17 +471,18 @@ def test_on_a_terminal_it_is_one_screen(
     )
     environment = bare_environment | {"CERTJOB_DATABASE_URL": database_url}
 
-    _, shown = on_terminal(["status"], environment=environment, folder=tmp_path, columns=columns)
-    _, plain = on_terminal(["status"], environment=environment | {"NO_COLOR": "1"}, folder=tmp_path, columns=columns)
+    _, shown = on_terminal(["status"], environment=environment, folder=tmp_path, columns=80)
+    _, plain = on_terminal(["status"], environment=environment | {"NO_COLOR": "1"}, folder=tmp_path, columns=100)
 
     assert "\x1b[1;31mdied" in shown
     assert "\x1b[2J" not in shown
     assert "\x1b[1;31m" not in plain
-    lines = without_escapes(shown).splitlines()
-    assert len(lines) <= 23
-    assert max(map(len, lines)) <= columns
-    assert lines[0].startswith("Last good night: ")
-    assert {"deliver", "resync", "alerts", "failed", "died", "running"} <= {*"\n".join(lines).split()}
+    for text, columns in ((shown, 80), (plain, 100)):
+        lines = without_escapes(text).splitlines()
+        assert len(lines) <= 23
+        assert max(map(len, lines)) <= columns
+        assert lines[0].startswith("Last good night: ")
+        assert {"deliver", "resync", "alerts", "failed", "died", "running"} <= {*"\n".join(lines).split()}
 
 
 def test_the_coming_nights_are_listed_when_asked_for(here: Certjob, ran: Ran, facts: Facts) -> None:
@@ -596,20 +493,18 @@ def test_the_coming_nights_are_listed_when_asked_for(here: Certjob, ran: Ran, fa
     assert "mentors to review: 1 today, 1 within 14 nights; see `certjob status --days 14`\n" in here().stdout
     listed = [line for line in here("--days", "3").stdout.splitlines() if line.startswith("to review on ")]
     assert [line.rpartition(": ")[2] for line in listed] == ["1", "0", "0"]
-    assert len(document(here("--days", "3", "--json"))["coming"]) == 3
+    assert len(run_document(here, "--days", "3")["coming"]) == 3
 
 
-def test_it_works_on_a_read_only_database(here: Certjob, ran: Ran, connection: Connection) -> None:
+def test_it_works_on_a_read_only_database_and_refuses_what_is_no_duration(
+    here: Certjob, ran: Ran, connection: Connection
+) -> None:
     """A standby, where one may look without disturbing the night."""
     ran()
     connection.execute(f"ALTER DATABASE {connection.info.dbname} SET default_transaction_read_only = on".encode())
 
+    refused = here("--max-age", "soon")
+
     assert here().returncode == 0
-
-
-def test_a_duration_that_is_none_is_refused(here: Certjob) -> None:
-    """Like everywhere."""
-    result = here("--max-age", "soon")
-
-    assert result.returncode == 2
-    assert "'soon' is not a valid duration" in result.stderr
+    assert refused.returncode == 2
+    assert "'soon' is not a valid duration" in refused.stderr
