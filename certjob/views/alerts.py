@@ -1,16 +1,16 @@
 """What needs attention, in full: the list that certjob/review/attention.py counts."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from datetime import date, datetime
 from typing import Any
 from uuid import UUID
 
 from certjob import database
 from certjob.database import Connection
-from certjob.domain.alert_reasons import PushState
 from certjob.review.attention import StoredHold, read_held
 from certjob.review.guards import let_through
+from certjob.views.open_pushes import OpenPush, read_open_pushes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +58,7 @@ class ReviewProblem:
 
     mentor_id: UUID
     organisation_id: UUID
+    organisation: str
     member_no: str
     full_name: str
     """The member number where there is no name."""
@@ -111,34 +112,13 @@ class OldReading:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PushAlert(PushState):
-    """An open portal push that a person should know about."""
-
-    mentor_id: UUID
-    organisation_id: UUID
-    member_no: str
-    full_name: str
-    """The member number where there is no name."""
-    visible: bool
-    """What the portal should show."""
-    sentence: str
-    """The design's words for it; the dashboard shows the same."""
-    error: str | None
-    """The technical reason."""
-    calls: int
-    """Calls made to the portal for it."""
-    wanted_at: datetime
-    last_failed_at: datetime | None
-    next_attempt_at: datetime
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class FailedReminder:
     """A reminder that was not delivered: refused, until somebody corrects something, or put off for over a day."""
 
     reminder_id: int
     mentor_id: UUID
     organisation_id: UUID
+    organisation: str
     member_no: str
     full_name: str
     threshold_days: int
@@ -157,6 +137,7 @@ class FailedDigest:
     digest_id: int
     coordinator_id: UUID
     organisation_id: UUID
+    organisation: str
     full_name: str
     """The address where there is no name."""
     digest_on: date
@@ -167,15 +148,6 @@ class FailedDigest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Organisation:
-    """How people call an organisation, and how commands do."""
-
-    id: UUID
-    slug: str
-    name: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Alerts:
     """All that needs attention, at one moment."""
 
@@ -183,7 +155,7 @@ class Alerts:
     """Who may be shown on a portal first."""
     never_reviewed: Sequence[ReviewProblem] = ()
     """Oldest first, as the following."""
-    pushes: Sequence[PushAlert] = ()
+    pushes: Sequence[OpenPush] = ()
     """Hides first, then oldest first."""
     contradictory: Sequence[Contradiction] = ()
     unknown_contacts: Sequence[UnknownContact] = ()
@@ -193,50 +165,34 @@ class Alerts:
     reminders: Sequence[FailedReminder] = ()
     digests: Sequence[FailedDigest] = ()
     waiting_mail: Sequence[WaitingMail] = ()
-    organisations: Mapping[UUID, Organisation] = field(default_factory=dict)
-    """All there are: a page says whose mentor it is only if there are several."""
 
     def __len__(self) -> int:
-        portal = (self.pushes, self.contradictory, self.unknown_contacts, self.portal_not_read)
-        lists = (self.held, self.never_reviewed, *portal, self.reminders, self.digests, self.waiting_mail)
-        return sum(map(len, lists))
+        return sum(len(getattr(self, each.name)) for each in fields(self))
 
     @property
     def exit_code(self) -> int:
         """3 while there is anything, else 0."""
         return 3 if len(self) else 0
 
+    def to_document(self) -> dict[str, list[dict[str, Any]]]:
+        """Return the same for a program."""
+        names = {"pushes": "alerts", "reminders": "failed_reminders", "digests": "failed_digests"}
+        return {names.get(name, name): rows for name, rows in asdict(self).items()}
+
 
 def read_alerts(connection: Connection, *, today: date) -> Alerts:
     """Read what needs attention: short statements, nothing is kept open between or after them."""
-    organisations = database.fetch(connection, "read_organisation_names", into=Organisation)
     return Alerts(
         held=_read_held(connection),
         never_reviewed=database.fetch(connection, "read_review_problems", into=ReviewProblem),
-        pushes=database.fetch(connection, "read_alert_details", into=PushAlert),
+        pushes=read_open_pushes(connection),
         contradictory=database.fetch(connection, "read_contradictions", into=Contradiction),
         unknown_contacts=database.fetch(connection, "read_unknown_contacts", into=UnknownContact),
         portal_not_read=database.fetch(connection, "read_old_reading", into=OldReading),
         reminders=database.fetch(connection, "read_failed_reminders", {"today": today}, into=FailedReminder),
         digests=database.fetch(connection, "read_failed_digests", into=FailedDigest),
         waiting_mail=database.fetch(connection, "read_waiting_mail", into=WaitingMail),
-        organisations={each.id: each for each in organisations},
     )
-
-
-def read_documents(connection: Connection, *, today: date) -> dict[str, list[dict[str, Any]]]:
-    """Read the same for a program: rows as the statements return them, pushes as the app's dashboard sees them."""
-    return {
-        "held": [asdict(held) for held in _read_held(connection)],
-        "never_reviewed": database.fetch(connection, "read_review_problems", into=dict),
-        "alerts": database.fetch(connection, "read_portal_alerts", into=dict),
-        "contradictory": database.fetch(connection, "read_contradictions", into=dict),
-        "unknown_contacts": database.fetch(connection, "read_unknown_contacts", into=dict),
-        "portal_not_read": database.fetch(connection, "read_old_reading", into=dict),
-        "failed_reminders": database.fetch(connection, "read_failed_reminders", {"today": today}, into=dict),
-        "failed_digests": database.fetch(connection, "read_failed_digests", into=dict),
-        "waiting_mail": database.fetch(connection, "read_waiting_mail", into=dict),
-    }
 
 
 def _read_held(connection: Connection) -> list[HeldAlert]:

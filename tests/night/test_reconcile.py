@@ -19,7 +19,7 @@ from certjob.night.report import RunReport
 from certjob.portal import comparison
 from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
 from certjob.stopping import StopFlag
-from certjob.views.alerts import read_documents
+from certjob.views.alerts import read_alerts
 from certjob.views.metrics import read_metrics
 from tests.conftest import Certjob
 from tests.support.facts import TODAY, Facts
@@ -322,7 +322,7 @@ class TestGuard:
         assert held.startswith("hlf: 21 mentors would be shown again, the portal shows nobody at all; none of them was")
         assert "`certjob reconcile --allow-mass-change`" in held
         assert scene.facts.rows("SELECT gone_at FROM portal_unknown_contacts") == [(None,)]
-        (document,) = read_documents(scene.connection, today=TODAY)["held"]
+        (document,) = read_alerts(scene.connection, today=TODAY).to_document()["held"]
         assert (document["what"], document["mentors"]) == ("portal", 21)
         assert document["command"] == "certjob reconcile --allow-mass-change"
         assert "Held: hlf: 21 mentors would be shown again" in certjob("alerts").stdout
@@ -419,7 +419,7 @@ class TestUnknownContacts:
         assert scene.differences() == {"unknown": 7}
 
         page = certjob("alerts")
-        documents = read_documents(scene.connection, today=TODAY)["unknown_contacts"]
+        documents = read_alerts(scene.connection, today=TODAY).to_document()["unknown_contacts"]
 
         assert page.returncode == 3
         assert page.stdout.count("certjob reconcile --accept") == 5

@@ -40,19 +40,14 @@ def alerts(
             return _watch(opened)
         if retry_all:
             report = _retry_all(opened)
-        if call.json:
-            documents = alerts_views.read_documents(opened.connection, today=opened.settings.today)
-            number = sum(map(len, documents.values()))
-        else:
-            found = alerts_views.read_alerts(opened.connection, today=opened.settings.today)
-            number = len(found)
-    outcome = Outcome.ATTENTION if number else Outcome.OK
+        found = alerts_views.read_alerts(opened.connection, today=opened.settings.today)
+    outcome = Outcome.ATTENTION if len(found) else Outcome.OK
     document: dict[str, object] = {}
     if report is not None:
         document = report.to_document()
         outcome = report.outcome if report.outcome is not Outcome.OK else outcome
     if call.json:
-        document |= {"outcome": outcome, **documents}
+        document |= {"outcome": outcome, **found.to_document()}
         plain.print_json(document)
     else:
         alerts_page.show_alerts(opened.output, found, zone=opened.settings.zone, now=datetime.now(UTC))

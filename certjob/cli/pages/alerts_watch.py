@@ -1,17 +1,16 @@
 """The page of alerts that keeps itself up to date until somebody presses Ctrl-C."""
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import date, datetime, tzinfo
-from typing import Protocol
 
 import psycopg
 from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from certjob.cli.pages.alerts import MOST_ROWS, NOTHING, page_lines, plain_lines
+from certjob.cli.pages.alerts import NOTHING, page_lines, plain_lines
 from certjob.cli.terminal.lines import fit
 from certjob.cli.terminal.output import Output
 from certjob.cli.terminal.plain import harmless, print_error
@@ -47,15 +46,21 @@ def watch_alerts(
     """
     wait = wait or stop.wait
     last: Alerts | None = None
+    on_screen = output.on_terminal and not output.out.is_dumb_terminal
+    screen = _Window(output, zone=zone, now=now) if on_screen else _Lines(zone=zone, now=now)
     try:
-        with _screen(output, zone=zone, now=now) as screen, _Source(connection, reconnect, read) as source:
+        with ExitStack() as opened:
+            if isinstance(screen, _Window):
+                opened.enter_context(screen.live)
             while True:
                 try:
                     with stop.interruptible():
-                        last = source.read(today())
+                        if connection.closed:
+                            connection = opened.enter_context(reconnect())
+                        last = read(connection, today=today())
                 except (psycopg.OperationalError, CertjobError) as error:
                     stop.check()
-                    screen.show_outage(_cause(error))
+                    screen.show_outage(f"the database does not answer: {_cause(error)}; trying again")
                 else:
                     if not screen.show(last):
                         break
@@ -68,55 +73,21 @@ def watch_alerts(
     return last.exit_code if last is not None else 0
 
 
-class _Source:
-    """Reads the alerts, on a new connection when the one before is gone."""
-
-    def __init__(
-        self, connection: Connection, reconnect: Callable[[], Connection], read: Callable[..., Alerts]
-    ) -> None:
-        """The first connection remains the caller's to close."""
-        self._connection = connection
-        self._reconnect = reconnect
-        self._read = read
-        self._own: Connection | None = None
-
-    def read(self, today: date) -> Alerts:
-        """Read them. Raises psycopg.OperationalError or a CertjobError when the database does not answer."""
-        if self._connection.closed:
-            self._connection = self._own = self._reconnect()
-        return self._read(self._connection, today=today)
-
-    def __enter__(self) -> "_Source":
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        if self._own is not None:
-            self._own.close()
-
-
-class _Screen(Protocol):
-    """Where the alerts are shown."""
-
-    def show(self, alerts: Alerts) -> bool:
-        """Show what was read; return whether anybody still reads it."""
-
-    def show_outage(self, cause: str) -> None:
-        """Say that nothing could be read."""
-
-
 class _Lines:
     """Off a terminal: every line, when any of them has changed."""
 
-    def __init__(self, *, zone: tzinfo) -> None:
+    def __init__(self, *, zone: tzinfo, now: Callable[[], datetime]) -> None:
         self._zone = zone
+        self._now = now
         self._shown: list[str] | None = None
         self._outage = ""
 
     def show(self, alerts: Alerts) -> bool:
+        """Print what was read; return whether anybody still reads it."""
         if self._outage:
             print_error("certjob alerts", "the database answers again")
             self._outage = ""
-        lines = list(plain_lines(alerts, zone=self._zone))
+        lines = list(plain_lines(alerts, zone=self._zone, now=self._now()))
         if lines == self._shown:
             return True
         self._shown = lines
@@ -124,10 +95,11 @@ class _Lines:
         sys.stdout.flush()  # whoever follows it wants it now
         return not reader_is_gone()
 
-    def show_outage(self, cause: str) -> None:
-        if cause != self._outage:
-            self._outage = cause
-            print_error("certjob alerts", _outage_words(cause))
+    def show_outage(self, outage: str) -> None:
+        """Say once that nothing could be read."""
+        if outage != self._outage:
+            self._outage = outage
+            print_error("certjob alerts", outage)
 
 
 class _Window:
@@ -145,60 +117,36 @@ class _Window:
         )
 
     def show(self, alerts: Alerts) -> bool:
+        """Show what was read; a terminal always reads."""
         self._alerts, self._checked_at, self._outage = alerts, self._now(), ""
         self.live.refresh()
         return True
 
-    def show_outage(self, cause: str) -> None:
-        self._outage = cause
+    def show_outage(self, outage: str) -> None:
+        """Say below the last page that nothing could be read."""
+        self._outage = outage
         self.live.refresh()
 
     def _render(self) -> Group:
         """Build the whole screen. The refreshing thread does it, too: a database that hangs must not look fresh."""
-        alerts, now = self._alerts, self._now()
-        height = max(self._console.height - 1 - bool(self._outage), 1)
-        texts: list[Text] = []
-        if alerts is not None and len(alerts):
-            texts = fit(
-                self._console,
-                lambda most_rows: page_lines(alerts, zone=self._zone, now=now, most_rows=most_rows),
-                most_rows=(MOST_ROWS, 10, 5, 3),
-                height=height,
-                rest="`certjob alerts` without --watch shows them",
-            )
-        elif alerts is not None:
-            texts = [Text(NOTHING)]
+        now, texts = self._now(), [Text(NOTHING)] if self._alerts is not None else []
+        if self._alerts:
+            lines = page_lines(self._alerts, zone=self._zone, now=now)
+            height = max(self._console.height - 1 - bool(self._outage), 1)
+            texts = fit(self._console, lines, height=height, rest="`certjob alerts` without --watch shows them")
         if self._outage:
-            texts.append(_one_line(_outage_words(self._outage), style="bold red"))
-        return Group(*texts, self._footer(now))
-
-    def _footer(self, now: datetime) -> Text:
+            texts.append(_one_line(self._outage, style="bold red"))
         checked = f"checked {self._checked_at.astimezone(self._zone):%H:%M:%S}"
         age_seconds = (now - self._checked_at).total_seconds()
         late = f", {age_seconds:,.0f} s ago: THIS PAGE IS OLD" if age_seconds >= _LATE_SECONDS else ""
         if self._alerts is None:
             checked = "asking the database"
-        return _one_line(
-            f"{checked}{late}; every {INTERVAL_SECONDS:g} s; Ctrl-C ends", style="bold red" if late else "dim"
-        )
-
-
-@contextmanager
-def _screen(output: Output, *, zone: tzinfo, now: Callable[[], datetime]) -> Iterator[_Screen]:
-    if not output.on_terminal or output.out.is_dumb_terminal:
-        yield _Lines(zone=zone)
-        return
-    window = _Window(output, zone=zone, now=now)
-    with window.live:
-        yield window
+        footer = f"{checked}{late}; every {INTERVAL_SECONDS:g} s; Ctrl-C ends"
+        return Group(*texts, _one_line(footer, style="bold red" if late else "dim"))
 
 
 def _one_line(text: str, *, style: str) -> Text:
     return Text(harmless(text), style=style, no_wrap=True, overflow="ellipsis")
-
-
-def _outage_words(cause: str) -> str:
-    return f"the database does not answer: {cause}; trying again"
 
 
 def _cause(error: Exception) -> str:

@@ -2,9 +2,8 @@
 
 from collections.abc import Iterable
 
-from certjob.cli.terminal.lines import PageLine, unbroken, wrap
+from certjob.cli.terminal.lines import PageLine, wrap
 from certjob.cli.terminal.output import Output
-from certjob.cli.terminal.plain import harmless
 from certjob.views.check.findings import Finding, Verdict
 
 _STYLES = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "bold red", Verdict.SKIP: "dim"}
@@ -22,9 +21,7 @@ def show_finding(output: Output, finding: Finding) -> None:
     if not output.on_terminal:
         output.result(f"{finding.verdict:<4}  {finding.check}: {finding.text}")
         return
-    line = PageLine(
-        bullet=f"{finding.verdict:<4}  ", head=f"{harmless(finding.check)}: ", text=unbroken(harmless(finding.text))
-    )
+    line = PageLine(bullet=f"{finding.verdict:<4}  ", head=f"{finding.check}: ", text=finding.text)
     for number, text in enumerate(wrap(output.out, [line])):
         if number == 0:
             text.stylize(_STYLES[finding.verdict], 0, len(finding.verdict))

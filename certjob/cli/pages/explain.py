@@ -1,29 +1,24 @@
 """One mentor's story as a page: what is so today and why, what was sent, what comes next; on a terminal or off it."""
 
-import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from datetime import date, datetime
 from itertools import groupby
 from typing import Any, Final
 
-from certjob.cli.terminal.lines import PageLine, glued, unbroken
+from certjob.cli.pages.alert_sections import next_try, number
+from certjob.cli.terminal.lines import PageLine
 from certjob.cli.terminal.output import Output
-from certjob.cli.terminal.plain import harmless
 from certjob.domain import explanations, rules
 from certjob.domain.alert_reasons import AlertReason, why_message_waits, why_push_waits
 from certjob.domain.explanations import day_words, distance_words, reason_words, threshold_words
 from certjob.domain.models import OWN_PAUSE_REASON, Status
-from certjob.views.alerts import PushAlert
-from certjob.views.explain.history import LoggedReminder, MentorHistory, Pause, Portal
+from certjob.views.explain.history import LoggedReminder, MentorHistory, Pause
 from certjob.views.explain.reader import address_problem
+from certjob.views.open_pushes import OpenPush, resync_command
 
 MOST_COMING_DAYS: Final = 12
 """A page on a terminal tells so many of the coming days; --json and a pipe have all of them."""
 
-_MONTHS: Final = "|".join(f"{date(2000, month, 1):%B}" for month in range(1, 13))
-_DATE: Final = re.compile(rf"\b\d{{1,2}} (?:{_MONTHS})(?: \d{{4}})?(?: \d\d:\d\d)?\b")
 _STYLES: Final = {Status.EXPIRED: "red", Status.REVOKED: "red", Status.EXPIRING: "bold"}
 
 
@@ -33,15 +28,14 @@ def show_story(output: Output, story: MentorHistory) -> None:
         for line in page_lines(story):
             output.result(f"{' ' * line.indent}{line.bullet}{line.head}{line.text}".rstrip())
         return
-    lines = (replace(line, text=_kept_together(line.text)) for line in page_lines(story, most_days=MOST_COMING_DAYS))
-    output.show_lines(lines)
+    output.show_lines(page_lines(story, most_days=MOST_COMING_DAYS))
 
 
 def page_lines(story: MentorHistory, *, most_days: int | None = None) -> Iterator[PageLine]:
     """Yield the page; of the coming days so many at most."""
     person = story.person
     name = person.member_no if person.full_name is None else f"{person.full_name} ({person.member_no})"
-    yield PageLine(text=harmless(f"{name}, {person.organisation_name}"), style="bold")
+    yield PageLine(text=f"{name}, {person.organisation_name}", style="bold")
     yield PageLine(text=" ".join(_summary(story)))
     for warning in _warnings(story):
         yield PageLine(text=warning, style="bold magenta")
@@ -64,20 +58,18 @@ def _summary(story: MentorHistory) -> Iterator[str]:
     if story.person.left_at is not None:
         yield f"Has left, on {day_words(story.person.left_at.astimezone(story.zone).date(), story.today)}."
     elif mentor.open_pauses:
-        yield harmless(f"Paused: {', '.join(sorted(reason_words(pause.reason) for pause in mentor.open_pauses))}.")
+        yield f"Paused: {', '.join(sorted(reason_words(pause.reason) for pause in mentor.open_pauses))}."
     else:
         yield "Active: no pause is open."
     lapsed = rules.lapsed_certificates(mentor, today)
     why = "; ".join(explanations.why_certified(mentor, today))
     if lapsed:
-        yield harmless(f"Not certified: {why}.")
+        yield f"Not certified: {why}."
     elif rules.holds_nothing(mentor, today):
         said = f" ({why})" if why else ""
-        yield harmless(
-            f"Holds no certificate that counts{said}, so certjob does not watch this mentor and never pauses them."
-        )
+        yield f"Holds no certificate that counts{said}, so certjob does not watch this mentor and never pauses them."
     else:
-        yield harmless(f"Certified: {why}.")
+        yield f"Certified: {why}."
 
 
 def _warnings(story: MentorHistory) -> Iterator[str]:
@@ -100,8 +92,8 @@ def _warnings(story: MentorHistory) -> Iterator[str]:
 
 def _section(heading: str, lines: Iterator[PageLine]) -> Iterator[PageLine]:
     """A heading and what stands under it; nothing at all without a line."""
-    for number, line in enumerate(lines):
-        if not number:
+    for place, line in enumerate(lines):
+        if not place:
             yield PageLine(text="")
             yield PageLine(text=heading, style="bold")
         yield line
@@ -126,9 +118,9 @@ def _certificate_lines(story: MentorHistory) -> Iterator[PageLine]:
             why += f"; stored on {day_words(note.noted_on, today)}"
         optional = ", optional" if certificate.kind in mentor.organisation.optional_kinds else ""
         span = f"{_whole_date(certificate.issued_on)} to {_whole_date(certificate.expires_on)}"
-        head = harmless(f"{certificate.kind}{optional}, {span}: {status}")
+        head = f"{certificate.kind}{optional}, {span}: {status}"
         yield PageLine(head=head, text="", bullet="- ", indent=2, style=_STYLES.get(status, ""))
-        yield PageLine(text=harmless(why), indent=4)
+        yield PageLine(text=why, indent=4)
 
 
 def _pause_lines(story: MentorHistory) -> Iterator[PageLine]:
@@ -137,14 +129,12 @@ def _pause_lines(story: MentorHistory) -> Iterator[PageLine]:
     for pause in story.pauses:
         since = f"by {pause.actor} since {story.moment(pause.paused_at)}"
         if pause.lifted_at is None:
-            yield PageLine(
-                head=harmless(reason_words(pause.reason)), text=harmless(f", {since}"), bullet="- ", indent=2
-            )
-            yield PageLine(text=harmless(_what_lifts(story, pause)), indent=4)
+            yield PageLine(head=reason_words(pause.reason), text=f", {since}", bullet="- ", indent=2)
+            yield PageLine(text=_what_lifts(story, pause), indent=4)
         else:
             by = f" by {pause.lifted_by}" if pause.lifted_by else ""
             text = f"earlier: {reason_words(pause.reason)}, {since}, lifted {story.moment(pause.lifted_at)}{by}"
-            yield PageLine(text=harmless(text), bullet="- ", indent=2, style="dim")
+            yield PageLine(text=text, bullet="- ", indent=2, style="dim")
 
 
 def _what_lifts(story: MentorHistory, pause: Pause) -> str:
@@ -165,19 +155,19 @@ def _reminder_lines(story: MentorHistory) -> Iterator[PageLine]:
         certificate = certificates.get(row.certificate_id)
         what = certificate.kind if certificate else "a certificate that is gone"
         which = f"{what} until {day_words(row.expires_on, story.today)}, {threshold_words(row.threshold_days)}"
-        text = harmless(f"{which}: {_what_became(story, row)}")
+        text = f"{which}: {_what_became(story, row)}"
         yield PageLine(text=text, bullet="- ", indent=2, style="red" if row.status == "failed" else "")
         for earlier in row.earlier:
-            yield PageLine(text=harmless(_earlier_cycle(story, earlier)), indent=4, style="dim")
+            yield PageLine(text=_earlier_cycle(story, earlier), indent=4, style="dim")
     for certificate in sorted(certificates.values(), key=lambda c: (c.kind, c.expires_on)):
         none = explanations.why_no_reminder(certificate, story.mentor, story.today)
         if none is not None:
             text = f"{certificate.kind} until {day_words(certificate.expires_on, story.today)}: none comes, {none}"
-            yield PageLine(text=harmless(text), bullet="- ", indent=2)
+            yield PageLine(text=text, bullet="- ", indent=2)
     yield from _reminders_to_come(story)
     problem = address_problem(story.person.email)
     if problem:
-        text = harmless(f"{problem}: nothing can be sent; enter one in the app, and what failed is sent automatically")
+        text = f"{problem}: nothing can be sent; enter one in the app, and what failed is sent automatically"
         yield PageLine(text=text, bullet="- ", indent=2, style="red")
 
 
@@ -192,7 +182,7 @@ def _reminders_to_come(story: MentorHistory) -> Iterator[PageLine]:
         ]
         if days:
             which = f"{certificate.kind} until {day_words(certificate.expires_on, today)}"
-            yield PageLine(text=harmless(f"{which}, to come: {', '.join(days)}"), bullet="- ", indent=2)
+            yield PageLine(text=f"{which}, to come: {', '.join(days)}", bullet="- ", indent=2)
 
 
 def _what_became(story: MentorHistory, row: LoggedReminder) -> str:
@@ -248,7 +238,7 @@ def _by_occasion(story: MentorHistory) -> list[tuple[str, str]]:
             when = "today, with the next `certjob run` or `certjob deliver`"
         else:
             when = f"{'today' if day == story.today else said}, at {at:%H:%M} or soon after"
-        occasions.append((when, harmless("; ".join(step.text for step in steps))))
+        occasions.append((when, "; ".join(step.text for step in steps)))
     return occasions
 
 
@@ -256,16 +246,11 @@ def _whole_date(day: date) -> str:
     return f"{day.day} {day:%B} {day.year:04}"
 
 
-def _kept_together(text: str) -> str:
-    """Let no line end come into a command or a date."""
-    return unbroken(_DATE.sub(lambda match: glued(match[0]), text))
-
-
 def portal_lines(story: MentorHistory) -> Iterator[PageLine]:
     """Yield the lines of the section; nothing where there is no portal and never was."""
     portal, person = story.portal, story.person
     has_portal = story.mentor.organisation.has_portal
-    if not has_portal and portal.confirmed is None and portal.status is None:
+    if not has_portal and portal.confirmed is None and story.push is None:
         return
     if not has_portal:
         text = f"{person.slug} no longer has a portal: nothing is pushed"
@@ -287,65 +272,30 @@ def portal_lines(story: MentorHistory) -> Iterator[PageLine]:
     if has_portal and person.contact_id is None:
         text = "there is no contact id: nothing can be pushed; add it in the app"
         yield PageLine(text=text, bullet="- ", indent=2, style="red")
-    if portal.wanted_at is not None:
-        yield from _open_push(story, portal)
+    if story.push is not None:
+        yield from _open_push(story, story.push)
     if portal.resolved_failures:
-        number = portal.resolved_failures
-        text = f"{number:,} earlier {'failure' if number == 1 else 'failures'}, all resolved"
+        text = f"{number(portal.resolved_failures, 'earlier failure')}, all resolved"
         yield PageLine(text=text, bullet="- ", indent=2, style="dim")
 
 
-def _open_push(story: MentorHistory, portal: Portal) -> Iterator[PageLine]:
+def _open_push(story: MentorHistory, push: OpenPush) -> Iterator[PageLine]:
     """What is still to be pushed, why it waits, and what to do about it."""
-    push = _push_alert(story)
-    since = story.moment(push.wanted_at)
-    may_be = "hidden" if push.visible else "visible"
-    verb = "show" if push.visible else "hide"
-    text = f"waiting since {since} for the portal to {verb} this mentor; may still be {may_be}"
+    verb, may_be = ("show", "hidden") if push.visible else ("hide", "visible")
+    text = f"waiting since {story.moment(push.wanted_at)} for the portal to {verb} this mentor; may still be {may_be}"
     yield PageLine(text=text, bullet="- ", indent=2, style="magenta" if push.visible else "red")
     reason = why_push_waits(push)
     if reason is AlertReason.UNTRIED:
         yield PageLine(text="It goes out with the next `certjob run` or `certjob deliver`.", indent=4)
     else:
         yield PageLine(text=reason.why(), indent=4)
-        command = f"certjob resync {shlex.quote(push.member_no)} --organisation {story.person.slug}"
-        what_to_do = reason.advise(resync=f"`{harmless(command)}`", next_try=_next_try(story, push))
-        yield PageLine(head="What to do: ", text=what_to_do, indent=4)
+        resync = resync_command(push.member_no, push.organisation)
+        when = next_try(push.next_attempt_at, zone=story.zone, now=story.person.now)
+        yield PageLine(head="What to do: ", text=reason.advise(resync=resync, next_try=when), indent=4)
     if push.error:
-        calls = f", {push.calls:,} {'call' if push.calls == 1 else 'calls'} so far" if push.calls else ""
+        calls = f", {number(push.calls, 'call')} so far" if push.calls else ""
         when = f" {story.moment(push.last_failed_at)}" if push.last_failed_at else ""
-        yield PageLine(text=harmless(f"Last failure{when}{calls}: {push.error}"), indent=4, style="dim")
-
-
-def _next_try(story: MentorHistory, push: PushAlert) -> str:
-    if push.next_attempt_at <= story.person.now:
-        return "when `certjob deliver` runs next, normally every 15 minutes"
-    return f"at {story.moment(push.next_attempt_at)}, or soon after"
-
-
-def _push_alert(story: MentorHistory) -> PushAlert:
-    """Return the open push as the alerts have it; there must be one."""
-    person, portal = story.person, story.portal
-    return PushAlert(
-        mentor_id=person.id,
-        organisation_id=person.organisation_id,
-        member_no=person.member_no,
-        full_name=person.full_name or person.member_no,
-        visible=bool(portal.visible),
-        sentence="",
-        error=portal.error,
-        code=portal.code,
-        calls=portal.calls or 0,
-        wanted_at=portal.wanted_at or person.now,
-        last_failed_at=portal.last_failed_at,
-        status=portal.status or "pending",
-        rounds=portal.rounds or 0,
-        next_attempt_at=portal.next_attempt_at or person.now,
-        failure_kind=portal.failure_kind,
-        is_claimed=bool(portal.is_claimed),
-        has_contact_id=person.contact_id is not None,
-        has_new_contact_id=person.wanted is None,
-    )
+        yield PageLine(text=f"Last failure{when}{calls}: {push.error}", indent=4, style="dim")
 
 
 def _shown(visible: bool) -> str:

@@ -5,7 +5,7 @@ from datetime import datetime, tzinfo
 
 from rich.text import Text
 
-from certjob.cli.terminal.lines import PageLine, unbroken
+from certjob.cli.terminal.lines import PageLine
 from certjob.cli.terminal.output import Output, clean, new_table
 from certjob.cli.terminal.plain import harmless
 from certjob.outbox.open_work import OpenWork
@@ -82,7 +82,7 @@ class _Page:
             yield f"{name[:1].lower()}{name[1:]}: {text}"
 
     def _fact(self, name: str, text: str, *, style: str = "") -> None:
-        self._output.show_lines([PageLine(head=f"{name}: ", text=unbroken(harmless(text)), style=style)])
+        self._output.show_lines([PageLine(head=f"{name}: ", text=text, style=style)])
 
     def _table(
         self, headings: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: range = range(0), styled: int = -1

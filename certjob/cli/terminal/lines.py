@@ -1,8 +1,9 @@
 """The lines of a page on a terminal: wrapped under their indent, commands and dates unbroken, cut to a height."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Final
 
 from rich.cells import cell_len
@@ -11,13 +12,19 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from certjob.cli.terminal.plain import harmless
+
 _GLUE: Final = "\ue000"
 """Stands for a space at which no line may end, as in a command; harmless() lets none in from elsewhere."""
+_MONTHS: Final = "|".join(f"{date(2000, month, 1):%B}" for month in range(1, 13))
+_TOGETHER: Final = re.compile(
+    rf"`[^`]*`|\b(?:today|\d{{1,2}} (?:{_MONTHS})(?: \d{{4}})?)(?: \d\d:\d\d)?\b|\b[\d,]+ (?:day|hour|minute)s?\b"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageLine:
-    """A line as wide as it needs to be, before it is wrapped."""
+    """A line as wide as it needs to be, before it is wrapped; of whatever text."""
 
     text: str
     head: str = ""
@@ -30,14 +37,9 @@ class PageLine:
     """How many alerts it stands for."""
 
 
-def glued(text: str) -> str:
-    """Return a text that no line end comes into."""
-    return text.replace(" ", _GLUE)
-
-
-def unbroken(text: str) -> str:
-    """Return a text whose commands, in backquotes, stay on one line each."""
-    return re.sub("`[^`]*`", lambda command: glued(command[0]), text)
+def _kept_together(text: str) -> str:
+    """Return harmless text in which no line ends inside a command, a date or a duration."""
+    return _TOGETHER.sub(lambda match: match[0].replace(" ", _GLUE), harmless(text))
 
 
 def wrap(console: Console, lines: Iterable[PageLine]) -> Iterator[Text]:
@@ -46,30 +48,17 @@ def wrap(console: Console, lines: Iterable[PageLine]) -> Iterator[Text]:
         yield from _wrapped(console, line)
 
 
-def fit(
-    console: Console, page: Callable[[int], list[PageLine]], *, most_rows: Sequence[int], height: int, rest: str
-) -> list[Text]:
-    """Return a page in at most so many lines: first with fewer rows in each group, then cut at its end.
-
-    ``page`` takes how many rows a group may have, tried as ``most_rows`` says; ``rest`` tells where what was cut can be
-    found.
-    """
-    lines: list[PageLine] = []
-    for number in most_rows:
-        lines = page(number)
-        whole = list(wrap(console, lines))
-        if len(whole) <= height:
-            return whole
-    shown: list[Text] = []
-    left = sum(line.alerts for line in lines)
-    for line in lines:
-        texts = list(_wrapped(console, line))
-        if len(shown) + len(texts) > height - 1:
-            break
-        shown += texts
-        left -= line.alerts
+def fit(console: Console, lines: Sequence[PageLine], *, height: int, rest: str) -> list[Text]:
+    """Return at most so many lines, the last of them how many alerts are cut off; ``rest`` tells where they are."""
+    texts = [
+        (text, line.alerts if first == 0 else 0) for line in lines for first, text in enumerate(_wrapped(console, line))
+    ]
+    if len(texts) <= height:
+        return [text for text, _ in texts]
+    shown = max(height - 1, 0)
+    left = sum(alerts for _, alerts in texts[shown:])
     more = f"… and {left:,} more; {rest}" if left else "…"
-    return [*shown, Text(more, style="bold", no_wrap=True, overflow="ellipsis")]
+    return [*(text for text, _ in texts[:shown]), Text(more, style="bold", no_wrap=True, overflow="ellipsis")]
 
 
 def _fitting(word: str, width: int) -> str:
@@ -80,8 +69,8 @@ def _fitting(word: str, width: int) -> str:
 def _wrapped(console: Console, line: PageLine) -> Iterator[Text]:
     margin = " " * line.indent
     width = max(console.width - line.indent - len(line.bullet), 1)
-    text = re.sub(r"\S+", lambda word: _fitting(word[0], width), line.text)
-    whole = Text.assemble((line.head, "bold"), text, style=line.style)
+    text = re.sub(r"\S+", lambda word: _fitting(word[0], width), _kept_together(line.text))
+    whole = Text.assemble((harmless(line.head), "bold"), text, style=line.style)
     for number, piece in enumerate(whole.wrap(console, width, overflow="fold") or [Text()]):
         piece.plain = piece.plain.replace(_GLUE, " ")
         piece.rstrip()

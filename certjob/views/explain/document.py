@@ -31,13 +31,18 @@ def to_document(story: MentorHistory) -> dict[str, Any]:
         "certificates": [_certificate(story, certificate) for certificate in mentor.certificates],
         "pauses": [asdict(pause) for pause in story.pauses],
         "reminders": [asdict(row) for row in story.reminders],
-        "portal": asdict(story.portal) | {"wanted": person.wanted} if mentor.organisation.has_portal else None,
+        "portal": _portal(story) if mentor.organisation.has_portal else None,
         "review": {"due": story.review_is_due, "on": person.review_on, "changes_something": story.is_stale},
         "last_night": story.last_night,
         "held": [line for line in (story.held, story.held_reminders) if line],
         "next": {"on": story.steps[0].on, "what": [step.text for step in story.next_steps]} if story.steps else None,
         "coming": [asdict(step) for step in story.steps],
     }
+
+
+def _portal(story: MentorHistory) -> dict[str, Any]:
+    push = asdict(story.push) if story.push else None
+    return {"wanted": story.person.wanted, **asdict(story.portal), "push": push}
 
 
 def _certificate(story: MentorHistory, certificate: Certificate) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from uuid import UUID
 from certjob.domain.explanations import day_words
 from certjob.domain.models import Mentor, Reminder
 from certjob.domain.projection import ComingNight
+from certjob.views.open_pushes import OpenPush
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +82,7 @@ class LoggedReminder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Portal:
-    """What the portal confirmed last, and what is still open: one row of ``read_portal_story``."""
+    """What the portal confirmed last, and what it showed: one row of ``read_portal_story``."""
 
     confirmed: bool | None
     confirmed_at: datetime | None
@@ -89,19 +90,6 @@ class Portal:
     """When the portal was last read; None: never."""
     was_shown: bool | None
     """Whether it showed the contact then; None: not read, or the mentor has no contact."""
-    visible: bool | None
-    """What is to be pushed; None: nothing is open."""
-    status: str | None
-    rounds: int | None
-    wanted_at: datetime | None
-    error: str | None
-    code: str | None
-    next_attempt_at: datetime | None
-    is_claimed: bool | None
-    failure_kind: str | None
-    calls: int | None
-    failing_since: datetime | None
-    last_failed_at: datetime | None
     resolved_failures: int
 
 
@@ -140,6 +128,8 @@ class MentorHistory:
     """Open ones first."""
     reminders: Sequence[LoggedReminder]
     portal: Portal
+    push: OpenPush | None
+    """What is still to be pushed."""
     nights: Sequence[ComingNight]
     """Those that do something; their reminders are those that the log does not have yet."""
     held: str | None

@@ -21,6 +21,7 @@ from certjob.mail.reminders import CertificationReminderService
 from certjob.review.guards import MassChangeGuard, last_run_date
 from certjob.review.plan import looks_at_everybody
 from certjob.views.explain.history import CertificateNote, LoggedReminder, MentorHistory, Pause, Person, Portal, Step
+from certjob.views.open_pushes import read_open_pushes
 
 
 def read_story(connection: Connection, mentor_id: UUID, *, today: date, zone: tzinfo) -> MentorHistory:
@@ -40,7 +41,7 @@ def read_story(connection: Connection, mentor_id: UUID, *, today: date, zone: tz
         person, mentor = people[0], read.mentors[0]
         notes = database.fetch(connection, "read_certificate_notes", parameters, into=CertificateNote)
         reminders = database.fetch(connection, "read_reminder_story", parameters, into=LoggedReminder)
-        portal = database.fetch(connection, "read_portal_story", parameters, into=Portal)[0]
+        pushes = read_open_pushes(connection, mentor_id=mentor_id)
         everybody = looks_at_everybody(connection, today)
         nights = _read_nights(connection, person, mentor, today=today, everybody=everybody)
         held = held_reminders = None
@@ -54,7 +55,8 @@ def read_story(connection: Connection, mentor_id: UUID, *, today: date, zone: tz
             notes={note.id: note for note in notes},
             pauses=database.fetch(connection, "read_pause_history", parameters, into=Pause),
             reminders=reminders,
-            portal=portal,
+            portal=database.fetch(connection, "read_portal_story", parameters, into=Portal)[0],
+            push=pushes[0] if pushes else None,
             nights=nights,
             held=held,
             held_reminders=held_reminders,
@@ -105,7 +107,7 @@ def coming_steps(story: MentorHistory) -> list[Step]:
     for night in story.nights:
         steps += _night_steps(story, night)
     withdraws = story.review_is_due and not story.mentor.organisation.has_portal and not story.held
-    if withdraws and story.portal.status is not None:
+    if withdraws and story.push is not None:
         text = "the push that is queued is withdrawn: the organisation has no portal"
         steps.append(Step(on=story.today, kind="withdraw", text=text))
     steps += _delivery_steps(story)
@@ -161,14 +163,14 @@ def _night_steps(story: MentorHistory, night: ComingNight) -> Iterator[Step]:
 def _delivery_steps(story: MentorHistory) -> Iterator[Step]:
     """Tell what is queued already and goes out by itself, unless tonight's review overtakes it."""
     tonight = story.nights[0] if story.is_stale and not story.held else None
-    portal = story.portal
+    push = story.push
     overtaken = tonight is not None and tonight.decision.push
-    if portal.status == "pending" and portal.next_attempt_at and story.mentor.organisation.has_portal and not overtaken:
-        verb = "show" if portal.visible else "hide"
-        text = f"the portal is asked {'again ' if portal.rounds else ''}to {verb} the mentor{_without_contact(story)}"
-        if portal.is_claimed:
+    if push is not None and push.status == "pending" and story.mentor.organisation.has_portal and not overtaken:
+        verb = "show" if push.visible else "hide"
+        text = f"the portal is asked {'again ' if push.rounds else ''}to {verb} the mentor{_without_contact(story)}"
+        if push.is_claimed:
             text = f"the portal is being asked to {verb} the mentor"
-        yield _delivery(story, portal.next_attempt_at, kind="push", text=text, is_claimed=bool(portal.is_claimed))
+        yield _delivery(story, push.next_attempt_at, kind="push", text=text, is_claimed=push.is_claimed)
     new = tonight.reminders if tonight is not None and not story.held_reminders else ()
     for row in story.reminders:
         overtaken = any(each.cert_id == row.certificate_id and each.threshold_days < row.threshold_days for each in new)

@@ -1,23 +1,25 @@
--- name: read_portal_alerts
--- The same view as the app's dashboard: hides first, oldest first.
-SELECT event_id, mentor_id, organisation_id, member_no, full_name, visible, sentence, error, attempts, wanted_at,
-    last_failed_at, code
-FROM portal_alerts
-
--- name: read_alert_details
--- The alerts of the view, in its order, with what a person has to know in order to act: why each push waits, and until
--- when. `certjob alerts --json` and the app's dashboard keep to the view itself.
-SELECT a.mentor_id, a.organisation_id, a.member_no, a.full_name, a.visible, a.sentence, a.error, a.code,
-    a.attempts AS calls, a.wanted_at, a.last_failed_at, e.status, e.attempts AS rounds, e.next_attempt_at, f.kind AS failure_kind,
+-- name: read_open_pushes
+-- Those that are alerts, in the order of the view that the app's dashboard reads; or a mentor's, alert or not. With what a
+-- person has to know in order to act: why each waits, and until when.
+SELECT e.id AS event_id, e.mentor_id, m.organisation_id, o.slug AS organisation, m.member_no,
+    coalesce(m.full_name, m.member_no) AS full_name, e.visible, a.sentence,
+    coalesce(f.error, e.last_error) AS error,
+    CASE WHEN f.id IS NOT NULL THEN f.failure_code WHEN e.last_error IS NOT NULL THEN e.failure_code END AS code,
+    coalesce(f.attempts, 0) AS calls, e.wanted_at, f.created_at AS failing_since, f.last_failed_at, e.status,
+    e.attempts AS rounds, e.next_attempt_at, f.kind AS failure_kind,
     e.claim_token IS NOT NULL AND e.next_attempt_at > now() AS is_claimed,
     m.dynamics_contact_id IS NOT NULL AS has_contact_id,
     -- A trigger does this when the contact id is changed; the next review undoes it.
     m.portal_visible IS NULL AS has_new_contact_id
-FROM portal_alerts AS a
-JOIN portal_sync_events AS e ON e.id = a.event_id
-JOIN mentors AS m ON m.id = a.mentor_id
-LEFT JOIN dynamics_sync_failures AS f ON f.mentor_id = a.mentor_id AND f.resolved_at IS NULL
-ORDER BY a.visible, a.wanted_at, a.event_id
+FROM portal_sync_events AS e
+JOIN mentors AS m ON m.id = e.mentor_id
+JOIN organisations AS o ON o.id = m.organisation_id
+LEFT JOIN dynamics_sync_failures AS f ON f.mentor_id = e.mentor_id AND f.resolved_at IS NULL
+LEFT JOIN portal_alerts AS a
+    ON a.event_id = e.id AND (%(mentor_id)s::uuid IS NULL OR a.mentor_id = %(mentor_id)s::uuid)
+WHERE e.status IN ('pending', 'blocked')
+    AND CASE WHEN %(mentor_id)s::uuid IS NULL THEN a.event_id IS NOT NULL ELSE e.mentor_id = %(mentor_id)s::uuid END
+ORDER BY e.visible, e.wanted_at, e.id
 
 -- name: read_contradictions
 -- Contacts that one organisation wants visible and another one hidden, with the mentors on either side.
@@ -64,10 +66,12 @@ ORDER BY n.number
 
 -- name: read_review_problems
 -- Whom no run could review, and why; whoever has waited longest first.
-SELECT a.mentor_id, a.organisation_id, m.member_no, coalesce(m.full_name, m.member_no) AS full_name, p.reason AS error, a.since
+SELECT a.mentor_id, a.organisation_id, o.slug AS organisation, m.member_no,
+    coalesce(m.full_name, m.member_no) AS full_name, p.reason AS error, a.since
 FROM attention AS a
 JOIN review_problems AS p ON p.mentor_id = a.mentor_id
 JOIN mentors AS m ON m.id = a.mentor_id
+JOIN organisations AS o ON o.id = m.organisation_id
 WHERE a.kind = 'never_reviewed'
 ORDER BY a.since, a.mentor_id
 
@@ -75,22 +79,25 @@ ORDER BY a.since, a.mentor_id
 -- Reminders that could not be delivered, until they are sent, superseded or 14 days past their day. Also those that the
 -- recipient's server has deferred for more than a day, as when a mailbox is full: they are tried again until it is too late
 -- for them.
-SELECT l.id AS reminder_id, l.mentor_id, a.organisation_id, m.member_no, coalesce(m.full_name, m.member_no) AS full_name,
-    l.threshold_days, l.cert_id, l.expires_on, l.last_error AS error, l.failure_code AS code,
-    l.attempts, l.queued_at
+SELECT l.id AS reminder_id, l.mentor_id, a.organisation_id, o.slug AS organisation, m.member_no,
+    coalesce(m.full_name, m.member_no) AS full_name, l.threshold_days, l.cert_id, l.expires_on, l.last_error AS error,
+    l.failure_code AS code, l.attempts, l.queued_at
 FROM attention AS a
 JOIN cert_notification_log AS l ON l.id = a.row_id
 JOIN mentors AS m ON m.id = l.mentor_id
+JOIN organisations AS o ON o.id = m.organisation_id
 WHERE a.kind = 'failed_reminders' AND (a.until IS NULL OR a.until >= %(today)s)
 ORDER BY l.queued_at, l.id
 
 -- name: read_failed_digests
 -- Coordinators whose daily mail was refused, until their address is corrected or a later digest takes its place.
-SELECT d.id AS digest_id, d.coordinator_id, a.organisation_id, coalesce(c.full_name, c.email) AS full_name,
+SELECT d.id AS digest_id, d.coordinator_id, a.organisation_id, o.slug AS organisation,
+    coalesce(c.full_name, c.email) AS full_name,
     d.digest_on, d.last_error AS error, d.failure_code AS code, d.attempts, d.queued_at
 FROM attention AS a
 JOIN coordinator_digests AS d ON d.id = a.row_id
 JOIN coordinators AS c ON c.id = d.coordinator_id
+JOIN organisations AS o ON o.id = c.organisation_id
 WHERE a.kind = 'failed_digests'
 ORDER BY d.queued_at, d.id
 
@@ -112,7 +119,3 @@ FROM attention
 WHERE kind IN ('waiting_reminders', 'waiting_digests')
 GROUP BY kind
 ORDER BY kind DESC
-
--- name: read_organisation_names
--- How people call the organisations, and how commands do.
-SELECT id, slug, name FROM organisations

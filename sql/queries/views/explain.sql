@@ -78,14 +78,9 @@ CROSS JOIN LATERAL (
 WHERE l.mentor_id = %(mentor_id)s
 
 -- name: read_portal_story
--- What the portal last confirmed, what it showed when it was last read, what is still to be pushed, and what went wrong
--- with it.
+-- What the portal last confirmed, what it showed when it was last read, and what went wrong before.
 SELECT confirmed.visible AS confirmed, confirmed.delivered_at AS confirmed_at,
     r.read_at, m.dynamics_contact_id = ANY (r.visible) AS was_shown,
-    e.visible, e.status, e.attempts AS rounds, e.wanted_at, coalesce(f.error, e.last_error) AS error,
-    CASE WHEN f.id IS NOT NULL THEN f.failure_code WHEN e.last_error IS NOT NULL THEN e.failure_code END AS code,
-    e.next_attempt_at, e.claim_token IS NOT NULL AND e.next_attempt_at > now() AS is_claimed,
-    f.kind AS failure_kind, f.attempts AS calls, f.created_at AS failing_since, f.last_failed_at,
     (
         SELECT count(*) FROM dynamics_sync_failures AS d WHERE d.mentor_id = m.id AND d.resolved_at IS NOT NULL
     ) AS resolved_failures
@@ -97,7 +92,5 @@ LEFT JOIN LATERAL (
     ORDER BY d.delivered_at DESC
     LIMIT 1
 ) AS confirmed ON true
-LEFT JOIN portal_sync_events AS e ON e.mentor_id = m.id AND e.status IN ('pending', 'blocked')
-LEFT JOIN dynamics_sync_failures AS f ON f.mentor_id = m.id AND f.resolved_at IS NULL
 LEFT JOIN portal_last_reading AS r ON true
 WHERE m.id = %(mentor_id)s

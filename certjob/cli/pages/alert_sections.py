@@ -1,0 +1,337 @@
+"""What needs attention, described once for the page and for the plain lines: sections, groups of one cause, rows."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, tzinfo
+from typing import Final, Protocol, TypeVar
+
+from certjob.domain.alert_reasons import AlertReason, why_message_waits, why_push_waits
+from certjob.views.alerts import Alerts, HeldAlert, UnknownContact, WaitingMail
+from certjob.views.open_pushes import OpenPush, resync_command
+
+MOST_CONTACTS: Final = 5
+"""So many contacts that are no mentor's are named."""
+
+_NO_CHANGE: Final = "certjob changes nothing for this organisation until somebody decides."
+_IMPORT: Final = (
+    "check the clock and the last import. If the import was wrong, correct it and run `certjob run`. If the changes "
+    "are right, run `{}`."
+)
+_HELD: Final = {
+    "pauses": ("nothing was applied to {}", f"Too many would be paused at once: {_NO_CHANGE}", _IMPORT),
+    "returns": ("nothing was applied to {}", f"Too many would be brought back at once: {_NO_CHANGE}", _IMPORT),
+    "reminders": (
+        "no reminder is sent to {}",
+        "Too many reminders at once: none of them is sent until somebody decides. Everything else goes on.",
+        _IMPORT,
+    ),
+    "portal": (
+        "the portal does not show {}",
+        "Too many would be shown on the portal at once: none of them is shown until somebody decides.",
+        "look at the portal. If these mentors are visible there, correct the function's settings. If they are really "
+        "hidden, run `{}`.",
+    ),
+}
+"""By what is held: the heading, what it means, and what to do."""
+
+_SECTIONS: Final = {
+    "never_reviewed": (
+        "Not reviewed",
+        "{} could not be reviewed",
+        "certjob does not know whether they are certified. They may be shown although they must not be.",
+        "red",
+    ),
+    "hides": (
+        "",
+        "{} may STILL BE VISIBLE on the portal, and must not be",
+        "They are paused or have left, but the portal has not confirmed that it hides them: people may still find them "
+        "there. If it cannot wait, hide them by hand in Dynamics.",
+        "red",
+    ),
+    "reading": (
+        "The portal and certjob disagree",
+        "The portal and certjob disagree",
+        "certjob reads the portal every night and corrects what it may; this it leaves to you.",
+        "yellow",
+    ),
+    "shows": (
+        "",
+        "{} may STILL BE HIDDEN on the portal",
+        "They may meet people again, but the portal has not confirmed that it shows them.",
+        "yellow",
+    ),
+    "reminders": (
+        "Reminder not delivered",
+        "{} not delivered",
+        "The mail about their certificate has not reached these mentors.",
+        "",
+    ),
+    "digests": (
+        "Digest not delivered",
+        "{} not delivered",
+        "These coordinators do not hear what happens to their mentors.",
+        "",
+    ),
+    "waiting_mail": (
+        "Mail waits",
+        "Mail has waited for more than a day",
+        "It has not gone out: the mail server does not take it, or `certjob deliver` does not run.",
+        "yellow",
+    ),
+}
+"""What each plain line begins with, the heading, what it means, its colour."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One alert; in a group that is one alert, something that explains it."""
+
+    who: str
+    about: str = ""
+    since: datetime | None = None
+    error: str | None = None
+    """The technical reason."""
+    failed_at: datetime | None = None
+    calls: int = 0
+    next_try: str = ""
+    """Where it differs from that of the others."""
+    stands_for: int = 1
+    """The last row of a long list stands for those that are not named."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """What has one cause, and needs one thing to be done."""
+
+    why: str
+    do: str = ""
+    """What to do."""
+    rows: Sequence[Row] = ()
+    noun: str = "mentor"
+    since: datetime | None = None
+    is_one: bool = False
+    """The group is a single alert."""
+    is_automatic: bool = False
+    """Nothing has to be done about it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """One sort of harm."""
+
+    label: str
+    """What a plain line begins with."""
+    heading: str
+    sentence: str = ""
+    """The design's words, which people and programs look for."""
+    meaning: str
+    groups: Sequence[Group]
+    colour: str = ""
+
+
+class _OfMentor(Protocol):
+    @property
+    def full_name(self) -> str: ...
+    @property
+    def member_no(self) -> str: ...
+    @property
+    def organisation(self) -> str: ...
+
+
+T = TypeVar("T")
+
+
+def describe(alerts: Alerts, *, zone: tzinfo, now: datetime) -> Iterator[Section]:
+    """Yield the sections, the most harmful first: what is held, who could not be reviewed, the portal, the mail."""
+    hides = [push for push in alerts.pushes if not push.visible]
+    shows = [push for push in alerts.pushes if push.visible]
+    yield from map(_held, alerts.held)
+    yield from _section("never_reviewed", _never_reviewed(alerts), of=number(len(alerts.never_reviewed), "mentor"))
+    yield from _section("hides", _pushes(hides, zone=zone, now=now), of=number(len(hides), "mentor"), pushes=hides)
+    yield from _section("reading", _reading(alerts, zone=zone))
+    yield from _section("shows", _pushes(shows, zone=zone, now=now), of=number(len(shows), "mentor"), pushes=shows)
+    yield from _section("reminders", _reminders(alerts), of=number(len(alerts.reminders), "reminder"))
+    yield from _section("digests", _digests(alerts), of=number(len(alerts.digests), "digest"))
+    yield from _section("waiting_mail", map(_waiting_mail, alerts.waiting_mail))
+
+
+def _section(name: str, groups: Iterable[Group], *, of: str = "", pushes: Sequence[OpenPush] = ()) -> Iterator[Section]:
+    """Yield a section with its words, or nothing where there is nothing in it."""
+    label, heading, meaning, colour = _SECTIONS[name]
+    sentence = (pushes[0].sentence or "") if pushes else ""
+    if found := list(groups):
+        yield Section(
+            label=sentence or label,
+            heading=heading.format(of),
+            sentence=sentence,
+            meaning=meaning,
+            groups=found,
+            colour=colour,
+        )
+
+
+def _never_reviewed(alerts: Alerts) -> Iterator[Group]:
+    for error, problems in _grouped(alerts.never_reviewed, lambda problem: problem.error):
+        rows = [Row(who=_who(each), since=each.since) for each in problems]
+        yield Group(why=error, do=f"end what is in the way, then {_resync(problems)}.", rows=rows)
+
+
+def _reminders(alerts: Alerts) -> Iterator[Group]:
+    for reason, reminders in _grouped(alerts.reminders, lambda each: why_message_waits(each.code)):
+        rows = [
+            Row(who=_who(each), about=f"certificate until {day(each.expires_on)}", error=each.error)
+            for each in reminders
+        ]
+        yield Group(why=reason.why(), do=reason.advise(), noun="reminder", rows=rows)
+
+
+def _digests(alerts: Alerts) -> Iterator[Group]:
+    for reason, digests in _grouped(alerts.digests, lambda each: why_message_waits(each.code)):
+        rows = [
+            Row(who=f"{each.full_name} ({each.organisation})", about=f"of {day(each.digest_on)}", error=each.error)
+            for each in digests
+        ]
+        yield Group(why=reason.why(), do=reason.advise(message="digest"), noun="digest", rows=rows)
+
+
+def _held(held: HeldAlert) -> Section:
+    heading, meaning, do = _HELD[held.what]
+    names = [f"{mentor.full_name} ({mentor.member_no})" for mentor in held.some if mentor.may_be_shown][:5]
+    more = f" and {held.may_be_shown - len(names):,} more" if held.may_be_shown > len(names) else ""
+    counts = [
+        f"{held.ended_by_calendar:,} {'were due' if held.what == 'reminders' else 'have ended'} by the calendar",
+        f"{held.facts_changed:,} have facts that were changed since the last review",
+        *(
+            [f"{held.may_be_shown:,} may be shown on the portal and must not be: {', '.join(names)}{more}"]
+            if names
+            else []
+        ),
+    ]
+    return Section(
+        label=f"Held: {held.organisation}",
+        heading=f"{held.name} is held: {heading.format(number(held.mentors, 'mentor'))}",
+        meaning=meaning,
+        colour="red",
+        groups=[
+            Group(
+                why=held.reason,
+                since=held.since,
+                is_one=True,
+                rows=[Row(who=count) for count in counts] if held.what != "portal" else [],
+                do=do.format(held.command),
+            )
+        ],
+    )
+
+
+def _pushes(pushes: Sequence[OpenPush], *, zone: tzinfo, now: datetime) -> Iterator[Group]:
+    for reason, group in _grouped(pushes, why_push_waits):
+        tries = [next_try(push.next_attempt_at, zone=zone, now=now) for push in group]
+        differ = reason.is_tried_automatically and len(set(tries)) > 1
+        do = reason.advise(resync=_resync(group), next_try="at the time behind the name" if differ else tries[0])
+        rows = [
+            Row(
+                who=_who(push),
+                since=push.wanted_at,
+                error=push.error,
+                failed_at=push.last_failed_at,
+                calls=push.calls,
+                next_try=when if differ else "",
+            )
+            for push, when in zip(group, tries, strict=True)
+        ]
+        yield Group(why=reason.why(), do=do, is_automatic=reason.is_tried_automatically, rows=rows)
+
+
+def _reading(alerts: Alerts, *, zone: tzinfo) -> Iterator[Group]:
+    """Yield what the last reading of the portal left for people to do."""
+    if alerts.contradictory:
+        yield Group(
+            why="Wanted both visible and hidden, so certjob keeps it hidden until the organisations agree.",
+            noun="contact",
+            rows=[
+                Row(
+                    who=f"contact {both.contact_id}",
+                    about=f"visible for {', '.join(both.visible_for)}, hidden for {', '.join(both.hidden_for)}",
+                )
+                for both in alerts.contradictory
+            ],
+        )
+    if alerts.unknown_contacts:
+        yield Group(
+            why="Visible on the portal, but no mentor of an organisation with a portal has this contact.",
+            do="hide it in Dynamics, or `certjob reconcile --accept CONTACT --because TEXT`.",
+            noun="contact",
+            rows=list(_unknown(alerts.unknown_contacts)),
+        )
+    for reading in alerts.portal_not_read:
+        yield Group(
+            why=f"The portal was last read on {day(reading.read_at.astimezone(zone).date())}",
+            do="run `certjob reconcile`, and see why cron does not.",
+            is_one=True,
+        )
+
+
+def _unknown(contacts: Sequence[UnknownContact]) -> Iterator[Row]:
+    for each in contacts[:MOST_CONTACTS]:
+        owner = f" of {each.full_name} ({each.member_no} of {each.organisation}, which has no portal)"
+        yield Row(who=f"contact {each.contact_id}{owner if each.mentor_id else ''}", since=each.since)
+    more = len(contacts) - MOST_CONTACTS
+    if more > 0:
+        yield Row(who=f"{more:,} more; `certjob alerts --json` lists all", stands_for=more)
+
+
+def _waiting_mail(waiting: WaitingMail) -> Group:
+    return Group(
+        why=f"{number(waiting.number, waiting.what.removesuffix('s'))}, the oldest",
+        since=waiting.since,
+        is_one=True,
+        rows=[Row(who=f"the mail stage stopped: {waiting.error}")] if waiting.error else (),
+        do="`certjob check` looks at the mail server; `certjob deliver` sends what waits.",
+    )
+
+
+def next_try(at: datetime, *, zone: tzinfo, now: datetime) -> str:
+    """Return when certjob tries again automatically, as the end of a sentence."""
+    if at <= now:
+        return "when `certjob deliver` runs next, normally every 15 minutes"
+    local, today = at.astimezone(zone), now.astimezone(zone).date()
+    return f"{'' if local.date() == today else f'on {day(local.date(), today)} '}at {local:%H:%M}, or soon after"
+
+
+def moment(at: datetime, *, zone: tzinfo, now: datetime) -> str:
+    """Return a time of day with its day, as people write it."""
+    local, today = at.astimezone(zone), now.astimezone(zone).date()
+    return f"{'today' if local.date() == today else day(local.date(), today)} {local:%H:%M}"
+
+
+def day(on: date, today: date | None = None) -> str:
+    """Return a date as people write it, without the year where it is today's."""
+    return f"{on.day} {on:%B}" + ("" if today and on.year == today.year else f" {on.year}")
+
+
+def number(count: int, noun: str) -> str:
+    """Return how many there are of something."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def _who(alert: _OfMentor) -> str:
+    """Return a mentor as commands find one: the number, and of which organisation."""
+    key = f"{alert.member_no} of {alert.organisation}"
+    return key if alert.full_name == alert.member_no else f"{alert.full_name} ({key})"
+
+
+def _resync(group: Sequence[_OfMentor]) -> str:
+    """Return the command to type; for several mentors that of the first."""
+    return resync_command(group[0].member_no, group[0].organisation) + (" and so on" if len(group) > 1 else "")
+
+
+R = TypeVar("R", AlertReason, str)
+
+
+def _grouped(alerts: Sequence[T], reason_of: Callable[[T], R]) -> list[tuple[R, list[T]]]:
+    """Return those who share a reason together, in the order in which each reason first appears."""
+    groups: dict[R, list[T]] = {}
+    for alert in alerts:
+        groups.setdefault(reason_of(alert), []).append(alert)
+    return list(groups.items())
