@@ -52,7 +52,7 @@ _ADDRESS: Final = {
 """What has to be put right when a message cannot be delivered, and what follows."""
 
 _AGAIN: Final = "nothing; certjob tries again automatically {next_try}."
-_TELL_OPERATOR: Final = "contact the operator and pass on the technical reason below."
+_TELL_OPERATOR: Final = "contact the operator and pass on the technical reason."
 _ASK_FOR_ADDRESS: Final = "ask for the right address, then correct {address}."
 
 

@@ -21,7 +21,8 @@ from certjob.cli.terminal.streams import forgiving
 from certjob.database import Connection
 from certjob.errors import DatabaseUnavailableError, StoppedBySignalError
 from certjob.stopping import Interrupted, StopFlag
-from certjob.views.alerts import Alerts, PushAlert
+from certjob.views.alerts import Alerts
+from certjob.views.open_pushes import OpenPush
 from tests.support.command_line import without_escapes
 from tests.support.facts import TODAY, Facts
 from tests.support.intents import backlog
@@ -36,11 +37,13 @@ FOOTER = "checked 08:00:00; every 2 s; Ctrl-C ends"
 TO_ALTERNATE_SCREEN, FROM_ALTERNATE_SCREEN = "\x1b[?1049h", "\x1b[?1049l"
 
 
-def push(full_name: str = "Kari Nordmann", **changes: Any) -> PushAlert:
+def push(full_name: str = "Kari Nordmann", **changes: Any) -> OpenPush:
     """A mentor who may still be visible."""
     values: dict[str, Any] = {
+        "event_id": 1,
         "mentor_id": UUID(int=7),
         "organisation_id": UUID(int=1),
+        "organisation": "hlf",
         "member_no": "M1001",
         "full_name": full_name,
         "visible": False,
@@ -49,6 +52,7 @@ def push(full_name: str = "Kari Nordmann", **changes: Any) -> PushAlert:
         "code": "contact_not_found",
         "calls": 1,
         "wanted_at": MORNING - timedelta(days=2),
+        "failing_since": MORNING,
         "last_failed_at": MORNING,
         "status": "blocked",
         "rounds": 1,
@@ -58,7 +62,7 @@ def push(full_name: str = "Kari Nordmann", **changes: Any) -> PushAlert:
         "has_contact_id": True,
         "has_new_contact_id": False,
     }
-    return PushAlert(**values | changes)
+    return OpenPush(**values | changes)
 
 
 CLEAR = Alerts()
@@ -99,7 +103,7 @@ class Watch:
             output or Output(quiet=False),
             self.connection,
             reconnect=self._reconnect or self._no_reconnect,
-            today=lambda: TODAY,
+            today=lambda: TODAY + timedelta(days=len(self.days)),
             zone=OSLO,
             stop=self.stop,
             now=lambda: self.now,
@@ -162,36 +166,8 @@ def window(*, columns: int = 100, lines: int = 40) -> tuple[Output, Callable[[],
 # Off a terminal.
 
 
-def test_lines_are_printed_when_they_change_and_only_then(watch: Watch, capsys: pytest.CaptureFixture[str]) -> None:
-    """All of them, whole; one line when all is clear."""
-    watch.show(ONE, ONE, TWO, ONE, CLEAR, CLEAR, ONE)
-
-    kari, ola = (
-        f"{VISIBLE}: {name} (M1001, {UUID(int=7)}), wanted since" for name in ("Kari Nordmann", "Ola Nordmann")
-    )
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.partition(" 2026-11-23 08:00, ")[0] for line in lines] == [kari, kari, ola, kari, NOTHING, kari]
-    assert set(watch.waits) == {2.0}
-
-
-def test_hostile_names_are_obeyed_by_nobody(watch: Watch, capsys: pytest.CaptureFixture[str]) -> None:
-    """A log is read on a terminal, too."""
-    watch.show(Alerts(pushes=[push("\x1b[2J\nNothing needs a person.")]))
-
-    line = capsys.readouterr().out.removesuffix("\n")
-    assert line.isprintable()
-    assert "\ufffd[2J Nothing" in line
-
-
-def test_time_that_passes_is_no_change(watch: Watch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Only what is in the database."""
-    watch.run(lambda: setattr(watch, "now", MORNING + timedelta(days=3)), read=lambda _connection, **_: ONE)
-
-    assert capsys.readouterr().out.count("\n") == 1
-
-
-def test_each_line_leaves_at_once(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever follows through a pipe need not wait until a buffer is full."""
+def test_lines_are_printed_when_they_change_and_only_then(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them, whole, each leaving at once; one line when all is clear. Time that passes is no change."""
     flushed: list[str] = []
 
     class Pipe(io.StringIO):
@@ -199,20 +175,32 @@ def test_each_line_leaves_at_once(watch: Watch, monkeypatch: pytest.MonkeyPatch)
             flushed.append(self.getvalue())
 
     monkeypatch.setattr("sys.stdout", Pipe())
-    watch.show(CLEAR)
+    hostile = Alerts(pushes=[push("\x1b[2J\nNothing needs a person.")])
+    results = [ONE, ONE, TWO, ONE, CLEAR, CLEAR, hostile]
 
-    assert flushed[0] == f"{NOTHING}\n"
+    def read(_connection: Connection, **_today: date) -> Alerts:
+        watch.now += timedelta(hours=1)
+        return results.pop(0)
+
+    watch.run(*[_nothing] * 6, read=read)
+
+    kari, ola = (f"{VISIBLE}: {name} (M1001 of hlf), since" for name in ("Kari Nordmann", "Ola Nordmann"))
+    *lines, last = flushed[-1].splitlines()
+    assert [line.partition(" 2026-11-23 08:00, ")[0] for line in lines] == [kari, kari, ola, kari, NOTHING]
+    assert "\ufffd[2J Nothing" in last
+    assert last.isprintable()
+    assert flushed[0].count("\n") == 1
+    assert set(watch.waits) == {2.0}
 
 
 # The end.
 
 
-@pytest.mark.parametrize(("last", "code"), [(ONE, 3), (CLEAR, 0)])
-def test_ctrl_c_ends_with_the_code_of_what_was_shown_last(
-    watch: Watch, capsys: pytest.CaptureFixture[str], last: Alerts, code: int
-) -> None:
+def test_ctrl_c_ends_with_the_code_of_what_was_shown_last(watch: Watch, capsys: pytest.CaptureFixture[str]) -> None:
     """It is the ordinary way out: no word about it."""
-    assert watch.show(CLEAR, ONE, last) == code
+    assert watch.show(CLEAR, ONE) == 3
+    watch.stop = StopFlag()
+    assert watch.show(ONE, CLEAR) == 0
     assert capsys.readouterr().err == ""
 
 
@@ -230,17 +218,16 @@ def test_ctrl_c_ends_a_read_that_hangs(watch: Watch) -> None:
     assert watch.stop.is_over
 
 
-@pytest.mark.parametrize("shown", [True, False])
-def test_sigterm_is_an_error_as_everywhere(watch: Watch, shown: bool) -> None:
-    """Exit 1 with a line, whatever was on the page."""
+def test_any_other_end_is_an_error_as_everywhere(watch: Watch) -> None:
+    """SIGTERM, whatever was on the page; Ctrl-C before anything was shown: nobody knows whether all is clear."""
     with pytest.raises(StoppedBySignalError, match="stopped by SIGTERM"):
-        watch.show(ONE if shown else CLEAR, signal_name="SIGTERM")
-
-
-def test_ctrl_c_before_anything_was_shown_is_no_success(watch: Watch) -> None:
-    """Nobody knows whether all is clear."""
+        watch.show(ONE, signal_name="SIGTERM")
+    watch.stop = StopFlag()
     with pytest.raises(StoppedBySignalError):
         watch.show(psycopg.OperationalError("server closed the connection unexpectedly"))
+    watch.stop = StopFlag()
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):  # no waiting mends a right that was taken away
+        watch.show(CLEAR, psycopg.errors.InsufficientPrivilege("permission denied for view portal_alerts"))
 
 
 def test_a_reader_who_went_away_ends_it(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,12 +304,6 @@ def test_a_statement_that_is_cancelled_keeps_the_connection(watch: Watch, capsys
     assert "does not answer: canceling statement due to statement timeout; trying again" in capsys.readouterr().err
 
 
-def test_an_error_that_no_waiting_mends_ends_it(watch: Watch) -> None:
-    """A right that was taken away, a schema that changed: the ordinary error, with its own words."""
-    with pytest.raises(psycopg.errors.InsufficientPrivilege):
-        watch.show(CLEAR, psycopg.errors.InsufficientPrivilege("permission denied for view portal_alerts"))
-
-
 def test_nothing_is_kept_open_between_two_looks(watched: Connection, facts: Facts) -> None:
     """No transaction, no snapshot, no prepared statement, no lock: it works through a pooler, and vacuum goes on."""
     pid = watched.info.backend_pid
@@ -343,37 +324,11 @@ def test_nothing_is_kept_open_between_two_looks(watched: Connection, facts: Fact
     assert watched.execute("SELECT count(*) FROM pg_prepared_statements").fetchone() == (0,)
 
 
-def test_the_day_is_asked_for_at_each_look(watch: Watch) -> None:
-    """A watch over midnight: which reminders still count depends on the date."""
-    days = iter([date(2026, 3, 10), date(2026, 3, 11)])
-    seen: list[date] = []
-
-    def read(_connection: Connection, *, today: date) -> Alerts:
-        seen.append(today)
-        if len(seen) == 2:
-            asked(watch.stop)
-        return CLEAR
-
-    watch_alerts(
-        Output(quiet=False),
-        watch.connection,
-        reconnect=watch._no_reconnect,
-        today=lambda: next(days),
-        zone=OSLO,
-        stop=watch.stop,
-        now=lambda: MORNING,
-        wait=lambda _seconds: None,
-        read=read,
-    )
-
-    assert seen == [date(2026, 3, 10), date(2026, 3, 11)]
-
-
 # On a terminal.
 
 
 def test_on_a_terminal_the_page_is_refreshed_on_a_screen_of_its_own(watch: Watch) -> None:
-    """The page and when it was checked; afterwards the terminal is as it was."""
+    """The page and when it was checked, each time of that day; afterwards the terminal is as it was."""
     output, screens = window()
 
     code = watch.show(ONE, TWO, CLEAR, output=output)
@@ -381,16 +336,16 @@ def test_on_a_terminal_the_page_is_refreshed_on_a_screen_of_its_own(watch: Watch
     one, two, clear = screens()[:3]
     assert one.startswith("1 mentor may STILL BE VISIBLE on the portal, and must not be\n")
     assert one.endswith(FOOTER)
-    assert "- Ola Nordmann (M1001)" in two
+    assert "- Ola Nordmann (M1001 of hlf)" in two
     assert clear.split("\n")[0] == NOTHING
     assert clear.split("\n")[1] == FOOTER
     raw = output.out.file.getvalue()  # type: ignore[attr-defined]
     assert raw.startswith(TO_ALTERNATE_SCREEN)
     assert FROM_ALTERNATE_SCREEN in raw.rpartition("\x1b[H")[2]
-    assert code == 0
+    assert (code, watch.days) == (0, [TODAY, TODAY + timedelta(days=1), TODAY + timedelta(days=2)])
 
 
-@pytest.mark.parametrize(("lines", "columns"), [(24, 80), (10, 80), (18, 100), (3, 100), (1, 20)])
+@pytest.mark.parametrize(("lines", "columns"), [(24, 80), (18, 100), (3, 100), (1, 20)])
 def test_a_page_that_is_too_long_is_cut_and_the_rest_counted(watch: Watch, lines: int, columns: int) -> None:
     """The most harmful stays; the footer, too."""
     output, screens = window(lines=lines, columns=columns)
@@ -414,43 +369,20 @@ def test_a_page_that_is_too_long_is_cut_and_the_rest_counted(watch: Watch, lines
     assert told + sum("- Name" in line for line in named) == 90
 
 
-def test_a_low_window_names_fewer_of_each_cause_before_it_cuts(watch: Watch) -> None:
-    """So that every cause is seen."""
-    output, screens = window(lines=40)
-    pushes = [push(f"Name{number}", has_contact_id=number % 2 == 0) for number in range(60)]
-
-    watch.show(Alerts(pushes=pushes), output=output)
-
-    screen = screens()[0]
-    assert "The portal has no contact with this ID. (30 mentors)" in screen
-    assert "The app has no contact ID" in screen
-    assert "without --watch" not in screen
-
-
 def test_an_outage_is_said_below_the_last_page(watch: Watch) -> None:
-    """What was known stays readable, with its time."""
+    """What was known stays readable, with its time; before the first page it does not look like all clear."""
     output, screens = window(lines=24)
     lost = psycopg.OperationalError("server closed the connection unexpectedly\n\tsee [/] the log")
 
-    watch.show(ONE, lost, TWO, output=output)
+    watch.show(DatabaseUnavailableError("the database cannot be reached: no route"), ONE, lost, TWO, output=output)
 
-    _, outage, back = screens()[:3]
+    first, _, outage, back = screens()[:4]
     *page, said, footer = outage.split("\n")
+    assert first == "the database does not answer: no route; trying again\nasking the database; every 2 s; Ctrl-C ends"
     assert page[0].startswith("1 mentor may STILL BE VISIBLE")
     assert said.startswith("the database does not answer: server closed the connection unexpectedly see [/] the log")
     assert footer == FOOTER
     assert "does not answer" not in back
-
-
-def test_an_outage_before_the_first_page_does_not_look_like_all_clear(watch: Watch) -> None:
-    """Nothing is known yet."""
-    output, screens = window()
-
-    watch.show(DatabaseUnavailableError("the database cannot be reached: no route"), CLEAR, output=output)
-
-    assert screens()[0] == (
-        "the database does not answer: no route; trying again\nasking the database; every 2 s; Ctrl-C ends"
-    )
 
 
 def test_a_page_that_cannot_be_refreshed_says_how_old_it_is(watch: Watch) -> None:

@@ -268,7 +268,7 @@ def test_a_blocked_push_waits_for_a_person_and_no_date_is_told(connection: Conne
     text = page(story)
     assert "The portal has no contact with this ID." in text
     assert "What to do: correct the contact ID in the app, then `certjob resync 'M 7' --organisation hlf`." in text
-    assert document(story)["portal"]["failure_kind"] == "permanent"
+    assert document(story)["portal"]["push"]["failure_kind"] == "permanent"
 
 
 def test_what_the_portal_last_acknowledged_is_told(connection: Connection, facts: Facts) -> None:
@@ -283,10 +283,7 @@ def test_what_the_portal_last_acknowledged_is_told(connection: Connection, facts
     assert "the portal last confirmed: hidden, " in page(story)
     assert "1 earlier failure, all resolved" in page(story)
     read = document(story)["portal"]
-    assert (read["wanted"], read["confirmed"], read["status"], read["failure_kind"], read["resolved_failures"]) == (
-        *(False, False, None, None),
-        1,
-    )
+    assert (read["wanted"], read["confirmed"], read["push"], read["resolved_failures"]) == (False, False, None, 1)
 
 
 def test_a_fresh_wish_is_no_trouble(connection: Connection, facts: Facts) -> None:

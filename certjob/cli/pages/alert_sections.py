@@ -34,6 +34,8 @@ _HELD: Final = {
 }
 """By what is held: the heading, what it means, and what to do."""
 
+_ACCEPT: Final = "hide it in Dynamics, or `certjob reconcile --accept {} --because TEXT`."
+
 _SECTIONS: Final = {
     "never_reviewed": (
         "Not reviewed",
@@ -95,6 +97,8 @@ class Row:
     calls: int = 0
     next_try: str = ""
     """Where it differs from that of the others."""
+    do: str = ""
+    """What to do about this one alone; empty: what is to be done about the group."""
     stands_for: int = 1
     """The last row of a long list stands for those that are not named."""
 
@@ -172,8 +176,9 @@ def _section(name: str, groups: Iterable[Group], *, of: str = "", pushes: Sequen
 
 def _never_reviewed(alerts: Alerts) -> Iterator[Group]:
     for error, problems in _grouped(alerts.never_reviewed, lambda problem: problem.error):
-        rows = [Row(who=_who(each), since=each.since) for each in problems]
-        yield Group(why=error, do=f"end what is in the way, then {_resync(problems)}.", rows=rows)
+        do = "end what is in the way, then {}."
+        rows = [Row(who=_who(each), since=each.since, do=do.format(_resync([each]))) for each in problems]
+        yield Group(why=error, do=do.format(_resync(problems)), rows=rows)
 
 
 def _reminders(alerts: Alerts) -> Iterator[Group]:
@@ -237,6 +242,7 @@ def _pushes(pushes: Sequence[OpenPush], *, zone: tzinfo, now: datetime) -> Itera
                 failed_at=push.last_failed_at,
                 calls=push.calls,
                 next_try=when if differ else "",
+                do=reason.advise(resync=_resync([push])),
             )
             for push, when in zip(group, tries, strict=True)
         ]
@@ -260,7 +266,7 @@ def _reading(alerts: Alerts, *, zone: tzinfo) -> Iterator[Group]:
     if alerts.unknown_contacts:
         yield Group(
             why="Visible on the portal, but no mentor of an organisation with a portal has this contact.",
-            do="hide it in Dynamics, or `certjob reconcile --accept CONTACT --because TEXT`.",
+            do=_ACCEPT.format("CONTACT"),
             noun="contact",
             rows=list(_unknown(alerts.unknown_contacts)),
         )
@@ -275,10 +281,14 @@ def _reading(alerts: Alerts, *, zone: tzinfo) -> Iterator[Group]:
 def _unknown(contacts: Sequence[UnknownContact]) -> Iterator[Row]:
     for each in contacts[:MOST_CONTACTS]:
         owner = f" of {each.full_name} ({each.member_no} of {each.organisation}, which has no portal)"
-        yield Row(who=f"contact {each.contact_id}{owner if each.mentor_id else ''}", since=each.since)
+        yield Row(
+            who=f"contact {each.contact_id}{owner if each.mentor_id else ''}",
+            since=each.since,
+            do=_ACCEPT.format(each.contact_id),
+        )
     more = len(contacts) - MOST_CONTACTS
     if more > 0:
-        yield Row(who=f"{more:,} more; `certjob alerts --json` lists all", stands_for=more)
+        yield Row(who=f"{more:,} more; `certjob alerts --json` lists all", stands_for=more, do="the same")
 
 
 def _waiting_mail(waiting: WaitingMail) -> Group:

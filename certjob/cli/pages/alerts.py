@@ -30,20 +30,24 @@ def plain_lines(alerts: Alerts, *, zone: tzinfo, now: datetime) -> Iterator[str]
     """Yield one line per alert with everything in it, for programs and logs; none changes because time passes."""
     for section in describe(alerts, zone=zone, now=now):
         for group in section.groups:
-            do = f"; what to do: {group.do.rstrip('.')}" if group.do and not group.is_automatic else ""
-            if group.is_one:
-                facts = "".join(f"; {row.who}" for row in group.rows)
-                yield harmless(f"{section.label}: {group.why}{_since(group.since, zone)}{facts}{do}")
-                continue
-            for row in group.rows:
-                about = f", {row.about}" if row.about else ""
-                calls = f", {number(row.calls, 'call')}" if row.calls else ""
-                why = (row.error or group.why).rstrip(".")
-                yield harmless(f"{section.label}: {row.who}{about}{_since(row.since, zone)}{calls}: {why}{do}")
+            for said, do in _said(group, zone):
+                yield harmless(f"{section.label}: {said}" + (f"; what to do: {do.rstrip('.')}" if do else ""))
 
 
-def _since(at: datetime | None, zone: tzinfo) -> str:
-    return f", since {at.astimezone(zone):%Y-%m-%d %H:%M}" if at else ""
+def _said(group: Group, zone: tzinfo) -> Iterator[tuple[str, str]]:
+    """Yield each alert of a group, and what to do about it."""
+
+    def since(at: datetime | None) -> str:
+        return f"since {at.astimezone(zone):%Y-%m-%d %H:%M}" if at else ""
+
+    if group.is_one:
+        said = ", ".join(filter(None, [group.why, since(group.since)]))
+        yield "; ".join([said, *(row.who for row in group.rows)]), group.do
+        return
+    for row in group.rows:
+        calls = number(row.calls, "call") if row.calls else ""
+        said = ", ".join(filter(None, [row.who, row.about, since(row.since), calls]))
+        yield f"{said}: {(row.error or group.why).rstrip('.')}", "" if group.is_automatic else row.do or group.do
 
 
 def page_lines(alerts: Alerts, *, zone: tzinfo, now: datetime) -> list[PageLine]:
