@@ -18,7 +18,7 @@ from rich.text import Text
 from certjob.cli import entry
 from certjob.cli.options import parse_day, parse_duration
 from certjob.cli.pages.night import show_plan, show_resync, show_totals
-from certjob.cli.terminal.lines import PageLine, unbroken, wrap
+from certjob.cli.terminal.lines import PageLine, wrap
 from certjob.cli.terminal.logs import log_configuration, traceback_lines
 from certjob.cli.terminal.output import Output, clean, show_rows
 from certjob.cli.terminal.plain import harmless, print_error, print_json
@@ -287,7 +287,7 @@ def test_a_resync_shows_before_and_after(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_a_command_stays_whole_where_it_fits_a_line_and_is_parted_at_its_spaces_where_not() -> None:
     """Never inside a word."""
-    line = PageLine(text=unbroken("give one: `certjob organisation set hlf --portal none`"))
+    line = PageLine(text="give one: `certjob organisation set hlf --portal none`")
 
     wide, narrow = (
         [text.plain for text in wrap(Console(width=columns, file=io.StringIO()), [line])] for columns in (48, 30)

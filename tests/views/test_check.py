@@ -1,7 +1,7 @@
 """`certjob check`: everything that a night depends on, each with its verdict and the next step, changing nothing."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -437,7 +437,7 @@ def test_a_difference_of_the_clocks_is_told(server_is_ahead_by: timedelta, verdi
         ({"in_recovery": True}, [("writable", Verdict.FAIL, "in recovery")]),
     ],
 )
-def test_a_server_that_this_one_is_not(change: Mapping[str, Any], found: list[tuple[str, Verdict, str]]) -> None:
+def test_a_server_that_this_one_is_not(change: dict[str, Any], found: list[tuple[str, Verdict, str]]) -> None:
     """Too old fails, too new is a warning; a narrow encoding and a standby fail."""
     server: dict[str, Any] = {
         "version_number": 150_000,
