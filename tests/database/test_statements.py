@@ -2,9 +2,8 @@
 
 import ast
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from itertools import pairwise
+from dataclasses import fields
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,6 @@ import pytest
 from certjob import database
 from certjob.database import statements
 from certjob.outbox.claims import Settlement
-
-Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 CERTJOB = Path(database.__file__).parents[1]
 QUERIES = database.sql_directory() / "queries"
@@ -26,6 +23,7 @@ OWNERS = {
 """The package of each statement."""
 
 
+@cache
 def strings_in(path: Path) -> set[str]:
     """Return the texts in a file's code, for the name of a statement may stand anywhere."""
     nodes = ast.walk(ast.parse(path.read_text()))
@@ -55,62 +53,6 @@ def statements_named_in(path: Path) -> set[str]:
 
 ASKED = {name: set(re.findall(r"%\((\w+)\)", text.decode())) for name, text in database.all_statements().items()}
 """The parameters of each statement."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Use:
-    """One place that runs a statement."""
-
-    statement: str
-    parameters: ast.expr
-    function: Function
-    """The outermost one around it."""
-
-    @property
-    def asked(self) -> set[str]:
-        """Return the statement's parameters."""
-        return ASKED[self.statement]
-
-
-def uses_in(path: Path) -> Iterator[Use]:
-    """Yield where a statement's name has its parameters behind it: ``fetch(connection, name, parameters)``."""
-    tree = ast.parse(path.read_text())
-    bodies = [tree.body, *(node.body for node in ast.walk(tree) if isinstance(node, ast.ClassDef))]
-    for function in (node for body in bodies for node in body if isinstance(node, Function)):
-        for call in (node for node in ast.walk(function) if isinstance(node, ast.Call)):
-            for named, parameters in pairwise(call.args):
-                choices = [named.body, named.orelse] if isinstance(named, ast.IfExp) else [named]
-                for choice in choices:
-                    name = choice.args[0] if isinstance(choice, ast.Call) and choice.args else choice  # query(name)
-                    if isinstance(name, ast.Constant) and name.value in OWNERS:
-                        yield Use(statement=str(name.value), parameters=parameters, function=function)
-
-
-def keys_of(parameters: ast.expr, function: Function) -> set[str] | None:
-    """Return the keys of a dictionary that is written in the call or before it in the function; None: it is not."""
-    if isinstance(parameters, ast.Dict):
-        parts = [
-            {str(key.value)} if isinstance(key, ast.Constant) else None if key else keys_of(value, function)
-            for key, value in zip(parameters.keys, parameters.values, strict=True)
-        ]
-    elif isinstance(parameters, ast.BinOp):
-        parts = [keys_of(parameters.left, function), keys_of(parameters.right, function)]
-    elif isinstance(parameters, ast.Name):
-        parts = [keys_of(value, function) for value in values_of(parameters.id, function)] or [None]
-    else:
-        parts = [None]
-    return None if None in parts else set().union(*(part for part in parts if part))
-
-
-def values_of(name: str, function: Function) -> Iterator[ast.expr]:
-    """Yield what a function assigns to a variable, ``name["key"] = …`` as a dictionary with that key."""
-    for node in ast.walk(function):
-        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value:
-            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
-                if isinstance(target, ast.Name) and target.id == name:
-                    yield node.value
-                elif isinstance(target, ast.Subscript) and ast.unparse(target.value) == name:
-                    yield ast.Dict(keys=[target.slice], values=[node.value])
 
 
 def test_each_package_names_only_its_own_statements() -> None:
@@ -147,25 +89,8 @@ def test_every_topic_begins_with_a_name() -> None:
         assert all(re.fullmatch(r"-- name: \w+", name) for name in (first, *others)), path
 
 
-def test_each_call_gives_what_the_statement_asks_for() -> None:
-    """A missing parameter is an error at three in the morning; one too many is a mistake that nobody notices."""
-    wrong: list[str] = []
-    for path in CERTJOB.rglob("*.py"):
-        uses = list(uses_in(path))
-        for use in uses:
-            given = keys_of(use.parameters, use.function)
-            if given is None:
-                continue
-            sharing = [use] if isinstance(use.parameters, ast.Dict) else [u for u in uses if u.function is use.function]
-            unasked = given - set().union(*(each.asked for each in sharing))
-            if use.asked - given or unasked:
-                wrong.append(f"{path.name}: {use.statement} lacks {use.asked - given}, has {unasked} for nothing")
-
-    assert wrong == []
-
-
-def test_parameters_that_are_put_together_elsewhere_have_the_names_of_the_statement() -> None:
-    """Where a statement's parameters do not stand beside its name, their names at least stand in the same file."""
+def test_what_a_statement_asks_for_is_named_where_the_statement_is() -> None:
+    """A missing parameter is an error at three in the morning."""
     outbox = set().union(
         {field.name for field in fields(Settlement)},
         *(strings_in(path) for path in [*(CERTJOB / "outbox").glob("*.py"), CERTJOB / "mail" / "queue.py"]),
