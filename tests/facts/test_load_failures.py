@@ -69,63 +69,53 @@ def test_a_load_waits_for_a_certificate_that_the_app_is_changing(loader: Loader,
 
 
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Short waits, so that a test of long ones ends soon."""
+    """Short waits and small batches, so that a test of long ones ends soon."""
     monkeypatch.setattr(loading, "_LOCK_TIMEOUT_MS", 20)
+    monkeypatch.setattr(loading, "_BUSY_LIMIT", 5)
+    monkeypatch.setattr(loading, "ROWS_PER_BATCH", 100)
 
 
 def test_a_mentor_whom_another_session_keeps_is_rejected_and_the_others_are_loaded(
-    loader: Loader, facts: Facts, app: App, monkeypatch: pytest.MonkeyPatch
+    loader: Loader, app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the words that tell the next step; the same file loads the rest later."""
     hurry(monkeypatch)
     loader(many(50))
     app.execute("SELECT FROM mentors WHERE member_no = 'M000013' FOR NO KEY UPDATE")
+    text = many(50, expires_on="2028-01-01")
+    line = next(number for number, row in enumerate(text.splitlines(), 1) if "M000013" in row)
 
-    report = loader(many(50, expires_on="2028-01-01"))
+    report = loader(text)
+    assert (report.loaded, report.certificates_changed) == (49, 49)
+    assert loader.rejected == [
+        Problem(line=line, column="(line)", reason="another session keeps this mentor locked; load the file again")
+    ]
     app.rollback()
-    later = loader(many(50, expires_on="2028-01-01"))
+    later = loader(text)
 
-    assert (report.loaded, report.certificates_changed, report.rejected) == (49, 49, 1)
     assert (later.certificates_changed, later.unchanged) == (1, 49)
 
 
-def test_a_busy_mentor_is_named_by_the_line_of_the_file(
-    loader: Loader, app: App, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The reason is no fault of the row."""
-    hurry(monkeypatch)
-    loader.rows("hlf,M1,likeperson,2024-02-01,2026-02-01")
-    app.execute("SELECT FROM certificates FOR UPDATE")
-
-    loader.rows("hlf,M0,likeperson,2024-02-01,2028-02-01", "hlf,M1,likeperson,2024-02-01,2028-02-01")
-
-    assert loader.rejected == [
-        Problem(line=3, column="(line)", reason="another session keeps this mentor locked; load the file again")
-    ]
-
-
-@pytest.mark.parametrize(("strict", "kept"), [(False, "1,000 rows of the file are loaded"), (True, "nothing")])
+@pytest.mark.parametrize(("strict", "kept"), [(False, "100 rows of the file are loaded"), (True, "nothing")])
 def test_a_load_gives_up_when_other_sessions_hold_everything(
     loader: Loader, facts: Facts, app: App, monkeypatch: pytest.MonkeyPatch, strict: bool, kept: str
 ) -> None:
     """It says how far it got, and that loading again is safe."""
     hurry(monkeypatch)
-    loader(many(2_000))
-    app.execute("SELECT FROM mentors WHERE member_no >= 'M001000' FOR NO KEY UPDATE")
+    loader(many(200))
+    app.execute("SELECT FROM mentors WHERE member_no >= 'M000100' FOR NO KEY UPDATE")
 
     with pytest.raises(MentorBusyError) as refusal:
-        loader(many(2_000, expires_on="2028-01-01"), options=LoadOptions(strict=strict))
+        loader(many(200, expires_on="2028-01-01"), options=LoadOptions(strict=strict))
 
     assert kept in str(refusal.value)
     assert "load the same file again, which is safe" in str(refusal.value)
-    assert facts.rows("SELECT count(*) FROM certificates WHERE expires_on = '2028-01-01'") == [
-        (0 if strict else 1_000,)
-    ]
+    assert facts.rows("SELECT count(*) FROM certificates WHERE expires_on = '2028-01-01'") == [(0 if strict else 100,)]
 
 
 def test_two_loads_of_one_file_at_once_share_the_work(loader: Loader, facts: Facts, database_url: str) -> None:
     """Neither fails, nothing is there twice, and both say what they did."""
-    text = many(2_500, certificates=2)
+    text = many(1_200, certificates=2)
     path = loader.directory / "shared.csv"
     path.write_text(text)
     reports: list[LoadReport] = []
@@ -141,10 +131,10 @@ def test_two_loads_of_one_file_at_once_share_the_work(loader: Loader, facts: Fac
         thread.join()
 
     assert [problem for report in reports for problem in report.problems] == []
-    assert [report.loaded for report in reports] == [5_000] * 3
-    assert sum(report.mentors_added for report in reports) == 2_500
-    assert sum(report.certificates_added for report in reports) == 5_000
-    assert facts.rows("SELECT count(*) FROM certificates") == [(5_000,)]
+    assert [report.loaded for report in reports] == [2_400] * 3
+    assert sum(report.mentors_added for report in reports) == 1_200
+    assert sum(report.certificates_added for report in reports) == 2_400
+    assert facts.rows("SELECT count(*) FROM certificates") == [(2_400,)]
 
 
 def test_a_load_and_an_app_that_locks_the_other_way_round_both_end(loader: Loader, facts: Facts, app: App) -> None:
@@ -166,39 +156,27 @@ def test_a_load_and_an_app_that_locks_the_other_way_round_both_end(loader: Loade
     assert facts.rows("SELECT expires_on, revoked_at IS NOT NULL FROM certificates") == [(date(2028, 2, 1), True)]
 
 
-def test_a_stopped_load_says_how_much_is_committed_and_can_be_repeated(loader: Loader, facts: Facts) -> None:
-    """It stops between batches."""
+def test_a_stopped_load_says_how_much_is_committed_and_can_be_repeated(
+    loader: Loader, facts: Facts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stops while the file is read, and between batches; a strict one leaves nothing."""
+    hurry(monkeypatch)
     stop = threading.Event()
+    with pytest.raises(StoppedBySignalError, match="nothing was loaded"):
+        loader(many(250), stop=stop, on_progress=lambda *_: stop.set(), options=LoadOptions(strict=True))
+    with pytest.raises(StoppedBySignalError, match="while the file was read; nothing was loaded"):
+        loader(many(250), stop=stop)
+    assert facts.rows("SELECT FROM mentors") == []
+    stop.clear()
 
     with pytest.raises(StoppedBySignalError) as stopped:
-        loader(many(2_500), stop=stop, on_progress=lambda *_: stop.set())
-    repeated = loader(many(2_500))
+        loader(many(250), stop=stop, on_progress=lambda *_: stop.set())
+    repeated = loader(many(250))
 
     assert str(stopped.value) == (
-        "stopped by a signal; 1,000 rows of the file are loaded; load the same file again, which is safe"
+        "stopped by a signal; 100 rows of the file are loaded; load the same file again, which is safe"
     )
-    assert (repeated.unchanged, repeated.certificates_added) == (1_000, 1_500)
-
-
-def test_a_stopped_strict_load_leaves_nothing(loader: Loader, facts: Facts) -> None:
-    """All or nothing."""
-    stop = threading.Event()
-
-    with pytest.raises(StoppedBySignalError, match="nothing was loaded"):
-        loader(many(2_500), stop=stop, on_progress=lambda *_: stop.set(), options=LoadOptions(strict=True))
-
-    assert facts.rows("SELECT FROM mentors") == []
-
-
-def test_a_load_can_be_stopped_while_the_file_is_read(loader: Loader, facts: Facts) -> None:
-    """A large file takes a while before the first row is written."""
-    stop = threading.Event()
-    stop.set()
-
-    with pytest.raises(StoppedBySignalError, match="while the file was read; nothing was loaded"):
-        loader(many(2_500), stop=stop)
-
-    assert facts.rows("SELECT FROM mentors") == []
+    assert (repeated.unchanged, repeated.certificates_added) == (100, 150)
 
 
 def test_a_database_that_goes_away_is_an_error_that_tells_what_was_kept(loader: Loader, app: App) -> None:
@@ -236,11 +214,11 @@ with database.connect(sys.argv[1]) as connection:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux only")
-def test_fifty_thousand_rows_load_in_moderate_memory(loader: Loader, facts: Facts, database_url: str) -> None:
+def test_sixteen_thousand_rows_load_in_moderate_memory(loader: Loader, facts: Facts, database_url: str) -> None:
     """The merged rows are kept until they are written: less than a kilobyte for each."""
     small, large = loader.directory / "small.csv", loader.directory / "large.csv"
     small.write_text(many(1_000))
-    large.write_text(many(6_250, certificates=8))
+    large.write_text(many(2_000, certificates=8))
 
     measured = subprocess.run(
         [sys.executable, "-c", MEASURE, database_url, str(small), str(large)],
@@ -252,6 +230,6 @@ def test_fifty_thousand_rows_load_in_moderate_memory(loader: Loader, facts: Fact
     )
 
     *counts, growth_mb = map(int, measured.stdout.split())
-    assert counts == [50_000, 50_000, 0, 0, 5_250]
-    assert growth_mb < 60
-    assert facts.rows("SELECT count(*) FROM certificates") == [(50_000,)]
+    assert counts == [16_000, 16_000, 0, 0, 1_000]
+    assert growth_mb < 25
+    assert facts.rows("SELECT count(*) FROM certificates") == [(16_000,)]

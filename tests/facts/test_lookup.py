@@ -8,22 +8,15 @@ from certjob.facts.lookup import find_mentor
 from tests.support.facts import Facts
 
 
-@pytest.mark.parametrize("typed", ["åse", "ÅSE", "Åse Ø", "  åse   østby ", "stby", "100%"])
-def test_a_part_of_a_name_is_enough(connection: Connection, facts: Facts, typed: str) -> None:
-    """In upper or lower case, whatever letters the database's collation knows."""
+def test_a_part_of_a_name_is_enough(connection: Connection, facts: Facts) -> None:
+    """In upper or lower case, whatever letters the database's collation knows; a member number comes before a name."""
     organisation = facts.organisation(portal=None)
-    facts.mentor(organisation, member_no="M1", full_name="Ase Berg")
+    kari = facts.mentor(organisation, member_no="stb", full_name="Ase Berg")
     asked = facts.mentor(organisation, member_no="M2", full_name="Åse Østby 100%")
 
-    assert find_mentor(connection, typed, organisation=None) == asked
-
-
-def test_a_member_number_comes_before_a_name(connection: Connection, facts: Facts) -> None:
-    organisation = facts.organisation(portal=None)
-    asked = facts.mentor(organisation, member_no="Kari", full_name="Ola")
-    facts.mentor(organisation, member_no="M2", full_name="Kari Nordmann")
-
-    assert find_mentor(connection, "Kari", organisation=None) == asked
+    for typed in ("åse", "ÅSE", "Åse Ø", "  åse   østby ", "stby", "100%"):
+        assert find_mentor(connection, typed, organisation=None) == asked, typed
+    assert find_mentor(connection, "stb", organisation=None) == kari
 
 
 def test_several_are_named_by_number_and_nobody_by_name(connection: Connection, facts: Facts) -> None:
@@ -36,12 +29,6 @@ def test_several_are_named_by_number_and_nobody_by_name(connection: Connection, 
 
     assert "Nordmann" not in str(caught.value)
     assert find_mentor(connection, "kari", organisation="nhf")
-
-
-@pytest.mark.parametrize("typed", ["k", "", " ", "_a", "%", "Kåri"])
-def test_what_fits_nobody_or_anybody_finds_nobody(connection: Connection, facts: Facts, typed: str) -> None:
-    """One letter is not enough, and no sign is a wildcard."""
-    facts.mentor(facts.organisation(portal=None), full_name="Kari Nordmann")
-
-    with pytest.raises(UnknownMentorError, match="no mentor"):
-        find_mentor(connection, typed, organisation=None)
+    for typed in ("k", "", " ", "_a", "%", "Kåri"):  # one letter is not enough, and no sign is a wildcard
+        with pytest.raises(UnknownMentorError, match="no mentor"):
+            find_mentor(connection, typed, organisation=None)

@@ -119,8 +119,6 @@ TAIWAN = RealRoster(
     gaps=0,
 )
 
-ROSTERS = pytest.mark.parametrize("roster", [CHICAGO, OXFORD, TAIWAN], ids=lambda roster: str(roster.file))
-
 
 @pytest.fixture(autouse=True)
 def organisation(facts: Facts) -> None:
@@ -154,9 +152,19 @@ def statuses_on(mentors: list[Mentor], today: date) -> Counter[Status]:
     return +counter
 
 
-@ROSTERS
-def test_a_real_roster_loads_and_its_bad_rows_are_named(connection: database.Connection, roster: RealRoster) -> None:
-    """By line, by their column, with the reason; loaded again, nothing changes."""
+def night(certjob: Certjob) -> dict[str, Any]:
+    """A night of today by the installed command; it must end well, or with something for a person."""
+    ended = certjob("run", "--allow-mass-change", "--json")
+    assert ended.returncode in (0, 3), ended.stderr
+    document: dict[str, Any] = json.loads(ended.stdout)
+    return document
+
+
+@pytest.mark.parametrize("roster", [CHICAGO, OXFORD, TAIWAN], ids=lambda roster: str(roster.file))
+def test_a_real_roster_loads_its_renewals_are_renewals_and_a_night_runs_on_it(
+    connection: database.Connection, certjob: Certjob, roster: RealRoster
+) -> None:
+    """Bad rows are named by line, column and reason. Everybody comes out as the rules say; the next night is quiet."""
     report = load(connection, roster.path, options=roster.options)
     again = load(connection, roster.path, options=roster.options)
 
@@ -174,16 +182,7 @@ def test_a_real_roster_loads_and_its_bad_rows_are_named(connection: database.Con
     )
     assert (again.unchanged, again.mentors_changed) == (roster.certificates, 0)
 
-
-@ROSTERS
-def test_the_renewals_of_a_real_roster_come_out_as_renewals(
-    connection: database.Connection, roster: RealRoster
-) -> None:
-    """What a later row continues is renewed, the last row of a chain is not; seamless chains have no gap."""
-    load(connection, roster.path, options=roster.options)
-
     mentors = mentors_in(connection)
-
     steps = [
         (later.issued_on - earlier.expires_on).days for chain in chains(mentors) for earlier, later in pairwise(chain)
     ]
@@ -192,26 +191,10 @@ def test_the_renewals_of_a_real_roster_come_out_as_renewals(
     assert len([days for days in steps if days > 1]) == roster.gaps
     assert len(steps) == roster.statuses.get(Status.RENEWED, 0)
 
-
-def night(certjob: Certjob) -> dict[str, Any]:
-    """A night of today by the installed command; it must end well, or with something for a person."""
-    ended = certjob("run", "--allow-mass-change", "--json")
-    assert ended.returncode in (0, 3), ended.stderr
-    document: dict[str, Any] = json.loads(ended.stdout)
-    return document
-
-
-@ROSTERS
-def test_a_night_runs_on_a_real_roster(connection: database.Connection, certjob: Certjob, roster: RealRoster) -> None:
-    """Everybody is reviewed once and comes out as the rules say; the next night has nobody to look at."""
-    load(connection, roster.path, options=roster.options)
-    before = mentors_in(connection)
-
     document = night(certjob)
     second = night(certjob)
-
     today = date.fromisoformat(document["today"])
-    decisions = [rules.decide(mentor, today) for mentor in before]
+    decisions = [rules.decide(mentor, today) for mentor in mentors]
     assert document["mentors"]["reviewed"] == roster.mentors
     assert document["mentors"]["paused"] == sum(decision.pause is PauseChange.OPEN for decision in decisions)
     assert document["certificates"] == {
