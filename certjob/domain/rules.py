@@ -187,20 +187,6 @@ def continuation(certificate: Certificate, siblings: Iterable[Certificate]) -> C
     return min(following, key=_order, default=None)
 
 
-def days_left_bounds(status: Status, *, largest_threshold: int | None) -> tuple[int | None, int | None]:
-    """Return the fewest and the most days left that a certificate of this status can have; None: no bound.
-
-    For looking in the right place; ``largest_threshold`` is that of all organisations in question.
-    """
-    if status is Status.EXPIRED:
-        return None, -1
-    if status is Status.VALID:
-        return 0, None
-    if status is Status.EXPIRING:
-        return 0, -1 if largest_threshold is None else largest_threshold
-    return None, None
-
-
 def statuses(mentor: Mentor, today: date) -> dict[UUID, Status]:
     """Return what each of a mentor's certificates is on ``today``, by its id."""
     return {

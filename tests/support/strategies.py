@@ -14,8 +14,8 @@ ordinarily = settings(max_examples=200, deadline=None, derandomize=True, databas
 """A fixed number of fixed examples: the same on every machine."""
 
 
-thoroughly = settings(ordinarily, max_examples=100)
-"""For properties that look at 1,000 days in each example."""
+thoroughly = settings(ordinarily, max_examples=60)
+"""For properties that look at 600 days in each example."""
 
 
 KINDS = ("likeperson", "first_aid", "driver")
