@@ -61,8 +61,6 @@ class ForkedCommand:
         self.stderr: IO[str] | None = None
         self._status, status_of_the_server = os.pipe()
         weakref.finalize(self, os.close, self._status)
-        self._told = threading.Lock()
-        weakref.finalize(self, os.close, self._status)
         self._reading = threading.Lock()
         request = {
             "arguments": list(arguments),
