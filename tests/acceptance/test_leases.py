@@ -5,7 +5,6 @@ belong together are shortened.
 """
 
 import asyncio
-import dataclasses
 import json
 import signal
 import threading
@@ -21,7 +20,6 @@ from uuid import UUID
 
 import psycopg
 import pytest
-from psycopg.rows import class_row
 
 from certjob.database import Connection
 from tests.conftest import Certjob
@@ -51,7 +49,6 @@ CONTACT = UUID("6f9619ff-8b86-4d01-b42d-00cf4fc964ff")
 
 EVENTS = "portal_sync_events"
 REMINDERS = "cert_notification_log"
-PUSHES = 100
 LOST_PUSH = "certjob run: 1 portal push lost its lease\n"
 LOST_REMINDER = "certjob deliver: 1 reminder lost its lease\n"
 REPEAT_LINE = "may already have received this reminder"
@@ -105,55 +102,30 @@ def expired(facts: Facts) -> UUID:
     )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Written:
-    """One UPDATE of an intent, as a trigger noted it."""
-
-    id: int
-    token_before: UUID | None
-    token: UUID | None
-    due_seconds: float
-    """``next_attempt_at`` on the test's ``time.monotonic()``."""
-
-    @property
-    def claims(self) -> bool:
-        return self.token is not None and self.token != self.token_before
-
-
 class Journal:
-    """Everything that happens to a table of intents from now on."""
+    """Every claim of a table's intents from now on: the row, and when its lease began."""
 
     def __init__(self, facts: Facts, table: str) -> None:
         self._facts = facts
-        facts.connection.execute(
-            "CREATE TABLE journal (number bigint GENERATED ALWAYS AS IDENTITY, before jsonb, after jsonb)"
-        )
+        facts.connection.execute("CREATE TABLE journal (id bigint, due timestamptz)")
         facts.connection.execute(
             "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
-            " INSERT INTO journal (before, after) VALUES (to_jsonb(old), to_jsonb(new)); RETURN NULL; END $$"
+            " INSERT INTO journal VALUES (new.id, new.next_attempt_at); RETURN NULL; END $$"
         )
-        trigger = f"CREATE TRIGGER noting AFTER UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION note()"
-        facts.connection.execute(trigger.encode())
-
-    def read(self) -> list[Written]:
-        # The difference between two clocks of one machine; of two machines, as good as their agreement on the time.
-        monotonic_minus_epoch = time.monotonic() - time.time()
-        with self._facts.connection.cursor(row_factory=class_row(Written)) as cursor:
-            return cursor.execute(
-                "SELECT (after->>'id')::bigint AS id,"
-                " (before->>'claim_token')::uuid AS token_before, (after->>'claim_token')::uuid AS token,"
-                " extract(epoch FROM (after->>'next_attempt_at')::timestamptz)::float8 + %s AS due_seconds"
-                " FROM journal ORDER BY number",
-                (monotonic_minus_epoch,),
-            ).fetchall()
+        facts.connection.execute(
+            f"CREATE TRIGGER noting AFTER UPDATE ON {table} FOR EACH ROW WHEN (new.claim_token IS NOT NULL"
+            " AND new.claim_token IS DISTINCT FROM old.claim_token) EXECUTE FUNCTION note()".encode()
+        )
 
     def longest_after_claim(self, moments: dict[int, float], *, lease_seconds: float) -> float:
         """The longest time from the last claim of a row to the moment at which it was sent, given for each id."""
-        claims = [written for written in self.read() if written.claims]
-        assert {written.id for written in claims} == moments.keys()
-        claimed = [(claim.id, claim.due_seconds - lease_seconds) for claim in claims]
+        # The difference between two clocks of one machine; of two machines, as good as their agreement on the time.
+        monotonic_minus_epoch = time.monotonic() - time.time()
+        claims = self._facts.rows("SELECT id, extract(epoch FROM due)::float8 + %s FROM journal", monotonic_minus_epoch)
+        claimed = [(row, float(str(due)) - lease_seconds) for row, due in claims]
+        assert {row for row, _ in claimed} == moments.keys()
         return max(
-            moment - max(claimed_at for claimed_id, claimed_at in claimed if claimed_id == sent and claimed_at < moment)
+            moment - max(claimed_at for row, claimed_at in claimed if row == sent and claimed_at < moment)
             for sent, moment in moments.items()
         )
 
@@ -168,74 +140,44 @@ def rows_of(facts: Facts, table: str) -> list[tuple[object, ...]]:
     return facts.rows(f"SELECT * FROM {table} ORDER BY id")
 
 
-# A claim that takes longer than its lease.
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PushTimes:
-    """Times that belong together, in seconds. In earnest they are 300, 30, 100, and a slow portal may take 20."""
-
-    lease: float
-    call: float
-    """The longest one call may take."""
-    repeats: float
-    """How long after its first call a push may begin another."""
-    answer: float
-    """How long the portal takes."""
+# More work than fits into a lease.
 
 
 def deliver_together(
-    start: Start,
-    barrier: AbstractContextManager[list[Child]],
-    *,
-    patience_seconds: float = 60.0,
-    **alterations: float | str,
+    start: Start, barrier: AbstractContextManager[list[Child]], **alterations: float | str
 ) -> list[dict[str, dict[str, int]]]:
-    """Two processes with a claim each; their reports. Nothing needs a person."""
+    """Two processes at once; their reports. Nothing needs a person."""
     with ExitStack() as stack:
         with barrier as children:
             for _ in range(2):
                 children.append(stack.enter_context(start("deliver", "--json", **alterations)))
-        ended = [child.finish(timeout_seconds=patience_seconds) for child in children]
+        ended = [child.finish(timeout_seconds=90) for child in children]
     assert [(result.returncode, result.stderr) for result in ended] == [(0, "")] * 2
     return [json.loads(result.stdout) for result in ended]
-
-
-def push_two_claims(
-    facts: Facts, barrier: AbstractContextManager[list[Child]], start: Start, portal: PortalServer, *, times: PushTimes
-) -> None:
-    """Let two processes share a backlog of slow pushes, which takes much longer than their lease."""
-    contacts = backlog(facts, PUSHES)
-    journal = Journal(facts, EVENTS)
-    portal.default = delay(times.answer)
-
-    reports = deliver_together(
-        *(start, barrier),
-        patience_seconds=60 + PUSHES * times.answer,
-        portal_lease=times.lease,
-        call=times.call,
-        round=times.repeats,
-    )
-
-    assert sum(report["portal"]["delivered"] for report in reports) == PUSHES
-    assert sum(report["portal"]["lost"] for report in reports) == 0
-    assert Counter(request.contact_id for request in portal.requests) == Counter(contacts)
-    assert portal.overlaps == []
-    left = "SELECT status, attempts, count(*)::int FROM portal_sync_events GROUP BY 1, 2"
-    assert facts.rows(left) == [("delivered", 1, PUSHES)]
-    moments = {
-        int(str(request.idempotency_key).partition("-")[0]): request.arrived_seconds for request in portal.requests
-    }
-    assert journal.longest_after_claim(moments, lease_seconds=times.lease) < times.lease - times.call
 
 
 def test_no_push_begins_so_late_that_it_could_outlast_its_lease(
     connection: Connection, app: App, facts: Facts, start: Start, portal: PortalServer
 ) -> None:
-    """No call is made twice: nothing is claimed that cannot begin now."""
-    times = PushTimes(lease=3.0, call=1.0, repeats=1.0, answer=0.2)  # half of them takes 2.5 s
+    """Two processes share a backlog; no call is made twice: nothing is claimed that cannot begin now."""
+    lease, call, number = 3.0, 1.0, 100  # a half takes 2.5 s: none may begin later than 2 s after its claim
+    contacts = backlog(facts, number)
+    journal = Journal(facts, EVENTS)
+    portal.default = delay(0.2)
+    barrier = start_barrier(app, Backends(connection))
 
-    push_two_claims(facts, start_barrier(app, Backends(connection)), start, portal, times=times)
+    reports = deliver_together(start, barrier, portal_lease=lease, call=call, round=call)
+
+    assert sum(report["portal"]["delivered"] for report in reports) == number
+    assert sum(report["portal"]["lost"] for report in reports) == 0
+    assert Counter(request.contact_id for request in portal.requests) == Counter(contacts)
+    assert portal.overlaps == []
+    left = "SELECT status, attempts, count(*)::int FROM portal_sync_events GROUP BY 1, 2"
+    assert facts.rows(left) == [("delivered", 1, number)]
+    moments = {
+        int(str(request.idempotency_key).partition("-")[0]): request.arrived_seconds for request in portal.requests
+    }
+    assert journal.longest_after_claim(moments, lease_seconds=lease) < lease - call
 
 
 class SlowMailbox(Mailbox):
