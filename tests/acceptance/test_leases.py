@@ -461,30 +461,6 @@ def test_two_resyncs_and_a_night_end_with_the_value_that_was_wanted_last(
     assert facts.rows("SELECT status, visible FROM portal_sync_events") == [("delivered", False)]
 
 
-def test_a_value_that_nobody_wants_any_more_is_not_pushed(
-    facts: Facts, start: Start, expired: UUID, portal: PortalServer
-) -> None:
-    """Hide (in a call), show and hide again (both wanted meanwhile): what was wanted in between never gets there."""
-    portal.then(hang(ok()))
-
-    with start("run") as night, ExitStack() as stack:
-        portal.wait_until(lambda: len(portal.requests) == 1, timeout_seconds=60)
-        renew(facts, expired)
-        show = stack.enter_context(start("resync", "M1042"))
-        wait_for_wish(facts, visible=True)
-        facts.pause(expired)
-        hide = stack.enter_context(start("resync", "M1042"))
-        wait_for_wish(facts, visible=False)
-        portal.release()
-        ended = [child.finish() for child in (night, show, hide)]
-
-    assert [(result.returncode, result.stderr) for result in ended] == [(0, "")] * 3
-    assert [request.visible for request in portal.requests] == [False, False]
-    assert portal.overlaps == []
-    assert versions(portal) == sorted(set(versions(portal)))
-    assert facts.rows("SELECT status, visible FROM portal_sync_events") == [("delivered", False)]
-
-
 def wait_for_wish(facts: Facts, *, visible: bool) -> None:
     """Wait until this is what the open event asks for."""
     until(lambda: facts.rows("SELECT visible, status FROM portal_sync_events") == [(visible, "pending")], seconds=60)

@@ -140,25 +140,17 @@ def test_a_migration_is_sent_to_the_primary(environment: dict[str, str], tmp_pat
     assert_one_line(result, "the database is read-only; migrate on the primary", code=1, command="certjob db migrate")
 
 
-class TestLimits:
-    """No statement of a night goes on for ever."""
+def test_no_statement_of_a_night_goes_on_for_ever(connection: Connection) -> None:
+    """The limits are the transaction's own, and one that the administrator has set stays."""
 
-    def test_a_transaction_has_limits_and_leaves_none_behind(self, connection: Connection) -> None:
-        """Local to it: the next client of a pooler has none of ours."""
-        with database.transaction(connection, lock_timeout_ms=500):
-            inside = [
-                connection.execute(f"SHOW {name}".encode()).fetchone() for name in ("lock_timeout", "statement_timeout")
-            ]
-        after = [
+    def limits() -> list[object]:
+        return [
             connection.execute(f"SHOW {name}".encode()).fetchone() for name in ("lock_timeout", "statement_timeout")
         ]
 
-        assert inside == [("500ms",), ("10min",)]
-        assert after == [("0",), ("0",)]
-
-    def test_a_limit_that_the_administrator_set_stays(self, connection: Connection) -> None:
-        """Shorter or longer: somebody had a reason."""
-        connection.execute("SET statement_timeout = '20min'")
-
-        with database.transaction(connection, lock_timeout_ms=500):
-            assert connection.execute("SHOW statement_timeout").fetchone() == ("20min",)
+    with database.transaction(connection, lock_timeout_ms=500):
+        assert limits() == [("500ms",), ("10min",)]
+    assert limits() == [("0",), ("0",)]
+    connection.execute("SET statement_timeout = '20min'")
+    with database.transaction(connection, lock_timeout_ms=500):
+        assert limits() == [("500ms",), ("20min",)]
