@@ -23,7 +23,7 @@ import pytest
 
 from certjob.database import Connection
 from tests.conftest import Certjob
-from tests.support.command_line import Backends, Child, Finished, today
+from tests.support.command_line import Backends, Child, Finished, started, today
 from tests.support.facts import Facts
 from tests.support.intents import backlog, make_due, review, run_out
 from tests.support.portal_answers import Exchange, answer, delay, hang, ok
@@ -35,7 +35,6 @@ from tests.support.processes import (
     PORTAL_CLAIM,
     TURN,
     start_barrier,
-    started,
     wait_until_frozen,
     while_open,
 )
@@ -78,7 +77,7 @@ def environment(bare_environment: dict[str, str], database_url: str, settings: d
 def start(environment: dict[str, str], tmp_path: Path) -> Start:
     """Start the command in the background, altered by the keyword arguments."""
 
-    def run(*arguments: str, **alterations: float | str) -> AbstractContextManager[Child]:
+    def run(*arguments: str, **alterations: Any) -> AbstractContextManager[Child]:
         return started(*arguments, environment=environment, folder=tmp_path, **alterations)
 
     return run

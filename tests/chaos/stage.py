@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -20,11 +20,10 @@ from tests.chaos.plans import Command
 from tests.chaos.population import Change, Contact, Deed, MentorPlan, change, create
 from tests.chaos.postbox import PASSWORD, USER, Postbox
 from tests.chaos.receiver import Receiver
-from tests.support.command_line import Child
+from tests.support.command_line import Child, started
 from tests.support.facts import Facts
 from tests.support.intents import let_unknown_outcomes_pass, make_due, run_out
 from tests.support.portal_server import PortalServer
-from tests.support.processes import started
 from tests.support.smtp_server import CERTIFICATE
 from tests.support.waiting import until
 
@@ -126,9 +125,9 @@ class Stage:
     def _mark(self) -> Path:
         return self.folder / "struck"
 
-    def _inside(self, command: Command) -> dict[str, float | str]:
+    def _inside(self, command: Command) -> dict[str, Any]:
         fault = command.fault
-        inside: dict[str, float | str] = {}
+        inside: dict[str, Any] = {}
         if fault is not None and fault.spot in IN_THE_LOOP:
             words = (fault.spot, fault.number, fault.action, fault.steps, self._mark)
             inside["loop_fault"] = ":".join(map(str, words))

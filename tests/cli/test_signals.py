@@ -26,7 +26,6 @@ from tests.support.facts import Facts
 from tests.support.ping_host import ping_host
 from tests.support.portal_answers import error, hang, ok
 from tests.support.portal_server import PortalServer
-from tests.support.processes import started as started_altered
 from tests.support.processes import while_open
 from tests.support.smtp_server import Fault, scripted_server
 from tests.support.stalling_proxy import StallingProxy
@@ -62,7 +61,7 @@ def start_impatient(environment: dict[str, str], tmp_path: Path) -> Start:
     """The same with a grace of half a second; one test of the worst case has the whole."""
 
     def run(*arguments: str, **settings: str) -> AbstractContextManager[Child]:
-        return started_altered(*arguments, environment=environment | settings, folder=tmp_path, grace=0.5)
+        return started(*arguments, environment=environment | settings, folder=tmp_path, grace=0.5)
 
     return run
 

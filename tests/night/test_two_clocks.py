@@ -11,10 +11,9 @@ import pytest
 
 from certjob.database.clocks import Clocks
 from certjob.errors import ClocksDisagreeError
-from tests.support.command_line import Finished, assert_one_line, today
+from tests.support.command_line import Finished, assert_one_line, started, today
 from tests.support.facts import Facts
 from tests.support.portal_server import PortalServer
-from tests.support.processes import started
 
 IN_300_DAYS = timedelta(days=300)
 

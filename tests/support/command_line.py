@@ -162,10 +162,27 @@ class Child:
 
 @contextmanager
 def started(
-    *arguments: str, environment: Mapping[str, str], folder: Path, program: Sequence[str] = ()
+    *arguments: str, environment: Mapping[str, str], folder: Path, program: Sequence[str] = (), **alterations: Any
 ) -> Iterator[Child]:
-    """The command in the background, or another ``program`` in its place; what is left of it at the end is killed."""
-    with _start(program, arguments, environment=environment, folder=folder) as process:
+    """The command in the background, or another ``program`` in its place; what is left of it at the end is killed.
+
+    The alterations are those of ``tests.support.processes``.
+    """
+    if alterations or (not program and forked_command.can_fork(environment)):
+        process: Process = forked_command.start(
+            arguments, environment=environment, folder=folder, alterations=alterations or None
+        )
+    else:
+        process = subprocess.Popen(
+            [*(program or [str(installed_command())]), *arguments],
+            env=dict(environment),
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    with process:
         child = Child(process)
         try:
             yield child
@@ -173,22 +190,6 @@ def started(
             if process.poll() is None:
                 process.kill()
             child.finish()
-
-
-def _start(
-    program: Sequence[str], arguments: Sequence[str], *, environment: Mapping[str, str], folder: Path
-) -> Process:
-    if not program and forked_command.can_fork(environment):
-        return forked_command.start(arguments, environment=environment, folder=folder)
-    return subprocess.Popen(
-        [*(program or [str(installed_command())]), *arguments],
-        env=dict(environment),
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 class Backends:

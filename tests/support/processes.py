@@ -5,9 +5,13 @@
         ...                                # what the others do meanwhile
         child.signal(SIGCONT)
 
-``started`` runs certjob's own entry point in a process that this file has altered. The times of a lease are
-minutes; a test that waits for them shortens all that belong together. A freeze is a SIGSTOP that the process sends to
-itself, the first time it comes to that point.
+``tests.support.command_line.started`` runs the command in a process that this file has altered: ``freeze_before`` or
+``freeze_after`` a method; in seconds ``portal_lease``, ``mail_lease``, ``call`` (the longest a call to the portal
+takes), ``round`` (how long its repeats may begin) and ``message`` (the longest each half of a message takes, before and
+after it is handed over); ``grace``, how long what is being done may go on after a signal; ``clock``, what this
+machine's shows when the command begins (nothing: the right time); ``loop_fault`` and ``patience``: see
+``tests.chaos.struck_command``. The times of a lease are minutes; a test that waits for them shortens all that belong
+together. A freeze is a SIGSTOP that the process sends to itself, the first time it comes to that point.
 """
 
 import inspect
@@ -66,31 +70,6 @@ def while_open(gate: threading.Event, then: "Behaviour") -> "Behaviour":
         then(exchange)
 
     return behave
-
-
-@contextmanager
-def started(
-    *arguments: str, environment: Mapping[str, str], folder: Path, **alterations: float | str
-) -> Iterator["Child"]:
-    """The altered command in the background; whatever is left of it at the end is killed.
-
-    The alterations: ``freeze_before`` or ``freeze_after`` a method; in seconds ``portal_lease``, ``mail_lease``,
-    ``call`` (the longest a call to the portal takes), ``round`` (how long its repeats may begin) and ``message`` (the
-    longest each half of a message takes, before and after it is handed over); ``grace``, how long what is being done
-    may go on after a signal; ``clock``, what this machine's shows when the command begins (nothing: the right time);
-    ``loop_fault`` and ``patience``: see ``tests.chaos.struck_command``.
-    """
-    from tests.support import forked_command
-    from tests.support.command_line import Child
-
-    with forked_command.start(arguments, environment=environment, folder=folder, alterations=alterations) as process:
-        child = Child(process)
-        try:
-            yield child
-        finally:
-            if process.poll() is None:
-                process.kill()
-            child.finish()
 
 
 def wait_until_frozen(child: "Child") -> None:
