@@ -1,13 +1,17 @@
-"""Every error certjob raises on purpose. The text says what is wrong and the next step; ids are attributes.
+"""Every error certjob raises on purpose: what is wrong, the next step, and ids as attributes.
 
 CertjobError                      exit 1
 ├── ConfigurationError            exit 2   a setting or argument is missing or wrong
 │   ├── SchemaError               exit 2   not migrated, too new, or an applied migration was edited
+│   ├── UsageError                exit 2   the command line cannot be understood
 │   ├── UnknownMentorError        exit 2   no such mentor, or several
 │   ├── ClocksDisagreeError       exit 2   this machine and the database server are on different days
 │   ├── TemplateError             exit 2   a message template of the programme's own is broken
 │   └── InputError                exit 2   a file that is no CSV
 ├── DatabaseUnavailableError      exit 1
+├── DatabaseError                 exit 1   it refused a statement, or could not do it now
+├── DiskFullError                 exit 1
+├── InternalError                 exit 1
 ├── StoppedBySignalError          exit 1
 ├── TooManyBrokenMentorsError     exit 1
 ├── BrokenMentorError             exit 3   one mentor's rows are beyond the bounds of the schema
@@ -106,6 +110,21 @@ class CertjobError(Exception):
     exit_code = 1
     code: str = "failed"
 
+    def __init__(self, message: str, *, next_step: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        """What is wrong."""
+        self.next_step = next_step
+        """What to do; None: nothing, or the message says it."""
+
+    def __str__(self) -> str:
+        """What is wrong and the next step, in one sentence."""
+        return f"{self.message}; {self.next_step}" if self.next_step else self.message
+
+    def to_document(self) -> dict[str, str | None]:
+        """Return the ``error`` of a JSON document."""
+        return {"code": str(self.code), "message": self.message, "next_step": self.next_step}
+
 
 class ConfigurationError(CertjobError):
     """A setting, an option or an argument is missing or wrong."""
@@ -118,6 +137,12 @@ class SchemaError(ConfigurationError):
     """The database's schema is not the one this certjob works with."""
 
     code = "schema"
+
+
+class UsageError(ConfigurationError):
+    """The command line cannot be understood."""
+
+    code = "usage"
 
 
 class UnknownMentorError(ConfigurationError):
@@ -154,6 +179,24 @@ class DatabaseUnavailableError(CertjobError):
     """The database cannot be reached, or went away."""
 
     code = "database_unavailable"
+
+
+class DatabaseError(CertjobError):
+    """The database did not do what it was asked to do."""
+
+    code = "database"
+
+
+class DiskFullError(CertjobError):
+    """No space is left on this machine's disk."""
+
+    code = "disk_full"
+
+
+class InternalError(CertjobError):
+    """Something that nobody foresaw."""
+
+    code = "internal"
 
 
 class StoppedBySignalError(CertjobError):
@@ -195,12 +238,13 @@ class PortalCallError(CertjobError):
         self,
         message: str,
         *,
+        next_step: str | None = None,
         code: FailureCode | None = None,
         status: int | None = None,
         retry_after_seconds: float | None = None,
         correlation_id: str | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(message, next_step=next_step)
         self.code = code or type(self).code
         self.status = status
         self.retry_after_seconds = retry_after_seconds
@@ -235,13 +279,14 @@ class DynamicsSyncException(CertjobError):  # noqa: N818 - the programme's own w
         self,
         message: str,
         *,
+        next_step: str | None = None,
         mentor_id: UUID,
         event_id: int,
         attempts: int,
         cause: PortalCallError,
         retry_at: datetime | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(message, next_step=next_step)
         self.mentor_id = mentor_id
         self.event_id = event_id
         self.attempts = attempts
@@ -256,8 +301,8 @@ class NotifyError(CertjobError):
 
     code = FailureCode.CHANNEL_DOWN
 
-    def __init__(self, message: str, *, code: FailureCode | None = None) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, next_step: str | None = None, code: FailureCode | None = None) -> None:
+        super().__init__(message, next_step=next_step)
         self.code = code or type(self).code
 
 
@@ -286,9 +331,14 @@ class ChannelDownError(NotifyError):
     """
 
     def __init__(
-        self, message: str, *, code: FailureCode | None = None, retry_after_seconds: float | None = None
+        self,
+        message: str,
+        *,
+        next_step: str | None = None,
+        code: FailureCode | None = None,
+        retry_after_seconds: float | None = None,
     ) -> None:
-        super().__init__(message, code=code)
+        super().__init__(message, next_step=next_step, code=code)
         self.retry_after_seconds = retry_after_seconds
 
 

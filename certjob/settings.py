@@ -22,6 +22,14 @@ LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 EMBEDDED = "embedded"
 
 
+class _RefusedError(ValueError):
+    """A value that cannot be meant so; certjob's errors, of which no ValueError is one, pass through pydantic."""
+
+    def __init__(self, message: str, *, next_step: str | None = None) -> None:
+        super().__init__(message)
+        self.next_step = next_step
+
+
 class Settings(BaseSettings):
     """Everything a command reads from its environment. Secrets print as stars."""
 
@@ -72,8 +80,10 @@ class Settings(BaseSettings):
     def _without_windows_line_end(cls, value: object) -> object:
         """Else each is refused for something that it is not, or used with it."""
         if isinstance(value, str) and value.endswith("\r"):
-            message = r"ends in a carriage return; give the file it comes from Unix line ends (sed -i 's/\r$//' FILE)"
-            raise ValueError(message)
+            message = "ends in a carriage return"
+            raise _RefusedError(
+                message, next_step=r"give the file it comes from Unix line ends (sed -i 's/\r$//' FILE)"
+            )
         return value
 
     @field_validator("time_zone")
@@ -82,8 +92,8 @@ class Settings(BaseSettings):
         try:
             ZoneInfo(name)
         except (KeyError, ValueError, OSError) as error:
-            message = "no such time zone; use an IANA name such as Europe/Oslo"
-            raise ValueError(message) from error
+            message = "no such time zone"
+            raise _RefusedError(message, next_step="use an IANA name such as Europe/Oslo") from error
         return name
 
     @field_validator("app_url")
@@ -99,8 +109,8 @@ class Settings(BaseSettings):
         if url is not None:
             parts = _split(url, schemes=("http", "https"))
             if parts.username or parts.password:
-                message = "must hold no user or password; the function's key goes into CERTJOB_PORTAL_KEY"
-                raise ValueError(message)
+                message = "must hold no user or password"
+                raise _RefusedError(message, next_step="the function's key goes into CERTJOB_PORTAL_KEY")
             _require_tls(parts)
         return url
 
@@ -117,8 +127,8 @@ class Settings(BaseSettings):
         if url is not None:
             parts = _split(url.get_secret_value(), schemes=("smtp", "smtps", "http", "https", "maildir"))
             if parts.username or parts.password:
-                message = "must hold no user or password; use CERTJOB_NOTIFY_USER and CERTJOB_NOTIFY_PASSWORD"
-                raise ValueError(message)
+                message = "must hold no user or password"
+                raise _RefusedError(message, next_step="use CERTJOB_NOTIFY_USER and CERTJOB_NOTIFY_PASSWORD")
             _require_tls(parts)
         return url
 
@@ -128,11 +138,11 @@ class Settings(BaseSettings):
         if url is not None:
             parts = _split(url.get_secret_value(), schemes=("http", "https"))
             if parts.query or parts.fragment:
-                message = "must hold no ? and no #; certjob appends /start and ?rid=… to it"
-                raise ValueError(message)
+                message = "must hold no ? and no #, since certjob appends /start and ?rid=… to it"
+                raise _RefusedError(message)
             if parts.username or parts.password:
-                message = "must hold no user or password; a ping goes to whoever knows the address"
-                raise ValueError(message)
+                message = "must hold no user or password, since a ping goes to whoever knows the address"
+                raise _RefusedError(message)
             _require_tls(parts)
         return url
 
@@ -145,25 +155,25 @@ class Settings(BaseSettings):
     @classmethod
     def _readable_metrics(cls, path: Path | None) -> Path | None:
         if path is not None and path.suffix != ".prom":
-            message = "must be a file whose name ends in .prom; node_exporter reads no other"
-            raise ValueError(message)
+            message = "must be a file whose name ends in .prom, since node_exporter reads no other"
+            raise _RefusedError(message)
         if path is not None and not path.is_absolute():
-            message = "must be a whole path that begins with /; cron starts jobs in another folder than you are in now"
-            raise ValueError(message)
+            message = "must be a path that begins with /, since cron starts jobs in another folder than you are in now"
+            raise _RefusedError(message)
         return path
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if self.portal_url and not self.portal_key:
-            message = "CERTJOB_PORTAL_KEY is missing; CERTJOB_PORTAL_URL needs it"
-            raise ValueError(message)
+            message = "CERTJOB_PORTAL_KEY is missing"
+            raise _RefusedError(message, next_step="CERTJOB_PORTAL_URL needs it")
         if self.attention_ping_url is not None and self.attention_ping_url == self.ping_url:
             message = "CERTJOB_ATTENTION_PING_URL must be the address of a second check, not that of CERTJOB_PING_URL"
-            raise ValueError(message)
+            raise _RefusedError(message)
         channel = urlsplit(self.notify_url.get_secret_value()).scheme if self.notify_url else ""
         if channel in {"smtp", "smtps"} and not self.mail_from:
-            message = "CERTJOB_MAIL_FROM is missing; mail needs a sender address"
-            raise ValueError(message)
+            message = "CERTJOB_MAIL_FROM is missing"
+            raise _RefusedError(message, next_step="mail needs a sender address")
         if channel in {"http", "https"} and self.notify_password:
             _require_token(self.notify_password, variable="CERTJOB_NOTIFY_PASSWORD: ")
         return self
@@ -211,36 +221,44 @@ def load_settings(env_file: str | None = None) -> Settings:
     try:
         settings = Settings(**_from_file(env_file))
     except ValidationError as error:
-        raise ConfigurationError("; ".join(_explain(error))) from None
+        problems = _explain(error)
+        if len(problems) == 1:
+            raise problems[0] from None
+        raise ConfigurationError("; ".join(map(str, problems))) from None
     keep(settings.secrets())
     return settings
 
 
-def survey_settings(env_file: str | None = None) -> tuple[Settings, list[str]]:
-    """Read the settings as far as they can be read: what is wrong is left out, and said in a clause for each.
+def survey_settings(env_file: str | None = None) -> tuple[Settings, list[ConfigurationError]]:
+    """Read the settings as far as they can be read: what is wrong is left out, and returned as an error for each.
 
     For a command that looks at everything; all others stop at the first mistake. A missing database URL is empty.
     """
     without: dict[str, Any] = {}
-    clauses: list[str] = []
+    problems: list[ConfigurationError] = []
     try:
         given = _from_file(env_file)
     except ConfigurationError as error:
         given = {}
-        clauses.append(str(error))
+        problems.append(error)
     while True:
         try:
             settings = Settings(**given | without)
             keep(settings.secrets())
-            return settings, clauses
+            return settings, problems
         except ValidationError as error:
             found = list(zip(error.errors(include_input=False, include_url=False), _explain(error), strict=True))
-        for detail, clause in found:
-            name = str(detail["loc"][0]) if detail["loc"] else _LEFT_OUT_WITHOUT.get(clause.split()[0].rstrip(":"), "")
+        for detail, problem in found:
+            name = str(detail["loc"][0]) if detail["loc"] else _LEFT_OUT_WITHOUT.get(variable_of(problem), "")
             if not name or name in without:  # never seen, and it would go on for ever
-                raise ConfigurationError(clause)
+                raise problem
             without[name] = SecretStr("") if name == "database_url" else Settings.model_fields[name].default
-            clauses.append(clause)
+            problems.append(problem)
+
+
+def variable_of(problem: ConfigurationError) -> str:
+    """Return the variable that a problem of the settings is about: it begins with its name."""
+    return problem.message.split()[0].rstrip(":")
 
 
 _LEFT_OUT_WITHOUT = {
@@ -261,14 +279,13 @@ def _from_file(env_file: str | None) -> dict[str, Any]:
         text = "" if suspect else Path(env_file).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:  # ValueError: it is no UTF-8, or its name is no path
         why = getattr(error, "strerror", None) or "it is no text in UTF-8"
-        message = f"the settings file {env_file} cannot be read: {why}; correct --env-file or CERTJOB_ENV_FILE"
-        raise ConfigurationError(message) from None
+        message = f"the settings file {env_file} cannot be read: {why}"
+        raise ConfigurationError(message, next_step="correct --env-file or CERTJOB_ENV_FILE") from None
     if suspect:
-        message = (
-            f"the settings file {env_file} is not used, since {suspect}; "
-            "nobody but this user and root may be able to change it (chown, chmod go-w)"
+        message = f"the settings file {env_file} is not used, since {suspect}"
+        raise ConfigurationError(
+            message, next_step="nobody but this user and root may be able to change it (chown, chmod go-w)"
         )
-        raise ConfigurationError(message)
     given = _parse(text, env_file)
     return {
         name: value
@@ -286,29 +303,28 @@ def _parse(text: str, env_file: str) -> dict[str, str | None]:
         if binding.error or ((binding.key or "").startswith("CERTJOB_") and binding.value is None):
             said = binding.original.string  # blank lines above it belong to it
             line = binding.original.line + said[: len(said) - len(said.lstrip())].count("\n")
-            message = f"the settings file {env_file}, line {line}: write NAME='value', or # before a remark"
-            raise ConfigurationError(message)
+            message = f"the settings file {env_file}, line {line}: this is no setting"
+            raise ConfigurationError(message, next_step="write NAME='value', or # before a remark")
         if binding.key is not None:
             given[binding.key] = binding.value
     return given
 
 
-def _explain(error: ValidationError) -> list[str]:
-    clauses = []
+def _explain(error: ValidationError) -> list[ConfigurationError]:
+    """Return an error for each variable; no value is ever part of it."""
+    problems = []
     for detail in error.errors(include_input=False, include_url=False):
         message = detail["msg"].removeprefix("Value error, ")
-        if not detail["loc"]:
-            clauses.append(message)
-            continue
-        variable = f"CERTJOB_{str(detail['loc'][0]).upper()}"
-        if detail["type"] == "missing":
-            message = (
-                "is not set; give a PostgreSQL URL or the word embedded, or name a file that does (--env-file)"
-                if variable == "CERTJOB_DATABASE_URL"
-                else "is not set"
-            )
-        clauses.append(f"{variable}: {message}" if not message.startswith("is not") else f"{variable} {message}")
-    return clauses
+        next_step = getattr(detail.get("ctx", {}).get("error"), "next_step", None)
+        if detail["loc"]:
+            variable = f"CERTJOB_{str(detail['loc'][0]).upper()}"
+            if detail["type"] == "missing":
+                message = f"{variable} is not set"
+                next_step = "give a PostgreSQL URL or the word embedded, or name a file that does (--env-file)"
+            else:
+                message = f"{variable}: {message}"
+        problems.append(ConfigurationError(message, next_step=next_step))
+    return problems
 
 
 def _split(url: str, *, schemes: tuple[str, ...]) -> SplitResult:
@@ -316,25 +332,23 @@ def _split(url: str, *, schemes: tuple[str, ...]) -> SplitResult:
         parts = urlsplit(url)
         complete = bool(parts.path) if parts.scheme == "maildir" else bool(parts.hostname) and parts.port != 0
     except ValueError as error:
-        message = "is no valid URL"
-        raise ValueError(message) from error
+        message = "is not a valid URL"
+        raise _RefusedError(message) from error
     if parts.scheme not in schemes or not complete:
         starts = " or ".join(f"{scheme}:" for scheme in schemes)
         message = f"must be a URL that starts with {starts} and names its place"
-        raise ValueError(message)
+        raise _RefusedError(message)
     return parts
 
 
 def _require_token(secret: SecretStr, *, variable: str = "") -> None:
     """Refuse what cannot stand in a header: the HTTP client's own complaint would quote it."""
     if not re.fullmatch(r"[!-~]+", secret.get_secret_value()):
-        message = f"{variable}must be one word of printable ASCII; take out spaces, line breaks and letters such as å"
-        raise ValueError(message)
+        message = f"{variable}must be one word of printable ASCII"
+        raise _RefusedError(message, next_step="take out spaces, line breaks and letters such as å")
 
 
 def _require_tls(parts: SplitResult) -> None:
     if parts.scheme == "http" and parts.hostname not in LOOPBACK_HOSTS:
-        message = (
-            "plain http:// is refused for anything but loopback, since the key would travel in the open; use https://"
-        )
-        raise ValueError(message)
+        message = "plain http:// is refused for anything but loopback, since the key would travel in the open"
+        raise _RefusedError(message, next_step="use https://")

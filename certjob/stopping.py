@@ -63,7 +63,9 @@ class StopFlag(threading.Event):
 
     def error(self) -> StoppedBySignalError:
         """Return the error that ends the command."""
-        return StoppedBySignalError(f"stopped by {self.signal_name}; what was done is kept, the next run does the rest")
+        return StoppedBySignalError(
+            f"stopped by {self.signal_name}", next_step="what was done is kept, the next run does the rest"
+        )
 
     def check(self) -> None:
         """Raise StoppedBySignalError if it is set."""

@@ -119,8 +119,8 @@ A_URL = "must be a URL that starts with"
         ("PORTAL_URL", f"https:///{SECRET}", A_URL),
         ("PORTAL_URL", f"ftp://{SECRET}.example/", A_URL),
         ("PORTAL_URL", f"https://{SECRET}.example:0/", A_URL),
-        ("PORTAL_URL", f"https://portal.example:{SECRET}/", "is no valid URL"),
-        ("PORTAL_URL", f"https://[{SECRET}/", "is no valid URL"),
+        ("PORTAL_URL", f"https://portal.example:{SECRET}/", "is not a valid URL"),
+        ("PORTAL_URL", f"https://[{SECRET}/", "is not a valid URL"),
         ("PORTAL_URL", f"HTTP://portal.example/?key={SECRET}", NO_HTTP),
         ("PORTAL_URL", f"http://localhost.evil.example/{SECRET}", NO_HTTP),
         ("PORTAL_URL", f"http://127.0.0.1.evil.example/{SECRET}", NO_HTTP),
@@ -151,7 +151,7 @@ A_URL = "must be a URL that starts with"
         ("PING_URL", f"https://user:{SECRET}@hc.example/x", NO_USER),
         ("METRICS_FILE", f"/var/lib/{SECRET}.txt", "ends in .prom"),
         ("METRICS_FILE", "/var/.prom", "ends in .prom"),
-        ("METRICS_FILE", f"{SECRET}.prom", "whole path"),
+        ("METRICS_FILE", f"{SECRET}.prom", "begins with /"),
         ("NOTIFY_PASSWORD", f"{SECRET}\r", "ends in a carriage return; "),
         ("DATABASE_URL", f"postgresql://u:{SECRET}@h/x\r", "ends in a carriage return; "),
     ],
@@ -299,7 +299,10 @@ def test_a_line_that_is_no_setting_is_refused_by_its_number(file: Path, line: st
     """A setting that is passed over unsaid would be missed in the night; what the line holds is not shown."""
     file.write_text("CERTJOB_DATABASE_URL=embedded\n\n\n" + line.format(SECRET) + "\n")
 
-    assert refusal(file) == f"the settings file {file}, line 4: write NAME='value', or # before a remark"
+    assert (
+        refusal(file)
+        == f"the settings file {file}, line 4: this is no setting; write NAME='value', or # before a remark"
+    )
 
 
 def test_a_file_that_cannot_be_read_is_refused(file: Path, tmp_path: Path) -> None:

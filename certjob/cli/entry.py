@@ -6,16 +6,29 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
 from certjob.cli.terminal.streams import discard_results, forgiving
-from certjob.errors import CertjobError
+from certjob.errors import (
+    CertjobError,
+    ConfigurationError,
+    DatabaseError,
+    DatabaseUnavailableError,
+    DiskFullError,
+    InternalError,
+    UsageError,
+)
 from certjob.redaction import without_people, without_secrets
 from certjob.stopping import STOP_SIGNALS, StopFlag, stop_on_signals
 
-_UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # typer has click inside or beside it, as its version goes
+if TYPE_CHECKING:
+    import psycopg
+
+_TypersUsageError: type[Exception] = typer.BadParameter.__mro__[
+    1
+]  # typer has click inside or beside it, as its version goes
 _TYPERS_INTERRUPTED = 130
 """What newer versions of typer make of a KeyboardInterrupt, without a word; older ones raise Abort."""
 
@@ -83,20 +96,21 @@ def _fail(arguments: Sequence[str], error: Exception) -> int:
 
     if not writes_json():  # it failed before it set up its logs
         set_up_logs(verbose=False)
-    code, name, message = _describe(error, arguments)
-    message = without_secrets(message)
+    ours = _as_ours(error, arguments)
+    code = ours.exit_code
     try:
         if "--json" in arguments:
-            print_json({"outcome": "failed" if code != 3 else "attention", "error": {"code": name, "message": message}})
+            said = {key: text and without_secrets(text) for key, text in ours.to_document().items()}
+            print_json({"outcome": "failed" if code != 3 else "attention", "error": said})
         sys.stdout.flush()
     except OSError:  # a full disk: stdout is what failed, and would fail again at the end
         discard_results()
-    trace = name == "internal" and bool({"-v", "--verbose"} & set(arguments))
+    trace = isinstance(ours, InternalError) and bool({"-v", "--verbose"} & set(arguments))
     name_of_command = " ".join(["certjob", *_command_words(arguments)])
     if code == 3:
-        print_attention(name_of_command, message)
+        print_attention(name_of_command, str(ours))
     else:
-        print_error(name_of_command, message, error=error if trace else None)
+        print_error(name_of_command, str(ours), error=error if trace else None)
     return code
 
 
@@ -114,58 +128,58 @@ def _command_words(arguments: Sequence[str]) -> list[str]:
     return words
 
 
-def _describe(error: Exception, arguments: Sequence[str]) -> tuple[int, str, str]:
-    """Return (exit code, code of the JSON document, message)."""
+def _as_ours(error: Exception, arguments: Sequence[str]) -> CertjobError:
+    """Return what went wrong as one of certjob's own errors, whoever raised it."""
     if isinstance(error, CertjobError):
-        return error.exit_code, error.code, str(error)
-    if isinstance(error, _UsageError):
-        return 2, "usage", _describe_usage(error, arguments)
+        return error
+    if isinstance(error, _TypersUsageError):
+        return _usage(error, arguments)
     if isinstance(error, UnicodeEncodeError) and "surrogate" in error.reason:
-        return 2, "usage", "an argument holds bytes that are no text in UTF-8; type it again"
+        return UsageError("an argument holds bytes that are no text in UTF-8", next_step="type it again")
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return 1, "disk_full", "no space is left on the disk; make room and run it again"
+        return DiskFullError("no space is left on the disk", next_step="make room and run it again")
     import psycopg
 
     if isinstance(error, psycopg.Error):
-        return _describe_database(error)
+        return _of_the_database(error)
     said = f"{type(error).__name__}: {without_people(str(error))}"
-    return 1, "internal", f"internal error ({said}); run it again with -v and report it"
+    return InternalError(f"internal error ({said})", next_step="run it again with -v and report it")
 
 
-def _describe_usage(error: Exception, arguments: Sequence[str]) -> str:
-    see = f"see `{' '.join(['certjob', *_command_words(arguments), '--help'])}`"
+def _usage(error: Exception, arguments: Sequence[str]) -> UsageError:
+    step = f"see `{' '.join(['certjob', *_command_words(arguments), '--help'])}`"
     if type(error).__name__ == "NoArgsIsHelpError":  # its message is the whole help
-        return f"no command was given; {see}"
+        return UsageError("no command was given", next_step=step)
     said = getattr(error, "format_message", lambda: str(error))()
     said = said.removeprefix("Invalid value: ").replace("Value error, ", "").rstrip(".")
-    return f"{said[:1].lower()}{said[1:]}{'' if said.endswith('?') else ';'} {see}"
+    return UsageError(f"{said[:1].lower()}{said[1:]}", next_step=step)
 
 
-def _describe_database(error: Exception) -> tuple[int, str, str]:
+def _of_the_database(error: "psycopg.Error") -> CertjobError:
     import psycopg
 
+    from certjob.database.connection_errors import explain_late_refusal
     from certjob.database.connections import LOST_SESSION
 
-    cause = without_people((error.diag.message_primary if isinstance(error, psycopg.Error) else None) or str(error))
+    cause = without_people(error.diag.message_primary or str(error))
+    kept = "what was committed is kept, run it again"
     if isinstance(error, psycopg.errors.InsufficientPrivilege):
-        return 2, "configuration", f"the database user lacks a right: {cause}; grant it or use another user"
+        step = "grant it or use another user"
+        return ConfigurationError(f"the database user lacks a right: {cause}", next_step=step)
     if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
         step = f"use the primary, or take default_transaction_read_only away. {WORKS_READ_ONLY}"
-        return 1, "database_unavailable", f"the database is read-only ({cause}); {step}"
-    kept = "what was committed is kept, run it again"
-    state = (error.sqlstate if isinstance(error, psycopg.Error) else None) or ""
-    if isinstance(error, psycopg.OperationalError):
-        from certjob.database.connection_errors import explain_late_refusal
-
-        refusal = explain_late_refusal(error)
-        if refusal is not None:
-            return refusal.exit_code, refusal.code, without_people(str(refusal))
-        state = state or "08000"
-    if state.startswith(LOST_SESSION):
-        return 1, "database_unavailable", f"the database went away: {cause}; {kept}"
-    if isinstance(error, psycopg.OperationalError):
-        if isinstance(error, psycopg.errors.QueryCanceled) and "statement timeout" in cause:
-            step = "if it stays so, give this database user more time: ALTER ROLE … SET statement_timeout = '10min'"
-            return 1, "database", f"the database could not do it in the time it had: {cause}; {kept}; {step}"
-        return 1, "database", f"the database could not do it now: {cause}; {kept}"
-    return 1, "database", f"the database refused a statement: {cause}; {kept}, and if it stays so, report it"
+        return DatabaseUnavailableError(f"the database is read-only ({cause})", next_step=step)
+    if not isinstance(error, psycopg.OperationalError) and not (error.sqlstate or "").startswith(LOST_SESSION):
+        step = f"{kept}, and if it stays so, report it"
+        return DatabaseError(f"the database refused a statement: {cause}", next_step=step)
+    refusal = explain_late_refusal(error) if isinstance(error, psycopg.OperationalError) else None
+    if refusal is not None:
+        return type(refusal)(without_people(refusal.message), next_step=refusal.next_step)
+    if (error.sqlstate or "08000").startswith(LOST_SESSION):
+        return DatabaseUnavailableError(f"the database went away: {cause}", next_step=kept)
+    if isinstance(error, psycopg.errors.QueryCanceled) and "statement timeout" in cause:
+        step = (
+            f"{kept}; if it stays so, give this database user more time: ALTER ROLE … SET statement_timeout = '10min'"
+        )
+        return DatabaseError(f"the database could not do it in the time it had: {cause}", next_step=step)
+    return DatabaseError(f"the database could not do it now: {cause}", next_step=kept)

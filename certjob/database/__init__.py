@@ -4,6 +4,7 @@ from certjob.database.clocks import read_clocks
 from certjob.database.connections import (
     CONTENTION,
     NO_ANSWER,
+    RUN_AGAIN,
     Connection,
     connect,
     hang_up,
@@ -26,6 +27,7 @@ from certjob.database.statements import (
 __all__ = [
     "CONTENTION",
     "NO_ANSWER",
+    "RUN_AGAIN",
     "Connection",
     "all_statements",
     "clock",

@@ -28,11 +28,10 @@ class Clocks:
         machine, server = self.machine_at.astimezone(zone), self.server_at.astimezone(zone)
         if machine.date() == server.date() or abs(self.server_is_ahead_by) <= TOLERATED_DIFFERENCE:
             return
-        message = (
-            f"this machine's clock shows {machine:%Y-%m-%d %H:%M}, the database server's {server:%Y-%m-%d %H:%M}; "
-            "correct the wrong one, or if this machine's is right, add --ignore-database-clock"
+        message = f"this machine's clock shows {machine:%Y-%m-%d %H:%M}, the database server's {server:%Y-%m-%d %H:%M}"
+        raise ClocksDisagreeError(
+            message, next_step="correct the wrong one, or if this machine's is right, add --ignore-database-clock"
         )
-        raise ClocksDisagreeError(message)
 
 
 def read_clocks(connection: Connection) -> Clocks:

@@ -95,7 +95,7 @@ def _explain(text: str) -> _Refusal | None:
 
 def _to_error(what: str, _signs: str, advice: str, text: str) -> _Refusal:
     kind = ConfigurationError if what == REFUSED else DatabaseUnavailableError
-    return kind(f"{what}: {_cause(text)}; {advice}")
+    return kind(f"{what}: {_cause(text)}", next_step=advice)
 
 
 def _cause(text: str) -> str:

@@ -37,7 +37,8 @@ MOST_RESTARTS = 5
 _POLL_SECONDS = 0.5
 LONGEST_SILENCE_SECONDS = 660.0
 """A command that outlasts restarts waits for one answer no longer: more than any one statement may take."""
-NO_ANSWER = "the database does not answer any more; what was committed is kept, run it again"
+NO_ANSWER = "the database does not answer any more"
+RUN_AGAIN = "what was committed is kept, run it again"
 
 
 class LastingConnection(psycopg.Connection[Any]):
@@ -64,7 +65,7 @@ class LastingConnection(psycopg.Connection[Any]):
             return super().wait(*arguments, **named)
         except psycopg.OperationalError as error:
             if self.given_up is not None:
-                raise DatabaseUnavailableError(self.given_up) from error
+                raise DatabaseUnavailableError(self.given_up, next_step=RUN_AGAIN) from error
             raise
         finally:
             self.asked_at = None
@@ -99,10 +100,8 @@ def connect(url: str) -> LastingConnection:
             tcp_user_timeout=60_000,
         )
     except psycopg.ProgrammingError:
-        message = (
-            "CERTJOB_DATABASE_URL is no valid PostgreSQL URL; expected postgresql://user:password@host:port/database"
-        )
-        raise ConfigurationError(message) from None
+        message = "CERTJOB_DATABASE_URL is no valid PostgreSQL URL"
+        raise ConfigurationError(message, next_step="expected postgresql://user:password@host:port/database") from None
     except psycopg.OperationalError as error:
         raise explain_refusal(error) from None
     connection.url = url
@@ -125,8 +124,8 @@ def _refuse_unencoded(url: str) -> None:
     authority, _, path = rest.partition("/")
     parameters = path.partition("?")[2]
     if "@" in path.removesuffix(parameters) or "@" in authority.partition("@")[2] or re.search("[?#].*@", authority):
-        message = "CERTJOB_DATABASE_URL: in the user and the password, write @ : / # ? and % percent-encoded (@ is %40)"
-        raise ConfigurationError(message)
+        message = "CERTJOB_DATABASE_URL: a sign in the user or the password is not percent-encoded"
+        raise ConfigurationError(message, next_step="write @ : / # ? and % as %40 %3A %2F %23 %3F and %25 there")
 
 
 def _open_and_ask(url: str) -> LastingConnection:
@@ -167,7 +166,9 @@ def repeated(connection: Connection, work: Callable[[], Result]) -> Result:
     that decides anew, or a settle that names its token. Raises DatabaseUnavailableError when the server stays away.
     """
     if isinstance(connection, LastingConnection) and connection.given_up is not None:
-        raise DatabaseUnavailableError(connection.given_up)  # what tidies up after it must not hide the reason
+        raise DatabaseUnavailableError(
+            connection.given_up, next_step=RUN_AGAIN
+        )  # what tidies up after it must not hide the reason
     if not isinstance(connection, LastingConnection) or not connection.patience_seconds or connection.depth:
         return work()
     while True:
@@ -198,15 +199,15 @@ def _is_gone(connection: Connection, error: psycopg.Error) -> bool:
 def _wait_for_server(connection: LastingConnection, error: psycopg.Error) -> None:
     """Open the connection anew, in place. Raises DatabaseUnavailableError, or StoppedBySignalError after a signal."""
     if connection.given_up is not None:
-        raise DatabaseUnavailableError(connection.given_up) from error
+        raise DatabaseUnavailableError(connection.given_up, next_step=RUN_AGAIN) from error
     cause = error.diag.message_primary or " ".join(str(error).split())
     connection.close()
     connection.restarts += 1
     if connection.restarts > MOST_RESTARTS:
         connection.given_up = (
-            f"the database went away {MOST_RESTARTS} times and more in one run: {cause}; see the server's log"
+            f"the database went away {MOST_RESTARTS} times and more in one run: {cause}, see the server's log"
         )
-        raise DatabaseUnavailableError(connection.given_up) from error
+        raise DatabaseUnavailableError(connection.given_up, next_step=RUN_AGAIN) from error
     patience_seconds = connection.patience_seconds
     about = {"event": "database_lost"}
     logger.info("the database went away (%s); waiting up to %.0f s for it", cause, patience_seconds, extra=about)
@@ -219,10 +220,9 @@ def _wait_for_server(connection: LastingConnection, error: psycopg.Error) -> Non
         except (DatabaseUnavailableError, psycopg.OperationalError) as refused:
             if time.monotonic() >= give_up_at:
                 connection.given_up = (
-                    f"the database went away ({cause}) and was not back after {patience_seconds:.0f} s; "
-                    "what was committed is kept, run it again"
+                    f"the database went away ({cause}) and was not back after {patience_seconds:.0f} s"
                 )
-                raise DatabaseUnavailableError(connection.given_up) from refused
+                raise DatabaseUnavailableError(connection.given_up, next_step=RUN_AGAIN) from refused
             if connection.stop is not None:
                 connection.stop.wait(_POLL_SECONDS)
             else:

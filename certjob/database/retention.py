@@ -74,8 +74,8 @@ def parse_age(text: str) -> str:
     """
     match = _AGE.fullmatch(text.strip().lower())
     if not match or not any(match.groups()):
-        message = f"--older-than {text[:40]!r} is not an age; give one such as 3y, 18m (months), 26w or 400d"
-        raise ConfigurationError(message)
+        message = f"--older-than {text[:40]!r} is not an age"
+        raise ConfigurationError(message, next_step="give one such as 3y, 18m (months), 26w or 400d")
     units = zip(match.groups(), ("years", "months", "weeks", "days"), strict=True)
     return " ".join(f"{number} {unit}" for number, unit in units if number)
 
@@ -121,12 +121,12 @@ def _limit(connection: Connection, age: str, *, today: date, zone: ZoneInfo) -> 
     try:
         ((now, before),) = database.fetch(connection, "find_limit_of_age", {"age": age, "zone": zone.key})
     except psycopg.DataError:
-        message = "--older-than goes back before the calendar; give an age such as 3y"
-        raise ConfigurationError(message) from None
+        message = "--older-than goes back before the calendar"
+        raise ConfigurationError(message, next_step="give an age such as 3y") from None
     now, limit = now.astimezone(zone), datetime.fromtimestamp(before.timestamp(), zone)
     if abs((now.date() - today).days) > 1:
-        message = f"today would be {today}, but the database says {now.date()}; correct the clock that is wrong"
-        raise ConfigurationError(message)
+        message = f"today would be {today}, but the database says {now.date()}"
+        raise ConfigurationError(message, next_step="correct the clock that is wrong")
     if (now.date() - limit.date()).days < LEAST_DAYS:
         message = (
             f"--older-than must be at least {LEAST_DAYS} days: what is younger may still be asked for "
@@ -164,7 +164,7 @@ def _delete_page(
         return persist(connection, delete, lock_timeout_ms=_LOCK_TIMEOUT_MS, tries=_TRIES)
     except database.CONTENTION as error:
         what = kind.replace("_", " ")
-        message = (
-            f"old {what} are locked by another session; what was deleted stays so, run it again when that one ends"
-        )
-        raise DatabaseUnavailableError(message) from error
+        message = f"old {what} are locked by another session"
+        raise DatabaseUnavailableError(
+            message, next_step="what was deleted stays so, run it again when that one ends"
+        ) from error

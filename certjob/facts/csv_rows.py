@@ -67,19 +67,17 @@ def open_csv(path: Path) -> Iterator["CsvFile"]:
         with path.open("rb") as raw:
             head = raw.peek(4)[:4]
             if head.startswith(_UTF_16):
-                message = f"{path}: the file is UTF-16; save it as 'CSV UTF-8' and load it again"
-                raise InputError(message)
+                message = f"{path}: the file is UTF-16"
+                raise InputError(message, next_step="save it as 'CSV UTF-8' and load it again")
             if head.startswith(_WORKBOOK):
-                message = f"{path}: the file is a workbook, not a CSV; save it as 'CSV UTF-8' and load that"
-                raise InputError(message)
+                message = f"{path}: the file is a workbook, not a CSV"
+                raise InputError(message, next_step="save it as 'CSV UTF-8' and load that")
             # newline="" keeps line ends as they are, so that quoted ones survive, and still ends a line at a lone CR.
             with io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
                 yield CsvFile(stream, path=path)
     except OSError as error:
-        message = (
-            f"{path}: cannot be read ({error.strerror or type(error).__name__}); check the path and its permissions"
-        )
-        raise InputError(message) from error
+        message = f"{path}: cannot be read ({error.strerror or type(error).__name__})"
+        raise InputError(message, next_step="check the path and its permissions") from error
 
 
 class CsvFile:
@@ -104,19 +102,16 @@ class CsvFile:
             candidates = first.text[4]
             first = self._next_filled()
         if first is None:
-            message = f"{self._path}: the file is empty; the first line must hold the column names"
-            raise InputError(message)
+            message = f"{self._path}: the file is empty"
+            raise InputError(message, next_step="the first line must hold the column names")
         self.delimiter = max(candidates, key=lambda delimiter: _rank(first.text, delimiter, score))
         header = self._record(first)
         if header.broken:
             message = f"{self._path}: line {header.line} should hold the column names, but {header.broken}"
             raise InputError(message)
         if len(header.cells) > CELLS_LIMIT:
-            message = (
-                f"{self._path}: the first line has {len(header.cells):,} columns, more than {CELLS_LIMIT:,}; "
-                "this is not a list of certificates"
-            )
-            raise InputError(message)
+            message = f"{self._path}: the first line has {len(header.cells):,} columns, more than {CELLS_LIMIT:,}"
+            raise InputError(message, next_step="this is not a list of certificates")
         return header
 
     def __iter__(self) -> Iterator[Record]:
@@ -136,8 +131,8 @@ class CsvFile:
                 return line
             line = self._next()
         number = line.number - 1 if line else BLANK_LINES_LIMIT
-        message = f"{self._path}: line {number} is the {BLANK_LINES_LIMIT:,}th blank line in a row; delete them"
-        raise InputError(message)
+        message = f"{self._path}: line {number} is the {BLANK_LINES_LIMIT:,}th blank line in a row"
+        raise InputError(message, next_step="delete them")
 
     def _record(self, first: _Line) -> Record:
         line, text = first
@@ -180,21 +175,21 @@ def _read_lines(stream: io.TextIOWrapper, path: Path) -> Iterator[_Line]:
             _refuse_what_is_no_text(piece, place)
             size += len(piece)
             if size > ENDLESS_LINE:
-                message = f"{place} is longer than {ENDLESS_LINE:,} characters; this is not a list of certificates"
-                raise InputError(message)
+                message = f"{place} is longer than {ENDLESS_LINE:,} characters"
+                raise InputError(message, next_step="this is not a list of certificates")
         yield _Line(number, text)
 
 
 def _refuse_what_is_no_text(text: str, place: str) -> None:
     if "\0" in text:
-        message = f"{place} has a NUL character, so this is not text; save the file as 'CSV UTF-8' and load it again"
-        raise InputError(message)
+        message = f"{place} has a NUL character, so this is not text"
+        raise InputError(message, next_step="save the file as 'CSV UTF-8' and load it again")
     if not text.isascii():
         try:
             text.encode()
         except UnicodeEncodeError as error:  # surrogateescape marks every byte that is not UTF-8
-            message = f"{place} is not UTF-8; save the file as 'CSV UTF-8' and load it again"
-            raise InputError(message) from error
+            message = f"{place} is not UTF-8"
+            raise InputError(message, next_step="save the file as 'CSV UTF-8' and load it again") from error
 
 
 def _rank(text: str, delimiter: str, score: Callable[[Sequence[str]], int]) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from certjob.errors import CertjobError, DatabaseUnavailableError, MentorBusyErr
 from certjob.facts.csv_rows import open_csv
 from certjob.facts.roster import WHOLE_LINE, Cost, LoadOptions, Problem, RosterForm, RosterRow
 
+_AGAIN = "load the same file again, which is safe"
 ROWS_PER_BATCH = 1_000
 
 _LOCK_TIMEOUT_MS = 500
@@ -140,8 +141,8 @@ class _Reading:
                     continue
                 on_read(self.rows)
                 if stop.is_set():
-                    message = "stopped by a signal while the file was read; nothing was loaded, load it again"
-                    raise StoppedBySignalError(message)
+                    message = "stopped by a signal while the file was read"
+                    raise StoppedBySignalError(message, next_step="nothing was loaded, load it again")
 
     def _add(self, row: RosterRow) -> None:
         """An empty cell leaves what an earlier line said."""
@@ -190,7 +191,7 @@ class _Writing:
     def _write_or_take_apart(self, batch: Sequence[RosterRow]) -> None:
         """Write a batch; if that fails, its tenths, until the rows that are to blame stand alone."""
         if self._stop.is_set():
-            raise StoppedBySignalError(self._unfinished("stopped by a signal"))
+            raise StoppedBySignalError(self._unfinished("stopped by a signal"), next_step=_AGAIN)
         try:
             counts, unknown = database.persist(
                 self._connection, lambda: self._write_batch(batch), lock_timeout_ms=_LOCK_TIMEOUT_MS, tries=_TRIES
@@ -199,7 +200,7 @@ class _Writing:
             self._busy += isinstance(error, CONTENTION)
             if self._busy > _BUSY_LIMIT:
                 message = self._unfinished("other sessions kept the mentors of this file locked, end them")
-                raise MentorBusyError(message) from None
+                raise MentorBusyError(message, next_step=_AGAIN) from None
             if len(batch) == 1:
                 self._blame(batch[0], error)
                 return
@@ -255,8 +256,7 @@ class _Writing:
 
     def _unfinished(self, why: str) -> str:
         done = 0 if self._strict else self.counts["rows"]
-        kept = f"{done:,} rows of the file are loaded" if done else "nothing was loaded"
-        return f"{why}; {kept}; load the same file again, which is safe"
+        return f"{why}; {f'{done:,} rows of the file are loaded' if done else 'nothing was loaded'}"
 
     @contextmanager
     def _database_errors(self) -> Iterator[None]:
@@ -267,4 +267,4 @@ class _Writing:
         except psycopg.OperationalError as error:
             if not self._connection.broken:
                 raise
-            raise DatabaseUnavailableError(self._unfinished("the database went away")) from error
+            raise DatabaseUnavailableError(self._unfinished("the database went away"), next_step=_AGAIN) from error

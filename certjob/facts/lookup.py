@@ -25,13 +25,13 @@ def find_mentor(connection: Connection, name: str, *, organisation: str | None) 
         return UUID(str(rows[0][0]))
     if not rows:
         where = f" in {organisation}" if organisation else ""
-        message = f"no mentor {name!r}{where}; give an id, a member number, an e-mail address or part of a name"
-        raise UnknownMentorError(message)
+        message = f"no mentor {name!r}{where}"
+        raise UnknownMentorError(message, next_step="give an id, a member number, an e-mail address or part of a name")
     candidates = ", ".join(f"{member_no} of {slug}" for _, member_no, slug in rows[:_CANDIDATES])
     rest = f" and {len(rows) - _CANDIDATES} more" if len(rows) > _CANDIDATES else ""
     step = "give the member number, and --organisation where it is needed"
-    message = f"{name!r} fits {len(rows)} mentors: {candidates}{rest}; {step}"
-    raise UnknownMentorError(message)
+    message = f"{name!r} fits {len(rows)} mentors: {candidates}{rest}"
+    raise UnknownMentorError(message, next_step=step)
 
 
 def _find_by_name(connection: Connection, part: str, *, organisation: str | None) -> list[tuple[object, str, str]]:
@@ -49,6 +49,6 @@ def find_organisation(connection: Connection, slug: str) -> UUID:
     """Return the id of an organisation. Raises ConfigurationError naming the slug."""
     organisation_id = database.fetch_value(connection, "find_organisation", {"slug": slug})
     if organisation_id is None:
-        message = f"no organisation {slug!r}; see `certjob organisation list`"
-        raise ConfigurationError(message)
+        message = f"no organisation {slug!r}"
+        raise ConfigurationError(message, next_step="see `certjob organisation list`")
     return UUID(str(organisation_id))

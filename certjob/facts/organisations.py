@@ -105,10 +105,8 @@ def parse_thresholds(text: str) -> tuple[int, ...]:
         return ()
     parts = [part.strip() for part in text.split(",")]
     if not all(_WHOLE_NUMBER.fullmatch(part) for part in parts):
-        message = (
-            f"thresholds must be whole days separated by commas, such as 60,30,14,7,1,-1, or none; got {text[:60]!r}"
-        )
-        raise ConfigurationError(message)
+        message = f"thresholds must be whole days separated by commas, not {text[:60]!r}"
+        raise ConfigurationError(message, next_step="give such as 60,30,14,7,1,-1, or none")
     return _checked_thresholds([int(part) for part in parts])
 
 
@@ -182,8 +180,8 @@ def set_organisation(
     are locked.
     """
     if not is_slug(slug):
-        message = "an organisation's slug holds a-z, 0-9, - and _ only, at most 63, such as hlf; choose another"
-        raise ConfigurationError(message)
+        message = "an organisation's slug holds a-z, 0-9, - and _ only, at most 63, such as hlf"
+        raise ConfigurationError(message, next_step="choose another")
     if portal not in (None, "dynamics", NONE):
         message = "the portal must be dynamics or none"
         raise ConfigurationError(message)
@@ -210,13 +208,11 @@ def set_organisation(
                 _remove_coordinator(connection, text.strip(), slug=slug, organisation_id=organisation_id)
                 written += 1
     except CONTENTION:
-        message = f"organisation {slug}: another session keeps it or its mentors locked; nothing was changed, try again"
-        raise MentorBusyError(message) from None
+        message = f"organisation {slug}: another session keeps it or its mentors locked"
+        raise MentorBusyError(message, next_step="nothing was changed, try again") from None
     except psycopg.errors.UniqueViolation as error:
-        message = (
-            f"organisation {slug}: somebody else added a coordinator at the same moment; run the same command again"
-        )
-        raise ConfigurationError(message) from error
+        message = f"organisation {slug}: somebody else added a coordinator at the same moment"
+        raise ConfigurationError(message, next_step="run the same command again") from error
     return OrganisationChange(created=created, changed=created or written > 0)
 
 
@@ -230,8 +226,8 @@ def read_organisation(connection: Connection, slug: str) -> OrganisationDetails:
     with database.read_only_snapshot(connection):
         found = database.fetch(connection, "read_organisation", {"slug": slug}, into=OrganisationDetails)
         if not found:
-            message = f"no organisation {slug!r}; see `certjob organisation list`"
-            raise ConfigurationError(message)
+            message = f"no organisation {slug!r}"
+            raise ConfigurationError(message, next_step="see `certjob organisation list`")
         people = database.fetch(connection, "list_coordinators", {"slug": slug}, into=Coordinator)
     return replace(found[0], coordinators=people)
 
@@ -239,10 +235,8 @@ def read_organisation(connection: Connection, slug: str) -> OrganisationDetails:
 def _remove_coordinator(connection: Connection, text: str, *, slug: str, organisation_id: UUID) -> None:
     values = {"organisation_id": organisation_id, "email_or_id": text}
     if not database.execute(connection, "remove_coordinator", values):
-        message = (
-            f"organisation {slug} has no coordinator with this address or id; see `certjob organisation show {slug}`"
-        )
-        raise ConfigurationError(message)
+        message = f"organisation {slug} has no coordinator with this address or id"
+        raise ConfigurationError(message, next_step=f"see `certjob organisation show {slug}`")
 
 
 def _set_coordinator(connection: Connection, person: Coordinator, *, organisation_id: UUID) -> int:
@@ -258,8 +252,8 @@ def _set_coordinator(connection: Connection, person: Coordinator, *, organisatio
     by_id = next((row for row in found if row[0] == person.id), None)
     by_email = next((row for row in found if row[0] != person.id), None)
     if by_id is not None and by_id[1] != organisation_id:
-        message = f"user {person.id} already coordinates another organisation; give this one a user of its own"
-        raise ConfigurationError(message)
+        message = f"user {person.id} already coordinates another organisation"
+        raise ConfigurationError(message, next_step="give this one a user of its own")
     if by_id is not None:
         # The same user under a new address; a row that already had the address was the same person.
         removed = database.execute(connection, "delete_coordinator", {"id": by_email[0]}) if by_email else 0
@@ -278,25 +272,25 @@ def _checked_thresholds(days: Sequence[int]) -> tuple[int, ...]:
     thresholds = tuple(sorted(set(days), reverse=True))
     if any(abs(day) > THRESHOLD_LIMIT_DAYS for day in thresholds) or len(thresholds) > THRESHOLDS_LIMIT:
         message = (
-            f"thresholds must lie between -{THRESHOLD_LIMIT_DAYS} and {THRESHOLD_LIMIT_DAYS} days, "
-            f"at most {THRESHOLDS_LIMIT} of them; remove those beyond"
+            f"thresholds must lie between -{THRESHOLD_LIMIT_DAYS} and {THRESHOLD_LIMIT_DAYS} days, at most "
+            f"{THRESHOLDS_LIMIT} of them"
         )
-        raise ConfigurationError(message)
+        raise ConfigurationError(message, next_step="remove those beyond")
     return thresholds
 
 
 def _checked_text(what: str, text: str, *, limit: int) -> str:
     stripped = text.strip()
     if not stripped or len(stripped) > limit or not stripped.isprintable():
-        message = f"{what} must be 1 to {limit} characters long, without control characters; give another"
-        raise ConfigurationError(message)
+        message = f"{what} must be 1 to {limit} characters long, without control characters"
+        raise ConfigurationError(message, next_step="give another")
     return stripped
 
 
 def _checked_email(text: str) -> str:
     if not is_address(text.strip()):
-        message = "the contact's e-mail address is not valid; give one such as kontakt@example.org"
-        raise ConfigurationError(message)
+        message = "the contact's e-mail address is not valid"
+        raise ConfigurationError(message, next_step="give one such as kontakt@example.org")
     return text.strip()
 
 
@@ -304,10 +298,10 @@ def _checked_sender(text: str) -> str:
     try:
         parse_sender(text)
     except ValueError as error:
-        message = (
-            f"the sender {error}; give an address, or a name and <address>: 'LHL Likeperson <likeperson@lhl.example>'"
-        )
-        raise ConfigurationError(message) from None
+        message = f"the sender {error}"
+        raise ConfigurationError(
+            message, next_step="give an address, or a name and <address>: 'LHL Likeperson <likeperson@lhl.example>'"
+        ) from None
     return text.strip()
 
 

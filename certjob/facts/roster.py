@@ -174,11 +174,11 @@ class RosterForm:
         """Raise InputError when an option is wrong."""
         for name in [*options.columns, *options.constants]:
             if name not in COLUMNS:
-                message = f"there is no column '{shown(name)}' to fill; there are {', '.join(COLUMNS)}"
-                raise InputError(message)
+                message = f"there is no column '{shown(name)}' to fill"
+                raise InputError(message, next_step=f"there are {', '.join(COLUMNS)}")
             if name in options.columns and name in options.constants:
-                message = f"column {name} is given twice, by --column and by --set; leave one of them out"
-                raise InputError(message)
+                message = f"column {name} is given twice, by --column and by --set"
+                raise InputError(message, next_step="leave one of them out")
         formats = options.date_formats or DEFAULT_DATE_FORMATS
         for form in formats:
             if not cells.is_date_format(form):
@@ -223,12 +223,12 @@ class RosterForm:
         required = IDENTITY if mentors_alone else (*IDENTITY, *CERTIFICATE)
         missing = [name for name in COLUMNS if name in {*required, *self._mapped} - {*found, *self._constants}]
         if missing:
-            raise InputError(self._missing_message(missing, header, path=path))
+            raise self._missing(missing, header, path=path)
         for name, all_places in found.items():
             if len(all_places) > 1:
                 wanted = shown(self._headers[name])
-                message = f"{path}: column '{wanted}' is there {len(all_places)} times; rename or remove the others"
-                raise InputError(message)
+                message = f"{path}: column '{wanted}' is there {len(all_places)} times"
+                raise InputError(message, next_step="rename or remove the others")
         return Roster(
             width=len(header),
             columns=[_Column(name, place, self._parsers[name], name in required) for name, (place,) in found.items()],
@@ -239,17 +239,19 @@ class RosterForm:
             today=self._today,
         )
 
-    def _missing_message(self, missing: Sequence[str], header: Sequence[str], *, path: Path) -> str:
+    def _missing(self, missing: Sequence[str], header: Sequence[str], *, path: Path) -> InputError:
         if any("@" in cell or self._is_date(cell) for cell in header):
-            return f"{path}: the first line looks like a row, not like column names; add a first line with the names"
+            message = f"{path}: the first line looks like a row, not like column names"
+            return InputError(message, next_step="add a first line with the names")
         names = ", ".join(
             f"{name} (as '{shown(self._headers[name])}')" if name in self._mapped else name for name in missing
         )
         found = ", ".join(shown(" ".join(cell.split())) for cell in header[:30] if cell) or "no names"
         unmapped = next((name for name in missing if name not in self._mapped), missing[0])
-        return (
-            f"{path}: no column {names}; the file has {found}; name it with --column {unmapped}='Their header' "
-            f"or give every row one value with --set {unmapped}=…"
+        return InputError(
+            f"{path}: no column {names}; the file has {found}",
+            next_step=f"name it with --column {unmapped}='Their header' "
+            f"or give every row one value with --set {unmapped}=…",
         )
 
     def _is_date(self, text: str) -> bool:
@@ -265,8 +267,8 @@ class RosterForm:
         except ValueError as error:
             message = f"--set {name}: {error}"
             raise InputError(message) from error
-        message = f"--set {name}: empty; give a value"
-        raise InputError(message)
+        message = f"--set {name}: empty"
+        raise InputError(message, next_step="give a value")
 
 
 def _folded(name: str) -> str:

@@ -30,8 +30,8 @@ def read_mails(path: Path, *, limit: int) -> Iterator[Mail]:
         with path.open("rb") as file:
             yield from read_file(file, limit=limit)
     except OSError as error:
-        message = f"{path} cannot be read: {error.strerror}; name a Maildir, an mbox, or the file of one report"
-        raise InputError(message) from error
+        message = f"{path} cannot be read: {error.strerror}"
+        raise InputError(message, next_step="name a Maildir, an mbox, or the file of one report") from error
 
 
 def read_file(file: BinaryIO, *, limit: int) -> Iterator[Mail]:
@@ -51,8 +51,8 @@ def read_file(file: BinaryIO, *, limit: int) -> Iterator[Mail]:
 def _read_maildir(folder: Path, *, limit: int) -> Iterator[Mail]:
     new, cur = folder / "new", folder / "cur"
     if not (new.is_dir() and cur.is_dir()):
-        message = f"{folder} is no Maildir, since it has no new and cur in it; name the folder that has"
-        raise InputError(message)
+        message = f"{folder} is no Maildir, since it has no new and cur in it"
+        raise InputError(message, next_step="name the folder that has")
     failed: list[OSError] = []
     for name in sorted(entry.name for entry in new.iterdir() if entry.is_file() and not entry.is_symlink()):
         try:
@@ -65,11 +65,10 @@ def _read_maildir(folder: Path, *, limit: int) -> Iterator[Mail]:
             continue
         yield Mail(data=data, done=partial(_move, new / name, cur / f"{name.partition(':')[0]}:2,S", failed))
     if failed:  # the others were read
-        message = (
-            f"{failed[0].filename} cannot be read and moved to cur: {failed[0].strerror}; let the user that runs this "
-            f"command read and write in {folder}"
-        )
-        raise InputError(message) from failed[0]
+        message = f"{failed[0].filename} cannot be read and moved to cur: {failed[0].strerror}"
+        raise InputError(
+            message, next_step=f"let the user that runs this command read and write in {folder}"
+        ) from failed[0]
 
 
 def _move(source: Path, target: Path, failed: list[OSError]) -> None:

@@ -90,13 +90,13 @@ def compose(message: OutgoingMessage, *, sender: MailAddress) -> tuple[MailAddre
     try:
         recipient = parse_address(message.to)
     except ValueError as error:
-        text = f"the e-mail address {error}; correct it"
-        raise RecipientRefusedError(text, code=FailureCode.BAD_ADDRESS) from None
+        text = f"the e-mail address {error}"
+        raise RecipientRefusedError(text, next_step="correct it", code=FailureCode.BAD_ADDRESS) from None
     try:
         return recipient, _build(message, sender=sender, recipient=recipient)
     except (ValueError, MessageError) as error:
-        text = "the message has a header or a character that cannot be written; correct the mentor's or the template's"
-        raise RecipientRefusedError(text) from error
+        text = "the message has a header or a character that cannot be written"
+        raise RecipientRefusedError(text, next_step="correct the mentor's or the template's") from error
 
 
 def _build(message: OutgoingMessage, *, sender: MailAddress, recipient: MailAddress) -> bytes:

@@ -145,8 +145,8 @@ def _record_beginning(
             if everybody:
                 make_everybody_due(connection, organisation_id)
     except database.CONTENTION as error:
-        message = "every mentor is to be reviewed, but some are locked by another session; end it and run again"
-        raise DatabaseUnavailableError(message) from error
+        message = "every mentor is to be reviewed, but some are locked by another session"
+        raise DatabaseUnavailableError(message, next_step="end it and run again") from error
     with suppress(*database.CONTENTION):  # the next run heals it
         database.repeated(connection, lambda: _heal_wrong_clock(connection))
     about = {"command": report.command, "today": str(report.today), "host": identity["host"]}

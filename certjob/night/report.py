@@ -255,7 +255,7 @@ class RunReport:
         document["stopped"] = [str(stop) for stop in self.stopped]
         if self.crashed:
             crashes = [str(stop) for stop in self.stopped if stop.code == CRASH]
-            document["error"] = {"code": CRASH, "message": "; ".join(crashes)}
+            document["error"] = {"code": CRASH, "message": "; ".join(crashes), "next_step": None}
         if self.dry_run:
             differences = self.comparison.admitted if self.comparison is not None else ()
             document["changes"] = [change.to_document() for change in (*self.changes, *differences)]

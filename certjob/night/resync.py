@@ -137,8 +137,8 @@ def _review_and_queue(
     while not service.review_one(mentor_id, then=queue):
         if time.monotonic() > give_up_at:
             waited = f"waited {wait_seconds:g} s"
-            message = f"mentor {mentor_id} is locked by another session ({waited}); nothing was changed, try again"
-            raise MentorBusyError(message)
+            message = f"mentor {mentor_id} is locked by another session ({waited})"
+            raise MentorBusyError(message, next_step="nothing was changed, try again")
         stop.sleep(_POLL_SECONDS)
     return queued
 

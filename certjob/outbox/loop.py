@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import psycopg
 
-from certjob.database import NO_ANSWER, Connection, hang_up
+from certjob.database import NO_ANSWER, RUN_AGAIN, Connection, hang_up
 from certjob.errors import DatabaseUnavailableError
 from certjob.stopping import StopFlag
 
@@ -113,7 +113,7 @@ class DatabaseThread:
         await self.break_off()
         await asyncio.wait({future}, timeout=_HARD_END_SECONDS)
         if not future.done():
-            self._stop.end_hard(DatabaseUnavailableError(NO_ANSWER))
+            self._stop.end_hard(DatabaseUnavailableError(NO_ANSWER, next_step=RUN_AGAIN))
 
 
 class NameLookups(ThreadPoolExecutor):

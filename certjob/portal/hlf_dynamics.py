@@ -53,12 +53,12 @@ TRANSIENT_STATUSES: Final = frozenset({408, 425, 429})
 """The 4xx that ask for another try, whatever the body says."""
 
 STAGE_STATUSES: Final = {
-    401: "; check CERTJOB_PORTAL_KEY",
-    403: "; check CERTJOB_PORTAL_KEY and what stands before the function",
-    405: "; check that CERTJOB_PORTAL_URL is the function's address",
-    413: "; check that CERTJOB_PORTAL_URL is the function's address",
+    401: "check CERTJOB_PORTAL_KEY",
+    403: "check CERTJOB_PORTAL_KEY and what stands before the function",
+    405: "check that CERTJOB_PORTAL_URL is the function's address",
+    413: "check that CERTJOB_PORTAL_URL is the function's address",
 }
-"""The 4xx that every call would get, with the next step as the end of a sentence."""
+"""The 4xx that every call would get, with the next step."""
 
 GATEWAY_401: Final = ", and that the function is deployed with verify_jwt = false: this is not its own answer"
 """Supabase's gateway asks for a JWT where supabase/config.toml was not in place; the key may be right."""
@@ -94,8 +94,8 @@ class HLFDynamicsSyncService:
     def __init__(self, url: str, key: str, *, deadline_seconds: float = 30) -> None:
         """Raise ConfigurationError for a URL or a key that HTTP cannot carry."""
         if not _KEY.fullmatch(key):
-            message = "CERTJOB_PORTAL_KEY holds a space, a line break or a letter that no key has; paste it again"
-            raise ConfigurationError(message)
+            message = "CERTJOB_PORTAL_KEY holds a space, a line break or a letter that no key has"
+            raise ConfigurationError(message, next_step="paste it again")
         try:
             self._url = httpx.URL(url)
         except httpx.InvalidURL as error:
@@ -145,7 +145,7 @@ class HLFDynamicsSyncService:
             if cursor is None:
                 return
             if cursor in cursors or len(cursors) == MOST_PAGES:
-                message = "the portal's list of contacts does not end; nothing can be compared with it"
+                message = "the portal's list of contacts does not end, so nothing can be compared with it"
                 raise PortalStageError(message)
             cursors.add(cursor)
 
@@ -158,8 +158,8 @@ class HLFDynamicsSyncService:
         answer = await self._call("GET", query=query, max_body_bytes=LONGEST_PAGE_BYTES)
         content = _parse(answer)
         if answer.status_code == 200 and content == {"ok": True}:  # it knows no query
-            message = "the portal's function is too old to list contacts; deploy it again (docs/edge-function.md)"
-            raise PortalStageError(message)
+            message = "the portal's function is too old to list contacts"
+            raise PortalStageError(message, next_step="deploy it again (docs/edge-function.md)")
         page = _page(content) if answer.status_code == 200 else None
         if page is None:
             raise self._error_for(answer, envelope=_envelope(content))
@@ -193,14 +193,15 @@ class HLFDynamicsSyncService:
             raise TransientPortalError(self._explain(error), code=FailureCode.OUTCOME_UNKNOWN) from error
 
     def _error_for(self, answer: HttpAnswer, *, envelope: _Envelope | None) -> PortalCallError:
-        kind, hint = _judge(answer.status_code, code=envelope.code if envelope else None)
+        kind, remark, next_step = _judge(answer.status_code, code=envelope.code if envelope else None)
         said = self._printable(envelope.message) if envelope else ""
         what = f"{answer.status_code} {envelope.code if envelope else _phrase(answer.status_code)}".rstrip()
         retry_after_seconds = None
         if kind is TransientPortalError:
             retry_after_seconds = parse_retry_after(answer.headers.get("Retry-After"), now=_time_of(answer))
         return kind(
-            f"the portal answered {what}{hint}" + (f" ({said})" if said else ""),
+            f"the portal answered {what}{remark}" + (f" ({said})" if said else ""),
+            next_step=next_step,
             code=_failure_code(kind, answer.status_code, code=envelope.code if envelope else None),
             status=answer.status_code,
             retry_after_seconds=retry_after_seconds,
@@ -242,27 +243,27 @@ class HLFDynamicsSyncService:
         await self.close()
 
 
-def _judge(status: int, *, code: str | None) -> tuple[type[PortalCallError], str]:
-    """Return what an answer that is no success means, and how the sentence about it goes on.
+def _judge(status: int, *, code: str | None) -> tuple[type[PortalCallError], str, str | None]:
+    """Return what an answer that is no success means, how the sentence about it goes on, and the next step.
 
     ``code`` is the envelope's, None without our envelope. The table at the top of the module says the same in words.
     """
     if status < 300:
-        return TransientPortalError, ", but not what the contract says"
+        return TransientPortalError, ", but not what the contract says", None
     if status < 400:
-        return PortalStageError, ", a redirect; CERTJOB_PORTAL_URL must be the function's own address"
+        return PortalStageError, ", a redirect", "CERTJOB_PORTAL_URL must be the function's own address"
     if status in TRANSIENT_STATUSES:
-        return TransientPortalError, ""
+        return TransientPortalError, "", None
     if status in STAGE_STATUSES:
         by_gateway = status == 401 and code is None
-        return PortalStageError, STAGE_STATUSES[status] + (GATEWAY_401 if by_gateway else "")
+        return PortalStageError, "", STAGE_STATUSES[status] + (GATEWAY_401 if by_gateway else "")
     if code in STAGE_CODES:
-        return PortalStageError, "; check the function's secrets and its rights in Dynamics"
+        return PortalStageError, "", "check the function's secrets and its rights in Dynamics"
     if status < 500 and code is None:
-        return PortalStageError, ", but not by the function; check CERTJOB_PORTAL_URL and that it is deployed"
+        return PortalStageError, ", but not by the function", "check CERTJOB_PORTAL_URL and that it is deployed"
     if status < 500 and code in PERMANENT_CODES:
-        return PermanentPortalError, ""
-    return TransientPortalError, ""
+        return PermanentPortalError, "", None
+    return TransientPortalError, "", None
 
 
 def _failure_code(kind: type[PortalCallError], status: int, *, code: str | None) -> FailureCode | None:

@@ -195,21 +195,25 @@ class Pusher:
 
 
 def _given_up(event: PortalEvent, *, attempts: int, cause: PortalCallError) -> DynamicsSyncException:
-    retry_at = None
+    retry_at, step = None, None
     if isinstance(cause, PermanentPortalError):
         step = f"correct dynamics_contact_id, then `certjob resync {event.member_no}`"
-        message = f"portal refused mentor {event.member_no} ({event.mentor_id}): {cause}; {step}"
+        message = f"portal refused mentor {event.member_no} ({event.mentor_id}): {cause}"
     elif isinstance(cause, PortalStageError):
-        message = f"portal cannot be pushed to: {cause}"
+        message, step = f"portal cannot be pushed to: {cause.message}", cause.next_step
     else:
         asked_seconds = cause.retry_after_seconds or 0.0
         delay_seconds = asked_seconds if _asks_for_a_long_wait(cause) else round_delay_seconds(event.attempts)
         retry_at = datetime.now().astimezone() + timedelta(seconds=delay_seconds)
         times = "1 call" if attempts == 1 else f"{attempts} calls"
-        message = (
-            f"portal push of mentor {event.member_no} ({event.mentor_id}) failed after {times}: {cause}; "
-            f"it is tried again at {retry_at:%Y-%m-%d %H:%M}"
-        )
+        step = f"it is tried again at {retry_at:%Y-%m-%d %H:%M}"
+        message = f"portal push of mentor {event.member_no} ({event.mentor_id}) failed after {times}: {cause}"
     return DynamicsSyncException(
-        message, mentor_id=event.mentor_id, event_id=event.id, attempts=attempts, cause=cause, retry_at=retry_at
+        message,
+        next_step=step,
+        mentor_id=event.mentor_id,
+        event_id=event.id,
+        attempts=attempts,
+        cause=cause,
+        retry_at=retry_at,
     )

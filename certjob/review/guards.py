@@ -339,8 +339,8 @@ def refuse_earlier_date(connection: Connection, today: date) -> None:
     """Raise ConfigurationError when the clock says a day before the last finished night's."""
     last = last_run_date(connection)
     if last is not None and today < last:
-        message = (
-            f"today would be {today}, but the last night was run for {last}; correct the clock, or if the later date "
-            "was the wrong one, `certjob run --allow-earlier-date`"
+        message = f"today would be {today}, but the last night was run for {last}"
+        raise ConfigurationError(
+            message,
+            next_step="correct the clock, or if the later date was the wrong one, `certjob run --allow-earlier-date`",
         )
-        raise ConfigurationError(message)

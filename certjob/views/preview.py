@@ -138,10 +138,8 @@ def _choose(mentor: Mentor, log: _Log, *, request: PreviewRequest) -> _Choice:
         message = f"{who} has left, and those who have left are not reminded"
         raise ConfigurationError(message)
     if not organisation.reminder_thresholds:
-        message = (
-            f"{organisation.slug} reminds nobody; `certjob organisation set {organisation.slug} --thresholds 30,7`"
-        )
-        raise ConfigurationError(message)
+        message = f"{organisation.slug} reminds nobody"
+        raise ConfigurationError(message, next_step=f"`certjob organisation set {organisation.slug} --thresholds 30,7`")
     if not mentor.certificates:
         message = f"{who} has no certificate, and so nothing to be reminded of"
         raise ConfigurationError(message)
@@ -149,8 +147,8 @@ def _choose(mentor: Mentor, log: _Log, *, request: PreviewRequest) -> _Choice:
         return _with_threshold(mentor, request.threshold_days, today=request.today, who=who)
     choices = [choice for c in mentor.certificates for choice in _due_or_next(c, mentor, log, request.today)]
     if not choices:
-        message = f"{who} has no upcoming reminder; use --threshold to preview a past one"
-        raise ConfigurationError(message)
+        message = f"{who} has no upcoming reminder"
+        raise ConfigurationError(message, next_step="use --threshold to preview a past one")
     return min(choices, key=lambda choice: (choice.sends_on, choice.reminder.expires_on, choice.reminder))
 
 

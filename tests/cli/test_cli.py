@@ -356,8 +356,8 @@ def test_a_failure_is_one_line_and_one_document_whatever_the_command(
     error = document_of(document)["error"]
     assert document_of(document)["outcome"] == "failed"
     assert error["code"] == "configuration"
-    assert error["message"].startswith(why)
-    said = f"certjob {' '.join(words)}: {error['message']}\n"
+    assert (error["message"], error["next_step"]) == (why, "correct --env-file or CERTJOB_ENV_FILE")
+    said = f"certjob {' '.join(words)}: {error['message']}; {error['next_step']}\n"
     assert (text.stderr, document.stderr, text.stdout) == (said, said, "")
 
 

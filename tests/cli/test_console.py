@@ -365,10 +365,11 @@ def test_durations_and_days_are_read_as_people_write_them() -> None:
 )
 def test_a_foreign_error_gets_a_code_and_a_next_step(error: Exception, code: int, name: str, phrase: str) -> None:
     """Whatever slipped through to the last line of defence."""
-    described = entry._describe(error, ["run"])
+    ours = entry._as_ours(error, ["run"])
 
-    assert described[:2] == (code, name)
-    assert phrase in described[2]
+    assert (ours.exit_code, ours.code) == (code, name)
+    assert phrase in str(ours)
+    assert ours.next_step
 
 
 def test_a_rule_of_the_database_is_quoted_without_its_row(connection: Connection) -> None:
@@ -376,7 +377,7 @@ def test_a_rule_of_the_database_is_quoted_without_its_row(connection: Connection
     with pytest.raises(psycopg.errors.NotNullViolation) as caught:
         connection.execute("INSERT INTO organisations (slug, name) VALUES ('secret-slug', NULL)")
 
-    _, _, message = entry._describe(caught.value, ["run"])
+    message = entry._as_ours(caught.value, ["run"]).message
 
     assert "violates not-null constraint" in message
     assert "secret-slug" not in message

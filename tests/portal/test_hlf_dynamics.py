@@ -167,7 +167,7 @@ def test_our_codes_about_the_contact_are_permanent(
 @pytest.mark.parametrize(
     ("behaviour", "hint"),
     [
-        (error(401, "unauthorized"), "401 unauthorized; check CERTJOB_PORTAL_KEY"),
+        (error(401, "unauthorized"), "; check CERTJOB_PORTAL_KEY"),
         (answer(401, {"code": 401, "message": "Invalid JWT"}), "verify_jwt"),
         (error(403, "contact_not_found"), "CERTJOB_PORTAL_KEY"),
         (error(405, "method_not_allowed"), "CERTJOB_PORTAL_URL"),

@@ -247,7 +247,7 @@ class TestStageErrors:
         stopped = scene.run(concurrency=4)
 
         assert code_of(stopped) == "refused:401"
-        assert "401 unauthorized; check CERTJOB_PORTAL_KEY" in str(stopped)
+        assert "; check CERTJOB_PORTAL_KEY" in str(stopped)
         assert len(scene.portal.requests) <= 4
         assert scene.rows(UNTOUCHED) == [(33,)]
         by_kind = "SELECT DISTINCT visible, kind, attempts FROM dynamics_sync_failures"

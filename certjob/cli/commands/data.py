@@ -89,21 +89,19 @@ def _rejects_to(path: Path | None, *, beside: Path) -> Iterator[IO[str] | None]:
         message = f"{beside}: there is no such file"
         raise InputError(message)
     if path.exists() and path.samefile(beside):
-        message = f"--rejects {path} is the file that is loaded, and would be overwritten; name another one"
-        raise InputError(message)
+        message = f"--rejects {path} is the file that is loaded, and would be overwritten"
+        raise InputError(message, next_step="name another one")
     try:
         stream = files.create(path)
     except OSError as error:
-        message = f"--rejects {path}: {error.strerror}; name a file that can be written"
-        raise InputError(message) from error
+        message = f"--rejects {path}: {error.strerror}"
+        raise InputError(message, next_step="name a file that can be written") from error
     try:
         with stream:
             yield stream
     except OSError as error:
-        message = (
-            f"--rejects {path}: {error.strerror}; the good rows are loaded; make room and load the same file again"
-        )
-        raise CertjobError(message) from error
+        message = f"--rejects {path}: {error.strerror}; the good rows are loaded"
+        raise CertjobError(message, next_step="make room and load the same file again") from error
 
 
 def demo(call: Call) -> int:

@@ -77,13 +77,13 @@ def _send(call: Call, opened: Session, shown: "Preview", *, to: str) -> int:
 
     channel = open_channel(opened.settings)
     if channel is None:
-        message = "CERTJOB_NOTIFY_URL is not set, and --send-to needs it; set it, or leave out --send-to"
-        raise ConfigurationError(message)
+        message = "CERTJOB_NOTIFY_URL is not set, and --send-to needs it"
+        raise ConfigurationError(message, next_step="set it, or leave out --send-to")
     try:
         send_copy(shown, channel, to=to)
     except NotifyError as error:
         if call.json:
-            document = {"code": "not_sent", "message": str(error)}
+            document = error.to_document() | {"code": "not_sent"}
             plain.print_json({"outcome": "attention", "error": document} | _document(opened, shown))
         call.attention(f"not sent: {error}")
         return 3

@@ -90,8 +90,8 @@ def _accept(opened: Session, contact: str, *, because: str, json: bool) -> int:
     except (KeyError, OSError):  # a container without a name for its user
         who = "unknown"
     if not comparison.accept(opened.connection, contact_id, because=because.strip()[:1000], who=who[:200]):
-        message = f"the last reading of the portal did not find {contact_id} as an unknown contact; nothing was changed"
-        raise ConfigurationError(message)
+        message = f"the last reading of the portal did not find {contact_id} as an unknown contact"
+        raise ConfigurationError(message, next_step="nothing was changed; `certjob alerts` lists those that it found")
     if json:
         plain.print_json({"outcome": "ok", "accepted": str(contact_id), "by": who})
     elif opened.output.interactive:

@@ -145,7 +145,7 @@ def resync(
     if call.json:
         document = result.report.to_document()
         if result.error is not None:
-            document |= {"outcome": "attention", "error": {"code": result.error.code, "message": str(result.error)}}
+            document |= {"outcome": "attention", "error": result.error.to_document()}
         plain.print_json(document)
     elif not call.quiet:
         night.show_resync(opened.output, result.before, result.after)

@@ -33,8 +33,8 @@ class MaildirChannel:
             mailbox.Maildir(self._folder, create=False).add(data)
         except (OSError, mailbox.Error) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            text = f"the Maildir folder cannot be written: {reason}; correct CERTJOB_NOTIFY_URL"
-            raise ChannelDownError(text) from error
+            text = f"the Maildir folder cannot be written: {reason}"
+            raise ChannelDownError(text, next_step="correct CERTJOB_NOTIFY_URL") from error
 
     async def probe(self) -> str:
         """Look whether a message could be written, without making the folder. Raises ChannelDownError."""
@@ -43,16 +43,16 @@ class MaildirChannel:
             there = there.parent
         for folder in (there, *(there / part for part in FOLDERS if there == self._folder)):
             if folder.exists() and not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
-                message = "the Maildir folder cannot be written by this user; correct CERTJOB_NOTIFY_URL or its rights"
-                raise ChannelDownError(message)
+                message = "the Maildir folder cannot be written by this user"
+                raise ChannelDownError(message, next_step="correct CERTJOB_NOTIFY_URL or its rights")
             self._require_ours(folder)
         return "the Maildir folder can be written"
 
     def _require_ours(self, folder: Path) -> None:
         """Refuse a folder that somebody else has made there, or could: they would read the messages."""
         if folder.exists() and (why := files.why_untrusted(folder, writers=files.OTHERS)):
-            message = f"the Maildir folder is not used, since {why}; correct CERTJOB_NOTIFY_URL or its owner and rights"
-            raise ChannelDownError(message)
+            message = f"the Maildir folder is not used, since {why}"
+            raise ChannelDownError(message, next_step="correct CERTJOB_NOTIFY_URL or its owner and rights")
 
     async def close(self) -> None:
         """Nothing is held open; see ``Channel.close``."""

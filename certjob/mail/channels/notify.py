@@ -55,8 +55,8 @@ def _maildir(parts: SplitResult, *, settings: Settings) -> Channel:
     from certjob.mail.channels.maildir import MaildirChannel  # noqa: PLC0415
 
     if parts.netloc:
-        message = "CERTJOB_NOTIFY_URL: maildir takes a path on this machine; write maildir:/path with one slash"
-        raise ConfigurationError(message)
+        message = "CERTJOB_NOTIFY_URL: maildir takes a path on this machine"
+        raise ConfigurationError(message, next_step="write maildir:/path with one slash")
     return MaildirChannel(Path(unquote(parts.path)), sender=_sender(settings.mail_from or REHEARSAL_SENDER))
 
 
@@ -70,13 +70,13 @@ def _bounce_address(text: str | None) -> MailAddress | None:
     try:
         address = parse_address(text) if text is not None else None
     except ValueError as error:
-        message = f"CERTJOB_BOUNCE_ADDRESS {error}; give an address without a name"
-        raise ConfigurationError(message) from None
+        message = f"CERTJOB_BOUNCE_ADDRESS {error}"
+        raise ConfigurationError(message, next_step="give an address without a name") from None
     if address is not None and address.international:
         message = (
-            "CERTJOB_BOUNCE_ADDRESS has letters beyond ASCII before the @; not every server could return mail to it"
+            "CERTJOB_BOUNCE_ADDRESS has letters beyond ASCII before the @, and not every server could return mail to it"
         )
-        raise ConfigurationError(message)
+        raise ConfigurationError(message, next_step="give another address")
     return address
 
 
@@ -84,5 +84,5 @@ def _sender(text: str) -> MailAddress:
     try:
         return parse_sender(text)
     except ValueError as error:
-        message = f"CERTJOB_MAIL_FROM {error}; give an address, or a name and <address>"
-        raise ConfigurationError(message) from None
+        message = f"CERTJOB_MAIL_FROM {error}"
+        raise ConfigurationError(message, next_step="give an address, or a name and <address>") from None

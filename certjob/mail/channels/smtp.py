@@ -155,8 +155,8 @@ class SmtpChannel:
                 return await self._connect()
         except BROKEN as error:
             self._drop()
-            message = f"the mail server cannot be used: {_reason(error)}; check CERTJOB_NOTIFY_URL and the server"
-            raise ChannelDownError(message) from _cause(error)
+            message = f"the mail server cannot be used: {_reason(error)}"
+            raise ChannelDownError(message, next_step="check CERTJOB_NOTIFY_URL and the server") from _cause(error)
         except BaseException:
             self._drop()
             raise
@@ -185,12 +185,11 @@ class SmtpChannel:
     async def _secure(self, client: SMTP) -> None:
         """Begin TLS; what the server said before it is forgotten (RFC 3207)."""
         if not client.supports_extension("starttls"):
-            advice = "use smtps:// or a server with STARTTLS in CERTJOB_NOTIFY_URL"
-            if self._user is not None:
-                message = f"the mail server offers no STARTTLS, and certjob never logs in without TLS; {advice}"
-            else:
-                message = f"the mail server offers no STARTTLS, and mail leaves this machine encrypted only; {advice}"
-            raise ChannelDownError(message)
+            so = (
+                "mail leaves this machine encrypted only" if self._user is None else "certjob never logs in without TLS"
+            )
+            message = f"the mail server offers no STARTTLS, and {so}"
+            raise ChannelDownError(message, next_step="use smtps:// or a server with STARTTLS in CERTJOB_NOTIFY_URL")
         try:
             await client.starttls()
         except SMTPResponseException as error:
@@ -208,8 +207,7 @@ class SmtpChannel:
                 await client.auth_login(user, password)
             else:
                 offered = "the mail server offers no login that certjob knows (PLAIN, LOGIN)"
-                message = f"{offered}; is CERTJOB_NOTIFY_URL right?"
-                raise ChannelDownError(message)
+                raise ChannelDownError(offered, next_step="is CERTJOB_NOTIFY_URL right?")
         except SMTPAuthenticationError as error:
             coded = [auth_plain_encode(user, password), *auth_login_encode(user, password)]
             secrets = [*(code.decode("ascii") for code in coded), user, password]
@@ -227,8 +225,10 @@ class SmtpChannel:
         options = []
         if recipient.international:
             if not client.supports_extension("smtputf8"):
-                message = "the mail server takes no address with letters beyond ASCII before the @; correct the address"
-                raise RecipientRefusedError(message, code=FailureCode.ADDRESS_NOT_SUPPORTED)
+                message = "the mail server takes no address with letters beyond ASCII before the @"
+                raise RecipientRefusedError(
+                    message, next_step="correct the address", code=FailureCode.ADDRESS_NOT_SUPPORTED
+                )
             options = [b"SMTPUTF8"]
         # With SMTPUTF8 this recipient's letters may be what the server cannot pass on; the next one will tell.
         steps = [
@@ -307,14 +307,15 @@ def _refusal(code: int, text: str, *, recipient: MailAddress, what: str) -> Noti
         return ChannelDownError(f"the mail server takes no messages ({said})")
     if what == "sender":
         return ChannelDownError(
-            f"the mail server refused the sender ({said}); check CERTJOB_MAIL_FROM (or CERTJOB_BOUNCE_ADDRESS)"
+            f"the mail server refused the sender ({said})",
+            next_step="check CERTJOB_MAIL_FROM (or CERTJOB_BOUNCE_ADDRESS)",
         )
     if 400 <= code < 500:
         return RecipientDeferredError(f"the mail server put the {what} off ({said})")
     if 500 <= code < 600:
         why = FailureCode.ADDRESS_REFUSED if what == "recipient" else FailureCode.MESSAGE_REFUSED
         return RecipientRefusedError(f"the mail server refused the {what} ({said})", code=why)
-    return ChannelDownError(f"the server's answer about the {what} is no SMTP; check CERTJOB_NOTIFY_URL")
+    return ChannelDownError(f"the server's answer about the {what} is no SMTP", next_step="check CERTJOB_NOTIFY_URL")
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -66,11 +66,11 @@ class WebhookChannel:
                 max_body_bytes=0,  # the body is of no use, and could be endless
             )
         except httpx.InvalidURL as error:
-            text = "CERTJOB_NOTIFY_URL is no URL that can be called; correct it"
-            raise ChannelDownError(text) from error
+            text = "CERTJOB_NOTIFY_URL is no URL that can be called"
+            raise ChannelDownError(text, next_step="correct it") from error
         except SURELY_NOT_SENT as error:
-            text = f"the webhook cannot be reached: {_reason(error)}; check CERTJOB_NOTIFY_URL"
-            raise ChannelDownError(text) from error
+            text = f"the webhook cannot be reached: {_reason(error)}"
+            raise ChannelDownError(text, next_step="check CERTJOB_NOTIFY_URL") from error
         except httpx.TransportError as error:
             text = f"no answer came from the webhook, so the message may have arrived: {_reason(error)}"
             raise OutcomeUnknownError(text) from error
@@ -122,12 +122,15 @@ def _refusal(code: int, *, retry_after_seconds: float | None) -> NotifyError:
         message = f"the webhook cannot take messages now ({code})"
         return ChannelDownError(message, retry_after_seconds=retry_after_seconds)
     if code in {401, 403}:
-        return ChannelDownError(f"the webhook refused the key ({code}); correct CERTJOB_NOTIFY_PASSWORD")
+        return ChannelDownError(f"the webhook refused the key ({code})", next_step="correct CERTJOB_NOTIFY_PASSWORD")
     if 300 <= code < 400:
         return ChannelDownError(
-            f"the webhook redirects ({code}), which is not followed; put the final address into CERTJOB_NOTIFY_URL"
+            f"the webhook redirects ({code}), which is not followed",
+            next_step="put the final address into CERTJOB_NOTIFY_URL",
         )
-    return ChannelDownError(f"the webhook is not there or does not take messages ({code}); check CERTJOB_NOTIFY_URL")
+    return ChannelDownError(
+        f"the webhook is not there or does not take messages ({code})", next_step="check CERTJOB_NOTIFY_URL"
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -63,11 +63,8 @@ def check_templates(folder: Path) -> list[TemplateProblem]:
     try:
         entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
-        message = (
-            f"CERTJOB_TEMPLATES_DIR: the folder {folder} cannot be read ({error.strerror}); "
-            "name the one that holds your templates"
-        )
-        raise ConfigurationError(message) from error
+        message = f"CERTJOB_TEMPLATES_DIR: the folder {folder} cannot be read ({error.strerror})"
+        raise ConfigurationError(message, next_step="name the one that holds your templates") from error
     problems: list[TemplateProblem] = []
     templates = Templates(folder)
     names = {path.name for path in entries}

@@ -8,7 +8,7 @@ import difflib
 import html
 import os
 import ssl
-from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 from uuid import UUID, uuid4
@@ -24,7 +24,7 @@ from certjob.mail.channels.notify import open_channel
 from certjob.mail.message import Channel, OutgoingMessage
 from certjob.outbox.loop import run_alone
 from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
-from certjob.settings import EMBEDDED, Settings
+from certjob.settings import EMBEDDED, Settings, variable_of
 from certjob.views.check import as_coordinator
 from certjob.views.check.findings import Finding, Verdict, fail, failed_with, ok, skip, warn
 from certjob.views.check.in_database import LATER_CHECKS, check_database, read_organisations
@@ -44,14 +44,14 @@ _TESTS_OWN = "CERTJOB_TEST_"
 def check_everything(
     settings: Settings,
     *,
-    problems: list[str],
+    problems: Sequence[ConfigurationError],
     as_user: UUID | None = None,
     test_to: str | None = None,
     environment: Mapping[str, str] = os.environ,
 ) -> Iterator[Finding]:
     """Yield what was found, in the order in which one would look.
 
-    ``problems`` are the clauses about settings that are wrong; ``settings`` goes without those. ``as_user`` is a user
+    ``problems`` are the errors of settings that are wrong; ``settings`` goes without those. ``as_user`` is a user
     of the app whose view is tried, ``test_to`` an address, looked at already, that gets a test message.
     """
     yield from _check_settings(settings, problems=problems, environment=environment)
@@ -71,17 +71,18 @@ def check_everything(
         yield _send_test(settings, to=test_to)
 
 
-def _check_settings(settings: Settings, *, problems: list[str], environment: Mapping[str, str]) -> Iterator[Finding]:
+def _check_settings(
+    settings: Settings, *, problems: Sequence[ConfigurationError], environment: Mapping[str, str]
+) -> Iterator[Finding]:
     names = {f"CERTJOB_{name.upper()}": name for name in type(settings).model_fields}
-    for clause in problems:
-        message, _, next_step = clause.partition("; ")
-        yield fail("settings", message, next_step=next_step or "correct it; see docs/settings.md")
+    for problem in problems:
+        yield fail("settings", problem.message, next_step=problem.next_step or "correct it; see docs/settings.md")
     for variable in sorted(set(environment) - {"CERTJOB_ENV_FILE"}):
         if variable.startswith("CERTJOB_") and variable not in names and not variable.startswith(_TESTS_OWN):
             near = difflib.get_close_matches(variable, names, n=1, cutoff=0.7)
             step = f"did you mean {near[0]}?" if near else "take it out; see docs/settings.md"
             yield warn("settings", f"{variable} is not a setting of certjob", next_step=step)
-    wrong = {clause.split()[0].rstrip(":") for clause in problems}
+    wrong = set(map(variable_of, problems))
     given = [
         variable for variable, name in names.items() if name in settings.model_fields_set and variable not in wrong
     ]
@@ -146,10 +147,12 @@ def _unanswered(error: psycopg.Error) -> Finding:
     return fail("database", f"it did not answer a question ({said})", next_step=step, exit_code=1)
 
 
-def _check_portal(settings: Settings, *, problems: list[str], with_portal: list[str] | None) -> Finding:
+def _check_portal(
+    settings: Settings, *, problems: Sequence[ConfigurationError], with_portal: list[str] | None
+) -> Finding:
     """``with_portal`` are the organisations whose mentors it shows; None: not known."""
     if settings.portal_url is None or settings.portal_key is None:
-        if any(clause.startswith("CERTJOB_PORTAL_") for clause in problems):
+        if any(variable_of(problem).startswith("CERTJOB_PORTAL_") for problem in problems):
             return skip("portal", "its settings are wrong")
         return _check_unset_portal(with_portal)
     try:
@@ -199,9 +202,9 @@ def _check_unset_portal(with_portal: list[str] | None) -> Finding:
     return warn("portal", f"CERTJOB_PORTAL_URL is not set, but {who}: pushes stay queued", next_step=step)
 
 
-def _check_mail(settings: Settings, *, problems: list[str]) -> Finding:
+def _check_mail(settings: Settings, *, problems: Sequence[ConfigurationError]) -> Finding:
     if settings.notify_url is None:
-        if any(clause.startswith(("CERTJOB_NOTIFY_", "CERTJOB_MAIL_")) for clause in problems):
+        if any(variable_of(problem).startswith(("CERTJOB_NOTIFY_", "CERTJOB_MAIL_")) for problem in problems):
             return skip("mail", "its settings are wrong")
         return warn("mail", "CERTJOB_NOTIFY_URL is not set, so reminders stay queued", next_step="set it")
     try:

@@ -66,10 +66,9 @@ def skip(check: str, because: str) -> Finding:
 
 
 def failed_with(check: str, error: CertjobError, *, exit_code: int | None = None) -> Finding:
-    """Return one of our errors as a finding; its text says what is wrong and, after a semicolon, the next step."""
-    message, _, next_step = str(error).partition("; ")
+    """Return one of our errors as a finding."""
     code = error.exit_code if exit_code is None else exit_code
-    return Finding(check=check, verdict=Verdict.FAIL, message=message, next_step=next_step or None, exit_code=code)
+    return Finding(check=check, verdict=Verdict.FAIL, message=error.message, next_step=error.next_step, exit_code=code)
 
 
 def exit_code_of(findings: Iterable[Finding]) -> int:
