@@ -78,9 +78,7 @@ class MailStage(Generic[Item]):
         )
         self.counts = counts if counts is not None else MailCounts()
 
-    async def run(
-        self, database: DatabaseThread, stopped: asyncio.Event, *, deadline_seconds: float
-    ) -> StageStop | None:
+    async def run(self, database: DatabaseThread, *, deadline_seconds: float) -> StageStop | None:
         """Send; return why the stage ended early, or None. Raises StoppedBySignalError after a signal.
 
         That it was not open is nobody's concern: what waits goes out when it is.
@@ -97,20 +95,18 @@ class MailStage(Generic[Item]):
                 await database.run(partial(self._queue.release, item), settles=True)
                 early: StageStop | None = _DEADLINE
             else:
-                early = await self._deliver(item, lease, database, stopped)
+                early = await self._deliver(item, lease, database)
             if early is not None:
                 self._stop.check()  # a signal cuts the tries short, and is what ended the stage
                 return early
 
-    async def _deliver(
-        self, item: Item, lease: Lease, database: DatabaseThread, stopped: asyncio.Event
-    ) -> StageStop | None:
+    async def _deliver(self, item: Item, lease: Lease, database: DatabaseThread) -> StageStop | None:
         """Draft, send and settle one message; it keeps its lease if anything unforeseen happens."""
         message = await database.run(partial(self._draft, item))
         if message is None:
             return None
         try:
-            await self._send(message, lease, stopped)
+            await self._send(message, lease, database.stopped)
         except ChannelDownError as error:  # it was surely not handed over, and comes after all others the next time
             await database.run(partial(self._queue.release, item), settles=True)
             return StageStop(stage="mail", code="down", reason=f"{error}; the rest stays pending")

@@ -1,6 +1,5 @@
 """The delivery half of a night, in one event loop: the portal first, then reminders, then digests."""
 
-import asyncio
 import contextlib
 import logging
 import time
@@ -101,12 +100,12 @@ class Deliveries:
         Raises StoppedBySignalError after a signal.
         """
 
-        async def deliver(database: DatabaseThread, stopped: asyncio.Event) -> None:
+        async def deliver(database: DatabaseThread) -> None:
             ends_at = time.monotonic() + self._delivery.deadline_seconds
             portal_seconds = self._delivery.deadline_seconds * PORTAL_SHARE
-            await self._run("portal", database, self._push(database, stopped, seconds=portal_seconds))
+            await self._run("portal", database, self._push(database, seconds=portal_seconds))
             if no_mail is None:
-                await self._send_mail(database, stopped, ends_at=ends_at)
+                await self._send_mail(database, ends_at=ends_at)
             else:
                 self._report.stopped.append(no_mail)
 
@@ -121,8 +120,8 @@ class Deliveries:
     def push(self) -> None:
         """Only the portal. Raises StoppedBySignalError after a signal."""
 
-        async def push(database: DatabaseThread, stopped: asyncio.Event) -> None:
-            await self._run("portal", database, self._push(database, stopped, seconds=self._delivery.deadline_seconds))
+        async def push(database: DatabaseThread) -> None:
+            await self._run("portal", database, self._push(database, seconds=self._delivery.deadline_seconds))
 
         self._run_loop(push)
 
@@ -131,7 +130,7 @@ class Deliveries:
         if self._report.command == "run":
             CoordinatorDigestService(self._connection, today=self._report.today).queue(self._organisation_id)
 
-    def _run_loop(self, main: Callable[[DatabaseThread, asyncio.Event], Coroutine[Any, Any, None]]) -> None:
+    def _run_loop(self, main: Callable[[DatabaseThread], Coroutine[Any, Any, None]]) -> None:
         run_loop(main, connection=self._connection, stop=self._stop, deadline_seconds=self._delivery.deadline_seconds)
 
     async def _run(self, name: str, database: DatabaseThread, stage: Awaitable[StageStop | None]) -> StageStop | None:
@@ -163,7 +162,7 @@ class Deliveries:
                 await database.run(lambda: self._portal.record_stage_end(reason, code=FailureCode.CRASH))
         return StageStop(stage=name, code=CRASH, reason=reason)
 
-    async def _push(self, database: DatabaseThread, stopped: asyncio.Event, *, seconds: float) -> StageStop | None:
+    async def _push(self, database: DatabaseThread, *, seconds: float) -> StageStop | None:
         delivery, report = self._delivery, self._report
         report.portal = PortalCounts()
         database.end_within(seconds)
@@ -172,7 +171,6 @@ class Deliveries:
         stage = PortalStage(
             self._portal,
             database=database,
-            stopped=stopped,
             make_target=delivery.make_target,
             policy=delivery.policy,
             concurrency=delivery.concurrency,
@@ -190,7 +188,7 @@ class Deliveries:
             self._portal.record_stage_end("CERTJOB_PORTAL_URL is not set", code=FailureCode.NO_URL)
         return stays
 
-    async def _send_mail(self, database: DatabaseThread, stopped: asyncio.Event, *, ends_at: float) -> None:
+    async def _send_mail(self, database: DatabaseThread, *, ends_at: float) -> None:
         """Reminders, then digests: what a digest tells of is then as new as can be."""
         connection, report, delivery = self._connection, self._report, self._delivery
         database.end_within(ends_at - time.monotonic())
@@ -210,7 +208,7 @@ class Deliveries:
                 is_open=lambda: delivery.mail_waits_until() is None,
                 counts=counts,
             )
-            return await stage.run(database, stopped, deadline_seconds=ends_at - time.monotonic())
+            return await stage.run(database, deadline_seconds=ends_at - time.monotonic())
 
         templates = self._templates
         reminders = ReminderMail(connection, today=report.today, templates=templates)

@@ -19,7 +19,7 @@ from certjob.night.report import RunReport
 from certjob.outbox.claims import StageStop
 from certjob.outbox.open_work import read_open_work
 from certjob.review.attention import Kind, read_attention, read_held
-from certjob.review.plan import looks_at_everybody, make_everybody_due
+from certjob.review.days import looks_at_everybody, make_everybody_due
 
 logger = logging.getLogger(__name__)
 

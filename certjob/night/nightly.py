@@ -10,15 +10,15 @@ from certjob.database import Connection
 from certjob.domain.models import Reminder
 from certjob.facts.lookup import find_organisation
 from certjob.mail.reminders import CertificationReminderService
-from certjob.night.days import refuse_wrong_day, why_no_mail
 from certjob.night.deliveries import Deliveries, Delivery, Progress
 from certjob.night.job_runs import note_open_work, recorded
 from certjob.night.report import PlannedChange, RunReport
 from certjob.portal.sync import PortalSyncService
 from certjob.review import plan
 from certjob.review.certification import CertificationManagementService
+from certjob.review.days import looks_at_everybody, refuse_wrong_day, why_no_mail
 from certjob.review.guards import MassChangeGuard
-from certjob.review.plan import ReviewCounts, looks_at_everybody
+from certjob.review.plan import ReviewCounts
 from certjob.stopping import StopFlag
 
 
@@ -150,7 +150,6 @@ def _plan(connection: Connection, report: RunReport, *, options: NightOptions, o
         guard = MassChangeGuard(
             connection,
             today=options.today,
-            reminders=reminders,
             allow_mass_change=options.allow_mass_change,
             everybody=everybody,
         )
@@ -193,10 +192,7 @@ def _apply(
     stop: StopFlag,
     progress: Progress,
 ) -> None:
-    reminders = CertificationReminderService(connection, run_id=report.run_id)
-    guard = MassChangeGuard(
-        connection, today=options.today, reminders=reminders, allow_mass_change=options.allow_mass_change
-    )
+    guard = MassChangeGuard(connection, today=options.today, allow_mass_change=options.allow_mass_change)
     guard.examine(organisation_id)
     service = CertificationManagementService(
         connection,

@@ -11,7 +11,6 @@ from uuid import UUID, uuid4
 from certjob import database
 from certjob.database import Connection
 from certjob.errors import PortalCallError
-from certjob.night.days import refuse_wrong_day
 from certjob.night.deliveries import Deliveries, Delivery, Progress
 from certjob.night.job_runs import note_open_work, recorded
 from certjob.night.report import RunReport
@@ -21,7 +20,8 @@ from certjob.outbox.retry import RetryPolicy
 from certjob.portal import comparison
 from certjob.portal.comparison import Comparison, Reading
 from certjob.review.attention import store_portal_holds
-from certjob.review.guards import held_line
+from certjob.review.days import refuse_wrong_day
+from certjob.review.held import held_line
 from certjob.stopping import StopFlag
 
 
@@ -109,9 +109,9 @@ def _read(
                 pages.append(page)
                 await database.run(lambda: advance(sum(map(len, pages))))
 
-    async def read(database: DatabaseThread, stopped: asyncio.Event) -> None:
+    async def read(database: DatabaseThread) -> None:
         """A signal ends it at once: a page that was asked for leaves nothing behind."""
-        reading, signal = asyncio.ensure_future(read_all(database)), asyncio.ensure_future(stopped.wait())
+        reading, signal = asyncio.ensure_future(read_all(database)), asyncio.ensure_future(database.stopped.wait())
         try:
             await asyncio.wait({reading, signal}, return_when=asyncio.FIRST_COMPLETED)
             stop.check()

@@ -1,6 +1,5 @@
 """Resync of one mentor, now: review, then push the visibility whatever the retry time says."""
 
-import asyncio
 import time
 from dataclasses import dataclass
 from datetime import date
@@ -10,8 +9,6 @@ from certjob import database
 from certjob.database import Connection
 from certjob.domain.models import Decision
 from certjob.errors import DynamicsSyncException, FailureCode, MentorBusyError, UnknownMentorError
-from certjob.mail.reminders import CertificationReminderService
-from certjob.night.days import refuse_wrong_day
 from certjob.night.deliveries import Delivery
 from certjob.night.job_runs import recorded
 from certjob.night.report import RunReport
@@ -22,6 +19,7 @@ from certjob.portal.push import MakeTarget, Push, PushOutcome
 from certjob.portal.stage import PortalStage
 from certjob.portal.sync import LEASE_SECONDS, EventVersion, PortalCounts, PortalSyncService
 from certjob.review.certification import CertificationManagementService
+from certjob.review.days import refuse_wrong_day
 from certjob.review.guards import MassChangeGuard
 from certjob.stopping import StopFlag
 
@@ -117,12 +115,11 @@ def _review_and_queue(
     wait_seconds: float,
 ) -> EventVersion | None:
     """Review, and in the same transaction raise or insert the mentor's event; None without a portal."""
-    reminders = CertificationReminderService(connection, run_id=report.run_id)
     service = CertificationManagementService(
         connection,
         today=report.today,
         run_id=report.run_id,
-        guard=MassChangeGuard(connection, today=report.today, reminders=reminders, allow_mass_change=True),
+        guard=MassChangeGuard(connection, today=report.today, allow_mass_change=True),
         stop=stop,
     )
     report.review = service.counts
@@ -171,12 +168,12 @@ class _MentorPush:
             self._end("no_url", "CERTJOB_PORTAL_URL is not set; the push stays pending", mentor_id=None)
             return
 
-        async def push_in_time(database: DatabaseThread, stopped: asyncio.Event) -> bool:
+        async def push_in_time(database: DatabaseThread) -> bool:
             give_up_at = time.monotonic() + wait_seconds
-            while not await self._is_done(make_target, database, stopped):
+            while not await self._is_done(make_target, database):
                 if time.monotonic() > give_up_at:
                     return False
-                await wait(_POLL_SECONDS, stopped)
+                await wait(_POLL_SECONDS, database.stopped)
             return True
 
         is_done = run_loop(
@@ -192,7 +189,7 @@ class _MentorPush:
         self._report.stopped.append(StageStop(stage="portal", code=code, reason=reason))
         self._portal.record_stage_end(reason, code=FailureCode(code), mentor_id=mentor_id)
 
-    async def _is_done(self, make_target: MakeTarget, database: DatabaseThread, stopped: asyncio.Event) -> bool:
+    async def _is_done(self, make_target: MakeTarget, database: DatabaseThread) -> bool:
         """Push what can be claimed; whether the queued value has arrived, by this run or another, or is obsolete.
 
         Raises DynamicsSyncException when the push did not succeed.
@@ -201,7 +198,6 @@ class _MentorPush:
         stage = PortalStage(
             self._portal,
             database=database,
-            stopped=stopped,
             make_target=make_target,
             policy=self._delivery.policy,
             claim=lambda _limit: [] if ended else self._portal.claim_mentor(self._mentor_id),
@@ -212,7 +208,7 @@ class _MentorPush:
         early = await stage.run(deadline_seconds=LEASE_SECONDS)
         if early is not None:
             self._report.stopped.append(early)
-        if stopped.is_set() or any(_is_what_was_asked(*each) for each in ended):
+        if database.stopped.is_set() or any(_is_what_was_asked(*each) for each in ended):
             return True
         return not await database.run(lambda: self._portal.is_open(self._queued))
 

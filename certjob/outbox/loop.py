@@ -1,6 +1,6 @@
 """The event loop of a delivery, and the one thread through which it talks to the database.
 
-    async def deliver(database: DatabaseThread, stopped: asyncio.Event) -> None:
+    async def deliver(database: DatabaseThread) -> None:
         events, lease = await database.run(lambda: portal.claim(limit=4))
         ...
     run_loop(deliver, connection=connection, stop=stop, deadline_seconds=7200)
@@ -34,7 +34,7 @@ _HARD_END_SECONDS = 9.0
 
 
 class DatabaseThread:
-    """The one thread that uses the connection while the loop runs."""
+    """The one thread that uses the connection while the loop runs; and whether the loop is to end."""
 
     def __init__(self, connection: Connection, *, stop: StopFlag, deadline_seconds: float) -> None:
         self._connection = connection
@@ -43,6 +43,8 @@ class DatabaseThread:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="database")
         self._pieces_begun = 0
         self._pieces_ended = 0
+        self.stopped = asyncio.Event()
+        """Set by a signal: then the loop has the grace to end in its own way."""
         self.broken_off = False
         """Whether a statement was ended that waited for too long."""
 
@@ -150,7 +152,7 @@ def run_alone(work: Coroutine[Any, Any, T]) -> T:
 
 
 def run_loop(
-    main: Callable[[DatabaseThread, asyncio.Event], Coroutine[Any, Any, T]],
+    main: Callable[[DatabaseThread], Coroutine[Any, Any, T]],
     *,
     connection: Connection,
     stop: StopFlag,
@@ -158,20 +160,19 @@ def run_loop(
 ) -> T:
     """Run ``main`` in an event loop and return its result; meanwhile nobody else may use the connection.
 
-    ``main`` is given the way to the database and an event that is set when ``stop`` is: then it has the grace to end in
-    its own way. After that, or at a second signal, its task is cancelled once, which raises StoppedBySignalError here;
-    what it does in a ``finally`` still runs. Works in any thread.
+    When ``stop`` is set, ``main`` has the grace to end in its own way. After that, or at a second signal, its task is
+    cancelled once, which raises StoppedBySignalError here; what it does in a ``finally`` still runs. Works in any
+    thread.
     """
 
     database = DatabaseThread(connection, stop=stop, deadline_seconds=deadline_seconds)
-    stopped = asyncio.Event()
     tasks: list[asyncio.Task[Any]] = []
 
     async def run() -> T:
         asyncio.get_running_loop().set_default_executor(NameLookups())
         if stop.is_set():
-            stopped.set()
-        task = asyncio.ensure_future(main(database, stopped))
+            database.stopped.set()
+        task = asyncio.ensure_future(main(database))
         tasks.append(task)
         try:
             return await task
@@ -194,7 +195,7 @@ def run_loop(
     try:
         with asyncio.Runner() as runner:
             loop = runner.get_loop()
-            stop.on_set, stop.break_off = lambda: in_the_loop(stopped.set), lambda: in_the_loop(break_off)
+            stop.on_set, stop.break_off = lambda: in_the_loop(database.stopped.set), lambda: in_the_loop(break_off)
             return runner.run(run())
     finally:
         stop.on_set, stop.break_off = None, interrupt

@@ -1,6 +1,6 @@
 """The portal stage of a delivery: one coordinator claims what can begin now, lets it be pushed, settles and judges it.
 
-The walk: ``_begin_more`` (rate, claim, begin) → ``Pusher.push`` as a task → ``_land`` (judge) → ``_settle``.
+The walk: ``_begin_more`` (slots, rate, claim) → ``Pusher.push`` as a task → ``_land`` (judge) → ``_settle``.
 A free slot is filled before the push that freed it is settled: the portal need not wait for the database.
 """
 
@@ -52,7 +52,6 @@ class PortalStage:
         service: PortalSyncService,
         *,
         database: DatabaseThread,
-        stopped: asyncio.Event,
         make_target: MakeTarget,
         policy: RetryPolicy,
         concurrency: int = 1,
@@ -69,7 +68,6 @@ class PortalStage:
         """
         self._service = service
         self._database = database
-        self._stop = stopped
         self._make_target = make_target
         self._policy = policy
         self._concurrency = concurrency
@@ -80,8 +78,6 @@ class PortalStage:
         self._rate = RateLimiter(calls_per_second=calls_per_second)
         self._halt = asyncio.Event()
         """Begin nothing more, retry nothing more."""
-        self._watch: asyncio.Future[None] | None = None
-        """Ends when the process is to stop."""
         self._clients = AsyncExitStack()
         self._pusher: Pusher | None = None
         self._claimed: deque[tuple[PortalEvent, Lease]] = deque()
@@ -103,18 +99,16 @@ class PortalStage:
         """Deliver; return why the stage ended early, or None: nothing is left to do, or a signal came."""
         self._deadline_at = time.monotonic() + deadline_seconds
         grace_seconds = GRACE_SECONDS
-        self._watch = asyncio.ensure_future(self._halt_with_the_process())
+        signal = asyncio.ensure_future(self._halt_at_signal())
         await self._database.run(self._service.take_back)
         async with self._clients:
             try:
-                while await self._begin_more():
-                    await self._settle()
-                    await self._land(LOOK_AGAIN_SECONDS)
+                await self._deliver(signal)
             except asyncio.CancelledError:
                 grace_seconds = 0.0  # it is over, or a second signal has come
                 raise
             finally:
-                self._watch.cancel()
+                signal.cancel()
                 await self._wind_down(grace_seconds)
         if self._stopped is not None:
             await self._database.run(partial(self._record_end, self._stopped), settles=True)
@@ -122,29 +116,37 @@ class PortalStage:
             raise self._crash
         return self._stopped
 
-    async def _halt_with_the_process(self) -> None:
-        await self._stop.wait()
+    async def _halt_at_signal(self) -> None:
+        await self._database.stopped.wait()
         self._halt.set()
 
-    async def _begin_more(self) -> bool:
-        """Claim what can begin now, and begin it; whether there is anything left to do or to wait for."""
-        if self._stop.is_set():
-            return False
-        if time.monotonic() >= self._deadline_at and not self._halt.is_set():
+    async def _deliver(self, signal: "asyncio.Future[None]") -> None:
+        """Begin, settle and wait, until nothing is left to do or to wait for."""
+        while not self._database.stopped.is_set():
+            if not self._halt.is_set():
+                await self._begin_more()
+            hold_seconds = 0.0 if self._halt.is_set() else self._rate.seconds_left()
+            if not (self._flying or self._landed or hold_seconds > 0):
+                return
+            await self._settle()
+            left = (LOOK_AGAIN_SECONDS, hold_seconds, self._deadline_at - time.monotonic())
+            seconds = min(each for each in left if each > 0)
+            if self._flying:
+                await self._land(seconds, signal)
+            elif hold_seconds > 0:
+                await wait(seconds, self._halt)
+
+    async def _begin_more(self) -> None:
+        """Claim and begin what has a slot and its turn; or end the stage."""
+        if time.monotonic() >= self._deadline_at:
             await self._end_at_deadline()
+            return
         free = self._slots() - len(self._flying)
         if free < 1 and not self._flying:
             self._end("breaker", f"{self._failed_calls_in_a_row} calls in a row failed; the rest stays pending")
-        if self._halt.is_set():
-            return bool(self._flying)
-        if self._rate.seconds_left() > 0:
-            return True
-        if self._rate.is_limited:
-            free = min(free, 1)
-        if free > 0:
-            await self._claim(free)
+        elif free > 0 and self._rate.seconds_left() <= 0:
+            await self._claim(1 if self._rate.is_limited else free)
             await self._begin_claimed()
-        return bool(self._flying or self._landed)
 
     def _slots(self) -> int:
         """How many pushes may be in flight, if all calls of each of them fail."""
@@ -165,31 +167,24 @@ class PortalStage:
             self._rate.begin()
             self._flying.add(asyncio.ensure_future(self._pusher.push(event, lease)))
 
-    async def _land(self, timeout_seconds: float) -> None:
-        """Wait for pushes to end, or for the turn of the next one; judge those that have ended."""
-        hold_seconds = self._rate.seconds_left()
-        for seconds in (hold_seconds, self._deadline_at - time.monotonic()):
-            timeout_seconds = min(seconds, timeout_seconds) if seconds > 0 else timeout_seconds
-        if not self._flying:
-            if hold_seconds > 0:
-                await wait(timeout_seconds, self._halt)
-            return
-        # A signal ends the wait, too: what is left of the grace counts from the signal, not from the next look.
-        waiting: set[asyncio.Future[Any]] = set(self._flying)
-        if self._watch is not None and not self._watch.done():
-            waiting.add(self._watch)
-        await asyncio.wait(waiting, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
-        for task in [task for task in self._flying if task.done()]:
-            self._flying.remove(task)
+    async def _land(self, seconds: float, *signal: "asyncio.Future[None]") -> None:
+        """Wait for a push to end, so long at most; judge those that have ended.
+
+        A signal ends the wait, too: what is left of the grace counts from the signal, not from the next look.
+        """
+        waiting: set[asyncio.Future[Any]] = {*self._flying, *signal}
+        await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        ended = {task for task in self._flying if task.done()}
+        self._flying -= ended
+        for task in ended:
             if task.cancelled():  # nobody knows how far its call has come: the event keeps its lease
                 continue
-            crash = task.exception()
-            if crash is None:
-                self._judge(task.result())
-                self._landed.append(task.result())
-            else:
+            if (crash := task.exception()) is not None:
                 self._end(CRASH, f"unforeseen {type(crash).__name__}; the rest stays pending")
                 self._crash = self._crash or crash
+                continue
+            self._judge(task.result())
+            self._landed.append(task.result())
 
     async def _settle(self) -> None:
         """Settle each push alone: one that fails does not drop the others."""
@@ -211,7 +206,7 @@ class PortalStage:
 
     def _settle_one(self, push: Push) -> Answer:
         """In the database's thread: write what became of one push."""
-        lock_timeout_ms = _LOCK_TIMEOUT_AFTER_SIGNAL_MS if self._stop.is_set() else None
+        lock_timeout_ms = _LOCK_TIMEOUT_AFTER_SIGNAL_MS if self._database.stopped.is_set() else None
         answer = self._service.settle(push, self.counts, lock_timeout_ms=lock_timeout_ms)
         if self._on_progress is not None and push.is_tried:
             self._on_progress(self.counts.delivered + self.counts.failed)

@@ -12,7 +12,8 @@ from uuid import UUID
 from certjob import database
 from certjob.database import Connection, persist
 from certjob.portal.comparison import Held
-from certjob.review.guards import MOST_IDS, MassChangeGuard, held_line
+from certjob.review.guards import MassChangeGuard
+from certjob.review.held import MOST_IDS, held_line
 from certjob.review.plan import LOCKED, ReviewCounts
 
 

@@ -1,6 +1,6 @@
 """What the rules decided, written: status, audit, pauses and intents of one chunk, in the caller's transaction."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import date
 from uuid import UUID
@@ -44,7 +44,7 @@ class DecisionWriter:
             return Written(decisions=())
         self._write_transitions(decisions)
         self._pauses.apply(decisions)
-        held = self._with_held_reminders(decisions)
+        held = self._guard.hold_reminders(decisions)
         queued = self._reminders.queue([d for d in decisions if d.reminders and d.mentor_id not in held])
         pushed = self._portal.queue([(d.mentor_id, d.visible) for d in decisions if d.push])
         withdrawn = self._portal.withdraw([d.mentor_id for d in decisions if not d.organisation.has_portal])
@@ -90,21 +90,6 @@ class DecisionWriter:
                 "run_id": self._run_id,
             },
         )
-
-    def _with_held_reminders(self, decisions: Iterable[Decision]) -> frozenset[UUID]:
-        """Mentors whose new reminders the guard holds; they stay due. Looked up only near the limit."""
-        by_organisation: dict[UUID, list[Decision]] = {}
-        for decision in decisions:
-            if decision.reminders:
-                by_organisation.setdefault(decision.organisation.id, []).append(decision)
-        held: set[UUID] = set()
-        for group in by_organisation.values():
-            organisation = group[0].organisation
-            if self._guard.reminders_could_exceed(organisation, sum(len(d.reminders) for d in group)):
-                new = self._reminders.find_new(group)
-                if new and not self._guard.admit_reminders(organisation, len(new)):
-                    held.update(mentor_id for mentor_id, _ in new)
-        return frozenset(held)
 
 
 def _are_among(mentor_ids: Collection[UUID], decisions: Sequence[Decision]) -> list[bool]:

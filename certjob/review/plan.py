@@ -7,7 +7,6 @@ from datetime import date
 from uuid import UUID
 
 from certjob import database
-from certjob.database import Connection
 from certjob.domain import rules
 from certjob.domain.models import Decision, PauseChange, Status
 from certjob.facts import reading
@@ -85,17 +84,3 @@ class ReviewCounts:
             *(Problem(mentor_id=mentor_id, reason=reason) for mentor_id, reason in self.broken.items()),
             *(Problem(mentor_id=mentor_id, reason=MAY_STAY_VISIBLE) for mentor_id in self.may_stay_visible),
         ]
-
-
-def looks_at_everybody(connection: Connection, today: date) -> bool:
-    """Return whether a night on ``today`` must review every mentor, due or not.
-
-    So it is after something ran on a later date, on a wrong clock: it noted when to look at each mentor again, and
-    those days are wrong. The first full night on the right date makes good for it.
-    """
-    return bool(database.fetch_value(connection, "find_later_run", {"today": today}))
-
-
-def make_everybody_due(connection: Connection, organisation_id: UUID | None) -> None:
-    """Make every mentor (of one organisation, or of all) due now, inside the caller's transaction."""
-    database.execute(connection, "review_everybody", {"organisation_id": organisation_id})

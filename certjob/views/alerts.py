@@ -9,7 +9,7 @@ from uuid import UUID
 from certjob import database
 from certjob.database import Connection
 from certjob.review.attention import StoredHold, read_held
-from certjob.review.guards import let_through
+from certjob.review.held import let_through
 from certjob.views.open_pushes import OpenPush, read_open_pushes
 
 

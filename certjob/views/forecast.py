@@ -16,7 +16,8 @@ from certjob.domain.models import Decision, Mentor, PauseChange, Reminder, Statu
 from certjob.domain.projection import coming_nights
 from certjob.facts import reading
 from certjob.mail.reminders import CertificationReminderService
-from certjob.review.plan import CHUNK_SIZE, Problem, looks_at_everybody
+from certjob.review.days import looks_at_everybody
+from certjob.review.plan import CHUNK_SIZE, Problem
 
 MEASURES: Final = ("expiries", "reminders", "pauses", "hides")
 """What is counted: certificates that expire (the night after their last day stores it), reminders that become due for

@@ -20,7 +20,7 @@ from certjob.database.retention import Pruning, parse_age, prune
 from certjob.errors import ConfigurationError, DatabaseUnavailableError, StoppedBySignalError
 from certjob.night import reconcile as reconciling
 from certjob.outbox.retry import RetryPolicy
-from certjob.review import plan
+from certjob.review.days import looks_at_everybody
 from certjob.stopping import StopFlag
 from tests.conftest import database_of
 from tests.support.command_line import Finished, assert_one_line, run_in_process
@@ -300,10 +300,10 @@ class TestAuditDigestsAndRuns:
             if healed:
                 add_run(connection, days_ago=1450)
                 add_run(connection, days_ago=1400, outcome="attention")
-            before = plan.looks_at_everybody(connection, TODAY)
+            before = looks_at_everybody(connection, TODAY)
 
             assert rows_gone(connection)
-            assert plan.looks_at_everybody(connection, TODAY) is before is not healed
+            assert looks_at_everybody(connection, TODAY) is before is not healed
 
 
 class TestDeleting:

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 def run(
-    main: Callable[[DatabaseThread, asyncio.Event], Coroutine[Any, Any, T]],
+    main: Callable[[DatabaseThread], Coroutine[Any, Any, T]],
     connection: Connection,
     *,
     stop: StopFlag | None = None,
@@ -44,7 +44,7 @@ def test_pieces_of_work_never_overlap_and_keep_their_order(connection: Connectio
             assert connection.info.transaction_status == psycopg.pq.TransactionStatus.INTRANS
         return number
 
-    async def main(database: DatabaseThread, _stopped: asyncio.Event) -> list[int]:
+    async def main(database: DatabaseThread) -> list[int]:
         return await asyncio.gather(*(database.run(lambda n=n: work(n)) for n in range(10)))  # type: ignore[misc]
 
     assert run(main, connection) == began == list(range(10))
@@ -59,7 +59,7 @@ def test_the_result_of_work_survives_the_cancellation_of_who_waits_for_it(connec
         seen.append(await database.run(lambda: connection.execute("SELECT 7 FROM pg_sleep(0.2)").fetchone()))
         await asyncio.sleep(60)
 
-    async def main(database: DatabaseThread, _stopped: asyncio.Event) -> None:
+    async def main(database: DatabaseThread) -> None:
         task = asyncio.ensure_future(claims(database))
         await asyncio.sleep(0.05)
         task.cancel()
@@ -81,7 +81,7 @@ def test_a_name_lookup_that_hangs_holds_up_nothing(connection: Connection, monke
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
 
-    async def main(database: DatabaseThread, _stopped: asyncio.Event) -> object:
+    async def main(database: DatabaseThread) -> object:
         event_loop = asyncio.get_running_loop()
         hanging = [asyncio.ensure_future(event_loop.getaddrinfo("hangs.example", 80)) for _ in range(8)]
         await asyncio.sleep(0.05)
@@ -102,8 +102,8 @@ def test_a_stop_wakes_the_loop(connection: Connection) -> None:
     """From another thread, as from a signal handler; one that came before is seen, too."""
     stop = StopFlag()
 
-    async def main(_database: DatabaseThread, stopped: asyncio.Event) -> str:
-        await asyncio.wait_for(stopped.wait(), 30)
+    async def main(database: DatabaseThread) -> str:
+        await asyncio.wait_for(database.stopped.wait(), 30)
         return "ended in its own way"
 
     threading.Timer(0.05, stop.set).start()
@@ -125,7 +125,7 @@ def test_after_the_grace_a_statement_is_cancelled_and_a_settle_done_once_more(
             app.rollback()
         connection.execute("SELECT FROM mentors")
 
-    async def main(database: DatabaseThread, _stopped: asyncio.Event) -> None:
+    async def main(database: DatabaseThread) -> None:
         asyncio.get_running_loop().call_later(0.3, break_off, stop)
         await database.run(settle, settles=True)
         settles.append("settled")
@@ -148,7 +148,7 @@ def test_a_cancelled_main_still_does_what_it_must(connection: Connection) -> Non
     stop = StopFlag()
     done: list[object] = []
 
-    async def main(database: DatabaseThread, _stopped: asyncio.Event) -> None:
+    async def main(database: DatabaseThread) -> None:
         try:
             await asyncio.sleep(60)
         finally:
@@ -167,7 +167,7 @@ def test_a_database_that_stalls_is_hung_up_on_after_a_signal(database_url: str) 
     with StallingProxy(database_url) as proxy, database.connect(proxy.url) as connection:
         database.outlast_restarts(connection, stop=stop)
 
-        async def main(database: DatabaseThread, _stopped: asyncio.Event) -> None:
+        async def main(database: DatabaseThread) -> None:
             proxy.stall()
             asyncio.get_running_loop().call_later(0.1, break_off, stop)
             await database.run(lambda: connection.execute("SELECT 1"), settles=True)
@@ -187,7 +187,7 @@ def test_a_database_that_stalls_does_not_outlast_the_deadline(
     with StallingProxy(database_url) as proxy, database.connect(proxy.url) as connection:
         database.outlast_restarts(connection, stop=stop)
 
-        async def main(thread: DatabaseThread, _stopped: asyncio.Event) -> None:
+        async def main(thread: DatabaseThread) -> None:
             proxy.stall()
             await thread.run(lambda: database.fetch_value(connection, "read_clock"))
 
@@ -202,7 +202,7 @@ def test_a_database_that_stalls_does_not_outlast_the_deadline(
 def test_a_statement_that_ends_by_itself_soon_after_the_deadline_is_let_end(connection: Connection) -> None:
     """What was delivered in time is settled."""
 
-    async def main(database: DatabaseThread, _stopped: asyncio.Event) -> object:
+    async def main(database: DatabaseThread) -> object:
         return await database.run(lambda: connection.execute("SELECT 1 FROM pg_sleep(0.3)").fetchone())
 
     assert run(main, connection, deadline_seconds=0.05) == (1,)
@@ -212,7 +212,7 @@ def test_a_second_signal_breaks_nothing_while_the_loop_begins(connection: Connec
     """An exception in the loop's own first steps would leave half-made tasks behind, and more than a line."""
     stop = StopFlag()
 
-    def main(_database: DatabaseThread, _stopped: asyncio.Event) -> Coroutine[Any, Any, None]:
+    def main(_database: DatabaseThread) -> Coroutine[Any, Any, None]:
         stop.set()
         stop.break_off()
         return asyncio.sleep(60)
@@ -232,7 +232,7 @@ def test_a_second_signal_breaks_nothing_while_the_loop_ends(connection: Connecti
             stop.set()
             stop.break_off()
 
-    async def main(_database: DatabaseThread, _stopped: asyncio.Event) -> object:
+    async def main(_database: DatabaseThread) -> object:
         left_over = asyncio.ensure_future(is_left_over())
         await asyncio.sleep(0)
         return left_over

@@ -493,6 +493,7 @@ class TestPortalLost:
         assert facts.rows("SELECT status, claim_token FROM portal_sync_events") == [("withdrawn", None)]
         assert facts.rows("SELECT resolved_at IS NOT NULL FROM dynamics_sync_failures") == [(True,)]
         assert facts.rows("SELECT count(*) FROM portal_alerts") == [(0,)]
+        assert facts.rows("SELECT portal_visible FROM mentors") == [(None,)]
         assert report.outcome == "ok"
 
     def test_withdrawn_in_the_middle_of_the_call_is_no_lost_lease(

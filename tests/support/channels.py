@@ -62,9 +62,9 @@ class BlockingStage:
         return self._stage.counts
 
     def run(self, *, deadline_seconds: float = 60) -> StageStop | None:
-        async def send(database: DatabaseThread, stopped: asyncio.Event) -> StageStop | None:
+        async def send(database: DatabaseThread) -> StageStop | None:
             try:
-                return await self._stage.run(database, stopped, deadline_seconds=deadline_seconds)
+                return await self._stage.run(database, deadline_seconds=deadline_seconds)
             finally:
                 await self._channel.close()
 

@@ -9,7 +9,6 @@ from uuid import UUID, uuid4
 from certjob import database
 from certjob.database import Connection
 from certjob.mail.message import OutgoingMessage
-from certjob.mail.reminders import CertificationReminderService
 from certjob.portal.push import PortalEvent
 from certjob.portal.sync import PortalSyncService
 from certjob.review.certification import CertificationManagementService
@@ -50,12 +49,11 @@ def backlog(facts: Facts, count: int, *, visible: bool = False) -> list[UUID]:
 def review(connection: Connection, today: date = TODAY) -> None:
     """Review whoever is due, as the first half of a night does; nothing is delivered."""
     run_id = uuid4()
-    reminders = CertificationReminderService(connection, run_id=run_id)
     CertificationManagementService(
         connection,
         today=today,
         run_id=run_id,
-        guard=MassChangeGuard(connection, today=today, reminders=reminders, allow_mass_change=True),
+        guard=MassChangeGuard(connection, today=today, allow_mass_change=True),
         stop=StopFlag(),
     ).apply_due()
 

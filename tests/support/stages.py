@@ -45,12 +45,11 @@ class RunnableStage:
     def run(self, *, deadline_seconds: float = 60) -> StageStop | None:
         """Run it to its end. Raises StoppedBySignalError once ``stop`` is set."""
 
-        async def main(database: DatabaseThread, stopped: asyncio.Event) -> StageStop | None:
+        async def main(database: DatabaseThread) -> StageStop | None:
             assert self.make_target is not None
             stage = PortalStage(
                 self.service,
                 database=database,
-                stopped=stopped,
                 make_target=self.make_target,
                 policy=self.policy,
                 concurrency=self.concurrency,

@@ -10,7 +10,7 @@ from certjob.database.clocks import Clocks
 from certjob.errors import ClocksDisagreeError, ConfigurationError
 from certjob.hours import DailyHours
 from certjob.outbox.open_work import MAIL_KINDS, read_open_work
-from certjob.review.guards import refuse_earlier_date
+from certjob.review.days import refuse_earlier_date
 from certjob.views.check.findings import Finding, fail, failed_with, ok, skip, warn
 
 OLDEST_VERSION, NEWEST_VERSION = 15, 18

@@ -18,8 +18,8 @@ from certjob.domain.projection import ComingNight, coming_nights
 from certjob.errors import BrokenMentorError, UnknownMentorError
 from certjob.facts import reading
 from certjob.mail.reminders import CertificationReminderService
-from certjob.review.guards import MassChangeGuard, last_run_date
-from certjob.review.plan import looks_at_everybody
+from certjob.review.days import last_run_date, looks_at_everybody
+from certjob.review.guards import MassChangeGuard
 from certjob.views.explain.history import CertificateNote, LoggedReminder, MentorHistory, Pause, Person, Portal, Step
 from certjob.views.open_pushes import read_open_pushes
 
@@ -88,13 +88,7 @@ def _ask_guard(
     connection: Connection, person: Person, *, today: date, everybody: bool
 ) -> tuple[str | None, str | None]:
     """Return why a night would hold back everything, or the reminders, of the mentor's organisation."""
-    guard = MassChangeGuard(
-        connection,
-        today=today,
-        reminders=CertificationReminderService(connection, run_id=uuid4()),
-        allow_mass_change=False,
-        everybody=everybody,
-    )
+    guard = MassChangeGuard(connection, today=today, allow_mass_change=False, everybody=everybody)
     guard.examine(person.organisation_id)
     held = guard.held.get(person.organisation_id)
     reminders = guard.held_reminders.get(person.organisation_id)

@@ -1,17 +1,10 @@
 -- name: count_active_mentors
--- The guards' measure of an organisation: mentors who have not left and have no open pause. No further than the question
--- goes: whether a change of forty is too much is known once four hundred are counted, in an organisation of any size. So
--- they are taken in the order of an index, and each one's pauses looked up (OFFSET 0): joined, everybody's would be read.
+-- The guards' measure of an organisation: mentors who have not left and have no open pause.
 SELECT count(*)
-FROM (
-    SELECT
-    FROM mentors AS m
-    WHERE m.organisation_id = %(organisation_id)s
-        AND m.left_at IS NULL
-        AND NOT EXISTS (SELECT FROM mentor_pauses AS p WHERE p.mentor_id = m.id AND p.lifted_at IS NULL OFFSET 0)
-    ORDER BY m.member_no
-    LIMIT %(limit)s
-) AS active
+FROM mentors AS m
+WHERE m.organisation_id = %(organisation_id)s
+    AND m.left_at IS NULL
+    AND NOT EXISTS (SELECT FROM mentor_pauses AS p WHERE p.mentor_id = m.id AND p.lifted_at IS NULL)
 
 -- name: bound_mass_changes
 -- Organisations with enough due mentors to exceed a guard's limit (a normal night finds none), each with upper bounds that

@@ -1,0 +1,80 @@
+"""What a guard holds back for an organisation: why, whom it concerns, and the command that lets it through."""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from certjob import database
+from certjob.database import Connection
+from certjob.domain.models import Decision, PauseChange
+
+MOST_IDS = 50
+"""So many of the mentors who are held are stored."""
+
+
+@dataclass(slots=True)
+class HeldCounts:
+    """Who is held, and why these mentors were due."""
+
+    mentors: int = 0
+    ended_by_calendar: int = 0
+    """Their day had come although no fact was changed: these certificates have really ended."""
+    facts_changed: int = 0
+    may_be_shown: int = 0
+    """To be hidden, and perhaps still shown on the portal."""
+    _ids: dict[tuple[bool, bool], list[UUID]] = field(default_factory=lambda: defaultdict(list))
+    """Some of them, by whether they may be shown and whether they have ended."""
+
+    @property
+    def some_ids(self) -> list[UUID]:
+        """At most 50 of them: those who may be shown first, and of these whose certificates have really ended."""
+        return [mentor_id for group in sorted(self._ids, reverse=True) for mentor_id in self._ids[group]][:MOST_IDS]
+
+    def add(self, connection: Connection, held: dict[UUID, Decision], *, reminders: bool) -> None:
+        """Count some mentors. Of whom only the reminders are held, everything else goes on."""
+        hides = [not reminders and d.push and not d.visible for d in held.values()]
+        rows = database.fetch(connection, "count_held_mentors", {"ids": list(held), "hides": hides})
+        for mentor_id, by_calendar, may_be_shown in rows:
+            decision = held[mentor_id]
+            is_over = reminders or decision.pause is PauseChange.OPEN or (decision.push and not decision.visible)
+            self.mentors += 1
+            self.ended_by_calendar += by_calendar and is_over
+            self.facts_changed += not by_calendar
+            self.may_be_shown += may_be_shown
+            if len(ids := self._ids[may_be_shown, by_calendar and is_over]) < MOST_IDS:
+                ids.append(mentor_id)
+
+
+@dataclass(slots=True, kw_only=True)
+class HeldReview:
+    """What the guard holds back for an organisation."""
+
+    organisation_id: UUID
+    slug: str
+    what: str
+    """``pauses``, ``returns`` or ``reminders``."""
+    reason: str
+    counts: HeldCounts | None = None
+    """None: not counted yet."""
+    is_stored: bool = False
+
+    @property
+    def line(self) -> str:
+        """What was held, why, and what to do, for the report."""
+        return held_line(self.slug, self.what, self.reason)
+
+
+def let_through(slug: str, what: str) -> str:
+    """Return the command that lets through what is held."""
+    if what == "portal":
+        return "certjob reconcile --allow-mass-change"
+    return f"certjob run --organisation {slug} --allow-mass-change"
+
+
+def held_line(slug: str, what: str, reason: str) -> str:
+    """Return one line about what is held: for a run that holds it, and for those that come after it."""
+    look = {
+        "reminders": "the last import",
+        "portal": "DYNAMICS_VISIBILITY_FIELD and DYNAMICS_URL of the function",
+    }.get(what, "the clock and the last import")
+    return f"{slug}: {reason}. Check {look}, then `{let_through(slug, what)}`"
