@@ -4,20 +4,15 @@ import json
 import mailbox
 import re
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from email.header import decode_header, make_header
-from email.message import EmailMessage
-from email.parser import BytesParser
-from email.policy import default
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-import psycopg
 import pytest
 
-from certjob import database
 from certjob.database import Connection
 from certjob.errors import ConfigurationError, RecipientRefusedError, UnknownMentorError
 from certjob.mail.message import OutgoingMessage
@@ -55,252 +50,145 @@ def what(preview: Preview) -> tuple[int | None, str]:
     return preview.message.threshold_days, str(preview.sends_on)
 
 
-class TestAsItWillGoOut:
-    """What the night then sends is what was shown."""
+# What the night then sends is what was shown.
 
-    @pytest.mark.parametrize("days", [60, 30, 20, 1, 0, -1, -10])
-    @pytest.mark.parametrize("optional", [True, False])
-    def test_the_night_sends_what_was_shown(
-        self, connection: Connection, facts: Facts, *, days: int, optional: bool
-    ) -> None:
-        """Word for word, although the review, which pauses and queues, comes between the two."""
-        organisation = facts.organisation(portal=None, optional_kinds=["likeperson"] if optional else [])
-        mentor_id = facts.certified_mentor(organisation, TODAY + timedelta(days=days), locale="nn")
-        shown = previewed(connection, mentor_id)
-        channel = CollectingChannel()
 
-        night(connection, channel=channel)
+@pytest.mark.parametrize(("days", "optional"), [(60, False), (20, True), (0, False), (-1, False), (-10, True)])
+def test_the_night_sends_what_was_shown(connection: Connection, facts: Facts, *, days: int, optional: bool) -> None:
+    """Word for word, although the review, which pauses and queues, comes between the two."""
+    organisation = facts.organisation(portal=None, optional_kinds=["likeperson"] if optional else [])
+    mentor_id = facts.certified_mentor(organisation, TODAY + timedelta(days=days), locale="nn")
+    shown = previewed(connection, mentor_id)
+    channel = CollectingChannel()
 
-        sent = channel.sent[0]
-        assert (sent.subject, sent.text, sent.html, sent.to) == (
-            shown.message.subject,
-            shown.message.text,
-            shown.message.html,
-            shown.message.to,
-        )
-        assert not shown.queued
+    night(connection, channel=channel)
 
-    def test_a_queued_one_has_its_message_id(self, connection: Connection, facts: Facts) -> None:
-        """The very one, of the log row and its cycle; the domain is the sender's."""
-        mentor_id = facts.certified_mentor(facts.organisation(portal=None), IN_20_DAYS)
-        review(connection)
+    (sent,) = channel.sent
+    for part in ("subject", "text", "html", "to"):
+        assert getattr(sent, part) == getattr(shown.message, part)
+    assert not shown.queued
 
-        shown = previewed(connection, mentor_id)
 
-        assert shown.queued
-        ((log_id,),) = facts.rows("SELECT id FROM cert_notification_log")
-        assert shown.message.idempotency_key == f"reminder-{log_id}-0"
+@pytest.mark.parametrize("cancel", [True, False])
+def test_it_has_the_message_id_of_its_log_row_and_cycle(connection: Connection, facts: Facts, *, cancel: bool) -> None:
+    """Of the queued one; an extension is a new cycle, as queueing will make it, and no repeat."""
+    mentor_id = facts.certified_mentor(facts.organisation(portal=None), IN_20_DAYS)
+    channel = CollectingChannel()
+    review(connection)
+    queued = previewed(connection, mentor_id)
+    ((log_id,),) = facts.rows("SELECT id FROM cert_notification_log")
+    assert (queued.queued, queued.message.idempotency_key) == (True, f"reminder-{log_id}-0")
 
-    @pytest.mark.parametrize("cancel", [True, False])
-    def test_an_extension_is_a_new_cycle(self, connection: Connection, facts: Facts, *, cancel: bool) -> None:
-        """As queueing it will make it: another Message-ID, no repeat."""
-        mentor_id = facts.certified_mentor(facts.organisation(portal=None), IN_20_DAYS)
-        channel = CollectingChannel()
-        night(connection, channel=channel)
-        facts.connection.execute("UPDATE certificates SET expires_on = expires_on + 365")
-        if cancel:  # a typo for a while, noticed before it was sent
-            facts.connection.execute("UPDATE cert_notification_log SET status = 'cancelled', maybe_sent = true")
-        later = TODAY + timedelta(days=365)
+    night(connection, channel=channel)
+    facts.connection.execute("UPDATE certificates SET expires_on = expires_on + 365")
+    if cancel:  # a typo for a while, noticed before it was sent
+        facts.connection.execute("UPDATE cert_notification_log SET status = 'cancelled', maybe_sent = true")
+    later = TODAY + timedelta(days=365)
+    extended = previewed(connection, mentor_id, today=later)
+    night(connection, later, channel=channel)
 
-        shown = previewed(connection, mentor_id, today=later)
+    assert extended.message.idempotency_key == channel.sent[-1].idempotency_key == f"reminder-{log_id}-1"
+    assert (extended.message.repeat, channel.sent[-1].repeat) == (False, False)
 
-        night(connection, later, channel=channel)
-        ((log_id,),) = facts.rows("SELECT id FROM cert_notification_log WHERE threshold_days = 30")
-        assert shown.message.idempotency_key == f"reminder-{log_id}-1"
-        assert channel.sent[-1].idempotency_key == f"reminder-{log_id}-1"
-        assert (shown.message.repeat, channel.sent[-1].repeat) == (False, False)
 
-    @pytest.mark.parametrize("status", ["pending", "cancelled"])
-    def test_after_an_unknown_outcome_it_says_that_it_may_be_a_repeat(
-        self, connection: Connection, facts: Facts, status: str
-    ) -> None:
-        """As the message will, also when the row was cancelled meanwhile and comes back."""
-        mentor_id = facts.certified_mentor(facts.organisation(portal=None), IN_20_DAYS, locale="en")
-        review(connection)
+def test_after_an_unknown_outcome_it_says_that_it_may_be_a_repeat(connection: Connection, facts: Facts) -> None:
+    """As the message will, also when the row was cancelled meanwhile and comes back."""
+    mentor_id = facts.certified_mentor(facts.organisation(portal=None), IN_20_DAYS, locale="en")
+    review(connection)
+    for status in ("pending", "cancelled"):
         facts.connection.execute("UPDATE cert_notification_log SET maybe_sent = true, status = %s", (status,))
-
-        shown = previewed(connection, mentor_id)
-
-        assert "You may already have received this reminder" in shown.message.text
-
-    def test_another_language_on_request(self, connection: Connection, facts: Facts) -> None:
-        """Whatever the mentor's own is."""
-        mentor_id = facts.certified_mentor(facts.organisation(), IN_20_DAYS, locale="nb")
-
-        assert "Vennleg helsing" in previewed(connection, mentor_id, locale="nn").message.text
-        assert "Kind regards" in previewed(connection, mentor_id, locale="en").message.text
-
-    def test_who_is_not_yet_paused_is_on_the_day(self, connection: Connection, facts: Facts) -> None:
-        """The message after the expiry speaks of the pause that the night will have opened by then."""
-        mentor_id = facts.certified_mentor(facts.organisation(), IN_20_DAYS)
-
-        shown = previewed(connection, mentor_id, threshold_days=-1)
-
-        assert "Derfor er du på pause nå" in shown.message.text
-
-    def test_it_writes_nothing_and_needs_no_right_to(
-        self, connection: Connection, facts: Facts, database_url: str
-    ) -> None:
-        """default_transaction_read_only=on."""
-        mentor_id = facts.certified_mentor(facts.organisation(), IN_20_DAYS)
-        review(connection)
-        read_only = psycopg.conninfo.make_conninfo(database_url, options="-c default_transaction_read_only=on")
-
-        with database.connect(read_only) as own:
-            shown = previewed(own, mentor_id)
-
-        assert what(shown) == (30, str(TODAY))
+        assert "You may already have received this reminder" in previewed(connection, mentor_id).message.text
 
 
-class TestWhich:
-    """The due reminder, else the next one; the most urgent of several kinds."""
-
-    def test_the_one_that_is_due(self, connection: Connection, facts: Facts) -> None:
-        """With the days of today."""
-        shown = previewed(connection, facts.certified_mentor(facts.organisation(), IN_20_DAYS))
-
-        assert what(shown) == (30, "2026-03-10")
-        assert "om 20\u00a0dager" in shown.message.subject
-        assert shown.explanation == "the reminder that is due today, for the threshold 30"
-
-    def test_once_sent_the_next_one(self, connection: Connection, facts: Facts) -> None:
-        """With the days of its day, 14, and not of today."""
-        mentor_id = facts.certified_mentor(facts.organisation(portal=None), IN_20_DAYS)
-        night(connection, channel=CollectingChannel())
-
-        shown = previewed(connection, mentor_id)
-
-        assert what(shown) == (14, "2026-03-16")
-        assert "om 14\u00a0dager" in shown.message.subject
-        assert shown.explanation == "the next reminder, due 2026-03-16"
-
-    def test_long_before_the_first_one(self, connection: Connection, facts: Facts) -> None:
-        """Nothing is due for months."""
-        shown = previewed(connection, facts.certified_mentor(facts.organisation(), TODAY + timedelta(days=365)))
-
-        assert what(shown) == (60, "2027-01-09")
-
-    def test_a_certificate_still_to_begin_is_reminded_of_from_its_first_day_on(
-        self, connection: Connection, facts: Facts
-    ) -> None:
-        """A short one begins after its threshold's day."""
-        mentor_id = facts.mentor(facts.organisation())
-        facts.certificate(mentor_id, TODAY + timedelta(days=25), issued_on=TODAY + timedelta(days=5))
-
-        assert what(previewed(connection, mentor_id)) == (30, "2026-03-15")
-
-    def test_a_renewed_certificate_is_not_the_one(self, connection: Connection, facts: Facts) -> None:
-        """The new one's first reminder is next."""
-        mentor_id = facts.certified_mentor(facts.organisation(), IN_20_DAYS)
-        facts.certificate(mentor_id, TODAY + timedelta(days=700), issued_on=TODAY)
-
-        shown = previewed(connection, mentor_id)
-
-        assert (shown.message.threshold_days, shown.message.expires_on) == (60, TODAY + timedelta(days=700))
-
-    def test_of_several_kinds_the_most_urgent(self, connection: Connection, facts: Facts) -> None:
-        mentor_id = facts.certified_mentor(facts.organisation(), IN_20_DAYS)
-        facts.certificate(mentor_id, TODAY + timedelta(days=5), kind="kurs")
-        facts.certificate(mentor_id, TODAY + timedelta(days=50), kind="førstehjelp")
-
-        assert what(previewed(connection, mentor_id)) == (7, "2026-03-10")
-
-    @pytest.mark.parametrize(
-        ("threshold", "day", "days"),
-        [
-            (60, "2026-01-29", "om 60\u00a0dager"),
-            (30, "2026-03-10", "om 20\u00a0dager"),
-            (7, "2026-03-23", "om 7\u00a0dager"),
-        ],
-    )
-    def test_any_threshold_as_on_its_day(
-        self, connection: Connection, facts: Facts, threshold: int, day: str, days: str
-    ) -> None:
-        """Past, due, to come; the one that is due today counts from today."""
-        mentor_id = facts.certified_mentor(facts.organisation(), IN_20_DAYS)
-
-        shown = previewed(connection, mentor_id, threshold_days=threshold)
-
-        assert what(shown) == (threshold, day)
-        assert days in shown.message.subject
-
-    def test_a_threshold_is_shown_of_the_certificate_that_counts_now(
-        self, connection: Connection, facts: Facts
-    ) -> None:
-        """Not of those of years ago."""
-        mentor_id = facts.mentor(facts.organisation())
-        facts.certificate(mentor_id, TODAY - timedelta(days=400), issued_on=TODAY - timedelta(days=800))
-        facts.certificate(mentor_id, TODAY + timedelta(days=10), issued_on=TODAY - timedelta(days=300))
-
-        assert what(previewed(connection, mentor_id, threshold_days=60)) == (60, "2026-01-19")
-
-    def test_it_says_what_has_become_of_it(self, connection: Connection, facts: Facts) -> None:
-        """Sent, or refused, or without an address."""
-        organisation = facts.organisation(portal=None)
-        sent = facts.certified_mentor(organisation, IN_20_DAYS)
-        night(connection, channel=CollectingChannel())
-        refused = facts.certified_mentor(organisation, IN_20_DAYS)
-
-        def refuse(_message: OutgoingMessage) -> None:
-            text = "the mail server refused the recipient (550 gone)"
-            raise RecipientRefusedError(text)
-
-        night(connection, channel=CollectingChannel(on_send=refuse))
-        homeless = facts.certified_mentor(organisation, IN_20_DAYS, email=None)
-
-        assert "it has been sent" in previewed(connection, sent, threshold_days=30).explanation
-        assert "could not be delivered: the mail server refused" in previewed(connection, refused).explanation
-        assert "no e-mail address" in previewed(connection, homeless).explanation
+# Which one: the due reminder, else the next one; the most urgent of several kinds.
 
 
-class TestNothingToShow:
-    """A line that says why, and exit 2: what was asked for is not there."""
+def test_the_one_that_is_due_and_once_sent_the_next_one(connection: Connection, facts: Facts) -> None:
+    """With the days of its day; in another language on request, whatever the mentor's own is; any threshold as then."""
+    mentor_id = facts.certified_mentor(facts.organisation(portal=None), IN_20_DAYS)
+    due = previewed(connection, mentor_id)
+    assert what(due) == (30, "2026-03-10")
+    assert "om 20\u00a0dager" in due.message.subject
+    assert due.explanation == "the reminder that is due today, for the threshold 30"
+    assert "Kind regards" in previewed(connection, mentor_id, locale="en").message.text
 
-    def test_no_certificate(self, connection: Connection, facts: Facts) -> None:
-        mentor_id = facts.mentor(facts.organisation(), member_no="M1042")
+    night(connection, channel=CollectingChannel())
 
-        assert refusal(connection, mentor_id) == "M1042 of hlf has no certificate, and so nothing to be reminded of"
+    shown = previewed(connection, mentor_id)
+    assert what(shown) == (14, "2026-03-16")
+    assert "om 14\u00a0dager" in shown.message.subject
+    assert shown.explanation == "the next reminder, due 2026-03-16"
+    for threshold, day, days in (
+        (60, "2026-01-29", "om 60\u00a0dager"),
+        (30, "2026-03-10", "om 20\u00a0dager"),
+        (7, "2026-03-23", "om 7\u00a0dager"),
+    ):
+        past = previewed(connection, mentor_id, threshold_days=threshold)
+        assert what(past) == (threshold, day)
+        assert days in past.message.subject
+    # The message after the expiry speaks of the pause that the night will have opened by then.
+    assert "Derfor er du på pause nå" in previewed(connection, mentor_id, threshold_days=-1).message.text
 
-    def test_left(self, connection: Connection, facts: Facts) -> None:
-        left_at = datetime(2026, 1, 1, tzinfo=UTC)
-        mentor_id = facts.certified_mentor(facts.organisation(), IN_20_DAYS, left_at=left_at)
 
-        assert "has left" in refusal(connection, mentor_id)
+def test_of_several_certificates_the_one_that_counts(connection: Connection, facts: Facts) -> None:
+    """The most urgent kind; one still to begin from its first day on; not one that is renewed, or of years ago."""
+    organisation = facts.organisation()
+    several = facts.certified_mentor(organisation, IN_20_DAYS)
+    facts.certificate(several, TODAY + timedelta(days=5), kind="kurs")
+    facts.certificate(several, TODAY + timedelta(days=50), kind="førstehjelp")
+    to_begin = facts.mentor(organisation)
+    facts.certificate(to_begin, TODAY + timedelta(days=25), issued_on=TODAY + timedelta(days=5))
+    renewed = facts.certified_mentor(organisation, IN_20_DAYS)
+    facts.certificate(renewed, TODAY + timedelta(days=700), issued_on=TODAY)
+    again = facts.mentor(organisation)
+    facts.certificate(again, TODAY - timedelta(days=400), issued_on=TODAY - timedelta(days=800))
+    facts.certificate(again, TODAY + timedelta(days=10), issued_on=TODAY - timedelta(days=300))
 
-    def test_an_organisation_that_reminds_nobody(self, connection: Connection, facts: Facts) -> None:
-        mentor_id = facts.certified_mentor(facts.organisation(thresholds=[]), IN_20_DAYS)
+    assert what(previewed(connection, several)) == (7, "2026-03-10")
+    assert what(previewed(connection, to_begin)) == (30, "2026-03-15")
+    assert previewed(connection, renewed).message.expires_on == TODAY + timedelta(days=700)
+    assert what(previewed(connection, again, threshold_days=60)) == (60, "2026-01-19")
 
-        assert "hlf reminds nobody; `certjob organisation set hlf --thresholds" in refusal(connection, mentor_id)
 
-    def test_a_threshold_that_is_none(self, connection: Connection, facts: Facts) -> None:
-        mentor_id = facts.certified_mentor(facts.organisation(thresholds=[30, -1]), IN_20_DAYS)
+def test_it_says_what_has_become_of_it(connection: Connection, facts: Facts) -> None:
+    """Sent, or refused, or without an address."""
+    organisation = facts.organisation(portal=None)
+    sent = facts.certified_mentor(organisation, IN_20_DAYS)
+    night(connection, channel=CollectingChannel())
+    refused = facts.certified_mentor(organisation, IN_20_DAYS)
 
-        assert refusal(connection, mentor_id, threshold_days=7) == "--threshold 7 is none of hlf's, which are 30,-1"
+    def refuse(_message: OutgoingMessage) -> None:
+        text = "the mail server refused the recipient (550 gone)"
+        raise RecipientRefusedError(text)
 
-    def test_everything_is_over(self, connection: Connection, facts: Facts) -> None:
-        """A certificate of long ago; its last notice can still be looked at."""
-        mentor_id = facts.certified_mentor(facts.organisation(), TODAY - timedelta(days=400))
+    night(connection, channel=CollectingChannel(on_send=refuse))
+    homeless = facts.certified_mentor(organisation, IN_20_DAYS, email=None)
 
-        assert "no upcoming reminder; use --threshold" in refusal(connection, mentor_id)
-        assert "its day was 2025-02-04" in previewed(connection, mentor_id, threshold_days=-1).explanation
+    assert "it has been sent" in previewed(connection, sent, threshold_days=30).explanation
+    assert "could not be delivered: the mail server refused" in previewed(connection, refused).explanation
+    assert "no e-mail address" in previewed(connection, homeless).explanation
 
-    def test_only_revoked(self, connection: Connection, facts: Facts) -> None:
-        mentor_id = facts.mentor(facts.organisation())
-        facts.certificate(mentor_id, IN_20_DAYS, revoked_at=datetime(2026, 1, 1, tzinfo=UTC))
 
-        assert "no upcoming reminder" in refusal(connection, mentor_id)
-        assert "renewed or revoked" in refusal(connection, mentor_id, threshold_days=30)
-
-    def test_a_certificate_for_ever(self, connection: Connection, facts: Facts) -> None:
-        """Days past the calendar's end are no days; its first reminder is in eight thousand years."""
-        mentor_id = facts.certified_mentor(facts.organisation(), datetime(9999, 12, 31, tzinfo=UTC).date())
-
-        assert what(previewed(connection, mentor_id)) == (60, "9999-11-01")
-        assert "no reminder for the threshold -1" in refusal(connection, mentor_id, threshold_days=-1)
-
-    def test_a_mentor_deleted_meanwhile(self, connection: Connection) -> None:
-        with pytest.raises(UnknownMentorError):
-            previewed(connection, NOBODY)
+def test_where_there_is_nothing_to_show_it_says_why(connection: Connection, facts: Facts) -> None:
+    """A line, and exit 2: what was asked for is not there."""
+    hlf = facts.organisation()
+    bare = facts.mentor(hlf, member_no="M1042")
+    assert refusal(connection, bare) == "M1042 of hlf has no certificate, and so nothing to be reminded of"
+    left = facts.certified_mentor(hlf, IN_20_DAYS, left_at=datetime(2026, 1, 1, tzinfo=UTC))
+    assert "has left" in refusal(connection, left)
+    quiet = facts.certified_mentor(facts.organisation("nhf", thresholds=[]), IN_20_DAYS)
+    assert "nhf reminds nobody; `certjob organisation set nhf --thresholds" in refusal(connection, quiet)
+    over = facts.certified_mentor(hlf, TODAY - timedelta(days=400))
+    assert "no upcoming reminder; use --threshold" in refusal(connection, over)
+    assert "its day was 2025-02-04" in previewed(connection, over, threshold_days=-1).explanation
+    facts.certificate(bare, IN_20_DAYS, revoked_at=datetime(2026, 1, 1, tzinfo=UTC))
+    assert "no upcoming reminder" in refusal(connection, bare)
+    assert "renewed or revoked" in refusal(connection, bare, threshold_days=30)
+    for_ever = facts.certified_mentor(hlf, date.max)  # days past the calendar's end are no days
+    assert what(previewed(connection, for_ever)) == (60, "9999-11-01")
+    assert "no reminder for the threshold -1" in refusal(connection, for_ever, threshold_days=-1)
+    with pytest.raises(UnknownMentorError):  # deleted meanwhile
+        previewed(connection, NOBODY)
 
 
 def test_a_copy_cannot_be_taken_for_the_reminder(connection: Connection, facts: Facts) -> None:
@@ -314,15 +202,13 @@ def test_a_copy_cannot_be_taken_for_the_reminder(connection: Connection, facts: 
     send_copy(shown, channel, to="me@example.org")
 
     first, second = channel.sent
-    assert first.to == "me@example.org"
+    assert (first.to, first.kind, first.mentor_id) == ("me@example.org", "preview", NOBODY)
     assert first.subject == f"[førehandsvising] {shown.message.subject}"
     assert (first.text, first.html) == (shown.message.text, shown.message.html)
-    assert (first.kind, first.mentor_id) == ("preview", NOBODY)
-    identities = {m.idempotency_key for m in (first, second, shown.message)}
-    assert len(identities) == len({m.idempotency_key for m in (first, second, shown.message)}) == 3
+    assert len({m.idempotency_key for m in (first, second, shown.message)}) == 3
 
 
-# The installed command
+# The installed command.
 
 
 @pytest.fixture
@@ -338,89 +224,75 @@ def mentor(facts: Facts) -> Iterator[str]:
 
 
 def test_the_command_prints_the_message(certjob: Certjob, mentor: str) -> None:
-    """Headers, an empty line, the text part; which one it is goes to stderr."""
+    """Headers, an empty line, the text part; which one it is goes to stderr, as JSON if the log is."""
     result = certjob("preview", mentor, CERTJOB_MAIL_FROM="HLF Øst <post@hlf.example>")
+    logged = json.loads(certjob("preview", mentor, CERTJOB_LOG_FORMAT="json").stderr)
 
-    assert result.returncode == 0, result
-    assert_one_line(result, "the reminder that is due today, for the threshold 30", code=0, command="certjob preview")
+    said = "the reminder that is due today, for the threshold 30"
+    assert_one_line(result, said, code=0, command="certjob preview")
+    assert (logged["level"], logged["event"], logged["command"]) == ("info", "note", "certjob preview")
+    assert logged["message"] == said
     head, _, body = result.stdout.partition("\n\n")
-    assert head.splitlines()[0] == "From: HLF Øst <post@hlf.example>"
-    assert head.splitlines()[1] == "To: m1042@example.org"
-    assert head.splitlines()[2].startswith("Subject: Your certificate expires in 20 days, on ")
-    assert head.splitlines()[3] == "Message-ID: (given when the reminder is queued)"
-    assert head.splitlines()[4:] == ["Reply-To: kontakt@hlf.example"]
+    sender, to, subject, message_id, reply_to = head.splitlines()
+    assert (sender, to) == ("From: HLF Øst <post@hlf.example>", "To: m1042@example.org")
+    assert subject.startswith("Subject: Your certificate expires in 20 days, on ")
+    assert message_id == "Message-ID: (given when the reminder is queued)"
+    assert reply_to == "Reply-To: kontakt@hlf.example"
     assert body.startswith(
         "Hello Kari Nordmann,\n\nThis is a reminder from HLF. Your certificate “likeperson” expires on "
     )
     assert body.endswith("\nKind regards\nHLF\n")
 
 
-def test_the_headers_are_those_of_the_mail(certjob: Certjob, mentor: str, tmp_path: Path) -> None:
-    """Each that is printed, but for those that a copy has of its own."""
+def test_a_copy_has_the_headers_that_were_printed(certjob: Certjob, mentor: str, tmp_path: Path) -> None:
+    """In a Maildir, and nowhere else: stdout is empty, the database as it was."""
     folder = {"CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'mail'}", "CERTJOB_MAIL_FROM": "HLF <post@hlf.example>"}
 
     head = certjob("preview", mentor, **folder).stdout.partition("\n\n")[0]
-    document = json.loads(certjob("preview", mentor, "--json", **folder).stdout)
-    certjob("preview", mentor, "--send-to", "me@example.org", **folder)
+    result = certjob("preview", mentor, "--send-to", "me@example.org", **folder)
 
+    assert (result.returncode, result.stdout) == (0, ""), result
     (message,) = mailbox.Maildir(tmp_path / "mail")
     printed = dict(line.split(": ", 1) for line in head.splitlines())
-    assert {name: message[name] for name in ("From", "Reply-To")} == {
-        name: printed[name] for name in ("From", "Reply-To")
-    }
-    assert document["reply_to"] == printed["Reply-To"] == "kontakt@hlf.example"
+    assert [message[name] for name in ("From", "Reply-To")] == [printed[name] for name in ("From", "Reply-To")]
+    assert message["To"] == "me@example.org"
+    subject = str(make_header(decode_header(message["Subject"])))
+    assert subject.startswith("[preview] Your certificate expires in 20\u00a0days")
+    assert "certjob-preview-" in message["Message-ID"]
 
 
-def test_what_it_says_beside_the_message_is_json_if_the_log_is(certjob: Certjob, mentor: str) -> None:
-    """CERTJOB_LOG_FORMAT=json: each line on stderr is one object, this one too; no level holds it back."""
-    result = certjob("preview", mentor, CERTJOB_LOG_FORMAT="json")
-
-    line = json.loads(result.stderr)
-    assert (result.returncode, line["level"], line["event"], line["command"]) == (0, "info", "note", "certjob preview")
-    assert line["message"] == "the reminder that is due today, for the threshold 30"
-
-
-def test_the_command_prints_the_page_alone(certjob: Certjob, mentor: str) -> None:
-    """--html > file, in another language and for another day."""
-    result = certjob("preview", mentor, "--html", "--locale", "nn", "--threshold", "-1")
-
-    assert result.returncode == 0
-    assert re.fullmatch(r"certjob preview: the reminder for the threshold -1, due \S+\n", result.stderr)
-    assert result.stdout.startswith('<!doctype html>\n<html lang="nn">')
-    assert result.stdout.endswith("</html>\n")
-    assert "gjekk ut" in result.stdout
-
-
-def test_the_command_prints_one_document(certjob: Certjob, mentor: str) -> None:
-    """--json, with both parts."""
+def test_the_command_prints_the_page_alone_or_one_document(certjob: Certjob, mentor: str) -> None:
+    """--html > file, in another language and for another day; --json, with both parts."""
+    page = certjob("preview", mentor, "--html", "--locale", "nn", "--threshold", "-1")
     result = certjob("preview", mentor, "--json", "--organisation", "hlf")
 
+    assert page.returncode == 0
+    assert re.fullmatch(r"certjob preview: the reminder for the threshold -1, due \S+\n", page.stderr)
+    assert page.stdout.startswith('<!doctype html>\n<html lang="nn">')
+    assert page.stdout.endswith("</html>\n")
+    assert "gjekk ut" in page.stdout
     document = json.loads(result.stdout)
     assert (result.returncode, result.stderr, document["outcome"]) == (0, "", "ok")
     assert (document["to"], document["threshold_days"], document["locale"]) == ("m1042@example.org", 30, "en")
+    assert document["reply_to"] == "kontakt@hlf.example"
     assert document["html"].startswith("<!doctype html>")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "phrase"),
-    [
+def test_the_command_says_in_a_line_what_is_not_there(certjob: Certjob, mentor: str) -> None:
+    """Exit 2, and nothing on stdout."""
+    del mentor
+    for arguments, phrase in (
         (["nobody"], "no mentor 'nobody'; give an id, a member number, an e-mail address or part of a name"),
         (["M1042", "--threshold", "31"], "--threshold 31 is none of hlf's, which are 60,30,14,7,1,-1"),
         (["M1042", "--locale", "se"], "'--locale': 'se' is not one of 'nb', 'nn', 'en'"),
         (["M1042", "--html", "--send-to", "me@example.org"], "leave out --json and --send-to"),
         (["M1042", "--send-to", "me"], "'--send-to': the address is no address that mail can be sent to"),
-    ],
-)
-def test_the_command_says_in_a_line_what_is_not_there(
-    certjob: Certjob, mentor: str, arguments: list[str], phrase: str
-) -> None:
-    """Exit 2, and nothing on stdout."""
-    del mentor
+        (["M1042", "--send-to", "me@example.org"], "CERTJOB_NOTIFY_URL is not set"),
+    ):
+        result = certjob("preview", *arguments)
 
-    result = certjob("preview", *arguments)
-
-    assert result.stdout == ""
-    assert_one_line(result, phrase, code=2, command="certjob preview")
+        assert result.stdout == ""
+        assert_one_line(result, phrase, code=2, command="certjob preview")
 
 
 def test_no_order_to_the_terminal_comes_out_of_a_template(certjob: Certjob, mentor: str, tmp_path: Path) -> None:
@@ -429,76 +301,30 @@ def test_no_order_to_the_terminal_comes_out_of_a_template(certjob: Certjob, ment
 
     result = certjob("preview", mentor, CERTJOB_TEMPLATES_DIR=str(tmp_path))
 
-    assert result.returncode == 0, result
     assert "\x1b" not in result.stdout
     assert "red Kari Nordmann" in result.stdout
 
 
-def test_a_copy_goes_into_a_maildir(certjob: Certjob, mentor: str, tmp_path: Path) -> None:
-    """And nowhere else: stdout is empty, the database as it was."""
-    result = certjob(
-        "preview", mentor, "--send-to", "me@example.org", CERTJOB_NOTIFY_URL=f"maildir:{tmp_path / 'mail'}"
-    )
-
-    assert (result.returncode, result.stdout) == (0, ""), result
-    (message,) = mailbox.Maildir(tmp_path / "mail")
-    subject = str(make_header(decode_header(message["Subject"])))
-    assert message["To"] == "me@example.org"
-    assert subject.startswith("[preview] Your certificate expires in 20\u00a0days")
-    assert "certjob-preview-" in message["Message-ID"]
-
-
 def test_a_copy_goes_through_the_mail_server(certjob: Certjob, mentor: str) -> None:
-    """Over SMTP to that address only, with both parts."""
+    """To that address only, with both parts; a server that does not take it is exit 3, its words are in the line."""
     box = Mailbox()
-    with real_server(box) as server:
-        result = certjob(
-            "preview",
-            mentor,
-            "--send-to",
-            "me@example.org",
-            "--json",
-            CERTJOB_NOTIFY_URL=f"smtp://{HOST}:{server.port}",
-            CERTJOB_MAIL_FROM="post@hlf.example",
-        )
+    copy = ["preview", mentor, "--send-to", "me@example.org"]
 
-    assert result.returncode == 0, result
-    assert json.loads(result.stdout)["sent_to"] == "me@example.org"
+    def smtp(port: int) -> dict[str, str]:
+        return {"CERTJOB_NOTIFY_URL": f"smtp://{HOST}:{port}", "CERTJOB_MAIL_FROM": "post@hlf.example"}
+
+    with real_server(box) as server:
+        result = certjob(*copy, "--json", **smtp(server.port))
+    assert (result.returncode, json.loads(result.stdout)["sent_to"]) == (0, "me@example.org"), result
     (envelope,) = box.envelopes
     assert envelope.rcpt_tos == ["me@example.org"]
-    message = BytesParser(EmailMessage, policy=default).parsebytes(envelope.content)
-    parts = [part.get_content() for kind in ("plain", "html") if (part := message.get_body((kind,)))]
-    assert "Hello Kari Nordmann," in parts[0]
-    assert "<p>Hello Kari Nordmann,</p>" in parts[1]
-
-
-@pytest.mark.parametrize(
-    ("answers", "phrase"),
-    [
+    assert b"Hello Kari Nordmann," in envelope.content
+    assert b"<p>Hello Kari Nordmann,</p>" in envelope.content
+    for answers, phrase in (
         ({"RCPT": b"550 no such user"}, "refused the recipient (550 no such user)"),
         ({"MAIL": b"550 not you"}, "refused the sender"),
         ({"END": b"451 later"}, "put the message off (451 later)"),
-    ],
-)
-def test_a_server_that_does_not_take_it_is_exit_3(
-    certjob: Certjob, mentor: str, answers: dict[str, bytes], phrase: str
-) -> None:
-    """Done, but somebody has to look; the server's words are in the line."""
-    with scripted_server(answers) as server:
-        result = certjob(
-            "preview",
-            mentor,
-            "--send-to",
-            "me@example.org",
-            CERTJOB_NOTIFY_URL=f"smtp://{HOST}:{server.port}",
-            CERTJOB_MAIL_FROM="post@hlf.example",
-        )
-
-    assert_one_line(result, "not sent: ", phrase, code=3, command="certjob preview")
-
-
-def test_a_copy_needs_a_way_out(certjob: Certjob, mentor: str) -> None:
-    """Exit 2, naming the variable."""
-    result = certjob("preview", mentor, "--send-to", "me@example.org")
-
-    assert_one_line(result, "CERTJOB_NOTIFY_URL is not set", code=2, command="certjob preview")
+    ):
+        with scripted_server(answers) as scripted:
+            refused = certjob(*copy, **smtp(scripted.port))
+        assert_one_line(refused, "not sent: ", phrase, code=3, command="certjob preview")
