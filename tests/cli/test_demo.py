@@ -1,6 +1,5 @@
 """The demo as a newcomer meets it: it tells a true story, takes less than a minute and leaves nothing behind."""
 
-import os
 import re
 import signal
 import subprocess
@@ -18,9 +17,11 @@ from certjob.cli.demo import show
 from certjob.cli.demo.portal import DemoPortal
 from certjob.cli.demo.scenes import ZONE
 from certjob.cli.terminal.output import Output
+from certjob.database import embedded
 from certjob.errors import ConfigurationError, PermanentPortalError, PortalStageError, TransientPortalError
 from certjob.stopping import StopFlag
 from tests.conftest import installed_command
+from tests.support.command_line import started
 from tests.support.docs import read_all_examples
 from tests.support.own_server import data_parent
 from tests.support.portal_client import PortalClient
@@ -39,15 +40,7 @@ def temporary_folder() -> Iterator[Path]:
 
 def is_anybody_at(folder: Path) -> bool:
     """Whether a running program was told of this folder."""
-    if Path("/proc/self/cmdline").exists():
-        commands = []
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                commands.append(path.read_bytes())
-            except OSError:  # it has just ended
-                continue
-        return any(os.fsencode(folder) in command for command in commands)
-    listed = subprocess.run(["ps", "-axo", "args"], capture_output=True, text=True, check=True)
+    listed = subprocess.run(["ps", "-axwwo", "args"], capture_output=True, text=True, check=True)
     return str(folder) in listed.stdout
 
 
@@ -106,46 +99,40 @@ def test_ctrl_c_ends_it_with_a_line_and_leaves_nothing_behind(
     bare_environment: dict[str, str], temporary_folder: Path
 ) -> None:
     """In the middle of the story."""
-    process = subprocess.Popen(
-        [str(installed_command()), "demo"],
-        env=bare_environment | {"TMPDIR": str(temporary_folder), "PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=temporary_folder,
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("== Night 2"):
-            break
+    environment = bare_environment | {"TMPDIR": str(temporary_folder), "PYTHONUNBUFFERED": "1"}
+    program = [str(installed_command())]
+    with started("demo", environment=environment, folder=temporary_folder, program=program) as child:
+        child.wait_for_output("== Night 1")
+        result = child.stop_within(20, signal.SIGINT)
 
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
-
-    assert process.returncode == 1
-    assert errors.startswith("certjob demo: stopped by SIGINT; the throw-away database")
-    assert len(errors.splitlines()) == 1
+    assert result.returncode == 1
+    assert result.stderr.startswith("certjob demo: stopped by SIGINT; the throw-away database")
+    assert len(result.stderr.splitlines()) == 1
     assert not list(temporary_folder.iterdir())
     assert not is_anybody_at(temporary_folder)
 
 
-def test_what_it_says_to_try_next_works(bare_environment: dict[str, str], temporary_folder: Path) -> None:
-    """Each line, typed into a shell in an empty folder, on the embedded database."""
+def test_what_it_says_to_try_next_works(
+    bare_environment: dict[str, str], temporary_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each line, typed into a shell in an empty folder, on the embedded database, which runs on between them."""
     environment = bare_environment | {
         "PATH": f"{installed_command().parent}:{bare_environment['PATH']}",
         "XDG_DATA_HOME": str(temporary_folder / "data"),
     }
     steps = "\n".join(show.first_steps(datetime.now(ZONE).date()))
 
-    typed = subprocess.run(
-        ["sh", "-euc", steps],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=temporary_folder,
-        check=False,
-    )
+    monkeypatch.setenv("XDG_DATA_HOME", environment["XDG_DATA_HOME"])
+    with embedded.server(embedded.data_directory()):
+        typed = subprocess.run(
+            ["sh", "-euc", steps],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            cwd=temporary_folder,
+            check=False,
+        )
 
     assert (typed.returncode, typed.stderr) == (0, "")
     assert "example 1001: certificates: expiring; reminder: 30 days before" in typed.stdout
@@ -166,66 +153,27 @@ def test_without_the_embedded_extra_it_says_how_to_install_it(
     assert not list(temporary_folder.iterdir())
 
 
-class TestStandIn:
-    """It speaks the contract of the Edge Function, so certjob's own client can judge its answers."""
+def test_the_stand_in_speaks_the_contract_of_the_edge_function() -> None:
+    """So certjob's own client can judge its answers: cold start, throttling, outage, unknown contact, wrong key."""
+    with DemoPortal([CONTACT], cold_start_seconds=0.3) as portal, PortalClient(portal.url, portal.key) as client:
 
-    @pytest.fixture
-    def portal(self) -> Iterator[DemoPortal]:
-        with DemoPortal([CONTACT], cold_start_seconds=0) as portal:
-            yield portal
+        def push(contact: UUID = CONTACT) -> None:
+            client.update_portal_visibility(contact, visible=False, idempotency_key="1-1")
 
-    @pytest.fixture
-    def client(self, portal: DemoPortal) -> Iterator[PortalClient]:
-        with PortalClient(portal.url, portal.key, deadline_seconds=10) as client:
-            yield client
-
-    def test_a_push_changes_what_the_portal_shows(self, portal: DemoPortal, client: PortalClient) -> None:
-        """Every contact is visible before."""
-        client.update_portal_visibility(CONTACT, visible=False, idempotency_key="1-1")
-
-        assert portal.visible == {CONTACT: False}
-
-    def test_the_first_push_of_a_night_waits_for_the_cold_start(self) -> None:
-        """The second one does not."""
-        with (
-            DemoPortal([CONTACT], cold_start_seconds=1.0) as portal,
-            PortalClient(portal.url, portal.key) as client,
-        ):
-            began_at = time.monotonic()
-            client.update_portal_visibility(CONTACT, visible=False, idempotency_key="1-1")
-            first_seconds = time.monotonic() - began_at
-            client.update_portal_visibility(CONTACT, visible=True, idempotency_key="2-1")
-            second_seconds = time.monotonic() - began_at - first_seconds
-
-        assert first_seconds >= 1.0
-        assert second_seconds < first_seconds
-
-    def test_throttling_asks_to_wait(self, portal: DemoPortal, client: PortalClient) -> None:
-        """429 with Retry-After, for the push that was chosen."""
         portal.fall_asleep(throttled_push=1)
-
         with pytest.raises(TransientPortalError, match="429 throttled") as caught:
-            client.update_portal_visibility(CONTACT, visible=False, idempotency_key="1-1")
-        client.update_portal_visibility(CONTACT, visible=False, idempotency_key="1-1")
-
+            push()
         assert caught.value.retry_after_seconds == 1
-        assert portal.answers == {429: 1, 200: 1}
-
-    def test_an_outage_changes_nothing(self, portal: DemoPortal, client: PortalClient) -> None:
-        """502, until the switch is turned back."""
         portal.is_down = True
-
         with pytest.raises(TransientPortalError, match="502 dynamics_unavailable"):
-            client.update_portal_visibility(CONTACT, visible=False, idempotency_key="1-1")
-
+            push()
         assert portal.visible == {CONTACT: True}
-
-    def test_an_unknown_contact_is_this_mentors_problem(self, client: PortalClient) -> None:
-        """404 with the envelope."""
+        portal.is_down = False
+        push()
+        assert portal.visible == {CONTACT: False}
+        assert portal.answers == {429: 1, 502: 1, 200: 1}
+        assert portal.slowest_seconds >= 0.3
         with pytest.raises(PermanentPortalError, match="404 contact_not_found"):
-            client.update_portal_visibility(uuid4(), visible=False, idempotency_key="1-1")
-
-    def test_a_wrong_key_is_everybodys_problem(self, portal: DemoPortal) -> None:
-        """401 before anything else is looked at."""
-        with PortalClient(portal.url, "wrong") as client, pytest.raises(PortalStageError, match="401"):
-            client.update_portal_visibility(CONTACT, visible=False, idempotency_key="1-1")
+            push(uuid4())
+        with PortalClient(portal.url, "wrong") as stranger, pytest.raises(PortalStageError, match="401"):
+            stranger.update_portal_visibility(CONTACT, visible=False, idempotency_key="1-1")
