@@ -19,8 +19,8 @@ from tests.support import portal_answers
 from tests.support.command_line import without_escapes
 from tests.support.facts import TODAY, Facts
 from tests.support.intents import claim, make_due, review
-from tests.support.nights import delivery, night
-from tests.support.portal_answers import error, html
+from tests.support.nights import night
+from tests.support.portal_answers import error
 from tests.support.portal_server import PortalServer
 from tests.support.terminals import HOSTILE, assert_in_order, flat, terminal
 
@@ -344,28 +344,12 @@ AUTOMATICALLY = "nothing; certjob tries again automatically"
         (
             error(404, "contact_not_found"),
             "The portal has no contact with this ID.",
-            "correct the contact ID in the app, then `certjob resync M1001 --organisation hlf`.",
+            "correct the contact ID in the app",
         ),
-        (
-            error(422, "dynamics_rejected", message="a plug-in says no"),
-            "Dynamics refused to change this contact.",
-            "check the contact ID in the app and the contact in Dynamics; once that is fixed, `certjob resync M1001 "
-            "--organisation hlf`.",
-        ),
-        (
-            error(503, "token_unavailable"),
-            "The portal did not answer or could not make the change.",
-            f"{AUTOMATICALLY} ",
-        ),
-        (
-            error(429, "throttled", retry_after="7200"),
-            "The portal was down or overloaded, and certjob stopped before it came to this.",
-            f"{AUTOMATICALLY} ",
-        ),
+        (error(503, "token_unavailable"), "The portal did not answer or could not make the change.", AUTOMATICALLY),
+        (error(429, "throttled", retry_after="7200"), "certjob stopped before it came to this.", AUTOMATICALLY),
         (error(401, "unauthorized"), "certjob cannot update the portal for anyone", ASK_THE_OPERATOR),
-        (html(404), "certjob cannot update the portal for anyone", ASK_THE_OPERATOR),
     ],
-    ids=["unknown", "rejected", "down", "throttled", "key", "no_function"],
 )
 def test_what_the_portal_answered_in_plain_words(
     connection: Connection, facts: Facts, behaviour: portal_answers.Behaviour, why: str, what_to_do: str
@@ -381,40 +365,6 @@ def test_what_the_portal_answered_in_plain_words(
     assert why in text
     assert f"What to do: {what_to_do}" in text
     assert "the portal answered" in text or "the portal asked to wait" in text
-
-
-def test_a_portal_that_is_down_for_all(connection: Connection, facts: Facts) -> None:
-    """Five were tried, the others were not reached; both are tried again."""
-    organisation = facts.organisation()
-    for _ in range(8):
-        facts.certified_mentor(organisation, LONG_AGO)
-    with PortalServer() as portal:
-        portal.then(*[error(502, "dynamics_unavailable")] * 15)
-        night(connection, portal=portal)
-
-    text = flat(page(connection, now=datetime.now(UTC)))
-
-    assert "The portal did not answer or could not make the change. (5 mentors)" in text
-    assert "certjob stopped before it came to this. (3 mentors)" in text
-    assert text.count(AUTOMATICALLY) == 2
-    assert "5 pushes in a row failed (last: the portal answered 502 dynamics_unavailable" in text
-
-
-def test_time_that_ran_out_heals_by_itself_and_a_missing_address_does_not(connection: Connection, facts: Facts) -> None:
-    """Nobody has to be told; of an address of the portal that is not set the operator has."""
-    facts.certified_mentor(facts.organisation(), LONG_AGO)
-    night(connection)
-    unset = flat(page(connection))
-    make_due(facts)
-    with PortalServer() as portal:
-        night(connection, ways_out=delivery(portal=portal, deadline_seconds=0))
-
-    text = flat(page(connection, now=datetime.now(UTC) + timedelta(minutes=1)))
-
-    assert ASK_THE_OPERATOR in unset
-    assert "CERTJOB_PORTAL_URL is not set" in unset
-    assert "certjob ran out of time before it came to this." in text
-    assert "nothing; certjob goes on automatically when `certjob deliver` runs next" in text
 
 
 def test_a_missing_contact_id_is_to_be_added(connection: Connection, facts: Facts) -> None:
@@ -453,17 +403,6 @@ def test_a_contact_id_that_was_corrected_is_not_asked_for_again(connection: Conn
     assert "The last try failed. It was reopened since then" in reviewed
     assert "What to do: nothing; certjob does it automatically when `certjob deliver` runs next" in reviewed
     assert delivered == f"{NOTHING}\n"
-
-
-def test_who_was_never_tried_may_be_pushed_now(connection: Connection, facts: Facts) -> None:
-    """The background job does not run, or cannot keep up."""
-    alert(facts, facts.organisation(), error=None, calls=0)
-
-    text = flat(page(connection))
-
-    assert "Not tried yet" in text
-    assert "What to do: `certjob resync M1001 --organisation hlf` does it now. Tell the operator that" in text
-    assert "Noted" not in text
 
 
 def test_a_push_in_flight_is_left_alone(connection: Connection, facts: Facts) -> None:
@@ -564,14 +503,6 @@ def test_off_a_terminal_each_alert_is_one_line_with_everything(
         "Reminder not delivered: Ola Nordmann (M1005 of hlf), certificate until 2 December 2026: no address; what to "
         "do: add the mentor's address in the app; certjob sends the reminder after that automatically",
     ]
-
-
-def test_nothing_is_said_on_a_terminal_only(connection: Connection, capsys: pytest.CaptureFixture[str]) -> None:
-    """A person wants an answer, a pipe wants lines."""
-    show_alerts(Output(quiet=False), read_alerts(connection, today=TODAY), zone=OSLO, now=MORNING)
-
-    assert capsys.readouterr().out == ""
-    assert page(connection) == "All clear: nothing needs attention.\n"
 
 
 def test_the_details_are_those_of_the_view_in_its_order(connection: Connection, facts: Facts) -> None:
