@@ -52,6 +52,15 @@ def _beginning(text: str) -> str:
     return text[:end] + "…"
 
 
+def foreign_line(text: str, *, secrets: Iterable[str] = (), longest: int = 300) -> str:
+    """Return somebody else's text fit for a log: one line, not longer, without these secrets, without addresses."""
+    for secret in sorted(filter(None, secrets), key=len, reverse=True):
+        text = text.replace(secret, "<secret>")
+    text = "".join(character if character.isprintable() else " " for character in without_addresses(text))
+    shown = " ".join(text.split())
+    return shown if len(shown) <= longest else f"{shown[: longest - 1]}…"
+
+
 def one_line(text: str | None) -> str:
     """Return the text in one line without characters that could break a header or turn the text around."""
     return " ".join(_UNPRINTABLE.sub(" ", text or "").split())

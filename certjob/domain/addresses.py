@@ -51,7 +51,7 @@ def parse_address(text: str) -> MailAddress:
         or not _DOMAIN.fullmatch(domain)
         or len(address.specification.encode()) > MAX_ADDRESS_OCTETS
     ):
-        message = "is no address that mail can be sent to"
+        message = "is not an address that mail can be sent to"
         raise ValueError(message)
     return address
 

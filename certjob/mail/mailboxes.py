@@ -51,7 +51,7 @@ def read_file(file: BinaryIO, *, limit: int) -> Iterator[Mail]:
 def _read_maildir(folder: Path, *, limit: int) -> Iterator[Mail]:
     new, cur = folder / "new", folder / "cur"
     if not (new.is_dir() and cur.is_dir()):
-        message = f"{folder} is no Maildir, since it has no new and cur in it"
+        message = f"{folder} is not a Maildir: it has no new and cur in it"
         raise InputError(message, next_step="name the folder that has")
     failed: list[OSError] = []
     for name in sorted(entry.name for entry in new.iterdir() if entry.is_file() and not entry.is_symlink()):

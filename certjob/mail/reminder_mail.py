@@ -6,10 +6,10 @@ from uuid import UUID
 
 from certjob import database
 from certjob.domain import rules
-from certjob.domain.models import OWN_PAUSE_REASON, Certificate, Mentor, Reminder
+from certjob.domain.models import OWN_PAUSE_REASON, Reminder
 from certjob.facts import reading
 from certjob.mail.message import OutgoingMessage
-from certjob.mail.messages import OUR_TEMPLATES, NightTemplates, ReminderContent, Templates, render_reminder
+from certjob.mail.messages import OUR_TEMPLATES, NightTemplates, Recipient, Templates, language_of, reminder_words
 from certjob.mail.queue import LEASE_SECONDS, MailQueue, Writer
 
 
@@ -29,27 +29,6 @@ class QueuedReminder:
     """An earlier attempt's outcome is unknown: the message must say that it may be a repeat."""
     cycle: int
     """How many dates the row was about before; the same again for a date that comes back."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recipient:
-    """The mentor as the facts are now, with what a message says about the organisation."""
-
-    mentor: Mentor
-    full_name: str | None
-    email: str | None
-    locale: str
-    paused: bool
-    """certjob's own pause is open."""
-    organisation_name: str
-    contact_email: str | None
-    contact_phone: str | None
-    renewal_url: str | None
-    sender: str | None
-
-    def certificate(self, cert_id: UUID) -> Certificate | None:
-        """The mentor's certificate with that id, if it still exists."""
-        return next((c for c in self.mentor.certificates if c.id == cert_id), None)
 
 
 class ReminderMail(MailQueue[QueuedReminder]):
@@ -116,27 +95,12 @@ def reminder_message(
 
     ``key`` is the same on every repeat. Raises TemplateError when a template of the programme's breaks.
     """
-    mentor = recipient.mentor
-    certificate = recipient.certificate(due.cert_id)
-    kind = certificate.kind if certificate else ""
-    content = ReminderContent(
-        full_name=recipient.full_name,
-        member_no=mentor.member_no,
-        kind=kind,
-        expires_on=due.expires_on,
-        days_left=(due.expires_on - today).days,
-        threshold_days=due.threshold_days,
-        pauses=kind not in mentor.organisation.optional_kinds,
-        paused=recipient.paused,
-        organisation_name=recipient.organisation_name,
-        contact_email=recipient.contact_email,
-        contact_phone=recipient.contact_phone,
-        renewal_url=recipient.renewal_url,
-        locale=recipient.locale,
-        repeat=repeat,
-        organisation_slug=mentor.organisation.slug,
+    rendered = templates.render(
+        "reminder",
+        language=language_of(recipient.locale),
+        slug=recipient.mentor.organisation.slug,
+        words=reminder_words(due, recipient, today=today, repeat=repeat),
     )
-    rendered = render_reminder(content, templates=templates)
     return OutgoingMessage(
         to=recipient.email or "",
         to_name=recipient.full_name,
@@ -146,7 +110,7 @@ def reminder_message(
         idempotency_key=key,
         locale=recipient.locale,
         kind="reminder",
-        mentor_id=mentor.id,
+        mentor_id=recipient.mentor.id,
         threshold_days=due.threshold_days,
         expires_on=due.expires_on,
         repeat=repeat,

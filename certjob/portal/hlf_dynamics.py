@@ -43,7 +43,7 @@ from certjob.errors import (
 )
 from certjob.outbox.http_client import SURELY_NOT_SENT, HttpAnswer, HttpClient
 from certjob.outbox.retry import RetryPolicy, parse_retry_after
-from certjob.redaction import without_addresses
+from certjob.redaction import foreign_line
 
 PERMANENT_CODES: Final = frozenset({"contact_not_found", "invalid_request", "dynamics_rejected"})
 STAGE_CODES: Final = frozenset({"misconfigured"})
@@ -221,14 +221,11 @@ class HLFDynamicsSyncService:
         return f"{what}: {self._printable(str(error)) or type(error).__name__}"
 
     def _printable(self, text: str) -> str:
-        """Return somebody else's text, fit for a log line: on one line, without our key or an address, not too long."""
-        text = "".join(character if character.isprintable() else " " for character in text)
-        text = without_addresses(" ".join(text.split()).replace(self._key, "***"))
-        return text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "…"
+        return foreign_line(text, secrets=[self._key], longest=LONGEST_TEXT)
 
     def _printable_ascii(self, text: str | None) -> str | None:
         characters = "".join(character for character in text or "" if " " <= character <= "~").strip()
-        return characters.replace(self._key, "***")[:LONGEST_TEXT] or None
+        return characters.replace(self._key, "<secret>")[:LONGEST_TEXT] or None
 
     async def close(self) -> None:
         """Close the connections."""

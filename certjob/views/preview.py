@@ -11,8 +11,8 @@ from certjob.domain import rules
 from certjob.domain.models import Certificate, Mentor, PauseChange, Reminder
 from certjob.errors import ConfigurationError, UnknownMentorError
 from certjob.mail.message import Channel, OutgoingMessage
-from certjob.mail.messages import Templates
-from certjob.mail.reminder_mail import Recipient, read_recipient, reminder_key, reminder_message
+from certjob.mail.messages import Recipient, Templates
+from certjob.mail.reminder_mail import read_recipient, reminder_key, reminder_message
 from certjob.outbox.loop import run_alone
 
 PREFIXES = {"nb": "[forhåndsvisning]", "nn": "[førehandsvising]", "en": "[preview]"}

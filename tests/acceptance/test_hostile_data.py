@@ -209,7 +209,7 @@ class Fate:
     address: str
     arrives_at: str = ""
     """As the server and the header have it; empty: nowhere."""
-    why_not: str = "the e-mail address is no address that mail can be sent to; correct it"
+    why_not: str = "the e-mail address is not an address that mail can be sent to; correct it"
     international: bool = False
     """Only servers with SMTPUTF8 take it."""
 

@@ -210,7 +210,7 @@ def test_one_mail_may_coordinate_two_organisations_but_one_user_may_not(connecti
         ("hlf", {"renewal_url": "hlf.example/fornye"}, "the renewal URL must be a web address such as"),
         ("hlf", {"renewal_url": "javascript:alert(1)"}, "the renewal URL must be a web address"),
         ("hlf", {"renewal_url": "https://[oops"}, "the renewal URL must be a web address"),
-        ("hlf", {"sender": "LHL"}, "the sender is no address that mail can be sent to; give an address, or a name"),
+        ("hlf", {"sender": "LHL"}, "the sender is not an address that mail can be sent to; give an address, or a name"),
         ("hlf", {"sender": "Kåre <kåre@lhl.example>"}, "the sender has a character that a sender cannot have"),
         ("hlf", {"remove_coordinators": ["per@hlf.example"]}, "organisation hlf has no coordinator with this address"),
         ("hlf", {"coordinators": ["Kari"]}, "a coordinator is written as '[UUID] Name <mail> [nb|nn|en]'"),

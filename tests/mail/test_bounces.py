@@ -379,7 +379,7 @@ class TestCommand:
 
     def test_a_path_that_is_neither_is_said(self, certjob: Certjob, tmp_path: Path) -> None:
         """Exit 2."""
-        for path, phrase in ((tmp_path, "is no Maildir"), (tmp_path / "none", "cannot be read")):
+        for path, phrase in ((tmp_path, "is not a Maildir"), (tmp_path / "none", "cannot be read")):
             result = certjob("bounces", str(path))
 
             assert result.returncode == 2

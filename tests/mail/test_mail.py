@@ -55,7 +55,7 @@ def test_an_address_is_read(text: str, specification: str) -> None:
 )
 def test_what_cannot_be_sent_to_is_no_address(text: str) -> None:
     """One recipient, no tricks, and never another domain than the one that was meant."""
-    with pytest.raises(ValueError, match=r"is no address|has a domain") as caught:
+    with pytest.raises(ValueError, match=r"is not an address|has a domain") as caught:
         parse_address(text)
 
     assert "kari" not in str(caught.value)
@@ -92,7 +92,7 @@ def test_a_sender_may_have_a_name(text: str, name: str) -> None:
 )
 def test_a_sender_is_exactly_one_ascii_address(text: str) -> None:
     """It stands in every message, so every server must be able to take it."""
-    with pytest.raises(ValueError, match=r"is no address|has a character"):
+    with pytest.raises(ValueError, match=r"is not an address|has a character"):
         parse_sender(text)
 
 

@@ -235,7 +235,7 @@ def test_a_maildir_refuses_what_mail_cannot_carry(tmp_path: Path) -> None:
     """A rehearsal finds the bad rows."""
     with (
         blocking(MaildirChannel(tmp_path, sender=SENDER)) as channel,
-        pytest.raises(RecipientRefusedError, match="is no address"),
+        pytest.raises(RecipientRefusedError, match="is not an address"),
     ):
         channel.send(replace(MESSAGE, to="kari"))
 

@@ -647,10 +647,10 @@ class TestAddress:
             (None, "no address"),
             ("", "no address"),
             ("   ", "no address"),
-            ("kari@", "the e-mail address is no address that mail can be sent to; correct it"),
+            ("kari@", "the e-mail address is not an address that mail can be sent to; correct it"),
             (
                 "kari@example.org, ola@example.org",
-                "the e-mail address is no address that mail can be sent to; correct it",
+                "the e-mail address is not an address that mail can be sent to; correct it",
             ),
         ],
     )

@@ -3,32 +3,26 @@
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, date, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from certjob.database import Connection
 from certjob.errors import ConfigurationError, TemplateError
 from certjob.mail.digest_contents import read_digest
-from certjob.mail.messages import (
-    OUR_TEMPLATES,
-    ReminderContent,
-    RenderedMessage,
-    Templates,
-    check_templates,
-    open_templates,
-    render_reminder,
-)
+from certjob.mail.message import OutgoingMessage
+from certjob.mail.messages import OUR_TEMPLATES, Templates, check_templates, open_templates
 from certjob.mail.messages.samples import SAMPLES, sample_digests, sample_reminders
 from certjob.mail.messages.templates import OUR_FOLDER
 from tests.conftest import Certjob
 from tests.support.docs import read_section
 from tests.support.facts import TODAY, Facts
+from tests.support.mails import written_reminder
 
-CONTENT = replace(next(sample_reminders(language="nb", slug="hlf")), full_name="Kari Nordmann", paused=False)
 GOOD_TEXT = "Hallo fra {{ organisation }}\n\nKjære {{ name }}, {{ days_left }} dager igjen.\n"
+GOOD_DIGEST = "{{ organisation }}\n\n{% for item in paused %}\n* {{ item.name }}\n{% endfor %}\nHilsen\n"
 
 Write = Callable[[str, str], Path]
 
@@ -54,237 +48,246 @@ def write(folder: Path) -> Write:
     return write_file
 
 
-def render_reminder_with(templates: Templates, content: ReminderContent) -> RenderedMessage:
-    return render_reminder(content, templates=templates)
+def reminder(folder: Path | Templates, **words: Any) -> OutgoingMessage:
+    return written_reminder(templates=Templates(folder) if isinstance(folder, Path) else folder, **words)
 
 
 def problems_in(folder: Path) -> list[str]:
     return [str(problem) for problem in check_templates(folder)]
 
 
-class TestChoice:
-    """File by file, the most particular one."""
+def test_one_file_takes_the_place_of_ours_and_no_other(folder: Path, write: Write) -> None:
+    """The HTML part and the other languages stay. Notepad's byte-order mark is no part of the subject."""
+    write("reminder.nb.txt", "\ufeff" + GOOD_TEXT)
 
-    def test_one_file_takes_the_place_of_ours_and_no_other(self, folder: Path, write: Write) -> None:
-        """The HTML part and the other languages stay."""
-        write("reminder.nb.txt", GOOD_TEXT)
-        templates = Templates(folder)
+    message = reminder(folder)
 
-        message = render_reminder_with(templates, CONTENT)
-
-        assert message.subject == "Hallo fra Hørselshjelpen"
-        assert message.text == "Kjære Kari Nordmann, 60 dager igjen.\n"
-        assert "<h1" in message.html
-        assert "Oppgi gjerne medlemsnummeret ditt, M1001." in message.html
-        nynorsk = replace(CONTENT, locale="nn")
-        assert render_reminder_with(templates, nynorsk) == render_reminder_with(OUR_TEMPLATES, nynorsk)
-
-    def test_an_organisation_has_its_own_before_those_for_all(self, folder: Path, write: Write) -> None:
-        """By the folder with its short name."""
-        write("reminder.nb.txt", "For alle\n\nTekst\n")
-        write("hlf/reminder.nb.txt", "For HLF\n\nTekst\n")
-        templates = Templates(folder)
-
-        subjects = {
-            slug: render_reminder_with(templates, replace(CONTENT, organisation_slug=slug)).subject
-            for slug in ("hlf", "other", "")
-        }
-
-        assert subjects == {"hlf": "For HLF", "other": "For alle", "": "For alle"}
-
-    def test_organisations_without_a_folder_share_what_is_compiled(self, folder: Path, write: Write) -> None:
-        """A night for fifty organisations compiles the programme's texts once."""
-        write("reminder.nb.txt", "For alle\n\nTekst\n")
-        write("hlf/layout.html", "{% block content %}{% endblock %}")
-        templates = Templates(folder)
-
-        compiled = [
-            templates.environment(slug, page=False).get_template("reminder.nb.txt")
-            for slug in ("", "one", "two", "hlf", "one")
-        ]
-
-        assert [template is compiled[0] for template in compiled] == [True, True, True, False, True]
-
-    def test_a_layout_of_ones_own_serves_every_language(self, folder: Path, write: Write) -> None:
-        """The frame of the page alone, without copying the texts."""
-        write(
-            "layout.html", '<html lang="{{ language }}"><h1>{{ subject }}</h1>{% block content %}{% endblock %}</html>'
-        )
-
-        pages = [
-            render_reminder_with(Templates(folder), replace(CONTENT, locale=locale)).html
-            for locale in ("nb", "nn", "en")
-        ]
-
-        assert [page[:16] for page in pages] == [f'<html lang="{locale}">' for locale in ("nb", "nn", "en")]
-        assert "Vennleg helsing" in pages[1]
-        assert problems_in(folder) == []
-
-    def test_a_template_can_build_on_ours(self, folder: Path, write: Write) -> None:
-        """Our whole text and a line more, instead of a copy that grows old."""
-        write("reminder.nb.txt", '{% include "certjob/reminder.txt" %}\nNeste kurs er i mars.\n')
-
-        message = render_reminder_with(Templates(folder), CONTENT)
-
-        ours = render_reminder_with(OUR_TEMPLATES, CONTENT)
-        assert message.subject == ours.subject
-        assert message.text == f"{ours.text.rstrip()}\nNeste kurs er i mars.\n".replace("  ", " ")
-
-    def test_names_are_harmless_in_their_pages_too(self, folder: Path, write: Write) -> None:
-        """What is markup in a name is text, unless the template says otherwise."""
-        write("reminder.nb.html", "<p>{{ name }}</p>")
-
-        message = render_reminder_with(Templates(folder), replace(CONTENT, full_name="<script>alert(1)</script>"))
-
-        assert message.html == "<p>&lt;script&gt;alert(1)&lt;/script&gt;</p>"
-
-    def test_a_byte_order_mark_is_no_part_of_the_subject(self, folder: Path, write: Write) -> None:
-        """Notepad writes one."""
-        write("reminder.nb.txt", "\ufeff" + GOOD_TEXT)
-
-        assert render_reminder_with(Templates(folder), CONTENT).subject == "Hallo fra Hørselshjelpen"
-
-    def test_a_night_is_written_in_one_voice(self, folder: Path, write: Write) -> None:
-        """A template that is edited meanwhile counts from the next run on."""
-        write("reminder.nb.txt", GOOD_TEXT)
-        templates = Templates(folder)
-        before = render_reminder_with(templates, CONTENT)
-        write("reminder.nb.txt", "{{ half a templ")
-
-        assert render_reminder_with(templates, CONTENT) == before
+    assert (message.subject, message.text) == ("Hallo fra HLF Øst", "Kjære Kari Nordmann, 14 dager igjen.\n")
+    assert "Oppgi gjerne medlemsnummeret ditt, M1001." in message.html
+    assert reminder(folder, locale="nn") == written_reminder(locale="nn")
 
 
-@pytest.mark.parametrize(
-    ("text", "phrases"),
-    [
-        ("Emne\n\n{% if paused %}\nHei\n", ["line 4", "endif"]),
-        ("Emne\n\nHei {{ nmae }}\n", ["line 3: 'nmae' is undefined; did you mean name?"]),
-        (
-            "Emne\n\n{% if days_left == 12345 %}\nHei {{ velkomst }}\n{% endif %}\nHei\n",
-            ["line 4: 'velkomst' is undefined; a template can use contact_email, "],
-        ),
-        ("Emne\n\n{{ name.upper }} {{ organisation.slug }}\n", ["line 3", "has no attribute 'slug'"]),
-        ("\n\nHei {{ name }}\n", ["line 1", "subject", "empty"]),
-        ("{% if days_left < 0 %}\nEmne\n{% endif %}\n\nHei\n", ["line 1", "subject", "empty"]),
-        ("Emne\nog mer emne\n\nHei\n", ["line 2", "one line"]),
-        ("Emne\n", ["no text"]),
-        ("Emne\n\n{{ days_left / 0 }}\n", ["line 3", "division by zero"]),
-        ("Emne\n\n{{ name.__class__.__mro__ }}\n", ["line 3", "unsafe"]),
-        ('Emne\n\n{% include "footer.txt" %}\n', ["line 3", "no template footer.txt"]),
-        ('{% include "reminder.nb.txt" %}\n', ["RecursionError"]),
-    ],
-)
-def test_a_broken_text_is_found_before_the_night(text: str, phrases: list[str], folder: Path, write: Write) -> None:
-    """With file, line, and what to do; once, although every situation was tried."""
-    write("hlf/reminder.nb.txt", text)
+def test_an_organisation_has_its_own_before_those_for_all(folder: Path, write: Write) -> None:
+    """By the folder with its short name; those without one share what is compiled, for a night of fifty."""
+    write("reminder.nb.txt", "For alle\n\nTekst\n")
+    write("hlf/reminder.nb.txt", "For HLF\n\nTekst\n")
+    templates = Templates(folder)
 
-    problems = problems_in(folder)
-
-    assert len(problems) == 1
-    assert problems[0].startswith("hlf/reminder.nb.txt")
-    for phrase in phrases:
-        assert phrase in problems[0]
+    assert [reminder(templates, slug=slug).subject for slug in ("hlf", "other", "")] == [
+        "For HLF",
+        "For alle",
+        "For alle",
+    ]
+    everybodys = templates.environment("", page=False)
+    assert templates.environment("other", page=False) is everybodys
+    assert templates.environment("hlf", page=False) is not everybodys
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "phrase"),
-    [
-        ("reminder.en.html", b"<p>{{ nmae }}</p>", "did you mean name?"),
-        ("reminder.nn.html", b"  \n", "the page is empty"),
-        ("reminder.nn.txt", "Emne\n\nSpørsmål\n".encode("latin-1"), "UTF-8"),
-        ("reminder.no.txt", GOOD_TEXT.encode(), "the languages are nb, nn, en"),
-        ("reminder.no.words", b"", "the languages are nb, nn, en"),
-        ("layout.html", b"{% block content %}", "layout.html line 1"),
-    ],
-)
-def test_what_is_wrong_with_any_other_file_is_found_too(
-    name: str, content: bytes, phrase: str, folder: Path, write: Write
-) -> None:
-    """Pages, encodings, and names that no message would ever look for."""
-    write(name, "").write_bytes(content)
+def test_a_layout_of_ones_own_serves_every_language(folder: Path, write: Write) -> None:
+    """The frame of the page alone, without copying the texts."""
+    write("layout.html", '<html lang="{{ language }}"><h1>{{ subject }}</h1>{% block content %}{% endblock %}</html>')
 
-    problems = problems_in(folder)
+    page = reminder(folder, locale="nn").html
 
-    assert len(problems) == 1
-    assert problems[0].startswith(name)
-    assert phrase in problems[0]
+    assert page.startswith('<html lang="nn"><h1>')
+    assert "Vennleg helsing" in page
+    assert problems_in(folder) == []
 
 
-GOOD_DIGEST = "{{ organisation }}\n\n{% for item in paused %}\n* {{ item.name }}\n{% endfor %}\nHilsen\n"
+def test_a_template_can_build_on_ours(folder: Path, write: Write) -> None:
+    """Our whole text and a line more, instead of a copy that grows old."""
+    write("reminder.nb.txt", '{% include "certjob/reminder.txt" %}\nNeste kurs er i mars.\n')
+
+    message, ours = reminder(folder), written_reminder()
+
+    assert message.subject == ours.subject
+    assert message.text == f"{ours.text.rstrip()}\nNeste kurs er i mars.\n"
+
+
+def test_a_night_is_written_in_one_voice(folder: Path, write: Write) -> None:
+    """A template that is edited meanwhile counts from the next run on."""
+    write("reminder.nb.txt", GOOD_TEXT)
+    templates = Templates(folder)
+    before = reminder(templates)
+    write("reminder.nb.txt", "{{ half a templ")
+
+    assert reminder(templates) == before
+
+
+@pytest.mark.parametrize("piece", ["piece.txt", "piece.words", "piece"])
+def test_markup_in_a_name_is_text_on_a_page_whatever_piece_writes_it(piece: str, folder: Path, write: Write) -> None:
+    """A page may be built of pieces whose names do not end in .html. In a text part nothing is escaped."""
+    write(piece, "{% macro greet(name) %}Hei, {{ name }}!{% endmacro %}{{ name }}\n")
+    use = f"{{% import '{piece}' as piece with context %}}{{{{ piece.greet(name) }}}} {{% include '{piece}' %}}"
+    write("reminder.nb.txt", f"Emne\n\n{use}\n")
+    write("reminder.nb.html", use)
+
+    message = reminder(folder, full_name="<b>Å & Ø</b>")
+
+    assert message.text == "Hei, <b>Å & Ø</b>! <b>Å & Ø</b>\n"
+    assert message.html == "Hei, &lt;b&gt;Å &amp; Ø&lt;/b&gt;! &lt;b&gt;Å &amp; Ø&lt;/b&gt;\n"
 
 
 @pytest.mark.parametrize(
     ("name", "text", "phrases"),
     [
+        ("hlf/reminder.nb.txt", "Emne\n\n{% if paused %}\nHei\n", ["line 4", "endif"]),
+        ("hlf/reminder.nb.txt", "Emne\n\nHei {{ nmae }}\n", ["line 3: 'nmae' is undefined; did you mean name?"]),
+        (
+            "hlf/reminder.nb.txt",
+            "Emne\n\n{% if days_left == 12345 %}\nHei {{ velkomst }}\n{% endif %}\nHei\n",
+            ["line 4: 'velkomst' is undefined; a template can use contact_email, "],
+        ),
+        ("reminder.nb.txt", "Emne\n\n{{ name.upper }} {{ organisation.slug }}\n", ["line 3", "no attribute 'slug'"]),
+        ("reminder.nb.txt", "\n\nHei {{ name }}\n", ["line 1", "subject", "empty"]),
+        ("reminder.nb.txt", "{% if days_left < 0 %}\nEmne\n{% endif %}\n\nHei\n", ["line 1", "subject", "empty"]),
+        ("reminder.nb.txt", "Emne\nog mer emne\n\nHei\n", ["line 2", "one line"]),
+        ("reminder.nb.txt", "Emne\n", ["no text"]),
+        ("reminder.nb.txt", "Emne\n\n{{ days_left / 0 }}\n", ["line 3", "division by zero"]),
+        ("reminder.nb.txt", "Emne\n\n{{ name.__class__.__mro__ }}\n", ["line 3", "unsafe"]),
+        ("reminder.nb.txt", 'Emne\n\n{% include "footer.txt" %}\n', ["line 3", "no template footer.txt"]),
+        ("reminder.en.html", "<p>{{ nmae }}</p>", ["did you mean name?"]),
+        ("reminder.nn.html", "  \n", ["the page is empty"]),
+        ("reminder.no.txt", GOOD_TEXT, ["the languages are nb, nn, en"]),
+        ("reminder.no.words", "", ["the languages are nb, nn, en"]),
+        ("layout.html", "{% block content %}", ["line 1"]),
+        ("HLF/reminder.nb.txt", GOOD_TEXT, ["no organisation can have that short name"]),
         ("digest.nn.txt", GOOD_DIGEST.replace("item.name", "item.nmae"), ["line 4", "no attribute 'nmae'"]),
         ("digest.nb.txt", GOOD_DIGEST.replace("in paused", "in pasued"), ["did you mean paused?"]),
         ("digest.en.txt", "Subject\n\n{{ expiring[0].name }}\n", ["line 3", "list object has no element 0"]),
-        ("digest.en.txt", "Subject\n\n{% if days_left %}\n{% endif %}\n", ["'days_left' is undefined"]),
         ("digest.nb.html", "<p>{{ undelivered|map(attribute='mistake')|join }}</p>", ["no attribute 'mistake'"]),
-        ("digest.no.txt", GOOD_DIGEST, ["the languages are nb, nn, en"]),
     ],
 )
-def test_a_broken_digest_is_found_before_the_night(
+def test_what_is_broken_is_found_before_the_night(
     name: str, text: str, phrases: list[str], folder: Path, write: Write
 ) -> None:
-    """As in a reminder: with no, one, some and too many lines in each section."""
+    """With file, line, and what to do; once, although every situation was tried."""
     write(name, text)
 
-    problems = problems_in(folder)
+    (problem,) = problems_in(folder)
 
-    assert [problem.partition(" ")[0].rstrip(":") for problem in problems] == [name]
+    assert problem.startswith("HLF:" if name.startswith("HLF") else name)
     for phrase in phrases:
-        assert phrase in problems[0]
+        assert phrase in problem
 
 
-def test_a_good_digest_of_ones_own_is_none(folder: Path, write: Write) -> None:
-    """For all, and for one organisation."""
+def test_a_file_in_another_encoding_is_found(folder: Path, write: Write) -> None:
+    write("reminder.nn.txt", "").write_bytes("Emne\n\nSpørsmål\n".encode("latin-1"))
+
+    (problem,) = problems_in(folder)
+
+    assert problem == "reminder.nn.txt: the file is not in UTF-8; save it in that encoding"
+
+
+def test_what_a_file_breaks_in_another_one_is_found_in_its_own(folder: Path, write: Write) -> None:
+    """A layout below our pages, an organisation's piece in everybody's text, a sentence that ours takes."""
+    write("hlf/layout.html", "{{ titel }}{% block content %}{% endblock %}")
+    write("reminder.nn.txt", 'Emne\n\n{% include "footer.txt" %}\n')
+    write("footer.txt", "Helsing\n")
+    write("hlf/footer.txt", "{{ helsing }}\n")
+    ours = (OUR_FOLDER / "reminder.nb.words").read_text(encoding="utf-8")
+    write("reminder.nb.words", "{% set number = nam ~ 1 %}\n" + ours)
+
+    assert {problem.partition(";")[0] for problem in problems_in(folder)} == {
+        "hlf/layout.html line 1: 'titel' is undefined",
+        "hlf/footer.txt line 1: 'helsing' is undefined",
+        "reminder.nb.words line 1: 'nam' is undefined",
+    }
+
+
+def test_what_is_good_is_no_problem(folder: Path, write: Write) -> None:
+    """Ours as the programme's, digests, pieces that templates include, and what editors leave behind."""
+    for ours in (*OUR_FOLDER.glob("*.txt"), *OUR_FOLDER.glob("*.html"), *OUR_FOLDER.glob("*.words")):
+        shutil.copy(ours, folder)
     write("digest.nb.txt", GOOD_DIGEST)
     write("hlf/digest.nn.html", "{% for item in expiring %}{{ item.days_left }}{% endfor %}<h1>{{ subject }}</h1>")
+    write("Pieces/footer.txt", "Hilsen {{ organisation }}\n")
+    write("reminder.nb.txt", GOOD_TEXT + '{% include "Pieces/footer.txt" %}\n')
+    write("reminder.nb.txt~", "{{ half")
+    write(".git/reminder.xx.txt", "{{ half")
 
     assert problems_in(folder) == []
+    assert reminder(open_templates(folder)).text.endswith("\nHilsen HLF Øst\n")
+    assert open_templates(None) is OUR_TEMPLATES
+
+
+def test_several_problems_make_one_line(folder: Path, write: Write) -> None:
+    """The first three, and how many more."""
+    for language in ("nb", "nn", "en", "no"):
+        write(f"reminder.{language}.txt", "")
+
+    with pytest.raises(TemplateError) as raised:
+        open_templates(folder)
+
+    assert str(raised.value).startswith("CERTJOB_TEMPLATES_DIR: reminder.no.txt: nobody")
+    assert "reminder.nb.txt line 1: the first line is the subject" in str(raised.value)
+    assert str(raised.value).endswith("; and 1 more")
+    assert raised.value.exit_code == 2
+
+
+@pytest.mark.parametrize("name", ["nowhere", "file"])
+def test_a_folder_that_is_none_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(ConfigurationError, match=f"CERTJOB_TEMPLATES_DIR: the folder .*{name} cannot be read"):
+        open_templates(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{{ {'a': 1}[name|upper] }}",
+        "{{ {'a': 1}[name|reverse] }}",
+        "{% include name %}",
+        "{{ raise_(name|list) }}",
+        "{{ member_no.no_such }}",
+        '{% include "reminder.nb.txt" %}',
+    ],
+)
+def test_what_breaks_on_one_mentor_names_the_place_and_not_the_person(line: str, folder: Path, write: Write) -> None:
+    """Its text ends in a log; whatever the template has made of a name, it is not repeated."""
+    write("reminder.nb.txt", f"Emne\n\nHei\n{line} {{{{ 1 }}}}\n")
+
+    with pytest.raises(TemplateError) as raised:
+        reminder(folder, full_name="Kari Nordmann", member_no="Q7788")
+
+    assert (raised.value.file, raised.value.line) == ("reminder.nb.txt", 4)
+    assert not any(part in str(raised.value).lower() for part in ("kari", "nordmann", "nnam", "'k'", "q7788"))
+
+
+def test_the_samples_are_every_situation() -> None:
+    """Before, on and after the day; paused or not; optional or not; a repeat or not; with and without contacts."""
+    samples = list(sample_reminders("nn"))
+
+    assert {sample["language"] for sample in samples} == {"nn"}
+    assert {sample["days_left"] for sample in samples} == {60, 1, 0, -1, -14}
+    different = {tuple(s[w] for w in ("pauses", "paused", "repeat", "contact_email", "days_left")) for s in samples}
+    assert len(different) == len(samples) == 80
 
 
 def test_the_made_up_digest_has_the_words_of_a_real_one(connection: Connection, facts: Facts) -> None:
     """Were there one more or less, the check would refuse good templates, or let bad ones into the night."""
     organisation = facts.organisation()
     paused, back, shown = (facts.certified_mentor(organisation, TODAY + timedelta(days=n)) for n in (-1, 400, 20))
-    connection.execute(
+    values = {"organisation": organisation, "paused": paused, "back": back, "shown": shown, "today": TODAY}
+    for statement in (
         "INSERT INTO mentor_pauses (mentor_id, reason, actor, lifted_at, lifted_by) VALUES"
         " (%(paused)s, 'certification_expired', 'certjob', NULL, NULL),"
         " (%(back)s, 'certification_expired', 'certjob', now(), 'certjob')",
-        {"paused": paused, "back": back},
-    )
-    connection.execute(
         "INSERT INTO portal_sync_events (mentor_id, visible, wanted_at) VALUES"
         " (%(paused)s, false, now() - interval '2 hours'), (%(shown)s, true, now() - interval '2 hours')",
-        {"paused": paused, "shown": shown},
-    )
-    connection.execute(
         "INSERT INTO cert_notification_log (mentor_id, threshold_days, cert_id, expires_on, status, last_error)"
-        " VALUES (%s, 30, gen_random_uuid(), %s, 'failed', '550 unknown')",
-        (shown, TODAY + timedelta(days=20)),
-    )
-    connection.execute(
+        " VALUES (%(shown)s, 30, gen_random_uuid(), %(today)s::date + 20, 'failed', '550 unknown')",
         "INSERT INTO portal_sync_events (mentor_id, visible, status, delivered_at, corrects_portal)"
-        " VALUES (%s, false, 'delivered', now(), true)",
-        (shown,),
-    )
-    connection.execute(
+        " VALUES (%(shown)s, false, 'delivered', now(), true)",
         "INSERT INTO held_reviews (organisation_id, what, as_of, reason, mentors, may_be_shown, mentor_ids)"
-        " VALUES (%s, 'pauses', %s, 'too many', 30, 1, %s)",
-        (organisation, TODAY, [paused]),
-    )
-    connection.execute(
-        "INSERT INTO review_problems (mentor_id, reason, as_of) VALUES (%s, 'locked', %s)", (shown, TODAY)
-    )
-    connection.execute(
-        "INSERT INTO coordinators (organisation_id, email) VALUES (%s, 'b@example.org')", (organisation,)
-    )
-    ((row_id,),) = connection.execute(
-        "INSERT INTO coordinator_digests (coordinator_id, digest_on) SELECT id, %s FROM coordinators RETURNING id",
-        (TODAY,),
-    ).fetchall()
+        " VALUES (%(organisation)s, 'pauses', %(today)s, 'too many', 30, 1, ARRAY[%(paused)s])",
+        "INSERT INTO review_problems (mentor_id, reason, as_of) VALUES (%(shown)s, 'locked', %(today)s)",
+        "INSERT INTO coordinators (organisation_id, email) VALUES (%(organisation)s, 'b@example.org')",
+        "INSERT INTO coordinator_digests (coordinator_id, digest_on) SELECT id, %(today)s FROM coordinators",
+    ):
+        connection.execute(statement.encode(), values)
+    ((row_id,),) = connection.execute("SELECT id FROM coordinator_digests").fetchall()
 
     real = read_digest(connection, row_id, today=TODAY, zone=UTC)
 
@@ -322,166 +325,20 @@ def words_in(value: object) -> set[str]:
     return set()
 
 
-def test_a_folder_that_no_organisation_can_have_is_told(folder: Path, write: Write) -> None:
-    """HLF instead of hlf: nobody would ever get these."""
-    write("HLF/reminder.nb.txt", GOOD_TEXT)
-
-    assert [problem.partition(":")[0] for problem in problems_in(folder)] == ["HLF"]
-
-
-def test_pieces_and_what_editors_leave_behind_are_no_problem(folder: Path, write: Write) -> None:
-    """Files that templates include, hidden ones, copies."""
-    write("Pieces/footer.txt", "Hilsen {{ organisation }}\n")
-    write("reminder.nb.txt", GOOD_TEXT + '{% include "Pieces/footer.txt" %}\n')
-    write("reminder.nb.txt~", "{{ half")
-    write(".git/reminder.xx.txt", "{{ half")
-
-    assert problems_in(folder) == []
-    assert render_reminder_with(open_templates(folder), CONTENT).text.endswith("\nHilsen Hørselshjelpen\n")
-
-
-def test_ours_pass_the_check(folder: Path) -> None:
-    """In every language and situation: as the programme's, since what nobody has changed is not tried again."""
-    for ours in (*OUR_FOLDER.glob("*.txt"), *OUR_FOLDER.glob("*.html"), *OUR_FOLDER.glob("*.words")):
-        shutil.copy(ours, folder)
-
-    assert problems_in(folder) == []
-
-
-def test_a_layout_is_tried_with_all_that_is_built_on_it(folder: Path, write: Write) -> None:
-    """Our pages among them."""
-    write("hlf/layout.html", "{{ titel }}{% block content %}{% endblock %}")
-
-    problems = problems_in(folder)
-
-    assert problems
-    assert {problem.partition(";")[0] for problem in problems} == {"hlf/layout.html line 1: 'titel' is undefined"}
-
-
-def test_an_organisations_piece_is_tried_in_the_programmes_text(folder: Path, write: Write) -> None:
-    """The text is everybody's, the line that breaks it is in the organisation's file."""
-    write("reminder.nn.txt", 'Emne\n\n{% include "footer.txt" %}\n')
-    write("footer.txt", "Helsing\n")
-    write("hlf/footer.txt", "{{ helsing }}\n")
-
-    assert [problem.partition(";")[0] for problem in problems_in(folder)] == [
-        "hlf/footer.txt line 1: 'helsing' is undefined"
-    ]
-
-
-@pytest.mark.parametrize("piece", ["piece.txt", "piece.words", "piece"])
-def test_markup_in_a_name_is_text_on_a_page_whatever_piece_writes_it(piece: str, folder: Path, write: Write) -> None:
-    """A page may be built of pieces whose names do not end in .html. In a text part nothing is escaped."""
-    write(piece, "{% macro greet(name) %}Hei, {{ name }}!{% endmacro %}{{ name }}\n")
-    use = f"{{% import '{piece}' as piece with context %}}{{{{ piece.greet(name) }}}} {{% include '{piece}' %}}"
-    write("reminder.nb.txt", f"Emne\n\n{use}\n")
-    write("reminder.nb.html", use)
-
-    message = render_reminder_with(open_templates(folder), replace(CONTENT, full_name="<b>Å & Ø</b>"))
-
-    assert message.text == "Hei, <b>Å & Ø</b>! <b>Å & Ø</b>\n"
-    assert message.html == "Hei, &lt;b&gt;Å &amp; Ø&lt;/b&gt;! &lt;b&gt;Å &amp; Ø&lt;/b&gt;\n"
-
-
-def test_a_sentence_that_breaks_is_found_in_its_own_file(folder: Path, write: Write) -> None:
-    """Not in ours, which only takes it."""
-    ours = (OUR_FOLDER / "reminder.nb.words").read_text(encoding="utf-8")
-    write("reminder.nb.words", "{% set number = nam ~ 1 %}\n" + ours)
-
-    assert problems_in(folder) == ["reminder.nb.words line 1: 'nam' is undefined; did you mean name?"]
-
-
-def test_without_a_folder_ours_are_used() -> None:
-    """And nothing is tried beforehand: a night with nothing to send pays for no check."""
-    assert open_templates(None) is OUR_TEMPLATES
-
-
-@pytest.mark.parametrize("name", ["nowhere", "file"])
-def test_a_folder_that_is_none_is_refused(name: str, tmp_path: Path) -> None:
-    """By the name of the variable."""
-    (tmp_path / "file").touch()
-
-    with pytest.raises(ConfigurationError, match=f"CERTJOB_TEMPLATES_DIR: the folder .*{name} cannot be read"):
-        open_templates(tmp_path / name)
-
-
-def test_several_problems_make_one_line(folder: Path, write: Write) -> None:
-    """The first three, and how many more."""
-    for language in ("nb", "nn", "en"):
-        write(f"reminder.{language}.txt", "")
-    write("reminder.no.txt", "")
-
-    with pytest.raises(TemplateError) as raised:
-        open_templates(folder)
-
-    assert str(raised.value).startswith("CERTJOB_TEMPLATES_DIR: reminder.no.txt: nobody")
-    assert "reminder.nb.txt line 1: the first line is the subject" in str(raised.value)
-    assert str(raised.value).endswith("; and 1 more")
-    assert raised.value.exit_code == 2
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "{{ {'a': 1}[name] }}",
-        "{{ {'a': 1}[name|upper] }}",
-        "{{ {'a': 1}[name|reverse] }}",
-        "{{ [][name] }}",
-        "{% include name %}",
-        "{{ raise_(name|list) }}",
-        "{{ member_no.no_such }}",
-    ],
-)
-def test_what_breaks_on_one_mentor_names_the_place_and_not_the_person(line: str, folder: Path, write: Write) -> None:
-    """Its text ends in a log; whatever the template has made of a name, it is not repeated."""
-    write("reminder.nb.txt", f"Emne\n\nHei\n{line} {{{{ 1 }}}}\n")
-    content = replace(CONTENT, full_name="Kari Nordmann", member_no="Q7788")
-
-    with pytest.raises(TemplateError) as raised:
-        render_reminder_with(Templates(folder), content)
-
-    assert (raised.value.file, raised.value.line) == ("reminder.nb.txt", 4)
-    assert not any(part in str(raised.value).lower() for part in ("kari", "nordmann", "nnam", "'k'", "q7788"))
-
-
-def test_the_samples_are_every_situation() -> None:
-    """Before, on and after the day; paused or not; optional or not; a repeat or not; with and without contacts."""
-    samples = list(sample_reminders(language="nn", slug="hlf"))
-
-    def differ(value: Callable[[ReminderContent], object]) -> int:
-        return len({value(sample) for sample in samples})
-
-    assert {(sample.locale, sample.organisation_slug) for sample in samples} == {("nn", "hlf")}
-    assert {(s.days_left > 0) - (s.days_left < 0) for s in samples} == {1, 0, -1}
-    assert differ(lambda s: (s.pauses, s.paused, s.repeat, s.contact_email, s.days_left)) == len(samples) == 80
-
-
-def test_the_installed_command_writes_with_them(certjob: Certjob, facts: Facts, folder: Path, write: Write) -> None:
-    """CERTJOB_TEMPLATES_DIR, for one organisation."""
-    facts.certified_mentor(facts.organisation(), date.today() + timedelta(days=20), member_no="M1042")  # noqa: DTZ011
-    write("hlf/reminder.nb.txt", GOOD_TEXT)
-
-    result = certjob("preview", "M1042", CERTJOB_TEMPLATES_DIR=str(folder))
-
-    assert result.returncode == 0, result
-    assert "\nSubject: Hallo fra HLF\n" in result.stdout
-
-
-@pytest.mark.parametrize("text", ["Emne\n\nHei {{ nmae }}\n", None])
-def test_the_installed_command_refuses_broken_ones(
-    certjob: Certjob, facts: Facts, folder: Path, write: Write, text: str | None
+def test_the_command_writes_with_them_and_refuses_broken_ones(
+    certjob: Certjob, facts: Facts, folder: Path, write: Write
 ) -> None:
     """Exit 2 and one line, whoever's message is asked for."""
     facts.certified_mentor(facts.organisation(), date.today() + timedelta(days=20), member_no="M1042")  # noqa: DTZ011
-    if text:
-        write("other/reminder.en.txt", text)
-    place = folder if text else folder / "nowhere"
+    write("hlf/reminder.nb.txt", GOOD_TEXT)
+    good = certjob("preview", "M1042", CERTJOB_TEMPLATES_DIR=str(folder))
+    write("other/reminder.en.txt", "Emne\n\nHei {{ nmae }}\n")
+    broken = certjob("preview", "M1042", CERTJOB_TEMPLATES_DIR=str(folder))
 
-    result = certjob("preview", "M1042", CERTJOB_TEMPLATES_DIR=str(place))
-
-    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
-    assert result.stderr.startswith("certjob preview: CERTJOB_TEMPLATES_DIR: ")
-    assert ("other/reminder.en.txt line 3: 'nmae' is undefined" in result.stderr) == (text is not None)
+    assert good.returncode == 0, good
+    assert "\nSubject: Hallo fra HLF\n" in good.stdout
+    assert (broken.returncode, broken.stdout, broken.stderr.count("\n")) == (2, "", 1)
+    assert broken.stderr.startswith("certjob preview: CERTJOB_TEMPLATES_DIR: other/reminder.en.txt line 3: 'nmae' is")
 
 
 @pytest.mark.parametrize("command", ["run", "deliver"])

@@ -247,7 +247,7 @@ def test_the_correlation_id_goes_with_the_error(portal: PortalServer, service: P
 
     kept = [failure(service).correlation_id for _ in range(6)]
 
-    assert kept == ["test-1", "x" * 200, "fr", None, "***", None]
+    assert kept == ["test-1", "x" * 200, "fr", None, "<secret>", None]
 
 
 def test_the_text_of_an_error_is_short_clean_and_without_the_key(portal: PortalServer, service: PortalClient) -> None:
@@ -258,7 +258,7 @@ def test_the_text_of_an_error_is_short_clean_and_without_the_key(portal: PortalS
     )
 
     text = str(failure(service))
-    assert text.startswith("the portal answered 422 dynamics_rejected (no [2J *** yyy")
+    assert text.startswith("the portal answered 422 dynamics_rejected (no [2J <secret> yyy")
     assert text.isprintable()
     assert len(text) < 260
 

@@ -1,9 +1,14 @@
 """A mail as the channels get it, and a page of one as its reader sees it."""
 
+from datetime import date, timedelta
 from html.parser import HTMLParser
+from typing import Any
 from uuid import UUID
 
+from certjob.domain.models import Certificate, Mentor, Organisation, Reminder
 from certjob.mail.message import OutgoingMessage
+from certjob.mail.messages import OUR_TEMPLATES, Recipient, Templates
+from certjob.mail.reminder_mail import reminder_message
 from tests.support.facts import TODAY
 
 MESSAGE = OutgoingMessage(
@@ -19,6 +24,58 @@ MESSAGE = OutgoingMessage(
     expires_on=TODAY,
     repeat=False,
 )
+
+
+def written_reminder(
+    *,
+    days_left: int = 14,
+    kind: str = "likeperson",
+    pauses: bool = True,
+    repeat: bool = False,
+    member_no: str = "M1001",
+    slug: str = "hlf",
+    expires_on: date | None = None,
+    templates: Templates = OUR_TEMPLATES,
+    **recipient: Any,
+) -> OutgoingMessage:
+    """The reminder of somebody whose organisation has all that it can have; the rest are fields of ``Recipient``."""
+    last_day = expires_on or TODAY + timedelta(days=days_left)
+    certificate = Certificate(id=UUID(int=1), kind=kind, issued_on=date(2024, 1, 1), expires_on=last_day, revoked=False)
+    organisation = Organisation(
+        id=UUID(int=2),
+        slug=slug,
+        has_portal=False,
+        reminder_thresholds=(),
+        optional_kinds=frozenset() if pauses else frozenset({kind}),
+    )
+    mentor = Mentor(
+        id=UUID(int=3),
+        member_no=member_no,
+        organisation=organisation,
+        left=False,
+        portal_visible=None,
+        certificates=(certificate,),
+        open_pauses=(),
+    )
+    words: dict[str, Any] = {
+        "full_name": "Kari Nordmann",
+        "email": "kari.nordmann@example.org",
+        "locale": "nb",
+        "paused": False,
+        "organisation_name": "HLF Øst",
+        "contact_email": "kontakt@hlf.example",
+        "contact_phone": "+47 22 00 00 00",
+        "renewal_url": "https://hlf.example/forny?a=1&b=2",
+        "sender": None,
+    }
+    return reminder_message(
+        Reminder(cert_id=certificate.id, threshold_days=days_left, expires_on=last_day),
+        Recipient(mentor=mentor, **words | recipient),
+        key="reminder-1-0",
+        repeat=repeat,
+        today=last_day - timedelta(days=days_left),
+        templates=templates,
+    )
 
 
 def breakable(text: str) -> str:

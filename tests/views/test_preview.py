@@ -286,7 +286,7 @@ def test_the_command_says_in_a_line_what_is_not_there(certjob: Certjob, mentor: 
         (["M1042", "--threshold", "31"], "--threshold 31 is none of hlf's, which are 60,30,14,7,1,-1"),
         (["M1042", "--locale", "se"], "'--locale': 'se' is not one of 'nb', 'nn', 'en'"),
         (["M1042", "--html", "--send-to", "me@example.org"], "leave out --json and --send-to"),
-        (["M1042", "--send-to", "me"], "'--send-to': the address is no address that mail can be sent to"),
+        (["M1042", "--send-to", "me"], "'--send-to': the address is not an address that mail can be sent to"),
         (["M1042", "--send-to", "me@example.org"], "CERTJOB_NOTIFY_URL is not set"),
     ):
         result = certjob("preview", *arguments)

@@ -5,24 +5,18 @@ from collections.abc import Iterable
 from urllib.parse import quote
 
 from certjob.domain.addresses import MailAddress
-from certjob.redaction import one_line, without_addresses
-
-MAX_CHARACTERS = 300
+from certjob.redaction import foreign_line
 
 
 def readable(text: str, *, recipient: MailAddress | None = None, secrets: Iterable[str] = ()) -> str:
-    """Return the text in one line of at most 300 characters.
+    """Return the text as ``foreign_line`` does, and with ``<recipient>`` in place of that address.
 
-    Servers echo what they were sent: the recipient becomes ``<recipient>``, any other address ``<address>``, a secret
-    ``<secret>``.
+    Servers echo what they were sent, and not always in UTF-8.
     """
-    shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # bytes that are no letters
-    for secret in sorted(filter(None, secrets), key=len, reverse=True):
-        shown = shown.replace(secret, "<secret>")
-    if recipient is not None:
-        for form in _forms(recipient):
-            shown = re.sub(rf"<?(?<![\w.+-]){re.escape(form)}(?![\w+-])>?", "<recipient>", shown, flags=re.IGNORECASE)
-    return one_line(without_addresses(shown))[:MAX_CHARACTERS]
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    for form in _forms(recipient) if recipient is not None else ():
+        text = re.sub(rf"<?(?<![\w.+-]){re.escape(form)}(?![\w+-])>?", "<recipient>", text, flags=re.IGNORECASE)
+    return foreign_line(text, secrets=secrets)
 
 
 def _forms(address: MailAddress) -> list[str]:

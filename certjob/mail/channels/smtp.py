@@ -7,14 +7,11 @@ import os
 import re
 import socket
 import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import cast
 
-from aiosmtplib import (
-    SMTP,
-    SMTPAuthenticationError,
-    SMTPException,
-    SMTPResponseException,
-)
+from aiosmtplib import SMTP, SMTPAuthenticationError, SMTPException, SMTPResponseException
 from aiosmtplib.auth import auth_login_encode, auth_plain_encode
 from aiosmtplib.protocol import SMTPProtocol
 from pydantic import SecretStr
@@ -107,11 +104,11 @@ class SmtpChannel:
         """Connect, secure, log in and do nothing (NOOP): all that comes before a message. Raises ChannelDownError."""
         client = await self._ready()
         try:
-            async with asyncio.timeout(self._envelope_seconds):
+            async with _phase(
+                self._envelope_seconds,
+                lambda why: ChannelDownError(f"the connection to the mail server broke: {why}"),
+            ):
                 code, text = await client.execute_command(b"NOOP")
-        except BROKEN as error:
-            message = f"the connection to the mail server broke: {_reason(error)}"
-            raise ChannelDownError(message) from _cause(error)
         finally:
             await self.close()
         if not 200 <= code < 300:
@@ -151,12 +148,13 @@ class SmtpChannel:
         self._drop()
         self._messages_sent = 0
         try:
-            async with asyncio.timeout(self._connect_seconds):
+            async with _phase(
+                self._connect_seconds,
+                lambda why: ChannelDownError(
+                    f"the mail server cannot be used: {why}", next_step="check CERTJOB_NOTIFY_URL and the server"
+                ),
+            ):
                 return await self._connect()
-        except BROKEN as error:
-            self._drop()
-            message = f"the mail server cannot be used: {_reason(error)}"
-            raise ChannelDownError(message, next_step="check CERTJOB_NOTIFY_URL and the server") from _cause(error)
         except BaseException:
             self._drop()
             raise
@@ -240,34 +238,38 @@ class SmtpChannel:
             ("recipient", [b"RCPT", _path("TO", recipient)], range(200, 300)),
             ("message", [b"DATA"], range(354, 355)),
         ]
-        try:
-            async with asyncio.timeout(self._envelope_seconds):
-                for what, command, success in steps:
-                    code, text = await wire.execute_command(*command)
-                    if wire._buffer or (code in success and not wire.is_connected):
-                        message = "the mail server hung up, or said more than it was asked, before it had a message"
-                        raise ChannelDownError(message)
-                    if code not in success:
-                        raise _refusal(code, text, recipient=recipient, what=what)
-        except BROKEN as error:
-            message = f"the connection to the mail server broke before a message was handed over: {_reason(error)}"
-            raise ChannelDownError(message) from _cause(error)
+        broke = "the connection to the mail server broke before a message was handed over"
+        async with _phase(self._envelope_seconds, lambda why: ChannelDownError(f"{broke}: {why}")):
+            for what, command, success in steps:
+                code, text = await wire.execute_command(*command)
+                if wire._buffer or (code in success and not wire.is_connected):
+                    message = "the mail server hung up, or said more than it was asked, before it had a message"
+                    raise ChannelDownError(message)
+                if code not in success:
+                    raise _refusal(code, text, recipient=recipient, what=what)
         return wire
 
     async def _hand_over(self, wire: SMTPProtocol, data: bytes, *, recipient: MailAddress) -> None:
         """Send the message and hear what becomes of it."""
-        try:
-            async with asyncio.timeout(self._answer_seconds):
-                wire.write(_as_sent(data))
-                code, text = await wire.read_response()
-        except BROKEN as error:
-            message = f"no answer came after the message was handed over, so it may have arrived: {_reason(error)}"
-            raise OutcomeUnknownError(message) from _cause(error)
+        silent = "no answer came after the message was handed over, so it may have arrived"
+        async with _phase(self._answer_seconds, lambda why: OutcomeUnknownError(f"{silent}: {why}")):
+            wire.write(_as_sent(data))
+            code, text = await wire.read_response()
         if 400 <= code < 600:
             raise _refusal(code, text, recipient=recipient, what="message")
         if not 200 <= code < 300:
-            message = "the answer after the message was handed over is no SMTP, so it may have arrived"
+            message = "the answer after the message was handed over is not SMTP, so it may have arrived"
             raise OutcomeUnknownError(message)
+
+
+@asynccontextmanager
+async def _phase(seconds: float, failed: Callable[[str], NotifyError]) -> AsyncIterator[None]:
+    """End what takes longer, and raise the error of this reason for whatever breaks a connection."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except BROKEN as broken:
+        raise failed(_reason(broken)) from _cause(broken)
 
 
 def tls_is_required(host: str, *, login: bool) -> bool:
@@ -315,7 +317,7 @@ def _refusal(code: int, text: str, *, recipient: MailAddress, what: str) -> Noti
     if 500 <= code < 600:
         why = FailureCode.ADDRESS_REFUSED if what == "recipient" else FailureCode.MESSAGE_REFUSED
         return RecipientRefusedError(f"the mail server refused the {what} ({said})", code=why)
-    return ChannelDownError(f"the server's answer about the {what} is no SMTP", next_step="check CERTJOB_NOTIFY_URL")
+    return ChannelDownError(f"the server's answer about the {what} is not SMTP", next_step="check CERTJOB_NOTIFY_URL")
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -335,7 +337,7 @@ def _reason(error: Exception) -> str:
         case TimeoutError():
             return "it did not answer in time"
         case SMTPResponseException(code=-1):
-            return "its answer is no SMTP"
+            return "its answer is not SMTP"
         case SMTPResponseException() as cause:
             return f"it answered {cause.code} {readable(cause.message)}"
         case UnicodeError():

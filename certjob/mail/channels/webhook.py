@@ -66,7 +66,7 @@ class WebhookChannel:
                 max_body_bytes=0,  # the body is of no use, and could be endless
             )
         except httpx.InvalidURL as error:
-            text = "CERTJOB_NOTIFY_URL is no URL that can be called"
+            text = "CERTJOB_NOTIFY_URL is not a URL that can be called"
             raise ChannelDownError(text, next_step="correct it") from error
         except SURELY_NOT_SENT as error:
             text = f"the webhook cannot be reached: {_reason(error)}"

@@ -3,7 +3,7 @@
 from certjob.mail.messages.checking import TemplateProblem, check_templates, open_templates
 from certjob.mail.messages.content import (
     LANGUAGES,
-    ReminderContent,
+    Recipient,
     RenderedMessage,
     language_of,
     reminder_words,
@@ -17,26 +17,14 @@ __all__ = [
     "LANGUAGES",
     "OUR_TEMPLATES",
     "NightTemplates",
-    "ReminderContent",
+    "Recipient",
     "RenderedMessage",
     "TemplateProblem",
     "Templates",
     "check_templates",
     "language_of",
     "open_templates",
-    "render_reminder",
+    "reminder_words",
     "write_date",
     "write_moment",
 ]
-
-
-def render_reminder(
-    content: ReminderContent, *, templates: Templates | NightTemplates = OUR_TEMPLATES
-) -> RenderedMessage:
-    """Write the reminder in the mentor's language. ``Templates`` raise TemplateError when one of them breaks."""
-    return templates.render(
-        "reminder",
-        language=language_of(content.locale),
-        slug=content.organisation_slug,
-        words=reminder_words(content),
-    )

@@ -8,6 +8,7 @@ from urllib.parse import quote, urlsplit
 import babel.dates
 
 from certjob.domain.addresses import parse_reply_to
+from certjob.domain.models import Mentor, Reminder
 from certjob.redaction import one_line
 
 LANGUAGES = {"nb": "nb", "nn": "nn", "en": "en_GB"}
@@ -18,34 +19,22 @@ NEARLY_A_YEAR_DAYS = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReminderContent:
-    """What a reminder says, and to whom."""
+class Recipient:
+    """The mentor as the facts are now, with what a message says about the organisation."""
 
+    mentor: Mentor
     full_name: str | None
     """None: the greeting names nobody."""
-    member_no: str
-    kind: str
-    """What the certificate is for, in the organisation's words."""
-    expires_on: date
-    """The last day in force."""
-    days_left: int
-    """From today to ``expires_on``; 0 on the day, negative after it."""
-    threshold_days: int
-    """Why the reminder is sent now; the texts go by ``days_left``, since a late one has less time left."""
-    pauses: bool
-    """Whether the expiry of this kind pauses the mentor."""
+    email: str | None
+    locale: str
+    """``nb``, ``nn`` or ``en``."""
     paused: bool
-    """Whether certjob's own pause is open now."""
+    """certjob's own pause is open."""
     organisation_name: str
     contact_email: str | None
     contact_phone: str | None
     renewal_url: str | None
-    locale: str
-    """``nb``, ``nn`` or ``en``."""
-    repeat: bool
-    """Whether an earlier copy may have arrived."""
-    organisation_slug: str = ""
-    """Whose own templates go before those for everybody."""
+    sender: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,40 +67,46 @@ def write_moment(moment: datetime, *, locale: str) -> str:
     return f"{day} at {moment:%H:%M}" if language == "en" else f"{day} kl.\N{NO-BREAK SPACE}{moment:%H.%M}"
 
 
-def reminder_words(content: ReminderContent) -> dict[str, object]:
-    """Return what a reminder's templates can use, by name; nothing in it can break a line or turn the text around."""
-    language = language_of(content.locale)
-    email = one_line(content.contact_email)
-    phone = one_line(content.contact_phone)
-    url = one_line(content.renewal_url)
-    reply_to = parse_reply_to(content.contact_email)
+def reminder_words(due: Reminder, recipient: Recipient, *, today: date, repeat: bool) -> dict[str, object]:
+    """Return what a reminder's templates can use, by name; nothing in it can break a line or turn the text around.
+
+    ``repeat``: an earlier copy may have arrived. The texts go by the days left: a late reminder has fewer than its
+    threshold.
+    """
+    language = language_of(recipient.locale)
+    mentor = recipient.mentor
+    kind = next((certificate.kind for certificate in mentor.certificates if certificate.id == due.cert_id), "")
+    days_left = (due.expires_on - today).days
+    phone = one_line(recipient.contact_phone)
+    url = one_line(recipient.renewal_url)
+    reply_to = parse_reply_to(recipient.contact_email)
     return {
         "language": language,
-        "name": one_line(content.full_name),
-        "member_no": one_line(content.member_no),
-        "kind": one_line(content.kind),
-        "expires_on": write_date(content.expires_on, locale=language),
-        "expires_day": _day(content, locale=language),
-        "days_left": content.days_left,
-        "threshold_days": content.threshold_days,
-        "pauses": content.pauses,
-        "paused": content.paused,
-        "organisation": one_line(content.organisation_name),
-        "contact_email": email,
+        "name": one_line(recipient.full_name),
+        "member_no": one_line(mentor.member_no),
+        "kind": one_line(kind),
+        "expires_on": write_date(due.expires_on, locale=language),
+        "expires_day": _day(due.expires_on, days_left=days_left, locale=language),
+        "days_left": days_left,
+        "threshold_days": due.threshold_days,
+        "pauses": kind not in mentor.organisation.optional_kinds,
+        "paused": recipient.paused,
+        "organisation": one_line(recipient.organisation_name),
+        "contact_email": one_line(recipient.contact_email),
         "contact_email_link": quote(reply_to.specification, safe="@") if reply_to else "",
         "contact_phone": phone,
         "contact_phone_link": "".join(re.findall(r"[+0-9]", phone)),
         "renewal_url": url,
         "renewal_host": _web_host(url),
-        "repeat": content.repeat,
+        "repeat": repeat,
     }
 
 
-def _day(content: ReminderContent, *, locale: str) -> str:
+def _day(day: date, *, days_left: int, locale: str) -> str:
     """Write the day for a subject, where every character counts: with the year only if that is in doubt."""
-    if abs(content.days_left) > NEARLY_A_YEAR_DAYS:
-        return write_date(content.expires_on, locale=locale)
-    return _unbroken(babel.dates.format_skeleton("MMMMd", content.expires_on, locale=LANGUAGES[locale]))
+    if abs(days_left) > NEARLY_A_YEAR_DAYS:
+        return write_date(day, locale=locale)
+    return _unbroken(babel.dates.format_skeleton("MMMMd", day, locale=LANGUAGES[locale]))
 
 
 def _unbroken(day: str) -> str:

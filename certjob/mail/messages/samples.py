@@ -3,40 +3,65 @@
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from datetime import date, datetime, timedelta
+from uuid import UUID
 
 from certjob.domain.alert_reasons import AlertReason
-from certjob.mail.messages.content import ReminderContent, reminder_words, write_date, write_moment
+from certjob.domain.models import Certificate, Mentor, Organisation, Reminder
+from certjob.mail.messages.content import Recipient, reminder_words, write_date, write_moment
 
 _SOME_DAY = date(2027, 1, 31)
 _SOME_MOMENT = datetime(2027, 1, 31, 3, 15)  # noqa: DTZ001 - only written, as it stands
 _NAME = "Kari «Ea» O'Nordmann & <Sønn>"
 _MOST = 25
+_ID = UUID(int=1)
 
 Words = dict[str, object]
 
 
-def sample_reminders(*, language: str, slug: str) -> Iterator[ReminderContent]:
-    """Yield made-up reminders: every situation, with and without what an organisation or a mentor may lack."""
+def sample_reminders(language: str) -> Iterator[Words]:
+    """Yield the words of made-up reminders: every situation, with and without what a mentor may lack."""
     for days_left, pauses, paused, repeat, complete in itertools.product(
         (60, 1, 0, -1, -14), (True, False), (True, False), (False, True), (True, False)
     ):
-        yield ReminderContent(
-            full_name=_NAME if complete else None,
-            member_no="M1001",
-            kind="likeperson" if complete else "",
-            expires_on=_SOME_DAY + timedelta(days=days_left),
-            days_left=days_left,
-            threshold_days=days_left,
-            pauses=pauses,
-            paused=paused,
-            organisation_name="Hørselshjelpen",
-            contact_email="kontakt@example.org" if complete else None,
-            contact_phone="+47 22 00 00 00" if complete else None,
-            renewal_url="https://example.org/forny?a=1&b=2" if complete else None,
-            locale=language,
-            repeat=repeat,
-            organisation_slug=slug,
+        due, recipient = _sample_reminder(
+            language, days_left=days_left, pauses=pauses, paused=paused, complete=complete
         )
+        yield reminder_words(due, recipient, today=_SOME_DAY, repeat=repeat)
+
+
+def _sample_reminder(
+    language: str, *, days_left: int, pauses: bool, paused: bool, complete: bool
+) -> tuple[Reminder, Recipient]:
+    """Make up a reminder and its recipient; one that is not ``complete`` lacks whatever it may lack."""
+    kind = "likeperson" if complete else ""
+    due = Reminder(cert_id=_ID, threshold_days=days_left, expires_on=_SOME_DAY + timedelta(days=days_left))
+    mentor = Mentor(
+        id=_ID,
+        member_no="M1001",
+        organisation=Organisation(
+            id=_ID,
+            slug="",
+            has_portal=False,
+            reminder_thresholds=(),
+            optional_kinds=frozenset() if pauses else frozenset({kind}),
+        ),
+        left=False,
+        portal_visible=None,
+        certificates=(Certificate(id=_ID, kind=kind, issued_on=_SOME_DAY, expires_on=due.expires_on, revoked=False),),
+        open_pauses=(),
+    )
+    return due, Recipient(
+        mentor=mentor,
+        full_name=_NAME if complete else None,
+        email=None,
+        locale=language,
+        paused=paused,
+        organisation_name="Hørselshjelpen",
+        contact_email="kontakt@example.org" if complete else None,
+        contact_phone="+47 22 00 00 00" if complete else None,
+        renewal_url="https://example.org/forny?a=1&b=2" if complete else None,
+        sender=None,
+    )
 
 
 def sample_digests(language: str) -> Iterator[Words]:
@@ -137,7 +162,7 @@ def _sections(language: str) -> dict[str, list[Words]]:
 
 
 SAMPLES: Mapping[str, Callable[[str], Iterator[Words]]] = {
-    "reminder": lambda language: map(reminder_words, sample_reminders(language=language, slug="")),
+    "reminder": sample_reminders,
     "digest": sample_digests,
 }
 """The words of made-up messages in one language, by what there are templates for."""
