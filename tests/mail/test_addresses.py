@@ -9,13 +9,11 @@ from certjob.mail.channels.server_text import readable
 @pytest.mark.parametrize(
     ("text", "specification"),
     [
-        ("kari@example.org", "kari@example.org"),
         (" kari@example.org ", "kari@example.org"),
         ("Kari.O'Nord+hlf_1@Post.Example.org", "Kari.O'Nord+hlf_1@Post.Example.org"),
         ("kari@localhost", "kari@localhost"),
-        ("kari@blåbær.example", "kari@xn--blbr-roah.example"),
-        ("kari@BLÅBÆR.example", "kari@xn--blbr-roah.example"),
-        ("pål@blåbær.example", "pål@xn--blbr-roah.example"),
+        ("pål@BLÅBÆR.example", "pål@xn--blbr-roah.example"),
+        ("k" * 242 + "@example.org", "k" * 242 + "@example.org"),
     ],
 )
 def test_an_address_is_read(text: str, specification: str) -> None:
@@ -27,7 +25,6 @@ def test_an_address_is_read(text: str, specification: str) -> None:
     "text",
     [
         "",
-        "@",
         "kari",
         "kari@",
         "@example.org",
@@ -44,16 +41,16 @@ def test_an_address_is_read(text: str, specification: str) -> None:
         '"kari nord"@example.org',
         "kari@[192.0.2.1]",
         "kari\u2028@example.org",
-        "kari\u00a0nord@example.org",
         "kari\udc80@example.org",
         "kari@straße.example",
         "kari@ø..example",
         "kari@" + "ø" * 70 + ".example",
         "kari@" + "x" * 64 + ".example",
-        "k" * 250 + "@example.org",
+        "=?utf-8?q?kari?=@example.org",
+        "k" * 243 + "@example.org",
     ],
 )
-def test_what_cannot_be_sent_to_is_no_address(text: str) -> None:
+def test_what_cannot_be_sent_to_is_not_an_address(text: str) -> None:
     """One recipient, no tricks, and never another domain than the one that was meant."""
     with pytest.raises(ValueError, match=r"is not an address|has a domain") as caught:
         parse_address(text)
@@ -66,7 +63,6 @@ def test_what_cannot_be_sent_to_is_no_address(text: str) -> None:
     [
         ("post@hlf.example", ""),
         ("<post@hlf.example>", ""),
-        ("HLF <post@hlf.example>", "HLF"),
         ('"Hørsel, Øst" <post@hlf.example>', "Hørsel, Øst"),
         ("Hørsel avd. Øst (Oslo), post <post@hlf.example>", "Hørsel avd. Øst (Oslo), post"),
     ],
@@ -79,11 +75,9 @@ def test_a_sender_may_have_a_name(text: str, name: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "",
         "HLF",
         "HLF <post@hlf.example",
         "HLF <post@hlf.example> x",
-        "a@hlf.example, b@hlf.example",
         "a@hlf.example, HLF <b@hlf.example>",
         "HLF\n <post@hlf.example>",
         "HLF\u202e <post@hlf.example>",
@@ -97,13 +91,13 @@ def test_a_sender_is_exactly_one_ascii_address(text: str) -> None:
 
 
 def test_a_servers_words_are_kept_without_the_people_in_them() -> None:
-    """What helps the operator stays, in one line."""
-    recipient = parse_address("pål@blåbær.example")
+    """What helps the operator stays, in one line, whatever the encoding."""
     said = (
         b"5.1.1 <p\xc3\xa5l@xn--blbr-roah.example> (p\xc3\xa5l@bl\xc3\xa5b\xc3\xa6r.example)\n"
         b"unknown;\tpost@hlf.example, code 42"
-    )
+    ).decode("ascii", "surrogateescape")
 
-    shown = readable(said.decode(), recipient=recipient, secrets=["42"])
+    shown = readable(said, recipient=parse_address("pål@blåbær.example"), secrets=["42"])
 
     assert shown == "5.1.1 <recipient> (<recipient>) unknown; <address>, code <secret>"
+    assert readable("x" * 301) == "x" * 299 + "…"
