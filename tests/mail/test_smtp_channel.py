@@ -14,6 +14,8 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 import pytest
+from aiosmtplib import SMTPResponse, SMTPResponseException
+from aiosmtplib.protocol import SMTPProtocol
 from pydantic import SecretStr
 
 from certjob.domain.addresses import parse_address, parse_sender
@@ -25,11 +27,10 @@ from certjob.errors import (
     RecipientRefusedError,
 )
 from certjob.mail.channels import smtp
-from certjob.mail.channels.smtp import SmtpChannel, tls_is_required
+from certjob.mail.channels.smtp import SmtpChannel
 from certjob.outbox.loop import run_alone
 from tests.support.channels import BlockingChannel, blocking
 from tests.support.mails import MESSAGE
-from tests.support.smtp_outcomes import show_tls
 from tests.support.smtp_server import (
     GOOD_ANSWERS,
     HOST,
@@ -43,12 +44,20 @@ from tests.support.smtp_server import (
     server_tls,
 )
 
+PAAL = replace(MESSAGE, to="pål@example.org")
+"""Somebody whose address only a server with SMTPUTF8 can take."""
+LOGIN: dict[str, Any] = {"user": "post", "password": SecretStr("blåbær-9"), "tls": client_tls()}
+
 
 def channel_to(port: int, *, host: str = HOST, **options: Any) -> AbstractContextManager[BlockingChannel]:
     """A channel whose limits end a test that hangs; a test of a limit gives its own."""
     limits = {"connect_seconds": 20.0, "envelope_seconds": 20.0, "answer_seconds": 30.0}
     sender = parse_sender("Hørsel, HLF <post@hlf.example>")
     return blocking(SmtpChannel(host, port=port, sender=sender, **(limits | options)))
+
+
+def offering(mechanisms: bytes, **answers: bytes) -> dict[str, bytes | Fault]:
+    return {"EHLO": b"250-test\r\n250-STARTTLS\r\n250 AUTH " + mechanisms, **answers}
 
 
 @pytest.fixture
@@ -72,8 +81,16 @@ def nothing_is_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def tls_for_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    """STARTTLS without encryption, so that a scripted server can go on talking."""
-    show_tls(monkeypatch)
+    """STARTTLS changes nothing but what both sides believe, so that a scripted server can go on talking."""
+
+    async def start_tls(self: SMTPProtocol, *_: object, **__: object) -> SMTPResponse:
+        response = await self.execute_command(b"STARTTLS")
+        if response.code != 220:
+            raise SMTPResponseException(response.code, response.message)
+        self._buffer.clear()
+        return response
+
+    monkeypatch.setattr(SMTPProtocol, "start_tls", start_tls)
 
 
 def parsed(envelope: Any) -> EmailMessage:
@@ -104,18 +121,6 @@ def test_a_message_arrives_whole(server: RealServer, mailbox: Mailbox) -> None:
     assert [part.get_content().replace("\r\n", "\n") for part in received.iter_parts()] == [MESSAGE.text, MESSAGE.html]
 
 
-def test_the_wire_holds_plain_ascii_lines(server: RealServer, mailbox: Mailbox) -> None:
-    """No 8-bit byte and no line longer than RFC 5322 allows, whatever the message holds."""
-    with channel_to(server.port) as channel:
-        channel.send(replace(MESSAGE, text="å" * 5000, subject="Påminnelse " * 40, idempotency_key="k" * 150))
-
-    (envelope,) = mailbox.envelopes
-    assert envelope.content.isascii()
-    assert max(len(line) for line in envelope.content.split(b"\r\n")) <= 998
-    assert b"\n" not in envelope.content.replace(b"\r\n", b"")
-    assert parsed(envelope)["Message-ID"] == f"<certjob-{'k' * 150}@hlf.example>"
-
-
 def test_a_line_end_of_its_own_cannot_smuggle_a_second_message(server: RealServer, mailbox: Mailbox) -> None:
     """A dot between bare line ends is text, not the end of the message (SMTP smuggling)."""
     smuggled = "Hei\n.\nMAIL FROM:<x@example.org>\r.\rRCPT TO:<y@example.org>\r\n.\r\nDATA\n"
@@ -123,8 +128,9 @@ def test_a_line_end_of_its_own_cannot_smuggle_a_second_message(server: RealServe
     with channel_to(server.port) as channel:
         channel.send(replace(MESSAGE, text=smuggled))
 
-    assert len(mailbox.envelopes) == 1
-    text, _ = parsed(mailbox.envelopes[0]).iter_parts()
+    (envelope,) = mailbox.envelopes
+    assert b"\n" not in envelope.content.replace(b"\r\n", b"")
+    text, _ = parsed(envelope).iter_parts()
     assert text.get_content().splitlines() == smuggled.splitlines()
 
 
@@ -138,222 +144,108 @@ def test_a_connection_is_kept_and_renewed(server: RealServer, mailbox: Mailbox) 
     assert [sessions.count(session) for session in dict.fromkeys(sessions)] == [2, 2, 1]
 
 
-def test_the_limit_for_one_message_is_well_within_the_lease_of_mail() -> None:
-    """A minute to say goodbye and connect, one for the envelope, and the ten that RFC 5321 grants for the answer."""
-    channel = SmtpChannel("mail.hlf.example", port=587, sender=parse_sender("post@hlf.example"))
-
-    assert channel.worst_case_seconds == 725
-
-
-# Addresses
-
-
-def test_an_international_domain_goes_out_as_dns_knows_it(server: RealServer, mailbox: Mailbox) -> None:
-    """The part after the @ needs nothing of the server."""
+def test_addresses_beyond_ascii_go_out_as_dns_and_the_server_know_them(server: RealServer, mailbox: Mailbox) -> None:
+    """The part after the @ needs nothing of the server; the part before it needs SMTPUTF8 (RFC 6531)."""
     with channel_to(server.port) as channel:
-        channel.send(replace(MESSAGE, to="kari@blåbær.example"))
+        for to in ("kari@blåbær.example", "pål@example.org", MESSAGE.to):
+            channel.send(replace(MESSAGE, to=to))
 
-    assert mailbox.envelopes[0].rcpt_tos == ["kari@xn--blbr-roah.example"]
-
-
-def test_an_international_local_part_uses_smtputf8(server: RealServer, mailbox: Mailbox) -> None:
-    """The part before the @ goes as it is, to a server that knows RFC 6531."""
-    with channel_to(server.port) as channel:
-        channel.send(replace(MESSAGE, to="pål@example.org"))
-        channel.send(MESSAGE)
-
-    assert [envelope.rcpt_tos[0] for envelope in mailbox.envelopes] == ["pål@example.org", MESSAGE.to]
-    assert mailbox.envelopes[0].smtp_utf8
-    assert not mailbox.envelopes[1].smtp_utf8
-
-
-def test_an_international_local_part_is_refused_without_smtputf8(mailbox: Mailbox) -> None:
-    """It is this recipient's trouble: everybody else's mail goes on."""
-    with (
-        real_server(mailbox, enable_SMTPUTF8=False) as server,
-        channel_to(server.port) as channel,
-    ):
-        with pytest.raises(RecipientRefusedError, match="beyond ASCII"):
-            channel.send(replace(MESSAGE, to="pål@example.org"))
-        channel.send(MESSAGE)
-
-    assert len(mailbox.envelopes) == 1
+    assert [(envelope.rcpt_tos[0], envelope.smtp_utf8) for envelope in mailbox.envelopes] == [
+        ("kari@xn--blbr-roah.example", False),
+        ("pål@example.org", True),
+        (MESSAGE.to, False),
+    ]
 
 
 @pytest.mark.parametrize(
-    "broken",
-    [
-        {"to": "kari"},
-        {"to": "kari@example.org\r\nBcc: ola@example.org"},
-        {"to": "Kari <kari@example.org>"},
-        {"to": ""},
-        {"subject": "Hei\r\nBcc: ola@example.org"},
-        {"subject": "Hei\nHei"},
-        {"text": "\udc80"},
-    ],
+    ("answers", "said"),
+    [({}, "beyond ASCII"), ({"EHLO": b"250-test\r\n250 SMTPUTF8", "MAIL": b"550 5.6.7 not these"}, r"5\.6\.7")],
 )
-def test_a_message_that_cannot_be_built_is_refused(broken: dict[str, str]) -> None:
+def test_letters_that_a_server_cannot_pass_on_are_the_recipients_trouble(answers: dict[str, bytes], said: str) -> None:
+    """Everybody else's mail goes on."""
+    with scripted_server(answers) as server, channel_to(server.port) as channel:
+        with pytest.raises(RecipientRefusedError, match=said):
+            channel.send(PAAL)
+        server.answers.clear()
+        channel.send(MESSAGE)
+
+        assert len(server.bodies) == 1
+
+
+def test_a_message_that_cannot_be_built_is_refused() -> None:
     """A bad row, not a crash; no server is asked, and the text repeats nothing of it."""
+    broken = (
+        {"to": "Kari <kari@example.org>"},
+        {"to": "kari@example.org\r\nBcc: ola@example.org"},
+        {"subject": "Hei\r\nBcc: ola@example.org"},
+        {"text": "\udc80"},
+    )
     with scripted_server() as server, channel_to(server.port) as channel:
-        with pytest.raises(RecipientRefusedError) as caught:
-            channel.send(replace(MESSAGE, **broken))  # type: ignore[arg-type]
+        for fields in broken:
+            with pytest.raises(RecipientRefusedError) as caught:
+                channel.send(replace(MESSAGE, **fields))  # type: ignore[arg-type]
+            assert "example" not in str(caught.value)
 
         assert server.connections == 0
-    assert "example" not in str(caught.value)
 
 
-# Answers, stage by stage
+# Whose fault it is, stage by stage
+
+EVERYBODYS, LATER, NEVER, UNKNOWN = ChannelDownError, RecipientDeferredError, RecipientRefusedError, OutcomeUnknownError
+BEFORE_THE_RECIPIENT = ("GREETING", "EHLO", "STARTTLS", "AUTH", "MAIL")
+BEFORE_354 = (*BEFORE_THE_RECIPIENT, "RCPT", "DATA")
+NO_SMTP = b"HTTP/1.1 400 Bad Request"
+
+TABLE = [
+    *((stage, answer, EVERYBODYS) for stage in BEFORE_THE_RECIPIENT for answer in (b"450 no", b"550 no")),
+    *((stage, answer, EVERYBODYS) for stage in ("RCPT", "DATA", "END") for answer in (b"421 closing", b"530 log in")),
+    *((stage, b"450 not now", LATER) for stage in ("RCPT", "DATA", "END")),
+    *((stage, b"550 never", NEVER) for stage in ("RCPT", "DATA", "END")),
+    *((stage, answer, EVERYBODYS) for stage in ("GREETING", "RCPT", "DATA") for answer in (NO_SMTP, b"333 what")),
+    *((stage, fault, EVERYBODYS) for stage in BEFORE_354 for fault in (Fault.CUT, Fault.DRIP)),
+    *((stage, Fault.HANG, EVERYBODYS) for stage in ("GREETING", "DATA")),
+    ("DATA", Fault.FLOOD, EVERYBODYS),
+    ("BODY", Fault.CUT, UNKNOWN),
+    *(("END", answer, UNKNOWN) for answer in (NO_SMTP, b"333 what", Fault.CUT, Fault.HANG, Fault.DRIP, Fault.FLOOD)),
+]
+LIMITS = {"MAIL": "envelope_seconds", "RCPT": "envelope_seconds", "DATA": "envelope_seconds", "END": "answer_seconds"}
+"""What ends a stage; what comes before belongs to connecting."""
 
 
-@pytest.mark.parametrize("stage", ["RCPT", "DATA", "END"])
-@pytest.mark.parametrize(
-    ("code", "expected"),
-    [
-        (b"550", RecipientRefusedError),
-        (b"450", RecipientDeferredError),
-        (b"421", ChannelDownError),
-        (b"530", ChannelDownError),
-    ],
-)
-def test_a_refusal_is_the_recipients_or_everybodys(stage: str, code: bytes, expected: type[NotifyError]) -> None:
-    """4xx and 5xx to RCPT, DATA or the body are about this message; 421 and a missing login are about all."""
-    with (
-        scripted_server({stage: code + b" 5.7.1 not today"}) as server,
-        channel_to(server.port) as channel,
-        pytest.raises(NotifyError, match=rf"{code.decode()} 5\.7\.1 not today") as caught,
-    ):
-        channel.send(MESSAGE)
+@pytest.mark.usefixtures("tls_for_show")
+@pytest.mark.parametrize(("stage", "answer", "whose"), TABLE)
+def test_a_failure_is_the_recipients_or_everybodys_and_ends_in_time(
+    stage: str, answer: bytes | Fault, whose: type[NotifyError]
+) -> None:
+    """Until 354 a message was surely not taken, after it only an answer tells; no goodbye is said."""
+    limits = {} if isinstance(answer, bytes) or answer is Fault.CUT else {LIMITS.get(stage, "connect_seconds"): 0.2}
+    with scripted_server(offering(b"PLAIN") | {stage: answer}) as server:
+        with channel_to(server.port, **LOGIN, **limits) as channel:
+            began = time.monotonic()
+            with pytest.raises(NotifyError) as caught:
+                channel.send(MESSAGE)
+            assert time.monotonic() - began < 5
 
-    assert type(caught.value) is expected
-
-
-@pytest.mark.parametrize("stage", ["GREETING", "MAIL"])
-@pytest.mark.parametrize("code", [b"421", b"450", b"550"])
-def test_a_refused_client_or_sender_is_everybodys(stage: str, code: bytes) -> None:
-    """Nothing that is said before the recipient is named can be about the recipient."""
-    with (
-        scripted_server({stage: code + b" go away"}) as server,
-        channel_to(server.port) as channel,
-        pytest.raises(ChannelDownError, match="go away"),
-    ):
-        channel.send(MESSAGE)
-
-
-def test_a_server_that_knows_no_greeting_is_everybodys() -> None:
-    """Its answer to EHLO is an error."""
-    with (
-        scripted_server({"EHLO": b"421 closing"}) as server,
-        channel_to(server.port) as channel,
-        pytest.raises(ChannelDownError, match="421 closing"),
-    ):
-        channel.send(MESSAGE)
-
-
-@pytest.mark.parametrize(
-    ("stage", "expected"),
-    [
-        ("GREETING", ChannelDownError),
-        ("MAIL", ChannelDownError),
-        ("RCPT", ChannelDownError),
-        ("DATA", ChannelDownError),
-        ("END", OutcomeUnknownError),
-    ],
-)
-@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request", b"333 what is this"])
-def test_an_answer_that_is_no_smtp_blames_no_recipient(stage: str, answer: bytes, expected: type[NotifyError]) -> None:
-    """After the final dot it leaves the outcome open, before it means another kind of server."""
-    with (
-        scripted_server({stage: answer}) as server,
-        channel_to(server.port) as channel,
-        pytest.raises(expected),
-    ):
-        channel.send(MESSAGE)
-
-
-@pytest.mark.parametrize("stage", ["RCPT", "DATA", "END"])
-def test_the_channel_goes_on_after_a_refusal(stage: str) -> None:
-    """The next message gets a new connection: nothing more is said, or heard, on the old one."""
-    with scripted_server({stage: b"550 no"}) as server, channel_to(server.port) as channel:
-        with pytest.raises(RecipientRefusedError):
-            channel.send(MESSAGE)
-        del server.answers[stage]
-        channel.send(MESSAGE)
-
-        assert server.connections == 2
-        assert "QUIT" not in server.commands
-
-
-@pytest.mark.parametrize(
-    "echo",
-    [
-        b"550 5.1.1 <kari.nordmann@example.org>: Recipient address rejected",
-        b"550-5.1.1 KARI.NORDMANN@example.org\r\n550 5.1.1 is unknown",
-        b"550 no mailbox here for Kari.Nordmann",
-        b"550 see https://mail.example/why?rcpt=kari.nordmann%40example.org",
-        b"550 <bounce+kari.nordmann=example.org@hlf.example> refused",
-        b"550 forwarded to knordmann@work.example and refused",
-    ],
-)
-def test_no_error_names_the_recipient(echo: bytes) -> None:
-    """Servers echo addresses; logs and the database must not hold them."""
-    with (
-        scripted_server({"RCPT": echo}) as server,
-        channel_to(server.port) as channel,
-        pytest.raises(RecipientRefusedError) as caught,
-    ):
-        channel.send(MESSAGE)
-
-    assert "nordmann" not in str(caught.value).lower()
-    assert "550" in str(caught.value)
-
-
-def test_an_error_is_one_short_line() -> None:
-    """A server may say pages; what is kept is readable and fits a table."""
-    with (
-        scripted_server({"RCPT": b"550-" + b"very " * 500 + b"\r\n550 \x1b[31mno\x00\xff"}) as server,
-        channel_to(server.port) as channel,
-        pytest.raises(RecipientRefusedError) as caught,
-    ):
-        channel.send(MESSAGE)
-
-    assert str(caught.value).isprintable()
-    assert len(str(caught.value)) < 400
-
-
-# Connections that break
-
-
-@pytest.mark.parametrize("stage", ["GREETING", "EHLO", "MAIL", "RCPT", "DATA"])
-def test_a_cut_before_the_message_is_everybodys(stage: str) -> None:
-    """Until the server has answered 354 to DATA the message was surely not accepted."""
-    with (
-        scripted_server({stage: Fault.CUT}) as server,
-        channel_to(server.port) as channel,
-        pytest.raises(ChannelDownError),
-    ):
-        channel.send(MESSAGE)
-
-
-@pytest.mark.parametrize("stage", ["BODY", "END"])
-def test_a_cut_after_354_leaves_the_outcome_unknown(stage: str) -> None:
-    """The server had the message, or may have had it: it may have kept it."""
-    with (
-        scripted_server({stage: Fault.CUT}) as server,
-        channel_to(server.port) as channel,
-        pytest.raises(OutcomeUnknownError, match="may have arrived"),
-    ):
-        channel.send(MESSAGE)
-
-
-@pytest.mark.parametrize("fault", [Fault.HANG, Fault.DRIP, Fault.FLOOD])
-def test_no_answer_to_the_final_dot_leaves_the_outcome_unknown_in_time(fault: Fault) -> None:
-    """The answer's own limit holds, even against a server that keeps sending."""
-    with scripted_server({"END": fault}) as server, channel_to(server.port, answer_seconds=0.3) as channel:
-        started = time.monotonic()
-        with pytest.raises(OutcomeUnknownError):
+            assert type(caught.value) is whose
+            assert "may have arrived" in str(caught.value) or whose is not UNKNOWN
+            if isinstance(answer, bytes) and stage != "EHLO" and answer[:3] in (b"421", b"450", b"550", b"530"):
+                assert answer.decode() in str(caught.value)
+        server.answers = offering(b"PLAIN")
+        with channel_to(server.port, **LOGIN) as channel:
             channel.send(MESSAGE)
 
-        assert time.monotonic() - started < 5
+        assert "QUIT" not in server.commands[:-1]
+
+
+@pytest.mark.parametrize("answer", [b"550 no", b"421 closing", b"garbage", b"333 what"])
+def test_a_connection_on_which_a_message_failed_is_not_used_again(answer: bytes) -> None:
+    with scripted_server({"END": answer}) as server, channel_to(server.port) as channel:
+        with pytest.raises(NotifyError):
+            channel.send(MESSAGE)
+        server.answers.clear()
+        channel.send(MESSAGE)
+
+        assert (server.connections, "QUIT" in server.commands) == (2, False)
 
 
 def test_a_server_that_stops_reading_holds_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,151 +253,37 @@ def test_a_server_that_stops_reading_holds_nobody(monkeypatch: pytest.MonkeyPatc
     big = (parse_address(MESSAGE.to), b"x" * 16_000_000)  # more than a socket takes while nobody reads
     monkeypatch.setattr(smtp, "compose", lambda *_, **__: big)
     with scripted_server({"BODY": Fault.HANG}) as server, channel_to(server.port, answer_seconds=0.5) as channel:
-        started = time.monotonic()
+        began = time.monotonic()
         with pytest.raises(OutcomeUnknownError):
             channel.send(MESSAGE)
 
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - began < 5
     assert server.bodies == []
 
 
-@pytest.mark.parametrize("fault", [Fault.HANG, Fault.DRIP, Fault.FLOOD])
 @pytest.mark.parametrize(
-    ("stage", "limit"),
-    [
-        ("GREETING", "connect_seconds"),
-        ("EHLO", "connect_seconds"),
-        ("MAIL", "envelope_seconds"),
-        ("RCPT", "envelope_seconds"),
-        ("DATA", "envelope_seconds"),
-    ],
+    ("stage", "surplus"),
+    [("MAIL", b"250 taken"), ("RCPT", b"421 4.4.2 timeout exceeded"), ("DATA", b"552 5.3.4 too big")],
 )
-def test_each_phase_ends_in_time(stage: str, limit: str, fault: Fault) -> None:
-    """A server that is silent, drips bytes or never ends a reply holds nobody longer than the phase has."""
-    with scripted_server({stage: fault}) as server, channel_to(server.port, **dict[str, Any]({limit: 0.3})) as channel:
-        started = time.monotonic()
-        with pytest.raises(ChannelDownError):
-            channel.send(MESSAGE)
-
-        assert time.monotonic() - started < 5
-
-
-def test_a_handshake_ends_in_time() -> None:
-    """TLS with a server that never answers it."""
-    with (
-        scripted_server({"GREETING": Fault.HANG}) as server,
-        channel_to(server.port, connect_seconds=0.2, implicit_tls=True, tls=client_tls()) as channel,
-    ):
-        started = time.monotonic()
-        with pytest.raises(ChannelDownError, match="did not answer in time"):
-            channel.send(MESSAGE)
-
-        assert time.monotonic() - started < 5
-
-
-def test_a_name_lookup_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system's lookup knows no limit; the phase does, and the end of the loop does not wait for it either."""
-    answered = threading.Event()
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answered.wait(10) and [])
-    channel = SmtpChannel("mail.example", port=25, sender=parse_sender("post@hlf.example"), connect_seconds=0.2)
-
-    started = time.monotonic()
-    with pytest.raises(ChannelDownError, match="did not answer in time"):
-        run_alone(channel.send(MESSAGE))
-
-    assert time.monotonic() - started < 5
-    answered.set()
-
-
-@pytest.mark.parametrize("surplus", [b"250 taken", b"421 4.4.2 timeout exceeded", b"552 5.3.4 too big"])
-@pytest.mark.parametrize("stage", ["MAIL", "RCPT", "DATA"])
 def test_an_answer_too_many_ends_the_connection_before_the_message(stage: str, surplus: bytes) -> None:
     """All later answers would be taken for each other's: one of them could say that a refused message was accepted."""
     good = GOOD_ANSWERS[stage] + b"\r\n" + surplus
     with scripted_server({stage: good}) as server, channel_to(server.port) as channel:
         with pytest.raises(ChannelDownError):
             channel.send(MESSAGE)
-        del server.answers[stage]
+        server.answers.clear()
         channel.send(MESSAGE)
 
         assert (len(server.bodies), server.connections) == (1, 2)
 
 
-def test_an_answer_too_many_after_the_message_is_not_heard_by_the_next_one() -> None:
-    """The message was accepted; the connection is not used again."""
-    with scripted_server({"END": b"250 taken\r\n250 and again"}) as server, channel_to(server.port) as channel:
-        channel.send(MESSAGE)
-        channel.send(MESSAGE)
-
-        assert (len(server.bodies), server.connections) == (2, 2)
-
-
-def test_any_2xx_to_the_message_is_success() -> None:
-    """A server that will try its best (252) has the message, too."""
-    with scripted_server({"END": b"252 will do"}) as server, channel_to(server.port) as channel:
-        channel.send(MESSAGE)
-        channel.send(MESSAGE)
-
-        assert (len(server.bodies), server.connections) == (2, 1)
-
-
-@pytest.mark.parametrize("answer", [b"421 closing", b"552 too big", b"garbage", b"333 what"])
-def test_a_connection_on_which_a_message_failed_is_not_used_again(answer: bytes) -> None:
-    """Whatever the answer to the message was, if it was no success."""
+@pytest.mark.parametrize(("answer", "connections"), [(b"252 will do", 1), (b"250 taken\r\n250 and again", 2)])
+def test_any_2xx_to_the_message_is_success_and_a_second_one_is_not_heard(answer: bytes, connections: int) -> None:
     with scripted_server({"END": answer}) as server, channel_to(server.port) as channel:
-        with pytest.raises(NotifyError):
-            channel.send(MESSAGE)
-        del server.answers["END"]
+        channel.send(MESSAGE)
         channel.send(MESSAGE)
 
-        assert server.connections == 2
-        assert "QUIT" not in server.commands
-
-
-def test_a_host_without_an_address_is_everybodys(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A typing mistake in the URL, or no network."""
-
-    def unknown(*_: object, **__: object) -> None:
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-
-    monkeypatch.setattr(socket, "getaddrinfo", unknown)
-
-    with (
-        channel_to(25, host="mail.example") as channel,
-        pytest.raises(ChannelDownError, match=r"not known; check CERTJOB_NOTIFY_URL"),
-    ):
-        channel.send(MESSAGE)
-
-
-def test_a_host_name_that_cannot_be_one_is_everybodys() -> None:
-    """A label longer than DNS allows, which the system's lookup answers with another kind of error."""
-    with (
-        channel_to(25, host="ø" * 70 + ".example") as channel,
-        pytest.raises(ChannelDownError, match="the name is malformed"),
-    ):
-        channel.send(MESSAGE)
-
-
-def test_the_next_address_is_tried(monkeypatch: pytest.MonkeyPatch, server: RealServer, mailbox: Mailbox) -> None:
-    """A host with a dead first address is still reached."""
-    with socket.create_server((HOST, 0)) as unused:
-        dead_port = unused.getsockname()[1]
-    addresses = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (HOST, port)) for port in (dead_port, server.port)]
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: addresses)
-
-    with channel_to(25, host="localhost") as channel:
-        channel.send(MESSAGE)
-
-    assert len(mailbox.envelopes) == 1
-
-
-def test_nobody_listening_is_everybodys() -> None:
-    """The text names the setting."""
-    with socket.create_server((HOST, 0)) as unused:
-        port = unused.getsockname()[1]
-
-    with channel_to(port) as channel, pytest.raises(ChannelDownError, match="refused; check CERTJOB_NOTIFY_URL"):
-        channel.send(MESSAGE)
+        assert (len(server.bodies), server.connections) == (2, connections)
 
 
 def test_a_kept_connection_that_died_is_replaced() -> None:
@@ -515,19 +293,18 @@ def test_a_kept_connection_that_died_is_replaced() -> None:
         server.answers["MAIL"] = Fault.CUT
         with pytest.raises(ChannelDownError):
             channel.send(MESSAGE)
-        del server.answers["MAIL"]
+        server.answers.clear()
         channel.send(MESSAGE)
 
         assert len(server.bodies) == 2
 
 
-@pytest.mark.parametrize("stage", ["GREETING", "EHLO", "MAIL", "RCPT", "DATA", "END"])
+@pytest.mark.parametrize("stage", ["GREETING", "RCPT", "END"])
 def test_a_cancelled_message_leaves_nothing_behind(stage: str) -> None:
     """After the grace of a signal a wait is cancelled, wherever it is: no later answer is taken for the next one's."""
-    sender = parse_sender("post@hlf.example")
 
     async def cancel_one_and_send_another(server: ScriptedServer) -> None:
-        channel = SmtpChannel(HOST, port=server.port, sender=sender)
+        channel = SmtpChannel(HOST, port=server.port, sender=parse_sender("post@hlf.example"))
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.3):
                 await channel.send(MESSAGE)
@@ -550,117 +327,139 @@ def test_goodbye_ends_in_time_and_raises_nothing(monkeypatch: pytest.MonkeyPatch
     with scripted_server({"QUIT": fault}) as server, channel_to(server.port) as channel:
         channel.send(MESSAGE)
 
-        started = time.monotonic()
+        began = time.monotonic()
         channel.close()
         channel.close()
 
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - began < 5
+        assert server.commands.count("QUIT") == 1
+
+
+def test_no_error_names_the_recipient_or_runs_over_its_line() -> None:
+    """Servers echo addresses, and may say pages; logs and the database must not hold them."""
+    echoes = (
+        b"550 5.1.1 <kari.nordmann@example.org>: Recipient address rejected",
+        b"550-5.1.1 KARI.NORDMANN@example.org\r\n550 5.1.1 is unknown",
+        b"550 no mailbox here for Kari.Nordmann",
+        b"550 see https://mail.example/why?rcpt=kari.nordmann%40example.org",
+        b"550 <bounce+kari.nordmann=example.org@hlf.example> refused",
+        b"550 forwarded to knordmann@work.example and refused",
+        b"550-" + b"very " * 500 + b"\r\n550 \x1b[31mno\x00\xff",
+    )
+    with scripted_server() as server, channel_to(server.port) as channel:
+        for echo in echoes:
+            server.answers["RCPT"] = echo
+            with pytest.raises(RecipientRefusedError, match="550") as caught:
+                channel.send(MESSAGE)
+            assert "nordmann" not in str(caught.value).lower()
+            assert str(caught.value).isprintable()
+            assert len(str(caught.value)) < 400
+
+
+# The way to the server
+
+
+def test_a_name_lookup_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's lookup knows no limit; the phase does, and the end of the loop does not wait for it either."""
+    answered = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answered.wait(10) and [])
+    channel = SmtpChannel("mail.example", port=25, sender=parse_sender("post@hlf.example"), connect_seconds=0.2)
+
+    began = time.monotonic()
+    with pytest.raises(ChannelDownError, match="did not answer in time"):
+        run_alone(channel.send(MESSAGE))
+
+    assert time.monotonic() - began < 5
+    answered.set()
+
+
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [
+        ("mail.example", r"not known; check CERTJOB_NOTIFY_URL"),
+        ("ø" * 70 + ".example", "the name is malformed"),
+        (HOST, r"refused; check CERTJOB_NOTIFY_URL"),
+    ],
+)
+def test_a_host_that_cannot_be_reached_is_everybodys(monkeypatch: pytest.MonkeyPatch, host: str, said: str) -> None:
+    """A typing mistake in the URL, no network, or nobody who listens."""
+
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    if host == "mail.example":
+        monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with socket.create_server((HOST, 0)) as unused:
+        port = unused.getsockname()[1]
+
+    with channel_to(port, host=host) as channel, pytest.raises(ChannelDownError, match=said):
+        channel.send(MESSAGE)
+
+
+def test_the_next_address_is_tried(monkeypatch: pytest.MonkeyPatch, server: RealServer, mailbox: Mailbox) -> None:
+    """A host with a dead first address is still reached."""
+    with socket.create_server((HOST, 0)) as unused:
+        dead_port = unused.getsockname()[1]
+    addresses = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (HOST, port)) for port in (dead_port, server.port)]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: addresses)
+
+    with channel_to(25, host="localhost") as channel:
+        channel.send(MESSAGE)
+
+    assert len(mailbox.envelopes) == 1
 
 
 # TLS and login
 
 
-@pytest.mark.parametrize(
-    ("host", "login", "required"),
-    [
-        ("mail.hlf.example", False, True),
-        ("mail.hlf.example", True, True),
-        ("192.0.2.1", False, True),
-        ("localhost", False, False),
-        ("127.0.0.1", False, False),
-        ("::1", False, False),
-        ("localhost", True, True),
-    ],
-)
-def test_only_this_machine_is_spoken_to_in_the_open(*, host: str, login: bool, required: bool) -> None:
-    """And not even this machine hears a password that way."""
-    assert tls_is_required(host, login=login) is required
-
-
 @pytest.mark.usefixtures("nothing_is_loopback")
-def test_a_far_server_without_starttls_gets_nothing() -> None:
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [({}, "offers no STARTTLS"), (offering(b"", STARTTLS=b"454 no certificate"), r"refused STARTTLS \(454 no cert")],
+)
+def test_a_far_server_without_tls_gets_nothing(answers: dict[str, bytes | Fault], said: str) -> None:
     """A cable in between may have cut the offer out."""
-    with scripted_server() as server, channel_to(server.port) as channel:
-        with pytest.raises(ChannelDownError, match="offers no STARTTLS"):
+    with scripted_server(answers) as server, channel_to(server.port) as channel:
+        with pytest.raises(ChannelDownError, match=said):
             channel.send(MESSAGE)
 
         assert not any(command.startswith("MAIL") for command in server.commands)
 
 
 @pytest.mark.usefixtures("nothing_is_loopback")
-def test_a_refused_starttls_is_everybodys() -> None:
-    """Offered, and then not to be had."""
-    with (
-        scripted_server({"EHLO": b"250-test\r\n250 STARTTLS", "STARTTLS": b"454 no certificate"}) as server,
-        channel_to(server.port) as channel,
-        pytest.raises(ChannelDownError, match=r"refused STARTTLS \(454 no certificate\)"),
+def test_a_far_server_is_spoken_to_over_tls(mailbox: Mailbox) -> None:
+    """By STARTTLS, or from the first byte; with a certificate that is trusted, which there is no way not to check."""
+    for implicit_tls, options in (
+        (False, {"tls_context": server_tls(), "require_starttls": True}),
+        (True, {"ssl_context": server_tls()}),
     ):
-        channel.send(MESSAGE)
+        with real_server(mailbox, **options) as server:
+            with channel_to(server.port, implicit_tls=implicit_tls, tls=client_tls()) as channel:
+                channel.send(MESSAGE)
+            with (
+                channel_to(server.port, implicit_tls=implicit_tls) as channel,
+                pytest.raises(ChannelDownError, match="certificate is not trusted"),
+            ):
+                channel.send(MESSAGE)
+
+    assert mailbox.sessions[0].ssl is not None
+    assert len(mailbox.envelopes) == 2
 
 
 @pytest.mark.usefixtures("nothing_is_loopback")
-@pytest.mark.parametrize("fault", [Fault.HANG, Fault.DRIP])
-def test_a_starttls_handshake_ends_in_time(fault: Fault) -> None:
-    """The server agrees to TLS and then does something else."""
+@pytest.mark.parametrize(("answers", "implicit_tls"), [({"GREETING": Fault.HANG}, True), (offering(b""), False)])
+def test_a_handshake_ends_in_time(answers: dict[str, bytes | Fault], *, implicit_tls: bool) -> None:
+    """A server that never answers it."""
     with (
-        scripted_server({"EHLO": b"250-test\r\n250 STARTTLS", "STARTTLS": fault}) as server,
-        channel_to(server.port, connect_seconds=0.2) as channel,
+        scripted_server(answers) as server,
+        channel_to(server.port, connect_seconds=0.2, implicit_tls=implicit_tls, tls=client_tls()) as channel,
     ):
-        started = time.monotonic()
+        server.answers["STARTTLS"] = b"220 go on"
+        began = time.monotonic()
         with pytest.raises(ChannelDownError):
             channel.send(MESSAGE)
 
-        assert time.monotonic() - started < 5
-
-
-@pytest.mark.usefixtures("nothing_is_loopback")
-def test_a_far_server_is_spoken_to_over_tls(mailbox: Mailbox) -> None:
-    """STARTTLS with a certificate that is trusted."""
-    with (
-        real_server(mailbox, tls_context=server_tls(), require_starttls=True) as server,
-        channel_to(server.port, tls=client_tls()) as channel,
-    ):
-        channel.send(MESSAGE)
-        channel.send(MESSAGE)
-
-    assert len(mailbox.envelopes) == 2
-    assert mailbox.sessions[0].ssl is not None
-
-
-@pytest.mark.usefixtures("nothing_is_loopback", "tls_for_show")
-def test_what_was_said_before_tls_is_forgotten() -> None:
-    """Plaintext that follows the answer to STARTTLS is somebody else's (RFC 3207)."""
-    answers = {"EHLO": b"250-test\r\n250 STARTTLS", "STARTTLS": b"220 go on\r\n250-evil\r\n250 SMTPUTF8"}
-    with scripted_server(answers) as server, channel_to(server.port) as channel:
-        with pytest.raises(RecipientRefusedError, match="beyond ASCII"):
-            channel.send(replace(MESSAGE, to="pål@example.org"))
-        channel.send(MESSAGE)
-
-        assert len([command for command in server.commands if command.startswith("EHLO")]) == 4
-
-
-@pytest.mark.parametrize("implicit_tls", [True, False])
-@pytest.mark.usefixtures("nothing_is_loopback")
-def test_an_untrusted_certificate_is_everybodys(mailbox: Mailbox, *, implicit_tls: bool) -> None:
-    """There is no way to skip the check."""
-    options = {"ssl_context": server_tls()} if implicit_tls else {"tls_context": server_tls()}
-    with (
-        real_server(mailbox, **options) as server,
-        channel_to(server.port, implicit_tls=implicit_tls) as channel,
-        pytest.raises(ChannelDownError, match="certificate is not trusted"),
-    ):
-        channel.send(MESSAGE)
-
-
-def test_smtps_is_tls_from_the_first_byte(mailbox: Mailbox) -> None:
-    """Implicit TLS with a certificate that is trusted."""
-    with (
-        real_server(mailbox, ssl_context=server_tls()) as server,
-        channel_to(server.port, implicit_tls=True, tls=client_tls()) as channel,
-    ):
-        channel.send(MESSAGE)
-
-    assert len(mailbox.envelopes) == 1
+        assert time.monotonic() - began < 5
 
 
 def test_smtps_to_a_server_without_tls_is_everybodys() -> None:
@@ -673,7 +472,15 @@ def test_smtps_to_a_server_without_tls_is_everybodys() -> None:
         channel.send(MESSAGE)
 
 
-LOGIN: dict[str, Any] = {"user": "post", "password": SecretStr("blåbær-9"), "tls": client_tls()}
+@pytest.mark.usefixtures("nothing_is_loopback", "tls_for_show")
+def test_what_was_said_before_tls_is_forgotten() -> None:
+    """Plaintext that follows the answer to STARTTLS is somebody else's (RFC 3207)."""
+    answers = {"EHLO": b"250-test\r\n250 STARTTLS", "STARTTLS": b"220 go on\r\n250-evil\r\n250 SMTPUTF8"}
+    with scripted_server(answers) as server, channel_to(server.port) as channel:
+        with pytest.raises(RecipientRefusedError, match="beyond ASCII"):
+            channel.send(PAAL)
+
+        assert len([command for command in server.commands if command.startswith("EHLO")]) == 2
 
 
 @pytest.mark.parametrize("without", [[], ["PLAIN"]])
@@ -708,51 +515,25 @@ def test_a_refused_login_says_what_to_correct(mailbox: Mailbox) -> None:
     assert "hemmelig" not in str(caught.value)
 
 
-def offering(mechanisms: bytes, **answers: bytes) -> dict[str, bytes | Fault]:
-    return {"EHLO": b"250-test\r\n250-STARTTLS\r\n250 AUTH " + mechanisms, **answers}
+ECHO = "535 post / blåbær-9 / AHBvc3QAYmzDpWLDpnItOQ== / YmzDpWLDpnItOQ== is wrong".encode()
 
 
 @pytest.mark.usefixtures("tls_for_show")
-def test_a_login_that_cannot_be_checked_now_blames_no_password() -> None:
-    """The server's own trouble, or its goodbye."""
-    with (
-        scripted_server(offering(b"PLAIN", AUTH=b"454 directory is down")) as server,
-        channel_to(server.port, **LOGIN) as channel,
-        pytest.raises(ChannelDownError, match=r"cannot take the login now \(454 directory is down\)"),
-    ):
-        channel.send(MESSAGE)
-
-
-@pytest.mark.usefixtures("tls_for_show")
-def test_an_echoed_login_stays_secret() -> None:
-    """A server that repeats what it was sent, in clear or coded."""
-    echo = "535 post / blåbær-9 / AHBvc3QAYmzDpWLDpnItOQ== / YmzDpWLDpnItOQ== is wrong".encode()
-    with (
-        scripted_server(offering(b"PLAIN", AUTH=echo)) as server,
-        channel_to(server.port, **LOGIN) as channel,
-        pytest.raises(ChannelDownError, match="535 <secret> / <secret> / <secret> / <secret> is wrong"),
-    ):
-        channel.send(MESSAGE)
-
-
-@pytest.mark.usefixtures("tls_for_show")
-def test_a_server_with_other_logins_only_is_everybodys() -> None:
-    """certjob knows PLAIN and LOGIN."""
-    with (
-        scripted_server(offering(b"XOAUTH2")) as server,
-        channel_to(server.port, **LOGIN) as channel,
-        pytest.raises(ChannelDownError, match="no login that certjob knows"),
-    ):
-        channel.send(MESSAGE)
-
-
-def test_no_password_travels_without_tls() -> None:
-    """Not even to this machine: the server must offer STARTTLS."""
-    with (
-        scripted_server({"EHLO": b"250-test\r\n250 AUTH PLAIN LOGIN"}) as server,
-        channel_to(server.port, **LOGIN) as channel,
-    ):
-        with pytest.raises(ChannelDownError, match="never logs in without TLS"):
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        (offering(b"PLAIN", AUTH=b"454 directory is down"), r"cannot take the login now \(454 directory is down\)"),
+        (offering(b"PLAIN", AUTH=b"421 closing"), r"cannot take the login now \(421 closing\)"),
+        (offering(b"PLAIN", AUTH=ECHO), "535 <secret> / <secret> / <secret> / <secret> is wrong"),
+        (offering(b"XOAUTH2"), "no login that certjob knows"),
+        ({"EHLO": b"250-test\r\n250 AUTH PLAIN LOGIN"}, "never logs in without TLS"),
+    ],
+    ids=["not now", "closing", "echoed", "another mechanism", "without TLS"],
+)
+def test_a_login_that_does_not_work_is_everybodys(answers: dict[str, bytes | Fault], said: str) -> None:
+    """A server's own trouble blames no password; what it repeats stays secret; nothing travels without TLS."""
+    with scripted_server(answers) as server, channel_to(server.port, **LOGIN) as channel:
+        with pytest.raises(ChannelDownError, match=said):
             channel.send(MESSAGE)
 
-        assert not any(command.startswith("AUTH") for command in server.commands)
+        assert any(command.startswith("AUTH") for command in server.commands) == ("AUTH" in answers)

@@ -22,7 +22,7 @@ MISSING = (
     "on Debian `apt-get install exim4-daemon-light` brings it"
 )
 
-STAGES = ("connect", "helo", "mail", "rcpt", "predata", "data")
+STAGES = ("mail", "rcpt", "predata", "data")
 """Where Exim asks what to answer; ``predata`` is the command DATA, ``data`` what follows the final dot."""
 
 LOGIN = ("post", "blåbær-9")
@@ -45,7 +45,7 @@ daemon_smtp_ports = PORT : TLS_PORT
 tls_on_connect_ports = TLS_PORT
 daemon_startup_retries = 0
 tls_certificate = FOLDER/certificate.pem
-tls_advertise_hosts = ${if exists{FOLDER/answers/no-starttls}{}{*}}
+tls_advertise_hosts = *
 auth_advertise_hosts = *
 smtputf8_advertise_hosts = *
 message_size_limit = 1M
@@ -87,8 +87,7 @@ plain:
 
 _STAGE = r"""
 acl_STAGE:
-  accept delay = ${if exists{FOLDER/answers/slow-STAGE}{1s}{0s}}
-         condition = ${if exists{FOLDER/answers/STAGE}{no}{yes}}
+  accept condition = ${if exists{FOLDER/answers/STAGE}{no}{yes}}
   defer  condition = ${if match{${readfile{FOLDER/answers/STAGE}}}{^4}}
          message = ${readfile{FOLDER/answers/STAGE}}
   deny   message = ${readfile{FOLDER/answers/STAGE}}

@@ -87,8 +87,6 @@ class Fault(Enum):
     """Send a byte now and then, never a whole line."""
     FLOOD = auto()
     """Send a reply that does not end."""
-    SLOW = auto()
-    """Answer as a good server does, and late (``slow_seconds``)."""
 
 
 GOOD_ANSWERS: Mapping[str, bytes] = {
@@ -117,7 +115,6 @@ class ScriptedServer:
         """Every line heard outside of bodies, of all connections."""
         self.bodies: list[bytes] = []
         self.connections = 0
-        self.slow_seconds = 0.5
         self._stop = threading.Event()
         self._listening = socket.create_server((HOST, 0))
         # Small, so that a body which is not read fills it and blocks its sender.
@@ -155,7 +152,7 @@ class ScriptedServer:
                 stage = self.commands[-1].partition(" ")[0].upper()
                 if not self._answer(connection, stage) or stage == "QUIT":
                     return
-                agreed = self.answers.get("DATA", b"354") in (Fault.SLOW, b"354")
+                agreed = "DATA" not in self.answers
                 if stage == "DATA" and agreed and not self._read_body(connection, file):
                     return
 
@@ -187,9 +184,6 @@ class ScriptedServer:
                 while not self._stop.is_set():
                     connection.sendall(b"250-more\r\n" * 100)
                 return False
-            case Fault.SLOW:
-                self._stop.wait(self.slow_seconds)
-                connection.sendall(GOOD_ANSWERS[stage] + b"\r\n")
             case bytes():
                 connection.sendall(answer + b"\r\n")
         return True
