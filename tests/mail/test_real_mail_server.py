@@ -89,7 +89,7 @@ def channel_to(port: int, **options: Any) -> AbstractContextManager[BlockingChan
 def send_reminders(connection: Connection, port: int) -> str | None:
     """Run the stage; why it stopped."""
     stopped = BlockingStage(connection, reminder_mail(connection), smtp_channel(port)).run()
-    return stopped and stopped.code
+    return None if stopped is None else stopped.code
 
 
 @pytest.fixture

@@ -218,7 +218,9 @@ def test_a_failure_is_the_recipients_or_everybodys_and_ends_in_time(
     stage: str, answer: bytes | Fault, whose: type[NotifyError]
 ) -> None:
     """Until 354 a message was surely not taken, after it only an answer tells; no goodbye is said."""
-    limits = {} if isinstance(answer, bytes) or answer is Fault.CUT else {LIMITS.get(stage, "connect_seconds"): 0.2}
+    limits: dict[str, Any] = (
+        {} if isinstance(answer, bytes) or answer is Fault.CUT else {LIMITS.get(stage, "connect_seconds"): 0.2}
+    )
     with scripted_server(offering(b"PLAIN") | {stage: answer}) as server:
         with channel_to(server.port, **LOGIN, **limits) as channel:
             began = time.monotonic()
