@@ -1,7 +1,7 @@
 """The mail stage: one message at a time, each settled before the next, and a failure is known to be whose it is."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,6 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from certjob import database
 from certjob.database import Connection, statements
 from certjob.domain.addresses import parse_sender
 from certjob.errors import (
@@ -26,7 +25,6 @@ from certjob.mail.message import OutgoingMessage
 from certjob.mail.messages import NightTemplates, Templates
 from certjob.mail.reminder_mail import QueuedReminder, ReminderMail
 from certjob.mail.stage import retry_delay_seconds
-from certjob.outbox.retry import constant
 from certjob.stopping import StopFlag
 from tests.support.channels import BlockingStage, reminder_mail
 from tests.support.facts import TODAY, Facts
@@ -41,19 +39,6 @@ UNTOUCHED = (
 )
 REFUSED, DEFERRED, UNKNOWN = RecipientRefusedError("550 no"), RecipientDeferredError("450"), OutcomeUnknownError("cut")
 DOWN = ChannelDownError("gone")
-
-
-@pytest.fixture(autouse=True)
-def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three tries without the seconds between them."""
-    monkeypatch.setattr(mail_stage, "exponential", lambda **_: constant(seconds=0))
-
-
-@pytest.fixture
-def other(database_url: str) -> Iterator[Connection]:
-    """Another session, to look at what is committed."""
-    with database.connect(database_url) as connection:
-        yield connection
 
 
 class Mails:

@@ -16,9 +16,7 @@ from pydantic import SecretStr
 
 from certjob.database import Connection
 from certjob.domain.addresses import parse_sender
-from certjob.mail import stage as mail_stage
 from certjob.mail.channels.smtp import SmtpChannel
-from certjob.outbox.retry import constant
 from tests.conftest import Certjob
 from tests.support.channels import BlockingChannel, BlockingStage, blocking, reminder_mail
 from tests.support.command_line import today
@@ -52,12 +50,6 @@ def server(running_exim: Exim) -> Iterator[Exim]:
     yield running_exim
     running_exim.behave()
     running_exim.delivered(0)
-
-
-@pytest.fixture(autouse=True)
-def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three tries without the seconds between them."""
-    monkeypatch.setattr(mail_stage, "exponential", lambda **_: constant(seconds=0))
 
 
 def parsed(data: bytes) -> EmailMessage:

@@ -37,13 +37,6 @@ HISTORY = """
 
 
 @pytest.fixture
-def other(database_url: str) -> Iterator[Connection]:
-    """The connection of another run."""
-    with database.connect(database_url) as connection:
-        yield connection
-
-
-@pytest.fixture
 def observer(database_url: str) -> Iterator[Connection]:
     """A connection that looks at the locks of others."""
     with database.connect(database_url) as connection:
