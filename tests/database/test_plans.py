@@ -15,7 +15,6 @@ from certjob.outbox.claims import Settlement
 from certjob.portal.sync import PortalSyncService
 from tests.benchmarks.population import run_script, today
 from tests.support.channels import reminder_mail
-from tests.support.docs import read_section
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import night
 
@@ -407,49 +406,6 @@ def test_every_index_is_needed_and_is_used(connection: Connection) -> None:
         " WHERE c.relnamespace = 'public'::regnamespace AND NOT i.indisunique"
     ).fetchall()
     assert {row[0] for row in for_speed} == USES.keys()
-
-
-def test_the_tables_that_could_be_distributed_by_mentor_are_those_the_page_names(connection: Connection) -> None:
-    """Past one machine: a table can be spread over several by mentor if each rule between its rows holds the mentor."""
-    tables = connection.execute(
-        """
-        SELECT c.relname,
-            ARRAY(
-                SELECT i.indexrelid::regclass::text
-                FROM pg_index AS i
-                WHERE i.indrelid = c.oid AND (i.indisunique OR i.indisexclusion)
-                    AND mentor.attnum <> ALL ((i.indkey::smallint[])[0:i.indnkeyatts - 1])
-                UNION ALL
-                SELECT f.conname
-                FROM pg_constraint AS f
-                WHERE f.conrelid = c.oid AND f.contype = 'f' AND mentor.attnum <> ALL (f.conkey)
-                    AND f.confrelid <> 'organisations'::regclass  -- on every node
-            )
-        FROM pg_class AS c
-        LEFT JOIN pg_attribute AS mentor
-            ON mentor.attrelid = c.oid
-            AND mentor.attname = CASE WHEN c.relname = 'mentors' THEN 'id' ELSE 'mentor_id' END
-        WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')
-        """
-    ).fetchall()
-
-    in_one_place = {"organisations", "coordinators", "coordinator_digests", "held_reviews", "job_runs"}
-    in_one_place |= {"certjob_migrations", "portal_last_reading", "portal_unknown_contacts"}
-    found = {table: set(obstacles) for table, obstacles in tables if table not in in_one_place}
-
-    assert found == {
-        "mentors": {"mentors_organisation_id_member_no_key", "mentors_one_per_contact"},
-        "certificates": {"certificates_pkey"},
-        "mentor_pauses": {"mentor_pauses_pkey"},
-        "certificate_transitions": {"certificate_transitions_pkey"},
-        "cert_notification_log": {"cert_notification_log_pkey"},
-        "portal_sync_events": {"portal_sync_events_pkey"},
-        "dynamics_sync_failures": {"dynamics_sync_failures_pkey", "dynamics_sync_failures_event_id_fkey"},
-        "review_problems": set(),
-    }
-    section = read_section("docs/performance.md", "Past one database")
-    for table in (*found, "event_id"):
-        assert f"`{table}`" in section
 
 
 def test_digests_for_many_coordinators_read_no_mentor_to_whom_nothing_has_happened(

@@ -3,10 +3,8 @@
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ import pytest
 
 from certjob import database
 from certjob.domain import rules
-from certjob.domain.models import Certificate, Mentor, PauseChange, Status
+from certjob.domain.models import Mentor, PauseChange, Status
 from certjob.facts import reading as facts
 from certjob.facts.loading import LoadReport, load
 from certjob.facts.roster import LoadOptions, Problem
@@ -37,9 +35,6 @@ class RealRoster:
     rejected: tuple[Problem, ...]
     statuses: dict[Status, int]
     """On TODAY, counted by a program of its own; *in force* are both valid and expiring ones, under ``valid``."""
-    seamless: int
-    """Certificates that the next one of the same mentor and kind follows without a gap, revoked ones left out."""
-    gaps: int
 
     @property
     def path(self) -> Path:
@@ -72,8 +67,6 @@ CHICAGO = RealRoster(
         Problem(line=495, column="LICENSE TERM START DATE", reason="empty"),
     ),
     statuses={Status.RENEWED: 356, Status.EXPIRED: 159, Status.REVOKED: 42},
-    seamless=349,
-    gaps=7,
 )
 
 OXFORD = RealRoster(
@@ -93,8 +86,6 @@ OXFORD = RealRoster(
         Problem(line=1727, column="Licence Expires", reason="ends before it begins", value="3017-03-02 to 2021-01-24"),
     ),
     statuses={Status.RENEWED: 6, Status.EXPIRED: 3_218},
-    seamless=5,
-    gaps=1,
 )
 
 TAIWAN = RealRoster(
@@ -115,8 +106,6 @@ TAIWAN = RealRoster(
     mentors=317,
     rejected=(),
     statuses={Status.REVOKED: 178, Status.VALID: 86, Status.EXPIRED: 53},
-    seamless=0,
-    gaps=0,
 )
 
 
@@ -130,14 +119,6 @@ def mentors_in(connection: database.Connection) -> list[Mentor]:
     """Every mentor, as the night reads them."""
     ids = [row[0] for row in connection.execute("SELECT id FROM mentors ORDER BY id")]
     return facts.read(connection, ids, lock=False).mentors
-
-
-def chains(mentors: list[Mentor]) -> Iterator[list[Certificate]]:
-    """The certificates of each mentor and kind that were not revoked, in their order."""
-    for mentor in mentors:
-        for kind in sorted({certificate.kind for certificate in mentor.certificates}):
-            kept = [c for c in mentor.certificates if c.kind == kind and not c.revoked]
-            yield sorted(kept, key=lambda certificate: (certificate.expires_on, certificate.issued_on))
 
 
 def statuses_on(mentors: list[Mentor], today: date) -> Counter[Status]:
@@ -183,13 +164,7 @@ def test_a_real_roster_loads_its_renewals_are_renewals_and_a_night_runs_on_it(
     assert (again.unchanged, again.mentors_changed) == (roster.certificates, 0)
 
     mentors = mentors_in(connection)
-    steps = [
-        (later.issued_on - earlier.expires_on).days for chain in chains(mentors) for earlier, later in pairwise(chain)
-    ]
     assert statuses_on(mentors, TODAY) == roster.statuses
-    assert len([days for days in steps if days <= 1]) == roster.seamless
-    assert len([days for days in steps if days > 1]) == roster.gaps
-    assert len(steps) == roster.statuses.get(Status.RENEWED, 0)
 
     document = night(certjob)
     second = night(certjob)
@@ -236,14 +211,9 @@ def test_ten_days_of_one_list_change_what_changed_and_nothing_else(
         if day in ("2024-10-31", "2024-12-23", "2026-01-17", "2026-07-01"):
             reviewed[day] = night(certjob)["mentors"]["reviewed"]
 
-    assert {day: (r.certificates_added, r.certificates_changed) for day, r in reports.items()} == {
+    changed = {day: (r.certificates_added, r.certificates_changed) for day, r in reports.items()}
+    assert {day: counts for day, counts in changed.items() if any(counts)} == {
         "2024-10-31": (310, 0),
-        "2024-11-01": (0, 0),
-        "2024-11-11": (0, 0),
-        "2024-12-05": (0, 0),
-        "2024-12-06": (0, 0),
-        "2024-12-07": (0, 0),
-        "2024-12-23": (0, 0),
         "2026-01-17": (6, 20),
         "2026-03-14": (0, 3),
         "2026-07-01": (1, 4),
