@@ -1,9 +1,7 @@
 """How much one account may write: rows of one mentor, letters of one value; and what was there before the bounds."""
 
 import re
-import shutil
 import time
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from uuid import UUID
@@ -11,8 +9,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from certjob import database
-from certjob.database import Connection, migrations
+from certjob.database import Connection
 from certjob.facts import reading
 from certjob.night.report import RunReport
 from certjob.review.plan import Problem
@@ -300,40 +297,6 @@ class TestLongValues:
         connection.execute("UPDATE certificates SET status = 'valid'")
 
         assert facts.rows("SELECT status FROM certificates") == [("valid",)]
-
-
-@pytest.fixture
-def before(empty_database_url: str, tmp_path: Path) -> Iterator[Connection]:
-    """A database as it was before the bounds."""
-    for migration in migrations.migrations():
-        if migration.version < 9 and migration.path is not None:
-            shutil.copy(migration.path, tmp_path)
-    with database.connect(empty_database_url) as connection:
-        migrations.migrate(connection, tmp_path)
-        yield connection
-
-
-def test_the_migration_lists_what_is_beyond_the_bounds_already(before: Connection) -> None:
-    """With ids, for the operator; the others are applied all the same."""
-    facts, said = Facts(before), list[str]()
-    hlf = facts.organisation()
-    long_kind = facts.certificate(facts.mentor(hlf), TODAY, kind="k" * 201)
-    long_names = sorted(facts.mentor(hlf, full_name="n" * 1001) for _ in range(7))
-    crowded = facts.mentor(hlf)
-    before.execute(CERTIFICATES.encode(), (crowded, "likeperson", MOST + 1))
-
-    migrations.migrate(before, warn=said.append)
-
-    assert f"certificates.kind: 1 row is longer than is allowed from now on; shorten it (id: {long_kind})" in said
-    assert (
-        "mentors.full_name: 7 rows are longer than is allowed from now on; shorten it"
-        f" (id: {', '.join(map(str, long_names[:5]))}, …)" in said
-    )
-    assert (
-        "1 mentor has more than 200 certificates or open pauses, and certjob cannot review them; delete what is too"
-        f" much (id: {crowded})" in said
-    )
-    assert len([line for line in said if "longer" in line or "more than 200" in line]) == 3
 
 
 class TestTruncate:

@@ -152,52 +152,6 @@ def test_every_row_survives_and_a_night_runs(old: Connection, version: int) -> N
     assert night(old, TODAY, portal=portal, channel=channel).to_document()["mentors"]["paused"] == 1, "not noticed"
 
 
-@pytest.mark.parametrize("old", [8], indirect=True)
-def test_what_is_open_gets_the_code_of_its_text(old: Connection) -> None:
-    """Failures that an earlier certjob has written in words are classified once, by the migration."""
-    facts = Facts(old)
-    hlf = facts.organisation()
-    pushes = {
-        ("permanent", "the portal answered 404 contact_not_found"): "contact_not_found",
-        ("permanent", "no dynamics_contact_id"): "no_contact_id",
-        ("permanent", "the portal answered 422 dynamics_rejected (it is locked)"): "dynamics_rejected",
-        ("transient", "the portal answered 503 Service Unavailable"): "portal_failed",
-        ("transient", "no connection to the portal within 30 s"): "portal_no_answer",
-        ("stage", "portal: 5 pushes in a row failed (last: the portal answered 503 x); the rest stays"): "breaker",
-        ("stage", "portal: the time for deliveries is over; the rest stays pending"): "deadline",
-        ("stage", "portal: the portal answered 401 Unauthorized; check CERTJOB_PORTAL_KEY"): "portal_key_refused",
-        ("stage", "portal: the portal answered 404 Not Found, but not by the function"): "portal_misconfigured",
-        ("stage", "CERTJOB_PORTAL_URL is not set"): "no_url",
-        ("transient", "somebody wrote this by hand"): None,
-    }
-    mails = {
-        "no address": "no_address",
-        "the e-mail address has no @; correct it": "bad_address",
-        "the mail server refused the recipient (550 5.1.1 no such user)": "address_refused",
-        "the webhook refused the message (422)": "message_refused",
-        "the mail server put the recipient off (452 mailbox full)": "deferred",
-        "no answer came after the message was handed over, so it may have arrived: x": "maybe_arrived",
-    }
-    for kind, error in pushes:
-        old.execute(
-            "INSERT INTO dynamics_sync_failures (mentor_id, visible, kind, error) VALUES (%s, false, %s, %s)",
-            (facts.certified_mentor(hlf, TODAY), kind, error),
-        )
-    for error in mails:
-        old.execute(
-            "INSERT INTO cert_notification_log (mentor_id, threshold_days, cert_id, expires_on, status, last_error)"
-            " SELECT mentor_id, 30, id, expires_on, 'failed', %s FROM certificates WHERE mentor_id = %s",
-            (error, facts.certified_mentor(hlf, TODAY)),
-        )
-
-    migrations.migrate(old)
-
-    assert {
-        row[:2]: row[2] for row in facts.rows("SELECT kind, error, failure_code FROM dynamics_sync_failures")
-    } == pushes
-    assert {row[0]: row[1] for row in facts.rows("SELECT last_error, failure_code FROM cert_notification_log")} == mails
-
-
 COMMANDS = (
     "run",
     "run --dry-run",
