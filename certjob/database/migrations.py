@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -156,15 +156,7 @@ def _compare(known: list[Migration], applied: dict[int, Migration]) -> list[Migr
             message = f"migration {migration.version:04d}_{migration.name} was edited after it was applied"
             step = "restore the file, or install the certjob that made it; a change belongs into a new migration"
             raise SchemaError(message, next_step=step)
-        result.append(
-            Migration(
-                version=migration.version,
-                name=migration.name,
-                sha256=migration.sha256,
-                path=migration.path,
-                applied_at=row.applied_at if row else None,
-            )
-        )
+        result.append(replace(migration, applied_at=row.applied_at if row else None))
     return result
 
 

@@ -5,9 +5,6 @@ from datetime import date
 from enum import StrEnum
 from uuid import UUID
 
-OWN_ACTOR = "certjob"
-"""The word in ``mentor_pauses.actor`` and ``lifted_by`` that nobody but certjob writes."""
-
 OWN_PAUSE_REASON = "certification_expired"
 """The only pause that certjob opens and lifts."""
 

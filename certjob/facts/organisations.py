@@ -15,7 +15,6 @@ from certjob.database import CONTENTION, Connection
 from certjob.domain.addresses import parse_address, parse_sender
 from certjob.errors import ConfigurationError, MentorBusyError
 
-DEFAULT_LOCALE = "nb"
 LOCALES = ("nb", "nn", "en")
 
 NONE = "none"

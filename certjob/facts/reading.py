@@ -4,7 +4,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import Any
 from uuid import UUID
 
 from certjob import database
@@ -34,52 +33,47 @@ def read(connection: database.Connection, ids: Sequence[UUID], *, lock: bool) ->
     certificates and open pauses are locked too, without waiting.
     """
     found = database.fetch(connection, "read_mentors", {"ids": list(ids)})
-    rows = {row[0]: row for row in found if row[5] is None}
     broken = {row[0]: row[5] for row in found if row[5] is not None}
-    parameters = {"ids": list(rows)}
+    rows = {row[0]: row for row in found if row[5] is None}
     by_id = organisations(connection, {row[2] for row in rows.values()})
     incomplete: set[UUID] = set()
     certificates: dict[UUID, list[Certificate]] = defaultdict(list)
     for mentor_id, row_id, kind, issued_on, expires_on, revoked, status in database.fetch(
-        connection, "lock_certificates" if lock else "read_certificates", parameters
+        connection, "lock_certificates" if lock else "read_certificates", {"ids": list(rows)}
     ):
         if row_id is None:
             incomplete.add(mentor_id)
             continue
-        certificates[mentor_id].append(
-            Certificate(
-                id=row_id,
-                kind=kind,
-                issued_on=issued_on,
-                expires_on=expires_on,
-                revoked=revoked,
-                status=_STATUSES[status],
-            )
+        certificate = Certificate(
+            id=row_id,
+            kind=kind,
+            issued_on=issued_on,
+            expires_on=expires_on,
+            revoked=revoked,
+            status=_STATUSES[status],
         )
+        certificates[mentor_id].append(certificate)
     pauses: dict[UUID, list[OpenPause]] = defaultdict(list)
     for mentor_id, row_id, reason in database.fetch(
-        connection, "lock_open_pauses" if lock else "read_open_pauses", parameters
+        connection, "lock_open_pauses" if lock else "read_open_pauses", {"ids": list(rows)}
     ):
         if row_id is None:
             incomplete.add(mentor_id)
-            continue
-        pauses[mentor_id].append(OpenPause(id=row_id, reason=reason))
-    mentors: list[Mentor] = []
-    for mentor_id in ids:
-        row = rows.get(mentor_id)
-        if row is None or (incomplete and mentor_id in incomplete):
-            continue
-        mentors.append(
-            Mentor(
-                id=mentor_id,
-                member_no=row[1],
-                organisation=by_id[row[2]],
-                left=row[3],
-                portal_visible=row[4],
-                certificates=tuple(certificates.get(mentor_id, ())),
-                open_pauses=tuple(pauses.get(mentor_id, ())),
-            )
+        else:
+            pauses[mentor_id].append(OpenPause(id=row_id, reason=reason))
+    mentors = [
+        Mentor(
+            id=mentor_id,
+            member_no=row[1],
+            organisation=by_id[row[2]],
+            left=row[3],
+            portal_visible=row[4],
+            certificates=tuple(certificates.get(mentor_id, ())),
+            open_pauses=tuple(pauses.get(mentor_id, ())),
         )
+        for mentor_id in ids
+        if mentor_id not in incomplete and (row := rows.get(mentor_id)) is not None
+    ]
     return FactsRead(mentors=mentors, incomplete=sorted(incomplete), broken=broken)
 
 
@@ -106,18 +100,16 @@ def read_due(
         yield read(connection, [key[0] for key in keys], lock=False)
 
 
-def organisation_from_row(row: Any) -> Organisation:
-    """Build an Organisation from (id, slug, has_portal, reminder_thresholds, optional_kinds)."""
-    return Organisation(
-        id=row[0],
-        slug=row[1],
-        has_portal=row[2],
-        reminder_thresholds=tuple(row[3]),
-        optional_kinds=frozenset(row[4]),
-    )
-
-
 def organisations(connection: database.Connection, ids: Iterable[UUID] | None = None) -> dict[UUID, Organisation]:
     """Return these organisations by id, or all of them."""
     rows = database.fetch(connection, "read_organisations", {"ids": None if ids is None else list(ids)})
-    return {row[0]: organisation_from_row(row) for row in rows}
+    return {
+        row[0]: Organisation(
+            id=row[0],
+            slug=row[1],
+            has_portal=row[2],
+            reminder_thresholds=tuple(row[3]),
+            optional_kinds=frozenset(row[4]),
+        )
+        for row in rows
+    }
