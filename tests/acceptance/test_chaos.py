@@ -1,6 +1,6 @@
 """A few long nights of the crash matrix, with every kind of trouble; `make chaos` does more than 500 short ones."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,10 +13,14 @@ from tests.chaos.plans import (
     MAIL_SETTLE,
     PORTAL_SETTLE,
     RUN,
+    STANDARD_POPULATION,
     Command,
-    long_night,
+    Plan,
+    Step,
+    TimePasses,
     plan_for,
 )
+from tests.chaos.population import LONG_DAYS, Change, Deed
 from tests.support.own_server import data_folder
 
 
@@ -65,6 +69,20 @@ MAIL = (
 )
 """Each phase of a session, and all manners; `make chaos` has every pair of them."""
 NIGHTS = {"killed": KILLED, "disturbed": DISTURBED, "from inside": FROM_INSIDE, "mail": MAIL}
+
+
+def long_night(commands: Sequence[Command]) -> Plan:
+    """One struck command after the other, before each the changes that give it pushes and mails to do."""
+    steps: list[Step] = [Command()]
+    for number, command in enumerate(commands):
+        changes = (
+            Change(number=1, deed=(Deed.RENEW, Deed.REVOKE)[number % 2], days=LONG_DAYS, serial=4 * number),
+            Change(number=4, deed=(Deed.REVOKE, Deed.REINSTATE)[number % 2], days=LONG_DAYS, serial=4 * number + 1),
+            Change(number=3, deed=Deed.EXTEND, days=5 + number % 2 * 40 + number, serial=4 * number + 2),
+            Change(number=5, deed=Deed.EXTEND, days=50 - number % 2 * 40 - number, serial=4 * number + 3),
+        )
+        steps += [changes, TimePasses(), command]
+    return Plan(seed=0, population=STANDARD_POPULATION, steps=tuple(steps))
 
 
 @pytest.fixture(scope="module")

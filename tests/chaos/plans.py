@@ -127,20 +127,6 @@ def struck_night(command: Command, *, seed: int) -> Plan:
     )
 
 
-def long_night(commands: Sequence[Command]) -> Plan:
-    """One struck command after the other, before each the changes that give it pushes and mails to do."""
-    steps: list[Step] = [Command()]
-    for number, command in enumerate(commands):
-        changes = (
-            Change(number=1, deed=(Deed.RENEW, Deed.REVOKE)[number % 2], days=LONG_DAYS, serial=4 * number),
-            Change(number=4, deed=(Deed.REVOKE, Deed.REINSTATE)[number % 2], days=LONG_DAYS, serial=4 * number + 1),
-            Change(number=3, deed=Deed.EXTEND, days=5 + number % 2 * 40 + number, serial=4 * number + 2),
-            Change(number=5, deed=Deed.EXTEND, days=50 - number % 2 * 40 - number, serial=4 * number + 3),
-        )
-        steps += [changes, TimePasses(), command]
-    return Plan(seed=0, population=STANDARD_POPULATION, steps=tuple(steps))
-
-
 def matrix(*, statements: int, requests: int, mails: int, steps: int) -> list[Command]:
     """Strike every place of the standard night: kills before and after each, and a mail server that fails in each way.
 
