@@ -1,6 +1,6 @@
 """The crash matrix: whole nights in which something is killed, cut or stopped at a seeded place, then put right again.
 
-    make chaos                              # every statement of a night, then random faults; more than 300 runs
+    make chaos                              # every statement of a night, then random faults; more than 500 runs
     make chaos CHAOS_ARGS="--seed 1234"     # one of them again
 
 A run has a database of its own, a portal and a mail server on loopback, and the installed command as a process. After
