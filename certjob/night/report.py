@@ -10,20 +10,12 @@ from uuid import UUID, uuid4
 from certjob.domain.models import Decision, PauseChange, Reminder, Status
 from certjob.errors import Outcome
 from certjob.mail.stage import MailCounts
+from certjob.night.reasons import counted, differing, named
 from certjob.outbox.claims import CRASH, StageStop
 from certjob.portal.comparison import Comparison, Difference
 from certjob.portal.sync import PortalCounts
 from certjob.review.attention import Attention, Kind
-from certjob.review.plan import LOCKED, MAY_STAY_VISIBLE, ReviewCounts
-
-_MOST_REASONS = 5
-"""So many lines about mentors that are broken; the JSON document has each with its reason."""
-_OTHER_REASONS = "other reasons; --json has them"
-_WORDS = {
-    LOCKED: ("mentor was skipped", "mentors were skipped"),
-    MAY_STAY_VISIBLE: ("mentor may stay visible", "mentors may stay visible"),
-}
-"""For mentors with a reason of everybody's; the others are broken."""
+from certjob.review.plan import ReviewCounts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +144,7 @@ class RunReport:
         ]
         if self.review is not None:
             is_old = only_new and attention is not None and not attention.counts[Kind.NEVER_REVIEWED].new
-            lines += _named(self.review, only_lost_portal=is_old)
+            lines += named(self.review, only_lost_portal=is_old)
         if attention is not None:
             lines += self._of_the_list(attention, only_new=only_new)
         return lines + self._of_this_run()
@@ -160,8 +152,10 @@ class RunReport:
     def _of_the_list(self, attention: Attention, *, only_new: bool) -> list[str]:
         """Return what no line of this run says already."""
         review = self.review
-        named = len(review.skipped) + len(review.broken) if review is not None else 0
-        said = {Kind.HELD} | ({Kind.NEVER_REVIEWED} if attention.counts[Kind.NEVER_REVIEWED].number <= named else set())
+        by_name = len(review.skipped) + len(review.broken) if review is not None else 0
+        said = {Kind.HELD} | (
+            {Kind.NEVER_REVIEWED} if attention.counts[Kind.NEVER_REVIEWED].number <= by_name else set()
+        )
         return [line for kind, line in attention.lines(only_new=only_new).items() if kind not in said]
 
     def _of_this_run(self) -> list[str]:
@@ -171,24 +165,24 @@ class RunReport:
         lines: list[str] = []
         is_listed = self.attention is not None
         if self.comparison is not None:
-            lines += _differing(self.comparison, self.locked)
+            lines += differing(self.comparison, self.locked)
         if self.portal is not None:
             if not is_listed:
                 see_alerts = self.command != "alerts"
                 failed = self.portal.news if self.command == "deliver" else self.portal.failed
-                lines += _counted(failed, "portal push failed", "portal pushes failed", see_alerts=see_alerts)
-            lines += _counted(self.unreached, "reopened push was not reached", "reopened pushes were not reached")
-            lines += _counted(self.portal.lost, "portal push lost its lease", "portal pushes lost their lease")
+                lines += counted(failed, "portal push failed", "portal pushes failed", see_alerts=see_alerts)
+            lines += counted(self.unreached, "reopened push was not reached", "reopened pushes were not reached")
+            lines += counted(self.portal.lost, "portal push lost its lease", "portal pushes lost their lease")
         if self.reminders is not None:
             failed = 0 if is_listed else self.reminders.failed
-            lines += _counted(failed, "reminder failed", "reminders failed", see_alerts=True)
-            lines += _counted(self.reminders.lost, "reminder lost its lease", "reminders lost their lease")
+            lines += counted(failed, "reminder failed", "reminders failed", see_alerts=True)
+            lines += counted(self.reminders.lost, "reminder lost its lease", "reminders lost their lease")
         if self.digests is not None:
             failed = 0 if is_listed else self.digests.failed
-            lines += _counted(
+            lines += counted(
                 failed, "digest to a coordinator failed", "digests to coordinators failed", see_alerts=True
             )
-            lines += _counted(self.digests.lost, "digest lost its lease", "digests lost their lease")
+            lines += counted(self.digests.lost, "digest lost its lease", "digests lost their lease")
         return lines
 
     @property
@@ -285,49 +279,3 @@ class RunReport:
             "lost": portal.lost,
             "pending": self.portal_pending,
         }
-
-
-def _differing(comparison: Comparison, locked: Sequence[Difference]) -> list[str]:
-    """What a reading of the portal leaves for people to do."""
-    lines = _counted(
-        len(comparison.unknown),
-        "contact on the portal is no mentor's",
-        "contacts on the portal are no mentor's",
-        see_alerts=True,
-    )
-    lines += _counted(
-        len(comparison.contradictory),
-        "contact is to be visible for one organisation and hidden for another, and is kept hidden",
-        "contacts are to be visible for one organisation and hidden for another, and are kept hidden",
-        see_alerts=True,
-    )
-    if locked:
-        names = ", ".join(each.member_no for each in locked[:5]) + (", …" if len(locked) > 5 else "")
-        count = "1 mentor is" if len(locked) == 1 else f"{len(locked):,} mentors are"
-        lines.append(f"{count} locked by another session and not corrected ({names}); run `certjob reconcile` again")
-    return lines
-
-
-def _named(review: ReviewCounts, *, only_lost_portal: bool) -> list[str]:
-    """The mentors that need attention, by id and reason; many are cut to the first few (the JSON document has all)."""
-    by_reason: dict[str, list[UUID]] = {}
-    for problem in review.problems:
-        if problem.reason == MAY_STAY_VISIBLE or not only_lost_portal:
-            by_reason.setdefault(problem.reason, []).append(problem.mentor_id)
-    broken = [reason for reason in by_reason if reason not in _WORDS]
-    if len(broken) > _MOST_REASONS:
-        others = [by_reason.pop(reason) for reason in broken[_MOST_REASONS - 1 :]]
-        by_reason[_OTHER_REASONS] = [mentor_id for ids in others for mentor_id in ids]
-    lines = []
-    for reason, ids in by_reason.items():
-        words = _WORDS.get(reason, ("mentor is broken", "mentors are broken"))
-        names = ", ".join(map(str, ids[:5])) + (f" and {len(ids) - 5:,} more" if len(ids) > 5 else "")
-        lines += [f"{count} ({reason}): {names}" for count in _counted(len(ids), *words)]
-    return lines
-
-
-def _counted(number: int, singular: str, plural: str, *, see_alerts: bool = False) -> list[str]:
-    if not number:
-        return []
-    text = f"1 {singular}" if number == 1 else f"{number:,} {plural}"
-    return [f"{text}; see `certjob alerts`" if see_alerts else text]
