@@ -9,9 +9,8 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
 from datetime import date, timedelta
 from typing import Any, ClassVar
 from uuid import UUID, uuid4
@@ -34,14 +33,7 @@ from psycopg import sql
 from psycopg.pq import TransactionStatus
 
 from certjob import database
-from certjob.errors import (
-    NotifyError,
-    OutcomeUnknownError,
-    RecipientDeferredError,
-    RecipientRefusedError,
-    StoppedBySignalError,
-)
-from certjob.mail.message import OutgoingMessage
+from certjob.errors import StoppedBySignalError
 from certjob.night import nightly
 from certjob.night import reconcile as reconciling
 from certjob.night.deliveries import Delivery
@@ -58,7 +50,6 @@ from tests.support.saga_model import Certificate, Mentor, Model, Organisation
 from tests.support.waiting import until
 
 EXAMPLES = "CERTJOB_TEST_EXAMPLES"
-INTENTS = ("portal_sync_events", "cert_notification_log")
 
 PORTAL_MOODS: dict[str, Callable[[int], Behaviour]] = {
     "up": lambda _number: ok(),
@@ -69,15 +60,6 @@ PORTAL_MOODS: dict[str, Callable[[int], Behaviour]] = {
     "cutting every answer": lambda _number: cut(),
     "resetting now and then": lambda number: (ok(), reset(), reset(applied=True))[number % 3],
 }
-
-MAIL_MOODS: dict[str, tuple[bool, type[NotifyError] | None]] = {
-    "up": (True, None),
-    "deferring": (False, RecipientDeferredError),
-    "refusing": (False, RecipientRefusedError),
-    "silent after taking": (True, OutcomeUnknownError),
-    "silent after losing": (False, OutcomeUnknownError),
-}
-"""Whether a message arrives, and what certjob is told."""
 
 NEVER = {
     "two open events of one mentor": """
@@ -129,10 +111,8 @@ any_change: st.SearchStrategy[Change] = st.one_of(
     st.tuples(st.just("turn_membership")),
     st.tuples(st.just("lift_own_pause")),
     st.tuples(st.just("correct_contact"), st.sampled_from(("new", "earlier", "none"))),
-    st.tuples(st.just("correct_address")),
     st.tuples(st.just("move")),
     st.tuples(st.just("turn_portal")),
-    st.tuples(st.just("set_thresholds"), st.sampled_from(((60, 30, 14, 7, 1, -1), (30,), (), (90, -7)))),
     st.tuples(st.just("turn_optional"), kinds),
 )
 stirring_changes: st.SearchStrategy[Change] = st.one_of(
@@ -142,9 +122,7 @@ stirring_changes: st.SearchStrategy[Change] = st.one_of(
 
 DELIVERING = ("run", "run of hlf", "deliver", "reconcile", "alerts --retry-all", "resync")
 commands = st.sampled_from((*DELIVERING, "run without deliveries"))
-moments = st.sampled_from(
-    ("before the call", "in the call, nothing done", "in the call, done", "after the call", "after the message")
-)
+moments = st.sampled_from(("before the call", "in the call, nothing done", "in the call, done", "after the call"))
 """When a run holds no lock and has nothing to decide, so that anything may happen beside it."""
 
 
@@ -230,9 +208,6 @@ class People:
         mentor.contact_id = None if to == "none" or not known else known[0 if to == "earlier" else -1]
         self._set("mentors", "dynamics_contact_id", mentor.id, mentor.contact_id)
 
-    def correct_address(self, mentor: Mentor) -> None:
-        self._set("mentors", "email", mentor.id, f"{uuid4().hex}@example.org")
-
     def move(self, mentor: Mentor) -> None:
         """To the other organisation."""
         first, second = self.model.organisations
@@ -244,10 +219,6 @@ class People:
         home = mentor.organisation
         home.has_portal = not home.has_portal
         self._set("organisations", "portal", home.id, "dynamics" if home.has_portal else None)
-
-    def set_thresholds(self, mentor: Mentor, thresholds: Sequence[int]) -> None:
-        mentor.organisation.thresholds = thresholds
-        self._set("organisations", "reminder_thresholds", mentor.organisation.id, list(thresholds))
 
     def turn_optional(self, mentor: Mentor, kind: str) -> None:
         mentor.organisation.optional_kinds ^= {kind}
@@ -285,13 +256,10 @@ class Process:
     inside a transaction, too.
     """
 
-    worst_case_seconds = 1.0
-
     def __init__(
         self,
         connection: database.Connection,
         portal: PortalServer,
-        receive: Callable[[OutgoingMessage], None],
         *,
         concurrency: int,
         moment: str | int | None = None,
@@ -302,17 +270,13 @@ class Process:
         self.steps = 0
         self.happening: Callable[[], object] = lambda: None
         self.is_ended = False
-        self.confirmed: list[OutgoingMessage] = []
-        """Messages of which this process knows that they were accepted."""
         self.under_way: dict[str, UUID] = {}
         """Calls that have begun and not ended: key and contact."""
-        self._receive = receive
         self._portal = portal
         self._lock = threading.Lock()
         self.connection.cursor_factory = self._watched_cursor()
         self.delivery = Delivery(
             make_target=self._make_target,
-            channel=self,
             policy=quick_policy(),
             concurrency=concurrency,
             deadline_seconds=600,
@@ -338,19 +302,6 @@ class Process:
         self.reach(moment)
         if self.is_ended:
             raise ProcessEnded
-
-    async def send(self, message: OutgoingMessage) -> None:
-        """Hand a message over."""
-        await asyncio.to_thread(self.live)  # what happens then may be another run
-        self._receive(message)
-        self.confirmed.append(message)
-        await asyncio.to_thread(self.live, "after the message")
-
-    async def probe(self) -> str:
-        return ""
-
-    async def close(self) -> None:
-        """Hang up, as a channel does after each run."""
 
     async def update_portal_visibility(self, contact_id: UUID, *, visible: bool, idempotency_key: str) -> None:
         """Call with the real client; none begins in a process that was killed."""
@@ -392,52 +343,6 @@ class Process:
         return WatchedCursor
 
 
-@dataclass
-class Mailbox:
-    """Everything that arrived, judged on arrival."""
-
-    facts: Facts
-    model: Model
-    mood: str = "up"
-    arrived: set[tuple[int, date]] = field(default_factory=set)
-    """The log's row and the day it is about."""
-    about: set[tuple[UUID, int, UUID, date]] = field(default_factory=set)
-    confirmed: set[tuple[int, date]] = field(default_factory=set)
-    """Of these certjob knows that they were sent."""
-    complaints: list[str] = field(default_factory=list)
-
-    def receive(self, message: OutgoingMessage) -> None:
-        arrives, error_type = MAIL_MOODS[self.mood]
-        if arrives:
-            self._keep(message)
-        if error_type is not None:
-            text = f"the server is {self.mood}"
-            raise error_type(text)
-
-    def confirm(self, messages: Sequence[OutgoingMessage]) -> None:
-        self.confirmed.update(map(self._key, messages))
-
-    def _keep(self, message: OutgoingMessage) -> None:
-        key = self._key(message)
-        ((cert_id,),) = self.facts.rows("SELECT cert_id FROM cert_notification_log WHERE id = %s", key[0])
-        assert message.mentor_id is not None
-        assert message.threshold_days is not None
-        about = (message.mentor_id, message.threshold_days, UUID(str(cert_id)), key[1])
-        if about not in self.model.due_reminders():
-            self.complaints.append(f"a reminder that is not due: {about}")
-        if key in self.confirmed:
-            self.complaints.append(f"a reminder that was sent already: {about}")
-        if key in self.arrived and not message.repeat:
-            self.complaints.append(f"a second copy that does not say so: {about}")
-        self.arrived.add(key)
-        self.about.add(about)
-
-    @staticmethod
-    def _key(message: OutgoingMessage) -> tuple[int, date]:
-        assert message.expires_on is not None
-        return int(message.idempotency_key.split("-")[1]), message.expires_on
-
-
 class Saga(RuleBasedStateMachine):
     """The programme, its people, its portal and its nights."""
 
@@ -453,7 +358,6 @@ class Saga(RuleBasedStateMachine):
         self.facts = Facts(self.app)
         self.model = Model(today=TODAY)
         self.people = People(self.facts, self.model)
-        self.mailbox = Mailbox(facts=self.facts, model=self.model)
         self.portal = PortalServer(self._answer).__enter__()
         self.portal_mood = "up"
         self.refused: set[UUID] = set()
@@ -510,18 +414,18 @@ class Saga(RuleBasedStateMachine):
         else:
             self.refused ^= {contact_id}
 
-    @rule(portal=st.sampled_from(tuple(PORTAL_MOODS)), mail=st.sampled_from(tuple(MAIL_MOODS)))
-    def servers_change_their_mood(self, portal: str, mail: str) -> None:
-        self.portal_mood, self.mailbox.mood = portal, mail
+    @rule(mood=st.sampled_from(tuple(PORTAL_MOODS)))
+    def the_portal_changes_its_mood(self, mood: str) -> None:
+        self.portal_mood = mood
 
-    @rule(how=st.sampled_from(("retries", "leases", 1, 2, 7, 15, 31, 70)), table=st.sampled_from(INTENTS))
-    def time_passes(self, how: int | str, table: str) -> None:
-        """Until one table's retry times or leases are over, or so many days."""
+    @rule(how=st.sampled_from(("retries", "leases", 1, 2, 7, 15, 31, 70)))
+    def time_passes(self, how: int | str) -> None:
+        """Until retry times or leases are over, or so many days."""
         if isinstance(how, int):
             self.model.today += timedelta(days=how)
             self._hours_pass()
         else:
-            (run_out if how == "leases" else make_due)(self.facts, table)
+            (run_out if how == "leases" else make_due)(self.facts)
 
     @rule(mentor=mentors, change=any_change, command=commands)
     def certjob(self, mentor: Mentor, change: Change, command: str) -> None:
@@ -572,8 +476,7 @@ class Saga(RuleBasedStateMachine):
             if freezes:
                 self.edited |= set(process.under_way.values())
                 type(self).seconds_asleep += 1000
-                for table in INTENTS:
-                    run_out(self.facts, table)
+                run_out(self.facts)
             if second is not None:
                 self._look_at_contacts()
                 self._run(second, mentor, self._new_process())
@@ -593,7 +496,6 @@ class Saga(RuleBasedStateMachine):
     @invariant()
     def nothing_is_lost_or_contradicts_itself(self) -> None:
         assert self.app.execute(WHAT_MUST_NOT_BE.encode()).fetchall() == []
-        assert self.mailbox.complaints == []
         assert self._claims() <= self.orphaned, "claimed by a process that was not killed"
 
     @invariant()
@@ -674,7 +576,6 @@ class Saga(RuleBasedStateMachine):
             else:
                 assert process.connection.info.transaction_status is TransactionStatus.IDLE
                 self.idle.append(process.connection)
-                self.mailbox.confirm(process.confirmed)
         report = result.report if isinstance(result, Resync) else result
         assert not report.crashed, report.stopped
         assert report.review is None or not (report.review.skipped or report.review.broken), report.review
@@ -714,7 +615,7 @@ class Saga(RuleBasedStateMachine):
     def _new_process(self, moment: str | int | None = None, *, concurrency: int | None = None) -> Process:
         connection = self.idle.pop() if self.idle else database.connect(self.database_url)
         concurrency = concurrency or self.concurrency
-        return Process(connection, self.portal, self.mailbox.receive, concurrency=concurrency, moment=moment)
+        return Process(connection, self.portal, concurrency=concurrency, moment=moment)
 
     def _answer(self, request: PortalRequest) -> Behaviour:
         """What the portal does with a request, after what happens during it."""
@@ -742,7 +643,7 @@ class Saga(RuleBasedStateMachine):
 
     def _come_to_rest(self) -> None:
         """With everything healthy one night is enough, and whatever needs a person is seen and then done."""
-        self.portal_mood = self.mailbox.mood = "up"
+        self.portal_mood = "up"
         self.refused.clear()
         self._hours_pass()
         anybody = self.model.mentors[0]
@@ -750,8 +651,8 @@ class Saga(RuleBasedStateMachine):
         report = self._start("run", anybody)
 
         assert report is not None
-        assert report.stopped == []
-        assert (report.portal_pending, report.reminders_pending) == (0, 0)
+        assert [stop for stop in report.stopped if stop.stage == "portal"] == []
+        assert report.portal_pending == 0
         blocked = self._open_events()
         for mentor in self.model.mentors:
             if mentor.id in blocked and mentor.contact_id is not None:
@@ -761,9 +662,9 @@ class Saga(RuleBasedStateMachine):
             self._start("reconcile", anybody)
             self.edited.clear()
         self.commands_since_rest = 0
-        requests, messages = len(self.portal.requests), len(self.mailbox.about)
+        requests = len(self.portal.requests)
         self._start("run", anybody)
-        assert (len(self.portal.requests), len(self.mailbox.about)) == (requests, messages), "a night without a cause"
+        assert len(self.portal.requests) == requests, "a call without a cause"
         self._compare_with_model()
 
     def _compare_with_model(self) -> None:
@@ -781,16 +682,12 @@ class Saga(RuleBasedStateMachine):
         assert set(self.facts.rows(others)) == {(m.id, reason) for m in mentors for reason in m.pauses}
         without_contact = {m.id for m in mentors if m.organisation.has_portal and m.contact_id is None}
         assert self._open_events() <= without_contact
-        log = "SELECT mentor_id, threshold_days, cert_id, expires_on FROM cert_notification_log"
-        failed = self.facts.rows(f"{log} WHERE status = 'failed'")
-        assert self.model.due_reminders() <= self.mailbox.about | set(failed)
 
     def _hours_pass(self) -> None:
         """Every lease runs out, every retry time comes, and no call can land any more."""
         let_unknown_outcomes_pass(self.facts)
-        for table in INTENTS:
-            run_out(self.facts, table)
-            make_due(self.facts, table)
+        run_out(self.facts)
+        make_due(self.facts)
 
     def _open_events(self) -> set[object]:
         rows = self.facts.rows("SELECT mentor_id FROM portal_sync_events WHERE status IN ('pending', 'blocked')")
@@ -805,14 +702,12 @@ class Saga(RuleBasedStateMachine):
         )
 
     def _claims(self) -> set[object]:
-        claims = " UNION ALL ".join(
-            f"SELECT claim_token FROM {table} WHERE claim_token IS NOT NULL" for table in INTENTS
-        )
+        claims = "SELECT claim_token FROM portal_sync_events WHERE claim_token IS NOT NULL"
         return {token for (token,) in self.facts.rows(claims)}
 
 
 few = settings(
-    max_examples=8,
+    max_examples=7,
     stateful_step_count=30,
     derandomize=True,
     database=None,
@@ -826,7 +721,7 @@ few = settings(
 def test_whatever_happens_the_portal_comes_to_show_what_it_should(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Facts change, runs overlap and die, portal and mail fail: nothing is lost, and it ends as the model says."""
+    """Facts change, runs overlap and die, the portal fails: nothing is lost, and it ends as the model says."""
     number = os.environ.get(EXAMPLES)
     profile = settings(few, max_examples=int(number), stateful_step_count=50, derandomize=False) if number else few
     monkeypatch.setattr(Saga, "database_url", database_url)

@@ -88,20 +88,6 @@ class Mentor:
         """Whether the mentor may meet people, and so whether the portal shows them."""
         return not self.left and not self.pauses and not self.is_paused_by_certjob(today)
 
-    def due_threshold(self, certificate: Certificate, today: date) -> int | None:
-        """The one reminder about this certificate that is right to send today."""
-        if self.left or self.status(certificate, today) not in ("valid", "expiring", "expired"):
-            return None
-        begins_by = certificate.expires_on + timedelta(days=1)
-        if any(row.rank > certificate.rank and row.issued_on <= begins_by for row in self.same_kind(certificate)):
-            return None
-        for threshold in sorted(self.organisation.thresholds):
-            due_on = certificate.expires_on - timedelta(days=threshold)
-            if today >= due_on:
-                last_day = certificate.expires_on if threshold >= 0 else due_on + timedelta(days=14)
-                return threshold if today <= last_day else None
-        return None
-
 
 @dataclass(kw_only=True)
 class Model:
@@ -117,13 +103,4 @@ class Model:
             mentor.contact_id: mentor.is_active(self.today)
             for mentor in self.mentors
             if mentor.contact_id is not None and mentor.on_portal
-        }
-
-    def due_reminders(self) -> set[tuple[UUID, int, UUID, date]]:
-        """The (mentor, threshold, certificate, its last day) of every reminder that is right to send today."""
-        return {
-            (mentor.id, threshold, certificate_id, certificate.expires_on)
-            for mentor in self.mentors
-            for certificate_id, certificate in mentor.certificates.items()
-            if (threshold := mentor.due_threshold(certificate, self.today)) is not None
         }
