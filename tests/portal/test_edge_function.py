@@ -248,7 +248,7 @@ def test_one_contact_that_is_refused_holds_up_nobody_else(
 
     assert night.returncode == 3
     assert expired[6] not in dynamics.contacts
-    assert sorted(dynamics.contacts.values()) == [False] * 8 + [True]
+    assert sorted(map(bool, dynamics.contacts.values())) == [False] * 8 + [True]
     assert facts.rows(EVENTS + " WHERE status <> 'delivered'") == [("blocked", 1, False)] * 2
     [line] = [line for line in function.log if line["status"] == 404]
     error = "the portal answered 404 contact_not_found (Dynamics has no contact with this id)"
