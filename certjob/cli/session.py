@@ -130,9 +130,9 @@ class Call:
         With ``interruptible`` a signal breaks the work off; without, the work looks at ``stop`` and ends in its own
         way. With ``outlasts_restarts`` a database that goes away is waited for, between two pieces of work.
         """
-        from certjob import __version__, database
+        from certjob import database
         from certjob.cli.terminal.output import Output
-        from certjob.database import embedded, migrations
+        from certjob.database import embedded
         from certjob.settings import load_settings
 
         stop = self.stop
@@ -143,38 +143,50 @@ class Call:
         monitor = None
         if watched_as is not None:
             monitor = _watch(settings, command=watched_as, pings=pings, run_id=run_id, stop=stop)
-        with embedded.database_url(settings.database_url.get_secret_value()) as url:
-            with stop.interruptible():
-                connection = database.connect(url)
-            with connection:
-                with stop.interruptible():
-                    server = connection.info.parameter_status("server_version")
-                    if need_schema:
-                        migrations.require_current(connection)
-                logger.debug(
-                    "certjob %s on PostgreSQL %s, today is %s in %s",
-                    __version__,
-                    server,
-                    settings.today,
-                    settings.time_zone,
-                    extra={"event": "opened"},
-                )
-                if outlasts_restarts:
-                    database.outlast_restarts(connection, stop=stop)
-                try:
-                    with stop.interruptible() if interruptible else nullcontext():
-                        yield Session(
-                            settings=settings,
-                            connection=connection,
-                            reconnect=lambda: database.connect(url),
-                            output=Output(quiet=self.quiet),
-                            stop=stop,
-                            run_id=run_id,
-                            monitor=monitor,
-                        )
-                finally:
-                    if monitor is not None:
-                        monitor.write_metrics(connection, today=settings.today)
+        with (
+            embedded.database_url(settings.database_url.get_secret_value()) as url,
+            _open(url, settings, need_schema=need_schema, stop=stop) as connection,
+        ):
+            if outlasts_restarts:
+                database.outlast_restarts(connection, stop=stop)
+            try:
+                with stop.interruptible() if interruptible else nullcontext():
+                    yield Session(
+                        settings=settings,
+                        connection=connection,
+                        reconnect=lambda: database.connect(url),
+                        output=Output(quiet=self.quiet),
+                        stop=stop,
+                        run_id=run_id,
+                        monitor=monitor,
+                    )
+            finally:
+                if monitor is not None:
+                    monitor.write_metrics(connection, today=settings.today)
+
+
+@contextmanager
+def _open(url: str, settings: "Settings", *, need_schema: bool, stop: "StopFlag") -> "Iterator[Connection]":
+    """Connect, and see whether the schema is the one that this certjob works with."""
+    from certjob import __version__, database
+    from certjob.database import migrations
+
+    with stop.interruptible():
+        connection = database.connect(url)
+    with connection:
+        with stop.interruptible():
+            server = connection.info.parameter_status("server_version")
+            if need_schema:
+                migrations.require_current(connection)
+        logger.debug(
+            "certjob %s on PostgreSQL %s, today is %s in %s",
+            __version__,
+            server,
+            settings.today,
+            settings.time_zone,
+            extra={"event": "opened"},
+        )
+        yield connection
 
 
 def set_up_logs(*, verbose: bool, log_format: str | None = None, run_id: UUID | None = None) -> None:

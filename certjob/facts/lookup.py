@@ -1,5 +1,6 @@
 """Which mentor or organisation a person means: by id, member number, address or part of a name, or by slug."""
 
+from collections.abc import Collection
 from uuid import UUID
 
 from certjob import database
@@ -43,6 +44,12 @@ def _find_by_name(connection: Connection, part: str, *, organisation: str | None
         connection, "find_mentors_by_name", {"pattern": f"%{''.join(letters)}%", "organisation": organisation}
     )
     return [row[:3] for row in rows if part.casefold() in " ".join(row[3].split()).casefold()]
+
+
+def name_mentors(connection: Connection, mentor_ids: Collection[UUID]) -> dict[UUID, tuple[str, str]]:
+    """Return the member number and the organisation's slug of each of these mentors who still exists."""
+    rows = database.fetch(connection, "name_mentors", {"ids": list(mentor_ids)})
+    return {mentor_id: (member_no, slug) for mentor_id, member_no, slug in rows}
 
 
 def find_organisation(connection: Connection, slug: str) -> UUID:

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -47,29 +48,15 @@ class Coordinator:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OrganisationRow:
-    """One line of the list of organisations."""
+class OrganisationDetails:
+    """All that can be set of an organisation."""
 
+    id: UUID
     slug: str
     name: str
     portal: str | None
     thresholds: list[int]
     """Days before the expiry, most first; negative = after it. Empty: no reminders."""
-    optional_kinds: list[str]
-    coordinators: list[str]
-    """Their e-mail addresses."""
-    mentors: int
-    """Those who have not left."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OrganisationDetails:
-    """All that can be set of an organisation."""
-
-    slug: str
-    name: str
-    portal: str | None
-    thresholds: list[int]
     optional_kinds: list[str]
     contact_email: str | None
     contact_phone: str | None
@@ -215,20 +202,20 @@ def set_organisation(
     return OrganisationChange(created=created, changed=created or written > 0)
 
 
-def list_organisations(connection: Connection) -> list[OrganisationRow]:
-    """Return all organisations by slug."""
-    return database.fetch(connection, "list_organisations", into=OrganisationRow)
+def read_organisation_details(connection: Connection, slug: str | None = None) -> list[OrganisationDetails]:
+    """Return all that can be set of each organisation, by slug, or of the one with this slug.
 
-
-def read_organisation(connection: Connection, slug: str) -> OrganisationDetails:
-    """Return all that can be set of an organisation. Raises ConfigurationError when there is none of this slug."""
+    Raises ConfigurationError when there is none of it.
+    """
     with database.read_only_snapshot(connection):
-        found = database.fetch(connection, "read_organisation", {"slug": slug}, into=OrganisationDetails)
-        if not found:
-            message = f"no organisation {slug!r}"
-            raise ConfigurationError(message, next_step="see `certjob organisation list`")
-        people = database.fetch(connection, "list_coordinators", {"slug": slug}, into=Coordinator)
-    return replace(found[0], coordinators=people)
+        found = database.fetch(connection, "read_organisation_details", {"slug": slug}, into=OrganisationDetails)
+        people: dict[UUID, list[Coordinator]] = defaultdict(list)
+        for person in database.fetch(connection, "list_coordinators", {"slug": slug}, into=dict):
+            people[person.pop("organisation_id")].append(Coordinator(**person))
+    if slug is not None and not found:
+        message = f"no organisation {slug!r}"
+        raise ConfigurationError(message, next_step="see `certjob organisation list`")
+    return [replace(each, coordinators=people[each.id]) for each in found]
 
 
 def _remove_coordinator(connection: Connection, text: str, *, slug: str, organisation_id: UUID) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -40,9 +40,10 @@ def sections() -> dict[str, str]:
 
 def rows(title: str) -> Iterator[tuple[str, set[str]]]:
     """The keys of one part, each with the names that its row is for; none: the row is for all."""
-    for key, only_in in re.findall(r"^\| `([^`]+)` \|(?: (in .+?) \|)?", sections()[title], flags=re.MULTILINE):
-        for each in expanded(key):
-            yield each, set(re.findall(r"`([^`]+)`", only_in))
+    for keys, only_in in re.findall(r"^\| (`[^|]+`) \|(?: (in .+?) \|)?", sections()[title], flags=re.MULTILINE):
+        for key in re.findall("`([^`]+)`", keys):
+            for each in expanded(key):
+                yield each, set(re.findall(r"`([^`]+)`", only_in))
 
 
 def promised() -> dict[str, set[str]]:
@@ -85,7 +86,27 @@ def containers(paths: set[str]) -> set[str]:
     return {path[: found.start()] for path in paths for found in re.finditer(r"\.|\[\]", path)}
 
 
-TIME = re.compile(r'"(\d{4}-\d\d-\d\dT\d\d:[^"]*)"')
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{6})?\+00:00")
+
+
+def assert_form(value: object, key: str = "") -> None:
+    """What holds for every document and all that is in it: see the top of the page."""
+    if isinstance(value, dict):
+        if value.get("mentor_id") is not None:
+            assert {"member_no", "organisation"} <= value.keys(), value
+        if "organisation_id" in value:
+            assert "organisation" in value, value
+        for name, inner in value.items():
+            assert_form(inner, name)
+    elif isinstance(value, list):
+        for inner in value:
+            assert_form(inner, key)
+    elif value is not None and key.endswith("_on"):
+        assert date.fromisoformat(str(value)).isoformat() == value, (key, value)
+    elif value is not None and key in ("run_id", "mentor_id", "certificate_id", "organisation_id", "contact_id"):
+        assert str(UUID(str(value))) == value, (key, value)
+    elif value is not None and (key.endswith("_at") or re.match(r"\d{4}-\d\d-\d\d[T ]\d\d:", str(value))):
+        assert TIME.fullmatch(str(value)), (key, value)
 
 
 @dataclass
@@ -103,7 +124,8 @@ class Printed:
         finished = run_in_process(*command.split(), *arguments, "--json", environment=environment, folder=self.folder)
         document = json.loads(finished.stdout)
         assert document["outcome"] in ("ok", "attention"), finished
-        assert {time[-6:] for time in TIME.findall(finished.stdout)} <= {"+00:00"}, finished
+        assert finished.returncode == {"ok": 0, "attention": 3}[document["outcome"]]
+        assert_form(document)
         self.keys.setdefault(command, set()).update(path for path in key_paths(document) if path)
         return document
 

@@ -14,12 +14,10 @@ from certjob.facts import organisations
 from certjob.facts.organisations import (
     Coordinator,
     OrganisationDetails,
-    OrganisationRow,
     is_address,
-    list_organisations,
     parse_coordinator,
     parse_thresholds,
-    read_organisation,
+    read_organisation_details,
     set_organisation,
 )
 from tests.support.facts import Facts
@@ -38,17 +36,10 @@ def test_a_new_organisation_has_the_defaults(connection: Connection) -> None:
     change = set_organisation(connection, "hlf")
 
     assert (change.created, change.changed) == (True, True)
-    assert list_organisations(connection) == [
-        OrganisationRow(
-            slug="hlf",
-            name="HLF",
-            portal=None,
-            thresholds=[60, 30, 14, 7, 1, -1],
-            optional_kinds=[],
-            coordinators=[],
-            mentors=0,
-        )
-    ]
+    (shown,) = read_organisation_details(connection)
+    assert (shown.slug, shown.name, shown.portal) == ("hlf", "HLF", None)
+    assert (shown.thresholds, shown.optional_kinds) == ([60, 30, 14, 7, 1, -1], [])
+    assert (shown.coordinators, shown.mentors) == ([], 0)
 
 
 def test_everything_can_be_given_at_once_and_is_listed_and_shown(connection: Connection, facts: Facts) -> None:
@@ -71,23 +62,14 @@ def test_everything_can_be_given_at_once_and_is_listed_and_shown(connection: Con
         " SELECT id, no, left_at FROM organisations, (VALUES ('M1', NULL), ('M2', now())) AS m (no, left_at)"
     )
 
-    assert list_organisations(connection) == [
-        OrganisationRow(
-            slug="hlf",
-            name="Hørselshemmedes Landsforbund",
-            portal="dynamics",
-            thresholds=[90, 7],
-            optional_kinds=["førstehjelp", "kurs"],
-            coordinators=["kari@hlf.example", "per@hlf.example"],
-            mentors=1,
-        )
-    ]
-    shown = read_organisation(connection, "hlf")
+    (shown,) = read_organisation_details(connection, "hlf")
+    assert read_organisation_details(connection) == [shown]
     assert [replace(person, id=None) for person in shown.coordinators] == [
         Coordinator(id=None, full_name="Kari", email="kari@hlf.example", locale="nn"),
         Coordinator(id=None, full_name=None, email="per@hlf.example", locale="nb"),
     ]
     assert replace(shown, coordinators=()) == OrganisationDetails(
+        id=shown.id,
         slug="hlf",
         name="Hørselshemmedes Landsforbund",
         portal="dynamics",
@@ -100,7 +82,7 @@ def test_everything_can_be_given_at_once_and_is_listed_and_shown(connection: Con
         mentors=1,
     )
     with pytest.raises(ConfigurationError, match="no organisation 'lhl'; see"):
-        read_organisation(connection, "lhl")
+        read_organisation_details(connection, "lhl")
 
 
 def test_only_what_is_given_changes(connection: Connection, facts: Facts) -> None:
@@ -337,7 +319,7 @@ def test_a_coordinator_is_removed_by_address_or_id(connection: Connection, facts
     change = set_organisation(connection, "hlf", remove_coordinators=[text])
 
     assert change.changed
-    assert [row.coordinators for row in list_organisations(connection)] == [
+    assert [[person.email for person in row.coordinators] for row in read_organisation_details(connection)] == [
         ["ola@hlf.example"],
         ["kari@hlf.example", "ola@hlf.example"],
     ]

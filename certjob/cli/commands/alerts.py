@@ -26,6 +26,7 @@ def alerts(
     """
     from datetime import UTC, datetime
 
+    from certjob.cli.documents import print_document
     from certjob.cli.pages import alerts as alerts_page
     from certjob.cli.terminal import plain
     from certjob.errors import EXIT_CODES, Outcome
@@ -41,16 +42,14 @@ def alerts(
         if retry_all:
             report = _retry_all(opened)
         found = alerts_views.read_alerts(opened.connection, today=opened.settings.today)
-    outcome = Outcome.ATTENTION if len(found) else Outcome.OK
-    document: dict[str, object] = {}
-    if report is not None:
-        document = report.to_document()
-        outcome = report.outcome if report.outcome is not Outcome.OK else outcome
-    if call.json:
-        document |= {"outcome": outcome, **found.to_document()}
-        plain.print_json(document)
-    else:
-        alerts_page.show_alerts(opened.output, found, zone=opened.settings.zone, now=datetime.now(UTC))
+        outcome = Outcome.ATTENTION if len(found) else Outcome.OK
+        if report is not None and report.outcome is not Outcome.OK:
+            outcome = report.outcome
+        if call.json:
+            document = report.to_document() if report is not None else {}
+            print_document(opened.connection, document | {"outcome": outcome, **found.to_document()})
+        else:
+            alerts_page.show_alerts(opened.output, found, zone=opened.settings.zone, now=datetime.now(UTC))
     for reason in report.reasons if report is not None else ():
         say = plain.print_error if outcome is Outcome.FAILED else plain.print_attention
         say(call.command, reason)

@@ -12,6 +12,15 @@ from certjob.cli.commands.schema import db_app
 from certjob.cli.help import DATA, SETTING_UP
 from certjob.cli.session import Call, Commands, set_up_logs
 
+DateFormat = Annotated[
+    list[str] | None,
+    typer.Option(metavar="FORM", help="How dates are written, such as %m/%d/%Y.  [default: ISO and DD.MM.YYYY]"),
+]
+Rejects = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Write the bad rows there, each with its reason, to be corrected and loaded."),
+]
+
 
 def load(
     call: Call,
@@ -28,22 +37,14 @@ def load(
         list[str] | None,
         typer.Option("--set", metavar="OURS=VALUE", help="One value for every row: organisation=hlf."),
     ] = None,
-    date_format: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FORM", help="How dates are written, such as %m/%d/%Y.  [default: ISO and DD.MM.YYYY]"),
-    ] = None,
+    date_format: DateFormat = None,
     strict: Annotated[bool, typer.Option("--strict", help="Load all rows, or none when one is bad.")] = False,
-    rejects: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Write the bad rows there, each with its reason, to be corrected and loaded."
-        ),
-    ] = None,
+    rejects: Rejects = None,
 ) -> int:
     """Load mentors and certificates from a CSV file; existing rows are updated, never duplicated.
 
     An empty cell changes nothing. Bad rows are reported on stderr, the good ones are loaded, and it exits 3. A file of
-    mentors alone, without certificate columns, corrects names, addresses and contact ids.
+    mentors alone, without certificate columns, corrects names, addresses and contact IDs.
     """
     from certjob.cli.pages import load as page
     from certjob.facts import loading

@@ -1,6 +1,8 @@
 """The commands that tell: one mentor's whole story, who has which certificate, what the coming nights will do."""
 
+from collections.abc import Mapping
 from typing import Annotated
+from uuid import UUID
 
 import typer
 
@@ -16,6 +18,26 @@ def _parse_status(word: str) -> Status:
         message = f"--status is one of {', '.join(known)}, not {word[:40]!r}"
         raise typer.BadParameter(message)
     return Status(word)
+
+
+Statuses = Annotated[
+    list[Status] | None,
+    typer.Option(
+        "--status",
+        parser=_parse_status,
+        metavar="STATUS",
+        help="Only these: upcoming, valid, expiring, expired, renewed or revoked. May be given several times.",
+    ),
+]
+Within = Annotated[
+    int | None,
+    typer.Option(
+        metavar="DAYS",
+        help="Only certificates whose last day is within DAYS of today, before or after.",
+        min=0,
+        max=36_500,
+    ),
+]
 
 
 def explain(
@@ -47,28 +69,12 @@ def explain(
 def list_(
     call: Call,
     *,
-    status: Annotated[
-        list[Status] | None,
-        typer.Option(
-            "--status",
-            parser=_parse_status,
-            metavar="STATUS",
-            help="Only these: upcoming, valid, expiring, expired, renewed or revoked. May be given several times.",
-        ),
-    ] = None,
-    within: Annotated[
-        int | None,
-        typer.Option(
-            metavar="DAYS",
-            help="Only certificates whose last day is within DAYS of today, before or after.",
-            min=0,
-            max=36_500,
-        ),
-    ] = None,
+    status: Statuses = None,
+    within: Within = None,
     organisation: OrganisationSlug = None,
     with_left: Annotated[bool, typer.Option("--with-left", help="Include mentors who have left.")] = False,
     without_contact_id: Annotated[
-        bool, typer.Option("--without-contact-id", help="Only portal mentors without a Dynamics contact id.")
+        bool, typer.Option("--without-contact-id", help="Only portal mentors without a Dynamics contact ID.")
     ] = False,
     without_address: Annotated[
         bool, typer.Option("--without-address", help="Only mentors without an e-mail address.")
@@ -82,8 +88,8 @@ def list_(
 
     The status is what the rules say today, even if no run has stored it yet. Paused shows the pauses open right now.
     """
+    from certjob.cli.documents import print_document
     from certjob.cli.pages import listing
-    from certjob.cli.terminal import plain
     from certjob.facts.lookup import find_organisation
     from certjob.views.listing import Filter, list_certificates
 
@@ -100,15 +106,13 @@ def list_(
             without_certificate=without_certificate,
         )
         found = list_certificates(opened.connection, today=today, wanted=wanted)
-    if csv:
-        listing.print_list_csv(found.rows)
-    elif call.json:
-        plain.print_json(listing.to_document(found, today=today))
-    else:
-        listing.show_list(opened.output, found.rows)
-    for mentor_id, reason in found.broken.items():
-        call.attention(f"mentor {mentor_id} is left out: {reason}")
-    return 3 if found.broken else 0
+        if csv:
+            listing.print_list_csv(found.rows)
+        elif call.json:
+            print_document(opened.connection, listing.to_document(found, today=today))
+        else:
+            listing.show_list(opened.output, found.rows)
+    return _name_left_out(call, found.broken)
 
 
 def forecast(
@@ -127,8 +131,8 @@ def forecast(
 
     Computed by the same rules as the runs, one mentor after the other. Changes nothing.
     """
+    from certjob.cli.documents import print_document
     from certjob.cli.pages import forecast as forecast_page
-    from certjob.cli.terminal import plain
     from certjob.facts.lookup import find_organisation
     from certjob.views.forecast import make_forecast
 
@@ -143,15 +147,20 @@ def forecast(
                 organisation_id=organisation_id,
                 on_progress=progress.phase("Mentors with something to come"),
             )
-    if csv:
-        forecast_page.print_forecast_csv(made)
-    elif call.json:
-        plain.print_json(forecast_page.to_document(made, organisation=organisation))
-    else:
-        forecast_page.show_forecast(opened.output, made, organisation=organisation)
-    for problem in made.problems:
-        call.attention(f"mentor {problem.mentor_id} is left out: {problem.reason}")
-    return 3 if made.problems else 0
+        if csv:
+            forecast_page.print_forecast_csv(made)
+        elif call.json:
+            print_document(opened.connection, forecast_page.to_document(made, organisation=organisation))
+        else:
+            forecast_page.show_forecast(opened.output, made, organisation=organisation)
+    return _name_left_out(call, {problem.mentor_id: problem.reason for problem in made.problems})
+
+
+def _name_left_out(call: Call, broken: Mapping[UUID, str]) -> int:
+    """Print whom the page does not have, and why; return the exit code."""
+    for mentor_id, reason in broken.items():
+        call.attention(f"mentor {mentor_id} is left out: {reason}")
+    return 3 if broken else 0
 
 
 def _refuse_two_forms(*, csv: bool, json: bool) -> None:

@@ -15,6 +15,45 @@ organisation_app = Commands(
 )
 
 Slug = Annotated[str, typer.Argument(metavar="SLUG", show_default=False, help="Its short name, such as hlf.")]
+Name = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Its name in messages.  [default: the slug in capitals]")
+]
+Portal = Annotated[
+    Literal["dynamics", "none"] | None,
+    typer.Option(metavar="dynamics|none", help="Whether its mentors are shown on the portal."),
+]
+Thresholds = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DAYS,…",
+        help="Days before the expiry to remind on, negative = after it; none.  [default: 60,30,14,7,1,-1]",
+    ),
+]
+OptionalKinds = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KIND", help="Certificate kind whose expiry does not pause mentors. Repeatable; none clears the list."
+    ),
+]
+Coordinators = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="'[UUID] NAME <MAIL> [nb|nn|en]'",
+        help="A coordinator; UUID = the app's user id, where known. The language is that of the daily mail.",
+    ),
+]
+RemovedCoordinators = Annotated[
+    list[str] | None, typer.Option(metavar="MAIL|UUID", help="Remove a coordinator. Repeatable.")
+]
+ContactEmail = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Where mentors can write to.")]
+ContactPhone = Annotated[str | None, typer.Option(metavar="NUMBER", help="Where mentors can call.")]
+RenewalUrl = Annotated[str | None, typer.Option(metavar="URL", help="Where mentors renew a certificate.")]
+Sender = Annotated[
+    str | None, typer.Option(metavar="'NAME <MAIL>'", help="Who its mails are from.  [default: CERTJOB_MAIL_FROM]")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print what the new rules would change in tonight's run, and change nothing.")
+]
 
 
 @organisation_app.command(
@@ -29,48 +68,17 @@ def organisation_set(
     call: Call,
     slug: Slug,
     *,
-    name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Its name in messages.  [default: the slug in capitals]")
-    ] = None,
-    portal: Annotated[
-        Literal["dynamics", "none"] | None,
-        typer.Option(metavar="dynamics|none", help="Whether its mentors are shown on the portal."),
-    ] = None,
-    thresholds: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DAYS,…",
-            help="Days before the expiry to remind on, negative = after it; none.  [default: 60,30,14,7,1,-1]",
-        ),
-    ] = None,
-    optional_kind: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KIND",
-            help="Certificate kind whose expiry does not pause mentors. Repeatable; none clears the list.",
-        ),
-    ] = None,
-    coordinator: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="'[UUID] NAME <MAIL> [nb|nn|en]'",
-            help="A coordinator; UUID = the app's user id, where known. The language is that of the daily mail.",
-        ),
-    ] = None,
-    remove_coordinator: Annotated[
-        list[str] | None, typer.Option(metavar="MAIL|UUID", help="Remove a coordinator. Repeatable.")
-    ] = None,
-    contact_email: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Where mentors can write to.")] = None,
-    contact_phone: Annotated[str | None, typer.Option(metavar="NUMBER", help="Where mentors can call.")] = None,
-    renewal_url: Annotated[str | None, typer.Option(metavar="URL", help="Where mentors renew a certificate.")] = None,
-    sender: Annotated[
-        str | None,
-        typer.Option(metavar="'NAME <MAIL>'", help="Who its mails are from.  [default: CERTJOB_MAIL_FROM]"),
-    ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Print what the new rules would change in tonight's run, and change nothing."),
-    ] = False,
+    name: Name = None,
+    portal: Portal = None,
+    thresholds: Thresholds = None,
+    optional_kind: OptionalKinds = None,
+    coordinator: Coordinators = None,
+    remove_coordinator: RemovedCoordinators = None,
+    contact_email: ContactEmail = None,
+    contact_phone: ContactPhone = None,
+    renewal_url: RenewalUrl = None,
+    sender: Sender = None,
+    dry_run: DryRun = False,
 ) -> int:
     """Create an organisation, or update only the options given.
 
@@ -81,35 +89,29 @@ def organisation_set(
     from certjob.facts import organisations
     from certjob.views.rule_change import compare_rules
 
-    days = organisations.parse_thresholds(thresholds) if thresholds is not None else None
-    kinds = organisations.parse_kinds(optional_kind) if optional_kind is not None else None
+    rules: Any = {
+        "portal": portal,
+        "thresholds": organisations.parse_thresholds(thresholds) if thresholds is not None else None,
+        "optional_kinds": organisations.parse_kinds(optional_kind) if optional_kind is not None else None,
+    }
     with call.session(interruptible=True) as opened:
         if dry_run:
-            change = compare_rules(
-                opened.connection,
-                slug,
-                today=opened.settings.today,
-                portal=portal,
-                thresholds=days,
-                optional_kinds=kinds,
-            )
+            change = compare_rules(opened.connection, slug, today=opened.settings.today, **rules)
             return _show_change(call, opened.output, slug, change)
         done = organisations.set_organisation(
             opened.connection,
             slug,
             name=name,
-            portal=portal,
-            thresholds=days,
-            optional_kinds=kinds,
             coordinators=coordinator or (),
             remove_coordinators=remove_coordinator or (),
             contact_email=contact_email,
             contact_phone=contact_phone,
             renewal_url=renewal_url,
             sender=sender,
+            **rules,
         )
     if call.json:
-        plain.print_json({"outcome": "ok", "slug": slug, "created": done.created, "changed": done.changed})
+        plain.print_json({"outcome": "ok", "organisation": slug, "created": done.created, "changed": done.changed})
     opened.output.line(f"{slug}: {'created' if done.created else 'changed' if done.changed else 'nothing to change'}")
     return 0
 
@@ -123,7 +125,7 @@ def _show_change(call: Call, output: Any, slug: str, change: "RuleChange") -> in
     now, then = asdict(change.now), asdict(change.then)
     if call.json:
         tonight = {what: {"now": number, "then": then[what]} for what, number in now.items()}
-        plain.print_json({"outcome": "ok", "dry_run": True, "slug": slug, "tonight": tonight})
+        plain.print_json({"outcome": "ok", "dry_run": True, "organisation": slug, "tonight": tonight})
     else:
         words = {"resumed": "brought back", "hidden": "hidden on the portal", "shown": "shown on the portal"}
         rows = [(words.get(what, what), f"{number:,}", f"{then[what]:,}") for what, number in now.items()]
@@ -134,20 +136,25 @@ def _show_change(call: Call, output: Any, slug: str, change: "RuleChange") -> in
 @organisation_app.command("show", without=("quiet",), short_help="Show all that can be set of an organisation.")
 def organisation_show(call: Call, slug: Slug) -> int:
     """Show all that can be set of an organisation, and its coordinators with the language of their daily mail."""
-    from dataclasses import asdict
-
     from certjob.cli.terminal import output as console
     from certjob.cli.terminal import plain
     from certjob.facts import organisations
 
     with call.session(interruptible=True) as opened:
-        details = organisations.read_organisation(opened.connection, slug)
+        (details,) = organisations.read_organisation_details(opened.connection, slug)
     if call.json:
-        plain.print_json({"outcome": "ok"} | asdict(details))
+        plain.print_json({"outcome": "ok"} | _to_document(details))
         return 0
     rows = [(label, text) for label, text in _lines(details, mail_from=opened.settings.mail_from) if text]
     console.show_rows(opened.output, ("What", slug), rows)
     return 0
+
+
+def _to_document(details: "OrganisationDetails") -> dict[str, Any]:
+    from dataclasses import asdict
+
+    document = asdict(details)
+    return {"organisation_id": document.pop("id"), "organisation": document.pop("slug")} | document
 
 
 def _lines(details: "OrganisationDetails", *, mail_from: str | None) -> list[tuple[str, str]]:
@@ -177,16 +184,14 @@ def organisation_list(
     call: Call,
 ) -> int:
     """List the organisations with their rules."""
-    from dataclasses import asdict
-
     from certjob.cli.terminal import output as console
     from certjob.cli.terminal import plain
     from certjob.facts import organisations
 
     with call.session(interruptible=True) as opened:
-        rows = organisations.list_organisations(opened.connection)
+        rows = organisations.read_organisation_details(opened.connection)
     if call.json:
-        plain.print_json({"outcome": "ok", "organisations": [asdict(row) for row in rows]})
+        plain.print_json({"outcome": "ok", "organisations": list(map(_to_document, rows))})
         return 0
     headings = ("Slug", "Name", "Portal", "Thresholds", ">Coordinators", ">Mentors")
     console.show_rows(

@@ -38,7 +38,7 @@ def preview(
 
     Exits 2 when there is no reminder to show, 3 when the mail server does not take it.
     """
-    from certjob.cli.terminal import plain
+    from certjob.cli.documents import print_document
     from certjob.cli.terminal.plain import print_note, print_result
     from certjob.facts.lookup import find_mentor
     from certjob.mail.messages import open_templates
@@ -57,11 +57,11 @@ def preview(
         )
         if send_to is not None:
             return _send(call, opened, shown, to=send_to)
-    if not call.json:
-        print_note(call.command, shown.explanation)
-    if call.json:
-        plain.print_json({"outcome": "ok"} | _document(opened, shown))
-    elif html:
+        if call.json:
+            print_document(opened.connection, {"outcome": "ok"} | _document(opened, shown))
+            return 0
+    print_note(call.command, shown.explanation)
+    if html:
         print_result(shown.message.html.rstrip("\n"))
     else:
         _print(opened, shown)
@@ -70,6 +70,7 @@ def preview(
 
 def _send(call: Call, opened: Session, shown: "Preview", *, to: str) -> int:
     """Send the copy; return the exit code."""
+    from certjob.cli.documents import print_document
     from certjob.cli.terminal import plain
     from certjob.errors import ConfigurationError, NotifyError
     from certjob.mail.channels.notify import open_channel
@@ -84,11 +85,11 @@ def _send(call: Call, opened: Session, shown: "Preview", *, to: str) -> int:
     except NotifyError as error:
         if call.json:
             document = error.to_document() | {"code": "not_sent"}
-            plain.print_json({"outcome": "attention", "error": document} | _document(opened, shown))
+            print_document(opened.connection, {"outcome": "attention", "error": document} | _document(opened, shown))
         call.attention(f"not sent: {error}")
         return 3
     if call.json:
-        plain.print_json({"outcome": "ok", "sent_to": to} | _document(opened, shown))
+        print_document(opened.connection, {"outcome": "ok", "sent_to": to} | _document(opened, shown))
     else:
         plain.print_note(call.command, shown.explanation)
     opened.output.line(f"sent to {to}")
@@ -127,7 +128,7 @@ def _document(opened: Session, shown: "Preview") -> dict[str, object]:
     message = shown.message
     headers = {name.lower().replace("-", "_"): value for name, value in _headers(opened, shown).items()}
     return (
-        {"reply_to": None}
+        {"mentor_id": message.mentor_id, "reply_to": None}
         | headers
         | {
             "explanation": shown.explanation,

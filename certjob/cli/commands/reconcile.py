@@ -65,7 +65,7 @@ def reconcile(
                 stop=opened.stop,
                 progress=progress,
             )
-    return report_on(call, opened, report)
+        return report_on(call, opened, report)
 
 
 def _accept(opened: Session, contact: str, *, because: str, json: bool) -> int:

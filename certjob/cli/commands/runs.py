@@ -1,4 +1,4 @@
-"""The commands of the night and of the day after: run, deliver, resync, alerts."""
+"""The commands that change something every night or for one mentor: run, deliver, resync."""
 
 from datetime import date
 from typing import TYPE_CHECKING, Annotated
@@ -21,32 +21,37 @@ if TYPE_CHECKING:
     from certjob.night.report import RunReport
 
 
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the plan and change nothing: no write, no lock, no call.")
+]
+AsOf = Annotated[
+    date | None,
+    typer.Option(parser=parse_day, metavar="DATE", help="Plan for another day, YYYY-MM-DD; only with --dry-run."),
+]
+Everybody = Annotated[
+    bool,
+    typer.Option(
+        "--everybody",
+        help="Review every mentor, due or not: after a restore, or when facts were changed without the triggers.",
+    ),
+]
+AllowMassChange = Annotated[bool, typer.Option("--allow-mass-change", help="Apply what the guards hold back.")]
+NoDeliver = Annotated[
+    bool, typer.Option("--no-deliver", help="Update the state only: nothing is pushed, nothing is mailed.")
+]
+
+
 def run(
     call: Call,
     *,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan and change nothing: no write, no lock, no call.")
-    ] = False,
-    as_of: Annotated[
-        date | None,
-        typer.Option(parser=parse_day, metavar="DATE", help="Plan for another day, YYYY-MM-DD; only with --dry-run."),
-    ] = None,
+    dry_run: DryRun = False,
+    as_of: AsOf = None,
     organisation: OrganisationSlug = None,
-    everybody: Annotated[
-        bool,
-        typer.Option(
-            "--everybody",
-            help="Review every mentor, due or not: after a restore, or when facts were changed without the triggers.",
-        ),
-    ] = False,
-    allow_mass_change: Annotated[
-        bool, typer.Option("--allow-mass-change", help="Apply what the guards hold back.")
-    ] = False,
+    everybody: Everybody = False,
+    allow_mass_change: AllowMassChange = False,
     allow_earlier_date: AllowEarlierDate = False,
     ignore_database_clock: IgnoreDatabaseClock = False,
-    no_deliver: Annotated[
-        bool, typer.Option("--no-deliver", help="Update the state only: nothing is pushed, nothing is mailed.")
-    ] = False,
+    no_deliver: NoDeliver = False,
     deliver_for: DeliverFor = TWO_HOURS,
 ) -> int:
     """Run tonight's work: bring certificates and mentors to the right state, push to the portal, send reminders.
@@ -85,7 +90,7 @@ def run(
                 stop=opened.stop,
                 progress=progress,
             )
-    return report_on(call, opened, report)
+        return report_on(call, opened, report)
 
 
 def deliver(
@@ -112,7 +117,7 @@ def deliver(
                 progress=progress,
                 run_id=opened.run_id,
             )
-    return report_on(call, opened, report)
+        return report_on(call, opened, report)
 
 
 def resync(
@@ -126,29 +131,30 @@ def resync(
 
     Reminders are queued, not sent. Exits 3 when the push did not succeed.
     """
+    from certjob.cli.documents import print_document
     from certjob.cli.pages import night
-    from certjob.cli.terminal import plain
     from certjob.errors import EXIT_CODES
     from certjob.facts import lookup
     from certjob.night import resync as resyncing
 
     with call.session() as opened:
+        mentor_id = lookup.find_mentor(opened.connection, mentor, organisation=organisation)
         result = resyncing.resync(
             opened.connection,
-            lookup.find_mentor(opened.connection, mentor, organisation=organisation),
+            mentor_id,
             today=opened.settings.today,
             ignore_database_clock=ignore_database_clock,
             delivery=delivery_from(opened.settings),
             stop=opened.stop,
             run_id=opened.run_id,
         )
-    if call.json:
-        document = result.report.to_document()
-        if result.error is not None:
-            document |= {"outcome": "attention", "error": result.error.to_document()}
-        plain.print_json(document)
-    elif not call.quiet:
-        night.show_resync(opened.output, result.before, result.after)
+        if call.json:
+            document = result.report.to_document() | {"mentor_id": mentor_id}
+            if result.error is not None:
+                document |= {"outcome": "attention", "error": result.error.to_document()}
+            print_document(opened.connection, document)
+        elif not call.quiet:
+            night.show_resync(opened.output, result.before, result.after)
     if result.error is not None:
         call.attention(str(result.error))
         return result.error.exit_code
@@ -159,6 +165,7 @@ def resync(
 
 def report_on(call: Call, opened: Session, report: "RunReport") -> int:
     """Print a run's report and return its exit code."""
+    from certjob.cli.documents import print_document
     from certjob.cli.pages import night
     from certjob.cli.terminal import plain
     from certjob.errors import EXIT_CODES, Outcome
@@ -166,7 +173,7 @@ def report_on(call: Call, opened: Session, report: "RunReport") -> int:
     if opened.monitor is not None:
         opened.monitor.note(report.to_counts())
     if call.json:
-        plain.print_json(report.to_document())
+        print_document(opened.connection, report.to_document())
     elif report.dry_run and report.command == "reconcile":
         night.show_differences(opened.output, report)
     elif report.dry_run:

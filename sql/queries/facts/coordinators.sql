@@ -41,9 +41,9 @@ WHERE organisation_id = %(organisation_id)s
     AND (lower(email) = lower(%(email_or_id)s) OR id::text = lower(%(email_or_id)s))
 
 -- name: list_coordinators
--- Everybody who gets an organisation's daily mail, and in which language.
-SELECT c.id, c.full_name, c.email, c.locale
+-- Everybody who gets the daily mail of all organisations, or of one, and in which language.
+SELECT c.organisation_id, c.id, c.full_name, c.email, c.locale
 FROM coordinators AS c
 JOIN organisations AS o ON o.id = c.organisation_id
-WHERE o.slug = %(slug)s
+WHERE %(slug)s::text IS NULL OR o.slug = %(slug)s
 ORDER BY lower(c.email), c.id

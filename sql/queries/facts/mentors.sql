@@ -37,6 +37,13 @@ WHERE lower(m.full_name) LIKE %(pattern)s
 ORDER BY o.slug, m.member_no
 LIMIT 1000
 
+-- name: name_mentors
+-- What people call these mentors: documents that are about a few of them name each by more than an id.
+SELECT m.id, m.member_no, o.slug AS organisation
+FROM mentors AS m
+JOIN organisations AS o ON o.id = m.organisation_id
+WHERE m.id = ANY (%(ids)b::uuid[])
+
 -- name: read_due_mentors
 -- One chunk of due mentors for the plan: as lock_due_mentors, but it takes no lock and runs on a read-only connection.
 SELECT id, review_on::text AS review_key

@@ -13,25 +13,14 @@ SELECT id, slug, portal IS NOT NULL AS has_portal, reminder_thresholds, optional
 FROM organisations
 WHERE %(ids)s::uuid[] IS NULL OR id = ANY (%(ids)s::uuid[])
 
--- name: list_organisations
--- What an operator needs to see of each organisation. Mentors who have left are not counted.
-SELECT
-    o.slug,
-    o.name,
-    o.portal,
-    o.reminder_thresholds AS thresholds,
-    o.optional_kinds,
-    ARRAY(SELECT c.email FROM coordinators AS c WHERE c.organisation_id = o.id ORDER BY lower(c.email), c.id) AS coordinators,
-    (SELECT count(*) FROM mentors AS m WHERE m.organisation_id = o.id AND m.left_at IS NULL) AS mentors
-FROM organisations AS o
-ORDER BY o.slug
-
--- name: read_organisation
--- All that can be set of one organisation; its coordinators are in list_coordinators.
-SELECT slug, name, portal, reminder_thresholds AS thresholds, optional_kinds, contact_email, contact_phone, renewal_url,
+-- name: read_organisation_details
+-- All that can be set of each organisation, or of one; the coordinators are in list_coordinators. Mentors who have left are
+-- not counted.
+SELECT id, slug, name, portal, reminder_thresholds AS thresholds, optional_kinds, contact_email, contact_phone, renewal_url,
     sender, (SELECT count(*) FROM mentors AS m WHERE m.organisation_id = o.id AND m.left_at IS NULL) AS mentors
 FROM organisations AS o
-WHERE slug = %(slug)s
+WHERE %(slug)s::text IS NULL OR slug = %(slug)s
+ORDER BY slug
 
 -- name: lock_organisation
 -- Two people who set up the same organisation take turns; its coordinators are guarded by the same lock.

@@ -1,0 +1,39 @@
+"""The JSON documents in which mentors stand: beside each id is what people and commands call the mentor."""
+
+from collections.abc import Iterator
+from typing import Any
+from uuid import UUID
+
+import psycopg
+
+from certjob.cli.terminal import plain
+from certjob.database import Connection
+from certjob.facts.lookup import name_mentors
+
+
+def print_document(connection: Connection, document: dict[str, Any]) -> None:
+    """Print a command's document; each object with a ``mentor_id`` gets ``member_no`` and ``organisation``."""
+    unnamed = [each for each in _objects(document) if not {"member_no", "organisation"} <= each.keys()]
+    names: dict[UUID, tuple[str, str]] = {}
+    try:
+        if unnamed:
+            names = name_mentors(connection, {UUID(str(each["mentor_id"])) for each in unnamed})
+    except psycopg.Error:  # the database went away since, and yet what the command did is told
+        pass
+    for each in unnamed:
+        member_no, slug = names.get(UUID(str(each["mentor_id"])), (None, None))  # None: deleted since
+        each.setdefault("member_no", member_no)
+        each.setdefault("organisation", slug)
+    plain.print_json(document)
+
+
+def _objects(value: object) -> Iterator[dict[str, Any]]:
+    """Yield every object that is about a mentor."""
+    if isinstance(value, dict):
+        if value.get("mentor_id") is not None:
+            yield value
+        for inner in value.values():
+            yield from _objects(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _objects(inner)
