@@ -102,7 +102,7 @@ def read_contact_id(text: str) -> str:
     """Return a UUID in its usual form; Dynamics writes capitals and braces."""
     match = _UUID.fullmatch(text)
     if match is None or not UUID(match[1]).int:
-        message = "not a contact id (a UUID)"
+        message = "not a contact ID (a UUID)"
         raise ValueError(message)
     return str(UUID(match[1]))
 

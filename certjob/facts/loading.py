@@ -56,7 +56,7 @@ class LoadReport:
     """Valid rows about a certificate (organisation, member_no, kind, issued_on) that a later valid row is about too."""
     mentors_added: int
     mentors_changed: int
-    """Known mentors of whom a name, e-mail, locale, contact id or departure was changed."""
+    """Known mentors of whom a name, e-mail, locale, contact ID or departure was changed."""
     certificates_added: int
     certificates_changed: int
     """Certificates whose expiry or revocation was changed in place."""
@@ -239,7 +239,7 @@ class _Writing:
         """Report a row by the rule it broke; the database's own words may hold names and addresses."""
         rule = error.diag.constraint_name or type(error).__name__
         if rule == _ONE_CONTACT and row.dynamics_contact_id:
-            reason = "another mentor of the organisation has this contact id"
+            reason = "another mentor of the organisation has this contact ID"
             self.problems.append(self._problem(row, reason, column=self._contact_column, cost=Cost.CELL))
             self._write_or_take_apart([row._replace(dynamics_contact_id=None)])
             return

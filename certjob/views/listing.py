@@ -27,7 +27,7 @@ class Filter:
     with_left: bool = False
     """Include mentors who have left."""
     without_contact_id: bool = False
-    """Only mentors of an organisation with a portal who have no contact id."""
+    """Only mentors of an organisation with a portal who have no contact ID."""
     without_address: bool = False
     """Only mentors without an e-mail address."""
     without_certificate: bool = False

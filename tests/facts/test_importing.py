@@ -279,7 +279,7 @@ def test_a_mentor_with_very_many_certificates_is_written_in_several_batches(
 
 
 def test_two_mentors_with_one_contact_are_both_loaded_and_the_second_without_it(loader: Loader, facts: Facts) -> None:
-    """The contact id is wrong, the renewal is not; whoever reads the report corrects it."""
+    """The contact ID is wrong, the renewal is not; whoever reads the report corrects it."""
     header = "organisation,member_no,dynamics_contact_id,kind,issued_on,expires_on"
 
     report = loader.rows(
@@ -287,7 +287,7 @@ def test_two_mentors_with_one_contact_are_both_loaded_and_the_second_without_it(
     )
 
     assert (report.loaded, report.rejected) == (3, 0)
-    reason = "another mentor of the organisation has this contact id"
+    reason = "another mentor of the organisation has this contact ID"
     assert loader.problems == [Problem(line=3, column="dynamics_contact_id", reason=reason, cost=Cost.CELL)]
     assert facts.rows("SELECT dynamics_contact_id FROM mentors ORDER BY member_no") == [(CONTACT,), (None,), (None,)]
 

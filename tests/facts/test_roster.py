@@ -137,8 +137,8 @@ def test_a_bad_row_is_named_by_line_column_and_reason(
         ("email", "a..b@example.org", "not a valid e-mail address"),
         ("email", "kari@straße.no", "not a valid e-mail address"),
         ("locale", "Kari", "not a language of ours (nb, nn, en)"),
-        ("dynamics_contact_id", "4711", "not a contact id (a UUID)"),
-        ("dynamics_contact_id", str(UUID(int=0)), "not a contact id (a UUID)"),
+        ("dynamics_contact_id", "4711", "not a contact ID (a UUID)"),
+        ("dynamics_contact_id", str(UUID(int=0)), "not a contact ID (a UUID)"),
     ],
 )
 def test_a_bad_cell_about_the_mentor_costs_that_cell_and_not_the_renewal(

@@ -137,7 +137,7 @@ def test_a_mentor_whom_somebody_holds_is_not_waited_for(
 
         found = check_as(ours.coordinator)
 
-    assert found["coordinator's resync"] == ("skip: not checked: no mentor of hlf with a contact id is free right now")
+    assert found["coordinator's resync"] == ("skip: not checked: no mentor of hlf with a contact ID is free right now")
 
 
 def test_mentors_who_wait_for_a_review_are_no_mistake(

@@ -351,11 +351,11 @@ def test_without_a_contact_id_no_push_is_promised(connection: Connection, facts:
     """Neither the one to come nor the one that is queued; and what to do is said."""
     mentor_id = facts.certified_mentor(facts.organisation(), TODAY - timedelta(days=1), contact_id=None)
 
-    assert "the portal is asked to hide the mentor, but there is no contact id" in told(connection, mentor_id)
+    assert "the portal is asked to hide the mentor, but there is no contact ID" in told(connection, mentor_id)
     review(connection)
     text = told(connection, mentor_id)
-    assert "the portal is asked to hide the mentor, but there is no contact id" in text
-    assert "there is no contact id: nothing can be pushed; add it in the app" in text
+    assert "the portal is asked to hide the mentor, but there is no contact ID" in text
+    assert "there is no contact ID: nothing can be pushed; add it in the app" in text
 
 
 def test_reminders_without_an_address_are_told_to_fail(connection: Connection, facts: Facts) -> None:

@@ -80,7 +80,7 @@ def _accept(opened: Session, contact: str, *, because: str, json: bool) -> int:
     try:
         contact_id = UUID(contact)
     except ValueError:
-        message = f"{contact[:60]!r} is not a contact id; `certjob alerts` shows them"
+        message = f"{contact[:60]!r} is not a contact ID; `certjob alerts` shows them"
         raise typer.BadParameter(message) from None
     if not because.strip():
         message = "--because is empty; say why this contact is shown"

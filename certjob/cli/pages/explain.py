@@ -256,7 +256,7 @@ def portal_lines(story: MentorHistory) -> Iterator[PageLine]:
         text = f"{person.slug} no longer has a portal: nothing is pushed"
         yield PageLine(text=text, bullet="- ", indent=2)
     elif person.wanted is None:
-        text = "wanted: not known (the contact id or the portal has changed); the next run pushes what is right"
+        text = "wanted: not known (the contact ID or the portal has changed); the next run pushes what is right"
         yield PageLine(text=text, bullet="- ", indent=2)
     else:
         yield PageLine(text=f"wanted: {_shown(person.wanted)}", bullet="- ", indent=2)
@@ -270,7 +270,7 @@ def portal_lines(story: MentorHistory) -> Iterator[PageLine]:
         text = f"the portal was last read {story.moment(portal.read_at)}: the mentor was {saw}"
         yield PageLine(text=text, bullet="- ", indent=2)
     if has_portal and person.contact_id is None:
-        text = "there is no contact id: nothing can be pushed; add it in the app"
+        text = "there is no contact ID: nothing can be pushed; add it in the app"
         yield PageLine(text=text, bullet="- ", indent=2, style="red")
     if story.push is not None:
         yield from _open_push(story, story.push)

@@ -163,7 +163,7 @@ class _Asked:
             return ok(RESYNC, f"{organisation.slug} has no portal, so there is nothing to ask for")
         mentor_id = database.fetch_value(self._connection, "take_portal_mentor", {"organisation_id": organisation.id})
         if mentor_id is None:
-            return skip(RESYNC, f"no mentor of {organisation.slug} with a contact id is free right now")
+            return skip(RESYNC, f"no mentor of {organisation.slug} with a contact ID is free right now")
         try:
             with _acting(self._connection, self._user_id):
                 database.fetch(self._connection, "try_portal_resync", {"mentor_id": mentor_id})

@@ -186,7 +186,7 @@ def _mail_words(story: MentorHistory, row: LoggedReminder, day: date) -> str:
 
 
 def _without_contact(story: MentorHistory) -> str:
-    return "" if story.person.contact_id is not None else ", but there is no contact id"
+    return "" if story.person.contact_id is not None else ", but there is no contact ID"
 
 
 def _delivery(story: MentorHistory, due_at: datetime, *, kind: str, text: str, is_claimed: bool) -> Step:
