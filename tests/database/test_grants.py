@@ -186,8 +186,6 @@ LATER = {
         "diary: grants are",
     ],
     "CREATE TABLE diary (secret text); ALTER TABLE diary ENABLE ROW LEVEL SECURITY;"
-    " CREATE POLICY all_of_it ON diary USING (true)": ["diary: who may do what", "diary: grants are"],
-    "CREATE TABLE diary (secret text); ALTER TABLE diary ENABLE ROW LEVEL SECURITY;"
     " CREATE POLICY all_of_it ON diary USING (true); REVOKE ALL ON diary FROM anon, authenticated": [
         "diary: who may do what"
     ],
@@ -208,8 +206,6 @@ LATER = {
         "diary: has no row-level security",
         "diary: has no policy",
     ],
-    "CREATE FUNCTION request_portal_resync(member_no text) RETURNS void LANGUAGE sql AS ''; REVOKE ALL ON FUNCTION"
-    " request_portal_resync(text) FROM PUBLIC, anon, service_role": ["request_portal_resync(text): may be called by"],
     "DROP VIEW attention": ["attention: is not there"],
 }
 

@@ -22,7 +22,6 @@ import pytest
 
 from certjob import database
 from certjob.database import Connection, migrations, outlast_restarts
-from certjob.errors import ConfigurationError
 from certjob.facts import reading
 from certjob.stopping import StopFlag
 from tests.chaos.cluster import Cluster
@@ -192,21 +191,6 @@ def test_two_migrations_at_once_wait_for_each_other(pooler: str, empty_database_
         applied = [*migrations.migrate(first), *migrations.migrate(second)]
 
     assert [each.version for each in applied] == [each.version for each in migrations.migrations()]
-
-
-@pytest.mark.parametrize(
-    ("end", "phrases"),
-    [
-        ("certjob_no_such_database", ["does not exist", "or the database"]),
-        ("postgres?options=-c%20role%3Dcertjob_worker", ["unsupported startup parameter", "passes no options on"]),
-    ],
-)
-def test_what_it_refuses_has_a_next_step(pooler: str, end: str, phrases: list[str]) -> None:
-    """The server's words, which it hands on, and its own."""
-    with pytest.raises(ConfigurationError) as caught:
-        database.connect(pooler + end)
-
-    assert all(phrase in str(caught.value) for phrase in phrases), caught.value
 
 
 def test_a_restart_behind_it_is_outlasted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -402,25 +402,6 @@ class TestDeleting:
         app.rollback()
         assert rows_gone(facts.connection) == {"reminders": 1}
 
-    def test_a_dry_run_works_on_a_read_only_database(self, connection: Connection, mentor_id: object) -> None:
-        """It deletes nothing, and cannot."""
-        self.many(connection, mentor_id, 5)
-        connection.execute("SET default_transaction_read_only = on")
-
-        said = pruned(connection, dry_run=True)
-
-        assert said.rows == NOTHING | {"portal_events": 5}
-
-    def test_the_cron_jobs_own_role_may_do_it(self, connection: Connection, facts: Facts, mentor_id: object) -> None:
-        """Not only the owner: the line in the crontab runs with the login of the night."""
-        self.many(connection, mentor_id, 5)
-        add_reminder(facts, mentor_id, LIMIT - DAY)
-        add_run(connection, days_ago=1500)
-        add_run(connection, days_ago=1400)
-        connection.execute("SET ROLE certjob_worker")
-
-        assert rows_gone(connection) == {"portal_events": 5, "reminders": 1, "job_runs": 1}
-
 
 def test_the_command_says_nothing_on_success_and_a_dry_run_counts(
     connection: Connection, mentor_id: object, worker_url: str, bare_environment: dict[str, str], tmp_path: Path

@@ -211,11 +211,7 @@ class TestFactsMakeCertjobLook:
 
     @pytest.mark.parametrize(
         ("statements", "who"),
-        [
-            (WAKES_THE_MENTOR | CHANGED_MENTOR, {"mentor"}),
-            (WAKES_BOTH, {"mentor", "other"}),
-            (WAKES_NOBODY, set()),
-        ],
+        [(WAKES_THE_MENTOR | CHANGED_MENTOR, {"mentor"}), (WAKES_BOTH, {"mentor", "other"}), (WAKES_NOBODY, set())],
         ids=["the mentor", "both", "nobody"],
     )
     def test_a_changed_fact_makes_certjob_look_at_whoever_it_is_about(
@@ -441,11 +437,7 @@ ONCE: dict[str, tuple[list[str], str, list[str]]] = {
         REMINDER.format(7, "%(certificate)s", "2027-03-10"),
         [REMINDER.format(14, "%(certificate)s", "2026-03-10"), REMINDER.format(7, "%(other)s", "2026-03-10")],
     ),
-    "an unresolved failure": (
-        [FAILURE],
-        FAILURE,
-        ["UPDATE dynamics_sync_failures SET resolved_at = now()", FAILURE],
-    ),
+    "an unresolved failure": ([FAILURE], FAILURE, ["UPDATE dynamics_sync_failures SET resolved_at = now()", FAILURE]),
     **{
         f"an open digest, {status}": (
             [DIGEST.format(0, "sent"), DIGEST.format(0, status)],

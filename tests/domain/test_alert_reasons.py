@@ -41,10 +41,7 @@ def test_every_code_has_a_reason_and_every_reason_words_in_three_languages() -> 
         (TRIED, AlertReason.NO_ANSWER),
         (replace(TRIED, failure_kind=None), AlertReason.NO_ANSWER),
         (replace(TRIED, rounds=0), AlertReason.REOPENED),
-        (
-            replace(TRIED, rounds=0, failure_kind="permanent", code=FailureCode.CONTACT_NOT_FOUND),
-            AlertReason.REOPENED,
-        ),
+        (replace(TRIED, rounds=0, failure_kind="permanent", code=FailureCode.CONTACT_NOT_FOUND), AlertReason.REOPENED),
         (
             replace(TRIED, status="blocked", failure_kind="permanent", code=FailureCode.CONTACT_NOT_FOUND),
             AlertReason.CONTACT_NOT_FOUND,

@@ -64,8 +64,7 @@ def test_the_status_is_that_of_the_first_rule_that_matches(
 
 
 @pytest.mark.parametrize(
-    ("thresholds", "expected"),
-    [((-1, 45, 7, 45), EXPIRING), ((44, 7), V), ((), V), ((-1,), V), ((-30, -7), V)],
+    ("thresholds", "expected"), [((-1, 45, 7, 45), EXPIRING), ((44, 7), V), ((), V), ((-1,), V), ((-30, -7), V)]
 )
 def test_the_largest_threshold_decides_what_is_expiring(thresholds: tuple[int, ...], expected: Status) -> None:
     """In whatever order they stand; without one before the expiry nothing is ever expiring."""

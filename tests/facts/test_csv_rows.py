@@ -68,11 +68,7 @@ def test_every_common_form_of_csv_reads_the_same(
         # A quoted line break belongs to its cell; the row is named by the line on which it begins.
         (b'member_no,kind\r\n"M\r\n1",a\r\n"M""2",b\r\n', HEADER, [(2, ["M\r\n1", "a"]), (4, ['M"2', "b"])]),
         # Commas inside the other names do not make it a comma.
-        (
-            b'member_no;"a, b, c, d";kind\nM1;x,y;a\n',
-            ["member_no", "a, b, c, d", "kind"],
-            [(2, ["M1", "x,y", "a"])],
-        ),
+        (b'member_no;"a, b, c, d";kind\nM1;x,y;a\n', ["member_no", "a, b, c, d", "kind"], [(2, ["M1", "x,y", "a"])]),
         # Spreadsheets name the delimiter so that other spreadsheets need not guess.
         (b"sep=;\r\nmember_no;kind\r\nM1;a\r\n", HEADER, [(3, ["M1", "a"])]),
     ],
@@ -155,10 +151,7 @@ def test_what_a_csv_writer_writes_is_read_back(
         rows = [(" ".join(first.split()), " ".join(second.split())) for first, second in rows]
     text = io.StringIO(newline="")
     csv.writer(
-        text,
-        delimiter=delimiter,
-        lineterminator=line_end,
-        quoting=csv.QUOTE_ALL if all_quoted else csv.QUOTE_MINIMAL,
+        text, delimiter=delimiter, lineterminator=line_end, quoting=csv.QUOTE_ALL if all_quoted else csv.QUOTE_MINIMAL
     ).writerows([HEADER, *rows])
 
     header, records = read_bytes(tmp_path, text.getvalue().encode())

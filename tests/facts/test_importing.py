@@ -189,10 +189,7 @@ def test_the_later_of_two_lines_wins_and_the_earlier_is_counted_as_repeated(load
     assert (report.rows, report.loaded, report.repeated, report.rejected) == (5, 2, 2, 1)
     assert facts.rows(
         "SELECT m.email, c.expires_on, c.revoked_at FROM mentors m JOIN certificates c ON c.mentor_id = m.id ORDER BY 1"
-    ) == [
-        ("b@example.org", date(2027, 2, 1), datetime(2025, 1, 1, tzinfo=UTC)),
-        (None, date(2026, 2, 1), None),
-    ]
+    ) == [("b@example.org", date(2027, 2, 1), datetime(2025, 1, 1, tzinfo=UTC)), (None, date(2026, 2, 1), None)]
     assert loader.rows(*rows, header=header).unchanged == 2
 
 

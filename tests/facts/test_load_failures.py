@@ -1,8 +1,5 @@
 """A load among other sessions, signals and failures: good rows get in, and what was kept is said."""
 
-import os
-import subprocess
-import sys
 import threading
 from datetime import date
 from pathlib import Path
@@ -193,43 +190,3 @@ def test_a_database_that_goes_away_is_an_error_that_tells_what_was_kept(loader: 
     assert str(gone.value) == (
         "the database went away; 1,000 rows of the file are loaded; load the same file again, which is safe"
     )
-
-
-MEASURE = """
-import resource, sys
-from pathlib import Path
-from certjob import database
-from certjob.facts.loading import load
-from certjob.facts.roster import LoadOptions
-
-def peak_mb():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-with database.connect(sys.argv[1]) as connection:
-    load(connection, Path(sys.argv[2]), options=LoadOptions())
-    before = peak_mb()
-    report = load(connection, Path(sys.argv[3]), options=LoadOptions())
-    print(report.rows, report.loaded, report.repeated, report.rejected, report.mentors_added, round(peak_mb() - before))
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux only")
-def test_sixteen_thousand_rows_load_in_moderate_memory(loader: Loader, facts: Facts, database_url: str) -> None:
-    """The merged rows are kept until they are written: less than a kilobyte for each."""
-    small, large = loader.directory / "small.csv", loader.directory / "large.csv"
-    small.write_text(many(1_000))
-    large.write_text(many(2_000, certificates=8))
-
-    measured = subprocess.run(
-        [sys.executable, "-c", MEASURE, database_url, str(small), str(large)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-
-    *counts, growth_mb = map(int, measured.stdout.split())
-    assert counts == [16_000, 16_000, 0, 0, 1_000]
-    assert growth_mb < 25
-    assert facts.rows("SELECT count(*) FROM certificates") == [(16_000,)]
