@@ -278,7 +278,7 @@ def _from_file(env_file: str | None) -> dict[str, Any]:
         suspect = why_untrusted(Path(env_file))
         text = "" if suspect else Path(env_file).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:  # ValueError: it is no UTF-8, or its name is no path
-        why = getattr(error, "strerror", None) or "it is no text in UTF-8"
+        why = getattr(error, "strerror", None) or "it is not UTF-8 text"
         message = f"the settings file {env_file} cannot be read: {why}"
         raise ConfigurationError(message, next_step="correct --env-file or CERTJOB_ENV_FILE") from None
     if suspect:
@@ -303,7 +303,7 @@ def _parse(text: str, env_file: str) -> dict[str, str | None]:
         if binding.error or ((binding.key or "").startswith("CERTJOB_") and binding.value is None):
             said = binding.original.string  # blank lines above it belong to it
             line = binding.original.line + said[: len(said) - len(said.lstrip())].count("\n")
-            message = f"the settings file {env_file}, line {line}: this is no setting"
+            message = f"the settings file {env_file}, line {line}: not a setting"
             raise ConfigurationError(message, next_step="write NAME='value', or # before a remark")
         if binding.key is not None:
             given[binding.key] = binding.value

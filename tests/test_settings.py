@@ -301,7 +301,7 @@ def test_a_line_that_is_no_setting_is_refused_by_its_number(file: Path, line: st
 
     assert (
         refusal(file)
-        == f"the settings file {file}, line 4: this is no setting; write NAME='value', or # before a remark"
+        == f"the settings file {file}, line 4: not a setting; write NAME='value', or # before a remark"
     )
 
 
@@ -315,7 +315,7 @@ def test_a_file_that_cannot_be_read_is_refused(file: Path, tmp_path: Path) -> No
         (".", "Is a directory"),
         ("ring", "symbolic links"),
         ("\0", ""),
-        (file, "it is no text in UTF-8"),
+        (file, "it is not UTF-8 text"),
     ):
         said = refusal(path)
         assert why in said

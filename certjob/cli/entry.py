@@ -135,7 +135,7 @@ def _as_ours(error: Exception, arguments: Sequence[str]) -> CertjobError:
     if isinstance(error, _TypersUsageError):
         return _usage(error, arguments)
     if isinstance(error, UnicodeEncodeError) and "surrogate" in error.reason:
-        return UsageError("an argument holds bytes that are no text in UTF-8", next_step="type it again")
+        return UsageError("an argument holds bytes that are not UTF-8", next_step="type it again")
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return DiskFullError("no space is left on the disk", next_step="make room and run it again")
     import psycopg

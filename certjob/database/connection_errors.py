@@ -13,7 +13,7 @@ from certjob.errors import ConfigurationError, DatabaseUnavailableError
 
 REFUSED: Final = "the database refused the connection"
 """A wrong setting (exit 2); the others may pass by themselves (exit 1)."""
-NOT_NOW: Final = "the database takes no connections just now"
+NOT_NOW: Final = "the database takes no connections right now"
 FULL: Final = "the database takes no more connections"
 OUT_OF_REACH: Final = "the database cannot be reached"
 

@@ -100,7 +100,7 @@ def connect(url: str) -> LastingConnection:
             tcp_user_timeout=60_000,
         )
     except psycopg.ProgrammingError:
-        message = "CERTJOB_DATABASE_URL is no valid PostgreSQL URL"
+        message = "CERTJOB_DATABASE_URL is not a valid PostgreSQL URL"
         raise ConfigurationError(message, next_step="expected postgresql://user:password@host:port/database") from None
     except psycopg.OperationalError as error:
         raise explain_refusal(error) from None

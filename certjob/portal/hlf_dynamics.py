@@ -99,7 +99,7 @@ class HLFDynamicsSyncService:
         try:
             self._url = httpx.URL(url)
         except httpx.InvalidURL as error:
-            message = "CERTJOB_PORTAL_URL is no valid URL"
+            message = "CERTJOB_PORTAL_URL is not a valid URL"
             raise ConfigurationError(message) from error
         self._key = key
         self.deadline_seconds = deadline_seconds

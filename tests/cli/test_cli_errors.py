@@ -113,8 +113,8 @@ def test_a_wrong_setting_is_named_without_its_value(
 @pytest.mark.parametrize(
     ("url", "phrases", "code"),
     [
-        (f"mysql://u:{SECRET}@h/x", ["CERTJOB_DATABASE_URL is no valid PostgreSQL URL"], 2),
-        (f"postgresql://u:{SECRET}%zz@h/x", ["CERTJOB_DATABASE_URL is no valid"], 2),
+        (f"mysql://u:{SECRET}@h/x", ["CERTJOB_DATABASE_URL is not a valid PostgreSQL URL"], 2),
+        (f"postgresql://u:{SECRET}%zz@h/x", ["CERTJOB_DATABASE_URL is not a valid"], 2),
         # libpq would cut the URL inside the password, and print what it takes for the host
         *[(f"postgresql://u:one{sign}{SECRET}@127.0.0.1:1/x", ["percent-encoded"], 2) for sign in "@/#?"],
         (f"postgresql://u:{SECRET}@127.0.0.1:1/x", ["the database cannot be reached", "127.0.0.1"], 1),

@@ -225,7 +225,7 @@ def test_an_env_file_that_cannot_be_read_is_said_so(check: Check, complete: Fact
     (tmp_path / "certjob.env").write_bytes(b"CERTJOB_PORTAL_KEY=bl\xe5\n")
 
     step = "correct --env-file or CERTJOB_ENV_FILE"
-    message = "fail: the settings file certjob.env cannot be read: it is no text in UTF-8"
+    message = "fail: the settings file certjob.env cannot be read: it is not UTF-8 text"
     assert check(CERTJOB_ENV_FILE="certjob.env") == (2, {"settings": [f"{message}; {step}"]})
 
 

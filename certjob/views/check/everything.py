@@ -220,7 +220,7 @@ def _check_mail(settings: Settings, *, problems: Sequence[ConfigurationError]) -
 
 
 def _send_test(settings: Settings, *, to: str) -> Finding:
-    """Send one message that says that it is a test."""
+    """Send a test message."""
     try:
         channel = open_channel(settings)
         if channel is None:
