@@ -299,10 +299,7 @@ def test_a_line_that_is_no_setting_is_refused_by_its_number(file: Path, line: st
     """A setting that is passed over unsaid would be missed in the night; what the line holds is not shown."""
     file.write_text("CERTJOB_DATABASE_URL=embedded\n\n\n" + line.format(SECRET) + "\n")
 
-    assert (
-        refusal(file)
-        == f"the settings file {file}, line 4: not a setting; write NAME='value', or # before a remark"
-    )
+    assert refusal(file) == f"the settings file {file}, line 4: not a setting; write NAME='value', or # before a remark"
 
 
 def test_a_file_that_cannot_be_read_is_refused(file: Path, tmp_path: Path) -> None:
