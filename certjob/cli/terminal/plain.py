@@ -54,7 +54,7 @@ def print_error(command: str, message: str, *, error: BaseException | None = Non
 
 
 def print_attention(command: str, message: str) -> None:
-    """Print why somebody has to act although the command did its work (exit 3): one line on stderr, whatever -q says."""
+    """Print why somebody has to act (exit 3): one line on stderr, whatever -q says."""
     _say(logging.WARNING, command, message, event="attention")
 
 
