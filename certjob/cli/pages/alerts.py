@@ -5,13 +5,15 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Final
 
 from certjob.cli.pages.alert_sections import Group, Row, Section, describe, moment, number
-from certjob.cli.terminal.lines import PageLine
+from certjob.cli.terminal.lines import PageLine, wrap
 from certjob.cli.terminal.output import Output
 from certjob.cli.terminal.plain import harmless
 from certjob.views.alerts import Alerts
 
 MOST_ROWS: Final = 20
 """A page names so many mentors of those who share a cause; --json has all of them."""
+_LINES_BELOW: Final = 2
+"""The shell's, below a page."""
 NOTHING: Final = "All clear: nothing needs attention."
 
 
@@ -23,7 +25,15 @@ def show_alerts(output: Output, alerts: Alerts, *, zone: tzinfo, now: datetime) 
         return
     if not len(alerts):
         output.out.print(NOTHING)
-    output.show_lines(page_lines(alerts, zone=zone, now=now))
+    texts = list(wrap(output.out, page_lines(alerts, zone=zone, now=now)))
+    if len(texts) > output.out.height - _LINES_BELOW:  # what is worst has scrolled away
+        texts += wrap(output.out, [PageLine(text=""), *_headings(alerts, zone=zone, now=now)])
+    output.show_texts(texts)
+
+
+def _headings(alerts: Alerts, *, zone: tzinfo, now: datetime) -> Iterator[PageLine]:
+    for section in describe(alerts, zone=zone, now=now):
+        yield PageLine(text=section.heading, style=f"bold {section.colour}")
 
 
 def plain_lines(alerts: Alerts, *, zone: tzinfo, now: datetime) -> Iterator[str]:

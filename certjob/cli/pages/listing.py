@@ -9,8 +9,9 @@ from rich.text import Text
 
 from certjob.cli.terminal.csv_output import print_csv
 from certjob.cli.terminal.output import Output, clean, new_table
+from certjob.cli.terminal.plain import harmless
 from certjob.domain.explanations import reason_words
-from certjob.domain.models import Status
+from certjob.domain.models import OWN_PAUSE_REASON, Status
 from certjob.views.listing import ListedCertificate, Listing
 
 COLUMNS: Final = (
@@ -39,17 +40,13 @@ def show_list(output: Output, rows: Sequence[ListedCertificate]) -> None:
         return
     shown = rows[:MOST_ROWS]
     several = len({row.organisation for row in shown}) > 1
-    some_paused = any(map(_paused, shown))
-    table = new_table("Last day", ">Days", "Status", "Member", "Name", "Kind")
-    for heading, wanted in (("Org", several), ("Paused", some_paused)):
-        if wanted:
-            table.add_column(heading, overflow="fold")
+    table = new_table("Last day", ">Days", "Status", "No.", "Name", "Kind", *(["Org"] if several else []))
+    table.columns[1].no_wrap = True
     for row in shown:
         cells: list[object] = [row.expires_on, days_left_words(row.days_left)]
-        cells += [Text(row.status or "none", style=_STYLES.get(row.status, "") if row.status else "red")]
+        cells += [Text(_status(row), style=_STYLES.get(row.status, "") if row.status else "red")]
         cells += [row.member_no, row.full_name or "", row.kind or ""]
         cells += [row.organisation] if several else []
-        cells += [_paused(row)] if some_paused else []
         table.add_row(*(cell if isinstance(cell, Text) else clean(cell or "") for cell in cells))
     output.show_table(table)
     if len(rows) > MOST_ROWS:
@@ -85,9 +82,10 @@ def to_document(listing: Listing, *, today: date) -> dict[str, Any]:
     }
 
 
-def _paused(row: ListedCertificate) -> str:
-    """Why the mentor is paused."""
-    return ", ".join([*map(reason_words, row.pauses), *(["has left"] if row.left else [])])
+def _status(row: ListedCertificate) -> str:
+    """The status, and why the mentor is not active."""
+    pauses = ("paused" if reason == OWN_PAUSE_REASON else reason_words(reason) for reason in row.pauses)
+    return harmless(", ".join([str(row.status or "none"), *pauses, *(["has left"] if row.left else [])]))
 
 
 def _cells(row: ListedCertificate) -> tuple[object, ...]:

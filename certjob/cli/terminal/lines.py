@@ -7,7 +7,7 @@ from datetime import date
 from typing import Final
 
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
@@ -87,13 +87,15 @@ def keep_words_whole(console: Console, table: Table) -> None:
     Left to itself Rich narrows the widest columns first, down to single letters.
     """
     options = console.options.update(max_width=1_000_000)
-    cells = [
-        [Measurement.get(console, options, cell) for cell in (column.header, *column.cells)] for column in table.columns
+    texts = [[_text(cell) for cell in (column.header, *column.cells)] for column in table.columns]
+    most = [max(map(cell_len, column)) for column in texts]
+    words = [
+        widest if column.no_wrap else max(cell_len(word) for cell in cells for word in _PARTS.split(cell))
+        for column, cells, widest in zip(table.columns, texts, most, strict=True)
     ]
-    most = [max(cell.maximum for cell in column) for column in cells]
     room = console.width - (Measurement.get(console, options, table).maximum - sum(most))
     for longest in _LONGEST_WORDS:
-        least = [max(min(cell.minimum, longest) for cell in column) for column in cells]
+        least = [min(word, longest) for word in words]
         if sum(least) <= room:
             break
     else:
@@ -102,5 +104,22 @@ def keep_words_whole(console: Console, table: Table) -> None:
     needs = sorted((most[at] - least[at], at) for at in range(len(most)))
     for position, (need, at) in enumerate(needs):  # whoever needs little gets it, the others share what is left
         share = min(need, spare // (len(needs) - position))
-        table.columns[at].width = least[at] + share
+        column = table.columns[at]
+        column.width = width = least[at] + share
+        column._cells = [_broken_at_hyphens(cell, width) for cell in column._cells]
         spare -= share
+
+
+_PARTS: Final = re.compile(r"\s+|(?<=[^\W\d_]-)(?=[^\W\d_])")
+"""Between words, and after a hyphen between letters, as in a double name."""
+
+
+def _text(cell: object) -> str:
+    return cell.plain if isinstance(cell, Text) else Text.from_markup(str(cell)).plain
+
+
+def _broken_at_hyphens(cell: RenderableType, width: int) -> RenderableType:
+    """Let a line end after a hyphen of a name that is longer than the column; Rich knows spaces alone."""
+    if isinstance(cell, Text) or not any(cell_len(word) > width for word in _text(cell).split()):
+        return cell
+    return " ".join(re.sub(_PARTS, "\n", word) if cell_len(word) > width else word for word in str(cell).split(" "))

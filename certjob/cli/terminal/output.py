@@ -65,7 +65,11 @@ class Output:
 
     def show_lines(self, lines: Iterable[PageLine]) -> None:
         """Print lines on a terminal, wrapped between words."""
-        for text in wrap(self.out, lines):
+        self.show_texts(wrap(self.out, lines))
+
+    def show_texts(self, texts: Iterable[Text]) -> None:
+        """Print the lines of a terminal as they are."""
+        for text in texts:
             self.out.print(text, soft_wrap=True)
 
     def show_table(self, table: Table) -> None:
