@@ -249,6 +249,9 @@ def test_a_cause_that_many_share_is_said_once_and_the_first_are_named(connection
     assert "    … and 1,980 more; `certjob alerts --json` lists all\n" in text
     assert "certjob resync" not in text
     assert len(text.splitlines()) < 40
+    assert text.endswith(
+        "\n\n2,000 mentors may STILL BE VISIBLE on the portal, and must not be\n"
+    )  # it had scrolled away
 
 
 def test_reasons_that_differ_stand_under_their_mentors(connection: Connection, facts: Facts) -> None:
