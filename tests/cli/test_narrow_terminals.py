@@ -15,7 +15,6 @@ WORDS = {
     "organisation list": {"hlf", "Personforbund", "dynamics", "Thresholds", "Coordinators", "Mentors"},
     "list": {
         "expired",
-        "paused",
         "Zebulon",
         "Østenfjellheim-",
         "Kristoffersen",
