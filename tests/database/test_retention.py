@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from datetime import UTC, date, datetime, timedelta
@@ -35,10 +35,19 @@ LONG_AGO = "now() - interval '4 years'"
 NOTHING = dict.fromkeys(("sync_failures", "portal_events", "transitions", "reminders", "digests", "job_runs"), 0)
 
 
-def pruned(connection: Connection, age: str = "3y", *, dry_run: bool = False, stop: StopFlag | None = None) -> Pruning:
-    """Prune today; what a dry run says beforehand is what happens then."""
+def pruned(
+    connection: Connection,
+    age: str = "3y",
+    *,
+    dry_run: bool = False,
+    today: date = TODAY,
+    stop: StopFlag | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> Pruning:
+    """Prune in Oslo."""
+    zone, stop = ZoneInfo("Europe/Oslo"), stop or StopFlag()
     return prune(
-        connection, parse_age(age), today=TODAY, zone=ZoneInfo("Europe/Oslo"), dry_run=dry_run, stop=stop or StopFlag()
+        connection, parse_age(age), today=today, zone=zone, dry_run=dry_run, stop=stop, on_progress=on_progress
     )
 
 
@@ -89,14 +98,7 @@ class TestAge:
         with pytest.raises(ConfigurationError, match="before the calendar"):
             pruned(connection, "999y9999m9999w99999d")
         with pytest.raises(ConfigurationError, match="correct the clock that is wrong"):
-            prune(
-                connection,
-                parse_age("3y"),
-                today=TODAY + timedelta(days=2000),
-                zone=ZoneInfo("UTC"),
-                dry_run=False,
-                stop=StopFlag(),
-            )
+            pruned(connection, today=TODAY + timedelta(days=2000))
 
 
 class TestPortalEvents:
@@ -327,15 +329,7 @@ class TestDeleting:
         stop = StopFlag()
 
         with pytest.raises(StoppedBySignalError):
-            prune(
-                connection,
-                parse_age("3y"),
-                today=TODAY,
-                zone=ZoneInfo("UTC"),
-                dry_run=False,
-                stop=stop,
-                on_progress=lambda deleted: stop.set() if deleted >= 20 else None,
-            )
+            pruned(connection, stop=stop, on_progress=lambda deleted: stop.set() if deleted >= 20 else None)
 
         assert connection.execute("SELECT count(*) FROM portal_sync_events").fetchone() == (31,)
         assert rows_gone(connection) == {"portal_events": 30}
@@ -349,15 +343,7 @@ class TestDeleting:
 
         with database.connect(database_url) as other:
             done: list[Pruning] = []
-            first = prune(
-                connection,
-                parse_age("3y"),
-                today=TODAY,
-                zone=ZoneInfo("UTC"),
-                dry_run=False,
-                stop=StopFlag(),
-                on_progress=lambda _deleted: done.append(pruned(other)) if not done else None,
-            )
+            first = pruned(connection, on_progress=lambda _deleted: done.append(pruned(other)) if not done else None)
 
         assert first.rows["portal_events"] + done[0].rows["portal_events"] == 50
         assert connection.execute("SELECT count(*) FROM portal_sync_events").fetchone() == (1,)
