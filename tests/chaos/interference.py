@@ -8,7 +8,7 @@ import psycopg
 from certjob.database import Connection
 from tests.chaos.database_proxy import DatabaseProxy
 from tests.chaos.faults import Action, Fault, Spot
-from tests.chaos.model import Person, is_visible
+from tests.chaos.model import Person
 from tests.chaos.plans import PORTAL_SETTLE, Command, beginning_of
 from tests.chaos.population import Deed
 from tests.chaos.stage import Stage
@@ -110,7 +110,7 @@ class Others:
 
     def _want_the_opposite(self, person: Person) -> None:
         """Change the facts so that the mentor is to be hidden instead of shown, or shown instead of hidden."""
-        if is_visible(person, self._stage.today):
+        if person.is_active(self._stage.today):
             self._stage.change_one(person.member_no, Deed.PAUSE)
         else:
             self._stage.change_one(person.member_no, Deed.RETURN, Deed.LIFT, Deed.RENEW)

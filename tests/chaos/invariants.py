@@ -7,7 +7,7 @@ from datetime import date
 from uuid import UUID
 
 from certjob.database import Connection
-from tests.chaos.model import Due, due_reminders, is_certified, is_visible, read_people
+from tests.chaos.model import Due, due_reminders, read_people
 from tests.chaos.postbox import Taken
 from tests.chaos.stage import Stage
 from tests.support.command_line import Finished
@@ -74,7 +74,7 @@ def portal_complaints(connection: Connection, stage: Stage) -> Iterator[str]:
     for person in stage.people:
         if not person.has_portal:
             continue
-        wanted = is_visible(person, stage.today)
+        wanted = person.is_active(stage.today)
         name = f"{person.member_no} (wanted {'visible' if wanted else 'hidden'})"
         column = connection.execute("SELECT portal_visible FROM mentors WHERE id = %s", (person.id,)).fetchone()
         if column != (wanted,):
@@ -131,7 +131,7 @@ def state_complaints(connection: Connection, stage: Stage) -> Iterator[str]:
         )
     }
     for person in stage.people:
-        if not person.left and (person.id in paused) is is_certified(person, stage.today):
+        if not person.left and (person.id in paused) is person.is_certified(stage.today):
             yield f"{person.member_no}: certjob's pause is {'open' if person.id in paused else 'not open'}"
     due = connection.execute("SELECT count(*) FROM mentors WHERE review_on <= %s", (stage.today,)).fetchone()
     if due != (0,):

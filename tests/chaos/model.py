@@ -1,38 +1,23 @@
-"""The wanted end state, worked out from the facts alone and in the plainest way: no rule of certjob is asked."""
+"""The mentors as the facts in the database have them; what must become of them, ``tests.support.saga_model`` knows."""
 
 from dataclasses import dataclass
 from datetime import date
 from uuid import UUID
 
 from certjob.database import Connection
-
-THRESHOLDS = (60, 30, 14, 7, 1, -1)
-LATEST_DAYS = 14
+from tests.support.saga_model import Certificate, Mentor, Organisation
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Certificate:
-    """A certificate as the app wrote it."""
-
-    id: UUID
-    issued_on: date
-    expires_on: date
-    revoked: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Person:
+@dataclass(kw_only=True)
+class Person(Mentor):
     """One mentor's facts."""
 
-    id: UUID
     member_no: str
     email: str
-    has_portal: bool
-    contact_id: UUID | None
-    left: bool
-    others_pause: bool
-    """A pause of somebody else is open."""
-    certificates: tuple[Certificate, ...]
+
+    @property
+    def has_portal(self) -> bool:
+        return self.organisation.has_portal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,61 +33,40 @@ class Due:
 def read_people(connection: Connection) -> list[Person]:
     """Read the facts; nothing that certjob writes."""
     rows = connection.execute(
-        "SELECT m.id, m.member_no, m.email, o.portal IS NOT NULL, m.dynamics_contact_id, m.left_at IS NOT NULL,"
-        " EXISTS (SELECT FROM mentor_pauses AS p"
-        "     WHERE p.mentor_id = m.id AND p.actor <> 'certjob' AND p.lifted_at IS NULL),"
-        " ARRAY(SELECT ROW(c.id::text, c.issued_on::text, c.expires_on::text, c.revoked_at IS NOT NULL)"
-        "     FROM certificates AS c WHERE c.mentor_id = m.id ORDER BY c.id)"
+        "SELECT m.id, m.member_no, m.email, m.dynamics_contact_id, m.left_at IS NOT NULL,"
+        " o.id, o.portal IS NOT NULL, o.reminder_thresholds,"
+        " ARRAY(SELECT reason FROM mentor_pauses WHERE mentor_id = m.id AND actor <> 'certjob' AND lifted_at IS NULL),"
+        " ARRAY(SELECT jsonb_build_array(id, kind, issued_on, expires_on, revoked_at IS NOT NULL)"
+        "     FROM certificates WHERE mentor_id = m.id ORDER BY id)"
         " FROM mentors AS m JOIN organisations AS o ON o.id = m.organisation_id ORDER BY m.member_no"
     ).fetchall()
     return [
         Person(
-            id=row[0],
-            member_no=row[1],
-            email=row[2],
-            has_portal=row[3],
-            contact_id=row[4],
-            left=row[5],
-            others_pause=row[6],
-            certificates=tuple(
-                Certificate(
-                    id=UUID(cert_id),
+            id=mentor_id,
+            member_no=member_no,
+            email=email,
+            contact_id=contact_id,
+            left=left,
+            organisation=Organisation(id=organisation_id, has_portal=has_portal, thresholds=thresholds),
+            pauses=set(pauses),
+            certificates={
+                UUID(cert_id): Certificate(
+                    kind=kind,
                     issued_on=date.fromisoformat(issued_on),
                     expires_on=date.fromisoformat(expires_on),
-                    revoked=revoked in (True, "t"),
+                    revoked=revoked,
                 )
-                for cert_id, issued_on, expires_on, revoked in row[7]
-            ),
+                for cert_id, kind, issued_on, expires_on, revoked in certificates
+            },
         )
-        for row in rows
+        for mentor_id, member_no, email, contact_id, left, organisation_id, has_portal, thresholds, pauses, certificates in rows
     ]
-
-
-def is_certified(person: Person, today: date) -> bool:
-    """Whether something is in force, or nothing was ever held. (Everybody here has one kind of certificate.)"""
-    held = [c for c in person.certificates if c.revoked or c.issued_on <= today]
-    return not held or any(not c.revoked and c.expires_on >= today for c in held)
-
-
-def is_visible(person: Person, today: date) -> bool:
-    """Whether the portal should show this mentor."""
-    return not person.left and not person.others_pause and is_certified(person, today)
 
 
 def due_reminders(person: Person, today: date) -> set[Due]:
     """What this mentor must have been reminded of by the end of today."""
-    if person.left:
-        return set()
-    due = set()
-    standing = [c for c in person.certificates if not c.revoked]
-    for one in standing:
-        later = [c for c in standing if (c.expires_on, c.issued_on) > (one.expires_on, one.issued_on)]
-        continued = any((c.issued_on - one.expires_on).days <= 1 or c.issued_on <= today for c in later)
-        days_left = (one.expires_on - today).days
-        reached = [threshold for threshold in THRESHOLDS if days_left <= threshold]
-        if one.issued_on > today or continued or not reached:
-            continue
-        threshold = min(reached)
-        if days_left >= 0 if threshold >= 0 else threshold - days_left <= LATEST_DAYS:
-            due.add(Due(mentor_id=person.id, cert_id=one.id, threshold_days=threshold, expires_on=one.expires_on))
-    return due
+    return {
+        Due(mentor_id=person.id, cert_id=cert_id, threshold_days=threshold, expires_on=certificate.expires_on)
+        for cert_id, certificate in person.certificates.items()
+        if (threshold := person.due_threshold(certificate, today)) is not None
+    }

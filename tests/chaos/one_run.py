@@ -12,7 +12,6 @@ from tests.chaos.cluster import Cluster
 from tests.chaos.database_proxy import DatabaseProxy
 from tests.chaos.faults import Action, Spot
 from tests.chaos.interference import Others
-from tests.chaos.model import is_visible
 from tests.chaos.plans import DELIVER, RUN, Command, Plan, TimePasses
 from tests.chaos.population import Deed
 from tests.chaos.stage import Stage
@@ -210,8 +209,8 @@ class _Run:
         """
         stage, dice = self._stage, random.Random(self._plan.seed)
         for person in stage.people:
-            wanted = is_visible(person, stage.today)
-            can_be_corrected = not wanted or any(not each.revoked for each in person.certificates)
+            wanted = person.is_active(stage.today)
+            can_be_corrected = not wanted or any(not each.revoked for each in person.certificates.values())
             is_shown = person.has_portal and person.contact_id and stage.is_reachable(person)
             if is_shown and person.contact_id and can_be_corrected and dice.random() < 0.5:
                 stage.trail.append(f"by hand: {person.member_no} is {'hidden' if wanted else 'shown'}")
