@@ -22,14 +22,13 @@ _EXPLAINABLE = (b"SELECT", b"WITH", b"INSERT", b"UPDATE", b"DELETE")
 class Explained:
     """The plans so far, by the statements' names."""
 
-    def __init__(self, *, analyse: bool) -> None:
-        self._options = b"ANALYZE, BUFFERS, FORMAT JSON" if analyse else b"FORMAT JSON"
+    def __init__(self) -> None:
         self._real = psycopg.Cursor.execute
         self._partial_indexes: set[str] = set()
         self.plans: dict[str, list[Node]] = {}
 
     def note(self, connection: database.Connection, name: str, parameters: Any) -> None:
-        """Explain it; if it is analysed, what it does is taken back."""
+        """Explain it."""
         statement = database.query(name)
         if not statement.lstrip().startswith(_EXPLAINABLE):
             return
@@ -38,7 +37,7 @@ class Explained:
             if not self._partial_indexes:
                 rows = self._real(cursor, _PARTIAL_INDEXES.encode()).fetchall()
                 self._partial_indexes = {row[0] for row in rows}
-            self._real(cursor, b"EXPLAIN (" + self._options + b") " + statement, parameters)
+            self._real(cursor, b"EXPLAIN (FORMAT JSON) " + statement, parameters)
             row = cursor.fetchone()
         assert row is not None
         self.plans.setdefault(name, []).append(row[0][0]["Plan"])
@@ -51,11 +50,6 @@ class Explained:
         }
         return {name: tables for name, tables in found.items() if tables}
 
-    def touched_blocks(self) -> int:
-        """The blocks of 8 kB that all statements have touched; only if they were analysed."""
-        tops = [plan for plans in self.plans.values() for plan in plans]
-        return sum(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] for plan in tops)
-
     def _reads_all(self, node: Node) -> bool:
         """Whether a node reads a table from its beginning to its end, whatever it then throws away."""
         kind = node["Node Type"]
@@ -66,13 +60,10 @@ class Explained:
 
 
 @contextmanager
-def explained(*, analyse: bool = False) -> Iterator[Explained]:
-    """Have every statement by name explained that is run here meanwhile, in whichever thread.
-
-    With ``analyse`` each is run once more than it would be.
-    """
+def explained() -> Iterator[Explained]:
+    """Have every statement by name explained that is run here meanwhile, in whichever thread."""
     names = {statement: name for name, statement in database.all_statements().items()}
-    watching = Explained(analyse=analyse)
+    watching = Explained()
 
     def watched(real: Any) -> Any:
         def execute(cursor: Any, query: Any, params: Any = None, **options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What statements touch at full size: the plan of each at a million mentors, and what a due mentor costs in blocks."""
+"""What statements read at full size: the plan of each at a million mentors."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,6 @@ from tests.benchmarks.figures import Bar, Figure
 from tests.benchmarks.population import populated
 from tests.support.command_line import run_in_process
 
-BLOCKS_BAR = 1.25
 LARGE = 1_000_000
 """From so many mentors on no statement has an excuse; a small table is best read whole."""
 
@@ -51,33 +50,7 @@ _READS_ALL = {
 
 
 def run(bench: Bench) -> list[Figure]:
-    """Both figures; neither is a time, so one round tells."""
-    return [_blocks(bench), _whole_reads(bench)]
-
-
-def _blocks(bench: Bench) -> Figure:
-    """As many mentors due, ten times as many there: a chunk has to touch the same."""
-    small = bench.mentors // 10
-    due = bench.mentors // 100
-    touched = []
-    for mentors, percent in ((bench.mentors, 1), (small, 10)):
-        bench.say(f"blocks that {due:,} due of {mentors:,} mentors touch")
-        with populated(bench.server, mentors=mentors, due_percent=percent) as name:
-            with explained(analyse=True) as watched:
-                _certjob(bench, name, "run", "--no-deliver", "--allow-mass-change")
-            touched.append(watched.touched_blocks() / due)
-    return Figure(
-        part="plans",
-        name=f"blocks for each of {due:,} due of {bench.mentors:,}",
-        ours=f"{touched[0]:.1f} blocks",
-        reference=f"{touched[1]:.1f}, of {small:,} mentors",
-        ratio=touched[0] / touched[1],
-        bar=(Bar.AT_MOST, BLOCKS_BAR),
-        notes="all statements of the night; a block is 8 kB",
-    )
-
-
-def _whole_reads(bench: Bench) -> Figure:
+    """It is not a time, so one round tells."""
     bench.say(f"the plans of every command at {bench.mentors:,} mentors")
     watched: dict[str, Explained] = {}
     with populated(bench.server, mentors=bench.mentors, due_percent=1) as name:
@@ -92,7 +65,7 @@ def _whole_reads(bench: Bench) -> Figure:
         if tables & _GROWS
     }
     unexpected = [line for line, statement in found.items() if statement not in _READS_ALL]
-    return Figure(
+    figure = Figure(
         part="plans",
         name=f"statements that read a whole table, {bench.mentors:,} mentors",
         ours=f"{len(found)} of {len(statements)}",
@@ -102,6 +75,7 @@ def _whole_reads(bench: Bench) -> Figure:
         notes="; ".join(unexpected),
         detail={"found": list(found)},
     )
+    return [figure]
 
 
 def _certjob(bench: Bench, name: str, *command: str) -> None:

@@ -1,7 +1,7 @@
 """The mentors as the facts in the database have them; what must become of them, ``tests.support.saga_model`` knows."""
 
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from uuid import UUID
 
 from certjob.database import Connection
@@ -18,6 +18,20 @@ class Person(Mentor):
     @property
     def has_portal(self) -> bool:
         return self.organisation.has_portal
+
+    def due_threshold(self, certificate: Certificate, today: date) -> int | None:
+        """The one reminder about this certificate that is right to send today."""
+        if self.left or self.status(certificate, today) not in ("valid", "expiring", "expired"):
+            return None
+        begins_by = certificate.expires_on + timedelta(days=1)
+        if any(row.rank > certificate.rank and row.issued_on <= begins_by for row in self.same_kind(certificate)):
+            return None
+        for threshold in sorted(self.organisation.thresholds):
+            due_on = certificate.expires_on - timedelta(days=threshold)
+            if today >= due_on:
+                last_day = certificate.expires_on if threshold >= 0 else due_on + timedelta(days=14)
+                return threshold if today <= last_day else None
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,13 +56,13 @@ def read_people(connection: Connection) -> list[Person]:
     ).fetchall()
     return [
         Person(
-            id=mentor_id,
-            member_no=member_no,
-            email=email,
-            contact_id=contact_id,
-            left=left,
-            organisation=Organisation(id=organisation_id, has_portal=has_portal, thresholds=thresholds),
-            pauses=set(pauses),
+            id=row[0],
+            member_no=row[1],
+            email=row[2],
+            contact_id=row[3],
+            left=row[4],
+            organisation=Organisation(id=row[5], has_portal=row[6], thresholds=row[7]),
+            pauses=set(row[8]),
             certificates={
                 UUID(cert_id): Certificate(
                     kind=kind,
@@ -56,10 +70,10 @@ def read_people(connection: Connection) -> list[Person]:
                     expires_on=date.fromisoformat(expires_on),
                     revoked=revoked,
                 )
-                for cert_id, kind, issued_on, expires_on, revoked in certificates
+                for cert_id, kind, issued_on, expires_on, revoked in row[9]
             },
         )
-        for mentor_id, member_no, email, contact_id, left, organisation_id, has_portal, thresholds, pauses, certificates in rows
+        for row in rows
     ]
 
 
