@@ -41,11 +41,6 @@ class TestExample:
             (["20", "5", "1", "*", "*"], "db prune --older-than 3y"),
         ]
 
-    @pytest.mark.parametrize("word", ["PATH", "CRON_TZ", "MAILTO=", "600", "spring", "autumn", "CERTJOB_TIME_ZONE"])
-    def test_it_says_what_people_stumble_over(self, word: str) -> None:
-        """Where they look first."""
-        assert word in EXAMPLE
-
     def test_no_line_of_a_job_has_a_percent_sign(self) -> None:
         """cron makes a line break of it."""
         assert not any("%" in line for line in EXAMPLE.splitlines() if "bin/certjob" in line)

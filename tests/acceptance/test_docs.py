@@ -107,23 +107,6 @@ def test_every_page_begins_with_whom_it_is_for(page: Path) -> None:
     assert paragraph.startswith("For "), paragraph
 
 
-@pytest.mark.parametrize(
-    ("words", "page"),
-    [
-        ("but someone has to act", "README.md"),  # what the exit codes mean
-        ("install -m 600", "docs/install.md"),
-        ("more than a tenth", "docs/rules.md"),  # the guards
-        ("5 minutes for a push", "docs/rules.md"),  # the leases
-        ("up to 6 hours", "docs/rules.md"),  # when a failed delivery is tried again
-    ],
-)
-def test_a_fact_stands_in_one_place(words: str, page: str) -> None:
-    """The others link to it. docs/design.md gives reasons, and may repeat a fact."""
-    texts = {name: " ".join(text.split()) for name, text in TEXTS.items() if name != "docs/design.md"}
-
-    assert [name for name, text in texts.items() if words in text] == [page]
-
-
 def test_titles_with_examples_differ() -> None:
     """An example's scene is found by the title above it."""
     titles = [title for text in TEXTS.values() for title in re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)]

@@ -209,33 +209,6 @@ def test_nights_set_off_together_share_the_work(
     assert_shared(reports, reviewed=CHUNK * processes, delivered=EACH * processes)
 
 
-@pytest.mark.parametrize("processes", [3])
-def test_nights_set_off_one_after_another_share_the_work(
-    facts: Facts,
-    environment: dict[str, str],
-    tmp_path: Path,
-    portal: PortalServer,
-    mailbox: MeetingMailbox,
-    gate: threading.Event,
-    processes: int,
-) -> None:
-    """Each begins while the ones before are in the middle of their calls, after new facts have come in."""
-    facts.organisation()
-
-    with ExitStack() as stack:
-        children: list[Child] = []
-        for number in range(processes):
-            gate.clear()
-            add_mentors(facts, ill=EACH)
-            children.append(stack.enter_context(started("run", "--json", environment=environment, folder=tmp_path)))
-            wait_for_calls_of(portal, number + 1)
-        gate.set()
-        reports = finish_all(children)
-
-    assert_done_once(facts, portal, mailbox, count=EACH * processes)
-    assert_shared(reports, reviewed=EACH * processes, delivered=EACH * processes)
-
-
 @pytest.mark.parametrize("processes", [4])
 def test_every_reminder_is_received_once_in_each_cycle(
     app: App,

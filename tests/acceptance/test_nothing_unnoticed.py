@@ -278,22 +278,3 @@ class TestWaitingMail:
         assert here("run").returncode == 0
         assert here("alerts").returncode == here("status", "-q").returncode == 0
         assert metric(tmp_path, 'certjob_waiting_mail{what="reminders"}') == 0
-
-
-def test_a_night_says_what_the_alerts_show(here: Play, connection: Connection, facts: Facts) -> None:
-    """An undelivered reminder of days ago: alerts exits with 3, and so does the night, whichever it is."""
-    facts.certified_mentor(facts.organisation("hlf", portal=None), today() + timedelta(days=7), email=None)
-    facts.organisation("nhf", portal=None)
-    assert here("run").returncode == 3
-
-    a_day_later(connection)
-    nights = [here("run"), here("run", "--no-deliver"), here("run", "--organisation", "nhf")]
-
-    assert here("alerts").returncode == 3
-    assert [night.returncode for night in nights] == [3, 3, 3]
-    assert [night.stderr for night in nights] == [
-        said := "certjob run: 1 reminder was not delivered; see `certjob alerts`\n",
-        "",
-        said,
-    ]
-    assert json.loads(here("run", "--json").stdout)["alerts"]["failed_reminders"] == 1
