@@ -4,7 +4,6 @@ Portal and mail servers are real, and so are the processes; where a test would h
 belong together are shortened.
 """
 
-import asyncio
 import json
 import signal
 import threading
@@ -38,7 +37,6 @@ from tests.support.processes import (
     wait_until_frozen,
     while_open,
 )
-from tests.support.smtp_server import Mailbox, real_server
 from tests.support.waiting import until
 
 App = psycopg.Connection[tuple[object, ...]]
@@ -101,34 +99,6 @@ def expired(facts: Facts) -> UUID:
     )
 
 
-class Journal:
-    """Every claim of a table's intents from now on: the row, and when its lease began."""
-
-    def __init__(self, facts: Facts, table: str) -> None:
-        self._facts = facts
-        facts.connection.execute("CREATE TABLE journal (id bigint, due timestamptz)")
-        facts.connection.execute(
-            "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
-            " INSERT INTO journal VALUES (new.id, new.next_attempt_at); RETURN NULL; END $$"
-        )
-        facts.connection.execute(
-            f"CREATE TRIGGER noting AFTER UPDATE ON {table} FOR EACH ROW WHEN (new.claim_token IS NOT NULL"
-            " AND new.claim_token IS DISTINCT FROM old.claim_token) EXECUTE FUNCTION note()".encode()
-        )
-
-    def longest_after_claim(self, moments: dict[int, float], *, lease_seconds: float) -> float:
-        """The longest time from the last claim of a row to the moment at which it was sent, given for each id."""
-        # The difference between two clocks of one machine; of two machines, as good as their agreement on the time.
-        monotonic_minus_epoch = time.monotonic() - time.time()
-        claims = self._facts.rows("SELECT id, extract(epoch FROM due)::float8 + %s FROM journal", monotonic_minus_epoch)
-        claimed = [(row, float(str(due)) - lease_seconds) for row, due in claims]
-        assert {row for row, _ in claimed} == moments.keys()
-        return max(
-            moment - max(claimed_at for row, claimed_at in claimed if row == sent and claimed_at < moment)
-            for sent, moment in moments.items()
-        )
-
-
 def unfrozen(child: Child) -> Finished:
     """Let it go on, and wait for its end."""
     child.signal(signal.SIGCONT)
@@ -139,91 +109,44 @@ def rows_of(facts: Facts, table: str) -> list[tuple[object, ...]]:
     return facts.rows(f"SELECT * FROM {table} ORDER BY id")
 
 
-# More work than fits into a lease.
-
-
-def deliver_together(
-    start: Start, barrier: AbstractContextManager[list[Child]], **alterations: float | str
-) -> list[dict[str, dict[str, int]]]:
-    """Two processes at once; their reports. Nothing needs a person."""
-    with ExitStack() as stack:
-        with barrier as children:
-            for _ in range(2):
-                children.append(stack.enter_context(start("deliver", "--json", **alterations)))
-        ended = [child.finish(timeout_seconds=90) for child in children]
-    assert [(result.returncode, result.stderr) for result in ended] == [(0, "")] * 2
-    return [json.loads(result.stdout) for result in ended]
+def note_claims(facts: Facts) -> None:
+    """Keep every claim of an event from now on: the row, and when its lease ends."""
+    facts.connection.execute("CREATE TABLE claims (id bigint, due timestamptz)")
+    facts.connection.execute(
+        "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " INSERT INTO claims VALUES (new.id, new.next_attempt_at); RETURN NULL; END $$"
+    )
+    facts.connection.execute(
+        "CREATE TRIGGER noting AFTER UPDATE ON portal_sync_events FOR EACH ROW WHEN (new.claim_token IS NOT NULL"
+        " AND new.claim_token IS DISTINCT FROM old.claim_token) EXECUTE FUNCTION note()"
+    )
 
 
 def test_no_push_begins_so_late_that_it_could_outlast_its_lease(
     connection: Connection, app: App, facts: Facts, start: Start, portal: PortalServer
 ) -> None:
-    """Two processes share a backlog; no call is made twice: nothing is claimed that cannot begin now."""
+    """Two processes share more than fits into a lease; no call is made twice: nothing is claimed that must wait."""
     lease, call, number = 4.0, 1.6, 110  # a half takes 2.75 s: none may begin later than 2.4 s after its claim
     contacts = backlog(facts, number)
-    journal = Journal(facts, EVENTS)
+    note_claims(facts)
     portal.default = delay(0.2)
-    barrier = start_barrier(app, Backends(connection))
 
-    reports = deliver_together(start, barrier, portal_lease=lease, call=call, round=call)
+    with ExitStack() as stack:
+        with start_barrier(app, Backends(connection)) as children:
+            for _ in range(2):
+                children.append(stack.enter_context(start("deliver", portal_lease=lease, call=call, round=call)))
+        ended = [child.finish(timeout_seconds=90) for child in children]
 
-    assert sum(report["portal"]["delivered"] for report in reports) == number
-    assert sum(report["portal"]["lost"] for report in reports) == 0
+    assert [(result.returncode, result.stderr) for result in ended] == [(0, "")] * 2
     assert Counter(request.contact_id for request in portal.requests) == Counter(contacts)
     assert portal.overlaps == []
     left = "SELECT status, attempts, count(*)::int FROM portal_sync_events GROUP BY 1, 2"
     assert facts.rows(left) == [("delivered", 1, number)]
-    moments = {
-        int(str(request.idempotency_key).partition("-")[0]): request.arrived_seconds for request in portal.requests
-    }
-    assert journal.longest_after_claim(moments, lease_seconds=lease) < lease - call
-
-
-class SlowMailbox(Mailbox):
-    """Takes its time with each message, and notes when it came."""
-
-    def __init__(self, *, seconds: float) -> None:
-        super().__init__()
-        self._seconds = seconds
-        self.arrivals: list[tuple[str, float]] = []
-
-    async def handle_DATA(self, server: object, session: object, envelope: Any) -> str:  # noqa: N802 - aiosmtpd's
-        self.arrivals += [(recipient, time.monotonic()) for recipient in envelope.rcpt_tos]
-        await asyncio.sleep(self._seconds)
-        return await super().handle_DATA(server, session, envelope)
-
-
-def test_two_runs_share_a_slow_mail_server_and_begin_no_mail_late_in_its_lease(
-    connection: Connection, app: App, facts: Facts, start: Start, environment: dict[str, str]
-) -> None:
-    """Each message has a lease of its own: the work of seconds, shared, and each mail is sent once."""
-    organisation = facts.organisation(portal=None)
-    for _ in range(80):
-        facts.certified_mentor(organisation, today() + timedelta(days=10))
-    review(connection, today())
-    journal = Journal(facts, REMINDERS)
-    mailbox = SlowMailbox(seconds=0.1)  # 8 s in all
-    lease, message = 5.0, 1.6  # and none may begin later than 3.4 s after its claim
-    barrier = start_barrier(app, Backends(connection))
-
-    with real_server(mailbox) as server:
-        environment |= {
-            "CERTJOB_NOTIFY_URL": f"smtp://127.0.0.1:{server.port}",
-            "CERTJOB_MAIL_FROM": "certjob@example.org",
-        }
-        reports = deliver_together(start, barrier, mail_lease=lease, message=message)
-
-    fewer, more = sorted(report["reminders"]["sent"] for report in reports)
-    assert fewer + more == 80
-    assert fewer >= 12
-    assert sum(report["reminders"]["lost"] for report in reports) == 0
-    by_address = "SELECT email, l.id FROM cert_notification_log AS l JOIN mentors AS m ON m.id = mentor_id"
-    ids = {str(email): int(str(row)) for email, row in facts.rows(by_address)}
-    assert Counter(recipient for recipient, _ in mailbox.arrivals) == Counter(ids.keys())
-    left = "SELECT status, attempts, maybe_sent, count(*)::int FROM cert_notification_log GROUP BY 1, 2, 3"
-    assert facts.rows(left) == [("sent", 1, False, 80)]
-    moments = {ids[recipient]: moment for recipient, moment in mailbox.arrivals}
-    assert journal.longest_after_claim(moments, lease_seconds=lease) < lease - message
+    # The difference between two clocks of one machine; of two machines, as good as their agreement on the time.
+    offset = time.time() - time.monotonic()
+    begun = {str(request.idempotency_key): request.arrived_seconds + offset for request in portal.requests}
+    claimed = facts.rows("SELECT id || '-1', extract(epoch FROM max(due))::float8 FROM claims GROUP BY id")
+    assert max(begun[str(key)] - (float(str(due)) - lease) for key, due in claimed) < lease - call
 
 
 # A process that stands still for longer than its lease, after it looked at the lease for the last time: the exception
@@ -379,33 +302,6 @@ def test_a_process_stopped_before_it_looks_at_the_lease_makes_no_call(
         ("delivered", True, 2, 1)
     ]
     assert facts.rows("SELECT count(*) FROM dynamics_sync_failures") == [(0,)]
-
-
-def test_what_waits_behind_a_stopped_call_is_not_pushed(
-    facts: Facts, start: Start, run: Certjob, environment: dict[str, str], portal: PortalServer
-) -> None:
-    """Three due, one in its call; the other process pushes all three, and the first one none of them again."""
-    first, *waiting = backlog(facts, 3)
-    environment |= {"CERTJOB_PORTAL_CONCURRENCY": "1"}
-    portal.then(hang())
-
-    with start("deliver", "--json", portal_lease=3.0, call=1.0, round=0.2) as child:
-        portal.wait_until(lambda: len(portal.requests) == 1, timeout_seconds=60)
-        child.signal(signal.SIGSTOP)
-        wait_until_frozen(child)
-        wait_until_run_out(facts, EVENTS)
-        other = run("deliver")
-        rows = rows_of(facts, EVENTS)
-        portal.release()
-        ended = unfrozen(child)
-
-    assert (other.returncode, other.stderr) == (0, "")
-    assert_only_lost(ended, part="portal", line=LOST_PUSH.replace("run", "deliver"))
-    assert Counter(request.contact_id for request in portal.requests) == Counter([first, first, *waiting])
-    assert rows_of(facts, EVENTS) == rows
-    assert facts.rows("SELECT status, attempts, count(*)::int FROM portal_sync_events GROUP BY 1, 2") == [
-        ("delivered", 1, 3)
-    ]
 
 
 def test_a_process_stopped_before_it_looks_at_the_lease_sends_no_mail(
