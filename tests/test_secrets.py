@@ -152,6 +152,9 @@ def test_a_night_in_which_everything_fails_says_no_secret_in_any_format(
 
     assert results[0].returncode == 3
     assert len(logins) > 0
+    for why in ("check CERTJOB_PORTAL_KEY", "refused the login", "CERTJOB_NOTIFY_PASSWORD"):
+        assert why in results[0].stderr
+    assert facts.rows("SELECT DISTINCT status FROM cert_notification_log") == [("pending",)]
     assert_says_nothing(*results, everything_stored(facts))
 
 

@@ -99,7 +99,8 @@ def test_the_documents_of_a_night_that_needs_a_person(here: Certjob, facts: Fact
     assert counts(document_of(run)["portal"]) == {"queued": 1, "failed": 1, "blocked": 1}
     assert (alerts.returncode, deliver.returncode, resync.returncode) == (3, 0, 3)
     assert document_of(alerts)["outcome"] == document_of(resync)["outcome"] == "attention"
-    assert document_of(resync)["error"]["code"] == "dynamics_sync"
+    why = document_of(resync)["error"]
+    assert (why["code"], why["next_step"]) == ("dynamics_sync", "correct dynamics_contact_id, then `certjob resync M1`")
 
 
 def test_whatever_is_in_a_name_comes_back_from_the_document_as_it_was(here: Certjob, facts: Facts) -> None:

@@ -353,6 +353,7 @@ def test_durations_and_days_are_read_as_people_write_them() -> None:
         (psycopg.errors.AdminShutdown("terminating connection"), 1, "database_unavailable", "went away"),
         (psycopg.OperationalError("server closed the connection"), 1, "database_unavailable", "went away"),
         (psycopg.errors.QueryCanceled("canceling statement"), 1, "database", "could not do it now"),
+        (psycopg.errors.QueryCanceled("due to statement timeout"), 1, "database", "SET statement_timeout"),
         (psycopg.errors.DiskFull("could not extend file"), 1, "database", "could not do it now"),
         (psycopg.errors.LockNotAvailable("lock timeout"), 1, "database", "could not do it now"),
         (psycopg.errors.InsufficientPrivilege("denied"), 2, "configuration", "lacks a right"),
