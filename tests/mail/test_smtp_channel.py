@@ -217,7 +217,7 @@ LIMITS = {"MAIL": "envelope_seconds", "RCPT": "envelope_seconds", "DATA": "envel
 def test_a_failure_is_the_recipients_or_everybodys_and_ends_in_time(
     stage: str, answer: bytes | Fault, whose: type[NotifyError]
 ) -> None:
-    """Until 354 a message was surely not taken, after it only an answer tells; no goodbye is said."""
+    """Until 354 a message was surely not taken, after it only an answer tells. The connection is not used again."""
     limits: dict[str, Any] = (
         {} if isinstance(answer, bytes) or answer is Fault.CUT else {LIMITS.get(stage, "connect_seconds"): 0.2}
     )
@@ -232,22 +232,10 @@ def test_a_failure_is_the_recipients_or_everybodys_and_ends_in_time(
             assert "may have arrived" in str(caught.value) or whose is not UNKNOWN
             if isinstance(answer, bytes) and stage != "EHLO" and answer[:3] in (b"421", b"450", b"550", b"530"):
                 assert answer.decode() in str(caught.value)
-        server.answers = offering(b"PLAIN")
-        with channel_to(server.port, **LOGIN) as channel:
-            channel.send(MESSAGE)
-
-        assert "QUIT" not in server.commands[:-1]
-
-
-@pytest.mark.parametrize("answer", [b"550 no", b"421 closing", b"garbage", b"333 what"])
-def test_a_connection_on_which_a_message_failed_is_not_used_again(answer: bytes) -> None:
-    with scripted_server({"END": answer}) as server, channel_to(server.port) as channel:
-        with pytest.raises(NotifyError):
-            channel.send(MESSAGE)
-        server.answers.clear()
-        channel.send(MESSAGE)
-
-        assert (server.connections, "QUIT" in server.commands) == (2, False)
+            server.answers = offering(b"PLAIN")
+            if not limits:
+                channel.send(MESSAGE)
+                assert (server.connections, "QUIT" in server.commands) == (2, False)
 
 
 def test_a_server_that_stops_reading_holds_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -398,19 +386,6 @@ def test_a_host_that_cannot_be_reached_is_everybodys(monkeypatch: pytest.MonkeyP
         channel.send(MESSAGE)
 
 
-def test_the_next_address_is_tried(monkeypatch: pytest.MonkeyPatch, server: RealServer, mailbox: Mailbox) -> None:
-    """A host with a dead first address is still reached."""
-    with socket.create_server((HOST, 0)) as unused:
-        dead_port = unused.getsockname()[1]
-    addresses = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (HOST, port)) for port in (dead_port, server.port)]
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: addresses)
-
-    with channel_to(25, host="localhost") as channel:
-        channel.send(MESSAGE)
-
-    assert len(mailbox.envelopes) == 1
-
-
 # TLS and login
 
 
@@ -462,16 +437,6 @@ def test_a_handshake_ends_in_time(answers: dict[str, bytes | Fault], *, implicit
             channel.send(MESSAGE)
 
         assert time.monotonic() - began < 5
-
-
-def test_smtps_to_a_server_without_tls_is_everybodys() -> None:
-    """The wrong scheme or port."""
-    with (
-        scripted_server() as server,
-        channel_to(server.port, implicit_tls=True) as channel,
-        pytest.raises(ChannelDownError, match=r"WRONG_VERSION_NUMBER|record layer"),
-    ):
-        channel.send(MESSAGE)
 
 
 @pytest.mark.usefixtures("nothing_is_loopback", "tls_for_show")
