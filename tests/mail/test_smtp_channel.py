@@ -221,21 +221,23 @@ def test_a_failure_is_the_recipients_or_everybodys_and_ends_in_time(
     limits: dict[str, Any] = (
         {} if isinstance(answer, bytes) or answer is Fault.CUT else {LIMITS.get(stage, "connect_seconds"): 0.2}
     )
-    with scripted_server(offering(b"PLAIN") | {stage: answer}) as server:
-        with channel_to(server.port, **LOGIN, **limits) as channel:
-            began = time.monotonic()
-            with pytest.raises(NotifyError) as caught:
-                channel.send(MESSAGE)
-            assert time.monotonic() - began < 5
+    with (
+        scripted_server(offering(b"PLAIN") | {stage: answer}) as server,
+        channel_to(server.port, **LOGIN, **limits) as channel,
+    ):
+        began = time.monotonic()
+        with pytest.raises(NotifyError) as caught:
+            channel.send(MESSAGE)
+        assert time.monotonic() - began < 5
 
-            assert type(caught.value) is whose
-            assert "may have arrived" in str(caught.value) or whose is not UNKNOWN
-            if isinstance(answer, bytes) and stage != "EHLO" and answer[:3] in (b"421", b"450", b"550", b"530"):
-                assert answer.decode() in str(caught.value)
-            server.answers = offering(b"PLAIN")
-            if not limits:
-                channel.send(MESSAGE)
-                assert (server.connections, "QUIT" in server.commands) == (2, False)
+        assert type(caught.value) is whose
+        assert "may have arrived" in str(caught.value) or whose is not UNKNOWN
+        if isinstance(answer, bytes) and stage != "EHLO" and answer[:3] in (b"421", b"450", b"550", b"530"):
+            assert answer.decode() in str(caught.value)
+        server.answers = offering(b"PLAIN")
+        if not limits:
+            channel.send(MESSAGE)
+            assert (server.connections, "QUIT" in server.commands) == (2, False)
 
 
 def test_a_server_that_stops_reading_holds_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
