@@ -118,29 +118,25 @@ class MailQueue(ABC, Generic[Item]):
             return Unsent.WAITS
         return draft if isinstance(draft, Unsent) else draft()
 
-    def settle(
-        self,
-        item: Item,
-        status: str,
-        *,
-        error: NotifyError | None = None,
-        delay_seconds: float = 0.0,
-        maybe_sent: bool = False,
-    ) -> bool:
-        """Write what became of a mail; False if its lease was lost. It insists: a known outcome must be kept."""
+    def settle(self, item: Item) -> bool:
+        """Write that a mail was sent; False if its lease was lost. It insists: a known outcome must be kept."""
 
         def note(answer: Answer) -> None:
-            if status == "sent" and answer is Answer.SETTLED:
+            if answer is Answer.SETTLED:
                 self._on_sent(item)
 
-        settlement = Settlement(
-            status=status,
-            error=None if error is None else str(error),
-            code=None if error is None else error.code,
+        return self._outbox.settle(item, Settlement(status="sent"), then=note) is not Answer.LOST
+
+    def put_off(self, item: Item, error: NotifyError, *, delay_seconds: float, maybe_sent: bool) -> bool:
+        """Write that a mail is to be tried again later; False if its lease was lost."""
+        later = Settlement(
+            status="pending",
+            error=str(error),
+            code=error.code,
             delay_seconds=delay_seconds,
             maybe_sent=maybe_sent,
         )
-        return self._outbox.settle(item, settlement, then=note) is not Answer.LOST
+        return self._outbox.settle(item, later) is not Answer.LOST
 
     def refuse(self, item: Item, error: NotifyError, *, address: str) -> Answer:
         """Fail a row that a server refused, if the address is still the recipient's.

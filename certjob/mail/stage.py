@@ -143,7 +143,7 @@ class MailStage(Generic[Item]):
     def _settle_sent(self, item: Item) -> None:
         self._refused.clear()
         self._unknown_in_a_row = 0
-        held = self._queue.settle(item, "sent")
+        held = self._queue.settle(item)
         self.counts.sent += held
         self.counts.lost += not held
         if self._on_progress:
@@ -173,7 +173,7 @@ class MailStage(Generic[Item]):
 
     def _put_off(self, item: Item, error: NotifyError, *, maybe_sent: bool = False) -> None:
         delay_seconds = retry_delay_seconds(item.attempts)
-        held = self._queue.settle(item, "pending", error=error, delay_seconds=delay_seconds, maybe_sent=maybe_sent)
+        held = self._queue.put_off(item, error, delay_seconds=delay_seconds, maybe_sent=maybe_sent)
         self.counts.lost += not held
 
     def _settle_refusal(self, item: Item, error: RecipientRefusedError, *, address: str) -> StageStop | None:

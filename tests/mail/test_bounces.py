@@ -106,7 +106,7 @@ def test_a_report_that_is_faster_than_the_settle_stands(connection: Connection, 
     report = postfix(f"<certjob-reminder-{reminder.id}-0@hlf.example>", KARI)
     assert take_report(connection, report) is Verdict.BOUNCED
 
-    assert not queue.settle(reminder, "sent")
+    assert not queue.settle(reminder)
     assert facts.rows(ROWS) == BOUNCED
 
 

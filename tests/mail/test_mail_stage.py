@@ -157,10 +157,10 @@ def test_it_is_repeated_with_the_same_id_and_says_so(mails: Mails) -> None:
 
     assert (
         mails.rows(
-            "SELECT status, maybe_sent, attempts, next_attempt_at > now() + interval '14 min', claim_token"
-            " FROM cert_notification_log"
+            "SELECT status, maybe_sent, failure_code, attempts, claim_token,"
+            " next_attempt_at > now() + interval '14 min' FROM cert_notification_log"
         )
-        == [("pending", True, 1, True, None)] * 2
+        == [("pending", True, "maybe_arrived", 1, None, True)] * 2
     )
     make_due(mails.facts, "cert_notification_log")
     mails.send()
@@ -488,12 +488,12 @@ def test_a_settle_insists_on_a_lock_and_not_for_ever(
     app.execute("SELECT 1 FROM cert_notification_log FOR NO KEY UPDATE")
 
     with pytest.raises(psycopg.errors.LockNotAvailable):
-        queue.settle(reminder, "sent")
+        queue.settle(reminder)
 
     app.rollback()
     limits = "SELECT current_setting('lock_timeout'), current_setting('statement_timeout')"
     assert connection.execute(limits).fetchone() == ("0", "0")
-    assert queue.settle(reminder, "sent")
+    assert queue.settle(reminder)
 
 
 def test_a_settle_whose_commit_fails_is_tried_again(
@@ -514,4 +514,4 @@ def test_a_settle_whose_commit_fails_is_tried_again(
             DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION fails_at_commit();
     """)
 
-    assert queue.settle(reminder, "sent")
+    assert queue.settle(reminder)

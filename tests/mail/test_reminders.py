@@ -260,7 +260,7 @@ class TestSuperseded:
 
         assert facts.rows(LOG) == [(30, "superseded"), (14, "superseded"), (7, "pending")]
         assert facts.rows("SELECT maybe_sent FROM cert_notification_log WHERE threshold_days = 30") == [(True,)]
-        assert not reminder_mail(connection).settle(reminder, "sent")
+        assert not reminder_mail(connection).settle(reminder)
 
 
 class TestClaims:
@@ -277,9 +277,9 @@ class TestClaims:
         second = claim_one(connection)
 
         assert (first.maybe_sent, second.maybe_sent, second.attempts) == (False, True, 2)
-        assert not reminder_mail(connection).settle(first, "sent")
+        assert not reminder_mail(connection).settle(first)
         assert facts.rows(LOG) == [(30, "pending")]
-        assert reminder_mail(connection).settle(second, "sent")
+        assert reminder_mail(connection).settle(second)
 
     def test_untried_ones_come_first(self, connection: Connection, facts: Facts, other: Connection) -> None:
         """What a server keeps refusing must not stand before the new ones. What another session holds is passed by."""
@@ -310,7 +310,7 @@ class TestClaims:
 
         move(connection, certificate, days(26))
 
-        assert not reminder_mail(connection).settle(reminder, "sent")
+        assert not reminder_mail(connection).settle(reminder)
         assert facts.rows(row) == [("pending", days(26), False)]
         assert facts.rows(HISTORY) == [("pending", days(25), True)]
         move(connection, certificate, days(25))
@@ -371,7 +371,7 @@ class TestBeforeSending:
         connection.execute("DELETE FROM mentors")
 
         assert reminder_mail(connection).draft(reminder) is Unsent.WAITS
-        assert not reminder_mail(connection).settle(reminder, "sent")
+        assert not reminder_mail(connection).settle(reminder)
 
     def test_what_is_still_true_is_sent_with_the_facts_of_the_moment(
         self, connection: Connection, mentor: UUID, certificate: UUID
