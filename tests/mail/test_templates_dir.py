@@ -263,6 +263,8 @@ def test_the_samples_are_every_situation() -> None:
     assert {sample["days_left"] for sample in samples} == {60, 1, 0, -1, -14}
     different = {tuple(s[w] for w in ("pauses", "paused", "repeat", "contact_email", "days_left")) for s in samples}
     assert len(different) == len(samples) == 80
+    for word in ("name", "kind", "contact_email", "contact_phone", "renewal_url"):
+        assert {bool(sample[word]) for sample in samples} == {True, False}
 
 
 def test_the_made_up_digest_has_the_words_of_a_real_one(connection: Connection, facts: Facts) -> None:
