@@ -297,13 +297,24 @@ class DynamicsSyncException(CertjobError):  # noqa: N818 - the programme's own w
 
 
 class NotifyError(CertjobError):
-    """One message was not handed over; ``code`` says why, each class has its usual one."""
+    """One message was not handed over; ``code`` says why, each class has its usual one.
+
+    ``retry_after_seconds`` is what the server asked for.
+    """
 
     code = FailureCode.CHANNEL_DOWN
 
-    def __init__(self, message: str, *, next_step: str | None = None, code: FailureCode | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        next_step: str | None = None,
+        code: FailureCode | None = None,
+        retry_after_seconds: float | None = None,
+    ) -> None:
         super().__init__(message, next_step=next_step)
         self.code = code or type(self).code
+        self.retry_after_seconds = retry_after_seconds
 
 
 class RecipientRefusedError(NotifyError):
@@ -325,21 +336,7 @@ class OutcomeUnknownError(NotifyError):
 
 
 class ChannelDownError(NotifyError):
-    """Connection, TLS, login or sender were refused, or the webhook is out of order: no message can go out.
-
-    ``retry_after_seconds`` is what the server asked for.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        next_step: str | None = None,
-        code: FailureCode | None = None,
-        retry_after_seconds: float | None = None,
-    ) -> None:
-        super().__init__(message, next_step=next_step, code=code)
-        self.retry_after_seconds = retry_after_seconds
+    """Connection, TLS, login or sender were refused, or the webhook is out of order: no message can go out."""
 
 
 class Outcome(StrEnum):

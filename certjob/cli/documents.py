@@ -8,6 +8,7 @@ import psycopg
 
 from certjob.cli.terminal import plain
 from certjob.database import Connection
+from certjob.errors import DatabaseUnavailableError
 from certjob.facts.lookup import name_mentors
 
 
@@ -18,7 +19,10 @@ def print_document(connection: Connection, document: dict[str, Any]) -> None:
     try:
         if unnamed:
             names = name_mentors(connection, {UUID(str(each["mentor_id"])) for each in unnamed})
-    except psycopg.Error:  # the database went away since, and yet what the command did is told
+    except (
+        psycopg.Error,
+        DatabaseUnavailableError,
+    ):  # the database went away since, and yet what the command did is told
         pass
     for each in unnamed:
         member_no, slug = names.get(UUID(str(each["mentor_id"])), (None, None))  # None: deleted since

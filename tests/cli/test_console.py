@@ -159,11 +159,6 @@ def report_of(*people: Mentor) -> RunReport:
     ("person", "line"),
     [
         (
-            mentor(expiring_in(-1)),
-            "hlf M1001: certificates: expired; pause: pause; reminder: 1 day after; portal: hide",
-        ),
-        (mentor(expiring_in(7)), "hlf M1001: certificates: expiring; reminder: 7 days before"),
-        (
             mentor(expiring_in(0), organisation=organisation(slug="nhf", thresholds=[0], has_portal=False)),
             "nhf M1001: certificates: expiring; reminder: on the last day",
         ),

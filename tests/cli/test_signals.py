@@ -436,42 +436,18 @@ def mail_settings(port: int) -> dict[str, str]:
 # In a load.
 
 
-def roster(folder: Path, rows: int) -> str:
-    lines = [f"hlf,B{number},likeperson,2025-01-01,2027-01-01\n" for number in range(1, rows + 1)]
-    path = folder / "roster.csv"
-    path.write_text("organisation,member_no,kind,issued_on,expires_on\n" + "".join(lines))
-    return str(path)
-
-
 def test_while_a_big_file_is_read(start: Start, facts: Facts, backends: Backends, tmp_path: Path) -> None:
     """Nothing was loaded, and the line says so."""
     facts.organisation(portal=None)
+    lines = [f"hlf,B{number},likeperson,2025-01-01,2027-01-01\n" for number in range(400_000)]
+    (tmp_path / "roster.csv").write_text("organisation,member_no,kind,issued_on,expires_on\n" + "".join(lines))
 
-    with start("load", roster(tmp_path, 400_000)) as child:
+    with start("load", "roster.csv") as child:
         backends.wait_for_query("COMMIT")
         result = child.stop_within()
 
     assert_one_line(result, "stopped by", "load", code=1, command="certjob load")
     assert facts.rows("SELECT count(*) < 400000 FROM certificates") == [(True,)]
-
-
-def test_while_a_load_waits_for_a_held_mentor(
-    start: Start, facts: Facts, app: App, backends: Backends, tmp_path: Path
-) -> None:
-    """Whole batches, in the order of the numbers, are loaded or not; the same file again loads the rest."""
-    mentor_id = facts.mentor(facts.organisation(portal=None), member_no="B999")
-    app.execute("SELECT FROM mentors WHERE id = %s FOR UPDATE", (mentor_id,))
-    path = roster(tmp_path, 1100)
-
-    with start("load", path) as child:
-        backends.wait_for_query("", waiting_for="Lock")
-        result = child.stop_within()
-
-    assert_one_line(result, "stopped by", "load the same file again", code=1, command="certjob load")
-    assert facts.rows("SELECT count(*) FROM certificates") == [(1000,)]
-    app.rollback()
-    assert_completes(start, "load", path)
-    assert facts.rows("SELECT count(*) FROM certificates") == [(1100,)]
 
 
 # The flag itself.
