@@ -30,14 +30,9 @@ def print_result(text: str) -> None:
 
 
 def print_json(document: object) -> None:
-    """Print the one JSON document of a command."""
-    print_result(to_json(document))
-
-
-def to_json(document: object, *, indent: int | None = 2) -> str:
-    """Return a document as JSON in which no terminal finds an order: times are UTC, dates ISO, ids texts."""
-    text = json.dumps(document, ensure_ascii=False, indent=indent, default=_as_json)
-    return _UNSEEN.sub(lambda match: json.dumps(match[0])[1:-1], text)
+    """Print a command's document, in which no terminal finds an order: times are UTC, dates ISO, ids texts."""
+    text = json.dumps(document, ensure_ascii=False, indent=2, default=_as_json)
+    print_result(_UNSEEN.sub(lambda match: json.dumps(match[0])[1:-1], text))
 
 
 def print_error(command: str, message: str, *, error: BaseException | None = None) -> None:
