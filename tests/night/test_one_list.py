@@ -28,7 +28,7 @@ from tests.support.intents import make_due
 from tests.support.nights import CollectingChannel, night
 from tests.support.programmes import random_programme
 
-NIGHTS = 4
+NIGHTS = 3
 
 
 class Misfortune:

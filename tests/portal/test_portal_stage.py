@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
 
-import psycopg
 import pytest
 
 from certjob import database
@@ -162,16 +161,6 @@ class TestBreaker:
         assert scene.rows(f"SELECT count(*) FROM portal_sync_events WHERE {later}") == [(failed,)]
         assert scene.rows(FAILURES) == [("stage", 150 - failed), ("transient", failed)]
 
-    def test_a_refused_connection_is_as_dead(self, scene: Scene) -> None:
-        scene.backlog(20)
-        scene.portal.__exit__(None, None, None)
-
-        stopped = scene.run()
-
-        scene.portal.__enter__()
-        assert code_of(stopped) == "breaker"
-        assert scene.rows(UNTOUCHED) == [(15,)]
-
     @pytest.mark.parametrize("between", [ok(), error(404, "contact_not_found")], ids=["success", "refusal"])
     def test_a_sign_of_life_begins_the_count_anew(self, scene: Scene, between: Behaviour) -> None:
         """Four failures, an answer, four failures: these contacts fail, the endpoint lives."""
@@ -204,23 +193,6 @@ class TestBreaker:
         assert code_of(scene.run()) == "breaker"
 
         assert len(scene.portal.requests) == 15
-
-    @pytest.mark.usefixtures("short_patience")
-    def test_no_mixture_of_failures_makes_more_than_a_hundred_calls(self, scene: Scene) -> None:
-        """Some ask to wait and some do not, so that neither counter alone ever gets far."""
-        scene.backlog(150)
-
-        def fail(number: int) -> None:
-            message = "503"
-            raise TransientPortalError(message, retry_after_seconds=0.21 if number % 11 == 0 else None)
-
-        double = DisturbedPortal(fail)
-        policy = dataclasses.replace(quick_policy(), longest_retry_after_seconds=0.2)
-
-        assert code_of(scene.run(double, concurrency=4, policy=policy)) == "breaker"
-
-        assert 15 <= len(double.calls) <= 100
-        assert scene.rows("SELECT count(*) FROM portal_sync_events WHERE status = 'pending'") == [(150,)]
 
     def test_a_portal_that_dies_in_full_flight_gets_few_calls_more(self, scene: Scene) -> None:
         """What was claimed and not begun goes back, uncounted."""
@@ -536,20 +508,6 @@ def test_without_a_url_events_stay_and_hides_are_alerts(scene: Scene) -> None:
 class TestSharing:
     """Several runs at once share the work."""
 
-    def test_two_stages_share_a_backlog(self, scene: Scene, other: Connection) -> None:
-        """Every contact is called once; nobody's lease is lost."""
-        contacts = scene.backlog(60)
-        scene.portal.default = delay(0.005)
-        theirs = RunnableStage(other, scene.portal)
-
-        with in_background(theirs.run):
-            scene.run(concurrency=4)
-
-        assert sorted(map(str, scene.called)) == sorted(map(str, contacts))
-        assert scene.portal.overlaps == []
-        assert scene.counts.delivered + theirs.counts.delivered == 60
-        assert scene.counts.lost + theirs.counts.lost == 0
-
     def test_wishes_that_change_all_the_time_end_right(
         self, scene: Scene, other: Connection, database_url: str
     ) -> None:
@@ -697,16 +655,6 @@ class TestCrash:
         assert scene.rows(UNTOUCHED) == [(9 - done,)]
         assert scene.rows("SELECT attempts FROM portal_sync_events WHERE claim_token IS NOT NULL") == [(1,)]
         assert scene.rows(FAILURES) == [("stage", 10 - done)]
-
-    def test_it_ends_also_when_the_database_is_gone(self, scene: Scene, other: Connection) -> None:
-        scene.backlog(3)
-        backend = scene.connection.info.backend_pid
-
-        def kill(_number: int) -> None:
-            other.execute("SELECT pg_terminate_backend(%s, 5000)", (backend,))
-
-        with pytest.raises(psycopg.Error):
-            scene.run(DisturbedPortal(kill), concurrency=2)
 
     def test_a_task_that_is_cancelled_keeps_its_lease(self, scene: Scene) -> None:
         """Nobody knows how far its call has come; the others go on, however late the loop comes to them."""
