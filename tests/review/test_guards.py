@@ -82,8 +82,7 @@ def test_the_flag_lets_it_through_and_bringing_back_too_many_is_held_as_well(
     report = night(connection, deliver=False, allow_mass_change=True)
 
     assert report.held == []
-    assert report.review is not None
-    assert report.review.paused == 30
+    assert report.to_document()["mentors"]["paused"] == 30
     connection.execute("UPDATE certificates SET expires_on = %s", (NEXT_YEAR,))
     assert "30 mentors would be brought back" in night(connection, deliver=False).held[0]
     assert facts.rows("SELECT count(*) FROM mentor_pauses WHERE lifted_at IS NULL") == [(30,)]
@@ -99,8 +98,7 @@ def test_the_limit_holds_while_applying_too(
 
     report = night(connection, deliver=False)
 
-    assert report.review is not None
-    assert report.review.paused == 0
+    assert report.to_document()["mentors"]["paused"] == 0
     assert "25 mentors would be paused" in report.held[0]
 
 
@@ -219,8 +217,7 @@ def test_a_night_on_a_wrong_later_date_is_made_good_for(connection: Connection, 
     assert planned.to_document()["mentors"] == report.to_document()["mentors"]
     assert report.review.reviewed == 32
     later = night(connection, TODAY + timedelta(days=2), deliver=False)
-    assert later.review is not None
-    assert later.review.reviewed == 0
+    assert later.to_document()["mentors"]["reviewed"] == 0
 
 
 @pytest.mark.parametrize("how", ["one organisation", "killed"])
