@@ -10,11 +10,11 @@ from certjob.domain.models import OWN_PAUSE_REASON, Certificate, Mentor, OpenPau
 from tests.support.facts import TODAY
 from tests.support.people import mentor, organisation
 
-ordinarily = settings(max_examples=200, deadline=None, derandomize=True, database=None)
+ordinarily = settings(max_examples=120, deadline=None, derandomize=True, database=None)
 """A fixed number of fixed examples: the same on every machine."""
 
 
-thoroughly = settings(ordinarily, max_examples=60)
+thoroughly = settings(ordinarily, max_examples=40)
 """For properties that look at 600 days in each example."""
 
 
