@@ -14,35 +14,13 @@ from psycopg import sql
 from certjob import database
 from certjob.database import Connection
 from tests.benchmarks.explained import explained
-from tests.benchmarks.figures import Bar, Figure, Limit, in_turns, paired, table
+from tests.benchmarks.figures import Bar, Figure, Limit, table
 from tests.benchmarks.night import compare_states
-from tests.benchmarks.population import forget, run_script, set_based_night, settle, today
+from tests.benchmarks.population import run_script, set_based_night, today
 from tests.conftest import Certjob, database_of
 from tests.support.facts import TODAY, Facts
 
 ROOT = Path(__file__).parents[2]
-
-
-def test_the_two_sides_run_in_turns_and_each_begins_as_often() -> None:
-    """So that what the machine does meanwhile falls on both."""
-    order: list[str] = []
-
-    def side(name: str, took: float) -> float:
-        order.append(name)
-        return took
-
-    ratio = in_turns(lambda: side("ours", 3.0), lambda: side("theirs", 2.0), rounds=3)
-
-    assert order == ["ours", "theirs", "theirs", "ours", "ours", "theirs"]
-    assert ratio.rounds == [1.5, 1.5, 1.5]
-
-
-def test_the_median_of_the_rounds_ratios_is_the_figure() -> None:
-    """One round that something disturbed does not decide; of speeds it is the ratio the other way round."""
-    ratio = paired([1.0, 9.0, 1.2], [1.0, 1.0, 1.0])
-
-    assert (ratio.median, ratio.ours, ratio.reference) == (1.2, 1.2, 1.0)
-    assert paired([5.0], [4.0], more_is_better=True).median == 0.8
 
 
 @pytest.mark.parametrize(
@@ -100,20 +78,6 @@ def test_the_night_and_the_set_based_sql_end_in_the_same_state(
                 assert other.execute(changed.encode()).rowcount == 1
                 with pytest.raises(RuntimeError, match="the end states differ"):
                     compare_states(one, other)
-
-
-def test_mentors_whom_certjob_has_not_seen_can_be_made_of_settled_ones(database_url: str, copied_url: str) -> None:
-    """So that the shares of a large programme need not be made from nothing each; first a tenth, then everybody."""
-    with database.connect(copied_url) as other, database.connect(database_url) as one:
-        settle(other)
-        with pytest.raises(RuntimeError, match="the end states differ"):
-            compare_states(one, other)
-
-        forget(other, percent=10)
-        assert other.execute("SELECT count(*) FROM mentors WHERE review_on = '-infinity'").fetchall() == [(150,)]
-        forget(other, percent=100)
-
-        assert compare_states(one, other) > 3_000
 
 
 def test_a_statement_that_reads_a_whole_table_is_found(connection: Connection, facts: Facts) -> None:
