@@ -255,32 +255,28 @@ class TestRepeated:
         assert repeated(session, work) == (1,)
         assert len(set(tries)) == 2
 
-    def test_a_statement_inside_a_transaction_is_never_repeated_alone(self, session: LastingConnection) -> None:
-        """What came before it is gone."""
+    def test_what_is_not_done_again(self, session: LastingConnection, database_url: str) -> None:
+        """Part of a transaction; what somebody at a terminal waits for; what would only run out of time again."""
 
-        def work() -> None:
+        def in_a_transaction() -> None:
             with database.transaction(session):
                 self.end(session)
                 database.fetch_value(session, "read_clock")
 
         with pytest.raises(psycopg.OperationalError):
-            work()
-
+            in_a_transaction()
         assert session.restarts == 0
 
-    def test_a_plain_connection_is_not_waited_for(self, database_url: str) -> None:
-        """A person at a terminal sees at once that the database is gone."""
-        with database.connect(database_url) as session:
-            self.end(session)
+        with database.connect(database_url) as plain:
+            self.end(plain)
             with pytest.raises(psycopg.OperationalError):
-                database.fetch_value(session, "read_clock")
+                database.fetch_value(plain, "read_clock")
 
-    def test_a_statement_that_ran_out_of_time_is_no_lost_server(self, session: LastingConnection) -> None:
-        """It would only run out of time again."""
-        session.execute("SET statement_timeout = '50ms'")
-
-        with pytest.raises(psycopg.errors.QueryCanceled):
-            repeated(session, lambda: session.execute("SELECT pg_sleep(10)"))
+        with database.connect(database_url) as slow:
+            outlast_restarts(slow, stop=StopFlag())
+            slow.execute("SET statement_timeout = '50ms'")
+            with pytest.raises(psycopg.errors.QueryCanceled):
+                repeated(slow, lambda: slow.execute("SELECT pg_sleep(10)"))
 
     def test_work_that_brings_the_server_down_each_time_is_given_up(self, session: LastingConnection) -> None:
         """Otherwise it would do so all night."""
