@@ -113,7 +113,7 @@ def is_confirmation(answer: bytes) -> bool:
 @example(answer=wire(422, {b"Retry-After": b"9"}, b'{"error": {"code": "dynamics_rejected", "message": "\\ud800"}}'))
 @example(answer=wire(429, {b"Retry-After": b"9" * 5000}, b""))
 def test_only_the_contracts_answer_is_a_success(portal: PortalServer, answer: bytes) -> None:
-    """Every other one, or no HTTP at all, is an error of ours that is fit for a log: one short line, without the key."""
+    """Every other one, or no HTTP at all, is an error of ours, fit for a log: one short line without the key."""
     error = push(portal, answer)
 
     assert (error is None) == is_confirmation(answer)
