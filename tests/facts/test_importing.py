@@ -300,8 +300,10 @@ def test_a_file_of_mentors_alone_corrects_addresses_and_contact_ids_and_adds_nob
     report = loader.rows(*rows, header="organisation,member_no,email,dynamics_contact_id")
     reason = "no such mentor; somebody new comes with a certificate"
     assert loader.problems == [Problem(line=5, column="(line)", reason=reason)]
+    before = versions(facts)
     again = loader.rows(*rows, header="organisation,member_no,email,dynamics_contact_id")
 
+    assert versions(facts) == before
     assert (report.rows, report.loaded, report.repeated, report.rejected) == (4, 2, 1, 1)
     assert (report.mentors_changed, report.certificates_changed, report.unchanged) == (1, 0, 1)
     assert (again.mentors_changed, again.unchanged) == (0, 2)
