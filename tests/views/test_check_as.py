@@ -63,48 +63,47 @@ def test_whoever_is_no_coordinator_sees_nothing(check_as: Check, ours: Organisat
     assert found["other organisations"].startswith("ok: sees no row")
 
 
+OTHERS, COLUMNS, RESYNC = NAMES[1:]
+
+
 @pytest.mark.parametrize(
     ("mistake", "check", "finding"),
     [
         (
             "CREATE POLICY all_of_them ON mentors FOR SELECT TO authenticated USING (true)",
-            "other organisations",
+            OTHERS,
             "fail: sees rows of theirs in mentors",
-        ),
-        (
-            "ALTER TABLE certificates DISABLE ROW LEVEL SECURITY",
-            "other organisations",
-            "fail: sees rows of theirs in certificates",
         ),
         (
             "INSERT INTO held_reviews (organisation_id, what, as_of, reason, mentors)"
             " SELECT organisation_id, 'pauses', '2026-03-10', 'too many', 1 FROM mentors;"
             "INSERT INTO review_problems (mentor_id, reason, as_of) SELECT id, 'broken', '2026-03-10' FROM mentors;"
+            "ALTER TABLE certificates DISABLE ROW LEVEL SECURITY;"
             "ALTER TABLE held_reviews DISABLE ROW LEVEL SECURITY;"
             "ALTER TABLE review_problems DISABLE ROW LEVEL SECURITY;"
             "ALTER TABLE coordinators DISABLE ROW LEVEL SECURITY",
-            "other organisations",
-            "fail: sees rows of theirs in review_problems, held_reviews, coordinators",
+            OTHERS,
+            "fail: sees rows of theirs in certificates, review_problems, held_reviews, coordinators",
         ),
         (
             "REVOKE SELECT ON certificates FROM authenticated",
-            "other organisations",
+            OTHERS,
             "fail: is refused what the app reads: permission denied for table certificates",
         ),
         (
             "GRANT UPDATE ON mentors TO authenticated",
-            "certjob's columns",
+            COLUMNS,
             "fail: may write mentors.portal_visible, write mentors.review_on",
         ),
-        ("GRANT SELECT ON job_runs TO authenticated", "certjob's columns", "fail: may read job_runs"),
+        ("GRANT SELECT ON job_runs TO authenticated", COLUMNS, "fail: may read job_runs"),
         (
             "REVOKE EXECUTE ON FUNCTION request_portal_resync(uuid) FROM authenticated",
-            "coordinator's resync",
+            RESYNC,
             "fail: request_portal_resync is refused",
         ),
         (
             'DROP POLICY "coordinators read their own" ON organisations',
-            "coordinator",
+            NAMES[0],
             "fail: sees the organisations [] in place of [hlf]",
         ),
     ],
@@ -128,29 +127,20 @@ def test_what_was_opened_or_closed_by_hand_is_found(
     assert [name for name in NAMES if not found[name].startswith("ok")] == [check]
 
 
-def test_a_mentor_whom_somebody_holds_is_not_waited_for(
+def test_where_no_resync_can_be_tried_it_says_why(
     check_as: Check, owner: database.Connection, ours: Organisation
 ) -> None:
-    """Nor are others kept waiting by a check."""
+    """A mentor whom somebody holds is not waited for; whom a review waits for, rightly nobody may show."""
     with owner.transaction():
         owner.execute("SELECT FROM mentors FOR UPDATE")
-
-        found = check_as(ours.coordinator)
-
-    assert found["coordinator's resync"] == ("skip: not checked: no mentor of hlf with a contact ID is free right now")
-
-
-def test_mentors_who_wait_for_a_review_are_no_mistake(
-    check_as: Check, owner: database.Connection, ours: Organisation
-) -> None:
-    """Rightly nobody may show them."""
+        held = check_as(ours.coordinator)["coordinator's resync"]
     owner.execute("UPDATE portal_sync_events SET status = 'delivered'")
     owner.execute("UPDATE mentor_pauses SET lifted_at = now(), lifted_by = 'somebody'")
     owner.execute("UPDATE certificates SET expires_on = issued_on")
 
-    found = check_as(ours.coordinator)
-
-    assert found["coordinator's resync"].startswith("skip: not checked: all mentors of hlf wait for a review")
+    assert held == "skip: not checked: no mentor of hlf with a contact ID is free right now"
+    waits = check_as(ours.coordinator)["coordinator's resync"]
+    assert waits.startswith("skip: not checked: all mentors of hlf wait for a review")
 
 
 def test_the_jobs_own_login_cannot_tell(

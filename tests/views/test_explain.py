@@ -403,6 +403,8 @@ def test_pauses_are_told_with_whose_they_are_and_what_lifts_them(connection: Con
     assert "illness, by coordinator since " in text
     assert "certjob never lifts it; a coordinator does, in the app" in text
     assert text.index("earlier: leave, by ola since ") > text.index("illness, by coordinator")
+    facts.certificate(mentor_id, TODAY + timedelta(days=700), issued_on=TODAY)
+    assert "every kind that counts is in force: a run today lifts it" in told(connection, mentor_id)
 
 
 def test_who_is_watched_and_who_is_not(connection: Connection, facts: Facts) -> None:

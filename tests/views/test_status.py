@@ -7,7 +7,6 @@ from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from random import Random
-from signal import SIGKILL
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -23,11 +22,9 @@ from certjob.night.report import RunReport
 from certjob.outbox.open_work import OpenWork, read_open_work
 from certjob.views.status import read_status
 from tests.conftest import Certjob
-from tests.support.command_line import Finished, on_terminal, run_in_process, started, without_escapes
+from tests.support.command_line import Finished, on_terminal, run_in_process, without_escapes
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import NoProgress, night
-from tests.support.portal_answers import hang
-from tests.support.portal_server import PortalServer
 
 LONG_AGO = date(2025, 1, 1)
 DAY = timedelta(days=1)
@@ -155,33 +152,6 @@ def test_a_run_that_died_shows_as_died(here: Certjob, ran: Ran) -> None:
     assert 5430 <= runs["died"]["duration_seconds"] < 5470
     assert ", running, for 11 min " in page
     assert ", died, after 1 h 30 min, on night-1\n" in page
-
-
-def test_a_night_that_was_killed_shows_as_died(
-    here: Certjob, facts: Facts, bare_environment: dict[str, str], database_url: str, tmp_path: Path
-) -> None:
-    """kill -9 in the middle of a push: nobody could write that it ended; half an hour later it is known."""
-    facts.certified_mentor(facts.organisation(), LONG_AGO)
-    with PortalServer(default=hang()) as portal:
-        settings = bare_environment | {
-            "CERTJOB_DATABASE_URL": database_url,
-            "CERTJOB_PORTAL_URL": portal.url,
-            "CERTJOB_PORTAL_KEY": portal.key,
-        }
-        with started("run", environment=settings, folder=tmp_path) as child:
-            portal.wait_until(lambda: len(portal.requests) == 1, timeout_seconds=60)
-            child.signal(SIGKILL)
-            child.finish()
-
-    at_first = run_document(here)
-    facts.connection.execute(
-        "UPDATE job_runs SET started_at = started_at - %s, last_seen_at = last_seen_at - %s", [DAY] * 2
-    )
-    later = run_document(here)
-
-    assert [run["outcome"] for run in at_first["runs"]] == ["running"]
-    assert at_first["backlog"]["portal_hides"]["in_flight"] == 1
-    assert ([run["outcome"] for run in later["runs"]], later["stale"]) == (["died"], True)
 
 
 def test_a_long_run_says_now_and_then_that_it_is_alive(
