@@ -289,7 +289,7 @@ def test_a_webhook_that_does_not_answer_leaves_the_outcome_unknown(httpserver: H
             channel.send(MESSAGE)
         over.set()
     with PortalServer([drip(part="headers", every_seconds=0.05)]) as server:
-        with webhook(server.url, token=SecretStr(server.key), timeout_seconds=0.2) as channel:
+        with webhook(server.url, token=SecretStr(server.key), timeout_seconds=0.5) as channel:
             began = time.monotonic()
             with pytest.raises(OutcomeUnknownError):
                 channel.send(MESSAGE)
