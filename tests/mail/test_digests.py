@@ -390,16 +390,6 @@ class TestAfterTheReminders:
         assert len(digests(channel)) == sent
         assert report.to_document()["digests"] == {"sent": sent, "failed": 0, "pending": 1 - sent}
 
-    def test_at_the_deadline_they_wait(self, connection: Connection, nhf: UUID) -> None:
-        """For the job between the nights."""
-        channel = CollectingChannel()
-
-        report = night(connection, ways_out=delivery(channel=channel, deadline_seconds=0))
-
-        assert [stop.code for stop in report.stopped] == ["deadline"]
-        assert channel.sent == []
-        assert report.to_document()["digests"] == {"sent": 0, "failed": 0, "pending": 1}
-
     @pytest.mark.parametrize("where", ["portal", "mail"])
     def test_a_night_that_a_signal_ends_has_queued_them(self, connection: Connection, facts: Facts, where: str) -> None:
         """A night that is too long may be ended so every time: the job after it tells the coordinators."""

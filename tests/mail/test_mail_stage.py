@@ -21,7 +21,7 @@ from certjob.errors import (
 )
 from certjob.mail import stage as mail_stage
 from certjob.mail.channels.smtp import SmtpChannel
-from certjob.mail.message import OutgoingMessage
+from certjob.mail.message import Channel, OutgoingMessage
 from certjob.mail.messages import NightTemplates, Templates
 from certjob.mail.reminder_mail import QueuedReminder, ReminderMail
 from certjob.mail.stage import retry_delay_seconds
@@ -68,8 +68,6 @@ class Mails:
         self,
         *outcomes: Exception | None,
         on_send: Callable[[OutgoingMessage], None] | None = None,
-        stop: StopFlag | None = None,
-        deadline_seconds: float = 60,
         **options: Any,
     ) -> str | None:
         """Run a stage whose channel does so with its first messages, then takes all; return why it stopped."""
@@ -81,17 +79,18 @@ class Mails:
 
         channel = CollectingChannel(on_send=on_send or fail)
         self.sent = channel.sent
-        stage = BlockingStage(self.connection, reminder_mail(self.connection, **options), channel, stop=stop)
-        self.counts = stage.counts
-        stopped = stage.run(deadline_seconds=deadline_seconds)
-        return None if stopped is None else f"{stopped.code}: {stopped.reason}"
+        return self.run(channel, **options)
 
     def send_to(self, port: int) -> str | None:
         """The same by SMTP."""
-        channel = SmtpChannel(HOST, port=port, sender=parse_sender("certjob@mentors.example"))
-        stage = BlockingStage(self.connection, reminder_mail(self.connection), channel)
+        return self.run(SmtpChannel(HOST, port=port, sender=parse_sender("certjob@mentors.example")))
+
+    def run(
+        self, channel: Channel, *, stop: StopFlag | None = None, deadline_seconds: float = 60, **options: Any
+    ) -> str | None:
+        stage = BlockingStage(self.connection, reminder_mail(self.connection, **options), channel, stop=stop)
+        stopped = stage.run(deadline_seconds=deadline_seconds)
         self.counts = stage.counts
-        stopped = stage.run()
         return None if stopped is None else f"{stopped.code}: {stopped.reason}"
 
     def rows(self, statement: str, *parameters: object) -> list[tuple[object, ...]]:
@@ -413,11 +412,10 @@ def test_no_try_is_begun_that_could_outlast_the_lease(mails: Mails) -> None:
 
     channel.on_send = time_out
     for lease_seconds in (0.5, 900.0):
-        queue = reminder_mail(mails.connection, lease_seconds=lease_seconds)
-        stopped = BlockingStage(mails.connection, queue, channel).run()
+        stopped = mails.run(channel, lease_seconds=lease_seconds)
 
         assert stopped is not None
-        assert (stopped.code, "can take longer than its lease" in stopped.reason) == ("down", True)
+        assert stopped.startswith("down: a message can take longer than its lease")
         assert mails.rows(UNTOUCHED) == [(2,)]
     assert len(tries) == 1
 
