@@ -21,8 +21,9 @@ REPORTED_AGAIN_AFTER_DAYS = 7
 """What still needs attention is a reason for another page after so many days; with other news it comes along."""
 MOST_LINES = 25
 """A section names so many, and says how many more there are."""
+FEWER_LINES = (MOST_LINES, 12, 6, 3, 1)
 MAX_PAGE_BYTES = 100_000
-"""Gmail cuts a page at about 102 KB: with long names a section has fewer lines."""
+"""Gmail cuts a page at about 102 KB: with long names a section has fewer lines, and at last one."""
 
 Words = dict[str, Any]
 """What a template finds for one line, by name; nothing in it can break a line or turn the text around."""

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from certjob import database
 from certjob.database import persist
-from certjob.mail.digest_contents import MAX_PAGE_BYTES, MOST_LINES, Digest, read_digest
+from certjob.mail.digest_contents import FEWER_LINES, MAX_PAGE_BYTES, Digest, read_digest
 from certjob.mail.message import OutgoingMessage
 from certjob.mail.messages import NightTemplates, language_of
 from certjob.mail.queue import LEASE_SECONDS, MailQueue, Writer
@@ -90,17 +90,15 @@ class DigestMail(MailQueue[QueuedDigest]):
 
     def _message(self, item: QueuedDigest, digest: Digest) -> OutgoingMessage:
         coordinator = digest.coordinator
-        most = MOST_LINES
-        while True:
+        for most in FEWER_LINES:
             rendered = self._templates.render(
                 "digest",
                 language=language_of(coordinator.locale),
                 slug=coordinator.organisation_slug,
                 words=digest.words(repeat=item.maybe_sent, app_url=self._app_url, most=most),
             )
-            if most == 1 or len(rendered.html.encode()) <= MAX_PAGE_BYTES:
+            if len(rendered.html.encode()) <= MAX_PAGE_BYTES:
                 break
-            most //= 2
         # The same page again has the same key. One that says more must not be dropped as a copy of it.
         key = f"digest-{coordinator.id}-{item.digest_on:%Y%m%d}-{digest.fingerprint}"
         return OutgoingMessage(

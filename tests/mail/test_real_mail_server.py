@@ -251,7 +251,7 @@ def test_a_mail_that_exim_returns_is_an_alert_and_goes_to_the_corrected_address(
     assert json.loads(read.stdout)["bounced"] == 1, report.decode()
     alerts = certjob("alerts")
     assert alerts.returncode == 3
-    assert "the mail came back (5.0.0); correct the e-mail address" in alerts.stdout
+    assert "the mail came back (5.0.0); what to do: ask for the right address" in alerts.stdout
     server.behave()
     facts.connection.execute("UPDATE mentors SET email = 'kari.n@example.org'")
     assert certjob("deliver", **settings).returncode == 0
