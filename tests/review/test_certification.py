@@ -161,6 +161,48 @@ def test_a_mentor_whose_lock_ends_in_time_is_reviewed(connection: Connection, fa
     assert facts.rows("SELECT count(*) FROM mentor_pauses") == [(0,)]
 
 
+def at_first_read(
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    before: Callable[[], object] = lambda: None,
+    after: Callable[[], object] = lambda: None,
+) -> list[int]:
+    """Let something happen around the first reading of facts; how many mentors each reading had to leave out."""
+    real_read = reading.read
+    left_out: list[int] = []
+
+    def read(own: Connection, ids: Sequence[UUID], *, lock: bool) -> reading.FactsRead:
+        is_first = not left_out
+        if is_first:
+            before()
+        facts_read = real_read(own, ids, lock=lock)
+        left_out.append(len(facts_read.incomplete))
+        if is_first:
+            after()
+        return facts_read
+
+    monkeypatch.setattr(reading, "read", read)
+    return left_out
+
+
+def begin_to_wait(app: App, statement: str, *parameters: object) -> threading.Thread:
+    """Let the app begin a statement that has to wait for us, and commit it then."""
+
+    def run() -> None:
+        app.execute(statement.encode(), parameters)
+        app.commit()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    with psycopg.connect(app.info.dsn, autocommit=True) as observer:
+        until(lambda: waits_for_a_lock(observer, app))
+    return thread
+
+
+RENEW = "INSERT INTO certificates (mentor_id, kind, issued_on, expires_on) VALUES (%s, 'likeperson', %s, %s)"
+NEXT_YEARS = (TODAY, TODAY + timedelta(days=700))
+
+
 def test_the_app_can_update_a_certificate_while_apply_runs(
     connection: Connection, facts: Facts, app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,30 +210,15 @@ def test_the_app_can_update_a_certificate_while_apply_runs(
     deadlocks, and the extension is what the run ends with.
     """
     facts.certified_mentor(facts.organisation(portal=None), YESTERDAY)
-    threads: list[threading.Thread] = []
-    incomplete: list[int] = []
-    real_read = reading.read
-
-    def extend() -> None:
-        app.execute("UPDATE certificates SET expires_on = %s", (TODAY + timedelta(days=90),))
-        app.commit()
-
-    def extend_then_read(own: Connection, ids: Sequence[UUID], *, lock: bool) -> reading.FactsRead:
-        if not threads:
-            threads.append(threading.Thread(target=extend))
-            threads[0].start()
-            with psycopg.connect(facts.connection.info.dsn, autocommit=True) as observer:
-                until(lambda: waits_for_a_lock(observer, app))
-        read = real_read(own, ids, lock=lock)
-        incomplete.append(len(read.incomplete))
-        return read
-
-    monkeypatch.setattr(reading, "read", extend_then_read)
+    extend = "UPDATE certificates SET expires_on = %s"
+    waiting: list[threading.Thread] = []
+    until_spring = TODAY + timedelta(days=90)
+    left_out = at_first_read(monkeypatch, before=lambda: waiting.append(begin_to_wait(app, extend, until_spring)))
 
     counts = service(connection, wait_for_locks_seconds=20).apply_due()
-    threads[0].join()
+    waiting[0].join()
 
-    assert incomplete[0] == 1
+    assert left_out[0] == 1
     assert counts.skipped == []
     assert counts.reviewed == 1
     assert facts.rows("SELECT status FROM certificates") == [("valid",)]
@@ -199,23 +226,17 @@ def test_the_app_can_update_a_certificate_while_apply_runs(
 
 
 def test_a_renewal_committed_between_lock_and_read_is_seen(
-    connection: Connection, facts: Facts, database_url: str, monkeypatch: pytest.MonkeyPatch
+    connection: Connection, facts: Facts, app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The facts are read in a newer snapshot than the lock's: a renewal in between prevents the pause."""
     mentor_id = facts.certified_mentor(facts.organisation(portal=None), YESTERDAY)
-    real_read = reading.read
 
-    def renew_then_read(own: Connection, ids: Sequence[UUID], *, lock: bool) -> reading.FactsRead:
-        with psycopg.connect(database_url, autocommit=True) as other:
-            other.execute("ALTER TABLE certificates DISABLE TRIGGER certificates_inserted")  # it would wait for us
-            other.execute(
-                "INSERT INTO certificates (mentor_id, kind, issued_on, expires_on) VALUES (%s, 'likeperson', %s, %s)",
-                (mentor_id, TODAY, TODAY + timedelta(days=700)),
-            )
-        monkeypatch.setattr(reading, "read", real_read)
-        return real_read(own, ids, lock=lock)
+    def renew() -> None:
+        app.execute("ALTER TABLE certificates DISABLE TRIGGER certificates_inserted")  # it would wait for us
+        app.execute(RENEW, (mentor_id, *NEXT_YEARS))
+        app.commit()
 
-    monkeypatch.setattr(reading, "read", renew_then_read)
+    at_first_read(monkeypatch, before=renew)
 
     service(connection).apply_due()
 
@@ -228,30 +249,12 @@ def test_a_fact_that_comes_while_apply_holds_the_mentor_is_not_lost(
 ) -> None:
     """The app's insert waits for the chunk to commit, then makes the mentor due again; a later pass sees it."""
     mentor_id = facts.certified_mentor(facts.organisation(portal=None), YESTERDAY)
-    threads: list[threading.Thread] = []
-    real_read = reading.read
-
-    def insert() -> None:
-        app.execute(
-            "INSERT INTO certificates (mentor_id, kind, issued_on, expires_on) VALUES (%s, 'likeperson', %s, %s)",
-            (mentor_id, TODAY, TODAY + timedelta(days=700)),
-        )
-        app.commit()
-
-    def read_then_insert(own: Connection, ids: Sequence[UUID], *, lock: bool) -> reading.FactsRead:
-        read = real_read(own, ids, lock=lock)
-        if not threads:
-            threads.append(threading.Thread(target=insert))
-            threads[0].start()
-            with psycopg.connect(facts.connection.info.dsn, autocommit=True) as observer:
-                until(lambda: waits_for_a_lock(observer, app))
-        return read
-
-    monkeypatch.setattr(reading, "read", read_then_insert)
+    waiting: list[threading.Thread] = []
+    at_first_read(monkeypatch, after=lambda: waiting.append(begin_to_wait(app, RENEW, mentor_id, *NEXT_YEARS)))
 
     reviewing = service(connection, wait_for_locks_seconds=10)
     reviewing.apply_due()
-    threads[0].join()
+    waiting[0].join()
     reviewing.apply_due()
 
     assert facts.rows("SELECT status FROM certificates ORDER BY issued_on") == [("renewed",), ("valid",)]
