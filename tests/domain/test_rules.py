@@ -61,6 +61,9 @@ def test_the_status_is_that_of_the_first_rule_that_matches(
     alone = [rules.status_of(each, others, person, day(on)) for each, others in zip(rows, siblings, strict=True)]
 
     assert [decided[each.id] for each in rows] == alone == expected
+    for each, others, status in zip(rows, siblings, expected, strict=True):
+        if status not in (R, U):
+            assert (rules.replacement(each, others, day(on)) is not None) is (status is RENEWED)
 
 
 @pytest.mark.parametrize(
