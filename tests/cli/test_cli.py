@@ -93,12 +93,13 @@ def test_the_documents_of_a_night_that_needs_a_person(here: Certjob, facts: Fact
     portal.default = error(404, "contact_not_found")
 
     run, alerts, deliver = here("run", "--json"), here("alerts", "--json"), here("deliver", "--json")
-    resync = here("resync", "M1", "--json")
+    resync, shown = here("resync", "M1", "--json"), here("resync", "M1")
 
     assert (run.returncode, document_of(run)["outcome"]) == (3, "attention")
     assert counts(document_of(run)["portal"]) == {"queued": 1, "failed": 1, "blocked": 1}
     assert (alerts.returncode, deliver.returncode, resync.returncode) == (3, 0, 3)
     assert document_of(alerts)["outcome"] == document_of(resync)["outcome"] == "attention"
+    assert [line.partition(" ")[0] for line in shown.stdout.splitlines()] == ["before:", "after:"]
     why = document_of(resync)["error"]
     assert (why["code"], why["next_step"]) == ("dynamics_sync", "correct dynamics_contact_id, then `certjob resync M1`")
 

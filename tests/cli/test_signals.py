@@ -453,6 +453,25 @@ def test_while_a_big_file_is_read(start: Start, facts: Facts, backends: Backends
 # The flag itself.
 
 
+def test_what_does_not_let_go_is_ended_hard_with_its_line() -> None:
+    """Exit 1 as ever; nothing is left to run but the last words."""
+    script = (
+        "import os, signal, time\n"
+        "from certjob import stopping\n"
+        "stopping.GRACE_SECONDS = stopping.CLEANING_UP_SECONDS = 0.1\n"
+        "flag = stopping.stop_on_signals()\n"
+        "flag.break_off = lambda: None\n"
+        "flag.last_words = lambda error: print(error, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+        "time.sleep(60)\n"
+    )
+
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
+
+    assert (result.returncode, result.stderr) == (1, "")
+    assert result.stdout.startswith("stopped by SIGTERM; ")
+
+
 def test_the_end_of_the_command_stops_the_clock() -> None:
     """An alarm that rings while the interpreter shuts down would find no handler, and kill what ended well."""
     flag = StopFlag()
