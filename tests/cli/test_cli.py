@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -142,6 +143,44 @@ def test_the_documents_of_a_load(here: Certjob, facts: Facts, tmp_path: Path) ->
     good, bad, none = map(document_of, results)
     assert (good["outcome"], bad["outcome"], none["outcome"]) == ("ok", "attention", "failed")
     assert (bad["rows"], bad["loaded"], bad["rejected"], none["error"]["code"]) == (2, 1, 1, "input")
+
+
+def test_every_option_of_an_organisation_arrives(here: Certjob) -> None:
+    """What is set is shown; the same again changes nothing."""
+    options = ["--name", "HLF Norge", "--portal", "dynamics", "--thresholds", "30,7", "--optional-kind", "kurs"]
+    options += ["--coordinator", "Kari <kari@hlf.example> nn", "--contact-email", "post@hlf.example"]
+    options += ["--contact-phone", "22 63", "--renewal-url", "https://hlf.example", "--sender", "HLF <x@hlf.example>"]
+
+    first, again = (document_of(here("organisation", "set", "hlf", *options, "--json")) for _ in range(2))
+    shown = document_of(here("organisation", "show", "hlf", "--json"))
+
+    assert first == {"outcome": "ok", "organisation": "hlf", "created": True, "changed": True}
+    assert (again["created"], again["changed"]) == (False, False)
+    (coordinator,) = shown.pop("coordinators")
+    assert (coordinator["full_name"], coordinator["email"], coordinator["locale"]) == ("Kari", "kari@hlf.example", "nn")
+    (contact, phone, url, sender) = ("post@hlf.example", "22 63", "https://hlf.example", "HLF <x@hlf.example>")
+    values = ["hlf", "HLF Norge", "dynamics", [30, 7], ["kurs"], contact, phone, url, sender, 0]
+    assert list(shown.values())[2:] == values
+
+
+def test_every_option_of_the_list_arrives(here: Certjob, facts: Facts) -> None:
+    """Each names other mentors."""
+    organisation_id = facts.organisation()
+    facts.certified_mentor(organisation_id, SOON, member_no="no contact", contact_id=None)
+    facts.certified_mentor(organisation_id, SOON, member_no="no address", email=None)
+    facts.mentor(organisation_id, member_no="no certificate")
+    facts.certified_mentor(facts.organisation("nhf"), LONG_AGO, member_no="left", left_at=datetime.now(UTC))
+
+    for options, wanted in {
+        "--without-contact-id": {"no contact"},
+        "--without-address": {"no address"},
+        "--without-certificate": {"no certificate"},
+        "--within 30": {"no contact", "no address"},
+        "--status expired --with-left": {"left"},
+        "--organisation nhf": set(),
+    }.items():
+        rows = document_of(here("list", *options.split(), "--json"))["certificates"]
+        assert {row["member_no"] for row in rows} == wanted, options
 
 
 # Quiet and loud.

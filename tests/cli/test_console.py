@@ -230,6 +230,8 @@ def test_skipped_mentors_are_said_in_a_line_that_fits_one_and_several() -> None:
         (line,) = RunReport(command="run", today=TODAY, review=review).reasons
 
         assert line.startswith(begins)
+        assert line.count("-0000-0000-0000-") == min(number, 5)
+        assert line.endswith(" and 2 more") is (number == 7)
         assert "the next one" not in line
         assert "the next run does this review" in line
 
