@@ -211,11 +211,13 @@ class SmtpChannel:
             secrets = [*(code.decode("ascii") for code in coded), user, password]
             said = f"{error.code} {readable(error.message, secrets=secrets)}"
             if error.code == 421 or not 500 <= error.code < 600:
-                what, next_step = "cannot take the login now", None
+                message, next_step = "the mail server cannot take the login now", None
             else:
-                what, next_step = "refused the login", "correct CERTJOB_NOTIFY_USER and CERTJOB_NOTIFY_PASSWORD"
-            message = f"the mail server {what} ({said})"
-            raise ChannelDownError(message, next_step=next_step) from None  # the answer may hold the password
+                message = "the mail server refused the login"
+                next_step = "correct CERTJOB_NOTIFY_USER and CERTJOB_NOTIFY_PASSWORD"
+            raise ChannelDownError(
+                f"{message} ({said})", next_step=next_step
+            ) from None  # the answer may hold the password
 
     async def _announce(self, client: SMTP, *, recipient: MailAddress) -> SMTPProtocol:
         """Say from whom and for whom a message is, up to the 354 to DATA; return what takes the message then."""
