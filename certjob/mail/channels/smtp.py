@@ -215,9 +215,8 @@ class SmtpChannel:
             else:
                 message = "the mail server refused the login"
                 next_step = "correct CERTJOB_NOTIFY_USER and CERTJOB_NOTIFY_PASSWORD"
-            raise ChannelDownError(
-                f"{message} ({said})", next_step=next_step
-            ) from None  # the answer may hold the password
+            message = f"{message} ({said})"
+            raise ChannelDownError(message, next_step=next_step) from None  # the answer may hold the password
 
     async def _announce(self, client: SMTP, *, recipient: MailAddress) -> SMTPProtocol:
         """Say from whom and for whom a message is, up to the 354 to DATA; return what takes the message then."""
