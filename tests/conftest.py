@@ -172,15 +172,23 @@ def worker_url(database_url: str) -> str:
 
 @pytest.fixture
 def certjob(worker_url: str, bare_environment: dict[str, str], tmp_path: Path) -> Certjob:
-    """Run the installed command as cron would, on the test's database; keyword arguments are its settings."""
+    """Run the installed command as cron would, on the test's database; keyword arguments are its settings.
 
-    def run(*arguments: str, timeout: float = 120, **settings: str) -> subprocess.CompletedProcess[str]:
+    ``given`` is what it can read from its standard input.
+    """
+
+    def run(
+        *arguments: str, timeout: float = 120, given: bytes = b"", **settings: str
+    ) -> subprocess.CompletedProcess[str]:
         environment = bare_environment | {"CERTJOB_DATABASE_URL": worker_url} | settings
         if forked_command.can_fork(environment):
-            return forked_command.run(arguments, environment=environment, folder=tmp_path, timeout_seconds=timeout)
+            return forked_command.run(
+                arguments, environment=environment, folder=tmp_path, timeout_seconds=timeout, given=given
+            )
         return subprocess.run(
             [str(installed_command()), *arguments],
             env=environment,
+            input=given.decode(),
             capture_output=True,
             text=True,
             timeout=timeout,

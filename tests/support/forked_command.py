@@ -20,6 +20,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import weakref
@@ -144,11 +145,16 @@ def run(
     environment: Mapping[str, str],
     folder: str | os.PathLike[str],
     timeout_seconds: float = 120,
+    given: bytes = b"",
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command to its end. Raises subprocess.TimeoutExpired, and kills it."""
+    """Run the command to its end, with this to read. Raises subprocess.TimeoutExpired, and kills it."""
     out, err = (os.memfd_create(name) for name in ("stdout", "stderr"))
-    with os.fdopen(out) as printed, os.fdopen(err) as said, _null() as null:
-        command = ForkedCommand(arguments, environment=environment, folder=folder, stdin=null, stdout=out, stderr=err)
+    with os.fdopen(out) as printed, os.fdopen(err) as said, tempfile.TemporaryFile() as read:
+        read.write(given)
+        read.seek(0)
+        command = ForkedCommand(
+            arguments, environment=environment, folder=folder, stdin=read.fileno(), stdout=out, stderr=err
+        )
         try:
             command.wait(timeout_seconds)
         finally:
