@@ -13,9 +13,8 @@ from certjob.database import Connection
 from certjob.facts import reading
 from certjob.night.report import RunReport
 from certjob.review.plan import Problem
-from tests.conftest import Certjob
 from tests.support.app_rows import Organisation
-from tests.support.command_line import today
+from tests.support.command_line import Finished, run_in_process, today
 from tests.support.facts import TODAY, Facts
 from tests.support.loading import Loader
 from tests.support.nights import in_background, night
@@ -174,7 +173,7 @@ class TestRowsFromBefore:
     """A mentor beyond the bounds is broken: named, exit 3, and nothing of theirs is read."""
 
     def test_a_night_names_the_mentor_and_reviews_the_others_and_every_command_says_so(
-        self, certjob: Certjob, crowded: UUID, facts: Facts
+        self, worker_url: str, crowded: UUID, facts: Facts, tmp_path: Path
     ) -> None:
         """It used to sit in its first chunk for minutes, holding everybody else's locks."""
         what = "more than 200 certificates; delete what is too much"
@@ -186,7 +185,7 @@ class TestRowsFromBefore:
             (("list",), f"is left out: {what}"),
             (("forecast",), f"is left out: {what}"),
         ):
-            result = certjob(*arguments, timeout=60)
+            result = run_in_process(*arguments, environment={"CERTJOB_DATABASE_URL": worker_url}, folder=tmp_path)
 
             assert result.returncode == 3, result
             assert says in result.stderr
@@ -335,10 +334,16 @@ class TestTruncate:
         assert facts.rows("SELECT visible, status FROM portal_sync_events") == [(False, "pending")]
 
 
-def test_run_everybody_sees_facts_that_were_changed_without_the_triggers(certjob: Certjob, facts: Facts) -> None:
+def test_run_everybody_sees_facts_that_were_changed_without_the_triggers(
+    worker_url: str, facts: Facts, tmp_path: Path
+) -> None:
     """As by a restore or a replication: an ordinary run does not. With one organisation, everybody of that one."""
     for slug in ("hlf", "nhf"):
         facts.certified_mentor(facts.organisation(slug, portal=None), today() + timedelta(days=300), member_no=slug)
+
+    def certjob(*arguments: str) -> Finished:
+        return run_in_process(*arguments, environment={"CERTJOB_DATABASE_URL": worker_url}, folder=tmp_path)
+
     assert certjob("run").returncode == 0
     from_before_the_bounds(facts.connection, "UPDATE certificates SET expires_on = %s", today() - timedelta(days=1))
 

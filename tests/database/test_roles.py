@@ -18,7 +18,7 @@ from tests.conftest import Certjob, database_of
 from tests.support import supabase
 from tests.support.app_rows import furnish
 from tests.support.bounces import postfix
-from tests.support.command_line import commands, today
+from tests.support.command_line import commands, run_in_process, today
 from tests.support.facts import TODAY, Facts
 from tests.support.own_server import data_folder
 from tests.support.portal_answers import error
@@ -50,9 +50,11 @@ def worker(login_url: str) -> Iterator[database.Connection]:
 
 
 class TestHappyPath:
-    """The installed command from the first file to a quiet night, by a login that is a certjob_worker."""
+    """The commands from the first file to a quiet night, by a login that is a certjob_worker."""
 
-    def test_every_command_works(self, certjob: Certjob, login_url: str, facts: Facts, tmp_path: Path) -> None:
+    def test_every_command_works(
+        self, bare_environment: dict[str, str], login_url: str, facts: Facts, tmp_path: Path
+    ) -> None:
         """Also with rows to lock, to insert, to change and to delete in every table."""
         user_id = uuid.uuid4()
         contact_id = uuid.uuid4()
@@ -68,17 +70,17 @@ class TestHappyPath:
         done: list[str] = []
 
         with PortalServer([error(503, "dynamics_unavailable")] * 3) as portal:
+            environment = bare_environment | {
+                "CERTJOB_DATABASE_URL": login_url,
+                "CERTJOB_PORTAL_URL": portal.url,
+                "CERTJOB_PORTAL_KEY": portal.key,
+                "CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'mail'}",
+                "CERTJOB_MAIL_FROM": "post@hlf.example",
+                "CERTJOB_METRICS_FILE": str(tmp_path / "certjob.prom"),
+            }
 
             def run(*arguments: str, code: int = 0) -> str:
-                result = certjob(
-                    *arguments,
-                    CERTJOB_DATABASE_URL=login_url,
-                    CERTJOB_PORTAL_URL=portal.url,
-                    CERTJOB_PORTAL_KEY=portal.key,
-                    CERTJOB_NOTIFY_URL=f"maildir:{tmp_path / 'mail'}",
-                    CERTJOB_MAIL_FROM="post@hlf.example",
-                    CERTJOB_METRICS_FILE=str(tmp_path / "certjob.prom"),
-                )
+                result = run_in_process(*arguments, environment=environment, folder=tmp_path)
                 assert result.returncode == code, (arguments, result)
                 done.append(" ".join(arguments))
                 return result.stdout

@@ -3,14 +3,15 @@
 On a database of Supabase's shape, through its real roles, as PostgREST would ask.
 """
 
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
 from certjob.database import Connection
-from tests.conftest import Certjob
 from tests.support.app_rows import CERTJOBS_OWN, DENIED, READABLE, Organisation, count
+from tests.support.command_line import run_in_process
 from tests.support.facts import Facts
 from tests.support.supabase import acting, logged_in
 
@@ -302,7 +303,7 @@ class TestCoordinatorsWhoMayWriteSql:
 
 @pytest.mark.parametrize("time", ["infinity", "0044-03-15 BC"])
 def test_times_that_no_program_can_hold_stop_neither_a_night_nor_a_story(
-    time: str, api: Connection, owner: Connection, ours: Organisation, certjob: Certjob, supabase_url: str
+    time: str, api: Connection, owner: Connection, ours: Organisation, supabase_url: str, tmp_path: Path
 ) -> None:
     """PostgreSQL takes them from the app: a pause until for ever, a mentor who never was."""
     me = str(ours.coordinator)
@@ -315,9 +316,13 @@ def test_times_that_no_program_can_hold_stop_neither_a_night_nor_a_story(
             (ours.mentor, me, time),
         )
 
-    url = {"CERTJOB_DATABASE_URL": psycopg.conninfo.make_conninfo(supabase_url, options="-c role=certjob_worker")}
-    story = certjob("explain", "hlf-1", **url)
-    night = certjob("run", CERTJOB_NOTIFY_URL="maildir:mail", CERTJOB_MAIL_FROM="post@hlf.example", **url)
+    environment = {
+        "CERTJOB_DATABASE_URL": psycopg.conninfo.make_conninfo(supabase_url, options="-c role=certjob_worker"),
+        "CERTJOB_NOTIFY_URL": "maildir:mail",
+        "CERTJOB_MAIL_FROM": "post@hlf.example",
+    }
+    story = run_in_process("explain", "hlf-1", environment=environment, folder=tmp_path)
+    night = run_in_process("run", environment=environment, folder=tmp_path)
 
     assert (story.returncode, story.stderr) == (0, "")
     assert "Has left" in story.stdout
