@@ -3,8 +3,10 @@
 import csv
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ from certjob.domain.models import Mentor, PauseChange, Status
 from certjob.facts import reading as facts
 from certjob.facts.loading import LoadReport, load
 from certjob.facts.roster import LoadOptions, Problem
-from tests.conftest import Certjob
+from tests.support.command_line import run_in_process
 from tests.support.facts import TODAY, Facts
+
+Night = Callable[[], dict[str, Any]]
 
 FOLDER = Path(__file__).parents[3] / "shared" / "rosters"
 
@@ -133,9 +137,15 @@ def statuses_on(mentors: list[Mentor], today: date) -> Counter[Status]:
     return +counter
 
 
-def night(certjob: Certjob) -> dict[str, Any]:
-    """A night of today by the installed command; it must end well, or with something for a person."""
-    ended = certjob("run", "--allow-mass-change", "--json")
+@pytest.fixture
+def night(worker_url: str, tmp_path: Path) -> Night:
+    """A night of today by the command; it must end well, or with something for a person."""
+    return partial(_night, worker_url, tmp_path)
+
+
+def _night(worker_url: str, folder: Path) -> dict[str, Any]:
+    environment = {"CERTJOB_DATABASE_URL": worker_url}
+    ended = run_in_process("run", "--allow-mass-change", "--json", environment=environment, folder=folder)
     assert ended.returncode in (0, 3), ended.stderr
     document: dict[str, Any] = json.loads(ended.stdout)
     return document
@@ -143,7 +153,7 @@ def night(certjob: Certjob) -> dict[str, Any]:
 
 @pytest.mark.parametrize("roster", [CHICAGO, OXFORD, TAIWAN], ids=lambda roster: str(roster.file))
 def test_a_real_roster_loads_its_renewals_are_renewals_and_a_night_runs_on_it(
-    connection: database.Connection, certjob: Certjob, roster: RealRoster
+    connection: database.Connection, night: Night, roster: RealRoster
 ) -> None:
     """Bad rows are named by line, column and reason. Everybody comes out as the rules say; the next night is quiet."""
     report = load(connection, roster.path, options=roster.options)
@@ -166,8 +176,8 @@ def test_a_real_roster_loads_its_renewals_are_renewals_and_a_night_runs_on_it(
     mentors = mentors_in(connection)
     assert statuses_on(mentors, TODAY) == roster.statuses
 
-    document = night(certjob)
-    second = night(certjob)
+    document = night()
+    second = night()
     today = date.fromisoformat(document["today"])
     decisions = [rules.decide(mentor, today) for mentor in mentors]
     assert document["mentors"]["reviewed"] == roster.mentors
@@ -194,7 +204,7 @@ def snapshots(path: Path, folder: Path) -> dict[str, Path]:
 
 
 def test_ten_days_of_one_list_change_what_changed_and_nothing_else(
-    connection: database.Connection, certjob: Certjob, tmp_path: Path
+    connection: database.Connection, night: Night, tmp_path: Path
 ) -> None:
     """Played in order, most days bring nothing; a prolonged permit changes in place; nights review who changed."""
     days = snapshots(TAIWAN.path, tmp_path)
@@ -209,7 +219,7 @@ def test_ten_days_of_one_list_change_what_changed_and_nothing_else(
         after = dict(connection.execute("SELECT id, expires_on FROM certificates").fetchall())
         expiries[day] = sum(after[key] != expires_on for key, expires_on in before.items())
         if day in ("2024-10-31", "2024-12-23", "2026-01-17", "2026-07-01"):
-            reviewed[day] = night(certjob)["mentors"]["reviewed"]
+            reviewed[day] = night()["mentors"]["reviewed"]
 
     changed = {day: (r.certificates_added, r.certificates_changed) for day, r in reports.items()}
     assert {day: counts for day, counts in changed.items() if any(counts)} == {
