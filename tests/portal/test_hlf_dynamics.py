@@ -102,7 +102,7 @@ def test_whatever_may_pass_is_transient(name: str, portal: PortalServer) -> None
     """Once the request was sent its outcome is unknown, unless the function says that nothing was done."""
     portal.then((MAY_BE_DONE | NOT_DONE)[name])
 
-    with PortalClient(portal.url, portal.key, deadline_seconds=0.3 if name == "no answer" else 10) as service:
+    with PortalClient(portal.url, portal.key, deadline_seconds=0.6 if name == "no answer" else 10) as service:
         raised = failure(service)
 
     assert type(raised) is TransientPortalError
