@@ -674,6 +674,18 @@ class TestFailures:
         assert "M1001" in pages(connection, 1)[0].text
         assert len(alerts.read_alerts(connection, today=TODAY)) == 0
 
+    def test_five_refused_in_a_row_are_the_servers_fault(
+        self, connection: Connection, facts: Facts, hlf: UUID, kari: UUID
+    ) -> None:
+        """They are pending again."""
+        for number in range(4):
+            coordinator(facts, hlf, email=f"c{number}@example.org")
+
+        report = night(connection, portal=FlakyPortal(), channel=failing(NOBODY))
+
+        assert [stop.code for stop in report.stopped] == ["refused"]
+        assert facts.rows(ROWS) == [(TODAY, "pending")] * 5
+
     def test_a_corrected_address_is_tried_without_waiting_for_the_night(
         self, connection: Connection, facts: Facts, kari: UUID
     ) -> None:

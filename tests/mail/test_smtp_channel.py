@@ -361,6 +361,19 @@ def test_no_error_names_the_recipient_or_runs_over_its_line() -> None:
 # The way to the server
 
 
+@pytest.mark.parametrize(
+    ("name", "greeting"),
+    [("vm-1.hlf.example", "vm-1.hlf.example"), ("vm-1", "[127.0.0.1]"), ("vm_1.example", "[127.0.0.1]")],
+)
+def test_it_greets_with_a_name_that_servers_take(monkeypatch: pytest.MonkeyPatch, name: str, greeting: str) -> None:
+    """This machine's own, if it is a full one (RFC 5321, 4.1.4)."""
+    monkeypatch.setattr(socket, "gethostname", lambda: name)
+    with scripted_server() as server, channel_to(server.port) as channel:
+        channel.send(MESSAGE)
+
+    assert server.commands[0] == f"EHLO {greeting}"
+
+
 def test_a_name_lookup_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """The system's lookup knows no limit; the phase does, and the end of the loop does not wait for it either."""
     answered = threading.Event()
