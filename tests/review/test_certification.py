@@ -96,12 +96,17 @@ def test_one_broken_mentor_is_named_and_the_others_are_reviewed(connection: Conn
     assert due(facts) == [mentors[2]]
     assert report.outcome == "attention"
     assert str(mentors[2]) in report.reasons[0]
+    stored = "SELECT mentor_id, reason FROM review_problems"
+    assert facts.rows(stored) == [(mentors[2], "RaiseException: this one is broken")]
+    connection.execute("DROP TRIGGER refuse ON certificates")
+    night(connection, deliver=False)
+    assert facts.rows(stored) == []
 
 
 def test_when_every_mentor_breaks_the_night_fails_instead_of_listing_them(
     connection: Connection, facts: Facts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So many broken mentors are one cause, and the night must not look like a success."""
+    """So many broken mentors are one cause, and the night must not look like a success; who they were is stored."""
     monkeypatch.setattr(certification, "MOST_BROKEN_MENTORS", 3)
     organisation = facts.organisation(portal=None)
     for _ in range(6):
@@ -110,6 +115,8 @@ def test_when_every_mentor_breaks_the_night_fails_instead_of_listing_them(
 
     with pytest.raises(TooManyBrokenMentorsError, match="more than 3 mentors"):
         service(connection).apply_due()
+
+    assert facts.rows("SELECT count(*) FROM review_problems") == [(4,)]
 
 
 @pytest.mark.parametrize(
