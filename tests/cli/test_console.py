@@ -18,7 +18,7 @@ from rich.text import Text
 from certjob.cli import entry
 from certjob.cli.options import parse_day, parse_duration
 from certjob.cli.pages.night import show_plan, show_resync, show_totals
-from certjob.cli.terminal.lines import PageLine, wrap
+from certjob.cli.terminal.lines import PageLine, fit, wrap
 from certjob.cli.terminal.logs import log_configuration, traceback_lines
 from certjob.cli.terminal.output import Output, clean, show_rows
 from certjob.cli.terminal.plain import harmless, print_error, print_json
@@ -28,6 +28,7 @@ from certjob.domain.models import Mentor, Status
 from certjob.mail.stage import MailCounts
 from certjob.night.report import PlannedChange, RunReport
 from certjob.night.resync import MentorState
+from certjob.review.attention import Attention, Count, Kind
 from certjob.review.plan import ReviewCounts
 from tests.support.facts import TODAY, Facts
 from tests.support.people import certificate, expiring_in, mentor, organisation, own_pause
@@ -236,6 +237,18 @@ def test_skipped_mentors_are_said_in_a_line_that_fits_one_and_several() -> None:
         assert "the next run does this review" in line
 
 
+def test_mentors_whom_this_run_has_named_are_not_counted_beside_it() -> None:
+    """Others whom no run could review are."""
+    review = ReviewCounts(broken={UUID(int=0): "bad date"})
+    for number, lines in ((1, 1), (2, 2)):
+        counts = dict.fromkeys(Kind, Count()) | {Kind.NEVER_REVIEWED: Count(number=number)}
+        attention = Attention(counts=counts, read_at=datetime.now(UTC))
+
+        report = RunReport(command="run", today=TODAY, review=review, attention=attention)
+
+        assert len(report.reasons) == lines
+
+
 def test_mentors_that_broke_for_different_reasons_are_not_said_to_share_one() -> None:
     """A line for each reason; of very many the last stands for the rest."""
     few = ReviewCounts(broken={UUID(int=0): "bad date", UUID(int=1): "no kind", UUID(int=2): "bad date"})
@@ -292,6 +305,19 @@ def test_a_command_stays_whole_where_it_fits_a_line_and_is_parted_at_its_spaces_
 
     assert wide == ["give one:", "`certjob organisation set hlf --portal none`"]
     assert narrow == ["give one: `certjob", "organisation set hlf --portal", "none`"]
+
+
+def test_a_page_is_cut_where_the_terminal_ends() -> None:
+    """The last line says how many alerts are cut off."""
+    lines = [PageLine(text=f"line {number}", alerts=1) for number in range(3)]
+
+    whole, cut = (
+        [text.plain for text in fit(Console(width=40, file=io.StringIO()), lines, height=height, rest="see there")]
+        for height in (3, 2)
+    )
+
+    assert whole == ["line 0", "line 1", "line 2"]
+    assert cut == ["line 0", "… and 2 more; see there"]
 
 
 def test_progress_tells_how_many_are_done_and_of_how_many_where_that_is_known() -> None:
