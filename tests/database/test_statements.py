@@ -34,6 +34,7 @@ VERBS = ("lock_due", "claim", "lock", "settle", "hold", "reopen_refused")
 """What the outbox, and a queue of mail, do to a table."""
 
 
+@cache
 def names_for_the_outbox(path: Path) -> set[str]:
     """Return the names that the outbox builds from ``table="reminders"``: ``claim_reminders``."""
     tables = {
