@@ -182,9 +182,9 @@ class TestOnce:
         assert claim_one(connection).cycle == 3
 
     def test_the_plan_counts_what_the_upsert_would_queue(
-        self, connection: Connection, mentor: UUID, certificate: UUID
+        self, connection: Connection, facts: Facts, mentor: UUID, certificate: UUID
     ) -> None:
-        """New, settled, extended, cancelled and corrected back: ``find_new`` says the same as ``queue``."""
+        """New, settled, extended, cancelled and corrected back, another kind: ``find_new`` says what ``queue`` does."""
         organisation = Organisation(
             id=uuid4(), slug="nhf", has_portal=False, reminder_thresholds=(30,), optional_kinds=frozenset()
         )
@@ -223,6 +223,9 @@ class TestOnce:
             queued.append(len(found))
             connection.execute("UPDATE cert_notification_log SET status = %s", (status,))
         assert queued == [1, 0, 1, 1, 0, 1, 1, 1, 0]
+        first_aid = facts.certificate(mentor, days(27), kind="first-aid")
+        another = replace(decision, reminders=(replace(reminder, cert_id=first_aid, expires_on=days(27)),))
+        assert [mentor_id for mentor_id, _ in mine.find_new([another])] == mine.queue([another]) == [mentor]
 
 
 class TestSuperseded:
