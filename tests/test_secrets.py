@@ -253,6 +253,8 @@ def test_no_form_of_the_settings_shows_a_secret_or_an_address() -> None:
     assert_says_nothing(repr(settings), str(settings), f"{settings!r:>400}", repr([settings]))
     secret = {name for name, value in settings.model_dump().items() if "planted" in str(value)}
     assert secret <= {"notify_user"}
+    webhook = f"https://hook.example/{NOTIFY_PASSWORD}"
+    assert {PORTAL_KEY, NOTIFY_PASSWORD, DATABASE_PASSWORD, webhook} <= set(settings.secrets())
 
 
 def test_a_wrong_setting_is_named_and_not_repeated(here: Certjob) -> None:

@@ -161,6 +161,17 @@ def test_every_option_of_an_organisation_arrives(here: Certjob) -> None:
     (contact, phone, url, sender) = ("post@hlf.example", "22 63", "https://hlf.example", "HLF <x@hlf.example>")
     values = ["hlf", "HLF Norge", "dynamics", [30, 7], ["kurs"], contact, phone, url, sender, 0]
     assert list(shown.values())[2:] == values
+    lines = here("organisation", "show", "hlf").stdout.splitlines()
+    assert [line.partition("\t")[2] for line in lines[:8]] == [
+        "HLF Norge",
+        "dynamics",
+        "30,7",
+        "kurs",
+        contact,
+        phone,
+        url,
+        sender,
+    ]
 
 
 def test_every_option_of_the_list_arrives(here: Certjob, facts: Facts) -> None:
