@@ -1,6 +1,6 @@
 """The guards: a bad clock or a bad import changes nothing much, and says so."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -45,6 +45,8 @@ def test_more_than_twenty_and_a_tenth_newly_paused_is_held(
     """The limit is max(20, 10 % of the active mentors), per organisation."""
     organisation = facts.organisation(portal=None)
     mentors(facts, organisation, expired=expired, valid=valid)
+    for _ in range(20):
+        facts.mentor(organisation, left_at=datetime(2026, 1, 1, tzinfo=UTC))  # who has left is not active
 
     report = night(connection, deliver=False)
 
