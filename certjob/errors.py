@@ -118,8 +118,10 @@ class CertjobError(Exception):
         """What to do; None: nothing, or the message says it."""
 
     def __str__(self) -> str:
-        """What is wrong and the next step, in one sentence."""
-        return f"{self.message}; {self.next_step}" if self.next_step else self.message
+        """What is wrong and the next step, on one line."""
+        if not self.next_step:
+            return self.message
+        return f"{self.message}{'' if self.message.endswith('?') else ';'} {self.next_step}"
 
     def to_document(self) -> dict[str, str | None]:
         """Return the ``error`` of a JSON document."""

@@ -166,14 +166,14 @@ class Settings(BaseSettings):
     def _complete(self) -> Self:
         if self.portal_url and not self.portal_key:
             message = "CERTJOB_PORTAL_KEY is missing"
-            raise _RefusedError(message, next_step="CERTJOB_PORTAL_URL needs it")
+            raise _RefusedError(message, next_step="set it to the key of the function at CERTJOB_PORTAL_URL")
         if self.attention_ping_url is not None and self.attention_ping_url == self.ping_url:
             message = "CERTJOB_ATTENTION_PING_URL must be the address of a second check, not that of CERTJOB_PING_URL"
             raise _RefusedError(message)
         channel = urlsplit(self.notify_url.get_secret_value()).scheme if self.notify_url else ""
         if channel in {"smtp", "smtps"} and not self.mail_from:
             message = "CERTJOB_MAIL_FROM is missing"
-            raise _RefusedError(message, next_step="mail needs a sender address")
+            raise _RefusedError(message, next_step="set it to the address that mail is sent from")
         if channel in {"http", "https"} and self.notify_password:
             _require_token(self.notify_password, variable="CERTJOB_NOTIFY_PASSWORD: ")
         return self

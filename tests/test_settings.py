@@ -169,8 +169,8 @@ def test_what_would_go_wrong_at_night_is_refused_by_name_and_without_its_value(
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
-        ({"CERTJOB_PORTAL_URL": PORTAL["CERTJOB_PORTAL_URL"]}, "CERTJOB_PORTAL_KEY is missing; CERTJOB_PORTAL_URL"),
-        ({"CERTJOB_NOTIFY_URL": "SMTP://mail.example"}, "CERTJOB_MAIL_FROM is missing; mail needs a sender address"),
+        ({"CERTJOB_PORTAL_URL": PORTAL["CERTJOB_PORTAL_URL"]}, "CERTJOB_PORTAL_KEY is missing; set it to the key"),
+        ({"CERTJOB_NOTIFY_URL": "SMTP://mail.example"}, "CERTJOB_MAIL_FROM is missing; set it to the address"),
         ({"CERTJOB_NOTIFY_URL": "smtps://mail.example"}, "CERTJOB_MAIL_FROM is missing"),
         (
             {"CERTJOB_NOTIFY_URL": "https://push.example/", "CERTJOB_NOTIFY_PASSWORD": f"{SECRET}\n"},

@@ -103,7 +103,7 @@ class CsvFile:
             first = self._next_filled()
         if first is None:
             message = f"{self._path}: the file is empty"
-            raise InputError(message, next_step="the first line must hold the column names")
+            raise InputError(message, next_step="give one whose first line holds the column names")
         self.delimiter = max(candidates, key=lambda delimiter: _rank(first.text, delimiter, score))
         header = self._record(first)
         if header.broken:
@@ -111,7 +111,7 @@ class CsvFile:
             raise InputError(message)
         if len(header.cells) > CELLS_LIMIT:
             message = f"{self._path}: the first line has {len(header.cells):,} columns, more than {CELLS_LIMIT:,}"
-            raise InputError(message, next_step="this is not a list of certificates")
+            raise InputError(message, next_step="name a list of certificates")
         return header
 
     def __iter__(self) -> Iterator[Record]:
@@ -176,7 +176,7 @@ def _read_lines(stream: io.TextIOWrapper, path: Path) -> Iterator[_Line]:
             size += len(piece)
             if size > ENDLESS_LINE:
                 message = f"{place} is longer than {ENDLESS_LINE:,} characters"
-                raise InputError(message, next_step="this is not a list of certificates")
+                raise InputError(message, next_step="name a list of certificates")
         yield _Line(number, text)
 
 

@@ -92,7 +92,7 @@ def parse_thresholds(text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")]
     if not all(_WHOLE_NUMBER.fullmatch(part) for part in parts):
         message = f"thresholds must be whole days separated by commas, not {text[:60]!r}"
-        raise ConfigurationError(message, next_step="give such as 60,30,14,7,1,-1, or none")
+        raise ConfigurationError(message, next_step="give days such as 60,30,14,7,1,-1, or none")
     return _checked_thresholds([int(part) for part in parts])
 
 

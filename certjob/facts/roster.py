@@ -175,7 +175,7 @@ class RosterForm:
         for name in [*options.columns, *options.constants]:
             if name not in COLUMNS:
                 message = f"there is no column '{shown(name)}' to fill"
-                raise InputError(message, next_step=f"there are {', '.join(COLUMNS)}")
+                raise InputError(message, next_step=f"name one of {', '.join(COLUMNS)}")
             if name in options.columns and name in options.constants:
                 message = f"column {name} is given twice, by --column and by --set"
                 raise InputError(message, next_step="leave one of them out")

@@ -195,7 +195,11 @@ def test_extra_empty_cells_and_a_line_break_in_a_name_are_no_mistake(tmp_path: P
 @pytest.mark.parametrize(
     ("options", "header", "sentence"),
     [
-        (LoadOptions(columns={"expiry": "x"}), REQUIRED, "there is no column 'expiry' to fill; there are organisation"),
+        (
+            LoadOptions(columns={"expiry": "x"}),
+            REQUIRED,
+            "there is no column 'expiry' to fill; name one of organisation",
+        ),
         (
             LoadOptions(columns={"kind": "x"}, constants={"kind": "y"}),
             REQUIRED,
