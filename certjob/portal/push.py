@@ -206,7 +206,7 @@ def _given_up(event: PortalEvent, *, attempts: int, cause: PortalCallError) -> D
         delay_seconds = asked_seconds if _asks_for_a_long_wait(cause) else round_delay_seconds(event.attempts)
         retry_at = datetime.now().astimezone() + timedelta(seconds=delay_seconds)
         times = "1 call" if attempts == 1 else f"{attempts} calls"
-        step = f"it is tried again at {retry_at:%Y-%m-%d %H:%M}"
+        step = f"it is tried again at {retry_at:%Y-%m-%d %H:%M} {retry_at:%Z}"
         message = f"portal push of mentor {event.member_no} ({event.mentor_id}) failed after {times}: {cause}"
     return DynamicsSyncException(
         message,

@@ -378,3 +378,20 @@ def test_a_full_disk_under_the_rejects_names_their_file(here: Certjob, facts: Fa
     assert_one_line(result, why, code=1, command="certjob load")
     assert "people.csv" not in result.stderr
     assert facts.rows("SELECT member_no FROM mentors") == [("M1",)]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_under_the_rejects_of_a_strict_load_promises_no_row(
+    here: Certjob, facts: Facts, roster: Path
+) -> None:
+    """A bad row loads nothing then, the good ones neither."""
+    result = here("load", str(roster), "--strict", "--rejects", "/dev/full")
+
+    assert_one_line(result, "or none if one is bad (--strict)", code=1, command="certjob load")
+    assert "the good rows are loaded" not in result.stderr
+    assert facts.rows("SELECT member_no FROM mentors") == []
+
+
+def test_a_question_ends_before_the_next_step(anywhere: Certjob) -> None:
+    """Not in a question mark and a semicolon."""
+    assert_one_line(anywhere("lst"), "Did you mean 'list'? see `certjob --help`", code=2, command="certjob")

@@ -234,6 +234,8 @@ class TestFailedPush:
         assert len(portal.calls) == calls
         assert words in str(result.error)
         assert (result.error.retry_at is not None) is (event[2] != 0)
+        if result.error.retry_at is not None:  # a time without its zone is read in another one
+            assert str(result.error).endswith(f" {result.error.retry_at:%H:%M %Z}")
         assert result.after.pauses == ["certification_expired"]
         assert result.after.open_push == event[0]
         minutes = "round(extract(epoch FROM next_attempt_at - now()) / 60)"

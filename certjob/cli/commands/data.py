@@ -54,7 +54,7 @@ def load(
     columns, constants = _pairs(column, "--column"), _pairs(set_, "--set")
     with (
         call.session() as opened,
-        _rejects_to(rejects, beside=file) as rejects_file,
+        _rejects_to(rejects, beside=file, strict=strict) as rejects_file,
     ):
         with opened.output.progress() as progress:
             report = loading.load(
@@ -78,7 +78,7 @@ def load(
 
 
 @contextmanager
-def _rejects_to(path: Path | None, *, beside: Path) -> Iterator[IO[str] | None]:
+def _rejects_to(path: Path | None, *, beside: Path, strict: bool) -> Iterator[IO[str] | None]:
     """Open the file of --rejects, which must not be the one that is loaded."""
     from certjob import files
     from certjob.errors import CertjobError, InputError
@@ -101,7 +101,8 @@ def _rejects_to(path: Path | None, *, beside: Path) -> Iterator[IO[str] | None]:
         with stream:
             yield stream
     except OSError as error:
-        message = f"--rejects {path}: {error.strerror}; the good rows are loaded"
+        kept = "all rows are loaded, or none if one is bad (--strict)" if strict else "the good rows are loaded"
+        message = f"--rejects {path}: {error.strerror}; {kept}"
         raise CertjobError(message, next_step="make room and load the same file again") from error
 
 
