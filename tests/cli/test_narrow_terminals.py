@@ -67,3 +67,12 @@ def test_no_word_is_broken_and_no_line_too_wide(columns: int, environment: dict[
 
         assert all(cell_len(line) <= columns for line in text.splitlines()), text
         assert {word for word in words if word.lower() not in text.lower()} == set(), text
+
+
+def test_no_line_ends_inside_a_command(environment: dict[str, str], tmp_path: Path) -> None:
+    """It is there to be copied."""
+    arguments = ["organisation", "show", "nope"]
+
+    _, shown = on_terminal(arguments, environment=environment, folder=tmp_path, columns=70)
+
+    assert without_escapes(shown).splitlines()[-1] == "`certjob organisation list`"

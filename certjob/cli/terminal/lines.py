@@ -12,10 +12,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from certjob.cli.terminal.plain import harmless
+from certjob.cli.terminal.plain import GLUE, harmless
 
-_GLUE: Final = "\ue000"
-"""Stands for a space at which no line may end, as in a command; harmless() lets none in from elsewhere."""
 _MONTHS: Final = "|".join(f"{date(2000, month, 1):%B}" for month in range(1, 13))
 _TOGETHER: Final = re.compile(
     rf"`[^`]*`|\b(?:today|\d{{1,2}} (?:{_MONTHS})(?: \d{{4}})?)(?: \d\d:\d\d)?\b|\b[\d,]+ (?:day|hour|minute)s?\b"
@@ -39,7 +37,7 @@ class PageLine:
 
 def _kept_together(text: str) -> str:
     """Return harmless text in which no line ends inside a command, a date or a duration."""
-    return _TOGETHER.sub(lambda match: match[0].replace(" ", _GLUE), harmless(text))
+    return _TOGETHER.sub(lambda match: match[0].replace(" ", GLUE), harmless(text))
 
 
 def wrap(console: Console, lines: Iterable[PageLine]) -> Iterator[Text]:
@@ -63,7 +61,7 @@ def fit(console: Console, lines: Sequence[PageLine], *, height: int, rest: str) 
 
 def _fitting(word: str, width: int) -> str:
     """What was glued, parted at its spaces again where it is longer than a line."""
-    return word.replace(_GLUE, " ") if cell_len(word) > width else word
+    return word.replace(GLUE, " ") if cell_len(word) > width else word
 
 
 def _wrapped(console: Console, line: PageLine) -> Iterator[Text]:
@@ -72,7 +70,7 @@ def _wrapped(console: Console, line: PageLine) -> Iterator[Text]:
     text = re.sub(r"\S+", lambda word: _fitting(word[0], width), _kept_together(line.text))
     whole = Text.assemble((harmless(line.head), "bold"), text, style=line.style)
     for number, piece in enumerate(whole.wrap(console, width, overflow="fold") or [Text()]):
-        piece.plain = piece.plain.replace(_GLUE, " ")
+        piece.plain = piece.plain.replace(GLUE, " ")
         piece.rstrip()
         yield Text(margin + (" " * len(line.bullet) if number else line.bullet)).append_text(piece)
 

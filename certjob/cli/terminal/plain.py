@@ -15,6 +15,9 @@ from certjob.redaction import without_secrets
 _UNSEEN = re.compile("[\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb]")
 """What json.dumps leaves as it is, although a terminal obeys it or a person does not see it."""
 
+GLUE = "\ue000"
+"""Stands for a space at which no line may end, as in a command; harmless() lets none in from elsewhere."""
+
 
 def harmless(text: object) -> str:
     """Return any text as one line in which no terminal finds an order: no control, no invisible character."""
@@ -77,7 +80,8 @@ def _for_terminal(text: str, colour: str) -> str:
     if not sys.stderr.isatty():
         return text
     width = shutil.get_terminal_size().columns
-    text = textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+    whole = re.sub("`[^`]*`", lambda command: command[0].replace(" ", GLUE), text)
+    text = textwrap.fill(whole, width, break_long_words=False, break_on_hyphens=False).replace(GLUE, " ")
     if not colour or os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb":
         return text
     return f"\x1b[1;{colour}m{text}\x1b[0m"
