@@ -2,7 +2,7 @@
 
     python -m tests.mutants --seed 1 --number 200
     python -m tests.mutants --rooms mail outbox --number 30
-    python -m tests.mutants --rooms mail --number 30 --tests-of v0.1     # today's code with another commit's tests
+    python -m tests.mutants --rooms mail --number 30 --tests-of c3feb63  # today's code with another commit's tests
     python -m tests.mutants --again build/mutants/survivors.json         # only these
 
 A mutant that no test notices is either one that changes nothing that anybody could see, or a test that is missing.
