@@ -119,7 +119,7 @@ class FakeDynamics:
                 return Answer(status=401)
             if set(content) != {FIELD}:
                 return UNKNOWN_COLUMN
-            fault = self.faults.pop(0) if self.faults else self.outage
+            fault = self.faults.pop(0) if self.faults and contact_id in self.contacts else self.outage
             if fault is not None:
                 return fault
             if contact_id not in self.contacts and not may_create:
