@@ -110,6 +110,6 @@ def test_the_five_minute_tour_of_the_readme(
     )
 
     assert ended.returncode == 3, ended.stderr
-    assert "hlf M1001: certificates: expired; pause: pause" in ended.stdout
+    assert "hlf M1001: certificates: expired; pause: open" in ended.stdout
     assert "Dynamics sync pending — mentor may still be visible on portal" in ended.stdout
     assert "Traceback" not in ended.stderr

@@ -237,7 +237,7 @@ def test_a_plan_is_a_table_that_fits_and_a_line_for_each_mentor(
     assert "[red]M[/red]" in re.sub(r"[│\s]", "", text)
     first, *_, last, totals = off.stdout.splitlines()
     assert first.startswith("a-very-long-slug")
-    assert last == "hlf M1: certificates: expired; pause: pause; portal: hide"
+    assert last == "hlf M1: certificates: expired; pause: open; portal: hide"
     assert totals.startswith(
         "mentors: 2 reviewed, 2 paused; certificates: 12 expiring, 2 expired; reminders: 12 queued"
     )

@@ -89,7 +89,7 @@ def _planned_cells(change: PlannedChange) -> tuple[str, ...]:
         else str(transition.to_status)
         for transition in decision.transitions
     )
-    pause = {PauseChange.OPEN: "pause", PauseChange.LIFT: "lift", None: ""}[decision.pause]
+    pause = {PauseChange.OPEN: "open", PauseChange.LIFT: "lift", None: ""}[decision.pause]
     reminders = ", ".join(_reminder_words(reminder.threshold_days) for reminder in change.new_reminders)
     if reminders and not change.has_address:
         reminders += " (no e-mail address)"
