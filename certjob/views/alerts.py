@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 from uuid import UUID
 
 from certjob import database
 from certjob.database import Connection
+from certjob.domain.alert_reasons import AlertReason, why_message_waits, why_push_waits
 from certjob.review.attention import StoredHold, read_held
 from certjob.review.held import let_through
-from certjob.views.open_pushes import OpenPush, read_open_pushes
+from certjob.views.open_pushes import OpenPush, read_open_pushes, resync_command
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +129,8 @@ class FailedReminder:
     code: str | None
     attempts: int
     queued_at: datetime
+    next_attempt_at: datetime | None
+    """None: it is not tried again before somebody corrects something."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,9 +178,22 @@ class Alerts:
         return 3 if len(self) else 0
 
     def to_document(self) -> dict[str, list[dict[str, Any]]]:
-        """Return the same for a program."""
+        """Return the same for a program; each push and each mail has in words why it waits and what to do."""
+        document: dict[str, list[dict[str, Any]]] = asdict(self)
+        for push, row in zip(self.pushes, document["pushes"], strict=True):
+            next_try = f"after {push.next_attempt_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+            resync = resync_command(push.member_no, push.organisation)
+            row.update(_in_words(why_push_waits(push), resync=resync, next_try=next_try))
+        for row in document["reminders"]:
+            row.update(_in_words(why_message_waits(row["code"])))
+        for row in document["digests"]:
+            row.update(_in_words(why_message_waits(row["code"]), message="digest"))
         names = {"pushes": "alerts", "reminders": "failed_reminders", "digests": "failed_digests"}
-        return {names.get(name, name): rows for name, rows in asdict(self).items()}
+        return {names.get(name, name): rows for name, rows in document.items()}
+
+
+def _in_words(reason: AlertReason, **details: Any) -> dict[str, str]:
+    return {"why": reason.why(), "what_to_do": reason.advise(**details)}
 
 
 def read_alerts(connection: Connection, *, today: date) -> Alerts:

@@ -128,6 +128,8 @@ def test_the_command_shows_what_is_left(certjob: Certjob, facts: Facts, portal: 
     assert half.returncode == 3
     assert (document["outcome"], document["command"]) == ("attention", "alerts")
     assert (document["portal"]["delivered"], document["portal"]["blocked"]) == (1, 1)
-    assert len(document["alerts"]) == 1
+    (alert,) = document["alerts"]
+    assert (alert["code"], alert["why"]) == ("contact_not_found", "The portal has no contact with this ID.")
+    assert f"`certjob resync {alert['member_no']} --organisation {alert['organisation']}`" in alert["what_to_do"]
     assert document["failed_reminders"] == []
     assert (mended.returncode, mended.stdout, mended.stderr) == (0, "", "")

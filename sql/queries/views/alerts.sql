@@ -81,7 +81,8 @@ ORDER BY a.since, a.mentor_id
 -- for them.
 SELECT l.id AS reminder_id, l.mentor_id, a.organisation_id, o.slug AS organisation, m.member_no,
     coalesce(m.full_name, m.member_no) AS full_name, l.threshold_days, l.cert_id, l.expires_on, l.last_error AS error,
-    l.failure_code AS code, l.attempts, l.queued_at
+    l.failure_code AS code, l.attempts, l.queued_at,
+    CASE WHEN l.status = 'pending' THEN l.next_attempt_at END AS next_attempt_at
 FROM attention AS a
 JOIN cert_notification_log AS l ON l.id = a.row_id
 JOIN mentors AS m ON m.id = l.mentor_id
