@@ -17,6 +17,7 @@ from rich.cells import cell_len
 
 from certjob import __version__
 from certjob.cli.app import app as command_line
+from certjob.settings import Settings
 from tests.cli.conftest import LONG_AGO, SOON
 from tests.conftest import Certjob, installed_command
 from tests.support import forked_command
@@ -443,6 +444,14 @@ def test_a_file_of_settings_is_read_where_it_is_named_and_no_other(
     assert [result.returncode for result in results] == [2, 0, 0, 2]
     assert "CERTJOB_DATABASE_URL is not set" in unasked.stderr
     assert "may be written by others than its owner (mode 666)" in open_to_all.stderr
+
+
+def test_the_help_names_every_setting(bare_environment: dict[str, str], tmp_path: Path) -> None:
+    """Some of them by their ends alone, behind another one."""
+    text = run_in_process("--help", environment=bare_environment, folder=tmp_path).stdout
+
+    assert [name for name in Settings.model_fields if f"_{name.rpartition('_')[2].upper()}" not in text] == []
+    assert "CERTJOB_APP_URL" in text
 
 
 def test_help_loads_none_of_the_heavy_libraries(bare_environment: dict[str, str], tmp_path: Path) -> None:
