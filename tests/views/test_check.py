@@ -469,8 +469,9 @@ def test_what_an_organisation_lacks_is_said_with_the_command(here: Certjob, fact
         "bare has no coordinator, so nobody gets its daily mail; "
         "`certjob organisation set bare --coordinator 'NAME <MAIL>'`",
         "bare has no contact for its mentors' questions; `certjob organisation set bare --contact-email ADDRESS`",
-        "1 mentor has no dynamics_contact_id in bare, so their pushes are blocked; "
-        "give them one each, in the app or with `certjob load`",
+        "1 mentor has no contact ID in bare, so their pushes are blocked; "
+        "`certjob list --without-contact-id --organisation bare` names them; give them one each, "
+        "in the app or with `certjob load`",
         "none has no coordinator, so nobody gets its daily mail; "
         "`certjob organisation set none --coordinator 'NAME <MAIL>'`",
     ]

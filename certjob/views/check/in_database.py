@@ -220,6 +220,9 @@ def _gaps(slug: str, has_coordinator: bool, has_contact: bool, without_contact_i
         yield warn("organisations", f"{slug} has no contact for its mentors' questions", next_step=step)
     if without_contact_id:
         who = "1 mentor has" if without_contact_id == 1 else f"{without_contact_id:,} mentors have"
-        step = "give them one each, in the app or with `certjob load`"
-        message = f"{who} no dynamics_contact_id in {slug}, so their pushes are blocked"
+        step = (
+            f"`certjob list --without-contact-id --organisation {slug}` names them; give them one each, in the app or "
+            "with `certjob load`"
+        )
+        message = f"{who} no contact ID in {slug}, so their pushes are blocked"
         yield warn("organisations", message, next_step=step)
