@@ -161,6 +161,22 @@ def test_what_is_held_comes_first_then_who_was_not_reviewed_and_mail_that_waits_
     assert mail.startswith("Mail waits: 2 reminders, the oldest, since 2025-10-21 09:00; what to do: `certjob check`")
 
 
+def test_how_many_held_mentors_may_be_shown_is_said_when_none_of_those_named_is_left(
+    connection: Connection, facts: Facts
+) -> None:
+    """They were named when they were held, and deleted since."""
+    hlf = facts.organisation("hlf")
+    facts.certified_mentor(hlf, LONG_AGO)
+    connection.execute(
+        "INSERT INTO held_reviews (organisation_id, what, since, as_of, reason, mentors, ended_by_calendar,"
+        " facts_changed, may_be_shown, mentor_ids)"
+        " VALUES (%s, 'pauses', %s, %s, '33 mentors would be paused', 33, 3, 30, 28, %s)",
+        (hlf, MORNING, TODAY, [uuid4()]),
+    )
+
+    assert "- 28 may be shown on the portal and must not be" in page(connection)
+
+
 def test_the_page_of_one_mentor(connection: Connection, facts: Facts) -> None:
     """Word for word, as it was found good."""
     alert(facts, facts.organisation(), error="the portal answered 404 contact_not_found (no contact with this id)")
@@ -383,8 +399,13 @@ def test_a_missing_contact_id_is_to_be_added(connection: Connection, facts: Fact
 
     why = "The app has no contact ID from Dynamics. What to do: add the contact ID in the app, then"
     assert text.count(why) == 2
-    assert "no dynamics_contact_id" in text
+    assert "no dynamics_contact_id" not in text
     assert "Not tried yet" not in text
+    facts.connection.execute(
+        "UPDATE dynamics_sync_failures SET kind = 'stage', error = 'no URL', failure_code = 'no_url'"
+    )
+    said = [line.partition(": ")[2].partition(": ")[2] for line in lines(connection)]
+    assert all(each.startswith("The app has no contact ID from Dynamics; what to do: add") for each in said), said
 
 
 def test_a_contact_id_that_was_corrected_is_not_asked_for_again(connection: Connection, facts: Facts) -> None:

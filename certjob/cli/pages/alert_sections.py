@@ -203,14 +203,11 @@ def _held(held: HeldAlert) -> Section:
     heading, meaning, do = _HELD[held.what]
     names = [f"{mentor.full_name} ({mentor.member_no})" for mentor in held.some if mentor.may_be_shown][:5]
     more = f" and {held.may_be_shown - len(names):,} more" if held.may_be_shown > len(names) else ""
+    shown = f"{held.may_be_shown:,} may be shown on the portal and must not be"
     counts = [
         f"{held.ended_by_calendar:,} {'were due' if held.what == 'reminders' else 'have ended'} by the calendar",
         f"{held.facts_changed:,} have facts that were changed since the last review",
-        *(
-            [f"{held.may_be_shown:,} may be shown on the portal and must not be: {', '.join(names)}{more}"]
-            if names
-            else []
-        ),
+        *([f"{shown}: {', '.join(names)}{more}" if names else shown] if held.may_be_shown else []),
     ]
     return Section(
         label=f"Held: {held.organisation}",
@@ -238,7 +235,7 @@ def _pushes(pushes: Sequence[OpenPush], *, zone: tzinfo, now: datetime) -> Itera
             Row(
                 who=_who(push),
                 since=push.wanted_at,
-                error=push.error,
+                error=None if reason.value.says_all else push.error,
                 failed_at=push.last_failed_at,
                 calls=push.calls,
                 next_try=when if differ else "",
