@@ -5,10 +5,7 @@ from uuid import UUID
 
 from certjob import database
 from certjob.database import Connection
-from certjob.errors import (
-    ConfigurationError,
-    UnknownMentorError,
-)
+from certjob.errors import ConfigurationError, UnknownMentorError
 
 _CANDIDATES = 10
 _SHORTEST_PART = 2
@@ -17,7 +14,7 @@ _SHORTEST_PART = 2
 def find_mentor(connection: Connection, name: str, *, organisation: str | None) -> UUID:
     """Return the one mentor with this id, member number or e-mail address, or else with this text in the name.
 
-    Raises UnknownMentorError, with the candidates when there are several.
+    Raises UnknownMentorError, with the candidates when there are several, ConfigurationError for a slug of none.
     """
     rows = database.fetch(connection, "find_mentors", {"name": name, "organisation": organisation})
     if not rows:
@@ -25,6 +22,8 @@ def find_mentor(connection: Connection, name: str, *, organisation: str | None) 
     if len(rows) == 1:
         return UUID(str(rows[0][0]))
     if not rows:
+        if organisation:
+            find_organisation(connection, organisation)  # a mistyped slug is not a mentor who is missing
         where = f" in {organisation}" if organisation else ""
         message = f"no mentor {name!r}{where}"
         raise UnknownMentorError(message, next_step="give an id, a member number, an e-mail address or part of a name")

@@ -3,7 +3,7 @@
 import pytest
 
 from certjob.database import Connection
-from certjob.errors import UnknownMentorError
+from certjob.errors import ConfigurationError, UnknownMentorError
 from certjob.facts.lookup import find_mentor
 from tests.support.facts import Facts
 
@@ -32,3 +32,11 @@ def test_several_are_named_by_number_and_nobody_by_name(connection: Connection, 
     for typed in ("k", "", " ", "_a", "%", "Kåri"):  # one letter is not enough, and no sign is a wildcard
         with pytest.raises(UnknownMentorError, match="no mentor"):
             find_mentor(connection, typed, organisation=None)
+
+
+def test_an_organisation_that_is_mistyped_is_what_is_named(connection: Connection, facts: Facts) -> None:
+    """The mentor may well be there."""
+    facts.mentor(facts.organisation("hlf", portal=None), member_no="M1")
+
+    with pytest.raises(ConfigurationError, match=r"no organisation 'hfl'; see `certjob organisation list`"):
+        find_mentor(connection, "M1", organisation="hfl")
