@@ -3,6 +3,7 @@
     python -m tests.mutants --seed 1 --number 200
     python -m tests.mutants --rooms mail outbox --number 30
     python -m tests.mutants --rooms mail --number 30 --tests-of c3feb63  # today's code with another commit's tests
+    python -m tests.mutants --near                                       # first; then its survivors again, with all
     python -m tests.mutants --again build/mutants/survivors.json         # only these
 
 A mutant that no test notices is either one that changes nothing that anybody could see, or a test that is missing.
@@ -52,16 +53,17 @@ _LEFT_OUT = (
 )
 
 
-def _tests_of(mutant: Mutant) -> list[str]:
+def _tests_of(mutant: Mutant, *, near: bool) -> list[str]:
     rooms = TESTS.get(mutant.room) or (Path(mutant.path).parts[2], "database", "night")  # a query's package
-    return [f"tests/{room}" for room in dict.fromkeys((*rooms, "acceptance"))]
+    return [f"tests/{room}" for room in dict.fromkeys((*rooms, *(() if near else ("acceptance",))))]
 
 
 class Copy:
     """A copy of the checkout with an environment of its own, to be broken."""
 
-    def __init__(self, folder: Path, *, tests_of: str | None) -> None:
+    def __init__(self, folder: Path, *, tests_of: str | None, near: bool) -> None:
         self.folder = folder
+        self._near = near
         shutil.rmtree(folder, ignore_errors=True)
         listed = subprocess.run(
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
@@ -103,7 +105,7 @@ class Copy:
         command = [str(self.python), "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider", "--no-header"]
         command += ["-m", "not real_cron and not real_mail_server and not real_pgbouncer", "--tb=no"]
         command += [f"--deselect={left_out}" for left_out in _LEFT_OUT]
-        tests = [tests for tests in _tests_of(mutant) if (self.folder / tests).is_dir()]
+        tests = [tests for tests in _tests_of(mutant, near=self._near) if (self.folder / tests).is_dir()]
         environment = os.environ | {"CERTJOB_TEST_DATABASE_URL": url}
         try:
             ended = subprocess.run(
@@ -136,12 +138,12 @@ def _draw(seed: int, number: int, rooms: Sequence[str]) -> list[Mutant]:
 class Measure:
     """Tests mutants side by side and keeps count."""
 
-    def __init__(self, url: str, *, jobs: int, tests_of: str | None) -> None:
+    def __init__(self, url: str, *, jobs: int, tests_of: str | None, near: bool) -> None:
         self._url = url
         self._jobs = jobs
         self._copies: SimpleQueue[Copy] = SimpleQueue()
         for job in range(jobs):
-            self._copies.put(Copy(FOLDER / f"copy-{os.getpid()}-{job}", tests_of=tests_of))
+            self._copies.put(Copy(FOLDER / f"copy-{os.getpid()}-{job}", tests_of=tests_of, near=near))
         self.drawn = Counter[str]()
         self.survivors: list[Mutant] = []
 
@@ -181,6 +183,7 @@ def main() -> int:
     parser.add_argument("--rooms", nargs="+", choices=ROOMS, default=ROOMS)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--tests-of", metavar="COMMIT", help="Use that commit's tests.")
+    parser.add_argument("--near", action="store_true", help="Without the acceptance tests: four times as fast.")
     parser.add_argument("--again", type=Path, metavar="FILE", help="Only the survivors that are written there.")
     options = parser.parse_args()
     if options.again:
@@ -191,7 +194,7 @@ def main() -> int:
         with psycopg.connect(url, autocommit=True) as admin:
             admin.execute("ALTER SYSTEM SET fsync = off")
             admin.execute("SELECT pg_reload_conf()")
-        measure = Measure(url, jobs=options.jobs, tests_of=options.tests_of)
+        measure = Measure(url, jobs=options.jobs, tests_of=options.tests_of, near=options.near)
         measure.run(mutants)
     kept = FOLDER / "survivors.json"
     kept.write_text(json.dumps([asdict(mutant) for mutant in measure.survivors], indent=1))
