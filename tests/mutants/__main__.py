@@ -33,7 +33,7 @@ from tests.support.own_server import data_folder
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "build" / "mutants"
-LONGEST_SECONDS = 900.0
+LONGEST_SECONDS = 300.0
 """A mutant that makes the tests take longer is caught: it hangs."""
 
 TESTS = {
