@@ -485,5 +485,5 @@ class TestFindMentor:
             assert part in str(caught.value)
         assert lookup.find_mentor(connection, "M1042", organisation="hlf") == expired
         assert lookup.find_mentor(connection, "M1042", organisation="nhf") == twin
-        with pytest.raises(UnknownMentorError):
+        with pytest.raises(ConfigurationError, match="no organisation 'nowhere'"):
             lookup.find_mentor(connection, "M1042", organisation="nowhere")
