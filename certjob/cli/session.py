@@ -174,6 +174,8 @@ def _open(url: str, settings: "Settings", *, need_schema: bool, stop: "StopFlag"
     with stop.interruptible():
         connection = database.connect(url)
     with connection:
+        if need_schema:  # a migration may take its time
+            database.hang_up_when_silent(connection)
         with stop.interruptible():
             server = connection.info.parameter_status("server_version")
             if need_schema:

@@ -8,6 +8,7 @@ from certjob.database.connections import (
     Connection,
     connect,
     hang_up,
+    hang_up_when_silent,
     outlast_restarts,
     repeated,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "fetch",
     "fetch_value",
     "hang_up",
+    "hang_up_when_silent",
     "outlast_restarts",
     "persist",
     "query",

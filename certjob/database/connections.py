@@ -35,8 +35,10 @@ RESTART_PATIENCE_SECONDS = 90.0
 MOST_RESTARTS = 5
 """More in one run, and what the run does is perhaps what brings the server down."""
 _POLL_SECONDS = 0.5
+CONNECT_SECONDS = 10
+"""How long a server may take to open a session, and one that was away to answer in a new one."""
 LONGEST_SILENCE_SECONDS = 660.0
-"""A command that outlasts restarts waits for one answer no longer: more than any one statement may take."""
+"""Nobody waits for one answer for longer: more than any one statement may take."""
 NO_ANSWER = "the database does not answer any more"
 RUN_AGAIN = "what was committed is kept, run it again"
 
@@ -93,7 +95,7 @@ def connect(url: str) -> LastingConnection:
             url,
             application_name="certjob",
             client_encoding="utf8",
-            connect_timeout=10,
+            connect_timeout=CONNECT_SECONDS,
             keepalives_idle=30,
             keepalives_interval=10,
             keepalives_count=3,
@@ -131,6 +133,7 @@ def _refuse_unencoded(url: str) -> None:
 def _open_and_ask(url: str) -> LastingConnection:
     """Open a connection on which the server answers: a pooler accepts one although the server behind it is away."""
     connection = connect(url)
+    hang_up_when_silent(connection, seconds=CONNECT_SECONDS)
     try:
         connection.execute("SELECT 1")
     except BaseException:
@@ -140,23 +143,27 @@ def _open_and_ask(url: str) -> LastingConnection:
 
 
 def outlast_restarts(connection: Connection, *, stop: StopFlag) -> None:
-    """Let ``repeated`` wait for the server on this connection, until the stop flag is set; and for nothing for ever.
-
-    A server that stalls behind a proxy which keeps the connection is hung up on after LONGEST_SILENCE_SECONDS.
-    """
+    """Let ``repeated`` wait for the server on this connection, until the stop flag is set."""
     if isinstance(connection, LastingConnection):
         connection.stop, connection.patience_seconds = stop, RESTART_PATIENCE_SECONDS
-        threading.Thread(target=_watch, args=(weakref.ref(connection),), name="silence", daemon=True).start()
 
 
-def _watch(watched: "weakref.ref[LastingConnection]") -> None:
-    """Hang up when one trip to the server takes too long, as long as there is the connection."""
+def hang_up_when_silent(connection: LastingConnection, *, seconds: float | None = None) -> None:
+    """Let no trip to the server take longer than LONGEST_SILENCE_SECONDS, or than this.
+
+    A server can stall behind a proxy that keeps the connection: no time-out of the network's own comes then.
+    """
+    arguments = (weakref.ref(connection), seconds or LONGEST_SILENCE_SECONDS)
+    threading.Thread(target=_watch, args=arguments, name="silence", daemon=True).start()
+
+
+def _watch(watched: "weakref.ref[LastingConnection]", seconds: float) -> None:
     while (connection := watched()) is not None and connection.given_up is None:
         asked_at = connection.asked_at
-        if asked_at is not None and time.monotonic() - asked_at > LONGEST_SILENCE_SECONDS:
+        if asked_at is not None and time.monotonic() - asked_at > seconds:
             hang_up(connection)
         del connection
-        time.sleep(LONGEST_SILENCE_SECONDS / 100)
+        time.sleep(seconds / 100)
 
 
 def repeated(connection: Connection, work: Callable[[], Result]) -> Result:
