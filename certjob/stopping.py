@@ -114,9 +114,9 @@ def stop_on_signals() -> StopFlag:
             return
         is_first = next(asked) == 0  # two at one moment: the handler of the second interrupts that of the first
         flag.signal_name = signal.Signals(number).name
-        if is_first:
-            flag.asked_at = time.monotonic()
+        if flag.asked_at is None:
             signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS, CLEANING_UP_SECONDS)
+            flag.asked_at = time.monotonic()
         flag.set()
         if flag.breaks_off or not is_first:
             flag.break_off()

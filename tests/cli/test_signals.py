@@ -472,6 +472,29 @@ def test_what_does_not_let_go_is_ended_hard_with_its_line() -> None:
     assert result.stdout.startswith("stopped by SIGTERM; ")
 
 
+def test_a_second_signal_in_the_handler_of_the_first_leaves_a_clock() -> None:
+    """What ends the wait may hang in its own end, on a silent database."""
+    script = (
+        "import os, signal\n"
+        "from certjob import stopping\n"
+        "flag = stopping.stop_on_signals()\n"
+        "name = signal.Signals\n"
+        "def interrupted(number):\n"
+        "    signal.Signals = name\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return name(number)\n"
+        "signal.Signals = interrupted\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "except stopping.Interrupted:\n"
+        "    print(signal.getitimer(signal.ITIMER_REAL)[0] > 0, flag.asked_at is not None)\n"
+    )
+
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
+
+    assert (result.returncode, result.stdout, result.stderr) == (0, "True True\n", "")
+
+
 def test_the_end_of_the_command_stops_the_clock() -> None:
     """An alarm that rings while the interpreter shuts down would find no handler, and kill what ended well."""
     flag = StopFlag()
