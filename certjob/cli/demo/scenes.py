@@ -275,8 +275,9 @@ def two_at_once(demo: Demonstration) -> None:
             return demo.run(connection, progress, today=demo.night(5))
 
     with demo.output.progress() as progress, ThreadPoolExecutor(2) as pool:
-        for report in list(pool.map(one_run, (progress, progress))):
-            night_pages.show_totals(demo.output, report)
+        reports = list(pool.map(one_run, (progress, progress)))
+    for report in reports:
+        night_pages.show_totals(demo.output, report)
     mails = demo.reminders()
     repeated = sum(times > 1 for times in demo.portal.confirmed.values())
     demo.say(

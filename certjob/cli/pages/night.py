@@ -116,7 +116,8 @@ def _totals(report: RunReport) -> Iterator[tuple[str, str]]:
     document = report.to_document()
     for part in ("mentors", "certificates", "reminders", "read", "differences", "portal", "digests"):
         figures = document.get(part) or {}
-        said = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in figures.items() if value)
+        words = ((name.replace("_", " "), value) for name, value in figures.items() if value)
+        said = ", ".join(f"{value:,} {word.removesuffix('s') if value == 1 else word}" for word, value in words)
         if said or (figures and part != "digests"):  # most nights have none, and no plan has any
             yield part, said or "nothing"
     if document.get("mail_waits_until"):
