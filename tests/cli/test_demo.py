@@ -75,6 +75,7 @@ def test_it_shows_an_outage_and_its_recovery_in_figures_that_agree(
     assert numbers(r"database disagree: (\d+) are shown who are paused", told) == [6, 1]
     assert re.search(r"failures on record: 6, resolved: 6\b", told)
     # The hand edit: one is shown and one hidden, and both are put right.
+    assert "read: 1 page, " in told
     assert "differences: 1 shown wrongly, 1 hidden wrongly" in told
     # A reminder marked as sent is one message, whoever asks, and the runs' own figures add up to the same.
     marked, files, different = map(int, re.findall(r"sent: (\d+), .*Maildir: (\d+), .*them: (\d+)", told)[0])
