@@ -39,7 +39,7 @@ PORTAL_SHARE = 0.75
 ABOUT_REMINDERS_ALONE = frozenset({"refused", CRASH})
 """How the stage of the reminders can end without a word about the digests: these still go out, and tell of it."""
 
-_LOCKED = "a table is locked by another database session; end that session; the rest stays pending"
+_LOCKED = "a table or a row is locked by another database session; end that session; the rest stays pending"
 
 
 class Progress(Protocol):

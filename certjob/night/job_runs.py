@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 BEAT_SECONDS = 60.0
 
 _LOCK_TIMEOUT_MS = 30_000
-_NOT_READ = "a table is locked by another database session; end that session, then see `certjob alerts`"
+_NOT_READ = "a table or a row is locked by another database session; end that session, then see `certjob alerts`"
 _HEAL_LOCK_TIMEOUT_MS = 500
 
 

@@ -163,8 +163,8 @@ class CertificationManagementService:
                 if keys:
                     break
                 if time.monotonic() > give_up_at:
-                    message = "the table mentors is locked by another session; end that session and run again"
-                    raise DatabaseUnavailableError(message) from error
+                    message = "the table mentors is locked by another session"
+                    raise DatabaseUnavailableError(message, next_step="end that session and run again") from error
                 self._stop.sleep(_POLL_SECONDS)
             else:
                 return keys

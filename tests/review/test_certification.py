@@ -13,7 +13,7 @@ from psycopg import sql
 
 from certjob import database
 from certjob.database import Connection
-from certjob.errors import StoppedBySignalError, TooManyBrokenMentorsError
+from certjob.errors import DatabaseUnavailableError, StoppedBySignalError, TooManyBrokenMentorsError
 from certjob.facts import reading
 from certjob.review import certification
 from certjob.review.certification import CertificationManagementService
@@ -313,6 +313,22 @@ def test_a_lock_wait_inside_a_chunk_is_redone_mentor_by_mentor(connection: Conne
 
     assert counts.reviewed == 3
     assert counts.skipped == [mentors[1]]
+
+
+def test_a_table_that_stays_locked_ends_the_night_with_the_next_step(
+    connection: Connection, facts: Facts, app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody can be reviewed; what is wrong and what to do are two fields of a JSON document."""
+    facts.certified_mentor(facts.organisation(), TODAY)
+    monkeypatch.setattr(certification, "WAIT_FOR_LOCKS_SECONDS", 0)
+    with app.transaction():
+        app.execute("LOCK TABLE mentors IN EXCLUSIVE MODE")
+
+        with pytest.raises(DatabaseUnavailableError) as caught:
+            service(connection).apply_due()
+
+    assert caught.value.message == "the table mentors is locked by another session"
+    assert caught.value.next_step == "end that session and run again"
 
 
 def test_a_stop_flag_ends_the_review_between_chunks(connection: Connection, facts: Facts) -> None:
