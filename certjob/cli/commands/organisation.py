@@ -129,7 +129,7 @@ def _show_change(call: Call, output: Any, slug: str, change: "RuleChange") -> in
     else:
         words = {"resumed": "brought back", "hidden": "hidden on the portal", "shown": "shown on the portal"}
         rows = [(words.get(what, what), f"{number:,}", f"{then[what]:,}") for what, number in now.items()]
-        console.show_rows(output, ("Tonight's run", "As it is", "With the change"), rows)
+        console.show_rows(output, ("Tonight's run", ">As it is", ">With the change"), rows)
     return 0
 
 

@@ -98,5 +98,5 @@ def db_prune(
     elif dry_run or opened.output.interactive:
         rows = [(name.replace("_", " "), f"{number:,}") for name, number in pruning.rows.items()]
         heading = f"{'Done' if dry_run else 'Deleted, done'} before {pruning.before:%Y-%m-%d}"
-        output.show_rows(opened.output, (heading, "Rows"), rows)
+        output.show_rows(opened.output, (heading, ">Rows"), rows)
     return 0

@@ -57,7 +57,7 @@ def show(output: Output, report: LoadReport, *, name: str, json: bool, strict: b
         plain.print_json(document | {"problems": [_as_document(members) for members in groups[:LINES_SHOWN]]})
     elif output.interactive:
         rows = [(what.replace("_", " "), f"{number:,}") for what, number in counts.items() if number or what == "rows"]
-        console.show_rows(output, ("What", "Number"), rows)
+        console.show_rows(output, ("What", ">Number"), rows)
     for members in groups[:LINES_SHOWN]:
         say = plain.print_warning if members[0].cost is Cost.NOTHING else plain.print_attention
         say(COMMAND, f"{name} {_sentence(members)}")
