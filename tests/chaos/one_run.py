@@ -76,6 +76,16 @@ def perform(plan: Plan, *, cluster: Cluster, folder: Path) -> Outcome:
     return run.outcome
 
 
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """A command that has ended."""
+
+    result: Finished
+    command: Command
+    expected: frozenset[int]
+    """The codes with which it may end."""
+
+
 class _Run:
     def __init__(self, plan: Plan, stage: Stage) -> None:
         self.outcome = Outcome(plan=plan)
@@ -124,9 +134,11 @@ class _Run:
             if command.fault is not None and command.fault.spot is Spot.MOMENT and proxy.first_statement.wait(30):
                 time.sleep(command.fault.number / 1000)  # a moment is a place, too; there is nothing to wait for
                 strike.strike()
-            code = self._finish(command, child, strike)
-            for other, its_child in others.running:
-                self._finish_other(other, its_child, strike)
+            ended = [self._finish(command, child, strike)]
+            code = ended[0].result.returncode
+            ended += [self._finish_other(other, its_child, strike) for other, its_child in others.running]
+            for each in sorted(ended, key=lambda each: not each.result.stderr):  # of two runs one says it for both
+                self._judge_result(each)
         if strike.error is not None:
             raise strike.error
         hit = list(stage.postbox.hit)
@@ -149,7 +161,7 @@ class _Run:
         self._look(ended_by_itself=code in {0, 3} and not others.running and not strike.struck.is_set(), of=command)
         return code
 
-    def _finish(self, command: Command, child: Child, strike: Strike) -> int:
+    def _finish(self, command: Command, child: Child, strike: Strike) -> _Ended:
         result = child.finish(timeout_seconds=ENDS_WITHIN_SECONDS)
         strike.finish()
         if self._stage.has_struck_itself():
@@ -161,20 +173,19 @@ class _Run:
             codes = {-9} if strike.has_killed else {0, 1, 3}
         struck = f", {'struck' if strike.struck.is_set() else 'not struck'}" if command.fault else ""
         self._stage.trail.append(f"  ended with {result.returncode}{struck}: {result.stderr.strip()}")
-        self._judge_result(result, command, expected=frozenset(codes))
-        return result.returncode
+        return _Ended(result, command, frozenset(codes))
 
-    def _finish_other(self, command: Command, child: Child, strike: Strike) -> None:
+    def _finish_other(self, command: Command, child: Child, strike: Strike) -> _Ended:
         result = child.finish(timeout_seconds=ENDS_WITHIN_SECONDS)
         disturbed = strike.fault is not None and strike.struck.is_set() and strike.fault.action in _FOR_EVERYBODY
         codes = frozenset({0, 1, 3} if disturbed else {0, 3})
         self._stage.trail.append(f"  beside it: {command}: {result.returncode}: {result.stderr.strip()}")
-        self._judge_result(result, command, expected=codes)
+        return _Ended(result, command, codes)
 
-    def _judge_result(self, result: Finished, command: Command, *, expected: frozenset[int]) -> None:
-        name = command.words[0]
+    def _judge_result(self, ended: _Ended) -> None:
+        result, name = ended.result, ended.command.words[0]
         self._complain(
-            invariants.result_complaints(result, command=name, expected=expected, has_reported=self._has_reported)
+            invariants.result_complaints(result, command=name, expected=ended.expected, has_reported=self._has_reported)
         )
         self._has_reported = self._has_reported or (name == "run" and result.returncode in {0, 3})
 
