@@ -182,9 +182,9 @@ def run_loop(
             raise
 
     def break_off() -> None:
-        for task in tasks[:1]:  # before it is made, ``stopped`` is enough to end it
+        if tasks and not tasks[0].done():  # before it is made, ``stopped`` is enough to end it
             tasks.append(asyncio.ensure_future(database.break_off()))
-            task.cancel()
+            tasks[0].cancel()
 
     def in_the_loop(what: Callable[[], object]) -> None:
         """A plain signal handler does not wake the loop; and it must not raise while the loop begins or ends."""

@@ -1,6 +1,7 @@
 """The event loop of a delivery: one thread for the database, an end in time whatever hangs."""
 
 import asyncio
+import gc
 import socket
 import threading
 import time
@@ -238,3 +239,24 @@ def test_a_second_signal_breaks_nothing_while_the_loop_ends(connection: Connecti
         return left_over
 
     assert run(main, connection, stop=stop)
+
+
+def test_a_second_signal_leaves_no_task_behind_when_the_loop_has_ended(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the loop's last turn no task is begun that would never run: asyncio complains of those on stderr."""
+    stop = StopFlag()
+    usual = asyncio.BaseEventLoop.shutdown_default_executor
+
+    async def with_a_signal(loop: asyncio.BaseEventLoop) -> None:
+        await usual(loop)
+        stop.set()
+        stop.break_off()
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "shutdown_default_executor", with_a_signal)
+
+    async def main(_database: DatabaseThread) -> bool:
+        return True
+
+    assert run(main, connection, stop=stop)
+    gc.collect()
