@@ -197,7 +197,7 @@ class Pusher:
 def _given_up(event: PortalEvent, *, attempts: int, cause: PortalCallError) -> DynamicsSyncException:
     retry_at, step = None, None
     if isinstance(cause, PermanentPortalError):
-        step = f"correct dynamics_contact_id, then `certjob resync {event.member_no}`"
+        step = "check the contact ID in the app and the contact in Dynamics, then run the same command again"
         message = f"portal refused mentor {event.member_no} ({event.mentor_id}): {cause}"
     elif isinstance(cause, PortalStageError):
         message, step = f"portal cannot be pushed to: {cause.message}", cause.next_step

@@ -103,7 +103,8 @@ def test_the_documents_of_a_night_that_needs_a_person(here: Certjob, facts: Fact
     assert document_of(alerts)["outcome"] == document_of(resync)["outcome"] == "attention"
     assert [line.partition(" ")[0] for line in shown.stdout.splitlines()] == ["before:", "after:"]
     why = document_of(resync)["error"]
-    assert (why["code"], why["next_step"]) == ("dynamics_sync", "correct dynamics_contact_id, then `certjob resync M1`")
+    step = "check the contact ID in the app and the contact in Dynamics, then run the same command again"
+    assert (why["code"], why["next_step"]) == ("dynamics_sync", step)
 
 
 def test_whatever_is_in_a_name_comes_back_from_the_document_as_it_was(here: Certjob, facts: Facts) -> None:

@@ -202,7 +202,7 @@ class TestFailedPush:
         ("error", "calls", "words", "event", "failure"),
         [
             (TransientPortalError("503"), 3, "after 3 calls: 503", ("pending", 1, 15), ("transient", 3)),
-            (PermanentPortalError("404"), 1, "then `certjob resync M1042`", ("blocked", 1, 0), ("permanent", 1)),
+            (PermanentPortalError("404"), 1, "then run the same command again", ("blocked", 1, 0), ("permanent", 1)),
             (PortalStageError("401"), 1, "portal cannot be pushed to: 401", ("pending", 0, 0), ("stage", 0)),
             (
                 TransientPortalError("429 throttled", retry_after_seconds=120),

@@ -576,7 +576,10 @@ class TestRound:
     @pytest.mark.parametrize(
         ("make", "says"),
         [
-            (lambda: REFUSED, "correct dynamics_contact_id, then `certjob resync M1042`"),
+            (
+                lambda: REFUSED,
+                "check the contact ID in the app and the contact in Dynamics, then run the same command again",
+            ),
             (lambda: PortalStageError("401 unauthorized"), "portal cannot be pushed to: 401 unauthorized"),
             (lambda: TransientPortalError("429 throttled", retry_after_seconds=21), "after 1 call: 429 throttled"),
         ],
