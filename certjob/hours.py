@@ -44,9 +44,9 @@ def parse_daily_hours(text: str) -> DailyHours:
     numbers = [int(number) for number in form.groups()] if form else [0, 99, 0, 99]
     begin, end = (hour * 60 + minute for hour, minute in (numbers[:2], numbers[2:]))
     if max(numbers[1], numbers[3]) > 59 or begin >= _DAY_MINUTES or end > _DAY_MINUTES:
-        message = "must be two times of the day such as 08:00-20:00; the second one may be 24:00"
+        message = "must be two times of the day such as 08:00-20:00 (the second one may be 24:00)"
         raise ValueError(message)
     if begin == end:
-        message = "is an empty window, since it ends when it begins; write 00:00-24:00 for the whole day"
+        message = "is an empty window, since it ends when it begins (00:00-24:00 is the whole day)"
         raise ValueError(message)
     return DailyHours(begin=begin, end=end)

@@ -253,7 +253,8 @@ def survey_settings(env_file: str | None = None) -> tuple[Settings, list[Configu
             if not name or name in without:  # never seen, and it would go on for ever
                 raise problem
             without[name] = SecretStr("") if name == "database_url" else Settings.model_fields[name].default
-            problems.append(problem)
+            if variable_of(problem) not in map(variable_of, problems):  # what is wrong was left out, and is not missing
+                problems.append(problem)
 
 
 def variable_of(problem: ConfigurationError) -> str:

@@ -196,6 +196,16 @@ def test_every_wrong_setting_is_named_and_everything_else_is_looked_at(
     assert portal.requests == []
 
 
+def test_a_setting_that_is_wrong_is_not_missing_too_and_has_one_next_step(check: Check, complete: Facts) -> None:
+    """It was left out, so that everything else can be looked at."""
+    _, found = check(CERTJOB_PORTAL_KEY="two words", CERTJOB_MAIL_HOURS="08:00-08:00")
+
+    key, hours = found["settings"]
+    assert key.startswith("fail: CERTJOB_PORTAL_KEY: must be one word")
+    assert hours.startswith("fail: CERTJOB_MAIL_HOURS: is an empty window")
+    assert hours.count("; ") == 2, "correct it; see the page"
+
+
 def test_without_a_database_the_rest_is_looked_at(
     check: Check, portal: PortalServer, bare_environment: dict[str, str]
 ) -> None:
