@@ -248,8 +248,8 @@ def test_a_second_signal_leaves_no_task_behind_when_the_loop_has_ended(
     stop = StopFlag()
     usual = asyncio.BaseEventLoop.shutdown_default_executor
 
-    async def with_a_signal(loop: asyncio.BaseEventLoop) -> None:
-        await usual(loop)
+    async def with_a_signal(loop: asyncio.BaseEventLoop, *timeout: float) -> None:
+        await usual(loop, *timeout)
         stop.set()
         stop.break_off()
 
