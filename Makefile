@@ -11,10 +11,10 @@ demo: $(READY)
 	$(BIN)/certjob demo
 
 # Each worker takes whole files, so that what a file starts is started once; whoever is done first takes over others'.
-# Two for each of two cores: half of a test's time it waits, for a server, a signal or a deadline.
+# Three, for two cores: a test often waits for a server, a signal or a deadline.
 # A real cron waits for a full minute: `make outside` runs it.
 test: $(READY)
-	$(BIN)/python -m pytest -n 4 --dist worksteal -m 'not real_cron' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m 'not real_cron' $(PYTEST_ARGS)
 
 # Through Debian's cron, Exim and PgBouncer, as root: the tests that need a program which is not in the lock.
 outside: $(READY)

@@ -707,7 +707,7 @@ class Saga(RuleBasedStateMachine):
 
 
 few = settings(
-    max_examples=7,
+    max_examples=5,
     stateful_step_count=30,
     derandomize=True,
     database=None,
