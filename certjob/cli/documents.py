@@ -1,6 +1,7 @@
 """The JSON documents in which mentors stand: beside each id is what people and commands call the mentor."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -16,16 +17,12 @@ def print_document(connection: Connection, document: dict[str, Any]) -> None:
     """Print a command's document; each object with a ``mentor_id`` gets ``member_no`` and ``organisation``."""
     unnamed = [each for each in _objects(document) if not {"member_no", "organisation"} <= each.keys()]
     names: dict[UUID, tuple[str, str]] = {}
-    try:
+    # The database may have gone away since: what the command did is told all the same, with ids alone.
+    with suppress(psycopg.Error, DatabaseUnavailableError):
         if unnamed:
             names = name_mentors(connection, {UUID(str(each["mentor_id"])) for each in unnamed})
-    except (
-        psycopg.Error,
-        DatabaseUnavailableError,
-    ):  # the database went away since, and yet what the command did is told
-        pass
     for each in unnamed:
-        member_no, slug = names.get(UUID(str(each["mentor_id"])), (None, None))  # None: deleted since
+        member_no, slug = names.get(UUID(str(each["mentor_id"])), (None, None))  # None: deleted since, or not known
         each.setdefault("member_no", member_no)
         each.setdefault("organisation", slug)
     plain.print_json(document)

@@ -93,30 +93,19 @@ def _sections(language: str) -> dict[str, list[Words]]:
     reason = AlertReason.CONTACT_NOT_FOUND.for_mail(language)
     who: Words = {"name": _NAME, "member_no": "M1001"}
     unnamed: Words = {"name": "M1002", "member_no": "M1002"}
+    since = write_moment(_SOME_MOMENT, locale=language)
     pushes: list[Words] = [
-        {
-            **who,
-            "since": write_moment(_SOME_MOMENT, locale=language),
-            "error": "404 contact_not_found",
-            "reason": reason,
-            "technical": "404 contact_not_found",
-        },
-        {
-            **unnamed,
-            "since": write_moment(_SOME_MOMENT, locale=language),
-            "error": "",
-            "reason": reason,
-            "technical": "",
-        },
+        {**mentor, "since": since, "error": error, "reason": reason, "technical": error}
+        for mentor, error in ((who, "404 contact_not_found"), (unnamed, ""))
     ]
-    held: Words = {"what": "pauses", "since": pushes[0]["since"], "mentors": 33, "ended": 3, "changed": 30}
+    held: Words = {"what": "pauses", "since": since, "mentors": 33, "ended": 3, "changed": 30}
     return {
         "held": [
             {**held, "shown": 33, "names": ["Kari Nordmann (M1001)"]},
             {**held, "mentors": 1, "ended": 1, "changed": 1, "shown": 1, "names": ["Kari Nordmann (M1001)"]},
             *({**held, "what": what, "shown": 0, "names": []} for what in ("returns", "reminders", "portal")),
         ],
-        "unreviewed": [{**each, "since": pushes[0]["since"]} for each in (who, unnamed)],
+        "unreviewed": [{**each, "since": since} for each in (who, unnamed)],
         "visible": [
             {**push, "sentence": "Dynamics sync pending — mentor may still be visible on portal"} for push in pushes
         ],
