@@ -144,3 +144,9 @@ def test_every_package_has_its_line_in_the_layout() -> None:
             assert f"      {package.name}/ " in layout, package.name
         elif package.suffix == ".py" and not package.name.startswith("__"):
             assert package.name in layout
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_document_keeps_the_marks_of_a_merge(name: str) -> None:
+    """Both sides of a conflict stood in the table of settings."""
+    assert not re.search(r"^(<{7}|={7}|>{7})", TEXTS[name], flags=re.MULTILINE)
