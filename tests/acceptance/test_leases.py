@@ -1,7 +1,6 @@
 """What a lease promises between real processes: nobody acts on one that is over, and what does not fit goes back.
 
-Portal and mail servers are real, and so are the processes; where a test would have to wait for minutes, the times that
-belong together are shortened.
+Portal and processes are real; where a test would wait for minutes, the times that belong together are shortened.
 """
 
 import json
@@ -9,7 +8,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from datetime import timedelta
 from mailbox import Maildir
@@ -21,8 +20,7 @@ import psycopg
 import pytest
 
 from certjob.database import Connection
-from tests.conftest import Certjob
-from tests.support.command_line import Backends, Child, Finished, started, today
+from tests.support.command_line import Backends, Child, started, today
 from tests.support.facts import Facts
 from tests.support.intents import backlog, make_due, review, run_out
 from tests.support.portal_answers import Exchange, answer, delay, hang, ok
@@ -39,96 +37,64 @@ from tests.support.processes import (
 )
 from tests.support.waiting import until
 
-App = psycopg.Connection[tuple[object, ...]]
 Start = Callable[..., AbstractContextManager[Child]]
 
 CONTACT = UUID("6f9619ff-8b86-4d01-b42d-00cf4fc964ff")
-
-EVENTS = "portal_sync_events"
-REMINDERS = "cert_notification_log"
-LOST_PUSH = "certjob run: 1 portal push lost its lease\n"
-LOST_REMINDER = "certjob deliver: 1 reminder lost its lease\n"
-REPEAT_LINE = "may already have received this reminder"
-
-
-@pytest.fixture
-def portal() -> Iterator[PortalServer]:
-    with PortalServer() as server:
-        yield server
-
-
-@pytest.fixture
-def settings(portal: PortalServer, tmp_path: Path) -> dict[str, str]:
-    return {
-        "CERTJOB_PORTAL_URL": portal.url,
-        "CERTJOB_PORTAL_KEY": portal.key,
-        "CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'mail'}",
-    }
-
-
-@pytest.fixture
-def environment(bare_environment: dict[str, str], database_url: str, settings: dict[str, str]) -> dict[str, str]:
-    return bare_environment | {"CERTJOB_DATABASE_URL": database_url} | settings
+EVENTS, REMINDERS = "portal_sync_events", "cert_notification_log"
 
 
 @pytest.fixture
 def start(environment: dict[str, str], tmp_path: Path) -> Start:
     """Start the command in the background, altered by the keyword arguments."""
-
-    def run(*arguments: str, **alterations: Any) -> AbstractContextManager[Child]:
-        return started(*arguments, environment=environment, folder=tmp_path, **alterations)
-
-    return run
-
-
-@pytest.fixture
-def run(certjob: Certjob, settings: dict[str, str]) -> Certjob:
-    """Run the installed command to its end, with the same ways out."""
-
-    def run_command(*arguments: str) -> Finished:
-        return certjob(*arguments, **settings)
-
-    return run_command
+    return lambda *arguments, **altered: started(*arguments, environment=environment, folder=tmp_path, **altered)
 
 
 @pytest.fixture
 def expired(facts: Facts) -> UUID:
     """A mentor whose certificate expired; the first run hides them on the portal and mails them."""
-    return facts.certified_mentor(
-        facts.organisation(), today() - timedelta(days=5), member_no="M1042", contact_id=CONTACT
-    )
+    ended = today() - timedelta(days=5)
+    return facts.certified_mentor(facts.organisation(), ended, member_no="M1042", contact_id=CONTACT)
 
 
-def unfrozen(child: Child) -> Finished:
-    """Let it go on, and wait for its end."""
-    child.signal(signal.SIGCONT)
-    return child.finish()
+@pytest.fixture
+def reminded(facts: Facts, connection: Connection) -> None:
+    """A mentor whose reminder is queued."""
+    facts.certified_mentor(facts.organisation(), today() + timedelta(days=10), locale="en")
+    review(connection, today())
 
 
-def rows_of(facts: Facts, table: str) -> list[tuple[object, ...]]:
-    return facts.rows(f"SELECT * FROM {table} ORDER BY id")
+def renew(facts: Facts, mentor_id: UUID) -> None:
+    """The mentor is wanted visible again."""
+    facts.certificate(mentor_id, today() + timedelta(days=700), issued_on=today())
 
 
-def note_claims(facts: Facts) -> None:
-    """Keep every claim of an event from now on: the row, and when its lease ends."""
-    facts.connection.execute("CREATE TABLE claims (id bigint, due timestamptz)")
-    facts.connection.execute(
-        "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
-        " INSERT INTO claims VALUES (new.id, new.next_attempt_at); RETURN NULL; END $$"
-    )
-    facts.connection.execute(
-        "CREATE TRIGGER noting AFTER UPDATE ON portal_sync_events FOR EACH ROW WHEN (new.claim_token IS NOT NULL"
-        " AND new.claim_token IS DISTINCT FROM old.claim_token) EXECUTE FUNCTION note()"
-    )
+def run_quietly(start: Start, *arguments: str) -> None:
+    with start(*arguments) as child:
+        ended = child.finish()
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def wait_until_run_out(facts: Facts, table: str) -> None:
+    """Wait until no row has a lease: really, since a process counts its lease on its own clock."""
+    open_leases = f"SELECT count(*) FROM {table} WHERE claim_token IS NOT NULL AND next_attempt_at > now()"
+    until(lambda: facts.rows(open_leases) == [(0,)])
 
 
 def test_no_push_begins_so_late_that_it_could_outlast_its_lease(
-    connection: Connection, app: App, facts: Facts, start: Start, portal: PortalServer
+    connection: Connection, app: psycopg.Connection[Any], facts: Facts, start: Start, portal: PortalServer
 ) -> None:
     """Two processes share more than fits into a lease; no call is made twice: nothing is claimed that must wait."""
-    lease, call, number = 4.0, 1.6, 110  # a half takes 2.75 s: none may begin later than 2.4 s after its claim
+    lease, call, number = 3.0, 1.2, 80  # a half takes 2 s: none may begin later than 1.8 s after its claim
     contacts = backlog(facts, number)
-    note_claims(facts)
+    connection.execute("CREATE TABLE claims (id bigint, due timestamptz)")
+    connection.execute(
+        "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " INSERT INTO claims VALUES (new.id, new.next_attempt_at); RETURN NULL; END $$"
+    )
+    connection.execute(
+        "CREATE TRIGGER noting AFTER UPDATE ON portal_sync_events FOR EACH ROW WHEN (new.claim_token IS NOT NULL"
+        " AND new.claim_token IS DISTINCT FROM old.claim_token) EXECUTE FUNCTION note()"
+    )
     portal.default = delay(0.2)
 
     with ExitStack() as stack:
@@ -149,229 +115,117 @@ def test_no_push_begins_so_late_that_it_could_outlast_its_lease(
     assert max(begun[str(key)] - (float(str(due)) - lease) for key, due in claimed) < lease - call
 
 
-# A process that stands still for longer than its lease, after it looked at the lease for the last time: the exception
-# that docs/rules.md documents. It may act once on what it has claimed, and learns then that it lost its lease.
+def say_yes(exchange: Exchange) -> None:
+    """Answer about what was done long ago."""
+    answer(200, {"contact_id": str(exchange.request.contact_id), "visible": exchange.request.visible})(exchange)
 
 
-def renew(facts: Facts, mentor_id: UUID) -> None:
-    """A new certificate: the mentor is wanted visible again."""
-    facts.certificate(mentor_id, today() + timedelta(days=700), issued_on=today())
-
-
-def assert_shown_by_another_run(facts: Facts, run: Certjob, portal: PortalServer, mentor_id: UUID) -> None:
-    """While the one stands still its lease runs out, the facts change, and another one brings them to the portal."""
-    run_out(facts)
-    renew(facts, mentor_id)
-    ended = run("run")
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert portal.visible == {CONTACT: True}
-
-
-def assert_only_lost(ended: Finished, *, part: str, line: str) -> None:
-    """It reports a lost lease, and no success."""
-    assert (ended.returncode, ended.stderr) == (3, line)
-    counts = json.loads(ended.stdout)[part]
-    assert (counts["lost"], counts["failed"], counts.get("delivered", counts.get("sent"))) == (1, 0, 0)
-
-
-def assert_wrong_unnoticed_until_the_portal_is_read(facts: Facts, run: Certjob, portal: PortalServer) -> None:
-    """The portal shows an old value and the database knows nothing of it; ``reconcile`` finds it."""
-    assert portal.visible == {CONTACT: False}
-    assert facts.rows("SELECT portal_visible FROM mentors") == [(True,)]
-    assert facts.rows("SELECT status, visible, version FROM portal_sync_events") == [("delivered", True, 2)]
-    assert facts.rows("SELECT count(*) FROM portal_alerts") == [(0,)]
-    healed = run("reconcile")
-    assert (healed.returncode, healed.stderr) == (0, "")
-    assert portal.visible == {CONTACT: True}
-
-
-@pytest.mark.parametrize("acts", ["at once", "late"])
-def test_a_process_stopped_in_its_call_writes_nothing_afterwards(
-    facts: Facts, start: Start, run: Certjob, expired: UUID, portal: PortalServer, acts: str
-) -> None:
-    """The answer comes after a newer value was delivered; whether the portal acted before or after is its secret."""
-    portal.then(hang(ok(), applied=True) if acts == "late" else hang(_said_yes, applied=True))
-
-    with start("run", "--json") as child:
-        portal.wait_until(lambda: len(portal.requests) == 1, timeout_seconds=60)
-        child.signal(signal.SIGSTOP)
-        wait_until_frozen(child)
-        assert_shown_by_another_run(facts, run, portal, expired)
-        rows = rows_of(facts, EVENTS)
-        portal.release()
-        ended = unfrozen(child)
-
-    assert_only_lost(ended, part="portal", line=LOST_PUSH)
-    assert rows_of(facts, EVENTS) == rows
-    assert facts.rows("SELECT count(*) FROM dynamics_sync_failures") == [(0,)]
-    assert [request.visible for request in portal.requests] == [False, True]
-    if acts == "late":
-        assert_wrong_unnoticed_until_the_portal_is_read(facts, run, portal)
-    else:
-        assert portal.visible == {CONTACT: True}
-
-
-def _said_yes(exchange: Exchange) -> None:
-    """The answer to what was done long ago."""
-    request = exchange.request
-    answer(200, {"contact_id": str(request.contact_id), "visible": request.visible})(exchange)
-
-
-def test_a_process_stopped_just_before_its_call_sends_an_old_value_once(
-    facts: Facts, start: Start, run: Certjob, expired: UUID, portal: PortalServer
-) -> None:
-    """After its last look at the lease: the old value lands after the newer one."""
-    with start("run", "--json", freeze_before=FIRST_CALL) as child:
-        wait_until_frozen(child)
-        assert_shown_by_another_run(facts, run, portal, expired)
-        rows = rows_of(facts, EVENTS)
-        ended = unfrozen(child)
-
-    assert_only_lost(ended, part="portal", line=LOST_PUSH)
-    assert rows_of(facts, EVENTS) == rows
-    assert [request.visible for request in portal.requests] == [True, False]
-    assert [request.idempotency_key for request in portal.requests] == [f"{rows[0][0]}-2", f"{rows[0][0]}-1"]
-    assert_wrong_unnoticed_until_the_portal_is_read(facts, run, portal)
-
-
-def test_a_process_stopped_just_before_its_mail_sends_a_second_copy(
-    connection: Connection, facts: Facts, start: Start, run: Certjob, tmp_path: Path
-) -> None:
-    """Both carry one Message-ID, and the other process's mail the line that it may be a repeat."""
-    facts.certified_mentor(facts.organisation(), today() + timedelta(days=10), locale="en")
-    review(connection, today())
-
-    with start("deliver", "--json", freeze_before=FIRST_MESSAGE) as child:
-        wait_until_frozen(child)
-        run_out(facts, REMINDERS)
-        other = run("deliver")
-        rows = rows_of(facts, REMINDERS)
-        ended = unfrozen(child)
-
-    assert (other.returncode, other.stderr) == (0, "")
-    assert_only_lost(ended, part="reminders", line=LOST_REMINDER)
-    assert rows_of(facts, REMINDERS) == rows
-    assert facts.rows("SELECT status, attempts, maybe_sent FROM cert_notification_log") == [("sent", 2, True)]
-    mails = list(Maildir(tmp_path / "mail"))
-    assert len({mail["Message-ID"] for mail in mails}) == 1
-    assert sorted(REPEAT_LINE in mail.as_string() for mail in mails) == [False, True]
-
-
-# The same before it looks at the lease: it finds that too much time has passed, and does nothing at all. The time
-# really passes here, because the lease is counted on the process's own clock.
-
-
-def wait_until_run_out(facts: Facts, table: str) -> None:
-    """Wait until no row of the table has a lease."""
-    open_leases = f"SELECT count(*) FROM {table} WHERE claim_token IS NOT NULL AND next_attempt_at > now()"
-    until(lambda: facts.rows(open_leases) == [(0,)])
+SHORT = {"portal_lease": 2.0, "call": 0.2, "round": 0.2}
+STOOD_STILL = "the lease is shorter than a push can take, or this process stood still"
+LOST = "certjob run: 1 portal push lost its lease\n"
 
 
 @pytest.mark.parametrize(
-    ("freeze", "said"),
+    ("in_call", "altered", "arrived", "shown", "said"),
     [
-        ({"freeze_after": PORTAL_CLAIM}, "the lease is shorter than a push can take, or this process stood still"),
-        ({"freeze_before": TURN}, ""),
+        pytest.param(say_yes, {}, [False, True], True, LOST, id="in its call, which the portal did at once"),
+        pytest.param(ok(), {}, [False, True], False, LOST, id="in its call, which the portal does late"),
+        pytest.param(None, {"freeze_before": FIRST_CALL}, [True, False], False, LOST, id="just before its call"),
+        pytest.param(None, SHORT | {"freeze_after": PORTAL_CLAIM}, [True], True, STOOD_STILL, id="after its claim"),
+        pytest.param(None, SHORT | {"freeze_before": TURN}, [True], True, "", id="before its turn"),
     ],
-    ids=["after the claim", "in the gate"],
 )
-def test_a_process_stopped_before_it_looks_at_the_lease_makes_no_call(
+def test_a_process_that_stood_still_writes_nothing_over_a_newer_value(
     facts: Facts,
     start: Start,
-    run: Certjob,
     expired: UUID,
     portal: PortalServer,
-    freeze: dict[str, str],
+    in_call: Any,
+    altered: dict[str, Any],
+    arrived: list[bool],
+    shown: bool,
     said: str,
 ) -> None:
-    """Between its claim and its call; another run has long pushed a newer value."""
-    with start("run", "--json", portal_lease=2.0, call=0.2, round=0.2, **freeze) as child:
-        wait_until_frozen(child)
-        wait_until_run_out(facts, EVENTS)
-        renew(facts, expired)
-        other = run("run")
-        rows = rows_of(facts, EVENTS)
-        ended = unfrozen(child)
+    """Past its lease; only if it stopped after its last look at it does an old value land, which docs/rules.md says."""
+    if in_call:
+        portal.then(hang(in_call, applied=True))
 
-    assert (other.returncode, other.stderr) == (0, "")
+    with start("run", "--json", **altered) as child:
+        if in_call:
+            portal.wait_until(lambda: len(portal.requests) == 1, timeout_seconds=60)
+            child.signal(signal.SIGSTOP)
+        wait_until_frozen(child)
+        if "portal_lease" in altered:
+            wait_until_run_out(facts, EVENTS)
+        else:
+            run_out(facts)
+        renew(facts, expired)
+        run_quietly(start, "run")
+        assert portal.visible == {CONTACT: True}
+        rows = facts.rows("SELECT * FROM portal_sync_events ORDER BY id")
+        portal.release()
+        child.signal(signal.SIGCONT)
+        ended = child.finish()
+
     assert ended.returncode == (3 if said else 0)
     assert said in ended.stderr
-    assert [request.visible for request in portal.requests] == [True]
-    assert rows_of(facts, EVENTS) == rows
-    assert facts.rows("SELECT status, visible, version, attempts FROM portal_sync_events") == [
-        ("delivered", True, 2, 1)
-    ]
+    assert (said == LOST) is (ended.stderr == LOST)
+    counts = json.loads(ended.stdout)["portal"]
+    assert (counts["lost"], counts["failed"], counts["delivered"]) == (int(said == LOST), 0, 0)
+    assert [request.visible for request in portal.requests] == arrived
+    assert {request.idempotency_key for request in portal.requests} == {
+        f"{rows[0][0]}-{2 if visible else 1}" for visible in arrived
+    }
+    assert facts.rows("SELECT * FROM portal_sync_events ORDER BY id") == rows
+    assert facts.rows("SELECT status, visible, version FROM portal_sync_events") == [("delivered", True, 2)]
     assert facts.rows("SELECT count(*) FROM dynamics_sync_failures") == [(0,)]
+    assert portal.visible == {CONTACT: shown}
+    if not shown:  # nothing in the database knows of it, until the portal is read
+        assert facts.rows("SELECT count(*) FROM portal_alerts") == [(0,)]
+        run_quietly(start, "reconcile")
+        assert portal.visible == {CONTACT: True}
 
 
-def test_a_process_stopped_before_it_looks_at_the_lease_sends_no_mail(
-    connection: Connection, facts: Facts, start: Start, run: Certjob, tmp_path: Path
+@pytest.mark.parametrize(
+    ("altered", "said", "copies"),
+    [
+        ({"freeze_before": FIRST_MESSAGE}, "certjob deliver: 1 reminder lost its lease\n", 2),
+        ({"freeze_after": MAIL_CLAIM, "mail_lease": 2.0, "message": 0.2}, "", 1),
+    ],
+    ids=["just before its mail", "after its claim"],
+)
+@pytest.mark.usefixtures("reminded")
+def test_a_process_that_stood_still_sends_a_second_copy_only_after_its_last_look_at_the_lease(
+    facts: Facts, start: Start, tmp_path: Path, altered: dict[str, Any], said: str, copies: int
 ) -> None:
-    """Between its claim and its message; another run has sent it, as perhaps repeated."""
-    facts.certified_mentor(facts.organisation(), today() + timedelta(days=10), locale="en")
-    review(connection, today())
-
-    with start("deliver", "--json", freeze_after=MAIL_CLAIM, mail_lease=2.0, message=0.2) as child:
+    """Both carry one Message-ID, and the other process's mail the line that it may be a repeat."""
+    with start("deliver", "--json", **altered) as child:
         wait_until_frozen(child)
-        wait_until_run_out(facts, REMINDERS)
-        other = run("deliver")
-        rows = rows_of(facts, REMINDERS)
-        ended = unfrozen(child)
+        if "mail_lease" in altered:
+            wait_until_run_out(facts, REMINDERS)
+        else:
+            run_out(facts, REMINDERS)
+        run_quietly(start, "deliver")
+        rows = facts.rows("SELECT * FROM cert_notification_log")
+        child.signal(signal.SIGCONT)
+        ended = child.finish()
 
-    assert (other.returncode, other.stderr) == (0, "")
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert json.loads(ended.stdout)["reminders"]["sent"] == 0
-    assert rows_of(facts, REMINDERS) == rows
-    assert [REPEAT_LINE in mail.as_string() for mail in Maildir(tmp_path / "mail")] == [True]
-
-
-# One mentor, several processes, and a desired value that changes while calls are in flight.
-
-
-def test_two_resyncs_and_a_night_end_with_the_value_that_was_wanted_last(
-    facts: Facts, start: Start, expired: UUID, portal: PortalServer
-) -> None:
-    """Hide (in a call), show (wanted meanwhile, then in a call), hide (wanted meanwhile): one at a time, in order."""
-    first, second = threading.Event(), threading.Event()
-    portal.then(while_open(first, ok()), while_open(second, ok()))
-
-    with start("run") as night, ExitStack() as stack:
-        portal.wait_until(lambda: len(portal.requests) == 1, timeout_seconds=60)
-        renew(facts, expired)
-        show = stack.enter_context(start("resync", "M1042"))
-        wait_for_wish(facts, visible=True)
-        first.set()
-        portal.wait_until(lambda: len(portal.requests) == 2)
-        facts.pause(expired)
-        hide = stack.enter_context(start("resync", "M1042"))
-        wait_for_wish(facts, visible=False)
-        second.set()
-        ended = [child.finish() for child in (night, show, hide)]
-
-    assert [(result.returncode, result.stderr) for result in ended] == [(0, "")] * 3
-    assert [request.visible for request in portal.requests] == [False, True, False]
-    assert versions(portal) == sorted(set(versions(portal)))
-    assert portal.overlaps == []
-    assert portal.visible == {CONTACT: False}
-    assert facts.rows("SELECT status, visible FROM portal_sync_events") == [("delivered", False)]
+    assert (ended.returncode, ended.stderr) == (3 if said else 0, said)
+    counts = json.loads(ended.stdout)["reminders"]
+    assert (counts["lost"], counts["failed"], counts["sent"]) == (copies - 1, 0, 0)
+    assert facts.rows("SELECT * FROM cert_notification_log") == rows
+    assert facts.rows("SELECT status, attempts, maybe_sent FROM cert_notification_log") == [("sent", 2, True)]
+    mails = list(Maildir(tmp_path / "mail"))
+    repeats = ["may already have received this reminder" in mail.as_string() for mail in mails]
+    assert sorted(repeats) == [False, True][2 - copies :]
+    assert len({mail["Message-ID"] for mail in mails}) == 1
 
 
-def wait_for_wish(facts: Facts, *, visible: bool) -> None:
-    """Wait until this is what the open event asks for."""
-    until(lambda: facts.rows("SELECT visible, status FROM portal_sync_events") == [(visible, "pending")], seconds=60)
-
-
-def versions(portal: PortalServer) -> list[int]:
-    """Which version of the one event each request carried."""
-    return [int(str(request.idempotency_key).rpartition("-")[2]) for request in portal.requests]
-
-
+@pytest.mark.usefixtures("reminded")
 def test_a_message_is_not_sent_when_reading_for_it_took_longer_than_the_lease(
-    start: Start, connection: Connection, facts: Facts, app: psycopg.Connection[Any], tmp_path: Path
+    facts: Facts, start: Start, app: psycopg.Connection[Any], tmp_path: Path
 ) -> None:
     """A table was locked: another run has taken the reminder over meanwhile, and a later one sends it."""
-    facts.certified_mentor(facts.organisation(), today() + timedelta(days=10), locale="en")
-    review(connection, today())
     app.execute("LOCK TABLE certificates")  # as ALTER TABLE does
 
     with start("deliver", "--json", mail_lease=2.0, message=0.2) as first:
@@ -383,7 +237,39 @@ def test_a_message_is_not_sent_when_reading_for_it_took_longer_than_the_lease(
         first.finish()
     assert not (tmp_path / "mail").exists()
     make_due(facts, REMINDERS)
-    with start("deliver", "--json") as third:
-        third.finish()
+    run_quietly(start, "deliver")
 
     assert len(list(Maildir(tmp_path / "mail"))) == 1
+
+
+def test_two_resyncs_and_a_night_end_with_the_value_that_was_wanted_last(
+    facts: Facts, start: Start, expired: UUID, portal: PortalServer
+) -> None:
+    """Hide (in a call), show (wanted meanwhile, then in a call), hide (wanted meanwhile): one at a time, in order."""
+    first, second = threading.Event(), threading.Event()
+    portal.then(while_open(first, ok()), while_open(second, ok()))
+
+    def wait_for_wish(visible: bool) -> None:
+        wish = "SELECT visible, status FROM portal_sync_events"
+        until(lambda: facts.rows(wish) == [(visible, "pending")], seconds=60)
+
+    with start("run") as night, ExitStack() as stack:
+        portal.wait_until(lambda: len(portal.requests) == 1, timeout_seconds=60)
+        renew(facts, expired)
+        show = stack.enter_context(start("resync", "M1042"))
+        wait_for_wish(True)
+        first.set()
+        portal.wait_until(lambda: len(portal.requests) == 2)
+        facts.pause(expired)
+        hide = stack.enter_context(start("resync", "M1042"))
+        wait_for_wish(False)
+        second.set()
+        ended = [child.finish() for child in (night, show, hide)]
+
+    assert [(result.returncode, result.stderr) for result in ended] == [(0, "")] * 3
+    assert [request.visible for request in portal.requests] == [False, True, False]
+    versions = [int(str(request.idempotency_key).rpartition("-")[2]) for request in portal.requests]
+    assert versions == sorted(set(versions))
+    assert portal.overlaps == []
+    assert portal.visible == {CONTACT: False}
+    assert facts.rows("SELECT status, visible FROM portal_sync_events") == [("delivered", False)]

@@ -3,29 +3,18 @@
 import email
 import email.policy
 import re
-from dataclasses import dataclass, field
 from email.errors import NonASCIILocalPartDefect
 from email.message import EmailMessage
 from html.parser import HTMLParser
+from typing import NamedTuple
 
 SPY = "spy@example.org"
 """Whom a smuggled header would send a copy to."""
 
-HEADERS = [
-    "From",
-    "To",
-    "Subject",
-    "Date",
-    "Message-ID",
-    "Auto-Submitted",
-    "X-Auto-Response-Suppress",
-    "Content-Language",
-    "MIME-Version",
-    "Content-Type",
-]
+HEADERS = ["From", "To", "Subject", "Date", "Message-ID", "MIME-Version", "Content-Type", "Content-Language"]
+HEADERS += ["Auto-Submitted", "X-Auto-Response-Suppress"]
+"""What a message has, each once; and where the organisation's contact address is one, in a digest:"""
 OPTIONAL_HEADERS = ["Reply-To", "List-Id"]
-"""Where the organisation's contact address is one; in a digest."""
-"""All that a message has, each once."""
 
 LONGEST_LINE = 998
 """RFC 5322, 2.1.1: octets in a line, without its end."""
@@ -34,64 +23,49 @@ CONTROLS = "".join(map(chr, [*range(1, 32), *range(127, 160)]))
 """All there are but NUL, which no text in PostgreSQL can hold."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hostile:
-    """A text, and what a person is to read where it stands."""
-
+class Hostile(NamedTuple):
     text: str
     read: str = ""
-    """Empty: the text as it is."""
+    """What a person is to read where it stands; empty: the text as it is."""
 
     @property
     def in_message(self) -> str:
-        """What a person reads of it in a message, its subject included."""
         return self.read or self.text
 
 
 HOSTILE = {
-    "a header": Hostile(text=f"Kari\r\nBcc: {SPY}", read=f"Kari Bcc: {SPY}"),
-    "a header after LF": Hostile(text=f"Kari\nTo: {SPY}", read=f"Kari To: {SPY}"),
-    "a header after CR": Hostile(text=f"Kari\rTo: {SPY}", read=f"Kari To: {SPY}"),
-    "a header after NEL": Hostile(text=f"Kari\x85To: {SPY}", read=f"Kari To: {SPY}"),
-    "a header after separators": Hostile(text="Kari\u2028X-A: 1\u2029X-B: 2", read="Kari X-A: 1 X-B: 2"),
-    "a body": Hostile(text="Kari\r\n\r\nYou have won.", read="Kari You have won."),
+    "headers": Hostile(
+        f"Kari\r\nBcc: {SPY}\nTo: {SPY}\rCc: {SPY}\x85X-A: 1\u2028X-B: 2\u2029X-C: 3",
+        f"Kari Bcc: {SPY} To: {SPY} Cc: {SPY} X-A: 1 X-B: 2 X-C: 3",
+    ),
     "an end of the message": Hostile(
-        text=f"Kari\r\n.\r\nMAIL FROM:<{SPY}>\r\nDATA", read=f"Kari . MAIL FROM:<{SPY}> DATA"
+        f"Kari\r\n\r\nHi.\r\n.\r\nMAIL FROM:<{SPY}>\r\nDATA", f"Kari Hi. . MAIL FROM:<{SPY}> DATA"
     ),
-    "a lone dot": Hostile(text="."),
-    "a boundary": Hostile(text="--===============0==--"),
-    "the first line of a mailbox": Hostile(text=f"From {SPY} Thu Jan  1", read=f"From {SPY} Thu Jan 1"),
+    "a lone dot": Hostile("."),
+    "a boundary": Hostile("--===============0==--"),
+    "the first line of a mailbox": Hostile(f"From {SPY} Thu Jan  1", f"From {SPY} Thu Jan 1"),
     # Python's e-mail package decodes such words when a header is set, and writes what was in them.
-    "an encoded header": Hostile(text=f"=?utf-8?q?=0D=0ABcc:_{SPY}?="),
-    "an encoded header in Base64": Hostile(text="=?utf-8?b?DQpCY2M6IHNweUBleGFtcGxlLm9yZw==?="),
-    "an encoded word": Hostile(text="=?utf-8?q?Kari?= =?utf-8?q?Nordmann?="),
-    "quoted-printable": Hostile(text="a=3Db=0D=0Ac="),
-    "every control character": Hostile(text=f"K{CONTROLS}K", read="K K"),
-    "orders to a terminal": Hostile(text="K\x1b[2J\x1b[5mK\x1b]0;owned\x07K\x9b5mK", read="K [2J [5mK ]0;owned K 5mK"),
-    "right to left": Hostile(text="محمد علي"),
-    "Hebrew in Latin": Hostile(text="Kari קארי (1) Nordmann"),
-    "an override": Hostile(text="Kari \u202egpj.exe\u202c K", read="Kari gpj.exe K"),
-    "isolates and marks": Hostile(text="K\u2067a\u2069\u200fr\u200e\u061ci", read="K a r i"),
+    "an encoded header": Hostile(f"=?utf-8?q?=0D=0ABcc:_{SPY}?="),
+    "an encoded header in Base64": Hostile("=?utf-8?b?DQpCY2M6IHNweUBleGFtcGxlLm9yZw==?="),
+    "encoded words": Hostile("=?utf-8?q?Kari?= =?utf-8?q?Nordmann?= a=3Db=0D=0Ac="),
+    "every control character": Hostile(f"K{CONTROLS}K", "K K"),
+    "orders to a terminal": Hostile("K\x1b[2J\x1b[5mK\x1b]0;owned\x07K\x9b5mK", "K [2J [5mK ]0;owned K 5mK"),
+    "right to left": Hostile("محمد علي קארי (1) Nordmann"),
+    "overrides and isolates": Hostile("K \u202egpj.exe\u202c K\u2067a\u2069\u200fr\u200e\u061ci", "K gpj.exe K a r i"),
     # The tables take 200 characters where the fewest are allowed.
-    "as many letters as fit": Hostile(text="K" * 199),
-    "as many letters beyond ASCII as fit": Hostile(text="Ø" * 199),
-    "as many words as fit": Hostile(text=" ".join(["Kari"] * 39)),
-    "quotes": Hostile(text="""Kari "Ea" O'Nordmann, «K»; <k> (K)\\"""),
-    "emoji": Hostile(text="Kari 👩‍🏫🇳🇴👍🏽"),
-    "combining characters": Hostile(text="Z" + "\u0335\u0327\u0301\u0489" * 48 + "algo"),
-    "astral letters": Hostile(text="𝕶𝖆𝖗𝖎 𠜎 \U0010ffff"),
-    "private letters": Hostile(text="K\ue000\uf8ffK"),
-    "HTML": Hostile(text="<script>alert(1)</script>"),
-    "HTML that closes": Hostile(
-        text="""--></title></style></p>"'><img src=x onerror=alert(1)><a href='//evil.example'>"""
+    "as many letters as fit": Hostile("K" * 199),
+    "as many letters beyond ASCII as fit": Hostile("Ø" * 199),
+    "as many words as fit": Hostile(" ".join(["Kari"] * 39)),
+    "quotes": Hostile("""Kari "Ea" O'Nordmann, «K»; <k> (K)\\"""),
+    "emoji and combining characters": Hostile("Kari 👩‍🏫🇳🇴👍🏽 Z" + "\u0335\u0327\u0301\u0489" * 40 + "algo"),
+    "astral and private letters": Hostile("𝕶𝖆𝖗𝖎 𠜎 \U0010ffff K\ue000\uf8ffK"),
+    "HTML": Hostile(
+        """<script>alert(1)</script>--></title></style></p>"'><img src=x onerror=alert(1)><a href='//evil.example'>"""
+        "&lt;b&gt;&amp;&#10;&nbsp;"
     ),
-    "HTML entities": Hostile(text="&lt;b&gt;&amp;&#10;&nbsp;"),
-    "Jinja": Hostile(text="{{ 7*7 }}{% raw %}{# K #}{{ organisation }}"),
-    "Rich": Hostile(text="[red]x[/red]"),
-    "Rich that closes": Hostile(text="[/][/red]K[bold"),
-    "a link for Rich": Hostile(text="[link=https://evil.example]K[/link] :smile:"),
-    "placeholders": Hostile(text="%s %(name)s {0} {name} ${HOME} $(id) `id` \\n"),
-    "SQL": Hostile(text="K'); DROP TABLE mentors; --"),
+    "Jinja": Hostile("{{ 7*7 }}{% raw %}{# K #}{{ organisation }}"),
+    "Rich": Hostile("[red]x[/red] [/][/red]K[bold [link=https://evil.example]K[/link] :smile:"),
+    "placeholders": Hostile("%s %(name)s {0} {name} ${HOME} $(id) `id` \\n K'); DROP TABLE mentors; --"),
 }
 
 
@@ -120,15 +94,13 @@ class Page(HTMLParser):
         self.text += data
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReceivedMail:
+class ReceivedMail(NamedTuple):
     """A message that is in order, as its reader's program understands it."""
 
     to: str
     subject: str
     text: str
-    html: str
-    page: Page = field(repr=False)
+    page: Page
 
 
 def read_mail(data: bytes, *, line_end: bytes = b"\r\n", utf8: bool = False) -> ReceivedMail:
@@ -154,12 +126,11 @@ def read_mail(data: bytes, *, line_end: bytes = b"\r\n", utf8: bool = False) -> 
     assert message["Auto-Submitted"] == "auto-generated"
     (recipient,) = message["To"].addresses
     text, html = (str(part.get_content()).replace("\r\n", "\n") for part in parts[1:])
-    return ReceivedMail(to=recipient.addr_spec, subject=str(message["Subject"]), text=text, html=html, page=Page(html))
+    return ReceivedMail(recipient.addr_spec, str(message["Subject"]), text, Page(html))
 
 
 _ORDERS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 """What a terminal obeys, but for the line end: control characters, and what turns the text around."""
-
 _RICHS_ORDERS = re.compile(r"\x1b\[[0-9;]*m|\x1b\[\?25[lh]|\x1b\[2K|\x1b\[1A|\r")
 """Colours, and what a progress bar needs."""
 
