@@ -1,10 +1,12 @@
 """The coordinators' daily page: what happened and what needs a person, once a day, and only if there is something."""
 
 import itertools
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from threading import Barrier
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -15,818 +17,604 @@ from certjob import database
 from certjob.database import Connection, statements
 from certjob.errors import (
     ChannelDownError,
-    ConfigurationError,
     Outcome,
     OutcomeUnknownError,
     PermanentPortalError,
     RecipientRefusedError,
     StoppedBySignalError,
 )
+from certjob.mail import digests
 from certjob.mail.digest_contents import read_digest
-from certjob.mail.digests import CoordinatorDigestService, DigestMail, QueuedDigest
+from certjob.mail.digests import CoordinatorDigestService
 from certjob.mail.message import OutgoingMessage
-from certjob.mail.messages import OUR_TEMPLATES, Templates
-from certjob.mail.queue import Unsent, Writer
+from certjob.mail.messages import Templates
 from certjob.night import nightly
+from certjob.night.report import RunReport
 from certjob.outbox.claims import Answer
 from certjob.stopping import StopFlag
 from certjob.views import alerts
 from tests.support.channels import BlockingStage, digest_mail
 from tests.support.facts import TODAY, Facts
-from tests.support.intents import make_due, review, run_out
+from tests.support.intents import DisturbedPortal, make_due, review, run_out
 from tests.support.mails import breakable
-from tests.support.nights import CollectingChannel, FlakyPortal, NoProgress, delivery, in_background, night
-from tests.support.waiting import until
+from tests.support.nights import CollectingChannel, FlakyPortal, NoProgress, delivery, night
 
-App = psycopg.Connection[tuple[object, ...]]
-
-YESTERDAY = TODAY - timedelta(days=1)
-TOMORROW = TODAY + timedelta(days=1)
-NEXT_YEAR = TODAY + timedelta(days=365)
-ROWS = "SELECT digest_on, status FROM coordinator_digests ORDER BY id"
 SENTENCE = "Dynamics sync pending — mentor may still be visible on portal"
 NOBODY, DOWN, CUT = RecipientRefusedError("550 no such user"), ChannelDownError("no route"), OutcomeUnknownError("cut")
-
-
-@pytest.fixture
-def hlf(facts: Facts) -> UUID:
-    """An organisation with a portal, a coordinator, and no reminders to mentors."""
-    organisation = facts.organisation(thresholds=())
-    coordinator(facts, organisation)
-    return organisation
-
-
-@pytest.fixture
-def nhf(facts: Facts) -> UUID:
-    """One without a portal: six mentors to remind, one to pause, a coordinator."""
-    organisation = facts.organisation("nhf", portal=None, thresholds=(30,))
-    for _ in range(6):
-        facts.certified_mentor(organisation, TODAY + timedelta(days=5))
-    facts.certified_mentor(organisation, YESTERDAY)
-    coordinator(facts, organisation)
-    return organisation
-
-
-@pytest.fixture
-def kari(facts: Facts, hlf: UUID) -> UUID:
-    """Somebody to tell of: her certificate ended yesterday."""
-    return facts.certified_mentor(hlf, YESTERDAY, full_name="Kari")
-
-
-def coordinator(facts: Facts, organisation: UUID, *, email: str = "berit@example.org", locale: str = "nb") -> UUID:
-    row = facts.connection.execute(
-        "INSERT INTO coordinators (organisation_id, full_name, email, locale) VALUES (%s, 'Berit Berg', %s, %s)"
-        " RETURNING id",
-        (organisation, email, locale),
-    ).fetchone()
-    assert row is not None
-    return UUID(str(row[0]))
-
-
-def digests(channel: CollectingChannel) -> list[OutgoingMessage]:
-    return [message for message in channel.sent if message.kind == "digest"]
-
-
-def pages(connection: Connection, number: int = 0, *, channel: CollectingChannel | None = None, **options: Any) -> Any:
-    """The digests of a night, so many days on."""
-    channel = channel or CollectingChannel()
-    night(connection, TODAY + timedelta(days=number), channel=channel, **({"portal": FlakyPortal()} | options))
-    return digests(channel)
-
-
-def queue(connection: Connection, number: int = 0) -> None:
-    """A night that delivers nothing."""
-    night(connection, TODAY + timedelta(days=number), portal=FlakyPortal(), deliver=False)
-
-
-def failing(error: Exception, *, kind: str = "digest") -> CollectingChannel:
-    """A channel on which no message of the kind can be handed over."""
-
-    def on_send(message: OutgoingMessage) -> None:
-        if message.kind == kind:
-            raise error
-
-    return CollectingChannel(on_send=on_send)
-
-
-def deliver(connection: Connection, number: int = 0, *, channel: CollectingChannel | None = None) -> Any:
-    """The digests of the job between the nights."""
-    channel = channel or CollectingChannel()
-    nightly.deliver(
-        connection,
-        today=TODAY + timedelta(days=number),
-        delivery=delivery(portal=FlakyPortal(), channel=channel),
-        stop=StopFlag(),
-        progress=NoProgress(),
-    )
-    return digests(channel)
-
-
-class TestContents:
-    """What it tells."""
-
-    def test_who_was_paused_and_why(self, connection: Connection, facts: Facts, hlf: UUID) -> None:
-        """With the kind and the day it ended, or that it was revoked. A name does no harm in either part."""
-        facts.certified_mentor(hlf, YESTERDAY, full_name="<b>Kari</b>\nBcc: a@b.example\u202e {{ 7 * 7 }}")
-        revoked = facts.mentor(hlf, full_name="Ola Hansen", member_no="M2")
-        facts.certificate(revoked, NEXT_YEAR, revoked_at=datetime.now(UTC))
-
-        (digest,) = pages(connection)
-
-        assert (digest.to, digest.subject) == ("berit@example.org", "HLF: 2 nye på pause")
-        kari = "* <b>Kari</b> Bcc: a@b.example {{ 7 * 7 }} (M1001): sertifikatet «likeperson» gikk ut 9. mars 2026"
-        assert kari in breakable(digest.text)
-        assert "* Ola Hansen (M2): sertifikatet «likeperson» er trukket tilbake" in digest.text
-        assert "&lt;b&gt;Kari&lt;/b&gt;" in digest.html
-
-    def test_who_is_back_again(self, connection: Connection, facts: Facts, hlf: UUID, kari: UUID) -> None:
-        """Whether another pause still holds them; whether nobody watches them, the certificate being deleted."""
-        ill, deleted = (facts.certified_mentor(hlf, YESTERDAY, full_name=name) for name in ("Ola", "Per"))
-        facts.pause(ill)
-        pages(connection)
-        connection.execute("DELETE FROM certificates WHERE mentor_id = %s", (deleted,))
-        for mentor in (kari, ill):
-            facts.certificate(mentor, NEXT_YEAR, issued_on=TODAY)
-
-        (digest,) = pages(connection, 1)
-
-        assert digest.subject == "HLF: 3 er tilbake"
-        assert "* Kari (M1001)\n" in digest.text
-        assert "* Ola (M1002), er fortsatt på pause av en annen grunn" in digest.text
-        warning = "Likepersonen har ikke lenger noe sertifikat registrert"
-        assert f"* Per (M1003)\n  {warning}" in digest.text
-        assert (digest.text.count(warning), digest.html.count(warning)) == (1, 1)
-        assert "Nye på pause" not in digest.text
-
-    def test_a_pause_that_a_person_had_lifted(self, connection: Connection, kari: UUID) -> None:
-        """It is open again, and the page says what to do instead."""
-        pages(connection)
-        connection.execute("UPDATE mentor_pauses SET lifted_at = now(), lifted_by = 'Berit'")
-
-        (digest,) = pages(connection, 1)
-
-        assert "Noen har opphevet pausen" in digest.text
-
-    def test_a_push_that_waits_is_news_once_a_week_and_comes_along_with_other_news(
-        self, connection: Connection, facts: Facts, hlf: UUID, kari: UUID
-    ) -> None:
-        """Nobody should take what is missing for what is done."""
-        facts.certified_mentor(hlf, TODAY + timedelta(days=8), full_name="Ola")
-        connection.execute("UPDATE coordinators SET locale = 'en'")
-        refusing = FlakyPortal(failures=99, error=lambda: PermanentPortalError("404 contact_not_found"))
-
-        told = {number: pages(connection, number, portal=refusing) for number in range(11)}
-
-        assert {number: len(digests) for number, digests in told.items() if digests} == {0: 1, 7: 1, 9: 1}
-        for number in (0, 7, 9):
-            (digest,) = told[number]
-            assert SENTENCE in digest.text
-            assert SENTENCE in digest.html
-            assert "404 contact_not_found" in digest.text
-        assert told[0][0].subject.startswith("HLF: 1 mentor may still be visible on the portal")
-        assert told[9][0].subject.startswith("HLF: 2 mentors may still be visible on the portal and ")
-        assert (told[9][0].text.count("Kari"), told[9][0].text.count("Ola")) == (1, 2)
-        connection.execute("UPDATE mentors SET dynamics_contact_id = gen_random_uuid()")
-        assert pages(connection, 20) == []
-
-    def test_long_names_make_shorter_lists(self, connection: Connection, facts: Facts, hlf: UUID) -> None:
-        """Gmail cuts a page at about 102 KB; a name may have a thousand characters, and each ``&`` takes five."""
-        for _ in range(30):
-            facts.certified_mentor(hlf, TODAY + timedelta(days=25), full_name="&" * 1000)
-
-        (digest,) = pages(connection)
-
-        assert len(digest.html.encode()) <= 100_000
-        assert "* og 18 til\n" in digest.text
-
-    def test_a_reminder_that_could_not_be_delivered_is_news_once_a_week(
-        self, connection: Connection, facts: Facts
-    ) -> None:
-        """A mentor without an address is one line, however many reminders fail: the next threshold is no news."""
-        organisation = facts.organisation(portal=None, thresholds=(14, 12))
-        coordinator(facts, organisation)
-        facts.certified_mentor(organisation, TODAY + timedelta(days=14), full_name="Kari", email=None)
-        told = []
-        for number in range(8):
-            told.append(pages(connection, number))
-            connection.execute("UPDATE cert_notification_log SET queued_at = %s", (TODAY,))  # not by the server's clock
-
-        assert [len(digests) for digests in told] == [1, 0, 0, 0, 0, 0, 0, 1]
-        line = "* Kari (M1001), gjelder sertifikatet som går ut 24. mars 2026: Det mangler en e-postadresse."
-        assert line in breakable(told[0][0].text)
-        assert facts.rows("SELECT threshold_days, status FROM cert_notification_log ORDER BY 1") == [
-            (12, "failed"),
-            (14, "superseded"),
-        ]
-
-    def test_a_corrected_address_that_is_refused_too_is_news(self, connection: Connection, facts: Facts) -> None:
-        """Whoever corrected it wants to know."""
-        organisation = facts.organisation(portal=None)
-        coordinator(facts, organisation)
-        facts.certified_mentor(organisation, TODAY + timedelta(days=40))
-        first = pages(connection, channel=failing(NOBODY, kind="reminder"))
-        connection.execute("UPDATE mentors SET email = 'also-wrong@example.org'")
-
-        second = pages(connection, 1, channel=failing(NOBODY, kind="reminder"))
-
-        assert (len(first), len(second)) == (1, 1)
-
-    def test_what_ends_soon_counts_when_it_is_new(self, connection: Connection, facts: Facts, hlf: UUID) -> None:
-        """A certificate that comes within 30 days; the same one again is no reason for another page."""
-        facts.certified_mentor(hlf, TODAY + timedelta(days=31), full_name="Kari")
-
-        told = [pages(connection, number) for number in range(3)]
-
-        assert [len(digests) for digests in told] == [0, 1, 0]
-        assert "* 10. april 2026: Kari (M1001), «likeperson», 30 dager igjen" in breakable(told[1][0].text)
-
-    def test_what_ends_soon_and_needs_nobody_is_no_reason_for_a_page(
-        self, connection: Connection, facts: Facts, hlf: UUID
-    ) -> None:
-        """Continued without a gap, somebody's who has left, revoked in a kind that pauses nobody."""
-        ends = TODAY + timedelta(days=31)
-        facts.certificate(facts.certified_mentor(hlf, ends), NEXT_YEAR, issued_on=ends + timedelta(days=1))
-        facts.certified_mentor(hlf, ends, left_at=datetime.now(UTC))
-        connection.execute("UPDATE organisations SET optional_kinds = '{first-aid}'")
-        facts.certificate(facts.certified_mentor(hlf, NEXT_YEAR), ends, kind="first-aid", revoked_at=datetime.now(UTC))
-        pages(connection)
-        connection.execute("DELETE FROM coordinator_digests")
-
-        assert [pages(connection, number) for number in (1, 2, 3)] == [[], [], []]
-        assert {status for _, status in facts.rows(ROWS)} <= {"cancelled"}
-
-    @pytest.mark.parametrize(("locale", "says"), [("nn", "gjekk ut 9. mars 2026"), ("en", "expired on 9 March 2026")])
-    def test_of_the_own_organisation_in_the_own_language(
-        self, connection: Connection, facts: Facts, hlf: UUID, kari: UUID, locale: str, says: str
-    ) -> None:
-        """One person of two organisations gets a page of each, under two ids; who has nothing to hear gets none."""
-        lhl = facts.organisation("lhl", portal=None, thresholds=())
-        coordinator(facts, lhl, locale=locale)
-        facts.certified_mentor(lhl, YESTERDAY, full_name="Ola")
-        coordinator(facts, facts.organisation("quiet", portal=None), email="quiet@example.org")
-
-        bokmaal, translated = sorted(pages(connection), key=lambda digest: str(digest.subject))
-
-        assert bokmaal.to == translated.to == "berit@example.org"
-        assert bokmaal.idempotency_key != translated.idempotency_key
-        assert ("Ola" in bokmaal.text, "Kari" in translated.text) == (False, False)
-        assert translated.subject.startswith("LHL: ")
-        assert says in breakable(translated.text)
-        assert f'<html lang="{locale}">' in translated.html
-
-
-class TestOnceADay:
-    """One page per coordinator and day, and none without news."""
-
-    def test_nothing_to_say_is_no_mail(self, connection: Connection, facts: Facts, hlf: UUID) -> None:
-        """Not even a row; and templates that take a while to be tried are not opened."""
-        facts.certified_mentor(hlf, NEXT_YEAR)
-        channel, opened = CollectingChannel(), []
-
-        def open_own() -> Templates:
-            opened.append("opened")
-            return OUR_TEMPLATES
-
-        ways_out = replace(delivery(portal=FlakyPortal(), channel=channel), open_templates=open_own)
-        report = night(connection, ways_out=ways_out)
-
-        assert (channel.sent, opened, facts.rows(ROWS)) == ([], [], [])
-        assert report.outcome is Outcome.OK
-        assert report.to_document()["digests"] == {"sent": 0, "failed": 0, "pending": 0}
-
-    def test_what_comes_later_on_the_same_day_is_told_tomorrow(
-        self, connection: Connection, facts: Facts, hlf: UUID, kari: UUID
-    ) -> None:
-        """The run of every hour mails nobody twice."""
-        morning = pages(connection)
-        facts.certified_mentor(hlf, YESTERDAY, full_name="Ola")
-
-        noon, tomorrow = pages(connection), pages(connection, 1)
-
-        assert [len(digests) for digests in (morning, noon, tomorrow)] == [1, 0, 1]
-        assert ("Ola" in tomorrow[0].text, "Kari" in tomorrow[0].text) == (True, False)
-
-    def test_three_nights_without_a_mail_server_are_one_page(
-        self, connection: Connection, facts: Facts, hlf: UUID
-    ) -> None:
-        """About all of them: the one that waits."""
-        for number, name in enumerate(["Kari", "Ola", "Per"]):
-            facts.certified_mentor(hlf, TODAY + timedelta(days=number - 1), full_name=name)
-            channel = failing(DOWN)
-            report = night(connection, TODAY + timedelta(days=number), portal=FlakyPortal(), channel=channel)
-            assert report.digests_pending == 1
-            make_due(facts, "coordinator_digests")
-
-        (digest,) = pages(connection, 3)
-
-        assert all(name in digest.text for name in ("Kari", "Ola", "Per"))
-        assert facts.rows(ROWS) == [(TODAY + timedelta(days=3), "sent")]
-
-    def test_runs_at_once_send_one_each(
-        self, connection: Connection, facts: Facts, database_url: str, hlf: UUID, kari: UUID
-    ) -> None:
-        """Four processes, three coordinators, three mails."""
-        for number in range(2):
-            coordinator(facts, hlf, email=f"c{number}@example.org")
-        sent: list[OutgoingMessage] = []
-        barrier = threading.Barrier(4)
-
-        def run() -> None:
-            with database.connect(database_url) as own:
-                barrier.wait(20)
-                sent.extend(pages(own))
-
-        threads = [threading.Thread(target=run) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-        sent.extend(deliver(connection))
-
-        assert sorted(digest.to for digest in sent) == ["berit@example.org", "c0@example.org", "c1@example.org"]
-
-    def test_a_run_that_died_before_it_queued_loses_nothing(self, connection: Connection, kari: UUID) -> None:
-        """The next one asks the same question, though it changes nothing itself."""
-        review(connection)
-
-        assert "Kari" in pages(connection)[0].text
-
-    def test_without_a_channel_or_delivery_it_waits(self, connection: Connection, facts: Facts, kari: UUID) -> None:
-        """It is queued, and the line says so; the job between the nights sends it."""
-        report = night(connection, portal=FlakyPortal())
-        assert "mail: CERTJOB_NOTIFY_URL is not set; 1 digest stays pending" in report.reasons
-        connection.execute("DELETE FROM coordinator_digests")
-        queue(connection)
-
-        assert facts.rows(ROWS) == [(TODAY, "pending")]
-        assert len(deliver(connection)) == 1
-
-    def test_a_night_of_one_organisation_queues_that_ones_alone(
-        self, connection: Connection, facts: Facts, kari: UUID, nhf: UUID
-    ) -> None:
-        """--organisation: the others' coordinators hear of theirs in the full night."""
-        review(connection)
-
-        assert [digest.subject[:3] for digest in pages(connection, organisation="nhf")] == ["NHF"]
-        assert facts.rows("SELECT count(*) FROM coordinator_digests") == [(1,)]
-
-
-class TestAfterTheReminders:
-    """Digests tell what became of the reminders, so they are sent after them."""
-
-    @pytest.mark.parametrize(
-        ("error", "code", "sent"),
-        [(RecipientRefusedError("554 relay access denied"), "refused", 1), (DOWN, "down", 0), (CUT, "unknown", 0)],
-    )
-    def test_five_refused_mentors_do_not_silence_the_coordinators(
-        self, connection: Connection, nhf: UUID, error: Exception, code: str, sent: int
-    ) -> None:
-        """The stage of the reminders stops, that of the digests does its work. A server that is down stops both."""
-        channel = failing(error, kind="reminder")
-
-        report = night(connection, channel=channel)
-
-        assert [stop.code for stop in report.stopped] == [code]
-        assert len(digests(channel)) == sent
-        assert report.to_document()["digests"] == {"sent": sent, "failed": 0, "pending": 1 - sent}
-
-    @pytest.mark.parametrize("where", ["portal", "mail"])
-    def test_a_night_that_a_signal_ends_has_queued_them(self, connection: Connection, facts: Facts, where: str) -> None:
-        """A night that is too long may be ended so every time: the job after it tells the coordinators."""
-        organisation = facts.organisation(thresholds=(30,))
-        coordinator(facts, organisation)
-        facts.certified_mentor(organisation, YESTERDAY)
-        facts.certified_mentor(organisation, TODAY + timedelta(days=5))
-        stop, channel = StopFlag(), CollectingChannel()
-
-        class Stopping(FlakyPortal):
-            async def update_portal_visibility(self, contact_id: UUID, *, visible: bool, idempotency_key: str) -> None:
-                await super().update_portal_visibility(contact_id, visible=visible, idempotency_key=idempotency_key)
-                if where == "portal":
-                    stop.set()
-
-        if where == "mail":
-            channel.on_send = lambda _message: stop.set()
-
-        with pytest.raises(StoppedBySignalError):
-            night(connection, portal=Stopping(), channel=channel, stop=stop)
-
-        assert facts.rows(ROWS) == [(TODAY, "pending")]
-        assert len(deliver(connection)) == 1
-
-    @pytest.mark.parametrize(
-        "error", [None, ConfigurationError("layout.html line 1: no end"), PermissionError(13, "Permission denied")]
-    )
-    def test_templates_of_ones_own_are_opened_once_or_give_way_to_ours(
-        self, connection: Connection, nhf: UUID, error: Exception | None
-    ) -> None:
-        """A night is written in one voice, and goes out in time; what is broken is one line that needs a person."""
-        channel, opened = CollectingChannel(), []
-
-        def open_own() -> Templates:
-            opened.append("opened")
-            if error is not None:
-                raise error
-            return OUR_TEMPLATES
-
-        report = night(connection, ways_out=replace(delivery(channel=channel), open_templates=open_own))
-
-        assert [message.kind for message in channel.sent] == ["reminder"] * 6 + ["digest"]
-        assert opened == ["opened"]
-        assert report.outcome is (Outcome.ATTENTION if error else Outcome.OK)
-        assert [stop.code for stop in report.stopped] == (["templates"] if error else [])
-        assert error is None or str(error) in report.reasons[0]
-
-
-class TestExactlyOnce:
-    """A page covers what its snapshot showed; everything else is in the next one."""
-
-    def test_what_is_committed_while_the_page_is_written_is_in_the_next_one(
-        self, connection: Connection, facts: Facts, app: App, hlf: UUID
-    ) -> None:
-        """Though its rows carry an earlier time: that of the beginning of its transaction."""
-        late = facts.mentor(hlf, full_name="Ola")
-        pause = "INSERT INTO mentor_pauses (mentor_id, reason, actor) VALUES (%s, 'certification_expired', 'certjob')"
-        app.execute(pause, (late,))
-        facts.certified_mentor(hlf, YESTERDAY, full_name="Kari")
-
-        first = pages(connection, channel=CollectingChannel(on_send=lambda _message: app.commit()))
-        facts.certificate(late, YESTERDAY)
-        second = pages(connection, 1)
-
-        assert [(("Kari" in d.text), ("Ola" in d.text)) for d in [*first, *second]] == [(True, False), (False, True)]
-
-    def test_a_return_is_told_once_though_the_mentor_returns_twice(
-        self, connection: Connection, facts: Facts, kari: UUID
-    ) -> None:
-        """Two pauses that ended, on two days: two pages."""
-        days = []
-        for number in range(5):
-            if number in (1, 3):
-                connection.execute("UPDATE certificates SET expires_on = %s, revoked_at = NULL", (NEXT_YEAR,))
-            if number == 2:
-                connection.execute("UPDATE certificates SET revoked_at = now()")
-            days += [digest.subject for digest in pages(connection, number)]
-
-        assert days == ["HLF: 1 ny på pause", "HLF: 1 er tilbake"] * 2
-
-    def test_what_happens_while_nothing_to_tell_is_noted_is_told_today(
-        self, connection: Connection, facts: Facts, other: Connection, kari: UUID
-    ) -> None:
-        """The night that queues again waits for the row, and finds it cancelled: it comes back."""
-        queue(connection)
-        connection.execute("DELETE FROM mentor_pauses")
-        connection.execute("UPDATE mentors SET review_on = '-infinity'")
-        nights: list[Any] = []
-
-        class Interrupted(DigestMail):
-            def _draft(self, item: QueuedDigest) -> Writer | str | None:
-                draft = super()._draft(item)
-                if isinstance(draft, str):
-                    nights.append(in_background(lambda: night(other, portal=FlakyPortal(), deliver=False)))
-                    nights[0].__enter__()
-                    until(lambda: facts.rows("SELECT count(*) FROM pg_locks WHERE NOT granted") != [(0,)])
-                return draft
-
-        stage = BlockingStage(connection, Interrupted(connection, today=TODAY, zone=UTC), CollectingChannel())
-        assert stage.run() is None
-        nights[0].__exit__(None, None, None)
-        assert stage.run() is None
-
-        assert (stage.counts.cancelled, stage.counts.sent) == (1, 1)
-
-    def test_a_page_that_tells_more_than_a_lost_one_is_another_message(
-        self, connection: Connection, facts: Facts, hlf: UUID, kari: UUID
-    ) -> None:
-        """Mail programs and webhooks drop what has the id of a message that they have. The same again is the same."""
-        tried: list[OutgoingMessage] = []
-
-        def lose(message: OutgoingMessage) -> None:
-            tried.append(message)
-            raise CUT
-
-        for number in range(3):
-            pages(connection, channel=CollectingChannel(on_send=lose))
-            make_due(facts, "coordinator_digests")
-            if number == 1:
-                facts.certified_mentor(hlf, YESTERDAY, full_name="Ola")
-
-        first, same, more = tried
-        assert (first.repeat, same.repeat, more.repeat) == (False, True, True)
-        assert first.idempotency_key == same.idempotency_key != more.idempotency_key
-        assert "Har du allerede fått denne oversikten?" in same.text
-
-    def test_a_servers_clock_that_was_wrong_hides_nothing(
-        self, connection: Connection, facts: Facts, hlf: UUID, kari: UUID
-    ) -> None:
-        """Neither a page that was sent in 2130 by that clock, nor a lease that it gave, makes anybody wait for 2130."""
-        facts.certified_mentor(hlf, TODAY, full_name="Ola")
-        pages(connection)
-        connection.execute("UPDATE coordinator_digests SET covers_until = '2130-01-01', sent_at = '2130-01-01'")
-        connection.execute("UPDATE mentor_pauses SET paused_at = '2130-01-01'")
-        queue(connection, 1)
-        digest_mail(connection, today=TOMORROW).claim()
-        connection.execute(
-            "UPDATE coordinator_digests SET next_attempt_at = '2130-01-01' WHERE claim_token IS NOT NULL"
-        )
-
-        (digest,) = pages(connection, 2)
-
-        assert ("Ola" in digest.text, "Kari" in digest.text, digest.repeat) == (True, False, True)
-        assert pages(connection, 3) == []
-
-    def test_whoever_has_something_to_hear_is_queued(self, connection: Connection, facts: Facts) -> None:
-        """Whatever happens in ten nights: queueing asks less exactly than writing, and misses nothing."""
-        organisation = facts.organisation(thresholds=(30, 7, 1))
-        coordinator(facts, organisation)
-        for number in range(12):
-            mentor = facts.certified_mentor(
-                organisation, TODAY + timedelta(days=3 * number - 6), email=None if number % 3 else ""
+NAMES = ("Kari", "Ola", "Pia", "Tor")
+
+Pages = list[OutgoingMessage]
+
+
+def day(number: int) -> date:
+    return TODAY + timedelta(days=number)
+
+
+class Desk:
+    """An organisation with a portal and no reminders, its coordinator Berit, and nights so many days from today."""
+
+    report: RunReport
+
+    def __init__(self, connection: Connection, facts: Facts) -> None:
+        self.connection = connection
+        self.facts = facts
+        self.channel = CollectingChannel()
+        self.organisation = facts.organisation(thresholds=())
+        self.coordinator("berit@example.org")
+
+    def coordinator(self, email: str, *, of: UUID | None = None, locale: str = "nb") -> None:
+        statement = "INSERT INTO coordinators (organisation_id, full_name, email, locale) VALUES (%s, 'Berit', %s, %s)"
+        self.execute(statement, of or self.organisation, email, locale)
+
+    def certified(self, name: str, *, until: int, **mentor: Any) -> UUID:
+        return self.facts.certified_mentor(self.organisation, day(until), full_name=name, **mentor)
+
+    def ended(self, *names: str) -> list[UUID]:
+        """Mentors whose certificate ended yesterday."""
+        return [self.certified(name, until=-1) for name in names]
+
+    def reminded(self) -> UUID:
+        """Another organisation, without a portal: six mentors to remind, one to pause, a coordinator."""
+        organisation = self.facts.organisation("nhf", portal=None, thresholds=(30,))
+        for number in (5, 5, 5, 5, 5, 5, -1):
+            self.facts.certified_mentor(organisation, day(number))
+        self.coordinator("nhf@example.org", of=organisation)
+        return organisation
+
+    def pages(
+        self,
+        number: int = 0,
+        *,
+        fails: Exception | None = None,
+        kind: str = "digest",
+        on_send: Callable[[OutgoingMessage], object] | None = None,
+        on: Connection | None = None,
+        **options: Any,
+    ) -> Pages:
+        """The digests of a night on whose channel messages of the kind fail, if anything does."""
+
+        def send(message: OutgoingMessage) -> None:
+            if on_send is not None:
+                on_send(message)
+            if fails is not None and message.kind == kind:
+                raise fails
+
+        before, self.channel.on_send = len(self.channel.sent), send
+        ways: dict[str, Any] = {"portal": FlakyPortal(), "channel": self.channel}
+        self.report = night(on or self.connection, day(number), **(ways | options))
+        return [message for message in self.channel.sent[before:] if message.kind == "digest"]
+
+    def days(self, *numbers: int, **options: Any) -> dict[int, OutgoingMessage]:
+        """The page of each night that had one; on the others there was nothing to tell, queued or not."""
+        pages = {}
+        for number in numbers:
+            if found := self.pages(number, **options):
+                (pages[number],) = found
+            else:
+                assert not self._has_news(day(number)), number
+        return pages
+
+    def _has_news(self, today: date) -> bool:
+        with self.connection.transaction(force_rollback=True):
+            self.execute(
+                "INSERT INTO coordinator_digests (coordinator_id, digest_on) SELECT id, %s FROM coordinators"
+                " ON CONFLICT (coordinator_id) WHERE status IN ('pending', 'failed', 'cancelled') DO NOTHING",
+                today,
             )
-            if number % 4 == 0:
-                facts.certificate(mentor, NEXT_YEAR, issued_on=TODAY + timedelta(days=number))
-            if number % 5 == 0:
-                facts.certificate(mentor, TODAY + timedelta(days=28 + number), kind="first-aid")
-        connection.execute("UPDATE mentors SET left_at = now() WHERE member_no = 'M1007'")
-        portal = FlakyPortal(failures=9)
+            ((row_id,),) = self.connection.execute("SELECT id FROM coordinator_digests WHERE status <> 'sent'")
+            digest = read_digest(self.connection, row_id, today=today, zone=UTC)
+            return digest is not None and digest.has_news
 
-        missed = []
-        for number in range(10):
-            make_due(facts)
-            if not pages(connection, number, portal=portal):
-                missed += news_of_everybody(connection, TODAY + timedelta(days=number))
+    def queue(self, number: int = 0, *, on: Connection | None = None) -> None:
+        """A night that delivers nothing."""
+        night(on or self.connection, day(number), portal=FlakyPortal(), deliver=False)
 
-        assert missed == []
-        assert facts.rows("SELECT count(*) > 3 FROM coordinator_digests WHERE status = 'sent'") == [(True,)]
+    def deliver(self, number: int = 0) -> Pages:
+        """The digests of the job between the nights."""
+        ways_out = delivery(portal=FlakyPortal(), channel=(channel := CollectingChannel()))
+        nightly.deliver(self.connection, today=day(number), delivery=ways_out, stop=StopFlag(), progress=NoProgress())
+        return [message for message in channel.sent if message.kind == "digest"]
 
+    def execute(self, statement: str, *parameters: object) -> None:
+        self.connection.execute(statement.encode(), parameters)
 
-def news_of_everybody(connection: Connection, today: date) -> list[UUID]:
-    """Those who would have something to hear if they were asked now, queued or not."""
-    with connection.transaction(force_rollback=True):
-        connection.execute(
-            "INSERT INTO coordinator_digests (coordinator_id, digest_on) SELECT id, %s FROM coordinators"
-            " ON CONFLICT (coordinator_id) WHERE status IN ('pending', 'failed', 'cancelled') DO NOTHING",
-            (today,),
-        )
-        rows = connection.execute("SELECT id FROM coordinator_digests WHERE status <> 'sent'").fetchall()
-        read = [read_digest(connection, row[0], today=today, zone=UTC) for row in rows]
-        return [digest.coordinator.id for digest in read if digest is not None and digest.has_news]
+    @property
+    def rows(self) -> list[tuple[object, ...]]:
+        """(days from today, status) of each digest."""
+        return self.facts.rows("SELECT digest_on - %s::date, status FROM coordinator_digests ORDER BY id", TODAY)
 
 
-class TestDays:
-    """A digest belongs to a day, and nights overlap, or run on a wrong one."""
+@pytest.fixture
+def desk(connection: Connection, facts: Facts) -> Desk:
+    return Desk(connection, facts)
 
-    def test_a_job_of_the_day_before_leaves_the_new_days_alone(
-        self, connection: Connection, facts: Facts, kari: UUID
-    ) -> None:
-        """It neither sends nor cancels it, and queues none of its own beside it."""
-        queue(connection, 1)
 
-        assert CoordinatorDigestService(connection, today=TODAY).queue() == 0
-        assert digest_mail(connection).claim()[0] is None
+def told(*nights: Pages) -> list[str]:
+    """Of whom the pages of each night tell; "-" where there was none."""
+    return [" ".join(name for page in pages for name in NAMES if name in page.text) or "-" for pages in nights]
 
-        assert facts.rows(ROWS) == [(TOMORROW, "pending")]
-        assert len(deliver(connection, 1)) == 1
 
-    def test_one_of_a_wrong_later_day_gives_way(self, connection: Connection, facts: Facts, kari: UUID) -> None:
-        """Nobody waits for 2030, and nobody gets two."""
-        queue(connection)
-        CoordinatorDigestService(connection, today=date(2030, 1, 1)).queue()
-        assert facts.rows(ROWS) == [(date(2030, 1, 1), "pending")]
+def test_who_was_paused_and_why_who_is_back_and_whom_somebody_let_through(desk: Desk) -> None:
+    """Whether another pause still holds them, whether nobody watches them. A name does no harm in either part."""
+    kari, pia, tor = desk.ended("<b>Kari</b>\nBcc: a@b.example\u202e {{ 7 * 7 }}", "Pia", "Tor")
+    ola = desk.facts.mentor(desk.organisation, full_name="Ola", member_no="M2")
+    desk.facts.certificate(ola, day(365), revoked_at=datetime.now(UTC))
+    desk.facts.pause(pia)
 
-        assert len(pages(connection)) == 1
-        assert facts.rows(ROWS) == [(TODAY, "sent")]
+    (paused,) = desk.pages()
+    desk.execute("DELETE FROM certificates WHERE mentor_id = %s", tor)
+    for mentor in (kari, pia):
+        desk.facts.certificate(mentor, day(365), issued_on=TODAY)
+    (back,) = desk.pages(1)
+    desk.execute("UPDATE mentor_pauses SET lifted_at = now(), lifted_by = 'Berit' WHERE mentor_id = %s", ola)
+    (reopened,) = desk.pages(2)
 
-    def test_what_was_reported_last_is_what_was_sent_last(
-        self, connection: Connection, facts: Facts, hlf: UUID, kari: UUID
-    ) -> None:
-        """Though the last one was of an earlier day: the new day's had nothing to say yet."""
-        queue(connection, 1)
-        connection.execute("DELETE FROM mentor_pauses")
-        deliver(connection, 1)
-        assert facts.rows(ROWS) == [(TOMORROW, "cancelled")]
-        connection.execute("UPDATE mentors SET review_on = '-infinity'")
-        review(connection)
-        CoordinatorDigestService(connection, today=TODAY).queue()
-        channel = CollectingChannel()
-        assert BlockingStage(connection, digest_mail(connection), channel).run() is None
-        facts.certified_mentor(hlf, YESTERDAY, full_name="Ola")
+    assert (paused.to, paused.subject) == ("berit@example.org", "HLF: 4 nye på pause")
+    line = "* <b>Kari</b> Bcc: a@b.example {{ 7 * 7 }} (M1001): sertifikatet «likeperson» gikk ut 9. mars 2026"
+    assert line in breakable(paused.text)
+    assert "* Ola (M2): sertifikatet «likeperson» er trukket tilbake" in paused.text
+    assert "&lt;b&gt;Kari&lt;/b&gt;" in paused.html
+    assert (back.subject, "Nye på pause" in back.text) == ("HLF: 3 er tilbake", False)
+    assert "{{ 7 * 7 }} (M1001)\n" in back.text
+    assert "* Pia (M1002), er fortsatt på pause av en annen grunn" in back.text
+    warning = "Likepersonen har ikke lenger noe sertifikat registrert"
+    assert f"* Tor (M1003)\n  {warning}" in back.text
+    assert (back.text.count(warning), back.html.count(warning)) == (1, 1)
+    assert "Noen har opphevet pausen" in reopened.text
 
-        told = [digests(channel), pages(connection, 1), pages(connection, 2)]
 
-        assert facts.rows(ROWS)[:2] == [(TODAY, "sent"), (TOMORROW, "sent")]
-        assert [["Ola" in digest.text for digest in digests] for digests in told] == [[False], [True], []]
+def test_a_push_that_waits_is_news_once_a_week_and_comes_along_with_other_news(desk: Desk) -> None:
+    """Nobody should take what is missing for what is done."""
+    desk.ended("Kari")
+    desk.certified("Ola", until=8)
+    desk.execute("UPDATE coordinators SET locale = 'en'")
+    refusing = FlakyPortal(failures=99, error=lambda: PermanentPortalError("404 contact_not_found"))
 
-    def test_one_that_is_being_tried_is_left_alone_and_is_the_new_days_once_it_is_put_off(
-        self, connection: Connection, facts: Facts, kari: UUID
-    ) -> None:
-        """The next day's night does not disturb it; a later run takes the row and keeps what is unknown."""
-        queue(connection)
-        mails = digest_mail(connection)
-        tried, _ = mails.claim()
-        assert tried is not None
-        queue(connection, 1)
-        assert facts.rows(ROWS) == [(TODAY, "pending")]
+    pages = desk.days(0, 1, 6, 7, 8, 9, 10, portal=refusing)
+
+    assert list(pages) == [0, 7, 9]
+    for page in pages.values():
+        assert all(SENTENCE in part and "404 contact_not_found" in part for part in (page.text, page.html))
+    assert pages[0].subject.startswith("HLF: 1 mentor may still be visible on the portal")
+    assert pages[9].subject.startswith("HLF: 2 mentors may still be visible on the portal and ")
+    assert (pages[9].text.count("Kari"), pages[9].text.count("Ola")) == (1, 2)
+    desk.execute("UPDATE mentors SET dynamics_contact_id = gen_random_uuid()")
+    assert desk.days(20) == {}
+
+
+def test_an_undelivered_reminder_is_news_once_a_week_and_whenever_a_corrected_address_is_refused(desk: Desk) -> None:
+    """A mentor without an address is one line, however many reminders fail: the next threshold is no news."""
+    desk.execute("UPDATE organisations SET portal = NULL, reminder_thresholds = '{14,12}'")
+    desk.certified("Kari", until=14, email=None)
+    pages: dict[int, OutgoingMessage] = {}
+    for number, email in (
+        (0, None),
+        (1, None),
+        (2, None),
+        (6, None),
+        (7, None),
+        (8, "wrong@example.org"),
+        (9, "x@y.no"),
+    ):
+        desk.execute("UPDATE mentors SET email = %s", email)
+        pages |= desk.days(number, fails=NOBODY, kind="reminder")
+        desk.execute("UPDATE cert_notification_log SET queued_at = %s", TODAY)  # not by the server's clock
+
+    assert list(pages) == [0, 7, 8, 9]
+    line = "* Kari (M1001), gjelder sertifikatet som går ut 24. mars 2026: Det mangler en e-postadresse."
+    assert line in breakable(pages[0].text)
+    log = desk.facts.rows("SELECT threshold_days, status FROM cert_notification_log ORDER BY 1")
+    assert log == [(12, "failed"), (14, "superseded")]
+
+
+def test_what_ends_within_30_days_is_news_once_and_only_if_somebody_must_act(desk: Desk) -> None:
+    """Not what is continued without a gap, somebody's who has left, or revoked in a kind that pauses nobody."""
+    desk.execute("UPDATE organisations SET optional_kinds = '{first-aid}'")
+    desk.facts.certificate(desk.certified("Ola", until=31), day(365), issued_on=day(32))
+    desk.certified("Pia", until=31, left_at=datetime.now(UTC))
+    tor = desk.certified("Tor", until=365)
+    desk.facts.certificate(tor, day(31), kind="first-aid", revoked_at=datetime.now(UTC))
+    desk.certified("Kari", until=33)
+
+    pages = desk.days(0, 1, 2, 3, 4)
+
+    assert (list(pages), told([pages[3]])) == ([3], ["Kari"])
+    assert "* 12. april 2026: Kari (M1004), «likeperson», 30 dager igjen" in breakable(pages[3].text)
+
+
+def test_long_names_make_shorter_lists(desk: Desk) -> None:
+    """Gmail cuts a page at about 102 KB; a name may have a thousand characters, and each ``&`` takes five."""
+    for _ in range(30):
+        desk.certified("&" * 1000, until=25)
+
+    (page,) = desk.pages()
+
+    assert len(page.html.encode()) <= 100_000
+    assert "* og 18 til\n" in page.text
+
+
+def test_each_hears_of_the_own_organisation_in_the_own_language(desk: Desk) -> None:
+    """One person of two organisations gets a page of each, under two ids; who has nothing to hear gets none."""
+    desk.ended("Kari")
+    lhl = desk.facts.organisation("lhl", portal=None, thresholds=())
+    desk.facts.certified_mentor(lhl, day(-1), full_name="Ola")
+    desk.coordinator("berit@example.org", of=lhl, locale="nn")
+    desk.coordinator("en@example.org", of=lhl, locale="en")
+    desk.coordinator("quiet@example.org", of=desk.facts.organisation("quiet", portal=None))
+
+    nb, nn, en = pages = sorted(desk.pages(), key=lambda page: "nb nn en".index(page.locale))
+
+    assert [page.to for page in pages] == ["berit@example.org", "berit@example.org", "en@example.org"]
+    assert (told([nb], [nn], [en]), len({page.idempotency_key for page in pages})) == (["Kari", "Ola", "Ola"], 3)
+    assert nn.subject.startswith("LHL: ")
+    assert "gjekk ut 9. mars 2026" in breakable(nn.text)
+    assert "expired on 9 March 2026" in breakable(en.text)
+
+
+def test_without_news_there_is_no_page_no_row_and_no_look_at_ones_own_templates(desk: Desk) -> None:
+    """With some they are opened once; what cannot be read gives way to ours, in time, and needs a person."""
+    desk.certified("Kari", until=365)
+    opened: list[str] = []
+
+    def open_own() -> Templates:
+        opened.append("opened")
+        raise PermissionError(13, "denied")
+
+    ways_out = replace(delivery(portal=FlakyPortal(), channel=desk.channel), open_templates=open_own)
+
+    assert (desk.pages(ways_out=ways_out), opened, desk.rows, desk.report.outcome) == ([], [], [], Outcome.OK)
+    assert desk.report.to_document()["digests"] == {"sent": 0, "failed": 0, "pending": 0}
+    desk.reminded()
+    assert len(desk.pages(1, ways_out=ways_out)) == 1
+    assert [message.kind for message in desk.channel.sent] == ["reminder"] * 6 + ["digest"]
+    assert (opened, [stop.code for stop in desk.report.stopped]) == (["opened"], ["templates"])
+    assert desk.report.outcome is Outcome.ATTENTION
+    assert "denied" in desk.report.reasons[0]
+
+
+def test_a_page_tells_everything_since_the_last_one_and_there_is_one_a_day(desk: Desk) -> None:
+    """What comes later on the same day is told tomorrow; three nights without a mail server are one page."""
+    desk.ended("Kari")
+    morning = desk.pages()
+    desk.ended("Ola")
+    noon, tomorrow = desk.pages(), desk.pages(1)
+    for number, name in ((2, "Kari"), (3, "Pia"), (4, "Tor")):
+        desk.ended(name)
+        desk.pages(number, fails=DOWN)
+        assert desk.report.digests_pending == 1
+        make_due(desk.facts, "coordinator_digests")
+
+    assert told(morning, noon, tomorrow, desk.pages(5)) == ["Kari", "-", "Ola", "Kari Pia Tor"]
+    assert desk.rows == [(0, "sent"), (1, "sent"), (5, "sent")]
+
+
+def test_runs_at_once_send_one_each(desk: Desk, database_url: str) -> None:
+    """Four processes, three coordinators, three mails."""
+    desk.ended("Kari")
+    desk.coordinator("c0@example.org")
+    desk.coordinator("c1@example.org")
+    barrier = Barrier(4)
+
+    def run(_number: int) -> None:
+        with database.connect(database_url) as own:
+            barrier.wait(20)
+            desk.pages(on=own)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(run, range(4)))
+
+    sent = [page.to for page in (*desk.channel.sent, *desk.deliver())]
+    assert sorted(sent) == ["berit@example.org", "c0@example.org", "c1@example.org"]
+
+
+def test_without_a_channel_it_waits_and_a_night_of_one_organisation_queues_that_ones_alone(desk: Desk) -> None:
+    """The line says so; the job between the nights sends it."""
+    desk.ended("Kari")
+    desk.reminded()
+    review(desk.connection)
+
+    assert desk.pages(organisation="nhf", channel=None) == []
+
+    assert "mail: CERTJOB_NOTIFY_URL is not set; 6 reminders and 1 digest stay pending" in desk.report.reasons
+    assert [page.to for page in desk.deliver()] == ["nhf@example.org"]
+    assert desk.rows == [(0, "sent")]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "sent"), [(RecipientRefusedError("554"), "refused", 1), (DOWN, "down", 0), (CUT, "unknown", 0)]
+)
+def test_five_refused_mentors_do_not_silence_the_coordinators(
+    desk: Desk, error: Exception, code: str, sent: int
+) -> None:
+    """The stage of the reminders stops, that of the digests does its work. A server that is down stops both."""
+    desk.reminded()
+
+    assert len(desk.pages(fails=error, kind="reminder")) == sent
+
+    assert [stop.code for stop in desk.report.stopped] == [code]
+    assert desk.report.to_document()["digests"] == {"sent": sent, "failed": 0, "pending": 1 - sent}
+
+
+@pytest.mark.parametrize("where", ["portal", "mail"])
+def test_a_night_that_a_signal_ends_has_queued_them(desk: Desk, where: str) -> None:
+    """A night that is too long may be ended so every time: the job after it tells the coordinators."""
+    desk.ended("Kari")
+    desk.execute("UPDATE organisations SET reminder_thresholds = '{30}'")
+    desk.certified("Ola", until=5)
+    stop = StopFlag()
+    portal = DisturbedPortal(lambda _number: stop.set() if where == "portal" else None)
+
+    with pytest.raises(StoppedBySignalError):
+        desk.pages(portal=portal, on_send=lambda _message: stop.set(), stop=stop)
+
+    assert desk.rows == [(0, "pending")]
+    assert len(desk.deliver()) == 1
+
+
+def test_what_is_committed_while_the_page_is_written_is_in_the_next_one(
+    desk: Desk, app: psycopg.Connection[tuple[object, ...]]
+) -> None:
+    """Though its rows carry an earlier time: that of the beginning of its transaction."""
+    late = desk.facts.mentor(desk.organisation, full_name="Ola")
+    pause = "INSERT INTO mentor_pauses (mentor_id, reason, actor) VALUES (%s, 'certification_expired', 'certjob')"
+    app.execute(pause, (late,))
+    desk.ended("Kari")
+
+    first = desk.pages(on_send=lambda _message: app.commit())
+    desk.facts.certificate(late, day(-1))
+
+    assert told(first, desk.pages(1)) == ["Kari", "Ola"]
+
+
+def test_a_return_is_told_once_though_the_mentor_returns_twice(desk: Desk) -> None:
+    """Two pauses that ended, on two days: two pages."""
+    desk.ended("Kari")
+    subjects = []
+    for number in range(5):
+        if number in (1, 3):
+            desk.execute("UPDATE certificates SET expires_on = %s, revoked_at = NULL", day(365))
+        if number == 2:
+            desk.execute("UPDATE certificates SET revoked_at = now()")
+        subjects += [page.subject for page in desk.days(number).values()]
+
+    assert subjects == ["HLF: 1 ny på pause", "HLF: 1 er tilbake"] * 2
+
+
+def test_while_it_is_written_its_row_and_its_coordinator_are_held_and_what_comes_then_is_told_today(
+    desk: Desk, other: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The night that queues again waits for the row, and finds it cancelled: it comes back."""
+
+    def look(*args: Any, **options: Any) -> Any:
+        for table in ("coordinators", "coordinator_digests"):
+            assert other.execute(f"SELECT FROM {table} FOR NO KEY UPDATE SKIP LOCKED".encode()).fetchall() == []
+        return read_digest(*args, **options)
+
+    desk.ended("Kari")
+    desk.queue()
+    desk.execute("DELETE FROM mentor_pauses")
+    monkeypatch.setattr(digests, "read_digest", look)
+    assert (desk.deliver(), desk.rows) == ([], [(0, "cancelled")])
+    desk.ended("Ola")
+
+    assert told(desk.pages()) == ["Kari Ola"]
+
+
+def test_a_page_that_tells_more_than_a_lost_one_is_another_message(desk: Desk) -> None:
+    """Mail programs and webhooks drop what has the id of a message that they have. The same again is the same."""
+    desk.ended("Kari")
+    tried: Pages = []
+    for number in range(3):
+        desk.pages(on_send=tried.append, fails=CUT)
+        make_due(desk.facts, "coordinator_digests")
+        if number == 1:
+            desk.ended("Ola")
+
+    first, same, more = tried
+    assert [page.repeat for page in tried] == [False, True, True]
+    assert first.idempotency_key == same.idempotency_key != more.idempotency_key
+    assert "Har du allerede fått denne oversikten?" in same.text
+
+
+def test_a_servers_clock_that_was_wrong_hides_nothing(desk: Desk) -> None:
+    """Neither a page that was sent in 2130 by that clock, nor a lease that it gave, makes anybody wait for 2130."""
+    desk.ended("Kari")
+    desk.certified("Ola", until=0)
+    desk.pages()
+    desk.execute("UPDATE coordinator_digests SET covers_until = '2130-01-01', sent_at = '2130-01-01'")
+    desk.execute("UPDATE mentor_pauses SET paused_at = '2130-01-01'")
+    desk.queue(1)
+    digest_mail(desk.connection, today=day(1)).claim()
+    desk.execute("UPDATE coordinator_digests SET next_attempt_at = '2130-01-01' WHERE claim_token IS NOT NULL")
+
+    second, third = desk.pages(2), desk.pages(3)
+
+    assert (told(second, third), second[0].repeat) == (["Ola", "-"], True)
+
+
+def test_a_job_of_the_day_before_leaves_it_alone_and_one_of_a_wrong_later_day_gives_way(desk: Desk) -> None:
+    """It neither sends nor cancels it, and queues none of its own beside it. Nobody waits for 2030."""
+    desk.ended("Kari")
+    desk.queue(1)
+
+    assert CoordinatorDigestService(desk.connection, today=TODAY).queue() == 0
+    assert digest_mail(desk.connection).claim()[0] is None
+    assert desk.rows == [(1, "pending")]
+
+    CoordinatorDigestService(desk.connection, today=day(1000)).queue()
+    assert desk.rows == [(1000, "pending")]
+    assert (told(desk.pages(1)), desk.rows) == (["Kari"], [(1, "sent")])
+
+
+def test_what_was_reported_last_is_what_was_sent_last(desk: Desk) -> None:
+    """Though the last one was of an earlier day: the new day's had nothing to say yet."""
+    desk.ended("Kari")
+    desk.queue(1)
+    desk.execute("DELETE FROM mentor_pauses")
+    desk.deliver(1)
+    assert desk.rows == [(1, "cancelled")]
+    desk.execute("UPDATE mentors SET review_on = '-infinity'")
+    review(desk.connection)
+    CoordinatorDigestService(desk.connection, today=TODAY).queue()
+    channel = CollectingChannel()
+    assert BlockingStage(desk.connection, digest_mail(desk.connection), channel).run() is None
+    desk.ended("Ola")
+
+    assert told(channel.sent, desk.pages(1), desk.pages(2)) == ["Kari", "Ola", "-"]
+    assert desk.rows[:2] == [(0, "sent"), (1, "sent")]
+
+
+@pytest.mark.parametrize("ends", ["put off after midnight", "vanished", "vanished after midnight"])
+def test_one_that_is_being_tried_is_left_alone_and_then_another_run_sends_it_as_a_repeat(desk: Desk, ends: str) -> None:
+    """Once its lease has run out, or it was put off. The one after that is no repeat."""
+    desk.ended("Kari")
+    desk.queue()
+    mails = digest_mail(desk.connection)
+    tried, _ = mails.claim()
+    assert tried is not None
+    number = int("midnight" in ends)
+    desk.queue(number)
+    assert (desk.deliver(number), desk.rows) == ([], [(0, "pending")])
+
+    if "vanished" in ends:
+        run_out(desk.facts, "coordinator_digests")
+    else:
         assert mails.put_off(tried, CUT, delay_seconds=0, maybe_sent=True)
 
-        assert [digest.repeat for digest in pages(connection, 1)] == [True]
-        assert facts.rows(ROWS) == [(TOMORROW, "sent")]
-
-    @pytest.mark.parametrize("number", [0, 1], ids=["the same day", "after midnight"])
-    def test_one_whose_process_vanished_is_sent_by_another(
-        self, connection: Connection, facts: Facts, hlf: UUID, kari: UUID, number: int
-    ) -> None:
-        """After the lease, as a possible repeat; the one after that is none."""
-        queue(connection)
-        digest_mail(connection).claim()
-        assert deliver(connection) == []
-        run_out(facts, "coordinator_digests")
-
-        sent = deliver(connection) if number == 0 else pages(connection, 1)
-
-        assert [digest.repeat for digest in sent] == [True]
-        facts.certified_mentor(hlf, YESTERDAY)
-        assert [digest.repeat for digest in pages(connection, number + 1)] == [False]
-
-    def test_the_next_day_waits_for_one_that_is_being_sent(
-        self, connection: Connection, facts: Facts, other: Connection, kari: UUID
-    ) -> None:
-        """It begins where that one ends; two with the same contents would be one too many."""
-        first = pages(connection, channel=CollectingChannel(on_send=lambda _message: queue(other, 1)))
-
-        assert (len(first), pages(connection, 1)) == (1, [])
-        assert facts.rows(ROWS)[0] == (TODAY, "sent")
+    assert [page.repeat for page in desk.pages(number)] == [True]
+    desk.ended("Ola")
+    assert [page.repeat for page in desk.pages(number + 1)] == [False]
+    assert desk.rows == [(number, "sent"), (number + 1, "sent")]
 
 
-class TestFailures:
-    """In the same outbox form as the reminders."""
+def test_the_next_day_waits_for_one_that_is_being_sent(desk: Desk, other: Connection) -> None:
+    """It begins where that one ends; two with the same contents would be one too many."""
+    desk.ended("Kari")
+    first = desk.pages(on_send=lambda _message: desk.queue(1, on=other))
 
-    def test_an_address_that_is_refused_fails_and_tomorrows_tells_all(
-        self, connection: Connection, facts: Facts, kari: UUID
-    ) -> None:
-        """Exit 3; what it would have told is told by the next one."""
-        report = night(connection, portal=FlakyPortal(), channel=failing(NOBODY))
+    assert told(first, desk.pages(1)) == ["Kari", "-"]
+    assert desk.rows[0] == (0, "sent")
 
-        assert report.outcome is Outcome.ATTENTION
-        assert "1 digest was not delivered; see `certjob alerts`" in report.reasons
-        assert facts.rows("SELECT status, last_error FROM coordinator_digests") == [("failed", "550 no such user")]
-        assert len(alerts.read_alerts(connection, today=TODAY)) == 1
-        assert "M1001" in pages(connection, 1)[0].text
-        assert len(alerts.read_alerts(connection, today=TODAY)) == 0
 
-    def test_five_refused_in_a_row_are_the_servers_fault(
-        self, connection: Connection, facts: Facts, hlf: UUID, kari: UUID
-    ) -> None:
-        """They are pending again."""
-        for number in range(4):
-            coordinator(facts, hlf, email=f"c{number}@example.org")
+def test_a_refused_address_fails_and_is_told_tomorrow_and_a_corrected_one_does_not_wait_for_the_night(
+    desk: Desk,
+) -> None:
+    """Five in a row are the server's fault: they are pending again."""
+    desk.ended("Kari")
 
-        report = night(connection, portal=FlakyPortal(), channel=failing(NOBODY))
+    desk.pages(fails=NOBODY)
 
-        assert [stop.code for stop in report.stopped] == ["refused"]
-        assert facts.rows(ROWS) == [(TODAY, "pending")] * 5
+    assert desk.report.outcome is Outcome.ATTENTION
+    assert "1 digest was not delivered; see `certjob alerts`" in desk.report.reasons
+    assert desk.facts.rows("SELECT status, last_error FROM coordinator_digests") == [("failed", "550 no such user")]
+    assert len(alerts.read_alerts(desk.connection, today=TODAY)) == 1
+    assert told(desk.pages(1)) == ["Kari"]
+    assert len(alerts.read_alerts(desk.connection, today=TODAY)) == 0
+    desk.ended("Ola")
+    desk.pages(2, fails=NOBODY)
+    desk.execute("UPDATE coordinators SET full_name = 'Berit Bakke'")
+    assert desk.rows == [(1, "sent"), (2, "failed")]
+    desk.execute("UPDATE coordinators SET email = 'new@example.org'")
+    assert [(page.to, page.repeat) for page in desk.deliver(2)] == [("new@example.org", False)]
+    desk.ended("Pia")
+    for number in range(4):
+        desk.coordinator(f"c{number}@example.org")
+    desk.pages(3, fails=NOBODY)
+    assert [stop.code for stop in desk.report.stopped] == ["refused"]
+    assert desk.rows[2:] == [(3, "pending")] * 5
 
-    def test_a_corrected_address_is_tried_without_waiting_for_the_night(
-        self, connection: Connection, facts: Facts, kari: UUID
-    ) -> None:
-        """As a mentor's is."""
-        pages(connection, channel=failing(NOBODY))
-        connection.execute("UPDATE coordinators SET full_name = 'Berit Bakke'")
-        assert facts.rows("SELECT status FROM coordinator_digests") == [("failed",)]
-        connection.execute("UPDATE coordinators SET email = 'new@example.org'")
 
-        assert [(digest.to, digest.repeat) for digest in deliver(connection)] == [("new@example.org", False)]
+def test_a_queued_one_is_written_for_the_coordinator_as_they_are_then(desk: Desk, other: Connection) -> None:
+    """The organisation's name, address and language; also after `organisation set --coordinator` gave a new id."""
+    desk.ended("Kari")
+    desk.queue()
+    desk.execute("UPDATE organisations SET name = 'Hørselshjelpen', slug = 'hh'")
+    desk.execute("UPDATE coordinators SET email = 'new@example.org', locale = 'en'")
+    mails = digest_mail(desk.connection)
+    with other.transaction():
+        other.execute("SELECT FROM coordinator_digests FOR UPDATE")
+        assert mails.claim()[0] is None  # SKIP LOCKED, as for the other deliveries
+    claimed, _ = mails.claim()
+    assert claimed is not None
+    ((old_id,),) = desk.facts.rows("SELECT id FROM coordinators")
+    database.execute(desk.connection, "replace_coordinator_id", {"id": old_id, "new_id": uuid4()})
 
-    def test_an_address_that_somebody_is_just_correcting_is_not_failed_for_the_old_one(
-        self, connection: Connection, facts: Facts, app: App, kari: UUID
-    ) -> None:
-        """The correction was made before the refusal and committed after it."""
+    page = mails.draft(claimed)
 
-        def refuse(_message: OutgoingMessage) -> None:
-            app.execute("UPDATE coordinators SET email = 'new@example.org'")
-            raise NOBODY
+    assert isinstance(page, OutgoingMessage)
+    assert (page.to, page.subject) == ("new@example.org", "Hørselshjelpen: 1 newly paused")
+    assert mails.refuse(claimed, NOBODY, address="new@example.org") is Answer.SETTLED
 
-        report = night(connection, portal=FlakyPortal(), channel=CollectingChannel(on_send=refuse))
-        app.commit()
 
-        assert report.to_document()["digests"] == {"sent": 0, "failed": 0, "pending": 1}
-        make_due(facts, "coordinator_digests")
-        assert [digest.to for digest in deliver(connection)] == ["new@example.org"]
+def test_a_coordinator_who_is_removed_breaks_nothing(desk: Desk, other: Connection) -> None:
+    """While the page is sent, or before: the row is gone with them, and the next coordinator gets theirs."""
+    desk.ended("Kari")
+    desk.coordinator("z@example.org")
 
-    def test_what_changes_under_a_queued_one_is_as_it_is_when_it_is_sent(
-        self, connection: Connection, kari: UUID
-    ) -> None:
-        """The organisation's name, the coordinator's address and language."""
-        queue(connection)
-        connection.execute("UPDATE organisations SET name = 'Hørselshjelpen', slug = 'hh'")
-        connection.execute("UPDATE coordinators SET email = 'new@example.org', locale = 'en'")
+    def remove(message: OutgoingMessage) -> None:
+        if message.to == "berit@example.org":
+            other.execute("DELETE FROM coordinators WHERE email = 'berit@example.org'")
 
-        (digest,) = deliver(connection)
-
-        assert (digest.to, digest.subject) == ("new@example.org", "Hørselshjelpen: 1 newly paused")
-
-    def test_a_claimed_one_follows_its_coordinator_to_the_apps_user_id(
-        self, connection: Connection, facts: Facts, kari: UUID
-    ) -> None:
-        """`organisation set --coordinator` with the id, between the claim and the message."""
-        queue(connection)
-        mails = digest_mail(connection)
-        claimed, _ = mails.claim()
-        assert claimed is not None
-
-        (old_id,) = facts.rows("SELECT id FROM coordinators")[0]
-        database.execute(connection, "replace_coordinator_id", {"id": old_id, "new_id": uuid4()})
-
-        assert not isinstance(mails.draft(claimed), Unsent)
-        assert mails.refuse(claimed, NOBODY, address="berit@example.org") is Answer.SETTLED
-
-    def test_a_coordinator_who_is_removed_breaks_nothing(
-        self, connection: Connection, facts: Facts, other: Connection, hlf: UUID, kari: UUID
-    ) -> None:
-        """While the page is sent, or before: the row is gone with them, and the next coordinator gets theirs."""
-        coordinator(facts, hlf, email="z@example.org")
-
-        def remove(message: OutgoingMessage) -> None:
-            if message.to == "berit@example.org":
-                other.execute("DELETE FROM coordinators WHERE email = 'berit@example.org'")
-
-        sent = pages(connection, channel=CollectingChannel(on_send=remove))
-
-        assert "z@example.org" in [digest.to for digest in sent]
-        facts.certified_mentor(hlf, YESTERDAY)
-        queue(connection, 1)
-        connection.execute("DELETE FROM coordinators")
-        assert (deliver(connection, 1), facts.rows(ROWS)) == ([], [])
-
-    def test_the_lock_of_a_claim_passes_by_what_somebody_settles(
-        self, connection: Connection, other: Connection, kari: UUID
-    ) -> None:
-        """SKIP LOCKED, as for the other deliveries."""
-        queue(connection)
-        mails = digest_mail(connection)
-
-        with other.transaction():
-            other.execute("SELECT FROM coordinator_digests FOR UPDATE")
-            assert mails.claim()[0] is None
-
-        assert mails.claim()[0] is not None
+    assert "z@example.org" in [page.to for page in desk.pages(on_send=remove)]
+    desk.ended("Ola")
+    desk.queue(1)
+    desk.execute("DELETE FROM coordinators")
+    assert (desk.deliver(1), desk.rows) == ([], [])
 
 
 class ProcessDiedError(Exception):
     """Stands for kill -9."""
 
 
-class Dying:
-    """In place of ``database.query``: before so many statements, counted from the queueing on, the process is gone."""
-
-    connection: Connection
-
-    def __init__(self, query: Callable[[str], bytes], *, before: int) -> None:
-        self._query = query
-        self._left = before
-        self._counting = False
-        self.struck = False
-
-    def __call__(self, name: str) -> bytes:
-        self._counting = self._counting or name == "queue_digests"
-        self._left -= self._counting
-        if self._left <= 0:
-            self.struck = True
-            self.connection.close()
-            raise ProcessDiedError(name)
-        return self._query(name)
-
-
 def test_a_process_that_dies_anywhere_loses_nothing_and_repeats_nothing_unsaid(
-    database_url: str, connection: Connection, facts: Facts, monkeypatch: pytest.MonkeyPatch
+    desk: Desk, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed before each statement from the queueing on: every pause is told, a second time only as a repeat."""
-    organisation = facts.organisation(portal=None, thresholds=())
-    coordinator(facts, organisation)
-    real_query = database.query
-    died = 0
+    query = database.query
+    desk.execute("UPDATE organisations SET portal = NULL")
+    asked: list[str] = []
     for number in itertools.count(1):
-        name = f"Mentor {number} of them"
-        facts.certified_mentor(organisation, YESTERDAY, full_name=name)
-        channel = CollectingChannel()
-        dying = Dying(real_query, before=number)
-        monkeypatch.setattr(statements, "query", dying)
-        try:
-            with database.connect(database_url) as doomed:
-                dying.connection = doomed
-                pages(doomed, 2 * number, channel=channel, portal=None)
-        except ProcessDiedError:
-            died += 1
-        finally:
-            monkeypatch.setattr(statements, "query", real_query)
-        first = [digest for digest in digests(channel) if name in digest.text]
-        run_out(facts, "coordinator_digests")
-        pages(connection, 2 * number + 1, channel=channel)
+        asked.clear()
 
-        told = [digest.repeat for digest in digests(channel) if name in digest.text]
-        assert told in ([False], [False, True], [True]), (number, told)
-        assert told != [True] or not first, number
-        assert facts.rows("SELECT count(*) FROM coordinator_digests WHERE status = 'pending'") == [(0,)], number
-        if not dying.struck:
+        def die(name: str, *, number: int = number) -> bytes:
+            if asked or name == "queue_digests":
+                asked.append(name)
+            if len(asked) == number:
+                doomed.close()
+                raise ProcessDiedError(name)
+            return query(name)
+
+        name = f"Mentor {number} of them"
+        desk.ended(name)
+        with database.connect(database_url) as doomed, monkeypatch.context() as patch, suppress(ProcessDiedError):
+            patch.setattr(statements, "query", die)
+            desk.pages(2 * number, on=doomed)
+        first = [page.repeat for page in desk.channel.sent if name in page.text]
+        run_out(desk.facts, "coordinator_digests")
+        second = [page.repeat for page in desk.pages(2 * number + 1) if name in page.text]
+
+        assert (first, second) in (([False], []), ([], [False]), ([], [True]), ([False], [True])), number
+        assert "pending" not in [status for _, status in desk.rows], number
+        if len(asked) < number:
             break
-    assert died > 8
+    assert number > 8
