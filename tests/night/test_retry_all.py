@@ -78,7 +78,7 @@ def test_under_the_breaker_hides_are_reached_first_and_what_was_not_is_said(
     backlog(facts, 20, visible=True)
     hidden = backlog(facts, 5)
     facts.connection.execute("UPDATE portal_sync_events SET status = 'blocked', attempts = 4")
-    portal._decide = lambda request: ok() if request.visible is False else error(503, "dynamics_unavailable")
+    portal.decide = lambda request: ok() if request.visible is False else error(503, "dynamics_unavailable")
 
     report = retry_all(connection, portal)
 

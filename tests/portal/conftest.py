@@ -1,4 +1,4 @@
-"""What the portal's tests share: the stand-in of the Edge Function, and the connection of another run."""
+"""What the portal's tests share: the stand-in of the Edge Function, a scene with it, and another run's connection."""
 
 from collections.abc import Iterator
 
@@ -7,6 +7,7 @@ import pytest
 from certjob import database
 from certjob.database import Connection
 from tests.support.portal_server import PortalServer
+from tests.support.stages import PortalScene
 
 
 @pytest.fixture
@@ -14,6 +15,11 @@ def portal() -> Iterator[PortalServer]:
     with PortalServer() as server:
         yield server
         server.release()
+
+
+@pytest.fixture
+def scene(connection: Connection, portal: PortalServer) -> PortalScene:
+    return PortalScene(connection, portal)
 
 
 @pytest.fixture

@@ -141,7 +141,7 @@ def test_a_list_without_an_end_is_ended(
     assert "does not end" in str(raised)
     assert len(portal.requests) == 2
 
-    portal._decide = lambda request: answer(200, {"visible": [], "next": f"c{request.number}"})
+    portal.decide = lambda request: answer(200, {"visible": [], "next": f"c{request.number}"})
     assert "does not end" in str(failure(client))
     assert len(portal.requests) == 2 + 11
 

@@ -61,8 +61,8 @@ def review(connection: Connection, today: date = TODAY) -> None:
 class DisturbedPortal:
     """A double of the portal in which something happens in the middle of a call; it notes calls that overlap."""
 
-    def __init__(self, during: Callable[[int], None] = lambda _number: None) -> None:
-        """``during`` is told the number of the call, 1, 2, …; what it raises is the call's outcome."""
+    def __init__(self, during: Callable[[int], object] = lambda _number: None) -> None:
+        """``during`` is told the number of the call, 1, 2, …; an error that it returns or raises is the outcome."""
         self.during = during
         self.calls: list[tuple[UUID, bool, str]] = []
         self.visible: dict[UUID, bool] = {}
@@ -71,7 +71,9 @@ class DisturbedPortal:
 
     async def update_portal_visibility(self, contact_id: UUID, *, visible: bool, idempotency_key: str) -> None:
         with self._call(contact_id, visible, idempotency_key) as number:
-            await asyncio.to_thread(self.during, number)
+            error = await asyncio.to_thread(self.during, number)
+            if isinstance(error, Exception):
+                raise error
             self.visible[contact_id] = visible
 
     @contextmanager

@@ -51,7 +51,7 @@ class PortalServer:
     """0: any free one; it stays the same, so that a test can let the server go and come back."""
 
     def __post_init__(self) -> None:
-        self._decide = self.script if callable(self.script) else None
+        self.decide = self.script if callable(self.script) else None
         self._steps: deque[Behaviour] = deque(() if callable(self.script) else self.script)
         self._in_flight: list[Exchange] = []
         self._connections: dict[socket.socket, threading.Thread] = {}
@@ -78,7 +78,7 @@ class PortalServer:
         """Let go of every request that hangs, now and later."""
         self.released.set()
 
-    def requests_for(self, contact_id: UUID) -> list[PortalRequest]:
+    def requests_for(self, contact_id: UUID | None) -> list[PortalRequest]:
         with self.changed:
             return [request for request in self.requests if request.contact_id == contact_id]
 
@@ -189,8 +189,8 @@ class PortalServer:
     def _behaviour(self, request: PortalRequest) -> Behaviour:
         if not request.authorized:
             return error(401, "unauthorized")
-        if self._decide is not None:
-            return self._decide(request)
+        if self.decide is not None:
+            return self.decide(request)
         return self._steps.popleft() if self._steps else self.default
 
 

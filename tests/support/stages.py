@@ -1,77 +1,119 @@
-"""The portal stage in a test: in an event loop of its own, as a delivery runs it."""
+"""Portal events in a test: wished for, claimed, pushed in a round, and in stages run as a delivery runs them."""
 
 import asyncio
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
-from uuid import uuid4
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
 
 from certjob.database import Connection
-from certjob.outbox.claims import Lease, StageStop, lease_clock
+from certjob.errors import PortalCallError, StoppedBySignalError
+from certjob.night import nightly
+from certjob.night.report import RunReport
+from certjob.outbox.claims import Answer, Lease, StageStop, lease_clock
 from certjob.outbox.loop import DatabaseThread, run_loop
-from certjob.outbox.retry import RetryPolicy
 from certjob.portal.push import PortalEvent, PortalTarget, Push, Pusher
 from certjob.portal.rate import RateLimiter
 from certjob.portal.stage import PortalStage
 from certjob.portal.sync import PortalCounts, PortalSyncService
 from certjob.stopping import StopFlag
-from tests.support.nights import delivery, quick_policy
+from tests.support import intents, nights
+from tests.support.facts import TODAY, Facts
+from tests.support.nights import FlakyPortal, NoProgress, delivery, quick_policy
 from tests.support.portal_server import PortalServer
 
 
-class RunnableStage:
-    """A stage that is run once; its counts can be read at any time."""
-
-    def __init__(
-        self,
-        connection: Connection,
-        portal: PortalServer | PortalTarget,
-        *,
-        concurrency: int = 4,
-        calls_per_second: float = 0.0,
-        policy: RetryPolicy | None = None,
-        stop: StopFlag | None = None,
-        service: PortalSyncService | None = None,
-        make_target: Callable[[], AbstractAsyncContextManager[PortalTarget]] | None = None,
-    ) -> None:
-        self.connection = connection
-        self.make_target = make_target or delivery(portal=portal).make_target
-        self.concurrency = concurrency
-        self.calls_per_second = calls_per_second
-        self.policy = policy or quick_policy()
-        self.stop = stop or StopFlag()
-        self.service = service or PortalSyncService(connection, run_id=uuid4())
-        self.counts = PortalCounts()
-
-    def run(self, *, deadline_seconds: float = 60) -> StageStop | None:
-        """Run it to its end. Raises StoppedBySignalError once ``stop`` is set."""
-
-        async def main(database: DatabaseThread) -> StageStop | None:
-            assert self.make_target is not None
-            stage = PortalStage(
-                self.service,
-                database=database,
-                make_target=self.make_target,
-                policy=self.policy,
-                concurrency=self.concurrency,
-                calls_per_second=self.calls_per_second,
-                counts=self.counts,
-            )
-            return await stage.run(deadline_seconds=deadline_seconds)
-
-        ended = run_loop(main, connection=self.connection, stop=self.stop, deadline_seconds=deadline_seconds)
-        self.stop.check()
-        return ended
-
-
-def push_once(
-    event: PortalEvent, portal: PortalTarget, *, policy: RetryPolicy | None = None, lease: Lease | None = None
-) -> Push:
+def push_once(event: PortalEvent, portal: PortalTarget) -> Push:
     """Make one round for an event, outside any stage."""
 
     async def push() -> Push:
-        pusher = Pusher(
-            target=portal, policy=policy or quick_policy(), rate=RateLimiter(calls_per_second=0), halt=asyncio.Event()
-        )
-        return await pusher.push(event, lease or Lease(claimed_at=lease_clock(), seconds=300))
+        rate = RateLimiter(calls_per_second=0)
+        pusher = Pusher(target=portal, policy=quick_policy(), rate=rate, halt=asyncio.Event())
+        return await pusher.push(event, Lease(claimed_at=lease_clock(), seconds=300))
 
     return asyncio.run(push())
+
+
+class PortalScene:
+    """A database, a portal over real HTTP, and what certjob does with both."""
+
+    def __init__(self, connection: Connection, portal: PortalServer) -> None:
+        self.connection = connection
+        self.portal = portal
+        self.facts = Facts(connection)
+        self.service = PortalSyncService(connection, run_id=uuid4())
+        self.counts = PortalCounts()
+        """Of the last stage or push."""
+        self.said = ""
+        """Why the last stage ended early."""
+
+    def rows(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
+        return self.facts.rows(statement, *parameters)
+
+    def run_sql(self, statement: str, *parameters: object) -> None:
+        self.connection.execute(statement.encode(), parameters)
+
+    def backlog(self, count: int, *, visible: bool = False) -> list[UUID]:
+        return intents.backlog(self.facts, count, visible=visible)
+
+    def wish(self, mentor_id: UUID, *, visible: bool) -> None:
+        intents.queue_wish(self.connection, mentor_id, visible=visible)
+
+    def claim(self, limit: int = 100) -> list[PortalEvent]:
+        return intents.claim(self.connection, limit=limit)
+
+    def push(self, error: PortalCallError | None = None, *, event: PortalEvent | None = None) -> Answer:
+        """Claim the only event and make one round, in which every call fails with the error, and settle it."""
+        if event is None:
+            (event,) = self.claim()
+        portal = FlakyPortal(failures=99 if error else 0, error=(lambda: error) if error else None)
+        self.counts = PortalCounts()
+        return self.service.settle(push_once(event, portal), self.counts)
+
+    def make_due(self) -> None:
+        intents.make_due(self.facts)
+
+    def run_out(self) -> None:
+        intents.run_out(self.facts)
+
+    def night(self, portal: PortalTarget | PortalServer | None = None) -> RunReport:
+        return nights.night(self.connection, portal=portal, channel=nights.CollectingChannel())
+
+    def deliver(self, portal: PortalTarget, connection: Connection | None = None) -> RunReport:
+        """The delivery half alone, as cron starts it between the nights."""
+        return nightly.deliver(
+            connection or self.connection,
+            today=TODAY,
+            delivery=delivery(portal=portal),
+            stop=StopFlag(),
+            progress=NoProgress(),
+        )
+
+    def run_stage(
+        self,
+        target: PortalTarget | None = None,
+        *,
+        seconds: float = 60,
+        connection: Connection | None = None,
+        service: PortalSyncService | None = None,
+        stop: StopFlag | None = None,
+        **options: Any,
+    ) -> str | None:
+        """Run a stage to its end, with one slot unless told otherwise; return the code of an early end."""
+        connection, stop, counts = connection or self.connection, stop or StopFlag(), PortalCounts()
+        service = service or PortalSyncService(connection, run_id=uuid4())
+        make_target = delivery(portal=target or self.portal).make_target
+        defaults = {"make_target": make_target, "policy": quick_policy(), "concurrency": 1, "counts": counts}
+
+        async def main(database: DatabaseThread) -> StageStop | None:
+            return await PortalStage(service, database=database, **defaults | options).run(deadline_seconds=seconds)
+
+        self.counts = counts
+        stopped = run_loop(main, connection=connection, stop=stop, deadline_seconds=seconds)
+        stop.check()
+        self.said = str(stopped)
+        return None if stopped is None else stopped.code
+
+    def run_until_signal(self, stop: StopFlag, **options: Any) -> None:
+        with pytest.raises(StoppedBySignalError):
+            self.run_stage(stop=stop, seconds=3600, **options)
