@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
@@ -13,7 +13,7 @@ import pytest
 
 from certjob import database
 from certjob.database import Connection
-from certjob.errors import ConfigurationError, Outcome, StoppedBySignalError
+from certjob.errors import Outcome, StoppedBySignalError
 from certjob.night import reconcile as reconciling
 from certjob.night.report import RunReport
 from certjob.portal import comparison
@@ -23,14 +23,15 @@ from certjob.views.alerts import read_alerts
 from certjob.views.metrics import read_metrics
 from tests.conftest import Certjob
 from tests.support.facts import TODAY, Facts
-from tests.support.intents import run_out
+from tests.support.intents import make_due, run_out
 from tests.support.nights import CollectingChannel, NoProgress, delivery, in_background, night
-from tests.support.portal_answers import Behaviour, Exchange, answer, error, hang, ok
+from tests.support.portal_answers import Exchange, answer, error, hang, ok
 from tests.support.portal_server import PortalServer
+from tests.support.programmes import everything
 from tests.support.waiting import until
 
-EXPIRED = TODAY - timedelta(days=1)
-IN_FORCE = TODAY + timedelta(days=300)
+EXPIRED, IN_FORCE = TODAY - timedelta(days=1), TODAY + timedelta(days=300)
+OUTCOME = "SELECT outcome FROM job_runs WHERE command = 'reconcile'"
 App = psycopg.Connection[tuple[object, ...]]
 
 
@@ -47,20 +48,15 @@ class Scene:
         organisation = self.facts.organisation(slug, thresholds=())
         contacts = [uuid4() for _ in range(count)]
         for number, contact_id in enumerate(contacts):
-            expires_on = EXPIRED if number < expired else IN_FORCE
-            self.facts.certified_mentor(organisation, expires_on, contact_id=contact_id)
+            self.facts.certified_mentor(organisation, EXPIRED if number < expired else IN_FORCE, contact_id=contact_id)
         return contacts
 
-    def agreed(self, count: int, *, expired: int = 0) -> list[UUID]:
+    def agreed(self, *contacts: UUID) -> list[UUID]:
         """Mentors whom the portal has shown, until a night hid whoever must not be shown."""
-        contacts = self.mentors(count, expired=expired)
-        self.agree(contacts)
-        return contacts
-
-    def agree(self, contacts: Iterable[UUID]) -> None:
         self.portal.visible |= dict.fromkeys(contacts, True)
         self.night(allow_mass_change=True)
         self.portal.requests.clear()
+        return list(contacts)
 
     def night(self, today: date = TODAY, **options: Any) -> RunReport:
         return night(self.connection, today, **({"portal": self.portal} | options))
@@ -75,9 +71,9 @@ class Scene:
             progress=NoProgress(),
         )
 
-    def differences(self, **options: Any) -> dict[str, int]:
+    def differences(self) -> dict[str, int]:
         """The figures of a reading that are not nothing."""
-        document = self.reconcile(**options).to_document()
+        document = self.reconcile().to_document()
         return {name: number for name, number in document["differences"].items() if number}
 
     @property
@@ -99,365 +95,264 @@ def other(database_url: str) -> Iterator[Connection]:
         yield connection
 
 
-class TestDifferences:
-    """What is pushed, and what is not."""
+def test_agreement_costs_reads_and_a_hand_edit_exactly_its_pushes(scene: Scene) -> None:
+    """The hide comes first; nobody has to act. With the key of yesterday's call the portal would do nothing."""
+    contacts = scene.agreed(*scene.mentors(9, expired=2))
+    report = scene.reconcile()
+    assert [request.method for request in scene.portal.requests] == ["GET"] * 3
+    assert (report.outcome, report.to_document()["read"]) == (Outcome.OK, {"pages": 3, "visible": 7})
+    assert not any(report.to_document()["differences"].values())
 
-    def test_agreement_costs_reads_and_no_push(self, scene: Scene) -> None:
-        """Seven visible contacts are three pages."""
-        scene.agreed(9, expired=2)
+    for _ in range(2):
+        scene.portal.visible |= {contacts[0]: True, contacts[5]: False}
 
         report = scene.reconcile()
 
-        assert [request.method for request in scene.portal.requests] == ["GET"] * 3
+        assert scene.pushes[-2:] == [(contacts[0], False), (contacts[5], True)]
         assert report.outcome is Outcome.OK
-        assert report.to_document()["read"] == {"pages": 3, "visible": 7}
-        assert not any(report.to_document()["differences"].values())
-
-    def test_a_hand_edit_in_either_direction_is_put_right_by_exactly_those_pushes(self, scene: Scene) -> None:
-        """The hide comes first; nobody has to act. With the key of yesterday's call the portal would do nothing."""
-        contacts = scene.agreed(6, expired=3)
-        for _ in range(2):
-            scene.portal.visible |= {contacts[0]: True, contacts[5]: False}
-
-            report = scene.reconcile()
-
-            assert scene.pushes[-2:] == [(contacts[0], False), (contacts[5], True)]
-            assert report.outcome is Outcome.OK
-            counts = {"queued": 2, "delivered": 2, "failed": 0, "blocked": 0, "lost": 0, "pending": 0}
-            assert report.to_document()["portal"] == counts
-            found = {name: number for name, number in report.to_document()["differences"].items() if number}
-            assert found == {"shown_wrongly": 1, "hidden_wrongly": 1}
-        assert scene.differences() == {}
-        keys = [request.idempotency_key for request in scene.portal.requests if request.method == "POST"]
-        assert len(set(keys)) == 4
-
-    def test_nobody_is_shown_who_waits_for_a_review(self, scene: Scene) -> None:
-        """The pause of this afternoon counts, though no night has seen it; a hide goes all the same.
-
-        Before the first review nobody knows who is certified; and their contacts are not unknown.
-        """
-        hidden, shown = scene.mentors(2, expired=1)
-        scene.portal.visible[hidden] = True
-        assert scene.differences() == {}
-        assert scene.pushes == []
-        scene.agree([hidden, shown])
-        scene.connection.execute(
-            "INSERT INTO mentor_pauses (mentor_id, reason, actor) SELECT id, 'illness', 'coordinator' FROM mentors"
-        )
-        scene.portal.visible = {hidden: True, shown: False}
-
-        scene.reconcile()
-
-        assert scene.pushes == [(hidden, False)]
-
-    @pytest.mark.parametrize("certificate", [None, "upcoming"])
-    def test_nobody_is_shown_who_was_never_certified(self, scene: Scene, certificate: str | None) -> None:
-        """Nobody watches them, and certjob never shows whom it did not hide; hidden by hand they stay hidden."""
-        mentor = scene.facts.mentor(scene.facts.organisation(thresholds=()))
-        if certificate:
-            scene.facts.certificate(mentor, IN_FORCE, issued_on=TODAY + timedelta(days=30))
-        scene.night()
-
-        assert scene.reconcile().outcome is Outcome.OK
-        assert scene.pushes == []
-
-    def test_whoever_certjob_has_shown_is_shown_again(self, scene: Scene) -> None:
-        """Their certificate is of a kind that pauses nobody any more, and over."""
-        (contact,) = scene.agreed(1, expired=1)
-        scene.connection.execute("UPDATE organisations SET optional_kinds = '{likeperson}'")
-        scene.night()
-        assert scene.portal.visible == {contact: True}
-        scene.portal.visible.clear()
-
-        scene.reconcile()
-
-        assert scene.portal.visible == {contact: True}
-
-    def test_whoever_has_left_is_hidden_again(self, scene: Scene) -> None:
-        (contact,) = scene.mentors(1)
-        scene.connection.execute("UPDATE mentors SET left_at = now()")
-        scene.night()
-        scene.portal.visible[contact] = True
-
-        scene.reconcile()
-
-        assert scene.portal.visible == {contact: False}
-
-    def test_nobody_who_has_an_event_under_way_is_touched(self, scene: Scene) -> None:
-        """A blocked event and a waiting one have their own way, and their own alert."""
-        contacts = scene.mentors(2, expired=2)
-        scene.portal.visible |= dict.fromkeys(contacts, True)
-        scene.portal.then(error(404, "contact_not_found"), *[error(503, "token_unavailable")] * 3)
-        scene.night()
-        scene.portal.requests.clear()
-
-        assert scene.differences() == {}
-
-        assert scene.pushes == []
-        events = scene.facts.rows("SELECT status, version FROM portal_sync_events ORDER BY status")
-        assert events == [("blocked", 1), ("pending", 1)]
-
-    def test_a_call_that_died_before_its_event_was_withdrawn_is_not_waited_for_for_ever(self, scene: Scene) -> None:
-        """Its token stays, its lease ends."""
-        (contact,) = scene.agreed(1, expired=1)
-        scene.connection.execute(
-            "INSERT INTO portal_sync_events (mentor_id, visible, status, claim_token, next_attempt_at)"
-            " SELECT id, true, 'withdrawn', gen_random_uuid(), now() + interval '1 minute' FROM mentors"
-        )
-        scene.portal.visible[contact] = True
-        scene.reconcile()
-        assert scene.pushes == []
-
-        run_out(scene.facts)
-        scene.reconcile()
-
-        assert scene.pushes == [(contact, False)]
-
-    def test_a_push_that_fails_is_an_alert_as_any_other(self, scene: Scene) -> None:
-        (contact,) = scene.agreed(1, expired=1)
-        scene.portal.visible[contact] = True
-        scene.portal.then(ok(), *[error(503, "token_unavailable")] * 3)
-
-        report = scene.reconcile()
-
-        assert report.outcome is Outcome.ATTENTION
-        assert report.reasons == ["1 portal push failed; see `certjob alerts`"]
-        last = "SELECT visible, status FROM portal_sync_events ORDER BY id DESC LIMIT 1"
-        assert scene.facts.rows(last) == [(False, "pending")]
-
-    def test_what_is_due_anyway_is_pushed_as_well(self, scene: Scene) -> None:
-        """The stage is the one of every delivery."""
-        (contact,) = scene.mentors(1, expired=1)
-        scene.portal.visible[contact] = True
-        scene.night(deliver=False)
-
-        assert scene.differences() == {}
-
-        assert scene.portal.visible == {contact: False}
-
-    def test_a_day_before_the_last_nights_is_refused(self, scene: Scene) -> None:
-        """Such a clock does not know who waits for a review."""
-        scene.night(TODAY + timedelta(days=1))
-
-        with pytest.raises(ConfigurationError, match="today would be"):
-            scene.reconcile()
-
-        assert scene.portal.requests == []
+        counts = {"queued": 2, "delivered": 2, "failed": 0, "blocked": 0, "lost": 0, "pending": 0}
+        assert report.to_document()["portal"] == counts
+        found = report.to_document()["differences"]
+        assert (found["shown_wrongly"], found["hidden_wrongly"], sum(found.values())) == (1, 1, 2)
+    assert scene.differences() == {}
+    assert len({request.idempotency_key for request in scene.portal.requests if request.method == "POST"}) == 4
 
 
-class TestReading:
-    """All pages, or nothing."""
+def test_nobody_is_shown_who_waits_for_a_review(scene: Scene) -> None:
+    """The pause of this afternoon counts, though no night has seen it; a hide goes all the same.
 
-    @pytest.mark.parametrize(
-        ("fault", "words"),
-        [
-            (error(502, "dynamics_unavailable"), "502 dynamics_unavailable"),
-            (answer(200, {"visible": ["x"], "next": None}), "not what the contract says"),
-        ],
+    Before the first review nobody knows who is certified; and their contacts are not unknown.
+    """
+    hidden, shown = scene.mentors(2, expired=1)
+    scene.portal.visible[hidden] = True
+    assert scene.differences() == {}
+    assert scene.pushes == []
+    scene.agreed(hidden, shown)
+    pause = "INSERT INTO mentor_pauses (mentor_id, reason, actor) SELECT id, 'illness', 'coordinator' FROM mentors"
+    scene.connection.execute(pause)
+    scene.portal.visible = {hidden: True, shown: False}
+
+    scene.reconcile()
+
+    assert scene.pushes == [(hidden, False)]
+
+
+def test_whoever_certjob_has_shown_is_shown_again_and_nobody_who_was_never_certified(scene: Scene) -> None:
+    """Nobody watches these; hidden by hand they stay hidden. Whoever has left is hidden again."""
+    organisation = scene.facts.organisation(thresholds=())
+    scene.facts.mentor(organisation)
+    upcoming = scene.facts.mentor(organisation)
+    scene.facts.certificate(upcoming, IN_FORCE, issued_on=TODAY + timedelta(days=30))
+    left = scene.facts.certified_mentor(organisation, IN_FORCE, contact_id=(left_contact := uuid4()))
+    lapsed = scene.facts.mentor(organisation, contact_id=(lapsed_contact := uuid4()))
+    scene.facts.certificate(lapsed, EXPIRED, kind="course")
+    scene.night()
+    scene.connection.execute("UPDATE organisations SET optional_kinds = '{course}'")  # it pauses nobody any more
+    scene.connection.execute("UPDATE mentors SET left_at = now() WHERE id = %s", (left,))
+    scene.night()
+    assert scene.portal.visible == {lapsed_contact: True, left_contact: False}
+    scene.portal.visible = {lapsed_contact: False, left_contact: True}
+    scene.portal.requests.clear()
+
+    assert scene.reconcile().outcome is Outcome.OK
+
+    assert scene.pushes == [(left_contact, False), (lapsed_contact, True)]
+
+
+def test_nobody_who_has_an_event_under_way_is_touched(scene: Scene) -> None:
+    """A blocked event and a waiting one have their own way and alert; what is due is pushed as in any delivery."""
+    contacts = scene.mentors(2, expired=2)
+    scene.portal.visible |= dict.fromkeys(contacts, True)
+    scene.portal.then(error(404, "contact_not_found"), *[error(503, "token_unavailable")] * 3)
+    scene.night()
+    scene.portal.requests.clear()
+
+    assert scene.differences() == {}
+    assert scene.pushes == []
+    events = scene.facts.rows("SELECT status, version FROM portal_sync_events ORDER BY status")
+    assert events == [("blocked", 1), ("pending", 1)]
+    make_due(scene.facts)
+    assert scene.differences() == {}
+    assert len(scene.pushes) == 1
+
+
+def test_a_call_that_died_before_its_event_was_withdrawn_is_not_waited_for_for_ever(scene: Scene) -> None:
+    """Its token stays, its lease ends."""
+    (contact,) = scene.agreed(*scene.mentors(1, expired=1))
+    scene.connection.execute(
+        "INSERT INTO portal_sync_events (mentor_id, visible, status, claim_token, next_attempt_at)"
+        " SELECT id, true, 'withdrawn', gen_random_uuid(), now() + interval '1 minute' FROM mentors"
     )
-    def test_a_page_that_fails_for_good_changes_nothing(self, scene: Scene, fault: Behaviour, words: str) -> None:
-        """Though the first page showed somebody who must be hidden: without the rest nobody can say who is missing."""
-        contacts = scene.agreed(5, expired=1)
-        scene.portal.visible = dict.fromkeys(contacts, True)
-        scene.portal.then(ok(page_size=3))
-        scene.portal.default = fault
+    scene.portal.visible[contact] = True
+    scene.reconcile()
+    assert scene.pushes == []
 
-        report = scene.reconcile()
+    run_out(scene.facts)
+    scene.reconcile()
 
-        assert report.outcome is Outcome.ATTENTION
-        (reason,) = report.reasons
-        assert words in reason
-        assert reason.endswith("the portal was not read to its end, nothing was compared and nothing changed")
-        assert report.to_document()["differences"] is None
-        assert scene.pushes == []
-        assert scene.facts.rows("SELECT count(*) FROM portal_last_reading") == [(0,)]
-        assert scene.facts.rows("SELECT outcome FROM job_runs WHERE command = 'reconcile'") == [("attention",)]
-
-    def test_a_signal_ends_the_reading(self, scene: Scene) -> None:
-        """In time, and the run is recorded as failed."""
-        scene.portal.default = hang()
-        stop = StopFlag()
-
-        def send_signal() -> None:
-            scene.portal.wait_until(lambda: bool(scene.portal.requests))
-            stop.set()
-
-        with in_background(send_signal), pytest.raises(StoppedBySignalError):
-            scene.reconcile(stop=stop)
-
-        assert scene.facts.rows("SELECT outcome FROM job_runs WHERE command = 'reconcile'") == [("failed",)]
-
-    def test_a_dry_run_says_what_it_would_do_and_writes_nothing(self, scene: Scene) -> None:
-        contacts = scene.agreed(4, expired=2)
-        scene.portal.visible |= {contacts[0]: True, contacts[3]: False, uuid4(): True}
-        written = (
-            "SELECT (SELECT count(*) FROM portal_sync_events), (SELECT count(*) FROM job_runs),"
-            " (SELECT count(*) FROM portal_unknown_contacts), (SELECT count(*) FROM portal_last_reading)"
-        )
-        before = scene.facts.rows(written)
-
-        document = scene.reconcile(dry_run=True).to_document()
-
-        changes = [(each["organisation"], each["portal"]) for each in document["changes"]]
-        assert changes == [("hlf", False), ("hlf", True)]
-        assert document["differences"]["unknown"] == 1
-        assert scene.pushes == []
-        assert scene.facts.rows(written) == before
+    assert scene.pushes == [(contact, False)]
 
 
-class TestGuard:
-    """Shows that look like a wrong column or another Dynamics are held."""
+def test_a_page_that_fails_for_good_changes_nothing(scene: Scene) -> None:
+    """Though the first page showed somebody who must be hidden: without the rest nobody can say who is missing."""
+    scene.portal.visible = dict.fromkeys(scene.agreed(*scene.mentors(5, expired=1)), True)
+    scene.portal.then(ok(page_size=3))
+    scene.portal.default = error(502, "dynamics_unavailable")
 
-    def test_nobody_visible_is_held_until_the_flag_lets_it_through(self, scene: Scene, certjob: Certjob) -> None:
-        """A wrong column says of everybody that they are hidden. Meanwhile it is an alert, and nobody is gone."""
-        scene.agreed(21)
-        scene.portal.visible[uuid4()] = True
-        scene.reconcile()
-        scene.portal.visible.clear()
+    report = scene.reconcile()
 
-        report = scene.reconcile()
-
-        assert (scene.pushes, report.outcome) == ([], Outcome.ATTENTION)
-        (held,) = report.held
-        assert held.startswith("hlf: 21 mentors would be shown again, the portal shows nobody at all; none of them was")
-        assert "`certjob reconcile --allow-mass-change`" in held
-        assert scene.facts.rows("SELECT gone_at FROM portal_unknown_contacts") == [(None,)]
-        (document,) = read_alerts(scene.connection, today=TODAY).to_document()["held"]
-        assert (document["what"], document["mentors"]) == ("portal", 21)
-        assert document["command"] == "certjob reconcile --allow-mass-change"
-        assert "Held: hlf: 21 mentors would be shown again" in certjob("alerts").stdout
-        assert scene.reconcile(allow_mass_change=True).outcome is Outcome.OK
-        assert len(scene.pushes) == 21
-        assert certjob("alerts").returncode == 0
-
-    def test_small_organisations_are_held_where_together_they_are_too_many(self, scene: Scene) -> None:
-        """20 may be shown though nobody is visible: a small programme whose portal was cleared by hand."""
-        contacts = [contact for slug in "abc" for contact in scene.mentors(7, slug=slug)]
-        scene.agree(contacts)
-        scene.portal.visible.clear()
-
-        assert len(scene.reconcile().held) == 3
-        assert scene.pushes == []
-
-        scene.connection.execute("UPDATE mentors SET left_at = now() WHERE dynamics_contact_id = %s", (contacts[0],))
-        scene.night()
-        scene.portal.requests.clear()
-        assert scene.reconcile().outcome is Outcome.OK
-        assert len(scene.pushes) == 20
-
-    def test_too_many_shows_of_an_organisation_are_held_and_hides_go_on(self, scene: Scene) -> None:
-        """However many hides, and the shows of the others."""
-        many = scene.mentors(62, expired=25)
-        few = scene.mentors(2, slug="nhf")
-        scene.agree([*many, *few])
-        scene.portal.visible = dict.fromkeys([*many[:25], few[0]], True)
-
-        report = scene.reconcile()
-
-        assert set(scene.pushes) == {*((contact, False) for contact in many[:25]), (few[1], True)}
-        assert report.held == [
-            "hlf: 37 mentors would be shown again, the limit is 20 (of 62 on the portal); none of them was shown, "
-            "hides went on. Check DYNAMICS_VISIBILITY_FIELD and DYNAMICS_URL of the function, then `certjob reconcile "
-            "--allow-mass-change`"
-        ]
-
-    def test_held_shows_are_over_with_the_first_night_without_a_portal(self, scene: Scene, certjob: Certjob) -> None:
-        """The portal was given up: no reading will ever come to say that nothing is held."""
-        scene.agreed(21)
-        scene.portal.visible.clear()
-        scene.reconcile()
-        scene.connection.execute("UPDATE organisations SET portal = NULL")
-
-        assert scene.night(portal=None).outcome is Outcome.OK
-
-        assert certjob("alerts").returncode == certjob("status", "-q").returncode == 0
+    (reason,) = report.reasons
+    assert "502 dynamics_unavailable" in reason
+    assert reason.endswith("the portal was not read to its end, nothing was compared and nothing changed")
+    assert (report.to_document()["differences"], scene.pushes) == (None, [])
+    assert scene.facts.rows("SELECT count(*) FROM portal_last_reading") == [(0,)]
+    assert scene.facts.rows(OUTCOME) == [("attention",)]
 
 
-class TestUnknownContacts:
-    """Whom the portal shows, and nobody has asked for."""
+def test_a_signal_ends_the_reading(scene: Scene) -> None:
+    scene.portal.default = hang()
+    stop = StopFlag()
 
-    def test_the_contact_of_a_deleted_mentor_is_reported_until_it_is_gone(self, scene: Scene) -> None:
-        """Somebody has shown it by hand. certjob does not hide it: it may be anybody's."""
-        gone, *_ = scene.agreed(3)
-        scene.connection.execute("UPDATE mentors SET left_at = now() WHERE dynamics_contact_id = %s", (gone,))
-        scene.night()
-        scene.connection.execute("DELETE FROM mentors WHERE dynamics_contact_id = %s", (gone,))
+    def send_signal() -> None:
+        scene.portal.wait_until(lambda: bool(scene.portal.requests))
+        stop.set()
+
+    with in_background(send_signal), pytest.raises(StoppedBySignalError):
+        scene.reconcile(stop=stop)
+
+    assert scene.facts.rows(OUTCOME) == [("failed",)]
+
+
+def test_nobody_visible_is_held_until_the_flag_lets_it_through(scene: Scene, certjob: Certjob) -> None:
+    """A wrong column says of everybody that they are hidden. Meanwhile it is an alert, and nobody is gone.
+
+    It is over, too, with the first night without a portal: no reading will ever come to say that nothing is held.
+    """
+    scene.agreed(*scene.mentors(21))
+    scene.portal.visible[uuid4()] = True
+    scene.reconcile()
+    scene.portal.visible.clear()
+
+    report = scene.reconcile()
+
+    assert (scene.pushes, report.outcome) == ([], Outcome.ATTENTION)
+    (held,) = report.held
+    assert held.startswith("hlf: 21 mentors would be shown again, the portal shows nobody at all; none of them was")
+    assert "`certjob reconcile --allow-mass-change`" in held
+    assert scene.facts.rows("SELECT gone_at FROM portal_unknown_contacts") == [(None,)]
+    (document,) = read_alerts(scene.connection, today=TODAY).to_document()["held"]
+    assert (document["what"], document["mentors"]) == ("portal", 21)
+    assert document["command"] == "certjob reconcile --allow-mass-change"
+    assert "Held: hlf: 21 mentors would be shown again" in certjob("alerts").stdout
+    assert scene.reconcile(allow_mass_change=True).outcome is Outcome.OK
+    assert len(scene.pushes) == 21
+    assert certjob("alerts").returncode == 0
+
+    scene.portal.visible.clear()
+    assert scene.reconcile().held
+    scene.connection.execute("UPDATE organisations SET portal = NULL")
+    assert scene.night(portal=None).outcome is Outcome.OK
+    assert certjob("alerts").returncode == certjob("status", "-q").returncode == 0
+
+
+def test_small_organisations_are_held_where_together_they_are_too_many(scene: Scene) -> None:
+    """20 may be shown though nobody is visible: a small programme whose portal was cleared by hand."""
+    contacts = [contact for slug in "abc" for contact in scene.mentors(7, slug=slug)]
+    scene.agreed(*contacts)
+    scene.portal.visible.clear()
+
+    assert len(scene.reconcile().held) == 3
+    assert scene.pushes == []
+
+    scene.connection.execute("UPDATE mentors SET left_at = now() WHERE dynamics_contact_id = %s", (contacts[0],))
+    scene.night()
+    scene.portal.requests.clear()
+    assert scene.reconcile().outcome is Outcome.OK
+    assert len(scene.pushes) == 20
+
+
+def test_too_many_shows_of_an_organisation_are_held_and_hides_go_on(scene: Scene) -> None:
+    """However many hides, and the shows of the others."""
+    many = scene.mentors(62, expired=25)
+    few = scene.mentors(2, slug="nhf")
+    scene.agreed(*many, *few)
+    scene.portal.visible = dict.fromkeys([*many[:25], few[0]], True)
+
+    report = scene.reconcile()
+
+    assert set(scene.pushes) == {*((contact, False) for contact in many[:25]), (few[1], True)}
+    assert report.held == [
+        "hlf: 37 mentors would be shown again, the limit is 20 (of 62 on the portal); none of them was shown, hides "
+        "went on. Check DYNAMICS_VISIBILITY_FIELD and DYNAMICS_URL of the function, then `certjob reconcile "
+        "--allow-mass-change`"
+    ]
+
+
+def test_the_contact_of_a_deleted_mentor_is_reported_until_it_is_gone_and_staff_until_they_are_accepted(
+    scene: Scene,
+) -> None:
+    """Somebody has shown them by hand. certjob hides neither: they may be anybody's."""
+    gone, *_ = scene.agreed(*scene.mentors(3))
+    scene.connection.execute("UPDATE mentors SET left_at = now() WHERE dynamics_contact_id = %s", (gone,))
+    scene.night()
+    scene.connection.execute("DELETE FROM mentors WHERE dynamics_contact_id = %s", (gone,))
+    scene.portal.requests.clear()
+
+    for _ in range(2):
         scene.portal.visible[gone] = True
-        scene.portal.requests.clear()
+        report = scene.reconcile()
+        assert report.outcome is Outcome.ATTENTION
+        assert report.reasons == ["1 contact on the portal is no mentor's; see `certjob alerts`"]
+    scene.portal.visible[gone] = False
+    assert scene.reconcile().outcome is Outcome.OK
+    unknown = scene.facts.rows("SELECT contact_id, gone_at > first_seen_at FROM portal_unknown_contacts")
+    assert unknown == [(gone, True)]
 
-        for _ in range(2):
-            report = scene.reconcile()
-            assert report.outcome is Outcome.ATTENTION
-            assert report.reasons == ["1 contact on the portal is no mentor's; see `certjob alerts`"]
-        scene.portal.visible[gone] = False
-        last = scene.reconcile()
+    staff = uuid4()
+    assert not comparison.accept(scene.connection, staff, because="a typo accepts nobody in advance", who="kari")
+    scene.portal.visible[staff] = True
+    assert scene.differences() == {"unknown": 1}
+    assert comparison.accept(scene.connection, staff, because="the programme's office", who="kari")
+    assert scene.reconcile().outcome is Outcome.OK
+    assert scene.differences() == {"accepted": 1}
+    mentor = scene.facts.mentor(scene.facts.organisation("nhf"), contact_id=staff)
+    assert scene.differences() == {}
+    scene.connection.execute("UPDATE mentors SET dynamics_contact_id = %s WHERE id = %s", (uuid4(), mentor))
+    assert scene.differences() == {"unknown": 1}
+    assert scene.pushes == []
 
-        assert (last.outcome, scene.pushes) == (Outcome.OK, [])
-        unknown = scene.facts.rows("SELECT contact_id, gone_at > first_seen_at FROM portal_unknown_contacts")
-        assert unknown == [(gone, True)]
 
-    def test_an_accepted_contact_stays_quiet_until_it_becomes_a_mentors(self, scene: Scene) -> None:
-        """Staff who are shown on purpose. A typo must not accept somebody in advance."""
-        staff = uuid4()
-        assert not comparison.accept(scene.connection, staff, because="a typo", who="kari")
-        scene.portal.visible[staff] = True
-        scene.reconcile()
-        assert comparison.accept(scene.connection, staff, because="the programme's office", who="kari")
-        assert scene.reconcile().outcome is Outcome.OK
-        assert scene.differences() == {"accepted": 1}
+def test_unknown_contacts_are_alerts_until_they_are_gone_or_accepted(scene: Scene, certjob: Certjob) -> None:
+    """The number and five of them; of a mentor of an organisation without a portal, who it is."""
+    theirs = uuid4()
+    scene.facts.mentor(scene.facts.organisation("nhf", portal=None), contact_id=theirs)
+    scene.portal.visible = dict.fromkeys([theirs, *(uuid4() for _ in range(6))], True)
+    assert scene.differences() == {"unknown": 7}
 
-        mentor = scene.facts.mentor(scene.facts.organisation(), contact_id=staff)
-        assert scene.differences() == {}
-        scene.connection.execute("UPDATE mentors SET dynamics_contact_id = %s WHERE id = %s", (uuid4(), mentor))
-        assert scene.differences() == {"unknown": 1}
+    page = certjob("alerts")
+    documents = read_alerts(scene.connection, today=TODAY).to_document()["unknown_contacts"]
 
-    def test_they_are_alerts_until_they_are_gone_or_accepted(self, scene: Scene, certjob: Certjob) -> None:
-        """The number and five of them; of a mentor of an organisation without a portal, who it is."""
-        theirs = uuid4()
-        scene.facts.mentor(scene.facts.organisation("nhf", portal=None), contact_id=theirs)
-        scene.portal.visible = dict.fromkeys([theirs, *(uuid4() for _ in range(6))], True)
-        assert scene.differences() == {"unknown": 7}
-
-        page = certjob("alerts")
-        documents = read_alerts(scene.connection, today=TODAY).to_document()["unknown_contacts"]
-
-        assert page.returncode == 3
-        assert page.stdout.count("certjob reconcile --accept") == 5
-        assert "2 more; `certjob alerts --json` lists all" in page.stdout
-        assert {each["contact_id"] for each in documents} == set(scene.portal.visible)
-        assert [each["organisation"] for each in documents if each["contact_id"] == theirs] == ["nhf"]
-        for option in ("--dry-run", "--allow-mass-change"):  # neither has a meaning there, and a dry run writes nothing
-            refused = certjob("reconcile", "--accept", str(theirs), "--because", "the office", option)
-            assert refused.returncode == 2
-            assert option in refused.stderr
-        assert scene.facts.rows("SELECT FROM portal_unknown_contacts WHERE accepted_at IS NOT NULL") == []
-        for contact_id in list(scene.portal.visible)[1:]:
-            assert certjob("reconcile", "--accept", str(contact_id), "--because", "the office").returncode == 0
-        scene.portal.visible[theirs] = False
-        scene.reconcile()
-        assert certjob("alerts").returncode == 0
-
-    def test_an_older_reading_that_ends_later_changes_nothing(self, scene: Scene) -> None:
-        """Two at once: what began last is what is known."""
-        contact = uuid4()
-        old = comparison.Reading(read_at=database.clock(scene.connection), pages=1, visible=[])
-        scene.portal.visible[contact] = True
-        scene.reconcile()
-
-        found = comparison.compare(scene.connection, old, today=TODAY, allow_mass_change=False)
-        comparison.store(scene.connection, found, run_id=uuid4())
-
-        assert scene.facts.rows("SELECT contact_id, gone_at FROM portal_unknown_contacts") == [(contact, None)]
-        assert scene.facts.rows("SELECT visible = ARRAY[%s::uuid] FROM portal_last_reading", contact) == [(True,)]
+    assert (page.returncode, page.stdout.count("certjob reconcile --accept")) == (3, 5)
+    assert "2 more; `certjob alerts --json` lists all" in page.stdout
+    assert {each["contact_id"] for each in documents} == set(scene.portal.visible)
+    assert [each["organisation"] for each in documents if each["contact_id"] == theirs] == ["nhf"]
+    for option in ("--dry-run", "--allow-mass-change"):  # neither has a meaning there, and a dry run writes nothing
+        refused = certjob("reconcile", "--accept", str(theirs), "--because", "the office", option)
+        assert refused.returncode == 2
+        assert option in refused.stderr
+    assert scene.facts.rows("SELECT FROM portal_unknown_contacts WHERE accepted_at IS NOT NULL") == []
+    scene.portal.visible = {theirs: True}
+    scene.reconcile()
+    assert certjob("reconcile", "--accept", str(theirs), "--because", "the office").returncode == 0
+    assert certjob("alerts").returncode == 0
 
 
 def test_where_two_organisations_contradict_each_other_only_the_hide_is_raised(scene: Scene, certjob: Certjob) -> None:
     """Night after night, with no push, somebody is told, until they agree; whether the portal is read again or not."""
     contact = uuid4()
     for slug, expires_on in (("hlf", EXPIRED), ("nhf", IN_FORCE)):
-        organisation = scene.facts.organisation(slug, thresholds=())
-        scene.facts.certified_mentor(organisation, expires_on, contact_id=contact)
-    scene.agree([contact])
+        scene.facts.certified_mentor(scene.facts.organisation(slug, thresholds=()), expires_on, contact_id=contact)
+    scene.agreed(contact)
     scene.portal.visible[contact] = True
 
     assert scene.differences() == {"shown_wrongly": 1, "contradictory": 1}
@@ -478,120 +373,118 @@ def test_where_two_organisations_contradict_each_other_only_the_hide_is_raised(s
     assert scene.portal.visible == {contact: False}
 
 
-class TestRaces:
-    """What changes while it works."""
+def test_of_two_readings_at_once_the_one_that_began_last_is_what_is_known(scene: Scene) -> None:
+    contact = uuid4()
+    old = comparison.Reading(read_at=database.clock(scene.connection), pages=1, visible=[])
+    scene.portal.visible[contact] = True
+    scene.reconcile()
 
-    def test_a_push_that_is_confirmed_while_the_portal_is_read_is_left_alone(
-        self, scene: Scene, other: Connection
-    ) -> None:
-        """The page may have been read before it."""
-        contacts = scene.agreed(2)
+    found = comparison.compare(scene.connection, old, today=TODAY, allow_mass_change=False)
+    comparison.store(scene.connection, found, run_id=uuid4())
 
-        def read_then_night(exchange: Exchange) -> None:
-            stale = sorted(map(str, contacts))
-            other.execute("UPDATE certificates SET expires_on = %s", (EXPIRED,))
-            night(other, portal=scene.portal)
-            answer(200, {"visible": stale, "next": None})(exchange)
+    assert scene.facts.rows("SELECT contact_id, gone_at FROM portal_unknown_contacts") == [(contact, None)]
+    assert scene.facts.rows("SELECT visible FROM portal_last_reading") == [([contact],)]
 
-        scene.portal.then(read_then_night)
 
-        assert scene.differences() == {}
+def test_a_push_that_is_confirmed_while_the_portal_is_read_is_left_alone(scene: Scene, other: Connection) -> None:
+    """The page may have been read before it."""
+    contacts = scene.agreed(*scene.mentors(2))
 
-        assert len(scene.pushes) == 2
-
-    def test_a_hide_that_is_committed_after_the_comparison_is_not_undone(self, scene: Scene, other: Connection) -> None:
-        """Under the lock the same question is asked again."""
-        scene.agreed(1)
-        reading = comparison.Reading(read_at=database.clock(scene.connection), pages=1, visible=[])
-        found = comparison.compare(scene.connection, reading, today=TODAY, allow_mass_change=False).differences
-        assert [each.visible for each in found] == [True]
+    def read_then_night(exchange: Exchange) -> None:
         other.execute("UPDATE certificates SET expires_on = %s", (EXPIRED,))
-        night(other, deliver=False)
+        night(other, portal=scene.portal)
+        answer(200, {"visible": sorted(map(str, contacts)), "next": None})(exchange)
 
-        raised = comparison.raise_events(scene.connection, reading, found, today=TODAY, run_id=uuid4(), stop=StopFlag())
+    scene.portal.then(read_then_night)
 
-        assert raised == (0, [])
-        assert scene.facts.rows("SELECT visible, version FROM portal_sync_events") == [(False, 1)]
-
-    @pytest.mark.parametrize("for_a_moment", [True, False])
-    def test_a_mentor_whom_the_app_locks_is_waited_for_and_then_reported(
-        self, scene: Scene, other: Connection, app: App, monkeypatch: pytest.MonkeyPatch, for_a_moment: bool
-    ) -> None:
-        """The others are corrected; this one may still be shown."""
-        contacts = scene.agreed(3, expired=3)
-        scene.portal.visible = dict.fromkeys(contacts, True)
-        app.execute("SELECT FROM mentors WHERE dynamics_contact_id = %s FOR UPDATE", (contacts[0],))
-        if not for_a_moment:
-            monkeypatch.setattr(comparison, "_LOCKED_FOR_SECONDS", 0.0)
-
-        def let_go() -> None:
-            corrected = "SELECT count(*) = 2 FROM portal_sync_events WHERE corrects_portal"
-            until(lambda: other.execute(corrected).fetchone() == (True,))
-            if for_a_moment:
-                app.rollback()
-
-        with in_background(let_go):
-            report = scene.reconcile()
-
-        assert sum(scene.portal.visible.values()) == (0 if for_a_moment else 1)
-        locked = "1 mentor is locked by another session and not corrected (M1001); run `certjob reconcile` again"
-        assert report.reasons == ([] if for_a_moment else [locked])
+    assert scene.differences() == {}
+    assert len(scene.pushes) == 2
 
 
-class TestWhatIsKnownAfterwards:
-    """Where people look."""
+def test_a_hide_that_is_committed_after_the_comparison_is_not_undone(scene: Scene, other: Connection) -> None:
+    """Under the lock the same question is asked again."""
+    scene.agreed(*scene.mentors(1))
+    reading = comparison.Reading(read_at=database.clock(scene.connection), pages=1, visible=[])
+    found = comparison.compare(scene.connection, reading, today=TODAY, allow_mass_change=False).differences
+    assert [each.visible for each in found] == [True]
+    other.execute("UPDATE certificates SET expires_on = %s", (EXPIRED,))
+    night(other, deliver=False)
 
-    def test_explain_and_metrics_say_when_the_portal_was_read_and_what_it_showed(
-        self, scene: Scene, certjob: Certjob
-    ) -> None:
-        """Before the first reading they say nothing of it."""
-        contacts = scene.agreed(3, expired=1)
-        scene.portal.visible |= {contacts[0]: True, contacts[1]: False, uuid4(): True}
-        scene.reconcile(dry_run=True)
-        before = json.loads(certjob("explain", "M1001", "--json").stdout)["portal"]
-        assert (before["read_at"], before["was_shown"]) == (None, None)
-        assert "certjob_portal" not in read_metrics(scene.connection, today=TODAY).decode()
+    raised = comparison.raise_events(scene.connection, reading, found, today=TODAY, run_id=uuid4(), stop=StopFlag())
 
-        scene.reconcile()
+    assert raised == (0, [])
+    assert scene.facts.rows("SELECT visible, version FROM portal_sync_events") == [(False, 1)]
 
-        assert "the mentor was visible" in certjob("explain", "M1001").stdout
-        assert "the mentor was not visible" in certjob("explain", "M1002").stdout
-        document = json.loads(certjob("explain", "M1002", "--json").stdout)["portal"]
-        assert (document["read_at"][:4], document["was_shown"]) == (str(database.clock(scene.connection).year), False)
-        metrics = read_metrics(scene.connection, today=TODAY).decode()
-        found = dict(re.findall(r'^certjob_portal_differences\{what="(\w+)"\} (\S+)$', metrics, flags=re.MULTILINE))
-        expected = {"shown_wrongly": 1, "hidden_wrongly": 1, "unknown": 1, "accepted": 0, "contradictory": 0}
-        assert {name: float(number) for name, number in found.items()} == expected
-        assert "certjob_portal_read_timestamp_seconds" in metrics
 
-    def test_a_reading_older_than_three_days_is_an_alert(self, scene: Scene, certjob: Certjob) -> None:
-        """Where the portal was ever read; and a run says so, too."""
-        scene.agreed(1)
-        assert certjob("alerts").returncode == 0
-        scene.reconcile()
-        assert certjob("alerts").returncode == 0
-        scene.connection.execute("UPDATE portal_last_reading SET read_at = now() - interval '73 hours'")
+@pytest.mark.parametrize("for_a_moment", [True, False])
+def test_a_mentor_whom_the_app_locks_is_waited_for_and_then_reported(
+    scene: Scene, other: Connection, app: App, monkeypatch: pytest.MonkeyPatch, for_a_moment: bool
+) -> None:
+    """The others are corrected; this one may still be shown."""
+    contacts = scene.agreed(*scene.mentors(3, expired=3))
+    scene.portal.visible = dict.fromkeys(contacts, True)
+    app.execute("SELECT FROM mentors WHERE dynamics_contact_id = %s FOR UPDATE", (contacts[0],))
+    if not for_a_moment:
+        monkeypatch.setattr(comparison, "_LOCKED_FOR_SECONDS", 0.0)
 
-        assert "run `certjob reconcile`" in certjob("alerts").stdout
-        assert "1 portal was not read for three days; see `certjob alerts`" in scene.night().reasons
+    def let_go() -> None:
+        corrected = "SELECT count(*) = 2 FROM portal_sync_events WHERE corrects_portal"
+        until(lambda: other.execute(corrected).fetchone() == (True,))
+        if for_a_moment:
+            app.rollback()
 
-    def test_the_next_digest_tells_of_a_hand_edit_that_was_put_right_and_only_the_next(self, scene: Scene) -> None:
-        """It is no alert, but coordinators should know that somebody edits the portal."""
-        contacts = scene.mentors(2, expired=1)
-        scene.connection.execute(
-            "INSERT INTO coordinators (organisation_id, email, locale)"
-            " SELECT id, 'ola@hlf.example', 'en' FROM organisations"
-        )
-        scene.agree(contacts)
-        scene.night(channel=CollectingChannel())
-        scene.portal.visible = {contacts[0]: True, contacts[1]: False}
-        assert scene.reconcile().outcome is Outcome.OK
+    with in_background(let_go):
+        report = scene.reconcile()
 
-        channel = CollectingChannel()
-        for days in (1, 2):
-            scene.night(TODAY + timedelta(days=days), channel=channel)
+    assert sum(scene.portal.visible.values()) == (0 if for_a_moment else 1)
+    locked = "1 mentor is locked by another session and not corrected (M1001); run `certjob reconcile` again"
+    assert report.reasons == ([] if for_a_moment else [locked])
 
-        (text,) = [message.text for message in channel.sent if message.kind == "digest"]
-        assert "Corrected on the portal (2)" in text
-        assert "was visible, and is hidden again" in text
-        assert "was hidden, and is visible again" in text
+
+def test_a_dry_run_says_it_and_writes_nothing_and_explain_metrics_and_digest_tell_what_was_done(
+    scene: Scene, certjob: Certjob
+) -> None:
+    """Before the first reading they say nothing of it. The digest tells once: coordinators should know who edits it."""
+    contacts = scene.mentors(3, expired=1)
+    coordinator = "INSERT INTO coordinators (organisation_id, email, locale) SELECT id, 'ola@example.org', 'en'"
+    scene.connection.execute(f"{coordinator} FROM organisations".encode())
+    scene.agreed(*contacts)
+    scene.night(channel=CollectingChannel())
+    scene.portal.visible |= {contacts[0]: True, contacts[1]: False, uuid4(): True}
+    before = everything(scene.facts)
+
+    planned = scene.reconcile(dry_run=True).to_document()
+
+    changes = [(each["organisation"], each["portal"]) for each in planned["changes"]]
+    assert (changes, planned["differences"]["unknown"]) == ([("hlf", False), ("hlf", True)], 1)
+    assert (scene.pushes, everything(scene.facts)) == ([], before)
+    page = json.loads(certjob("explain", "M1001", "--json").stdout)["portal"]
+    assert (page["read_at"], page["was_shown"]) == (None, None)
+    assert "certjob_portal" not in read_metrics(scene.connection, today=TODAY).decode()
+
+    scene.reconcile()
+
+    assert "the mentor was visible" in certjob("explain", "M1001").stdout
+    assert "the mentor was not visible" in certjob("explain", "M1002").stdout
+    metrics = read_metrics(scene.connection, today=TODAY).decode()
+    found = re.findall(r'^certjob_portal_differences\{what="(\w+)"\} 1.0$', metrics, flags=re.MULTILINE)
+    assert set(found) == {"shown_wrongly", "hidden_wrongly", "unknown"}
+    assert "certjob_portal_read_timestamp_seconds" in metrics
+    channel = CollectingChannel()
+    for days in (1, 2):
+        scene.night(TODAY + timedelta(days=days), channel=channel)
+    (text,) = [message.text for message in channel.sent if "Corrected on the portal (2)" in message.text]
+    for words in ("was visible, and is hidden again", "was hidden, and is visible again"):
+        assert words in text
+
+
+def test_a_reading_older_than_three_days_is_an_alert(scene: Scene, certjob: Certjob) -> None:
+    """Where the portal was ever read; and a run says so, too."""
+    scene.agreed(*scene.mentors(1))
+    assert certjob("alerts").returncode == 0
+    scene.reconcile()
+    assert certjob("alerts").returncode == 0
+    scene.connection.execute("UPDATE portal_last_reading SET read_at = now() - interval '73 hours'")
+
+    assert "run `certjob reconcile`" in certjob("alerts").stdout
+    assert "1 portal was not read for three days; see `certjob alerts`" in scene.night().reasons

@@ -43,7 +43,9 @@ def mails(folder: Path) -> int:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "days"), [(("run",), 300), (("run", "--dry-run"), -300), (("resync", "M1001"), -300)], ids=repr
+    ("arguments", "days"),
+    [(("run",), 300), (("run", "--dry-run"), -300), (("resync", "M1001"), -300), (("reconcile",), 300)],
+    ids=repr,
 )
 def test_a_run_on_another_day_than_the_databases_is_refused(
     command: Command, facts: Facts, portal: PortalServer, tmp_path: Path, arguments: tuple[str, ...], days: int

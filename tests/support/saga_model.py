@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from datetime import date, timedelta
 from uuid import UUID
 
+from certjob.database import Connection
+
 
 @dataclass(kw_only=True)
 class Organisation:
@@ -16,7 +18,7 @@ class Organisation:
     id: UUID
     has_portal: bool
     thresholds: Sequence[int]
-    optional_kinds: frozenset[str] = frozenset()
+    optional_kinds: Sequence[str] = ()
 
 
 @dataclass(kw_only=True)
@@ -45,8 +47,6 @@ class Mentor:
     pauses: set[str] = field(default_factory=set)
     """Reasons of other people's open pauses."""
     left: bool = False
-    paused_when_left: bool = False
-    """Whether certjob's own pause was open when the mentor left: then it stays as it was."""
 
     @property
     def on_portal(self) -> bool:
@@ -63,8 +63,7 @@ class Mentor:
             return "revoked"
         if certificate.issued_on > today:
             return "upcoming"
-        begun = [row for row in self.same_kind(certificate) if row.issued_on <= today]
-        if certificate.rank < max(row.rank for row in begun):
+        if certificate.rank < max(row.rank for row in self.same_kind(certificate) if row.issued_on <= today):
             return "renewed"
         if certificate.expires_on < today:
             return "expired"
@@ -74,33 +73,38 @@ class Mentor:
         return "valid"
 
     def is_certified(self, today: date) -> bool:
-        """Whether every kind that was ever held, and counts, is covered today."""
+        """Whether every kind that was ever held, and counts, is covered today: if not, certjob's own pause is open."""
         counting = [row for row in self.certificates.values() if row.kind not in self.organisation.optional_kinds]
         held = {row.kind for row in counting if row.revoked or row.issued_on <= today}
         covered = {row.kind for row in counting if not row.revoked and row.issued_on <= today <= row.expires_on}
         return held <= covered
 
-    def is_paused_by_certjob(self, today: date) -> bool:
-        """Whether certjob's own pause must be open."""
-        return self.paused_when_left if self.left else not self.is_certified(today)
-
     def is_active(self, today: date) -> bool:
         """Whether the mentor may meet people, and so whether the portal shows them."""
-        return not self.left and not self.pauses and not self.is_paused_by_certjob(today)
+        return not self.left and not self.pauses and self.is_certified(today)
 
 
-@dataclass(kw_only=True)
-class Model:
-    """Everybody, and the day."""
-
-    today: date
-    organisations: list[Organisation] = field(default_factory=list)
-    mentors: list[Mentor] = field(default_factory=list)
-
-    def portal_values(self) -> dict[UUID, bool]:
-        """What the portal must show for each contact that certjob answers for."""
-        return {
-            mentor.contact_id: mentor.is_active(self.today)
-            for mentor in self.mentors
-            if mentor.contact_id is not None and mentor.on_portal
-        }
+def read_mentors(connection: Connection) -> dict[UUID, Mentor]:
+    """Read the facts; nothing that certjob writes."""
+    rows = connection.execute(
+        "SELECT m.id, m.dynamics_contact_id, m.left_at IS NOT NULL,"
+        " o.id, o.portal IS NOT NULL, o.reminder_thresholds, o.optional_kinds,"
+        " ARRAY(SELECT reason FROM mentor_pauses WHERE mentor_id = m.id AND actor <> 'certjob' AND lifted_at IS NULL)"
+        " FROM mentors AS m JOIN organisations AS o ON o.id = m.organisation_id"
+    ).fetchall()
+    mentors = {
+        row[0]: Mentor(
+            id=row[0],
+            contact_id=row[1],
+            left=row[2],
+            organisation=Organisation(id=row[3], has_portal=row[4], thresholds=row[5], optional_kinds=row[6]),
+            pauses=set(row[7]),
+        )
+        for row in rows
+    }
+    certificates = "SELECT mentor_id, id, kind, issued_on, expires_on, revoked_at IS NOT NULL FROM certificates"
+    for mentor_id, certificate_id, kind, issued_on, expires_on, revoked in connection.execute(certificates):
+        mentors[mentor_id].certificates[certificate_id] = Certificate(
+            kind=kind, issued_on=issued_on, expires_on=expires_on, revoked=revoked
+        )
+    return mentors
