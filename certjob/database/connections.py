@@ -148,11 +148,13 @@ def outlast_restarts(connection: Connection, *, stop: StopFlag) -> None:
         connection.stop, connection.patience_seconds = stop, RESTART_PATIENCE_SECONDS
 
 
-def hang_up_when_silent(connection: LastingConnection, *, seconds: float | None = None) -> None:
+def hang_up_when_silent(connection: Connection, *, seconds: float | None = None) -> None:
     """Let no trip to the server take longer than LONGEST_SILENCE_SECONDS, or than this.
 
     A server can stall behind a proxy that keeps the connection: no time-out of the network's own comes then.
     """
+    if not isinstance(connection, LastingConnection):
+        return
     arguments = (weakref.ref(connection), seconds or LONGEST_SILENCE_SECONDS)
     threading.Thread(target=_watch, args=arguments, name="silence", daemon=True).start()
 

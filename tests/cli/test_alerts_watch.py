@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from certjob import database
+from certjob.cli.pages import alerts_watch
 from certjob.cli.pages.alerts import NOTHING
 from certjob.cli.pages.alerts_watch import watch_alerts
 from certjob.cli.terminal.output import Output
@@ -27,6 +28,7 @@ from tests.support.command_line import without_escapes
 from tests.support.facts import TODAY, Facts
 from tests.support.intents import backlog
 from tests.support.nights import in_background
+from tests.support.stalling_proxy import StallingProxy
 from tests.support.waiting import until
 
 VISIBLE = "Dynamics sync pending — mentor may still be visible on portal"
@@ -290,6 +292,26 @@ def test_a_connection_that_is_lost_is_said_and_made_anew(
     assert second == "certjob alerts: the database does not answer: refused; check the host; trying again"
     assert third == "certjob alerts: the database answers again"
     assert (code, len(made), made[0].closed) == (3, 1, True)
+
+
+def test_a_connection_made_anew_that_stalls_is_said(
+    watched: Connection,
+    facts: Facts,
+    database_url: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Off a terminal nothing else would tell that the lines are old."""
+    monkeypatch.setattr(alerts_watch, "SILENCE_SECONDS", 0.5)
+
+    with StallingProxy(database_url, at=b"FROM attention") as proxy:
+        fresh = iter([proxy.url, database_url])
+        watch = Watch(watched, reconnect=lambda: database.connect(next(fresh)))
+        watch.run(lambda: terminate(facts, watched), _nothing, _nothing)
+
+    lines = capsys.readouterr().err.splitlines()
+    assert "does not answer any more" in lines[1]
+    assert lines[2] == "certjob alerts: the database answers again"
 
 
 def _make_old(facts: Facts) -> None:

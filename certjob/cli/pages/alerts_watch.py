@@ -10,6 +10,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
+from certjob import database
 from certjob.cli.pages.alerts import NOTHING, page_lines, plain_lines
 from certjob.cli.terminal.lines import fit
 from certjob.cli.terminal.output import Output
@@ -22,6 +23,8 @@ from certjob.views.alerts import Alerts, read_alerts
 
 INTERVAL_SECONDS = 2.0
 
+SILENCE_SECONDS = 60.0
+"""Off a terminal nothing shows how old the last lines are: a database that is silent for so long is said."""
 _LATE_SECONDS = 3 * INTERVAL_SECONDS
 """Without an answer for so long, the page says how old it is."""
 
@@ -47,6 +50,7 @@ def watch_alerts(
     wait = wait or stop.wait
     last: Alerts | None = None
     on_screen = output.on_terminal and not output.out.is_dumb_terminal
+    database.hang_up_when_silent(connection, seconds=SILENCE_SECONDS)
     screen = _Window(output, zone=zone, now=now) if on_screen else _Lines(zone=zone, now=now)
     try:
         with ExitStack() as opened:
@@ -57,6 +61,7 @@ def watch_alerts(
                     with stop.interruptible():
                         if connection.closed:
                             connection = opened.enter_context(reconnect())
+                            database.hang_up_when_silent(connection, seconds=SILENCE_SECONDS)
                         last = read(connection, today=today())
                 except (psycopg.OperationalError, CertjobError) as error:
                     stop.check()
