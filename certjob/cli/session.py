@@ -4,7 +4,7 @@ import functools
 import inspect
 import logging.config
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -112,6 +112,12 @@ class Call:
         from certjob.cli.terminal.plain import print_attention
 
         print_attention(self.command, reason)
+
+    def name_left_out(self, broken: Mapping[UUID, str]) -> int:
+        """Print which mentors a result does not have, and why; return the exit code."""
+        for mentor_id, reason in broken.items():
+            self.attention(f"mentor {mentor_id} is left out: {reason}")
+        return 3 if broken else 0
 
     @contextmanager
     def session(

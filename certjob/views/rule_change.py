@@ -1,10 +1,10 @@
 """What other rules of an organisation would change in tonight's run, in numbers; nothing is written."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from typing import Literal
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from certjob import database
 from certjob.database import Connection
@@ -12,7 +12,7 @@ from certjob.domain.models import Mentor, Organisation, PauseChange
 from certjob.facts import reading
 from certjob.facts.lookup import find_organisation
 from certjob.mail.reminders import CertificationReminderService
-from certjob.review.plan import CHUNK_SIZE, decide_each
+from certjob.review.plan import CHUNK_SIZE, Problem, decide_each
 
 
 @dataclass(slots=True, kw_only=True)
@@ -34,6 +34,8 @@ class RuleChange:
 
     now: Tonight
     then: Tonight
+    problems: tuple[Problem, ...] = ()
+    """Mentors whose data break a rule; they are left out."""
 
 
 def compare_rules(
@@ -51,6 +53,7 @@ def compare_rules(
     ConfigurationError when there is no such organisation.
     """
     now, then = Tonight(), Tonight()
+    left_out: dict[UUID, Problem] = {}
     with database.read_only_snapshot(connection):
         reminders = CertificationReminderService(connection, run_id=uuid4())  # it is only asked what is new
         organisation_id = find_organisation(connection, slug)
@@ -62,9 +65,11 @@ def compare_rules(
             optional_kinds=old.optional_kinds if optional_kinds is None else frozenset(optional_kinds),
         )
         for read in reading.read_due(connection, due_by=None, organisation_id=organisation_id, chunk_size=CHUNK_SIZE):
-            _count(now, read.mentors, today=today, reminders=reminders)
-            _count(then, [_under(new, mentor) for mentor in read.mentors], today=today, reminders=reminders)
-    return RuleChange(now=now, then=then)
+            under_new = replace(read, mentors=[_under(new, mentor) for mentor in read.mentors])
+            for tonight, facts in ((now, read), (then, under_new)):
+                for problem in _count(tonight, facts, today=today, reminders=reminders):
+                    left_out[problem.mentor_id] = problem
+    return RuleChange(now=now, then=then, problems=tuple(left_out.values()))
 
 
 def _under(new: Organisation, mentor: Mentor) -> Mentor:
@@ -74,12 +79,13 @@ def _under(new: Organisation, mentor: Mentor) -> Mentor:
 
 
 def _count(
-    tonight: Tonight, mentors: Iterable[Mentor], *, today: date, reminders: CertificationReminderService
-) -> None:
-    decisions, _ = decide_each(reading.FactsRead(mentors=list(mentors), incomplete=[], broken={}), today)
+    tonight: Tonight, read: reading.FactsRead, *, today: date, reminders: CertificationReminderService
+) -> list[Problem]:
+    decisions, problems = decide_each(read, today)
     tonight.reminders += len(reminders.find_new(decisions))
     for decision in decisions:
         tonight.paused += decision.pause is PauseChange.OPEN
         tonight.resumed += decision.pause is PauseChange.LIFT
         tonight.hidden += decision.push and not decision.visible
         tonight.shown += decision.push and decision.visible
+    return problems

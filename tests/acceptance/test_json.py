@@ -259,7 +259,7 @@ def test_the_page_has_every_key_that_is_printed_and_no_other(
         reconcile_in_every_way(printed, facts, server, portal)
     printed.run("load", "people.csv")
     printed.run("organisation set", "lhl", "--coordinator", "Kari <kari@example.org>", "--optional-kind", "kurs")
-    printed.run("organisation set --dry-run", "lhl", "--thresholds", "90")
+    printed.run("organisation set --dry-run", "lhf", "--thresholds", "90")
     printed.run("organisation show", "lhl")
     printed.run("db migrate", CERTJOB_DATABASE_URL=database_url)
     printed.run("db prune --dry-run", "--older-than", "3y")

@@ -184,6 +184,7 @@ class TestRowsFromBefore:
             (("explain", "M-crowded"), f"is broken: {what}"),
             (("list",), f"is left out: {what}"),
             (("forecast",), f"is left out: {what}"),
+            (("organisation", "set", "hlf", "--thresholds", "90", "--dry-run"), f"is left out: {what}"),
         ):
             result = run_in_process(*arguments, environment={"CERTJOB_DATABASE_URL": worker_url}, folder=tmp_path)
 

@@ -1,8 +1,6 @@
 """The commands that tell: one mentor's whole story, who has which certificate, what the coming nights will do."""
 
-from collections.abc import Mapping
 from typing import Annotated
-from uuid import UUID
 
 import typer
 
@@ -112,7 +110,7 @@ def list_(
             print_document(opened.connection, listing.to_document(found, today=today))
         else:
             listing.show_list(opened.output, found.rows)
-    return _name_left_out(call, found.broken)
+    return call.name_left_out(found.broken)
 
 
 def forecast(
@@ -153,14 +151,7 @@ def forecast(
             print_document(opened.connection, forecast_page.to_document(made, organisation=organisation))
         else:
             forecast_page.show_forecast(opened.output, made, organisation=organisation)
-    return _name_left_out(call, {problem.mentor_id: problem.reason for problem in made.problems})
-
-
-def _name_left_out(call: Call, broken: Mapping[UUID, str]) -> int:
-    """Print whom the page does not have, and why; return the exit code."""
-    for mentor_id, reason in broken.items():
-        call.attention(f"mentor {mentor_id} is left out: {reason}")
-    return 3 if broken else 0
+    return call.name_left_out({problem.mentor_id: problem.reason for problem in made.problems})
 
 
 def _refuse_two_forms(*, csv: bool, json: bool) -> None:

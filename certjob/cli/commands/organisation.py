@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from certjob.cli.session import Call, Commands
+from certjob.cli.session import Call, Commands, Session
 
 if TYPE_CHECKING:
     from certjob.facts.organisations import OrganisationDetails
@@ -97,7 +97,7 @@ def organisation_set(
     with call.session(interruptible=True) as opened:
         if dry_run:
             change = compare_rules(opened.connection, slug, today=opened.settings.today, **rules)
-            return _show_change(call, opened.output, slug, change)
+            return _show_change(call, opened, slug, change)
         done = organisations.set_organisation(
             opened.connection,
             slug,
@@ -116,21 +116,24 @@ def organisation_set(
     return 0
 
 
-def _show_change(call: Call, output: Any, slug: str, change: "RuleChange") -> int:
+def _show_change(call: Call, opened: Session, slug: str, change: "RuleChange") -> int:
     from dataclasses import asdict
 
+    from certjob.cli.documents import print_document
     from certjob.cli.terminal import output as console
-    from certjob.cli.terminal import plain
 
     now, then = asdict(change.now), asdict(change.then)
     if call.json:
         tonight = {what: {"now": number, "then": then[what]} for what, number in now.items()}
-        plain.print_json({"outcome": "ok", "dry_run": True, "organisation": slug, "tonight": tonight})
+        document = {"outcome": "attention" if change.problems else "ok", "dry_run": True, "organisation": slug}
+        print_document(
+            opened.connection, document | {"tonight": tonight, "problems": list(map(asdict, change.problems))}
+        )
     else:
         words = {"resumed": "brought back", "hidden": "hidden on the portal", "shown": "shown on the portal"}
         rows = [(words.get(what, what), f"{number:,}", f"{then[what]:,}") for what, number in now.items()]
-        console.show_rows(output, ("Tonight's run", ">As it is", ">With the change"), rows)
-    return 0
+        console.show_rows(opened.output, ("Tonight's run", ">As it is", ">With the change"), rows)
+    return call.name_left_out({problem.mentor_id: problem.reason for problem in change.problems})
 
 
 @organisation_app.command("show", without=("quiet",), short_help="Show all that can be set of an organisation.")
