@@ -1,12 +1,16 @@
-"""What each outcome of a call to the Edge Function means, against a real server on loopback."""
+"""What each outcome of a call to the Edge Function means, against a real server on loopback.
 
+And reading what the portal shows: all pages or an error, never a part that is taken for the whole.
+"""
+
+import dataclasses
 import json
 import socket
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -19,19 +23,23 @@ from certjob.errors import (
     PortalStageError,
     TransientPortalError,
 )
-from tests.support.portal_answers import Behaviour, Exchange, answer, cut, drip, error, hang, html, ok, redirect, reset
+from certjob.portal import hlf_dynamics
+from tests.support.nights import quick_policy
+from tests.support.portal_answers import Behaviour, answer, cut, drip, error, hang, html, ok, raw, redirect, reset
 from tests.support.portal_answers import wrong_echo as echo
 from tests.support.portal_client import PortalClient
 from tests.support.portal_server import PortalServer
 
-CONTACT_ID = UUID("0b6c4f3e-9d1a-4c57-8f2e-a1b2c3d4e5f6")
-ECHO = json.dumps({"contact_id": str(CONTACT_ID), "visible": False}).encode()
+CONTACT = "0b6c4f3e-9d1a-4c57-8f2e-a1b2c3d4e5f6"
+CONTACT_ID = UUID(CONTACT)
+ECHO = json.dumps({"contact_id": CONTACT, "visible": False}).encode()
+SEVERAL_TRIES = dataclasses.replace(quick_policy(), deadline_seconds=20)
 
 
 @pytest.fixture
 def service(portal: PortalServer) -> Iterator[PortalClient]:
-    """The client under test, with the right key."""
-    with PortalClient(portal.url, portal.key) as service:
+    """The client under test, with the right key; a programme may put a query into its URL, for its gateway."""
+    with PortalClient(f"{portal.url}?region=eu", portal.key) as service:
         yield service
 
 
@@ -39,9 +47,9 @@ def push(service: PortalClient, *, visible: bool = False) -> None:
     service.update_portal_visibility(CONTACT_ID, visible=visible, idempotency_key="4711-2")
 
 
-def failure(service: PortalClient) -> PortalCallError:
+def failure(service: PortalClient, *, reading: bool = False) -> PortalCallError:
     with pytest.raises(PortalCallError) as raised:
-        push(service)
+        service.read_visible_contacts() if reading else push(service)
     return raised.value
 
 
@@ -50,102 +58,76 @@ def test_a_push_is_one_post_as_the_contract_says(visible: bool, portal: PortalSe
     push(service, visible=visible)
 
     (request,) = portal.requests
-    assert (request.method, request.path) == ("POST", "/functions/v1/hlf-dynamics-sync")
-    assert request.headers["authorization"] == f"Bearer {portal.key}"
-    assert request.headers["idempotency-key"] == "4711-2"
-    assert request.headers["content-type"] == "application/json"
-    assert request.headers["user-agent"] == f"certjob/{__version__}"
-    assert request.json == {"contact_id": str(CONTACT_ID), "visible": visible}
+    assert (request.method, request.path) == ("POST", "/functions/v1/hlf-dynamics-sync?region=eu")
+    expected = {"authorization": f"Bearer {portal.key}", "idempotency-key": "4711-2"}
+    expected |= {"content-type": "application/json", "user-agent": f"certjob/{__version__}"}
+    assert expected.items() <= dict(request.headers).items()
+    assert request.json == {"contact_id": CONTACT, "visible": visible}
     assert portal.visible == {CONTACT_ID: visible}
 
 
-def answers_like_a_mail_server(exchange: Exchange) -> None:
-    exchange.send(b"220 mail.example ESMTP\r\n")
-    exchange.close()
-
-
-MAY_BE_DONE = {
-    "other value echoed": echo(visible=True),
-    "0 for false": echo(visible=0),
-    "other contact echoed": echo(contact_id="11111111-2222-3333-4444-555555555555"),
-    "contact in braces": echo(contact_id=f"{{{CONTACT_ID}}}"),
-    "nothing echoed": answer(200, {"contact_id": str(CONTACT_ID)}),
-    "a list": answer(200, [str(CONTACT_ID), False]),
-    "invalid JSON": answer(200, b'{"contact_id": '),
-    "both values at once": answer(200, ECHO.replace(b'"visible"', b'"visible": true, "visible"')),
-    "an echo and an error": answer(200, ECHO[:-1] + b', "error": {"code": "x", "message": ""}}'),
-    "nested beyond reason": answer(200, b"[" * 50_000),
-    "too long": answer(200, ECHO[:-1] + b" " * 100_000 + b"}"),
-    "only accepted": answer(202, ECHO),
-    "an envelope under 200": error(200, "contact_not_found"),
-    "a page under 500": html(500),
-    "a gateway's 504": html(504),
-    "a contact's code under 500": error(500, "contact_not_found"),
-    "outcome_unknown": error(504, "outcome_unknown"),
-    "reset": reset(),
-    "cut answer": cut(),
-    "no answer": hang(),
-    "no HTTP": answers_like_a_mail_server,
-}
-NOT_DONE = {
-    "408 with a contact's code": error(408, "contact_not_found"),
-    "425": html(425),
-    "429": error(429, "throttled"),
-    "502": error(502, "dynamics_unavailable"),
-    "503": error(503, "token_unavailable"),
-    "an unknown code of ours": error(409, "contact_locked"),
-}
-
-
-@pytest.mark.parametrize("name", [*MAY_BE_DONE, *NOT_DONE])
-def test_whatever_may_pass_is_transient(name: str, portal: PortalServer) -> None:
+@pytest.mark.parametrize(
+    ("behaviour", "may_be_done"),
+    [
+        pytest.param(echo(visible=True), True, id="other value echoed"),
+        pytest.param(echo(visible=0), True, id="0 for false"),
+        pytest.param(echo(contact_id="11111111-2222-3333-4444-555555555555"), True, id="other contact echoed"),
+        pytest.param(echo(contact_id=f"{{{CONTACT}}}"), True, id="contact in braces"),
+        pytest.param(answer(200, {"contact_id": CONTACT}), True, id="nothing echoed"),
+        pytest.param(answer(200, [CONTACT, False]), True, id="a list"),
+        pytest.param(answer(200, b'{"contact_id": '), True, id="invalid JSON"),
+        pytest.param(answer(200, ECHO.replace(b'"v', b'"visible": true, "v')), True, id="both values at once"),
+        pytest.param(answer(200, ECHO[:-1] + b', "error": {"code": "x"}}'), True, id="an echo and an error"),
+        pytest.param(answer(200, b"[" * 50_000), True, id="nested beyond reason"),
+        pytest.param(answer(200, ECHO[:-1] + b" " * 100_000 + b"}"), True, id="too long"),
+        pytest.param(answer(202, ECHO), True, id="only accepted"),
+        pytest.param(error(200, "contact_not_found"), True, id="an envelope under 200"),
+        pytest.param(html(500), True, id="a page under 500"),
+        pytest.param(html(504), True, id="a gateway's 504"),
+        pytest.param(error(500, "contact_not_found"), True, id="a contact's code under 500"),
+        pytest.param(error(504, "outcome_unknown"), True, id="outcome_unknown"),
+        pytest.param(reset(), True, id="reset"),
+        pytest.param(cut(), True, id="cut answer"),
+        pytest.param(hang(), True, id="no answer"),
+        pytest.param(drip(part="body", every_seconds=0.01), True, id="an answer without an end"),
+        pytest.param(raw(b"220 mail.example ESMTP\r\n"), True, id="no HTTP"),
+        pytest.param(error(408, "contact_not_found"), False, id="408 with a contact's code"),
+        pytest.param(html(425), False, id="425"),
+        pytest.param(error(429, "throttled"), False, id="429"),
+        pytest.param(error(502, "dynamics_unavailable"), False, id="502"),
+        pytest.param(error(503, "token_unavailable"), False, id="503"),
+        pytest.param(error(409, "contact_locked"), False, id="an unknown code of ours"),
+    ],
+)
+def test_whatever_may_pass_is_transient(behaviour: Behaviour, may_be_done: bool, portal: PortalServer) -> None:
     """Once the request was sent its outcome is unknown, unless the function says that nothing was done."""
-    portal.then((MAY_BE_DONE | NOT_DONE)[name])
+    portal.then(behaviour)
 
-    with PortalClient(portal.url, portal.key, deadline_seconds=0.6 if name == "no answer" else 10) as service:
+    with PortalClient(portal.url, portal.key, deadline_seconds=0.6) as service:
         raised = failure(service)
 
     assert type(raised) is TransientPortalError
-    assert (raised.code is FailureCode.OUTCOME_UNKNOWN) is (name in MAY_BE_DONE)
+    assert (raised.code is FailureCode.OUTCOME_UNKNOWN) is may_be_done
     assert len(portal.requests) == 1
     assert "220" not in str(raised)  # what is no HTTP is not quoted
 
 
-def test_no_server_is_transient_and_nothing_was_sent() -> None:
-    """With the system's word for it."""
+def test_without_a_connection_nothing_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the system's word for it, or by the deadline: a dead name server, here; a dead network looks the same."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-
-    with PortalClient(f"http://127.0.0.1:{port}/", "planted-key") as service:
-        raised = failure(service)
-
-    assert type(raised) is TransientPortalError
-    assert str(raised).startswith("no connection to the portal: ")
-    assert "refused" in str(raised)
-    assert raised.code is FailureCode.PORTAL_NO_ANSWER
-
-
-def test_no_connection_in_time_is_transient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dead name server, here; a dead network looks the same."""
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+    with PortalClient(url, "planted-key") as service:
+        refused = failure(service)
     resolved = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_arguments, **_options: resolved.wait(30) and [])
-
     with PortalClient("http://portal.example/", "planted-key", deadline_seconds=0.05) as service:
-        raised = failure(service)
-
+        unanswered = failure(service)
     resolved.set()
-    assert type(raised) is TransientPortalError
-    assert str(raised) == "no connection to the portal within 0.05 s"
 
-
-def test_an_answer_that_drips_is_over_by_the_deadline(portal: PortalServer) -> None:
-    portal.then(drip(part="body", every_seconds=0.01))
-
-    with PortalClient(portal.url, portal.key, deadline_seconds=0.2) as service:
-        raised = failure(service)
-
-    assert type(raised) is TransientPortalError
-    assert str(raised) == "no whole answer from the portal within 0.2 s"
+    assert str(refused) == "no connection to the portal: Connection refused"
+    assert str(unanswered) == "no connection to the portal within 0.05 s"
+    assert {type(refused), type(unanswered)} == {TransientPortalError}
+    assert {refused.code, unanswered.code} == {FailureCode.PORTAL_NO_ANSWER}
 
 
 @pytest.mark.parametrize(
@@ -155,7 +137,7 @@ def test_our_codes_about_the_contact_are_permanent(
     status: int, code: str, portal: PortalServer, service: PortalClient
 ) -> None:
     """Nothing but a correction helps; the text names the code and what the function said."""
-    portal.then(error(status, code, message="See the contact."))
+    portal.then(error(status, code, message="See the contact.", retry_after="9"))
 
     raised = failure(service)
 
@@ -167,7 +149,7 @@ def test_our_codes_about_the_contact_are_permanent(
 @pytest.mark.parametrize(
     ("behaviour", "hint"),
     [
-        (error(401, "unauthorized"), "; check CERTJOB_PORTAL_KEY"),
+        (error(401, "unauthorized", retry_after="9"), "; check CERTJOB_PORTAL_KEY"),
         (answer(401, {"code": 401, "message": "Invalid JWT"}), "verify_jwt"),
         (error(403, "contact_not_found"), "CERTJOB_PORTAL_KEY"),
         (error(405, "method_not_allowed"), "CERTJOB_PORTAL_URL"),
@@ -196,21 +178,14 @@ def test_what_everybody_would_get_concerns_the_stage(
     assert raised.retry_after_seconds is None
 
 
-def test_the_key_does_not_follow_a_redirect(portal: PortalServer, service: PortalClient) -> None:
-    with PortalServer() as elsewhere:
-        portal.then(redirect(elsewhere.url, status=307))
-        failure(service)
-
-    assert elsewhere.requests == []
-
-
 def test_pushes_share_a_connection_until_the_server_drops_it(portal: PortalServer, service: PortalClient) -> None:
-    """Failures that the function answered do not cost a new one; a dropped one is no failure."""
-    portal.then(error(503, "token_unavailable"), error(404, "contact_not_found"), ok(then_reset=True))
-    failure(service)
-    failure(service)
-    push(service)
-    assert portal.connections_made == 1
+    """A failure that the function answered does not cost a new one; a dropped one is none. Redirects are not followed."""
+    with PortalServer() as elsewhere:
+        portal.then(redirect(elsewhere.url, status=307), error(404, "contact_not_found"), ok(then_reset=True))
+        failure(service)
+        failure(service)
+        push(service)
+    assert (portal.connections_made, elsewhere.requests) == (1, [])
     portal.wait_until(lambda: portal.open_connections == 0)
 
     push(service, visible=True)
@@ -221,59 +196,146 @@ def test_pushes_share_a_connection_until_the_server_drops_it(portal: PortalServe
 def test_retry_after_is_kept(portal: PortalServer, service: PortalClient) -> None:
     """In seconds under any status, as a date by the server's own clock, or not at all."""
     now = datetime.now(UTC)
-    behind = {
-        "Date": format_datetime(now - timedelta(seconds=60), usegmt=True),
-        "Retry-After": format_datetime(now - timedelta(seconds=30), usegmt=True),
-    }
-    in_ten_minutes = format_datetime(now + timedelta(seconds=600), usegmt=True)
+    behind, retry, later = (format_datetime(now + timedelta(seconds=s), usegmt=True) for s in (-60, -30, 600))
     portal.then(
         error(200, "throttled", retry_after="17"),
         error(503, "throttled", retry_after="17"),
-        answer(429, headers=behind),
+        answer(429, headers={"Date": behind, "Retry-After": retry}),
         error(429, "throttled", retry_after="in a while"),
         error(429, "throttled"),
-        error(503, "token_unavailable", retry_after=in_ten_minutes),
+        error(503, "token_unavailable", retry_after=later),
     )
 
     assert [failure(service).retry_after_seconds for _ in range(5)] == [17, 17, 30, None, None]
     assert 550 < (failure(service).retry_after_seconds or 0) <= 600
 
 
-def test_the_correlation_id_goes_with_the_error(portal: PortalServer, service: PortalClient) -> None:
-    """Printable ASCII only, at most 200 characters, never our key: it ends up in a table and on a terminal."""
+def test_an_error_is_short_and_clean_without_the_key_and_has_the_correlation_id(
+    portal: PortalServer, service: PortalClient
+) -> None:
+    """A message may hold anything, a body that is no envelope is not quoted at all; both end up on a terminal."""
     sent = ["x" * 500, "før", "", portal.key]
-    portal.then(error(404, "contact_not_found"), *(answer(503, headers={"X-Correlation-Id": each}) for each in sent))
-    portal.then(reset())
-
-    kept = [failure(service).correlation_id for _ in range(6)]
-
-    assert kept == ["test-1", "x" * 200, "fr", None, "<secret>", None]
-
-
-def test_the_text_of_an_error_is_short_clean_and_without_the_key(portal: PortalServer, service: PortalClient) -> None:
-    """A message may hold anything; a body that is no envelope is not quoted at all."""
     portal.then(
         error(422, "dynamics_rejected", message=f"no\x00\x1b[2J\n\u202e{portal.key} " + "y" * 900),
         answer(500, b"secret page " + portal.key.encode()),
+        *(answer(503, headers={"X-Correlation-Id": each}) for each in sent),
+        reset(),
     )
 
-    text = str(failure(service))
+    errors = [failure(service) for _ in range(7)]
+
+    text = str(errors[0])
     assert text.startswith("the portal answered 422 dynamics_rejected (no [2J <secret> yyy")
     assert text.isprintable()
     assert len(text) < 260
+    assert str(errors[1]) == "the portal answered 500 Internal Server Error"
+    assert [each.correlation_id for each in errors] == ["test-1", "test-2", "x" * 200, "fr", None, "<secret>", None]
 
-    assert str(failure(service)) == "the portal answered 500 Internal Server Error"
 
-
-@pytest.mark.parametrize("key", ["", "two words", "line\n", "nøkkel"])
-def test_a_key_that_http_cannot_carry_is_a_wrong_setting(key: str) -> None:
+def test_what_http_cannot_carry_is_a_wrong_setting() -> None:
     """Said at once, with the variable's name and without its value."""
-    with pytest.raises(ConfigurationError, match="CERTJOB_PORTAL_KEY") as raised:
-        PortalClient("https://portal.example/", key)
-
-    assert not key or key not in str(raised.value)
-
-
-def test_a_url_that_is_none_is_a_wrong_setting() -> None:
+    for key in ("", "two words", "line\n", "nøkkel"):
+        with pytest.raises(ConfigurationError, match="CERTJOB_PORTAL_KEY") as raised:
+            PortalClient("https://portal.example/", key)
+        assert not key or key not in str(raised.value)
     with pytest.raises(ConfigurationError, match="CERTJOB_PORTAL_URL"):
         PortalClient("https://portal.example:port/", "planted-key")
+
+
+class TestReading:
+    """What the portal shows: seven contacts, in pages of three; one is not visible."""
+
+    @pytest.fixture(autouse=True)
+    def shown(self, portal: PortalServer) -> list[UUID]:
+        contacts = sorted(uuid4() for _ in range(7))
+        portal.visible = dict.fromkeys(contacts, True) | {uuid4(): False}
+        portal.default = ok(page_size=3)
+        return contacts
+
+    def test_all_pages_are_all_that_is_visible(
+        self, portal: PortalServer, service: PortalClient, shown: list[UUID]
+    ) -> None:
+        """Page by page, with the key and the cursor of the page before; an empty page is a page, 5,000 are one."""
+        assert service.read_visible_contacts() == [shown[:3], shown[3:6], shown[6:]]
+
+        assert [(request.method, request.authorized) for request in portal.requests] == [("GET", True)] * 3
+        paths = [request.path.removeprefix("/functions/v1/hlf-dynamics-sync") for request in portal.requests]
+        assert paths[:2] == ["?region=eu&visible=true", f"?region=eu&visible=true&after={shown[2].hex}"]
+        many = [uuid4() for _ in range(5000)]
+        portal.then(answer(200, {"visible": [str(each).upper() for each in many], "next": None}))
+        assert service.read_visible_contacts() == [many]
+        portal.visible.clear()
+        assert service.read_visible_contacts() == [[]]
+
+    @pytest.mark.parametrize("fault", [error(429, "throttled", retry_after="0"), cut(), html()])
+    def test_a_page_that_fails_once_is_read_again_and_one_that_fails_for_good_ends_it(
+        self, portal: PortalServer, service: PortalClient, shown: list[UUID], fault: Behaviour
+    ) -> None:
+        """Nothing is lost and nothing read twice; what was read until a failure is no answer."""
+        portal.then(ok(page_size=3), fault)
+        assert service.read_visible_contacts(policy=SEVERAL_TRIES) == [shown[:3], shown[3:6], shown[6:]]
+        assert len(portal.requests) == 4
+
+        portal.then(ok(page_size=3), *[fault] * 3)
+        with pytest.raises(TransientPortalError):
+            service.read_visible_contacts(policy=SEVERAL_TRIES)
+        assert len(portal.requests) == 8
+
+    @pytest.mark.parametrize(
+        ("behaviour", "kind", "words"),
+        [
+            (error(500, "misconfigured", message="no column"), PortalStageError, "no column"),
+            (error(400, "invalid_request"), PermanentPortalError, "invalid_request"),
+            (redirect("http://127.0.0.1:1/"), PortalStageError, "redirect"),
+            (answer(200, {"ok": True}), PortalStageError, "too old to list contacts"),
+            (answer(200, b"x" * 1_100_000), TransientPortalError, "not what the contract says"),
+            (drip(part="body"), TransientPortalError, "no whole answer from the portal within 0.5 s"),
+        ],
+    )
+    def test_what_a_failure_means(
+        self, portal: PortalServer, behaviour: Behaviour, kind: type[PortalCallError], words: str
+    ) -> None:
+        """As for a push; a function that does not list yet is to be deployed again."""
+        portal.default = behaviour
+
+        with PortalClient(portal.url, portal.key, deadline_seconds=0.5) as client:
+            raised = failure(client, reading=True)
+
+        assert type(raised) is kind
+        assert words in str(raised)
+
+    def test_a_page_that_is_not_the_contract_is_none(self, portal: PortalServer, service: PortalClient) -> None:
+        """Above all it is not an empty page: that would say that nobody is visible."""
+        contents: tuple[object, ...] = (
+            [],
+            {"visible": [CONTACT]},
+            {"visible": [CONTACT], "next": 2},
+            {"visible": [CONTACT], "next": ""},
+            {"visible": [CONTACT], "next": "x" * 4097},
+            {"visible": CONTACT, "next": None},
+            {"visible": [CONTACT, None], "next": None},
+            {"visible": [CONTACT, "4711"], "next": None},
+            {"visible": [CONTACT], "next": None, "error": {"code": "throttled", "message": ""}},
+            b'{"visible": [], "visible": ["%s"], "next": null}' % CONTACT.encode(),
+        )
+        for content in contents:
+            portal.then(answer(200, content))
+            assert isinstance(failure(service, reading=True), TransientPortalError), content
+
+    def test_a_cursor_is_sent_as_it_was_received_and_a_list_without_an_end_is_ended(
+        self, portal: PortalServer, service: PortalClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With a cursor that comes again, the function would go round in a circle; or each page has a new one."""
+        portal.then(answer(200, json.dumps({"visible": [CONTACT], "next": "a b&c=d/+%22é"}).encode()))
+        portal.default = answer(200, {"visible": [], "next": None})
+        assert service.read_visible_contacts() == [[CONTACT_ID], []]
+        assert portal.requests[1].path.endswith("after=a+b%26c%3Dd%2F%2B%2522%C3%A9")
+
+        monkeypatch.setattr(hlf_dynamics, "MOST_PAGES", 10)
+        for pages, next_of in ((2, lambda _number: "abc"), (11, str)):
+            portal.requests.clear()
+            portal.decide = lambda request, new=next_of: answer(200, {"visible": [], "next": new(request.number)})
+            raised = failure(service, reading=True)
+            assert isinstance(raised, PortalStageError)
+            assert "does not end" in str(raised)
+            assert len(portal.requests) == pages

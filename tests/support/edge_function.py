@@ -17,7 +17,6 @@ import subprocess
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from deno import find_deno_bin
@@ -25,16 +24,6 @@ from deno import find_deno_bin
 FUNCTION = Path(__file__).parents[2] / "supabase" / "functions" / "hlf-dynamics-sync"
 
 OFFLINE = ("--no-remote", "--no-npm", "--cached-only", "--no-prompt")
-
-SETTINGS = (
-    "HLF_SYNC_KEY",
-    "AZURE_TENANT_ID",
-    "AZURE_CLIENT_ID",
-    "AZURE_CLIENT_SECRET",
-    "AZURE_AUTHORITY",
-    "DYNAMICS_URL",
-    "DYNAMICS_VISIBILITY_FIELD",
-)
 
 
 def deno_environment(folder: Path) -> dict[str, str]:
@@ -51,7 +40,9 @@ class EdgeFunction:
         self.cold_starts = 0
         self.output: list[str] = []
         """Every line that the function wrote, to stdout or stderr."""
-        self._folder = folder
+        allowed = ("--allow-net=127.0.0.1", f"--allow-env={','.join(settings)}")
+        self._command = [find_deno_bin(), "run", *OFFLINE, *allowed, "index.ts"]
+        self._environment = deno_environment(folder) | {"DENO_SERVE_ADDRESS": "tcp:127.0.0.1:0"}
         self._waking = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
         self._readers: list[threading.Thread] = []
@@ -78,30 +69,17 @@ class EdgeFunction:
     def fall_asleep(self) -> None:
         """End the running function, if any."""
         with self._waking:
-            if self._process is None:
-                return
-            self._process.terminate()
-            self._process.wait(10)
-            for reader in self._readers:
-                reader.join(10)
-            self._process = None
+            if self._process is not None:
+                self._process.terminate()
+                self._process.wait(10)
+                for reader in self._readers:
+                    reader.join(10)
+                self._process = None
 
     def _start(self) -> None:
+        environment, pipe = self._environment | self.settings, subprocess.PIPE
         self._process = subprocess.Popen(
-            [
-                find_deno_bin(),
-                "run",
-                *OFFLINE,
-                "--allow-net=127.0.0.1",
-                f"--allow-env={','.join(SETTINGS)}",
-                "index.ts",
-            ],
-            cwd=FUNCTION,
-            env=deno_environment(self._folder) | {"DENO_SERVE_ADDRESS": "tcp:127.0.0.1:0"} | self.settings,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+            self._command, cwd=FUNCTION, env=environment, text=True, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe
         )
         self.cold_starts += 1
         assert self._process.stderr is not None
@@ -110,10 +88,8 @@ class EdgeFunction:
         found = re.fullmatch(r"Listening on http://127\.0\.0\.1:(\d+)/\s*", first)
         assert found, first + self._process.stderr.read()
         self._port = int(found[1])
-        self._readers = [
-            threading.Thread(target=self._read, args=(stream,), daemon=True)
-            for stream in (self._process.stdout, self._process.stderr)
-        ]
+        streams = (self._process.stdout, self._process.stderr)
+        self._readers = [threading.Thread(target=self._read, args=(stream,), daemon=True) for stream in streams]
         for reader in self._readers:
             reader.start()
 
@@ -125,9 +101,7 @@ class EdgeFunction:
         threading.Thread(target=self._gateway.serve_forever, args=(0.05,), name="gateway", daemon=True).start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._gateway.shutdown()
         self._gateway.server_close()
         self.fall_asleep()

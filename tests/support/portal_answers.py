@@ -215,6 +215,16 @@ def drip(*, part: str = "body", every_seconds: float = 0.05, applied: bool = Tru
     return behave
 
 
+def raw(data: bytes) -> Behaviour:
+    """Answer with these bytes, HTTP or not, and close."""
+
+    def behave(exchange: Exchange) -> None:
+        exchange.send(data)
+        exchange.close()
+
+    return behave
+
+
 def hang(then: Behaviour | None = None, *, applied: bool = False) -> Behaviour:
     """Say nothing until ``portal.release()``; ``then`` behave (default: close without an answer)."""
 
