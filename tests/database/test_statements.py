@@ -3,24 +3,29 @@
 import ast
 import re
 from dataclasses import fields
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 from certjob import database
-from certjob.database import statements
+from certjob.database import Connection, statements
 from certjob.outbox.claims import Settlement
 
 CERTJOB = Path(database.__file__).parents[1]
-QUERIES = database.sql_directory() / "queries"
-
+CODE = list(CERTJOB.rglob("*.py"))
+TOPICS = {path: path.read_text() for path in (database.sql_directory() / "queries").glob("*/*.sql")}
 OWNERS = {
     name: path.parent.name
-    for path in QUERIES.glob("*/*.sql")
-    for name in re.findall(r"^-- name: (\w+)$", path.read_text(), re.MULTILINE)
+    for path, text in TOPICS.items()
+    for name in re.findall(r"^-- name: (\w+)$", text, re.MULTILINE)
 }
 """The package of each statement."""
+ASKED = {name: set(re.findall(r"%\((\w+)\)", text.decode())) for name, text in database.all_statements().items()}
+"""The parameters of each statement."""
+VERBS = ("lock_due", "claim", "lock", "settle", "hold", "reopen_refused")
+"""What the outbox, and a queue of mail, do to a table."""
 
 
 @cache
@@ -30,64 +35,32 @@ def strings_in(path: Path) -> set[str]:
     return {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
 
 
-VERBS = ("lock_due", "claim", "lock", "settle", "hold", "reopen_refused")
-"""What the outbox, and a queue of mail, do to a table."""
-
-
 @cache
 def names_for_the_outbox(path: Path) -> set[str]:
     """Return the names that the outbox builds from ``table="reminders"``: ``claim_reminders``."""
-    tables = {
-        str(keyword.value.value)
-        for call in ast.walk(ast.parse(path.read_text()))
-        if isinstance(call, ast.Call)
-        for keyword in call.keywords
-        if keyword.arg == "table" and isinstance(keyword.value, ast.Constant)
-    }
+    tables = re.findall(r"\btable=\"(\w+)\"", path.read_text())
     return {f"{verb}_{table}" for table in tables for verb in VERBS}
 
 
-def statements_named_in(path: Path) -> set[str]:
+def named_in(path: Path) -> set[str]:
     """Return the statements that a file's code names."""
     return (strings_in(path) | names_for_the_outbox(path)) & OWNERS.keys()
 
 
-ASKED = {name: set(re.findall(r"%\((\w+)\)", text.decode())) for name, text in database.all_statements().items()}
-"""The parameters of each statement."""
-
-
-def test_each_package_names_only_its_own_statements() -> None:
+def test_every_statement_is_used_and_only_by_its_own_package() -> None:
     """Whoever needs another package's figure asks a function of that package."""
-    foreign = {
-        f"{path.relative_to(CERTJOB)}: {name} of {OWNERS[name]}"
-        for path in CERTJOB.rglob("*.py")
-        for name in statements_named_in(path)
-        if OWNERS[name] != path.relative_to(CERTJOB).parts[0]
-    }
+    packages = {(name, path.relative_to(CERTJOB).parts[0]) for path in CODE for name in named_in(path)}
 
-    assert foreign == set()
+    assert packages == set(OWNERS.items())
 
 
-def test_every_statement_is_used() -> None:
-    """No statement lies about that nobody calls."""
-    assert OWNERS.keys() == set().union(*(statements_named_in(path) for path in CERTJOB.rglob("*.py")))
-
-
-def test_every_statement_says_why() -> None:
-    """A comment stands directly below the name."""
-    texts = [path.read_text() for path in QUERIES.glob("*/*.sql")]
-    headers = re.findall(r"^-- name: (\w+)\n(.*)$", "\n".join(texts), re.MULTILINE)
-
-    assert [name for name, below in headers if not re.match(r"-- \S", below)] == []
-    assert {name for name, _ in headers} == database.all_statements().keys()
-
-
-def test_every_topic_begins_with_a_name() -> None:
+def test_every_statement_says_why_below_a_name_that_begins_it() -> None:
     """What stands above the first name would be left out; a miswritten name would join the statement above it."""
-    for path in QUERIES.glob("*/*.sql"):
-        first, *others = re.findall(r"^ *-- *name\b.*$", path.read_text(), re.MULTILINE | re.IGNORECASE)
-        assert path.read_text().startswith(first), path
-        assert all(re.fullmatch(r"-- name: \w+", name) for name in (first, *others)), path
+    for path, text in TOPICS.items():
+        first, *others = re.findall(r"^ *-- *name\b.*\n.*$", text, re.MULTILINE | re.IGNORECASE)
+        assert text.startswith(first), path
+        assert all(re.fullmatch(r"-- name: \w+\n-- \S.*", name) for name in (first, *others)), path
+    assert OWNERS.keys() == database.all_statements().keys()
 
 
 def test_what_a_statement_asks_for_is_named_where_the_statement_is() -> None:
@@ -96,11 +69,9 @@ def test_what_a_statement_asks_for_is_named_where_the_statement_is() -> None:
         {field.name for field in fields(Settlement)},
         *(strings_in(path) for path in [*(CERTJOB / "outbox").glob("*.py"), CERTJOB / "mail" / "queue.py"]),
     )
-    for path in CERTJOB.rglob("*.py"):
-        strings = strings_in(path) | (outbox if names_for_the_outbox(path) else set())
-        for name in statements_named_in(path):
-            missing = ASKED[name] - strings
-            assert not missing, f"{path.name} never names {missing} of {name}"
+    for path in CODE:
+        given = strings_in(path) | (outbox if names_for_the_outbox(path) else set())
+        assert {name: ASKED[name] - given for name in named_in(path) if ASKED[name] - given} == {}, path
 
 
 def test_two_statements_cannot_have_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +80,26 @@ def test_two_statements_cannot_have_one_name(tmp_path: Path, monkeypatch: pytest
         (tmp_path / "queries" / package).mkdir(parents=True)
         (tmp_path / "queries" / package / "clocks.sql").write_text("-- name: read_time\n-- Why.\nSELECT now()\n")
     monkeypatch.setattr(statements, "sql_directory", lambda: tmp_path)
-    uncached = statements.all_statements.__wrapped__
 
     with pytest.raises(ValueError, match=r"two statements have the name read_time, the second one is in .*views"):
-        uncached()
+        statements.all_statements.__wrapped__()
+
+
+def test_a_statement_alone_and_one_in_a_transaction_have_certjobs_settings(
+    connection: Connection, database_url: str
+) -> None:
+    """And what is set for others is as it was, afterwards."""
+    name = connection.info.dbname
+    connection.execute(
+        f"ALTER DATABASE {name} SET datestyle = 'German'; ALTER DATABASE {name} SET timezone = 'Asia/Tokyo'".encode()
+    )
+    with database.connect(database_url) as fresh:
+        alone = database.clock(fresh)
+        with database.read_only_snapshot(fresh):
+            inside = database.clock(fresh)
+
+        assert [moment.utcoffset() for moment in (alone, inside)] == [timedelta()] * 2
+        assert fresh.execute("SELECT current_setting('datestyle'), current_setting('timezone')").fetchone() == (
+            "German, DMY",
+            "Asia/Tokyo",
+        )
