@@ -179,7 +179,7 @@ def test_what_everybody_would_get_concerns_the_stage(
 
 
 def test_pushes_share_a_connection_until_the_server_drops_it(portal: PortalServer, service: PortalClient) -> None:
-    """A failure that the function answered does not cost a new one; a dropped one is none. Redirects are not followed."""
+    """An answered failure does not cost a new one; a dropped one is no failure. Redirects are not followed."""
     with PortalServer() as elsewhere:
         portal.then(redirect(elsewhere.url, status=307), error(404, "contact_not_found"), ok(then_reset=True))
         failure(service)
