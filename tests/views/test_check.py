@@ -1,11 +1,12 @@
 """`certjob check`: everything that a night depends on, each with its verdict and the next step, changing nothing."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
@@ -13,8 +14,7 @@ import pytest
 from certjob.database import Connection
 from certjob.database.clocks import Clocks
 from certjob.views.check import in_database
-from certjob.views.check.findings import Verdict
-from tests.conftest import Certjob
+from tests.support.app_rows import Organisation
 from tests.support.command_line import (
     SECRET,
     Finished,
@@ -34,7 +34,39 @@ from tests.support.waiting import until
 
 Found = dict[str, list[str]]
 """What was said about each thing that is not well: the verdict and the whole text."""
-Check = Callable[..., tuple[int, Found]]
+
+
+class Check:
+    """The command; everything that can be set is set, and right."""
+
+    def __init__(self, environment: dict[str, str], folder: Path) -> None:
+        self.environment, self.folder = environment, folder
+
+    def page(self, *arguments: str, **settings: str) -> Finished:
+        result = run_in_process("check", *arguments, environment=self.environment | settings, folder=self.folder)
+        assert_no_secret(result)
+        return result
+
+    def __call__(self, *arguments: str, **settings: str) -> tuple[int, Found]:
+        """Return the exit code and what is not well."""
+        result = self.page("--json", *arguments, **settings)
+        found: Found = {}
+        for entry in json.loads(result.stdout)["checks"]:
+            if entry["verdict"] != "ok":
+                step = f"; {entry['next_step']}" if entry["next_step"] else ""
+                found.setdefault(entry["check"], []).append(f"{entry['verdict']}: {entry['message']}{step}")
+        return result.returncode, found
+
+    def says(self, code: int, name: str, *phrases: str, **settings: str) -> None:
+        """Assert that this one thing is not well, in these words; others may be skipped because of it."""
+        got, found = self(**settings)
+        wrong = [one for one, texts in found.items() if any(not text.startswith("skip: ") for text in texts)]
+        assert (got, wrong) == (code, [name]), found
+        assert all(phrase in " | ".join(found[name]) for phrase in phrases), (found, phrases)
+
+
+WELL: tuple[int, Found] = (0, {})
+UNREACHABLE = f"postgresql://certjob:{SECRET}@127.0.0.1:1/certjob"
 
 
 @pytest.fixture
@@ -44,73 +76,34 @@ def portal() -> Iterator[PortalServer]:
 
 
 @pytest.fixture
-def templates(tmp_path: Path) -> Path:
-    folder = tmp_path / "templates"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def environment(
-    bare_environment: dict[str, str], database_url: str, portal: PortalServer, templates: Path, tmp_path: Path
-) -> dict[str, str]:
-    """Everything that can be set is set, and right; other tests' logins have no way in."""
-    with psycopg.connect(database_url) as owner:
-        owner.execute(f"REVOKE CONNECT ON DATABASE {owner.info.dbname} FROM PUBLIC".encode())
-    return bare_environment | {
+def check(
+    bare_environment: dict[str, str], database_url: str, facts: Facts, portal: PortalServer, tmp_path: Path
+) -> Check:
+    """An organisation that lacks nothing; other tests' logins have no way in."""
+    facts.mentor(facts.organisation())
+    facts.connection.execute(
+        "INSERT INTO coordinators (organisation_id, email) SELECT id, 'k@example.org' FROM organisations"
+    )
+    facts.connection.execute(f"REVOKE CONNECT ON DATABASE {facts.connection.info.dbname} FROM PUBLIC".encode())
+    (tmp_path / "templates").mkdir()
+    settings = {
         "CERTJOB_DATABASE_URL": database_url,
         "CERTJOB_PORTAL_URL": portal.url,
         "CERTJOB_PORTAL_KEY": SECRET,
         "CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'maildir'}",
-        "CERTJOB_TEMPLATES_DIR": str(templates),
+        "CERTJOB_TEMPLATES_DIR": str(tmp_path / "templates"),
         "CERTJOB_METRICS_FILE": str(tmp_path / "certjob.prom"),
     }
+    return Check(bare_environment | settings, tmp_path)
 
 
-@pytest.fixture
-def here(environment: dict[str, str], tmp_path: Path) -> Certjob:
-    def run(*arguments: str, **settings: str) -> Finished:
-        result = run_in_process("check", *arguments, environment=environment | settings, folder=tmp_path)
-        assert_no_secret(result)
-        return result
-
-    return run
+# How it is shown.
 
 
-@pytest.fixture
-def check(here: Certjob) -> Check:
-    """Run it with --json; return the exit code and what is not well."""
-
-    def run(*arguments: str, **settings: str) -> tuple[int, Found]:
-        result = here("--json", *arguments, **settings)
-        found: Found = {}
-        for entry in json.loads(result.stdout)["checks"]:
-            if entry["verdict"] != "ok":
-                step = f"; {entry['next_step']}" if entry["next_step"] else ""
-                found.setdefault(entry["check"], []).append(f"{entry['verdict']}: {entry['message']}{step}")
-        return result.returncode, found
-
-    return run
-
-
-@pytest.fixture
-def complete(facts: Facts) -> Facts:
-    """An organisation that lacks nothing."""
-    organisation = facts.organisation()
-    facts.connection.execute(
-        "INSERT INTO coordinators (organisation_id, email) VALUES (%s, 'k@example.org')", (organisation,)
-    )
-    facts.mentor(organisation)
-    return facts
-
-
-# All is well, and how it is shown.
-
-
-def test_all_is_well(here: Certjob, complete: Facts, portal: PortalServer, tmp_path: Path) -> None:
+def test_all_is_well(check: Check, portal: PortalServer) -> None:
     """Exit 0 and a line for each thing; nobody is pushed, nobody pinged, no message or metrics file written."""
     with ping_host() as host:
-        result = here(CERTJOB_PING_URL=host.url)
+        result = check.page(CERTJOB_PING_URL=host.url)
 
     assert (result.returncode, result.stderr) == (0, ""), result
     lines = result.stdout.splitlines()
@@ -120,40 +113,27 @@ def test_all_is_well(here: Certjob, complete: Facts, portal: PortalServer, tmp_p
     assert ",".join(line[6:].partition(":")[0] for line in lines) == checks
     assert [(request.method, request.body) for request in portal.requests] == [("GET", b"")] * 2
     assert host.pings == []
-    assert {path.name for path in tmp_path.iterdir()} == {"home", "templates"}
+    assert {path.name for path in check.folder.iterdir()} == {"home", "templates"}
 
 
-def test_it_works_without_writing_anything(here: Certjob, complete: Facts, connection: Connection) -> None:
-    """On a database that takes no write only that is said; nothing that was looked at needed one."""
+def test_what_is_not_well_is_a_line_with_a_next_step(check: Check, connection: Connection) -> None:
+    """One document; -q prints what is not well, here on a database that takes no write; a terminal gets colours."""
+    everything = "DELETE FROM mentors; DELETE FROM coordinators; DELETE FROM organisations"
+    connection.execute(f"SET session_replication_role = replica; {everything}".encode())
     connection.execute(f"ALTER DATABASE {connection.info.dbname} SET default_transaction_read_only = on".encode())
 
-    result = here("-q")
+    document, quiet = json.loads(check.page("--json").stdout), check.page("-q")
+    environment = check.environment | {"CERTJOB_PORTAL_ULR": "x"}
+    _, shown = on_terminal(["check"], environment=environment, folder=check.folder, columns=60)
 
-    assert result.returncode == 1
-    (line,) = result.stdout.splitlines()
-    assert line.startswith("fail  writable: the database is read-only; use the primary")
-    assert result.stderr == "certjob check: 14 ok, 1 failed\n"
-
-
-def test_the_document_has_a_verdict_a_message_and_a_next_step(here: Certjob, facts: Facts) -> None:
-    """One document; where all is well there is no next step. -q prints what is not."""
-    result, quiet = here("--json"), here("-q")
-
-    document = json.loads(result.stdout)
-    assert (result.returncode, document["outcome"], list(document)) == (3, "attention", ["outcome", "checks"])
+    assert (document["outcome"], list(document)) == ("failed", ["outcome", "checks"])
     for entry in document["checks"]:
         assert list(entry) == ["check", "verdict", "message", "next_step"]
         assert (entry["verdict"] == "ok") == (entry["next_step"] is None)
-    assert quiet.stdout == "warn  organisations: there is none; create one with `certjob organisation set SLUG`\n"
-
-
-def test_on_a_terminal_it_is_coloured_and_fits(environment: dict[str, str], facts: Facts, tmp_path: Path) -> None:
-    """A setting that there is not is named."""
-    settings = environment | {"CERTJOB_PORTAL_ULR": "x"}
-
-    code, shown = on_terminal(["check"], environment=settings, folder=tmp_path, columns=60)
-
-    assert code == 3
+    writable, organisations = quiet.stdout.splitlines()
+    assert writable.startswith("fail  writable: the database is read-only; use the primary")
+    assert organisations == "warn  organisations: there is none; create one with `certjob organisation set SLUG`"
+    assert (quiet.returncode, quiet.stderr) == (1, "certjob check: 13 ok, 1 warning, 1 failed\n")
     assert "\x1b[33mwarn" in shown
     lines = without_escapes(shown).splitlines()
     assert all(len(line) <= 60 for line in lines)
@@ -161,114 +141,106 @@ def test_on_a_terminal_it_is_coloured_and_fits(environment: dict[str, str], fact
     assert "      certjob; did you mean CERTJOB_PORTAL_URL?" in lines
 
 
-def test_a_signal_ends_it_at_once(environment: dict[str, str], complete: Facts, tmp_path: Path) -> None:
+def test_a_signal_ends_it_at_once(check: Check) -> None:
     """While a mail server says nothing: there is nothing to wait for."""
-    with (
-        scripted_server({"GREETING": Fault.HANG}) as server,
-        started("check", environment=environment | smtp(server.port), folder=tmp_path) as child,
-    ):
-        until(lambda: server.connections)
-        result = child.stop_within(5)
+    with scripted_server({"GREETING": Fault.HANG}) as server:
+        environment = check.environment | smtp(server.port)
+        with started("check", environment=environment, folder=check.folder) as child:
+            until(lambda: server.connections)
+            result = child.stop_within(5)
 
-    assert result.returncode == 1
-    assert "certjob check: stopped by SIGTERM" in result.stderr
+    assert (result.returncode, "certjob check: stopped by SIGTERM" in result.stderr) == (1, True)
 
 
 # Settings, and what needs them.
 
 
-def test_every_wrong_setting_is_named_and_everything_else_is_looked_at(
-    check: Check, complete: Facts, portal: PortalServer
-) -> None:
-    """By its variable, never its value; the database and the templates are still looked at."""
+def test_every_wrong_setting_is_named_and_the_rest_is_looked_at(check: Check, portal: PortalServer) -> None:
+    """By its variable, never its value; one that is wrong is not missing, too, and has one next step."""
     code, said = check(
-        CERTJOB_TIME_ZONE=SECRET,
-        CERTJOB_PORTAL_KEY="",
-        CERTJOB_NOTIFY_URL="smtp://mail.example",
-        CERTJOB_PORTAL_RATE="-1",
+        CERTJOB_TIME_ZONE=SECRET, CERTJOB_PORTAL_KEY="", CERTJOB_NOTIFY_URL="smtp://h", CERTJOB_PORTAL_RATE="-1"
     )
-
-    assert (code, set(said)) == (2, {"settings", "portal", "mail"})
+    assert (code, set(said), portal.requests) == (2, {"settings", "portal", "mail"}, [])
     variables = ("CERTJOB_TIME_ZONE", "CERTJOB_PORTAL_RATE", "CERTJOB_PORTAL_KEY", "CERTJOB_MAIL_FROM")
     for variable, clause in zip(variables, said["settings"], strict=True):
-        assert clause.startswith(f"fail: {variable}"), clause
+        assert clause.startswith(f"fail: {variable}")
     assert said["portal"] == said["mail"] == ["skip: not checked: its settings are wrong"]
-    assert portal.requests == []
 
-
-def test_a_setting_that_is_wrong_is_not_missing_too_and_has_one_next_step(check: Check, complete: Facts) -> None:
-    """It was left out, so that everything else can be looked at."""
-    _, found = check(CERTJOB_PORTAL_KEY="two words", CERTJOB_MAIL_HOURS="08:00-08:00")
-
-    key, hours = found["settings"]
+    key, hours = check(CERTJOB_PORTAL_KEY="two words", CERTJOB_MAIL_HOURS="08:00-08:00")[1]["settings"]
     assert key.startswith("fail: CERTJOB_PORTAL_KEY: must be one word")
     assert hours.startswith("fail: CERTJOB_MAIL_HOURS: is an empty window")
     assert hours.count("; ") == 2, "correct it; see the page"
 
+    (check.folder / "certjob.env").write_bytes(b"CERTJOB_PORTAL_KEY=bl\xe5\n")
+    message = "fail: the settings file certjob.env cannot be read: it is not UTF-8 text; correct --env-file or "
+    check.says(2, "settings", message + "CERTJOB_ENV_FILE", CERTJOB_ENV_FILE="certjob.env")
 
-def test_without_a_database_the_rest_is_looked_at(
-    check: Check, portal: PortalServer, bare_environment: dict[str, str]
-) -> None:
-    """None set; the word embedded, which makes none; a server that nobody answers at: exit 1, as every command's."""
-    unset, said = check(CERTJOB_DATABASE_URL="")
-    assert unset == 2
-    assert said["settings"][0].startswith("fail: CERTJOB_DATABASE_URL is not set; give a PostgreSQL URL or the word")
-    assert said["schema"] == ["skip: not checked: CERTJOB_DATABASE_URL is not set"]
 
-    home = Path(bare_environment["HOME"])
-    _, said = check(CERTJOB_DATABASE_URL="embedded", XDG_DATA_HOME=str(home))
-    assert said["database"] == ["fail: there is no embedded database yet; run `certjob db migrate`"]
+def test_without_a_database_the_rest_is_looked_at(check: Check, portal: PortalServer, empty_database_url: str) -> None:
+    """None set; the word embedded, which makes none; a server that nobody answers at; one without certjob's tables."""
+    home = Path(check.environment["HOME"])
+    unset = "fail: CERTJOB_DATABASE_URL is not set; give a PostgreSQL URL or the word"
+    check.says(2, "settings", unset, CERTJOB_DATABASE_URL="")
+    no_database = "fail: there is no embedded database yet; run `certjob db migrate`"
+    check.says(2, "database", no_database, CERTJOB_DATABASE_URL="embedded", XDG_DATA_HOME=str(home))
     assert list(home.iterdir()) == []
-
-    away, said = check(CERTJOB_DATABASE_URL=f"postgresql://certjob:{SECRET}@127.0.0.1:1/certjob")
-    assert away == 1
-    assert said["database"][0].startswith("fail: the database cannot be reached")
-    assert said["rights"] == ["skip: not checked: the database did not answer"]
-    assert len(portal.requests) == 6
-
-
-def test_an_env_file_that_cannot_be_read_is_said_so(check: Check, complete: Facts, tmp_path: Path) -> None:
-    """And the environment's own variables count."""
-    (tmp_path / "certjob.env").write_bytes(b"CERTJOB_PORTAL_KEY=bl\xe5\n")
-
-    step = "correct --env-file or CERTJOB_ENV_FILE"
-    message = "fail: the settings file certjob.env cannot be read: it is not UTF-8 text"
-    assert check(CERTJOB_ENV_FILE="certjob.env") == (2, {"settings": [f"{message}; {step}"]})
+    check.says(1, "database", "fail: the database cannot be reached", CERTJOB_DATABASE_URL=UNREACHABLE)
+    assert check(CERTJOB_DATABASE_URL=UNREACHABLE)[1]["rights"] == ["skip: not checked: the database did not answer"]
+    no_tables = "fail: certjob's tables are not there yet; run `certjob db migrate`"
+    check.says(2, "schema", no_tables, CERTJOB_DATABASE_URL=empty_database_url)
+    assert {"rights", "last run", "organisations"} < check(CERTJOB_DATABASE_URL=empty_database_url)[1].keys()
+    assert len(portal.requests) == 2 * 6
 
 
 # The database.
 
 
-def test_a_schema_of_another_version_names_the_way_out(
-    check: Check, connection: Connection, empty_database_url: str
+def test_what_is_wrong_with_the_database_has_a_next_step(
+    check: Check,
+    connection: Connection,
+    app: psycopg.Connection[tuple[object, ...]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Absent, older after an upgrade, newer where an old certjob was left on some machine."""
-    code, said = check(CERTJOB_DATABASE_URL=empty_database_url)
-    assert (code, said["schema"]) == (2, ["fail: certjob's tables are not there yet; run `certjob db migrate`"])
-    assert [len(said[name]) for name in ("rights", "last run", "organisations")] == [1, 1, 1]
+    """Settings that the promises do not bear, runs by a wrong clock, an old certjob on some machine, an upgrade."""
+    database = f"ALTER DATABASE {connection.info.dbname} "
+    ran = "INSERT INTO job_runs (id, command, as_of, host, version, finished_at, outcome)"
+    ran += " VALUES (gen_random_uuid(), 'run', '{}', 'h', '1', now() + '{} days', 'ok')"
+    newest = "DELETE FROM certjob_migrations WHERE version = (SELECT max(version) FROM certjob_migrations);"
+    future = "INSERT INTO certjob_migrations (version, name, sha256) VALUES (9999, 'future', 'x')"
+    replica = "fail: session_replication_role is replica: what `certjob load`"
+    lossy = "warn: synchronous_commit is off: after a crash of the server a call"
+    newer = "newer than this certjob (migration 9999_future); install the newer certjob"
+    older = "fail: older than this certjob, 1 migration is pending; run `certjob db migrate`"
+    ended = "warn: 1 run has ended in the future, the last at "
+    for change, code, name, phrase in (
+        (database + "SET synchronous_commit = off", 3, "database", lossy),
+        (database + "SET session_replication_role = replica", 2, "database", replica),
+        (database + "RESET ALL;" + ran.format("2026-01-01", 20), 3, "last run", ended),
+        (ran.format("2999-01-01", 21), 2, "last run", "the last night was run for 2999-01-01"),
+        (future, 2, "schema", newer),
+        (2 * newest, 2, "schema", older),
+    ):
+        connection.execute(change.encode())
+        check.says(code, name, phrase)
 
-    connection.execute("INSERT INTO certjob_migrations (version, name, sha256) VALUES (9999, 'future', 'x')")
-    code, said = check()
-    assert code == 2
-    assert "newer than this certjob (migration 9999_future); install the newer certjob" in said["schema"][0]
+    monkeypatch.setattr(in_database, "STATEMENT_TIMEOUT_MS", 200)
+    app.execute("LOCK TABLE certjob_migrations IN ACCESS EXCLUSIVE MODE")  # a migration that hangs is not waited for
+    check.says(1, "database", "it did not answer a question (canceling statement due to statement timeout)")
 
-    connection.execute("DELETE FROM certjob_migrations WHERE version = 9999")
-    connection.execute("DELETE FROM certjob_migrations WHERE version = (SELECT max(version) FROM certjob_migrations)")
-    expected = ["fail: older than this certjob, 1 migration is pending; run `certjob db migrate`"]
-    code, said = check()
-    assert (code, said["schema"]) == (2, expected)
+
+Login = Callable[[str], tuple[str, str]]
 
 
 @pytest.fixture
-def login(complete: Facts, database_url: str) -> Iterator[Callable[[str], str]]:
-    """Make a login with these attributes that may connect; return its URL."""
-    connection, made = complete.connection, []
+def login(connection: Connection, database_url: str) -> Iterator[Login]:
+    """Make a login with these attributes that may connect; return its name and its URL."""
+    made: list[str] = []
 
-    def make(attributes: str) -> str:
+    def make(attributes: str) -> tuple[str, str]:
         made.append(f"certjob_login_{uuid4().hex[:8]}")
         connection.execute(f"CREATE ROLE {made[-1]} LOGIN PASSWORD '{SECRET}' {attributes}".encode())
         connection.execute(f"GRANT CONNECT ON DATABASE {connection.info.dbname} TO {made[-1]}".encode())
-        return psycopg.conninfo.make_conninfo(database_url, user=made[-1], password=SECRET)
+        return made[-1], psycopg.conninfo.make_conninfo(database_url, user=made[-1], password=SECRET)
 
     yield make
     for role in made:
@@ -276,195 +248,91 @@ def login(complete: Facts, database_url: str) -> Iterator[Callable[[str], str]]:
         connection.execute(f"DROP ROLE {role}".encode())
 
 
-def user_of(url: str) -> str:
-    return str(psycopg.conninfo.conninfo_to_dict(url)["user"])
-
-
-def test_a_login_with_rights_of_its_own_is_told_which_are_missing(
-    check: Check, complete: Facts, login: Callable[[str], str]
-) -> None:
+def test_a_login_is_told_which_rights_it_lacks(check: Check, connection: Connection, login: Login) -> None:
     """Row-level security that may hide mentors is a failure: a night would take the hidden ones for none."""
-    url = login("")
-    role = user_of(url)
-    complete.connection.execute(f"GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO {role}".encode())
-    tables = "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'"
-    for (table,) in complete.rows(tables):
-        condition = "member_no <> 'M1'" if table == "mentors" else "true"
-        policy = f"CREATE POLICY clerk ON {table} TO {role} USING ({condition}) WITH CHECK (true)"
-        complete.connection.execute(policy.encode())
+    clerk, own = login("")
+    connection.execute(f"GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO {clerk}".encode())
+    for table in ("certjob_migrations", "organisations", "coordinators"):
+        connection.execute(f"CREATE POLICY clerk ON {table} TO {clerk} USING (true)".encode())
+    hidden = f"fail: row-level security may hide rows from the database user {clerk}: "
+    check.says(2, "rights", hidden, "mentors", CERTJOB_DATABASE_URL=own)
+    connection.execute(f"ALTER ROLE {clerk} BYPASSRLS".encode())
+    assert check(CERTJOB_DATABASE_URL=own) == WELL
+    connection.execute(f"REVOKE INSERT ON job_runs FROM {clerk}".encode())
+    lacks = f"{clerk} lacks INSERT on job_runs; GRANT certjob_worker TO {clerk}, or connect as the tables' owner"
+    check.says(2, "rights", f"fail: the database user {lacks}", CERTJOB_DATABASE_URL=own)
 
-    code, said = check(CERTJOB_DATABASE_URL=url)
-    assert code == 2
-    assert said["rights"][0].startswith(
-        f"fail: row-level security may hide rows from the database user {role}: mentors; "
-    )
-
-    complete.connection.execute(b"ALTER POLICY clerk ON mentors USING (true)")
-    assert check(CERTJOB_DATABASE_URL=url) == (0, {})
-
-    complete.connection.execute(f"REVOKE INSERT ON job_runs FROM {role}".encode())
-    lacks = f"fail: the database user {role} lacks INSERT on job_runs"
-    step = f"GRANT certjob_worker TO {role}, or connect as the tables' owner"
-    assert check(CERTJOB_DATABASE_URL=url) == (2, {"rights": [f"{lacks}; {step}"]})
-
-
-def test_what_was_taken_away_from_the_workers_role_is_noticed(
-    check: Check, complete: Facts, login: Callable[[str], str]
-) -> None:
-    """A login as docs/database-roles.md says to set it up may do what a night needs, until somebody changes that."""
-    url = login("IN ROLE certjob_worker")
-    assert check(CERTJOB_DATABASE_URL=url) == (0, {})
-
+    _, worker = login("IN ROLE certjob_worker")  # as docs/database-roles.md says to set it up
+    assert check(CERTJOB_DATABASE_URL=worker) == WELL
     for change, phrase in (
         ('DROP POLICY "worker works here" ON mentors', ": mentors; "),
         ('ALTER POLICY "worker works here" ON job_runs WITH CHECK (false)', "job_runs"),
         ("REVOKE INSERT ON job_runs FROM certjob_worker", "lacks INSERT on job_runs"),
         ("REVOKE SELECT ON portal_alerts FROM certjob_worker", "SELECT on portal_alerts"),
     ):
-        complete.connection.execute(change.encode())
-        code, said = check(CERTJOB_DATABASE_URL=url)
-        assert code == 2
-        assert phrase in " ".join(said["rights"]), change
+        connection.execute(change.encode())
+        check.says(2, "rights", phrase, CERTJOB_DATABASE_URL=worker)
+
+    connection.execute("DROP OWNED BY certjob_worker")  # in this database it is as new: another GRANT changes nothing
+    step = "SELECT certjob_private.set_up_roles()"
+    check.says(2, "schema", f"; as the tables' owner, `{step}`", CERTJOB_DATABASE_URL=worker)
+    connection.execute(step.encode())
+    connection.execute(f"GRANT CONNECT ON DATABASE {connection.info.dbname} TO certjob_worker".encode())
+    assert check(CERTJOB_DATABASE_URL=worker) == WELL
 
 
-def test_a_login_of_a_role_that_came_after_the_migration_is_told_what_sets_it_up(
-    check: Check, complete: Facts, login: Callable[[str], str]
-) -> None:
-    """It has the role, which has no rights here yet: another GRANT of it would change nothing."""
-    url = login("IN ROLE certjob_worker")
-    complete.connection.execute("DROP OWNED BY certjob_worker")  # in this database it is as new
-    (step,) = {text.partition("; ")[2] for text in check(CERTJOB_DATABASE_URL=url)[1]["schema"]}
-    assert step == "as the tables' owner, `SELECT certjob_private.set_up_roles()`"
-
-    complete.connection.execute(step.partition("`")[2].rstrip("`").encode())
-
-    assert "fail" not in str(check(CERTJOB_DATABASE_URL=url)[1].get("rights"))
-
-
-def test_the_login_of_another_programme_on_the_server_is_warned_of_until_it_has_no_way_in(
-    check: Check, complete: Facts, login: Callable[[str], str]
+def test_the_login_of_another_programme_is_warned_of_until_it_has_no_way_in(
+    check: Check, connection: Connection, login: Login
 ) -> None:
     """certjob_worker belongs to the whole server, and everybody may connect to a new database."""
-    ours, theirs = login("IN ROLE certjob_worker"), login("IN ROLE certjob_worker")
-    name = complete.connection.info.dbname
-    complete.connection.execute(f"REVOKE CONNECT ON DATABASE {name} FROM {user_of(theirs)}".encode())
+    (_, ours), (stranger, theirs) = login("IN ROLE certjob_worker"), login("IN ROLE certjob_worker")
+    name = connection.info.dbname
+    connection.execute(f"REVOKE CONNECT ON DATABASE {name} FROM {stranger}".encode())
+    assert check(CERTJOB_DATABASE_URL=ours) == WELL
 
-    complete.connection.execute(f"GRANT CONNECT ON DATABASE {name} TO PUBLIC".encode())
-    before = check(CERTJOB_DATABASE_URL=ours)
-    with psycopg.connect(theirs) as stranger:
-        assert stranger.execute("SELECT count(*) FROM mentors").fetchone() == (1,)
-    complete.connection.execute(f"REVOKE CONNECT ON DATABASE {name} FROM PUBLIC".encode())
-    after = check(CERTJOB_DATABASE_URL=ours)
+    connection.execute(f"GRANT CONNECT ON DATABASE {name} TO PUBLIC".encode())
 
-    (said,) = before[1]["rights"]
-    assert said.startswith("warn: other logins in certjob_worker may read this programme's data: ")
-    assert user_of(theirs) in said or " more" in said
-    assert f"; REVOKE CONNECT ON DATABASE {name} FROM PUBLIC, then grant it to those that belong here" in said
-    assert (before[0], after) == (3, (0, {}))
+    with psycopg.connect(theirs) as reader:
+        assert reader.execute("SELECT count(*) FROM mentors").fetchone() == (1,)
+    step = f"; REVOKE CONNECT ON DATABASE {name} FROM PUBLIC, then grant it to those that belong here"
+    warning = "warn: other logins in certjob_worker may read this programme's data: "
+    check.says(3, "rights", warning, step, CERTJOB_DATABASE_URL=ours)
 
 
-def test_a_setting_that_the_promises_do_not_bear_is_said(check: Check, complete: Facts) -> None:
-    """Wherever it is set: for the role, the database or the server."""
-    alter = f"ALTER DATABASE {complete.connection.info.dbname} SET "
-
-    complete.connection.execute((alter + "synchronous_commit = off").encode())
-    code, said = check()
-    assert code == 3
-    assert said["database"][0].startswith("warn: synchronous_commit is off: after a crash of the server a call")
-
-    complete.connection.execute((alter + "session_replication_role = replica").encode())
-    code, said = check()
-    assert code == 2
-    assert said["database"][1].startswith("fail: session_replication_role is replica: what `certjob load`")
-
-
-def test_a_table_that_somebody_holds_is_said_and_not_waited_for(
-    check: Check, complete: Facts, app: psycopg.Connection[tuple[object, ...]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A migration that hangs, say: exit 1, and the portal and the mail are looked at all the same."""
-    monkeypatch.setattr(in_database, "STATEMENT_TIMEOUT_MS", 200)
-    app.execute("LOCK TABLE organisations IN ACCESS EXCLUSIVE MODE")
-
-    code, said = check()
-
-    assert (code, set(said)) == (1, {"database", "organisations"})
-    assert "it did not answer a question (canceling statement due to statement timeout)" in said["database"][0]
-    assert said["organisations"] == ["skip: not checked: the database did not answer"]
-
-
-def test_a_clock_that_was_wrong_once_is_seen_in_the_runs(check: Check, complete: Facts) -> None:
-    """A run that ended in the future must not be taken for the last good one; a later date stops the next night."""
-
-    def ran(day: str, *, ended_in: str) -> None:
-        complete.connection.execute(
-            "INSERT INTO job_runs (id, command, as_of, host, version, finished_at, outcome)"
-            " VALUES (gen_random_uuid(), 'run', %s, 'h', '1', now() + %s::interval, 'ok')",
-            (day, ended_in),
-        )
-
-    ran("2026-01-01", ended_in="20 days")
-    code, said = check()
-    assert code == 3
-    assert said["last run"][0].startswith("warn: 1 run has ended in the future, the last at ")
-
-    ran("2999-01-01", ended_in="21 days")
-    code, said = check()
-    assert code == 2
-    assert "the last night was run for 2999-01-01" in said["last run"][0]
-
-
-@pytest.mark.parametrize(
-    ("server_is_ahead_by", "verdict", "phrase"),
-    [
-        (timedelta(seconds=60), "ok", "agree"),
-        (timedelta(hours=1), "warn", "the database server is 3,600 s ahead of this machine; set both by NTP"),
-        (-timedelta(seconds=61), "warn", "the database server is 61 s behind this machine"),
-        (timedelta(hours=13), "fail", "2026-03-11 01:00"),
-        (-timedelta(days=300), "fail", "correct the wrong one"),
-    ],
-)
-def test_a_difference_of_the_clocks_is_told(server_is_ahead_by: timedelta, verdict: str, phrase: str) -> None:
+def test_a_difference_of_the_clocks_is_told() -> None:
     """Another day, and `run` would refuse; less is a warning, in whole seconds and with its direction."""
     noon = datetime(2026, 3, 10, 12, 0, tzinfo=UTC)
+    for seconds, verdict, phrase in (
+        (60, "ok", "agree"),
+        (3600, "warn", "the database server is 3,600 s ahead of this machine; set both by NTP"),
+        (-61, "warn", "the database server is 61 s behind this machine"),
+        (13 * 3600, "fail", "2026-03-11 01:00"),
+        (-300 * 86_400, "fail", "correct the wrong one"),
+    ):
+        clocks = Clocks(machine_at=noon, server_at=noon + timedelta(seconds=seconds))
+        finding = in_database.check_clocks(clocks, zone=UTC)
+        assert (finding.verdict, phrase in finding.text) == (verdict, True)
 
-    finding = in_database.check_clocks(Clocks(machine_at=noon, server_at=noon + server_is_ahead_by), zone=UTC)
 
-    assert finding.verdict == verdict
-    assert phrase in finding.text
-
-
-@pytest.mark.parametrize(
-    ("change", "found"),
-    [
-        ({"version_number": 140_012}, [("database", Verdict.FAIL, "too old")]),
-        ({"version_number": 150_000}, []),
-        ({"version_number": 180_004}, []),
-        ({"version_number": 190_001}, [("database", Verdict.WARN, "newer")]),
-        ({"encoding": "LATIN1"}, [("database", Verdict.FAIL, "LATIN1")]),
-        ({"in_recovery": True}, [("writable", Verdict.FAIL, "in recovery")]),
-    ],
-)
-def test_a_server_that_this_one_is_not(change: dict[str, Any], found: list[tuple[str, Verdict, str]]) -> None:
+def test_a_server_that_this_one_is_not() -> None:
     """Too old fails, too new is a warning; a narrow encoding and a standby fail."""
-    server: dict[str, Any] = {
-        "version_number": 150_000,
-        "version": "15",
-        "encoding": "UTF8",
-        "in_recovery": False,
-        "read_only": False,
-        "user_name": "certjob",
-        "synchronous_commit": "on",
-        "replication_role": "origin",
-    }
-
-    findings = list(in_database.check_server(in_database.Server(**server | change)))
-
-    bad = [finding for finding in findings if finding.verdict is not Verdict.OK]
-    assert [(finding.check, finding.verdict) for finding in bad] == [(check, verdict) for check, verdict, _ in found]
-    assert all(phrase in finding.message for finding, (*_, phrase) in zip(bad, found, strict=True))
+    server: dict[str, Any] = {"version_number": 150_000, "version": "15", "encoding": "UTF8", "in_recovery": False}
+    server |= {"read_only": False, "user_name": "u", "synchronous_commit": "on", "replication_role": "origin"}
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"version_number": 140_012}, "fail: PostgreSQL 15 is too old"),
+        ({"version_number": 150_000}, ""),
+        ({"version_number": 180_004}, ""),
+        ({"version_number": 190_001}, "warn: PostgreSQL 15 is newer than what was tested"),
+        ({"encoding": "LATIN1"}, "fail: its encoding is LATIN1"),
+        ({"in_recovery": True}, "fail: the server is in recovery"),
+    ]
+    for change, said in changes:
+        findings = in_database.check_server(in_database.Server(**server | change))
+        bad = " | ".join(f"{each.verdict}: {each.message}" for each in findings if each.verdict != "ok")
+        assert (bad[: len(said)], bool(bad)) == (said, bool(said))
 
 
-def test_what_an_organisation_lacks_is_said_with_the_command(here: Certjob, facts: Facts) -> None:
+def test_what_an_organisation_lacks_is_said_with_the_command(check: Check, facts: Facts) -> None:
     """Exit 3: a coordinator, a contact, contact ids; those who have left need none."""
     bare = facts.organisation("bare")
     facts.connection.execute("UPDATE organisations SET contact_email = NULL WHERE id = %s", (bare,))
@@ -472,68 +340,59 @@ def test_what_an_organisation_lacks_is_said_with_the_command(here: Certjob, fact
     facts.mentor(bare, contact_id=None, left_at=datetime(2026, 1, 1, tzinfo=UTC))
     facts.mentor(facts.organisation("none", portal=None), contact_id=None)
 
-    result = here("-q")
+    result = check.page("-q")
 
     assert (result.returncode, result.stderr) == (3, "certjob check: 14 ok, 4 warnings\n")
+    nobody = "{0} has no coordinator, so nobody gets its daily mail; `certjob organisation set {0} --coordinator "
     assert [line.removeprefix("warn  organisations: ") for line in result.stdout.splitlines()] == [
-        "bare has no coordinator, so nobody gets its daily mail; "
-        "`certjob organisation set bare --coordinator 'NAME <MAIL>'`",
+        nobody.format("bare") + "'NAME <MAIL>'`",
         "bare has no contact for its mentors' questions; `certjob organisation set bare --contact-email ADDRESS`",
-        "1 mentor has no contact ID in bare, so their pushes are blocked; "
-        "`certjob list --without-contact-id --organisation bare` names them; give them one each, "
-        "in the app or with `certjob load`",
-        "none has no coordinator, so nobody gets its daily mail; "
-        "`certjob organisation set none --coordinator 'NAME <MAIL>'`",
+        "1 mentor has no contact ID in bare, so their pushes are blocked; `certjob list --without-contact-id "
+        "--organisation bare` names them; give them one each, in the app or with `certjob load`",
+        nobody.format("none") + "'NAME <MAIL>'`",
     ]
 
 
 # The portal.
 
 
-def test_a_portal_without_its_address_is_a_warning_where_somebody_needs_it(check: Check, complete: Facts) -> None:
+def test_a_portal_without_its_address_is_a_warning_where_somebody_needs_it(
+    check: Check, connection: Connection
+) -> None:
     """Its hides would wait for ever; without a database it is not known."""
     unset = {"CERTJOB_PORTAL_URL": "", "CERTJOB_PORTAL_KEY": ""}
 
-    message = "warn: CERTJOB_PORTAL_URL is not set, but hlf has a portal: pushes stay queued"
-    step = "set it and CERTJOB_PORTAL_KEY, or `certjob organisation set hlf --portal none`"
-    assert check(**unset) == (3, {"portal": [f"{message}; {step}"]})
-    _, in_the_dark = check(CERTJOB_DATABASE_URL="postgresql://u@127.0.0.1:1/x", **unset)
+    message = "warn: CERTJOB_PORTAL_URL is not set, but hlf has a portal: pushes stay queued; "
+    check.says(3, "portal", message + "set it and CERTJOB_PORTAL_KEY, or `certjob organisation set hlf", **unset)
+    _, in_the_dark = check(CERTJOB_DATABASE_URL=UNREACHABLE, **unset)
     assert in_the_dark["portal"][0].startswith("skip: not checked: CERTJOB_PORTAL_URL is not set, and the database")
-    complete.connection.execute("UPDATE organisations SET portal = NULL")
-    assert check(**unset) == (0, {})
+    connection.execute("UPDATE organisations SET portal = NULL")
+    assert check(**unset) == WELL
 
 
-AGAIN = "try `certjob check` again"
-
-
-def test_what_the_portal_answers_has_a_next_step(check: Check, complete: Facts, portal: PortalServer) -> None:
+def test_what_the_portal_answers_has_a_next_step(check: Check, portal: PortalServer) -> None:
     """A wrong setting is exit 2, something that is away exit 1; a function may take pushes and be too old to list."""
-    there = answer(200, {"ok": True})
+    again, there = "try `certjob check` again", answer(200, {"ok": True})
     for behaviours, code, phrases in (
-        ([answer(403, b"no")], 2, ["403", "CERTJOB_PORTAL_KEY and what stands before"]),
         ([html(404)], 2, ["404", "not by the function", "that it is deployed"]),
         ([answer(404, {"code": "NOT_FOUND"})], 2, ["404", "check CERTJOB_PORTAL_URL and that it is deployed"]),
-        ([html(200)], 2, ["something answered that is not the function", "the function's own address"]),
-        ([answer(200, {"ok": False})], 2, ["something answered that is not the function"]),
+        (
+            [answer(200, {"ok": False})],
+            2,
+            ["something answered that is not the function", "the function's own address"],
+        ),
         ([redirect("https://elsewhere.example/")], 2, ["302", "a redirect"]),
         ([error(500, "misconfigured")], 2, ["misconfigured", "check the function's secrets"]),
-        ([error(503, "token_unavailable")], 1, ["503", AGAIN]),
-        ([reset()], 1, ["connection to the portal lost", AGAIN]),
+        ([error(503, "token_unavailable")], 1, ["503", again]),
+        ([reset()], 1, ["connection to the portal lost", again]),
         ([there, there], 2, ["too old to list contacts; deploy it again (docs/edge-function.md)"]),
-        ([there, error(500, "misconfigured", message="no such column")], 2, ["misconfigured", "no such column"]),
-        ([there, error(502, "dynamics_unavailable")], 1, ["502", AGAIN]),
+        ([there, error(502, "dynamics_unavailable")], 1, ["502", again]),
         ([there, answer(200, {"visible": []})], 1, ["not what the contract says"]),
     ):
         portal.then(*behaviours)
-        got, said = check()
-        name = "portal reading" if behaviours[0] is there else "portal"
-        assert (got, list(said)) == (code, [name])
-        assert all(phrase in said[name][0] for phrase in phrases), (said, phrases)
-
-    code, said = check(CERTJOB_PORTAL_KEY="another")  # the server looks at the key first, as the function does
-    assert code == 2
-    assert said["portal"][0].startswith("fail: the portal answered 401 unauthorized")
-    assert "; check CERTJOB_PORTAL_KEY" in said["portal"][0]
+        check.says(code, "portal reading" if behaviours[0] is there else "portal", *phrases)
+    unauthorized = "fail: the portal answered 401 unauthorized"  # the server looks at the key first, as the function
+    check.says(2, "portal", unauthorized, "; check CERTJOB_PORTAL_KEY", CERTJOB_PORTAL_KEY="another")
 
 
 # Mail.
@@ -543,27 +402,20 @@ def smtp(port: int, **more: str) -> dict[str, str]:
     return {"CERTJOB_NOTIFY_URL": f"smtp://localhost:{port}", "CERTJOB_MAIL_FROM": "certjob@example.org"} | more
 
 
-def test_the_mail_server_is_tried_up_to_the_login(check: Check, complete: Facts) -> None:
-    """TLS and the login, and not one message."""
+def test_the_mail_server_is_tried_up_to_the_login(check: Check) -> None:
+    """TLS and the login, NOOP and QUIT, and not one message; else what it said."""
     mailbox = Mailbox()
     with real_server(mailbox, tls_context=server_tls(), authenticator=mailbox.authenticate) as server:
         login = {"CERTJOB_NOTIFY_USER": "post", "SSL_CERT_FILE": str(CERTIFICATE)}
-        good = check(**smtp(server.port, CERTJOB_NOTIFY_PASSWORD="blåbær-9", **login))
-        code, said = check(**smtp(server.port, CERTJOB_NOTIFY_PASSWORD=SECRET, **login))
-
-    assert good == (0, {})
-    assert code == 2
-    assert "fail: the mail server refused the login" in said["mail"][0]
-    assert "correct CERTJOB_NOTIFY_USER and CERTJOB_NOTIFY_PASSWORD" in said["mail"][0]
+        assert check(**smtp(server.port, CERTJOB_NOTIFY_PASSWORD="blåbær-9", **login)) == WELL
+        step = "correct CERTJOB_NOTIFY_USER and CERTJOB_NOTIFY_PASSWORD"
+        wrong = smtp(server.port, CERTJOB_NOTIFY_PASSWORD=SECRET, **login)
+        check.says(2, "mail", "fail: the mail server refused the login", step, **wrong)
     assert mailbox.envelopes == []
 
-
-def test_the_look_at_the_mail_server_is_polite_and_tells_who_does_not_answer_so(check: Check, complete: Facts) -> None:
-    """A greeting, NOOP, QUIT; else what it said."""
-    with scripted_server({"NOOP": b"250 fine"}) as server:
-        assert check(**smtp(server.port)) == (0, {})
-    assert [command.partition(" ")[0].upper() for command in server.commands] == ["EHLO", "NOOP", "QUIT"]
-
+    with scripted_server({"NOOP": b"250 fine"}) as scripted:
+        assert check(**smtp(scripted.port)) == WELL
+    assert [command.partition(" ")[0].upper() for command in scripted.commands] == ["EHLO", "NOOP", "QUIT"]
     scripts: list[tuple[dict[str, bytes | Fault], int, str]] = [
         ({"GREETING": Fault.CUT}, 1, "the mail server cannot be used"),
         ({"GREETING": b"554 go away"}, 1, "554 go away"),
@@ -571,146 +423,204 @@ def test_the_look_at_the_mail_server_is_polite_and_tells_who_does_not_answer_so(
         ({"NOOP": b"500 what?"}, 2, "takes no commands (500 what?)"),
     ]
     for answers, code, phrase in scripts:
-        with scripted_server(answers) as server:
-            got, said = check(**smtp(server.port))
-        assert (got, list(said)) == (code, ["mail"])
-        assert phrase in said["mail"][0]
+        with scripted_server(answers) as scripted:
+            check.says(code, "mail", phrase, **smtp(scripted.port))
 
 
-def test_mail_settings_that_cannot_work_are_named(
-    check: Check, here: Certjob, complete: Facts, portal: PortalServer, tmp_path: Path
-) -> None:
+def test_mail_settings_that_cannot_work_are_named(check: Check, portal: PortalServer) -> None:
     """No sender, a login without a password, a folder that is a file, no way out; a webhook is not called."""
-    (tmp_path / "letters").write_text("")
-    for settings, phrase in (
-        ({"CERTJOB_MAIL_FROM": "nobody"}, "CERTJOB_MAIL_FROM"),
-        (smtp(25, CERTJOB_NOTIFY_USER="post"), "CERTJOB_NOTIFY_PASSWORD"),
-        ({"CERTJOB_NOTIFY_URL": f"maildir:{tmp_path}/letters/deep"}, "the Maildir folder cannot be written"),
+    (check.folder / "letters").write_text("")
+    for settings, code, phrase in (
+        ({"CERTJOB_MAIL_FROM": "nobody"}, 2, "CERTJOB_MAIL_FROM"),
+        (smtp(25, CERTJOB_NOTIFY_USER="post"), 2, "CERTJOB_NOTIFY_PASSWORD"),
+        ({"CERTJOB_NOTIFY_URL": f"maildir:{check.folder}/letters/deep"}, 2, "the Maildir folder cannot be written"),
+        ({"CERTJOB_NOTIFY_URL": ""}, 3, "warn: CERTJOB_NOTIFY_URL is not set, so reminders stay queued; set it"),
     ):
-        code, said = check(**settings)
-        assert code == 2
-        assert phrase in said["mail"][0]
+        check.says(code, "mail", phrase, **settings)
 
-    unset = "warn: CERTJOB_NOTIFY_URL is not set, so reminders stay queued; set it"
-    assert check(CERTJOB_NOTIFY_URL="") == (3, {"mail": [unset]})
     webhook = "ok    mail: a webhook (http), which only a message can try; --send-test ADDRESS sends one"
-    assert webhook in here(CERTJOB_NOTIFY_URL=portal.url + "/hook").stdout
+    assert webhook in check.page(CERTJOB_NOTIFY_URL=portal.url + "/hook").stdout
     assert {request.method for request in portal.requests} == {"GET"}
 
 
-def test_a_test_message_is_sent_only_when_asked_for(here: Certjob, check: Check, complete: Facts) -> None:
+def test_a_test_message_is_sent_only_when_asked_for(check: Check, facts: Facts) -> None:
     """To that address, and it says what it is; refused by the server or with nowhere to go, why."""
-    mailbox = Mailbox()
-    to = ("--send-test", "drift@example.org")
+    mailbox, to = Mailbox(), ("--send-test", "drift@example.org")
     with real_server(mailbox) as server:
-        result = here(*to, **smtp(server.port))
-    with scripted_server({"NOOP": b"250 fine", "RCPT": b"550 no such user"}) as server:
-        code, refused = check(*to, **smtp(server.port))
-    nowhere = check(*to, CERTJOB_NOTIFY_URL="")[1]
+        result = check.page(*to, **smtp(server.port))
+    with scripted_server({"NOOP": b"250 fine", "RCPT": b"550 no such user"}) as scripted:
+        code, refused = check(*to, **smtp(scripted.port))
+    _, nowhere = check(*to, CERTJOB_NOTIFY_URL="")
 
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.splitlines()[-1] == "ok    test message: handed over; look whether it arrives, and not as spam"
     (envelope,) = mailbox.envelopes
     assert envelope.rcpt_tos == ["drift@example.org"]
     assert b"Subject: certjob: test" in envelope.content
-    assert complete.rows("SELECT count(*) FROM cert_notification_log") == [(0,)]
-    assert code == 2
-    assert "550 no such user" in refused["test message"][0]
+    assert facts.rows("SELECT count(*) FROM cert_notification_log") == [(0,)]
+    assert (code, "550 no such user" in refused["test message"][0]) == (2, True)
     assert "CERTJOB_NOTIFY_URL is not set" in nowhere["test message"][0]
-    assert json.loads(here("--json", "--send-test", "nobody").stdout)["error"]["code"] == "usage"
+    assert json.loads(check.page("--json", "--send-test", "nobody").stdout)["error"]["code"] == "usage"
 
 
-# Templates.
+# Templates and external monitoring.
 
 
-def test_a_folder_of_templates_that_cannot_be_used_is_said_so(
-    check: Check, complete: Facts, templates: Path, tmp_path: Path
-) -> None:
+def test_a_folder_of_templates_that_cannot_be_used_is_said_so(check: Check) -> None:
     """Absent; broken, by file and line, although a night would go on in certjob's own words; open to everybody."""
-    code, said = check(CERTJOB_TEMPLATES_DIR=str(tmp_path / "nowhere"))
-    assert code == 2
-    assert "cannot be read" in said["templates"][0]
-
-    template = templates / "reminder.nb.txt"
+    check.says(2, "templates", "cannot be read", CERTJOB_TEMPLATES_DIR=str(check.folder / "nowhere"))
+    template = check.folder / "templates" / "reminder.nb.txt"
     template.write_text("Emne\n\n{{ naem }}\n")
-    code, said = check()
-    assert (code, list(said)) == (2, ["templates"])
-    assert said["templates"][0].startswith("fail: reminder.nb.txt line 3: ")
-
+    check.says(2, "templates", "fail: reminder.nb.txt line 3: ")
     template.write_text("Emne\n\nHei\n")
     template.chmod(0o666)
-    code, said = check()
-    assert code == 3
-    assert said["templates"][0] == (
-        f"warn: everybody on this machine can change your messages: {template}; take that right away (chmod -R o-w)"
-    )
+    said = f"warn: everybody on this machine can change your messages: {template}; take that right away (chmod -R o-w)"
+    check.says(3, "templates", said)
 
 
-ALONE = "stays in other words; add"
+def test_a_template_that_was_meant_otherwise_is_a_warning(check: Check) -> None:
+    """A folder of an organisation that there is not, a slip in a name, half a mail; a piece is named as it likes."""
+    stands, folder = "stands alone: the part", check.folder / "templates"
+    shown_first, without_html = "that a mail program shows first", "for mail programs that show no HTML"
+    whole = "reminder.nb.txt reminder.nb.html"
+    for names, said in (
+        ("hlff/digest.en.txt hlff/digest.en.html", "no organisation has the short name hlff: nobody gets its messages"),
+        ("hlff/digest.en.txt hlff/digest.en.html", "; did you mean hlf?"),
+        ("reminders.nb.txt", "no message is made from reminders.nb.txt; did you mean reminder.nb.txt?"),
+        (
+            "hlf/reminder.nn.txt reminder.nn.html reminder.nn.txt",
+            f"hlf/reminder.nn.txt {stands} {shown_first} stays in other words; add hlf/reminder.nn.html",
+        ),
+        ("digest.nb.html", f"digest.nb.html {stands} {without_html} stays in other words; add digest.nb.txt"),
+        (f"{whole} reminder.nb.txt.bak hlf/footer.txt pieces/logo.html", None),
+        (f"{whole} reminders.nb.txt", None),  # included by the message
+    ):
+        shutil.rmtree(folder)
+        for name in names.split():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text("Emne\n\nHei\n")
+        if said is None:
+            (folder / "reminder.nb.txt").write_text("Emne\n\nHei {% include 'reminders.nb.txt' ignore missing %}\n")
+            assert check() == WELL
+        else:
+            check.says(3, "templates", said)
+
+
+def test_without_a_monitor_nobody_would_notice(check: Check) -> None:
+    """None at all; one for attention alone, which hears nothing of a run that failed; a file that cannot be written."""
+    no_file = {"CERTJOB_METRICS_FILE": ""}
+    unmonitored = "warn: no external monitor is configured; set CERTJOB_PING_URL or "
+    check.says(3, "monitoring", unmonitored, **no_file)
+    check.says(3, "ping", "alone hears nothing", **no_file, CERTJOB_ATTENTION_PING_URL="https://hc.example/attention")
+
+    unwritable = "fail: no file can be written in the folder of CERTJOB_METRICS_FILE: "
+    step = "; make the folder, give this user the right to write there, make room, or name"
+    check.says(2, "metrics", unwritable, step, CERTJOB_METRICS_FILE=str(check.folder / "nowhere" / "certjob.prom"))
+    with full_disk():
+        check.says(2, "metrics", unwritable, step)
+    assert not list(check.folder.glob(".certjob.prom*"))
+
+
+# `--as UUID`: what a coordinator sees and may do, tried on a database of Supabase's shape.
+
+
+SEEN, OTHERS, COLUMNS, RESYNC = "coordinator", "other organisations", "certjob's columns", "coordinator's resync"
+CheckAs = Callable[..., dict[str, str]]
+"""Runs the command as that user of the app and returns its findings about them, as ``verdict: message``."""
+
+
+@pytest.fixture
+def check_as(bare_environment: dict[str, str], supabase_url: str, tmp_path: Path) -> CheckAs:
+    def run(user_id: UUID, url: str = supabase_url) -> dict[str, str]:
+        environment = bare_environment | {"CERTJOB_DATABASE_URL": url}
+        result = run_in_process("check", "--as", str(user_id), "--json", environment=environment, folder=tmp_path)
+        checks = {one["check"]: f"{one['verdict']}: {one['message']}" for one in json.loads(result.stdout)["checks"]}
+        return {name: checks[name] for name in (SEEN, OTHERS, COLUMNS, RESYNC) if name in checks}
+
+    return run
+
+
+def test_a_coordinator_sees_the_own_organisation_and_may_ask_for_a_resync(
+    check_as: CheckAs, owner: Connection, ours: Organisation, theirs: Organisation
+) -> None:
+    """Four findings, all well, and nothing has changed; whoever is no coordinator sees nothing."""
+
+    def what_a_resync_changes() -> list[tuple[object, ...]]:
+        return owner.execute(
+            "SELECT m.portal_visible, m.review_on::text, e.version, e.status FROM mentors AS m"
+            " JOIN portal_sync_events AS e ON e.mentor_id = m.id ORDER BY m.id"
+        ).fetchall()
+
+    owner.execute("UPDATE mentors SET portal_visible = false")
+    before = what_a_resync_changes()
+
+    assert check_as(ours.coordinator) == {
+        SEEN: "ok: sees hlf with 1 mentor and 1 alert of the portal",
+        OTHERS: "ok: sees no row of theirs (asked for 1 mentor)",
+        COLUMNS: "ok: may not be written",
+        RESYNC: f"ok: request_portal_resync works (tried for {ours.mentor}, and taken back)",
+    }
+    assert what_a_resync_changes() == before
+    stranger = check_as(uuid4())
+    assert stranger[SEEN] == "warn: no coordinator has this id, so the app shows nothing"
+    assert stranger[OTHERS].startswith("ok: sees no row")
+
+
+OPENED = """
+    INSERT INTO held_reviews (organisation_id, what, as_of, reason, mentors)
+    SELECT organisation_id, 'pauses', '2026-03-10', 'too many', 1 FROM mentors;
+    INSERT INTO review_problems (mentor_id, reason, as_of) SELECT id, 'broken', '2026-03-10' FROM mentors;
+    ALTER TABLE certificates DISABLE ROW LEVEL SECURITY; ALTER TABLE held_reviews DISABLE ROW LEVEL SECURITY;
+    ALTER TABLE review_problems DISABLE ROW LEVEL SECURITY; ALTER TABLE coordinators DISABLE ROW LEVEL SECURITY
+"""
+REVOKED = "REVOKE EXECUTE ON FUNCTION request_portal_resync(uuid) FROM authenticated"
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("mistake", "check", "finding"),
     [
-        (
-            ["hlff/digest.en.txt", "hlff/digest.en.html"],
-            "no organisation has the short name hlff: nobody gets its messages; did you mean hlf?",
-        ),
-        (["reminders.nb.txt"], "no message is made from reminders.nb.txt; did you mean reminder.nb.txt?"),
-        (
-            ["hlf/reminder.nn.txt", "reminder.nn.html", "reminder.nn.txt"],
-            "hlf/reminder.nn.txt stands alone: the part that a mail program shows first "
-            + ALONE
-            + " hlf/reminder.nn.html",
-        ),
-        (
-            ["digest.nb.html"],
-            "digest.nb.html stands alone: the part for mail programs that show no HTML " + ALONE + " digest.nb.txt",
-        ),
-        (["reminder.nb.txt", "reminder.nb.html", "reminder.nb.txt.bak", "hlf/footer.txt", "pieces/logo.html"], None),
+        ("CREATE POLICY a ON mentors TO authenticated USING (true)", OTHERS, "sees rows of theirs in mentors"),
+        (OPENED, OTHERS, "sees rows of theirs in certificates, review_problems, held_reviews, coordinators"),
+        ("REVOKE SELECT ON certificates FROM authenticated", OTHERS, "is refused what the app reads: permission"),
+        ("GRANT UPDATE ON mentors TO authenticated", COLUMNS, "may write mentors.portal_visible, write mentors.review"),
+        ("GRANT SELECT ON job_runs TO authenticated", COLUMNS, "may read job_runs"),
+        (REVOKED, RESYNC, "request_portal_resync is refused"),
+        ('DROP POLICY "coordinators read their own" ON organisations', SEEN, "sees the organisations [] in place of ["),
     ],
 )
-def test_a_template_that_was_meant_otherwise_is_a_warning(
-    check: Check, complete: Facts, templates: Path, files: list[str], said: str | None
+@pytest.mark.usefixtures("theirs")
+def test_what_was_opened_or_closed_by_hand_is_found(
+    check_as: CheckAs, owner: Connection, ours: Organisation, mistake: str, check: str, finding: str
 ) -> None:
-    """A folder of an organisation that there is not, a slip in a name, one half of a mail without the other."""
-    for name in files:
-        file = templates / name
-        file.parent.mkdir(exist_ok=True)
-        file.write_text("Emne\n\nHei\n")
+    """The other three findings stay as they are."""
+    owner.execute("UPDATE mentors SET portal_visible = false")
+    owner.execute(mistake.encode())
 
-    assert check() == (3 if said else 0, {"templates": [f"warn: {said}"]} if said else {})
+    found = check_as(ours.coordinator)
+
+    assert found[check].startswith(f"fail: {finding}")
+    assert [name for name, text in found.items() if not text.startswith("ok")] == [check]
 
 
-def test_a_piece_that_a_template_includes_may_be_named_as_it_likes(
-    check: Check, complete: Facts, templates: Path
+def test_where_it_cannot_tell_it_says_why(
+    check_as: CheckAs, owner: Connection, ours: Organisation, supabase_url: str, database_url: str
 ) -> None:
-    """Also much like a message."""
-    (templates / "reminders.nb.txt").write_text("Hei\n")
-    (templates / "reminder.nb.txt").write_text("Emne\n\n{% include 'reminders.nb.txt' %}\n")
-    (templates / "reminder.nb.html").write_text("<p>Hei\n")
+    """A mentor whom somebody holds; one who waits for a review; the job's own login, which may act for nobody."""
+    with owner.transaction():
+        owner.execute("SELECT FROM mentors FOR UPDATE")
+        held = check_as(ours.coordinator)[RESYNC]
+    assert held == "skip: not checked: no mentor of hlf with a contact ID is free right now"
+    owner.execute("UPDATE portal_sync_events SET status = 'delivered'")
+    owner.execute("UPDATE mentor_pauses SET lifted_at = now(), lifted_by = 'somebody'")
+    owner.execute("UPDATE certificates SET expires_on = issued_on")
+    waits = "skip: not checked: all mentors of hlf wait for a review"
+    assert check_as(ours.coordinator)[RESYNC].startswith(waits)
 
-    assert check() == (0, {})
-
-
-# External monitoring.
-
-
-def test_without_a_monitor_nobody_would_notice(check: Check, complete: Facts, tmp_path: Path) -> None:
-    """None at all; one for attention alone, which hears nothing of a run that failed; a file that cannot be written."""
-    code, said = check(CERTJOB_METRICS_FILE="")
-    assert (code, list(said)) == (3, ["monitoring"])
-    assert said["monitoring"][0].startswith("warn: no external monitor is configured; set CERTJOB_PING_URL or ")
-
-    attention = {"CERTJOB_METRICS_FILE": "", "CERTJOB_ATTENTION_PING_URL": "https://hc.example/attention"}
-    code, said = check(**attention)
-    assert (code, list(said)) == (3, ["ping"])
-
-    absent = check(CERTJOB_METRICS_FILE=str(tmp_path / "nowhere" / "certjob.prom"))
-    with full_disk():
-        full = check()
-    for code, said in (absent, full):
-        assert code == 2
-        assert said["metrics"][0].startswith("fail: no file can be written in the folder of CERTJOB_METRICS_FILE: ")
-        assert "; make the folder, give this user the right to write there, make room, or name" in said["metrics"][0]
-    assert not list(tmp_path.glob(".certjob.prom*"))
+    worker = f"certjob_test_login_{uuid4().hex[:8]}"
+    owner.execute(f"CREATE ROLE {worker} LOGIN IN ROLE certjob_worker".encode())
+    refused = check_as(ours.coordinator, psycopg.conninfo.make_conninfo(supabase_url, user=worker))
+    owner.execute(f"DROP ROLE {worker}".encode())
+    step = "use the owner's, on Supabase postgres"
+    assert refused == {SEEN: f"skip: not checked: this login may not take the role authenticated; {step}"}
+    (plain,) = check_as(uuid4(), database_url).values()
+    assert plain.startswith("skip: not checked: this database is not Supabase's")
