@@ -123,7 +123,7 @@ def test_the_next_date_is_that_of_the_first_thing_and_says_what(facts: Facts) ->
     mentor_id = facts.certified_mentor(facts.organisation(thresholds=[30, -1]), TODAY + 40 * DAY)
     run(facts, portal=FlakyPortal())
     read = document(story_of(facts, mentor_id))
-    days = []
+    days: list[date] = []
     while steps := story_of(facts, mentor_id, today=days[-1] if days else TODAY).steps:
         days.append(steps[0].on)
         run(facts, days[-1], portal=FlakyPortal())

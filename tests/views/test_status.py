@@ -144,7 +144,8 @@ def test_a_long_run_says_now_and_then_that_it_is_alive(
     """At most once a minute, never inside a transaction; a database that is gone does not end the beating."""
     report = RunReport(command="run", today=TODAY)
     app.autocommit = True
-    clock, seen = time.monotonic(), []
+    clock = time.monotonic()
+    seen: list[Any] = []
 
     def advance_at(later: float) -> None:
         monkeypatch.setattr("certjob.night.job_runs.time.monotonic", lambda: clock + later)
