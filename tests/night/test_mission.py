@@ -35,24 +35,18 @@ def resynced(connection: Connection, mentor_id: UUID, portal: PortalServer | Fla
     return resync.resync(connection, mentor_id, today=TODAY, delivery=delivery(portal=portal), stop=StopFlag())
 
 
-def pushed(portal: PortalServer) -> list[tuple[UUID | None, bool | None]]:
-    return [(request.contact_id, request.visible) for request in portal.requests]
-
-
 def test_1_and_2_an_expiry_hides_and_a_renewal_shows(
     connection: Connection, facts: Facts, expired_mentor: UUID, portal: PortalServer
 ) -> None:
     """update_portal_visibility(…, visible=False) is called on an expiry, visible=True on a valid renewal."""
-    report = night(connection, portal=portal)
-
-    assert pushed(portal) == [(CONTACT, False)]
-    assert report.to_document()["portal"]["delivered"] == 1
-
+    expired = night(connection, portal=portal)
     facts.certificate(expired_mentor, TODAY + timedelta(days=700), issued_on=TODAY)
-    report = night(connection, portal=portal)
+    renewed = night(connection, portal=portal)
 
-    assert pushed(portal) == [(CONTACT, False), (CONTACT, True)]
-    assert report.to_document()["mentors"]["resumed"] == 1
+    pushed = [(request.contact_id, request.visible) for request in portal.requests]
+    assert pushed == [(CONTACT, False), (CONTACT, True)]
+    assert expired.to_document()["portal"]["delivered"] == 1
+    assert renewed.to_document()["mentors"]["resumed"] == 1
 
 
 @pytest.mark.parametrize("failures", [0, 1, 2])
@@ -79,8 +73,7 @@ def test_3_and_4_after_three_attempts_a_failure_row_is_kept_and_our_state_not_ro
 
     report = night(connection, portal=portal)
 
-    assert len(portal.requests) == 3
-    assert report.outcome == "attention"
+    assert (len(portal.requests), report.outcome) == (3, "attention")
     assert facts.rows(FAILURES) == [(False, "transient", 3, False)]
     assert facts.rows("SELECT status, attempts FROM portal_sync_events") == [("pending", 1)]
     assert facts.rows("SELECT status FROM certificates") == [("expired",)]
@@ -104,9 +97,8 @@ def test_5_the_service_raises_after_exhaustion(connection: Connection, facts: Fa
     assert isinstance(error.cause, TransientPortalError)
     assert "M1042" in str(error)
     connection.execute("UPDATE portal_sync_events SET claim_token = NULL, next_attempt_at = now()")
-    report = night(connection, portal=FlakyPortal(failures=99))
-    assert report.portal is not None
-    assert (report.outcome, report.portal.failed) == ("attention", 1)
+    collected = night(connection, portal=FlakyPortal(failures=99)).to_document()
+    assert (collected["outcome"], collected["portal"]["failed"]) == ("attention", 1)
     handed_on = resynced(connection, expired_mentor, FlakyPortal(failures=99)).error
     assert isinstance(handed_on, DynamicsSyncException)
     assert handed_on.exit_code == 3
@@ -122,10 +114,9 @@ def test_6_no_call_is_made_for_an_organisation_without_the_portal(
     report = night(connection, portal=portal)
     result = resynced(connection, mentor_id, portal)
 
-    assert portal.requests == []
     assert facts.rows("SELECT count(*) FROM portal_sync_events") == [(0,)]
+    assert (portal.requests, result.error) == ([], None)
     assert report.to_document()["mentors"]["paused"] == 1
-    assert result.error is None
 
 
 def test_a_call_without_an_answer_ends_by_its_deadline(
