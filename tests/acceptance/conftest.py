@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos.cluster import Cluster
+from tests.support.own_server import data_folder
 from tests.support.portal_server import PortalServer
 
 
@@ -30,3 +32,10 @@ def ways_out(portal: PortalServer, tmp_path: Path) -> dict[str, str]:
 def environment(bare_environment: dict[str, str], database_url: str, ways_out: dict[str, str]) -> dict[str, str]:
     """That of a process on the test's database, as the owner of its tables."""
     return bare_environment | ways_out | {"CERTJOB_DATABASE_URL": database_url}
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A PostgreSQL of these files' own: one that may be stopped with ``immediate``."""
+    with data_folder("acceptance") as folder, Cluster(folder) as running:
+        yield running
