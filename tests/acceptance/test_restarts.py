@@ -176,9 +176,17 @@ def test_whoever_holds_the_connection_goes_on_with_it(session: LastingConnection
     assert session.autocommit
     assert session.isolation_level is psycopg.IsolationLevel.READ_COMMITTED
     assert session.execute("SHOW application_name").fetchone() == ("certjob",)
-    with database.transaction(session, lock_timeout_ms=5):
-        assert session.execute("SHOW lock_timeout").fetchone() == ("5ms",)
     assert session.info.transaction_status is psycopg.pq.TransactionStatus.IDLE
+
+
+def test_no_statement_of_a_night_goes_on_for_ever(session: LastingConnection) -> None:
+    """The limits are the transaction's own, and one that the administrator has set stays."""
+    shown = "SELECT current_setting('lock_timeout'), current_setting('statement_timeout')"
+    for of_the_session, of_the_night in (("0", "10min"), ("20min", "20min")):
+        session.execute(f"SET statement_timeout = '{of_the_session}'".encode())
+        with database.transaction(session, lock_timeout_ms=500):
+            assert session.execute(shown).fetchone() == ("500ms", of_the_night)
+        assert session.execute(shown).fetchone() == ("0", of_the_session)
 
 
 @pytest.mark.parametrize(
