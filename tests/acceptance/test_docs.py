@@ -96,11 +96,13 @@ def test_the_readme_is_short_and_sends_a_reader_to_every_page_and_package() -> N
         assert paragraph.startswith("For "), paragraph
 
 
-def test_titles_with_examples_differ() -> None:
-    """An example's scene is found by the title above it."""
+def test_titles_with_examples_differ_and_no_document_keeps_the_marks_of_a_merge() -> None:
+    """An example's scene is found by the title above it; both sides of a conflict stood in a table."""
     titles = [title for text in TEXTS.values() for title in re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)]
 
     assert {each.heading for each in read_all_examples() if titles.count(each.heading) > 1} == set()
+    marks = re.compile(r"^(<{7}|={7}|>{7})", flags=re.MULTILINE)
+    assert [name for name, text in TEXTS.items() if marks.search(text)] == []
 
 
 def test_every_code_of_the_edge_function_is_in_its_contract() -> None:
