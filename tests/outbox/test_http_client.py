@@ -37,11 +37,11 @@ class BlockingClient:
         self._runner = asyncio.Runner()
         self._runner.get_loop().set_default_executor(NameLookups())
 
-    def request(self, method: str, url: httpx.URL | str, **named: Any) -> HttpAnswer:
-        return self._runner.run(self._client.request(method, url, **named))
-
-    def get(self, portal: PortalServer, **named: Any) -> HttpAnswer:
-        return self.request("GET", portal.url, headers={"Authorization": f"Bearer {portal.key}"}, **named)
+    def get(self, target: PortalServer | str, *, method: str = "GET", **named: Any) -> HttpAnswer:
+        url = target
+        if isinstance(target, PortalServer):
+            url, named["headers"] = target.url, {"Authorization": f"Bearer {target.key}"}
+        return self._runner.run(self._client.request(method, str(url), **named))
 
     def __enter__(self) -> Self:
         return self
@@ -88,19 +88,16 @@ def over_in_time(kind: type[httpx.TimeoutException]) -> Iterator[None]:
     assert DEADLINE_SECONDS * 0.9 <= time.monotonic() - started < MUCH_LATER_SECONDS
 
 
-def _unused_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
-
-
 def test_an_answer_has_status_headers_and_body(portal: PortalServer, client: BlockingClient) -> None:
-    """Whatever the status: judging it is the caller's. Cookies are not kept."""
-    portal.then(answer(418, b"short and stout", headers={"X-Pot": "tea", "Set-Cookie": "session=1"}))
-    headers = {"Authorization": f"Bearer {portal.key}"}
+    """Whatever the status: judging it is the caller's. Cookies are not kept; what is beyond the limit is cut."""
+    portal.then(
+        answer(418, b"short and stout", headers={"X-Pot": "tea", "Set-Cookie": "session=1"}),
+        answer(404, b"x" * 5_000_000),
+        answer(200, b"y" * 1000),
+    )
 
-    received = client.request("POST", portal.url, headers=headers, json={"a": "å"})
-    client.get(portal)
+    received = client.get(portal, method="POST", json={"a": "å"})
+    beyond, exactly = (client.get(portal, max_body_bytes=1000) for _ in range(2))
 
     assert (received.status_code, received.body, received.body_is_cut) == (418, b"short and stout", False)
     assert received.headers["x-pot"] == "tea"
@@ -108,6 +105,8 @@ def test_an_answer_has_status_headers_and_body(portal: PortalServer, client: Blo
     assert portal.requests[0].headers["content-type"] == "application/json"
     assert portal.requests[0].headers["accept-encoding"] == "identity"
     assert "cookie" not in portal.requests[1].headers
+    assert (beyond.status_code, beyond.body, beyond.body_is_cut) == (404, b"x" * 1000, True)
+    assert (exactly.body, exactly.body_is_cut) == (b"y" * 1000, False)
 
 
 def test_a_request_that_arrived_is_never_sent_twice(portal: PortalServer, client: BlockingClient) -> None:
@@ -123,37 +122,25 @@ def test_a_request_that_arrived_is_never_sent_twice(portal: PortalServer, client
     assert client.get(portal).status_code == 200
 
 
-@pytest.mark.parametrize("part", ["headers", "body"])
-def test_an_answer_that_drips_ends_with_the_deadline(part: str, portal: PortalServer, client: BlockingClient) -> None:
+def test_an_answer_that_drips_ends_with_the_deadline(portal: PortalServer, client: BlockingClient) -> None:
     """Though each single read succeeds well within it; and the next call gets a connection and time of its own."""
-    portal.then(drip(part=part, every_seconds=0.01))
-
-    with over_in_time(httpx.ReadTimeout):
-        client.get(portal, deadline_seconds=DEADLINE_SECONDS)
-
-    assert client.get(portal).status_code == 200
-
-
-def test_no_time_at_all_is_a_timeout(portal: PortalServer, client: BlockingClient) -> None:
-    """A socket would take a timeout of 0 for "do not block"."""
-    client.get(portal)
+    for part in ("headers", "body"):
+        portal.then(drip(part=part, every_seconds=0.01))
+        with over_in_time(httpx.ReadTimeout):
+            client.get(portal, deadline_seconds=DEADLINE_SECONDS)
+        assert client.get(portal).status_code == 200
 
     with pytest.raises(httpx.TimeoutException):
-        client.get(portal, deadline_seconds=0)
-
-    assert len(portal.requests) == 1
-
-
-def test_a_server_that_does_not_read_ends_with_the_deadline(client: BlockingClient) -> None:
-    """The writes of a large body count, too."""
-    with socket.create_server(("127.0.0.1", 0)) as never_accepts, over_in_time(httpx.ReadTimeout):
-        port = never_accepts.getsockname()[1]
-        client.request("POST", f"http://127.0.0.1:{port}/", json="x" * 30_000_000, deadline_seconds=DEADLINE_SECONDS)
+        client.get(portal, deadline_seconds=0)  # a socket would take that for "do not block"
+    assert len(portal.requests) == 4
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_tls_handshake_that_drips_ends_with_the_deadline(client: BlockingClient) -> None:
-    """Each byte arrives in time, the handshake never ends."""
+def test_a_server_that_reads_nothing_or_drips_its_handshake_ends_with_the_deadline(client: BlockingClient) -> None:
+    """The writes of a large body count, too; each byte of the handshake arrives in time, and it never ends."""
+    with socket.create_server(("127.0.0.1", 0)) as never_accepts, over_in_time(httpx.ReadTimeout):
+        url = f"http://127.0.0.1:{never_accepts.getsockname()[1]}/"
+        client.get(url, method="POST", json="x" * 30_000_000, deadline_seconds=DEADLINE_SECONDS)
     ended = threading.Event()
 
     def drip_handshake(connection: socket.socket) -> None:
@@ -163,39 +150,28 @@ def test_a_tls_handshake_that_drips_ends_with_the_deadline(client: BlockingClien
 
     with raw_server(drip_handshake) as port:
         with over_in_time(httpx.ConnectTimeout):
-            client.request("GET", f"https://127.0.0.1:{port}/", deadline_seconds=DEADLINE_SECONDS)
+            client.get(f"https://127.0.0.1:{port}/", deadline_seconds=DEADLINE_SECONDS)
         ended.set()
     gc.collect()  # httpcore leaves the socket of a cancelled handshake to it
 
 
-def test_a_body_beyond_the_limit_is_cut(portal: PortalServer, client: BlockingClient) -> None:
-    """The status and the beginning are there; the rest is not waited for, and does not disturb the next call."""
-    portal.then(answer(404, b"x" * 5_000_000), answer(200, b"y" * 1000))
-
-    received = client.get(portal, max_body_bytes=1000)
-    following = client.get(portal, max_body_bytes=1000)
-
-    assert (received.status_code, received.body, received.body_is_cut) == (404, b"x" * 1000, True)
-    assert (following.body, following.body_is_cut) == (b"y" * 1000, False)
-
-
-def test_no_proxy_is_taken_from_the_environment(portal: PortalServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A variable left over in a shell must not send the key through somebody else's machine."""
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.setenv(name, f"http://127.0.0.1:{_unused_port()}")
-
-    with BlockingClient() as client:
-        assert client.get(portal).status_code == 200
-
-
-def test_what_cannot_be_called_is_a_transport_error(client: BlockingClient) -> None:
+def test_what_cannot_be_called_is_a_transport_error_and_no_proxy_is_taken_from_the_environment(
+    portal: PortalServer, client: BlockingClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """For a name that no DNS allows, Python's resolver raises a UnicodeError."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        nobody = f"http://127.0.0.1:{listener.getsockname()[1]}/"
     with pytest.raises(httpx.ConnectError, match="Connection refused"):
-        client.request("GET", f"http://127.0.0.1:{_unused_port()}/")
+        client.get(nobody)
     with pytest.raises(httpx.UnsupportedProtocol):
-        client.request("GET", "ftp://127.0.0.1/")
+        client.get("ftp://127.0.0.1/")
     with pytest.raises(httpx.ConnectError):
-        client.request("GET", f"http://{'a' * 70}.example/")
+        client.get(f"http://{'a' * 70}.example/")
+
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, nobody)  # left over in a shell, it would send the key through somebody's machine
+    with BlockingClient() as client_of_that_shell:
+        assert client_of_that_shell.get(portal).status_code == 200
 
 
 @pytest.fixture
@@ -225,7 +201,7 @@ def test_tls_is_verified(certificate: Path) -> None:
 
     trusting = ssl.create_default_context(cafile=str(certificate))
     with raw_server(serve) as port, BlockingClient(ssl_context=trusting) as client:
-        bodies = [client.request("GET", f"https://localhost:{port}/").body for _ in range(2)]
+        bodies = [client.get(f"https://localhost:{port}/").body for _ in range(2)]
     assert bodies == [b"ok", b"ok"]
 
     served.clear()
@@ -234,5 +210,5 @@ def test_tls_is_verified(certificate: Path) -> None:
         BlockingClient() as client,
         pytest.raises(httpx.ConnectError, match="certificate verify failed"),
     ):
-        client.request("GET", f"https://localhost:{port}/")
+        client.get(f"https://localhost:{port}/")
     assert served == []
