@@ -18,6 +18,12 @@ class Facts:
         self.connection = connection
         self._numbers = itertools.count(1001)
 
+    def insert(self, table: str, **values: object) -> str:
+        """Insert a row and return its id as text; empty where the table has none."""
+        names, places = ", ".join(values), ", ".join(["%s"] * len(values))
+        statement = f"INSERT INTO {table} AS t ({names}) VALUES ({places}) RETURNING coalesce(to_jsonb(t) ->> 'id', '')"
+        return str(self.rows(statement, *values.values())[0][0])
+
     def organisation(
         self,
         slug: str = "hlf",
@@ -26,13 +32,9 @@ class Facts:
         thresholds: Sequence[int] = (60, 30, 14, 7, 1, -1),
         optional_kinds: Sequence[str] = (),
     ) -> UUID:
-        row = self.connection.execute(
-            "INSERT INTO organisations (slug, name, portal, reminder_thresholds, optional_kinds, contact_email)"
-            " VALUES (%s, %s, %s, %s, %s, %s) RETURNING id",
-            (slug, slug.upper(), portal, list(thresholds), list(optional_kinds), f"kontakt@{slug}.example"),
-        ).fetchone()
-        assert row is not None
-        return UUID(str(row[0]))
+        row = {"slug": slug, "name": slug.upper(), "portal": portal, "contact_email": f"kontakt@{slug}.example"}
+        lists = {"reminder_thresholds": list(thresholds), "optional_kinds": list(optional_kinds)}
+        return UUID(self.insert("organisations", **row, **lists))
 
     def mentor(
         self,
@@ -47,21 +49,17 @@ class Facts:
     ) -> UUID:
         """A mentor; ``email`` and ``contact_id`` are made up unless given (None = none)."""
         number = member_no or f"M{next(self._numbers)}"
-        row = self.connection.execute(
-            "INSERT INTO mentors (organisation_id, member_no, full_name, email, locale, dynamics_contact_id, left_at)"
-            " VALUES (%s, %s, %s, %s, %s, %s, %s) RETURNING id",
-            (
-                organisation_id,
-                number,
-                full_name,
-                f"{number.lower()}@example.org" if email == "" else email,
-                locale,
-                uuid4() if contact_id == "" else contact_id,
-                left_at,
-            ),
-        ).fetchone()
-        assert row is not None
-        return UUID(str(row[0]))
+        mentor_id = self.insert(
+            "mentors",
+            organisation_id=organisation_id,
+            member_no=number,
+            full_name=full_name,
+            email=f"{number.lower()}@example.org" if email == "" else email,
+            locale=locale,
+            dynamics_contact_id=uuid4() if contact_id == "" else contact_id,
+            left_at=left_at,
+        )
+        return UUID(mentor_id)
 
     def certificate(
         self,
@@ -72,21 +70,11 @@ class Facts:
         issued_on: date = date(2024, 1, 1),
         revoked_at: datetime | None = None,
     ) -> UUID:
-        row = self.connection.execute(
-            "INSERT INTO certificates (mentor_id, kind, issued_on, expires_on, revoked_at)"
-            " VALUES (%s, %s, %s, %s, %s) RETURNING id",
-            (mentor_id, kind, issued_on, expires_on, revoked_at),
-        ).fetchone()
-        assert row is not None
-        return UUID(str(row[0]))
+        days = {"issued_on": issued_on, "expires_on": expires_on, "revoked_at": revoked_at}
+        return UUID(self.insert("certificates", mentor_id=mentor_id, kind=kind, **days))
 
     def pause(self, mentor_id: UUID, *, reason: str = "illness", actor: str = "coordinator") -> UUID:
-        row = self.connection.execute(
-            "INSERT INTO mentor_pauses (mentor_id, reason, actor) VALUES (%s, %s, %s) RETURNING id",
-            (mentor_id, reason, actor),
-        ).fetchone()
-        assert row is not None
-        return UUID(str(row[0]))
+        return UUID(self.insert("mentor_pauses", mentor_id=mentor_id, reason=reason, actor=actor))
 
     def certified_mentor(self, organisation_id: UUID, expires_on: date, **mentor: object) -> UUID:
         """A mentor with one certificate."""
