@@ -9,6 +9,7 @@ This file is a script, too: the process that forks.
 
 import atexit
 import contextlib
+import fcntl
 import functools
 import gc
 import importlib
@@ -21,6 +22,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
 import time
 import weakref
@@ -265,6 +267,8 @@ def _become(request: Mapping[str, Any]) -> None:
     """Be the command that was asked for."""
     if request["new_session"]:
         os.setsid()
+        if os.isatty(0):
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # its line can be dropped
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])

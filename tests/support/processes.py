@@ -8,10 +8,11 @@
 ``tests.support.command_line.started`` runs the command in a process that this file has altered: ``freeze_before`` or
 ``freeze_after`` a method; in seconds ``portal_lease``, ``mail_lease``, ``call`` (the longest a call to the portal
 takes), ``round`` (how long its repeats may begin) and ``message`` (the longest each half of a message takes, before and
-after it is handed over); ``grace``, how long what is being done may go on after a signal; ``clock``, what this
-machine's shows when the command begins (nothing: the right time); ``loop_fault`` and ``patience``: see
-``tests.chaos.struck_command``. The times of a lease are minutes; a test that waits for them shortens all that belong
-together. A freeze is a SIGSTOP that the process sends to itself, the first time it comes to that point.
+after it is handed over); ``grace``, how long what is being done may go on after a signal; ``ignored``, a signal, as
+under `nohup`; ``clock``, what this machine's shows when the command begins (nothing: the right time); ``loop_fault``
+and ``patience``: see ``tests.chaos.struck_command``. The times of a lease are minutes; a test that waits for them
+shortens all that belong together. A freeze is a SIGSTOP that the process sends to itself, the first time it comes to
+that point.
 """
 
 import inspect
@@ -162,6 +163,8 @@ def run_altered(alterations: Mapping[str, Any]) -> None:
         _shorten_mail(lease=alterations["mail_lease"], message=alterations["message"])
     if "grace" in alterations:
         _set_everywhere("GRACE_SECONDS", alterations["grace"])
+    if "ignored" in alterations:
+        signal.signal(alterations["ignored"], signal.SIG_IGN)
     if faults := {name: alterations[name] for name in ("loop_fault", "patience") if name in alterations}:
         from tests.chaos.struck_command import plant
 
