@@ -178,7 +178,7 @@ def test_in_the_middle_and_at_the_end_of_a_big_review(start: Start, facts: Facts
     assert torn(facts) == []
 
     with start(*command, CERTJOB_LOG_FORMAT="json") as child:
-        until(lambda: paused(facts) == 1999)
+        until(lambda: paused(facts) == 1999 and facts.rows("SELECT FROM job_runs"))
         backends.wait_for_query("COMMIT")
         result = child.stop_within(AT_ONCE_SECONDS)
 

@@ -28,7 +28,7 @@ from certjob.cli.app import app
 from certjob.database import Connection
 from certjob.stopping import StopFlag
 from tests.conftest import installed_command
-from tests.support import forked_command
+from tests.support.forked_command import ForkedCommand, can_fork
 from tests.support.waiting import until
 
 SECRET = "planted-Hemmelighet-7"
@@ -39,7 +39,7 @@ WITHIN_SECONDS = 10.0
 
 Finished = subprocess.CompletedProcess[str]
 
-Process = subprocess.Popen[str] | forked_command.ForkedCommand
+Process = subprocess.Popen[str] | ForkedCommand
 
 
 def today() -> date:
@@ -168,8 +168,8 @@ def started(
 
     The alterations are those of ``tests.support.processes``.
     """
-    if alterations or (not program and forked_command.can_fork(environment)):
-        process: Process = forked_command.start(
+    if alterations or (not program and can_fork(environment)):
+        process: Process = ForkedCommand(
             arguments, environment=environment, folder=folder, alterations=alterations or None
         )
     else:
@@ -251,7 +251,7 @@ def on_terminal(
 
     reader = threading.Thread(target=read, daemon=True)
     null = os.open(os.devnull, os.O_WRONLY)
-    with forked_command.ForkedCommand(
+    with ForkedCommand(
         arguments,
         environment={"TERM": "xterm-256color", "COLUMNS": str(columns)} | dict(environment),
         folder=folder,

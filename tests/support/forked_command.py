@@ -16,6 +16,7 @@ import importlib
 import json
 import os
 import pkgutil
+import select
 import selectors
 import signal
 import socket
@@ -26,7 +27,7 @@ import termios
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
 _MOST_BYTES = 1 << 20
@@ -51,18 +52,16 @@ class ForkedCommand:
         *,
         environment: Mapping[str, str],
         folder: str | os.PathLike[str],
-        stdin: int,
-        stdout: int,
-        stderr: int,
+        stdin: int | None = None,
+        stdout: int | None = None,
+        stderr: int | None = None,
         new_session: bool = False,
         alterations: Mapping[str, Any] | None = None,
     ) -> None:
-        """``stdin`` and the others are file descriptors; they stay the caller's to close."""
+        """``stdin`` and the others are file descriptors, the caller's to close; without: nothing to read, pipes."""
         self.args = ["certjob", *arguments]
         self.returncode: int | None = None
-        self.stdout: IO[str] | None = None
-        self.stderr: IO[str] | None = None
-        self._status, status_of_the_server = os.pipe()
+        self._status, status = os.pipe()
         weakref.finalize(self, os.close, self._status)
         self._reading = threading.Lock()
         request = {
@@ -72,11 +71,19 @@ class ForkedCommand:
             "new_session": new_session,
             "alterations": alterations,
         }
+        opened = [status]
+        self.stdout, self.stderr = None, None
+        if stdin is None:
+            opened.append(stdin := os.open(os.devnull, os.O_RDONLY))
+        if stdout is None:
+            self.stdout, stdout = _pipe(opened)
+        if stderr is None:
+            self.stderr, stderr = _pipe(opened)
         try:
-            descriptors = [stdin, stdout, stderr, status_of_the_server]
-            socket.send_fds(_server(), [json.dumps(request).encode()], descriptors)
+            socket.send_fds(_server(), [json.dumps(request).encode()], [stdin, stdout, stderr, status])
         finally:
-            os.close(status_of_the_server)
+            for descriptor in opened:
+                os.close(descriptor)
         self.pid = int(os.read(self._status, _WIDTH))
 
     def poll(self) -> int | None:
@@ -90,10 +97,8 @@ class ForkedCommand:
         Several threads may wait: the pipe stays readable for those who come too late for the number.
         """
         if self.returncode is None:
-            with selectors.DefaultSelector() as selector:
-                selector.register(self._status, selectors.EVENT_READ)
-                if not selector.select(timeout):
-                    raise subprocess.TimeoutExpired(self.args, timeout or 0)
+            if not select.select([self._status], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(self.args, timeout or 0)
             with self._reading:
                 if self.returncode is None:
                     self.returncode = int(os.read(self._status, _WIDTH) or -signal.SIGKILL)
@@ -116,29 +121,10 @@ class ForkedCommand:
                 stream.close()
 
 
-def start(
-    arguments: Sequence[str],
-    *,
-    environment: Mapping[str, str],
-    folder: str | os.PathLike[str],
-    alterations: Mapping[str, Any] | None = None,
-) -> ForkedCommand:
-    """Start the command with nothing to read, its output in pipes."""
-    (out, out_of_it), (err, err_of_it) = os.pipe(), os.pipe()
-    with _null() as null:
-        command = ForkedCommand(
-            arguments,
-            environment=environment,
-            folder=folder,
-            stdin=null,
-            stdout=out_of_it,
-            stderr=err_of_it,
-            alterations=alterations,
-        )
-    os.close(out_of_it)
-    os.close(err_of_it)
-    command.stdout, command.stderr = os.fdopen(out), os.fdopen(err)
-    return command
+def _pipe(opened: list[int]) -> tuple[IO[str], int]:
+    reading, writing = os.pipe()
+    opened.append(writing)
+    return os.fdopen(reading), writing
 
 
 def run(
@@ -150,13 +136,15 @@ def run(
     given: bytes = b"",
 ) -> subprocess.CompletedProcess[str]:
     """Run the command to its end, with this to read. Raises subprocess.TimeoutExpired, and kills it."""
-    out, err = (os.memfd_create(name) for name in ("stdout", "stderr"))
-    with os.fdopen(out) as printed, os.fdopen(err) as said, tempfile.TemporaryFile() as read:
+    with (
+        tempfile.TemporaryFile() as read,
+        tempfile.TemporaryFile("w+") as printed,
+        tempfile.TemporaryFile("w+") as said,
+    ):
         read.write(given)
         read.seek(0)
-        command = ForkedCommand(
-            arguments, environment=environment, folder=folder, stdin=read.fileno(), stdout=out, stderr=err
-        )
+        streams = {"stdin": read.fileno(), "stdout": printed.fileno(), "stderr": said.fileno()}
+        command = ForkedCommand(arguments, environment=environment, folder=folder, **streams)
         try:
             command.wait(timeout_seconds)
         finally:
@@ -166,23 +154,16 @@ def run(
         return subprocess.CompletedProcess(command.args, command.wait(), printed.read(), said.read())
 
 
-@contextlib.contextmanager
-def _null() -> Iterator[int]:
-    null = os.open(os.devnull, os.O_RDONLY)
-    try:
-        yield null
-    finally:
-        os.close(null)
-
-
 @functools.cache
 def _server() -> socket.socket:
     """Start the process that forks, with cron's environment, once for each process of tests."""
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    command = [sys.executable, "-P", __file__, str(its.fileno())]
-    environment = {"PATH": "/usr/bin:/bin"}
     process = subprocess.Popen(
-        command, env=environment, stdin=subprocess.DEVNULL, pass_fds=[its.fileno()], start_new_session=True
+        [sys.executable, "-P", __file__, str(its.fileno())],
+        env={"PATH": "/usr/bin:/bin"},
+        stdin=subprocess.DEVNULL,
+        pass_fds=[its.fileno()],
+        start_new_session=True,
     )
     its.close()
 
@@ -207,55 +188,37 @@ def _import_all() -> None:
 
 
 def _serve(control: socket.socket) -> dict[str, Any]:
-    """Fork for each request; returns in the child, with what it is to run."""
-    woken, wake = os.pipe()
-    os.set_blocking(wake, False)
-    os.set_blocking(woken, False)
-    control.setblocking(False)
-    usual = signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
-    signal.set_wakeup_fd(wake)
-    statuses: dict[int, int] = {}
+    """Fork for each request, and tell of each end; returns in the child, with what it is to run."""
     with selectors.DefaultSelector() as selector:
         selector.register(control, selectors.EVENT_READ)
-        selector.register(woken, selectors.EVENT_READ)
         while True:
-            selector.select()
-            with contextlib.suppress(BlockingIOError):
-                os.read(woken, 4096)
-            _tell_of_the_ended(statuses)
-            try:
+            for ready, _ in selector.select():
+                if ready.data is not None:
+                    child, status = ready.data
+                    _tell(status, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+                    selector.unregister(ready.fd)
+                    os.close(ready.fd)
+                    os.close(status)
+                    continue
                 message, descriptors, _flags, _address = socket.recv_fds(control, _MOST_BYTES, 4)
-            except BlockingIOError:
-                continue
-            if not message:
-                os._exit(0)
-            child = os.fork()
-            if child == 0:
-                break
-            *streams, status = descriptors
-            for stream in streams:
-                os.close(stream)
-            statuses[child] = status
-            _tell(status, child)
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, usual)
-    for number, stream in enumerate(descriptors[:3]):
-        os.dup2(stream, number)
-    for descriptor in (*descriptors, *statuses.values(), woken, wake):
-        os.close(descriptor)
-    control.close()
-    request: dict[str, Any] = json.loads(message)
-    return request
-
-
-def _tell_of_the_ended(statuses: dict[int, int]) -> None:
-    while statuses:
-        child, code = os.waitpid(-1, os.WNOHANG)
-        if child == 0:
-            return
-        status = statuses.pop(child)
-        _tell(status, os.waitstatus_to_exitcode(code))
-        os.close(status)
+                if not message:
+                    os._exit(0)
+                child = os.fork()
+                if child:
+                    *streams, status = descriptors
+                    for stream in streams:
+                        os.close(stream)
+                    selector.register(os.pidfd_open(child), selectors.EVENT_READ, data=(child, status))
+                    _tell(status, child)
+                    continue
+                for number, stream in enumerate(descriptors[:3]):
+                    os.dup2(stream, number)
+                others = [number for key in selector.get_map().values() if key.data for number in (key.fd, key.data[1])]
+                for descriptor in (*descriptors, *others):
+                    os.close(descriptor)
+                control.close()
+                request: dict[str, Any] = json.loads(message)
+                return request
 
 
 def _tell(status: int, number: int) -> None:
