@@ -28,11 +28,8 @@ def environment(bare_environment: dict[str, str], database_url: str) -> dict[str
 @pytest.fixture
 def ways_out(portal: PortalServer, tmp_path: Path) -> dict[str, str]:
     """The settings of a portal over real HTTP and of a Maildir."""
-    return {
-        "CERTJOB_PORTAL_URL": portal.url,
-        "CERTJOB_PORTAL_KEY": SECRET,
-        "CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'maildir'}",
-    }
+    mail = {"CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'maildir'}"}
+    return {"CERTJOB_PORTAL_URL": portal.url, "CERTJOB_PORTAL_KEY": SECRET} | mail
 
 
 @pytest.fixture
@@ -41,5 +38,15 @@ def here(environment: dict[str, str], tmp_path: Path) -> Certjob:
 
     def run(*arguments: str, **settings: str) -> Finished:
         return run_in_process(*arguments, environment=environment | settings, folder=tmp_path)
+
+    return run
+
+
+@pytest.fixture
+def anywhere(bare_environment: dict[str, str], tmp_path: Path) -> Certjob:
+    """The same without a database, unless one is named."""
+
+    def run(*arguments: str, **settings: str) -> Finished:
+        return run_in_process(*arguments, environment=bare_environment | settings, folder=tmp_path)
 
     return run

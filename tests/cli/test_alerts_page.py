@@ -41,18 +41,27 @@ def organisation(facts: Facts) -> UUID:
     return facts.organisation()
 
 
-def alert(facts: Facts, organisation: UUID, full_name: str | None = "Kari Nordmann", **changes: Any) -> None:
+def alert(
+    facts: Facts,
+    organisation: UUID,
+    full_name: str | None = "Kari Nordmann",
+    *,
+    member_no: str | None = None,
+    kind: str = "permanent",
+    error: str | None = "the portal answered 404 contact_not_found",
+    calls: int = 1,
+    failed_at: datetime = ago(hours=6),  # noqa: B008 - a constant
+    **push: object,
+) -> None:
     """A mentor whose push waits; with ``error`` None nothing has failed."""
-    given = {"kind": "permanent", "error": "the portal answered 404 contact_not_found", "calls": 1} | changes
-    mentor_id = facts.mentor(organisation, full_name=full_name, member_no=given.pop("member_no", None))
-    (kind, said, calls), failed_at = map(given.pop, ("kind", "error", "calls")), given.pop("failed_at", ago(hours=6))
-    push = {"mentor_id": mentor_id, "visible": given.pop("visible", False)}
-    state = {"status": "blocked" if kind == "permanent" and said else "pending", "attempts": min(calls, 1)}
-    facts.insert("portal_sync_events", **{"wanted_at": ago(days=2), "next_attempt_at": MORNING} | push | state | given)
-    if said is not None:
+    mentor_id = facts.mentor(organisation, full_name=full_name, member_no=member_no)
+    push = {"visible": False, "wanted_at": ago(days=2), "next_attempt_at": MORNING} | push
+    status = "blocked" if kind == "permanent" and error else "pending"
+    facts.insert("portal_sync_events", mentor_id=mentor_id, status=status, attempts=min(calls, 1), **push)
+    if error is not None:
         code = FailureCode.CONTACT_NOT_FOUND if kind == "permanent" else FailureCode.PORTAL_FAILED
-        failure = {"kind": kind, "attempts": calls, "error": said, "failure_code": code, "last_failed_at": failed_at}
-        facts.insert("dynamics_sync_failures", **push, **failure)
+        failure = {"kind": kind, "attempts": calls, "error": error, "failure_code": code, "last_failed_at": failed_at}
+        facts.insert("dynamics_sync_failures", mentor_id=mentor_id, visible=push["visible"], **failure)
 
 
 def failed_reminder(facts: Facts, organisation: UUID, full_name: str, code: FailureCode) -> None:

@@ -138,6 +138,7 @@ WORDS = {
         "no such database: d",
         "no such user: u",
         "SASL authentication failed",
+        "fe_sendauth: no password supplied",
     ),
     (REFUSED, "sslmode=verify-full"): (
         "connection requires a valid client certificate",

@@ -143,7 +143,7 @@ def run(
     ):
         read.write(given)
         read.seek(0)
-        streams = {"stdin": read.fileno(), "stdout": printed.fileno(), "stderr": said.fileno()}
+        streams: dict[str, Any] = {"stdin": read.fileno(), "stdout": printed.fileno(), "stderr": said.fileno()}
         command = ForkedCommand(arguments, environment=environment, folder=folder, **streams)
         try:
             command.wait(timeout_seconds)

@@ -1,4 +1,4 @@
-"""PostgreSQL servers of the tests' own: where their data lies, and one that asks for a password."""
+"""Where the data of the tests' own PostgreSQL servers lies."""
 
 import os
 import shutil
@@ -6,12 +6,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import psycopg
-from psycopg import sql
-
-from certjob.database import embedded
-from tests.support.waiting import until
 
 MEMORY = Path("/dev/shm")  # noqa: S108 - Linux's file system in memory, which everybody may use
 ROOM_BYTES = 3 * 2**30
@@ -48,28 +42,3 @@ def data_folder(purpose: str) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def guarded_login(*, password: str) -> Iterator[str]:
-    """The URL, still without a password, of a login that needs this one, on a server of its own."""
-    with (
-        data_folder("guarded") as folder,
-        embedded.server(folder / "postgresql") as url,
-        psycopg.connect(url, autocommit=True) as admin,
-    ):
-        admin.execute(sql.SQL("CREATE ROLE guarded LOGIN PASSWORD {}").format(sql.Literal(password)))
-        rules = folder / "postgresql" / "pg_hba.conf"
-        rules.write_text("local all guarded scram-sha-256\n" + rules.read_text())
-        admin.execute("SELECT pg_reload_conf()")
-        guarded = psycopg.conninfo.make_conninfo(url, user="guarded")
-        until(lambda: _asks_for_a_password(guarded), seconds=60)  # the server reads its rules anew when it comes to it
-        yield guarded
-
-
-def _asks_for_a_password(url: str) -> bool:
-    try:
-        psycopg.connect(url).close()
-    except psycopg.OperationalError as error:
-        return error.pgconn is not None and error.pgconn.needs_password
-    return False
