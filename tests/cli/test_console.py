@@ -95,8 +95,8 @@ def test_a_traceback_leaves_out_the_row_that_the_database_quotes(
             raise RuntimeError(message) from error
 
     logger = logging.getLogger("certjob")
-    for name in ("handlers", "propagate", "level"):
-        monkeypatch.setattr(logger, name, getattr(logger, name))
+    for name, kept in (("handlers", logger.handlers[:]), ("propagate", False), ("level", logging.WARNING)):
+        monkeypatch.setattr(logger, name, kept)
     for log_format in ("text", "json"):
         logging.config.dictConfig(log_configuration(verbose=False, log_format=log_format))
         with pytest.raises(RuntimeError) as caught:

@@ -24,9 +24,9 @@ from certjob.domain.models import Status
 from certjob.facts import reading as facts_reading
 from certjob.views.listing import Filter, ListedCertificate, list_certificates
 from tests.conftest import Certjob
-from tests.support import forked_command
 from tests.support.command_line import assert_one_line, without_escapes
 from tests.support.facts import TODAY, Facts
+from tests.support.forked_command import ForkedCommand
 from tests.support.programmes import everything, random_programme
 from tests.support.terminals import HOSTILE, terminal
 
@@ -204,7 +204,7 @@ def test_whoever_stops_reading_ends_it_without_a_word(
     )
     environment = bare_environment | {"CERTJOB_DATABASE_URL": database_url}
     for form in ("--csv", "--json"):
-        with forked_command.start(["list", form], environment=environment, folder=tmp_path) as process:
+        with ForkedCommand(["list", form], environment=environment, folder=tmp_path) as process:
             assert process.stdout is not None
             assert process.stderr is not None
             assert process.stdout.readline()
