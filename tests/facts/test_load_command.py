@@ -2,35 +2,50 @@
 
 import csv
 import json
-from collections.abc import Callable
+import re
+import unicodedata
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.support.command_line import Finished, run_in_process
+from certjob.facts.cells import KEY_LIMIT
+from tests.support.command_line import Finished, run_in_process, today
 from tests.support.facts import Facts
+from tests.support.hostile_texts import HOSTILE, assert_harmless
 
-HEADER = "organisation;member_no;full_name;email;kind;issued_on;expires_on\n"
+COLUMNS = ["organisation", "member_no", "full_name", "email", "kind", "issued_on", "expires_on"]
+HEADER = ";".join(COLUMNS) + "\n"
 GOOD = "hlf;M{0};Kari {0};kari{0}@example.org;likeperson;2024-02-01;2026-02-01\n"
 
-Load = Callable[..., Finished]
+
+class Desk:
+    """The command in the folder of the test; the organisation ``hlf`` is there."""
+
+    def __init__(self, environment: dict[str, str], folder: Path) -> None:
+        self.environment, self.folder = environment, folder
+
+    def __call__(self, *arguments: str) -> Finished:
+        return run_in_process(*arguments, environment=self.environment, folder=self.folder)
+
+    def load(self, text: str, *arguments: str) -> Finished:
+        """Load a file of this text; what is wrong with it goes into rejects.csv."""
+        (self.folder / "people.csv").write_bytes(text.encode())
+        return self("load", "people.csv", "--rejects", "rejects.csv", *arguments)
+
+    def rejects(self) -> str:
+        return (self.folder / "rejects.csv").read_text(encoding="utf-8-sig")
 
 
 @pytest.fixture
-def load(bare_environment: dict[str, str], worker_url: str, facts: Facts, tmp_path: Path) -> Load:
-    """Run `certjob load` in the folder of the test; the organisation ``hlf`` is there."""
+def desk(bare_environment: dict[str, str], worker_url: str, facts: Facts, tmp_path: Path) -> Desk:
     facts.organisation()
-    environment = bare_environment | {"CERTJOB_DATABASE_URL": worker_url}
-
-    def run(*arguments: str) -> Finished:
-        return run_in_process("load", *arguments, environment=environment, folder=tmp_path)
-
-    return run
+    settings = {"CERTJOB_DATABASE_URL": worker_url, "CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'mail'}"}
+    return Desk(bare_environment | settings | {"CERTJOB_MAIL_FROM": "post@hlf.example"}, tmp_path)
 
 
-def test_three_thousand_messy_rows_are_a_few_lines_and_a_file_that_can_be_corrected(
-    load: Load, facts: Facts, tmp_path: Path
-) -> None:
+def test_three_thousand_messy_rows_are_a_few_lines_and_a_file_that_can_be_corrected(desk: Desk, facts: Facts) -> None:
     """Grouped by column and reason; the file has the rows to the letter, and loads once they are corrected."""
     rows = [
         GOOD.format(number)
@@ -39,103 +54,120 @@ def test_three_thousand_messy_rows_are_a_few_lines_and_a_file_that_can_be_correc
         .replace("hlf", "lhl" if number % 3 == 2 else "hlf")
         for number in range(3_000)
     ]
-    (tmp_path / "messy.csv").write_text("\ufeff" + HEADER + "".join(rows), encoding="utf-8")
-
-    first = load("messy.csv", "--rejects", "rejects.csv")
-    text = (tmp_path / "rejects.csv").read_text(encoding="utf-8-sig")
+    first = desk.load("\ufeff" + HEADER + "".join(rows))
+    text = desk.rejects()
     facts.organisation("lhl", portal=None)
-    corrected = text.replace(".2.26", ".2.2026").replace(" at ", "@")
-    (tmp_path / "corrected.csv").write_text(corrected, encoding="utf-8")
-    second = load("corrected.csv", "--rejects", "again.csv", "--json")
+    second = desk.load(text.replace(".2.26", ".2.2026").replace(" at ", "@"), "--json")
 
-    assert first.returncode == 3
-    assert first.stderr.splitlines() == [
-        "certjob load: messy.csv lines 2, 5, 8 and 997 more: expires_on: "
-        "not a date of the form YYYY-MM-DD or DD.MM.YYYY, such as '1.2.26'",
-        "certjob load: messy.csv lines 4, 7, 10 and 997 more: organisation: "
-        "lhl does not exist; create it with `certjob organisation set lhl`",
-        "certjob load: messy.csv lines 3, 6, 9 and 997 more: email: not a valid e-mail address",
-        "certjob load: 2,000 of 3,000 rows were rejected; the others were loaded",
-        "certjob load: 1,000 of 3,000 rows were loaded without the cells that are not valid",
-    ]
+    form = "not a date of the form YYYY-MM-DD or DD.MM.YYYY"
+    assert (first.returncode, first.stderr.splitlines()) == (
+        3,
+        [
+            f"certjob load: people.csv lines 2, 5, 8 and 997 more: expires_on: {form}, such as '1.2.26'",
+            "certjob load: people.csv lines 4, 7, 10 and 997 more: organisation: "
+            "lhl does not exist; create it with `certjob organisation set lhl`",
+            "certjob load: people.csv lines 3, 6, 9 and 997 more: email: not a valid e-mail address",
+            "certjob load: 2,000 of 3,000 rows were rejected; the others were loaded",
+            "certjob load: 1,000 of 3,000 rows were loaded without the cells that are not valid",
+        ],
+    )
     assert text.splitlines()[:3] == [
         '"reason";' + HEADER.strip(),
-        "\"line 2: expires_on: not a date of the form YYYY-MM-DD or DD.MM.YYYY: '1.2.26'\";" + rows[0].strip(),
+        f"\"line 2: expires_on: {form}: '1.2.26'\";" + rows[0].strip(),
         '"line 3: email: not a valid e-mail address";' + rows[1].strip(),
     ]
-    assert (second.returncode, second.stderr) == (0, "")
-    assert json.loads(second.stdout)["rows"] == 3_000
+    assert (second.returncode, second.stderr, json.loads(second.stdout)["rows"]) == (0, "", 3_000)
     assert facts.rows("SELECT count(*), count(DISTINCT email) FROM mentors") == [(3_000, 3_000)]
 
 
-def test_more_reasons_than_twenty_are_counted(load: Load, tmp_path: Path) -> None:
+def test_more_reasons_than_twenty_are_counted(desk: Desk) -> None:
     """A shifted file can have as many reasons as rows."""
-    rows = "".join(GOOD.format(number).replace("hlf", f"org{number}") for number in range(3_000))
-    (tmp_path / "shifted.csv").write_text(HEADER + rows)
-
-    result = load("shifted.csv")
+    result = desk.load(HEADER + "".join(GOOD.format(number).replace("hlf", f"org{number}") for number in range(3_000)))
 
     lines = result.stderr.splitlines()
-    assert result.returncode == 3
-    assert len(lines) == 22
-    assert lines[20:] == [
-        "certjob load: … and 2,980 more; --rejects FILE gets all of them",
-        "certjob load: all 3,000 rows were rejected; nothing was loaded",
-    ]
+    assert (result.returncode, len(lines)) == (3, 22)
+    assert lines[20] == "certjob load: … and 2,980 more; --rejects FILE gets all of them"
+    assert lines[21] == "certjob load: all 3,000 rows were rejected; nothing was loaded"
 
 
-def test_a_rejects_file_that_is_loaded_again_has_each_reason_once(load: Load, tmp_path: Path) -> None:
+def test_a_rejects_file_that_is_loaded_again_has_each_reason_once(desk: Desk) -> None:
     """The reason of the earlier load goes, also when a spreadsheet has written the file anew."""
-    (tmp_path / "people.csv").write_text(HEADER + GOOD.format(1).replace("likeperson", "") + 'hlf;M2;"stray\n')
-    load("people.csv", "--rejects", "first.csv")
-    rewritten = (tmp_path / "first.csv").read_text(encoding="utf-8-sig").replace('"reason"', "Reason")
-    (tmp_path / "rewritten.csv").write_text(rewritten)
+    desk.load(HEADER + GOOD.format(1).replace("likeperson", "") + 'hlf;M2;"stray\n')
+    desk.load(desk.rejects().replace('"reason"', "Reason"))
 
-    load("rewritten.csv", "--rejects", "second.csv")
-
-    with (tmp_path / "second.csv").open(encoding="utf-8-sig", newline="") as stream:
-        header, first, second = csv.reader(stream, delimiter=";")
-    assert header == ["reason", *HEADER.strip().split(";")]
+    header, first, second = csv.reader(desk.rejects().splitlines(), delimiter=";")
+    assert header == ["reason", *COLUMNS]
     assert (first[0], first[1:4]) == ("line 2: kind: empty", ["hlf", "M1", "Kari 1"])
-    assert second[0].startswith("line 3: (line): ")
-    assert second[1:3] == ["hlf", "M2"]
+    assert (second[0].startswith("line 3: (line): "), second[1:3]) == (True, ["hlf", "M2"])
 
 
-def test_a_warning_changes_no_exit_code_and_rejects_nothing(load: Load, facts: Facts, tmp_path: Path) -> None:
-    """The date is loaded as it is."""
-    (tmp_path / "people.csv").write_text(HEADER + GOOD.format(1).replace("2026", "2206"))
-
-    result = load("people.csv", "--rejects", "rejects.csv")
-
-    assert result.returncode == 0
-    assert result.stderr == (
-        "certjob load: warning: people.csv line 2: expires_on: before 1950 or more than 15 years ahead; "
-        "loaded as it is, so correct it if it is a typo: '2206-02-01'\n"
-    )
-    assert len((tmp_path / "rejects.csv").read_text().splitlines()) == 1
+def test_a_warning_rejects_nothing_and_a_strict_load_counts_rows_that_would_lose_a_cell_as_bad(
+    desk: Desk, facts: Facts
+) -> None:
+    """A date that can hardly be is loaded as it is, with exit code 0; all of a strict file, or nothing."""
+    result = desk.load(HEADER + GOOD.format(1).replace("2026", "2206"))
+    warning = "before 1950 or more than 15 years ahead; loaded as it is, so correct it if it is a typo: '2206-02-01'"
+    assert result.stderr == f"certjob load: warning: people.csv line 2: expires_on: {warning}\n"
+    assert (result.returncode, len(desk.rejects().splitlines())) == (0, 1)
     assert facts.rows("SELECT expires_on::text FROM certificates") == [("2206-02-01",)]
 
+    strict = desk.load(HEADER + GOOD.format(3) + GOOD.format(2).replace("@", ""), "--strict", "--json")
+    assert strict.stderr.splitlines()[-1] == "certjob load: 1 of 2 rows are bad; nothing was loaded (--strict)"
+    document = json.loads(strict.stdout)
+    counts = {name: number for name, number in document.items() if isinstance(number, int) and number}
+    assert (strict.returncode, document["outcome"], counts) == (3, "attention", {"rows": 2, "incomplete": 1})
+    assert facts.rows("SELECT member_no FROM mentors") == [("M1",)]
 
-def test_a_strict_load_counts_rows_that_would_lose_a_cell_as_bad(load: Load, facts: Facts, tmp_path: Path) -> None:
-    """All of the file, or nothing."""
-    (tmp_path / "people.csv").write_text(HEADER + GOOD.format(1) + GOOD.format(2).replace("@", ""))
 
-    result = load("people.csv", "--strict", "--json")
+def as_stored(text: str) -> str:
+    """What the roster makes of a text that it takes: composed letters, single spaces."""
+    return unicodedata.normalize("NFC", re.sub(r"[ \t\r\n]+", " ", text.strip()))
 
-    assert result.returncode == 3
-    assert result.stderr.splitlines()[-1] == "certjob load: 1 of 2 rows are bad; nothing was loaded (--strict)"
-    assert json.loads(result.stdout) | {"problems": None} == {
-        "outcome": "attention",
-        "rows": 2,
-        "loaded": 0,
-        "rejected": 0,
-        "incomplete": 1,
-        "repeated": 0,
-        "mentors_added": 0,
-        "mentors_changed": 0,
-        "certificates_added": 0,
-        "certificates_changed": 0,
-        "unchanged": 0,
-        "problems": None,
-    }
-    assert facts.rows("SELECT FROM mentors") == []
+
+@pytest.mark.parametrize("column", ["member_no", "full_name", "kind"])
+def test_a_hostile_text_is_stored_to_the_letter_or_refused_by_its_line(column: str, desk: Desk, facts: Facts) -> None:
+    """Never run, never cut, never half."""
+    texts = [hostile.text for hostile in HOSTILE.values()]
+    lines = [COLUMNS]
+    for number, text in enumerate(texts):
+        row = dict(zip(COLUMNS, GOOD.strip().format(number).split(";"), strict=True))
+        lines.append([*(row | {column: text}).values()])
+    quoted = "\r\n".join(";".join('"' + cell.replace('"', '""') + '"' for cell in line) for line in lines)
+
+    result = desk.load(quoted, "--json")
+
+    table = "certificates" if column == "kind" else "mentors"
+    stored = {str(name) for (name,) in facts.rows(f"SELECT {column} FROM {table}") if name is not None}
+    with (desk.folder / "rejects.csv").open(encoding="utf-8-sig", newline="") as stream:
+        _, *refused = csv.reader(stream, delimiter=";")
+    counts: dict[str, Any] = json.loads(result.stdout)
+    plain = {as_stored(text) for text in texts if text.isascii() and text.isprintable() and len(text) <= KEY_LIMIT}
+    assert result.returncode == 3, result
+    assert plain <= stored <= set(map(as_stored, texts))
+    assert (counts["rows"], counts["rejected"] + counts["incomplete"]) == (len(texts), len(refused))
+    assert counts["rejected" if column == "full_name" else "incomplete"] == 0
+    assert all(re.search("longer than|control character", row[0]) for row in refused)
+    assert not any(re.search("[\x00-\x1f\x7f-\x9f\u202e]", text) for text in stored)
+    assert_harmless(result.stderr)
+
+
+def test_a_hostile_name_on_the_command_line_or_from_before_the_bounds_stops_nothing(desk: Desk, facts: Facts) -> None:
+    """Exit 2 with a line that no terminal obeys; a name of a book goes through a night and all that shows it."""
+    for text in [hostile.text for hostile in HOSTILE.values()][::3]:
+        for arguments in (("organisation", "set", text), ("explain", text)):
+            result = desk(*arguments)
+            assert (result.returncode, result.stderr.count("\n")) == (2, 1), result
+            assert_harmless(result.stderr)
+    ((organisation, slug),) = facts.connection.execute("SELECT id, slug FROM organisations").fetchall()
+    assert slug == "hlf"
+
+    book = "Kári <b>[red]\x1b[2J " * 10_000
+    facts.connection.execute("SET session_replication_role = replica")
+    for days in (5, -1):
+        facts.certified_mentor(organisation, today() + timedelta(days=days), full_name=book)
+    night = json.loads(desk("run", "--json").stdout)
+    assert (night["reminders"]["sent"], night["reminders"]["failed"]) == (2, 0)
+    assert json.loads(desk("alerts", "--json").stdout)["alerts"][0]["full_name"] == book
+    for command, code in (("alerts", 3), ("list --csv", 0), ("explain M1001", 0), ("preview M1001", 0)):
+        result = desk(*command.split())
+        assert (result.returncode, "\x1b" in result.stdout) == (code, False), command

@@ -1,10 +1,14 @@
-"""The reader of facts: a mentor as the rules get them is what stands in the tables."""
+"""The reader of facts: a mentor as the rules get them is what stands in the tables; and whom a typed name means."""
 
 from datetime import UTC, date, datetime
 
+import pytest
+
 from certjob.database import Connection
 from certjob.domain.models import Certificate, Mentor, OpenPause, Organisation, Status
+from certjob.errors import ConfigurationError, UnknownMentorError
 from certjob.facts import reading
+from certjob.facts.lookup import find_mentor
 from tests.support.facts import TODAY, Facts
 
 
@@ -21,44 +25,43 @@ def test_a_mentor_is_read_with_everything_that_a_decision_needs(connection: Conn
     connection.execute("UPDATE mentors SET portal_visible = false WHERE id = %s", (left,))
     connection.execute("UPDATE certificates SET status = 'valid'")
 
+    kinds, dates = frozenset({"first_aid"}), {"issued_on": date(2024, 1, 1), "expires_on": TODAY}
+    certificate = Certificate(id=revoked, kind="first_aid", **dates, revoked=True, status=Status.VALID)
+    rules = {"reminder_thresholds": (30, -1), "optional_kinds": kinds}
+    gone = {"left": True, "portal_visible": False, "certificates": (certificate,)}
+    lhl_ = Organisation(id=lhl, slug="lhl", has_portal=False, **rules)  # type: ignore[arg-type]
+    pauses = (OpenPause(id=pause, reason="leave"),)
+    hlf_ = Organisation(id=hlf, slug="hlf", has_portal=True, reminder_thresholds=(), optional_kinds=frozenset())
+    bare = {"left": False, "portal_visible": True, "certificates": (), "open_pauses": ()}
     expected = [
-        Mentor(
-            id=left,
-            member_no="M2",
-            organisation=Organisation(
-                id=lhl,
-                slug="lhl",
-                has_portal=False,
-                reminder_thresholds=(30, -1),
-                optional_kinds=frozenset({"first_aid"}),
-            ),
-            left=True,
-            portal_visible=False,
-            certificates=(
-                Certificate(
-                    id=revoked,
-                    kind="first_aid",
-                    issued_on=date(2024, 1, 1),
-                    expires_on=TODAY,
-                    revoked=True,
-                    status=Status.VALID,
-                ),
-            ),
-            open_pauses=(OpenPause(id=pause, reason="leave"),),
-        ),
-        Mentor(
-            id=shown,
-            member_no="M1",
-            organisation=Organisation(
-                id=hlf, slug="hlf", has_portal=True, reminder_thresholds=(), optional_kinds=frozenset()
-            ),
-            left=False,
-            portal_visible=True,
-            certificates=(),
-            open_pauses=(),
-        ),
+        Mentor(id=left, member_no="M2", organisation=lhl_, open_pauses=pauses, **gone),  # type: ignore[arg-type]
+        Mentor(id=shown, member_no="M1", organisation=hlf_, **bare),  # type: ignore[arg-type]
     ]
     for lock in (False, True):
         with connection.transaction():
             read = reading.read(connection, [left, hlf, shown], lock=lock)
         assert (read.mentors, read.incomplete, read.broken) == (expected, [], {})
+
+
+def test_a_part_of_a_name_is_enough(connection: Connection, facts: Facts) -> None:
+    """In upper or lower case, whatever letters the database's collation knows; a member number comes before a name.
+
+    Several are named by number, since the line may end in a log; a mistyped organisation is what is named.
+    """
+    hlf, nhf = facts.organisation(portal=None), facts.organisation("nhf", portal=None)
+    numbered = facts.mentor(hlf, member_no="stb", full_name="Ase Berg")
+    asked = facts.mentor(hlf, member_no="M2", full_name="Åse Østby 100%")
+    for organisation in (hlf, nhf):
+        facts.mentor(organisation, member_no="M1", full_name="Kari Nordmann")
+
+    for typed in ("åse", "ÅSE", "Åse Ø", "  åse   østby ", "stby", "100%"):
+        assert find_mentor(connection, typed, organisation=None) == asked, typed
+    assert find_mentor(connection, "stb", organisation=None) == numbered
+    assert find_mentor(connection, "kari", organisation="nhf")
+    with pytest.raises(UnknownMentorError, match=r"^'kari' fits 2 mentors: M1 of hlf, M1 of nhf; give the member num"):
+        find_mentor(connection, "kari", organisation=None)
+    for typed in ("k", "", " ", "_a", "%", "Kåri"):  # one letter is not enough, and no sign is a wildcard
+        with pytest.raises(UnknownMentorError, match="no mentor"):
+            find_mentor(connection, typed, organisation=None)
+    with pytest.raises(ConfigurationError, match=r"no organisation 'hfl'; see `certjob organisation list`"):
+        find_mentor(connection, "M1", organisation="hfl")

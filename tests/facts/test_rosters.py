@@ -4,18 +4,17 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from certjob import database
+from certjob.database import Connection
 from certjob.domain import rules
-from certjob.domain.models import Mentor, PauseChange, Status
-from certjob.facts import reading as facts
+from certjob.domain.models import PauseChange, Status
+from certjob.facts import reading
 from certjob.facts.loading import LoadReport, load
 from certjob.facts.roster import LoadOptions, Problem
 from tests.support.command_line import run_in_process
@@ -31,12 +30,11 @@ class RealRoster:
     """One of the files, with what it takes to load it and what is in it."""
 
     file: str
-    options: LoadOptions
-    rows: int
-    certificates: int
-    repeated: int
-    mentors: int
-    rejected: tuple[Problem, ...]
+    columns: dict[str, str]
+    constants: dict[str, str] = field(default_factory=dict)
+    date_format: str
+    counts: dict[str, int]
+    rejected: tuple[Problem, ...] = ()
     statuses: dict[Status, int]
     """On TODAY, counted by a program of its own; *in force* are both valid and expiring ones, under ``valid``."""
 
@@ -48,189 +46,122 @@ class RealRoster:
             pytest.skip(f"the real rosters are not here: no {path}")
         return path
 
+    @property
+    def options(self) -> LoadOptions:
+        constants = self.constants | {"organisation": "real"}
+        return LoadOptions(columns=self.columns, constants=constants, date_formats=(self.date_format,))
 
+
+START, END = "LICENSE TERM START DATE", "LICENSE TERM EXPIRATION DATE"
 CHICAGO = RealRoster(
     file="chicago_business_licences.csv",
-    options=LoadOptions(
-        columns={
-            "member_no": "ACCOUNT NUMBER",
-            "kind": "LICENSE DESCRIPTION",
-            "issued_on": "LICENSE TERM START DATE",
-            "expires_on": "LICENSE TERM EXPIRATION DATE",
-            "revoked_on": "LICENSE STATUS CHANGE DATE",
-        },
-        constants={"organisation": "real"},
-        date_formats=("%m/%d/%Y",),
-    ),
-    rows=561,
-    certificates=557,
-    repeated=2,
-    mentors=141,
-    rejected=(
-        Problem(line=304, column="LICENSE TERM START DATE", reason="empty"),
-        Problem(line=495, column="LICENSE TERM START DATE", reason="empty"),
-    ),
+    columns={"member_no": "ACCOUNT NUMBER", "kind": "LICENSE DESCRIPTION", "issued_on": START, "expires_on": END}
+    | {"revoked_on": "LICENSE STATUS CHANGE DATE"},
+    date_format="%m/%d/%Y",
+    counts={"rows": 561, "loaded": 557, "repeated": 2, "mentors_added": 141},
+    rejected=tuple(Problem(line=line, column=START, reason="empty") for line in (304, 495)),
     statuses={Status.RENEWED: 356, Status.EXPIRED: 159, Status.REVOKED: 42},
 )
-
 OXFORD = RealRoster(
     file="oxford_hmo_licences.csv",
-    options=LoadOptions(
-        columns={"member_no": "property_id", "issued_on": "Licence Commenced", "expires_on": "Licence Expires"},
-        constants={"organisation": "real"},
-        date_formats=("%d/%m/%Y",),
-    ),
-    rows=3_227,
-    certificates=3_224,
-    repeated=0,
-    mentors=3_215,
-    rejected=(
-        Problem(line=289, column="Licence Expires", reason="ends before it begins", value="2018-01-05 to 2018-01-04"),
-        Problem(line=1036, column="Licence Expires", reason="ends before it begins", value="2018-12-18 to 2018-12-17"),
-        Problem(line=1727, column="Licence Expires", reason="ends before it begins", value="3017-03-02 to 2021-01-24"),
+    columns={"member_no": "property_id", "issued_on": "Licence Commenced", "expires_on": "Licence Expires"},
+    date_format="%d/%m/%Y",
+    counts={"rows": 3_227, "loaded": 3_224, "repeated": 0, "mentors_added": 3_215},
+    rejected=tuple(
+        Problem(line=line, column="Licence Expires", reason="ends before it begins", value=value)
+        for line, value in (
+            (289, "2018-01-05 to 2018-01-04"),
+            (1036, "2018-12-18 to 2018-12-17"),
+            (1727, "3017-03-02 to 2021-01-24"),
+        )
     ),
     statuses={Status.RENEWED: 6, Status.EXPIRED: 3_218},
 )
-
 TAIWAN = RealRoster(
     file="taiwan_hearing_aid_permits.csv",
-    options=LoadOptions(
-        columns={
-            "member_no": "permit_no",
-            "full_name": "holder",
-            "expires_on": "valid_until",
-            "revoked_on": "cancelled_on",
-        },
-        constants={"organisation": "real", "kind": "permit"},
-        date_formats=("%Y/%m/%d",),
-    ),
-    rows=3_386,
-    certificates=317,
-    repeated=3_069,
-    mentors=317,
-    rejected=(),
+    columns={
+        "member_no": "permit_no",
+        "full_name": "holder",
+        "expires_on": "valid_until",
+        "revoked_on": "cancelled_on",
+    },
+    constants={"kind": "permit"},
+    date_format="%Y/%m/%d",
+    counts={"rows": 3_386, "loaded": 317, "repeated": 3_069, "mentors_added": 317},
     statuses={Status.REVOKED: 178, Status.VALID: 86, Status.EXPIRED: 53},
 )
 
 
-@pytest.fixture(autouse=True)
-def organisation(facts: Facts) -> None:
-    """The rosters belong to one organisation without a portal."""
+@pytest.fixture
+def night(worker_url: str, facts: Facts, tmp_path: Path) -> Night:
+    """A night of today by the command; it must end well, or with something for a person."""
     facts.organisation("real", portal=None)
 
+    def run() -> Any:
+        environment = {"CERTJOB_DATABASE_URL": worker_url}
+        ended = run_in_process("run", "--allow-mass-change", "--json", environment=environment, folder=tmp_path)
+        assert ended.returncode in (0, 3), ended.stderr
+        return json.loads(ended.stdout)
 
-def mentors_in(connection: database.Connection) -> list[Mentor]:
-    """Every mentor, as the night reads them."""
-    ids = [row[0] for row in connection.execute("SELECT id FROM mentors ORDER BY id")]
-    return facts.read(connection, ids, lock=False).mentors
-
-
-def statuses_on(mentors: list[Mentor], today: date) -> Counter[Status]:
-    """How many certificates the rules call what."""
-    counter: Counter[Status] = Counter()
-    for mentor in mentors:
-        known = {
-            transition.certificate_id: transition.to_status for transition in rules.decide(mentor, today).transitions
-        }
-        counter.update(known.get(certificate.id, certificate.status) for certificate in mentor.certificates)
-    counter[Status.VALID] += counter.pop(Status.EXPIRING, 0)
-    return +counter
-
-
-@pytest.fixture
-def night(worker_url: str, tmp_path: Path) -> Night:
-    """A night of today by the command; it must end well, or with something for a person."""
-    return partial(_night, worker_url, tmp_path)
-
-
-def _night(worker_url: str, folder: Path) -> dict[str, Any]:
-    environment = {"CERTJOB_DATABASE_URL": worker_url}
-    ended = run_in_process("run", "--allow-mass-change", "--json", environment=environment, folder=folder)
-    assert ended.returncode in (0, 3), ended.stderr
-    document: dict[str, Any] = json.loads(ended.stdout)
-    return document
+    return run
 
 
 @pytest.mark.parametrize("roster", [CHICAGO, OXFORD, TAIWAN], ids=lambda roster: str(roster.file))
 def test_a_real_roster_loads_its_renewals_are_renewals_and_a_night_runs_on_it(
-    connection: database.Connection, night: Night, roster: RealRoster
+    connection: Connection, night: Night, roster: RealRoster
 ) -> None:
     """Bad rows are named by line, column and reason. Everybody comes out as the rules say; the next night is quiet."""
     report = load(connection, roster.path, options=roster.options)
     again = load(connection, roster.path, options=roster.options)
 
     assert tuple(report.problems) == roster.rejected
-    assert report == LoadReport(
-        rows=roster.rows,
-        loaded=roster.certificates,
-        rejected=len(roster.rejected),
-        repeated=roster.repeated,
-        mentors_added=roster.mentors,
-        mentors_changed=0,
-        certificates_added=roster.certificates,
-        certificates_changed=0,
-        unchanged=0,
-    )
-    assert (again.unchanged, again.mentors_changed) == (roster.certificates, 0)
+    loaded, nothing = roster.counts["loaded"], {"mentors_changed": 0, "certificates_changed": 0, "unchanged": 0}
+    counts = roster.counts | nothing | {"rejected": len(roster.rejected), "certificates_added": loaded}
+    assert report == LoadReport(**counts)  # type: ignore[arg-type]
+    assert (again.unchanged, again.mentors_changed) == (loaded, 0)
 
-    mentors = mentors_in(connection)
-    assert statuses_on(mentors, TODAY) == roster.statuses
+    ids = [row[0] for row in connection.execute("SELECT id FROM mentors ORDER BY id")]
+    mentors = reading.read(connection, ids, lock=False).mentors
+    statuses = Counter(status for mentor in mentors for status in rules.statuses(mentor, TODAY).values())
+    statuses[Status.VALID] += statuses.pop(Status.EXPIRING, 0)
+    assert +statuses == roster.statuses
 
-    document = night()
-    second = night()
-    today = date.fromisoformat(document["today"])
-    decisions = [rules.decide(mentor, today) for mentor in mentors]
-    assert document["mentors"]["reviewed"] == roster.mentors
+    document, second = night(), night()
+    decisions = [rules.decide(mentor, date.fromisoformat(document["today"])) for mentor in mentors]
+    assert document["mentors"]["reviewed"] == len(mentors)
     assert document["mentors"]["paused"] == sum(decision.pause is PauseChange.OPEN for decision in decisions)
-    assert document["certificates"] == {
-        status: count
-        for status in ("valid", "expiring", "expired", "renewed", "revoked", "upcoming")
-        for count in [sum(change.to_status == status for d in decisions for change in d.transitions)]
-    }
+    changes = Counter(change.to_status for decision in decisions for change in decision.transitions)
+    assert {status: number for status, number in document["certificates"].items() if number} == changes
     assert (document["mentors"]["skipped"], document["problems"], document["held"]) == (0, [], [])
     assert second["today"] != document["today"] or second["mentors"]["reviewed"] == 0
 
 
-def snapshots(path: Path, folder: Path) -> dict[str, Path]:
-    """The ten days of the Taiwan list, each as the file of that day."""
-    with path.open(encoding="utf-8", newline="") as file:
-        header, *rows = csv.reader(file)
-    files = {}
-    for day in sorted({row[0] for row in rows}):
-        files[day] = folder / f"{day}.csv"
-        with files[day].open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([header, *[row for row in rows if row[0] == day]])
-    return files
-
-
 def test_ten_days_of_one_list_change_what_changed_and_nothing_else(
-    connection: database.Connection, night: Night, tmp_path: Path
+    connection: Connection, night: Night, tmp_path: Path
 ) -> None:
     """Played in order, most days bring nothing; a prolonged permit changes in place; nights review who changed."""
-    days = snapshots(TAIWAN.path, tmp_path)
-    reports: dict[str, LoadReport] = {}
-    expiries: dict[str, int] = {}
-    reviewed: dict[str, int] = {}
+    with TAIWAN.path.open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    changed, reviewed = {}, {}
 
-    for day, path in days.items():
-        before = dict(connection.execute("SELECT id, expires_on FROM certificates").fetchall())
-        reports[day] = load(connection, path, options=TAIWAN.options)
-        assert not reports[day].problems
-        after = dict(connection.execute("SELECT id, expires_on FROM certificates").fetchall())
-        expiries[day] = sum(after[key] != expires_on for key, expires_on in before.items())
+    def expiries() -> dict[Any, Any]:
+        return dict(connection.execute("SELECT id, expires_on FROM certificates").fetchall())
+
+    for day in sorted({row[0] for row in rows}):
+        with (tmp_path / "day.csv").open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([header, *[row for row in rows if row[0] == day]])
+        before = expiries()
+        report = load(connection, tmp_path / "day.csv", options=TAIWAN.options)
+        assert not report.problems
+        prolonged = sum(expires_on != before.get(key, expires_on) for key, expires_on in expiries().items())
+        changed[day] = (report.certificates_added, report.certificates_changed, prolonged)
         if day in ("2024-10-31", "2024-12-23", "2026-01-17", "2026-07-01"):
             reviewed[day] = night()["mentors"]["reviewed"]
 
-    changed = {day: (r.certificates_added, r.certificates_changed) for day, r in reports.items()}
     assert {day: counts for day, counts in changed.items() if any(counts)} == {
-        "2024-10-31": (310, 0),
-        "2026-01-17": (6, 20),
-        "2026-03-14": (0, 3),
-        "2026-07-01": (1, 4),
-    }
-    assert {day: count for day, count in expiries.items() if count} == {
-        "2026-01-17": 2,
-        "2026-03-14": 3,
-        "2026-07-01": 4,
+        "2024-10-31": (310, 0, 0),
+        "2026-01-17": (6, 20, 2),
+        "2026-03-14": (0, 3, 3),
+        "2026-07-01": (1, 4, 4),
     }
     assert reviewed == {"2024-10-31": 310, "2024-12-23": 0, "2026-01-17": 26, "2026-07-01": 8}
