@@ -3,16 +3,17 @@
 import threading
 from dataclasses import replace
 from datetime import date
+from typing import Any
 from uuid import UUID
 
 import psycopg
 import pytest
 
-from certjob.database import Connection
 from certjob.errors import ConfigurationError, MentorBusyError
 from certjob.facts import organisations
 from certjob.facts.organisations import (
     Coordinator,
+    OrganisationChange,
     OrganisationDetails,
     is_address,
     parse_coordinator,
@@ -27,152 +28,143 @@ App = psycopg.Connection[tuple[object, ...]]
 USER = UUID("5f0c1f9e-9d0b-4f0f-9a55-0d9c3b6f8a21")
 
 
-def coordinators(facts: Facts) -> list[tuple[object, ...]]:
-    return facts.rows("SELECT id, full_name, email FROM coordinators ORDER BY email")
+def change(facts: Facts, slug: str = "hlf", **values: Any) -> OrganisationChange:
+    return set_organisation(facts.connection, slug, **values)
 
 
-def test_a_new_organisation_has_the_defaults(connection: Connection) -> None:
+def coordinate(facts: Facts, *people: str, slug: str = "hlf") -> list[tuple[object, ...]]:
+    """Give an organisation these coordinators; return all there are."""
+    change(facts, slug, coordinators=people)
+    return facts.rows("SELECT id, full_name, email, locale FROM coordinators ORDER BY email")
+
+
+def test_a_new_organisation_has_the_defaults(facts: Facts) -> None:
     """Its name is its slug in capitals, its rules are those of the programme."""
-    change = set_organisation(connection, "hlf")
-
-    assert (change.created, change.changed) == (True, True)
-    (shown,) = read_organisation_details(connection)
+    assert change(facts) == OrganisationChange(created=True, changed=True)
+    (shown,) = read_organisation_details(facts.connection)
     assert (shown.slug, shown.name, shown.portal) == ("hlf", "HLF", None)
     assert (shown.thresholds, shown.optional_kinds) == ([60, 30, 14, 7, 1, -1], [])
     assert (shown.coordinators, shown.mentors) == ([], 0)
 
 
-def test_everything_can_be_given_at_once_and_is_listed_and_shown(connection: Connection, facts: Facts) -> None:
-    """With the mentors who have not left, and the coordinators with their language."""
-    set_organisation(
-        connection,
-        "hlf",
-        name="Hørselshemmedes Landsforbund",
-        portal="dynamics",
-        thresholds=[7, 90, 7],
-        optional_kinds=["kurs", "førstehjelp"],
-        coordinators=[f"{USER} Kari <kari@hlf.example> nn", "per@hlf.example"],
-        contact_email="kontakt@hlf.example",
-        contact_phone="+47 22 63 99 00",
-        renewal_url="https://hlf.example/fornye",
-        sender="HLF Likeperson <likeperson@hlf.example>",
-    )
+def test_everything_can_be_given_at_once_and_only_what_is_given_changes(facts: Facts) -> None:
+    """It is listed and shown with the mentors who have not left; the word none and an empty text remove a value."""
+    texts: dict[str, Any] = {"contact_email": "kontakt@hlf.example", "contact_phone": "+47 22 63 99 00"}
+    texts |= {"renewal_url": "https://hlf.example/fornye", "sender": "HLF Likeperson <likeperson@hlf.example>"}
+    people = [f"{USER} Kari <kari@hlf.example> nn", "per@hlf.example"]
+    rules: dict[str, Any] = {"portal": "dynamics", "thresholds": [7, 90, 7], "optional_kinds": ["kurs", "førstehjelp"]}
+    change(facts, name="Hørselshemmedes Landsforbund", coordinators=people, **rules, **texts)
     facts.connection.execute(
         "INSERT INTO mentors (organisation_id, member_no, left_at)"
         " SELECT id, no, left_at FROM organisations, (VALUES ('M1', NULL), ('M2', now())) AS m (no, left_at)"
     )
 
-    (shown,) = read_organisation_details(connection, "hlf")
-    assert read_organisation_details(connection) == [shown]
+    (shown,) = read_organisation_details(facts.connection, "hlf")
+    assert read_organisation_details(facts.connection) == [shown]
     assert [replace(person, id=None) for person in shown.coordinators] == [
         Coordinator(id=None, full_name="Kari", email="kari@hlf.example", locale="nn"),
         Coordinator(id=None, full_name=None, email="per@hlf.example", locale="nb"),
     ]
-    assert replace(shown, coordinators=()) == OrganisationDetails(
-        id=shown.id,
-        slug="hlf",
-        name="Hørselshemmedes Landsforbund",
-        portal="dynamics",
-        thresholds=[90, 7],
-        optional_kinds=["førstehjelp", "kurs"],
-        contact_email="kontakt@hlf.example",
-        contact_phone="+47 22 63 99 00",
-        renewal_url="https://hlf.example/fornye",
-        sender="HLF Likeperson <likeperson@hlf.example>",
-        mentors=1,
-    )
+    rules |= {"thresholds": [90, 7], "optional_kinds": ["førstehjelp", "kurs"]}
+    expected: dict[str, Any] = {"slug": "hlf", "name": "Hørselshemmedes Landsforbund", "mentors": 1} | rules | texts
+    assert replace(shown, coordinators=()) == OrganisationDetails(id=shown.id, **expected)
     with pytest.raises(ConfigurationError, match="no organisation 'lhl'; see"):
-        read_organisation_details(connection, "lhl")
+        read_organisation_details(facts.connection, "lhl")
+
+    removed: dict[str, Any] = {"thresholds": (), "optional_kinds": ["none"], "contact_phone": "", "sender": ""}
+    assert change(facts, name="HLF Norge", portal="none", **removed) == OrganisationChange(created=False, changed=True)
+    (after,) = read_organisation_details(facts.connection)
+    nothing: dict[str, Any] = {
+        "thresholds": [],
+        "optional_kinds": [],
+        "contact_phone": None,
+        "sender": None,
+        "portal": None,
+    }
+    assert after == replace(shown, name="HLF Norge", **nothing)
 
 
-def test_only_what_is_given_changes(connection: Connection, facts: Facts) -> None:
-    """None leaves a value, the word none and an empty text remove it."""
-    set_organisation(
-        connection,
-        "hlf",
-        portal="dynamics",
-        optional_kinds=["kurs"],
-        contact_phone="123",
-        contact_email="a@b.example",
-        sender="likeperson@hlf.example",
-    )
-
-    change = set_organisation(
-        connection,
-        "hlf",
-        thresholds=(),
-        portal="none",
-        optional_kinds=["none"],
-        contact_phone="",
-        sender="",
-        name="HLF Norge",
-    )
-
-    assert (change.created, change.changed) == (False, True)
-    assert facts.rows(
-        "SELECT name, portal, reminder_thresholds, optional_kinds, contact_phone, sender, contact_email"
-        " FROM organisations"
-    ) == [("HLF Norge", None, [], [], None, None, "a@b.example")]
-
-
-def test_the_same_command_again_writes_nothing_and_only_a_changed_rule_makes_certjob_look(
-    connection: Connection, facts: Facts
-) -> None:
+def test_the_same_command_again_writes_nothing_and_only_a_changed_rule_makes_certjob_look(facts: Facts) -> None:
     """A changed name does not."""
-    given = ["Kari <kari@hlf.example>"]
-    set_organisation(connection, "hlf", portal="dynamics", thresholds=(30, 7), coordinators=given)
-    facts.certified_mentor(UUID(str(facts.rows("SELECT id FROM organisations")[0][0])), date(2027, 1, 1))
-    connection.execute("UPDATE mentors SET review_on = '2026-12-01'")
+    given: dict[str, Any] = {"portal": "dynamics", "coordinators": ["Kari <kari@hlf.example>"]}
+    change(facts, thresholds=(30, 7), **given)
+    ((organisation,),) = facts.connection.execute("SELECT id FROM organisations").fetchall()
+    facts.certified_mentor(organisation, date(2027, 1, 1))
+    facts.connection.execute("UPDATE mentors SET review_on = '2026-12-01'")
 
-    again = set_organisation(connection, "hlf", portal="dynamics", thresholds=(7, 30), coordinators=given)
-    named = set_organisation(connection, "hlf", name="HLF Norge")
-    not_due = facts.rows("SELECT review_on FROM mentors")
-    set_organisation(connection, "hlf", thresholds=(30,))
-
-    assert (again.created, again.changed, named.changed) == (False, False, True)
-    assert not_due == [(date(2026, 12, 1),)]
+    assert change(facts, thresholds=(7, 30), **given) == OrganisationChange(created=False, changed=False)
+    assert change(facts, name="HLF Norge").changed
+    assert facts.rows("SELECT review_on FROM mentors") == [(date(2026, 12, 1),)]
+    change(facts, thresholds=(30,))
     assert facts.rows("SELECT review_on = '-infinity' FROM mentors") == [(True,)]
 
 
-def test_a_coordinator_is_found_by_the_mail_and_then_by_the_apps_user_id(connection: Connection, facts: Facts) -> None:
-    """Whatever the mail's case; a name that is not given stays. The id replaces ours, and the digests follow."""
-    set_organisation(connection, "hlf", coordinators=["Kari <kari@hlf.example>"])
-    before = coordinators(facts)
-    connection.execute(
+# Coordinators.
+
+
+def test_a_coordinator_is_found_by_the_mail_and_then_by_the_apps_user_id(facts: Facts) -> None:
+    """Whatever the mail's case; a name or a language that is not given stays. The digests follow the id."""
+    ((own_id, *_),) = coordinate(facts, "Kari <kari@hlf.example>")
+    facts.connection.execute(
         "INSERT INTO coordinator_digests (coordinator_id, digest_on) SELECT id, '2026-03-10' FROM coordinators"
     )
+    coordinate(facts, "Kari.Nordmann <KARI@hlf.example> nn")
+    assert coordinate(facts, "kari@HLF.example") == [(own_id, "Kari.Nordmann", "kari@HLF.example", "nn")]
 
-    set_organisation(connection, "hlf", coordinators=["Kari.Nordmann <KARI@hlf.example>"])
-    set_organisation(connection, "hlf", coordinators=["kari@HLF.example"])
-    assert coordinators(facts) == [(before[0][0], "Kari.Nordmann", "kari@HLF.example")]
-
-    change = set_organisation(connection, "hlf", coordinators=[f"[{USER}] <Kari@hlf.example>"])
-    assert change.changed
-    assert coordinators(facts) == [(USER, "Kari.Nordmann", "Kari@hlf.example")]
+    with_id = [(USER, "Kari.Nordmann", "Kari@hlf.example", "nn")]
+    assert coordinate(facts, f"[{USER}] <Kari@hlf.example>") == with_id
     assert facts.rows("SELECT coordinator_id FROM coordinator_digests") == [(USER,)]
 
+    # A known user under a new mail stays one row, also when somebody had entered the new address before.
+    coordinate(facts, "new@hlf.example")
+    assert coordinate(facts, f"{USER} <new@hlf.example> en") == [(USER, "Kari.Nordmann", "new@hlf.example", "en")]
+    assert not change(facts, coordinators=[f"{USER} <new@hlf.example>"]).changed
 
-def test_a_known_user_under_a_new_mail_stays_one_row(connection: Connection, facts: Facts) -> None:
-    """Also when somebody had entered the new address before."""
-    set_organisation(connection, "hlf", coordinators=[f"{USER} Kari <old@hlf.example>", "new@hlf.example"])
-
-    set_organisation(connection, "hlf", coordinators=[f"{USER} <new@hlf.example>"])
-    again = set_organisation(connection, "hlf", coordinators=[f"{USER} <new@hlf.example>"])
-
-    assert coordinators(facts) == [(USER, "Kari", "new@hlf.example")]
-    assert not again.changed
-
-
-def test_one_mail_may_coordinate_two_organisations_but_one_user_may_not(connection: Connection, facts: Facts) -> None:
-    """The user id is the row's key; nothing of the refused command is kept."""
-    set_organisation(connection, "hlf", coordinators=[f"{USER} Kari <kari@hlf.example>"])
-    set_organisation(connection, "lhl", coordinators=["Kari <kari@hlf.example>"])
-
+    # One mail may coordinate two organisations; the user id is the row's key.
+    both = coordinate(facts, "Kari <new@hlf.example>", slug="lhl")
     with pytest.raises(ConfigurationError, match="already coordinates another organisation"):
-        set_organisation(connection, "lhl", name="Changed", coordinators=[f"{USER} Kari <kari@hlf.example>"])
-
-    assert [row[1:] for row in coordinators(facts)] == [("Kari", "kari@hlf.example")] * 2
+        change(facts, "lhl", name="Changed", coordinators=[f"{USER} Kari <kari@hlf.example>"])
+    assert sorted(row[1:] for row in both) == [
+        *(("Kari", "new@hlf.example", "nb"), ("Kari.Nordmann", "new@hlf.example", "en")),
+    ]
     assert facts.rows("SELECT name FROM organisations WHERE slug = 'lhl'") == [("LHL",)]
+
+
+@pytest.mark.parametrize("text", ["KARI@hlf.example", str(USER).upper()])
+def test_a_coordinator_is_removed_by_address_or_id(facts: Facts, text: str) -> None:
+    """From this organisation only; the digests go along, open ones, too."""
+    for slug in ("hlf", "lhl"):
+        coordinate(facts, "Ola <ola@hlf.example>", "kari@hlf.example", slug=slug)
+    coordinate(facts, f"{USER} <kari@hlf.example>")
+    digest = "INSERT INTO coordinator_digests (coordinator_id, digest_on) VALUES (%s, '2026-03-10')"
+    facts.connection.execute(digest, (USER,))
+
+    assert change(facts, remove_coordinators=[text]).changed
+
+    shown = read_organisation_details(facts.connection)
+    people = [[person.email for person in row.coordinators] for row in shown]
+    assert people == [["ola@hlf.example"], ["kari@hlf.example", "ola@hlf.example"]]
+    assert facts.rows("SELECT FROM coordinator_digests") == []
+
+
+def test_a_coordinator_is_read_as_a_mail_program_writes_one() -> None:
+    """With the app's user id before it, where it is known; what is none is refused, with the form that is expected."""
+    mail = "kari@hlf.example"
+    for text, id_, name in (
+        (f"Kari Nordmann <{mail}>", None, "Kari Nordmann"),
+        (f'"Nordmann, Kari" <{mail}>', None, "Nordmann, Kari"),
+        (mail, None, None),
+        (f"<{mail}>", None, None),
+        (f"{USER} {mail}", USER, None),
+        (f" [{str(USER).upper()}]  Kari  N <{mail}> ", USER, "Kari N"),
+    ):
+        assert parse_coordinator(text) == Coordinator(id=id_, full_name=name, email=mail)
+    for text in ("", "Kari", "<>", "Kari <kari>", "Kari <k@h.example> <p@h.example>", f"{USER}", "k@h.example x"):
+        with pytest.raises(ConfigurationError, match="a coordinator is written as"):
+            parse_coordinator(text)
+
+
+# Wrong values, and other sessions.
 
 
 @pytest.mark.parametrize(
@@ -200,43 +192,14 @@ def test_one_mail_may_coordinate_two_organisations_but_one_user_may_not(connecti
     ],
 )
 def test_a_wrong_value_is_refused_before_anything_is_written(
-    connection: Connection, facts: Facts, slug: str, values: dict[str, object], sentence: str
+    facts: Facts, slug: str, values: dict[str, object], sentence: str
 ) -> None:
     """What is wrong and what would be right, with exit code 2."""
     with pytest.raises(ConfigurationError) as refusal:
-        set_organisation(connection, slug, **values)  # type: ignore[arg-type]
+        change(facts, slug, **values)
 
     assert sentence in str(refusal.value)
-    assert refusal.value.exit_code == 2
-    assert facts.rows("SELECT FROM organisations") == []
-
-
-def test_two_people_may_set_up_one_organisation_at_once(connection: Connection, facts: Facts, app: App) -> None:
-    """The second waits for the first and finds what it made."""
-    app.execute("INSERT INTO organisations (slug, name) VALUES ('hlf', 'By the app')")
-    release = threading.Timer(0.3, app.commit)
-    release.start()
-
-    change = set_organisation(connection, "hlf", portal="dynamics")
-
-    release.join()
-    assert (change.created, change.changed) == (False, True)
-    assert facts.rows("SELECT name, portal FROM organisations") == [("By the app", "dynamics")]
-
-
-def test_mentors_that_somebody_holds_are_not_waited_for_without_end(
-    connection: Connection, facts: Facts, app: App, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nothing is changed, and the text says to try again."""
-    monkeypatch.setattr(organisations, "_LOCK_TIMEOUT_MS", 100)
-    set_organisation(connection, "hlf")
-    facts.certified_mentor(UUID(str(facts.rows("SELECT id FROM organisations")[0][0])), date(2027, 1, 1))
-    app.execute("SELECT FROM mentors FOR UPDATE")
-
-    with pytest.raises(MentorBusyError, match="nothing was changed, try again"):
-        set_organisation(connection, "hlf", name="Changed", thresholds=(30,))
-
-    assert facts.rows("SELECT name FROM organisations") == [("HLF",)]
+    assert (refusal.value.exit_code, facts.rows("SELECT FROM organisations")) == (2, [])
 
 
 def test_thresholds_are_read_as_a_person_writes_them() -> None:
@@ -255,45 +218,6 @@ def test_thresholds_are_read_as_a_person_writes_them() -> None:
             parse_thresholds(text)
 
 
-@pytest.mark.parametrize(
-    ("text", "coordinator"),
-    [
-        ("Kari Nordmann <kari@hlf.example>", Coordinator(id=None, full_name="Kari Nordmann", email="kari@hlf.example")),
-        (
-            '"Nordmann, Kari" <kari@hlf.example>',
-            Coordinator(id=None, full_name="Nordmann, Kari", email="kari@hlf.example"),
-        ),
-        ("kari@hlf.example", Coordinator(id=None, full_name=None, email="kari@hlf.example")),
-        ("<kari@hlf.example>", Coordinator(id=None, full_name=None, email="kari@hlf.example")),
-        (f"{USER} kari@hlf.example", Coordinator(id=USER, full_name=None, email="kari@hlf.example")),
-        (
-            f" [{str(USER).upper()}]  Kari  N <kari@hlf.example> ",
-            Coordinator(id=USER, full_name="Kari N", email="kari@hlf.example"),
-        ),
-    ],
-)
-def test_a_coordinator_is_read_as_a_mail_program_writes_one(text: str, coordinator: Coordinator) -> None:
-    """With the app's user id before it, where it is known."""
-    assert parse_coordinator(text) == coordinator
-
-
-def test_a_coordinators_language_is_kept_until_another_is_given(connection: Connection, facts: Facts) -> None:
-    """At first bokmål; the same coordinator without a language changes nothing."""
-    locales = []
-    for text in ("kari@hlf.example", "Kari <kari@hlf.example> nn", "Kari <kari@hlf.example>", "kari@hlf.example en"):
-        set_organisation(connection, "hlf", coordinators=[text])
-        locales += facts.rows("SELECT full_name, locale FROM coordinators")
-
-    assert locales == [(None, "nb"), ("Kari", "nn"), ("Kari", "nn"), ("Kari", "en")]
-
-
-def test_what_is_no_coordinator_is_refused() -> None:
-    """With the form that is expected."""
-    for text in ("", "Kari", "<>", "Kari <kari>", "Kari <k@h.example> <p@h.example>", f"{USER}", "k@h.example x"):
-        with pytest.raises(ConfigurationError, match="a coordinator is written as"):
-            parse_coordinator(text)
-
-
 NO_ADDRESSES = (
     *("", "kari", "@example.org", "kari@", "a@b@c", "kari @example.org", "kari@example.org\n", "kari@.example"),
     *("a@b..c", "a@b.", "a\x00@b", "a,b@c", "Kari <kari@example.org>", "a..b@example.org", "kari@straße.example"),
@@ -308,19 +232,21 @@ def test_what_no_mail_could_go_to_is_no_address() -> None:
         assert is_address(text)
 
 
-@pytest.mark.parametrize("text", ["KARI@hlf.example", str(USER).upper()])
-def test_a_coordinator_is_removed_by_address_or_id(connection: Connection, facts: Facts, text: str) -> None:
-    """From this organisation only; the digests go along, open ones, too."""
-    for slug in ("hlf", "lhl"):
-        set_organisation(connection, slug, coordinators=["Ola <ola@hlf.example>", "kari@hlf.example"])
-    set_organisation(connection, "hlf", coordinators=[f"{USER} <kari@hlf.example>"])
-    connection.execute("INSERT INTO coordinator_digests (coordinator_id, digest_on) VALUES (%s, '2026-03-10')", (USER,))
+def test_other_sessions_are_waited_for_and_not_without_end(
+    facts: Facts, app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two people at once the second finds what the first made; held mentors: nothing is changed, try again."""
+    app.execute("INSERT INTO organisations (slug, name) VALUES ('hlf', 'By the app')")
+    release = threading.Timer(0.3, app.commit)
+    release.start()
+    assert change(facts, portal="dynamics") == OrganisationChange(created=False, changed=True)
+    release.join()
+    found = facts.connection.execute("SELECT id, name, portal FROM organisations").fetchall()
+    assert found[0][1:] == ("By the app", "dynamics")
 
-    change = set_organisation(connection, "hlf", remove_coordinators=[text])
-
-    assert change.changed
-    assert [[person.email for person in row.coordinators] for row in read_organisation_details(connection)] == [
-        ["ola@hlf.example"],
-        ["kari@hlf.example", "ola@hlf.example"],
-    ]
-    assert facts.rows("SELECT FROM coordinator_digests") == []
+    monkeypatch.setattr(organisations, "_LOCK_TIMEOUT_MS", 100)
+    facts.certified_mentor(found[0][0], date(2027, 1, 1))
+    app.execute("SELECT FROM mentors FOR UPDATE")
+    with pytest.raises(MentorBusyError, match="nothing was changed, try again"):
+        change(facts, name="Changed", thresholds=(30,))
+    assert facts.connection.execute("SELECT id, name, portal FROM organisations").fetchall() == found
