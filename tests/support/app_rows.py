@@ -26,7 +26,7 @@ READABLE = (
 CERTJOBS_OWN = ("coordinator_digests", "job_runs", "certjob_migrations")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Organisation:
     """One organisation with one of everything."""
 
@@ -58,13 +58,7 @@ def furnish(owner: database.Connection, slug: str) -> Organisation:
         "INSERT INTO coordinator_digests (coordinator_id, digest_on) VALUES (%(coordinator)s, '2026-03-10')",
     ):
         owner.execute(statement.encode(), values)
-    return Organisation(
-        id=organisation_id,
-        coordinator=coordinator_id,
-        mentor=mentor_id,
-        certificate=certificate_id,
-        pause=pause_id,
-    )
+    return Organisation(organisation_id, coordinator_id, mentor_id, certificate_id, pause_id)
 
 
 def count(connection: database.Connection, table: str) -> int:

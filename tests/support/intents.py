@@ -1,8 +1,7 @@
 """Intents and what becomes of them: wishes for the portal, time that passes, a portal that is disturbed in a call."""
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import date
 from uuid import UUID, uuid4
 
@@ -15,6 +14,7 @@ from certjob.review.certification import CertificationManagementService
 from certjob.review.guards import MassChangeGuard
 from certjob.stopping import StopFlag
 from tests.support.facts import TODAY, Facts
+from tests.support.nights import FlakyPortal
 
 
 def queue_wish(connection: Connection, mentor_id: UUID, *, visible: bool) -> None:
@@ -48,45 +48,31 @@ def backlog(facts: Facts, count: int, *, visible: bool = False) -> list[UUID]:
 
 def review(connection: Connection, today: date = TODAY) -> None:
     """Review whoever is due, as the first half of a night does; nothing is delivered."""
-    run_id = uuid4()
-    CertificationManagementService(
-        connection,
-        today=today,
-        run_id=run_id,
-        guard=MassChangeGuard(connection, today=today, allow_mass_change=True),
-        stop=StopFlag(),
-    ).apply_due()
+    guard = MassChangeGuard(connection, today=today, allow_mass_change=True)
+    CertificationManagementService(connection, today=today, run_id=uuid4(), guard=guard, stop=StopFlag()).apply_due()
 
 
-class DisturbedPortal:
+class DisturbedPortal(FlakyPortal):
     """A double of the portal in which something happens in the middle of a call; it notes calls that overlap."""
 
     def __init__(self, during: Callable[[int], object] = lambda _number: None) -> None:
-        """``during`` is told the number of the call, 1, 2, …; an error that it returns or raises is the outcome."""
+        """``during`` is told the number of the call, 1, 2, …; an error that it raises or returns is the outcome."""
+        super().__init__()
         self.during = during
-        self.calls: list[tuple[UUID, bool, str]] = []
-        self.visible: dict[UUID, bool] = {}
         self.overlaps: list[UUID] = []
-        self._in_flight: set[UUID] = set()
+        self._in_flight: list[UUID] = []
 
     async def update_portal_visibility(self, contact_id: UUID, *, visible: bool, idempotency_key: str) -> None:
-        with self._call(contact_id, visible, idempotency_key) as number:
-            error = await asyncio.to_thread(self.during, number)
-            if isinstance(error, Exception):
-                raise error
-            self.visible[contact_id] = visible
-
-    @contextmanager
-    def _call(self, contact_id: UUID, visible: bool, idempotency_key: str) -> Iterator[int]:
         self.calls.append((contact_id, visible, idempotency_key))
-        number = len(self.calls)
-        if contact_id in self._in_flight:
-            self.overlaps.append(contact_id)
-        self._in_flight.add(contact_id)
+        self.overlaps += [contact_id] if contact_id in self._in_flight else []
+        self._in_flight.append(contact_id)
         try:
-            yield number
+            outcome = await asyncio.to_thread(self.during, len(self.calls))
+            if isinstance(outcome, Exception):
+                raise outcome
+            self.visible[contact_id] = visible
         finally:
-            self._in_flight.discard(contact_id)
+            self._in_flight.remove(contact_id)
 
     @property
     def values(self) -> list[bool]:

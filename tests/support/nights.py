@@ -4,7 +4,7 @@ import asyncio
 import dataclasses
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from datetime import date
 from uuid import UUID
 
@@ -82,21 +82,15 @@ def delivery(
     deadline_seconds: float = 60.0,
 ) -> Delivery:
     """Ways out to a double, or over real HTTP to a PortalServer."""
-    if portal is None:
-        make_target = None
-    elif isinstance(portal, PortalServer):
-        server = portal
 
-        def make_target() -> HLFDynamicsSyncService:
-            return HLFDynamicsSyncService(server.url, server.key, deadline_seconds=5)
-    else:
-        target = portal
-
-        def make_target() -> nullcontext[PortalTarget]:  # type: ignore[misc]
-            return nullcontext(target)
+    def make_target() -> AbstractAsyncContextManager[PortalTarget]:
+        if isinstance(portal, PortalServer):
+            return HLFDynamicsSyncService(portal.url, portal.key, deadline_seconds=5)
+        assert portal is not None
+        return nullcontext(portal)
 
     return Delivery(
-        make_target=make_target,
+        make_target=make_target if portal is not None else None,
         channel=channel,
         policy=quick_policy(max_attempts=max_attempts),
         concurrency=concurrency,

@@ -19,10 +19,6 @@ from tests.support.facts import TODAY
 
 DEFAULT_THRESHOLDS = (60, 30, 14, 7, 1, -1)
 
-ORGANISATION_ID = UUID("00000000-0000-4000-8000-000000000001")
-
-MENTOR_ID = UUID("00000000-0000-4000-8000-000000000002")
-
 
 def organisation(
     *,
@@ -33,7 +29,7 @@ def organisation(
 ) -> Organisation:
     """An organisation with a portal and the usual thresholds."""
     return Organisation(
-        id=ORGANISATION_ID,
+        id=UUID(int=1),
         slug=slug,
         has_portal=has_portal,
         reminder_thresholds=tuple(thresholds),
@@ -79,7 +75,7 @@ def mentor(
 ) -> Mentor:
     """A mentor with these certificates, shown on the portal and not paused."""
     return Mentor(
-        id=MENTOR_ID,
+        id=UUID(int=2),
         member_no="M1001",
         organisation=organisation,
         left=left,
