@@ -132,6 +132,20 @@ def test_whom_an_idle_transaction_of_the_app_holds_is_skipped_and_named(
     assert counts.skipped == due(facts) == sorted([locked, changing])
 
 
+def test_a_mentor_whose_lock_ends_in_time_is_reviewed(connection: Connection, facts: Facts, app: App) -> None:
+    """The wait at the end looks again and again, and sleeps between."""
+    facts.certified_mentor(facts.organisation(portal=None), YESTERDAY)
+    app.execute("SELECT FROM mentors FOR UPDATE")
+
+    class Waiting(StopFlag):
+        def sleep(self, seconds: float) -> None:
+            app.rollback()
+
+    counts = service(connection, stop=Waiting(), wait_for_locks_seconds=10).apply_due()
+
+    assert (counts.reviewed, counts.skipped) == (1, [])
+
+
 @pytest.fixture
 def around_first_read(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
     """Let something happen before or after the facts are read first; how many mentors each reading left out."""
