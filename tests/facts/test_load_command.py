@@ -86,7 +86,7 @@ def test_more_reasons_than_twenty_are_counted(desk: Desk) -> None:
 
     lines = result.stderr.splitlines()
     assert (result.returncode, len(lines)) == (3, 22)
-    assert lines[20] == "certjob load: … and 2,980 more; --rejects FILE gets all of them"
+    assert lines[20] == "certjob load: … and 2,980 more; rejects.csv has all of them"
     assert lines[21] == "certjob load: all 3,000 rows were rejected; nothing was loaded"
 
 

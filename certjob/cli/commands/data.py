@@ -73,7 +73,7 @@ def load(
             )
         if rejects_file is not None:
             page.write_rejects(rejects_file, report)
-    page.show(opened.output, report, name=file.name, json=call.json, strict=strict)
+    page.show(opened.output, report, name=file.name, json=call.json, strict=strict, rejects=rejects)
     return 3 if page.needs_attention(report) else 0
 
 

@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import IO, Any
 
 from certjob.cli.terminal import output as console
@@ -37,8 +38,10 @@ def group(problems: Iterable[Problem]) -> list[Group]:
     return sorted(groups, key=lambda members: (_COSTS.index(members[0].cost), -len(members), members[0].line))
 
 
-def show(output: Output, report: LoadReport, *, name: str, json: bool, strict: bool) -> None:
-    """Print what a load did, and on stderr what is wrong with the file of this name."""
+def show(
+    output: Output, report: LoadReport, *, name: str, json: bool, strict: bool, rejects: Path | None = None
+) -> None:
+    """Print what a load did, and on stderr what is wrong with the file of this name; ``rejects`` has all of it."""
     groups = group(report.problems)
     counts = {
         "rows": report.rows,
@@ -62,7 +65,8 @@ def show(output: Output, report: LoadReport, *, name: str, json: bool, strict: b
         say = plain.print_warning if members[0].cost is Cost.NOTHING else plain.print_attention
         say(COMMAND, f"{name} {_sentence(members)}")
     if rest := sum(map(len, groups[LINES_SHOWN:])):
-        plain.print_attention(COMMAND, f"… and {rest:,} more; --rejects FILE gets all of them")
+        where = f"{rejects} has all of them" if rejects is not None else "--rejects FILE gets all of them"
+        plain.print_attention(COMMAND, f"… and {rest:,} more; {where}")
     for line in _summary(report, incomplete=counts["incomplete"], strict=strict):
         plain.print_attention(COMMAND, line)
 
