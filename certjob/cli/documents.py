@@ -10,21 +10,21 @@ import psycopg
 from certjob.cli.terminal import plain
 from certjob.database import Connection
 from certjob.errors import DatabaseUnavailableError
-from certjob.facts.lookup import name_mentors
+from certjob.facts.lookup import MentorName, name_mentors
 
 
 def print_document(connection: Connection, document: dict[str, Any]) -> None:
     """Print a command's document; each object with a ``mentor_id`` gets ``member_no`` and ``organisation``."""
     unnamed = [each for each in _objects(document) if not {"member_no", "organisation"} <= each.keys()]
-    names: dict[UUID, tuple[str, str]] = {}
+    names: dict[UUID, MentorName] = {}
     # The database may have gone away since: what the command did is told all the same, with ids alone.
     with suppress(psycopg.Error, DatabaseUnavailableError):
         if unnamed:
             names = name_mentors(connection, {UUID(str(each["mentor_id"])) for each in unnamed})
     for each in unnamed:
-        member_no, slug = names.get(UUID(str(each["mentor_id"])), (None, None))  # None: deleted since, or not known
-        each.setdefault("member_no", member_no)
-        each.setdefault("organisation", slug)
+        name = names.get(UUID(str(each["mentor_id"])))  # None: deleted since, or not known
+        each.setdefault("member_no", name and name.member_no)
+        each.setdefault("organisation", name and name.organisation)
     plain.print_json(document)
 
 

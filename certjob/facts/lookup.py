@@ -1,6 +1,7 @@
 """Which mentor or organisation a person means: by id, member number, address or part of a name, or by slug."""
 
 from collections.abc import Collection
+from typing import NamedTuple
 from uuid import UUID
 
 from certjob import database
@@ -45,10 +46,19 @@ def _find_by_name(connection: Connection, part: str, *, organisation: str | None
     return [row[:3] for row in rows if part.casefold() in " ".join(row[3].split()).casefold()]
 
 
-def name_mentors(connection: Connection, mentor_ids: Collection[UUID]) -> dict[UUID, tuple[str, str]]:
-    """Return the member number and the organisation's slug of each of these mentors who still exists."""
+class MentorName(NamedTuple):
+    """What people call a mentor."""
+
+    member_no: str
+    organisation: str
+    """The slug."""
+    full_name: str | None
+
+
+def name_mentors(connection: Connection, mentor_ids: Collection[UUID]) -> dict[UUID, MentorName]:
+    """Return what people call each of these mentors who still exists."""
     rows = database.fetch(connection, "name_mentors", {"ids": list(mentor_ids)})
-    return {mentor_id: (member_no, slug) for mentor_id, member_no, slug in rows}
+    return {mentor_id: MentorName(*name) for mentor_id, *name in rows}
 
 
 def find_organisation(connection: Connection, slug: str) -> UUID:

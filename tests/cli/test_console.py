@@ -24,6 +24,7 @@ from certjob.cli.terminal.plain import harmless, print_error, print_json
 from certjob.database import Connection
 from certjob.domain import rules
 from certjob.domain.models import Mentor, Status
+from certjob.facts.lookup import MentorName
 from certjob.mail.stage import MailCounts
 from certjob.night.report import PlannedChange, RunReport
 from certjob.night.resync import MentorState
@@ -180,6 +181,18 @@ def test_a_plan_says_what_would_change_cut_on_a_terminal_and_whole_off_it(capsys
     assert whole.count("hlf N") == 58
     assert ("N47" in shown.getvalue(), "N48" in shown.getvalue()) == (True, False)
     assert capsys.readouterr().out == "… and 10 more; --json lists all of them\n"
+
+
+def test_a_plan_on_a_terminal_names_people_and_counts_what_is_the_same() -> None:
+    """Seven words `expired` tell nobody more than one; a late reminder is not of the day that its threshold names."""
+    ended = [replace(expiring_in(-400 - days), id=UUID(int=days)) for days in range(7)]
+    report = report_of(mentor(*ended, replace(expiring_in(4), kind="kurs", id=UUID(int=9))))
+    output, shown = terminal(120)
+
+    show_plan(output, report, find_names=lambda ids: {ids[0]: MentorName("M1001", "hlf", "Kari Nordmann")})
+
+    row = "M1001 Kari Nordmann expired, 6 renewed, expiring open 7 days before (last day in 4 days) hide"
+    assert row in " ".join(shown.getvalue().split())
 
 
 def test_totals_name_what_is_not_nothing(capsys: pytest.CaptureFixture[str]) -> None:

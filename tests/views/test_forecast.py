@@ -185,7 +185,8 @@ def test_each_form_reads_as_it_was_found_good(connection: Connection, capsys: py
         "W14    30 Mar – 5 Apr         1          9       0      1  ━━━━",
         "W15    6 Apr                  0          0       0      0",
         "Total                         5         29       4      1",
-        "Whose certificates: `certjob list --status valid --status expiring --within 27 --organisation hlf`",
+        "Whose certificates:",
+        "`certjob list --status valid --status expiring --within 27 --organisation hlf`",
     ]
 
     capsys.readouterr()

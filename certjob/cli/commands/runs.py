@@ -165,19 +165,22 @@ def resync(
 
 def report_on(call: Call, opened: Session, report: "RunReport") -> int:
     """Print a run's report and return its exit code."""
+    from functools import partial
+
     from certjob.cli.documents import print_document
     from certjob.cli.pages import night
     from certjob.cli.terminal import plain
     from certjob.errors import EXIT_CODES, Outcome
+    from certjob.facts.lookup import name_mentors
 
     if opened.monitor is not None:
         opened.monitor.note(report.to_counts())
     if call.json:
         print_document(opened.connection, report.to_document())
     elif report.dry_run and report.command == "reconcile":
-        night.show_differences(opened.output, report)
+        night.show_differences(opened.output, report, find_names=partial(name_mentors, opened.connection))
     elif report.dry_run:
-        night.show_plan(opened.output, report)
+        night.show_plan(opened.output, report, find_names=partial(name_mentors, opened.connection))
     elif opened.output.interactive:
         night.show_totals(opened.output, report)
     # cron mails what is printed: it gets the whole once a day, then what is new

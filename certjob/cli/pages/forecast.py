@@ -7,6 +7,7 @@ from typing import Final
 from rich.text import Text
 
 from certjob.cli.terminal.csv_output import print_csv
+from certjob.cli.terminal.lines import PageLine
 from certjob.cli.terminal.output import Output, new_table
 from certjob.views.forecast import MEASURES, Forecast
 
@@ -37,7 +38,7 @@ def show_forecast(output: Output, forecast: Forecast, *, organisation: str | Non
     if days > 1 and forecast.total["expiries"]:
         narrowed = f" --organisation {organisation}" if organisation else ""
         command = f"certjob list --status valid --status expiring --within {days - 2}{narrowed}"
-        output.out.print(Text(f"Whose certificates: `{command}`", style="dim"), soft_wrap=True)
+        output.show_lines([PageLine(text=f"Whose certificates: `{command}`", style="dim")])
 
 
 def print_forecast_csv(forecast: Forecast) -> None:

@@ -52,7 +52,11 @@ def show_list(output: Output, rows: Sequence[ListedCertificate]) -> None:
     if len(rows) > MOST_ROWS:
         output.result(f"… and {len(rows) - MOST_ROWS:,} more; --csv prints all of them")
     else:
-        output.result(f"{len(rows):,} {'certificate' if len(rows) == 1 else 'certificates'}")
+        without = sum(row.status is None for row in rows)
+        held = len(rows) - without
+        counts = [f"{held:,} {'certificate' if held == 1 else 'certificates'}"] if held or not without else []
+        counts += [f"{without:,} without a certificate"] if without else []
+        output.result(", ".join(counts))
 
 
 def days_left_words(days: int | None) -> str:

@@ -1,41 +1,55 @@
 """What a night says to people: the plan, the totals, one mentor before and after."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
+from uuid import UUID
 
 from certjob.cli.terminal.lines import PageLine
 from certjob.cli.terminal.output import Output, clean, new_table
 from certjob.cli.terminal.plain import harmless
-from certjob.domain.explanations import reason_words, threshold_words
-from certjob.domain.models import PauseChange, Status
+from certjob.domain.explanations import distance_words, reason_words, threshold_words
+from certjob.domain.models import PauseChange, Reminder, Status
+from certjob.facts.lookup import MentorName
 from certjob.night.report import PlannedChange, RunReport
 from certjob.night.resync import MentorState
 
 MOST_PLANNED_ROWS = 50
 """A plan on a terminal shows so many mentors; --json has all of them."""
 
+FindNames = Callable[[Sequence[UUID]], Mapping[UUID, MentorName]]
+"""Asked on a terminal alone: elsewhere a mentor has no name."""
 
-def show_plan(output: Output, report: RunReport) -> None:
+
+def show_plan(output: Output, report: RunReport, *, find_names: FindNames = lambda _ids: {}) -> None:
     """Print what a run would do, mentor by mentor, and the totals."""
     if not output.on_terminal:
         for change in report.changes:
-            output.result(_planned_line(change))
+            output.result(_planned_line(change, today=report.today))
     elif report.changes:
-        _show_changes(output, report.changes[:MOST_PLANNED_ROWS], today=report.today)
+        _show_changes(output, report.changes[:MOST_PLANNED_ROWS], today=report.today, find_names=find_names)
         if len(report.changes) > MOST_PLANNED_ROWS:
             output.result(f"… and {len(report.changes) - MOST_PLANNED_ROWS:,} more; --json lists all of them")
     show_totals(output, report)
 
 
-def _show_changes(output: Output, changes: Sequence[PlannedChange], *, today: date) -> None:
+def _show_changes(
+    output: Output, changes: Sequence[PlannedChange], *, today: date, find_names: FindNames = lambda _ids: {}
+) -> None:
     """Print a table, one row per mentor."""
+    names = find_names([change.decision.mentor_id for change in changes])
+    several = len({change.decision.organisation.slug for change in changes}) > 1
     table = new_table(
-        *("Mentor", "Organisation", "Certificates", "Pause", "Reminder", "Portal"),
+        *("No.", "Name", "Certificates", "Pause", "Reminder", "Portal", *(["Org"] if several else [])),
         title=f"What `certjob run` would do on {today}",
     )
     for change in changes:
-        hides = change.decision.pause is PauseChange.OPEN or (change.decision.push and not change.decision.visible)
-        table.add_row(*map(clean, _planned_cells(change)), style="red" if hides else "")
+        decision = change.decision
+        hides = decision.pause is PauseChange.OPEN or (decision.push and not decision.visible)
+        name = names.get(decision.mentor_id)
+        cells = [decision.member_no, (name and name.full_name) or "", *_planned_cells(change, today=today)]
+        cells += [decision.organisation.slug] if several else []
+        table.add_row(*map(clean, cells), style="red" if hides else "")
     output.show_table(table)
 
 
@@ -54,21 +68,23 @@ def show_totals(output: Output, report: RunReport) -> None:
     output.show_table(table)
 
 
-def show_differences(output: Output, report: RunReport) -> None:
+def show_differences(output: Output, report: RunReport, *, find_names: FindNames = lambda _ids: {}) -> None:
     """Print what `certjob reconcile` would put right, mentor by mentor, and the totals."""
     differences = report.comparison.admitted if report.comparison is not None else []
-    lines = [
-        f"{each.organisation} {each.member_no}: "
-        + ("hidden on the portal, would be shown" if each.visible else "visible on the portal, would be hidden")
-        for each in differences
-    ]
+    words = {True: "hidden on the portal, would be shown", False: "visible on the portal, would be hidden"}
     if not output.on_terminal:
-        for line in lines:
-            output.result(line)
+        for each in differences:
+            output.result(f"{each.organisation} {each.member_no}: {words[each.visible]}")
     else:
-        output.show_lines([PageLine(text=harmless(line), bullet="- ") for line in lines[:MOST_PLANNED_ROWS]])
-        if len(lines) > MOST_PLANNED_ROWS:
-            output.result(f"… and {len(lines) - MOST_PLANNED_ROWS:,} more; --json lists all of them")
+        shown = differences[:MOST_PLANNED_ROWS]
+        names = find_names([each.mentor_id for each in shown])
+        for each in shown:
+            name = names.get(each.mentor_id)
+            who = f"{each.member_no} of {each.organisation}"
+            who = f"{name.full_name} ({who})" if name and name.full_name else who
+            output.show_lines([PageLine(text=f"{who}: {words[each.visible]}", bullet="- ")])
+        if len(differences) > MOST_PLANNED_ROWS:
+            output.result(f"… and {len(differences) - MOST_PLANNED_ROWS:,} more; --json lists all of them")
     show_totals(output, report)
 
 
@@ -81,35 +97,41 @@ def show_resync(output: Output, before: MentorState, after: MentorState) -> None
             output.result(f"{when}{_state_line(state)}")
 
 
-def _planned_cells(change: PlannedChange) -> tuple[str, ...]:
+def _planned_cells(change: PlannedChange, *, today: date) -> tuple[str, str, str, str]:
+    """Return certificates, pause, reminder and portal."""
     decision = change.decision
-    transitions = ", ".join(
+    transitions = Counter(
         f"{transition.from_status} → {transition.to_status}"
         if transition.from_status is not Status.RECORDED
         else str(transition.to_status)
         for transition in decision.transitions
     )
+    certificates = ", ".join(words if number == 1 else f"{number} {words}" for words, number in transitions.items())
     pause = {PauseChange.OPEN: "open", PauseChange.LIFT: "lift", None: ""}[decision.pause]
-    reminders = ", ".join(_reminder_words(reminder.threshold_days) for reminder in change.new_reminders)
+    reminders = ", ".join(_reminder_words(reminder, today=today) for reminder in change.new_reminders)
     if reminders and not change.has_address:
         reminders += " (no e-mail address)"
     portal = ("show" if decision.visible else "hide") if decision.push else ""
-    return (decision.member_no, decision.organisation.slug, transitions, pause, reminders, portal)
+    return (certificates, pause, reminders, portal)
 
 
-def _planned_line(change: PlannedChange) -> str:
-    member_no, organisation, transitions, pause, reminders, portal = _planned_cells(change)
+def _planned_line(change: PlannedChange, *, today: date) -> str:
+    certificates, pause, reminders, portal = _planned_cells(change, today=today)
     parts = [
-        f"certificates: {transitions}" if transitions else "",
+        f"certificates: {certificates}" if certificates else "",
         f"pause: {pause}" if pause else "",
         f"reminder: {reminders}" if reminders else "",
         f"portal: {portal}" if portal else "",
     ]
-    return f"{organisation} {member_no}: " + "; ".join(part for part in parts if part)
+    decision = change.decision
+    return f"{decision.organisation.slug} {decision.member_no}: " + "; ".join(part for part in parts if part)
 
 
-def _reminder_words(days: int) -> str:
-    return threshold_words(days) if days else "on the last day"
+def _reminder_words(reminder: Reminder, *, today: date) -> str:
+    """Return which reminder it is, and how far the last day really is where that is another number of days."""
+    threshold, days = reminder.threshold_days, (reminder.expires_on - today).days
+    words = threshold_words(threshold) if threshold else "on the last day"
+    return words if days == threshold else f"{words} (last day {distance_words(reminder.expires_on, today)})"
 
 
 def _totals(report: RunReport) -> Iterator[tuple[str, str]]:

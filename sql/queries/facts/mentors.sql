@@ -39,7 +39,7 @@ LIMIT 1000
 
 -- name: name_mentors
 -- What people call these mentors: documents that are about a few of them name each by more than an id.
-SELECT m.id, m.member_no, o.slug AS organisation
+SELECT m.id, m.member_no, o.slug AS organisation, m.full_name
 FROM mentors AS m
 JOIN organisations AS o ON o.id = m.organisation_id
 WHERE m.id = ANY (%(ids)b::uuid[])
