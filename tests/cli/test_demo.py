@@ -1,6 +1,7 @@
 """The demo as a newcomer meets it: it tells a true story, takes less than a minute and leaves nothing behind."""
 
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,14 +18,14 @@ from certjob.cli.demo import show
 from certjob.cli.demo.portal import DemoPortal
 from certjob.cli.demo.scenes import ZONE
 from certjob.cli.terminal.output import Output
-from certjob.database import embedded
 from certjob.errors import ConfigurationError, PermanentPortalError, PortalStageError, TransientPortalError
 from certjob.stopping import StopFlag
-from tests.conftest import installed_command
+from tests.conftest import Certjob
 from tests.support.command_line import started
 from tests.support.docs import read_all_examples
 from tests.support.own_server import data_parent
 from tests.support.portal_client import PortalClient
+from tests.support.waiting import until
 
 CONTACT = UUID("6f9619ff-8b86-4d01-b42d-00cf4fc964ff")
 
@@ -49,21 +50,11 @@ def numbers(pattern: str, text: str) -> list[int]:
     return [int(number) for number in re.findall(pattern, text, re.MULTILINE)]
 
 
-def test_it_shows_an_outage_and_its_recovery_in_figures_that_agree(
-    bare_environment: dict[str, str], temporary_folder: Path
-) -> None:
-    """One whole run of the installed command, off a terminal."""
+def test_it_shows_an_outage_and_its_recovery_in_figures_that_agree(certjob: Certjob, temporary_folder: Path) -> None:
+    """One whole run, off a terminal."""
     began_at = time.monotonic()
 
-    shown = subprocess.run(
-        [str(installed_command()), "demo"],
-        env=bare_environment | {"TMPDIR": str(temporary_folder)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=temporary_folder,
-        check=False,
-    )
+    shown = certjob("demo", TMPDIR=str(temporary_folder))
 
     assert shown.returncode == 0
     assert {line.partition(": ")[0] for line in shown.stderr.splitlines()} == {"certjob run"}
@@ -100,10 +91,9 @@ def test_ctrl_c_ends_it_with_a_line_and_leaves_nothing_behind(
     bare_environment: dict[str, str], temporary_folder: Path
 ) -> None:
     """In the middle of the story."""
-    environment = bare_environment | {"TMPDIR": str(temporary_folder), "PYTHONUNBUFFERED": "1"}
-    program = [str(installed_command())]
-    with started("demo", environment=environment, folder=temporary_folder, program=program) as child:
-        child.wait_for_output("== Night 1")
+    environment = bare_environment | {"TMPDIR": str(temporary_folder)}
+    with started("demo", environment=environment, folder=temporary_folder) as child:
+        until(lambda: [*temporary_folder.glob("certjob-demo-*/maildir/new/*")], seconds=60)
         result = child.stop_within(20, signal.SIGINT)
 
     assert result.returncode == 1
@@ -113,32 +103,23 @@ def test_ctrl_c_ends_it_with_a_line_and_leaves_nothing_behind(
     assert not is_anybody_at(temporary_folder)
 
 
-def test_what_it_says_to_try_next_works(
-    bare_environment: dict[str, str], temporary_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each line, typed into a shell in an empty folder, on the embedded database, which runs on between them."""
-    environment = bare_environment | {
-        "PATH": f"{installed_command().parent}:{bare_environment['PATH']}",
-        "XDG_DATA_HOME": str(temporary_folder / "data"),
-    }
-    steps = "\n".join(show.first_steps(datetime.now(ZONE).date()))
+def test_what_it_says_to_try_next_works(here: Certjob, empty_database_url: str, tmp_path: Path) -> None:
+    """Each line, typed in an empty folder; the embedded database is tried in tests/database/test_embedded.py."""
+    export, *steps = show.first_steps(datetime.now(ZONE).date())
+    assert export == 'export CERTJOB_DATABASE_URL=embedded CERTJOB_NOTIFY_URL="maildir:$PWD/mails"'
+    settings = {"CERTJOB_DATABASE_URL": empty_database_url, "CERTJOB_NOTIFY_URL": f"maildir:{tmp_path}/mails"}
+    printed = ""
+    for step in steps:
+        program, *arguments = shlex.split(step)
+        if program == "certjob":
+            result = here(*arguments, **settings)
+            assert (result.returncode, result.stderr) == (0, ""), step
+            printed += result.stdout
+        else:
+            subprocess.run(["sh", "-c", step], cwd=tmp_path, check=True)
 
-    monkeypatch.setenv("XDG_DATA_HOME", environment["XDG_DATA_HOME"])
-    with embedded.server(embedded.data_directory()):
-        typed = subprocess.run(
-            ["sh", "-euc", steps],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            cwd=temporary_folder,
-            check=False,
-        )
-
-    assert (typed.returncode, typed.stderr) == (0, "")
-    assert "example 1001: certificates: expiring; reminder: 30 days before" in typed.stdout
-    assert len(list((temporary_folder / "mails" / "new").iterdir())) == 1
-    assert not is_anybody_at(temporary_folder)
+    assert "example 1001: certificates: expiring; reminder: 30 days before" in printed
+    assert len(list((tmp_path / "mails" / "new").iterdir())) == 1
 
 
 def test_without_the_embedded_extra_it_says_how_to_install_it(
