@@ -1,14 +1,10 @@
 """Settings: what is required, what is refused, and that an error never shows a value."""
 
 import os
-import time
 import traceback
-from collections.abc import Iterator
-from datetime import date
 from pathlib import Path
 
 import pytest
-from freezegun import freeze_time
 
 from certjob.errors import ConfigurationError
 from certjob.settings import Settings, load_settings
@@ -16,12 +12,11 @@ from certjob.settings import Settings, load_settings
 SECRET = "hunter2"
 """Planted into values; must never come out again."""
 
-DATABASE = {"CERTJOB_DATABASE_URL": "postgresql://certjob@db.example/certjob"}
-PORTAL = {"CERTJOB_PORTAL_URL": "https://portal.example/sync", "CERTJOB_PORTAL_KEY": "k-123"}
-SENDER = {"CERTJOB_MAIL_FROM": "certjob@hlf.example"}
+DATABASE_URL = "postgresql://certjob@db.example/certjob"
+PORTAL = {"PORTAL_URL": "https://portal.example/sync", "PORTAL_KEY": "k-123"}
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
     """Where ``set`` puts its variables; there is none of whoever runs the tests."""
     for name in list(os.environ):
@@ -31,74 +26,66 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.Monke
     return monkeypatch
 
 
-pytestmark = pytest.mark.usefixtures("environment")
-
-
 def load(environment: pytest.MonkeyPatch, **variables: str) -> Settings:
-    """Load the settings with these variables and a database."""
-    for name, value in (DATABASE | variables).items():
-        environment.setenv(name, value)
+    """Load the settings with these variables, named without their prefix, and a database."""
+    for name, value in ({"DATABASE_URL": DATABASE_URL} | variables).items():
+        environment.setenv(f"CERTJOB_{name}", value)
     return load_settings()
 
 
-def complaint(environment: pytest.MonkeyPatch, **variables: str) -> str:
-    """What is said about these variables; their values stand neither in it nor in a traceback."""
+def complaint(environment: pytest.MonkeyPatch, file: Path | str | None = None, **variables: str) -> str:
+    """What is said about these variables, or a file of them; no value stands in it, nor in a traceback."""
     with pytest.raises(ConfigurationError) as caught:
-        load(environment, **variables)
+        load_settings(str(file)) if file else load(environment, **variables)
     assert caught.value.exit_code == 2
     assert SECRET not in "".join(traceback.format_exception(caught.value))
     return str(caught.value)
 
 
 def test_a_database_is_enough(environment: pytest.MonkeyPatch) -> None:
-    """Nothing is sent, pushed or told without being asked for, and nothing changes in the middle of a night."""
-    settings = load(environment)
+    """Nothing is sent, pushed or told without being asked for, and nothing changes in the middle of a night.
 
-    assert settings.database_url.get_secret_value() == DATABASE["CERTJOB_DATABASE_URL"]
-    assert settings.time_zone == "Europe/Oslo"
-    asked_for = (settings.portal_url, settings.portal_key, settings.notify_url, settings.mail_from)
-    assert (*asked_for, settings.ping_url, settings.metrics_file) == (None,) * 6
-    assert (settings.portal_concurrency, settings.portal_attempts, settings.log_format) == (4, 3, "text")
+    An empty variable counts as not set: ``CERTJOB_PORTAL_URL=`` in a crontab switches the portal off.
+    """
+    for variables in ({}, dict.fromkeys(("PORTAL_URL", "TIME_ZONE", "PORTAL_CONCURRENCY"), "")):
+        settings = load(environment, **variables)
+
+        assert settings.database_url.get_secret_value() == DATABASE_URL
+        assert settings.time_zone == "Europe/Oslo"
+        asked_for = (settings.portal_url, settings.portal_key, settings.notify_url, settings.mail_from)
+        assert (*asked_for, settings.ping_url, settings.metrics_file) == (None,) * 6
+        assert (settings.portal_concurrency, settings.portal_attempts, settings.log_format) == (4, 3, "text")
     with pytest.raises(ValueError, match="frozen"):
         settings.time_zone = "UTC"  # type: ignore[misc]
 
 
 def test_there_is_no_default_database(environment: pytest.MonkeyPatch) -> None:
     """A cron line with a forgotten variable must fail, not run on an empty database; an empty one is none."""
-    for forgotten in ({}, {"CERTJOB_DATABASE_URL": ""}):
-        for name, value in forgotten.items():
-            environment.setenv(name, value)
-        with pytest.raises(ConfigurationError) as caught:
-            load_settings()
+    said = (
+        "CERTJOB_DATABASE_URL is not set; "
+        "give a PostgreSQL URL or the word embedded, or name a file that does (--env-file)"
+    )
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings()
 
-        assert str(caught.value) == (
-            "CERTJOB_DATABASE_URL is not set; "
-            "give a PostgreSQL URL or the word embedded, or name a file that does (--env-file)"
-        )
-
-
-def test_an_empty_variable_counts_as_not_set(environment: pytest.MonkeyPatch) -> None:
-    """``CERTJOB_PORTAL_URL=`` in a crontab switches the portal off."""
-    settings = load(environment, CERTJOB_PORTAL_URL="", CERTJOB_TIME_ZONE="", CERTJOB_PORTAL_CONCURRENCY="")
-
-    assert (settings.portal_url, settings.time_zone, settings.portal_concurrency) == (None, "Europe/Oslo", 4)
+    assert [str(caught.value), complaint(environment, DATABASE_URL="")] == [said, said]
 
 
 @pytest.mark.parametrize(
     ("variables", "calls_per_second"),
     [
-        (PORTAL, 15.0),
-        (PORTAL | {"CERTJOB_PORTAL_RATE": "2.5"}, 2.5),
-        (PORTAL | {"CERTJOB_PORTAL_RATE": "0"}, 0.0),
-        (PORTAL | {"CERTJOB_PORTAL_URL": "http://[::1]:8000/"}, 0.0),
-        (PORTAL | {"CERTJOB_PORTAL_URL": "http://localhost/", "CERTJOB_PORTAL_RATE": "3"}, 3.0),
+        ({}, 15.0),
+        ({"PORTAL_RATE": "2.5"}, 2.5),
+        ({"PORTAL_RATE": "0"}, 0.0),
+        ({"PORTAL_URL": "http://[::1]:8000/"}, 0.0),
+        ({"PORTAL_URL": "http://localhost/", "PORTAL_RATE": "3"}, 3.0),
     ],
 )
 def test_the_portal_is_spared_unless_it_is_on_this_machine(
     environment: pytest.MonkeyPatch, variables: dict[str, str], calls_per_second: float
 ) -> None:
     """15 calls a second, off on loopback, or what was asked for."""
-    assert load(environment, **variables).portal_calls_per_second == calls_per_second
+    assert load(environment, **PORTAL | variables).portal_calls_per_second == calls_per_second
 
 
 NO_ZONE = "no such time zone; use an IANA name such as Europe/Oslo"
@@ -113,23 +100,17 @@ A_URL = "must be a URL that starts with"
     [
         ("TIME_ZONE", f"Europe/{SECRET}", NO_ZONE),
         ("TIME_ZONE", f"../../{SECRET}", NO_ZONE),
-        ("TIME_ZONE", "/etc/localtime", NO_ZONE),
         ("TIME_ZONE", "Europe", NO_ZONE),
-        ("PORTAL_URL", SECRET, A_URL),
         ("PORTAL_URL", f"https:///{SECRET}", A_URL),
         ("PORTAL_URL", f"ftp://{SECRET}.example/", A_URL),
         ("PORTAL_URL", f"https://{SECRET}.example:0/", A_URL),
         ("PORTAL_URL", f"https://portal.example:{SECRET}/", "is not a valid URL"),
-        ("PORTAL_URL", f"https://[{SECRET}/", "is not a valid URL"),
         ("PORTAL_URL", f"HTTP://portal.example/?key={SECRET}", NO_HTTP),
         ("PORTAL_URL", f"http://localhost.evil.example/{SECRET}", NO_HTTP),
-        ("PORTAL_URL", f"http://127.0.0.1.evil.example/{SECRET}", NO_HTTP),
         ("PORTAL_URL", f"https://certjob:{SECRET}@portal.example/", f"{NO_USER}; the function's key goes into"),
         ("PORTAL_URL", f"https://{SECRET}@portal.example/", NO_USER),
         ("PORTAL_KEY", f"{SECRET}\n", NOT_A_WORD),
-        ("PORTAL_KEY", f"Bearer {SECRET}", NOT_A_WORD),
         ("PORTAL_KEY", f"nøkkel-{SECRET}", NOT_A_WORD),
-        ("PORTAL_CONCURRENCY", SECRET, "Input should be"),
         ("PORTAL_CONCURRENCY", "0", "Input should be"),
         ("PORTAL_CONCURRENCY", "17", "Input should be"),
         ("PORTAL_RATE", "-1", "Input should be"),
@@ -160,26 +141,24 @@ def test_what_would_go_wrong_at_night_is_refused_by_name_and_without_its_value(
     environment: pytest.MonkeyPatch, variable: str, value: str, phrase: str
 ) -> None:
     """Before anything has begun."""
-    said = complaint(environment, **PORTAL | {f"CERTJOB_{variable}": value})
+    said = complaint(environment, **PORTAL | {variable: value})
 
     assert said.startswith(f"CERTJOB_{variable}: ")
     assert said.count(phrase) == 1
 
 
+WEBHOOK = {"NOTIFY_URL": "https://push.example/", "NOTIFY_PASSWORD": f"{SECRET}\n"}
+ONE_CHECK = dict.fromkeys(("PING_URL", "ATTENTION_PING_URL"), f"https://hc.example/{SECRET}")
+
+
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
-        ({"CERTJOB_PORTAL_URL": PORTAL["CERTJOB_PORTAL_URL"]}, "CERTJOB_PORTAL_KEY is missing; set it to the key"),
-        ({"CERTJOB_NOTIFY_URL": "SMTP://mail.example"}, "CERTJOB_MAIL_FROM is missing; set it to the address"),
-        ({"CERTJOB_NOTIFY_URL": "smtps://mail.example"}, "CERTJOB_MAIL_FROM is missing"),
-        (
-            {"CERTJOB_NOTIFY_URL": "https://push.example/", "CERTJOB_NOTIFY_PASSWORD": f"{SECRET}\n"},
-            f"CERTJOB_NOTIFY_PASSWORD: {NOT_A_WORD}",
-        ),
-        (
-            dict.fromkeys(("CERTJOB_PING_URL", "CERTJOB_ATTENTION_PING_URL"), f"https://hc.example/{SECRET}"),
-            "CERTJOB_ATTENTION_PING_URL must be the address of a second check",
-        ),
+        ({"PORTAL_URL": PORTAL["PORTAL_URL"]}, "CERTJOB_PORTAL_KEY is missing; set it to the key"),
+        ({"NOTIFY_URL": "SMTP://mail.example"}, "CERTJOB_MAIL_FROM is missing; set it to the address"),
+        ({"NOTIFY_URL": "smtps://mail.example"}, "CERTJOB_MAIL_FROM is missing"),
+        (WEBHOOK, f"CERTJOB_NOTIFY_PASSWORD: {NOT_A_WORD}"),
+        (ONE_CHECK, "CERTJOB_ATTENTION_PING_URL must be the address of a second check"),
     ],
 )
 def test_what_does_not_go_together_is_refused(
@@ -189,42 +168,23 @@ def test_what_does_not_go_together_is_refused(
     assert complaint(environment, **variables).startswith(said)
 
 
-def test_every_wrong_variable_gets_its_own_clause(environment: pytest.MonkeyPatch) -> None:
-    """Nobody wants to correct them one run at a time."""
-    wrong = {"CERTJOB_DATABASE_URL": "", "CERTJOB_TIME_ZONE": SECRET, "CERTJOB_PORTAL_CONCURRENCY": "99"}
-
-    text = complaint(environment, **wrong)
-
-    assert [clause.split()[0].rstrip(":") for clause in text.replace("; CERTJOB", "\nCERTJOB").splitlines()] == [*wrong]
-
-
 @pytest.mark.parametrize(
     "variables",
     [
-        {"CERTJOB_PORTAL_URL": "http://LOCALHOST:8000/"},
-        {"CERTJOB_PORTAL_URL": "http://127.0.0.1:8000/"},
-        {"CERTJOB_PORTAL_URL": "http://[::1]:8000/"},
-        {"CERTJOB_NOTIFY_URL": "http://localhost:8001/"},
-        {"CERTJOB_NOTIFY_URL": "SMTPS://mail.example:465"},
-        {"CERTJOB_NOTIFY_URL": "https://push.example/"},
-        {"CERTJOB_NOTIFY_URL": "maildir:/var/mail/out"},
-        {"CERTJOB_NOTIFY_URL": "smtp://mail.example", "CERTJOB_NOTIFY_PASSWORD": "blå bær"},
-        {"CERTJOB_PORTAL_CONCURRENCY": "1"},
-        {"CERTJOB_PORTAL_CONCURRENCY": "16"},
-        {"CERTJOB_PORTAL_RATE": "0.0"},
-        {"CERTJOB_PORTAL_ATTEMPTS": "1"},
-        {"CERTJOB_PORTAL_ATTEMPTS": "5"},
-        {"CERTJOB_LOG_FORMAT": "json"},
-        {"CERTJOB_METRICS_FILE": "/var/lib/metrics/certjob.prom"},
-        {"CERTJOB_APP_URL": "http://app.example"},
+        {"PORTAL_URL": "http://LOCALHOST:8000/", "NOTIFY_URL": "http://localhost:8001/", "PORTAL_CONCURRENCY": "1"},
+        {"PORTAL_URL": "http://127.0.0.1:8000/", "NOTIFY_URL": "SMTPS://mail.example:465", "PORTAL_CONCURRENCY": "16"},
+        {"PORTAL_URL": "http://[::1]:8000/", "NOTIFY_URL": "https://push.example/", "PORTAL_ATTEMPTS": "1"},
+        {"NOTIFY_URL": "maildir:/var/mail/out", "PORTAL_RATE": "0.0", "PORTAL_ATTEMPTS": "5"},
+        {"NOTIFY_URL": "smtp://mail.example", "NOTIFY_PASSWORD": "blå bær", "LOG_FORMAT": "json"},
+        {"METRICS_FILE": "/var/lib/metrics/certjob.prom", "APP_URL": "http://app.example"},
     ],
 )
 def test_what_works_is_taken_as_it_is(environment: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
     """Plain http to this machine, each kind of channel, the first and the last value of a range."""
-    settings = load(environment, **PORTAL | SENDER | variables)
+    settings = load(environment, **PORTAL | {"MAIL_FROM": "certjob@hlf.example"} | variables)
 
     for variable, value in variables.items():
-        found = getattr(settings, variable.removeprefix("CERTJOB_").lower())
+        found = getattr(settings, variable.lower())
         assert str(getattr(found, "get_secret_value", lambda found=found: found)()) == value
 
 
@@ -240,26 +200,27 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def refusal(file: Path | str) -> str:
-    """What is said about this file."""
-    with pytest.raises(ConfigurationError) as caught:
-        load_settings(str(file))
-    assert caught.value.exit_code == 2
-    assert SECRET not in "".join(traceback.format_exception(caught.value))
-    return str(caught.value)
+def database_of(file: Path) -> str:
+    return load_settings(str(file)).database_url.get_secret_value()
 
 
-def test_a_file_is_read(file: Path) -> None:
-    """Comments, quotes, ``export``, a byte order mark; variables of other programs in it do not matter."""
+def test_a_file_is_read_and_a_real_variable_wins(environment: pytest.MonkeyPatch, file: Path) -> None:
+    """Comments, quotes, ``export``, a byte order mark; variables of other programs in it do not matter.
+
+    What is typed on the command line is meant; an empty one counts as not set.
+    """
     file.write_bytes(
         b"\xef\xbb\xbfCERTJOB_DATABASE_URL=embedded  # remark\r\n\r\n# production\r\nTIME_ZONE=nowhere\r\nDEBUG\r\n"
         b"export CERTJOB_TIME_ZONE='Europe/Berlin'\r\nCERTJOB_MAIL_FROM=\"Certjob <post@example.org>\"\r\n"
     )
+    environment.setenv("CERTJOB_TIME_ZONE", "")
 
     settings = load_settings(str(file))
 
-    assert settings.database_url.get_secret_value() == "embedded"
     assert (settings.time_zone, settings.mail_from) == ("Europe/Berlin", "Certjob <post@example.org>")
+    assert database_of(file) == "embedded"
+    environment.setenv("CERTJOB_DATABASE_URL", DATABASE_URL)
+    assert database_of(file) == DATABASE_URL
 
 
 @pytest.mark.parametrize("quote", ["", "'", '"'])
@@ -275,35 +236,19 @@ def test_nothing_in_it_is_expanded(environment: pytest.MonkeyPatch, file: Path, 
     assert ping_url.get_secret_value() == written
 
 
-def test_a_real_variable_wins(environment: pytest.MonkeyPatch, file: Path) -> None:
-    """What is typed on the command line is meant; an empty one counts as not set."""
-    file.write_text("CERTJOB_DATABASE_URL=embedded\nCERTJOB_TIME_ZONE=Europe/Berlin\n")
-    environment.setenv("CERTJOB_DATABASE_URL", DATABASE["CERTJOB_DATABASE_URL"])
-    environment.setenv("CERTJOB_TIME_ZONE", "")
-
-    settings = load_settings(str(file))
-
-    assert settings.database_url.get_secret_value() == DATABASE["CERTJOB_DATABASE_URL"]
-    assert settings.time_zone == "Europe/Berlin"
-
-
-def test_an_error_in_it_is_told_like_any_other(file: Path) -> None:
-    """Variable, not value."""
-    file.write_text(f"CERTJOB_DATABASE_URL=embedded\nCERTJOB_TIME_ZONE={SECRET}\n")
-
-    assert refusal(file).startswith("CERTJOB_TIME_ZONE: ")
-
-
 @pytest.mark.parametrize("line", ["CERTJOB_PORTAL_KEY='{}", "CERTJOB_PORTAL_KEY", "'{}'x", "CERTJOB_X='a'{}'b'"])
-def test_a_line_that_is_no_setting_is_refused_by_its_number(file: Path, line: str) -> None:
+def test_a_line_that_is_no_setting_is_refused_by_its_number(
+    environment: pytest.MonkeyPatch, file: Path, line: str
+) -> None:
     """A setting that is passed over unsaid would be missed in the night; what the line holds is not shown."""
     file.write_text("CERTJOB_DATABASE_URL=embedded\n\n\n" + line.format(SECRET) + "\n")
 
-    assert refusal(file) == f"the settings file {file}, line 4: not a setting; write NAME='value', or # before a remark"
+    what_to_do = "not a setting; write NAME='value', or # before a remark"
+    assert complaint(environment, file) == f"the settings file {file}, line 4: {what_to_do}"
 
 
-def test_a_file_that_cannot_be_read_is_refused(file: Path, tmp_path: Path) -> None:
-    """It was asked for, so it holds something."""
+def test_a_file_that_cannot_be_read_is_refused(environment: pytest.MonkeyPatch, file: Path, tmp_path: Path) -> None:
+    """It was asked for, so it holds something. What is wrong in it is told like any other."""
     (tmp_path / "ring").symlink_to("ring")
     file.write_bytes(f"CERTJOB_NOTIFY_PASSWORD={SECRET}å".encode("latin-1"))
 
@@ -314,50 +259,46 @@ def test_a_file_that_cannot_be_read_is_refused(file: Path, tmp_path: Path) -> No
         ("\0", ""),
         (file, "it is not UTF-8 text"),
     ):
-        said = refusal(path)
+        said = complaint(environment, path)
         assert why in said
         assert said.endswith("; correct --env-file or CERTJOB_ENV_FILE")
+    file.write_text(f"CERTJOB_DATABASE_URL=embedded\nCERTJOB_TIME_ZONE={SECRET}\n")
+    assert complaint(environment, file).startswith("CERTJOB_TIME_ZONE: ")
 
 
-@pytest.mark.parametrize("mode", [0o620, 0o602])
-def test_one_that_others_may_write_is_refused(file: Path, mode: int) -> None:
-    """A group is others, too."""
-    file.chmod(mode)
-
-    assert f"may be written by others than its owner (mode {mode:03o}); nobody but" in refusal(file)
-
-
-@pytest.mark.parametrize("mode", [0o770, 0o707])
-def test_one_in_a_folder_that_others_may_write_is_refused_but_for_a_sticky_one(
-    file: Path, tmp_path: Path, mode: int
+def test_a_file_is_refused_that_others_may_write_or_put_another_in_the_place_of(
+    environment: pytest.MonkeyPatch, file: Path, tmp_path: Path
 ) -> None:
-    """They can put another in its place, further up, too; not in /tmp, nor among the secrets of Kubernetes."""
+    """A group is others, too. Its folder and those above it count, and all that a link leads through.
+
+    Not one that is sticky, as /tmp and the secrets of Kubernetes are.
+    """
+    for mode in (0o620, 0o602):
+        file.chmod(mode)
+        said = f"may be written by others than its owner (mode {mode:03o}); nobody but"
+        assert said in complaint(environment, file)
+    file.chmod(0o600)
     folder = tmp_path / "open"
     (folder / "inside").mkdir(parents=True)
-    file = file.rename(folder / "inside" / "certjob.env")
-    folder.chmod(mode)
-
-    assert f"{folder} may be written by others" in refusal(file)
-
+    inside = file.rename(folder / "inside" / "certjob.env")
+    for mode in (0o770, 0o707):
+        folder.chmod(mode)
+        assert f"{folder} may be written by others" in complaint(environment, inside)
     folder.chmod(0o1777)
-    assert load_settings(str(file)).database_url.get_secret_value() == "embedded"
+    assert database_of(inside) == "embedded"
 
-
-def test_a_link_is_followed_and_all_that_it_leads_through_is_looked_at(file: Path, tmp_path: Path) -> None:
-    """Where the link lies, and where the file lies."""
+    file = inside.rename(tmp_path / "certjob.env")
     (tmp_path / "safe").symlink_to(file)
-    (tmp_path / "open").mkdir()
-    (tmp_path / "open" / "link").symlink_to(file)
-    (tmp_path / "open").chmod(0o777)
+    (folder / "link").symlink_to(file)
     (tmp_path / "detour").symlink_to("open/link")
-
-    assert load_settings(str(tmp_path / "safe")).database_url.get_secret_value() == "embedded"
-    assert f"{tmp_path}/open may be written by others" in refusal(tmp_path / "detour")
+    folder.chmod(0o777)
+    assert database_of(tmp_path / "safe") == "embedded"
+    assert f"{folder} may be written by others" in complaint(environment, tmp_path / "detour")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give a file away")
-@pytest.mark.parametrize("what", ["file", "folder", "link"])
-def test_one_of_another_user_is_refused(tmp_path: Path, what: str) -> None:
+@pytest.mark.parametrize("what", ["certjob.env", "folder", "link"])
+def test_one_of_another_user_is_refused(environment: pytest.MonkeyPatch, tmp_path: Path, what: str) -> None:
     """Of whoever owns the file, the folder that it lies in, or the link that leads to it."""
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -365,45 +306,6 @@ def test_one_of_another_user_is_refused(tmp_path: Path, what: str) -> None:
     file.touch(mode=0o600)
     link = tmp_path / "link"
     link.symlink_to(file)
-    os.chown({"file": file, "folder": folder, "link": link}[what], 12345, -1, follow_symlinks=False)
+    os.chown({"certjob.env": file, "folder": folder, "link": link}[what], 12345, -1, follow_symlinks=False)
 
-    assert f"{what if what != 'file' else 'certjob.env'} belongs to another user (id 12345)" in refusal(link)
-
-
-# The calendar day where the programme lives, whatever the machine's own zone.
-
-
-@pytest.fixture
-def machine_elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The machine's own clock shows New York."""
-    with monkeypatch.context() as elsewhere:
-        elsewhere.setenv("TZ", "America/New_York")
-        time.tzset()
-        yield
-    time.tzset()
-
-
-@pytest.mark.usefixtures("machine_elsewhere")
-@pytest.mark.parametrize(
-    ("instant", "zone", "today"),
-    [
-        ("2026-03-10 22:59:59", "Europe/Oslo", date(2026, 3, 10)),
-        ("2026-03-10 23:00:00", "Europe/Oslo", date(2026, 3, 11)),
-        ("2026-07-10 21:59:59", "Europe/Oslo", date(2026, 7, 10)),
-        ("2026-07-10 22:00:00", "Europe/Oslo", date(2026, 7, 11)),
-        ("2026-03-29 21:59:59", "Europe/Oslo", date(2026, 3, 29)),  # a day of 23 hours
-        ("2026-10-24 22:00:00", "Europe/Oslo", date(2026, 10, 25)),  # and one of 25
-        ("2026-10-25 22:59:59", "Europe/Oslo", date(2026, 10, 25)),
-        ("2028-02-29 22:58:00", "Europe/Oslo", date(2028, 2, 29)),
-        ("2026-03-10 10:30:00", "Pacific/Kiritimati", date(2026, 3, 11)),
-        ("2026-03-10 10:30:00", "Pacific/Pago_Pago", date(2026, 3, 9)),
-    ],
-)
-def test_a_day_begins_where_the_programme_lives(
-    environment: pytest.MonkeyPatch, instant: str, zone: str, today: date
-) -> None:
-    """In Oslo one hour before that of UTC in winter, two in summer."""
-    settings = load(environment, CERTJOB_TIME_ZONE=zone)
-
-    with freeze_time(instant):
-        assert settings.today == today
+    assert f"{what} belongs to another user (id 12345)" in complaint(environment, link)
