@@ -1,23 +1,21 @@
 """Why something waits: every code has its reason, every reason its words in three languages."""
 
 import re
-from dataclasses import replace
-
-import pytest
+from typing import Any
 
 from certjob.domain.alert_reasons import AlertReason, PushState, why_message_waits, why_push_waits
 from certjob.errors import FailureCode
 
-TRIED = PushState(
-    status="pending",
-    rounds=1,
-    failure_kind="transient",
-    code=FailureCode.PORTAL_FAILED,
-    is_claimed=False,
-    has_contact_id=True,
-    has_new_contact_id=False,
-)
-UNTRIED = replace(TRIED, rounds=0, failure_kind=None, code=None)
+
+def push(rounds: int, **state: Any) -> PushState:
+    """A push that was tried so often; nothing is known of a failure."""
+    calm: dict[str, Any] = {"is_claimed": False, "has_contact_id": True, "has_new_contact_id": False}
+    calm |= {"status": "pending", "rounds": rounds, "failure_kind": None, "code": None}
+    return PushState(**calm | state)
+
+
+def failed(code: str | None, kind: str = "permanent", status: str = "blocked", rounds: int = 1) -> PushState:
+    return push(rounds, status=status, failure_kind=kind, code=code)
 
 
 def test_every_code_has_a_reason_and_every_reason_words_in_three_languages() -> None:
@@ -30,55 +28,46 @@ def test_every_code_has_a_reason_and_every_reason_words_in_three_languages() -> 
         assert "{" not in advice
 
 
-@pytest.mark.parametrize(
-    ("push", "reason"),
-    [
-        (replace(TRIED, is_claimed=True), AlertReason.IN_WORK),
-        (replace(TRIED, has_contact_id=False), AlertReason.NO_CONTACT_ID),
-        (replace(UNTRIED, has_new_contact_id=True), AlertReason.NEW_CONTACT_ID),
-        (replace(TRIED, has_new_contact_id=True), AlertReason.NO_ANSWER),
-        (UNTRIED, AlertReason.UNTRIED),
-        (TRIED, AlertReason.NO_ANSWER),
-        (replace(TRIED, failure_kind=None), AlertReason.NO_ANSWER),
-        (replace(TRIED, rounds=0), AlertReason.REOPENED),
-        (replace(TRIED, rounds=0, failure_kind="permanent", code=FailureCode.CONTACT_NOT_FOUND), AlertReason.REOPENED),
-        (
-            replace(TRIED, status="blocked", failure_kind="permanent", code=FailureCode.CONTACT_NOT_FOUND),
-            AlertReason.CONTACT_NOT_FOUND,
-        ),
-        (
-            replace(TRIED, status="blocked", failure_kind="permanent", code=FailureCode.INVALID_REQUEST),
-            AlertReason.CHANGE_REFUSED,
-        ),
-        (replace(UNTRIED, failure_kind="stage", code=FailureCode.BREAKER), AlertReason.OUTAGE),
-        (replace(UNTRIED, failure_kind="stage", code=FailureCode.DEADLINE), AlertReason.OUT_OF_TIME),
-        (replace(UNTRIED, failure_kind="stage", code=FailureCode.PORTAL_KEY_REFUSED), AlertReason.OPERATOR),
-        (replace(UNTRIED, failure_kind="stage", code=FailureCode.NO_URL), AlertReason.OPERATOR),
-        (replace(UNTRIED, code=FailureCode.PORTAL_KEY_REFUSED), AlertReason.OPERATOR),
-    ],
-)
-def test_why_a_push_waits(push: PushState, reason: AlertReason) -> None:
-    """The first that holds: what is going on, then what the app lacks, then what went wrong."""
-    assert why_push_waits(push) is reason
+def test_why_a_push_waits() -> None:
+    """The first that holds: what is going on, then what the app lacks, then what went wrong.
 
-
-@pytest.mark.parametrize("code", [None, "a code of a newer certjob"])
-def test_an_unknown_code_is_no_reason_to_say_nothing(code: str | None) -> None:
-    """The state of the push says what it can, and the technical reason stands beside it."""
-    blocked = replace(TRIED, status="blocked", failure_kind="permanent", code=code)
-    stopped = replace(UNTRIED, failure_kind="stage", code=code)
-
-    assert why_push_waits(blocked) is AlertReason.CHANGE_REFUSED
-    assert why_push_waits(stopped) is AlertReason.OPERATOR
-    assert why_push_waits(replace(TRIED, code=code)) is AlertReason.NO_ANSWER
-    assert why_message_waits(code) is AlertReason.MESSAGE_REFUSED
-    assert AlertReason.MESSAGE_REFUSED.technical("something unforeseen") == "something unforeseen"
+    A code that is not known is no reason to say nothing: the technical reason stands beside it.
+    """
+    tried = failed(FailureCode.PORTAL_FAILED, "transient", "pending")
+    reopened = failed(FailureCode.CONTACT_NOT_FOUND, status="pending", rounds=0)
+    for state, reason in (
+        (push(1, is_claimed=True), AlertReason.IN_WORK),
+        (push(1, has_contact_id=False), AlertReason.NO_CONTACT_ID),
+        (push(0, has_new_contact_id=True), AlertReason.NEW_CONTACT_ID),
+        (push(1, has_new_contact_id=True, failure_kind="transient"), AlertReason.NO_ANSWER),
+        (push(0), AlertReason.UNTRIED),
+        (push(1, code=FailureCode.PORTAL_FAILED), AlertReason.NO_ANSWER),
+        (tried, AlertReason.NO_ANSWER),
+        (failed(FailureCode.PORTAL_FAILED, "transient", "pending", rounds=0), AlertReason.REOPENED),
+        (reopened, AlertReason.REOPENED),
+        (failed(FailureCode.CONTACT_NOT_FOUND), AlertReason.CONTACT_NOT_FOUND),
+        (failed(FailureCode.INVALID_REQUEST), AlertReason.CHANGE_REFUSED),
+        (failed(FailureCode.BREAKER, "stage", "pending", rounds=0), AlertReason.OUTAGE),
+        (failed(FailureCode.DEADLINE, "stage", "pending", rounds=0), AlertReason.OUT_OF_TIME),
+        (failed(FailureCode.PORTAL_KEY_REFUSED, "stage", "pending", rounds=0), AlertReason.OPERATOR),
+        (failed(FailureCode.NO_URL, "stage", "pending", rounds=0), AlertReason.OPERATOR),
+        (push(0, code=FailureCode.PORTAL_KEY_REFUSED), AlertReason.OPERATOR),
+    ):
+        assert why_push_waits(state) is reason, state
+    for code in (None, "a code of a newer certjob"):
+        assert why_push_waits(failed(code)) is AlertReason.CHANGE_REFUSED
+        assert why_push_waits(failed(code, "stage", "pending", rounds=0)) is AlertReason.OPERATOR
+        assert why_push_waits(failed(code, "transient", "pending")) is AlertReason.NO_ANSWER
+        assert why_message_waits(code) is AlertReason.MESSAGE_REFUSED
 
 
 def test_of_a_servers_answer_its_own_words_are_shown() -> None:
     """Where the reason says it all, nothing."""
     error = "the mail server refused the recipient (550 5.1.1 <recipient> unknown (mailbox))"
-
-    assert AlertReason.ADDRESS_REFUSED.technical(error) == "550 5.1.1 <recipient> unknown (mailbox)"
-    assert AlertReason.CONTACT_NOT_FOUND.technical("the portal answered 404 x") == "the portal answered 404 x"
-    assert AlertReason.NO_ADDRESS.technical("no address") == ""
+    for reason, given, shown in (
+        (AlertReason.ADDRESS_REFUSED, error, "550 5.1.1 <recipient> unknown (mailbox)"),
+        (AlertReason.CONTACT_NOT_FOUND, "the portal answered 404 x", "the portal answered 404 x"),
+        (AlertReason.MESSAGE_REFUSED, "something unforeseen", "something unforeseen"),
+        (AlertReason.NO_ADDRESS, "no address", ""),
+    ):
+        assert reason.technical(given) == shown
