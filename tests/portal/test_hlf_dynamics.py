@@ -131,51 +131,37 @@ def test_without_a_connection_nothing_was_sent(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
-    ("status", "code"), [(404, "contact_not_found"), (400, "invalid_request"), (422, "dynamics_rejected")]
-)
-def test_our_codes_about_the_contact_are_permanent(
-    status: int, code: str, portal: PortalServer, service: PortalClient
-) -> None:
-    """Nothing but a correction helps; the text names the code and what the function said."""
-    portal.then(error(status, code, message="See the contact.", retry_after="9"))
-
-    raised = failure(service)
-
-    assert type(raised) is PermanentPortalError
-    assert str(raised) == f"the portal answered {status} {code} (See the contact.)"
-    assert raised.retry_after_seconds is None
-
-
-@pytest.mark.parametrize(
-    ("behaviour", "hint"),
+    ("behaviour", "kind", "words"),
     [
-        (error(401, "unauthorized", retry_after="9"), "; check CERTJOB_PORTAL_KEY"),
-        (answer(401, {"code": 401, "message": "Invalid JWT"}), "verify_jwt"),
-        (error(403, "contact_not_found"), "CERTJOB_PORTAL_KEY"),
-        (error(405, "method_not_allowed"), "CERTJOB_PORTAL_URL"),
-        (html(413), "CERTJOB_PORTAL_URL"),
-        (error(500, "misconfigured"), "secrets"),
-        (error(400, "misconfigured"), "secrets"),
-        (redirect("https://elsewhere.example/"), "redirect"),
-        (answer(304), "redirect"),
-        (answer(404, b"x" * 200_000), "deployed"),
-        (error(404, "ResourceNotFound"), "deployed"),  # a gateway's code, in an envelope like ours
-        (answer(404, {"error": "contact_not_found"}), "deployed"),
-        (answer(404, {"error": {"code": 404}}), "deployed"),
-        (html(499), "deployed"),  # a status without a name
+        (error(404, "contact_not_found", message="Look.", retry_after="9"), PermanentPortalError, "not_found (Look.)"),
+        (error(400, "invalid_request"), PermanentPortalError, "the portal answered 400 invalid_request"),
+        (error(422, "dynamics_rejected"), PermanentPortalError, "the portal answered 422 dynamics_rejected"),
+        (error(401, "unauthorized", retry_after="9"), PortalStageError, "; check CERTJOB_PORTAL_KEY"),
+        (answer(401, {"code": 401, "message": "Invalid JWT"}), PortalStageError, "verify_jwt"),
+        (error(403, "contact_not_found"), PortalStageError, "CERTJOB_PORTAL_KEY"),
+        (error(405, "method_not_allowed"), PortalStageError, "CERTJOB_PORTAL_URL"),
+        (html(413), PortalStageError, "CERTJOB_PORTAL_URL"),
+        (error(500, "misconfigured"), PortalStageError, "secrets"),
+        (error(400, "misconfigured"), PortalStageError, "secrets"),
+        (redirect("https://elsewhere.example/"), PortalStageError, "redirect"),
+        (answer(304), PortalStageError, "redirect"),
+        (answer(404, b"x" * 200_000), PortalStageError, "deployed"),
+        (error(404, "ResourceNotFound"), PortalStageError, "deployed"),  # a gateway's code, in an envelope like ours
+        (answer(404, {"error": "contact_not_found"}), PortalStageError, "deployed"),
+        (answer(404, {"error": {"code": 404}}), PortalStageError, "deployed"),
+        (html(499), PortalStageError, "deployed"),  # a status without a name
     ],
 )
-def test_what_everybody_would_get_concerns_the_stage(
-    behaviour: Behaviour, hint: str, portal: PortalServer, service: PortalClient
+def test_only_our_codes_about_the_contact_are_permanent_and_what_everybody_would_get_concerns_the_stage(
+    behaviour: Behaviour, kind: type[PortalCallError], words: str, portal: PortalServer, service: PortalClient
 ) -> None:
-    """Nobody may be blocked for a wrong key or a failed deploy; the text says the next step."""
-    portal.then(behaviour)
+    """Nobody may be blocked for a wrong key or a failed deploy; the text says the next step. Reading fails alike."""
+    portal.then(behaviour, behaviour)
 
-    raised = failure(service)
-
-    assert type(raised) is PortalStageError
-    assert hint in str(raised)
-    assert raised.retry_after_seconds is None
+    for raised in (failure(service), failure(service, reading=True)):
+        assert type(raised) is kind
+        assert words in str(raised)
+        assert raised.retry_after_seconds is None
 
 
 def test_pushes_share_a_connection_until_the_server_drops_it(portal: PortalServer, service: PortalClient) -> None:
@@ -243,7 +229,7 @@ def test_what_http_cannot_carry_is_a_wrong_setting() -> None:
 
 
 class TestReading:
-    """What the portal shows: seven contacts, in pages of three; one is not visible."""
+    """What the portal shows: seven contacts in pages of three; another one is hidden."""
 
     @pytest.fixture(autouse=True)
     def shown(self, portal: PortalServer) -> list[UUID]:
@@ -281,29 +267,6 @@ class TestReading:
             service.read_visible_contacts(policy=SEVERAL_TRIES)
         assert len(portal.requests) == 8
 
-    @pytest.mark.parametrize(
-        ("behaviour", "kind", "words"),
-        [
-            (error(500, "misconfigured", message="no column"), PortalStageError, "no column"),
-            (error(400, "invalid_request"), PermanentPortalError, "invalid_request"),
-            (redirect("http://127.0.0.1:1/"), PortalStageError, "redirect"),
-            (answer(200, {"ok": True}), PortalStageError, "too old to list contacts"),
-            (answer(200, b"x" * 1_100_000), TransientPortalError, "not what the contract says"),
-            (drip(part="body"), TransientPortalError, "no whole answer from the portal within 0.5 s"),
-        ],
-    )
-    def test_what_a_failure_means(
-        self, portal: PortalServer, behaviour: Behaviour, kind: type[PortalCallError], words: str
-    ) -> None:
-        """As for a push; a function that does not list yet is to be deployed again."""
-        portal.default = behaviour
-
-        with PortalClient(portal.url, portal.key, deadline_seconds=0.5) as client:
-            raised = failure(client, reading=True)
-
-        assert type(raised) is kind
-        assert words in str(raised)
-
     def test_a_page_that_is_not_the_contract_is_none(self, portal: PortalServer, service: PortalClient) -> None:
         """Above all it is not an empty page: that would say that nobody is visible."""
         contents: tuple[object, ...] = (
@@ -317,10 +280,13 @@ class TestReading:
             {"visible": [CONTACT, "4711"], "next": None},
             {"visible": [CONTACT], "next": None, "error": {"code": "throttled", "message": ""}},
             b'{"visible": [], "visible": ["%s"], "next": null}' % CONTACT.encode(),
+            b"x" * 1_100_000,
         )
         for content in contents:
             portal.then(answer(200, content))
             assert isinstance(failure(service, reading=True), TransientPortalError), content
+        portal.then(answer(200, {"ok": True}))
+        assert "too old to list contacts" in str(failure(service, reading=True))
 
     def test_a_cursor_is_sent_as_it_was_received_and_a_list_without_an_end_is_ended(
         self, portal: PortalServer, service: PortalClient, monkeypatch: pytest.MonkeyPatch
