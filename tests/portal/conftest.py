@@ -1,10 +1,10 @@
-"""What the portal's tests share: the stand-in of the Edge Function, a scene with it, and another run's connection."""
+"""What the portal's tests share: the stand-in of the Edge Function, and a scene with it."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
-from certjob import database
 from certjob.database import Connection
 from tests.support.portal_server import PortalServer
 from tests.support.stages import PortalScene
@@ -18,12 +18,6 @@ def portal() -> Iterator[PortalServer]:
 
 
 @pytest.fixture
-def scene(connection: Connection, portal: PortalServer) -> PortalScene:
-    return PortalScene(connection, portal)
-
-
-@pytest.fixture
-def other(database_url: str) -> Iterator[Connection]:
-    """The connection of another run."""
-    with database.connect(database_url) as connection:
-        yield connection
+def scene(connection: Connection, database_url: str, portal: PortalServer) -> Iterator[PortalScene]:
+    with ExitStack() as sessions:
+        yield PortalScene(connection, portal, url=database_url, sessions=sessions)

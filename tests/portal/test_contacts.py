@@ -40,9 +40,9 @@ def hlf(scene: PortalScene) -> UUID:
 
 
 @pytest.fixture
-def twins(scene: PortalScene, hlf: UUID) -> list[UUID]:
+def twins(scene: PortalScene) -> list[UUID]:
     """Two mentors of two organisations with the same contact, for whom a show, and then a hide was queued."""
-    contact, homes = uuid4(), (hlf, scene.facts.organisation("other", thresholds=()))
+    contact, homes = uuid4(), (scene.hlf, scene.facts.organisation("other", thresholds=()))
     mentors = [scene.facts.mentor(home, contact_id=contact) for home in homes]
     for mentor, visible in zip(mentors, (True, False), strict=True):
         scene.wish(mentor, visible=visible)
@@ -60,209 +60,198 @@ def before_it_claims(monkeypatch: pytest.MonkeyPatch, change: Callable[[list[Any
     monkeypatch.setattr(database, "fetch", fetch)
 
 
-class TestCorrected:
-    """The coordinator corrects a mentor's contact id."""
+@pytest.mark.parametrize("error", [PermanentPortalError("404"), TransientPortalError("503")])
+def test_an_open_push_goes_out_without_waiting_for_the_night(scene: PortalScene, error: PortalCallError) -> None:
+    """Under another key: a portal that has seen the old one would do nothing for the new contact."""
+    scene.expired()
+    portal = FlakyPortal(failures=99, error=lambda: error)
+    scene.night(portal)
+    portal.failures = 0
+    corrected = uuid4()
+    scene.run_sql(CORRECT, corrected)
 
-    @pytest.mark.parametrize("error", [PermanentPortalError("404"), TransientPortalError("503")])
-    def test_an_open_push_goes_out_without_waiting_for_the_night(
-        self, scene: PortalScene, hlf: UUID, error: PortalCallError
-    ) -> None:
-        """Under another key: a portal that has seen the old one would do nothing for the new contact."""
-        scene.facts.certified_mentor(hlf, YESTERDAY)
-        portal = FlakyPortal(failures=99, error=lambda: error)
-        scene.night(portal)
-        portal.failures = 0
-        corrected = uuid4()
-        scene.run_sql(CORRECT, corrected)
+    scene.deliver(portal)
 
-        scene.deliver(portal)
-
-        assert portal.visible == {corrected: False}
-        keys = {(contact == corrected, key) for contact, _, key in portal.calls}
-        assert len(keys) == len({key for _, key in keys}) == 2
-
-    def test_a_call_in_flight_for_the_old_one_does_not_settle_it(
-        self, scene: PortalScene, other: Connection, hlf: UUID
-    ) -> None:
-        """The other contact gets the value in the same run, under a key of its own. A removed one blocks the push."""
-        scene.facts.certified_mentor(hlf, YESTERDAY)
-        corrected = uuid4()
-        portal = DisturbedPortal(lambda number: number == 1 and other.execute(CORRECT, (corrected,)))
-
-        scene.night(portal)
-
-        assert portal.visible[corrected] is False
-        (_, _, first), (_, _, second) = portal.calls
-        assert first != second
-        scene.wish(scene.rows("SELECT id FROM mentors")[0][0], visible=False)
-        scene.run_sql(CORRECT, None)
-        scene.deliver(portal)
-        assert len(portal.calls) == 2
-        assert scene.rows(STATUSES + " WHERE delivered_at IS NULL") == [("blocked",)]
-        assert scene.rows("SELECT count(*) FROM portal_alerts") == [(1,)]
-
-    def test_a_claim_never_pairs_the_new_wish_with_the_old_contact(
-        self, scene: PortalScene, other: Connection, app: App, hlf: UUID
-    ) -> None:
-        """While the correction is not committed the claim passes the event by; then it reads the new contact."""
-        scene.wish(scene.facts.mentor(hlf), visible=False)
-        corrected = uuid4()
-        app.execute(CORRECT, (corrected,))
-
-        meanwhile = claim(other)
-        app.commit()
-
-        assert meanwhile == []
-        assert [(event.version, event.contact_id) for event in claim(other)] == [(2, corrected)]
-
-    def test_a_claim_calls_only_for_the_contact_that_it_keeps_from_others(
-        self, scene: PortalScene, hlf: UUID, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Its first statement has read one that was corrected before it got the event: it looks again."""
-        contact, seen = uuid4(), [uuid4()]
-        scene.wish(scene.facts.mentor(hlf, contact_id=contact), visible=False)
-        before_it_claims(monkeypatch, lambda rows: [(row[0], seen.pop() if seen else row[1]) for row in rows])
-
-        events = scene.claim()
-
-        assert [(event.contact_id, event.attempts) for event in events] == [(contact, 1)]
-        assert seen == []
-
-    def test_a_correction_waits_for_a_claim_and_is_not_lost(
-        self, scene: PortalScene, other: Connection, app: App, hlf: UUID
-    ) -> None:
-        """The claim has just locked the event, and calls for the old contact; the correction raises the version."""
-        scene.wish(scene.facts.mentor(hlf), visible=False)
-
-        def correct() -> None:
-            app.execute(CORRECT, (uuid4(),))
-            app.commit()
-
-        with ExitStack() as correcting, other.transaction():
-            (event,) = claim(other)
-            correcting.enter_context(in_background(correct))
-            until(lambda: waits_for_a_lock(scene.connection, app))
-
-        push = Push(event=event, outcome=PushOutcome.DELIVERED)
-        assert scene.service.settle(push, PortalCounts()) is Answer.RAISED
-        assert scene.rows("SELECT status, version FROM portal_sync_events") == [("pending", 2)]
+    assert portal.visible == {corrected: False}
+    keys = {(contact == corrected, key) for contact, _, key in portal.calls}
+    assert len(keys) == len({key for _, key in keys}) == 2
 
 
-class TestOneCallPerContact:
-    """Whichever event, whichever mentor: what must not overlap are calls for one contact."""
+def test_a_call_in_flight_for_the_old_one_does_not_settle_it(scene: PortalScene) -> None:
+    """The other contact gets the value in the same run, under a key of its own. A removed one blocks the push."""
+    scene.expired()
+    corrected = uuid4()
+    portal = DisturbedPortal(lambda number: number == 1 and scene.other.execute(CORRECT, (corrected,)))
 
-    @pytest.mark.parametrize("what", ["ids are swapped", "the organisation is away", "the mentor is away"])
-    def test_whoever_has_the_contact_by_then_waits_for_the_call_in_flight(
-        self, scene: PortalScene, other: Connection, hlf: UUID, what: str
-    ) -> None:
-        """A show is in flight and flaky, its event may be withdrawn; the hide comes after it, and nothing is lost."""
-        elsewhere = scene.facts.organisation("nhf", portal=None, thresholds=())
-        contact = uuid4()
-        first = scene.facts.certified_mentor(hlf, NEXT_YEAR, contact_id=contact)
-        second = scene.facts.certified_mentor(hlf, YESTERDAY)
-        scene.night(FlakyPortal())
-        scene.wish(first, visible=True)
-        changes: dict[str, list[list[tuple[Any, ...]]]] = {
-            "ids are swapped": [
-                [(CORRECT_ONE, None, first), (CORRECT_ONE, contact, second), (CORRECT_ONE, uuid4(), first)]
-            ],
-            "the organisation is away": [[(DROP, None)], [(DROP, "dynamics"), (EXPIRE, YESTERDAY)]],
-            "the mentor is away": [[(MOVE, elsewhere, first)], [(MOVE, hlf, first), (EXPIRE, YESTERDAY)]],
-        }
+    scene.night(portal)
 
-        def change(number: int) -> Exception | None:
-            if number > 1:
-                return None
-            for together in changes[what]:
-                with other.transaction():
-                    for statement, *values in together:
-                        other.execute(statement.encode(), values)
-                review(other)
-            night(other, portal=portal)
-            return RESET
+    assert portal.visible[corrected] is False
+    (_, _, first), (_, _, second) = portal.calls
+    assert first != second
+    scene.wish(scene.rows("SELECT id FROM mentors")[0][0], visible=False)
+    scene.run_sql(CORRECT, None)
+    scene.deliver(portal)
+    assert len(portal.calls) == 2
+    assert scene.rows(STATUSES + " WHERE delivered_at IS NULL") == [("blocked",)]
+    assert scene.rows("SELECT count(*) FROM portal_alerts") == [(1,)]
 
-        portal = DisturbedPortal(change)
 
-        reports = [scene.deliver(portal) for _ in range(2)]
+def test_a_claim_never_pairs_the_new_wish_with_the_old_contact(scene: PortalScene) -> None:
+    """While the correction is not committed the claim passes the event by; then it reads the new contact."""
+    scene.wish(scene.mentor(), visible=False)
+    corrected = uuid4()
+    scene.app.execute(CORRECT, (corrected,))
 
-        assert portal.overlaps == []
-        assert portal.visible[contact] is False
-        assert sum(report.to_document()["portal"]["lost"] for report in reports) == 0
+    meanwhile = claim(scene.other)
+    scene.app.commit()
 
-    def test_a_call_whose_lease_is_over_is_not_waited_for(
-        self, scene: PortalScene, other: Connection, hlf: UUID
-    ) -> None:
-        """Its process is gone. A resync goes on, too."""
-        contact = uuid4()
-        first, second = scene.facts.mentor(hlf, contact_id=contact), scene.facts.mentor(hlf)
-        scene.wish(first, visible=True)
-        scene.claim()
-        scene.run_sql(CORRECT_ONE, None, first)
-        scene.run_sql(CORRECT_ONE, contact, second)
-        scene.wish(second, visible=False)
-        assert (scene.claim(), scene.service.claim_mentor(second)) == ([], [])
+    assert meanwhile == []
+    assert [(event.version, event.contact_id) for event in claim(scene.other)] == [(2, corrected)]
 
-        scene.run_out()
-        with other.transaction(force_rollback=True):
-            resyncing = PortalSyncService(other, run_id=uuid4())
-            assert all(resyncing.claim_mentor(mentor) for mentor in (first, second))
 
-        assert second in {event.mentor_id for event in scene.claim()}
+def test_a_claim_calls_only_for_the_contact_that_it_keeps_from_others(
+    scene: PortalScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first statement has read one that was corrected before it got the event: it looks again."""
+    contact, seen = uuid4(), [uuid4()]
+    scene.wish(scene.mentor(contact_id=contact), visible=False)
+    before_it_claims(monkeypatch, lambda rows: [(row[0], seen.pop() if seen else row[1]) for row in rows])
 
-    def test_nobody_is_deleted_while_a_call_may_be_under_way(self, scene: PortalScene, hlf: UUID) -> None:
-        """With the mentor its lease would go, and the contact, entered anew, could be called for twice at once."""
-        mentor = scene.facts.mentor(hlf)
-        scene.wish(mentor, visible=True)
-        scene.claim()
-        scene.run_sql("UPDATE mentors SET organisation_id = %s", scene.facts.organisation("none", portal=None))
-        with database.transaction(scene.connection):
-            scene.service.withdraw([mentor])
+    events = scene.claim()
 
-        with pytest.raises(psycopg.errors.RestrictViolation, match="a call to the portal may be under way"):
-            scene.run_sql("DELETE FROM mentors")
+    assert [(event.contact_id, event.attempts) for event in events] == [(contact, 1)]
+    assert seen == []
 
-        scene.run_out()
+
+def test_a_correction_waits_for_a_claim_and_is_not_lost(scene: PortalScene) -> None:
+    """The claim has just locked the event, and calls for the old contact; the correction raises the version."""
+    scene.wish(scene.mentor(), visible=False)
+
+    def correct() -> None:
+        scene.app.execute(CORRECT, (uuid4(),))
+        scene.app.commit()
+
+    with ExitStack() as correcting, scene.other.transaction():
+        (event,) = claim(scene.other)
+        correcting.enter_context(in_background(correct))
+        until(lambda: waits_for_a_lock(scene.connection, scene.app))
+
+    push = Push(event=event, outcome=PushOutcome.DELIVERED)
+    assert scene.service.settle(push, PortalCounts()) is Answer.RAISED
+    assert scene.rows("SELECT status, version FROM portal_sync_events") == [("pending", 2)]
+
+
+@pytest.mark.parametrize("what", ["ids are swapped", "the organisation is away", "the mentor is away"])
+def test_whoever_has_the_contact_by_then_waits_for_the_call_in_flight(scene: PortalScene, what: str) -> None:
+    """A show is in flight and flaky, its event may be withdrawn; the hide comes after it, and nothing is lost."""
+    elsewhere = scene.facts.organisation("nhf", portal=None, thresholds=())
+    contact = uuid4()
+    first = scene.facts.certified_mentor(scene.hlf, NEXT_YEAR, contact_id=contact)
+    second = scene.expired()
+    scene.night(FlakyPortal())
+    scene.wish(first, visible=True)
+    changes: dict[str, list[list[tuple[Any, ...]]]] = {
+        "ids are swapped": [
+            [(CORRECT_ONE, None, first), (CORRECT_ONE, contact, second), (CORRECT_ONE, uuid4(), first)]
+        ],
+        "the organisation is away": [[(DROP, None)], [(DROP, "dynamics"), (EXPIRE, YESTERDAY)]],
+        "the mentor is away": [[(MOVE, elsewhere, first)], [(MOVE, scene.hlf, first), (EXPIRE, YESTERDAY)]],
+    }
+
+    def change(number: int) -> Exception | None:
+        if number > 1:
+            return None
+        for together in changes[what]:
+            with scene.other.transaction():
+                for statement, *values in together:
+                    scene.other.execute(statement.encode(), values)
+            review(scene.other)
+        night(scene.other, portal=portal)
+        return RESET
+
+    portal = DisturbedPortal(change)
+
+    reports = [scene.deliver(portal) for _ in range(2)]
+
+    assert portal.overlaps == []
+    assert portal.visible[contact] is False
+    assert sum(report.to_document()["portal"]["lost"] for report in reports) == 0
+
+
+def test_a_call_whose_lease_is_over_is_not_waited_for(scene: PortalScene) -> None:
+    """Its process is gone. A resync goes on, too."""
+    contact = uuid4()
+    first, second = scene.mentor(contact_id=contact), scene.mentor()
+    scene.wish(first, visible=True)
+    scene.claim()
+    scene.run_sql(CORRECT_ONE, None, first)
+    scene.run_sql(CORRECT_ONE, contact, second)
+    scene.wish(second, visible=False)
+    assert (scene.claim(), scene.service.claim_mentor(second)) == ([], [])
+
+    scene.run_out()
+    with scene.other.transaction(force_rollback=True):
+        resyncing = PortalSyncService(scene.other, run_id=uuid4())
+        assert all(resyncing.claim_mentor(mentor) for mentor in (first, second))
+
+    assert second in {event.mentor_id for event in scene.claim()}
+
+
+def test_nobody_is_deleted_while_a_call_may_be_under_way(scene: PortalScene) -> None:
+    """With the mentor its lease would go, and the contact, entered anew, could be called for twice at once."""
+    mentor = scene.mentor()
+    scene.wish(mentor, visible=True)
+    scene.claim()
+    scene.run_sql("UPDATE mentors SET organisation_id = %s", scene.facts.organisation("none", portal=None))
+    with database.transaction(scene.connection):
+        scene.service.withdraw([mentor])
+
+    with pytest.raises(psycopg.errors.RestrictViolation, match="a call to the portal may be under way"):
         scene.run_sql("DELETE FROM mentors")
 
-    def test_twins_take_turns_and_hold_up_nobody_behind_them(
-        self, scene: PortalScene, hlf: UUID, twins: list[UUID]
-    ) -> None:
-        """The hide first, although the show was queued before it. Who has no contact waits for nobody."""
-        behind = scene.facts.mentor(hlf)
-        scene.wish(behind, visible=True)
-        claims = [[(event.mentor_id, event.visible) for event in scene.claim(limit)] for limit in (1, 1, 9)]
-        assert claims == [[(twins[1], False)], [(behind, True)], []]
+    scene.run_out()
+    scene.run_sql("DELETE FROM mentors")
 
-        for _ in range(3):
-            scene.wish(scene.facts.mentor(hlf, contact_id=None), visible=False)
-        assert len(scene.claim()) == 3
 
-    def test_twins_take_turns_also_between_runs_that_claim_at_the_same_moment(
-        self, scene: PortalScene, other: Connection, twins: list[UUID]
-    ) -> None:
-        """Neither sees yet what the other one writes; what is left waits until the call has ended."""
-        with other.transaction():
-            claimed = [claim(other, limit=1), scene.claim()]
-        claimed.append(scene.claim())
-        scene.run_out()
-        claimed.append(scene.claim())
+def test_twins_take_turns_and_hold_up_nobody_behind_them(scene: PortalScene, twins: list[UUID]) -> None:
+    """The hide first, although the show was queued before it. Who has no contact waits for nobody."""
+    behind = scene.mentor()
+    scene.wish(behind, visible=True)
+    claims = [[(event.mentor_id, event.visible) for event in scene.claim(limit)] for limit in (1, 1, 9)]
+    assert claims == [[(twins[1], False)], [(behind, True)], []]
 
-        assert list(map(len, claimed)) == [1, 0, 0, 1]
+    for _ in range(3):
+        scene.wish(scene.mentor(contact_id=None), visible=False)
+    assert len(scene.claim()) == 3
 
-    def test_a_call_that_began_while_the_event_was_looked_for_is_waited_for(
-        self, scene: PortalScene, other: Connection, twins: list[UUID], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Another run's claim was committed after this one had looked, and before it kept the contact from others."""
 
-        def other_claims(rows: list[Any]) -> list[Any]:
-            other.execute(
-                "UPDATE portal_sync_events SET claim_token = gen_random_uuid(), next_attempt_at = now() + interval"
-                " '5 minutes', claim_contact_id = (SELECT max(dynamics_contact_id::text)::uuid FROM mentors)"
-                " WHERE mentor_id = %s",
-                (twins[0],),
-            )
-            return rows
+def test_twins_take_turns_also_between_runs_that_claim_at_the_same_moment(
+    scene: PortalScene, twins: list[UUID]
+) -> None:
+    """Neither sees yet what the other one writes; what is left waits until the call has ended."""
+    with scene.other.transaction():
+        claimed = [claim(scene.other, limit=1), scene.claim()]
+    claimed.append(scene.claim())
+    scene.run_out()
+    claimed.append(scene.claim())
 
-        before_it_claims(monkeypatch, other_claims)
+    assert list(map(len, claimed)) == [1, 0, 0, 1]
 
-        assert scene.claim(limit=1) == []
+
+def test_a_call_that_began_while_the_event_was_looked_for_is_waited_for(
+    scene: PortalScene, twins: list[UUID], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run's claim was committed after this one had looked, and before it kept the contact from others."""
+
+    def other_claims(rows: list[Any]) -> list[Any]:
+        scene.other.execute(
+            "UPDATE portal_sync_events SET claim_token = gen_random_uuid(), next_attempt_at = now() + interval"
+            " '5 minutes', claim_contact_id = (SELECT max(dynamics_contact_id::text)::uuid FROM mentors)"
+            " WHERE mentor_id = %s",
+            (twins[0],),
+        )
+        return rows
+
+    before_it_claims(monkeypatch, other_claims)
+
+    assert scene.claim(limit=1) == []

@@ -194,7 +194,7 @@ class TestLongRetryAfter:
         assert (len(scene.portal.requests), scene.portal.peak_in_flight) == (18, 4)
         assert (scene.rows(ONCE), scene.rows(FAILURES)) == ([("delivered", 1)], [])
 
-    def test_no_lease_is_held_meanwhile(self, scene: PortalScene, other: Connection) -> None:
+    def test_no_lease_is_held_meanwhile(self, scene: PortalScene) -> None:
         """What was claimed and not begun is free for others; the event itself is due when the portal said."""
         scene.backlog(10)
         scene.portal.then(waits(60))
@@ -202,7 +202,7 @@ class TestLongRetryAfter:
 
         with in_background(lambda: scene.run_until_signal(stop)):
             until(lambda: len(scene.portal.requests) == 1)
-            until(lambda: Facts(other).rows(UNTOUCHED) == [(10,)])
+            until(lambda: Facts(scene.other).rows(UNTOUCHED) == [(10,)])
             stop.set()
 
         later = "next_attempt_at - now() > interval '50 s' AND last_error LIKE '%%throttled%%'"
@@ -338,7 +338,7 @@ def test_without_a_url_events_stay_and_hides_are_alerts(scene: PortalScene) -> N
     assert (scene.rows(UNTOUCHED), scene.rows(FAILURES)) == ([(3,)], [("stage", 2)])
 
 
-def test_wishes_that_change_all_the_time_end_right(scene: PortalScene, other: Connection, database_url: str) -> None:
+def test_wishes_that_change_all_the_time_end_right(scene: PortalScene, database_url: str) -> None:
     """Two runs deliver while a third session changes its mind: never two calls at once, and the last wish wins."""
     contacts = scene.backlog(5)
     mentors = dict(scene.rows("SELECT dynamics_contact_id, id FROM mentors"))
@@ -357,7 +357,7 @@ def test_wishes_that_change_all_the_time_end_right(scene: PortalScene, other: Co
         while changing.is_alive() or Facts(session).rows(pending):
             scene.run_stage(connection=session, concurrency=2)
 
-    with in_background(change_minds) as changing, in_background(lambda: deliver(other)):
+    with in_background(change_minds) as changing, in_background(lambda: deliver(scene.other)):
         deliver(scene.connection)
 
     assert scene.portal.overlaps == []
@@ -401,16 +401,16 @@ def test_a_signal_ends_the_stage_and_the_rest_is_released(
     assert scene.rows(FAILURES) == []
 
 
-def test_nothing_is_claimed_long_before_its_turn(scene: PortalScene, other: Connection) -> None:
+def test_nothing_is_claimed_long_before_its_turn(scene: PortalScene) -> None:
     """A newer hide goes instead of the older show; once the portal is gone, nobody is called."""
     shows = scene.backlog(3, visible=True)
     ((last,),) = scene.rows("SELECT id FROM mentors WHERE dynamics_contact_id = %s", shows[2])
 
     def disturb(number: int) -> None:
         if number == 1:
-            queue_wish(other, last, visible=False)
+            queue_wish(scene.other, last, visible=False)
         else:
-            other.execute("UPDATE organisations SET portal = NULL")
+            scene.other.execute("UPDATE organisations SET portal = NULL")
 
     portal = DisturbedPortal(disturb)
 
@@ -419,71 +419,68 @@ def test_nothing_is_claimed_long_before_its_turn(scene: PortalScene, other: Conn
     assert [call[:2] for call in portal.calls] == [(shows[0], True), (shows[2], False)]
 
 
-class TestCrash:
-    """An error that nobody foresaw."""
+def test_the_other_answers_are_settled_and_the_rest_released(scene: PortalScene) -> None:
+    """The outcome of the broken call is unknown, so it keeps its lease; the hides are alerts."""
+    scene.backlog(10)
+    both_begun = threading.Barrier(2, timeout=20)
 
-    def test_the_other_answers_are_settled_and_the_rest_released(self, scene: PortalScene) -> None:
-        """The outcome of the broken call is unknown, so it keeps its lease; the hides are alerts."""
-        scene.backlog(10)
-        both_begun = threading.Barrier(2, timeout=20)
+    def break_down(number: int) -> Exception | None:
+        if number <= 2:
+            both_begun.wait()
+        return LookupError("a bug") if number == 1 else None
 
-        def break_down(number: int) -> Exception | None:
-            if number <= 2:
-                both_begun.wait()
-            return LookupError("a bug") if number == 1 else None
+    double = DisturbedPortal(break_down)
 
-        double = DisturbedPortal(break_down)
+    with pytest.raises(LookupError, match="a bug"):
+        scene.run_stage(double, concurrency=2)
 
-        with pytest.raises(LookupError, match="a bug"):
-            scene.run_stage(double, concurrency=2)
+    done = len(double.calls) - 1
+    assert scene.counts.delivered == done >= 1
+    assert scene.rows(STATUSES) == [("delivered", done), ("pending", 10 - done)]
+    assert scene.rows(UNTOUCHED) == [(9 - done,)]
+    assert scene.rows("SELECT attempts FROM portal_sync_events WHERE claim_token IS NOT NULL") == [(1,)]
+    assert scene.rows(FAILURES) == [("stage", 10 - done)]
 
-        done = len(double.calls) - 1
-        assert scene.counts.delivered == done >= 1
-        assert scene.rows(STATUSES) == [("delivered", done), ("pending", 10 - done)]
-        assert scene.rows(UNTOUCHED) == [(9 - done,)]
-        assert scene.rows("SELECT attempts FROM portal_sync_events WHERE claim_token IS NOT NULL") == [(1,)]
-        assert scene.rows(FAILURES) == [("stage", 10 - done)]
 
-    def test_a_task_that_is_cancelled_keeps_its_lease(self, scene: PortalScene) -> None:
-        """Nobody knows how far its call has come; the others go on, however late the loop comes to them."""
-        scene.backlog(6)
+def test_a_task_that_is_cancelled_keeps_its_lease(scene: PortalScene) -> None:
+    """Nobody knows how far its call has come; the others go on, however late the loop comes to them."""
+    scene.backlog(6)
 
-        class StruckLoop(DisturbedPortal):
-            async def update_portal_visibility(self, contact_id: UUID, *, visible: bool, idempotency_key: str) -> None:
-                await super().update_portal_visibility(contact_id, visible=visible, idempotency_key=idempotency_key)
-                if idempotency_key == "2-1":
-                    raise asyncio.CancelledError
-                time.sleep(0.05)
+    class StruckLoop(DisturbedPortal):
+        async def update_portal_visibility(self, contact_id: UUID, *, visible: bool, idempotency_key: str) -> None:
+            await super().update_portal_visibility(contact_id, visible=visible, idempotency_key=idempotency_key)
+            if idempotency_key == "2-1":
+                raise asyncio.CancelledError
+            time.sleep(0.05)
 
-        assert scene.run_stage(StruckLoop(), concurrency=2) is None
+    assert scene.run_stage(StruckLoop(), concurrency=2) is None
 
-        assert scene.counts.delivered == 5
-        by_status = "SELECT status, claim_token IS NULL, count(*) FROM portal_sync_events GROUP BY 1, 2 ORDER BY 1"
-        assert scene.rows(by_status) == [("delivered", True, 5), ("pending", False, 1)]
+    assert scene.counts.delivered == 5
+    by_status = "SELECT status, claim_token IS NULL, count(*) FROM portal_sync_events GROUP BY 1, 2 ORDER BY 1"
+    assert scene.rows(by_status) == [("delivered", True, 5), ("pending", False, 1)]
 
-    def test_a_client_that_cannot_be_made_or_a_settle_that_breaks_leaves_no_hide_unseen(
-        self, scene: PortalScene
-    ) -> None:
-        scene.backlog(5)
-        scene.portal.default = DEAD
-        error = ConfigurationError("no such file: the certificates")
 
-        def refuse() -> AbstractAsyncContextManager[PortalTarget]:
-            raise error
+def test_a_client_that_cannot_be_made_or_a_settle_that_breaks_leaves_no_hide_unseen(scene: PortalScene) -> None:
+    scene.backlog(5)
+    scene.portal.default = DEAD
+    error = ConfigurationError("no such file: the certificates")
 
-        with pytest.raises(ConfigurationError, match="no such file"):
-            scene.run_stage(make_target=refuse, concurrency=4)
-        assert scene.rows(UNTOUCHED) == [(5,)]
-        scene.run_sql(
-            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
-            " RAISE EXCEPTION 'no' USING ERRCODE = 'check_violation'; END $$;"
-            "CREATE TRIGGER refuse BEFORE INSERT ON dynamics_sync_failures"
-            " FOR EACH ROW WHEN (NEW.kind = 'transient') EXECUTE FUNCTION refuse()"
-        )
+    def refuse() -> AbstractAsyncContextManager[PortalTarget]:
+        raise error
 
-        assert scene.night(scene.portal).outcome is Outcome.FAILED
+    with pytest.raises(ConfigurationError, match="no such file"):
+        scene.run_stage(make_target=refuse, concurrency=4)
+    assert scene.rows(UNTOUCHED) == [(5,)]
+    scene.run_sql(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " RAISE EXCEPTION 'no' USING ERRCODE = 'check_violation'; END $$;"
+        "CREATE TRIGGER refuse BEFORE INSERT ON dynamics_sync_failures"
+        " FOR EACH ROW WHEN (NEW.kind = 'transient') EXECUTE FUNCTION refuse()"
+    )
 
-        assert scene.rows(FAILURES) == [("stage", 5)]
+    assert scene.night(scene.portal).outcome is Outcome.FAILED
+
+    assert scene.rows(FAILURES) == [("stage", 5)]
 
 
 def turns(limiter: RateLimiter, now: list[float], number: int) -> list[float]:

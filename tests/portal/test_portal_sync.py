@@ -7,7 +7,6 @@ import psycopg
 import pytest
 
 from certjob import database
-from certjob.database import Connection
 from certjob.errors import (
     FailureCode,
     Outcome,
@@ -105,17 +104,17 @@ def test_a_new_wish_replaces_the_open_one(scene: PortalScene, mentor: UUID) -> N
 
 @pytest.mark.parametrize("concurrency", [1, 4])
 def test_an_opposite_wish_is_pushed_next_in_the_same_run_and_by_nobody_else(
-    scene: PortalScene, other: Connection, concurrency: int
+    scene: PortalScene, concurrency: int
 ) -> None:
     """Never at once, never the older value last; each wish has its own key."""
-    expired = scene.facts.certified_mentor(scene.facts.organisation(), YESTERDAY)
+    expired = scene.expired()
     another = FlakyPortal()
 
     def renew_and_deliver(number: int) -> None:
         if number == 1:
-            Facts(other).certificate(expired, NEXT_YEAR, issued_on=TODAY)
-            review(other)
-            scene.deliver(another, other)
+            Facts(scene.other).certificate(expired, NEXT_YEAR, issued_on=TODAY)
+            review(scene.other)
+            scene.deliver(another, scene.other)
 
     portal = DisturbedPortal(renew_and_deliver)
 
@@ -129,14 +128,12 @@ def test_an_opposite_wish_is_pushed_next_in_the_same_run_and_by_nobody_else(
 
 
 @pytest.mark.parametrize("error", [RESET, REFUSED], ids=["transient", "refused"])
-def test_the_failure_of_the_older_wish_is_nobodys(
-    scene: PortalScene, other: Connection, hidden: UUID, error: PortalCallError
-) -> None:
+def test_the_failure_of_the_older_wish_is_nobodys(scene: PortalScene, hidden: UUID, error: PortalCallError) -> None:
     """Neither blocked, nor put off, nor an alert: the newer wish has not been tried yet."""
 
     def change(number: int) -> Exception | None:
         if number == 1:
-            queue_wish(other, hidden, visible=True)
+            queue_wish(scene.other, hidden, visible=True)
         return None if portal.values[-1] else error
 
     portal = DisturbedPortal(change)
@@ -149,266 +146,259 @@ def test_the_failure_of_the_older_wish_is_nobodys(
     assert report.outcome == "ok"
 
 
-class TestFailures:
-    """What could not be pushed is kept, counted and shown, until it is."""
+def test_rounds_add_up_in_one_row_until_the_next_success_resolves_it(scene: PortalScene, hidden: UUID) -> None:
+    """3 calls, then 6; the last answer's id is kept; a later failure is a row of its own."""
+    scene.push(RESET)
+    times = "SELECT id, created_at, last_failed_at FROM dynamics_sync_failures"
+    (first,) = scene.rows(times)
+    scene.make_due()
+    scene.push(TransientPortalError("503 dynamics_unavailable", correlation_id="abc-1"))
+    assert scene.rows(FAILURE) == [("transient", 6, "503 dynamics_unavailable", False)]
+    (second,) = scene.rows(times)
+    assert second[:2] == first[:2]
+    assert second[2] > first[2]
+    ((event, attempts),) = scene.rows("SELECT id, attempts FROM portal_sync_events")
+    assert attempts == 2
+    about = "SELECT event_id, visible, correlation_id FROM dynamics_sync_failures"
+    assert scene.rows(about) == [(event, False, "abc-1")]
 
-    def test_rounds_add_up_in_one_row_until_the_next_success_resolves_it(
-        self, scene: PortalScene, hidden: UUID
-    ) -> None:
-        """3 calls, then 6; the last answer's id is kept; a later failure is a row of its own."""
-        scene.push(RESET)
-        times = "SELECT id, created_at, last_failed_at FROM dynamics_sync_failures"
-        (first,) = scene.rows(times)
-        scene.make_due()
-        scene.push(TransientPortalError("503 dynamics_unavailable", correlation_id="abc-1"))
-        assert scene.rows(FAILURE) == [("transient", 6, "503 dynamics_unavailable", False)]
-        (second,) = scene.rows(times)
-        assert second[:2] == first[:2]
-        assert second[2] > first[2]
-        ((event, attempts),) = scene.rows("SELECT id, attempts FROM portal_sync_events")
-        assert attempts == 2
-        about = "SELECT event_id, visible, correlation_id FROM dynamics_sync_failures"
-        assert scene.rows(about) == [(event, False, "abc-1")]
+    scene.make_due()
+    scene.push()
+    resolved = ("transient", 6, "503 dynamics_unavailable", True)
+    assert scene.rows(FAILURE) == [resolved]
+    assert scene.rows("SELECT status, last_error FROM portal_sync_events") == [("delivered", None)]
+    assert scene.rows(ALERTS) == []
 
-        scene.make_due()
-        scene.push()
-        resolved = ("transient", 6, "503 dynamics_unavailable", True)
-        assert scene.rows(FAILURE) == [resolved]
-        assert scene.rows("SELECT status, last_error FROM portal_sync_events") == [("delivered", None)]
-        assert scene.rows(ALERTS) == []
-
-        resolved_at = "SELECT resolved_at FROM dynamics_sync_failures ORDER BY id LIMIT 1"
-        before = scene.rows(resolved_at)
-        scene.wish(hidden, visible=True)
-        scene.push(TransientPortalError("again"))
-        assert scene.rows(FAILURE) == [resolved, ("transient", 3, "again", False)]
-        scene.make_due()
-        scene.push()
-        assert scene.rows(resolved_at) == before
-
-    @pytest.mark.parametrize(("rounds", "minutes"), [(1, 15), (2, 30), (5, 240), (6, 360), (40, 360)])
-    @pytest.mark.usefixtures("hidden")
-    def test_the_delay_doubles_up_to_six_hours(self, scene: PortalScene, rounds: int, minutes: int) -> None:
-        scene.run_sql("UPDATE portal_sync_events SET attempts = %s", rounds - 1)
-
-        scene.push(RESET)
-
-        assert scene.rows("SELECT attempts FROM portal_sync_events") == [(rounds,)]
-        assert scene.rows(MINUTES) == [(minutes,)]
-        assert scene.claim() == []
-
-    @pytest.mark.usefixtures("hidden")
-    def test_a_lost_lease_writes_nothing(self, scene: PortalScene) -> None:
-        """Neither a failure nor a delay: the other run's outcome counts. It is reported."""
-        (event,) = scene.claim()
-        scene.run_out()
-        (theirs,) = scene.claim()
-
-        assert scene.push(RESET, event=event) is Answer.LOST
-
-        assert scene.counts == PortalCounts(lost=1)
-        assert scene.rows("SELECT claim_token, attempts FROM portal_sync_events") == [(theirs.claim_token, 2)]
-        assert scene.rows(FAILURE) == []
-
-    def test_one_whose_mentor_is_held_gets_its_row_a_try_later(
-        self, scene: PortalScene, app: App, hidden: UUID
-    ) -> None:
-        """The event is settled at once; that it failed is counted."""
-        app.execute("SELECT FROM mentors WHERE id = %s FOR UPDATE", (hidden,))
-
-        report = scene.deliver(FlakyPortal(failures=99))
-
-        assert (report.outcome, report.to_document()["portal"]["failed"]) == (Outcome.ATTENTION, 1)
-        assert scene.rows("SELECT status, claim_token FROM portal_sync_events") == [("pending", None)]
-        assert scene.rows(FAILURE) == []
-        app.rollback()
-        scene.make_due()
-        scene.push(RESET)
-        assert scene.rows(FAILURE) == [("transient", 3, "reset", False)]
-
-    def test_an_event_that_is_held_is_left_to_its_lease(self, scene: PortalScene, other: Connection, app: App) -> None:
-        """The others are settled, nobody waits long, and the push is repeated under the same key."""
-        held, free = scene.backlog(2)
-
-        def hold(number: int) -> None:
-            if number == 1:
-                app.execute("SELECT FROM portal_sync_events ORDER BY id LIMIT 1 FOR UPDATE")
-
-        portal = DisturbedPortal(hold)
-
-        report = scene.deliver(portal)
-
-        assert report.to_document()["portal"]["delivered"] == 1
-        settled = "SELECT status, claim_token IS NULL FROM portal_sync_events ORDER BY id"
-        assert scene.rows(settled) == [("pending", False), ("delivered", True)]
-        app.rollback()
-        scene.run_out()
-        scene.deliver(portal, other)
-        assert [contact for contact, _, _ in portal.calls] == [held, free, held]
-        assert portal.calls[0] == portal.calls[2]
-        assert scene.rows(STATUS) == [("delivered",)] * 2
-
-    def test_a_mentor_without_a_contact_is_blocked_until_somebody_acts(self, scene: PortalScene) -> None:
-        """No call, a permanent failure of no attempt, an alert every night; corrected, the next night pushes it."""
-        mentor = scene.facts.certified_mentor(scene.facts.organisation(), YESTERDAY, contact_id=None)
-        portal = FlakyPortal()
-        for _ in range(2):
-            report = scene.night(portal)
-
-            assert portal.calls == []
-            assert scene.rows(EVENT)[0][:4] == (False, 1, "blocked", 1)
-            assert scene.rows(FAILURE) == [("permanent", 0, "no dynamics_contact_id", False)]
-            assert scene.rows("SELECT error, attempts FROM portal_alerts") == [("no dynamics_contact_id", 0)]
-            assert (report.outcome, report.portal_blocked) == ("attention", 1)
-
-        contact = uuid4()
-        scene.run_sql("UPDATE mentors SET dynamics_contact_id = %s WHERE id = %s", contact, mentor)
-        assert scene.night(portal).outcome == "ok"
-        assert portal.visible == {contact: False}
-        assert scene.rows(FAILURE) == [("permanent", 0, "no dynamics_contact_id", True)]
+    resolved_at = "SELECT resolved_at FROM dynamics_sync_failures ORDER BY id LIMIT 1"
+    before = scene.rows(resolved_at)
+    scene.wish(hidden, visible=True)
+    scene.push(TransientPortalError("again"))
+    assert scene.rows(FAILURE) == [resolved, ("transient", 3, "again", False)]
+    scene.make_due()
+    scene.push()
+    assert scene.rows(resolved_at) == before
 
 
-class TestUnknownOutcome:
-    """A call that may be acted on minutes later must not have the last word."""
+@pytest.mark.parametrize(("rounds", "minutes"), [(1, 15), (2, 30), (5, 240), (6, 360), (40, 360)])
+@pytest.mark.usefixtures("hidden")
+def test_the_delay_doubles_up_to_six_hours(scene: PortalScene, rounds: int, minutes: int) -> None:
+    scene.run_sql("UPDATE portal_sync_events SET attempts = %s", rounds - 1)
 
-    def test_the_opposite_value_is_confirmed_and_pushed_once_more_until_nothing_can_land(
-        self, scene: PortalScene, mentor: UUID
-    ) -> None:
-        """In five minutes, under another key; it counts as delivered, and is no alert. A quarter of an hour ends it."""
-        scene.wish(mentor, visible=True)
-        scene.push(UNKNOWN)
-        scene.wish(mentor, visible=False)
-        (event,) = scene.claim()
-        scene.wish(mentor, visible=True)  # a newer wish comes first: due now, and nothing was confirmed for it
-        assert scene.push(event=event) is Answer.RAISED
-        assert scene.rows(EVENT) == [(True, 3, "pending", 0, True, True)]
-        scene.wish(mentor, visible=False)
+    scene.push(RESET)
 
-        assert scene.push() is Answer.SETTLED
-
-        assert scene.counts == PortalCounts(delivered=1)
-        assert scene.rows(EVENT) == [(False, 5, "pending", 0, True, False)]
-        assert (scene.rows(MINUTES), scene.rows(ALERTS)) == ([(5,)], [])
-        scene.make_due()
-        scene.push()
-        assert scene.rows(EVENT) == [(False, 6, "pending", 0, True, False)]
-        scene.make_due()
-        scene.run_sql("UPDATE portal_sync_events SET unknown_shown_at = now() - interval '16 minutes'")
-        scene.push()
-        assert scene.rows(STATUS) == [("delivered",)]
-
-    @pytest.mark.parametrize("value", [True, False])
-    def test_it_concerns_the_contact_whatever_was_confirmed_meanwhile(
-        self, scene: PortalScene, mentor: UUID, value: bool
-    ) -> None:
-        """A repeat of the same value succeeded, and its event is over; the opposite that comes next is a new one."""
-        scene.wish(mentor, visible=value)
-        portal = FlakyPortal(failures=1, error=lambda: UNKNOWN)
-        scene.service.settle(push_once(scene.claim()[0], portal), PortalCounts())
-        scene.wish(mentor, visible=value)
-        scene.push()
-        assert scene.rows(STATUS) == [("delivered",)] * 2
-        scene.wish(mentor, visible=not value)
-
-        scene.push()
-
-        events = "SELECT visible, version, status FROM portal_sync_events ORDER BY id"
-        assert scene.rows(events)[1:] == [(value, 1, "delivered"), (not value, 2, "pending")]
-
-    def test_it_is_noted_although_a_review_holds_the_event_meanwhile(
-        self, scene: PortalScene, other: Connection, app: App, hidden: UUID
-    ) -> None:
-        """That review wants the opposite; left to its lease, the hide would be forgotten."""
-        (event,) = scene.claim()
-        app.execute("SELECT FROM portal_sync_events FOR UPDATE")
-        long_wait = (
-            "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-            " AND clock_timestamp() - query_start > interval '700 ms'"
-        )
-
-        with in_background(lambda: scene.push(UNKNOWN, event=event)):
-            until(lambda: other.execute(long_wait).fetchall())
-            app.rollback()
-
-        assert scene.rows("SELECT unknown_hidden_at IS NOT NULL FROM portal_sync_events") == [(True,)]
+    assert scene.rows("SELECT attempts FROM portal_sync_events") == [(rounds,)]
+    assert scene.rows(MINUTES) == [(minutes,)]
+    assert scene.claim() == []
 
 
-class TestPortalLost:
-    """An organisation leaves the portal while pushes are open."""
+@pytest.mark.usefixtures("hidden")
+def test_a_lost_lease_writes_nothing(scene: PortalScene) -> None:
+    """Neither a failure nor a delay: the other run's outcome counts. It is reported."""
+    (event,) = scene.claim()
+    scene.run_out()
+    (theirs,) = scene.claim()
 
-    @pytest.mark.parametrize("error", [RESET, REFUSED], ids=["pending", "blocked"])
-    def test_only_the_review_withdraws_them(self, scene: PortalScene, error: PortalCallError) -> None:
-        """Resolved, no alert, no call; the job between the nights leaves them alone and counts nothing."""
-        scene.facts.certified_mentor(scene.facts.organisation(), YESTERDAY)
-        scene.night(FlakyPortal(failures=99, error=lambda: error))
-        scene.make_due()
-        scene.run_sql("UPDATE organisations SET portal = NULL")
-        portal = FlakyPortal()
-        before = scene.rows(EVENT)
+    assert scene.push(RESET, event=event) is Answer.LOST
 
-        assert scene.deliver(portal).portal == PortalCounts()
+    assert scene.counts == PortalCounts(lost=1)
+    assert scene.rows("SELECT claim_token, attempts FROM portal_sync_events") == [(theirs.claim_token, 2)]
+    assert scene.rows(FAILURE) == []
 
-        assert scene.rows(EVENT) == before
-        assert scene.night(portal).outcome == "ok"
+
+def test_one_whose_mentor_is_held_gets_its_row_a_try_later(scene: PortalScene, hidden: UUID) -> None:
+    """The event is settled at once; that it failed is counted."""
+    scene.app.execute("SELECT FROM mentors WHERE id = %s FOR UPDATE", (hidden,))
+
+    report = scene.deliver(FlakyPortal(failures=99))
+
+    assert (report.outcome, report.to_document()["portal"]["failed"]) == (Outcome.ATTENTION, 1)
+    assert scene.rows("SELECT status, claim_token FROM portal_sync_events") == [("pending", None)]
+    assert scene.rows(FAILURE) == []
+    scene.app.rollback()
+    scene.make_due()
+    scene.push(RESET)
+    assert scene.rows(FAILURE) == [("transient", 3, "reset", False)]
+
+
+def test_an_event_that_is_held_is_left_to_its_lease(scene: PortalScene) -> None:
+    """The others are settled, nobody waits long, and the push is repeated under the same key."""
+    held, free = scene.backlog(2)
+
+    def hold(number: int) -> None:
+        if number == 1:
+            scene.app.execute("SELECT FROM portal_sync_events ORDER BY id LIMIT 1 FOR UPDATE")
+
+    portal = DisturbedPortal(hold)
+
+    report = scene.deliver(portal)
+
+    assert report.to_document()["portal"]["delivered"] == 1
+    settled = "SELECT status, claim_token IS NULL FROM portal_sync_events ORDER BY id"
+    assert scene.rows(settled) == [("pending", False), ("delivered", True)]
+    scene.app.rollback()
+    scene.run_out()
+    scene.deliver(portal, scene.other)
+    assert [contact for contact, _, _ in portal.calls] == [held, free, held]
+    assert portal.calls[0] == portal.calls[2]
+    assert scene.rows(STATUS) == [("delivered",)] * 2
+
+
+def test_a_mentor_without_a_contact_is_blocked_until_somebody_acts(scene: PortalScene) -> None:
+    """No call, a permanent failure of no attempt, an alert every night; corrected, the next night pushes it."""
+    mentor = scene.expired(contact_id=None)
+    portal = FlakyPortal()
+    for _ in range(2):
+        report = scene.night(portal)
+
         assert portal.calls == []
-        assert scene.rows("SELECT status, claim_token FROM portal_sync_events") == [("withdrawn", None)]
-        assert scene.rows("SELECT resolved_at IS NOT NULL FROM dynamics_sync_failures") == [(True,)]
-        assert scene.rows(ALERTS) == []
-        assert scene.rows("SELECT portal_visible FROM mentors") == [(None,)]
+        assert scene.rows(EVENT)[0][:4] == (False, 1, "blocked", 1)
+        assert scene.rows(FAILURE) == [("permanent", 0, "no dynamics_contact_id", False)]
+        assert scene.rows("SELECT error, attempts FROM portal_alerts") == [("no dynamics_contact_id", 0)]
+        assert (report.outcome, report.portal_blocked) == ("attention", 1)
 
-    @pytest.mark.usefixtures("hidden")
-    def test_withdrawn_in_the_middle_of_the_call_is_no_lost_lease(self, scene: PortalScene, other: Connection) -> None:
-        """Nobody took over: the portal is not wanted any more, and the run needs nobody."""
+    contact = uuid4()
+    scene.run_sql("UPDATE mentors SET dynamics_contact_id = %s WHERE id = %s", contact, mentor)
+    assert scene.night(portal).outcome == "ok"
+    assert portal.visible == {contact: False}
+    assert scene.rows(FAILURE) == [("permanent", 0, "no dynamics_contact_id", True)]
 
-        def lose_the_portal(_number: int) -> None:
-            other.execute("UPDATE organisations SET portal = NULL")
-            review(other)
 
-        report = scene.deliver(DisturbedPortal(lose_the_portal))
+def test_the_opposite_value_is_confirmed_and_pushed_once_more_until_nothing_can_land(
+    scene: PortalScene, mentor: UUID
+) -> None:
+    """In five minutes, under another key; it counts as delivered, and is no alert. A quarter of an hour ends it."""
+    scene.wish(mentor, visible=True)
+    scene.push(UNKNOWN)
+    scene.wish(mentor, visible=False)
+    (event,) = scene.claim()
+    scene.wish(mentor, visible=True)  # a newer wish comes first: due now, and nothing was confirmed for it
+    assert scene.push(event=event) is Answer.RAISED
+    assert scene.rows(EVENT) == [(True, 3, "pending", 0, True, True)]
+    scene.wish(mentor, visible=False)
 
-        assert scene.rows(STATUS) == [("withdrawn",)]
-        assert (report.outcome, report.portal) == (Outcome.OK, PortalCounts())
+    assert scene.push() is Answer.SETTLED
 
-    def test_a_hide_that_was_withdrawn_needs_a_person_and_is_wanted_again_when_the_mentor_returns(
-        self, scene: PortalScene
-    ) -> None:
-        """Moved to an organisation without a portal and back: the portal of the first may go on showing them."""
-        home, elsewhere = scene.facts.organisation(thresholds=()), scene.facts.organisation("nhf", portal=None)
-        mentor = scene.facts.certified_mentor(home, YESTERDAY)
-        scene.night(FlakyPortal(failures=99))
-        scene.run_sql("UPDATE mentors SET organisation_id = %s", elsewhere)
+    assert scene.counts == PortalCounts(delivered=1)
+    assert scene.rows(EVENT) == [(False, 5, "pending", 0, True, False)]
+    assert (scene.rows(MINUTES), scene.rows(ALERTS)) == ([(5,)], [])
+    scene.make_due()
+    scene.push()
+    assert scene.rows(EVENT) == [(False, 6, "pending", 0, True, False)]
+    scene.make_due()
+    scene.run_sql("UPDATE portal_sync_events SET unknown_shown_at = now() - interval '16 minutes'")
+    scene.push()
+    assert scene.rows(STATUS) == [("delivered",)]
 
-        report = scene.night(FlakyPortal())
 
-        assert report.outcome is Outcome.ATTENTION
-        (reason,) = report.reasons
-        assert reason.startswith("1 mentor may stay visible")
-        assert str(mentor) in reason
-        assert [problem["mentor_id"] for problem in report.to_document()["problems"]] == [str(mentor)]
-        assert scene.rows(STATUS) == [("withdrawn",)]
-        scene.run_sql("UPDATE mentors SET organisation_id = %s", home)
-        portal = FlakyPortal()
-        scene.night(portal)
-        assert [visible for _, visible, _ in portal.calls] == [False]
+@pytest.mark.parametrize("value", [True, False])
+def test_it_concerns_the_contact_whatever_was_confirmed_meanwhile(
+    scene: PortalScene, mentor: UUID, value: bool
+) -> None:
+    """A repeat of the same value succeeded, and its event is over; the opposite that comes next is a new one."""
+    scene.wish(mentor, visible=value)
+    portal = FlakyPortal(failures=1, error=lambda: UNKNOWN)
+    scene.service.settle(push_once(scene.claim()[0], portal), PortalCounts())
+    scene.wish(mentor, visible=value)
+    scene.push()
+    assert scene.rows(STATUS) == [("delivered",)] * 2
+    scene.wish(mentor, visible=not value)
 
-    def test_withdrawing_locks_in_the_order_of_everybody_else(
-        self, scene: PortalScene, other: Connection, app: App
-    ) -> None:
-        """While it waits for the first mentor's event it holds none of the later ones."""
-        scene.backlog(30)
-        mentors = [row[0] for row in scene.rows("SELECT mentor_id FROM portal_sync_events ORDER BY mentor_id DESC")]
-        app.execute("SELECT 1 FROM portal_sync_events WHERE mentor_id = %s FOR NO KEY UPDATE", (mentors[-1],))
+    scene.push()
 
-        def withdraw() -> None:
-            with database.transaction(scene.connection):
-                scene.service.withdraw(mentors)
+    events = "SELECT visible, version, status FROM portal_sync_events ORDER BY id"
+    assert scene.rows(events)[1:] == [(value, 1, "delivered"), (not value, 2, "pending")]
 
-        with in_background(withdraw):
-            until(lambda: waits_for_a_lock(other, scene.connection))
-            app.execute("SELECT 1 FROM portal_sync_events FOR NO KEY UPDATE NOWAIT")
-            app.commit()
 
-        assert scene.rows(STATUS) == [("withdrawn",)] * 30
+def test_it_is_noted_although_a_review_holds_the_event_meanwhile(scene: PortalScene, hidden: UUID) -> None:
+    """That review wants the opposite; left to its lease, the hide would be forgotten."""
+    (event,) = scene.claim()
+    scene.app.execute("SELECT FROM portal_sync_events FOR UPDATE")
+    long_wait = (
+        "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        " AND clock_timestamp() - query_start > interval '700 ms'"
+    )
+
+    with in_background(lambda: scene.push(UNKNOWN, event=event)):
+        until(lambda: scene.other.execute(long_wait).fetchall())
+        scene.app.rollback()
+
+    assert scene.rows("SELECT unknown_hidden_at IS NOT NULL FROM portal_sync_events") == [(True,)]
+
+
+@pytest.mark.parametrize("error", [RESET, REFUSED], ids=["pending", "blocked"])
+def test_only_the_review_withdraws_them(scene: PortalScene, error: PortalCallError) -> None:
+    """Resolved, no alert, no call; the job between the nights leaves them alone and counts nothing."""
+    scene.expired()
+    scene.night(FlakyPortal(failures=99, error=lambda: error))
+    scene.make_due()
+    scene.run_sql("UPDATE organisations SET portal = NULL")
+    portal = FlakyPortal()
+    before = scene.rows(EVENT)
+
+    assert scene.deliver(portal).portal == PortalCounts()
+
+    assert scene.rows(EVENT) == before
+    assert scene.night(portal).outcome == "ok"
+    assert portal.calls == []
+    assert scene.rows("SELECT status, claim_token FROM portal_sync_events") == [("withdrawn", None)]
+    assert scene.rows("SELECT resolved_at IS NOT NULL FROM dynamics_sync_failures") == [(True,)]
+    assert scene.rows(ALERTS) == []
+    assert scene.rows("SELECT portal_visible FROM mentors") == [(None,)]
+
+
+@pytest.mark.usefixtures("hidden")
+def test_withdrawn_in_the_middle_of_the_call_is_no_lost_lease(scene: PortalScene) -> None:
+    """Nobody took over: the portal is not wanted any more, and the run needs nobody."""
+
+    def lose_the_portal(_number: int) -> None:
+        scene.other.execute("UPDATE organisations SET portal = NULL")
+        review(scene.other)
+
+    report = scene.deliver(DisturbedPortal(lose_the_portal))
+
+    assert scene.rows(STATUS) == [("withdrawn",)]
+    assert (report.outcome, report.portal) == (Outcome.OK, PortalCounts())
+
+
+def test_a_hide_that_was_withdrawn_needs_a_person_and_is_wanted_again_when_the_mentor_returns(
+    scene: PortalScene,
+) -> None:
+    """Moved to an organisation without a portal and back: the portal of the first may go on showing them."""
+    home, elsewhere = scene.facts.organisation(thresholds=()), scene.facts.organisation("nhf", portal=None)
+    mentor = scene.facts.certified_mentor(home, YESTERDAY)
+    scene.night(FlakyPortal(failures=99))
+    scene.run_sql("UPDATE mentors SET organisation_id = %s", elsewhere)
+
+    report = scene.night(FlakyPortal())
+
+    assert report.outcome is Outcome.ATTENTION
+    (reason,) = report.reasons
+    assert reason.startswith("1 mentor may stay visible")
+    assert str(mentor) in reason
+    assert [problem["mentor_id"] for problem in report.to_document()["problems"]] == [str(mentor)]
+    assert scene.rows(STATUS) == [("withdrawn",)]
+    scene.run_sql("UPDATE mentors SET organisation_id = %s", home)
+    portal = FlakyPortal()
+    scene.night(portal)
+    assert [visible for _, visible, _ in portal.calls] == [False]
+
+
+def test_withdrawing_locks_in_the_order_of_everybody_else(scene: PortalScene) -> None:
+    """While it waits for the first mentor's event it holds none of the later ones."""
+    scene.backlog(30)
+    mentors = [row[0] for row in scene.rows("SELECT mentor_id FROM portal_sync_events ORDER BY mentor_id DESC")]
+    scene.app.execute("SELECT 1 FROM portal_sync_events WHERE mentor_id = %s FOR NO KEY UPDATE", (mentors[-1],))
+
+    def withdraw() -> None:
+        with database.transaction(scene.connection):
+            scene.service.withdraw(mentors)
+
+    with in_background(withdraw):
+        until(lambda: waits_for_a_lock(scene.other, scene.connection))
+        scene.app.execute("SELECT 1 FROM portal_sync_events FOR NO KEY UPDATE NOWAIT")
+        scene.app.commit()
+
+    assert scene.rows(STATUS) == [("withdrawn",)] * 30
 
 
 @pytest.mark.parametrize(
@@ -440,19 +430,21 @@ def test_a_round_repeats_what_may_pass_under_the_same_key_and_its_error_says_wha
         assert timedelta(minutes=minutes - 1) < error.retry_at - datetime.now(UTC) <= timedelta(minutes=minutes + 0.5)
 
 
-def test_when_a_stage_ends_early_every_open_hide_gets_a_row(scene: PortalScene, app: App, hidden: UUID) -> None:
+def test_when_a_stage_ends_early_every_open_hide_gets_a_row(scene: PortalScene, hidden: UUID) -> None:
     """Shows do not, nor who has no portal; a later reason replaces it. What somebody holds is not waited for."""
     scene.backlog(1, visible=True)
     scene.backlog(3)
     nowhere = "UPDATE organisations SET portal = NULL WHERE id = (SELECT organisation_id FROM mentors WHERE id = %s)"
     scene.run_sql(nowhere, hidden)
-    app.execute("SELECT 1 FROM mentors WHERE id = (SELECT mentor_id FROM portal_sync_events WHERE id = 3) FOR UPDATE")
-    app.execute("UPDATE portal_sync_events SET status = 'delivered', delivered_at = now() WHERE id = 4")
+    scene.app.execute(
+        "SELECT 1 FROM mentors WHERE id = (SELECT mentor_id FROM portal_sync_events WHERE id = 3) FOR UPDATE"
+    )
+    scene.app.execute("UPDATE portal_sync_events SET status = 'delivered', delivered_at = now() WHERE id = 4")
 
     end_stage(scene, "portal: 401 unauthorized")
     end_stage(scene, "portal: something else")
 
-    app.commit()  # a row made beside the delivery would outlive it
+    scene.app.commit()  # a row made beside the delivery would outlive it
     rows = scene.rows("SELECT event_id, visible, kind, attempts, error FROM dynamics_sync_failures")
     assert rows == [(5, False, "stage", 0, "portal: something else")]
     scene.run_sql("DELETE FROM dynamics_sync_failures")

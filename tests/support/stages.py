@@ -1,11 +1,17 @@
 """Portal events in a test: wished for, claimed, pushed in a round, and in stages run as a delivery runs them."""
 
 import asyncio
+import contextlib
+from contextlib import ExitStack
+from datetime import timedelta
+from functools import cached_property
 from typing import Any
 from uuid import UUID, uuid4
 
+import psycopg
 import pytest
 
+from certjob import database
 from certjob.database import Connection
 from certjob.errors import PortalCallError, StoppedBySignalError
 from certjob.night import nightly
@@ -37,15 +43,46 @@ def push_once(event: PortalEvent, portal: PortalTarget) -> Push:
 class PortalScene:
     """A database, a portal over real HTTP, and what certjob does with both."""
 
-    def __init__(self, connection: Connection, portal: PortalServer) -> None:
+    def __init__(self, connection: Connection, portal: PortalServer, *, url: str, sessions: ExitStack) -> None:
+        """``sessions`` are closed at the end."""
         self.connection = connection
         self.portal = portal
+        self._url, self._sessions = url, sessions
         self.facts = Facts(connection)
         self.service = PortalSyncService(connection, run_id=uuid4())
         self.counts = PortalCounts()
         """Of the last stage or push."""
         self.said = ""
         """Why the last stage ended early."""
+
+    @cached_property
+    def other(self) -> Connection:
+        """The connection of another run."""
+        return self._sessions.enter_context(database.connect(self._url))
+
+    @cached_property
+    def app(self) -> psycopg.Connection[tuple[object, ...]]:
+        """The app's session, which can hold a transaction open."""
+        return self._sessions.enter_context(contextlib.closing(psycopg.connect(self._url)))
+
+    @cached_property
+    def hlf(self) -> UUID:
+        """An organisation with a portal and without reminders."""
+        return self.facts.organisation(thresholds=())
+
+    def mentor(self, **named: Any) -> UUID:
+        """A mentor of HLF without anything queued."""
+        return self.facts.mentor(self.hlf, **named)
+
+    def expired(self, **named: Any) -> UUID:
+        """A mentor of HLF who is to be hidden by the next night."""
+        return self.facts.certified_mentor(self.hlf, TODAY - timedelta(days=1), **named)
+
+    def hidden(self) -> UUID:
+        """A mentor of HLF, M1042, whom somebody wants hidden."""
+        mentor = self.mentor(member_no="M1042")
+        self.wish(mentor, visible=False)
+        return mentor
 
     def rows(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
         return self.facts.rows(statement, *parameters)
@@ -105,8 +142,8 @@ class PortalScene:
         make_target = delivery(portal=target or self.portal).make_target
         defaults = {"make_target": make_target, "policy": quick_policy(), "concurrency": 1, "counts": counts}
 
-        async def main(database: DatabaseThread) -> StageStop | None:
-            return await PortalStage(service, database=database, **defaults | options).run(deadline_seconds=seconds)
+        async def main(thread: DatabaseThread) -> StageStop | None:
+            return await PortalStage(service, database=thread, **defaults | options).run(deadline_seconds=seconds)
 
         self.counts = counts
         stopped = run_loop(main, connection=connection, stop=stop, deadline_seconds=seconds)
