@@ -21,7 +21,6 @@ from tests.support.nights import FlakyPortal, in_background, night
 from tests.support.stages import PortalScene
 from tests.support.waiting import until, waits_for_a_lock
 
-App = psycopg.Connection[tuple[object, ...]]
 YESTERDAY = TODAY - timedelta(days=1)
 NEXT_YEAR = TODAY + timedelta(days=365)
 CORRECT = "UPDATE mentors SET dynamics_contact_id = %s"
@@ -31,12 +30,6 @@ DROP = "UPDATE organisations SET portal = %s WHERE slug = 'hlf'"
 EXPIRE = "UPDATE certificates SET expires_on = %s"
 STATUSES = "SELECT DISTINCT status FROM portal_sync_events"
 RESET = TransientPortalError("reset")
-
-
-@pytest.fixture
-def hlf(scene: PortalScene) -> UUID:
-    """An organisation with a portal and without reminders."""
-    return scene.facts.organisation(thresholds=())
 
 
 @pytest.fixture
@@ -225,9 +218,7 @@ def test_twins_take_turns_and_hold_up_nobody_behind_them(scene: PortalScene, twi
     assert len(scene.claim()) == 3
 
 
-def test_twins_take_turns_also_between_runs_that_claim_at_the_same_moment(
-    scene: PortalScene, twins: list[UUID]
-) -> None:
+def test_twins_take_turns_between_runs_that_claim_at_once(scene: PortalScene, twins: list[UUID]) -> None:
     """Neither sees yet what the other one writes; what is left waits until the call has ended."""
     with scene.other.transaction():
         claimed = [claim(scene.other, limit=1), scene.claim()]
