@@ -127,16 +127,14 @@ class TestTheRowsOfAMentor:
         own = "SELECT count(*) FROM mentor_pauses WHERE mentor_id = %s AND actor = 'certjob'"
         assert owner.execute(own, (mentor_id,)).fetchone() == (1,)
 
-    def test_a_file_with_too_many_for_one_mentor_has_the_rest_of_its_rows_rejected(
+    def test_of_a_file_the_rows_too_many_are_rejected_with_the_limit(
         self, connection: Connection, facts: Facts, tmp_path: Path
     ) -> None:
-        """Each with the limit; the others are loaded."""
         facts.organisation()
-        loader, first = Loader(connection, tmp_path), TODAY - timedelta(days=1000)
+        loader, begins = Loader(connection, tmp_path), [TODAY - timedelta(days=number) for number in range(MOST + 3)]
 
         report = loader.rows(
-            *(f"hlf,M1,likeperson,{first + timedelta(days=day)},2030-01-01" for day in range(MOST + 3)),
-            "hlf,M2,likeperson,2024-01-01,2030-01-01",
+            *(f"hlf,M1,likeperson,{day},2030-01-01" for day in begins), "hlf,M2,likeperson,2024-01-01,2030-01-01"
         )
 
         assert (report.loaded, report.rejected) == (MOST + 1, 3)

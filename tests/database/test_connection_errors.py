@@ -1,9 +1,6 @@
 """Every way in which a connection is refused ends in a line that says what it means and what to do."""
 
-import socket
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from uuid import uuid4
 
 import psycopg
@@ -82,37 +79,6 @@ def test_a_real_servers_refusal_has_its_own_next_step(server_url: str, people: d
     assert_said(refused(f"postgresql://certjob:{SECRET}/certjob"), REFUSED, "correct the port")
 
 
-def test_a_server_without_tls_and_one_that_is_none() -> None:
-    """What it says to the question for TLS."""
-    for answer, what, phrase in (
-        (b"N", REFUSED, "sslmode"),
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", OUT_OF_REACH, "check the host and port"),
-        (b"", OUT_OF_REACH, "check the host and port"),
-    ):
-        with answering(answer) as port:
-            assert_said(refused(f"postgresql://u:{SECRET}@127.0.0.1:{port}/x?sslmode=require"), what, phrase)
-
-
-@contextmanager
-def answering(answer: bytes) -> Iterator[int]:
-    """The port of something that says this to whoever comes, and hangs up."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def serve() -> None:
-            with suppress(OSError):
-                while True:
-                    client, _ = server.accept()
-                    with client:
-                        client.recv(1000)
-                        client.sendall(answer)
-
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        yield server.getsockname()[1]
-        server.shutdown(socket.SHUT_RDWR)
-        thread.join(5)
-
-
 # By their words: what this machine's servers do not do.
 
 WORDS = {
@@ -129,6 +95,7 @@ WORDS = {
         SSL connection is required
         SSL required
         SSL error: certificate verify failed
+        server does not support SSL, but SSL was required
         root certificate file "/root/.postgresql/root.crt" does not exist ¶ Either provide the file""",
     (REFUSED, "postgres.PROJECT"): """
         Tenant or user not found
@@ -159,6 +126,7 @@ WORDS = {
         Network is unreachable ¶ Is the server running on that host
         SSL SYSCALL error: EOF detected
         timeout expired
+        received invalid response to SSL negotiation: H
         failed to resolve host 'x': [Errno -3] Temporary failure in name resolution""",
 }
 

@@ -22,7 +22,7 @@ import psycopg
 import pytest
 
 from certjob import database
-from certjob.database import Connection, migrations, outlast_restarts
+from certjob.database import Connection, outlast_restarts
 from certjob.facts import reading
 from certjob.stopping import StopFlag
 from tests.chaos.cluster import Cluster
@@ -181,18 +181,6 @@ def assert_nothing_is_left_behind(url: str) -> None:
             seen.add(row[0])
             assert row[1:] == ("0", "0", '"$user", public', "read committed", "off", 0, 0, True)
     assert len(seen) > 1, "the pooler gave every transaction the same session"
-
-
-def test_two_migrations_at_once_wait_for_each_other(pooler: str, empty_database_url: str) -> None:
-    """The lock is the transaction's, since a session's would stay with whoever gets the session next."""
-    url = pooler + name_of(empty_database_url)
-    with database.connect(url) as first, database.connect(url) as second:
-        with first.transaction():
-            first.execute("SELECT pg_advisory_xact_lock(%s)", (migrations._LOCK_KEY,))
-            assert migrations.status(second)[0].applied_at is None
-        applied = [*migrations.migrate(first), *migrations.migrate(second)]
-
-    assert [each.version for each in applied] == [each.version for each in migrations.migrations()]
 
 
 def test_a_restart_behind_it_is_outlasted(monkeypatch: pytest.MonkeyPatch) -> None:
