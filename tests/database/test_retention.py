@@ -13,7 +13,6 @@ from zoneinfo import ZoneInfo
 
 import psycopg
 import pytest
-from psycopg import sql
 
 from certjob import database
 from certjob.database import Connection, retention
@@ -56,31 +55,23 @@ def rows_gone(connection: Connection, age: str = "3y") -> dict[str, int]:
     return {name: number for name, number in done.rows.items() if number}
 
 
-def add(facts: Facts, table: str, **values: object) -> Any:
-    """Insert a row; return its id."""
-    names, marks = map(sql.Identifier, values), map(sql.Placeholder, values)
-    insert = sql.SQL("INSERT INTO {} ({}) VALUES ({}) RETURNING id")
-    statement = insert.format(sql.Identifier(table), sql.SQL(",").join(names), sql.SQL(",").join(marks))
-    return facts.connection.execute(statement, values).fetchall()[0][0]
-
-
-def add_event(facts: Facts, mentor: UUID, *, status: str = "delivered", at: datetime = LONG_AGO, **more: object) -> Any:
+def add_event(facts: Facts, mentor: UUID, *, status: str = "delivered", at: datetime = LONG_AGO, **more: object) -> str:
     values = {"visible": False, "wanted_at": at, "next_attempt_at": at, "status": status} | more
     delivered_at = at if status == "delivered" else None
-    return add(facts, "portal_sync_events", mentor_id=mentor, delivered_at=delivered_at, **values)
+    return facts.insert("portal_sync_events", mentor_id=mentor, delivered_at=delivered_at, **values)
 
 
-def add_reminder(facts: Facts, mentor: UUID, expires_on: date, *, history: date | None = None, **more: object) -> Any:
+def add_reminder(facts: Facts, mentor: UUID, expires_on: date, *, history: date | None = None, **more: object) -> str:
     cycles = json.dumps([{"expires_on": history.isoformat(), "status": "sent"}] if history else [])
     values = {"threshold_days": 30, "status": "sent", "sent_at": LONG_AGO, "next_attempt_at": LONG_AGO} | more
     values |= {"expires_on": expires_on, "history": cycles, "cert_id": uuid4(), "queued_at": LONG_AGO}
-    return add(facts, "cert_notification_log", mentor_id=mentor, **values)
+    return facts.insert("cert_notification_log", mentor_id=mentor, **values)
 
 
-def add_run(facts: Facts, days_ago: int, *, outcome: str | None = "ok", **more: object) -> Any:
+def add_run(facts: Facts, days_ago: int, *, outcome: str | None = "ok", **more: object) -> str:
     at = NOW - days_ago * DAY
     values = {"command": "run", "as_of": at.date(), "finished_at": at if outcome else None, "outcome": outcome} | more
-    return add(facts, "job_runs", id=uuid4(), host="h", version="1", started_at=at, last_seen_at=at, **values)
+    return facts.insert("job_runs", id=uuid4(), host="h", version="1", started_at=at, last_seen_at=at, **values)
 
 
 @pytest.fixture
@@ -88,23 +79,20 @@ def mentor(facts: Facts) -> UUID:
     return facts.certified_mentor(facts.organisation(), TODAY + 400 * DAY)
 
 
-@pytest.mark.parametrize(
-    ("age", "says"),
-    [
-        *((age, "give one such as 3y") for age in ("", "3", "three years", "-3y", "3y2", "1d1y", "3.5y", "99999d9y")),
-        *((age, "at least 90 days") for age in ("0d", "89d", "2m", "12w")),
+def left(facts: Facts, table: str) -> set[object]:
+    return {row[0] for row in facts.rows(f"SELECT id::text FROM {table}")}
+
+
+def test_what_is_no_age_or_an_age_at_which_a_mail_could_go_out_twice_is_refused(connection: Connection) -> None:
+    """Not guessed at: it deletes. Two clocks that disagree by years would make any age such a one."""
+    for ages, says in (
+        (",3,three years,-3y,3y2,1d1y,3.5y,99999d9y", "give one such as 3y"),
+        ("0d,89d,2m,12w", "at least 90 days"),
         ("999y9999m9999w99999d", "before the calendar"),
-    ],
-)
-def test_what_is_no_age_or_an_age_at_which_a_mail_could_go_out_twice_is_refused(
-    connection: Connection, age: str, says: str
-) -> None:
-    """Not guessed at: it deletes."""
-    with pytest.raises(ConfigurationError, match=says):
-        pruned(connection, age)
-
-
-def test_two_clocks_that_disagree_are_refused(connection: Connection) -> None:
+    ):
+        for age in ages.split(","):
+            with pytest.raises(ConfigurationError, match=says):
+                pruned(connection, age)
     with pytest.raises(ConfigurationError, match="correct the clock that is wrong"):
         pruned(connection, today=TODAY + 2000 * DAY)
     assert pruned(connection, "90d", today=TODAY + DAY).rows == NOTHING
@@ -131,7 +119,7 @@ class TestWhatGoes:
         }
 
         assert rows_gone(facts.connection) == {"portal_events": 6}
-        assert {row[0] for row in facts.rows("SELECT id FROM portal_sync_events")} == kept
+        assert left(facts, "portal_sync_events") == kept
         assert rows_gone(facts.connection) == {}
 
     def test_resolved_failures_go_and_unresolved_ones_stay_with_their_event(self, facts: Facts, mentor: UUID) -> None:
@@ -140,11 +128,11 @@ class TestWhatGoes:
         values = {"mentor_id": mentor, "visible": False, "kind": "transient", "error": "reset"}
         values |= {"created_at": LONG_AGO, "last_failed_at": LONG_AGO}
         for event, resolved_at in ((first, LONG_AGO), (second, None), (None, NOW - DAY)):
-            add(facts, "dynamics_sync_failures", event_id=event, resolved_at=resolved_at, **values)
+            facts.insert("dynamics_sync_failures", event_id=event, resolved_at=resolved_at, **values)
 
         assert rows_gone(facts.connection) == {"sync_failures": 1, "portal_events": 1}
-        assert facts.rows("SELECT id FROM portal_sync_events ORDER BY id") == [(second,), (third,)]
-        assert facts.rows("SELECT event_id FROM dynamics_sync_failures ORDER BY id") == [(second,), (None,)]
+        assert left(facts, "portal_sync_events") == {second, third}
+        assert facts.rows("SELECT count(event_id), count(*) FROM dynamics_sync_failures") == [(1, 2)]
 
     def test_reminders_about_a_date_that_is_long_past_go(self, facts: Facts, mentor: UUID) -> None:
         """No certificate of that date can ever be reminded of again; what nobody has read stays."""
@@ -154,7 +142,7 @@ class TestWhatGoes:
             (LIMIT - 400 * DAY, {"threshold_days": -1}),
         ):
             add_reminder(facts, mentor, day, **more)  # type: ignore[arg-type]
-        kept = [
+        kept = {
             add_reminder(facts, mentor, LIMIT - 1000 * DAY, status="pending"),
             add_reminder(facts, mentor, LIMIT - 1000 * DAY, status="failed"),
             # A threshold of ten years is mailed about ten years before; forgotten, the mail would go out again.
@@ -163,10 +151,10 @@ class TestWhatGoes:
             add_reminder(facts, mentor, LIMIT - 9 * DAY, history=TODAY + 99 * DAY),
             add_reminder(facts, mentor, LIMIT - 400 * DAY, threshold_days=-500),  # still due long after the expiry
             add_reminder(facts, mentor, LIMIT - 900 * DAY, sent_at=NOW - 7 * DAY),
-        ]
+        }
 
         assert rows_gone(facts.connection) == {"reminders": 5}
-        assert facts.rows("SELECT id FROM cert_notification_log ORDER BY id") == [(each,) for each in kept]
+        assert left(facts, "cert_notification_log") == kept
 
     def test_of_an_existing_certificate_the_last_time_it_came_into_its_present_status_stays(
         self, facts: Facts, mentor: UUID
@@ -175,27 +163,27 @@ class TestWhatGoes:
         ((certificate,),) = facts.rows("UPDATE certificates SET status = 'valid' RETURNING id")
         values = {"mentor_id": mentor, "from_status": "recorded", "as_of": LONG_AGO.date(), "at": LONG_AGO}
         ids = [
-            add(facts, "certificate_transitions", certificate_id=each, to_status=status, **values)
+            facts.insert("certificate_transitions", certificate_id=each, to_status=status, **values)
             for each in (certificate, uuid4())
             for status in ("valid", "expiring", "valid", "expiring")
         ]
 
         assert rows_gone(facts.connection) == {"transitions": 7}
-        assert facts.rows("SELECT id FROM certificate_transitions") == [(ids[2],)]
+        assert left(facts, "certificate_transitions") == {ids[2]}
 
     def test_of_each_coordinator_the_last_sent_digest_and_what_is_open_stays(self, facts: Facts) -> None:
         """The next one begins where it ended; the one sent last stays also when a later day has another."""
         organisation, kept = facts.organisation(), []
         at = dict.fromkeys(("queued_at", "sent_at", "next_attempt_at", "covers_until"), LONG_AGO)
         for open_one in ("failed", "pending", "cancelled", "superseded"):
-            coordinator = add(facts, "coordinators", organisation_id=organisation, email=f"{open_one}@hlf.example")
+            coordinator = facts.insert("coordinators", organisation_id=organisation, email=f"{open_one}@hlf.example")
             for day, status, number in ((1, "sent", 1), (2, "sent", 3), (3, "sent", 2), (4, open_one, None)):
                 digest_on, owner = (LONG_AGO + day * DAY).date(), {"coordinator_id": coordinator, "sent_number": number}
-                each = add(facts, "coordinator_digests", digest_on=digest_on, status=status, **owner, **at)
-                kept += [(each,)] if day in (2, 3) or status in ("failed", "pending") else []
+                each = facts.insert("coordinator_digests", digest_on=digest_on, status=status, **owner, **at)
+                kept += [each] if day in (2, 3) or status in ("failed", "pending") else []
 
         assert rows_gone(facts.connection) == {"digests": 6}
-        assert facts.rows("SELECT id FROM coordinator_digests ORDER BY id") == kept
+        assert left(facts, "coordinator_digests") == set(kept)
 
     def test_of_each_kind_of_run_and_each_end_the_last_one_stays(self, facts: Facts) -> None:
         """What the guard against a clock that went back reads, what status reads, and why a stage stopped.
@@ -210,7 +198,7 @@ class TestWhatGoes:
                 kept.add(add_run(facts, 1400, command=command, outcome=outcome, organisation=organisation))
 
         assert rows_gone(facts.connection) == {"job_runs": 7}
-        assert {row[0] for row in facts.rows("SELECT id FROM job_runs")} == kept
+        assert left(facts, "job_runs") == kept
 
     @pytest.mark.parametrize("is_healed", [False, True])
     def test_the_memory_of_a_wrong_clock_and_of_what_made_good_for_it_stays(
@@ -252,7 +240,7 @@ class TestDeleting:
             first = pruned(facts.connection, on_progress=lambda _: done.append(pruned(other)) if not done else None)
 
         assert first.rows["portal_events"] + done[0].rows["portal_events"] == 36
-        assert facts.rows("SELECT id FROM portal_sync_events") == [(events[-1],)]
+        assert left(facts, "portal_sync_events") == {events[-1]}
 
     def test_whoever_deletes_mentors_meanwhile_is_never_the_one_who_pays(
         self, facts: Facts, database_url: str, app: psycopg.Connection[tuple[object, ...]]
@@ -334,7 +322,7 @@ def live(facts: Facts, dice: random.Random) -> None:
     connection, mentors = facts.connection, []
     for number, thresholds in enumerate(((60, 30, -1), (400, 30, 7, -1, -200), (3650, 1))):
         organisation = facts.organisation(f"o{number}", thresholds=thresholds)
-        add(facts, "coordinators", organisation_id=organisation, email=f"k{number}@hlf.example")
+        facts.insert("coordinators", organisation_id=organisation, email=f"k{number}@hlf.example")
         for _ in range(5):
             mentors.append(facts.mentor(organisation))
             ends = TODAY + dice.randrange(-700, 1000) * DAY

@@ -363,13 +363,22 @@ class TestDeleting:
             assert "left_at" in (refused.value.diag.message_hint or ""), what
 
     def test_a_mentor_who_left_can_be_deleted_once_everything_is_settled(self, scene: Scene) -> None:
-        """Their rows go with them, other people's stay; whom no portal can show need not have left."""
+        """Their rows go with them, other people's stay; whom no portal can show need not have left.
+
+        History does not hang on what it is about: a deleted certificate leaves its reminders and its audit, a pruned
+        event the failure that told of it.
+        """
         elsewhere = scene.facts.certified_mentor(scene.names["elsewhere"], TODAY)
-        scene.do(f"{self.HISTORY}; {self.LEFT}; {self.DELETE}")
+        scene.do(f"{self.HISTORY}; DELETE FROM certificates; DELETE FROM portal_sync_events")
+        about = [(scene.names["certificate"],)]
+        assert scene.facts.rows("SELECT cert_id FROM cert_notification_log") == about
+        assert scene.facts.rows("SELECT certificate_id FROM certificate_transitions") == about
+        assert scene.facts.rows("SELECT event_id, error FROM dynamics_sync_failures") == [(None, "x")]
+
+        scene.do(f"{EVENT.format('delivered')}; {self.LEFT}; {self.DELETE}")
         scene.facts.connection.execute("DELETE FROM mentors WHERE id = %s", (elsewhere,))
 
-        tables = ("certificates", "certificate_transitions", "cert_notification_log")
-        for table in (*tables, "portal_sync_events", "dynamics_sync_failures"):
+        for table in ("certificate_transitions", "cert_notification_log", "portal_sync_events"):
             assert scene.facts.rows(f"SELECT count(*) FROM {table}") == [(0,)], table
         assert scene.facts.rows("SELECT id FROM mentors") == [(scene.names["other"],)]
         with pytest.raises(psycopg.errors.IntegrityError):
@@ -381,15 +390,6 @@ class TestDeleting:
         )
 
         assert scene.facts.rows("SELECT id FROM mentors") == [(scene.names["other"],)]
-
-    def test_history_does_not_hang_on_what_it_is_about(self, scene: Scene) -> None:
-        """A deleted certificate leaves its reminders and its audit, a pruned event the failure that told of it."""
-        scene.do(f"{self.HISTORY}; DELETE FROM certificates; DELETE FROM portal_sync_events")
-
-        about = [(scene.names["certificate"],)]
-        assert scene.facts.rows("SELECT cert_id FROM cert_notification_log") == about
-        assert scene.facts.rows("SELECT certificate_id FROM certificate_transitions") == about
-        assert scene.facts.rows("SELECT event_id, error FROM dynamics_sync_failures") == [(None, "x")]
 
 
 @pytest.fixture
@@ -429,8 +429,8 @@ def test_the_alerts_are_what_failed_or_has_waited_for_more_than_an_hour(facts: F
         " ('M6', false, 'blocked', '5 hours', NULL), ('M7', false, 'delivered', '5 hours', NULL),"
         " ('M8', false, 'withdrawn', '5 hours', NULL), ('M9', true, 'pending', '-61 minutes', NULL)"
         ") AS v (number, visible, status, ago, error) ON m.member_no = number;"
-        "INSERT INTO dynamics_sync_failures (mentor_id, visible, kind, error, attempts, resolved_at)"
-        " SELECT m.id, false, 'transient', '503', 3, CASE WHEN is_resolved THEN now() END FROM mentors AS m JOIN (VALUES"
+        "INSERT INTO dynamics_sync_failures (mentor_id, visible, kind, error, attempts, resolved_at) SELECT m.id,"
+        " false, 'transient', '503', 3, CASE WHEN is_resolved THEN now() END FROM mentors AS m JOIN (VALUES"
         " ('M2', true), ('M2', true), ('M2', false), ('M3', true), ('M6', false), ('M7', false), ('M8', false)"
         ") AS f (number, is_resolved) ON m.member_no = number".encode()
     )
