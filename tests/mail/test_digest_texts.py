@@ -58,56 +58,45 @@ def test_the_page_is_for_everyone(language: str) -> None:
     assert message.text.count(SENTENCE) == message.html.count(SENTENCE) == (2 if language == "en" else 0)
 
 
-@pytest.mark.parametrize(
-    ("language", "lines"),
-    [
-        (
-            "nb",
-            "* 33 likepersoner ville blitt satt på pause eller skjult (har ventet siden {})\n"
-            "  3 likepersoner har sertifikater som har gått ut på vanlig måte.\n"
-            "  30 likepersoner har fått endrede opplysninger.\n"
-            "  33 kan fortsatt være synlige på portalen, men skal ikke vises. Hvis det haster, kan du skjule dem selv "
-            "i Dynamics:\n  - Kari Nordmann (M1001)\n  - og 32 til\n",
-        ),
-        (
-            "nn",
-            "* 33 likepersonar ville vorte sette på pause eller skjulte (har venta sidan {})\n"
-            "  3 likepersonar har sertifikat som har gått ut på vanleg måte.\n"
-            "  30 likepersonar har fått endra opplysningar.\n"
-            "  33 kan framleis vere synlege på portalen, men skal ikkje visast. Om det hastar, kan du skjule dei sjølv "
-            "i Dynamics:\n  - Kari Nordmann (M1001)\n  - og 32 til\n",
-        ),
-        (
-            "en",
-            "* 33 peer mentors would be paused or hidden (waiting since {})\n"
-            "  3 peer mentors have certificates that have expired in the ordinary way.\n"
-            "  The data of 30 peer mentors were changed.\n"
-            "  33 may still be visible on the portal, and must not be. If it is urgent, you can hide them in Dynamics "
-            "yourself:\n  - Kari Nordmann (M1001)\n  - and 32 more\n",
-        ),
-    ],
-)
-def test_what_is_held_says_whose_certificates_have_really_ended(language: str, lines: str) -> None:
-    """And who may be shown on the portal, by name."""
+HELD = {
+    "nb": """\
+* 33 likepersoner ville blitt satt på pause eller skjult (har ventet siden {})
+  3 likepersoner har sertifikater som har gått ut på vanlig måte.
+  30 likepersoner har fått endrede opplysninger.
+  33 kan fortsatt være synlige på portalen, men skal ikke vises. Hvis det haster, kan du skjule dem selv i Dynamics:
+  - Kari Nordmann (M1001)
+  - og 32 til
+""",
+    "nn": """\
+* 33 likepersonar ville vorte sette på pause eller skjulte (har venta sidan {})
+  3 likepersonar har sertifikat som har gått ut på vanleg måte.
+  30 likepersonar har fått endra opplysningar.
+  33 kan framleis vere synlege på portalen, men skal ikkje visast. Om det hastar, kan du skjule dei sjølv i Dynamics:
+  - Kari Nordmann (M1001)
+  - og 32 til
+""",
+    "en": """\
+* 33 peer mentors would be paused or hidden (waiting since {})
+  3 peer mentors have certificates that have expired in the ordinary way.
+  The data of 30 peer mentors were changed.
+  33 may still be visible on the portal, and must not be. If it is urgent, you can hide them in Dynamics yourself:
+  - Kari Nordmann (M1001)
+  - and 32 more
+""",
+}
+ENDS = {"nb": (" går ut ", " gikk ut "), "nn": (" går ut ", " gjekk ut "), "en": (" expires on ", " expired on ")}
+
+
+@in_each_language
+def test_what_is_held_or_undelivered_says_whose_certificates_have_really_ended(language: str) -> None:
+    """And who may be shown on the portal, by name. Reminders are sent after the expiry too."""
     words = full(language)
+    assert HELD[language].format(breakable(words["held"][0]["since"])) in breakable(written(words).text)
 
-    assert lines.format(breakable(words["held"][0]["since"])) in breakable(written(words).text)
-
-
-@pytest.mark.parametrize(
-    ("language", "before", "after"),
-    [("nb", " går ut ", " gikk ut "), ("nn", " går ut ", " gjekk ut "), ("en", " expires on ", " expired on ")],
-)
-def test_an_undelivered_reminder_says_whether_the_certificate_has_expired(
-    language: str, before: str, after: str
-) -> None:
-    """Reminders are sent after the expiry too."""
     words = only("undelivered", language=language, count=1)
     item = words["undelivered"][0]
-
-    for days_left, verb in ((0, before), (-1, after)):
+    for days_left, verb in zip((0, -1), ENDS[language], strict=True):
         message = written(words | {"undelivered": [item | {"days_left": days_left}]})
-
         assert f"{verb}{item['expires_on']}:" in message.text
 
 
@@ -164,23 +153,16 @@ def test_the_subject_says_whose_and_what_happened(language: str, section: str, o
 
 
 def test_the_most_urgent_comes_first_and_the_rest_is_counted() -> None:
+    """A long list says how many more there are; a mentor without a name is one number and not two."""
     assert written(full("en") | {"held": [], "unreviewed": []}).subject == (
         "Hørselshjelpen: 2 mentors may still be visible on the portal and 16 more updates"
     )
-
-
-@pytest.mark.parametrize(("language", "more"), [("nb", "og 1 til"), ("nn", "og 1 til"), ("en", "and 1 more")])
-def test_a_long_list_says_how_many_more_there_are(language: str, more: str) -> None:
-    message = written(only("paused", language=language, count=26))
-
-    assert message.text.count("\n* ") == 26
-    assert f"\n* {more}\n" in message.text
-    assert f"<li>{more}</li>" in message.html
-
-
-def test_a_mentor_without_a_name_is_one_number_and_not_two() -> None:
+    for language, more in (("nb", "og 1 til"), ("nn", "og 1 til"), ("en", "and 1 more")):
+        message = written(only("paused", language=language, count=26))
+        assert message.text.count("\n* ") == 26
+        assert f"\n* {more}\n" in message.text
+        assert f"<li>{more}</li>" in message.html
     message = written(full("nb"))
-
     assert "\n* M1002, er fortsatt på pause av en annen grunn\n" in message.text
     assert "M1002 (M1002)" not in message.text + message.html
 

@@ -4,7 +4,6 @@ import email
 import email.policy
 import json
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import timedelta
 from email.message import EmailMessage
@@ -18,14 +17,13 @@ from certjob.database import Connection
 from certjob.domain.addresses import parse_sender
 from certjob.mail.channels.smtp import SmtpChannel
 from tests.conftest import Certjob
-from tests.support.channels import BlockingChannel, BlockingStage, blocking, reminder_mail
+from tests.support.channels import BlockingStage, blocking, reminder_mail
 from tests.support.command_line import today
 from tests.support.cutting_proxy import Place, cutting_proxy
 from tests.support.exim import LOGIN, MISSING, PROGRAM, Exim, exim
 from tests.support.facts import TODAY, Facts
 from tests.support.intents import make_due, review
 from tests.support.mails import MESSAGE
-from tests.support.nights import night
 from tests.support.smtp_server import HOST, client_tls
 
 pytestmark = pytest.mark.real_mail_server
@@ -53,9 +51,7 @@ def server(running_exim: Exim) -> Iterator[Exim]:
 
 
 def parsed(data: bytes) -> EmailMessage:
-    message = email.message_from_bytes(data, policy=email.policy.default)
-    assert isinstance(message, EmailMessage)
-    return message
+    return email.message_from_bytes(data, policy=email.policy.default)
 
 
 def text_of(message: EmailMessage) -> str:
@@ -70,17 +66,13 @@ def arrived(server: Exim, count: int) -> list[EmailMessage]:
     return sorted(messages, key=lambda message: str(message["Envelope-to"]))
 
 
-def smtp_channel(port: int, **options: Any) -> SmtpChannel:
+def channel_to(port: int, **options: Any) -> SmtpChannel:
     return SmtpChannel(HOST, port=port, sender=parse_sender("Hørsel, HLF <post@hlf.example>"), **options)
-
-
-def channel_to(port: int, **options: Any) -> AbstractContextManager[BlockingChannel]:
-    return blocking(smtp_channel(port, **options))
 
 
 def send_reminders(connection: Connection, port: int) -> str | None:
     """Run the stage; why it stopped."""
-    stopped = BlockingStage(connection, reminder_mail(connection), smtp_channel(port)).run()
+    stopped = BlockingStage(connection, reminder_mail(connection), channel_to(port)).run()
     return None if stopped is None else stopped.code
 
 
@@ -95,7 +87,7 @@ def two_reminders(connection: Connection, facts: Facts) -> None:
 def test_messages_arrive_whole_over_a_connection_that_is_renewed(server: Exim) -> None:
     """Both parts, lines that begin with a dot, letters beyond ASCII before the @; a hundred on each connection."""
     before = server.sessions()
-    with channel_to(server.port) as channel:
+    with blocking(channel_to(server.port)) as channel:
         channel.send(MESSAGE)
         channel.send(replace(MESSAGE, to="pål@example.org"))
         for number in range(99):
@@ -113,7 +105,7 @@ def test_messages_arrive_whole_over_a_connection_that_is_renewed(server: Exim) -
 def test_a_login_over_tls(server: Exim) -> None:
     """By STARTTLS and implicit TLS, with letters beyond ASCII in the password; a mere look sends nothing."""
     for port, implicit_tls in ((server.port, False), (server.tls_port, True)):
-        with channel_to(port, implicit_tls=implicit_tls, **CREDENTIALS) as channel:
+        with blocking(channel_to(port, implicit_tls=implicit_tls, **CREDENTIALS)) as channel:
             channel.probe()
             channel.send(MESSAGE)
 
@@ -126,7 +118,6 @@ def test_a_login_over_tls(server: Exim) -> None:
 @pytest.mark.parametrize(
     ("stage", "answer", "stopped", "row"),
     [
-        ("mail", "550 no", "down", ("pending", 0, False)),
         ("predata", "421 no", "down", ("pending", 0, False)),
         ("rcpt", "450 no", None, ("pending", 1, False)),
         ("data", "550 no", None, ("failed", 1, False)),
@@ -171,62 +162,6 @@ def test_a_cut_around_the_final_dot(server: Exim, connection: Connection, facts:
     assert len(first) == (2 if place == "after the final dot" else 0)
     assert [REPEAT_LINE in text_of(message) for message in (*first, *second)] == [False] * len(first) + [True] * 2
     assert {message["Message-ID"] for message in first} <= {message["Message-ID"] for message in second}
-
-
-def test_after_three_nights_without_a_mail_server_each_mentor_has_one_message(
-    connection: Connection, server: Exim, facts: Facts
-) -> None:
-    """About the day on which it is sent, not about the night that wanted it; and the coordinator has one page."""
-    organisation = facts.organisation(portal=None)
-    for name, days, locale in [
-        ("far", 30, "nb"),  # the threshold of 30 stays the nearest one
-        ("near", 15, "nn"),  # the one of 14 comes on the second night, and takes its place
-        ("over", 1, "en"),  # it expires meanwhile
-        ("renewed", 7, "nb"),
-    ]:
-        facts.certified_mentor(
-            organisation, TODAY + timedelta(days=days), email=f"{name}@example.org", locale=locale, full_name=name
-        )
-    connection.execute(
-        "INSERT INTO coordinators (organisation_id, full_name, email) VALUES (%s, 'Berit Berg', 'berit@example.org')",
-        (organisation,),
-    )
-    channel = smtp_channel(server.port, **CREDENTIALS)
-
-    server.stop()
-    for number in range(3):
-        report = night(connection, TODAY + timedelta(days=number), channel=channel)
-        assert "the mail server cannot be used: Connection refused" in report.reasons[0]
-        if number == 1:
-            connection.execute(
-                "INSERT INTO certificates (mentor_id, kind, issued_on, expires_on)"
-                " SELECT id, 'likeperson', %s, %s FROM mentors WHERE full_name = 'renewed'",
-                (TODAY + timedelta(days=1), TODAY + timedelta(days=800)),
-            )
-    server.start()
-    for _ in range(2):
-        assert night(connection, TODAY + timedelta(days=3), channel=channel).reasons == []
-
-    page, far, near, over = arrived(server, 4)
-    assert [message["Envelope-to"] for message in (page, far, near, over)] == [
-        f"{name}@example.org" for name in ("berit", "far", "near", "over")
-    ]
-    assert far["Subject"] == "Sertifikatet ditt går ut om 27\u00a0dager, 9.\u00a0april («likeperson»)"
-    assert near["Subject"] == "Sertifikatet ditt går ut om 12\u00a0dagar, 25.\u00a0mars («likeperson»)"
-    assert over["Subject"] == "Your certificate expired on 11\u00a0March (“likeperson”)"
-    assert "is therefore paused" in text_of(over)
-    assert "over" in text_of(page)
-    assert facts.rows(
-        "SELECT m.full_name, l.threshold_days, l.status, l.maybe_sent FROM cert_notification_log AS l"
-        " JOIN mentors AS m ON m.id = l.mentor_id ORDER BY m.full_name, l.threshold_days DESC"
-    ) == [
-        ("far", 30, "sent", False),
-        ("near", 30, "superseded", False),
-        ("near", 14, "sent", False),
-        ("over", 1, "superseded", False),
-        ("over", -1, "sent", False),
-        ("renewed", 7, "cancelled", False),
-    ]
 
 
 def test_a_mail_that_exim_returns_is_an_alert_and_goes_to_the_corrected_address(
