@@ -14,7 +14,7 @@ from psycopg import sql
 
 from certjob import database
 from certjob.database import embedded, migrations
-from tests.support import forked_command, supabase
+from tests.support import supabase
 from tests.support.app_rows import Organisation, furnish
 from tests.support.facts import Facts
 from tests.support.own_server import data_parent
@@ -176,25 +176,14 @@ def certjob(worker_url: str, bare_environment: dict[str, str], tmp_path: Path) -
 
     ``given`` is what it can read from its standard input.
     """
+    from tests.support.command_line import started
 
     def run(
         *arguments: str, timeout: float = 120, given: bytes = b"", **settings: str
     ) -> subprocess.CompletedProcess[str]:
         environment = bare_environment | {"CERTJOB_DATABASE_URL": worker_url} | settings
-        if forked_command.can_fork(environment):
-            return forked_command.run(
-                arguments, environment=environment, folder=tmp_path, timeout_seconds=timeout, given=given
-            )
-        return subprocess.run(
-            [str(installed_command()), *arguments],
-            env=environment,
-            input=given.decode(),
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            cwd=tmp_path,
-            check=False,
-        )
+        with started(*arguments, environment=environment, folder=tmp_path, given=given) as child:
+            return child.finish(timeout_seconds=timeout)
 
     return run
 

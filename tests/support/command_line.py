@@ -7,16 +7,17 @@ import logging
 import os
 import pty
 import re
+import select
 import struct
 import subprocess
 import termios
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from pathlib import Path
 from signal import SIGTERM, Signals
+from tempfile import TemporaryFile
 from typing import Any
 from unittest import mock
 from zoneinfo import ZoneInfo
@@ -57,12 +58,8 @@ def commands() -> dict[str, set[str]]:
             for child_name, child in children.items():
                 walk(child, f"{name} {child_name}")
             return
-        found[name] = {
-            option
-            for parameter in getattr(command, "params", [])
-            for option in parameter.opts
-            if option.startswith("-")
-        }
+        parameters = getattr(command, "params", [])
+        found[name] = {option for each in parameters for option in each.opts if option.startswith("-")}
 
     walk(typer.main.get_command(app), "certjob")
     return found
@@ -119,25 +116,15 @@ def run_in_process(
 
 
 class Child:
-    """A running command. Its output is read meanwhile, so that it never waits for its reader."""
+    """A running command, and the files that it prints to; it never waits for a reader."""
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: Process, *, stdout: int, stderr: int) -> None:
         self.process = process
-        self._output: list[str] = ["", ""]
-        self._readers = [
-            threading.Thread(target=self._read, args=(number, stream), daemon=True)
-            for number, stream in enumerate((process.stdout, process.stderr))
-        ]
-        for reader in self._readers:
-            reader.start()
-
-    def _read(self, number: int, stream: Any) -> None:
-        for line in stream:
-            self._output[number] += line
+        self._stdout, self._stderr = stdout, stderr
 
     def wait_for_output(self, part: str) -> None:
         """Wait until it has printed a line with this text."""
-        until(lambda: part in self._output[0])
+        until(lambda: part in _content(self._stdout))
 
     def signal(self, number: Signals = SIGTERM) -> None:
         assert self.process.poll() is None, "it ended before the signal"
@@ -146,9 +133,7 @@ class Child:
     def finish(self, *, timeout_seconds: float = 60) -> Finished:
         """Wait for its end and return what it said."""
         code = self.process.wait(timeout_seconds)
-        for reader in self._readers:
-            reader.join()
-        return Finished(self.process.args, code, *self._output)
+        return Finished(self.process.args, code, _content(self._stdout), _content(self._stderr))
 
     def stop_within(self, seconds: float = WITHIN_SECONDS, number: Signals = SIGTERM) -> Finished:
         """Send the signal; it ends in this time."""
@@ -160,36 +145,39 @@ class Child:
         return result
 
 
+def _content(file: int) -> str:
+    """What was written; at an offset of its own, since the writer shares the file's."""
+    return os.pread(file, os.fstat(file).st_size, 0).decode()
+
+
 @contextmanager
 def started(
-    *arguments: str, environment: Mapping[str, str], folder: Path, program: Sequence[str] = (), **alterations: Any
+    *arguments: str,
+    environment: Mapping[str, str],
+    folder: Path,
+    program: Sequence[str] = (),
+    given: bytes = b"",
+    **alterations: Any,
 ) -> Iterator[Child]:
     """The command in the background, or another ``program`` in its place; what is left of it at the end is killed.
 
-    The alterations are those of ``tests.support.processes``.
+    ``given`` is what it can read; the alterations are those of ``tests.support.processes``.
     """
-    if alterations or (not program and can_fork(environment)):
-        process: Process = ForkedCommand(
-            arguments, environment=environment, folder=folder, alterations=alterations or None
-        )
-    else:
-        process = subprocess.Popen(
-            [*(program or [str(installed_command())]), *arguments],
-            env=dict(environment),
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-    with process:
-        child = Child(process)
+    with TemporaryFile() as read, TemporaryFile() as printed, TemporaryFile() as said:
+        read.write(given)
+        read.seek(0)
+        streams: dict[str, Any] = {"stdin": read.fileno(), "stdout": printed.fileno(), "stderr": said.fileno()}
+        if alterations or (not program and can_fork(environment)):
+            streams["alterations"] = alterations or None
+            process: Process = ForkedCommand(arguments, environment=environment, folder=folder, **streams)
+        else:
+            command = [*(program or [str(installed_command())]), *arguments]
+            process = subprocess.Popen(command, env=dict(environment), cwd=folder, text=True, **streams)
         try:
-            yield child
+            yield Child(process, stdout=printed.fileno(), stderr=said.fileno())
         finally:
-            if process.poll() is None:
-                process.kill()
-            child.finish()
+            process.kill()
+            process.wait()
 
 
 class Backends:
@@ -237,39 +225,19 @@ def on_terminal(
     """Run the command on a pseudo-terminal; return its exit code and what the terminal got, lines ended by LF."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
-    shown = bytearray()
-
-    def read() -> None:
-        while True:
-            try:
-                data = os.read(master, 65536)
-            except OSError:  # so Linux says that the last writer is gone
-                return
-            if not data:
-                return
-            shown.extend(data)
-
-    reader = threading.Thread(target=read, daemon=True)
     null = os.open(os.devnull, os.O_WRONLY)
-    with ForkedCommand(
-        arguments,
-        environment={"TERM": "xterm-256color", "COLUMNS": str(columns)} | dict(environment),
-        folder=folder,
-        stdin=slave,
-        stdout=slave if "stdout" in only else null,
-        stderr=slave if "stderr" in only else null,
-        new_session=True,
-    ) as process:
-        os.close(null)
-        os.close(slave)
-        reader.start()
-        try:
-            code = process.wait(60)
-        finally:
-            process.kill()
-            reader.join(10)
-            os.close(master)
-    return code, shown.decode().replace("\r\n", "\n")
+    streams: dict[str, Any] = {name: slave if name in only else null for name in ("stdout", "stderr")}
+    looks = {"TERM": "xterm-256color", "COLUMNS": str(columns)} | dict(environment)
+    command = ForkedCommand(arguments, environment=looks, folder=folder, stdin=slave, new_session=True, **streams)
+    os.close(null)
+    os.close(slave)
+    shown = bytearray()
+    with contextlib.suppress(OSError):  # so Linux says that the last writer is gone
+        while select.select([master], [], [], 60)[0]:
+            shown += os.read(master, 65536)
+    command.kill()
+    os.close(master)
+    return command.wait(), shown.decode().replace("\r\n", "\n")
 
 
 _ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07]*\x07|\x1b[=>]")

@@ -22,7 +22,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import termios
 import threading
 import time
@@ -125,33 +124,6 @@ def _pipe(opened: list[int]) -> tuple[IO[str], int]:
     reading, writing = os.pipe()
     opened.append(writing)
     return os.fdopen(reading), writing
-
-
-def run(
-    arguments: Sequence[str],
-    *,
-    environment: Mapping[str, str],
-    folder: str | os.PathLike[str],
-    timeout_seconds: float = 120,
-    given: bytes = b"",
-) -> subprocess.CompletedProcess[str]:
-    """Run the command to its end, with this to read. Raises subprocess.TimeoutExpired, and kills it."""
-    with (
-        tempfile.TemporaryFile() as read,
-        tempfile.TemporaryFile("w+") as printed,
-        tempfile.TemporaryFile("w+") as said,
-    ):
-        read.write(given)
-        read.seek(0)
-        streams: dict[str, Any] = {"stdin": read.fileno(), "stdout": printed.fileno(), "stderr": said.fileno()}
-        command = ForkedCommand(arguments, environment=environment, folder=folder, **streams)
-        try:
-            command.wait(timeout_seconds)
-        finally:
-            command.kill()
-        for stream in (printed, said):
-            stream.seek(0)
-        return subprocess.CompletedProcess(command.args, command.wait(), printed.read(), said.read())
 
 
 @functools.cache

@@ -88,23 +88,22 @@ def _plant_freeze(name: str, *, before: bool) -> None:
     original = getattr(room, method)
     visits = itertools.count()
 
+    @contextmanager
+    def standing_still() -> Iterator[None]:
+        is_first = next(visits) == 0
+        if is_first and before:
+            _freeze()
+        yield
+        if is_first and not before:
+            _freeze()
+
     def freezing(*arguments: Any, **named: Any) -> Any:
-        first = next(visits) == 0
-        if first and before:
-            _freeze()
-        result = original(*arguments, **named)
-        if first and not before:
-            _freeze()
-        return result
+        with standing_still():
+            return original(*arguments, **named)
 
     async def freezing_async(*arguments: Any, **named: Any) -> Any:
-        first = next(visits) == 0
-        if first and before:
-            _freeze()
-        result = await original(*arguments, **named)
-        if first and not before:
-            _freeze()
-        return result
+        with standing_still():
+            return await original(*arguments, **named)
 
     setattr(room, method, freezing_async if inspect.iscoroutinefunction(original) else freezing)
 
