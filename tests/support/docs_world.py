@@ -41,13 +41,21 @@ def cron(settings: Mapping[str, str] | None = None, *, at: datetime = MORNING) -
 
 
 _ASK_ANOTHER_CLOCK = b"""
+    -- A session finds our now() before the system's own. Logins that other tests make on this server are none that
+    -- belong here; `check` would warn of them.
     CREATE SCHEMA clock;
     DO $$ BEGIN
         EXECUTE format('ALTER DATABASE %I SET search_path = public, clock, pg_catalog', current_database());
+        EXECUTE format('REVOKE CONNECT ON DATABASE %I FROM PUBLIC', current_database());
     END $$
 """
-"""A session finds our now() before the system's own."""
-
+_LET_THE_VIEW_ASK_IT = b"""
+    DO $$ DECLARE text text; BEGIN
+        SELECT replace(pg_get_viewdef(oid), 'pg_catalog.now()', 'clock.now()') INTO text
+            FROM pg_class WHERE relname = 'attention';
+        IF FOUND THEN EXECUTE 'CREATE OR REPLACE VIEW attention WITH (security_invoker = true) AS ' || text; END IF;
+    END $$
+"""
 _COLUMNS_THAT_ASK_THE_REAL_ONE = """
     SELECT table_name, column_name FROM information_schema.columns
     WHERE table_schema = 'public' AND column_default = 'pg_catalog.now()'
@@ -64,38 +72,31 @@ class World:
         self.folder = folder
         self._empty_url = empty_url
         self._environment = environment
-        self.move_to(url)
+        self._move_to(url)
 
-    def move_to(self, url: str) -> None:
-        """Let this be the database from now on."""
+    def _move_to(self, url: str) -> None:
         self.url = url
         with database.connect(url) as connection:
             connection.execute(_ASK_ANOTHER_CLOCK)
-            # Logins that other tests make on this server are none that belong here; `check` would warn of them.
-            connection.execute(f"REVOKE CONNECT ON DATABASE {connection.info.dbname} FROM PUBLIC".encode())
         self.connection = database.connect(url)
+        self.execute = self.connection.execute
         self.facts = Facts(self.connection)
         self._set_the_servers_clock(NIGHT)
-        self._let_the_view_ask_it()
+        self.execute(_LET_THE_VIEW_ASK_IT)
 
     def forget_the_schema(self) -> None:
         """Move to a database without any table."""
         self.connection.close()
-        self.move_to(self._empty_url())
+        self._move_to(self._empty_url())
 
     def types(self, command: str, view: View) -> str:
         """What a command prints, everywhere, at that time: by this machine's clock and by the database's."""
-        settings = {
-            "CERTJOB_DATABASE_URL": self.url,
-            "CERTJOB_NOTIFY_URL": f"maildir:{self.folder / 'mail'}",
-        }
+        settings = {"CERTJOB_DATABASE_URL": self.url, "CERTJOB_NOTIFY_URL": f"maildir:{self.folder / 'mail'}"}
+        environment = dict(self._environment) | settings | dict(view.settings)
         self._set_the_servers_clock(view.at)
         with freeze_time(view.machine_at or view.at, tick=True):
             finished = run_in_process(
-                *shlex.split(command)[1:],
-                environment=dict(self._environment) | settings | dict(view.settings),
-                folder=self.folder,
-                columns=view.columns,
+                *shlex.split(command)[1:], environment=environment, folder=self.folder, columns=view.columns
             )
         self._set_the_servers_clock(NIGHT)
         # Of a screen that is drawn again and again, what stands there at the end.
@@ -105,38 +106,32 @@ class World:
         """Let it be that time in this database, for statements and for defaults, and go on from there."""
         ((really_at,),) = self.facts.rows("SELECT pg_catalog.clock_timestamp()")
         for name in ("now", "clock_timestamp"):
-            self.connection.execute(
+            self.execute(
                 f"CREATE OR REPLACE FUNCTION clock.{name}() RETURNS timestamptz LANGUAGE sql STABLE"
                 f" RETURN pg_catalog.{name}() - (timestamptz '{really_at}' - timestamptz '{at}')".encode()
             )
         for table, column in self.facts.rows(_COLUMNS_THAT_ASK_THE_REAL_ONE):
-            self.connection.execute(f"ALTER TABLE {table} ALTER COLUMN {column} SET DEFAULT now()".encode())
+            self.execute(f"ALTER TABLE {table} ALTER COLUMN {column} SET DEFAULT now()".encode())
 
-    def _let_the_view_ask_it(self) -> None:
-        for (definition,) in self.facts.rows("SELECT pg_get_viewdef(oid) FROM pg_class WHERE relname = 'attention'"):
-            text = str(definition).replace("pg_catalog.now()", "clock.now()")
-            self.connection.execute(
-                f"CREATE OR REPLACE VIEW attention WITH (security_invoker = true) AS {text}".encode()
-            )
-
-    def night(self, settings: Mapping[str, str] | None = None) -> None:
+    def night(self, settings: Mapping[str, str] | None = None, *options: str) -> None:
         """The night of this morning, at 03:10."""
-        self.types("certjob run", cron(settings, at=NIGHT))
+        self.types(" ".join(["certjob run", *options]), cron(settings, at=NIGHT))
 
-    def coordinator(self, organisation: UUID) -> None:
-        """Ola, who gets the daily mail."""
-        self.connection.execute(
+    def organisation(self, slug: str = "hlf", *, portal: str | None = "dynamics") -> UUID:
+        """One whose coordinator Ola gets the daily mail."""
+        organisation = self.facts.organisation(slug, portal=portal)
+        self.execute(
             "INSERT INTO coordinators (organisation_id, full_name, email) VALUES (%s, 'Ola Engvik', 'ola@hlf.example')",
             (organisation,),
         )
+        return organisation
 
     def expired_mentors(self, number: int) -> None:
         organisation = self.facts.organisation()
         for _ in range(number):
             self.facts.certified_mentor(organisation, YESTERDAY)
 
-    def kari(self) -> UUID:
+    def kari(self) -> None:
         """A mentor whose certificate ended yesterday."""
         mentor = self.facts.mentor(self.facts.organisation(), member_no="M1042")
         self.facts.certificate(mentor, YESTERDAY, issued_on=date(2024, 3, 10))
-        return mentor
