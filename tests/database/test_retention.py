@@ -223,7 +223,7 @@ class TestDeleting:
     @pytest.fixture(autouse=True)
     def small_pages(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(retention, "PAGE_ROWS", 7)
-        monkeypatch.setattr(retention, "_LOCK_TIMEOUT_MS", 20)
+        monkeypatch.setattr(retention, "_LOCK_TIMEOUT_MS", 100)
 
     def test_a_signal_ends_it_between_two_pages_and_two_at_once_go_on_together(
         self, facts: Facts, mentor: UUID, database_url: str
