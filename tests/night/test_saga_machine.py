@@ -14,7 +14,6 @@ from datetime import timedelta
 from typing import Any, ClassVar
 from uuid import UUID
 
-import psycopg
 import pytest
 from hypothesis import HealthCheck, settings, stateful
 from hypothesis import strategies as st
@@ -37,7 +36,6 @@ from tests.support.nights import NoProgress, night, quick_policy
 from tests.support.portal_answers import Behaviour, Exchange, PortalRequest, cut, error, ok, reset
 from tests.support.portal_server import PortalServer
 from tests.support.saga_model import Mentor, read_mentors
-from tests.support.waiting import until
 
 PORTAL_MOODS: dict[str, Callable[[int], Behaviour]] = {
     "up": lambda _number: ok(),
@@ -135,89 +133,50 @@ moments = st.sampled_from(("before the call", "in the call, nothing done", "in t
 """When a run holds no lock and has nothing to decide, so that anything may happen beside it."""
 
 
-class ProcessEnded(BaseException):
-    """This process was killed a moment ago: nothing it still tries has any effect."""
-
-
 class Process:
-    """A process that runs certjob: a connection, the ways out, and one moment at which something happens.
+    """A process that runs certjob: a connection, the ways out, and one moment of the network's when something happens.
 
-    The moment is one of the network's, or the number of a step: each statement is two, so that a process may end
-    inside a transaction, too.
+    What happens when a process is killed, at any statement, is the subject of ``tests/chaos``.
     """
 
     def __init__(
-        self, connection: database.Connection, portal: PortalServer, *, concurrency: int, moment: str | int | None
+        self, connection: database.Connection, portal: PortalServer, *, concurrency: int, moment: str | None
     ) -> None:
         self.connection = connection
         self.stop = StopFlag()
         self.moment = moment
-        self.steps = 0
         self.happening: Callable[[], object] = lambda: None
-        self.is_ended = False
-        self.under_way: dict[str, UUID] = {}
-        """Calls that have begun and not ended: key and contact."""
+        self.under_way: list[UUID] = []
+        """Contacts of the calls that have begun and not ended."""
         self._portal = portal
         self._lock = threading.Lock()
-        self.connection.cursor_factory = self._watched_cursor()
         self.delivery = Delivery(
             make_target=self._make_target, policy=quick_policy(), concurrency=concurrency, deadline_seconds=600
         )
 
-    def kill(self, *, by: database.Connection) -> None:
-        """End it as kill -9 does: its session is gone, and it begins no call any more."""
+    def reach(self, moment: str) -> None:
+        """Let happen what was planned for this moment."""
         with self._lock:
-            self.is_ended = True
-        by.execute("SELECT pg_terminate_backend(%s, 10000)", (self.connection.info.backend_pid,))
-
-    def reach(self, moment: str = "") -> None:
-        """Let happen what was planned for this moment, or for this step."""
-        with self._lock:
-            self.steps += 1
-            if self.moment not in (moment, self.steps):
+            if self.moment != moment:
                 return
             self.moment = None
         self.happening()
 
-    def live(self, moment: str = "") -> None:
-        """Reach a moment inside the process, which may be its last."""
-        self.reach(moment)
-        if self.is_ended:
-            raise ProcessEnded
-
-    async def update_portal_visibility(self, contact_id: UUID, *, visible: bool, idempotency_key: str) -> None:
-        """Call with the real client; none begins in a process that was killed."""
-        with self._lock:
-            if self.is_ended:
-                raise ProcessEnded
-            self.under_way[idempotency_key] = contact_id
+    async def update_portal_visibility(self, contact_id: UUID, **wanted: Any) -> None:
+        """Call with the real client."""
+        self.under_way.append(contact_id)
         try:
             # Another process may come to life in it, with an event loop of its own: not in this one's thread.
-            await asyncio.to_thread(self.live, "before the call")
-            try:
-                await self.client.update_portal_visibility(contact_id, visible=visible, idempotency_key=idempotency_key)
-            finally:
-                await asyncio.to_thread(self.live, "after the call")
+            await asyncio.to_thread(self.reach, "before the call")
+            await self.client.update_portal_visibility(contact_id, **wanted)
         finally:
-            with self._lock:
-                del self.under_way[idempotency_key]
+            await asyncio.to_thread(self.reach, "after the call")
+            self.under_way.remove(contact_id)
 
     @asynccontextmanager
     async def _make_target(self) -> AsyncIterator["Process"]:
         async with HLFDynamicsSyncService(self._portal.url, self._portal.key, deadline_seconds=20) as self.client:
             yield self
-
-    def _watched_cursor(self) -> type[psycopg.Cursor[Any]]:
-        process = self
-
-        class WatchedCursor(psycopg.Cursor[Any]):
-            def execute(self, query: Any, *arguments: Any, **options: Any) -> "WatchedCursor":
-                process.live()
-                super().execute(query, *arguments, **options)
-                process.live()
-                return self
-
-        return WatchedCursor
 
 
 class Saga(RuleBasedStateMachine):
@@ -243,8 +202,6 @@ class Saga(RuleBasedStateMachine):
         self.last_keys: dict[UUID, tuple[int, int]] = {}
         self.values: dict[str, bool] = {}
         self.requests_seen = 0
-        self.orphaned: set[object] = set()
-        """Claims of processes that were killed."""
         self.commands_since_rest = 0
         self.idle: list[database.Connection] = []
         """Left by processes that came to their end: a new connection would cost more than a run."""
@@ -307,46 +264,38 @@ class Saga(RuleBasedStateMachine):
         self._start(command, mentor)
 
     @rule(
-        mentor=mentors, change=stirring_changes, command=commands, at=st.integers(1, 90) | moments, gently=st.booleans()
-    )
-    def a_process_is_ended(self, mentor: UUID, change: Change, command: str, at: str | int, gently: bool) -> None:
-        """By a signal that it can obey, or as by kill -9."""
-
-        def end(process: Process) -> None:
-            process.stop.set() if gently else process.kill(by=self.app)
-
-        self._stir(mentor, change, command)
-        self._start(command, mentor, moment=at, happening=end)
-
-    @rule(
         mentor=mentors,
         changes=st.tuples(stirring_changes, stirring_changes),
         command=st.sampled_from(DELIVERING),
         moment=moments,
         second=st.none() | commands,
-        freezes=st.booleans(),
+        fate=st.sampled_from(("goes on", "is stopped", "freezes")),
     )
     def something_happens_meanwhile(
-        self, mentor: UUID, changes: tuple[Change, Change], command: str, moment: str, second: str | None, freezes: bool
+        self, mentor: UUID, changes: tuple[Change, Change], command: str, moment: str, second: str | None, fate: str
     ) -> None:
         """Another fact changes in the middle of a run, and perhaps another run starts that sees it.
 
-        The first process may be frozen past its lease: it writes nothing more about what it lost. Only its call under
-        way may still do something on the portal, too late: it is as if somebody edited it.
+        The first process may be stopped by a signal, or frozen past its lease: it writes nothing more about what it
+        lost. Only its call under way may still do something on the portal, too late: it is as if somebody edited it.
         """
-        freezes = freezes and moment != "before the call"  # after its last look at its lease
+        freezes = fate == "freezes" and moment != "before the call"  # after its last look at its lease
 
         def meanwhile(process: Process) -> None:
             self._change(mentor, changes[1])
             self._look_at_contacts()
+            if fate == "is stopped":
+                process.stop.set()
             if freezes:
-                self.edited |= set(process.under_way.values())
+                self.edited |= set(process.under_way)
                 type(self).seconds_asleep += 1000
                 run_out(self.facts)
             if second is not None:
                 self._run(second, mentor, self._new_process())
 
-        self._stir(mentor, changes[0], command)
+        self._change(mentor, changes[0])
+        if command in ("deliver", "alerts --retry-all"):  # they review nobody
+            self._start("run without deliveries", mentor)
         self._start(command, mentor, moment=moment, happening=meanwhile, concurrency=1 if freezes else None)
         if freezes:
             self.portal.overlaps.clear()
@@ -361,7 +310,8 @@ class Saga(RuleBasedStateMachine):
     @invariant()
     def nothing_is_lost_or_contradicts_itself(self) -> None:
         assert self.app.execute(WHAT_MUST_NOT_BE.encode()).fetchall() == []
-        assert self._claims() <= self.orphaned, "claimed by a process that was not killed"
+        claims = "SELECT claim_token FROM portal_sync_events WHERE claim_token IS NOT NULL"
+        assert self._ids(claims) == set(), "claimed by a process that has ended"
 
     @invariant()
     def the_portal_was_called_in_order_and_only_for_its_own(self) -> None:
@@ -398,12 +348,6 @@ class Saga(RuleBasedStateMachine):
         name, details = change
         self.app.execute(CHANGES[name].encode(), details | {"mentor": mentor, "today": self.today})
 
-    def _stir(self, mentor: UUID, change: Change, command: str) -> None:
-        """Change a fact, so that the command has something to do."""
-        self._change(mentor, change)
-        if command in ("deliver", "alerts --retry-all"):  # they review nobody
-            self._start("run without deliveries", mentor)
-
     def _look_at_contacts(self) -> None:
         """Note who may be called for by a command that starts now."""
         self.callable_contacts |= {each.contact_id for each in self._mentors().values() if each.on_portal}
@@ -421,7 +365,7 @@ class Saga(RuleBasedStateMachine):
         command: str,
         mentor: UUID,
         *,
-        moment: str | int | None = None,
+        moment: str | None = None,
         happening: Callable[[Process], None] = lambda _process: None,
         concurrency: int | None = None,
     ) -> RunReport | None:
@@ -441,22 +385,14 @@ class Saga(RuleBasedStateMachine):
         is_alone = process.moment is None and process is self.process
         try:
             result = self._command(command, mentor, process)
-        except (ProcessEnded, psycopg.Error):
-            if not process.is_ended:
-                raise
-            return None
         except StoppedBySignalError:
             if not process.stop.is_set():
                 raise
             return None
         finally:
-            until(lambda: not process.under_way, seconds=60)
-            if process.is_ended:
-                process.connection.close()
-                self.orphaned |= self._claims()
-            else:
-                assert process.connection.info.transaction_status is TransactionStatus.IDLE
-                self.idle.append(process.connection)
+            assert process.connection.info.transaction_status is TransactionStatus.IDLE
+            assert not process.under_way
+            self.idle.append(process.connection)
         report = result.report if isinstance(result, Resync) else result
         assert not report.crashed, report.stopped
         assert report.review is None or not (report.review.skipped or report.review.broken), report.review
@@ -486,7 +422,7 @@ class Saga(RuleBasedStateMachine):
         start = nightly.retry_all if command == "alerts --retry-all" else nightly.deliver
         return start(connection, today=today, progress=progress, **ways_out)
 
-    def _new_process(self, moment: str | int | None = None, *, concurrency: int | None = None) -> Process:
+    def _new_process(self, moment: str | None = None, *, concurrency: int | None = None) -> Process:
         connection = self.idle.pop() if self.idle else database.connect(self.database_url)
         concurrency = concurrency or self.concurrency
         return Process(connection, self.portal, concurrency=concurrency, moment=moment)
@@ -573,9 +509,6 @@ class Saga(RuleBasedStateMachine):
             " WHERE e.status IN ('pending', 'blocked') AND NOT e.visible"
             " AND e.id NOT IN (SELECT event_id FROM portal_alerts)"
         )
-
-    def _claims(self) -> set[object]:
-        return self._ids("SELECT claim_token FROM portal_sync_events WHERE claim_token IS NOT NULL")
 
 
 few = settings(
