@@ -1,6 +1,5 @@
 """The mission's own tests: what certjob exists for, on a real PostgreSQL and over real HTTP."""
 
-import dataclasses
 from datetime import timedelta
 from uuid import UUID
 
@@ -10,12 +9,11 @@ from certjob.database import Connection
 from certjob.errors import DynamicsSyncException, TransientPortalError
 from certjob.night import resync
 from certjob.night.resync import Resync
-from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
 from certjob.stopping import StopFlag
 from tests.support.facts import TODAY, Facts
 from tests.support.intents import claim
 from tests.support.nights import CollectingChannel, FlakyPortal, delivery, night
-from tests.support.portal_answers import error, hang, ok, reset
+from tests.support.portal_answers import error, ok, reset
 from tests.support.portal_server import PortalServer
 from tests.support.stages import push_once
 
@@ -117,21 +115,3 @@ def test_6_no_call_is_made_for_an_organisation_without_the_portal(
     assert facts.rows("SELECT count(*) FROM portal_sync_events") == [(0,)]
     assert (portal.requests, result.error) == ([], None)
     assert report.to_document()["mentors"]["paused"] == 1
-
-
-def test_a_call_without_an_answer_ends_by_its_deadline(
-    connection: Connection, facts: Facts, expired_mentor: UUID, portal: PortalServer
-) -> None:
-    """A server that never answers costs one call's deadline, then the next attempt succeeds."""
-    portal.then(hang(), ok())
-    ways_out = dataclasses.replace(
-        delivery(portal=portal),
-        make_target=lambda: HLFDynamicsSyncService(portal.url, portal.key, deadline_seconds=0.5),
-    )
-
-    night(connection, ways_out=ways_out)
-
-    first, second = portal.requests
-    assert second.arrived_seconds - first.arrived_seconds >= 0.4  # the call's clock starts before the server's
-    assert portal.visible == {CONTACT: False}
-    assert facts.rows(FAILURES) == []
