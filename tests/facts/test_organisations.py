@@ -211,6 +211,7 @@ def test_thresholds_are_read_as_a_person_writes_them() -> None:
         "3650,-3650": (3650, -3650),
         "": (),
         " None ": (),
+        ",".join(map(str, range(50))): tuple(range(49, -1, -1)),
     }.items():
         assert parse_thresholds(text) == thresholds
     for text in ("sixty", "60;30", "60,,30", "60,", "1.5", "3651", "-3651", "60 30", "٣٠"):

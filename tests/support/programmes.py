@@ -22,7 +22,7 @@ def random_programme(facts: Facts, *, seed: int, mentors: int = 120) -> None:
     """Organisations, mentors, certificates and pauses of every kind, some of them already seen by earlier nights."""
     chance = random.Random(seed)
     organisations = [
-        facts.organisation("hlf", optional_kinds=["course"]),
+        facts.organisation("hlf", optional_kinds=["course0"]),
         facts.organisation("nhf", portal=None, thresholds=[30, 0, -5]),
         facts.organisation("lhl", thresholds=[]),
     ]
