@@ -22,7 +22,7 @@ from tests.support.command_line import assert_one_line
 from tests.support.facts import TODAY, Facts
 from tests.support.intents import review
 from tests.support.nights import CollectingChannel, night
-from tests.support.smtp_server import HOST, Mailbox, real_server, scripted_server
+from tests.support.smtp_server import HOST, scripted_server
 
 DAY = timedelta(days=1)
 IN_20_DAYS = TODAY + 20 * DAY
@@ -183,7 +183,6 @@ def test_a_copy_cannot_be_taken_for_the_reminder(facts: Facts) -> None:
     mentor_id = facts.certified_mentor(facts.organisation(), IN_20_DAYS, locale="nn")
     review(facts.connection)
     shown, channel = previewed(facts, mentor_id), CollectingChannel()
-
     for _ in range(2):
         send_copy(shown, channel, to="me@example.org")
 
@@ -208,14 +207,12 @@ def mentor(facts: Facts) -> Iterator[str]:
     assert facts.rows("SELECT FROM cert_notification_log UNION ALL SELECT FROM job_runs") == []
 
 
-def test_the_command_prints_the_message_and_a_copy_has_its_headers(
-    certjob: Certjob, mentor: str, tmp_path: Path
-) -> None:
+def test_the_command_prints_the_message_and_a_copy_has_its_headers(here: Certjob, mentor: str, tmp_path: Path) -> None:
     """Headers, an empty line, the text part; which one it is goes to stderr, as JSON if the log is."""
     settings = {"CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'mail'}", "CERTJOB_MAIL_FROM": "HLF Øst <post@hlf.example>"}
-    result = certjob("preview", mentor, **settings)
-    logged = json.loads(certjob("preview", mentor, CERTJOB_LOG_FORMAT="json").stderr)
-    copied = certjob("preview", mentor, "--send-to", "me@example.org", **settings)
+    result = here("preview", mentor, **settings)
+    logged = json.loads(here("preview", mentor, CERTJOB_LOG_FORMAT="json").stderr)
+    copied = here("preview", mentor, "--send-to", "me@example.org", **settings)
 
     said = "the reminder that is due today, for the threshold 30"
     assert_one_line(result, said, code=0, command="certjob preview")
@@ -224,26 +221,27 @@ def test_the_command_prints_the_message_and_a_copy_has_its_headers(
     sender, to, subject, message_id, reply_to = head.splitlines()
     assert (sender, to) == ("From: HLF Øst <post@hlf.example>", "To: m1042@example.org")
     assert subject.startswith("Subject: Your certificate expires in 20 days, on ")
-    assert message_id == "Message-ID: (given when the reminder is queued)"
-    assert reply_to == "Reply-To: kontakt@hlf.example"
-    greeting = "Hello Kari Nordmann,\n\nThis is a reminder from HLF. Your certificate “likeperson” expires on "
-    assert (body.startswith(greeting), body.endswith("\nKind regards\nHLF\n")) == (True, True)
+    assert (message_id, reply_to) == (
+        *("Message-ID: (given when the reminder is queued)", "Reply-To: kontakt@hlf.example"),
+    )
+    assert body.startswith("Hello Kari Nordmann,\n\nThis is a reminder from HLF. Your certificate “likeperson” expires")
+    assert body.endswith("\nKind regards\nHLF\n")
 
     assert (copied.returncode, copied.stdout) == (0, "")
     (message,) = mailbox.Maildir(tmp_path / "mail")
     assert (message["To"], message["Reply-To"]) == ("me@example.org", "kontakt@hlf.example")
-    decoded = [str(make_header(decode_header(message[name]))) for name in ("From", "Subject")]
-    assert decoded[0] == "HLF Øst <post@hlf.example>"
-    assert decoded[1].startswith("[preview] Your certificate expires in 20\u00a0days")
+    from_, subject = (str(make_header(decode_header(message[name]))) for name in ("From", "Subject"))
+    assert from_ == "HLF Øst <post@hlf.example>"
+    assert subject.startswith("[preview] Your certificate expires in 20\u00a0days")
     assert "certjob-preview-" in message["Message-ID"]
 
 
-def test_the_command_prints_the_page_alone_or_one_document(certjob: Certjob, mentor: str, tmp_path: Path) -> None:
+def test_the_command_prints_the_page_alone_or_one_document(here: Certjob, mentor: str, tmp_path: Path) -> None:
     """--html > file, in another language and for another day; --json, with both parts; text is harmless."""
-    page = certjob("preview", mentor, "--html", "--locale", "nn", "--threshold", "-1")
-    result = certjob("preview", mentor, "--json", "--organisation", "hlf")
+    page = here("preview", mentor, "--html", "--locale", "nn", "--threshold", "-1")
+    result = here("preview", mentor, "--json", "--organisation", "hlf")
     (tmp_path / "reminder.en.txt").write_text("Subject\n\n\x1b[31mred {{ name }}\n")
-    shown = certjob("preview", mentor, CERTJOB_TEMPLATES_DIR=str(tmp_path)).stdout
+    shown = here("preview", mentor, CERTJOB_TEMPLATES_DIR=str(tmp_path)).stdout
 
     assert page.returncode == 0
     assert re.fullmatch(r"certjob preview: the reminder for the threshold -1, due \S+\n", page.stderr)
@@ -257,7 +255,7 @@ def test_the_command_prints_the_page_alone_or_one_document(certjob: Certjob, men
     assert ("\x1b" in shown, "red Kari Nordmann" in shown) == (False, True)
 
 
-def test_the_command_says_in_a_line_what_is_not_there(certjob: Certjob, mentor: str) -> None:
+def test_the_command_says_in_a_line_what_is_not_there(here: Certjob, mentor: str) -> None:
     """Exit 2, and nothing on stdout."""
     for arguments, phrase in (
         (["nobody"], "no mentor 'nobody'; give an id, a member number, an e-mail address or part of a name"),
@@ -267,29 +265,18 @@ def test_the_command_says_in_a_line_what_is_not_there(certjob: Certjob, mentor: 
         ([mentor, "--send-to", "me"], "'--send-to': the address is not an address that mail can be sent to"),
         ([mentor, "--send-to", "me@example.org"], "CERTJOB_NOTIFY_URL is not set"),
     ):
-        result = certjob("preview", *arguments)
+        result = here("preview", *arguments)
         assert_one_line(result, phrase, code=2, command="certjob preview")
         assert result.stdout == ""
 
 
-def test_a_copy_goes_through_the_mail_server(certjob: Certjob, mentor: str) -> None:
-    """To that address only, with both parts; a server that does not take it is exit 3, its words are in the line."""
-    box = Mailbox()
-
-    def copy(port: int, *options: str) -> Any:
-        smtp = {"CERTJOB_NOTIFY_URL": f"smtp://{HOST}:{port}", "CERTJOB_MAIL_FROM": "post@hlf.example"}
-        return certjob("preview", mentor, "--send-to", "me@example.org", *options, **smtp)
-
-    with real_server(box) as server:
-        result = copy(server.port, "--json")
-    assert (result.returncode, json.loads(result.stdout)["sent_to"]) == (0, "me@example.org"), result
-    (envelope,) = box.envelopes
-    assert envelope.rcpt_tos == ["me@example.org"]
-    assert b"Hello Kari Nordmann," in envelope.content
-    assert b"<p>Hello Kari Nordmann,</p>" in envelope.content
+def test_a_copy_that_the_mail_server_does_not_take_is_said_so(here: Certjob, mentor: str) -> None:
+    """Exit 3, with the server's words in the line."""
     for answers, phrase in (
         ({"RCPT": b"550 no such user"}, "refused the recipient (550 no such user)"),
         ({"END": b"451 later"}, "put the message off (451 later)"),
     ):
-        with scripted_server(answers) as scripted:
-            assert_one_line(copy(scripted.port), "not sent: ", phrase, code=3, command="certjob preview")
+        with scripted_server(answers) as server:
+            smtp = {"CERTJOB_NOTIFY_URL": f"smtp://{HOST}:{server.port}", "CERTJOB_MAIL_FROM": "post@hlf.example"}
+            refused = here("preview", mentor, "--send-to", "me@example.org", **smtp)
+        assert_one_line(refused, "not sent: ", phrase, code=3, command="certjob preview")
