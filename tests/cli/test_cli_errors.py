@@ -1,5 +1,6 @@
 """What goes wrong is said in one line that names the thing and the next step, with the documented exit code."""
 
+import json
 import os
 import stat
 import subprocess
@@ -58,7 +59,8 @@ def test_a_wrong_command_line_says_what_and_where_to_look(
     result = anywhere(*arguments.split(), CERTJOB_DATABASE_URL="postgresql://nobody@127.0.0.1:1/x")
 
     assert_one_line(result, *phrases, code=2, command=command)
-    assert (result.stdout == "") is ("--json" not in arguments)
+    assert "--json" not in arguments or json.loads(result.stdout)["error"]["code"] == "usage"
+    assert "--json" in arguments or result.stdout == ""
 
 
 @pytest.mark.parametrize(
@@ -88,6 +90,7 @@ def test_a_database_url_that_leads_nowhere_is_not_repeated(
     result = anywhere("run", "--json", "-v", CERTJOB_DATABASE_URL=url.replace("{here}", str(tmp_path)))
 
     assert_one_line(result, phrase, code=code)
+    assert json.loads(result.stdout)["error"]["code"] == {1: "database_unavailable", 2: "configuration"}[code]
 
 
 # The database.

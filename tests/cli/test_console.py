@@ -174,9 +174,10 @@ def test_a_plan_says_what_would_change_cut_on_a_terminal_and_whole_off_it(capsys
     whole = capsys.readouterr().out
     show_plan(output, report)
 
-    assert whole.splitlines()[:2] == [
+    assert whole.splitlines()[:3] == [
         "nhf M1001: certificates: expiring; reminder: on the last day",
         "hlf M1001: certificates: expired → valid; pause: lift; portal: show",
+        "hlf N0: certificates: expired; pause: open; reminder: 1 day after; portal: hide",
     ]
     assert whole.count("hlf N") == 58
     assert ("N47" in shown.getvalue(), "N48" in shown.getvalue()) == (True, False)
