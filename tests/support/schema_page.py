@@ -5,7 +5,6 @@
 
 import re
 import textwrap
-from collections import defaultdict
 from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
@@ -65,67 +64,67 @@ TOPICS = {
 SET_UP = re.compile(r"certjob_private\.(set_up_|ensure_)")
 """Functions that make the rights; the page shows what they have made."""
 
+BREAKS = re.compile(r" (?=REFERENCING |FOR EACH |WHEN |EXECUTE )")
+"""Where the definition of a trigger goes on on a line of its own."""
+
 WIDTH = 118
 
 _RELATIONS = """
-    SELECT c.oid, c.relname AS name, c.relkind::text AS kind, c.relrowsecurity AS secured,
-        array_to_string(c.reloptions, ', ') AS options, pg_get_viewdef(c.oid, true) AS definition
-    FROM pg_class AS c
-    WHERE c.relnamespace = 'public'::regnamespace AND c.relkind NOT IN ('i', 'S')
+    SELECT oid, relname AS name, relkind::text AS kind, relrowsecurity AS secured,
+        array_to_string(reloptions, ', ') AS options, pg_get_viewdef(oid, true) AS definition
+    FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind NOT IN ('i', 'S')
 """
 _COLUMNS = """
-    SELECT a.attname AS name, format_type(a.atttypid, a.atttypmod) AS type, a.attnotnull AS required,
-        a.attidentity::text AS identity, a.attgenerated::text AS generated,
-        pg_get_expr(d.adbin, d.adrelid, true) AS value, col_description(a.attrelid, a.attnum) AS comment
-    FROM pg_attribute AS a
-    LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
-    WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped
-    ORDER BY a.attnum
+    SELECT a.attname AS name, a.attnotnull AS required, a.attidentity::text AS identity,
+        replace(format_type(a.atttypid, a.atttypmod), 'timestamp with time zone', 'timestamptz') AS type,
+        a.attgenerated::text AS generated, pg_get_expr(d.adbin, d.adrelid, true) AS value,
+        col_description(a.attrelid, a.attnum) AS comment
+    FROM pg_attribute AS a LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+    WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
 """
 _CONSTRAINTS = """
-    SELECT conname AS name, pg_get_constraintdef(oid, true) AS definition
-    FROM pg_constraint
+    SELECT conname AS name, pg_get_constraintdef(oid, true) AS definition FROM pg_constraint
     WHERE conrelid = %s AND contype IN ('p', 'u', 'f', 'c', 'x')
     ORDER BY array_position('{p,u,f,c,x}', contype::text), conname
 """
 _INDEXES = """
     SELECT pg_get_indexdef(i.indexrelid) AS definition
-    FROM pg_index AS i
-    JOIN pg_class AS c ON c.oid = i.indexrelid
+    FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid
     WHERE i.indrelid = %s
         AND NOT EXISTS (SELECT FROM pg_constraint AS o WHERE o.conindid = i.indexrelid AND o.contype <> 'f')
     ORDER BY c.relname
 """
 _TRIGGERS = """
     SELECT pg_get_triggerdef(oid, true) AS definition, tgfoid AS function
-    FROM pg_trigger
-    WHERE tgrelid = %s AND NOT tgisinternal
-    ORDER BY tgname
+    FROM pg_trigger WHERE tgrelid = %s AND NOT tgisinternal ORDER BY tgname
 """
 _POLICIES = """
-    SELECT polname AS name, polpermissive AS permissive, polcmd::text AS command,
+    SELECT polname AS name, CASE WHEN NOT polpermissive THEN 'AS RESTRICTIVE' END AS kind,
+        '{"r": "SELECT", "a": "INSERT", "w": "UPDATE", "d": "DELETE", "*": "ALL"}'::jsonb ->> polcmd::text AS command,
         ARRAY(
             SELECT CASE role WHEN 0 THEN 'PUBLIC' ELSE role::regrole::text END FROM unnest(polroles) AS role
         ) AS roles,
         pg_get_expr(polqual, polrelid, true) AS visible, pg_get_expr(polwithcheck, polrelid, true) AS written
-    FROM pg_policy
-    WHERE polrelid = %s
-    ORDER BY polname
+    FROM pg_policy WHERE polrelid = %s ORDER BY polname
 """
 _GRANTS = """
-    SELECT g.privilege, CASE g.grantee WHEN 0 THEN 'PUBLIC' ELSE g.grantee::regrole::text END AS grantee,
-        array_agg(g.column ORDER BY g.number) AS columns
-    FROM pg_class AS c
-    CROSS JOIN LATERAL (
-        SELECT a.privilege_type, a.grantee, NULL, 0 FROM aclexplode(c.relacl) AS a
-        UNION ALL
-        SELECT a.privilege_type, a.grantee, t.attname, t.attnum
-        FROM pg_attribute AS t CROSS JOIN LATERAL aclexplode(t.attacl) AS a
-        WHERE t.attrelid = c.oid
-    ) AS g (privilege, grantee, "column", number)
-    WHERE c.oid = %s AND g.grantee <> c.relowner AND g.grantee <> coalesce(to_regrole('service_role'), 0)
-    GROUP BY g.privilege, g.grantee
-    ORDER BY array_position('{SELECT,INSERT,UPDATE,DELETE}', g.privilege), g.privilege
+    SELECT grantee, string_agg(privilege || columns, ', ' ORDER BY number, privilege) AS privileges
+    FROM (
+        SELECT g.privilege, CASE g.grantee WHEN 0 THEN 'PUBLIC' ELSE g.grantee::regrole::text END,
+            CASE WHEN bool_and(g.number > 0)
+                THEN ' (' || string_agg(g.column, ', ' ORDER BY g.number) || ')' ELSE '' END,
+            array_position('{SELECT,INSERT,UPDATE,DELETE}', g.privilege)
+        FROM pg_class AS c
+        CROSS JOIN LATERAL (
+            SELECT a.privilege_type, a.grantee, NULL, 0 FROM aclexplode(c.relacl) AS a
+            UNION ALL
+            SELECT a.privilege_type, a.grantee, t.attname, t.attnum
+            FROM pg_attribute AS t CROSS JOIN LATERAL aclexplode(t.attacl) AS a WHERE t.attrelid = c.oid
+        ) AS g (privilege, grantee, "column", number)
+        WHERE c.oid = %s AND g.grantee NOT IN (c.relowner, coalesce(to_regrole('service_role'), 0))
+        GROUP BY g.privilege, g.grantee
+    ) AS granted (privilege, grantee, columns, number)
+    GROUP BY grantee ORDER BY grantee COLLATE "C"
 """
 _FUNCTIONS = """
     SELECT p.oid, format('%s.%I', n.nspname, p.proname) AS name, pg_get_functiondef(p.oid) AS definition,
@@ -136,10 +135,8 @@ _FUNCTIONS = """
             WHERE a.grantee NOT IN (p.proowner, coalesce(to_regrole('service_role'), 0))
                 AND (a.grantee <> 0 OR n.nspname = 'public')
         ) AS callers
-    FROM pg_proc AS p
-    JOIN pg_namespace AS n ON n.oid = p.pronamespace
-    WHERE n.nspname IN ('public', 'certjob_private')
-    ORDER BY n.nspname, p.proname, p.oid
+    FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
+    WHERE n.nspname IN ('public', 'certjob_private') ORDER BY n.nspname, p.proname, p.oid
 """
 _PUBLISHED = "SELECT pubname AS publication, tablename AS name FROM pg_publication_tables ORDER BY 1, 2"
 
@@ -163,7 +160,7 @@ def render(connection: database.Connection) -> str:
                 triggers = _rows(connection, _TRIGGERS, relations[name].oid)
                 called |= dict.fromkeys(trigger.function for trigger in triggers)
                 lines = [_comment(f"{name}: {text}."), *_relation(connection, relations[name])]
-                parts.append("\n".join([*lines, *(_trigger(each.definition) for each in triggers)]))
+                parts.append("\n".join([*lines, *(_wrapped(*BREAKS.split(each.definition)) for each in triggers)]))
             parts += [_function(functions.pop(oid)) for oid in called if oid in functions]
         parts += [_heading("What the app calls, and what policies ask"), *map(_function, functions.values())]
         parts.append(_comment(f"These made the grants and policies above, see the migrations: {', '.join(set_up)}."))
@@ -204,12 +201,12 @@ def _table(connection: database.Connection, table: Any) -> Iterator[str]:
     columns = _rows(connection, _COLUMNS, table.oid)
     constraints = _rows(connection, _CONSTRAINTS, table.oid)
     name_width = max(len(column.name) for column in columns)
-    type_width = max(len(_type(column)) for column in columns)
+    type_width = max(len(column.type) for column in columns)
     yield f"CREATE TABLE {table.name} ("
     for column in columns:
         if column.comment:
             yield _comment(column.comment, indent="    ")
-        words = [column.name.ljust(name_width), _type(column).ljust(type_width)]
+        words = [column.name.ljust(name_width), column.type.ljust(type_width)]
         words += ["NOT NULL"] * column.required
         words += ["GENERATED ALWAYS AS IDENTITY"] * (column.identity == "a")
         if column.value is not None:
@@ -225,22 +222,13 @@ def _table(connection: database.Connection, table: Any) -> Iterator[str]:
         yield _wrapped(*re.split(r" (?=WHERE )", definition))
 
 
-def _type(column: Any) -> str:
-    return str(column.type).replace("timestamp with time zone", "timestamptz")
-
-
 def _rights(connection: database.Connection, relation: Any) -> Iterator[str]:
-    granted: dict[str, list[str]] = defaultdict(list)
     for grant in _rows(connection, _GRANTS, relation.oid):
-        columns = f" ({', '.join(grant.columns)})" if None not in grant.columns else ""
-        granted[grant.grantee].append(f"{grant.privilege}{columns}")
-    for grantee, privileges in sorted(granted.items()):
-        yield _wrapped(f"GRANT {', '.join(privileges)}", f"ON {relation.name} TO {grantee}")
-    commands = {"r": "SELECT", "a": "INSERT", "w": "UPDATE", "d": "DELETE", "*": "ALL"}
+        yield _wrapped(f"GRANT {grant.privileges}", f"ON {relation.name} TO {grant.grantee}")
     for policy in _rows(connection, _POLICIES, relation.oid):
         clauses = [f'CREATE POLICY "{policy.name}" ON {relation.name}']
-        clauses += ["AS RESTRICTIVE"] * (not policy.permissive)
-        clauses.append(f"FOR {commands[policy.command]} TO {', '.join(sorted(policy.roles))}")
+        clauses += [policy.kind] if policy.kind else []
+        clauses.append(f"FOR {policy.command} TO {', '.join(sorted(policy.roles))}")
         clauses += [f"USING {_in_parentheses(policy.visible)}"] if policy.visible else []
         clauses += [f"WITH CHECK {_in_parentheses(policy.written)}"] if policy.written else []
         yield _wrapped(*clauses)
@@ -250,10 +238,6 @@ def _in_parentheses(expression: str) -> str:
     """Return the expression with one pair of parentheses around it."""
     depths = list(accumulate({"(": 1, ")": -1}.get(character, 0) for character in expression))
     return expression if 0 not in depths[:-1] else f"({expression})"
-
-
-def _trigger(definition: str) -> str:
-    return _wrapped(*re.split(r" (?=REFERENCING |FOR EACH |WHEN |EXECUTE )", definition))
 
 
 def _function(function: Any) -> str:
@@ -279,14 +263,9 @@ def _wrapped(*clauses: str, indent: str = "", end: str = ";") -> str:
 
 
 def _fill(text: str, indent: str) -> str:
-    return textwrap.fill(
-        text,
-        WIDTH,
-        initial_indent=indent,
-        subsequent_indent=indent + "    ",
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    wrapper = textwrap.TextWrapper(WIDTH, break_long_words=False, break_on_hyphens=False)
+    wrapper.initial_indent, wrapper.subsequent_indent = indent, f"{indent}    "
+    return wrapper.fill(text)
 
 
 def _plain(text: str) -> str:
