@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, date
 from typing import Any
 
@@ -11,7 +11,7 @@ from certjob.mail.digests import DigestMail
 from certjob.mail.message import Channel, OutgoingMessage
 from certjob.mail.queue import MailQueue
 from certjob.mail.reminder_mail import ReminderMail
-from certjob.mail.stage import MailCounts, MailStage
+from certjob.mail.stage import MailStage
 from certjob.outbox.claims import StageStop
 from certjob.outbox.loop import DatabaseThread, run_loop
 from certjob.stopping import StopFlag
@@ -38,12 +38,8 @@ class BlockingChannel:
 @contextmanager
 def blocking(channel: Channel) -> Iterator[BlockingChannel]:
     """Use a channel, and close it at the end."""
-    with asyncio.Runner() as runner:
-        used = BlockingChannel(channel, runner)
-        try:
-            yield used
-        finally:
-            used.close()
+    with asyncio.Runner() as runner, closing(BlockingChannel(channel, runner)) as used:
+        yield used
 
 
 class BlockingStage:
@@ -56,10 +52,7 @@ class BlockingStage:
         self._channel = channel
         self._stop = stop or StopFlag()
         self._stage: MailStage[Any] = MailStage(queue, channel=channel, stop=self._stop)
-
-    @property
-    def counts(self) -> MailCounts:
-        return self._stage.counts
+        self.counts = self._stage.counts
 
     def run(self, *, deadline_seconds: float = 60) -> StageStop | None:
         async def send(database: DatabaseThread) -> StageStop | None:
@@ -72,10 +65,8 @@ class BlockingStage:
 
 
 def reminder_mail(connection: Connection, *, today: date = TODAY, **options: Any) -> ReminderMail:
-    """The queue of reminders."""
     return ReminderMail(connection, today=today, **options)
 
 
 def digest_mail(connection: Connection, *, today: date = TODAY) -> DigestMail:
-    """The queue of digests."""
     return DigestMail(connection, today=today, zone=UTC)

@@ -40,13 +40,10 @@ def written_reminder(
 ) -> OutgoingMessage:
     """The reminder of somebody whose organisation has all that it can have; the rest are fields of ``Recipient``."""
     last_day = expires_on or TODAY + timedelta(days=days_left)
+    optional = frozenset() if pauses else frozenset({kind})
     certificate = Certificate(id=UUID(int=1), kind=kind, issued_on=date(2024, 1, 1), expires_on=last_day, revoked=False)
     organisation = Organisation(
-        id=UUID(int=2),
-        slug=slug,
-        has_portal=False,
-        reminder_thresholds=(),
-        optional_kinds=frozenset() if pauses else frozenset({kind}),
+        id=UUID(int=2), slug=slug, has_portal=False, reminder_thresholds=(), optional_kinds=optional
     )
     mentor = Mentor(
         id=UUID(int=3),
@@ -91,33 +88,29 @@ class Page(HTMLParser):
         self.tags: list[str] = []
         self.links: list[str] = []
         self.language: str | None = None
-        self._words: list[str] = []
-        self._in_head = False
-        self.preheader = ""
-        self._in_preheader = False
+        self._words = {"body": "", "head": "", "preheader": ""}
+        self._where = "body"
         self.feed(document)
-
-    @property
-    def text(self) -> str:
-        return breakable(" ".join("".join(self._words).split()))
+        self.text = breakable(" ".join(self._words["body"].split()))
+        self.preheader = self._words["preheader"]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self._in_head = tag == "head" or (self._in_head and tag != "body")
         attributes = dict(attrs)
-        self._in_preheader = tag == "div" and "display: none" in (attributes.get("style") or "")
-        if tag == "br":
-            self._words.append(" ")
-        if tag == "a":
+        self.tags.append(tag)
+        if tag in ("head", "body"):
+            self._where = tag
+        elif tag == "div" and "display: none" in (attributes.get("style") or ""):
+            self._where = "preheader"
+        elif tag == "br":
+            self._words["body"] += " "
+        elif tag == "a":
             self.links.append(attributes["href"] or "")
-        if tag == "html":
+        elif tag == "html":
             self.language = attributes["lang"]
 
     def handle_endtag(self, tag: str) -> None:
-        self._in_preheader = self._in_preheader and tag != "div"
+        if tag == "div" and self._where == "preheader":
+            self._where = "body"
 
     def handle_data(self, data: str) -> None:
-        if self._in_preheader:
-            self.preheader += data
-        elif not self._in_head:
-            self._words.append(data)
+        self._words[self._where] += data

@@ -1,13 +1,13 @@
 """SMTP servers for tests: a real one (aiosmtpd), and one that misbehaves exactly where it is told to."""
 
 import contextlib
+import itertools
 import socket
 import ssl
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from enum import Enum, auto
-from io import BufferedReader
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ HOST = "127.0.0.1"
 
 
 def server_tls() -> ssl.SSLContext:
-    """The server's side of TLS."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(CERTIFICATE)
     return context
@@ -41,7 +40,6 @@ class Mailbox:
         self.logins: list[tuple[str, str]] = []
 
     async def handle_DATA(self, server: object, session: object, envelope: object) -> str:  # noqa: N802 - aiosmtpd's
-        del server
         self.envelopes.append(envelope)
         self.sessions.append(session)
         return "250 taken"
@@ -49,7 +47,6 @@ class Mailbox:
     def authenticate(
         self, server: object, session: object, envelope: object, mechanism: str, login: LoginPassword
     ) -> AuthResult:
-        del server, session, envelope, mechanism
         self.logins.append((login.login.decode(), login.password.decode()))
         return AuthResult(success=self.logins[-1] == ("post", "blåbær-9"), handled=False)
 
@@ -76,18 +73,8 @@ def real_server(mailbox: Mailbox, **options: Any) -> Iterator[RealServer]:
         server.stop()
 
 
-class Fault(Enum):
-    """What a server can do instead of answering."""
-
-    CUT = auto()
-    """Close the connection."""
-    HANG = auto()
-    """Say nothing."""
-    DRIP = auto()
-    """Send a byte now and then, never a whole line."""
-    FLOOD = auto()
-    """Send a reply that does not end."""
-
+Fault = Enum("Fault", ["CUT", "HANG", "DRIP", "FLOOD"])
+"""Instead of an answer: close the connection, say nothing, send a byte now and then, or a reply that does not end."""
 
 GOOD_ANSWERS: Mapping[str, bytes] = {
     "GREETING": b"220 test ESMTP",
@@ -120,8 +107,12 @@ class ScriptedServer:
         # Small, so that a body which is not read fills it and blocks its sender.
         self._listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         self.port: int = self._listening.getsockname()[1]
-        self._threads = [threading.Thread(target=self._accept, daemon=True)]
-        self._threads[0].start()
+        self._threads: list[threading.Thread] = []
+        self._start(self._accept)
+
+    def _start(self, work: Callable[..., None], *arguments: object) -> None:
+        self._threads.append(threading.Thread(target=work, args=arguments, daemon=True))
+        self._threads[-1].start()
 
     def stop(self) -> None:
         self._stop.set()
@@ -132,61 +123,45 @@ class ScriptedServer:
         self._listening.close()
 
     def _accept(self) -> None:
-        while not self._stop.is_set():
-            try:
+        with contextlib.suppress(OSError):
+            while not self._stop.is_set():
                 connection, _ = self._listening.accept()
-            except OSError:
-                return
-            self.connections += 1
-            thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
-            self._threads.append(thread)
-            thread.start()
+                self.connections += 1
+                self._start(self._serve, connection)
 
     def _serve(self, connection: socket.socket) -> None:
         connection.settimeout(10)
-        with connection, contextlib.suppress(OSError), connection.makefile("rb") as file:
-            if not self._answer(connection, "GREETING"):
-                return
-            for line in file:
+        with connection, contextlib.suppress(OSError), connection.makefile("rb") as lines:
+            goes_on = self._answer(connection, "GREETING")
+            while goes_on and (line := lines.readline()):
                 self.commands.append(line.decode("latin-1").rstrip("\r\n"))
                 stage = self.commands[-1].partition(" ")[0].upper()
-                if not self._answer(connection, stage) or stage == "QUIT":
-                    return
-                agreed = "DATA" not in self.answers
-                if stage == "DATA" and agreed and not self._read_body(connection, file):
-                    return
+                goes_on = self._answer(connection, stage) and stage != "QUIT"
+                if goes_on and stage == "DATA" and "DATA" not in self.answers:
+                    goes_on = self._take_body(connection, lines)
 
-    def _read_body(self, connection: socket.socket, file: BufferedReader) -> bool:
+    def _take_body(self, connection: socket.socket, lines: Iterable[bytes]) -> bool:
         if "BODY" in self.answers and not self._answer(connection, "BODY"):
             return False
-        lines: list[bytes] = []
-        for line in file:
-            if line == b".\r\n":
-                self.bodies.append(b"".join(lines))
-                return self._answer(connection, "END")
-            lines.append(line)
-        return False
+        body = list(itertools.takewhile(lambda line: line != b".\r\n", lines))
+        self.bodies.append(b"".join(body))
+        return self._answer(connection, "END")
 
     def _answer(self, connection: socket.socket, stage: str) -> bool:
         """Do what the stage asks for; whether the session goes on."""
-        answer = self.answers.get(stage, GOOD_ANSWERS.get(stage, b"500 what?"))
-        match answer:
-            case Fault.CUT:
-                return False
+        match self.answers.get(stage, GOOD_ANSWERS.get(stage, b"500 what?")):
+            case bytes() as answer:
+                connection.sendall(answer + b"\r\n")
+                return True
             case Fault.HANG:
                 self._stop.wait(10)
-                return False
             case Fault.DRIP:
                 while not self._stop.wait(0.02):
                     connection.sendall(b"2")
-                return False
             case Fault.FLOOD:
                 while not self._stop.is_set():
                     connection.sendall(b"250-more\r\n" * 100)
-                return False
-            case bytes():
-                connection.sendall(answer + b"\r\n")
-        return True
+        return False
 
 
 @contextmanager
