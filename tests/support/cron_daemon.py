@@ -1,11 +1,5 @@
 """Debian's own cron daemon for a test, in a mount namespace where it sees only the test's crontabs and mails nobody.
 
-    with CronDaemon(folder) as cron:
-        cron.install("ola", crontab)
-        cron.start()
-        cron.wait_for_the_minute()
-        assert cron.mails("ola") == []
-
 The daemon is the installed one; its crontabs, user database, mail program and PID file are the test's, bound over the
 machine's in a namespace of the daemon's own. Its PAM set-up is a short one: a container has no login uid.
 """
@@ -20,8 +14,6 @@ from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from email.message import EmailMessage
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from tests.support.waiting import until
 
@@ -49,35 +41,24 @@ def missing() -> str | None:
 
 
 class CronDaemon:
-    """The daemon, from its start, shortly before a full minute, to its end; a context manager."""
+    """The daemon, to be started shortly before a full minute."""
 
     def __init__(self, folder: Path) -> None:
-        """``folder`` is empty, and the test's own."""
+        """``folder`` is the test's own, and does not exist."""
         self.folder = folder
         self._users: list[str] = []
-        self._process: subprocess.Popen[bytes] | None = None
         # cron looks at its table at each full minute; a few seconds are for the start.
         self.minute = (datetime.now().astimezone() + timedelta(seconds=4)).replace(second=0, microsecond=0)
         self.minute += timedelta(minutes=1)
         """When the jobs run, by the machine's own clock."""
-
-    def __enter__(self) -> Self:
         for name in ("spool/crontabs", "cron.d", "run", "mail"):
-            (self.folder / name).mkdir(parents=True)
-        (self.folder / "crontab").touch()
-        (self.folder / "pam").write_text(_PAM)
-        sendmail = self.folder / "sendmail"
-        sendmail.write_text(f'#!/bin/sh\nexec cat > "{self.folder}/mail/$$"\n')
+            (folder / name).mkdir(parents=True)
+        (folder / "crontab").touch()
+        (folder / "pam").write_text(_PAM)
+        sendmail = folder / "sendmail"
+        sendmail.write_text(f'#!/bin/sh\nexec cat > "{folder}/mail/$$"\n')
         sendmail.chmod(0o755)
-        shutil.copy(CRON, self.folder / "daemon")  # so that it can be told from the machine's own
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait(10)
+        shutil.copy(CRON, folder / "daemon")  # so that it can be told from the machine's own
 
     def home(self, user: str) -> Path:
         """What $HOME is for this user's jobs."""
@@ -91,13 +72,12 @@ class CronDaemon:
         table.chmod(0o600)
         self._users.append(user)
 
-    def start(self) -> None:
-        """Start it with what is installed; the jobs run at ``minute``."""
-        others = [
-            line for line in Path("/etc/passwd").read_text().splitlines() if line.split(":")[0] not in self._users
-        ]
-        ours = [f"{user}:x:0:0::{self.home(user)}:/bin/sh" for user in self._users]
-        (self.folder / "passwd").write_text("\n".join([*others, *ours, ""]))
+    def run_the_minute(self) -> None:
+        """Start it, and end it once the jobs of the minute have ended and their mails are handed over."""
+        passwd = Path("/etc/passwd").read_text().splitlines()
+        users = [line for line in passwd if line.split(":")[0] not in self._users]
+        users += [f"{user}:x:0:0::{self.home(user)}:/bin/sh" for user in self._users]
+        (self.folder / "passwd").write_text("\n".join([*users, ""]))
         bound = {
             "spool": "/var/spool/cron",
             "cron.d": "/etc/cron.d",
@@ -108,25 +88,19 @@ class CronDaemon:
             "run": str(Path("/var/run").resolve()),
         }
         binds = " && ".join(f"mount --bind '{self.folder / ours}' {theirs}" for ours, theirs in bound.items())
-        self._process = subprocess.Popen(
-            [
-                "unshare",
-                "--mount",
-                "--propagation",
-                "private",
-                "sh",
-                "-c",
-                f"{binds} && exec '{self.folder}/daemon' -f",
-            ],
+        script = f"{binds} && exec '{self.folder}/daemon' -f"
+        with subprocess.Popen(
+            ["unshare", "--mount", "--propagation", "private", "sh", "-c", script],
             stdin=subprocess.DEVNULL,
             start_new_session=True,
             env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
-        )
+        ) as process:
+            try:
+                self._wait_for_the_minute(process)
+            finally:
+                process.terminate()
 
-    def wait_for_the_minute(self) -> None:
-        """Return once the jobs of the minute have begun and all of them have ended, with their mails handed over."""
-        process = self._process
-        assert process is not None
+    def _wait_for_the_minute(self, process: subprocess.Popen[bytes]) -> None:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
 
         def alive() -> bool:
@@ -141,13 +115,9 @@ class CronDaemon:
 
     def mails(self, user: str) -> list[EmailMessage]:
         """What cron has mailed about this user's jobs."""
-        found = []
-        for path in sorted((self.folder / "mail").iterdir()):
-            message = email.message_from_bytes(path.read_bytes(), policy=email.policy.default)
-            assert isinstance(message, EmailMessage)
-            if message["Subject"].startswith(f"Cron <{user}@"):
-                found.append(message)
-        return found
+        paths = sorted((self.folder / "mail").iterdir())
+        found = [email.message_from_bytes(path.read_bytes(), policy=email.policy.default) for path in paths]
+        return [mail for mail in found if mail["Subject"].startswith(f"Cron <{user}@")]
 
 
 def moved_to(minute: datetime, crontab: str, *, commands: Collection[str], folder: Path) -> str:

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 from tests.support.smtp_server import CERTIFICATE, HOST
 from tests.support.waiting import until
@@ -95,51 +96,53 @@ acl_STAGE:
 
 
 class Exim:
-    """A server that can be told what to answer, and be stopped and started again on the same ports."""
+    """A server that can be told what to answer."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.port, self.tls_port = _free_ports()
-        self._process: subprocess.Popen[bytes] | None = None
-        for name in ("spool", "log", "mail", "answers"):
-            (folder / name).mkdir()
+        self._answers = folder / "answers"
+        self._new = folder / "mail" / "new"
+        for name in ("spool", "log", "mail/new", "mail/cur", "mail/tmp", "answers"):
+            (folder / name).mkdir(parents=True)
         shutil.copy(CERTIFICATE, folder / "certificate.pem")
-        user = _user()
-        (folder / "exim.conf").write_text(self._configuration(user))
+        # Never root, which Exim refuses: with a configuration of its own it gives root up, and then cannot deliver.
+        self._user = pwd.getpwnam("Debian-exim") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
         for path in (folder, *folder.rglob("*")):
-            if os.geteuid() == 0 and path.name != "exim.conf":
-                os.chown(path, user.pw_uid, user.pw_gid)
+            if os.geteuid() == 0:
+                os.chown(path, self._user.pw_uid, self._user.pw_gid)
+        (folder / "exim.conf").write_text(self._configuration())
 
-    def start(self) -> None:
-        with (self.folder / "stderr").open("wb") as stderr:
-            self._process = subprocess.Popen(
+    @contextmanager
+    def running(self) -> Iterator[Self]:
+        with (
+            (self.folder / "stderr").open("wb") as stderr,
+            subprocess.Popen(
                 [str(PROGRAM), "-C", str(self.folder / "exim.conf"), "-bdf"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
-                # Not as root: with a configuration of its own Exim gives root up, and then cannot deliver.
-                user=_user().pw_uid,
-                group=_user().pw_gid,
-            )
-        self._until(self._listens)
-
-    def stop(self) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait(20)
-            self._process = None
+                user=self._user.pw_uid,
+                group=self._user.pw_gid,
+            ) as process,
+        ):
+            try:
+                self._until(self._listens)
+                yield self
+            finally:
+                process.terminate()
 
     def answer(self, stage: str, answer: str) -> None:
         """Let every session hear this at the stage, from now on."""
-        (self.folder / "answers" / stage).write_text(answer)
+        (self._answers / stage).write_text(answer)
 
     def know_nobody(self, local_part: str) -> None:
         """Take mail for this recipient, and return it to its envelope sender."""
-        (self.folder / "answers" / "unknown").write_text(local_part)
+        self.answer("unknown", local_part)
 
     def behave(self) -> None:
         """Answer as a good server again."""
-        for path in (self.folder / "answers").iterdir():
+        for path in self._answers.iterdir():
             path.unlink()
 
     def sessions(self) -> int:
@@ -148,10 +151,15 @@ class Exim:
 
     def delivered(self, count: int) -> list[bytes]:
         """Wait until so many messages lie in the Maildir and none is under way; take them out."""
-        new = self.folder / "mail" / "new"
-        self._until(lambda: self._accepted() == self._completed() and len(_files(new)) >= count)
-        found = [path.read_bytes() for path in _files(new)]
-        for path in _files(new):
+
+        def is_done() -> bool:
+            log = self._log()
+            return log.count(" <= ") == log.count(" Completed") and len([*self._new.iterdir()]) >= count
+
+        self._until(is_done)
+        paths = sorted(self._new.iterdir())
+        found = [path.read_bytes() for path in paths]
+        for path in paths:
             path.unlink()
         return found
 
@@ -159,57 +167,38 @@ class Exim:
         try:
             until(condition, seconds=40)
         except AssertionError as error:
-            error.add_note(f"Exim said: {self._said()}\nand logged: {self._log()[-3000:]}")
+            said = (self.folder / "stderr").read_text(errors="replace")
+            error.add_note(f"Exim said: {said}\nand logged: {self._log()[-3000:]}")
             raise
-
-    def _accepted(self) -> int:
-        return self._log().count(" <= ")
-
-    def _completed(self) -> int:
-        return self._log().count(" Completed")
 
     def _log(self) -> str:
         with contextlib.suppress(FileNotFoundError):
             return (self.folder / "log" / "mainlog").read_text(errors="replace")
         return ""
 
-    def _said(self) -> str:
-        return (self.folder / "stderr").read_text(errors="replace")
-
     def _listens(self) -> bool:
-        assert self._process is not None
-        assert self._process.poll() is None, "Exim ended"
         with contextlib.suppress(OSError), socket.create_connection((HOST, self.port), timeout=5) as probe:
             return bool(probe.recv(100))
         return False
 
-    def _configuration(self, user: pwd.struct_passwd) -> str:
+    def _configuration(self) -> str:
         text = _CONFIGURATION.replace("ACLS", "\n".join(f"acl_smtp_{stage} = acl_{stage}" for stage in STAGES))
         text = text.replace("STAGES", "".join(_STAGE.replace("STAGE", stage) for stage in STAGES))
         for word, value in {
-            "FOLDER": str(self.folder),
-            "TLS_PORT": str(self.tls_port),
-            "PORT": str(self.port),
+            "FOLDER": self.folder,
+            "TLS_PORT": self.tls_port,
+            "PORT": self.port,
             "LOGIN_USER": LOGIN[0],
             "LOGIN_PASSWORD": LOGIN[1],
-            "USER": str(user.pw_uid),
-            "GROUP": str(user.pw_gid),
+            "USER": self._user.pw_uid,
+            "GROUP": self._user.pw_gid,
         }.items():
-            text = text.replace(word, value)
+            text = text.replace(word, str(value))
         return text
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(folder.iterdir()) if folder.exists() else []
-
-
-def _user() -> pwd.struct_passwd:
-    """Who Exim is: never root, which it refuses; otherwise whoever runs the tests."""
-    return pwd.getpwnam("Debian-exim") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
-
-
 def _free_ports() -> tuple[int, int]:
-    """Two ports below those that outgoing connections take: they must still be free after a server was stopped."""
+    """Two ports below those that outgoing connections take."""
     ports: list[int] = []
     while len(ports) < 2:
         port = random.randint(20_000, 32_000)
@@ -223,9 +212,5 @@ def exim() -> Iterator[Exim]:
     """A running server. Not under pytest's folder: as root Exim is another user, who may not look in there."""
     with tempfile.TemporaryDirectory(prefix="certjob-exim-") as folder:
         Path(folder).chmod(0o755)
-        server = Exim(Path(folder))
-        try:
-            server.start()
+        with Exim(Path(folder)).running() as server:
             yield server
-        finally:
-            server.stop()
