@@ -66,30 +66,29 @@ def test_debians_cron_runs_the_example_silently_and_mails_a_line_about_trouble(
         pytest.skip(f"the crontab was not tried with a real cron: {why_not}")
     facts.certified_mentor(facts.organisation(), date(2026, 1, 1))
     urls = {"nightly": database_url, "down": "postgresql://certjob@127.0.0.1:1/certjob", "forgot": None}
-    with CronDaemon(tmp_path / "cron") as cron:
-        for user, url in urls.items():
-            folder = installed_command().parent
-            cron.install(user, moved_to(cron.minute, EXAMPLE, commands=("run", "deliver"), folder=folder))
-            if url is not None:
-                settings = cron.home(user) / "certjob.env"
-                settings.touch(mode=0o600)
-                lines = [f"{name}='{value}'\n" for name, value in ways_out.items()]
-                settings.write_text("".join([f"CERTJOB_DATABASE_URL='{url}'\n", *lines]))
-        cron.start()
-        cron.wait_for_the_minute()
+    cron = CronDaemon(tmp_path / "cron")
+    for user, url in urls.items():
+        folder = installed_command().parent
+        cron.install(user, moved_to(cron.minute, EXAMPLE, commands=("run", "deliver"), folder=folder))
+        if url is not None:
+            settings = cron.home(user) / "certjob.env"
+            settings.touch(mode=0o600)
+            lines = [f"{name}='{value}'\n" for name, value in ways_out.items()]
+            settings.write_text("".join([f"CERTJOB_DATABASE_URL='{url}'\n", *lines]))
+    cron.run_the_minute()
 
-        assert [mail.as_string() for mail in cron.mails("nightly")] == []
-        runs = facts.rows("SELECT command, outcome FROM job_runs ORDER BY command")
-        assert runs == [("deliver", "ok"), ("run", "ok")]
-        assert facts.rows("SELECT status, visible FROM portal_sync_events") == [("delivered", False)]
-        for user, said in (
-            ("down", r"certjob (run|deliver): the database cannot be reached: .*; check the host and port .*"),
-            ("forgot", r"certjob (run|deliver): the settings file \S+/certjob\.env cannot be read: No such file .*"),
-        ):
-            mails = cron.mails(user)
-            assert [mail["To"] for mail in mails] == ["drift@example.org"] * 2
-            for mail in mails:
-                assert re.fullmatch(said, mail.get_content().strip()), mail.get_content()
+    assert [mail.as_string() for mail in cron.mails("nightly")] == []
+    runs = facts.rows("SELECT command, outcome FROM job_runs ORDER BY command")
+    assert runs == [("deliver", "ok"), ("run", "ok")]
+    assert facts.rows("SELECT status, visible FROM portal_sync_events") == [("delivered", False)]
+    for user, said in (
+        ("down", r"certjob (run|deliver): the database cannot be reached: .*; check the host and port .*"),
+        ("forgot", r"certjob (run|deliver): the settings file \S+/certjob\.env cannot be read: No such file .*"),
+    ):
+        mails = cron.mails(user)
+        assert [mail["To"] for mail in mails] == ["drift@example.org"] * 2
+        for mail in mails:
+            assert re.fullmatch(said, mail.get_content().strip()), mail.get_content()
 
 
 def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
