@@ -375,6 +375,7 @@ def test_an_address_that_is_corrected_while_the_server_refuses_the_old_one_is_tr
         _, sent = log.deliver()
 
     assert ([message.to for message in sent], counts.failed) == (["new@example.org"], 0)
+    assert log.rows("attempts") == [(1 if committed else 2,)]
 
 
 def test_an_address_that_is_entered_while_its_lack_is_noted_is_used(
@@ -383,6 +384,7 @@ def test_an_address_that_is_entered_while_its_lack_is_noted_is_used(
     """The mentor is held from the question to the answer: it is written after the failure, which its trigger finds."""
     log.review()
     log.execute("UPDATE mentors SET email = NULL")
+    app.autocommit = True  # one who looks, at each look anew
     begun, read_recipient = threading.Event(), reminder_mail_module.read_recipient
 
     def look(connection: Connection, mentor_id: UUID) -> object:
