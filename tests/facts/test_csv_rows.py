@@ -87,6 +87,7 @@ def test_a_stray_quote_or_a_line_of_a_megabyte_costs_itself_only(tmp_path: Path)
     assert (long.line, long.broken) == (32, "the line is longer than 262,144 characters")
     assert (len(long.text) < 1_000, len(records)) == (True, len(rows))
     assert cells(records)[20] == (22, ["M21", 'Late "Hour" a'])
+    assert len(read_bytes(tmp_path, b"," * (CELLS_LIMIT - 1))[0]) == CELLS_LIMIT
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Real rosters that nobody here wrote: they load, their bad rows are named, and a night runs on them."""
 
-import csv
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -134,34 +133,3 @@ def test_a_real_roster_loads_its_renewals_are_renewals_and_a_night_runs_on_it(
     assert {status: number for status, number in document["certificates"].items() if number} == changes
     assert (document["mentors"]["skipped"], document["problems"], document["held"]) == (0, [], [])
     assert second["today"] != document["today"] or second["mentors"]["reviewed"] == 0
-
-
-def test_ten_days_of_one_list_change_what_changed_and_nothing_else(
-    connection: Connection, night: Night, tmp_path: Path
-) -> None:
-    """Played in order, most days bring nothing; a prolonged permit changes in place; nights review who changed."""
-    with TAIWAN.path.open(encoding="utf-8", newline="") as file:
-        header, *rows = csv.reader(file)
-    changed, reviewed = {}, {}
-
-    def expiries() -> dict[Any, Any]:
-        return dict(connection.execute("SELECT id, expires_on FROM certificates").fetchall())
-
-    for day in sorted({row[0] for row in rows}):
-        with (tmp_path / "day.csv").open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([header, *[row for row in rows if row[0] == day]])
-        before = expiries()
-        report = load(connection, tmp_path / "day.csv", options=TAIWAN.options)
-        assert not report.problems
-        prolonged = sum(expires_on != before.get(key, expires_on) for key, expires_on in expiries().items())
-        changed[day] = (report.certificates_added, report.certificates_changed, prolonged)
-        if day in ("2024-10-31", "2024-12-23", "2026-01-17", "2026-07-01"):
-            reviewed[day] = night()["mentors"]["reviewed"]
-
-    assert {day: counts for day, counts in changed.items() if any(counts)} == {
-        "2024-10-31": (310, 0, 0),
-        "2026-01-17": (6, 20, 2),
-        "2026-03-14": (0, 3, 3),
-        "2026-07-01": (1, 4, 4),
-    }
-    assert reviewed == {"2024-10-31": 310, "2024-12-23": 0, "2026-01-17": 26, "2026-07-01": 8}

@@ -1,9 +1,8 @@
 """What tests of ``certjob load`` share: a loader that keeps what was rejected, and files of any size."""
 
-import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from certjob.database import Connection
 from certjob.facts.loading import LoadReport, load
@@ -26,17 +25,10 @@ class Loader:
         """What cost a row."""
         return [problem for problem in self.problems if problem.cost is Cost.ROW]
 
-    def __call__(
-        self,
-        text: str,
-        *,
-        options: LoadOptions | None = None,
-        stop: threading.Event | None = None,
-        on_progress: Callable[[int, int], None] = lambda _done, _total: None,
-    ) -> LoadReport:
+    def __call__(self, text: str, *, options: LoadOptions | None = None, **more: Any) -> LoadReport:
         path = self.directory / "roster.csv"
         path.write_bytes(text.encode())
-        report = load(self.connection, path, options=options or LoadOptions(), stop=stop, on_progress=on_progress)
+        report = load(self.connection, path, options=options or LoadOptions(), **more)
         self.problems = list(report.problems)
         return report
 
@@ -46,12 +38,9 @@ class Loader:
 
 def many(mentors: int, *, expires_on: str = "2027-01-01", certificates: int = 1) -> str:
     """A file with so many mentors, in an order of its own."""
-    numbers = sorted(range(mentors), key=lambda number: (number * 7919) % mentors)
-    return "\n".join(
-        [REQUIRED]
-        + [
-            f"hlf,M{number:06},likeperson,{2024 - back}-02-01,{expires_on if back == 0 else f'{2025 - back}-02-01'}"
-            for number in numbers
-            for back in range(certificates)
-        ]
-    )
+    rows = [
+        f"hlf,M{number:06},likeperson,{2024 - back}-02-01,{f'{2025 - back}-02-01' if back else expires_on}"
+        for number in sorted(range(mentors), key=lambda number: (number * 7919) % mentors)
+        for back in range(certificates)
+    ]
+    return "\n".join([REQUIRED, *rows])

@@ -7,18 +7,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 SECRET_PATH = "planted-Hemmelighet-7-uuid"
 """Whoever knows it can ping: no output may hold it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ping:
+class Ping(NamedTuple):
     """One ping as it arrived."""
 
-    method: str
     what: str
     """``start``, an exit code, or nothing for success."""
     run_id: str
@@ -29,11 +27,8 @@ class Ping:
 class PingHost:
     """The host's address and what it got."""
 
-    url: str = ""
+    url: str
     pings: list[Ping] = field(default_factory=list)
-    answers: list[int | None] = field(default_factory=list)
-    """Statuses of the next answers, then 200; None: no answer until the test ends."""
-    over: threading.Event = field(default_factory=threading.Event)
 
     @property
     def told(self) -> list[str]:
@@ -42,31 +37,22 @@ class PingHost:
 
 @contextmanager
 def ping_host(answers: Sequence[int | None] = (), *, tls: ssl.SSLContext | None = None) -> Iterator[PingHost]:
-    """A running host."""
-    host = PingHost(answers=list(answers))
+    """A running host. ``answers`` are the statuses of the first answers, then 200; None: none until the test ends."""
+    statuses, over = iter(answers), threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             parts = urlsplit(self.path)
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            host.pings.append(
-                Ping(
-                    method=self.command,
-                    what=parts.path.removeprefix(f"/{SECRET_PATH}").strip("/"),
-                    run_id=parse_qs(parts.query)["rid"][0],
-                    body=json.loads(body),
-                )
-            )
-            status = host.answers.pop(0) if host.answers else 200
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            what = parts.path.removeprefix(f"/{SECRET_PATH}").strip("/")
+            host.pings.append(Ping(what, parse_qs(parts.query)["rid"][0], body))
+            status = next(statuses, 200)
             if status is None:
-                host.over.wait(30)
+                over.wait(30)
                 return
             self.send_response(status)
-            self.send_header("Content-Length", "2")
+            self.send_header("Content-Length", "0")
             self.end_headers()
-            self.wfile.write(b"OK")
-
-        do_GET = do_POST  # noqa: N815
 
         def log_message(self, format: str, *args: object) -> None:
             pass
@@ -75,13 +61,13 @@ def ping_host(answers: Sequence[int | None] = (), *, tls: ssl.SSLContext | None 
     server.daemon_threads = True
     if tls is not None:
         server.socket = tls.wrap_socket(server.socket, server_side=True)
-    host.url = f"{'https' if tls else 'http'}://localhost:{server.server_address[1]}/{SECRET_PATH}"
+    host = PingHost(f"{'https' if tls else 'http'}://localhost:{server.server_address[1]}/{SECRET_PATH}")
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
         yield host
     finally:
-        host.over.set()
+        over.set()
         server.shutdown()
         server.server_close()
         thread.join()
