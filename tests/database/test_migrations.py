@@ -205,21 +205,18 @@ class TestRefusals:
         with pytest.raises(SchemaError, match=r"1 pending\); run `certjob db migrate`"):
             migrations.require_current(connection)
 
-    def test_a_database_that_holds_something_of_that_name(self, empty: database.Connection) -> None:
-        """The app's own table of mentors is not ours; and DROP SCHEMA public CASCADE leaves the private schema."""
+    def test_a_read_only_database_and_one_that_holds_something_of_that_name(self, empty: database.Connection) -> None:
+        """A replica's URL by mistake; the app's own table of mentors; what DROP SCHEMA public CASCADE leaves behind."""
+        empty.execute("SET default_transaction_read_only = on")
+        with pytest.raises(DatabaseUnavailableError, match="read-only; migrate on the primary"):
+            migrations.migrate(empty)
+        empty.execute("SET default_transaction_read_only = off")
         empty.execute("CREATE TABLE mentors (nickname text)")
         with pytest.raises(SchemaError, match=r"0001_facts failed: .*mentors.* already exists; .* empty database"):
             migrations.migrate(empty)
         assert there(empty) == ({"mentors"}, [])
-
         empty.execute("DROP TABLE mentors; CREATE SCHEMA certjob_private")
         with pytest.raises(SchemaError, match="certjob_private"):
-            migrations.migrate(empty)
-
-    def test_a_read_only_database(self, empty: database.Connection) -> None:
-        """A replica's URL by mistake."""
-        empty.execute("SET default_transaction_read_only = on")
-        with pytest.raises(DatabaseUnavailableError, match="read-only; migrate on the primary"):
             migrations.migrate(empty)
 
     def test_a_database_user_who_may_too_little(self, empty: database.Connection) -> None:

@@ -1,10 +1,8 @@
 """The whole main path through PgBouncer in transaction mode, where each transaction may get another server session."""
 
 import getpass
-import json
 import os
 import pwd
-import shlex
 import shutil
 import socket
 import subprocess
@@ -12,25 +10,23 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
-from zoneinfo import ZoneInfo
 
 import psycopg
 import pytest
 
 from certjob import database
-from certjob.database import Connection, outlast_restarts
+from certjob.database import Connection, migrations, outlast_restarts
 from certjob.facts import reading
 from certjob.stopping import StopFlag
 from tests.chaos.cluster import Cluster
-from tests.support.command_line import run_in_process
+from tests.support.everything import do_everything
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import CollectingChannel, FlakyPortal, night
 from tests.support.own_server import data_folder
-from tests.support.portal_server import PortalServer
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.real_pgbouncer
@@ -108,59 +104,16 @@ def pooler(server_url: str) -> Iterator[str]:
         yield url
 
 
-def name_of(url: str) -> str:
-    return str(psycopg.conninfo.conninfo_to_dict(url)["dbname"])
-
-
-STEPS = """
-db migrate
-db status
-organisation set hlf --portal dynamics --coordinator 'Ola <ola@hlf.example>'
-load people.csv --set organisation=hlf
-load people.csv --set organisation=hlf --strict
-run --dry-run --json
-run --json
-deliver
-reconcile
-resync M3
-alerts
-explain M3 --json
-list --csv
-forecast --csv
-organisation list
-db prune --older-than 3y
-run --json
-"""
-
-
 def test_everything_that_operators_do_goes_through_it(
     pooler: str, empty_database_url: str, bare_environment: dict[str, str], tmp_path: Path
 ) -> None:
     """From the first migration to the last look; each command would show its own trouble."""
-    today = datetime.now(ZoneInfo("Europe/Oslo")).date()
-    rows = [f"M{n};k{n}@example.org;likeperson;2020-01-01;{today + timedelta(days=n - 6)};{uuid4()}" for n in range(12)]
-    header = "member_no;email;kind;issued_on;expires_on;dynamics_contact_id"
-    (tmp_path / "people.csv").write_text("\n".join([header, *rows, ""]))
-    url, said = pooler + name_of(empty_database_url), []
-    with PortalServer() as portal:
-        environment = bare_environment | {
-            "CERTJOB_DATABASE_URL": url,
-            "CERTJOB_PORTAL_URL": portal.url,
-            "CERTJOB_PORTAL_KEY": portal.key,
-            "CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'mail'}",
-        }
-        for command in STEPS.strip().splitlines():
-            result = run_in_process(*shlex.split(command), environment=environment, folder=tmp_path)
-            assert (result.returncode, result.stderr) == (0, ""), result
-            said += [json.loads(result.stdout)] if "--json" in command else []
+    url = pooler + str(psycopg.conninfo.conninfo_to_dict(empty_database_url)["dbname"])
+    with database.connect(url) as connection:
+        assert migrations.migrate(connection)
 
-    plan, done, explained, again = said
-    assert plan["mentors"]["paused"] == done["mentors"]["paused"] == 6
-    assert done["portal"]["delivered"] == 6
-    assert done["reminders"]["sent"] == plan["reminders"]["queued"] > 6
-    assert done["digests"]["sent"] == 1
-    assert explained["mentor"]["member_no"] == "M3"
-    assert again["mentors"]["reviewed"] == 0
+        do_everything(url, facts=Facts(connection), environment=bare_environment, folder=tmp_path)
+
     assert_nothing_is_left_behind(url)
 
 

@@ -1,11 +1,9 @@
 """certjob_worker: every command works as that role, and nothing else does; how the roles come into being."""
 
-import shlex
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from datetime import timedelta
 from pathlib import Path
 
 import psycopg
@@ -16,12 +14,9 @@ from certjob.database import embedded, migrations
 from tests.conftest import database_of
 from tests.support import supabase
 from tests.support.app_rows import furnish
-from tests.support.bounces import postfix
-from tests.support.command_line import commands, run_in_process, today
+from tests.support.everything import do_everything
 from tests.support.facts import Facts
 from tests.support.own_server import data_folder
-from tests.support.portal_answers import error
-from tests.support.portal_server import PortalServer
 from tests.support.waiting import until
 
 PATIENCE_SECONDS = 60
@@ -33,39 +28,6 @@ SETTINGS = (
     " client_encoding=LATIN1 quote_all_identifiers=on client_min_messages=error"
 )
 """What a role, a database or a server may be set to, and changes what a statement or its answer means."""
-
-STEPS = """
-0 db status --json
-0 organisation set hlf --portal dynamics --coordinator 'Eva <eva@example.org>' --contact-email post@hlf.example
-0 load people.csv --json
-0 forecast --json
-0 list --json
-0 run --dry-run --everybody --json
-3 run --json
-0 organisation set hlf --coordinator '9b1f1c9e-0000-4000-8000-000000000001 Eva Dahl <eva@example.org>'
-0 organisation list
-0 organisation show hlf
-0 organisation set hlf --thresholds 90,30 --dry-run
-0 organisation set hlf --coordinator gone@example.org --sender 'HLF <post@hlf.example>'
-0 organisation set hlf --remove-coordinator gone@example.org
-3 alerts --json
-0 explain M1
-0 preview M2
-3 alerts --retry-all
-0 deliver --json
-0 reconcile --dry-run
-0 reconcile
-0 resync M1 --json
-0 explain M1 --json
-0 load --strict renewed.csv
-3 run --json
-0 bounces report.eml
-0 check --json
-3 status
-3 status --json
-0 db prune --older-than 3y --json
-"""
-"""From the first file to a quiet night: exit codes and commands. The portal is down at first; M3 has no address."""
 
 
 @pytest.fixture
@@ -86,55 +48,11 @@ def test_every_command_works_as_the_worker_whatever_the_database_is_set_to(
     bare_environment: dict[str, str], login_url: str, facts: Facts, tmp_path: Path
 ) -> None:
     """Also with rows to lock, to insert, to change and to delete in every table; settings used to end in a crash."""
-    contact_id, soon, ended = uuid.uuid4(), today() + timedelta(days=20), today() - timedelta(days=1)
-    header = "organisation,member_no,full_name,email,dynamics_contact_id,kind,issued_on,expires_on\n"
-    (tmp_path / "people.csv").write_text(
-        f"{header}hlf,M1,Ærlig Ødegård,kari@example.org,{contact_id},likeperson,2020-01-01,{ended}\n"
-        f"hlf,M2,Ola,ola@example.org,{uuid.uuid4()},likeperson,2020-01-01,{soon}\n"
-        f"hlf,M3,Åse,,{uuid.uuid4()},likeperson,2020-01-01,{soon}\n"
-    )
-    (tmp_path / "renewed.csv").write_text(
-        f"{header}hlf,M1,,kari@example.org,{contact_id},likeperson,2026-01-02,2032-02-03\n"
-    )
     for setting in SETTINGS.split():
         name, _, value = setting.partition("=")
         facts.connection.execute(f"ALTER DATABASE {facts.connection.info.dbname} SET {name} = '{value}'".encode())
-    steps = [line.partition(" ") for line in STEPS.strip().splitlines()]
 
-    with PortalServer([error(503, "dynamics_unavailable")] * 3) as portal:
-        environment = bare_environment | {
-            "CERTJOB_DATABASE_URL": login_url,
-            "CERTJOB_PORTAL_URL": portal.url,
-            "CERTJOB_PORTAL_KEY": portal.key,
-            "CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'mail'}",
-            "CERTJOB_MAIL_FROM": "post@hlf.example",
-            "CERTJOB_METRICS_FILE": str(tmp_path / "certjob.prom"),
-        }
-        for code, _, command in steps:
-            if command.startswith("forecast"):
-                facts.connection.execute(
-                    "INSERT INTO mentor_pauses (mentor_id, reason, actor)"
-                    " SELECT id, 'illness', 'eva' FROM mentors WHERE member_no = 'M2'"
-                )
-            if command.startswith("bounces"):
-                sent = "SELECT id FROM cert_notification_log WHERE status = 'sent' AND mentor_id = %s ORDER BY id"
-                ((mentor_id,),) = facts.rows("SELECT id FROM mentors WHERE member_no = 'M2'")
-                message_id = f"<certjob-reminder-{facts.rows(sent, mentor_id)[0][0]}-0@hlf.example>"
-                (tmp_path / "report.eml").write_bytes(postfix(message_id, "ola@example.org"))
-            result = run_in_process(*shlex.split(command), environment=environment, folder=tmp_path)
-            assert result.returncode == int(code), (command, result)
-
-    ran = {name for name in commands() for _, _, done in steps if f"certjob {done} ".startswith(f"{name} ")}
-    assert ran == commands().keys() - {"certjob db migrate", "certjob demo"}, "a new command belongs in here, too"
-    assert portal.visible[contact_id] is True
-    for table, condition in (
-        ("coordinators", "id = '9b1f1c9e-0000-4000-8000-000000000001'"),
-        ("mentor_pauses", "lifted_by = 'certjob'"),
-        ("cert_notification_log", "failure_code = 'bounced'"),
-        ("coordinator_digests", "status = 'sent'"),
-        ("certificates", "issued_on = '2026-01-02' AND expires_on = '2032-02-03' AND status = 'valid'"),
-    ):
-        assert facts.rows(f"SELECT count(*) FROM {table} WHERE {condition}") == [(1,)], table
+    do_everything(login_url, facts=facts, environment=bare_environment, folder=tmp_path)
 
 
 def test_a_worker_does_nothing_that_certjob_does_not(login_url: str, facts: Facts) -> None:

@@ -1,6 +1,6 @@
 """The schema on a real PostgreSQL: defaults, triggers, constraints, what may be deleted, the view of alerts."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import date
@@ -224,49 +224,41 @@ def test_a_corrected_address_makes_failed_reminders_due_at_once(scene: Scene) ->
     assert scene.facts.rows(log) == [("pending", 0, True), *before[1:]]
 
 
-class TestFactsThatComeWhileCertjobWorks:
-    """certjob holds the mentor; the app's statement waits, and neither is lost."""
+def race(scene: Scene, app: App, statement: str, *, certjobs: str) -> None:
+    """Hold the mentor as certjob does, let the app begin its statement, do certjob's own, and commit both."""
 
-    @pytest.fixture
-    def while_held(self, app: App, database_url: str) -> Iterator[Callable[[Scene, str, str], None]]:
-        """Hold the mentor as certjob does, let the app begin its statement, do certjob's own, and commit both."""
+    def commit() -> None:
+        with app.transaction():
+            scene.do(statement, app)
 
-        def race(scene: Scene, statement: str, certjobs: str) -> None:
-            def commit() -> None:
-                with app.transaction():
-                    scene.do(statement, app)
+    certjob = scene.facts.connection
+    with psycopg.connect(certjob.info.dsn, autocommit=True) as observer, ThreadPoolExecutor(1) as background:
+        with certjob.transaction():
+            scene.do("SELECT FROM mentors WHERE id = %(mentor)s FOR NO KEY UPDATE")
+            other_session = background.submit(commit)
+            until(lambda: waits_for_a_lock(observer, app))
+            scene.do(certjobs)
+        other_session.result(20)
 
-            with scene.facts.connection.transaction():
-                scene.do("SELECT FROM mentors WHERE id = %(mentor)s FOR NO KEY UPDATE")
-                other_session = background.submit(commit)
-                until(lambda: waits_for_a_lock(observer, app))
-                scene.do(certjobs)
-            other_session.result(20)
 
-        with psycopg.connect(database_url, autocommit=True) as observer, ThreadPoolExecutor(1) as background:
-            yield race
+def test_a_fact_written_while_certjob_holds_the_mentor_is_looked_at_afterwards(facts: Facts, app: App) -> None:
+    """The app waits for certjob, then overwrites its date: -infinity wins, though the mentor was due already."""
+    lost = []
+    for number, statement in enumerate((*OF_ONE, *OF_BOTH, EVERYBODYS, *CHANGED_MENTOR, *CHANGED_CONTACT)):
+        scene = Scene(facts, f"hlf-{number}")
+        scene.do("UPDATE mentors SET review_on = '-infinity' WHERE id = %(mentor)s")
+        race(scene, app, statement, certjobs=f"UPDATE mentors SET review_on = '{LATER}' WHERE id = %(mentor)s")
+        lost += [statement] if "mentor" not in scene.looked_at() else []
 
-    def test_a_fact_written_while_certjob_holds_the_mentor_is_looked_at_afterwards(
-        self, facts: Facts, while_held: Callable[[Scene, str, str], None]
-    ) -> None:
-        """The app waits for certjob, then overwrites its date: -infinity wins, though the mentor was due already."""
-        lost = []
-        for number, statement in enumerate((*OF_ONE, *OF_BOTH, EVERYBODYS, *CHANGED_MENTOR, *CHANGED_CONTACT)):
-            scene = Scene(facts, f"hlf-{number}")
-            scene.do("UPDATE mentors SET review_on = '-infinity' WHERE id = %(mentor)s")
-            while_held(scene, statement, f"UPDATE mentors SET review_on = '{LATER}' WHERE id = %(mentor)s")
-            lost += [statement] if "mentor" not in scene.looked_at() else []
+    assert lost == []
 
-        assert lost == []
 
-    def test_a_mentor_is_not_deleted_while_certjob_queues_a_push(
-        self, scene: Scene, while_held: Callable[[Scene, str, str], None]
-    ) -> None:
-        """The DELETE waits, then sees the intent that was not there when it began."""
-        scene.do("UPDATE mentors SET portal_visible = false")
+def test_a_mentor_is_not_deleted_while_certjob_queues_a_push(scene: Scene, app: App) -> None:
+    """The DELETE waits, then sees the intent that was not there when it began."""
+    scene.do("UPDATE mentors SET portal_visible = false")
 
-        with pytest.raises(psycopg.errors.RestrictViolation):
-            while_held(scene, "DELETE FROM mentors WHERE id = %(mentor)s", EVENT.format("pending"))
+    with pytest.raises(psycopg.errors.RestrictViolation):
+        race(scene, app, "DELETE FROM mentors WHERE id = %(mentor)s", certjobs=EVENT.format("pending"))
 
 
 ONCE = [

@@ -1,0 +1,96 @@
+"""Every command in one walk, on a database that is migrated and empty, over whatever the URL leads through."""
+
+import shlex
+import uuid
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+
+from tests.support.bounces import postfix
+from tests.support.command_line import commands, run_in_process, today
+from tests.support.facts import Facts
+from tests.support.portal_answers import error
+from tests.support.portal_server import PortalServer
+
+STEPS = """
+0 db status --json
+0 organisation set hlf --portal dynamics --coordinator 'Eva <eva@example.org>' --contact-email post@hlf.example
+0 load people.csv --json
+0 forecast --json
+0 list --json
+0 run --dry-run --everybody --json
+3 run --json
+0 organisation set hlf --coordinator '9b1f1c9e-0000-4000-8000-000000000001 Eva Dahl <eva@example.org>'
+0 organisation list
+0 organisation show hlf
+0 organisation set hlf --thresholds 90,30 --dry-run
+0 organisation set hlf --coordinator gone@example.org --sender 'HLF <post@hlf.example>'
+0 organisation set hlf --remove-coordinator gone@example.org
+3 alerts --json
+0 explain M1
+0 preview M2
+3 alerts --retry-all
+0 deliver --json
+0 reconcile --dry-run
+0 reconcile
+0 resync M1 --json
+0 explain M1 --json
+0 load --strict renewed.csv
+3 run --json
+0 bounces report.eml
+0 check --json
+3 status
+3 status --json
+0 db prune --older-than 3y --json
+"""
+"""From the first file to a quiet night: exit codes and commands. The portal is down at first; M3 has no address."""
+
+
+def do_everything(url: str, *, facts: Facts, environment: Mapping[str, str], folder: Path) -> None:
+    """Do it, with rows to lock, to insert, to change and to delete in every table; ``facts`` sees what has become."""
+    contact_id, soon, ended = uuid.uuid4(), today() + timedelta(days=20), today() - timedelta(days=1)
+    header = "organisation,member_no,full_name,email,dynamics_contact_id,kind,issued_on,expires_on\n"
+    (folder / "people.csv").write_text(
+        f"{header}hlf,M1,Ærlig Ødegård,kari@example.org,{contact_id},likeperson,2020-01-01,{ended}\n"
+        f"hlf,M2,Ola,ola@example.org,{uuid.uuid4()},likeperson,2020-01-01,{soon}\n"
+        f"hlf,M3,Åse,,{uuid.uuid4()},likeperson,2020-01-01,{soon}\n"
+    )
+    (folder / "renewed.csv").write_text(
+        f"{header}hlf,M1,,kari@example.org,{contact_id},likeperson,2026-01-02,2032-02-03\n"
+    )
+    steps = [line.partition(" ") for line in STEPS.strip().splitlines()]
+
+    with PortalServer([error(503, "dynamics_unavailable")] * 3) as portal:
+        settings = {
+            "CERTJOB_DATABASE_URL": url,
+            "CERTJOB_PORTAL_URL": portal.url,
+            "CERTJOB_PORTAL_KEY": portal.key,
+            "CERTJOB_NOTIFY_URL": f"maildir:{folder / 'mail'}",
+            "CERTJOB_MAIL_FROM": "post@hlf.example",
+            "CERTJOB_METRICS_FILE": str(folder / "certjob.prom"),
+        }
+        for code, _, command in steps:
+            if command.startswith("forecast"):
+                facts.connection.execute(
+                    "INSERT INTO mentor_pauses (mentor_id, reason, actor)"
+                    " SELECT id, 'illness', 'eva' FROM mentors WHERE member_no = 'M2'"
+                )
+            if command.startswith("bounces"):
+                sent = "SELECT id FROM cert_notification_log WHERE status = 'sent' AND mentor_id = %s ORDER BY id"
+                ((mentor_id,),) = facts.rows("SELECT id FROM mentors WHERE member_no = 'M2'")
+                message_id = f"<certjob-reminder-{facts.rows(sent, mentor_id)[0][0]}-0@hlf.example>"
+                (folder / "report.eml").write_bytes(postfix(message_id, "ola@example.org"))
+            result = run_in_process(*shlex.split(command), environment=dict(environment) | settings, folder=folder)
+            assert result.returncode == int(code), (command, result)
+
+    ran = {name for name in commands() for _, _, done in steps if f"certjob {done} ".startswith(f"{name} ")}
+    assert ran == commands().keys() - {"certjob db migrate", "certjob demo"}, "a new command belongs in here, too"
+    assert portal.visible[contact_id] is True
+    for table, condition in (
+        ("coordinators", "id = '9b1f1c9e-0000-4000-8000-000000000001'"),
+        ("mentor_pauses", "lifted_by = 'certjob'"),
+        ("cert_notification_log", "failure_code = 'bounced'"),
+        ("coordinator_digests", "status = 'sent'"),
+        ("certificates", "issued_on = '2026-01-02' AND expires_on = '2032-02-03' AND status = 'valid'"),
+    ):
+        assert facts.rows(f"SELECT count(*) FROM {table} WHERE {condition}") == [(1,)], table
