@@ -38,7 +38,7 @@ def statuses(facts: Facts, organisation: UUID) -> set[object]:
 def test_more_than_twenty_and_a_tenth_newly_paused_is_held(
     connection: Connection, facts: Facts, monkeypatch: pytest.MonkeyPatch, expired: int, valid: int, held: bool
 ) -> None:
-    """The limit is max(20, 10 % of the active mentors), per organisation. A night with few looks at nobody before, and counts nobody."""
+    """The limit is max(20, 10 % of the active mentors), per organisation. For few, nobody is counted."""
     organisation = facts.organisation(portal=None)
     mentors(facts, organisation, expired=expired, valid=valid)
     for _ in range(20):
