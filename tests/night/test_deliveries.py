@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from datetime import timedelta
+from datetime import date, timedelta
 from uuid import UUID
 
 import psycopg
@@ -13,9 +13,12 @@ from certjob.mail.message import OutgoingMessage
 from certjob.night import nightly
 from certjob.outbox import loop
 from certjob.stopping import StopFlag
+from tests.conftest import Certjob
 from tests.support.facts import TODAY, Facts
-from tests.support.intents import run_out
+from tests.support.intents import make_due, run_out
 from tests.support.nights import CollectingChannel, FlakyPortal, NoProgress, delivery, night
+from tests.support.portal_answers import error, ok
+from tests.support.portal_server import PortalServer
 
 App = psycopg.Connection[tuple[object, ...]]
 
@@ -106,3 +109,41 @@ def test_digests_go_out_although_the_reminders_crashed(connection: Connection, d
 
     assert sent == ["digest"]
     assert [(stop.stage, stop.code) for stop in report.stopped] == [("mail", "crash")]
+
+
+def test_deliver_says_a_failing_push_once_and_only_another_mentor_or_reason_again(
+    certjob: Certjob, facts: Facts, portal: PortalServer
+) -> None:
+    """It runs every 15 minutes. All are tried each time, and `alerts` has them."""
+    portal.default = error(502, "dynamics_unavailable")
+    organisation = facts.organisation()
+
+    settings = {"CERTJOB_PORTAL_URL": portal.url, "CERTJOB_PORTAL_KEY": portal.key, "CERTJOB_PORTAL_ATTEMPTS": "1"}
+
+    def a_mentor_expires() -> None:
+        facts.certified_mentor(organisation, date(2025, 1, 1))
+        certjob("run", "--no-deliver")
+
+    def deliver_says(what: str) -> None:
+        make_due(facts)
+        result = certjob("deliver", **settings)
+        line = f"certjob deliver: {what}; see `certjob alerts`\n" if what else ""
+        assert (result.returncode, result.stdout, result.stderr) == (3 if what else 0, "", line)
+
+    a_mentor_expires()
+    a_mentor_expires()  # fewer than end the stage
+    deliver_says("2 portal pushes failed")
+    calls = len(portal.requests)
+    deliver_says("")
+    deliver_says("")
+    assert len(portal.requests) == calls + 4
+    assert certjob("alerts").returncode == 3
+
+    a_mentor_expires()
+    deliver_says("1 portal push failed")
+    deliver_says("")
+
+    # The portal is back, and does not know one of them; the others' failures are over, and would be new again.
+    portal.then(error(404, "contact_not_found"))
+    portal.default = ok()
+    deliver_says("1 portal push failed")

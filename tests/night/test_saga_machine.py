@@ -248,14 +248,13 @@ class Saga(RuleBasedStateMachine):
     def the_portal_changes_its_mood(self, mood: str) -> None:
         self.portal_mood = mood
 
-    @rule(how=st.sampled_from(("retries", "leases", 1, 2, 7, 15, 31, 70)))
-    def time_passes(self, how: int | str) -> None:
-        """Until retry times or leases are over, or so many days."""
-        if isinstance(how, int):
-            self.today += timedelta(days=how)
-            self._hours_pass()
-        else:
-            (run_out if how == "leases" else make_due)(self.facts)
+    @rule(days=st.sampled_from((0, 1, 2, 7, 15, 31, 70)))
+    def time_passes(self, days: int) -> None:
+        """Until every retry time has come; in days, until no call can land any more."""
+        self.today += timedelta(days=days)
+        make_due(self.facts)
+        if days:
+            let_unknown_outcomes_pass(self.facts)
 
     @rule(mentor=mentors, change=any_change, command=commands)
     def certjob(self, mentor: UUID, change: Change, command: str) -> None:
@@ -456,7 +455,8 @@ class Saga(RuleBasedStateMachine):
         """With everything healthy one night is enough, and whatever needs a person is seen and then done."""
         self.portal_mood = "up"
         self.refused.clear()
-        self._hours_pass()
+        let_unknown_outcomes_pass(self.facts)
+        make_due(self.facts)
         anybody = next(iter(self._mentors()))
 
         report = self._start("run", anybody)
@@ -492,12 +492,6 @@ class Saga(RuleBasedStateMachine):
         away = {mentor.id for mentor in mentors if mentor.left}
         assert self._ids(own) - away == {m.id for m in mentors if not m.left and not m.is_certified(self.today)}
         assert self._ids(OPEN_EVENTS) <= {m.id for m in mentors if m.organisation.has_portal and m.contact_id is None}
-
-    def _hours_pass(self) -> None:
-        """Every lease runs out, every retry time comes, and no call can land any more."""
-        let_unknown_outcomes_pass(self.facts)
-        run_out(self.facts)
-        make_due(self.facts)
 
     def _ids(self, statement: str) -> set[object]:
         return {each for (each,) in self.facts.rows(statement)}
