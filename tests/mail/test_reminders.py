@@ -395,9 +395,10 @@ def test_an_address_that_is_entered_while_its_lack_is_noted_is_used(
 
     monkeypatch.setattr(reminder_mail_module, "read_recipient", look)
     with in_background(lambda: begun.wait(20) and other.execute("UPDATE mentors SET email = 'new@example.org'")):
-        log.deliver()
+        _, sent = log.deliver()  # it may be in time for this one
+    sent += log.deliver()[1]
 
-    assert [message.to for message in log.deliver()[1]] == ["new@example.org"]
+    assert [message.to for message in sent] == ["new@example.org"]
 
 
 def test_one_that_failed_is_shown_though_its_threshold_is_long_past(log: Log) -> None:
