@@ -207,8 +207,8 @@ def mentor(facts: Facts) -> Iterator[str]:
     assert facts.rows("SELECT FROM cert_notification_log UNION ALL SELECT FROM job_runs") == []
 
 
-def test_the_command_prints_the_message_and_a_copy_has_its_headers(here: Certjob, mentor: str, tmp_path: Path) -> None:
-    """Headers, an empty line, the text part; which one it is goes to stderr, as JSON if the log is."""
+def test_a_copy_has_the_headers_of_the_message(here: Certjob, mentor: str, tmp_path: Path) -> None:
+    """docs/messages.md has the message; which one it is goes to stderr, as JSON if the log is."""
     settings = {"CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'mail'}", "CERTJOB_MAIL_FROM": "HLF Øst <post@hlf.example>"}
     result = here("preview", mentor, **settings)
     logged = json.loads(here("preview", mentor, CERTJOB_LOG_FORMAT="json").stderr)
@@ -217,16 +217,10 @@ def test_the_command_prints_the_message_and_a_copy_has_its_headers(here: Certjob
     said = "the reminder that is due today, for the threshold 30"
     assert_one_line(result, said, code=0, command="certjob preview")
     assert (logged["level"], logged["event"], logged["message"]) == ("info", "note", said)
-    head, _, body = result.stdout.partition("\n\n")
-    sender, to, subject, message_id, reply_to = head.splitlines()
-    assert (sender, to) == ("From: HLF Øst <post@hlf.example>", "To: m1042@example.org")
-    assert subject.startswith("Subject: Your certificate expires in 20 days, on ")
-    assert (message_id, reply_to) == (
-        *("Message-ID: (given when the reminder is queued)", "Reply-To: kontakt@hlf.example"),
+    assert result.stdout.startswith(
+        "From: HLF Øst <post@hlf.example>\nTo: m1042@example.org\nSubject: Your certificate"
     )
-    assert body.startswith("Hello Kari Nordmann,\n\nThis is a reminder from HLF. Your certificate “likeperson” expires")
-    assert body.endswith("\nKind regards\nHLF\n")
-
+    assert result.stdout.endswith("\nKind regards\nHLF\n")
     assert (copied.returncode, copied.stdout) == (0, "")
     (message,) = mailbox.Maildir(tmp_path / "mail")
     assert (message["To"], message["Reply-To"]) == ("me@example.org", "kontakt@hlf.example")
