@@ -8,25 +8,24 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.benchmarks import deliveries, night, plans, reconciling, startup
-from tests.benchmarks.bench import Bench, Part
-from tests.benchmarks.bench_server import advised_shared_buffers, bench_server, is_in_memory
+from tests.benchmarks import deliveries, night, plans
+from tests.benchmarks.bench_server import Bench, advised_shared_buffers, bench_server, is_in_memory
 from tests.benchmarks.figures import Figure, table
 from tests.chaos.workers import leave_on_sigterm
 
-PARTS: dict[str, Sequence[Part]] = {
-    "start-up": (startup.run,),
-    "quiet": (night.run_nothing_due,),
-    "night": (night.run_due,),
-    "pushes": (deliveries.run_pushes,),
-    "procrastinate": (deliveries.run_procrastinate,),
-    "mails": (deliveries.run_mails,),
-    "reconcile": (reconciling.run,),
-    "plans": (plans.run,),  # last: it runs certjob in this process, whose memory a child's peak then counts in
+PARTS: dict[str, Callable[[Bench], list[Figure]]] = {
+    "start-up": night.run_start_up,
+    "quiet": night.run_nothing_due,
+    "night": night.run_due,
+    "pushes": deliveries.run_pushes,
+    "procrastinate": deliveries.run_procrastinate,
+    "mails": deliveries.run_mails,
+    "reconcile": deliveries.run_reconcile,
+    "plans": plans.run,  # last: it runs certjob in this process, whose memory a child's peak then counts in
 }
 
 
@@ -55,9 +54,16 @@ def main() -> int:
                 say=say,
             )
             for name in asked.only or PARTS:
-                for part in PARTS[name]:
-                    figures += part(bench)
-            document = _document(bench, figures)
+                figures += PARTS[name](bench)
+            document = {
+                "at": datetime.now(UTC).isoformat(timespec="seconds"),
+                "python": platform.python_version(),
+                "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+                "mentors": bench.mentors,
+                "rounds": bench.rounds,
+                "server": server.settings,
+                "figures": [figure.to_document() for figure in figures],
+            }
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     asked.json.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
@@ -68,43 +74,20 @@ def main() -> int:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("--only", action="append", choices=list(PARTS), help="only this part; repeatable")
-    parser.add_argument("--mentors", type=int, default=1_000_000, help="the largest population (%(default)s)")
-    parser.add_argument(
-        "--share", type=int, action="append", help="per cent of the mentors who are due; repeatable (1, 100)"
-    )
-    parser.add_argument(
-        "--pushes", type=int, default=2_000, help="to a portal at once; half as many mails (%(default)s)"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--only", action="append", choices=list(PARTS), help="only this part; repeatable")
+    add("--mentors", type=int, default=1_000_000, help="the largest population (%(default)s)")
+    add("--share", type=int, action="append", help="per cent of the mentors who are due; repeatable (1, 100)")
+    add("--pushes", type=int, default=2_000, help="to a portal at once; half as many mails (%(default)s)")
+    add(
         "--shared-buffers",
         default=advised_shared_buffers(),
         help="of the server, for both sides; default: a quarter of the memory, at most 4 GB (%(default)s)",
     )
-    parser.add_argument("--rounds", type=int, default=3, help="of everything (%(default)s)")
-    parser.add_argument("--json", type=Path, default=Path("benchmarks.json"), help="where to write it (%(default)s)")
-    parser.add_argument(
-        "--folder",
-        type=Path,
-        help="where the database is made; default: the temporary directory, /var/tmp if that is in memory",
-    )
+    add("--rounds", type=int, default=3, help="of everything (%(default)s)")
+    add("--json", type=Path, default=Path("benchmarks.json"), help="where to write it (%(default)s)")
+    add("--folder", type=Path, help="where the database is made; default: the temporary directory, or /var/tmp")
     return parser.parse_args()
-
-
-def _document(bench: Bench, figures: Sequence[Figure]) -> dict[str, object]:
-    return {
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "cores": _cores(),
-        "mentors": bench.mentors,
-        "rounds": bench.rounds,
-        "server": bench.server.settings,
-        "figures": [figure.to_document() for figure in figures],
-    }
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """The server of a bench: the embedded PostgreSQL with durable commits, and databases that are copies of templates."""
 
 import os
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
@@ -15,18 +15,7 @@ from certjob.database import Connection, embedded, migrations
 
 SETTINGS = {"max_wal_size": "8GB", "checkpoint_timeout": "1h", "track_io_timing": "off"}
 """No checkpoint begins in the middle of one side and not of the other: each copy of a template makes one before."""
-
-MOST_SHARED_BUFFERS_MB = 4_096
-
-_SHOWN = (
-    "server_version",
-    "fsync",
-    "synchronous_commit",
-    "full_page_writes",
-    "shared_buffers",
-    "work_mem",
-    "autovacuum",
-)
+_SHOWN = "server_version fsync synchronous_commit full_page_writes shared_buffers work_mem autovacuum"
 
 
 class BenchServer:
@@ -35,8 +24,11 @@ class BenchServer:
     def __init__(self, url: str) -> None:
         self._url = url
         self._kept: set[str] = set()
-        with self.admin() as admin:
-            self.settings = {name: _setting(admin, name) for name in _SHOWN} | SETTINGS
+        with self._admin() as admin:
+            rows = admin.execute(
+                "SELECT name, current_setting(name) FROM pg_settings WHERE name = ANY (%s)", (_SHOWN.split(),)
+            )
+            self.settings = dict(rows.fetchall()) | SETTINGS
         if self.settings["fsync"] != "on" or self.settings["synchronous_commit"] != "on":
             message = "a bench on a server without durable commits says nothing"
             raise RuntimeError(message)
@@ -45,42 +37,31 @@ class BenchServer:
         """The URL of one database."""
         return psycopg.conninfo.make_conninfo(self._url, dbname=name)
 
-    def admin(self) -> Connection:
+    def _admin(self) -> Connection:
         return psycopg.connect(self._url, autocommit=True)
 
     def connect(self, name: str) -> Connection:
         """certjob's own kind of connection."""
         return database.connect(self.url(name))
 
-    @contextmanager
-    def fresh(self, name: str) -> Iterator[str]:
-        """A database with certjob's schema and nothing in it; yields its name."""
-        self._make(name, "template0")
-        try:
-            with self.connect(name) as connection:
-                migrations.migrate(connection)
-            yield name
-        finally:
-            self._drop(name)
-
-    def kept(self, name: str, make: Callable[[Connection], None], *, template: str | None = None) -> str:
+    def kept(self, name: str, make: Callable[[Connection], object], *, template: str = "template0") -> str:
         """A database that is made when it is first asked for, and lasts as long as the server; returns its name."""
         if name not in self._kept:
-            self._make(name, template or "template0")
+            self._make(name, template)
             with self.connect(name) as connection:
-                if template is None:
-                    migrations.migrate(connection)
+                migrations.migrate(connection)
                 make(connection)
             self._kept.add(name)
         return name
 
     @contextmanager
-    def copy(self, template: str, name: str = "bench_copy") -> Iterator[str]:
-        """A copy of a database, with the files' pages in the system's cache and nothing left to be written."""
+    def copy(self, template: str = "template0", name: str = "bench_copy") -> Iterator[str]:
+        """A copy of a database with certjob's schema, its pages in the system's cache, nothing left to be written."""
         self._make(name, template)
         try:
-            with self.admin() as admin:
-                admin.execute("CHECKPOINT")
+            with self.connect(name) as connection:
+                migrations.migrate(connection)
+                connection.execute("CHECKPOINT")
             yield name
         finally:
             self._drop(name)
@@ -88,7 +69,7 @@ class BenchServer:
     def _make(self, name: str, template: str) -> None:
         self._drop(name)
         statement = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY")
-        with self.admin() as admin:
+        with self._admin() as admin:
             for tries_left in reversed(range(50)):
                 try:
                     admin.execute(statement.format(sql.Identifier(name), sql.Identifier(template)))
@@ -100,8 +81,26 @@ class BenchServer:
                     return
 
     def _drop(self, name: str) -> None:
-        with self.admin() as admin:
+        with self._admin() as admin:
             admin.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """What every part of the bench is given: the server, and how much is asked for."""
+
+    server: BenchServer
+    folder: Path
+    """Removed at the end."""
+    rounds: int
+    mentors: int
+    """The largest population."""
+    shares: Sequence[int]
+    """Per cent of the mentors who are due."""
+    pushes: int
+    """Pushes beside Procrastinate, twice the mails."""
+    say: Callable[[str], None]
+    """Tells whoever waits what is going on."""
 
 
 def advised_shared_buffers() -> str:
@@ -114,7 +113,7 @@ def advised_shared_buffers() -> str:
         memory_mb = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20
     except (AttributeError, ValueError, OSError):
         memory_mb = 0
-    return f"{min(max(memory_mb // 4, 128), MOST_SHARED_BUFFERS_MB)}MB"
+    return f"{min(max(memory_mb // 4, 128), 4_096)}MB"
 
 
 @contextmanager
@@ -124,14 +123,11 @@ def bench_server(folder: Path, *, shared_buffers: str) -> Iterator[BenchServer]:
         message = f"{folder} lies in memory, where no commit is durable; name a folder on a disk with --folder"
         raise RuntimeError(message)
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-    try:
-        with embedded.server(folder / "postgresql") as url, psycopg.connect(url, autocommit=True) as admin:
-            for name, value in (SETTINGS | {"shared_buffers": shared_buffers}).items():
-                admin.execute(sql.SQL("ALTER SYSTEM SET {} = {}").format(sql.Identifier(name), sql.Literal(value)))
-        with embedded.server(folder / "postgresql") as url:  # started anew: shared_buffers asks for it
-            yield BenchServer(url)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with embedded.server(folder / "postgresql") as url, psycopg.connect(url, autocommit=True) as admin:
+        for name, value in (SETTINGS | {"shared_buffers": shared_buffers}).items():
+            admin.execute(sql.SQL("ALTER SYSTEM SET {} = {}").format(sql.Identifier(name), sql.Literal(value)))
+    with embedded.server(folder / "postgresql") as url:  # started anew: shared_buffers asks for it
+        yield BenchServer(url)
 
 
 def is_in_memory(folder: Path) -> bool:
@@ -143,9 +139,3 @@ def is_in_memory(folder: Path) -> bool:
     kinds = {Path(place): kind for place, kind in mounts}
     whole = folder.resolve()
     return next((kinds[place] for place in (whole, *whole.parents) if place in kinds), "") in ("tmpfs", "ramfs")
-
-
-def _setting(admin: Connection, name: str) -> str:
-    row = admin.execute("SELECT current_setting(%s)", (name,)).fetchone()
-    assert row is not None
-    return str(row[0])

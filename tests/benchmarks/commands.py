@@ -24,76 +24,42 @@ class Finished:
     """From before it was started until it was gone."""
     peak_mb: float
     """The most memory it had at once."""
-    exit_code: int
     document: dict[str, Any]
     """What it printed, if that was JSON."""
-    stderr: str
 
 
-@dataclass(slots=True)
-class Started:
-    """A process that runs; ``finish`` waits for it."""
-
-    process: subprocess.Popen[bytes]
-    output: Any
-    errors: Any
-    began: float
-
-    def finish(self) -> Finished:
-        _, status, usage = os.wait4(self.process.pid, 0)  # the memory of this very child
-        took = time.perf_counter() - self.began
-        self.process.returncode = os.waitstatus_to_exitcode(status)
-        said, complained = self._said(self.output), self._said(self.errors)
-        return Finished(
-            seconds=took,
-            peak_mb=usage.ru_maxrss / 1024,
-            exit_code=self.process.returncode,
-            document=json.loads(said) if said.startswith("{") else {},
-            stderr=complained,
-        )
-
-    @staticmethod
-    def _said(stream: Any) -> str:
-        stream.seek(0)
-        text: str = stream.read().decode()
-        stream.close()
-        return text
-
-
-def start(
+def run(
     command: Sequence[str | Path], *, database_url: str = "", settings: Mapping[str, str] | None = None
-) -> Started:
-    """Start a program as cron would: no settings but these."""
+) -> Finished:
+    """Run a program as cron would, with no settings but these; raises RuntimeError if it does not end with 0."""
     environment = {"HOME": tempfile.gettempdir(), "PATH": "/usr/bin:/bin", "CERTJOB_DATABASE_URL": database_url}
-    output = tempfile.TemporaryFile()  # noqa: SIM115 - closed by finish; a pipe would have to be read meanwhile
-    errors = tempfile.TemporaryFile()  # noqa: SIM115
-    began = time.perf_counter()
-    process = subprocess.Popen(
-        [str(word) for word in command],
-        env=environment | dict(settings or {}),
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=errors,
-        cwd=tempfile.gettempdir(),
-    )
-    return Started(process, output, errors, began)
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        began = time.perf_counter()
+        process = subprocess.Popen(
+            list(map(str, command)),
+            env=environment | dict(settings or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=output,  # a pipe would have to be read meanwhile
+            stderr=errors,
+            cwd=tempfile.gettempdir(),
+        )
+        _, status, usage = os.wait4(process.pid, 0)  # the memory of this very child
+        took = time.perf_counter() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+        output.seek(0)
+        errors.seek(0)
+        said, complained = output.read().decode(), errors.read().decode()
+    if process.returncode:
+        message = f"{' '.join(map(str, command[:3]))} ended with {process.returncode}: {complained or said}"
+        raise RuntimeError(message)
+    document = json.loads(said) if said.startswith("{") else {}
+    return Finished(seconds=took, peak_mb=usage.ru_maxrss / 1024, document=document)
 
 
 def certjob(*arguments: str, database_url: str = "", settings: Mapping[str, str] | None = None) -> Finished:
-    """Run certjob to its end; raises RuntimeError if it ended otherwise than it should."""
-    finished = start([installed_command(), *arguments], database_url=database_url, settings=settings).finish()
-    if finished.exit_code:
-        message = (
-            f"certjob {' '.join(arguments)} ended with {finished.exit_code}: {finished.stderr or finished.document}"
-        )
-        raise RuntimeError(message)
-    return finished
+    return run([installed_command(), *arguments], database_url=database_url, settings=settings)
 
 
-def python(program: str, *arguments: str, database_url: str = "") -> Finished:
-    """Run a few lines of Python in a process of their own, without certjob."""
-    finished = start([PYTHON, "-c", program, *arguments], database_url=database_url).finish()
-    if finished.exit_code:
-        message = f"a reference ended with {finished.exit_code}: {finished.stderr}"
-        raise RuntimeError(message)
-    return finished
+def python(program: str, *arguments: str) -> Finished:
+    """A few lines of Python in a process of their own, without certjob."""
+    return run([PYTHON, "-c", program, *arguments])

@@ -1,4 +1,4 @@
-"""What deliveries cost: pushes beside a bare loop and beside Procrastinate, and mails."""
+"""What deliveries cost: pushes beside a bare loop and beside Procrastinate, mails, and reading the portal."""
 
 import statistics
 import subprocess
@@ -6,32 +6,37 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from certjob.database import Connection
-from tests.benchmarks.bench import Bench
-from tests.benchmarks.commands import PYTHON, certjob, python, start
-from tests.benchmarks.figures import Bar, Figure, Limit, in_turns, per_second
-from tests.benchmarks.population import run_script, set_based_night, today
+from tests.benchmarks.bench_server import Bench
+from tests.benchmarks.commands import PYTHON, certjob, python, run
+from tests.benchmarks.figures import Bar, Figure, in_turns, ratio_bar
+from tests.benchmarks.population import populate, run_script, set_based_night
+from tests.support.command_line import today
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[2]
 SPEED_BAR = 0.9
 """Of a bare loop, where a portal takes 200 ms for each answer."""
 PUSHES_BAR = 100
 """A second, four at once, where it takes 20 ms."""
 MAILS_BAR = 100
 PROCRASTINATE_BAR = 3.0
-AT_ONCE, AT_ONCE_MS = 4, 0
+AT_ONCE = 4
+CONTACTS, PAGES, DIFFERENT = 100_000, 20, 20
+"""What ``reconcile`` reads, and how many the portal shows wrongly."""
+RECONCILE_BAR_SECONDS, RECONCILE_BAR_MB = 5.0, 150.0
 
-_ALL_WITH_PORTAL = """
-    ALTER TABLE organisations DISABLE TRIGGER USER;
-    ALTER TABLE mentors DISABLE TRIGGER USER;
+_ALL_WITH_PORTAL = b"""
+    SET LOCAL session_replication_role = replica;
     UPDATE organisations SET portal = 'dynamics';
     UPDATE mentors SET review_on = 'infinity', portal_visible = false,
         dynamics_contact_id = coalesce(dynamics_contact_id, gen_random_uuid());
     INSERT INTO portal_sync_events (mentor_id, visible) SELECT id, false FROM mentors;
-    ALTER TABLE mentors ENABLE TRIGGER USER;
-    ALTER TABLE organisations ENABLE TRIGGER USER;
 """
-
+_ALL_IN_FORCE = b"""
+    SET LOCAL session_replication_role = replica;
+    UPDATE portal_sync_events SET status = 'delivered', delivered_at = now() - interval '1 day';
+    UPDATE mentors SET portal_visible = true, review_on = current_date + 30;
+    UPDATE certificates SET status = 'valid';
+"""
 _BARE_PUSHES = """
 import json, sys, threading, time, uuid
 import httpx
@@ -57,25 +62,23 @@ print(json.dumps({"seconds": time.perf_counter() - began}))
 
 
 @contextmanager
-def helper(module: str, *arguments: str) -> Iterator[tuple[int, "subprocess.Popen[str]"]]:
-    """A server of the bench in a process of its own; yields its port, and the process."""
-    command = [str(PYTHON), "-m", f"tests.benchmarks.{module}", *arguments]
+def server(*arguments: str) -> Iterator[int]:
+    """One of ``tests.benchmarks.servers`` in a process of its own; yields its port."""
+    command = [str(PYTHON), "-m", "tests.benchmarks.servers", *arguments]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdin is not None
-        yield int(process.stdout.readline()), process
-        if not process.stdin.closed:
-            process.stdin.close()
-            process.stdout.read()
+        yield int(process.stdout.readline())
+        process.stdin.close()
 
 
 @contextmanager
 def with_events(bench: Bench, number: int, *, name: str = "bench_events") -> Iterator[str]:
     """A database with so many events that are due, and nobody who is to be reviewed."""
-    with bench.server.fresh(name):
+    with bench.server.copy(name=name):
         with bench.server.connect(name) as connection:
-            run_script(connection, "population.sql", mentors=number, today=today())
-            connection.execute(_ALL_WITH_PORTAL.encode())
+            populate(connection, number)
+            connection.execute(_ALL_WITH_PORTAL)
             connection.execute("VACUUM ANALYZE")
         yield name
 
@@ -86,17 +89,18 @@ def deliver(
     number: int,
     *,
     settings: Mapping[str, str],
-    what: tuple[str, str] = ("portal", "delivered"),
+    part: str = "portal",
+    key: str = "delivered",
 ) -> float:
     """Deliver what is queued in a copy of a database; return the seconds. Raises RuntimeError if not all arrived."""
     with bench.server.copy(template) as name:
         done = certjob("deliver", "--json", database_url=bench.server.url(name), settings=settings).document
-    if done[what[0]][what[1]] != number:
+    if done[part][key] != number:
         raise RuntimeError(str(done))
     return float(done["duration_seconds"])
 
 
-def portal_settings(port: int, concurrency: int) -> dict[str, str]:
+def portal_settings(port: int, concurrency: int = AT_ONCE) -> dict[str, str]:
     """A portal on loopback, at any rate."""
     return {
         "CERTJOB_PORTAL_URL": f"http://127.0.0.1:{port}/",
@@ -108,17 +112,13 @@ def portal_settings(port: int, concurrency: int) -> dict[str, str]:
 
 def run_pushes(bench: Bench) -> list[Figure]:
     """Answers after 20 and 200 ms, as the function and Dataverse give them; four at once is the setting's default."""
-    return [
-        _pushes(bench, delay_ms=20, concurrency=4),
-        _pushes(bench, delay_ms=200, concurrency=4),
-        _pushes(bench, delay_ms=200, concurrency=16),
-    ]
+    return [_pushes(bench, delay_ms, concurrency) for delay_ms, concurrency in ((20, 4), (200, 4), (200, 16))]
 
 
-def _pushes(bench: Bench, *, delay_ms: int, concurrency: int) -> Figure:
+def _pushes(bench: Bench, delay_ms: int, concurrency: int) -> Figure:
     number = max(bench.pushes * concurrency * 5 // delay_ms // 20, 10)
     bench.say(f"{number} pushes, {delay_ms} ms, {concurrency} at once")
-    with helper("answering", str(delay_ms)) as (port, _), with_events(bench, number) as template:
+    with server("portal", str(delay_ms)) as port, with_events(bench, number) as template:
 
         def bare() -> float:
             url = f"http://127.0.0.1:{port}/"
@@ -128,57 +128,56 @@ def _pushes(bench: Bench, *, delay_ms: int, concurrency: int) -> Figure:
             lambda: deliver(bench, template, number, settings=portal_settings(port, concurrency)),
             bare,
             rounds=bench.rounds,
-            more_is_better=True,
+            of_speeds=True,
         )
-    possible = concurrency * 1000 / delay_ms
-    speed = number / ratio.ours
+    speed, possible = number / ratio.ours, concurrency * 1000 / delay_ms
+    bars = {
+        20: Bar(value=speed, unit="pushes/s", at_least=PUSHES_BAR),
+        200: ratio_bar(ratio, at_least=SPEED_BAR),
+    }
     return Figure(
         part="pushes",
         name=f"{delay_ms} ms answers, {concurrency} at once",
-        ours=per_second(number, ratio.ours, "pushes"),
-        reference=f"{per_second(number, ratio.reference, 'pushes')}, bare httpx",
+        ours=f"{speed:,.0f} pushes/s",
+        reference=f"{number / ratio.reference:,.0f} pushes/s, bare httpx",
         ratio=ratio,
-        bar=(Bar.AT_LEAST, SPEED_BAR) if delay_ms == 200 else None,
-        limits=[Limit(value=speed, unit="pushes/s", bar=(Bar.AT_LEAST, PUSHES_BAR))] if delay_ms == 20 else [],
+        bars=[bars[delay_ms]],
         notes=f"{speed / possible:.0%} of {possible:,.0f}/s, the limit",
     )
 
 
 def run_procrastinate(bench: Bench) -> list[Figure]:
     """The same pushes as jobs of Procrastinate, which is installed for it into a folder of the bench."""
-    folder = bench.folder / "procrastinate"
+    folder, number = bench.folder / "procrastinate", bench.pushes
     bench.say("installing procrastinate")
     words = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", str(folder), "procrastinate")
     installed = subprocess.run([str(PYTHON), *words], capture_output=True, text=True, check=False)
-    name = f"{bench.pushes:,} pushes, {AT_ONCE_MS} ms answers, {AT_ONCE} at once"
+    name = f"{number:,} pushes, 0 ms answers, {AT_ONCE} at once"
     if installed.returncode:
         return [Figure(part="procrastinate", name=name, ours="", notes="procrastinate could not be installed")]
-    with helper("answering", str(AT_ONCE_MS)) as (port, _), with_events(bench, bench.pushes) as template:
+    with server("portal") as port, with_events(bench, number) as template:
 
         def theirs() -> float:
-            with bench.server.fresh("bench_procrastinate") as fresh:
-                url, portal = bench.server.url(fresh), f"http://127.0.0.1:{port}/"
+            with bench.server.copy(name="bench_procrastinate") as fresh:
                 worker = Path(__file__).with_name("procrastinate_worker.py")
-                words: list[str | Path] = [PYTHON, worker, str(folder), url, portal, str(bench.pushes), str(AT_ONCE)]
-                finished = start(words).finish()
-            if finished.exit_code:
-                raise RuntimeError(finished.stderr)
-            return float(finished.document["seconds"])
+                urls = bench.server.url(fresh), f"http://127.0.0.1:{port}/"
+                done = run([PYTHON, worker, folder, *urls, str(number), str(AT_ONCE)])
+            return float(done.document["seconds"])
 
         ratio = in_turns(
-            lambda: deliver(bench, template, bench.pushes, settings=portal_settings(port, AT_ONCE)),
+            lambda: deliver(bench, template, number, settings=portal_settings(port)),
             theirs,
             rounds=bench.rounds,
-            more_is_better=True,
+            of_speeds=True,
         )
     return [
         Figure(
             part="procrastinate",
             name=name,
-            ours=per_second(bench.pushes, ratio.ours, "pushes"),
-            reference=f"{per_second(bench.pushes, ratio.reference, 'pushes')}, its worker",
+            ours=f"{number / ratio.ours:,.0f} pushes/s",
+            reference=f"{number / ratio.reference:,.0f} pushes/s, its worker",
             ratio=ratio,
-            bar=(Bar.AT_LEAST, PROCRASTINATE_BAR),
+            bars=[ratio_bar(ratio, at_least=PROCRASTINATE_BAR)],
         )
     ]
 
@@ -186,30 +185,68 @@ def run_procrastinate(bench: Bench) -> list[Figure]:
 def run_mails(bench: Bench) -> list[Figure]:
     """One message after the other, each settled by a durable commit before the next."""
     number = bench.pushes // 2
-    with helper("mail_sink") as (port, _), bench.server.fresh("bench_mails") as template:
+    with server("mail") as port, bench.server.copy(name="bench_mails") as template:
         with bench.server.connect(template) as connection:
-            _queue_reminders(connection, number)
+            run_script(connection, "population.sql", mentors=20 * number, today=today())
+            set_based_night(connection)
+            connection.execute("UPDATE portal_sync_events SET status = 'delivered'")
+            kept = f"SELECT id FROM cert_notification_log ORDER BY id LIMIT {number}"
+            connection.execute(f"DELETE FROM cert_notification_log WHERE id NOT IN ({kept})".encode())
+            connection.execute("VACUUM ANALYZE")
         mail = {"CERTJOB_NOTIFY_URL": f"smtp://127.0.0.1:{port}", "CERTJOB_MAIL_FROM": "post@example.org"}
         took = []
         for _ in range(bench.rounds):
             bench.say(f"{number} mails")
-            took.append(deliver(bench, template, number, settings=mail, what=("reminders", "sent")))
+            took.append(deliver(bench, template, number, settings=mail, part="reminders", key="sent"))
     speed = number / statistics.median(took)
     return [
         Figure(
             part="mails",
             name="one durable commit each",
             ours=f"{speed:,.0f} mails/s",
-            limits=[Limit(value=speed, unit="mails/s", bar=(Bar.AT_LEAST, MAILS_BAR))],
+            bars=[Bar(value=speed, unit="mails/s", at_least=MAILS_BAR)],
             detail={"ours_seconds": took},
         )
     ]
 
 
-def _queue_reminders(connection: Connection, number: int) -> None:
-    run_script(connection, "population.sql", mentors=20 * number, today=today())
-    set_based_night(connection)
-    connection.execute("UPDATE portal_sync_events SET status = 'delivered'")
-    kept = "SELECT id FROM cert_notification_log ORDER BY id LIMIT %s"
-    connection.execute(f"DELETE FROM cert_notification_log WHERE id NOT IN ({kept})".encode(), (number,))
-    connection.execute("VACUUM ANALYZE")
+def run_reconcile(bench: Bench) -> list[Figure]:
+    """100,000 contacts, 20 of which somebody has hidden by hand; pushing all again is scaled up from some pushes."""
+    contacts = bench.folder / "visible.txt"
+    bench.say(f"reconcile, {CONTACTS:,} contacts")
+    peaks: list[float] = []
+    with with_events(bench, CONTACTS, name="bench_visible") as template, with_events(bench, bench.pushes) as small:
+        with bench.server.connect(template) as connection:
+            connection.execute(_ALL_IN_FORCE)
+            connection.execute("VACUUM ANALYZE")
+            shown = f"SELECT dynamics_contact_id::text FROM mentors ORDER BY 1 OFFSET {DIFFERENT}"
+            contacts.write_text("\n".join(row[0] for row in connection.execute(shown.encode())))
+        with server("portal", "0", str(contacts)) as port:
+            settings = portal_settings(port)
+
+            def reconcile() -> float:
+                with bench.server.copy(template) as name:
+                    done = certjob("reconcile", "--json", database_url=bench.server.url(name), settings=settings)
+                found = done.document
+                if (found["read"]["pages"], found["portal"]["delivered"]) != (PAGES, DIFFERENT):
+                    raise RuntimeError(str(found))
+                peaks.append(done.peak_mb)
+                return done.seconds
+
+            def push_all() -> float:
+                return deliver(bench, small, bench.pushes, settings=settings) * CONTACTS / bench.pushes
+
+            ratio = in_turns(reconcile, push_all, rounds=bench.rounds)
+    return [
+        Figure(
+            part="reconcile",
+            name=f"{CONTACTS:,} contacts, {DIFFERENT} differ",
+            ours=f"{ratio.ours:.1f} s whole, {PAGES} reads and {DIFFERENT} pushes",
+            reference=f"{ratio.reference:,.0f} s, all pushed again (scaled)",
+            ratio=ratio,
+            bars=[
+                Bar(value=ratio.ours, unit="s", at_most=RECONCILE_BAR_SECONDS),
+                Bar(value=max(peaks), unit="MB", at_most=RECONCILE_BAR_MB),
+            ],
+        )
+    ]

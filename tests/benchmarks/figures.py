@@ -3,62 +3,48 @@
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
-
-Side = Callable[[], float]
-"""Does something once and returns the seconds that count."""
-
-
-class Bar(Enum):
-    """Which side of its bar a ratio has to be on."""
-
-    AT_MOST = "≤"
-    AT_LEAST = "≥"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratio:
-    """The rounds' ratios, and the seconds that they are made of."""
+    """The rounds' ratios of ours to the reference's, and the seconds that they are made of."""
 
-    rounds: Sequence[float]
     ours_seconds: Sequence[float]
     reference_seconds: Sequence[float]
+    of_speeds: bool = False
+    """So that 0.85 means 85 % of the reference's speed."""
 
     @property
-    def median(self) -> float:
-        return statistics.median(self.rounds)
+    def rounds(self) -> list[float]:
+        pairs = zip(self.ours_seconds, self.reference_seconds, strict=True)
+        return [theirs / mine if self.of_speeds else mine / theirs for mine, theirs in pairs]
 
     @property
     def ours(self) -> float:
-        """The median of our seconds."""
         return statistics.median(self.ours_seconds)
 
     @property
     def reference(self) -> float:
-        """The median of the reference's seconds."""
         return statistics.median(self.reference_seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limit:
-    """A bar for a quantity itself, beside the one for the ratio."""
+class Bar:
+    """What a quantity has to be at most, or at least."""
 
     value: float
     unit: str
-    bar: tuple[Bar, float]
+    at_most: float | None = None
+    at_least: float | None = None
 
     @property
     def is_met(self) -> bool:
-        return _is_met(self.value, self.bar)
+        is_low_enough = self.at_most is None or self.value <= self.at_most
+        return is_low_enough and (self.at_least is None or self.value >= self.at_least)
 
     def __str__(self) -> str:
-        kind, bar = self.bar
-        return f"{self.value:,.3g} {self.unit}, {kind.value} {bar:g}{'' if self.is_met else ': MISSED'}"
-
-
-def _is_met(value: float, bar: tuple[Bar, float]) -> bool:
-    kind, limit = bar
-    return value <= limit if kind is Bar.AT_MOST else value >= limit
+        bar = f"≤ {self.at_most:g}" if self.at_most is not None else f"≥ {self.at_least:g}"
+        return f"{self.value:,.3g} {self.unit}, {bar}{'' if self.is_met else ': MISSED'}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,116 +57,67 @@ class Figure:
     """What certjob did, with its unit."""
     reference: str = ""
     """What it is compared with, likewise."""
-    ratio: Ratio | float | None = None
-    bar: tuple[Bar, float] | None = None
-    """For the ratio."""
-    limits: Sequence[Limit] = ()
+    ratio: Ratio | None = None
+    bars: Sequence[Bar] = ()
     notes: str = ""
     detail: dict[str, object] = field(default_factory=dict)
     """More for the JSON."""
 
     @property
-    def value(self) -> float | None:
-        """The ratio as one number."""
-        return self.ratio.median if isinstance(self.ratio, Ratio) else self.ratio
-
-    @property
     def is_met(self) -> bool | None:
         """Whether all bars are met; None without one."""
-        verdicts = [limit.is_met for limit in self.limits]
-        if self.bar is not None and self.value is not None:
-            verdicts.append(_is_met(self.value, self.bar))
-        return all(verdicts) if verdicts else None
+        return all(bar.is_met for bar in self.bars) if self.bars else None
 
     def to_document(self) -> dict[str, object]:
         """What the JSON has of it."""
         document: dict[str, object] = {
-            "part": self.part,
-            "name": self.name,
-            "ours": self.ours,
-            "reference": self.reference,
-            "ratio": self.value,
-            "bar": f"{self.bar[0].value} {self.bar[1]:g}" if self.bar else None,
-            "limits": [str(limit) for limit in self.limits],
+            **{name: getattr(self, name) for name in ("part", "name", "ours", "reference", "notes")},
+            "bars": [str(bar) for bar in self.bars],
             "met": self.is_met,
-            "notes": self.notes,
         }
-        if isinstance(self.ratio, Ratio):
+        if self.ratio is not None:
             document |= {
-                "ratios": list(self.ratio.rounds),
+                "ratio": statistics.median(self.ratio.rounds),
+                "ratios": self.ratio.rounds,
                 "ours_seconds": list(self.ratio.ours_seconds),
                 "reference_seconds": list(self.ratio.reference_seconds),
             }
         return document | self.detail
 
+    def cells(self) -> tuple[str, ...]:
+        rounds = self.ratio.rounds if self.ratio is not None else []
+        return (
+            self.part,
+            self.name,
+            self.ours,
+            self.reference,
+            f"{statistics.median(rounds):.2f}" if rounds else "",
+            f"{min(rounds):.2f}–{max(rounds):.2f}" if len(rounds) > 1 else "",
+            {None: "", True: "met", False: "MISSED"}[self.is_met],
+            "; ".join([*map(str, self.bars), *([self.notes] if self.notes else [])]),
+        )
 
-def in_turns(ours: Side, reference: Side, *, rounds: int, more_is_better: bool = False) -> Ratio:
-    """Run both sides in turns, A B, B A, A B, …; the ratio of a round is ours to the reference.
 
-    With ``more_is_better`` it is the ratio of speeds, so that 0.85 means 85 % of the reference's speed.
-    """
-    mine: list[float] = []
-    theirs: list[float] = []
+def in_turns(
+    ours: Callable[[], float], reference: Callable[[], float], *, rounds: int, of_speeds: bool = False
+) -> Ratio:
+    """Run both sides, which return the seconds that count, in turns: A B, B A, A B, …"""
+    sides: tuple[list[float], list[float]] = ([], [])
     for number in range(rounds):
-        if number % 2 == 0:
-            mine.append(ours())
-            theirs.append(reference())
-        else:
-            theirs.append(reference())
-            mine.append(ours())
-    return paired(mine, theirs, more_is_better=more_is_better)
+        for side in ((0, 1), (1, 0))[number % 2]:
+            sides[side].append((ours, reference)[side]())
+    return Ratio(ours_seconds=sides[0], reference_seconds=sides[1], of_speeds=of_speeds)
 
 
-def paired(ours: Sequence[float], reference: Sequence[float], *, more_is_better: bool = False) -> Ratio:
-    """The ratios of rounds that have been run."""
-    pairs = zip(ours, reference, strict=True)
-    return Ratio(
-        rounds=[theirs / mine if more_is_better else mine / theirs for mine, theirs in pairs],
-        ours_seconds=ours,
-        reference_seconds=reference,
-    )
-
-
-def seconds(value: float) -> str:
-    """A time as people read it.
-
-    >>> seconds(0.0123), seconds(1.5), seconds(75.2)
-    ('12 ms', '1.50 s', '75.2 s')
-    """
-    if value < 1:
-        return f"{value * 1000:.0f} ms"
-    return f"{value:.2f} s" if value < 10 else f"{value:.1f} s"
-
-
-def per_second(number: float, value: float, what: str) -> str:
-    """A speed as people read it.
-
-    >>> per_second(200_000, 8, "events")
-    '25,000 events/s'
-    """
-    return f"{number / value:,.0f} {what}/s"
+def ratio_bar(ratio: Ratio, *, at_most: float | None = None, at_least: float | None = None) -> Bar:
+    """A bar for the ratio's median."""
+    return Bar(value=statistics.median(ratio.rounds), unit="×", at_most=at_most, at_least=at_least)
 
 
 def table(figures: Sequence[Figure]) -> str:
     """The figures as text in columns, one line each."""
-    heads = ("part", "what", "certjob", "reference", "ratio", "spread", "bar", "", "notes")
-    rows = [heads, *(_cells(figure) for figure in figures)]
+    heads = ("part", "what", "certjob", "reference", "ratio", "spread", "", "bars and notes")
+    rows = [heads, *(figure.cells() for figure in figures)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(heads) - 1)]
     lines = ["  ".join([*map(str.ljust, row[:-1], widths), row[-1]]).rstrip() for row in rows]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
-
-
-def _cells(figure: Figure) -> tuple[str, ...]:
-    rounds = figure.ratio.rounds if isinstance(figure.ratio, Ratio) else ()
-    verdict = {None: "", True: "met", False: "MISSED"}[figure.is_met]
-    return (
-        figure.part,
-        figure.name,
-        figure.ours,
-        figure.reference,
-        "" if figure.value is None else f"{figure.value:.2f}",
-        f"{min(rounds):.2f}–{max(rounds):.2f}" if len(rounds) > 1 else "",
-        f"{figure.bar[0].value} {figure.bar[1]:g}" if figure.bar else "",
-        verdict,
-        "; ".join([*map(str, figure.limits), *([figure.notes] if figure.notes else [])]),
-    )

@@ -1,4 +1,4 @@
-"""What a night costs: nothing when nothing is due, and little more than bare SQL for whoever is."""
+"""What a start and a night cost: nothing when nothing is due, and little more than bare SQL for whoever is."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -6,11 +6,12 @@ from contextlib import ExitStack
 from itertools import zip_longest
 
 from certjob.database import Connection
-from tests.benchmarks.bench import Bench
-from tests.benchmarks.commands import Finished, certjob
-from tests.benchmarks.figures import Bar, Figure, Limit, in_turns, paired, seconds
+from tests.benchmarks.bench_server import Bench
+from tests.benchmarks.commands import Finished, certjob, python
+from tests.benchmarks.figures import Bar, Figure, Ratio, in_turns, ratio_bar
 from tests.benchmarks.population import populated, set_based_night
 
+HELP_BAR_SECONDS = 0.4
 MEMORY_BAR_MB = 120
 """A night's memory, however many are due."""
 NOTHING_DUE_BAR_SECONDS = 1.0
@@ -18,65 +19,73 @@ FLAT_BAR = 1.2
 SOME_DUE_BAR, ALL_DUE_BAR = 1.0, 2.0
 
 _STATE = {
-    "mentors": "SELECT id, portal_visible, review_on FROM mentors ORDER BY id",
-    "certificates": (
-        "SELECT id, mentor_id, kind, issued_on, expires_on, revoked_at, status FROM certificates ORDER BY id"
-    ),
-    "mentor_pauses": (
-        "SELECT mentor_id, reason, actor, lifted_at IS NOT NULL, lifted_by FROM mentor_pauses"
-        " ORDER BY mentor_id, reason, lifted_at IS NOT NULL"
-    ),
-    "certificate_transitions": (
-        "SELECT certificate_id, mentor_id, from_status, to_status, as_of, run_id IS NULL FROM certificate_transitions"
-        " ORDER BY certificate_id, from_status, to_status, as_of"
-    ),
+    "mentors": "id, portal_visible, review_on",
+    "certificates": "id, mentor_id, kind, issued_on, expires_on, revoked_at, status",
+    "mentor_pauses": "mentor_id, reason, actor, lifted_at IS NOT NULL, lifted_by",
+    "certificate_transitions": "certificate_id, mentor_id, from_status, to_status, as_of, run_id IS NULL",
     "cert_notification_log": (
-        "SELECT mentor_id, threshold_days, cert_id, expires_on, status, attempts, next_attempt_at > now(),"
+        "mentor_id, threshold_days, cert_id, expires_on, status, attempts, next_attempt_at > now(),"
         " claim_token IS NULL, sent_at IS NULL, maybe_sent, last_error, history, run_id IS NULL"
-        " FROM cert_notification_log ORDER BY mentor_id, threshold_days, cert_id"
     ),
     "portal_sync_events": (
-        "SELECT mentor_id, visible, version, status, attempts, next_attempt_at > now(), claim_token IS NULL,"
-        " claim_contact_id IS NULL, delivered_at IS NULL, last_error, run_id IS NULL FROM portal_sync_events"
-        " ORDER BY mentor_id, version, status"
+        "mentor_id, visible, version, status, attempts, next_attempt_at > now(), claim_token IS NULL,"
+        " claim_contact_id IS NULL, delivered_at IS NULL, last_error, run_id IS NULL"
     ),
 }
 """The whole state that a night writes; of what differs by itself (times, the run), whether it is there."""
 
 
+def run_start_up(bench: Bench) -> list[Figure]:
+    """The help. Three times as many rounds, because each takes no time."""
+    bench.say("certjob --help")
+    certjob("--help")
+    ratio = in_turns(lambda: certjob("--help").seconds, lambda: python("import typer").seconds, rounds=3 * bench.rounds)
+    return [
+        Figure(
+            part="start-up",
+            name="certjob --help",
+            ours=f"{ratio.ours:.2f} s",
+            reference=f"{ratio.reference:.2f} s, import typer",
+            ratio=ratio,
+            bars=[Bar(value=ratio.ours, unit="s", at_most=HELP_BAR_SECONDS)],
+        )
+    ]
+
+
 def run_nothing_due(bench: Bench) -> list[Figure]:
     """The same night at three sizes, in turns with the smallest: growth has to be flat."""
     sizes = sorted({max(bench.mentors // 100, 1), max(bench.mentors // 10, 1), bench.mentors})
+    nights: dict[int, list[Finished]] = {size: [] for size in sizes}
     with ExitStack() as stack:
-        nights: dict[int, list[Finished]] = {size: [] for size in sizes}
-        names = {}
+
+        def quiet_night(size: int) -> Finished:
+            return certjob("run", "--json", database_url=bench.server.url(f"bench_quiet_{size}"))
+
         for size in sizes:
             bench.say(f"{size:,} mentors, nothing due")
             with populated(bench.server, mentors=size, due_percent=0) as template:
-                names[size] = stack.enter_context(bench.server.copy(template, f"bench_quiet_{size}"))
-            _quiet_night(bench, names[size])
+                stack.enter_context(bench.server.copy(template, f"bench_quiet_{size}"))
+            quiet_night(size)
         for number in range(3 * bench.rounds):
             for size in sizes if number % 2 else reversed(sizes):
-                nights[size].append(_quiet_night(bench, names[size]))
+                nights[size].append(quiet_night(size))
     return [_quiet_figure(size, nights[size], smallest=nights[sizes[0]]) for size in sizes]
-
-
-def _quiet_night(bench: Bench, name: str) -> Finished:
-    return certjob("run", "--json", database_url=bench.server.url(name))
 
 
 def _quiet_figure(size: int, nights: list[Finished], *, smallest: list[Finished]) -> Figure:
     slowest = max(night.document["duration_seconds"] for night in nights)
-    ratio = paired([n.seconds for n in nights], [n.seconds for n in smallest])
+    ratio = Ratio(ours_seconds=[n.seconds for n in nights], reference_seconds=[n.seconds for n in smallest])
     return Figure(
         part="night",
         name=f"nothing due, {size:,} mentors",
-        ours=seconds(ratio.ours),
+        ours=f"{ratio.ours:.2f} s",
         reference="the smallest size" if nights is not smallest else "itself",
         ratio=ratio,
-        bar=(Bar.AT_MOST, FLAT_BAR),
-        limits=[Limit(value=ratio.ours, unit="s", bar=(Bar.AT_MOST, NOTHING_DUE_BAR_SECONDS))],
-        notes=f"in the database {seconds(slowest)} at most, {max(n.peak_mb for n in nights):.0f} MB",
+        bars=[
+            ratio_bar(ratio, at_most=FLAT_BAR),
+            Bar(value=ratio.ours, unit="s", at_most=NOTHING_DUE_BAR_SECONDS),
+        ],
+        notes=f"in the database {slowest:.3f} s at most, {max(n.peak_mb for n in nights):.0f} MB",
     )
 
 
@@ -87,8 +96,7 @@ def run_due(bench: Bench) -> list[Figure]:
 
 def _due(bench: Bench, percent: int) -> Figure:
     due = bench.mentors * percent // 100
-    peaks: list[float] = []
-    whole: list[float] = []
+    nights: list[Finished] = []
 
     def reference(name: str) -> float:
         bench.say("  the set-based night")
@@ -105,8 +113,7 @@ def _due(bench: Bench, percent: int) -> Figure:
         if night.document["mentors"]["reviewed"] != due:
             message = f"{due} mentors were due, but: {night.document}"
             raise RuntimeError(message)
-        peaks.append(night.peak_mb)
-        whole.append(night.seconds)
+        nights.append(night)
         return float(night.document["duration_seconds"])
 
     bench.say(f"{due:,} of {bench.mentors:,} mentors due")
@@ -127,24 +134,28 @@ def _due(bench: Bench, percent: int) -> Figure:
         )
         with bench.server.connect("bench_ours") as one, bench.server.connect("bench_theirs") as other:
             rows = compare_states(one, other)
-    peak = max(peaks)
+    peak = max(night.peak_mb for night in nights)
     return Figure(
         part="night",
         name=f"{percent} % of {bench.mentors:,} due",
         ours=f"{1e6 * ratio.ours / due:.0f} µs/mentor",
         reference=f"{1e6 * ratio.reference / due:.0f} µs/mentor, set-based SQL",
         ratio=ratio,
-        bar=(Bar.AT_MOST, ALL_DUE_BAR if percent == 100 else SOME_DUE_BAR),
-        limits=[Limit(value=peak, unit="MB", bar=(Bar.AT_MOST, MEMORY_BAR_MB))],
+        bars=[
+            ratio_bar(ratio, at_most=ALL_DUE_BAR if percent == 100 else SOME_DUE_BAR),
+            Bar(value=peak, unit="MB", at_most=MEMORY_BAR_MB),
+        ],
         notes=f"{due / ratio.ours:,.0f} mentors/s, {rows:,} rows end the same",
-        detail={"peak_mb": peak, "whole_process_seconds": whole, "due": due},
+        detail={"peak_mb": peak, "whole_process_seconds": [night.seconds for night in nights], "due": due},
     )
 
 
 def compare_states(one: Connection, other: Connection) -> int:
     """Compare every row of two databases and return how many there are; raises RuntimeError if one differs."""
     rows = 0
-    for table, statement in _STATE.items():
+    for table, columns in _STATE.items():
+        order = ", ".join(str(number + 1) for number in range(columns.count(",") + 1))
+        statement = f"COPY (SELECT {columns} FROM {table} ORDER BY {order}) TO STDOUT"
         for mine, theirs in zip_longest(_rows(one, statement), _rows(other, statement)):
             rows += 1
             if mine != theirs:
@@ -154,6 +165,6 @@ def compare_states(one: Connection, other: Connection) -> int:
 
 
 def _rows(connection: Connection, statement: str) -> Iterator[bytes]:
-    with connection.cursor() as cursor, cursor.copy(f"COPY ({statement}) TO STDOUT".encode()) as copy:
+    with connection.cursor() as cursor, cursor.copy(statement.encode()) as copy:
         for block in copy:
             yield bytes(block)

@@ -2,29 +2,24 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import date, datetime
 from pathlib import Path
 from uuid import UUID
-from zoneinfo import ZoneInfo
 
 import psycopg
 
 from certjob.database import Connection
 from tests.benchmarks.bench_server import BenchServer
+from tests.support import command_line
 
 SQL = Path(__file__).parent / "sql"
+today = command_line.today
 REFERENCE_RUN = UUID(int=1)
 """What the reference writes as its run."""
 
-_DELIVERED = """
+_DELIVERED = b"""
     UPDATE cert_notification_log SET status = 'sent', sent_at = now() WHERE status = 'pending';
     UPDATE portal_sync_events SET status = 'delivered', delivered_at = now() WHERE status = 'pending';
 """
-
-
-def today() -> date:
-    """The day that ``certjob run`` takes it to be."""
-    return datetime.now(ZoneInfo("Europe/Oslo")).date()
 
 
 def run_script(connection: Connection, name: str, **parameters: object) -> None:
@@ -43,41 +38,36 @@ def set_based_night(connection: Connection) -> None:
         run_script(connection, "set_based_night.sql", today=today(), run_id=REFERENCE_RUN)
 
 
+def populate(connection: Connection, mentors: int) -> None:
+    run_script(connection, "population.sql", mentors=mentors, today=today())
+    connection.execute("VACUUM ANALYZE")
+
+
 @contextmanager
 def populated(server: BenchServer, *, mentors: int, due_percent: int) -> Iterator[str]:
     """A database in which so many of the mentors are due, whom certjob has not seen yet, and all others are settled.
 
     Yields its name; it is to be copied. What several parts of the bench begin from is made once for all of them.
     """
-    facts = server.kept(f"bench_facts_{mentors}", lambda connection: _populate(connection, mentors))
+    facts = server.kept(f"bench_facts_{mentors}", lambda connection: populate(connection, mentors))
     if due_percent == 100:
         yield facts
         return
-    settled = server.kept(f"bench_settled_{mentors}", settle, template=facts)
+    settled = server.kept(f"bench_settled_{mentors}", _settle, template=facts)
     if due_percent == 0:
         yield settled
         return
     with server.copy(settled, "bench_template") as name:
         with server.connect(name) as connection:
-            forget(connection, percent=due_percent)
+            run_script(connection, "forget.sql", percent=due_percent)
+            _leave_no_trace(connection)
         yield name
 
 
-def _populate(connection: Connection, mentors: int) -> None:
-    run_script(connection, "population.sql", mentors=mentors, today=today())
-    connection.execute("VACUUM ANALYZE")
-
-
-def settle(connection: Connection) -> None:
+def _settle(connection: Connection) -> None:
     """Let a night be over for everybody, with everything delivered."""
     set_based_night(connection)
-    connection.execute(_DELIVERED.encode())
-    _leave_no_trace(connection)
-
-
-def forget(connection: Connection, *, percent: int) -> None:
-    """Let certjob never have seen so many of the mentors, from the first to the last evenly."""
-    run_script(connection, "forget.sql", percent=percent)
+    connection.execute(_DELIVERED)
     _leave_no_trace(connection)
 
 
