@@ -5,7 +5,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from uuid import UUID
 
 import psycopg
 import pytest
@@ -15,11 +14,9 @@ from certjob import database
 from certjob.database import Connection
 from tests.benchmarks.figures import Bar, Figure, Ratio, ratio_bar, table
 from tests.benchmarks.night import compare_states
-from tests.benchmarks.plans import explained
 from tests.benchmarks.population import populate, set_based_night
 from tests.conftest import Certjob, database_of
 from tests.support.docs import ROOT
-from tests.support.facts import TODAY, Facts
 
 
 @pytest.mark.parametrize(
@@ -69,23 +66,6 @@ def test_the_night_and_the_set_based_sql_end_in_the_same_state(
                 assert other.execute(changed.encode()).rowcount == 1
                 with pytest.raises(RuntimeError, match="the end states differ"):
                     compare_states(one, other)
-
-
-def test_a_statement_that_reads_a_whole_table_is_found(connection: Connection, facts: Facts) -> None:
-    """Whichever way it is run; one that reads what it asks for is not, nor one that reads an index of open rows."""
-    facts.certified_mentor(facts.organisation(), TODAY)
-    connection.execute("SET enable_seqscan = off")
-
-    with explained() as watched:
-        database.fetch(connection, "find_mentors", {"name": "m1@example.org", "organisation": None})
-        due: dict[str, object] = {"today": TODAY, "organisation_id": None, "held": [], "done": []}
-        database.fetch(connection, "find_due_mentors", due)
-        database.fetch(connection, "read_open_work")
-        with connection.transaction(), connection.cursor(name="named") as cursor:
-            cursor.execute(database.query("read_mentors"), {"ids": [UUID(int=1)]})
-
-    assert watched.plans.keys() == {"find_mentors", "find_due_mentors", "read_open_work", "read_mentors"}
-    assert {name: "mentors" in tables for name, tables in watched.whole_reads().items()} == {"find_mentors": True}
 
 
 def test_the_bench_runs_and_writes_its_json(tmp_path: Path) -> None:

@@ -97,15 +97,3 @@ def test_a_seed_makes_a_night(cluster: Cluster, tmp_path: Path) -> None:
     outcome = perform(plan_for(1002), cluster=cluster, folder=tmp_path)
 
     assert not outcome.complaints, str(outcome)
-
-
-def test_these_nights_hold_everything_that_can_go_wrong() -> None:
-    commands = [command for night in NIGHTS.values() for command in night]
-    faults = [command.fault for command in commands if command.fault]
-    troubles = [trouble for command in commands for trouble in command.mail_script if trouble]
-
-    assert {fault.action for fault in faults} == set(Action)
-    assert {fault.spot for fault in faults} == set(Spot)
-    assert {fault.when for fault in faults} == set(When)
-    assert {trouble.phase for trouble in troubles} == set(Phase)
-    assert {trouble.manner for trouble in troubles} == set(Manner)

@@ -134,6 +134,9 @@ def run(bench: Bench) -> list[Figure]:
                 if tables & _GROWS:
                     found.append(f"{statement} ({command}): {', '.join(sorted(tables & _GROWS))}")
                     unexpected += [found[-1]] if statement not in _READS_ALL else []
+    if len(statements) < len(_COMMANDS):
+        message = f"only {sorted(statements)} were seen"
+        raise RuntimeError(message)
     return [
         Figure(
             part="plans",
