@@ -85,20 +85,17 @@ def two_reminders(connection: Connection, facts: Facts) -> None:
 
 
 def test_messages_arrive_whole_over_a_connection_that_is_renewed(server: Exim) -> None:
-    """Both parts, lines that begin with a dot, letters beyond ASCII before the @; a hundred on each connection."""
+    """Both parts, lines that begin with a dot, letters beyond ASCII before the @."""
     before = server.sessions()
-    with blocking(channel_to(server.port)) as channel:
-        channel.send(MESSAGE)
-        channel.send(replace(MESSAGE, to="pål@example.org"))
-        for number in range(99):
-            channel.send(replace(MESSAGE, to="x@example.org", idempotency_key=f"reminder-{number}-0"))
+    with blocking(channel_to(server.port, messages_per_connection=2)) as channel:
+        for to in (MESSAGE.to, "pål@example.org", "x@example.org"):
+            channel.send(replace(MESSAGE, to=to))
 
-    first, paal, *others = arrived(server, 101)
+    first, paal, _ = arrived(server, 3)
     assert (first["Envelope-to"], paal["To"]) == (MESSAGE.to, "pål@example.org")
     assert (first["Subject"], first["Message-ID"]) == (MESSAGE.subject, "<certjob-reminder-4711-0@hlf.example>")
     assert first["From"] == '"Hørsel, HLF" <post@hlf.example>'
     assert [part.get_content() for part in first.iter_parts()] == [MESSAGE.text, MESSAGE.html]
-    assert len({message["Message-ID"] for message in others}) == 99
     assert server.sessions() - before == 2
 
 
