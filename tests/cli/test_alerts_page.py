@@ -64,18 +64,6 @@ def alert(
         facts.insert("dynamics_sync_failures", mentor_id=mentor_id, visible=push["visible"], **failure)
 
 
-def failed_reminder(facts: Facts, organisation: UUID, full_name: str, code: FailureCode) -> None:
-    about = {"threshold_days": 7, "cert_id": uuid4(), "expires_on": "2026-12-02"}
-    state = {"status": "failed", "last_error": "in certjob's words", "failure_code": code}
-    mentor_id = facts.mentor(organisation, full_name=full_name)
-    facts.insert("cert_notification_log", mentor_id=mentor_id, **about, **state)
-
-
-def lines(connection: Connection) -> list[str]:
-    """What a program reads."""
-    return list(plain_lines(read_alerts(connection, today=MORNING.date()), zone=OSLO, now=MORNING))
-
-
 def page(connection: Connection, *, columns: int = 100, zone: ZoneInfo = OSLO, now: datetime = MORNING) -> str:
     """What a person reads: nothing that the terminal would obey, and no line too wide for it."""
     output, shown = terminal(columns)
@@ -87,93 +75,53 @@ def page(connection: Connection, *, columns: int = 100, zone: ZoneInfo = OSLO, n
     return text
 
 
-def test_what_is_held_comes_first_then_who_was_not_reviewed_and_mail_that_waits_last(
-    connection: Connection, facts: Facts, organisation: UUID
-) -> None:
-    """Each with since when, why, who, and the command; how many may be shown is told when none of them is left."""
-    shown = facts.certified_mentor(organisation, LONG_AGO, member_no="M1", full_name="Kari Nordmann")
-    broken = facts.certified_mentor(organisation, LONG_AGO, member_no="M2", full_name="Ola Hansen")
+@pytest.fixture
+def everything(connection: Connection, facts: Facts, organisation: UUID) -> None:
+    """Alerts of every kind but the readings of the portal."""
+    mentors = [facts.certified_mentor(organisation, LONG_AGO, member_no=f"M{number}") for number in (1, 2)]
     counts = {"mentors": 33, "ended_by_calendar": 3, "facts_changed": 30, "may_be_shown": 28}
     held = {"what": "pauses", "since": ago(hours=30), "as_of": TODAY, "reason": "33 mentors would be paused"}
-    facts.insert("held_reviews", organisation_id=organisation, mentor_ids=[shown, broken], **held, **counts)
-    facts.insert("review_problems", mentor_id=broken, reason="a rule refused it", since=ago(days=2), as_of=TODAY)
-    connection.execute(
-        "INSERT INTO cert_notification_log (mentor_id, threshold_days, cert_id, expires_on, queued_at)"
-        " SELECT id, 7, gen_random_uuid(), '2026-11-30', %s FROM mentors",
-        (ago(days=400),),
-    )
-
-    assert_in_order(
-        flat(page(connection)),
-        "HLF is held: nothing was applied to 33 mentors",
-        "33 mentors would be paused, since 24 November 02:00, 1 day",
-        "If the changes are right, run `certjob run --organisation hlf --allow-mass-change`.",
-        "- 3 have ended by the calendar",
-        "- 30 have facts that were changed since the last review",
-        "- 28 may be shown on the portal and must not be: Kari Nordmann (M1), Ola Hansen (M2) and 26 more",
-        "1 mentor could not be reviewed",
-        "a rule refused it",
-        "end what is in the way, then `certjob resync M2 --organisation hlf`.",
-        "- Ola Hansen (M2 of hlf): since 23 November 08:00, 2 days",
-        "Mail has waited for more than a day",
-        "2 reminders, the oldest, since 21 October 2025 09:00, 400 days",
-        "`certjob deliver` sends what waits.",
-    )
-    first, problem, mail = lines(connection)
-    assert first.startswith(
-        "Held: hlf: 33 mentors would be paused, since 2026-11-24 02:00; 3 have ended by the calendar;"
-    )
-    assert problem == (
-        "Not reviewed: Ola Hansen (M2 of hlf), since 2026-11-23 08:00: a rule refused it; what to do: end what is in "
-        "the way, then `certjob resync M2 --organisation hlf`"
-    )
-    assert mail.startswith("Mail waits: 2 reminders, the oldest, since 2025-10-21 09:00; what to do: `certjob check`")
-    connection.execute("UPDATE held_reviews SET mentor_ids = ARRAY[gen_random_uuid()]")
-    assert "- 28 may be shown on the portal and must not be\n" in page(connection)
-
-
-def test_the_page_of_one_mentor(connection: Connection, facts: Facts, organisation: UUID) -> None:
-    """Word for word, as it was found good."""
-    alert(facts, organisation, error="the portal answered 404 contact_not_found (no contact with this id)")
-
-    assert (
-        page(connection, columns=80)
-        == f"""\
-1 mentor may STILL BE VISIBLE on the portal, and must not be
-{VISIBLE}
-They are paused or have left, but the portal has not confirmed that it hides
-them: people may still find them there. If it cannot wait, hide them by hand in
-Dynamics.
-
-  The portal has no contact with this ID.
-  What to do: correct the contact ID in the app, then
-  `certjob resync M1001 --organisation hlf`.
-    - Kari Nordmann (M1001 of hlf): since 23 November 08:00, 2 days
-    Last try today 02:00, 1 call so far: the portal answered 404
-    contact_not_found (no contact with this id)
-"""
-    )
-
-
-def test_the_most_harmful_comes_first_then_the_oldest(connection: Connection, facts: Facts, organisation: UUID) -> None:
-    """Who may be visible, who may be hidden, then the mail; each cause once, and who it is that it keeps waiting."""
+    facts.insert("held_reviews", organisation_id=organisation, mentor_ids=mentors, **held, **counts)
+    facts.insert("review_problems", mentor_id=mentors[1], reason="a rule refused it", since=ago(days=2), as_of=TODAY)
+    reminder = {"threshold_days": 7, "expires_on": "2026-12-02"}
+    for mentor_id in mentors:
+        about = reminder | {"cert_id": uuid4(), "queued_at": ago(days=400)}
+        facts.insert("cert_notification_log", mentor_id=mentor_id, **about)
+    failed = {"status": "failed", "last_error": "in certjob's words"}
+    for name, code in (("Siv", "no_address"), ("Tor", "no_address"), ("Eva", "address_refused")):
+        about = reminder | {"cert_id": uuid4(), "failure_code": code, "queued_at": MORNING}
+        mentor_id = facts.mentor(organisation, full_name=name)
+        facts.insert("cert_notification_log", mentor_id=mentor_id, **about, **failed)
     for full_name, email in ((HOSTILE, "a@example.org"), (None, "berit@example.org")):
         coordinator = facts.insert("coordinators", organisation_id=organisation, full_name=full_name, email=email)
-        failure = {"status": "failed", "last_error": "550 no such user", "failure_code": "message_refused"}
-        facts.insert("coordinator_digests", coordinator_id=coordinator, digest_on="2026-11-24", **failure)
-    for full_name in ("Siv", "Tor"):
-        failed_reminder(facts, organisation, full_name, FailureCode.NO_ADDRESS)
-    failed_reminder(facts, organisation, "Eva", FailureCode.ADDRESS_REFUSED)
+        about = {"coordinator_id": coordinator, "digest_on": "2026-11-24", "failure_code": "message_refused"}
+        facts.insert("coordinator_digests", **about, **failed)
     alert(facts, organisation, "Shown", visible=True, wanted_at=ago(days=300), error=None, calls=0)
     alert(facts, organisation, "New", wanted_at=ago(hours=5), error="404 not found (b)")
     alert(facts, organisation, "Per [b]", **BUSY, wanted_at=ago(days=4), failed_at=ago(hours=1))
     alert(facts, organisation, "Pål", **BUSY, wanted_at=ago(days=4), failed_at=ago(hours=2))
     alert(facts, organisation, "Old", wanted_at=ago(days=9), error="404 not found (a)")
 
+
+@pytest.mark.usefixtures("everything")
+def test_the_most_harmful_comes_first_then_the_oldest(connection: Connection, facts: Facts) -> None:
+    """What is held, who was not reviewed, who may be visible, who may be hidden, the mail; each with what to do.
+
+    The page of one mentor stands in README word for word.
+    """
     text = flat(page(connection))
 
     assert_in_order(
         text,
+        "HLF is held: nothing was applied to 33 mentors",
+        "33 mentors would be paused, since 24 November 02:00, 1 day",
+        "If the changes are right, run `certjob run --organisation hlf --allow-mass-change`.",
+        "- 3 have ended by the calendar",
+        "- 30 have facts that were changed since the last review",
+        "- 28 may be shown on the portal and must not be: Kari Nordmann (M1), Kari Nordmann (M2) and 26 more",
+        "1 mentor could not be reviewed",
+        "a rule refused it What to do: end what is in the way, then `certjob resync M2 --organisation hlf`.",
+        "- Kari Nordmann (M2 of hlf): since 23 November 08:00, 2 days",
         "4 mentors may STILL BE VISIBLE on the portal, and must not be",
         VISIBLE,
         "The portal has no contact with this ID. (2 mentors)",
@@ -194,12 +142,31 @@ def test_the_most_harmful_comes_first_then_the_oldest(connection: Connection, fa
         "The message was refused. (2 digests)",
         "correct the coordinator's address in the app",
         "[red]M[/red]",
-        "berit@example.org (hlf): of 24 November",
-        "Reason: 550 no such user",
+        "berit@example.org (hlf): of 24 November 2026 Reason: in certjob's words",
+        "Mail has waited for more than a day",
+        "2 reminders, the oldest, since 21 October 2025 09:00, 400 days",
+        "`certjob deliver` sends what waits.",
     )
     assert text.count("503") == 1
+    pushes = read_alerts(connection, today=TODAY).pushes
+    view = facts.rows("SELECT mentor_id, sentence, error, attempts FROM portal_alerts")  # what the dashboard shows
+    assert [(push.mentor_id, push.sentence, push.error, push.calls) for push in pushes] == view
+    connection.execute("UPDATE held_reviews SET mentor_ids = ARRAY[gen_random_uuid()]")  # deleted since
+    assert "- 28 may be shown on the portal and must not be\n" in page(connection)
+
+
+@pytest.mark.usefixtures("everything")
+def test_off_a_terminal_each_alert_is_one_line_with_everything(connection: Connection) -> None:
+    """Each with its own command; who is tried again automatically needs none."""
+    now = read_alerts(connection, today=MORNING.date())
+    held, problem, *pushed, untried, reminder, _, _, digest, _, mail = plain_lines(now, zone=OSLO, now=MORNING)
+
     correct = "what to do: correct the contact ID in the app, then `certjob resync {} --organisation hlf`"
-    *pushed, untried, reminder, _, _, digest, _ = lines(connection)  # all of each, and each with its own command
+    assert held.startswith("Held: hlf: 33 mentors would be paused, since 2026-11-24 02:00; 3 have ended by the")
+    assert problem == (
+        "Not reviewed: Kari Nordmann (M2 of hlf), since 2026-11-23 08:00: a rule refused it; what to do: end what is "
+        "in the way, then `certjob resync M2 --organisation hlf`"
+    )
     assert pushed == [
         f"{VISIBLE}: Old (M1008 of hlf), since 2026-11-16 08:00, 1 call: 404 not found (a); {correct.format('M1008')}",
         f"{VISIBLE}: New (M1005 of hlf), since 2026-11-25 03:00, 1 call: 404 not found (b); {correct.format('M1005')}",
@@ -216,9 +183,7 @@ def test_the_most_harmful_comes_first_then_the_oldest(connection: Connection, fa
         "do: add the mentor's address in the app; certjob sends the reminder after that automatically"
     )
     assert digest.startswith("Digest not delivered: [red]M[/red]\ufffd[2J")
-    pushes = read_alerts(connection, today=TODAY).pushes
-    view = facts.rows("SELECT mentor_id, sentence, error, attempts FROM portal_alerts")  # what the dashboard shows
-    assert [(push.mentor_id, push.sentence, push.error, push.calls) for push in pushes] == view
+    assert mail.startswith("Mail waits: 2 reminders, the oldest, since 2025-10-21 09:00; what to do: `certjob check`")
 
 
 def test_a_cause_that_many_share_is_said_once_and_the_first_are_named(
@@ -347,7 +312,8 @@ def test_a_contact_id_is_asked_for_until_it_is_there_and_right(
         connection.execute("UPDATE mentors SET dynamics_contact_id = NULL")
         missing = flat(page(connection))
         connection.execute("UPDATE dynamics_sync_failures SET kind = 'stage', error = '', failure_code = 'no_url'")
-        said = [line.partition(": ")[2].partition(": ")[2] for line in lines(connection)]
+        lines = plain_lines(read_alerts(connection, today=TODAY), zone=OSLO, now=MORNING)
+        said = [line.partition(": ")[2].partition(": ")[2] for line in lines]
         connection.execute("UPDATE mentors SET dynamics_contact_id = gen_random_uuid()")
         connection.execute("UPDATE portal_sync_events SET status = 'withdrawn' WHERE visible")
         portal.then(error(404, "contact_not_found"))
