@@ -60,14 +60,11 @@ def supabase_template(server_url: str, worker_id: str) -> Iterator[str]:
 def _template(
     server_url: str, name: str, *, before: Callable[[database.Connection], None] = lambda _connection: None
 ) -> Iterator[str]:
-    name = f"{name}_{uuid.uuid4().hex[:8]}"
-    with psycopg.connect(server_url, autocommit=True) as admin:
-        admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-        with database.connect(database_of(server_url, name)) as connection:
+    for url in _fresh_database(server_url, "template1", name):
+        with database.connect(url) as connection:
             before(connection)
             migrations.migrate(connection)
-        yield name
-        admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+        yield psycopg.conninfo.conninfo_to_dict(url)["dbname"]  # type: ignore[misc]
 
 
 @pytest.fixture
@@ -80,6 +77,27 @@ def database_url(server_url: str, template: str) -> Iterator[str]:
 def supabase_url(server_url: str, supabase_template: str) -> Iterator[str]:
     """The URL of a fresh, migrated database of Supabase's shape, as the tables' owner."""
     yield from _fresh_database(server_url, supabase_template)
+
+
+@pytest.fixture
+def empty_database_url(server_url: str) -> Iterator[str]:
+    """The URL of a fresh database without certjob's schema."""
+    yield from _fresh_database(server_url, "template0")
+
+
+def _fresh_database(server_url: str, template: str, name: str = "certjob_test") -> Iterator[str]:
+    name = f"{name}_{uuid.uuid4().hex}"
+    with psycopg.connect(server_url, autocommit=True) as admin:
+        # By file: the other strategy writes the copy to the log, page by page, which takes thirteen times as long.
+        statement = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY")
+        admin.execute(statement.format(sql.Identifier(name), sql.Identifier(template)))
+        yield database_of(server_url, name)
+        admin.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def database_of(url: str, name: str) -> str:
+    """The same server's URL, for another database."""
+    return psycopg.conninfo.make_conninfo(url, dbname=name)
 
 
 @pytest.fixture
@@ -109,27 +127,6 @@ def ours(owner: database.Connection) -> Organisation:
 def theirs(owner: database.Connection) -> Organisation:
     """The organisation that is none of their business."""
     return furnish(owner, "nhf")
-
-
-@pytest.fixture
-def empty_database_url(server_url: str) -> Iterator[str]:
-    """The URL of a fresh database without certjob's schema."""
-    yield from _fresh_database(server_url, "template0")
-
-
-def _fresh_database(server_url: str, template: str) -> Iterator[str]:
-    name = f"certjob_test_{uuid.uuid4().hex}"
-    with psycopg.connect(server_url, autocommit=True) as admin:
-        # By file: the other strategy writes the copy to the log, page by page, which takes thirteen times as long.
-        statement = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY")
-        admin.execute(statement.format(sql.Identifier(name), sql.Identifier(template)))
-        yield database_of(server_url, name)
-        admin.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
-
-
-def database_of(url: str, name: str) -> str:
-    """The same server's URL, for another database."""
-    return psycopg.conninfo.make_conninfo(url, dbname=name)
 
 
 @pytest.fixture

@@ -51,10 +51,8 @@ def messages() -> Iterator[tuple[str, RenderedMessage]]:
             page = OUR_TEMPLATES.render("reminder", language=language, slug="", words=words)
             yield f"reminder-{language}-{days_left}", page
         for name, words in zip(("full", "one-each", "long"), sample_digests(language), strict=False):
-            yield (
-                f"digest-{language}-{name}",
-                OUR_TEMPLATES.render("digest", language=language, slug="", words=words),
-            )
+            page = OUR_TEMPLATES.render("digest", language=language, slug="", words=words)
+            yield f"digest-{language}-{name}", page
 
 
 def take_picture(browser: str, message: RenderedMessage, picture: Path, *, scheme: str) -> None:
@@ -67,23 +65,11 @@ def take_picture(browser: str, message: RenderedMessage, picture: Path, *, schem
     with tempfile.TemporaryDirectory() as scratch:
         document = Path(scratch, "page.html")
         document.write_text(page, encoding="utf-8")
-        subprocess.run(
-            [
-                browser,
-                "--headless",
-                "--no-sandbox",
-                "--disable-gpu",
-                "--hide-scrollbars",
-                f"--user-data-dir={scratch}/profile",
-                f"--window-size={sum(WIDTHS) + 60},{4300 if 'digest' in picture.name else 1500}",
-                f"--blink-settings=preferredColorScheme={SCHEMES[scheme]}",
-                f"--screenshot={picture.resolve()}",
-                document.as_uri(),
-            ],
-            check=True,
-            capture_output=True,
-            timeout=120,
-        )
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+        options += [f"--user-data-dir={scratch}/profile", f"--screenshot={picture.resolve()}"]
+        options += [f"--window-size={sum(WIDTHS) + 60},{4300 if 'digest' in picture.name else 1500}"]
+        options += [f"--blink-settings=preferredColorScheme={SCHEMES[scheme]}"]
+        subprocess.run([browser, *options, document.as_uri()], check=True, capture_output=True, timeout=120)
 
 
 if __name__ == "__main__":
