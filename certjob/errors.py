@@ -164,8 +164,8 @@ class TemplateError(ConfigurationError):
 
     code = "template"
 
-    def __init__(self, reason: str, *, file: str, line: int | None = None) -> None:
-        super().__init__(f"{file} line {line}: {reason}" if line else f"{file}: {reason}")
+    def __init__(self, reason: str, *, file: str, next_step: str, line: int | None = None) -> None:
+        super().__init__(f"{file} line {line}: {reason}" if line else f"{file}: {reason}", next_step=next_step)
         self.file = file
         self.line = line
         self.reason = reason

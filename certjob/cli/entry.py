@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -152,7 +153,8 @@ def _usage(error: Exception, arguments: Sequence[str]) -> UsageError:
         return UsageError("no command was given", next_step=step)
     said = getattr(error, "format_message", lambda: str(error))()
     said = said.removeprefix("Invalid value: ").replace("Value error, ", "").rstrip(".")
-    return UsageError(f"{said[:1].lower()}{said[1:]}", next_step=step)
+    said = re.sub(r"Input should (be [^,]*).*", r"it must \1", said)
+    return UsageError(f"{said[:1].lower()}{said[1:]}", next_step=getattr(error, "next_step", step))
 
 
 def _of_the_database(error: "psycopg.Error") -> CertjobError:

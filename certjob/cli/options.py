@@ -7,6 +7,14 @@ from typing import Annotated, Literal
 import typer
 
 
+class WrongOption(typer.BadParameter):
+    """An option is wrong, and what to do is known: no need to send anybody to --help."""
+
+    def __init__(self, message: str, *, next_step: str) -> None:
+        super().__init__(message)
+        self.next_step = next_step
+
+
 def parse_duration(text: str | float) -> float:
     """Return the seconds in a text such as ``90s``, ``30m``, ``2h`` or ``1h30m``; a default is seconds already.
 
@@ -17,8 +25,8 @@ def parse_duration(text: str | float) -> float:
         return text
     match = _DURATION.fullmatch(text.strip().lower())
     if not match or not any(match.groups()):
-        message = f"{text[:40]!r} is not a valid duration; give one such as 90s, 30m or 2h"
-        raise typer.BadParameter(message)
+        message = f"{text[:40]!r} is not a valid duration"
+        raise WrongOption(message, next_step="give one such as 90s, 30m or 2h")
     hours, minutes, seconds = (int(part or 0) for part in match.groups())
     return float(hours * 3600 + minutes * 60 + seconds)
 
@@ -28,8 +36,8 @@ def parse_day(text: str) -> date:
     try:
         return date.fromisoformat(text)
     except ValueError:
-        message = f"{text[:40]!r} is not a valid date; give one such as 2026-12-31"
-        raise typer.BadParameter(message) from None
+        message = f"{text[:40]!r} is not a valid date"
+        raise WrongOption(message, next_step="give one such as 2026-12-31") from None
 
 
 def parse_recipient(text: str) -> str:

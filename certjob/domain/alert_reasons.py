@@ -171,7 +171,8 @@ class AlertReason(Enum):
         nb="Meldingen ble avvist.",
         nn="Meldinga vart avvist.",
         en="The message was refused.",
-        do=_ASK_FOR_ADDRESS,
+        do=_TELL_OPERATOR + " If it is about the address, correct {address}.",
+        next="operator",
     )
     DEFERRED = _Wording(
         nb="Meldingen kan ikke leveres akkurat nå. Kanskje er postkassen full.",

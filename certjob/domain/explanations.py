@@ -103,7 +103,7 @@ def why_no_reminder(certificate: Certificate, mentor: Mentor, today: date) -> st
 
 def reminder_words(reminder: Reminder, today: date) -> str:
     """Return which reminder it is: the days before or after the last day."""
-    return f"reminder {threshold_words(reminder.threshold_days)} the last day, {day_words(reminder.expires_on, today)}"
+    return f"reminder {threshold_words(reminder.threshold_days)} the last day ({day_words(reminder.expires_on, today)})"
 
 
 def threshold_words(days: int) -> str:

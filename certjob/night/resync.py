@@ -93,6 +93,9 @@ def resync(
                 push.run(connection, stop=stop, wait_seconds=times.flight)
             except (DynamicsSyncException, MentorBusyError) as caught:
                 error = caught
+                if isinstance(caught, DynamicsSyncException) and caught.retry_at is not None:
+                    local = caught.retry_at.astimezone(delivery.zone)
+                    caught.next_step = f"it is tried again at {local:%Y-%m-%d %H:%M %Z}"
     return Resync(report=report, before=before, after=describe(connection, mentor_id), error=error)
 
 

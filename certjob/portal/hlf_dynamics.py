@@ -218,7 +218,8 @@ class HLFDynamicsSyncService:
         what = (
             "no connection to the portal" if isinstance(error, httpx.ConnectError) else "connection to the portal lost"
         )
-        return f"{what}: {self._printable(str(error)) or type(error).__name__}"
+        said = self._printable(str(error))  # nothing, where the connection was reset
+        return f"{what}: {said}" if said else what
 
     def _printable(self, text: str) -> str:
         return foreign_line(text, secrets=[self._key], longest=LONGEST_TEXT)

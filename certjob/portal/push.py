@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import Protocol
 from uuid import UUID
@@ -204,9 +204,8 @@ def _given_up(event: PortalEvent, *, attempts: int, cause: PortalCallError) -> D
     else:
         asked_seconds = cause.retry_after_seconds or 0.0
         delay_seconds = asked_seconds if _asks_for_a_long_wait(cause) else round_delay_seconds(event.attempts)
-        retry_at = datetime.now().astimezone() + timedelta(seconds=delay_seconds)
+        retry_at = datetime.now(UTC) + timedelta(seconds=delay_seconds)
         times = "1 call" if attempts == 1 else f"{attempts} calls"
-        step = f"it is tried again at {retry_at:%Y-%m-%d %H:%M} {retry_at:%Z}"
         message = f"portal push of mentor {event.member_no} ({event.mentor_id}) failed after {times}: {cause}"
     return DynamicsSyncException(
         message,

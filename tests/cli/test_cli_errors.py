@@ -283,3 +283,11 @@ def test_a_full_disk_under_the_rejects_names_their_file_and_what_is_loaded(
     assert_one_line(result, why, code=1, command="certjob load")
     assert "people.csv" not in result.stderr
     assert facts.rows("SELECT member_no FROM mentors") == [("M1",)]
+
+
+def test_whoever_is_told_what_to_do_is_not_sent_to_help_as_well(here: Certjob) -> None:
+    """One next step, in words of the command line."""
+    as_of, within = here("run", "--as-of", "2026-03-10"), here("list", "--within", "soon")
+
+    assert as_of.stderr.endswith(": --as-of requires --dry-run; a real run always uses today's date\n")
+    assert within.stderr.endswith("'--within': it must be a valid integer; see `certjob list --help`\n")

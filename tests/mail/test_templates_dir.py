@@ -189,7 +189,7 @@ def test_several_problems_make_one_line_and_a_folder_that_is_none_another(folder
 
     assert str(raised.value).startswith("CERTJOB_TEMPLATES_DIR: reminder.no.txt: nobody")
     assert "reminder.nb.txt line 1: the first line is the subject" in str(raised.value)
-    assert str(raised.value).endswith("; and 1 more")
+    assert str(raised.value).endswith("; and 1 more; `certjob check` says what to do about each")
     assert raised.value.exit_code == 2
     for nothing in ("nowhere", "reminder.nb.txt"):
         with pytest.raises(ConfigurationError, match=f"CERTJOB_TEMPLATES_DIR: the folder .*{nothing} cannot be read"):

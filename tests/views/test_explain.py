@@ -143,7 +143,7 @@ def test_the_next_date_is_that_of_the_first_thing_and_says_what(facts: Facts) ->
     (certificate,) = read["certificates"]
     assert (certificate["status"], certificate["stored_status"]) == ("valid", "valid")
     assert (certificate["stored_on"], certificate["days_left"]) == ("2026-03-10", 40)
-    what = ["likeperson until 19 April: valid → expiring", "reminder 30 days before the last day, 19 April"]
+    what = ["likeperson until 19 April: valid → expiring", "reminder 30 days before the last day (19 April)"]
     assert read["next"] == {"on": "2026-03-20", "what": what}
     coming = [f"{step['on']} {step['kind']}" for step in read["coming"]]
     expiry = [f"2026-04-20 {kind}" for kind in ("status", "pause", "hide", "reminder")]
@@ -271,7 +271,7 @@ def test_a_reminder_is_told_from_the_queue_to_its_end(facts: Facts) -> None:
     organisation = facts.organisation(portal=None)
     kept, renewed = (facts.certified_mentor(organisation, IN_20_DAYS) for _ in range(2))
     homeless = facts.certified_mentor(organisation, IN_20_DAYS, email=" ")
-    reminder = "reminder 30 days before the last day, 30 March"
+    reminder = "reminder 30 days before the last day (30 March)"
     told(facts, homeless, f"{reminder}, but there is no e-mail address")
     review(facts.connection)
     facts.certificate(renewed, IN_700_DAYS, issued_on=TODAY + DAY)

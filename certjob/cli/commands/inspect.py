@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from certjob.cli.help import LOOKING
-from certjob.cli.options import Csv, MentorArgument, OrganisationSlug
+from certjob.cli.options import Csv, MentorArgument, OrganisationSlug, WrongOption
 from certjob.cli.session import Call, Commands
 from certjob.domain.models import Status
 
@@ -156,8 +156,8 @@ def forecast(
 
 def _refuse_two_forms(*, csv: bool, json: bool) -> None:
     if csv and json:
-        message = "--csv and --json are two forms of the same; give one of them"
-        raise typer.BadParameter(message)
+        message = "--csv and --json are two forms of the same"
+        raise WrongOption(message, next_step="give one of them")
 
 
 def add_to(app: Commands) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from certjob.cli.help import LOOKING
-from certjob.cli.options import Locale, MentorArgument, OrganisationSlug, parse_recipient
+from certjob.cli.options import Locale, MentorArgument, OrganisationSlug, WrongOption, parse_recipient
 from certjob.cli.session import Call, Commands, Session
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ def preview(
     from certjob.views.preview import PreviewRequest, preview_reminder
 
     if html and (call.json or send_to is not None):
-        message = "--html prints one part alone; leave out --json and --send-to"
-        raise typer.BadParameter(message)
+        message = "--html prints one part alone"
+        raise WrongOption(message, next_step="leave out --json and --send-to")
     with call.session(interruptible=True) as opened:
         templates = open_templates(opened.settings.templates_dir)
         shown = preview_reminder(

@@ -6,7 +6,7 @@ import typer
 
 from certjob.cli.commands.runs import report_on
 from certjob.cli.help import EVERY_NIGHT
-from certjob.cli.options import IgnoreDatabaseClock
+from certjob.cli.options import IgnoreDatabaseClock, WrongOption
 from certjob.cli.session import Call, Commands, Session, delivery_from, portal_from
 
 
@@ -41,8 +41,8 @@ def reconcile(
         message = "--accept and --because belong together: the contact, and why it is shown"
         raise typer.BadParameter(message)
     if accept is not None and (dry_run or allow_mass_change):
-        message = "--accept reads nothing and shows nobody; give it without --dry-run and --allow-mass-change"
-        raise typer.BadParameter(message)
+        message = "--accept reads nothing and shows nobody"
+        raise WrongOption(message, next_step="give it without --dry-run and --allow-mass-change")
     with call.session(
         outlasts_restarts=not dry_run,
         watched_as=None if dry_run or accept is not None else "reconcile",
@@ -80,11 +80,11 @@ def _accept(opened: Session, contact: str, *, because: str, json: bool) -> int:
     try:
         contact_id = UUID(contact)
     except ValueError:
-        message = f"{contact[:60]!r} is not a contact ID; `certjob alerts` shows them"
-        raise typer.BadParameter(message) from None
+        message = f"{contact[:60]!r} is not a contact ID"
+        raise WrongOption(message, next_step="`certjob alerts` shows them") from None
     if not because.strip():
-        message = "--because is empty; say why this contact is shown"
-        raise typer.BadParameter(message)
+        message = "--because is empty"
+        raise WrongOption(message, next_step="say why this contact is shown")
     try:
         who = getuser()
     except (KeyError, OSError):  # a container without a name for its user

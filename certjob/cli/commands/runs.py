@@ -13,6 +13,7 @@ from certjob.cli.options import (
     IgnoreDatabaseClock,
     MentorArgument,
     OrganisationSlug,
+    WrongOption,
     parse_day,
 )
 from certjob.cli.session import Call, Commands, Session, delivery_from
@@ -62,8 +63,8 @@ def run(
     from certjob.night import nightly
 
     if as_of is not None and not dry_run:
-        message = "--as-of requires --dry-run; a real run always uses today's date"
-        raise typer.BadParameter(message)
+        message = "--as-of requires --dry-run"
+        raise WrongOption(message, next_step="a real run always uses today's date")
     with call.session(
         interruptible=dry_run,
         outlasts_restarts=not dry_run,

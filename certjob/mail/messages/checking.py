@@ -27,11 +27,16 @@ class TemplateProblem:
     """Its path inside the folder."""
     line: int | None
     reason: str
-    """What is wrong, and what to do."""
+    """What is wrong."""
+    next_step: str
 
     def __str__(self) -> str:
-        """The problem as a line for people."""
-        return str(TemplateError(self.reason, file=self.file, line=self.line))
+        """The problem as a line for people, with what to do."""
+        return str(self.to_error())
+
+    def to_error(self) -> TemplateError:
+        """Return the problem as an error."""
+        return TemplateError(self.reason, file=self.file, line=self.line, next_step=self.next_step)
 
 
 def open_templates(folder: Path | None) -> Templates:
@@ -45,11 +50,12 @@ def open_templates(folder: Path | None) -> Templates:
     if not problems:
         return Templates(folder)
     first = problems[0]
-    others = [str(problem) for problem in problems[1:SHOWN_PROBLEMS]]
+    others = [problem.to_error().message for problem in problems[1:SHOWN_PROBLEMS]]
     if len(problems) > SHOWN_PROBLEMS:
         others.append(f"and {len(problems) - SHOWN_PROBLEMS} more")
     reason = "; ".join([first.reason, *others])
-    raise TemplateError(reason, file=f"CERTJOB_TEMPLATES_DIR: {first.file}", line=first.line)
+    step = "`certjob check` says what to do about each" if others else first.next_step
+    raise TemplateError(reason, file=f"CERTJOB_TEMPLATES_DIR: {first.file}", line=first.line, next_step=step)
 
 
 def check_templates(folder: Path) -> list[TemplateProblem]:
@@ -72,8 +78,8 @@ def check_templates(folder: Path) -> list[TemplateProblem]:
         if slug and not _SLUG.fullmatch(slug):
             if not any(is_message(file) for file in place.iterdir()):
                 continue  # a folder of pieces that templates include
-            reason = "no organisation can have that short name; see `certjob organisation list`"
-            problems.append(TemplateProblem(file=slug, line=None, reason=reason))
+            reason, step = "no organisation can have that short name", "see `certjob organisation list`"
+            problems.append(TemplateProblem(file=slug, line=None, reason=reason, next_step=step))
             continue
         problems.extend(_misnamed(place, slug=slug))
         in_both = names | {file.name for file in place.iterdir()}
@@ -106,8 +112,9 @@ def _misnamed(place: Path, *, slug: str) -> Iterator[TemplateProblem]:
         language = file.name.partition(".")[2].rpartition(".")[0]
         for_all = file.suffix != ".words" and not language
         if is_message(file) and language not in LANGUAGES and not for_all:
-            reason = f"nobody would ever get it: the languages are {', '.join(LANGUAGES)}; rename the file"
-            yield TemplateProblem(file=f"{slug}/{file.name}" if slug else file.name, line=None, reason=reason)
+            reason = f"nobody would ever get it: the languages are {', '.join(LANGUAGES)}"
+            name = f"{slug}/{file.name}" if slug else file.name
+            yield TemplateProblem(file=name, line=None, reason=reason, next_step="rename the file")
 
 
 def _broken(templates: Templates, message: str, *, slug: str, language: str) -> Iterator[TemplateProblem]:
@@ -115,7 +122,8 @@ def _broken(templates: Templates, message: str, *, slug: str, language: str) -> 
         try:
             templates.render(message, language=language, slug=slug, words=words, sample_data=True)
         except TemplateError as error:
-            yield TemplateProblem(file=error.file, line=error.line, reason=error.reason)
+            step = error.next_step or ""
+            yield TemplateProblem(file=error.file, line=error.line, reason=error.reason, next_step=step)
 
 
 def _unknown_words(templates: Templates, message: str, *, slug: str, language: str) -> Iterator[TemplateProblem]:
@@ -135,5 +143,9 @@ def _unknown_words(templates: Templates, message: str, *, slug: str, language: s
             continue
         for word in sorted(meta.find_undeclared_variables(tree) - known - {*environment.globals}):
             line = min(found.lineno for found in tree.find_all(nodes.Name) if found.name == word)
-            reason = f"'{word}' is undefined; {advice_about(word, known)}"
-            yield TemplateProblem(file=templates.shown(name, slug=slug), line=line, reason=reason)
+            yield TemplateProblem(
+                file=templates.shown(name, slug=slug),
+                line=line,
+                reason=f"'{word}' is undefined",
+                next_step=advice_about(word, known),
+            )

@@ -48,19 +48,20 @@ class Templates:
         subject = re.sub(r"[ \t]+", " ", subject).strip()
         gap, _, text = rest.partition("\n")
         if not subject:
-            reason = "the first line is the subject, and it is empty; begin with the subject"
-            raise TemplateError(reason, file=self.shown(name, slug=slug), line=1)
+            reason, step = "the first line is the subject, and it is empty", "begin with the subject"
+            raise TemplateError(reason, next_step=step, file=self.shown(name, slug=slug), line=1)
         if gap.strip():
-            reason = "the subject takes more than the first line; put it into one line and an empty line after it"
-            raise TemplateError(reason, file=self.shown(name, slug=slug), line=2)
+            reason = "the subject takes more than the first line"
+            step = "put it into one line and an empty line after it"
+            raise TemplateError(reason, next_step=step, file=self.shown(name, slug=slug), line=2)
         if not text.strip():
-            reason = "there is no text after the subject; write one"
-            raise TemplateError(reason, file=self.shown(name, slug=slug))
+            reason = "there is no text after the subject"
+            raise TemplateError(reason, next_step="write one", file=self.shown(name, slug=slug))
         page = self._name(message, language=language, slug=slug, suffix="html")
         html = self._write(page, slug=slug, words={**words, "subject": subject}, sample_data=sample_data)
         if not html.strip():
-            reason = "the page is empty; write one, or take the file away"
-            raise TemplateError(reason, file=self.shown(page, slug=slug))
+            reason, step = "the page is empty", "write one, or take the file away"
+            raise TemplateError(reason, next_step=step, file=self.shown(page, slug=slug))
         return RenderedMessage(subject=subject, text=text.strip("\n") + "\n", html=html)
 
     def _name(self, message: str, *, language: str, slug: str, suffix: str) -> str:
@@ -114,7 +115,8 @@ class Templates:
             return self.environment(slug, page=name.endswith(".html")).get_template(name).render(words)
         except Exception as error:  # a template is somebody's program, and raises what it likes
             file, line = self._place(error, name, slug=slug)
-            raise TemplateError(_reason(error, words=words, sample_data=sample_data), file=file, line=line) from error
+            reason, step = _reason(error, words=words, sample_data=sample_data)
+            raise TemplateError(reason, next_step=step, file=file, line=line) from error
 
     def _place(self, error: Exception, name: str, *, slug: str) -> tuple[str, int | None]:
         """Return the file and the line in which a template broke."""
@@ -143,24 +145,24 @@ def advice_about(word: str, known: Iterable[str]) -> str:
     return f"did you mean {near[0]}?" if near else f"a template can use {', '.join(sorted(known))}"
 
 
-def _reason(error: Exception, *, words: Mapping[str, object], sample_data: bool) -> str:
-    """Say why a template broke and what to do.
+def _reason(error: Exception, *, words: Mapping[str, object], sample_data: bool) -> tuple[str, str]:
+    """Return why a template broke, and what to do.
 
     The text of most errors can hold what the template worked on, in whatever form it gave it, and ends in a log: with a
     person's data it is left out. What ``check_templates`` finds with made-up ones is said in full.
     """
     match error:
         case TemplateSyntaxError():
-            return f"{' '.join(str(error.message).split())}; correct the line"
+            return " ".join(str(error.message).split()), "correct the line"
         case TemplateNotFound():
             missing = error.name if sample_data else "of the name that the line gives"
-            return f"there is no template {missing}; correct the name, or add the file"
+            return f"there is no template {missing}", "correct the name, or add the file"
         case UnicodeDecodeError():
-            return "the file is not in UTF-8; save it in that encoding"
+            return "the file is not in UTF-8", "save it in that encoding"
         case OSError():
-            return f"the file cannot be read ({error.strerror}); let certjob's user read it"
+            return f"the file cannot be read ({error.strerror})", "let certjob's user read it"
         case UndefinedError() if unknown := re.fullmatch(r"'(\w+)' is undefined", str(error.message)):
-            return f"{error.message}; {advice_about(unknown[1], words)}"  # a name that stands in the template
+            return str(error.message), advice_about(unknown[1], words)  # a name that stands in the template
     if sample_data:
-        return f"{type(error).__name__}: {' '.join(str(error).split())}; correct the line"
-    return f"{type(error).__name__}, with the data of one message, which are not shown here; correct the line"
+        return f"{type(error).__name__}: {' '.join(str(error).split())}", "correct the line"
+    return f"{type(error).__name__}, with the data of one message, which are not shown here", "correct the line"
