@@ -26,13 +26,13 @@ from certjob.errors import (
 from certjob.portal import hlf_dynamics
 from tests.support.nights import quick_policy
 from tests.support.portal_answers import Behaviour, answer, cut, drip, error, hang, html, ok, raw, redirect, reset
-from tests.support.portal_answers import wrong_echo as echo
 from tests.support.portal_client import PortalClient
 from tests.support.portal_server import PortalServer
 
 CONTACT = "0b6c4f3e-9d1a-4c57-8f2e-a1b2c3d4e5f6"
 CONTACT_ID = UUID(CONTACT)
 ECHO = json.dumps({"contact_id": CONTACT, "visible": False}).encode()
+OTHER = "11111111-2222-3333-4444-555555555555"
 SEVERAL_TRIES = dataclasses.replace(quick_policy(), deadline_seconds=20)
 
 
@@ -41,6 +41,10 @@ def service(portal: PortalServer) -> Iterator[PortalClient]:
     """The client under test, with the right key; a programme may put a query into its URL, for its gateway."""
     with PortalClient(f"{portal.url}?region=eu", portal.key) as service:
         yield service
+
+
+def echo(contact_id: str, visible: object) -> Behaviour:
+    return answer(200, {"contact_id": contact_id, "visible": visible})
 
 
 def push(service: PortalClient, *, visible: bool = False) -> None:
@@ -69,10 +73,10 @@ def test_a_push_is_one_post_as_the_contract_says(visible: bool, portal: PortalSe
 @pytest.mark.parametrize(
     ("behaviour", "may_be_done"),
     [
-        pytest.param(echo(visible=True), True, id="other value echoed"),
-        pytest.param(echo(visible=0), True, id="0 for false"),
-        pytest.param(echo(contact_id="11111111-2222-3333-4444-555555555555"), True, id="other contact echoed"),
-        pytest.param(echo(contact_id=f"{{{CONTACT}}}"), True, id="contact in braces"),
+        pytest.param(echo(CONTACT, True), True, id="other value echoed"),
+        pytest.param(echo(CONTACT, 0), True, id="0 for false"),
+        pytest.param(echo(OTHER, False), True, id="other contact echoed"),
+        pytest.param(echo(f"{{{CONTACT}}}", False), True, id="contact in braces"),
         pytest.param(answer(200, {"contact_id": CONTACT}), True, id="nothing echoed"),
         pytest.param(answer(200, [CONTACT, False]), True, id="a list"),
         pytest.param(answer(200, b'{"contact_id": '), True, id="invalid JSON"),

@@ -4,6 +4,7 @@ Each function here returns a ``Behaviour``, to be put into the script of a ``tes
 """
 
 import json
+import os
 import select
 import socket
 import struct
@@ -42,7 +43,7 @@ class PortalRequest:
         return self.headers.get("idempotency-key")
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False)
 class Exchange:
     """A request and the connection to answer it on; what a behaviour works with."""
 
@@ -87,7 +88,7 @@ class Exchange:
         self.answered = True
         if reset:
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.connection.close()
+        os.close(self.connection.detach())  # close() would wait for whoever reads the next request
 
 
 Behaviour = Callable[[Exchange], None]
@@ -102,22 +103,18 @@ def http_answer(status: int, body: bytes = b"", *, headers: Mapping[str, str] | 
     return ("\r\n".join(lines) + "\r\n\r\n").encode() + body
 
 
-def answer(
-    status: int, body: Any = b"", *, headers: Mapping[str, str] | None = None, applied: bool = False
-) -> Behaviour:
+def answer(status: int, body: Any = b"", *, headers: Mapping[str, str] | None = None) -> Behaviour:
     """Answer with these bytes, or with this value as JSON."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
 
     def behave(exchange: Exchange) -> None:
-        if applied:
-            exchange.apply()
         correlation = {"X-Correlation-Id": f"test-{exchange.request.number}"}
         exchange.send(http_answer(status, data, headers={**correlation, **(headers or {})}))
 
     return behave
 
 
-def ok(*, then_close: bool = False, then_reset: bool = False, page_size: int = 5000) -> Behaviour:
+def ok(*, then_reset: bool = False, page_size: int = 5000) -> Behaviour:
     """Do it and say so; then, unlike what the answer promised, drop the idle connection."""
 
     def behave(exchange: Exchange) -> None:
@@ -128,9 +125,10 @@ def ok(*, then_close: bool = False, then_reset: bool = False, page_size: int = 5
         elif request.contact_id is None or request.visible is None:
             error(400, "invalid_request")(exchange)
         else:
-            answer(200, {"contact_id": str(request.contact_id), "visible": request.visible}, applied=True)(exchange)
-        if then_close or then_reset:
-            exchange.close(reset=then_reset)
+            exchange.apply()
+            answer(200, {"contact_id": str(request.contact_id), "visible": request.visible})(exchange)
+        if then_reset:
+            exchange.close(reset=True)
 
     return behave
 
@@ -142,17 +140,10 @@ def _page(visible: Mapping[UUID, bool], query: Mapping[str, list[str]], page_siz
     return {"visible": ids[:page_size], "next": UUID(ids[page_size - 1]).hex if len(ids) > page_size else None}
 
 
-def error(
-    status: int,
-    code: str,
-    *,
-    message: str = "as the test wishes",
-    retry_after: str | None = None,
-    applied: bool = False,
-) -> Behaviour:
+def error(status: int, code: str, *, message: str = "as the test wishes", retry_after: str | None = None) -> Behaviour:
     """Answer with the function's own error envelope."""
     headers = {} if retry_after is None else {"Retry-After": retry_after}
-    return answer(status, {"error": {"code": code, "message": message}}, headers=headers, applied=applied)
+    return answer(status, {"error": {"code": code, "message": message}}, headers=headers)
 
 
 def html(status: int = 200, *, headers: Mapping[str, str] | None = None) -> Behaviour:
@@ -165,48 +156,34 @@ def redirect(location: str, *, status: int = 302) -> Behaviour:
     return answer(status, headers={"Location": location})
 
 
-def wrong_echo(*, contact_id: str | None = None, visible: Any = None) -> Behaviour:
-    """Answer 200 with the contract's JSON, but with another value in it; nothing is done."""
+def raw(data: bytes, *, applied: bool = False, reset: bool = False) -> Behaviour:
+    """Answer with these bytes, HTTP or not, and close; with ``applied``, after doing the work."""
 
     def behave(exchange: Exchange) -> None:
-        echo: dict[str, Any] = {"contact_id": str(exchange.request.contact_id), "visible": exchange.request.visible}
-        echo |= {} if contact_id is None else {"contact_id": contact_id}
-        echo |= {} if visible is None else {"visible": visible}
-        answer(200, echo)(exchange)
+        if applied:
+            exchange.apply()
+        exchange.send(data)
+        exchange.close(reset=reset)
 
     return behave
 
 
 def reset(*, applied: bool = False) -> Behaviour:
-    """Break the connection instead of an answer; with ``applied``, after doing the work."""
-
-    def behave(exchange: Exchange) -> None:
-        if applied:
-            exchange.apply()
-        exchange.close(reset=True)
-
-    return behave
+    """Break the connection instead of an answer."""
+    return raw(b"", applied=applied, reset=True)
 
 
 def cut(*, applied: bool = True) -> Behaviour:
     """Do the work, begin the answer, and close the connection in the middle of the body."""
-
-    def behave(exchange: Exchange) -> None:
-        if applied:
-            exchange.apply()
-        exchange.send(http_answer(200, b'{"contact_id": "', headers={"Content-Length": "80"}))
-        exchange.close()
-
-    return behave
+    return raw(http_answer(200, b'{"contact_id": "', headers={"Content-Length": "80"}), applied=applied)
 
 
-def drip(*, part: str = "body", every_seconds: float = 0.05, applied: bool = True) -> Behaviour:
+def drip(*, part: str = "body", every_seconds: float = 0.05) -> Behaviour:
     """Do the work and answer without end, a byte now and then, in the ``headers`` or in the ``body``."""
     beginning = b"HTTP/1.1 200 OK\r\n" + (b"X-Filler: " if part == "headers" else b"Content-Length: 99999\r\n\r\n")
 
     def behave(exchange: Exchange) -> None:
-        if applied:
-            exchange.apply()
+        exchange.apply()
         exchange.send(beginning, last=False)
         while not exchange.closing.is_set():
             exchange.pause(every_seconds)
@@ -215,17 +192,7 @@ def drip(*, part: str = "body", every_seconds: float = 0.05, applied: bool = Tru
     return behave
 
 
-def raw(data: bytes) -> Behaviour:
-    """Answer with these bytes, HTTP or not, and close."""
-
-    def behave(exchange: Exchange) -> None:
-        exchange.send(data)
-        exchange.close()
-
-    return behave
-
-
-def hang(then: Behaviour | None = None, *, applied: bool = False) -> Behaviour:
+def hang(then: Behaviour = raw(b""), *, applied: bool = False) -> Behaviour:  # noqa: B008 - it holds no state
     """Say nothing until ``portal.release()``; ``then`` behave (default: close without an answer)."""
 
     def behave(exchange: Exchange) -> None:
@@ -233,10 +200,7 @@ def hang(then: Behaviour | None = None, *, applied: bool = False) -> Behaviour:
             exchange.apply()
         while not (exchange.released.is_set() or exchange.closing.is_set()):
             exchange.pause(0.01)
-        if then is None or exchange.closing.is_set():
-            exchange.close()
-        else:
-            then(exchange)
+        (raw(b"") if exchange.closing.is_set() else then)(exchange)
 
     return behave
 

@@ -14,12 +14,13 @@ Requests are recorded when they have arrived whole.
 import contextlib
 import json
 import socket
+import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 from uuid import UUID
 
@@ -46,15 +47,15 @@ class PortalServer:
     peak_in_flight: int = 0
     """The most requests that were unanswered at once."""
     connections_made: int = 0
-    """Connections accepted so far."""
     port: int = 0
     """0: any free one; it stays the same, so that a test can let the server go and come back."""
 
     def __post_init__(self) -> None:
         self.decide = self.script if callable(self.script) else None
+        """Chooses the behaviour by the request, instead of the script; may be set while the server runs."""
         self._steps: deque[Behaviour] = deque(() if callable(self.script) else self.script)
         self._in_flight: list[Exchange] = []
-        self._connections: dict[socket.socket, threading.Thread] = {}
+        self._connections: set[socket.socket] = set()
         self.changed = threading.Condition()
         """Guards all records; notified at every change of ``requests`` and of the open connections."""
         self.released = threading.Event()
@@ -88,64 +89,34 @@ class PortalServer:
             assert self.changed.wait_for(condition, timeout_seconds), "the portal waited in vain"
 
     def __enter__(self) -> Self:
-        self._listener = socket.create_server(("127.0.0.1", self.port), backlog=128)
-        self.port = self._listener.getsockname()[1]
+        self._server = _Server(self)
+        self.port = self._server.server_address[1]
         self.closing.clear()
-        self._listener.settimeout(0.1)
-        self._acceptor = threading.Thread(target=self._accept, name="portal", daemon=True)
-        self._acceptor.start()
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), name="portal", daemon=True).start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.closing.set()
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # ends the wait at once, where the system can
-        self._acceptor.join()
-        self._listener.close()
-        with self.changed:
-            left = dict(self._connections)
-        for connection, thread in left.items():
+        self._server.shutdown()
+        for connection in list(self._connections):
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
-            thread.join()
+        self._server.server_close()
 
-    def _accept(self) -> None:
-        while not self.closing.is_set():
-            try:
-                connection, _ = self._listener.accept()
-            except TimeoutError:
-                continue
-            except OSError:
-                return
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            thread = threading.Thread(target=self._serve, args=(connection,), name="portal-connection", daemon=True)
-            with self.changed:
-                self._connections[connection] = thread
-                self.connections_made += 1
-            thread.start()
+    def note_connection(self, connection: socket.socket, *, is_open: bool) -> None:
+        """Record that one was made, or is over."""
+        with self.changed:
+            self.connections_made += is_open
+            (self._connections.add if is_open else self._connections.discard)(connection)
+            self.changed.notify_all()
 
-    def _serve(self, connection: socket.socket) -> None:
-        try:
-            with connection, contextlib.suppress(OSError):
-                while connection.fileno() >= 0 and (arrived := _receive(connection)) is not None:
-                    self._answer(connection, *arrived)
-        finally:
-            with self.changed:
-                del self._connections[connection]
-                self.changed.notify_all()
-
-    def _answer(self, connection: socket.socket, method: str, path: str, headers: dict[str, str], body: bytes) -> None:
+    def answer(
+        self, connection: socket.socket, method: str, path: str, headers: Mapping[str, str], body: bytes
+    ) -> None:
+        """Record a request and behave."""
         with self.changed:
             request = self._record(method, path, headers, body)
-            exchange = Exchange(
-                connection=connection,
-                request=request,
-                visible=self.visible,
-                released=self.released,
-                closing=self.closing,
-            )
+            exchange = Exchange(connection, request, self.visible, self.released, self.closing)
             open_ones = [other for other in self._in_flight if not (other.answered or other.is_given_up)]
             self.overlaps += [
                 (other.request, request)
@@ -162,7 +133,7 @@ class PortalServer:
             with self.changed:
                 self._in_flight.remove(exchange)
 
-    def _record(self, method: str, path: str, headers: dict[str, str], body: bytes) -> PortalRequest:
+    def _record(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> PortalRequest:
         content: Any = None
         contact_id, visible = None, None
         with contextlib.suppress(ValueError):
@@ -194,21 +165,43 @@ class PortalServer:
         return self._steps.popleft() if self._steps else self.default
 
 
-def _receive(connection: socket.socket) -> tuple[str, str, dict[str, str], bytes] | None:
-    """Read one request; None when the caller has closed the connection."""
-    data = b""
-    while b"\r\n\r\n" not in data:
-        more = connection.recv(65536)
-        if not more:
-            return None
-        data += more
-    head, _, body = data.partition(b"\r\n\r\n")
-    first, *lines = head.decode("latin-1").split("\r\n")
-    method, path, _ = first.split(" ", 2)
-    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    while len(body) < int(headers.get("content-length", 0)):
-        more = connection.recv(65536)
-        if not more:
-            return None
-        body += more
-    return method, path, headers, body
+class _Server(ThreadingHTTPServer):
+    daemon_threads = False  # they are waited for at the end
+    request_queue_size = 128
+
+    def __init__(self, portal: PortalServer) -> None:
+        super().__init__(("127.0.0.1", portal.port), _Handler)
+        self.portal = portal
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        connection, address = super().get_request()
+        self.portal.note_connection(connection, is_open=True)
+        return connection, address
+
+    def close_request(self, request: Any) -> None:
+        super().close_request(request)
+        self.portal.note_connection(request, is_open=False)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        error = sys.exception()
+        if error is not None and not isinstance(error, OSError):  # that is a caller who is gone
+            raise error
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def _answer(self) -> None:
+        length = int(self.headers.get("Content-Length", 0))
+        body = self.rfile.read(length)
+        if len(body) == length:
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            self.server.portal.answer(self.connection, self.command, self.path, headers, body)
+        self.close_connection = self.close_connection or self.connection.fileno() < 0
+
+    do_GET = do_POST = _answer  # noqa: N815 - the base class asks for these names
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
