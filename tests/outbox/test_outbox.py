@@ -13,7 +13,7 @@ from certjob.outbox import claims
 from certjob.outbox.claims import RELEASED, Answer, Lease, Outbox, Settlement
 from certjob.portal.push import PortalEvent
 from tests.support.facts import TODAY, Facts
-from tests.support.intents import backlog, queue_wish, run_out
+from tests.support.intents import backlog, run_out
 from tests.support.nights import in_background
 from tests.support.waiting import until, waits_for_a_lock
 
@@ -89,23 +89,6 @@ def test_only_pending_rows_that_are_due_and_nobody_holds_are_claimed(
     assert facts.rows(untouched) == [(1,), (2,), (3,), (6,)]
 
 
-def test_two_sessions_share_a_backlog_without_sharing_a_row(
-    connection: Connection, facts: Facts, database_url: str
-) -> None:
-    """Both claim as fast as they can; every row is claimed by exactly one of them."""
-    backlog(facts, 200)
-    taken: list[int] = []
-
-    def claim_all(session: Connection) -> None:
-        while events := PortalOutbox(session).claim_due(limit=3):
-            taken.extend(event.id for event in events)
-
-    with database.connect(database_url) as other, in_background(lambda: claim_all(other)):
-        claim_all(connection)
-
-    assert sorted(taken) == list(range(1, 201))
-
-
 class TestSettle:
     """A settle names its token and the version that it was claimed with."""
 
@@ -127,19 +110,6 @@ class TestSettle:
         assert mine.settle(taken_over, settlement) is Answer.LOST
         facts.connection.execute("DELETE FROM portal_sync_events")
         assert mine.settle(event, settlement) is Answer.LOST
-
-    def test_a_row_raised_meanwhile_is_pending_and_due_now(
-        self, mine: PortalOutbox, connection: Connection, facts: Facts
-    ) -> None:
-        """Whatever the call brought: the newer value is still to be delivered, and is nobody's any more."""
-        (event,) = mine.claim_due()
-        queue_wish(connection, event.mentor_id, visible=True)
-
-        settlement = Settlement(status="delivered", delay_seconds=900, error="an old story")
-        assert mine.settle(event, settlement) is Answer.RAISED
-
-        assert facts.rows(STATE) == [("pending", 0, None, True)]
-        assert facts.rows("SELECT visible, delivered_at, last_error FROM portal_sync_events") == [(True, None, None)]
 
     def test_what_was_not_begun_is_released_as_it_was(
         self, mine: PortalOutbox, reminders: tuple[Outbox[QueuedReminder], QueuedReminder], facts: Facts

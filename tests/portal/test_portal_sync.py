@@ -68,10 +68,13 @@ def test_a_new_wish_replaces_the_open_one(scene: PortalScene) -> None:
     assert scene.rows(EVENT) == [(False, 3, "pending", 0, True, True)]
     assert scene.rows(FAILURE) == [("transient", 3, "reset", False)]
     assert scene.rows(ALERTS) == [("M1042", MAY_BE_VISIBLE)]
-    scene.claim()
+    (event,) = scene.claim()
     scene.run_out()
     scene.wish(mentor, visible=True)
     assert scene.rows(EVENT) == [(True, 4, "pending", 0, True, True)]
+    assert (scene.push(RESET, event=event), scene.counts) == (Answer.LOST, PortalCounts(lost=1))  # it writes nothing
+    assert scene.rows(EVENT) == [(True, 4, "pending", 0, True, True)]
+    assert scene.rows(FAILURE) == [("transient", 3, "reset", False)]
 
     scene.push(REFUSED)
     scene.wish(mentor, visible=True)
@@ -151,20 +154,6 @@ def test_the_delay_doubles_up_to_six_hours(scene: PortalScene, rounds: int, minu
     assert scene.rows("SELECT attempts FROM portal_sync_events") == [(rounds,)]
     assert scene.rows(MINUTES) == [(minutes,)]
     assert scene.claim() == []
-
-
-def test_a_lost_lease_writes_nothing(scene: PortalScene) -> None:
-    """Neither a failure nor a delay: the other run's outcome counts. It is reported."""
-    scene.hidden()
-    (event,) = scene.claim()
-    scene.run_out()
-    (theirs,) = scene.claim()
-
-    assert scene.push(RESET, event=event) is Answer.LOST
-
-    assert scene.counts == PortalCounts(lost=1)
-    assert scene.rows("SELECT claim_token, attempts FROM portal_sync_events") == [(theirs.claim_token, 2)]
-    assert scene.rows(FAILURE) == []
 
 
 def test_a_failure_whose_mentor_is_held_gets_its_row_a_try_later(scene: PortalScene) -> None:

@@ -1,7 +1,6 @@
 """The portal's client for tests that are not asynchronous themselves."""
 
 import asyncio
-from types import TracebackType
 from typing import Self
 from uuid import UUID
 
@@ -39,8 +38,6 @@ class PortalClient:
         self._runner.get_loop().set_default_executor(NameLookups())
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._runner.run(self._service.close())
         self._runner.close()

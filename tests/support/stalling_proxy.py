@@ -3,7 +3,6 @@
 import contextlib
 import socket
 import threading
-from types import TracebackType
 from typing import Self
 
 from psycopg import conninfo
@@ -19,10 +18,8 @@ class StallingProxy:
         self._stalled = threading.Event()
         self._sockets: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
-        port = self._listener.getsockname()[1]
-        self.url = conninfo.make_conninfo(
-            database_url, host="127.0.0.1", port=port, sslmode="disable", gssencmode="disable"
-        )
+        host, port = self._listener.getsockname()
+        self.url = conninfo.make_conninfo(database_url, host=host, port=port, sslmode="disable", gssencmode="disable")
 
     def stall(self) -> None:
         """Forward nothing more, in either direction; new connections are accepted and get no answer."""
@@ -32,9 +29,7 @@ class StallingProxy:
         threading.Thread(target=self._accept, daemon=True).start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for each in (self._listener, *self._sockets):
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
