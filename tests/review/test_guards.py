@@ -32,6 +32,12 @@ def statuses(facts: Facts, organisation: UUID) -> set[object]:
     return {status for (status,) in facts.rows(of_theirs, organisation)}
 
 
+def review_in_chunks_of(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    defaults = CertificationManagementService.__init__.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "chunk_size", size)
+
+
 @pytest.mark.parametrize(
     ("expired", "valid", "held"), [(20, 0, False), (21, 0, True), (21, 189, False), (22, 189, True)]
 )
@@ -55,12 +61,13 @@ def test_more_than_twenty_and_a_tenth_newly_paused_is_held(
 
 
 def test_a_held_organisation_stops_no_other_until_the_flag_lets_it_through(
-    connection: Connection, facts: Facts
+    connection: Connection, facts: Facts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is named with the exact command and stays due. To bring too many back is held as well: nobody is shown unseen.
 
     An import that extends everybody does that, or a clock that went back.
     """
+    review_in_chunks_of(10, monkeypatch)  # all are counted before the first of them
     bad, good = facts.organisation("bad", portal=None), facts.organisation("good", portal=None)
     mentors(facts, bad, expired=30)
     mentors(facts, good, expired=2, valid=1)
@@ -113,9 +120,7 @@ def test_the_limit_of_a_run_whose_changes_grow_is_that_of_the_whole_organisation
 ) -> None:
     """Chunk after chunk more of them are counted, and those whom this run has paused still count as active."""
     monkeypatch.setattr(rules, "MASS_CHANGE_MINIMUM", 2)
-    defaults = CertificationManagementService.__init__.__kwdefaults__
-    assert defaults is not None
-    monkeypatch.setitem(defaults, "chunk_size", 1)
+    review_in_chunks_of(1, monkeypatch)
     monkeypatch.setattr("certjob.review.guards.MassChangeGuard.examine", lambda _self, _organisation: None)
     mentors(facts, facts.organisation(portal=None), expired=16, valid=104)
 
