@@ -9,10 +9,9 @@ import pytest
 from certjob import database
 from certjob.database import Connection
 from certjob.errors import ConfigurationError
-from certjob.night.nightly import NightOptions, run
 from certjob.stopping import StopFlag
 from tests.support.facts import TODAY, Facts
-from tests.support.nights import CollectingChannel, FlakyPortal, NoProgress, delivery, night
+from tests.support.nights import CollectingChannel, FlakyPortal, night
 
 A_YEAR = "interval '1 year'"
 
@@ -61,8 +60,7 @@ def test_a_night_of_next_year_is_forgiven_once(connection: Connection, facts: Fa
     with pytest.raises(ConfigurationError, match="--allow-earlier-date"):
         night(connection)
 
-    allowed = NightOptions(today=TODAY, ignore_database_clock=True, allow_earlier_date=True)
-    healing = run(connection, options=allowed, delivery=delivery(), stop=StopFlag(), progress=NoProgress())
+    healing = night(connection, allow_earlier_date=True)
     after = night(connection)
 
     assert [each.to_document()["mentors"]["reviewed"] for each in (healing, after)] == [1, 0]

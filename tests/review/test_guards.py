@@ -1,6 +1,5 @@
 """The guards: a bad clock or a bad import changes nothing much, and says so."""
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -8,12 +7,10 @@ import pytest
 
 from certjob.database import Connection
 from certjob.domain import rules
-from certjob.night.nightly import NightOptions, run
 from certjob.review.certification import CertificationManagementService
 from certjob.review.days import looks_at_everybody
-from certjob.stopping import StopFlag
 from tests.support.facts import TODAY, Facts
-from tests.support.nights import NoProgress, delivery, night
+from tests.support.nights import night
 
 YESTERDAY = TODAY - timedelta(days=1)
 NEXT_YEAR = TODAY + timedelta(days=365)
@@ -151,10 +148,10 @@ def test_a_night_on_a_wrong_later_date_is_made_good_for(connection: Connection, 
     paused = "SELECT mentor_id FROM mentor_pauses WHERE lifted_at IS NULL"
     assert facts.rows(paused) == [(certified,)]
 
-    tomorrow = NightOptions(today=TODAY + timedelta(days=1), deliver=False, allow_earlier_date=wrong == "a whole night")
+    tomorrow, allowed = TODAY + timedelta(days=1), wrong == "a whole night"
     planned, done = (
-        run(connection, options=options, delivery=delivery(), stop=StopFlag(), progress=NoProgress())
-        for options in (replace(tomorrow, dry_run=True), tomorrow)
+        night(connection, tomorrow, dry_run=dry_run, deliver=False, allow_earlier_date=allowed)
+        for dry_run in (True, False)
     )
 
     assert facts.rows(paused) == facts.rows("SELECT id FROM mentors WHERE NOT portal_visible") == [(uncertified,)]

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from datetime import date
+from typing import Any
 from uuid import UUID
 
 from certjob.database import Connection
@@ -78,7 +79,6 @@ def delivery(
     portal: PortalTarget | PortalServer | None = None,
     channel: Channel | None = None,
     concurrency: int = 1,
-    max_attempts: int = 3,
     deadline_seconds: float = 60.0,
 ) -> Delivery:
     """Ways out to a double, or over real HTTP to a PortalServer."""
@@ -92,7 +92,7 @@ def delivery(
     return Delivery(
         make_target=make_target if portal is not None else None,
         channel=channel,
-        policy=quick_policy(max_attempts=max_attempts),
+        policy=quick_policy(),
         concurrency=concurrency,
         deadline_seconds=deadline_seconds,
     )
@@ -105,24 +105,13 @@ def night(
     portal: PortalTarget | PortalServer | None = None,
     channel: Channel | None = None,
     ways_out: Delivery | None = None,
-    allow_mass_change: bool = False,
-    dry_run: bool = False,
-    deliver: bool = True,
-    organisation: str | None = None,
     stop: StopFlag | None = None,
+    **options: Any,
 ) -> RunReport:
-    """Run one night."""
-    options = NightOptions(
-        today=today,
-        organisation=organisation,
-        dry_run=dry_run,
-        ignore_database_clock=True,
-        allow_mass_change=allow_mass_change,
-        deliver=deliver,
-    )
+    """Run one night; the options are those of NightOptions."""
     return nightly.run(
         connection,
-        options=options,
+        options=NightOptions(today=today, ignore_database_clock=True, **options),
         delivery=ways_out or delivery(portal=portal, channel=channel),
         stop=stop or StopFlag(),
         progress=NoProgress(),
