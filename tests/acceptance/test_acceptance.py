@@ -2,16 +2,14 @@
 
 import csv
 import json
-import subprocess
 from datetime import timedelta
 from mailbox import Maildir
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from tests.conftest import Certjob, installed_command
+from tests.conftest import Certjob
 from tests.support.command_line import today
-from tests.support.docs import read_examples, read_section
 from tests.support.facts import Facts
 from tests.support.portal_server import PortalServer
 
@@ -66,23 +64,3 @@ def test_hundreds_of_mentors_from_a_messy_file_to_a_quiet_second_night(
     assert second["mentors"]["reviewed"] == second["reminders"]["sent"] == second["portal"]["delivered"] == 0
     assert once_more["unchanged"] == PEOPLE - BAD
     assert facts.rows("SELECT count(*) FROM mentors WHERE review_on <= %s", today()) == [(0,)]
-
-
-def test_the_five_minute_tour_of_the_readme(
-    bare_environment: dict[str, str], tmp_path: Path, database_url: str
-) -> None:
-    """The commands of the tour, word by word, in a shell; only the database is the test's."""
-    tour = read_section("README.md", "Five minutes")
-    set_up = [line[4:] for line in tour.partition("    $ ")[0].splitlines() if line.startswith("    ")]
-    script = "\n".join([*set_up, *(example.command for example in read_examples(tour))])
-    script = script.replace('"$PWD/.venv/bin:$PATH"', f'"{installed_command().parent}:$PATH"')
-    script = script.replace("CERTJOB_DATABASE_URL=embedded", f"CERTJOB_DATABASE_URL='{database_url}'")
-
-    ended = subprocess.run(
-        ["/bin/sh", "-c", script], env=bare_environment, cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-
-    assert ended.returncode == 3, ended.stderr
-    assert "hlf M1001: certificates: expired; pause: open" in ended.stdout
-    assert "Dynamics sync pending — mentor may still be visible on portal" in ended.stdout
-    assert "Traceback" not in ended.stderr

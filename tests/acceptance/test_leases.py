@@ -22,7 +22,7 @@ import pytest
 from certjob.database import Connection
 from tests.support.command_line import Backends, Child, started, today
 from tests.support.facts import Facts
-from tests.support.intents import backlog, make_due, review, run_out
+from tests.support.intents import backlog, review, run_out
 from tests.support.portal_answers import Exchange, answer, delay, hang, ok
 from tests.support.portal_server import PortalServer
 from tests.support.processes import (
@@ -40,7 +40,6 @@ from tests.support.waiting import until
 Start = Callable[..., AbstractContextManager[Child]]
 
 CONTACT = UUID("6f9619ff-8b86-4d01-b42d-00cf4fc964ff")
-EVENTS, REMINDERS = "portal_sync_events", "cert_notification_log"
 
 
 @pytest.fixture
@@ -56,13 +55,6 @@ def expired(facts: Facts) -> UUID:
     return facts.certified_mentor(facts.organisation(), ended, member_no="M1042", contact_id=CONTACT)
 
 
-@pytest.fixture
-def reminded(facts: Facts, connection: Connection) -> None:
-    """A mentor whose reminder is queued."""
-    facts.certified_mentor(facts.organisation(), today() + timedelta(days=10), locale="en")
-    review(connection, today())
-
-
 def renew(facts: Facts, mentor_id: UUID) -> None:
     """The mentor is wanted visible again."""
     facts.certificate(mentor_id, today() + timedelta(days=700), issued_on=today())
@@ -74,8 +66,10 @@ def run_quietly(start: Start, *arguments: str) -> None:
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
-def wait_until_run_out(facts: Facts, table: str) -> None:
-    """Wait until no row has a lease: really, since a process counts its lease on its own clock."""
+def let_run_out(facts: Facts, table: str, *, really: bool) -> None:
+    """Let the leases run out; really: wait, since a process counts its own on its own clock."""
+    if not really:
+        run_out(facts, table)
     open_leases = f"SELECT count(*) FROM {table} WHERE claim_token IS NOT NULL AND next_attempt_at > now()"
     until(lambda: facts.rows(open_leases) == [(0,)])
 
@@ -86,15 +80,14 @@ def test_no_push_begins_so_late_that_it_could_outlast_its_lease(
     """Two processes share more than fits into a lease; no call is made twice: nothing is claimed that must wait."""
     lease, call, number = 3.0, 1.2, 80  # a half takes 2 s: none may begin later than 1.8 s after its claim
     contacts = backlog(facts, number)
-    connection.execute("CREATE TABLE claims (id bigint, due timestamptz)")
-    connection.execute(
-        "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
-        " INSERT INTO claims VALUES (new.id, new.next_attempt_at); RETURN NULL; END $$"
-    )
-    connection.execute(
-        "CREATE TRIGGER noting AFTER UPDATE ON portal_sync_events FOR EACH ROW WHEN (new.claim_token IS NOT NULL"
-        " AND new.claim_token IS DISTINCT FROM old.claim_token) EXECUTE FUNCTION note()"
-    )
+    connection.execute("""
+        CREATE TABLE claims (id bigint, due timestamptz);
+        CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN INSERT INTO claims VALUES (new.id, new.next_attempt_at); RETURN NULL; END $$;
+        CREATE TRIGGER noting AFTER UPDATE ON portal_sync_events FOR EACH ROW
+            WHEN (new.claim_token IS DISTINCT FROM old.claim_token AND new.claim_token IS NOT NULL)
+            EXECUTE FUNCTION note();
+    """)
     portal.default = delay(0.2)
 
     with ExitStack() as stack:
@@ -155,10 +148,7 @@ def test_a_process_that_stood_still_writes_nothing_over_a_newer_value(
             portal.wait_until(lambda: len(portal.requests) == 1, timeout_seconds=60)
             child.signal(signal.SIGSTOP)
         wait_until_frozen(child)
-        if "portal_lease" in altered:
-            wait_until_run_out(facts, EVENTS)
-        else:
-            run_out(facts)
+        let_run_out(facts, "portal_sync_events", really="portal_lease" in altered)
         renew(facts, expired)
         run_quietly(start, "run")
         assert portal.visible == {CONTACT: True}
@@ -194,17 +184,16 @@ def test_a_process_that_stood_still_writes_nothing_over_a_newer_value(
     ],
     ids=["just before its mail", "after its claim"],
 )
-@pytest.mark.usefixtures("reminded")
 def test_a_process_that_stood_still_sends_a_second_copy_only_after_its_last_look_at_the_lease(
     facts: Facts, start: Start, tmp_path: Path, altered: dict[str, Any], said: str, copies: int
 ) -> None:
     """Both carry one Message-ID, and the other process's mail the line that it may be a repeat."""
+    facts.certified_mentor(facts.organisation(), today() + timedelta(days=10), locale="en")
+    review(facts.connection, today())
+
     with start("deliver", "--json", **altered) as child:
         wait_until_frozen(child)
-        if "mail_lease" in altered:
-            wait_until_run_out(facts, REMINDERS)
-        else:
-            run_out(facts, REMINDERS)
+        let_run_out(facts, "cert_notification_log", really="mail_lease" in altered)
         run_quietly(start, "deliver")
         rows = facts.rows("SELECT * FROM cert_notification_log")
         child.signal(signal.SIGCONT)
@@ -219,27 +208,6 @@ def test_a_process_that_stood_still_sends_a_second_copy_only_after_its_last_look
     repeats = ["may already have received this reminder" in mail.as_string() for mail in mails]
     assert sorted(repeats) == [False, True][2 - copies :]
     assert len({mail["Message-ID"] for mail in mails}) == 1
-
-
-@pytest.mark.usefixtures("reminded")
-def test_a_message_is_not_sent_when_reading_for_it_took_longer_than_the_lease(
-    facts: Facts, start: Start, app: psycopg.Connection[Any], tmp_path: Path
-) -> None:
-    """A table was locked: another run has taken the reminder over meanwhile, and a later one sends it."""
-    app.execute("LOCK TABLE certificates")  # as ALTER TABLE does
-
-    with start("deliver", "--json", mail_lease=2.0, message=0.2) as first:
-        until(lambda: facts.rows("SELECT attempts FROM cert_notification_log") == [(1,)])
-        wait_until_run_out(facts, REMINDERS)
-        with start("deliver", "--json") as second:
-            second.finish()  # the first one holds the mentor: it puts the reminder back
-        app.rollback()
-        first.finish()
-    assert not (tmp_path / "mail").exists()
-    make_due(facts, REMINDERS)
-    run_quietly(start, "deliver")
-
-    assert len(list(Maildir(tmp_path / "mail"))) == 1
 
 
 def test_two_resyncs_and_a_night_end_with_the_value_that_was_wanted_last(

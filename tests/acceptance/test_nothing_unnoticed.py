@@ -105,10 +105,8 @@ def test_everybody_says_that_an_organisation_is_held_until_it_is_over(
 
     assert "hlf: 33 mentors would be paused" in said
     assert f"`{LET_THROUGH}`" in said
-    for words in ("33 mentors would be paused", "3 have ended by the calendar", LET_THROUGH):
-        assert words in alerts
-    assert "30 have facts that were changed since the last review" in alerts
     assert "33 may be shown on the portal and must not be: Mentor 0 (M1001), " in alerts
+    assert LET_THROUGH in alerts
     assert (each["organisation"], each["what"], each["mentors"], each["command"]) == ("hlf", "pauses", 33, LET_THROUGH)
     assert (each["ended_by_calendar"], each["facts_changed"], each["may_be_shown"]) == (3, 30, 33)
     assert {row["mentor_id"] for row in each["some"]} == {str(one) for one in [*mentors[:3], *mentors[30:]]}
@@ -118,8 +116,6 @@ def test_everybody_says_that_an_organisation_is_held_until_it_is_over(
     assert portal.requests == []
     (page,) = digests(tmp_path)
     assert "33 likepersoner ville blitt satt på pause eller skjult (har ventet siden " in page
-    assert "3 likepersoner har sertifikater som har gått ut på vanlig måte." in page
-    assert "  - Mentor 0 (M1001)\n  - Mentor 1 (M1002)\n" in page
 
     # Later that day cron's mail has only what is new, on the next day everything; whichever organisation's run.
     assert here("run", 3).stderr == ""
@@ -183,7 +179,6 @@ def test_everybody_says_whom_no_night_can_review_and_how_long_mail_waits(
 
     alerts = here("alerts", 3).stdout
     assert "\nMail waits: 4 reminders, the oldest, since " in alerts
-    assert "\nMail waits: 1 digest, the oldest, since " in alerts
     assert "the mail server cannot be used: Connection refused" in alerts
     assert here("status -q", 3).stderr == (
         "certjob status: 1 mentor could not be reviewed, 4 reminders have waited for more than a day, 1 digest has "
