@@ -3,6 +3,7 @@
 The documents come from the door, the command itself, in a programme in which everything happens that one can tell of.
 """
 
+import itertools
 import json
 import re
 import shlex
@@ -37,21 +38,12 @@ Run = Callable[..., Any]
 
 
 def rows(title: str) -> Iterator[tuple[str, set[str]]]:
-    """The keys of one part, each with the names that its row is for; none: the row is for all."""
+    """The keys of one part, each with the names that its row is for (none: for all); ``a.{b,c}`` is two keys."""
     for keys, only_in in re.findall(r"^\| (`[^|]+`) \|(?: (in .+?) \|)?", SECTIONS[title], flags=re.MULTILINE):
         for key in re.findall("`([^`]+)`", keys):
-            for each in expanded(key):
-                yield each, set(re.findall(r"`([^`]+)`", only_in))
-
-
-def expanded(key: str) -> Iterator[str]:
-    """``a.{b,c}`` is two keys."""
-    before, brace, rest = key.partition("{")
-    words, _, after = rest.partition("}")
-    for word in words.split(",") if brace else ():
-        yield from expanded(f"{before}{word}{after}")
-    if not brace:
-        yield key
+            pieces = [piece.split(",") for piece in re.split(r"[{}]", key)]
+            for words in itertools.product(*pieces):
+                yield "".join(words), set(re.findall(r"`([^`]+)`", only_in))
 
 
 def promised() -> dict[str, set[str]]:
