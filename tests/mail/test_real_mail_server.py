@@ -112,34 +112,6 @@ def test_a_login_over_tls(server: Exim) -> None:
 
 
 @pytest.mark.usefixtures("two_reminders")
-@pytest.mark.parametrize(
-    ("stage", "answer", "stopped", "row"),
-    [
-        ("predata", "421 no", "down", ("pending", 0, False)),
-        ("rcpt", "450 no", None, ("pending", 1, False)),
-        ("data", "550 no", None, ("failed", 1, False)),
-    ],
-)
-def test_a_refusal_has_its_owner_and_each_mentor_one_message(
-    server: Exim, connection: Connection, facts: Facts, stage: str, answer: str, stopped: str | None, row: object
-) -> None:
-    """Exim's own answers; then it takes mail again, and everybody gets the one that waited."""
-    server.answer(stage, answer)
-
-    assert send_reminders(connection, server.port) == stopped
-
-    assert facts.rows("SELECT status, attempts, maybe_sent FROM cert_notification_log") == [row] * 2
-    assert arrived(server, 0) == []
-    server.behave()
-    connection.execute("UPDATE mentors SET email = 'new-' || email")
-    make_due(facts, "cert_notification_log")
-    assert send_reminders(connection, server.port) is None
-    messages = arrived(server, 2)
-    assert len({message["Message-ID"] for message in messages}) == len(messages) == 2
-    assert not any(REPEAT_LINE in text_of(message) for message in messages)
-
-
-@pytest.mark.usefixtures("two_reminders")
 @pytest.mark.parametrize("place", get_args(Place))
 def test_a_cut_around_the_final_dot(server: Exim, connection: Connection, facts: Facts, place: Place) -> None:
     """The dot has left, and only Exim knows whether it came: each gets a message that says that it may be a repeat.

@@ -281,34 +281,21 @@ def words_in(value: object) -> set[str]:
     return set().union(*map(words_in, value)) if isinstance(value, list) else set()
 
 
-def test_the_command_writes_with_them_and_refuses_broken_ones(
-    certjob: Certjob, facts: Facts, folder: Path, write: Write
-) -> None:
-    """Exit 2 and one line, whoever's message is asked for."""
-    facts.certified_mentor(facts.organisation(), today() + timedelta(days=20), member_no="M1042")
-    write("hlf/reminder.nb.txt", GOOD_TEXT)
-    good = certjob("preview", "M1042", CERTJOB_TEMPLATES_DIR=str(folder))
-    write("other/reminder.en.txt", "Emne\n\nHei {{ nmae }}\n")
-    broken = certjob("preview", "M1042", CERTJOB_TEMPLATES_DIR=str(folder))
-
-    assert (good.returncode, "\nSubject: Hallo fra HLF\n" in good.stdout) == (0, True)
-    assert (broken.returncode, broken.stdout, broken.stderr.count("\n")) == (2, "", 1)
-    assert broken.stderr.startswith("certjob preview: CERTJOB_TEMPLATES_DIR: other/reminder.en.txt line 3: 'nmae' is")
-
-
-@pytest.mark.parametrize("command", ["run", "deliver"])
-def test_a_broken_template_stops_no_night(
-    certjob: Certjob, facts: Facts, folder: Path, write: Write, tmp_path: Path, command: str
+def test_a_broken_template_is_refused_where_somebody_looks_and_stops_no_night(
+    certjob: Certjob, facts: Facts, folder: Path, write: Write, tmp_path: Path
 ) -> None:
     """Somebody uncertified who stays visible is worse than other words: ours are sent, and the line names the file."""
-    facts.certified_mentor(facts.organisation(portal=None), today() + timedelta(days=20))
-    write("reminder.nb.html", "{{ nmae }}")
-    if command == "deliver":
-        certjob("run", "--no-deliver")
+    facts.certified_mentor(facts.organisation(portal=None), today() + timedelta(days=20), member_no="M1042")
+    settings = {"CERTJOB_TEMPLATES_DIR": str(folder), "CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'mail'}"}
+    write("hlf/reminder.nb.txt", GOOD_TEXT)
+    assert "\nSubject: Hallo fra HLF\n" in certjob("preview", "M1042", **settings).stdout
+    write("other/reminder.en.txt", "Emne\n\nHei {{ nmae }}\n")
+    said = "CERTJOB_TEMPLATES_DIR: other/reminder.en.txt line 3: 'nmae' is undefined; did you mean name?"
 
-    mail = {"CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'mail'}", "CERTJOB_MAIL_FROM": "certjob@example.org"}
-    result = certjob(command, CERTJOB_TEMPLATES_DIR=str(folder), **mail)
+    broken = certjob("preview", "M1042", **settings)
+    certjob("run", "--no-deliver", **settings)
+    night = certjob("deliver", **settings)
 
-    assert result.returncode == 3
-    assert "reminder.nb.html line 1: 'nmae' is undefined; did you mean name?" in result.stderr
+    assert (broken.returncode, broken.stdout, broken.stderr) == (2, "", f"certjob preview: {said}\n")
+    assert (night.returncode, said in night.stderr) == (3, True)
     assert len(list((tmp_path / "mail" / "new").iterdir())) == 1

@@ -23,9 +23,6 @@ MISSING = (
     "on Debian `apt-get install exim4-daemon-light` brings it"
 )
 
-STAGES = ("mail", "rcpt", "predata", "data")
-"""Where Exim asks what to answer; ``predata`` is the command DATA, ``data`` what follows the final dot."""
-
 LOGIN = ("post", "blåbær-9")
 
 _CONFIGURATION = r"""
@@ -53,15 +50,18 @@ message_size_limit = 1M
 smtp_accept_queue_per_connection = 0
 smtp_accept_max = 0
 deliver_drop_privilege = true
-ACLS
+acl_smtp_mail = yes
+acl_smtp_rcpt = yes
+acl_smtp_data = yes
 
 begin acl
-STAGES
+yes:
+  accept
 
 begin routers
 nobody:
   driver = redirect
-  condition = ${if and{{exists{FOLDER/answers/unknown}}{eq{$local_part}{${readfile{FOLDER/answers/unknown}{}}}}}}
+  condition = ${if and{{exists{FOLDER/unknown}}{eq{$local_part}{${readfile{FOLDER/unknown}{}}}}}}
   allow_fail
   data = :fail: 550 5.1.1 nobody of that name
 everybody:
@@ -86,24 +86,16 @@ plain:
   server_set_id = $auth2
 """
 
-_STAGE = r"""
-acl_STAGE:
-  accept condition = ${if exists{FOLDER/answers/STAGE}{no}{yes}}
-  defer  condition = ${if match{${readfile{FOLDER/answers/STAGE}}}{^4}}
-         message = ${readfile{FOLDER/answers/STAGE}}
-  deny   message = ${readfile{FOLDER/answers/STAGE}}
-"""
-
 
 class Exim:
-    """A server that can be told what to answer."""
+    """A server that can be told that it knows somebody no more."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.port, self.tls_port = _free_ports()
-        self._answers = folder / "answers"
+        self._unknown = folder / "unknown"
         self._new = folder / "mail" / "new"
-        for name in ("spool", "log", "mail/new", "mail/cur", "mail/tmp", "answers"):
+        for name in ("spool", "log", "mail/new", "mail/cur", "mail/tmp"):
             (folder / name).mkdir(parents=True)
         shutil.copy(CERTIFICATE, folder / "certificate.pem")
         # Never root, which Exim refuses: with a configuration of its own it gives root up, and then cannot deliver.
@@ -132,18 +124,13 @@ class Exim:
             finally:
                 process.terminate()
 
-    def answer(self, stage: str, answer: str) -> None:
-        """Let every session hear this at the stage, from now on."""
-        (self._answers / stage).write_text(answer)
-
     def know_nobody(self, local_part: str) -> None:
         """Take mail for this recipient, and return it to its envelope sender."""
-        self.answer("unknown", local_part)
+        self._unknown.write_text(local_part)
 
     def behave(self) -> None:
-        """Answer as a good server again."""
-        for path in self._answers.iterdir():
-            path.unlink()
+        """Know everybody again."""
+        self._unknown.unlink(missing_ok=True)
 
     def sessions(self) -> int:
         """How many connections there have been so far."""
@@ -182,8 +169,7 @@ class Exim:
         return False
 
     def _configuration(self) -> str:
-        text = _CONFIGURATION.replace("ACLS", "\n".join(f"acl_smtp_{stage} = acl_{stage}" for stage in STAGES))
-        text = text.replace("STAGES", "".join(_STAGE.replace("STAGE", stage) for stage in STAGES))
+        text = _CONFIGURATION
         for word, value in {
             "FOLDER": self.folder,
             "TLS_PORT": self.tls_port,
