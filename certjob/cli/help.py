@@ -57,11 +57,12 @@ class GroupedHelp(TyperGroup):
 
 
 class PlainHelp(TyperCommand):
-    """A command whose arguments are words: some versions of Typer add braces and types."""
+    """A command whose arguments are words and whose ranges can be read; some versions of Typer add braces and types."""
 
     def get_help(self, ctx: Any) -> str:
         """Return the help text."""
         text = re.sub(r"\{(\w[\w.]*)\}", r"\1", super().get_help(ctx))
+        text = re.sub(r"(\d+)<=x<=(\d+)", r"\1 to \2", text)
         return re.sub("<(str|path)>", lambda word: " " * len(word[0]), text)
 
 

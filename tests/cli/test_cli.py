@@ -241,6 +241,9 @@ def test_every_command_has_a_help_of_sentences(anywhere: Certjob, words: tuple[s
 
     result = anywhere(*words, "--help")
 
+    assert max(map(len, result.stdout.splitlines())) <= 80  # or a terminal breaks it in mid-word
+    assert "<=x<=" not in result.stdout
+
     text = " ".join(result.stdout.split())
     assert (result.returncode, result.stderr) == (0, "")
     assert command.help.strip().endswith(".")

@@ -133,7 +133,7 @@ def add_to(app: Commands) -> None:
         short_help="Load or correct mentors and certificates from a CSV file.",
         examples=(
             "certjob load roster.csv --rejects rejects.csv",
-            "certjob load export.csv --set organisation=hlf --column expires_on='Licence Expires'",
+            "certjob load export.csv --set organisation=hlf --column expires_on=Expires",
         ),
     )(load)
     app.add_typer(

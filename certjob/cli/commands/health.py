@@ -69,10 +69,10 @@ def status(
     ] = 26 * 3600.0,
     days: Annotated[
         int | None,
-        typer.Option(metavar="DAYS", min=1, max=366, help="List each of so many coming nights, today's first."),
+        typer.Option(metavar="DAYS", min=1, max=366, help="List each of the next DAYS nights, today's first."),
     ] = None,
 ) -> int:
-    """Show whether the nights run, what waits and since when, the last runs, and what comes. Changes nothing.
+    """Show whether the nightly runs work, what waits and since when, the last runs, and what comes. Changes nothing.
 
     A night is good when it came to its end over all organisations, even if someone has to act. Exits 3 when the
     last good one is older than --max-age, or there is none, and while `certjob alerts` shows anything.

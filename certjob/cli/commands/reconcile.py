@@ -106,9 +106,6 @@ def add_to(app: Commands) -> None:
         short_help="Read what the portal shows and push what differs.",
         examples=(
             "certjob reconcile --dry-run",
-            f"certjob reconcile --accept {_EXAMPLE} --because 'works in the office'",
+            "certjob reconcile --accept CONTACT --because 'works in the office'",
         ),
     )(reconcile)
-
-
-_EXAMPLE = "6f9619ff-8b86-4d01-b42d-00cf4fc964ff"

@@ -27,7 +27,7 @@ DryRun = Annotated[
 ]
 AsOf = Annotated[
     date | None,
-    typer.Option(parser=parse_day, metavar="DATE", help="Plan for another day, YYYY-MM-DD; only with --dry-run."),
+    typer.Option(parser=parse_day, metavar="DATE", help="Plan for another day, YYYY-MM-DD; needs --dry-run."),
 ]
 Everybody = Annotated[
     bool,
@@ -100,7 +100,7 @@ def deliver(
     ignore_database_clock: IgnoreDatabaseClock = False,
     deliver_for: DeliverFor = TWO_HOURS,
 ) -> int:
-    """Deliver what is queued and due, portal first, then mail: the background job between the nights.
+    """Deliver what is queued and due, portal first, then mail: the background job between the nightly runs.
 
     Exits 3 only if something failed for the first time or for another reason, or if a stage stopped for a new reason.
     """

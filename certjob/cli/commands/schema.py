@@ -72,8 +72,8 @@ def db_prune(
 ) -> int:
     """Delete what is done and older than AGE: portal events, resolved failures, audit, reminders, digests, runs.
 
-    Never anything open, never an unresolved failure, and nothing that a later night asks for: what was the last thing
-    the portal confirmed, was this reminder sent. Safe to repeat, to run beside a night, and to stop.
+    Never anything open, never an unresolved failure, and nothing that a later run needs: what the portal
+    confirmed last, whether this reminder was sent. Safe to repeat, to run beside a nightly run, and to stop.
     """
     from certjob.cli.terminal import output, plain
     from certjob.database import retention
