@@ -257,14 +257,8 @@ def test_every_command_has_a_help_of_sentences(anywhere: Certjob, words: tuple[s
     for name, child in getattr(command, "commands", {}).items():
         assert (child.short_help or child.help).endswith("."), (*words, name)
     assert "..." not in text.replace("[ARGS]...", "")
-
-
-def test_the_help_names_every_setting(anywhere: Certjob) -> None:
-    """Some of them by their ends alone, behind another one."""
-    text = anywhere("--help").stdout
-
-    assert [name for name in Settings.model_fields if f"_{name.rpartition('_')[2].upper()}" not in text] == []
-    assert "CERTJOB_APP_URL" in text
+    if not words:  # every setting is named, some of them by their ends alone, behind another one
+        assert [name for name in Settings.model_fields if f"_{name.rpartition('_')[2].upper()}" not in text] == []
 
 
 NEEDED = {"resync": "M1", "preview": "M1", "explain": "M1", "set": "hlf", "show": "hlf", "load": "x.csv"}

@@ -11,14 +11,12 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from certjob.database import Connection, migrations, statements
-from certjob.night import job_runs
+from certjob.database import migrations
 from tests.cli.conftest import LONG_AGO, SOON
 from tests.conftest import Certjob, installed_command
-from tests.support.command_line import SECRET, Backends, assert_one_line, started
-from tests.support.facts import TODAY, Facts
+from tests.support.command_line import SECRET, assert_one_line
+from tests.support.facts import Facts
 from tests.support.forked_command import ForkedCommand
-from tests.support.nights import CollectingChannel, night
 
 needs_a_full_disk = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 
@@ -96,58 +94,22 @@ def test_a_database_url_that_leads_nowhere_is_not_repeated(
 # The database.
 
 
-@pytest.mark.parametrize(
-    ("command", "table"),
-    [("run", "mentors"), ("run", "portal_sync_events"), ("run", "job_runs"), ("status", "organisations")],
-)
 def test_a_table_that_somebody_keeps_to_themselves_is_named_instead_of_waited_for_all_night(
-    here: Certjob,
-    monkeypatch: pytest.MonkeyPatch,
-    app: psycopg.Connection[tuple[object, ...]],
-    command: str,
-    table: str,
+    here: Certjob, monkeypatch: pytest.MonkeyPatch, app: psycopg.Connection[tuple[object, ...]]
 ) -> None:
     """An ALTER TABLE in a forgotten transaction: each job would hang without a word, and the next one beside it."""
     monkeypatch.setattr(migrations, "READ_LOCK_TIMEOUT_MS", 50)
-    app.execute(f"LOCK TABLE {table}".encode())
-
-    result = here(command)
-
     whose = f"process {app.info.backend_pid}"
-    assert_one_line(result, f"the table {table} is locked by", whose, "run again", code=1, command=f"certjob {command}")
-
-
-def test_a_table_that_is_locked_in_mid_run_is_no_mistake_of_certjob(
-    connection: Connection, monkeypatch: pytest.MonkeyPatch, app: psycopg.Connection[tuple[object, ...]]
-) -> None:
-    """The stage says so; the others do their work."""
-    monkeypatch.setattr(statements, "_WRITE_LOCK_TIMEOUT_MS", 50)
-    monkeypatch.setattr(job_runs, "_LOCK_TIMEOUT_MS", 50)
-    app.execute("LOCK TABLE coordinators")
-    connection.execute("SET lock_timeout = 50")
-
-    report = night(connection, TODAY, channel=CollectingChannel())
-
-    assert [(stop.stage, stop.code) for stop in report.stopped][:1] == [("mail", "locked")]
-    assert not report.crashed
-    assert "unforeseen" not in " ".join(report.reasons)
-    assert (report.stopped[-1].stage, report.attention) == ("alerts", None)
-
-
-def test_a_database_that_goes_away_for_a_person_is_said_so(
-    connection: Connection, app: psycopg.Connection[tuple[object, ...]], environment: dict[str, str], tmp_path: Path
-) -> None:
-    """Whoever waits at a terminal hears of it at once, with the server's own reason."""
-    app.execute("LOCK TABLE organisations")
-    backends = Backends(connection)
-
-    with started("organisation", "list", environment=environment, folder=tmp_path) as child:
-        backends.wait_for_query("organisations", waiting_for="Lock")
-        backends.terminate()
-        result = child.finish()
-
-    said = ("the database went away", "administrator command", "run it again")
-    assert_one_line(result, *said, code=1, command="certjob organisation list")
+    for command, table in (
+        ("run", "mentors"),
+        ("run", "portal_sync_events"),
+        ("run", "job_runs"),
+        ("status", "organisations"),
+    ):
+        app.execute(f"LOCK TABLE {table}".encode())
+        said = (f"the table {table} is locked by", whose, "run again")
+        assert_one_line(here(command), *said, code=1, command=f"certjob {command}")
+        app.rollback()
 
 
 # What is asked for does not exist, or not so.

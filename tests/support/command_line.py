@@ -235,9 +235,12 @@ def on_terminal(
     with contextlib.suppress(OSError):  # so Linux says that the last writer is gone
         while select.select([master], [], [], 60)[0]:
             shown += os.read(master, 65536)
-    command.kill()
-    os.close(master)
-    return command.wait(), shown.decode().replace("\r\n", "\n")
+    try:
+        code = command.wait(60)
+    finally:
+        command.kill()
+        os.close(master)
+    return code, shown.decode().replace("\r\n", "\n")
 
 
 _ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07]*\x07|\x1b[=>]")
