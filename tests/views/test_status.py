@@ -317,8 +317,9 @@ def test_on_a_terminal_it_is_one_screen(
         "INSERT INTO dynamics_sync_failures (mentor_id, visible, kind, attempts, error) VALUES (%s, %s, %s, 0, %s)"
     )
     facts.connection.execute(failure, (facts.mentor(facts.organisation()), False, "stage", "x" * 200))
+    facts.connection.execute("INSERT INTO portal_unknown_contacts (contact_id) VALUES (gen_random_uuid())")
 
-    for columns, settings, red in ((80, {}, True), (100, {"NO_COLOR": "1"}, False)):
+    for columns, settings, red in ((80, {"LINES": "24"}, True), (100, {"NO_COLOR": "1"}, False)):
         _, shown = on_terminal(["status"], environment=environment | settings, folder=tmp_path, columns=columns)
         assert ("\x1b[1;31mdied" in shown, "\x1b[1;31m" in shown, "\x1b[2J" in shown) == (red, red, False)
         lines = without_escapes(shown).splitlines()

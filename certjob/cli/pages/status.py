@@ -5,7 +5,7 @@ from datetime import datetime, tzinfo
 
 from rich.text import Text
 
-from certjob.cli.terminal.lines import PageLine
+from certjob.cli.terminal.lines import PageLine, wrap
 from certjob.cli.terminal.output import Output, clean, new_table
 from certjob.cli.terminal.plain import harmless
 from certjob.outbox.open_work import OpenWork
@@ -15,8 +15,10 @@ from certjob.views.status import Run, SystemStatus
 _OUTCOMES = {"ok": "green", "attention": "yellow", "failed": "bold red", "died": "bold red", "running": "cyan"}
 _SORTS = {"portal_hides": "hides", "portal_shows": "shows", "reminders": "reminders", "digests": "digests"}
 _STATES = ("open", "due", "later", "busy", "blocked")
-_MOST_RUNS = 7
-"""On a terminal: with all the rest, that is 24 lines."""
+_MOST_RUNS, _FEWEST_RUNS = 7, 3
+"""On a terminal: as many as leave the first line on a screen of 24 lines, whatever is wrong."""
+_OTHER_LINES = 13
+"""The last good night, both tables without the runs, what parts them, and the shell's own line."""
 
 
 def show_status(output: Output, status: SystemStatus, *, zone: tzinfo, every_night: bool) -> None:
@@ -64,11 +66,14 @@ class _Page:
         self._fact("Last good night", self._last_good(), style="bold red" if status.stale else "")
         rows = [self._work_cells(name, work) for name, work in status.backlog.items()]
         self._table(("What waits", *map(str.capitalize, _STATES), "Oldest"), rows, numbers=range(1, 6))
-        runs = [self._run_cells(run) for run in _most_telling(status.runs)]
+        figures = [PageLine(head=f"{name}: ", text=text) for name, text in self._figures()]
+        closing = [PageLine(text=f"certjob status: {line}") for line in [closing_line(status, zone=self._zone)] if line]
+        below = len(list(wrap(self._output.out, [*figures, *closing])))
+        most = max(_FEWEST_RUNS, min(_MOST_RUNS, self._output.out.height - _OTHER_LINES - below))
+        runs = [self._run_cells(run) for run in _most_telling(status.runs, most=most)]
         self._table(("Last runs", "Command", "Outcome", "Took", "Host"), runs, styled=2)
         self._output.out.print()
-        for name, text in self._figures():
-            self._fact(name, text)
+        self._output.show_lines(figures)
 
     def lines(self) -> Iterator[str]:
         """Yield the same without tables, and with more of the last runs."""
@@ -81,7 +86,7 @@ class _Page:
         for name, text in self._figures():
             yield f"{name[:1].lower()}{name[1:]}: {text}"
 
-    def _fact(self, name: str, text: str, *, style: str = "") -> None:
+    def _fact(self, name: str, text: str, *, style: str) -> None:
         self._output.show_lines([PageLine(head=f"{name}: ", text=text, style=style)])
 
     def _table(
@@ -147,14 +152,14 @@ class _Page:
         return f"{at.astimezone(self._zone):%Y-%m-%d %H:%M}"
 
 
-def _most_telling(runs: Sequence[Run]) -> list[Run]:
-    """Return those for which a screen has room: first what runs now or ended badly, and the last of each command."""
+def _most_telling(runs: Sequence[Run], *, most: int) -> list[Run]:
+    """Return as many as a screen has room for: first what runs now or ended badly, and the last of each command."""
     newest = {run.command: run for run in reversed(runs)}
 
     def is_telling(run: Run) -> bool:
         return run.outcome not in ("ok", "attention") or newest[run.command] is run
 
-    chosen = sorted(runs, key=lambda run: not is_telling(run))[:_MOST_RUNS]
+    chosen = sorted(runs, key=lambda run: not is_telling(run))[:most]
     return [run for run in runs if run in chosen]
 
 
