@@ -1,4 +1,4 @@
-"""From every earlier schema, with a programme's data in it, to the newest: nothing is lost, and a night runs."""
+"""From earlier schemas, with a programme's data in it, to the newest: nothing is lost, and a night runs."""
 
 import json
 import shutil
