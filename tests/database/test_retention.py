@@ -1,7 +1,6 @@
 """certjob db prune: what is done and old goes, and no night afterwards does anything else than it would have done."""
 
 import json
-import random
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -25,7 +24,6 @@ from certjob.stopping import StopFlag
 from tests.conftest import database_of
 from tests.support.command_line import Finished, assert_one_line, run_in_process
 from tests.support.facts import Facts
-from tests.support.intents import queue_wish
 from tests.support.nights import CollectingChannel, FlakyPortal, NoProgress, delivery, night
 from tests.support.waiting import until, waits_for_a_lock
 
@@ -317,52 +315,42 @@ class Opposite:
         yield self.visible
 
 
-def live(facts: Facts, dice: random.Random) -> None:
+CHANGES = (
+    "INSERT INTO certificates (mentor_id, kind, issued_on, expires_on)"
+    " VALUES (%(mentor)s, 'likeperson', %(day)s, %(day)s + 300) ON CONFLICT DO NOTHING",
+    "UPDATE certificates SET expires_on = expires_on + 300 WHERE mentor_id = %(mentor)s",
+    "UPDATE certificates SET expires_on = greatest(expires_on - 90, issued_on) WHERE mentor_id = %(mentor)s",
+    "UPDATE mentors SET left_at = CASE WHEN left_at IS NULL THEN %(day)s::date END WHERE id = %(mentor)s",
+    "UPDATE organisations SET portal = CASE WHEN portal IS NULL THEN 'dynamics' END WHERE slug = 'o1'",
+)
+"""What the app, an import or a coordinator does between two nights."""
+
+
+def live(facts: Facts) -> None:
     """Three years of small programmes until yesterday: renewals, lapses, corrections, troubles, departures."""
     connection, mentors = facts.connection, []
     for number, thresholds in enumerate(((60, 30, -1), (400, 30, 7, -1, -200), (3650, 1))):
         organisation = facts.organisation(f"o{number}", thresholds=thresholds)
         facts.insert("coordinators", organisation_id=organisation, email=f"k{number}@hlf.example")
-        for _ in range(5):
+        for ends in range(-650, 1000, 400):
             mentors.append(facts.mentor(organisation))
-            ends = TODAY + dice.randrange(-700, 1000) * DAY
-            facts.certificate(mentors[-1], ends, issued_on=TODAY - 3650 * DAY)
+            facts.certificate(mentors[-1], TODAY + (ends + 30 * number) * DAY, issued_on=TODAY - 3650 * DAY)
     times = connection.execute(
         "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = 'public'"
         " AND data_type LIKE 'timestamp%' AND table_name IN (SELECT tablename FROM pg_tables)"
     ).fetchall()
-    since, day = NOW - timedelta(hours=1), TODAY - 3 * 365 * DAY
-    while day < TODAY:
-        portal = FlakyPortal(failures=dice.choice([0, 0, 0, 4]))
-        channel = CollectingChannel() if dice.random() < 0.9 else None
+    since = NOW - timedelta(hours=1)
+    for number, day in enumerate(TODAY - days * DAY for days in range(1095, 0, -45)):
+        portal = FlakyPortal(failures=4 if number % 4 == 3 else 0)
+        channel = CollectingChannel() if number % 7 else None
         night(connection, day, portal=portal, channel=channel, allow_mass_change=True)
         at = datetime.combine(day, datetime.min.time(), UTC)
         for table, column in times:
             statement = f"UPDATE {table} SET {column} = %s WHERE {column} BETWEEN %s AND now() + '1 hour'"
             connection.execute(statement.encode(), (at, since))
-        for _ in range(4):
-            change_something(connection, dice, dice.choice(mentors), day)
-        day += dice.choice([30, 45, 60]) * DAY
-
-
-def change_something(connection: Connection, dice: random.Random, mentor: UUID, day: date) -> None:
-    """What the app, an import or a coordinator does between two nights."""
-    statement = dice.choice(
-        [
-            "INSERT INTO certificates (mentor_id, kind, issued_on, expires_on) VALUES (%(mentor)s, 'likeperson',"
-            " %(day)s, %(day)s + %(days)s) ON CONFLICT DO NOTHING",
-            "UPDATE certificates SET expires_on = expires_on + 300 WHERE mentor_id = %(mentor)s",
-            "UPDATE certificates SET expires_on = greatest(expires_on - 90, issued_on) WHERE mentor_id = %(mentor)s",
-            "UPDATE mentors SET left_at = %(day)s WHERE id = %(mentor)s",
-            "UPDATE mentors SET left_at = NULL WHERE id = %(mentor)s",
-            "UPDATE organisations SET portal = CASE WHEN portal IS NULL THEN 'dynamics' END WHERE slug = 'o1'",
-            "push",
-        ]
-    )
-    if statement == "push":
-        queue_wish(connection, mentor, visible=dice.random() < 0.5)
-    else:
-        connection.execute(statement.encode(), {"mentor": mentor, "day": day, "days": dice.randrange(50, 730)})
+        for turn in range(3 * number, 3 * number + 3):
+            mentor = mentors[turn % len(mentors)]
+            connection.execute(CHANGES[turn % len(CHANGES)].encode(), {"mentor": mentor, "day": day})
 
 
 def coming_nights(connection: Connection) -> list[object]:
@@ -397,7 +385,7 @@ def test_whoever_prunes_has_the_same_nights_as_whoever_does_not(server_url: str,
     """Three years, copied, pruned to 90 days; then both live on, and send the same to the same people."""
     twin = f"certjob_twin_{uuid4().hex}"
     with database.connect(database_url) as connection:
-        live(Facts(connection), random.Random(2))
+        live(Facts(connection))
         name = connection.info.dbname
     with psycopg.connect(server_url, autocommit=True) as admin:
         admin.execute(f"CREATE DATABASE {twin} TEMPLATE {name} STRATEGY FILE_COPY".encode())
