@@ -36,10 +36,17 @@ def told(night: ComingNight) -> Night:
 @thoroughly
 @given(mentors(), days)
 def test_what_is_told_beforehand_is_what_the_nights_do(person: Mentor, today: date) -> None:
-    """Every change and every reminder of 600 nights, on its date, in its order; and after them nothing happens."""
-    nights = coming_nights(person, first=today, until=today + timedelta(days=599))
+    """Every change and every reminder of 600 nights, on its date, in its order; and after them nothing happens.
+
+    So whoever is looked at only on their review days has the same state as if looked at every day. And as long as the
+    facts stay, nobody hears "in 30 days" after "in 7 days".
+    """
+    nights = list(coming_nights(person, first=today, until=today + timedelta(days=599)))
 
     assert [told(night) for night in nights if night.does_something] == every_night(person, first=today, nights=600)
+    for row in person.certificates:
+        heard = [each.threshold_days for night in nights for each in night.reminders if each.cert_id == row.id]
+        assert heard == sorted(heard, reverse=True)
     to_the_end = [told(night) for night in coming_nights(person, first=today)]
     assert to_the_end == [told(night) for night in coming_nights(person, first=today, until=today + timedelta(2_000))]
 

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from datetime import date, timedelta
-from uuid import UUID
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,10 +9,7 @@ from hypothesis import strategies as st
 from certjob.domain import rules
 from certjob.domain.models import OWN_PAUSE_REASON, Mentor, PauseChange, Reminder, Status
 from tests.support.people import apply_decision
-from tests.support.strategies import days, mentors, ordinarily, thoroughly
-
-LONG = 600
-"""Days; longer than anything of these examples lasts."""
+from tests.support.strategies import days, mentors, ordinarily
 
 
 def run(person: Mentor, today: date) -> Mentor:
@@ -123,30 +119,3 @@ def test_what_is_asked_about_one_row_is_what_is_decided_about_all(person: Mentor
         for days_ in {threshold, *person.organisation.reminder_thresholds}:
             reminder = Reminder(cert_id=row.id, threshold_days=days_, expires_on=row.expires_on)
             assert (rules.cancel_reason(reminder, person, today) is None) == (reminder in due)
-
-
-@thoroughly
-@given(mentors(), days)
-def test_review_on_never_lies_later_than_the_next_change(person: Mentor, today: date) -> None:
-    """Whoever is looked at only on their review days has the same state on every day as if looked at every day.
-
-    And as long as the facts stay, nobody hears "in 30 days" after "in 7 days".
-    """
-    decision = rules.decide(person, today)
-    person = apply_decision(person, decision)
-    known = set(decision.reminders)
-    last: dict[UUID, int] = {}
-
-    for day in (today + timedelta(days=n) for n in range(1, LONG + 1)):
-        found = rules.decide(person, day)
-        if decision.review_on is not None and day >= decision.review_on:
-            decision = found
-            person = apply_decision(person, decision)
-            known.update(decision.reminders)
-        else:
-            assert (found.transitions, found.pause, found.push) == ((), None, False)
-            assert known.issuperset(found.reminders)
-            assert found.without_certificate == decision.without_certificate
-        for reminder in found.reminders:
-            assert reminder.threshold_days <= last.get(reminder.cert_id, reminder.threshold_days)
-            last[reminder.cert_id] = reminder.threshold_days
