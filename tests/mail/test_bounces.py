@@ -85,10 +85,7 @@ def test_a_reminder_has_failed_and_is_sent_again_once_the_address_is_corrected(
 def test_what_was_or_may_have_been_sent_has_failed_and_nothing_else(
     connection: Connection, facts: Facts, sent: str
 ) -> None:
-    """A report that is faster than the settle ends the claim. One that failed is known to have, one that waits was not.
-
-    After an extension in place the row is about another mail.
-    """
+    """A report faster than the settle ends the claim. After an extension in place the row is about another mail."""
     for change, verdict in {
         "'pending', maybe_sent = true": Verdict.BOUNCED,
         "'pending', claim_token = gen_random_uuid()": Verdict.BOUNCED,
@@ -166,10 +163,7 @@ def test_delayed_foreign_forged_broken_and_huge_ones_change_nothing(
 def test_a_digest_is_an_alert_and_reports_the_same_to_the_corrected_address(
     connection: Connection, facts: Facts, digest: str, organisation: UUID, write: Write
 ) -> None:
-    """What nobody has read was not reported. The open digest gives way to that which came back: there is one.
-
-    A report of another address, or a second one, changes nothing.
-    """
+    """What nobody has read was not reported. The open digest gives way to that which came back: there is one."""
     facts.certified_mentor(organisation, TODAY, full_name="Per Berg")
     night(connection, TODAY + timedelta(days=1), portal=FlakyPortal(), deliver=False)
 

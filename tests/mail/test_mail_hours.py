@@ -71,10 +71,7 @@ def test_outside_them_mail_waits_and_the_portal_does_not(
 
 
 def test_the_night_queues_whoever_looks_is_told_and_the_morning_sends(certjob: Certjob, facts: Facts) -> None:
-    """Exit 0 and silence at night; `deliver` sends once the hours have begun. Without mail there is nothing to say.
-
-    `check` warns where only the night delivers, hours from here: mail would wait for ever.
-    """
+    """Exit 0 and silence at night. `check` warns where only the night delivers: mail would wait for ever."""
     mentor = facts.organisation("nhf", portal=None), today() + timedelta(days=5)
     facts.certified_mentor(*mentor, email="kari@example.org")
     mailbox, closed = Mailbox(), hours(2, 3)

@@ -77,10 +77,7 @@ def test_the_scheme_says_which_channel_and_each_mail_server_has_its_usual_port(m
 
 
 def test_a_channel_from_settings_sends(tmp_path: Path) -> None:
-    """To a mail server; and to a Maildir, for which a rehearsal needs no sender, a blank written as in any URL.
-
-    Reports come back to the address that is set; the sender that people see stays.
-    """
+    """Reports come back to the address that is set; the sender that people see stays. A Maildir needs no sender."""
     received = Mailbox()
     ours = {"mail_from": "HLF <post@hlf.example>"}
     with real_server(received) as server:
@@ -121,11 +118,7 @@ def test_settings_that_do_not_go_together_are_refused(url: str, others: dict[str
 
 
 def test_a_maildir_holds_the_message_for_no_other_eyes(tmp_path: Path) -> None:
-    """The folder is made, mail programs can read it, nothing is left half done; what mail cannot carry is refused.
-
-    Where others can put a folder of theirs, it is not used: they would read every message. The sticky bit above it, as
-    of /tmp, will do.
-    """
+    """Where they could put a folder of theirs, it is not used; the sticky bit above it, as of /tmp, will do."""
     shared, folder = tmp_path / "shared", tmp_path / "shared" / "mail"
     shared.mkdir()
     shared.chmod(0o707)
@@ -172,10 +165,7 @@ def webhook(url: str, **options: Any) -> AbstractContextManager[BlockingChannel]
 
 
 def test_a_webhook_gets_the_document_of_the_design(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every field, the key, and the header by which a repeat is recognised; past a proxy of the machine.
-
-    Without a key there is not even an empty one. Closing lets go of connections, not of the channel.
-    """
+    """Past a proxy of the machine. Without a key there is not even an empty one. It can be used after closing."""
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
     with PortalServer(key="s3cret", default=answer(202)) as server:
