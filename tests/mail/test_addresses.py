@@ -6,19 +6,12 @@ from certjob.domain.addresses import MailAddress, parse_address, parse_sender
 from certjob.mail.channels.server_text import readable
 
 
-@pytest.mark.parametrize(
-    ("text", "specification"),
-    [
-        (" kari@example.org ", "kari@example.org"),
-        ("Kari.O'Nord+hlf_1@Post.Example.org", "Kari.O'Nord+hlf_1@Post.Example.org"),
-        ("kari@localhost", "kari@localhost"),
-        ("pål@BLÅBÆR.example", "pål@xn--blbr-roah.example"),
-        ("k" * 242 + "@example.org", "k" * 242 + "@example.org"),
-    ],
-)
-def test_an_address_is_read(text: str, specification: str) -> None:
-    """Its domain comes out as DNS knows it."""
-    assert parse_address(text).specification == specification
+def test_an_address_is_read_and_its_domain_comes_out_as_dns_knows_it() -> None:
+    long = "k" * 242 + "@example.org"
+    for text in ("Kari.O'Nord+hlf_1@Post.Example.org", "kari@localhost", long):
+        assert parse_address(text).specification == text
+    assert parse_address(" kari@example.org ").specification == "kari@example.org"
+    assert parse_address("pål@BLÅBÆR.example").specification == "pål@xn--blbr-roah.example"
 
 
 def test_what_cannot_be_sent_to_is_not_an_address() -> None:

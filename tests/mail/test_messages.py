@@ -157,8 +157,8 @@ def test_a_name_is_written_as_it_is_and_what_is_missing_leaves_no_gap() -> None:
 
 
 def test_what_is_no_address_is_shown_and_cannot_be_pressed() -> None:
-    """A link shows the real place, whatever stands before an @. Answers are invited only where Reply-To can take them."""
-    for url in "javascript:alert(1) hlf.example/forny https://[::1 https:///x javascript://hlf.example/%0a".split():
+    """A link shows the real place, whatever stands before an @. Answers are invited where Reply-To can take them."""
+    for url in ("javascript:alert(1)", "hlf.example/forny", "https://[::1", "https:///x", "javascript://x.example/%0a"):
         page = Page(written_reminder(renewal_url=url, contact_phone="spør i resepsjonen").html)
         assert (url in page.text, "spør i resepsjonen" in page.text) == (True, True)
         assert not any(link.startswith(("javascript", "h", "tel:")) for link in page.links)
