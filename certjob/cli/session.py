@@ -161,7 +161,7 @@ class Call:
                         settings=settings,
                         connection=connection,
                         reconnect=lambda: database.connect(url),
-                        output=Output(quiet=self.quiet),
+                        output=Output(quiet=self.quiet, stop=stop),
                         stop=stop,
                         run_id=run_id,
                         monitor=monitor,

@@ -31,6 +31,7 @@ from certjob.night.report import PlannedChange, RunReport
 from certjob.night.resync import MentorState
 from certjob.review.attention import Attention, Count, Kind
 from certjob.review.plan import ReviewCounts
+from certjob.stopping import StopFlag
 from tests.conftest import Certjob
 from tests.support.command_line import on_terminal, run_in_process, without_escapes
 from tests.support.facts import TODAY, Facts
@@ -187,6 +188,21 @@ def test_a_plan_on_a_terminal_names_people_and_counts_what_is_the_same() -> None
 
     row = "M1001 Kari Nordmann expired, 6 renewed, expiring open 7 days before (last day in 4 days) hide"
     assert row in " ".join(shown.getvalue().split())
+
+
+def test_progress_says_at_once_that_it_is_stopping() -> None:
+    """After Ctrl-C the call in hand may take seconds: without a word people press it again, or kill -9."""
+    stop = StopFlag()
+    output = Output(quiet=False, stop=stop)
+    output.interactive, output.err = True, terminal(80)[0].out
+    shown = output.err.file
+
+    with output.progress() as progress:
+        progress.phase("Pushing to the portal")(3)
+        stop.set()
+
+    assert "Pushing to the portal" in shown.getvalue()  # type: ignore[attr-defined]
+    assert "stopping" in shown.getvalue()  # type: ignore[attr-defined]
 
 
 def test_totals_name_what_is_not_nothing(capsys: pytest.CaptureFixture[str]) -> None:

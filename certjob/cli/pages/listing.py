@@ -36,7 +36,7 @@ def show_list(output: Output, rows: Sequence[ListedCertificate]) -> None:
         print_list_csv(rows)
         return
     if not rows:
-        output.result("No certificate fits.")
+        output.result("Nothing fits.")
         return
     shown = rows[:MOST_ROWS]
     several = len({row.organisation for row in shown}) > 1

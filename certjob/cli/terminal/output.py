@@ -6,6 +6,7 @@ Results go to stdout, messages and logs to stderr. Off a terminal nothing is wra
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import Event
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -37,7 +38,9 @@ def clean(text: object) -> str:
 class Output:
     """Where a command says things, and whether it says them at all."""
 
-    def __init__(self, *, quiet: bool) -> None:
+    def __init__(self, *, quiet: bool, stop: Event | None = None) -> None:
+        """``stop`` is set when a signal came: the work in hand may take some seconds to end."""
+        self._stop = stop or Event()
         self.on_terminal = sys.stdout.isatty()
         """Whether results are for a person's eyes: tables then, plain lines otherwise."""
         self.interactive = sys.stderr.isatty() and not quiet and not writes_json()
@@ -89,7 +92,7 @@ class Output:
             BarColumn(),
             _DoneColumn(),
             TimeElapsedColumn(),
-            _RemainingColumn(),
+            _RemainingColumn(self._stop),
             console=self.err,
             disable=not self.interactive or logs_steps(),
             transient=True,
@@ -106,10 +109,16 @@ class _DoneColumn(ProgressColumn):
 
 
 class _RemainingColumn(TimeRemainingColumn):
-    """How long it will still take, where the total is known."""
+    """How long it will still take, where the total is known; that it is stopping, once somebody asked for that."""
+
+    def __init__(self, stop: Event) -> None:
+        super().__init__()
+        self._stop = stop
 
     def render(self, task: Task) -> Text:
         """Return the time."""
+        if self._stop.is_set():
+            return Text("stopping", style="bold")
         if task.total is None or task.time_remaining is None:
             return Text()
         return Text("about ") + super().render(task) + Text(" left")
