@@ -209,10 +209,6 @@ def test_two_can_start_on_a_machine_where_none_has_ever_run(folder: Path) -> Non
     """For root the wheel makes a user first: two at the same time broke each other, and a run of the tests."""
     if not IS_ROOT or subprocess.run(["unshare", "--mount", "true"], check=False).returncode:
         pytest.skip("only root makes that user, and a namespace in which it is not there yet")
-    start = "with embedded.server(Path(sys.argv[1])): sys.stdin.readline()"
-    (folder / "start.py").write_text(
-        f"import sys\nfrom pathlib import Path\nfrom certjob.database import embedded\n{start}\n"
-    )
     folder.chmod(0o755)
     script = f"""
         cp -a /etc {folder}/etc && mount --bind {folder}/etc /etc || exit 77
@@ -220,14 +216,14 @@ def test_two_can_start_on_a_machine_where_none_has_ever_run(folder: Path) -> Non
             test ! -f /etc/$file || sed -i /^pgserver:/d /etc/$file
         done
         for each in a b; do
-            sleep 2 | "{sys.executable}" {folder}/start.py {folder}/$each || touch {folder}/failed &
+            "{sys.executable}" -c "$PROGRAM" {folder}/$each || touch {folder}/failed &
         done
         wait
     """
 
     done = subprocess.run(
         ["unshare", "--mount", "--propagation", "private", "sh", "-c", script],
-        env=os.environ | {"PYTHONPATH": str(CHECKOUT)},
+        env=os.environ | {"PYTHONPATH": str(CHECKOUT), "PROGRAM": USE_AND_REMOVE},
         capture_output=True,
         text=True,
         timeout=120,
