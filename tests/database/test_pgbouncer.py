@@ -61,23 +61,32 @@ def pgbouncer(server_url: str) -> Iterator[str]:
     folder = Path(tempfile.mkdtemp(prefix="certjob-pgbouncer-"))
     folder.chmod(0o777)  # as root it becomes another user
     server = psycopg.conninfo.conninfo_to_dict(server_url)
+    host = Path(str(server["host"]))  # whoever owns the folder of a socket may enter it
+    owner = pwd.getpwuid(host.stat().st_uid).pw_name if host.is_absolute() else "nobody"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     settings = folder / "pgbouncer.ini"
     settings.write_text(
         _SETTINGS.format(
-            host=server["host"],
+            host=host,
             port=server.get("port", 5432),
             user=server.get("user", getpass.getuser()),
             listen_port=port,
             folder=folder,
-            drop_to=f"user = {_owner_of(str(server['host']))}" if os.geteuid() == 0 else "",
+            drop_to=f"user = {owner}" if os.geteuid() == 0 else "",
         )
     )
     with subprocess.Popen([PGBOUNCER, "-q", str(settings)], stdin=subprocess.DEVNULL) as process:
+
+        def answers() -> bool:
+            assert process.poll() is None, "PgBouncer ended by itself"
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                return True
+            return False
+
         try:
-            until(lambda: _answers(port, process))
+            until(answers)
             yield f"postgresql://anybody@127.0.0.1:{port}/"
         finally:
             process.kill()  # asked to, it would wait for its clients
@@ -85,48 +94,21 @@ def pgbouncer(server_url: str) -> Iterator[str]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _owner_of(host: str) -> str:
-    """The user to become: one who may enter the folder with the server's socket, where it is on one."""
-    folder = Path(host)
-    return pwd.getpwuid(folder.stat().st_uid).pw_name if folder.is_absolute() else "nobody"
-
-
-def _answers(port: int, process: subprocess.Popen[bytes]) -> bool:
-    assert process.poll() is None, "PgBouncer ended by itself"
-    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-        return True
-    return False
-
-
-@pytest.fixture(scope="module")
-def pooler(server_url: str) -> Iterator[str]:
-    with pgbouncer(server_url) as url:
-        yield url
-
-
 def test_everything_that_operators_do_goes_through_it(
-    pooler: str, empty_database_url: str, bare_environment: dict[str, str], tmp_path: Path
+    server_url: str, empty_database_url: str, bare_environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """From the first migration to the last look; each command would show its own trouble."""
-    url = pooler + str(psycopg.conninfo.conninfo_to_dict(empty_database_url)["dbname"])
-    with database.connect(url) as connection:
+    """From the first migration to the last look. Whatever a session was told was told for one transaction."""
+    name, seen = str(psycopg.conninfo.conninfo_to_dict(empty_database_url)["dbname"]), set()
+    with pgbouncer(server_url) as pooler, database.connect(pooler + name) as connection:
         assert migrations.migrate(connection)
 
-        do_everything(url, facts=Facts(connection), environment=bare_environment, folder=tmp_path)
+        do_everything(pooler + name, facts=Facts(connection), environment=bare_environment, folder=tmp_path)
 
-    assert_nothing_is_left_behind(url)
-
-
-def assert_nothing_is_left_behind(url: str) -> None:
-    """Whatever a session was told was told for one transaction: the next client finds it as the server is."""
-    seen = set()
-    with psycopg.connect(url, autocommit=True, prepare_threshold=None) as client:
         for _ in range(12):
-            row = client.execute(
+            row = connection.execute(
                 "SELECT pg_backend_pid(), current_setting('lock_timeout'), current_setting('statement_timeout'),"
                 " current_setting('search_path'), current_setting('transaction_isolation'),"
-                " current_setting('default_transaction_read_only'),"
-                " (SELECT count(*) FROM pg_prepared_statements),"
+                " current_setting('default_transaction_read_only'), (SELECT count(*) FROM pg_prepared_statements),"
                 " (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()),"
                 " to_regclass('pg_temp.load_rows') IS NULL"
             ).fetchone()

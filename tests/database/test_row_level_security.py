@@ -325,9 +325,10 @@ class TestTheDashboardsPage:
 
     def test_the_javascript_can_be_parsed(self, tmp_path: Path) -> None:
         """By Deno, which formats what it understands."""
-        command, environment = [find_deno_bin(), "fmt", "--ext", "js", "-"], deno_environment(tmp_path)
-        code = "\n".join(self.blocks("js")).encode()
-        subprocess.run(command, input=code, capture_output=True, check=True, env=environment)
+        code, environment = "\n".join(self.blocks("js")).encode(), deno_environment(tmp_path)
+        subprocess.run(
+            [find_deno_bin(), "fmt", "--ext", "js", "-"], input=code, capture_output=True, check=True, env=environment
+        )
 
     def test_the_refusals_have_the_codes_of_the_page(
         self, api: Connection, owner: Connection, ours: Organisation, theirs: Organisation
