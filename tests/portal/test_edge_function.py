@@ -20,7 +20,6 @@ from tests.support.command_line import Finished, run_in_process
 from tests.support.edge_function import FUNCTION, OFFLINE, EdgeFunction, deno_environment
 from tests.support.facts import Facts
 from tests.support.fake_dynamics import CLIENT_ID, FIELD, PERSON, TENANT, FakeDynamics, no_token, refusal
-from tests.support.intents import make_due
 from tests.support.waiting import until
 
 KEY = "planted-sync-key-7-of-thirty-two-letters"
@@ -154,31 +153,6 @@ def test_whoever_asks_for_a_long_wait_gets_it(
     assert set(facts.rows(EVENTS)) == UNTOUCHED
     ((seconds,),) = facts.rows("SELECT max(extract(epoch FROM next_attempt_at - now())) FROM portal_sync_events")
     assert 1800 < float(str(seconds)) <= 1900
-
-
-def test_an_outage_of_dataverse_leaves_alerts_that_the_next_delivery_resolves(
-    certjob: Run, function: EdgeFunction, dynamics: FakeDynamics, facts: Facts, expired: list[UUID]
-) -> None:
-    """Our state stays, each failure is found in the function's log by its id, and nothing is lost."""
-    dynamics.outage = refusal(500, "0x80040216")
-
-    certjob("run", code=3, CERTJOB_PORTAL_ATTEMPTS="1")
-
-    assert set(dynamics.contacts.values()) == {True}
-    assert facts.rows("SELECT count(*) FROM mentor_pauses WHERE lifted_at IS NULL") == [(10,)]
-    failures = [row for row in facts.rows(FAILURES) if row[0] == "transient"]
-    assert len(failures) >= 5  # the breaker's; the others were not tried
-    error = "the portal answered 502 dynamics_unavailable (Dataverse could not do it (500 0x80040216))"
-    assert {row[1:3] for row in failures} == {(1, error)}
-    known = {line["correlation_id"]: line["upstream"] for line in function.log}
-    assert {known[str(row[3])] for row in facts.rows(FAILURES)} == {"dataverse 500 0x80040216"}
-    assert SENTENCE in certjob("alerts", code=3).stdout
-
-    dynamics.outage = None
-    make_due(facts)
-    certjob("deliver")
-    assert dynamics.contacts == dict.fromkeys(expired, False)
-    assert facts.rows(FAILURES) == []
 
 
 def test_a_wrong_setting_stops_the_stage_and_blocks_nobody(

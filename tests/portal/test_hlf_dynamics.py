@@ -33,6 +33,7 @@ CONTACT = "0b6c4f3e-9d1a-4c57-8f2e-a1b2c3d4e5f6"
 CONTACT_ID = UUID(CONTACT)
 ECHO = json.dumps({"contact_id": CONTACT, "visible": False}).encode()
 OTHER = "11111111-2222-3333-4444-555555555555"
+NO_ANSWER, NO_END = hang(), drip(every_seconds=0.01)
 SEVERAL_TRIES = dataclasses.replace(quick_policy(), deadline_seconds=20)
 
 
@@ -92,8 +93,9 @@ def test_a_push_is_one_post_as_the_contract_says(visible: bool, portal: PortalSe
         pytest.param(error(504, "outcome_unknown"), True, id="outcome_unknown"),
         pytest.param(reset(), True, id="reset"),
         pytest.param(cut(), True, id="cut answer"),
-        pytest.param(hang(), True, id="no answer"),
-        pytest.param(drip(part="body", every_seconds=0.01), True, id="an answer without an end"),
+        pytest.param(NO_ANSWER, True, id="no answer"),
+        pytest.param(NO_END, True, id="an answer without an end"),
+        pytest.param(raw(b"HTTP/1.1 9999 X\r\n\r\n" + ECHO), True, id="no status"),
         pytest.param(raw(b"220 mail.example ESMTP\r\n"), True, id="no HTTP"),
         pytest.param(error(408, "contact_not_found"), False, id="408 with a contact's code"),
         pytest.param(html(425), False, id="425"),
@@ -107,7 +109,8 @@ def test_whatever_may_pass_is_transient(behaviour: Behaviour, may_be_done: bool,
     """Once the request was sent its outcome is unknown, unless the function says that nothing was done."""
     portal.then(behaviour)
 
-    with PortalClient(portal.url, portal.key, deadline_seconds=0.6) as service:
+    seconds = 0.6 if behaviour in (NO_ANSWER, NO_END) else 10
+    with PortalClient(portal.url, portal.key, deadline_seconds=seconds) as service:
         raised = failure(service)
 
     assert type(raised) is TransientPortalError
@@ -193,10 +196,12 @@ def test_retry_after_is_kept(portal: PortalServer, service: PortalClient) -> Non
         answer(429, headers={"Date": behind, "Retry-After": retry}),
         error(429, "throttled", retry_after="in a while"),
         error(429, "throttled"),
+        answer(429, headers={"Retry-After": "9" * 5000}),
+        answer(503, headers={"Retry-After": "Tue, 99 Foo 10000 02:00:00 GMT", "Date": "Tue, 99 Foo 10000"}),
         error(503, "token_unavailable", retry_after=later),
     )
 
-    assert [failure(service).retry_after_seconds for _ in range(5)] == [17, 17, 30, None, None]
+    assert [failure(service).retry_after_seconds for _ in range(7)] == [17, 17, 30, None, None, 86_400, None]
     assert 550 < (failure(service).retry_after_seconds or 0) <= 600
 
 
@@ -208,18 +213,19 @@ def test_an_error_is_short_and_clean_without_the_key_and_has_the_correlation_id(
     portal.then(
         error(422, "dynamics_rejected", message=f"no\x00\x1b[2J\n\u202e{portal.key} " + "y" * 900),
         answer(500, b"secret page " + portal.key.encode()),
+        error(404, "contact_not_found", message="\ud800"),
         *(answer(503, headers={"X-Correlation-Id": each}) for each in sent),
         reset(),
     )
 
-    errors = [failure(service) for _ in range(7)]
+    errors = [failure(service) for _ in range(8)]
 
     text = str(errors[0])
     assert text.startswith("the portal answered 422 dynamics_rejected (no [2J <secret> yyy")
-    assert text.isprintable()
     assert len(text) < 260
     assert str(errors[1]) == "the portal answered 500 Internal Server Error"
-    assert [each.correlation_id for each in errors] == ["test-1", "test-2", "x" * 200, "fr", None, "<secret>", None]
+    assert all(str(each).isprintable() for each in errors)
+    assert [each.correlation_id for each in errors[1:]] == ["test-2", "test-3", "x" * 200, "fr", None, "<secret>", None]
 
 
 def test_what_http_cannot_carry_is_a_wrong_setting() -> None:

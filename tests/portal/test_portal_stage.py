@@ -20,7 +20,7 @@ from certjob.portal.sync import PortalCounts, PortalSyncService
 from certjob.stopping import StopFlag
 from tests.support.facts import Facts
 from tests.support.intents import DisturbedPortal, queue_wish
-from tests.support.nights import in_background, night, quick_policy
+from tests.support.nights import in_background, quick_policy
 from tests.support.portal_answers import Behaviour, PortalRequest, delay, error, hang, ok
 from tests.support.stages import PortalScene
 from tests.support.waiting import until
@@ -327,19 +327,6 @@ def test_no_call_is_begun_that_could_outlast_its_lease(scene: PortalScene, monke
     assert (
         scene.rows("SELECT kind, attempts FROM dynamics_sync_failures WHERE kind <> 'stage'") == [("transient", 1)] * 3
     )
-
-
-def test_without_a_url_events_stay_and_hides_are_alerts(scene: PortalScene) -> None:
-    """One line says so; without events nobody misses it."""
-    assert night(scene.connection).outcome == "ok"
-    scene.backlog(2)
-    scene.backlog(1, visible=True)
-
-    report = scene.night()
-
-    assert list(map(str, report.stopped)) == ["portal: CERTJOB_PORTAL_URL is not set; 3 pushes stay pending"]
-    assert report.outcome == "attention"
-    assert (scene.rows(UNTOUCHED), scene.rows(FAILURES)) == ([(3,)], [("stage", 2)])
 
 
 def test_wishes_that_change_all_the_time_end_right(scene: PortalScene, database_url: str) -> None:
