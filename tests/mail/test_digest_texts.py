@@ -98,17 +98,6 @@ def test_what_is_urgent_a_repeat_or_in_the_app_is_marked_and_nothing_else(langua
     assert Page(quiet.html).links == []
 
 
-def test_a_full_page_is_not_clipped() -> None:
-    """Gmail cuts a page at about 102 KB; here every section is full, and every text as long as it may be."""
-    words = full("nn")
-    for name in SECTIONS:
-        item = words[name][0]
-        long = {key: "x" * limit for key, limit in (("name", 60), ("technical", 300), ("kind", 60)) if key in item}
-        words[name] = [item | long] * (4 if name == "held" else 30)
-
-    assert len(written(words).html.encode()) < 100_000
-
-
 @pytest.mark.parametrize(
     ("language", "section", "one", "two"),
     [

@@ -93,7 +93,6 @@ def test_the_night_queues_whoever_looks_is_told_and_the_morning_sends(certjob: C
         assert "mail waits until 20" in certjob("run", "-v", **at_night).stderr
         assert f" {closed.partition('-')[0]} (CERTJOB_MAIL_HOURS)" in certjob("status", **at_night).stdout
         facts.connection.execute("UPDATE job_runs SET started_at = started_at - interval '34 hours'")
-        assert verdict() == "ok", "nothing has waited yet"
         facts.connection.execute("UPDATE cert_notification_log SET queued_at = queued_at - interval '30 hours'")
         assert (verdict(), mailbox.envelopes) == ("warn", [])
         late = certjob("deliver", "--json", **mail, CERTJOB_MAIL_HOURS=hours(-1, 2))

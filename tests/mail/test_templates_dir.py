@@ -92,18 +92,18 @@ def test_an_organisation_has_its_own_before_those_for_all_and_either_can_build_o
     assert templates.environment("hlf", page=False) is not everybodys
 
 
-@pytest.mark.parametrize("piece", ["piece.txt", "piece.words", "piece"])
-def test_markup_in_a_name_is_text_on_a_page_whatever_piece_writes_it(piece: str, folder: Path, write: Write) -> None:
+def test_markup_in_a_name_is_text_on_a_page_whatever_piece_writes_it(folder: Path, write: Write) -> None:
     """A page may be built of pieces whose names do not end in .html. In a text part nothing is escaped."""
-    write(piece, "{% macro greet(name) %}Hei, {{ name }}!{% endmacro %}{{ name }}\n")
-    use = f"{{% import '{piece}' as piece with context %}}{{{{ piece.greet(name) }}}} {{% include '{piece}' %}}"
-    write("reminder.nb.txt", f"Emne\n\n{use}\n")
-    write("reminder.nb.html", use)
+    for piece in ("piece.txt", "piece.words", "piece"):
+        write(piece, "{% macro greet(name) %}Hei, {{ name }}!{% endmacro %}{{ name }}\n")
+        use = f"{{% import '{piece}' as piece with context %}}{{{{ piece.greet(name) }}}} {{% include '{piece}' %}}"
+        write("reminder.nb.txt", f"Emne\n\n{use}\n")
+        write("reminder.nb.html", use)
 
-    message = reminder(folder, full_name="<b>Å & Ø</b>")
+        message = reminder(folder, full_name="<b>Å & Ø</b>")
 
-    assert message.text == "Hei, <b>Å & Ø</b>! <b>Å & Ø</b>\n"
-    assert message.html == "Hei, &lt;b&gt;Å &amp; Ø&lt;/b&gt;! &lt;b&gt;Å &amp; Ø&lt;/b&gt;\n"
+        assert message.text == "Hei, <b>Å & Ø</b>! <b>Å & Ø</b>\n"
+        assert message.html == "Hei, &lt;b&gt;Å &amp; Ø&lt;/b&gt;! &lt;b&gt;Å &amp; Ø&lt;/b&gt;\n"
 
 
 @pytest.mark.parametrize(
@@ -196,26 +196,17 @@ def test_several_problems_make_one_line_and_a_folder_that_is_none_another(folder
             open_templates(folder / nothing)
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "{{ {'a': 1}[name|upper] }}",
-        "{{ {'a': 1}[name|reverse] }}",
-        "{% include name %}",
-        "{{ raise_(name|list) }}",
-        "{{ member_no.no_such }}",
-        '{% include "reminder.nb.txt" %}',
-    ],
-)
-def test_what_breaks_on_one_mentor_names_the_place_and_not_the_person(line: str, folder: Path, write: Write) -> None:
+def test_what_breaks_on_one_mentor_names_the_place_and_not_the_person(folder: Path, write: Write) -> None:
     """Its text ends in a log; whatever the template has made of a name, it is not repeated."""
-    write("reminder.nb.txt", f"Emne\n\nHei\n{line} {{{{ 1 }}}}\n")
-
-    with pytest.raises(TemplateError) as raised:
-        reminder(folder, full_name="Kari Nordmann", member_no="Q7788")
-
-    assert (raised.value.file, raised.value.line) == ("reminder.nb.txt", 4)
-    assert not any(part in str(raised.value).lower() for part in ("kari", "nordmann", "nnam", "'k'", "q7788"))
+    for line in (
+        *("{{ {'a': 1}[name|upper] }}", "{{ {'a': 1}[name|reverse] }}", "{% include name %}"),
+        *("{{ raise_(name|list) }}", "{{ member_no.no_such }}", '{% include "reminder.nb.txt" %}'),
+    ):
+        write("reminder.nb.txt", f"Emne\n\nHei\n{line} {{{{ 1 }}}}\n")
+        with pytest.raises(TemplateError) as raised:
+            reminder(folder, full_name="Kari Nordmann", member_no="Q7788")
+        assert (raised.value.file, raised.value.line) == ("reminder.nb.txt", 4)
+        assert not any(part in str(raised.value).lower() for part in ("kari", "nordmann", "nnam", "'k'", "q7788"))
 
 
 def test_the_samples_are_every_situation() -> None:
