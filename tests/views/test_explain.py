@@ -233,7 +233,7 @@ def test_a_push_is_told_from_the_wish_to_the_confirmation(facts: Facts) -> None:
     told(facts, mentor_id, "Next: today, with the next `certjob run` or `certjob deliver`: the portal is asked again")
 
     run(facts, portal=FlakyPortal())
-    told(facts, mentor_id, "the portal last confirmed: hidden, ", "1 earlier failure, all resolved")
+    told(facts, mentor_id, "the portal last confirmed: hidden, ", "1 earlier failure, resolved")
     read = document(story_of(facts, mentor_id))["portal"]
     assert (read["wanted"], read["confirmed"], read["push"], read["resolved_failures"]) == (False, False, None, 1)
     facts.certificate(mentor_id, IN_700_DAYS, issued_on=TODAY)
@@ -398,3 +398,12 @@ def test_the_command_tells_the_story_off_a_terminal_in_whole_lines(here: Certjob
     unknown = here("explain", "M2", "--json")
     assert_one_line(unknown, "no mentor 'M2'", code=2, command="certjob explain")
     assert json.loads(unknown.stdout)["error"]["code"] == "unknown_mentor"
+
+
+def test_a_reminder_that_waits_again_does_not_repeat_what_was_corrected(facts: Facts) -> None:
+    """Once the address is there, `(no address)` would send people to look for another mistake."""
+    mentor_id = facts.certified_mentor(facts.organisation(), TODAY + timedelta(days=7))
+    run(facts)
+    facts.connection.execute("UPDATE cert_notification_log SET last_error = 'no address'")
+
+    assert "no address" not in told(facts, mentor_id, "7 days before: queued ")

@@ -201,7 +201,7 @@ def _what_became(story: MentorHistory, row: LoggedReminder) -> str:
             if row.attempts
             else ""
         )
-        error = f" ({row.error})" if row.error else ""
+        error = f" ({row.error})" if row.error and row.attempts else ""  # without a try: what has been corrected since
         return f"queued {story.moment(row.queued_at)}{tries}{error}"
     if row.status == "superseded":
         return "never sent: a more urgent one took its place"
@@ -275,7 +275,8 @@ def portal_lines(story: MentorHistory) -> Iterator[PageLine]:
     if story.push is not None:
         yield from _open_push(story, story.push)
     if portal.resolved_failures:
-        text = f"{number(portal.resolved_failures, 'earlier failure')}, all resolved"
+        failures = number(portal.resolved_failures, "earlier failure")
+        text = f"{failures}, {'all ' if portal.resolved_failures > 1 else ''}resolved"
         yield PageLine(text=text, bullet="- ", indent=2, style="dim")
 
 
