@@ -403,7 +403,7 @@ def test_the_command_tells_the_story_off_a_terminal_in_whole_lines(here: Certjob
 def test_a_reminder_that_waits_again_does_not_repeat_what_was_corrected(facts: Facts) -> None:
     """Once the address is there, `(no address)` would send people to look for another mistake."""
     mentor_id = facts.certified_mentor(facts.organisation(), TODAY + timedelta(days=7))
-    run(facts)
+    run(facts, channel=None)
     facts.connection.execute("UPDATE cert_notification_log SET last_error = 'no address'")
 
     assert "no address" not in told(facts, mentor_id, "7 days before: queued ")
