@@ -96,7 +96,9 @@ class ForkedCommand:
         Several threads may wait: the pipe stays readable for those who come too late for the number.
         """
         if self.returncode is None:
-            if not select.select([self._status], [], [], timeout)[0]:
+            status = select.poll()
+            status.register(self._status, select.POLLIN)
+            if not status.poll(None if timeout is None else timeout * 1000):
                 raise subprocess.TimeoutExpired(self.args, timeout or 0)
             with self._reading:
                 if self.returncode is None:
