@@ -7,6 +7,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
@@ -18,6 +19,9 @@ from tests.support import supabase
 from tests.support.app_rows import Organisation, furnish
 from tests.support.facts import Facts
 from tests.support.own_server import data_parent
+
+if TYPE_CHECKING:
+    from tests.support.portal_server import PortalServer
 
 SERVER_URL = "CERTJOB_TEST_DATABASE_URL"
 """A superuser's URL of the server to test on; without it, the embedded one in a temporary folder."""
@@ -181,6 +185,40 @@ def certjob(worker_url: str, bare_environment: dict[str, str], tmp_path: Path) -
         environment = bare_environment | {"CERTJOB_DATABASE_URL": worker_url} | settings
         with started(*arguments, environment=environment, folder=tmp_path, given=given) as child:
             return child.finish(timeout_seconds=timeout)
+
+    return run
+
+
+@pytest.fixture
+def portal() -> Iterator["PortalServer"]:
+    """It shows nobody, and does what it is asked."""
+    from tests.support.command_line import SECRET
+    from tests.support.portal_server import PortalServer
+
+    with PortalServer(key=SECRET) as server:
+        yield server
+
+
+@pytest.fixture
+def ways_out(portal: "PortalServer", tmp_path: Path) -> dict[str, str]:
+    """The settings that lead to the portal and to the Maildir ``mail``."""
+    mail = {"CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'mail'}", "CERTJOB_MAIL_FROM": "HLF <post@hlf.example>"}
+    return {"CERTJOB_PORTAL_URL": portal.url, "CERTJOB_PORTAL_KEY": portal.key} | mail
+
+
+@pytest.fixture
+def environment(bare_environment: dict[str, str], database_url: str) -> dict[str, str]:
+    """That of a process on the test's database, as the owner of its tables."""
+    return bare_environment | {"CERTJOB_DATABASE_URL": database_url}
+
+
+@pytest.fixture
+def here(environment: dict[str, str], tmp_path: Path) -> Certjob:
+    """Like ``certjob``, but in this process and in ``environment``; keyword arguments are settings."""
+    from tests.support.command_line import run_in_process
+
+    def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        return run_in_process(*arguments, environment=environment | settings, folder=tmp_path)
 
     return run
 

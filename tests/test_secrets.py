@@ -15,7 +15,7 @@ from aiosmtpd.smtp import AuthResult
 from certjob import redaction
 from certjob.settings import Settings
 from tests.conftest import Certjob, installed_command
-from tests.support.command_line import Finished, run_in_process, started, today
+from tests.support.command_line import Finished, started, today
 from tests.support.facts import Facts
 from tests.support.portal_answers import Behaviour, answer, hang
 from tests.support.portal_server import PortalServer
@@ -50,7 +50,7 @@ def people(facts: Facts) -> None:
 
 
 @pytest.fixture
-def planted(worker_url: str, bare_environment: dict[str, str]) -> dict[str, str]:
+def environment(worker_url: str, bare_environment: dict[str, str]) -> dict[str, str]:
     """Every secret setting; the servers are still to be named."""
     return bare_environment | {
         "CERTJOB_DATABASE_URL": psycopg.conninfo.make_conninfo(worker_url, password=DATABASE_PASSWORD),
@@ -62,16 +62,6 @@ def planted(worker_url: str, bare_environment: dict[str, str]) -> dict[str, str]
         "CERTJOB_PORTAL_ATTEMPTS": "1",
         "SSL_CERT_FILE": str(CERTIFICATE),
     }
-
-
-@pytest.fixture
-def here(planted: dict[str, str], tmp_path: Path) -> Certjob:
-    """Run a command in this process, with everything planted; keyword arguments are more settings."""
-
-    def run(*arguments: str, **settings: str) -> Finished:
-        return run_in_process(*arguments, environment=planted | settings, folder=tmp_path)
-
-    return run
 
 
 def quoting(status: int, code: str) -> Behaviour:
@@ -236,11 +226,12 @@ def test_a_wrong_setting_is_named_and_not_repeated(here: Certjob) -> None:
         assert_says_nothing(result)
 
 
-def test_ps_shows_no_secret_while_it_runs(planted: dict[str, str], facts: Facts, tmp_path: Path) -> None:
+def test_ps_shows_no_secret_while_it_runs(environment: dict[str, str], facts: Facts, tmp_path: Path) -> None:
     """The command line is everybody's to read, unlike the environment; a child's would be, too."""
     facts.certified_mentor(facts.organisation(), today() - timedelta(days=1))
     with PortalServer(key=PORTAL_KEY, default=hang()) as portal:
-        environment, program = planted | {"CERTJOB_PORTAL_URL": portal.url}, [str(installed_command())]
+        environment |= {"CERTJOB_PORTAL_URL": portal.url}
+        program = [str(installed_command())]
         with started("run", "-v", environment=environment, folder=tmp_path, program=program) as child:
             portal.wait_until(lambda: len(portal.requests) == 1, timeout_seconds=60)
             pid = child.process.pid

@@ -105,8 +105,7 @@ class Scene:
 def scene(
     facts: Facts, app: psycopg.Connection[Any], environment: dict[str, str], ways_out: dict[str, str], tmp_path: Path
 ) -> Scene:
-    ways_out.pop("CERTJOB_NOTIFY_URL")
-    return Scene(facts, app, environment | ways_out, tmp_path)
+    return Scene(facts, app, environment | ways_out | {"CERTJOB_NOTIFY_URL": ""}, tmp_path)
 
 
 # What has nothing to finish.

@@ -33,10 +33,9 @@ def host() -> Iterator[PingHost]:
 
 
 @pytest.fixture
-def environment(bare_environment: dict[str, str], database_url: str, tmp_path: Path) -> dict[str, str]:
+def environment(environment: dict[str, str], tmp_path: Path) -> dict[str, str]:
     """A cron line whose night needs nobody."""
-    maildir = f"maildir:{tmp_path / 'maildir'}"
-    return bare_environment | {"CERTJOB_DATABASE_URL": database_url, "CERTJOB_NOTIFY_URL": maildir}
+    return environment | {"CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'maildir'}"}
 
 
 @pytest.fixture
