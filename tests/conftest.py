@@ -197,6 +197,7 @@ def portal() -> Iterator["PortalServer"]:
 
     with PortalServer(key=SECRET) as server:
         yield server
+        server.release()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What the portal's tests share: the stand-in of the Edge Function, and a scene with it."""
+"""What the portal's tests share: a scene with the stand-in of the Edge Function."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -8,13 +8,6 @@ import pytest
 from certjob.database import Connection
 from tests.support.portal_server import PortalServer
 from tests.support.stages import PortalScene
-
-
-@pytest.fixture
-def portal() -> Iterator[PortalServer]:
-    with PortalServer() as server:
-        yield server
-        server.release()
 
 
 @pytest.fixture

@@ -70,12 +70,6 @@ UNREACHABLE = f"postgresql://certjob:{SECRET}@127.0.0.1:1/certjob"
 
 
 @pytest.fixture
-def portal() -> Iterator[PortalServer]:
-    with PortalServer(key=SECRET) as server:
-        yield server
-
-
-@pytest.fixture
 def check(
     bare_environment: dict[str, str], database_url: str, facts: Facts, portal: PortalServer, tmp_path: Path
 ) -> Check:
