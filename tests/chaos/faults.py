@@ -120,17 +120,7 @@ class Word(StrEnum):
     WRONG_KEY = "401"
 
 
-ACTING = frozenset(
-    {
-        Word.OK,
-        Word.SLOW,
-        Word.CUT,
-        Word.ERROR_AFTER_ACTING,
-        Word.RESET_AFTER_ACTING,
-        Word.DRIP,
-        Word.NO_JSON_AFTER_ACTING,
-    }
-)
+ACTING = {Word.OK, Word.SLOW, Word.CUT, Word.DRIP} | {word for word in Word if "after acting" in word}
 """The words after which the portal shows the value."""
 
 

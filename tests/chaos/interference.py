@@ -8,12 +8,12 @@ import psycopg
 from certjob.database import Connection
 from tests.chaos.database_proxy import DatabaseProxy
 from tests.chaos.faults import Action, Fault, Spot
-from tests.chaos.model import Person
 from tests.chaos.plans import PORTAL_SETTLE, Command, beginning_of
 from tests.chaos.population import Deed
 from tests.chaos.stage import Stage
 from tests.chaos.strikes import Strike
 from tests.support.command_line import Child
+from tests.support.saga_model import Mentor
 from tests.support.waiting import until
 
 _POLL = " ".join(beginning_of("find_open_version").split())
@@ -108,7 +108,7 @@ class Others:
         child, _ = self.start(Command())
         until(lambda: child.process.poll() is not None, seconds=60)
 
-    def _want_the_opposite(self, person: Person) -> None:
+    def _want_the_opposite(self, person: Mentor) -> None:
         """Change the facts so that the mentor is to be hidden instead of shown, or shown instead of hidden."""
         if person.is_active(self._stage.today):
             self._stage.change_one(person.member_no, Deed.PAUSE)

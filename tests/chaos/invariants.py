@@ -7,10 +7,10 @@ from datetime import date
 from uuid import UUID
 
 from certjob.database import Connection
-from tests.chaos.model import Due, due_reminders, read_people
 from tests.chaos.postbox import Taken
 from tests.chaos.stage import Stage
 from tests.support.command_line import Finished
+from tests.support.saga_model import Due, due_reminders, read_mentors
 
 _MESSAGE_ID = re.compile(r"<certjob-reminder-([0-9]+)-([0-9]+)@.*>")
 
@@ -63,7 +63,7 @@ def unseen_complaints(connection: Connection) -> Iterator[str]:
 
 def fact_complaints(connection: Connection, stage: Stage) -> Iterator[str]:
     """certjob changes no fact."""
-    for before, after in zip(stage.people, read_people(connection), strict=True):
+    for before, after in zip(stage.people, read_mentors(connection).values(), strict=True):
         if before != after:
             yield f"facts of {before.member_no} changed: {before} became {after}"
 

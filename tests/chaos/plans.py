@@ -3,29 +3,11 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 from certjob import database
-from tests.chaos.faults import (
-    EACH_MESSAGE,
-    IN_THE_LOOP,
-    MAIL_TROUBLES,
-    Action,
-    Fault,
-    MailWord,
-    Phase,
-    Spot,
-    When,
-    Word,
-)
-from tests.chaos.population import (
-    LONG_DAYS,
-    Change,
-    Deed,
-    MentorPlan,
-    Shape,
-    draw_changes,
-    draw_population,
-)
+from tests.chaos.faults import EACH_MESSAGE, MAIL_TROUBLES, Action, Fault, MailWord, Phase, Spot, When, Word
+from tests.chaos.population import LONG_DAYS, Change, Deed, MentorPlan, Shape, draw_changes, draw_population
 
 FIRST_RANDOM_SEED = 1000
 """Smaller seeds are the matrix: one place of the standard night each."""
@@ -120,11 +102,7 @@ STANDARD_CHANGES = (
 
 def struck_night(command: Command, *, seed: int) -> Plan:
     """The standard night: everybody is as wanted, then facts change, and the command after that is struck."""
-    return Plan(
-        seed=seed,
-        population=STANDARD_POPULATION,
-        steps=(Command(), STANDARD_CHANGES, command),
-    )
+    return Plan(seed=seed, population=STANDARD_POPULATION, steps=(Command(), STANDARD_CHANGES, command))
 
 
 def matrix(*, statements: int, requests: int, mails: int, steps: int) -> list[Command]:
@@ -207,22 +185,16 @@ def _draw_command(chance: Random, population: Sequence[MentorPlan]) -> Command:
     words = chance.choices([RUN, DELIVER, ("resync", chance.choice(with_portal))], weights=[7, 2, 1])[0]
     script = _draw_script(chance)
     mail_script = _draw_mail_script(chance)
-    concurrency, attempts = chance.choice([1, 1, 2, 4]), chance.choice([1, 2, 2, 3])
+    rest: dict[str, Any] = {"mail_script": mail_script, "concurrency": chance.choice([1, 1, 2, 4])}
+    rest["attempts"] = chance.choice([1, 2, 2, 3])
     if kind == "two at once":
         fault = _draw_fault(chance, alone=False) if chance.random() < 0.75 else None
-        return Command(
-            words=RUN,
-            twin=chance.choice([RUN, RUN, DELIVER, ("resync", chance.choice(with_portal))]),
-            fault=fault,
-            script=script,
-            mail_script=mail_script,
-            concurrency=concurrency,
-            attempts=attempts,
-        )
+        twin = chance.choice([RUN, RUN, DELIVER, ("resync", chance.choice(with_portal))])
+        return Command(twin=twin, fault=fault, script=script, **rest)
     if kind == "database down":
         return Command(words=words, database_is_down=True)
     if kind == "portal down":
-        return Command(words=words, portal_is_down=True, concurrency=concurrency, attempts=1, mail_script=mail_script)
+        return Command(words=words, portal_is_down=True, **rest | {"attempts": 1})
     if kind == "portal black hole":
         return Command(words=RUN, script=(Word.OK, Word.HANG), concurrency=2, attempts=1)
     fault = None
@@ -231,19 +203,14 @@ def _draw_command(chance: Random, population: Sequence[MentorPlan]) -> Command:
         if chance.random() < 0.5:
             script = ()  # so that it gets as far as the place of the fault
         if fault.action is Action.OUTLAST:
-            concurrency, script, words = 1, (), RUN  # one settles while nobody else's call is under way
+            # One settles while nobody else's call is under way.
+            rest["concurrency"], script, words = 1, (), RUN
         if fault.spot is Spot.TIMER:
-            script, attempts = (Word.ERROR, Word.THROTTLED_SECONDS), 2  # a timer runs out where something is waited for
+            # A timer runs out where something is waited for.
+            script, rest["attempts"] = (Word.ERROR, Word.THROTTLED_SECONDS), 2
         if fault.action is Action.STOP and fault.spot is Spot.REQUEST and chance.random() < 0.5:
             script = (*[Word.OK] * (fault.number - 1), Word.HANG)  # it is stopped in the middle of a call
-    return Command(
-        words=words,
-        fault=fault,
-        script=script,
-        mail_script=mail_script,
-        concurrency=concurrency,
-        attempts=attempts,
-    )
+    return Command(words=words, fault=fault, script=script, **rest)
 
 
 def _draw_mail_script(chance: Random) -> tuple[MailWord, ...]:
@@ -266,25 +233,15 @@ def _draw_mail_script(chance: Random) -> tuple[MailWord, ...]:
 _NUMBERS = (1, 1, 1, 2, 2, 3, 4, 6)
 """Which request, mail or settle: a night with few changes has few."""
 
-_SPOTS = {Spot.STATEMENT: 50, Spot.REQUEST: 25, Spot.MAIL: 13, Spot.MOMENT: 12, Spot.STEP: 6} | {
-    Spot.TURN: 14,
-    Spot.RESULT: 6,
-    Spot.TIMER: 4,
-    Spot.PUSH: 8,
-}
+_SPOTS = {Spot.STATEMENT: 50, Spot.REQUEST: 25, Spot.MAIL: 13, Spot.MOMENT: 12, Spot.STEP: 6}
+_SPOTS |= {Spot.TURN: 14, Spot.RESULT: 6, Spot.TIMER: 4, Spot.PUSH: 8}
 
-_WEIGHTS = {
-    Word.OK: 40,
-    Word.SLOW: 10,
-    Word.HANG: 0,  # only where something ends it: a call's deadline is half a minute
-    Word.THROTTLED_SECONDS: 2,
-    Word.THROTTLED_DATE: 2,
-    Word.THROTTLED_LONG: 1,
-    Word.TOO_LARGE: 1,
-    Word.REDIRECT: 1,
-    Word.WRONG_KEY: 1,
-    Word.HTML_OK: 2,
-}
+_WEIGHTS = (
+    {Word.OK: 40, Word.SLOW: 10}
+    | {Word.HANG: 0}  # only where something ends it: a call's deadline is half a minute
+    | dict.fromkeys((Word.THROTTLED_SECONDS, Word.THROTTLED_DATE, Word.HTML_OK), 2)
+    | dict.fromkeys((Word.THROTTLED_LONG, Word.TOO_LARGE, Word.REDIRECT, Word.WRONG_KEY), 1)
+)
 
 
 def _draw_script(chance: Random) -> tuple[Word, ...]:
@@ -298,26 +255,20 @@ def _draw_script(chance: Random) -> tuple[Word, ...]:
 def _draw_fault(chance: Random, *, alone: bool) -> Fault:
     """A fault at a place that most nights reach."""
     spot = chance.choices(list(_SPOTS), weights=list(_SPOTS.values()))[0]
-    if spot in IN_THE_LOOP:
-        return _draw_loop_fault(chance, spot)
-    if spot is Spot.MOMENT:
-        action = chance.choice([Action.KILL, Action.KILL, Action.STOP, Action.TERMINATE, Action.RESTART])
-        return Fault(spot=spot, number=chance.randint(0, 250), action=action)
-    if spot is Spot.STATEMENT:
-        return _draw_statement_fault(chance, alone=alone)
-    if spot is Spot.STEP:
-        action = chance.choice([Action.KILL, Action.STOP])
-        return Fault(spot=spot, number=chance.randint(1, 12), when=When.BEFORE, action=action)
-    action = chance.choices(
-        [Action.KILL, Action.STOP, Action.TERMINATE, Action.RESTART, Action.OVERTAKE], weights=[5, 3, 1, 1, 4]
-    )[0]
-    sides = [When.BEFORE, When.AFTER] + ([When.ANSWERED] if spot is Spot.REQUEST and action is Action.KILL else [])
-    return Fault(spot=spot, number=chance.choice(_NUMBERS), when=chance.choice(sides), action=action)
-
-
-def _draw_loop_fault(chance: Random, spot: Spot) -> Fault:
-    """What the event loop of the process does to itself."""
     match spot:
+        case Spot.STATEMENT:
+            return _draw_statement_fault(chance, alone=alone)
+        case Spot.MOMENT:
+            action = chance.choice([Action.KILL, Action.KILL, Action.STOP, Action.TERMINATE, Action.RESTART])
+            return Fault(spot=spot, number=chance.randint(0, 250), action=action)
+        case Spot.STEP:
+            action = chance.choice([Action.KILL, Action.STOP])
+            return Fault(spot=spot, number=chance.randint(1, 12), action=action)
+        case Spot.REQUEST | Spot.MAIL:
+            actions = {Action.KILL: 5, Action.STOP: 3, Action.TERMINATE: 1, Action.RESTART: 1, Action.OVERTAKE: 4}
+            action = chance.choices(list(actions), weights=list(actions.values()))[0]
+            sides = list(When) if spot is Spot.REQUEST and action is Action.KILL else [When.BEFORE, When.AFTER]
+            return Fault(spot=spot, number=chance.choice(_NUMBERS), when=chance.choice(sides), action=action)
         case Spot.TURN:
             action = chance.choices([Action.STOP, Action.LATE, Action.KILL], weights=[5, 3, 2])[0]
             return Fault(spot=spot, number=chance.randint(1, 120), action=action)
@@ -338,7 +289,7 @@ def _draw_statement_fault(chance: Random, *, alone: bool) -> Fault:
     when = chance.choice([When.BEFORE, When.AFTER])
     if action is Action.OUTLAST:
         text = chance.choice([PORTAL_SETTLE, MAIL_SETTLE])
-        return Fault(spot=Spot.STATEMENT, number=chance.randint(1, 2), when=When.BEFORE, action=action, text=text)
+        return Fault(spot=Spot.STATEMENT, number=chance.randint(1, 2), action=action, text=text)
     text = chance.choice(["", "", PORTAL_SETTLE, MAIL_SETTLE])
     number = chance.choice(_NUMBERS) if text else chance.randint(1, 75)
     return Fault(spot=Spot.STATEMENT, number=number, when=when, action=action, text=text)

@@ -11,11 +11,9 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from certjob.database import Connection
-from tests.chaos import model
 from tests.chaos.cluster import Cluster
 from tests.chaos.database_proxy import DatabaseProxy
 from tests.chaos.faults import IN_THE_LOOP, SECURED, Manner
-from tests.chaos.model import Due, Person
 from tests.chaos.plans import Command
 from tests.chaos.population import Change, Contact, Deed, MentorPlan, change, create
 from tests.chaos.postbox import PASSWORD, USER, Postbox
@@ -24,6 +22,7 @@ from tests.support.command_line import Child, started
 from tests.support.facts import Facts
 from tests.support.intents import let_unknown_outcomes_pass, make_due, run_out
 from tests.support.portal_server import PortalServer
+from tests.support.saga_model import Due, Mentor, due_reminders, read_mentors
 from tests.support.smtp_server import CERTIFICATE
 from tests.support.waiting import until
 
@@ -45,7 +44,7 @@ class Stage:
     today: date
     trail: list[str] = field(default_factory=list)
     """What was done, in order."""
-    people: list[Person] = field(default_factory=list)
+    people: list[Mentor] = field(default_factory=list)
     """The facts as they were last written."""
     ever_due: set[Due] = field(default_factory=set)
     """Every reminder that was due at some time."""
@@ -103,7 +102,7 @@ class Stage:
             self._serial += 1
             self.change([Change(number=int(member_no[1:]), deed=deed, days=0, serial=self._serial)])
 
-    def is_reachable(self, person: Person) -> bool:
+    def is_reachable(self, person: Mentor) -> bool:
         """Whether the portal knows the contact that is noted."""
         return person.contact_id in self.receiver.known
 
@@ -151,9 +150,9 @@ class Stage:
 
     def _note_facts(self) -> None:
         with self.session() as connection:
-            self.people = model.read_people(connection)
+            self.people = list(read_mentors(connection).values())
         for person in self.people:
-            self.ever_due |= model.due_reminders(person, self.today)
+            self.ever_due |= due_reminders(person, self.today)
 
     def _environment(self, command: Command, *, port: int) -> dict[str, str]:
         is_secured = any(word is not None and word.phase in SECURED for word in command.mail_script)

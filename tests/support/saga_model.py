@@ -41,6 +41,8 @@ class Mentor:
     """A mentor and everything people have noted about them."""
 
     id: UUID
+    member_no: str
+    email: str
     organisation: Organisation
     contact_id: UUID | None
     certificates: dict[UUID, Certificate] = field(default_factory=dict)
@@ -49,9 +51,13 @@ class Mentor:
     left: bool = False
 
     @property
+    def has_portal(self) -> bool:
+        return self.organisation.has_portal
+
+    @property
     def on_portal(self) -> bool:
         """Whether the portal has a contact of this mentor that certjob answers for."""
-        return self.organisation.has_portal and self.contact_id is not None
+        return self.has_portal and self.contact_id is not None
 
     def same_kind(self, certificate: Certificate) -> list[Certificate]:
         """All rows of that kind, revoked ones left out."""
@@ -83,22 +89,57 @@ class Mentor:
         """Whether the mentor may meet people, and so whether the portal shows them."""
         return not self.left and not self.pauses and self.is_certified(today)
 
+    def due_threshold(self, certificate: Certificate, today: date) -> int | None:
+        """The one reminder about this certificate that is right to send today."""
+        if self.left or self.status(certificate, today) not in ("valid", "expiring", "expired"):
+            return None
+        begins_by = certificate.expires_on + timedelta(days=1)
+        if any(row.rank > certificate.rank and row.issued_on <= begins_by for row in self.same_kind(certificate)):
+            return None
+        for threshold in sorted(self.organisation.thresholds):
+            due_on = certificate.expires_on - timedelta(days=threshold)
+            if today >= due_on:
+                last_day = certificate.expires_on if threshold >= 0 else due_on + timedelta(days=14)
+                return threshold if today <= last_day else None
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Due:
+    """A reminder that should be received, whoever sends it."""
+
+    mentor_id: UUID
+    cert_id: UUID
+    threshold_days: int
+    expires_on: date
+
+
+def due_reminders(mentor: Mentor, today: date) -> set[Due]:
+    """What this mentor must have been reminded of by the end of today."""
+    return {
+        Due(mentor_id=mentor.id, cert_id=cert_id, threshold_days=threshold, expires_on=certificate.expires_on)
+        for cert_id, certificate in mentor.certificates.items()
+        if (threshold := mentor.due_threshold(certificate, today)) is not None
+    }
+
 
 def read_mentors(connection: Connection) -> dict[UUID, Mentor]:
     """Read the facts; nothing that certjob writes."""
     rows = connection.execute(
-        "SELECT m.id, m.dynamics_contact_id, m.left_at IS NOT NULL,"
+        "SELECT m.id, m.member_no, m.email, m.dynamics_contact_id, m.left_at IS NOT NULL,"
         " o.id, o.portal IS NOT NULL, o.reminder_thresholds, o.optional_kinds,"
         " ARRAY(SELECT reason FROM mentor_pauses WHERE mentor_id = m.id AND actor <> 'certjob' AND lifted_at IS NULL)"
-        " FROM mentors AS m JOIN organisations AS o ON o.id = m.organisation_id"
+        " FROM mentors AS m JOIN organisations AS o ON o.id = m.organisation_id ORDER BY m.member_no"
     ).fetchall()
     mentors = {
         row[0]: Mentor(
             id=row[0],
-            contact_id=row[1],
-            left=row[2],
-            organisation=Organisation(id=row[3], has_portal=row[4], thresholds=row[5], optional_kinds=row[6]),
-            pauses=set(row[7]),
+            member_no=row[1],
+            email=row[2],
+            contact_id=row[3],
+            left=row[4],
+            organisation=Organisation(id=row[5], has_portal=row[6], thresholds=row[7], optional_kinds=row[8]),
+            pauses=set(row[9]),
         )
         for row in rows
     }
