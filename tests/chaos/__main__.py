@@ -67,10 +67,10 @@ def _measure(folder: Path) -> list[Command]:
         raise SystemExit(1)
     night = outcome.nights[1]  # the second command of the plan is the one to be struck
     print(
-        f"the standard night has {night.statements} statements, {night.requests} requests, {night.mails} mails in "
-        f"{night.steps} steps; it is killed at each of them, and its mail server fails in every way at every phase"
+        f"the standard night has {', '.join(f'{number} {what}' for what, number in night.items())} of mail sessions; "
+        "it is killed at each of them, and its mail server fails in every way at every phase"
     )
-    return matrix(statements=night.statements, requests=night.requests, mails=night.mails, steps=night.steps)
+    return matrix(**night)
 
 
 def _summarize(outcomes: Sequence[Outcome], seeds: Sequence[int], *, matrix: Sequence[Command], seconds: float) -> int:

@@ -9,11 +9,9 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import psycopg
-from psycopg import sql
 
 from certjob import database
 from certjob.database import Connection, embedded, migrations
@@ -36,20 +34,16 @@ class Cluster:
         self.folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         self.start()
         with self.connect("postgres") as admin:
-            for setting in (
-                "fsync",
-                "full_page_writes",
-            ):  # a killed server keeps what the system has; only a power cut does not
-                admin.execute(sql.SQL("ALTER SYSTEM SET {} = off").format(sql.Identifier(setting)))
+            # A killed server keeps what the system has; only a power cut does not.
+            admin.execute("ALTER SYSTEM SET fsync = off")
+            admin.execute("ALTER SYSTEM SET full_page_writes = off")
             admin.execute("SELECT pg_reload_conf()")
-            admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(TEMPLATE)))
+            admin.execute(f"CREATE DATABASE {TEMPLATE}".encode())
         with database.connect(self.url(TEMPLATE)) as connection:
             migrations.migrate(connection)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -73,13 +67,12 @@ class Cluster:
     def fresh_database(self, name: str) -> Iterator[None]:
         """A migrated database of this name."""
         with self.connect("postgres") as admin:
-            statement = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY")
-            admin.execute(statement.format(sql.Identifier(name), sql.Identifier(TEMPLATE)))
+            admin.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY FILE_COPY".encode())
         try:
             yield
         finally:
             with self.connect("postgres") as admin:
-                admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+                admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
     def connect(self, name: str) -> Connection:
         """A session of the harness; none outlives a restart, so they are short."""
@@ -95,7 +88,8 @@ class Cluster:
         """A bare connection to the server, for the proxy. Raises OSError while it is down."""
         connection = socket.socket(socket.AF_UNIX)
         try:
-            connection.connect(f"{self._parameters['host']}/.s.PGSQL.{self._parameters.get('port', 5432)}")
+            parameters = psycopg.conninfo.conninfo_to_dict(self._handle.get_uri())
+            connection.connect(f"{parameters['host']}/.s.PGSQL.{parameters.get('port', 5432)}")
         except OSError:
             connection.close()
             raise
@@ -118,10 +112,6 @@ class Cluster:
     def url(self, name: str) -> str:
         """Where a database of it is; another one after a restart it is not."""
         return psycopg.conninfo.make_conninfo(self._handle.get_uri(), dbname=name)
-
-    @property
-    def _parameters(self) -> dict[str, Any]:
-        return dict(psycopg.conninfo.conninfo_to_dict(self._handle.get_uri()))
 
 
 _FOREIGN_SESSIONS = """

@@ -17,6 +17,8 @@ from tests.chaos.population import Deed
 from tests.chaos.stage import Stage
 from tests.chaos.strikes import Strike
 from tests.support.command_line import Child, Finished
+from tests.support.facts import Facts
+from tests.support.programmes import everything
 
 MOST_RECOVERIES = 3
 ENDS_WITHIN_SECONDS = 90.0
@@ -24,18 +26,6 @@ ENDS_WITHIN_SECONDS = 90.0
 _HARMLESS = frozenset({Action.OVERTAKE, Action.OUTLAST, Action.LATE, Action.CANCEL})
 """To the process itself nothing happens."""
 _FOR_EVERYBODY = frozenset({Action.TERMINATE, Action.RESTART})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Traffic:
-    """What one command and those beside it sent."""
-
-    statements: int
-    """Of the command alone."""
-    requests: int
-    mails: int
-    steps: int
-    """Of mail sessions."""
 
 
 @dataclass(kw_only=True)
@@ -49,8 +39,8 @@ class Outcome:
     """The kind of trouble of each command, and whether its place was reached."""
     troubles: list[tuple[str, bool]] = field(default_factory=list)
     """What was to go wrong in mail sessions, and whether a session came to it."""
-    nights: list["Traffic"] = field(default_factory=list)
-    """What each command sent."""
+    nights: list[dict[str, int]] = field(default_factory=list)
+    """How many statements, requests, mails and steps of mail sessions there were of each command."""
     seconds: float = 0.0
 
     def __str__(self) -> str:
@@ -113,8 +103,7 @@ class _Run:
         """Run one command, with what goes wrong in it; return its exit code."""
         stage = self._stage
         stage.trail.append(str(command))
-        requests, mails = len(stage.receiver.received), len(stage.postbox.taken)
-        steps = stage.postbox.steps
+        before = stage.traffic
         with ExitStack() as stack:
             others = Others(stage, stack)
             strike = Strike(command.fault, cluster=stage.cluster, database=stage.name, meanwhile=others.interfere)
@@ -145,14 +134,8 @@ class _Run:
         stage.receiver.begin((), None)
         stage.postbox.begin((), None)
         stage.wait_until_idle()
-        self.outcome.nights.append(
-            Traffic(
-                statements=len(proxy.statements),
-                requests=len(stage.receiver.received) - requests,
-                mails=len(stage.postbox.taken) - mails,
-                steps=stage.postbox.steps - steps,
-            )
-        )
+        sent = {what: number - before[what] for what, number in stage.traffic.items()}
+        self.outcome.nights.append({"statements": len(proxy.statements)} | sent)
         self.outcome.struck.append((command.label, command.fault is None or strike.struck.is_set()))
         for trouble in filter(None, command.mail_script):
             self.outcome.troubles.append((str(trouble), trouble in hit))
@@ -268,29 +251,5 @@ class _Run:
         trail += ["the portal received:", *(f"  {one}" for one in stage.receiver.received)]
         trail += ["the mail server took:", *(f"  {one}" for one in stage.postbox.taken)]
         with stage.session() as connection:
-            for title, statement in _TABLES.items():
-                trail += [
-                    f"{title}:",
-                    *(f"  {' '.join(map(str, row))}" for row in connection.execute(statement.encode())),
-                ]
-
-
-_TABLES = {
-    "events": (
-        "SELECT m.member_no, e.id || '-' || e.version, CASE WHEN e.visible THEN 'show' ELSE 'hide' END, e.status,"
-        " e.attempts, e.claim_token, e.last_error FROM portal_sync_events AS e"
-        " JOIN mentors AS m ON m.id = e.mentor_id ORDER BY e.id"
-    ),
-    "failures": (
-        "SELECT m.member_no, f.event_id, f.kind, f.attempts, f.error, f.resolved_at FROM dynamics_sync_failures AS f"
-        " JOIN mentors AS m ON m.id = f.mentor_id ORDER BY f.id"
-    ),
-    "reminders": (
-        "SELECT l.id, m.member_no, l.threshold_days, l.expires_on, l.status, l.attempts, l.claim_token, l.maybe_sent,"
-        " l.history FROM cert_notification_log AS l JOIN mentors AS m ON m.id = l.mentor_id ORDER BY l.id"
-    ),
-    "pauses": (
-        "SELECT m.member_no, p.actor, p.lifted_at FROM mentor_pauses AS p"
-        " JOIN mentors AS m ON m.id = p.mentor_id ORDER BY m.member_no, p.paused_at"
-    ),
-}
+            for table, rows in everything(Facts(connection)).items():
+                trail += [f"{table}:", *(f"  {row[0]}" for row in rows)]

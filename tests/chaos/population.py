@@ -130,33 +130,25 @@ def create(facts: Facts, population: Sequence[MentorPlan], today: date) -> None:
     """Write the mentors' facts."""
     organisations = {True: facts.organisation("hlf"), False: facts.organisation("lag", portal=None)}
     for plan in population:
-        mentor_id = facts.mentor(
-            organisations[plan.has_portal],
-            member_no=plan.member_no,
-            locale="en",
-            contact_id=plan.contact_id,
-        )
+        home, of_theirs = organisations[plan.has_portal], {"locale": "en", "contact_id": plan.contact_id}
+        mentor_id = facts.mentor(home, member_no=plan.member_no, **of_theirs)  # type: ignore[arg-type]
         if plan.shape is not Shape.NONE:
             facts.certificate(mentor_id, today + timedelta(days=plan.days), issued_on=today - timedelta(days=800))
-        if plan.shape is Shape.RENEWED:
-            facts.certificate(
-                mentor_id, today + timedelta(days=LONG_DAYS), issued_on=today + timedelta(days=plan.days - 1)
-            )
-        if plan.shape is Shape.UPCOMING:
-            facts.certificate(mentor_id, today + timedelta(days=LONG_DAYS), issued_on=today + timedelta(days=10))
-        if plan.shape in {Shape.PAUSED, Shape.EXPIRED_AND_PAUSED}:
-            facts.pause(mentor_id)
-        if plan.shape is Shape.REVOKED:
-            facts.connection.execute("UPDATE certificates SET revoked_at = now() WHERE mentor_id = %s", (mentor_id,))
-        if plan.shape is Shape.LEFT:
-            facts.connection.execute("UPDATE mentors SET left_at = now() WHERE id = %s", (mentor_id,))
+        if (begins_in := {Shape.RENEWED: plan.days - 1, Shape.UPCOMING: 10}.get(plan.shape)) is not None:
+            last_day = today + timedelta(days=LONG_DAYS)
+            facts.certificate(mentor_id, last_day, issued_on=today + timedelta(days=begins_in))
+        if (deed := _DONE_BEFORE.get(plan.shape)) is not None:
+            change(facts, Change(number=plan.number, deed=deed, days=0, serial=0), today)
 
+
+_DONE_BEFORE = {Shape.PAUSED: Deed.PAUSE, Shape.EXPIRED_AND_PAUSED: Deed.PAUSE}
+_DONE_BEFORE |= {Shape.REVOKED: Deed.REVOKE, Shape.LEFT: Deed.LEAVE}
 
 _LATEST = (
     "(SELECT id FROM certificates WHERE mentor_id = %(mentor)s AND issued_on <= %(today)s"
     " ORDER BY expires_on DESC, issued_on DESC LIMIT 1)"
 )
-
+_LIFT = "UPDATE mentor_pauses SET lifted_at = now(), lifted_by = 'coordinator' WHERE mentor_id = %(mentor)s"
 _STATEMENTS = {
     Deed.RENEW: "INSERT INTO certificates (mentor_id, kind, issued_on, expires_on) VALUES"
     " (%(mentor)s, 'likeperson', %(issued_on)s, %(far)s)",
@@ -164,17 +156,13 @@ _STATEMENTS = {
     Deed.REINSTATE: "UPDATE certificates SET revoked_at = NULL WHERE mentor_id = %(mentor)s",
     Deed.EXTEND: f"UPDATE certificates SET expires_on = greatest(%(day)s, issued_on) WHERE id = {_LATEST}",
     # 5 and 6 days, 20 and 25, 45 and 50, -3 and -5 are each within one threshold.
-    Deed.EXTEND_A_LITTLE: "UPDATE certificates SET expires_on = CASE expires_on - %(today)s"
-    " WHEN 5 THEN expires_on + 1 WHEN 6 THEN expires_on - 1 WHEN 20 THEN expires_on + 5 WHEN 25 THEN expires_on - 5"
-    " WHEN 45 THEN expires_on + 5 WHEN 50 THEN expires_on - 5 WHEN -3 THEN greatest(expires_on - 2, issued_on)"
-    " WHEN -5 THEN expires_on + 2"
-    f" ELSE expires_on END WHERE id = {_LATEST}",
+    Deed.EXTEND_A_LITTLE: "UPDATE certificates SET expires_on = greatest(issued_on, expires_on + CASE expires_on"
+    " - %(today)s WHEN 5 THEN 1 WHEN 6 THEN -1 WHEN 20 THEN 5 WHEN 25 THEN -5 WHEN 45 THEN 5 WHEN 50 THEN -5"
+    f" WHEN -3 THEN -2 WHEN -5 THEN 2 ELSE 0 END) WHERE id = {_LATEST}",
     Deed.PAUSE: "INSERT INTO mentor_pauses (mentor_id, reason, actor) VALUES (%(mentor)s, 'illness', 'coordinator')"
     " ON CONFLICT DO NOTHING",
-    Deed.LIFT: "UPDATE mentor_pauses SET lifted_at = now(), lifted_by = 'coordinator'"
-    " WHERE mentor_id = %(mentor)s AND actor <> 'certjob' AND lifted_at IS NULL",
-    Deed.LIFT_CERTJOBS: "UPDATE mentor_pauses SET lifted_at = now(), lifted_by = 'coordinator'"
-    " WHERE mentor_id = %(mentor)s AND actor = 'certjob' AND lifted_at IS NULL",
+    Deed.LIFT: f"{_LIFT} AND actor <> 'certjob' AND lifted_at IS NULL",
+    Deed.LIFT_CERTJOBS: f"{_LIFT} AND actor = 'certjob' AND lifted_at IS NULL",
     Deed.LEAVE: "UPDATE mentors SET left_at = now() WHERE id = %(mentor)s",
     Deed.RETURN: "UPDATE mentors SET left_at = NULL WHERE id = %(mentor)s",
     Deed.CORRECT_CONTACT: "UPDATE mentors SET dynamics_contact_id = %(contact)s WHERE id = %(mentor)s",
@@ -184,17 +172,14 @@ _STATEMENTS = {
 def change(facts: Facts, what: Change, today: date) -> UUID:
     """Do a deed, as the app would; return the contact that is new with it (or would be)."""
     contact = UUID(int=0xC1 << 96 | what.serial << 16 | what.number)
-    row = facts.connection.execute("SELECT id FROM mentors WHERE member_no = %s", (what.member_no,)).fetchone()
-    assert row is not None
-    facts.connection.execute(
-        _STATEMENTS[what.deed].encode(),
-        {
-            "mentor": row[0],
-            "today": today,
-            "issued_on": today - timedelta(days=100 + what.serial),
-            "far": today + timedelta(days=LONG_DAYS + what.serial),
-            "day": today + timedelta(days=what.days),
-            "contact": contact,
-        },
-    )
+    ((mentor_id,),) = facts.rows("SELECT id FROM mentors WHERE member_no = %s", what.member_no)
+    details = {
+        "mentor": mentor_id,
+        "today": today,
+        "issued_on": today - timedelta(days=100 + what.serial),
+        "far": today + timedelta(days=LONG_DAYS + what.serial),
+        "day": today + timedelta(days=what.days),
+        "contact": contact,
+    }
+    facts.connection.execute(_STATEMENTS[what.deed].encode(), details)
     return contact

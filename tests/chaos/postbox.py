@@ -4,13 +4,13 @@ import contextlib
 import email
 import email.policy
 import socket
+import socketserver
 import struct
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.message import EmailMessage
-from io import BufferedReader
 from typing import Self
 
 from tests.chaos.faults import MailTrouble, MailWord, Manner, Phase, Spot, When
@@ -35,11 +35,7 @@ _GOOD = {
     Phase.QUIT: b"221 bye\r\n",
 }
 """What is answered in each phase; at the dot only a message that is not taken is answered."""
-_COMMANDS = {"EHLO": Phase.EHLO, "STARTTLS": Phase.STARTTLS, "AUTH": Phase.LOGIN, "MAIL": Phase.MAIL} | {
-    "RCPT": Phase.RCPT,
-    "DATA": Phase.DATA,
-    "QUIT": Phase.QUIT,
-}
+_COMMANDS = {str(phase): phase for phase in Phase if phase.isupper()} | {"AUTH": Phase.LOGIN}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,10 +50,13 @@ class Taken:
         return f"{self.to} {self.message_id}{' (repeat)' if self.says_repeat else ''}"
 
 
-class Postbox:
+class Postbox(socketserver.ThreadingTCPServer):
     """Listens on loopback; a context manager."""
 
+    daemon_threads = True
+
     def __init__(self) -> None:
+        super().__init__((HOST, 0), _Session)
         self.taken: list[Taken] = []
         self.hit: list[MailTrouble] = []
         """What went wrong since ``begin``."""
@@ -66,27 +65,18 @@ class Postbox:
         self._script: list[MailWord] = []
         self._strike: Strike | None = None
         self._lock = threading.Lock()
-        self._sessions: list[_Session] = []
-        self._threads: list[threading.Thread] = []
-        self._listening = socket.create_server((HOST, 0))
-        self.port: int = self._listening.getsockname()[1]
+        self.port: int = self.server_address[1]
 
     @classmethod
     @contextmanager
     def open(cls) -> Iterator[Self]:
         """A running server."""
-        postbox = cls()
-        postbox._start(postbox._accept)
-        try:
-            yield postbox
-        finally:
-            with contextlib.suppress(OSError):
-                postbox._listening.shutdown(socket.SHUT_RDWR)
-            postbox._listening.close()
-            for session in postbox._sessions:
-                session.hang_up()
-            for thread in postbox._threads:
-                thread.join(10)
+        with cls() as postbox:
+            threading.Thread(target=postbox.serve_forever, args=(0.05,), daemon=True).start()
+            try:
+                yield postbox
+            finally:
+                postbox.shutdown()
 
     def begin(self, script: Sequence[MailWord], strike: Strike | None) -> None:
         """Play this script to what comes now, then be healthy."""
@@ -94,22 +84,6 @@ class Postbox:
             self._script = list(script)
             self._strike = strike
             self.hit = []
-
-    def _start(self, work: object, *arguments: object) -> None:
-        thread = threading.Thread(target=work, args=arguments, daemon=True)  # type: ignore[arg-type]
-        self._threads.append(thread)
-        thread.start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listening.accept()
-            except OSError:
-                return
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            session = _Session(self, connection)
-            self._sessions.append(session)
-            self._start(session.serve)
 
     def come_to(self, phase: Phase) -> Manner | None:
         """Note one more step of a session; return what goes wrong in it."""
@@ -134,34 +108,29 @@ class _OverError(Exception):
     """The session is over."""
 
 
-class _Session:
-    def __init__(self, postbox: Postbox, connection: socket.socket) -> None:
-        self._postbox = postbox
-        self._connection = connection
-        self._file: BufferedReader = connection.makefile("rb")
+class _Session(socketserver.StreamRequestHandler):
+    """One connection, to its end."""
+
+    server: Postbox
+    connection: socket.socket
+    disable_nagle_algorithm = True
+
+    def handle(self) -> None:
         self._to = ""
+        with contextlib.suppress(OSError, _OverError):
+            self._talk()
 
-    def serve(self) -> None:
-        """Serve one connection to its end."""
-        try:
-            with contextlib.suppress(OSError, _OverError):
-                self._talk()
-        finally:
-            self._file.close()
-            self._connection.close()
-
-    def hang_up(self) -> None:
-        """End it, whatever it is waiting for."""
-        with contextlib.suppress(OSError):
-            self._connection.shutdown(socket.SHUT_RDWR)
+    def finish(self) -> None:
+        self.rfile.close()
+        self.connection.close()
 
     def _talk(self) -> None:
         self._answer(Phase.CONNECT)
-        while line := self._file.readline():  # it is another file once TLS has begun
+        while line := self.rfile.readline():  # it is another file once TLS has begun
             word = line.split()[0].decode("latin-1").upper() if line.split() else ""
             phase = _COMMANDS.get(word)
             if phase is None:
-                self._connection.sendall(b"500 what?\r\n")
+                self.connection.sendall(b"500 what?\r\n")
                 continue
             if phase is Phase.RCPT:
                 self._to = line.decode().partition("<")[2].partition(">")[0]
@@ -177,9 +146,9 @@ class _Session:
 
     def _answer(self, phase: Phase) -> bool:
         """Come to a phase and answer in it; whether all was well."""
-        if (strike := self._postbox.strike_at(Spot.STEP)) is not None:
+        if (strike := self.server.strike_at(Spot.STEP)) is not None:
             strike.at(When.BEFORE)
-        manner = self._postbox.come_to(phase)
+        manner = self.server.come_to(phase)
         self._send(phase, manner)
         return manner in {None, Manner.SURPLUS}
 
@@ -189,66 +158,66 @@ class _Session:
             case Manner.DROP | Manner.HANG:
                 self._fall_silent(manner)
             case Manner.GARBAGE:
-                self._connection.sendall(_GARBAGE)
+                self.connection.sendall(_GARBAGE)
             case Manner.SURPLUS:
-                self._connection.sendall(good + (b"250 and again\r\n" if phase is Phase.DOT else good))
+                self.connection.sendall(good + (b"250 and again\r\n" if phase is Phase.DOT else good))
             case Manner.LATER:
-                self._connection.sendall(b"450 later\r\n")
+                self.connection.sendall(b"450 later\r\n")
             case Manner.CLOSING:
-                self._connection.sendall(b"421 closing\r\n")
+                self.connection.sendall(b"421 closing\r\n")
                 raise _OverError
             case _:
-                self._connection.sendall(good)
+                self.connection.sendall(good)
 
     def _fall_silent(self, manner: Manner) -> None:
         """Cut the connection, or say nothing until the other side goes."""
         if manner is Manner.DROP:
-            self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         else:
-            self._connection.settimeout(_LONGEST_SILENCE_SECONDS)
-            while self._file.read1():
+            self.connection.settimeout(_LONGEST_SILENCE_SECONDS)
+            while self.rfile.read1():
                 pass
         raise _OverError
 
     def _secure(self) -> None:
-        match self._postbox.come_to(Phase.HANDSHAKE):
+        match self.server.come_to(Phase.HANDSHAKE):
             case Manner.DROP | Manner.HANG as manner:
                 self._fall_silent(manner)
             case Manner.GARBAGE:
-                self._connection.sendall(_GARBAGE)
+                self.connection.sendall(_GARBAGE)
                 raise _OverError
             case _:
                 pass
-        self._file.close()
-        self._connection = server_tls().wrap_socket(self._connection, server_side=True)
-        self._file = self._connection.makefile("rb")
+        self.rfile.close()
+        self.connection = server_tls().wrap_socket(self.connection, server_side=True)
+        self.rfile = self.connection.makefile("rb")
 
     def _take_message(self) -> None:
-        if (strike := self._postbox.strike_at(Spot.STEP)) is not None:
+        if (strike := self.server.strike_at(Spot.STEP)) is not None:
             strike.at(When.BEFORE)
-        match self._postbox.come_to(Phase.BODY):
+        match self.server.come_to(Phase.BODY):
             case Manner.DROP | Manner.HANG as manner:
                 self._fall_silent(manner)
             case Manner.GARBAGE:
-                self._connection.sendall(_GARBAGE)
+                self.connection.sendall(_GARBAGE)
             case _:
                 pass
         lines: list[bytes] = []
-        while (line := self._file.readline()) != b".\r\n":
+        while (line := self.rfile.readline()) != b".\r\n":
             if not line:
                 raise _OverError
             lines.append(line.removeprefix(b".") if line.startswith(b"..") else line)
         self._end_message(_read(b"".join(lines), to=self._to))
 
     def _end_message(self, message: Taken) -> None:
-        strike = self._postbox.strike_at(Spot.MAIL)
+        strike = self.server.strike_at(Spot.MAIL)
         if strike is not None:
             strike.at(When.BEFORE, about=message.message_id)
-        if (manner := self._postbox.come_to(Phase.DOT)) is not None:
+        if (manner := self.server.come_to(Phase.DOT)) is not None:
             self._send(Phase.DOT, manner)
             return
-        manner = self._postbox.come_to(Phase.REPLY)
-        self._postbox.taken.append(message)
+        manner = self.server.come_to(Phase.REPLY)
+        self.server.taken.append(message)
         if strike is not None:
             strike.at(When.AFTER, about=message.message_id)
         self._send(Phase.REPLY, manner)

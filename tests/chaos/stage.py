@@ -63,15 +63,9 @@ class Stage:
             PortalServer(script=receiver.behaviour) as portal,
             Postbox.open() as postbox,
         ):
-            yield cls(
-                cluster=cluster,
-                name=name,
-                folder=folder,
-                receiver=receiver,
-                postbox=postbox,
-                portal=portal,
-                today=datetime.now(ZoneInfo("Europe/Oslo")).date(),
-            )
+            today = datetime.now(ZoneInfo("Europe/Oslo")).date()
+            outside: dict[str, Any] = {"receiver": receiver, "postbox": postbox, "portal": portal}
+            yield cls(cluster=cluster, name=name, folder=folder, today=today, **outside)
 
     def session(self) -> Connection:
         """A short session of the harness's own; used with ``with``, which closes it."""
@@ -114,6 +108,12 @@ class Stage:
         with started(*words, environment=environment, folder=self.folder, **self._inside(command)) as child:
             yield child
 
+    @property
+    def traffic(self) -> dict[str, int]:
+        """How much there was so far."""
+        requests, mails = len(self.receiver.received), len(self.postbox.taken)
+        return {"requests": requests, "mails": mails, "steps": self.postbox.steps}
+
     def has_struck_itself(self) -> bool:
         """Whether a fault inside the process that was started last has come to its place; asked once."""
         is_struck = self._mark.exists()
@@ -128,8 +128,7 @@ class Stage:
         fault = command.fault
         inside: dict[str, Any] = {}
         if fault is not None and fault.spot in IN_THE_LOOP:
-            words = (fault.spot, fault.number, fault.action, fault.steps, self._mark)
-            inside["loop_fault"] = ":".join(map(str, words))
+            inside["loop_fault"] = f"{fault.spot}:{fault.number}:{fault.action}:{fault.steps}:{self._mark}"
         if any(word is not None and word.manner is Manner.HANG for word in command.mail_script):
             inside["patience"] = _PATIENCE_SECONDS
         return inside

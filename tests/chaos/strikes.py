@@ -17,12 +17,7 @@ class Strike:
     """One fault of one process; without a fault, nothing ever happens."""
 
     def __init__(
-        self,
-        fault: Fault | None,
-        *,
-        cluster: Cluster,
-        database: str,
-        meanwhile: Callable[[Fault, str], None],
+        self, fault: Fault | None, *, cluster: Cluster, database: str, meanwhile: Callable[[Fault, str], None]
     ) -> None:
         """``meanwhile`` does what others do in between; it is told the fault and whom or what it is about."""
         self.fault = fault
@@ -98,7 +93,5 @@ class Strike:
                 self._cluster.restart()
             case Action.OVERTAKE | Action.OUTLAST:
                 self._meanwhile(fault, about)
-            case Action.CUT:
-                pass  # the proxy does it
-            case Action.LATE | Action.CANCEL:
-                pass  # the process does it itself
+            case Action.CUT | Action.LATE | Action.CANCEL:
+                pass  # the proxy does it, or the process itself

@@ -1,63 +1,45 @@
 """Workers that share the seeds, each a process with a PostgreSQL of its own."""
 
+import atexit
 import multiprocessing
-import queue
+import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 from tests.chaos.cluster import Cluster
 from tests.chaos.one_run import Outcome, perform
 from tests.chaos.plans import Command, plan_for
 
-_SPAWN = multiprocessing.get_context("spawn")
+_cluster: Cluster
+"""A worker's own."""
 
 
 def perform_all(seeds: Sequence[int], *, matrix: Sequence[Command], jobs: int, folder: Path) -> Iterator[Outcome]:
-    """Yield the outcomes as they come. Raises SystemExit when a worker dies."""
-    tasks: Any = _SPAWN.Queue()
-    answers: Any = _SPAWN.Queue()
-    for seed in [*seeds, *[None] * jobs]:
-        tasks.put(seed)
-    workers = [
-        _SPAWN.Process(target=_work, args=(tasks, answers, list(matrix), folder / f"worker-{number}"), daemon=True)
-        for number in range(jobs)
-    ]
-    for worker in workers:
-        worker.start()
-    left = len(seeds)
-    try:
-        while left:
-            try:
-                yield answers.get(timeout=5)
-                left -= 1
-            except queue.Empty:
-                if any(worker.exitcode not in (None, 0) for worker in workers):
-                    print("a worker died")
-                    raise SystemExit(1) from None
-    finally:
-        for worker in workers:
-            if left:  # asked to stop, or one of them died
-                worker.terminate()
-            worker.join()
+    """Yield the outcomes as they come. Raises BrokenProcessPool when a worker dies."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_begin, initargs=(folder,)) as pool:
+        try:
+            for each in as_completed([pool.submit(_perform, seed, matrix) for seed in seeds]):
+                yield each.result()
+        finally:
+            pool.shutdown(cancel_futures=True)  # asked to stop: what is under way comes to its end
 
 
-def _work(tasks: Any, answers: Any, matrix: list[Command], folder: Path) -> None:
-    leave_on_sigterm()
-    with Cluster(folder) as cluster:
-        home = folder / "home"
-        home.mkdir()
-        while (seed := tasks.get()) is not None:
-            answers.put(perform(plan_for(seed, matrix=matrix), cluster=cluster, folder=home))
+def _begin(folder: Path) -> None:
+    global _cluster  # noqa: PLW0603 - how an initializer hands over what it made
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it goes to the whole group, and the parent decides
+    _cluster = Cluster(folder / f"worker-{os.getpid()}").__enter__()
+    (_cluster.folder / "home").mkdir()
+    atexit.register(_cluster.__exit__)
+
+
+def _perform(seed: int, matrix: Sequence[Command]) -> Outcome:
+    return perform(plan_for(seed, matrix=matrix), cluster=_cluster, folder=_cluster.folder / "home")
 
 
 def leave_on_sigterm() -> None:
     """Let SIGTERM end this process through its context managers, so that its servers end, too."""
-
-    def leave(_number: int, _frame: FrameType | None) -> None:
-        sys.exit(1)
-
-    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(1))
