@@ -72,15 +72,11 @@ class Others:
     def _overtake_mail(self, message_id: str) -> None:
         """The certificate's last day changes, and a resync arms the reminder for the new one."""
         stage = self._stage
+        whose = "SELECT member_no FROM mentors AS m JOIN cert_notification_log AS l ON mentor_id = m.id WHERE l.id = %s"
         with stage.session() as connection:
-            row = connection.execute(
-                "SELECT m.member_no FROM mentors AS m JOIN cert_notification_log AS l ON l.mentor_id = m.id"
-                " WHERE l.id = %s",
-                (_row_of(message_id),),
-            ).fetchone()
-        assert row is not None
-        stage.change_one(row[0], Deed.EXTEND_A_LITTLE)
-        child, _ = self.start(Command(words=("resync", row[0])))
+            ((member_no,),) = connection.execute(whose, (_row_of(message_id),)).fetchall()
+        stage.change_one(member_no, Deed.EXTEND_A_LITTLE)
+        child, _ = self.start(Command(words=("resync", member_no)))
         until(lambda: child.process.poll() is not None, seconds=60)
 
     def _outlast_push(self) -> None:
@@ -116,11 +112,9 @@ class Others:
             self._stage.change_one(person.member_no, Deed.RETURN, Deed.LIFT, Deed.RENEW)
 
     def _open_version(self, mentor_id: UUID) -> int | None:
+        version = "SELECT version FROM portal_sync_events WHERE mentor_id = %s AND status IN ('pending', 'blocked')"
         with self._stage.session() as connection:
-            row = connection.execute(
-                "SELECT version FROM portal_sync_events WHERE mentor_id = %s AND status IN ('pending', 'blocked')",
-                (mentor_id,),
-            ).fetchone()
+            row = connection.execute(version, (mentor_id,)).fetchone()
         return row[0] if row else None
 
 

@@ -15,7 +15,7 @@ from tests.support.saga_model import Due, due_reminders, read_mentors
 _MESSAGE_ID = re.compile(r"<certjob-reminder-([0-9]+)-([0-9]+)@.*>")
 
 
-def result_complaints(result: Finished, *, command: str, expected: frozenset[int], has_reported: bool) -> Iterator[str]:
+def result_complaints(result: Finished, *, command: str, expected: set[int], has_reported: bool) -> Iterator[str]:
     """The exit code fits, and a code that is not 0 says why on stderr, in lines that are certjob's own.
 
     What needs attention, and an earlier run of the same day ``has_reported``, a run does not repeat.
@@ -109,9 +109,8 @@ def intent_complaints(connection: Connection, stage: Stage) -> Iterator[str]:
     events = {row[0] for row in connection.execute("SELECT id FROM portal_sync_events")}
     if lost := {one.event_id for one in receiver.received} - events:
         yield f"events were pushed and are lost: {sorted(lost)}"
-    unresolved = {
-        row[0] for row in connection.execute("SELECT mentor_id FROM dynamics_sync_failures WHERE resolved_at IS NULL")
-    }
+    failures = "SELECT mentor_id FROM dynamics_sync_failures WHERE resolved_at IS NULL"
+    unresolved = {mentor_id for (mentor_id,) in connection.execute(failures)}
     if unresolved != blocked:
         names = sorted(by_id[mentor_id].member_no for mentor_id in unresolved ^ blocked)
         yield f"unresolved failures and blocked events are not of the same mentors: {names}"
@@ -124,12 +123,8 @@ def intent_complaints(connection: Connection, stage: Stage) -> Iterator[str]:
 
 def state_complaints(connection: Connection, stage: Stage) -> Iterator[str]:
     """certjob's own pause is open exactly for who is not certified, and nobody is due any more."""
-    paused = {
-        row[0]
-        for row in connection.execute(
-            "SELECT mentor_id FROM mentor_pauses WHERE actor = 'certjob' AND lifted_at IS NULL"
-        )
-    }
+    own = "SELECT mentor_id FROM mentor_pauses WHERE actor = 'certjob' AND lifted_at IS NULL"
+    paused = {mentor_id for (mentor_id,) in connection.execute(own)}
     for person in stage.people:
         if not person.left and (person.id in paused) is person.is_certified(stage.today):
             yield f"{person.member_no}: certjob's pause is {'open' if person.id in paused else 'not open'}"
@@ -165,11 +160,12 @@ def reminder_complaints(connection: Connection, stage: Stage) -> Iterator[str]:
 
 def _cycles(connection: Connection) -> dict[tuple[int, int], Due]:
     """What each Message-ID is about: the log's row, and how often it was re-armed by then."""
-    cycles: dict[tuple[int, int], Due] = {}
-    for row_id, mentor_id, threshold, cert_id, expires_on, history in connection.execute(
-        "SELECT id, mentor_id, threshold_days, cert_id, expires_on, history FROM cert_notification_log"
-    ):
-        days = [date.fromisoformat(entry["expires_on"]) for entry in history] + [expires_on]
-        for cycle, day in enumerate(days):
-            cycles[row_id, cycle] = Due(mentor_id=mentor_id, cert_id=cert_id, threshold_days=threshold, expires_on=day)
-    return cycles
+    log = "SELECT id, mentor_id, threshold_days, cert_id, expires_on, history FROM cert_notification_log"
+    return {
+        (row_id, cycle): Due(mentor_id=mentor_id, cert_id=cert_id, threshold_days=threshold, expires_on=day)
+        for row_id, mentor_id, threshold, cert_id, expires_on, history in connection.execute(log)
+        for cycle, day in enumerate([*(date.fromisoformat(each["expires_on"]) for each in history), expires_on])
+    }
+
+
+AT_THE_END = (fact_complaints, state_complaints, portal_complaints, intent_complaints, reminder_complaints)

@@ -66,14 +66,8 @@ def perform(plan: Plan, *, cluster: Cluster, folder: Path) -> Outcome:
     return run.outcome
 
 
-@dataclass(frozen=True, slots=True)
-class _Ended:
-    """A command that has ended."""
-
-    result: Finished
-    command: Command
-    expected: frozenset[int]
-    """The codes with which it may end."""
+_Ended = tuple[Finished, Command, set[int]]
+"""How a command ended, the command, and the codes with which it may end."""
 
 
 class _Run:
@@ -124,10 +118,12 @@ class _Run:
                 time.sleep(command.fault.number / 1000)  # a moment is a place, too; there is nothing to wait for
                 strike.strike()
             ended = [self._finish(command, child, strike)]
-            code = ended[0].result.returncode
+            code = ended[0][0].returncode
             ended += [self._finish_other(other, its_child, strike) for other, its_child in others.running]
-            for each in sorted(ended, key=lambda each: not each.result.stderr):  # of two runs one says it for both
-                self._judge_result(each)
+            for result, its_command, codes in sorted(
+                ended, key=lambda each: not each[0].stderr
+            ):  # one says it for both
+                self._judge_result(result, its_command, codes)
         if strike.error is not None:
             raise strike.error
         hit = list(stage.postbox.hit)
@@ -156,21 +152,18 @@ class _Run:
             codes = {-9} if strike.has_killed else {0, 1, 3}
         struck = f", {'struck' if strike.struck.is_set() else 'not struck'}" if command.fault else ""
         self._stage.trail.append(f"  ended with {result.returncode}{struck}: {result.stderr.strip()}")
-        return _Ended(result, command, frozenset(codes))
+        return result, command, codes
 
     def _finish_other(self, command: Command, child: Child, strike: Strike) -> _Ended:
         result = child.finish(timeout_seconds=ENDS_WITHIN_SECONDS)
         disturbed = strike.fault is not None and strike.struck.is_set() and strike.fault.action in _FOR_EVERYBODY
-        codes = frozenset({0, 1, 3} if disturbed else {0, 3})
         self._stage.trail.append(f"  beside it: {command}: {result.returncode}: {result.stderr.strip()}")
-        return _Ended(result, command, codes)
+        return result, command, {0, 1, 3} if disturbed else {0, 3}
 
-    def _judge_result(self, ended: _Ended) -> None:
-        result, name = ended.result, ended.command.words[0]
-        self._complain(
-            invariants.result_complaints(result, command=name, expected=ended.expected, has_reported=self._has_reported)
-        )
-        self._has_reported = self._has_reported or (name == "run" and result.returncode in {0, 3})
+    def _judge_result(self, result: Finished, command: Command, codes: set[int]) -> None:
+        name, has_reported = command.words[0], self._has_reported
+        self._complain(invariants.result_complaints(result, command=name, expected=codes, has_reported=has_reported))
+        self._has_reported = has_reported or (name == "run" and result.returncode in {0, 3})
 
     def _look(self, *, ended_by_itself: bool, of: Command) -> None:
         with self._stage.session() as connection:
@@ -219,11 +212,9 @@ class _Run:
     def _is_blocked_by_design(self) -> bool:
         """Whether something cannot be pushed for want of a contact; nobody corrected it."""
         unreachable = [each.id for each in self._stage.people if each.has_portal and not self._stage.is_reachable(each)]
+        blocked = "SELECT FROM portal_sync_events WHERE status = 'blocked' AND mentor_id = ANY (%s)"
         with self._stage.session() as connection:
-            rows = connection.execute(
-                "SELECT FROM portal_sync_events WHERE status = 'blocked' AND mentor_id = ANY (%s)", (unreachable,)
-            ).fetchall()
-        return bool(rows)
+            return bool(connection.execute(blocked, (unreachable,)).fetchall())
 
     def _judge(self) -> None:
         stage = self._stage
@@ -233,11 +224,8 @@ class _Run:
             for first, second in stage.portal.overlaps
         ]
         with stage.session() as connection:
-            self._complain(invariants.fact_complaints(connection, stage))
-            self._complain(invariants.state_complaints(connection, stage))
-            self._complain(invariants.portal_complaints(connection, stage))
-            self._complain(invariants.intent_complaints(connection, stage))
-            self._complain(invariants.reminder_complaints(connection, stage))
+            for judge in invariants.AT_THE_END:
+                self._complain(judge(connection, stage))
 
     def _complain(self, complaints: Iterable[str]) -> None:
         self.outcome.complaints.extend(complaints)
@@ -246,8 +234,7 @@ class _Run:
         """Everything that helps to understand what happened."""
         stage = self._stage
         trail = self.outcome.trail
-        trail += [str(plan) for plan in self._plan.population]
-        trail += stage.trail
+        trail += [*map(str, self._plan.population), *stage.trail]
         trail += ["the portal received:", *(f"  {one}" for one in stage.receiver.received)]
         trail += ["the mail server took:", *(f"  {one}" for one in stage.postbox.taken)]
         with stage.session() as connection:
