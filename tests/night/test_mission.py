@@ -33,13 +33,11 @@ def resynced(connection: Connection, mentor_id: UUID, portal: PortalServer | Fla
     return resync.resync(connection, mentor_id, today=TODAY, delivery=delivery(portal=portal), stop=StopFlag())
 
 
-def test_1_and_2_an_expiry_hides_and_a_renewal_shows(
-    connection: Connection, facts: Facts, expired_mentor: UUID, portal: PortalServer
-) -> None:
+def test_1_and_2_an_expiry_hides_and_a_renewal_shows(facts: Facts, expired_mentor: UUID, portal: PortalServer) -> None:
     """update_portal_visibility(…, visible=False) is called on an expiry, visible=True on a valid renewal."""
-    expired = night(connection, portal=portal)
+    expired = night(facts.connection, portal=portal)
     facts.certificate(expired_mentor, TODAY + timedelta(days=700), issued_on=TODAY)
-    renewed = night(connection, portal=portal)
+    renewed = night(facts.connection, portal=portal)
 
     pushed = [(request.contact_id, request.visible) for request in portal.requests]
     assert pushed == [(CONTACT, False), (CONTACT, True)]
@@ -103,14 +101,12 @@ def test_5_the_service_raises_after_exhaustion(connection: Connection, facts: Fa
     assert facts.rows(FAILURES) == [(False, "transient", 6, False)]
 
 
-def test_6_no_call_is_made_for_an_organisation_without_the_portal(
-    connection: Connection, facts: Facts, portal: PortalServer
-) -> None:
+def test_6_no_call_is_made_for_an_organisation_without_the_portal(facts: Facts, portal: PortalServer) -> None:
     """Paused like everybody, but neither event nor call; not by a resync either."""
     mentor_id = facts.certified_mentor(facts.organisation("nhf", portal=None), YESTERDAY, contact_id=CONTACT)
 
-    report = night(connection, portal=portal)
-    result = resynced(connection, mentor_id, portal)
+    report = night(facts.connection, portal=portal)
+    result = resynced(facts.connection, mentor_id, portal)
 
     assert facts.rows("SELECT count(*) FROM portal_sync_events") == [(0,)]
     assert (portal.requests, result.error) == ([], None)

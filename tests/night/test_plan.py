@@ -73,15 +73,13 @@ def test_the_dry_run_works_on_a_read_only_connection_waits_for_nobody_and_touche
     assert portal.calls == []
 
 
-def test_the_plan_says_which_reminder_can_reach_nobody(
-    connection: Connection, facts: Facts, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_plan_says_which_reminder_can_reach_nobody(facts: Facts, capsys: pytest.CaptureFixture[str]) -> None:
     """It is queued, as the night queues it, and fails there: better to enter the address before."""
     organisation = facts.organisation()
     for number, email in (("M1", None), ("M2", " "), ("M3", "m3@example.org")):
         facts.certified_mentor(organisation, TODAY + timedelta(days=7), member_no=number, email=email)
 
-    report = night(connection, dry_run=True)
+    report = night(facts.connection, dry_run=True)
     show_plan(Output(quiet=False), report)
 
     changes = report.to_document()["changes"]

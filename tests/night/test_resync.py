@@ -67,15 +67,13 @@ def resync_under_way(connection: Connection, mentor_id: UUID, portal: PortalTarg
         yield results
 
 
-def test_it_shows_before_and_after_and_pushes_even_if_nothing_changed(
-    connection: Connection, facts: Facts, expired: UUID
-) -> None:
+def test_it_shows_before_and_after_and_pushes_even_if_nothing_changed(facts: Facts, expired: UUID) -> None:
     """Somebody may have changed the portal by hand. Another mentor's wish is older, as due, and left alone."""
     portal = FlakyPortal()
     somebody = facts.mentor(facts.organisation("other"))
-    queue_wish(connection, somebody, visible=False)
+    queue_wish(facts.connection, somebody, visible=False)
 
-    first, second = (resynced(connection, expired, portal) for _ in range(2))
+    first, second = (resynced(facts.connection, expired, portal) for _ in range(2))
 
     before, after = first.before, first.after
     assert (before.member_no, before.has_portal) == ("M1042", True)
@@ -90,13 +88,11 @@ def test_it_shows_before_and_after_and_pushes_even_if_nothing_changed(
     assert facts.rows("SELECT attempts FROM portal_sync_events WHERE mentor_id = %s", somebody) == [(0,)]
 
 
-def test_without_a_portal_the_review_is_applied_and_reminders_are_queued_and_not_sent(
-    connection: Connection, facts: Facts
-) -> None:
+def test_without_a_portal_the_review_is_applied_and_reminders_are_queued_and_not_sent(facts: Facts) -> None:
     mentor_id = facts.certified_mentor(facts.organisation("nhf", portal=None), YESTERDAY)
     channel = CollectingChannel()
 
-    result = resynced(connection, mentor_id, delivery=delivery(portal=FlakyPortal(), channel=channel))
+    result = resynced(facts.connection, mentor_id, delivery=delivery(portal=FlakyPortal(), channel=channel))
 
     assert (result.error, channel.sent) == (None, [])
     assert result.after.pauses == ["certification_expired"]
@@ -123,10 +119,8 @@ def test_it_waits_for_no_retry_time_and_reopens_what_was_refused(
     assert facts.rows(failures) == [(resolved, True)]
 
 
-def test_without_an_address_of_the_portal_the_push_stays_queued_and_is_an_alert(
-    connection: Connection, facts: Facts, expired: UUID
-) -> None:
-    result = resynced(connection, expired)
+def test_without_an_address_of_the_portal_the_push_stays_queued_and_is_an_alert(facts: Facts, expired: UUID) -> None:
+    result = resynced(facts.connection, expired)
 
     (stop,) = result.report.stopped
     assert str(stop) == "portal: CERTJOB_PORTAL_URL is not set; the push stays pending"
@@ -198,21 +192,19 @@ def test_a_signal_cuts_the_tries_short(connection: Connection, facts: Facts, exp
 
 
 @pytest.mark.parametrize("table", ["mentors", "certificates"])
-def test_an_idle_transaction_does_not_hold_it_for_ever(
-    connection: Connection, facts: Facts, app: App, expired: UUID, table: str
-) -> None:
+def test_an_idle_transaction_does_not_hold_it_for_ever(facts: Facts, app: App, expired: UUID, table: str) -> None:
     """A bounded wait, then a clear error; nothing was changed, and no deadlock."""
     app.execute(f"SELECT 1 FROM {table} FOR NO KEY UPDATE".encode())
     began = time.monotonic()
 
     with pytest.raises(MentorBusyError, match=f"{expired} is locked by another session"):
-        resynced(connection, expired, FlakyPortal())
+        resynced(facts.connection, expired, FlakyPortal())
 
     assert time.monotonic() - began < 10
     app.rollback()
     assert facts.rows("SELECT count(*) FROM portal_sync_events") == [(0,)]
     assert facts.rows("SELECT status FROM certificates") == [("recorded",)]
-    assert resynced(connection, expired, FlakyPortal()).error is None
+    assert resynced(facts.connection, expired, FlakyPortal()).error is None
 
 
 def test_the_app_goes_on_meanwhile(connection: Connection, app: App, expired: UUID) -> None:

@@ -26,23 +26,21 @@ def retry_all(connection: Connection, portal: PortalServer) -> RunReport:
     return nightly.retry_all(connection, today=TODAY, delivery=ways_out, stop=StopFlag(), progress=NoProgress())
 
 
-def test_blocked_and_delayed_pushes_go_out_and_nothing_is_mailed(
-    connection: Connection, facts: Facts, portal: PortalServer
-) -> None:
+def test_blocked_and_delayed_pushes_go_out_and_nothing_is_mailed(facts: Facts, portal: PortalServer) -> None:
     """Their failures are resolved. A wish that fails again is as old as before: the oldest alert stays the first."""
     refused, failing = backlog(facts, 2)
     facts.certified_mentor(facts.organisation("nhf", portal=None), TODAY + timedelta(days=7))
     portal.then(error(404, "contact_not_found"))
     portal.default = error(503, "dynamics_unavailable")
-    night(connection, portal=portal)
+    night(facts.connection, portal=portal)
     assert facts.rows(OPEN) == [("blocked", 1, 1), ("pending", 1, 1)]
     facts.connection.execute("UPDATE portal_sync_events SET wanted_at = now() - interval '3 days'")
-    assert retry_all(connection, portal).outcome == "attention"
+    assert retry_all(facts.connection, portal).outcome == "attention"
     old = "SELECT count(*) FROM portal_alerts WHERE wanted_at < now() - interval '2 days'"
     assert facts.rows(old) == [(2,)]
     portal.default = ok()
 
-    report = retry_all(connection, portal)
+    report = retry_all(facts.connection, portal)
 
     assert portal.visible == {refused: False, failing: False}
     assert facts.rows(OPEN) == [("delivered", 1, 3), ("delivered", 1, 3)]
@@ -80,16 +78,14 @@ def test_what_is_in_flight_or_locked_is_not_waited_for(
     assert "1 reopened push was not reached" in report.reasons
 
 
-def test_under_the_breaker_hides_are_reached_first_and_what_was_not_is_said(
-    connection: Connection, facts: Facts, portal: PortalServer
-) -> None:
+def test_under_the_breaker_hides_are_reached_first_and_what_was_not_is_said(facts: Facts, portal: PortalServer) -> None:
     """Five tries, the rest is due and untouched."""
     backlog(facts, 20, visible=True)
     hidden = backlog(facts, 5)
     facts.connection.execute("UPDATE portal_sync_events SET status = 'blocked', attempts = 4")
     portal.decide = lambda request: ok() if request.visible is False else error(503, "dynamics_unavailable")
 
-    report = retry_all(connection, portal)
+    report = retry_all(facts.connection, portal)
 
     assert portal.visible == dict.fromkeys(hidden, False)
     assert len(portal.requests) == 5 + 15

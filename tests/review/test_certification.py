@@ -112,9 +112,7 @@ def test_when_every_mentor_breaks_the_night_fails_instead_of_listing_them(
         ),
     ],
 )
-def test_whom_an_idle_transaction_of_the_app_holds_is_skipped_and_named(
-    connection: Connection, facts: Facts, app: App, lock: str
-) -> None:
+def test_whom_an_idle_transaction_of_the_app_holds_is_skipped_and_named(facts: Facts, app: App, lock: str) -> None:
     """After a bounded wait. So is one whose facts keep changing; the others are reviewed."""
     organisation = facts.organisation(portal=None)
     locked, changing, _ = (facts.certified_mentor(organisation, IN_5_DAYS) for _ in range(3))
@@ -124,9 +122,9 @@ def test_whom_an_idle_transaction_of_the_app_holds_is_skipped_and_named(
     def touch(_done: int) -> None:
         touched.append(1)
         left = "UPDATE mentors SET left_at = now() + random() * interval '1 day' WHERE id = %s"
-        connection.execute(left, (changing,))
+        facts.connection.execute(left, (changing,))
 
-    counts = service(connection, on_progress=touch).apply_due()
+    counts = service(facts.connection, on_progress=touch).apply_due()
 
     assert len(touched) > 2
     assert counts.skipped == due(facts) == sorted([locked, changing])

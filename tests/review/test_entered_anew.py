@@ -54,16 +54,14 @@ def test_an_app_that_writes_all_certificates_anew_every_day_mails_once_per_thres
 
 
 @pytest.mark.parametrize("first_day", [FIRST_DAY - timedelta(days=1), FIRST_DAY + timedelta(days=1)])
-def test_only_what_a_mentor_was_never_told_is_mailed(
-    connection: Connection, facts: Facts, mentor: UUID, first_day: date
-) -> None:
+def test_only_what_a_mentor_was_never_told_is_mailed(facts: Facts, mentor: UUID, first_day: date) -> None:
     """Another kind, or another last day. `load` takes another first day for another certificate, which it is not."""
     channel = CollectingChannel()
 
     def mailed(today: date = TODAY) -> list[tuple[bool, date | None]]:
-        planned = night(connection, today, dry_run=True).review
+        planned = night(facts.connection, today, dry_run=True).review
         channel.sent.clear()
-        night(connection, today, channel=channel)
+        night(facts.connection, today, channel=channel)
         assert planned is not None
         assert planned.reminders_queued == len(channel.sent)
         return [("samtale" in message.subject, message.expires_on) for message in channel.sent]
@@ -72,17 +70,17 @@ def test_only_what_a_mentor_was_never_told_is_mailed(
     assert mailed() == [(False, days(25))]
     facts.certificate(mentor, days(25), issued_on=first_day)
     assert mailed() == []
-    connection.execute("DELETE FROM certificates WHERE issued_on = %s", (FIRST_DAY,))
+    facts.connection.execute("DELETE FROM certificates WHERE issued_on = %s", (FIRST_DAY,))
     assert mailed() == []
     assert mailed(days(11)) == [(False, days(25))]  # the next threshold
 
     facts.certificate(mentor, days(25), kind="samtale")
     assert mailed(days(11)) == [(True, days(25))]
-    connection.execute("UPDATE certificates SET expires_on = %s WHERE kind = 'likeperson'", (days(24),))
+    facts.connection.execute("UPDATE certificates SET expires_on = %s WHERE kind = 'likeperson'", (days(24),))
     assert mailed(days(11)) == [(False, days(24))]
     enter_anew(facts, mentor)  # as it was before the typo, which had a mail of its own
     assert mailed(days(11)) == []
-    connection.execute("DELETE FROM certificates")
+    facts.connection.execute("DELETE FROM certificates")
     facts.certificate(mentor, days(23))
     assert mailed(days(11)) == [(False, days(23))]
 
@@ -125,12 +123,10 @@ def test_a_repeat_after_an_unknown_outcome_says_so(connection: Connection, facts
 
 
 @pytest.mark.parametrize("moment", ["before the draft", "at the server"])
-def test_one_that_is_being_sent_has_no_twin(
-    connection: Connection, facts: Facts, mentor: UUID, database_url: str, moment: str
-) -> None:
+def test_one_that_is_being_sent_has_no_twin(facts: Facts, mentor: UUID, database_url: str, moment: str) -> None:
     """Its certificate is entered anew and another run reviews meanwhile: one mail, about the new row."""
     enter_anew(facts, mentor)
-    review(connection)
+    review(facts.connection)
     entered: list[UUID] = []
 
     def enter_and_review(_message: object = None) -> None:
@@ -147,8 +143,8 @@ def test_one_that_is_being_sent_has_no_twin(
 
     channel = CollectingChannel(on_send=enter_and_review if moment == "at the server" else None)
     kind = ReminderMail if moment == "at the server" else Interrupted
-    assert BlockingStage(connection, kind(connection, today=TODAY), channel).run() is None
-    night(connection, channel=channel)
+    assert BlockingStage(facts.connection, kind(facts.connection, today=TODAY), channel).run() is None
+    night(facts.connection, channel=channel)
 
     assert [message.repeat for message in channel.sent] == [False]
     assert facts.rows(LOG) == [(30, "sent", entered[0])]

@@ -160,18 +160,16 @@ def test_a_night_on_a_wrong_later_date_is_made_good_for(connection: Connection, 
     assert [report.to_document()["mentors"]["reviewed"] for report in reviewed] == [32, 0]
 
 
-def test_a_night_that_began_while_the_wrong_one_was_at_work_does_not_make_good_for_it(
-    connection: Connection, facts: Facts
-) -> None:
+def test_a_night_that_began_while_the_wrong_one_was_at_work_does_not_make_good_for_it(facts: Facts) -> None:
     """The wrong one, on another machine, went on deciding after the right one had looked at everybody."""
     insert = (
         "INSERT INTO job_runs (id, command, as_of, host, version, started_at, finished_at, outcome)"
         " VALUES (gen_random_uuid(), 'run', %s, 'host', '0', %s, %s, 'ok')"
     )
-    connection.execute(insert, (TODAY + timedelta(days=100), "2026-03-10 02:00Z", "2026-03-10 02:30Z"))
-    connection.execute(insert, (TODAY, "2026-03-10 02:05Z", "2026-03-10 02:10Z"))
-    assert looks_at_everybody(connection, TODAY)
+    facts.connection.execute(insert, (TODAY + timedelta(days=100), "2026-03-10 02:00Z", "2026-03-10 02:30Z"))
+    facts.connection.execute(insert, (TODAY, "2026-03-10 02:05Z", "2026-03-10 02:10Z"))
+    assert looks_at_everybody(facts.connection, TODAY)
 
-    connection.execute(insert, (TODAY, "2026-03-10 02:31Z", "2026-03-10 02:40Z"))
+    facts.connection.execute(insert, (TODAY, "2026-03-10 02:31Z", "2026-03-10 02:40Z"))
 
-    assert not looks_at_everybody(connection, TODAY)
+    assert not looks_at_everybody(facts.connection, TODAY)
