@@ -36,7 +36,7 @@ from tests.support.waiting import until
 App = psycopg.Connection[tuple[object, ...]]
 YESTERDAY, NEXT_YEAR = TODAY - timedelta(days=1), TODAY + timedelta(days=365)
 CONTACT = UUID("6f9619ff-8b86-4d01-b42d-00cf4fc964ff")
-SHORT = ResyncTimes(lock=0.6, flight=0.6)
+PATIENT = ResyncTimes(lock=30, flight=30)
 EVENT = "SELECT visible, version, status FROM portal_sync_events ORDER BY id DESC LIMIT 1"
 
 
@@ -54,7 +54,7 @@ def expired(facts: Facts) -> UUID:
 
 
 def resynced(connection: Connection, mentor_id: UUID, portal: PortalTarget | None = None, **options: Any) -> Resync:
-    given: dict[str, Any] = {"delivery": delivery(portal=portal), "stop": StopFlag(), "times": SHORT} | options
+    given: dict[str, Any] = {"delivery": delivery(portal=portal), "stop": StopFlag(), "times": PATIENT} | options
     return resync.resync(connection, mentor_id, today=TODAY, **given)
 
 
@@ -62,8 +62,7 @@ def resynced(connection: Connection, mentor_id: UUID, portal: PortalTarget | Non
 def resync_under_way(connection: Connection, mentor_id: UUID, portal: PortalTarget) -> Iterator[list[Resync]]:
     """A resync beside the block, which waits for others as long as it takes; its result is there after the block."""
     results: list[Resync] = []
-    times = ResyncTimes(lock=30, flight=30)
-    with in_background(lambda: results.append(resynced(connection, mentor_id, portal, times=times))):
+    with in_background(lambda: results.append(resynced(connection, mentor_id, portal))):
         yield results
 
 
@@ -198,7 +197,7 @@ def test_an_idle_transaction_does_not_hold_it_for_ever(facts: Facts, app: App, e
     began = time.monotonic()
 
     with pytest.raises(MentorBusyError, match=f"{expired} is locked by another session"):
-        resynced(facts.connection, expired, FlakyPortal())
+        resynced(facts.connection, expired, FlakyPortal(), times=ResyncTimes(lock=0.6))
 
     assert time.monotonic() - began < 10
     app.rollback()
