@@ -14,6 +14,7 @@ from tests.support.nights import night
 
 YESTERDAY = TODAY - timedelta(days=1)
 NEXT_YEAR = TODAY + timedelta(days=365)
+HELD = "SELECT what, mentors, ended_by_calendar, facts_changed, may_be_shown FROM held_reviews"
 DUE = "SELECT count(*) FROM mentors WHERE review_on <= %s"
 
 
@@ -76,6 +77,7 @@ def test_a_held_organisation_stops_no_other_until_the_flag_lets_it_through(
     assert report.review is not None
     assert (report.outcome, report.review.skipped) == ("attention", [])
     assert facts.rows(DUE, TODAY) == [(30,)]
+    assert facts.rows(HELD) == [("pauses", 30, 0, 30, 0)]
     allowed = night(connection, deliver=False, allow_mass_change=True)
     assert (allowed.held, allowed.to_document()["mentors"]["paused"]) == ([], 30)
     connection.execute("UPDATE certificates SET expires_on = %s WHERE status = 'expired'", (NEXT_YEAR,))
@@ -99,6 +101,7 @@ def test_too_many_new_reminders_are_held_while_pauses_and_portal_go_on(
     assert report.review is not None
     assert (report.review.reminders_queued, report.review.reviewed) == (25, 56)
     assert "many: 31 new reminders, the limit is 25" in report.held[0]
+    assert facts.rows(HELD) == [("reminders", 31, 0, 31, 0)]
     assert statuses(facts, many) == {"expiring", "expired"}
     assert facts.rows("SELECT mentor_id FROM mentor_pauses") == [(expired,)]
     assert facts.rows("SELECT mentor_id FROM portal_sync_events") == [(expired,)]
