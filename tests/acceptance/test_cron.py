@@ -26,7 +26,7 @@ ACTIVE = {
 
 
 def test_the_crontab_and_the_timers_have_the_same_jobs_at_the_same_times() -> None:
-    """cron's also one may uncomment; a machine that was off makes up for its night, and each service ends."""
+    """And certjob where "Going live" installs it; a machine that was off makes up for its night."""
     assert [(" ".join(times.split()), command) for times, command in jobs(EXAMPLE)] == [
         *((cron, command) for command, (cron, _) in ACTIVE.items()),
         ("40 6-22 * * *", "run"),
@@ -40,13 +40,8 @@ def test_the_crontab_and_the_timers_have_the_same_jobs_at_the_same_times() -> No
     assert all("Persistent=true" in text for text in timers.values())
     for line in ("Type=oneshot", "LoadCredential=", "ProtectSystem=strict", "NoNewPrivileges=true"):
         assert line in SERVICE
-
-
-def test_certjob_is_installed_where_cron_and_systemd_look_for_it() -> None:
-    """By the first step of "Going live"."""
     first_step = read_section("docs/install.md", "Going live").partition("2. **")[0]
     (folder,) = re.findall(r"python3 -m venv (\S+)", first_step)
-
     assert {*re.findall(r"([^\s=]+)/bin/certjob", EXAMPLE + "".join(UNITS.values()))} == {folder}
     assert set(re.findall(r"(\S+)/bin/pip install", first_step)) == {folder}
     assert "~/certjob.env" in first_step
