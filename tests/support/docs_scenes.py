@@ -29,11 +29,7 @@ SCENES: dict[str, Scene] = {}
 """By the title above the examples."""
 NOWHERE = "127.0.0.1:1"
 """Where nobody listens."""
-PORTAL_DOWN = {
-    "CERTJOB_PORTAL_URL": f"http://{NOWHERE}/",
-    "CERTJOB_PORTAL_KEY": "k",
-    "CERTJOB_PORTAL_ATTEMPTS": "1",
-}
+PORTAL_DOWN = {"CERTJOB_PORTAL_URL": f"http://{NOWHERE}/", "CERTJOB_PORTAL_KEY": "k", "CERTJOB_PORTAL_ATTEMPTS": "1"}
 MAIL_DOWN = {"CERTJOB_NOTIFY_URL": f"smtp://{NOWHERE}", "CERTJOB_MAIL_FROM": "likeperson@hlf.example"}
 
 
@@ -104,16 +100,9 @@ def before_a_run(world: World) -> Iterator[View]:
         PortalServer([html(404)], key=SECRET) as portal,
         real_server(mailbox, tls_context=server_tls(), authenticator=mailbox.authenticate) as server,
     ):
-        yield cron(
-            to(
-                portal,
-                CERTJOB_NOTIFY_URL=f"smtp://localhost:{server.port}",
-                CERTJOB_NOTIFY_USER="post",
-                CERTJOB_NOTIFY_PASSWORD=SECRET,
-                CERTJOB_MAIL_FROM="certjob@example.org",
-                SSL_CERT_FILE=str(CERTIFICATE),
-            )
-        )
+        login = {"CERTJOB_NOTIFY_USER": "post", "CERTJOB_NOTIFY_PASSWORD": SECRET, "SSL_CERT_FILE": str(CERTIFICATE)}
+        mail = {"CERTJOB_NOTIFY_URL": f"smtp://localhost:{server.port}", "CERTJOB_MAIL_FROM": "certjob@example.org"}
+        yield cron(to(portal) | mail | login)
 
 
 def note_run(world: World, at: datetime, *, seconds: float | None = None, seen: datetime | None = None) -> None:
@@ -170,12 +159,8 @@ def mails_come_back(world: World) -> Iterator[View]:
         mentor,
     )
     sent = f"<certjob-reminder-{log_id}-0@example.org>"
-    reports = (
-        postfix(sent, "kari@example.org"),
-        postfix(sent, "kari@example.org", action="delayed"),
-        postfix("<4711@shop.example>", "kari@example.org"),
-        b"Hello",
-    )
+    reports = [postfix(sent, "kari@example.org"), postfix(sent, "kari@example.org", action="delayed")]
+    reports += [postfix("<4711@shop.example>", "kari@example.org"), b"Hello"]
     mbox = b"".join(b"From - Tue Mar 10 08:00:07 2026\n" + each + b"\n" for each in reports)
     (world.folder / "reports.mbox").write_bytes(mbox)
     yield terminal()
@@ -218,7 +203,7 @@ def key_is_wrong(world: World) -> Iterator[View]:
 def contact_is_unknown(world: World) -> Iterator[View]:
     world.kari()
     with PortalServer([error(404, "contact_not_found")]) as portal:
-        world.night(to(portal))
+        world.night(**to(portal))
         yield terminal()
         yield terminal(to(portal))
         assert list(portal.visible.values()) == [False]
@@ -238,7 +223,7 @@ def portal_disagrees(world: World) -> Iterator[View]:
     for number, contact_id in enumerate(contacts, start=1007):
         expires_on = TODAY + timedelta(days=300)
         world.facts.certified_mentor(hlf, expires_on, member_no=f"M{number}", contact_id=contact_id)
-    world.night(None, "--no-deliver")
+    world.night("--no-deliver")
     unknown = UUID("6f9619ff-8b86-4d01-b42d-00cf4fc964ff")
     with PortalServer(visible=dict.fromkeys([*contacts[37:], unknown, uuid4()], True)) as portal:
         yield from [cron(to(portal))] * 3
@@ -249,7 +234,7 @@ def portal_disagrees(world: World) -> Iterator[View]:
 @scene("Mail does not go out")
 def mail_is_down(world: World) -> Iterator[View]:
     world.facts.certified_mentor(world.organisation(portal=None), TODAY + timedelta(days=7))
-    world.night(None, "--no-deliver")
+    world.night("--no-deliver")
     yield from [cron(MAIL_DOWN)] * 2
     assert list(world.facts.rows("SELECT status FROM cert_notification_log")) == [("pending",)]
 
@@ -260,7 +245,7 @@ def mail_waits(world: World) -> Iterator[View]:
     hlf = world.facts.organisation(portal=None)
     for _ in range(2):
         world.facts.certified_mentor(hlf, TODAY + timedelta(days=7))
-    world.night(MAIL_DOWN)
+    world.night(**MAIL_DOWN)
     world.execute("UPDATE cert_notification_log SET queued_at = '2026-03-08 03:10+01'")
     yield cron(MAIL_DOWN)
 
@@ -283,7 +268,7 @@ def pause_is_refused(world: World) -> Iterator[View]:
 
 @scene("The clocks disagree")
 def clock_is_wrong(world: World) -> Iterator[View]:
-    yield View(settings={}, machine_at=MORNING + timedelta(days=300))
+    yield View(machine_at=MORNING + timedelta(days=300))
     note_run(world, NIGHT + timedelta(days=30), seconds=1)
     yield cron()
 
@@ -320,7 +305,7 @@ def mentor_is_hidden(world: World) -> Iterator[View]:
     """Hidden in the night; the date was wrong, and has been corrected since."""
     world.kari()
     with PortalServer() as portal:
-        world.night(to(portal))
+        world.night(**to(portal))
         world.execute("UPDATE certificates SET expires_on = '2027-03-09'")
         yield cron(to(portal))
 

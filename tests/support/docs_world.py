@@ -2,9 +2,10 @@
 
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -19,11 +20,10 @@ NIGHT = datetime(2026, 3, 10, 3, 10, tzinfo=ZoneInfo("Europe/Oslo"))
 YESTERDAY = TODAY - timedelta(days=1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class View:
+class View(NamedTuple):
     """Where and when a command is typed."""
 
-    settings: Mapping[str, str]
+    settings: Mapping[str, str] = {}
     """Beyond the world's own."""
     columns: int | None = None
     """None: no terminal."""
@@ -32,13 +32,7 @@ class View:
     """What a machine shows whose clock is wrong."""
 
 
-def terminal(settings: Mapping[str, str] | None = None, *, columns: int = 100) -> View:
-    return View(settings=settings or {}, columns=columns)
-
-
-def cron(settings: Mapping[str, str] | None = None, *, at: datetime = MORNING) -> View:
-    return View(settings=settings or {}, at=at)
-
+cron, terminal = View, partial(View, columns=100)
 
 _ASK_ANOTHER_CLOCK = b"""
     -- A session finds our now() before the system's own. Logins that other tests make on this server are none that
@@ -113,9 +107,9 @@ class World:
         for table, column in self.facts.rows(_COLUMNS_THAT_ASK_THE_REAL_ONE):
             self.execute(f"ALTER TABLE {table} ALTER COLUMN {column} SET DEFAULT now()".encode())
 
-    def night(self, settings: Mapping[str, str] | None = None, *options: str) -> None:
+    def night(self, options: str = "", **settings: str) -> None:
         """The night of this morning, at 03:10."""
-        self.types(" ".join(["certjob run", *options]), cron(settings, at=NIGHT))
+        self.types(f"certjob run {options}", cron(settings, at=NIGHT))
 
     def organisation(self, slug: str = "hlf", *, portal: str | None = "dynamics") -> UUID:
         """One whose coordinator Ola gets the daily mail."""

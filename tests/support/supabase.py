@@ -5,7 +5,7 @@ What PostgREST does for each request, ``acting`` does: a role for the transactio
 
 import json
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -36,10 +36,8 @@ ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON FUNCTIONS TO anon, authen
 def create_roles(connection: Connection) -> None:
     """Make Supabase's roles, which belong to the whole server: another test may be faster."""
     for name, options in ROLES.items():
-        try:
+        with suppress(psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation):
             connection.execute(sql.SQL("CREATE ROLE {} " + options).format(sql.Identifier(name)))
-        except (psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation):
-            continue
 
 
 def set_up(connection: Connection) -> None:
