@@ -150,7 +150,7 @@ class Pusher:
             return Push(event=event, outcome=PushOutcome.NO_PORTAL)
         contact_id = event.contact_id
         if contact_id is None:
-            missing = PermanentPortalError("no dynamics_contact_id", code=FailureCode.NO_CONTACT_ID)
+            missing = PermanentPortalError("no contact ID", code=FailureCode.NO_CONTACT_ID)
             return Push(event=event, outcome=PushOutcome.BLOCKED, error=_given_up(event, attempts=0, cause=missing))
         errors: list[PortalCallError] = []  # of the calls that were made
         outcome, error = PushOutcome.DELIVERED, None
@@ -199,6 +199,9 @@ def _given_up(event: PortalEvent, *, attempts: int, cause: PortalCallError) -> D
     if isinstance(cause, PermanentPortalError):
         step = "check the contact ID in the app and the contact in Dynamics, then run the same command again"
         message = f"portal refused mentor {event.member_no} ({event.mentor_id}): {cause}"
+        if not attempts:
+            step = "add the contact ID in the app, then run the same command again"
+            message = f"mentor {event.member_no} ({event.mentor_id}) cannot be pushed: {cause}"
     elif isinstance(cause, PortalStageError):
         message, step = f"portal cannot be pushed to: {cause.message}", cause.next_step
     else:

@@ -331,3 +331,15 @@ def test_a_number_an_address_or_an_id_finds_its_mentor(connection: Connection, e
             lookup.find_mentor(connection, name, organisation=None)
     with pytest.raises(UnknownMentorError, match="does not exist any more"):
         resynced(connection, uuid4(), FlakyPortal())
+
+
+def test_a_mentor_without_a_contact_id_was_not_refused_by_the_portal(connection: Connection, facts: Facts) -> None:
+    """Nobody was asked: nothing is to be looked up in Dynamics."""
+    mentor_id = facts.certified_mentor(facts.organisation(), TODAY - timedelta(days=1), member_no="M1", contact_id=None)
+
+    result = resynced(connection, mentor_id, FlakyPortal())
+
+    assert str(result.error) == (
+        f"mentor M1 ({mentor_id}) cannot be pushed: no contact ID; "
+        "add the contact ID in the app, then run the same command again"
+    )

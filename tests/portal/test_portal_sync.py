@@ -204,15 +204,15 @@ def test_a_mentor_without_a_contact_is_blocked_until_somebody_acts(scene: Portal
 
         assert portal.calls == []
         assert scene.rows(EVENT)[0][:4] == (False, 1, "blocked", 1)
-        assert scene.rows(FAILURE) == [("permanent", 0, "no dynamics_contact_id", False)]
-        assert scene.rows("SELECT error, attempts FROM portal_alerts") == [("no dynamics_contact_id", 0)]
+        assert scene.rows(FAILURE) == [("permanent", 0, "no contact ID", False)]
+        assert scene.rows("SELECT error, attempts FROM portal_alerts") == [("no contact ID", 0)]
         assert (report.outcome, report.portal_blocked) == ("attention", 1)
 
     contact = uuid4()
     scene.run_sql("UPDATE mentors SET dynamics_contact_id = %s WHERE id = %s", contact, mentor)
     assert scene.night(portal).outcome == "ok"
     assert portal.visible == {contact: False}
-    assert scene.rows(FAILURE) == [("permanent", 0, "no dynamics_contact_id", True)]
+    assert scene.rows(FAILURE) == [("permanent", 0, "no contact ID", True)]
 
 
 def test_the_opposite_of_an_unknown_outcome_is_pushed_once_more(
