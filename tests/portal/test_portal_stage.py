@@ -23,7 +23,6 @@ from tests.support.intents import DisturbedPortal, queue_wish
 from tests.support.nights import in_background, quick_policy
 from tests.support.portal_answers import Behaviour, PortalRequest, delay, error, hang, ok
 from tests.support.stages import PortalScene
-from tests.support.waiting import until
 
 DEAD = error(500, "dynamics_unavailable")
 UNTOUCHED = "SELECT count(*) FROM portal_sync_events WHERE status = 'pending' AND attempts = 0 AND claim_token IS NULL"
@@ -177,10 +176,13 @@ class TestLongRetryAfter:
     """Longer: the event is released to that time, and the stage sleeps or stops."""
 
     def test_the_stage_sleeps_then_one_call_feels_its_way_and_all_slots_are_used(self, scene: PortalScene) -> None:
-        """No call in between, no failure row, no round counted, and the breaker counts nothing."""
+        """No call in between, no lease held, no failure row, no round counted, and the breaker counts nothing."""
         scene.backlog(12)
+        leases: list[object] = []
 
         def decide(request: PortalRequest) -> Behaviour:
+            if request.number == 5:
+                leases.extend(Facts(scene.other).rows("SELECT FROM portal_sync_events WHERE claim_token IS NOT NULL"))
             if request.number == 7:
                 scene.portal.peak_in_flight = 0
             return waits(0.3) if request.number <= 6 else delay(0.2)
@@ -191,23 +193,9 @@ class TestLongRetryAfter:
 
         assert all(seconds_between(scene, told, told + 1) >= 0.3 for told in (4, 5, 6))
         assert seconds_between(scene, 7, 8) >= 0.2
+        assert len(leases) == 1  # that of the call itself
         assert (len(scene.portal.requests), scene.portal.peak_in_flight) == (18, 4)
         assert (scene.rows(ONCE), scene.rows(FAILURES)) == ([("delivered", 1)], [])
-
-    def test_no_lease_is_held_meanwhile(self, scene: PortalScene) -> None:
-        """What was claimed and not begun is free for others; the event itself is due when the portal said."""
-        scene.backlog(10)
-        scene.portal.then(waits(60))
-        stop = StopFlag()
-
-        with in_background(lambda: scene.run_until_signal(stop)):
-            until(lambda: len(scene.portal.requests) == 1)
-            until(lambda: Facts(scene.other).rows(UNTOUCHED) == [(10,)])
-            stop.set()
-
-        later = "next_attempt_at - now() > interval '50 s' AND last_error LIKE '%%throttled%%'"
-        assert scene.rows(f"SELECT count(*) FROM portal_sync_events WHERE {later}") == [(1,)]
-        assert len(scene.portal.requests) == 1
 
     def test_a_repeat_on_its_way_gives_way(self, scene: PortalScene) -> None:
         """Another event between two attempts is released, not failed: nobody waits under a lease."""
