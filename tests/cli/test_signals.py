@@ -1,5 +1,6 @@
 """SIGTERM, SIGINT and SIGHUP, whatever certjob is doing: an end within 10 s, one line, nothing lost, nothing kept."""
 
+import errno
 import json
 import os
 import pty
@@ -10,15 +11,17 @@ import sys
 import threading
 from contextlib import AbstractContextManager
 from datetime import date
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psycopg
 import pytest
 
 from certjob import stopping
+from certjob.cli import entry
 from certjob.database import migrations
-from certjob.errors import StoppedBySignalError
+from certjob.errors import MentorBusyError, StoppedBySignalError
 from certjob.stopping import STOP_SIGNALS, StopFlag
 from tests.cli.conftest import LONG_AGO, SOON
 from tests.support.command_line import WITHIN_SECONDS, Backends, Child, Finished, assert_one_line, started
@@ -323,6 +326,26 @@ def test_nohup_outlasts_the_terminal(scene: Scene, portal: PortalServer) -> None
         result = child.finish()
 
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_what_a_broken_off_wait_leaves_behind_is_not_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may break, too: the signal is the reason, but for what certjob says itself."""
+    broken, busy = OSError(errno.EBADF, "Bad file descriptor"), MentorBusyError("M1 is locked")
+    said: list[tuple[str, str]] = []
+    for name in ("print_error", "print_attention"):
+        note = partial(lambda name, _command, text, **_: said.append((name, text.partition(";")[0])), name)
+        monkeypatch.setattr(f"certjob.cli.terminal.plain.{name}", note)
+    for reason, code in ((broken, 1), (busy, 3)):
+        stop = StopFlag()
+
+        def break_off(_file: str | None, reason: Exception = reason, stop: StopFlag = stop) -> NoReturn:
+            stop.set()
+            raise reason
+
+        monkeypatch.setattr("certjob.settings.load_settings", break_off)
+        assert entry.run(["status"], stop=stop) == code
+
+    assert said == [("print_error", "stopped by a signal"), ("print_attention", "M1 is locked")]
 
 
 # The flag itself.
