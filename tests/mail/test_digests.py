@@ -205,16 +205,9 @@ def test_an_undelivered_reminder_is_news_once_a_week_and_whenever_a_corrected_ad
     desk.execute("UPDATE organisations SET portal = NULL, reminder_thresholds = '{14,12}'")
     desk.certified("Kari", until=14, email=None)
     pages: dict[int, OutgoingMessage] = {}
-    for number, email in (
-        (0, None),
-        (1, None),
-        (2, None),
-        (6, None),
-        (7, None),
-        (8, "wrong@example.org"),
-        (9, "x@y.no"),
-    ):
-        desk.execute("UPDATE mentors SET email = %s", email)
+    for number in (0, 1, 2, 6, 7, 8, 9):
+        if number in (8, 9):
+            desk.execute("UPDATE mentors SET email = %s", f"wrong{number}@example.org")
         pages |= desk.days(number, fails=NOBODY, kind="reminder")
         desk.execute("UPDATE cert_notification_log SET queued_at = %s", TODAY)  # not by the server's clock
 
