@@ -136,14 +136,16 @@ def test_a_maildir_holds_the_message_for_no_other_eyes(tmp_path: Path) -> None:
 
 
 def test_a_maildir_that_cannot_be_written_is_everybodys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file in its place, a full disk: a message is there whole or not at all."""
+    """A file in its place or in that of a part of it, a full disk: a message is there whole or not at all."""
     (tmp_path / "file").touch()
+    (tmp_path / "new").touch()
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    with blocking(MaildirChannel(tmp_path / "file", sender=SENDER)) as channel:
-        assert_both(channel, r"cannot be written.*correct CERTJOB_NOTIFY_URL")
+    for folder in (tmp_path / "file", tmp_path):
+        with blocking(MaildirChannel(folder, sender=SENDER)) as channel:
+            assert_both(channel, r"cannot be written.*correct CERTJOB_NOTIFY_URL")
     with monkeypatch.context() as patch, blocking(MaildirChannel(tmp_path / "mail", sender=SENDER)) as channel:
         patch.setattr("mailbox.Maildir._dump_message", full)
         with pytest.raises(ChannelDownError, match="No space left"):
