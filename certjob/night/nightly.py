@@ -90,7 +90,7 @@ def run(
     )
     report = RunReport(command="run", run_id=options.run_id, today=options.today, dry_run=options.dry_run)
     if options.dry_run:
-        _plan(connection, report, options=options, organisation_id=organisation_id)
+        _plan(connection, report, options=options, organisation_id=organisation_id, progress=progress)
         report.finish()
         return report
     report.known_stops = _last_stops(connection)
@@ -142,8 +142,16 @@ def retry_all(
     return report
 
 
-def _plan(connection: Connection, report: RunReport, *, options: NightOptions, organisation_id: UUID | None) -> None:
+def _plan(
+    connection: Connection,
+    report: RunReport,
+    *,
+    options: NightOptions,
+    organisation_id: UUID | None,
+    progress: Progress,
+) -> None:
     """Fill the report with what a run would do: one read-only snapshot, no write, no lock, no call."""
+    on_progress = progress.phase("Reviewing mentors")  # the guard's count is a part of it
     with database.read_only_snapshot(connection):
         reminders = CertificationReminderService(connection, run_id=report.run_id)
         everybody = options.everybody or looks_at_everybody(connection, options.today)
@@ -177,6 +185,7 @@ def _plan(connection: Connection, report: RunReport, *, options: NightOptions, o
                         has_address=decision.mentor_id not in unreachable,
                     )
                     report.changes.append(change)
+            on_progress(counts.reviewed)
         report.changes.sort(key=PlannedChange.sort_key)
         report.review = counts
         report.held = guard.lines
@@ -192,6 +201,7 @@ def _apply(
     stop: StopFlag,
     progress: Progress,
 ) -> None:
+    on_progress = progress.phase("Reviewing mentors")  # the guard's count is a part of it
     guard = MassChangeGuard(connection, today=options.today, allow_mass_change=options.allow_mass_change)
     guard.examine(organisation_id)
     service = CertificationManagementService(
@@ -200,7 +210,7 @@ def _apply(
         run_id=report.run_id,
         guard=guard,
         stop=stop,
-        on_progress=progress.phase("Reviewing mentors"),
+        on_progress=on_progress,
     )
     report.review = service.counts
     service.apply_due(organisation_id)

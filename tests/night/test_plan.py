@@ -1,6 +1,7 @@
 """The dry run: it reads only, and what it says is what the night does."""
 
 from collections import Counter
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -11,8 +12,11 @@ from certjob import database
 from certjob.cli.pages.night import show_plan
 from certjob.cli.terminal.output import Output
 from certjob.database import Connection
+from certjob.night import nightly
+from certjob.night.nightly import NightOptions
+from certjob.stopping import StopFlag
 from tests.support.facts import TODAY, Facts
-from tests.support.nights import FlakyPortal, night
+from tests.support.nights import FlakyPortal, delivery, night
 from tests.support.programmes import everything, random_programme
 
 CHANGES = """
@@ -110,3 +114,18 @@ def test_the_plan_says_what_the_guards_would_hold(connection: Connection, facts:
 
     assert (plan.changes, plan.outcome) == ([], "attention")
     assert plan.held == night(connection, deliver=False).held
+
+
+def test_a_plan_shows_how_far_it_is(connection: Connection, facts: Facts) -> None:
+    """It may take a minute, and a terminal without a word looks dead."""
+    facts.certified_mentor(facts.organisation(), TODAY)
+    shown: list[tuple[str, int]] = []
+
+    class Shown:
+        def phase(self, name: str, *, total: int | None = None) -> Callable[[int], None]:
+            return lambda done: shown.append((name, done))
+
+    options = NightOptions(today=TODAY, dry_run=True)
+    nightly.run(connection, options=options, delivery=delivery(), stop=StopFlag(), progress=Shown())
+
+    assert shown == [("Reviewing mentors", 1)]
