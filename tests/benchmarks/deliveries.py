@@ -2,13 +2,13 @@
 
 import statistics
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from tests.benchmarks.bench_server import Bench
 from tests.benchmarks.commands import PYTHON, certjob, python, run
-from tests.benchmarks.figures import Bar, Figure, in_turns, ratio_bar
+from tests.benchmarks.figures import Bar, Figure, Ratio, in_turns, ratio_bar
 from tests.benchmarks.population import populate, run_script, set_based_night
 from tests.support.command_line import today
 
@@ -115,29 +115,37 @@ def run_pushes(bench: Bench) -> list[Figure]:
     return [_pushes(bench, delay_ms, concurrency) for delay_ms, concurrency in ((20, 4), (200, 4), (200, 16))]
 
 
-def _pushes(bench: Bench, delay_ms: int, concurrency: int) -> Figure:
-    number = max(bench.pushes * concurrency * 5 // delay_ms // 20, 10)
-    bench.say(f"{number} pushes, {delay_ms} ms, {concurrency} at once")
+def _race(
+    bench: Bench, name: str, number: int, theirs: Callable[[int], float], *, delay_ms: int = 0, at_once: int = AT_ONCE
+) -> Ratio:
+    """Our pushes and theirs, which get the port, to a portal that takes so long."""
+    bench.say(f"{number} pushes, {name}")
     with server("portal", str(delay_ms)) as port, with_events(bench, number) as template:
-
-        def bare() -> float:
-            url = f"http://127.0.0.1:{port}/"
-            return float(python(_BARE_PUSHES, url, str(concurrency), str(number)).document["seconds"])
-
-        ratio = in_turns(
-            lambda: deliver(bench, template, number, settings=portal_settings(port, concurrency)),
-            bare,
+        return in_turns(
+            lambda: deliver(bench, template, number, settings=portal_settings(port, at_once)),
+            lambda: theirs(port),
             rounds=bench.rounds,
             of_speeds=True,
         )
-    speed, possible = number / ratio.ours, concurrency * 1000 / delay_ms
+
+
+def _pushes(bench: Bench, delay_ms: int, at_once: int) -> Figure:
+    number = max(bench.pushes * at_once * 5 // delay_ms // 20, 10)
+    name = f"{delay_ms} ms answers, {at_once} at once"
+
+    def bare(port: int) -> float:
+        done = python(_BARE_PUSHES, f"http://127.0.0.1:{port}/", str(at_once), str(number))
+        return float(done.document["seconds"])
+
+    ratio = _race(bench, name, number, bare, delay_ms=delay_ms, at_once=at_once)
+    speed, possible = number / ratio.ours, at_once * 1000 / delay_ms
     bars = {
         20: Bar(value=speed, unit="pushes/s", at_least=PUSHES_BAR),
         200: ratio_bar(ratio, at_least=SPEED_BAR),
     }
     return Figure(
         part="pushes",
-        name=f"{delay_ms} ms answers, {concurrency} at once",
+        name=name,
         ours=f"{speed:,.0f} pushes/s",
         reference=f"{number / ratio.reference:,.0f} pushes/s, bare httpx",
         ratio=ratio,
@@ -149,27 +157,19 @@ def _pushes(bench: Bench, delay_ms: int, concurrency: int) -> Figure:
 def run_procrastinate(bench: Bench) -> list[Figure]:
     """The same pushes as jobs of Procrastinate, which is installed for it into a folder of the bench."""
     folder, number = bench.folder / "procrastinate", bench.pushes
-    bench.say("installing procrastinate")
-    words = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", str(folder), "procrastinate")
-    installed = subprocess.run([str(PYTHON), *words], capture_output=True, text=True, check=False)
     name = f"{number:,} pushes, 0 ms answers, {AT_ONCE} at once"
-    if installed.returncode:
+    words = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", str(folder), "procrastinate")
+    if subprocess.run([str(PYTHON), *words], capture_output=True, text=True, check=False).returncode:
         return [Figure(part="procrastinate", name=name, ours="", notes="procrastinate could not be installed")]
-    with server("portal") as port, with_events(bench, number) as template:
 
-        def theirs() -> float:
-            with bench.server.copy(name="bench_procrastinate") as fresh:
-                worker = Path(__file__).with_name("procrastinate_worker.py")
-                urls = bench.server.url(fresh), f"http://127.0.0.1:{port}/"
-                done = run([PYTHON, worker, folder, *urls, str(number), str(AT_ONCE)])
-            return float(done.document["seconds"])
+    def theirs(port: int) -> float:
+        worker = Path(__file__).with_name("procrastinate_worker.py")
+        with bench.server.copy(name="bench_procrastinate") as fresh:
+            urls = bench.server.url(fresh), f"http://127.0.0.1:{port}/"
+            done = run([PYTHON, worker, folder, *urls, str(number), str(AT_ONCE)])
+        return float(done.document["seconds"])
 
-        ratio = in_turns(
-            lambda: deliver(bench, template, number, settings=portal_settings(port)),
-            theirs,
-            rounds=bench.rounds,
-            of_speeds=True,
-        )
+    ratio = _race(bench, "beside Procrastinate", number, theirs)
     return [
         Figure(
             part="procrastinate",
