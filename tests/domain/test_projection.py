@@ -65,9 +65,6 @@ def test_no_date_of_the_calendar_breaks_it(person: Mentor, today: date) -> None:
     assert list(explanations.why_certified(person, today)) or not person.certificates
 
 
-# The reasons.
-
-
 @ordinarily
 @given(mentors(), days)
 def test_what_is_said_of_reminders_and_kinds_is_so(person: Mentor, today: date) -> None:

@@ -99,9 +99,6 @@ def test_the_same_command_again_writes_nothing_and_only_a_changed_rule_makes_cer
     assert facts.rows("SELECT review_on = '-infinity' FROM mentors") == [(True,)]
 
 
-# Coordinators.
-
-
 def test_a_coordinator_is_found_by_the_mail_and_then_by_the_apps_user_id(facts: Facts) -> None:
     """Whatever the mail's case; a name or a language that is not given stays. The digests follow the id."""
     ((own_id, *_),) = coordinate(facts, "Kari <kari@hlf.example>")
@@ -162,9 +159,6 @@ def test_a_coordinator_is_read_as_a_mail_program_writes_one() -> None:
     for text in ("", "Kari", "<>", "Kari <kari>", "Kari <k@h.example> <p@h.example>", f"{USER}", "k@h.example x"):
         with pytest.raises(ConfigurationError, match="a coordinator is written as"):
             parse_coordinator(text)
-
-
-# Wrong values, and other sessions.
 
 
 @pytest.mark.parametrize(

@@ -47,9 +47,6 @@ def reminders(made: Forecast) -> int:
     return sum(week.counts["reminders"] for week in made.weeks)
 
 
-# It agrees with the nights, as the stories of `certjob explain` do.
-
-
 @pytest.mark.parametrize(("seed", "slug"), [(40, None), (44, "nhf")])
 def test_every_week_counts_what_the_stories_tell(
     connection: Connection, read_only: Connection, facts: Facts, seed: int, slug: str | None
@@ -134,9 +131,6 @@ def test_weeks_are_iso_weeks_and_cut_at_both_ends(connection: Connection) -> Non
 
         assert [(each.name, each.starts_on.day, each.ends_on.day) for each in made.weeks] == weeks
         assert (made.weeks[0].starts_on, made.weeks[-1].ends_on) == (today, made.until)
-
-
-# How it looks.
 
 
 def week(name: str, starts_on: date, ends_on: date, *numbers: int) -> Week:

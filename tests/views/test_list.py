@@ -41,9 +41,6 @@ def row(**values: Any) -> ListedCertificate:
     return ListedCertificate(**{**ids, **person, **dates, "kind": "likeperson", "status": Status.EXPIRING, **values})
 
 
-# What is listed.
-
-
 def test_the_status_is_what_the_rules_say_today_and_filters_hold_all_together(
     connection: Connection, facts: Facts, read_only: Connection
 ) -> None:
@@ -131,9 +128,6 @@ def test_options_are_combined_and_what_cannot_be_asked_for_exits_2(here: Certjob
         assert_one_line(here("list", *options.split()), phrase, code=2, command="certjob list")
 
 
-# CSV.
-
-
 def csv_of(capsys: pytest.CaptureFixture[str], *rows: ListedCertificate) -> str:
     print_list_csv(rows)
     return capsys.readouterr().out
@@ -197,9 +191,6 @@ def test_whoever_stops_reading_ends_it_without_a_word(environment: dict[str, str
             process.stdout.close()
             said = process.stderr.read()
         assert (process.returncode, said) == (0, "")
-
-
-# The other forms.
 
 
 def test_the_document_is_one_and_says_everything(connection: Connection, facts: Facts, capsys: Any) -> None:

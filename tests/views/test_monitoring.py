@@ -49,9 +49,6 @@ def here(environment: dict[str, str], tmp_path: Path) -> Certjob:
     return run
 
 
-# Pings.
-
-
 def test_a_night_tells_its_beginning_and_its_end(here: Certjob, facts: Facts, host: PingHost) -> None:
     """POST, the same rid, which is the run's id; at the end counts only, nobody's id or name."""
     mentor = facts.certified_mentor(facts.organisation(portal=None), LONG_AGO)
@@ -167,9 +164,6 @@ def test_a_night_that_is_stopped_tells_so_in_time(environment: dict[str, str], f
             result = child.stop_within(4)
 
     assert (result.returncode, "stopped by SIGTERM" in result.stderr, host.told[:2]) == (1, True, ["start", "1"])
-
-
-# The metrics file.
 
 
 @pytest.fixture

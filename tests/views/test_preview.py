@@ -47,9 +47,6 @@ def what(preview: Preview) -> tuple[int | None, str]:
     return preview.message.threshold_days, str(preview.sends_on)
 
 
-# What the night then sends is what was shown.
-
-
 @pytest.mark.parametrize(("days", "optional"), [(60, False), (20, True), (0, False), (-1, False), (-10, True)])
 def test_the_night_sends_what_was_shown(facts: Facts, *, days: int, optional: bool) -> None:
     """Word for word, although the review, which pauses and queues, comes between the two."""
@@ -89,9 +86,6 @@ def test_it_has_the_message_id_of_its_log_row_and_cycle(facts: Facts, *, cancel:
 
     assert extended.message.idempotency_key == channel.sent[-1].idempotency_key == f"reminder-{log_id}-1"
     assert (extended.message.repeat, channel.sent[-1].repeat) == (False, False)
-
-
-# Which one: the due reminder, else the next one; the most urgent of several kinds.
 
 
 def test_the_one_that_is_due_and_once_sent_the_next_one(facts: Facts) -> None:
@@ -191,9 +185,6 @@ def test_a_copy_cannot_be_taken_for_the_reminder(facts: Facts) -> None:
     assert first.subject == f"[førehandsvising] {shown.message.subject}"
     assert (first.text, first.html) == (shown.message.text, shown.message.html)
     assert len({m.idempotency_key for m in (first, second, shown.message)}) == 3
-
-
-# The installed command.
 
 
 @pytest.fixture

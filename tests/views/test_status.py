@@ -66,9 +66,6 @@ def status(connection: Connection, here: Certjob) -> Status:
     return Status(connection, here)
 
 
-# Whether the nights run.
-
-
 def test_before_the_first_night_it_is_stale_and_after_one_it_is_not(status: Status, facts: Facts) -> None:
     """Exit 3, with what to do; the night that came to its end has an alert, and somebody has to look."""
     facts.certified_mentor(facts.organisation(), date(2025, 1, 1))
@@ -168,9 +165,6 @@ def test_a_long_run_says_now_and_then_that_it_is_alive(
     assert start == too_soon == inside
     assert later > start
     assert gone == later
-
-
-# What waits, what comes, and what failed.
 
 
 def test_what_waits_is_told_by_age_and_state(connection: Connection, facts: Facts) -> None:
