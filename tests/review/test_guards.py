@@ -90,6 +90,7 @@ def test_too_many_new_reminders_are_held_while_pauses_and_portal_go_on(
 ) -> None:
     """Those mentors stay due, so that the flag sends their reminders later; the others' reminders are queued."""
     monkeypatch.setattr(rules, "MASS_REMINDER_LIMIT", 25)
+    review_in_chunks_of(10, monkeypatch)
     many = facts.organisation("many")
     few = facts.organisation("few", portal=None)
     for number in range(55):
@@ -113,6 +114,21 @@ def test_too_many_new_reminders_are_held_while_pauses_and_portal_go_on(
     allowed = night(connection, deliver=False, allow_mass_change=True)
     assert allowed.to_document()["reminders"]["queued"] == 31
     assert facts.rows(DUE, TODAY) == [(0,)]
+
+
+def test_reminders_are_counted_chunk_after_chunk_too(facts: Facts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the count before the first chunk could not know."""
+    monkeypatch.setattr(rules, "MASS_REMINDER_LIMIT", 5)
+    monkeypatch.setattr("certjob.review.guards.MassChangeGuard.examine", lambda _self, _organisation: None)
+    review_in_chunks_of(1, monkeypatch)
+    organisation = facts.organisation(portal=None)
+    for _ in range(8):
+        facts.certified_mentor(organisation, TODAY + timedelta(days=5))
+
+    report = night(facts.connection, deliver=False)
+
+    assert report.to_document()["reminders"]["queued"] == 5
+    assert "at least 6 new reminders, the limit is 5" in report.held[0]
 
 
 def test_the_limit_of_a_run_whose_changes_grow_is_that_of_the_whole_organisation(
