@@ -4,7 +4,6 @@ import contextlib
 import time
 from collections.abc import Callable
 from datetime import UTC, date, datetime
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -18,7 +17,7 @@ from certjob.facts.organisations import parse_coordinator
 from certjob.mail.channels.server_text import readable
 from certjob.outbox.retry import parse_retry_after
 from certjob.redaction import LONGEST_FOREIGN_TEXT
-from tests.support.command_line import run_in_process
+from tests.conftest import Certjob
 from tests.support.facts import Facts
 from tests.support.portal_answers import error
 from tests.support.portal_server import PortalServer
@@ -79,15 +78,14 @@ def test_a_text_ten_times_as_long_costs_nothing_like_a_hundred_times_as_much(rea
 
 
 def test_a_portal_that_answers_sixty_thousand_letters_does_not_hold_the_run(
-    worker_url: str, bare_environment: dict[str, str], facts: Facts, tmp_path: Path
+    here: Certjob, portal: PortalServer, ways_out: dict[str, str], facts: Facts
 ) -> None:
     """It held it for more than a minute, after a signal, too."""
     facts.certified_mentor(facts.organisation(), date(2024, 2, 1), member_no="M1042")
-    with PortalServer(key=KEY) as portal:
-        portal.then(error(404, "contact_not_found", message="a" * 60_000))
-        settings = {"CERTJOB_DATABASE_URL": worker_url, "CERTJOB_PORTAL_URL": portal.url, "CERTJOB_PORTAL_KEY": KEY}
-        began = time.process_time()
-        result = run_in_process("resync", "M1042", environment=bare_environment | settings, folder=tmp_path)
+    portal.then(error(404, "contact_not_found", message="a" * 60_000))
+
+    began = time.process_time()
+    result = here("resync", "M1042", **ways_out)
 
     assert (result.returncode, "404 contact_not_found" in result.stderr) == (3, True)
     assert time.process_time() - began < 5

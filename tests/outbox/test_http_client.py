@@ -24,12 +24,6 @@ from tests.support.smtp_server import CERTIFICATE
 DEADLINE_SECONDS = 0.4
 
 
-@pytest.fixture
-def portal() -> Iterator[PortalServer]:
-    with PortalServer() as server:
-        yield server
-
-
 def calls(*urls: str, method: str = "GET", client: HttpClient | None = None, **named: Any) -> list[HttpAnswer]:
     """What calls in a row bring, by one client; ``named`` goes along with each."""
 
