@@ -335,6 +335,8 @@ def live(facts: Facts) -> None:
         for ends in range(-650, 1000, 400):
             mentors.append(facts.mentor(organisation))
             facts.certificate(mentors[-1], TODAY + (ends + 30 * number) * DAY, issued_on=TODAY - 3650 * DAY)
+            if ends < -600:  # hidden and shown again, all of it long ago
+                facts.certificate(mentors[-1], TODAY + 1500 * DAY, issued_on=TODAY - 400 * DAY)
     times = connection.execute(
         "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = 'public'"
         " AND data_type LIKE 'timestamp%' AND table_name IN (SELECT tablename FROM pg_tables)"

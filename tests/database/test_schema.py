@@ -362,11 +362,17 @@ class TestDeleting:
         assert scene.facts.rows("SELECT certificate_id FROM certificate_transitions") == about
         assert scene.facts.rows("SELECT event_id, error FROM dynamics_sync_failures") == [(None, "x")]
 
-        scene.do(f"{EVENT.format('delivered')}; {self.LEFT}; {self.DELETE}")
+        others = EVENT.format("pending").replace("(mentor)", "(other)")
+        scene.do(f"{EVENT.format('delivered')}; {others}; {self.LEFT}")
+        scene.do(
+            "UPDATE portal_sync_events SET claim_token = gen_random_uuid(), next_attempt_at = now() + '1 minute'"
+            " WHERE mentor_id = %(other)s"
+        )
+        scene.do(self.DELETE)
         scene.facts.connection.execute("DELETE FROM mentors WHERE id = %s", (elsewhere,))
 
-        for table in ("certificate_transitions", "cert_notification_log", "portal_sync_events"):
-            assert scene.facts.rows(f"SELECT count(*) FROM {table}") == [(0,)], table
+        for table, number in (("certificate_transitions", 0), ("cert_notification_log", 0), ("portal_sync_events", 1)):
+            assert scene.facts.rows(f"SELECT count(*) FROM {table}") == [(number,)], table
         assert scene.facts.rows("SELECT id FROM mentors") == [(scene.names["other"],)]
         with pytest.raises(psycopg.errors.IntegrityError):
             scene.do("DELETE FROM organisations WHERE id = %(organisation)s")
