@@ -57,6 +57,7 @@ def test_pieces_of_work_never_overlap_and_keep_their_order(connection: Connectio
         return number
 
     async def main(database: DatabaseThread) -> list[int]:
+        await database.break_off()  # nothing is running, so nothing is ended
         return await asyncio.gather(*(database.run(lambda n=n: work(n)) for n in range(10)))  # type: ignore[misc]
 
     assert run(main, connection) == began == list(range(10))
