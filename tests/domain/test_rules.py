@@ -114,10 +114,11 @@ def test_who_is_active_and_has_held_nothing_that_counts_is_watched_by_nobody() -
     """And counted; somebody paused or gone needs no watching."""
     optional = organisation(optional_kinds=["optional"])
     unwatched = [mentor(), mentor(row(YEAR, 1)), mentor(row(-1, kind="optional"), organisation=optional)]
-    others = [mentor(pauses=[ILL]), mentor(left=True), mentor(IN_FORCE), mentor(ENDED)]
+    others = [mentor(pauses=[ILL]), mentor(left=True), mentor(IN_FORCE), mentor(ENDED), mentor(row(YEAR, 0))]
 
     watched = [not rules.decide(person, TODAY).without_certificate for person in unwatched + others]
-    assert watched == [False] * 3 + [True] * 4
+    assert watched == [False] * 3 + [True] * 5
+    assert [rules.holds_nothing(person, TODAY) for person in unwatched + others] == [True] * 5 + [False] * 3
 
 
 def due(*rows: Certificate, thresholds: Sequence[int] = ALL, **person: object) -> list[int]:

@@ -91,6 +91,7 @@ def test_what_check_and_status_only_count(connection: Connection, facts: Facts) 
     facts.certified_mentor(nhf, later, member_no="no address", email=None)
     facts.certified_mentor(nhf, later, member_no="blank", email=" ")
     facts.mentor(nhf, member_no="nothing")
+    facts.pause(facts.mentor(nhf, member_no="nothing, paused"))
     facts.mentor(nhf, member_no="nothing, left", left_at=datetime.now(UTC))
     facts.certificate(facts.mentor(hlf, member_no="optional"), later, kind="kurs")
 
