@@ -13,17 +13,12 @@ from tests.support.people import mentor, organisation
 ordinarily = settings(max_examples=120, deadline=None, derandomize=True, database=None)
 """A fixed number of fixed examples: the same on every machine."""
 
-
 thoroughly = settings(ordinarily, max_examples=40)
 """For properties that look at 600 days in each example."""
 
-
 KINDS = ("likeperson", "first_aid", "driver")
 
-
 days = st.dates(TODAY - timedelta(days=120), TODAY + timedelta(days=120))
-
-
 any_day = st.dates()
 
 
