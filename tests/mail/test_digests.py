@@ -404,9 +404,11 @@ def test_while_it_is_written_its_row_and_its_coordinator_are_held_and_what_comes
     desk.execute("DELETE FROM mentor_pauses")
     monkeypatch.setattr(digests, "read_digest", look)
     assert (desk.deliver(), desk.rows) == ([], [(0, "cancelled")])
+    desk.execute("UPDATE coordinator_digests SET queued_at = '2020-01-01'")
     desk.ended("Ola")
 
     assert told(desk.pages()) == ["Kari Ola"]
+    assert desk.facts.rows("SELECT queued_at > '2020-01-01' FROM coordinator_digests") == [(True,)], "it waits from now"
 
 
 def test_a_page_that_tells_more_than_a_lost_one_is_another_message(desk: Desk) -> None:
