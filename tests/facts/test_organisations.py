@@ -49,7 +49,7 @@ def test_a_new_organisation_has_the_defaults(facts: Facts) -> None:
 
 def test_everything_can_be_given_at_once_and_only_what_is_given_changes(facts: Facts) -> None:
     """It is listed and shown with the mentors who have not left; the word none and an empty text remove a value."""
-    texts: dict[str, Any] = {"contact_email": "kontakt@hlf.example", "contact_phone": "+47 22 63 99 00"}
+    texts: dict[str, Any] = {"contact_email": "kontakt@hlf.example", "contact_phone": "+47 22" + 44 * "9"}
     texts |= {"renewal_url": "https://hlf.example/fornye", "sender": "HLF Likeperson <likeperson@hlf.example>"}
     people = [f"{USER} Kari <kari@hlf.example> nn", "per@hlf.example"]
     rules: dict[str, Any] = {"portal": "dynamics", "thresholds": [7, 90, 7], "optional_kinds": ["kurs", "førstehjelp"]}
