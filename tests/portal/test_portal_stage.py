@@ -500,10 +500,10 @@ def test_a_short_hold_is_waited_for_and_a_long_one_is_not() -> None:
     """A caller gives its event back instead of waiting under its lease."""
     now, halt = [1000.0], asyncio.Event()
     limiter = RateLimiter(calls_per_second=0, clock=lambda: now[0])
-    limiter.hold(15)
+    limiter.hold(20)
     limiter.hold(1)
     assert not limiter.is_held
-    assert turns(limiter, now, 1) == [15.0]
+    assert turns(limiter, now, 1) == [20.0]
     assert asyncio.run(limiter.wait(halt))
     limiter.hold(21)
     assert not asyncio.run(limiter.wait(halt))
