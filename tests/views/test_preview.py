@@ -127,7 +127,8 @@ def test_of_several_certificates_the_one_that_counts(facts: Facts) -> None:
     for_ever = facts.certified_mentor(organisation, date.max)  # days past the calendar's end are no days
 
     assert what(previewed(facts, several)) == (7, "2026-03-10")
-    assert what(previewed(facts, to_begin)) == (30, "2026-03-15")
+    for threshold in (None, 30):
+        assert what(previewed(facts, to_begin, threshold_days=threshold)) == (30, "2026-03-15")
     assert previewed(facts, renewed).message.expires_on == TODAY + 700 * DAY
     assert what(previewed(facts, again, threshold_days=60)) == (60, "2026-01-19")
     assert what(previewed(facts, for_ever)) == (60, "9999-11-01")
