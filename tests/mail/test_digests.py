@@ -297,6 +297,7 @@ def test_a_page_tells_everything_since_the_last_one_and_there_is_one_a_day(desk:
 
     assert told(morning, noon, tomorrow, desk.pages(5)) == ["Kari", "-", "Ola", "Kari Pia Tor"]
     assert desk.rows == [(0, "sent"), (1, "sent"), (5, "sent")]
+    assert desk.facts.rows("SELECT count(sent_at) FROM coordinator_digests") == [(3,)]
 
 
 def test_runs_at_once_send_one_each(desk: Desk, database_url: str) -> None:
