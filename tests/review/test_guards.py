@@ -129,6 +129,7 @@ def test_reminders_are_counted_chunk_after_chunk_too(facts: Facts, monkeypatch: 
 
     assert report.to_document()["reminders"]["queued"] == 5
     assert "at least 6 new reminders, the limit is 5" in report.held[0]
+    assert facts.rows(HELD) == [("reminders", 3, 0, 3, 0)]
 
 
 def test_the_limit_of_a_run_whose_changes_grow_is_that_of_the_whole_organisation(
