@@ -335,8 +335,7 @@ def live(facts: Facts) -> None:
         for ends in range(-650, 1000, 400):
             mentors.append(facts.mentor(organisation))
             facts.certificate(mentors[-1], TODAY + (ends + 30 * number) * DAY, issued_on=TODAY - 3650 * DAY)
-            if ends < -600:  # hidden and shown again, all of it long ago
-                facts.certificate(mentors[-1], TODAY + 1500 * DAY, issued_on=TODAY - 400 * DAY)
+    guest = facts.mentor(organisation)  # without a certificate: only the portal's old confirmation shows them again
     times = connection.execute(
         "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = 'public'"
         " AND data_type LIKE 'timestamp%' AND table_name IN (SELECT tablename FROM pg_tables)"
@@ -350,9 +349,12 @@ def live(facts: Facts) -> None:
         for table, column in times:
             statement = f"UPDATE {table} SET {column} = %s WHERE {column} BETWEEN %s AND now() + '1 hour'"
             connection.execute(statement.encode(), (at, since))
-        for turn in range(3 * number, 3 * number + 3):
-            mentor = mentors[turn % len(mentors)]
-            connection.execute(CHANGES[turn % len(CHANGES)].encode(), {"mentor": mentor, "day": day})
+        turns = [
+            (CHANGES[turn % len(CHANGES)], mentors[turn % len(mentors)]) for turn in range(3 * number, 3 * number + 3)
+        ]
+        turns += [(CHANGES[3], guest)] if number in (2, 5) else []
+        for change, mentor in turns:
+            connection.execute(change.encode(), {"mentor": mentor, "day": day})
 
 
 def coming_nights(connection: Connection) -> list[object]:
