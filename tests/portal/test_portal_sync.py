@@ -33,6 +33,7 @@ EVENT = (
     "SELECT visible, version, status, attempts, claim_token IS NULL, next_attempt_at <= now() FROM portal_sync_events"
 )
 STATUS = "SELECT status FROM portal_sync_events ORDER BY id"
+WANTED = "SELECT wanted_at FROM portal_sync_events"
 LEASE = "SELECT claim_token, next_attempt_at FROM portal_sync_events"
 MINUTES = "SELECT round(extract(epoch FROM next_attempt_at - now()) / 60) FROM portal_sync_events ORDER BY id"
 FAILURE = "SELECT kind, attempts, error, resolved_at IS NOT NULL FROM dynamics_sync_failures ORDER BY id"
@@ -77,7 +78,9 @@ def test_a_new_wish_replaces_the_open_one(scene: PortalScene) -> None:
     assert scene.rows(FAILURE) == [("transient", 3, "reset", False)]
 
     scene.push(REFUSED)
+    since = scene.rows(WANTED)
     scene.wish(mentor, visible=True)
+    assert scene.rows(WANTED) == since  # the same value again is not wanted later
     assert scene.rows(EVENT) == [(True, 5, "pending", 0, True, True)]
     assert scene.rows(FAILURE) == [("permanent", 4, "404 contact_not_found", False)]  # until a push succeeds
 
