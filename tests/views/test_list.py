@@ -113,9 +113,11 @@ def test_options_are_combined_and_what_cannot_be_asked_for_exits_2(here: Certjob
     facts.certified_mentor(hlf, today + timedelta(days=50), member_no="M2", left_at=datetime.now(UTC))
     facts.certified_mentor(nhf, today + timedelta(days=20), member_no="M3")
     facts.certified_mentor(hlf, today + timedelta(days=55), member_no="M4")
+    facts.certified_mentor(hlf, today + timedelta(days=5), member_no="M5")
     for options, numbers in (
-        ("--status expiring --within 30 --organisation hlf --csv", ["M1"]),
-        ("--with-left", ["M1", "M3", "M2", "M4"]),
+        ("--status expiring --within 30 --organisation hlf --csv", ["M5", "M1"]),
+        ("--within 10 --csv", ["M5"]),
+        ("--with-left", ["M5", "M1", "M3", "M2", "M4"]),
     ):
         lines = here("list", *options.split()).stdout.splitlines()
         assert [line.split(",")[1] for line in lines[1:]] == numbers
