@@ -2,6 +2,7 @@
 
 import io
 import os
+import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from threading import Event
@@ -251,9 +252,31 @@ def test_a_connection_that_is_lost_is_said_and_made_anew(
     assert lost.startswith("does not answer: ")
     assert lost.endswith("; trying again")
     assert refused == "does not answer: refused; check the host; trying again"
-    assert "does not answer any more" in stalled
+    assert stalled == "does not answer: silent for 0.5 s; trying again"
     assert back == "answers again"
     assert (code, [connection.closed for connection in made]) == (3, [True, True])
+
+
+def test_connections_that_are_lost_again_and_again_leave_nothing_behind(
+    watched: Connection, facts: Facts, database_url: str
+) -> None:
+    """A pooler that lets in while the server is away: a thread for each try would be thousands in a night."""
+
+    def watchers() -> int:
+        return sum(thread.name == "silence" for thread in threading.enumerate())
+
+    def lose() -> None:
+        facts.connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+
+    before = watchers()
+
+    def few() -> None:
+        until(lambda: watchers() <= before + 2)
+
+    Watch(watched, reconnect=lambda: database.connect(database_url)).run(*[lose, nothing] * 6, few)
 
 
 def test_nothing_is_kept_open_between_two_looks(watched: Connection, facts: Facts) -> None:

@@ -17,6 +17,7 @@ from certjob.cli.terminal.output import Output
 from certjob.cli.terminal.plain import harmless, print_error
 from certjob.cli.terminal.streams import reader_is_gone
 from certjob.database import Connection
+from certjob.database.connections import NO_ANSWER
 from certjob.errors import CertjobError, StoppedBySignalError
 from certjob.stopping import Interrupted, StopFlag
 from certjob.views.alerts import Alerts, read_alerts
@@ -56,11 +57,13 @@ def watch_alerts(
         with ExitStack() as opened:
             if isinstance(screen, _Window):
                 opened.enter_context(screen.live)
+            anew = opened.enter_context(ExitStack())
             while True:
                 try:
                     with stop.interruptible():
                         if connection.closed:
-                            connection = opened.enter_context(reconnect())
+                            anew.close()  # whoever watches over one that was lost ends when nobody holds it
+                            connection = anew.enter_context(reconnect())
                             database.hang_up_when_silent(connection, seconds=SILENCE_SECONDS)
                         last = read(connection, today=today())
                 except (psycopg.OperationalError, CertjobError) as error:
@@ -156,5 +159,7 @@ def _one_line(text: str, *, style: str) -> Text:
 
 def _cause(error: Exception) -> str:
     """Return what the driver or the server said, on one line; a database error's DETAIL may hold names, and is not."""
+    if isinstance(error, CertjobError) and error.message == NO_ANSWER:
+        return f"silent for {SILENCE_SECONDS:g} s"
     said = (error.diag.message_primary if isinstance(error, psycopg.Error) else None) or str(error)
     return " ".join(said.removeprefix("the database cannot be reached: ").split())

@@ -61,10 +61,11 @@ def show(
     elif output.interactive:
         rows = [(what.replace("_", " "), f"{number:,}") for what, number in counts.items() if number or what == "rows"]
         console.show_rows(output, ("What", ">Number"), rows)
-    for members in groups[:LINES_SHOWN]:
+    bad = [members for members in groups if members[0].cost is not Cost.NOTHING]
+    for members in bad[:LINES_SHOWN] + groups[len(bad) :]:  # what costs nothing comes last, and is in no rejects file
         say = plain.print_warning if members[0].cost is Cost.NOTHING else plain.print_attention
         say(COMMAND, f"{name} {_sentence(members)}")
-    if rest := sum(map(len, groups[LINES_SHOWN:])):
+    if rest := sum(map(len, bad[LINES_SHOWN:])):
         where = f"{rejects} has all of them" if rejects is not None else "--rejects FILE gets all of them"
         plain.print_attention(COMMAND, f"… and {rest:,} more; {where}")
     for line in _summary(report, incomplete=counts["incomplete"], strict=strict):
