@@ -2,6 +2,7 @@
 
 import io
 import os
+import pty
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
@@ -197,14 +198,14 @@ def test_any_other_end_is_an_error_as_everywhere(watch: Watch) -> None:
 
 
 def test_a_reader_who_went_away_ends_it(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`certjob alerts --watch | head -1` does not run for ever."""
-    reading, writing = os.pipe()
-    os.close(reading)
-    with open(writing, "w") as unread:  # noqa: PTH123
-        monkeypatch.setattr("sys.stdout", forgiving(unread))
-        code = watch.show(ONE, CLEAR)
+    """`certjob alerts --watch | head -1` does not run for ever, nor does one whose terminal has gone."""
+    for reading, writing in (os.pipe(), pty.openpty()):
+        os.close(reading)
+        with open(writing, "w") as unread:  # noqa: PTH123
+            monkeypatch.setattr("sys.stdout", forgiving(unread))
+            code = watch.show(ONE, CLEAR)
 
-    assert (code, watch.waits) == (3, [])
+        assert (code, watch.waits) == (3, [])
 
 
 # A database that goes away.

@@ -170,6 +170,21 @@ def test_a_typo_that_is_corrected_loses_no_reminder_and_mails_nobody_twice(log: 
     assert [message.expires_on for message in sent] == [day(26)]
 
 
+def test_the_own_row_counts_before_that_of_a_certificate_that_is_gone(log: Log) -> None:
+    """Entered anew with another last day, then corrected in place: the plan looks where the upsert does."""
+    log.send()
+    log.execute("DELETE FROM certificates")
+    log.certificate = log.facts.certificate(log.mentor, day(24))
+    log.send()
+
+    log.move(25)
+
+    assert log.rows("expires_on, cert_id = (SELECT c.id FROM certificates AS c)") == [
+        (day(25), False),
+        (day(25), True),
+    ]
+
+
 @pytest.mark.parametrize("claimed", [False, True])
 def test_one_cancelled_by_mistake_comes_back_as_the_same_message(log: Log, claimed: bool) -> None:
     """Revoked for a while; and if a process died after the server had taken it, the copy is a repeat."""

@@ -98,6 +98,8 @@ def test_the_one_that_is_due_and_once_sent_the_next_one(facts: Facts) -> None:
 
     night(facts.connection, channel=CollectingChannel())
 
+    facts.connection.execute("UPDATE cert_notification_log SET maybe_sent = true")  # it was a repeat: its copy is none
+    assert not previewed(facts, mentor_id, threshold_days=30).message.repeat
     assert previewed(facts, mentor_id).explanation == "the next reminder, due 2026-03-16"
     for threshold, asked, day, days in (
         (14, None, "2026-03-16", "om 14\u00a0dager"),
@@ -124,6 +126,8 @@ def test_of_several_certificates_the_one_that_counts(facts: Facts) -> None:
     again = facts.mentor(organisation)
     facts.certificate(again, TODAY - 400 * DAY, issued_on=TODAY - 800 * DAY)
     facts.certificate(again, TODAY + 10 * DAY, issued_on=TODAY - 300 * DAY)
+    coming = facts.certified_mentor(organisation, IN_20_DAYS)
+    facts.certificate(coming, TODAY + 160 * DAY, kind="kurs")  # the other one's day is nearer, and past
     for_ever = facts.certified_mentor(organisation, date.max)  # days past the calendar's end are no days
 
     assert what(previewed(facts, several)) == (7, "2026-03-10")
@@ -131,6 +135,7 @@ def test_of_several_certificates_the_one_that_counts(facts: Facts) -> None:
         assert what(previewed(facts, to_begin, threshold_days=threshold)) == (30, "2026-03-15")
     assert previewed(facts, renewed).message.expires_on == TODAY + 700 * DAY
     assert what(previewed(facts, again, threshold_days=60)) == (60, "2026-01-19")
+    assert what(previewed(facts, coming, threshold_days=60)) == (60, str(TODAY + 100 * DAY))
     assert what(previewed(facts, for_ever)) == (60, "9999-11-01")
 
 
