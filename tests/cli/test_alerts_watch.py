@@ -280,6 +280,34 @@ def test_connections_that_are_lost_again_and_again_leave_nothing_behind(
     Watch(watched, reconnect=lambda: database.connect(database_url)).run(*[lose, nothing] * 6, few)
 
 
+def test_a_table_that_is_locked_for_long_collects_no_sessions(
+    watched: Connection,
+    facts: Facts,
+    database_url: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What waits for the lock ends before its session is given up, and the session is kept."""
+    monkeypatch.setattr(alerts_watch, "SILENCE_SECONDS", 1.0)
+    waiting = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with database.connect(database_url) as other:
+
+        def lock() -> None:
+            other.execute("BEGIN")
+            other.execute("LOCK TABLE review_problems")
+
+        def look() -> None:
+            assert facts.rows(waiting) == []
+            other.execute("ROLLBACK")
+
+        Watch(watched, reconnect=lambda: database.connect(database_url)).run(lock, nothing, look, nothing)
+
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].endswith("does not answer: canceling statement due to statement timeout; trying again")
+    assert lines[1:] == ["certjob alerts: the database answers again"]
+    assert not watched.closed
+
+
 def test_nothing_is_kept_open_between_two_looks(watched: Connection, facts: Facts) -> None:
     """No transaction, no snapshot, no prepared statement, no lock: it works through a pooler, and vacuum goes on."""
     state = (

@@ -65,7 +65,9 @@ def watch_alerts(
                             anew.close()  # whoever watches over one that was lost ends when nobody holds it
                             connection = anew.enter_context(reconnect())
                             database.hang_up_when_silent(connection, seconds=SILENCE_SECONDS)
-                        last = read(connection, today=today())
+                        with database.transaction(connection):
+                            connection.execute("SELECT set_config('statement_timeout', %s, true)", (_patience(),))
+                            last = read(connection, today=today())
                 except (psycopg.OperationalError, CertjobError) as error:
                     stop.check()
                     screen.show_outage(f"the database does not answer: {_cause(error)}; trying again")
@@ -151,6 +153,14 @@ class _Window:
             checked = "asking the database"
         footer = f"{checked}{late}; every {INTERVAL_SECONDS:g} s; Ctrl-C ends"
         return Group(*texts, _one_line(footer, style="bold red" if late else "dim"))
+
+
+def _patience() -> str:
+    """Return how many milliseconds a statement may take: the server ends it before its session is hung up on.
+
+    A session that waits for a lock does not notice that nobody listens any more: each try would leave another one.
+    """
+    return f"{800 * SILENCE_SECONDS:.0f}"
 
 
 def _one_line(text: str, *, style: str) -> Text:
