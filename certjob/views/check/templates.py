@@ -44,7 +44,8 @@ def check_templates(folder: Path | None, *, slugs: Collection[str] | None) -> It
             )
             break
     for problem in problems:
-        step = f"{problem.next_step}; until then messages go out in certjob's own words"
+        end = " Until" if problem.next_step.endswith("?") else "; until"
+        step = f"{problem.next_step}{end} then messages go out in certjob's own words"
         found.append(fail("templates", problem.to_error().message, next_step=step))
     for place in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
         if place != folder and place.name not in {problem.file for problem in problems}:
