@@ -335,11 +335,13 @@ def test_one_of_a_later_day_that_was_cancelled_comes_on_its_day(
     assert (counts.cancelled, [message.threshold_days for message in log.send(later)]) == (1, [threshold])
 
 
-def test_one_of_the_next_day_is_left_to_that_day(log: Log) -> None:
+@pytest.mark.parametrize("attempts", [0, 1])
+def test_one_of_the_next_day_is_left_to_that_day(log: Log, attempts: int) -> None:
     """A night that goes on after midnight meets what the night of the new day queued: not its business."""
     log.move(15)
     assert [message.threshold_days for message in log.send()] == [30]
     log.review(1)
+    log.execute("UPDATE cert_notification_log SET attempts = %s WHERE status = 'pending'", attempts)
 
     (_, old), (_, new) = log.deliver(), log.deliver(1)
 

@@ -2,7 +2,9 @@
 
 import asyncio
 import time
+from dataclasses import replace
 from datetime import date, timedelta
+from typing import NoReturn
 from uuid import UUID
 
 import psycopg
@@ -10,7 +12,7 @@ import pytest
 
 from certjob.database import Connection
 from certjob.mail.message import OutgoingMessage
-from certjob.night import deliveries, nightly
+from certjob.night import deliveries, job_runs, nightly
 from certjob.outbox import loop
 from certjob.stopping import StopFlag
 from tests.conftest import Certjob
@@ -78,6 +80,20 @@ def test_a_portal_stage_that_crashes_does_not_stop_the_mail(connection: Connecti
     assert "LookupError" in report.to_document()["error"]["message"]
 
 
+@pytest.mark.usefixtures("due")
+@pytest.mark.parametrize("code", ["crash", "no_url"])
+def test_a_portal_that_cannot_even_be_opened_is_noted(connection: Connection, facts: Facts, code: str) -> None:
+    """Before anything is claimed, so that no push can tell of it."""
+
+    def make_target() -> NoReturn:
+        raise LookupError
+
+    ways_out = delivery(channel=CollectingChannel())
+    night(connection, ways_out=replace(ways_out, make_target=None if code == "no_url" else make_target))
+
+    assert facts.rows("SELECT failure_code FROM dynamics_sync_failures") == [(code,)]
+
+
 def test_a_portal_stage_that_waits_for_a_locked_table_leaves_time_to_the_mail(
     connection: Connection, app: App, due: UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,6 +126,20 @@ def test_digests_go_out_although_the_reminders_crashed(connection: Connection, d
 
     assert sent == ["digest"]
     assert [(stop.stage, stop.code) for stop in report.stopped] == [("mail", "crash")]
+
+
+def test_a_list_of_alerts_that_cannot_be_read_is_said(
+    connection: Connection, app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A night that could not ask what needs attention does not end as if nothing did."""
+    monkeypatch.setattr(job_runs, "_LOCK_TIMEOUT_MS", 100)
+    lock = "LOCK TABLE portal_unknown_contacts IN ACCESS EXCLUSIVE MODE"
+    monkeypatch.setattr(job_runs, "note_open_work", lambda *_: app.execute(lock))
+
+    report = night(connection, deliver=False)
+
+    assert [(stop.stage, stop.code) for stop in report.stopped] == [("alerts", "locked")]
+    assert report.outcome == "attention"
 
 
 def test_deliver_says_a_failing_push_once_and_only_another_mentor_or_reason_again(

@@ -137,6 +137,21 @@ def test_nobody_is_shown_who_waits_for_a_review(scene: Scene) -> None:
     assert scene.pushes == [(hidden, False)]
 
 
+def test_nobody_is_shown_whose_contact_belongs_to_somebody_else_who_waits_for_a_review(scene: Scene) -> None:
+    """The pause of this afternoon in one organisation counts for the other's mentor, too."""
+    contact = uuid4()
+    for slug in ("hlf", "nhf"):
+        scene.facts.certified_mentor(scene.facts.organisation(slug, thresholds=()), IN_FORCE, contact_id=contact)
+    scene.agreed(contact)
+    pause = "INSERT INTO mentor_pauses (mentor_id, reason, actor) SELECT id, 'illness', 'anna' FROM mentors LIMIT 1"
+    scene.connection.execute(pause)
+    scene.portal.visible = {contact: False}
+
+    scene.reconcile()
+
+    assert scene.pushes == []
+
+
 def test_whoever_certjob_has_shown_is_shown_again_and_nobody_who_was_never_certified(scene: Scene) -> None:
     """Nobody watches these; hidden by hand they stay hidden. Whoever has left is hidden again."""
     organisation = scene.facts.organisation(thresholds=())

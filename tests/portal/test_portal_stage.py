@@ -14,7 +14,7 @@ from certjob.errors import ConfigurationError, Outcome, TransientPortalError
 from certjob.outbox.claims import Answer, Lease
 from certjob.portal import push, rate
 from certjob.portal import stage as portal_stage
-from certjob.portal.push import PortalEvent, PortalTarget, Push
+from certjob.portal.push import PortalEvent, PortalTarget, Push, PushOutcome
 from certjob.portal.rate import RateLimiter
 from certjob.portal.sync import PortalCounts, PortalSyncService
 from certjob.stopping import StopFlag
@@ -22,7 +22,7 @@ from tests.support.facts import Facts
 from tests.support.intents import DisturbedPortal, queue_wish
 from tests.support.nights import in_background, quick_policy
 from tests.support.portal_answers import Behaviour, PortalRequest, delay, error, hang, ok
-from tests.support.stages import PortalScene
+from tests.support.stages import PortalScene, push_once
 
 DEAD = error(500, "dynamics_unavailable")
 UNTOUCHED = "SELECT count(*) FROM portal_sync_events WHERE status = 'pending' AND attempts = 0 AND claim_token IS NULL"
@@ -315,6 +315,10 @@ def test_no_call_is_begun_that_could_outlast_its_lease(scene: PortalScene, monke
     assert (
         scene.rows("SELECT kind, attempts FROM dynamics_sync_failures WHERE kind <> 'stage'") == [("transient", 1)] * 3
     )
+    scene.make_due()
+    (event,) = scene.claim(1)  # stopped between the look at the whole claim and its own call
+    assert push_once(event, double, lease_seconds=100).outcome is PushOutcome.NOT_TRIED
+    assert len(double.calls) == 3
 
 
 def test_wishes_that_change_all_the_time_end_right(scene: PortalScene, database_url: str) -> None:

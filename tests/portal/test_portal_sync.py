@@ -238,6 +238,7 @@ def test_the_opposite_of_an_unknown_outcome_is_pushed_once_more(
     assert scene.rows(EVENT) == [(False, 5, "pending", 0, True, False)]
     assert (scene.rows(MINUTES), scene.rows(ALERTS)) == ([(5,)], [])
     scene.make_due()
+    scene.run_sql("UPDATE portal_sync_events SET unknown_shown_at = now() - interval '14 minutes'")
     scene.push()
     assert scene.rows(EVENT) == [(False, 6, "pending", 0, True, False)]
     scene.make_due()
@@ -251,7 +252,8 @@ def test_an_unknown_outcome_concerns_the_contact_even_after_a_success(scene: Por
     """A repeat of the same value succeeded, and its event is over; the opposite that comes next is a new one."""
     mentor = scene.mentor()
     scene.wish(mentor, visible=value)
-    portal = FlakyPortal(failures=1, error=lambda: UNKNOWN)
+    errors = iter([UNKNOWN, RESET])  # whatever comes after it
+    portal = FlakyPortal(failures=2, error=lambda: next(errors))
     scene.service.settle(push_once(scene.claim()[0], portal), PortalCounts())
     scene.wish(mentor, visible=value)
     scene.push()

@@ -145,6 +145,24 @@ def test_the_limit_of_a_run_whose_changes_grow_is_that_of_the_whole_organisation
 
     assert "13 mentors would be paused, the limit is 12 (of 120 active); nothing more after 12" in report.held[0]
     assert facts.rows("SELECT count(*) FROM mentor_pauses") == [(12,)]
+    night(connection, deliver=False, allow_mass_change=True)
+    connection.execute("UPDATE certificates SET expires_on = %s", (NEXT_YEAR,))
+    report = night(connection, deliver=False)
+    assert "11 mentors would be brought back, the limit is 10 (of 104 active); nothing more after 10" in report.held[0]
+
+
+def test_whoever_would_be_hidden_is_counted_too(connection: Connection, facts: Facts) -> None:
+    """Who has left, as well; the portal may show a contact that is new. Who was never reviewed stays written down."""
+    hlf = facts.organisation()
+    mentors(facts, hlf, expired=21)
+    left = facts.certified_mentor(hlf, NEXT_YEAR, left_at=datetime(2026, 1, 1, tzinfo=UTC))
+    connection.execute("UPDATE mentors SET dynamics_contact_id = gen_random_uuid()")
+    facts.insert("review_problems", mentor_id=left, reason="a rule refused it", as_of=YESTERDAY)
+
+    night(connection, deliver=False)
+
+    assert facts.rows(HELD) == [("pauses", 22, 0, 22, 22)]
+    assert facts.rows("SELECT mentor_id FROM review_problems") == [(left,)]
 
 
 @pytest.mark.parametrize("wrong", ["a whole night", "one organisation", "killed"])

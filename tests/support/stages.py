@@ -29,13 +29,13 @@ from tests.support.nights import FlakyPortal, NoProgress, delivery, quick_policy
 from tests.support.portal_server import PortalServer
 
 
-def push_once(event: PortalEvent, portal: PortalTarget) -> Push:
+def push_once(event: PortalEvent, portal: PortalTarget, *, lease_seconds: float = 300) -> Push:
     """Make one round for an event, outside any stage."""
 
     async def push() -> Push:
         rate = RateLimiter(calls_per_second=0)
         pusher = Pusher(target=portal, policy=quick_policy(), rate=rate, halt=asyncio.Event())
-        return await pusher.push(event, Lease(claimed_at=lease_clock(), seconds=300))
+        return await pusher.push(event, Lease(claimed_at=lease_clock(), seconds=lease_seconds))
 
     return asyncio.run(push())
 
