@@ -44,6 +44,8 @@ def test_what_was_put_off_or_claimed_for_a_year_goes_out_with_the_next_run(
     night(connection, deliver=False)
     ((wanted_at, now),) = facts.rows("SELECT wanted_at, now() FROM portal_alerts")
     assert wanted_at <= now  # type: ignore[operator]
+    for table in ("cert_notification_log", "coordinator_digests"):  # in a year they would be mail that waits
+        assert facts.rows(f"SELECT queued_at <= now() FROM {table}") == [(True,)]
     night(connection, portal=portal, channel=channel)
 
     assert list(portal.visible.values()) == [False]
