@@ -27,6 +27,7 @@ import typer
 from certjob.cli import entry
 from certjob.cli.app import app
 from certjob.database import Connection
+from certjob.outbox import http_client
 from certjob.stopping import StopFlag
 from tests.conftest import installed_command
 from tests.support.forked_command import ForkedCommand, can_fork
@@ -99,11 +100,14 @@ def run_in_process(
     if columns is not None:
         out = err = _Terminal()
         environment = {"TERM": "dumb", "COLUMNS": str(columns), "LINES": "50"} | dict(environment)
+    # What verifies certificates is kept for a process, and this one plays several, each with its SSL_CERT_FILE.
+    verifying = http_client._verifying_context.__wrapped__
     logger = logging.getLogger("certjob")
     kept = logger.handlers[:], logger.propagate, logger.level
     try:
         with (
             mock.patch.dict(os.environ, environment, clear=True),
+            mock.patch.object(http_client, "_verifying_context", verifying),
             contextlib.chdir(folder),
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
