@@ -20,6 +20,8 @@ _POLL = " ".join(beginning_of("find_open_version").split())
 """What a resync asks in each of its rounds."""
 _WELL_WITHIN_A_CALL_SECONDS = 20
 """A call that is held for longer comes to its deadline, and is given up by certjob."""
+_A_SILENT_MAIL_SERVER_SECONDS = 150
+"""A server that says nothing is waited for, for 60 s, by a run that goes by, too."""
 _RUN_OUT = "UPDATE {} SET next_attempt_at = now() - interval '1 second' WHERE id = %s AND claim_token IS NOT NULL"
 
 
@@ -102,7 +104,7 @@ class Others:
             with stage.session() as connection:
                 _run_out(connection, "cert_notification_log", _row_of(stage.postbox.taken[-1].message_id))
         child, _ = self.start(Command())
-        until(lambda: child.process.poll() is not None, seconds=60)
+        until(lambda: child.process.poll() is not None, seconds=_A_SILENT_MAIL_SERVER_SECONDS)
 
     def _want_the_opposite(self, person: Mentor) -> None:
         """Change the facts so that the mentor is to be hidden instead of shown, or shown instead of hidden."""
