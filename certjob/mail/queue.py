@@ -93,7 +93,6 @@ class MailQueue(ABC, Generic[Item]):
         """Write the mail from the facts of this moment, or settle the row because none is to be sent.
 
         The recipient is held meanwhile: a review or a correction comes before this, or after it and finds what it did.
-        No disk is waited for: if a crash forgets what was settled here, the row is claimed again and drafted again.
         """
 
         def decide() -> Writer | Unsent:
@@ -113,7 +112,7 @@ class MailQueue(ABC, Generic[Item]):
             return Unsent.FAILED if answer is Answer.SETTLED else Unsent.WAITS
 
         try:
-            draft = persist(self._connection, decide, lock_timeout_ms=HOLD_MS, tries=1, durable=False)
+            draft = persist(self._connection, decide, lock_timeout_ms=HOLD_MS, tries=1)
         except database.CONTENTION:
             self._outbox.settle(item, replace(RELEASED, delay_seconds=HELD_DELAY_SECONDS))
             return Unsent.WAITS
