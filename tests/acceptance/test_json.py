@@ -29,7 +29,7 @@ SECTIONS = dict(re.findall(r"^## (.+)\n((?:(?!## ).*\n)*)", read("docs/json.md")
 """The parts of the page by their titles."""
 COMMON = {"outcome", "error.code", "error.message", "error.next_step"}
 """What the page says once, for the documents of all commands."""
-TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{6})?\+00:00")
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?\+00:00")
 IDS = ("run_id", "mentor_id", "certificate_id", "organisation_id", "contact_id")
 NEVER_AN_END = (errors.PortalCallError, errors.NotifyError)
 """No command ends by these."""
