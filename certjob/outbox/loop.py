@@ -9,11 +9,13 @@ Nothing in the loop blocks: calls are tasks, and statements run in the thread, o
 """
 
 import asyncio
+import signal
+import socket
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import psycopg
@@ -187,15 +189,37 @@ def run_loop(
             tasks[0].cancel()
 
     def in_the_loop(what: Callable[[], object]) -> None:
-        """A plain signal handler does not wake the loop; and it must not raise while the loop begins or ends."""
+        """A signal handler must not raise while the loop begins or ends."""
         if not loop.is_closed():
             loop.call_soon_threadsafe(what)
 
     interrupt = stop.break_off
     try:
-        with asyncio.Runner() as runner:
-            loop = runner.get_loop()
+        with asyncio.Runner() as runner, _woken_by_signals(loop := runner.get_loop()):
             stop.on_set, stop.break_off = lambda: in_the_loop(database.stopped.set), lambda: in_the_loop(break_off)
             return runner.run(run())
     finally:
         stop.on_set, stop.break_off = None, interrupt
+
+
+@contextmanager
+def _woken_by_signals(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    """Let every signal wake the loop; Python runs its handler only then, in the main thread.
+
+    A signal that comes just before the loop goes to sleep, or in another thread, would else wait for its next timer:
+    for the whole time for deliveries, if the database is silent.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        loop.add_reader(ours, ours.recv, 4096)
+        before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            loop.remove_reader(ours)

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import signal
 import socket
 import threading
 import time
@@ -16,7 +17,7 @@ from certjob.database import Connection
 from certjob.errors import DatabaseUnavailableError, StoppedBySignalError
 from certjob.outbox import loop
 from certjob.outbox.loop import DatabaseThread, run_loop
-from certjob.stopping import StopFlag
+from certjob.stopping import STOP_SIGNALS, StopFlag, stop_on_signals
 from tests.support.stalling_proxy import StallingProxy
 
 T = TypeVar("T")
@@ -115,6 +116,25 @@ def test_a_stop_wakes_the_loop(connection: Connection) -> None:
     threading.Timer(0.05, stop.set).start()
     for _ in range(2):
         assert run(main, connection, stop=stop) == "ended in its own way"
+
+
+def test_a_signal_that_does_not_interrupt_the_sleep_of_the_loop_wakes_it(connection: Connection) -> None:
+    """The system hands it to another thread; or it comes between the loop's last look and its sleep."""
+    kept = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGALRM)}
+
+    async def main(database: DatabaseThread) -> None:
+        threading.Timer(0.2, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGTERM)).start()
+        await asyncio.wait_for(database.stopped.wait(), 10)
+
+    stop = stop_on_signals()
+    try:
+        run(main, connection, stop=stop)
+    finally:
+        stop.end()
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+    assert stop.signal_name == "SIGTERM"
+    assert signal.set_wakeup_fd(-1) == -1
 
 
 def test_after_the_grace_a_statement_is_cancelled_and_a_settle_done_once_more(
