@@ -100,9 +100,9 @@ def read_due(
         yield read(connection, [key[0] for key in keys], lock=False)
 
 
-def organisations(connection: database.Connection, ids: Iterable[UUID] | None = None) -> dict[UUID, Organisation]:
-    """Return these organisations by id, or all of them."""
-    rows = database.fetch(connection, "read_organisations", {"ids": None if ids is None else list(ids)})
+def organisations(connection: database.Connection, ids: Iterable[UUID]) -> dict[UUID, Organisation]:
+    """Return these organisations by id."""
+    rows = database.fetch(connection, "read_organisations", {"ids": list(ids)})
     return {
         row[0]: Organisation(
             id=row[0],

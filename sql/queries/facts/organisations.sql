@@ -7,11 +7,10 @@ SELECT id FROM organisations WHERE slug = %(slug)s
 SELECT slug, id::text FROM organisations
 
 -- name: read_organisations
--- These organisations, or all of them when no ids are given. Read with every chunk: a rule changed in mid-night counts from
--- the next chunk on.
+-- Read with every chunk: a rule changed in mid-night counts from the next chunk on.
 SELECT id, slug, portal IS NOT NULL AS has_portal, reminder_thresholds, optional_kinds
 FROM organisations
-WHERE %(ids)s::uuid[] IS NULL OR id = ANY (%(ids)s::uuid[])
+WHERE id = ANY (%(ids)s::uuid[])
 
 -- name: read_organisation_details
 -- All that can be set of each organisation, or of one; the coordinators are in list_coordinators. Mentors who have left are
