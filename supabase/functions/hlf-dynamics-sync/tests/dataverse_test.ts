@@ -1,7 +1,7 @@
 /** The change in Dataverse, and what each of its answers means for the mentor and for everybody else. */
 
 import assert from "node:assert/strict";
-import { type Behaviour, CONTACT, dataverseError, drips, hangs, says, Stage } from "./fake.ts";
+import { type Behaviour, CONTACT, dataverseError, drips, hangs, Nowhere, says, Stage } from "./fake.ts";
 
 Deno.test("one column of one contact that exists is changed", async () => {
   await using stage = new Stage();
@@ -176,9 +176,8 @@ Deno.test("everything slow at once, a new token too, costs no more than the dead
 });
 
 Deno.test("a Dataverse where nobody listens is unavailable", async () => {
-  const stage = new Stage();
-  await using _entra = stage.entra;
-  await stage.dataverse[Symbol.asyncDispose]();
+  using nowhere = await Nowhere.find();
+  await using stage = new Stage({ DYNAMICS_URL: nowhere.url });
 
   const answer = await stage.push();
 

@@ -50,6 +50,25 @@ export class Fake implements AsyncDisposable {
   }
 }
 
+/** An address where nobody listens, and nobody else can: its port is the near end of a connection that stays open. */
+export class Nowhere implements Disposable {
+  private constructor(readonly listener: Deno.TcpListener, readonly connection: Deno.TcpConn) {}
+
+  static async find(): Promise<Nowhere> {
+    const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+    return new Nowhere(listener, await Deno.connect({ hostname: "127.0.0.1", port: listener.addr.port }));
+  }
+
+  get url(): string {
+    return `http://127.0.0.1:${this.connection.localAddr.port}`;
+  }
+
+  [Symbol.dispose](): void {
+    this.connection.close();
+    this.listener.close();
+  }
+}
+
 /** Answer with a status, JSON (or a string as it stands), and headers. */
 export function says(status: number, content?: unknown, headers: Record<string, string> = {}): Behaviour {
   const body = content === undefined || typeof content === "string" ? content ?? null : JSON.stringify(content);

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { Deadline, LIMITS } from "../runtime.ts";
 import { TokenSource } from "../token.ts";
-import { type Behaviour, drips, entraError, hangs, says, SECRET, Stage, tokens } from "./fake.ts";
+import { type Behaviour, drips, entraError, hangs, Nowhere, says, SECRET, Stage, tokens } from "./fake.ts";
 
 const bearers = (stage: Stage) => stage.dataverse.requests.map((request) => request.headers.get("Authorization"));
 
@@ -160,7 +160,8 @@ Deno.test("a connection that Entra has lost is tried again at once", async () =>
 });
 
 Deno.test("when nobody is where Entra should be there is no token just now", async () => {
-  await using stage = new Stage({ AZURE_AUTHORITY: `http://127.0.0.1:${closedPort()}` });
+  using nowhere = await Nowhere.find();
+  await using stage = new Stage({ AZURE_AUTHORITY: nowhere.url });
 
   const answer = await stage.push();
 
@@ -294,10 +295,3 @@ Deno.test("nobody waits for a token beyond the own deadline", async () => {
   assert.deepEqual([answer.status, answer.code, answer.retryAfter], [503, "token_unavailable", "10"]);
   assert.ok(took < 3000, `it took ${took} ms`);
 });
-
-/** A port where nobody listens. */
-function closedPort(): number {
-  const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-  listener.close();
-  return listener.addr.port;
-}
