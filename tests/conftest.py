@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import uuid
@@ -187,6 +188,14 @@ def certjob(worker_url: str, bare_environment: dict[str, str], tmp_path: Path) -
             return child.finish(timeout_seconds=timeout)
 
     return run
+
+
+@pytest.fixture
+def port_of_nobody() -> Iterator[int]:
+    """A port where nobody listens, and nobody can begin to: a port that was only closed may be another test's next."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import mailbox
-import socket
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -220,12 +219,9 @@ def test_a_status_says_whose_fault_it_is() -> None:
     assert len({request.path for request in server.requests}) == 1
 
 
-def test_a_webhook_that_cannot_be_called_is_everybodys() -> None:
+def test_a_webhook_that_cannot_be_called_is_everybodys(port_of_nobody: int) -> None:
     """Nobody serves it, or only the HTTP client finds the URL wrong: surely not handed over."""
-    with socket.create_server((HOST, 0)) as unused:
-        port = unused.getsockname()[1]
-
-    for url in (f"http://{HOST}:{port}/push", "http://[::1/push"):
+    for url in (f"http://{HOST}:{port_of_nobody}/push", "http://[::1/push"):
         with webhook(url) as channel, pytest.raises(ChannelDownError, match="CERTJOB_NOTIFY_URL"):
             channel.send(MESSAGE)
 

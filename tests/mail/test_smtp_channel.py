@@ -315,7 +315,9 @@ def test_a_name_lookup_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
         (HOST, r"refused; check CERTJOB_NOTIFY_URL"),
     ],
 )
-def test_a_host_that_cannot_be_reached_is_everybodys(monkeypatch: pytest.MonkeyPatch, host: str, said: str) -> None:
+def test_a_host_that_cannot_be_reached_is_everybodys(
+    monkeypatch: pytest.MonkeyPatch, port_of_nobody: int, host: str, said: str
+) -> None:
     """A typing mistake in the URL, no network, or nobody who listens."""
 
     def unknown(*_: object, **__: object) -> None:
@@ -323,10 +325,8 @@ def test_a_host_that_cannot_be_reached_is_everybodys(monkeypatch: pytest.MonkeyP
 
     if host == "mail.example":
         monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    with socket.create_server((HOST, 0)) as unused:
-        port = unused.getsockname()[1]
 
-    with channel_to(port, host=host) as channel, pytest.raises(ChannelDownError, match=said):
+    with channel_to(port_of_nobody, host=host) as channel, pytest.raises(ChannelDownError, match=said):
         channel.send(MESSAGE)
 
 

@@ -119,11 +119,10 @@ def test_every_call_is_over_by_its_deadline(portal: PortalServer) -> None:
 
 
 def test_what_cannot_be_called_is_a_transport_error_and_no_proxy_is_taken_from_the_environment(
-    portal: PortalServer, monkeypatch: pytest.MonkeyPatch
+    portal: PortalServer, port_of_nobody: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For a name that no DNS allows, Python's resolver raises a UnicodeError."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        nobody = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+    nobody = f"http://127.0.0.1:{port_of_nobody}/"
     for url, kind, words in (
         (nobody, httpx.ConnectError, "Connection refused"),
         ("ftp://127.0.0.1/", httpx.UnsupportedProtocol, "protocol"),

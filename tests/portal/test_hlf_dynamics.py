@@ -119,11 +119,9 @@ def test_whatever_may_pass_is_transient(behaviour: Behaviour, may_be_done: bool,
     assert "220" not in str(raised)  # what is no HTTP is not quoted
 
 
-def test_without_a_connection_nothing_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_connection_nothing_was_sent(port_of_nobody: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the system's word for it, or by the deadline: a dead name server, here; a dead network looks the same."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
-    with PortalClient(url, "planted-key") as service:
+    with PortalClient(f"http://127.0.0.1:{port_of_nobody}/", "planted-key") as service:
         refused = failure(service)
     resolved = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_arguments, **_options: resolved.wait(30) and [])
