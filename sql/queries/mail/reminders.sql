@@ -5,7 +5,11 @@ SELECT n.mentor_id, n.threshold_days, n.cert_id
 FROM unnest(%(mentor_ids)b::uuid[], %(thresholds)b::int[], %(cert_ids)b::uuid[], %(expiries)b::date[])
     AS n (mentor_id, threshold_days, cert_id, expires_on)
 LEFT JOIN LATERAL (
-    SELECT o.id, o.expires_on, o.status, o.history
+    SELECT o.id, o.expires_on, o.status,
+        bool_or(
+            (o.expires_on = n.expires_on AND o.status = 'sent')
+            OR o.history @> jsonb_build_array(jsonb_build_object('expires_on', n.expires_on, 'status', 'sent'))
+        ) OVER () AS was_sent
     FROM cert_notification_log AS o
     LEFT JOIN certificates AS h ON h.id = o.cert_id AND h.mentor_id = o.mentor_id
     WHERE o.mentor_id = n.mentor_id
@@ -20,17 +24,11 @@ LEFT JOIN LATERAL (
                 AND (h.id IS NULL OR h.kind = (SELECT c.kind FROM certificates AS c WHERE c.id = n.cert_id))
             )
         )
-    ORDER BY o.cert_id <> n.cert_id,
-        (o.expires_on = n.expires_on AND o.status = 'sent')
-        OR o.history @> jsonb_build_array(jsonb_build_object('expires_on', n.expires_on, 'status', 'sent')) DESC,
-        o.id
+    ORDER BY o.cert_id <> n.cert_id, o.id
     LIMIT 1
 ) AS l ON true
 WHERE l.id IS NULL
-    OR (
-        (l.expires_on <> n.expires_on OR l.status IN ('cancelled', 'superseded'))
-        AND NOT l.history @> jsonb_build_array(jsonb_build_object('expires_on', n.expires_on, 'status', 'sent'))
-    )
+    OR ((l.expires_on <> n.expires_on OR l.status IN ('cancelled', 'superseded')) AND NOT l.was_sent)
 
 -- name: find_without_address
 -- Which of these mentors no reminder can reach; as read_recipient sees an address.
@@ -106,8 +104,9 @@ WHERE l.id = pair.id
 
 -- name: queue_reminders
 -- Once per (mentor, threshold, certificate). The same date again does nothing; a certificate extended in place re-arms
--- the row and its earlier cycle goes to history; a date that was already mailed about is never mailed again, so a typo
--- corrected back sends nothing twice; a reminder cancelled or superseded by a mistake comes back. If the outcome for
+-- the row and its earlier cycle goes to history; a date that was already mailed about is never mailed again, even if that
+-- was about a certificate that is gone, so a typo corrected back sends nothing twice; a reminder cancelled or superseded
+-- by a mistake comes back. If the outcome for
 -- that very date is unknown (claimed or maybe sent), the repeat says so. In mentor order, as everybody who locks several.
 INSERT INTO cert_notification_log AS l (mentor_id, threshold_days, cert_id, expires_on, run_id)
 SELECT n.mentor_id, n.threshold_days, n.cert_id, n.expires_on, %(run_id)s
@@ -132,7 +131,18 @@ SET expires_on = excluded.expires_on,
     maybe_sent = (l.expires_on = excluded.expires_on AND (l.maybe_sent OR l.claim_token IS NOT NULL))
         OR l.history @> jsonb_build_array(jsonb_build_object('expires_on', excluded.expires_on, 'maybe_sent', true))
 WHERE (l.expires_on <> excluded.expires_on OR l.status IN ('cancelled', 'superseded'))
-    AND NOT l.history @> jsonb_build_array(jsonb_build_object('expires_on', excluded.expires_on, 'status', 'sent'))
+    AND NOT EXISTS (
+        SELECT
+        FROM cert_notification_log AS o
+        LEFT JOIN certificates AS h ON h.id = o.cert_id AND h.mentor_id = o.mentor_id
+        WHERE o.mentor_id = l.mentor_id
+            AND o.threshold_days = l.threshold_days
+            AND (h.id IS NULL OR h.kind = (SELECT c.kind FROM certificates AS c WHERE c.id = l.cert_id))
+            AND (
+                (o.expires_on = excluded.expires_on AND o.status = 'sent')
+                OR o.history @> jsonb_build_array(jsonb_build_object('expires_on', excluded.expires_on, 'status', 'sent'))
+            )
+    )
 RETURNING l.mentor_id, l.threshold_days, l.cert_id
 
 -- name: supersede_reminders
