@@ -115,8 +115,10 @@ def stop_on_signals() -> StopFlag:
         is_first = next(asked) == 0  # two at one moment: the handler of the second interrupts that of the first
         flag.signal_name = signal.Signals(number).name
         if flag.asked_at is None:
+            flag.asked_at = (
+                time.monotonic()
+            )  # before the alarm, whose second ring must not come too early by this clock
             signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS, CLEANING_UP_SECONDS)
-            flag.asked_at = time.monotonic()
         flag.set()
         if flag.breaks_off or not is_first:
             flag.break_off()

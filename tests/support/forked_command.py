@@ -224,6 +224,7 @@ def _become(request: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup make test` has it ignored, and certjob would respect that
     with socket.socket(fileno=int(sys.argv[1])) as asked:
         _import_all()
         ordered = _serve(asked)
