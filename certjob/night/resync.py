@@ -14,7 +14,7 @@ from certjob.night.job_runs import recorded
 from certjob.night.report import RunReport
 from certjob.outbox.claims import Answer, StageStop
 from certjob.outbox.loop import DatabaseThread, run_loop
-from certjob.outbox.retry import wait
+from certjob.outbox.retry import RetryPolicy, wait
 from certjob.portal.push import MakeTarget, Push, PushOutcome
 from certjob.portal.stage import PortalStage
 from certjob.portal.sync import LEASE_SECONDS, EventVersion, PortalCounts, PortalSyncService
@@ -23,8 +23,6 @@ from certjob.review.days import refuse_wrong_day
 from certjob.review.guards import MassChangeGuard
 from certjob.stopping import StopFlag
 
-LOCK_WAIT_SECONDS = 10.0
-FLIGHT_WAIT_SECONDS = 60.0
 _POLL_SECONDS = 0.25
 
 
@@ -54,14 +52,6 @@ class Resync:
     error: DynamicsSyncException | MentorBusyError | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResyncTimes:
-    """How long a resync waits for others, in seconds."""
-
-    lock: float = LOCK_WAIT_SECONDS
-    flight: float = FLIGHT_WAIT_SECONDS
-
-
 def resync(
     connection: Connection,
     mentor_id: UUID,
@@ -70,30 +60,52 @@ def resync(
     delivery: Delivery,
     stop: StopFlag,
     ignore_database_clock: bool = False,
-    times: ResyncTimes | None = None,
+    lock_wait_seconds: float = 10.0,
+    flight_wait_seconds: float = 60.0,
     run_id: UUID | None = None,
 ) -> Resync:
     """Review one mentor and push the desired visibility even if nothing changed. Reminders are queued, not sent.
 
     The result's ``error`` says when the push did not succeed: DynamicsSyncException, or MentorBusyError while another
-    run pushes. Raises MentorBusyError when the mentor's lock cannot be had.
+    run has claimed it. Raises MentorBusyError when the mentor's lock cannot be had.
     """
-    times = times or ResyncTimes()
     refuse_wrong_day(connection, today, zone=delivery.zone, ignore_database_clock=ignore_database_clock)
     report = RunReport(command="resync", run_id=run_id or uuid4(), today=today)
     before = describe(connection, mentor_id)
     error: DynamicsSyncException | MentorBusyError | None = None
     with recorded(connection, report):
         portal = PortalSyncService(connection, run_id=report.run_id)
-        queued = _review_and_queue(connection, mentor_id, report, portal=portal, stop=stop, wait_seconds=times.lock)
+        queued = _review_and_queue(
+            connection, mentor_id, report, portal=portal, stop=stop, wait_seconds=lock_wait_seconds
+        )
         report.portal = PortalCounts()
-        if queued is not None:
-            push = _MentorPush(mentor_id, queued, report, portal=portal, delivery=delivery)
+
+        def end(code: FailureCode, reason: str) -> None:
+            report.stopped.append(StageStop(stage="portal", code=code, reason=reason))
+            portal.record_stage_end(reason, code=code, mentor_id=mentor_id)
+
+        if queued is None:
+            pass  # no portal
+        elif delivery.make_target is None:
+            end(FailureCode.NO_URL, "CERTJOB_PORTAL_URL is not set; the push stays pending")
+        else:
             try:
-                push.run(connection, stop=stop, wait_seconds=times.flight)
-            except (DynamicsSyncException, MentorBusyError) as caught:
+                if not _push(
+                    connection,
+                    mentor_id,
+                    queued,
+                    report,
+                    portal=portal,
+                    make_target=delivery.make_target,
+                    policy=delivery.policy,
+                    stop=stop,
+                    wait_seconds=flight_wait_seconds,
+                ):
+                    error = _claimed_by_another_run(waited_seconds=flight_wait_seconds)
+                    end(FailureCode.IN_FLIGHT, error.message)
+            except DynamicsSyncException as caught:
                 error = caught
-                if isinstance(caught, DynamicsSyncException) and caught.retry_at is not None:
+                if caught.retry_at is not None:
                     local = caught.retry_at.astimezone(delivery.zone)
                     caught.next_step = f"it is tried again at {local:%Y-%m-%d %H:%M %Z}"
     return Resync(report=report, before=before, after=describe(connection, mentor_id), error=error)
@@ -143,77 +155,62 @@ def _review_and_queue(
     return queued
 
 
-class _MentorPush:
-    """The portal stage, on one mentor's event."""
+def _claimed_by_another_run(*, waited_seconds: float) -> MentorBusyError:
+    return MentorBusyError(
+        f"another run has kept this push claimed for {waited_seconds:g} s",
+        next_step="the new value is queued: that run pushes it next, or, if that run has died, the first "
+        f"`certjob run` or `certjob deliver` after {LEASE_SECONDS / 60:.0f} minutes",
+    )
 
-    def __init__(
-        self,
-        mentor_id: UUID,
-        queued: EventVersion,
-        report: RunReport,
-        *,
-        portal: PortalSyncService,
-        delivery: Delivery,
-    ) -> None:
-        self._mentor_id = mentor_id
-        self._queued = queued
-        self._report = report
-        self._portal = portal
-        self._delivery = delivery
 
-    def run(self, connection: Connection, *, stop: StopFlag, wait_seconds: float) -> None:
-        """Push the queued value; wait for another run's call in flight instead of racing it.
+def _push(
+    connection: Connection,
+    mentor_id: UUID,
+    queued: EventVersion,
+    report: RunReport,
+    *,
+    portal: PortalSyncService,
+    make_target: MakeTarget,
+    policy: RetryPolicy,
+    stop: StopFlag,
+    wait_seconds: float,
+) -> bool:
+    """Push the queued value; wait for another run's call in flight instead of racing it.
 
-        Raises DynamicsSyncException when the push did not succeed, MentorBusyError when another run has it in flight.
-        """
-        make_target = self._delivery.make_target
-        if make_target is None:
-            self._end("no_url", "CERTJOB_PORTAL_URL is not set; the push stays pending", mentor_id=None)
-            return
+    Returns whether the value has arrived, by this run or another, or is obsolete; False: another run has kept the event
+    claimed. Raises DynamicsSyncException when the push did not succeed, StoppedBySignalError after a signal.
+    """
 
-        async def push_in_time(database: DatabaseThread) -> bool:
-            give_up_at = time.monotonic() + wait_seconds
-            while not await self._is_done(make_target, database):
-                if time.monotonic() > give_up_at:
-                    return False
-                await wait(_POLL_SECONDS, database.stopped)
-            return True
-
-        is_done = run_loop(
-            push_in_time, connection=connection, stop=stop, deadline_seconds=wait_seconds + LEASE_SECONDS
-        )
-        stop.check()
-        if not is_done:
-            message = "a push by another run is in flight and will carry the new value"
-            self._end("in_flight", message, mentor_id=self._mentor_id)  # that run may be gone
-            raise MentorBusyError(message)
-
-    def _end(self, code: str, reason: str, *, mentor_id: UUID | None) -> None:
-        self._report.stopped.append(StageStop(stage="portal", code=code, reason=reason))
-        self._portal.record_stage_end(reason, code=FailureCode(code), mentor_id=mentor_id)
-
-    async def _is_done(self, make_target: MakeTarget, database: DatabaseThread) -> bool:
-        """Push what can be claimed; whether the queued value has arrived, by this run or another, or is obsolete.
-
-        Raises DynamicsSyncException when the push did not succeed.
-        """
+    async def is_done(database: DatabaseThread) -> bool:
         ended: list[tuple[Push, Answer]] = []
         stage = PortalStage(
-            self._portal,
+            portal,
             database=database,
             make_target=make_target,
-            policy=self._delivery.policy,
-            claim=lambda _limit: [] if ended else self._portal.claim_mentor(self._mentor_id),
+            policy=policy,
+            claim=lambda _limit: [] if ended else portal.claim_mentor(mentor_id),
             longest_pause_seconds=0.0,
             on_settled=lambda push, answer: ended.append((push, answer)),
-            counts=self._report.portal,
+            counts=report.portal,
         )
         early = await stage.run(deadline_seconds=LEASE_SECONDS)
         if early is not None:
-            self._report.stopped.append(early)
+            report.stopped.append(early)
         if database.stopped.is_set() or any(_is_what_was_asked(*each) for each in ended):
             return True
-        return not await database.run(lambda: self._portal.is_open(self._queued))
+        return not await database.run(lambda: portal.is_open(queued))
+
+    async def push_in_time(database: DatabaseThread) -> bool:
+        give_up_at = time.monotonic() + wait_seconds
+        while not await is_done(database):
+            if time.monotonic() > give_up_at:
+                return False
+            await wait(_POLL_SECONDS, database.stopped)
+        return True
+
+    done = run_loop(push_in_time, connection=connection, stop=stop, deadline_seconds=wait_seconds + LEASE_SECONDS)
+    stop.check()
+    return done
 
 
 def _is_what_was_asked(push: Push, answer: Answer) -> bool:

@@ -24,7 +24,7 @@ from certjob.errors import (
 )
 from certjob.facts import lookup
 from certjob.night import resync
-from certjob.night.resync import Resync, ResyncTimes
+from certjob.night.resync import Resync
 from certjob.portal.push import PortalTarget
 from certjob.portal.sync import PortalSyncService
 from certjob.stopping import StopFlag
@@ -36,7 +36,7 @@ from tests.support.waiting import until
 App = psycopg.Connection[tuple[object, ...]]
 YESTERDAY, NEXT_YEAR = TODAY - timedelta(days=1), TODAY + timedelta(days=365)
 CONTACT = UUID("6f9619ff-8b86-4d01-b42d-00cf4fc964ff")
-PATIENT = ResyncTimes(lock=30, flight=30)
+PATIENT = {"lock_wait_seconds": 30.0, "flight_wait_seconds": 30.0}
 EVENT = "SELECT visible, version, status FROM portal_sync_events ORDER BY id DESC LIMIT 1"
 
 
@@ -54,7 +54,7 @@ def expired(facts: Facts) -> UUID:
 
 
 def resynced(connection: Connection, mentor_id: UUID, portal: PortalTarget | None = None, **options: Any) -> Resync:
-    given: dict[str, Any] = {"delivery": delivery(portal=portal), "stop": StopFlag(), "times": PATIENT} | options
+    given: dict[str, Any] = {"delivery": delivery(portal=portal), "stop": StopFlag()} | PATIENT | options
     return resync.resync(connection, mentor_id, today=TODAY, **given)
 
 
@@ -197,7 +197,7 @@ def test_an_idle_transaction_does_not_hold_it_for_ever(facts: Facts, app: App, e
     began = time.monotonic()
 
     with pytest.raises(MentorBusyError, match=f"{expired} is locked by another session"):
-        resynced(facts.connection, expired, FlakyPortal(), times=ResyncTimes(lock=0.6))
+        resynced(facts.connection, expired, FlakyPortal(), lock_wait_seconds=0.6)
 
     assert time.monotonic() - began < 10
     app.rollback()
@@ -223,17 +223,20 @@ def test_the_app_goes_on_meanwhile(connection: Connection, app: App, expired: UU
 def test_a_call_of_another_run_that_does_not_end_is_not_waited_for_for_ever(
     connection: Connection, facts: Facts, other: Connection, expired: UUID
 ) -> None:
-    """The version is raised, so the other run carries the new value; that run may be gone, so it is an alert."""
+    """The version is raised, so the other run pushes the new value next; that run may have died, so it is an alert."""
     queue_wish(connection, facts.mentor(facts.organisation("other")), visible=False)
     review(connection)
     ((theirs, _),) = PortalSyncService(other, run_id=uuid4()).claim_mentor(expired)
     facts.connection.execute("UPDATE mentors SET left_at = now() WHERE id = %s", (expired,))
     portal = FlakyPortal()
 
-    result = resynced(connection, expired, portal, times=ResyncTimes(flight=0.1))
+    result = resynced(connection, expired, portal, flight_wait_seconds=0.1)
 
     assert isinstance(result.error, MentorBusyError)
-    assert str(result.error) == "a push by another run is in flight and will carry the new value"
+    assert str(result.error) == (
+        "another run has kept this push claimed for 0.1 s; the new value is queued: that run pushes it next, or, if "
+        "that run has died, the first `certjob run` or `certjob deliver` after 5 minutes"
+    )
     assert portal.calls == []
     event = "SELECT version, claim_token FROM portal_sync_events WHERE mentor_id = %s"
     assert facts.rows(event, expired) == [(theirs.version + 1, theirs.claim_token)]

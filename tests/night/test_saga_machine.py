@@ -27,7 +27,7 @@ from certjob.night import nightly
 from certjob.night import reconcile as reconciling
 from certjob.night.deliveries import Delivery
 from certjob.night.report import RunReport
-from certjob.night.resync import Resync, ResyncTimes, resync
+from certjob.night.resync import Resync, resync
 from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
 from certjob.stopping import StopFlag
 from tests.support.facts import TODAY, Facts
@@ -411,7 +411,7 @@ class Saga(RuleBasedStateMachine):
             options: dict[str, Any] = {"deliver": command != "run without deliveries", "organisation": organisation}
             return night(connection, today, ways_out=process.delivery, stop=process.stop, **options)
         if command == "resync":
-            return resync(connection, mentor, today=today, times=ResyncTimes(lock=30, flight=0), **ways_out)
+            return resync(connection, mentor, today=today, lock_wait_seconds=30, flight_wait_seconds=0, **ways_out)
         if command == "reconcile":
             reader = HLFDynamicsSyncService(self.portal.url, self.portal.key, deadline_seconds=20)
             asked = reconciling.ReconcileOptions(ignore_database_clock=True, today=today)
