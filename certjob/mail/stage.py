@@ -109,7 +109,7 @@ class MailStage(Generic[Item]):
             await self._send(message, lease, database.stopped)
         except ChannelDownError as error:  # it was surely not handed over, and comes after all others the next time
             await database.run(partial(self._queue.release, item), settles=True)
-            return StageStop(stage="mail", code="down", reason=f"{error}; the rest stays pending")
+            return StageStop(stage="mail", code="down", reason=f"{error}; the rest stays pending", fault=str(error))
         except NotifyError as error:
             return await database.run(partial(self._settle_failure, item, error, message.to), settles=True)
         await database.run(partial(self._settle_sent, item), settles=True)

@@ -104,7 +104,7 @@ class RunReport:
     """No run of this day has reported what needs attention."""
     stopped: list[StageStop] = field(default_factory=list)
     known_stops: frozenset[str] = frozenset()
-    """Codes of stops that the run before had too."""
+    """The keys of stops that the run before had too."""
     changes: list[PlannedChange] = field(default_factory=list)
     crashed: bool = False
     """A stage ended by an error nobody foresaw."""
@@ -114,11 +114,6 @@ class RunReport:
     def finish(self) -> None:
         """Note how long it took."""
         self.duration_seconds = round(time.monotonic() - self._started, 3)
-
-    @property
-    def stop_codes(self) -> list[str]:
-        """The reasons of stopped stages without figures, to compare runs by."""
-        return [f"{stop.stage}:{stop.code}" for stop in self.stopped]
 
     @property
     def reasons(self) -> list[str]:
@@ -138,9 +133,7 @@ class RunReport:
         # deliver every 15 minutes does not repeat itself; a resync speaks of one mentor
         quiet = only_new or self.command != "run"
         lines += [
-            str(stop)
-            for stop in self.stopped
-            if not quiet or stop.code == CRASH or f"{stop.stage}:{stop.code}" not in self.known_stops
+            str(stop) for stop in self.stopped if not quiet or stop.code == CRASH or stop.key not in self.known_stops
         ]
         if self.review is not None:
             is_old = only_new and attention is not None and not attention.counts[Kind.NEVER_REVIEWED].new
@@ -198,11 +191,13 @@ class RunReport:
         return Outcome.ATTENTION if self.reasons else Outcome.OK
 
     def to_counts(self) -> dict[str, Any]:
-        """Return the numbers of the JSON document, and of what stopped the codes: nothing about anybody."""
+        """Return the numbers of the JSON document, and the keys of what stopped: nothing about anybody."""
         document = self.to_document()
         names = ("command", "today", "outcome", "duration_seconds")
         parts = ("mentors", "certificates", "reminders", "read", "differences", "portal", "digests")
-        return {name: document[name] for name in (*names, *parts) if name in document} | {"stop_codes": self.stop_codes}
+        return {name: document[name] for name in (*names, *parts) if name in document} | {
+            "stop_codes": [stop.key for stop in self.stopped]
+        }
 
     def to_document(self) -> dict[str, Any]:
         """Return the JSON document; a command leaves out what it does not touch."""

@@ -5,10 +5,12 @@ process, the rows are due again when the lease runs out. A settle names the toke
 (somebody else took over) nothing is written.
 """
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import Enum
+from hashlib import sha256
 from typing import Generic, Protocol, TypeVar
 from uuid import UUID, uuid4
 
@@ -169,10 +171,22 @@ class StageStop:
 
     stage: str
     code: str
-    """The same for the same reason, run after run, so that a background job does not repeat itself."""
     reason: str
+    fault: str = ""
+    """The error that ended it, where ``code`` alone does not tell one such error from another."""
     correlation_id: str | None = None
     """That of the answer which ended it, if one did: the other side's log has a line with it."""
 
     def __str__(self) -> str:
         return f"{self.stage}: {self.reason}"
+
+    @property
+    def key(self) -> str:
+        """The same for the same reason, run after run: a background job does not repeat itself.
+
+        Of ``fault`` the words with a digit do not count: servers say the time and the number of a session with each
+        refusal. Only a hash of the others is in it, because the key leaves this machine with a ping.
+        """
+        words = [word for word in self.fault.split() if not re.search(r"\d", word)]
+        fault = sha256(" ".join(words).encode()).hexdigest()[:8]
+        return f"{self.stage}:{self.code}:{fault}" if words else f"{self.stage}:{self.code}"

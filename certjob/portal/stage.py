@@ -244,9 +244,15 @@ class PortalStage:
     def _end(self, code: str, reason: str, cause: PortalCallError | None = None) -> None:
         self._halt.set()
         if self._stopped is None:
-            correlation_id = cause.correlation_id if cause is not None else None
-            self._stopped = StageStop(stage="portal", code=code, reason=reason, correlation_id=correlation_id)
-            self._failure = cause.code if isinstance(cause, PortalStageError) else FailureCode(code)
+            refusal = cause if isinstance(cause, PortalStageError) else None
+            self._stopped = StageStop(
+                stage="portal",
+                code=code,
+                reason=reason,
+                fault=str(refusal) if refusal else "",
+                correlation_id=cause.correlation_id if cause else None,
+            )
+            self._failure = refusal.code if refusal else FailureCode(code)
 
     async def _end_at_deadline(self) -> None:
         """Begin nothing more; it is an early end only if something is left."""

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from certjob.database import Connection
+from certjob.errors import ChannelDownError
 from certjob.mail.message import OutgoingMessage
 from certjob.night import deliveries, job_runs, nightly
 from certjob.outbox import loop
@@ -178,3 +179,29 @@ def test_deliver_says_a_failing_push_once_and_only_another_mentor_or_reason_agai
     portal.then(error(404, "contact_not_found"))
     portal.default = ok()
     deliver_says("1 portal push failed")
+
+
+@pytest.mark.usefixtures("due")
+def test_deliver_says_once_why_nobody_can_be_mailed_or_pushed_and_again_when_that_is_another_reason(
+    connection: Connection, portal: PortalServer
+) -> None:
+    """Both are faults of everybody's, with one code. The number of a session makes no other reason."""
+    night(connection, deliver=False)
+
+    def deliver_says(mail: str, function: str) -> list[str]:
+        def refuse(_message: OutgoingMessage) -> NoReturn:
+            raise ChannelDownError(mail)
+
+        portal.default = error(500, "misconfigured", message=function)
+        ways_out = delivery(portal=portal, channel=CollectingChannel(on_send=refuse))
+        report = nightly.deliver(connection, today=TODAY, delivery=ways_out, stop=StopFlag(), progress=NoProgress())
+        return [line.partition("(")[2].partition(")")[0] for line in report.reasons]
+
+    assert deliver_says("refused (550 sender, session a1)", "the secret has expired") == [
+        "the secret has expired",
+        "550 sender, session a1",
+    ]
+    assert deliver_says("refused (550 sender, session b2)", "the secret has expired") == []
+    assert deliver_says("refused (535 login)", "the secret has expired") == ["535 login"]
+    assert deliver_says("refused (535 login)", "the role is too narrow") == ["the role is too narrow"]
+    assert deliver_says("refused (535 login)", "the role is too narrow") == []
