@@ -13,7 +13,6 @@ CertjobError                      exit 1
 ├── DiskFullError                 exit 1
 ├── InternalError                 exit 1
 ├── StoppedBySignalError          exit 1
-├── TooManyBrokenMentorsError     exit 1
 ├── BrokenMentorError             exit 3   one mentor's rows are beyond the bounds of the schema
 ├── MentorBusyError               exit 3   a resync could not get its lock, or another run's push is in flight
 ├── DynamicsSyncException         exit 3   a portal push was given up for now
@@ -205,12 +204,6 @@ class StoppedBySignalError(CertjobError):
     """SIGTERM, SIGINT or SIGHUP; what was settled is settled, the rest is still queued."""
 
     code = "stopped"
-
-
-class TooManyBrokenMentorsError(CertjobError):
-    """So many mentors broke that the cause is not in their data."""
-
-    code = "too_many_broken"
 
 
 class BrokenMentorError(CertjobError):

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
 from typing import Any, Protocol
@@ -182,11 +182,11 @@ class Deliveries:
 
     def _missing_portal(self) -> StageStop | None:
         open_work = read_open_work(self._connection)
-        pushes = open_work["portal_hides"].open + open_work["portal_shows"].open
-        stays = _no_url("portal", "CERTJOB_PORTAL_URL", [(pushes, "push", "pushes")])
-        if stays is not None:
-            self._portal.record_stage_end("CERTJOB_PORTAL_URL is not set", code=FailureCode.NO_URL)
-        return stays
+        if not (open_work["portal_hides"].open or open_work["portal_shows"].open):
+            return None
+        reason = "CERTJOB_PORTAL_URL is not set; the pushes stay pending"
+        self._portal.record_stage_end(reason, code=FailureCode.NO_URL)
+        return StageStop(stage="portal", code="no_url", reason=reason)
 
     async def _send_mail(self, database: DatabaseThread, *, ends_at: float) -> None:
         """Reminders, then digests: what a digest tells of is then as new as can be."""
@@ -235,17 +235,6 @@ class Deliveries:
 
     def _missing_channel(self) -> StageStop | None:
         open_work = read_open_work(self._connection)
-        reminders = (open_work["reminders"].pending, "reminder", "reminders")
-        digests = (open_work["digests"].pending, "digest", "digests")
-        return _no_url("mail", "CERTJOB_NOTIFY_URL", [reminders, digests])
-
-
-def _no_url(stage: str, setting: str, waiting: Sequence[tuple[int, str, str]]) -> StageStop | None:
-    """Return the end of a stage without its URL; None: nothing waits for it."""
-    what = " and ".join(
-        f"{number:,} {singular if number == 1 else plural}" for number, singular, plural in waiting if number
-    )
-    stay = "stays" if sum(number for number, _, _ in waiting) == 1 else "stay"
-    return (
-        StageStop(stage=stage, code="no_url", reason=f"{setting} is not set; {what} {stay} pending") if what else None
-    )
+        if not (open_work["reminders"].pending or open_work["digests"].pending):
+            return None
+        return StageStop(stage="mail", code="no_url", reason="CERTJOB_NOTIFY_URL is not set; the mails stay pending")

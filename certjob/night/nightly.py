@@ -103,14 +103,15 @@ def run(
         everybody=options.everybody,
         later_dates_were_wrong=options.allow_earlier_date and organisation_id is None,
     ) as beating:
-        _apply(
-            connection,
-            report,
-            options=options,
-            organisation_id=organisation_id,
-            stop=stop,
-            progress=beating,
+        on_progress = beating.phase("Reviewing mentors")  # the guard's count is a part of it
+        guard = MassChangeGuard(connection, today=options.today, allow_mass_change=options.allow_mass_change)
+        guard.examine(organisation_id)
+        service = CertificationManagementService(
+            connection, today=options.today, run_id=report.run_id, guard=guard, stop=stop, on_progress=on_progress
         )
+        report.review = service.counts
+        service.apply_due(organisation_id)
+        report.held = guard.lines
         deliveries = Deliveries(
             connection, report, delivery=delivery, stop=stop, progress=beating, organisation_id=organisation_id
         )
@@ -163,10 +164,10 @@ def _plan(
         )
         guard.examine(organisation_id)
         counts = ReviewCounts()
-        for decided, problems in plan.due_decisions(
+        for decided, broken in plan.due_decisions(
             connection, today=options.today, organisation_id=organisation_id, everybody=everybody
         ):
-            counts.broken.update({problem.mentor_id: problem.reason for problem in problems})
+            counts.broken.update(broken)
             decisions = guard.admit(decided)
             new: dict[UUID, list[Reminder]] = defaultdict(list)
             for mentor_id, reminder in reminders.find_new(
@@ -190,28 +191,3 @@ def _plan(
         report.review = counts
         report.held = guard.lines
         note_open_work(connection, report)
-
-
-def _apply(
-    connection: Connection,
-    report: RunReport,
-    *,
-    options: NightOptions,
-    organisation_id: UUID | None,
-    stop: StopFlag,
-    progress: Progress,
-) -> None:
-    on_progress = progress.phase("Reviewing mentors")  # the guard's count is a part of it
-    guard = MassChangeGuard(connection, today=options.today, allow_mass_change=options.allow_mass_change)
-    guard.examine(organisation_id)
-    service = CertificationManagementService(
-        connection,
-        today=options.today,
-        run_id=report.run_id,
-        guard=guard,
-        stop=stop,
-        on_progress=on_progress,
-    )
-    report.review = service.counts
-    service.apply_due(organisation_id)
-    report.held = guard.lines

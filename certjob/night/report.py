@@ -166,22 +166,12 @@ class RunReport:
                 lines += counted(failed, "portal push failed", "portal pushes failed", see_alerts=see_alerts)
             lines += counted(self.unreached, "reopened push was not reached", "reopened pushes were not reached")
             lines += counted(self.portal.lost, "portal push lost its lease", "portal pushes lost their lease")
-        if self.reminders is not None:
-            failed = 0 if is_listed else self.reminders.failed
-            lines += counted(failed, "reminder failed", "reminders failed", see_alerts=True)
-            lines += counted(self.reminders.lost, "reminder lost its lease", "reminders lost their lease")
-        if self.digests is not None:
-            failed = 0 if is_listed else self.digests.failed
-            lines += counted(
-                failed, "digest to a coordinator failed", "digests to coordinators failed", see_alerts=True
-            )
-            lines += counted(self.digests.lost, "digest lost its lease", "digests lost their lease")
-        return lines
-
-    @property
-    def mails_sent(self) -> int:
-        """Reminders and digests that were handed over."""
-        return sum(counts.sent for counts in (self.reminders, self.digests) if counts is not None)
+        reminders, digests = self.reminders or MailCounts(), self.digests or MailCounts()
+        if not is_listed:
+            lines += counted(reminders.failed, "reminder failed", "reminders failed", see_alerts=True)
+            lines += counted(digests.failed, "digest failed", "digests failed", see_alerts=True)
+        lines += counted(reminders.lost, "reminder lost its lease", "reminders lost their lease")
+        return lines + counted(digests.lost, "digest lost its lease", "digests lost their lease")
 
     @property
     def outcome(self) -> Outcome:
@@ -235,7 +225,7 @@ class RunReport:
             document["mail_waits_until"] = waits and waits.isoformat()
         if review is not None:
             document["problems"] = [
-                {"mentor_id": str(problem.mentor_id), "reason": problem.reason} for problem in review.problems
+                {"mentor_id": str(mentor_id), "reason": reason} for mentor_id, reason in review.problems
             ]
         if review is not None or self.command == "reconcile":
             document["held"] = self.held

@@ -13,7 +13,7 @@ from certjob import database
 from certjob.database import Connection, persist
 from certjob.portal.comparison import Held
 from certjob.review.guards import MassChangeGuard
-from certjob.review.held import MOST_IDS, held_line
+from certjob.review.held import HeldCounts, HeldReview, held_line
 from certjob.review.plan import LOCKED, ReviewCounts
 
 
@@ -156,58 +156,51 @@ def store_portal_holds(connection: Connection, held: Sequence[Held], *, today: d
     def store() -> None:
         database.execute(connection, "forget_portal_holds", {"held": [each.organisation_id for each in held]})
         for each in held:
-            parameters = {
-                "organisation_id": each.organisation_id,
-                "what": "portal",
-                "today": today,
-                "reason": each.reason,
-                "mentors": len(each.mentor_ids),
-                "ended_by_calendar": 0,
-                "facts_changed": 0,
-                "may_be_shown": 0,
-                "mentor_ids": list(each.mentor_ids[:MOST_IDS]),
-                "run_id": run_id,
-            }
-            database.execute(connection, "store_held_review", parameters)
+            review = HeldReview(
+                organisation_id=each.organisation_id,
+                slug=each.slug,
+                what="portal",
+                reason=each.reason,
+                counts=HeldCounts(
+                    mentors=len(each.mentor_ids), ranked=[(False, False, mentor_id) for mentor_id in each.mentor_ids]
+                ),
+            )
+            review.store(connection, today=today, run_id=run_id)
 
     persist(connection, store)
 
 
-def store_problems(connection: Connection, review: ReviewCounts, *, today: date, run_id: UUID) -> None:
-    """Write down whom a run could not review, and why."""
+def store_problems(
+    connection: Connection,
+    review: ReviewCounts,
+    guard: MassChangeGuard,
+    *,
+    today: date,
+    run_id: UUID,
+    organisation_id: UUID | None,
+) -> None:
+    """Write down whom a run could not review, and why; delete what it would have held, or found broken, and did not."""
     problems = {**dict.fromkeys(review.skipped, LOCKED), **review.broken}
-    if not problems:
-        return
-    parameters = {
+    found = {
         "ids": list(problems),
         "reasons": [reason[:MOST_REASON] for reason in problems.values()],
         "today": today,
         "run_id": run_id,
     }
-    persist(connection, lambda: database.execute(connection, "store_review_problems", parameters))
-
-
-def forget_what_is_over(
-    connection: Connection, review: ReviewCounts, guard: MassChangeGuard, *, organisation_id: UUID | None
-) -> None:
-    """Delete what this run would have held, or found broken, and did not."""
-    every = guard.every
-    holds = {
+    held = {
         "organisation_id": organisation_id,
-        "held": [each.organisation_id for each in every],
-        "whats": [each.what for each in every],
+        "held": [each.organisation_id for each in guard.every],
+        "whats": [each.what for each in guard.every],
     }
-    problems = {
-        "organisation_id": organisation_id,
-        "found": [*review.skipped, *review.broken],
-        "held": list(guard.held),
-    }
+    over = {"organisation_id": organisation_id, "found": list(problems), "held": list(guard.held)}
 
-    def forget() -> None:
-        database.execute(connection, "forget_held_reviews", holds)
-        database.execute(connection, "forget_review_problems", problems)
+    def store() -> None:
+        if problems:
+            database.execute(connection, "store_review_problems", found)
+        database.execute(connection, "forget_held_reviews", held)
+        database.execute(connection, "forget_review_problems", over)
 
-    persist(connection, forget)
+    persist(connection, store)
 
 
 MOST_REASON = 500

@@ -14,9 +14,9 @@ import psycopg
 from certjob import database
 from certjob.database import CONTENTION, Connection, transaction
 from certjob.domain.models import Decision
-from certjob.errors import DatabaseUnavailableError, TooManyBrokenMentorsError
+from certjob.errors import DatabaseUnavailableError
 from certjob.facts import reading
-from certjob.review.attention import forget_what_is_over, store_problems
+from certjob.review.attention import store_problems
 from certjob.review.decision_writer import DecisionWriter, Written
 from certjob.review.guards import MassChangeGuard
 from certjob.review.plan import CHUNK_SIZE, ReviewCounts, decide_each
@@ -26,7 +26,6 @@ LOCK_TIMEOUT_MS = 500
 """The net under apply: a chunk that waits longer for anything is redone mentor by mentor."""
 WAIT_FOR_LOCKS_SECONDS = 30.0
 """How long a run goes on after its first pass for mentors who are still due."""
-MOST_BROKEN_MENTORS = 1_000
 _POLL_SECONDS = 0.25
 
 _BROKEN_DATA = (psycopg.IntegrityError, psycopg.DataError, psycopg.errors.RaiseException)
@@ -72,16 +71,6 @@ class CertificationManagementService:
         StoppedBySignalError between chunks.
         """
         self._guard.store(run_id=self._run_id)
-        try:
-            self._review_due(organisation_id)
-        except TooManyBrokenMentorsError:
-            store_problems(self._connection, self.counts, today=self._today, run_id=self._run_id)
-            raise
-        store_problems(self._connection, self.counts, today=self._today, run_id=self._run_id)
-        forget_what_is_over(self._connection, self.counts, self._guard, organisation_id=organisation_id)
-        return self.counts
-
-    def _review_due(self, organisation_id: UUID | None) -> None:
         self._pass(organisation_id)
         give_up_at = time.monotonic() + self._wait_for_locks_seconds
         while remaining := self._still_due(organisation_id):
@@ -92,6 +81,15 @@ class CertificationManagementService:
             self._pass(organisation_id, ids=remaining)
             if self.counts.reviewed == before:
                 self._stop.sleep(_POLL_SECONDS)
+        store_problems(
+            self._connection,
+            self.counts,
+            self._guard,
+            today=self._today,
+            run_id=self._run_id,
+            organisation_id=organisation_id,
+        )
+        return self.counts
 
     def review_one(self, mentor_id: UUID, *, then: Callable[[Decision], None]) -> bool:
         """Review one mentor, due or not, in its own transaction; ``then`` writes in it too, last.
@@ -105,8 +103,8 @@ class CertificationManagementService:
                 read = reading.read(self._connection, [mentor_id], lock=True)
                 if not (read.mentors or read.broken):
                     return False
-                decisions, problems = decide_each(read, self._today)
-                self._note_broken({problem.mentor_id: problem.reason for problem in problems})
+                decisions, broken = decide_each(read, self._today)
+                self.counts.broken |= broken
                 written = self._writer.write(decisions)
                 if decisions:
                     database.execute(self._connection, "forget_review_problem", {"id": mentor_id})
@@ -186,7 +184,7 @@ class CertificationManagementService:
         except CONTENTION:
             return  # it stays due: a later pass finds it, or the run names it as skipped
         except _BROKEN_DATA as error:
-            self._note_broken({mentor_id: f"{type(error).__name__}: {error.diag.message_primary or error}"})
+            self.counts.broken[mentor_id] = f"{type(error).__name__}: {error.diag.message_primary or error}"
 
     def _review_locked(self, ids: Sequence[UUID]) -> Written:
         """Read the facts in a newer snapshot than the lock's, decide, write what the guard admits.
@@ -196,8 +194,8 @@ class CertificationManagementService:
         if not ids:
             return Written(decisions=())
         read = reading.read(self._connection, ids, lock=True)
-        decisions, problems = decide_each(read, self._today)
-        self._note_broken({problem.mentor_id: problem.reason for problem in problems})
+        decisions, broken = decide_each(read, self._today)
+        self.counts.broken |= broken
         return self._writer.write(self._guard.admit(decisions))
 
     def _count(self, written: Written) -> None:
@@ -213,15 +211,6 @@ class CertificationManagementService:
         self._guard.store(run_id=self._run_id)
         if self._on_progress:
             self._on_progress(counts.reviewed)
-
-    def _note_broken(self, broken: dict[UUID, str]) -> None:
-        self.counts.broken.update(broken)
-        if len(self.counts.broken) > MOST_BROKEN_MENTORS:
-            message = (
-                f"more than {MOST_BROKEN_MENTORS:,} mentors could not be reviewed, so the cause is not in their data; "
-                f"the last one: {next(reversed(self.counts.broken.values()))}"
-            )
-            raise TooManyBrokenMentorsError(message)
 
     def _still_due(self, organisation_id: UUID | None) -> list[UUID]:
         """Mentors whom this run should have reviewed and has not: locked by another session, or changed since."""

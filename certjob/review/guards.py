@@ -26,13 +26,10 @@ class _Tally:
 
 
 @dataclass(slots=True)
-class _Walk:
+class _Walk(_Tally):
     """What the due mentors of an organisation would change."""
 
     organisation: Organisation | None = None
-    paused: int = 0
-    resumed: int = 0
-    reminders: int = 0
     changes: HeldCounts = field(default_factory=HeldCounts)
     """Who would be paused, come back, or be shown or hidden."""
     reminded: HeldCounts = field(default_factory=HeldCounts)
@@ -134,20 +131,7 @@ class MassChangeGuard:
             if held.counts is None:  # held while applying
                 walk = self._walk(held.organisation_id, with_reminders=held.what == "reminders")
                 held.counts = walk.reminded if held.what == "reminders" else walk.changes
-            parameters = {
-                "organisation_id": held.organisation_id,
-                "what": held.what,
-                "today": self._today,
-                "reason": held.reason,
-                "mentors": held.counts.mentors,
-                "ended_by_calendar": held.counts.ended_by_calendar,
-                "facts_changed": held.counts.facts_changed,
-                "may_be_shown": held.counts.may_be_shown,
-                "mentor_ids": held.counts.some_ids,
-                "run_id": run_id,
-            }
-            persist(self._connection, partial(database.execute, self._connection, "store_held_review", parameters))
-            held.is_stored = True
+            persist(self._connection, partial(held.store, self._connection, today=self._today, run_id=run_id))
 
     def _decide_and_hold(self, organisation_id: UUID, *, with_reminders: bool) -> None:
         """Decide about the organisation's due mentors without a lock, and hold it if that is too much."""
@@ -165,7 +149,7 @@ class MassChangeGuard:
     def _walk(self, organisation_id: UUID, *, with_reminders: bool) -> _Walk:
         """Decide about the organisation's due mentors without a lock, and count."""
         walk = _Walk()
-        for decisions, _problems in plan.due_decisions(
+        for decisions, _broken in plan.due_decisions(
             self._connection, today=self._today, organisation_id=organisation_id, everybody=self._everybody
         ):
             walk.organisation = decisions[-1].organisation if decisions else walk.organisation

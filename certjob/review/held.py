@@ -1,14 +1,14 @@
 """What a guard holds back for an organisation: why, whom it concerns, and the command that lets it through."""
 
-from collections import defaultdict
 from dataclasses import dataclass, field
+from datetime import date
 from uuid import UUID
 
 from certjob import database
 from certjob.database import Connection
 from certjob.domain.models import Decision, PauseChange
 
-MOST_IDS = 50
+_MOST_IDS = 50
 """So many of the mentors who are held are stored."""
 
 
@@ -22,13 +22,8 @@ class HeldCounts:
     facts_changed: int = 0
     may_be_shown: int = 0
     """To be hidden, and perhaps still shown on the portal."""
-    _ids: dict[tuple[bool, bool], list[UUID]] = field(default_factory=lambda: defaultdict(list))
-    """Some of them, by whether they may be shown and whether they have ended."""
-
-    @property
-    def some_ids(self) -> list[UUID]:
-        """At most 50 of them: those who may be shown first, and of these whose certificates have really ended."""
-        return [mentor_id for group in sorted(self._ids, reverse=True) for mentor_id in self._ids[group]][:MOST_IDS]
+    ranked: list[tuple[bool, bool, UUID]] = field(default_factory=list)
+    """Of each, whether the portal may show them, and whether their certificate has really ended."""
 
     def add(self, connection: Connection, held: dict[UUID, Decision], *, reminders: bool) -> None:
         """Count some mentors. Of whom only the reminders are held, everything else goes on."""
@@ -41,8 +36,7 @@ class HeldCounts:
             self.ended_by_calendar += by_calendar and is_over
             self.facts_changed += not by_calendar
             self.may_be_shown += may_be_shown
-            if len(ids := self._ids[may_be_shown, by_calendar and is_over]) < MOST_IDS:
-                ids.append(mentor_id)
+            self.ranked.append((may_be_shown, by_calendar and is_over, mentor_id))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,11 +46,33 @@ class HeldReview:
     organisation_id: UUID
     slug: str
     what: str
-    """``pauses``, ``returns`` or ``reminders``."""
+    """``pauses``, ``returns``, ``reminders`` or ``portal``."""
     reason: str
     counts: HeldCounts | None = None
     """None: not counted yet."""
     is_stored: bool = False
+
+    def store(self, connection: Connection, *, today: date, run_id: UUID) -> None:
+        """Write it down, inside the caller's transaction: at most 50 ids, those who may be shown first."""
+        counts = self.counts or HeldCounts()
+        ranked = sorted(counts.ranked, key=lambda each: each[:2], reverse=True)
+        database.execute(
+            connection,
+            "store_held_review",
+            {
+                "organisation_id": self.organisation_id,
+                "what": self.what,
+                "today": today,
+                "reason": self.reason,
+                "mentors": counts.mentors,
+                "ended_by_calendar": counts.ended_by_calendar,
+                "facts_changed": counts.facts_changed,
+                "may_be_shown": counts.may_be_shown,
+                "mentor_ids": [mentor_id for *_, mentor_id in ranked[:_MOST_IDS]],
+                "run_id": run_id,
+            },
+        )
+        self.is_stored = True
 
     @property
     def line(self) -> str:

@@ -14,30 +14,27 @@ from certjob.facts import reading
 CHUNK_SIZE = 1_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
-    """A mentor for whom nothing could be done, and why."""
-
-    mentor_id: UUID
-    reason: str
-
-
-def decide_each(read: reading.FactsRead, today: date) -> tuple[list[Decision], list[Problem]]:
-    """Decide for each mentor; one whose data break a rule becomes a problem and does not stop the others."""
+def decide_each(read: reading.FactsRead, today: date) -> tuple[list[Decision], dict[UUID, str]]:
+    """Decide for each mentor; return also who is broken, and why: one whose data break a rule stops nobody else."""
     decisions: list[Decision] = []
-    problems = [Problem(mentor_id=mentor_id, reason=reason) for mentor_id, reason in read.broken.items()]
+    broken = dict(read.broken)
     for mentor in read.mentors:
         try:
             decisions.append(rules.decide(mentor, today))
         except Exception as error:  # noqa: BLE001 - whatever it is, the night goes on and the mentor is named
-            problems.append(Problem(mentor_id=mentor.id, reason=f"no decision: {type(error).__name__}: {error}"))
-    return decisions, problems
+            broken[mentor.id] = why_broken(error)
+    return decisions, broken
+
+
+def why_broken(error: Exception) -> str:
+    """Return why the rules could not decide about a mentor."""
+    return f"no decision: {type(error).__name__}: {error}"
 
 
 def due_decisions(
     connection: database.Connection, *, today: date, organisation_id: UUID | None, everybody: bool = False
-) -> Iterator[tuple[list[Decision], list[Problem]]]:
-    """Yield the decisions about the due mentors (or everybody) in chunks, without locks, on a read-only server too."""
+) -> Iterator[tuple[list[Decision], dict[UUID, str]]]:
+    """Yield what ``decide_each`` returns for the due mentors (or everybody), in chunks and without locks."""
     due_by = None if everybody else today
     for read in reading.read_due(connection, due_by=due_by, organisation_id=organisation_id, chunk_size=CHUNK_SIZE):
         yield decide_each(read, today)
@@ -77,10 +74,10 @@ class ReviewCounts:
             self.transitions[change.to_status] += 1
 
     @property
-    def problems(self) -> list[Problem]:
+    def problems(self) -> list[tuple[UUID, str]]:
         """Skipped and broken mentors, and those whom a portal may go on showing, each with the reason."""
         return [
-            *(Problem(mentor_id=mentor_id, reason=LOCKED) for mentor_id in self.skipped),
-            *(Problem(mentor_id=mentor_id, reason=reason) for mentor_id, reason in self.broken.items()),
-            *(Problem(mentor_id=mentor_id, reason=MAY_STAY_VISIBLE) for mentor_id in self.may_stay_visible),
+            *((mentor_id, LOCKED) for mentor_id in self.skipped),
+            *self.broken.items(),
+            *((mentor_id, MAY_STAY_VISIBLE) for mentor_id in self.may_stay_visible),
         ]

@@ -4,7 +4,7 @@ Only mentors whose next review lies within the time asked for are read; the rule
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from typing import Final
@@ -17,7 +17,7 @@ from certjob.domain.projection import coming_nights
 from certjob.facts import reading
 from certjob.mail.reminders import CertificationReminderService
 from certjob.review.days import looks_at_everybody
-from certjob.review.plan import CHUNK_SIZE, Problem
+from certjob.review.plan import CHUNK_SIZE, why_broken
 
 MEASURES: Final = ("expiries", "reminders", "pauses", "hides")
 """What is counted: certificates that expire (the night after their last day stores it), reminders that become due for
@@ -47,7 +47,7 @@ class Forecast:
     until: date
     """The last night, included."""
     weeks: tuple[Week, ...]
-    problems: tuple[Problem, ...]
+    broken: Mapping[UUID, str]
     """Mentors whose data break a rule; they are left out."""
 
     @property
@@ -71,17 +71,16 @@ def make_forecast(
     """
     until = date.fromordinal(min(today.toordinal() + days - 1, date.max.toordinal()))
     counts: _Days = {measure: Counter() for measure in MEASURES}
-    problems: list[Problem] = []
+    broken: dict[UUID, str] = {}
     done = 0
     with database.read_only_snapshot(connection):
         reminders = CertificationReminderService(connection, run_id=uuid4())  # it is only asked what is new
-        for chunk, broken in _read_reviewed(connection, today=today, until=until, organisation_id=organisation_id):
-            problems += [Problem(mentor_id=mentor_id, reason=reason) for mentor_id, reason in broken.items()]
-            problems += _count(chunk, until=until, counts=counts, reminders=reminders)
+        for chunk, unread in _read_reviewed(connection, today=today, until=until, organisation_id=organisation_id):
+            broken |= unread | _count(chunk, until=until, counts=counts, reminders=reminders)
             done += len(chunk)
             if on_progress:
                 on_progress(done)
-    return Forecast(today=today, until=until, weeks=tuple(_weeks(counts, today, until)), problems=tuple(problems))
+    return Forecast(today=today, until=until, weeks=tuple(_weeks(counts, today, until)), broken=broken)
 
 
 def _read_reviewed(
@@ -114,16 +113,16 @@ def _read_reviewed(
 
 def _count(
     chunk: Iterable[tuple[Mentor, date]], *, until: date, counts: _Days, reminders: CertificationReminderService
-) -> list[Problem]:
+) -> dict[UUID, str]:
     """Count what the nights do to a chunk; return the mentors whose data break a rule."""
-    problems: list[Problem] = []
+    broken: dict[UUID, str] = {}
     due: dict[tuple[UUID, Reminder], date] = {}
     decisions: list[Decision] = []
     for mentor, first in chunk:
         try:
             nights = list(coming_nights(mentor, first=first, until=until))
         except Exception as error:  # noqa: BLE001 - whatever it is, the others are counted and the mentor is named
-            problems.append(Problem(mentor_id=mentor.id, reason=f"no decision: {type(error).__name__}: {error}"))
+            broken[mentor.id] = why_broken(error)
             continue
         for night in nights:
             decision, day = night.decision, night.day
@@ -139,7 +138,7 @@ def _count(
                 decisions.append(replace(decision, reminders=night.reminders))
     for key in reminders.find_new(decisions):
         counts["reminders"][due[key]] += 1
-    return problems
+    return broken
 
 
 def _weeks(counts: _Days, today: date, until: date) -> Iterator[Week]:

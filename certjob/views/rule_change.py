@@ -1,7 +1,7 @@
 """What other rules of an organisation would change in tonight's run, in numbers; nothing is written."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Literal
 from uuid import UUID, uuid4
@@ -12,7 +12,7 @@ from certjob.domain.models import Mentor, Organisation, PauseChange
 from certjob.facts import reading
 from certjob.facts.lookup import find_organisation
 from certjob.mail.reminders import CertificationReminderService
-from certjob.review.plan import CHUNK_SIZE, Problem, decide_each
+from certjob.review.plan import CHUNK_SIZE, decide_each
 
 
 @dataclass(slots=True, kw_only=True)
@@ -34,8 +34,8 @@ class RuleChange:
 
     now: Tonight
     then: Tonight
-    problems: tuple[Problem, ...] = ()
-    """Mentors whose data break a rule; they are left out."""
+    broken: Mapping[UUID, str] = field(default_factory=dict)
+    """Mentors whose data break a rule, and why; they are left out."""
 
 
 def compare_rules(
@@ -53,7 +53,7 @@ def compare_rules(
     ConfigurationError when there is no such organisation.
     """
     now, then = Tonight(), Tonight()
-    left_out: dict[UUID, Problem] = {}
+    broken: dict[UUID, str] = {}
     with database.read_only_snapshot(connection):
         reminders = CertificationReminderService(connection, run_id=uuid4())  # it is only asked what is new
         organisation_id = find_organisation(connection, slug)
@@ -67,9 +67,8 @@ def compare_rules(
         for read in reading.read_due(connection, due_by=None, organisation_id=organisation_id, chunk_size=CHUNK_SIZE):
             under_new = replace(read, mentors=[_under(new, mentor) for mentor in read.mentors])
             for tonight, facts in ((now, read), (then, under_new)):
-                for problem in _count(tonight, facts, today=today, reminders=reminders):
-                    left_out[problem.mentor_id] = problem
-    return RuleChange(now=now, then=then, problems=tuple(left_out.values()))
+                broken |= _count(tonight, facts, today=today, reminders=reminders)
+    return RuleChange(now=now, then=then, broken=broken)
 
 
 def _under(new: Organisation, mentor: Mentor) -> Mentor:
@@ -80,12 +79,12 @@ def _under(new: Organisation, mentor: Mentor) -> Mentor:
 
 def _count(
     tonight: Tonight, read: reading.FactsRead, *, today: date, reminders: CertificationReminderService
-) -> list[Problem]:
-    decisions, problems = decide_each(read, today)
+) -> dict[UUID, str]:
+    decisions, broken = decide_each(read, today)
     tonight.reminders += len(reminders.find_new(decisions))
     for decision in decisions:
         tonight.paused += decision.pause is PauseChange.OPEN
         tonight.resumed += decision.pause is PauseChange.LIFT
         tonight.hidden += decision.push and not decision.visible
         tonight.shown += decision.push and decision.visible
-    return problems
+    return broken

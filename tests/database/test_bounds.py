@@ -42,7 +42,7 @@ def from_before_the_bounds(connection: Connection, statement: str, *parameters: 
 def broken_in_a_night(connection: Connection) -> set[UUID]:
     report = night(connection)
     assert report.review is not None
-    return {problem.mentor_id for problem in report.review.problems}
+    return {mentor_id for mentor_id, _ in report.review.problems}
 
 
 A, B = CERTIFICATES % ("%(mentor)s", "'a'", "{}"), CERTIFICATES % ("%(mentor)s", "'b'", "{}")
@@ -149,9 +149,9 @@ class TestRowsFromBefore:
         facts.certified_mentor(organisation_id, today() - timedelta(days=1), member_no="M-other")
         what = "more than 200 certificates; delete what is too much"
         for arguments, says in (
-            (("run", "--dry-run"), f"1 mentor is broken ({what})"),
-            (("run",), f"1 mentor is broken ({what}): {crowded}"),
-            (("resync", "M-crowded"), f"1 mentor is broken ({what})"),
+            (("run", "--dry-run"), f"1 mentor is broken: {crowded} ({what})"),
+            (("run",), f"1 mentor is broken: {crowded} ({what})"),
+            (("resync", "M-crowded"), f"1 mentor is broken: {crowded} ({what})"),
             (("explain", "M-crowded"), f"is broken: {what}"),
             (("list",), f"is left out: {what}"),
             (("forecast",), f"is left out: {what}"),

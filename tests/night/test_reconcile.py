@@ -436,7 +436,7 @@ def test_a_mentor_whom_the_app_locks_is_waited_for_and_then_reported(
         report = scene.reconcile()
 
     assert sum(scene.portal.visible.values()) == (0 if for_a_moment else 1)
-    locked = "1 mentor is locked by another session and not corrected (M1001); run `certjob reconcile` again"
+    locked = "1 mentor is locked by another session and not corrected, run `certjob reconcile` again: M1001"
     assert report.reasons == ([] if for_a_moment else [locked])
 
 

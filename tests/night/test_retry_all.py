@@ -108,7 +108,7 @@ def test_the_command_shows_what_is_left(certjob: Certjob, facts: Facts, portal: 
     mended = certjob("alerts", "--retry-all", **settings)
 
     assert no_url.returncode == 3
-    assert "portal: CERTJOB_PORTAL_URL is not set; 2 pushes stay pending" in no_url.stderr
+    assert "portal: CERTJOB_PORTAL_URL is not set; the pushes stay pending" in no_url.stderr
     assert "2 reopened pushes were not reached" in no_url.stderr
     assert_one_line(stuck, "2 portal pushes failed\n", code=3, command="certjob alerts")
     assert stuck.stdout.count("Dynamics sync pending — mentor may still be visible on portal") == 2

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from certjob.database import Connection
-from certjob.errors import DatabaseUnavailableError, StoppedBySignalError, TooManyBrokenMentorsError
+from certjob.errors import DatabaseUnavailableError, StoppedBySignalError
 from certjob.facts import reading
 from certjob.review import certification
 from certjob.review.certification import CertificationManagementService
@@ -82,22 +82,6 @@ def test_one_broken_mentor_is_named_and_the_others_are_reviewed(connection: Conn
     connection.execute("DROP TRIGGER refuse ON certificates")
     night(connection, deliver=False)
     assert facts.rows(stored) == []
-
-
-def test_when_every_mentor_breaks_the_night_fails_instead_of_listing_them(
-    connection: Connection, facts: Facts, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """So many broken mentors are one cause; who they were is stored."""
-    monkeypatch.setattr(certification, "MOST_BROKEN_MENTORS", 3)
-    organisation = facts.organisation(portal=None)
-    for _ in range(6):
-        facts.certified_mentor(organisation, IN_5_DAYS)
-    refuse(connection, "certificates", "status")
-
-    with pytest.raises(TooManyBrokenMentorsError, match="more than 3 mentors"):
-        service(connection).apply_due()
-
-    assert facts.rows("SELECT count(*) FROM review_problems") == [(4,)]
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_every_week_counts_what_the_stories_tell(
 
     made = forecast(read_only, days=45, organisation_id=people[0][1] if slug else None)
 
-    assert (made.problems, everything(facts)) == ((), before)
+    assert (made.broken, everything(facts)) == ({}, before)
     told = Counter[tuple[str, str]]()
     for mentor_id, _ in people:
         for step in read_story(connection, mentor_id, today=TODAY, zone=UTC).steps:
@@ -145,7 +145,7 @@ def test_each_form_has_a_row_for_each_week_and_a_total(
         week("2026-W11", date(2026, 3, 9), date(2026, 3, 15), 4, 20, 4, 0),
         week("2026-W14", date(2026, 3, 30), date(2026, 4, 5), 1, 9, 0, 1),
     )
-    made = Forecast(today=date(2026, 3, 9), until=date(2026, 4, 6), weeks=weeks, problems=())
+    made = Forecast(today=date(2026, 3, 9), until=date(2026, 4, 6), weeks=weeks, broken={})
     output, shown = terminal(80)
 
     show_forecast(output, made, organisation="hlf")

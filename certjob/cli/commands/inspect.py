@@ -151,7 +151,7 @@ def forecast(
             print_document(opened.connection, forecast_page.to_document(made, organisation=organisation))
         else:
             forecast_page.show_forecast(opened.output, made, organisation=organisation)
-    return call.name_left_out({problem.mentor_id: problem.reason for problem in made.problems})
+    return call.name_left_out(made.broken)
 
 
 def _refuse_two_forms(*, csv: bool, json: bool) -> None:

@@ -125,15 +125,14 @@ def _show_change(call: Call, opened: Session, slug: str, change: "RuleChange") -
     now, then = asdict(change.now), asdict(change.then)
     if call.json:
         tonight = {what: {"now": number, "then": then[what]} for what, number in now.items()}
-        document = {"outcome": "attention" if change.problems else "ok", "dry_run": True, "organisation": slug}
-        print_document(
-            opened.connection, document | {"tonight": tonight, "problems": list(map(asdict, change.problems))}
-        )
+        document = {"outcome": "attention" if change.broken else "ok", "dry_run": True, "organisation": slug}
+        problems = [{"mentor_id": mentor_id, "reason": reason} for mentor_id, reason in change.broken.items()]
+        print_document(opened.connection, document | {"tonight": tonight, "problems": problems})
     else:
         words = {"resumed": "brought back", "hidden": "hidden on the portal", "shown": "shown on the portal"}
         rows = [(words.get(what, what), f"{number:,}", f"{then[what]:,}") for what, number in now.items()]
         console.show_rows(opened.output, ("Tonight's run", ">As it is", ">With the change"), rows)
-    return call.name_left_out({problem.mentor_id: problem.reason for problem in change.problems})
+    return call.name_left_out(change.broken)
 
 
 @organisation_app.command("show", without=("quiet",), short_help="Show all that can be set of an organisation.")

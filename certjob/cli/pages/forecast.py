@@ -50,7 +50,7 @@ def print_forecast_csv(forecast: Forecast) -> None:
 def to_document(forecast: Forecast, *, organisation: str | None) -> dict[str, object]:
     """Return the JSON document."""
     return {
-        "outcome": "attention" if forecast.problems else "ok",
+        "outcome": "attention" if forecast.broken else "ok",
         "today": forecast.today,
         "until": forecast.until,
         "organisation": organisation,
@@ -59,7 +59,7 @@ def to_document(forecast: Forecast, *, organisation: str | None) -> dict[str, ob
             for week in forecast.weeks
         ],
         "total": forecast.total,
-        "problems": [{"mentor_id": problem.mentor_id, "reason": problem.reason} for problem in forecast.problems],
+        "problems": [{"mentor_id": mentor_id, "reason": reason} for mentor_id, reason in forecast.broken.items()],
     }
 
 
