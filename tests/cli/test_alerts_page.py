@@ -67,7 +67,8 @@ def alert(
 def page(connection: Connection, *, columns: int = 100, zone: ZoneInfo = OSLO, now: datetime = MORNING) -> str:
     """What a person reads: nothing that the terminal would obey, and no line too wide for it."""
     output, shown = terminal(columns)
-    show_alerts(output, read_alerts(connection, today=now.astimezone(zone).date()), zone=zone, now=now)
+    now = now.astimezone(zone)
+    show_alerts(output, read_alerts(connection, today=now.date()), now=now)
     for order in ("\x1b[2J", "\x1b]0", "\x07", "\u202e"):
         assert order not in shown.getvalue()
     text = without_escapes(shown.getvalue())
@@ -159,7 +160,7 @@ def test_the_most_harmful_comes_first_then_the_oldest(connection: Connection, fa
 def test_off_a_terminal_each_alert_is_one_line_with_everything(connection: Connection) -> None:
     """Each with its own command; who is tried again automatically needs none."""
     now = read_alerts(connection, today=MORNING.date())
-    held, problem, *pushed, untried, reminder, _, _, digest, _, mail = plain_lines(now, zone=OSLO, now=MORNING)
+    held, problem, *pushed, untried, reminder, _, _, digest, _, mail = plain_lines(now, now=MORNING.astimezone(OSLO))
 
     correct = "what to do: correct the contact ID in the app, then `certjob resync {} --organisation hlf`"
     assert held.startswith("Held: hlf: 33 mentors would be paused, since 2026-11-24 02:00; 3 have ended by the")
@@ -312,7 +313,7 @@ def test_a_contact_id_is_asked_for_until_it_is_there_and_right(
         connection.execute("UPDATE mentors SET dynamics_contact_id = NULL")
         missing = flat(page(connection))
         connection.execute("UPDATE dynamics_sync_failures SET kind = 'stage', error = '', failure_code = 'no_url'")
-        lines = plain_lines(read_alerts(connection, today=TODAY), zone=OSLO, now=MORNING)
+        lines = plain_lines(read_alerts(connection, today=TODAY), now=MORNING)
         said = [line.partition(": ")[2].partition(": ")[2] for line in lines]
         connection.execute("UPDATE mentors SET dynamics_contact_id = gen_random_uuid()")
         connection.execute("UPDATE portal_sync_events SET status = 'withdrawn' WHERE visible")

@@ -18,7 +18,7 @@ from rich.console import Console
 from certjob.cli import entry
 from certjob.cli.options import parse_day, parse_duration
 from certjob.cli.pages.night import show_plan, show_resync, show_totals
-from certjob.cli.terminal.lines import PageLine, fit, wrap
+from certjob.cli.terminal.lines import PageLine, wrap
 from certjob.cli.terminal.logs import log_configuration, traceback_lines
 from certjob.cli.terminal.output import Output, show_rows
 from certjob.cli.terminal.plain import harmless, print_error, print_json
@@ -268,8 +268,8 @@ def test_a_resync_shows_before_and_after(capsys: pytest.CaptureFixture[str]) -> 
 # Lines, tables and progress.
 
 
-def test_a_page_is_wrapped_around_its_commands_and_cut_where_the_terminal_ends() -> None:
-    """A command is parted at its spaces, never inside a word, only where it fits no line; the last line counts."""
+def test_a_page_is_wrapped_around_its_commands() -> None:
+    """A command is parted at its spaces, never inside a word, only where it fits no line."""
 
     def console(columns: int) -> Console:
         return Console(width=columns, file=io.StringIO())
@@ -278,11 +278,6 @@ def test_a_page_is_wrapped_around_its_commands_and_cut_where_the_terminal_ends()
     wide, narrow = ([text.plain for text in wrap(console(columns), [line])] for columns in (48, 30))
     assert wide == ["give one:", "`certjob organisation set hlf --portal none`"]
     assert narrow == ["give one: `certjob", "organisation set hlf --portal", "none`"]
-
-    lines = [PageLine(text=f"line {number}", alerts=1) for number in range(3)]
-    whole, cut = ([text.plain for text in fit(console(40), lines, height=at, rest="see there")] for at in (3, 2))
-    assert whole == ["line 0", "line 1", "line 2"]
-    assert cut == ["line 0", "… and 2 more; see there"]
 
 
 def test_rows_are_tabs_off_a_terminal_and_a_table_on_it(capsys: pytest.CaptureFixture[str]) -> None:

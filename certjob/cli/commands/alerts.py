@@ -24,7 +24,7 @@ def alerts(
 
     Exits 3 while there is any.
     """
-    from datetime import UTC, datetime
+    from datetime import datetime
 
     from certjob.cli.documents import print_document
     from certjob.cli.pages import alerts as alerts_page
@@ -38,7 +38,15 @@ def alerts(
     report = None
     with call.session(interruptible=not (retry_all or watch), outlasts_restarts=retry_all) as opened:
         if watch:
-            return _watch(opened)
+            from certjob.cli.pages.alerts_watch import watch_alerts
+
+            return watch_alerts(
+                opened.output,
+                opened.connection,
+                reconnect=opened.reconnect,
+                now=lambda: datetime.now(opened.settings.zone),
+                stop=opened.stop,
+            )
         if retry_all:
             report = _retry_all(opened)
         found = alerts_views.read_alerts(opened.connection, today=opened.settings.today)
@@ -49,27 +57,11 @@ def alerts(
             document = report.to_document() if report is not None else {}
             print_document(opened.connection, document | {"outcome": outcome, **found.to_document()})
         else:
-            alerts_page.show_alerts(opened.output, found, zone=opened.settings.zone, now=datetime.now(UTC))
+            alerts_page.show_alerts(opened.output, found, now=datetime.now(opened.settings.zone))
     for reason in report.reasons if report is not None else ():
         say = plain.print_error if outcome is Outcome.FAILED else plain.print_attention
         say(call.command, reason)
     return EXIT_CODES[outcome]
-
-
-def _watch(opened: Session) -> int:
-    from datetime import UTC, datetime
-
-    from certjob.cli.pages import alerts_watch
-
-    return alerts_watch.watch_alerts(
-        opened.output,
-        opened.connection,
-        reconnect=opened.reconnect,
-        today=lambda: opened.settings.today,
-        zone=opened.settings.zone,
-        stop=opened.stop,
-        now=lambda: datetime.now(UTC),
-    )
 
 
 def _retry_all(opened: Session) -> "RunReport":

@@ -8,7 +8,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from email import message_from_bytes
 from email.message import EmailMessage
 from email.policy import default
@@ -141,7 +141,7 @@ class Demonstration:
     def show_alerts(self, number: int) -> None:
         """Print what `certjob alerts` prints."""
         alerts = alerts_views.read_alerts(self.connection, today=self.night(number))
-        alerts_page.show_alerts(self.output, alerts, zone=ZONE, now=datetime.now(UTC))
+        alerts_page.show_alerts(self.output, alerts, now=datetime.now(ZONE))
         self.say(f"open alerts: {len(alerts)}")
 
     def compare_portal(self) -> None:

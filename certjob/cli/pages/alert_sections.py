@@ -1,16 +1,16 @@
-"""What needs attention, described once for the page and for the plain lines: sections, groups of one cause, rows."""
+"""What needs attention, described once for the page and for the plain lines: sections, groups of one cause, rows.
+
+``now`` is in the zone in which times are shown.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, tzinfo
+from datetime import date, datetime
 from typing import Final, Protocol, TypeVar
 
 from certjob.domain.alert_reasons import AlertReason, why_message_waits, why_push_waits
 from certjob.views.alerts import Alerts, HeldAlert, UnknownContact, WaitingMail
 from certjob.views.open_pushes import OpenPush, resync_command
-
-MOST_CONTACTS: Final = 5
-"""So many contacts that are no mentor's are named."""
 
 _NO_CHANGE: Final = "certjob changes nothing for this organisation until somebody decides."
 _IMPORT: Final = (
@@ -86,7 +86,7 @@ _SECTIONS: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One alert; in a group that is one alert, something that explains it."""
+    """One alert."""
 
     who: str
     about: str = ""
@@ -98,9 +98,7 @@ class Row:
     next_try: str = ""
     """Where it differs from that of the others."""
     do: str = ""
-    """What to do about this one alone; empty: what is to be done about the group."""
-    stands_for: int = 1
-    """The last row of a long list stands for those that are not named."""
+    """What to do about this one alone; empty: nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,12 +109,12 @@ class Group:
     do: str = ""
     """What to do."""
     rows: Sequence[Row] = ()
+    """Empty: the group itself is one alert."""
     noun: str = "mentor"
+    """What each row is."""
     since: datetime | None = None
-    is_one: bool = False
-    """The group is a single alert."""
-    is_automatic: bool = False
-    """Nothing has to be done about it."""
+    details: Sequence[str] = ()
+    """What explains a group that is one alert."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,15 +143,15 @@ class _OfMentor(Protocol):
 T = TypeVar("T")
 
 
-def describe(alerts: Alerts, *, zone: tzinfo, now: datetime) -> Iterator[Section]:
+def describe(alerts: Alerts, *, now: datetime) -> Iterator[Section]:
     """Yield the sections, the most harmful first: what is held, who could not be reviewed, the portal, the mail."""
     hides = [push for push in alerts.pushes if not push.visible]
     shows = [push for push in alerts.pushes if push.visible]
     yield from map(_held, alerts.held)
     yield from _section("never_reviewed", _never_reviewed(alerts), of=number(len(alerts.never_reviewed), "mentor"))
-    yield from _section("hides", _pushes(hides, zone=zone, now=now), of=number(len(hides), "mentor"), pushes=hides)
-    yield from _section("reading", _reading(alerts, zone=zone))
-    yield from _section("shows", _pushes(shows, zone=zone, now=now), of=number(len(shows), "mentor"), pushes=shows)
+    yield from _section("hides", _pushes(hides, now=now), of=number(len(hides), "mentor"), pushes=hides)
+    yield from _section("reading", _reading(alerts, now=now))
+    yield from _section("shows", _pushes(shows, now=now), of=number(len(shows), "mentor"), pushes=shows)
     yield from _section("reminders", _reminders(alerts), of=number(len(alerts.reminders), "reminder"))
     yield from _section("digests", _digests(alerts), of=number(len(alerts.digests), "digest"))
     yield from _section("waiting_mail", map(_waiting_mail, alerts.waiting_mail))
@@ -183,20 +181,27 @@ def _never_reviewed(alerts: Alerts) -> Iterator[Group]:
 
 def _reminders(alerts: Alerts) -> Iterator[Group]:
     for reason, reminders in _grouped(alerts.reminders, lambda each: why_message_waits(each.code)):
+        do = reason.advise()
         rows = [
-            Row(who=_who(each), about=f"certificate until {day(each.expires_on)}", error=each.error)
+            Row(who=_who(each), about=f"certificate until {day(each.expires_on)}", error=each.error, do=do)
             for each in reminders
         ]
-        yield Group(why=reason.why(), do=reason.advise(), noun="reminder", rows=rows)
+        yield Group(why=reason.why(), do=do, noun="reminder", rows=rows)
 
 
 def _digests(alerts: Alerts) -> Iterator[Group]:
     for reason, digests in _grouped(alerts.digests, lambda each: why_message_waits(each.code)):
+        do = reason.advise(message="digest")
         rows = [
-            Row(who=f"{each.full_name} ({each.organisation})", about=f"of {day(each.digest_on)}", error=each.error)
+            Row(
+                who=f"{each.full_name} ({each.organisation})",
+                about=f"of {day(each.digest_on)}",
+                error=each.error,
+                do=do,
+            )
             for each in digests
         ]
-        yield Group(why=reason.why(), do=reason.advise(message="digest"), noun="digest", rows=rows)
+        yield Group(why=reason.why(), do=do, noun="digest", rows=rows)
 
 
 def _held(held: HeldAlert) -> Section:
@@ -218,17 +223,16 @@ def _held(held: HeldAlert) -> Section:
             Group(
                 why=held.reason,
                 since=held.since,
-                is_one=True,
-                rows=[Row(who=count) for count in counts] if held.what != "portal" else [],
+                details=counts if held.what != "portal" else (),
                 do=do.format(held.command),
             )
         ],
     )
 
 
-def _pushes(pushes: Sequence[OpenPush], *, zone: tzinfo, now: datetime) -> Iterator[Group]:
+def _pushes(pushes: Sequence[OpenPush], *, now: datetime) -> Iterator[Group]:
     for reason, group in _grouped(pushes, why_push_waits):
-        tries = [next_try(push.next_attempt_at, zone=zone, now=now) for push in group]
+        tries = [next_try(push.next_attempt_at, now=now) for push in group]
         differ = reason.is_tried_automatically and len(set(tries)) > 1
         do = reason.advise(resync=_resync(group), next_try="at the time behind the name" if differ else tries[0])
         rows = [
@@ -239,14 +243,14 @@ def _pushes(pushes: Sequence[OpenPush], *, zone: tzinfo, now: datetime) -> Itera
                 failed_at=push.last_failed_at,
                 calls=push.calls,
                 next_try=when if differ else "",
-                do=reason.advise(resync=_resync([push])),
+                do="" if reason.is_tried_automatically else reason.advise(resync=_resync([push])),
             )
             for push, when in zip(group, tries, strict=True)
         ]
-        yield Group(why=reason.why(), do=do, is_automatic=reason.is_tried_automatically, rows=rows)
+        yield Group(why=reason.why(), do=do, rows=rows)
 
 
-def _reading(alerts: Alerts, *, zone: tzinfo) -> Iterator[Group]:
+def _reading(alerts: Alerts, *, now: datetime) -> Iterator[Group]:
     """Yield what the last reading of the portal left for people to do."""
     if alerts.contradictory:
         yield Group(
@@ -265,50 +269,42 @@ def _reading(alerts: Alerts, *, zone: tzinfo) -> Iterator[Group]:
             why="Visible on the portal, but no mentor of an organisation with a portal has this contact.",
             do=_ACCEPT.format("CONTACT"),
             noun="contact",
-            rows=list(_unknown(alerts.unknown_contacts)),
+            rows=list(map(_unknown, alerts.unknown_contacts)),
         )
     for reading in alerts.portal_not_read:
         yield Group(
-            why=f"The portal was last read on {day(reading.read_at.astimezone(zone).date())}",
+            why=f"The portal was last read on {day(reading.read_at.astimezone(now.tzinfo).date())}",
             do="run `certjob reconcile`, and see why cron does not.",
-            is_one=True,
         )
 
 
-def _unknown(contacts: Sequence[UnknownContact]) -> Iterator[Row]:
-    for each in contacts[:MOST_CONTACTS]:
-        owner = f" of {each.full_name} ({each.member_no} of {each.organisation}, which has no portal)"
-        yield Row(
-            who=f"contact {each.contact_id}{owner if each.mentor_id else ''}",
-            since=each.since,
-            do=_ACCEPT.format(each.contact_id),
-        )
-    more = len(contacts) - MOST_CONTACTS
-    if more > 0:
-        yield Row(who=f"{more:,} more; `certjob alerts --json` lists all", stands_for=more, do="the same")
+def _unknown(contact: UnknownContact) -> Row:
+    owner = ""
+    if contact.mentor_id is not None:
+        owner = f" of {contact.full_name} ({contact.member_no} of {contact.organisation}, which has no portal)"
+    return Row(who=f"contact {contact.contact_id}{owner}", since=contact.since, do=_ACCEPT.format(contact.contact_id))
 
 
 def _waiting_mail(waiting: WaitingMail) -> Group:
     return Group(
         why=f"{number(waiting.number, waiting.what.removesuffix('s'))}, the oldest",
         since=waiting.since,
-        is_one=True,
-        rows=[Row(who=f"the mail stage stopped: {waiting.error}")] if waiting.error else (),
+        details=[f"the mail stage stopped: {waiting.error}"] if waiting.error else (),
         do="`certjob check` looks at the mail server; `certjob deliver` sends what waits.",
     )
 
 
-def next_try(at: datetime, *, zone: tzinfo, now: datetime) -> str:
+def next_try(at: datetime, *, now: datetime) -> str:
     """Return when certjob tries again automatically, as the end of a sentence."""
     if at <= now:
         return "when `certjob deliver` runs next, normally every 15 minutes"
-    local, today = at.astimezone(zone), now.astimezone(zone).date()
+    local, today = at.astimezone(now.tzinfo), now.date()
     return f"{'' if local.date() == today else f'on {day(local.date(), today)} '}at {local:%H:%M}, or soon after"
 
 
-def moment(at: datetime, *, zone: tzinfo, now: datetime) -> str:
+def moment(at: datetime, *, now: datetime) -> str:
     """Return a time of day with its day, as people write it."""
-    local, today = at.astimezone(zone), now.astimezone(zone).date()
+    local, today = at.astimezone(now.tzinfo), now.date()
     return f"{'today' if local.date() == today else day(local.date(), today)} {local:%H:%M}"
 
 

@@ -291,7 +291,7 @@ def _open_push(story: MentorHistory, push: OpenPush) -> Iterator[PageLine]:
     else:
         yield PageLine(text=reason.why(), indent=4)
         resync = resync_command(push.member_no, push.organisation)
-        when = next_try(push.next_attempt_at, zone=story.zone, now=story.person.now)
+        when = next_try(push.next_attempt_at, now=story.person.now.astimezone(story.zone))
         yield PageLine(head="What to do: ", text=reason.advise(resync=resync, next_try=when), indent=4)
     if push.error:
         calls = f", {number(push.calls, 'call')} so far" if push.calls else ""

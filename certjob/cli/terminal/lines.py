@@ -1,7 +1,7 @@
-"""The lines of a page on a terminal: wrapped under their indent, commands and dates unbroken, cut to a height."""
+"""The lines of a page on a terminal: wrapped under their indent, commands and dates unbroken."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date
 from typing import Final
@@ -31,8 +31,6 @@ class PageLine:
     indent: int = 0
     bullet: str = ""
     """Stands before its first line; the others are as far in."""
-    alerts: int = 0
-    """How many alerts it stands for."""
 
 
 def _kept_together(text: str) -> str:
@@ -44,19 +42,6 @@ def wrap(console: Console, lines: Iterable[PageLine]) -> Iterator[Text]:
     """Yield the lines of a terminal, each no wider than it; what belongs together stays under its indent."""
     for line in lines:
         yield from _wrapped(console, line)
-
-
-def fit(console: Console, lines: Sequence[PageLine], *, height: int, rest: str) -> list[Text]:
-    """Return at most so many lines, the last of them how many alerts are cut off; ``rest`` tells where they are."""
-    texts = [
-        (text, line.alerts if first == 0 else 0) for line in lines for first, text in enumerate(_wrapped(console, line))
-    ]
-    if len(texts) <= height:
-        return [text for text, _ in texts]
-    shown = max(height - 1, 0)
-    left = sum(alerts for _, alerts in texts[shown:])
-    more = f"… and {left:,} more; {rest}" if left else "…"
-    return [*(text for text, _ in texts[:shown]), Text(more, style="bold", no_wrap=True, overflow="ellipsis")]
 
 
 def _fitting(word: str, width: int) -> str:
