@@ -384,5 +384,5 @@ def test_a_page_that_is_too_long_is_cut_and_says_so(watch: Watch, lines: int, co
 
     screen = screens()[1].split("\n")
     assert len(screen) <= lines
-    assert screen[0].startswith(f"{HEADING}; there is more than fits here: `certjob alerts` shows all"[: columns - 1])
+    assert screen[0].startswith(f"{HEADING}; cut short: `certjob alerts` shows it all"[: columns - 1])
     assert ["90 mentors may STILL BE VISIBLE" in line for line in screen[1:2]] == [True] * (lines > 1)

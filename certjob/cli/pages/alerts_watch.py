@@ -90,7 +90,7 @@ def _page(console: Console, alerts: Alerts | None, *, checked_at: datetime, outa
         lines = list(wrap(console, page_lines(alerts, now=checked_at))) or [Text(NOTHING)]
         heading = f"checked at {checked_at:%H:%M:%S}; {heading}"
     if len(lines) > console.height - 1 - bool(outage):
-        heading += "; there is more than fits here: `certjob alerts` shows all"
+        heading += "; cut short: `certjob alerts` shows it all"
     above = [_one_line(heading, style="dim")]
     if outage:
         above.append(_one_line(outage, style="bold red"))
