@@ -1,4 +1,4 @@
-"""What a night costs: every figure is a ratio to a reference that runs beside it, in turns, on the same machine.
+"""What a night costs, beside a reference that runs in turns with it on the same machine where the bar is a ratio.
 
     make bench                                              # everything, up to 1,000,000 mentors
     make bench BENCH_ARGS="--only night --mentors 100000"   # one part, smaller

@@ -1,7 +1,6 @@
 """The server of a bench: the embedded PostgreSQL with durable commits, and databases that are copies of templates."""
 
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,10 +12,6 @@ from psycopg import sql
 from certjob import database
 from certjob.database import Connection, embedded, migrations
 
-SETTINGS = {"max_wal_size": "8GB", "checkpoint_timeout": "1h", "track_io_timing": "off"}
-"""No checkpoint begins in the middle of one side and not of the other: each copy of a template makes one before."""
-_SHOWN = "server_version fsync synchronous_commit full_page_writes shared_buffers work_mem autovacuum"
-
 
 class BenchServer:
     """A running server and its databases."""
@@ -24,21 +19,10 @@ class BenchServer:
     def __init__(self, url: str) -> None:
         self._url = url
         self._kept: set[str] = set()
-        with self._admin() as admin:
-            rows = admin.execute(
-                "SELECT name, current_setting(name) FROM pg_settings WHERE name = ANY (%s)", (_SHOWN.split(),)
-            )
-            self.settings = dict(rows.fetchall()) | SETTINGS
-        if self.settings["fsync"] != "on" or self.settings["synchronous_commit"] != "on":
-            message = "a bench on a server without durable commits says nothing"
-            raise RuntimeError(message)
 
     def url(self, name: str) -> str:
         """The URL of one database."""
         return psycopg.conninfo.make_conninfo(self._url, dbname=name)
-
-    def _admin(self) -> Connection:
-        return psycopg.connect(self._url, autocommit=True)
 
     def connect(self, name: str) -> Connection:
         """certjob's own kind of connection."""
@@ -49,7 +33,6 @@ class BenchServer:
         if name not in self._kept:
             self._make(name, template)
             with self.connect(name) as connection:
-                migrations.migrate(connection)
                 make(connection)
             self._kept.add(name)
         return name
@@ -60,29 +43,19 @@ class BenchServer:
         self._make(name, template)
         try:
             with self.connect(name) as connection:
-                migrations.migrate(connection)
                 connection.execute("CHECKPOINT")
             yield name
         finally:
-            self._drop(name)
+            self._admin("DROP DATABASE {} WITH (FORCE)", name)
 
     def _make(self, name: str, template: str) -> None:
-        self._drop(name)
-        statement = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY")
-        with self._admin() as admin:
-            for tries_left in reversed(range(50)):
-                try:
-                    admin.execute(statement.format(sql.Identifier(name), sql.Identifier(template)))
-                except psycopg.errors.ObjectInUse:  # autovacuum is looking at the template
-                    if not tries_left:
-                        raise
-                    time.sleep(0.2)
-                else:
-                    return
+        self._admin("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY", name, template)
+        with self.connect(name) as connection:
+            migrations.migrate(connection)
 
-    def _drop(self, name: str) -> None:
-        with self._admin() as admin:
-            admin.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+    def _admin(self, statement: str, *names: str) -> None:
+        with psycopg.connect(self._url, autocommit=True) as admin:
+            admin.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,33 +82,17 @@ def advised_shared_buffers() -> str:
     With the default, 128 MB, a million mentors do not fit: a night in the order of random ids then pays for a page that
     is written out and read again at nearly every step, and says little about what certjob costs.
     """
-    try:
-        memory_mb = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20
-    except (AttributeError, ValueError, OSError):
-        memory_mb = 0
+    memory_mb = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20
     return f"{min(max(memory_mb // 4, 128), 4_096)}MB"
 
 
 @contextmanager
-def bench_server(folder: Path, *, shared_buffers: str) -> Iterator[BenchServer]:
+def bench_server(folder: Path) -> Iterator[BenchServer]:
     """A server in this folder, which the unprivileged user that root's PostgreSQL becomes must be able to enter."""
-    if is_in_memory(folder):
-        message = f"{folder} lies in memory, where no commit is durable; name a folder on a disk with --folder"
-        raise RuntimeError(message)
-    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    # No checkpoint begins in the middle of one side and not of the other: each copy of a template makes one before.
+    settings = {"max_wal_size": "8GB", "checkpoint_timeout": "1h", "shared_buffers": advised_shared_buffers()}
     with embedded.server(folder / "postgresql") as url, psycopg.connect(url, autocommit=True) as admin:
-        for name, value in (SETTINGS | {"shared_buffers": shared_buffers}).items():
+        for name, value in settings.items():
             admin.execute(sql.SQL("ALTER SYSTEM SET {} = {}").format(sql.Identifier(name), sql.Literal(value)))
     with embedded.server(folder / "postgresql") as url:  # started anew: shared_buffers asks for it
         yield BenchServer(url)
-
-
-def is_in_memory(folder: Path) -> bool:
-    """Whether a folder lies in memory, as /tmp does on many systems: a commit there waits for no disk."""
-    try:
-        mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
-    except OSError:  # another system
-        return False
-    kinds = {Path(place): kind for place, kind in mounts}
-    whole = folder.resolve()
-    return next((kinds[place] for place in (whole, *whole.parents) if place in kinds), "") in ("tmpfs", "ramfs")

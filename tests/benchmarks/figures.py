@@ -1,8 +1,8 @@
-"""A figure, what it is compared with, and how the table and the JSON show it."""
+"""A figure, what it is compared with, and how the table shows it."""
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,6 @@ class Bar:
 class Figure:
     """One line of the table."""
 
-    part: str
     name: str
     ours: str
     """What certjob did, with its unit."""
@@ -60,40 +59,19 @@ class Figure:
     ratio: Ratio | None = None
     bars: Sequence[Bar] = ()
     notes: str = ""
-    detail: dict[str, object] = field(default_factory=dict)
-    """More for the JSON."""
 
     @property
-    def is_met(self) -> bool | None:
-        """Whether all bars are met; None without one."""
-        return all(bar.is_met for bar in self.bars) if self.bars else None
-
-    def to_document(self) -> dict[str, object]:
-        """What the JSON has of it."""
-        document: dict[str, object] = {
-            **{name: getattr(self, name) for name in ("part", "name", "ours", "reference", "notes")},
-            "bars": [str(bar) for bar in self.bars],
-            "met": self.is_met,
-        }
-        if self.ratio is not None:
-            document |= {
-                "ratio": statistics.median(self.ratio.rounds),
-                "ratios": self.ratio.rounds,
-                "ours_seconds": list(self.ratio.ours_seconds),
-                "reference_seconds": list(self.ratio.reference_seconds),
-            }
-        return document | self.detail
+    def is_met(self) -> bool:
+        return all(bar.is_met for bar in self.bars)
 
     def cells(self) -> tuple[str, ...]:
         rounds = self.ratio.rounds if self.ratio is not None else []
         return (
-            self.part,
             self.name,
             self.ours,
             self.reference,
             f"{statistics.median(rounds):.2f}" if rounds else "",
             f"{min(rounds):.2f}–{max(rounds):.2f}" if len(rounds) > 1 else "",
-            {None: "", True: "met", False: "MISSED"}[self.is_met],
             "; ".join([*map(str, self.bars), *([self.notes] if self.notes else [])]),
         )
 
@@ -116,7 +94,7 @@ def ratio_bar(ratio: Ratio, *, at_most: float | None = None, at_least: float | N
 
 def table(figures: Sequence[Figure]) -> str:
     """The figures as text in columns, one line each."""
-    heads = ("part", "what", "certjob", "reference", "ratio", "spread", "", "bars and notes")
+    heads = ("what", "certjob", "reference", "ratio", "spread", "bars and notes")
     rows = [heads, *(figure.cells() for figure in figures)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(heads) - 1)]
     lines = ["  ".join([*map(str.ljust, row[:-1], widths), row[-1]]).rstrip() for row in rows]

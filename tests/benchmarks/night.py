@@ -1,5 +1,6 @@
 """What a start and a night cost: nothing when nothing is due, and little more than bare SQL for whoever is."""
 
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -7,7 +8,7 @@ from itertools import zip_longest
 
 from certjob.database import Connection
 from tests.benchmarks.bench_server import Bench
-from tests.benchmarks.commands import Finished, certjob, python
+from tests.benchmarks.commands import Finished, certjob
 from tests.benchmarks.figures import Bar, Figure, Ratio, in_turns, ratio_bar
 from tests.benchmarks.population import populated, set_based_night
 
@@ -39,17 +40,9 @@ def run_start_up(bench: Bench) -> list[Figure]:
     """The help. Three times as many rounds, because each takes no time."""
     bench.say("certjob --help")
     certjob("--help")
-    ratio = in_turns(lambda: certjob("--help").seconds, lambda: python("import typer").seconds, rounds=3 * bench.rounds)
-    return [
-        Figure(
-            part="start-up",
-            name="certjob --help",
-            ours=f"{ratio.ours:.2f} s",
-            reference=f"{ratio.reference:.2f} s, import typer",
-            ratio=ratio,
-            bars=[Bar(value=ratio.ours, unit="s", at_most=HELP_BAR_SECONDS)],
-        )
-    ]
+    took = statistics.median(certjob("--help").seconds for _ in range(3 * bench.rounds))
+    bar = Bar(value=took, unit="s", at_most=HELP_BAR_SECONDS)
+    return [Figure(name="certjob --help", ours=f"{took:.2f} s", bars=[bar])]
 
 
 def run_nothing_due(bench: Bench) -> list[Figure]:
@@ -76,7 +69,6 @@ def _quiet_figure(size: int, nights: list[Finished], *, smallest: list[Finished]
     slowest = max(night.document["duration_seconds"] for night in nights)
     ratio = Ratio(ours_seconds=[n.seconds for n in nights], reference_seconds=[n.seconds for n in smallest])
     return Figure(
-        part="night",
         name=f"nothing due, {size:,} mentors",
         ours=f"{ratio.ours:.2f} s",
         reference="the smallest size" if nights is not smallest else "itself",
@@ -136,7 +128,6 @@ def _due(bench: Bench, percent: int) -> Figure:
             rows = compare_states(one, other)
     peak = max(night.peak_mb for night in nights)
     return Figure(
-        part="night",
         name=f"{percent} % of {bench.mentors:,} due",
         ours=f"{1e6 * ratio.ours / due:.0f} µs/mentor",
         reference=f"{1e6 * ratio.reference / due:.0f} µs/mentor, set-based SQL",
@@ -146,7 +137,6 @@ def _due(bench: Bench, percent: int) -> Figure:
             Bar(value=peak, unit="MB", at_most=MEMORY_BAR_MB),
         ],
         notes=f"{due / ratio.ours:,.0f} mentors/s, {rows:,} rows end the same",
-        detail={"peak_mb": peak, "whole_process_seconds": [night.seconds for night in nights], "due": due},
     )
 
 
