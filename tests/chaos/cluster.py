@@ -5,7 +5,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,17 +82,6 @@ class Cluster:
             application_name=OWN_NAME,
             options="-c statement_timeout=30s -c lock_timeout=20s",
         )
-
-    def dial(self) -> socket.socket:
-        """A bare connection to the server, for the proxy. Raises OSError while it is down."""
-        connection = socket.socket(socket.AF_UNIX)
-        try:
-            parameters = psycopg.conninfo.conninfo_to_dict(self._handle.get_uri())
-            connection.connect(f"{parameters['host']}/.s.PGSQL.{parameters.get('port', 5432)}")
-        except OSError:
-            connection.close()
-            raise
-        return connection
 
     def terminate_sessions(self, name: str) -> None:
         with self.connect(name) as admin:

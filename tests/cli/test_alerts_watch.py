@@ -28,7 +28,7 @@ from certjob.views.open_pushes import OpenPush
 from tests.support.command_line import without_escapes
 from tests.support.facts import Facts
 from tests.support.intents import backlog
-from tests.support.stalling_proxy import StallingProxy
+from tests.support.proxy import StallingProxy
 from tests.support.waiting import until
 
 VISIBLE = "Dynamics sync pending — mentor may still be visible on portal"

@@ -32,8 +32,8 @@ from tests.support.ping_host import ping_host
 from tests.support.portal_answers import error, hang, ok
 from tests.support.portal_server import PortalServer
 from tests.support.processes import while_open
+from tests.support.proxy import StallingProxy
 from tests.support.smtp_server import Fault, scripted_server
-from tests.support.stalling_proxy import StallingProxy
 from tests.support.waiting import until
 
 AT_ONCE_SECONDS = 4.0
@@ -256,7 +256,7 @@ def test_while_the_database_stalls(scene: Scene, portal: PortalServer, database_
         scene.start("run", "--json", grace=IMPATIENT, DATABASE_URL=proxy.url) as child,
     ):
         portal.wait_until(lambda: len(portal.requests) == 1)
-        proxy.stall()
+        proxy.is_silent.set()
         portal.release()  # its settle waits for the database, for ever
         result = child.stop_within(IMPATIENT + stopping.CLEANING_UP_SECONDS + 2)
 

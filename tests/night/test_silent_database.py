@@ -10,7 +10,7 @@ from certjob.errors import DatabaseUnavailableError
 from certjob.stopping import StopFlag
 from tests.support.command_line import assert_one_line, run_in_process, today
 from tests.support.facts import Facts
-from tests.support.stalling_proxy import StallingProxy
+from tests.support.proxy import StallingProxy
 
 
 @pytest.mark.parametrize(

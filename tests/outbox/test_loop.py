@@ -18,7 +18,7 @@ from certjob.errors import DatabaseUnavailableError, StoppedBySignalError
 from certjob.outbox import loop
 from certjob.outbox.loop import DatabaseThread, run_loop
 from certjob.stopping import STOP_SIGNALS, StopFlag, stop_on_signals
-from tests.support.stalling_proxy import StallingProxy
+from tests.support.proxy import StallingProxy
 
 T = TypeVar("T")
 
@@ -178,7 +178,7 @@ def test_a_database_that_stalls_is_hung_up_on(
         database.outlast_restarts(connection, stop=stop)
 
         async def main(thread: DatabaseThread) -> None:
-            proxy.stall()
+            proxy.is_silent.set()
             if ended_by == "signal":
                 asyncio.get_running_loop().call_later(0.1, break_off, stop)
             await thread.run(lambda: database.fetch_value(connection, "read_clock"), settles=True)

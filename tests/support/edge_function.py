@@ -7,12 +7,10 @@
 Deno gets what the function needs and no more: the loopback network, its own settings, no file, no download.
 """
 
-import contextlib
 import json
 import re
 import select
 import socket
-import socketserver
 import subprocess
 import threading
 from collections.abc import Mapping
@@ -20,6 +18,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from deno import find_deno_bin
+
+from tests.support.proxy import Proxy
 
 FUNCTION = Path(__file__).parents[2] / "supabase" / "functions" / "hlf-dynamics-sync"
 
@@ -47,12 +47,12 @@ class EdgeFunction:
         self._process: subprocess.Popen[str] | None = None
         self._readers: list[threading.Thread] = []
         self._port = 0
-        self._gateway = _Gateway(self)
+        self._gateway = Proxy(lambda: socket.create_connection(("127.0.0.1", self.wake())))
 
     @property
     def url(self) -> str:
         """Where callers find it, asleep or not."""
-        return f"http://127.0.0.1:{self._gateway.server_address[1]}/functions/v1/hlf-dynamics-sync"
+        return f"http://127.0.0.1:{self._gateway.port}/functions/v1/hlf-dynamics-sync"
 
     @property
     def log(self) -> list[dict[str, Any]]:
@@ -98,39 +98,9 @@ class EdgeFunction:
             self.output.extend(line.rstrip("\n") for line in stream)
 
     def __enter__(self) -> Self:
-        threading.Thread(target=self._gateway.serve_forever, args=(0.05,), name="gateway", daemon=True).start()
+        self._gateway.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._gateway.shutdown()
-        self._gateway.server_close()
+        self._gateway.__exit__()
         self.fall_asleep()
-
-
-class _Gateway(socketserver.ThreadingTCPServer):
-    daemon_threads = True
-    request_queue_size = 128
-
-    def __init__(self, function: EdgeFunction) -> None:
-        super().__init__(("127.0.0.1", 0), _Relay)
-        self.function = function
-
-
-class _Relay(socketserver.BaseRequestHandler):
-    """Carries the bytes of one connection both ways until either side closes it."""
-
-    server: _Gateway
-    request: socket.socket
-
-    def handle(self) -> None:
-        with (
-            contextlib.suppress(OSError),
-            socket.create_connection(("127.0.0.1", self.server.function.wake())) as function,
-        ):
-            other = {self.request: function, function: self.request}
-            while True:
-                for readable in select.select(list(other), [], [])[0]:
-                    data = readable.recv(65536)
-                    if not data:
-                        return
-                    other[readable].sendall(data)
