@@ -226,7 +226,6 @@ def delivery_from(settings: "Settings", *, deadline_seconds: float = 7200.0) -> 
     A broken template of the programme's own stops no night: certjob's own words take its place, and it is said.
     """
     from certjob.mail.channels.notify import open_channel
-    from certjob.mail.messages import open_templates
     from certjob.night.deliveries import Delivery
     from certjob.portal.push import portal_policy
 
@@ -235,7 +234,7 @@ def delivery_from(settings: "Settings", *, deadline_seconds: float = 7200.0) -> 
         channel=open_channel(settings),
         mail_waits_until=lambda: settings.mail_waits_until,
         app_url=settings.app_url or "",
-        open_templates=lambda: open_templates(settings.templates_dir),
+        templates_dir=settings.templates_dir,
         zone=settings.zone,
         policy=portal_policy(max_attempts=settings.portal_attempts),
         concurrency=settings.portal_concurrency,

@@ -13,7 +13,7 @@ from certjob import database
 from certjob.database import persist
 from certjob.mail.digest_contents import FEWER_LINES, MAX_PAGE_BYTES, Digest, read_digest
 from certjob.mail.message import OutgoingMessage
-from certjob.mail.messages import NightTemplates, language_of
+from certjob.mail.messages import Templates, language_of
 from certjob.mail.queue import LEASE_SECONDS, MailQueue, Writer
 
 
@@ -56,14 +56,14 @@ class DigestMail(MailQueue[QueuedDigest]):
         today: date,
         zone: tzinfo,
         app_url: str = "",
-        templates: NightTemplates | None = None,
+        templates: Templates,
         lease_seconds: float = LEASE_SECONDS,
     ) -> None:
         """Times are written in ``zone``; the page links to ``app_url``."""
         super().__init__(connection, table="digests", item=QueuedDigest, today=today, lease_seconds=lease_seconds)
         self._zone = zone
         self._app_url = app_url
-        self._templates = templates or NightTemplates()
+        self._templates = templates
         self._drafted: dict[int, Digest] = {}
 
     def _draft(self, item: QueuedDigest) -> Writer | str | None:

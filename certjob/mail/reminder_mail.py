@@ -9,7 +9,7 @@ from certjob.domain import rules
 from certjob.domain.models import OWN_PAUSE_REASON, Reminder
 from certjob.facts import reading
 from certjob.mail.message import OutgoingMessage
-from certjob.mail.messages import OUR_TEMPLATES, NightTemplates, Recipient, Templates, language_of, reminder_words
+from certjob.mail.messages import Recipient, Templates, language_of, reminder_words
 from certjob.mail.queue import LEASE_SECONDS, MailQueue, Writer
 
 
@@ -39,11 +39,11 @@ class ReminderMail(MailQueue[QueuedReminder]):
         connection: database.Connection,
         *,
         today: date,
-        templates: NightTemplates | None = None,
+        templates: Templates,
         lease_seconds: float = LEASE_SECONDS,
     ) -> None:
         super().__init__(connection, table="reminders", item=QueuedReminder, today=today, lease_seconds=lease_seconds)
-        self._templates = templates or NightTemplates()
+        self._templates = templates
 
     def _draft(self, item: QueuedReminder) -> Writer | str | None:
         """Ask the rules again; see ``MailQueue``.
@@ -89,11 +89,11 @@ def reminder_message(
     key: str,
     repeat: bool,
     today: date,
-    templates: Templates | NightTemplates = OUR_TEMPLATES,
+    templates: Templates,
 ) -> OutgoingMessage:
     """Write the reminder for this recipient, with the days left on ``today``.
 
-    ``key`` is the same on every repeat. Raises TemplateError when a template of the programme's breaks.
+    ``key`` is the same on every repeat.
     """
     rendered = templates.render(
         "reminder",

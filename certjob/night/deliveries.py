@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
+from pathlib import Path
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -16,7 +17,7 @@ from certjob.database import CONTENTION, Connection
 from certjob.errors import DatabaseUnavailableError, FailureCode, StoppedBySignalError
 from certjob.mail.digests import CoordinatorDigestService, DigestMail
 from certjob.mail.message import Channel
-from certjob.mail.messages import OUR_TEMPLATES, NightTemplates, Templates
+from certjob.mail.messages import Templates
 from certjob.mail.queue import MailQueue
 from certjob.mail.reminder_mail import ReminderMail
 from certjob.mail.stage import MailCounts, MailStage
@@ -59,8 +60,8 @@ class Delivery:
     """None = CERTJOB_NOTIFY_URL is not set."""
     mail_waits_until: Callable[[], datetime | None] = lambda: None
     """When mail may be sent; None: now."""
-    open_templates: Callable[[], Templates] = lambda: OUR_TEMPLATES
-    """Called once a message is to be written: trying the programme's own takes a while. Raises ConfigurationError."""
+    templates_dir: Path | None = None
+    """The programme's own templates."""
     app_url: str = ""
     """Where the app is; digests link to it."""
     zone: tzinfo = UTC
@@ -91,7 +92,6 @@ class Deliveries:
         self._stop = stop
         self._progress = progress
         self._organisation_id = organisation_id
-        self._templates = NightTemplates(delivery.open_templates)
         self._portal = PortalSyncService(connection, run_id=report.run_id)
 
     def deliver(self, *, no_mail: StageStop | None = None) -> None:
@@ -210,7 +210,7 @@ class Deliveries:
             )
             return await stage.run(database, deadline_seconds=ends_at - time.monotonic())
 
-        templates = self._templates
+        templates = Templates(delivery.templates_dir)
         reminders = ReminderMail(connection, today=report.today, templates=templates)
         digests = DigestMail(
             connection,

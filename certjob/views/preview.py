@@ -96,6 +96,8 @@ def preview_reminder(
         today=choice.sends_on,
         templates=templates,
     )
+    if templates.broken:
+        raise templates.broken[0]
     return Preview(
         message=message,
         queued=row is not None,

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from threading import Barrier
 from typing import Any
 from uuid import UUID, uuid4
@@ -27,7 +28,6 @@ from certjob.mail import digests
 from certjob.mail.digest_contents import read_digest
 from certjob.mail.digests import CoordinatorDigestService
 from certjob.mail.message import OutgoingMessage
-from certjob.mail.messages import Templates
 from certjob.night import nightly
 from certjob.night.report import RunReport
 from certjob.outbox.claims import Answer
@@ -262,25 +262,21 @@ def test_each_hears_of_the_own_organisation_in_the_own_language(desk: Desk) -> N
     assert "expired on 9 March 2026" in breakable(en.text)
 
 
-def test_without_news_there_is_no_page_no_row_and_no_look_at_ones_own_templates(desk: Desk) -> None:
-    """With some they are opened once; what cannot be read gives way to ours, in time, and needs a person."""
+def test_without_news_there_is_no_page_no_row_and_no_look_at_ones_own_templates(desk: Desk, tmp_path: Path) -> None:
+    """What cannot be read gives way to ours, in time, and needs a person."""
     desk.certified("Kari", until=365)
-    opened: list[str] = []
+    folder = tmp_path / "templates"
+    ways_out = replace(delivery(portal=FlakyPortal(), channel=desk.channel), templates_dir=folder)
 
-    def open_own() -> Templates:
-        opened.append("opened")
-        raise PermissionError(13, "denied")
-
-    ways_out = replace(delivery(portal=FlakyPortal(), channel=desk.channel), open_templates=open_own)
-
-    assert (desk.pages(ways_out=ways_out), opened, desk.rows, desk.report.outcome) == ([], [], [], Outcome.OK)
+    assert (desk.pages(ways_out=ways_out), desk.rows, desk.report.outcome) == ([], [], Outcome.OK)
     assert desk.report.to_document()["digests"] == {"sent": 0, "failed": 0, "pending": 0}
     desk.reminded()
     assert len(desk.pages(1, ways_out=ways_out)) == 1
     assert [message.kind for message in desk.channel.sent] == ["reminder"] * 6 + ["digest"]
-    assert (opened, [stop.code for stop in desk.report.stopped]) == (["opened"], ["templates"])
+    assert [stop.code for stop in desk.report.stopped] == ["template"]
     assert desk.report.outcome is Outcome.ATTENTION
-    assert "denied" in desk.report.reasons[0]
+    assert desk.report.reasons[0].endswith("; 7 messages were written with certjob's own template instead")
+    assert "CERTJOB_TEMPLATES_DIR: the folder cannot be read (No such file or directory)" in desk.report.reasons[0]
 
 
 def test_a_page_tells_everything_since_the_last_one_and_there_is_one_a_day(desk: Desk) -> None:

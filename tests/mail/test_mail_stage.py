@@ -20,7 +20,7 @@ from certjob.errors import (
 )
 from certjob.mail.channels.smtp import SmtpChannel
 from certjob.mail.message import Channel, OutgoingMessage
-from certjob.mail.messages import NightTemplates, Templates
+from certjob.mail.messages import Templates
 from certjob.mail.stage import MailCounts, retry_delay_seconds
 from certjob.stopping import StopFlag
 from tests.support.channels import BlockingStage, reminder_mail
@@ -343,7 +343,7 @@ def test_a_template_that_breaks_on_one_mentor_gives_way_to_ours(mails: Mails, tm
     mails.queue(3)
     mails.connection.execute("UPDATE mentors SET full_name = 'Ola Hansen' WHERE email = 'm1@example.org'")
     (tmp_path / "reminder.nb.txt").write_text("Emne\n\n{{ {'Kari Nordmann': 'Kjære Kari'}[name] }}\n")
-    templates = NightTemplates(lambda: Templates(tmp_path))
+    templates = Templates(tmp_path)
 
     assert mails.send(templates=templates) is None
 

@@ -9,6 +9,7 @@ from typing import Any
 from certjob.database import Connection
 from certjob.mail.digests import DigestMail
 from certjob.mail.message import Channel, OutgoingMessage
+from certjob.mail.messages import OUR_TEMPLATES
 from certjob.mail.queue import MailQueue
 from certjob.mail.reminder_mail import ReminderMail
 from certjob.mail.stage import MailStage
@@ -65,8 +66,8 @@ class BlockingStage:
 
 
 def reminder_mail(connection: Connection, *, today: date = TODAY, **options: Any) -> ReminderMail:
-    return ReminderMail(connection, today=today, **options)
+    return ReminderMail(connection, today=today, **{"templates": OUR_TEMPLATES} | options)
 
 
 def digest_mail(connection: Connection, *, today: date = TODAY) -> DigestMail:
-    return DigestMail(connection, today=today, zone=UTC)
+    return DigestMail(connection, today=today, zone=UTC, templates=OUR_TEMPLATES)

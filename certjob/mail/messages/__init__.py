@@ -1,6 +1,6 @@
 """The texts that people read: Jinja2 templates in this folder, one text and one HTML file per message and language."""
 
-from certjob.mail.messages.checking import TemplateProblem, check_templates, open_templates
+from certjob.mail.messages.checking import check_templates, open_templates
 from certjob.mail.messages.content import (
     LANGUAGES,
     Recipient,
@@ -10,16 +10,13 @@ from certjob.mail.messages.content import (
     write_date,
     write_moment,
 )
-from certjob.mail.messages.fallback import NightTemplates
 from certjob.mail.messages.templates import OUR_TEMPLATES, Templates
 
 __all__ = [
     "LANGUAGES",
     "OUR_TEMPLATES",
-    "NightTemplates",
     "Recipient",
     "RenderedMessage",
-    "TemplateProblem",
     "Templates",
     "check_templates",
     "language_of",

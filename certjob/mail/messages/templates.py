@@ -1,9 +1,10 @@
 """The templates of messages: certjob's own, and before them those of the programme or of one organisation."""
 
 import difflib
+import os
 import re
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from jinja2 import (
@@ -19,6 +20,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from certjob.errors import TemplateError
 from certjob.mail.messages.content import RenderedMessage
+from certjob.outbox.claims import StageStop
 
 OUR_FOLDER = Path(__file__).parent
 
@@ -33,9 +35,28 @@ class Templates:
     def __init__(self, folder: Path | None = None) -> None:
         """Prepare; files are read when they are first used, and kept: a night is written in one voice."""
         self.folder = folder
-        self._environments: dict[tuple[str, bool], ImmutableSandboxedEnvironment] = {}
+        self.broken: list[TemplateError] = []
+        """Why messages were written with certjob's own templates instead, one for each message."""
+        self._environments: dict[tuple[Path | None, bool], ImmutableSandboxedEnvironment] = {}
 
-    def render(
+    def render(self, message: str, *, language: str, slug: str, words: Mapping[str, object]) -> RenderedMessage:
+        """Write a message; with certjob's own template where the programme's breaks, so that it goes out in time."""
+        try:
+            return self.try_out(message, language=language, slug=slug, words=words)
+        except TemplateError as error:
+            self.broken.append(error)
+            return OUR_TEMPLATES.try_out(message, language=language, slug=slug, words=words)
+
+    def problem(self) -> StageStop | None:
+        """Return what somebody has to correct, once the messages are sent."""
+        if not self.broken:
+            return None
+        number = len(self.broken)
+        what = "1 message was" if number == 1 else f"{number:,} messages were"
+        reason = f"{self.broken[0]}; {what} written with certjob's own template instead"
+        return StageStop(stage="mail", code="template", reason=reason, fault=str(self.broken[0]))
+
+    def try_out(
         self, message: str, *, language: str, slug: str, words: Mapping[str, object], sample_data: bool = False
     ) -> RenderedMessage:
         """Write a message: the first line of the text template is the subject, an empty one follows.
@@ -43,63 +64,64 @@ class Templates:
         The HTML template gets the subject, too. Raises TemplateError, naming file and line, for a template that is
         broken, or breaks on these words; unless they are ``sample_data``, its text holds nothing that may be from them.
         """
+        self._look_into_folder()
         name = self._name(message, language=language, slug=slug, suffix="txt")
         subject, _, rest = self._write(name, slug=slug, words=words, sample_data=sample_data).partition("\n")
         subject = re.sub(r"[ \t]+", " ", subject).strip()
         gap, _, text = rest.partition("\n")
         if not subject:
             reason, step = "the first line is the subject, and it is empty", "begin with the subject"
-            raise TemplateError(reason, next_step=step, file=self.shown(name, slug=slug), line=1)
+            raise TemplateError(reason, next_step=step, file=self._shown(name, slug=slug), line=1)
         if gap.strip():
             reason = "the subject takes more than the first line"
             step = "put it into one line and an empty line after it"
-            raise TemplateError(reason, next_step=step, file=self.shown(name, slug=slug), line=2)
+            raise TemplateError(reason, next_step=step, file=self._shown(name, slug=slug), line=2)
         if not text.strip():
             reason = "there is no text after the subject"
-            raise TemplateError(reason, next_step="write one", file=self.shown(name, slug=slug))
+            raise TemplateError(reason, next_step="write one", file=self._shown(name, slug=slug))
         page = self._name(message, language=language, slug=slug, suffix="html")
         html = self._write(page, slug=slug, words={**words, "subject": subject}, sample_data=sample_data)
         if not html.strip():
             reason, step = "the page is empty", "write one, or take the file away"
-            raise TemplateError(reason, next_step=step, file=self.shown(page, slug=slug))
+            raise TemplateError(reason, next_step=step, file=self._shown(page, slug=slug))
         return RenderedMessage(subject=subject, text=text.strip("\n") + "\n", html=html)
+
+    def _look_into_folder(self) -> None:
+        """Raise TemplateError when it cannot be read: Jinja would take ours without a word."""
+        try:
+            os.scandir(self.folder or OUR_FOLDER).close()
+        except OSError as error:
+            reason, step = f"the folder cannot be read ({error.strerror})", "name the one that holds your templates"
+            raise TemplateError(reason, next_step=step, file="CERTJOB_TEMPLATES_DIR") from error
 
     def _name(self, message: str, *, language: str, slug: str, suffix: str) -> str:
         """Return the template to use: the programme's own for this language, or the one for all, which may be ours."""
         own = f"{message}.{language}.{suffix}"
         return own if self._own_file(own, slug=slug) else f"{message}.{suffix}"
 
-    def environment(self, slug: str, *, page: bool) -> ImmutableSandboxedEnvironment:
+    def _environment(self, slug: str, *, page: bool) -> ImmutableSandboxedEnvironment:
         """Return the environment in which one organisation's templates are found; ``""`` for everybody's.
 
         Organisations without a folder of their own share it, and what it has read and compiled. In that of a ``page``
         markup in a value is text, whatever the file is called that writes the value.
         """
-        key = slug, page
-        if key not in self._environments:
-            own = self.folder / slug if slug and self.folder and (self.folder / slug).is_dir() else None
-            if slug and not own:
-                self._environments[key] = self.environment("", page=page)
-            else:
-                self._environments[key] = self._make_environment([f for f in (own, self.folder) if f], page=page)
-        return self._environments[key]
+        own = self.folder / slug if self.folder and slug and (self.folder / slug).is_dir() else None
+        if (own, page) not in self._environments:
+            ours = FileSystemLoader(OUR_FOLDER)
+            # Some editors put a byte-order mark before the subject.
+            theirs = [FileSystemLoader(folder, encoding="utf-8-sig") for folder in (own, self.folder) if folder]
+            self._environments[own, page] = ImmutableSandboxedEnvironment(
+                loader=ChoiceLoader([PrefixLoader({"certjob": ours}), *theirs, ours]),
+                autoescape=page,
+                undefined=StrictUndefined,
+                trim_blocks=True,
+                lstrip_blocks=True,
+                keep_trailing_newline=True,
+                auto_reload=False,
+            )
+        return self._environments[own, page]
 
-    def _make_environment(self, folders: Sequence[Path], *, page: bool) -> ImmutableSandboxedEnvironment:
-        """Look in these folders, in this order, and then among certjob's own."""
-        ours = FileSystemLoader(OUR_FOLDER)
-        # Some editors put a byte-order mark before the subject.
-        theirs = [FileSystemLoader(folder, encoding="utf-8-sig") for folder in folders]
-        return ImmutableSandboxedEnvironment(
-            loader=ChoiceLoader([PrefixLoader({"certjob": ours}), *theirs, ours]),
-            autoescape=page,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-            keep_trailing_newline=True,
-            auto_reload=False,
-        )
-
-    def shown(self, name: str, *, slug: str) -> str:
+    def _shown(self, name: str, *, slug: str) -> str:
         """Return a template's file as a person knows it: its path inside the folder, or that it is certjob's own."""
         return self._own_file(name, slug=slug) or f"certjob's own {name}"
 
@@ -112,7 +134,7 @@ class Templates:
 
     def _write(self, name: str, *, slug: str, words: Mapping[str, object], sample_data: bool) -> str:
         try:
-            return self.environment(slug, page=name.endswith(".html")).get_template(name).render(words)
+            return self._environment(slug, page=name.endswith(".html")).get_template(name).render(words)
         except Exception as error:  # a template is somebody's program, and raises what it likes
             file, line = self._place(error, name, slug=slug)
             reason, step = _reason(error, words=words, sample_data=sample_data)
@@ -125,7 +147,7 @@ class Templates:
         frames = ((frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__))
         in_templates = [(file, line) for file, line in frames if Path(file).suffix in (".txt", ".html", ".words")]
         if not in_templates:
-            return self.shown(name, slug=slug), None
+            return self._shown(name, slug=slug), None
         file, line = in_templates[-1]  # the innermost one
         return self._shown_path(file), line
 
@@ -137,12 +159,6 @@ class Templates:
 
 OUR_TEMPLATES = Templates()
 """The texts that come with certjob, nothing else."""
-
-
-def advice_about(word: str, known: Iterable[str]) -> str:
-    """Say what somebody who used a word that templates do not have may have meant."""
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"a template can use {', '.join(sorted(known))}"
 
 
 def _reason(error: Exception, *, words: Mapping[str, object], sample_data: bool) -> tuple[str, str]:
@@ -162,7 +178,8 @@ def _reason(error: Exception, *, words: Mapping[str, object], sample_data: bool)
         case OSError():
             return f"the file cannot be read ({error.strerror})", "let certjob's user read it"
         case UndefinedError() if unknown := re.fullmatch(r"'(\w+)' is undefined", str(error.message)):
-            return str(error.message), advice_about(unknown[1], words)  # a name that stands in the template
+            near = difflib.get_close_matches(unknown[1], words, n=1)  # a name that stands in the template
+            return error.message or "", f"did you mean {near[0]}?" if near else f"use one of {', '.join(sorted(words))}"
     if sample_data:
         return f"{type(error).__name__}: {' '.join(str(error).split())}", "correct the line"
     return f"{type(error).__name__}, with the data of one message, which are not shown here", "correct the line"

@@ -44,11 +44,12 @@ def check_templates(folder: Path | None, *, slugs: Collection[str] | None) -> It
             )
             break
     for problem in problems:
-        end = " Until" if problem.next_step.endswith("?") else "; until"
-        step = f"{problem.next_step}{end} then messages go out in certjob's own words"
-        found.append(fail("templates", problem.to_error().message, next_step=step))
+        next_step = problem.next_step or ""
+        end = " Until" if next_step.endswith("?") else "; until"
+        step = f"{next_step}{end} then messages go out in certjob's own words"
+        found.append(fail("templates", problem.message, next_step=step))
     for place in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
-        if place != folder and place.name not in {problem.file for problem in problems}:
+        if place != folder:
             found += _unknown_organisation(place, slugs=slugs)
         found += _lonely_files(place, folder=folder)
         found += _misspelt_files(place, folder=folder)
