@@ -1,7 +1,7 @@
 """What a coordinator's daily page says: read as of one moment, in the words that its templates use."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import date, datetime, timedelta, tzinfo
 from hashlib import sha256
 from typing import Any
@@ -24,6 +24,10 @@ MOST_LINES = 25
 FEWER_LINES = (MOST_LINES, 12, 6, 3, 1)
 MAX_PAGE_BYTES = 100_000
 """Gmail cuts a page at about 102 KB: with long names a section has fewer lines, and at last one."""
+
+_NOT_FOR_TEMPLATES = frozenset({"id", "line", "code"})
+
+_Row = dict[str, Any]
 
 Words = dict[str, Any]
 """What a template finds for one line, by name; nothing in it can break a line or turn the text around."""
@@ -52,20 +56,6 @@ class Coordinator:
     """The lines of the last sent digest, or of earlier ones where they could be found again."""
     read_at: datetime
     """When this was read."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Push(PushState):
-    """A row of ``portal_alerts``."""
-
-    name: str
-    member_no: str
-    visible: bool
-    """The desired value: False = may still be visible."""
-    sentence: str
-    wanted_at: datetime
-    error: str | None
-    line: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,132 +99,98 @@ def read_digest(connection: Connection, digest_id: int, *, today: date, zone: tz
     if not found:
         return None
     (coordinator,) = found
-    known = frozenset(coordinator.reported)
-    window = {"organisation_id": coordinator.organisation_id, "since": coordinator.since, "today": today}
-    soon = {
-        "organisation_id": coordinator.organisation_id,
-        "today": today,
-        "within_days": EXPIRING_WITHIN_DAYS,
-    }
-    paused = database.fetch(connection, "read_paused_mentors", window)
-    returned = database.fetch(connection, "read_returned_mentors", window)
-    corrected = database.fetch(connection, "read_corrected_mentors", window)
-    held = database.fetch(connection, "read_held_back", window)
-    unreviewed = database.fetch(connection, "read_unreviewed_mentors", window)
-    pushes = database.fetch(connection, "read_pending_pushes", window, into=_Push)
-    undelivered = database.fetch(connection, "read_undelivered_reminders", window)
-    names = dict(database.fetch(connection, "read_expiring_mentors", soon))
-    ids = [row[0] for row in (*paused, *returned)] + list(names)
-    mentors = {mentor.id: mentor for mentor in reading.read(connection, ids, lock=False).mentors}
 
-    new_paused = [row for row in paused if row[-1] not in known]
-    new_returned = [row for row in returned if row[-1] not in known]
-    expiring = _expiring([mentors[mentor_id] for mentor_id in names if mentor_id in mentors], names, today=today)
-    new_corrected = [row for row in corrected if row[-1] not in known]
-    standing = [push.line for push in pushes] + [row[-1] for row in (*held, *unreviewed, *undelivered)]
+    def read(name: str) -> list[_Row]:
+        window = {"organisation_id": coordinator.organisation_id, "since": coordinator.since, "today": today}
+        return database.fetch(connection, name, window | {"within_days": EXPIRING_WITHIN_DAYS}, into=dict)
+
+    def new(rows: Sequence[_Row]) -> list[_Row]:
+        return [row for row in rows if row["line"] not in coordinator.reported]
+
+    paused, returned = read("read_paused_mentors"), read("read_returned_mentors")
+    corrected = read("read_corrected_mentors")
+    held, unreviewed = read("read_held_back"), read("read_unreviewed_mentors")
+    pushes, undelivered = read("read_pending_pushes"), read("read_undelivered_reminders")
+    names = {row["id"]: row["name"] for row in read("read_expiring_mentors")}
+    ids = [row["id"] for row in (*paused, *returned)] + list(names)
+    mentors = {mentor.id: mentor for mentor in reading.read(connection, ids, lock=False).mentors}
+    expiring = sorted(
+        (certificate.expires_on, names[mentor.id], mentor.member_no, certificate.kind)
+        for mentor in mentors.values()
+        if mentor.id in names
+        for certificate in rules.ending_certificates(mentor, today, within_days=EXPIRING_WITHIN_DAYS)
+    )
+    standing = (*pushes, *held, *unreviewed, *undelivered)
     newly_expiring = coordinator.reported_on + timedelta(days=EXPIRING_WITHIN_DAYS)
     write = _Writer(locale=coordinator.locale, zone=zone, today=today)
     return Digest(
         coordinator=coordinator,
         today=today,
         sections={
-            "held": [write.held(row) for row in held],
-            "unreviewed": [write.unreviewed(row) for row in unreviewed],
-            "visible": [write.push(push) for push in pushes if not push.visible],
-            "hidden": [write.push(push) for push in pushes if push.visible],
-            "paused": [write.paused(row, mentors.get(row[0])) for row in new_paused],
-            "returned": [write.returned(row, mentors.get(row[0])) for row in new_returned],
-            "corrected": [{**_who(name, member_no), "shown": shown} for name, member_no, shown, _ in new_corrected],
+            "held": [write.words(row) for row in held],
+            "unreviewed": [write.words(row) for row in unreviewed],
+            "visible": [write.push(row) for row in pushes if not row["visible"]],
+            "hidden": [write.push(row) for row in pushes if row["visible"]],
+            "paused": [write.paused(row, mentors.get(row["id"])) for row in new(paused)],
+            "returned": [write.returned(row, mentors.get(row["id"])) for row in new(returned)],
+            "corrected": [write.words(row) for row in new(corrected)],
             "undelivered": [write.undelivered(row) for row in undelivered],
-            "expiring": [write.expiring(*row) for row in expiring],
+            "expiring": [write.expiring(*each) for each in expiring],
         },
-        reported=(*(row[-1] for row in (*paused, *returned, *corrected)), *standing),
-        has_news=bool(new_paused or new_returned or new_corrected)
+        reported=tuple(row["line"] for row in (*paused, *returned, *corrected, *standing)),
+        has_news=bool(new((*paused, *returned, *corrected, *standing)))
         or any(expires_on > newly_expiring for expires_on, *_ in expiring)
-        or any(line not in known for line in standing)
         or (bool(standing) and (today - coordinator.reported_on).days >= REPORTED_AGAIN_AFTER_DAYS),
-    )
-
-
-def _expiring(mentors: Sequence[Mentor], names: Mapping[UUID, str], *, today: date) -> list[tuple[date, str, str, str]]:
-    """Return last day, name, member number and kind of what ends soon and nothing continues, in that order."""
-    return sorted(
-        (certificate.expires_on, names[mentor.id], mentor.member_no, certificate.kind)
-        for mentor in mentors
-        for certificate in rules.ending_certificates(mentor, today, within_days=EXPIRING_WITHIN_DAYS)
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Writer:
-    """Turns rows into words."""
+    """Turns rows, whose columns have the names that templates use, into words."""
 
     locale: str
     zone: tzinfo
     today: date
 
-    def held(self, row: tuple[Any, ...]) -> Words:
-        what, since, mentors, ended, changed, shown, names, _ = row
-        return {
-            "what": what,
-            "since": write_moment(since.astimezone(self.zone), locale=self.locale),
-            "mentors": mentors,
-            "ended": ended if what != "reminders" else 0,
-            "changed": changed,
-            "shown": shown,
-            "names": [one_line(name) for name in names],
-        }
+    def words(self, row: _Row) -> Words:
+        """Return what a template finds; without the columns that are certjob's own business."""
+        return {name: self._word(value) for name, value in row.items() if name not in _NOT_FOR_TEMPLATES}
 
-    def unreviewed(self, row: tuple[Any, ...]) -> Words:
-        name, member_no, since, _ = row
-        return {**_who(name, member_no), "since": write_moment(since.astimezone(self.zone), locale=self.locale)}
+    def push(self, row: _Row) -> Words:
+        state = PushState(**{each.name: row[each.name] for each in fields(PushState)})
+        told = {name: row[name] for name in ("name", "member_no", "since", "sentence")}
+        return self.words(told) | self._why(why_push_waits(state), row["error"])
 
-    def push(self, push: _Push) -> Words:
-        return {
-            **_who(push.name, push.member_no),
-            "since": write_moment(push.wanted_at.astimezone(self.zone), locale=self.locale),
-            "sentence": push.sentence,
-            **self._why(why_push_waits(push), push.error),
-        }
-
-    def paused(self, row: tuple[Any, ...], mentor: Mentor | None) -> Words:
-        _, name, member_no, reopened, _ = row
+    def paused(self, row: _Row, mentor: Mentor | None) -> Words:
         lapsed = rules.lapsed_certificates(mentor, self.today) if mentor is not None else ()
-        lapses = [
-            {
-                "kind": one_line(certificate.kind),
-                "ended_on": "" if certificate.revoked else write_date(certificate.expires_on, locale=self.locale),
-            }
-            for certificate in lapsed
-        ]
-        return {**_who(name, member_no), "reopened": reopened, "lapses": lapses}
+        lapses = [{"kind": each.kind, "ended_on": "" if each.revoked else each.expires_on} for each in lapsed]
+        return self.words(row | {"lapses": [self.words(each) for each in lapses]})
 
-    def returned(self, row: tuple[Any, ...], mentor: Mentor | None) -> Words:
-        _, name, member_no, still_paused, _ = row
+    def returned(self, row: _Row, mentor: Mentor | None) -> Words:
         watched_by_nobody = mentor is not None and rules.holds_nothing(mentor, self.today)
-        return {**_who(name, member_no), "still_paused": still_paused, "without_certificate": watched_by_nobody}
+        return self.words(row | {"without_certificate": watched_by_nobody})
 
-    def undelivered(self, row: tuple[Any, ...]) -> Words:
-        name, member_no, expires_on, error, code, _ = row
-        return {
-            **_who(name, member_no),
-            "expires_on": write_date(expires_on, locale=self.locale),
-            "days_left": (expires_on - self.today).days,
-            **self._why(why_message_waits(code), error),
-        }
+    def undelivered(self, row: _Row) -> Words:
+        days_left = (row["expires_on"] - self.today).days
+        return self.words(row | {"days_left": days_left}) | self._why(why_message_waits(row["code"]), row["error"])
 
     def expiring(self, expires_on: date, name: str, member_no: str, kind: str) -> Words:
-        return {
-            **_who(name, member_no),
-            "kind": one_line(kind),
-            "expires_on": write_date(expires_on, locale=self.locale),
-            "days_left": (expires_on - self.today).days,
-        }
+        days_left = (expires_on - self.today).days
+        who = {"name": name, "member_no": member_no}
+        return self.words(who | {"kind": kind, "expires_on": expires_on, "days_left": days_left})
 
     def _why(self, reason: AlertReason, error: str | None) -> Words:
         said = one_line(reason.technical(error))
         return {"error": one_line(error), "reason": reason.for_mail(language_of(self.locale)), "technical": said}
 
-
-def _who(name: str, member_no: str) -> Words:
-    return {"name": one_line(name), "member_no": one_line(member_no)}
+    def _word(self, value: object) -> object:
+        match value:
+            case str():
+                return one_line(value)
+            case datetime():
+                return write_moment(value.astimezone(self.zone), locale=self.locale)
+            case date():
+                return write_date(value, locale=self.locale)
+            case list():
+                return [self._word(each) for each in value]
+        return value

@@ -63,7 +63,7 @@ WHERE m.organisation_id = %(organisation_id)s
 -- name: read_pending_pushes
 -- What the portal may still show wrongly: the same view as the alerts, with what decides why it waits. Whether a run is
 -- working on it is over before the mail is read.
-SELECT a.full_name AS name, a.member_no, a.visible, a.sentence, a.wanted_at, a.error, a.code, e.status,
+SELECT a.full_name AS name, a.member_no, a.visible, a.sentence, a.wanted_at AS since, a.error, a.code, e.status,
     e.attempts AS rounds, f.kind AS failure_kind, false AS is_claimed,
     m.dynamics_contact_id IS NOT NULL AS has_contact_id, m.portal_visible IS NULL AS has_new_contact_id,
     'push:' || a.event_id || ':' || a.visible::text AS line
@@ -92,7 +92,8 @@ ORDER BY l.next_attempt_at, l.id
 
 -- name: read_held_back
 -- What the guards hold for the organisation. One whose number of really ended certificates has changed is another line.
-SELECT h.what, h.since, h.mentors, h.ended_by_calendar, h.facts_changed, h.may_be_shown,
+SELECT h.what, h.since, h.mentors, CASE h.what WHEN 'reminders' THEN 0 ELSE h.ended_by_calendar END AS ended,
+    h.facts_changed AS changed, h.may_be_shown AS shown,
     ARRAY(
         SELECT coalesce(m.full_name, m.member_no) || CASE WHEN m.full_name <> m.member_no THEN ' (' || m.member_no || ')' ELSE '' END
         FROM unnest(h.mentor_ids[:h.may_be_shown]) WITH ORDINALITY AS n (id, number)
