@@ -171,7 +171,7 @@ def test_a_typo_that_is_corrected_loses_no_reminder_and_mails_nobody_twice(log: 
 
 
 def test_a_date_that_was_mailed_about_stays_so_when_its_certificate_is_gone(log: Log) -> None:
-    """Entered anew with a wrong last day, and then with the right one in place: the mentor has had a mail about each."""
+    """Entered anew with a wrong last day, then with the right one in place: the mentor has had a mail about each."""
     log.send()
     log.execute("DELETE FROM certificates")
     log.certificate = log.facts.certificate(log.mentor, day(24))
