@@ -3,8 +3,6 @@
 import time
 from collections.abc import Callable, Mapping
 from datetime import date
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -16,7 +14,6 @@ from certjob.stopping import CLEANING_UP_SECONDS, GRACE_SECONDS, StopFlag
 
 if TYPE_CHECKING:
     from certjob.settings import Settings
-    from certjob.views.pings import Pinger
 
 AFTER_A_SIGNAL_SECONDS = 1.0
 """The last ping of a run that was stopped has no longer: the whole process is to be over within 10 s of the signal."""
@@ -31,57 +28,45 @@ class Monitor:
     def __init__(
         self, settings: "Settings", *, run_id: UUID, pings: bool, stop: StopFlag, warn: Callable[[str], None]
     ) -> None:
-        """``warn`` says one line; ``pings`` whether this command tells its beginning and its end."""
-        self._metrics_file: Path | None = settings.metrics_file
+        """``warn`` prints one line; ``pings`` is whether this command reports its beginning and its end."""
+        urls = {PING_URL: settings.ping_url, ATTENTION_PING_URL: settings.attention_ping_url} if pings else {}
+        self._urls = {variable: url.get_secret_value().rstrip("/") for variable, url in urls.items() if url}
+        self._metrics_file = settings.metrics_file
+        self._run_id = run_id
         self._stop = stop
         self._warn = warn
         self._counts: dict[str, Any] = {}
-        self._pingers: dict[str, Pinger] = {}
         self._warned: set[str] = set()
-        for variable, url in ((PING_URL, settings.ping_url), (ATTENTION_PING_URL, settings.attention_ping_url)):
-            if pings and url is not None:
-                from certjob.views import pings as pinging  # noqa: PLC0415 - httpx: 50 ms
-
-                self._pingers[variable] = pinging.Pinger(url, run_id=run_id)
 
     def start(self) -> None:
-        """Tell that the run has begun."""
-        pinger = self._pingers.get(PING_URL)
-        if pinger is not None:
-            self._try(PING_URL, lambda: pinger.start(stop=self._stop))
+        """Report that the run has begun."""
+        self._ping(PING_URL, "/start", {})
 
     def note(self, counts: Mapping[str, Any]) -> None:
-        """Keep what the end will tell: numbers, and nothing about persons."""
+        """Keep what the end will report: numbers, and nothing about persons."""
         self._counts = dict(counts)
 
     def end(self, exit_code: int) -> None:
-        """Tell how the run ended; after a signal only as long as there is time."""
-        if not self._pingers:
-            return
-        from certjob.views.pings import TOTAL_SECONDS  # noqa: PLC0415
+        """Report how the run ended; after a signal only as long as there is time."""
+        counts = {"exit_code": exit_code} | self._counts
+        for variable, how in _endings(exit_code, with_attention=ATTENTION_PING_URL in self._urls).items():
+            self._ping(variable, how, counts)
 
-        seconds = TOTAL_SECONDS
+    def _ping(self, variable: str, how: str, counts: Mapping[str, Any]) -> None:
+        if variable not in self._urls:
+            return
+        from certjob.views import pings  # noqa: PLC0415 - httpx: 50 ms
+
+        seconds = pings.TOTAL_SECONDS
         if self._stop.asked_at is not None:
             left = self._stop.asked_at + GRACE_SECONDS + CLEANING_UP_SECONDS - time.monotonic()
             seconds = min(max(left, SHORTEST_SECONDS), AFTER_A_SIGNAL_SECONDS)
-        counts = {"exit_code": exit_code} | self._counts
-        for variable, how in _endings(exit_code, with_attention=ATTENTION_PING_URL in self._pingers).items():
-            pinger = self._pingers.pop(variable, None)
-            if pinger is not None:
-                self._try(variable, partial(pinger.end, how, counts, seconds=seconds))
-
-    def _try(self, variable: str, ping: Callable[[], None]) -> None:
-        from certjob.views.pings import PingError  # noqa: PLC0415
-
+        url = f"{self._urls[variable]}{how}?rid={self._run_id}"
         try:
-            ping()
-        except PingError as error:
-            reason = str(error)
+            reason = pings.ping(url, counts, seconds=seconds, stop=self._stop)
         except Exception as error:  # noqa: BLE001 - nothing about a ping may touch the run
             reason = type(error).__name__  # its text could quote the address
-        else:
-            return
-        if variable not in self._warned:  # a host that is dead at the start is dead at the end, too: once is enough
+        if reason is not None and variable not in self._warned:  # a host that is dead at the start is dead at the end
             self._warned.add(variable)
             self._warn(f"the ping to {variable} did not get through: {reason}; the run itself is not touched")
 
@@ -101,10 +86,10 @@ class Monitor:
 
 
 def _endings(exit_code: int, *, with_attention: bool) -> dict[str, str]:
-    """Return what each check is told: nothing for a success, else what is appended to its address.
+    """Return for each check what is appended to its address; nothing for a success.
 
     A second check lets the first one ring for runs that failed alone, however long something else needs attention.
     """
     if not with_attention or exit_code not in (0, 3):
-        return {PING_URL: str(exit_code or "")}
-    return {PING_URL: "", ATTENTION_PING_URL: "fail" if exit_code == 3 else ""}
+        return {PING_URL: f"/{exit_code}" if exit_code else ""}
+    return {PING_URL: "", ATTENTION_PING_URL: "/fail" if exit_code == 3 else ""}

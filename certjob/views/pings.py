@@ -17,10 +17,8 @@ import time
 from collections.abc import Mapping
 from threading import Event
 from typing import Any
-from uuid import UUID
 
 import httpx
-from pydantic import SecretStr
 
 from certjob import __version__
 from certjob.outbox.http_client import HttpClient
@@ -31,46 +29,24 @@ TOTAL_SECONDS = 10.0
 PAUSE_SECONDS = 0.5
 
 
-class PingError(Exception):
-    """A ping did not get through; its text holds nothing of the address, which is the secret."""
+def ping(url: str, counts: Mapping[str, Any], *, seconds: float, stop: Event) -> str | None:
+    """Call the address, and once more if that fails; return why the ping did not get through, None if it did.
+
+    The reason holds nothing of the address, which is a secret.
+    """
+    return run_alone(_ping(url, counts, ends_at=time.monotonic() + seconds, stop=stop))
 
 
-class _UnansweredError(PingError):
-    """Worth one repeat."""
-
-
-class Pinger:
-    """Pings one check about one run. Nothing of it concerns the run itself."""
-
-    def __init__(self, url: SecretStr, *, run_id: UUID) -> None:
-        self._url = url
-        self._run_id = run_id
-
-    def start(self, *, stop: Event | None = None) -> None:
-        """Say that the run has begun. Raises PingError."""
-        self._send("/start", {}, seconds=TOTAL_SECONDS, stop=stop)
-
-    def end(self, how: str, counts: Mapping[str, Any], *, seconds: float = TOTAL_SECONDS) -> None:
-        """Say how the run ended: nothing for a success, else what is appended to the address. Raises PingError."""
-        self._send(f"/{how}" if how else "", counts, seconds=seconds)
-
-    def _send(self, suffix: str, counts: Mapping[str, Any], *, seconds: float, stop: Event | None = None) -> None:
-        url = f"{self._url.get_secret_value().rstrip('/')}{suffix}?rid={self._run_id}"
-        run_alone(_ping(url, counts, ends_at=time.monotonic() + seconds, stop=stop))
-
-
-async def _ping(url: str, counts: Mapping[str, Any], *, ends_at: float, stop: Event | None) -> None:
+async def _ping(url: str, counts: Mapping[str, Any], *, ends_at: float, stop: Event) -> str | None:
     async with HttpClient() as client:
-        try:
-            await _post(client, url, counts, ends_at=ends_at)
-        except _UnansweredError:
-            if time.monotonic() + PAUSE_SECONDS >= ends_at or (stop is not None and stop.is_set()):
-                raise
+        reason = await _post(client, url, counts, ends_at=ends_at)
+        if reason is not None and time.monotonic() + PAUSE_SECONDS < ends_at and not stop.is_set():
             await asyncio.sleep(PAUSE_SECONDS)
-            await _post(client, url, counts, ends_at=ends_at)
+            reason = await _post(client, url, counts, ends_at=ends_at)
+        return reason
 
 
-async def _post(client: HttpClient, url: str, counts: Mapping[str, Any], *, ends_at: float) -> None:
+async def _post(client: HttpClient, url: str, counts: Mapping[str, Any], *, ends_at: float) -> str | None:
     try:
         answer = await client.request(
             "POST",
@@ -80,21 +56,16 @@ async def _post(client: HttpClient, url: str, counts: Mapping[str, Any], *, ends
             deadline_seconds=max(ends_at - time.monotonic(), 0.05),
             max_body_bytes=0,
         )
-    except httpx.InvalidURL:
-        message = "it is not a URL that can be called"
-        raise PingError(message) from None
     except httpx.TransportError as error:
-        raise _UnansweredError(_reason(error)) from None
-    if answer.status_code == 429 or answer.status_code >= 500:
-        message = f"its host answered {answer.status_code}"
-        raise _UnansweredError(message)
-    if not 200 <= answer.status_code < 300:
-        message = f"its host answered {answer.status_code}, so it is not a ping address"
-        raise PingError(message)
+        return _reason(error)
+    if 200 <= answer.status_code < 300:
+        return None
+    hint = "" if answer.status_code == 429 or answer.status_code >= 500 else ", so it is not a ping address"
+    return f"its host answered {answer.status_code}{hint}"
 
 
 def _reason(error: httpx.TransportError) -> str:
-    """Say what happened without the texts of others, which name the host."""
+    """Say what happened without the error's own text, which names the host."""
     if isinstance(error, httpx.TimeoutException):
         return "its host did not answer in time"
     if "CERTIFICATE_VERIFY_FAILED" in str(error):

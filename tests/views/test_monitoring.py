@@ -116,7 +116,7 @@ def test_only_nights_ping(here: Certjob, facts: Facts, host: PingHost) -> None:
 def test_a_check_that_does_not_hear_is_a_line_of_its_own_and_changes_nothing(
     here: Certjob, facts: Facts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With -q too, and the other is told; what may pass is tried once more, for ten seconds at most, here shortened."""
+    """With -q too, and the other is told; what failed is tried once more, for ten seconds at most, here shortened."""
     assert pings.TOTAL_SECONDS == 10.0
     monkeypatch.setattr(pings, "PAUSE_SECONDS", 0.01)
     with ping_host() as second:
@@ -133,8 +133,8 @@ def test_a_check_that_does_not_hear_is_a_line_of_its_own_and_changes_nothing(
         ([500, 200], ["start", "start", ""], ""),
         ([429, 200], ["start", "start", ""], ""),
         ([503, 503], ["start", "start", ""], "its host answered 503"),
-        ([404], ["start", ""], "its host answered 404, so it is not a ping address"),
-        ([302], ["start", ""], "its host answered 302, so it is not a ping address"),
+        ([404, 404], ["start", "start", ""], "its host answered 404, so it is not a ping address"),
+        ([302, 302], ["start", "start", ""], "its host answered 302, so it is not a ping address"),
         ([None, None], ["start", ""], "its host did not answer in time"),
     ]
     for answers, told, reason in cases:
