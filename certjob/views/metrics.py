@@ -38,56 +38,56 @@ class _LastRun:
 
 def read_metrics(connection: Connection, *, today: date) -> bytes:
     """Return the file's contents; nothing in them names a person."""
-    registry = CollectorRegistry()
     with database.read_only_snapshot(connection):
         runs = database.fetch(connection, "read_run_metrics", into=_LastRun)
         open_work = read_open_work(connection)
         now = database.clock(connection)
         readings = database.fetch(connection, "read_last_portal_reading")
-        failures = database.fetch(connection, "read_oldest_failure")
+        failures = database.fetch(connection, "read_oldest_failure", into=dict)
         attention = read_attention(connection, today=today)
         held = read_held(connection)
-    _describe_runs(registry, runs)
-    _describe_reading(registry, readings)
-    _describe_open_work(registry, open_work, now_seconds=now.timestamp())
-    unresolved = Gauge(
-        "certjob_unresolved_failures", "Portal pushes that failed and have not succeeded since.", registry=registry
-    )
-    unresolved.set(failures[0][-1] if failures else 0)
-    _describe_attention(registry, attention, held)
-    version = Gauge("certjob_info", "The certjob that wrote this file.", ["version"], registry=registry)
-    version.labels(__version__).set(1)
-    return generate_latest(registry)
+    page = _Page()
+    _describe_runs(page, runs)
+    _describe_reading(page, readings)
+    _describe_open_work(page, open_work, now_seconds=now.timestamp())
+    unresolved = page.gauge("unresolved_failures", "Portal pushes that failed and have not succeeded since.")
+    unresolved.set(failures[0]["unresolved"] if failures else 0)
+    _describe_attention(page, attention, held)
+    page.gauge("info", "The certjob that wrote this file.", "version").labels(__version__).set(1)
+    return generate_latest(page)
 
 
-def _describe_attention(registry: CollectorRegistry, attention: Attention, held: Sequence[StoredHold]) -> None:
-    def gauge(name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(f"certjob_{name}", text, labels, registry=registry)
+class _Page(CollectorRegistry):
+    """The metrics of one file."""
 
-    alerts = gauge("alerts", "What certjob alerts shows, by kind.", "kind")
-    for kind in Kind:
-        alerts.labels(kind).set(attention.counts[kind].number)
-    mentors = gauge("held_mentors", "Mentors whom the guards hold back.", "organisation", "what")
+    def gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"certjob_{name}", text, labels, registry=self)
+
+
+def _describe_attention(page: _Page, attention: Attention, held: Sequence[StoredHold]) -> None:
+    numbers = {kind: count.number for kind, count in attention.counts.items()}
+    alerts = page.gauge("alerts", "What certjob alerts shows, by kind.", "kind")
+    for kind, number in numbers.items():
+        alerts.labels(kind).set(number)
+    mentors = page.gauge("held_mentors", "Mentors whom the guards hold back.", "organisation", "what")
     for each in held:
         mentors.labels(each.slug, each.what).set(each.mentors)
-    waiting = gauge("waiting_mail", "Mails that have waited for more than a day.", "what")
-    waiting.labels("reminders").set(attention.counts[Kind.WAITING_REMINDERS].number)
-    waiting.labels("digests").set(attention.counts[Kind.WAITING_DIGESTS].number)
-    failed = gauge("failed_reminders", "Reminders that could not be delivered and still matter.")
-    failed.set(attention.counts[Kind.FAILED_REMINDERS].number)
-    refused = gauge("failed_digests", "Coordinators whose daily mail was refused.")
-    refused.set(attention.counts[Kind.FAILED_DIGESTS].number)
+    waiting = page.gauge("waiting_mail", "Mails that have waited for more than a day.", "what")
+    waiting.labels("reminders").set(numbers[Kind.WAITING_REMINDERS])
+    waiting.labels("digests").set(numbers[Kind.WAITING_DIGESTS])
+    failed = page.gauge("failed_reminders", "Reminders that could not be delivered and still matter.")
+    failed.set(numbers[Kind.FAILED_REMINDERS])
+    refused = page.gauge("failed_digests", "Coordinators whose daily mail was refused.")
+    refused.set(numbers[Kind.FAILED_DIGESTS])
 
 
-def _describe_runs(registry: CollectorRegistry, runs: list[_LastRun]) -> None:
-    def gauge(name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(f"certjob_{name}", text, ["command", *labels], registry=registry)
-
-    success = gauge("last_success_timestamp_seconds", "When a run last came to its end, outcome ok or attention.")
-    last = gauge("last_run_timestamp_seconds", "When a run last ended, whatever its outcome.")
-    duration = gauge("last_run_duration_seconds", "How long the last run took.")
-    outcome = gauge("last_run_outcome", "1 for the outcome of the last run.", "outcome")
-    items = gauge("last_run_items", "What the last run did, by outcome.", "what", "outcome")
+def _describe_runs(page: _Page, runs: Sequence[_LastRun]) -> None:
+    ended = "When a run last came to its end, outcome ok or attention."
+    success = page.gauge("last_success_timestamp_seconds", ended, "command")
+    last = page.gauge("last_run_timestamp_seconds", "When a run last ended, whatever its outcome.", "command")
+    duration = page.gauge("last_run_duration_seconds", "How long the last run took.", "command")
+    outcome = page.gauge("last_run_outcome", "1 for the outcome of the last run.", "command", "outcome")
+    items = page.gauge("last_run_items", "What the last run did, by outcome.", "command", "what", "outcome")
     for run in runs:
         if run.succeeded_at is not None:
             success.labels(run.command).set(run.succeeded_at)
@@ -99,21 +99,13 @@ def _describe_runs(registry: CollectorRegistry, runs: list[_LastRun]) -> None:
             items.labels(run.command, what, name).set(number)
 
 
-def _describe_reading(registry: CollectorRegistry, readings: list[tuple[Any, ...]]) -> None:
+def _describe_reading(page: _Page, readings: Sequence[tuple[Any, ...]]) -> None:
     """What the portal showed when it was last read; nothing as long as it never was."""
     for read_at, differences in readings:
-        when = Gauge(
-            "certjob_portal_read_timestamp_seconds",
-            "When what the portal shows was last read to its end.",
-            registry=registry,
-        )
+        when = page.gauge("portal_read_timestamp_seconds", "When what the portal shows was last read to its end.")
         when.set(read_at.timestamp())
-        found = Gauge(
-            "certjob_portal_differences",
-            "What that reading found to be otherwise than certjob wants, before anything was corrected.",
-            ["what"],
-            registry=registry,
-        )
+        wrong = "What that reading found to be otherwise than certjob wants, before anything was corrected."
+        found = page.gauge("portal_differences", wrong, "what")
         for what, number in differences.items():
             found.labels(what).set(number)
 
@@ -127,14 +119,9 @@ def _items(counts: dict[str, Any]) -> Iterator[tuple[str, str, float]]:
                     yield what, name, number
 
 
-def _describe_open_work(registry: CollectorRegistry, open_work: dict[str, OpenWork], *, now_seconds: float) -> None:
-    items = Gauge("certjob_backlog_items", "What waits, by state.", ["what", "state"], registry=registry)
-    age = Gauge(
-        "certjob_oldest_pending_age_seconds",
-        "For how long the oldest has waited; 0: none.",
-        ["what"],
-        registry=registry,
-    )
+def _describe_open_work(page: _Page, open_work: dict[str, OpenWork], *, now_seconds: float) -> None:
+    items = page.gauge("backlog_items", "What waits, by state.", "what", "state")
+    age = page.gauge("oldest_pending_age_seconds", "For how long the oldest has waited; 0: none.", "what")
     for what, waiting in open_work.items():
         for state in _STATES:
             items.labels(what, state).set(getattr(waiting, state))
