@@ -1,6 +1,6 @@
 """One mentor's reminder before it is sent: which one it is, how it will read, and a copy of it for somebody else."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 from uuid import UUID, uuid4
@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 from certjob import database
 from certjob.database import Connection
 from certjob.domain import rules
-from certjob.domain.models import Certificate, Mentor, PauseChange, Reminder
+from certjob.domain.models import Mentor, PauseChange, Reminder
 from certjob.errors import ConfigurationError, UnknownMentorError
 from certjob.mail.message import Channel, OutgoingMessage
 from certjob.mail.messages import Recipient, Templates
@@ -20,17 +20,6 @@ PREFIXES = {"nb": "[forhåndsvisning]", "nn": "[førehandsvising]", "en": "[prev
 
 NOBODY = UUID(int=0)
 """The mentor of a copy: a webhook must not find the real one by it, and no mentor can have this id."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PreviewRequest:
-    """What somebody wants to see."""
-
-    today: date
-    threshold_days: int | None = None
-    """None: the reminder that is due, or the next one."""
-    locale: str | None = None
-    """None: the mentor's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,16 +56,27 @@ class _Choice:
     reminder: Reminder
     sends_on: date
 
+    def is_sent(self, log: "_Log") -> bool:
+        row = log.get((self.reminder.cert_id, self.reminder.threshold_days))
+        return row is not None and row.sent
+
 
 _Log = Mapping[tuple[UUID, int], _LogRow]
 
 
 def preview_reminder(
-    connection: Connection, mentor_id: UUID, *, request: PreviewRequest, templates: Templates
+    connection: Connection,
+    mentor_id: UUID,
+    *,
+    today: date,
+    threshold_days: int | None,
+    locale: str | None,
+    templates: Templates,
 ) -> Preview:
     """Return a mentor's reminder as it will go out; writes nothing, and works on a read-only connection.
 
-    Raises ConfigurationError when there is no such reminder, TemplateError when it cannot be written.
+    Without a threshold it is the one that is due, or the next one; without a locale it is in the mentor's own. Raises
+    UnknownMentorError, ConfigurationError when there is no such reminder, TemplateError when it cannot be written.
     """
     with database.read_only_snapshot(connection):
         recipient = read_recipient(connection, mentor_id)
@@ -85,12 +85,12 @@ def preview_reminder(
         text = f"mentor {mentor_id} does not exist any more"
         raise UnknownMentorError(text)
     log = {(row.cert_id, row.threshold_days): row for row in rows}
-    choice = _choose(recipient.mentor, log, request=request)
+    choice = _choose(recipient.mentor, log, today=today, threshold=threshold_days)
     row = log.get((choice.reminder.cert_id, choice.reminder.threshold_days))
     key = reminder_key(row.id, cycle=row.cycle) if row else f"preview-{uuid4().hex}"
     message = reminder_message(
         choice.reminder,
-        replace(recipient, paused=_paused(recipient, choice.sends_on), locale=request.locale or recipient.locale),
+        replace(recipient, paused=_paused(recipient, choice.sends_on), locale=locale or recipient.locale),
         key=key,
         repeat=row is not None and row.repeat and not row.sent,
         today=choice.sends_on,
@@ -98,11 +98,12 @@ def preview_reminder(
     )
     if templates.broken:
         raise templates.broken[0]
+    which = "the next reminder" if threshold_days is None else f"the reminder for the threshold {threshold_days}"
     return Preview(
         message=message,
         queued=row is not None,
         sends_on=choice.sends_on,
-        explanation=_explain(choice, row, recipient, request=request),
+        explanation=_explain(choice, row, recipient, today=today, which=which),
     )
 
 
@@ -117,7 +118,7 @@ def send_copy(preview: Preview, channel: Channel, *, to: str) -> None:
         message,
         to=to,
         to_name=None,
-        subject=f"{PREFIXES.get(message.locale, PREFIXES['nb'])} {message.subject}",
+        subject=f"{PREFIXES[message.locale]} {message.subject}",
         idempotency_key=key,
         kind="preview",
         mentor_id=NOBODY,
@@ -132,7 +133,7 @@ def send_copy(preview: Preview, channel: Channel, *, to: str) -> None:
     run_alone(send())
 
 
-def _choose(mentor: Mentor, log: _Log, *, request: PreviewRequest) -> _Choice:
+def _choose(mentor: Mentor, log: _Log, *, today: date, threshold: int | None) -> _Choice:
     """Return the reminder that is asked for. Raises ConfigurationError, whose text says why there is none."""
     organisation = mentor.organisation
     who = f"{mentor.member_no} of {organisation.slug}"
@@ -145,59 +146,35 @@ def _choose(mentor: Mentor, log: _Log, *, request: PreviewRequest) -> _Choice:
     if not mentor.certificates:
         message = f"{who} has no certificate, and so nothing to be reminded of"
         raise ConfigurationError(message)
-    if request.threshold_days is not None:
-        return _with_threshold(mentor, request.threshold_days, today=request.today, who=who)
-    choices = [choice for c in mentor.certificates for choice in _due_or_next(c, mentor, log, request.today)]
-    if not choices:
-        message = f"{who} has no upcoming reminder"
-        raise ConfigurationError(message, next_step="use --threshold to preview a past one")
-    return min(choices, key=lambda choice: (choice.sends_on, choice.reminder.expires_on, choice.reminder))
-
-
-def _due_or_next(certificate: Certificate, mentor: Mentor, log: _Log, today: date) -> Iterator[_Choice]:
-    """Yield the reminder about this certificate that is due, or else the first that will be."""
-    for day in [today, *_coming_days(certificate, mentor, today)]:
-        threshold = rules.due_threshold(certificate, mentor, day)
-        row = log.get((certificate.id, threshold)) if threshold is not None else None
-        if threshold is not None and not (row and row.sent):
-            yield _choice(certificate, threshold, day)
-            return
-
-
-def _with_threshold(mentor: Mentor, threshold: int, *, today: date, who: str) -> _Choice:
-    """Return the reminder of one threshold: due today, or else to come, or else past, the nearest day first."""
-    organisation = mentor.organisation
+    if threshold is None:
+        coming = [choice for choice in _choices(mentor, today) if choice.sends_on >= today and not choice.is_sent(log)]
+        if not coming:
+            message = f"{who} has no upcoming reminder"
+            raise ConfigurationError(message, next_step="use --threshold to preview a past one")
+        return min(coming, key=lambda choice: (choice.sends_on, choice.reminder.expires_on, choice.reminder))
     if threshold not in organisation.reminder_thresholds:
         known = ",".join(map(str, organisation.reminder_thresholds))
         message = f"--threshold {threshold} is none of {organisation.slug}'s, which are {known}"
         raise ConfigurationError(message)
-    choices: list[_Choice] = []
-    for certificate in mentor.certificates:
-        own_day = max(certificate.expires_on.toordinal() - threshold, certificate.issued_on.toordinal())
-        for day in (today, *_dates([own_day])):
-            if rules.due_threshold(certificate, mentor, day) == threshold:
-                choices.append(_choice(certificate, threshold, day))
-                break
-    if not choices:
+    fitting = [choice for choice in _choices(mentor, today) if choice.reminder.threshold_days == threshold]
+    if not fitting:
         message = f"{who} gets no reminder for the threshold {threshold}: their certificates are renewed or revoked"
         raise ConfigurationError(message)
-    return min(choices, key=lambda choice: (choice.sends_on < today, abs(choice.sends_on - today)))
+    return min(fitting, key=lambda choice: (choice.sends_on < today, abs(choice.sends_on - today)))
 
 
-def _coming_days(certificate: Certificate, mentor: Mentor, today: date) -> list[date]:
-    """The days after today on which a reminder about this certificate can become due."""
-    expiry = certificate.expires_on.toordinal()
-    days = {certificate.issued_on.toordinal(), *(expiry - t for t in mentor.organisation.reminder_thresholds)}
-    return [day for day in _dates(sorted(days)) if day > today]
-
-
-def _dates(ordinals: Iterable[int]) -> list[date]:
-    return [date.fromordinal(day) for day in ordinals if 1 <= day <= date.max.toordinal()]
-
-
-def _choice(certificate: Certificate, threshold: int, day: date) -> _Choice:
-    reminder = Reminder(cert_id=certificate.id, threshold_days=threshold, expires_on=certificate.expires_on)
-    return _Choice(reminder=reminder, sends_on=day)
+def _choices(mentor: Mentor, today: date) -> Iterator[_Choice]:
+    """Yield the reminders that are due today, and each on the first day on which it is due, past or to come."""
+    for certificate in mentor.certificates:
+        expiry = certificate.expires_on.toordinal()
+        days = {today.toordinal(), certificate.issued_on.toordinal()}
+        days.update(expiry - threshold for threshold in mentor.organisation.reminder_thresholds)
+        for day in (date.fromordinal(day) for day in sorted(days) if 1 <= day <= date.max.toordinal()):
+            threshold = rules.due_threshold(certificate, mentor, day)
+            if threshold is not None:
+                cert_id, expires_on = certificate.id, certificate.expires_on
+                reminder = Reminder(cert_id=cert_id, threshold_days=threshold, expires_on=expires_on)
+                yield _Choice(reminder=reminder, sends_on=day)
 
 
 def _paused(recipient: Recipient, day: date) -> bool:
@@ -208,12 +185,11 @@ def _paused(recipient: Recipient, day: date) -> bool:
     return rules.decide(recipient.mentor, day).pause is PauseChange.OPEN
 
 
-def _explain(choice: _Choice, row: _LogRow | None, recipient: Recipient, *, request: PreviewRequest) -> str:
-    threshold, day = choice.reminder.threshold_days, choice.sends_on
-    which = "the next reminder" if request.threshold_days is None else f"the reminder for the threshold {threshold}"
-    if day == request.today:
-        text = f"the reminder that is due today, for the threshold {threshold}"
-    elif day > request.today:
+def _explain(choice: _Choice, row: _LogRow | None, recipient: Recipient, *, today: date, which: str) -> str:
+    day = choice.sends_on
+    if day == today:
+        text = f"the reminder that is due today, for the threshold {choice.reminder.threshold_days}"
+    elif day > today:
         text = f"{which}, due {day}"
     else:
         text = f"{which}; its day was {day}"

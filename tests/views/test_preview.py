@@ -16,7 +16,7 @@ import pytest
 from certjob.errors import ConfigurationError, RecipientRefusedError, UnknownMentorError
 from certjob.mail.message import OutgoingMessage
 from certjob.mail.messages import OUR_TEMPLATES
-from certjob.views.preview import NOBODY, Preview, PreviewRequest, preview_reminder, send_copy
+from certjob.views.preview import NOBODY, Preview, preview_reminder, send_copy
 from tests.conftest import Certjob
 from tests.support.command_line import assert_one_line
 from tests.support.facts import TODAY, Facts
@@ -31,8 +31,8 @@ LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def previewed(facts: Facts, mentor_id: UUID, **request: Any) -> Preview:
-    wanted = PreviewRequest(**{"today": TODAY} | request)
-    return preview_reminder(facts.connection, mentor_id, request=wanted, templates=OUR_TEMPLATES)
+    wanted: dict[str, Any] = {"today": TODAY, "threshold_days": None, "locale": None}
+    return preview_reminder(facts.connection, mentor_id, templates=OUR_TEMPLATES, **wanted | request)
 
 
 def refusal(facts: Facts, mentor_id: UUID, **request: Any) -> str:

@@ -42,18 +42,19 @@ def preview(
     from certjob.cli.terminal.plain import print_note, print_result
     from certjob.facts.lookup import find_mentor
     from certjob.mail.messages import open_templates
-    from certjob.views.preview import PreviewRequest, preview_reminder
+    from certjob.views.preview import preview_reminder
 
     if html and (call.json or send_to is not None):
         message = "--html prints one part alone"
         raise WrongOption(message, next_step="leave out --json and --send-to")
     with call.session(interruptible=True) as opened:
-        templates = open_templates(opened.settings.templates_dir)
         shown = preview_reminder(
             opened.connection,
             find_mentor(opened.connection, mentor, organisation=organisation),
-            request=PreviewRequest(today=opened.settings.today, threshold_days=threshold, locale=locale),
-            templates=templates,
+            today=opened.settings.today,
+            threshold_days=threshold,
+            locale=locale,
+            templates=open_templates(opened.settings.templates_dir),
         )
         if send_to is not None:
             return _send(call, opened, shown, to=send_to)
