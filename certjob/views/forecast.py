@@ -62,65 +62,40 @@ def make_forecast(
     today: date,
     days: int,
     organisation_id: UUID | None,
-    on_progress: Callable[[int], None] | None = None,
+    on_progress: Callable[[int], None],
 ) -> Forecast:
     """Return what the nights of so many days will do, today's first, if no fact changes and every night runs.
 
     Reads one moment, writes nothing, takes no lock; works on a read-only connection. What the guards would hold back is
     counted as if somebody let it through.
     """
-    until = date.fromordinal(min(today.toordinal() + days - 1, date.max.toordinal()))
+    until = today + timedelta(days=days - 1)
     counts: _Days = {measure: Counter() for measure in MEASURES}
     broken: dict[UUID, str] = {}
     done = 0
     with database.read_only_snapshot(connection):
         reminders = CertificationReminderService(connection, run_id=uuid4())  # it is only asked what is new
-        for chunk, unread in _read_reviewed(connection, today=today, until=until, organisation_id=organisation_id):
-            broken |= unread | _count(chunk, until=until, counts=counts, reminders=reminders)
-            done += len(chunk)
-            if on_progress:
-                on_progress(done)
+        due_by = None if looks_at_everybody(connection, today) else until
+        for read in reading.read_due(connection, due_by=due_by, organisation_id=organisation_id, chunk_size=CHUNK_SIZE):
+            broken |= read.broken | _count(read.mentors, today=today, until=until, counts=counts, reminders=reminders)
+            done += len(read.mentors)
+            on_progress(done)
     return Forecast(today=today, until=until, weeks=tuple(_weeks(counts, today, until)), broken=broken)
 
 
-def _read_reviewed(
-    connection: Connection, *, today: date, until: date, organisation_id: UUID | None
-) -> Iterator[tuple[list[tuple[Mentor, date]], dict[UUID, str]]]:
-    """Yield the mentors who are reviewed by then, in chunks, each with the first day of it; and the broken ones."""
-    everybody = looks_at_everybody(connection, today)
-    after_review, after_id = reading.BEFORE_EVERY_MENTOR
-    while True:
-        rows = database.fetch(
-            connection,
-            "read_coming_reviews",
-            {
-                "today": today,
-                "until": until,
-                "everybody": everybody,
-                "after_review": after_review,
-                "after_id": after_id,
-                "organisation_id": organisation_id,
-                "limit": CHUNK_SIZE,
-            },
-        )
-        if not rows:
-            return
-        after_id, after_review = rows[-1][:2]
-        first = {row[0]: row[2] for row in rows}
-        read = reading.read(connection, list(first), lock=False)
-        yield [(mentor, first[mentor.id]) for mentor in read.mentors], read.broken
-
-
 def _count(
-    chunk: Iterable[tuple[Mentor, date]], *, until: date, counts: _Days, reminders: CertificationReminderService
+    mentors: Iterable[Mentor], *, today: date, until: date, counts: _Days, reminders: CertificationReminderService
 ) -> dict[UUID, str]:
-    """Count what the nights do to a chunk; return the mentors whose data break a rule."""
+    """Count what the nights do to these mentors; return those whose data break a rule.
+
+    For whoever is not due yet, today's night changes nothing: that is what ``review_on`` says.
+    """
     broken: dict[UUID, str] = {}
     due: dict[tuple[UUID, Reminder], date] = {}
     decisions: list[Decision] = []
-    for mentor, first in chunk:
+    for mentor in mentors:
         try:
-            nights = list(coming_nights(mentor, first=first, until=until))
+            nights = list(coming_nights(mentor, first=today, until=until))
         except Exception as error:  # noqa: BLE001 - whatever it is, the others are counted and the mentor is named
             broken[mentor.id] = why_broken(error)
             continue
@@ -144,8 +119,8 @@ def _count(
 def _weeks(counts: _Days, today: date, until: date) -> Iterator[Week]:
     """Yield every week, those in which nothing happens too; the first and the last may be short."""
     starts_on = today
-    while True:
-        ends_on = min(date.fromordinal(min(_sunday(starts_on), date.max.toordinal())), until)
+    while starts_on <= until:
+        ends_on = min(starts_on + timedelta(days=6 - starts_on.weekday()), until)
         days = [starts_on + timedelta(days=number) for number in range((ends_on - starts_on).days + 1)]
         year, number, _ = starts_on.isocalendar()
         yield Week(
@@ -154,10 +129,4 @@ def _weeks(counts: _Days, today: date, until: date) -> Iterator[Week]:
             ends_on=ends_on,
             counts={measure: sum(by_day[day] for day in days) for measure, by_day in counts.items()},
         )
-        if ends_on == until:
-            return
         starts_on = ends_on + timedelta(days=1)
-
-
-def _sunday(day: date) -> int:
-    return day.toordinal() + 7 - day.isoweekday()
