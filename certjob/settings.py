@@ -5,11 +5,12 @@ import os
 import re
 from datetime import date, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 from urllib.parse import SplitResult, unquote, urlsplit
 from zoneinfo import ZoneInfo
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from certjob.errors import ConfigurationError
@@ -30,6 +31,89 @@ class _RefusedError(ValueError):
         self.next_step = next_step
 
 
+def _known_zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (KeyError, ValueError, OSError) as error:
+        message = "no such time zone"
+        raise _RefusedError(message, next_step="use an IANA name such as Europe/Oslo") from error
+    return name
+
+
+def _split(url: str, *, schemes: tuple[str, ...]) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        complete = bool(parts.path) if parts.scheme == "maildir" else bool(parts.hostname) and parts.port != 0
+    except ValueError as error:
+        message = "is not a valid URL"
+        raise _RefusedError(message) from error
+    if parts.scheme not in schemes or not complete:
+        starts = " or ".join(f"{scheme}:" for scheme in schemes)
+        message = f"must be a URL that starts with {starts} and names its place"
+        raise _RefusedError(message)
+    return parts
+
+
+def _split_safely(url: str, *, schemes: tuple[str, ...] = ("http", "https"), instead_of_login: str) -> SplitResult:
+    """Also refuse what would send a secret in the open, or has one at the wrong place."""
+    parts = _split(url, schemes=schemes)
+    if parts.username or parts.password:
+        message = "must hold no user or password"
+        raise _RefusedError(message, next_step=instead_of_login)
+    if parts.scheme == "http" and parts.hostname not in LOOPBACK_HOSTS:
+        message = "plain http:// is refused for anything but loopback, since the key would travel in the open"
+        raise _RefusedError(message, next_step="use https://")
+    return parts
+
+
+def _web_address(url: str) -> str:
+    _split(url, schemes=("http", "https"))
+    return url
+
+
+def _portal(url: str) -> str:
+    _split_safely(url, instead_of_login="the function's key goes into CERTJOB_PORTAL_KEY")
+    return url
+
+
+def _channel(url: SecretStr) -> SecretStr:
+    step = "use CERTJOB_NOTIFY_USER and CERTJOB_NOTIFY_PASSWORD"
+    schemes = ("smtp", "smtps", "http", "https", "maildir")
+    _split_safely(url.get_secret_value(), schemes=schemes, instead_of_login=step)
+    return url
+
+
+def _ping(url: SecretStr) -> SecretStr:
+    step = "take it out: whoever knows the address may ping"
+    parts = _split_safely(url.get_secret_value(), instead_of_login=step)
+    if parts.query or parts.fragment:
+        message = "must hold no ? and no #, since certjob appends /start and ?rid=… to it"
+        raise _RefusedError(message)
+    return url
+
+
+def _token(secret: SecretStr) -> SecretStr:
+    """Refuse what cannot stand in a header: the HTTP client's own complaint would quote it."""
+    if not re.fullmatch(r"[!-~]+", secret.get_secret_value()):
+        message = "must be one word of printable ASCII"
+        raise _RefusedError(message, next_step="take out spaces, line breaks and letters such as å")
+    return secret
+
+
+def _metrics(path: Path) -> Path:
+    if path.suffix != ".prom":
+        message = "must be a file whose name ends in .prom, since node_exporter reads no other"
+        raise _RefusedError(message)
+    if not path.is_absolute():
+        message = "must be a path that begins with /, since cron starts jobs in another folder than you are in now"
+        raise _RefusedError(message)
+    return path
+
+
+def _hours(value: object) -> object:
+    return parse_daily_hours(value) if isinstance(value, str) else value
+
+
 class Settings(BaseSettings):
     """Everything a command reads from its environment. Secrets print as stars."""
 
@@ -43,17 +127,17 @@ class Settings(BaseSettings):
 
     database_url: SecretStr
     """A libpq URL, or the word ``embedded``."""
-    time_zone: str = "Europe/Oslo"
+    time_zone: Annotated[str, AfterValidator(_known_zone)] = "Europe/Oslo"
     """IANA name; decides which calendar day it is."""
-    portal_url: str | None = None
+    portal_url: Annotated[str, AfterValidator(_portal)] | None = None
     """The Edge Function."""
-    portal_key: SecretStr | None = None
+    portal_key: Annotated[SecretStr, AfterValidator(_token)] | None = None
     portal_concurrency: Annotated[int, Field(ge=1, le=16)] = 4
     portal_rate: Annotated[float, Field(ge=0)] | None = None
     """Calls per second of one process; 0 = unlimited. Default 15, and 0 on loopback."""
     portal_attempts: Annotated[int, Field(ge=1, le=5)] = 3
     """Calls for one event in one round."""
-    notify_url: SecretStr | None = None
+    notify_url: Annotated[SecretStr, AfterValidator(_channel)] | None = None
     """smtp://host[:port], smtps://host[:port], https://… or maildir:/path."""
     notify_user: str | None = Field(default=None, repr=False)
     notify_password: SecretStr | None = None
@@ -61,17 +145,17 @@ class Settings(BaseSettings):
     """The sender: address, or ``Name <address>``."""
     bounce_address: str | None = Field(default=None, repr=False)
     """Where a mail server returns what it cannot deliver; None: to the sender."""
-    mail_hours: Annotated[DailyHours | None, NoDecode] = None
+    mail_hours: Annotated[DailyHours | None, NoDecode, BeforeValidator(_hours)] = None
     """When reminders and digests may be sent, in ``time_zone``; None: at any hour."""
     templates_dir: Path | None = None
     """A folder with message templates of the programme's own; looked into only by what writes messages."""
-    app_url: str | None = None
+    app_url: Annotated[str, AfterValidator(_web_address)] | None = None
     """The app that coordinators use; digests link to it."""
-    ping_url: SecretStr | None = None
+    ping_url: Annotated[SecretStr, AfterValidator(_ping)] | None = None
     """Where `run` tells that it started and how it ended; whoever knows the address can tell so: it is a secret."""
-    attention_ping_url: SecretStr | None = None
+    attention_ping_url: Annotated[SecretStr, AfterValidator(_ping)] | None = None
     """Where `run` tells whether someone has to act; then `ping_url` hears only whether the run did its work."""
-    metrics_file: Path | None = None
+    metrics_file: Annotated[Path, AfterValidator(_metrics)] | None = None
     """A textfile for Prometheus' node_exporter."""
     log_format: Literal["text", "json"] = "text"
 
@@ -85,98 +169,6 @@ class Settings(BaseSettings):
                 message, next_step=r"give the file it comes from Unix line ends (sed -i 's/\r$//' FILE)"
             )
         return value
-
-    @field_validator("time_zone")
-    @classmethod
-    def _known_zone(cls, name: str) -> str:
-        try:
-            ZoneInfo(name)
-        except (KeyError, ValueError, OSError) as error:
-            message = "no such time zone"
-            raise _RefusedError(message, next_step="use an IANA name such as Europe/Oslo") from error
-        return name
-
-    @field_validator("app_url")
-    @classmethod
-    def _web_address(cls, url: str | None) -> str | None:
-        if url is not None:
-            _split(url, schemes=("http", "https"))
-        return url
-
-    @field_validator("portal_url")
-    @classmethod
-    def _safe_portal(cls, url: str | None) -> str | None:
-        if url is not None:
-            parts = _split(url, schemes=("http", "https"))
-            if parts.username or parts.password:
-                message = "must hold no user or password"
-                raise _RefusedError(message, next_step="the function's key goes into CERTJOB_PORTAL_KEY")
-            _require_tls(parts)
-        return url
-
-    @field_validator("portal_key")
-    @classmethod
-    def _sendable_key(cls, key: SecretStr | None) -> SecretStr | None:
-        if key is not None:
-            _require_token(key)
-        return key
-
-    @field_validator("notify_url")
-    @classmethod
-    def _safe_channel(cls, url: SecretStr | None) -> SecretStr | None:
-        if url is not None:
-            parts = _split(url.get_secret_value(), schemes=("smtp", "smtps", "http", "https", "maildir"))
-            if parts.username or parts.password:
-                message = "must hold no user or password"
-                raise _RefusedError(message, next_step="use CERTJOB_NOTIFY_USER and CERTJOB_NOTIFY_PASSWORD")
-            _require_tls(parts)
-        return url
-
-    @field_validator("ping_url", "attention_ping_url")
-    @classmethod
-    def _safe_ping(cls, url: SecretStr | None) -> SecretStr | None:
-        if url is not None:
-            parts = _split(url.get_secret_value(), schemes=("http", "https"))
-            if parts.query or parts.fragment:
-                message = "must hold no ? and no #, since certjob appends /start and ?rid=… to it"
-                raise _RefusedError(message)
-            if parts.username or parts.password:
-                message = "must hold no user or password, since a ping goes to whoever knows the address"
-                raise _RefusedError(message)
-            _require_tls(parts)
-        return url
-
-    @field_validator("mail_hours", mode="before")
-    @classmethod
-    def _hours_of_the_day(cls, value: object) -> object:
-        return parse_daily_hours(value) if isinstance(value, str) else value
-
-    @field_validator("metrics_file")
-    @classmethod
-    def _readable_metrics(cls, path: Path | None) -> Path | None:
-        if path is not None and path.suffix != ".prom":
-            message = "must be a file whose name ends in .prom, since node_exporter reads no other"
-            raise _RefusedError(message)
-        if path is not None and not path.is_absolute():
-            message = "must be a path that begins with /, since cron starts jobs in another folder than you are in now"
-            raise _RefusedError(message)
-        return path
-
-    @model_validator(mode="after")
-    def _complete(self) -> Self:
-        if self.portal_url and not self.portal_key:
-            message = "CERTJOB_PORTAL_KEY is missing"
-            raise _RefusedError(message, next_step="set it to the key of the function at CERTJOB_PORTAL_URL")
-        if self.attention_ping_url is not None and self.attention_ping_url == self.ping_url:
-            message = "CERTJOB_ATTENTION_PING_URL must be the address of a second check, not that of CERTJOB_PING_URL"
-            raise _RefusedError(message)
-        channel = urlsplit(self.notify_url.get_secret_value()).scheme if self.notify_url else ""
-        if channel in {"smtp", "smtps"} and not self.mail_from:
-            message = "CERTJOB_MAIL_FROM is missing"
-            raise _RefusedError(message, next_step="set it to the address that mail is sent from")
-        if channel in {"http", "https"} and self.notify_password:
-            _require_token(self.notify_password, variable="CERTJOB_NOTIFY_PASSWORD: ")
-        return self
 
     @property
     def zone(self) -> ZoneInfo:
@@ -212,63 +204,70 @@ class Settings(BaseSettings):
         host = urlsplit(self.portal_url).hostname if self.portal_url else None
         return 0.0 if host in LOOPBACK_HOSTS else 15.0
 
+    def contradictions(self) -> dict[str, ConfigurationError]:
+        """Return what is missing or wrong beside the other settings, by its variable."""
+        problems: dict[str, ConfigurationError] = {}
+        channel = urlsplit(self.notify_url.get_secret_value()).scheme if self.notify_url else ""
+        if self.portal_url and not self.portal_key:
+            step = "set it to the key of the function at CERTJOB_PORTAL_URL"
+            problems["CERTJOB_PORTAL_KEY"] = ConfigurationError("CERTJOB_PORTAL_KEY is missing", next_step=step)
+        if channel in {"smtp", "smtps"} and not self.mail_from:
+            step = "set it to the address that mail is sent from"
+            problems["CERTJOB_MAIL_FROM"] = ConfigurationError("CERTJOB_MAIL_FROM is missing", next_step=step)
+        if channel in {"http", "https"} and self.notify_password:
+            try:
+                _token(self.notify_password)
+            except _RefusedError as error:
+                message = f"CERTJOB_NOTIFY_PASSWORD: {error}"
+                problems["CERTJOB_NOTIFY_PASSWORD"] = ConfigurationError(message, next_step=error.next_step)
+        if self.attention_ping_url is not None and self.attention_ping_url == self.ping_url:
+            message = "CERTJOB_ATTENTION_PING_URL must be the address of a second check, not that of CERTJOB_PING_URL"
+            problems["CERTJOB_ATTENTION_PING_URL"] = ConfigurationError(message)
+        return problems
+
 
 def load_settings(env_file: str | None = None) -> Settings:
     """Read the environment, and what it does not set from this file.
 
     Raises ConfigurationError with one clause per wrong or missing variable; no value is ever part of it.
     """
-    try:
-        settings = Settings(**_from_file(env_file))
-    except ValidationError as error:
-        problems = _explain(error)
-        if len(problems) == 1:
-            raise problems[0] from None
-        raise ConfigurationError("; ".join(map(str, problems))) from None
-    keep(settings.secrets())
+    settings, problems = _read(_from_file(env_file))
+    if len(problems) > 1:
+        raise ConfigurationError("; ".join(map(str, problems.values())))
+    for problem in problems.values():
+        raise problem
     return settings
 
 
-def survey_settings(env_file: str | None = None) -> tuple[Settings, list[ConfigurationError]]:
-    """Read the settings as far as they can be read: what is wrong is left out, and returned as an error for each.
+def survey_settings(env_file: str | None = None) -> tuple[Settings, dict[str, ConfigurationError]]:
+    """Read the settings for a command that looks at everything; all others stop at the first mistake.
 
-    For a command that looks at everything; all others stop at the first mistake. A missing database URL is empty.
+    Return them, what is wrong left at its default and a missing database URL empty, and the errors by variable.
     """
-    without: dict[str, Any] = {}
-    problems: list[ConfigurationError] = []
     try:
         given = _from_file(env_file)
     except ConfigurationError as error:
-        given = {}
-        problems.append(error)
-    while True:
-        try:
-            settings = Settings(**given | without)
-            keep(settings.secrets())
-            return settings, problems
-        except ValidationError as error:
-            found = list(zip(error.errors(include_input=False, include_url=False), _explain(error), strict=True))
-        for detail, problem in found:
-            name = str(detail["loc"][0]) if detail["loc"] else _LEFT_OUT_WITHOUT.get(variable_of(problem), "")
-            if not name or name in without:  # never seen, and it would go on for ever
-                raise problem
+        settings, problems = _read({})
+        return settings, {"CERTJOB_ENV_FILE": error} | problems
+    return _read(given)
+
+
+def _read(given: dict[str, Any]) -> tuple[Settings, dict[str, ConfigurationError]]:
+    """Return the environment's settings beside the given ones, and what is wrong with them, by variable."""
+    problems: dict[str, ConfigurationError] = {}
+    try:
+        settings = Settings(**given)
+    except ValidationError as error:
+        without: dict[str, Any] = {}
+        for detail in error.errors(include_input=False, include_url=False):
+            name = str(detail["loc"][0])
             without[name] = SecretStr("") if name == "database_url" else Settings.model_fields[name].default
-            if variable_of(problem) not in map(variable_of, problems):  # what is wrong was left out, and is not missing
-                problems.append(problem)
-
-
-def variable_of(problem: ConfigurationError) -> str:
-    """Return the variable that a problem of the settings is about: it begins with its name."""
-    return problem.message.split()[0].rstrip(":")
-
-
-_LEFT_OUT_WITHOUT = {
-    "CERTJOB_PORTAL_KEY": "portal_url",
-    "CERTJOB_MAIL_FROM": "notify_url",
-    "CERTJOB_NOTIFY_PASSWORD": "notify_password",
-    "CERTJOB_ATTENTION_PING_URL": "attention_ping_url",
-}
-"""Which setting is of no use while another one is missing or wrong."""
+            problems[_variable(name)] = _explain(detail, variable=_variable(name))
+        settings = Settings(**given | without)
+    for variable, problem in settings.contradictions().items():
+        problems.setdefault(variable, problem)  # what is wrong was left out, and is not missing
+    keep(settings.secrets())
+    return settings, problems
 
 
 def _from_file(env_file: str | None) -> dict[str, Any]:
@@ -291,7 +290,7 @@ def _from_file(env_file: str | None) -> dict[str, Any]:
     return {
         name: value
         for name in Settings.model_fields
-        if (value := given.get(variable := f"CERTJOB_{name.upper()}")) and not os.environ.get(variable)
+        if (value := given.get(variable := _variable(name))) and not os.environ.get(variable)
     }
 
 
@@ -311,45 +310,15 @@ def _parse(text: str, env_file: str) -> dict[str, str | None]:
     return given
 
 
-def _explain(error: ValidationError) -> list[ConfigurationError]:
-    """Return an error for each variable; no value is ever part of it."""
-    problems = []
-    for detail in error.errors(include_input=False, include_url=False):
-        message = detail["msg"].removeprefix("Value error, ")
-        next_step = getattr(detail.get("ctx", {}).get("error"), "next_step", None)
-        if detail["loc"]:
-            variable = f"CERTJOB_{str(detail['loc'][0]).upper()}"
-            if detail["type"] == "missing":
-                message = f"{variable} is not set"
-                next_step = "give a PostgreSQL URL or the word embedded, or name a file that does (--env-file)"
-            else:
-                message = f"{variable}: {message}"
-        problems.append(ConfigurationError(message, next_step=next_step))
-    return problems
+def _explain(detail: ErrorDetails, *, variable: str) -> ConfigurationError:
+    if detail["type"] == "missing":
+        step = "give a PostgreSQL URL or the word embedded, or name a file that does (--env-file)"
+        return ConfigurationError(f"{variable} is not set", next_step=step)
+    said = detail["msg"].removeprefix("Value error, ")
+    return ConfigurationError(
+        f"{variable}: {said}", next_step=getattr(detail.get("ctx", {}).get("error"), "next_step", None)
+    )
 
 
-def _split(url: str, *, schemes: tuple[str, ...]) -> SplitResult:
-    try:
-        parts = urlsplit(url)
-        complete = bool(parts.path) if parts.scheme == "maildir" else bool(parts.hostname) and parts.port != 0
-    except ValueError as error:
-        message = "is not a valid URL"
-        raise _RefusedError(message) from error
-    if parts.scheme not in schemes or not complete:
-        starts = " or ".join(f"{scheme}:" for scheme in schemes)
-        message = f"must be a URL that starts with {starts} and names its place"
-        raise _RefusedError(message)
-    return parts
-
-
-def _require_token(secret: SecretStr, *, variable: str = "") -> None:
-    """Refuse what cannot stand in a header: the HTTP client's own complaint would quote it."""
-    if not re.fullmatch(r"[!-~]+", secret.get_secret_value()):
-        message = f"{variable}must be one word of printable ASCII"
-        raise _RefusedError(message, next_step="take out spaces, line breaks and letters such as å")
-
-
-def _require_tls(parts: SplitResult) -> None:
-    if parts.scheme == "http" and parts.hostname not in LOOPBACK_HOSTS:
-        message = "plain http:// is refused for anything but loopback, since the key would travel in the open"
-        raise _RefusedError(message, next_step="use https://")
+def _variable(name: str) -> str:
+    return f"CERTJOB_{name.upper()}"

@@ -121,16 +121,6 @@ class HLFDynamicsSyncService:
         if answer.status_code != 200 or not _is_confirmed(content, contact_id=contact_id, visible=visible):
             raise self._error_for(answer, envelope=_envelope(content))
 
-    async def probe(self) -> None:
-        """Ask whether the function is there, is set up and takes the key; it touches no contact for that.
-
-        Raises as ``update_portal_visibility`` does.
-        """
-        answer = await self._call("GET")
-        content = _parse(answer)
-        if answer.status_code != 200 or content is None or content.get("ok") is not True:
-            raise self._error_for(answer, envelope=_envelope(content))
-
     async def read_visible_contacts(self, *, policy: RetryPolicy) -> AsyncIterator[list[UUID]]:
         """Yield the contacts that the portal shows, a page at a time; after the last page these are all.
 

@@ -295,12 +295,6 @@ class TestReading:
             assert isinstance(failure(service, reading=True), TransientPortalError), content
         portal.then(answer(200, {"ok": True}))
         assert "too old to list contacts" in str(failure(service, reading=True))
-        portal.then(answer(201, {"ok": True}), answer(200, {"ok": 1}), answer(200, [True]))
-        for _ in range(3):
-            with pytest.raises(PortalCallError):
-                service.probe()
-        portal.default = answer(200, {"ok": True})
-        service.probe()
 
     def test_a_cursor_is_sent_as_it_was_received_and_a_list_without_an_end_is_ended(
         self, portal: PortalServer, service: PortalClient, monkeypatch: pytest.MonkeyPatch

@@ -22,9 +22,6 @@ class PortalClient:
             self._service.update_portal_visibility(contact_id, visible=visible, idempotency_key=idempotency_key)
         )
 
-    def probe(self) -> None:
-        self._runner.run(self._service.probe())
-
     def read_visible_contacts(self, *, policy: RetryPolicy | None = None) -> list[list[UUID]]:
         """All pages; without a policy each is asked for once."""
 

@@ -8,9 +8,8 @@ import difflib
 import html
 import os
 import ssl
-from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
 from uuid import UUID, uuid4
 
 import psycopg
@@ -18,19 +17,16 @@ import psycopg
 from certjob import database, files
 from certjob.database import embedded
 from certjob.database.connection_errors import explain_late_refusal
-from certjob.database.migrations import require_current
-from certjob.errors import CertjobError, ChannelDownError, ConfigurationError, PortalStageError, TransientPortalError
+from certjob.errors import CertjobError, ChannelDownError, ConfigurationError, TransientPortalError
 from certjob.mail.channels.notify import open_channel
 from certjob.mail.message import Channel, OutgoingMessage
 from certjob.outbox.loop import run_alone
 from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
-from certjob.settings import EMBEDDED, Settings, variable_of
+from certjob.settings import EMBEDDED, Settings
 from certjob.views.check import as_coordinator
 from certjob.views.check.findings import Finding, Verdict, fail, failed_with, ok, skip, warn
 from certjob.views.check.in_database import LATER_CHECKS, check_database, read_organisations
 from certjob.views.check.templates import check_templates
-
-T = TypeVar("T")
 
 PORTAL_SECONDS = 30.0
 """A function that has slept all day takes a while to wake up."""
@@ -38,104 +34,77 @@ PORTAL_SECONDS = 30.0
 METRICS_SIZE = 32 * 1024
 """More than the metrics file ever is."""
 
-_TESTS_OWN = "CERTJOB_TEST_"
+_WRONG = "its settings are wrong"
 
 
 def check_everything(
     settings: Settings,
     *,
-    problems: Sequence[ConfigurationError],
+    problems: Mapping[str, ConfigurationError],
     as_user: UUID | None = None,
     test_to: str | None = None,
-    environment: Mapping[str, str] = os.environ,
 ) -> Iterator[Finding]:
     """Yield what was found, in the order in which one would look.
 
-    ``problems`` are the errors of settings that are wrong; ``settings`` goes without those. ``as_user`` is a user
-    of the app whose view is tried, ``test_to`` an address, looked at already, that gets a test message.
+    ``problems`` are the errors of settings that are wrong, by variable; ``settings`` goes without those. ``as_user`` is
+    a user of the app whose view is tried, ``test_to`` an address, looked at already, that gets a test message.
     """
-    yield from _check_settings(settings, problems=problems, environment=environment)
+    yield from _check_settings(settings, problems=problems)
     yield ok("time zone", f"{settings.time_zone}, where today is {settings.today}")
-    organisations = yield from _check_database(settings)
-    with_portal = None if organisations is None else [slug for slug, has_portal in organisations.items() if has_portal]
-    portal = _check_portal(settings, problems=problems, with_portal=with_portal)
-    yield portal
-    if portal.verdict is Verdict.OK and settings.portal_url is not None:
-        yield _check_reading(settings)
+    organisations = yield from _check_database(settings, as_user=as_user)
+    yield _check_portal(settings, problems=problems, organisations=organisations)
     yield _check_mail(settings, problems=problems)
     yield from check_templates(settings.templates_dir, slugs=organisations)
     yield from _check_monitoring(settings)
-    if as_user is not None:
-        yield from _check_as(settings, as_user)
     if test_to is not None:
         yield _send_test(settings, to=test_to)
 
 
-def _check_settings(
-    settings: Settings, *, problems: Sequence[ConfigurationError], environment: Mapping[str, str]
-) -> Iterator[Finding]:
+def _check_settings(settings: Settings, *, problems: Mapping[str, ConfigurationError]) -> Iterator[Finding]:
     names = {f"CERTJOB_{name.upper()}": name for name in type(settings).model_fields}
-    for problem in problems:
+    for problem in problems.values():
         yield fail("settings", problem.message, next_step=problem.next_step or "correct it; see docs/settings.md")
-    for variable in sorted(set(environment) - {"CERTJOB_ENV_FILE"}):
-        if variable.startswith("CERTJOB_") and variable not in names and not variable.startswith(_TESTS_OWN):
+    for variable in sorted(set(os.environ) - {*names, "CERTJOB_ENV_FILE"}):
+        if variable.startswith("CERTJOB_"):
             near = difflib.get_close_matches(variable, names, n=1, cutoff=0.7)
             step = f"did you mean {near[0]}?" if near else "take it out; see docs/settings.md"
             yield warn("settings", f"{variable} is not a setting of certjob", next_step=step)
-    wrong = set(map(variable_of, problems))
-    given = [
-        variable for variable, name in names.items() if name in settings.model_fields_set and variable not in wrong
-    ]
+    right = [variable for variable in names if variable not in problems]
+    given = [variable for variable in right if names[variable] in settings.model_fields_set]
     yield ok("settings", f"set: {', '.join(given) or 'none'}")
-    others = [variable for variable in names if variable not in given and variable not in wrong]
+    others = [variable for variable in right if variable not in given]
     yield ok("settings", f"not set: {', '.join(others) or 'none'}")
 
 
-def _check_database(settings: Settings) -> Generator[Finding, None, dict[str, bool] | None]:
+def _check_database(settings: Settings, *, as_user: UUID | None) -> Generator[Finding, None, dict[str, bool] | None]:
     """Yield the findings; return the organisations and whether they have a portal, None if that is not known."""
+    checks = ["writable", "clock", *LATER_CHECKS, *([as_coordinator.NAME] if as_user else [])]
     url = settings.database_url.get_secret_value()
     if not url:
-        for name in ("database", "writable", "clock", *LATER_CHECKS):
+        for name in ("database", *checks):
             yield skip(name, "CERTJOB_DATABASE_URL is not set")
         return None
     if url == EMBEDDED and not embedded.data_directory().exists():
         yield fail("database", "there is no embedded database yet", next_step="run `certjob db migrate`")
         return None
-    found: list[Finding] = []
     try:
         with embedded.database_url(url) as libpq_url, database.connect(libpq_url) as connection:
             for finding in check_database(
                 connection, today=settings.today, zone=settings.zone, mail_hours=settings.mail_hours
             ):
-                found.append(finding)
+                checks = [name for name in checks if name != finding.check]
                 yield finding
-            if found[-1].verdict is not Verdict.SKIP:
+            if finding.verdict is not Verdict.SKIP:
+                if as_user is not None:
+                    yield from as_coordinator.check_as(connection, as_user)
                 return read_organisations(connection)
-            return None
     except CertjobError as error:
         yield failed_with("database", error)
     except psycopg.Error as error:
         yield _unanswered(error)
-    for name in ("writable", "clock", *LATER_CHECKS):
-        if name not in {finding.check for finding in found}:
-            yield skip(name, "the database did not answer")
+    for name in checks:
+        yield skip(name, "the database did not answer")
     return None
-
-
-def _check_as(settings: Settings, user_id: UUID) -> Iterator[Finding]:
-    """Yield what the app's user with this id sees and may do."""
-    url = settings.database_url.get_secret_value()
-    try:
-        if not url or (url == EMBEDDED and not embedded.data_directory().exists()):
-            yield skip(as_coordinator.NAME, "there is no database to ask")
-            return
-        with embedded.database_url(url) as libpq_url, database.connect(libpq_url) as connection:
-            require_current(connection)
-            yield from as_coordinator.check_as(connection, user_id)
-    except CertjobError as error:
-        yield skip(as_coordinator.NAME, str(error))
-    except psycopg.Error as error:
-        yield skip(as_coordinator.NAME, f"the database did not answer ({type(error).__name__})")
 
 
 def _unanswered(error: psycopg.Error) -> Finding:
@@ -148,52 +117,36 @@ def _unanswered(error: psycopg.Error) -> Finding:
 
 
 def _check_portal(
-    settings: Settings, *, problems: Sequence[ConfigurationError], with_portal: list[str] | None
+    settings: Settings, *, problems: Mapping[str, ConfigurationError], organisations: dict[str, bool] | None
 ) -> Finding:
-    """``with_portal`` are the organisations whose mentors it shows; None: not known."""
+    """Read the first page of what is visible: that needs all that a push needs, and what `certjob reconcile` does."""
+    if any(variable.startswith("CERTJOB_PORTAL_") for variable in problems):
+        return skip("portal", _WRONG)
     if settings.portal_url is None or settings.portal_key is None:
-        if any(variable_of(problem).startswith("CERTJOB_PORTAL_") for problem in problems):
-            return skip("portal", "its settings are wrong")
-        return _check_unset_portal(with_portal)
+        return _check_unset_portal(organisations)
     try:
-        run_alone(_ask_portal(settings, HLFDynamicsSyncService.probe))
+        contacts = run_alone(_read_portal(settings.portal_url, settings.portal_key.get_secret_value()))
     except TransientPortalError as error:
         if error.status is not None and error.status < 300:
             step = "check that CERTJOB_PORTAL_URL is the function's own address"
             return fail("portal", "something answered that is not the function", next_step=step)
         step = "try `certjob check` again; see the function's log if it stays so"
         return fail("portal", str(error), next_step=step, exit_code=1)
-    except PortalStageError as error:
-        return failed_with("portal", error, exit_code=2)
     except CertjobError as error:
         return failed_with("portal", error, exit_code=2)
-    return ok("portal", "the function is there and took the key")
-
-
-def _check_reading(settings: Settings) -> Finding:
-    """Read the first page of what is visible: pushes may work while `certjob reconcile` cannot."""
-    try:
-        contacts = run_alone(_ask_portal(settings, HLFDynamicsSyncService.read_first_page))
-    except TransientPortalError as error:
-        step = "try `certjob check` again; see the function's log if it stays so"
-        return fail("portal reading", str(error), next_step=step, exit_code=1)
-    except CertjobError as error:
-        return failed_with("portal reading", error, exit_code=2)
     number = "1 contact is" if len(contacts) == 1 else f"{len(contacts):,} contacts are"
-    return ok("portal reading", f"the function lists what is visible; {number} on the first page")
+    return ok("portal", f"the function took the key and lists what is visible; {number} on the first page")
 
 
-async def _ask_portal(settings: Settings, question: Callable[[HLFDynamicsSyncService], Awaitable[T]]) -> T:
-    assert settings.portal_url is not None  # noqa: S101 - the caller has looked
-    assert settings.portal_key is not None  # noqa: S101 - goes with the address
-    key = settings.portal_key.get_secret_value()
-    async with HLFDynamicsSyncService(settings.portal_url, key, deadline_seconds=PORTAL_SECONDS) as service:
-        return await question(service)
+async def _read_portal(url: str, key: str) -> list[UUID]:
+    async with HLFDynamicsSyncService(url, key, deadline_seconds=PORTAL_SECONDS) as service:
+        return await service.read_first_page()
 
 
-def _check_unset_portal(with_portal: list[str] | None) -> Finding:
-    if with_portal is None:
+def _check_unset_portal(organisations: dict[str, bool] | None) -> Finding:
+    if organisations is None:
         return skip("portal", "CERTJOB_PORTAL_URL is not set, and the database did not tell whether it is needed")
+    with_portal = [slug for slug, has_portal in organisations.items() if has_portal]
     if not with_portal:
         return ok("portal", "CERTJOB_PORTAL_URL is not set, and no organisation has a portal")
     first, *others = with_portal
@@ -202,18 +155,17 @@ def _check_unset_portal(with_portal: list[str] | None) -> Finding:
     return warn("portal", f"CERTJOB_PORTAL_URL is not set, but {who}: pushes stay queued", next_step=step)
 
 
-def _check_mail(settings: Settings, *, problems: Sequence[ConfigurationError]) -> Finding:
+def _check_mail(settings: Settings, *, problems: Mapping[str, ConfigurationError]) -> Finding:
+    if any(variable.startswith(("CERTJOB_NOTIFY_", "CERTJOB_MAIL_FROM")) for variable in problems):
+        return skip("mail", _WRONG)
     if settings.notify_url is None:
-        if any(variable_of(problem).startswith(("CERTJOB_NOTIFY_", "CERTJOB_MAIL_")) for problem in problems):
-            return skip("mail", "its settings are wrong")
         return warn("mail", "CERTJOB_NOTIFY_URL is not set, so reminders stay queued", next_step="set it")
     try:
         channel = open_channel(settings)
+        assert channel is not None  # noqa: S101 - it has its URL
+        return ok("mail", run_alone(channel.probe()))
     except ConfigurationError as error:
         return failed_with("mail", error)
-    assert channel is not None  # noqa: S101 - it has its URL
-    try:
-        return ok("mail", run_alone(channel.probe()))
     except ChannelDownError as error:
         out_of_reach = isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, ssl.SSLError)
         return failed_with("mail", error, exit_code=1 if out_of_reach else 2)

@@ -80,19 +80,15 @@ def _lonely_files(place: Path, *, folder: Path) -> Iterator[Finding]:
 
 
 def _misspelt_files(place: Path, *, folder: Path) -> Iterator[Finding]:
-    """Yield files of which no message is made, and whose name is much like that of one; not what others include."""
+    """Yield files of which no message is made, and whose name is much like that of one."""
     for name in sorted(_names_in(place) - NAMES):
         near = difflib.get_close_matches(name, NAMES, n=1, cutoff=_ALIKE)
-        if not near or name.startswith(near[0]) or _is_named_in(folder, name):  # a copy such as reminder.nb.txt.bak
+        if not near or name.startswith(near[0]):  # a copy such as reminder.nb.txt.bak
             continue
         if checking.is_message(Path(name)):
             continue  # an unknown language, which is said already
         said = f"no message is made from {_shown(place / name, folder)}"
         yield warn("templates", said, next_step=f"did you mean {near[0]}?")
-
-
-def _is_named_in(folder: Path, name: str) -> bool:
-    return any(name.encode() in file.read_bytes() for file in folder.rglob("*") if file.is_file())
 
 
 def _names_in(place: Path) -> set[str]:

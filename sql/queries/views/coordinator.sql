@@ -67,33 +67,20 @@ FROM (
 ) AS seen
 WHERE seen.number > 0
 
--- name: try_writing_visibility
--- As the coordinator: what only certjob writes. The right is asked for even where no row is meant.
-UPDATE public.mentors SET portal_visible = portal_visible WHERE false
-
--- name: try_writing_review_day
--- See try_writing_visibility.
-UPDATE public.mentors SET review_on = review_on WHERE false
-
--- name: try_writing_certificate_status
--- See try_writing_visibility.
-UPDATE public.certificates SET status = status WHERE false
-
--- name: try_writing_reminders
--- See try_writing_visibility.
-UPDATE public.cert_notification_log SET status = status WHERE false
-
--- name: try_writing_pushes
--- See try_writing_visibility.
-UPDATE public.portal_sync_events SET status = status WHERE false
-
--- name: try_writing_failures
--- See try_writing_visibility.
-UPDATE public.dynamics_sync_failures SET resolved_at = resolved_at WHERE false
-
--- name: try_reading_runs
--- As the coordinator: what only certjob reads.
-SELECT count(*) FROM public.job_runs WHERE false
+-- name: list_rights_of_certjob
+-- As the coordinator: what only certjob may do, and this user may do, too. There must be nothing.
+SELECT asked.what
+FROM (
+    VALUES
+        ('write mentors.portal_visible', has_column_privilege('public.mentors', 'portal_visible', 'UPDATE')),
+        ('write mentors.review_on', has_column_privilege('public.mentors', 'review_on', 'UPDATE')),
+        ('write certificates.status', has_column_privilege('public.certificates', 'status', 'UPDATE')),
+        ('write cert_notification_log', has_any_column_privilege('public.cert_notification_log', 'UPDATE')),
+        ('write portal_sync_events', has_any_column_privilege('public.portal_sync_events', 'UPDATE')),
+        ('write dynamics_sync_failures', has_any_column_privilege('public.dynamics_sync_failures', 'UPDATE')),
+        ('read job_runs', has_any_column_privilege('public.job_runs', 'SELECT'))
+) AS asked (what, is_allowed)
+WHERE asked.is_allowed
 
 -- name: take_portal_mentor
 -- A mentor whom nobody else holds, to ask a resync for: if possible one who does not wait for a review.
