@@ -8,6 +8,7 @@ import pytest
 from certjob import database
 from certjob.database import Connection
 from certjob.errors import OutcomeUnknownError
+from certjob.mail.messages import OUR_TEMPLATES
 from certjob.mail.reminder_mail import QueuedReminder, ReminderMail
 from certjob.outbox.claims import Lease
 from tests.support.channels import BlockingStage
@@ -143,7 +144,8 @@ def test_one_that_is_being_sent_has_no_twin(facts: Facts, mentor: UUID, database
 
     channel = CollectingChannel(on_send=enter_and_review if moment == "at the server" else None)
     kind = ReminderMail if moment == "at the server" else Interrupted
-    assert BlockingStage(facts.connection, kind(facts.connection, today=TODAY), channel).run() is None
+    queue = kind(facts.connection, today=TODAY, templates=OUR_TEMPLATES)
+    assert BlockingStage(facts.connection, queue, channel).run() is None
     night(facts.connection, channel=channel)
 
     assert [message.repeat for message in channel.sent] == [False]
