@@ -22,27 +22,30 @@ from certjob.outbox.retry import RetryPolicy
 from certjob.review.days import looks_at_everybody
 from certjob.stopping import StopFlag
 from tests.conftest import database_of
-from tests.support.command_line import Finished, assert_one_line, run_in_process
+from tests.support.command_line import Finished, assert_one_line, run_in_process, today
 from tests.support.facts import Facts
 from tests.support.nights import CollectingChannel, FlakyPortal, NoProgress, delivery, night
 from tests.support.waiting import until, waits_for_a_lock
 
 OSLO = ZoneInfo("Europe/Oslo")
 NOW = datetime.now(UTC)
-TODAY = datetime.now(OSLO).date()
 """Old is what the database's own clock says is old, so these tests happen today."""
 DAY = timedelta(days=1)
 LONG_AGO = NOW - 4 * 365 * DAY
-LIMIT = TODAY.replace(year=TODAY.year - 3, day=min(TODAY.day, 28) if TODAY.month == 2 else TODAY.day)
-"""The day three years ago."""
 NOTHING = dict.fromkeys(("sync_failures", "portal_events", "transitions", "reminders", "digests", "job_runs"), 0)
 
 
+def limit() -> date:
+    """The day three years ago."""
+    day = today()
+    return day.replace(year=day.year - 3, day=min(day.day, 28) if day.month == 2 else day.day)
+
+
 def pruned(
-    connection: Connection, age: str = "3y", *, today: date = TODAY, dry_run: bool = False, **more: Any
+    connection: Connection, age: str = "3y", *, on: date | None = None, dry_run: bool = False, **more: Any
 ) -> Pruning:
     more = {"stop": StopFlag()} | more
-    return prune(connection, parse_age(age), today=today, zone=OSLO, dry_run=dry_run, **more)
+    return prune(connection, parse_age(age), today=on or today(), zone=OSLO, dry_run=dry_run, **more)
 
 
 def rows_gone(connection: Connection, age: str = "3y") -> dict[str, int]:
@@ -74,7 +77,7 @@ def add_run(facts: Facts, days_ago: int, *, outcome: str | None = "ok", **more: 
 
 @pytest.fixture
 def mentor(facts: Facts) -> UUID:
-    return facts.certified_mentor(facts.organisation(), TODAY + 400 * DAY)
+    return facts.certified_mentor(facts.organisation(), today() + 400 * DAY)
 
 
 def left(facts: Facts, table: str) -> set[object]:
@@ -92,8 +95,8 @@ def test_what_is_no_age_or_an_age_at_which_a_mail_could_go_out_twice_is_refused(
             with pytest.raises(ConfigurationError, match=says):
                 pruned(connection, age)
     with pytest.raises(ConfigurationError, match="correct the clock that is wrong"):
-        pruned(connection, today=TODAY + 2000 * DAY)
-    assert pruned(connection, "90d", today=TODAY + DAY).rows == NOTHING
+        pruned(connection, on=today() + 2000 * DAY)
+    assert pruned(connection, "90d", on=today() + DAY).rows == NOTHING
 
 
 class TestWhatGoes:
@@ -135,20 +138,20 @@ class TestWhatGoes:
     def test_reminders_about_a_date_that_is_long_past_go(self, facts: Facts, mentor: UUID) -> None:
         """No certificate of that date can ever be reminded of again; what nobody has read stays."""
         for day, more in (
-            *((LIMIT - DAY, {"status": status}) for status in ("sent", "cancelled", "superseded")),
-            (LIMIT - 9 * DAY, {"history": LIMIT - 8 * DAY}),
-            (LIMIT - 400 * DAY, {"threshold_days": -1}),
+            *((limit() - DAY, {"status": status}) for status in ("sent", "cancelled", "superseded")),
+            (limit() - 9 * DAY, {"history": limit() - 8 * DAY}),
+            (limit() - 400 * DAY, {"threshold_days": -1}),
         ):
             add_reminder(facts, mentor, day, **more)  # type: ignore[arg-type]
         kept = {
-            add_reminder(facts, mentor, LIMIT - 1000 * DAY, status="pending"),
-            add_reminder(facts, mentor, LIMIT - 1000 * DAY, status="failed"),
+            add_reminder(facts, mentor, limit() - 1000 * DAY, status="pending"),
+            add_reminder(facts, mentor, limit() - 1000 * DAY, status="failed"),
             # A threshold of ten years is mailed about ten years before; forgotten, the mail would go out again.
-            add_reminder(facts, mentor, LIMIT, threshold_days=3650),
+            add_reminder(facts, mentor, limit(), threshold_days=3650),
             # A mistyped date that was mailed about: corrected back to it, nobody is mailed twice.
-            add_reminder(facts, mentor, LIMIT - 9 * DAY, history=TODAY + 99 * DAY),
-            add_reminder(facts, mentor, LIMIT - 400 * DAY, threshold_days=-500),  # still due long after the expiry
-            add_reminder(facts, mentor, LIMIT - 900 * DAY, sent_at=NOW - 7 * DAY),
+            add_reminder(facts, mentor, limit() - 9 * DAY, history=today() + 99 * DAY),
+            add_reminder(facts, mentor, limit() - 400 * DAY, threshold_days=-500),  # still due long after the expiry
+            add_reminder(facts, mentor, limit() - 900 * DAY, sent_at=NOW - 7 * DAY),
         }
 
         assert rows_gone(facts.connection) == {"reminders": 5}
@@ -205,14 +208,14 @@ class TestWhatGoes:
         """Otherwise nights would look at everybody again, or not at all."""
         for days_ago in (1600, 1550):
             add_run(facts, days_ago)
-        add_run(facts, 1500, as_of=TODAY + 3000 * DAY)
+        add_run(facts, 1500, as_of=today() + 3000 * DAY)
         if is_healed:
             add_run(facts, 1450)
             add_run(facts, 1400, outcome="attention")
-        before = looks_at_everybody(facts.connection, TODAY)
+        before = looks_at_everybody(facts.connection, today())
 
         assert rows_gone(facts.connection)
-        assert looks_at_everybody(facts.connection, TODAY) is before is not is_healed
+        assert looks_at_everybody(facts.connection, today()) is before is not is_healed
 
 
 class TestDeleting:
@@ -267,7 +270,7 @@ class TestDeleting:
         monkeypatch.setattr(retention, "_TRIES", 1)
         for _ in range(2):
             add_event(facts, mentor)
-        add_reminder(facts, mentor, LIMIT - DAY)
+        add_reminder(facts, mentor, limit() - DAY)
         app.execute("SELECT 1 FROM cert_notification_log FOR UPDATE")
 
         with pytest.raises(DatabaseUnavailableError, match="old reminders are locked by another session"):
@@ -294,7 +297,7 @@ def test_the_command_says_nothing_on_success_and_a_dry_run_counts(
     document = json.loads(certjob("--older-than", "3y", "--dry-run", "--json").stdout)
     found = (document["outcome"], document["dry_run"], document["would_delete"])
     assert found == ("ok", True, NOTHING | {"portal_events": 5})
-    assert datetime.fromisoformat(document["before"]).date() == LIMIT
+    assert datetime.fromisoformat(document["before"]).astimezone(OSLO).date() == limit()
     result = certjob("--older-than", "3y")
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     assert facts.rows("SELECT count(*) FROM portal_sync_events") == [(1,)]
@@ -334,14 +337,14 @@ def live(facts: Facts) -> None:
         facts.insert("coordinators", organisation_id=organisation, email=f"k{number}@hlf.example")
         for ends in range(-650, 1000, 400):
             mentors.append(facts.mentor(organisation))
-            facts.certificate(mentors[-1], TODAY + (ends + 30 * number) * DAY, issued_on=TODAY - 3650 * DAY)
+            facts.certificate(mentors[-1], today() + (ends + 30 * number) * DAY, issued_on=today() - 3650 * DAY)
     guest = facts.mentor(organisation)  # without a certificate: only the portal's old confirmation shows them again
     times = connection.execute(
         "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = 'public'"
         " AND data_type LIKE 'timestamp%' AND table_name IN (SELECT tablename FROM pg_tables)"
     ).fetchall()
     since = NOW - timedelta(hours=1)
-    for number, day in enumerate(TODAY - days * DAY for days in range(1095, 0, -45)):
+    for number, day in enumerate(today() - days * DAY for days in range(1095, 0, -45)):
         portal = FlakyPortal(failures=4 if number % 4 == 3 else 0)
         channel = CollectingChannel() if number % 7 else None
         night(connection, day, portal=portal, channel=channel, allow_mass_change=True)
@@ -365,11 +368,11 @@ def coming_nights(connection: Connection) -> list[object]:
     """
     done: list[object] = []
     for days, move in ((0, 0), (0, 95), (0, -95), (30, -200), (400, 200)):
-        today, portal, channel = TODAY + days * DAY, FlakyPortal(), CollectingChannel()
+        day, portal, channel = today() + days * DAY, FlakyPortal(), CollectingChannel()
         connection.execute("UPDATE certificates SET expires_on = greatest(expires_on + %s, issued_on)", (move,))
         connection.execute("UPDATE mentors SET review_on = '-infinity'")
-        report = night(connection, today, portal=portal, channel=channel, allow_mass_change=True)
-        options = reconciling.ReconcileOptions(ignore_database_clock=True, today=today, allow_mass_change=True)
+        report = night(connection, day, portal=portal, channel=channel, allow_mass_change=True)
+        options = reconciling.ReconcileOptions(ignore_database_clock=True, today=day, allow_mass_change=True)
         again = reconciling.reconcile(
             connection,
             options=options,
