@@ -15,9 +15,9 @@ from certjob.facts.roster import LoadOptions
 HLF: Final = "hlf"
 OTHER: Final = "nordlys"
 
-_KIND: Final = "likeperson"
+KIND: Final = "likeperson"
 _OPTIONAL_KIND: Final = "kursleder"
-_VALIDITY: Final = timedelta(days=730)
+VALIDITY: Final = timedelta(days=730)
 
 _FIRST_NAMES: Final = (
     "Astrid Birk Cecilie Dagny Eivind Frøydis Gaute Hedda Iver Jorunn Ketil Liv Magne Nora Odd Pernille".split()  # noqa: SIM905
@@ -98,36 +98,6 @@ def load_people(connection: Connection, people: SamplePeople, *, folder: Path) -
     return loading.load(connection, path, options=LoadOptions(strict=True))
 
 
-def add_what_the_app_adds(connection: Connection, people: SamplePeople) -> None:
-    """Somebody joins, without a certificate yet; a coordinator pauses somebody for illness."""
-    connection.execute(
-        "INSERT INTO mentors (organisation_id, member_no, full_name, email)"
-        " SELECT id, 'H2000', 'Nils Nykommer', 'nils.nykommer@example.org' FROM organisations WHERE slug = %s",
-        (HLF,),
-    )
-    connection.execute(
-        "INSERT INTO mentor_pauses (mentor_id, reason, actor)"
-        " SELECT id, 'illness', 'coordinator' FROM mentors WHERE member_no = %s",
-        (people.ill,),
-    )
-
-
-def enter_address(connection: Connection, member_no: str) -> None:
-    """As a coordinator does in the app."""
-    connection.execute(
-        "UPDATE mentors SET email = lower(member_no) || '@example.org' WHERE member_no = %s", (member_no,)
-    )
-
-
-def renew(connection: Connection, member_no: str, *, issued_on: date) -> None:
-    """As the app does when a course is passed."""
-    connection.execute(
-        "INSERT INTO certificates (mentor_id, kind, issued_on, expires_on)"
-        " SELECT id, %s, %s, %s FROM mentors WHERE member_no = %s",
-        (_KIND, issued_on, issued_on + _VALIDITY, member_no),
-    )
-
-
 def _members(slug: str, first_night: date) -> Iterator[Row]:
     """One organisation's mentors with one certificate each, by member number."""
     soon = [days for days, mentors in _DUE_SOON[slug] for _ in range(mentors)]
@@ -145,8 +115,8 @@ def _members(slug: str, first_night: date) -> Iterator[Row]:
             "email": f"{member_no.lower()}@example.org",
             "locale": {8: "en", 4: "nn"}.get(number % 9, "nb"),
             "dynamics_contact_id": str(uuid5(NAMESPACE_DNS, f"{member_no}.example.org")) if slug == HLF else "",
-            "kind": _KIND,
-            "issued_on": str(expires_on - _VALIDITY),
+            "kind": KIND,
+            "issued_on": str(expires_on - VALIDITY),
             "expires_on": str(expires_on),
             "revoked_on": "",
         }
@@ -159,11 +129,11 @@ def _further_certificates(rows: list[Row], first_night: date) -> Iterator[Row]:
     far_off = [row for row in rows if row["expires_on"] > str(first_night + timedelta(days=_FAR_OFF_DAYS))]
     far_off[0]["revoked_on"] = str(first_night - timedelta(days=3))
     for row in far_off[1:13]:
-        yield _another(row, issued_on=date.fromisoformat(row["issued_on"]) - _VALIDITY - timedelta(days=1))
+        yield _another(row, issued_on=date.fromisoformat(row["issued_on"]) - VALIDITY - timedelta(days=1))
     for row in far_off[13:15]:
-        yield _another(row, issued_on=first_night - _VALIDITY) | {"kind": _OPTIONAL_KIND}
+        yield _another(row, issued_on=first_night - VALIDITY) | {"kind": _OPTIONAL_KIND}
 
 
 def _another(row: Row, *, issued_on: date) -> Row:
     """The same mentor's row with another certificate."""
-    return row | {"issued_on": str(issued_on), "expires_on": str(issued_on + _VALIDITY)}
+    return row | {"issued_on": str(issued_on), "expires_on": str(issued_on + VALIDITY)}

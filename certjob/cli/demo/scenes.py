@@ -5,45 +5,39 @@ stand-in, after the fact.
 """
 
 import sys
-import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from email import message_from_bytes
 from email.message import EmailMessage
 from email.policy import default
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
-from rich.panel import Panel
 from rich.text import Text
 
 from certjob import database
-from certjob.cli.demo import people as demo_people
-from certjob.cli.demo.people import SamplePeople
-from certjob.cli.demo.portal import DemoPortal
+from certjob.cli.demo.people import HLF, KIND, VALIDITY, SamplePeople
+from certjob.cli.demo.portal import COLD_START_SECONDS, DemoPortal
 from certjob.cli.pages import alerts as alerts_page
 from certjob.cli.pages import night as night_pages
-from certjob.cli.terminal import output as console
-from certjob.cli.terminal.output import Output, TerminalProgress
+from certjob.cli.terminal.output import Output, TerminalProgress, show_rows
 from certjob.cli.terminal.plain import print_attention
 from certjob.database import Connection
-from certjob.domain.addresses import parse_sender
 from certjob.errors import EXIT_CODES
 from certjob.facts import lookup
-from certjob.mail.channels.maildir import MaildirChannel
 from certjob.night import nightly, reconcile, resync
 from certjob.night.deliveries import Delivery
 from certjob.night.nightly import NightOptions
 from certjob.night.report import RunReport
 from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
-from certjob.portal.push import CALL_DEADLINE_SECONDS
 from certjob.stopping import StopFlag
-from certjob.views import alerts as alerts_views
+from certjob.views.alerts import read_alerts
 
 ZONE: Final = ZoneInfo("Europe/Oslo")
-SENDER: Final = "HLF Likeperson <likeperson@hlf.example.org>"
 
 _LATER: Final = (
     "UPDATE portal_sync_events SET next_attempt_at = next_attempt_at - interval '15 minutes' WHERE status = 'pending'"
@@ -51,13 +45,8 @@ _LATER: Final = (
 """Waits are kept by the database's clock, which the demo cannot set: it prints this statement and runs it."""
 
 _ACTIVE: Final = (
-    "SELECT m.dynamics_contact_id, m.left_at IS NULL AND NOT EXISTS ("
-    "    SELECT FROM mentor_pauses AS p WHERE p.mentor_id = m.id AND p.lifted_at IS NULL"
-    ") FROM mentors AS m WHERE m.dynamics_contact_id IS NOT NULL"
-)
-_SOME_MENTOR: Final = (
-    "SELECT dynamics_contact_id FROM mentors AS m WHERE dynamics_contact_id IS NOT NULL AND portal_visible IS {}"
-    " AND review_on < 'infinity' ORDER BY member_no LIMIT 1"
+    "SELECT dynamics_contact_id FROM mentors AS m WHERE dynamics_contact_id IS NOT NULL"
+    " AND NOT EXISTS (SELECT FROM mentor_pauses AS p WHERE p.mentor_id = m.id AND p.lifted_at IS NULL)"
 )
 _RUNS: Final = (
     "SELECT as_of, command, outcome, coalesce(counts #>> '{mentors,reviewed}', '0'),"
@@ -77,6 +66,9 @@ class Demonstration:
     """The throw-away database."""
     connection: Connection
     portal: DemoPortal
+    delivery: Delivery
+    """Real HTTP to the stand-in, a real Maildir."""
+    portal_client: Callable[[], HLFDynamicsSyncService]
     maildir: Path
     people: SamplePeople
     first_night: date
@@ -88,90 +80,72 @@ class Demonstration:
     def heading(self, text: str) -> None:
         """Begin a scene."""
         self.stop.check()
+        self.output.text("")
         if self.output.on_terminal:
-            self.output.out.print()
-            self.output.out.rule(f"[bold]{console.clean(text)}[/]", align="left")
+            self.output.out.rule(Text(text, style="bold"), align="left")
         else:
-            self.output.result("")
             self.output.result(f"== {text}")
 
     def say(self, text: str) -> None:
         """Tell what happens; wrapped at words on a terminal, else one line."""
-        if self.output.on_terminal:
-            self.output.out.print(console.clean(text))
-        else:
-            self.output.result(text)
+        self.output.text(text)
 
-    def delivery(self) -> Delivery:
-        """Return the ways out: real HTTP to the stand-in, a real Maildir."""
-        channel = MaildirChannel(self.maildir, sender=parse_sender(SENDER))
-        return Delivery(make_target=self.portal_client, channel=channel, zone=ZONE)
-
-    def portal_client(self) -> HLFDynamicsSyncService:
-        """Return the portal's client, as the commands make it."""
-        return HLFDynamicsSyncService(self.portal.url, self.portal.key, deadline_seconds=CALL_DEADLINE_SECONDS)
-
-    def run(
-        self, connection: Connection, progress: TerminalProgress, *, today: date, dry_run: bool = False
-    ) -> RunReport:
-        """Run or plan one night."""
-        options = NightOptions(today=today, dry_run=dry_run)
-        return nightly.run(connection, options=options, delivery=self.delivery(), stop=self.stop, progress=progress)
+    def fetch(self, statement: str) -> tuple[Any, ...]:
+        """Return one row."""
+        return self.connection.execute(statement.encode()).fetchone() or ()
 
     def plan(self, today: date) -> RunReport:
-        """Plan a night, on a connection of its own: a dry run leaves it read-only."""
-        with database.connect(self.url) as connection, self.output.progress() as progress:
-            return self.run(connection, progress, today=today, dry_run=True)
+        """Plan a night."""
+        return self._work(nightly.run, options=NightOptions(today=today, dry_run=True))
 
     def run_night(self, number: int, *, throttled_push: int = 0) -> None:
         """Run one night on a portal that fell asleep since the last one."""
         self.portal.fall_asleep(throttled_push=throttled_push)
-        with self.output.progress() as progress:
-            report = self.run(self.connection, progress, today=self.night(number))
-        self.show_report("certjob run", report)
+        self.do("certjob run", nightly.run, options=NightOptions(today=self.night(number)))
 
-    def show_report(self, command: str, report: RunReport) -> None:
-        """Print a run as its command does, and its exit code."""
+    def do(self, command: str, work: Callable[..., RunReport], **details: Any) -> None:
+        """Do the work of a command, and print what the command prints and its exit code."""
+        report = self._work(work, **details)
         night_pages.show_totals(self.output, report)
         sys.stdout.flush()
         for reason in report.reasons:
             print_attention(command, reason)
         self.say(f"exit code: {EXIT_CODES[report.outcome]}")
 
+    def _work(self, work: Callable[..., RunReport], **details: Any) -> RunReport:
+        with self.output.progress() as progress:
+            return work(self.connection, delivery=self.delivery, stop=self.stop, progress=progress, **details)
+
     def show_alerts(self, number: int) -> None:
         """Print what `certjob alerts` prints."""
-        alerts = alerts_views.read_alerts(self.connection, today=self.night(number))
+        alerts = read_alerts(self.connection, today=self.night(number))
         alerts_page.show_alerts(self.output, alerts, now=datetime.now(ZONE))
         self.say(f"open alerts: {len(alerts)}")
 
     def compare_portal(self) -> None:
-        """Say whether the portal shows what the database says."""
-        visible = self.portal.visible
-        active = self.connection.execute(_ACTIVE).fetchall()
-        shown = sum(visible[contact_id] and not wanted for contact_id, wanted in active)
-        hidden = sum(wanted and not visible[contact_id] for contact_id, wanted in active)
-        if shown + hidden:
+        """Say whether the portal shows exactly those who are active."""
+        shown, active = self.portal.visible, {contact_id for (contact_id,) in self.connection.execute(_ACTIVE)}
+        if shown == active:
+            self.say(f"portal and database agree: {len(shown)} shown, all others hidden")
+        else:
             self.say(
-                f"portal and database disagree: {shown} are shown who are paused, {hidden} are hidden who are active"
+                f"portal and database disagree: {len(shown - active)} shown although paused, {len(active - shown)} "
+                "hidden although active"
             )
-            return
-        shown = sum(visible.values())
+
+    def mails(self) -> list[EmailMessage]:
+        """Return what is in the Maildir: reminders, since there are no coordinators."""
+        return [message_from_bytes(path.read_bytes(), policy=default) for path in self.maildir.glob("new/*")]
+
+    def count_what_went_out(self) -> None:
+        """Say that nothing went out twice, in figures of three sources."""
+        (marked,) = self.fetch("SELECT count(*) FROM cert_notification_log WHERE status = 'sent'")
+        mails, confirmed = self.mails(), self.portal.confirmed
         self.say(
-            f"portal and database agree about all {len(visible)} contacts: {shown} shown, {len(visible) - shown} hidden"
+            f"reminders marked as sent: {marked}, messages in the Maildir: {len(mails)}, different ones among them: "
+            f"{len({mail['Message-ID'] for mail in mails})}; pushes confirmed: {confirmed.total()}, different ones "
+            f"among them: {len(confirmed)}"
         )
-
-    def reminders(self) -> list[EmailMessage]:
-        """Return the reminders in the Maildir; other mails lie there, too."""
-        mails = [message_from_bytes(path.read_bytes(), policy=default) for path in sorted(self.maildir.glob("new/*"))]
-        return [mail for mail in mails if "-reminder-" in mail["Message-ID"]]
-
-    def count_marked(self) -> int:
-        """Return how many reminders are marked as sent."""
-        return int(self.fetch("SELECT count(*) FROM cert_notification_log WHERE status = 'sent'")[0])
-
-    def fetch(self, statement: str) -> tuple[Any, ...]:
-        """Return one row."""
-        return self.connection.execute(statement.encode()).fetchone() or ()
 
 
 def take_over(demo: Demonstration) -> None:
@@ -188,18 +162,18 @@ def take_over(demo: Demonstration) -> None:
 def plan_and_night(demo: Demonstration) -> None:
     """Night 2: first what would happen, then the same for real, on a portal that starts slowly and throttles."""
     demo.heading(f"Night 2, {demo.night(2)}: first the plan, `certjob run --dry-run`")
-    night_pages.show_plan(demo.output, demo.plan(demo.night(2)))
+    names = partial(lookup.name_mentors, demo.connection)
+    night_pages.show_plan(demo.output, demo.plan(demo.night(2)), find_names=names)
     demo.heading(f"Night 2, {demo.night(2)}: then for real, `certjob run`")
     demo.run_night(2, throttled_push=3)
     demo.say(
-        f"The portal: its function had to start first (slowest answer {demo.portal.slowest_seconds:.1f} s), then asked "
-        f"{demo.portal.answers[429]} time to wait (429, Retry-After); certjob waited, and {demo.portal.answers[200]} "
-        "pushes are confirmed."
+        f"The portal: its function had to start first ({COLD_START_SECONDS:g} s) and asked {demo.portal.answers[429]} "
+        f"push to wait (429, Retry-After); certjob waited, and {demo.portal.answers[200]} pushes are confirmed."
     )
     demo.compare_portal()
     demo.show_alerts(2)
     silent = demo.people.without_address
-    demo_people.enter_address(demo.connection, silent)
+    demo.connection.execute("UPDATE mentors SET email = 'found@example.org' WHERE member_no = %s", (silent,))
     demo.say(f"A coordinator enters an address for {silent}; that alone makes the reminder due again.")
 
 
@@ -221,25 +195,17 @@ def recovery(demo: Demonstration) -> None:
     """Still night 3: the portal is back; one mentor at once by hand, the others by the job between the nights."""
     demo.heading(f"Later that day, {demo.night(3)}: the portal is back")
     demo.portal.is_down = False
-    urgent = alerts_views.read_alerts(demo.connection, today=demo.night(3)).pushes[0]
+    urgent = read_alerts(demo.connection, today=demo.night(3)).pushes[0]
     demo.say(f"One of them cannot wait, `certjob resync {urgent.member_no}`:")
     resynced = resync.resync(
-        demo.connection,
-        urgent.mentor_id,
-        today=demo.night(3),
-        delivery=demo.delivery(),
-        stop=demo.stop,
+        demo.connection, urgent.mentor_id, today=demo.night(3), delivery=demo.delivery, stop=demo.stop
     )
     night_pages.show_resync(demo.output, resynced.before, resynced.after)
     demo.say("A quarter of an hour passes. The demo does not wait, it moves the retry times in its database:")
-    demo.say(f"  {_LATER}")
+    demo.say(_LATER)
     demo.connection.execute(_LATER)
     demo.say("Then cron starts `certjob deliver`:")
-    with demo.output.progress() as progress:
-        report = nightly.deliver(
-            demo.connection, today=demo.night(3), delivery=demo.delivery(), stop=demo.stop, progress=progress
-        )
-    demo.show_report("certjob deliver", report)
+    demo.do("certjob deliver", nightly.deliver, today=demo.night(3))
     demo.show_alerts(3)
     recorded, resolved = demo.fetch("SELECT count(*), count(resolved_at) FROM dynamics_sync_failures")
     demo.say(f"failures on record: {recorded}, resolved: {resolved}")
@@ -250,10 +216,13 @@ def renewal(demo: Demonstration) -> None:
     """Night 4: a renewal brings a mentor back, and lifts nothing that certjob did not open."""
     members = (demo.people.returning, demo.people.ill)
     demo.heading(f"Night 4, {demo.night(4)}: two renewals")
-    mentors = [lookup.find_mentor(demo.connection, name, organisation=demo_people.HLF) for name in members]
+    mentors = [lookup.find_mentor(demo.connection, name, organisation=HLF) for name in members]
     before = [resync.describe(demo.connection, mentor_id) for mentor_id in mentors]
-    for member_no in members:
-        demo_people.renew(demo.connection, member_no, issued_on=demo.night(4))
+    for mentor_id in mentors:
+        demo.connection.execute(
+            "INSERT INTO certificates (mentor_id, kind, issued_on, expires_on) VALUES (%s, %s, %s, %s)",
+            (mentor_id, KIND, demo.night(4), demo.night(4) + VALIDITY),
+        )
     demo.say(f"{members[0]} and {members[1]} took the course again; a coordinator has paused {members[1]} for illness.")
     demo.run_night(4)
     for mentor_id, state in zip(mentors, before, strict=True):
@@ -265,47 +234,30 @@ def renewal(demo: Demonstration) -> None:
 def two_at_once(demo: Demonstration) -> None:
     """Night 5: cron and a person start the night at the same moment."""
     demo.heading(f"Night 5, {demo.night(5)}: two runs at the same moment")
-    demo.portal.fall_asleep()
-    marked_before, files_before = demo.count_marked(), len(demo.reminders())
-    start = threading.Barrier(2)
 
-    def one_run(progress: TerminalProgress) -> RunReport:
+    def run(progress: TerminalProgress) -> RunReport:
+        options = NightOptions(today=demo.night(5))
         with database.connect(demo.url) as connection:
-            start.wait(timeout=60)
-            return demo.run(connection, progress, today=demo.night(5))
+            return nightly.run(connection, options=options, delivery=demo.delivery, stop=demo.stop, progress=progress)
 
     with demo.output.progress() as progress, ThreadPoolExecutor(2) as pool:
-        reports = list(pool.map(one_run, (progress, progress)))
+        reports = list(pool.map(run, (progress, progress)))
     for report in reports:
         night_pages.show_totals(demo.output, report)
-    mails = demo.reminders()
-    repeated = sum(times > 1 for times in demo.portal.confirmed.values())
-    demo.say(
-        f"Both together: {demo.count_marked() - marked_before} reminders marked as sent, {len(mails) - files_before} "
-        f"new messages in the Maildir, {demo.portal.answers[200]} pushes. Messages that are there twice: "
-        f"{len(mails) - len({mail['Message-ID'] for mail in mails})}; pushes made twice: {repeated}."
-    )
+    demo.count_what_went_out()
     demo.compare_portal()
 
 
 def hand_edit(demo: Demonstration) -> None:
     """After night 5: somebody edits the portal by hand, and nothing in the database knows."""
     demo.heading(f"After night 5, {demo.night(5)}: somebody edits the portal by hand")
-    (shown,) = demo.fetch(_SOME_MENTOR.format("FALSE"))
-    (hidden,) = demo.fetch(_SOME_MENTOR.format("TRUE"))
-    demo.portal.visible[shown], demo.portal.visible[hidden] = True, False
+    (hidden,) = demo.fetch("SELECT dynamics_contact_id FROM mentors WHERE portal_visible IS FALSE")
+    demo.portal.visible.pop()
+    demo.portal.visible.add(hidden)
     demo.compare_portal()
     demo.say("No run would notice: everything was confirmed. `certjob reconcile` reads what the portal shows:")
-    with demo.output.progress() as progress:
-        report = reconcile.reconcile(
-            demo.connection,
-            options=reconcile.ReconcileOptions(today=demo.night(5)),
-            make_reader=demo.portal_client,
-            delivery=demo.delivery(),
-            stop=demo.stop,
-            progress=progress,
-        )
-    demo.show_report("certjob reconcile", report)
+    options = reconcile.ReconcileOptions(today=demo.night(5))
+    demo.do("certjob reconcile", reconcile.reconcile, options=options, make_reader=demo.portal_client)
     demo.compare_portal()
 
 
@@ -320,31 +272,19 @@ def wrong_clock(demo: Demonstration) -> None:
 def one_message(demo: Demonstration) -> None:
     """One reminder as the mentor reads it."""
     demo.heading("One reminder out of the Maildir, as the mentor reads it")
-    (log_id,) = demo.fetch(
-        "SELECT l.id FROM cert_notification_log AS l JOIN mentors AS m ON m.id = l.mentor_id"
-        " WHERE l.status = 'sent' AND l.threshold_days = 7 AND m.locale = 'nb' ORDER BY l.sent_at DESC LIMIT 1"
-    )
-    mail = next(mail for mail in demo.reminders() if mail["Message-ID"].startswith(f"<certjob-reminder-{log_id}-"))
+    mail = next(mail for mail in demo.mails() if "går ut om 7\N{NO-BREAK SPACE}dager" in mail["Subject"])
     body = mail.get_body(("plain",))
-    headers = [f"{name}: {mail[name]}" for name in ("From", "To", "Subject")]
-    text = "\n".join([*headers, "", body.get_content().strip() if body else ""])
-    if demo.output.on_terminal:
-        demo.output.out.print(Panel(Text(text), width=min(demo.output.out.width, 80)))
-        return
-    for line in text.splitlines():
-        demo.say(f"| {line}".rstrip())
+    text = body.get_content() if body else ""
+    for line in [*(f"{name}: {mail[name]}" for name in ("From", "To", "Subject")), "", *text.splitlines()]:
+        demo.say(f"| {line}")
 
 
 def summary(demo: Demonstration) -> None:
     """The whole story in figures."""
     demo.heading("What the database remembers")
     headings = ("Night", "Command", "Outcome", "Reviewed", "Paused", "Back", "Mails", "Pushes")
-    console.show_rows(demo.output, headings, demo.connection.execute(_RUNS).fetchall())
-    mails = demo.reminders()
-    demo.say(
-        f"reminders marked as sent: {demo.count_marked()}, messages in the Maildir: {len(mails)}, different ones among "
-        f"them: {len({mail['Message-ID'] for mail in mails})}"
-    )
+    show_rows(demo.output, headings, demo.connection.execute(_RUNS).fetchall())
+    demo.count_what_went_out()
     demo.show_alerts(5)
     demo.compare_portal()
 

@@ -6,17 +6,23 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from datetime import date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 from certjob import database
-from certjob.cli.demo import people as demo_people
+from certjob.cli.demo.people import load_people, make_people
 from certjob.cli.demo.portal import DemoPortal
 from certjob.cli.demo.scenes import SCENES, ZONE, Demonstration
 from certjob.cli.terminal.output import Output
 from certjob.database import embedded, migrations
+from certjob.domain.addresses import parse_sender
 from certjob.errors import CertjobError, StoppedBySignalError
+from certjob.mail.channels.maildir import MaildirChannel
+from certjob.night.deliveries import Delivery
+from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
+from certjob.portal.push import CALL_DEADLINE_SECONDS
 from certjob.stopping import StopFlag
 
 
@@ -26,10 +32,31 @@ def show(output: Output, *, stop: StopFlag) -> int:
     Raises ConfigurationError without the ``embedded`` extra, StoppedBySignalError after a signal.
     """
     began_at = time.monotonic()
+    first_night = datetime.now(ZONE).date() - timedelta(days=2)  # so that the night of the outage is today's
+    people = make_people(first_night)
     try:
-        with ExitStack() as stack:
-            demo = _prepare(output, stop, stack)
-            for scene in (*SCENES, what_next):
+        with (
+            _throw_away_database() as (folder, url),
+            database.connect(url) as connection,
+            DemoPortal(people.contacts) as portal,
+        ):
+            portal_client = partial(
+                HLFDynamicsSyncService, portal.url, "demo-key", deadline_seconds=CALL_DEADLINE_SECONDS
+            )
+            channel = MaildirChannel(folder / "maildir", sender=parse_sender("HLF <likeperson@hlf.example.org>"))
+            demo = Demonstration(
+                output=output,
+                stop=stop,
+                url=url,
+                connection=connection,
+                portal=portal,
+                portal_client=portal_client,
+                delivery=Delivery(make_target=portal_client, channel=channel, zone=ZONE),
+                maildir=folder / "maildir",
+                people=people,
+                first_night=first_night,
+            )
+            for scene in (partial(load, folder=folder), *SCENES, what_next):
                 scene(demo)
     except CertjobError as error:
         if stop.is_set():
@@ -38,38 +65,6 @@ def show(output: Output, *, stop: StopFlag) -> int:
         raise
     output.result(f"That took {time.monotonic() - began_at:.0f} s; database, mails and portal are gone again.")
     return 0
-
-
-def _prepare(output: Output, stop: StopFlag, stack: ExitStack) -> Demonstration:
-    """Start the database, lay the schema, load the people, start the portal's stand-in."""
-    began_at = time.monotonic()
-    folder, url = stack.enter_context(_throw_away_database())
-    connection = stack.enter_context(database.connect(url))
-    first_night = datetime.now(ZONE).date() - timedelta(days=2)  # so that the night of the outage is today's
-    people = demo_people.make_people(first_night)
-    demo = Demonstration(
-        output=output,
-        stop=stop,
-        url=url,
-        connection=connection,
-        portal=stack.enter_context(DemoPortal(people.contacts)),
-        maildir=folder / "maildir",
-        people=people,
-        first_night=first_night,
-    )
-    demo.heading("A throw-away PostgreSQL, two organisations, a portal")
-    applied = migrations.migrate(connection)
-    loaded = demo_people.load_people(connection, people, folder=folder)
-    demo_people.add_what_the_app_adds(connection, people)
-    demo.say(
-        f"PostgreSQL started, {len(applied)} migrations applied, {loaded.mentors_added} made-up mentors with "
-        f"{loaded.certificates_added} certificates loaded from a CSV file, in {time.monotonic() - began_at:.1f} s."
-    )
-    demo.say(
-        "HLF shows its mentors on a portal; a local stand-in of the Edge Function plays it, over real HTTP. Nordlys "
-        "has no portal and is never called for. Mails go into a Maildir folder."
-    )
-    return demo
 
 
 @contextmanager
@@ -83,6 +78,26 @@ def _throw_away_database() -> Iterator[tuple[Path, str]]:
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         with embedded.server(folder / "postgresql") as url:
             yield folder, url
+
+
+def load(demo: Demonstration, *, folder: Path) -> None:
+    """Lay the schema and load the people; a coordinator has paused one of them."""
+    demo.heading("A throw-away PostgreSQL, two organisations, a portal")
+    applied = migrations.migrate(demo.connection)
+    loaded = load_people(demo.connection, demo.people, folder=folder)
+    demo.connection.execute(
+        "INSERT INTO mentor_pauses (mentor_id, reason, actor)"
+        " SELECT id, 'illness', 'coordinator' FROM mentors WHERE member_no = %s",
+        (demo.people.ill,),
+    )
+    demo.say(
+        f"PostgreSQL started, {len(applied)} migrations applied, {loaded.mentors_added} made-up mentors with "
+        f"{loaded.certificates_added} certificates loaded from a CSV file."
+    )
+    demo.say(
+        "HLF shows its mentors on a portal; a local stand-in of the Edge Function plays it, over real HTTP. Nordlys "
+        "has no portal and is never called for. Mails go into a Maildir folder."
+    )
 
 
 def what_next(demo: Demonstration) -> None:
