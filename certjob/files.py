@@ -6,9 +6,7 @@ import stat
 import tempfile
 from collections.abc import Iterator, Set
 from pathlib import Path
-from typing import IO, Final
-
-_NOT_OURS_TO_REPLACE = "it is a symbolic link or no regular file; name a regular file"
+from typing import Final
 
 
 def replace(path: Path, contents: bytes, *, mode: int) -> None:
@@ -37,26 +35,6 @@ def try_replacing(path: Path, *, size: int) -> None:
         file.write(bytes(size))
         file.flush()
         os.fsync(file.fileno())
-
-
-def create(path: Path) -> IO[str]:
-    """Open a new text file, readable for this user only, in place of an old one. Raises OSError.
-
-    An old one may be somebody else's, open for them to read; it goes. A link is never followed to a file. What is no
-    file (a pipe, a terminal, ``/dev/null``) is written to.
-    """
-    with contextlib.suppress(FileNotFoundError):
-        if stat.S_ISREG(path.lstat().st_mode):
-            path.unlink()
-        else:
-            descriptor = os.open(path, os.O_WRONLY | os.O_NOCTTY)
-            kind = os.fstat(descriptor).st_mode
-            if stat.S_ISFIFO(kind) or stat.S_ISCHR(kind):
-                return os.fdopen(descriptor, "w", encoding="utf-8", newline="")
-            os.close(descriptor)
-            raise OSError(0, _NOT_OURS_TO_REPLACE)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    return os.fdopen(descriptor, "w", encoding="utf-8", newline="")
 
 
 OTHERS: Final = stat.S_IWOTH

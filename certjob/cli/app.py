@@ -5,8 +5,8 @@ from typing import Annotated
 import typer
 
 from certjob import __version__
-from certjob.cli.commands import alerts, bounces, data, health, inspect, preview, reconcile, runs
-from certjob.cli.help import EPILOG, GroupedHelp
+from certjob.cli.commands import alerts, bounces, data, health, inspect, organisation, preview, reconcile, runs, schema
+from certjob.cli.help import DATA, EPILOG, SETTING_UP, GroupedHelp
 from certjob.cli.session import Commands
 
 app = Commands(
@@ -38,5 +38,12 @@ def certjob(
     """Nightly job for peer-mentor programmes: updates certificates and pauses, sends reminders, syncs the portal."""
 
 
-for commands in (runs, reconcile, bounces, health, alerts, inspect, preview, data):
-    commands.add_to(app)
+for commands in (runs, reconcile, bounces, health, alerts, inspect, preview, data):  # in the order of --help
+    app.add_typer(commands.app)
+app.add_typer(
+    organisation.app,
+    name="organisation",
+    rich_help_panel=DATA,
+    short_help="The member organisations: rules, contacts, coordinators.",
+)
+app.add_typer(schema.app, name="db", rich_help_panel=SETTING_UP)

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 _TypersUsageError: type[Exception] = typer.BadParameter.__mro__[
     1
 ]  # typer has click inside or beside it, as its version goes
-_TYPERS_INTERRUPTED = 130
-"""What newer versions of typer make of a KeyboardInterrupt, without a word; older ones raise Abort."""
 
 WORKS_READ_ONLY = (
     "What works here: alerts, check, db status, explain, forecast, list, organisation list, organisation show, "
@@ -75,18 +73,17 @@ def _run(arguments: Sequence[str], *, stop: StopFlag) -> int:
     command = typer.main.get_command(app)
     try:
         try:
-            result = command.main(list(arguments), prog_name="certjob", obj=stop, standalone_mode=False)
+            with command.make_context("certjob", list(arguments), obj=stop) as context:
+                result = command.invoke(context)
         finally:
             stop.end()
     except typer.Exit as ended:
         return ended.exit_code
-    except (typer.Abort, KeyboardInterrupt):
+    except KeyboardInterrupt:
         return _fail(arguments, stop.error())
     except Exception as error:  # noqa: BLE001 - the last line of defence: one line and the right exit code
         # What a broken off wait leaves behind may break, too: the signal is the reason.
         return _fail(arguments, stop.error() if stop.is_set() and not isinstance(error, CertjobError) else error)
-    if result == _TYPERS_INTERRUPTED and stop.is_set():
-        return _fail(arguments, stop.error())
     return result if isinstance(result, int) else 0
 
 

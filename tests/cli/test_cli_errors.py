@@ -249,18 +249,17 @@ def test_the_rejects_file_overwrites_nothing_that_is_needed(here: Certjob, roste
     assert (target.read_text(), roster.read_text()) == ("do not touch\n", text)
 
 
-@needs_a_full_disk
-def test_a_full_disk_under_the_rejects_names_their_file_and_what_is_loaded(
+def test_rejects_that_cannot_be_written_name_their_file_and_what_is_loaded(
     here: Certjob, facts: Facts, roster: Path
 ) -> None:
     """Not the roster, which was read well; a bad row of a strict load loads nothing, the good ones neither."""
-    strict = here("load", str(roster), "--strict", "--rejects", "/dev/full")
+    strict = here("load", str(roster), "--strict", "--rejects", "nowhere/rejects.csv")
     loaded = facts.rows("SELECT member_no FROM mentors")
-    result = here("load", str(roster), "--rejects", "/dev/full")
+    result = here("load", str(roster), "--rejects", "nowhere/rejects.csv")
 
     assert_one_line(strict, "or none if one is bad (--strict)", code=1, command="certjob load")
     assert ("the good rows are loaded" in strict.stderr, loaded) == (False, [])
-    why = "--rejects /dev/full: No space left on device; the good rows are loaded"
+    why = "--rejects nowhere/rejects.csv: No such file or directory; the good rows are loaded"
     assert_one_line(result, why, code=1, command="certjob load")
     assert "people.csv" not in result.stderr
     assert facts.rows("SELECT member_no FROM mentors") == [("M1",)]

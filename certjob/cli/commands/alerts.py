@@ -10,7 +10,15 @@ from certjob.cli.session import Call, Commands, Session, delivery_from
 if TYPE_CHECKING:
     from certjob.night.report import RunReport
 
+app = Commands()
 
+
+@app.command(
+    group=LOOKING,
+    without=("quiet",),
+    short_help="Show what needs attention, and what to do.",
+    examples=("certjob alerts --watch", "certjob alerts --retry-all"),
+)
 def alerts(
     call: Call,
     *,
@@ -77,13 +85,3 @@ def _retry_all(opened: Session) -> "RunReport":
             progress=progress,
             run_id=opened.run_id,
         )
-
-
-def add_to(app: Commands) -> None:
-    """Register the command."""
-    app.command(
-        group=LOOKING,
-        without=("quiet",),
-        short_help="Show what needs attention, and what to do.",
-        examples=("certjob alerts --watch", "certjob alerts --retry-all"),
-    )(alerts)

@@ -10,11 +10,18 @@ import typer
 from certjob.cli.help import EVERY_NIGHT
 from certjob.cli.session import Call, Commands, Session
 
+app = Commands()
+
 STDIN = "-"
 TRY_LATER = 75
 """EX_TEMPFAIL of sysexits.h: a mail server keeps what it pipes in, and tries again later."""
 
 
+@app.command(
+    group=EVERY_NIGHT,
+    short_help="Read which mails came back.",
+    examples=("certjob bounces ~/Maildir", "certjob bounces - < report.eml"),
+)
 def bounces(
     call: Call,
     path: Annotated[
@@ -64,12 +71,3 @@ def _read(opened: Session, path: str) -> dict[str, int]:
         found[take_report(opened.connection, mail.data)] += 1
         mail.done()
     return {"read": found.total(), **{str(verdict): found[verdict] for verdict in Verdict}}
-
-
-def add_to(app: Commands) -> None:
-    """Register the command."""
-    app.command(
-        group=EVERY_NIGHT,
-        short_help="Read which mails came back.",
-        examples=("certjob bounces ~/Maildir", "certjob bounces - < report.eml"),
-    )(bounces)

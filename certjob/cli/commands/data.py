@@ -1,16 +1,14 @@
 """The commands around the data: load, demo; organisation and db have modules of their own."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Annotated
+from typing import Annotated
 
 import typer
 
-from certjob.cli.commands.organisation import organisation_app
-from certjob.cli.commands.schema import db_app
 from certjob.cli.help import DATA, SETTING_UP
 from certjob.cli.session import Call, Commands, set_up_logs
+
+app = Commands()
 
 DateFormat = Annotated[
     list[str] | None,
@@ -22,6 +20,14 @@ Rejects = Annotated[
 ]
 
 
+@app.command(
+    group=DATA,
+    short_help="Load or correct mentors and certificates from a CSV file.",
+    examples=(
+        "certjob load roster.csv --rejects rejects.csv",
+        "certjob load export.csv --set organisation=hlf --column expires_on=Expires",
+    ),
+)
 def load(
     call: Call,
     file: Annotated[
@@ -52,60 +58,59 @@ def load(
     from certjob.facts.roster import LoadOptions
 
     columns, constants = _pairs(column, "--column"), _pairs(set_, "--set")
-    with (
-        call.session() as opened,
-        _rejects_to(rejects, beside=file, strict=strict) as rejects_file,
-    ):
-        with opened.output.progress() as progress:
-            report = loading.load(
-                opened.connection,
-                file,
-                options=LoadOptions(
-                    columns=columns,
-                    constants=constants,
-                    date_formats=tuple(date_format) if date_format else DEFAULT_DATE_FORMATS,
-                    strict=strict,
-                    today=opened.settings.today,
-                ),
-                stop=opened.stop,
-                on_read=progress.phase("Reading rows"),
-                on_progress=progress.phase("Loading rows"),
-            )
-        if rejects_file is not None:
-            page.write_rejects(rejects_file, report)
+    if rejects is not None:
+        _refuse_rejects(rejects, file=file)
+    with call.session() as opened, opened.output.progress() as progress:
+        report = loading.load(
+            opened.connection,
+            file,
+            options=LoadOptions(
+                columns=columns,
+                constants=constants,
+                date_formats=tuple(date_format) if date_format else DEFAULT_DATE_FORMATS,
+                strict=strict,
+                today=opened.settings.today,
+            ),
+            stop=opened.stop,
+            on_read=progress.phase("Reading rows"),
+            on_progress=progress.phase("Loading rows"),
+        )
+    if rejects is not None:
+        _write_rejects(rejects, page.rejects_text(report), strict=strict)
     page.show(opened.output, report, name=file.name, json=call.json, strict=strict, rejects=rejects)
     return 3 if page.needs_attention(report) else 0
 
 
-@contextmanager
-def _rejects_to(path: Path | None, *, beside: Path, strict: bool) -> Iterator[IO[str] | None]:
-    """Open the file of --rejects, which must not be the one that is loaded."""
-    from certjob import files
-    from certjob.errors import CertjobError, InputError
+def _refuse_rejects(path: Path, *, file: Path) -> None:
+    """Refuse to overwrite something that is needed. Raises InputError."""
+    from certjob.errors import InputError
 
-    if path is None:
-        yield None
-        return
-    if not beside.exists():
-        message = f"{beside}: there is no such file"
-        raise InputError(message)
-    if path.exists() and path.samefile(beside):
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        message = f"--rejects {path} is a symbolic link or no regular file"
+        raise InputError(message, next_step="name a regular file")
+    if path.exists() and file.exists() and path.samefile(file):
         message = f"--rejects {path} is the file that is loaded, and would be overwritten"
         raise InputError(message, next_step="name another one")
+
+
+def _write_rejects(path: Path, text: str, *, strict: bool) -> None:
+    """Write them for this user only, in place of an older file, which others may read. Raises CertjobError."""
+    from certjob import files
+    from certjob.errors import CertjobError
+
     try:
-        stream = files.create(path)
-    except OSError as error:
-        message = f"--rejects {path}: {error.strerror}"
-        raise InputError(message, next_step="name a file that can be written") from error
-    try:
-        with stream:
-            yield stream
+        files.replace(path, text.encode(), mode=0o600)
     except OSError as error:
         kept = "all rows are loaded, or none if one is bad (--strict)" if strict else "the good rows are loaded"
         message = f"--rejects {path}: {error.strerror}; {kept}"
-        raise CertjobError(message, next_step="make room and load the same file again") from error
+        raise CertjobError(message, next_step="name another file, and load the same one again") from error
 
 
+@app.command(
+    group=SETTING_UP,
+    without=("json", "quiet", "env_file"),
+    short_help="Show a few nights on a throw-away database.",
+)
 def demo(call: Call) -> int:
     """Show a few nights in a row on a throw-away database, with a portal that has cold starts and outages."""
     from certjob.cli.demo import show as demonstration
@@ -124,27 +129,3 @@ def _pairs(values: list[str] | None, option: str) -> dict[str, str]:
             raise typer.BadParameter(message)
         pairs[name] = rest
     return pairs
-
-
-def add_to(app: Commands) -> None:
-    """Register the commands, in the order in which --help shows them."""
-    app.command(
-        group=DATA,
-        short_help="Load or correct mentors and certificates from a CSV file.",
-        examples=(
-            "certjob load roster.csv --rejects rejects.csv",
-            "certjob load export.csv --set organisation=hlf --column expires_on=Expires",
-        ),
-    )(load)
-    app.add_typer(
-        organisation_app,
-        name="organisation",
-        rich_help_panel=DATA,
-        short_help="The member organisations: rules, contacts, coordinators.",
-    )
-    app.add_typer(db_app, name="db", rich_help_panel=SETTING_UP)
-    app.command(
-        group=SETTING_UP,
-        without=("json", "quiet", "env_file"),
-        short_help="Show a few nights on a throw-away database.",
-    )(demo)

@@ -9,7 +9,14 @@ from certjob.cli.help import LOOKING, SETTING_UP
 from certjob.cli.options import parse_duration, parse_recipient
 from certjob.cli.session import Call, Commands, set_up_logs
 
+app = Commands()
 
+
+@app.command(
+    group=SETTING_UP,
+    short_help="Test everything that a nightly run depends on.",
+    examples=("certjob check", "certjob check --send-test me@example.org"),
+)
 def check(
     call: Call,
     *,
@@ -55,6 +62,11 @@ def check(
     return code
 
 
+@app.command(
+    group=LOOKING,
+    short_help="Show whether the nightly runs work, and what waits.",
+    examples=("certjob status", "certjob status -q --max-age 26h"),
+)
 def status(
     call: Call,
     *,
@@ -100,17 +112,3 @@ def status(
     if reason is not None:
         call.attention(reason)
     return found.exit_code
-
-
-def add_to(app: Commands) -> None:
-    """Register the commands, in the order in which --help shows them."""
-    app.command(
-        group=SETTING_UP,
-        short_help="Test everything that a nightly run depends on.",
-        examples=("certjob check", "certjob check --send-test me@example.org"),
-    )(check)
-    app.command(
-        group=LOOKING,
-        short_help="Show whether the nightly runs work, and what waits.",
-        examples=("certjob status", "certjob status -q --max-age 26h"),
-    )(status)

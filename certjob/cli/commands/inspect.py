@@ -9,6 +9,8 @@ from certjob.cli.options import Csv, MentorArgument, OrganisationSlug, WrongOpti
 from certjob.cli.session import Call, Commands
 from certjob.domain.models import Status
 
+app = Commands()
+
 
 def _parse_status(word: str) -> Status:
     known = [status for status in Status if status is not Status.RECORDED]
@@ -38,6 +40,12 @@ Within = Annotated[
 ]
 
 
+@app.command(
+    group=LOOKING,
+    without=("quiet",),
+    short_help="Show one mentor's whole history, and what comes next.",
+    examples=("certjob explain M1042", "certjob explain kari"),
+)
 def explain(
     call: Call,
     mentor: MentorArgument,
@@ -64,6 +72,13 @@ def explain(
     return 0
 
 
+@app.command(
+    "list",
+    group=LOOKING,
+    without=("quiet",),
+    short_help="List who has which certificate.",
+    examples=("certjob list --within 60 --organisation hlf", "certjob list --status expired --csv > expired.csv"),
+)
 def list_(
     call: Call,
     *,
@@ -113,6 +128,12 @@ def list_(
     return call.name_left_out(found.broken)
 
 
+@app.command(
+    group=LOOKING,
+    without=("quiet",),
+    short_help="Show what the coming nightly runs will do.",
+    examples=("certjob forecast", "certjob forecast --days 365 --csv > year.csv"),
+)
 def forecast(
     call: Call,
     *,
@@ -158,26 +179,3 @@ def _refuse_two_forms(*, csv: bool, json: bool) -> None:
     if csv and json:
         message = "--csv and --json are two forms of the same"
         raise WrongOption(message, next_step="give one of them")
-
-
-def add_to(app: Commands) -> None:
-    """Register the commands, in the order in which --help shows them."""
-    app.command(
-        group=LOOKING,
-        without=("quiet",),
-        short_help="Show one mentor's whole history, and what comes next.",
-        examples=("certjob explain M1042", "certjob explain kari"),
-    )(explain)
-    app.command(
-        "list",
-        group=LOOKING,
-        without=("quiet",),
-        short_help="List who has which certificate.",
-        examples=("certjob list --within 60 --organisation hlf", "certjob list --status expired --csv > expired.csv"),
-    )(list_)
-    app.command(
-        group=LOOKING,
-        without=("quiet",),
-        short_help="Show what the coming nightly runs will do.",
-        examples=("certjob forecast", "certjob forecast --days 365 --csv > year.csv"),
-    )(forecast)

@@ -10,9 +10,7 @@ if TYPE_CHECKING:
     from certjob.facts.organisations import OrganisationDetails
     from certjob.views.rule_change import RuleChange
 
-organisation_app = Commands(
-    help="The member organisations: their rules, contacts and coordinators.", no_args_is_help=True
-)
+app = Commands(help="The member organisations: their rules, contacts and coordinators.", no_args_is_help=True)
 
 Slug = Annotated[str, typer.Argument(metavar="SLUG", show_default=False, help="Its short name, such as hlf.")]
 Name = Annotated[
@@ -56,7 +54,7 @@ DryRun = Annotated[
 ]
 
 
-@organisation_app.command(
+@app.command(
     "set",
     short_help="Create an organisation or change it.",
     examples=(
@@ -135,7 +133,7 @@ def _show_change(call: Call, opened: Session, slug: str, change: "RuleChange") -
     return call.name_left_out(change.broken)
 
 
-@organisation_app.command("show", without=("quiet",), short_help="Show all that can be set of an organisation.")
+@app.command("show", without=("quiet",), short_help="Show all that can be set of an organisation.")
 def organisation_show(call: Call, slug: Slug) -> int:
     """Show all that can be set of an organisation, and its coordinators with the language of their daily mail."""
     from certjob.cli.terminal import output as console
@@ -181,7 +179,7 @@ def _lines(details: "OrganisationDetails", *, mail_from: str | None) -> list[tup
     ]
 
 
-@organisation_app.command("list", without=("quiet",))
+@app.command("list", without=("quiet",))
 def organisation_list(
     call: Call,
 ) -> int:

@@ -11,7 +11,15 @@ from certjob.cli.session import Call, Commands, Session
 if TYPE_CHECKING:
     from certjob.views.preview import Preview
 
+app = Commands()
 
+
+@app.command(
+    group=LOOKING,
+    without=("quiet",),
+    short_help="Show a reminder before it is sent.",
+    examples=("certjob preview M1042 --threshold 30", "certjob preview M1042 --send-to me@example.org"),
+)
 def preview(
     call: Call,
     mentor: MentorArgument,
@@ -148,13 +156,3 @@ def _print(opened: Session, shown: "Preview") -> None:
     headers = [f"{name}: {value}" for name, value in _headers(opened, shown).items()]
     for line in (*headers, "", *shown.message.text.splitlines()):
         opened.output.text(line)
-
-
-def add_to(app: Commands) -> None:
-    """Register the command."""
-    app.command(
-        group=LOOKING,
-        without=("quiet",),
-        short_help="Show a reminder before it is sent.",
-        examples=("certjob preview M1042 --threshold 30", "certjob preview M1042 --send-to me@example.org"),
-    )(preview)

@@ -9,7 +9,17 @@ from certjob.cli.help import EVERY_NIGHT
 from certjob.cli.options import IgnoreDatabaseClock, WrongOption
 from certjob.cli.session import Call, Commands, Session, delivery_from, portal_from
 
+app = Commands()
 
+
+@app.command(
+    group=EVERY_NIGHT,
+    short_help="Read what the portal shows and push what differs.",
+    examples=(
+        "certjob reconcile --dry-run",
+        "certjob reconcile --accept CONTACT --because 'works in the office'",
+    ),
+)
 def reconcile(
     call: Call,
     *,
@@ -97,15 +107,3 @@ def _accept(opened: Session, contact: str, *, because: str, json: bool) -> int:
     elif opened.output.interactive:
         opened.output.result(f"{contact_id} is accepted: it is no longer reported while it is shown.")
     return 0
-
-
-def add_to(app: Commands) -> None:
-    """Register the command."""
-    app.command(
-        group=EVERY_NIGHT,
-        short_help="Read what the portal shows and push what differs.",
-        examples=(
-            "certjob reconcile --dry-run",
-            "certjob reconcile --accept CONTACT --because 'works in the office'",
-        ),
-    )(reconcile)

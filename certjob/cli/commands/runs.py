@@ -21,6 +21,8 @@ from certjob.cli.session import Call, Commands, Session, delivery_from
 if TYPE_CHECKING:
     from certjob.night.report import RunReport
 
+app = Commands()
+
 
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the plan and change nothing: no write, no lock, no call.")
@@ -42,6 +44,11 @@ NoDeliver = Annotated[
 ]
 
 
+@app.command(
+    group=EVERY_NIGHT,
+    short_help="The nightly run: certificates, pauses, portal, mail.",
+    examples=("certjob run --dry-run", "certjob run --dry-run --as-of 2027-01-31 --organisation hlf"),
+)
 def run(
     call: Call,
     *,
@@ -94,6 +101,11 @@ def run(
         return report_on(call, opened, report)
 
 
+@app.command(
+    group=EVERY_NIGHT,
+    short_help="Deliver what is queued and due.",
+    examples=("certjob deliver", "certjob deliver --deliver-for 10m"),
+)
 def deliver(
     call: Call,
     *,
@@ -121,6 +133,11 @@ def deliver(
         return report_on(call, opened, report)
 
 
+@app.command(
+    group=EVERY_NIGHT,
+    short_help="Review one mentor now and push the visibility.",
+    examples=("certjob resync M1042", "certjob resync 'kari nordmann' --organisation hlf"),
+)
 def resync(
     call: Call,
     mentor: MentorArgument,
@@ -190,22 +207,3 @@ def report_on(call: Call, opened: Session, report: "RunReport") -> int:
         say = plain.print_error if report.outcome is Outcome.FAILED else plain.print_attention
         say(call.command, reason)
     return EXIT_CODES[report.outcome]
-
-
-def add_to(app: Commands) -> None:
-    """Register the commands, in the order in which --help shows them."""
-    app.command(
-        group=EVERY_NIGHT,
-        short_help="The nightly run: certificates, pauses, portal, mail.",
-        examples=("certjob run --dry-run", "certjob run --dry-run --as-of 2027-01-31 --organisation hlf"),
-    )(run)
-    app.command(
-        group=EVERY_NIGHT,
-        short_help="Deliver what is queued and due.",
-        examples=("certjob deliver", "certjob deliver --deliver-for 10m"),
-    )(deliver)
-    app.command(
-        group=EVERY_NIGHT,
-        short_help="Review one mentor now and push the visibility.",
-        examples=("certjob resync M1042", "certjob resync 'kari nordmann' --organisation hlf"),
-    )(resync)

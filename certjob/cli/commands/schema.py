@@ -6,10 +6,10 @@ import typer
 
 from certjob.cli.session import Call, Commands
 
-db_app = Commands(help="The database: schema and retention.", no_args_is_help=True)
+app = Commands(help="The database: schema and retention.", no_args_is_help=True)
 
 
-@db_app.command("migrate", short_help="Bring the schema up to date.", examples=("certjob db migrate",))
+@app.command("migrate", short_help="Bring the schema up to date.", examples=("certjob db migrate",))
 def db_migrate(
     call: Call,
 ) -> int:
@@ -29,7 +29,7 @@ def db_migrate(
     return 0
 
 
-@db_app.command(
+@app.command(
     "status", without=("quiet",), examples=("certjob db status",), short_help="Show which migrations are applied."
 )
 def db_status(
@@ -56,7 +56,7 @@ def db_status(
     return 3 if pending else 0
 
 
-@db_app.command(
+@app.command(
     "prune",
     short_help="Delete what is done and old.",
     examples=("certjob db prune --older-than 3y --dry-run", "certjob db prune --older-than 18m"),

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from certjob.cli.terminal import output as console
 from certjob.cli.terminal import plain
@@ -77,15 +77,15 @@ def needs_attention(report: LoadReport) -> bool:
     return any(problem.cost is not Cost.NOTHING for problem in report.problems)
 
 
-def write_rejects(stream: IO[str], report: LoadReport) -> None:
-    """Write the bad rows as they stand in the file, each after its reason: to be corrected and loaded again."""
-    stream.write("\ufeff")  # or a spreadsheet takes the letters for those of another alphabet
-    stream.write(_after(REASON, report.header, report))
+def rejects_text(report: LoadReport) -> str:
+    """Return the bad rows as they stand in the file, each after its reason: to be corrected and loaded again."""
+    rows = ["\ufeff", _after(REASON, report.header, report)]  # or a spreadsheet takes the letters for others
     bad = [problem for problem in report.problems if problem.cost is not Cost.NOTHING]
     for line, members in groupby(bad, key=lambda problem: problem.line):
         problems = list(members)
         reasons = "; ".join(f"{problem.column}: {problem.reason}{_value(problem)}" for problem in problems)
-        stream.write(_after(f"line {line}: {reasons}", problems[0].text, report))
+        rows.append(_after(f"line {line}: {reasons}", problems[0].text, report))
+    return "".join(rows)
 
 
 def _after(reason: str, text: str, report: LoadReport) -> str:
