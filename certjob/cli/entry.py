@@ -27,9 +27,7 @@ from certjob.stopping import STOP_SIGNALS, StopFlag, stop_on_signals
 if TYPE_CHECKING:
     import psycopg
 
-_TypersUsageError: type[Exception] = typer.BadParameter.__mro__[
-    1
-]  # typer has click inside or beside it, as its version goes
+_TypersUsageError: Any = typer.BadParameter.__base__  # typer has click inside or beside it, as its version goes
 
 WORKS_READ_ONLY = (
     "What works here: alerts, check, db status, explain, forecast, list, organisation list, organisation show, "
