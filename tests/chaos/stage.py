@@ -61,7 +61,7 @@ class Stage:
         with (
             cluster.fresh_database(name),
             PortalServer(script=receiver.behaviour) as portal,
-            Postbox.open() as postbox,
+            Postbox() as postbox,
         ):
             today = datetime.now(ZoneInfo("Europe/Oslo")).date()
             outside: dict[str, Any] = {"receiver": receiver, "postbox": postbox, "portal": portal}

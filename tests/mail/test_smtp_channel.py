@@ -125,7 +125,7 @@ def test_letters_that_a_server_cannot_pass_on_are_the_recipients_trouble(answers
     with scripted_server(answers) as server, channel_to(server.port) as channel:
         with pytest.raises(RecipientRefusedError, match=said):
             channel.send(PAAL)
-        server.answers.clear()
+        server.answers = {}
         channel.send(MESSAGE)
 
         assert len(server.bodies) == 1
@@ -224,7 +224,7 @@ def test_an_answer_too_many_ends_the_connection_and_any_2xx_to_the_message_is_su
     with scripted_server({stage: answer}) as server, channel_to(server.port) as channel:
         with nullcontext() if stage == "END" else pytest.raises(ChannelDownError):
             channel.send(MESSAGE)
-        server.answers.clear()
+        server.answers = {}
         channel.send(MESSAGE)
 
         assert (len(server.bodies), server.connections) == (taken, connections)
@@ -248,7 +248,7 @@ def test_a_cancelled_message_leaves_nothing_behind(stage: str, is_reached: Calla
         sending.cancel()
         with pytest.raises(asyncio.CancelledError):
             await sending
-        server.answers.clear()
+        server.answers = {}
         await channel.send(replace(MESSAGE, subject="Another"))
         await channel.close()
 

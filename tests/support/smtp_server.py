@@ -1,7 +1,6 @@
 """SMTP servers for tests: a real one (aiosmtpd), and one that misbehaves exactly where it is told to."""
 
 import contextlib
-import itertools
 import socket
 import ssl
 import threading
@@ -9,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult, LoginPassword
@@ -89,6 +88,9 @@ GOOD_ANSWERS: Mapping[str, bytes] = {
     "QUIT": b"221 bye",
 }
 
+Answer = bytes | Fault | None
+"""None: nothing is said, and the session goes on."""
+
 
 class ScriptedServer:
     """Answers each stage of a session as a good server does, but for the stages it is given another answer for.
@@ -96,8 +98,8 @@ class ScriptedServer:
     The stages are the commands, GREETING, BODY (before the body is read) and END (after the final dot).
     """
 
-    def __init__(self, answers: Mapping[str, bytes | Fault]) -> None:
-        self.answers: dict[str, bytes | Fault] = dict(answers)
+    def __init__(self, answers: Mapping[str, Answer]) -> None:
+        self.answers: Mapping[str, Answer] = dict(answers)
         self.commands: list[str] = []
         """Every line heard outside of bodies, of all connections."""
         self.bodies: list[bytes] = []
@@ -107,52 +109,83 @@ class ScriptedServer:
         # Small, so that a body which is not read fills it and blocks its sender.
         self._listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         self.port: int = self._listening.getsockname()[1]
+        self._sockets = [self._listening]
         self._threads: list[threading.Thread] = []
+
+    def answer(self, stage: str) -> Answer:
+        """What is said at a stage."""
+        return self.answers.get(stage, None if stage == "BODY" else GOOD_ANSWERS.get(stage, b"500 what?"))
+
+    def begin_tls(self, connection: socket.socket) -> socket.socket:
+        """Once STARTTLS was answered; as it is here, the session only goes on."""
+        return connection
+
+    def end_message(self, body: bytes, *, to: str) -> Answer:
+        """A message is whole; what is said to it."""
+        self.bodies.append(body)
+        return self.answer("END")
+
+    def __enter__(self) -> Self:
         self._start(self._accept)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for each in self._sockets:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(timeout=10)
+        self._listening.close()
 
     def _start(self, work: Callable[..., None], *arguments: object) -> None:
         self._threads.append(threading.Thread(target=work, args=arguments, daemon=True))
         self._threads[-1].start()
-
-    def stop(self) -> None:
-        self._stop.set()
-        with contextlib.suppress(OSError):
-            self._listening.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join(timeout=10)
-        self._listening.close()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while not self._stop.is_set():
                 connection, _ = self._listening.accept()
                 self.connections += 1
+                self._sockets.append(connection)
                 self._start(self._serve, connection)
 
     def _serve(self, connection: socket.socket) -> None:
-        connection.settimeout(10)
-        with connection, contextlib.suppress(OSError), connection.makefile("rb") as lines:
-            goes_on = self._answer(connection, "GREETING")
-            while goes_on and (line := lines.readline()):
-                self.commands.append(line.decode("latin-1").rstrip("\r\n"))
-                stage = self.commands[-1].partition(" ")[0].upper()
-                goes_on = self._answer(connection, stage) and stage != "QUIT"
-                if goes_on and stage == "DATA" and "DATA" not in self.answers:
-                    goes_on = self._take_body(connection, lines)
+        connection.settimeout(60)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with contextlib.suppress(OSError):
+            connection = self._talk(connection)
+        connection.close()
 
-    def _take_body(self, connection: socket.socket, lines: Iterable[bytes]) -> bool:
-        if "BODY" in self.answers and not self._answer(connection, "BODY"):
-            return False
-        body = list(itertools.takewhile(lambda line: line != b".\r\n", lines))
-        self.bodies.append(b"".join(body))
-        return self._answer(connection, "END")
+    def _talk(self, connection: socket.socket) -> socket.socket:
+        """Talk to the end; return the connection, which is another one once TLS has begun."""
+        lines, to = connection.makefile("rb"), ""
+        goes_on = self._say(connection, self.answer("GREETING"))
+        while goes_on and (line := lines.readline()):
+            self.commands.append(line.decode("latin-1").rstrip("\r\n"))
+            stage = self.commands[-1].partition(" ")[0].upper()
+            if stage == "RCPT":
+                to = line.decode("latin-1").partition("<")[2].partition(">")[0]
+            answer = self.answer(stage)
+            goes_on = self._say(connection, answer) and stage != "QUIT"
+            if not isinstance(answer, bytes):
+                continue
+            if stage == "STARTTLS" and answer.startswith(b"220"):
+                lines.close()
+                connection = self.begin_tls(connection)
+                lines = connection.makefile("rb")
+            if stage == "DATA" and answer.startswith(b"354"):
+                goes_on = self._say(connection, self.answer("BODY"))
+                body = _read_body(lines) if goes_on else None
+                goes_on = body is not None and self._say(connection, self.end_message(body, to=to))
+        lines.close()
+        return connection
 
-    def _answer(self, connection: socket.socket, stage: str) -> bool:
-        """Do what the stage asks for; whether the session goes on."""
-        match self.answers.get(stage, GOOD_ANSWERS.get(stage, b"500 what?")):
-            case bytes() as answer:
+    def _say(self, connection: socket.socket, answer: Answer) -> bool:
+        """Say it; whether the session goes on."""
+        match answer:
+            case bytes():
                 connection.sendall(answer + b"\r\n")
-                return True
             case Fault.HANG:
                 self._stop.wait(10)
             case Fault.DRIP:
@@ -161,14 +194,21 @@ class ScriptedServer:
             case Fault.FLOOD:
                 while not self._stop.is_set():
                     connection.sendall(b"250-more\r\n" * 100)
-        return False
+        return not isinstance(answer, Fault)
+
+
+def _read_body(lines: Iterable[bytes]) -> bytes | None:
+    """The lines before that with the dot; None if there is none."""
+    body = list[bytes]()
+    for line in lines:
+        if line == b".\r\n":
+            return b"".join(body)
+        body.append(line)
+    return None
 
 
 @contextmanager
-def scripted_server(answers: Mapping[str, bytes | Fault] | None = None) -> Iterator[ScriptedServer]:
+def scripted_server(answers: Mapping[str, Answer] | None = None) -> Iterator[ScriptedServer]:
     """A running server that misbehaves as told."""
-    server = ScriptedServer(answers or {})
-    try:
+    with ScriptedServer(answers or {}) as server:
         yield server
-    finally:
-        server.stop()
