@@ -25,7 +25,7 @@ from certjob.mail.message import Channel, OutgoingMessage
 from certjob.mail.queue import Item, MailQueue, Unsent
 from certjob.outbox.claims import Answer, Lease, StageStop
 from certjob.outbox.loop import DatabaseThread
-from certjob.outbox.retry import RetryPolicy, exponential
+from certjob.outbox.retry import RetryPolicy, exponential, seconds_to_next_round
 from certjob.stopping import StopFlag
 
 logger = logging.getLogger(__name__)
@@ -33,8 +33,6 @@ logger = logging.getLogger(__name__)
 REFUSALS_IN_A_ROW = 5
 UNKNOWN_IN_A_ROW = 3
 CHANNEL_TRIES = 3
-FIRST_DELAY_SECONDS = 15 * 60.0
-LONGEST_DELAY_SECONDS = 6 * 3600.0
 
 _DEADLINE = StageStop(stage="mail", code="deadline", reason="the time for deliveries is over; the rest stays pending")
 
@@ -172,7 +170,7 @@ class MailStage(Generic[Item]):
                 raise error
 
     def _put_off(self, item: Item, error: NotifyError, *, maybe_sent: bool = False) -> None:
-        delay_seconds = retry_delay_seconds(item.attempts)
+        delay_seconds = seconds_to_next_round(item.attempts)
         held = self._queue.put_off(item, error, delay_seconds=delay_seconds, maybe_sent=maybe_sent)
         self.counts.lost += not held
 
@@ -185,7 +183,7 @@ class MailStage(Generic[Item]):
             self._refused.append(item)
         if len(self._refused) < REFUSALS_IN_A_ROW:
             return None
-        delay_seconds = retry_delay_seconds(max(item.attempts for item in self._refused))
+        delay_seconds = seconds_to_next_round(max(item.attempts for item in self._refused))
         self._queue.reopen_refused(self._refused, delay_seconds=delay_seconds)
         self.counts.failed -= len(self._refused)
         self._refused.clear()
@@ -199,8 +197,3 @@ def _log(message: OutgoingMessage, event: str, **about: str) -> None:
         ids = {"kind": message.kind, "message_key": message.idempotency_key, "mentor_id": message.mentor_id}
         known = {name: str(value) for name, value in ids.items() if value is not None}
         logger.debug("a %s", event.replace("_", " "), extra={"event": event} | known | about)
-
-
-def retry_delay_seconds(attempts: int) -> float:
-    """Seconds until a deferred message is tried again: 15 min, 30 min, … at most 6 h."""
-    return float(min(FIRST_DELAY_SECONDS * 2 ** min(attempts - 1, 10), LONGEST_DELAY_SECONDS))

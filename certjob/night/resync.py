@@ -15,7 +15,7 @@ from certjob.night.report import RunReport
 from certjob.outbox.claims import Answer, StageStop
 from certjob.outbox.loop import DatabaseThread, run_loop
 from certjob.outbox.retry import RetryPolicy, wait
-from certjob.portal.push import MakeTarget, Push, PushOutcome
+from certjob.portal.push import MakeTarget, Push
 from certjob.portal.stage import PortalStage
 from certjob.portal.sync import LEASE_SECONDS, EventVersion, PortalCounts, PortalSyncService
 from certjob.review.certification import CertificationManagementService
@@ -215,8 +215,6 @@ def _push(
 
 def _is_what_was_asked(push: Push, answer: Answer) -> bool:
     """Whether this push is what the resync was asked for; raise what went wrong with it."""
-    if push.outcome is PushOutcome.NO_PORTAL:
-        return True
     if not push.is_tried or answer is Answer.LOST:  # another run has taken it over
         return False
     if push.error is not None:

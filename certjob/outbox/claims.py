@@ -33,11 +33,10 @@ class Lease:
     claimed_at: float
     """On ``lease_clock``."""
     seconds: float
-    clock: Callable[[], float] = lease_clock
 
     def fits(self, worst_case_seconds: float) -> bool:
         """Whether a unit of work that takes at most so long surely ends inside the lease."""
-        return self.clock() - self.claimed_at + worst_case_seconds < self.seconds
+        return lease_clock() - self.claimed_at + worst_case_seconds < self.seconds
 
 
 class Claimed(Protocol):
@@ -98,14 +97,12 @@ class Outbox(Generic[Item]):
         table: str,
         item: type[Item],
         lease_seconds: float,
-        clock: Callable[[], float] = lease_clock,
     ) -> None:
         """``table`` names the statements claim_<table> and settle_<table>."""
         self._connection = connection
         self._table = table
         self._item = item
         self._lease_seconds = lease_seconds
-        self._clock = clock
 
     def claim(self, lock: str, parameters: dict[str, object]) -> tuple[list[Item], Lease]:
         """Claim what the statement ``lock`` locks, in its order, each row with a fresh token; committed on return.
@@ -122,7 +119,7 @@ class Outbox(Generic[Item]):
 
     def _claim(self, lock: str, parameters: dict[str, object]) -> tuple[list[Item] | None, Lease]:
         """Return what was claimed; None when nothing could be locked."""
-        lease = Lease(claimed_at=self._clock(), seconds=self._lease_seconds, clock=self._clock)
+        lease = Lease(claimed_at=lease_clock(), seconds=self._lease_seconds)
         with database.transaction(self._connection, by_index=True):
             rows = database.fetch(self._connection, lock, parameters)
             if not rows:

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from types import TracebackType
 from typing import Any, Self
 
 import httpx
@@ -43,11 +42,11 @@ class HttpClient:
     verifies TLS certificates, by ``SSL_CERT_FILE`` or ``SSL_CERT_DIR`` where these are set.
     """
 
-    def __init__(self, *, ssl_context: ssl.SSLContext | None = None) -> None:
+    def __init__(self) -> None:
         self._client = httpx.AsyncClient(
             timeout=None,  # noqa: S113 - each call has its deadline
             trust_env=False,
-            verify=ssl_context or _verifying_context(),
+            verify=_verifying_context(),
             limits=httpx.Limits(keepalive_expiry=IDLE_SECONDS),
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
         )
@@ -116,9 +115,7 @@ class HttpClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
 

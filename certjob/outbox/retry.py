@@ -64,6 +64,10 @@ def full_jitter(*, base_seconds: float, cap_seconds: float) -> Backoff:
     )
 
 
+seconds_to_next_round: Backoff = exponential(base_seconds=15 * 60, cap_seconds=6 * 3600)
+"""After a round of calls, or a mail, that has failed for the n-th time: 15 minutes, 30, … at most 6 hours."""
+
+
 def _doubled(base_seconds: float, *, attempt: int, cap_seconds: float) -> float:
     # The exponent is bounded because a float's power overflows with an error, while a product becomes infinite.
     return float(min(cap_seconds, base_seconds * 2.0 ** min(attempt - 1, 1000)))

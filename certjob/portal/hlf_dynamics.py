@@ -19,18 +19,16 @@ And a code that is not written like ours (``ResourceNotFound``, ``0x80040217``) 
 A page of what is visible has the same outcomes, and nothing of it is unknown: reading changes nothing.
 """
 
-import json
 import re
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Annotated, Final, Literal, Self, TypeVar
 from uuid import UUID
 
 import httpx
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from certjob import __version__
 from certjob.errors import (
@@ -46,7 +44,6 @@ from certjob.outbox.retry import RetryPolicy, parse_retry_after
 from certjob.redaction import foreign_line
 
 PERMANENT_CODES: Final = frozenset({"contact_not_found", "invalid_request", "dynamics_rejected"})
-STAGE_CODES: Final = frozenset({"misconfigured"})
 NOT_DONE_CODES: Final = frozenset({"dynamics_unavailable", "token_unavailable"})
 """After any other 5xx nobody knows: a gateway says so of a function that was ended in the middle of a change."""
 TRANSIENT_STATUSES: Final = frozenset({408, 425, 429})
@@ -68,21 +65,45 @@ LONGEST_TEXT: Final = 200
 
 LONGEST_PAGE_BYTES: Final = 1_000_000
 """A page of 5,000 contacts is about 200 kB."""
-LONGEST_CURSOR: Final = 4096
 MOST_PAGES: Final = 2000
 """Ten million contacts; a list that goes on after that has no end."""
 
 _KEY = re.compile(r"[\x21-\x7e]+")
-_CODE = re.compile(r"[a-z][a-z0-9_]{0,63}")
-_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Envelope:
+class _Success(BaseModel):
+    """An answer of the contract that is a success; one that has an error as well is none."""
+
+    model_config = ConfigDict(strict=True)
+    error: None = None
+
+
+class _Ready(_Success):
+    ok: Literal[True]
+
+
+class _Confirmed(_Success):
+    contact_id: str
+    visible: bool
+
+
+class _Page(_Success):
+    visible: list[UUID]
+    next: Annotated[str, Field(min_length=1, max_length=4096)] | None
+
+
+class _Error(BaseModel):
+    code: Annotated[str, Field(pattern="^[a-z][a-z0-9_]{0,63}$")]
+    message: str = ""
+
+
+class _Envelope(BaseModel):
     """The contract's ``{"error": {"code", "message"}}``."""
 
-    code: str
-    message: str
+    error: _Error
+
+
+Form = TypeVar("Form", bound=BaseModel)
 
 
 class HLFDynamicsSyncService:
@@ -117,9 +138,10 @@ class HLFDynamicsSyncService:
             headers={"Idempotency-Key": idempotency_key},
             json={"contact_id": str(contact_id), "visible": visible},
         )
-        content = _parse(answer)
-        if answer.status_code != 200 or not _is_confirmed(content, contact_id=contact_id, visible=visible):
-            raise self._error_for(answer, envelope=_envelope(content))
+        echoed = _success(answer, _Confirmed)
+        # A UUID's letters may be in either case (RFC 9562, 4).
+        if echoed is None or (echoed.contact_id.lower(), echoed.visible) != (str(contact_id), visible):
+            raise self._error_for(answer)
 
     async def read_visible_contacts(self, *, policy: RetryPolicy) -> AsyncIterator[list[UUID]]:
         """Yield the contacts that the portal shows, a page at a time; after the last page these are all.
@@ -130,8 +152,9 @@ class HLFDynamicsSyncService:
         cursors: set[str] = set()
         cursor: str | None = None
         while True:
-            page, cursor = await policy.call(lambda after=cursor: self._read_page(after))  # type: ignore[misc]
-            yield page
+            page = await policy.call(lambda after=cursor: self._read_page(after))  # type: ignore[misc]
+            yield page.visible
+            cursor = page.next
             if cursor is None:
                 return
             if cursor in cursors or len(cursors) == MOST_PAGES:
@@ -141,18 +164,17 @@ class HLFDynamicsSyncService:
 
     async def read_first_page(self) -> list[UUID]:
         """Return the first contacts that the portal shows: whether the function can list at all."""
-        return (await self._read_page(None))[0]
+        return (await self._read_page(None)).visible
 
-    async def _read_page(self, after: str | None) -> tuple[list[UUID], str | None]:
+    async def _read_page(self, after: str | None) -> _Page:
         query = {"visible": "true"} | ({} if after is None else {"after": after})
         answer = await self._call("GET", query=query, max_body_bytes=LONGEST_PAGE_BYTES)
-        content = _parse(answer)
-        if answer.status_code == 200 and content == {"ok": True}:  # it knows no query
+        if _success(answer, _Ready):  # it knows no query
             message = "the portal's function is too old to list contacts"
             raise PortalStageError(message, next_step="deploy it again (docs/edge-function.md)")
-        page = _page(content) if answer.status_code == 200 else None
+        page = _success(answer, _Page)
         if page is None:
-            raise self._error_for(answer, envelope=_envelope(content))
+            raise self._error_for(answer)
         return page
 
     async def _call(
@@ -182,20 +204,20 @@ class HLFDynamicsSyncService:
         except httpx.TransportError as error:
             raise TransientPortalError(self._explain(error), code=FailureCode.OUTCOME_UNKNOWN) from error
 
-    def _error_for(self, answer: HttpAnswer, *, envelope: _Envelope | None) -> PortalCallError:
-        kind, remark, next_step = _judge(answer.status_code, code=envelope.code if envelope else None)
-        said = self._printable(envelope.message) if envelope else ""
-        what = f"{answer.status_code} {envelope.code if envelope else _phrase(answer.status_code)}".rstrip()
-        retry_after_seconds = None
-        if kind is TransientPortalError:
-            retry_after_seconds = parse_retry_after(answer.headers.get("Retry-After"), now=_time_of(answer))
+    def _error_for(self, answer: HttpAnswer) -> PortalCallError:
+        status, envelope = answer.status_code, _parse(answer, _Envelope)
+        code = envelope.error.code if envelope else None
+        kind, failure, remark, next_step = _judge(status, code)
+        said = self._printable(envelope.error.message) if envelope else ""
+        what = f"{status} {code or _phrase(status)}".rstrip()
+        asked = parse_retry_after(answer.headers.get("Retry-After"), now=datetime.now(UTC))
         return kind(
             f"the portal answered {what}{remark}" + (f" ({said})" if said else ""),
             next_step=next_step,
-            code=_failure_code(kind, answer.status_code, code=envelope.code if envelope else None),
-            status=answer.status_code,
-            retry_after_seconds=retry_after_seconds,
-            correlation_id=self._printable_ascii(answer.headers.get("X-Correlation-Id")),
+            code=failure,
+            status=status,
+            retry_after_seconds=asked if kind is TransientPortalError else None,
+            correlation_id=self._printable(answer.headers.get("X-Correlation-Id", "")) or None,
         )
 
     def _explain(self, error: httpx.TransportError) -> str:
@@ -214,10 +236,6 @@ class HLFDynamicsSyncService:
     def _printable(self, text: str) -> str:
         return foreign_line(text, secrets=[self._key], longest=LONGEST_TEXT)
 
-    def _printable_ascii(self, text: str | None) -> str | None:
-        characters = "".join(character for character in text or "" if " " <= character <= "~").strip()
-        return characters.replace(self._key, "<secret>")[:LONGEST_TEXT] or None
-
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
@@ -225,105 +243,50 @@ class HLFDynamicsSyncService:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
 
-def _judge(status: int, *, code: str | None) -> tuple[type[PortalCallError], str, str | None]:
-    """Return what an answer that is no success means, how the sentence about it goes on, and the next step.
+def _judge(status: int, code: str | None) -> tuple[type[PortalCallError], FailureCode | None, str, str | None]:
+    """Return what an answer that is no success means: the error, the code to store, a remark, and the next step.
 
     ``code`` is the envelope's, None without our envelope. The table at the top of the module says the same in words.
     """
     if status < 300:
-        return TransientPortalError, ", but not what the contract says", None
+        return TransientPortalError, FailureCode.OUTCOME_UNKNOWN, ", but not what the contract says", None
     if status < 400:
-        return PortalStageError, ", a redirect", "CERTJOB_PORTAL_URL must be the function's own address"
+        return PortalStageError, None, ", a redirect", "CERTJOB_PORTAL_URL must be the function's own address"
     if status in TRANSIENT_STATUSES:
-        return TransientPortalError, "", None
+        why = FailureCode.PORTAL_THROTTLED if status == 429 else FailureCode.PORTAL_FAILED
+        return TransientPortalError, why, "", None
     if status in STAGE_STATUSES:
-        by_gateway = status == 401 and code is None
-        return PortalStageError, "", STAGE_STATUSES[status] + (GATEWAY_401 if by_gateway else "")
-    if code in STAGE_CODES:
-        return PortalStageError, "", "check the function's secrets and its rights in Dynamics"
+        step = STAGE_STATUSES[status] + (GATEWAY_401 if status == 401 and code is None else "")
+        return PortalStageError, FailureCode.PORTAL_KEY_REFUSED if status in (401, 403) else None, "", step
+    if code == "misconfigured":
+        return PortalStageError, None, "", "check the function's secrets and its rights in Dynamics"
     if status < 500 and code is None:
-        return PortalStageError, ", but not by the function", "check CERTJOB_PORTAL_URL and that it is deployed"
+        return PortalStageError, None, ", but not by the function", "check CERTJOB_PORTAL_URL and that it is deployed"
     if status < 500 and code in PERMANENT_CODES:
-        return PermanentPortalError, "", None
-    return TransientPortalError, "", None
+        return PermanentPortalError, FailureCode(code), "", None
+    nothing_was_done = status < 500 or code in NOT_DONE_CODES
+    return (
+        TransientPortalError,
+        FailureCode.PORTAL_FAILED if nothing_was_done else FailureCode.OUTCOME_UNKNOWN,
+        "",
+        None,
+    )
 
 
-def _failure_code(kind: type[PortalCallError], status: int, *, code: str | None) -> FailureCode | None:
-    """Return the code that is stored for such an answer; None: the usual one of the error's class."""
-    if kind is PermanentPortalError:
-        return FailureCode.parse(code)
-    if kind is PortalStageError:
-        return FailureCode.PORTAL_KEY_REFUSED if status in {401, 403} else None
-    if status < 300 or (status >= 500 and code not in NOT_DONE_CODES):
-        return FailureCode.OUTCOME_UNKNOWN
-    return FailureCode.PORTAL_THROTTLED if status == 429 else FailureCode.PORTAL_FAILED
+def _success(answer: HttpAnswer, form: type[Form]) -> Form | None:
+    return _parse(answer, form) if answer.status_code == 200 else None
 
 
-def _time_of(answer: HttpAnswer) -> datetime:
-    """Return when the answer was made by the server's own clock, which a date in it is to be read by; else by ours."""
-    try:
-        made_at = parsedate_to_datetime(answer.headers.get("Date") or "")
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return datetime.now(UTC)
-    return made_at if made_at.tzinfo is not None else made_at.replace(tzinfo=UTC)
-
-
-def _parse(answer: HttpAnswer) -> dict[str, Any] | None:
-    """Return the body's JSON object, None if it is anything else."""
-    if answer.body_is_cut:
-        return None
-    try:
-        content = json.loads(answer.body, object_pairs_hook=_unambiguous)
-    except (ValueError, RecursionError):  # RecursionError: thousands of brackets
-        return None
-    return content if isinstance(content, dict) else None
-
-
-def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object, raise ValueError where a name stands twice: ``visible`` may not be both."""
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        message = "a name stands twice"
-        raise ValueError(message)
-    return content
-
-
-def _is_confirmed(content: dict[str, Any] | None, *, contact_id: UUID, visible: bool) -> bool:
-    """Whether both values came back and no error; a UUID's letters may be in either case (RFC 9562, 4)."""
-    if content is None or "error" in content:
-        return False
-    echoed = content.get("contact_id")
-    return isinstance(echoed, str) and echoed.lower() == str(contact_id) and content.get("visible") is visible
-
-
-def _page(content: dict[str, Any] | None) -> tuple[list[UUID], str | None] | None:
-    """Return the contacts of a page and the cursor of the next one; None if it is not what the contract says."""
-    if content is None or "error" in content or "next" not in content:
-        return None
-    visible, cursor = content.get("visible"), content["next"]
-    if not isinstance(visible, list) or not (cursor is None or isinstance(cursor, str)):
-        return None
-    if cursor is not None and not 0 < len(cursor) <= LONGEST_CURSOR:
-        return None
-    if not all(isinstance(each, str) and _UUID.fullmatch(each) for each in visible):
-        return None
-    return [UUID(each) for each in visible], cursor
-
-
-def _envelope(content: dict[str, Any] | None) -> _Envelope | None:
-    error = content.get("error") if content else None
-    if not isinstance(error, dict):
-        return None
-    code, message = error.get("code"), error.get("message")
-    if not isinstance(code, str) or not _CODE.fullmatch(code):
-        return None
-    return _Envelope(code=code, message=message if isinstance(message, str) else "")
+def _parse(answer: HttpAnswer, form: type[Form]) -> Form | None:
+    """Return the body in this form, None if it is anything else."""
+    if not answer.body_is_cut:
+        with suppress(ValidationError):
+            return form.model_validate_json(answer.body)
+    return None
 
 
 def _phrase(status: int) -> str:

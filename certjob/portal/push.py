@@ -18,12 +18,10 @@ from certjob.errors import (
     TransientPortalError,
 )
 from certjob.outbox.claims import Lease
-from certjob.outbox.retry import RetryPolicy, full_jitter
+from certjob.outbox.retry import RetryPolicy, full_jitter, seconds_to_next_round
 from certjob.portal.rate import LONGEST_RETRY_AFTER_SLEPT_IN_CALL_SECONDS, RateLimiter
 
 CALL_DEADLINE_SECONDS = 30.0
-FIRST_ROUND_DELAY_SECONDS = 15 * 60.0
-LONGEST_ROUND_DELAY_SECONDS = 6 * 3600.0
 
 
 class PortalTarget(Protocol):
@@ -50,7 +48,6 @@ class PortalEvent:
     """Rounds, this one included."""
     claim_token: UUID
     contact_id: UUID | None
-    has_portal: bool
 
     @property
     def idempotency_key(self) -> str:
@@ -73,8 +70,6 @@ class PushOutcome(Enum):
     """Nobody can be pushed: the key, the address or the function is wrong."""
     NOT_TRIED = "not_tried"
     """Not begun, or cut short before it could tell anything about the event."""
-    NO_PORTAL = "no_portal"
-    """The organisation has lost its portal since the last review; the next one withdraws the event."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +86,7 @@ class Push:
     @property
     def is_tried(self) -> bool:
         """Whether this was a round."""
-        return self.outcome not in (PushOutcome.NOT_TRIED, PushOutcome.NO_PORTAL)
+        return self.outcome is not PushOutcome.NOT_TRIED
 
     @property
     def is_failure(self) -> bool:
@@ -115,11 +110,6 @@ def portal_policy(*, max_attempts: int) -> RetryPolicy:
         is_transient=lambda error: isinstance(error, TransientPortalError),
         retry_after=lambda error: error.retry_after_seconds if isinstance(error, PortalCallError) else None,
     )
-
-
-def round_delay_seconds(rounds: int) -> float:
-    """Seconds until the next round after so many failed ones: 15 min, 30 min, … at most 6 h."""
-    return float(min(FIRST_ROUND_DELAY_SECONDS * 2 ** min(rounds - 1, 10), LONGEST_ROUND_DELAY_SECONDS))
 
 
 def _asks_for_a_long_wait(cause: PortalCallError) -> bool:
@@ -146,8 +136,6 @@ class Pusher:
         """
         if not lease.fits(self.policy.worst_case_seconds(CALL_DEADLINE_SECONDS)):  # the process stood still
             return Push(event=event, outcome=PushOutcome.NOT_TRIED)
-        if not event.has_portal:
-            return Push(event=event, outcome=PushOutcome.NO_PORTAL)
         contact_id = event.contact_id
         if contact_id is None:
             missing = PermanentPortalError("no contact ID", code=FailureCode.NO_CONTACT_ID)
@@ -206,7 +194,7 @@ def _given_up(event: PortalEvent, *, attempts: int, cause: PortalCallError) -> D
         message, step = f"portal cannot be pushed to: {cause.message}", cause.next_step
     else:
         asked_seconds = cause.retry_after_seconds or 0.0
-        delay_seconds = asked_seconds if _asks_for_a_long_wait(cause) else round_delay_seconds(event.attempts)
+        delay_seconds = asked_seconds if _asks_for_a_long_wait(cause) else seconds_to_next_round(event.attempts)
         retry_at = datetime.now(UTC) + timedelta(seconds=delay_seconds)
         times = "1 call" if attempts == 1 else f"{attempts} calls"
         message = f"portal push of mentor {event.member_no} ({event.mentor_id}) failed after {times}: {cause}"

@@ -28,11 +28,10 @@ from certjob.portal.rate import RateLimiter
 from certjob.portal.sync import PortalCounts, PortalSyncService
 
 BREAKER_FAILURES = 5
-"""So many exhausted events in a row, and the endpoint counts as dead for this run."""
+"""So many exhausted events in a row, and the endpoint counts as dead for this run: with the most slots and attempts that
+the settings allow (16, 5), it has then got 100 calls at most."""
 LONGEST_PAUSE_SECONDS = 600.0
 """A Retry-After up to this is slept by the stage; a longer one ends it."""
-MOST_FAILED_CALLS = 100
-"""A dead endpoint gets at most so many requests in one run, whatever kinds of failure they are."""
 GRACE_SECONDS = 6.5
 """After a signal, calls in flight may take so long to end; a later one keeps its lease."""
 LOOK_AGAIN_SECONDS = 1.0
@@ -60,7 +59,7 @@ class PortalStage:
         longest_pause_seconds: float = LONGEST_PAUSE_SECONDS,
         on_progress: Callable[[int], None] | None = None,
         on_settled: Callable[[Push, Answer], None] | None = None,
-        counts: PortalCounts | None = None,
+        counts: PortalCounts,
     ) -> None:
         """``make_target`` is called once, when there is something to push; ``claim`` instead of claiming what is due.
 
@@ -86,14 +85,13 @@ class PortalStage:
         self._landed: deque[Push] = deque()
         """Ended and judged, to be settled."""
         self._exhausted_in_a_row = 0
-        self._failed_calls_in_a_row = 0
         self._is_cautious = False
         """After a pause, one call tries."""
         self._deadline_at = 0.0
         self._stopped: StageStop | None = None
         self._failure: FailureCode | None = None
         self._crash: BaseException | None = None
-        self.counts = counts if counts is not None else PortalCounts()
+        self._counts = counts
 
     async def run(self, *, deadline_seconds: float) -> StageStop | None:
         """Deliver; return why the stage ended early, or None: nothing is left to do, or a signal came."""
@@ -141,17 +139,10 @@ class PortalStage:
         if time.monotonic() >= self._deadline_at:
             await self._end_at_deadline()
             return
-        free = self._slots() - len(self._flying)
-        if free < 1 and not self._flying:
-            self._end("breaker", f"{self._failed_calls_in_a_row} calls in a row failed; the rest stays pending")
-        elif free > 0 and self._rate.seconds_left() <= 0:
+        free = (1 if self._is_cautious else self._concurrency) - len(self._flying)
+        if free > 0 and self._rate.seconds_left() <= 0:
             await self._claim(1 if self._rate.is_limited else free)
             await self._begin_claimed()
-
-    def _slots(self) -> int:
-        """How many pushes may be in flight, if all calls of each of them fail."""
-        left = (MOST_FAILED_CALLS - self._failed_calls_in_a_row) // self._policy.max_attempts
-        return min(1 if self._is_cautious else self._concurrency, left)
 
     async def _claim(self, limit: int) -> None:
         self._claimed.extend(await self._database.run(partial(self._claim_due, limit)))
@@ -207,9 +198,9 @@ class PortalStage:
     def _settle_one(self, push: Push) -> Answer:
         """In the database's thread: write what became of one push."""
         lock_timeout_ms = _LOCK_TIMEOUT_AFTER_SIGNAL_MS if self._database.stopped.is_set() else None
-        answer = self._service.settle(push, self.counts, lock_timeout_ms=lock_timeout_ms)
+        answer = self._service.settle(push, self._counts, lock_timeout_ms=lock_timeout_ms)
         if self._on_progress is not None and push.is_tried:
-            self._on_progress(self.counts.delivered + self.counts.failed)
+            self._on_progress(self._counts.delivered + self._counts.failed)
         return answer
 
     def _judge(self, push: Push) -> None:
@@ -217,10 +208,9 @@ class PortalStage:
         error = push.error
         if push.outcome in (PushOutcome.DELIVERED, PushOutcome.BLOCKED):
             if error is None or error.attempts:  # the portal was called, and does its work
-                self._failed_calls_in_a_row = self._exhausted_in_a_row = 0
+                self._exhausted_in_a_row = 0
                 self._is_cautious = False
         elif error is not None:
-            self._failed_calls_in_a_row += error.attempts
             self._judge_failure(push, error.cause)
 
     def _judge_failure(self, push: Push, cause: PortalCallError) -> None:

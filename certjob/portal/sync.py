@@ -15,7 +15,8 @@ from certjob import database
 from certjob.database import persist
 from certjob.errors import FailureCode
 from certjob.outbox.claims import Answer, Lease, Outbox, Settlement
-from certjob.portal.push import FIRST_ROUND_DELAY_SECONDS, PortalEvent, Push, PushOutcome, round_delay_seconds
+from certjob.outbox.retry import seconds_to_next_round
+from certjob.portal.push import PortalEvent, Push, PushOutcome
 
 logger = logging.getLogger(__name__)
 
@@ -214,11 +215,9 @@ def _settlement(push: Push) -> Settlement:
         case PushOutcome.DELIVERED | PushOutcome.BLOCKED:
             status = push.outcome.value
         case PushOutcome.FAILED:
-            delay_seconds = round_delay_seconds(push.event.attempts)
+            delay_seconds = seconds_to_next_round(push.event.attempts)
         case PushOutcome.THROTTLED:
             delay_seconds = push.asked_seconds
-        case PushOutcome.NO_PORTAL:
-            delay_seconds = FIRST_ROUND_DELAY_SECONDS
     return Settlement(
         status=status,
         delay_seconds=delay_seconds,

@@ -21,7 +21,8 @@ from certjob.errors import (
 from certjob.mail.channels.smtp import SmtpChannel
 from certjob.mail.message import Channel, OutgoingMessage
 from certjob.mail.messages import Templates
-from certjob.mail.stage import MailCounts, retry_delay_seconds
+from certjob.mail.stage import MailCounts
+from certjob.outbox.retry import seconds_to_next_round
 from certjob.stopping import StopFlag
 from tests.support.channels import BlockingStage, reminder_mail
 from tests.support.facts import TODAY, Facts
@@ -212,7 +213,7 @@ def test_a_deferred_one_is_tried_again_later_and_many_do_not_stop_the_stage(mail
         "SELECT status, attempts, maybe_sent, claim_token, last_error, failure_code, next_attempt_at - now()"
         " BETWEEN interval '29 min' AND interval '30 min', count(*) FROM cert_notification_log GROUP BY 1,2,3,4,5,6,7"
     ) == [("pending", 2, False, None, "450 greylisted", "deferred", True, 6)]
-    assert [retry_delay_seconds(attempts) / 60 for attempts in (1, 2, 3, 5, 6, 99)] == [15, 30, 60, 240, 360, 360]
+    assert [seconds_to_next_round(attempts) / 60 for attempts in (1, 2, 3, 5, 6, 99)] == [15, 30, 60, 240, 360, 360]
 
 
 @pytest.mark.parametrize("answers", [{"GREETING": Fault.CUT}, {"RCPT": b"421 closing"}], ids=["cut", "closing"])

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from certjob.outbox import http_client
 from certjob.outbox.http_client import SURELY_NOT_SENT, HttpAnswer, HttpClient
 from certjob.outbox.loop import run_alone
 from tests.support.portal_answers import answer, drip, ok, reset
@@ -24,11 +25,11 @@ from tests.support.smtp_server import CERTIFICATE
 DEADLINE_SECONDS = 0.4
 
 
-def calls(*urls: str, method: str = "GET", client: HttpClient | None = None, **named: Any) -> list[HttpAnswer]:
+def calls(*urls: str, method: str = "GET", **named: Any) -> list[HttpAnswer]:
     """What calls in a row bring, by one client; ``named`` goes along with each."""
 
     async def call() -> list[HttpAnswer]:
-        async with client or HttpClient() as one:
+        async with HttpClient() as one:
             return [await one.request(method, url, **named) for url in urls]
 
     return run_alone(call())
@@ -136,8 +137,8 @@ def test_what_cannot_be_called_is_a_transport_error_and_no_proxy_is_taken_from_t
     assert get(portal)[0].status_code == 200
 
 
-def test_tls_is_verified() -> None:
-    """A trusted certificate serves; one that nobody signed is a connect error, before any byte of the request."""
+def test_tls_is_verified(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A certificate that SSL_CERT_FILE names serves; one that nobody signed is a connect error, before any byte of the request."""
     served: list[bytes] = []
     server_side = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     server_side.load_cert_chain(CERTIFICATE)
@@ -148,11 +149,13 @@ def test_tls_is_verified() -> None:
                 served.append(secured.recv(65536))
                 secured.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 
-    trusting = HttpClient(ssl_context=ssl.create_default_context(cafile=str(CERTIFICATE)))
+    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
+    http_client._verifying_context.cache_clear()
     with raw_server(serve) as port:
-        bodies = [each.body for each in calls(*[f"https://localhost:{port}/"] * 2, client=trusting)]
-    assert bodies == [b"ok", b"ok"]
+        assert [each.body for each in calls(*[f"https://localhost:{port}/"] * 2)] == [b"ok", b"ok"]
 
+    monkeypatch.delenv("SSL_CERT_FILE")
+    http_client._verifying_context.cache_clear()
     served.clear()
     with raw_server(serve) as port, pytest.raises(httpx.ConnectError, match="certificate verify failed"):
         calls(f"https://localhost:{port}/")

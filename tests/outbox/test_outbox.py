@@ -1,6 +1,5 @@
 """Claim, lease, settle: what holds between two sessions, whatever becomes of either."""
 
-from collections.abc import Callable
 from uuid import uuid4
 
 import psycopg
@@ -28,8 +27,8 @@ WHOLE_ROWS = "SELECT row_to_json(e)::text FROM portal_sync_events e ORDER BY id"
 class PortalOutbox(Outbox[PortalEvent]):
     """An outbox of portal events that claims what is due."""
 
-    def __init__(self, connection: Connection, *, clock: Callable[[], float] = claims.lease_clock) -> None:
-        super().__init__(connection, table="portal_events", item=PortalEvent, lease_seconds=120, clock=clock)
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection, table="portal_events", item=PortalEvent, lease_seconds=120)
 
     def claim_due(self, *, limit: int = 100) -> list[PortalEvent]:
         return self.claim("lock_due_portal_events", {"limit": limit})[0]
@@ -181,22 +180,25 @@ class TestSettle:
     [(0, 130, True), (169.9, 130, True), (170, 130, False), (301, 0, False)],
 )
 def test_the_worst_case_must_fit_into_what_is_left_of_the_lease(
-    passed_seconds: float, worst_case_seconds: float, fits: bool
+    passed_seconds: float, worst_case_seconds: float, fits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lease = Lease(claimed_at=1_000, seconds=300, clock=lambda: 1_000 + passed_seconds)
+    lease = Lease(claimed_at=1_000, seconds=300)
+    monkeypatch.setattr(claims, "lease_clock", lambda: 1_000 + passed_seconds)
 
     assert lease.fits(worst_case_seconds) is fits
 
 
-def test_a_lease_is_counted_from_before_the_claim_was_sent(connection: Connection, facts: Facts) -> None:
+def test_a_lease_is_counted_from_before_the_claim_was_sent(
+    connection: Connection, facts: Facts, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A slow claim shortens it: the database may have started the lease at once. Its clock never goes back."""
     backlog(facts, 1)
-    moments = iter([50.0, 150.0])
-    outbox = PortalOutbox(connection, clock=lambda: next(moments))
+    moments, clock = iter([50.0, 150.0]), claims.lease_clock
+    monkeypatch.setattr(claims, "lease_clock", lambda: next(moments))
 
-    _, lease = outbox.claim("lock_due_portal_events", {"limit": 1})
+    _, lease = PortalOutbox(connection).claim("lock_due_portal_events", {"limit": 1})
 
     assert lease.claimed_at == 50.0
     assert not lease.fits(20)
-    earlier = claims.lease_clock()
-    assert claims.lease_clock() >= earlier > 0
+    earlier = clock()
+    assert clock() >= earlier > 0

@@ -371,7 +371,7 @@ def test_a_round_repeats_what_may_pass_under_one_key_and_says_what_is_next(
 ) -> None:
     """What a repeat cannot mend is not repeated."""
     about = {"id": 4711, "mentor_id": uuid4(), "member_no": "M1042", "visible": False, "version": 2, "attempts": 2}
-    event = PortalEvent(**about, claim_token=uuid4(), contact_id=uuid4(), has_portal=True)  # type: ignore[arg-type]
+    event = PortalEvent(**about, claim_token=uuid4(), contact_id=uuid4())  # type: ignore[arg-type]
     portal = FlakyPortal(failures=99, error=lambda: cause)
 
     error = push_once(event, portal).error

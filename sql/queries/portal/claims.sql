@@ -77,10 +77,10 @@ WHERE l.contact_id IS NULL OR pg_try_advisory_xact_lock(hashtextextended(l.conta
 
 -- name: claim_portal_events
 -- What the statement before has locked, and the contact it has kept for each. Whether that is in flight is asked again, in
--- a newer snapshot; an event whose contact was corrected meanwhile is left for the next claim. Committed before any call
--- is made; a crash leaves the lease to run out.
+-- a newer snapshot; an event whose contact was corrected meanwhile is left for the next claim, one whose organisation has
+-- lost its portal to the review. Committed before any call is made; a crash leaves the lease to run out.
 WITH locked AS MATERIALIZED (
-    SELECT kept.id, m.member_no, m.contact_id, m.has_portal,
+    SELECT kept.id, m.member_no, m.contact_id,
         row_number() OVER (PARTITION BY m.contact_id ORDER BY kept.place) AS turn
     FROM unnest(%(ids)b::bigint[], %(contacts)b::uuid[]) WITH ORDINALITY AS kept (id, contact_id, place)
     -- One event after the other by its key (OFFSET 0), and the calls counted: joins would read all events of a young
@@ -101,6 +101,7 @@ WITH locked AS MATERIALIZED (
         OFFSET 0
     ) AS m
     WHERE m.contact_id IS NOT DISTINCT FROM kept.contact_id
+        AND m.has_portal
         AND m.calls_in_flight = 0
 )
 UPDATE portal_sync_events AS e
@@ -112,7 +113,7 @@ FROM locked AS l
 WHERE e.id = l.id
     -- Two organisations may share a contact: one of them at a time, here too, and the first in line.
     AND (l.turn = 1 OR l.contact_id IS NULL)
-RETURNING e.id, e.mentor_id, l.member_no, e.visible, e.version, e.attempts, e.claim_token, l.contact_id, l.has_portal
+RETURNING e.id, e.mentor_id, l.member_no, e.visible, e.version, e.attempts, e.claim_token, l.contact_id
 
 -- name: settle_portal_events
 -- The three answers: no row (token gone, nothing is written), unchanged, or raised (a newer value came during the call:

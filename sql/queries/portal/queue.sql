@@ -23,10 +23,13 @@ SET visible = excluded.visible,
 RETURNING e.id, e.mentor_id, e.version
 
 -- name: find_open_version
--- What a resync has queued, while another run may push it. A delivered version may be a later one.
-SELECT id
-FROM portal_sync_events
-WHERE id = %(id)s AND status <> 'withdrawn' AND NOT (status = 'delivered' AND version >= %(version)s)
+-- What a resync has queued, while another run may push it. A delivered version may be a later one; where the portal is
+-- lost, the next review withdraws it.
+SELECT e.id
+FROM portal_sync_events AS e
+JOIN mentors AS m ON m.id = e.mentor_id
+JOIN organisations AS o ON o.id = m.organisation_id AND o.portal IS NOT NULL
+WHERE e.id = %(id)s AND e.status <> 'withdrawn' AND NOT (e.status = 'delivered' AND e.version >= %(version)s)
 
 -- name: reopen_portal_events
 -- Everything that is open is due now, as a new value would be: what was blocked, too, whatever its retry time. version + 1
