@@ -78,7 +78,6 @@ def resync(
         queued = _review_and_queue(
             connection, mentor_id, report, portal=portal, stop=stop, wait_seconds=lock_wait_seconds
         )
-        report.portal = PortalCounts()
 
         def end(code: FailureCode, reason: str) -> None:
             report.stopped.append(StageStop(stage="portal", code=code, reason=reason))
@@ -181,6 +180,8 @@ def _push(
     claimed. Raises DynamicsSyncException when the push did not succeed, StoppedBySignalError after a signal.
     """
 
+    report.portal = counts = PortalCounts()
+
     async def is_done(database: DatabaseThread) -> bool:
         ended: list[tuple[Push, Answer]] = []
         stage = PortalStage(
@@ -191,7 +192,7 @@ def _push(
             claim=lambda _limit: [] if ended else portal.claim_mentor(mentor_id),
             longest_pause_seconds=0.0,
             on_settled=lambda push, answer: ended.append((push, answer)),
-            counts=report.portal,
+            counts=counts,
         )
         early = await stage.run(deadline_seconds=LEASE_SECONDS)
         if early is not None:

@@ -28,8 +28,8 @@ from certjob.portal.rate import RateLimiter
 from certjob.portal.sync import PortalCounts, PortalSyncService
 
 BREAKER_FAILURES = 5
-"""So many exhausted events in a row, and the endpoint counts as dead for this run: with the most slots and attempts that
-the settings allow (16, 5), it has then got 100 calls at most."""
+"""So many exhausted events in a row, and the endpoint counts as dead for this run: with the most slots and attempts
+that the settings allow (16 and 5) it has got 100 calls at most."""
 LONGEST_PAUSE_SECONDS = 600.0
 """A Retry-After up to this is slept by the stage; a longer one ends it."""
 GRACE_SECONDS = 6.5
