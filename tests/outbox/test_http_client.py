@@ -138,7 +138,7 @@ def test_what_cannot_be_called_is_a_transport_error_and_no_proxy_is_taken_from_t
 
 
 def test_tls_is_verified(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A certificate that SSL_CERT_FILE names serves; one that nobody signed is a connect error: no byte of the request leaves."""
+    """One that SSL_CERT_FILE names serves; one that nobody signed is a connect error before anything is sent."""
     served: list[bytes] = []
     server_side = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     server_side.load_cert_chain(CERTIFICATE)
