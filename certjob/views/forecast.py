@@ -47,6 +47,8 @@ class Forecast:
     until: date
     """The last night, included."""
     weeks: tuple[Week, ...]
+    expired_already: int = 0
+    """Expiries of the first night: the last day is past, and no run has recorded it yet, as after a first import."""
     broken: Mapping[UUID, str]
     """Mentors whose data break a rule; they are left out."""
 
@@ -80,7 +82,8 @@ def make_forecast(
             broken |= read.broken | _count(read.mentors, today=today, until=until, counts=counts, reminders=reminders)
             done += len(read.mentors)
             on_progress(done)
-    return Forecast(today=today, until=until, weeks=tuple(_weeks(counts, today, until)), broken=broken)
+    weeks = tuple(_weeks(counts, today, until))
+    return Forecast(today=today, until=until, weeks=weeks, expired_already=counts["expiries"][today], broken=broken)
 
 
 def _count(

@@ -269,5 +269,7 @@ def test_whoever_is_told_what_to_do_is_not_sent_to_help_as_well(here: Certjob) -
     """One next step, in words of the command line."""
     as_of, within = here("run", "--as-of", "2026-03-10"), here("list", "--within", "soon")
 
-    assert as_of.stderr.endswith(": --as-of requires --dry-run; a real run always uses today's date\n")
+    assert as_of.stderr.endswith(
+        ": --as-of requires --dry-run; add it, or leave --as-of out: a real run is for today\n"
+    )
     assert within.stderr.endswith("'--within': it must be a valid integer; see `certjob list --help`\n")

@@ -188,6 +188,7 @@ def test_a_plan_on_a_terminal_names_people_and_counts_what_is_the_same() -> None
 
     row = "M1001 Kari Nordmann expired, 6 renewed, expiring open 7 days before (last day in 4 days) hide"
     assert row in " ".join(shown.getvalue().split())
+    assert "would do on 2026-03-10 for hlf" in shown.getvalue()  # all of one organisation: it needs no column
 
 
 def test_progress_says_at_once_that_it_is_stopping() -> None:
@@ -203,6 +204,18 @@ def test_progress_says_at_once_that_it_is_stopping() -> None:
 
     assert "Pushing to the portal" in shown.getvalue()  # type: ignore[attr-defined]
     assert "stopping" in shown.getvalue()  # type: ignore[attr-defined]
+
+
+def test_progress_leaves_room_for_what_the_terminal_echoes() -> None:
+    """After a line as wide as the terminal, ^C would begin another one, and the first one would never be erased."""
+    output = Output(quiet=False)
+    output.interactive, output.err = True, terminal(80)[0].out
+
+    with output.progress() as progress:
+        progress.phase("Loading rows " * 10, total=12_000)(2_000)
+
+    lines = without_escapes(output.err.file.getvalue()).splitlines()  # type: ignore[attr-defined]
+    assert 60 < max(map(cell_len, lines)) <= 74
 
 
 def test_totals_name_what_is_not_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -144,7 +144,7 @@ def test_each_form_has_a_row_for_each_week_and_a_total(
         week("2026-W11", date(2026, 3, 9), date(2026, 3, 15), 4, 20, 4, 0),
         week("2026-W14", date(2026, 3, 30), date(2026, 4, 5), 1, 9, 0, 1),
     )
-    made = Forecast(today=date(2026, 3, 9), until=date(2026, 4, 6), weeks=weeks, broken={})
+    made = Forecast(today=date(2026, 3, 9), until=date(2026, 4, 6), weeks=weeks, expired_already=3, broken={})
     output, shown = terminal(80)
 
     show_forecast(output, made, organisation="hlf")
@@ -160,6 +160,8 @@ def test_each_form_has_a_row_for_each_week_and_a_total(
         "Total                         5         29       4      1",
         "Whose certificates:",
         "`certjob list --status valid --status expiring --within 27 --organisation hlf`",
+        "Expired already, recorded tonight: 3; see",
+        "`certjob list --status expired --organisation hlf`",
     ]
     assert csv[1] == "2026-W11,2026-03-09,2026-03-15,4,20,4,0"
     assert (document["outcome"], document["organisation"], document["problems"]) == ("ok", "hlf", [])
@@ -171,10 +173,10 @@ def test_each_form_has_a_row_for_each_week_and_a_total(
 def test_the_command_off_a_terminal_and_on_one(
     environment: dict[str, str], tmp_path: Path, facts: Facts, here: Certjob
 ) -> None:
-    """CSV off a terminal, colour on one that wants it; the command that it names lists those who expire."""
+    """CSV off a terminal, colour on one that wants it; its commands list those who expire, and those who have."""
     today = datetime.now(UTC).date()
     organisation = facts.organisation(portal=None)
-    for days in (3, 88, 91, 200):
+    for days in (-100, 3, 88, 91, 200):
         facts.certified_mentor(organisation, today + days * DAY)
 
     result = here("forecast")
@@ -182,10 +184,13 @@ def test_the_command_off_a_terminal_and_on_one(
     assert result.stdout == here("forecast", "--csv").stdout
     total = json.loads(here("forecast", "--json").stdout)["total"]
     listed = here("list", "--status", "valid", "--status", "expiring", "--within", "88", "--csv").stdout
-    assert len(listed.splitlines()) - 1 == total["expiries"] == 2
+    expired = here("list", "--status", "expired", "--csv").stdout
+    assert [len(each.splitlines()) - 1 for each in (listed, expired)] == [2, 1]
+    assert total["expiries"] == 3
     for settings, coloured in (({}, True), ({"NO_COLOR": "1"}, False)):
         code, shown = on_terminal(["forecast"], environment=environment | settings, folder=tmp_path, only=["stdout"])
         assert (code, "The next 90 nights, if nobody renews" in shown, "\x1b[36m" in shown) == (0, True, coloured)
+        assert "Expired already, recorded tonight: 1; see `certjob list --status expired`" in shown
     for arguments, phrase in (
         (["--days", "0"], "--days"),
         (["--days", "9999"], "--days"),

@@ -71,7 +71,7 @@ def run(
 
     if as_of is not None and not dry_run:
         message = "--as-of requires --dry-run"
-        raise WrongOption(message, next_step="a real run always uses today's date")
+        raise WrongOption(message, next_step="add it, or leave --as-of out: a real run is for today")
     with call.session(
         interruptible=dry_run,
         outlasts_restarts=not dry_run,

@@ -35,10 +35,15 @@ def show_forecast(output: Output, forecast: Forecast, *, organisation: str | Non
         table.add_row(week.name[5:], _days(week.starts_on, week.ends_on), *cells, Text(bar, style="cyan"))
     table.add_row("Total", "", *(f"{count:,}" for count in forecast.total.values()), "", style="bold")
     output.show_table(table)
-    if days > 1 and forecast.total["expiries"]:
-        narrowed = f" --organisation {organisation}" if organisation else ""
+    narrowed = f" --organisation {organisation}" if organisation else ""
+    hints = []
+    if forecast.total["expiries"] > forecast.expired_already:
         command = f"certjob list --status valid --status expiring --within {days - 2}{narrowed}"
-        output.show_lines([PageLine(text=f"Whose certificates: `{command}`", style="dim")])
+        hints.append(f"Whose certificates: `{command}`")
+    if forecast.expired_already:
+        command = f"certjob list --status expired{narrowed}"
+        hints.append(f"Expired already, recorded tonight: {forecast.expired_already:,}; see `{command}`")
+    output.show_lines(PageLine(text=hint, style="dim") for hint in hints)
 
 
 def print_forecast_csv(forecast: Forecast) -> None:

@@ -38,17 +38,17 @@ def _show_changes(
 ) -> None:
     """Print a table, one row per mentor."""
     names = find_names([change.decision.mentor_id for change in changes])
-    several = len({change.decision.organisation.slug for change in changes}) > 1
+    slug, *others = {change.decision.organisation.slug for change in changes}
     table = new_table(
-        *("No.", "Name", "Certificates", "Pause", "Reminder", "Portal", *(["Org"] if several else [])),
-        title=f"What `certjob run` would do on {today}",
+        *("No.", "Name", "Certificates", "Pause", "Reminder", "Portal", *(["Org"] if others else [])),
+        title=f"What `certjob run` would do on {today}" + ("" if others else f" for {slug}"),
     )
     for change in changes:
         decision = change.decision
         hides = decision.pause is PauseChange.OPEN or (decision.push and not decision.visible)
         name = names.get(decision.mentor_id)
         cells = [decision.member_no, (name and name.full_name) or "", *_planned_cells(change, today=today)]
-        cells += [decision.organisation.slug] if several else []
+        cells += [decision.organisation.slug] if others else []
         table.add_row(*map(clean, cells), style="red" if hides else "")
     output.show_table(table)
 

@@ -7,9 +7,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Event
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.constrain import Constrain
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -28,6 +30,9 @@ from rich.text import Text
 from certjob.cli.terminal.lines import PageLine, keep_words_whole, wrap
 from certjob.cli.terminal.logs import logs_steps, writes_json
 from certjob.cli.terminal.plain import harmless, print_result
+
+_ROOM_FOR_ECHO = 6
+"""For ^C three times."""
 
 
 def clean(text: object) -> str:
@@ -86,7 +91,7 @@ class Output:
     @contextmanager
     def progress(self) -> Iterator["TerminalProgress"]:
         """Show progress while the block runs; nothing off a terminal, nor where -v logs each phase on it."""
-        with Progress(
+        with _Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(),
@@ -98,6 +103,18 @@ class Output:
             transient=True,
         ) as progress:
             yield TerminalProgress(progress)
+
+
+class _Progress(Progress):
+    """Leaves room for the ^C that a terminal echoes: after a full line it would begin another, which then stays."""
+
+    def __init__(self, *columns: ProgressColumn, console: Console, **named: Any) -> None:
+        self._terminal = console  # Progress asks for its lines before it has a console
+        super().__init__(*columns, console=console, **named)
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """Yield the table, a little narrower than the terminal."""
+        yield Constrain(self.make_tasks_table(self.tasks), self._terminal.width - _ROOM_FOR_ECHO)
 
 
 class _DoneColumn(ProgressColumn):
