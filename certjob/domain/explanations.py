@@ -40,8 +40,7 @@ def distance_words(day: date, today: date) -> str:
 
 def why_status(certificate: Certificate, mentor: Mentor, today: date, *, revoked_on: date | None = None) -> str:
     """Return the rule that gives a certificate its status today, with its dates."""
-    siblings = [other for other in mentor.certificates if other.kind == certificate.kind]
-    status = rules.status_of(certificate, siblings, mentor, today)
+    status = rules.status_of(certificate, mentor, today)
     last_day = f"its last day is {day_words(certificate.expires_on, today)}"
     left = _number((certificate.expires_on - today).days, "day")
     if status is Status.REVOKED:
@@ -50,7 +49,7 @@ def why_status(certificate: Certificate, mentor: Mentor, today: date, *, revoked
         begins_on = certificate.issued_on
         return f"it begins on {day_words(begins_on, today)}, {distance_words(begins_on, today)}"
     if status is Status.RENEWED:
-        later = rules.replacement(certificate, siblings, today)
+        later = rules.replacement(certificate, mentor, today)
         return f"the later one of its kind{_span(later, today)} counts instead"
     if status is Status.EXPIRED:
         return f"{last_day.replace(' is ', ' was ')}, {distance_words(certificate.expires_on, today)}"
@@ -90,14 +89,13 @@ def why_certified(mentor: Mentor, today: date) -> Iterator[str]:
 
 def why_no_reminder(certificate: Certificate, mentor: Mentor, today: date) -> str | None:
     """Return why nothing will ever be sent about a certificate that counts, if only the facts stay as they are."""
-    siblings = [other for other in mentor.certificates if other.kind == certificate.kind]
-    if rules.status_of(certificate, siblings, mentor, today) not in (Status.VALID, Status.EXPIRING, Status.EXPIRED):
+    if rules.status_of(certificate, mentor, today) not in (Status.VALID, Status.EXPIRING, Status.EXPIRED):
         return None
     if mentor.left:
         return "the mentor has left"
     if not mentor.organisation.reminder_thresholds:
         return f"{mentor.organisation.slug} has no reminder thresholds"
-    following = rules.continuation(certificate, siblings)
+    following = rules.continuation(certificate, mentor)
     return f"the next one{_span(following, today)} continues it without a gap" if following else None
 
 

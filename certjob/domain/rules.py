@@ -6,7 +6,6 @@ Rows of one mentor and kind are ordered by (expires_on, issued_on); the later ro
 
 from collections.abc import Iterable, Iterator
 from datetime import date
-from itertools import groupby
 from uuid import UUID
 
 from certjob.domain.models import (
@@ -46,13 +45,14 @@ def decide(mentor: Mentor, today: date) -> Decision:
     uncertified = False
     for kind, certificates in _by_kind(mentor.certificates).items():
         statuses: set[Status] = set()
-        for certificate, status, continued in _judged(certificates, mentor, today):
+        for certificate in certificates:
+            status = status_of(certificate, mentor, today)
             statuses.add(status)
             if status is not certificate.status:
                 transitions.append(
                     Transition(certificate_id=certificate.id, from_status=certificate.status, to_status=status)
                 )
-            reminded = not (continued or mentor.left)
+            reminded = not mentor.left and continuation(certificate, mentor) is None
             threshold = _due_threshold(certificate, status, mentor, today) if reminded else None
             if threshold is not None:
                 reminders.append(
@@ -83,44 +83,13 @@ def decide(mentor: Mentor, today: date) -> Decision:
     )
 
 
-def status_of(certificate: Certificate, siblings: Iterable[Certificate], mentor: Mentor, today: date) -> Status:
-    """Return what a certificate is on ``today``; the first rule that matches wins.
-
-    ``siblings`` are the rows of the same mentor and kind, the certificate itself may be among them.
-    """
-    replaced = any(
-        not other.revoked and other.issued_on <= today and _order(other) > _order(certificate) for other in siblings
-    )
-    return _status(certificate, mentor, today, replaced=replaced)
-
-
-def _judged(
-    certificates: Iterable[Certificate], mentor: Mentor, today: date
-) -> Iterator[tuple[Certificate, Status, bool]]:
-    """Yield the rows of one kind, the last first, each with its status and whether a later one continues it.
-
-    What a row has to know of the later ones is carried along: however many there are, each is looked at once.
-    """
-    replaced = False  # a later row has begun
-    earliest_start: date | None = None  # of the later rows
-    for _, rows_of_same_dates in groupby(sorted(certificates, key=_order, reverse=True), key=_order):
-        same = list(rows_of_same_dates)
-        for certificate in same:
-            continued = earliest_start is not None and _follows_at_once(earliest_start, certificate)
-            yield certificate, _status(certificate, mentor, today, replaced=replaced), continued
-        if not all(certificate.revoked for certificate in same):
-            start = same[0].issued_on
-            replaced = replaced or start <= today
-            earliest_start = start if earliest_start is None else min(earliest_start, start)
-
-
-def _status(certificate: Certificate, mentor: Mentor, today: date, *, replaced: bool) -> Status:
-    """``replaced``: a later row of its kind, which is not revoked, has begun."""
+def status_of(certificate: Certificate, mentor: Mentor, today: date) -> Status:
+    """Return what a certificate of this mentor is on ``today``; the first rule that matches wins."""
     if certificate.revoked:
         return Status.REVOKED
     if certificate.issued_on > today:
         return Status.UPCOMING
-    if replaced:
+    if replacement(certificate, mentor, today) is not None:
         return Status.RENEWED
     days_left = (certificate.expires_on - today).days
     if days_left < 0:
@@ -137,10 +106,9 @@ def due_threshold(certificate: Certificate, mentor: Mentor, today: date) -> int 
     The smallest threshold reached, so that a missed week sends one message and not five. Nothing while a row
     continues the certificate without a gap, nothing to a mentor who has left.
     """
-    siblings = [other for other in mentor.certificates if other.kind == certificate.kind]
-    if mentor.left or _is_continued(certificate, siblings):
+    if mentor.left or continuation(certificate, mentor):
         return None
-    return _due_threshold(certificate, status_of(certificate, siblings, mentor, today), mentor, today)
+    return _due_threshold(certificate, status_of(certificate, mentor, today), mentor, today)
 
 
 def cancel_reason(reminder: Reminder, mentor: Mentor, today: date) -> str | None:
@@ -157,8 +125,7 @@ def cancel_reason(reminder: Reminder, mentor: Mentor, today: date) -> str | None
         return "revoked"
     if certificate.expires_on != reminder.expires_on:
         return "extended" if certificate.expires_on > reminder.expires_on else "shortened"
-    siblings = [other for other in mentor.certificates if other.kind == certificate.kind]
-    if status_of(certificate, siblings, mentor, today) is Status.RENEWED or _is_continued(certificate, siblings):
+    if replacement(certificate, mentor, today) or continuation(certificate, mentor):
         return "renewed"
     threshold = due_threshold(certificate, mentor, today)
     if threshold == reminder.threshold_days:
@@ -168,32 +135,32 @@ def cancel_reason(reminder: Reminder, mentor: Mentor, today: date) -> str | None
     return "too late" if overtaken or not _is_in_time(reminder.threshold_days, days_left) else "not due"
 
 
-def replacement(certificate: Certificate, siblings: Iterable[Certificate], today: date) -> Certificate | None:
+def replacement(certificate: Certificate, mentor: Mentor, today: date) -> Certificate | None:
     """Return the row that counts instead of this one: the last of those of its kind that come later and have begun.
 
     A certificate that is neither revoked nor upcoming is ``renewed`` exactly while there is one.
     """
-    later = (other for other in siblings if not other.revoked and _order(other) > _order(certificate))
-    return max((other for other in later if other.issued_on <= today), key=_order, default=None)
+    begun = (other for other in _later(certificate, mentor) if other.issued_on <= today)
+    return max(begun, key=_order, default=None)
 
 
-def continuation(certificate: Certificate, siblings: Iterable[Certificate]) -> Certificate | None:
-    """Return the first later row that begins before this one has ended, so that nobody need be reminded of it."""
-    following = [
-        other
-        for other in siblings
-        if not other.revoked and _order(other) > _order(certificate) and _follows_at_once(other.issued_on, certificate)
-    ]
+def continuation(certificate: Certificate, mentor: Mentor) -> Certificate | None:
+    """Return the first later row that begins without a gap, so that nobody need be reminded of this one's end."""
+    following = (other for other in _later(certificate, mentor) if (other.issued_on - certificate.expires_on).days <= 1)
     return min(following, key=_order, default=None)
+
+
+def _later(certificate: Certificate, mentor: Mentor) -> Iterator[Certificate]:
+    """Yield the rows of its kind that come later in the order and are not revoked."""
+    order = _order(certificate)
+    for other in mentor.certificates:
+        if other.kind == certificate.kind and not other.revoked and _order(other) > order:
+            yield other
 
 
 def statuses(mentor: Mentor, today: date) -> dict[UUID, Status]:
     """Return what each of a mentor's certificates is on ``today``, by its id."""
-    return {
-        certificate.id: status
-        for certificates in _by_kind(mentor.certificates).values()
-        for certificate, status, _ in _judged(certificates, mentor, today)
-    }
+    return {certificate.id: status_of(certificate, mentor, today) for certificate in mentor.certificates}
 
 
 def lapsed_certificates(mentor: Mentor, today: date) -> list[Certificate]:
@@ -202,9 +169,9 @@ def lapsed_certificates(mentor: Mentor, today: date) -> list[Certificate]:
     for kind, certificates in sorted(_by_kind(mentor.certificates).items()):
         if kind in mentor.organisation.optional_kinds:
             continue
-        judged = list(_judged(certificates, mentor, today))
-        held = [c for c, status, _ in judged if status is not Status.UPCOMING]
-        if held and not any(status in IN_FORCE for _, status, _ in judged):
+        status = {certificate: status_of(certificate, mentor, today) for certificate in certificates}
+        held = [certificate for certificate in certificates if status[certificate] is not Status.UPCOMING]
+        if held and IN_FORCE.isdisjoint(status.values()):
             lapsed.append(max(held, key=lambda c: (not c.revoked, _order(c))))
     return lapsed
 
@@ -224,9 +191,10 @@ def ending_certificates(mentor: Mentor, today: date, *, within_days: int) -> lis
         return []
     return [
         certificate
-        for certificates in _by_kind(mentor.certificates).values()
-        for certificate, status, continued in _judged(certificates, mentor, today)
-        if status in IN_FORCE and (certificate.expires_on - today).days <= within_days and not continued
+        for certificate in mentor.certificates
+        if status_of(certificate, mentor, today) in IN_FORCE
+        and (certificate.expires_on - today).days <= within_days
+        and continuation(certificate, mentor) is None
     ]
 
 
@@ -244,16 +212,6 @@ def _by_kind(certificates: Iterable[Certificate]) -> dict[str, list[Certificate]
     for certificate in certificates:
         kinds.setdefault(certificate.kind, []).append(certificate)
     return kinds
-
-
-def _is_continued(certificate: Certificate, siblings: Iterable[Certificate]) -> bool:
-    """Whether a later row starts at the latest on the day after this one's last day."""
-    return continuation(certificate, siblings) is not None
-
-
-def _follows_at_once(start: date, certificate: Certificate) -> bool:
-    """Whether what starts on a day does so at the latest on the day after the certificate's last day."""
-    return (start - certificate.expires_on).days <= 1
 
 
 def _due_threshold(certificate: Certificate, status: Status, mentor: Mentor, today: date) -> int | None:

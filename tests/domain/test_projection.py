@@ -73,7 +73,7 @@ def test_what_is_said_of_reminders_and_kinds_is_so(person: Mentor, today: date) 
     for row in person.certificates:
         if explanations.why_no_reminder(row, person, today):
             assert not any(reminder.cert_id == row.id for night in nights for reminder in night.reminders)
-        following = rules.continuation(row, [other for other in person.certificates if other.kind == row.kind])
+        following = rules.continuation(row, person)
         assert following is None or following.issued_on <= row.expires_on + timedelta(days=1)
 
     said = list(explanations.why_certified(person, today))
@@ -81,7 +81,7 @@ def test_what_is_said_of_reminders_and_kinds_is_so(person: Mentor, today: date) 
     assert len(said) == len(kinds)
     for kind, text in zip(kinds, said, strict=True):
         rows = [row for row in person.certificates if row.kind == kind]
-        in_force = [row for row in rows if rules.status_of(row, rows, person, today) in IN_FORCE]
+        in_force = [row for row in rows if rules.status_of(row, person, today) in IN_FORCE]
         assert text.startswith(f"{kind} is in force until") is bool(in_force)
         if in_force:
             assert explanations.day_words(max(row.expires_on for row in in_force), today) in text

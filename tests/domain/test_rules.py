@@ -53,13 +53,12 @@ def test_the_status_is_that_of_the_first_rule_that_matches(
     person = mentor(*rows)
 
     decided = {change.certificate_id: change.to_status for change in rules.decide(person, day(on)).transitions}
-    siblings = [[other for other in rows if other.kind == each.kind] for each in rows]
-    alone = [rules.status_of(each, others, person, day(on)) for each, others in zip(rows, siblings, strict=True)]
+    alone = [rules.status_of(each, person, day(on)) for each in rows]
 
     assert [decided[each.id] for each in rows] == alone == expected
-    for each, others, status in zip(rows, siblings, expected, strict=True):
+    for each, status in zip(rows, expected, strict=True):
         if status not in (R, U):
-            assert (rules.replacement(each, others, day(on)) is not None) is (status is RENEWED)
+            assert (rules.replacement(each, person, day(on)) is not None) is (status is RENEWED)
 
 
 def test_the_largest_threshold_decides_what_is_expiring() -> None:
@@ -241,7 +240,7 @@ def test_the_ends_of_the_calendar_do_not_overflow() -> None:
     assert rules.decide(forever, FOREVER).review_on is None
     assert (rules.decide(ancient, TODAY).pause, rules.decide(ancient, TODAY).review_on) == (OPEN, None)
     for on, status in ((date(2028, 2, 29), EXPIRING), (date(2028, 3, 1), EXPIRED)):
-        assert rules.status_of(leap_day, [leap_day], mentor(leap_day), on) is status
+        assert rules.status_of(leap_day, mentor(leap_day), on) is status
     for year, reminded_on in ((2027, date(2027, 2, 22)), (2028, date(2028, 2, 23))):
         (reminder,) = rules.decide(mentor(certificate(date(year, 3, 1))), reminded_on).reminders
         assert reminder.threshold_days == 7
@@ -256,9 +255,9 @@ def test_more_than_twenty_changes_and_more_than_a_tenth_are_held() -> None:
     assert rules.MASS_REMINDER_LIMIT == 5_000
 
 
-def test_a_decision_takes_as_long_as_there_are_rows_of_a_kind() -> None:
-    """Each row compared with each other one would take minutes; whoever may write rows could stop every night so."""
-    rows = [certificate(day(YEAR), issued_on=date(1900, 1, 1) + timedelta(days=number)) for number in range(20_000)]
+def test_as_many_rows_as_a_mentor_may_have_stop_no_night() -> None:
+    """Each is compared with each other one: a tenth of a second for the 200 that the schema allows."""
+    rows = [certificate(day(YEAR), issued_on=date(1900, 1, 1) + timedelta(days=number)) for number in range(200)]
     person = mentor(*rows)
 
     began = time.monotonic()
@@ -267,4 +266,4 @@ def test_a_decision_takes_as_long_as_there_are_rows_of_a_kind() -> None:
     rules.ending_certificates(person, TODAY, within_days=30)
     list(explanations.why_certified(person, TODAY))
 
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 5

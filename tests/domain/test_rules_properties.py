@@ -108,13 +108,12 @@ def test_what_is_asked_about_one_row_is_what_is_decided_about_all(person: Mentor
     statuses, due = rules.statuses(person, today), rules.decide(person, today).reminders
 
     for row in person.certificates:
-        siblings = [other for other in person.certificates if other.kind == row.kind]
-        assert statuses[row.id] is rules.status_of(row, siblings, person, today)
+        assert statuses[row.id] is rules.status_of(row, person, today)
         found = [each.threshold_days for each in due if each.cert_id == row.id]
         one = rules.due_threshold(row, person, today)
         assert found == ([] if one is None else [one])
         if statuses[row.id] not in (Status.REVOKED, Status.UPCOMING):
-            is_replaced = rules.replacement(row, siblings, today) is not None
+            is_replaced = rules.replacement(row, person, today) is not None
             assert is_replaced is (statuses[row.id] is Status.RENEWED)
         for days_ in {threshold, *person.organisation.reminder_thresholds}:
             reminder = Reminder(cert_id=row.id, threshold_days=days_, expires_on=row.expires_on)

@@ -50,8 +50,7 @@ def test_the_status_is_what_the_rules_say_today_and_filters_hold_all_together(
     expected = {}
     for mentor in facts_reading.read(connection, ids, lock=False).mentors:
         for certificate in mentor.certificates:
-            siblings = [other for other in mentor.certificates if other.kind == certificate.kind]
-            status = rules.status_of(certificate, siblings, mentor, TODAY)
+            status = rules.status_of(certificate, mentor, TODAY)
             pauses = tuple(sorted(pause.reason for pause in mentor.open_pauses))
             expected[certificate.id] = (mentor.id, status, pauses, mentor.left, (certificate.expires_on - TODAY).days)
     before = everything(facts)

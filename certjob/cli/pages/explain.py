@@ -104,8 +104,7 @@ def _certificate_lines(story: MentorHistory) -> Iterator[PageLine]:
     if not mentor.certificates:
         yield PageLine(text="none", bullet="- ", indent=2)
     for certificate in sorted(mentor.certificates, key=lambda c: (c.kind, c.issued_on, c.expires_on)):
-        siblings = [other for other in mentor.certificates if other.kind == certificate.kind]
-        status = rules.status_of(certificate, siblings, mentor, today)
+        status = rules.status_of(certificate, mentor, today)
         note = story.notes.get(certificate.id)
         revoked_on = note.revoked_at.astimezone(story.zone).date() if note and note.revoked_at else None
         why = explanations.why_status(certificate, mentor, today, revoked_on=revoked_on)

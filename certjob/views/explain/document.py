@@ -47,7 +47,6 @@ def _portal(story: MentorHistory) -> dict[str, Any]:
 
 def _certificate(story: MentorHistory, certificate: Certificate) -> dict[str, Any]:
     mentor, today = story.mentor, story.today
-    siblings = [other for other in mentor.certificates if other.kind == certificate.kind]
     note = story.notes.get(certificate.id)
     revoked_at = note.revoked_at if note else None
     revoked_on = revoked_at.astimezone(story.zone).date() if revoked_at else None
@@ -59,7 +58,7 @@ def _certificate(story: MentorHistory, certificate: Certificate) -> dict[str, An
         "expires_on": certificate.expires_on,
         "days_left": (certificate.expires_on - today).days,
         "revoked_at": revoked_at,
-        "status": rules.status_of(certificate, siblings, mentor, today),
+        "status": rules.status_of(certificate, mentor, today),
         "because": explanations.why_status(certificate, mentor, today, revoked_on=revoked_on),
         "stored_status": certificate.status,
         "stored_on": note.noted_on if note else None,
