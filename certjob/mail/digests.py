@@ -1,4 +1,4 @@
-"""CoordinatorDigestService: one page a day that tells a coordinator what happened and what needs attention.
+"""Coordinators' digests: one page a day that tells a coordinator what happened and what needs attention.
 
 Queued when something may have happened since the coordinator's last sent digest, and written when it is sent: three
 nights without a mail server are one digest. Level-triggered like everything here: a run that dies before it queues
@@ -14,36 +14,26 @@ from certjob.database import persist
 from certjob.mail.digest_contents import FEWER_LINES, MAX_PAGE_BYTES, Digest, read_digest
 from certjob.mail.message import OutgoingMessage
 from certjob.mail.messages import Templates, language_of
-from certjob.mail.queue import LEASE_SECONDS, MailQueue, Writer
+from certjob.mail.queue import MailQueue, Writer
+from certjob.outbox.claims import ClaimedRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QueuedDigest:
+class QueuedDigest(ClaimedRow):
     """A claimed row of ``coordinator_digests``."""
 
-    id: int
     coordinator_id: UUID
     digest_on: date
-    attempts: int
-    claim_token: UUID
     maybe_sent: bool
 
 
-class CoordinatorDigestService:
-    """Queues digests; the mail stage sends them."""
+def queue_digests(connection: database.Connection, *, today: date, organisation_id: UUID | None = None) -> int:
+    """Queue today's digest for each coordinator, or those of one organisation, who may have something to hear.
 
-    def __init__(self, connection: database.Connection, *, today: date) -> None:
-        self._connection = connection
-        self._today = today
-
-    def queue(self, organisation_id: UUID | None = None) -> int:
-        """Queue today's digest for each coordinator, or those of one organisation, who may have something to hear."""
-
-        def write() -> int:
-            parameters = {"today": self._today, "organisation_id": organisation_id}
-            return database.execute(self._connection, "queue_digests", parameters)
-
-        return persist(self._connection, write)
+    Returns how many were queued, committed; the mail stage sends them.
+    """
+    parameters = {"today": today, "organisation_id": organisation_id}
+    return persist(connection, lambda: database.execute(connection, "queue_digests", parameters))
 
 
 class DigestMail(MailQueue[QueuedDigest]):
@@ -57,10 +47,9 @@ class DigestMail(MailQueue[QueuedDigest]):
         zone: tzinfo,
         app_url: str = "",
         templates: Templates,
-        lease_seconds: float = LEASE_SECONDS,
     ) -> None:
         """Times are written in ``zone``; the page links to ``app_url``."""
-        super().__init__(connection, table="digests", item=QueuedDigest, today=today, lease_seconds=lease_seconds)
+        super().__init__(connection, table="digests", item=QueuedDigest, today=today)
         self._zone = zone
         self._app_url = app_url
         self._templates = templates

@@ -9,31 +9,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import date
 from enum import Enum
-from typing import Generic, Protocol, TypeVar
+from typing import Generic
 
 from certjob import database
 from certjob.database import persist
 from certjob.domain.addresses import parse_address
 from certjob.errors import FailureCode, NotifyError
 from certjob.mail.message import OutgoingMessage
-from certjob.outbox.claims import RELEASED, Answer, Claimed, Lease, Outbox, Settlement
+from certjob.outbox.claims import RELEASED, Answer, Item, Lease, Outbox, Settlement
 
-LEASE_SECONDS = 900.0
 HOLD_MS = 500
 """So long a recipient is waited for: another process may be writing another mail of theirs."""
 HELD_DELAY_SECONDS = 60.0
 """When to look again at a mail whose recipient is locked by another session: the facts may be changing."""
 
-
-class QueuedMail(Claimed, Protocol):
-    """A claimed row, of whatever table."""
-
-    @property
-    def attempts(self) -> int:
-        """Claims that led to an attempt, this one included."""
-
-
-Item = TypeVar("Item", bound=QueuedMail)
 
 Writer = Callable[[], OutgoingMessage]
 """Writes a mail from facts that were read. Called without any lock, since templates take their time."""
@@ -52,20 +41,14 @@ class Unsent(Enum):
 class MailQueue(ABC, Generic[Item]):
     """Claims due rows, turns them into mails and settles them; each step is committed when it returns."""
 
-    def __init__(
-        self,
-        connection: database.Connection,
-        *,
-        table: str,
-        item: type[Item],
-        today: date,
-        lease_seconds: float,
-    ) -> None:
+    lease_seconds = 900.0
+
+    def __init__(self, connection: database.Connection, *, table: str, item: type[Item], today: date) -> None:
         """``table`` names the statements: lock_due_, claim_, hold_, lock_, settle_ and reopen_refused_<table>."""
         self._connection = connection
         self._table = table
         self._today = today
-        self._outbox = Outbox(connection, table=table, item=item, lease_seconds=lease_seconds)
+        self._outbox = Outbox(connection, table=table, item=item, lease_seconds=self.lease_seconds)
 
     @abstractmethod
     def _draft(self, item: Item) -> Writer | str | None:

@@ -10,21 +10,18 @@ from certjob.domain.models import OWN_PAUSE_REASON, Reminder
 from certjob.facts import reading
 from certjob.mail.message import OutgoingMessage
 from certjob.mail.messages import Recipient, Templates, language_of, reminder_words
-from certjob.mail.queue import LEASE_SECONDS, MailQueue, Writer
+from certjob.mail.queue import MailQueue, Writer
+from certjob.outbox.claims import ClaimedRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QueuedReminder:
+class QueuedReminder(ClaimedRow):
     """A claimed row of ``cert_notification_log``."""
 
-    id: int
     mentor_id: UUID
     threshold_days: int
     cert_id: UUID
     expires_on: date
-    attempts: int
-    """Claims that led to an attempt, this one included."""
-    claim_token: UUID
     maybe_sent: bool
     """An earlier attempt's outcome is unknown: the message must say that it may be a repeat."""
     cycle: int
@@ -34,15 +31,8 @@ class QueuedReminder:
 class ReminderMail(MailQueue[QueuedReminder]):
     """The mail stage's queue of reminders."""
 
-    def __init__(
-        self,
-        connection: database.Connection,
-        *,
-        today: date,
-        templates: Templates,
-        lease_seconds: float = LEASE_SECONDS,
-    ) -> None:
-        super().__init__(connection, table="reminders", item=QueuedReminder, today=today, lease_seconds=lease_seconds)
+    def __init__(self, connection: database.Connection, *, today: date, templates: Templates) -> None:
+        super().__init__(connection, table="reminders", item=QueuedReminder, today=today)
         self._templates = templates
 
     def _draft(self, item: QueuedReminder) -> Writer | str | None:

@@ -22,8 +22,8 @@ from certjob.errors import (
     RecipientRefusedError,
 )
 from certjob.mail.message import Channel, OutgoingMessage
-from certjob.mail.queue import Item, MailQueue, Unsent
-from certjob.outbox.claims import Answer, Lease, StageStop
+from certjob.mail.queue import MailQueue, Unsent
+from certjob.outbox.claims import Answer, Item, Lease, StageStop
 from certjob.outbox.loop import DatabaseThread
 from certjob.outbox.retry import RetryPolicy, exponential, seconds_to_next_round
 from certjob.stopping import StopFlag

@@ -15,7 +15,7 @@ from psycopg.errors import QueryCanceled
 
 from certjob.database import CONTENTION, Connection
 from certjob.errors import DatabaseUnavailableError, FailureCode, StoppedBySignalError
-from certjob.mail.digests import CoordinatorDigestService, DigestMail
+from certjob.mail.digests import DigestMail, queue_digests
 from certjob.mail.message import Channel
 from certjob.mail.messages import Templates
 from certjob.mail.queue import MailQueue
@@ -128,7 +128,7 @@ class Deliveries:
     def queue_digests(self) -> None:
         """Only after a night: the job between the nights sends what is queued."""
         if self._report.command == "run":
-            CoordinatorDigestService(self._connection, today=self._report.today).queue(self._organisation_id)
+            queue_digests(self._connection, today=self._report.today, organisation_id=self._organisation_id)
 
     def _run_loop(self, main: Callable[[DatabaseThread], Coroutine[Any, Any, None]]) -> None:
         run_loop(main, connection=self._connection, stop=self._stop, deadline_seconds=self._delivery.deadline_seconds)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import Enum
 from hashlib import sha256
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 from uuid import UUID, uuid4
 
 from certjob import database
@@ -39,19 +39,18 @@ class Lease:
         return lease_clock() - self.claimed_at + worst_case_seconds < self.seconds
 
 
-class Claimed(Protocol):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimedRow:
     """A claimed row, whatever its table."""
 
-    @property
-    def id(self) -> int:
-        """The row's key."""
-
-    @property
-    def claim_token(self) -> UUID:
-        """What a settle must name."""
+    id: int
+    attempts: int
+    """Claims that led to an attempt, this one included."""
+    claim_token: UUID
+    """What a settle must name."""
 
 
-Item = TypeVar("Item", bound=Claimed)
+Item = TypeVar("Item", bound=ClaimedRow)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from certjob.errors import (
     PortalStageError,
     TransientPortalError,
 )
-from certjob.outbox.claims import Lease
+from certjob.outbox.claims import ClaimedRow, Lease
 from certjob.outbox.retry import RetryPolicy, full_jitter, seconds_to_next_round
 from certjob.portal.rate import LONGEST_RETRY_AFTER_SLEPT_IN_CALL_SECONDS, RateLimiter
 
@@ -36,17 +36,13 @@ MakeTarget = Callable[[], AbstractAsyncContextManager[PortalTarget]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PortalEvent:
-    """A claimed row of ``portal_sync_events`` with what a call needs."""
+class PortalEvent(ClaimedRow):
+    """A claimed row of ``portal_sync_events`` with what a call needs; its attempts are rounds of calls."""
 
-    id: int
     mentor_id: UUID
     member_no: str
     visible: bool
     version: int
-    attempts: int
-    """Rounds, this one included."""
-    claim_token: UUID
     contact_id: UUID | None
 
     @property

@@ -26,7 +26,7 @@ from certjob.errors import (
 )
 from certjob.mail import digests
 from certjob.mail.digest_contents import read_digest
-from certjob.mail.digests import CoordinatorDigestService
+from certjob.mail.digests import queue_digests
 from certjob.mail.message import OutgoingMessage
 from certjob.night import nightly
 from certjob.night.report import RunReport
@@ -445,11 +445,11 @@ def test_a_job_of_the_day_before_leaves_it_alone_and_one_of_a_wrong_later_day_gi
     desk.ended("Kari")
     desk.queue(1)
 
-    assert CoordinatorDigestService(desk.connection, today=TODAY).queue() == 0
+    assert queue_digests(desk.connection, today=TODAY) == 0
     assert digest_mail(desk.connection).claim()[0] is None
     assert desk.rows == [(1, "pending")]
 
-    CoordinatorDigestService(desk.connection, today=day(1000)).queue()
+    queue_digests(desk.connection, today=day(1000))
     assert desk.rows == [(1000, "pending")]
     assert (told(desk.pages(1)), desk.rows) == (["Kari"], [(1, "sent")])
 
@@ -463,7 +463,7 @@ def test_what_was_reported_last_is_what_was_sent_last(desk: Desk) -> None:
     assert desk.rows == [(1, "cancelled")]
     desk.execute("UPDATE mentors SET review_on = '-infinity'")
     review(desk.connection)
-    CoordinatorDigestService(desk.connection, today=TODAY).queue()
+    queue_digests(desk.connection, today=TODAY)
     channel = CollectingChannel()
     assert BlockingStage(desk.connection, digest_mail(desk.connection), channel).run() is None
     desk.ended("Ola")
@@ -565,7 +565,7 @@ def test_a_process_that_dies_anywhere_loses_nothing_and_repeats_nothing_unsaid(
     query = database.query
 
     def tell(number: int, on: Connection) -> None:
-        CoordinatorDigestService(on, today=day(number)).queue()
+        queue_digests(on, today=day(number))
         BlockingStage(on, digest_mail(on, today=day(number)), desk.channel).run()
 
     for number in itertools.count(1):

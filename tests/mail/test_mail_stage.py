@@ -21,6 +21,7 @@ from certjob.errors import (
 from certjob.mail.channels.smtp import SmtpChannel
 from certjob.mail.message import Channel, OutgoingMessage
 from certjob.mail.messages import Templates
+from certjob.mail.reminder_mail import ReminderMail
 from certjob.mail.stage import MailCounts
 from certjob.outbox.retry import seconds_to_next_round
 from certjob.stopping import StopFlag
@@ -301,7 +302,7 @@ def test_an_unforeseen_error_leaves_one_message_in_doubt(mails: Mails) -> None:
     assert sorted(message.repeat for message in mails.sent) == [False, True]
 
 
-def test_no_try_is_begun_that_could_outlast_the_lease(mails: Mails) -> None:
+def test_no_try_is_begun_that_could_outlast_the_lease(mails: Mails, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the first one nor, after a first that took long, a second: released, not sent, not claimed over again."""
     mails.queue(2)
     channel, tries = CollectingChannel(), []
@@ -313,7 +314,8 @@ def test_no_try_is_begun_that_could_outlast_the_lease(mails: Mails) -> None:
 
     channel.on_send = time_out
     for lease_seconds in (0.5, 900.0):
-        assert mails.send(channel=channel, lease_seconds=lease_seconds) == SHORT_LEASE
+        monkeypatch.setattr(ReminderMail, "lease_seconds", lease_seconds)
+        assert mails.send(channel=channel) == SHORT_LEASE
         assert mails.statuses == {"untouched": 2}
     assert len(tries) == 1
 

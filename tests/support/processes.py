@@ -145,7 +145,7 @@ def _shorten_mail(*, lease: float, message: float) -> None:
     from certjob.mail.channels.smtp import SmtpChannel
     from certjob.mail.reminder_mail import ReminderMail
 
-    _set_defaults(ReminderMail.__init__, lease_seconds=lease)
+    ReminderMail.lease_seconds = lease
     _set_everywhere("QUIT_SECONDS", 0.0)
     half = message / 2
     _set_defaults(SmtpChannel.__init__, connect_seconds=half, envelope_seconds=half, answer_seconds=message)

@@ -183,16 +183,9 @@ class SmtpChannel:
     async def _secure(self, client: SMTP) -> None:
         """Begin TLS; what the server said before it is forgotten (RFC 3207)."""
         if not client.supports_extension("starttls"):
-            so = (
-                "mail leaves this machine encrypted only" if self._user is None else "certjob never logs in without TLS"
-            )
-            message = f"the mail server offers no STARTTLS, and {so}"
+            message = "the mail server offers no STARTTLS, without which certjob sends neither mail nor password"
             raise ChannelDownError(message, next_step="use smtps:// or a server with STARTTLS in CERTJOB_NOTIFY_URL")
-        try:
-            await client.starttls()
-        except SMTPResponseException as error:
-            message = f"the mail server refused STARTTLS ({error.code} {readable(error.message)})"
-            raise ChannelDownError(message) from error
+        await client.starttls()
         await client.ehlo()
 
     async def _log_in(self, client: SMTP, user: str) -> None:

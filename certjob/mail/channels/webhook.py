@@ -1,9 +1,9 @@
 """Messages to a webhook, which turns them into push or in-app messages."""
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import httpx
 from pydantic import SecretStr
 
 from certjob.errors import (
@@ -15,10 +15,8 @@ from certjob.errors import (
 )
 from certjob.mail.channels.server_text import readable
 from certjob.mail.message import OutgoingMessage
+from certjob.outbox.http_client import SURELY_NOT_SENT, HttpClient
 from certjob.outbox.retry import parse_retry_after
-
-if TYPE_CHECKING:
-    from certjob.outbox.http_client import HttpClient
 
 REFUSED_CODES = frozenset({400, 422})
 """The receiver understood this message and will not take it."""
@@ -48,10 +46,6 @@ class WebhookChannel:
 
     async def send(self, message: OutgoingMessage) -> None:
         """Post one message, in one try; see ``Channel.send``."""
-        import httpx  # noqa: PLC0415 - 60 ms that only a webhook needs
-
-        from certjob.outbox.http_client import SURELY_NOT_SENT, HttpClient  # noqa: PLC0415
-
         headers = {"Idempotency-Key": message.idempotency_key}
         if self._token:
             headers["Authorization"] = f"Bearer {self._token.get_secret_value()}"
@@ -134,8 +128,6 @@ def _refusal(code: int, *, retry_after_seconds: float | None) -> NotifyError:
 
 
 def _reason(error: Exception) -> str:
-    import httpx  # noqa: PLC0415
-
     if isinstance(error, httpx.TimeoutException):
         return "it did not answer in time"
     if isinstance(error, httpx.LocalProtocolError):
