@@ -73,19 +73,14 @@ def _doubled(base_seconds: float, *, attempt: int, cap_seconds: float) -> float:
     return float(min(cap_seconds, base_seconds * 2.0 ** min(attempt - 1, 1000)))
 
 
-DEFAULT_BACKOFF = full_jitter(base_seconds=0.5, cap_seconds=20)
-
-
-def never_told(_error: Exception) -> float | None:
-    """The ``retry_after`` of a service that never says when to come back."""
-    return None
-
-
 async def wait(seconds: float, stop: asyncio.Event | None) -> None:
     """Sleep, or return early once ``stop`` is set."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await (stop or asyncio.Event()).wait()
+
+
+DEFAULT_BACKOFF = full_jitter(base_seconds=0.5, cap_seconds=20)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +89,7 @@ class RetryPolicy:
 
     is_transient: Callable[[Exception], bool]
     """Whether another try may succeed; any other error is raised at once."""
-    retry_after: Callable[[Exception], float | None] = never_told
+    retry_after: Callable[[Exception], float | None] = lambda _error: None
     """The seconds the service asked for, None if it did not: a floor under the backoff, never shortened by jitter."""
     max_attempts: int = 3
     """Calls in all, the first one included."""

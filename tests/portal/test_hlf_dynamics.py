@@ -226,11 +226,7 @@ def test_an_error_is_short_and_clean_without_the_key_and_has_the_correlation_id(
 
 
 def test_what_http_cannot_carry_is_a_wrong_setting() -> None:
-    """Said at once, with the variable's name and without its value."""
-    for key in ("", "two words", "line\n", "nøkkel"):
-        with pytest.raises(ConfigurationError, match="CERTJOB_PORTAL_KEY") as raised:
-            PortalClient("https://portal.example/", key)
-        assert not key or key not in str(raised.value)
+    """Said at once, with the variable's name; a key that it cannot carry, the settings refuse."""
     with pytest.raises(ConfigurationError, match="CERTJOB_PORTAL_URL"):
         PortalClient("https://portal.example:port/", "planted-key")
 

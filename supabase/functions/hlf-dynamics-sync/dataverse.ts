@@ -21,7 +21,7 @@
  */
 
 import type { Services } from "./config.ts";
-import { isAboutPayload, readError, throttled } from "./dataverse_error.ts";
+import { misconfigured, readError } from "./dataverse_error.ts";
 import { judgePage, type Page, pageUrl } from "./page.ts";
 import { Refusal } from "./refusal.ts";
 import { withRepeats } from "./retry.ts";
@@ -137,10 +137,7 @@ function checkThere(caller: AbortSignal): void {
 function judge(answer: Answer, contactId: string): void {
   const { status, retryAfterSeconds } = answer;
   if (status === 204) return;
-  const { code, message, isOurs } = readError(answer);
-  const said = code === "" ? `${status}` : `${status} ${code}`;
-  const upstream = `dataverse ${said}`;
-  if (status === 429) throw throttled(answer, upstream);
+  const { code, message, isOurs, said, upstream } = readError(answer);
   if (status === 502 || status === 504) {
     throw unknown(`a gateway got no answer from Dataverse (${said})`, upstream, retryAfterSeconds);
   }
@@ -156,16 +153,10 @@ function judge(answer: Answer, contactId: string): void {
   if (status === 404 && code === OBJECT_DOES_NOT_EXIST) {
     throw rejected(`something that belongs to this contact is missing in Dynamics (${said})`, upstream);
   }
-  if (status === 401) {
-    throw misconfigured(`Dataverse does not take the token (${said}); is the application user there?`, upstream);
-  }
   if (status === 403 && code === NO_ACCESS_TO_RECORD) {
     throw rejected(`the application user may write contacts, but not this one (${said}); widen its role`, upstream);
   }
   if (status === 403) throw misconfigured(`the application user may not write contacts (${said})`, upstream);
-  if (status === 400 && isAboutPayload(code, message)) {
-    throw misconfigured(`Dataverse does not know the column (${said}); check DYNAMICS_VISIBILITY_FIELD`, upstream);
-  }
   if (status === 400 && isOurs) {
     throw rejected(`Dynamics refused the change of this contact (${said})`, upstream);
   }
@@ -184,10 +175,6 @@ function isAboutContact(code: string, message: string, contactId: string): boole
 
 function rejected(message: string, upstream: string): Refusal {
   return new Refusal("dynamics_rejected", message, { upstream });
-}
-
-function misconfigured(message: string, upstream: string): Refusal {
-  return new Refusal("misconfigured", message, { upstream });
 }
 
 function unknown(message: string, upstream: string, retryAfterSeconds?: number): Refusal {

@@ -1,4 +1,4 @@
-/** What an answer of Dataverse says when it is no success: the error in its own form. */
+/** What an answer of Dataverse says when it is no success, and what of that is the same for both calls. */
 
 import { Refusal } from "./refusal.ts";
 import { type Answer, isObject } from "./upstream.ts";
@@ -14,21 +14,44 @@ const SAYS_NOTHING = new Set(["", "0x0"]);
 /** How OData itself speaks of a payload, where the code says nothing. */
 const WRONG_FOR_ALL_IN_WORDS = /Microsoft\.OData|Microsoft\.Dynamics\.CRM|property (named )?'/;
 
-/** Return the error of Dataverse's own form, `{"error": {"code", "message"}}`; `isOurs` is false for anybody else's. */
-export function readError(answer: Answer): { code: string; message: string; isOurs: boolean } {
-  const error = answer.content?.error;
-  if (!isObject(error) || typeof error.code !== "string") return { code: "", message: "", isOurs: false };
-  const code = /^0x[0-9a-f]{1,8}$/i.test(error.code) ? error.code.toLowerCase() : "";
-  return { code, message: typeof error.message === "string" ? error.message : "", isOurs: true };
+export interface DataverseError {
+  /** In lower case, such as 0x80040217; empty without one. */
+  readonly code: string;
+  readonly message: string;
+  /** Whether it is in Dataverse's own form, `{"error": {"code", "message"}}`, and not a gateway's. */
+  readonly isOurs: boolean;
+  /** Status and code, for the caller. */
+  readonly said: string;
+  /** The same, for the log. */
+  readonly upstream: string;
+}
+
+/** Return what the error says. Raises Refusal for what concerns everybody, whatever was asked for. */
+export function readError(answer: Answer): DataverseError {
+  const { status, content } = answer;
+  const error = isObject(content?.error) && typeof content.error.code === "string" ? content.error : undefined;
+  const code = String(error?.code ?? "").match(/^0x[0-9a-f]{1,8}$/i)?.[0].toLowerCase() ?? "";
+  const message = typeof error?.message === "string" ? error.message : "";
+  const said = code === "" ? `${status}` : `${status} ${code}`;
+  const upstream = `dataverse ${said}`;
+  if (status === 429) {
+    const retryAfterSeconds = answer.retryAfterSeconds ?? USUAL_RETRY_AFTER_SECONDS;
+    throw new Refusal("throttled", "Dataverse asks to wait", { retryAfterSeconds, upstream });
+  }
+  if (status === 401) {
+    throw misconfigured(`Dataverse does not take the token (${said}); is the application user there?`, upstream);
+  }
+  if (status === 400 && isAboutPayload(code, message)) {
+    throw misconfigured(`Dataverse does not know the column (${said}); check DYNAMICS_VISIBILITY_FIELD`, upstream);
+  }
+  return { code, message, isOurs: error !== undefined, said, upstream };
 }
 
 /** Whether the column's name or type is wrong, or the address: that concerns everybody. */
-export function isAboutPayload(code: string, message: string): boolean {
+function isAboutPayload(code: string, message: string): boolean {
   return WRONG_FOR_ALL.has(code) || (SAYS_NOTHING.has(code) && WRONG_FOR_ALL_IN_WORDS.test(message));
 }
 
-/** Return the refusal of a call that came too early, with the time to come back. */
-export function throttled(answer: Answer, upstream: string): Refusal {
-  const retryAfterSeconds = answer.retryAfterSeconds ?? USUAL_RETRY_AFTER_SECONDS;
-  return new Refusal("throttled", "Dataverse asks to wait", { retryAfterSeconds, upstream });
+export function misconfigured(message: string, upstream: string): Refusal {
+  return new Refusal("misconfigured", message, { upstream });
 }

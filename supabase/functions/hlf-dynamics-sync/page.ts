@@ -14,7 +14,7 @@
  */
 
 import type { Services } from "./config.ts";
-import { isAboutPayload, readError, throttled } from "./dataverse_error.ts";
+import { misconfigured, readError } from "./dataverse_error.ts";
 import { Refusal } from "./refusal.ts";
 import { type Answer, isObject } from "./upstream.ts";
 
@@ -53,17 +53,8 @@ export function pageUrl(services: Services, after: string | null): string {
 export function judgePage(answer: Answer, after: string | null): Page {
   const { status, content } = answer;
   if (status === 200) return readPage(content);
-  const { code, message } = readError(answer);
-  const said = code === "" ? `${status}` : `${status} ${code}`;
-  const upstream = `dataverse ${said}`;
-  if (status === 429) throw throttled(answer, upstream);
-  if (status === 401) {
-    throw misconfigured(`Dataverse does not take the token (${said}); is the application user there?`, upstream);
-  }
+  const { said, upstream } = readError(answer);
   if (status === 403) throw misconfigured(`the application user may not read contacts (${said})`, upstream);
-  if (status === 400 && isAboutPayload(code, message)) {
-    throw misconfigured(`Dataverse does not know the column (${said}); check DYNAMICS_VISIBILITY_FIELD`, upstream);
-  }
   if (status === 400 && after !== null) {
     throw new Refusal("invalid_request", `Dataverse does not take this cursor (${said}); begin anew`, { upstream });
   }
@@ -121,8 +112,4 @@ function decoded(text: string): string {
 
 function noContacts(): Refusal {
   return misconfigured("what answers is not Dataverse's contacts (200); check DYNAMICS_URL", "dataverse 200");
-}
-
-function misconfigured(message: string, upstream: string): Refusal {
-  return new Refusal("misconfigured", message, { upstream });
 }

@@ -8,8 +8,7 @@
  *     any other 4xx (invalid_client and its like), 3xx,
  *       a 200 without a token                          misconfigured
  *
- * A token_unavailable carries Retry-After (Entra's own, else ten seconds), and Entra is not asked again before it. Until
- * then the last token is used on, as long as it is good and Dataverse has not refused it.
+ * A token_unavailable carries Retry-After (Entra's own, else ten seconds), and Entra is not asked again before it.
  */
 
 import type { Services } from "./config.ts";
@@ -18,10 +17,8 @@ import { withRepeats } from "./retry.ts";
 import { Deadline, type Limits, type Runtime } from "./runtime.ts";
 import { type Answer, call, Unreachable } from "./upstream.ts";
 
-/** So long before its end a new token is asked for. */
+/** So long before its end a new token is asked for: clocks differ, and a call takes a while. */
 const MARGIN_SECONDS = 300;
-/** So long before its end it is not used any more, whatever Entra says: clocks differ, and a call takes a while. */
-const LAST_SECONDS = 30;
 const USUAL_RETRY_AFTER_SECONDS = 10;
 const LATE = { upstream: "timeout", retryAfterSeconds: USUAL_RETRY_AFTER_SECONDS };
 const PASSING_ERRORS = new Set(["temporarily_unavailable", "server_error"]);
@@ -43,8 +40,6 @@ interface Token {
   readonly value: string;
   /** On the runtime's clock, in milliseconds. */
   readonly freshUntil: number;
-  /** The same. */
-  readonly goodUntil: number;
 }
 
 export class TokenSource {
@@ -66,14 +61,7 @@ export class TokenSource {
    */
   async get(deadline: Deadline, refused?: string): Promise<string> {
     const last = this.#token?.value === refused ? undefined : this.#token;
-    if (last && this.runtime.now() < last.freshUntil) return last.value;
-    try {
-      return await this.#renew(deadline);
-    } catch (error) {
-      const mayPass = error instanceof Refusal && error.code === "token_unavailable";
-      if (mayPass && last && this.runtime.now() < last.goodUntil) return last.value;
-      throw error;
-    }
+    return last && this.runtime.now() < last.freshUntil ? last.value : await this.#renew(deadline);
   }
 
   #renew(deadline: Deadline): Promise<string> {
@@ -129,8 +117,7 @@ function read(answer: Answer, askedAt: number): Token {
   if (status === 200 && typeof value === "string" && /^[\x21-\x7e]+$/.test(value) && seconds > 0) {
     // A token that lives shorter than two margins is renewed after half its life.
     const freshSeconds = seconds - Math.min(MARGIN_SECONDS, seconds / 2);
-    const goodSeconds = Math.max(freshSeconds, seconds - LAST_SECONDS);
-    return { value, freshUntil: askedAt + freshSeconds * 1000, goodUntil: askedAt + goodSeconds * 1000 };
+    return { value, freshUntil: askedAt + freshSeconds * 1000 };
   }
   const number = firstNumber(content?.error_codes);
   const upstream = `entra ${status}` + (number === undefined ? "" : ` AADSTS${number}`);

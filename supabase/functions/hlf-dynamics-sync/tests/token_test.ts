@@ -219,28 +219,6 @@ for (
   });
 }
 
-for (
-  const [what, behaviour] of [
-    ["throttles", says(429, {}, { "Retry-After": "60" })],
-    ["is down", says(503)],
-  ] as [string, Behaviour][]
-) {
-  Deno.test(`a token that is still good for a while is used on when Entra ${what}`, async () => {
-    await using stage = new Stage();
-    await stage.push();
-    stage.entra.otherwise = behaviour;
-
-    stage.clock.move(3600 - 200);
-    const answers = [await stage.push(), ...await Promise.all([stage.push(), stage.push()])];
-    stage.clock.move(200 - 20);
-    const late = await stage.push();
-
-    assert.deepEqual(answers.map((answer) => answer.status), [200, 200, 200]);
-    assert.deepEqual([late.status, late.code], [503, "token_unavailable"]);
-    assert.deepEqual(bearers(stage), Array(4).fill("Bearer planted-token-1"));
-  });
-}
-
 Deno.test("a token that Dataverse has refused is not used on when Entra throttles", async () => {
   await using stage = new Stage();
   await stage.push();
@@ -251,15 +229,6 @@ Deno.test("a token that Dataverse has refused is not used on when Entra throttle
 
   assert.deepEqual(answers.map((answer) => [answer.status, answer.retryAfter]), [[503, "60"], [503, "60"]]);
   assert.equal(stage.entra.requests.length, 2);
-});
-
-Deno.test("a secret that has expired is said even while the last token is still good", async () => {
-  await using stage = new Stage();
-  await stage.push();
-  stage.entra.otherwise = entraError(401, "invalid_client", 7000222);
-  stage.clock.move(3600 - 200);
-
-  assert.equal((await stage.push()).code, "misconfigured");
 });
 
 for (const life of [0, -1, "", "soon", null, true, [3600], {}, "Infinity", "1e999"]) {
