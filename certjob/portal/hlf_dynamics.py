@@ -68,7 +68,6 @@ MOST_PAGES: Final = 2000
 """Ten million contacts; a list that goes on after that has no end."""
 
 
-
 class _Success(BaseModel):
     """An answer of the contract that is a success; one that has an error as well is none."""
 
