@@ -116,9 +116,9 @@ def owner(supabase_url: str) -> Iterator[database.Connection]:
 def api(supabase_url: str) -> Iterator[database.Connection]:
     """The connection on which the app's requests are served, each in a role and with claims of its own.
 
-    Not certjob's kind, which brings settings of its own: a coordinator's session has what the coordinator sets.
+    Without certjob's own settings: a coordinator's session has what the coordinator sets.
     """
-    with psycopg.connect(supabase_url, autocommit=True) as connection:
+    with database.Connection.connect(supabase_url, autocommit=True) as connection:
         yield connection
 
 

@@ -19,8 +19,6 @@ from certjob.stopping import StopFlag
 
 logger = logging.getLogger(__name__)
 
-Connection = psycopg.Connection[Any]
-
 Result = TypeVar("Result")
 
 CONTENTION = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
@@ -43,7 +41,7 @@ NO_ANSWER = "the database does not answer any more"
 RUN_AGAIN = "what was committed is kept, run it again"
 
 
-class LastingConnection(psycopg.Connection[Any]):
+class Connection(psycopg.Connection[Any]):
     """A connection that can be opened anew in place, so that whoever holds it goes on with it.
 
     It knows how deep in transactions it is: work can only be repeated where nothing is half done.
@@ -83,7 +81,7 @@ class LastingConnection(psycopg.Connection[Any]):
             self.depth -= 1
 
 
-def connect(url: str) -> LastingConnection:
+def connect(url: str) -> Connection:
     """Open an autocommit connection that never prepares statements and notices a dead network.
 
     Raises ConfigurationError when the URL, user, password or database name is wrong, DatabaseUnavailableError when the
@@ -91,7 +89,7 @@ def connect(url: str) -> LastingConnection:
     """
     _refuse_unencoded(url)
     try:
-        connection = LastingConnection.connect(
+        connection = Connection.connect(
             url,
             application_name="certjob",
             client_encoding="utf8",
@@ -130,7 +128,7 @@ def _refuse_unencoded(url: str) -> None:
         raise ConfigurationError(message, next_step="write @ : / # ? and % as %40 %3A %2F %23 %3F and %25 there")
 
 
-def _open_and_ask(url: str) -> LastingConnection:
+def _open_and_ask(url: str) -> Connection:
     """Open a connection on which the server answers: a pooler accepts one although the server behind it is away."""
     connection = connect(url)
     hang_up_when_silent(connection, seconds=CONNECT_SECONDS)
@@ -144,8 +142,7 @@ def _open_and_ask(url: str) -> LastingConnection:
 
 def outlast_restarts(connection: Connection, *, stop: StopFlag) -> None:
     """Let ``repeated`` wait for the server on this connection, until the stop flag is set."""
-    if isinstance(connection, LastingConnection):
-        connection.stop, connection.patience_seconds = stop, RESTART_PATIENCE_SECONDS
+    connection.stop, connection.patience_seconds = stop, RESTART_PATIENCE_SECONDS
 
 
 def hang_up_when_silent(connection: Connection, *, seconds: float | None = None) -> None:
@@ -153,13 +150,11 @@ def hang_up_when_silent(connection: Connection, *, seconds: float | None = None)
 
     A server can stall behind a proxy that keeps the connection: no time-out of the network's own comes then.
     """
-    if not isinstance(connection, LastingConnection):
-        return
     arguments = (weakref.ref(connection), seconds or LONGEST_SILENCE_SECONDS)
     threading.Thread(target=_watch, args=arguments, name="silence", daemon=True).start()
 
 
-def _watch(watched: "weakref.ref[LastingConnection]", seconds: float) -> None:
+def _watch(watched: "weakref.ref[Connection]", seconds: float) -> None:
     while (connection := watched()) is not None and connection.given_up is None:
         asked_at = connection.asked_at
         if asked_at is not None and time.monotonic() - asked_at > seconds:
@@ -174,11 +169,9 @@ def repeated(connection: Connection, work: Callable[[], Result]) -> Result:
     Whether the commit it was in the middle of has happened, nobody knows: work must bear to be done twice, as a chunk
     that decides anew, or a settle that names its token. Raises DatabaseUnavailableError when the server stays away.
     """
-    if isinstance(connection, LastingConnection) and connection.given_up is not None:
-        raise DatabaseUnavailableError(
-            connection.given_up, next_step=RUN_AGAIN
-        )  # what tidies up after it must not hide the reason
-    if not isinstance(connection, LastingConnection) or not connection.patience_seconds or connection.depth:
+    if connection.given_up is not None:  # what tidies up after it must not hide the reason
+        raise DatabaseUnavailableError(connection.given_up, next_step=RUN_AGAIN)
+    if not connection.patience_seconds or connection.depth:
         return work()
     while True:
         try:
@@ -194,8 +187,7 @@ def hang_up(connection: Connection) -> None:
 
     A proxy may keep a connection open for hours whose server is long gone, and cancelling goes through the same proxy.
     """
-    if isinstance(connection, LastingConnection):
-        connection.given_up = NO_ANSWER
+    connection.given_up = NO_ANSWER
     with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as same:
         same.shutdown(socket.SHUT_RDWR)
 
@@ -205,7 +197,7 @@ def _is_gone(connection: Connection, error: psycopg.Error) -> bool:
     return connection.closed or (error.sqlstate or "").startswith(LOST_SESSION)
 
 
-def _wait_for_server(connection: LastingConnection, error: psycopg.Error) -> None:
+def _wait_for_server(connection: Connection, error: psycopg.Error) -> None:
     """Open the connection anew, in place. Raises DatabaseUnavailableError, or StoppedBySignalError after a signal."""
     if connection.given_up is not None:
         raise DatabaseUnavailableError(connection.given_up, next_step=RUN_AGAIN) from error
@@ -240,7 +232,7 @@ def _wait_for_server(connection: LastingConnection, error: psycopg.Error) -> Non
             break
     dead = connection.pgconn
     # The whole state is made anew: a BEGIN that met the end of the session leaves psycopg's count of transactions at 1.
-    LastingConnection.__init__(connection, fresh.pgconn)
+    Connection.__init__(connection, fresh.pgconn)
     fresh.pgconn = dead  # and goes with it
     _set_up(connection)
     logger.info("the database is back", extra={"event": "database_back"})

@@ -5,7 +5,7 @@ A single statement outside a transaction is repeated when the server was restart
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -202,10 +202,7 @@ def persist(
         with transaction(connection, lock_timeout_ms=lock_timeout_ms or _WRITE_LOCK_TIMEOUT_MS):
             return write()
 
-    for tries_left in reversed(range(tries)):
-        try:
+    for _ in range(tries - 1):
+        with suppress(*CONTENTION):
             return repeated(connection, write_once)
-        except CONTENTION:
-            if not tries_left:
-                raise
-    raise AssertionError  # pragma: no cover - the loop returns or raises
+    return repeated(connection, write_once)

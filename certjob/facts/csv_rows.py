@@ -21,9 +21,6 @@ ENDLESS_LINE = 10_000_000
 RECORD_LINES_LIMIT = 200
 """Lines that a quoted cell may run over; a quote still open then was never meant to be one."""
 
-CELLS_LIMIT = 1_000
-"""Columns of a file."""
-
 BLANK_LINES_LIMIT = 1_000_000
 """Blank lines in a row; few spreadsheets have as many rows."""
 
@@ -109,9 +106,6 @@ class CsvFile:
         if header.broken:
             message = f"{self._path}: line {header.line} should hold the column names, but {header.broken}"
             raise InputError(message)
-        if len(header.cells) > CELLS_LIMIT:
-            message = f"{self._path}: the first line has {len(header.cells):,} columns, more than {CELLS_LIMIT:,}"
-            raise InputError(message, next_step="name a list of certificates")
         return header
 
     def __iter__(self) -> Iterator[Record]:

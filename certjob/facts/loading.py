@@ -7,7 +7,7 @@ first undo what the last line says and then do it again, re-arming reminders on 
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,7 @@ import psycopg
 
 from certjob import database
 from certjob.database import CONTENTION, Connection
-from certjob.errors import CertjobError, DatabaseUnavailableError, MentorBusyError, StoppedBySignalError
+from certjob.errors import DatabaseUnavailableError, MentorBusyError, StoppedBySignalError
 from certjob.facts.csv_rows import open_csv
 from certjob.facts.roster import WHOLE_LINE, Cost, LoadOptions, Problem, RosterForm, RosterRow
 
@@ -180,13 +180,18 @@ class _Writing:
     def write(self, rows: Iterator[RosterRow], *, total: int, on_progress: Callable[[int, int], None]) -> None:
         whole = database.transaction(self._connection) if self._strict else nullcontext()
         done = 0
-        with suppress(_RollBackError), self._database_errors(), whole:
-            while batch := list(islice(rows, ROWS_PER_BATCH)):
-                self._write_or_take_apart(batch)
-                done += len(batch)
-                on_progress(done, total)
-            if self._strict and self.problems:
-                raise _RollBackError
+        try:
+            with suppress(_RollBackError), whole:
+                while batch := list(islice(rows, ROWS_PER_BATCH)):
+                    self._write_or_take_apart(batch)
+                    done += len(batch)
+                    on_progress(done, total)
+                if self._strict and self.problems:
+                    raise _RollBackError
+        except psycopg.OperationalError as error:
+            if not self._connection.broken:
+                raise
+            raise DatabaseUnavailableError(self._unfinished("the database went away"), next_step=_AGAIN) from error
 
     def _write_or_take_apart(self, batch: Sequence[RosterRow]) -> None:
         """Write a batch; if that fails, its tenths, until the rows that are to blame stand alone."""
@@ -257,14 +262,3 @@ class _Writing:
     def _unfinished(self, why: str) -> str:
         done = 0 if self._strict else self.counts["rows"]
         return f"{why}; {f'{done:,} rows of the file are loaded' if done else 'nothing was loaded'}"
-
-    @contextmanager
-    def _database_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except CertjobError:
-            raise
-        except psycopg.OperationalError as error:
-            if not self._connection.broken:
-                raise
-            raise DatabaseUnavailableError(self._unfinished("the database went away"), next_step=_AGAIN) from error

@@ -9,8 +9,6 @@ from typing import Literal
 from urllib.parse import urlsplit
 from uuid import UUID
 
-import psycopg
-
 from certjob import database
 from certjob.database import CONTENTION, Connection
 from certjob.domain.addresses import parse_address, parse_sender
@@ -196,9 +194,6 @@ def set_organisation(
     except CONTENTION:
         message = f"organisation {slug}: another session keeps it or its mentors locked"
         raise MentorBusyError(message, next_step="nothing was changed, try again") from None
-    except psycopg.errors.UniqueViolation as error:
-        message = f"organisation {slug}: somebody else added a coordinator at the same moment"
-        raise ConfigurationError(message, next_step="run the same command again") from error
     return OrganisationChange(created=created, changed=created or written > 0)
 
 

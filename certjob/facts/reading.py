@@ -12,16 +12,12 @@ from certjob.domain.models import Certificate, Mentor, OpenPause, Organisation, 
 BEFORE_EVERY_MENTOR = ("-infinity", UUID(int=0))
 """The key before the first due mentor in (review_on, id)."""
 
-_STATUSES = {str(status): status for status in Status}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FactsRead:
     """What was read of some mentors."""
 
     mentors: list[Mentor]
-    incomplete: list[UUID]
-    """Mentors of whom somebody else holds a fact row just now; only when locking."""
     broken: dict[UUID, str]
     """Mentors who are beyond the bounds of the schema, and why; their other facts were not read."""
 
@@ -30,7 +26,7 @@ def read(connection: database.Connection, ids: Sequence[UUID], *, lock: bool) ->
     """Read these mentors, in the given order; mentors that do not exist are left out.
 
     With ``lock``, in statements later than the one that locked the mentors (a newer snapshot), and their
-    certificates and open pauses are locked too, without waiting.
+    certificates and open pauses are locked too, without waiting: of whom another session holds a row is left out.
     """
     found = database.fetch(connection, "read_mentors", {"ids": list(ids)})
     broken = {row[0]: row[5] for row in found if row[5] is not None}
@@ -50,7 +46,7 @@ def read(connection: database.Connection, ids: Sequence[UUID], *, lock: bool) ->
             issued_on=issued_on,
             expires_on=expires_on,
             revoked=revoked,
-            status=_STATUSES[status],
+            status=Status(status),
         )
         certificates[mentor_id].append(certificate)
     pauses: dict[UUID, list[OpenPause]] = defaultdict(list)
@@ -74,7 +70,7 @@ def read(connection: database.Connection, ids: Sequence[UUID], *, lock: bool) ->
         for mentor_id in ids
         if mentor_id not in incomplete and (row := rows.get(mentor_id)) is not None
     ]
-    return FactsRead(mentors=mentors, incomplete=sorted(incomplete), broken=broken)
+    return FactsRead(mentors=mentors, broken=broken)
 
 
 def read_due(

@@ -14,7 +14,6 @@ import pytest
 
 from certjob import database
 from certjob.database import Connection, connections, outlast_restarts, repeated
-from certjob.database.connections import LastingConnection
 from certjob.errors import ConfigurationError, DatabaseUnavailableError, StoppedBySignalError
 from certjob.facts import reading
 from certjob.review.certification import CertificationManagementService
@@ -37,7 +36,7 @@ def own_database(cluster: Cluster) -> Iterator[str]:
 
 
 @pytest.fixture
-def lasting(own_database: str) -> Iterator[LastingConnection]:
+def lasting(own_database: str) -> Iterator[Connection]:
     """A connection to it as `certjob run` has it."""
     with database.connect(own_database) as connection:
         outlast_restarts(connection, stop=StopFlag())
@@ -53,7 +52,7 @@ def add_people(connection: Connection, number: int) -> Facts:
 
 
 def test_a_night_with_three_restarts_does_everything_once(
-    lasting: LastingConnection, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    lasting: Connection, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between a chunk's lock and its write, which are gone; during a call and during a mail, whose outcome is kept."""
     people = add_people(lasting, 12)
@@ -113,7 +112,7 @@ def test_the_installed_command_survives_a_restart_without_a_word(
 
 
 def test_a_server_that_stays_away_ends_the_run_with_a_line_and_a_signal_ends_the_wait(
-    lasting: LastingConnection, own_database: str, cluster: Cluster
+    lasting: Connection, own_database: str, cluster: Cluster
 ) -> None:
     """Within the time it has; what was committed is kept."""
     people = add_people(lasting, 1)
@@ -139,7 +138,7 @@ def test_a_server_that_stays_away_ends_the_run_with_a_line_and_a_signal_ends_the
 
 
 @pytest.fixture
-def session(database_url: str) -> Iterator[LastingConnection]:
+def session(database_url: str) -> Iterator[Connection]:
     with database.connect(database_url) as connection:
         outlast_restarts(connection, stop=StopFlag())
         yield connection
@@ -167,7 +166,7 @@ def time_out(setting: str) -> Callable[[Connection], None]:
     return strike
 
 
-def test_whoever_holds_the_connection_goes_on_with_it(session: LastingConnection) -> None:
+def test_whoever_holds_the_connection_goes_on_with_it(session: Connection) -> None:
     """Opened anew in place, with all that makes it certjob's."""
     old = session.info.backend_pid
     end(session)
@@ -181,7 +180,7 @@ def test_whoever_holds_the_connection_goes_on_with_it(session: LastingConnection
     assert session.info.transaction_status is psycopg.pq.TransactionStatus.IDLE
 
 
-def test_no_statement_of_a_night_goes_on_for_ever(session: LastingConnection) -> None:
+def test_no_statement_of_a_night_goes_on_for_ever(session: Connection) -> None:
     """The limits are the transaction's own, and one that the administrator has set stays."""
     shown = "SELECT current_setting('lock_timeout'), current_setting('statement_timeout')"
     for of_the_session, of_the_night in (("0", "10min"), ("20min", "20min")):
@@ -195,7 +194,7 @@ def test_no_statement_of_a_night_goes_on_for_ever(session: LastingConnection) ->
     "strike", [terminate, time_out("idle_in_transaction_session_timeout"), time_out("transaction_timeout")]
 )
 def test_a_transaction_that_was_cut_off_is_done_once_more(
-    session: LastingConnection, strike: Callable[[Connection], None]
+    session: Connection, strike: Callable[[Connection], None]
 ) -> None:
     """In a new session, and as a whole one, not as a savepoint of the dead."""
     tries: list[int] = []
@@ -214,10 +213,10 @@ def test_a_transaction_that_was_cut_off_is_done_once_more(
     assert session.execute("SELECT to_regclass('once') IS NOT NULL").fetchone() == (True,)
 
 
-def test_what_is_not_done_again(session: LastingConnection, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_done_again(session: Connection, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What would only time out again; part of a transaction; what a person waits for; a password that was changed."""
 
-    def refuse(_url: str) -> LastingConnection:
+    def refuse(_url: str) -> Connection:
         message = "password authentication failed"
         raise ConfigurationError(message)
 
@@ -246,7 +245,7 @@ def test_what_is_not_done_again(session: LastingConnection, database_url: str, m
             database.fetch_value(refused, "read_clock")
 
 
-def test_work_that_brings_the_server_down_each_time_is_given_up(session: LastingConnection) -> None:
+def test_work_that_brings_the_server_down_each_time_is_given_up(session: Connection) -> None:
     """Otherwise it would do so all night; what tidies up on the closed connection does not hide why."""
     tries = []
 

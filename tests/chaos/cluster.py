@@ -75,7 +75,7 @@ class Cluster:
 
     def connect(self, name: str) -> Connection:
         """A session of the harness; none outlives a restart, so they are short."""
-        return psycopg.connect(
+        return Connection.connect(
             self.url(name),
             autocommit=True,
             prepare_threshold=None,

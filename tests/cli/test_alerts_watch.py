@@ -94,7 +94,7 @@ class Watch:
         reconnect: Callable[[], Connection] | None = None,
     ) -> None:
         self.connection = connection
-        self._url = connection.url  # type: ignore[attr-defined]
+        self._url = connection.url
         self.now = MORNING
         self.days: list[date] = []
         self._monkeypatch = monkeypatch

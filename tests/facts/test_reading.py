@@ -40,7 +40,7 @@ def test_a_mentor_is_read_with_everything_that_a_decision_needs(connection: Conn
     for lock in (False, True):
         with connection.transaction():
             read = reading.read(connection, [left, hlf, shown], lock=lock)
-        assert (read.mentors, read.incomplete, read.broken) == (expected, [], {})
+        assert (read.mentors, read.broken) == (expected, {})
 
 
 def test_a_part_of_a_name_is_enough(connection: Connection, facts: Facts) -> None:
