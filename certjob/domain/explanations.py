@@ -35,14 +35,14 @@ def distance_words(day: date, today: date) -> str:
     days = (day - today).days
     if days == 0:
         return "today"
-    return f"in {_number(days, 'day')}" if days > 0 else f"{_number(-days, 'day')} ago"
+    return f"in {number(days, 'day')}" if days > 0 else f"{number(-days, 'day')} ago"
 
 
 def why_status(certificate: Certificate, mentor: Mentor, today: date, *, revoked_on: date | None = None) -> str:
     """Return the rule that gives a certificate its status today, with its dates."""
     status = rules.status_of(certificate, mentor, today)
     last_day = f"its last day is {day_words(certificate.expires_on, today)}"
-    left = _number((certificate.expires_on - today).days, "day")
+    left = number((certificate.expires_on - today).days, "day")
     if status is Status.REVOKED:
         return "it was revoked" + (f" on {day_words(revoked_on, today)}" if revoked_on else "")
     if status is Status.UPCOMING:
@@ -60,7 +60,7 @@ def why_status(certificate: Certificate, mentor: Mentor, today: date, *, revoked
     thresholds = mentor.organisation.reminder_thresholds
     if not thresholds:
         return f"{last_day}; {mentor.organisation.slug} has no reminder thresholds, so nothing counts as expiring"
-    largest = f"the largest reminder threshold, {_number(max(thresholds), 'day')}"
+    largest = f"the largest reminder threshold, {number(max(thresholds), 'day')}"
     return f"{last_day}, {'inside' if status is Status.EXPIRING else 'beyond'} {largest}"
 
 
@@ -110,7 +110,7 @@ def threshold_words(days: int) -> str:
     >>> threshold_words(30), threshold_words(0), threshold_words(-1)
     ('30 days before', 'on', '1 day after')
     """
-    return "on" if days == 0 else f"{_number(abs(days), 'day')} {'before' if days > 0 else 'after'}"
+    return "on" if days == 0 else f"{number(abs(days), 'day')} {'before' if days > 0 else 'after'}"
 
 
 def transition_words(change: Transition, certificate: Certificate, today: date) -> str:
@@ -137,5 +137,6 @@ def _span(certificate: Certificate | None, today: date) -> str:
     return f", {day_words(certificate.issued_on, today)} to {day_words(certificate.expires_on, today)},"
 
 
-def _number(count: int, noun: str) -> str:
+def number(count: int, noun: str) -> str:
+    """Return how many there are of something."""
     return f"{count:,} {noun}" if abs(count) == 1 else f"{count:,} {noun}s"

@@ -3,13 +3,22 @@
 ``now`` is in the zone in which times are shown.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import date, datetime
-from typing import Final, Protocol, TypeVar
+from typing import Final, Literal, Protocol, TypeVar
 
 from certjob.domain.alert_reasons import AlertReason, why_message_waits, why_push_waits
-from certjob.views.alerts import Alerts, HeldAlert, UnknownContact, WaitingMail
+from certjob.domain.explanations import day_words, number
+from certjob.views.alerts import (
+    Alerts,
+    FailedDigest,
+    FailedReminder,
+    HeldAlert,
+    ReviewProblem,
+    UnknownContact,
+    WaitingMail,
+)
 from certjob.views.open_pushes import OpenPush, resync_command
 
 _NO_CHANGE: Final = "certjob changes nothing for this organisation until somebody decides."
@@ -35,53 +44,6 @@ _HELD: Final = {
 """By what is held: the heading, what it means, and what to do."""
 
 _ACCEPT: Final = "hide it in Dynamics, or `certjob reconcile --accept {} --because TEXT`."
-
-_SECTIONS: Final = {
-    "never_reviewed": (
-        "Not reviewed",
-        "{} could not be reviewed",
-        "certjob does not know whether they are certified. They may be shown although they must not be.",
-        "red",
-    ),
-    "hides": (
-        "",
-        "{} may STILL BE VISIBLE on the portal, and must not be",
-        "They are paused or have left, but the portal has not confirmed that it hides them: people may still find them "
-        "there. If it cannot wait, hide them by hand in Dynamics.",
-        "red",
-    ),
-    "reading": (
-        "The portal and certjob disagree",
-        "The portal and certjob disagree",
-        "certjob reads the portal every night and corrects what it may; this it leaves to you.",
-        "yellow",
-    ),
-    "shows": (
-        "",
-        "{} may STILL BE HIDDEN on the portal",
-        "They may meet people again, but the portal has not confirmed that it shows them.",
-        "yellow",
-    ),
-    "reminders": (
-        "Reminder not delivered",
-        "{} not delivered",
-        "The mail about their certificate has not reached these mentors.",
-        "",
-    ),
-    "digests": (
-        "Digest not delivered",
-        "{} not delivered",
-        "These coordinators do not hear what happens to their mentors.",
-        "",
-    ),
-    "waiting_mail": (
-        "Mail waits",
-        "Mail has waited for more than a day",
-        "It has not gone out: the mail server does not take it, or `certjob deliver` does not run.",
-        "yellow",
-    ),
-}
-"""What each plain line begins with, the heading, what it means, its colour."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,67 +103,80 @@ class _OfMentor(Protocol):
 
 
 T = TypeVar("T")
+Failed = TypeVar("Failed", FailedReminder, FailedDigest)
 
 
-def describe(alerts: Alerts, *, now: datetime) -> Iterator[Section]:
-    """Yield the sections, the most harmful first: what is held, who could not be reviewed, the portal, the mail."""
+def describe(alerts: Alerts, *, now: datetime) -> list[Section]:
+    """Return the sections, the most harmful first: what is held, who could not be reviewed, the portal, the mail."""
     hides = [push for push in alerts.pushes if not push.visible]
     shows = [push for push in alerts.pushes if push.visible]
-    yield from map(_held, alerts.held)
-    yield from _section("never_reviewed", _never_reviewed(alerts), of=number(len(alerts.never_reviewed), "mentor"))
-    yield from _section("hides", _pushes(hides, now=now), of=number(len(hides), "mentor"), pushes=hides)
-    yield from _section("reading", _reading(alerts, now=now))
-    yield from _section("shows", _pushes(shows, now=now), of=number(len(shows), "mentor"), pushes=shows)
-    yield from _section("reminders", _reminders(alerts), of=number(len(alerts.reminders), "reminder"))
-    yield from _section("digests", _digests(alerts), of=number(len(alerts.digests), "digest"))
-    yield from _section("waiting_mail", map(_waiting_mail, alerts.waiting_mail))
+    sections = [
+        *map(_held, alerts.held),
+        _never_reviewed(alerts.never_reviewed),
+        _pushes(
+            hides,
+            heading=f"{number(len(hides), 'mentor')} may STILL BE VISIBLE on the portal, and must not be",
+            meaning="They are paused or have left, but the portal has not confirmed that it hides them: people may "
+            "still find them there. If it cannot wait, hide them by hand in Dynamics.",
+            colour="red",
+            now=now,
+        ),
+        _reading(alerts, now=now),
+        _pushes(
+            shows,
+            heading=f"{number(len(shows), 'mentor')} may STILL BE HIDDEN on the portal",
+            meaning="They may meet people again, but the portal has not confirmed that it shows them.",
+            colour="yellow",
+            now=now,
+        ),
+        _messages(
+            alerts.reminders,
+            "reminder",
+            row=lambda each: Row(who=_who(each), about=f"certificate until {_day(each.expires_on, now)}"),
+            meaning="The mail about their certificate has not reached these mentors.",
+        ),
+        _messages(
+            alerts.digests,
+            "digest",
+            row=lambda each: Row(
+                who=f"{each.full_name} ({each.organisation})", about=f"of {_day(each.digest_on, now)}"
+            ),
+            meaning="These coordinators do not hear what happens to their mentors.",
+        ),
+        _waiting_mail(alerts.waiting_mail),
+    ]
+    return [section for section in sections if section.groups]
 
 
-def _section(name: str, groups: Iterable[Group], *, of: str = "", pushes: Sequence[OpenPush] = ()) -> Iterator[Section]:
-    """Yield a section with its words, or nothing where there is nothing in it."""
-    label, heading, meaning, colour = _SECTIONS[name]
-    sentence = (pushes[0].sentence or "") if pushes else ""
-    if found := list(groups):
-        yield Section(
-            label=sentence or label,
-            heading=heading.format(of),
-            sentence=sentence,
-            meaning=meaning,
-            groups=found,
-            colour=colour,
-        )
-
-
-def _never_reviewed(alerts: Alerts) -> Iterator[Group]:
-    for error, problems in _grouped(alerts.never_reviewed, lambda problem: problem.error):
+def _never_reviewed(problems: Sequence[ReviewProblem]) -> Section:
+    groups = []
+    for error, same in _grouped(problems, lambda problem: problem.error):
         do = "end what is in the way, then {}."
-        rows = [Row(who=_who(each), since=each.since, do=do.format(_resync([each]))) for each in problems]
-        yield Group(why=error, do=do.format(_resync(problems)), rows=rows)
+        rows = [Row(who=_who(each), since=each.since, do=do.format(_resync([each]))) for each in same]
+        groups.append(Group(why=error, do=do.format(_resync(same)), rows=rows))
+    return Section(
+        label="Not reviewed",
+        heading=f"{number(len(problems), 'mentor')} could not be reviewed",
+        meaning="certjob does not know whether they are certified. They may be shown although they must not be.",
+        colour="red",
+        groups=groups,
+    )
 
 
-def _reminders(alerts: Alerts) -> Iterator[Group]:
-    for reason, reminders in _grouped(alerts.reminders, lambda each: why_message_waits(each.code)):
-        do = reason.advise()
-        rows = [
-            Row(who=_who(each), about=f"certificate until {day(each.expires_on)}", error=each.error, do=do)
-            for each in reminders
-        ]
-        yield Group(why=reason.why(), do=do, noun="reminder", rows=rows)
-
-
-def _digests(alerts: Alerts) -> Iterator[Group]:
-    for reason, digests in _grouped(alerts.digests, lambda each: why_message_waits(each.code)):
-        do = reason.advise(message="digest")
-        rows = [
-            Row(
-                who=f"{each.full_name} ({each.organisation})",
-                about=f"of {day(each.digest_on)}",
-                error=each.error,
-                do=do,
-            )
-            for each in digests
-        ]
-        yield Group(why=reason.why(), do=do, noun="digest", rows=rows)
+def _messages(
+    failed: Sequence[Failed], noun: Literal["reminder", "digest"], *, row: Callable[[Failed], Row], meaning: str
+) -> Section:
+    groups = []
+    for reason, same in _grouped(failed, lambda each: why_message_waits(each.code)):
+        do = reason.advise(message=noun)
+        rows = [replace(row(each), error=each.error, do=do) for each in same]
+        groups.append(Group(why=reason.why(), do=do, noun=noun, rows=rows))
+    return Section(
+        label=f"{noun.capitalize()} not delivered",
+        heading=f"{number(len(failed), noun)} not delivered",
+        meaning=meaning,
+        groups=groups,
+    )
 
 
 def _held(held: HeldAlert) -> Section:
@@ -230,11 +205,12 @@ def _held(held: HeldAlert) -> Section:
     )
 
 
-def _pushes(pushes: Sequence[OpenPush], *, now: datetime) -> Iterator[Group]:
-    for reason, group in _grouped(pushes, why_push_waits):
-        tries = [next_try(push.next_attempt_at, now=now) for push in group]
+def _pushes(pushes: Sequence[OpenPush], *, heading: str, meaning: str, colour: str, now: datetime) -> Section:
+    groups = []
+    for reason, same in _grouped(pushes, why_push_waits):
+        tries = [next_try(push.next_attempt_at, now=now) for push in same]
         differ = reason.is_tried_automatically and len(set(tries)) > 1
-        do = reason.advise(resync=_resync(group), next_try="at the time behind the name" if differ else tries[0])
+        do = reason.advise(resync=_resync(same), next_try="at the time behind the name" if differ else tries[0])
         rows = [
             Row(
                 who=_who(push),
@@ -245,37 +221,40 @@ def _pushes(pushes: Sequence[OpenPush], *, now: datetime) -> Iterator[Group]:
                 next_try=when if differ else "",
                 do="" if reason.is_tried_automatically else reason.advise(resync=_resync([push])),
             )
-            for push, when in zip(group, tries, strict=True)
+            for push, when in zip(same, tries, strict=True)
         ]
-        yield Group(why=reason.why(), do=do, rows=rows)
+        groups.append(Group(why=reason.why(), do=do, rows=rows))
+    sentence = pushes[0].sentence or "" if pushes else ""
+    return Section(label=sentence, heading=heading, sentence=sentence, meaning=meaning, colour=colour, groups=groups)
 
 
-def _reading(alerts: Alerts, *, now: datetime) -> Iterator[Group]:
-    """Yield what the last reading of the portal left for people to do."""
+def _reading(alerts: Alerts, *, now: datetime) -> Section:
+    """What the last reading of the portal left for people to do."""
+    groups = []
     if alerts.contradictory:
-        yield Group(
-            why="Wanted both visible and hidden, so certjob keeps it hidden until the organisations agree.",
-            noun="contact",
-            rows=[
-                Row(
-                    who=f"contact {both.contact_id}",
-                    about=f"visible for {', '.join(both.visible_for)}, hidden for {', '.join(both.hidden_for)}",
-                )
-                for both in alerts.contradictory
-            ],
-        )
+        rows = [
+            Row(
+                who=f"contact {both.contact_id}",
+                about=f"visible for {', '.join(both.visible_for)}, hidden for {', '.join(both.hidden_for)}",
+            )
+            for both in alerts.contradictory
+        ]
+        why = "Wanted both visible and hidden, so certjob keeps it hidden until the organisations agree."
+        groups.append(Group(why=why, noun="contact", rows=rows))
     if alerts.unknown_contacts:
-        yield Group(
-            why="Visible on the portal, but no mentor of an organisation with a portal has this contact.",
-            do=_ACCEPT.format("CONTACT"),
-            noun="contact",
-            rows=list(map(_unknown, alerts.unknown_contacts)),
-        )
+        why = "Visible on the portal, but no mentor of an organisation with a portal has this contact."
+        rows = list(map(_unknown, alerts.unknown_contacts))
+        groups.append(Group(why=why, do=_ACCEPT.format("CONTACT"), noun="contact", rows=rows))
     for reading in alerts.portal_not_read:
-        yield Group(
-            why=f"The portal was last read on {day(reading.read_at.astimezone(now.tzinfo).date())}",
-            do="run `certjob reconcile`, and see why cron does not.",
-        )
+        why = f"The portal was last read on {_day(reading.read_at.astimezone(now.tzinfo).date(), now)}"
+        groups.append(Group(why=why, do="run `certjob reconcile`, and see why cron does not."))
+    return Section(
+        label="The portal and certjob disagree",
+        heading="The portal and certjob disagree",
+        meaning="certjob reads the portal every night and corrects what it may; this it leaves to you.",
+        colour="yellow",
+        groups=groups,
+    )
 
 
 def _unknown(contact: UnknownContact) -> Row:
@@ -285,12 +264,22 @@ def _unknown(contact: UnknownContact) -> Row:
     return Row(who=f"contact {contact.contact_id}{owner}", since=contact.since, do=_ACCEPT.format(contact.contact_id))
 
 
-def _waiting_mail(waiting: WaitingMail) -> Group:
-    return Group(
-        why=f"{number(waiting.number, waiting.what.removesuffix('s'))}, the oldest",
-        since=waiting.since,
-        details=[f"the mail stage stopped: {waiting.error}"] if waiting.error else (),
-        do="`certjob check` looks at the mail server; `certjob deliver` sends what waits.",
+def _waiting_mail(mails: Sequence[WaitingMail]) -> Section:
+    groups = [
+        Group(
+            why=f"{number(waiting.number, waiting.what.removesuffix('s'))}, the oldest",
+            since=waiting.since,
+            details=[f"the mail stage stopped: {waiting.error}"] if waiting.error else (),
+            do="`certjob check` looks at the mail server; `certjob deliver` sends what waits.",
+        )
+        for waiting in mails
+    ]
+    return Section(
+        label="Mail waits",
+        heading="Mail has waited for more than a day",
+        meaning="It has not gone out: the mail server does not take it, or `certjob deliver` does not run.",
+        colour="yellow",
+        groups=groups,
     )
 
 
@@ -298,24 +287,19 @@ def next_try(at: datetime, *, now: datetime) -> str:
     """Return when certjob tries again automatically, as the end of a sentence."""
     if at <= now:
         return "when `certjob deliver` runs next, normally every 15 minutes"
-    local, today = at.astimezone(now.tzinfo), now.date()
-    return f"{'' if local.date() == today else f'on {day(local.date(), today)} '}at {local:%H:%M}, or soon after"
+    local = at.astimezone(now.tzinfo)
+    on = "" if local.date() == now.date() else f"on {_day(local.date(), now)} "
+    return f"{on}at {local:%H:%M}, or soon after"
 
 
 def moment(at: datetime, *, now: datetime) -> str:
     """Return a time of day with its day, as people write it."""
-    local, today = at.astimezone(now.tzinfo), now.date()
-    return f"{'today' if local.date() == today else day(local.date(), today)} {local:%H:%M}"
+    local = at.astimezone(now.tzinfo)
+    return f"{'today' if local.date() == now.date() else _day(local.date(), now)} {local:%H:%M}"
 
 
-def day(on: date, today: date | None = None) -> str:
-    """Return a date as people write it, without the year where it is today's."""
-    return f"{on.day} {on:%B}" + ("" if today and on.year == today.year else f" {on.year}")
-
-
-def number(count: int, noun: str) -> str:
-    """Return how many there are of something."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+def _day(day: date, now: datetime) -> str:
+    return day_words(day, now.date())
 
 
 def _who(alert: _OfMentor) -> str:

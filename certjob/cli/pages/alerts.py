@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from certjob.cli.pages.alert_sections import Group, Row, Section, describe, moment, number
+from certjob.cli.pages.alert_sections import Group, Row, Section, describe, moment
 from certjob.cli.terminal.lines import PageLine, wrap
 from certjob.cli.terminal.output import Output
 from certjob.cli.terminal.plain import harmless
+from certjob.domain.explanations import number
 from certjob.views.alerts import Alerts
 
 MOST_ROWS: Final = 20

@@ -5,12 +5,12 @@ from datetime import date, datetime
 from itertools import groupby
 from typing import Any, Final
 
-from certjob.cli.pages.alert_sections import next_try, number
+from certjob.cli.pages.alert_sections import next_try
 from certjob.cli.terminal.lines import PageLine
 from certjob.cli.terminal.output import Output
 from certjob.domain import explanations, rules
 from certjob.domain.alert_reasons import AlertReason, why_message_waits, why_push_waits
-from certjob.domain.explanations import day_words, distance_words, reason_words, threshold_words
+from certjob.domain.explanations import day_words, distance_words, number, reason_words, threshold_words
 from certjob.domain.models import OWN_PAUSE_REASON, Status
 from certjob.views.explain.history import LoggedReminder, MentorHistory, Pause
 from certjob.views.explain.reader import address_problem
