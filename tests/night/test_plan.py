@@ -84,7 +84,7 @@ def test_the_plan_says_which_reminder_can_reach_nobody(facts: Facts, capsys: pyt
         facts.certified_mentor(organisation, TODAY + timedelta(days=7), member_no=number, email=email)
 
     report = night(facts.connection, dry_run=True)
-    show_plan(Output(quiet=False), report)
+    show_plan(Output(quiet=False), report, find_names=lambda _ids: {})
 
     changes = report.to_document()["changes"]
     assert [change["reminders"][0]["has_address"] for change in changes] == [False, False, True]

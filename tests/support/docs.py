@@ -24,7 +24,7 @@ def read_section(name: str, title: str) -> str:
 
 
 VARIES = {
-    "the second at which a page was read": r"(?<=checked )\d\d:\d\d:\d\d",
+    "the second at which a page was read": r"(?<=checked at )\d\d:\d\d:\d\d",
 }
 """What is not compared. In an example an ellipsis stands for the rest of what is between its neighbours on a line, and
 alone on a line for any number of lines."""

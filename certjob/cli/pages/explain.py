@@ -23,12 +23,8 @@ _STYLES: Final = {Status.EXPIRED: "red", Status.REVOKED: "red", Status.EXPIRING:
 
 
 def show_story(output: Output, story: MentorHistory) -> None:
-    """Print the page: wrapped to a terminal, whole lines off it."""
-    if not output.on_terminal:
-        for line in page_lines(story):
-            output.result(f"{' ' * line.indent}{line.bullet}{line.head}{line.text}".rstrip())
-        return
-    output.show_lines(page_lines(story, most_days=MOST_COMING_DAYS))
+    """Print the page; off a terminal it has all of the coming days."""
+    output.show_lines(page_lines(story, most_days=MOST_COMING_DAYS if output.on_terminal else None))
 
 
 def page_lines(story: MentorHistory, *, most_days: int | None = None) -> Iterator[PageLine]:

@@ -7,7 +7,6 @@ from uuid import UUID
 
 from certjob.cli.terminal.lines import PageLine
 from certjob.cli.terminal.output import Output, clean, new_table
-from certjob.cli.terminal.plain import harmless
 from certjob.domain.explanations import distance_words, reason_words, threshold_words
 from certjob.domain.models import PauseChange, Reminder, Status
 from certjob.facts.lookup import MentorName
@@ -21,21 +20,18 @@ FindNames = Callable[[Sequence[UUID]], Mapping[UUID, MentorName]]
 """Asked on a terminal alone: elsewhere a mentor has no name."""
 
 
-def show_plan(output: Output, report: RunReport, *, find_names: FindNames = lambda _ids: {}) -> None:
+def show_plan(output: Output, report: RunReport, *, find_names: FindNames) -> None:
     """Print what a run would do, mentor by mentor, and the totals."""
     if not output.on_terminal:
         for change in report.changes:
             output.result(_planned_line(change, today=report.today))
     elif report.changes:
         _show_changes(output, report.changes[:MOST_PLANNED_ROWS], today=report.today, find_names=find_names)
-        if len(report.changes) > MOST_PLANNED_ROWS:
-            output.result(f"… and {len(report.changes) - MOST_PLANNED_ROWS:,} more; --json lists all of them")
+        _show_rest(output, len(report.changes))
     show_totals(output, report)
 
 
-def _show_changes(
-    output: Output, changes: Sequence[PlannedChange], *, today: date, find_names: FindNames = lambda _ids: {}
-) -> None:
+def _show_changes(output: Output, changes: Sequence[PlannedChange], *, today: date, find_names: FindNames) -> None:
     """Print a table, one row per mentor."""
     names = find_names([change.decision.mentor_id for change in changes])
     slug, *others = {change.decision.organisation.slug for change in changes}
@@ -47,10 +43,15 @@ def _show_changes(
         decision = change.decision
         hides = decision.pause is PauseChange.OPEN or (decision.push and not decision.visible)
         name = names.get(decision.mentor_id)
-        cells = [decision.member_no, (name and name.full_name) or "", *_planned_cells(change, today=today)]
+        cells = [decision.member_no, (name and name.full_name) or "", *_planned_cells(change, today=today).values()]
         cells += [decision.organisation.slug] if others else []
         table.add_row(*map(clean, cells), style="red" if hides else "")
     output.show_table(table)
+
+
+def _show_rest(output: Output, number: int) -> None:
+    if number > MOST_PLANNED_ROWS:
+        output.result(f"… and {number - MOST_PLANNED_ROWS:,} more; --json lists all of them")
 
 
 def show_totals(output: Output, report: RunReport) -> None:
@@ -68,7 +69,7 @@ def show_totals(output: Output, report: RunReport) -> None:
     output.show_table(table)
 
 
-def show_differences(output: Output, report: RunReport, *, find_names: FindNames = lambda _ids: {}) -> None:
+def show_differences(output: Output, report: RunReport, *, find_names: FindNames) -> None:
     """Print what `certjob reconcile` would put right, mentor by mentor, and the totals."""
     differences = report.comparison.admitted if report.comparison is not None else []
     words = {True: "hidden on the portal, would be shown", False: "visible on the portal, would be hidden"}
@@ -83,22 +84,18 @@ def show_differences(output: Output, report: RunReport, *, find_names: FindNames
             who = f"{each.member_no} of {each.organisation}"
             who = f"{name.full_name} ({who})" if name and name.full_name else who
             output.show_lines([PageLine(text=f"{who}: {words[each.visible]}", bullet="- ")])
-        if len(differences) > MOST_PLANNED_ROWS:
-            output.result(f"… and {len(differences) - MOST_PLANNED_ROWS:,} more; --json lists all of them")
+        _show_rest(output, len(differences))
     show_totals(output, report)
 
 
 def show_resync(output: Output, before: MentorState, after: MentorState) -> None:
     """Print one mentor's state before and after."""
     for when, state in (("before: ", before), ("after:  ", after)):
-        if output.on_terminal:
-            output.show_lines([PageLine(bullet=when, text=harmless(_state_line(state)))])
-        else:
-            output.result(f"{when}{_state_line(state)}")
+        output.show_lines([PageLine(bullet=when, text=_state_line(state))])
 
 
-def _planned_cells(change: PlannedChange, *, today: date) -> tuple[str, str, str, str]:
-    """Return certificates, pause, reminder and portal."""
+def _planned_cells(change: PlannedChange, *, today: date) -> dict[str, str]:
+    """Return what would happen to a mentor's certificates, pause, reminder and portal."""
     decision = change.decision
     transitions = Counter(
         f"{transition.from_status} → {transition.to_status}"
@@ -106,25 +103,21 @@ def _planned_cells(change: PlannedChange, *, today: date) -> tuple[str, str, str
         else str(transition.to_status)
         for transition in decision.transitions
     )
-    certificates = ", ".join(words if number == 1 else f"{number} {words}" for words, number in transitions.items())
-    pause = {PauseChange.OPEN: "open", PauseChange.LIFT: "lift", None: ""}[decision.pause]
     reminders = ", ".join(_reminder_words(reminder, today=today) for reminder in change.new_reminders)
     if reminders and not change.has_address:
         reminders += " (no e-mail address)"
-    portal = ("show" if decision.visible else "hide") if decision.push else ""
-    return (certificates, pause, reminders, portal)
+    return {
+        "certificates": ", ".join(words if count == 1 else f"{count} {words}" for words, count in transitions.items()),
+        "pause": {PauseChange.OPEN: "open", PauseChange.LIFT: "lift", None: ""}[decision.pause],
+        "reminder": reminders,
+        "portal": ("show" if decision.visible else "hide") if decision.push else "",
+    }
 
 
 def _planned_line(change: PlannedChange, *, today: date) -> str:
-    certificates, pause, reminders, portal = _planned_cells(change, today=today)
-    parts = [
-        f"certificates: {certificates}" if certificates else "",
-        f"pause: {pause}" if pause else "",
-        f"reminder: {reminders}" if reminders else "",
-        f"portal: {portal}" if portal else "",
-    ]
-    decision = change.decision
-    return f"{decision.organisation.slug} {decision.member_no}: " + "; ".join(part for part in parts if part)
+    cells = _planned_cells(change, today=today)
+    who = f"{change.decision.organisation.slug} {change.decision.member_no}"
+    return f"{who}: " + "; ".join(f"{name}: {cell}" for name, cell in cells.items() if cell)
 
 
 def _reminder_words(reminder: Reminder, *, today: date) -> str:
@@ -148,13 +141,10 @@ def _totals(report: RunReport) -> Iterator[tuple[str, str]]:
 
 def _state_line(state: MentorState) -> str:
     words = {True: "visible", False: "hidden", None: "unknown"}
-    portal = (
-        f"portal wanted {words[state.desired]}, confirmed {words[state.acknowledged]}"
-        + (f", push {state.open_push}" if state.open_push else "")
-        if state.has_portal
-        else "no portal"
-    )
-    return (
-        f"{state.member_no}: {', '.join(state.certificates) or 'no certificate'}; "
-        f"{'paused: ' + ', '.join(map(reason_words, state.pauses)) if state.pauses else 'not paused'}; {portal}"
-    )
+    certificates = ", ".join(state.certificates) or "no certificate"
+    pauses = f"paused: {', '.join(map(reason_words, state.pauses))}" if state.pauses else "not paused"
+    portal = "no portal"
+    if state.has_portal:
+        portal = f"portal wanted {words[state.desired]}, confirmed {words[state.acknowledged]}"
+        portal += f", push {state.open_push}" if state.open_push else ""
+    return f"{state.member_no}: {certificates}; {pauses}; {portal}"

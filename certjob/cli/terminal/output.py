@@ -66,14 +66,15 @@ class Output:
 
     def text(self, text: str) -> None:
         """Print a line of a text: wrapped between words on a terminal, whole off it."""
-        if self.on_terminal:
-            self.show_lines([PageLine(text=harmless(text))])
-        else:
-            self.result(text)
+        self.show_lines([PageLine(text=text)])
 
     def show_lines(self, lines: Iterable[PageLine]) -> None:
-        """Print lines on a terminal, wrapped between words."""
-        self.show_texts(wrap(self.out, lines))
+        """Print the lines of a page: wrapped between words on a terminal, whole off it."""
+        if self.on_terminal:
+            self.show_texts(wrap(self.out, lines))
+            return
+        for line in lines:
+            self.result(f"{' ' * line.indent}{line.bullet}{line.head}{line.text}".rstrip())
 
     def show_texts(self, texts: Iterable[Text]) -> None:
         """Print the lines of a terminal as they are."""
