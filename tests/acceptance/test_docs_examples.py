@@ -74,7 +74,7 @@ def test_every_command_has_an_example_and_every_example_a_scene() -> None:
         ("a line", "a line more", False),
         ("one\n…\nlast", "one\ntwo\nthree\nlast", True),
         ("one … end", "one\nend", False),
-        ("checked 08:00:00", "checked 08:00:01", True),
+        ("checked at 08:00:00", "checked at 08:00:01", True),
         ("5 h ago", "6 h ago", False),
     ],
 )
