@@ -31,7 +31,6 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--first-seed", type=int, default=FIRST_RANDOM_SEED, help="of the random ones (%(default)s)")
     parser.add_argument("--jobs", type=int, default=2, help="workers, each with a PostgreSQL of its own (%(default)s)")
     parser.add_argument("--no-matrix", action="store_true", help="random seeds only")
-    parser.add_argument("-v", "--verbose", action="store_true", help="the trail of every run, a good one too")
     return parser.parse_args()
 
 
@@ -42,7 +41,7 @@ def _run(asked: argparse.Namespace, folder: Path) -> int:
     outcomes: list[Outcome] = []
     for outcome in perform_all(seeds, matrix=places, jobs=min(asked.jobs, len(seeds)), folder=folder):
         outcomes.append(outcome)
-        if outcome.complaints or asked.verbose:
+        if outcome.complaints:
             print(outcome, flush=True)
         elif len(outcomes) % 20 == 0:
             print(f"{len(outcomes)} of {len(seeds)} runs, {time.monotonic() - began:.0f} s", flush=True)
@@ -77,7 +76,7 @@ def _summarize(outcomes: Sequence[Outcome], seeds: Sequence[int], *, matrix: Seq
     reached: Counter[str] = Counter()
     tried: Counter[str] = Counter()
     for outcome in outcomes:
-        for label, struck in [*outcome.struck, *outcome.troubles]:
+        for label, struck in outcome.tried:
             tried[label] += 1
             reached[label] += struck
     width = max(map(len, tried))

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator
 
 from tests.chaos.cluster import Cluster
-from tests.chaos.faults import Spot, When
+from tests.chaos.faults import Action, Spot, When
 from tests.chaos.strikes import BLACK_HOLES, ENDS_THE_CONNECTION, Strike
 from tests.support.proxy import Link, Proxy, dial
 
@@ -67,7 +67,7 @@ class DatabaseProxy(Proxy):
                 self._held.discard(link)
                 if not goes_on:
                     return
-                if self._strike.fault is not None and self._strike.fault.answer_survives:
+                if self._strike.fault is not None and self._strike.fault.action is Action.STOP:
                     link.client.sendall(held)
 
     def _struck(self, link: Link, when: When) -> bool:

@@ -56,10 +56,6 @@ class Action(StrEnum):
     """Nothing passes to or from the database any more; then kill -9."""
     BLACK_HOLE_STOP = "black hole, stop"
     """The same, ended by signals: certjob must not wait for the database."""
-    OVERTAKE = "overtake"
-    """The facts of the mentor in hand change, and a resync of them begins meanwhile."""
-    OUTLAST = "outlast"
-    """The lease of what is just being settled runs out, and another process has taken it over."""
     LATE = "late"
     """A turn takes more than a second; a result or a timer comes so much later."""
     CANCEL = "cancel"
@@ -89,11 +85,6 @@ class Fault:
             return f"{self.action}: a {self.spot} of the event loop"
         place = f"the settle of {self.text.split()[1]}" if self.text else f"a {self.spot}"
         return f"{self.action} {self.when} {place}"
-
-    @property
-    def answer_survives(self) -> bool:
-        """Whether certjob still gets the answer that was kept back meanwhile."""
-        return self.action in {Action.STOP, Action.OVERTAKE, Action.OUTLAST}
 
 
 class Word(StrEnum):

@@ -11,9 +11,7 @@ from tests.chaos import invariants
 from tests.chaos.cluster import Cluster
 from tests.chaos.database_proxy import DatabaseProxy
 from tests.chaos.faults import Action, Spot
-from tests.chaos.interference import Others
 from tests.chaos.plans import DELIVER, RUN, Command, Plan, TimePasses
-from tests.chaos.population import Deed
 from tests.chaos.stage import Stage
 from tests.chaos.strikes import Strike
 from tests.support.command_line import Child, Finished
@@ -23,7 +21,7 @@ from tests.support.programmes import everything
 MOST_RECOVERIES = 3
 ENDS_WITHIN_SECONDS = 90.0
 
-_HARMLESS = frozenset({Action.OVERTAKE, Action.OUTLAST, Action.LATE, Action.CANCEL})
+_HARMLESS = frozenset({Action.LATE, Action.CANCEL})
 """To the process itself nothing happens."""
 _FOR_EVERYBODY = frozenset({Action.TERMINATE, Action.RESTART})
 
@@ -35,10 +33,8 @@ class Outcome:
     plan: Plan
     complaints: list[str] = field(default_factory=list)
     trail: list[str] = field(default_factory=list)
-    struck: list[tuple[str, bool]] = field(default_factory=list)
-    """The kind of trouble of each command, and whether its place was reached."""
-    troubles: list[tuple[str, bool]] = field(default_factory=list)
-    """What was to go wrong in mail sessions, and whether a session came to it."""
+    tried: list[tuple[str, bool]] = field(default_factory=list)
+    """What was to go wrong in each command and in its mail sessions, and whether its place was reached."""
     nights: list[dict[str, int]] = field(default_factory=list)
     """How many statements, requests, mails and steps of mail sessions there were of each command."""
     seconds: float = 0.0
@@ -66,10 +62,6 @@ def perform(plan: Plan, *, cluster: Cluster, folder: Path) -> Outcome:
     return run.outcome
 
 
-_Ended = tuple[Finished, Command, set[int]]
-"""How a command ended, the command, and the codes with which it may end."""
-
-
 class _Run:
     def __init__(self, plan: Plan, stage: Stage) -> None:
         self.outcome = Outcome(plan=plan)
@@ -95,12 +87,11 @@ class _Run:
 
     def _command(self, command: Command) -> int:
         """Run one command, with what goes wrong in it; return its exit code."""
-        stage = self._stage
+        stage, fault = self._stage, command.fault
         stage.trail.append(str(command))
         before = stage.traffic
         with ExitStack() as stack:
-            others = Others(stage, stack)
-            strike = Strike(command.fault, cluster=stage.cluster, database=stage.name, meanwhile=others.interfere)
+            strike = Strike(fault, cluster=stage.cluster, database=stage.name)
             stage.receiver.begin(command.script, strike)
             stage.postbox.begin(command.mail_script, strike)
             if command.database_is_down:
@@ -112,18 +103,18 @@ class _Run:
             proxy = stack.enter_context(DatabaseProxy(stage.cluster, strike))
             child = stack.enter_context(stage.started(command, proxy))
             strike.arm(child)
-            if command.twin is not None:
-                others.start(Command(words=command.twin, concurrency=command.concurrency, attempts=command.attempts))
-            if command.fault is not None and command.fault.spot is Spot.MOMENT and proxy.first_statement.wait(30):
-                time.sleep(command.fault.number / 1000)  # a moment is a place, too; there is nothing to wait for
+            its_twin = self._start_twin(command, stack) if command.twin is not None else None
+            if fault is not None and fault.spot is Spot.MOMENT and proxy.first_statement.wait(30):
+                time.sleep(fault.number / 1000)  # a moment is a place, too; there is nothing to wait for
                 strike.strike()
             ended = [self._finish(command, child, strike)]
             code = ended[0][0].returncode
-            ended += [self._finish_other(other, its_child, strike) for other, its_child in others.running]
-            for result, its_command, codes in sorted(
-                ended, key=lambda each: not each[0].stderr
-            ):  # one says it for both
-                self._judge_result(result, its_command, codes)
+            if command.twin is not None and its_twin is not None:
+                is_hit, action = strike.struck.is_set(), fault.action if fault is not None else None
+                codes = {0, 1, 3} if is_hit and action in _FOR_EVERYBODY else {0, 3}
+                ended.append((its_twin.finish(timeout_seconds=ENDS_WITHIN_SECONDS), command.twin[0], codes))
+            for result, name, codes in sorted(ended, key=lambda each: not each[0].stderr):  # one says it for both
+                self._judge_result(result, name, codes)
         if strike.error is not None:
             raise strike.error
         hit = list(stage.postbox.hit)
@@ -132,15 +123,24 @@ class _Run:
         stage.wait_until_idle()
         sent = {what: number - before[what] for what, number in stage.traffic.items()}
         self.outcome.nights.append({"statements": len(proxy.statements)} | sent)
-        self.outcome.struck.append((command.label, command.fault is None or strike.struck.is_set()))
+        self.outcome.tried.append((command.label, fault is None or strike.struck.is_set()))
         for trouble in filter(None, command.mail_script):
-            self.outcome.troubles.append((str(trouble), trouble in hit))
+            self.outcome.tried.append((str(trouble), trouble in hit))
             if trouble in hit:
                 hit.remove(trouble)
-        self._look(ended_by_itself=code in {0, 3} and not others.running and not strike.struck.is_set(), of=command)
+        self._look(ended_by_itself=code in {0, 3} and not its_twin and not strike.struck.is_set(), of=command)
         return code
 
-    def _finish(self, command: Command, child: Child, strike: Strike) -> _Ended:
+    def _start_twin(self, command: Command, stack: ExitStack) -> Child:
+        """A second process, undisturbed."""
+        assert command.twin is not None
+        twin = Command(words=command.twin, concurrency=command.concurrency, attempts=command.attempts)
+        unstruck = Strike(None, cluster=self._stage.cluster, database=self._stage.name)
+        proxy = stack.enter_context(DatabaseProxy(self._stage.cluster, unstruck))
+        return stack.enter_context(self._stage.started(twin, proxy))
+
+    def _finish(self, command: Command, child: Child, strike: Strike) -> tuple[Finished, str, set[int]]:
+        """How it ended, its name, and the codes with which it may end."""
         result = child.finish(timeout_seconds=ENDS_WITHIN_SECONDS)
         strike.finish()
         if self._stage.has_struck_itself():
@@ -152,16 +152,10 @@ class _Run:
             codes = {-9} if strike.has_killed else {0, 1, 3}
         struck = f", {'struck' if strike.struck.is_set() else 'not struck'}" if command.fault else ""
         self._stage.trail.append(f"  ended with {result.returncode}{struck}: {result.stderr.strip()}")
-        return result, command, codes
+        return result, command.words[0], codes
 
-    def _finish_other(self, command: Command, child: Child, strike: Strike) -> _Ended:
-        result = child.finish(timeout_seconds=ENDS_WITHIN_SECONDS)
-        disturbed = strike.fault is not None and strike.struck.is_set() and strike.fault.action in _FOR_EVERYBODY
-        self._stage.trail.append(f"  beside it: {command}: {result.returncode}: {result.stderr.strip()}")
-        return result, command, {0, 1, 3} if disturbed else {0, 3}
-
-    def _judge_result(self, result: Finished, command: Command, codes: set[int]) -> None:
-        name, has_reported = command.words[0], self._has_reported
+    def _judge_result(self, result: Finished, name: str, codes: set[int]) -> None:
+        has_reported = self._has_reported
         self._complain(invariants.result_complaints(result, command=name, expected=codes, has_reported=has_reported))
         self._has_reported = has_reported or (name == "run" and result.returncode in {0, 3})
 
@@ -178,7 +172,7 @@ class _Run:
         if self._plan.corrects_contacts:
             for person in stage.people:
                 if person.has_portal and not stage.is_reachable(person):
-                    stage.change_one(person.member_no, Deed.CORRECT_CONTACT)
+                    stage.correct_contact(person)
         if self._plan.deliver_first:
             stage.let_time_pass()
             self._command(Command(words=DELIVER, concurrency=2))
@@ -197,7 +191,8 @@ class _Run:
         stage, dice = self._stage, random.Random(self._plan.seed)
         for person in stage.people:
             wanted = person.is_active(stage.today)
-            can_be_corrected = not wanted or any(not each.revoked for each in person.certificates.values())
+            was_certified = any(each.covers(stage.today) for each in person.certificates.values())
+            can_be_corrected = not wanted or was_certified
             is_shown = person.has_portal and person.contact_id and stage.is_reachable(person)
             if is_shown and person.contact_id and can_be_corrected and dice.random() < 0.5:
                 stage.trail.append(f"by hand: {person.member_no} is {'hidden' if wanted else 'shown'}")

@@ -1,13 +1,12 @@
 """From a seed to a plan: whom there is, what happens to them, which commands run and what goes wrong in each."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
-from typing import Any
 
 from certjob import database
 from tests.chaos.faults import EACH_MESSAGE, MAIL_TROUBLES, Action, Fault, MailWord, Phase, Spot, When, Word
-from tests.chaos.population import LONG_DAYS, Change, Deed, MentorPlan, Shape, draw_changes, draw_population
+from tests.chaos.population import Change, Deed, MentorPlan, draw_changes, draw_population
 
 FIRST_RANDOM_SEED = 1000
 """Smaller seeds are the matrix: one place of the standard night each."""
@@ -15,13 +14,10 @@ FIRST_RANDOM_SEED = 1000
 RUN, DELIVER = ("run",), ("deliver",)
 
 
-def beginning_of(query: str) -> str:
-    """The text of one of certjob's statements up to its first parameter, by which the proxy knows it."""
-    return database.query(query).decode().partition("%(")[0].strip()
-
-
-PORTAL_SETTLE = beginning_of("settle_portal_events")
-MAIL_SETTLE = beginning_of("settle_reminders")
+# A statement is known to the proxy by its text up to the first parameter.
+PORTAL_SETTLE, MAIL_SETTLE = (
+    database.query(name).decode().partition("%(")[0].strip() for name in ("settle_portal_events", "settle_reminders")
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,23 +76,19 @@ class Plan:
     corrects_contacts: bool = True
     """Somebody corrects wrong and missing contacts before the recovery; else these stay blocked, by design."""
 
-    @property
-    def commands(self) -> list[Command]:
-        return [step for step in self.steps if isinstance(step, Command)]
-
 
 STANDARD_POPULATION = (
-    MentorPlan(number=1, shape=Shape.EXPIRED, days=-3),
-    MentorPlan(number=2, shape=Shape.EXPIRED, days=-10),
-    MentorPlan(number=3, shape=Shape.EXPIRING, days=20),
-    MentorPlan(number=4, shape=Shape.VALID),
-    MentorPlan(number=5, shape=Shape.EXPIRED, days=-5, has_portal=False),
+    MentorPlan(number=1, days=-3),
+    MentorPlan(number=2, days=-10),
+    MentorPlan(number=3, days=20),
+    MentorPlan(number=4),
+    MentorPlan(number=5, days=-5, has_portal=False),
 )
 STANDARD_CHANGES = (
-    Change(number=1, deed=Deed.RENEW, days=LONG_DAYS, serial=1),  # to be shown
-    Change(number=4, deed=Deed.REVOKE, days=LONG_DAYS, serial=2),  # to be hidden
-    Change(number=3, deed=Deed.EXTEND, days=5, serial=3),  # another threshold
-    Change(number=5, deed=Deed.EXTEND, days=6, serial=4),  # to be lifted and reminded
+    Change(number=1, deed=Deed.RENEW, serial=1),  # to be shown
+    Change(number=4, deed=Deed.REVOKE),  # to be hidden
+    Change(number=3, deed=Deed.EXTEND, days=5),  # another threshold
+    Change(number=5, deed=Deed.EXTEND, days=6),  # to be lifted and reminded
 )
 
 
@@ -181,36 +173,38 @@ def _draw_command(chance: Random, population: Sequence[MentorPlan]) -> Command:
         ["fault", "two at once", "script", "database down", "portal down", "portal black hole"],
         weights=[60, 16, 17, 2, 4, 1],
     )[0]
-    with_portal = [plan.member_no for plan in population if plan.has_portal]
-    words = chance.choices([RUN, DELIVER, ("resync", chance.choice(with_portal))], weights=[7, 2, 1])[0]
-    script = _draw_script(chance)
-    mail_script = _draw_mail_script(chance)
-    rest: dict[str, Any] = {"mail_script": mail_script, "concurrency": chance.choice([1, 1, 2, 4])}
-    rest["attempts"] = chance.choice([1, 2, 2, 3])
-    if kind == "two at once":
-        fault = _draw_fault(chance, alone=False) if chance.random() < 0.75 else None
-        twin = chance.choice([RUN, RUN, DELIVER, ("resync", chance.choice(with_portal))])
-        return Command(twin=twin, fault=fault, script=script, **rest)
+    resync = ("resync", chance.choice([plan.member_no for plan in population if plan.has_portal]))
+    words = chance.choices([RUN, DELIVER, resync], weights=[7, 2, 1])[0]
     if kind == "database down":
         return Command(words=words, database_is_down=True)
-    if kind == "portal down":
-        return Command(words=words, portal_is_down=True, **rest | {"attempts": 1})
     if kind == "portal black hole":
-        return Command(words=RUN, script=(Word.OK, Word.HANG), concurrency=2, attempts=1)
-    fault = None
-    if kind == "fault":
-        fault = _draw_fault(chance, alone=True)
-        if chance.random() < 0.5:
-            script = ()  # so that it gets as far as the place of the fault
-        if fault.action is Action.OUTLAST:
-            # One settles while nobody else's call is under way.
-            rest["concurrency"], script, words = 1, (), RUN
-        if fault.spot is Spot.TIMER:
-            # A timer runs out where something is waited for.
-            script, rest["attempts"] = (Word.ERROR, Word.THROTTLED_SECONDS), 2
-        if fault.action is Action.STOP and fault.spot is Spot.REQUEST and chance.random() < 0.5:
-            script = (*[Word.OK] * (fault.number - 1), Word.HANG)  # it is stopped in the middle of a call
-    return Command(words=words, fault=fault, script=script, **rest)
+        return Command(script=(Word.OK, Word.HANG), concurrency=2, attempts=1)
+    command = Command(
+        words=words,
+        script=_draw_script(chance),
+        mail_script=_draw_mail_script(chance),
+        concurrency=chance.choice([1, 1, 2, 4]),
+        attempts=chance.choice([1, 2, 2, 3]),
+    )
+    match kind:
+        case "portal down":
+            return replace(command, portal_is_down=True, script=(), attempts=1)
+        case "two at once":
+            fault = _draw_fault(chance, alone=False) if chance.random() < 0.75 else None
+            return replace(command, words=RUN, twin=chance.choice([RUN, RUN, DELIVER, resync]), fault=fault)
+        case "fault":
+            return _struck(command, _draw_fault(chance, alone=True), chance)
+    return command
+
+
+def _struck(command: Command, fault: Fault, chance: Random) -> Command:
+    """The command with a fault, and a portal's script with which it comes to the place."""
+    if fault.spot is Spot.TIMER:  # a timer runs out where something is waited for
+        return replace(command, fault=fault, script=(Word.ERROR, Word.THROTTLED_SECONDS), attempts=2)
+    if fault.action is Action.STOP and fault.spot is Spot.REQUEST and chance.random() < 0.5:
+        in_its_call = (*[Word.OK] * (fault.number - 1), Word.HANG)
+        return replace(command, fault=fault, script=in_its_call)
+    return replace(command, fault=fault, script=command.script if chance.random() < 0.5 else ())
 
 
 def _draw_mail_script(chance: Random) -> tuple[MailWord, ...]:
@@ -230,12 +224,6 @@ def _draw_mail_script(chance: Random) -> tuple[MailWord, ...]:
     return tuple(words)
 
 
-_NUMBERS = (1, 1, 1, 2, 2, 3, 4, 6)
-"""Which request, mail or settle: a night with few changes has few."""
-
-_SPOTS = {Spot.STATEMENT: 50, Spot.REQUEST: 25, Spot.MAIL: 13, Spot.MOMENT: 12, Spot.STEP: 6}
-_SPOTS |= {Spot.TURN: 14, Spot.RESULT: 6, Spot.TIMER: 4, Spot.PUSH: 8}
-
 _WEIGHTS = (
     {Word.OK: 40, Word.SLOW: 10}
     | {Word.HANG: 0}  # only where something ends it: a call's deadline is half a minute
@@ -246,50 +234,38 @@ _WEIGHTS = (
 
 def _draw_script(chance: Random) -> tuple[Word, ...]:
     """Some answers, after which the portal is healthy."""
-    words = list(Word)
-    return tuple(
-        chance.choices(words, weights=[_WEIGHTS.get(word, 4) for word in words], k=chance.choice([0, 4, 8, 16]))
-    )
+    weights = [_WEIGHTS.get(word, 4) for word in Word]
+    return tuple(chance.choices(list(Word), weights=weights, k=chance.choice([0, 4, 8, 16])))
+
+
+_NUMBERS = (1, 1, 1, 2, 2, 3, 4, 6)
+"""Which request, mail or settle: a night with few changes has few."""
+
+_DRAWN: dict[Spot, tuple[int, str, Sequence[int]]] = {
+    Spot.STATEMENT: (50, "kill kill kill kill kill stop cut cut terminate terminate restart restart", range(1, 76)),
+    Spot.REQUEST: (25, "kill kill kill kill kill stop stop stop terminate restart", _NUMBERS),
+    Spot.MAIL: (13, "kill kill kill kill kill stop stop stop terminate restart", _NUMBERS),
+    Spot.MOMENT: (12, "kill kill stop terminate restart", range(251)),
+    Spot.STEP: (6, "kill stop", range(1, 13)),
+    Spot.TURN: (14, "stop stop late kill", range(1, 121)),
+    Spot.RESULT: (6, "late", range(1, 16)),
+    Spot.TIMER: (4, "late", (1,)),
+    Spot.PUSH: (8, "cancel", (1, 1, 2, 3)),
+}
+"""How often each spot is drawn, what happens there, and at which of its places: such as most nights reach."""
 
 
 def _draw_fault(chance: Random, *, alone: bool) -> Fault:
-    """A fault at a place that most nights reach."""
-    spot = chance.choices(list(_SPOTS), weights=list(_SPOTS.values()))[0]
-    match spot:
-        case Spot.STATEMENT:
-            return _draw_statement_fault(chance, alone=alone)
-        case Spot.MOMENT:
-            action = chance.choice([Action.KILL, Action.KILL, Action.STOP, Action.TERMINATE, Action.RESTART])
-            return Fault(spot=spot, number=chance.randint(0, 250), action=action)
-        case Spot.STEP:
-            action = chance.choice([Action.KILL, Action.STOP])
-            return Fault(spot=spot, number=chance.randint(1, 12), action=action)
-        case Spot.REQUEST | Spot.MAIL:
-            actions = {Action.KILL: 5, Action.STOP: 3, Action.TERMINATE: 1, Action.RESTART: 1, Action.OVERTAKE: 4}
-            action = chance.choices(list(actions), weights=list(actions.values()))[0]
-            sides = list(When) if spot is Spot.REQUEST and action is Action.KILL else [When.BEFORE, When.AFTER]
-            return Fault(spot=spot, number=chance.choice(_NUMBERS), when=chance.choice(sides), action=action)
-        case Spot.TURN:
-            action = chance.choices([Action.STOP, Action.LATE, Action.KILL], weights=[5, 3, 2])[0]
-            return Fault(spot=spot, number=chance.randint(1, 120), action=action)
-        case Spot.PUSH:
-            steps = chance.randint(0, 9)
-            return Fault(spot=spot, number=chance.choice((1, 1, 2, 3)), action=Action.CANCEL, steps=steps)
-        case Spot.TIMER:
-            return Fault(spot=spot, number=1, action=Action.LATE)
-        case _:
-            return Fault(spot=spot, number=chance.randint(1, 15), action=Action.LATE)
-
-
-def _draw_statement_fault(chance: Random, *, alone: bool) -> Fault:
-    actions = {Action.KILL: 8, Action.STOP: 2, Action.CUT: 3, Action.TERMINATE: 3, Action.RESTART: 3}
-    if alone:  # what a black hole keeps locked would hold up the other for half a minute
-        actions |= {Action.BLACK_HOLE_KILL: 1, Action.BLACK_HOLE_STOP: 2, Action.OUTLAST: 3}
-    action = chance.choices(list(actions), weights=list(actions.values()))[0]
-    when = chance.choice([When.BEFORE, When.AFTER])
-    if action is Action.OUTLAST:
-        text = chance.choice([PORTAL_SETTLE, MAIL_SETTLE])
-        return Fault(spot=Spot.STATEMENT, number=chance.randint(1, 2), action=action, text=text)
-    text = chance.choice(["", "", PORTAL_SETTLE, MAIL_SETTLE])
-    number = chance.choice(_NUMBERS) if text else chance.randint(1, 75)
-    return Fault(spot=Spot.STATEMENT, number=number, when=when, action=action, text=text)
+    spot = chance.choices(list(_DRAWN), weights=[weight for weight, *_ in _DRAWN.values()])[0]
+    _, actions, numbers = _DRAWN[spot]
+    action, when, text = Action(chance.choice(actions.split())), When.BEFORE, ""
+    if spot is Spot.STATEMENT:
+        if alone and chance.random() < 0.15:  # what it keeps locked would hold up another for half a minute
+            action = chance.choice([Action.BLACK_HOLE_KILL, Action.BLACK_HOLE_STOP, Action.BLACK_HOLE_STOP])
+        text = chance.choice(["", "", PORTAL_SETTLE, MAIL_SETTLE])
+        numbers = _NUMBERS if text else numbers
+    if spot in {Spot.STATEMENT, Spot.REQUEST, Spot.MAIL}:
+        is_answered_kill = spot is Spot.REQUEST and action is Action.KILL
+        when = chance.choice(list(When) if is_answered_kill else [When.BEFORE, When.AFTER])
+    steps = chance.randint(0, 9)
+    return Fault(spot=spot, number=chance.choice(numbers), when=when, action=action, text=text, steps=steps)

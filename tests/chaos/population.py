@@ -17,21 +17,6 @@ SOON_DAYS = (5, 6, 20, 25, 45, 50)
 GONE_DAYS = (-3, -5, -10, -40)
 
 
-class Shape(StrEnum):
-    """What a mentor is like at the beginning."""
-
-    VALID = "valid"
-    EXPIRING = "expiring"
-    EXPIRED = "expired"
-    RENEWED = "renewed"
-    REVOKED = "revoked"
-    LEFT = "left"
-    PAUSED = "paused"
-    EXPIRED_AND_PAUSED = "expired and paused"
-    UPCOMING = "expired, the next one begins later"
-    NONE = "no certificate"
-
-
 class Contact(StrEnum):
     """What is noted as the portal's contact."""
 
@@ -44,10 +29,10 @@ class Deed(StrEnum):
     """What somebody does to a mentor's facts."""
 
     RENEW = "renew"
+    RENEW_LATER = "renew, from a later day on"
     REVOKE = "revoke"
     REINSTATE = "take a revocation back"
     EXTEND = "change the last day"
-    EXTEND_A_LITTLE = "change the last day, same threshold"
     PAUSE = "pause"
     LIFT = "lift the pause"
     LIFT_CERTJOBS = "lift certjob's pause"
@@ -61,11 +46,12 @@ class MentorPlan:
     """One mentor to be made."""
 
     number: int
-    shape: Shape
+    days: int | None = LONG_DAYS
+    """Until the last day of the certificate; None: there is none."""
+    deed: Deed | None = None
+    """Done before the first night."""
     has_portal: bool = True
     contact: Contact = Contact.RIGHT
-    days: int = LONG_DAYS
-    """Until the last day of the certificate."""
 
     @property
     def member_no(self) -> str:
@@ -73,7 +59,7 @@ class MentorPlan:
 
     def __str__(self) -> str:
         where = f"portal, {self.contact} contact" if self.has_portal else "no portal"
-        return f"{self.member_no}: {self.shape}, {self.days} days, {where}"
+        return f"{self.member_no}: {self.days} days, {self.deed or 'nothing done'}, {where}"
 
     @property
     def contact_id(self) -> UUID | None:
@@ -88,8 +74,8 @@ class Change:
 
     number: int
     deed: Deed
-    days: int
-    serial: int
+    days: int = LONG_DAYS
+    serial: int = 0
     """Different for each: the day of issue, the new contact."""
 
     @property
@@ -99,17 +85,19 @@ class Change:
 
 def draw_population(chance: Random) -> list[MentorPlan]:
     """8 to 25 mentors, most of the organisation with a portal."""
+    deeds = [None, Deed.RENEW, Deed.RENEW_LATER, Deed.REVOKE, Deed.LEAVE, Deed.PAUSE]
     plans = []
     for number in range(1, chance.randint(8, 25) + 1):
-        shape = chance.choices(list(Shape), weights=[4, 4, 5, 2, 2, 1, 1, 1, 1, 1])[0]
-        days = LONG_DAYS
-        if shape is Shape.EXPIRING:
-            days = chance.choice(SOON_DAYS)
-        elif shape in {Shape.EXPIRED, Shape.EXPIRED_AND_PAUSED, Shape.UPCOMING, Shape.RENEWED}:
-            days = chance.choice(GONE_DAYS)
         has_portal = number <= 2 or chance.random() < 0.75
-        contact = chance.choices(list(Contact), weights=[12, 1, 1])[0] if has_portal else Contact.RIGHT
-        plans.append(MentorPlan(number=number, shape=shape, has_portal=has_portal, contact=contact, days=days))
+        plans.append(
+            MentorPlan(
+                number=number,
+                days=chance.choice([LONG_DAYS, LONG_DAYS, *SOON_DAYS[::2], *GONE_DAYS, None]),
+                deed=chance.choices(deeds, weights=[13, 2, 1, 2, 1, 2])[0],
+                has_portal=has_portal,
+                contact=chance.choices(list(Contact), weights=[12, 1, 1])[0] if has_portal else Contact.RIGHT,
+            )
+        )
     return plans
 
 
@@ -118,7 +106,7 @@ def draw_changes(chance: Random, population: Sequence[MentorPlan], *, count: int
     return [
         Change(
             number=chance.choice(population).number,
-            deed=chance.choices(list(Deed), weights=[5, 3, 2, 2, 2, 3, 3, 1, 1, 2, 2])[0],
+            deed=chance.choices(list(Deed), weights=[5, 1, 3, 2, 2, 3, 3, 1, 1, 2, 2])[0],
             days=chance.choice([*SOON_DAYS, *GONE_DAYS[:3], LONG_DAYS]),
             serial=first_serial + index,
         )
@@ -130,35 +118,26 @@ def create(facts: Facts, population: Sequence[MentorPlan], today: date) -> None:
     """Write the mentors' facts."""
     organisations = {True: facts.organisation("hlf"), False: facts.organisation("lag", portal=None)}
     for plan in population:
-        home, of_theirs = organisations[plan.has_portal], {"locale": "en", "contact_id": plan.contact_id}
-        mentor_id = facts.mentor(home, member_no=plan.member_no, **of_theirs)  # type: ignore[arg-type]
-        if plan.shape is not Shape.NONE:
+        home, number = organisations[plan.has_portal], plan.member_no
+        mentor_id = facts.mentor(home, member_no=number, locale="en", contact_id=plan.contact_id)
+        if plan.days is not None:
             facts.certificate(mentor_id, today + timedelta(days=plan.days), issued_on=today - timedelta(days=800))
-        if (begins_in := {Shape.RENEWED: plan.days - 1, Shape.UPCOMING: 10}.get(plan.shape)) is not None:
-            last_day = today + timedelta(days=LONG_DAYS)
-            facts.certificate(mentor_id, last_day, issued_on=today + timedelta(days=begins_in))
-        if (deed := _DONE_BEFORE.get(plan.shape)) is not None:
-            change(facts, Change(number=plan.number, deed=deed, days=0, serial=0), today)
+        if plan.deed is not None:
+            change(facts, Change(number=plan.number, deed=plan.deed), today)
 
 
-_DONE_BEFORE = {Shape.PAUSED: Deed.PAUSE, Shape.EXPIRED_AND_PAUSED: Deed.PAUSE}
-_DONE_BEFORE |= {Shape.REVOKED: Deed.REVOKE, Shape.LEFT: Deed.LEAVE}
-
+_ISSUE = "INSERT INTO certificates (mentor_id, kind, issued_on, expires_on) VALUES (%(mentor)s, 'likeperson',"
 _LATEST = (
     "(SELECT id FROM certificates WHERE mentor_id = %(mentor)s AND issued_on <= %(today)s"
     " ORDER BY expires_on DESC, issued_on DESC LIMIT 1)"
 )
 _LIFT = "UPDATE mentor_pauses SET lifted_at = now(), lifted_by = 'coordinator' WHERE mentor_id = %(mentor)s"
 _STATEMENTS = {
-    Deed.RENEW: "INSERT INTO certificates (mentor_id, kind, issued_on, expires_on) VALUES"
-    " (%(mentor)s, 'likeperson', %(issued_on)s, %(far)s)",
+    Deed.RENEW: f"{_ISSUE} %(issued_on)s, %(far)s)",
+    Deed.RENEW_LATER: f"{_ISSUE} %(later)s, %(far)s)",
     Deed.REVOKE: f"UPDATE certificates SET revoked_at = now() WHERE id = {_LATEST}",
     Deed.REINSTATE: "UPDATE certificates SET revoked_at = NULL WHERE mentor_id = %(mentor)s",
     Deed.EXTEND: f"UPDATE certificates SET expires_on = greatest(%(day)s, issued_on) WHERE id = {_LATEST}",
-    # 5 and 6 days, 20 and 25, 45 and 50, -3 and -5 are each within one threshold.
-    Deed.EXTEND_A_LITTLE: "UPDATE certificates SET expires_on = greatest(issued_on, expires_on + CASE expires_on"
-    " - %(today)s WHEN 5 THEN 1 WHEN 6 THEN -1 WHEN 20 THEN 5 WHEN 25 THEN -5 WHEN 45 THEN 5 WHEN 50 THEN -5"
-    f" WHEN -3 THEN -2 WHEN -5 THEN 2 ELSE 0 END) WHERE id = {_LATEST}",
     Deed.PAUSE: "INSERT INTO mentor_pauses (mentor_id, reason, actor) VALUES (%(mentor)s, 'illness', 'coordinator')"
     " ON CONFLICT DO NOTHING",
     Deed.LIFT: f"{_LIFT} AND actor <> 'certjob' AND lifted_at IS NULL",
@@ -177,6 +156,7 @@ def change(facts: Facts, what: Change, today: date) -> UUID:
         "mentor": mentor_id,
         "today": today,
         "issued_on": today - timedelta(days=100 + what.serial),
+        "later": today + timedelta(days=10 + what.serial),
         "far": today + timedelta(days=LONG_DAYS + what.serial),
         "day": today + timedelta(days=what.days),
         "contact": contact,

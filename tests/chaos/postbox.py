@@ -67,14 +67,14 @@ class Postbox(ScriptedServer):
         message = _read(body, to=to)
         strike = self._strike_at(Spot.MAIL)
         if strike is not None:
-            strike.at(When.BEFORE, about=message.message_id)
+            strike.at(When.BEFORE)
         trouble = self._come_to(Phase.DOT, None)
         if trouble is not None:
             return trouble
         answer = self._come_to(Phase.REPLY, super().answer("END"))
         self.taken.append(message)
         if strike is not None:
-            strike.at(When.AFTER, about=message.message_id)
+            strike.at(When.AFTER)
         return answer
 
     def _strike_at(self, spot: Spot) -> Strike | None:

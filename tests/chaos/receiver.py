@@ -16,7 +16,6 @@ from tests.support.portal_answers import Behaviour, Exchange, PortalRequest, ans
 
 _KEY = re.compile(r"([0-9]+)-([0-9]+)")
 _SLOW_SECONDS = 0.15
-_LINGERING_SECONDS = 1.5
 _DRIP_EVERY_SECONDS = 0.003
 
 
@@ -58,7 +57,6 @@ class Receiver:
         self._script: list[Word] = []
         self._strike: Strike | None = None
         self._working = 0
-        self._lingers = False
         self._lock = threading.Lock()
 
     def begin(self, script: Sequence[Word], strike: Strike | None) -> None:
@@ -66,10 +64,6 @@ class Receiver:
         with self._lock:
             self._script = list(script)
             self._strike = strike
-
-    def linger(self) -> None:
-        """Take a while over the next request, whatever the script."""
-        self._lingers = True
 
     @property
     def is_idle(self) -> bool:
@@ -86,8 +80,7 @@ class Receiver:
             chosen = strike is not None and strike.chooses(Spot.REQUEST)
             received = self._note(request, word)
             self._working += 1
-            lingers, self._lingers = self._lingers, False
-        return partial(self._behave, received=received, word=word, strike=strike if chosen else None, lingers=lingers)
+        return partial(self._behave, received=received, word=word, strike=strike if chosen else None)
 
     def _list(self, exchange: Exchange) -> None:
         """Everything that is shown, on one page."""
@@ -113,15 +106,10 @@ class Receiver:
             self.complaints.append(f"a key was used for two values: {one}")
         return one
 
-    def _behave(
-        self, exchange: Exchange, *, received: Received | None, word: Word, strike: Strike | None, lingers: bool
-    ) -> None:
-        about = str(exchange.request.contact_id)
+    def _behave(self, exchange: Exchange, *, received: Received | None, word: Word, strike: Strike | None) -> None:
         try:
-            if lingers:
-                exchange.pause(_LINGERING_SECONDS)
             if strike is not None:
-                strike.at(When.BEFORE, about=about)
+                strike.at(When.BEFORE)
             if exchange.request.contact_id not in self.known and word in ACTING:
                 error(404, "contact_not_found")(exchange)
                 return
@@ -130,10 +118,10 @@ class Receiver:
             if word in ACTING and received is not None:
                 self._apply(received)
             if strike is not None:
-                strike.at(When.AFTER, about=about)
+                strike.at(When.AFTER)
             _ANSWERS[word](exchange)
             if strike is not None:
-                strike.at(When.ANSWERED, about=about)
+                strike.at(When.ANSWERED)
         finally:
             with self._lock:
                 self._working -= 1

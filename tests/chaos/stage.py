@@ -90,11 +90,10 @@ class Stage:
             self.trail.append(f"{each.member_no}: {each.deed} ({each.days} days)")
             self._note_facts()
 
-    def change_one(self, member_no: str, *deeds: Deed) -> None:
-        """Do these deeds to one mentor, beside the plan."""
-        for deed in deeds:
-            self._serial += 1
-            self.change([Change(number=int(member_no[1:]), deed=deed, days=0, serial=self._serial)])
+    def correct_contact(self, person: Mentor) -> None:
+        """Beside the plan."""
+        self._serial += 1
+        self.change([Change(number=int(person.member_no[1:]), deed=Deed.CORRECT_CONTACT, serial=self._serial)])
 
     def is_reachable(self, person: Mentor) -> bool:
         """Whether the portal knows the contact that is noted."""
@@ -128,7 +127,8 @@ class Stage:
         fault = command.fault
         inside: dict[str, Any] = {}
         if fault is not None and fault.spot in IN_THE_LOOP:
-            inside["loop_fault"] = f"{fault.spot}:{fault.number}:{fault.action}:{fault.steps}:{self._mark}"
+            place = {"spot": fault.spot, "number": fault.number, "steps": fault.steps}
+            inside["loop_fault"] = place | {"action": fault.action, "mark": str(self._mark)}
         if any(word is not None and word.manner is Manner.HANG for word in command.mail_script):
             inside["patience"] = _PATIENCE_SECONDS
         return inside

@@ -1,7 +1,6 @@
 """The hand that strikes: it waits for the place of its fault, and then does what the fault says, once."""
 
 import threading
-from collections.abc import Callable
 from signal import SIGINT, SIGTERM
 
 from tests.chaos.cluster import Cluster
@@ -16,10 +15,7 @@ BLACK_HOLES = frozenset({Action.BLACK_HOLE_KILL, Action.BLACK_HOLE_STOP})
 class Strike:
     """One fault of one process; without a fault, nothing ever happens."""
 
-    def __init__(
-        self, fault: Fault | None, *, cluster: Cluster, database: str, meanwhile: Callable[[Fault, str], None]
-    ) -> None:
-        """``meanwhile`` does what others do in between; it is told the fault and whom or what it is about."""
+    def __init__(self, fault: Fault | None, *, cluster: Cluster, database: str) -> None:
         self.fault = fault
         self.struck = threading.Event()
         self._begun = threading.Event()
@@ -28,7 +24,6 @@ class Strike:
         """What went wrong in the harness itself, in the thread of whoever was struck."""
         self._cluster = cluster
         self._database = database
-        self._meanwhile = meanwhile
         self._lock = threading.Lock()
         self._count = 0
         self._victim: Child | None = None
@@ -47,12 +42,12 @@ class Strike:
             self._count += 1
             return self._count == fault.number
 
-    def at(self, when: When, *, about: str = "") -> Action | None:
-        """At the chosen place: strike if it is the fault's side of it, and say what was done."""
+    def at(self, when: When) -> Action | None:
+        """At the chosen place: strike if it is the fault's side of it, and return what was done."""
         fault = self.fault
         if fault is None or fault.when is not when or self.struck.is_set():
             return None
-        self.strike(about=about)
+        self.strike()
         return fault.action
 
     def struck_itself(self) -> None:
@@ -64,22 +59,22 @@ class Strike:
         """Wait for the end of what has begun: a restart outlasts the command that it ends."""
         assert not self._begun.is_set() or self.struck.wait(60), "the strike does not end"
 
-    def strike(self, *, about: str = "") -> None:
+    def strike(self) -> None:
         """Do it; returns when it is done."""
         assert self.fault is not None
         self._begun.set()
         try:
-            self._do(self.fault, about)
+            self._do(self.fault.action)
         except Exception as error:  # noqa: BLE001 - told at the end of the command
             self.error = error
         finally:
             self.struck.set()
 
-    def _do(self, fault: Fault, about: str) -> None:
+    def _do(self, action: Action) -> None:
         assert self._armed.wait(10)
         assert self._victim is not None
         process = self._victim.process
-        match fault.action:
+        match action:
             case Action.KILL | Action.BLACK_HOLE_KILL:
                 self.has_killed = process.poll() is None
                 process.kill()
@@ -91,7 +86,5 @@ class Strike:
                 self._cluster.terminate_sessions(self._database)
             case Action.RESTART:
                 self._cluster.restart()
-            case Action.OVERTAKE | Action.OUTLAST:
-                self._meanwhile(fault, about)
             case Action.CUT | Action.LATE | Action.CANCEL:
                 pass  # the proxy does it, or the process itself

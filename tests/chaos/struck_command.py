@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ _LONG_SECONDS = 60.0
 class LoopFault:
     """One fault at the n-th place of its kind."""
 
-    def __init__(self, text: str) -> None:
-        self.spot, number, self.action, steps, file = text.split(":", 4)
-        self._number = int(number)
-        self.steps = int(steps)
-        self._file = Path(file)
+    def __init__(self, *, spot: str, number: int, action: str, steps: int, mark: str) -> None:
+        """The file ``mark`` is made when it has struck."""
+        self.spot, self.action, self.steps = spot, action, steps
+        self._number = number
+        self._mark = Path(mark)
         self._count = 0
         self._lock = threading.Lock()
 
@@ -38,7 +38,7 @@ class LoopFault:
 
     def note(self) -> None:
         """Tell the harness that it has struck."""
-        self._file.touch()
+        self._mark.touch()
 
 
 def strike_turns_and_timers(fault: LoopFault) -> None:
@@ -118,13 +118,10 @@ def lose_patience(seconds: float) -> None:
     asyncio.timeout = shortened
 
 
-def plant(*, loop_fault: str = "", patience: float = 0) -> None:
-    """Prepare this process: one fault, ``<spot>:<number>:<action>:<steps>:<file>``, and its patience in seconds.
-
-    The file is made when it has struck; time-outs of a minute and more come after ``patience``.
-    """
+def plant(*, loop_fault: Mapping[str, Any] | None = None, patience: float = 0) -> None:
+    """Prepare this process: one fault, and its patience: time-outs of a minute and more come after so many seconds."""
     if loop_fault:
-        wanted = LoopFault(loop_fault)
+        wanted = LoopFault(**loop_fault)
         strike_turns_and_timers(wanted)
         strike_results(wanted)
         strike_pushes(wanted)

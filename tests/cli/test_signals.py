@@ -299,7 +299,7 @@ def test_when_the_terminal_has_gone(scene: Scene, portal: PortalServer) -> None:
     streams: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), slave)
     with ping_host() as monitor:
         environment = scene.environment | {"CERTJOB_PING_URL": monitor.url}
-        how: dict[str, Any] = {"folder": scene.folder, "new_session": True, "alterations": {"grace": IMPATIENT}}
+        how: dict[str, Any] = {"folder": scene.folder, "alterations": {"grace": IMPATIENT}}
         run = ForkedCommand(["run"], environment=environment, **how, **streams)
         os.close(slave)
         try:

@@ -232,7 +232,7 @@ def on_terminal(
     null = os.open(os.devnull, os.O_WRONLY)
     streams: dict[str, Any] = {name: slave if name in only else null for name in ("stdout", "stderr")}
     looks = {"TERM": "xterm-256color", "COLUMNS": str(columns)} | dict(environment)
-    command = ForkedCommand(arguments, environment=looks, folder=folder, stdin=slave, new_session=True, **streams)
+    command = ForkedCommand(arguments, environment=looks, folder=folder, stdin=slave, **streams)
     os.close(null)
     os.close(slave)
     shown = bytearray()

@@ -30,6 +30,10 @@ class Certificate:
     expires_on: date
     revoked: bool = False
 
+    def covers(self, today: date) -> bool:
+        """Whether it is in force."""
+        return not self.revoked and self.issued_on <= today <= self.expires_on
+
     @property
     def rank(self) -> tuple[date, date]:
         """Of two certificates of one kind, the one with the higher rank counts."""
@@ -82,7 +86,7 @@ class Mentor:
         """Whether every kind that was ever held, and counts, is covered today: if not, certjob's own pause is open."""
         counting = [row for row in self.certificates.values() if row.kind not in self.organisation.optional_kinds]
         held = {row.kind for row in counting if row.revoked or row.issued_on <= today}
-        covered = {row.kind for row in counting if not row.revoked and row.issued_on <= today <= row.expires_on}
+        covered = {row.kind for row in counting if row.covers(today)}
         return held <= covered
 
     def is_active(self, today: date) -> bool:
