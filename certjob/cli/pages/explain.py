@@ -100,17 +100,14 @@ def _certificate_lines(story: MentorHistory) -> Iterator[PageLine]:
     if not mentor.certificates:
         yield PageLine(text="none", bullet="- ", indent=2)
     for certificate in sorted(mentor.certificates, key=lambda c: (c.kind, c.issued_on, c.expires_on)):
-        status = rules.status_of(certificate, mentor, today)
-        note = story.notes.get(certificate.id)
-        revoked_on = note.revoked_at.astimezone(story.zone).date() if note and note.revoked_at else None
-        why = explanations.why_status(certificate, mentor, today, revoked_on=revoked_on)
-        if certificate.status is not status:
-            noted = (
-                "not stored yet" if certificate.status is Status.RECORDED else f"stored as {certificate.status} so far"
-            )
-            why += f"; {noted}, a run today stores it"
-        elif note and note.noted_on:
-            why += f"; stored on {day_words(note.noted_on, today)}"
+        status, noted_on = rules.status_of(certificate, mentor, today), story.notes[certificate.id].noted_on
+        why = explanations.why_status(certificate, mentor, today, revoked_on=story.revoked_on(certificate.id))
+        if certificate.status is Status.RECORDED:
+            why += "; not stored yet, a run today stores it"
+        elif certificate.status is not status:
+            why += f"; stored as {certificate.status} so far, a run today stores it"
+        elif noted_on:
+            why += f"; stored on {day_words(noted_on, today)}"
         optional = ", optional" if certificate.kind in mentor.organisation.optional_kinds else ""
         span = f"{_whole_date(certificate.issued_on)} to {_whole_date(certificate.expires_on)}"
         head = f"{certificate.kind}{optional}, {span}: {status}"

@@ -46,10 +46,7 @@ def _portal(story: MentorHistory) -> dict[str, Any]:
 
 
 def _certificate(story: MentorHistory, certificate: Certificate) -> dict[str, Any]:
-    mentor, today = story.mentor, story.today
-    note = story.notes.get(certificate.id)
-    revoked_at = note.revoked_at if note else None
-    revoked_on = revoked_at.astimezone(story.zone).date() if revoked_at else None
+    mentor, today, note = story.mentor, story.today, story.notes[certificate.id]
     return {
         "id": certificate.id,
         "kind": certificate.kind,
@@ -57,10 +54,10 @@ def _certificate(story: MentorHistory, certificate: Certificate) -> dict[str, An
         "issued_on": certificate.issued_on,
         "expires_on": certificate.expires_on,
         "days_left": (certificate.expires_on - today).days,
-        "revoked_at": revoked_at,
+        "revoked_at": note.revoked_at,
         "status": rules.status_of(certificate, mentor, today),
-        "because": explanations.why_status(certificate, mentor, today, revoked_on=revoked_on),
+        "because": explanations.why_status(certificate, mentor, today, revoked_on=story.revoked_on(certificate.id)),
         "stored_status": certificate.status,
-        "stored_on": note.noted_on if note else None,
+        "stored_on": note.noted_on,
         "no_reminder_because": explanations.why_no_reminder(certificate, mentor, today),
     }

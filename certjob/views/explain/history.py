@@ -153,6 +153,11 @@ class MentorHistory:
         local = at.astimezone(self.zone)
         return f"{day_words(local.date(), self.today)} {local:%H:%M}"
 
+    def revoked_on(self, certificate_id: UUID) -> date | None:
+        """Return the day on which a certificate was revoked, in the programme's zone."""
+        at = self.notes[certificate_id].revoked_at
+        return at.astimezone(self.zone).date() if at else None
+
     @property
     def is_stale(self) -> bool:
         """Whether a run today would change something that is stored."""
