@@ -60,37 +60,32 @@ def _wrapped(console: Console, line: PageLine) -> Iterator[Text]:
         yield Text(margin + (" " * len(line.bullet) if number else line.bullet)).append_text(piece)
 
 
-_LONGEST_WORDS: Final = (24, 18, 12, 10)
-"""A longer word in a cell may be broken, so that it does not cost the other columns their room: the first that fits."""
+_LONGEST_WORD: Final = 24
+"""A longer word in a cell may be broken, so that it does not cost the other columns their room."""
 
 
 def keep_words_whole(console: Console, table: Table) -> None:
-    """Share the console's width out among the columns: each first gets room for its longest word, if there is any.
+    """Narrow a table to the console, always the column that has most to spare beside its longest word.
 
-    Left to itself Rich narrows the widest columns first, down to single letters.
+    Left to itself Rich narrows the widest columns first, down to single letters; it does so where words do not fit.
     """
-    options = console.options.update(max_width=1_000_000)
-    texts = [[_text(cell) for cell in (column.header, *column.cells)] for column in table.columns]
-    most = [max(map(cell_len, column)) for column in texts]
-    words = [
-        widest if column.no_wrap else max(cell_len(word) for cell in cells for word in _PARTS.split(cell))
-        for column, cells, widest in zip(table.columns, texts, most, strict=True)
+    columns = [[_text(cell) for cell in (column.header, *column.cells)] for column in table.columns]
+    widths = [max(map(cell_len, cells)) for cells in columns]
+    words = [max(cell_len(word) for cell in cells for word in _PARTS.split(cell)) for cells in columns]
+    spare = [
+        0 if column.no_wrap else width - min(word, _LONGEST_WORD)
+        for column, width, word in zip(table.columns, widths, words, strict=True)
     ]
-    room = console.width - (Measurement.get(console, options, table).maximum - sum(most))
-    for longest in _LONGEST_WORDS:
-        least = [min(word, longest) for word in words]
-        if sum(least) <= room:
-            break
-    else:
-        return
-    spare = room - sum(least)
-    needs = sorted((most[at] - least[at], at) for at in range(len(most)))
-    for position, (need, at) in enumerate(needs):  # whoever needs little gets it, the others share what is left
-        share = min(need, spare // (len(needs) - position))
-        column = table.columns[at]
-        column.width = width = least[at] + share
+    whole = Measurement.get(console, console.options.update(max_width=1_000_000), table).maximum
+    for _ in range(console.width, whole):
+        at = spare.index(max(spare))
+        if not spare[at]:
+            return
+        spare[at] -= 1
+        widths[at] -= 1
+    for column, width in zip(table.columns, widths, strict=True):
+        column.width = width
         column._cells = [_broken_at_hyphens(cell, width) for cell in column._cells]
-        spare -= share
 
 
 _PARTS: Final = re.compile(r"\s+|(?<=[^\W\d_]-)(?=[^\W\d_])")
@@ -103,6 +98,6 @@ def _text(cell: object) -> str:
 
 def _broken_at_hyphens(cell: RenderableType, width: int) -> RenderableType:
     """Let a line end after a hyphen of a name that is longer than the column; Rich knows spaces alone."""
-    if isinstance(cell, Text) or not any(cell_len(word) > width for word in _text(cell).split()):
+    if isinstance(cell, Text):
         return cell
-    return " ".join(re.sub(_PARTS, "\n", word) if cell_len(word) > width else word for word in str(cell).split(" "))
+    return " ".join(_PARTS.sub("\n", word) if cell_len(word) > width else word for word in str(cell).split(" "))
