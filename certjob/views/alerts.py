@@ -1,6 +1,6 @@
 """What needs attention, in full: the list that certjob/review/attention.py counts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, date, datetime
 from typing import Any
@@ -9,7 +9,7 @@ from uuid import UUID
 from certjob import database
 from certjob.database import Connection
 from certjob.domain.alert_reasons import AlertReason, why_message_waits, why_push_waits
-from certjob.review.attention import StoredHold, read_held
+from certjob.review.attention import read_held
 from certjob.review.held import let_through
 from certjob.views.open_pushes import OpenPush, read_open_pushes, resync_command
 
@@ -199,7 +199,7 @@ def _in_words(reason: AlertReason, **details: Any) -> dict[str, str]:
 def read_alerts(connection: Connection, *, today: date) -> Alerts:
     """Read what needs attention: short statements, nothing is kept open between or after them."""
     return Alerts(
-        held=_read_held(connection),
+        held=list(_read_held(connection)),
         never_reviewed=database.fetch(connection, "read_review_problems", into=ReviewProblem),
         pushes=read_open_pushes(connection),
         contradictory=database.fetch(connection, "read_contradictions", into=Contradiction),
@@ -211,30 +211,13 @@ def read_alerts(connection: Connection, *, today: date) -> Alerts:
     )
 
 
-def _read_held(connection: Connection) -> list[HeldAlert]:
-    return [
-        HeldAlert(
-            organisation_id=held.organisation_id,
-            organisation=held.slug,
-            name=held.name,
-            what=held.what,
-            since=held.since,
-            reason=held.reason,
-            command=let_through(held.slug, held.what),
-            mentors=held.mentors,
-            ended_by_calendar=held.ended_by_calendar,
-            facts_changed=held.facts_changed,
-            may_be_shown=held.may_be_shown,
-            some=_read_held_mentors(connection, held),
-        )
-        for held in read_held(connection)
-    ]
-
-
-def _read_held_mentors(connection: Connection, held: StoredHold) -> list[HeldMentor]:
-    shown = set(held.mentor_ids[: held.may_be_shown])
-    rows = database.fetch(connection, "read_held_mentors", {"ids": list(held.mentor_ids)})
-    return [
-        HeldMentor(mentor_id=mentor_id, member_no=member_no, full_name=full_name, may_be_shown=mentor_id in shown)
-        for mentor_id, member_no, full_name in rows
-    ]
+def _read_held(connection: Connection) -> Iterator[HeldAlert]:
+    for held in read_held(connection):
+        stored = asdict(held)
+        slug, ids = stored.pop("slug"), stored.pop("mentor_ids")
+        shown = set(ids[: held.may_be_shown])
+        some = [
+            HeldMentor(mentor_id=mentor_id, member_no=member_no, full_name=full_name, may_be_shown=mentor_id in shown)
+            for mentor_id, member_no, full_name in database.fetch(connection, "read_held_mentors", {"ids": ids})
+        ]
+        yield HeldAlert(**stored, organisation=slug, command=let_through(slug, held.what), some=some)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta
+from functools import partial
 from typing import Final
 from uuid import UUID
 
@@ -42,19 +43,19 @@ class ListedCertificate:
     """The slug."""
     member_no: str
     full_name: str | None
-    kind: str | None
+    kind: str | None = None
     """None, as everything about the certificate: the mentor has none."""
-    status: Status | None
+    status: Status | None = None
     """Today's, by the rules."""
-    issued_on: date | None
-    expires_on: date | None
-    days_left: int | None
+    issued_on: date | None = None
+    expires_on: date | None = None
+    days_left: int | None = None
     """Until the last day in force; negative after it."""
     pauses: tuple[str, ...]
     """The reasons of the mentor's open pauses, as stored; empty: not paused."""
     left: bool
     mentor_id: UUID
-    certificate_id: UUID | None
+    certificate_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,41 +107,29 @@ def _rows(mentor: Mentor, name: str | None, *, today: date, wanted: Filter) -> I
     if wanted.without_certificate and not (active and rules.holds_nothing(mentor, today)):
         return
     statuses = rules.statuses(mentor, today)
-    pauses = tuple(sorted(pause.reason for pause in mentor.open_pauses))
+    listed = partial(
+        ListedCertificate,
+        organisation=mentor.organisation.slug,
+        member_no=mentor.member_no,
+        full_name=name,
+        pauses=tuple(sorted(pause.reason for pause in mentor.open_pauses)),
+        left=mentor.left,
+        mentor_id=mentor.id,
+    )
     for certificate in mentor.certificates:
-        days_left = (certificate.expires_on - today).days
-        status = statuses[certificate.id]
+        days_left, status = (certificate.expires_on - today).days, statuses[certificate.id]
         if wanted.statuses and status not in wanted.statuses:
             continue
         if wanted.within_days is not None and abs(days_left) > wanted.within_days:
             continue
-        yield ListedCertificate(
-            organisation=mentor.organisation.slug,
-            member_no=mentor.member_no,
-            full_name=name,
+        yield listed(
             kind=certificate.kind,
             status=status,
             issued_on=certificate.issued_on,
             expires_on=certificate.expires_on,
             days_left=days_left,
-            pauses=pauses,
-            left=mentor.left,
-            mentor_id=mentor.id,
             certificate_id=certificate.id,
         )
     asks_for_mentors = wanted.without_contact_id or wanted.without_address or wanted.without_certificate
     if not mentor.certificates and asks_for_mentors and not wanted.statuses and wanted.within_days is None:
-        yield ListedCertificate(
-            organisation=mentor.organisation.slug,
-            member_no=mentor.member_no,
-            full_name=name,
-            kind=None,
-            status=None,
-            issued_on=None,
-            expires_on=None,
-            days_left=None,
-            pauses=pauses,
-            left=mentor.left,
-            mentor_id=mentor.id,
-            certificate_id=None,
-        )
+        yield listed()

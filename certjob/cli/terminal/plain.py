@@ -43,12 +43,7 @@ def print_error(command: str, message: str, *, error: BaseException | None = Non
 
     With ``error`` its traceback follows.
     """
-    line = _one_line(message)
-    if writes_json():
-        _log(logging.ERROR, line, command=command, event="failed", error=error)
-        return
-    trace = traceback_lines(error) if error is not None else ()
-    print(_for_terminal(f"{command}: {line}", "31"), *trace, sep="\n", file=sys.stderr)  # noqa: T201
+    _say(logging.ERROR, command, message, event="failed", error=error)
 
 
 def print_attention(command: str, message: str) -> None:
@@ -66,13 +61,23 @@ def print_note(command: str, message: str) -> None:
     _say(logging.INFO, command, message, event="note")
 
 
-def _say(level: int, command: str, message: str, *, event: str, prefix: str = "") -> None:
-    line = _one_line(message)
+_COLOURS = {logging.ERROR: "31", logging.WARNING: "35"}
+
+
+def _say(
+    level: int, command: str, message: str, *, event: str, prefix: str = "", error: BaseException | None = None
+) -> None:
+    line = without_secrets(" ".join(harmless(message).split()))
     if writes_json():
-        _log(level, line, command=command, event=event)
+        logger = logging.getLogger("certjob")
+        about = {"command": command, "event": event}
+        trace = (type(error), error, error.__traceback__) if error is not None else None
+        # No level holds it back: -q leaves out what is well, never why the exit code is not 0.
+        logger.handle(logger.makeRecord(logger.name, level, "", 0, line, (), trace, extra=about))
         return
-    text = _for_terminal(f"{command}: {prefix}{line}", "35" if level >= logging.WARNING else "")
-    print(text, file=sys.stderr)  # noqa: T201
+    traced = traceback_lines(error) if error is not None else ()
+    text = _for_terminal(f"{command}: {prefix}{line}", _COLOURS.get(level, ""))
+    print(text, *traced, sep="\n", file=sys.stderr)  # noqa: T201
 
 
 def _for_terminal(text: str, colour: str) -> str:
@@ -85,18 +90,6 @@ def _for_terminal(text: str, colour: str) -> str:
     if not colour or os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb":
         return text
     return f"\x1b[1;{colour}m{text}\x1b[0m"
-
-
-def _one_line(message: str) -> str:
-    return without_secrets(" ".join(harmless(message).split()))
-
-
-def _log(level: int, line: str, *, command: str, event: str, error: BaseException | None = None) -> None:
-    """Write a line that no level holds back: -q leaves out what is well, never why the exit code is not 0."""
-    logger = logging.getLogger("certjob")
-    about = {"command": command, "event": event}
-    trace = (type(error), error, error.__traceback__) if error is not None else None
-    logger.handle(logger.makeRecord(logger.name, level, "", 0, line, (), trace, extra=about))
 
 
 def _as_json(value: object) -> str:
