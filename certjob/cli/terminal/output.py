@@ -6,6 +6,7 @@ Results go to stdout, messages and logs to stderr. Off a terminal nothing is wra
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from threading import Event
 from typing import Any
 
@@ -19,10 +20,8 @@ from rich.progress import (
     ProgressColumn,
     SpinnerColumn,
     Task,
-    TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.table import Table
 from rich.text import Text
@@ -96,9 +95,8 @@ class Output:
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(),
-            _DoneColumn(),
             TimeElapsedColumn(),
-            _RemainingColumn(self._stop),
+            _DoneColumn(self._stop),
             console=self.err,
             disable=not self.interactive or logs_steps(),
             transient=True,
@@ -119,27 +117,21 @@ class _Progress(Progress):
 
 
 class _DoneColumn(ProgressColumn):
-    """How many are done; of how many, where that is known."""
-
-    def render(self, task: Task) -> Text:
-        """Return the number."""
-        return Text(f"{task.completed:,.0f}" + (f" of {task.total:,.0f}" if task.total is not None else ""))
-
-
-class _RemainingColumn(TimeRemainingColumn):
-    """How long it will still take, where the total is known; that it is stopping, once somebody asked for that."""
+    """How many are done; of how many, and how long the rest takes, where that is known; that it is being stopped."""
 
     def __init__(self, stop: Event) -> None:
         super().__init__()
         self._stop = stop
 
     def render(self, task: Task) -> Text:
-        """Return the time."""
+        """Return the number."""
+        total = f" of {task.total:,.0f}" if task.total is not None else ""
+        rest = ""
         if self._stop.is_set():
-            return Text("stopping", style="bold")
-        if task.total is None or task.time_remaining is None:
-            return Text()
-        return Text("about ") + super().render(task) + Text(" left")
+            rest = ", stopping"
+        elif total and task.time_remaining is not None:
+            rest = f", about {timedelta(seconds=int(task.time_remaining))} left"
+        return Text(f"{task.completed:,.0f}{total}{rest}")
 
 
 class TerminalProgress:
@@ -153,7 +145,7 @@ class TerminalProgress:
 
         What it returns takes the number done, and the total once that is known.
         """
-        task: TaskID = self._progress.add_task(name, total=total)
+        task = self._progress.add_task(name, total=total)
 
         def advance(done: int, total: int | None = None) -> None:
             self._progress.update(task, completed=done, total=total)
