@@ -23,7 +23,7 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from certjob.cli.terminal.lines import PageLine, keep_words_whole, wrap
@@ -120,7 +120,7 @@ class _DoneColumn(ProgressColumn):
     """How many are done; of how many, and how long the rest takes, where that is known; that it is being stopped."""
 
     def __init__(self, stop: Event) -> None:
-        super().__init__()
+        super().__init__(table_column=Column(no_wrap=True))
         self._stop = stop
 
     def render(self, task: Task) -> Text:
