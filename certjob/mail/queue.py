@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import date
-from enum import Enum
 from typing import Generic
 
 from certjob import database
@@ -26,16 +25,6 @@ HELD_DELAY_SECONDS = 60.0
 
 Writer = Callable[[], OutgoingMessage]
 """Writes a mail from facts that were read. Called without any lock, since templates take their time."""
-
-
-class Unsent(Enum):
-    """Why a claimed row becomes no mail now; its row says so already."""
-
-    CANCELLED = "cancelled"
-    FAILED = "failed"
-    """There is no address, or it is not a valid one: no server was asked."""
-    WAITS = "waits"
-    """The recipient is locked by another session, or the row was taken over or deleted."""
 
 
 class MailQueue(ABC, Generic[Item]):
@@ -68,80 +57,62 @@ class MailQueue(ABC, Generic[Item]):
         items, lease = self._outbox.claim(f"lock_due_{self._table}", {"limit": 1, "today": self._today})
         return (items[0] if items else None), lease
 
-    def release(self, item: Item) -> None:
-        """Give a claimed row back, due now; its attempt does not count."""
-        self._outbox.settle(item, RELEASED)
+    def draft(self, item: Item) -> OutgoingMessage | Settlement | None:
+        """Write the mail from the facts of this moment, or settle the row and return how, because none is to be sent.
 
-    def draft(self, item: Item) -> OutgoingMessage | Unsent:
-        """Write the mail from the facts of this moment, or settle the row because none is to be sent.
-
-        The recipient is held meanwhile: a review or a correction comes before this, or after it and finds what it did.
+        None: not now. The recipient is locked by another session, or the row was taken over or deleted. The recipient
+        is held meanwhile: a review or a correction comes before this, or after it and finds what it did.
         """
 
-        def decide() -> Writer | Unsent:
+        def decide() -> Writer | Settlement | None:
+            unsent: Settlement | None
             address = self._hold(item)
             draft = self._draft(item) if address is not None else None
             if address is None or draft is None:
-                return Unsent.WAITS
+                return None
             if isinstance(draft, str):
-                cancelled = Settlement(status="cancelled", error=draft, count_attempt=False)
-                answer = self._outbox.settle(item, cancelled)
-                return Unsent.CANCELLED if answer is Answer.SETTLED else Unsent.WAITS
-            problem = _address_problem(address)
-            if problem is None:
+                unsent = Settlement(status="cancelled", error=draft, count_attempt=False)
+            elif (unsent := _unsendable(address)) is None:
                 return draft
-            error, code = problem
-            answer = self._outbox.settle(item, Settlement(status="failed", error=error, code=code, count_attempt=False))
-            return Unsent.FAILED if answer is Answer.SETTLED else Unsent.WAITS
+            return unsent if self._outbox.settle(item, unsent) is Answer.SETTLED else None
 
         try:
             draft = persist(self._connection, decide, lock_timeout_ms=HOLD_MS, tries=1)
         except database.CONTENTION:
-            self._outbox.settle(item, replace(RELEASED, delay_seconds=HELD_DELAY_SECONDS))
-            return Unsent.WAITS
-        return draft if isinstance(draft, Unsent) else draft()
+            self.settle(item, replace(RELEASED, delay_seconds=HELD_DELAY_SECONDS))
+            return None
+        return draft if draft is None or isinstance(draft, Settlement) else draft()
 
-    def settle(self, item: Item) -> bool:
-        """Write that a mail was sent; False if its lease was lost. It insists: a known outcome must be kept."""
+    def settle(self, item: Item, settlement: Settlement) -> Answer:
+        """Write what became of a mail; SETTLED or LOST. It insists: a known outcome must be kept."""
 
         def note(answer: Answer) -> None:
-            if answer is Answer.SETTLED:
+            if answer is Answer.SETTLED and settlement.status == "sent":
                 self._on_sent(item)
 
-        return self._outbox.settle(item, Settlement(status="sent"), then=note) is not Answer.LOST
-
-    def put_off(self, item: Item, error: NotifyError, *, delay_seconds: float, maybe_sent: bool) -> bool:
-        """Write that a mail is to be tried again later; False if its lease was lost."""
-        later = Settlement(
-            status="pending",
-            error=str(error),
-            code=error.code,
-            delay_seconds=delay_seconds,
-            maybe_sent=maybe_sent,
-        )
-        return self._outbox.settle(item, later) is not Answer.LOST
+        return self._outbox.settle(item, settlement, then=note)
 
     def refuse(self, item: Item, error: NotifyError, *, address: str) -> Answer:
-        """Fail a row that a server refused, if the address is still the recipient's.
+        """Fail a row that a server refused, if the address is still the recipient's: SETTLED, or LOST.
 
-        SETTLED: failed. RAISED: the address was corrected meanwhile, the row is pending and due now. HELD: the
-        recipient is locked by another session, perhaps to correct it; the row is pending and due in a while.
+        RAISED: the row is pending. The address was corrected meanwhile, or another session has locked the recipient,
+        perhaps to correct it.
         """
-
         refused = Settlement(status="failed", error=str(error), code=error.code)
 
-        def note(settlement: Settlement, answer: Answer) -> Answer:
-            return Answer.LOST if self._outbox.settle(item, settlement) is Answer.LOST else answer
+        def try_again(settlement: Settlement) -> Answer:
+            answer = self.settle(item, settlement)
+            return Answer.RAISED if answer is Answer.SETTLED else answer
 
         def write() -> Answer:
             if self._hold(item) == address:
-                return note(refused, Answer.SETTLED)
-            return note(replace(refused, status="pending", count_attempt=False), Answer.RAISED)
+                return self.settle(item, refused)
+            return try_again(replace(refused, status="pending", count_attempt=False))
 
         try:
             return persist(self._connection, write, lock_timeout_ms=HOLD_MS, tries=1)
         except database.CONTENTION:
-            return note(replace(refused, status="pending", delay_seconds=HELD_DELAY_SECONDS), Answer.HELD)
+            return try_again(replace(refused, status="pending", delay_seconds=HELD_DELAY_SECONDS))
 
     def reopen_refused(self, items: Sequence[Item], *, delay_seconds: float) -> None:
         """Put rows that were refused and should not be failed back to pending."""
@@ -160,12 +131,13 @@ class MailQueue(ABC, Generic[Item]):
         return address
 
 
-def _address_problem(address: str) -> tuple[str, FailureCode] | None:
-    """Return why no mail can go to this address, or None."""
-    if not address:
-        return "no address", FailureCode.NO_ADDRESS
+def _unsendable(address: str) -> Settlement | None:
+    """Return how to settle a mail to this address, to which none can go; None: one can. No server is asked."""
     try:
         parse_address(address)
     except ValueError as error:
-        return f"the e-mail address {error}; correct it", FailureCode.BAD_ADDRESS
+        problem, code = f"the e-mail address {error}; correct it", FailureCode.BAD_ADDRESS
+        if not address:
+            problem, code = "no address", FailureCode.NO_ADDRESS
+        return Settlement(status="failed", error=problem, code=code, count_attempt=False)
     return None

@@ -22,8 +22,8 @@ from certjob.errors import (
     RecipientRefusedError,
 )
 from certjob.mail.message import Channel, OutgoingMessage
-from certjob.mail.queue import MailQueue, Unsent
-from certjob.outbox.claims import Answer, Item, Lease, StageStop
+from certjob.mail.queue import MailQueue
+from certjob.outbox.claims import RELEASED, Answer, Item, Lease, Settlement, StageStop
 from certjob.outbox.loop import DatabaseThread
 from certjob.outbox.retry import RetryPolicy, exponential, seconds_to_next_round
 from certjob.stopping import StopFlag
@@ -90,7 +90,7 @@ class MailStage(Generic[Item]):
             if item is None:
                 return None
             if self._stop.is_set() or time.monotonic() >= deadline_at:
-                await database.run(partial(self._queue.release, item), settles=True)
+                await database.run(partial(self._queue.settle, item, RELEASED), settles=True)
                 early: StageStop | None = _DEADLINE
             else:
                 early = await self._deliver(item, lease, database)
@@ -106,7 +106,7 @@ class MailStage(Generic[Item]):
         try:
             await self._send(message, lease, database.stopped)
         except ChannelDownError as error:  # it was surely not handed over, and comes after all others the next time
-            await database.run(partial(self._queue.release, item), settles=True)
+            await database.run(partial(self._queue.settle, item, RELEASED), settles=True)
             return StageStop(stage="mail", code="down", reason=f"{error}; the rest stays pending", fault=str(error))
         except NotifyError as error:
             return await database.run(partial(self._settle_failure, item, error, message.to), settles=True)
@@ -116,11 +116,11 @@ class MailStage(Generic[Item]):
     def _draft(self, item: Item) -> OutgoingMessage | None:
         """Write the message from the facts of this moment; None: its row says why there is none."""
         draft = self._queue.draft(item)
-        if isinstance(draft, OutgoingMessage):
-            return draft
-        self.counts.cancelled += draft is Unsent.CANCELLED
-        self.counts.failed += draft is Unsent.FAILED
-        return None
+        if isinstance(draft, Settlement):
+            self.counts.cancelled += draft.status == "cancelled"
+            self.counts.failed += draft.status == "failed"
+            return None
+        return draft
 
     async def _send(self, message: OutgoingMessage, lease: Lease, stopped: asyncio.Event) -> None:
         """Hand one message over, with three tries while it is everybody's fault, none that could outlast the lease."""
@@ -141,9 +141,9 @@ class MailStage(Generic[Item]):
     def _settle_sent(self, item: Item) -> None:
         self._refused.clear()
         self._unknown_in_a_row = 0
-        held = self._queue.settle(item)
-        self.counts.sent += held
-        self.counts.lost += not held
+        answer = self._queue.settle(item, Settlement(status="sent"))
+        self.counts.sent += answer is Answer.SETTLED
+        self.counts.lost += answer is Answer.LOST
         if self._on_progress:
             self._on_progress(self.counts.sent)
 
@@ -170,9 +170,14 @@ class MailStage(Generic[Item]):
                 raise error
 
     def _put_off(self, item: Item, error: NotifyError, *, maybe_sent: bool = False) -> None:
-        delay_seconds = seconds_to_next_round(item.attempts)
-        held = self._queue.put_off(item, error, delay_seconds=delay_seconds, maybe_sent=maybe_sent)
-        self.counts.lost += not held
+        later = Settlement(
+            status="pending",
+            error=str(error),
+            code=error.code,
+            delay_seconds=seconds_to_next_round(item.attempts),
+            maybe_sent=maybe_sent,
+        )
+        self.counts.lost += self._queue.settle(item, later) is Answer.LOST
 
     def _settle_refusal(self, item: Item, error: RecipientRefusedError, *, address: str) -> StageStop | None:
         """Note a refusal for good; so many in a row are the server's fault, and none of these is for good."""

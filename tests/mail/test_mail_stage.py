@@ -23,6 +23,7 @@ from certjob.mail.message import Channel, OutgoingMessage
 from certjob.mail.messages import Templates
 from certjob.mail.reminder_mail import ReminderMail
 from certjob.mail.stage import MailCounts
+from certjob.outbox.claims import Answer, Settlement
 from certjob.outbox.retry import seconds_to_next_round
 from certjob.stopping import StopFlag
 from tests.support.channels import BlockingStage, reminder_mail
@@ -377,4 +378,4 @@ def test_a_settle_whose_commit_fails_is_tried_again(mails: Mails) -> None:
             DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION fails_at_commit();
     """)
 
-    assert queue.settle(reminder)
+    assert queue.settle(reminder, Settlement(status="sent")) is Answer.SETTLED

@@ -14,11 +14,11 @@ from certjob.domain.models import Decision
 from certjob.errors import RecipientDeferredError, RecipientRefusedError
 from certjob.mail import reminder_mail as reminder_mail_module
 from certjob.mail.message import OutgoingMessage
-from certjob.mail.queue import Unsent
 from certjob.mail.reminder_mail import QueuedReminder
 from certjob.mail.reminders import CertificationReminderService
 from certjob.mail.stage import MailCounts
 from certjob.night.report import RunReport
+from certjob.outbox.claims import Answer, Settlement
 from certjob.review.attention import Kind, read_attention
 from certjob.views.alerts import read_alerts
 from tests.support.channels import BlockingStage, reminder_mail
@@ -80,7 +80,7 @@ class Log:
         return reminder
 
     def settle(self, reminder: QueuedReminder) -> bool:
-        return reminder_mail(self.connection).settle(reminder)
+        return reminder_mail(self.connection).settle(reminder, Settlement(status="sent")) is Answer.SETTLED
 
     def rows(self, columns: str = "threshold_days, status") -> list[tuple[object, ...]]:
         return self.facts.rows(f"SELECT {columns} FROM cert_notification_log ORDER BY threshold_days DESC, id")
@@ -229,7 +229,9 @@ def test_one_that_is_claimed_just_now_is_left_to_its_claim(log: Log) -> None:
     log.review(12)
     assert log.rows() == [(30, "pending"), (14, "pending")]
     with log.connection.transaction(force_rollback=True):
-        assert reminder_mail(log.connection, today=day(12)).draft(reminder) is Unsent.CANCELLED
+        unsent = reminder_mail(log.connection, today=day(12)).draft(reminder)
+        assert isinstance(unsent, Settlement)
+        assert unsent.status == "cancelled"
     run_out(log.facts, "cert_notification_log")
 
     log.review(19)
@@ -319,7 +321,7 @@ def test_what_is_still_true_is_sent_with_the_facts_of_the_moment(log: Log) -> No
     reminder = log.claim()
     log.execute("DELETE FROM mentors")
 
-    assert reminder_mail(log.connection).draft(reminder) is Unsent.WAITS
+    assert reminder_mail(log.connection).draft(reminder) is None
     assert not log.settle(reminder)
 
 
