@@ -18,9 +18,9 @@ from certjob.redaction import one_line
 
 EXPIRING_WITHIN_DAYS = 30
 REPORTED_AGAIN_AFTER_DAYS = 7
-"""What still needs attention is a reason for another page after so many days; with other news it comes along."""
+"""After this number of days what still needs attention is a reason for another page. It is on each page anyway."""
 MOST_LINES = 25
-"""A section names so many, and says how many more there are."""
+"""Lines of a section; it says how many more there are."""
 FEWER_LINES = (MOST_LINES, 12, 6, 3, 1)
 MAX_PAGE_BYTES = 100_000
 """Gmail cuts a page at about 102 KB: with long names a section has fewer lines, and at last one."""
@@ -72,7 +72,7 @@ class Digest:
     """Whether anything was not reported yet, or still needs attention a week after it was."""
 
     def words(self, *, repeat: bool, app_url: str = "", most: int = MOST_LINES) -> Words:
-        """Return what the templates can use, by name; a section is to have at most so many lines."""
+        """Return what the templates can use, by name; ``most`` is the number of lines a section should have."""
         return {
             "language": language_of(self.coordinator.locale),
             "most": most,

@@ -18,7 +18,7 @@ from certjob.mail.message import OutgoingMessage
 from certjob.outbox.claims import RELEASED, Answer, Item, Lease, Outbox, Settlement
 
 HOLD_MS = 500
-"""So long a recipient is waited for: another process may be writing another mail of theirs."""
+"""How long to wait for a recipient: another process may be writing another mail to them."""
 HELD_DELAY_SECONDS = 60.0
 """When to look again at a mail whose recipient is locked by another session: the facts may be changing."""
 

@@ -180,7 +180,7 @@ class MailStage(Generic[Item]):
         self.counts.lost += self._queue.settle(item, later) is Answer.LOST
 
     def _settle_refusal(self, item: Item, error: RecipientRefusedError, *, address: str) -> StageStop | None:
-        """Note a refusal for good; so many in a row are the server's fault, and none of these is for good."""
+        """Note a refusal for good. Five in a row are the server's fault: then none of them is for good."""
         answer = self._queue.refuse(item, error, address=address)
         self.counts.lost += answer is Answer.LOST
         if answer is Answer.SETTLED:

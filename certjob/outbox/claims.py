@@ -35,7 +35,7 @@ class Lease:
     seconds: float
 
     def fits(self, worst_case_seconds: float) -> bool:
-        """Whether a unit of work that takes at most so long surely ends inside the lease."""
+        """Whether a unit of work that takes at most this long surely ends inside the lease."""
         return lease_clock() - self.claimed_at + worst_case_seconds < self.seconds
 
 

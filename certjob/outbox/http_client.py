@@ -100,7 +100,7 @@ class HttpClient:
                 if len(body) > max_body_bytes:
                     break
         finally:
-            await response.aclose()  # an unread rest closes the connection, too
+            await response.aclose()  # if a rest is unread, the connection is closed
         return HttpAnswer(
             status_code=response.status_code,
             headers=response.headers,

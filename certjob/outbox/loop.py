@@ -27,12 +27,12 @@ from certjob.stopping import StopFlag
 T = TypeVar("T")
 
 LONGEST_WORK_AFTER_DEADLINE_SECONDS = 10.0
-"""So long may one piece of database work go on after the deadline; then it is broken off."""
+"""How long one piece of database work may go on after the deadline before it is broken off."""
 _CANCEL_SECONDS = 0.5
-"""So long a server may take to hear that a statement is to be cancelled, and again to do it; then its connection is
-closed."""
+"""How long a server may take to accept the request to cancel a statement, and the same again to cancel it. Then the
+connection is closed."""
 _HARD_END_SECONDS = 9.0
-"""What has not ended so long after it was broken off never will: the process ends."""
+"""Work that has not ended this long after it was broken off never will: the process ends."""
 
 
 class DatabaseThread:
@@ -179,7 +179,7 @@ def run_loop(
         try:
             return await task
         except (asyncio.CancelledError, psycopg.Error, DatabaseUnavailableError) as error:
-            if stop.is_set():  # what a broken off wait leaves behind breaks, too: the signal is the reason
+            if stop.is_set():  # the signal is the reason for whatever broke after it
                 raise stop.error() from error
             raise
 

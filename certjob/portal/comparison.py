@@ -21,9 +21,9 @@ from certjob.portal.sync import PortalSyncService
 from certjob.stopping import StopFlag
 
 SLICE = 100
-"""So many events are raised in one transaction."""
+"""Events that are raised in one transaction."""
 _LOCKED_FOR_SECONDS = 5.0
-"""So long is waited for mentors whom another session has locked."""
+"""How long to wait for mentors whom another session has locked."""
 _POLL_SECONDS = 0.25
 
 
@@ -61,7 +61,7 @@ class Held:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What the portal showed, read to its end."""
+    """What the portal showed, all pages of it."""
 
     read_at: datetime
     """When it began, by the database's clock."""

@@ -65,7 +65,7 @@ class PushOutcome(Enum):
     REFUSED = "refused"
     """Nobody can be pushed: the key, the address or the function is wrong."""
     NOT_TRIED = "not_tried"
-    """Not begun, or cut short before it could tell anything about the event."""
+    """Not begun, or ended before anything was learned about the event."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +121,7 @@ class Pusher:
     target: PortalTarget
     policy: RetryPolicy
     rate: RateLimiter
-    """What the portal asks one call to wait is kept from all others, too."""
+    """When the portal asks one call to wait, all others wait as well."""
     halt: asyncio.Event
     """Begin nothing more, repeat nothing more."""
 
@@ -143,7 +143,7 @@ class Pusher:
                 lambda: self._call(event, contact_id, lease, errors), stop=self.halt, on_wait=self._hold_all_others
             )
         except PortalCallError as cause:
-            self._hold_all_others(cause, 0.0)  # its last call may have asked for a wait, too
+            self._hold_all_others(cause, 0.0)  # the last call may have asked for a wait
             error = _given_up(event, attempts=len(errors), cause=cause)
             error.__cause__ = cause
             outcome = self._outcome_of(error)

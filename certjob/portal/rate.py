@@ -26,11 +26,11 @@ class RateLimiter:
 
     @property
     def is_held(self) -> bool:
-        """Whether the portal asked to wait for longer than a call would sleep by itself."""
+        """Whether the portal asked to wait for longer than is slept inside a call."""
         return self._held_until - self._clock() > LONGEST_RETRY_AFTER_SLEPT_IN_CALL_SECONDS
 
     def hold(self, seconds: float) -> None:
-        """Let no further call begin for so long."""
+        """Let no call begin for this long."""
         self._held_until = max(self._held_until, self._clock() + seconds)
 
     def seconds_left(self) -> float:

@@ -28,23 +28,23 @@ from certjob.portal.rate import RateLimiter
 from certjob.portal.sync import PortalCounts, PortalSyncService
 
 BREAKER_FAILURES = 5
-"""So many exhausted events in a row, and the endpoint counts as dead for this run: with the most slots and attempts
-that the settings allow (16 and 5) it has got 100 calls at most."""
+"""After this number of exhausted events in a row the endpoint counts as dead for this run. With the most slots and
+attempts that the settings allow (16 and 5) it has then got at most 100 calls."""
 LONGEST_PAUSE_SECONDS = 600.0
 """A Retry-After up to this is slept by the stage; a longer one ends it."""
 GRACE_SECONDS = 6.5
-"""After a signal, calls in flight may take so long to end; a later one keeps its lease."""
+"""How long calls in flight may take to end after a signal; the event of a later one keeps its lease."""
 LOOK_AGAIN_SECONDS = 1.0
-"""While calls are in flight and slots are free, more is looked for so often."""
+"""How often to look for more events while calls are in flight and slots are free."""
 _LOCK_TIMEOUT_AFTER_SIGNAL_MS = 100
 _TIME_IS_OVER = "the time for deliveries is over; the rest stays pending"
 
 Claim = Callable[[int], list[tuple[PortalEvent, Lease]]]
-"""Claims at most so many events, each with its lease."""
+"""Claims up to this number of events, each with its lease."""
 
 
 class PortalStage:
-    """Delivers the due events until none is left, the deadline comes, or the portal turns out to be out of order."""
+    """Delivers the due events until none is left, the deadline is reached, or the portal is out of order."""
 
     def __init__(
         self,
@@ -159,9 +159,9 @@ class PortalStage:
             self._flying.add(asyncio.ensure_future(self._pusher.push(event, lease)))
 
     async def _land(self, seconds: float, *signal: "asyncio.Future[None]") -> None:
-        """Wait for a push to end, so long at most; judge those that have ended.
+        """Wait for a push to end, at most this long, and judge those that have ended.
 
-        A signal ends the wait, too: what is left of the grace counts from the signal, not from the next look.
+        A signal ends the wait as well: the grace counts from the signal, not from the next look.
         """
         waiting: set[asyncio.Future[Any]] = {*self._flying, *signal}
         await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)

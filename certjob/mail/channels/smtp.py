@@ -117,7 +117,7 @@ class SmtpChannel:
         return "the server took the connection and the login, where there is one; nothing was sent"
 
     async def close(self) -> None:
-        """Say goodbye, for 5 seconds at most; see ``Channel.close``."""
+        """Send QUIT and wait at most 5 seconds for the answer; see ``Channel.close``."""
         client = self._client
         transport = client.transport if client is not None else None
         try:
@@ -127,7 +127,7 @@ class SmtpChannel:
                         await client.quit()
         finally:
             self._drop()
-            _abort(transport)  # TLS has a goodbye of its own, which nobody need wait for
+            _abort(transport)  # else TLS waits for an end of its own
             await asyncio.sleep(0)  # the loop may end now: let it close the socket
 
     def _drop(self) -> None:
@@ -297,7 +297,7 @@ def _as_sent(data: bytes) -> bytes:
 
 
 def _refusal(code: int, text: str, *, recipient: MailAddress, what: str) -> NotifyError:
-    """Turn an answer that is no success into the error that says whose fault it is."""
+    """Return the error that says whose fault a failure with this answer is."""
     said = f"{code} {readable(text, recipient=recipient)}"
     if code in EVERYBODYS_CODES:
         return ChannelDownError(f"the mail server takes no messages ({said})")

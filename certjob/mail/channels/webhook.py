@@ -41,7 +41,7 @@ class WebhookChannel:
 
     @property
     def worst_case_seconds(self) -> float:
-        """The deadline of a whole call, which holds against a receiver that drips its answer, too."""
+        """The deadline of a whole call, however slowly the receiver answers."""
         return self._timeout_seconds
 
     async def send(self, message: OutgoingMessage) -> None:
@@ -105,7 +105,7 @@ def _document(message: OutgoingMessage) -> dict[str, str | int | bool]:
 
 
 def _refusal(code: int, *, retry_after_seconds: float | None) -> NotifyError:
-    """Turn a status that is no success into the error that says whose fault it is."""
+    """Return the error that says whose fault a failure with this status is."""
     if code in REFUSED_CODES:
         return RecipientRefusedError(f"the webhook refused the message ({code})")
     if code in DEFERRED_CODES:

@@ -11,7 +11,7 @@ from certjob.mail.messages.samples import SAMPLES
 from certjob.mail.messages.templates import OUR_FOLDER, Templates
 
 SHOWN_PROBLEMS = 3
-"""So many problems fit into the line that a command ends with."""
+"""Problems that fit into the line that a command ends with."""
 
 _SLUG = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
@@ -37,7 +37,7 @@ def check_templates(folder: Path) -> list[TemplateError]:
     """Render every message that the folder has a part in, with made-up contents; return what is wrong, file by file.
 
     Each problem is returned once, although every situation is tried; a few seconds for a folder of many organisations.
-    A file that no message would ever use, because of its name, is wrong, too. Raises ConfigurationError when there is
+    A file whose name no message would ever use is wrong as well. Raises ConfigurationError when there is
     no such folder.
     """
     try:

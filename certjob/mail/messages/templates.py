@@ -61,7 +61,7 @@ class Templates:
     ) -> RenderedMessage:
         """Write a message: the first line of the text template is the subject, an empty one follows.
 
-        The HTML template gets the subject, too. Raises TemplateError, naming file and line, for a template that is
+        The HTML template gets the subject as well. Raises TemplateError, naming file and line, for a template that is
         broken, or breaks on these words; unless they are ``sample_data``, its text holds nothing that may be from them.
         """
         self._look_into_folder()

@@ -49,7 +49,7 @@ WHERE e.corrects_portal
 ORDER BY name, m.member_no, e.id
 
 -- name: read_expiring_mentors
--- Whoever has a certificate that ends soon; whether another continues it, the rules say.
+-- Mentors with a certificate that ends soon; the rules say whether another one continues it.
 SELECT m.id, coalesce(m.full_name, m.member_no) AS name
 FROM mentors AS m
 WHERE m.organisation_id = %(organisation_id)s

@@ -15,9 +15,8 @@ WHERE e.id = left_behind.id
 
 -- name: lock_due_portal_events
 -- Untried hides, untried shows, retried hides, retried shows: hides that never succeed starve nobody. Not while a call for
--- the same contact is in flight, whoever it is for: the ids of two mentors may have been swapped, or the mentor has been
--- away and back. What belongs to an organisation that has lost its portal
--- is left to the review, which withdraws it: claimed and given back it would be due again at once, for hours.
+-- the same contact is in flight, even for another mentor: the ids of two mentors may have been swapped, or the mentor has
+-- been away and back. An event of an organisation that has lost its portal is left to the review, which withdraws it.
 WITH locked AS MATERIALIZED (
     SELECT e.id, m.contact_id
     FROM portal_sync_events AS e

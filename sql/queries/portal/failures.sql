@@ -27,10 +27,10 @@ RETURNING NOT EXISTS (
 ) AS is_news
 
 -- name: record_stage_failures
--- The stage ended early: no open hide waits unseen, and the reason of an older end makes way for this one's: a key that
--- was mended must not be what people read of. The same reason again leaves the row alone, its correlation id too: nothing
--- is written again and again for thousands of mentors. An event that somebody holds is in work just now and gets its own
--- outcome; without its lock a row made here could outlive the delivery that should have resolved it.
+-- The stage ended early: no open hide waits unseen. This reason replaces that of an older end: nobody is to read of a key
+-- that was fixed. The same reason again leaves the row as it is, with its correlation id: nothing is written again and
+-- again for thousands of mentors. An event that another session has locked is in work right now and gets its own outcome;
+-- without the lock a row made here could outlive the delivery that should have resolved it.
 INSERT INTO dynamics_sync_failures AS f (mentor_id, event_id, visible, kind, attempts, error, failure_code,
     correlation_id)
 SELECT e.mentor_id, e.id, e.visible, 'stage', 0, %(error)s, %(code)s, %(correlation_id)s

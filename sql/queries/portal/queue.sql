@@ -32,9 +32,9 @@ JOIN organisations AS o ON o.id = m.organisation_id AND o.portal IS NOT NULL
 WHERE e.id = %(id)s AND e.status <> 'withdrawn' AND NOT (e.status = 'delivered' AND e.version >= %(version)s)
 
 -- name: reopen_portal_events
--- Everything that is open is due now, as a new value would be: what was blocked, too, whatever its retry time. version + 1
--- tells a call in flight that it does not settle this. In one statement, which waits for nobody: what another session
--- has locked (the app corrects a contact) is counted and said.
+-- Everything that is open is due now, as a new value would be, blocked or not, whatever its retry time. version + 1 tells
+-- a call in flight that it does not settle this. One statement, which waits for nobody: what another session has locked
+-- (the app corrects a contact) is counted and reported.
 WITH open AS MATERIALIZED (
     SELECT id
     FROM portal_sync_events

@@ -1,6 +1,6 @@
 /** Reading a body that may be too long, too slow or not there. */
 
-/** Return at most so many bytes as text, and whether there were more. Rejects when the connection or the signal ends. */
+/** Return at most `limits.bytes` as text, and whether there were more. Rejects when the connection or the signal ends. */
 export async function readText(
   body: ReadableStream<Uint8Array> | null,
   limits: { bytes: number; signal?: AbortSignal },

@@ -128,7 +128,7 @@ export class Dataverse {
   }
 }
 
-/** Whoever asked may have sent a newer value since they went: an older one must not land after it. */
+/** A caller that has gone may have sent a newer value since: an older one must not land after it. */
 function checkThere(caller: AbortSignal): void {
   if (caller.aborted) throw new Refusal("request_timeout", "the caller has gone");
 }

@@ -8,7 +8,7 @@ const USUAL_RETRY_AFTER_SECONDS = 10;
 /**
  * Source: Microsoft, "Web service error codes" (Dataverse) and "Troubleshoot Dataverse Web API client errors".
  */
-/** The payload or the address is wrong in itself. All our calls have the same, so it is no matter of one contact. */
+/** The payload or the address is wrong in itself. All our calls have the same one, so it concerns everybody. */
 const WRONG_FOR_ALL = new Set(["0x80048d19", "0x80060888", "0x8006088a"]);
 const SAYS_NOTHING = new Set(["", "0x0"]);
 /** How OData itself speaks of a payload, where the code says nothing. */

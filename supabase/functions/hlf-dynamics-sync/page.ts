@@ -99,7 +99,7 @@ function skipToken(cursor: string): string {
     const token = atob(cursor.replaceAll("-", "+").replaceAll("_", "/"));
     if (/^[\x21-\x7e]+$/.test(token) && !/[&#]/.test(token)) return token;
   }
-  throw new Refusal("invalid_request", "after is no cursor of this function");
+  throw new Refusal("invalid_request", "after is not a cursor of this function");
 }
 
 function decoded(text: string): string {

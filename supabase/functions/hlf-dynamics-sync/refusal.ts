@@ -27,7 +27,7 @@ interface Details {
   repeatable?: boolean;
 }
 
-/** Everything that is no success ends in one of these. The message goes to the caller: no secret, no personal data. */
+/** Every failure ends in one of these. The message goes to the caller: no secret, no personal data. */
 export class Refusal extends Error {
   override readonly name = "Refusal";
   readonly status: number;

@@ -3,7 +3,7 @@
 export interface Runtime {
   /** Milliseconds that only grow. */
   now(): number;
-  /** Resolve after so many milliseconds. */
+  /** Resolve after this many milliseconds. */
   sleep(milliseconds: number): Promise<void>;
   /** Write one line to the log. */
   log(line: string): void;

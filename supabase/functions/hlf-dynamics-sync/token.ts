@@ -17,7 +17,7 @@ import { withRepeats } from "./retry.ts";
 import { Deadline, type Limits, type Runtime } from "./runtime.ts";
 import { type Answer, call, Unreachable } from "./upstream.ts";
 
-/** So long before its end a new token is asked for: clocks differ, and a call takes a while. */
+/** How long before its end a token is replaced: clocks differ, and a call takes a while. */
 const MARGIN_SECONDS = 300;
 const USUAL_RETRY_AFTER_SECONDS = 10;
 const LATE = { upstream: "timeout", retryAfterSeconds: USUAL_RETRY_AFTER_SECONDS };
@@ -57,7 +57,7 @@ export class TokenSource {
   /**
    * Return a token that is good for a while, other than the one that Dataverse has refused. Raises Refusal.
    *
-   * Whoever comes while it is being asked for waits for the same answer, but not beyond the own deadline.
+   * All requests that need a new one wait for the same answer, each not beyond its own deadline.
    */
   async get(deadline: Deadline, refused?: string): Promise<string> {
     const last = this.#token?.value === refused ? undefined : this.#token;
@@ -143,7 +143,7 @@ function firstNumber(codes: unknown): number | undefined {
 function unavailable(
   details: { upstream: string | undefined; retryAfterSeconds?: number | undefined; repeatable?: boolean },
 ): Refusal {
-  return new Refusal("token_unavailable", "Entra gives no token just now", details);
+  return new Refusal("token_unavailable", "Entra gives no token right now", details);
 }
 
 /** Wait for somebody else's flight, but not longer than there is time. */
