@@ -8,7 +8,7 @@ from certjob.database.statements import clock
 from certjob.errors import ClocksDisagreeError
 
 TOLERATED_DIFFERENCE = timedelta(minutes=10)
-"""Around midnight a small difference makes two days of it, and does no harm."""
+"""Around midnight a small difference gives two dates, and does no harm."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

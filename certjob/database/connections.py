@@ -31,12 +31,12 @@ idle and for a long transaction."""
 RESTART_PATIENCE_SECONDS = 90.0
 """How long a run waits for a database that went away: a restart with recovery, a failover."""
 MOST_RESTARTS = 5
-"""More in one run, and what the run does is perhaps what brings the server down."""
+"""After more restarts in one run, the run itself may be what brings the server down."""
 _POLL_SECONDS = 0.5
 CONNECT_SECONDS = 10
 """How long a server may take to open a session, and one that was away to answer in a new one."""
 LONGEST_SILENCE_SECONDS = 660.0
-"""Nobody waits for one answer for longer: more than any one statement may take."""
+"""The longest wait for one answer: longer than any statement may take."""
 NO_ANSWER = "the database does not answer any more"
 RUN_AGAIN = "what was committed is kept, run it again"
 

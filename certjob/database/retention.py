@@ -21,7 +21,7 @@ from certjob.errors import ConfigurationError, DatabaseUnavailableError
 from certjob.stopping import StopFlag
 
 LEAST_DAYS = 90
-"""Nothing younger goes, whatever is asked for: more than any reminder can be late, any lease or any wait."""
+"""Nothing younger is ever deleted: it is longer than any lease and any wait, and than a reminder can be late."""
 PAGE_ROWS = 2_000
 """Rows that are looked at in one transaction."""
 _LOCK_TIMEOUT_MS = 500

@@ -22,7 +22,7 @@ class ComingNight:
     day: date
     decision: Decision
     reminders: tuple[Reminder, ...]
-    """Those due that night and on no earlier one of this outlook; whether the log has them already, it knows."""
+    """Those due that night and on no earlier night of this outlook; the log may have them already."""
 
     @property
     def does_something(self) -> bool:

@@ -26,7 +26,7 @@ ROWS_PER_BATCH = 1_000
 _LOCK_TIMEOUT_MS = 500
 _TRIES = 3
 _BUSY_LIMIT = 30
-"""Writes that met another session's locks to the end, before a load gives up: most of a minute."""
+"""A load gives up after so many writes that failed on another session's locks: most of a minute."""
 
 _ONE_CONTACT = "mentors_one_per_contact"
 

@@ -166,9 +166,6 @@ def set_organisation(
     if not is_slug(slug):
         message = "an organisation's slug holds a-z, 0-9, - and _ only, at most 63, such as hlf"
         raise ConfigurationError(message, next_step="choose another")
-    if portal not in (None, "dynamics", NONE):
-        message = "the portal must be dynamics or none"
-        raise ConfigurationError(message)
     values: dict[str, object] = {
         "slug": slug,
         "name": _checked_text("the name", name, limit=200) if name is not None else None,

@@ -38,7 +38,7 @@ PORTAL_SHARE = 0.75
 """The portal's part of the time for deliveries: a slow portal leaves some of it to the mail."""
 
 ABOUT_REMINDERS_ALONE = frozenset({"refused", CRASH})
-"""How the stage of the reminders can end without a word about the digests: these still go out, and tell of it."""
+"""Ends of the reminder stage that say nothing about the mail server: digests are still sent, and report it."""
 
 _LOCKED = "a table or a row is locked by another database session; end that session; the rest stays pending"
 
@@ -46,8 +46,8 @@ _LOCKED = "a table or a row is locked by another database session; end that sess
 class Progress(Protocol):
     """Shows how far a phase has come; on a terminal, else nowhere."""
 
-    def phase(self, name: str, *, total: int | None = None) -> Callable[[int], None]:
-        """Begin a phase and return what to tell the count to; ``total`` where it is known before."""
+    def phase(self, name: str) -> Callable[[int], None]:
+        """Begin a phase and return what to tell the count to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

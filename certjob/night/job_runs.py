@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from uuid import UUID
 
 import psycopg
@@ -39,10 +40,10 @@ class Heartbeat:
         self._progress = progress
         self._next_at = time.monotonic() + BEAT_SECONDS
 
-    def phase(self, name: str, *, total: int | None = None) -> Callable[[int], None]:
+    def phase(self, name: str) -> Callable[[int], None]:
         """Begin a phase; see ``Progress``."""
-        show = self._progress.phase(name, total=total) if self._progress is not None else None
-        logger.info("%s", name, extra={"event": "phase"} | ({} if total is None else {"total": total}))
+        show = self._progress.phase(name) if self._progress is not None else None
+        logger.info("%s", name, extra={"event": "phase"})
         self._beat()
 
         def advance(done: int) -> None:
@@ -74,8 +75,8 @@ def recorded(
     """Keep the run's line in ``job_runs``, whatever becomes of the run; finish the report on the way out.
 
     Yields the progress to tell: it also notes now and then that the run is alive. With ``everybody``, and in a night
-    after one on a later date, all mentors are made due first. ``later_dates_were_wrong``: a person says so, and once it
-    has come to its end, runs on later dates that ended in the future are the last ones no more.
+    after one on a later date, all mentors are made due first. With ``later_dates_were_wrong``, as a person has said, a
+    run that has come to its end dates runs on later days that "ended in the future" before itself.
     """
     _record_beginning(
         connection, report, organisation=organisation, organisation_id=organisation_id, everybody=everybody
@@ -148,14 +149,10 @@ def _record_beginning(
         message = "every mentor is to be reviewed, but some are locked by another session"
         raise DatabaseUnavailableError(message, next_step="end it and run again") from error
     with suppress(*database.CONTENTION):  # the next run heals it
-        database.repeated(connection, lambda: _heal_wrong_clock(connection))
+        heal = partial(database.execute, connection, "heal_wrong_clock")
+        database.persist(connection, heal, lock_timeout_ms=_HEAL_LOCK_TIMEOUT_MS, tries=1)
     about = {"command": report.command, "today": str(report.today), "host": identity["host"]}
     logger.info("the run has begun", extra={"event": "run_began"} | about)
-
-
-def _heal_wrong_clock(connection: Connection) -> None:
-    with database.transaction(connection, lock_timeout_ms=_HEAL_LOCK_TIMEOUT_MS):
-        database.execute(connection, "heal_wrong_clock")
 
 
 def _record_end(connection: Connection, report: RunReport, outcome: Outcome) -> None:

@@ -36,26 +36,14 @@ class Kind(StrEnum):
 WORDS: Mapping[Kind, tuple[str, str]] = {
     Kind.HELD: ("organisation is held", "organisations are held"),
     Kind.NEVER_REVIEWED: ("mentor could not be reviewed", "mentors could not be reviewed"),
-    Kind.MAY_BE_VISIBLE: (
-        "mentor may still be visible on the portal",
-        "mentors may still be visible on the portal",
-    ),
-    Kind.CONTRADICTORY: (
-        "contact is wanted both visible and hidden",
-        "contacts are wanted both visible and hidden",
-    ),
+    Kind.MAY_BE_VISIBLE: ("mentor may still be visible on the portal", "mentors may still be visible on the portal"),
+    Kind.CONTRADICTORY: ("contact is wanted both visible and hidden", "contacts are wanted both visible and hidden"),
     Kind.UNKNOWN_CONTACTS: ("contact on the portal is no mentor's", "contacts on the portal are no mentor's"),
-    Kind.PORTAL_NOT_READ: (
-        "portal was not read for three days",
-        "portals were not read for three days",
-    ),
+    Kind.PORTAL_NOT_READ: ("portal was not read for three days", "portals were not read for three days"),
     Kind.MAY_BE_HIDDEN: ("mentor may still be hidden on the portal", "mentors may still be hidden on the portal"),
     Kind.FAILED_REMINDERS: ("reminder was not delivered", "reminders were not delivered"),
     Kind.FAILED_DIGESTS: ("digest was not delivered", "digests were not delivered"),
-    Kind.WAITING_REMINDERS: (
-        "reminder has waited for more than a day",
-        "reminders have waited for more than a day",
-    ),
+    Kind.WAITING_REMINDERS: ("reminder has waited for more than a day", "reminders have waited for more than a day"),
     Kind.WAITING_DIGESTS: ("digest has waited for more than a day", "digests have waited for more than a day"),
 }
 """How a line about one, and about several, goes on after the number."""
@@ -69,7 +57,7 @@ class Count:
     since: datetime | None = None
     """When the oldest became an alert."""
     new: int = 0
-    """How many became one after the moment that was asked for."""
+    """How many became an alert after the given moment."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

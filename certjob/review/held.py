@@ -9,7 +9,7 @@ from certjob.database import Connection
 from certjob.domain.models import Decision, PauseChange
 
 _MOST_IDS = 50
-"""So many of the mentors who are held are stored."""
+"""The ids of at most this many held mentors are stored."""
 
 
 @dataclass(slots=True)
@@ -26,7 +26,7 @@ class HeldCounts:
     """Of each, whether the portal may show them, and whether their certificate has really ended."""
 
     def add(self, connection: Connection, held: dict[UUID, Decision], *, reminders: bool) -> None:
-        """Count some mentors. Of whom only the reminders are held, everything else goes on."""
+        """Count some mentors; with ``reminders`` only their reminders are held, and everything else goes on."""
         hides = [not reminders and d.push and not d.visible for d in held.values()]
         rows = database.fetch(connection, "count_held_mentors", {"ids": list(held), "hides": hides})
         for mentor_id, by_calendar, may_be_shown in rows:

@@ -218,7 +218,7 @@ def test_progress_leaves_room_for_what_the_terminal_echoes() -> None:
     output.interactive, output.err = True, terminal(80)[0].out
 
     with output.progress() as progress:
-        progress.phase("Loading rows " * 10, total=12_000)(2_000)
+        progress.phase("Loading rows " * 10)(2_000, 12_000)
 
     lines = without_escapes(output.err.file.getvalue()).splitlines()  # type: ignore[attr-defined]
     assert 60 < max(map(cell_len, lines)) <= 74
@@ -309,7 +309,7 @@ def test_rows_are_tabs_off_a_terminal_and_a_table_on_it(capsys: pytest.CaptureFi
     output.err, output.interactive = output.out, True
     with output.progress() as progress:
         progress.phase("Reviewing mentors")(1200)
-        progress.phase("Pushing", total=3000)(2)
+        progress.phase("Pushing")(2, 3000)
 
     assert capsys.readouterr().out == "a b\t1\n[x]\tNone\n"
     for phrase in ("[x]   None", "Number", "1,200", "2 of 3,000"):

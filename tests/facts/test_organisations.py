@@ -167,7 +167,6 @@ def test_a_coordinator_is_read_as_a_mail_program_writes_one() -> None:
         ("HLF", {}, "slug holds a-z, 0-9, - and _ only"),
         ("", {}, "slug holds a-z"),
         ("x" * 64, {}, "slug holds a-z"),
-        ("hlf", {"portal": "crm"}, "the portal must be dynamics or none"),
         ("hlf", {"name": " "}, "the name must be 1 to 200 characters long"),
         ("hlf", {"name": "H\x1bLF"}, "without control characters"),
         ("hlf", {"thresholds": [9999]}, "thresholds must lie between -3650 and 3650 days"),

@@ -122,7 +122,7 @@ def test_a_plan_shows_how_far_it_is(connection: Connection, facts: Facts) -> Non
     shown: list[tuple[str, int]] = []
 
     class Shown:
-        def phase(self, name: str, *, total: int | None = None) -> Callable[[int], None]:
+        def phase(self, name: str) -> Callable[[int], None]:
             return lambda done: shown.append((name, done))
 
     options = NightOptions(today=TODAY, dry_run=True)

@@ -65,7 +65,7 @@ class CollectingChannel:
 class NoProgress:
     """Shows nothing."""
 
-    def phase(self, name: str, *, total: int | None = None) -> Callable[[int], None]:
+    def phase(self, name: str) -> Callable[[int], None]:
         return lambda _done: None
 
 

@@ -140,12 +140,12 @@ class TerminalProgress:
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
 
-    def phase(self, name: str, *, total: int | None = None) -> Callable[..., None]:
+    def phase(self, name: str) -> Callable[..., None]:
         """Begin a phase; a night does not know its length before, so that an empty one pays for no count.
 
         What it returns takes the number done, and the total once that is known.
         """
-        task = self._progress.add_task(name, total=total)
+        task = self._progress.add_task(name, total=None)
 
         def advance(done: int, total: int | None = None) -> None:
             self._progress.update(task, completed=done, total=total)
