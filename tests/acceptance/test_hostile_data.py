@@ -16,8 +16,8 @@ from certjob.mail.message import compose
 from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
 from tests.support.command_line import on_terminal, run_in_process, today, without_escapes
 from tests.support.facts import Facts
-from tests.support.hostile_texts import HOSTILE, SPY, Page, ReceivedMail, assert_harmless, read_mail
-from tests.support.mails import MESSAGE
+from tests.support.hostile_texts import HOSTILE, SPY, ReceivedMail, assert_harmless, read_mail
+from tests.support.mails import MESSAGE, Page
 from tests.support.smtp_server import HOST, Mailbox, real_server
 
 SENDER = parse_sender("certjob@hlf.example")
@@ -98,8 +98,8 @@ def assert_whole(messages: dict[str, ReceivedMail]) -> None:
             assert message.subject == plain.subject.replace(PLAIN, hostile.in_message)
             with_text = plain.text.replace(PLAIN, hostile.in_message).replace("plain.example", f"{slug}.example")
             assert message.text == with_text
-            assert message.page.tags == plain.page.tags, hostile
-            assert message.page.text == plain.page.text.replace(PLAIN, hostile.in_message)
+            assert message.page.shape == plain.page.shape, hostile
+            assert message.page.all_words == plain.page.all_words.replace(PLAIN, hostile.in_message)
             assert {link.partition(":")[0] for link in message.page.links} <= {"https", "mailto", "tel"}, hostile
 
 
@@ -142,7 +142,7 @@ def test_no_text_breaks_a_message_a_terminal_or_what_a_command_prints(
     assert len(alerts.splitlines()) == 2 * len(TEXTS)  # a push and a reminder of each organisation
     names = [alert["full_name"] for part in ("alerts", "failed_reminders") for alert in document[part]]
     assert Counter(names) == Counter([*TEXTS.values()] * 2)
-    assert page.tags == plain.tags
+    assert page.shape == plain.shape
     for slug, hostile in HOSTILE_BY_SLUG.items():
         assert len(previews[slug].splitlines()) == len(previews["plain"].splitlines()), hostile
         assert hostile.in_message in previews[slug] or not hostile.in_message.isprintable()

@@ -4,7 +4,6 @@ import json
 import mailbox
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from certjob.mail.channels.notify import open_channel
 from certjob.mail.channels.smtp import SmtpChannel
 from certjob.mail.channels.webhook import WebhookChannel
 from certjob.settings import Settings
-from tests.support.channels import BlockingChannel, blocking
+from tests.support.channels import Blocking
 from tests.support.mails import MESSAGE
 from tests.support.portal_answers import Behaviour, answer, drip, hang, reset
 from tests.support.portal_server import PortalServer
@@ -87,7 +86,7 @@ def test_a_channel_from_settings_sends(tmp_path: Path) -> None:
             open_channel(settings(f"maildir:{tmp_path}/my%20mail")),
         ):
             assert channel is not None
-            with blocking(channel) as used:
+            with Blocking(channel) as used:
                 used.send(MESSAGE)
 
     assert [envelope.mail_from for envelope in received.envelopes] == ["post@hlf.example", "bounces@hlf.example"]
@@ -121,7 +120,7 @@ def test_a_maildir_holds_the_message_for_no_other_eyes(tmp_path: Path) -> None:
     shared, folder = tmp_path / "shared", tmp_path / "shared" / "mail"
     shared.mkdir()
     shared.chmod(0o707)
-    with blocking(MaildirChannel(folder, sender=SENDER)) as channel:
+    with Blocking(MaildirChannel(folder, sender=SENDER)) as channel:
         assert_both(channel, "shared may be written by others")
         shared.chmod(0o1777)
         channel.send(MESSAGE)
@@ -143,9 +142,9 @@ def test_a_maildir_that_cannot_be_written_is_everybodys(tmp_path: Path, monkeypa
         raise OSError(28, "No space left on device")
 
     for folder in (tmp_path / "file", tmp_path):
-        with blocking(MaildirChannel(folder, sender=SENDER)) as channel:
+        with Blocking(MaildirChannel(folder, sender=SENDER)) as channel:
             assert_both(channel, r"cannot be written.*correct CERTJOB_NOTIFY_URL")
-    with monkeypatch.context() as patch, blocking(MaildirChannel(tmp_path / "mail", sender=SENDER)) as channel:
+    with monkeypatch.context() as patch, Blocking(MaildirChannel(tmp_path / "mail", sender=SENDER)) as channel:
         patch.setattr("mailbox.Maildir._dump_message", full)
         with pytest.raises(ChannelDownError, match="No space left"):
             channel.send(MESSAGE)
@@ -153,7 +152,7 @@ def test_a_maildir_that_cannot_be_written_is_everybodys(tmp_path: Path, monkeypa
     assert [path for path in (tmp_path / "mail").rglob("*") if path.is_file()] == []
 
 
-def assert_both(channel: BlockingChannel, refused: str) -> None:
+def assert_both(channel: Blocking, refused: str) -> None:
     """Neither a look nor a message is taken."""
     attempts: tuple[Callable[[], object], ...] = (channel.probe, lambda: channel.send(MESSAGE))
     for attempt in attempts:
@@ -161,8 +160,8 @@ def assert_both(channel: BlockingChannel, refused: str) -> None:
             attempt()
 
 
-def webhook(url: str, **options: Any) -> AbstractContextManager[BlockingChannel]:
-    return blocking(WebhookChannel(url, **({"timeout_seconds": 5} | options)))
+def webhook(url: str, **options: Any) -> Blocking:
+    return Blocking(WebhookChannel(url, **({"timeout_seconds": 5} | options)))
 
 
 def test_a_webhook_gets_the_document_of_the_design(monkeypatch: pytest.MonkeyPatch) -> None:

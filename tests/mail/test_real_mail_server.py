@@ -17,7 +17,7 @@ from certjob.database import Connection
 from certjob.domain.addresses import parse_sender
 from certjob.mail.channels.smtp import SmtpChannel
 from tests.conftest import Certjob
-from tests.support.channels import BlockingStage, blocking, reminder_mail
+from tests.support.channels import Blocking, BlockingStage, reminder_mail
 from tests.support.command_line import today
 from tests.support.exim import LOGIN, MISSING, PROGRAM, Exim, exim
 from tests.support.facts import TODAY, Facts
@@ -87,7 +87,7 @@ def two_reminders(connection: Connection, facts: Facts) -> None:
 def test_messages_arrive_whole_over_a_connection_that_is_renewed(server: Exim) -> None:
     """Both parts, lines that begin with a dot, letters beyond ASCII before the @."""
     before = server.sessions()
-    with blocking(channel_to(server.port, messages_per_connection=2)) as channel:
+    with Blocking(channel_to(server.port, messages_per_connection=2)) as channel:
         for to in (MESSAGE.to, "pål@example.org", "x@example.org"):
             channel.send(replace(MESSAGE, to=to))
 
@@ -102,7 +102,7 @@ def test_messages_arrive_whole_over_a_connection_that_is_renewed(server: Exim) -
 def test_a_login_over_tls(server: Exim) -> None:
     """By STARTTLS and implicit TLS, with letters beyond ASCII in the password; a mere look sends nothing."""
     for port, implicit_tls in ((server.port, False), (server.tls_port, True)):
-        with blocking(channel_to(port, implicit_tls=implicit_tls, **CREDENTIALS)) as channel:
+        with Blocking(channel_to(port, implicit_tls=implicit_tls, **CREDENTIALS)) as channel:
             channel.probe()
             channel.send(MESSAGE)
 

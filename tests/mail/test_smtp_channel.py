@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from email.message import EmailMessage
 from email.policy import default
@@ -28,7 +28,7 @@ from certjob.errors import (
 from certjob.mail.channels import smtp
 from certjob.mail.channels.smtp import SmtpChannel
 from certjob.outbox.loop import run_alone
-from tests.support.channels import BlockingChannel, blocking
+from tests.support.channels import Blocking
 from tests.support.mails import MESSAGE
 from tests.support.smtp_server import (
     GOOD_ANSWERS,
@@ -52,11 +52,11 @@ EVERYBODYS, LATER, NEVER, UNKNOWN = ChannelDownError, RecipientDeferredError, Re
 Answers = dict[str, bytes | Fault]
 
 
-def channel_to(port: int, *, host: str = HOST, **options: Any) -> AbstractContextManager[BlockingChannel]:
+def channel_to(port: int, *, host: str = HOST, **options: Any) -> Blocking:
     """A channel whose limits end a test that hangs; a test of a limit gives its own."""
     limits = {"connect_seconds": 20.0, "envelope_seconds": 20.0, "answer_seconds": 30.0}
     sender = parse_sender("Hørsel, HLF <post@hlf.example>")
-    return blocking(SmtpChannel(host, port=port, sender=sender, **(limits | options)))
+    return Blocking(SmtpChannel(host, port=port, sender=sender, **(limits | options)))
 
 
 def offering(mechanisms: bytes, **answers: bytes) -> Answers:

@@ -24,9 +24,10 @@ from certjob.errors import (
     TransientPortalError,
 )
 from certjob.portal import hlf_dynamics
+from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
+from tests.support.channels import Blocking
 from tests.support.nights import quick_policy
 from tests.support.portal_answers import Behaviour, answer, cut, drip, error, hang, html, ok, raw, redirect, reset
-from tests.support.portal_client import PortalClient
 from tests.support.portal_server import PortalServer
 
 CONTACT = "0b6c4f3e-9d1a-4c57-8f2e-a1b2c3d4e5f6"
@@ -34,13 +35,14 @@ CONTACT_ID = UUID(CONTACT)
 ECHO = json.dumps({"contact_id": CONTACT, "visible": False}).encode()
 OTHER = "11111111-2222-3333-4444-555555555555"
 NO_ANSWER, NO_END = hang(), drip(every_seconds=0.01)
+ONE_TRY = quick_policy(max_attempts=1)
 SEVERAL_TRIES = dataclasses.replace(quick_policy(), deadline_seconds=20)
 
 
 @pytest.fixture
-def service(portal: PortalServer) -> Iterator[PortalClient]:
+def service(portal: PortalServer) -> Iterator[Blocking]:
     """The client under test, with the right key; a programme may put a query into its URL, for its gateway."""
-    with PortalClient(f"{portal.url}?region=eu", portal.key) as service:
+    with Blocking(HLFDynamicsSyncService(f"{portal.url}?region=eu", portal.key)) as service:
         yield service
 
 
@@ -48,18 +50,18 @@ def echo(contact_id: str, visible: object) -> Behaviour:
     return answer(200, {"contact_id": contact_id, "visible": visible})
 
 
-def push(service: PortalClient, *, visible: bool = False) -> None:
+def push(service: Blocking, *, visible: bool = False) -> None:
     service.update_portal_visibility(CONTACT_ID, visible=visible, idempotency_key="4711-2")
 
 
-def failure(service: PortalClient, *, reading: bool = False) -> PortalCallError:
+def failure(service: Blocking, *, reading: bool = False) -> PortalCallError:
     with pytest.raises(PortalCallError) as raised:
-        service.read_visible_contacts() if reading else push(service)
+        service.read_visible_contacts(policy=ONE_TRY) if reading else push(service)
     return raised.value
 
 
 @pytest.mark.parametrize("visible", [True, False])
-def test_a_push_is_one_post_as_the_contract_says(visible: bool, portal: PortalServer, service: PortalClient) -> None:
+def test_a_push_is_one_post_as_the_contract_says(visible: bool, portal: PortalServer, service: Blocking) -> None:
     push(service, visible=visible)
 
     (request,) = portal.requests
@@ -109,7 +111,7 @@ def test_whatever_may_pass_is_transient(behaviour: Behaviour, may_be_done: bool,
     portal.then(behaviour)
 
     seconds = 0.6 if behaviour in (NO_ANSWER, NO_END) else 10
-    with PortalClient(portal.url, portal.key, deadline_seconds=seconds) as service:
+    with Blocking(HLFDynamicsSyncService(portal.url, portal.key, deadline_seconds=seconds)) as service:
         raised = failure(service)
 
     assert type(raised) is TransientPortalError
@@ -120,11 +122,11 @@ def test_whatever_may_pass_is_transient(behaviour: Behaviour, may_be_done: bool,
 
 def test_without_a_connection_nothing_was_sent(port_of_nobody: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the system's word for it, or by the deadline: a dead name server, here; a dead network looks the same."""
-    with PortalClient(f"http://127.0.0.1:{port_of_nobody}/", "planted-key") as service:
+    with Blocking(HLFDynamicsSyncService(f"http://127.0.0.1:{port_of_nobody}/", "planted-key")) as service:
         refused = failure(service)
     resolved = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_arguments, **_options: resolved.wait(30) and [])
-    with PortalClient("http://portal.example/", "planted-key", deadline_seconds=0.05) as service:
+    with Blocking(HLFDynamicsSyncService("http://portal.example/", "planted-key", deadline_seconds=0.05)) as service:
         unanswered = failure(service)
     resolved.set()
 
@@ -157,7 +159,7 @@ def test_without_a_connection_nothing_was_sent(port_of_nobody: int, monkeypatch:
     ],
 )
 def test_only_our_codes_about_the_contact_are_permanent_and_what_everybody_would_get_concerns_the_stage(
-    behaviour: Behaviour, kind: type[PortalCallError], words: str, portal: PortalServer, service: PortalClient
+    behaviour: Behaviour, kind: type[PortalCallError], words: str, portal: PortalServer, service: Blocking
 ) -> None:
     """Nobody may be blocked for a wrong key or a failed deploy; the text says the next step. Reading fails alike."""
     portal.then(behaviour, behaviour)
@@ -168,7 +170,7 @@ def test_only_our_codes_about_the_contact_are_permanent_and_what_everybody_would
         assert raised.retry_after_seconds is None
 
 
-def test_pushes_share_a_connection_until_the_server_drops_it(portal: PortalServer, service: PortalClient) -> None:
+def test_pushes_share_a_connection_until_the_server_drops_it(portal: PortalServer, service: Blocking) -> None:
     """An answered failure does not cost a new one; a dropped one is no failure. Redirects are not followed."""
     with PortalServer() as elsewhere:
         portal.then(redirect(elsewhere.url, status=307), error(404, "contact_not_found"), ok(then_reset=True))
@@ -183,7 +185,7 @@ def test_pushes_share_a_connection_until_the_server_drops_it(portal: PortalServe
     assert portal.visible == {CONTACT_ID: True}
 
 
-def test_retry_after_is_kept(portal: PortalServer, service: PortalClient) -> None:
+def test_retry_after_is_kept(portal: PortalServer, service: Blocking) -> None:
     """In seconds under any status, as a date, or not at all."""
     later = format_datetime(datetime.now(UTC) + timedelta(seconds=600), usegmt=True)
     portal.then(
@@ -201,7 +203,7 @@ def test_retry_after_is_kept(portal: PortalServer, service: PortalClient) -> Non
 
 
 def test_an_error_is_short_and_clean_without_the_key_and_has_the_correlation_id(
-    portal: PortalServer, service: PortalClient
+    portal: PortalServer, service: Blocking
 ) -> None:
     """A message may hold anything, a body that is no envelope is not quoted at all; both end up on a terminal."""
     sent = ["x" * 500, "før", "", portal.key]
@@ -228,7 +230,7 @@ def test_an_error_is_short_and_clean_without_the_key_and_has_the_correlation_id(
 def test_what_http_cannot_carry_is_a_wrong_setting() -> None:
     """Said at once, with the variable's name; a key that it cannot carry, the settings refuse."""
     with pytest.raises(ConfigurationError, match="CERTJOB_PORTAL_URL"):
-        PortalClient("https://portal.example:port/", "planted-key")
+        HLFDynamicsSyncService("https://portal.example:port/", "planted-key")
 
 
 class TestReading:
@@ -242,23 +244,23 @@ class TestReading:
         return contacts
 
     def test_all_pages_are_all_that_is_visible(
-        self, portal: PortalServer, service: PortalClient, shown: list[UUID]
+        self, portal: PortalServer, service: Blocking, shown: list[UUID]
     ) -> None:
         """Page by page, with the key and the cursor of the page before; an empty page is a page, 5,000 are one."""
-        assert service.read_visible_contacts() == [shown[:3], shown[3:6], shown[6:]]
+        assert service.read_visible_contacts(policy=ONE_TRY) == [shown[:3], shown[3:6], shown[6:]]
 
         assert [(request.method, request.authorized) for request in portal.requests] == [("GET", True)] * 3
         paths = [request.path.removeprefix("/functions/v1/hlf-dynamics-sync") for request in portal.requests]
         assert paths[:2] == ["?region=eu&visible=true", f"?region=eu&visible=true&after={shown[2].hex}"]
         many = [uuid4() for _ in range(5000)]
         portal.then(answer(200, {"visible": [str(each).upper() for each in many], "next": None}))
-        assert service.read_visible_contacts() == [many]
+        assert service.read_visible_contacts(policy=ONE_TRY) == [many]
         portal.visible.clear()
-        assert service.read_visible_contacts() == [[]]
+        assert service.read_visible_contacts(policy=ONE_TRY) == [[]]
 
     @pytest.mark.parametrize("fault", [error(429, "throttled", retry_after="0"), cut(), html()])
     def test_a_page_that_fails_once_is_read_again_and_one_that_fails_for_good_ends_it(
-        self, portal: PortalServer, service: PortalClient, shown: list[UUID], fault: Behaviour
+        self, portal: PortalServer, service: Blocking, shown: list[UUID], fault: Behaviour
     ) -> None:
         """Nothing is lost and nothing read twice; what was read until a failure is no answer."""
         portal.then(ok(page_size=3), fault)
@@ -270,7 +272,7 @@ class TestReading:
             service.read_visible_contacts(policy=SEVERAL_TRIES)
         assert len(portal.requests) == 8
 
-    def test_a_page_that_is_not_the_contract_is_none(self, portal: PortalServer, service: PortalClient) -> None:
+    def test_a_page_that_is_not_the_contract_is_none(self, portal: PortalServer, service: Blocking) -> None:
         """Above all it is not an empty page: that would say that nobody is visible."""
         contents: tuple[object, ...] = (
             [],
@@ -291,12 +293,12 @@ class TestReading:
         assert "too old to list contacts" in str(failure(service, reading=True))
 
     def test_a_cursor_is_sent_as_it_was_received_and_a_list_without_an_end_is_ended(
-        self, portal: PortalServer, service: PortalClient, monkeypatch: pytest.MonkeyPatch
+        self, portal: PortalServer, service: Blocking, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """With a cursor that comes again, the function would go round in a circle; or each page has a new one."""
         portal.then(answer(200, json.dumps({"visible": [CONTACT], "next": "a b&c=d/+%22é"}).encode()))
         portal.default = answer(200, {"visible": [], "next": None})
-        assert service.read_visible_contacts() == [[CONTACT_ID], []]
+        assert service.read_visible_contacts(policy=ONE_TRY) == [[CONTACT_ID], []]
         assert portal.requests[1].path.endswith("after=a+b%26c%3Dd%2F%2B%2522%C3%A9")
 
         monkeypatch.setattr(hlf_dynamics, "MOST_PAGES", 10)

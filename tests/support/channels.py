@@ -1,46 +1,46 @@
-"""Mail channels and the mail stage as a test calls them: without an event loop of its own."""
+"""What is asynchronous as a test calls it: without an event loop of its own."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+import inspect
+from collections.abc import Callable
 from datetime import UTC, date
-from typing import Any
+from typing import Any, Self
 
 from certjob.database import Connection
 from certjob.mail.digests import DigestMail
-from certjob.mail.message import Channel, OutgoingMessage
+from certjob.mail.message import Channel
 from certjob.mail.messages import OUR_TEMPLATES
 from certjob.mail.queue import MailQueue
 from certjob.mail.reminder_mail import ReminderMail
 from certjob.mail.stage import MailStage
 from certjob.outbox.claims import StageStop
-from certjob.outbox.loop import DatabaseThread, run_loop
+from certjob.outbox.loop import DatabaseThread, NameLookups, run_loop
 from certjob.stopping import StopFlag
 from tests.support.facts import TODAY
 
 
-class BlockingChannel:
-    """One channel and the loop in which its connection lives."""
+class Blocking:
+    """An asynchronous object in one event loop, from the first of its methods to ``close``: each waits for its end."""
 
-    def __init__(self, channel: Channel, runner: asyncio.Runner) -> None:
-        self._channel = channel
-        self._runner = runner
+    def __init__(self, target: Any) -> None:
+        self._target = target
+        self._runner = asyncio.Runner()
+        self._runner.get_loop().set_default_executor(NameLookups())
 
-    def send(self, message: OutgoingMessage) -> None:
-        self._runner.run(self._channel.send(message))
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._target, name)
+        return lambda *arguments, **named: self._runner.run(_whole(method(*arguments, **named)))
 
-    def probe(self) -> str:
-        return self._runner.run(self._channel.probe())
+    def __enter__(self) -> Self:
+        return self
 
-    def close(self) -> None:
-        self._runner.run(self._channel.close())
+    def __exit__(self, *_: object) -> None:
+        self.close()
+        self._runner.close()
 
 
-@contextmanager
-def blocking(channel: Channel) -> Iterator[BlockingChannel]:
-    """Use a channel, and close it at the end."""
-    with asyncio.Runner() as runner, closing(BlockingChannel(channel, runner)) as used:
-        yield used
+async def _whole(asked: Any) -> Any:
+    return [each async for each in asked] if inspect.isasyncgen(asked) else await asked
 
 
 class BlockingStage:

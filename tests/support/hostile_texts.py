@@ -5,8 +5,9 @@ import email.policy
 import re
 from email.errors import NonASCIILocalPartDefect
 from email.message import EmailMessage
-from html.parser import HTMLParser
 from typing import NamedTuple
+
+from tests.support.mails import Page
 
 SPY = "spy@example.org"
 """Whom a smuggled header would send a copy to."""
@@ -67,31 +68,6 @@ HOSTILE = {
     "Rich": Hostile("[red]x[/red] [/][/red]K[bold [link=https://evil.example]K[/link] :smile:"),
     "placeholders": Hostile("%s %(name)s {0} {name} ${HOME} $(id) `id` \\n K'); DROP TABLE mentors; --"),
 }
-
-
-class Page(HTMLParser):
-    """The words of a page, its tags in order, and where its links lead."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.text = ""
-        self.tags: list[str] = []
-        self.links: list[str] = []
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(" ".join([tag, *(name for name, _ in attrs)]))
-        self.links += [value or "" for name, value in attrs if name in ("href", "src")]
-
-    def handle_endtag(self, tag: str) -> None:
-        self.tags.append(f"/{tag}")
-
-    def handle_comment(self, data: str) -> None:
-        self.tags.append(f"comment {data}")
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 class ReceivedMail(NamedTuple):

@@ -1,14 +1,16 @@
 """A mail as the channels get it, and a page of one as its reader sees it."""
 
+from dataclasses import replace
 from datetime import date, timedelta
 from html.parser import HTMLParser
 from typing import Any
 from uuid import UUID
 
-from certjob.domain.models import Certificate, Mentor, Organisation, Reminder
+from certjob.domain.models import Reminder
 from certjob.mail.message import OutgoingMessage
 from certjob.mail.messages import OUR_TEMPLATES, Recipient, Templates
 from certjob.mail.reminder_mail import reminder_message
+from tests.support import people
 from tests.support.facts import TODAY
 
 MESSAGE = OutgoingMessage(
@@ -40,20 +42,9 @@ def written_reminder(
 ) -> OutgoingMessage:
     """The reminder of somebody whose organisation has all that it can have; the rest are fields of ``Recipient``."""
     last_day = expires_on or TODAY + timedelta(days=days_left)
-    optional = frozenset() if pauses else frozenset({kind})
-    certificate = Certificate(id=UUID(int=1), kind=kind, issued_on=date(2024, 1, 1), expires_on=last_day, revoked=False)
-    organisation = Organisation(
-        id=UUID(int=2), slug=slug, has_portal=False, reminder_thresholds=(), optional_kinds=optional
-    )
-    mentor = Mentor(
-        id=UUID(int=3),
-        member_no=member_no,
-        organisation=organisation,
-        left=False,
-        portal_visible=None,
-        certificates=(certificate,),
-        open_pauses=(),
-    )
+    held = people.certificate(last_day, kind=kind)
+    home = people.organisation(slug=slug, optional_kinds=[] if pauses else [kind])
+    mentor = replace(people.mentor(held, organisation=home), member_no=member_no)
     words: dict[str, Any] = {
         "full_name": "Kari Nordmann",
         "email": "kari.nordmann@example.org",
@@ -66,7 +57,7 @@ def written_reminder(
         "sender": None,
     }
     return reminder_message(
-        Reminder(cert_id=certificate.id, threshold_days=days_left, expires_on=last_day),
+        Reminder(cert_id=held.id, threshold_days=days_left, expires_on=last_day),
         Recipient(mentor=mentor, **words | recipient),
         key="reminder-1-0",
         repeat=repeat,
@@ -81,36 +72,46 @@ def breakable(text: str) -> str:
 
 
 class Page(HTMLParser):
-    """The words of a page, its tags, and where its links lead. What is hidden from readers is left out."""
+    """A page as its reader sees it (``text``), and as it is made."""
 
     def __init__(self, document: str) -> None:
         super().__init__()
         self.tags: list[str] = []
+        self.shape: list[str] = []
+        """Every tag with the names of its attributes, every end of one and every comment."""
         self.links: list[str] = []
+        self.all_words = ""
+        """What is hidden from readers, too."""
         self.language: str | None = None
         self._words = {"body": "", "head": "", "preheader": ""}
         self._where = "body"
         self.feed(document)
+        self.close()
         self.text = breakable(" ".join(self._words["body"].split()))
         self.preheader = self._words["preheader"]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         attributes = dict(attrs)
         self.tags.append(tag)
+        self.shape.append(" ".join([tag, *attributes]))
+        self.links += [value or "" for name, value in attrs if name in ("href", "src")]
         if tag in ("head", "body"):
             self._where = tag
         elif tag == "div" and "display: none" in (attributes.get("style") or ""):
             self._where = "preheader"
         elif tag == "br":
             self._words["body"] += " "
-        elif tag == "a":
-            self.links.append(attributes["href"] or "")
         elif tag == "html":
             self.language = attributes["lang"]
 
     def handle_endtag(self, tag: str) -> None:
+        self.shape.append(f"/{tag}")
         if tag == "div" and self._where == "preheader":
             self._where = "body"
 
+    def handle_comment(self, data: str) -> None:
+        self.shape.append(f"comment {data}")
+
     def handle_data(self, data: str) -> None:
         self._words[self._where] += data
+        self.all_words += data
