@@ -10,7 +10,7 @@ from rich.text import Text
 from certjob.cli.terminal.csv_output import print_csv
 from certjob.cli.terminal.output import Output, clean, new_table
 from certjob.cli.terminal.plain import harmless
-from certjob.domain.explanations import reason_words
+from certjob.domain.explanations import number, reason_words
 from certjob.domain.models import OWN_PAUSE_REASON, Status
 from certjob.views.listing import ListedCertificate, Listing
 
@@ -27,6 +27,7 @@ _STYLES: Final = {
     Status.EXPIRING: "bold",
     Status.RENEWED: "dim",
     Status.UPCOMING: "dim",
+    None: "red",
 }
 
 
@@ -43,18 +44,17 @@ def show_list(output: Output, rows: Sequence[ListedCertificate]) -> None:
     table = new_table("Last day", ">Days", "Status", "No.", "Name", "Kind", *(["Org"] if several else []))
     table.columns[1].no_wrap = True
     for row in shown:
-        cells: list[object] = [row.expires_on, days_left_words(row.days_left)]
-        cells += [Text(_status(row), style=_STYLES.get(row.status, "") if row.status else "red")]
-        cells += [row.member_no, row.full_name or "", row.kind or ""]
+        cells = [row.expires_on, days_left_words(row.days_left), row.member_no, row.full_name, row.kind]
         cells += [row.organisation] if several else []
-        table.add_row(*(cell if isinstance(cell, Text) else clean(cell or "") for cell in cells))
+        last_day, days, *rest = (clean(cell or "") for cell in cells)
+        table.add_row(last_day, days, Text(_status(row), style=_STYLES.get(row.status, "")), *rest)
     output.show_table(table)
     if len(rows) > MOST_ROWS:
         output.result(f"… and {len(rows) - MOST_ROWS:,} more; --csv prints all of them")
     else:
         without = sum(row.status is None for row in rows)
         held = len(rows) - without
-        counts = [f"{held:,} {'certificate' if held == 1 else 'certificates'}"] if held or not without else []
+        counts = [number(held, "certificate")] if held or not without else []
         counts += [f"{without:,} without a certificate"] if without else []
         output.result(", ".join(counts))
 
@@ -94,14 +94,8 @@ def _status(row: ListedCertificate) -> str:
 
 def _cells(row: ListedCertificate) -> tuple[object, ...]:
     return (
-        row.organisation,
-        row.member_no,
-        row.full_name or "",
-        row.kind or "",
-        str(row.status or ""),
-        row.issued_on or "",
-        row.expires_on or "",
-        "" if row.days_left is None else row.days_left,
+        *(row.organisation, row.member_no, row.full_name, row.kind, row.status),
+        *(row.issued_on, row.expires_on, row.days_left),
         "; ".join(row.pauses),
         "yes" if row.left else "",
     )
