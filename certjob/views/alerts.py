@@ -172,11 +172,6 @@ class Alerts:
     def __len__(self) -> int:
         return sum(len(getattr(self, each.name)) for each in fields(self))
 
-    @property
-    def exit_code(self) -> int:
-        """3 while there is anything, else 0."""
-        return 3 if len(self) else 0
-
     def to_document(self) -> dict[str, list[dict[str, Any]]]:
         """Return the same for a program; each push and each mail has in words why it waits and what to do."""
         document: dict[str, list[dict[str, Any]]] = asdict(self)

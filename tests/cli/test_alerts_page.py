@@ -180,8 +180,8 @@ def test_off_a_terminal_each_alert_is_one_line_with_everything(connection: Conne
         "deliver` does not run, or cannot keep up"
     )
     assert reminder == (
-        "Reminder not delivered: Siv (M1001 of hlf), certificate until 2 December: in certjob's words; what to "
-        "do: add the mentor's address in the app; certjob sends the reminder after that automatically"
+        "Reminder not delivered: Siv (M1001 of hlf), certificate until 2 December: There is no e-mail address; "
+        "what to do: add the mentor's address in the app; certjob sends the reminder after that automatically"
     )
     assert digest.startswith("Digest not delivered: [red]M[/red]\ufffd[2J")
     assert mail.startswith("Mail waits: 2 reminders, the oldest, since 2025-10-21 09:00; what to do: `certjob check`")

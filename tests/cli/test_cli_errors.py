@@ -6,6 +6,7 @@ import stat
 import subprocess
 from datetime import date, timedelta
 from pathlib import Path
+from unittest import mock
 from uuid import uuid4
 
 import psycopg
@@ -268,7 +269,10 @@ def test_rejects_that_cannot_be_written_name_their_file_and_what_is_loaded(
 def test_whoever_is_told_what_to_do_is_not_sent_to_help_as_well(here: Certjob) -> None:
     """One next step, in words of the command line."""
     as_of, within = here("run", "--as-of", "2026-03-10"), here("list", "--within", "soon")
+    with mock.patch("sys.stdin", mock.Mock(isatty=lambda: True)):
+        bounces = here("bounces")
 
+    assert bounces.stderr.endswith("; name a Maildir, an mbox or a file, or pipe a report in\n")
     assert as_of.stderr.endswith(
         ": --as-of requires --dry-run; add it, or leave --as-of out: a real run is for today\n"
     )

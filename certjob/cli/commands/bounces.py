@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from certjob.cli.help import EVERY_NIGHT
+from certjob.cli.options import WrongOption
 from certjob.cli.session import Call, Commands, Session
 
 app = Commands()
@@ -39,8 +40,8 @@ def bounces(
     from certjob.errors import CertjobError, DatabaseUnavailableError
 
     if path == STDIN and sys.stdin.isatty():
-        message = "name a Maildir, an mbox or a file, or pipe a report in"
-        raise typer.BadParameter(message)
+        message = "there is no report on standard input, which is a terminal"
+        raise WrongOption(message, next_step="name a Maildir, an mbox or a file, or pipe a report in")
     try:
         with call.session() as opened:
             counts = _read(opened, path)

@@ -169,7 +169,7 @@ def _messages(
     groups = []
     for reason, same in _grouped(failed, lambda each: why_message_waits(each.code)):
         do = reason.advise(message=noun)
-        rows = [replace(row(each), error=each.error, do=do) for each in same]
+        rows = [replace(row(each), error=None if reason.value.says_all else each.error, do=do) for each in same]
         groups.append(Group(why=reason.why(), do=do, noun=noun, rows=rows))
     return Section(
         label=f"{noun.capitalize()} not delivered",
