@@ -244,20 +244,17 @@ def delivery_from(settings: "Settings", *, deadline_seconds: float = 7200.0) -> 
 
 
 def portal_from(settings: "Settings") -> "Callable[[], HLFDynamicsSyncService]":
-    """Return what makes the portal's client. Raises ConfigurationError without an address, or for an unusable key."""
+    """Return what makes the portal's client. Raises ConfigurationError without an address, or for an unusable one."""
     from certjob.errors import ConfigurationError
     from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
     from certjob.portal.push import CALL_DEADLINE_SECONDS
 
     url, key = settings.portal_url, settings.portal_key
-    if not url:
+    if url is None or key is None:
         message = "CERTJOB_PORTAL_URL is not set, so there is no portal to read"
         raise ConfigurationError(message)
-
-    def make() -> HLFDynamicsSyncService:
-        return HLFDynamicsSyncService(
-            url, key.get_secret_value() if key else "", deadline_seconds=CALL_DEADLINE_SECONDS
-        )
-
-    make()  # a key that HTTP cannot carry is said now, not after the review
+    make = functools.partial(
+        HLFDynamicsSyncService, url, key.get_secret_value(), deadline_seconds=CALL_DEADLINE_SECONDS
+    )
+    make()  # an address that HTTP cannot carry is refused now, not after the review
     return make

@@ -145,8 +145,7 @@ def organisation_show(call: Call, slug: Slug) -> int:
     if call.json:
         plain.print_json({"outcome": "ok"} | _to_document(details))
         return 0
-    rows = [(label, text) for label, text in _lines(details, mail_from=opened.settings.mail_from) if text]
-    console.show_rows(opened.output, ("What", slug), rows)
+    console.show_rows(opened.output, ("What", slug), _lines(details, mail_from=opened.settings.mail_from))
     return 0
 
 
@@ -159,10 +158,7 @@ def _to_document(details: "OrganisationDetails") -> dict[str, Any]:
 
 def _lines(details: "OrganisationDetails", *, mail_from: str | None) -> list[tuple[str, str]]:
     people = [
-        (
-            "coordinator",
-            f"{person.full_name or ''} <{person.email}> {person.locale} ({person.id})".strip(),
-        )
+        ("coordinator", f"{person.full_name or ''} <{person.email}> {person.locale} ({person.id})".strip())
         for person in details.coordinators
     ]
     return [
