@@ -126,13 +126,13 @@ class Call:
         need_schema: bool = True,
         interruptible: bool = False,
         outlasts_restarts: bool = False,
-        watched_as: str | None = None,
+        watched: bool = False,
         pings: bool = False,
     ) -> Iterator[Session]:
         """Read the settings, open the database and check its schema; close everything on the way out.
 
-        With ``watched_as``, the command's name, the metrics file is written at its end; with ``pings`` an external
-        monitor is told that it began and how it ended.
+        With ``watched`` the metrics file is written at its end; with ``pings`` an external monitor is also told that
+        it began and how it ended.
         With ``interruptible`` a signal breaks the work off; without, the work looks at ``stop`` and ends in its own
         way. With ``outlasts_restarts`` a database that goes away is waited for, between two pieces of work.
         """
@@ -143,12 +143,18 @@ class Call:
 
         stop = self.stop
         run_id = uuid4()
-        set_up_logs(verbose=self.verbose, run_id=run_id)
         settings = load_settings(self.env_file)
         set_up_logs(verbose=self.verbose, log_format=settings.log_format, run_id=run_id)
         monitor = None
-        if watched_as is not None:
-            monitor = _watch(settings, command=watched_as, pings=pings, run_id=run_id, stop=stop)
+        if watched:
+            from certjob.cli.terminal.plain import print_warning
+            from certjob.views.monitoring import Monitor
+
+            warn = functools.partial(print_warning, self.command)
+            monitor = Monitor(settings, run_id=run_id, pings=pings, stop=stop, warn=warn)
+            stop.at_end = monitor.end
+            with stop.interruptible():
+                monitor.start()
         with (
             embedded.database_url(settings.database_url.get_secret_value()) as url,
             _open(url, settings, need_schema=need_schema, stop=stop) as connection,
@@ -203,21 +209,6 @@ def set_up_logs(*, verbose: bool, log_format: str | None = None, run_id: UUID | 
 
     form = log_format or ("json" if os.environ.get("CERTJOB_LOG_FORMAT") == "json" else "text")
     logging.config.dictConfig(log_configuration(verbose=verbose, log_format=form, run_id=run_id))
-
-
-def _watch(settings: "Settings", *, command: str, pings: bool, run_id: UUID, stop: "StopFlag") -> "Monitor":
-    """Tell others that the run begins, and have the end of the process tell them its exit code."""
-    from certjob.cli.terminal.plain import print_warning
-    from certjob.views.monitoring import Monitor
-
-    def warn(text: str) -> None:
-        print_warning(f"certjob {command}", text)
-
-    monitor = Monitor(settings, run_id=run_id, pings=pings, stop=stop, warn=warn)
-    stop.at_end = monitor.end
-    with stop.interruptible():
-        monitor.start()
-    return monitor
 
 
 def delivery_from(settings: "Settings", *, deadline_seconds: float = 7200.0) -> "Delivery":

@@ -40,7 +40,6 @@ def check(
     from certjob.views.check import everything
     from certjob.views.check.findings import Finding, exit_code_of
 
-    set_up_logs(verbose=call.verbose)
     found: list[Finding] = []
 
     with call.stop.interruptible():

@@ -55,7 +55,7 @@ def reconcile(
         raise WrongOption(message, next_step="give it without --dry-run and --allow-mass-change")
     with call.session(
         outlasts_restarts=not dry_run,
-        watched_as=None if dry_run or accept is not None else "reconcile",
+        watched=not dry_run and accept is None,
     ) as opened:
         if accept is not None:
             return _accept(opened, accept, because=because or "", json=call.json)

@@ -75,7 +75,7 @@ def run(
     with call.session(
         interruptible=dry_run,
         outlasts_restarts=not dry_run,
-        watched_as=None if dry_run else "run",
+        watched=not dry_run,
         pings=not dry_run and organisation is None,  # one organisation's is no night: it would hide that none ran
     ) as opened:
         options = nightly.NightOptions(
@@ -118,7 +118,7 @@ def deliver(
     """
     from certjob.night import nightly
 
-    with call.session(outlasts_restarts=True, watched_as="deliver") as opened:
+    with call.session(outlasts_restarts=True, watched=True) as opened:
         delivery = delivery_from(opened.settings, deadline_seconds=deliver_for)
         with opened.output.progress() as progress:
             report = nightly.deliver(
