@@ -4,7 +4,7 @@ import functools
 import inspect
 import logging.config
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,6 +19,7 @@ from certjob.cli.options import EnvFile, Json, Quiet, Verbose
 if TYPE_CHECKING:
     from certjob.cli.terminal.output import Output
     from certjob.database import Connection
+    from certjob.errors import Outcome
     from certjob.night.deliveries import Delivery
     from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
     from certjob.settings import Settings
@@ -112,6 +113,15 @@ class Call:
         from certjob.cli.terminal.plain import print_attention
 
         print_attention(self.command, reason)
+
+    def end(self, outcome: "Outcome", reasons: Iterable[str]) -> int:
+        """Print why it failed, or why somebody has to act, whatever -q says; return the exit code."""
+        from certjob.cli.terminal.plain import print_attention, print_error
+        from certjob.errors import EXIT_CODES, Outcome
+
+        for reason in reasons:
+            (print_error if outcome is Outcome.FAILED else print_attention)(self.command, reason)
+        return EXIT_CODES[outcome]
 
     def name_left_out(self, broken: Mapping[UUID, str]) -> int:
         """Print which mentors a result does not have, and why; return the exit code."""

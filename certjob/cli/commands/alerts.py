@@ -36,8 +36,7 @@ def alerts(
 
     from certjob.cli.documents import print_document
     from certjob.cli.pages import alerts as alerts_page
-    from certjob.cli.terminal import plain
-    from certjob.errors import EXIT_CODES, Outcome
+    from certjob.errors import Outcome
     from certjob.views import alerts as alerts_views
 
     if watch and (call.json or retry_all):
@@ -66,10 +65,7 @@ def alerts(
             print_document(opened.connection, document | {"outcome": outcome, **found.to_document()})
         else:
             alerts_page.show_alerts(opened.output, found, now=datetime.now(opened.settings.zone))
-    for reason in report.reasons if report is not None else ():
-        say = plain.print_error if outcome is Outcome.FAILED else plain.print_attention
-        say(call.command, reason)
-    return EXIT_CODES[outcome]
+    return call.end(outcome, report.reasons if report is not None else ())
 
 
 def _retry_all(opened: Session) -> "RunReport":

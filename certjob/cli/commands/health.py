@@ -38,7 +38,7 @@ def check(
     from certjob.cli.terminal import plain
     from certjob.settings import survey_settings
     from certjob.views.check import everything
-    from certjob.views.check.findings import Finding, exit_code_of
+    from certjob.views.check.findings import Finding, Verdict, exit_code_of
 
     found: list[Finding] = []
 
@@ -48,8 +48,8 @@ def check(
         output = console.Output(quiet=call.quiet)
         for finding in everything.check_everything(settings, problems=problems, as_user=as_user, test_to=send_test):
             found.append(finding)
-            if not call.json:
-                checks_page.show_findings(output, [finding], quiet=call.quiet)
+            if not (call.json or (call.quiet and finding.verdict is Verdict.OK)):
+                checks_page.show_finding(output, finding)
     code = exit_code_of(found)
     if call.json:
         outcome = {0: "ok", 3: "attention"}.get(code, "failed")

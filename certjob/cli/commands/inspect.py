@@ -46,12 +46,7 @@ Within = Annotated[
     short_help="Show one mentor's whole history, and what comes next.",
     examples=("certjob explain M1042", "certjob explain kari"),
 )
-def explain(
-    call: Call,
-    mentor: MentorArgument,
-    *,
-    organisation: OrganisationSlug = None,
-) -> int:
+def explain(call: Call, mentor: MentorArgument, *, organisation: OrganisationSlug = None) -> int:
     """Show one mentor's whole history: what holds today and why, what was sent, and what comes next, on which date.
 
     Changes nothing, takes no lock, and works on a read-only database.

@@ -176,9 +176,7 @@ def _lines(details: "OrganisationDetails", *, mail_from: str | None) -> list[tup
 
 
 @app.command("list", without=("quiet",))
-def organisation_list(
-    call: Call,
-) -> int:
+def organisation_list(call: Call) -> int:
     """List the organisations with their rules."""
     from certjob.cli.terminal import output as console
     from certjob.cli.terminal import plain

@@ -151,7 +151,6 @@ def resync(
     """
     from certjob.cli.documents import print_document
     from certjob.cli.pages import night
-    from certjob.errors import EXIT_CODES
     from certjob.facts import lookup
     from certjob.night import resync as resyncing
 
@@ -176,9 +175,7 @@ def resync(
     if result.error is not None:
         call.attention(str(result.error))
         return result.error.exit_code
-    for reason in result.report.reasons:
-        call.attention(reason)
-    return EXIT_CODES[result.report.outcome]
+    return call.end(result.report.outcome, result.report.reasons)
 
 
 def report_on(call: Call, opened: Session, report: "RunReport") -> int:
@@ -187,8 +184,6 @@ def report_on(call: Call, opened: Session, report: "RunReport") -> int:
 
     from certjob.cli.documents import print_document
     from certjob.cli.pages import night
-    from certjob.cli.terminal import plain
-    from certjob.errors import EXIT_CODES, Outcome
     from certjob.facts.lookup import name_mentors
 
     if opened.monitor is not None:
@@ -203,7 +198,4 @@ def report_on(call: Call, opened: Session, report: "RunReport") -> int:
         night.show_totals(opened.output, report)
     # cron mails what is printed: it gets the whole once a day, then what is new
     is_watched = opened.output.on_terminal or opened.output.interactive
-    for reason in report.reasons if is_watched else report.news:
-        say = plain.print_error if report.outcome is Outcome.FAILED else plain.print_attention
-        say(call.command, reason)
-    return EXIT_CODES[report.outcome]
+    return call.end(report.outcome, report.reasons if is_watched else report.news)

@@ -10,9 +10,7 @@ app = Commands(help="The database: schema and retention.", no_args_is_help=True)
 
 
 @app.command("migrate", short_help="Bring the schema up to date.", examples=("certjob db migrate",))
-def db_migrate(
-    call: Call,
-) -> int:
+def db_migrate(call: Call) -> int:
     """Bring the schema up to date. Safe to repeat, to run twice at once, and to kill."""
     from certjob.cli.terminal import plain
     from certjob.cli.terminal.plain import print_warning
@@ -32,9 +30,7 @@ def db_migrate(
 @app.command(
     "status", without=("quiet",), examples=("certjob db status",), short_help="Show which migrations are applied."
 )
-def db_status(
-    call: Call,
-) -> int:
+def db_status(call: Call) -> int:
     """Show which migrations are applied. Exits 3 while one is pending."""
     from certjob.cli.terminal import output, plain
     from certjob.database import migrations

@@ -9,13 +9,6 @@ from certjob.views.check.findings import Finding, Verdict
 _STYLES = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "bold red", Verdict.SKIP: "dim"}
 
 
-def show_findings(output: Output, findings: Iterable[Finding], *, quiet: bool) -> None:
-    """Print each as soon as it is known; ``quiet`` leaves out what is well."""
-    for finding in findings:
-        if not (quiet and finding.verdict is Verdict.OK):
-            show_finding(output, finding)
-
-
 def show_finding(output: Output, finding: Finding) -> None:
     """Print one line: coloured and wrapped on a terminal, whole off it."""
     if not output.on_terminal:
