@@ -1,4 +1,5 @@
-"""Files where strangers may write: made anew instead of written through, and believed only after a look at who may."""
+"""Files in folders where others may write: replaced instead of overwritten, and trusted only if nobody else could
+have written them."""
 
 import contextlib
 import os
@@ -30,7 +31,7 @@ def replace(path: Path, contents: bytes, *, mode: int) -> None:
 
 
 def try_replacing(path: Path, *, size: int) -> None:
-    """Write a file of so many bytes beside it, and take it away again. Raises OSError where ``replace`` would."""
+    """Write a file of ``size`` bytes beside it, and delete it. Raises OSError where ``replace`` would."""
     with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=path.parent) as file:
         file.write(bytes(size))
         file.flush()

@@ -1,4 +1,4 @@
-"""What must not be handed on, whoever wrote the text: secrets, people's addresses, characters that give orders."""
+"""Removes from texts, whoever wrote them, what must not be shown: secrets, addresses, control characters."""
 
 import re
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ _secrets: set[str] = set()
 
 
 def keep(secrets: Iterable[str | None]) -> None:
-    """Let no text that passes ``without_secrets`` hold these from now on; those of earlier settings are forgotten."""
+    """Remember what ``without_secrets`` removes from now on, in place of what was remembered before."""
     _secrets.clear()
     _secrets.update(secret for secret in secrets if secret and len(secret) >= _SHORTEST)
 

@@ -24,7 +24,7 @@ EMBEDDED = "embedded"
 
 
 class _RefusedError(ValueError):
-    """A value that cannot be meant so; certjob's errors, of which no ValueError is one, pass through pydantic."""
+    """A value that certjob refuses. pydantic collects only a ValueError, and certjob's own errors are none."""
 
     def __init__(self, message: str, *, next_step: str | None = None) -> None:
         super().__init__(message)
@@ -84,7 +84,7 @@ def _channel(url: SecretStr) -> SecretStr:
 
 
 def _ping(url: SecretStr) -> SecretStr:
-    step = "take it out: whoever knows the address may ping"
+    step = "remove them: whoever knows the address may ping"
     parts = _split_safely(url.get_secret_value(), instead_of_login=step)
     if parts.query or parts.fragment:
         message = "must hold no ? and no #, since certjob appends /start and ?rid=… to it"
@@ -96,7 +96,7 @@ def _token(secret: SecretStr) -> SecretStr:
     """Refuse what cannot stand in a header: the HTTP client's own complaint would quote it."""
     if not re.fullmatch(r"[!-~]+", secret.get_secret_value()):
         message = "must be one word of printable ASCII"
-        raise _RefusedError(message, next_step="take out spaces, line breaks and letters such as å")
+        raise _RefusedError(message, next_step="remove spaces, line breaks and letters such as å")
     return secret
 
 
@@ -152,9 +152,9 @@ class Settings(BaseSettings):
     app_url: Annotated[str, AfterValidator(_web_address)] | None = None
     """The app that coordinators use; digests link to it."""
     ping_url: Annotated[SecretStr, AfterValidator(_ping)] | None = None
-    """Where `run` tells that it started and how it ended; whoever knows the address can tell so: it is a secret."""
+    """Where `run` reports that it started and how it ended. A secret: whoever knows the address can report, too."""
     attention_ping_url: Annotated[SecretStr, AfterValidator(_ping)] | None = None
-    """Where `run` tells whether someone has to act; then `ping_url` hears only whether the run did its work."""
+    """Where `run` reports whether someone has to act; `ping_url` then gets only whether the run did its work."""
     metrics_file: Annotated[Path, AfterValidator(_metrics)] | None = None
     """A textfile for Prometheus' node_exporter."""
     log_format: Literal["text", "json"] = "text"
@@ -162,7 +162,7 @@ class Settings(BaseSettings):
     @field_validator("*", mode="before")
     @classmethod
     def _without_windows_line_end(cls, value: object) -> object:
-        """Else each is refused for something that it is not, or used with it."""
+        """Refuse it by its name: else the value would be used with it, or refused for another reason."""
         if isinstance(value, str) and value.endswith("\r"):
             message = "ends in a carriage return"
             raise _RefusedError(
@@ -186,7 +186,7 @@ class Settings(BaseSettings):
         return self.mail_hours.next_begin(datetime.now(self.zone)) if self.mail_hours else None
 
     def secrets(self) -> list[str]:
-        """Return what nobody may read anywhere: keys and passwords, and addresses that hold one."""
+        """Return what no text may show: keys, passwords, and addresses that contain one."""
         found = [value.get_secret_value() for value in (self.portal_key, self.notify_password) if value is not None]
         webhook = self.notify_url.get_secret_value() if self.notify_url else ""
         found += [webhook] if webhook.startswith("http") else []

@@ -47,9 +47,9 @@ class StopFlag(threading.Event):
         self.asked_at: float | None = None
         """When the signal came, by the monotonic clock."""
         self.at_end: Callable[[int], None] | None = None
-        """Who wants to be told the exit code, once it is known."""
+        """Called with the exit code, once it is known."""
         self.last_words: Callable[[Exception], object] | None = None
-        """Says why the process ends hard."""
+        """Prints why the process ends hard."""
         self.on_set: Callable[[], object] | None = None
         """Wakes an event loop, which does not wait for this flag."""
         self.break_off: Callable[[], object] = _interrupt

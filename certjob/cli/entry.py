@@ -164,7 +164,7 @@ def _of_the_database(error: "psycopg.Error") -> CertjobError:
         step = "grant it or use another user"
         return ConfigurationError(f"the database user lacks a right: {cause}", next_step=step)
     if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
-        step = f"use the primary, or take default_transaction_read_only away. {WORKS_READ_ONLY}"
+        step = f"use the primary, or remove default_transaction_read_only. {WORKS_READ_ONLY}"
         return DatabaseUnavailableError(f"the database is read-only ({cause})", next_step=step)
     if not isinstance(error, psycopg.OperationalError) and not (error.sqlstate or "").startswith(LOST_SESSION):
         step = f"{kept}, and if it stays so, report it"

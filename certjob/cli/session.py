@@ -1,4 +1,4 @@
-"""What a command needs before it starts: its common options, the settings, the database, ways out."""
+"""What a command needs before it starts: common options, settings, the database, the portal and the mail channel."""
 
 import functools
 import inspect
@@ -93,7 +93,7 @@ class Session:
     run_id: UUID
     """What the command's log lines, its line in ``job_runs`` and its pings share."""
     monitor: "Monitor | None" = None
-    """Who tells others about the run; None: the command is not watched."""
+    """Reports the run to external monitors; None: this command is not reported."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,9 +222,9 @@ def set_up_logs(*, verbose: bool, log_format: str | None = None, run_id: UUID | 
 
 
 def delivery_from(settings: "Settings", *, deadline_seconds: float = 7200.0) -> "Delivery":
-    """Build the ways out from the settings; nothing is connected yet. Raises ConfigurationError.
+    """Build the portal's client and the mail channel; nothing is connected yet. Raises ConfigurationError.
 
-    A broken template of the programme's own stops no night: certjob's own words take its place, and it is said.
+    A broken template of the programme's own stops no night: certjob's own takes its place, and the run reports it.
     """
     from certjob.mail.channels.notify import open_channel
     from certjob.night.deliveries import Delivery

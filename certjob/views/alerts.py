@@ -114,7 +114,7 @@ class OldReading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailedReminder:
-    """A reminder that was not delivered: refused, until somebody corrects something, or put off for over a day."""
+    """A reminder that was not delivered: refused, until somebody corrects something, or deferred for over a day."""
 
     reminder_id: int
     mentor_id: UUID

@@ -1,4 +1,4 @@
-"""Outside eyes on one run: the pings and the metrics file. Whatever goes wrong with them only warns."""
+"""The pings and the metrics file of one run. Whatever goes wrong with them is only a warning."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ PING_URL, ATTENTION_PING_URL = "CERTJOB_PING_URL", "CERTJOB_ATTENTION_PING_URL"
 
 
 class Monitor:
-    """What tells others about one run."""
+    """Reports one run to external monitors."""
 
     def __init__(
         self, settings: "Settings", *, run_id: UUID, pings: bool, stop: StopFlag, warn: Callable[[str], None]
@@ -71,7 +71,7 @@ class Monitor:
             self._warn(f"the ping to {variable} did not get through: {reason}; the run itself is not touched")
 
     def write_metrics(self, connection: Connection, *, today: date) -> None:
-        """Write the metrics file anew, after a run that failed, too; not after a signal, when there is no time."""
+        """Replace the metrics file, after a failed run too; not after a signal, when there is no time."""
         if self._metrics_file is None or self._stop.is_set() or connection.closed:
             return
         from certjob.views.metrics import read_metrics, write_file  # noqa: PLC0415 - prometheus-client, 50 ms

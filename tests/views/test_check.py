@@ -456,7 +456,7 @@ def test_a_folder_of_templates_that_cannot_be_used_is_said_so(check: Check) -> N
     check.says(2, "templates", f"fail: reminder.nb.txt {said}")
     template.write_text("Emne\n\nHei\n")
     template.chmod(0o666)
-    said = f"warn: everybody on this machine can change your messages: {template}; take that right away (chmod -R o-w)"
+    said = f"warn: everybody on this machine can change your messages: {template}; remove that right (chmod -R o-w)"
     check.says(3, "templates", said)
 
 

@@ -17,7 +17,7 @@ from certjob.views.explain.reader import address_problem
 from certjob.views.open_pushes import OpenPush, resync_command
 
 MOST_COMING_DAYS: Final = 12
-"""A page on a terminal tells so many of the coming days; --json and a pipe have all of them."""
+"""How many of the coming days a page on a terminal has; --json and a pipe have all of them."""
 
 _STYLES: Final = {Status.EXPIRED: "red", Status.REVOKED: "red", Status.EXPIRING: "bold"}
 
@@ -28,7 +28,7 @@ def show_story(output: Output, story: MentorHistory) -> None:
 
 
 def page_lines(story: MentorHistory, *, most_days: int | None = None) -> Iterator[PageLine]:
-    """Yield the page; of the coming days so many at most."""
+    """Yield the page, with ``most_days`` of the coming days at most."""
     person = story.person
     name = person.member_no if person.full_name is None else f"{person.full_name} ({person.member_no})"
     yield PageLine(text=f"{name}, {person.organisation_name}", style="bold")
@@ -69,7 +69,7 @@ def _summary(story: MentorHistory) -> Iterator[str]:
 
 
 def _warnings(story: MentorHistory) -> Iterator[str]:
-    """What makes the dates of the page doubtful."""
+    """Yield what makes the dates of the page doubtful."""
     last, today = story.last_night, story.today
     if last is None:
         yield "There has been no nightly run yet; the dates below need `certjob run` every night."

@@ -40,7 +40,7 @@ def clean(text: object) -> str:
 
 
 class Output:
-    """Where a command says things, and whether it says them at all."""
+    """Where a command prints: results to stdout, messages to stderr if somebody watches."""
 
     def __init__(self, *, quiet: bool, stop: Event | None = None) -> None:
         """``stop`` is set when a signal came: the work in hand may take some seconds to end."""
@@ -48,14 +48,14 @@ class Output:
         self.on_terminal = sys.stdout.isatty()
         """Whether results are for a person's eyes: tables then, plain lines otherwise."""
         self.interactive = sys.stderr.isatty() and not quiet and not writes_json()
-        """A person is watching: say what happened also when all went well. JSON is for programs."""
+        """A person is watching: print what happened even if all went well. JSON is for programs."""
         self.out = Console(
             highlight=False, emoji=False, force_terminal=self.on_terminal, soft_wrap=not self.on_terminal
         )
         self.err = Console(highlight=False, emoji=False, force_terminal=self.interactive, stderr=True)
 
     def line(self, text: str) -> None:
-        """Say something to whoever watches."""
+        """Print a line for a person who watches; nothing off a terminal or with -q."""
         if self.interactive:
             self.err.print(clean(text))
 

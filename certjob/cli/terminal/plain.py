@@ -52,12 +52,12 @@ def print_attention(command: str, message: str) -> None:
 
 
 def print_warning(command: str, message: str) -> None:
-    """Say what somebody should know of, although the command does its work and its exit code does not tell."""
+    """Print a warning about something beside the work: the exit code does not show it."""
     _say(logging.WARNING, command, message, event="warning", prefix="warning: ")
 
 
 def print_note(command: str, message: str) -> None:
-    """Say beside a result what it is, where it should not go along into a pipe."""
+    """Print on stderr what a result is, so that it does not go into a pipe with the result."""
     _say(logging.INFO, command, message, event="note")
 
 

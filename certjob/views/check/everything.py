@@ -1,7 +1,7 @@
-"""`certjob check`: everything that a night depends on, each looked at even when an earlier one failed.
+"""`certjob check`: everything that a nightly run depends on, each checked even if an earlier check failed.
 
-It changes nothing: it reads the database, asks the portal's function whether it is there and for a page of what is
-visible, and goes as far with the mail server as a message would without sending one.
+It changes nothing: it reads the database and the portal's first page of visible contacts, and goes as far with the mail
+server as is possible without sending a message.
 """
 
 import difflib
@@ -67,7 +67,7 @@ def _check_settings(settings: Settings, *, problems: Mapping[str, ConfigurationE
     for variable in sorted(set(os.environ) - {*names, "CERTJOB_ENV_FILE"}):
         if variable.startswith("CERTJOB_"):
             near = difflib.get_close_matches(variable, names, n=1, cutoff=0.7)
-            step = f"did you mean {near[0]}?" if near else "take it out; see docs/settings.md"
+            step = f"did you mean {near[0]}?" if near else "remove it; see docs/settings.md"
             yield warn("settings", f"{variable} is not a setting of certjob", next_step=step)
     right = [variable for variable in names if variable not in problems]
     given = [variable for variable in right if names[variable] in settings.model_fields_set]

@@ -20,7 +20,7 @@ TOLERATED_CLOCK_DIFFERENCE = timedelta(seconds=60)
 """More, and a night begun shortly before midnight may be another day's for the database."""
 
 STATEMENT_TIMEOUT_MS = 20_000
-"""Somebody may hold a table for long, such as a migration: that is said instead of waited for."""
+"""A migration, say, may lock a table for long: that is reported instead of waited for."""
 
 NEEDED_RIGHTS = {
     "organisations": ("SELECT",),
@@ -89,7 +89,7 @@ def _check_contents(
 
 
 def _check_mail_hours(connection: Connection, hours: DailyHours, *, zone: tzinfo) -> Finding:
-    """Look whether anything delivers in these hours; where no mail has waited for a day, nobody misses it."""
+    """Warn when nothing delivers in these hours; without a mail that has waited for a day, nobody misses it."""
     open_work = read_open_work(connection)
     waiting = sum(open_work[kind].older_than_day for kind in MAIL_KINDS)
     runs = [row[0].astimezone(zone) for row in database.fetch(connection, "list_last_deliveries")]
@@ -126,20 +126,20 @@ def check_server(server: Server) -> Iterator[Finding]:
         yield ok("database", f"reachable, {name}")
     if server.encoding != "UTF8":
         step = "create the database with ENCODING 'UTF8'"
-        yield fail("database", f"its encoding is {server.encoding}, which has no room for every name", next_step=step)
+        yield fail("database", f"its encoding is {server.encoding}, which cannot hold every name", next_step=step)
     if server.synchronous_commit == "off":
         message = "synchronous_commit is off: after a crash of the server a call or a mail may be repeated"
         step = f"`ALTER ROLE {server.user_name} SET synchronous_commit = on`, or set it for the database or the server"
         yield warn("database", message, next_step=step)
     if server.replication_role != "origin":
         message = f"session_replication_role is {server.replication_role}: what `certjob load` changes is not reviewed"
-        step = "take it away from this role and database, then `certjob run --everybody`"
+        step = "remove that setting from this role and database, then `certjob run --everybody`"
         yield fail("database", message, next_step=step)
     if server.in_recovery:
         step = "point CERTJOB_DATABASE_URL at the primary, or wait until this one is promoted"
         yield fail("writable", "the server is in recovery (a standby)", next_step=step, exit_code=1)
     elif server.read_only:
-        step = "use the primary, or take default_transaction_read_only away"
+        step = "use the primary, or remove default_transaction_read_only"
         yield fail("writable", "the database is read-only", next_step=step, exit_code=1)
     else:
         yield ok("writable", "neither in recovery nor read-only")

@@ -38,7 +38,7 @@ def check_templates(folder: Path | None, *, slugs: Collection[str] | None) -> It
         return
     for place in (folder, *folder.rglob("*")):
         if place.stat().st_mode & stat.S_IWOTH:
-            step = "take that right away (chmod -R o-w)"
+            step = "remove that right (chmod -R o-w)"
             found.append(
                 warn("templates", f"everybody on this machine can change your messages: {place}", next_step=step)
             )

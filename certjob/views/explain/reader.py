@@ -121,7 +121,7 @@ def address_problem(email: str | None) -> str | None:
 
 
 def _night_steps(story: MentorHistory, night: ComingNight) -> Iterator[Step]:
-    """Tell what one night does, in the order in which it does it."""
+    """Yield what one night does, in its order."""
     today, day, decision = story.today, night.day, night.decision
     held = story.held if day == today else None
     held_reminders = (held or story.held_reminders) if day == today else None
@@ -155,7 +155,7 @@ def _night_steps(story: MentorHistory, night: ComingNight) -> Iterator[Step]:
 
 
 def _delivery_steps(story: MentorHistory) -> Iterator[Step]:
-    """Tell what is queued already and goes out by itself, unless tonight's review overtakes it."""
+    """Yield what is queued already and goes out automatically, unless tonight's review replaces it."""
     tonight = story.nights[0] if story.is_stale and not story.held else None
     push = story.push
     overtaken = tonight is not None and tonight.decision.push

@@ -1,6 +1,6 @@
 -- name: find_mentors_to_list
--- A chunk of the mentors of whom something may be asked for, by id; what the rules have to say is said by the rules. A mail
--- server takes no address of blanks.
+-- A chunk of the mentors who may be asked for, by id; conditions that need the rules are left to the rules. An address of
+-- blanks is none.
 SELECT m.id, m.full_name
 FROM mentors AS m
 JOIN organisations AS o ON o.id = m.organisation_id

@@ -1,7 +1,7 @@
 -- name: list_last_runs
 -- The last few runs of each command: the delivery every 15 minutes must not push the nights off the page; and the last one
 -- in a week that failed, and that never ended, however many came after it: an hourly night must not hide them. A run that
--- has not finished is alive as long as it says so now and then.
+-- has not finished is alive as long as it updates last_seen_at.
 SELECT
     id AS run_id, command, organisation, host, version, as_of, started_at, last_seen_at, finished_at, outcome,
     round(extract(epoch FROM greatest(ended_at - started_at, interval '0')), 3)::float8 AS duration_seconds
