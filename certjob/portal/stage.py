@@ -89,7 +89,7 @@ class PortalStage:
         """After a pause, one call tries."""
         self._deadline_at = 0.0
         self._stopped: StageStop | None = None
-        self._failure: FailureCode | None = None
+        self._failure = FailureCode.CRASH
         self._crash: BaseException | None = None
         self._counts = counts
 
@@ -135,9 +135,12 @@ class PortalStage:
                 await wait(seconds, self._halt)
 
     async def _begin_more(self) -> None:
-        """Claim and begin what has a slot and its turn; or end the stage."""
+        """Claim and begin what has a slot and its turn; or end the stage, early only if something is left."""
         if time.monotonic() >= self._deadline_at:
-            await self._end_at_deadline()
+            await self._claim(1)
+            self._halt.set()
+            if self._claimed:
+                self._end("deadline", _TIME_IS_OVER)
             return
         free = (1 if self._is_cautious else self._concurrency) - len(self._flying)
         if free > 0 and self._rate.seconds_left() <= 0:
@@ -244,16 +247,8 @@ class PortalStage:
             )
             self._failure = refusal.code if refusal else FailureCode(code)
 
-    async def _end_at_deadline(self) -> None:
-        """Begin nothing more; it is an early end only if something is left."""
-        await self._claim(1)
-        self._halt.set()
-        if self._claimed:
-            self._end("deadline", _TIME_IS_OVER)
-
     def _record_end(self, stopped: StageStop) -> None:
-        code = self._failure or FailureCode.CRASH
-        self._service.record_stage_end(str(stopped), code=code, correlation_id=stopped.correlation_id)
+        self._service.record_stage_end(str(stopped), code=self._failure, correlation_id=stopped.correlation_id)
 
     async def _wind_down(self, grace_seconds: float) -> None:
         """After the loop, or an error in it: settle what ends in time, release what is claimed and not begun."""

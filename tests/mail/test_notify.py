@@ -160,8 +160,10 @@ def assert_both(channel: Blocking, refused: str) -> None:
             attempt()
 
 
-def webhook(url: str, **options: Any) -> Blocking:
-    return Blocking(WebhookChannel(url, **({"timeout_seconds": 5} | options)))
+def webhook(url: str, *, seconds: float = 5, **options: Any) -> Blocking:
+    channel = WebhookChannel(url, **options)
+    channel.worst_case_seconds = seconds
+    return Blocking(channel)
 
 
 def test_a_webhook_gets_the_document_of_the_design(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +236,7 @@ def test_a_webhook_that_does_not_answer_leaves_the_outcome_unknown(behaviour: Be
     """It may yet deliver the message. The deadline is that of the whole call."""
     with (
         PortalServer([behaviour]) as server,
-        webhook(server.url, token=SecretStr(server.key), timeout_seconds=0.5) as channel,
+        webhook(server.url, token=SecretStr(server.key), seconds=0.5) as channel,
     ):
         began = time.monotonic()
         with pytest.raises(OutcomeUnknownError, match=said):

@@ -14,21 +14,19 @@ import pytest
 from pydantic import SecretStr
 
 from certjob.database import Connection
-from certjob.domain.addresses import parse_sender
-from certjob.mail.channels.smtp import SmtpChannel
 from tests.conftest import Certjob
-from tests.support.channels import Blocking, BlockingStage, reminder_mail
+from tests.support.channels import Blocking, BlockingStage, reminder_mail, smtp_channel
 from tests.support.command_line import today
 from tests.support.exim import LOGIN, MISSING, PROGRAM, Exim, exim
 from tests.support.facts import TODAY, Facts
 from tests.support.intents import make_due, review
 from tests.support.mails import MESSAGE
 from tests.support.proxy import CuttingProxy
-from tests.support.smtp_server import HOST, client_tls
+from tests.support.smtp_server import client_tls
 
 pytestmark = pytest.mark.real_mail_server
 
-CREDENTIALS = {"user": LOGIN[0], "password": SecretStr(LOGIN[1]), "tls": client_tls()}
+CREDENTIALS: dict[str, Any] = {"user": LOGIN[0], "password": SecretStr(LOGIN[1]), "tls": client_tls()}
 REPEAT_LINE = "Har du allerede fått denne påminnelsen?"
 
 
@@ -66,13 +64,9 @@ def arrived(server: Exim, count: int) -> list[EmailMessage]:
     return sorted(messages, key=lambda message: str(message["Envelope-to"]))
 
 
-def channel_to(port: int, **options: Any) -> SmtpChannel:
-    return SmtpChannel(HOST, port=port, sender=parse_sender("Hørsel, HLF <post@hlf.example>"), **options)
-
-
 def send_reminders(connection: Connection, port: int) -> str | None:
     """Run the stage; why it stopped."""
-    stopped = BlockingStage(connection, reminder_mail(connection), channel_to(port)).run()
+    stopped = BlockingStage(connection, reminder_mail(connection), smtp_channel(port)).run()
     return None if stopped is None else stopped.code
 
 
@@ -87,7 +81,7 @@ def two_reminders(connection: Connection, facts: Facts) -> None:
 def test_messages_arrive_whole_over_a_connection_that_is_renewed(server: Exim) -> None:
     """Both parts, lines that begin with a dot, letters beyond ASCII before the @."""
     before = server.sessions()
-    with Blocking(channel_to(server.port, messages_per_connection=2)) as channel:
+    with Blocking(smtp_channel(server.port, messages_per_connection=2)) as channel:
         for to in (MESSAGE.to, "pål@example.org", "x@example.org"):
             channel.send(replace(MESSAGE, to=to))
 
@@ -102,7 +96,7 @@ def test_messages_arrive_whole_over_a_connection_that_is_renewed(server: Exim) -
 def test_a_login_over_tls(server: Exim) -> None:
     """By STARTTLS and implicit TLS, with letters beyond ASCII in the password; a mere look sends nothing."""
     for port, implicit_tls in ((server.port, False), (server.tls_port, True)):
-        with Blocking(channel_to(port, implicit_tls=implicit_tls, **CREDENTIALS)) as channel:
+        with Blocking(smtp_channel(port, implicit_tls=implicit_tls, **CREDENTIALS)) as channel:
             channel.probe()
             channel.send(MESSAGE)
 

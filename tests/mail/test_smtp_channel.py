@@ -28,7 +28,7 @@ from certjob.errors import (
 from certjob.mail.channels import smtp
 from certjob.mail.channels.smtp import SmtpChannel
 from certjob.outbox.loop import run_alone
-from tests.support.channels import Blocking
+from tests.support.channels import Blocking, smtp_channel
 from tests.support.mails import MESSAGE
 from tests.support.smtp_server import (
     GOOD_ANSWERS,
@@ -55,8 +55,7 @@ Answers = dict[str, bytes | Fault]
 def channel_to(port: int, *, host: str = HOST, **options: Any) -> Blocking:
     """A channel whose limits end a test that hangs; a test of a limit gives its own."""
     limits = {"connect_seconds": 20.0, "envelope_seconds": 20.0, "answer_seconds": 30.0}
-    sender = parse_sender("Hørsel, HLF <post@hlf.example>")
-    return Blocking(SmtpChannel(host, port=port, sender=sender, **(limits | options)))
+    return Blocking(smtp_channel(port, host=host, **(limits | options)))
 
 
 def offering(mechanisms: bytes, **answers: bytes) -> Answers:
@@ -299,7 +298,7 @@ def test_a_name_lookup_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """The system's lookup knows no limit; the phase does, and the end of the loop does not wait for it either."""
     answered = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answered.wait(10) and [])
-    channel = SmtpChannel("mail.example", port=25, sender=parse_sender("post@hlf.example"), connect_seconds=0.2)
+    channel = smtp_channel(25, host="mail.example", connect_seconds=0.2)
 
     with in_time(), pytest.raises(ChannelDownError, match="did not answer in time"):
         run_alone(channel.send(MESSAGE))

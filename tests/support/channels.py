@@ -7,6 +7,8 @@ from datetime import UTC, date
 from typing import Any, Self
 
 from certjob.database import Connection
+from certjob.domain.addresses import parse_sender
+from certjob.mail.channels.smtp import SmtpChannel
 from certjob.mail.digests import DigestMail
 from certjob.mail.message import Channel
 from certjob.mail.messages import OUR_TEMPLATES
@@ -17,6 +19,7 @@ from certjob.outbox.claims import StageStop
 from certjob.outbox.loop import DatabaseThread, NameLookups, run_loop
 from certjob.stopping import StopFlag
 from tests.support.facts import TODAY
+from tests.support.smtp_server import HOST
 
 
 class Blocking:
@@ -63,6 +66,15 @@ class BlockingStage:
                 await self._channel.close()
 
         return run_loop(send, connection=self._connection, stop=self._stop, deadline_seconds=deadline_seconds)
+
+
+def smtp_channel(port: int, *, host: str = HOST, **options: Any) -> SmtpChannel:
+    """A channel of HLF's; options that are attributes of the class are set on it."""
+    attributes = {name: options.pop(name) for name in [*options] if hasattr(SmtpChannel, name)}
+    channel = SmtpChannel(host, port=port, sender=parse_sender("Hørsel, HLF <post@hlf.example>"), **options)
+    for name, value in attributes.items():
+        setattr(channel, name, value)
+    return channel
 
 
 def reminder_mail(connection: Connection, *, today: date = TODAY, **options: Any) -> ReminderMail:

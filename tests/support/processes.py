@@ -148,7 +148,8 @@ def _shorten_mail(*, lease: float, message: float) -> None:
     ReminderMail.lease_seconds = lease
     _set_everywhere("QUIT_SECONDS", 0.0)
     half = message / 2
-    _set_defaults(SmtpChannel.__init__, connect_seconds=half, envelope_seconds=half, answer_seconds=message)
+    SmtpChannel.connect_seconds = SmtpChannel.envelope_seconds = half
+    SmtpChannel.answer_seconds = message
     MaildirChannel.worst_case_seconds = message
 
 

@@ -48,6 +48,16 @@ class SmtpChannel:
     late answer would be taken for that to the next message.
     """
 
+    connect_seconds = 60.0
+    """For connecting, TLS and login."""
+    envelope_seconds = 60.0
+    """For sender and recipient, up to DATA."""
+    answer_seconds = 600.0
+    """For the message."""
+    messages_per_connection = 100
+    tls: ssl.SSLContext | None = None
+    """Made with the first connection that needs it."""
+
     def __init__(
         self,
         host: str,
@@ -58,16 +68,8 @@ class SmtpChannel:
         implicit_tls: bool = False,
         user: str | None = None,
         password: SecretStr | None = None,
-        tls: ssl.SSLContext | None = None,
-        connect_seconds: float = 60,
-        envelope_seconds: float = 60,
-        answer_seconds: float = 600,
-        messages_per_connection: int = 100,
     ) -> None:
-        """Prepare; nothing is opened before the first ``send``. ``tls`` is for certificates that the system lacks.
-
-        The three times are for connecting with TLS and login, for sender and recipient up to DATA, and for the message.
-        """
+        """Prepare; nothing is opened before the first ``send``."""
         self._host = host
         self._port = port
         self._sender = sender
@@ -75,18 +77,13 @@ class SmtpChannel:
         self._implicit_tls = implicit_tls
         self._user = user
         self._password = password or SecretStr("")
-        self._tls = tls
-        self._connect_seconds = connect_seconds
-        self._envelope_seconds = envelope_seconds
-        self._answer_seconds = answer_seconds
-        self._messages_per_connection = messages_per_connection
         self._client: SMTP | None = None
         self._messages_sent = 0
 
     @property
     def worst_case_seconds(self) -> float:
         """The longest that one ``send`` can take; 725 unless told otherwise."""
-        return QUIT_SECONDS + self._connect_seconds + self._envelope_seconds + self._answer_seconds
+        return QUIT_SECONDS + self.connect_seconds + self.envelope_seconds + self.answer_seconds
 
     async def send(self, message: OutgoingMessage) -> None:
         """Hand one message over, in one try; see ``Channel.send``."""
@@ -105,7 +102,7 @@ class SmtpChannel:
         client = await self._ready()
         try:
             async with _phase(
-                self._envelope_seconds,
+                self.envelope_seconds,
                 lambda why: ChannelDownError(f"the connection to the mail server broke: {why}"),
             ):
                 code, text = await client.execute_command(b"NOOP")
@@ -139,7 +136,7 @@ class SmtpChannel:
 
     async def _ready(self) -> SMTP:
         """Return a connection that may take a message: the kept one, or a new one, secured and logged in."""
-        if self._messages_sent >= self._messages_per_connection:
+        if self._messages_sent >= self.messages_per_connection:
             await self.close()
         protocol = self._client.protocol if self._client is not None else None
         # An answer to which there was no question: all later ones would be taken for each other's.
@@ -149,7 +146,7 @@ class SmtpChannel:
         self._messages_sent = 0
         try:
             async with _phase(
-                self._connect_seconds,
+                self.connect_seconds,
                 lambda why: ChannelDownError(
                     f"the mail server cannot be used: {why}", next_step="check CERTJOB_NOTIFY_URL and the server"
                 ),
@@ -161,8 +158,8 @@ class SmtpChannel:
 
     async def _connect(self) -> SMTP:
         secured = self._implicit_tls or tls_is_required(self._host, login=self._user is not None)
-        if secured and self._tls is None:
-            self._tls = ssl.create_default_context()
+        if secured and self.tls is None:
+            self.tls = ssl.create_default_context()
         self._client = client = SMTP(
             hostname=self._host,
             port=self._port,
@@ -170,7 +167,7 @@ class SmtpChannel:
             timeout=None,  # each phase has its own
             use_tls=self._implicit_tls,
             start_tls=False,
-            tls_context=self._tls,
+            tls_context=self.tls,
         )
         await client.connect()
         await client.ehlo()
@@ -233,7 +230,7 @@ class SmtpChannel:
             ("message", [b"DATA"], range(354, 355)),
         ]
         broke = "the connection to the mail server broke before a message was handed over"
-        async with _phase(self._envelope_seconds, lambda why: ChannelDownError(f"{broke}: {why}")):
+        async with _phase(self.envelope_seconds, lambda why: ChannelDownError(f"{broke}: {why}")):
             for what, command, success in steps:
                 code, text = await wire.execute_command(*command)
                 if wire._buffer or (code in success and not wire.is_connected):
@@ -246,7 +243,7 @@ class SmtpChannel:
     async def _hand_over(self, wire: SMTPProtocol, data: bytes, *, recipient: MailAddress) -> None:
         """Send the message and hear what becomes of it."""
         silent = "no answer came after the message was handed over, so it may have arrived"
-        async with _phase(self._answer_seconds, lambda why: OutcomeUnknownError(f"{silent}: {why}")):
+        async with _phase(self.answer_seconds, lambda why: OutcomeUnknownError(f"{silent}: {why}")):
             wire.write(_as_sent(data))
             code, text = await wire.read_response()
         if 400 <= code < 600:

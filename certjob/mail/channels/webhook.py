@@ -32,17 +32,14 @@ Cloudflare's."""
 class WebhookChannel:
     """An HTTP address that takes one message per POST."""
 
-    def __init__(self, url: str, *, token: SecretStr | None = None, timeout_seconds: float = 30) -> None:
-        """Prepare; nothing is opened before the first ``send``. ``timeout_seconds`` is for a whole call."""
+    worst_case_seconds = 30.0
+    """The deadline of a whole call, however slowly the receiver answers."""
+
+    def __init__(self, url: str, *, token: SecretStr | None = None) -> None:
+        """Prepare; nothing is opened before the first ``send``."""
         self._url = url
         self._token = token
-        self._timeout_seconds = timeout_seconds
         self._client: HttpClient | None = None
-
-    @property
-    def worst_case_seconds(self) -> float:
-        """The deadline of a whole call, however slowly the receiver answers."""
-        return self._timeout_seconds
 
     async def send(self, message: OutgoingMessage) -> None:
         """Post one message, in one try; see ``Channel.send``."""
@@ -56,7 +53,7 @@ class WebhookChannel:
                 self._url,
                 json=_document(message),
                 headers=headers,
-                deadline_seconds=self._timeout_seconds,
+                deadline_seconds=self.worst_case_seconds,
                 max_body_bytes=0,  # the body is of no use, and could be endless
             )
         except httpx.InvalidURL as error:
