@@ -22,8 +22,8 @@ class HeldCounts:
     facts_changed: int = 0
     may_be_shown: int = 0
     """To be hidden, and perhaps still shown on the portal."""
-    ranked: list[tuple[bool, bool, UUID]] = field(default_factory=list)
-    """Of each, whether the portal may show them, and whether their certificate has really ended."""
+    first: list[tuple[bool, bool, UUID]] = field(default_factory=list)
+    """Some of them, those who may be shown first, and of these whose certificate has really ended."""
 
     def add(self, connection: Connection, held: dict[UUID, Decision], *, reminders: bool) -> None:
         """Count some mentors; with ``reminders`` only their reminders are held, and everything else goes on."""
@@ -36,7 +36,9 @@ class HeldCounts:
             self.ended_by_calendar += by_calendar and is_over
             self.facts_changed += not by_calendar
             self.may_be_shown += may_be_shown
-            self.ranked.append((may_be_shown, by_calendar and is_over, mentor_id))
+            self.first.append((may_be_shown, by_calendar and is_over, mentor_id))
+        self.first.sort(key=lambda each: each[:2], reverse=True)
+        del self.first[_MOST_IDS:]  # however many are held, memory stays flat
 
 
 @dataclass(slots=True, kw_only=True)
@@ -53,9 +55,8 @@ class HeldReview:
     is_stored: bool = False
 
     def store(self, connection: Connection, *, today: date, run_id: UUID) -> None:
-        """Write it down, inside the caller's transaction: at most 50 ids, those who may be shown first."""
+        """Write it down, inside the caller's transaction."""
         counts = self.counts or HeldCounts()
-        ranked = sorted(counts.ranked, key=lambda each: each[:2], reverse=True)
         database.execute(
             connection,
             "store_held_review",
@@ -68,7 +69,7 @@ class HeldReview:
                 "ended_by_calendar": counts.ended_by_calendar,
                 "facts_changed": counts.facts_changed,
                 "may_be_shown": counts.may_be_shown,
-                "mentor_ids": [mentor_id for *_, mentor_id in ranked[:_MOST_IDS]],
+                "mentor_ids": [mentor_id for *_, mentor_id in counts.first],
                 "run_id": run_id,
             },
         )
