@@ -226,4 +226,4 @@ def test_a_terminal_gets_a_page_that_fits_and_is_told_how_many_there_are(capsys:
     assert "… and 3 more; --csv prints all of them" in capsys.readouterr().out
     show_list(output, [row()])
     show_list(output, [])
-    assert capsys.readouterr().out.splitlines() == ["1 certificate", "Nothing fits."]
+    assert capsys.readouterr().out.splitlines() == ["hlf: 1 certificate", "Nothing fits."]

@@ -40,12 +40,12 @@ def show_list(output: Output, rows: Sequence[ListedCertificate]) -> None:
         output.result("Nothing fits.")
         return
     shown = rows[:MOST_ROWS]
-    several = len({row.organisation for row in shown}) > 1
-    table = new_table("Last day", ">Days", "Status", "No.", "Name", "Kind", *(["Org"] if several else []))
+    slug, *others = {row.organisation for row in shown}
+    table = new_table("Last day", ">Days", "Status", "No.", "Name", "Kind", *(["Org"] if others else []))
     table.columns[1].no_wrap = True
     for row in shown:
         cells = [row.expires_on, days_left_words(row.days_left), row.member_no, row.full_name, row.kind]
-        cells += [row.organisation] if several else []
+        cells += [row.organisation] if others else []
         last_day, days, *rest = (clean(cell or "") for cell in cells)
         table.add_row(last_day, days, Text(_status(row), style=_STYLES.get(row.status, "")), *rest)
     output.show_table(table)
@@ -56,7 +56,7 @@ def show_list(output: Output, rows: Sequence[ListedCertificate]) -> None:
         held = len(rows) - without
         counts = [number(held, "certificate")] if held or not without else []
         counts += [f"{without:,} without a certificate"] if without else []
-        output.result(", ".join(counts))
+        output.result(("" if others else f"{slug}: ") + ", ".join(counts))
 
 
 def days_left_words(days: int | None) -> str:
