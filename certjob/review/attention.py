@@ -13,7 +13,7 @@ from certjob import database
 from certjob.database import Connection, persist
 from certjob.portal.comparison import Held
 from certjob.review.guards import MassChangeGuard
-from certjob.review.held import HeldCounts, HeldReview, held_line
+from certjob.review.held import MOST_IDS, HeldCounts, HeldReview, held_line
 from certjob.review.plan import LOCKED, ReviewCounts
 
 
@@ -150,7 +150,8 @@ def store_portal_holds(connection: Connection, held: Sequence[Held], *, today: d
                 what="portal",
                 reason=each.reason,
                 counts=HeldCounts(
-                    mentors=len(each.mentor_ids), ranked=[(False, False, mentor_id) for mentor_id in each.mentor_ids]
+                    mentors=len(each.mentor_ids),
+                    first=[(False, False, mentor_id) for mentor_id in each.mentor_ids[:MOST_IDS]],
                 ),
             )
             review.store(connection, today=today, run_id=run_id)

@@ -8,7 +8,7 @@ from certjob import database
 from certjob.database import Connection
 from certjob.domain.models import Decision, PauseChange
 
-_MOST_IDS = 50
+MOST_IDS = 50
 """The ids of at most this many held mentors are stored."""
 
 
@@ -38,7 +38,7 @@ class HeldCounts:
             self.may_be_shown += may_be_shown
             self.first.append((may_be_shown, by_calendar and is_over, mentor_id))
         self.first.sort(key=lambda each: each[:2], reverse=True)
-        del self.first[_MOST_IDS:]  # however many are held, memory stays flat
+        del self.first[MOST_IDS:]  # however many are held, memory stays flat
 
 
 @dataclass(slots=True, kw_only=True)
