@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
 from datetime import date
 from typing import Protocol
 from uuid import UUID, uuid4
@@ -32,25 +31,18 @@ class PortalReader(Protocol):
         """Yield the contacts that are visible, a page at a time. Raises PortalCallError."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReconcileOptions:
-    """What ``certjob reconcile`` was asked for."""
-
-    today: date
-    dry_run: bool = False
-    allow_mass_change: bool = False
-    ignore_database_clock: bool = False
-    run_id: UUID = field(default_factory=uuid4)
-
-
 def reconcile(
     connection: Connection,
     *,
-    options: ReconcileOptions,
+    today: date,
     make_reader: Callable[[], AbstractAsyncContextManager[PortalReader]],
     delivery: Delivery,
     stop: StopFlag,
     progress: Progress,
+    dry_run: bool = False,
+    allow_mass_change: bool = False,
+    ignore_database_clock: bool = False,
+    run_id: UUID | None = None,
 ) -> RunReport:
     """Read the portal, compare, raise an event for each difference, and run the portal stage.
 
@@ -58,20 +50,18 @@ def reconcile(
     Raises ConfigurationError for a day before the last night's, ClocksDisagreeError for a day that is not the database
     server's, StoppedBySignalError after a signal.
     """
-    refuse_wrong_day(connection, options.today, zone=delivery.zone, ignore_database_clock=options.ignore_database_clock)
-    report = RunReport(command="reconcile", run_id=options.run_id, today=options.today, dry_run=options.dry_run)
+    refuse_wrong_day(connection, today, zone=delivery.zone, ignore_database_clock=ignore_database_clock)
+    report = RunReport(command="reconcile", run_id=run_id or uuid4(), today=today, dry_run=dry_run)
 
     def compare(shown: Progress) -> Comparison | None:
         reading = _read(connection, report, make_reader=make_reader, policy=delivery.policy, stop=stop, progress=shown)
         if reading is None:
             return None
-        report.comparison = comparison.compare(
-            connection, reading, today=options.today, allow_mass_change=options.allow_mass_change
-        )
+        report.comparison = comparison.compare(connection, reading, today=today, allow_mass_change=allow_mass_change)
         report.held = [held_line(held.slug, "portal", held.reason) for held in report.comparison.held]
         return report.comparison
 
-    if options.dry_run:
+    if dry_run:
         compare(progress)
         with database.read_only_snapshot(connection):
             note_open_work(connection, report)
@@ -81,9 +71,9 @@ def reconcile(
         found = compare(beating)
         if found is not None:
             comparison.store(connection, found, run_id=report.run_id)
-            store_portal_holds(connection, found.held, today=options.today, run_id=report.run_id)
+            store_portal_holds(connection, found.held, today=today, run_id=report.run_id)
             report.corrections, report.locked = comparison.raise_events(
-                connection, found.reading, found.admitted, today=options.today, run_id=report.run_id, stop=stop
+                connection, found.reading, found.admitted, today=today, run_id=report.run_id, stop=stop
             )
             Deliveries(connection, report, delivery=delivery, stop=stop, progress=beating).push()
     return report

@@ -69,9 +69,6 @@ class Attention:
     read_at: datetime
     """By the database's clock."""
 
-    def __bool__(self) -> bool:
-        return any(count.number for count in self.counts.values())
-
     @property
     def numbers(self) -> dict[str, int]:
         """Return how many alerts there are of each kind."""

@@ -100,15 +100,11 @@ class CertificationManagementService:
         try:
             with transaction(self._connection, lock_timeout_ms=LOCK_TIMEOUT_MS, by_index=True):
                 database.execute(self._connection, "lock_mentor", {"id": mentor_id})
-                read = reading.read(self._connection, [mentor_id], lock=True)
-                if not (read.mentors or read.broken):
+                written = self._review_locked([mentor_id])
+                if not written.decisions and mentor_id not in self.counts.broken:
                     return False
-                decisions, broken = decide_each(read, self._today)
-                self.counts.broken |= broken
-                written = self._writer.write(decisions)
-                if decisions:
+                for decision in written.decisions:
                     database.execute(self._connection, "forget_review_problem", {"id": mentor_id})
-                for decision in decisions:
                     then(decision)
         except CONTENTION:
             return False

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from certjob import database
 from certjob.database import Connection
-from certjob.errors import ClocksDisagreeError, ConfigurationError
+from certjob.errors import ConfigurationError
 from certjob.outbox.claims import StageStop
 
 
@@ -45,10 +45,8 @@ def why_no_mail(connection: Connection, today: date, *, zone: tzinfo, ignore_dat
     """Return why no mail may go out today; None when it may. A push goes by no date, so pushing goes on."""
     try:
         refuse_wrong_day(connection, today, zone=zone, ignore_database_clock=ignore_database_clock)
-    except ClocksDisagreeError as error:
-        return StageStop(stage="mail", code="clocks_disagree", reason=f"{error}; until then no mail is sent")
     except ConfigurationError as error:
-        return StageStop(stage="mail", code="earlier_date", reason=f"{error}; until then no mail is sent")
+        return StageStop(stage="mail", code=error.code, reason=f"{error}; until then no mail is sent")
     return None
 
 

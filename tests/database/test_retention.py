@@ -372,10 +372,11 @@ def coming_nights(connection: Connection) -> list[object]:
         connection.execute("UPDATE certificates SET expires_on = greatest(expires_on + %s, issued_on)", (move,))
         connection.execute("UPDATE mentors SET review_on = '-infinity'")
         report = night(connection, day, portal=portal, channel=channel, allow_mass_change=True)
-        options = reconciling.ReconcileOptions(ignore_database_clock=True, today=day, allow_mass_change=True)
         again = reconciling.reconcile(
             connection,
-            options=options,
+            today=day,
+            ignore_database_clock=True,
+            allow_mass_change=True,
             make_reader=lambda: nullcontext(Opposite(connection)),
             delivery=delivery(portal=portal, channel=channel),
             stop=StopFlag(),

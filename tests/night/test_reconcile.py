@@ -64,7 +64,9 @@ class Scene:
     def reconcile(self, *, stop: StopFlag | None = None, **options: Any) -> RunReport:
         return reconciling.reconcile(
             self.connection,
-            options=reconciling.ReconcileOptions(ignore_database_clock=True, today=TODAY, **options),
+            ignore_database_clock=True,
+            today=TODAY,
+            **options,
             make_reader=lambda: HLFDynamicsSyncService(self.portal.url, self.portal.key, deadline_seconds=5),
             delivery=delivery(portal=self.portal),
             stop=stop or StopFlag(),

@@ -414,10 +414,8 @@ class Saga(RuleBasedStateMachine):
             return resync(connection, mentor, today=today, lock_wait_seconds=30, flight_wait_seconds=0, **ways_out)
         if command == "reconcile":
             reader = HLFDynamicsSyncService(self.portal.url, self.portal.key, deadline_seconds=20)
-            asked = reconciling.ReconcileOptions(ignore_database_clock=True, today=today)
-            return reconciling.reconcile(
-                connection, options=asked, make_reader=lambda: reader, progress=progress, **ways_out
-            )
+            asked: dict[str, Any] = {"ignore_database_clock": True, "today": today}
+            return reconciling.reconcile(connection, make_reader=lambda: reader, progress=progress, **asked, **ways_out)
         start = nightly.retry_all if command == "alerts --retry-all" else nightly.deliver
         return start(connection, today=today, progress=progress, **ways_out)
 

@@ -59,17 +59,14 @@ def reconcile(
     ) as opened:
         if accept is not None:
             return _accept(opened, accept, because=because or "", json=call.json)
-        options = reconciling.ReconcileOptions(
-            today=opened.settings.today,
-            dry_run=dry_run,
-            allow_mass_change=allow_mass_change,
-            ignore_database_clock=ignore_database_clock,
-            run_id=opened.run_id,
-        )
         with opened.output.progress() as progress:
             report = reconciling.reconcile(
                 opened.connection,
-                options=options,
+                today=opened.settings.today,
+                dry_run=dry_run,
+                allow_mass_change=allow_mass_change,
+                ignore_database_clock=ignore_database_clock,
+                run_id=opened.run_id,
                 make_reader=portal_from(opened.settings),
                 delivery=delivery_from(opened.settings),
                 stop=opened.stop,

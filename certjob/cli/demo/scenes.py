@@ -256,8 +256,7 @@ def hand_edit(demo: Demonstration) -> None:
     demo.portal.visible.add(hidden)
     demo.compare_portal()
     demo.say("No run would notice: everything was confirmed. `certjob reconcile` reads what the portal shows:")
-    options = reconcile.ReconcileOptions(today=demo.night(5))
-    demo.do("certjob reconcile", reconcile.reconcile, options=options, make_reader=demo.portal_client)
+    demo.do("certjob reconcile", reconcile.reconcile, today=demo.night(5), make_reader=demo.portal_client)
     demo.compare_portal()
 
 
