@@ -7,7 +7,7 @@ first undo what the last line says and then do it again, re-arming reminders on 
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -161,10 +161,6 @@ class _Reading:
             yield RosterRow._make((*key[:2], *self._mentors[key[:2]], *key[2:], *self.certificates[key]))
 
 
-class _RollBackError(Exception):
-    """A strict load met a row that only the database refused."""
-
-
 class _Writing:
     """The second half: the merged rows are written batch by batch."""
 
@@ -181,13 +177,13 @@ class _Writing:
         whole = database.transaction(self._connection) if self._strict else nullcontext()
         done = 0
         try:
-            with suppress(_RollBackError), whole:
+            with whole:
                 while batch := list(islice(rows, ROWS_PER_BATCH)):
                     self._write_or_take_apart(batch)
                     done += len(batch)
                     on_progress(done, total)
                 if self._strict and self.problems:
-                    raise _RollBackError
+                    raise psycopg.Rollback  # the transaction takes it
         except psycopg.OperationalError as error:
             if not self._connection.broken:
                 raise

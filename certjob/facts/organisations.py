@@ -91,7 +91,14 @@ def parse_thresholds(text: str) -> tuple[int, ...]:
     if not all(_WHOLE_NUMBER.fullmatch(part) for part in parts):
         message = f"thresholds must be whole days separated by commas, not {text[:60]!r}"
         raise ConfigurationError(message, next_step="give days such as 60,30,14,7,1,-1, or none")
-    return _checked_thresholds([int(part) for part in parts])
+    thresholds = tuple(sorted({int(part) for part in parts}, reverse=True))
+    if any(abs(day) > THRESHOLD_LIMIT_DAYS for day in thresholds) or len(thresholds) > THRESHOLDS_LIMIT:
+        message = (
+            f"thresholds must lie between -{THRESHOLD_LIMIT_DAYS} and {THRESHOLD_LIMIT_DAYS} days, at most "
+            f"{THRESHOLDS_LIMIT} of them"
+        )
+        raise ConfigurationError(message, next_step="remove those beyond")
+    return thresholds
 
 
 def parse_coordinator(text: str) -> Coordinator:
@@ -170,7 +177,7 @@ def set_organisation(
         "slug": slug,
         "name": _checked_text("the name", name, limit=200) if name is not None else None,
         "portal": portal,
-        "thresholds": list(_checked_thresholds(thresholds)) if thresholds is not None else None,
+        "thresholds": list(thresholds) if thresholds is not None else None,
         "optional_kinds": parse_kinds(optional_kinds) if optional_kinds is not None else None,
         "contact_email": contact_email and _checked_email(contact_email),
         "contact_phone": contact_phone and _checked_text("the contact's phone", contact_phone, limit=50),
@@ -232,29 +239,16 @@ def _set_coordinator(connection: Connection, person: Coordinator, *, organisatio
     if by_id is not None and by_id[1] != organisation_id:
         message = f"user {person.id} already coordinates another organisation"
         raise ConfigurationError(message, next_step="give this one a user of its own")
-    if by_id is not None:
-        # The same user under a new address; a row that already had the address was the same person.
-        removed = database.execute(connection, "delete_coordinator", {"id": by_email[0]}) if by_email else 0
-        return removed + database.execute(connection, "update_coordinator", values)
-    if by_email is None:
+    known = by_id or by_email
+    if known is None:
         return database.execute(connection, "insert_coordinator", values)
-    known = values | {"id": by_email[0]}
-    written = database.execute(connection, "update_coordinator", known)
-    if person.id is not None:
-        database.execute(connection, "replace_coordinator_id", {"id": by_email[0], "new_id": person.id})
-        written += 1
+    written = 0
+    if by_id is not None and by_email is not None:  # the same person, under the old address and the new one
+        written += database.execute(connection, "delete_coordinator", {"id": by_email[0]})
+    written += database.execute(connection, "update_coordinator", values | {"id": known[0]})
+    if person.id is not None and known[0] != person.id:
+        written += database.execute(connection, "replace_coordinator_id", {"id": known[0], "new_id": person.id})
     return written
-
-
-def _checked_thresholds(days: Sequence[int]) -> tuple[int, ...]:
-    thresholds = tuple(sorted(set(days), reverse=True))
-    if any(abs(day) > THRESHOLD_LIMIT_DAYS for day in thresholds) or len(thresholds) > THRESHOLDS_LIMIT:
-        message = (
-            f"thresholds must lie between -{THRESHOLD_LIMIT_DAYS} and {THRESHOLD_LIMIT_DAYS} days, at most "
-            f"{THRESHOLDS_LIMIT} of them"
-        )
-        raise ConfigurationError(message, next_step="remove those beyond")
-    return thresholds
 
 
 def _checked_text(what: str, text: str, *, limit: int) -> str:

@@ -1,6 +1,6 @@
 """What the rules decided, written: status, audit, pauses and intents of one chunk, in the caller's transaction."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from uuid import UUID
@@ -54,10 +54,10 @@ class DecisionWriter:
             {
                 "ids": [d.mentor_id for d in decisions],
                 "review_dates": [d.review_on for d in decisions],
-                "stays_due": _are_among(held, decisions),
+                "stays_due": [d.mentor_id in held for d in decisions],
                 "push": [d.push for d in decisions],
                 "visible": [d.visible for d in decisions],
-                "withdrawn": _are_among(withdrawn, decisions),
+                "withdrawn": [d.mentor_id in withdrawn for d in decisions],
             },
         )
         organisations = {d.mentor_id: d.organisation.id for d in decisions if d.reminders}
@@ -90,8 +90,3 @@ class DecisionWriter:
                 "run_id": self._run_id,
             },
         )
-
-
-def _are_among(mentor_ids: Collection[UUID], decisions: Sequence[Decision]) -> list[bool]:
-    """Whether each decision's mentor is one of these. Mostly there are none, and a UUID's hash takes its time."""
-    return [d.mentor_id in mentor_ids for d in decisions] if mentor_ids else [False] * len(decisions)
