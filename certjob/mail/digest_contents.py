@@ -13,7 +13,7 @@ from certjob.domain import rules
 from certjob.domain.alert_reasons import AlertReason, PushState, why_message_waits, why_push_waits
 from certjob.domain.models import Mentor
 from certjob.facts import reading
-from certjob.mail.messages import language_of, write_date, write_moment
+from certjob.mail.messages.content import language_of, write_date, write_moment
 from certjob.redaction import one_line
 
 EXPIRING_WITHIN_DAYS = 30

@@ -13,7 +13,8 @@ from certjob import database
 from certjob.database import persist
 from certjob.mail.digest_contents import FEWER_LINES, MAX_PAGE_BYTES, Digest, read_digest
 from certjob.mail.message import OutgoingMessage
-from certjob.mail.messages import Templates, language_of
+from certjob.mail.messages.content import language_of
+from certjob.mail.messages.templates import Templates
 from certjob.mail.queue import MailQueue, Writer
 from certjob.outbox.claims import ClaimedRow
 

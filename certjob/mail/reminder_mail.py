@@ -9,7 +9,8 @@ from certjob.domain import rules
 from certjob.domain.models import OWN_PAUSE_REASON, Reminder
 from certjob.facts import reading
 from certjob.mail.message import OutgoingMessage
-from certjob.mail.messages import Recipient, Templates, language_of, reminder_words
+from certjob.mail.messages.content import Recipient, language_of, reminder_words
+from certjob.mail.messages.templates import Templates
 from certjob.mail.queue import MailQueue, Writer
 from certjob.outbox.claims import ClaimedRow
 

@@ -57,10 +57,8 @@ class CertificationReminderService:
 
     def find_without_address(self, mentor_ids: Iterable[UUID]) -> set[UUID]:
         """Return those of these mentors whom no reminder can reach."""
-        ids = list(mentor_ids)
-        return (
-            {row[0] for row in database.fetch(self._connection, "find_without_address", {"ids": ids})} if ids else set()
-        )
+        rows = database.fetch(self._connection, "find_without_address", {"ids": list(mentor_ids)})
+        return {row[0] for row in rows}
 
 
 def _arrays(decisions: Iterable[Decision]) -> dict[str, object]:

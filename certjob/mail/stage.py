@@ -58,7 +58,7 @@ class MailStage(Generic[Item]):
         stop: StopFlag,
         on_progress: Callable[[int], None] | None = None,
         is_open: Callable[[], bool] = lambda: True,
-        counts: MailCounts | None = None,
+        counts: MailCounts,
     ) -> None:
         self._queue = queue
         self._channel = channel
@@ -74,7 +74,7 @@ class MailStage(Generic[Item]):
             is_transient=lambda error: isinstance(error, ChannelDownError),
             retry_after=lambda error: error.retry_after_seconds if isinstance(error, ChannelDownError) else None,
         )
-        self.counts = counts if counts is not None else MailCounts()
+        self._counts = counts
 
     async def run(self, database: DatabaseThread, *, deadline_seconds: float) -> StageStop | None:
         """Send; return why the stage ended early, or None. Raises StoppedBySignalError after a signal.
@@ -117,8 +117,8 @@ class MailStage(Generic[Item]):
         """Write the message from the facts of this moment; None: its row says why there is none."""
         draft = self._queue.draft(item)
         if isinstance(draft, Settlement):
-            self.counts.cancelled += draft.status == "cancelled"
-            self.counts.failed += draft.status == "failed"
+            self._counts.cancelled += draft.status == "cancelled"
+            self._counts.failed += draft.status == "failed"
             return None
         return draft
 
@@ -142,10 +142,10 @@ class MailStage(Generic[Item]):
         self._refused.clear()
         self._unknown_in_a_row = 0
         answer = self._queue.settle(item, Settlement(status="sent"))
-        self.counts.sent += answer is Answer.SETTLED
-        self.counts.lost += answer is Answer.LOST
+        self._counts.sent += answer is Answer.SETTLED
+        self._counts.lost += answer is Answer.LOST
         if self._on_progress:
-            self._on_progress(self.counts.sent)
+            self._on_progress(self._counts.sent)
 
     def _settle_failure(self, item: Item, error: NotifyError, address: str) -> StageStop | None:
         """Write whose fault it was; too many of one kind in a row are the server's and end the stage."""
@@ -177,20 +177,20 @@ class MailStage(Generic[Item]):
             delay_seconds=seconds_to_next_round(item.attempts),
             maybe_sent=maybe_sent,
         )
-        self.counts.lost += self._queue.settle(item, later) is Answer.LOST
+        self._counts.lost += self._queue.settle(item, later) is Answer.LOST
 
     def _settle_refusal(self, item: Item, error: RecipientRefusedError, *, address: str) -> StageStop | None:
         """Note a refusal for good. Five in a row are the server's fault: then none of them is for good."""
         answer = self._queue.refuse(item, error, address=address)
-        self.counts.lost += answer is Answer.LOST
+        self._counts.lost += answer is Answer.LOST
         if answer is Answer.SETTLED:
-            self.counts.failed += 1
+            self._counts.failed += 1
             self._refused.append(item)
         if len(self._refused) < REFUSALS_IN_A_ROW:
             return None
         delay_seconds = seconds_to_next_round(max(item.attempts for item in self._refused))
         self._queue.reopen_refused(self._refused, delay_seconds=delay_seconds)
-        self.counts.failed -= len(self._refused)
+        self._counts.failed -= len(self._refused)
         self._refused.clear()
         reason = f"{REFUSALS_IN_A_ROW} messages in a row were refused (last: {error}); they and the rest stay pending"
         return StageStop(stage="mail", code="refused", reason=reason)

@@ -17,7 +17,7 @@ from certjob.database import CONTENTION, Connection
 from certjob.errors import DatabaseUnavailableError, FailureCode, StoppedBySignalError
 from certjob.mail.digests import DigestMail, queue_digests
 from certjob.mail.message import Channel
-from certjob.mail.messages import Templates
+from certjob.mail.messages.templates import Templates
 from certjob.mail.queue import MailQueue
 from certjob.mail.reminder_mail import ReminderMail
 from certjob.mail.stage import MailCounts, MailStage

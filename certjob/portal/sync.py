@@ -66,8 +66,7 @@ class PortalSyncService:
 
     def force(self, mentor_id: UUID, *, visible: bool) -> EventVersion:
         """Reopen or insert one mentor's event inside the caller's transaction."""
-        event_id, _, version = self._queue([(mentor_id, visible)])[0]
-        return EventVersion(id=event_id, version=version)
+        return self._queue([(mentor_id, visible)])[0]
 
     def reopen_all(self) -> int:
         """Make every open event due now, blocked ones too, committed on return; return how many there are."""
@@ -157,16 +156,10 @@ class PortalSyncService:
         parameters = {"error": reason, "code": code, "mentor_id": mentor_id, "correlation_id": correlation_id}
         persist(self._connection, lambda: database.execute(self._connection, "record_stage_failures", parameters))
 
-    def _queue(self, desired: Sequence[tuple[UUID, bool]]) -> list[tuple[int, UUID, int]]:
-        return database.fetch(
-            self._connection,
-            "queue_portal_events",
-            {
-                "mentor_ids": [mentor_id for mentor_id, _ in desired],
-                "visible": [visible for _, visible in desired],
-                "run_id": self._run_id,
-            },
-        )
+    def _queue(self, desired: Sequence[tuple[UUID, bool]]) -> list[EventVersion]:
+        mentor_ids, visible = [each[0] for each in desired], [each[1] for each in desired]
+        parameters = {"mentor_ids": mentor_ids, "visible": visible, "run_id": self._run_id}
+        return database.fetch(self._connection, "queue_portal_events", parameters, into=EventVersion)
 
     def _record_failure(self, push: Push) -> bool:
         """Write the failure row inside the caller's transaction; return whether it is news.
@@ -210,18 +203,12 @@ def _log(push: Push, answer: Answer) -> None:
 
 
 def _settlement(push: Push) -> Settlement:
-    status, delay_seconds = "pending", 0.0
-    match push.outcome:
-        case PushOutcome.DELIVERED | PushOutcome.BLOCKED:
-            status = push.outcome.value
-        case PushOutcome.FAILED:
-            delay_seconds = seconds_to_next_round(push.event.attempts)
-        case PushOutcome.THROTTLED:
-            delay_seconds = push.asked_seconds
+    is_final = push.outcome in (PushOutcome.DELIVERED, PushOutcome.BLOCKED)
+    failed = push.outcome is PushOutcome.FAILED
     return Settlement(
-        status=status,
-        delay_seconds=delay_seconds,
-        count_attempt=push.is_failure or push.outcome is PushOutcome.DELIVERED,
+        status=push.outcome.value if is_final else "pending",
+        delay_seconds=seconds_to_next_round(push.event.attempts) if failed else push.asked_seconds,
+        count_attempt=is_final or failed,
         error=str(push.error.cause) if push.error else None,
         code=push.error.cause.code if push.error else None,
     )

@@ -11,7 +11,8 @@ from certjob.domain import rules
 from certjob.domain.models import Mentor, PauseChange, Reminder
 from certjob.errors import ConfigurationError, UnknownMentorError
 from certjob.mail.message import Channel, OutgoingMessage
-from certjob.mail.messages import Recipient, Templates
+from certjob.mail.messages.content import Recipient
+from certjob.mail.messages.templates import Templates
 from certjob.mail.reminder_mail import read_recipient, reminder_key, reminder_message
 from certjob.outbox.loop import run_alone
 

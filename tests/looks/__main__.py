@@ -9,8 +9,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from certjob.mail.messages import LANGUAGES, OUR_TEMPLATES, RenderedMessage
+from certjob.mail.messages.content import LANGUAGES, RenderedMessage
 from certjob.mail.messages.samples import sample_digests, sample_reminders
+from certjob.mail.messages.templates import OUR_TEMPLATES
 from tests.looks.contrast import contrasts
 
 WIDTHS = (360, 600, 900)

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from certjob.mail.messages import LANGUAGES, OUR_TEMPLATES, RenderedMessage
+from certjob.mail.messages.content import LANGUAGES, RenderedMessage
 from certjob.mail.messages.samples import sample_digests
+from certjob.mail.messages.templates import OUR_TEMPLATES
 from tests.support.mails import Page, breakable
 
 SENTENCE = "Dynamics sync pending — mentor may still be visible on portal"

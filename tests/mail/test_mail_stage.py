@@ -20,7 +20,7 @@ from certjob.errors import (
 )
 from certjob.mail.channels.smtp import SmtpChannel
 from certjob.mail.message import Channel, OutgoingMessage
-from certjob.mail.messages import Templates
+from certjob.mail.messages.templates import Templates
 from certjob.mail.reminder_mail import ReminderMail
 from certjob.mail.stage import MailCounts
 from certjob.outbox.claims import Answer, Settlement

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from certjob.mail.message import OutgoingMessage
-from certjob.mail.messages import LANGUAGES, OUR_TEMPLATES
+from certjob.mail.messages.content import LANGUAGES
 from certjob.mail.messages.samples import sample_digests
-from certjob.mail.messages.templates import OUR_FOLDER
+from certjob.mail.messages.templates import OUR_FOLDER, OUR_TEMPLATES
 from tests.looks.contrast import contrasts
 from tests.support.mails import Page, breakable, written_reminder
 

@@ -12,9 +12,9 @@ import pytest
 from certjob.errors import ConfigurationError, TemplateError
 from certjob.mail.digest_contents import read_digest
 from certjob.mail.message import OutgoingMessage
-from certjob.mail.messages import Templates, check_templates, open_templates
+from certjob.mail.messages.checking import check_templates, open_templates
 from certjob.mail.messages.samples import SAMPLES, sample_digests, sample_reminders
-from certjob.mail.messages.templates import OUR_FOLDER
+from certjob.mail.messages.templates import OUR_FOLDER, Templates
 from tests.conftest import Certjob
 from tests.support.command_line import today
 from tests.support.docs import read_section

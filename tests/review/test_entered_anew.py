@@ -8,7 +8,7 @@ import pytest
 from certjob import database
 from certjob.database import Connection
 from certjob.errors import OutcomeUnknownError
-from certjob.mail.messages import OUR_TEMPLATES
+from certjob.mail.messages.templates import OUR_TEMPLATES
 from certjob.mail.reminder_mail import QueuedReminder, ReminderMail
 from certjob.outbox.claims import Lease
 from tests.support.channels import BlockingStage

@@ -11,10 +11,10 @@ from certjob.domain.addresses import parse_sender
 from certjob.mail.channels.smtp import SmtpChannel
 from certjob.mail.digests import DigestMail
 from certjob.mail.message import Channel
-from certjob.mail.messages import OUR_TEMPLATES
+from certjob.mail.messages.templates import OUR_TEMPLATES
 from certjob.mail.queue import MailQueue
 from certjob.mail.reminder_mail import ReminderMail
-from certjob.mail.stage import MailStage
+from certjob.mail.stage import MailCounts, MailStage
 from certjob.outbox.claims import StageStop
 from certjob.outbox.loop import DatabaseThread, NameLookups, run_loop
 from certjob.stopping import StopFlag
@@ -55,8 +55,8 @@ class BlockingStage:
         self._connection = connection
         self._channel = channel
         self._stop = stop or StopFlag()
-        self._stage: MailStage[Any] = MailStage(queue, channel=channel, stop=self._stop)
-        self.counts = self._stage.counts
+        self.counts = MailCounts()
+        self._stage: MailStage[Any] = MailStage(queue, channel=channel, stop=self._stop, counts=self.counts)
 
     def run(self, *, deadline_seconds: float = 60) -> StageStop | None:
         async def send(database: DatabaseThread) -> StageStop | None:

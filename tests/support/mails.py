@@ -8,7 +8,8 @@ from uuid import UUID
 
 from certjob.domain.models import Reminder
 from certjob.mail.message import OutgoingMessage
-from certjob.mail.messages import OUR_TEMPLATES, Recipient, Templates
+from certjob.mail.messages.content import Recipient
+from certjob.mail.messages.templates import OUR_TEMPLATES, Templates
 from certjob.mail.reminder_mail import reminder_message
 from tests.support import people
 from tests.support.facts import TODAY

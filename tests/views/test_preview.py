@@ -15,7 +15,7 @@ import pytest
 
 from certjob.errors import ConfigurationError, RecipientRefusedError, UnknownMentorError
 from certjob.mail.message import OutgoingMessage
-from certjob.mail.messages import OUR_TEMPLATES
+from certjob.mail.messages.templates import OUR_TEMPLATES
 from certjob.views.preview import NOBODY, Preview, preview_reminder, send_copy
 from tests.conftest import Certjob
 from tests.support.command_line import assert_one_line

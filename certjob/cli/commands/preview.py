@@ -49,7 +49,7 @@ def preview(
     from certjob.cli.documents import print_document
     from certjob.cli.terminal.plain import print_note, print_result
     from certjob.facts.lookup import find_mentor
-    from certjob.mail.messages import open_templates
+    from certjob.mail.messages.checking import open_templates
     from certjob.views.preview import preview_reminder
 
     if html and (call.json or send_to is not None):

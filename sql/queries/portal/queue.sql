@@ -20,7 +20,7 @@ SET visible = excluded.visible,
     next_attempt_at = CASE
         WHEN e.claim_token IS NOT NULL AND e.next_attempt_at > now() THEN e.next_attempt_at ELSE now()
     END
-RETURNING e.id, e.mentor_id, e.version
+RETURNING e.id, e.version
 
 -- name: find_open_version
 -- What a resync has queued, while another run may push it. A delivered version may be a later one; where the portal is
