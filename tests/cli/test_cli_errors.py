@@ -18,6 +18,7 @@ from tests.conftest import Certjob, installed_command
 from tests.support.command_line import SECRET, Backends, assert_one_line, started
 from tests.support.facts import Facts
 from tests.support.forked_command import ForkedCommand
+from tests.support.full_disk import full_disk
 
 needs_a_full_disk = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 
@@ -250,17 +251,31 @@ def test_the_rejects_file_overwrites_nothing_that_is_needed(here: Certjob, roste
     assert (target.read_text(), roster.read_text()) == ("do not touch\n", text)
 
 
-def test_rejects_that_cannot_be_written_name_their_file_and_what_is_loaded(
+def test_rejects_that_cannot_be_written_are_refused_before_anything_is_loaded(
+    here: Certjob, facts: Facts, roster: Path
+) -> None:
+    refused = here("load", str(roster), "--rejects", "nowhere/rejects.csv")
+
+    why = "--rejects nowhere/rejects.csv: No such file or directory; name a file that can be written"
+    assert_one_line(refused, why, code=2, command="certjob load")
+    assert facts.rows("SELECT member_no FROM mentors") == []
+
+
+def test_rejects_for_which_there_is_no_room_name_their_file_and_what_is_loaded(
     here: Certjob, facts: Facts, roster: Path
 ) -> None:
     """Not the roster, which was read well; a bad row of a strict load loads nothing, the good ones neither."""
-    strict = here("load", str(roster), "--strict", "--rejects", "nowhere/rejects.csv")
+    with roster.open("a") as file:
+        file.write("hlf,M2,likeperson,2024-02-01,2030-02-01,2999-01-01\n" * 10)
+    with full_disk():
+        strict = here("load", str(roster), "--strict", "--rejects", "rejects.csv")
     loaded = facts.rows("SELECT member_no FROM mentors")
-    result = here("load", str(roster), "--rejects", "nowhere/rejects.csv")
+    with full_disk():
+        result = here("load", str(roster), "--rejects", "rejects.csv")
 
     assert_one_line(strict, "or none if one is bad (--strict)", code=1, command="certjob load")
     assert ("the good rows are loaded" in strict.stderr, loaded) == (False, [])
-    why = "--rejects nowhere/rejects.csv: No such file or directory; the good rows are loaded"
+    why = "--rejects rejects.csv: File too large; the good rows are loaded"
     assert_one_line(result, why, code=1, command="certjob load")
     assert "people.csv" not in result.stderr
     assert facts.rows("SELECT member_no FROM mentors") == [("M1",)]
