@@ -9,7 +9,7 @@ EVERY_NIGHT: Final = "Every night"
 LOOKING: Final = "Looking"
 DATA: Final = "Data"
 SETTING_UP: Final = "Setting up"
-_ORDER: Final = (EVERY_NIGHT, LOOKING, DATA, SETTING_UP, "Commands")
+_ORDER: Final = (EVERY_NIGHT, LOOKING, DATA, SETTING_UP)
 
 EPILOG: Final = """\b
 In trouble:
@@ -47,13 +47,12 @@ class GroupedHelp(TyperGroup):
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write each heading with its commands, in the order in which they were registered."""
         groups: dict[str, list[tuple[str, str]]] = {}
-        for name, command in self.commands.items():
-            heading = getattr(command, "rich_help_panel", None) or "Commands"
-            groups.setdefault(heading, []).append((name, command.get_short_help_str(limit=70)))
+        commands: dict[str, Any] = self.commands
+        for name, command in commands.items():
+            groups.setdefault(command.rich_help_panel, []).append((name, command.get_short_help_str(limit=70)))
         for heading in _ORDER:
-            if heading in groups:
-                with formatter.section(heading):
-                    formatter.write_dl(groups[heading])
+            with formatter.section(heading):
+                formatter.write_dl(groups[heading])
 
 
 class PlainHelp(TyperCommand):

@@ -1,5 +1,6 @@
 """The command that reads the portal: reconcile."""
 
+import os
 from typing import Annotated
 
 import typer
@@ -77,7 +78,6 @@ def reconcile(
 
 def _accept(opened: Session, contact: str, *, because: str, json: bool) -> int:
     """Note that a contact is shown on purpose."""
-    from getpass import getuser
     from uuid import UUID
 
     from certjob.cli.terminal import plain
@@ -92,10 +92,7 @@ def _accept(opened: Session, contact: str, *, because: str, json: bool) -> int:
     if not because.strip():
         message = "--because is empty"
         raise WrongOption(message, next_step="say why this contact is shown")
-    try:
-        who = getuser()
-    except (KeyError, OSError):  # a container without a name for its user
-        who = "unknown"
+    who = os.environ.get("LOGNAME") or os.environ.get("USER") or f"user {os.geteuid()}"
     if not comparison.accept(opened.connection, contact_id, because=because.strip()[:1000], who=who[:200]):
         message = f"the last reading of the portal did not find {contact_id} as an unknown contact"
         raise ConfigurationError(message, next_step="nothing was changed; `certjob alerts` lists those that it found")

@@ -26,7 +26,8 @@ def print_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         sys.stdout.reconfigure(encoding="utf-8", newline="")
     writer = csv.writer(sys.stdout, lineterminator="\r\n")
     writer.writerow(header)
-    writer.writerows([_cell(value) for value in row] for row in rows)
+    for row in rows:
+        writer.writerow([spreadsheet_text(value) if isinstance(value, str) else value for value in row])
 
 
 def spreadsheet_text(text: str) -> str:
@@ -36,7 +37,3 @@ def spreadsheet_text(text: str) -> str:
     ("'=HYPERLINK(1)", 'Kari', "Ola;'=1+1")
     """
     return _BEFORE_A_FORMULA.sub(r"\g<0>'", harmless(text))
-
-
-def _cell(value: object) -> object:
-    return spreadsheet_text(value) if isinstance(value, str) else value

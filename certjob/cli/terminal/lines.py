@@ -41,23 +41,15 @@ def _kept_together(text: str) -> str:
 def wrap(console: Console, lines: Iterable[PageLine]) -> Iterator[Text]:
     """Yield the lines of a terminal, each no wider than it; what belongs together stays under its indent."""
     for line in lines:
-        yield from _wrapped(console, line)
-
-
-def _fitting(word: str, width: int) -> str:
-    """What was glued, parted at its spaces again where it is longer than a line."""
-    return word.replace(GLUE, " ") if cell_len(word) > width else word
-
-
-def _wrapped(console: Console, line: PageLine) -> Iterator[Text]:
-    margin = " " * line.indent
-    width = max(console.width - line.indent - len(line.bullet), 1)
-    text = re.sub(r"\S+", lambda word: _fitting(word[0], width), _kept_together(line.text))
-    whole = Text.assemble((harmless(line.head), "bold"), text, style=line.style)
-    for number, piece in enumerate(whole.wrap(console, width, overflow="fold") or [Text()]):
-        piece.plain = piece.plain.replace(GLUE, " ")
-        piece.rstrip()
-        yield Text(margin + (" " * len(line.bullet) if number else line.bullet)).append_text(piece)
+        margin = " " * line.indent
+        width = max(console.width - line.indent - len(line.bullet), 1)
+        words = _kept_together(line.text).split(" ")
+        text = " ".join(word.replace(GLUE, " ") if cell_len(word) > width else word for word in words)
+        whole = Text.assemble((harmless(line.head), "bold"), text, style=line.style)
+        for number, piece in enumerate(whole.wrap(console, width, overflow="fold") or [Text()]):
+            piece.plain = piece.plain.replace(GLUE, " ")
+            piece.rstrip()
+            yield Text(margin + (" " * len(line.bullet) if number else line.bullet)).append_text(piece)
 
 
 _LONGEST_WORD: Final = 24
