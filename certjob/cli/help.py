@@ -47,9 +47,9 @@ class GroupedHelp(TyperGroup):
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write each heading with its commands, in the order in which they were registered."""
         groups: dict[str, list[tuple[str, str]]] = {}
-        commands: dict[str, Any] = self.commands
-        for name, command in commands.items():
-            groups.setdefault(command.rich_help_panel, []).append((name, command.get_short_help_str(limit=70)))
+        for name, command in self.commands.items():
+            heading = getattr(command, "rich_help_panel", "")
+            groups.setdefault(heading, []).append((name, command.get_short_help_str(limit=70)))
         for heading in _ORDER:
             with formatter.section(heading):
                 formatter.write_dl(groups[heading])

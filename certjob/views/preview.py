@@ -10,11 +10,11 @@ from certjob.database import Connection
 from certjob.domain import rules
 from certjob.domain.models import Mentor, PauseChange, Reminder
 from certjob.errors import ConfigurationError, UnknownMentorError
+from certjob.mail.channels.notify import send_alone
 from certjob.mail.message import Channel, OutgoingMessage
 from certjob.mail.messages.content import Recipient
 from certjob.mail.messages.templates import Templates
 from certjob.mail.reminder_mail import read_recipient, reminder_key, reminder_message
-from certjob.outbox.loop import run_alone
 
 PREFIXES = {"nb": "[forhåndsvisning]", "nn": "[førehandsvising]", "en": "[preview]"}
 """Before the subject of a copy, so that nobody takes it for a reminder of their own."""
@@ -124,14 +124,7 @@ def send_copy(preview: Preview, channel: Channel, *, to: str) -> None:
         kind="preview",
         mentor_id=NOBODY,
     )
-
-    async def send() -> None:
-        try:
-            await channel.send(copy)
-        finally:
-            await channel.close()
-
-    run_alone(send())
+    send_alone(channel, copy)
 
 
 def _choose(mentor: Mentor, log: _Log, *, today: date, threshold: int | None) -> _Choice:

@@ -5,7 +5,8 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from certjob.domain.addresses import MailAddress, parse_address, parse_sender
 from certjob.errors import ConfigurationError
-from certjob.mail.message import Channel
+from certjob.mail.message import Channel, OutgoingMessage
+from certjob.outbox.loop import run_alone
 from certjob.settings import LOOPBACK_HOSTS, Settings
 
 REHEARSAL_SENDER = "certjob@localhost"
@@ -29,6 +30,18 @@ def open_channel(settings: Settings) -> Channel | None:
             return _maildir(parts, settings=settings)
         case _:
             return _webhook(url, settings=settings)
+
+
+def send_alone(channel: Channel, message: OutgoingMessage) -> None:
+    """Send one message in an event loop of its own, and close the channel. Raises as ``Channel.send`` does."""
+
+    async def send() -> None:
+        try:
+            await channel.send(message)
+        finally:
+            await channel.close()
+
+    run_alone(send())
 
 
 def _smtp(parts: SplitResult, *, settings: Settings) -> Channel:

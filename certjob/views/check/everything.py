@@ -8,18 +8,19 @@ import difflib
 import html
 import os
 import ssl
+import tempfile
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from uuid import UUID, uuid4
 
 import psycopg
 
-from certjob import database, files
+from certjob import database
 from certjob.database import embedded
 from certjob.database.connection_errors import explain_late_refusal
 from certjob.errors import CertjobError, ChannelDownError, ConfigurationError, TransientPortalError
-from certjob.mail.channels.notify import open_channel
-from certjob.mail.message import Channel, OutgoingMessage
+from certjob.mail.channels.notify import open_channel, send_alone
+from certjob.mail.message import OutgoingMessage
 from certjob.outbox.loop import run_alone
 from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
 from certjob.settings import EMBEDDED, Settings
@@ -120,7 +121,7 @@ def _check_portal(
     settings: Settings, *, problems: Mapping[str, ConfigurationError], organisations: dict[str, bool] | None
 ) -> Finding:
     """Read the first page of what is visible: that needs all that a push needs, and what `certjob reconcile` does."""
-    if any(variable.startswith("CERTJOB_PORTAL_") for variable in problems):
+    if {"CERTJOB_PORTAL_URL", "CERTJOB_PORTAL_KEY"} & problems.keys():
         return skip("portal", _WRONG)
     if settings.portal_url is None or settings.portal_key is None:
         return _check_unset_portal(organisations)
@@ -156,7 +157,7 @@ def _check_unset_portal(organisations: dict[str, bool] | None) -> Finding:
 
 
 def _check_mail(settings: Settings, *, problems: Mapping[str, ConfigurationError]) -> Finding:
-    if any(variable.startswith(("CERTJOB_NOTIFY_", "CERTJOB_MAIL_FROM")) for variable in problems):
+    if {"CERTJOB_NOTIFY_URL", "CERTJOB_NOTIFY_PASSWORD", "CERTJOB_MAIL_FROM"} & problems.keys():
         return skip("mail", _WRONG)
     if settings.notify_url is None:
         return warn("mail", "CERTJOB_NOTIFY_URL is not set, so reminders stay queued", next_step="set it")
@@ -178,17 +179,10 @@ def _send_test(settings: Settings, *, to: str) -> Finding:
         if channel is None:
             message = "CERTJOB_NOTIFY_URL is not set, so nothing can be sent"
             return fail("test message", message, next_step="set it, or leave out --send-test")
-        run_alone(_send(channel, _test_message(to)))
+        send_alone(channel, _test_message(to))
     except CertjobError as error:
         return failed_with("test message", error, exit_code=2)
     return ok("test message", "handed over; look whether it arrives, and not as spam")
-
-
-async def _send(channel: Channel, message: OutgoingMessage) -> None:
-    try:
-        await channel.send(message)
-    finally:
-        await channel.close()
 
 
 def _test_message(to: str) -> OutgoingMessage:
@@ -222,7 +216,9 @@ def _check_monitoring(settings: Settings) -> Iterator[Finding]:
 
 def _check_metrics(path: Path) -> Finding:
     try:
-        files.try_replacing(path, size=METRICS_SIZE)
+        with tempfile.NamedTemporaryFile(dir=path.parent) as file:
+            file.write(bytes(METRICS_SIZE))
+            file.flush()
     except OSError as error:
         message = f"no file can be written in the folder of CERTJOB_METRICS_FILE: {error.strerror}"
         step = "make the folder, give this user the right to write there, make room, or name another folder"
