@@ -39,6 +39,7 @@ def watch_alerts(
     """Show the alerts every two seconds until a signal: a page on a terminal, else all lines when one has changed.
 
     ``now`` returns the time in the zone in which days and times are shown.
+
     SIGINT (Ctrl-C) is the ordinary end: returns the exit code of what was read last. A database that does not answer
     is asked again. Raises StoppedBySignalError after any other signal, or when nothing could be read at all.
     """

@@ -17,7 +17,7 @@ MOST_PLANNED_ROWS = 50
 """A plan on a terminal shows so many mentors; --json has all of them."""
 
 FindNames = Callable[[Sequence[UUID]], Mapping[UUID, MentorName]]
-"""Asked on a terminal alone: elsewhere a mentor has no name."""
+"""Called only on a terminal: elsewhere mentors have no name."""
 
 
 def show_plan(output: Output, report: RunReport, *, find_names: FindNames) -> None:
