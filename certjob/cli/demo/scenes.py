@@ -24,6 +24,7 @@ from certjob.cli.demo.people import HLF, KIND, VALIDITY, SamplePeople
 from certjob.cli.demo.portal import COLD_START_SECONDS, DemoPortal
 from certjob.cli.pages import alerts as alerts_page
 from certjob.cli.pages import night as night_pages
+from certjob.cli.terminal.lines import PageLine
 from certjob.cli.terminal.output import Output, TerminalProgress, show_rows
 from certjob.cli.terminal.plain import print_attention
 from certjob.database import Connection
@@ -274,8 +275,8 @@ def one_message(demo: Demonstration) -> None:
     mail = next(mail for mail in demo.mails() if "går ut om 7\N{NO-BREAK SPACE}dager" in mail["Subject"])
     body = mail.get_body(("plain",))
     text = body.get_content() if body else ""
-    for line in [*(f"{name}: {mail[name]}" for name in ("From", "To", "Subject")), "", *text.splitlines()]:
-        demo.say(f"| {line}")
+    lines = [*(f"{name}: {mail[name]}" for name in ("From", "To", "Subject")), "", *text.splitlines()]
+    demo.output.show_lines(PageLine(bullet="| ", text=line) for line in lines)
 
 
 def summary(demo: Demonstration) -> None:
