@@ -30,6 +30,13 @@ def replace(path: Path, contents: bytes, *, mode: int) -> None:
         raise
 
 
+def try_replacing(path: Path, *, size: int) -> None:
+    """Write a file of ``size`` bytes beside it, and delete it. Raises OSError where ``replace`` would."""
+    with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=path.parent) as file:
+        file.write(bytes(size))
+        file.flush()
+
+
 OTHERS: Final = stat.S_IWOTH
 GROUP_AND_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
 

@@ -8,14 +8,13 @@ import difflib
 import html
 import os
 import ssl
-import tempfile
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from uuid import UUID, uuid4
 
 import psycopg
 
-from certjob import database
+from certjob import database, files
 from certjob.database import embedded
 from certjob.database.connection_errors import explain_late_refusal
 from certjob.errors import CertjobError, ChannelDownError, ConfigurationError, TransientPortalError
@@ -216,9 +215,7 @@ def _check_monitoring(settings: Settings) -> Iterator[Finding]:
 
 def _check_metrics(path: Path) -> Finding:
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent) as file:
-            file.write(bytes(METRICS_SIZE))
-            file.flush()
+        files.try_replacing(path, size=METRICS_SIZE)
     except OSError as error:
         message = f"no file can be written in the folder of CERTJOB_METRICS_FILE: {error.strerror}"
         step = "make the folder, give this user the right to write there, make room, or name another folder"
