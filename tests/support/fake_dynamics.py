@@ -12,12 +12,13 @@ without one Dataverse works. Pages are in the order of the ids, with a cookie of
 
 import json
 import re
-import threading
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import quote
 from uuid import UUID
+
+from pytest_httpserver import HTTPServer
+from werkzeug import Request, Response
 
 TENANT = "planted-tenant"
 CLIENT_ID = "planted-client-id"
@@ -61,10 +62,9 @@ class FakeDynamics:
     """What Entra takes for the application's secret."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
         self.tokens: set[str] = set()
         """Those that are good; clear it, and all that were handed out have expired."""
-        self._server = _Server(self)
+        self._server = HTTPServer(host="127.0.0.1")
         self.begin_anew()
 
     def begin_anew(self) -> None:
@@ -83,7 +83,7 @@ class FakeDynamics:
     @property
     def url(self) -> str:
         """Where both listen: the paths tell them apart."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return f"http://127.0.0.1:{self._server.port}"
 
     def give_token(self, form: dict[str, list[str]]) -> Answer:
         """Answer the application that asks for a token."""
@@ -135,49 +135,24 @@ class FakeDynamics:
             content["@odata.nextLink"] = f"{self.url}{CONTACTS}?$select=contactid&$skiptoken={token}"
         return Answer(200, content)
 
+    def answer(self, request: Request) -> Response:
+        """One request after the other: the server has one thread."""
+        query, answer = request.args.to_dict(flat=False), Answer(404)
+        has_token = request.headers.get("Authorization", "").removeprefix("Bearer ") in self.tokens
+        if request.path == f"/{TENANT}/oauth2/v2.0/token":
+            answer = self.give_token(request.form.to_dict(flat=False))
+        elif request.method == "GET" and request.path == CONTACTS:
+            answer = self.list_contacts(query, has_token=has_token)
+        elif request.method == "PATCH" and (found := re.fullmatch(rf"{CONTACTS}\(([0-9a-f-]{{36}})\)", request.path)):
+            may_create = request.headers.get("If-Match") != "*"
+            answer = self.patch(UUID(found[1]), request.json, has_token=has_token, may_create=may_create)
+        content = "" if answer.content is None else json.dumps(answer.content)
+        return Response(content, answer.status, answer.headers, content_type="application/json")
+
     def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), name="dynamics", daemon=True).start()
+        self._server.start()
+        self._server.expect_request(re.compile("/")).respond_with_handler(self.answer)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self, dynamics: FakeDynamics) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.dynamics = dynamics
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: _Server
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-
-    def _answer(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        url, dynamics, answer = urlsplit(self.path), self.server.dynamics, Answer(404)
-        with dynamics.lock:
-            has_token = self.headers.get("Authorization", "").removeprefix("Bearer ") in dynamics.tokens
-            if url.path == f"/{TENANT}/oauth2/v2.0/token":
-                answer = dynamics.give_token(parse_qs(body.decode()))
-            elif self.command == "GET" and url.path == CONTACTS:
-                answer = dynamics.list_contacts(parse_qs(url.query), has_token=has_token)
-            elif self.command == "PATCH" and (found := re.fullmatch(rf"{CONTACTS}\(([0-9a-f-]{{36}})\)", self.path)):
-                may_create = self.headers.get("If-Match") != "*"
-                answer = dynamics.patch(UUID(found[1]), json.loads(body), has_token=has_token, may_create=may_create)
-        self.send_response(answer.status)
-        content = b"" if answer.content is None else json.dumps(answer.content).encode()
-        length = {} if answer.status == 204 else {"Content-Type": "application/json", "Content-Length": len(content)}
-        for name, value in (answer.headers | length).items():
-            self.send_header(name, str(value))
-        self.end_headers()
-        self.wfile.write(content)
-
-    do_POST = do_GET = do_PATCH = _answer  # noqa: N815 - the base class asks for these names
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        self._server.stop()
