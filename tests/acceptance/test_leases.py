@@ -23,7 +23,7 @@ from certjob.database import Connection
 from tests.support.command_line import Backends, Child, started, today
 from tests.support.facts import Facts
 from tests.support.intents import backlog, review, run_out
-from tests.support.portal_answers import Exchange, answer, delay, hang, ok
+from tests.support.portal_answers import confirm, delay, hang, ok
 from tests.support.portal_server import PortalServer
 from tests.support.processes import (
     FIRST_CALL,
@@ -108,11 +108,6 @@ def test_no_push_begins_so_late_that_it_could_outlast_its_lease(
     assert max(begun[str(key)] - (float(str(due)) - lease) for key, due in claimed) < lease - call
 
 
-def say_yes(exchange: Exchange) -> None:
-    """Answer about what was done long ago."""
-    answer(200, {"contact_id": str(exchange.request.contact_id), "visible": exchange.request.visible})(exchange)
-
-
 SHORT = {"portal_lease": 2.0, "call": 0.2, "round": 0.2}
 STOOD_STILL = "the lease is shorter than a push can take, or this process stood still"
 LOST = "certjob run: 1 portal push lost its lease\n"
@@ -121,7 +116,7 @@ LOST = "certjob run: 1 portal push lost its lease\n"
 @pytest.mark.parametrize(
     ("in_call", "altered", "arrived", "shown", "said"),
     [
-        pytest.param(say_yes, {}, [False, True], True, LOST, id="in its call, which the portal did at once"),
+        pytest.param(confirm, {}, [False, True], True, LOST, id="in its call, which the portal did at once"),
         pytest.param(ok(), {}, [False, True], False, LOST, id="in its call, which the portal does late"),
         pytest.param(None, {"freeze_before": FIRST_CALL}, [True, False], False, LOST, id="just before its call"),
         pytest.param(None, SHORT | {"freeze_after": PORTAL_CLAIM}, [True], True, STOOD_STILL, id="after its claim"),

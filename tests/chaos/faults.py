@@ -18,13 +18,11 @@ class Spot(StrEnum):
     """A callback that the event loop is about to run."""
     RESULT = "result"
     """What a thread hands to the event loop."""
-    TIMER = "timer"
-    """A timer of the event loop that has run out."""
     PUSH = "push"
     """The task of a push."""
 
 
-IN_THE_LOOP = frozenset({Spot.TURN, Spot.RESULT, Spot.TIMER, Spot.PUSH})
+IN_THE_LOOP = frozenset({Spot.TURN, Spot.RESULT, Spot.PUSH})
 """The process strikes itself there; see ``struck_command``."""
 
 
@@ -57,7 +55,7 @@ class Action(StrEnum):
     BLACK_HOLE_STOP = "black hole, stop"
     """The same, ended by signals: certjob must not wait for the database."""
     LATE = "late"
-    """A turn takes more than a second; a result or a timer comes so much later."""
+    """A turn takes more than a second, for which all timers wait; or a result comes so much later."""
     CANCEL = "cancel"
     """A task is cancelled in the middle."""
 

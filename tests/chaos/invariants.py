@@ -81,13 +81,13 @@ def portal_complaints(connection: Connection, stage: Stage) -> Iterator[str]:
             yield f"{name}: certjob's own wanted value is {column}"
         if not stage.is_reachable(person):
             continue
-        shown = receiver.values.get(person.contact_id) if person.contact_id else None
-        if shown is None and (not wanted or person.contact_id in stage.corrected):
+        assert person.contact_id is not None
+        if person.contact_id in stage.corrected and person.contact_id not in receiver.applied:
             yield f"{name}: nothing was ever pushed"
-        elif shown is not None and shown is not wanted:
-            yield f"{name}: the portal shows {'visible' if shown else 'hidden'}"
+        if receiver.visible[person.contact_id] is not wanted:
+            yield f"{name}: the portal shows the opposite"
     others = {person.contact_id for person in stage.people if not person.has_portal}
-    if calls := [one for one in receiver.received if one.contact_id in others]:
+    if calls := [one for one in receiver.pushes if one.contact_id in others]:
         yield f"calls for the organisation without a portal: {calls}"
 
 
@@ -104,10 +104,10 @@ def intent_complaints(connection: Connection, stage: Stage) -> Iterator[str]:
             blocked.add(mentor_id)
         elif status != "delivered" or token is not None:
             yield f"event {event_id} of {person.member_no} is {status}, claimed by {token}"
-        if late := [one for one in receiver.received if one.event_id == event_id and one.version > version]:
-            yield f"event {event_id} has version {version}, but was pushed as {late[-1]}"
+        if late := [one for one in receiver.pushes if one.order[0] == event_id and one.order[1] > version]:
+            yield f"event {event_id} has version {version}, but was pushed as {late[-1].idempotency_key}"
     events = {row[0] for row in connection.execute("SELECT id FROM portal_sync_events")}
-    if lost := {one.event_id for one in receiver.received} - events:
+    if lost := {one.order[0] for one in receiver.pushes} - events:
         yield f"events were pushed and are lost: {sorted(lost)}"
     failures = "SELECT mentor_id FROM dynamics_sync_failures WHERE resolved_at IS NULL"
     unresolved = {mentor_id for (mentor_id,) in connection.execute(failures)}

@@ -98,8 +98,8 @@ class _Run:
                 stage.cluster.stop()
                 stack.callback(stage.cluster.start)
             if command.portal_is_down:
-                stage.portal.__exit__(None, None, None)
-                stack.callback(stage.portal.__enter__)
+                stage.receiver.__exit__(None, None, None)
+                stack.callback(stage.receiver.__enter__)
             proxy = stack.enter_context(DatabaseProxy(stage.cluster, strike))
             child = stack.enter_context(stage.started(command, proxy))
             strike.arm(child)
@@ -196,7 +196,7 @@ class _Run:
             is_shown = person.has_portal and person.contact_id and stage.is_reachable(person)
             if is_shown and person.contact_id and can_be_corrected and dice.random() < 0.5:
                 stage.trail.append(f"by hand: {person.member_no} is {'hidden' if wanted else 'shown'}")
-                stage.receiver.values[person.contact_id] = not wanted
+                stage.receiver.visible[person.contact_id] = not wanted
         self._command(Command(words=("reconcile",), twin=RUN, concurrency=2))
 
     def _is_somebody_due(self) -> bool:
@@ -216,7 +216,7 @@ class _Run:
         self.outcome.complaints += stage.receiver.complaints
         self.outcome.complaints += [
             f"two calls at once: {first.idempotency_key} and {second.idempotency_key} ({first.contact_id})"
-            for first, second in stage.portal.overlaps
+            for first, second in stage.receiver.overlaps
         ]
         with stage.session() as connection:
             for judge in invariants.AT_THE_END:
@@ -230,7 +230,7 @@ class _Run:
         stage = self._stage
         trail = self.outcome.trail
         trail += [*map(str, self._plan.population), *stage.trail]
-        trail += ["the portal received:", *(f"  {one}" for one in stage.receiver.received)]
+        trail += ["the portal received:", *(f"  {one}" for one in stage.receiver.trail)]
         trail += ["the mail server took:", *(f"  {one}" for one in stage.postbox.taken)]
         with stage.session() as connection:
             for table, rows in everything(Facts(connection)).items():

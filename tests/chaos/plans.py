@@ -199,8 +199,6 @@ def _draw_command(chance: Random, population: Sequence[MentorPlan]) -> Command:
 
 def _struck(command: Command, fault: Fault, chance: Random) -> Command:
     """The command with a fault, and a portal's script with which it comes to the place."""
-    if fault.spot is Spot.TIMER:  # a timer runs out where something is waited for
-        return replace(command, fault=fault, script=(Word.ERROR, Word.THROTTLED_SECONDS), attempts=2)
     if fault.action is Action.STOP and fault.spot is Spot.REQUEST and chance.random() < 0.5:
         in_its_call = (*[Word.OK] * (fault.number - 1), Word.HANG)
         return replace(command, fault=fault, script=in_its_call)
@@ -249,7 +247,6 @@ _DRAWN: dict[Spot, tuple[int, str, Sequence[int]]] = {
     Spot.STEP: (6, "kill stop", range(1, 13)),
     Spot.TURN: (14, "stop stop late kill", range(1, 121)),
     Spot.RESULT: (6, "late", range(1, 16)),
-    Spot.TIMER: (4, "late", (1,)),
     Spot.PUSH: (8, "cancel", (1, 1, 2, 3)),
 }
 """How often each spot is drawn, what happens there, and at which of its places: such as most nights reach."""

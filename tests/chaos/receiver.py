@@ -1,9 +1,6 @@
 """The portal's other side: applies an effect once by its key, keeps each contact's order, plays a seeded script."""
 
-import re
-import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from functools import partial
@@ -13,127 +10,93 @@ from tests.chaos.faults import ACTING, Spot, When, Word
 from tests.chaos.strikes import Strike
 from tests.support import portal_answers as answers
 from tests.support.portal_answers import Behaviour, Exchange, PortalRequest, answer, error
+from tests.support.portal_server import PortalServer
 
-_KEY = re.compile(r"([0-9]+)-([0-9]+)")
 _SLOW_SECONDS = 0.15
 _DRIP_EVERY_SECONDS = 0.003
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Received:
-    """One request, and what was done with it."""
+class Receiver(PortalServer):
+    """What the portal shows, how it came to that, and what was wrong with it; a context manager."""
 
-    contact_id: UUID
-    visible: bool
-    event_id: int
-    version: int
-    word: str
-
-    @property
-    def order(self) -> tuple[int, int]:
-        """The idempotency key, in two numbers: a newer wish has a higher one."""
-        return self.event_id, self.version
-
-    def __str__(self) -> str:
-        value = "show" if self.visible else "hide"
-        return f"{self.event_id}-{self.version} {str(self.contact_id)[-4:]} {value}  {self.word}"
-
-
-@dataclass(kw_only=True)
-class Receiver:
-    """What the portal shows, how it came to that, and what was wrong with it."""
-
-    known: set[UUID] = field(default_factory=set)
-    """Contacts that exist; any other is answered with contact_not_found."""
-    values: dict[UUID, bool] = field(default_factory=dict)
-    """What the portal shows; a contact that was never set is shown."""
-    received: list[Received] = field(default_factory=list)
-    complaints: list[str] = field(default_factory=list)
-    """Breaches of the contract that are seen here: an old value after a newer one, a key used for two values."""
-
-    def __post_init__(self) -> None:
-        self._applied: dict[UUID, tuple[int, int]] = {}
+    def __init__(self) -> None:
+        super().__init__()
+        self.decide = self._decide
+        self.known: set[UUID] = set()
+        """Contacts that exist; any other is answered with contact_not_found."""
+        self.pushes: list[PortalRequest] = []
+        self.applied: dict[UUID, tuple[int, int]] = {}
+        """The newest wish that was done, by contact."""
+        self.trail: list[str] = []
+        self.complaints: list[str] = []
+        """Breaches of the contract that are seen here: an old value after a newer one, a key used for two values."""
         self._keys: dict[tuple[int, int], tuple[UUID, bool]] = {}
-        self._script: list[Word] = []
+        self._word_script: list[Word] = []
         self._strike: Strike | None = None
-        self._working = 0
-        self._lock = threading.Lock()
 
     def begin(self, script: Sequence[Word], strike: Strike | None) -> None:
         """Play this script to what comes now, then be healthy."""
-        with self._lock:
-            self._script = list(script)
+        with self.changed:
+            self._word_script = list(script)
             self._strike = strike
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether no request is being worked on, not even one whose caller is dead."""
-        return self._working == 0
+    def add(self, contact_id: UUID) -> None:
+        """A contact that exists is shown until something else is asked for."""
+        self.known.add(contact_id)
+        self.visible.setdefault(contact_id, True)
 
-    def behaviour(self, request: PortalRequest) -> Behaviour:
-        """The script of a PortalServer."""
+    def _decide(self, request: PortalRequest) -> Behaviour:
         if request.method == "GET":
-            return self._list
-        with self._lock:
-            word = self._script.pop(0) if self._script else Word.OK
-            strike = self._strike
-            chosen = strike is not None and strike.chooses(Spot.REQUEST)
-            received = self._note(request, word)
-            self._working += 1
-        return partial(self._behave, received=received, word=word, strike=strike if chosen else None)
-
-    def _list(self, exchange: Exchange) -> None:
-        """Everything that is shown, on one page."""
-        shown = [str(each) for each in sorted(self.known) if self.values.get(each, True)]
-        answer(200, {"visible": shown, "next": None})(exchange)
-
-    def _note(self, request: PortalRequest, word: Word) -> Received | None:
-        match = _KEY.fullmatch(request.idempotency_key or "")
-        if match is None or request.contact_id is None or request.visible is None:
-            self.complaints.append(f"request {request.number} breaks the contract: {request.body!r} {request.headers}")
-            return None
-        one = Received(
-            contact_id=request.contact_id,
-            visible=request.visible,
-            event_id=int(match[1]),
-            version=int(match[2]),
-            word=word if request.contact_id in self.known else f"{word} (unknown contact)",
-        )
-        self.received.append(one)
-        if one.order < self._applied.get(one.contact_id, (0, 0)):
-            self.complaints.append(f"an old value came after a newer one was applied: {one}")
-        if self._keys.setdefault(one.order, (one.contact_id, one.visible)) != (one.contact_id, one.visible):
-            self.complaints.append(f"a key was used for two values: {one}")
-        return one
-
-    def _behave(self, exchange: Exchange, *, received: Received | None, word: Word, strike: Strike | None) -> None:
+            return answers.ok()
+        word = self._word_script.pop(0) if self._word_script else Word.OK
+        strike = self._strike
+        is_chosen = strike is not None and strike.chooses(Spot.REQUEST)
+        known = "" if request.contact_id in self.known else " (unknown contact)"
+        value = "show" if request.visible else "hide"
+        self.trail.append(f"{request.idempotency_key} {str(request.contact_id)[-4:]} {value}  {word}{known}")
         try:
-            if strike is not None:
-                strike.at(When.BEFORE)
-            if exchange.request.contact_id not in self.known and word in ACTING:
-                error(404, "contact_not_found")(exchange)
-                return
-            if word is Word.SLOW:
-                exchange.pause(_SLOW_SECONDS)
-            if word in ACTING and received is not None:
-                self._apply(received)
-            if strike is not None:
-                strike.at(When.AFTER)
-            _ANSWERS[word](exchange)
-            if strike is not None:
-                strike.at(When.ANSWERED)
-        finally:
-            with self._lock:
-                self._working -= 1
+            self._note(request)
+        except ValueError:
+            self.complaints.append(f"request {request.number} breaks the contract: {request.body!r} {request.headers}")
+            return error(400, "invalid_request")
+        return partial(self._behave, word=word, strike=strike if is_chosen else None)
 
-    def _apply(self, one: Received) -> None:
-        with self._lock:
-            last = self._applied.get(one.contact_id, (0, 0))
-            if one.order < last:
-                self.complaints.append(f"an old value was applied after a newer one: {one} after {last}")
-            if one.order != last:  # a key seen before changes nothing
-                self._applied[one.contact_id] = one.order
-                self.values[one.contact_id] = one.visible
+    def _note(self, request: PortalRequest) -> None:
+        if request.contact_id is None or request.visible is None:
+            raise ValueError
+        self.pushes.append(request)
+        if request.order < self.applied.get(request.contact_id, (0, 0)):
+            self.complaints.append(f"an old value came after a newer one was applied: {self.trail[-1]}")
+        wish = request.contact_id, request.visible
+        if self._keys.setdefault(request.order, wish) != wish:
+            self.complaints.append(f"a key was used for two values: {self.trail[-1]}")
+
+    def _behave(self, exchange: Exchange, *, word: Word, strike: Strike | None) -> None:
+        if strike is not None:
+            strike.at(When.BEFORE)
+        if exchange.request.contact_id not in self.known and word in ACTING:
+            error(404, "contact_not_found")(exchange)
+            return
+        if word is Word.SLOW:
+            exchange.pause(_SLOW_SECONDS)
+        if word in ACTING:
+            self._apply(exchange)
+        if strike is not None:
+            strike.at(When.AFTER)
+        _ANSWERS[word](exchange)
+        if strike is not None:
+            strike.at(When.ANSWERED)
+
+    def _apply(self, exchange: Exchange) -> None:
+        request = exchange.request
+        assert request.contact_id is not None
+        with self.changed:
+            last = self.applied.get(request.contact_id, (0, 0))
+            if request.order < last:
+                self.complaints.append(f"an old value was applied after a newer one: {request.order} after {last}")
+            if request.order != last:  # a key seen before changes nothing
+                self.applied[request.contact_id] = request.order
+                exchange.apply()
 
 
 def _drip(exchange: Exchange) -> None:
@@ -153,7 +116,7 @@ def _throttled_until(exchange: Exchange) -> None:
 
 
 _ANSWERS: dict[Word, Behaviour] = {
-    **dict.fromkeys((Word.OK, Word.SLOW), answers.ok()),
+    **dict.fromkeys((Word.OK, Word.SLOW), answers.confirm),
     **dict.fromkeys((Word.RESET, Word.RESET_AFTER_ACTING), answers.reset()),
     **dict.fromkeys((Word.NO_JSON, Word.NO_JSON_AFTER_ACTING), answer(200, b'{"contact_id": ')),
     Word.CUT: answers.cut(applied=False),
@@ -170,5 +133,4 @@ _ANSWERS: dict[Word, Behaviour] = {
     Word.HTML_ERROR: answers.html(502),
     Word.WRONG_KEY: error(401, "unauthorized"),
 }
-"""The answers alone: what is done and what is struck comes before. (``ok`` sets the server's own record as well,
-which nobody reads here, for it knows no keys.)"""
+"""The answers alone: what is done and what is struck comes before."""

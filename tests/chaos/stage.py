@@ -21,7 +21,6 @@ from tests.chaos.receiver import Receiver
 from tests.support.command_line import Child, started
 from tests.support.facts import Facts
 from tests.support.intents import let_unknown_outcomes_pass, make_due, run_out
-from tests.support.portal_server import PortalServer
 from tests.support.saga_model import Due, Mentor, due_reminders, read_mentors
 from tests.support.smtp_server import CERTIFICATE
 from tests.support.waiting import until
@@ -40,7 +39,6 @@ class Stage:
     folder: Path
     receiver: Receiver
     postbox: Postbox
-    portal: PortalServer
     today: date
     trail: list[str] = field(default_factory=list)
     """What was done, in order."""
@@ -57,14 +55,9 @@ class Stage:
     def set_up(cls, *, cluster: Cluster, folder: Path, seed: int) -> Iterator[Self]:
         """A fresh database and the two servers."""
         name = f"chaos_{seed}_{uuid.uuid4().hex[:8]}"
-        receiver = Receiver()
-        with (
-            cluster.fresh_database(name),
-            PortalServer(script=receiver.behaviour) as portal,
-            Postbox() as postbox,
-        ):
+        with cluster.fresh_database(name), Receiver() as receiver, Postbox() as postbox:
             today = datetime.now(ZoneInfo("Europe/Oslo")).date()
-            outside: dict[str, Any] = {"receiver": receiver, "postbox": postbox, "portal": portal}
+            outside: dict[str, Any] = {"receiver": receiver, "postbox": postbox}
             yield cls(cluster=cluster, name=name, folder=folder, today=today, **outside)
 
     def session(self) -> Connection:
@@ -74,9 +67,9 @@ class Stage:
     def populate(self, population: Sequence[MentorPlan]) -> None:
         with self.session() as connection:
             create(Facts(connection), population, self.today)
-        self.receiver.known |= {
-            plan.contact_id for plan in population if plan.contact is Contact.RIGHT and plan.contact_id is not None
-        }
+        for plan in population:
+            if plan.contact is Contact.RIGHT and plan.contact_id is not None:
+                self.receiver.add(plan.contact_id)
         self._note_facts()
 
     def change(self, changes: Sequence[Change]) -> None:
@@ -85,7 +78,7 @@ class Stage:
             with self.session() as connection:
                 contact = change(Facts(connection), each, self.today)
             if each.deed is Deed.CORRECT_CONTACT:
-                self.receiver.known.add(contact)
+                self.receiver.add(contact)
                 self.corrected.add(contact)
             self.trail.append(f"{each.member_no}: {each.deed} ({each.days} days)")
             self._note_facts()
@@ -110,7 +103,7 @@ class Stage:
     @property
     def traffic(self) -> dict[str, int]:
         """How much there was so far."""
-        requests, mails = len(self.receiver.received), len(self.postbox.taken)
+        requests, mails = len(self.receiver.pushes), len(self.postbox.taken)
         return {"requests": requests, "mails": mails, "steps": self.postbox.steps}
 
     def has_struck_itself(self) -> bool:
@@ -160,8 +153,8 @@ class Stage:
             "HOME": str(self.folder),
             "PATH": "/usr/bin:/bin",
             "CERTJOB_DATABASE_URL": f"postgresql://postgres@127.0.0.1:{port}/{self.name}?sslmode=disable&gssencmode=disable",
-            "CERTJOB_PORTAL_URL": self.portal.url,
-            "CERTJOB_PORTAL_KEY": self.portal.key,
+            "CERTJOB_PORTAL_URL": self.receiver.url,
+            "CERTJOB_PORTAL_KEY": self.receiver.key,
             "CERTJOB_PORTAL_CONCURRENCY": str(command.concurrency),
             "CERTJOB_PORTAL_ATTEMPTS": str(command.attempts),
             "CERTJOB_NOTIFY_URL": f"smtp://127.0.0.1:{self.postbox.port}",

@@ -1,7 +1,6 @@
 """Faults inside the command's event loop: certjob has no hook for them, so asyncio is wrapped before it begins."""
 
 import asyncio
-import heapq
 import os
 import signal
 import threading
@@ -41,27 +40,18 @@ class LoopFault:
         self._mark.touch()
 
 
-def strike_turns_and_timers(fault: LoopFault) -> None:
-    """Before a callback is run: end the process, let the loop stand still, or put a timer off."""
+def strike_turns(fault: LoopFault) -> None:
+    """Before a callback is run: end the process, or let the loop stand still."""
     run = asyncio.Handle._run
 
     def strike(handle: asyncio.Handle) -> None:
-        if isinstance(handle, asyncio.TimerHandle) and fault.is_here("timer"):
-            fault.note()
-            handle._when += LATE_SECONDS  # type: ignore[attr-defined]
-            handle._scheduled = True  # type: ignore[attr-defined]
-            heapq.heappush(handle._loop._scheduled, handle)  # type: ignore[attr-defined]
-            return
         if fault.is_here("turn"):
             fault.note()
-            match fault.action:
-                case "late":
-                    time.sleep(LATE_SECONDS)
-                case "stop":
-                    for number in (signal.SIGTERM, signal.SIGINT):
-                        os.kill(os.getpid(), number)
-                case _:
-                    os.kill(os.getpid(), signal.SIGKILL)
+            if fault.action == "late":
+                time.sleep(LATE_SECONDS)
+            else:
+                for number in (signal.SIGTERM, signal.SIGINT) if fault.action == "stop" else (signal.SIGKILL,):
+                    os.kill(os.getpid(), number)
         run(handle)
 
     asyncio.Handle._run = strike  # type: ignore[assignment, method-assign]
@@ -122,7 +112,7 @@ def plant(*, loop_fault: Mapping[str, Any] | None = None, patience: float = 0) -
     """Prepare this process: one fault, and its patience: time-outs of a minute and more come after so many seconds."""
     if loop_fault:
         wanted = LoopFault(**loop_fault)
-        strike_turns_and_timers(wanted)
+        strike_turns(wanted)
         strike_results(wanted)
         strike_pushes(wanted)
     if patience:

@@ -70,6 +70,11 @@ class PortalServer:
     def open_connections(self) -> int:
         return len(self._connections)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is being worked on, not even one whose caller is dead."""
+        return not self._in_flight
+
     def then(self, *behaviours: Behaviour) -> None:
         """Append to the script."""
         with self.changed:
