@@ -2,11 +2,10 @@
 
 import csv
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Final
-from uuid import NAMESPACE_DNS, UUID, uuid5
+from uuid import NAMESPACE_DNS, uuid5
 
 from certjob.database import Connection
 from certjob.facts import loading, organisations
@@ -14,6 +13,13 @@ from certjob.facts.roster import LoadOptions
 
 HLF: Final = "hlf"
 OTHER: Final = "nordlys"
+
+RETURNING: Final = "H1001"
+"""Expires on the first night, and renews."""
+ILL: Final = "H1020"
+"""The same, but a coordinator has paused this one for illness."""
+WITHOUT_ADDRESS: Final = "H1036"
+"""Cannot be written to until somebody enters an address."""
 
 KIND: Final = "likeperson"
 _OPTIONAL_KIND: Final = "kursleder"
@@ -44,40 +50,13 @@ _STRIDE: Final = 37
 Row = dict[str, str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplePeople:
-    """The CSV rows, and the members who play a part in the story."""
-
-    rows: list[Row]
-    returning: str
-    """Renews after an expiry."""
-    ill: str
-    """Renews too, but a coordinator has paused this one for illness."""
-    without_address: str
-    """Cannot be written to until somebody enters an address."""
-
-    @property
-    def contacts(self) -> set[UUID]:
-        """The portal's contacts."""
-        return {UUID(row["dynamics_contact_id"]) for row in self.rows if row["dynamics_contact_id"]}
-
-
-def make_people(first_night: date) -> SamplePeople:
-    """Return the same people every time, with dates relative to the first night."""
+def make_people(first_night: date) -> list[Row]:
+    """Return the rows of the CSV file: the same people every time, with dates relative to the first night."""
     rows = [row for slug in _MENTORS for row in _members(slug, first_night)]
-    of_day = [row for row in rows if row["organisation"] == HLF and row["expires_on"] == str(first_night)]
-    silent = next(row for row in rows if row["expires_on"] == str(first_night + timedelta(days=61)))
-    silent["email"] = ""
-    rows += list(_further_certificates(rows, first_night))
-    return SamplePeople(
-        rows=rows,
-        returning=of_day[0]["member_no"],
-        ill=of_day[1]["member_no"],
-        without_address=silent["member_no"],
-    )
+    return rows + list(_further_certificates(rows, first_night))
 
 
-def load_people(connection: Connection, people: SamplePeople, *, folder: Path) -> loading.LoadReport:
+def load_people(connection: Connection, rows: list[Row], *, folder: Path) -> loading.LoadReport:
     """Set up both organisations and load everybody from a CSV file, as `certjob load` does."""
     organisations.set_organisation(
         connection,
@@ -92,9 +71,9 @@ def load_people(connection: Connection, people: SamplePeople, *, folder: Path) -
     )
     path = folder / "mentors.csv"
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(people.rows[0]))
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
-        writer.writerows(people.rows)
+        writer.writerows(rows)
     return loading.load(connection, path, options=LoadOptions(strict=True))
 
 
@@ -112,7 +91,7 @@ def _members(slug: str, first_night: date) -> Iterator[Row]:
             "organisation": slug,
             "member_no": member_no,
             "full_name": f"{_FIRST_NAMES[everybody % len(_FIRST_NAMES)]} {last_name}",
-            "email": f"{member_no.lower()}@example.org",
+            "email": "" if member_no == WITHOUT_ADDRESS else f"{member_no.lower()}@example.org",
             "locale": {8: "en", 4: "nn"}.get(number % 9, "nb"),
             "dynamics_contact_id": str(uuid5(NAMESPACE_DNS, f"{member_no}.example.org")) if slug == HLF else "",
             "kind": KIND,

@@ -20,7 +20,7 @@ from zoneinfo import ZoneInfo
 from rich.text import Text
 
 from certjob import database
-from certjob.cli.demo.people import HLF, KIND, VALIDITY, SamplePeople
+from certjob.cli.demo.people import HLF, ILL, KIND, RETURNING, VALIDITY, WITHOUT_ADDRESS
 from certjob.cli.demo.portal import COLD_START_SECONDS, DemoPortal
 from certjob.cli.pages import alerts as alerts_page
 from certjob.cli.pages import night as night_pages
@@ -71,7 +71,6 @@ class Demonstration:
     """Real HTTP to the stand-in, a real Maildir."""
     portal_client: Callable[[], HLFDynamicsSyncService]
     maildir: Path
-    people: SamplePeople
     first_night: date
 
     def night(self, number: int) -> date:
@@ -173,9 +172,8 @@ def plan_and_night(demo: Demonstration) -> None:
     )
     demo.compare_portal()
     demo.show_alerts(2)
-    silent = demo.people.without_address
-    demo.connection.execute("UPDATE mentors SET email = 'found@example.org' WHERE member_no = %s", (silent,))
-    demo.say(f"A coordinator enters an address for {silent}; that alone makes the reminder due again.")
+    demo.connection.execute("UPDATE mentors SET email = 'a@example.org' WHERE member_no = %s", (WITHOUT_ADDRESS,))
+    demo.say(f"A coordinator enters an address for {WITHOUT_ADDRESS}; that alone makes the reminder due again.")
 
 
 def outage(demo: Demonstration) -> None:
@@ -215,16 +213,15 @@ def recovery(demo: Demonstration) -> None:
 
 def renewal(demo: Demonstration) -> None:
     """Night 4: a renewal brings a mentor back, and lifts nothing that certjob did not open."""
-    members = (demo.people.returning, demo.people.ill)
     demo.heading(f"Night 4, {demo.night(4)}: two renewals")
-    mentors = [lookup.find_mentor(demo.connection, name, organisation=HLF) for name in members]
+    mentors = [lookup.find_mentor(demo.connection, name, organisation=HLF) for name in (RETURNING, ILL)]
     before = [resync.describe(demo.connection, mentor_id) for mentor_id in mentors]
     for mentor_id in mentors:
         demo.connection.execute(
             "INSERT INTO certificates (mentor_id, kind, issued_on, expires_on) VALUES (%s, %s, %s, %s)",
             (mentor_id, KIND, demo.night(4), demo.night(4) + VALIDITY),
         )
-    demo.say(f"{members[0]} and {members[1]} took the course again; a coordinator has paused {members[1]} for illness.")
+    demo.say(f"{RETURNING} and {ILL} took the course again; a coordinator has paused {ILL} for illness.")
     demo.run_night(4)
     for mentor_id, state in zip(mentors, before, strict=True):
         night_pages.show_resync(demo.output, state, resync.describe(demo.connection, mentor_id))

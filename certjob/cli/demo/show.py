@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from datetime import date, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from uuid import UUID
 
 from certjob import database
-from certjob.cli.demo.people import load_people, make_people
+from certjob.cli.demo.people import ILL, Row, load_people, make_people
 from certjob.cli.demo.portal import DemoPortal
 from certjob.cli.demo.scenes import SCENES, ZONE, Demonstration
 from certjob.cli.terminal.output import Output
@@ -33,12 +34,13 @@ def show(output: Output, *, stop: StopFlag) -> int:
     """
     began_at = time.monotonic()
     first_night = datetime.now(ZONE).date() - timedelta(days=2)  # so that the night of the outage is today's
-    people = make_people(first_night)
+    rows = make_people(first_night)
+    contacts = {UUID(row["dynamics_contact_id"]) for row in rows if row["dynamics_contact_id"]}
     try:
         with (
             _throw_away_database() as (folder, url),
             database.connect(url) as connection,
-            DemoPortal(people.contacts) as portal,
+            DemoPortal(contacts) as portal,
         ):
             portal_client = partial(
                 HLFDynamicsSyncService, portal.url, "demo-key", deadline_seconds=CALL_DEADLINE_SECONDS
@@ -53,10 +55,9 @@ def show(output: Output, *, stop: StopFlag) -> int:
                 portal_client=portal_client,
                 delivery=Delivery(make_target=portal_client, channel=channel, zone=ZONE),
                 maildir=folder / "maildir",
-                people=people,
                 first_night=first_night,
             )
-            for scene in (partial(load, folder=folder), *SCENES, what_next):
+            for scene in (partial(load, rows=rows, folder=folder), *SCENES, what_next):
                 scene(demo)
     except CertjobError as error:
         if stop.is_set():
@@ -80,15 +81,15 @@ def _throw_away_database() -> Iterator[tuple[Path, str]]:
             yield folder, url
 
 
-def load(demo: Demonstration, *, folder: Path) -> None:
+def load(demo: Demonstration, *, rows: list[Row], folder: Path) -> None:
     """Lay the schema and load the people; a coordinator has paused one of them."""
     demo.heading("A throw-away PostgreSQL, two organisations, a portal")
     applied = migrations.migrate(demo.connection)
-    loaded = load_people(demo.connection, demo.people, folder=folder)
+    loaded = load_people(demo.connection, rows, folder=folder)
     demo.connection.execute(
         "INSERT INTO mentor_pauses (mentor_id, reason, actor)"
         " SELECT id, 'illness', 'coordinator' FROM mentors WHERE member_no = %s",
-        (demo.people.ill,),
+        (ILL,),
     )
     demo.say(
         f"PostgreSQL started, {len(applied)} migrations applied, {loaded.mentors_added} made-up mentors with "
