@@ -8,6 +8,7 @@ import email
 import logging
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from email.message import Message
@@ -17,7 +18,7 @@ from uuid import UUID
 
 from certjob import database
 from certjob.database import Connection, persist
-from certjob.domain.addresses import MailAddress, parse_address
+from certjob.domain.addresses import parse_address
 from certjob.mail.channels.server_text import readable
 
 logger = logging.getLogger(__name__)
@@ -158,21 +159,10 @@ def _note_digest(connection: Connection, about: re.Match[str], failed: Sequence[
 
 def _error(address: str | None, failed: Sequence[FailedRecipient]) -> str | None:
     """Return what the row is to say; None if none of these is its recipient's address as it is now."""
-    known = _parsed(address)
-    if known is None:
-        return None
     for recipient in failed:
-        if any(_folded(_parsed(said)) == _folded(known) for said in recipient.addresses):
-            return f"the mail came back ({readable(recipient.why, recipient=known)})"
+        for said in recipient.addresses:
+            with suppress(ValueError):  # one of the two is not an address
+                known = parse_address(address or "")
+                if parse_address(said).specification.casefold() == known.specification.casefold():
+                    return f"the mail came back ({readable(recipient.why, recipient=known)})"
     return None
-
-
-def _parsed(address: str | None) -> MailAddress | None:
-    try:
-        return parse_address(address or "")
-    except ValueError:
-        return None
-
-
-def _folded(address: MailAddress | None) -> str:
-    return address.specification.casefold() if address is not None else ""

@@ -3,7 +3,7 @@
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from certjob.domain.addresses import MailAddress, parse_address, parse_sender
+from certjob.domain.addresses import MailAddress, parse_sender
 from certjob.errors import ConfigurationError
 from certjob.mail.message import Channel, OutgoingMessage
 from certjob.outbox.loop import run_alone
@@ -52,12 +52,13 @@ def _smtp(parts: SplitResult, *, settings: Settings) -> Channel:
         raise ConfigurationError(message)
     host = parts.hostname or ""
     implicit_tls = parts.scheme == "smtps"
+    bounces = settings.bounce_address
     usual_port = 465 if implicit_tls else 25 if host in LOOPBACK_HOSTS else 587
     return SmtpChannel(
         host,
         port=parts.port or usual_port,
-        sender=_sender(settings.mail_from or ""),
-        bounce_address=_bounce_address(settings.bounce_address),
+        sender=_sender("CERTJOB_MAIL_FROM", settings.mail_from or ""),
+        bounce_address=_sender("CERTJOB_BOUNCE_ADDRESS", bounces) if bounces else None,
         implicit_tls=implicit_tls,
         user=settings.notify_user,
         password=settings.notify_password,
@@ -70,7 +71,8 @@ def _maildir(parts: SplitResult, *, settings: Settings) -> Channel:
     if parts.netloc:
         message = "CERTJOB_NOTIFY_URL: maildir takes a path on this machine"
         raise ConfigurationError(message, next_step="write maildir:/path with one slash")
-    return MaildirChannel(Path(unquote(parts.path)), sender=_sender(settings.mail_from or REHEARSAL_SENDER))
+    sender = _sender("CERTJOB_MAIL_FROM", settings.mail_from or REHEARSAL_SENDER)
+    return MaildirChannel(Path(unquote(parts.path)), sender=sender)
 
 
 def _webhook(url: str, *, settings: Settings) -> Channel:
@@ -79,23 +81,9 @@ def _webhook(url: str, *, settings: Settings) -> Channel:
     return WebhookChannel(url, token=settings.notify_password)
 
 
-def _bounce_address(text: str | None) -> MailAddress | None:
-    try:
-        address = parse_address(text) if text is not None else None
-    except ValueError as error:
-        message = f"CERTJOB_BOUNCE_ADDRESS {error}"
-        raise ConfigurationError(message, next_step="give an address without a name") from None
-    if address is not None and address.international:
-        message = (
-            "CERTJOB_BOUNCE_ADDRESS has letters beyond ASCII before the @, and not every server could return mail to it"
-        )
-        raise ConfigurationError(message, next_step="give another address")
-    return address
-
-
-def _sender(text: str) -> MailAddress:
+def _sender(variable: str, text: str) -> MailAddress:
     try:
         return parse_sender(text)
     except ValueError as error:
-        message = f"CERTJOB_MAIL_FROM {error}"
+        message = f"{variable} {error}"
         raise ConfigurationError(message, next_step="give an address, or a name and <address>") from None

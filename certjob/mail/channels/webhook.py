@@ -1,7 +1,8 @@
 """Messages to a webhook, which turns them into push or in-app messages."""
 
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from urllib.parse import urlsplit
+from uuid import UUID
 
 import httpx
 from pydantic import SecretStr
@@ -27,6 +28,10 @@ DEFERRED_CODES = frozenset({408, 409, 425})
 UNKNOWN_CODES = frozenset({502, 504, 520, 524})
 """Said by something in between that got no answer, or no whole one: the receiver may have the message. 520 and 524 are
 Cloudflare's."""
+
+
+TOLD = ("kind", "to", "locale", "subject", "text", "html", "mentor_id", "threshold_days", "expires_on", "repeat")
+"""What of a message the receiver gets; only a reminder has all of it."""
 
 
 class WebhookChannel:
@@ -82,22 +87,11 @@ class WebhookChannel:
 
 
 def _document(message: OutgoingMessage) -> dict[str, str | int | bool]:
-    about: dict[str, str | int | bool] = {}
-    if message.mentor_id is not None and message.threshold_days is not None and message.expires_on is not None:
-        about = {
-            "mentor_id": str(message.mentor_id),
-            "threshold_days": message.threshold_days,
-            "expires_on": message.expires_on.isoformat(),
-        }
+    values = {name: getattr(message, name) for name in TOLD}
     return {
-        "kind": message.kind,
-        "to": message.to,
-        "locale": message.locale,
-        "subject": message.subject,
-        "text": message.text,
-        "html": message.html,
-        **about,
-        "repeat": message.repeat,
+        name: str(value) if isinstance(value, UUID | date) else value
+        for name, value in values.items()
+        if value is not None
     }
 
 
