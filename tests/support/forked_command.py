@@ -147,6 +147,7 @@ def _become(
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
+    sys.stdin = os.fdopen(0)  # multiprocessing has put another one in its place
     os.setsid()
     if os.isatty(0):
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # its line can be dropped
