@@ -26,9 +26,6 @@ LATEST_AFTER_EXPIRY_DAYS = 14
 MASS_CHANGE_MINIMUM = 20
 """An organisation may always pause, or bring back, this many mentors in one run."""
 
-MASS_CHANGE_PART = 10
-"""And always one in so many of its active ones."""
-
 MASS_REMINDER_LIMIT = 5_000
 """More new reminders than this in one organisation and run are held back."""
 
@@ -198,9 +195,9 @@ def ending_certificates(mentor: Mentor, today: date, *, within_days: int) -> lis
     ]
 
 
-def exceeds_mass_change(changes: int, *, active_mentors: int) -> bool:
-    """Return whether so many pauses (or returns) in one run look like a bad clock or a bad import."""
-    return changes > MASS_CHANGE_MINIMUM and changes * MASS_CHANGE_PART > active_mentors
+def mass_change_limit(active_mentors: int) -> int:
+    """Return how many pauses (or returns) in one run do not yet look like a bad clock or a bad import: a tenth."""
+    return max(MASS_CHANGE_MINIMUM, active_mentors // 10)
 
 
 def _order(certificate: Certificate) -> tuple[date, date]:

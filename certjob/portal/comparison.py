@@ -130,9 +130,9 @@ def _hold_shows(connection: Connection, comparison: Comparison) -> list[Held]:
             continue
         parameters = {"organisation_id": organisation_id}
         mentors: int = database.fetch_value(connection, "count_portal_mentors", parameters)
-        if not is_empty and not rules.exceeds_mass_change(number, active_mentors=mentors):
+        limit = rules.mass_change_limit(mentors)
+        if not is_empty and number <= limit:
             continue
-        limit = max(rules.MASS_CHANGE_MINIMUM, mentors // rules.MASS_CHANGE_PART)
         what = f"{number:,} mentors would be shown again" if number > 1 else "1 mentor would be shown again"
         why = "the portal shows nobody at all" if is_empty else f"the limit is {limit:,} (of {mentors:,} on the portal)"
         ours = [each for each in shows if each.organisation_id == organisation_id]

@@ -169,7 +169,7 @@ class MassChangeGuard:
         for what, changes, words in (("pauses", paused, "paused"), ("returns", resumed, "brought back")):
             if self._exceeds(organisation.id, changes):
                 active = self._active[organisation.id]
-                limit = max(rules.MASS_CHANGE_MINIMUM, active // rules.MASS_CHANGE_PART)
+                limit = rules.mass_change_limit(active)
                 tally = self._tallies[organisation.id]
                 done = tally.paused + tally.resumed
                 applied = f"nothing more after {done}" if done else "nothing"
@@ -191,7 +191,7 @@ class MassChangeGuard:
             now_active = database.fetch_value(self._connection, "count_active_mentors", asked)
             tally = self._tallies[organisation_id]
             self._active[organisation_id] = now_active + tally.paused - tally.resumed
-        return rules.exceeds_mass_change(changes, active_mentors=self._active[organisation_id])
+        return changes > rules.mass_change_limit(self._active[organisation_id])
 
 
 def _count(decisions: Iterable[Decision], change: PauseChange) -> int:

@@ -49,7 +49,7 @@ def test_more_than_twenty_and_a_tenth_newly_paused_is_held(
         facts.mentor(organisation, left_at=datetime(2026, 1, 1, tzinfo=UTC))  # who has left is not active
     if not valid and not held:
         monkeypatch.delattr("certjob.review.plan.due_decisions")
-        monkeypatch.delattr(rules, "exceeds_mass_change")
+        monkeypatch.delattr(rules, "mass_change_limit")
 
     report = night(connection, deliver=False)
 
