@@ -127,21 +127,19 @@ def _headers(opened: Session, shown: "Preview") -> dict[str, str]:
 
 def _document(opened: Session, shown: "Preview") -> dict[str, object]:
     message = shown.message
-    headers = {name.lower().replace("-", "_"): value for name, value in _headers(opened, shown).items()}
-    return (
-        {"mentor_id": message.mentor_id, "reply_to": None}
-        | headers
-        | {
-            "explanation": shown.explanation,
-            "sends_on": shown.sends_on,
-            "threshold_days": message.threshold_days,
-            "expires_on": message.expires_on,
-            "locale": message.locale,
-            "repeat": message.repeat,
-            "text": message.text,
-            "html": message.html,
-        }
-    )
+    return {
+        "mentor_id": message.mentor_id,
+        "reply_to": None,
+        **{name.lower().replace("-", "_"): value for name, value in _headers(opened, shown).items()},
+        "explanation": shown.explanation,
+        "sends_on": shown.sends_on,
+        "threshold_days": message.threshold_days,
+        "expires_on": message.expires_on,
+        "locale": message.locale,
+        "repeat": message.repeat,
+        "text": message.text,
+        "html": message.html,
+    }
 
 
 def _print(opened: Session, shown: "Preview") -> None:
