@@ -30,15 +30,6 @@ class Organisation:
     has_portal: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Seen:
-    """What the app shows."""
-
-    organisations: list[str]
-    mentors: int
-    alerts: int
-
-
 def check_as(connection: Connection, user_id: UUID) -> Iterator[Finding]:
     """Yield what the app's user with this id sees and may do. All of it is rolled back."""
     with database.transaction(connection, force_rollback=True):
@@ -106,17 +97,17 @@ class _Asked:
 
     def what_is_seen(self) -> Finding:
         with _acting(self._connection, self._user_id):
-            seen = database.fetch(self._connection, "count_what_is_seen", into=_Seen)[0]
+            organisations, mentors, alerts = database.fetch(self._connection, "count_what_is_seen")[0]
         own = [self._organisation.slug] if self._organisation else []
-        if seen.organisations != own:
-            message = f"sees the organisations [{', '.join(seen.organisations)}] in place of [{', '.join(own)}]"
+        if organisations != own:
+            message = f"sees the organisations [{', '.join(organisations)}] in place of [{', '.join(own)}]"
             return fail(NAME, message, next_step=_SET_UP_ANEW)
         if not own:
             step = f"if they are one: `certjob organisation set SLUG --coordinator '{self._user_id} Name <mail>'`"
             return warn(NAME, "no coordinator has this id, so the app shows nothing", next_step=step)
-        mentors = "1 mentor" if seen.mentors == 1 else f"{seen.mentors:,} mentors"
-        alerts = "1 alert" if seen.alerts == 1 else f"{seen.alerts:,} alerts"
-        return ok(NAME, f"sees {own[0]} with {mentors} and {alerts} of the portal")
+        who = "1 mentor" if mentors == 1 else f"{mentors:,} mentors"
+        what = "1 alert" if alerts == 1 else f"{alerts:,} alerts"
+        return ok(NAME, f"sees {own[0]} with {who} and {what} of the portal")
 
     def strangers(self) -> Finding:
         own_id = self._organisation.id if self._organisation else None

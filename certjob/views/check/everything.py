@@ -24,8 +24,8 @@ from certjob.outbox.loop import run_alone
 from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
 from certjob.settings import EMBEDDED, Settings
 from certjob.views.check import as_coordinator
-from certjob.views.check.findings import Finding, Verdict, fail, failed_with, ok, skip, warn
-from certjob.views.check.in_database import LATER_CHECKS, check_database, read_organisations
+from certjob.views.check.findings import Finding, fail, failed_with, ok, skip, warn
+from certjob.views.check.in_database import check_database
 from certjob.views.check.templates import check_templates
 
 PORTAL_SECONDS = 30.0
@@ -78,32 +78,25 @@ def _check_settings(settings: Settings, *, problems: Mapping[str, ConfigurationE
 
 def _check_database(settings: Settings, *, as_user: UUID | None) -> Generator[Finding, None, dict[str, bool] | None]:
     """Yield the findings; return the organisations and whether they have a portal, None if that is not known."""
-    checks = ["writable", "clock", *LATER_CHECKS, *([as_coordinator.NAME] if as_user else [])]
     url = settings.database_url.get_secret_value()
     if not url:
-        for name in ("database", *checks):
-            yield skip(name, "CERTJOB_DATABASE_URL is not set")
+        yield skip("database", "CERTJOB_DATABASE_URL is not set")
         return None
     if url == EMBEDDED and not embedded.data_directory().exists():
         yield fail("database", "there is no embedded database yet", next_step="run `certjob db migrate`")
         return None
     try:
         with embedded.database_url(url) as libpq_url, database.connect(libpq_url) as connection:
-            for finding in check_database(
+            organisations = yield from check_database(
                 connection, today=settings.today, zone=settings.zone, mail_hours=settings.mail_hours
-            ):
-                checks = [name for name in checks if name != finding.check]
-                yield finding
-            if finding.verdict is not Verdict.SKIP:
-                if as_user is not None:
-                    yield from as_coordinator.check_as(connection, as_user)
-                return read_organisations(connection)
+            )
+            if organisations is not None and as_user is not None:
+                yield from as_coordinator.check_as(connection, as_user)
+            return organisations
     except CertjobError as error:
         yield failed_with("database", error)
     except psycopg.Error as error:
         yield _unanswered(error)
-    for name in checks:
-        yield skip(name, "the database did not answer")
     return None
 
 

@@ -1,6 +1,6 @@
 """What `certjob check` looks at in the database; every statement only reads."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta, tzinfo
 
@@ -11,7 +11,7 @@ from certjob.errors import ClocksDisagreeError, ConfigurationError
 from certjob.hours import DailyHours
 from certjob.outbox.open_work import MAIL_KINDS, read_open_work
 from certjob.review.days import refuse_earlier_date
-from certjob.views.check.findings import Finding, fail, failed_with, ok, skip, warn
+from certjob.views.check.findings import Finding, fail, failed_with, ok, warn
 
 OLDEST_VERSION, NEWEST_VERSION = 15, 18
 """Of PostgreSQL: below it something is missing, above it nobody has tried."""
@@ -38,8 +38,6 @@ NEEDED_RIGHTS = {
 }
 """What the nightly job does in each table; `load`, `organisation set` and `db migrate` need more."""
 
-LATER_CHECKS = ("schema", "rights", "last run", "organisations")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
@@ -57,8 +55,11 @@ class Server:
 
 def check_database(
     connection: Connection, *, today: date, zone: tzinfo, mail_hours: DailyHours | None
-) -> Iterator[Finding]:
-    """Look at the server, the schema, the rights of this user, and what the organisations lack."""
+) -> Generator[Finding, None, dict[str, bool] | None]:
+    """Check the server, the schema, the rights of this user, and what the organisations lack.
+
+    Return each organisation's short name and whether it has a portal; None if the schema cannot be used.
+    """
     server = database.fetch(connection, "describe_server", into=Server)[0]
     yield from check_server(server)
     yield check_clocks(database.read_clocks(connection), zone=zone)
@@ -67,19 +68,13 @@ def check_database(
         schema = _check_schema(connection)
         yield schema
         if schema.exit_code:
-            for name in LATER_CHECKS[1:]:
-                yield skip(name, "the schema is not the one that this certjob works with")
-            return
+            return None
         yield from _check_rights(connection, user_name=server.user_name)
         yield from _check_last_run(connection, today=today)
         yield from _check_organisations(connection)
         if mail_hours is not None:
             yield _check_mail_hours(connection, mail_hours, zone=zone)
-
-
-def read_organisations(connection: Connection) -> dict[str, bool]:
-    """Return the short name of each, and whether it has a portal."""
-    return dict(database.fetch(connection, "list_portal_organisations"))
+        return dict(database.fetch(connection, "list_portal_organisations"))
 
 
 def _check_mail_hours(connection: Connection, hours: DailyHours, *, zone: tzinfo) -> Finding:
