@@ -6,7 +6,7 @@ question, asked again under the mentor's lock, has the same answer.
 
 import json
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
@@ -124,21 +124,20 @@ def _hold_shows(connection: Connection, comparison: Comparison) -> list[Held]:
     """Hold the shows that look like a wrong column or another Dynamics. A hide is never held."""
     shows = [each for each in comparison.differences if each.visible]
     is_empty = not comparison.reading.visible and len(shows) > rules.MASS_CHANGE_MINIMUM
+    by_organisation = defaultdict(list)
+    for each in shows:
+        by_organisation[each.organisation_id, each.organisation].append(each.mentor_id)
     held = []
-    for organisation_id, number in Counter(each.organisation_id for each in shows).items():
-        if not is_empty and number <= rules.MASS_CHANGE_MINIMUM:
-            continue
+    for (organisation_id, slug), ids in by_organisation.items():
         parameters = {"organisation_id": organisation_id}
         mentors: int = database.fetch_value(connection, "count_portal_mentors", parameters)
         limit = rules.mass_change_limit(mentors)
-        if not is_empty and number <= limit:
+        if not is_empty and len(ids) <= limit:
             continue
-        what = f"{number:,} mentors would be shown again" if number > 1 else "1 mentor would be shown again"
+        what = f"{len(ids):,} mentors would be shown again" if len(ids) > 1 else "1 mentor would be shown again"
         why = "the portal shows nobody at all" if is_empty else f"the limit is {limit:,} (of {mentors:,} on the portal)"
-        ours = [each for each in shows if each.organisation_id == organisation_id]
         reason = f"{what}, {why}; none of them was shown, hides went on"
-        ids = [each.mentor_id for each in ours]
-        held.append(Held(organisation_id=organisation_id, slug=ours[0].organisation, reason=reason, mentor_ids=ids))
+        held.append(Held(organisation_id=organisation_id, slug=slug, reason=reason, mentor_ids=ids))
     return held
 
 
