@@ -439,6 +439,8 @@ def test_a_test_message_is_sent_only_when_asked_for(check: Check) -> None:
     assert (envelope.rcpt_tos, b"Subject: certjob: test" in envelope.content) == (["drift@example.org"], True)
     assert (code, "550 no such user" in refused["test message"][0]) == (2, True)
     assert "CERTJOB_NOTIFY_URL is not set" in check(*to, CERTJOB_NOTIFY_URL="")[1]["test message"][0]
+    unsendable = {"CERTJOB_NOTIFY_URL": "https://push.example/", "CERTJOB_NOTIFY_PASSWORD": f"{SECRET} {SECRET}"}
+    assert check(*to, **unsendable)[1]["test message"] == ["skip: not checked: its settings are wrong"]
     assert json.loads(check.page("--json", "--send-test", "nobody").stdout)["error"]["code"] == "usage"
 
 

@@ -35,6 +35,7 @@ METRICS_SIZE = 32 * 1024
 """More than the metrics file ever is."""
 
 _WRONG = "its settings are wrong"
+_OF_MAIL = {"CERTJOB_NOTIFY_URL", "CERTJOB_NOTIFY_PASSWORD", "CERTJOB_MAIL_FROM"}
 
 
 def check_everything(
@@ -57,7 +58,7 @@ def check_everything(
     yield from check_templates(settings.templates_dir, slugs=organisations)
     yield from _check_monitoring(settings)
     if test_to is not None:
-        yield _send_test(settings, to=test_to)
+        yield _send_test(settings, problems=problems, to=test_to)
 
 
 def _check_settings(settings: Settings, *, problems: Mapping[str, ConfigurationError]) -> Iterator[Finding]:
@@ -149,7 +150,7 @@ def _check_unset_portal(organisations: dict[str, bool] | None) -> Finding:
 
 
 def _check_mail(settings: Settings, *, problems: Mapping[str, ConfigurationError]) -> Finding:
-    if {"CERTJOB_NOTIFY_URL", "CERTJOB_NOTIFY_PASSWORD", "CERTJOB_MAIL_FROM"} & problems.keys():
+    if _OF_MAIL & problems.keys():
         return skip("mail", _WRONG)
     if settings.notify_url is None:
         return warn("mail", "CERTJOB_NOTIFY_URL is not set, so reminders stay queued", next_step="set it")
@@ -164,8 +165,9 @@ def _check_mail(settings: Settings, *, problems: Mapping[str, ConfigurationError
         return failed_with("mail", error, exit_code=1 if out_of_reach else 2)
 
 
-def _send_test(settings: Settings, *, to: str) -> Finding:
-    """Send a test message."""
+def _send_test(settings: Settings, *, problems: Mapping[str, ConfigurationError], to: str) -> Finding:
+    if _OF_MAIL & problems.keys():
+        return skip("test message", _WRONG)
     try:
         channel = open_channel(settings)
         if channel is None:
