@@ -66,8 +66,8 @@ def status(connection: Connection, directory: Path | None = None) -> list[Migrat
 def require_current(connection: Connection) -> None:
     """Raise SchemaError unless exactly the migrations of this certjob are applied.
 
-    Raises DatabaseUnavailableError when somebody keeps a table to themselves: what reads it later outside a transaction
-    would wait for as long as they do, without a word, and every job after it too.
+    Raises DatabaseUnavailableError when another session has locked a table: a later statement outside a transaction
+    would wait for that session without a word, and so would every job after this one.
     """
     try:
         with database.transaction(connection, lock_timeout_ms=READ_LOCK_TIMEOUT_MS):

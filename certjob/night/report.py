@@ -155,21 +155,17 @@ class RunReport:
         """Return what went wrong in this run; what the list of alerts has anyway is not repeated."""
         if self.dry_run:
             return []
-        lines: list[str] = []
-        is_listed = self.attention is not None
-        if self.comparison is not None:
-            lines += differing(self.comparison, self.locked)
-        if self.portal is not None:
-            if not is_listed:
-                see_alerts = self.command != "alerts"
-                failed = self.portal.news if self.command == "deliver" else self.portal.failed
-                lines += counted(failed, "portal push failed", "portal pushes failed", see_alerts=see_alerts)
-            lines += counted(self.unreached, "reopened push was not reached", "reopened pushes were not reached")
-            lines += counted(self.portal.lost, "portal push lost its lease", "portal pushes lost their lease")
+        lines = differing(self.comparison, self.locked) if self.comparison is not None else []
+        portal = self.portal or PortalCounts()
         reminders, digests = self.reminders or MailCounts(), self.digests or MailCounts()
-        if not is_listed:
+        if self.attention is None:
+            failed = portal.news if self.command == "deliver" else portal.failed
+            see_alerts = self.command != "alerts"
+            lines += counted(failed, "portal push failed", "portal pushes failed", see_alerts=see_alerts)
             lines += counted(reminders.failed, "reminder failed", "reminders failed", see_alerts=True)
             lines += counted(digests.failed, "digest failed", "digests failed", see_alerts=True)
+        lines += counted(self.unreached, "reopened push was not reached", "reopened pushes were not reached")
+        lines += counted(portal.lost, "portal push lost its lease", "portal pushes lost their lease")
         lines += counted(reminders.lost, "reminder lost its lease", "reminders lost their lease")
         return lines + counted(digests.lost, "digest lost its lease", "digests lost their lease")
 
@@ -181,7 +177,7 @@ class RunReport:
         return Outcome.ATTENTION if self.reasons else Outcome.OK
 
     def to_counts(self) -> dict[str, Any]:
-        """Return the numbers of the JSON document, and the keys of what stopped: nothing about anybody."""
+        """Return the numbers of the JSON document, and the keys of what stopped: nothing about any person."""
         document = self.to_document()
         names = ("command", "today", "outcome", "duration_seconds")
         parts = ("mentors", "certificates", "reminders", "read", "differences", "portal", "digests")

@@ -54,7 +54,7 @@ def looks_at_everybody(connection: Connection, today: date) -> bool:
     """Return whether a night on ``today`` must review every mentor, due or not.
 
     So it is after something ran on a later date, on a wrong clock: it noted when to look at each mentor again, and
-    those days are wrong. The first full night on the right date makes good for it.
+    those days are wrong. The first full night on the right date corrects that.
     """
     return bool(database.fetch_value(connection, "find_later_run", {"today": today}))
 
