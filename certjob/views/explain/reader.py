@@ -164,14 +164,21 @@ def _delivery_steps(story: MentorHistory) -> Iterator[Step]:
         text = f"the portal is asked {'again ' if push.rounds else ''}to {verb} the mentor{_without_contact(story)}"
         if push.is_claimed:
             text = f"the portal is being asked to {verb} the mentor"
-        yield _delivery(story, push.next_attempt_at, kind="push", text=text, is_claimed=push.is_claimed)
+        on, at = _when(story, push.next_attempt_at, is_claimed=push.is_claimed)
+        yield Step(on=on, at=at, kind="push", text=text)
     new = tonight.reminders if tonight is not None and not story.held_reminders else ()
     for row in story.reminders:
         overtaken = any(each.cert_id == row.certificate_id and each.threshold_days < row.threshold_days for each in new)
         if row.status == "pending" and not overtaken:
-            step = _delivery(story, row.next_attempt_at, kind="mail", text="", is_claimed=row.is_claimed)
-            text = _mail_words(story, row, step.on)
-            yield replace(step, text=text, certificate_id=row.certificate_id, threshold_days=row.threshold_days)
+            on, at = _when(story, row.next_attempt_at, is_claimed=row.is_claimed)
+            yield Step(
+                on=on,
+                at=at,
+                kind="mail",
+                text=_mail_words(story, row, on),
+                certificate_id=row.certificate_id,
+                threshold_days=row.threshold_days,
+            )
 
 
 def _mail_words(story: MentorHistory, row: LoggedReminder, day: date) -> str:
@@ -189,9 +196,9 @@ def _without_contact(story: MentorHistory) -> str:
     return "" if story.person.contact_id is not None else ", but there is no contact ID"
 
 
-def _delivery(story: MentorHistory, due_at: datetime, *, kind: str, text: str, is_claimed: bool) -> Step:
-    """A step at the time of its next attempt; today, without a time, if that has come or it is in work."""
+def _when(story: MentorHistory, due_at: datetime, *, is_claimed: bool) -> tuple[date, datetime | None]:
+    """Return day and time of the next attempt; today, without a time, if that has come or it is in work."""
     if is_claimed or due_at <= story.person.now:
-        return Step(on=story.today, kind=kind, text=text)
+        return story.today, None
     at = due_at.astimezone(story.zone)
-    return Step(on=max(at.date(), story.today), at=at, kind=kind, text=text)
+    return max(at.date(), story.today), at

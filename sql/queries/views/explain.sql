@@ -13,7 +13,7 @@ WHERE m.id = %(mentor_id)s
 
 -- name: read_certificate_notes
 -- What the facts for a decision leave out: when a certificate was revoked, and since which night it is what it is noted as.
--- Times that only PostgreSQL knows: see read_mentor_story.sql.
+-- Times that only PostgreSQL knows: see read_mentor_story.
 SELECT c.id,
     CASE WHEN c.revoked_at IS NOT NULL THEN greatest('0002-01-01', least(c.revoked_at, '9998-12-31')) END AS revoked_at,
     (
@@ -27,9 +27,9 @@ FROM certificates AS c
 WHERE c.mentor_id = %(mentor_id)s
 
 -- name: read_pause_history
--- The open pauses and the latest of those that were lifted. Times that only PostgreSQL knows: see read_mentor_story.sql.
+-- The open pauses and the latest of those that were lifted. Times that only PostgreSQL knows: see read_mentor_story.
 SELECT p.reason, p.actor, p.lifted_by,
-    CASE WHEN p.paused_at IS NOT NULL THEN greatest('0002-01-01', least(p.paused_at, '9998-12-31')) END AS paused_at,
+    greatest('0002-01-01', least(p.paused_at, '9998-12-31')) AS paused_at,
     CASE WHEN p.lifted_at IS NOT NULL THEN greatest('0002-01-01', least(p.lifted_at, '9998-12-31')) END AS lifted_at
 FROM mentor_pauses AS p
 WHERE p.mentor_id = %(mentor_id)s
