@@ -101,10 +101,8 @@ def _group(group: Group, *, now: datetime) -> Iterator[PageLine]:
 
 def _technical(rows: Sequence[Row], *, now: datetime, indent: int) -> PageLine:
     """The technical reason, and when it was last so."""
-    said = "Reason"
-    if failed_at := max((row.failed_at for row in rows if row.failed_at is not None), default=None):
-        so_far = f", {number(rows[0].calls, 'call')} so far" if rows[0].calls and len(rows) == 1 else ""
-        said = f"{'Last try' if rows[0].calls else 'Noted'} {moment(failed_at, now=now)}{so_far}"
+    failed_at = max((row.failed_at for row in rows if row.failed_at is not None), default=None)
+    said = f"Last failure {moment(failed_at, now=now)}" if failed_at else "Reason"
     return PageLine(text=f"{said}: {rows[0].error}", style="dim", indent=indent)
 
 
