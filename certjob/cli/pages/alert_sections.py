@@ -132,12 +132,14 @@ def describe(alerts: Alerts, *, now: datetime) -> list[Section]:
         _messages(
             alerts.reminders,
             "reminder",
+            label="Reminder not delivered",
             row=lambda each: Row(who=_who(each), about=f"certificate until {_day(each.expires_on, now)}"),
             meaning="The mail about their certificate has not reached these mentors.",
         ),
         _messages(
             alerts.digests,
             "digest",
+            label="Digest not delivered",
             row=lambda each: Row(
                 who=f"{each.full_name} ({each.organisation})", about=f"of {_day(each.digest_on, now)}"
             ),
@@ -164,7 +166,12 @@ def _never_reviewed(problems: Sequence[ReviewProblem]) -> Section:
 
 
 def _messages(
-    failed: Sequence[Failed], noun: Literal["reminder", "digest"], *, row: Callable[[Failed], Row], meaning: str
+    failed: Sequence[Failed],
+    noun: Literal["reminder", "digest"],
+    *,
+    label: str,
+    row: Callable[[Failed], Row],
+    meaning: str,
 ) -> Section:
     groups = []
     for reason, same in _grouped(failed, lambda each: why_message_waits(each.code)):
@@ -172,7 +179,7 @@ def _messages(
         rows = [replace(row(each), error=None if reason.value.says_all else each.error, do=do) for each in same]
         groups.append(Group(why=reason.why(), do=do, noun=noun, rows=rows))
     return Section(
-        label=f"{noun.capitalize()} not delivered",
+        label=label,
         heading=f"{number(len(failed), noun)} not delivered",
         meaning=meaning,
         groups=groups,
