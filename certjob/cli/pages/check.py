@@ -1,8 +1,9 @@
 """`certjob check`: one line per thing that was looked at, the verdict first."""
 
+from collections import Counter
 from collections.abc import Iterable
 
-from certjob.cli.terminal.lines import PageLine, wrap
+from certjob.cli.terminal.lines import PageLine
 from certjob.cli.terminal.output import Output
 from certjob.views.check.findings import Finding, Verdict
 
@@ -11,21 +12,15 @@ _STYLES = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "bold red"
 
 def show_finding(output: Output, finding: Finding) -> None:
     """Print one line: coloured and wrapped on a terminal, whole off it."""
-    if not output.on_terminal:
-        output.result(f"{finding.verdict:<4}  {finding.check}: {finding.text}")
-        return
-    line = PageLine(bullet=f"{finding.verdict:<4}  ", head=f"{finding.check}: ", text=finding.text)
-    for number, text in enumerate(wrap(output.out, [line])):
-        if number == 0:
-            text.stylize(_STYLES[finding.verdict], 0, len(finding.verdict))
-        output.out.print(text, soft_wrap=True)
+    bullet, style = f"{finding.verdict:<4}  ", _STYLES[finding.verdict]
+    line = PageLine(bullet=bullet, bullet_style=style, head=f"{finding.check}: ", text=finding.text)
+    output.show_lines([line])
 
 
 def closing_line(findings: Iterable[Finding]) -> str | None:
     """Return why the command does not end with 0; None when it does."""
-    verdicts = [finding.verdict for finding in findings]
-    counts = {verdict: verdicts.count(verdict) for verdict in (Verdict.OK, Verdict.WARN, Verdict.FAIL, Verdict.SKIP)}
-    if counts[Verdict.OK] == len(verdicts):
+    counts = Counter(finding.verdict for finding in findings)
+    if not counts.keys() - {Verdict.OK}:
         return None
     words = {
         Verdict.OK: "ok",
@@ -33,4 +28,4 @@ def closing_line(findings: Iterable[Finding]) -> str | None:
         Verdict.FAIL: "failed",
         Verdict.SKIP: "not checked",
     }
-    return ", ".join(f"{number} {words[verdict]}" for verdict, number in counts.items() if number)
+    return ", ".join(f"{counts[verdict]} {word}" for verdict, word in words.items() if counts[verdict])

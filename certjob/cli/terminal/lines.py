@@ -31,6 +31,7 @@ class PageLine:
     indent: int = 0
     bullet: str = ""
     """Stands before its first line; the others are as far in."""
+    bullet_style: str = ""
 
 
 def _kept_together(text: str) -> str:
@@ -49,7 +50,8 @@ def wrap(console: Console, lines: Iterable[PageLine]) -> Iterator[Text]:
         for number, piece in enumerate(whole.wrap(console, width, overflow="fold") or [Text()]):
             piece.plain = piece.plain.replace(GLUE, " ")
             piece.rstrip()
-            yield Text(margin + (" " * len(line.bullet) if number else line.bullet)).append_text(piece)
+            bullet = " " * len(line.bullet) if number else line.bullet
+            yield Text.assemble(margin, (bullet, line.bullet_style), piece)
 
 
 _LONGEST_WORD: Final = 24
