@@ -455,6 +455,7 @@ def test_a_folder_of_templates_that_cannot_be_used_is_said_so(check: Check) -> N
     said = "line 3: 'naem' is undefined; did you mean name? Until then messages go out in certjob's own words"
     check.says(2, "templates", f"fail: reminder.nb.txt {said}")
     template.write_text("Emne\n\nHei\n")
+    (template.parent / "footer.txt").symlink_to("nowhere")
     template.chmod(0o666)
     said = f"warn: everybody on this machine can change your messages: {template}; remove that right (chmod -R o-w)"
     check.says(3, "templates", said)

@@ -60,7 +60,7 @@ def bounces(
 
 
 def _read(opened: Session, path: str) -> dict[str, int]:
-    """Read them all; return how many there were, and of which kind."""
+    """Return how many there were, and of which kind."""
     from certjob.mail.bounces import LARGEST_REPORT_OCTETS, Verdict, take_report
     from certjob.mail.mailboxes import read_file, read_mails
 

@@ -78,7 +78,6 @@ def preview(
 
 
 def _send(call: Call, opened: Session, shown: "Preview", *, to: str) -> int:
-    """Send the copy; return the exit code."""
     from certjob.cli.documents import print_document
     from certjob.cli.terminal import plain
     from certjob.errors import ConfigurationError, NotifyError

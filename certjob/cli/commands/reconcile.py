@@ -77,7 +77,6 @@ def reconcile(
 
 
 def _accept(opened: Session, contact: str, *, because: str, json: bool) -> int:
-    """Note that a contact is shown on purpose."""
     from uuid import UUID
 
     from certjob.cli.terminal import plain

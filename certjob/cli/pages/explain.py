@@ -273,7 +273,6 @@ def portal_lines(story: MentorHistory) -> Iterator[PageLine]:
 
 
 def _open_push(story: MentorHistory, push: OpenPush) -> Iterator[PageLine]:
-    """What is still to be pushed, why it waits, and what to do about it."""
     verb, may_be = ("show", "hidden") if push.visible else ("hide", "visible")
     text = f"waiting since {story.moment(push.wanted_at)} for the portal to {verb} this mentor; may still be {may_be}"
     yield PageLine(text=text, bullet="- ", indent=2, style="magenta" if push.visible else "red")

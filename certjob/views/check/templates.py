@@ -37,11 +37,9 @@ def check_templates(folder: Path | None, *, slugs: Collection[str] | None) -> It
         yield failed_with("templates", error)
         return
     for place in (folder, *folder.rglob("*")):
-        if place.stat().st_mode & stat.S_IWOTH:
-            step = "remove that right (chmod -R o-w)"
-            found.append(
-                warn("templates", f"everybody on this machine can change your messages: {place}", next_step=step)
-            )
+        if place.exists() and place.stat().st_mode & stat.S_IWOTH:  # a link may lead nowhere
+            said = f"everybody on this machine can change your messages: {place}"
+            found.append(warn("templates", said, next_step="remove that right (chmod -R o-w)"))
             break
     for problem in problems:
         next_step = problem.next_step or ""

@@ -9,7 +9,7 @@ from certjob.views.explain.history import MentorHistory
 
 
 def to_document(story: MentorHistory) -> dict[str, Any]:
-    """Return everything that is known. Times are UTC; dates are days in CERTJOB_TIME_ZONE."""
+    """Return everything that is known."""
     person, mentor, today = story.person, story.mentor, story.today
     return {
         "outcome": "ok",
