@@ -120,7 +120,7 @@ def numbers_of(alerts: Alerts) -> dict[str, int]:
     }
 
 
-@pytest.mark.parametrize("seed", (6, 8))  # of the first dozen those with the most kinds of alerts, "held" too
+@pytest.mark.parametrize("seed", [6, 8])  # of the first dozen those with the most kinds of alerts, "held" too
 def test_everybody_agrees_about_what_needs_attention(connection: Connection, facts: Facts, seed: int) -> None:
     """Each night of an unlucky programme: the exit code and four lists; after the last one, the digests as well."""
     chance = random.Random(seed)
