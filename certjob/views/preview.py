@@ -97,8 +97,8 @@ def preview_reminder(
         today=choice.sends_on,
         templates=templates,
     )
-    if templates.broken:
-        raise templates.broken[0]
+    if templates.broken is not None:
+        raise templates.broken
     which = "the next reminder" if threshold_days is None else f"the reminder for the threshold {threshold_days}"
     return Preview(
         message=message,

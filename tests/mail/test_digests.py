@@ -276,7 +276,10 @@ def test_without_news_there_is_no_page_no_row_and_no_look_at_ones_own_templates(
     assert [stop.code for stop in desk.report.stopped] == ["template"]
     assert desk.report.outcome is Outcome.ATTENTION
     assert desk.report.reasons[0].endswith("; 7 messages were written with certjob's own template instead")
-    assert "CERTJOB_TEMPLATES_DIR: the folder cannot be read (No such file or directory)" in desk.report.reasons[0]
+    assert (
+        f"CERTJOB_TEMPLATES_DIR: the folder {folder} cannot be read (No such file or directory)"
+        in desk.report.reasons[0]
+    )
 
 
 def test_a_page_tells_everything_since_the_last_one_and_there_is_one_a_day(desk: Desk) -> None:

@@ -1,5 +1,6 @@
 """Templates of the programme's own: which file is taken, and what is wrong with one is found before the night."""
 
+import gc
 import re
 import shutil
 from collections.abc import Callable
@@ -52,8 +53,8 @@ def reminder(folder: Path | Templates, **words: Any) -> OutgoingMessage:
     """Write one, and raise what is wrong with the folder's own template."""
     templates = Templates(folder) if isinstance(folder, Path) else folder
     message = written_reminder(templates=templates, **words)
-    for error in templates.broken:
-        raise error
+    if templates.broken is not None:
+        raise templates.broken
     return message
 
 
@@ -178,6 +179,40 @@ def test_what_is_good_is_no_problem(folder: Path, write: Write) -> None:
 
     assert reminder(open_templates(folder)).text.endswith("\nHilsen HLF Øst\n")
     assert reminder(open_templates(None)) == written_reminder()
+
+
+def test_an_organisations_folder_that_cannot_be_opened_gives_way_to_ours_and_is_named(
+    folder: Path, write: Write
+) -> None:
+    """One that certjob's user may not enter, above all; here a link that leads nowhere, root may enter everything."""
+    write("reminder.nb.txt", GOOD_TEXT)
+    (folder / "hlf").symlink_to("hlf")
+    templates = Templates(folder)
+
+    assert written_reminder(templates=templates) == written_reminder()
+    assert written_reminder(templates=templates, slug="other").subject == "Hallo fra HLF Øst"
+
+    problem = templates.problem()
+    assert problem is not None
+    assert f"the folder {folder / 'hlf'} cannot be read (Too many levels of symbolic links)" in problem.reason
+
+
+def test_a_night_of_messages_that_break_remembers_the_first_reason_alone(folder: Path, write: Write) -> None:
+    """The error of each would keep its message's words: 14 KB, until the mail stage has sent a hundred thousand."""
+    write("reminder.nb.txt", "Emne\n\nHei {{ nmae }}\n")
+    templates = Templates(folder)
+    written_reminder(templates=templates)
+    gc.collect()
+    before = sum(isinstance(each, TemplateError) for each in gc.get_objects())
+
+    for _ in range(20):
+        written_reminder(templates=templates)
+
+    gc.collect()
+    assert sum(isinstance(each, TemplateError) for each in gc.get_objects()) == before
+    problem = templates.problem()
+    assert problem is not None
+    assert problem.reason.endswith("; 21 messages were written with certjob's own template instead")
 
 
 def test_several_problems_make_one_line_and_a_folder_that_is_none_another(folder: Path, write: Write) -> None:

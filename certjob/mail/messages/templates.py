@@ -5,6 +5,7 @@ import os
 import re
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from jinja2 import (
@@ -35,8 +36,9 @@ class Templates:
     def __init__(self, folder: Path | None = None) -> None:
         """Prepare; files are read when they are first used, and kept: a night is written in one voice."""
         self.folder = folder
-        self.broken: list[TemplateError] = []
-        """Why messages were written with certjob's own templates instead, one for each message."""
+        self.broken: TemplateError | None = None
+        """Why a message was written with certjob's own template instead, the first time."""
+        self._own_instead = 0
         self._environments: dict[tuple[Path | None, bool], ImmutableSandboxedEnvironment] = {}
 
     def render(self, message: str, *, language: str, slug: str, words: Mapping[str, object]) -> RenderedMessage:
@@ -44,17 +46,17 @@ class Templates:
         try:
             return self.try_out(message, language=language, slug=slug, words=words)
         except TemplateError as error:
-            self.broken.append(error)
+            self.broken = self.broken or error  # that of each message would hold its words, night-long
+            self._own_instead += 1
             return OUR_TEMPLATES.try_out(message, language=language, slug=slug, words=words)
 
     def problem(self) -> StageStop | None:
         """Return what somebody has to correct, once the messages are sent."""
-        if not self.broken:
+        if self.broken is None:
             return None
-        number = len(self.broken)
-        what = "1 message was" if number == 1 else f"{number:,} messages were"
-        reason = f"{self.broken[0]}; {what} written with certjob's own template instead"
-        return StageStop(stage="mail", code="template", reason=reason, fault=str(self.broken[0]))
+        what = "1 message was" if self._own_instead == 1 else f"{self._own_instead:,} messages were"
+        reason = f"{self.broken}; {what} written with certjob's own template instead"
+        return StageStop(stage="mail", code="template", reason=reason, fault=str(self.broken))
 
     def try_out(
         self, message: str, *, language: str, slug: str, words: Mapping[str, object], sample_data: bool = False
@@ -64,7 +66,7 @@ class Templates:
         The HTML template gets the subject as well. Raises TemplateError, naming file and line, for a template that is
         broken, or breaks on these words; unless they are ``sample_data``, its text holds nothing that may be from them.
         """
-        self._look_into_folder()
+        self._look_into_folders(slug)
         name = self._name(message, language=language, slug=slug, suffix="txt")
         subject, _, rest = self._write(name, slug=slug, words=words, sample_data=sample_data).partition("\n")
         subject = re.sub(r"[ \t]+", " ", subject).strip()
@@ -86,12 +88,16 @@ class Templates:
             raise TemplateError(reason, next_step=step, file=self._shown(page, slug=slug))
         return RenderedMessage(subject=subject, text=text.strip("\n") + "\n", html=html)
 
-    def _look_into_folder(self) -> None:
-        """Raise TemplateError when it cannot be read: Jinja would take ours without a word."""
+    def _look_into_folders(self, slug: str) -> None:
+        """Raise TemplateError when one cannot be read: Jinja would take ours without a word."""
+        folder = self.folder or OUR_FOLDER
         try:
-            os.scandir(self.folder or OUR_FOLDER).close()
+            os.scandir(folder).close()
+            with suppress(FileNotFoundError, NotADirectoryError):
+                os.stat(f"{folder}/{slug}/.")  # noqa: PTH116 - a Path drops the dot, which asks for the right to enter
         except OSError as error:
-            reason, step = f"the folder cannot be read ({error.strerror})", "name the one that holds your templates"
+            reason = f"the folder {Path(error.filename)} cannot be read ({error.strerror})"
+            step = "name one that certjob's user can read"
             raise TemplateError(reason, next_step=step, file="CERTJOB_TEMPLATES_DIR") from error
 
     def _name(self, message: str, *, language: str, slug: str, suffix: str) -> str:
