@@ -47,7 +47,7 @@ class Forecast:
     until: date
     """The last night, included."""
     weeks: tuple[Week, ...]
-    expired_already: int = 0
+    expired_already: int
     """Expiries of the first night: the last day is past, and no run has recorded it yet, as after a first import."""
     broken: Mapping[UUID, str]
     """Mentors whose data break a rule; they are left out."""

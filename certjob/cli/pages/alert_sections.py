@@ -57,8 +57,6 @@ class Row:
     """The technical reason."""
     failed_at: datetime | None = None
     calls: int = 0
-    next_try: str = ""
-    """Where it differs from that of the others."""
     do: str = ""
     """What to do about this one alone; empty: nothing."""
 
@@ -215,9 +213,8 @@ def _held(held: HeldAlert) -> Section:
 def _pushes(pushes: Sequence[OpenPush], *, heading: str, meaning: str, colour: str, now: datetime) -> Section:
     groups = []
     for reason, same in _grouped(pushes, why_push_waits):
-        tries = [next_try(push.next_attempt_at, now=now) for push in same]
-        differ = reason.is_tried_automatically and len(set(tries)) > 1
-        do = reason.advise(resync=_resync(same), next_try="at the time behind the name" if differ else tries[0])
+        first = min(push.next_attempt_at for push in same)
+        do = reason.advise(resync=_resync(same), next_try=next_try(first, now=now))
         rows = [
             Row(
                 who=_who(push),
@@ -225,10 +222,9 @@ def _pushes(pushes: Sequence[OpenPush], *, heading: str, meaning: str, colour: s
                 error=None if reason.value.says_all else push.error,
                 failed_at=push.last_failed_at,
                 calls=push.calls,
-                next_try=when if differ else "",
                 do="" if reason.is_tried_automatically else reason.advise(resync=_resync([push])),
             )
-            for push, when in zip(same, tries, strict=True)
+            for push in same
         ]
         groups.append(Group(why=reason.why(), do=do, rows=rows))
     sentence = pushes[0].sentence or "" if pushes else ""

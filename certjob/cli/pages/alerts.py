@@ -88,7 +88,6 @@ def _group(group: Group, *, now: datetime) -> Iterator[PageLine]:
     is_same = len({row.error for row in group.rows}) == 1
     for row in group.rows[:MOST_ROWS]:
         text = f": {row.about}" if row.about else _since(row.since, now, before=": ")
-        text += f"; next try {row.next_try.partition(',')[0]}" if row.next_try else ""
         yield PageLine(head=row.who, text=text, bullet="- ", indent=4)
         if row.error and not is_same:
             yield _technical([row], now=now, indent=6)
