@@ -48,10 +48,7 @@ def after(mentor: Mentor, decision: Decision) -> Mentor:
     """Return the mentor as the database holds them once the decision is committed."""
     if decision.transitions:
         statuses = {transition.certificate_id: transition.to_status for transition in decision.transitions}
-        certificates = tuple(
-            replace(certificate, status=statuses[certificate.id]) if certificate.id in statuses else certificate
-            for certificate in mentor.certificates
-        )
+        certificates = tuple(replace(each, status=statuses.get(each.id, each.status)) for each in mentor.certificates)
         mentor = replace(mentor, certificates=certificates)
     if decision.pause is PauseChange.OPEN:
         mentor = replace(mentor, open_pauses=(*mentor.open_pauses, _PAUSE_TO_COME))

@@ -38,7 +38,6 @@ def decide(mentor: Mentor, today: date) -> Decision:
     transitions: list[Transition] = []
     reminders: list[Reminder] = []
     review_days: list[int] = []
-    held = False
     uncertified = False
     for kind, certificates in _by_kind(mentor.certificates).items():
         statuses: set[Status] = set()
@@ -57,7 +56,6 @@ def decide(mentor: Mentor, today: date) -> Decision:
                 )
             review_days.extend(_review_days(certificate, status, mentor, reminded=reminded))
         if kind not in organisation.optional_kinds and statuses - {Status.UPCOMING}:
-            held = True
             uncertified = uncertified or not statuses & IN_FORCE
 
     own_pause = next((pause for pause in mentor.open_pauses if pause.reason == OWN_PAUSE_REASON), None)
@@ -75,7 +73,7 @@ def decide(mentor: Mentor, today: date) -> Decision:
         reminders=tuple(sorted(reminders)),
         visible=active,
         push=organisation.has_portal and mentor.portal_visible is not active,
-        without_certificate=active and not held,
+        without_certificate=active and holds_nothing(mentor, today),
         review_on=_earliest_after(today, review_days),
     )
 
