@@ -141,17 +141,10 @@ def store_portal_holds(connection: Connection, held: Sequence[Held], *, today: d
     def store() -> None:
         database.execute(connection, "forget_portal_holds", {"held": [each.organisation_id for each in held]})
         for each in held:
-            review = HeldReview(
-                organisation_id=each.organisation_id,
-                slug=each.slug,
-                what="portal",
-                reason=each.reason,
-                counts=HeldCounts(
-                    mentors=len(each.mentor_ids),
-                    first=[(False, False, mentor_id) for mentor_id in each.mentor_ids[:MOST_IDS]],
-                ),
-            )
-            review.store(connection, today=today, run_id=run_id)
+            first = [(False, False, mentor_id) for mentor_id in each.mentor_ids[:MOST_IDS]]
+            counts = HeldCounts(mentors=len(each.mentor_ids), first=first)
+            review = HeldReview(organisation_id=each.organisation_id, slug=each.slug, what="portal", reason=each.reason)
+            review.store(connection, counts, today=today, run_id=run_id)
 
     persist(connection, store)
 

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from uuid import UUID, uuid4
@@ -23,16 +23,6 @@ class _Tally:
     paused: int = 0
     resumed: int = 0
     reminders: int = 0
-
-
-@dataclass(slots=True)
-class _Walk(_Tally):
-    """What the due mentors of an organisation would change."""
-
-    organisation: Organisation | None = None
-    changes: HeldCounts = field(default_factory=HeldCounts)
-    """Who would be paused, come back, or be shown or hidden."""
-    reminded: HeldCounts = field(default_factory=HeldCounts)
 
 
 class MassChangeGuard:
@@ -126,44 +116,44 @@ class MassChangeGuard:
         Raises what the database raises: a run that cannot tell of it has failed.
         """
         for held in self.every:
-            if held.is_stored:
-                continue
-            if held.counts is None:  # held while applying
-                walk = self._walk(held.organisation_id, with_reminders=held.what == "reminders")
-                held.counts = walk.reminded if held.what == "reminders" else walk.changes
-            persist(self._connection, partial(held.store, self._connection, today=self._today, run_id=run_id))
+            if not held.is_stored:
+                counts = self._count_held(held.organisation_id, reminders=held.what == "reminders")
+                store = partial(held.store, self._connection, counts, today=self._today, run_id=run_id)
+                persist(self._connection, store)
 
-    def _decide_and_hold(self, organisation_id: UUID, *, with_reminders: bool) -> None:
-        """Decide about the organisation's due mentors without a lock, and hold it if that is too much."""
-        walk = self._walk(organisation_id, with_reminders=with_reminders)
-        if walk.organisation is None:
-            return
-        self._hold_if_too_many(walk.organisation, paused=walk.paused, resumed=walk.resumed)
-        if organisation_id in self.held:
-            self.held[organisation_id].counts = walk.changes
-        elif walk.reminders > rules.MASS_REMINDER_LIMIT:
-            held = _held_reminders(walk.organisation, f"{walk.reminders:,}")
-            held.counts = walk.reminded
-            self.held_reminders[organisation_id] = held
-
-    def _walk(self, organisation_id: UUID, *, with_reminders: bool) -> _Walk:
-        """Decide about the organisation's due mentors without a lock, and count."""
-        walk = _Walk()
+    def _due_decisions(self, organisation_id: UUID) -> Iterator[list[Decision]]:
+        """Decide about the organisation's due mentors without a lock, chunk by chunk."""
         for decisions, _broken in plan.due_decisions(
             self._connection, today=self._today, organisation_id=organisation_id, everybody=self._everybody
         ):
-            walk.organisation = decisions[-1].organisation if decisions else walk.organisation
-            walk.paused += _count(decisions, PauseChange.OPEN)
-            walk.resumed += _count(decisions, PauseChange.LIFT)
-            changes = {d.mentor_id: d for d in decisions if d.pause is not None or d.push}
-            walk.changes.add(self._connection, changes, reminders=False)
-            if with_reminders:
-                new = self._reminders.find_new(decisions)
-                walk.reminders += len(new)
-                ids = {mentor_id for mentor_id, _ in new}
-                reminded = {d.mentor_id: d for d in decisions if d.mentor_id in ids}
-                walk.reminded.add(self._connection, reminded, reminders=True)
-        return walk
+            yield decisions
+
+    def _decide_and_hold(self, organisation_id: UUID, *, with_reminders: bool) -> None:
+        """Hold the organisation, or its reminders, if all its due mentors together would change too much."""
+        organisation: Organisation | None = None
+        would = _Tally()
+        for decisions in self._due_decisions(organisation_id):
+            organisation = decisions[-1].organisation if decisions else organisation
+            would.paused += _count(decisions, PauseChange.OPEN)
+            would.resumed += _count(decisions, PauseChange.LIFT)
+            would.reminders += len(self._reminders.find_new(decisions)) if with_reminders else 0
+        if organisation is None:
+            return
+        self._hold_if_too_many(organisation, paused=would.paused, resumed=would.resumed)
+        if organisation_id not in self.held and would.reminders > rules.MASS_REMINDER_LIMIT:
+            self.held_reminders[organisation_id] = _held_reminders(organisation, f"{would.reminders:,}")
+
+    def _count_held(self, organisation_id: UUID, *, reminders: bool) -> HeldCounts:
+        """Count who would be paused, come back, or be shown or hidden; or who would be reminded."""
+        counts = HeldCounts()
+        for decisions in self._due_decisions(organisation_id):
+            if reminders:
+                ids = {mentor_id for mentor_id, _ in self._reminders.find_new(decisions)}
+            else:
+                ids = {d.mentor_id for d in decisions if d.pause is not None or d.push}
+            held = {d.mentor_id: d for d in decisions if d.mentor_id in ids}
+            counts.add(self._connection, held, reminders=reminders)
+        return counts
 
     def _hold_if_too_many(self, organisation: Organisation, *, paused: int, resumed: int) -> None:
         for what, changes, words in (("pauses", paused, "paused"), ("returns", resumed, "brought back")):

@@ -50,13 +50,10 @@ class HeldReview:
     what: str
     """``pauses``, ``returns``, ``reminders`` or ``portal``."""
     reason: str
-    counts: HeldCounts | None = None
-    """None: not counted yet."""
     is_stored: bool = False
 
-    def store(self, connection: Connection, *, today: date, run_id: UUID) -> None:
+    def store(self, connection: Connection, counts: HeldCounts, *, today: date, run_id: UUID) -> None:
         """Write it down, inside the caller's transaction."""
-        counts = self.counts or HeldCounts()
         database.execute(
             connection,
             "store_held_review",
