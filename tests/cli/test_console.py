@@ -182,6 +182,10 @@ def test_a_plan_says_what_would_change_cut_on_a_terminal_and_whole_off_it(capsys
     assert whole.count("hlf N") == 58
     assert ("N47" in shown.getvalue(), "N48" in shown.getvalue()) == (True, False)
     assert capsys.readouterr().out == "… and 10 more; --json lists all of them\n"
+    last_of_all = replace(report, changes=[*report.changes[1:], report.changes[0]])
+    output, shown = terminal(100)
+    show_plan(output, last_of_all, find_names=nobody)
+    assert ("for hlf" in shown.getvalue(), "Org" in shown.getvalue()) == (False, True)  # nhf is not among those shown
 
 
 def test_a_plan_on_a_terminal_names_people_and_counts_what_is_the_same() -> None:

@@ -26,20 +26,21 @@ def show_plan(output: Output, report: RunReport, *, find_names: FindNames) -> No
         for change in report.changes:
             output.result(_planned_line(change, today=report.today))
     elif report.changes:
-        _show_changes(output, report.changes[:MOST_PLANNED_ROWS], today=report.today, find_names=find_names)
+        _show_changes(output, report.changes, today=report.today, find_names=find_names)
         _show_rest(output, len(report.changes))
     show_totals(output, report)
 
 
 def _show_changes(output: Output, changes: Sequence[PlannedChange], *, today: date, find_names: FindNames) -> None:
-    """Print a table, one row per mentor."""
-    names = find_names([change.decision.mentor_id for change in changes])
-    slug, *others = {change.decision.organisation.slug for change in changes}
+    """Print a table, one row per mentor as far as a terminal shows them."""
+    shown = changes[:MOST_PLANNED_ROWS]
+    names = find_names([change.decision.mentor_id for change in shown])
+    slug, *others = {change.decision.organisation.slug for change in changes}  # of those left out, too
     table = new_table(
         *("No.", "Name", "Certificates", "Pause", "Reminder", "Portal", *(["Org"] if others else [])),
         title=f"What `certjob run` would do on {today}" + ("" if others else f" for {slug}"),
     )
-    for change in changes:
+    for change in shown:
         decision = change.decision
         hides = decision.pause is PauseChange.OPEN or (decision.push and not decision.visible)
         name = names.get(decision.mentor_id)
