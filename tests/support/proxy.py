@@ -149,8 +149,8 @@ class CuttingProxy(Proxy):
                 continue
             self.cuts += 1
             whole = (said + data)[: end + (5 if self._after_the_dot else 2)]
+            link.client.shutdown(socket.SHUT_RDWR)  # first: a server that answers at once would still be heard
             link.server.sendall(whole[len(said) :])
-            link.client.shutdown(socket.SHUT_RDWR)
             if self._after_the_dot:
                 link.is_over.wait(20)  # the server takes the message, and its answer reaches nobody
             return
