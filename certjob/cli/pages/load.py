@@ -1,7 +1,5 @@
 """What a load says: bad rows by column and reason, how many there were, and all of them in the file of --rejects."""
 
-import csv
-import io
 import re
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -47,7 +45,7 @@ def show(
         "rows": report.rows,
         "loaded": report.loaded,
         "rejected": report.rejected,
-        "incomplete": len(_lines(report, Cost.CELL)),
+        "incomplete": len({problem.line for problem in report.problems if problem.cost is Cost.CELL}),
         "repeated": report.repeated,
         "mentors_added": report.mentors_added,
         "mentors_changed": report.mentors_changed,
@@ -74,14 +72,18 @@ def show(
 
 def needs_attention(report: LoadReport) -> bool:
     """Whether some of the file was not loaded."""
-    return any(problem.cost is not Cost.NOTHING for problem in report.problems)
+    return bool(_bad(report))
+
+
+def _bad(report: LoadReport) -> list[Problem]:
+    """Return what costs something."""
+    return [problem for problem in report.problems if problem.cost is not Cost.NOTHING]
 
 
 def rejects_text(report: LoadReport) -> str:
     """Return the bad rows as they stand in the file, each after its reason: to be corrected and loaded again."""
     rows = ["\ufeff", _after(REASON, report.header, report)]  # or a spreadsheet takes the letters for others
-    bad = [problem for problem in report.problems if problem.cost is not Cost.NOTHING]
-    for line, members in groupby(bad, key=lambda problem: problem.line):
+    for line, members in groupby(_bad(report), key=lambda problem: problem.line):
         problems = list(members)
         reasons = "; ".join(f"{problem.column}: {problem.reason}{_value(problem)}" for problem in problems)
         rows.append(_after(f"line {line}: {reasons}", problems[0].text, report))
@@ -92,13 +94,8 @@ def _after(reason: str, text: str, report: LoadReport) -> str:
     """Put the reason before a row, in place of the one that it has from an earlier load."""
     if _FIRST_CELL.match(report.header.lower() + report.delimiter)[0][:-1].strip('"') == REASON:  # type: ignore[index]
         text = _FIRST_CELL.sub("", text, count=1)
-    cell = io.StringIO()
-    csv.writer(cell, quoting=csv.QUOTE_ALL, lineterminator="").writerow([reason])
-    return cell.getvalue() + report.delimiter + text.rstrip("\r\n") + "\r\n"
-
-
-def _lines(report: LoadReport, cost: Cost) -> set[int]:
-    return {problem.line for problem in report.problems if problem.cost is cost}
+    quoted = reason.replace('"', '""')
+    return f'"{quoted}"{report.delimiter}' + text.rstrip("\r\n") + "\r\n"
 
 
 def _sentence(members: Group) -> str:
@@ -128,7 +125,7 @@ def _as_document(members: Group) -> dict[str, Any]:
 
 def _summary(report: LoadReport, *, incomplete: int, strict: bool) -> Iterable[str]:
     if strict and needs_attention(report):
-        bad = len(_lines(report, Cost.ROW) | _lines(report, Cost.CELL))
+        bad = len({problem.line for problem in _bad(report)})
         yield f"{bad:,} of {report.rows:,} rows are bad; nothing was loaded (--strict)"
         return
     if report.rejected == report.rows and report.rejected:
