@@ -9,7 +9,7 @@ import pytest
 from certjob.mail import stage
 from certjob.outbox.retry import constant
 from tests.support.command_line import commands
-from tests.support.docs import VARIES, Example, read, read_all_examples
+from tests.support.docs import Example, read, read_all_examples
 from tests.support.docs_scenes import SCENES
 from tests.support.docs_world import World, cron
 
@@ -58,14 +58,12 @@ def test_the_example_of_somebody_elses_file_can_be_loaded(world: World) -> None:
 
 
 def test_every_command_has_an_example_and_every_example_a_scene() -> None:
-    """A stranger has seen what each command says before needing it; a pattern that nothing needs hides a mistake."""
+    """A stranger has seen what each command says before needing it."""
     known = sorted(commands(), key=len, reverse=True)
     shown = {next(name for name in known if f"{each.command} ".startswith(f"{name} ")) for each in EXAMPLES}
-    text = "\n".join(example.output for example in EXAMPLES)
 
     assert shown == set(known)
     assert {example.heading for example in EXAMPLES if example.command not in RUN_ELSEWHERE} == SCENES.keys()
-    assert [name for name, pattern in VARIES.items() if not re.search(pattern, text)] == []
 
 
 @pytest.mark.parametrize(
@@ -74,10 +72,10 @@ def test_every_command_has_an_example_and_every_example_a_scene() -> None:
         ("a line", "a line more", False),
         ("one\n…\nlast", "one\ntwo\nthree\nlast", True),
         ("one … end", "one\nend", False),
-        ("checked at 08:00:00", "checked at 08:00:01", True),
+        ("at 08:00:… o'clock", "at 08:00:01 o'clock", True),
         ("5 h ago", "6 h ago", False),
     ],
 )
 def test_an_example_leaves_out_only_what_it_says(shown: str, printed: str, fits: bool) -> None:
-    """An ellipsis, and what the short list names."""
+    """An ellipsis."""
     assert Example(heading="", command="", output=shown).matches(printed) is fits

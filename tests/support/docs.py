@@ -23,13 +23,6 @@ def read_section(name: str, title: str) -> str:
     return re.split(rf"^#{{1,{len(found[1])}}} ", text[found.end() :], maxsplit=1, flags=re.MULTILINE)[0]
 
 
-VARIES = {
-    "the second at which a page was read": r"(?<=checked at )\d\d:\d\d:\d\d",
-}
-"""What is not compared. In an example an ellipsis stands for the rest of what is between its neighbours on a line, and
-alone on a line for any number of lines."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
     """One command and its output, as a document shows them."""
@@ -40,12 +33,16 @@ class Example:
     output: str
 
     def matches(self, printed: str) -> bool:
-        """Whether this was printed, word for word but for what varies."""
-        pattern = re.escape(_without_what_varies(self.output))
+        """Whether this was printed, word for word.
+
+        In an example an ellipsis stands for the rest of what is between its neighbours on a line, and alone on a line
+        for any number of lines.
+        """
+        pattern = re.escape(self.output)
         pattern = re.sub(r"(?:\A|(?<=\n))…\\\n", r"(?:[^\n]*\n)*?", pattern)
         pattern = re.sub(r"\\\n…\Z", r"(?:\n[^\n]*)*", pattern)
         lines = (line.rstrip() for line in printed.strip().splitlines())
-        return re.fullmatch(pattern.replace("…", "[^\n]*"), _without_what_varies("\n".join(lines))) is not None
+        return re.fullmatch(pattern.replace("…", "[^\n]*"), "\n".join(lines)) is not None
 
 
 def read_all_examples() -> Iterator[Example]:
@@ -69,9 +66,3 @@ def read_examples(text: str) -> Iterator[Example]:
             command = line.removeprefix("    $ ")
         elif command:
             output.append(line[4:].rstrip())
-
-
-def _without_what_varies(text: str) -> str:
-    for pattern in VARIES.values():
-        text = re.sub(pattern, "~", text)
-    return text
