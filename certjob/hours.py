@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-_FORM = re.compile(r"([0-9]{1,2}):([0-9]{2})\s*-\s*([0-9]{1,2}):([0-9]{2})")
+_FORM = re.compile(r"([0-9]{1,2}):([0-5][0-9])\s*-\s*([0-9]{1,2}):([0-5][0-9])")
 _DAY_MINUTES = 24 * 60
 _MINUTE = timedelta(minutes=1)
 
@@ -41,9 +41,9 @@ class DailyHours:
 def parse_daily_hours(text: str) -> DailyHours:
     """Read hours such as ``08:00-20:00``; ``22:00-06:00`` goes past midnight. Raises ValueError."""
     form = _FORM.fullmatch(text.strip())
-    numbers = [int(number) for number in form.groups()] if form else [0, 99, 0, 99]
-    begin, end = (hour * 60 + minute for hour, minute in (numbers[:2], numbers[2:]))
-    if max(numbers[1], numbers[3]) > 59 or begin >= _DAY_MINUTES or end > _DAY_MINUTES:
+    hour, minute, last_hour, last_minute = map(int, form.groups()) if form else (24, 0, 24, 0)
+    begin, end = hour * 60 + minute, last_hour * 60 + last_minute
+    if begin >= _DAY_MINUTES or end > _DAY_MINUTES:
         message = "must be two times of the day such as 08:00-20:00 (the second one may be 24:00)"
         raise ValueError(message)
     if begin == end:

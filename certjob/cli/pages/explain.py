@@ -95,10 +95,14 @@ def _section(heading: str, lines: Iterator[PageLine]) -> Iterator[PageLine]:
         yield line
 
 
+def _item(text: str, *, head: str = "", style: str = "") -> PageLine:
+    return PageLine(text=text, head=head, style=style, bullet="- ", indent=2)
+
+
 def _certificate_lines(story: MentorHistory) -> Iterator[PageLine]:
     mentor, today = story.mentor, story.today
     if not mentor.certificates:
-        yield PageLine(text="none", bullet="- ", indent=2)
+        yield _item("none")
     for certificate in sorted(mentor.certificates, key=lambda c: (c.kind, c.issued_on, c.expires_on)):
         status, noted_on = rules.status_of(certificate, mentor, today), story.notes[certificate.id].noted_on
         why = explanations.why_status(certificate, mentor, today, revoked_on=story.revoked_on(certificate.id))
@@ -111,22 +115,22 @@ def _certificate_lines(story: MentorHistory) -> Iterator[PageLine]:
         optional = ", optional" if certificate.kind in mentor.organisation.optional_kinds else ""
         span = f"{_whole_date(certificate.issued_on)} to {_whole_date(certificate.expires_on)}"
         head = f"{certificate.kind}{optional}, {span}: {status}"
-        yield PageLine(head=head, text="", bullet="- ", indent=2, style=_STYLES.get(status, ""))
+        yield _item("", head=head, style=_STYLES.get(status, ""))
         yield PageLine(text=why, indent=4)
 
 
 def _pause_lines(story: MentorHistory) -> Iterator[PageLine]:
     if not any(pause.lifted_at is None for pause in story.pauses):
-        yield PageLine(text="none is open", bullet="- ", indent=2)
+        yield _item("none is open")
     for pause in story.pauses:
         since = f"by {pause.actor} since {story.moment(pause.paused_at)}"
         if pause.lifted_at is None:
-            yield PageLine(head=reason_words(pause.reason), text=f", {since}", bullet="- ", indent=2)
+            yield _item(f", {since}", head=reason_words(pause.reason))
             yield PageLine(text=_what_lifts(story, pause), indent=4)
         else:
             by = f" by {pause.lifted_by}" if pause.lifted_by else ""
             text = f"earlier: {reason_words(pause.reason)}, {since}, lifted {story.moment(pause.lifted_at)}{by}"
-            yield PageLine(text=text, bullet="- ", indent=2, style="dim")
+            yield _item(text, style="dim")
 
 
 def _what_lifts(story: MentorHistory, pause: Pause) -> str:
@@ -147,20 +151,19 @@ def _reminder_lines(story: MentorHistory) -> Iterator[PageLine]:
         certificate = certificates.get(row.certificate_id)
         what = certificate.kind if certificate else "a certificate that is gone"
         which = f"{what} until {day_words(row.expires_on, story.today)}, {threshold_words(row.threshold_days)}"
-        text = f"{which}: {_what_became(story, row)}"
-        yield PageLine(text=text, bullet="- ", indent=2, style="red" if row.status == "failed" else "")
+        yield _item(f"{which}: {_what_became(story, row)}", style="red" if row.status == "failed" else "")
         for earlier in row.earlier:
             yield PageLine(text=_earlier_cycle(story, earlier), indent=4, style="dim")
     for certificate in sorted(certificates.values(), key=lambda c: (c.kind, c.expires_on)):
         none = explanations.why_no_reminder(certificate, story.mentor, story.today)
         if none is not None:
             text = f"{certificate.kind} until {day_words(certificate.expires_on, story.today)}: none comes, {none}"
-            yield PageLine(text=text, bullet="- ", indent=2)
+            yield _item(text)
     yield from _reminders_to_come(story)
     problem = address_problem(story.person.email)
     if problem:
         text = f"{problem}: nothing can be sent; enter one in the app, and what failed is sent automatically"
-        yield PageLine(text=text, bullet="- ", indent=2, style="red")
+        yield _item(text, style="red")
 
 
 def _reminders_to_come(story: MentorHistory) -> Iterator[PageLine]:
@@ -174,7 +177,7 @@ def _reminders_to_come(story: MentorHistory) -> Iterator[PageLine]:
         ]
         if days:
             which = f"{certificate.kind} until {day_words(certificate.expires_on, today)}"
-            yield PageLine(text=f"{which}, to come: {', '.join(days)}", bullet="- ", indent=2)
+            yield _item(f"{which}, to come: {', '.join(days)}")
 
 
 def _what_became(story: MentorHistory, row: LoggedReminder) -> str:
@@ -210,7 +213,7 @@ def _earlier_cycle(story: MentorHistory, earlier: Mapping[str, Any]) -> str:
 
 def _later_lines(later: Sequence[tuple[str, str]], *, left: int) -> Iterator[PageLine]:
     for when, what in later:
-        yield PageLine(head=f"{when}: ", text=what, bullet="- ", indent=2)
+        yield _item(what, head=f"{when}: ")
     if left > 0:
         yield PageLine(text=f"… and {left:,} more; --json has all of them", indent=2)
 
@@ -245,37 +248,31 @@ def portal_lines(story: MentorHistory) -> Iterator[PageLine]:
     if not has_portal and portal.confirmed is None and story.push is None:
         return
     if not has_portal:
-        text = f"{person.slug} no longer has a portal: nothing is pushed"
-        yield PageLine(text=text, bullet="- ", indent=2)
+        yield _item(f"{person.slug} no longer has a portal: nothing is pushed")
     elif person.wanted is None:
-        text = "wanted: not known (the contact ID or the portal has changed); the next run pushes what is right"
-        yield PageLine(text=text, bullet="- ", indent=2)
+        yield _item("wanted: not known (the contact ID or the portal has changed); the next run pushes what is right")
     else:
-        yield PageLine(text=f"wanted: {_shown(person.wanted)}", bullet="- ", indent=2)
+        yield _item(f"wanted: {_shown(person.wanted)}")
     if portal.confirmed_at is None:
-        yield PageLine(text="the portal has confirmed nothing yet", bullet="- ", indent=2)
+        yield _item("the portal has confirmed nothing yet")
     else:
-        text = f"the portal last confirmed: {_shown(bool(portal.confirmed))}, {story.moment(portal.confirmed_at)}"
-        yield PageLine(text=text, bullet="- ", indent=2)
+        yield _item(f"the portal last confirmed: {_shown(bool(portal.confirmed))}, {story.moment(portal.confirmed_at)}")
     if has_portal and portal.read_at is not None and portal.was_shown is not None:
         saw = "visible" if portal.was_shown else "not visible"
-        text = f"the portal was last read {story.moment(portal.read_at)}: the mentor was {saw}"
-        yield PageLine(text=text, bullet="- ", indent=2)
+        yield _item(f"the portal was last read {story.moment(portal.read_at)}: the mentor was {saw}")
     if has_portal and person.contact_id is None:
-        text = "there is no contact ID: nothing can be pushed; add it in the app"
-        yield PageLine(text=text, bullet="- ", indent=2, style="red")
+        yield _item("there is no contact ID: nothing can be pushed; add it in the app", style="red")
     if story.push is not None:
         yield from _open_push(story, story.push)
     if portal.resolved_failures:
         failures = number(portal.resolved_failures, "earlier failure")
-        text = f"{failures}, {'all ' if portal.resolved_failures > 1 else ''}resolved"
-        yield PageLine(text=text, bullet="- ", indent=2, style="dim")
+        yield _item(f"{failures}, {'all ' if portal.resolved_failures > 1 else ''}resolved", style="dim")
 
 
 def _open_push(story: MentorHistory, push: OpenPush) -> Iterator[PageLine]:
     verb, may_be = ("show", "hidden") if push.visible else ("hide", "visible")
     text = f"waiting since {story.moment(push.wanted_at)} for the portal to {verb} this mentor; may still be {may_be}"
-    yield PageLine(text=text, bullet="- ", indent=2, style="magenta" if push.visible else "red")
+    yield _item(text, style="magenta" if push.visible else "red")
     reason = why_push_waits(push)
     if reason is AlertReason.UNTRIED:
         yield PageLine(text="It goes out with the next `certjob run` or `certjob deliver`.", indent=4)
