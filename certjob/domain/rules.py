@@ -4,7 +4,7 @@ Pure functions. No rule asks what happened last night, so a missed night, a seco
 Rows of one mentor and kind are ordered by (expires_on, issued_on); the later row is the one that counts.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from datetime import date
 from uuid import UUID
 
@@ -145,12 +145,14 @@ def continuation(certificate: Certificate, mentor: Mentor) -> Certificate | None
     return min(following, key=_order, default=None)
 
 
-def _later(certificate: Certificate, mentor: Mentor) -> Iterator[Certificate]:
-    """Yield the rows of its kind that come later in the order and are not revoked."""
+def _later(certificate: Certificate, mentor: Mentor) -> list[Certificate]:
+    """Return the rows of its kind that come later in the order and are not revoked."""
     order = _order(certificate)
-    for other in mentor.certificates:
-        if other.kind == certificate.kind and not other.revoked and _order(other) > order:
-            yield other
+    return [
+        other
+        for other in mentor.certificates
+        if other.kind == certificate.kind and not other.revoked and _order(other) > order
+    ]
 
 
 def statuses(mentor: Mentor, today: date) -> dict[UUID, Status]:
