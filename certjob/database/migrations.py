@@ -93,12 +93,8 @@ def _locked_table(connection: Connection) -> DatabaseUnavailableError:
     )
 
 
-def _log_warning(text: str) -> None:
-    logger.warning("%s", text, extra={"event": "migration_warning"})
-
-
 def migrate(
-    connection: Connection, directory: Path | None = None, *, warn: Callable[[str], None] = _log_warning
+    connection: Connection, directory: Path | None = None, *, warn: Callable[[str], object] = logger.warning
 ) -> list[Migration]:
     """Apply what is pending and return it. Safe to repeat, to run twice at once, and to kill.
 
