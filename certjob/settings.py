@@ -55,7 +55,7 @@ def _split(url: str, *, schemes: tuple[str, ...]) -> SplitResult:
 
 
 def _split_safely(url: str, *, schemes: tuple[str, ...] = ("http", "https"), instead_of_login: str) -> SplitResult:
-    """Also refuse what would send a secret in the open, or has one at the wrong place."""
+    """Also refuse a login in the URL, and plain HTTP to another machine."""
     parts = _split(url, schemes=schemes)
     if parts.username or parts.password:
         message = "must hold no user or password"
@@ -232,17 +232,16 @@ def load_settings(env_file: str | None = None) -> Settings:
     Raises ConfigurationError with one clause per wrong or missing variable; no value is ever part of it.
     """
     settings, problems = _read(_from_file(env_file))
-    if len(problems) > 1:
-        raise ConfigurationError("; ".join(map(str, problems.values())))
-    for problem in problems.values():
-        raise problem
+    if problems:
+        first, *others = problems.values()
+        raise ConfigurationError("; ".join(map(str, (first, *others)))) if others else first
     return settings
 
 
 def survey_settings(env_file: str | None = None) -> tuple[Settings, dict[str, ConfigurationError]]:
-    """Read the settings for a command that looks at everything; all others stop at the first mistake.
+    """Read the settings for a command that looks at everything; all others stop when one is wrong.
 
-    Return them, what is wrong left at its default and a missing database URL empty, and the errors by variable.
+    Return them, what is wrong at its default and a missing database URL empty, and the errors by variable.
     """
     try:
         given = _from_file(env_file)
