@@ -121,7 +121,10 @@ def test_options_are_combined_and_what_cannot_be_asked_for_exits_2(here: Certjob
         lines = here("list", *options.split()).stdout.splitlines()
         assert [line.split(",")[1] for line in lines[1:]] == numbers
     for options, phrase in (
-        ("--status recorded", "--status is one of upcoming, valid, expiring, expired, renewed, revoked"),
+        (
+            "--status recorded",
+            "'--status': 'recorded' is not one of upcoming, valid, expiring, expired, renewed, revoked",
+        ),
         ("--within -1", "--within"),
         ("--within 999999999", "--within"),
         ("--organisation gone", "no organisation 'gone'; see `certjob organisation list`"),

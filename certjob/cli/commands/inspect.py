@@ -15,7 +15,7 @@ app = Commands()
 def _parse_status(word: str) -> Status:
     known = [status for status in Status if status is not Status.RECORDED]
     if word not in known:
-        message = f"--status is one of {', '.join(known)}, not {word[:40]!r}"
+        message = f"{word[:40]!r} is not one of {', '.join(known)}"
         raise typer.BadParameter(message)
     return Status(word)
 
