@@ -31,9 +31,6 @@ from tests.support.processes import (
     MAIL_CLAIM,
     PORTAL_CLAIM,
     TURN,
-    start_barrier,
-    wait_until_frozen,
-    while_open,
 )
 from tests.support.waiting import until
 
@@ -91,7 +88,7 @@ def test_no_push_begins_so_late_that_it_could_outlast_its_lease(
     portal.default = delay(0.2)
 
     with ExitStack() as stack:
-        with start_barrier(app, Backends(connection)) as children:
+        with Backends(connection).start_barrier(app) as children:
             for _ in range(2):
                 children.append(stack.enter_context(start("deliver", portal_lease=lease, call=call, round=call)))
         ended = [child.finish(timeout_seconds=90) for child in children]
@@ -142,7 +139,7 @@ def test_a_process_that_stood_still_writes_nothing_over_a_newer_value(
         if in_call:
             portal.wait_until(lambda: len(portal.requests) == 1, timeout_seconds=60)
             child.signal(signal.SIGSTOP)
-        wait_until_frozen(child)
+        child.wait_until_frozen()
         let_run_out(facts, "portal_sync_events", really="portal_lease" in altered)
         renew(facts, expired)
         run_quietly(start, "run")
@@ -187,7 +184,7 @@ def test_a_process_that_stood_still_sends_a_second_copy_only_after_its_last_look
     review(facts.connection, today())
 
     with start("deliver", "--json", **altered) as child:
-        wait_until_frozen(child)
+        child.wait_until_frozen()
         let_run_out(facts, "cert_notification_log", really="mail_lease" in altered)
         run_quietly(start, "deliver")
         rows = facts.rows("SELECT * FROM cert_notification_log")
@@ -210,7 +207,7 @@ def test_two_resyncs_and_a_night_end_with_the_value_that_was_wanted_last(
 ) -> None:
     """Hide (in a call), show (wanted meanwhile, then in a call), hide (wanted meanwhile): one at a time, in order."""
     first, second = threading.Event(), threading.Event()
-    portal.then(while_open(first, ok()), while_open(second, ok()))
+    portal.then(hang(ok(), until=first), hang(ok(), until=second))
 
     def wait_for_wish(visible: bool) -> None:
         wish = "SELECT visible, status FROM portal_sync_events"

@@ -17,9 +17,8 @@ import pytest
 from certjob.database import Connection
 from tests.support.command_line import Backends, started, today
 from tests.support.facts import Facts
-from tests.support.portal_answers import delay
+from tests.support.portal_answers import delay, hang
 from tests.support.portal_server import PortalServer
-from tests.support.processes import start_barrier, while_open
 from tests.support.smtp_server import Mailbox, real_server
 
 PROCESSES = 3
@@ -92,7 +91,7 @@ def run_together(
     """So many runs that begin at the same moment; return their reports. Nothing needs a person."""
     backends = Backends(connection)
     with ExitStack() as stack:
-        with start_barrier(app, backends) as children:
+        with backends.start_barrier(app) as children:
             for _ in range(PROCESSES):
                 child = started("run", "--json", environment=environment, folder=folder)
                 children.append(stack.enter_context(child))
@@ -127,7 +126,7 @@ def test_nights_set_off_together_share_the_work_and_remind_once_in_each_cycle(
     numbers = {"mentors": CHUNK * PROCESSES, "ill": COUNT, "processes": PROCESSES, "expires_on": expires_on}
     connection.execute(PROGRAMME.format(**numbers).encode())
     gate = threading.Event()
-    portal.default = while_open(gate, delay(0.02))
+    portal.default = hang(delay(0.02), until=gate)
 
     def let_the_calls_go() -> None:
         portal.wait_until(lambda: portal.connections_made > CALLS * (PROCESSES - 1), timeout_seconds=60)

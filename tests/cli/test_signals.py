@@ -31,7 +31,6 @@ from tests.support.intents import make_due
 from tests.support.ping_host import ping_host
 from tests.support.portal_answers import error, hang, ok
 from tests.support.portal_server import PortalServer
-from tests.support.processes import while_open
 from tests.support.proxy import StallingProxy
 from tests.support.smtp_server import Fault, scripted_server
 from tests.support.waiting import until
@@ -318,7 +317,7 @@ def test_nohup_outlasts_the_terminal(scene: Scene, portal: PortalServer) -> None
     """Who started it so that it ignores SIGHUP wants it to go on."""
     scene.mentors(1, portal="dynamics")
     gate = threading.Event()
-    portal.default = while_open(gate, ok())
+    portal.default = hang(ok(), until=gate)
     with scene.start("run", ignored=signal.SIGHUP) as child:
         portal.wait_until(lambda: len(portal.requests) == 1)
         child.signal(signal.SIGHUP)

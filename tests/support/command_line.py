@@ -22,6 +22,7 @@ from typing import Any
 from unittest import mock
 from zoneinfo import ZoneInfo
 
+import psycopg
 import typer
 
 from certjob.cli import entry
@@ -130,6 +131,11 @@ class Child:
         """Wait until it has printed a line with this text."""
         until(lambda: part in _content(self._stdout))
 
+    def wait_until_frozen(self) -> None:
+        """Wait until every thread of it stands still."""
+        threads = Path(f"/proc/{self.process.pid}/task")
+        until(lambda: all(") T " in (thread / "stat").read_text() for thread in threads.iterdir()), seconds=60)
+
     def signal(self, number: Signals = SIGTERM) -> None:
         assert self.process.poll() is None, "it ended before the signal"
         self.process.send_signal(number)
@@ -200,6 +206,21 @@ class Backends:
     def wait_for_query(self, part: str, *, waiting_for: str | None = None) -> None:
         """Wait until a child is in, or has last run, a statement with this text."""
         until(lambda: any(part in row[3] and (waiting_for is None or row[2] == waiting_for) for row in self.rows()))
+
+    @contextmanager
+    def start_barrier(self, app: psycopg.Connection[Any]) -> Iterator[list[Child]]:
+        """Hold the runs that the block starts and appends before their first write until all are there."""
+        children: list[Child] = []
+
+        def all_are_there() -> bool:
+            for child in children:
+                assert child.process.poll() is None, child.finish()
+            return len([row for row in self.rows() if row[2] == "Lock"]) == len(children)
+
+        app.execute("LOCK TABLE job_runs IN SHARE MODE")
+        yield children
+        until(all_are_there, seconds=60)
+        app.rollback()
 
     def wait_until_gone(self) -> None:
         until(lambda: not self.rows())

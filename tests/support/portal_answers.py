@@ -203,13 +203,18 @@ def drip(*, part: str = "body", every_seconds: float = 0.05) -> Behaviour:
     return behave
 
 
-def hang(then: Behaviour = raw(b""), *, applied: bool = False) -> Behaviour:  # noqa: B008 - it holds no state
-    """Say nothing until ``portal.release()``; ``then`` behave (default: close without an answer)."""
+def hang(
+    then: Behaviour = raw(b""),  # noqa: B008 - it holds no state
+    *,
+    applied: bool = False,
+    until: threading.Event | None = None,
+) -> Behaviour:
+    """Say nothing until ``portal.release()`` or that event; ``then`` behave (default: close without an answer)."""
 
     def behave(exchange: Exchange) -> None:
         if applied:
             exchange.apply()
-        while not (exchange.released.is_set() or exchange.closing.is_set()):
+        while not ((until or exchange.released).is_set() or exchange.closing.is_set()):
             exchange.pause(0.01)
         (raw(b"") if exchange.closing.is_set() else then)(exchange)
 

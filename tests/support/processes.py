@@ -1,11 +1,11 @@
-"""Several certjob processes at once: set off together, with shorter times, or frozen at a chosen point.
+"""A certjob process that is altered: with shorter times, or frozen at a chosen point.
 
     with started("run", "--json", environment=…, folder=…, freeze_before=FIRST_CALL) as child:
-        wait_until_frozen(child)
+        child.wait_until_frozen()
         ...                                # what the others do meanwhile
         child.signal(SIGCONT)
 
-``tests.support.command_line.started`` runs the command in a process that this file has altered: ``freeze_before`` or
+``tests.support.command_line.started`` runs the command in such a process: ``freeze_before`` or
 ``freeze_after`` a method; in seconds ``portal_lease``, ``mail_lease``, ``call`` (the longest a call to the portal
 takes), ``round`` (how long its repeats may begin) and ``message`` (the longest each half of a message takes, before and
 after it is handed over); ``grace``, how long what is being done may go on after a signal; ``ignored``, a signal, as
@@ -24,14 +24,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:  # and inside functions, because the script has no use for the tests' own modules
-    import psycopg
-
-    from tests.support.command_line import Backends, Child
-    from tests.support.portal_answers import Behaviour, Exchange
+from typing import Any
 
 FIRST_CALL = "certjob.portal.hlf_dynamics:HLFDynamicsSyncService.update_portal_visibility"
 """Where the network begins: the lease was looked at for the last time."""
@@ -40,45 +33,6 @@ PORTAL_CLAIM = "certjob.portal.sync:PortalSyncService.claim"
 MAIL_CLAIM = "certjob.mail.reminder_mail:ReminderMail.claim"
 TURN = "certjob.portal.rate:RateLimiter.begin"
 """Where a call gets its turn."""
-
-
-@contextmanager
-def start_barrier(app: "psycopg.Connection[Any]", backends: "Backends") -> Iterator[list["Child"]]:
-    """Hold the runs that the block starts and appends before their first write until all are there; then all go on."""
-    from tests.support.waiting import until
-
-    children: list[Child] = []
-
-    def all_are_there() -> bool:
-        for child in children:
-            assert child.process.poll() is None, child.finish()
-        return len([row for row in backends.rows() if row[2] == "Lock"]) == len(children)
-
-    app.execute("LOCK TABLE job_runs IN SHARE MODE")
-    yield children
-    until(all_are_there, seconds=60)
-    app.rollback()
-
-
-def while_open(gate: threading.Event, then: "Behaviour") -> "Behaviour":
-    """``then`` behave, but only while the gate is open."""
-
-    def behave(exchange: "Exchange") -> None:
-        while not gate.is_set():
-            if exchange.closing.is_set():
-                raise ConnectionError
-            exchange.pause(0.01)
-        then(exchange)
-
-    return behave
-
-
-def wait_until_frozen(child: "Child") -> None:
-    """Wait until every thread of it stands still."""
-    from tests.support.waiting import until
-
-    threads = Path(f"/proc/{child.process.pid}/task")
-    until(lambda: all(") T " in (thread / "stat").read_text() for thread in threads.iterdir()), seconds=60)
 
 
 def _plant_freeze(name: str, *, before: bool) -> None:
