@@ -94,12 +94,6 @@ class _Run:
             strike = Strike(fault, cluster=stage.cluster, database=stage.name)
             stage.receiver.begin(command.script, strike)
             stage.postbox.begin(command.mail_script, strike)
-            if command.database_is_down:
-                stage.cluster.stop()
-                stack.callback(stage.cluster.start)
-            if command.portal_is_down:
-                stage.receiver.__exit__(None, None, None)
-                stack.callback(stage.receiver.__enter__)
             proxy = stack.enter_context(DatabaseProxy(stage.cluster, strike))
             child = stack.enter_context(stage.started(command, proxy))
             strike.arm(child)
@@ -146,9 +140,7 @@ class _Run:
         if self._stage.has_struck_itself():
             strike.struck_itself()
         codes = {0, 3}
-        if command.database_is_down:
-            codes = {1}
-        elif command.fault is not None and strike.struck.is_set() and command.fault.action not in _HARMLESS:
+        if command.fault is not None and strike.struck.is_set() and command.fault.action not in _HARMLESS:
             codes = {-9} if strike.has_killed else {0, 1, 3}
         struck = f", {'struck' if strike.struck.is_set() else 'not struck'}" if command.fault else ""
         self._stage.trail.append(f"  ended with {result.returncode}{struck}: {result.stderr.strip()}")

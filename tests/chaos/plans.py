@@ -32,16 +32,12 @@ class Command:
     mail_script: tuple[MailWord, ...] = ()
     concurrency: int = 1
     attempts: int = 2
-    database_is_down: bool = False
-    portal_is_down: bool = False
 
     def __str__(self) -> str:
         said = [" ".join(self.words)]
         said += [f"beside {' '.join(self.twin)}"] if self.twin else []
         if self.fault:
             said.append(f"{self.fault.label} {self.fault.number}")
-        said += ["the database is down"] if self.database_is_down else []
-        said += ["the portal is down"] if self.portal_is_down else []
         said += [f"portal: {', '.join(self.script)}"] if self.script else []
         said += [f"mail: {', '.join(str(word or 'fine') for word in self.mail_script)}"] if self.mail_script else []
         return "; ".join(said) + f" ({self.concurrency} at once, {self.attempts} attempts)"
@@ -49,9 +45,7 @@ class Command:
     @property
     def label(self) -> str:
         """The kind of trouble, for the summary."""
-        parts = ["database down"] if self.database_is_down else []
-        parts += ["portal down"] if self.portal_is_down else []
-        parts += [self.fault.label] if self.fault else []
+        parts = [self.fault.label] if self.fault else []
         parts += ["two at once"] if self.twin else []
         return " + ".join(parts) or ("portal's script" if self.script or self.mail_script else "none")
 
@@ -169,14 +163,10 @@ def _with_time_between(steps: Sequence[Step], chance: Random) -> Iterator[Step]:
 
 
 def _draw_command(chance: Random, population: Sequence[MentorPlan]) -> Command:
-    kind = chance.choices(
-        ["fault", "two at once", "script", "database down", "portal down", "portal black hole"],
-        weights=[60, 16, 17, 2, 4, 1],
-    )[0]
+    kinds = {"fault": 60, "two at once": 16, "script": 22, "portal black hole": 2}
+    kind = chance.choices(list(kinds), weights=list(kinds.values()))[0]
     resync = ("resync", chance.choice([plan.member_no for plan in population if plan.has_portal]))
     words = chance.choices([RUN, DELIVER, resync], weights=[7, 2, 1])[0]
-    if kind == "database down":
-        return Command(words=words, database_is_down=True)
     if kind == "portal black hole":
         return Command(script=(Word.OK, Word.HANG), concurrency=2, attempts=1)
     command = Command(
@@ -186,15 +176,10 @@ def _draw_command(chance: Random, population: Sequence[MentorPlan]) -> Command:
         concurrency=chance.choice([1, 1, 2, 4]),
         attempts=chance.choice([1, 2, 2, 3]),
     )
-    match kind:
-        case "portal down":
-            return replace(command, portal_is_down=True, script=(), attempts=1)
-        case "two at once":
-            fault = _draw_fault(chance, alone=False) if chance.random() < 0.75 else None
-            return replace(command, words=RUN, twin=chance.choice([RUN, RUN, DELIVER, resync]), fault=fault)
-        case "fault":
-            return _struck(command, _draw_fault(chance, alone=True), chance)
-    return command
+    if kind == "two at once":
+        fault = _draw_fault(chance, alone=False) if chance.random() < 0.75 else None
+        return replace(command, words=RUN, twin=chance.choice([RUN, RUN, DELIVER, resync]), fault=fault)
+    return command if kind == "script" else _struck(command, _draw_fault(chance, alone=True), chance)
 
 
 def _struck(command: Command, fault: Fault, chance: Random) -> Command:
