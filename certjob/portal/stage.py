@@ -30,6 +30,8 @@ from certjob.portal.sync import PortalCounts, PortalSyncService
 BREAKER_FAILURES = 5
 """After this number of exhausted events in a row the endpoint counts as dead for this run. With the most slots and
 attempts that the settings allow (16 and 5) it has then got at most 100 calls."""
+MOST_WAITS = 50
+"""After this number of pushes in a row that the portal asked to wait, it counts as dead as well."""
 LONGEST_PAUSE_SECONDS = 600.0
 """A Retry-After up to this is slept by the stage; a longer one ends it."""
 GRACE_SECONDS = 6.5
@@ -85,6 +87,7 @@ class PortalStage:
         self._landed: deque[Push] = deque()
         """Ended and judged, to be settled."""
         self._exhausted_in_a_row = 0
+        self._waits_in_a_row = 0
         self._is_cautious = False
         """After a pause, one call tries."""
         self._deadline_at = 0.0
@@ -211,7 +214,7 @@ class PortalStage:
         error = push.error
         if push.outcome in (PushOutcome.DELIVERED, PushOutcome.BLOCKED):
             if error is None or error.attempts:  # the portal was called, and does its work
-                self._exhausted_in_a_row = 0
+                self._exhausted_in_a_row = self._waits_in_a_row = 0
                 self._is_cautious = False
         elif error is not None:
             self._judge_failure(push, error.cause)
@@ -222,9 +225,13 @@ class PortalStage:
             self._end("refused" if cause.status is None else f"refused:{cause.status}", reason, cause)
         elif push.outcome is PushOutcome.THROTTLED:
             self._is_cautious = True
+            self._waits_in_a_row += 1
             seconds = push.asked_seconds
             if seconds > self._longest_pause_seconds or time.monotonic() + seconds >= self._deadline_at:
                 self._end("retry_after", f"the portal asked to wait {seconds:,.0f} s; the rest stays pending", cause)
+            elif self._waits_in_a_row >= MOST_WAITS:
+                reason = f"the portal asked {MOST_WAITS} pushes in a row to wait; the rest stays pending"
+                self._end("breaker", reason, cause)
         elif push.outcome is PushOutcome.FAILED:
             self._is_cautious = False
             self._exhausted_in_a_row += 1

@@ -223,6 +223,7 @@ class TestLongRetryAfter:
         [
             pytest.param(601, 7200, "retry_after", 1, id="more than 10 minutes"),
             pytest.param(60, 30, "retry_after", 1, id="longer than there is time"),
+            pytest.param(0.25, 60, "breaker", 8, id="again and again: it is asked once after each wait"),
         ],
     )
     def test_it_stops_when_the_wait_is_too_long(
@@ -235,6 +236,7 @@ class TestLongRetryAfter:
         calls: int,
     ) -> None:
         """With the reason; the event waits for that time, and no round is counted."""
+        monkeypatch.setattr(portal_stage, "MOST_WAITS", 8)
         scene.backlog(10)
         scene.portal.default = waits(seconds)
 
