@@ -184,9 +184,9 @@ class Deliveries:
         open_work = read_open_work(self._connection)
         if not (open_work["portal_hides"].open or open_work["portal_shows"].open):
             return None
-        reason = "CERTJOB_PORTAL_URL is not set; the pushes stay pending"
+        reason = "CERTJOB_PORTAL_URL is not set"  # of each open hide, in the alerts and in coordinators' mails
         self._portal.record_stage_end(reason, code=FailureCode.NO_URL)
-        return StageStop(stage="portal", code="no_url", reason=reason)
+        return StageStop(stage="portal", code="no_url", reason=f"{reason}; the pushes stay pending")
 
     async def _send_mail(self, database: DatabaseThread, *, ends_at: float) -> None:
         """Reminders, then digests: what a digest tells of is then as new as can be."""

@@ -110,6 +110,7 @@ def test_the_command_shows_what_is_left(certjob: Certjob, facts: Facts, portal: 
     assert no_url.returncode == 3
     assert "portal: CERTJOB_PORTAL_URL is not set; the pushes stay pending" in no_url.stderr
     assert "2 reopened pushes were not reached" in no_url.stderr
+    assert no_url.stdout.count(": CERTJOB_PORTAL_URL is not set; what to do: contact the operator") == 2
     assert_one_line(stuck, "2 portal pushes failed\n", code=3, command="certjob alerts")
     assert stuck.stdout.count("Dynamics sync pending — mentor may still be visible on portal") == 2
     document = json.loads(half.stdout)
