@@ -1,8 +1,10 @@
 """Templates of the programme's own: which file is taken, and what is wrong with one is found before the night."""
 
 import gc
+import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from datetime import UTC, timedelta
 from pathlib import Path
@@ -21,6 +23,7 @@ from tests.support.command_line import today
 from tests.support.docs import read_section
 from tests.support.facts import TODAY, Facts
 from tests.support.mails import written_reminder
+from tests.support.own_server import data_parent
 
 GOOD_TEXT = "Hallo fra {{ organisation }}\n\nKjære {{ name }}, {{ days_left }} dager igjen.\n"
 GOOD_DIGEST = "{{ organisation }}\n\n{% for item in paused %}\n* {{ item.name }}\n{% endfor %}\nHilsen\n"
@@ -195,6 +198,22 @@ def test_an_organisations_folder_that_cannot_be_opened_gives_way_to_ours_and_is_
     problem = templates.problem()
     assert problem is not None
     assert f"the folder {folder / 'hlf'} cannot be read (Too many levels of symbolic links)" in problem.reason
+
+
+def test_a_folder_that_certjobs_user_may_not_enter_is_named_by_the_check_too() -> None:
+    """Root may enter everything, and tries it as somebody else."""
+    with tempfile.TemporaryDirectory(dir=data_parent()) as name:
+        place = Path(name) / "hlf"
+        place.mkdir(mode=0)
+        Path(name).chmod(0o755)
+        user_id = os.geteuid()
+        if not user_id:
+            os.seteuid(65534)
+        try:
+            with pytest.raises(ConfigurationError, match=f"the folder {place} cannot be read .Permission denied"):
+                check_templates(Path(name))
+        finally:
+            os.seteuid(user_id)
 
 
 def test_a_night_of_messages_that_break_remembers_the_first_reason_alone(folder: Path, write: Write) -> None:

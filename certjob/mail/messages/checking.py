@@ -1,6 +1,7 @@
 """A programme's own templates, tried in every language and situation before a night depends on them."""
 
 import itertools
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -37,14 +38,18 @@ def check_templates(folder: Path) -> list[TemplateError]:
     """Render every message that the folder has a part in, with made-up contents; return what is wrong, file by file.
 
     Each problem is returned once, although every situation is tried; a few seconds for a folder of many organisations.
-    A file whose name no message would ever use is wrong as well. Raises ConfigurationError when there is
-    no such folder.
+    A file whose name no message would ever use is wrong as well. Raises ConfigurationError when the folder, or one in
+    it, cannot be read.
     """
     try:
         entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        for path in entries:
+            if path.is_dir():
+                os.stat(f"{path}/.")  # noqa: PTH116 - a Path drops the dot, which asks for the right to enter
+                os.scandir(path).close()
     except OSError as error:
-        message = f"CERTJOB_TEMPLATES_DIR: the folder {folder} cannot be read ({error.strerror})"
-        raise ConfigurationError(message, next_step="name the one that holds your templates") from error
+        message = f"CERTJOB_TEMPLATES_DIR: the folder {Path(error.filename)} cannot be read ({error.strerror})"
+        raise ConfigurationError(message, next_step="name one that certjob's user can read") from error
     problems: list[TemplateError] = []
     templates = Templates(folder)
     names = {path.name for path in entries}
