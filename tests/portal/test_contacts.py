@@ -112,15 +112,16 @@ def test_a_claim_calls_only_for_the_contact_that_it_keeps_from_others(
 def test_a_correction_waits_for_a_claim_and_is_not_lost(scene: PortalScene) -> None:
     """The claim has just locked the event, and calls for the old contact; the correction raises the version."""
     scene.wish(scene.mentor(), visible=False)
+    app = scene.app
 
     def correct() -> None:
-        scene.app.execute(CORRECT, (uuid4(),))
-        scene.app.commit()
+        app.execute(CORRECT, (uuid4(),))
+        app.commit()
 
     with ExitStack() as correcting, scene.other.transaction():
         (event,) = claim(scene.other)
         correcting.enter_context(in_background(correct))
-        until(lambda: waits_for_a_lock(scene.connection, scene.app))
+        until(lambda: waits_for_a_lock(scene.connection, app))
 
     push = Push(event=event, outcome=PushOutcome.DELIVERED)
     assert scene.service.settle(push, PortalCounts()) is Answer.RAISED
