@@ -1,7 +1,7 @@
 """The hand that strikes: it waits for the place of its fault, and then does what the fault says, once."""
 
 import threading
-from signal import SIGINT, SIGTERM
+from signal import SIGINT, SIGKILL, SIGTERM
 
 from tests.chaos.cluster import Cluster
 from tests.chaos.faults import Action, Fault, Spot, When
@@ -76,9 +76,8 @@ class Strike:
         process = self._victim.process
         match action:
             case Action.KILL | Action.BLACK_HOLE_KILL:
-                self.has_killed = process.poll() is None
                 process.kill()
-                process.wait()
+                self.has_killed = process.wait() == -SIGKILL  # it may have ended by itself just before
             case Action.STOP | Action.BLACK_HOLE_STOP:
                 for number in (SIGTERM, SIGINT):  # the second one ends every wait
                     process.send_signal(number)
