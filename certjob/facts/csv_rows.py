@@ -15,14 +15,8 @@ from certjob.errors import InputError
 LINE_LIMIT = 262_144
 """Characters in a line, and in a record of several lines; a longer one is a broken record."""
 
-ENDLESS_LINE = 10_000_000
-"""Characters in a line; a file with a longer one is refused."""
-
 RECORD_LINES_LIMIT = 200
 """Lines that a quoted cell may run over; a quote still open then was never meant to be one."""
-
-BLANK_LINES_LIMIT = 1_000_000
-"""Blank lines in a row; few spreadsheets have as many rows."""
 
 DELIMITERS = (",", ";", "\t")
 
@@ -119,14 +113,9 @@ class CsvFile:
         return self._waiting.popleft() if self._waiting else next(self._lines, None)
 
     def _next_filled(self) -> _Line | None:
-        line = self._next()
-        for _ in range(BLANK_LINES_LIMIT):
-            if line is None or not line.text.isspace():
-                return line
-            line = self._next()
-        number = line.number - 1 if line else BLANK_LINES_LIMIT
-        message = f"{self._path}: line {number} is the {BLANK_LINES_LIMIT:,}th blank line in a row"
-        raise InputError(message, next_step="delete them")
+        while (line := self._next()) is not None and line.text.isspace():
+            pass
+        return line
 
     def _record(self, first: _Line) -> Record:
         line, text = first
@@ -163,14 +152,9 @@ def _read_lines(stream: io.TextIOWrapper, path: Path) -> Iterator[_Line]:
             return
         place = f"{path}: line {number}"
         _refuse_what_is_no_text(text, place)
-        size = len(text)
         while len(piece) > LINE_LIMIT and piece[-1] not in "\r\n":
             piece = stream.readline(LINE_LIMIT + 1)
             _refuse_what_is_no_text(piece, place)
-            size += len(piece)
-            if size > ENDLESS_LINE:
-                message = f"{place} is longer than {ENDLESS_LINE:,} characters"
-                raise InputError(message, next_step="name a list of certificates")
         yield _Line(number, text)
 
 

@@ -2,19 +2,21 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from datetime import date, datetime
+from datetime import date
 from uuid import UUID, uuid4
 
 from certjob import database
 from certjob.database import Connection
 from certjob.domain import rules
-from certjob.domain.models import Mentor, PauseChange, Reminder
+from certjob.domain.models import OWN_PAUSE_REASON, Mentor, Reminder
+from certjob.domain.projection import after
 from certjob.errors import ConfigurationError, UnknownMentorError
 from certjob.mail.channels.notify import send_alone
 from certjob.mail.message import Channel, OutgoingMessage
 from certjob.mail.messages.content import Recipient
 from certjob.mail.messages.templates import Templates
-from certjob.mail.reminder_mail import read_recipient, reminder_key, reminder_message
+from certjob.mail.reminder_mail import read_recipient, reminder_message
+from certjob.views.logged_reminders import LoggedReminder, read_logged_reminders
 
 PREFIXES = {"nb": "[forhåndsvisning]", "nn": "[førehandsvising]", "en": "[preview]"}
 """Before the subject of a copy, so that nobody takes it for a reminder of their own."""
@@ -28,26 +30,10 @@ class Preview:
     """A reminder as it will go out."""
 
     message: OutgoingMessage
-    queued: bool
-    """Whether it has its place in the log, and with it its Message-ID, already."""
     sends_on: date
     """The day whose count of days it has."""
     explanation: str
     """Which reminder it is, and what keeps it from being sent."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _LogRow:
-    """One row of ``read_reminder_log``."""
-
-    id: int
-    cert_id: UUID
-    threshold_days: int
-    sent: bool
-    sent_at: datetime | None
-    failed: str | None
-    cycle: int
-    repeat: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,10 +45,10 @@ class _Choice:
 
     def is_sent(self, log: "_Log") -> bool:
         row = log.get((self.reminder.cert_id, self.reminder.threshold_days))
-        return row is not None and row.sent
+        return row is not None and row.was_sent(self.reminder.expires_on)
 
 
-_Log = Mapping[tuple[UUID, int], _LogRow]
+_Log = Mapping[tuple[UUID, int], LoggedReminder]
 
 
 def preview_reminder(
@@ -81,19 +67,18 @@ def preview_reminder(
     """
     with database.read_only_snapshot(connection):
         recipient = read_recipient(connection, mentor_id)
-        rows = database.fetch(connection, "read_reminder_log", {"mentor_id": mentor_id}, into=_LogRow)
+        rows = read_logged_reminders(connection, mentor_id)
     if recipient is None:
         text = f"mentor {mentor_id} does not exist any more"
         raise UnknownMentorError(text)
-    log = {(row.cert_id, row.threshold_days): row for row in rows}
+    log = {(row.certificate_id, row.threshold_days): row for row in rows}
     choice = _choose(recipient.mentor, log, today=today, threshold=threshold_days)
     row = log.get((choice.reminder.cert_id, choice.reminder.threshold_days))
-    key = reminder_key(row.id, cycle=row.cycle) if row else f"preview-{uuid4().hex}"
     message = reminder_message(
         choice.reminder,
-        replace(recipient, paused=_paused(recipient, choice.sends_on), locale=locale or recipient.locale),
-        key=key,
-        repeat=row is not None and row.repeat and not row.sent,
+        replace(recipient, paused=_paused(recipient.mentor, choice.sends_on), locale=locale or recipient.locale),
+        key="preview",
+        repeat=row is not None and row.reminder == choice.reminder and row.status != "sent" and row.maybe_sent,
         today=choice.sends_on,
         templates=templates,
     )
@@ -102,7 +87,6 @@ def preview_reminder(
     which = "the next reminder" if threshold_days is None else f"the reminder for the threshold {threshold_days}"
     return Preview(
         message=message,
-        queued=row is not None,
         sends_on=choice.sends_on,
         explanation=_explain(choice, row, recipient, today=today, which=which),
     )
@@ -113,14 +97,13 @@ def send_copy(preview: Preview, channel: Channel, *, to: str) -> None:
 
     It has its own Message-ID and leaves no trace in the database. Raises NotifyError.
     """
-    key = f"preview-{uuid4().hex}"
     message = preview.message
     copy = replace(
         message,
         to=to,
         to_name=None,
         subject=f"{PREFIXES[message.locale]} {message.subject}",
-        idempotency_key=key,
+        idempotency_key=f"preview-{uuid4().hex}",
         kind="preview",
         mentor_id=NOBODY,
     )
@@ -171,15 +154,13 @@ def _choices(mentor: Mentor, today: date) -> Iterator[_Choice]:
                 yield _Choice(reminder=reminder, sends_on=day)
 
 
-def _paused(recipient: Recipient, day: date) -> bool:
-    """Whether certjob's own pause will be open that day: the night reviews before it sends.
-
-    The recipient comes without open pauses, so the rules want one opened exactly while one should be open.
-    """
-    return rules.decide(recipient.mentor, day).pause is PauseChange.OPEN
+def _paused(mentor: Mentor, day: date) -> bool:
+    """Whether certjob's own pause will be open that day: the night reviews before it sends."""
+    reviewed = after(mentor, rules.decide(mentor, day))
+    return any(pause.reason == OWN_PAUSE_REASON for pause in reviewed.open_pauses)
 
 
-def _explain(choice: _Choice, row: _LogRow | None, recipient: Recipient, *, today: date, which: str) -> str:
+def _explain(choice: _Choice, row: LoggedReminder | None, recipient: Recipient, *, today: date, which: str) -> str:
     day = choice.sends_on
     if day == today:
         text = f"the reminder that is due today, for the threshold {choice.reminder.threshold_days}"
@@ -187,10 +168,10 @@ def _explain(choice: _Choice, row: _LogRow | None, recipient: Recipient, *, toda
         text = f"{which}, due {day}"
     else:
         text = f"{which}; its day was {day}"
-    if row is not None and row.sent:
-        text += "; it has been sent" + (f" ({row.sent_at:%Y-%m-%d})" if row.sent_at else "")
-    elif row is not None and row.failed is not None:
-        text += f"; it could not be delivered: {row.failed}"
+    if row is not None and row.was_sent(choice.reminder.expires_on):
+        text += "; it has been sent"
+    elif row is not None and row.reminder == choice.reminder and row.status == "failed":
+        text += f"; it could not be delivered: {row.error}"
     if not recipient.email:
         text += "; it cannot be sent: the mentor has no e-mail address"
     return text

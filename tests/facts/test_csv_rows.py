@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from certjob.errors import InputError
-from certjob.facts.csv_rows import ENDLESS_LINE, LINE_LIMIT, RECORD_LINES_LIMIT, Record, open_csv
+from certjob.facts.csv_rows import LINE_LIMIT, RECORD_LINES_LIMIT, Record, open_csv
 from certjob.facts.roster import LoadOptions, RosterForm
 from tests.conftest import installed_command
 from tests.support.facts import Facts
@@ -98,8 +98,7 @@ def test_a_stray_quote_or_a_line_of_a_megabyte_costs_itself_only(tmp_path: Path)
         ("member_no,kind\n".encode("utf-16"), "is UTF-16"),
         (b"member_no,kind\nM1,a\nM2,\x00\n", "line 3 has a NUL"),
         ("member_no,kind\nM1,a\nM2,K\u00e5re\n".encode("latin-1"), "line 3 is not UTF-8; save the file as 'CSV UTF-8'"),
-        (b"member_no,kind\n" + b"x" * (ENDLESS_LINE + 1), "line 2 is longer than 10,000,000 characters"),
-        (b"member_no,kind\n" + b"x" * ENDLESS_LINE + b"\0", "line 2 has a NUL"),
+        (b"member_no,kind\n" + b"x" * 1_000_000 + b"\0", "line 2 has a NUL"),
         (b"," * 1_000_000, "line 1 should hold the column names, but the line is longer than 262,144 characters"),
         (b'"member_no,kind\nM1,a\n', "line 1 should hold the column names, but"),
         (None, "cannot be read (No such file or directory); check the path"),
@@ -200,12 +199,6 @@ def pipe(path: Path, content: Iterator[bytes]) -> Iterator[None]:
     assert not writer.is_alive()
 
 
-def endless(*beginning: bytes) -> Callable[[], Iterator[bytes]]:
-    """The last piece is repeated to 5 GB."""
-    *first, piece = beginning
-    return lambda: chain([COLUMNS, *first], repeat(piece * 1_000_000, 5_000))
-
-
 MEASURE = """
 import resource, subprocess, sys
 code = subprocess.run(sys.argv[1:]).returncode
@@ -214,10 +207,12 @@ sys.exit(code)
 """
 WIDE = b"x," * (LINE_LIMIT // 2 - 10) + b"\n"
 BOMBS: dict[str, tuple[Callable[[], Iterator[bytes]], str]] = {
-    "a line of 5 GB": (endless(ROW, b"x"), "line 3 is longer than 10,000,000"),
-    "blank lines": (endless(ROW, b"\r"), "1,000,000th blank line in a row"),
+    "a line of 300 MB": (
+        lambda: chain([COLUMNS, ROW], repeat(b"x" * 1_000_000, 300)),
+        "line 3: (line): the line is longer than 262,144 characters",
+    ),
     "wide rows": (
-        lambda: chain([COLUMNS], [WIDE] * 50, [ROW]),
+        lambda: chain([COLUMNS], [WIDE] * 50, [ROW.replace(b"M1", b"M2")]),
         "lines 2, 3, 4 and 47 more: (line): 131,063 cells where the header has 7",
     ),
 }
@@ -226,7 +221,7 @@ BOMBS: dict[str, tuple[Callable[[], Iterator[bytes]], str]] = {
 def test_a_file_that_was_made_to_fill_the_memory_takes_no_more_than_any_other(
     worker_url: str, bare_environment: dict[str, str], facts: Facts, tmp_path: Path
 ) -> None:
-    """The installed command reads a pipe that would go on for gigabytes; nothing of an endless file is loaded."""
+    """The installed command reads a pipe of very long lines; each costs itself only."""
     facts.organisation()
     (tmp_path / "small.csv").write_bytes(COLUMNS + ROW.replace(b"M1", b"M0"))
     environment = bare_environment | {"CERTJOB_DATABASE_URL": worker_url}
@@ -239,12 +234,10 @@ def test_a_file_that_was_made_to_fill_the_memory_takes_no_more_than_any_other(
 
     code, said, usual_peak_bytes = load("small.csv")
     assert (code, said) == (0, "")
-    for bomb, (content, sentence) in BOMBS.items():
+    for number, (bomb, (content, sentence)) in enumerate(BOMBS.items(), 2):
         with pipe(tmp_path / f"{bomb}.csv", content()):
             code, said, peak_bytes = load(f"{bomb}.csv")
 
-        is_loaded = bomb == "wide rows"
-        assert code == (3 if is_loaded else 2), said[:2000]
-        assert (said.startswith("certjob load: "), sentence in said, len(said) < 500) == (True, True, True), said[:2000]
+        assert (code, sentence in said, len(said) < 500) == (3, True, True), said[:2000]
         assert peak_bytes < usual_peak_bytes + 30_000_000, bomb
-        assert facts.rows("SELECT count(*) FROM mentors") == [(1 + is_loaded,)]
+        assert facts.rows("SELECT count(*) FROM mentors") == [(number,)]

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, tzinfo
-from typing import Any
 from uuid import UUID
 
 from certjob.domain.explanations import day_words
-from certjob.domain.models import Mentor, Reminder
+from certjob.domain.models import Mentor
 from certjob.domain.projection import ComingNight
+from certjob.views.logged_reminders import LoggedReminder
 from certjob.views.open_pushes import OpenPush
 
 
@@ -53,31 +53,6 @@ class Pause:
     paused_at: datetime
     lifted_at: datetime | None
     lifted_by: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoggedReminder:
-    """One row of the log."""
-
-    threshold_days: int
-    certificate_id: UUID
-    expires_on: date
-    status: str
-    attempts: int
-    queued_at: datetime
-    sent_at: datetime | None
-    maybe_sent: bool
-    error: str | None
-    code: str | None
-    next_attempt_at: datetime
-    is_claimed: bool
-    earlier: Sequence[Mapping[str, Any]]
-    """Earlier cycles: what it was about before."""
-
-    @property
-    def reminder(self) -> Reminder:
-        """What it is about now."""
-        return Reminder(cert_id=self.certificate_id, threshold_days=self.threshold_days, expires_on=self.expires_on)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,8 @@ from certjob.facts import reading
 from certjob.mail.reminders import CertificationReminderService
 from certjob.review.days import last_run_date, looks_at_everybody
 from certjob.review.guards import MassChangeGuard
-from certjob.views.explain.history import CertificateNote, LoggedReminder, MentorHistory, Pause, Person, Portal, Step
+from certjob.views.explain.history import CertificateNote, MentorHistory, Pause, Person, Portal, Step
+from certjob.views.logged_reminders import LoggedReminder, read_logged_reminders
 from certjob.views.open_pushes import read_open_pushes
 
 
@@ -40,7 +41,6 @@ def read_story(connection: Connection, mentor_id: UUID, *, today: date, zone: tz
             raise UnknownMentorError(message)
         person, mentor = people[0], read.mentors[0]
         notes = database.fetch(connection, "read_certificate_notes", parameters, into=CertificateNote)
-        reminders = database.fetch(connection, "read_reminder_story", parameters, into=LoggedReminder)
         pushes = read_open_pushes(connection, mentor_id=mentor_id)
         everybody = looks_at_everybody(connection, today)
         nights = _read_nights(connection, person, mentor, today=today, everybody=everybody)
@@ -54,7 +54,7 @@ def read_story(connection: Connection, mentor_id: UUID, *, today: date, zone: tz
             mentor=mentor,
             notes={note.id: note for note in notes},
             pauses=database.fetch(connection, "read_pause_history", parameters, into=Pause),
-            reminders=reminders,
+            reminders=read_logged_reminders(connection, mentor_id),
             portal=database.fetch(connection, "read_portal_story", parameters, into=Portal)[0],
             push=pushes[0] if pushes else None,
             nights=nights,
