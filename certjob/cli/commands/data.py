@@ -1,12 +1,12 @@
-"""The commands around the data: load, demo; organisation and db have modules of their own."""
+"""The command that fills the database: load."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from certjob.cli.help import DATA, SETTING_UP
-from certjob.cli.session import Call, Commands, set_up_logs
+from certjob.cli.help import DATA
+from certjob.cli.session import Call, Commands
 
 app = Commands()
 
@@ -110,20 +110,6 @@ def _write_rejects(path: Path, text: str, *, strict: bool) -> None:
         kept = "all rows are loaded, or none if one is bad (--strict)" if strict else "the good rows are loaded"
         message = f"--rejects {path}: {error.strerror}; {kept}"
         raise CertjobError(message, next_step="name another file, and load the same one again") from error
-
-
-@app.command(
-    group=SETTING_UP,
-    without=("json", "quiet", "env_file"),
-    short_help="Show a few nights on a throw-away database.",
-)
-def demo(call: Call) -> int:
-    """Show a few nights in a row on a throw-away database, with a portal that has cold starts and outages."""
-    from certjob.cli.demo import show as demonstration
-    from certjob.cli.terminal.output import Output
-
-    set_up_logs(verbose=call.verbose)
-    return demonstration.show(Output(quiet=False), stop=call.stop)
 
 
 def _pairs(values: list[str] | None, option: str) -> dict[str, str]:

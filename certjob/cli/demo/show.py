@@ -2,69 +2,74 @@
 
 import atexit
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from pydantic import SecretStr
 
 from certjob import database
 from certjob.cli.demo.people import ILL, Row, load_people, make_people
 from certjob.cli.demo.portal import DemoPortal
-from certjob.cli.demo.scenes import SCENES, ZONE, Demonstration
+from certjob.cli.demo.scenes import SCENES, Demonstration, DemoSettings
 from certjob.cli.terminal.output import Output
 from certjob.database import embedded, migrations
-from certjob.domain.addresses import parse_sender
 from certjob.errors import CertjobError, StoppedBySignalError
-from certjob.mail.channels.maildir import MaildirChannel
-from certjob.night.deliveries import Delivery
-from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
-from certjob.portal.push import CALL_DEADLINE_SECONDS
 from certjob.stopping import StopFlag
 
+_ZONE = ZoneInfo("Europe/Oslo")
 
-def show(output: Output, *, stop: StopFlag) -> int:
+
+def show(*, stop: StopFlag) -> int:
     """Show the demo and return 0; nothing is left behind, however it ends.
 
     Raises ConfigurationError without the ``embedded`` extra, StoppedBySignalError after a signal.
     """
     began_at = time.monotonic()
-    first_night = datetime.now(ZONE).date() - timedelta(days=2)  # so that the night of the outage is today's
+    first_night = datetime.now(_ZONE).date() - timedelta(days=2)  # so that the night of the outage is today's
     rows = make_people(first_night)
     contacts = {UUID(row["dynamics_contact_id"]) for row in rows if row["dynamics_contact_id"]}
+    output = Output(quiet=False)
+    output.interactive = True  # off a terminal the commands print their figures, too
     try:
         with (
             _throw_away_database() as (folder, url),
             database.connect(url) as connection,
             DemoPortal(contacts) as portal,
         ):
-            portal_client = partial(
-                HLFDynamicsSyncService, portal.url, "demo-key", deadline_seconds=CALL_DEADLINE_SECONDS
+            settings = DemoSettings.model_construct(  # not from the environment
+                day=first_night,
+                database_url=SecretStr(url),
+                portal_url=portal.url,
+                portal_key=SecretStr("demo-key"),
+                notify_url=SecretStr(f"maildir:{folder}/maildir"),
+                mail_from="HLF <likeperson@hlf.example.org>",
             )
-            channel = MaildirChannel(folder / "maildir", sender=parse_sender("HLF <likeperson@hlf.example.org>"))
             demo = Demonstration(
                 output=output,
                 stop=stop,
-                url=url,
+                settings=settings,
                 connection=connection,
                 portal=portal,
-                portal_client=portal_client,
-                delivery=Delivery(make_target=portal_client, channel=channel, zone=ZONE),
                 maildir=folder / "maildir",
-                first_night=first_night,
             )
-            for scene in (partial(load, rows=rows, folder=folder), *SCENES, what_next):
+            for scene in (partial(load, rows=rows, folder=folder), *SCENES):
                 scene(demo)
     except CertjobError as error:
         if stop.is_set():
             message = f"stopped by {stop.signal_name}; the throw-away database and all that belongs to it are gone"
             raise StoppedBySignalError(message) from error
         raise
-    output.result(f"That took {time.monotonic() - began_at:.0f} s; database, mails and portal are gone again.")
+    output.text(
+        f"That took {time.monotonic() - began_at:.0f} s; database, mails and portal are gone again. "
+        "To try the commands on a database of your own, see Five minutes in README.md."
+    )
     return 0
 
 
@@ -99,32 +104,3 @@ def load(demo: Demonstration, *, rows: list[Row], folder: Path) -> None:
         "HLF shows its mentors on a portal; a local stand-in of the Edge Function plays it, over real HTTP. Nordlys "
         "has no portal and is never called for. Mails go into a Maildir folder."
     )
-
-
-def what_next(demo: Demonstration) -> None:
-    """Name the commands for a first database of one's own."""
-    demo.heading("What to try next, in an empty folder")
-    if shutil.which("certjob") is None:
-        demo.output.result(f'  export PATH="{Path(sys.executable).parent}:$PATH"')
-    for line in first_steps(datetime.now(ZONE).date()):
-        demo.output.result(f"  {line}")
-    demo.say(
-        "`embedded` keeps a database of its own on this machine; a PostgreSQL URL works as well. For a portal: "
-        "`--portal dynamics`, CERTJOB_PORTAL_URL and CERTJOB_PORTAL_KEY. Every command explains itself with --help."
-    )
-
-
-def first_steps(today: date) -> list[str]:
-    """Return lines for a shell that take a newcomer from nothing to a night with one reminder."""
-    return [
-        'export CERTJOB_DATABASE_URL=embedded CERTJOB_NOTIFY_URL="maildir:$PWD/mails"',
-        "certjob db migrate",
-        "certjob organisation set example --name 'Our organisation' --contact-email post@example.org",
-        "echo organisation,member_no,full_name,email,kind,issued_on,expires_on > mentors.csv",
-        f"echo example,1001,Kari,kari@example.org,likeperson,{today},{today + timedelta(days=30)} >> mentors.csv",
-        "certjob load mentors.csv",
-        "certjob run --dry-run",
-        "certjob run",
-        "certjob alerts",
-        "certjob resync 1001",
-    ]

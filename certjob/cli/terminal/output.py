@@ -98,7 +98,7 @@ class Output:
             TimeElapsedColumn(),
             _DoneColumn(self._stop),
             console=self.err,
-            disable=not self.interactive or logs_steps(),
+            disable=not self.err.is_terminal or logs_steps(),
             transient=True,
         ) as progress:
             yield TerminalProgress(progress)
