@@ -69,6 +69,5 @@ def _read(opened: Session, path: str) -> dict[str, int]:
     found: Counter[Verdict] = Counter()
     for mail in mails:
         opened.stop.check()
-        found[take_report(opened.connection, mail.data)] += 1
-        mail.done()
+        found[take_report(opened.connection, mail)] += 1
     return {"read": found.total(), **{str(verdict): found[verdict] for verdict in Verdict}}
