@@ -54,29 +54,28 @@ class DigestMail(MailQueue[QueuedDigest]):
         self._zone = zone
         self._app_url = app_url
         self._templates = templates
-        self._drafted: dict[int, Digest] = {}
 
     def _draft(self, item: QueuedDigest) -> Writer | str | None:
-        """Read what there is to say by now; see ``MailQueue``. A night that queues the row meanwhile waits for it."""
+        """Read what there is to say by now, and note it: once the row is sent, the next page says what is not in it.
+
+        See ``MailQueue``. A night that queues the row meanwhile waits for it.
+        """
         digest = read_digest(self._connection, item.id, today=self._today, zone=self._zone)
         if digest is None:
             return None
         if not digest.has_news:
             return "nothing to tell"
-        self._drafted[item.id] = digest
-        return lambda: self._message(item, digest)
-
-    def _on_sent(self, item: QueuedDigest) -> None:
-        """Note what was in the page: the next one says what was not."""
-        digest = self._drafted[item.id]
         cover = {
             "id": item.id,
+            "token": item.claim_token,
             "covers_from": digest.coordinator.since,
             "covers_until": digest.coordinator.read_at,
             "reported_on": digest.today,
             "reported": list(digest.reported),
         }
-        database.execute(self._connection, "note_digest_cover", cover)
+        if not database.execute(self._connection, "note_digest_cover", cover):
+            return None
+        return lambda: self._message(item, digest)
 
     def _message(self, item: QueuedDigest, digest: Digest) -> OutgoingMessage:
         coordinator = digest.coordinator

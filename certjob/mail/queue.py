@@ -1,13 +1,13 @@
 """The rows of one table that become mails: claimed, each written from the facts of that moment, then settled.
 
-What differs between reminders and digests: the statement that holds the recipient, the draft, and what is noted when
-one was sent.
+What differs between reminders and digests: their statements, and the draft.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import date
+from functools import partial
 from typing import Generic
 
 from certjob import database
@@ -33,7 +33,7 @@ class MailQueue(ABC, Generic[Item]):
     lease_seconds = 900.0
 
     def __init__(self, connection: database.Connection, *, table: str, item: type[Item], today: date) -> None:
-        """``table`` names the statements: lock_due_, claim_, hold_, lock_, settle_ and reopen_refused_<table>."""
+        """``table`` names the statements: lock_due_, claim_, hold_, settle_ and reopen_refused_<table>."""
         self._connection = connection
         self._table = table
         self._today = today
@@ -45,9 +45,6 @@ class MailQueue(ABC, Generic[Item]):
 
         None: the row is not this claim's any more, or gone.
         """
-
-    def _on_sent(self, item: Item) -> None:
-        """Note more in the transaction that says that the mail was sent."""
 
     def claim(self) -> tuple[Item | None, Lease]:
         """Claim a due row, untried before retried, oldest first; None that a night of a later day has queued.
@@ -85,12 +82,7 @@ class MailQueue(ABC, Generic[Item]):
 
     def settle(self, item: Item, settlement: Settlement) -> Answer:
         """Write what became of a mail; SETTLED or LOST. It insists: a known outcome must be kept."""
-
-        def note(answer: Answer) -> None:
-            if answer is Answer.SETTLED and settlement.status == "sent":
-                self._on_sent(item)
-
-        return self._outbox.settle(item, settlement, then=note)
+        return self._outbox.settle(item, settlement)
 
     def refuse(self, item: Item, error: NotifyError, *, address: str) -> Answer:
         """Fail a row that a server refused, if the address is still the recipient's: SETTLED, or LOST.
@@ -115,15 +107,11 @@ class MailQueue(ABC, Generic[Item]):
             return try_again(replace(refused, status="pending", delay_seconds=HELD_DELAY_SECONDS))
 
     def reopen_refused(self, items: Sequence[Item], *, delay_seconds: float) -> None:
-        """Put rows that were refused and should not be failed back to pending."""
-        ids = [item.id for item in items]
-
-        def reopen() -> None:
-            database.execute(self._connection, f"lock_{self._table}", {"ids": ids})
-            parameters = {"ids": ids, "delay_seconds": delay_seconds}
-            database.execute(self._connection, f"reopen_refused_{self._table}", parameters)
-
-        persist(self._connection, reopen)
+        """Put rows that were refused and should not be failed back to pending; each in its own commit."""
+        for item in items:
+            row = {"id": item.id, "delay_seconds": delay_seconds}
+            reopen = partial(database.execute, self._connection, f"reopen_refused_{self._table}", row)
+            persist(self._connection, reopen)
 
     def _hold(self, item: Item) -> str | None:
         """Lock the recipient and return the address, empty without one; None: gone. It waits for other sessions."""

@@ -141,8 +141,7 @@ def test_a_claim_and_a_settle_touch_their_batch_whatever_else_is_there(
         with connection.transaction(force_rollback=True):
             for name, status in (("settle_portal_events", "delivered"), ("settle_reminders", "sent")):
                 database.execute(connection, name, settled(events[0][0].id, status=status))
-            for name in ("lock_reminders", "resolve_sync_failures"):
-                database.execute(connection, name, {"ids": [*range(1, 101)], "mentor_ids": mentors, "token": TOKEN})
+            database.execute(connection, "resolve_sync_failures", {"mentor_ids": mentors})
 
         claims = {f"{verb}_{table}" for verb in ("lock_due", "claim") for table in ("portal_events", "reminders")}
         assert noted.keys() >= claims

@@ -24,7 +24,7 @@ OWNERS = {
 """The package of each statement."""
 ASKED = {name: set(re.findall(r"%\((\w+)\)", text.decode())) for name, text in database.all_statements().items()}
 """The parameters of each statement."""
-VERBS = ("lock_due", "claim", "lock", "settle", "hold", "reopen_refused")
+VERBS = ("lock_due", "claim", "settle", "hold", "reopen_refused")
 """What the outbox, and a queue of mail, do to a table."""
 
 

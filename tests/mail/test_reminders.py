@@ -278,20 +278,6 @@ def test_untried_ones_come_first(log: Log, other: Connection) -> None:
     assert [log.claim().id for _ in range(2)] == [third, second]
 
 
-def test_a_release_locks_in_the_order_of_everybody_else(log: Log, other: Connection, app: App) -> None:
-    """While it waits for the first mentor's row it holds none of the later ones, so that nobody deadlocks."""
-    for mentor_id in sorted((log.facts.mentor(log.organisation) for _ in range(5)), reverse=True):
-        row = "(mentor_id, threshold_days, cert_id, expires_on) VALUES (%s, 30, gen_random_uuid(), %s)"
-        log.execute(f"INSERT INTO cert_notification_log {row}", mentor_id, day(25))
-    reminders = [log.claim() for _ in range(5)]
-    app.execute("SELECT 1 FROM cert_notification_log ORDER BY mentor_id LIMIT 1 FOR NO KEY UPDATE")
-
-    with in_background(lambda: reminder_mail(log.connection).reopen_refused(reminders, delay_seconds=0)):
-        until(lambda: waits_for_a_lock(other, log.connection))
-        app.execute("SELECT 1 FROM cert_notification_log FOR NO KEY UPDATE NOWAIT")
-        app.commit()
-
-
 def test_what_is_not_true_any_more_is_cancelled_unless_somebody_just_changes_the_mentor(log: Log, app: App) -> None:
     """Then it waits for what comes of it, and holds up nobody else's mail. No attempt is counted."""
     log.review()

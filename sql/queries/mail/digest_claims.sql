@@ -56,35 +56,32 @@ LEFT JOIN coordinator_digests AS open ON open.coordinator_id = c.id AND open.sta
 WHERE c.id = (SELECT d.coordinator_id FROM coordinator_digests AS d WHERE d.id = %(digest_id)s)
 
 -- name: note_digest_cover
--- In the transaction that says it was sent: what the coordinator knows now, and until when it was looked. Numbered in the
--- order of sending, whatever clocks say.
-UPDATE coordinator_digests AS d
-SET covers_from = %(covers_from)s,
-    covers_until = %(covers_until)s,
-    reported_on = %(reported_on)s,
-    reported = %(reported)s,
-    sent_number = 1 + coalesce(
-        (
-            SELECT max(o.sent_number)
-            FROM coordinator_digests AS o
-            WHERE o.coordinator_id = d.coordinator_id AND o.status = 'sent'
-        ),
-        0
-    )
-WHERE d.id = %(id)s
-
--- name: lock_digests
--- Several rows are reopened at once: locked in one order, so that nobody deadlocks.
-SELECT id FROM coordinator_digests WHERE id = ANY (%(ids)s) ORDER BY id FOR NO KEY UPDATE
+-- What the coordinator knows once this page was sent, and until when it was looked: read of sent digests alone. By the token,
+-- since whoever has taken the digest over notes what is in their page.
+UPDATE coordinator_digests
+SET covers_from = %(covers_from)s, covers_until = %(covers_until)s, reported_on = %(reported_on)s, reported = %(reported)s
+WHERE id = %(id)s AND claim_token = %(token)s
 
 -- name: settle_digests
--- No row back: the token is gone, somebody else took the digest over after the lease; nothing is written.
+-- No row back: the token is gone, somebody else took the digest over after the lease; nothing is written. Numbered in the
+-- order of sending, whatever clocks say.
 UPDATE coordinator_digests AS d
 SET status = %(status)s,
     claim_token = NULL,
     attempts = greatest(d.attempts - CASE WHEN %(count_attempt)s THEN 0 ELSE 1 END, 0),
     next_attempt_at = now() + make_interval(secs => %(delay_seconds)s),
     sent_at = CASE WHEN %(status)s = 'sent' THEN now() ELSE d.sent_at END,
+    sent_number = CASE
+        WHEN %(status)s = 'sent' THEN 1 + coalesce(
+            (
+                SELECT max(o.sent_number)
+                FROM coordinator_digests AS o
+                WHERE o.coordinator_id = d.coordinator_id AND o.status = 'sent'
+            ),
+            0
+        )
+        ELSE d.sent_number
+    END,
     maybe_sent = d.maybe_sent OR %(maybe_sent)s,
     last_error = CASE WHEN %(status)s = 'sent' THEN NULL ELSE coalesce(%(error)s, d.last_error) END,
     failure_code = CASE
@@ -99,4 +96,4 @@ RETURNING true AS unchanged
 -- Refusals in a row are the server's fault rather than the coordinators': they go back to pending.
 UPDATE coordinator_digests
 SET status = 'pending', next_attempt_at = now() + make_interval(secs => %(delay_seconds)s)
-WHERE id = ANY (%(ids)s) AND status = 'failed'
+WHERE id = %(id)s AND status = 'failed'

@@ -66,10 +66,6 @@ FROM mentors AS m
 JOIN organisations AS o ON o.id = m.organisation_id
 WHERE m.id = %(mentor_id)s
 
--- name: lock_reminders
--- Several rows are reopened at once: locked in one order, so that nobody deadlocks.
-SELECT id FROM cert_notification_log WHERE id = ANY (%(ids)s) ORDER BY mentor_id, threshold_days, cert_id FOR NO KEY UPDATE
-
 -- name: settle_reminders
 -- No row back: the token is gone, somebody else took the reminder over after the lease; nothing is written.
 UPDATE cert_notification_log AS l
@@ -92,7 +88,7 @@ RETURNING true AS unchanged
 -- Five refusals in a row are the server's fault rather than five recipients': they go back to pending, behind the others.
 UPDATE cert_notification_log
 SET status = 'pending', next_attempt_at = now() + make_interval(secs => %(delay_seconds)s)
-WHERE id = ANY (%(ids)s) AND status = 'failed'
+WHERE id = %(id)s AND status = 'failed'
 
 -- name: review_mentor
 -- A reminder of a later day was cancelled: the next night asks the rules of its own day.
