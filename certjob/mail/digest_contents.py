@@ -13,17 +13,14 @@ from certjob.domain import rules
 from certjob.domain.alert_reasons import AlertReason, PushState, why_message_waits, why_push_waits
 from certjob.domain.models import Mentor
 from certjob.facts import reading
-from certjob.mail.messages.content import language_of, write_date, write_moment
+from certjob.mail.messages.content import write_date, write_moment
 from certjob.redaction import one_line
 
 EXPIRING_WITHIN_DAYS = 30
 REPORTED_AGAIN_AFTER_DAYS = 7
 """After this number of days what still needs attention is a reason for another page. It is on each page anyway."""
 MOST_LINES = 25
-"""Lines of a section; it says how many more there are."""
-FEWER_LINES = (MOST_LINES, 12, 6, 3, 1)
-MAX_PAGE_BYTES = 100_000
-"""Gmail cuts a page at about 102 KB: with long names a section has fewer lines, and at last one."""
+"""Lines of a section; it says how many more there are. Nine such sections are what Gmail shows of a page."""
 
 _NOT_FOR_TEMPLATES = frozenset({"id", "line", "code"})
 
@@ -71,11 +68,11 @@ class Digest:
     has_news: bool
     """Whether anything was not reported yet, or still needs attention a week after it was."""
 
-    def words(self, *, repeat: bool, app_url: str = "", most: int = MOST_LINES) -> Words:
-        """Return what the templates can use, by name; ``most`` is the number of lines a section should have."""
+    def words(self, *, repeat: bool, app_url: str = "") -> Words:
+        """Return what the templates can use, by name."""
         return {
-            "language": language_of(self.coordinator.locale),
-            "most": most,
+            "language": self.coordinator.locale,
+            "most": MOST_LINES,
             "name": one_line(self.coordinator.full_name),
             "organisation": one_line(self.coordinator.organisation_name),
             "repeat": repeat,
@@ -181,7 +178,7 @@ class _Writer:
 
     def _why(self, reason: AlertReason, error: str | None) -> Words:
         said = one_line(reason.technical(error))
-        return {"error": one_line(error), "reason": reason.for_mail(language_of(self.locale)), "technical": said}
+        return {"error": one_line(error), "reason": reason.for_mail(self.locale), "technical": said}
 
     def _word(self, value: object) -> object:
         match value:

@@ -11,9 +11,8 @@ from uuid import UUID
 
 from certjob import database
 from certjob.database import persist
-from certjob.mail.digest_contents import FEWER_LINES, MAX_PAGE_BYTES, Digest, read_digest
+from certjob.mail.digest_contents import Digest, read_digest
 from certjob.mail.message import OutgoingMessage
-from certjob.mail.messages.content import language_of
 from certjob.mail.messages.templates import Templates
 from certjob.mail.queue import MailQueue, Writer
 from certjob.outbox.claims import ClaimedRow
@@ -79,15 +78,12 @@ class DigestMail(MailQueue[QueuedDigest]):
 
     def _message(self, item: QueuedDigest, digest: Digest) -> OutgoingMessage:
         coordinator = digest.coordinator
-        for most in FEWER_LINES:
-            rendered = self._templates.render(
-                "digest",
-                language=language_of(coordinator.locale),
-                slug=coordinator.organisation_slug,
-                words=digest.words(repeat=item.maybe_sent, app_url=self._app_url, most=most),
-            )
-            if len(rendered.html.encode()) <= MAX_PAGE_BYTES:
-                break
+        rendered = self._templates.render(
+            "digest",
+            language=coordinator.locale,
+            slug=coordinator.organisation_slug,
+            words=digest.words(repeat=item.maybe_sent, app_url=self._app_url),
+        )
         # The same page again has the same key. One that says more must not be dropped as a copy of it.
         key = f"digest-{coordinator.id}-{item.digest_on:%Y%m%d}-{digest.fingerprint}"
         return OutgoingMessage(

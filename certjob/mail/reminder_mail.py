@@ -9,7 +9,7 @@ from certjob.domain import rules
 from certjob.domain.models import OWN_PAUSE_REASON, Reminder
 from certjob.facts import reading
 from certjob.mail.message import OutgoingMessage
-from certjob.mail.messages.content import Recipient, language_of, reminder_words
+from certjob.mail.messages.content import Recipient, reminder_words
 from certjob.mail.messages.templates import Templates
 from certjob.mail.queue import MailQueue, Writer
 from certjob.outbox.claims import ClaimedRow
@@ -21,7 +21,6 @@ class QueuedReminder(ClaimedRow):
 
     mentor_id: UUID
     threshold_days: int
-    cert_id: UUID
     expires_on: date
     maybe_sent: bool
     """An earlier attempt's outcome is unknown: the message must say that it may be a repeat."""
@@ -88,7 +87,7 @@ def reminder_message(
     """
     rendered = templates.render(
         "reminder",
-        language=language_of(recipient.locale),
+        language=recipient.locale,
         slug=recipient.mentor.organisation.slug,
         words=reminder_words(due, recipient, today=today, repeat=repeat),
     )

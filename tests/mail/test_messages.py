@@ -127,16 +127,6 @@ def test_the_page_is_for_everyone_and_reads_well_on_a_phone(locale: str) -> None
         assert preheader not in message.subject
 
 
-def test_a_language_without_templates_reads_bokmaal_and_a_far_day_has_its_year() -> None:
-    """The page says the language that it is in, for those who let it be read aloud."""
-    for locale in ("se", "NN", ""):
-        message = written_reminder(locale=locale)
-        assert (message.subject, Page(message.html).language) == (written_reminder().subject, "nb")
-    far, farther = written_reminder(days_left=300, kind=""), written_reminder(days_left=301, kind="")
-    assert breakable(far.subject) == "Sertifikatet ditt går ut om 300 dager, 4. januar"
-    assert breakable(farther.subject) == "Sertifikatet ditt går ut om 301 dager, 5. januar 2027"
-
-
 def test_a_name_is_written_as_it_is_and_what_is_missing_leaves_no_gap() -> None:
     """A number in place of a name is the coldest line there can be; nobody is left without somebody to ask."""
     for name in ("K" * 300, "Kari 👩‍🏫 Nordmann", 'Kari "Ea" O\'Nordmann', "קארי"):

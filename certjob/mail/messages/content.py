@@ -12,10 +12,7 @@ from certjob.domain.models import Mentor, Reminder
 from certjob.redaction import one_line
 
 LANGUAGES = {"nb": "nb", "nn": "nn", "en": "en_GB"}
-"""Languages that have templates, and how each writes a date; any other locale reads the first one."""
-
-NEARLY_A_YEAR_DAYS = 300
-"""Further away than this, a day and a month alone could be misread."""
+"""Languages that have templates, and how each writes a date. People have no other locale."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,22 +46,15 @@ class RenderedMessage:
     """A whole document; ours are without images or anything from elsewhere."""
 
 
-def language_of(locale: str) -> str:
-    """Return the language in which somebody with this locale reads."""
-    return locale if locale in LANGUAGES else next(iter(LANGUAGES))
-
-
 def write_date(day: date, *, locale: str) -> str:
     """Return the date as people with this locale write it, in words."""
-    return _unbroken(babel.dates.format_date(day, format="long", locale=LANGUAGES[language_of(locale)]))
+    return _unbroken(babel.dates.format_date(day, format="long", locale=LANGUAGES[locale]))
 
 
 def write_moment(moment: datetime, *, locale: str) -> str:
     """Return day and time, without the year, as people with this locale write them; ``moment`` is in their zone."""
-    language = language_of(locale)
-    day = babel.dates.format_skeleton("MMMMd", moment, locale=LANGUAGES[language])
-    day = _unbroken(day)
-    return f"{day} at {moment:%H:%M}" if language == "en" else f"{day} kl.\N{NO-BREAK SPACE}{moment:%H.%M}"
+    day = _day_and_month(moment, locale=locale)
+    return f"{day} at {moment:%H:%M}" if locale == "en" else f"{day} kl.\N{NO-BREAK SPACE}{moment:%H.%M}"
 
 
 def reminder_words(due: Reminder, recipient: Recipient, *, today: date, repeat: bool) -> dict[str, object]:
@@ -73,7 +63,7 @@ def reminder_words(due: Reminder, recipient: Recipient, *, today: date, repeat: 
     ``repeat``: an earlier copy may have arrived. The texts go by the days left: a late reminder has fewer than its
     threshold.
     """
-    language = language_of(recipient.locale)
+    language = recipient.locale
     mentor = recipient.mentor
     kind = next((certificate.kind for certificate in mentor.certificates if certificate.id == due.cert_id), "")
     days_left = (due.expires_on - today).days
@@ -86,7 +76,7 @@ def reminder_words(due: Reminder, recipient: Recipient, *, today: date, repeat: 
         "member_no": one_line(mentor.member_no),
         "kind": one_line(kind),
         "expires_on": write_date(due.expires_on, locale=language),
-        "expires_day": _day(due.expires_on, days_left=days_left, locale=language),
+        "expires_day": _day_and_month(due.expires_on, locale=language),
         "days_left": days_left,
         "threshold_days": due.threshold_days,
         "pauses": kind not in mentor.organisation.optional_kinds,
@@ -102,10 +92,7 @@ def reminder_words(due: Reminder, recipient: Recipient, *, today: date, repeat: 
     }
 
 
-def _day(day: date, *, days_left: int, locale: str) -> str:
-    """Write the day for a subject, where every character counts: with the year only if that is in doubt."""
-    if abs(days_left) > NEARLY_A_YEAR_DAYS:
-        return write_date(day, locale=locale)
+def _day_and_month(day: date, *, locale: str) -> str:
     return _unbroken(babel.dates.format_skeleton("MMMMd", day, locale=LANGUAGES[locale]))
 
 

@@ -36,7 +36,7 @@ SET claim_token = %(token)s,
     next_attempt_at = now() + make_interval(secs => %(lease_seconds)s),
     maybe_sent = l.maybe_sent OR l.claim_token IS NOT NULL
 WHERE l.id = ANY (%(ids)b::bigint[])
-RETURNING l.id, l.mentor_id, l.threshold_days, l.cert_id, l.expires_on, l.attempts, l.claim_token, l.maybe_sent,
+RETURNING l.id, l.mentor_id, l.threshold_days, l.expires_on, l.attempts, l.claim_token, l.maybe_sent,
     coalesce(
         (
             SELECT min(earlier.number) - 1
