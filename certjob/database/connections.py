@@ -48,9 +48,8 @@ class Connection(psycopg.Connection[Any]):
     """
 
     url = ""
-    patience_seconds = 0.0
-    """How long to wait for the server; 0 = not at all."""
     stop: StopFlag | None = None
+    """What ends the wait for a server that went away; None: it is not waited for."""
     restarts = 0
     given_up: str | None = None
     """Why this connection will not be opened anew; None: it may be."""
@@ -142,7 +141,7 @@ def _open_and_ask(url: str) -> Connection:
 
 def outlast_restarts(connection: Connection, *, stop: StopFlag) -> None:
     """Let ``repeated`` wait for the server on this connection, until the stop flag is set."""
-    connection.stop, connection.patience_seconds = stop, RESTART_PATIENCE_SECONDS
+    connection.stop = stop
 
 
 def hang_up_when_silent(connection: Connection, *, seconds: float | None = None) -> None:
@@ -171,15 +170,13 @@ def repeated(connection: Connection, work: Callable[[], Result]) -> Result:
     """
     if connection.given_up is not None:  # what tidies up after it must not hide the reason
         raise DatabaseUnavailableError(connection.given_up, next_step=RUN_AGAIN)
-    if not connection.patience_seconds or connection.depth:
-        return work()
     while True:
         try:
             return work()
         except psycopg.Error as error:
-            if not _is_gone(connection, error):
+            if connection.stop is None or connection.depth or not _is_gone(connection, error):
                 raise
-            _wait_for_server(connection, error)
+            _wait_for_server(connection, error, stop=connection.stop)
 
 
 def hang_up(connection: Connection) -> None:
@@ -197,7 +194,7 @@ def _is_gone(connection: Connection, error: psycopg.Error) -> bool:
     return connection.closed or (error.sqlstate or "").startswith(LOST_SESSION)
 
 
-def _wait_for_server(connection: Connection, error: psycopg.Error) -> None:
+def _wait_for_server(connection: Connection, error: psycopg.Error, *, stop: StopFlag) -> None:
     """Open the connection anew, in place. Raises DatabaseUnavailableError, or StoppedBySignalError after a signal."""
     if connection.given_up is not None:
         raise DatabaseUnavailableError(connection.given_up, next_step=RUN_AGAIN) from error
@@ -209,27 +206,22 @@ def _wait_for_server(connection: Connection, error: psycopg.Error) -> None:
             f"the database went away {MOST_RESTARTS} times and more in one run: {cause}, see the server's log"
         )
         raise DatabaseUnavailableError(connection.given_up, next_step=RUN_AGAIN) from error
-    patience_seconds = connection.patience_seconds
+    patience_seconds = RESTART_PATIENCE_SECONDS
     about = {"event": "database_lost"}
     logger.info("the database went away (%s); waiting up to %.0f s for it", cause, patience_seconds, extra=about)
-    give_up_at = time.monotonic() + connection.patience_seconds
+    give_up_at = time.monotonic() + patience_seconds
+    stop.check()
     while True:
-        if connection.stop is not None:
-            connection.stop.check()
         try:
             fresh = _open_and_ask(connection.url)
+            break
         except (DatabaseUnavailableError, psycopg.OperationalError) as refused:
             if time.monotonic() >= give_up_at:
                 connection.given_up = (
                     f"the database went away ({cause}) and was not back after {patience_seconds:.0f} s"
                 )
                 raise DatabaseUnavailableError(connection.given_up, next_step=RUN_AGAIN) from refused
-            if connection.stop is not None:
-                connection.stop.wait(_POLL_SECONDS)
-            else:
-                time.sleep(_POLL_SECONDS)
-        else:
-            break
+            stop.sleep(_POLL_SECONDS)
     dead = connection.pgconn
     # The whole state is made anew: a BEGIN that met the end of the session leaves psycopg's count of transactions at 1.
     Connection.__init__(connection, fresh.pgconn)

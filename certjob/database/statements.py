@@ -107,9 +107,6 @@ def all_statements() -> Mapping[str, bytes]:
     for path in sorted((sql_directory() / "queries").glob("*/*.sql")):
         _, *sections = re.split(rb"^-- name: (\w+)$", path.read_bytes(), flags=re.MULTILINE)
         for name, text in zip(sections[::2], sections[1::2], strict=True):
-            if name.decode() in found:
-                message = f"two statements have the name {name.decode()}, the second one is in {path}"
-                raise ValueError(message)
             lines = (line for line in text.strip().splitlines() if not line.lstrip().startswith(b"--"))
             found[name.decode()] = b"\n".join(lines)
     return found

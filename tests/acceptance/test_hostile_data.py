@@ -76,10 +76,8 @@ def add_organisation(facts: Facts, text: str, *, slug: str) -> tuple[UUID, UUID]
         "UPDATE organisations SET name = %s, contact_email = %s, contact_phone = %s, renewal_url = %s WHERE id = %s",
         (text, text, f"+47 {text}", f"https://hlf.example/?{text}", organisation),
     )
-    facts.connection.execute(
-        "INSERT INTO coordinators (organisation_id, full_name, email, locale) VALUES (%s, %s, %s, 'en')",
-        (organisation, text, f"coordinator@{slug}.example"),
-    )
+    coordinator = {"full_name": text, "email": f"coordinator@{slug}.example", "locale": "en"}
+    facts.insert("coordinators", organisation_id=organisation, **coordinator)
     who = {"full_name": text, "email": f"mentor@{slug}.example", "locale": "en", "contact_id": contact_id}
     lapsed = facts.mentor(organisation, member_no=f"{text}1", **who)  # type: ignore[arg-type]
     facts.certificate(lapsed, today() - timedelta(days=1), kind=text)
@@ -188,9 +186,7 @@ def test_an_address_is_used_as_it_is_or_not_at_all(
     organisation = facts.organisation(portal=None)
     for address in (*WHY_NOT, *ARRIVES_AT):
         facts.certified_mentor(organisation, today() + timedelta(days=5), email=address)
-        facts.connection.execute(
-            "INSERT INTO coordinators (organisation_id, email) VALUES (%s, %s)", (organisation, address)
-        )
+        facts.insert("coordinators", organisation_id=organisation, email=address)
 
     night = run_in_process("run", environment=environment, folder=tmp_path)
 

@@ -134,7 +134,7 @@ def furnish(facts: Facts) -> None:
     facts.certified_mentor(hlf, today() + timedelta(days=7), member_no="M2", email=None)
     facts.certified_mentor(hlf, today() + timedelta(days=30), member_no="BROKEN")
     facts.pause(facts.certified_mentor(hlf, today() + timedelta(days=400), member_no="M4"))
-    facts.connection.execute("INSERT INTO coordinators (organisation_id, email) VALUES (%s, 'no address')", (hlf,))
+    facts.insert("coordinators", organisation_id=hlf, email="no address")
 
 
 LATER = """

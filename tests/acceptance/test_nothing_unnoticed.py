@@ -43,10 +43,7 @@ def here(certjob: Certjob, environment: dict[str, str], worker_url: str, tmp_pat
 def hlf(facts: Facts) -> UUID:
     """An organisation with a portal and a coordinator."""
     organisation = facts.organisation("hlf")
-    facts.connection.execute(
-        "INSERT INTO coordinators (organisation_id, full_name, email) VALUES (%s, 'Berit', 'b@example.org')",
-        (organisation,),
-    )
+    facts.insert("coordinators", organisation_id=organisation, full_name="Berit", email="b@example.org")
     return organisation
 
 

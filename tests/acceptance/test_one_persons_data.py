@@ -17,9 +17,7 @@ def test_a_person_gets_their_data_and_is_erased(
 ) -> None:
     """explain --json has all; after left_at, a resync and a DELETE no table names the person, and the portal hides."""
     organisation, contact_id = facts.organisation(), uuid4()
-    facts.connection.execute(
-        "INSERT INTO coordinators (organisation_id, email) VALUES (%s, 'ola@hlf.example')", (organisation,)
-    )
+    facts.insert("coordinators", organisation_id=organisation, email="ola@hlf.example")
     mentor_id = facts.mentor(organisation, member_no="M4711", full_name=NAME, email=ADDRESS, contact_id=contact_id)
     facts.certificate(mentor_id, today() + timedelta(days=7))
     facts.pause(mentor_id, reason="illness", actor="eva")

@@ -112,7 +112,7 @@ def test_the_installed_command_survives_a_restart_without_a_word(
 
 
 def test_a_server_that_stays_away_ends_the_run_with_a_line_and_a_signal_ends_the_wait(
-    lasting: Connection, own_database: str, cluster: Cluster
+    lasting: Connection, own_database: str, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Within the time it has; what was committed is kept."""
     people = add_people(lasting, 1)
@@ -120,11 +120,12 @@ def test_a_server_that_stays_away_ends_the_run_with_a_line_and_a_signal_ends_the
     other = database.connect(own_database)
     outlast_restarts(other, stop=stop)
     try:
-        lasting.patience_seconds = 0.6
+        monkeypatch.setattr(connections, "RESTART_PATIENCE_SECONDS", 0.6)
         portal = DisturbedPortal(lambda _number: cluster.stop())
         with pytest.raises(DatabaseUnavailableError, match=r"went away .* not back after 1 s; .* run it again"):
             night(lasting, portal=portal, channel=CollectingChannel())
         assert time.monotonic() - began < 20
+        monkeypatch.undo()
         threading.Timer(0.3, stop.set).start()
         with pytest.raises(StoppedBySignalError):
             repeated(other, lambda: other.execute("SELECT 1"))

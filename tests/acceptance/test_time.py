@@ -80,23 +80,6 @@ def test_the_day_is_that_of_the_zone_that_is_set(night: Night, zone: str, moment
     assert night(moment, CERTJOB_TIME_ZONE=zone)["today"] == today
 
 
-def test_days_are_calendar_days_across_the_changes_of_the_clock(night: Night, facts: Facts) -> None:
-    """From 28 March to 4 April are 167 hours; 02:30 comes twice on 25 October, and is the same night."""
-    organisation = facts.organisation(portal=None, thresholds=(7,))
-    for expires_on in (date(2026, 4, 4), date(2026, 11, 1)):
-        facts.certified_mentor(organisation, expires_on)
-    moments = ("2026-03-27 22:59", "2026-03-27 23:00", "2026-10-25 00:30", "2026-10-25 01:30")
-
-    nights = [night(moment, "--no-deliver") for moment in moments]
-
-    assert [(each["today"], each["reminders"]["queued"]) for each in nights] == [
-        ("2026-03-27", 0),
-        ("2026-03-28", 1),
-        ("2026-10-25", 1),
-        ("2026-10-25", 0),
-    ]
-
-
 def test_a_clock_that_went_back_over_midnight_is_refused(night: Night) -> None:
     """An hour earlier may be a day earlier."""
     night("2026-01-15 23:00")

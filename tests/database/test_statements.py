@@ -7,20 +7,19 @@ from datetime import timedelta
 from functools import cache
 from pathlib import Path
 
-import pytest
-
 from certjob import database
-from certjob.database import Connection, statements
+from certjob.database import Connection
 from certjob.outbox.claims import Settlement
 
 CERTJOB = Path(database.__file__).parents[1]
 CODE = list(CERTJOB.rglob("*.py"))
 TOPICS = {path: path.read_text() for path in (database.sql_directory() / "queries").glob("*/*.sql")}
-OWNERS = {
-    name: path.parent.name
+NAMES = [
+    (name, path.parent.name)
     for path, text in TOPICS.items()
     for name in re.findall(r"^-- name: (\w+)$", text, re.MULTILINE)
-}
+]
+OWNERS = dict(NAMES)
 """The package of each statement."""
 ASKED = {name: set(re.findall(r"%\((\w+)\)", text.decode())) for name, text in database.all_statements().items()}
 """The parameters of each statement."""
@@ -52,6 +51,7 @@ def test_every_statement_is_used_and_only_by_its_own_package() -> None:
     packages = {(name, path.relative_to(CERTJOB).parts[0]) for path in CODE for name in named_in(path)}
 
     assert packages == set(OWNERS.items())
+    assert len(NAMES) == len(OWNERS), "two statements have one name: a call of it could mean either"
 
 
 def test_every_statement_says_why_below_a_name_that_begins_it() -> None:
@@ -72,17 +72,6 @@ def test_what_a_statement_asks_for_is_named_where_the_statement_is() -> None:
     for path in CODE:
         given = strings_in(path) | (outbox if names_for_the_outbox(path) else set())
         assert {name: ASKED[name] - given for name in named_in(path) if ASKED[name] - given} == {}, path
-
-
-def test_two_statements_cannot_have_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call of it could mean either."""
-    for package in ("facts", "views"):
-        (tmp_path / "queries" / package).mkdir(parents=True)
-        (tmp_path / "queries" / package / "clocks.sql").write_text("-- name: read_time\n-- Why.\nSELECT now()\n")
-    monkeypatch.setattr(statements, "sql_directory", lambda: tmp_path)
-
-    with pytest.raises(ValueError, match=r"two statements have the name read_time, the second one is in .*views"):
-        statements.all_statements.__wrapped__()
 
 
 def test_a_statement_alone_and_one_in_a_transaction_have_certjobs_settings(

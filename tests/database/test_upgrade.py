@@ -41,9 +41,7 @@ def live_with(connection: Connection, version: int) -> dict[str, UUID]:
     facts = Facts(connection)
     hlf = facts.organisation()
     facts.organisation("other", portal=None, thresholds=(), optional_kinds=("first-aid",))
-    connection.execute(
-        "INSERT INTO coordinators (organisation_id, full_name, email) VALUES (%s, 'Ola', 'ola@hlf.example')", (hlf,)
-    )
+    facts.insert("coordinators", organisation_id=hlf, full_name="Ola", email="ola@hlf.example")
     people = {
         "valid": facts.certified_mentor(hlf, TODAY + timedelta(days=300)),
         "reminded": facts.certified_mentor(hlf, TODAY + timedelta(days=20)),

@@ -16,7 +16,6 @@ _READABLE = (
     " portal_sync_events dynamics_sync_failures portal_alerts"
 )
 READABLE = tuple(_READABLE.split())
-CERTJOBS_OWN = ("coordinator_digests", "job_runs", "certjob_migrations")
 
 
 @dataclass(frozen=True)

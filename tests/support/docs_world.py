@@ -114,10 +114,7 @@ class World:
     def organisation(self, slug: str = "hlf", *, portal: str | None = "dynamics") -> UUID:
         """One whose coordinator Ola gets the daily mail."""
         organisation = self.facts.organisation(slug, portal=portal)
-        self.execute(
-            "INSERT INTO coordinators (organisation_id, full_name, email) VALUES (%s, 'Ola Engvik', 'ola@hlf.example')",
-            (organisation,),
-        )
+        self.facts.insert("coordinators", organisation_id=organisation, full_name="Ola Engvik", email="ola@hlf.example")
         return organisation
 
     def expired_mentors(self, number: int) -> None:
