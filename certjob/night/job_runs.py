@@ -19,8 +19,9 @@ from certjob.night.deliveries import Progress
 from certjob.night.report import RunReport
 from certjob.outbox.claims import StageStop
 from certjob.outbox.open_work import read_open_work
-from certjob.review.attention import Kind, read_attention, read_held
+from certjob.review.attention import Kind, read_attention
 from certjob.review.days import looks_at_everybody, make_everybody_due
+from certjob.review.held import read_held
 
 logger = logging.getLogger(__name__)
 

@@ -18,9 +18,8 @@ from certjob.outbox.loop import DatabaseThread, run_loop
 from certjob.outbox.retry import RetryPolicy
 from certjob.portal import comparison
 from certjob.portal.comparison import Comparison, Reading
-from certjob.review.attention import store_portal_holds
 from certjob.review.days import refuse_wrong_day
-from certjob.review.held import held_line
+from certjob.review.held import store_portal_holds
 from certjob.stopping import StopFlag
 
 
@@ -58,7 +57,7 @@ def reconcile(
         if reading is None:
             return None
         report.comparison = comparison.compare(connection, reading, today=today, allow_mass_change=allow_mass_change)
-        report.held = [held_line(held.slug, "portal", held.reason) for held in report.comparison.held]
+        report.held = [hold.line for hold in report.comparison.held]
         return report.comparison
 
     if dry_run:

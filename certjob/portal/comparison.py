@@ -17,6 +17,7 @@ from uuid import UUID
 from certjob import database
 from certjob.database import Connection, persist
 from certjob.domain import rules
+from certjob.domain.holds import Hold
 from certjob.portal.sync import PortalSyncService
 from certjob.stopping import StopFlag
 
@@ -50,16 +51,6 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
-    """The shows of one organisation, which are held back."""
-
-    organisation_id: UUID
-    slug: str
-    reason: str
-    mentor_ids: Sequence[UUID]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
     """What the portal showed, all pages of it."""
 
@@ -82,7 +73,7 @@ class Comparison:
     """The same, and somebody has said that they are shown on purpose."""
     contradictory: Sequence[UUID] = ()
     """Contacts that one organisation wants shown and another one hidden."""
-    held: list[Held] = field(default_factory=list)
+    held: list[Hold] = field(default_factory=list)
 
     @property
     def admitted(self) -> list[Difference]:
@@ -120,7 +111,7 @@ def compare(connection: Connection, reading: Reading, *, today: date, allow_mass
     return comparison
 
 
-def _hold_shows(connection: Connection, comparison: Comparison) -> list[Held]:
+def _hold_shows(connection: Connection, comparison: Comparison) -> list[Hold]:
     """Hold the shows that look like a wrong column or another Dynamics. A hide is never held."""
     shows = [each for each in comparison.differences if each.visible]
     is_empty = not comparison.reading.visible and len(shows) > rules.MASS_CHANGE_MINIMUM
@@ -137,7 +128,16 @@ def _hold_shows(connection: Connection, comparison: Comparison) -> list[Held]:
         what = f"{len(ids):,} mentors would be shown again" if len(ids) > 1 else "1 mentor would be shown again"
         why = "the portal shows nobody at all" if is_empty else f"the limit is {limit:,} (of {mentors:,} on the portal)"
         reason = f"{what}, {why}; none of them was shown, hides went on"
-        held.append(Held(organisation_id=organisation_id, slug=slug, reason=reason, mentor_ids=ids))
+        held.append(
+            Hold(
+                organisation_id=organisation_id,
+                slug=slug,
+                what="portal",
+                reason=reason,
+                mentors=len(ids),
+                mentor_ids=ids,
+            )
+        )
     return held
 
 

@@ -1,9 +1,9 @@
 """What needs attention, counted: one list, which alerts, status, metrics, digests and a run at its end all read.
 
-The list is the database's view ``attention``. Whom the guards held and whom a run could not review is stored here.
+The list is the database's view ``attention``. Whom a run could not review is stored here.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 from enum import StrEnum
@@ -11,9 +11,7 @@ from uuid import UUID
 
 from certjob import database
 from certjob.database import Connection, persist
-from certjob.portal.comparison import Held
 from certjob.review.guards import MassChangeGuard
-from certjob.review.held import MOST_IDS, HeldCounts, HeldReview, held_line
 from certjob.review.plan import LOCKED, ReviewCounts
 
 
@@ -103,50 +101,6 @@ def read_attention(connection: Connection, *, today: date, new_since: datetime |
     rows = database.fetch(connection, "count_attention", {"today": today, "new_since": new_since or "-infinity"})
     found = {Kind(kind): Count(number=number, since=since, new=new) for kind, number, since, new in rows}
     return Attention(counts={kind: found.get(kind, Count()) for kind in Kind}, read_at=read_at)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredHold:
-    """What a run held back, as it was when it was held last."""
-
-    organisation_id: UUID
-    slug: str
-    name: str
-    what: str
-    """``pauses``, ``returns``, ``reminders`` or ``portal``."""
-    since: datetime
-    reason: str
-    """The guard's words."""
-    mentors: int
-    ended_by_calendar: int
-    facts_changed: int
-    may_be_shown: int
-    mentor_ids: Sequence[UUID]
-    """At most 50, those who may be shown first."""
-
-    @property
-    def line(self) -> str:
-        """The line that the run printed."""
-        return held_line(self.slug, self.what, self.reason)
-
-
-def read_held(connection: Connection) -> list[StoredHold]:
-    """Read what the guards hold, whoever may be shown on a portal first."""
-    return database.fetch(connection, "read_held_reviews", into=StoredHold)
-
-
-def store_portal_holds(connection: Connection, held: Sequence[Held], *, today: date, run_id: UUID) -> None:
-    """Write down whose shows a reading of the portal holds; what an earlier one held and this one does not is over."""
-
-    def store() -> None:
-        database.execute(connection, "forget_portal_holds", {"held": [each.organisation_id for each in held]})
-        for each in held:
-            first = [(False, False, mentor_id) for mentor_id in each.mentor_ids[:MOST_IDS]]
-            counts = HeldCounts(mentors=len(each.mentor_ids), first=first)
-            review = HeldReview(organisation_id=each.organisation_id, slug=each.slug, what="portal", reason=each.reason)
-            review.store(connection, counts, today=today, run_id=run_id)
-
-    persist(connection, store)
 
 
 def store_problems(

@@ -1,8 +1,7 @@
 """The guards against a bad clock or a bad import: what would change too much at once is held back and said."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from uuid import UUID, uuid4
@@ -10,19 +9,14 @@ from uuid import UUID, uuid4
 from certjob import database
 from certjob.database import Connection, persist
 from certjob.domain import rules
+from certjob.domain.holds import Hold
 from certjob.domain.models import Decision, Organisation, PauseChange
 from certjob.mail.reminders import CertificationReminderService
 from certjob.review import plan
-from certjob.review.held import HeldCounts, HeldReview
+from certjob.review.held import MOST_IDS, store_hold
 
-
-@dataclass(slots=True)
-class _Tally:
-    """One organisation's changes in this run so far."""
-
-    paused: int = 0
-    resumed: int = 0
-    reminders: int = 0
+Changes = Counter[str]
+"""How many ``pauses``, ``returns`` and ``reminders``."""
 
 
 class MassChangeGuard:
@@ -41,16 +35,18 @@ class MassChangeGuard:
         self._everybody = everybody
         self._allow = allow_mass_change
         self._reminders = CertificationReminderService(connection, run_id=uuid4())  # it is only asked what is new
-        self._tallies: dict[UUID, _Tally] = defaultdict(_Tally)
+        self._done: dict[UUID, Changes] = defaultdict(Counter)
+        """What this run has committed, by organisation."""
         self._active: dict[UUID, int] = {}
         """Active mentors before this run's changes, of organisations that were looked at."""
-        self.held: dict[UUID, HeldReview] = {}
+        self.held: dict[UUID, Hold] = {}
         """Organisations for which nothing is applied."""
-        self.held_reminders: dict[UUID, HeldReview] = {}
+        self.held_reminders: dict[UUID, Hold] = {}
         """Organisations whose new reminders wait; everything else goes on."""
+        self._unstored: list[Hold] = []
 
     @property
-    def every(self) -> list[HeldReview]:
+    def every(self) -> list[Hold]:
         """All that is held back."""
         return [*self.held.values(), *self.held_reminders.values()]
 
@@ -77,12 +73,9 @@ class MassChangeGuard:
     def admit(self, decisions: Sequence[Decision]) -> list[Decision]:
         """Return the decisions that may be applied; an organisation over its limit is held from here on."""
         if not self._allow:
-            for organisation, changes in _by_organisation(d for d in decisions if d.pause is not None):
+            for organisation, group in _by_organisation(d for d in decisions if d.pause is not None):
                 if organisation.id not in self.held:
-                    tally = self._tallies[organisation.id]
-                    paused = tally.paused + _count(changes, PauseChange.OPEN)
-                    resumed = tally.resumed + _count(changes, PauseChange.LIFT)
-                    self._hold_if_too_many(organisation, paused=paused, resumed=resumed)
+                    self._hold_if_too_many(organisation, self._done[organisation.id] + _changes(group))
         return [d for d in decisions if d.organisation.id not in self.held]
 
     def hold_reminders(self, decisions: Sequence[Decision]) -> frozenset[UUID]:
@@ -91,35 +84,33 @@ class MassChangeGuard:
         if self._allow:
             return frozenset()
         for organisation, group in _by_organisation(d for d in decisions if d.reminders):
-            already = self._tallies[organisation.id].reminders
+            already = self._done[organisation.id]["reminders"]
             is_held = organisation.id in self.held_reminders
             if not is_held and already + sum(len(d.reminders) for d in group) <= rules.MASS_REMINDER_LIMIT:
                 continue
             new = self._reminders.find_new(group)
             if new and not is_held and already + len(new) > rules.MASS_REMINDER_LIMIT:
-                self.held_reminders[organisation.id] = _held_reminders(organisation, f"at least {already + len(new):,}")
+                self._hold_reminders(organisation, f"at least {already + len(new):,}")
             if organisation.id in self.held_reminders:
                 waiting.update(mentor_id for mentor_id, _ in new)
         return frozenset(waiting)
 
     def record(self, decisions: Sequence[Decision], *, queued_reminders: Iterable[UUID]) -> None:
         """Count what was committed; ``queued_reminders`` holds the organisation of each."""
-        for organisation, changes in _by_organisation(d for d in decisions if d.pause is not None):
-            self._tallies[organisation.id].paused += _count(changes, PauseChange.OPEN)
-            self._tallies[organisation.id].resumed += _count(changes, PauseChange.LIFT)
+        for organisation, group in _by_organisation(d for d in decisions if d.pause is not None):
+            self._done[organisation.id] += _changes(group)
         for organisation_id in queued_reminders:
-            self._tallies[organisation_id].reminders += 1
+            self._done[organisation_id]["reminders"] += 1
 
     def store(self, *, run_id: UUID) -> None:
         """Write down what is held and is not written down yet, each in a commit of its own: call it in no transaction.
 
         Raises what the database raises: a run that cannot tell of it has failed.
         """
-        for held in self.every:
-            if not held.is_stored:
-                counts = self._count_held(held.organisation_id, reminders=held.what == "reminders")
-                store = partial(held.store, self._connection, counts, today=self._today, run_id=run_id)
-                persist(self._connection, store)
+        while self._unstored:
+            hold = self._unstored.pop()
+            self._count(hold)
+            persist(self._connection, partial(store_hold, self._connection, hold, today=self._today, run_id=run_id))
 
     def _due_decisions(self, organisation_id: UUID) -> Iterator[list[Decision]]:
         """Decide about the organisation's due mentors without a lock, chunk by chunk."""
@@ -131,46 +122,67 @@ class MassChangeGuard:
     def _decide_and_hold(self, organisation_id: UUID, *, with_reminders: bool) -> None:
         """Hold the organisation, or its reminders, if all its due mentors together would change too much."""
         organisation: Organisation | None = None
-        would = _Tally()
+        would: Changes = Counter()
         for decisions in self._due_decisions(organisation_id):
             organisation = decisions[-1].organisation if decisions else organisation
-            would.paused += _count(decisions, PauseChange.OPEN)
-            would.resumed += _count(decisions, PauseChange.LIFT)
-            would.reminders += len(self._reminders.find_new(decisions)) if with_reminders else 0
+            would += _changes(decisions)
+            would["reminders"] += len(self._reminders.find_new(decisions)) if with_reminders else 0
         if organisation is None:
             return
-        self._hold_if_too_many(organisation, paused=would.paused, resumed=would.resumed)
-        if organisation_id not in self.held and would.reminders > rules.MASS_REMINDER_LIMIT:
-            self.held_reminders[organisation_id] = _held_reminders(organisation, f"{would.reminders:,}")
+        self._hold_if_too_many(organisation, would)
+        if organisation_id not in self.held and would["reminders"] > rules.MASS_REMINDER_LIMIT:
+            self._hold_reminders(organisation, f"{would['reminders']:,}")
 
-    def _count_held(self, organisation_id: UUID, *, reminders: bool) -> HeldCounts:
+    def _count(self, hold: Hold) -> None:
         """Count who would be paused, come back, or be shown or hidden; or who would be reminded."""
-        counts = HeldCounts()
-        for decisions in self._due_decisions(organisation_id):
+        reminders = hold.what == "reminders"
+        first: list[tuple[bool, bool, UUID]] = []
+        for decisions in self._due_decisions(hold.organisation_id):
             if reminders:
                 ids = {mentor_id for mentor_id, _ in self._reminders.find_new(decisions)}
             else:
                 ids = {d.mentor_id for d in decisions if d.pause is not None or d.push}
             held = {d.mentor_id: d for d in decisions if d.mentor_id in ids}
-            counts.add(self._connection, held, reminders=reminders)
-        return counts
+            hides = [not reminders and d.push and not d.visible for d in held.values()]
+            rows = database.fetch(self._connection, "count_held_mentors", {"ids": list(held), "hides": hides})
+            for mentor_id, by_calendar, may_be_shown in rows:
+                d = held[mentor_id]
+                ends = reminders or d.pause is PauseChange.OPEN or (d.push and not d.visible)
+                hold.mentors += 1
+                hold.ended_by_calendar += by_calendar and ends
+                hold.facts_changed += not by_calendar
+                hold.may_be_shown += may_be_shown
+                first.append((may_be_shown, by_calendar and ends, mentor_id))
+            first.sort(key=lambda each: each[:2], reverse=True)
+            del first[MOST_IDS:]  # however many are held, memory stays flat
+        hold.mentor_ids = [mentor_id for *_, mentor_id in first]
 
-    def _hold_if_too_many(self, organisation: Organisation, *, paused: int, resumed: int) -> None:
-        for what, changes, words in (("pauses", paused, "paused"), ("returns", resumed, "brought back")):
-            if self._exceeds(organisation.id, changes):
+    def _hold_if_too_many(self, organisation: Organisation, would: Changes) -> None:
+        for what, words in (("pauses", "paused"), ("returns", "brought back")):
+            if self._exceeds(organisation.id, would[what]):
                 active = self._active[organisation.id]
                 limit = rules.mass_change_limit(active)
-                tally = self._tallies[organisation.id]
-                done = tally.paused + tally.resumed
-                applied = f"nothing more after {done}" if done else "nothing"
-                self.held[organisation.id] = HeldReview(
-                    organisation_id=organisation.id,
-                    slug=organisation.slug,
-                    what=what,
-                    reason=f"{changes:,} mentors would be {words}, the limit is {limit:,} (of {active:,} active); "
-                    f"{applied} was applied for it",
+                done = self._done[organisation.id]
+                number = done["pauses"] + done["returns"]
+                applied = f"nothing more after {number}" if number else "nothing"
+                reason = (
+                    f"{would[what]:,} mentors would be {words}, the limit is {limit:,} (of {active:,} active); "
+                    f"{applied} was applied for it"
                 )
+                self.held[organisation.id] = self._hold(organisation, what, reason)
                 return
+
+    def _hold_reminders(self, organisation: Organisation, number: str) -> None:
+        reason = (
+            f"{number} new reminders, the limit is {rules.MASS_REMINDER_LIMIT:,}; none of them was queued, pauses and "
+            "portal went on"
+        )
+        self.held_reminders[organisation.id] = self._hold(organisation, "reminders", reason)
+
+    def _hold(self, organisation: Organisation, what: str, reason: str) -> Hold:
+        hold = Hold(organisation_id=organisation.id, slug=organisation.slug, what=what, reason=reason)
+        self._unstored.append(hold)
+        return hold
 
     def _exceeds(self, organisation_id: UUID, changes: int) -> bool:
         """Whether so many pauses, or returns, are too many. A normal night has few, and counts nobody."""
@@ -179,13 +191,14 @@ class MassChangeGuard:
         if organisation_id not in self._active:
             asked = {"organisation_id": organisation_id}
             now_active = database.fetch_value(self._connection, "count_active_mentors", asked)
-            tally = self._tallies[organisation_id]
-            self._active[organisation_id] = now_active + tally.paused - tally.resumed
+            done = self._done[organisation_id]
+            self._active[organisation_id] = now_active + done["pauses"] - done["returns"]
         return changes > rules.mass_change_limit(self._active[organisation_id])
 
 
-def _count(decisions: Iterable[Decision], change: PauseChange) -> int:
-    return sum(decision.pause is change for decision in decisions)
+def _changes(decisions: Iterable[Decision]) -> Changes:
+    names = {PauseChange.OPEN: "pauses", PauseChange.LIFT: "returns"}
+    return Counter(names[decision.pause] for decision in decisions if decision.pause is not None)
 
 
 def _by_organisation(decisions: Iterable[Decision]) -> Iterator[tuple[Organisation, list[Decision]]]:
@@ -193,13 +206,3 @@ def _by_organisation(decisions: Iterable[Decision]) -> Iterator[tuple[Organisati
     for decision in decisions:
         groups[decision.organisation.id].append(decision)
     return ((group[0].organisation, group) for group in groups.values())
-
-
-def _held_reminders(organisation: Organisation, number: str) -> HeldReview:
-    return HeldReview(
-        organisation_id=organisation.id,
-        slug=organisation.slug,
-        what="reminders",
-        reason=f"{number} new reminders, the limit is {rules.MASS_REMINDER_LIMIT:,}; none of them was queued, pauses "
-        "and portal went on",
-    )

@@ -9,8 +9,7 @@ from uuid import UUID
 from certjob import database
 from certjob.database import Connection
 from certjob.domain.alert_reasons import AlertReason, why_message_waits, why_push_waits
-from certjob.review.attention import read_held
-from certjob.review.held import let_through
+from certjob.review.held import read_held
 from certjob.views.open_pushes import OpenPush, read_open_pushes, resync_command
 
 
@@ -215,4 +214,4 @@ def _read_held(connection: Connection) -> Iterator[HeldAlert]:
             HeldMentor(mentor_id=mentor_id, member_no=member_no, full_name=full_name, may_be_shown=mentor_id in shown)
             for mentor_id, member_no, full_name in database.fetch(connection, "read_held_mentors", {"ids": ids})
         ]
-        yield HeldAlert(**stored, organisation=slug, command=let_through(slug, held.what), some=some)
+        yield HeldAlert(**stored, organisation=slug, command=held.command, some=some)

@@ -16,7 +16,8 @@ from certjob import __version__, database, files
 from certjob.database import Connection
 from certjob.errors import Outcome
 from certjob.outbox.open_work import OpenWork, read_open_work
-from certjob.review.attention import Attention, Kind, StoredHold, read_attention, read_held
+from certjob.review.attention import Attention, Kind, read_attention
+from certjob.review.held import StoredHold, read_held
 
 FILE_MODE = 0o644
 """node_exporter runs as another user."""

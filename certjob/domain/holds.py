@@ -1,0 +1,45 @@
+"""What a guard holds back for an organisation: why, whom it concerns, and the command that lets it through."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+_WHAT_TO_CHECK = {
+    "pauses": "the clock and the last import",
+    "returns": "the clock and the last import",
+    "reminders": "the last import",
+    "portal": "DYNAMICS_VISIBILITY_FIELD and DYNAMICS_URL of the function",
+}
+
+
+@dataclass(slots=True, kw_only=True)
+class Hold:
+    """What is held back for an organisation. The numbers are counted when it is written down."""
+
+    organisation_id: UUID
+    slug: str
+    what: str
+    """``pauses``, ``returns``, ``reminders`` or ``portal``."""
+    reason: str
+    """The guard's words."""
+    mentors: int = 0
+    """How many would change."""
+    ended_by_calendar: int = 0
+    """Of them, whose day had come although no fact was changed: these certificates have really ended."""
+    facts_changed: int = 0
+    may_be_shown: int = 0
+    """Of them, who are to be hidden, and perhaps still shown on the portal."""
+    mentor_ids: Sequence[UUID] = ()
+    """Of them, those who may be shown first; at most 50 are stored."""
+
+    @property
+    def command(self) -> str:
+        """The command that lets it through."""
+        if self.what == "portal":
+            return "certjob reconcile --allow-mass-change"
+        return f"certjob run --organisation {self.slug} --allow-mass-change"
+
+    @property
+    def line(self) -> str:
+        """What is held, why, and what to do, in one line."""
+        return f"{self.slug}: {self.reason}. Check {_WHAT_TO_CHECK[self.what]}, then `{self.command}`"
