@@ -27,7 +27,6 @@ CertjobError                      exit 1
     └── ChannelDownError                   everybody: connection, TLS, login
 """
 
-from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
 
@@ -279,7 +278,6 @@ class DynamicsSyncException(CertjobError):  # noqa: N818 - the programme's own w
         event_id: int,
         attempts: int,
         cause: PortalCallError,
-        retry_at: datetime | None = None,
     ) -> None:
         super().__init__(message, next_step=next_step)
         self.mentor_id = mentor_id
@@ -287,8 +285,6 @@ class DynamicsSyncException(CertjobError):  # noqa: N818 - the programme's own w
         self.attempts = attempts
         """Calls made in this round."""
         self.cause = cause
-        self.retry_at = retry_at
-        """When a later round is due; None while the event is blocked."""
 
 
 class NotifyError(CertjobError):

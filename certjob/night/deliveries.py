@@ -27,8 +27,8 @@ from certjob.outbox.loop import DatabaseThread, run_loop
 from certjob.outbox.open_work import read_open_work
 from certjob.outbox.retry import RetryPolicy
 from certjob.portal.push import MakeTarget, portal_policy
-from certjob.portal.stage import PortalStage
-from certjob.portal.sync import PortalCounts, PortalSyncService
+from certjob.portal.stage import LONGEST_PAUSE_SECONDS, PortalStage
+from certjob.portal.sync import PortalSyncService
 from certjob.redaction import without_people
 from certjob.stopping import StopFlag
 
@@ -69,6 +69,7 @@ class Delivery:
     policy: RetryPolicy = field(default_factory=lambda: portal_policy(max_attempts=3))
     concurrency: int = 4
     calls_per_second: float = 0.0
+    longest_pause_seconds: float = LONGEST_PAUSE_SECONDS
     deadline_seconds: float = 7200.0
 
 
@@ -84,15 +85,19 @@ class Deliveries:
         stop: StopFlag,
         progress: Progress,
         organisation_id: UUID | None = None,
+        portal: PortalSyncService | None = None,
     ) -> None:
-        """What happens is noted in ``report``; ``organisation_id`` is the only one whose digests are queued."""
+        """What happens is noted in ``report``; ``organisation_id`` is the only one whose digests are queued.
+
+        ``portal`` says what is claimed and pushed, unless that is everything due.
+        """
         self._connection = connection
         self._report = report
         self._delivery = delivery
         self._stop = stop
         self._progress = progress
         self._organisation_id = organisation_id
-        self._portal = PortalSyncService(connection, run_id=report.run_id)
+        self._portal = portal or PortalSyncService(connection, run_id=report.run_id)
 
     def deliver(self, *, no_mail: StageStop | None = None) -> None:
         """Push, then send reminders, then digests; with ``no_mail`` no mail is sent, for that reason.
@@ -164,7 +169,6 @@ class Deliveries:
 
     async def _push(self, database: DatabaseThread, *, seconds: float) -> StageStop | None:
         delivery, report = self._delivery, self._report
-        report.portal = PortalCounts()
         database.end_within(seconds)
         if delivery.make_target is None:
             return await database.run(self._missing_portal)
@@ -175,6 +179,7 @@ class Deliveries:
             policy=delivery.policy,
             concurrency=delivery.concurrency,
             calls_per_second=delivery.calls_per_second,
+            longest_pause_seconds=delivery.longest_pause_seconds,
             on_progress=await database.run(lambda: self._progress.phase("Pushing to the portal")),
             counts=report.portal,
         )

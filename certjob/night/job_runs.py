@@ -19,9 +19,8 @@ from certjob.night.deliveries import Progress
 from certjob.night.report import RunReport
 from certjob.outbox.claims import StageStop
 from certjob.outbox.open_work import read_open_work
-from certjob.review.attention import Kind, read_attention
+from certjob.review.attention import read_attention
 from certjob.review.days import looks_at_everybody, make_everybody_due
-from certjob.review.held import read_held
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +83,7 @@ def recorded(
     )
     try:
         yield Heartbeat(connection, report.run_id, progress)
-        note_open_work(connection, report)
+        report.open_work = read_open_work(connection)
         if report.command == "run":
             _note_attention(connection, report, organisation=organisation)
     except BaseException:
@@ -98,16 +97,6 @@ def recorded(
     _record_end(connection, report, report.outcome)
 
 
-def note_open_work(connection: Connection, report: RunReport) -> None:
-    """Note in the report what is open now."""
-    open_work = read_open_work(connection)
-    portal = (open_work["portal_hides"], open_work["portal_shows"])
-    report.portal_pending = sum(events.pending for events in portal)
-    report.portal_blocked = sum(events.blocked for events in portal)
-    report.reminders_pending = open_work["reminders"].pending
-    report.digests_pending = open_work["digests"].pending
-
-
 def _note_attention(connection: Connection, report: RunReport, *, organisation: str | None) -> None:
     """Note in the report what needs attention, and what of it the run before has not reported."""
     try:
@@ -116,8 +105,6 @@ def _note_attention(connection: Connection, report: RunReport, *, organisation: 
             last_on, read_at = last[0] if last else (None, None)
             report.is_first_today = last_on != report.today
             report.attention = read_attention(connection, today=report.today, new_since=read_at)
-            if report.attention.counts[Kind.HELD].number:
-                report.held_by_any = [held.line for held in read_held(connection)]
     except database.CONTENTION:
         report.attention = None
         report.stopped.append(StageStop(stage="alerts", code="locked", reason=_NOT_READ))

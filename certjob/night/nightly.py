@@ -10,9 +10,11 @@ from certjob.database import Connection
 from certjob.domain.models import Reminder
 from certjob.facts.lookup import find_organisation
 from certjob.mail.reminders import CertificationReminderService
+from certjob.mail.stage import MailCounts
 from certjob.night.deliveries import Deliveries, Delivery, Progress
-from certjob.night.job_runs import note_open_work, recorded
+from certjob.night.job_runs import recorded
 from certjob.night.report import PlannedChange, RunReport
+from certjob.outbox.open_work import read_open_work
 from certjob.portal.sync import PortalSyncService
 from certjob.review import plan
 from certjob.review.certification import CertificationManagementService
@@ -37,7 +39,9 @@ def deliver(
     No mail goes out on a day that cannot be believed: another one than the database server's, unless
     ``ignore_database_clock``, or one before the last night's.
     """
-    report = RunReport(command="deliver", run_id=run_id or uuid4(), today=today)
+    report = RunReport(
+        command="deliver", run_id=run_id or uuid4(), today=today, reminders=MailCounts(), digests=MailCounts()
+    )
     no_mail = why_no_mail(connection, today, zone=delivery.zone, ignore_database_clock=ignore_database_clock)
     report.known_stops = _last_stops(connection)
     with recorded(connection, report, progress=progress) as beating:
@@ -88,7 +92,14 @@ def run(
         ignore_database_clock=options.ignore_database_clock,
         allow_earlier_date=options.allow_earlier_date,
     )
-    report = RunReport(command="run", run_id=options.run_id, today=options.today, dry_run=options.dry_run)
+    report = RunReport(
+        command="run",
+        run_id=options.run_id,
+        today=options.today,
+        dry_run=options.dry_run,
+        reminders=MailCounts(),
+        digests=MailCounts(),
+    )
     if options.dry_run:
         _plan(connection, report, options=options, organisation_id=organisation_id, progress=progress)
         report.finish()
@@ -190,4 +201,4 @@ def _plan(
         report.changes.sort(key=PlannedChange.sort_key)
         report.review = counts
         report.held = guard.lines
-        note_open_work(connection, report)
+        report.open_work = read_open_work(connection)

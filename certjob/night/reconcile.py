@@ -11,10 +11,11 @@ from certjob import database
 from certjob.database import Connection
 from certjob.errors import PortalCallError
 from certjob.night.deliveries import Deliveries, Delivery, Progress
-from certjob.night.job_runs import note_open_work, recorded
+from certjob.night.job_runs import recorded
 from certjob.night.report import RunReport
 from certjob.outbox.claims import StageStop
 from certjob.outbox.loop import DatabaseThread, run_loop
+from certjob.outbox.open_work import read_open_work
 from certjob.outbox.retry import RetryPolicy
 from certjob.portal import comparison
 from certjob.portal.comparison import Comparison, Reading
@@ -63,7 +64,7 @@ def reconcile(
     if dry_run:
         compare(progress)
         with database.read_only_snapshot(connection):
-            note_open_work(connection, report)
+            report.open_work = read_open_work(connection)
         report.finish()
         return report
     with recorded(connection, report, progress=progress) as beating:

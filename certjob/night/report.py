@@ -1,7 +1,7 @@
 """RunReport: what a run did, as one document with fixed keys."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date, datetime
 from typing import Any
@@ -12,6 +12,7 @@ from certjob.errors import Outcome
 from certjob.mail.stage import MailCounts
 from certjob.night.reasons import counted, differing, named
 from certjob.outbox.claims import CRASH, StageStop
+from certjob.outbox.open_work import NO_WORK, OpenWork
 from certjob.portal.comparison import Comparison, Difference
 from certjob.portal.sync import PortalCounts
 from certjob.review.attention import Attention, Kind
@@ -65,41 +66,34 @@ class PlannedChange:
 
 @dataclass(slots=True, kw_only=True)
 class RunReport:
-    """Everything a run says about itself; filled while it goes on."""
+    """Everything a run says about itself; filled while it goes on. What a command does not touch stays None."""
 
     command: str
     today: date
     dry_run: bool = False
     run_id: UUID = field(default_factory=uuid4)
     review: ReviewCounts | None = None
-    """None: the command reviews nobody."""
     reminders: MailCounts | None = None
-    """None: the command sends nothing."""
     digests: MailCounts | None = None
-    """None: the command sends none."""
-    portal: PortalCounts | None = None
+    portal: PortalCounts = field(default_factory=PortalCounts)
     comparison: Comparison | None = None
-    """None: the command does not read the portal, or could not."""
+    """None, too, if the portal could not be read."""
     corrections: int = 0
     """Events that were raised because the portal showed something else."""
     locked: Sequence[Difference] = ()
     """For whom none could be raised, because another session had locked the mentor."""
     reopened: int | None = None
-    """How many open pushes were reopened; None: the command does not."""
+    """How many open pushes were reopened."""
     unreached: int = 0
     """Of those, how many nobody has tried: the stage ended first."""
-    reminders_pending: int = 0
-    portal_pending: int = 0
-    portal_blocked: int = 0
-    digests_pending: int = 0
+    open_work: Mapping[str, OpenWork] = field(default_factory=lambda: NO_WORK)
+    """What is open at its end."""
     mail_waits_until: datetime | None = None
     """When mail may be sent again; None: the run ended at an hour for mail, or sends none."""
     held: list[str] = field(default_factory=list)
     """What this run held back."""
     attention: Attention | None = None
     """What needs attention at its end, whichever run found it; None: not asked."""
-    held_by_any: list[str] = field(default_factory=list)
-    """What the guards hold at its end, whichever run held it."""
     is_first_today: bool = True
     """No run of this day has reported what needs attention."""
     stopped: list[StageStop] = field(default_factory=list)
@@ -129,9 +123,8 @@ class RunReport:
         attention = self.attention
         lines: list[str] = []
         if attention is None or attention.counts[Kind.HELD].new or not only_new:
-            lines += dict.fromkeys([*self.held, *self.held_by_any])
-        # deliver every 15 minutes does not repeat itself; a resync speaks of one mentor
-        quiet = only_new or self.command != "run"
+            lines += dict.fromkeys([*self.held, *(hold.line for hold in (attention.held if attention else ()))])
+        quiet = only_new or self.review is None  # deliver every 15 minutes does not repeat itself
         lines += [
             str(stop) for stop in self.stopped if not quiet or stop.code == CRASH or stop.key not in self.known_stops
         ]
@@ -156,12 +149,12 @@ class RunReport:
         if self.dry_run:
             return []
         lines = differing(self.comparison, self.locked) if self.comparison is not None else []
-        portal = self.portal or PortalCounts()
+        portal = self.portal
         reminders, digests = self.reminders or MailCounts(), self.digests or MailCounts()
         if self.attention is None:
             failed = portal.news if self.command == "deliver" else portal.failed
-            see_alerts = self.command != "alerts"
-            lines += counted(failed, "portal push failed", "portal pushes failed", see_alerts=see_alerts)
+            has_shown_alerts = self.reopened is not None
+            lines += counted(failed, "portal push failed", "portal pushes failed", see_alerts=not has_shown_alerts)
             lines += counted(reminders.failed, "reminder failed", "reminders failed", see_alerts=True)
             lines += counted(digests.failed, "digest failed", "digests failed", see_alerts=True)
         lines += counted(self.unreached, "reopened push was not reached", "reopened pushes were not reached")
@@ -211,13 +204,13 @@ class RunReport:
             reading = self.comparison.reading if self.comparison is not None else None
             document["read"] = {"pages": reading.pages, "visible": len(reading.visible)} if reading else None
             document["differences"] = self.comparison.counts() if self.comparison is not None else None
-        if self.command not in ("alerts", "reconcile"):
+        if review is not None or self.reminders is not None:
             document["reminders"] = self._reminders()
         document["portal"] = self._portal()
-        if self.command in ("run", "deliver"):
-            digests = self.digests or MailCounts()
-            document["digests"] = {"sent": digests.sent, "failed": digests.failed, "pending": self.digests_pending}
-            waits = self.mail_waits_until if self.reminders_pending or self.digests_pending else None
+        if self.digests is not None:
+            pending = self.open_work["digests"].pending
+            document["digests"] = {"sent": self.digests.sent, "failed": self.digests.failed, "pending": pending}
+            waits = self.mail_waits_until if pending or self.open_work["reminders"].pending else None
             document["mail_waits_until"] = waits and waits.isoformat()
         if review is not None:
             document["problems"] = [
@@ -240,9 +233,9 @@ class RunReport:
         counts: dict[str, int] = {}
         if self.review is not None:
             counts["queued"] = self.review.reminders_queued
-        if self.command != "resync":
-            counts |= asdict(self.reminders or MailCounts())
-        return counts | {"pending": self.reminders_pending}
+        if self.reminders is not None:
+            counts |= asdict(self.reminders)
+        return counts | {"pending": self.open_work["reminders"].pending}
 
     def _portal(self) -> dict[str, int]:
         counts: dict[str, int] = {}
@@ -252,11 +245,11 @@ class RunReport:
             counts["queued"] = self.corrections
         if self.reopened is not None:
             counts |= {"reopened": self.reopened, "unreached": self.unreached}
-        portal = self.portal or PortalCounts()
+        hides, shows = self.open_work["portal_hides"], self.open_work["portal_shows"]
         return counts | {
-            "delivered": portal.delivered,
-            "failed": portal.failed,
-            "blocked": self.portal_blocked,
-            "lost": portal.lost,
-            "pending": self.portal_pending,
+            "delivered": self.portal.delivered,
+            "failed": self.portal.failed,
+            "blocked": hides.blocked + shows.blocked,
+            "lost": self.portal.lost,
+            "pending": hides.pending + shows.pending,
         }

@@ -1,23 +1,21 @@
 """Resync of one mentor, now: review, then push the visibility whatever the retry time says."""
 
 import time
-from dataclasses import dataclass
-from datetime import date
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import date, datetime
 from uuid import UUID, uuid4
 
 from certjob import database
 from certjob.database import Connection
 from certjob.domain.models import Decision
 from certjob.errors import DynamicsSyncException, FailureCode, MentorBusyError, UnknownMentorError
-from certjob.night.deliveries import Delivery
+from certjob.night.deliveries import Deliveries, Delivery
 from certjob.night.job_runs import recorded
 from certjob.night.report import RunReport
-from certjob.outbox.claims import Answer, StageStop
-from certjob.outbox.loop import DatabaseThread, run_loop
-from certjob.outbox.retry import RetryPolicy, wait
-from certjob.portal.push import MakeTarget, Push
-from certjob.portal.stage import PortalStage
-from certjob.portal.sync import LEASE_SECONDS, EventVersion, PortalCounts, PortalSyncService
+from certjob.outbox.claims import Answer, Lease, StageStop
+from certjob.portal.push import PortalEvent, Push
+from certjob.portal.sync import LEASE_SECONDS, PortalCounts, PortalSyncService
 from certjob.review.certification import CertificationManagementService
 from certjob.review.days import refuse_wrong_day
 from certjob.review.guards import MassChangeGuard
@@ -40,6 +38,8 @@ class MentorState:
     """What the portal confirmed last; None: nothing yet."""
     open_push: str | None
     """The status of an unfinished push."""
+    next_try_at: datetime | None
+    """When it is due, if it is pending."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +50,27 @@ class Resync:
     before: MentorState
     after: MentorState
     error: DynamicsSyncException | MentorBusyError | None
+
+
+class _OneMentor(PortalSyncService):
+    """The portal event of one mentor alone: pushed whatever its retry time says, and once."""
+
+    def __init__(self, connection: Connection, mentor_id: UUID, *, run_id: UUID) -> None:
+        super().__init__(connection, run_id=run_id)
+        self._mentor_id = mentor_id
+        self.is_pushed = False
+        self.error: DynamicsSyncException | None = None
+        """Why the push did not succeed."""
+
+    def claim(self, limit: int) -> list[tuple[PortalEvent, Lease]]:
+        return [] if self.is_pushed else self.claim_mentor(self._mentor_id)
+
+    def settle(self, push: Push, counts: PortalCounts, *, lock_timeout_ms: int | None = None) -> Answer:
+        answer = super().settle(push, counts, lock_timeout_ms=lock_timeout_ms)
+        if push.is_tried and answer is not Answer.LOST:  # else another run has taken it over
+            self.error = push.error
+            self.is_pushed = push.error is not None or answer is not Answer.RAISED
+        return answer
 
 
 def resync(
@@ -67,47 +88,46 @@ def resync(
     """Review one mentor and push the desired visibility even if nothing changed. Reminders are queued, not sent.
 
     The result's ``error`` says when the push did not succeed: DynamicsSyncException, or MentorBusyError while another
-    run has claimed it. Raises MentorBusyError when the mentor's lock cannot be had.
+    run has claimed it. Raises MentorBusyError when the mentor's lock cannot be had, ConfigurationError on a day that
+    cannot be believed, and StoppedBySignalError after a signal.
     """
     refuse_wrong_day(connection, today, zone=delivery.zone, ignore_database_clock=ignore_database_clock)
     report = RunReport(command="resync", run_id=run_id or uuid4(), today=today)
     before = describe(connection, mentor_id)
     error: DynamicsSyncException | MentorBusyError | None = None
-    with recorded(connection, report):
-        portal = PortalSyncService(connection, run_id=report.run_id)
-        queued = _review_and_queue(
-            connection, mentor_id, report, portal=portal, stop=stop, wait_seconds=lock_wait_seconds
-        )
+    portal = _OneMentor(connection, mentor_id, run_id=report.run_id)
+    guard = MassChangeGuard(connection, today=today, allow_mass_change=True)
+    service = CertificationManagementService(connection, today=today, run_id=report.run_id, guard=guard, stop=stop)
+    queued = 0
 
-        def end(code: FailureCode, reason: str) -> None:
-            report.stopped.append(StageStop(stage="portal", code=code, reason=reason))
-            portal.record_stage_end(reason, code=code, mentor_id=mentor_id)
+    def queue(decision: Decision) -> None:
+        nonlocal queued
+        queued = portal.queue([(mentor_id, decision.visible)] if decision.organisation.has_portal else [])
 
-        if queued is None:
-            pass  # no portal
-        elif delivery.make_target is None:
-            end(FailureCode.NO_URL, "CERTJOB_PORTAL_URL is not set; the push stays pending")
-        else:
-            try:
-                if not _push(
-                    connection,
-                    mentor_id,
-                    queued,
-                    report,
-                    portal=portal,
-                    make_target=delivery.make_target,
-                    policy=delivery.policy,
-                    stop=stop,
-                    wait_seconds=flight_wait_seconds,
-                ):
-                    error = _claimed_by_another_run(waited_seconds=flight_wait_seconds)
-                    end(FailureCode.IN_FLIGHT, error.message)
-            except DynamicsSyncException as caught:
-                error = caught
-                if caught.retry_at is not None:
-                    local = caught.retry_at.astimezone(delivery.zone)
-                    caught.next_step = f"it is tried again at {local:%Y-%m-%d %H:%M %Z}"
-    return Resync(report=report, before=before, after=describe(connection, mentor_id), error=error)
+    with recorded(connection, report) as beating:
+        report.review = service.counts
+        if not _comes_true(lambda: service.review_one(mentor_id, then=queue), stop=stop, seconds=lock_wait_seconds):
+            message = f"mentor {mentor_id} is locked by another session (waited {lock_wait_seconds:g} s)"
+            raise MentorBusyError(message, next_step="nothing was changed, try again")
+        at_once = replace(delivery, longest_pause_seconds=0.0, deadline_seconds=LEASE_SECONDS)
+        deliveries = Deliveries(connection, report, delivery=at_once, stop=stop, progress=beating, portal=portal)
+
+        def is_pushed() -> bool:
+            """By this run or another, or not wanted any more; or the stage has ended early."""
+            deliveries.push()
+            state = describe(connection, mentor_id)
+            return portal.is_pushed or bool(report.stopped) or not (state.has_portal and state.open_push)
+
+        if queued and not _comes_true(is_pushed, stop=stop, seconds=flight_wait_seconds):
+            error = _claimed_by_another_run(waited_seconds=flight_wait_seconds)
+            report.stopped.append(StageStop(stage="portal", code=FailureCode.IN_FLIGHT, reason=error.message))
+            portal.record_stage_end(error.message, code=FailureCode.IN_FLIGHT, mentor_id=mentor_id)
+        elif portal.error is not None:
+            error = portal.error
+    after = describe(connection, mentor_id)
+    if error is not None and error.next_step is None and after.next_try_at is not None:
+        error.next_step = f"it is tried again at {after.next_try_at.astimezone(delivery.zone):%Y-%m-%d %H:%M %Z}"
+    return Resync(report=report, before=before, after=after, error=error)
 
 
 def describe(connection: Connection, mentor_id: UUID) -> MentorState:
@@ -119,39 +139,14 @@ def describe(connection: Connection, mentor_id: UUID) -> MentorState:
     return rows[0]
 
 
-def _review_and_queue(
-    connection: Connection,
-    mentor_id: UUID,
-    report: RunReport,
-    *,
-    portal: PortalSyncService,
-    stop: StopFlag,
-    wait_seconds: float,
-) -> EventVersion | None:
-    """Review, and in the same transaction raise or insert the mentor's event; None without a portal."""
-    service = CertificationManagementService(
-        connection,
-        today=report.today,
-        run_id=report.run_id,
-        guard=MassChangeGuard(connection, today=report.today, allow_mass_change=True),
-        stop=stop,
-    )
-    report.review = service.counts
-    queued: EventVersion | None = None
-
-    def queue(decision: Decision) -> None:
-        nonlocal queued
-        has_portal = decision.organisation.has_portal
-        queued = portal.force(decision.mentor_id, visible=decision.visible) if has_portal else None
-
-    give_up_at = time.monotonic() + wait_seconds
-    while not service.review_one(mentor_id, then=queue):
+def _comes_true(happens: Callable[[], bool], *, stop: StopFlag, seconds: float) -> bool:
+    """Try again and again for this long what another session may stand in the way of; False: it did all the time."""
+    give_up_at = time.monotonic() + seconds
+    while not happens():
         if time.monotonic() > give_up_at:
-            waited = f"waited {wait_seconds:g} s"
-            message = f"mentor {mentor_id} is locked by another session ({waited})"
-            raise MentorBusyError(message, next_step="nothing was changed, try again")
+            return False
         stop.sleep(_POLL_SECONDS)
-    return queued
+    return True
 
 
 def _claimed_by_another_run(*, waited_seconds: float) -> MentorBusyError:
@@ -160,64 +155,3 @@ def _claimed_by_another_run(*, waited_seconds: float) -> MentorBusyError:
         next_step="the new value is queued: that run pushes it next, or, if that run has died, the first "
         f"`certjob run` or `certjob deliver` after {LEASE_SECONDS / 60:.0f} minutes",
     )
-
-
-def _push(
-    connection: Connection,
-    mentor_id: UUID,
-    queued: EventVersion,
-    report: RunReport,
-    *,
-    portal: PortalSyncService,
-    make_target: MakeTarget,
-    policy: RetryPolicy,
-    stop: StopFlag,
-    wait_seconds: float,
-) -> bool:
-    """Push the queued value; wait for another run's call in flight instead of racing it.
-
-    Returns whether the value has arrived, by this run or another, or is obsolete; False: another run has kept the event
-    claimed. Raises DynamicsSyncException when the push did not succeed, StoppedBySignalError after a signal.
-    """
-
-    report.portal = counts = PortalCounts()
-
-    async def is_done(database: DatabaseThread) -> bool:
-        ended: list[tuple[Push, Answer]] = []
-        stage = PortalStage(
-            portal,
-            database=database,
-            make_target=make_target,
-            policy=policy,
-            claim=lambda _limit: [] if ended else portal.claim_mentor(mentor_id),
-            longest_pause_seconds=0.0,
-            on_settled=lambda push, answer: ended.append((push, answer)),
-            counts=counts,
-        )
-        early = await stage.run(deadline_seconds=LEASE_SECONDS)
-        if early is not None:
-            report.stopped.append(early)
-        if database.stopped.is_set() or any(_is_what_was_asked(*each) for each in ended):
-            return True
-        return not await database.run(lambda: portal.is_open(queued))
-
-    async def push_in_time(database: DatabaseThread) -> bool:
-        give_up_at = time.monotonic() + wait_seconds
-        while not await is_done(database):
-            if time.monotonic() > give_up_at:
-                return False
-            await wait(_POLL_SECONDS, database.stopped)
-        return True
-
-    done = run_loop(push_in_time, connection=connection, stop=stop, deadline_seconds=wait_seconds + LEASE_SECONDS)
-    stop.check()
-    return done
-
-
-def _is_what_was_asked(push: Push, answer: Answer) -> bool:
-    """Whether this push is what the resync was asked for; raise what went wrong with it."""
-    if not push.is_tried or answer is Answer.LOST:  # another run has taken it over
-        return False
-    if push.error is not None:
-        raise push.error
-    return answer is not Answer.RAISED

@@ -33,6 +33,9 @@ class OpenWork:
         return self.open - self.blocked
 
 
+NO_WORK = dict.fromkeys(KINDS, OpenWork())
+
+
 def read_open_work(connection: Connection) -> dict[str, OpenWork]:
     """Return what waits, by kind; each of ``KINDS`` has its entry."""
     rows = {row.pop("what"): row for row in database.fetch(connection, "read_open_work", into=dict)}

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import Protocol
 from uuid import UUID
@@ -18,7 +17,7 @@ from certjob.errors import (
     TransientPortalError,
 )
 from certjob.outbox.claims import ClaimedRow, Lease
-from certjob.outbox.retry import RetryPolicy, full_jitter, seconds_to_next_round
+from certjob.outbox.retry import RetryPolicy, full_jitter
 from certjob.portal.rate import LONGEST_RETRY_AFTER_SLEPT_IN_CALL_SECONDS, RateLimiter
 
 CALL_DEADLINE_SECONDS = 30.0
@@ -179,27 +178,18 @@ class Pusher:
 
 
 def _given_up(event: PortalEvent, *, attempts: int, cause: PortalCallError) -> DynamicsSyncException:
-    retry_at, step = None, None
-    if isinstance(cause, PermanentPortalError):
+    who, step = f"mentor {event.member_no} ({event.mentor_id})", None
+    if isinstance(cause, PermanentPortalError) and not attempts:
+        message = f"{who} cannot be pushed: {cause}"
+        step = "add the contact ID in the app, then run the same command again"
+    elif isinstance(cause, PermanentPortalError):
+        message = f"portal refused {who}: {cause}"
         step = "check the contact ID in the app and the contact in Dynamics, then run the same command again"
-        message = f"portal refused mentor {event.member_no} ({event.mentor_id}): {cause}"
-        if not attempts:
-            step = "add the contact ID in the app, then run the same command again"
-            message = f"mentor {event.member_no} ({event.mentor_id}) cannot be pushed: {cause}"
     elif isinstance(cause, PortalStageError):
         message, step = f"portal cannot be pushed to: {cause.message}", cause.next_step
     else:
-        asked_seconds = cause.retry_after_seconds or 0.0
-        delay_seconds = asked_seconds if _asks_for_a_long_wait(cause) else seconds_to_next_round(event.attempts)
-        retry_at = datetime.now(UTC) + timedelta(seconds=delay_seconds)
         times = "1 call" if attempts == 1 else f"{attempts} calls"
-        message = f"portal push of mentor {event.member_no} ({event.mentor_id}) failed after {times}: {cause}"
+        message = f"portal push of {who} failed after {times}: {cause}"
     return DynamicsSyncException(
-        message,
-        next_step=step,
-        mentor_id=event.mentor_id,
-        event_id=event.id,
-        attempts=attempts,
-        cause=cause,
-        retry_at=retry_at,
+        message, next_step=step, mentor_id=event.mentor_id, event_id=event.id, attempts=attempts, cause=cause
     )

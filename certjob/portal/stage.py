@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from certjob.errors import FailureCode, PortalCallError, PortalStageError
-from certjob.outbox.claims import CRASH, Answer, Lease, StageStop
+from certjob.outbox.claims import CRASH, Lease, StageStop
 from certjob.outbox.loop import DatabaseThread
 from certjob.outbox.retry import RetryPolicy, wait
 from certjob.portal.push import (
@@ -41,9 +41,6 @@ LOOK_AGAIN_SECONDS = 1.0
 _LOCK_TIMEOUT_AFTER_SIGNAL_MS = 100
 _TIME_IS_OVER = "the time for deliveries is over; the rest stays pending"
 
-Claim = Callable[[int], list[tuple[PortalEvent, Lease]]]
-"""Claims up to this number of events, each with its lease."""
-
 
 class PortalStage:
     """Delivers the due events until none is left, the deadline is reached, or the portal is out of order."""
@@ -57,25 +54,18 @@ class PortalStage:
         policy: RetryPolicy,
         concurrency: int = 1,
         calls_per_second: float = 0.0,
-        claim: Claim | None = None,
         longest_pause_seconds: float = LONGEST_PAUSE_SECONDS,
         on_progress: Callable[[int], None] | None = None,
-        on_settled: Callable[[Push, Answer], None] | None = None,
         counts: PortalCounts,
     ) -> None:
-        """``make_target`` is called once, when there is something to push; ``claim`` instead of claiming what is due.
-
-        ``claim`` and ``on_progress`` are called in the database's thread.
-        """
+        """``make_target`` is called once, when there is something to push; ``on_progress`` in the database's thread."""
         self._service = service
         self._database = database
         self._make_target = make_target
         self._policy = policy
         self._concurrency = concurrency
-        self._claim_due: Claim = claim or service.claim
         self._longest_pause_seconds = longest_pause_seconds
         self._on_progress = on_progress
-        self._on_settled = on_settled
         self._rate = RateLimiter(calls_per_second=calls_per_second)
         self._halt = asyncio.Event()
         """Begin nothing more, retry nothing more."""
@@ -88,8 +78,7 @@ class PortalStage:
         """Ended and judged, to be settled."""
         self._exhausted_in_a_row = 0
         self._waits_in_a_row = 0
-        self._is_cautious = False
-        """After a pause, one call tries."""
+        """After the first of them one call at a time tries, until the portal does its work."""
         self._deadline_at = 0.0
         self._stopped: StageStop | None = None
         self._failure = FailureCode.CRASH
@@ -145,13 +134,13 @@ class PortalStage:
             if self._claimed:
                 self._end("deadline", _TIME_IS_OVER)
             return
-        free = (1 if self._is_cautious else self._concurrency) - len(self._flying)
+        free = (1 if self._waits_in_a_row else self._concurrency) - len(self._flying)
         if free > 0 and self._rate.seconds_left() <= 0:
             await self._claim(1 if self._rate.is_limited else free)
             await self._begin_claimed()
 
     async def _claim(self, limit: int) -> None:
-        self._claimed.extend(await self._database.run(partial(self._claim_due, limit)))
+        self._claimed.extend(await self._database.run(partial(self._service.claim, limit)))
         if self._claimed and not self._claimed[0][1].fits(self._policy.worst_case_seconds(CALL_DEADLINE_SECONDS)):
             self._end("lease", "the lease is shorter than a push can take, or this process stood still; the rest waits")
 
@@ -189,25 +178,22 @@ class PortalStage:
         while self._landed:
             push = self._landed.popleft()
             try:
-                answer = await self._database.run(partial(self._settle_one, push), settles=True)
+                await self._database.run(partial(self._settle_one, push), settles=True)
             except Exception as error:  # noqa: BLE001 - raised once all have had their turn
                 failed = failed or error
                 continue
             if push.outcome is PushOutcome.THROTTLED:
                 # The row's wait began with the settle: a claim before its end finds nothing.
                 self._rate.hold(push.asked_seconds)
-            if self._on_settled is not None:
-                self._on_settled(push, answer)
         if failed is not None:
             raise failed
 
-    def _settle_one(self, push: Push) -> Answer:
+    def _settle_one(self, push: Push) -> None:
         """In the database's thread: write what became of one push."""
         lock_timeout_ms = _LOCK_TIMEOUT_AFTER_SIGNAL_MS if self._database.stopped.is_set() else None
-        answer = self._service.settle(push, self._counts, lock_timeout_ms=lock_timeout_ms)
+        self._service.settle(push, self._counts, lock_timeout_ms=lock_timeout_ms)
         if self._on_progress is not None and push.is_tried:
             self._on_progress(self._counts.delivered + self._counts.failed)
-        return answer
 
     def _judge(self, push: Push) -> None:
         """Decide from one outcome whether the stage goes on."""
@@ -215,7 +201,6 @@ class PortalStage:
         if push.outcome in (PushOutcome.DELIVERED, PushOutcome.BLOCKED):
             if error is None or error.attempts:  # the portal was called, and does its work
                 self._exhausted_in_a_row = self._waits_in_a_row = 0
-                self._is_cautious = False
         elif error is not None:
             self._judge_failure(push, error.cause)
 
@@ -224,7 +209,6 @@ class PortalStage:
             reason = f"{cause}; nothing was pushed to anybody after that, all events stay queued"
             self._end("refused" if cause.status is None else f"refused:{cause.status}", reason, cause)
         elif push.outcome is PushOutcome.THROTTLED:
-            self._is_cautious = True
             self._waits_in_a_row += 1
             seconds = push.asked_seconds
             if seconds > self._longest_pause_seconds or time.monotonic() + seconds >= self._deadline_at:
@@ -233,7 +217,6 @@ class PortalStage:
                 reason = f"the portal asked {MOST_WAITS} pushes in a row to wait; the rest stays pending"
                 self._end("breaker", reason, cause)
         elif push.outcome is PushOutcome.FAILED:
-            self._is_cautious = False
             self._exhausted_in_a_row += 1
             if self._exhausted_in_a_row >= BREAKER_FAILURES:
                 reason = f"{BREAKER_FAILURES} pushes in a row failed (last: {cause}); the rest stays pending"

@@ -8,7 +8,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple
 from uuid import UUID
 
 from certjob import database
@@ -45,13 +44,6 @@ class PortalCounts:
             self.failed += push.is_failure
 
 
-class EventVersion(NamedTuple):
-    """One desired visibility that was queued."""
-
-    id: int
-    version: int
-
-
 class PortalSyncService:
     """Everything that is written about portal events; the calls themselves are made without it."""
 
@@ -62,20 +54,16 @@ class PortalSyncService:
 
     def queue(self, desired: Sequence[tuple[UUID, bool]]) -> int:
         """Queue (mentor, desired visibility) inside the caller's transaction; an open event is replaced."""
-        return len(self._queue(desired)) if desired else 0
-
-    def force(self, mentor_id: UUID, *, visible: bool) -> EventVersion:
-        """Reopen or insert one mentor's event inside the caller's transaction."""
-        return self._queue([(mentor_id, visible)])[0]
+        if not desired:
+            return 0
+        mentor_ids, visible = [each[0] for each in desired], [each[1] for each in desired]
+        parameters = {"mentor_ids": mentor_ids, "visible": visible, "run_id": self._run_id}
+        return database.execute(self._connection, "queue_portal_events", parameters)
 
     def reopen_all(self) -> int:
         """Make every open event due now, blocked ones too, committed on return; return how many there are."""
         parameters = {"run_id": self._run_id}
         return persist(self._connection, lambda: database.execute(self._connection, "reopen_portal_events", parameters))
-
-    def is_open(self, event: EventVersion) -> bool:
-        """Whether this version still has to be delivered; no more once a later one was, or the event is withdrawn."""
-        return database.fetch_value(self._connection, "find_open_version", event._asdict()) is not None
 
     def count_unreached(self, *, since: datetime) -> int:
         """Return how many of the events that ``reopen_all`` reopened at ``since`` nobody has tried yet."""
@@ -155,11 +143,6 @@ class PortalSyncService:
         """
         parameters = {"error": reason, "code": code, "mentor_id": mentor_id, "correlation_id": correlation_id}
         persist(self._connection, lambda: database.execute(self._connection, "record_stage_failures", parameters))
-
-    def _queue(self, desired: Sequence[tuple[UUID, bool]]) -> list[EventVersion]:
-        mentor_ids, visible = [each[0] for each in desired], [each[1] for each in desired]
-        parameters = {"mentor_ids": mentor_ids, "visible": visible, "run_id": self._run_id}
-        return database.fetch(self._connection, "queue_portal_events", parameters, into=EventVersion)
 
     def _record_failure(self, push: Push) -> bool:
         """Write the failure row inside the caller's transaction; return whether it is news.

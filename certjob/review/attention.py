@@ -3,7 +3,7 @@
 The list is the database's view ``attention``. Whom a run could not review is stored here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from enum import StrEnum
@@ -12,6 +12,7 @@ from uuid import UUID
 from certjob import database
 from certjob.database import Connection, persist
 from certjob.review.guards import MassChangeGuard
+from certjob.review.held import StoredHold, read_held
 from certjob.review.plan import LOCKED, ReviewCounts
 
 
@@ -66,6 +67,8 @@ class Attention:
     """Every kind, the most harmful first."""
     read_at: datetime
     """By the database's clock."""
+    held: Sequence[StoredHold] = ()
+    """What the guards hold, whichever run held it."""
 
     @property
     def numbers(self) -> dict[str, int]:
@@ -100,7 +103,8 @@ def read_attention(connection: Connection, *, today: date, new_since: datetime |
     read_at = database.clock(connection)
     rows = database.fetch(connection, "count_attention", {"today": today, "new_since": new_since or "-infinity"})
     found = {Kind(kind): Count(number=number, since=since, new=new) for kind, number, since, new in rows}
-    return Attention(counts={kind: found.get(kind, Count()) for kind in Kind}, read_at=read_at)
+    counts = {kind: found.get(kind, Count()) for kind in Kind}
+    return Attention(counts=counts, read_at=read_at, held=read_held(connection) if counts[Kind.HELD].number else ())
 
 
 def store_problems(

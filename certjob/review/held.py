@@ -1,7 +1,7 @@
 """What the guards hold back, as it is stored: ``alerts``, metrics and digests tell of it until it is over."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import date, datetime
 from uuid import UUID
 
@@ -29,8 +29,18 @@ def read_held(connection: Connection) -> list[StoredHold]:
 
 def store_hold(connection: Connection, hold: Hold, *, today: date, run_id: UUID) -> None:
     """Write it down, inside the caller's transaction."""
-    some = list(hold.mentor_ids[:MOST_IDS])
-    stored = asdict(hold) | {"mentor_ids": some, "today": today, "run_id": run_id}
+    stored = {
+        "organisation_id": hold.organisation_id,
+        "what": hold.what,
+        "today": today,
+        "reason": hold.reason,
+        "mentors": hold.mentors,
+        "ended_by_calendar": hold.ended_by_calendar,
+        "facts_changed": hold.facts_changed,
+        "may_be_shown": hold.may_be_shown,
+        "mentor_ids": list(hold.mentor_ids[:MOST_IDS]),
+        "run_id": run_id,
+    }
     database.execute(connection, "store_held_review", stored)
 
 

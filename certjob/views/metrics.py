@@ -17,7 +17,6 @@ from certjob.database import Connection
 from certjob.errors import Outcome
 from certjob.outbox.open_work import OpenWork, read_open_work
 from certjob.review.attention import Attention, Kind, read_attention
-from certjob.review.held import StoredHold, read_held
 
 FILE_MODE = 0o644
 """node_exporter runs as another user."""
@@ -46,14 +45,13 @@ def read_metrics(connection: Connection, *, today: date) -> bytes:
         readings = database.fetch(connection, "read_last_portal_reading")
         failures = database.fetch(connection, "read_oldest_failure", into=dict)
         attention = read_attention(connection, today=today)
-        held = read_held(connection)
     page = _Page()
     _describe_runs(page, runs)
     _describe_reading(page, readings)
     _describe_open_work(page, open_work, now_seconds=now.timestamp())
     unresolved = page.gauge("unresolved_failures", "Portal pushes that failed and have not succeeded since.")
     unresolved.set(failures[0]["unresolved"] if failures else 0)
-    _describe_attention(page, attention, held)
+    _describe_attention(page, attention)
     page.gauge("info", "The certjob that wrote this file.", "version").labels(__version__).set(1)
     return generate_latest(page)
 
@@ -65,13 +63,13 @@ class _Page(CollectorRegistry):
         return Gauge(f"certjob_{name}", text, labels, registry=self)
 
 
-def _describe_attention(page: _Page, attention: Attention, held: Sequence[StoredHold]) -> None:
+def _describe_attention(page: _Page, attention: Attention) -> None:
     numbers = {kind: count.number for kind, count in attention.counts.items()}
     alerts = page.gauge("alerts", "What certjob alerts shows, by kind.", "kind")
     for kind, number in numbers.items():
         alerts.labels(kind).set(number)
     mentors = page.gauge("held_mentors", "Mentors whom the guards hold back.", "organisation", "what")
-    for each in held:
+    for each in attention.held:
         mentors.labels(each.slug, each.what).set(each.mentors)
     waiting = page.gauge("waiting_mail", "Mails that have waited for more than a day.", "what")
     waiting.labels("reminders").set(numbers[Kind.WAITING_REMINDERS])

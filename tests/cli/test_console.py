@@ -30,6 +30,7 @@ from certjob.facts.lookup import MentorName
 from certjob.mail.stage import MailCounts
 from certjob.night.report import PlannedChange, RunReport
 from certjob.night.resync import MentorState
+from certjob.outbox.open_work import NO_WORK, OpenWork
 from certjob.review.attention import Attention, Count, Kind
 from certjob.review.plan import ReviewCounts
 from certjob.stopping import StopFlag
@@ -231,8 +232,9 @@ def test_progress_leaves_room_for_what_the_terminal_echoes() -> None:
 def test_totals_name_what_is_not_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     """Zeros are left out, thousands are separated; on a terminal with a title, and the digests where there are any."""
     counts = ReviewCounts(reviewed=12345, paused=1, transitions=Counter({Status.EXPIRED: 1}))
+    open_work = NO_WORK | {"reminders": OpenWork(open=2)}
 
-    show_totals(OFF, RunReport(command="run", today=TODAY, review=counts, reminders_pending=2))
+    show_totals(OFF, RunReport(command="run", today=TODAY, review=counts, open_work=open_work))
 
     assert capsys.readouterr().out == (
         "mentors: 12,345 reviewed, 1 paused; certificates: 1 expired; reminders: 2 pending; portal: nothing\n"
@@ -273,6 +275,7 @@ def test_mentors_whom_a_run_skipped_or_found_broken_are_named_once() -> None:
 def test_a_resync_shows_before_and_after(capsys: pytest.CaptureFixture[str]) -> None:
     """Certificates, pauses, what the portal should have and has; on a terminal wrapped under their indent."""
     portal: dict[str, Any] = {"has_portal": True, "desired": False, "acknowledged": None, "open_push": "pending"}
+    portal["next_try_at"] = None
     state = MentorState(member_no="M1", pauses=["certification_expired"], certificates=["a expired"], **portal)
 
     show_resync(OFF, state, replace(state, has_portal=False, pauses=[], certificates=[]))

@@ -280,7 +280,7 @@ def test_a_page_tells_everything_since_the_last_one_and_there_is_one_a_day(desk:
     for number, name in ((2, "Kari"), (3, "Pia"), (4, "Tor")):
         desk.ended(name)
         desk.pages(number, fails=DOWN)
-        assert desk.report.digests_pending == 1
+        assert desk.report.open_work["digests"].pending == 1
         make_due(desk.facts, "coordinator_digests")
 
     assert told(morning, noon, tomorrow, desk.pages(5)) == ["Kari", "-", "Ola", "Kari Pia Tor"]

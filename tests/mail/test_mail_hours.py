@@ -10,6 +10,7 @@ import pytest
 from certjob.database import Connection
 from certjob.errors import ChannelDownError
 from certjob.mail.message import OutgoingMessage
+from certjob.outbox.open_work import MAIL_KINDS
 from tests.conftest import Certjob
 from tests.support.command_line import today
 from tests.support.facts import TODAY, Facts
@@ -61,7 +62,7 @@ def test_outside_them_mail_waits_and_the_portal_does_not(
 
     assert [visible for _, visible, _ in portal.calls] == [False]
     assert [message.kind for message in channel.sent] == sent
-    assert (report.reminders_pending, report.digests_pending) == waiting
+    assert tuple(report.open_work[kind].pending for kind in MAIL_KINDS) == waiting
     untouched = "status = 'pending' AND attempts = 0 AND claim_token IS NULL"
     assert facts.rows(f"SELECT count(*) FROM cert_notification_log WHERE {untouched}") == [(waiting[0],)]
     waits = MORNING.isoformat() if any(waiting) and not fails else None

@@ -15,6 +15,7 @@ from certjob.errors import ChannelDownError
 from certjob.mail.message import OutgoingMessage
 from certjob.night import deliveries, job_runs, nightly
 from certjob.outbox import loop
+from certjob.outbox.open_work import NO_WORK
 from certjob.stopping import StopFlag
 from tests.conftest import Certjob
 from tests.support.facts import TODAY, Facts
@@ -135,7 +136,7 @@ def test_a_list_of_alerts_that_cannot_be_read_is_said(
     """A night that could not ask what needs attention does not end as if nothing did."""
     monkeypatch.setattr(job_runs, "_LOCK_TIMEOUT_MS", 100)
     lock = "LOCK TABLE portal_unknown_contacts IN ACCESS EXCLUSIVE MODE"
-    monkeypatch.setattr(job_runs, "note_open_work", lambda *_: app.execute(lock))
+    monkeypatch.setattr(job_runs, "read_open_work", lambda _own: app.execute(lock) and NO_WORK)
 
     report = night(connection, deliver=False)
 

@@ -461,7 +461,7 @@ class Saga(RuleBasedStateMachine):
 
         assert report is not None
         assert [stop for stop in report.stopped if stop.stage == "portal"] == []
-        assert report.portal_pending == 0
+        assert report.to_document()["portal"]["pending"] == 0
         blocked = self._ids(OPEN_EVENTS)
         for mentor in self._mentors().values():
             if mentor.id in blocked and mentor.contact_id is not None:

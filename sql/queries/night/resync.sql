@@ -18,9 +18,8 @@ SELECT m.member_no, o.portal IS NOT NULL AS has_portal, m.portal_visible AS desi
         ORDER BY e.delivered_at DESC
         LIMIT 1
     ) AS acknowledged,
-    (
-        SELECT e.status FROM portal_sync_events AS e WHERE e.mentor_id = m.id AND e.status IN ('pending', 'blocked')
-    ) AS open_push
+    own.status AS open_push, CASE WHEN own.status = 'pending' THEN own.next_attempt_at END AS next_try_at
 FROM mentors AS m
 JOIN organisations AS o ON o.id = m.organisation_id
+LEFT JOIN portal_sync_events AS own ON own.mentor_id = m.id AND own.status IN ('pending', 'blocked')
 WHERE m.id = %(id)s

@@ -20,16 +20,6 @@ SET visible = excluded.visible,
     next_attempt_at = CASE
         WHEN e.claim_token IS NOT NULL AND e.next_attempt_at > now() THEN e.next_attempt_at ELSE now()
     END
-RETURNING e.id, e.version
-
--- name: find_open_version
--- What a resync has queued, while another run may push it. A delivered version may be a later one; where the portal is
--- lost, the next review withdraws it.
-SELECT e.id
-FROM portal_sync_events AS e
-JOIN mentors AS m ON m.id = e.mentor_id
-JOIN organisations AS o ON o.id = m.organisation_id AND o.portal IS NOT NULL
-WHERE e.id = %(id)s AND e.status <> 'withdrawn' AND NOT (e.status = 'delivered' AND e.version >= %(version)s)
 
 -- name: reopen_portal_events
 -- Everything that is open is due now, as a new value would be, blocked or not, whatever its retry time. version + 1 tells
