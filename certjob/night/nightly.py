@@ -145,12 +145,8 @@ def retry_all(
     """Reopen every open push, blocked ones too, whatever its retry time says, and push them; no mail is sent."""
     report = RunReport(command="alerts", run_id=run_id or uuid4(), today=today)
     with recorded(connection, report, progress=progress) as beating:
-        started_at = database.clock(connection)
-        portal = PortalSyncService(connection, run_id=report.run_id)
-        report.reopened = portal.reopen_all()
-        deliveries = Deliveries(connection, report, delivery=delivery, stop=stop, progress=beating)
-        deliveries.push()
-        report.unreached = portal.count_unreached(since=started_at)
+        report.reopened = PortalSyncService(connection, run_id=report.run_id).reopen_all()
+        Deliveries(connection, report, delivery=delivery, stop=stop, progress=beating).push()
     return report
 
 

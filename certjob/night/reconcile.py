@@ -1,6 +1,5 @@
 """``certjob reconcile``: what the portal shows is read and compared with what certjob wants; differences are pushed."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import date
@@ -93,27 +92,17 @@ def _read(
     advance = progress.phase("Reading the portal")
     pages: list[list[UUID]] = []
 
-    async def read_all(database: DatabaseThread) -> None:
+    async def read(database: DatabaseThread) -> None:
         async with make_reader() as reader:
             async for page in reader.read_visible_contacts(policy=policy):
+                stop.check()
                 pages.append(page)
                 await database.run(lambda: advance(sum(map(len, pages))))
-
-    async def read(database: DatabaseThread) -> None:
-        """A signal ends it at once: a page that was asked for leaves nothing behind."""
-        reading, signal = asyncio.ensure_future(read_all(database)), asyncio.ensure_future(database.stopped.wait())
-        try:
-            await asyncio.wait({reading, signal}, return_when=asyncio.FIRST_COMPLETED)
-            stop.check()
-            await reading
-        finally:
-            reading.cancel()
-            signal.cancel()
-            await asyncio.gather(reading, signal, return_exceptions=True)
 
     try:
         run_loop(read, connection=connection, stop=stop, deadline_seconds=_LONGEST_READING_SECONDS)
     except PortalCallError as error:
+        stop.check()
         reason = f"{error}; the portal was not read to its end, nothing was compared and nothing changed"
         report.stopped.append(StageStop(stage="portal", code="not_read", reason=reason))
         return None

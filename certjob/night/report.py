@@ -84,8 +84,6 @@ class RunReport:
     """For whom none could be raised, because another session had locked the mentor."""
     reopened: int | None = None
     """How many open pushes were reopened."""
-    unreached: int = 0
-    """Of those, how many nobody has tried: the stage ended first."""
     open_work: Mapping[str, OpenWork] = field(default_factory=lambda: NO_WORK)
     """What is open at its end."""
     mail_waits_until: datetime | None = None
@@ -157,7 +155,6 @@ class RunReport:
             lines += counted(failed, "portal push failed", "portal pushes failed", see_alerts=not has_shown_alerts)
             lines += counted(reminders.failed, "reminder failed", "reminders failed", see_alerts=True)
             lines += counted(digests.failed, "digest failed", "digests failed", see_alerts=True)
-        lines += counted(self.unreached, "reopened push was not reached", "reopened pushes were not reached")
         lines += counted(portal.lost, "portal push lost its lease", "portal pushes lost their lease")
         lines += counted(reminders.lost, "reminder lost its lease", "reminders lost their lease")
         return lines + counted(digests.lost, "digest lost its lease", "digests lost their lease")
@@ -244,7 +241,7 @@ class RunReport:
         if self.command == "reconcile":
             counts["queued"] = self.corrections
         if self.reopened is not None:
-            counts |= {"reopened": self.reopened, "unreached": self.unreached}
+            counts["reopened"] = self.reopened
         hides, shows = self.open_work["portal_hides"], self.open_work["portal_shows"]
         return counts | {
             "delivered": self.portal.delivered,

@@ -7,7 +7,6 @@ portal), or open and visible as an alert.
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from uuid import UUID
 
 from certjob import database
@@ -64,12 +63,6 @@ class PortalSyncService:
         """Make every open event due now, blocked ones too, committed on return; return how many there are."""
         parameters = {"run_id": self._run_id}
         return persist(self._connection, lambda: database.execute(self._connection, "reopen_portal_events", parameters))
-
-    def count_unreached(self, *, since: datetime) -> int:
-        """Return how many of the events that ``reopen_all`` reopened at ``since`` nobody has tried yet."""
-        parameters = {"run_id": self._run_id, "started_at": since}
-        number: int = database.fetch_value(self._connection, "count_unreached_events", parameters)
-        return number
 
     def withdraw(self, mentor_ids: Sequence[UUID]) -> dict[UUID, bool]:
         """Withdraw what is open for mentors of organisations without a portal, inside the caller's transaction.

@@ -53,8 +53,6 @@ class Count:
     """How much there is of one kind."""
 
     number: int = 0
-    since: datetime | None = None
-    """When the oldest became an alert."""
     new: int = 0
     """How many became an alert after the given moment."""
 
@@ -102,7 +100,7 @@ def read_attention(connection: Connection, *, today: date, new_since: datetime |
     """Count what needs attention, and what of it is new since a moment (None: all of it)."""
     read_at = database.clock(connection)
     rows = database.fetch(connection, "count_attention", {"today": today, "new_since": new_since or "-infinity"})
-    found = {Kind(kind): Count(number=number, since=since, new=new) for kind, number, since, new in rows}
+    found = {Kind(kind): Count(number=number, new=new) for kind, number, new in rows}
     counts = {kind: found.get(kind, Count()) for kind in Kind}
     return Attention(counts=counts, read_at=read_at, held=read_held(connection) if counts[Kind.HELD].number else ())
 

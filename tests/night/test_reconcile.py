@@ -227,12 +227,14 @@ def test_a_page_that_fails_for_good_changes_nothing(scene: Scene) -> None:
 
 
 def test_a_signal_ends_the_reading(scene: Scene) -> None:
+    """With the next page, or when its grace is over."""
     scene.portal.default = hang()
     stop = StopFlag()
 
     def send_signal() -> None:
         scene.portal.wait_until(lambda: bool(scene.portal.requests))
         stop.set()
+        stop.break_off()
 
     with in_background(send_signal), pytest.raises(StoppedBySignalError):
         scene.reconcile(stop=stop)

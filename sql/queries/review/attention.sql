@@ -1,7 +1,6 @@
 -- name: count_attention
--- What needs attention by kind, with the age of the oldest, and how much of it is new since a moment.
-SELECT kind, count(*) AS number, min(since) AS since,
-    count(*) FILTER (WHERE since > %(new_since)s::timestamptz) AS new
+-- What needs attention by kind, and how much of it is new since a moment.
+SELECT kind, count(*) AS number, count(*) FILTER (WHERE since > %(new_since)s::timestamptz) AS new
 FROM attention
 WHERE until IS NULL OR until >= %(today)s
 GROUP BY kind
