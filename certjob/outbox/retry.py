@@ -20,13 +20,14 @@ import asyncio
 import random
 import re
 import time
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
+from backoff import constant as at_intervals
 from backoff import on_exception
 from backoff.types import Details
 
@@ -120,14 +121,38 @@ class RetryPolicy:
         or is longer than ``longest_retry_after_seconds``, and when ``stop`` is set, which cuts a wait short. The first
         call is always made, even with ``stop`` set: there would be nothing to return or raise.
         """
-        tries = _Tries(self, stop=stop, on_wait=on_wait)
+        ends_at = self.clock() + self.deadline_seconds
+        failures: list[Exception] = []
+        seconds = 0.0
+
+        def is_stopped() -> bool:
+            return stop is not None and stop.is_set()
+
+        def are_over(error: Exception) -> bool:
+            """``backoff`` asks this exactly once for each failure, the last one included."""
+            nonlocal seconds
+            failures.append(error)
+            if is_stopped() or not self.is_transient(error):
+                return True
+            asked_seconds = self.retry_after(error) or 0.0
+            seconds = max(self.backoff(len(failures)), asked_seconds)
+            return asked_seconds > self.longest_retry_after_seconds or self.clock() + seconds >= ends_at
+
+        async def wait_for_next(_details: Details) -> None:
+            """``backoff`` calls this between two attempts, inside its ``except``."""
+            if on_wait is not None:
+                on_wait(failures[-1], seconds)
+            await self.sleep(seconds, stop)
+            if is_stopped():
+                raise failures[-1]
 
         @on_exception(
-            _waited_elsewhere,
+            at_intervals,
             Exception,
+            interval=0,  # ``wait_for_next`` waits, and can be cut short
             max_tries=self.max_attempts,
-            giveup=tries.are_over,
-            on_backoff=tries.wait,
+            giveup=are_over,
+            on_backoff=wait_for_next,
             jitter=None,  # its default would shorten a Retry-After, too
             logger=None,  # its default writes the exception's text
         )
@@ -142,48 +167,6 @@ class RetryPolicy:
         The last operation starts before the deadline or is the only one.
         """
         return call_seconds if self.max_attempts == 1 else self.deadline_seconds + call_seconds
-
-
-class _Tries:
-    """One ``call`` on its way: ``are_over`` decides about the next wait, then ``wait`` waits it."""
-
-    def __init__(self, policy: RetryPolicy, *, stop: asyncio.Event | None, on_wait: OnWait | None) -> None:
-        self.policy = policy
-        self.stop = stop
-        self.on_wait = on_wait
-        self.ends_at = policy.clock() + policy.deadline_seconds
-        self.failed = 0
-        self.wait_seconds = 0.0
-
-    @property
-    def stopped(self) -> bool:
-        return self.stop is not None and self.stop.is_set()
-
-    def are_over(self, error: Exception) -> bool:
-        """``backoff`` asks this exactly once for each failure, the last one included."""
-        self.failed += 1
-        if self.stopped or not self.policy.is_transient(error):
-            return True
-        asked_seconds = self.policy.retry_after(error) or 0.0
-        if asked_seconds > self.policy.longest_retry_after_seconds:
-            return True
-        self.wait_seconds = max(self.policy.backoff(self.failed), asked_seconds)
-        return self.policy.clock() + self.wait_seconds >= self.ends_at
-
-    async def wait(self, details: Details) -> None:
-        """``backoff`` calls this between two attempts, inside its ``except``."""
-        error: Exception = details["exception"]  # type: ignore[typeddict-item]  # its type leaves this key out
-        if self.on_wait is not None:
-            self.on_wait(error, self.wait_seconds)
-        await self.policy.sleep(self.wait_seconds, self.stop)
-        if self.stopped:
-            raise error
-
-
-def _waited_elsewhere() -> Generator[float, None, None]:
-    """No seconds to wait, for ever: ``_Tries.wait`` has waited already, and can be cut short."""
-    while True:
-        yield 0.0
 
 
 def parse_retry_after(value: str | None, *, now: datetime) -> float | None:
