@@ -1,12 +1,11 @@
 """A programme's own templates, tried in every language and situation before a night depends on them."""
 
 import itertools
-import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from certjob.errors import ConfigurationError, TemplateError
+from certjob.errors import TemplateError
 from certjob.mail.messages.content import LANGUAGES
 from certjob.mail.messages.samples import SAMPLES
 from certjob.mail.messages.templates import OUR_FOLDER, Templates
@@ -20,7 +19,7 @@ _SLUG = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 def open_templates(folder: Path | None) -> Templates:
     """Return the templates to write with; those in the folder of CERTJOB_TEMPLATES_DIR are tried first.
 
-    Raises ConfigurationError when the folder does not exist, TemplateError when one of its files is broken.
+    Raises TemplateError when the folder does not exist, or one of its files is broken.
     """
     problems = check_templates(folder) if folder is not None else []
     if not problems:
@@ -38,20 +37,15 @@ def check_templates(folder: Path) -> list[TemplateError]:
     """Render every message that the folder has a part in, with made-up contents; return what is wrong, file by file.
 
     Each problem is returned once, although every situation is tried; a few seconds for a folder of many organisations.
-    A file whose name no message would ever use is wrong as well. Raises ConfigurationError when the folder, or one in
-    it, cannot be read.
+    A file whose name no message would ever use is wrong as well. Raises TemplateError when the folder, or one in it,
+    cannot be read.
     """
-    try:
-        entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-        for path in entries:
-            if path.is_dir():
-                os.stat(f"{path}/.")  # noqa: PTH116 - a Path drops the dot, which asks for the right to enter
-                os.scandir(path).close()
-    except OSError as error:
-        message = f"CERTJOB_TEMPLATES_DIR: the folder {Path(error.filename)} cannot be read ({error.strerror})"
-        raise ConfigurationError(message, next_step="name one that certjob's user can read") from error
+    templates = Templates(folder, sample_data=True)
+    templates.look_into("")
+    entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    for path in entries:
+        templates.look_into(path.name)
     problems: list[TemplateError] = []
-    templates = Templates(folder)
     names = {path.name for path in entries}
     of_organisations = [path for path in entries if path.is_dir() and _SLUG.fullmatch(path.name)]
     for slug, place in [("", folder), *((path.name, path) for path in of_organisations)]:
@@ -92,6 +86,6 @@ def _misnamed(place: Path, *, slug: str) -> Iterator[TemplateError]:
 def _broken(templates: Templates, message: str, *, slug: str, language: str) -> Iterator[TemplateError]:
     for words in SAMPLES[message](language):
         try:
-            templates.try_out(message, language=language, slug=slug, words=words, sample_data=True)
+            templates.try_out(message, language=language, slug=slug, words=words)
         except TemplateError as error:
             yield error

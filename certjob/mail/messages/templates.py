@@ -33,11 +33,15 @@ class Templates:
     can build on ours, whose names begin with ``certjob/`` then: ``{% include "certjob/reminder.txt" %}``.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
-        """Prepare; files are read when they are first used, and kept: a night is written in one voice."""
+    def __init__(self, folder: Path | None = None, *, sample_data: bool = False) -> None:
+        """Prepare; files are read when they are first used, and kept: a night is written in one voice.
+
+        With ``sample_data`` errors may repeat what was written; a person's data never end in a log.
+        """
         self.folder = folder
         self.broken: TemplateError | None = None
         """Why a message was written with certjob's own template instead, the first time."""
+        self._sample_data = sample_data
         self._own_instead = 0
         self._environments: dict[tuple[Path | None, bool], ImmutableSandboxedEnvironment] = {}
 
@@ -58,43 +62,43 @@ class Templates:
         reason = f"{self.broken}; {what} written with certjob's own template instead"
         return StageStop(stage="mail", code="template", reason=reason, fault=str(self.broken))
 
-    def try_out(
-        self, message: str, *, language: str, slug: str, words: Mapping[str, object], sample_data: bool = False
-    ) -> RenderedMessage:
+    def try_out(self, message: str, *, language: str, slug: str, words: Mapping[str, object]) -> RenderedMessage:
         """Write a message: the first line of the text template is the subject, an empty one follows.
 
         The HTML template gets the subject as well. Raises TemplateError, naming file and line, for a template that is
-        broken, or breaks on these words; unless they are ``sample_data``, its text holds nothing that may be from them.
+        broken, or breaks on these words.
         """
-        self._look_into_folders(slug)
-        name = self._name(message, language=language, slug=slug, suffix="txt")
-        subject, _, rest = self._write(name, slug=slug, words=words, sample_data=sample_data).partition("\n")
+        self.look_into(slug)
+        name, page = (self._name(message, language=language, slug=slug, suffix=suffix) for suffix in ("txt", "html"))
+        subject, _, rest = self._write(name, slug=slug, words=words).partition("\n")
         subject = re.sub(r"[ \t]+", " ", subject).strip()
         gap, _, text = rest.partition("\n")
-        if not subject:
-            reason, step = "the first line is the subject, and it is empty", "begin with the subject"
-            raise TemplateError(reason, next_step=step, file=self._shown(name, slug=slug), line=1)
-        if gap.strip():
-            reason = "the subject takes more than the first line"
-            step = "put it into one line and an empty line after it"
-            raise TemplateError(reason, next_step=step, file=self._shown(name, slug=slug), line=2)
-        if not text.strip():
-            reason = "there is no text after the subject"
-            raise TemplateError(reason, next_step="write one", file=self._shown(name, slug=slug))
-        page = self._name(message, language=language, slug=slug, suffix="html")
-        html = self._write(page, slug=slug, words={**words, "subject": subject}, sample_data=sample_data)
-        if not html.strip():
-            reason, step = "the page is empty", "write one, or take the file away"
-            raise TemplateError(reason, next_step=step, file=self._shown(page, slug=slug))
+        html = self._write(page, slug=slug, words={**words, "subject": subject})
+        for wrong, file, line, reason, step in (
+            (not subject, name, 1, "the first line is the subject, and it is empty", "begin with the subject"),
+            (
+                gap.strip(),
+                name,
+                2,
+                "the subject takes more than the first line",
+                "put it into one line, then an empty one",
+            ),
+            (not text.strip(), name, None, "there is no text after the subject", "write one"),
+            (not html.strip(), page, None, "the page is empty", "write one, or take the file away"),
+        ):
+            if wrong:
+                shown = self._shown(self._path(file, slug=slug))
+                raise TemplateError(reason, next_step=step, file=shown, line=line)
         return RenderedMessage(subject=subject, text=text.strip("\n") + "\n", html=html)
 
-    def _look_into_folders(self, slug: str) -> None:
-        """Raise TemplateError when one cannot be read: Jinja would take ours without a word."""
+    def look_into(self, slug: str) -> None:
+        """Raise TemplateError when the folder, or an organisation's in it, cannot be read: Jinja would say nothing."""
         folder = self.folder or OUR_FOLDER
         try:
             os.scandir(folder).close()
             with suppress(FileNotFoundError, NotADirectoryError):
                 os.stat(f"{folder}/{slug}/.")  # noqa: PTH116 - a Path drops the dot, which asks for the right to enter
+                os.scandir(f"{folder}/{slug}").close()
         except OSError as error:
             reason = f"the folder {Path(error.filename)} cannot be read ({error.strerror})"
             step = "name one that certjob's user can read"
@@ -103,7 +107,7 @@ class Templates:
     def _name(self, message: str, *, language: str, slug: str, suffix: str) -> str:
         """Return the template to use: the programme's own for this language, or the one for all, which may be ours."""
         own = f"{message}.{language}.{suffix}"
-        return own if self._own_file(own, slug=slug) else f"{message}.{suffix}"
+        return own if self._path(own, slug=slug).is_file() else f"{message}.{suffix}"
 
     def _environment(self, slug: str, *, page: bool) -> ImmutableSandboxedEnvironment:
         """Return the environment in which one organisation's templates are found; ``""`` for everybody's.
@@ -127,44 +131,37 @@ class Templates:
             )
         return self._environments[own, page]
 
-    def _shown(self, name: str, *, slug: str) -> str:
-        """Return a template's file as a person knows it: its path inside the folder, or that it is certjob's own."""
-        return self._own_file(name, slug=slug) or f"certjob's own {name}"
+    def _path(self, name: str, *, slug: str) -> Path:
+        """Return the file of a template: the organisation's, the programme's, or where ours would be."""
+        theirs = [self.folder / slug / name, self.folder / name] if self.folder else []
+        return next((path for path in theirs if path.is_file()), OUR_FOLDER / name)
 
-    def _own_file(self, name: str, *, slug: str) -> str | None:
-        """Return the path inside the folder of a template of the programme's, if there is one."""
-        if self.folder is None:
-            return None
-        paths = [f"{slug}/{name}", name] if slug else [name]
-        return next((path for path in paths if (self.folder / path).is_file()), None)
-
-    def _write(self, name: str, *, slug: str, words: Mapping[str, object], sample_data: bool) -> str:
+    def _write(self, name: str, *, slug: str, words: Mapping[str, object]) -> str:
         try:
             return self._environment(slug, page=name.endswith(".html")).get_template(name).render(words)
         except Exception as error:  # a template is somebody's program, and raises what it likes
-            file, line = self._place(error, name, slug=slug)
-            reason, step = _reason(error, words=words, sample_data=sample_data)
-            raise TemplateError(reason, next_step=step, file=file, line=line) from error
+            path, line = _place(error) or (self._path(name, slug=slug), None)
+            reason, step = _reason(error, words=words, sample_data=self._sample_data)
+            raise TemplateError(reason, next_step=step, file=self._shown(path), line=line) from error
 
-    def _place(self, error: Exception, name: str, *, slug: str) -> tuple[str, int | None]:
-        """Return the file and the line in which a template broke."""
-        if isinstance(error, TemplateSyntaxError) and error.filename:
-            return self._shown_path(error.filename), error.lineno
-        frames = ((frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__))
-        in_templates = [(file, line) for file, line in frames if Path(file).suffix in (".txt", ".html", ".words")]
-        if not in_templates:
-            return self._shown(name, slug=slug), None
-        file, line = in_templates[-1]  # the innermost one
-        return self._shown_path(file), line
-
-    def _shown_path(self, path: str) -> str:
-        if self.folder and Path(path).is_relative_to(self.folder):
-            return str(Path(path).relative_to(self.folder))
-        return f"certjob's own {Path(path).name}"
+    def _shown(self, path: Path) -> str:
+        """Return a template's file as a person knows it: its path inside the folder, or that it is certjob's own."""
+        if self.folder and path.is_relative_to(self.folder):
+            return str(path.relative_to(self.folder))
+        return f"certjob's own {path.name}"
 
 
 OUR_TEMPLATES = Templates()
 """The texts that come with certjob, nothing else."""
+
+
+def _place(error: Exception) -> tuple[Path, int] | None:
+    """Return the file and the line in which a template broke; None where no file was read."""
+    if isinstance(error, TemplateSyntaxError) and error.filename:
+        return Path(error.filename), error.lineno
+    frames = ((Path(frame.f_code.co_filename), line) for frame, line in traceback.walk_tb(error.__traceback__))
+    in_templates = [(file, line) for file, line in frames if file.suffix in (".txt", ".html", ".words")]
+    return in_templates[-1] if in_templates else None  # the innermost one
 
 
 def _reason(error: Exception, *, words: Mapping[str, object], sample_data: bool) -> tuple[str, str]:
