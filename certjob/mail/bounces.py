@@ -10,11 +10,9 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import date
 from email.message import Message
 from enum import StrEnum
 from functools import partial
-from uuid import UUID
 
 from certjob import database
 from certjob.database import Connection, persist
@@ -27,10 +25,9 @@ LARGEST_REPORT_OCTETS = 1_000_000
 """A mail of ours has a tenth of that, and a report returns it at most once."""
 
 _OUR_MESSAGE_ID = re.compile(
-    r"<certjob-(?:reminder-(?P<log_id>[0-9]{1,18})-(?P<cycle>[0-9]{1,9})"
-    r"|digest-(?P<coordinator_id>[0-9a-f-]{36})-(?P<digest_on>[0-9]{8})-[0-9a-f]{8})@[^<>@\s]+>"
+    r"<certjob-(?:reminder-(?P<reminder>[0-9]{1,18})-(?P<cycle>[0-9]{1,9})"
+    r"|digest-(?P<digest>[0-9]{1,18})-[0-9a-f]{8})@[^<>@\s]+>"
 )
-_STATUS = frozenset({"message/delivery-status"})
 _RETURNED = frozenset({"message/rfc822", "text/rfc822-headers", "message/global", "message/global-headers"})
 _GLOBAL_STATUS = re.compile(rb"(?i)message/global-delivery-status")
 """The same with addresses in UTF-8 (RFC 6533); the standard library knows only the older name."""
@@ -78,7 +75,7 @@ def take_report(connection: Connection, data: bytes) -> Verdict:
     about = _OUR_MESSAGE_ID.fullmatch(report.message_id)
     if about is None:
         return Verdict.NOT_OURS
-    note = _note_digest if about["coordinator_id"] else _note_reminder
+    note = _note_reminder if about["reminder"] else _note_digest
     noted = persist(connection, partial(note, connection, about, report.failed))
     logger.debug("a report about %s", about[0], extra={"event": "report_read", "noted": noted})
     return Verdict.BOUNCED if noted else Verdict.NOT_OURS
@@ -91,7 +88,7 @@ def parse_report(data: bytes) -> Report | None:
     try:
         mail = email.message_from_bytes(_GLOBAL_STATUS.sub(b"message/delivery-status", data))
         parts = next(_parts(part) for part in mail.walk() if part.get_content_type() == "multipart/report")
-        blocks = _parts(next(part for part in parts if part.get_content_type() in _STATUS))
+        blocks = _parts(next(part for part in parts if part.get_content_type() == "message/delivery-status"))
         recipients = [block for block in blocks if _field(block, "Final-Recipient")]
         if not recipients:
             return None
@@ -134,27 +131,18 @@ def _returned_id(parts: Sequence[Message]) -> str:
 
 
 def _note_reminder(connection: Connection, about: re.Match[str], failed: Sequence[FailedRecipient]) -> bool:
-    row: dict[str, object] = {"id": int(about["log_id"]), "cycle": int(about["cycle"])}
-    error = _error(database.fetch_value(connection, "hold_bounced_mentor", row), failed)
-    return error is not None and bool(database.fetch(connection, "bounce_reminder", row | {"error": error}))
+    row: dict[str, object] = {"id": int(about["reminder"]), "cycle": int(about["cycle"])}
+    error = _error(database.fetch_value(connection, "hold_reminders", row), failed)
+    return error is not None and bool(database.execute(connection, "bounce_reminder", row | {"error": error}))
 
 
 def _note_digest(connection: Connection, about: re.Match[str], failed: Sequence[FailedRecipient]) -> bool:
-    try:
-        whose: dict[str, object] = {
-            "coordinator_id": UUID(about["coordinator_id"]),
-            "digest_on": date.fromisoformat(about["digest_on"]),
-        }
-    except ValueError:
+    row: dict[str, object] = {"id": int(about["digest"])}
+    error = _error(database.fetch_value(connection, "hold_digests", row), failed)
+    if error is None:
         return False
-    error = _error(database.fetch_value(connection, "hold_bounced_coordinator", whose), failed)
-    digest_id = database.fetch_value(connection, "lock_bounced_digest", whose) if error is not None else None
-    if digest_id is None:
-        return False
-    row = {"id": digest_id, "error": error}
-    database.execute(connection, "supersede_open_digest", whose | row)
-    database.execute(connection, "bounce_digest", row)
-    return True
+    database.execute(connection, "supersede_open_digest", row)
+    return bool(database.execute(connection, "bounce_digest", row | {"error": error}))
 
 
 def _error(address: str | None, failed: Sequence[FailedRecipient]) -> str | None:

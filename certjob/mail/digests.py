@@ -22,8 +22,6 @@ from certjob.outbox.claims import ClaimedRow
 class QueuedDigest(ClaimedRow):
     """A claimed row of ``coordinator_digests``."""
 
-    coordinator_id: UUID
-    digest_on: date
     maybe_sent: bool
 
 
@@ -85,7 +83,7 @@ class DigestMail(MailQueue[QueuedDigest]):
             words=digest.words(repeat=item.maybe_sent, app_url=self._app_url),
         )
         # The same page again has the same key. One that says more must not be dropped as a copy of it.
-        key = f"digest-{coordinator.id}-{item.digest_on:%Y%m%d}-{digest.fingerprint}"
+        key = f"digest-{item.id}-{digest.fingerprint}"
         return OutgoingMessage(
             to=coordinator.email,
             to_name=coordinator.full_name,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 
@@ -136,8 +136,7 @@ def test_delayed_foreign_forged_broken_and_huge_ones_change_nothing(
             postfix(sent.replace("-0@", "-1@"), KARI),
             postfix("<certjob-reminder-9999999999999999999-0@example.org>", KARI),
             postfix("<certjob-preview-0123456789abcdef@example.org>", KARI),
-            postfix(f"<certjob-digest-{uuid4()}-20260310-0123abcd@example.org>", KARI),
-            postfix(f"<certjob-digest-{'-' * 36}-20269999-0123abcd@x>", KARI),
+            postfix("<certjob-digest-999999-0123abcd@example.org>", KARI),
             good.replace(b"Message-ID: ", b"X-Message-ID: "),
         ],
         Verdict.UNREADABLE: [

@@ -1,14 +1,7 @@
--- name: hold_bounced_mentor
--- The mentor first, then the row, as everybody who locks both. A correction of the address comes before this, and the report
--- is about an address that is no longer theirs, or after it and reopens what failed.
-SELECT btrim(m.email)
-FROM mentors AS m
-WHERE m.id = (SELECT l.mentor_id FROM cert_notification_log AS l WHERE l.id = %(id)s)
-FOR NO KEY UPDATE
-
 -- name: bounce_reminder
--- What was sent, or may have been, about the date as it is now. A report can be faster than the settle: then the claim is
--- lost. The cycle is that of claim_reminders.
+-- What was sent, or may have been, about the date as it is now, while hold_reminders has its mentor: a correction of the
+-- address comes before this, and the report is about an address that is no longer theirs, or after it and reopens what failed.
+-- A report can be faster than the settle: then the claim is lost. The cycle is that of claim_reminders.
 UPDATE cert_notification_log AS l
 SET status = 'failed', claim_token = NULL, next_attempt_at = now(), last_error = %(error)s, failure_code = 'bounced'
 WHERE l.id = %(id)s
@@ -21,32 +14,20 @@ WHERE l.id = %(id)s
         ),
         jsonb_array_length(l.history)
     )
-RETURNING l.id
-
--- name: hold_bounced_coordinator
--- As hold_bounced_mentor.
-SELECT btrim(c.email) FROM coordinators AS c WHERE c.id = %(coordinator_id)s FOR NO KEY UPDATE
-
--- name: lock_bounced_digest
--- That of the day, sent or perhaps sent.
-SELECT d.id
-FROM coordinator_digests AS d
-WHERE d.coordinator_id = %(coordinator_id)s
-    AND d.digest_on = %(digest_on)s
-    AND (d.status = 'sent' OR (d.status = 'pending' AND (d.claim_token IS NOT NULL OR d.maybe_sent)))
-ORDER BY d.sent_number DESC NULLS FIRST
-LIMIT 1
-FOR NO KEY UPDATE
 
 -- name: supersede_open_digest
 -- A coordinator has one open digest. That which came back takes its place: once the address is corrected, it reports what
 -- both would have.
-UPDATE coordinator_digests
+UPDATE coordinator_digests AS o
 SET status = 'superseded', claim_token = NULL
-WHERE coordinator_id = %(coordinator_id)s AND id <> %(id)s AND status IN ('pending', 'failed', 'cancelled')
+FROM coordinator_digests AS d
+WHERE d.id = %(id)s
+    AND d.status = 'sent'
+    AND o.coordinator_id = d.coordinator_id
+    AND o.status IN ('pending', 'failed', 'cancelled')
 
 -- name: bounce_digest
--- Open again: failed until the address is corrected.
+-- Open again: failed until the address is corrected. As bounce_reminder.
 UPDATE coordinator_digests
 SET status = 'failed', claim_token = NULL, next_attempt_at = now(), last_error = %(error)s, failure_code = 'bounced'
-WHERE id = %(id)s
+WHERE id = %(id)s AND (status = 'sent' OR (status = 'pending' AND (claim_token IS NOT NULL OR maybe_sent)))

@@ -18,7 +18,7 @@ SET claim_token = %(token)s,
     next_attempt_at = now() + make_interval(secs => %(lease_seconds)s),
     maybe_sent = d.maybe_sent OR d.claim_token IS NOT NULL
 WHERE d.id = ANY (%(ids)s::bigint[])
-RETURNING d.id, d.coordinator_id, d.digest_on, d.attempts, d.claim_token, d.maybe_sent
+RETURNING d.id, d.attempts, d.claim_token, d.maybe_sent
 
 -- name: hold_digests
 -- While the coordinator is held nobody corrects the address; while the row is held a night that queues it again waits, and
