@@ -18,7 +18,6 @@ from certjob.errors import (
     ChannelDownError,
     NotifyError,
     OutcomeUnknownError,
-    RecipientDeferredError,
     RecipientRefusedError,
 )
 from certjob.mail.message import Channel, OutgoingMessage
@@ -149,27 +148,9 @@ class MailStage(Generic[Item]):
 
     def _settle_failure(self, item: Item, error: NotifyError, address: str) -> StageStop | None:
         """Write whose fault it was; too many of one kind in a row are the server's and end the stage."""
-        match error:
-            case RecipientRefusedError():
-                return self._settle_refusal(item, error, address=address)
-            case RecipientDeferredError():
-                self._put_off(item, error)
-                self._refused.clear()
-                self._unknown_in_a_row = 0
-                return None
-            case OutcomeUnknownError():
-                self._put_off(item, error, maybe_sent=True)
-                self._unknown_in_a_row += 1
-                if self._unknown_in_a_row < UNKNOWN_IN_A_ROW:
-                    return None
-                reason = (
-                    f"the outcome of {UNKNOWN_IN_A_ROW} messages in a row is unknown (last: {error}); the rest waits"
-                )
-                return StageStop(stage="mail", code="unknown", reason=reason)
-            case _:
-                raise error
-
-    def _put_off(self, item: Item, error: NotifyError, *, maybe_sent: bool = False) -> None:
+        if isinstance(error, RecipientRefusedError):
+            return self._settle_refusal(item, error, address=address)
+        maybe_sent = isinstance(error, OutcomeUnknownError)
         later = Settlement(
             status="pending",
             error=str(error),
@@ -178,6 +159,15 @@ class MailStage(Generic[Item]):
             maybe_sent=maybe_sent,
         )
         self._counts.lost += self._queue.settle(item, later) is Answer.LOST
+        if not maybe_sent:
+            self._refused.clear()
+            self._unknown_in_a_row = 0
+            return None
+        self._unknown_in_a_row += 1
+        if self._unknown_in_a_row < UNKNOWN_IN_A_ROW:
+            return None
+        reason = f"the outcome of {UNKNOWN_IN_A_ROW} messages in a row is unknown (last: {error}); the rest waits"
+        return StageStop(stage="mail", code="unknown", reason=reason)
 
     def _settle_refusal(self, item: Item, error: RecipientRefusedError, *, address: str) -> StageStop | None:
         """Note a refusal for good. Five in a row are the server's fault: then none of them is for good."""

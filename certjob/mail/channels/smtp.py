@@ -157,7 +157,8 @@ class SmtpChannel:
             raise
 
     async def _connect(self) -> SMTP:
-        secured = self._implicit_tls or tls_is_required(self._host, login=self._user is not None)
+        # A server that smtp:// names must begin TLS, unless it is this machine's own; that, too, for a login.
+        secured = self._implicit_tls or self._user is not None or self._host not in LOOPBACK_HOSTS
         if secured and self.tls is None:
             self.tls = ssl.create_default_context()
         self._client = client = SMTP(
@@ -261,11 +262,6 @@ async def _phase(seconds: float, failed: Callable[[str], NotifyError]) -> AsyncI
             yield
     except BROKEN as broken:
         raise failed(_reason(broken)) from _cause(broken)
-
-
-def tls_is_required(host: str, *, login: bool) -> bool:
-    """Whether a server named by ``smtp://`` must begin TLS: any but this machine's own, and that too for a login."""
-    return login or host not in LOOPBACK_HOSTS
 
 
 def _abort(transport: asyncio.BaseTransport | None) -> None:

@@ -90,14 +90,23 @@ def sample_digests(language: str) -> Iterator[Words]:
 
 def _sections(language: str) -> dict[str, list[Words]]:
     day = write_date(_SOME_DAY, locale=language)
-    reason = AlertReason.CONTACT_NOT_FOUND.for_mail(language)
     who: Words = {"name": _NAME, "member_no": "M1001"}
     unnamed: Words = {"name": "M1002", "member_no": "M1002"}
     since = write_moment(_SOME_MOMENT, locale=language)
-    pushes: list[Words] = [
-        {**mentor, "since": since, "error": error, "reason": reason, "technical": error}
-        for mentor, error in ((who, "404 contact_not_found"), (unnamed, ""))
-    ]
+    pushes = {
+        how: [
+            {
+                **mentor,
+                "since": since,
+                "sentence": f"Dynamics sync pending — mentor may still be {how} on portal",
+                "error": error,
+                "reason": AlertReason.CONTACT_NOT_FOUND.for_mail(language),
+                "technical": error,
+            }
+            for mentor, error in ((who, "404 contact_not_found"), (unnamed, ""))
+        ]
+        for how in ("visible", "hidden")
+    }
     held: Words = {"what": "pauses", "since": since, "mentors": 33, "ended": 3, "changed": 30}
     return {
         "held": [
@@ -106,12 +115,7 @@ def _sections(language: str) -> dict[str, list[Words]]:
             *({**held, "what": what, "shown": 0, "names": []} for what in ("returns", "reminders", "portal")),
         ],
         "unreviewed": [{**each, "since": since} for each in (who, unnamed)],
-        "visible": [
-            {**push, "sentence": "Dynamics sync pending — mentor may still be visible on portal"} for push in pushes
-        ],
-        "hidden": [
-            {**push, "sentence": "Dynamics sync pending — mentor may still be hidden on portal"} for push in pushes
-        ],
+        **pushes,
         "paused": [
             {**who, "reopened": False, "lapses": [{"kind": "likeperson", "ended_on": day}]},
             {**who, "reopened": True, "lapses": [{"kind": "a", "ended_on": day}, {"kind": "b", "ended_on": ""}]},
@@ -125,24 +129,18 @@ def _sections(language: str) -> dict[str, list[Words]]:
         "corrected": [{**who, "shown": False}, {**unnamed, "shown": True}],
         "undelivered": [
             {
-                **who,
+                **mentor,
                 "expires_on": day,
                 "days_left": days_left,
-                "error": "550 unknown",
-                "reason": AlertReason.ADDRESS_REFUSED.for_mail(language),
-                "technical": "550 unknown",
+                "error": error,
+                "reason": reason.for_mail(language),
+                "technical": error,
             }
-            for days_left in (12, -14)
-        ]
-        + [
-            {
-                **unnamed,
-                "expires_on": day,
-                "days_left": 12,
-                "error": "",
-                "reason": AlertReason.NO_ADDRESS.for_mail(language),
-                "technical": "",
-            },
+            for mentor, days_left, reason, error in (
+                (who, 12, AlertReason.ADDRESS_REFUSED, "550 unknown"),
+                (who, -14, AlertReason.ADDRESS_REFUSED, "550 unknown"),
+                (unnamed, 12, AlertReason.NO_ADDRESS, ""),
+            )
         ],
         "expiring": [
             {**who, "kind": "likeperson", "expires_on": day, "days_left": days_left} for days_left in (12, 1, 0)
