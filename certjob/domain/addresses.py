@@ -82,18 +82,10 @@ def parse_sender(text: str) -> MailAddress:
 
 
 def parse_own_sender(text: str | None) -> MailAddress | None:
-    """Read an organisation's own sender; None when that is not one, which must not keep the message from its reader."""
-    with contextlib.suppress(ValueError):
-        return parse_sender(text or "")
-    return None
+    """Read an organisation's own sender, or where its answers go, as ``parse_sender`` does.
 
-
-def parse_reply_to(text: str | None) -> MailAddress | None:
-    """Read where answers go; None when that is no address, which must not keep the message from its reader.
-
-    Nor one with letters beyond ASCII before the ``@``: not every server and not every reader's program can take it.
+    None when that is no address, which must not keep the message from its reader.
     """
     with contextlib.suppress(ValueError):
-        address = parse_address(text or "")
-        return None if address.international else address
+        return parse_sender(text or "")
     return None

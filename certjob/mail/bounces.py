@@ -7,7 +7,7 @@ recipient still has. Everything else, delays, other people's reports and forged 
 import email
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from email.message import Message
@@ -47,22 +47,13 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FailedRecipient:
-    """One recipient of a report whose delivery failed."""
-
-    addresses: tuple[str, ...]
-    """The original one, if it is said, and the final one."""
-    why: str
-    """``<status> <diagnostic>``; may hold the address."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """What a report says, as far as it is of use."""
 
     message_id: str
     """That of the mail it is about; empty without one."""
-    failed: Sequence[FailedRecipient]
+    failed: Sequence[tuple[str, str]]
+    """Each address of a recipient whose delivery failed, the original one first, and ``<status> <diagnostic>``."""
 
 
 def take_report(connection: Connection, data: bytes) -> Verdict:
@@ -92,7 +83,9 @@ def parse_report(data: bytes) -> Report | None:
         recipients = [block for block in blocks if _field(block, "Final-Recipient")]
         if not recipients:
             return None
-        failed = [_failed(block) for block in recipients if _field(block, "Action").lower() == "failed"]
+        failed = [
+            each for block in recipients if _field(block, "Action").lower() == "failed" for each in _failed(block)
+        ]
         return Report(message_id=_returned_id(parts), failed=failed)
     except Exception:  # noqa: BLE001 - a stranger's bytes make the library raise what they like
         return None
@@ -109,13 +102,11 @@ def _field(block: Message, name: str) -> str:
     return " ".join(value.encode("utf-8", "surrogateescape").decode("utf-8", "replace").split())
 
 
-def _failed(block: Message) -> FailedRecipient:
-    addresses = [
-        _field(block, name).partition(";")[2].strip(" <>") for name in ("Original-Recipient", "Final-Recipient")
-    ]
+def _failed(block: Message) -> Iterator[tuple[str, str]]:
     diagnostic = _field(block, "Diagnostic-Code")
     why = f"{_field(block, 'Status')} {diagnostic.partition(';')[2] or diagnostic}"
-    return FailedRecipient(addresses=tuple(filter(None, addresses)), why=" ".join(why.split()))
+    for name in ("Original-Recipient", "Final-Recipient"):
+        yield _field(block, name).partition(";")[2].strip(" <>"), " ".join(why.split())
 
 
 def _returned_id(parts: Sequence[Message]) -> str:
@@ -130,13 +121,13 @@ def _returned_id(parts: Sequence[Message]) -> str:
     return ""
 
 
-def _note_reminder(connection: Connection, about: re.Match[str], failed: Sequence[FailedRecipient]) -> bool:
+def _note_reminder(connection: Connection, about: re.Match[str], failed: Sequence[tuple[str, str]]) -> bool:
     row: dict[str, object] = {"id": int(about["reminder"]), "cycle": int(about["cycle"])}
     error = _error(database.fetch_value(connection, "hold_reminders", row), failed)
     return error is not None and bool(database.execute(connection, "bounce_reminder", row | {"error": error}))
 
 
-def _note_digest(connection: Connection, about: re.Match[str], failed: Sequence[FailedRecipient]) -> bool:
+def _note_digest(connection: Connection, about: re.Match[str], failed: Sequence[tuple[str, str]]) -> bool:
     row: dict[str, object] = {"id": int(about["digest"])}
     error = _error(database.fetch_value(connection, "hold_digests", row), failed)
     if error is None:
@@ -145,12 +136,11 @@ def _note_digest(connection: Connection, about: re.Match[str], failed: Sequence[
     return bool(database.execute(connection, "bounce_digest", row | {"error": error}))
 
 
-def _error(address: str | None, failed: Sequence[FailedRecipient]) -> str | None:
+def _error(address: str | None, failed: Sequence[tuple[str, str]]) -> str | None:
     """Return what the row is to say; None if none of these is its recipient's address as it is now."""
-    for recipient in failed:
-        for said in recipient.addresses:
-            with suppress(ValueError):  # one of the two is not an address
-                known = parse_address(address or "")
-                if parse_address(said).specification.casefold() == known.specification.casefold():
-                    return f"the mail came back ({readable(recipient.why, recipient=known)})"
+    for said, why in failed:
+        with suppress(ValueError):  # one of the two is not an address
+            known = parse_address(address or "")
+            if parse_address(said).specification.casefold() == known.specification.casefold():
+                return f"the mail came back ({readable(why, recipient=known)})"
     return None

@@ -12,7 +12,7 @@ from email.utils import format_datetime, formataddr
 from typing import Protocol
 from uuid import UUID
 
-from certjob.domain.addresses import MailAddress, parse_address, parse_own_sender, parse_reply_to
+from certjob.domain.addresses import MailAddress, parse_address, parse_own_sender
 from certjob.errors import FailureCode, RecipientRefusedError
 from certjob.redaction import one_line
 
@@ -118,7 +118,7 @@ def _build(message: OutgoingMessage, *, sender: MailAddress, recipient: MailAddr
     mail["Content-Language"] = message.locale
     if message.list_name is not None:
         mail["List-Id"] = f"<{message.list_name}.{sender.domain}>"
-    reply_to = parse_reply_to(message.reply_to)
+    reply_to = parse_own_sender(message.reply_to)
     if reply_to is not None:
         mail["Reply-To"] = reply_to.specification
     for text, subtype in ((message.text, "plain"), (message.html, "html")):

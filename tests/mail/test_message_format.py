@@ -104,7 +104,7 @@ def test_an_answer_goes_to_the_organisation_which_may_be_the_sender_too() -> Non
         "kontakt@hlf.example": "kontakt@hlf.example",
         "kontakt@blåbær.example": "kontakt@xn--blbr-roah.example",
         None: None,
-        "HLF <kontakt@hlf.example>": None,
+        "HLF <kontakt@hlf.example>": "kontakt@hlf.example",
         f"kontakt@hlf.example{BCC}": None,
         "=?utf-8?q?x=0D=0ABcc:_spy@example.org?=@hlf.example": None,
         "kåre@hlf.example": None,

@@ -105,14 +105,14 @@ def _send(call: Call, opened: Session, shown: "Preview", *, to: str) -> int:
 
 
 def _headers(opened: Session, shown: "Preview") -> dict[str, str]:
-    from certjob.domain.addresses import parse_own_sender, parse_reply_to
+    from certjob.domain.addresses import parse_own_sender
     from certjob.mail.channels.notify import REHEARSAL_SENDER
 
     settings, message = opened.settings, shown.message
     url = settings.notify_url.get_secret_value() if settings.notify_url else ""
     no_sender = REHEARSAL_SENDER if url.startswith("maildir:") else "(CERTJOB_MAIL_FROM is not set)"
     usual = settings.mail_from or no_sender
-    reply_to = parse_reply_to(message.reply_to)
+    reply_to = parse_own_sender(message.reply_to)
     return {
         "From": message.sender if message.sender and parse_own_sender(message.sender) else usual,
         "To": message.to or "(no address)",

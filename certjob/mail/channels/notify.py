@@ -29,7 +29,9 @@ def open_channel(settings: Settings) -> Channel | None:
         case "maildir":
             return _maildir(parts, settings=settings)
         case _:
-            return _webhook(url, settings=settings)
+            from certjob.mail.channels.webhook import WebhookChannel  # noqa: PLC0415
+
+            return WebhookChannel(url, token=settings.notify_password)
 
 
 def send_alone(channel: Channel, message: OutgoingMessage) -> None:
@@ -73,12 +75,6 @@ def _maildir(parts: SplitResult, *, settings: Settings) -> Channel:
         raise ConfigurationError(message, next_step="write maildir:/path with one slash")
     sender = _sender("CERTJOB_MAIL_FROM", settings.mail_from or REHEARSAL_SENDER)
     return MaildirChannel(Path(unquote(parts.path)), sender=sender)
-
-
-def _webhook(url: str, *, settings: Settings) -> Channel:
-    from certjob.mail.channels.webhook import WebhookChannel  # noqa: PLC0415
-
-    return WebhookChannel(url, token=settings.notify_password)
 
 
 def _sender(variable: str, text: str) -> MailAddress:

@@ -327,8 +327,6 @@ def _reason(error: Exception) -> str:
             return "its answer is not SMTP"
         case SMTPResponseException() as cause:
             return f"it answered {cause.code} {readable(cause.message)}"
-        case UnicodeError():
-            return "the name is malformed"
         case OSError(errno=int(number)) if number in errno.errorcode:
             return os.strerror(number)
         case OSError(strerror=str(said)):

@@ -7,7 +7,7 @@ from urllib.parse import quote, urlsplit
 
 import babel.dates
 
-from certjob.domain.addresses import parse_reply_to
+from certjob.domain.addresses import parse_own_sender
 from certjob.domain.models import Mentor, Reminder
 from certjob.redaction import one_line
 
@@ -69,7 +69,7 @@ def reminder_words(due: Reminder, recipient: Recipient, *, today: date, repeat: 
     days_left = (due.expires_on - today).days
     phone = one_line(recipient.contact_phone)
     url = one_line(recipient.renewal_url)
-    reply_to = parse_reply_to(recipient.contact_email)
+    reply_to = parse_own_sender(recipient.contact_email)
     return {
         "language": language,
         "name": one_line(recipient.full_name),
