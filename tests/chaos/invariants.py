@@ -7,10 +7,11 @@ from datetime import date
 from uuid import UUID
 
 from certjob.database import Connection
+from certjob.domain.models import Reminder
 from tests.chaos.postbox import Taken
-from tests.chaos.stage import Stage
+from tests.chaos.stage import FACTS, Stage
+from tests.support.calm import read_people
 from tests.support.command_line import Finished
-from tests.support.saga_model import Due, due_reminders, read_mentors
 
 _MESSAGE_ID = re.compile(r"<certjob-reminder-([0-9]+)-([0-9]+)@.*>")
 
@@ -63,9 +64,9 @@ def unseen_complaints(connection: Connection) -> Iterator[str]:
 
 def fact_complaints(connection: Connection, stage: Stage) -> Iterator[str]:
     """certjob changes no fact."""
-    for before, after in zip(stage.people, read_mentors(connection).values(), strict=True):
+    for before, after in zip(stage.facts, connection.execute(FACTS).fetchall(), strict=True):
         if before != after:
-            yield f"facts of {before.member_no} changed: {before} became {after}"
+            yield f"facts of {before[0]} changed: {before} became {after}"
 
 
 def portal_complaints(connection: Connection, stage: Stage) -> Iterator[str]:
@@ -74,11 +75,8 @@ def portal_complaints(connection: Connection, stage: Stage) -> Iterator[str]:
     for person in stage.people:
         if not person.has_portal:
             continue
-        wanted = person.is_active(stage.today)
+        wanted = person.decision.visible
         name = f"{person.member_no} (wanted {'visible' if wanted else 'hidden'})"
-        column = connection.execute("SELECT portal_visible FROM mentors WHERE id = %s", (person.id,)).fetchone()
-        if column != (wanted,):
-            yield f"{name}: certjob's own wanted value is {column}"
         if not stage.is_reachable(person):
             continue
         assert person.contact_id is not None
@@ -122,12 +120,10 @@ def intent_complaints(connection: Connection, stage: Stage) -> Iterator[str]:
 
 
 def state_complaints(connection: Connection, stage: Stage) -> Iterator[str]:
-    """certjob's own pause is open exactly for who is not certified, and nobody is due any more."""
-    own = "SELECT mentor_id FROM mentor_pauses WHERE actor = 'certjob' AND lifted_at IS NULL"
-    paused = {mentor_id for (mentor_id,) in connection.execute(own)}
-    for person in stage.people:
-        if not person.left and (person.id in paused) is person.is_certified(stage.today):
-            yield f"{person.member_no}: certjob's pause is {'open' if person.id in paused else 'not open'}"
+    """Each status, pause and wanted value is as the rules want it, and nobody is due any more."""
+    for person in read_people(connection, stage.today).values():
+        if not person.is_calm:
+            yield f"{person.member_no} is not as the rules want: {person.decision}"
     due = connection.execute("SELECT count(*) FROM mentors WHERE review_on <= %s", (stage.today,)).fetchone()
     if due != (0,):
         yield f"{due} mentors are due after the recovery"
@@ -137,16 +133,17 @@ def reminder_complaints(connection: Connection, stage: Stage) -> Iterator[str]:
     """Each due reminder was received; none was that was never due; a second copy says so and has the same id."""
     addresses = {person.id: person.email for person in stage.people}
     cycles = _cycles(connection)
-    received: dict[Due, list[Taken]] = defaultdict(list)
+    received: dict[Reminder, list[Taken]] = defaultdict(list)
     for message in stage.postbox.taken:
         match = _MESSAGE_ID.fullmatch(message.message_id)
-        due = cycles.get((int(match[1]), int(match[2]))) if match else None
-        if due is None:
+        cycle = cycles.get((int(match[1]), int(match[2]))) if match else None
+        if cycle is None:
             yield f"a message with an unknown Message-ID: {message}"
             continue
+        mentor_id, due = cycle
         if due not in stage.ever_due:
             yield f"a reminder that was never due: {message}, {due}"
-        if addresses[due.mentor_id] != message.to:
+        if addresses[mentor_id] != message.to:
             yield f"a reminder to the wrong address: {message}, {due}"
         received[due].append(message)
     for due, copies in received.items():
@@ -154,15 +151,15 @@ def reminder_complaints(connection: Connection, stage: Stage) -> Iterator[str]:
             if copy.message_id != copies[0].message_id or not copy.says_repeat:
                 yield f"a reminder came twice: {due}: {'; '.join(map(str, copies))}"
     for person in stage.people:
-        for due in due_reminders(person, stage.today) - received.keys():
+        for due in {*person.decision.reminders} - received.keys():
             yield f"a reminder was never received: {person.member_no}, {due}"
 
 
-def _cycles(connection: Connection) -> dict[tuple[int, int], Due]:
-    """What each Message-ID is about: the log's row, and how often it was re-armed by then."""
+def _cycles(connection: Connection) -> dict[tuple[int, int], tuple[UUID, Reminder]]:
+    """Whom and what each Message-ID is about: the log's row, and how often it was re-armed by then."""
     log = "SELECT id, mentor_id, threshold_days, cert_id, expires_on, history FROM cert_notification_log"
     return {
-        (row_id, cycle): Due(mentor_id=mentor_id, cert_id=cert_id, threshold_days=threshold, expires_on=day)
+        (row_id, cycle): (mentor_id, Reminder(cert_id=cert_id, threshold_days=threshold, expires_on=day))
         for row_id, mentor_id, threshold, cert_id, expires_on, history in connection.execute(log)
         for cycle, day in enumerate([*(date.fromisoformat(each["expires_on"]) for each in history), expires_on])
     }

@@ -182,9 +182,8 @@ class _Run:
         """
         stage, dice = self._stage, random.Random(self._plan.seed)
         for person in stage.people:
-            wanted = person.is_active(stage.today)
-            was_certified = any(each.covers(stage.today) for each in person.certificates.values())
-            can_be_corrected = not wanted or was_certified
+            wanted = person.decision.visible
+            can_be_corrected = not person.decision.without_certificate
             is_shown = person.has_portal and person.contact_id and stage.is_reachable(person)
             if is_shown and person.contact_id and can_be_corrected and dice.random() < 0.5:
                 stage.trail.append(f"by hand: {person.member_no} is {'hidden' if wanted else 'shown'}")

@@ -11,6 +11,7 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from certjob.database import Connection
+from certjob.domain.models import Reminder
 from tests.chaos.cluster import Cluster
 from tests.chaos.database_proxy import DatabaseProxy
 from tests.chaos.faults import IN_THE_LOOP, SECURED, Manner
@@ -18,13 +19,20 @@ from tests.chaos.plans import Command
 from tests.chaos.population import Change, Contact, Deed, MentorPlan, change, create
 from tests.chaos.postbox import PASSWORD, USER, Postbox
 from tests.chaos.receiver import Receiver
+from tests.support.calm import Person, read_people
 from tests.support.command_line import Child, started
 from tests.support.facts import Facts
 from tests.support.intents import let_unknown_outcomes_pass, make_due, run_out
-from tests.support.saga_model import Due, Mentor, due_reminders, read_mentors
 from tests.support.smtp_server import CERTIFICATE
 from tests.support.waiting import until
 
+FACTS = """
+    SELECT m.member_no, to_jsonb(m) - '{portal_visible,review_on}'::text[],
+        (SELECT jsonb_agg(to_jsonb(c) - 'status' ORDER BY c.id) FROM certificates AS c WHERE c.mentor_id = m.id),
+        (SELECT jsonb_agg(p ORDER BY p.id) FROM mentor_pauses AS p WHERE p.mentor_id = m.id AND p.actor <> 'certjob')
+    FROM mentors AS m ORDER BY m.member_no
+"""
+"""What people have written of each mentor."""
 _PATIENCE_SECONDS = 1.5
 """So long certjob waits for a silent mail server, instead of a minute or ten."""
 
@@ -42,9 +50,11 @@ class Stage:
     today: date
     trail: list[str] = field(default_factory=list)
     """What was done, in order."""
-    people: list[Mentor] = field(default_factory=list)
-    """The facts as they were last written."""
-    ever_due: set[Due] = field(default_factory=set)
+    people: list[Person] = field(default_factory=list)
+    """As they were when facts were last written."""
+    facts: list[tuple[Any, ...]] = field(default_factory=list)
+    """These facts."""
+    ever_due: set[Reminder] = field(default_factory=set)
     """Every reminder that was due at some time."""
     corrected: set[UUID] = field(default_factory=set)
     """Contacts that were noted in place of others: what they are to show is pushed, whatever it is."""
@@ -83,12 +93,12 @@ class Stage:
             self.trail.append(f"{each.member_no}: {each.deed} ({each.days} days)")
             self._note_facts()
 
-    def correct_contact(self, person: Mentor) -> None:
+    def correct_contact(self, person: Person) -> None:
         """Beside the plan."""
         self._serial += 1
         self.change([Change(number=int(person.member_no[1:]), deed=Deed.CORRECT_CONTACT, serial=self._serial)])
 
-    def is_reachable(self, person: Mentor) -> bool:
+    def is_reachable(self, person: Person) -> bool:
         """Whether the portal knows the contact that is noted."""
         return person.contact_id in self.receiver.known
 
@@ -142,9 +152,9 @@ class Stage:
 
     def _note_facts(self) -> None:
         with self.session() as connection:
-            self.people = list(read_mentors(connection).values())
-        for person in self.people:
-            self.ever_due |= due_reminders(person, self.today)
+            self.people = list(read_people(connection, self.today).values())
+            self.facts = connection.execute(FACTS).fetchall()
+        self.ever_due.update(*(person.decision.reminders for person in self.people))
 
     def _environment(self, command: Command, *, port: int) -> dict[str, str]:
         is_secured = any(word is not None and word.phase in SECURED for word in command.mail_script)

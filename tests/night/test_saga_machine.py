@@ -1,4 +1,4 @@
-"""The saga under everything at once: hypothesis changes facts, starts and breaks runs, and compares with a plain model.
+"""The saga under everything at once: hypothesis changes facts, starts and breaks runs, and looks.
 
 ``CERTJOB_TEST_EXAMPLES=500`` plays so many new games instead of the few that are the same every time.
 """
@@ -30,12 +30,12 @@ from certjob.night.report import RunReport
 from certjob.night.resync import Resync, resync
 from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
 from certjob.stopping import StopFlag
+from tests.support.calm import Person, read_people
 from tests.support.facts import TODAY, Facts
 from tests.support.intents import let_unknown_outcomes_pass, make_due, run_out
 from tests.support.nights import NoProgress, night, quick_policy
 from tests.support.portal_answers import Behaviour, Exchange, PortalRequest, cut, error, ok, reset
 from tests.support.portal_server import PortalServer
-from tests.support.saga_model import Mentor, read_mentors
 
 PORTAL_MOODS: dict[str, Callable[[int], Behaviour]] = {
     "up": lambda _number: ok(),
@@ -331,8 +331,8 @@ class Saga(RuleBasedStateMachine):
 
     # ── how ──
 
-    def _mentors(self) -> dict[UUID, Mentor]:
-        return read_mentors(self.app)
+    def _mentors(self) -> dict[UUID, Person]:
+        return read_people(self.app, self.today)
 
     def _welcome(self, organisation: int, *, contact: bool, expires_in: int | None) -> UUID:
         """Add a mentor; the first contact id is the mentor's own id."""
@@ -349,7 +349,7 @@ class Saga(RuleBasedStateMachine):
 
     def _look_at_contacts(self) -> None:
         """Note who may be called for by a command that starts now."""
-        self.callable_contacts |= {each.contact_id for each in self._mentors().values() if each.on_portal}
+        self.callable_contacts |= {each.contact_id for each in self._mentors().values() if each.has_portal}
 
     def _empty_database(self) -> None:
         """Begin anew; without the triggers, which would refuse, and ten times faster than TRUNCATE."""
@@ -398,9 +398,8 @@ class Saga(RuleBasedStateMachine):
         if any(stop.stage == "portal" and stop.code not in ("in_flight", "not_read") for stop in report.stopped):
             assert self._unseen_hides() == [], report.stopped
         person = self._mentors()[mentor]
-        if isinstance(result, Resync) and result.error is None and is_alone and person.on_portal:
-            assert person.contact_id is not None
-            assert self.portal.visible[person.contact_id] is person.is_active(self.today)
+        if isinstance(result, Resync) and result.error is None and is_alone and person.has_portal and person.contact_id:
+            assert self.portal.visible[person.contact_id] is person.decision.visible
         return report
 
     def _command(self, command: str, mentor: UUID, process: Process) -> RunReport | Resync:
@@ -433,7 +432,7 @@ class Saga(RuleBasedStateMachine):
 
         if request.method == "GET":
             for mentor in self._mentors().values():
-                if mentor.contact_id is not None and mentor.on_portal:
+                if mentor.contact_id is not None and mentor.has_portal:
                     self.portal.visible.setdefault(mentor.contact_id, True)
             return behave
 
@@ -466,7 +465,7 @@ class Saga(RuleBasedStateMachine):
         for mentor in self._mentors().values():
             if mentor.id in blocked and mentor.contact_id is not None:
                 self._start("resync", mentor.id)
-        self._compare_with_model()
+        self._look_at_everybody()
         if self.edited:
             self._start("reconcile", anybody)
             self.edited.clear()
@@ -474,22 +473,15 @@ class Saga(RuleBasedStateMachine):
         requests = len(self.portal.requests)
         self._start("run", anybody)
         assert len(self.portal.requests) == requests, "a call without a cause"
-        self._compare_with_model()
+        self._look_at_everybody()
 
-    def _compare_with_model(self) -> None:
+    def _look_at_everybody(self) -> None:
         mentors = self._mentors().values()
         for mentor in mentors:
-            if mentor.contact_id is not None and mentor.on_portal and mentor.contact_id not in self.edited:
-                assert self.portal.visible.get(mentor.contact_id, True) is mentor.is_active(self.today)
-        assert dict(self.facts.rows("SELECT id, status FROM certificates")) == {  # type: ignore[arg-type]
-            certificate_id: mentor.status(certificate, self.today)
-            for mentor in mentors
-            for certificate_id, certificate in mentor.certificates.items()
-        }
-        own = "SELECT mentor_id FROM mentor_pauses WHERE actor = 'certjob' AND lifted_at IS NULL"
-        away = {mentor.id for mentor in mentors if mentor.left}
-        assert self._ids(own) - away == {m.id for m in mentors if not m.left and not m.is_certified(self.today)}
-        assert self._ids(OPEN_EVENTS) <= {m.id for m in mentors if m.organisation.has_portal and m.contact_id is None}
+            if mentor.contact_id is not None and mentor.has_portal and mentor.contact_id not in self.edited:
+                assert self.portal.visible.get(mentor.contact_id, True) is mentor.decision.visible
+        assert [mentor for mentor in mentors if not mentor.is_calm] == []
+        assert self._ids(OPEN_EVENTS) <= {m.id for m in mentors if m.has_portal and m.contact_id is None}
 
     def _ids(self, statement: str) -> set[object]:
         return {each for (each,) in self.facts.rows(statement)}
@@ -518,7 +510,7 @@ few = settings(
 def test_whatever_happens_the_portal_comes_to_show_what_it_should(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Facts change, runs overlap and die, the portal fails: nothing is lost, and it ends as the model says."""
+    """Facts change, runs overlap and die, the portal fails: nothing is lost, and it ends as the rules say."""
     number = os.environ.get("CERTJOB_TEST_EXAMPLES")
     profile = settings(few, max_examples=int(number), stateful_step_count=50, derandomize=False) if number else few
     monkeypatch.setattr(Saga, "database_url", database_url)
