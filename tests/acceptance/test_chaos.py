@@ -37,11 +37,11 @@ NIGHTS = {
     "killed": (
         _struck(Action.KILL, When.AFTER, Spot.STATEMENT, text=PORTAL_SETTLE),
         _struck(Action.KILL, When.ANSWERED, Spot.REQUEST),
-        _struck(Action.KILL, When.AFTER, Spot.MAIL),
         _struck(Action.KILL, When.BEFORE, Spot.STEP, 4),
         _struck(Action.KILL, When.BEFORE, Spot.TURN, 40),
         _struck(Action.KILL, When.BEFORE, Spot.MOMENT, 60),
         _struck(Action.BLACK_HOLE_KILL, When.BEFORE, Spot.STATEMENT, 40),
+        _struck(Action.KILL, When.AFTER, Spot.MAIL),  # the last: what follows sends that mail again, and must say so
     ),
     "disturbed": (
         _struck(Action.STOP, When.BEFORE, Spot.REQUEST, script=(Word.HANG,)),
