@@ -39,7 +39,6 @@ NIGHTS = {
         _struck(Action.KILL, When.ANSWERED, Spot.REQUEST),
         _struck(Action.KILL, When.BEFORE, Spot.STEP, 4),
         _struck(Action.KILL, When.BEFORE, Spot.TURN, 40),
-        _struck(Action.KILL, When.BEFORE, Spot.MOMENT, 60),
         _struck(Action.BLACK_HOLE_KILL, When.BEFORE, Spot.STATEMENT, 40),
         _struck(Action.KILL, When.AFTER, Spot.MAIL),  # the last: what follows sends that mail again, and must say so
     ),
@@ -54,7 +53,7 @@ NIGHTS = {
         _struck(Action.LATE, When.BEFORE, Spot.RESULT, 5),
         _struck(Action.LATE, When.BEFORE, Spot.TURN, 60, script=(Word.ERROR, Word.THROTTLED_SECONDS)),
         _struck(Action.CANCEL, When.BEFORE, Spot.PUSH),
-        Command(twin=RUN, concurrency=2, script=(Word.ERROR_AFTER_ACTING, Word.NO_JSON_AFTER_ACTING, Word.CUT)),
+        Command(twin=RUN, concurrency=2, script=(Word.ERROR_AFTER_ACTING, Word.RESET_AFTER_ACTING, Word.CUT)),
         _mail((Phase.CONNECT, Manner.DROP), (Phase.RCPT, Manner.LATER), (Phase.DATA, Manner.SURPLUS)),
         _mail((Phase.LOGIN, Manner.CLOSING), (Phase.BODY, Manner.DROP), (Phase.DOT, Manner.GARBAGE)),
         _mail((Phase.REPLY, Manner.HANG)),

@@ -1,7 +1,6 @@
 """A proxy in front of PostgreSQL that knows where a statement ends: a fault comes exactly before or after it."""
 
 import socket
-import threading
 from collections.abc import Iterator
 
 from tests.chaos.cluster import Cluster
@@ -21,7 +20,6 @@ class DatabaseProxy(Proxy):
         super().__init__(lambda: dial(cluster.url("postgres")))
         self.statements: list[str] = []
         """What was forwarded or struck, in order, by the beginnings of their texts."""
-        self.first_statement = threading.Event()
         self._strike = strike
         self._held: set[Link] = set()
         """Where the answer to the statement just forwarded is kept back."""
@@ -41,7 +39,6 @@ class DatabaseProxy(Proxy):
             if kind == _QUERY:
                 text = frame[5:].rstrip(b"\0").decode()
             self.statements.append(" ".join(text.split())[:200])
-            self.first_statement.set()
             is_chosen = self._strike.chooses(Spot.STATEMENT, text)
             if is_chosen and not self._struck(link, When.BEFORE):
                 return

@@ -12,8 +12,6 @@ class Spot(StrEnum):
     MAIL = "mail"
     STEP = "step of a mail session"
     """The connection, each command of certjob's, and each body."""
-    MOMENT = "moment"
-    """So many milliseconds after the first statement."""
     TURN = "turn"
     """A callback that the event loop is about to run."""
     RESULT = "result"
@@ -66,7 +64,7 @@ class Fault:
 
     spot: Spot
     number: int
-    """The n-th statement, request or mail, from 1; for a moment, milliseconds."""
+    """The n-th statement, request or mail, from 1."""
     when: When = When.BEFORE
     action: Action
     text: str = ""
@@ -77,8 +75,6 @@ class Fault:
     @property
     def label(self) -> str:
         """The kind of fault, for the summary."""
-        if self.spot is Spot.MOMENT:
-            return f"{self.action} at a moment"
         if self.spot in IN_THE_LOOP:
             return f"{self.action}: a {self.spot} of the event loop"
         place = f"the settle of {self.text.split()[1]}" if self.text else f"a {self.spot}"
@@ -86,7 +82,10 @@ class Fault:
 
 
 class Word(StrEnum):
-    """What the portal does with one request."""
+    """What the portal does with one request: each way in which an answer counts, after acting and without.
+
+    Which answers count in which way: see tests/portal/test_hlf_dynamics.py.
+    """
 
     OK = "ok"
     SLOW = "slow"
@@ -94,22 +93,14 @@ class Word(StrEnum):
     ERROR = "502"
     ERROR_AFTER_ACTING = "500 after acting"
     THROTTLED_SECONDS = "429 with seconds"
-    THROTTLED_DATE = "429 with a date"
     THROTTLED_LONG = "429 for 15 minutes"
     RESET = "reset"
     RESET_AFTER_ACTING = "reset after acting"
-    DRIP = "slow drip"
     HANG = "black hole"
-    TOO_LARGE = "413"
-    REDIRECT = "redirect"
-    NO_JSON = "invalid JSON"
-    NO_JSON_AFTER_ACTING = "invalid JSON after acting"
-    HTML_OK = "HTML with 200"
-    HTML_ERROR = "HTML error page"
     WRONG_KEY = "401"
 
 
-ACTING = {Word.OK, Word.SLOW, Word.CUT, Word.DRIP} | {word for word in Word if "after acting" in word}
+ACTING = {Word.OK, Word.SLOW, Word.CUT} | {word for word in Word if "after acting" in word}
 """The words after which the portal shows the value."""
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.chaos import invariants
 from tests.chaos.cluster import Cluster
 from tests.chaos.database_proxy import DatabaseProxy
-from tests.chaos.faults import Action, Spot
+from tests.chaos.faults import Action
 from tests.chaos.plans import DELIVER, RUN, Command, Plan, TimePasses
 from tests.chaos.stage import Stage
 from tests.chaos.strikes import Strike
@@ -98,9 +98,6 @@ class _Run:
             child = stack.enter_context(stage.started(command, proxy))
             strike.arm(child)
             its_twin = self._start_twin(command, stack) if command.twin is not None else None
-            if fault is not None and fault.spot is Spot.MOMENT and proxy.first_statement.wait(30):
-                time.sleep(fault.number / 1000)  # a moment is a place, too; there is nothing to wait for
-                strike.strike()
             ended = [self._finish(command, child, strike)]
             code = ended[0][0].returncode
             if command.twin is not None and its_twin is not None:

@@ -210,8 +210,7 @@ def _draw_mail_script(chance: Random) -> tuple[MailWord, ...]:
 _WEIGHTS = (
     {Word.OK: 40, Word.SLOW: 10}
     | {Word.HANG: 0}  # only where something ends it: a call's deadline is half a minute
-    | dict.fromkeys((Word.THROTTLED_SECONDS, Word.THROTTLED_DATE, Word.HTML_OK), 2)
-    | dict.fromkeys((Word.THROTTLED_LONG, Word.TOO_LARGE, Word.REDIRECT, Word.WRONG_KEY), 1)
+    | dict.fromkeys((Word.THROTTLED_LONG, Word.WRONG_KEY), 1)
 )
 
 
@@ -228,7 +227,6 @@ _DRAWN: dict[Spot, tuple[int, str, Sequence[int]]] = {
     Spot.STATEMENT: (50, "kill kill kill kill kill stop cut cut terminate terminate restart restart", range(1, 76)),
     Spot.REQUEST: (25, "kill kill kill kill kill stop stop stop terminate restart", _NUMBERS),
     Spot.MAIL: (13, "kill kill kill kill kill stop stop stop terminate restart", _NUMBERS),
-    Spot.MOMENT: (12, "kill kill stop terminate restart", range(251)),
     Spot.STEP: (6, "kill stop", range(1, 13)),
     Spot.TURN: (14, "stop stop late kill", range(1, 121)),
     Spot.RESULT: (6, "late", range(1, 16)),

@@ -1,19 +1,16 @@
 """The portal's other side: applies an effect once by its key, keeps each contact's order, plays a seeded script."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from functools import partial
 from uuid import UUID
 
 from tests.chaos.faults import ACTING, Spot, When, Word
 from tests.chaos.strikes import Strike
 from tests.support import portal_answers as answers
-from tests.support.portal_answers import Behaviour, Exchange, PortalRequest, answer, error
+from tests.support.portal_answers import Behaviour, Exchange, PortalRequest, error
 from tests.support.portal_server import PortalServer
 
 _SLOW_SECONDS = 0.15
-_DRIP_EVERY_SECONDS = 0.003
 
 
 class Receiver(PortalServer):
@@ -99,38 +96,15 @@ class Receiver(PortalServer):
                 exchange.apply()
 
 
-def _drip(exchange: Exchange) -> None:
-    """The right answer, byte by byte."""
-    visible = b"true" if exchange.request.visible else b"false"
-    whole = b'{"contact_id": "%s", "visible": %s}' % (str(exchange.request.contact_id).encode(), visible)
-    data = answers.http_answer(200, whole)
-    for position in range(len(data)):
-        exchange.pause(_DRIP_EVERY_SECONDS)
-        exchange.send(data[position : position + 1], last=position == len(data) - 1)
-
-
-def _throttled_until(exchange: Exchange) -> None:
-    """The moment counts from when it is asked, so the answer is made then."""
-    moment = format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)
-    error(429, "throttled", retry_after=moment)(exchange)
-
-
 _ANSWERS: dict[Word, Behaviour] = {
     **dict.fromkeys((Word.OK, Word.SLOW), answers.confirm),
     **dict.fromkeys((Word.RESET, Word.RESET_AFTER_ACTING), answers.reset()),
-    **dict.fromkeys((Word.NO_JSON, Word.NO_JSON_AFTER_ACTING), answer(200, b'{"contact_id": ')),
     Word.CUT: answers.cut(applied=False),
     Word.ERROR: error(502, "dynamics_unavailable"),
     Word.ERROR_AFTER_ACTING: error(500, "internal"),
     Word.THROTTLED_SECONDS: error(429, "throttled", retry_after="1"),
-    Word.THROTTLED_DATE: _throttled_until,
     Word.THROTTLED_LONG: error(429, "throttled", retry_after="900"),
-    Word.DRIP: _drip,
     Word.HANG: answers.hang(),
-    Word.TOO_LARGE: error(413, "too_large"),
-    Word.REDIRECT: answers.redirect("https://elsewhere.example/"),
-    Word.HTML_OK: answers.html(200),
-    Word.HTML_ERROR: answers.html(502),
     Word.WRONG_KEY: error(401, "unauthorized"),
 }
 """The answers alone: what is done and what is struck comes before."""
