@@ -61,6 +61,14 @@ def foreign_line(text: str, *, secrets: Iterable[str] = (), longest: int = 300) 
     return shown if len(shown) <= longest else f"{shown[: longest - 1]}…"
 
 
+def harmless(text: object) -> str:
+    """Return any text as one line in which no terminal finds an order: no control, no invisible character."""
+    return "".join(
+        character if character.isprintable() else " " if character.isspace() else "\N{REPLACEMENT CHARACTER}"
+        for character in str(text)
+    )
+
+
 def one_line(text: str | None) -> str:
     """Return the text in one line without characters that could break a header or turn the text around."""
     return " ".join(_UNPRINTABLE.sub(" ", text or "").split())

@@ -149,7 +149,7 @@ def _usage(error: Exception, arguments: Sequence[str]) -> UsageError:
     said = getattr(error, "format_message", lambda: str(error))()
     said = said.removeprefix("Invalid value: ").replace("Value error, ", "").rstrip(".")
     said = re.sub(r"Input should (be [^,]*).*", r"it must \1", said)
-    return UsageError(f"{said[:1].lower()}{said[1:]}", next_step=getattr(error, "next_step", step))
+    return UsageError(f"{said[:1].lower()}{said[1:]}", next_step=step)
 
 
 def _of_the_database(error: "psycopg.Error") -> CertjobError:

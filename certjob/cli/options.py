@@ -6,27 +6,21 @@ from typing import Annotated, Literal
 
 import typer
 
-
-class WrongOption(typer.BadParameter):
-    """An option is wrong, and what to do is known: no need to send anybody to --help."""
-
-    def __init__(self, message: str, *, next_step: str) -> None:
-        super().__init__(message)
-        self.next_step = next_step
+from certjob.errors import UsageError
 
 
 def parse_duration(text: str | float) -> float:
     """Return the seconds in a text such as ``90s``, ``30m``, ``2h`` or ``1h30m``; a default is seconds already.
 
-    >>> parse_duration("1h30m"), parse_duration("45")
-    (5400.0, 45.0)
+    >>> parse_duration("1h30m"), parse_duration(" 2H "), parse_duration("90s"), parse_duration("45")
+    (5400.0, 7200.0, 90.0, 45.0)
     """
     if not isinstance(text, str):
         return text
     match = _DURATION.fullmatch(text.strip().lower())
     if not match or not any(match.groups()):
         message = f"{text[:40]!r} is not a valid duration"
-        raise WrongOption(message, next_step="give one such as 90s, 30m or 2h")
+        raise UsageError(message, next_step="give one such as 90s, 30m or 2h")
     hours, minutes, seconds = (int(part or 0) for part in match.groups())
     return float(hours * 3600 + minutes * 60 + seconds)
 
@@ -37,7 +31,7 @@ def parse_day(text: str) -> date:
         return date.fromisoformat(text)
     except ValueError:
         message = f"{text[:40]!r} is not a valid date"
-        raise WrongOption(message, next_step="give one such as 2026-12-31") from None
+        raise UsageError(message, next_step="give one such as 2026-12-31") from None
 
 
 def parse_recipient(text: str) -> str:

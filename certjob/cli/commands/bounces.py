@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from certjob.cli.help import EVERY_NIGHT
-from certjob.cli.options import WrongOption
 from certjob.cli.session import Call, Commands, Session
+from certjob.errors import UsageError
 
 app = Commands()
 
@@ -41,7 +41,7 @@ def bounces(
 
     if path == STDIN and sys.stdin.isatty():
         message = "there is no report on standard input, which is a terminal"
-        raise WrongOption(message, next_step="name a Maildir, an mbox or a file, or pipe a report in")
+        raise UsageError(message, next_step="name a Maildir, an mbox or a file, or pipe a report in")
     try:
         with call.session() as opened:
             counts = _read(opened, path)

@@ -5,9 +5,10 @@ from typing import Annotated
 import typer
 
 from certjob.cli.help import LOOKING
-from certjob.cli.options import Csv, MentorArgument, OrganisationSlug, WrongOption
+from certjob.cli.options import Csv, MentorArgument, OrganisationSlug
 from certjob.cli.session import Call, Commands
 from certjob.domain.models import Status
+from certjob.errors import UsageError
 
 app = Commands()
 
@@ -173,4 +174,4 @@ def forecast(
 def _refuse_two_forms(*, csv: bool, json: bool) -> None:
     if csv and json:
         message = "--csv and --json are two forms of the same"
-        raise WrongOption(message, next_step="give one of them")
+        raise UsageError(message, next_step="give one of them")

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from certjob.cli.help import LOOKING
-from certjob.cli.options import Locale, MentorArgument, OrganisationSlug, WrongOption, parse_recipient
+from certjob.cli.options import Locale, MentorArgument, OrganisationSlug, parse_recipient
 from certjob.cli.session import Call, Commands, Session
+from certjob.errors import UsageError
 
 if TYPE_CHECKING:
     from certjob.views.preview import Preview
@@ -54,7 +55,7 @@ def preview(
 
     if html and (call.json or send_to is not None):
         message = "--html prints one part alone"
-        raise WrongOption(message, next_step="leave out --json and --send-to")
+        raise UsageError(message, next_step="leave out --json and --send-to")
     with call.session(interruptible=True) as opened:
         shown = preview_reminder(
             opened.connection,

@@ -7,8 +7,9 @@ import typer
 
 from certjob.cli.commands.runs import report_on
 from certjob.cli.help import EVERY_NIGHT
-from certjob.cli.options import IgnoreDatabaseClock, WrongOption
+from certjob.cli.options import IgnoreDatabaseClock
 from certjob.cli.session import Call, Commands, Session, delivery_from, portal_from
+from certjob.errors import UsageError
 
 app = Commands()
 
@@ -53,7 +54,7 @@ def reconcile(
         raise typer.BadParameter(message)
     if accept is not None and (dry_run or allow_mass_change):
         message = "--accept reads nothing and shows nobody"
-        raise WrongOption(message, next_step="give it without --dry-run and --allow-mass-change")
+        raise UsageError(message, next_step="give it without --dry-run and --allow-mass-change")
     with call.session(
         outlasts_restarts=not dry_run,
         watched=not dry_run and accept is None,
@@ -87,10 +88,10 @@ def _accept(opened: Session, contact: str, *, because: str, json: bool) -> int:
         contact_id = UUID(contact)
     except ValueError:
         message = f"{contact[:60]!r} is not a contact ID"
-        raise WrongOption(message, next_step="`certjob alerts` shows them") from None
+        raise UsageError(message, next_step="`certjob alerts` shows them") from None
     if not because.strip():
         message = "--because is empty"
-        raise WrongOption(message, next_step="say why this contact is shown")
+        raise UsageError(message, next_step="say why this contact is shown")
     who = os.environ.get("LOGNAME") or os.environ.get("USER") or f"user {os.geteuid()}"
     if not comparison.accept(opened.connection, contact_id, because=because.strip()[:1000], who=who[:200]):
         message = f"the last reading of the portal did not find {contact_id} as an unknown contact"

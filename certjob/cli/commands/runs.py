@@ -13,10 +13,10 @@ from certjob.cli.options import (
     IgnoreDatabaseClock,
     MentorArgument,
     OrganisationSlug,
-    WrongOption,
     parse_day,
 )
 from certjob.cli.session import Call, Commands, Session, delivery_from
+from certjob.errors import UsageError
 
 if TYPE_CHECKING:
     from certjob.night.report import RunReport
@@ -71,7 +71,7 @@ def run(
 
     if as_of is not None and not dry_run:
         message = "--as-of requires --dry-run"
-        raise WrongOption(message, next_step="add it, or leave --as-of out: a real run is for today")
+        raise UsageError(message, next_step="add it, or leave --as-of out: a real run is for today")
     with call.session(
         interruptible=dry_run,
         outlasts_restarts=not dry_run,

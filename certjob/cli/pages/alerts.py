@@ -10,8 +10,8 @@ from typing import Final
 from certjob.cli.pages.alert_sections import Group, Row, Section, describe, moment
 from certjob.cli.terminal.lines import PageLine, wrap
 from certjob.cli.terminal.output import Output
-from certjob.cli.terminal.plain import harmless
 from certjob.domain.explanations import number
+from certjob.redaction import harmless
 from certjob.views.alerts import Alerts
 
 MOST_ROWS: Final = 20

@@ -9,9 +9,9 @@ from rich.text import Text
 
 from certjob.cli.terminal.csv_output import print_csv
 from certjob.cli.terminal.output import Output, clean, new_table
-from certjob.cli.terminal.plain import harmless
 from certjob.domain.explanations import number, reason_words
 from certjob.domain.models import OWN_PAUSE_REASON, Status
+from certjob.redaction import harmless
 from certjob.views.listing import ListedCertificate, Listing
 
 COLUMNS: Final = (

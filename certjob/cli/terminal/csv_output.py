@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from certjob.cli.terminal.plain import harmless
+from certjob.redaction import harmless
 
 _SIGN: Final = "[=+\\-@＝＋－＠]"
 """What begins a formula; the wide ones in the spreadsheets of East Asia."""

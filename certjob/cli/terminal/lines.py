@@ -12,12 +12,16 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from certjob.cli.terminal.plain import GLUE, harmless
+from certjob.redaction import harmless
 
 _MONTHS: Final = "|".join(f"{date(2000, month, 1):%B}" for month in range(1, 13))
 _TOGETHER: Final = re.compile(
     rf"`[^`]*`|\b(?:today|\d{{1,2}} (?:{_MONTHS})(?: \d{{4}})?)(?: \d\d:\d\d)?\b|\b[\d,]+ (?:day|hour|minute)s?\b"
 )
+
+
+_GLUE: Final = "\ue000"
+"""Stands for a space at which no line may end; harmless() lets none in from elsewhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +40,7 @@ class PageLine:
 
 def _kept_together(text: str) -> str:
     """Return harmless text in which no line ends inside a command, a date or a duration."""
-    return _TOGETHER.sub(lambda match: match[0].replace(" ", GLUE), harmless(text))
+    return _TOGETHER.sub(lambda match: match[0].replace(" ", _GLUE), harmless(text))
 
 
 def wrap(console: Console, lines: Iterable[PageLine]) -> Iterator[Text]:
@@ -45,10 +49,10 @@ def wrap(console: Console, lines: Iterable[PageLine]) -> Iterator[Text]:
         margin = " " * line.indent
         width = max(console.width - line.indent - len(line.bullet), 1)
         words = _kept_together(line.text).split(" ")
-        text = " ".join(word.replace(GLUE, " ") if cell_len(word) > width else word for word in words)
+        text = " ".join(word.replace(_GLUE, " ") if cell_len(word) > width else word for word in words)
         whole = Text.assemble((harmless(line.head), "bold"), text, style=line.style)
         for number, piece in enumerate(whole.wrap(console, width, overflow="fold") or [Text()]):
-            piece.plain = piece.plain.replace(GLUE, " ")
+            piece.plain = piece.plain.replace(_GLUE, " ")
             piece.rstrip()
             bullet = " " * len(line.bullet) if number else line.bullet
             yield Text.assemble(margin, (bullet, line.bullet_style), piece)

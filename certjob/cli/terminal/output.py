@@ -8,11 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from threading import Event
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, RenderableType
-from rich.constrain import Constrain
+from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -28,10 +26,11 @@ from rich.text import Text
 
 from certjob.cli.terminal.lines import PageLine, keep_words_whole, wrap
 from certjob.cli.terminal.logs import logs_steps, writes_json
-from certjob.cli.terminal.plain import harmless, print_result
+from certjob.cli.terminal.plain import print_result
+from certjob.redaction import harmless
 
-_ROOM_FOR_ECHO = 6
-"""For ^C three times."""
+_BAR = 8
+"""Cells; a longer one would leave no room on 80 columns for the ^C that a terminal echoes."""
 
 
 def clean(text: object) -> str:
@@ -91,10 +90,10 @@ class Output:
     @contextmanager
     def progress(self) -> Iterator["TerminalProgress"]:
         """Show progress while the block runs; nothing off a terminal, nor where -v logs each phase on it."""
-        with _Progress(
+        with Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(_BAR),
             TimeElapsedColumn(),
             _DoneColumn(self._stop),
             console=self.err,
@@ -102,18 +101,6 @@ class Output:
             transient=True,
         ) as progress:
             yield TerminalProgress(progress)
-
-
-class _Progress(Progress):
-    """Leaves room for the ^C that a terminal echoes: after a full line it would begin another, which then stays."""
-
-    def __init__(self, *columns: ProgressColumn, console: Console, **named: Any) -> None:
-        self._terminal = console  # Progress asks for its lines before it has a console
-        super().__init__(*columns, console=console, **named)
-
-    def get_renderables(self) -> Iterator[RenderableType]:
-        """Yield the table, a little narrower than the terminal."""
-        yield Constrain(self.make_tasks_table(self.tasks), self._terminal.width - _ROOM_FOR_ECHO)
 
 
 class _DoneColumn(ProgressColumn):

@@ -2,29 +2,15 @@
 
 import json
 import logging
-import os
 import re
-import shutil
 import sys
-import textwrap
 from datetime import UTC, date, datetime
 
 from certjob.cli.terminal.logs import traceback_lines, writes_json
-from certjob.redaction import without_secrets
+from certjob.redaction import harmless, without_secrets
 
 _UNSEEN = re.compile("[\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb]")
 """What json.dumps leaves as it is, although a terminal obeys it or a person does not see it."""
-
-GLUE = "\ue000"
-"""Stands for a space at which no line may end, as in a command; harmless() lets none in from elsewhere."""
-
-
-def harmless(text: object) -> str:
-    """Return any text as one line in which no terminal finds an order: no control, no invisible character."""
-    return "".join(
-        character if character.isprintable() else " " if character.isspace() else "\N{REPLACEMENT CHARACTER}"
-        for character in str(text)
-    )
 
 
 def print_result(text: str) -> None:
@@ -61,7 +47,8 @@ def print_note(command: str, message: str) -> None:
     _say(logging.INFO, command, message, event="note")
 
 
-_COLOURS = {logging.ERROR: "31", logging.WARNING: "35"}
+_STYLES = {logging.ERROR: "bold red", logging.WARNING: "bold magenta"}
+"""Colours that can be read on black and on white."""
 
 
 def _say(
@@ -75,21 +62,23 @@ def _say(
         # No level holds it back: -q leaves out what is well, never why the exit code is not 0.
         logger.handle(logger.makeRecord(logger.name, level, "", 0, line, (), trace, extra=about))
         return
-    traced = traceback_lines(error) if error is not None else ()
-    text = _for_terminal(f"{command}: {prefix}{line}", _COLOURS.get(level, ""))
-    print(text, *traced, sep="\n", file=sys.stderr)  # noqa: T201
+    _print_message(f"{command}: {prefix}{line}", style=_STYLES.get(level, ""))
+    if error is not None:
+        print(*traceback_lines(error), sep="\n", file=sys.stderr)  # noqa: T201
 
 
-def _for_terminal(text: str, colour: str) -> str:
-    """Return a line as a person reads it: no word broken, and in a colour that can be read on black and on white."""
+def _print_message(text: str, *, style: str) -> None:
+    """Print a line on stderr: wrapped and in colour for a person, whole for a program."""
     if not sys.stderr.isatty():
-        return text
-    width = shutil.get_terminal_size().columns
-    whole = re.sub("`[^`]*`", lambda command: command[0].replace(" ", GLUE), text)
-    text = textwrap.fill(whole, width, break_long_words=False, break_on_hyphens=False).replace(GLUE, " ")
-    if not colour or os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb":
-        return text
-    return f"\x1b[1;{colour}m{text}\x1b[0m"
+        print(text, file=sys.stderr)  # noqa: T201
+        return
+    from rich.console import Console
+
+    from certjob.cli.terminal.lines import PageLine, wrap
+
+    console = Console(stderr=True, highlight=False, emoji=False)
+    for piece in wrap(console, [PageLine(text=text, style=style)]):
+        console.print(piece, soft_wrap=True)
 
 
 def _as_json(value: object) -> str:
