@@ -1,6 +1,6 @@
 """The JSON documents in which mentors stand: beside each id is what people and commands call the mentor."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 from uuid import UUID
@@ -26,6 +26,12 @@ def print_document(connection: Connection, document: dict[str, Any]) -> None:
         each.setdefault("member_no", name and name.member_no)
         each.setdefault("organisation", name and name.organisation)
     plain.print_json(document)
+
+
+def left_out(broken: Mapping[UUID, str]) -> dict[str, Any]:
+    """Return the outcome of a command that looks at everybody, and the mentors whom its result does not have."""
+    problems = [{"mentor_id": mentor_id, "reason": reason} for mentor_id, reason in broken.items()]
+    return {"outcome": "attention" if broken else "ok", "problems": problems}
 
 
 def _objects(value: object) -> Iterator[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import io
 import os
 import pty
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
@@ -21,7 +22,7 @@ from certjob.cli.pages.alerts_watch import watch_alerts
 from certjob.cli.terminal.output import Output
 from certjob.cli.terminal.streams import forgiving
 from certjob.database import NO_ANSWER, Connection
-from certjob.errors import DatabaseUnavailableError, StoppedBySignalError
+from certjob.errors import DatabaseUnavailableError, StoppedBySignalError, UsageError
 from certjob.stopping import Interrupted, StopFlag
 from certjob.views.alerts import Alerts
 from certjob.views.open_pushes import OpenPush
@@ -105,7 +106,7 @@ class Watch:
         if self.connection.closed:  # the run before has closed it
             self.connection = database.connect(self._url)
         return watch_alerts(
-            output or Output(quiet=False),
+            output or window()[0],
             self.connection,
             reconnect=self._reconnect,
             now=lambda: self.now.astimezone(OSLO),
@@ -159,31 +160,6 @@ def window(*, columns: int = 100, lines: int = 40) -> tuple[Output, Callable[[],
     return output, screens
 
 
-# Off a terminal.
-
-
-def test_lines_are_printed_when_they_change_and_only_then(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of them, whole, each leaving at once; one line when all is clear. Time that passes is no change."""
-    flushed: list[str] = []
-
-    class Pipe(io.StringIO):
-        def flush(self) -> None:
-            flushed.append(self.getvalue())
-
-    monkeypatch.setattr("sys.stdout", Pipe())
-    hostile = Alerts(pushes=[push("\x1b[2J\nNothing needs a person.")])
-
-    watch.show(ONE, ONE, TWO, ONE, CLEAR, CLEAR, hostile, hours=1)
-
-    kari, ola = (f"{VISIBLE}: {name} (M1001 of hlf), since" for name in ("Kari Nordmann", "Ola Nordmann"))
-    *lines, last = flushed[-1].splitlines()
-    assert [line.partition(" 2026-11-23 08:00, ")[0] for line in lines] == [kari, kari, ola, kari, NOTHING]
-    assert "\ufffd[2J Nothing" in last
-    assert last.isprintable()
-    assert flushed[0].count("\n") == 1
-    assert set(watch.stop.waits) == {2.0}
-
-
 def test_ctrl_c_ends_with_the_code_of_what_was_shown_last(watch: Watch, capsys: pytest.CaptureFixture[str]) -> None:
     """The ordinary way out: no word about it. It breaks off a read that hangs, and leaves no clock to run."""
 
@@ -209,33 +185,40 @@ def test_any_other_end_is_an_error_as_everywhere(watch: Watch) -> None:
         watch.show(CLEAR, psycopg.errors.InsufficientPrivilege("permission denied for view portal_alerts"))
 
 
-def test_a_reader_who_went_away_ends_it(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`certjob alerts --watch | head -1` does not run for ever, nor does one whose terminal has gone."""
-    for reading, writing in (os.pipe(), pty.openpty()):
-        os.close(reading)
-        with open(writing, "w") as unread:  # noqa: PTH123
-            monkeypatch.setattr("sys.stdout", forgiving(unread))
-            assert watch.show(ONE, CLEAR) == 3
+def test_a_terminal_that_has_gone_ends_it(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever ignores SIGHUP would read for ever."""
+    output, _ = window()
+    reading, writing = pty.openpty()
+    os.close(reading)
+    with open(writing, "w") as unread:  # noqa: PTH123
+        monkeypatch.setattr("sys.stdout", forgiving(unread))
+        output.out.file = sys.stdout
 
-        assert not watch.stop.is_set()
+        watch.show(ONE, output=output)
+
+    assert not watch.stop.is_set()
+
+
+def test_without_a_terminal_there_is_nothing_to_refresh(watch: Watch) -> None:
+    """Nor in an editor's shell, which knows no orders."""
+    dumb, _ = window()
+    dumb.out._environ = {"TERM": "dumb"}
+    for output in (Output(quiet=False), dumb):
+        with pytest.raises(UsageError, match="--watch needs a terminal"):
+            watch.run(output=output)
+    watch.connection.close()
 
 
 # A database that goes away.
 
 
 def test_a_connection_that_is_lost_is_said_and_made_anew(
-    watched: Connection,
-    facts: Facts,
-    database_url: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    watched: Connection, facts: Facts, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One line for each thing that it meets; when it is back all lines again, changed or not; nothing stays open.
-
-    One made anew that stalls is said, too: off a terminal nothing else would tell that the lines are old.
-    """
+    """Whatever it meets, until the database is back; nothing stays open. One made anew that stalls is said, too."""
     monkeypatch.setattr(alerts_watch, "SILENCE_SECONDS", 0.5)
     made: list[Connection] = []
+    output, screens = window(columns=300)
 
     def lose() -> None:
         pid = watched.info.backend_pid
@@ -256,15 +239,15 @@ def test_a_connection_that_is_lost_is_said_and_made_anew(
             made.append(database.connect(url))
             return made[-1]
 
-        code = Watch(watched, reconnect=reconnect).run(lose, nothing, nothing, change, nothing, nothing)
+        code = Watch(watched, reconnect=reconnect).run(lose, nothing, nothing, change, nothing, nothing, output=output)
 
-    out, err = capsys.readouterr()
-    assert out.splitlines()[0] == NOTHING
-    assert out.splitlines()[1].startswith(f"{VISIBLE}: ")
-    before, after = "certjob alerts: could not read the alerts: ", "; trying again"
-    said = [line.removeprefix(before).removesuffix(after) for line in err.splitlines()]
+    _, clear, *outages, _, last = screens()[:8]
+    before, after = "could not read the alerts: ", "; trying again"
+    assert clear.endswith(NOTHING)
+    assert VISIBLE in last
+    said = [screen.splitlines()[1].removeprefix(before).removesuffix(after) for screen in outages]
     assert said[0].startswith("terminating connection")
-    assert said[1:] == ["the database cannot be reached: refused; check the host", NO_ANSWER]
+    assert said[1:] == ["the database cannot be reached: refused"] * 2 + [NO_ANSWER]
     assert (code, [connection.closed for connection in made]) == (3, [True, True])
 
 
@@ -291,15 +274,12 @@ def test_connections_that_are_lost_again_and_again_leave_nothing_behind(
 
 
 def test_a_table_that_is_locked_for_long_collects_no_sessions(
-    watched: Connection,
-    facts: Facts,
-    database_url: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    watched: Connection, facts: Facts, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What waits for the lock ends before its session is given up, and the session is kept."""
     monkeypatch.setattr(alerts_watch, "LOCK_TIMEOUT_MS", 100)
     waiting = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    output, screens = window()
     with database.connect(database_url) as other:
 
         def lock() -> None:
@@ -310,11 +290,10 @@ def test_a_table_that_is_locked_for_long_collects_no_sessions(
             assert facts.rows(waiting) == []
             other.execute("ROLLBACK")
 
-        Watch(watched).run(lock, nothing, look, nothing)
+        Watch(watched).run(lock, look, nothing, output=output)
 
-    out, err = capsys.readouterr()
     said = "could not read the alerts: canceling statement due to lock timeout; trying again"
-    assert (out, err) == (f"{NOTHING}\n" * 2, f"certjob alerts: {said}\n")
+    assert [said in screen for screen in screens()[1:5]] == [False, True, False, False]
 
 
 def test_nothing_is_kept_open_between_two_looks(watched: Connection, facts: Facts) -> None:
@@ -335,12 +314,10 @@ def test_nothing_is_kept_open_between_two_looks(watched: Connection, facts: Fact
     assert seen == [("idle", None, None, 0)] * 8
 
 
-# On a terminal.
+# The screen.
 
 
-def test_on_a_terminal_the_page_is_refreshed_on_a_screen_of_its_own(
-    watch: Watch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_page_is_refreshed_on_a_screen_of_its_own(watch: Watch) -> None:
     """The page and when it was checked, each time of that day; afterwards the terminal is as it was.
 
     An outage is said below the last page, which stays readable; before the first it does not look like all clear. A
@@ -367,11 +344,6 @@ def test_on_a_terminal_the_page_is_refreshed_on_a_screen_of_its_own(
     assert raw.startswith(TO_ALTERNATE_SCREEN)
     assert FROM_ALTERNATE_SCREEN in raw.rpartition("\x1b[H")[2]
     assert (code, watch.days) == (0, [(MORNING + timedelta(days=number)).date() for number in range(6)])
-
-    output, screens = window()
-    output.out._environ = {"TERM": "dumb"}  # as in an editor's shell: it knows no orders, and gets lines
-    watch.show(ONE, output=output)
-    assert (screens(), capsys.readouterr().out.partition(": ")[0]) == ([], VISIBLE)
 
 
 @pytest.mark.parametrize(("lines", "columns"), [(24, 80), (18, 100), (3, 100), (1, 20)])

@@ -251,16 +251,6 @@ def test_the_rejects_file_overwrites_nothing_that_is_needed(here: Certjob, roste
     assert (target.read_text(), roster.read_text()) == ("do not touch\n", text)
 
 
-def test_rejects_that_cannot_be_written_are_refused_before_anything_is_loaded(
-    here: Certjob, facts: Facts, roster: Path
-) -> None:
-    refused = here("load", str(roster), "--rejects", "nowhere/rejects.csv")
-
-    why = "--rejects nowhere/rejects.csv: No such file or directory; name a file that can be written"
-    assert_one_line(refused, why, code=2, command="certjob load")
-    assert facts.rows("SELECT member_no FROM mentors") == []
-
-
 def test_rejects_for_which_there_is_no_room_name_their_file_and_what_is_loaded(
     here: Certjob, facts: Facts, roster: Path
 ) -> None:

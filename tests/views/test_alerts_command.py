@@ -1,41 +1,51 @@
-"""`certjob alerts --watch` as a process: real signals, a database session that is ended, a lock."""
+"""`certjob alerts --watch` as a process: a real signal, a database session that is ended, a lock."""
 
+import os
+import pty
 import signal
 from pathlib import Path
 
 import psycopg
 
 from certjob.cli.pages.alerts import NOTHING
-from tests.support.command_line import Backends, started
+from tests.support.command_line import Backends, without_escapes
 from tests.support.facts import Facts
+from tests.support.forked_command import ForkedCommand
 from tests.support.intents import backlog
+from tests.support.waiting import until
 
 VISIBLE = "Dynamics sync pending — mentor may still be visible on portal"
 
 
 def test_a_watch_outlives_a_lost_connection_and_ends_with_ctrl_c_at_once(
-    bare_environment: dict[str, str],
-    database_url: str,
-    facts: Facts,
-    app: psycopg.Connection[tuple[object, ...]],
-    tmp_path: Path,
+    environment: dict[str, str], facts: Facts, app: psycopg.Connection[tuple[object, ...]], tmp_path: Path
 ) -> None:
-    """The loss is said once, what changed meanwhile is shown; a look that waits for a lock is broken off."""
+    """What changed meanwhile is shown; a look that waits for a lock is broken off."""
     backends = Backends(facts.connection)
-    environment = bare_environment | {"CERTJOB_DATABASE_URL": database_url}
+    master, slave = pty.openpty()
+    terminal = {"stdin": slave, "stdout": slave, "stderr": slave}
+    environment = environment | {"TERM": "xterm", "COLUMNS": "100", "LINES": "30"}
+    child = ForkedCommand(["alerts", "--watch"], environment=environment, folder=tmp_path, **terminal)
+    os.close(slave)
+    shown = bytearray()
 
-    with started("alerts", "--watch", environment=environment, folder=tmp_path) as child:
-        child.wait_for_output(NOTHING)
+    def shows(part: str) -> bool:
+        shown.extend(os.read(master, 65536))
+        return part in without_escapes(shown.decode(errors="replace"))
+
+    try:
+        until(lambda: shows(NOTHING))
         backends.terminate()
         backlog(facts, 1)
         facts.connection.execute("UPDATE portal_sync_events SET wanted_at = now() - interval '2 hours'")
-        child.wait_for_output(VISIBLE)
+        until(lambda: shows(VISIBLE))
         app.execute("LOCK TABLE mentors")
         backends.wait_for_query("", waiting_for="Lock")
-        result = child.stop_within(4.0, signal.SIGINT)
+        child.send_signal(signal.SIGINT)
 
-    nothing, alert = result.stdout.splitlines()
-    assert (result.returncode, nothing, alert[: len(VISIBLE)]) == (3, NOTHING, VISIBLE)
-    assert result.stderr.startswith("certjob alerts: could not read the alerts: ")
-    assert result.stderr.count("\n") == 1
+        assert child.wait(4.0) == 3
+    finally:
+        child.kill()
+        os.close(master)
+    assert "could not read the alerts: " in without_escapes(shown.decode())
     backends.wait_until_gone()

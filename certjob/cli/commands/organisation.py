@@ -1,5 +1,6 @@
 """The commands around the member organisations: organisation set, show, list."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -117,15 +118,14 @@ def organisation_set(
 def _show_change(call: Call, opened: Session, slug: str, change: "RuleChange") -> int:
     from dataclasses import asdict
 
-    from certjob.cli.documents import print_document
+    from certjob.cli.documents import left_out, print_document
     from certjob.cli.terminal import output as console
 
     now, then = asdict(change.now), asdict(change.then)
     if call.json:
         tonight = {what: {"now": number, "then": then[what]} for what, number in now.items()}
-        document = {"outcome": "attention" if change.broken else "ok", "dry_run": True, "organisation": slug}
-        problems = [{"mentor_id": mentor_id, "reason": reason} for mentor_id, reason in change.broken.items()]
-        print_document(opened.connection, document | {"tonight": tonight, "problems": problems})
+        document = {"dry_run": True, "organisation": slug, "tonight": tonight}
+        print_document(opened.connection, document | left_out(change.broken))
     else:
         words = {"resumed": "brought back", "hidden": "hidden on the portal", "shown": "shown on the portal"}
         rows = [(words.get(what, what), f"{number:,}", f"{then[what]:,}") for what, number in now.items()]
@@ -145,7 +145,7 @@ def organisation_show(call: Call, slug: Slug) -> int:
     if call.json:
         plain.print_json({"outcome": "ok"} | _to_document(details))
         return 0
-    console.show_rows(opened.output, ("What", slug), _lines(details, mail_from=opened.settings.mail_from))
+    console.show_rows(opened.output, ("What", slug), _rows(details, mail_from=opened.settings.mail_from))
     return 0
 
 
@@ -156,23 +156,20 @@ def _to_document(details: "OrganisationDetails") -> dict[str, Any]:
     return {"organisation_id": document.pop("id"), "organisation": document.pop("slug")} | document
 
 
-def _lines(details: "OrganisationDetails", *, mail_from: str | None) -> list[tuple[str, str]]:
-    people = [
-        ("coordinator", f"{person.full_name or ''} <{person.email}> {person.locale} ({person.id})".strip())
-        for person in details.coordinators
-    ]
-    return [
-        ("name", details.name),
-        ("portal", details.portal or "none"),
-        ("thresholds", ",".join(map(str, details.thresholds)) or "none"),
-        ("optional kinds", ", ".join(details.optional_kinds) or "none"),
-        ("contact e-mail", details.contact_email or "none"),
-        ("contact phone", details.contact_phone or "none"),
-        ("renewal URL", details.renewal_url or "none"),
-        ("sender", details.sender or f"{mail_from or 'none'} (CERTJOB_MAIL_FROM)"),
-        ("mentors", f"{details.mentors:,}"),
-        *(people or [("coordinators", "none")]),
-    ]
+def _rows(details: "OrganisationDetails", *, mail_from: str | None) -> Iterator[tuple[str, str]]:
+    """Yield what each value is, and the value."""
+    from dataclasses import asdict
+
+    for name, value in asdict(details).items():
+        if name in ("id", "slug", "coordinators"):
+            continue
+        words = ",".join(map(str, value)) if isinstance(value, list) else str(value or "")
+        yield name.replace("_", "-"), words or "none"
+    if details.sender is None:
+        yield "CERTJOB_MAIL_FROM", mail_from or "none"
+    for person in details.coordinators:
+        who = f"{person.full_name or ''} <{person.email}> {person.locale} ({person.id})"
+        yield "coordinator", who.strip()
 
 
 @app.command("list", without=("quiet",))

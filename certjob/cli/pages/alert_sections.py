@@ -6,7 +6,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
-from typing import Final, Literal, Protocol, TypeVar
+from typing import Final, Literal, TypeVar
 
 from certjob.domain.alert_reasons import AlertReason, why_message_waits, why_push_waits
 from certjob.domain.explanations import day_words, number
@@ -91,14 +91,7 @@ class Section:
     colour: str = ""
 
 
-class _OfMentor(Protocol):
-    @property
-    def full_name(self) -> str: ...
-    @property
-    def member_no(self) -> str: ...
-    @property
-    def organisation(self) -> str: ...
-
+AboutMentor = ReviewProblem | OpenPush | FailedReminder
 
 T = TypeVar("T")
 Failed = TypeVar("Failed", FailedReminder, FailedDigest)
@@ -305,13 +298,13 @@ def _day(day: date, now: datetime) -> str:
     return day_words(day, now.date())
 
 
-def _who(alert: _OfMentor) -> str:
+def _who(alert: AboutMentor) -> str:
     """Return a mentor as commands find one: the number, and of which organisation."""
     key = f"{alert.member_no} of {alert.organisation}"
     return key if alert.full_name == alert.member_no else f"{alert.full_name} ({key})"
 
 
-def _resync(group: Sequence[_OfMentor]) -> str:
+def _resync(group: Sequence[AboutMentor]) -> str:
     """Return the command to type; for several mentors that of the first."""
     return resync_command(group[0].member_no, group[0].organisation) + (" and so on" if len(group) > 1 else "")
 

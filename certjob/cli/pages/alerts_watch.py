@@ -1,8 +1,6 @@
 """The alerts, read again every two seconds until somebody presses Ctrl-C."""
 
-import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from datetime import datetime
 
 import psycopg
@@ -11,13 +9,13 @@ from rich.live import Live
 from rich.text import Text
 
 from certjob import database
-from certjob.cli.pages.alerts import NOTHING, page_lines, plain_lines
+from certjob.cli.pages.alerts import NOTHING, page_lines
 from certjob.cli.terminal.lines import wrap
 from certjob.cli.terminal.output import Output
-from certjob.cli.terminal.plain import harmless, print_error, print_result
 from certjob.cli.terminal.streams import reader_is_gone
 from certjob.database import Connection
-from certjob.errors import CertjobError, StoppedBySignalError
+from certjob.errors import CertjobError, StoppedBySignalError, UsageError
+from certjob.redaction import harmless
 from certjob.stopping import Interrupted, StopFlag
 from certjob.views.alerts import Alerts, read_alerts
 
@@ -36,21 +34,23 @@ def watch_alerts(
     now: Callable[[], datetime],
     stop: StopFlag,
 ) -> int:
-    """Show the alerts every two seconds until a signal: a page on a terminal, else all lines when one has changed.
+    """Show the page of alerts every two seconds until a signal.
 
     ``now`` returns the time in the zone in which days and times are shown.
 
     SIGINT (Ctrl-C) is the ordinary end: returns the exit code of what was read last. A database that does not answer
-    is asked again. Raises StoppedBySignalError after any other signal, or when nothing could be read at all.
+    is asked again. Raises UsageError without a terminal that has a screen, StoppedBySignalError after any other signal,
+    or when nothing could be read at all.
     """
-    on_screen = output.on_terminal and not output.out.is_dumb_terminal
-    first = Text("asking the database; Ctrl-C ends", style="dim")
-    printed: list[str] = []
+    if not output.on_terminal or output.out.is_dumb_terminal:
+        message = "--watch needs a terminal"
+        raise UsageError(message, next_step="leave it out, and run `certjob alerts` as often as you like")
     alerts: Alerts | None = None
     checked_at = now()
     database.hang_up_when_silent(connection, seconds=SILENCE_SECONDS)
+    first = Text("asking the database; Ctrl-C ends", style="dim")
     try:
-        with Live(first, console=output.out, screen=True, auto_refresh=False) if on_screen else nullcontext() as live:
+        with Live(first, console=output.out, screen=True, auto_refresh=False) as live:
             while not reader_is_gone():
                 outage = ""
                 try:
@@ -63,10 +63,7 @@ def watch_alerts(
                 except (psycopg.OperationalError, CertjobError) as error:
                     stop.check()
                     outage = f"could not read the alerts: {_cause(error)}; trying again"
-                if live is not None:
-                    live.update(_page(output.out, alerts, checked_at=checked_at, outage=outage), refresh=True)
-                else:
-                    printed = _print_changes(printed, alerts, checked_at=checked_at, outage=outage)
+                live.update(_page(output.out, alerts, checked_at=checked_at, outage=outage), refresh=True)
                 stop.sleep(INTERVAL_SECONDS)
     except (Interrupted, StoppedBySignalError):
         if stop.signal_name != "SIGINT" or alerts is None:
@@ -100,15 +97,3 @@ def _page(console: Console, alerts: Alerts | None, *, checked_at: datetime, outa
 
 def _one_line(text: str, *, style: str) -> Text:
     return Text(harmless(text), style=style, no_wrap=True, overflow="ellipsis")
-
-
-def _print_changes(printed: list[str], alerts: Alerts | None, *, checked_at: datetime, outage: str) -> list[str]:
-    """Print all lines, or what went wrong, if that is not what was printed last; return it."""
-    lines = [outage] if alerts is None or outage else list(plain_lines(alerts, now=checked_at)) or [NOTHING]
-    if lines != printed:
-        if outage:
-            print_error("certjob alerts", outage)
-        else:
-            print_result("\n".join(lines))
-        sys.stdout.flush()  # whoever follows it wants it now
-    return lines

@@ -6,6 +6,7 @@ from typing import Final
 
 from rich.text import Text
 
+from certjob.cli.documents import left_out
 from certjob.cli.terminal.csv_output import print_csv
 from certjob.cli.terminal.lines import PageLine
 from certjob.cli.terminal.output import Output, new_table
@@ -54,8 +55,7 @@ def print_forecast_csv(forecast: Forecast) -> None:
 
 def to_document(forecast: Forecast, *, organisation: str | None) -> dict[str, object]:
     """Return the JSON document."""
-    return {
-        "outcome": "attention" if forecast.broken else "ok",
+    return left_out(forecast.broken) | {
         "today": forecast.today,
         "until": forecast.until,
         "organisation": organisation,
@@ -64,7 +64,6 @@ def to_document(forecast: Forecast, *, organisation: str | None) -> dict[str, ob
             for week in forecast.weeks
         ],
         "total": forecast.total,
-        "problems": [{"mentor_id": mentor_id, "reason": reason} for mentor_id, reason in forecast.broken.items()],
     }
 
 

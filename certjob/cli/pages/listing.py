@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from rich.text import Text
 
+from certjob.cli.documents import left_out
 from certjob.cli.terminal.csv_output import print_csv
 from certjob.cli.terminal.output import Output, clean, new_table
 from certjob.domain.explanations import number, reason_words
@@ -77,13 +78,8 @@ def print_list_csv(rows: Iterable[ListedCertificate]) -> None:
 
 def to_document(listing: Listing, *, today: date) -> dict[str, Any]:
     """Return the list as a JSON document."""
-    broken = [{"mentor_id": mentor_id, "reason": reason} for mentor_id, reason in listing.broken.items()]
-    return {
-        "outcome": "attention" if broken else "ok",
-        "today": today,
-        "certificates": [asdict(row) for row in listing.rows],
-        "problems": broken,
-    }
+    certificates = [asdict(row) for row in listing.rows]
+    return left_out(listing.broken) | {"today": today, "certificates": certificates}
 
 
 def _status(row: ListedCertificate) -> str:

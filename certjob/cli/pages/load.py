@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -41,18 +42,8 @@ def show(
 ) -> None:
     """Print what a load did, and on stderr what is wrong with the file of this name; ``rejects`` has all of it."""
     groups = group(report.problems)
-    counts = {
-        "rows": report.rows,
-        "loaded": report.loaded,
-        "rejected": report.rejected,
-        "incomplete": len({problem.line for problem in report.problems if problem.cost is Cost.CELL}),
-        "repeated": report.repeated,
-        "mentors_added": report.mentors_added,
-        "mentors_changed": report.mentors_changed,
-        "certificates_added": report.certificates_added,
-        "certificates_changed": report.certificates_changed,
-        "unchanged": report.unchanged,
-    }
+    counts = {each.name: getattr(report, each.name) for each in fields(report) if each.type is int}
+    counts["incomplete"] = len({problem.line for problem in report.problems if problem.cost is Cost.CELL})
     if json:
         document = {"outcome": "attention" if needs_attention(report) else "ok"} | counts
         plain.print_json(document | {"problems": [_as_document(members) for members in groups[:LINES_SHOWN]]})
