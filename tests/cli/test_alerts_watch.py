@@ -247,7 +247,7 @@ def test_a_connection_that_is_lost_is_said_and_made_anew(
     assert VISIBLE in last
     said = [screen.splitlines()[1].removeprefix(before).removesuffix(after) for screen in outages]
     assert said[0].startswith("terminating connection")
-    assert said[1:] == ["the database cannot be reached: refused"] * 2 + [NO_ANSWER]
+    assert said[1:] == ["the database cannot be reached: refused; check the host"] * 2 + [NO_ANSWER]
     assert (code, [connection.closed for connection in made]) == (3, [True, True])
 
 

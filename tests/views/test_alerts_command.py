@@ -4,6 +4,7 @@ import os
 import pty
 import signal
 from pathlib import Path
+from typing import Any
 
 import psycopg
 
@@ -23,7 +24,7 @@ def test_a_watch_outlives_a_lost_connection_and_ends_with_ctrl_c_at_once(
     """What changed meanwhile is shown; a look that waits for a lock is broken off."""
     backends = Backends(facts.connection)
     master, slave = pty.openpty()
-    terminal = {"stdin": slave, "stdout": slave, "stderr": slave}
+    terminal: dict[str, Any] = {"stdin": slave, "stdout": slave, "stderr": slave}
     environment = environment | {"TERM": "xterm", "COLUMNS": "100", "LINES": "30"}
     child = ForkedCommand(["alerts", "--watch"], environment=environment, folder=tmp_path, **terminal)
     os.close(slave)
