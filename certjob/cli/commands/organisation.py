@@ -160,13 +160,11 @@ def _rows(details: "OrganisationDetails", *, mail_from: str | None) -> Iterator[
     """Yield what each value is, and the value."""
     from dataclasses import asdict
 
-    for name, value in asdict(details).items():
-        if name in ("id", "slug", "coordinators"):
-            continue
-        words = ",".join(map(str, value)) if isinstance(value, list) else str(value or "")
-        yield name.replace("_", "-"), words or "none"
-    if details.sender is None:
-        yield "CERTJOB_MAIL_FROM", mail_from or "none"
+    sender = details.sender or f"{mail_from or 'none'} (CERTJOB_MAIL_FROM)"
+    for name, value in (asdict(details) | {"sender": sender}).items():
+        if name not in ("id", "slug", "coordinators"):
+            words = ",".join(map(str, value)) if isinstance(value, list) else value
+            yield name.replace("_", "-"), "none" if words in (None, "") else str(words)
     for person in details.coordinators:
         who = f"{person.full_name or ''} <{person.email}> {person.locale} ({person.id})"
         yield "coordinator", who.strip()
