@@ -19,9 +19,8 @@ from certjob.cli.app import app as command_line
 from certjob.settings import Settings
 from tests.cli.conftest import LONG_AGO, SOON
 from tests.conftest import Certjob, installed_command
-from tests.support.command_line import Finished, on_terminal, without_escapes
+from tests.support.command_line import Finished, on_terminal, started, without_escapes
 from tests.support.facts import Facts
-from tests.support.forked_command import ForkedCommand
 from tests.support.portal_answers import error
 from tests.support.portal_server import PortalServer
 from tests.support.terminals import HOSTILE
@@ -204,13 +203,12 @@ def test_a_reader_that_went_away_does_not_hide_the_outcome(
     for command in (["alerts"], ["run", "--json"]):
         reading, writing = os.pipe()
         os.close(reading)
-        with ForkedCommand(command, environment=environment, folder=tmp_path, stdout=writing) as process:
+        with started(*command, environment=environment, folder=tmp_path, stdout=writing) as child:
             os.close(writing)
-            assert process.stderr is not None
-            said = process.stderr.read()
+            result = child.finish()
 
-        assert process.returncode == 3
-        assert [line for line in said.splitlines() if "see `certjob alerts`" not in line] == []
+        assert result.returncode == 3
+        assert [line for line in result.stderr.splitlines() if "see `certjob alerts`" not in line] == []
 
 
 def test_closed_streams_do_not_end_the_night(environment: dict[str, str], facts: Facts, tmp_path: Path) -> None:

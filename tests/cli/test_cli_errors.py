@@ -17,7 +17,6 @@ from tests.cli.conftest import LONG_AGO, SOON
 from tests.conftest import Certjob, installed_command
 from tests.support.command_line import SECRET, Backends, assert_one_line, started
 from tests.support.facts import Facts
-from tests.support.forked_command import ForkedCommand
 from tests.support.full_disk import full_disk
 
 needs_a_full_disk = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
@@ -194,10 +193,9 @@ def test_a_full_disk_is_said_so(environment: dict[str, str], facts: Facts, tmp_p
     said = "certjob {}: no space is left on the disk; make room and run it again\n"
     full = os.open("/dev/full", os.O_WRONLY)
     for command in ("run --dry-run", "explain M7 --json"):
-        with ForkedCommand(command.split(), environment=environment, folder=tmp_path, stdout=full) as process:
-            assert process.stderr is not None
-            assert process.stderr.read() == said.format(command.split()[0])
-        assert process.returncode == 1
+        with started(*command.split(), environment=environment, folder=tmp_path, stdout=full) as child:
+            result = child.finish()
+        assert (result.stderr, result.returncode) == (said.format(command.split()[0]), 1)
     command_line, at_once = [str(installed_command()), "run", "--json"], environment | {"PYTHONUNBUFFERED": "1"}
     result = subprocess.run(command_line, env=at_once, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     os.close(full)

@@ -194,17 +194,6 @@ class TestRefusals:
         finally:
             empty.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
-    def test_a_newer_schema_and_an_older_one(self, connection: database.Connection) -> None:
-        """An old certjob would not know what the new columns mean."""
-        connection.execute("INSERT INTO certjob_migrations (version, name, sha256) VALUES (9001, 'tomorrow', 'x')")
-        for refused in (migrations.migrate, migrations.status, migrations.require_current):
-            with pytest.raises(SchemaError, match=r"newer than this certjob .*9001_tomorrow.*install"):
-                refused(connection)
-
-        connection.execute("DELETE FROM certjob_migrations WHERE version >= %s", (ALL[-1],))
-        with pytest.raises(SchemaError, match=r"1 pending\); run `certjob db migrate`"):
-            migrations.require_current(connection)
-
     def test_a_read_only_database_and_one_that_holds_something_of_that_name(self, empty: database.Connection) -> None:
         """A replica's URL by mistake; the app's own table of mentors; what DROP SCHEMA public CASCADE leaves behind."""
         empty.execute("SET default_transaction_read_only = on")

@@ -1,9 +1,7 @@
-"""certjob db prune: what is done and old goes, and no night afterwards does anything else than it would have done."""
+"""certjob db prune: what is done and old goes; what a later night, or a page, still asks for stays."""
 
 import json
-from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,14 +15,10 @@ from certjob import database
 from certjob.database import Connection, retention
 from certjob.database.retention import Pruning, parse_age, prune
 from certjob.errors import ConfigurationError, DatabaseUnavailableError, StoppedBySignalError
-from certjob.night import reconcile as reconciling
-from certjob.outbox.retry import RetryPolicy
 from certjob.review.days import looks_at_everybody
 from certjob.stopping import StopFlag
-from tests.conftest import database_of
 from tests.support.command_line import Finished, assert_one_line, run_in_process, today
 from tests.support.facts import Facts
-from tests.support.nights import CollectingChannel, FlakyPortal, NoProgress, delivery, night
 from tests.support.waiting import until, waits_for_a_lock
 
 OSLO = ZoneInfo("Europe/Oslo")
@@ -168,9 +162,14 @@ class TestWhatGoes:
             for each in (certificate, uuid4())
             for status in ("valid", "expiring", "valid", "expiring")
         ]
+        ids.append(  # a night on a wrong later date
+            facts.insert(
+                "certificate_transitions", certificate_id=uuid4(), to_status="valid", **values | {"as_of": today()}
+            )
+        )
 
         assert rows_gone(facts.connection) == {"transitions": 7}
-        assert left(facts, "certificate_transitions") == {ids[2]}
+        assert left(facts, "certificate_transitions") == {ids[2], ids[-1]}
 
     def test_of_each_coordinator_the_last_sent_digest_and_what_is_open_stays(self, facts: Facts) -> None:
         """The next one begins where it ended; the one sent last stays also when a later day has another."""
@@ -305,105 +304,3 @@ def test_the_command_says_nothing_on_success_and_a_dry_run_counts(
     assert (document["outcome"], document["dry_run"], document["deleted"]) == ("ok", False, NOTHING)
     for arguments, said in (((), "--older-than"), (("--older-than", "30d"), "at least 90 days")):
         assert_one_line(certjob(*arguments), said, code=2, command="certjob db prune")
-
-
-class Opposite:
-    """A portal that shows exactly those whom certjob has hidden."""
-
-    def __init__(self, connection: Connection) -> None:
-        rows = connection.execute("SELECT dynamics_contact_id FROM mentors WHERE portal_visible IS FALSE").fetchall()
-        self.visible = [contact_id for (contact_id,) in rows if contact_id is not None]
-
-    async def read_visible_contacts(self, *, policy: RetryPolicy) -> AsyncIterator[list[UUID]]:
-        yield self.visible
-
-
-CHANGES = (
-    "INSERT INTO certificates (mentor_id, kind, issued_on, expires_on)"
-    " VALUES (%(mentor)s, 'likeperson', %(day)s, %(day)s + 300) ON CONFLICT DO NOTHING",
-    "UPDATE certificates SET expires_on = expires_on + 300 WHERE mentor_id = %(mentor)s",
-    "UPDATE certificates SET expires_on = greatest(expires_on - 90, issued_on) WHERE mentor_id = %(mentor)s",
-    "UPDATE mentors SET left_at = CASE WHEN left_at IS NULL THEN %(day)s::date END WHERE id = %(mentor)s",
-    "UPDATE organisations SET portal = CASE WHEN portal IS NULL THEN 'dynamics' END WHERE slug = 'o1'",
-)
-"""What the app, an import or a coordinator does between two nights."""
-
-
-def live(facts: Facts) -> None:
-    """Three years of small programmes until yesterday: renewals, lapses, corrections, troubles, departures."""
-    connection, mentors = facts.connection, []
-    for number, thresholds in enumerate(((60, 30, -1), (400, 30, 7, -1, -200), (3650, 1))):
-        organisation = facts.organisation(f"o{number}", thresholds=thresholds)
-        facts.insert("coordinators", organisation_id=organisation, email=f"k{number}@hlf.example")
-        for ends in range(-650, 1000, 400):
-            mentors.append(facts.mentor(organisation))
-            facts.certificate(mentors[-1], today() + (ends + 30 * number) * DAY, issued_on=today() - 3650 * DAY)
-    guest = facts.mentor(organisation)  # without a certificate: only the portal's old confirmation shows them again
-    times = connection.execute(
-        "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = 'public'"
-        " AND data_type LIKE 'timestamp%' AND table_name IN (SELECT tablename FROM pg_tables)"
-    ).fetchall()
-    since = NOW - timedelta(hours=1)
-    for number, day in enumerate(today() - days * DAY for days in range(1095, 0, -45)):
-        portal = FlakyPortal(failures=4 if number % 4 == 3 else 0)
-        channel = CollectingChannel() if number % 7 else None
-        night(connection, day, portal=portal, channel=channel, allow_mass_change=True)
-        at = datetime.combine(day, datetime.min.time(), UTC)
-        for table, column in times:
-            statement = f"UPDATE {table} SET {column} = %s WHERE {column} BETWEEN %s AND now() + '1 hour'"
-            connection.execute(statement.encode(), (at, since))
-        turns = [
-            (CHANGES[turn % len(CHANGES)], mentors[turn % len(mentors)]) for turn in range(3 * number, 3 * number + 3)
-        ]
-        turns += [(CHANGES[3], guest)] if number in (2, 5) else []
-        for change, mentor in turns:
-            connection.execute(change.encode(), {"mentor": mentor, "day": day})
-
-
-def coming_nights(connection: Connection) -> list[object]:
-    """What the coming nights do, and what the outside gets of it.
-
-    Everybody is looked at in each, as after a change of facts. Dates are moved and corrected back, and the portal
-    shows the opposite of everything, since that is where what was forgotten would be missed.
-    """
-    done: list[object] = []
-    for days, move in ((0, 0), (0, 95), (0, -95), (30, -200), (400, 200)):
-        day, portal, channel = today() + days * DAY, FlakyPortal(), CollectingChannel()
-        connection.execute("UPDATE certificates SET expires_on = greatest(expires_on + %s, issued_on)", (move,))
-        connection.execute("UPDATE mentors SET review_on = '-infinity'")
-        report = night(connection, day, portal=portal, channel=channel, allow_mass_change=True)
-        again = reconciling.reconcile(
-            connection,
-            today=day,
-            ignore_database_clock=True,
-            allow_mass_change=True,
-            make_reader=lambda: nullcontext(Opposite(connection)),
-            delivery=delivery(portal=portal, channel=channel),
-            stop=StopFlag(),
-            progress=NoProgress(),
-        )
-        done.append(sorted((message.to, message.subject, message.text) for message in channel.sent))
-        done.append(sorted((str(contact), visible) for contact, visible, _ in portal.calls))
-        for document in (report.to_document(), again.to_document()):
-            done += [document.get(part) for part in ("mentors", "certificates", "reminders", "portal", "digests")]
-    return done
-
-
-def test_whoever_prunes_has_the_same_nights_as_whoever_does_not(server_url: str, database_url: str) -> None:
-    """Three years, copied, pruned to 90 days; then both live on, and send the same to the same people."""
-    twin = f"certjob_twin_{uuid4().hex}"
-    with database.connect(database_url) as connection:
-        live(Facts(connection))
-        name = connection.info.dbname
-    with psycopg.connect(server_url, autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {twin} TEMPLATE {name} STRATEGY FILE_COPY".encode())
-        try:
-            with database.connect(database_of(server_url, twin)) as kept:
-                expected = coming_nights(kept)
-            with database.connect(database_url) as connection:
-                gone, found = rows_gone(connection, "90d"), coming_nights(connection)
-        finally:
-            admin.execute(f"DROP DATABASE {twin} WITH (FORCE)".encode())
-
-    assert gone.keys() >= {"portal_events", "transitions", "reminders", "job_runs"}, gone
-    assert found == expected

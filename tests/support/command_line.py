@@ -167,16 +167,22 @@ def started(
     folder: Path,
     program: Sequence[str] = (),
     given: bytes = b"",
+    stdout: int | None = None,
     **alterations: Any,
 ) -> Iterator[Child]:
     """The command in the background, or another ``program`` in its place; what is left of it at the end is killed.
 
-    ``given`` is what it can read; the alterations are those of ``tests.support.processes``.
+    ``given`` is what it can read, ``stdout`` a file descriptor that it prints to instead; the alterations are those of
+    ``tests.support.processes``.
     """
     with TemporaryFile() as read, TemporaryFile() as printed, TemporaryFile() as said:
         read.write(given)
         read.seek(0)
-        streams: dict[str, Any] = {"stdin": read.fileno(), "stdout": printed.fileno(), "stderr": said.fileno()}
+        streams: dict[str, Any] = {
+            "stdin": read.fileno(),
+            "stdout": printed.fileno() if stdout is None else stdout,
+            "stderr": said.fileno(),
+        }
         if alterations or (not program and can_fork(environment)):
             streams["alterations"] = alterations or None
             process: Process = ForkedCommand(arguments, environment=environment, folder=folder, **streams)

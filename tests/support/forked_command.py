@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import connection, forkserver, reduction
 from multiprocessing.popen_forkserver import Popen
-from typing import IO, Any
+from typing import Any
 from unittest import mock
 
 import certjob
@@ -44,31 +44,21 @@ class ForkedCommand:
         *,
         environment: Mapping[str, str],
         folder: str | os.PathLike[str],
-        stdin: int | None = None,
-        stdout: int | None = None,
-        stderr: int | None = None,
+        stdin: int,
+        stdout: int,
+        stderr: int,
         alterations: Mapping[str, Any] | None = None,
     ) -> None:
-        """``stdin`` and the others are file descriptors, the caller's to close; without: nothing to read, pipes."""
+        """``stdin`` and the others are file descriptors, the caller's to close."""
         self.args = ["certjob", *arguments]
         self.returncode: int | None = None
         self._reading = threading.Lock()
-        self.stdout, self.stderr = None, None
-        opened = list[int]()
-        if stdin is None:
-            opened.append(stdin := os.open(os.devnull, os.O_RDONLY))
-        if stdout is None:
-            self.stdout, stdout = _pipe(opened)
-        if stderr is None:
-            self.stderr, stderr = _pipe(opened)
         streams = [_Passed(number) for number in (stdin, stdout, stderr)]
         request = (list(arguments), dict(environment), os.fspath(folder), alterations, streams)
         _start_server()
         # Not by start(), which would look after all the others, too: here each is waited for by its own tests.
         self._process = Popen(multiprocessing.get_context("forkserver").Process(target=_become, args=request))
         self.pid: int = self._process.pid
-        for number in opened:
-            os.close(number)
 
     def poll(self) -> int | None:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -95,21 +85,6 @@ class ForkedCommand:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
-
-    def __enter__(self) -> "ForkedCommand":
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.wait()
-        for stream in (self.stdout, self.stderr):
-            if stream is not None:
-                stream.close()
-
-
-def _pipe(opened: list[int]) -> tuple[IO[str], int]:
-    reading, writing = os.pipe()
-    opened.append(writing)
-    return os.fdopen(reading), writing
 
 
 class _Passed:

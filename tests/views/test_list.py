@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import json
+import os
 import re
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -22,9 +23,8 @@ from certjob.domain.models import Status
 from certjob.facts import reading as facts_reading
 from certjob.views.listing import Filter, ListedCertificate, list_certificates
 from tests.conftest import Certjob
-from tests.support.command_line import assert_one_line, without_escapes
+from tests.support.command_line import assert_one_line, started, without_escapes
 from tests.support.facts import TODAY, Facts
-from tests.support.forked_command import ForkedCommand
 from tests.support.programmes import everything, random_programme
 from tests.support.terminals import HOSTILE, terminal
 
@@ -190,12 +190,12 @@ def test_off_a_terminal_it_is_csv_in_utf_8_whatever_the_locale(certjob: Certjob,
 def test_whoever_stops_reading_ends_it_without_a_word(environment: dict[str, str], tmp_path: Path) -> None:
     """`certjob list | true`: exit 0, nothing on stderr."""
     for form in ("--csv", "--json"):
-        with ForkedCommand(["list", form], environment=environment, folder=tmp_path) as process:
-            assert process.stdout is not None
-            assert process.stderr is not None
-            process.stdout.close()
-            said = process.stderr.read()
-        assert (process.returncode, said) == (0, "")
+        reading, writing = os.pipe()
+        os.close(reading)
+        with started("list", form, environment=environment, folder=tmp_path, stdout=writing) as child:
+            os.close(writing)
+            result = child.finish()
+        assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_the_document_is_one_and_says_everything(connection: Connection, facts: Facts, capsys: Any) -> None:
