@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,13 @@ if TYPE_CHECKING:
 
 SERVER_URL = "CERTJOB_TEST_DATABASE_URL"
 """A superuser's URL of the server to test on; without it, the embedded one in a temporary folder."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the embedded server's wheel make its user, if root has none yet: two workers that do so at once break it."""
+    if not hasattr(config, "workerinput"):
+        with warnings.catch_warnings(action="ignore"):  # as in certjob.database.embedded
+            embedded._user_id()
 
 
 @pytest.fixture(scope="session")

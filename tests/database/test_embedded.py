@@ -203,33 +203,3 @@ def test_a_throw_away_folder_stays_thrown_away_another_users_too(folder: Path) -
     subprocess.run([*python, USE_AND_REMOVE, str(folder / "demo")], env=environment, cwd="/", timeout=60, check=True)
 
     assert not (folder / "demo").exists()
-
-
-def test_two_can_start_on_a_machine_where_none_has_ever_run(folder: Path) -> None:
-    """For root the wheel makes a user first: two at the same time broke each other, and a run of the tests."""
-    if not IS_ROOT or subprocess.run(["unshare", "--mount", "true"], check=False).returncode:
-        pytest.skip("only root makes that user, and a namespace in which it is not there yet")
-    folder.chmod(0o755)
-    script = f"""
-        cp -a /etc {folder}/etc && mount --bind {folder}/etc /etc || exit 77
-        for file in passwd shadow group gshadow subuid subgid; do
-            test ! -f /etc/$file || sed -i /^pgserver:/d /etc/$file
-        done
-        for each in a b; do
-            "{sys.executable}" -c "$PROGRAM" {folder}/$each || touch {folder}/failed &
-        done
-        wait
-    """
-
-    done = subprocess.run(
-        ["unshare", "--mount", "--propagation", "private", "sh", "-c", script],
-        env=os.environ | {"PYTHONPATH": str(CHECKOUT), "PROGRAM": USE_AND_REMOVE},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-    if done.returncode == 77:
-        pytest.skip("this root may not bind a folder")
-    assert not (folder / "failed").exists(), done.stderr
