@@ -105,25 +105,8 @@ class Desk:
         return [message for message in self.channel.sent[before:] if message.kind == "digest"]
 
     def days(self, *numbers: int, **options: Any) -> dict[int, OutgoingMessage]:
-        """The page of each night that had one; on the others there was nothing to tell, queued or not."""
-        pages = {}
-        for number in numbers:
-            if found := self.pages(number, **options):
-                (pages[number],) = found
-            else:
-                assert not self._has_news(day(number)), number
-        return pages
-
-    def _has_news(self, today: date) -> bool:
-        with self.connection.transaction(force_rollback=True):
-            self.execute(
-                "INSERT INTO coordinator_digests (coordinator_id, digest_on) SELECT id, %s FROM coordinators"
-                " ON CONFLICT (coordinator_id) WHERE status IN ('pending', 'failed', 'cancelled') DO NOTHING",
-                today,
-            )
-            ((row_id,),) = self.connection.execute("SELECT id FROM coordinator_digests WHERE status <> 'sent'")
-            digest = read_digest(self.connection, row_id, today=today, zone=UTC)
-            return digest is not None and digest.has_news
+        """The page of each night that had one."""
+        return {number: page for number in numbers for page in self.pages(number, **options)}
 
     def queue(self, number: int = 0, *, on: Connection | None = None) -> None:
         """A night that delivers nothing."""

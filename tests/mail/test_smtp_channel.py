@@ -404,17 +404,3 @@ def test_a_far_server_is_spoken_to_over_tls_that_is_trusted(options: dict[str, A
     assert "(535 " in str(caught.value)
     assert str(caught.value).endswith("correct CERTJOB_NOTIFY_USER and CERTJOB_NOTIFY_PASSWORD")
     assert "hemmelig" not in str(caught.value)
-
-
-@pytest.mark.usefixtures("nothing_is_loopback")
-@pytest.mark.parametrize(("answers", "implicit_tls"), [({"GREETING": Fault.HANG}, True), (offering(b""), False)])
-def test_a_handshake_ends_in_time(answers: Answers, *, implicit_tls: bool) -> None:
-    """A server that never answers it."""
-    options: dict[str, Any] = {"connect_seconds": 0.2, "implicit_tls": implicit_tls, "tls": client_tls()}
-    with (
-        scripted_server(answers) as server,
-        channel_to(server.port, **options) as channel,
-        in_time(),
-        pytest.raises(ChannelDownError),
-    ):
-        channel.send(MESSAGE)
