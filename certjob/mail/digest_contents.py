@@ -34,7 +34,6 @@ Words = dict[str, Any]
 class Coordinator:
     """Whom a digest is for, and what it is to cover."""
 
-    id: UUID
     organisation_id: UUID
     organisation_slug: str
     organisation_name: str

@@ -236,7 +236,9 @@ class TestRefusals:
             empty.execute(f"SET ROLE {owner}; DROP OWNED BY {role}; DROP ROLE {role}".encode())
 
 
-def test_the_wheel_holds_every_statement_and_finds_it_there_and_a_checkout_beside_the_package(tmp_path: Path) -> None:
+def test_the_wheel_holds_statements_and_templates_and_a_checkout_is_found_beside_the_package(
+    tmp_path: Path,
+) -> None:
     """Built from the checkout without a network, unpacked, imported; an editable install has no copy inside."""
 
     def run(*command: str, cwd: Path, **environment: str) -> str:
@@ -260,6 +262,8 @@ def test_the_wheel_holds_every_statement_and_finds_it_there_and_a_checkout_besid
     answer = run("-c", look, cwd=tmp_path, PYTHONPATH=str(tmp_path / "installed"))
 
     assert {f"certjob/{path.relative_to(CHECKOUT)}" for path in (CHECKOUT / "sql").rglob("*.sql")} <= names
+    messages = CHECKOUT / "certjob" / "mail" / "messages"
+    assert {str(path.relative_to(CHECKOUT)) for path in messages.iterdir() if path.is_file()} <= names
     assert "certjob/py.typed" in names
     assert answer.split() == [str(tmp_path / "installed/certjob/sql"), str(len(ALL))]
     assert database.sql_directory() == CHECKOUT / "sql"

@@ -3,11 +3,7 @@
 import html
 import itertools
 import re
-import subprocess
-import sys
-import zipfile
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +11,7 @@ import pytest
 from certjob.mail.message import OutgoingMessage
 from certjob.mail.messages.content import LANGUAGES
 from certjob.mail.messages.samples import sample_digests
-from certjob.mail.messages.templates import OUR_FOLDER, OUR_TEMPLATES
+from certjob.mail.messages.templates import OUR_TEMPLATES
 from tests.looks.contrast import contrasts
 from tests.support.mails import Page, breakable, written_reminder
 
@@ -183,14 +179,3 @@ def test_every_text_can_be_read(*, dark: bool) -> None:
     assert ("#16181c" in grounds, "#ffffff" in grounds) == (dark, not dark)
     bare = re.sub(r"(?s)<style>.*</style>", "", pages[0])
     assert list(contrasts(bare, dark=dark)) == list(contrasts(pages[0], dark=False))
-
-
-def test_a_wheel_holds_the_templates(tmp_path: Path) -> None:
-    """What is installed can write messages without the checkout beside it."""
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
-    subprocess.run(command, cwd=root, check=True, capture_output=True)
-
-    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
-        packed = set(wheel.namelist())
-    assert {f"certjob/mail/messages/{file.name}" for file in OUR_FOLDER.iterdir() if file.is_file()} <= packed

@@ -1,6 +1,5 @@
 """Templates of the programme's own: which file is taken, and what is wrong with one is found before the night."""
 
-import gc
 import os
 import re
 import shutil
@@ -214,24 +213,6 @@ def test_a_folder_that_certjobs_user_may_not_enter_is_named_by_the_check_too() -
                 check_templates(Path(name))
         finally:
             os.seteuid(user_id)
-
-
-def test_a_night_of_messages_that_break_remembers_the_first_reason_alone(folder: Path, write: Write) -> None:
-    """The error of each would keep its message's words: 14 KB, until the mail stage has sent a hundred thousand."""
-    write("reminder.nb.txt", "Emne\n\nHei {{ nmae }}\n")
-    templates = Templates(folder)
-    written_reminder(templates=templates)
-    gc.collect()
-    before = sum(isinstance(each, TemplateError) for each in gc.get_objects())
-
-    for _ in range(20):
-        written_reminder(templates=templates)
-
-    gc.collect()
-    assert sum(isinstance(each, TemplateError) for each in gc.get_objects()) == before
-    problem = templates.problem()
-    assert problem is not None
-    assert problem.reason.endswith("; 21 messages were written with certjob's own template instead")
 
 
 def test_several_problems_make_one_line_and_a_folder_that_is_none_another(folder: Path, write: Write) -> None:

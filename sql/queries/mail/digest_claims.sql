@@ -33,7 +33,7 @@ FOR NO KEY UPDATE OF c, d
 -- Whom a digest is for, and what was reported already, as queue_digests has it: since when to look, with a day more than needed,
 -- since what was reported is left out by its line. The time of a server whose clock was wrong counts for nothing. By the digest,
 -- which follows its coordinator when the app's user id becomes known.
-SELECT c.id, c.organisation_id, o.slug AS organisation_slug, o.name AS organisation_name, o.sender, c.full_name, c.email,
+SELECT c.organisation_id, o.slug AS organisation_slug, o.name AS organisation_name, o.sender, c.full_name, c.email,
     c.locale, o.contact_email,
     CASE
         WHEN last.covers_until <= now() THEN last.covers_until - interval '1 day'
