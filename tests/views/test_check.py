@@ -472,6 +472,7 @@ def test_a_template_that_was_meant_otherwise_is_a_warning(check: Check) -> None:
     for names, said in (
         (["hlff/digest.en.txt", "hlff/digest.en.html"], unknown),
         (["reminders.nb.txt"], slip),
+        (["hlf/reminder.no.words"], "no message is made from hlf/reminder.no.words; did you mean reminder.n"),
         (["hlf/reminder.nn.txt", "reminder.nn.html", "reminder.nn.txt"], half),
         (["digest.nb.html"], f"digest.nb.html {alone} {plain} stays in other words; add digest.nb.txt"),
         ([*whole, "reminder.nb.txt.bak", "hlf/footer.txt", "pieces/logo.html"], None),

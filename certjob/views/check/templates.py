@@ -83,8 +83,6 @@ def _misspelt_files(place: Path, *, folder: Path) -> Iterator[Finding]:
         near = difflib.get_close_matches(name, NAMES, n=1, cutoff=_ALIKE)
         if not near or name.startswith(near[0]):  # a copy such as reminder.nb.txt.bak
             continue
-        if checking.is_message(Path(name)):
-            continue  # an unknown language, which is said already
         said = f"no message is made from {_shown(place / name, folder)}"
         yield warn("templates", said, next_step=f"did you mean {near[0]}?")
 
