@@ -17,7 +17,8 @@ class Hold:
     """What is held back for an organisation. The numbers are counted when it is written down."""
 
     organisation_id: UUID
-    slug: str
+    organisation: str
+    """The slug."""
     what: str
     """``pauses``, ``returns``, ``reminders`` or ``portal``."""
     reason: str
@@ -27,6 +28,7 @@ class Hold:
     ended_by_calendar: int = 0
     """Of them, whose day had come although no fact was changed: these certificates have really ended."""
     facts_changed: int = 0
+    """Of them, whose facts were changed since the last review: the import."""
     may_be_shown: int = 0
     """Of them, who are to be hidden, and perhaps still shown on the portal."""
     mentor_ids: Sequence[UUID] = ()
@@ -37,9 +39,9 @@ class Hold:
         """The command that lets it through."""
         if self.what == "portal":
             return "certjob reconcile --allow-mass-change"
-        return f"certjob run --organisation {self.slug} --allow-mass-change"
+        return f"certjob run --organisation {self.organisation} --allow-mass-change"
 
     @property
     def line(self) -> str:
         """What is held, why, and what to do, in one line."""
-        return f"{self.slug}: {self.reason}. Check {_WHAT_TO_CHECK[self.what]}, then `{self.command}`"
+        return f"{self.organisation}: {self.reason}. Check {_WHAT_TO_CHECK[self.what]}, then `{self.command}`"

@@ -131,7 +131,7 @@ def _hold_shows(connection: Connection, comparison: Comparison) -> list[Hold]:
         held.append(
             Hold(
                 organisation_id=organisation_id,
-                slug=slug,
+                organisation=slug,
                 what="portal",
                 reason=reason,
                 mentors=len(ids),

@@ -180,7 +180,7 @@ class MassChangeGuard:
         self.held_reminders[organisation.id] = self._hold(organisation, "reminders", reason)
 
     def _hold(self, organisation: Organisation, what: str, reason: str) -> Hold:
-        hold = Hold(organisation_id=organisation.id, slug=organisation.slug, what=what, reason=reason)
+        hold = Hold(organisation_id=organisation.id, organisation=organisation.slug, what=what, reason=reason)
         self._unstored.append(hold)
         return hold
 

@@ -9,7 +9,7 @@ from uuid import UUID
 from certjob import database
 from certjob.database import Connection
 from certjob.domain.alert_reasons import AlertReason, why_message_waits, why_push_waits
-from certjob.review.held import read_held
+from certjob.review.held import StoredHold, read_held
 from certjob.views.open_pushes import OpenPush, read_open_pushes, resync_command
 
 
@@ -25,31 +25,12 @@ class HeldMentor:
     """To be hidden, and perhaps still shown on the portal."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeldAlert:
+@dataclass(slots=True, kw_only=True)
+class HeldAlert(StoredHold):
     """An organisation for which the guards hold something back."""
 
-    organisation_id: UUID
-    organisation: str
-    """The slug."""
-    name: str
-    what: str
-    """``pauses``, ``returns``, ``reminders`` or ``portal``."""
-    since: datetime
-    reason: str
-    """The guard's words."""
-    command: str
-    """What lets it through."""
-    mentors: int
-    """How many mentors would change."""
-    ended_by_calendar: int
-    """Of them, whose day had come although no fact was changed: their certificates have really ended."""
-    facts_changed: int
-    """Of them, whose facts were changed since the last review: the import."""
-    may_be_shown: int
-    """Of them, who should be hidden, and whom the portal may still show."""
     some: Sequence[HeldMentor]
-    """At most 50 of them, those who may be shown first."""
+    """Those whose ids are stored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,8 +145,8 @@ class Alerts:
     """Oldest first."""
     portal_not_read: Sequence[OldReading] = ()
     """One, or none."""
-    reminders: Sequence[FailedReminder] = ()
-    digests: Sequence[FailedDigest] = ()
+    failed_reminders: Sequence[FailedReminder] = ()
+    failed_digests: Sequence[FailedDigest] = ()
     waiting_mail: Sequence[WaitingMail] = ()
 
     def __len__(self) -> int:
@@ -174,16 +155,19 @@ class Alerts:
     def to_document(self) -> dict[str, list[dict[str, Any]]]:
         """Return the same for a program; each push and each mail has in words why it waits and what to do."""
         document: dict[str, list[dict[str, Any]]] = asdict(self)
-        for push, row in zip(self.pushes, document["pushes"], strict=True):
+        for held, row in zip(self.held, document["held"], strict=True):
+            row["command"] = held.command
+            del row["mentor_ids"]
+        document["alerts"] = document.pop("pushes")
+        for push, row in zip(self.pushes, document["alerts"], strict=True):
             next_try = f"after {push.next_attempt_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
             resync = resync_command(push.member_no, push.organisation)
             row.update(_in_words(why_push_waits(push), resync=resync, next_try=next_try))
-        for row in document["reminders"]:
+        for row in document["failed_reminders"]:
             row.update(_in_words(why_message_waits(row["code"])))
-        for row in document["digests"]:
+        for row in document["failed_digests"]:
             row.update(_in_words(why_message_waits(row["code"]), message="digest"))
-        names = {"pushes": "alerts", "reminders": "failed_reminders", "digests": "failed_digests"}
-        return {names.get(name, name): rows for name, rows in document.items()}
+        return document
 
 
 def _in_words(reason: AlertReason, **details: Any) -> dict[str, str]:
@@ -199,19 +183,14 @@ def read_alerts(connection: Connection, *, today: date) -> Alerts:
         contradictory=database.fetch(connection, "read_contradictions", into=Contradiction),
         unknown_contacts=database.fetch(connection, "read_unknown_contacts", into=UnknownContact),
         portal_not_read=database.fetch(connection, "read_old_reading", into=OldReading),
-        reminders=database.fetch(connection, "read_failed_reminders", {"today": today}, into=FailedReminder),
-        digests=database.fetch(connection, "read_failed_digests", into=FailedDigest),
+        failed_reminders=database.fetch(connection, "read_failed_reminders", {"today": today}, into=FailedReminder),
+        failed_digests=database.fetch(connection, "read_failed_digests", into=FailedDigest),
         waiting_mail=database.fetch(connection, "read_waiting_mail", into=WaitingMail),
     )
 
 
 def _read_held(connection: Connection) -> Iterator[HeldAlert]:
     for held in read_held(connection):
-        stored = asdict(held)
-        slug, ids = stored.pop("slug"), stored.pop("mentor_ids")
-        shown = set(ids[: held.may_be_shown])
-        some = [
-            HeldMentor(mentor_id=mentor_id, member_no=member_no, full_name=full_name, may_be_shown=mentor_id in shown)
-            for mentor_id, member_no, full_name in database.fetch(connection, "read_held_mentors", {"ids": ids})
-        ]
-        yield HeldAlert(**stored, organisation=slug, command=held.command, some=some)
+        which = {"ids": list(held.mentor_ids), "may_be_shown": held.may_be_shown}
+        some = database.fetch(connection, "read_held_mentors", which, into=HeldMentor)
+        yield HeldAlert(**asdict(held), some=some)

@@ -14,6 +14,10 @@ from certjob.review.attention import read_attention
 RUNS_PER_COMMAND = 5
 COMING_DAYS = 14
 
+SILENCE = timedelta(minutes=30)
+"""A run that has not finished and says nothing for so long has died. The longest that one rightly says nothing is the
+answer of a mail server, 12 minutes, and the portal's Retry-After, 10."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
@@ -45,21 +49,6 @@ class GoodRun:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
-    """A push that failed and has not succeeded since."""
-
-    mentor_id: UUID
-    member_no: str
-    organisation: str
-    visible: bool
-    kind: str
-    attempts: int
-    error: str
-    created_at: datetime
-    last_failed_at: datetime
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ComingNight:
     """How many mentors a night will look at."""
 
@@ -82,8 +71,6 @@ class SystemStatus:
     """``portal_hides``, ``portal_shows``, ``reminders``, ``digests``."""
     coming: Sequence[ComingNight]
     """Today's first, with whoever is overdue."""
-    unresolved_failures: int
-    oldest_failure: Failure | None
     alerts: dict[str, int]
     """How much `certjob alerts` shows of each kind."""
     without_certificate: int
@@ -116,8 +103,6 @@ def read_status(
     with database.read_only_snapshot(connection):
         open_work = read_open_work(connection)
         good_runs = database.fetch(connection, "read_last_good_run", into=GoodRun)
-        failures = database.fetch(connection, "read_oldest_failure", into=dict)
-        unresolved = failures[0].pop("unresolved") if failures else 0
         runs = {"silence": SILENCE, "limit": RUNS_PER_COMMAND}
         return SystemStatus(
             now=database.clock(connection),
@@ -127,8 +112,6 @@ def read_status(
             runs=database.fetch(connection, "list_last_runs", runs, into=Run),
             backlog=open_work,
             coming=_read_coming(connection, today, days=coming_days),
-            unresolved_failures=unresolved,
-            oldest_failure=Failure(**failures[0]) if failures else None,
             alerts=read_attention(connection, today=today).numbers,
             without_certificate=_count_without_certificate(connection, today),
             mail_waits_until=mail_waits_until if any(open_work[kind].pending for kind in MAIL_KINDS) else None,
@@ -151,8 +134,3 @@ def _read_coming(connection: Connection, today: date, *, days: int) -> list[Comi
 def to_document(status: SystemStatus) -> dict[str, Any]:
     """Return the JSON document."""
     return {"outcome": "attention" if status.exit_code else "ok", "stale": status.stale} | asdict(status)
-
-
-SILENCE = timedelta(minutes=30)
-"""A run that has not finished and says nothing for so long has died. The longest that one rightly says nothing is the
-answer of a mail server, 12 minutes, and the portal's Retry-After, 10."""

@@ -71,7 +71,7 @@ def test_a_reminder_has_failed_and_is_sent_again_once_the_address_is_corrected(
     assert take_report(connection, write(sent, KARI)) is Verdict.BOUNCED
 
     assert facts.rows(ROWS) == BOUNCED
-    (alert,) = read_alerts(connection, today=TODAY).reminders
+    (alert,) = read_alerts(connection, today=TODAY).failed_reminders
     assert str(alert.error).startswith("the mail came back (5.")
     assert (" 550 5.1.1" in str(alert.error), "kari" in str(alert.error)) == (True, False)
     assert "Meldingen ble sendt, men kom i retur (5." in deliver(connection, 1, kind="digest").text
@@ -171,7 +171,7 @@ def test_a_digest_is_an_alert_and_reports_the_same_to_the_corrected_address(
     assert take_report(connection, write(digest, BERIT)) is Verdict.NOT_OURS
 
     assert facts.rows("SELECT status FROM coordinator_digests ORDER BY id") == [("failed",), ("superseded",)]
-    assert [alert.code for alert in read_alerts(connection, today=TODAY).digests] == ["bounced"]
+    assert [alert.code for alert in read_alerts(connection, today=TODAY).failed_digests] == ["bounced"]
     connection.execute("UPDATE coordinators SET email = 'berit.n@example.org'")
     again = deliver(connection, 1, kind="digest")
     assert (again.to, "Ola Hansen" in again.text, "Per Berg" in again.text) == ("berit.n@example.org", True, True)

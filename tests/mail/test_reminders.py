@@ -430,7 +430,7 @@ def test_one_that_is_put_off_for_a_day_is_told_to_people_once(log: Log) -> None:
             raise RecipientDeferredError(full)
 
     def shown() -> list[str | None]:
-        reminders = read_alerts(log.connection, today=TODAY).reminders
+        reminders = read_alerts(log.connection, today=TODAY).failed_reminders
         assert read_attention(log.connection, today=TODAY).counts[Kind.FAILED_REMINDERS].number == len(reminders)
         return [reminder.error for reminder in reminders]
 

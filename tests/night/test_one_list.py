@@ -113,8 +113,8 @@ def numbers_of(alerts: Alerts) -> dict[str, int]:
         Kind.UNKNOWN_CONTACTS: len(alerts.unknown_contacts),
         Kind.PORTAL_NOT_READ: len(alerts.portal_not_read),
         Kind.MAY_BE_HIDDEN: sum(push.visible for push in alerts.pushes),
-        Kind.FAILED_REMINDERS: len(alerts.reminders),
-        Kind.FAILED_DIGESTS: len(alerts.digests),
+        Kind.FAILED_REMINDERS: len(alerts.failed_reminders),
+        Kind.FAILED_DIGESTS: len(alerts.failed_digests),
         Kind.WAITING_REMINDERS: waiting.get("reminders", 0),
         Kind.WAITING_DIGESTS: waiting.get("digests", 0),
     }

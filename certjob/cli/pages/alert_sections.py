@@ -121,14 +121,14 @@ def describe(alerts: Alerts, *, now: datetime) -> list[Section]:
             now=now,
         ),
         _messages(
-            alerts.reminders,
+            alerts.failed_reminders,
             "reminder",
             label="Reminder not delivered",
             row=lambda each: Row(who=_who(each), about=f"certificate until {_day(each.expires_on, now)}"),
             meaning="The mail about their certificate has not reached these mentors.",
         ),
         _messages(
-            alerts.digests,
+            alerts.failed_digests,
             "digest",
             label="Digest not delivered",
             row=lambda each: Row(

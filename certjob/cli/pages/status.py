@@ -119,10 +119,6 @@ def _figures(status: SystemStatus, zone: tzinfo, *, every_night: bool) -> Iterat
     if status.without_certificate:
         mentors = number(status.without_certificate, "active mentor")
         yield "Without any certificate", f"{mentors}, whom certjob does not watch"
-    if (failure := status.oldest_failure) is not None:
-        who = f"{failure.member_no} of {failure.organisation} to be {'shown' if failure.visible else 'hidden'}"
-        since = f"the oldest since {_moment(failure.created_at, zone)}, {who}"
-        yield "Failed pushes", f"{status.unresolved_failures:,}, {since}; see `certjob alerts`"
     if status.mail_waits_until is not None:
         yield "Mail waits until", f"{_moment(status.mail_waits_until, zone)} (CERTJOB_MAIL_HOURS)"
 

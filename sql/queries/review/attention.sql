@@ -8,8 +8,8 @@ GROUP BY kind
 -- name: read_held_reviews
 -- What the guards hold, the organisation with most people whom the portal may show first. Who may be shown stands first
 -- among the ids, so their number says which they are.
-SELECT h.organisation_id, o.slug, o.name, h.what, h.since, h.reason, h.mentors, h.ended_by_calendar, h.facts_changed,
-    h.may_be_shown, h.mentor_ids
+SELECT h.organisation_id, o.slug AS organisation, o.name, h.what, h.since, h.reason, h.mentors, h.ended_by_calendar,
+    h.facts_changed, h.may_be_shown, h.mentor_ids
 FROM held_reviews AS h
 JOIN organisations AS o ON o.id = h.organisation_id
 JOIN attention AS a ON a.kind = 'held' AND a.organisation_id = h.organisation_id AND a.alert_id = 'held:' || h.what

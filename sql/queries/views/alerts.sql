@@ -59,7 +59,8 @@ JOIN attention AS a ON a.kind = 'portal_not_read'
 
 -- name: read_held_mentors
 -- Some of those who are held, in the order in which they were stored: who may be shown on the portal stands first.
-SELECT m.id AS mentor_id, m.member_no, coalesce(m.full_name, m.member_no) AS full_name
+SELECT m.id AS mentor_id, m.member_no, coalesce(m.full_name, m.member_no) AS full_name,
+    n.number <= %(may_be_shown)s AS may_be_shown
 FROM unnest(%(ids)b::uuid[]) WITH ORDINALITY AS n (id, number)
 JOIN mentors AS m ON m.id = n.id
 ORDER BY n.number

@@ -27,6 +27,10 @@ LEFT JOIN LATERAL (
     LIMIT 1
 ) AS succeeded ON true
 
+-- name: count_unresolved_failures
+-- Mentors whose push has failed and has not succeeded since.
+SELECT count(*) FROM dynamics_sync_failures WHERE resolved_at IS NULL
+
 -- name: read_last_portal_reading
 -- When the portal was last read, and how many differences there were of each kind.
 SELECT read_at, differences FROM portal_last_reading

@@ -41,20 +41,6 @@ WHERE command = 'run' AND organisation IS NULL AND outcome IN ('ok', 'attention'
 ORDER BY finished_at DESC
 LIMIT 1
 
--- name: read_oldest_failure
--- The push that has failed for longest, and how many there are that nobody has resolved.
-SELECT f.mentor_id, m.member_no, o.slug AS organisation, f.visible, f.kind, f.attempts, f.error, f.created_at,
-    f.last_failed_at, f.unresolved
-FROM (
-    SELECT mentor_id, visible, kind, attempts, error, created_at, last_failed_at, count(*) OVER () AS unresolved
-    FROM dynamics_sync_failures
-    WHERE resolved_at IS NULL
-    ORDER BY created_at, id
-    LIMIT 1
-) AS f
-JOIN mentors AS m ON m.id = f.mentor_id
-JOIN organisations AS o ON o.id = m.organisation_id
-
 -- name: count_without_certificate
 -- Active mentors who have never held a certificate of a kind that counts: nobody watches them. Of a million mentors few can
 -- be such: who is due, who never will be, who has a certificate that has not begun or is of a kind that is optional
