@@ -76,7 +76,7 @@ class CsvFile:
 
     def __init__(self, stream: io.TextIOWrapper, *, path: Path) -> None:
         self.delimiter = ","
-        self._path = path
+        self.path = path
         self._lines = _read_lines(stream, path)
         self._waiting: deque[_Line] = deque()
         """Lines that a stray quote took along."""
@@ -93,12 +93,12 @@ class CsvFile:
             candidates = first.text[4]
             first = self._next_filled()
         if first is None:
-            message = f"{self._path}: the file is empty"
+            message = f"{self.path}: the file is empty"
             raise InputError(message, next_step="give one whose first line holds the column names")
         self.delimiter = max(candidates, key=lambda delimiter: _rank(first.text, delimiter, score))
         header = self._record(first)
         if header.broken:
-            message = f"{self._path}: line {header.line} should hold the column names, but {header.broken}"
+            message = f"{self.path}: line {header.line} should hold the column names, but {header.broken}"
             raise InputError(message)
         return header
 

@@ -17,8 +17,8 @@ import psycopg
 from certjob import database
 from certjob.database import CONTENTION, Connection
 from certjob.errors import DatabaseUnavailableError, MentorBusyError, StoppedBySignalError
-from certjob.facts.csv_rows import open_csv
-from certjob.facts.roster import WHOLE_LINE, Cost, LoadOptions, Problem, RosterForm, RosterRow
+from certjob.facts.csv_rows import CsvFile, open_csv
+from certjob.facts.roster import WHOLE_LINE, Cost, LoadOptions, Problem, Roster, RosterRow
 
 _AGAIN = "load the same file again, which is safe"
 ROWS_PER_BATCH = 1_000
@@ -92,14 +92,17 @@ def load(
     """
     stop = stop or threading.Event()
     organisation_ids = dict(database.fetch(connection, "list_organisation_ids"))
-    reading = _Reading(RosterForm(options, organisation_ids=organisation_ids), path, stop=stop, on_read=on_read)
-    writing = _Writing(connection, strict=options.strict, contact_column=reading.contact_column, stop=stop)
+    with open_csv(path) as file:
+        roster = Roster(file, options, organisation_ids=organisation_ids)
+        reading = _Reading(file, roster, stop=stop, on_read=on_read)
+    contact_column = roster.label("dynamics_contact_id")
+    writing = _Writing(connection, strict=options.strict, contact_column=contact_column, stop=stop)
     if not (options.strict and any(problem.cost is not Cost.NOTHING for problem in reading.problems)):
         writing.write(reading.merged(), total=len(reading.certificates), on_progress=on_progress)
     problems = sorted([*reading.problems, *writing.problems], key=lambda problem: problem.line)
     undone = options.strict and any(problem.cost is not Cost.NOTHING for problem in problems)
     counts = Counter[str]() if undone else writing.counts
-    written = ("mentors_changed",) if reading.mentors_alone else ("certificates_added", "certificates_changed")
+    written = ("mentors_changed",) if roster.mentors_alone else ("certificates_added", "certificates_changed")
     return LoadReport(
         rows=reading.rows,
         loaded=counts["rows"],
@@ -111,38 +114,32 @@ def load(
         certificates_changed=counts["certificates_changed"],
         unchanged=counts["rows"] - sum(counts[what] for what in written),
         problems=problems,
-        header=reading.header,
-        delimiter=reading.delimiter,
+        header=roster.header.text,
+        delimiter=file.delimiter,
     )
 
 
 class _Reading:
     """The first half: every row of the file is checked, and merged with those about the same certificate."""
 
-    def __init__(self, form: RosterForm, path: Path, *, stop: threading.Event, on_read: Callable[[int], None]) -> None:
+    def __init__(self, file: CsvFile, roster: Roster, *, stop: threading.Event, on_read: Callable[[int], None]) -> None:
         self.rows = 0
         self.valid = 0
         self.problems: list[Problem] = []
         self.certificates: dict[tuple[str | None, ...], tuple[str | None, str | None, int, str]] = {}
         self._mentors: dict[tuple[str | None, ...], tuple[str | None, ...]] = {}
-        with open_csv(path) as file:
-            header = file.read_header(score=form.score)
-            self.header, self.delimiter = header.text, file.delimiter
-            roster = form.fit(header.cells, path=path)
-            self.contact_column = roster.labels["dynamics_contact_id"]
-            self.mentors_alone = roster.mentors_alone
-            for record in file:
-                row, problems = roster.read(record)
-                self.rows += 1
-                self.problems += problems
-                if row is not None:
-                    self._add(row)
-                if self.rows % ROWS_PER_BATCH:
-                    continue
-                on_read(self.rows)
-                if stop.is_set():
-                    message = "stopped by a signal while the file was read"
-                    raise StoppedBySignalError(message, next_step="nothing was loaded, load it again")
+        for record in file:
+            row, problems = roster.read(record)
+            self.rows += 1
+            self.problems += problems
+            if row is not None:
+                self._add(row)
+            if self.rows % ROWS_PER_BATCH:
+                continue
+            on_read(self.rows)
+            if stop.is_set():
+                message = "stopped by a signal while the file was read"
+                raise StoppedBySignalError(message, next_step="nothing was loaded, load it again")
 
     def _add(self, row: RosterRow) -> None:
         """An empty cell leaves what an earlier line said."""

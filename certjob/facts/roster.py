@@ -1,7 +1,7 @@
 """A file's own form: which of its columns is which of ours, and each of its rows as facts or as problems."""
 
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from enum import StrEnum
@@ -12,7 +12,7 @@ from typing import NamedTuple
 from certjob.errors import InputError
 from certjob.facts import cells
 from certjob.facts.cells import DEFAULT_DATE_FORMATS, shown
-from certjob.facts.csv_rows import Record
+from certjob.facts.csv_rows import CsvFile, Record
 
 IDENTITY = ("organisation", "member_no")
 MENTOR = ("full_name", "email", "locale", "dynamics_contact_id", "left_on")
@@ -40,11 +40,11 @@ class LoadOptions:
     """Our column to the header it has in the file."""
     constants: Mapping[str, str] = field(default_factory=dict)
     """Our column to the one value it has in every row; a column of that name in the file is not read."""
-    date_formats: tuple[str, ...] = DEFAULT_DATE_FORMATS
+    date_formats: Sequence[str] = DEFAULT_DATE_FORMATS
     """strptime forms; the first one that fits a text counts. The default ones are read to the letter."""
     strict: bool = False
     """Load all rows or none."""
-    today: date | None = None
+    today: date = date.max
     """A revocation or a departure counts at once, so one after this day is refused."""
 
 
@@ -107,85 +107,20 @@ class _Column(NamedTuple):
     name: str
     place: int
     parse: Parse
-    required: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Roster:
-    """The columns of one file, ready to turn its records into rows."""
+    """The columns of one open file, which its options name, and its records as rows."""
 
-    width: int
-    columns: Sequence[_Column]
-    constants: Mapping[str, str]
-    labels: Mapping[str, str]
-    """Our column to what the file calls it."""
-    mentors_alone: bool
-    today: date
+    def __init__(self, file: CsvFile, options: LoadOptions, *, organisation_ids: Mapping[str, str]) -> None:
+        """Read the header; column names are found whatever their case.
 
-    def read(self, record: Record) -> tuple[RosterRow | None, list[Problem]]:
-        """Return the facts of a record, None when it cannot be loaded, and all that is wrong with it."""
-        texts, broken = record.cells, record.broken
-        if not broken and (len(texts) < self.width or any(text.strip() for text in texts[self.width :])):
-            broken = f"{len(texts):,} cells where the header has {self.width:,}"
-        if broken:
-            return None, [Problem(line=record.line, column=WHOLE_LINE, reason=broken, text=record.text)]
-        values: dict[str, str] = dict(self.constants)
-        found: list[tuple[str, str, str, Cost]] = []
-        for name, place, parse, required in self.columns:
-            text = texts[place].strip()
-            if text:
-                try:
-                    values[name] = parse(text)
-                except ValueError as error:
-                    cost = Cost.CELL if name in _LEFT_OUT else Cost.ROW
-                    found.append((name, str(error), cells.shown_date(text) if name in _DATES else "", cost))
-            elif required:
-                found.append((name, "empty", "", Cost.ROW))
-        found.extend(self._look_at_dates(values))
-        problems = [
-            Problem(line=record.line, column=self.labels[name], reason=reason, value=value, cost=cost, text=record.text)
-            for name, reason, value, cost in found
-        ]
-        if any(problem.cost is Cost.ROW for problem in problems):
-            return None, [problem for problem in problems if problem.cost is Cost.ROW]
-        return RosterRow(**values, line=record.line, text=record.text), problems
-
-    def _look_at_dates(self, values: Mapping[str, str]) -> Iterator[tuple[str, str, str, Cost]]:
-        """Yield column, reason, value and cost of each date that cannot be, or hardly."""
-        issued_on, expires_on = values.get("issued_on", ""), values.get("expires_on")
-        if expires_on is not None and expires_on < issued_on:
-            yield "expires_on", "ends before it begins", f"{issued_on} to {expires_on}", Cost.ROW
-        today = self.today.isoformat()
-        for name in ("revoked_on", "left_on"):
-            if values.get(name, "") > today:
-                yield name, "in the future, but it would count at once; load it on that day", values[name], Cost.ROW
-        latest = (self.today + min(_FAR_AHEAD, date.max - self.today)).isoformat()
-        for name in _DATES:
-            day = values.get(name)
-            if day is not None and day != NEVER and not _LONG_AGO <= day <= latest:
-                reason = "before 1950 or more than 15 years ahead; loaded as it is, so correct it if it is a typo"
-                yield name, reason, day, Cost.NOTHING
-
-
-class RosterForm:
-    """The options and the known organisations, checked before the file is opened."""
-
-    def __init__(self, options: LoadOptions, *, organisation_ids: Mapping[str, str]) -> None:
-        """Raise InputError when an option is wrong."""
-        for name in [*options.columns, *options.constants]:
-            if name not in COLUMNS:
-                message = f"there is no column '{shown(name)}' to fill"
-                raise InputError(message, next_step=f"name one of {', '.join(COLUMNS)}")
-            if name in options.columns and name in options.constants:
-                message = f"column {name} is given twice, by --column and by --set"
-                raise InputError(message, next_step="leave one of them out")
-        formats = options.date_formats or DEFAULT_DATE_FORMATS
-        for form in formats:
-            if not cells.is_date_format(form):
-                message = f"--date-format '{shown(form)}' must name day, month and year, such as %d/%m/%Y or %m/%d/%Y"
-                raise InputError(message)
+        A file with nothing of a certificate in it is one of mentors alone. Raises InputError when an option is wrong,
+        a required or mapped column is missing, or one that is read is there twice.
+        """
+        _check(options)
         # The same few thousand days come again and again.
-        self._read_date = lru_cache(maxsize=16_384)(partial(cells.read_date, formats=formats))
+        self._read_date = lru_cache(maxsize=16_384)(partial(cells.read_date, formats=options.date_formats))
         self._parsers: dict[str, Parse] = dict.fromkeys(_DATES, self._read_date) | {
             "organisation": partial(cells.read_organisation, ids=organisation_ids),
             "member_no": cells.read_key,
@@ -195,59 +130,89 @@ class RosterForm:
             "locale": cells.read_locale,
             "dynamics_contact_id": cells.read_contact_id,
         }
-        self._headers = {name: options.columns.get(name, name) for name in COLUMNS}
-        self._mapped = frozenset(options.columns)
+        self._today = options.today
         self._constants = {name: self._constant(name, text.strip()) for name, text in options.constants.items()}
-        self._today = options.today or date.max
-
-    def score(self, header: Sequence[str]) -> int:
-        """Return how many of our columns these names have."""
-        return len({_folded(name) for name in header} & {_folded(name) for name in self._headers.values()})
-
-    def fit(self, header: Sequence[str], *, path: Path) -> Roster:
-        """Return the roster with these column names, which are found whatever their case.
-
-        A file with nothing of a certificate in it is one of mentors alone. Raises InputError when a required or mapped
-        column is missing, or one that is read is there twice.
-        """
-        places: dict[str, list[int]] = {}
-        for index, name in enumerate(header):
-            places.setdefault(_folded(name), []).append(index)
-        found = {
-            name: places[_folded(wanted)]
-            for name, wanted in self._headers.items()
-            if name not in self._constants and _folded(wanted) in places
-        }
-        given = {*found, *self._constants, *self._mapped}
-        mentors_alone = given.isdisjoint((*CERTIFICATE, "revoked_on")) and not given.isdisjoint(MENTOR)
-        required = IDENTITY if mentors_alone else (*IDENTITY, *CERTIFICATE)
-        missing = [name for name in COLUMNS if name in {*required, *self._mapped} - {*found, *self._constants}]
-        if missing:
-            raise self._missing(missing, header, path=path)
-        for name, all_places in found.items():
-            if len(all_places) > 1:
-                wanted = shown(self._headers[name])
-                message = f"{path}: column '{wanted}' is there {len(all_places)} times"
+        wanted = {name: _folded(options.columns.get(name, name)) for name in COLUMNS}
+        self.header = file.read_header(score=lambda names: len({*wanted.values()} & {*map(_folded, names)}))
+        """As it stands in the file."""
+        names = [_folded(name) for name in self.header.cells]
+        self._labels: dict[str, str] = {}
+        self._columns: list[_Column] = []
+        for name in (name for name in COLUMNS if name not in self._constants and wanted[name] in names):
+            place = names.index(wanted[name])
+            header = " ".join(self.header.cells[place].split())
+            if names.count(wanted[name]) > 1:
+                message = f"{file.path}: column '{shown(header)}' is there {names.count(wanted[name])} times"
                 raise InputError(message, next_step="rename or remove the others")
-        return Roster(
-            width=len(header),
-            columns=[_Column(name, place, self._parsers[name], name in required) for name, (place,) in found.items()],
-            constants=self._constants,
-            labels={name: name for name in COLUMNS}
-            | {name: shown(" ".join(header[place].split())) for name, (place,) in found.items()},
-            mentors_alone=mentors_alone,
-            today=self._today,
-        )
+            self._labels[name] = shown(header)
+            self._columns.append(_Column(name, place, self._parsers[name]))
+        given = {*self._labels, *self._constants, *options.columns}
+        self.mentors_alone = given.isdisjoint((*CERTIFICATE, "revoked_on")) and not given.isdisjoint(MENTOR)
+        self._required = IDENTITY if self.mentors_alone else (*IDENTITY, *CERTIFICATE)
+        there = {*self._labels, *self._constants}
+        missing = [name for name in COLUMNS if name in {*self._required, *options.columns} - there]
+        if missing:
+            raise self._missing(missing, options.columns, path=file.path)
 
-    def _missing(self, missing: Sequence[str], header: Sequence[str], *, path: Path) -> InputError:
+    def label(self, name: str) -> str:
+        """Return what the file calls a column of ours; one that it does not have is called as we call it."""
+        return self._labels.get(name, name)
+
+    def read(self, record: Record) -> tuple[RosterRow | None, list[Problem]]:
+        """Return the facts of a record, None when it cannot be loaded, and all that is wrong with it."""
+        problems: list[Problem] = []
+
+        def note(name: str, reason: str, *, value: str = "", cost: Cost = Cost.ROW) -> None:
+            column, line, text = self.label(name), record.line, record.text
+            problems.append(Problem(line=line, column=column, reason=reason, value=value, cost=cost, text=text))
+
+        texts, broken, width = record.cells, record.broken, len(self.header.cells)
+        if not broken and (len(texts) < width or any(text.strip() for text in texts[width:])):
+            broken = f"{len(texts):,} cells where the header has {width:,}"
+        if broken:
+            note(WHOLE_LINE, broken)
+            return None, problems
+        values: dict[str, str] = dict(self._constants)
+        for name, place, parse in self._columns:
+            text = texts[place].strip()
+            if text:
+                try:
+                    values[name] = parse(text)
+                except ValueError as error:
+                    value = cells.shown_date(text) if name in _DATES else ""
+                    note(name, str(error), value=value, cost=Cost.CELL if name in _LEFT_OUT else Cost.ROW)
+            elif name in self._required:
+                note(name, "empty")
+        self._look_at_dates(values, note)
+        if any(problem.cost is Cost.ROW for problem in problems):
+            return None, [problem for problem in problems if problem.cost is Cost.ROW]
+        return RosterRow(**values, line=record.line, text=record.text), problems
+
+    def _look_at_dates(self, values: Mapping[str, str], note: Callable[..., None]) -> None:
+        """Note each date that cannot be, or hardly."""
+        issued_on, expires_on = values.get("issued_on", ""), values.get("expires_on")
+        if expires_on is not None and expires_on < issued_on:
+            note("expires_on", "ends before it begins", value=f"{issued_on} to {expires_on}")
+        today = self._today.isoformat()
+        for name in ("revoked_on", "left_on"):
+            if values.get(name, "") > today:
+                reason = "in the future, but it would count at once; load it on that day"
+                note(name, reason, value=values[name])
+        latest = (self._today + min(_FAR_AHEAD, date.max - self._today)).isoformat()
+        for name in _DATES:
+            day = values.get(name)
+            if day is not None and day != NEVER and not _LONG_AGO <= day <= latest:
+                reason = "before 1950 or more than 15 years ahead; loaded as it is, so correct it if it is a typo"
+                note(name, reason, value=day, cost=Cost.NOTHING)
+
+    def _missing(self, missing: Sequence[str], mapped: Mapping[str, str], *, path: Path) -> InputError:
+        header = self.header.cells
         if any("@" in cell or self._is_date(cell) for cell in header):
             message = f"{path}: the first line looks like a row, not like column names"
             return InputError(message, next_step="add a first line with the names")
-        names = ", ".join(
-            f"{name} (as '{shown(self._headers[name])}')" if name in self._mapped else name for name in missing
-        )
+        names = ", ".join(f"{name} (as '{shown(mapped[name])}')" if name in mapped else name for name in missing)
         found = ", ".join(shown(" ".join(cell.split())) for cell in header[:30] if cell) or "no names"
-        unmapped = next((name for name in missing if name not in self._mapped), missing[0])
+        unmapped = next((name for name in missing if name not in mapped), missing[0])
         return InputError(
             f"{path}: no column {names}; the file has {found}",
             next_step=f"name it with --column {unmapped}='Their header' "
@@ -269,6 +234,20 @@ class RosterForm:
             raise InputError(message) from error
         message = f"--set {name}: empty"
         raise InputError(message, next_step="give a value")
+
+
+def _check(options: LoadOptions) -> None:
+    for name in [*options.columns, *options.constants]:
+        if name not in COLUMNS:
+            message = f"there is no column '{shown(name)}' to fill"
+            raise InputError(message, next_step=f"name one of {', '.join(COLUMNS)}")
+        if name in options.columns and name in options.constants:
+            message = f"column {name} is given twice, by --column and by --set"
+            raise InputError(message, next_step="leave one of them out")
+    for form in options.date_formats:
+        if not cells.is_date_format(form):
+            message = f"--date-format '{shown(form)}' must name day, month and year, such as %d/%m/%Y or %m/%d/%Y"
+            raise InputError(message)
 
 
 def _folded(name: str) -> str:

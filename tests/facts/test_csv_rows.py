@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from certjob.errors import InputError
 from certjob.facts.csv_rows import LINE_LIMIT, RECORD_LINES_LIMIT, Record, open_csv
-from certjob.facts.roster import LoadOptions, RosterForm
+from certjob.facts.roster import LoadOptions, Roster
 from tests.conftest import installed_command
 from tests.support.facts import Facts
 
@@ -142,7 +142,7 @@ def test_what_a_csv_writer_writes_is_read_back(
     ]
 
 
-FORM = RosterForm(LoadOptions(), organisation_ids={"hlf": "00000000-0000-4000-8000-000000000001"})
+IDS = {"hlf": "00000000-0000-4000-8000-000000000001"}
 COLUMNS = b"organisation,member_no,full_name,email,kind,issued_on,expires_on\n"
 ROW = b"hlf,M1,Kari,kari@example.org,likeperson,2024-01-01,2026-01-01\n"
 SIGNS = [b'"', b'""', b"\n", b"\r", b"\r\n", b",", b";", b"\t", b"\0", b"sep=;", b"\xef\xbb\xbf"]
@@ -166,7 +166,7 @@ def test_no_bytes_break_the_reader_or_the_roster(tmp_path: Path, pieces: list[by
 
     try:
         with open_csv(path) as reader:
-            roster = FORM.fit(reader.read_header(score=FORM.score).cells, path=path)
+            roster = Roster(reader, LoadOptions(), organisation_ids=IDS)
             for record in reader:
                 assert record.text.encode() in content
                 row, problems = roster.read(record)

@@ -8,7 +8,7 @@ import pytest
 
 from certjob.errors import InputError
 from certjob.facts.csv_rows import open_csv
-from certjob.facts.roster import Cost, LoadOptions, Problem, RosterForm, RosterRow
+from certjob.facts.roster import Cost, LoadOptions, Problem, Roster, RosterRow
 from tests.support.loading import REQUIRED
 
 CONTACT = UUID("0b6c0f5e-52a5-4f0e-8f0c-0d5a3c9c7a11")
@@ -25,11 +25,10 @@ UNSEEN = "has a control character or an invisible one"
 def read(path: Path, text: str, options: LoadOptions | None = None) -> tuple[list[RosterRow], list[Problem]]:
     """The rows of a file, and what is wrong with it; the organisation ``hlf`` is known."""
     (path / "roster.csv").write_bytes(text.encode())
-    form = RosterForm(options or LoadOptions(), organisation_ids={"hlf": str(HLF)})
     rows: list[RosterRow] = []
     problems: list[Problem] = []
     with open_csv(path / "roster.csv") as file:
-        roster = form.fit(file.read_header(score=form.score).cells, path=path / "roster.csv")
+        roster = Roster(file, options or LoadOptions(), organisation_ids={"hlf": str(HLF)})
         for record in file:
             row, found = roster.read(record)
             rows += [row] if row else []

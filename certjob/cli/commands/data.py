@@ -67,7 +67,7 @@ def load(
             options=LoadOptions(
                 columns=columns,
                 constants=constants,
-                date_formats=tuple(date_format) if date_format else DEFAULT_DATE_FORMATS,
+                date_formats=date_format or DEFAULT_DATE_FORMATS,
                 strict=strict,
                 today=opened.settings.today,
             ),
