@@ -10,6 +10,7 @@ import psycopg
 
 from certjob import database
 from certjob.database import Connection
+from certjob.domain.explanations import number
 from certjob.views.check.findings import Finding, fail, ok, skip, warn
 
 LOCK_TIMEOUT_MS = 500
@@ -105,9 +106,8 @@ class _Asked:
         if not own:
             step = f"if they are one: `certjob organisation set SLUG --coordinator '{self._user_id} Name <mail>'`"
             return warn(NAME, "no coordinator has this id, so the app shows nothing", next_step=step)
-        who = "1 mentor" if mentors == 1 else f"{mentors:,} mentors"
-        what = "1 alert" if alerts == 1 else f"{alerts:,} alerts"
-        return ok(NAME, f"sees {own[0]} with {who} and {what} of the portal")
+        seen = f"{number(mentors, 'mentor')} and {number(alerts, 'alert')} of the portal"
+        return ok(NAME, f"sees {own[0]} with {seen}")
 
     def strangers(self) -> Finding:
         own_id = self._organisation.id if self._organisation else None
@@ -119,8 +119,7 @@ class _Asked:
             tables = [row[0] for row in database.fetch(self._connection, "list_tables_with_strangers", theirs)]
         if tables:
             return fail(STRANGERS, f"sees rows of theirs in {', '.join(tables)}", next_step=_SET_UP_ANEW)
-        mentors = "1 mentor" if len(ids) == 1 else f"{len(ids):,} mentors"
-        return ok(STRANGERS, f"sees no row of theirs (asked for {mentors})")
+        return ok(STRANGERS, f"sees no row of theirs (asked for {number(len(ids), 'mentor')})")
 
     def derived_columns(self) -> Finding:
         with _acting(self._connection, self._user_id):

@@ -7,6 +7,7 @@ from datetime import date, timedelta, tzinfo
 from certjob import database
 from certjob.database import Connection, migrations
 from certjob.database.clocks import Clocks
+from certjob.domain.explanations import number
 from certjob.errors import ClocksDisagreeError, ConfigurationError
 from certjob.hours import DailyHours
 from certjob.outbox.open_work import MAIL_KINDS, read_open_work
@@ -95,9 +96,9 @@ def _check_last_run(connection: Connection, *, today: date) -> Iterator[Finding]
         refuse_earlier_date(connection, today)
     except ConfigurationError as error:
         found.append(failed_with("last run", error))
-    number, latest_at = database.fetch(connection, "read_runs_in_the_future")[0]
-    if number:
-        runs = "1 run has" if number == 1 else f"{number:,} runs have"
+    count, latest_at = database.fetch(connection, "read_runs_in_the_future")[0]
+    if count:
+        runs = "1 run has" if count == 1 else f"{count:,} runs have"
         message = f"{runs} ended in the future, the last at {latest_at:%Y-%m-%d %H:%M} UTC: a database clock was wrong"
         found.append(warn("last run", message, next_step="see docs/runbook.md, The clocks disagree"))
     yield from found or [ok("last run", "its date is not in the future")]
@@ -195,8 +196,7 @@ def _check_organisations(connection: Connection) -> Iterator[Finding]:
     gaps = [gap for row in rows for gap in _gaps(*row)]
     yield from gaps
     if not gaps:
-        number = "1 organisation" if len(rows) == 1 else f"{len(rows):,} organisations"
-        yield ok("organisations", f"{number}, nothing is missing")
+        yield ok("organisations", f"{number(len(rows), 'organisation')}, nothing is missing")
 
 
 def _gaps(slug: str, has_coordinator: bool, has_contact: bool, without_contact_id: int) -> Iterator[Finding]:
