@@ -41,24 +41,25 @@ class CertificationReminderService:
             )
         return [row[0] for row in queued]
 
-    def find_new(self, decisions: Iterable[Decision]) -> list[tuple[UUID, Reminder]]:
-        """Return (mentor, reminder) of those that ``queue`` would queue; writes nothing."""
-        decided = list(decisions)
-        arrays = _arrays(decided)
-        if not arrays["mentor_ids"]:
-            return []
-        new = set(database.fetch(self._connection, "find_new_reminders", arrays))
-        return [
-            (decision.mentor_id, reminder)
-            for decision in decided
-            for reminder in decision.reminders
-            if (decision.mentor_id, reminder.threshold_days, reminder.cert_id) in new
-        ]
 
-    def find_without_address(self, mentor_ids: Iterable[UUID]) -> set[UUID]:
-        """Return those of these mentors whom no reminder can reach."""
-        rows = database.fetch(self._connection, "find_without_address", {"ids": list(mentor_ids)})
-        return {row[0] for row in rows}
+def find_new_reminders(connection: database.Connection, decisions: Iterable[Decision]) -> list[tuple[UUID, Reminder]]:
+    """Return (mentor, reminder) of those that would be queued; writes nothing."""
+    decided = list(decisions)
+    arrays = _arrays(decided)
+    if not arrays["mentor_ids"]:
+        return []
+    new = set(database.fetch(connection, "find_new_reminders", arrays))
+    return [
+        (decision.mentor_id, reminder)
+        for decision in decided
+        for reminder in decision.reminders
+        if (decision.mentor_id, reminder.threshold_days, reminder.cert_id) in new
+    ]
+
+
+def find_without_address(connection: database.Connection, mentor_ids: Iterable[UUID]) -> set[UUID]:
+    """Return those of these mentors whom no reminder can reach."""
+    return {row[0] for row in database.fetch(connection, "find_without_address", {"ids": list(mentor_ids)})}
 
 
 def _arrays(decisions: Iterable[Decision]) -> dict[str, object]:

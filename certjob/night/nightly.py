@@ -9,7 +9,7 @@ from certjob import database
 from certjob.database import Connection
 from certjob.domain.models import Reminder
 from certjob.facts.lookup import find_organisation
-from certjob.mail.reminders import CertificationReminderService
+from certjob.mail.reminders import find_new_reminders, find_without_address
 from certjob.mail.stage import MailCounts
 from certjob.night.deliveries import Deliveries, Delivery, Progress
 from certjob.night.job_runs import recorded
@@ -161,7 +161,6 @@ def _plan(
     """Fill the report with what a run would do: one read-only snapshot, no write, no lock, no call."""
     on_progress = progress.phase("Reviewing mentors")  # the guard's count is a part of it
     with database.read_only_snapshot(connection):
-        reminders = CertificationReminderService(connection, run_id=report.run_id)
         everybody = options.everybody or looks_at_everybody(connection, options.today)
         guard = MassChangeGuard(
             connection,
@@ -177,12 +176,11 @@ def _plan(
             counts.broken.update(broken)
             decisions = guard.admit(decided)
             new: dict[UUID, list[Reminder]] = defaultdict(list)
-            for mentor_id, reminder in reminders.find_new(
-                decision for decision in decisions if decision.organisation.id not in guard.held_reminders
-            ):
+            admitted = [decision for decision in decisions if decision.organisation.id not in guard.held_reminders]
+            for mentor_id, reminder in find_new_reminders(connection, admitted):
                 new[mentor_id].append(reminder)
             counts.reminders_queued += sum(map(len, new.values()))
-            unreachable = reminders.find_without_address(new)
+            unreachable = find_without_address(connection, new)
             for decision in decisions:
                 counts.add(decision)
                 counts.portal_queued += decision.push

@@ -4,14 +4,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import date
 from functools import partial
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from certjob import database
 from certjob.database import Connection, persist
 from certjob.domain import rules
 from certjob.domain.holds import Hold
 from certjob.domain.models import Decision, Organisation, PauseChange
-from certjob.mail.reminders import CertificationReminderService
+from certjob.mail.reminders import find_new_reminders
 from certjob.review import plan
 from certjob.review.held import MOST_IDS, store_hold
 
@@ -34,7 +34,6 @@ class MassChangeGuard:
         self._today = today
         self._everybody = everybody
         self._allow = allow_mass_change
-        self._reminders = CertificationReminderService(connection, run_id=uuid4())  # it is only asked what is new
         self._done: dict[UUID, Changes] = defaultdict(Counter)
         """What this run has committed, by organisation."""
         self._active: dict[UUID, int] = {}
@@ -88,7 +87,7 @@ class MassChangeGuard:
             is_held = organisation.id in self.held_reminders
             if not is_held and already + sum(len(d.reminders) for d in group) <= rules.MASS_REMINDER_LIMIT:
                 continue
-            new = self._reminders.find_new(group)
+            new = find_new_reminders(self._connection, group)
             if new and not is_held and already + len(new) > rules.MASS_REMINDER_LIMIT:
                 self._hold_reminders(organisation, f"at least {already + len(new):,}")
             if organisation.id in self.held_reminders:
@@ -126,7 +125,7 @@ class MassChangeGuard:
         for decisions in self._due_decisions(organisation_id):
             organisation = decisions[-1].organisation if decisions else organisation
             would += _changes(decisions)
-            would["reminders"] += len(self._reminders.find_new(decisions)) if with_reminders else 0
+            would["reminders"] += len(find_new_reminders(self._connection, decisions)) if with_reminders else 0
         if organisation is None:
             return
         self._hold_if_too_many(organisation, would)
@@ -139,7 +138,7 @@ class MassChangeGuard:
         first: list[tuple[bool, bool, UUID]] = []
         for decisions in self._due_decisions(hold.organisation_id):
             if reminders:
-                ids = {mentor_id for mentor_id, _ in self._reminders.find_new(decisions)}
+                ids = {mentor_id for mentor_id, _ in find_new_reminders(self._connection, decisions)}
             else:
                 ids = {d.mentor_id for d in decisions if d.pause is not None or d.push}
             held = {d.mentor_id: d for d in decisions if d.mentor_id in ids}

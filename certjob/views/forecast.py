@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from typing import Final
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from certjob import database
 from certjob.database import Connection
 from certjob.domain.models import Decision, Mentor, PauseChange, Reminder, Status
 from certjob.domain.projection import coming_nights
 from certjob.facts import reading
-from certjob.mail.reminders import CertificationReminderService
+from certjob.mail.reminders import find_new_reminders
 from certjob.review.days import looks_at_everybody
 from certjob.review.plan import CHUNK_SIZE, why_broken
 
@@ -76,10 +76,9 @@ def make_forecast(
     broken: dict[UUID, str] = {}
     done = 0
     with database.read_only_snapshot(connection):
-        reminders = CertificationReminderService(connection, run_id=uuid4())  # it is only asked what is new
         due_by = None if looks_at_everybody(connection, today) else until
         for read in reading.read_due(connection, due_by=due_by, organisation_id=organisation_id, chunk_size=CHUNK_SIZE):
-            broken |= read.broken | _count(read.mentors, today=today, until=until, counts=counts, reminders=reminders)
+            broken |= read.broken | _count(connection, read.mentors, today=today, until=until, counts=counts)
             done += len(read.mentors)
             on_progress(done)
     weeks = tuple(_weeks(counts, today, until))
@@ -87,7 +86,7 @@ def make_forecast(
 
 
 def _count(
-    mentors: Iterable[Mentor], *, today: date, until: date, counts: _Days, reminders: CertificationReminderService
+    connection: Connection, mentors: Iterable[Mentor], *, today: date, until: date, counts: _Days
 ) -> dict[UUID, str]:
     """Count what the nights do to these mentors; return those whose data break a rule.
 
@@ -114,7 +113,7 @@ def _count(
             if night.reminders:
                 due.update(((mentor.id, reminder), day) for reminder in night.reminders)
                 decisions.append(replace(decision, reminders=night.reminders))
-    for key in reminders.find_new(decisions):
+    for key in find_new_reminders(connection, decisions):
         counts["reminders"][due[key]] += 1
     return broken
 

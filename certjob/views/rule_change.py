@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Literal
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from certjob import database
 from certjob.database import Connection
 from certjob.domain.models import Mentor, Organisation, PauseChange
 from certjob.facts import reading
 from certjob.facts.lookup import find_organisation
-from certjob.mail.reminders import CertificationReminderService
+from certjob.mail.reminders import find_new_reminders
 from certjob.review.plan import CHUNK_SIZE, decide_each
 
 
@@ -55,7 +55,6 @@ def compare_rules(
     now, then = Tonight(), Tonight()
     broken: dict[UUID, str] = {}
     with database.read_only_snapshot(connection):
-        reminders = CertificationReminderService(connection, run_id=uuid4())  # it is only asked what is new
         organisation_id = find_organisation(connection, slug)
         old = reading.organisations(connection, [organisation_id])[organisation_id]
         new = replace(
@@ -67,7 +66,7 @@ def compare_rules(
         for read in reading.read_due(connection, due_by=None, organisation_id=organisation_id, chunk_size=CHUNK_SIZE):
             under_new = replace(read, mentors=[_under(new, mentor) for mentor in read.mentors])
             for tonight, facts in ((now, read), (then, under_new)):
-                broken |= _count(tonight, facts, today=today, reminders=reminders)
+                broken |= _count(connection, tonight, facts, today=today)
     return RuleChange(now=now, then=then, broken=broken)
 
 
@@ -77,11 +76,9 @@ def _under(new: Organisation, mentor: Mentor) -> Mentor:
     return replace(mentor, organisation=new, portal_visible=visible)
 
 
-def _count(
-    tonight: Tonight, read: reading.FactsRead, *, today: date, reminders: CertificationReminderService
-) -> dict[UUID, str]:
+def _count(connection: Connection, tonight: Tonight, read: reading.FactsRead, *, today: date) -> dict[UUID, str]:
     decisions, broken = decide_each(read, today)
-    tonight.reminders += len(reminders.find_new(decisions))
+    tonight.reminders += len(find_new_reminders(connection, decisions))
     for decision in decisions:
         tonight.paused += decision.pause is PauseChange.OPEN
         tonight.resumed += decision.pause is PauseChange.LIFT

@@ -15,7 +15,7 @@ from certjob.errors import RecipientDeferredError, RecipientRefusedError
 from certjob.mail import reminder_mail as reminder_mail_module
 from certjob.mail.message import OutgoingMessage
 from certjob.mail.reminder_mail import QueuedReminder
-from certjob.mail.reminders import CertificationReminderService
+from certjob.mail.reminders import CertificationReminderService, find_new_reminders
 from certjob.mail.stage import MailCounts
 from certjob.night.report import RunReport
 from certjob.outbox.claims import Answer, Settlement
@@ -101,13 +101,13 @@ def log(connection: Connection, facts: Facts) -> Log:
 
 @pytest.fixture(autouse=True)
 def the_plan_counts_what_is_queued(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """In every scene of this file ``find_new``, for plan and guards, says what the upsert then queues."""
+    """In every scene of this file ``find_new_reminders``, for plan and guards, says what the upsert then queues."""
     queue = CertificationReminderService.queue
     both: list[tuple[list[UUID], list[UUID]]] = []
 
     def look(self: CertificationReminderService, decisions: Iterable[Decision]) -> list[UUID]:
         decided = list(decisions)
-        found = sorted(mentor_id for mentor_id, _ in self.find_new(decided))
+        found = sorted(mentor_id for mentor_id, _ in find_new_reminders(self._connection, decided))
         queued = queue(self, decided)
         both.append((found, sorted(queued)))
         return queued

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date, datetime, tzinfo
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from certjob import database
 from certjob.database import Connection
@@ -17,7 +17,7 @@ from certjob.domain.models import Mentor, PauseChange
 from certjob.domain.projection import ComingNight, coming_nights
 from certjob.errors import BrokenMentorError, UnknownMentorError
 from certjob.facts import reading
-from certjob.mail.reminders import CertificationReminderService
+from certjob.mail.reminders import find_new_reminders
 from certjob.review.days import last_run_date, looks_at_everybody
 from certjob.review.guards import MassChangeGuard
 from certjob.views.explain.history import CertificateNote, MentorHistory, Pause, Person, Portal, Step
@@ -75,9 +75,8 @@ def _read_nights(
     if first is None:
         return []
     nights = list(coming_nights(mentor, first=first))
-    service = CertificationReminderService(connection, run_id=uuid4())  # it is only asked what is new
     due = [replace(night.decision, reminders=night.reminders) for night in nights]
-    new = {reminder for _, reminder in service.find_new(due)}
+    new = {reminder for _, reminder in find_new_reminders(connection, due)}
     told = (
         replace(night, reminders=tuple(reminder for reminder in night.reminders if reminder in new)) for night in nights
     )
