@@ -21,7 +21,8 @@ def find_mentor(connection: Connection, name: str, *, organisation: str | None) 
     if not rows:
         rows = _find_by_name(connection, " ".join(name.split()), organisation=organisation)
     if len(rows) == 1:
-        return UUID(str(rows[0][0]))
+        mentor_id: UUID = rows[0][0]
+        return mentor_id
     if not rows:
         if organisation:
             find_organisation(connection, organisation)  # a mistyped slug is not a mentor who is missing
@@ -35,7 +36,7 @@ def find_mentor(connection: Connection, name: str, *, organisation: str | None) 
     raise UnknownMentorError(message, next_step=step)
 
 
-def _find_by_name(connection: Connection, part: str, *, organisation: str | None) -> list[tuple[object, str, str]]:
+def _find_by_name(connection: Connection, part: str, *, organisation: str | None) -> list[tuple[UUID, str, str]]:
     """Return (id, member number, slug) of those whose name holds this text, in upper or lower case."""
     if len(part) < _SHORTEST_PART:
         return []
@@ -63,8 +64,8 @@ def name_mentors(connection: Connection, mentor_ids: Collection[UUID]) -> dict[U
 
 def find_organisation(connection: Connection, slug: str) -> UUID:
     """Return the id of an organisation. Raises ConfigurationError naming the slug."""
-    organisation_id = database.fetch_value(connection, "find_organisation", {"slug": slug})
+    organisation_id: UUID | None = database.fetch_value(connection, "find_organisation", {"slug": slug})
     if organisation_id is None:
         message = f"no organisation {slug!r}"
         raise ConfigurationError(message, next_step="see `certjob organisation list`")
-    return UUID(str(organisation_id))
+    return organisation_id

@@ -7,19 +7,15 @@ file and none loses what the other wrote.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
-from certjob import __version__, database, files
+from certjob import __version__, database
 from certjob.database import Connection
 from certjob.errors import Outcome
 from certjob.outbox.open_work import OpenWork, read_open_work
 from certjob.review.attention import Attention, Kind, read_attention
-
-FILE_MODE = 0o644
-"""node_exporter runs as another user."""
 
 _STATES = ("due", "waiting", "in_flight", "blocked")
 
@@ -126,8 +122,3 @@ def _describe_open_work(page: _Page, open_work: dict[str, OpenWork], *, now_seco
             items.labels(what, state).set(getattr(waiting, state))
         oldest_at = waiting.oldest_at
         age.labels(what).set(max(now_seconds - oldest_at.timestamp(), 0.0) if oldest_at else 0)
-
-
-def write_file(path: Path, contents: bytes) -> None:
-    """Replace the file in one step: node_exporter reads the old one or the new one. Raises OSError."""
-    files.replace(path, contents, mode=FILE_MODE)

@@ -8,6 +8,7 @@ from uuid import UUID
 
 import psycopg
 
+from certjob import files
 from certjob.database import Connection
 from certjob.errors import DatabaseUnavailableError
 from certjob.stopping import CLEANING_UP_SECONDS, GRACE_SECONDS, StopFlag
@@ -74,11 +75,11 @@ class Monitor:
         """Replace the metrics file, after a failed run too; not after a signal, when there is no time."""
         if self._metrics_file is None or self._stop.is_set() or connection.closed:
             return
-        from certjob.views.metrics import read_metrics, write_file  # noqa: PLC0415 - prometheus-client, 50 ms
+        from certjob.views.metrics import read_metrics  # noqa: PLC0415 - prometheus-client, 50 ms
 
         try:
             metrics = read_metrics(connection, today=today)
-            write_file(self._metrics_file, metrics)
+            files.replace(self._metrics_file, metrics, mode=0o644)  # node_exporter runs as another user
         except (psycopg.Error, DatabaseUnavailableError):
             self._warn("the metrics file could not be written, since the database did not answer")
         except OSError as error:

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from uuid import UUID
 
 import psycopg
@@ -11,6 +10,8 @@ import psycopg
 from certjob import database
 from certjob.database import Connection
 from certjob.domain.explanations import number
+from certjob.domain.models import Organisation
+from certjob.facts import reading
 from certjob.views.check.findings import Finding, fail, ok, skip, warn
 
 LOCK_TIMEOUT_MS = 500
@@ -22,15 +23,6 @@ NAME, STRANGERS, DERIVED, RESYNC = "coordinator", "other organisations", "certjo
 _SET_UP_ANEW = "as the owner, run `SELECT certjob_private.set_up_roles()` and drop grants and policies that others made"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Organisation:
-    """The one whose coordinator asks."""
-
-    id: UUID
-    slug: str
-    has_portal: bool
-
-
 def check_as(connection: Connection, user_id: UUID) -> Iterator[Finding]:
     """Yield what the app's user with this id sees and may do. All of it is rolled back."""
     with database.transaction(connection, force_rollback=True):
@@ -40,8 +32,9 @@ def check_as(connection: Connection, user_id: UUID) -> Iterator[Finding]:
         if because is not None:
             yield skip(NAME, because)
             return
-        found = database.fetch(connection, "find_coordinator", {"user_id": user_id}, into=Organisation)
-        asked = _Asked(connection, user_id=user_id, organisation=found[0] if found else None)
+        organisation_id = database.fetch_value(connection, "find_coordinator", {"user_id": user_id})
+        organisation = reading.organisations(connection, [organisation_id]).get(organisation_id)
+        asked = _Asked(connection, user_id=user_id, organisation=organisation)
         for name, question in (
             (NAME, asked.what_is_seen),
             (STRANGERS, asked.strangers),

@@ -44,16 +44,13 @@ FROM (
     SELECT
         id,
         coalesce(%(name)s::text, name) AS name,
-        CASE WHEN %(portal)s::text IS NULL THEN portal ELSE nullif(%(portal)s::text, 'none') END AS portal,
+        nullif(coalesce(%(portal)s::text, portal), 'none') AS portal,
         coalesce(%(thresholds)s::integer[], reminder_thresholds) AS reminder_thresholds,
         coalesce(%(optional_kinds)s::text[], optional_kinds) AS optional_kinds,
-        CASE WHEN %(contact_email)s::text IS NULL THEN contact_email ELSE nullif(%(contact_email)s::text, '') END
-            AS contact_email,
-        CASE WHEN %(contact_phone)s::text IS NULL THEN contact_phone ELSE nullif(%(contact_phone)s::text, '') END
-            AS contact_phone,
-        CASE WHEN %(renewal_url)s::text IS NULL THEN renewal_url ELSE nullif(%(renewal_url)s::text, '') END
-            AS renewal_url,
-        CASE WHEN %(sender)s::text IS NULL THEN sender ELSE nullif(%(sender)s::text, '') END AS sender
+        nullif(coalesce(%(contact_email)s::text, contact_email), '') AS contact_email,
+        nullif(coalesce(%(contact_phone)s::text, contact_phone), '') AS contact_phone,
+        nullif(coalesce(%(renewal_url)s::text, renewal_url), '') AS renewal_url,
+        nullif(coalesce(%(sender)s::text, sender), '') AS sender
     FROM organisations
     WHERE slug = %(slug)s
 ) AS n

@@ -12,10 +12,7 @@ SELECT
 
 -- name: find_coordinator
 -- The organisation of a user of the app. No row: this user is no coordinator.
-SELECT o.id, o.slug, o.portal IS NOT NULL AS has_portal
-FROM coordinators AS c
-JOIN organisations AS o ON o.id = c.organisation_id
-WHERE c.id = %(user_id)s
+SELECT organisation_id FROM coordinators WHERE id = %(user_id)s
 
 -- name: list_strangers
 -- Some mentors of other organisations: the first ones, and some with rows in each of the tables that are mostly empty.
