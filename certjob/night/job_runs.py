@@ -72,7 +72,7 @@ def recorded(
     everybody: bool = False,
     later_dates_were_wrong: bool = False,
 ) -> Iterator[Progress]:
-    """Keep the run's line in ``job_runs``, whatever becomes of the run; finish the report on the way out.
+    """Keep the run's line in ``job_runs``, whatever becomes of the run.
 
     Yields the progress to tell: it also notes now and then that the run is alive. With ``everybody``, and in a night
     after one on a later date, all mentors are made due first. With ``later_dates_were_wrong``, as a person has said, a
@@ -106,7 +106,6 @@ def _note_attention(connection: Connection, report: RunReport, *, organisation: 
             report.is_first_today = last_on != report.today
             report.attention = read_attention(connection, today=report.today, new_since=read_at)
     except database.CONTENTION:
-        report.attention = None
         report.stopped.append(StageStop(stage="alerts", code="locked", reason=_NOT_READ))
 
 
@@ -144,7 +143,6 @@ def _record_beginning(
 
 
 def _record_end(connection: Connection, report: RunReport, outcome: Outcome) -> None:
-    report.finish()
     told = ("command", "today", "outcome", "duration_seconds")  # columns of their own
     counts = {name: value for name, value in report.to_counts().items() if name not in told}
     stored = dict(counts)

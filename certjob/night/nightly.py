@@ -102,7 +102,6 @@ def run(
     )
     if options.dry_run:
         _plan(connection, report, options=options, organisation_id=organisation_id, progress=progress)
-        report.finish()
         return report
     report.known_stops = _last_stops(connection)
     with recorded(
@@ -183,7 +182,6 @@ def _plan(
             unreachable = find_without_address(connection, new)
             for decision in decisions:
                 counts.add(decision)
-                counts.portal_queued += decision.push
                 if decision.transitions or decision.pause or decision.push or new[decision.mentor_id]:
                     change = PlannedChange(
                         decision=decision,

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from certjob.portal.comparison import Comparison, Difference
+from certjob.portal.comparison import Comparison
 from certjob.review.plan import LOCKED, MAY_STAY_VISIBLE, ReviewCounts
 
 _MOST_NAMES = 5
 
 
-def differing(comparison: Comparison, locked: Sequence[Difference]) -> list[str]:
+def differing(comparison: Comparison) -> list[str]:
     """What a reading of the portal leaves for people to do."""
     lines = counted(
         len(comparison.unknown),
@@ -23,7 +23,7 @@ def differing(comparison: Comparison, locked: Sequence[Difference]) -> list[str]
         see_alerts=True,
     )
     lines += _listed(
-        [each.member_no for each in locked],
+        [each.member_no for each in comparison.locked],
         "mentor is locked by another session and not corrected, run `certjob reconcile` again",
         "mentors are locked by another session and not corrected, run `certjob reconcile` again",
     )

@@ -64,16 +64,13 @@ def reconcile(
         compare(progress)
         with database.read_only_snapshot(connection):
             report.open_work = read_open_work(connection)
-        report.finish()
         return report
     with recorded(connection, report, progress=progress) as beating:
         found = compare(beating)
         if found is not None:
             comparison.store(connection, found, run_id=report.run_id)
             store_portal_holds(connection, found.held, today=today, run_id=report.run_id)
-            report.corrections, report.locked = comparison.raise_events(
-                connection, found.reading, found.admitted, today=today, run_id=report.run_id, stop=stop
-            )
+            comparison.raise_events(connection, found, today=today, run_id=report.run_id, stop=stop)
             Deliveries(connection, report, delivery=delivery, stop=stop, progress=beating).push()
     return report
 

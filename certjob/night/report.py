@@ -1,7 +1,7 @@
 """RunReport: what a run did, as one document with fixed keys."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import date, datetime
 from typing import Any
@@ -13,7 +13,7 @@ from certjob.mail.stage import MailCounts
 from certjob.night.reasons import counted, differing, named
 from certjob.outbox.claims import CRASH, StageStop
 from certjob.outbox.open_work import NO_WORK, OpenWork
-from certjob.portal.comparison import Comparison, Difference
+from certjob.portal.comparison import Comparison
 from certjob.portal.sync import PortalCounts
 from certjob.review.attention import Attention, Kind
 from certjob.review.plan import ReviewCounts
@@ -78,10 +78,6 @@ class RunReport:
     portal: PortalCounts = field(default_factory=PortalCounts)
     comparison: Comparison | None = None
     """None, too, if the portal could not be read."""
-    corrections: int = 0
-    """Events that were raised because the portal showed something else."""
-    locked: Sequence[Difference] = ()
-    """For whom none could be raised, because another session had locked the mentor."""
     reopened: int | None = None
     """How many open pushes were reopened."""
     open_work: Mapping[str, OpenWork] = field(default_factory=lambda: NO_WORK)
@@ -100,12 +96,12 @@ class RunReport:
     changes: list[PlannedChange] = field(default_factory=list)
     crashed: bool = False
     """A stage ended by an error nobody foresaw."""
-    duration_seconds: float = 0.0
     _started: float = field(default_factory=time.monotonic)
 
-    def finish(self) -> None:
-        """Note how long it took."""
-        self.duration_seconds = round(time.monotonic() - self._started, 3)
+    @property
+    def duration_seconds(self) -> float:
+        """How long it has taken so far."""
+        return round(time.monotonic() - self._started, 3)
 
     @property
     def reasons(self) -> list[str]:
@@ -146,7 +142,7 @@ class RunReport:
         """Return what went wrong in this run; what the list of alerts has anyway is not repeated."""
         if self.dry_run:
             return []
-        lines = differing(self.comparison, self.locked) if self.comparison is not None else []
+        lines = differing(self.comparison) if self.comparison is not None else []
         portal = self.portal
         reminders, digests = self.reminders or MailCounts(), self.digests or MailCounts()
         if self.attention is None:
@@ -239,7 +235,7 @@ class RunReport:
         if self.review is not None:
             counts["queued"] = self.review.portal_queued
         if self.command == "reconcile":
-            counts["queued"] = self.corrections
+            counts["queued"] = self.comparison.raised if self.comparison is not None else 0
         if self.reopened is not None:
             counts["reopened"] = self.reopened
         hides, shows = self.open_work["portal_hides"], self.open_work["portal_shows"]

@@ -74,6 +74,10 @@ class Comparison:
     contradictory: Sequence[UUID] = ()
     """Contacts that one organisation wants shown and another one hidden."""
     held: list[Hold] = field(default_factory=list)
+    raised: int = 0
+    """Events that were raised for the differences."""
+    locked: Sequence[Difference] = ()
+    """For whom none could be raised, because another session had locked the mentor."""
 
     @property
     def admitted(self) -> list[Difference]:
@@ -150,19 +154,10 @@ def _find(
     return database.fetch(connection, "find_portal_differences", parameters, into=Difference)
 
 
-def raise_events(
-    connection: Connection,
-    reading: Reading,
-    differences: Sequence[Difference],
-    *,
-    today: date,
-    run_id: UUID,
-    stop: StopFlag,
-) -> tuple[int, list[Difference]]:
-    """Raise an event for each difference, hides first, a hundred in a transaction; committed on return.
+def raise_events(connection: Connection, comparison: Comparison, *, today: date, run_id: UUID, stop: StopFlag) -> None:
+    """Raise an event for each difference that nobody holds, hides first, a hundred in a transaction.
 
-    Returns how many were raised, and those whom another session kept locked all the time. A signal ends it between two
-    transactions with StoppedBySignalError.
+    What it has done is noted in the comparison. A signal ends it between two transactions with StoppedBySignalError.
     """
     service = PortalSyncService(connection, run_id=run_id)
 
@@ -170,14 +165,13 @@ def raise_events(
         """Rows are locked first and read later, as in a review: facts may have changed since the comparison."""
         ids = {"ids": [each.mentor_id for each in part]}
         locked = {row[0] for row in database.fetch(connection, "lock_portal_mentors", ids)}
-        unchanged = set(_find(connection, reading, today=today, among=part))
+        unchanged = set(_find(connection, comparison.reading, today=today, among=part))
         wishes = [(each.mentor_id, each.visible) for each in part if each.mentor_id in locked and each in unchanged]
         number = service.queue(wishes)
         database.execute(connection, "mark_corrections", {"ids": [mentor_id for mentor_id, _ in wishes]})
         return number, locked
 
-    queued = 0
-    left = sorted(differences, key=lambda each: each.visible)
+    left = sorted(comparison.admitted, key=lambda each: each.visible)
     give_up_at = time.monotonic() + _LOCKED_FOR_SECONDS
     while True:
         later: list[Difference] = []
@@ -185,11 +179,11 @@ def raise_events(
             stop.check()
             part = left[start : start + SLICE]
             number, locked = persist(connection, partial(raise_slice, part))
-            queued += number
+            comparison.raised += number
             later += [each for each in part if each.mentor_id not in locked]
-        if not later or time.monotonic() > give_up_at:
-            return queued, later
-        left = later
+        comparison.locked = left = later
+        if not left or time.monotonic() > give_up_at:
+            return
         stop.sleep(_POLL_SECONDS)
 
 

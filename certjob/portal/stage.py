@@ -8,22 +8,14 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
 from certjob.errors import FailureCode, PortalCallError, PortalStageError
-from certjob.outbox.claims import CRASH, Lease, StageStop
+from certjob.outbox.claims import Lease, StageStop
 from certjob.outbox.loop import DatabaseThread
 from certjob.outbox.retry import RetryPolicy, wait
-from certjob.portal.push import (
-    CALL_DEADLINE_SECONDS,
-    MakeTarget,
-    PortalEvent,
-    Push,
-    Pusher,
-    PushOutcome,
-)
+from certjob.portal.push import CALL_DEADLINE_SECONDS, MakeTarget, PortalEvent, Push, Pusher, PushOutcome
 from certjob.portal.rate import RateLimiter
 from certjob.portal.sync import PortalCounts, PortalSyncService
 
@@ -58,7 +50,7 @@ class PortalStage:
         on_progress: Callable[[int], None] | None = None,
         counts: PortalCounts,
     ) -> None:
-        """``make_target`` is called once, when there is something to push; ``on_progress`` in the database's thread."""
+        """``on_progress`` is called in the database's thread."""
         self._service = service
         self._database = database
         self._make_target = make_target
@@ -69,8 +61,7 @@ class PortalStage:
         self._rate = RateLimiter(calls_per_second=calls_per_second)
         self._halt = asyncio.Event()
         """Begin nothing more, retry nothing more."""
-        self._clients = AsyncExitStack()
-        self._pusher: Pusher | None = None
+        self._pusher: Pusher
         self._claimed: deque[tuple[PortalEvent, Lease]] = deque()
         """Claimed, and begun at once."""
         self._flying: set[asyncio.Task[Push]] = set()
@@ -81,17 +72,21 @@ class PortalStage:
         """After the first of them one call at a time tries, until the portal does its work."""
         self._deadline_at = 0.0
         self._stopped: StageStop | None = None
-        self._failure = FailureCode.CRASH
+        self._failure: FailureCode
         self._crash: BaseException | None = None
         self._counts = counts
 
     async def run(self, *, deadline_seconds: float) -> StageStop | None:
-        """Deliver; return why the stage ended early, or None: nothing is left to do, or a signal came."""
+        """Deliver; return why the stage ended early, or None: nothing is left to do, or a signal came.
+
+        Raises what a push has raised that nobody foresaw, once the others are settled.
+        """
         self._deadline_at = time.monotonic() + deadline_seconds
         grace_seconds = GRACE_SECONDS
-        signal = asyncio.ensure_future(self._halt_at_signal())
         await self._database.run(self._service.take_back)
-        async with self._clients:
+        async with self._make_target() as target:
+            self._pusher = Pusher(target=target, policy=self._policy, rate=self._rate, halt=self._halt)
+            signal = asyncio.ensure_future(self._halt_at_signal())
             try:
                 await self._deliver(signal)
             except asyncio.CancelledError:
@@ -135,23 +130,18 @@ class PortalStage:
                 self._end("deadline", _TIME_IS_OVER)
             return
         free = (1 if self._waits_in_a_row else self._concurrency) - len(self._flying)
-        if free > 0 and self._rate.seconds_left() <= 0:
-            await self._claim(1 if self._rate.is_limited else free)
-            await self._begin_claimed()
+        if free <= 0 or self._rate.seconds_left() > 0:
+            return
+        await self._claim(1 if self._rate.is_limited else free)
+        while self._claimed and not self._halt.is_set():
+            event, lease = self._claimed.popleft()
+            self._rate.begin()
+            self._flying.add(asyncio.ensure_future(self._pusher.push(event, lease)))
 
     async def _claim(self, limit: int) -> None:
         self._claimed.extend(await self._database.run(partial(self._service.claim, limit)))
         if self._claimed and not self._claimed[0][1].fits(self._policy.worst_case_seconds(CALL_DEADLINE_SECONDS)):
             self._end("lease", "the lease is shorter than a push can take, or this process stood still; the rest waits")
-
-    async def _begin_claimed(self) -> None:
-        while self._claimed and not self._halt.is_set():
-            if self._pusher is None:
-                target = await self._clients.enter_async_context(self._make_target())
-                self._pusher = Pusher(target=target, policy=self._policy, rate=self._rate, halt=self._halt)
-            event, lease = self._claimed.popleft()
-            self._rate.begin()
-            self._flying.add(asyncio.ensure_future(self._pusher.push(event, lease)))
 
     async def _land(self, seconds: float, *signal: "asyncio.Future[None]") -> None:
         """Wait for a push to end, at most this long, and judge those that have ended.
@@ -166,7 +156,7 @@ class PortalStage:
             if task.cancelled():  # nobody knows how far its call has come: the event keeps its lease
                 continue
             if (crash := task.exception()) is not None:
-                self._end(CRASH, f"unforeseen {type(crash).__name__}; the rest stays pending")
+                self._halt.set()
                 self._crash = self._crash or crash
                 continue
             self._judge(task.result())

@@ -1,19 +1,16 @@
 """What needs attention, counted: one list, which alerts, status, metrics, digests and a run at its end all read.
 
-The list is the database's view ``attention``. Whom a run could not review is stored here.
+The list is the database's view ``attention``.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from enum import StrEnum
-from uuid import UUID
 
 from certjob import database
-from certjob.database import Connection, persist
-from certjob.review.guards import MassChangeGuard
+from certjob.database import Connection
 from certjob.review.held import StoredHold, read_held
-from certjob.review.plan import LOCKED, ReviewCounts
 
 
 class Kind(StrEnum):
@@ -103,40 +100,3 @@ def read_attention(connection: Connection, *, today: date, new_since: datetime |
     found = {Kind(kind): Count(number=number, new=new) for kind, number, new in rows}
     counts = {kind: found.get(kind, Count()) for kind in Kind}
     return Attention(counts=counts, read_at=read_at, held=read_held(connection) if counts[Kind.HELD].number else ())
-
-
-def store_problems(
-    connection: Connection,
-    review: ReviewCounts,
-    guard: MassChangeGuard,
-    *,
-    today: date,
-    run_id: UUID,
-    organisation_id: UUID | None,
-) -> None:
-    """Write down whom a run could not review, and why; delete what it would have held, or found broken, and did not."""
-    problems = {**dict.fromkeys(review.skipped, LOCKED), **review.broken}
-    found = {
-        "ids": list(problems),
-        "reasons": [reason[:MOST_REASON] for reason in problems.values()],
-        "today": today,
-        "run_id": run_id,
-    }
-    held = {
-        "organisation_id": organisation_id,
-        "held": [each.organisation_id for each in guard.every],
-        "whats": [each.what for each in guard.every],
-    }
-    over = {"organisation_id": organisation_id, "found": list(problems), "held": list(guard.held)}
-
-    def store() -> None:
-        if problems:
-            database.execute(connection, "store_review_problems", found)
-        database.execute(connection, "forget_held_reviews", held)
-        database.execute(connection, "forget_review_problems", over)
-
-    persist(connection, store)
-
-
-MOST_REASON = 500
-"""Characters of a reason that are stored."""

@@ -16,10 +16,9 @@ from certjob.database import CONTENTION, Connection, transaction
 from certjob.domain.models import Decision
 from certjob.errors import DatabaseUnavailableError
 from certjob.facts import reading
-from certjob.review.attention import store_problems
 from certjob.review.decision_writer import DecisionWriter, Written
 from certjob.review.guards import MassChangeGuard
-from certjob.review.plan import CHUNK_SIZE, ReviewCounts, decide_each
+from certjob.review.plan import CHUNK_SIZE, LOCKED, ReviewCounts, decide_each
 from certjob.stopping import StopFlag
 
 LOCK_TIMEOUT_MS = 500
@@ -27,6 +26,8 @@ LOCK_TIMEOUT_MS = 500
 WAIT_FOR_LOCKS_SECONDS = 30.0
 """How long a run goes on after its first pass for mentors who are still due."""
 _POLL_SECONDS = 0.25
+MOST_REASON = 500
+"""Characters of a reason that are stored."""
 
 _BROKEN_DATA = (psycopg.IntegrityError, psycopg.DataError, psycopg.errors.RaiseException)
 """What the database says to one mentor's data, not to the whole night."""
@@ -81,14 +82,7 @@ class CertificationManagementService:
             self._pass(organisation_id, ids=remaining)
             if self.counts.reviewed == before:
                 self._stop.sleep(_POLL_SECONDS)
-        store_problems(
-            self._connection,
-            self.counts,
-            self._guard,
-            today=self._today,
-            run_id=self._run_id,
-            organisation_id=organisation_id,
-        )
+        self._store_problems(organisation_id)
         return self.counts
 
     def review_one(self, mentor_id: UUID, *, then: Callable[[Decision], None]) -> bool:
@@ -200,7 +194,6 @@ class CertificationManagementService:
         for decision in written.decisions:
             counts.add(decision)
         counts.reminders_queued += len(written.queued_for)
-        counts.portal_queued += written.pushed
         counts.may_stay_visible += written.may_stay_visible
         self._staying_due |= written.staying_due
         self._guard.record(written.decisions, queued_reminders=written.queued_for)
@@ -221,3 +214,27 @@ class CertificationManagementService:
             },
         )
         return [mentor_id for (mentor_id,) in rows]
+
+    def _store_problems(self, organisation_id: UUID | None) -> None:
+        """Write down whom this run could not review, and why; delete what it would have held, or found, and did not."""
+        problems = {**dict.fromkeys(self.counts.skipped, LOCKED), **self.counts.broken}
+        found = {
+            "ids": list(problems),
+            "reasons": [reason[:MOST_REASON] for reason in problems.values()],
+            "today": self._today,
+            "run_id": self._run_id,
+        }
+        held = {
+            "organisation_id": organisation_id,
+            "held": [each.organisation_id for each in self._guard.every],
+            "whats": [each.what for each in self._guard.every],
+        }
+        over = {"organisation_id": organisation_id, "found": list(problems), "held": list(self._guard.held)}
+
+        def store() -> None:
+            if problems:
+                database.execute(self._connection, "store_review_problems", found)
+            database.execute(self._connection, "forget_held_reviews", held)
+            database.execute(self._connection, "forget_review_problems", over)
+
+        database.persist(self._connection, store)

@@ -22,7 +22,6 @@ class Written:
     staying_due: frozenset[UUID] = frozenset()
     queued_for: Sequence[UUID] = ()
     """The organisation of each queued reminder."""
-    pushed: int = 0
     may_stay_visible: Sequence[UUID] = ()
 
 
@@ -46,7 +45,7 @@ class DecisionWriter:
         self._pauses.apply(decisions)
         held = self._guard.hold_reminders(decisions)
         queued = self._reminders.queue([d for d in decisions if d.reminders and d.mentor_id not in held])
-        pushed = self._portal.queue([(d.mentor_id, d.visible) for d in decisions if d.push])
+        self._portal.queue([(d.mentor_id, d.visible) for d in decisions if d.push])
         withdrawn = self._portal.withdraw([d.mentor_id for d in decisions if not d.organisation.has_portal])
         database.execute(
             self._connection,
@@ -65,7 +64,6 @@ class DecisionWriter:
             decisions=decisions,
             staying_due=held,
             queued_for=[organisations[mentor_id] for mentor_id in queued],
-            pushed=pushed,
             may_stay_visible=[mentor_id for mentor_id, may_stay_visible in withdrawn.items() if may_stay_visible],
         )
 

@@ -70,6 +70,7 @@ class ReviewCounts:
         self.paused += decision.pause is PauseChange.OPEN
         self.resumed += decision.pause is PauseChange.LIFT
         self.without_certificate += decision.without_certificate
+        self.portal_queued += decision.push
         for change in decision.transitions:
             self.transitions[change.to_status] += 1
 

@@ -407,14 +407,14 @@ def test_a_hide_that_is_committed_after_the_comparison_is_not_undone(scene: Scen
     """Under the lock the same question is asked again."""
     scene.agreed(*scene.mentors(1))
     reading = comparison.Reading(read_at=database.clock(scene.connection), pages=1, visible=[])
-    found = comparison.compare(scene.connection, reading, today=TODAY, allow_mass_change=False).differences
-    assert [each.visible for each in found] == [True]
+    found = comparison.compare(scene.connection, reading, today=TODAY, allow_mass_change=False)
+    assert [each.visible for each in found.differences] == [True]
     other.execute("UPDATE certificates SET expires_on = %s", (EXPIRED,))
     night(other, deliver=False)
 
-    raised = comparison.raise_events(scene.connection, reading, found, today=TODAY, run_id=uuid4(), stop=StopFlag())
+    comparison.raise_events(scene.connection, found, today=TODAY, run_id=uuid4(), stop=StopFlag())
 
-    assert raised == (0, [])
+    assert (found.raised, found.locked) == (0, [])
     assert scene.facts.rows("SELECT visible, version FROM portal_sync_events") == [(False, 1)]
 
 

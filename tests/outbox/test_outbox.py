@@ -9,7 +9,7 @@ from certjob import database
 from certjob.database import Connection, statements
 from certjob.mail.reminder_mail import QueuedReminder
 from certjob.outbox import claims
-from certjob.outbox.claims import RELEASED, Answer, Lease, Outbox, Settlement
+from certjob.outbox.claims import RELEASED, Answer, Outbox, Settlement
 from certjob.portal.push import PortalEvent
 from tests.support.facts import TODAY, Facts
 from tests.support.intents import backlog, run_out
@@ -70,22 +70,6 @@ def test_a_claim_is_committed_and_holds_the_row_for_the_length_of_the_lease(
     (again,) = mine.claim_due()
     assert (again.id, again.attempts) == (event.id, 2)
     assert again.claim_token != event.claim_token
-
-
-@pytest.mark.parametrize("status", ["blocked", "delivered", "withdrawn"])
-def test_only_pending_rows_that_are_due_and_nobody_holds_are_claimed(
-    connection: Connection, facts: Facts, app: App, status: str
-) -> None:
-    """No more of them than was asked for; the rest is untouched, and what another session holds not waited for."""
-    backlog(facts, 6)
-    connection.execute("UPDATE portal_sync_events SET status = %s WHERE id = 1", (status,))
-    connection.execute("UPDATE portal_sync_events SET next_attempt_at = now() + interval '1 minute' WHERE id = 2")
-    app.execute("SELECT id FROM portal_sync_events WHERE id = 3 FOR NO KEY UPDATE")
-
-    assert [event.id for event in PortalOutbox(connection).claim_due(limit=2)] == [4, 5]
-
-    untouched = "SELECT id FROM portal_sync_events WHERE claim_token IS NULL AND attempts = 0 ORDER BY id"
-    assert facts.rows(untouched) == [(1,), (2,), (3,), (6,)]
 
 
 class TestSettle:
@@ -173,19 +157,6 @@ class TestSettle:
             app.commit()
 
         assert answers == [Answer.SETTLED]
-
-
-@pytest.mark.parametrize(
-    ("passed_seconds", "worst_case_seconds", "fits"),
-    [(0, 130, True), (169.9, 130, True), (170, 130, False), (301, 0, False)],
-)
-def test_the_worst_case_must_fit_into_what_is_left_of_the_lease(
-    passed_seconds: float, worst_case_seconds: float, fits: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lease = Lease(claimed_at=1_000, seconds=300)
-    monkeypatch.setattr(claims, "lease_clock", lambda: 1_000 + passed_seconds)
-
-    assert lease.fits(worst_case_seconds) is fits
 
 
 def test_a_lease_is_counted_from_before_the_claim_was_sent(
