@@ -131,30 +131,28 @@ class Pusher:
         """
         if not lease.fits(self.policy.worst_case_seconds(CALL_DEADLINE_SECONDS)):  # the process stood still
             return Push(event=event, outcome=PushOutcome.NOT_TRIED)
-        contact_id = event.contact_id
-        if contact_id is None:
-            missing = PermanentPortalError("no contact ID", code=FailureCode.NO_CONTACT_ID)
-            return Push(event=event, outcome=PushOutcome.BLOCKED, error=_given_up(event, attempts=0, cause=missing))
         errors: list[PortalCallError] = []  # of the calls that were made
         outcome, error = PushOutcome.DELIVERED, None
         try:
             await self.policy.call(
-                lambda: self._call(event, contact_id, lease, errors), stop=self.halt, on_wait=self._hold_all_others
+                lambda: self._call(event, lease, errors), stop=self.halt, on_wait=self._hold_all_others
             )
         except PortalCallError as cause:
             self._hold_all_others(cause, 0.0)  # the last call may have asked for a wait
             error = _given_up(event, attempts=len(errors), cause=cause)
-            error.__cause__ = cause
             outcome = self._outcome_of(error)
         outcome_unknown = any(each.code is FailureCode.OUTCOME_UNKNOWN for each in errors)
         return Push(event=event, outcome=outcome, error=error, outcome_unknown=outcome_unknown)
 
-    async def _call(self, event: PortalEvent, contact_id: UUID, lease: Lease, errors: list[PortalCallError]) -> None:
+    async def _call(self, event: PortalEvent, lease: Lease, errors: list[PortalCallError]) -> None:
+        if event.contact_id is None:
+            missing = "no contact ID"
+            raise PermanentPortalError(missing, code=FailureCode.NO_CONTACT_ID)
         if errors and not (await self.rate.wait(self.halt) and lease.fits(CALL_DEADLINE_SECONDS)):
             raise errors[-1]
         try:
             await self.target.update_portal_visibility(
-                contact_id, visible=event.visible, idempotency_key=event.idempotency_key
+                event.contact_id, visible=event.visible, idempotency_key=event.idempotency_key
             )
         except PortalCallError as error:
             if isinstance(error, PortalStageError):
