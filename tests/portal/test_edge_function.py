@@ -56,15 +56,13 @@ def dynamics(running: tuple[EdgeFunction, FakeDynamics]) -> FakeDynamics:
 
 @pytest.fixture
 def function(running: tuple[EdgeFunction, FakeDynamics]) -> Iterator[EdgeFunction]:
-    """The function with the right settings, awake from the test before or still asleep."""
+    """The function with the right settings, running since the test before."""
     function, _ = running
     right = dict(function.settings)
     function.output.clear()
-    function.cold_starts = 0
     yield function
     if function.settings != right:
-        function.fall_asleep()
-        function.settings = right
+        function.restart(right)
 
 
 @pytest.fixture
@@ -108,29 +106,29 @@ def test_the_functions_own_tests_pass(tmp_path: Path) -> None:
     assert re.search(r"\b\d{3,} passed \| 0 failed", ended.stdout), ended.stdout
 
 
-def test_a_night_wakes_the_function_and_what_was_done_by_hand_is_put_right(
+def test_a_night_after_a_cold_start_and_what_was_done_by_hand_is_put_right(
     certjob: Run, function: EdgeFunction, dynamics: FakeDynamics, expired: list[UUID]
 ) -> None:
     """Four calls meet the cold start at once, and Entra is asked for one token; one that ends is replaced."""
-    function.fall_asleep()
+    function.restart()
 
     night = certjob("run", "--json")
     certjob("run")
 
     assert json.loads(night.stdout)["portal"]["delivered"] == 10
     assert dynamics.contacts == dict.fromkeys(expired, False)
-    assert (function.cold_starts, dynamics.token_requests, len(dynamics.patches)) == (1, 1, 10)
+    assert (dynamics.token_requests, len(dynamics.patches)) == (1, 10)
     assert len({line["correlation_id"] for line in function.log}) == 10
     assert {line["idempotency_key"] for line in function.log} == {f"{number}-1" for number in range(1, 11)}
 
     dynamics.contacts = dict.fromkeys(expired, True)
     dynamics.tokens.clear()
     certjob("resync", "M3")
-    assert (dynamics.contacts[expired[2]], function.cold_starts, dynamics.token_requests) == (False, 1, 2)
-    function.fall_asleep()
+    assert (dynamics.contacts[expired[2]], dynamics.token_requests) == (False, 2)
+    function.restart()
     dynamics.page_size = 4
     certjob("reconcile")
-    assert (dynamics.pages_read, function.cold_starts, dynamics.token_requests) == (3, 2, 3)
+    assert (dynamics.pages_read, dynamics.token_requests) == (3, 3)
     assert dynamics.contacts == dict.fromkeys(expired, False)
     assert {line["status"] for line in function.log} == {200}
 
@@ -139,14 +137,14 @@ def test_whoever_asks_for_a_long_wait_gets_it(
     certjob: Run, function: EdgeFunction, dynamics: FakeDynamics, facts: Facts, expired: list[UUID]
 ) -> None:
     """Entra's reaches certjob as 503 token_unavailable and is asked once, however many wait; no attempt is counted."""
-    function.fall_asleep()
+    function.restart()
     dynamics.entra_outage = no_token(429, "temporarily_unavailable", 90055, retry_after="700")
     assert "asked to wait 700 s" in certjob("run", code=3).stderr
     assert (dynamics.token_requests, dynamics.patches) == (1, [])
     assert set(facts.rows(EVENTS)) == UNTOUCHED
     assert {row[3] for row in facts.rows(FAILURES)} < {line["correlation_id"] for line in function.log}
 
-    function.fall_asleep()  # it remembers how long Entra asked to wait
+    function.restart()  # it remembers how long Entra asked to wait
     dynamics.entra_outage, dynamics.outage = None, refusal(429, "0x80072321", retry_after="1900")
     assert "429 throttled" in certjob("resync", "M1", code=3).stderr
     assert len(dynamics.patches) == 1
@@ -166,8 +164,7 @@ def test_a_wrong_setting_stops_the_stage_and_blocks_nobody(
         ({"DYNAMICS_VISIBILITY_FIELD": "hlf_VisibleOnPortal"}, "check DYNAMICS_VISIBILITY_FIELD"),
         ({"HLF_SYNC_KEY": NEW_KEY}, "check CERTJOB_PORTAL_KEY"),
     ):
-        function.fall_asleep()
-        function.settings = right | wrong
+        function.restart(right | wrong)
         certjob("run", code=3, CERTJOB_PORTAL_CONCURRENCY="1")  # strangers have one line a minute in the log
         assert set(dynamics.contacts.values()) == {True}
         assert set(facts.rows(EVENTS)) == UNTOUCHED
@@ -175,8 +172,7 @@ def test_a_wrong_setting_stops_the_stage_and_blocks_nobody(
         assert (kind, attempts, said in str(error)) == ("stage", 0, True)  # one answer ended it; the log has its id
         assert any(line.get("correlation_id") == correlation_id for line in function.log)
 
-    function.fall_asleep()
-    function.settings = right | {"HLF_SYNC_KEY": f"{KEY},{NEW_KEY}"}
+    function.restart(right | {"HLF_SYNC_KEY": f"{KEY},{NEW_KEY}"})
     certjob("resync", "M1")
     certjob("run", CERTJOB_PORTAL_KEY=NEW_KEY)
     assert dynamics.contacts == dict.fromkeys(expired, False)

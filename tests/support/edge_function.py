@@ -1,8 +1,8 @@
-"""The real Edge Function under Deno, behind a gateway that wakes it with the first call, as Supabase's does.
+"""The real Edge Function under Deno.
 
     with EdgeFunction(settings, folder=tmp_path) as function:
-        ...                     # calls to function.url: the first one waits until Deno is up
-        function.fall_asleep()  # the next call meets a cold start again: no token, no connection
+        ...                             # calls to function.url
+        function.restart(new_settings)  # as after a cold start: no token, no connection
 
 Deno gets what the function needs and no more: the loopback network, its own settings, no file, no download.
 """
@@ -10,7 +10,6 @@ Deno gets what the function needs and no more: the loopback network, its own set
 import json
 import re
 import select
-import socket
 import subprocess
 import threading
 from collections.abc import Mapping
@@ -18,8 +17,6 @@ from pathlib import Path
 from typing import Any, Self
 
 from deno import find_deno_bin
-
-from tests.support.proxy import Proxy
 
 FUNCTION = Path(__file__).parents[2] / "supabase" / "functions" / "hlf-dynamics-sync"
 
@@ -32,56 +29,47 @@ def deno_environment(folder: Path) -> dict[str, str]:
 
 
 class EdgeFunction:
-    """The gateway and the function behind it; a context manager."""
+    """The function; a context manager. It keeps its port."""
 
     def __init__(self, settings: Mapping[str, str], *, folder: Path) -> None:
         self.settings = dict(settings)
-        """What the function finds in its environment when it wakes up."""
-        self.cold_starts = 0
+        """What the function finds in its environment."""
         self.output: list[str] = []
         """Every line that the function wrote, to stdout or stderr."""
-        allowed = ("--allow-net=127.0.0.1", f"--allow-env={','.join(settings)}")
-        self._command = [find_deno_bin(), "run", *OFFLINE, *allowed, "index.ts"]
-        self._environment = deno_environment(folder) | {"DENO_SERVE_ADDRESS": "tcp:127.0.0.1:0"}
-        self._waking = threading.Lock()
-        self._process: subprocess.Popen[str] | None = None
-        self._readers: list[threading.Thread] = []
+        self._folder = folder
         self._port = 0
-        self._gateway = Proxy(lambda: socket.create_connection(("127.0.0.1", self.wake())))
 
     @property
     def url(self) -> str:
-        """Where callers find it, asleep or not."""
-        return f"http://127.0.0.1:{self._gateway.port}/functions/v1/hlf-dynamics-sync"
+        return f"http://127.0.0.1:{self._port}/functions/v1/hlf-dynamics-sync"
 
     @property
     def log(self) -> list[dict[str, Any]]:
         """The function's log so far, one document per request."""
         return [json.loads(line) for line in list(self.output) if line.startswith("{")]
 
-    def wake(self) -> int:
-        """Return the port of the running function; whoever comes first starts it, the others wait."""
-        with self._waking:
-            if self._process is None:
-                self._start()
-            return self._port
+    def restart(self, settings: Mapping[str, str] | None = None) -> None:
+        """End it and start it anew, with these settings or the same."""
+        self.__exit__()
+        self.settings = dict(settings or self.settings)
+        self.__enter__()
 
-    def fall_asleep(self) -> None:
-        """End the running function, if any."""
-        with self._waking:
-            if self._process is not None:
-                self._process.terminate()
-                self._process.wait(10)
-                for reader in self._readers:
-                    reader.join(10)
-                self._process = None
+    def _read(self, stream: Any) -> None:
+        with stream:
+            self.output.extend(line.rstrip("\n") for line in stream)
 
-    def _start(self) -> None:
-        environment, pipe = self._environment | self.settings, subprocess.PIPE
+    def __enter__(self) -> Self:
+        allowed = ("--allow-net=127.0.0.1", f"--allow-env={','.join(self.settings)}")
+        environment = deno_environment(self._folder) | {"DENO_SERVE_ADDRESS": f"tcp:127.0.0.1:{self._port}"}
         self._process = subprocess.Popen(
-            self._command, cwd=FUNCTION, env=environment, text=True, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe
+            [find_deno_bin(), "run", *OFFLINE, *allowed, "index.ts"],
+            cwd=FUNCTION,
+            env=environment | self.settings,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
-        self.cold_starts += 1
         assert self._process.stderr is not None
         assert select.select([self._process.stderr], [], [], 60)[0], "Deno did not start"
         first = self._process.stderr.readline()
@@ -92,15 +80,10 @@ class EdgeFunction:
         self._readers = [threading.Thread(target=self._read, args=(stream,), daemon=True) for stream in streams]
         for reader in self._readers:
             reader.start()
-
-    def _read(self, stream: Any) -> None:
-        with stream:
-            self.output.extend(line.rstrip("\n") for line in stream)
-
-    def __enter__(self) -> Self:
-        self._gateway.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._gateway.__exit__()
-        self.fall_asleep()
+        self._process.terminate()
+        self._process.wait(10)
+        for reader in self._readers:
+            reader.join(10)
