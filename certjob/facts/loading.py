@@ -4,7 +4,6 @@ A file may tell of one certificate on its first and its last line. Applied in th
 first undo what the last line says and then do it again, re-arming reminders on the way; so the lines are merged first.
 """
 
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -19,6 +18,7 @@ from certjob.database import CONTENTION, Connection
 from certjob.errors import DatabaseUnavailableError, MentorBusyError, StoppedBySignalError
 from certjob.facts.csv_rows import CsvFile, open_csv
 from certjob.facts.roster import WHOLE_LINE, Cost, LoadOptions, Problem, Roster, RosterRow
+from certjob.stopping import StopFlag
 
 _AGAIN = "load the same file again, which is safe"
 ROWS_PER_BATCH = 1_000
@@ -74,7 +74,7 @@ def load(
     path: Path,
     *,
     options: LoadOptions,
-    stop: threading.Event | None = None,
+    stop: StopFlag | None = None,
     on_read: Callable[[int], None] = lambda _rows: None,
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> LoadReport:
@@ -90,7 +90,7 @@ def load(
     StoppedBySignalError when ``stop`` is set, MentorBusyError when other sessions hold the mentors for too long,
     DatabaseUnavailableError when the connection breaks. What was committed stays; loading again is safe.
     """
-    stop = stop or threading.Event()
+    stop = stop or StopFlag()
     organisation_ids = dict(database.fetch(connection, "list_organisation_ids"))
     with open_csv(path) as file:
         roster = Roster(file, options, organisation_ids=organisation_ids)
@@ -122,7 +122,7 @@ def load(
 class _Reading:
     """The first half: every row of the file is checked, and merged with those about the same certificate."""
 
-    def __init__(self, file: CsvFile, roster: Roster, *, stop: threading.Event, on_read: Callable[[int], None]) -> None:
+    def __init__(self, file: CsvFile, roster: Roster, *, stop: StopFlag, on_read: Callable[[int], None]) -> None:
         self.rows = 0
         self.valid = 0
         self.problems: list[Problem] = []
@@ -138,7 +138,7 @@ class _Reading:
                 continue
             on_read(self.rows)
             if stop.is_set():
-                message = "stopped by a signal while the file was read"
+                message = f"stopped by {stop.signal_name} while the file was read"
                 raise StoppedBySignalError(message, next_step="nothing was loaded, load it again")
 
     def _add(self, row: RosterRow) -> None:
@@ -161,7 +161,7 @@ class _Reading:
 class _Writing:
     """The second half: the merged rows are written batch by batch."""
 
-    def __init__(self, connection: Connection, *, strict: bool, contact_column: str, stop: threading.Event) -> None:
+    def __init__(self, connection: Connection, *, strict: bool, contact_column: str, stop: StopFlag) -> None:
         self.counts = Counter[str]()
         self.problems: list[Problem] = []
         self._connection = connection
@@ -189,7 +189,7 @@ class _Writing:
     def _write_or_take_apart(self, batch: Sequence[RosterRow]) -> None:
         """Write a batch; if that fails, its tenths, until the rows that are to blame stand alone."""
         if self._stop.is_set():
-            raise StoppedBySignalError(self._unfinished("stopped by a signal"), next_step=_AGAIN)
+            raise StoppedBySignalError(self._unfinished(f"stopped by {self._stop.signal_name}"), next_step=_AGAIN)
         try:
             counts, unknown = database.persist(
                 self._connection, lambda: self._write_batch(batch), lock_timeout_ms=_LOCK_TIMEOUT_MS, tries=_TRIES

@@ -136,14 +136,14 @@ def test_the_most_harmful_comes_first_then_the_oldest(connection: Connection, fa
         "3 reminders not delivered",
         "There is no e-mail address. (2 reminders) What to do: add the mentor's address in the app; certjob sends the "
         "reminder after that automatically.",
-        "Siv (M1001 of hlf): certificate until 2 December",
+        "Siv (M1001 of hlf): certificate until 2 December 2026",
         "The mail server refused the address. What to do: ask for the right address, then correct the mentor's address",
-        "Eva (M1003 of hlf): certificate until 2 December Reason: in certjob's words",
+        "Eva (M1003 of hlf): certificate until 2 December 2026 Reason: in certjob's words",
         "2 digests not delivered",
         "The message was refused. (2 digests)",
         "correct the coordinator's address in the app",
         "[red]M[/red]",
-        "berit@example.org (hlf): of 24 November Reason: in certjob's words",
+        "berit@example.org (hlf): of 24 November 2026 Reason: in certjob's words",
         "Mail has waited for more than a day",
         "2 reminders, the oldest, since 21 October 2025 09:00, 400 days",
         "`certjob deliver` sends what waits.",
@@ -180,7 +180,7 @@ def test_off_a_terminal_each_alert_is_one_line_with_everything(connection: Conne
         "deliver` does not run, or cannot keep up"
     )
     assert reminder == (
-        "Reminder not delivered: Siv (M1001 of hlf), certificate until 2 December: There is no e-mail address; "
+        "Reminder not delivered: Siv (M1001 of hlf), certificate until 2 December 2026: There is no e-mail address; "
         "what to do: add the mentor's address in the app; certjob sends the reminder after that automatically"
     )
     assert digest.startswith("Digest not delivered: [red]M[/red]\ufffd[2J")

@@ -15,6 +15,7 @@ from certjob.errors import DatabaseUnavailableError, MentorBusyError, StoppedByS
 from certjob.facts import loading
 from certjob.facts.loading import LoadReport, load
 from certjob.facts.roster import Cost, LoadOptions, Problem
+from certjob.stopping import StopFlag
 from tests.support.facts import Facts
 from tests.support.loading import REQUIRED, Loader, many
 
@@ -305,16 +306,17 @@ def test_it_commits_by_a_thousand_rows_and_a_strict_load_all_at_once(
 @pytest.mark.usefixtures("hurry")
 def test_a_stopped_load_says_how_much_is_committed_and_can_be_repeated(loader: Loader, facts: Facts) -> None:
     """It stops while the file is read, and between batches; a strict one leaves nothing."""
-    stop = threading.Event()
+    stop = StopFlag()
+    stop.signal_name = "SIGINT"
     with pytest.raises(StoppedBySignalError, match="nothing was loaded"):
         loader(many(250), stop=stop, on_progress=lambda *_: stop.set(), options=STRICT)
-    with pytest.raises(StoppedBySignalError, match="while the file was read; nothing was loaded"):
+    with pytest.raises(StoppedBySignalError, match="stopped by SIGINT while the file was read; nothing was loaded"):
         loader(many(250), stop=stop)
     assert count(facts, "mentors") == 0
     stop.clear()
 
     again = "100 rows of the file are loaded; load the same file again, which is safe"
-    with pytest.raises(StoppedBySignalError, match=f"stopped by a signal; {again}"):
+    with pytest.raises(StoppedBySignalError, match=f"stopped by SIGINT; {again}"):
         loader(many(250), stop=stop, on_progress=lambda *_: stop.set())
     repeated = loader(many(250))
     assert (repeated.unchanged, repeated.certificates_added) == (100, 150)

@@ -124,16 +124,14 @@ def describe(alerts: Alerts, *, now: datetime) -> list[Section]:
             alerts.failed_reminders,
             "reminder",
             label="Reminder not delivered",
-            row=lambda each: Row(who=_who(each), about=f"certificate until {_day(each.expires_on, now)}"),
+            row=lambda each: Row(who=_who(each), about=f"certificate until {_whole(each.expires_on)}"),
             meaning="The mail about their certificate has not reached these mentors.",
         ),
         _messages(
             alerts.failed_digests,
             "digest",
             label="Digest not delivered",
-            row=lambda each: Row(
-                who=f"{each.full_name} ({each.organisation})", about=f"of {_day(each.digest_on, now)}"
-            ),
+            row=lambda each: Row(who=f"{each.full_name} ({each.organisation})", about=f"of {_whole(each.digest_on)}"),
             meaning="These coordinators do not hear what happens to their mentors.",
         ),
         _waiting_mail(alerts.waiting_mail),
@@ -242,7 +240,7 @@ def _reading(alerts: Alerts, *, now: datetime) -> Section:
         rows = list(map(_unknown, alerts.unknown_contacts))
         groups.append(Group(why=why, do=_ACCEPT.format("CONTACT"), noun="contact", rows=rows))
     for reading in alerts.portal_not_read:
-        why = f"The portal was last read on {_day(reading.read_at.astimezone(now.tzinfo).date(), now)}"
+        why = f"The portal was last read on {_whole(reading.read_at.astimezone(now.tzinfo).date())}"
         groups.append(Group(why=why, do="run `certjob reconcile`, and see why cron does not."))
     return Section(
         label="The portal and certjob disagree",
@@ -292,6 +290,11 @@ def moment(at: datetime, *, now: datetime) -> str:
     """Return a time of day with its day, as people write it."""
     local = at.astimezone(now.tzinfo)
     return f"{'today' if local.date() == now.date() else _day(local.date(), now)} {local:%H:%M}"
+
+
+def _whole(day: date) -> str:
+    """Return a date with its year, in whatever year the line is read."""
+    return f"{day.day} {day:%B} {day.year:04}"
 
 
 def _day(day: date, now: datetime) -> str:
