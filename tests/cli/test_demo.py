@@ -1,5 +1,6 @@
 """The demo as a newcomer meets it: it tells a true story, takes less than a minute and leaves nothing behind."""
 
+import os
 import re
 import signal
 import subprocess
@@ -26,10 +27,11 @@ def temporary_folder() -> Iterator[Path]:
         yield folder
 
 
-def is_anybody_at(folder: Path) -> bool:
-    """Whether a running program was told of this folder."""
-    listed = subprocess.run(["ps", "-axwwo", "args"], capture_output=True, text=True, check=True)
-    return str(folder) in listed.stdout
+def programs_at(folder: Path) -> dict[int, str]:
+    """Running programs that were told of this folder, by process id."""
+    listed = subprocess.run(["ps", "-axwwo", "pid,args"], capture_output=True, text=True, check=True)
+    rows = [line.split(maxsplit=1) for line in listed.stdout.splitlines() if str(folder) in line]
+    return {int(pid): arguments for pid, arguments in rows}
 
 
 def numbers(pattern: str, text: str) -> list[int]:
@@ -71,7 +73,7 @@ def test_it_shows_an_outage_and_its_recovery_in_figures_that_agree(certjob: Cert
     (example,) = [example for example in read_all_examples() if example.command == "certjob demo"]
     assert example.matches(told)
     assert not list(temporary_folder.iterdir())
-    assert not is_anybody_at(temporary_folder)
+    assert not programs_at(temporary_folder)
 
 
 def test_ctrl_c_ends_it_with_a_line_and_leaves_nothing_behind(
@@ -87,4 +89,21 @@ def test_ctrl_c_ends_it_with_a_line_and_leaves_nothing_behind(
     assert result.stderr.startswith("certjob demo: stopped by SIGINT; the throw-away database")
     assert len(result.stderr.splitlines()) == 1
     assert not list(temporary_folder.iterdir())
-    assert not is_anybody_at(temporary_folder)
+    assert not programs_at(temporary_folder)
+
+
+def test_ctrl_c_while_postgresql_is_made_ends_it_at_once_and_leaves_nothing_behind(
+    bare_environment: dict[str, str], temporary_folder: Path
+) -> None:
+    """However long that takes: here it never ends. What initdb started lives on for a moment, and writes."""
+    environment = bare_environment | {"TMPDIR": str(temporary_folder)}
+    with started("demo", environment=environment, folder=temporary_folder, grace=60) as child:
+        until(lambda: [*temporary_folder.glob("certjob-demo-*/postgresql/base")], seconds=60)
+        for pid, program in programs_at(temporary_folder).items():
+            if "initdb" in program:
+                os.kill(pid, signal.SIGSTOP)
+        result = child.stop_within(20, signal.SIGINT)
+
+    assert result.stderr.startswith("certjob demo: stopped by SIGINT; the throw-away database")
+    assert not list(temporary_folder.iterdir())
+    assert not programs_at(temporary_folder)

@@ -5,7 +5,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -39,7 +39,7 @@ def show(*, stop: StopFlag) -> int:
     output.interactive = True  # off a terminal the commands print their figures, too
     try:
         with (
-            _throw_away_database() as (folder, url),
+            _throw_away_database(stop) as (folder, url),
             database.connect(url) as connection,
             DemoPortal(contacts) as portal,
         ):
@@ -61,7 +61,7 @@ def show(*, stop: StopFlag) -> int:
             )
             for scene in (partial(load, rows=rows, folder=folder), *SCENES):
                 scene(demo)
-    except CertjobError as error:
+    except (CertjobError, KeyboardInterrupt) as error:
         if stop.is_set():
             message = f"stopped by {stop.signal_name}; the throw-away database and all that belongs to it are gone"
             raise StoppedBySignalError(message) from error
@@ -74,16 +74,27 @@ def show(*, stop: StopFlag) -> int:
 
 
 @contextmanager
-def _throw_away_database() -> Iterator[tuple[Path, str]]:
+def _throw_away_database(stop: StopFlag) -> Iterator[tuple[Path, str]]:
     """Yield a temporary folder and the URL of a database in it; both go at the end."""
-    with tempfile.TemporaryDirectory(prefix="certjob-demo-") as name:
+    with tempfile.TemporaryDirectory(prefix="certjob-demo-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         folder.chmod(0o755)  # for root, PostgreSQL runs as another user
-        # Ctrl-C while PostgreSQL starts leaves work to the wheel's own handler at exit, which makes the folder anew
+        # A signal while PostgreSQL starts leaves work to the wheel's own handler at exit, which makes the folder anew
         # for its lock; what is registered before that handler runs after it.
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        with embedded.server(folder / "postgresql") as url:
+        atexit.register(_remove, folder)
+        with ExitStack() as stack:
+            with stop.interruptible():
+                url = stack.enter_context(embedded.server(folder / "postgresql"))
             yield folder, url
+
+
+def _remove(folder: Path) -> None:
+    """Delete a folder, for 5 seconds: a process that initdb started outlives it, and may still write there."""
+    for _ in range(50):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
 
 
 def load(demo: Demonstration, *, rows: list[Row], folder: Path) -> None:
