@@ -77,6 +77,7 @@ def _print_message(text: str, *, style: str) -> None:
     from certjob.cli.terminal.lines import PageLine, wrap
 
     console = Console(stderr=True, highlight=False, emoji=False)
+    print("\r", end="", file=sys.stderr)  # noqa: T201 - over the ^C that the terminal has echoed
     for piece in wrap(console, [PageLine(text=text, style=style)]):
         console.print(piece, soft_wrap=True)
 
