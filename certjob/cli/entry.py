@@ -174,9 +174,4 @@ def _of_the_database(error: "psycopg.Error") -> CertjobError:
         return type(refusal)(without_people(refusal.message), next_step=refusal.next_step)
     if (error.sqlstate or "08000").startswith(LOST_SESSION):
         return DatabaseUnavailableError(f"the database went away: {cause}", next_step=kept)
-    if isinstance(error, psycopg.errors.QueryCanceled) and "statement timeout" in cause:
-        step = (
-            f"{kept}; if it stays so, give this database user more time: ALTER ROLE … SET statement_timeout = '10min'"
-        )
-        return DatabaseError(f"the database could not do it in the time it had: {cause}", next_step=step)
     return DatabaseError(f"the database could not do it now: {cause}", next_step=kept)

@@ -128,7 +128,6 @@ def test_an_error_and_its_traceback_leave_out_the_row_that_the_database_quotes(
         (psycopg.errors.AdminShutdown("terminating connection"), 1, "database_unavailable", "went away"),
         (psycopg.OperationalError("server closed the connection"), 1, "database_unavailable", "went away"),
         (psycopg.errors.QueryCanceled("canceling statement"), 1, "database", "could not do it now"),
-        (psycopg.errors.QueryCanceled("due to statement timeout"), 1, "database", "SET statement_timeout"),
         (psycopg.errors.DiskFull("could not extend file"), 1, "database", "could not do it now"),
         (psycopg.errors.LockNotAvailable("lock timeout"), 1, "database", "could not do it now"),
         (psycopg.errors.InsufficientPrivilege("denied"), 2, "configuration", "lacks a right"),
@@ -202,32 +201,23 @@ def test_a_plan_on_a_terminal_names_people_and_counts_what_is_the_same() -> None
     assert "would do on 2026-03-10 for hlf" in shown.getvalue()  # all of one organisation: it needs no column
 
 
-def test_progress_says_at_once_that_it_is_stopping() -> None:
-    """After Ctrl-C the call in hand may take seconds: without a word people press it again, or kill -9."""
+def test_progress_leaves_room_for_ctrl_c_and_says_at_once_that_it_is_stopping() -> None:
+    """After a line as wide as the terminal, ^C would begin another one, and the first one would never be erased.
+
+    The call in hand may take seconds: without a word people press it again, or kill -9.
+    """
     stop = StopFlag()
     output = Output(quiet=False, stop=stop)
     output.interactive, output.err = True, terminal(80)[0].out
-    shown = output.err.file
 
     with output.progress() as progress:
-        progress.phase("Pushing to the portal")(3)
-        stop.set()
-
-    assert "Pushing to the portal" in shown.getvalue()  # type: ignore[attr-defined]
-    assert "stopping" in shown.getvalue()  # type: ignore[attr-defined]
-
-
-def test_progress_leaves_room_for_what_the_terminal_echoes() -> None:
-    """After a line as wide as the terminal, ^C would begin another one, and the first one would never be erased."""
-    output = Output(quiet=False)
-    output.interactive, output.err = True, terminal(80)[0].out
-
-    with output.progress() as progress:
+        progress.phase("Reading rows")(120_000)
         progress.phase("Loading rows")(20_000, 120_000)
-        progress.phase("Mentors with something to come")(120_000)
+        stop.set()
 
     lines = without_escapes(output.err.file.getvalue()).splitlines()  # type: ignore[attr-defined]
     assert 40 < max(map(cell_len, lines)) <= 74
+    assert any("Loading rows" in line and "20,000 of 120,000, stopping" in line for line in lines)
 
 
 def test_totals_name_what_is_not_nothing(capsys: pytest.CaptureFixture[str]) -> None:
