@@ -7,14 +7,13 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
-from psycopg import sql
 
 from certjob import database
 from certjob.database import Connection
 from tests.benchmarks.figures import Bar, Figure, Ratio, ratio_bar, table
 from tests.benchmarks.night import compare_states
 from tests.benchmarks.population import populate, set_based_night
-from tests.conftest import Certjob, database_of
+from tests.conftest import Certjob, fresh_database
 from tests.support.docs import ROOT
 
 
@@ -37,13 +36,7 @@ def copied_url(server_url: str, database_url: str, connection: Connection) -> It
     """A copy of the test's database, which holds a population for the bench."""
     populate(connection, 1_500)
     connection.close()
-    name = str(psycopg.conninfo.conninfo_to_dict(database_url)["dbname"])
-    copy = f"{name}_copy"
-    with psycopg.connect(server_url, autocommit=True) as admin:
-        statement = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY")
-        admin.execute(statement.format(sql.Identifier(copy), sql.Identifier(name)))
-        yield database_of(server_url, copy)
-        admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(copy)))
+    yield from fresh_database(server_url, str(psycopg.conninfo.conninfo_to_dict(database_url)["dbname"]))
 
 
 def test_the_night_and_the_set_based_sql_end_in_the_same_state(

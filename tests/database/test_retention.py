@@ -173,17 +173,34 @@ class TestWhatGoes:
 
     def test_of_each_coordinator_the_last_sent_digest_and_what_is_open_stays(self, facts: Facts) -> None:
         """The next one begins where it ended; the one sent last stays also when a later day has another."""
-        organisation, kept = facts.organisation(), []
-        at = dict.fromkeys(("queued_at", "sent_at", "next_attempt_at", "covers_until"), LONG_AGO)
-        for open_one in ("failed", "pending", "cancelled", "superseded"):
-            coordinator = facts.insert("coordinators", organisation_id=organisation, email=f"{open_one}@hlf.example")
-            for day, status, number in ((1, "sent", 1), (2, "sent", 3), (3, "sent", 2), (4, open_one, None)):
-                digest_on, owner = (LONG_AGO + day * DAY).date(), {"coordinator_id": coordinator, "sent_number": number}
-                each = facts.insert("coordinator_digests", digest_on=digest_on, status=status, **owner, **at)
-                kept += [each] if day in (2, 3) or status in ("failed", "pending") else []
+        organisation, kept, gone = facts.organisation(), set(), 0
+        old = dict.fromkeys(("queued_at", "sent_at", "next_attempt_at", "covers_until"), LONG_AGO)
+        young: dict[str, object] = {"queued_at": NOW}
+        table: dict[str, list[tuple[int, str, int | None, bool, dict[str, object]]]] = {
+            each: [
+                (1, "sent", 1, False, {}),
+                (2, "sent", 3, True, {}),
+                (3, "sent", 2, True, {}),
+                (4, each, None, stays, {}),
+            ]
+            for each, stays in (("failed", True), ("pending", True), ("cancelled", False), ("superseded", False))
+        }
+        table["without a number"] = [(1, "sent", None, True, {}), (2, "cancelled", None, False, {})]
+        table["told further"] = [(1, "sent", 1, True, {"covers_until": LONG_AGO + DAY}), (2, "sent", 2, True, {})]
+        table["queued lately"] = [(1, "cancelled", None, True, young)]
+        table["of a late day"] = [(4 * 365, "cancelled", None, True, {})]
+        for name, digests in table.items():
+            coordinator = facts.insert("coordinators", organisation_id=organisation, email=f"{name}@hlf.example")
+            for day, status, number, stays, more in digests:
+                owner = {"coordinator_id": coordinator, "sent_number": number}
+                digest_on = (LONG_AGO + day * DAY).date()
+                values = owner | old | more
+                each = facts.insert("coordinator_digests", digest_on=digest_on, status=status, **values)
+                kept |= {each} if stays else set()
+                gone += not stays
 
-        assert rows_gone(facts.connection) == {"digests": 6}
-        assert left(facts, "coordinator_digests") == set(kept)
+        assert rows_gone(facts.connection) == {"digests": gone}
+        assert left(facts, "coordinator_digests") == kept
 
     def test_of_each_kind_of_run_and_each_end_the_last_one_stays(self, facts: Facts) -> None:
         """What the guard against a clock that went back reads, what status reads, and why a stage stopped.
@@ -192,6 +209,7 @@ class TestWhatGoes:
         """
         kept = {add_run(facts, 1, command="load", outcome=None)}
         add_run(facts, 1700, outcome=None)
+        kept.add(add_run(facts, 1600, as_of=today() + DAY))  # by a wrong clock
         for command, organisation in (("run", None), ("run", "hlf"), ("deliver", None)):
             for outcome in ("ok", "failed"):
                 add_run(facts, 1500, command=command, outcome=outcome, organisation=organisation)

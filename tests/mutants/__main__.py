@@ -2,10 +2,10 @@
 
     python -m tests.mutants --seed 1 --number 200
     python -m tests.mutants --rooms mail outbox --number 30
-    python -m tests.mutants --rooms mail --number 30 --tests-of c3feb63  # today's code with another commit's tests
-    python -m tests.mutants --near                                       # first; then its survivors again, with all
-    python -m tests.mutants --again build/mutants/survivors.json         # only these
+    python -m tests.mutants --near                                # first; then its survivors again, with all
+    python -m tests.mutants --again build/mutants/survivors.json  # only these
 
+What is tested is the working tree: after `git checkout COMMIT -- tests`, today's code with that commit's tests.
 A mutant that no test notices is either one that changes nothing that anybody could see, or a test that is missing.
 """
 
@@ -61,7 +61,7 @@ def _tests_of(mutant: Mutant, *, near: bool) -> list[str]:
 class Copy:
     """A copy of the checkout with an environment of its own, to be broken."""
 
-    def __init__(self, folder: Path, *, tests_of: str | None, near: bool) -> None:
+    def __init__(self, folder: Path, *, near: bool) -> None:
         self.folder = folder
         self._near = near
         shutil.rmtree(folder, ignore_errors=True)
@@ -72,12 +72,9 @@ class Copy:
             check=True,
         )
         for name in filter(None, listed.stdout.decode().split("\0")):
-            if (ROOT / name).is_file() and not (tests_of and name.startswith("tests/")):
+            if (ROOT / name).is_file():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, folder / name)
-        if tests_of:
-            archive = subprocess.run(["git", "archive", tests_of, "tests"], cwd=ROOT, capture_output=True, check=True)
-            subprocess.run(["tar", "-x", "-C", str(folder)], input=archive.stdout, check=True)
         self._make_environment()
 
     def _make_environment(self) -> None:
@@ -138,12 +135,12 @@ def _draw(seed: int, number: int, rooms: Sequence[str]) -> list[Mutant]:
 class Measure:
     """Tests mutants side by side and keeps count."""
 
-    def __init__(self, url: str, *, jobs: int, tests_of: str | None, near: bool) -> None:
+    def __init__(self, url: str, *, jobs: int, near: bool) -> None:
         self._url = url
         self._jobs = jobs
         self._copies: SimpleQueue[Copy] = SimpleQueue()
         for job in range(jobs):
-            self._copies.put(Copy(FOLDER / f"copy-{os.getpid()}-{job}", tests_of=tests_of, near=near))
+            self._copies.put(Copy(FOLDER / f"copy-{os.getpid()}-{job}", near=near))
         self.drawn = Counter[str]()
         self.survivors: list[Mutant] = []
 
@@ -182,7 +179,6 @@ def main() -> int:
     parser.add_argument("--number", type=int, default=200)
     parser.add_argument("--rooms", nargs="+", choices=ROOMS, default=ROOMS)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--tests-of", metavar="COMMIT", help="Use that commit's tests.")
     parser.add_argument("--near", action="store_true", help="Without the acceptance tests: four times as fast.")
     parser.add_argument("--again", type=Path, metavar="FILE", help="Only the survivors that are written there.")
     options = parser.parse_args()
@@ -194,7 +190,7 @@ def main() -> int:
         with psycopg.connect(url, autocommit=True) as admin:
             admin.execute("ALTER SYSTEM SET fsync = off")
             admin.execute("SELECT pg_reload_conf()")
-        measure = Measure(url, jobs=options.jobs, tests_of=options.tests_of, near=options.near)
+        measure = Measure(url, jobs=options.jobs, near=options.near)
         measure.run(mutants)
     kept = FOLDER / "survivors.json"
     kept.write_text(json.dumps([asdict(mutant) for mutant in measure.survivors], indent=1))

@@ -46,16 +46,10 @@ class Example:
 
 
 def read_all_examples() -> Iterator[Example]:
-    """Yield the examples of all documents."""
-    for path in DOCUMENTS:
-        yield from read_examples(path.read_text())
-
-
-def read_examples(text: str) -> Iterator[Example]:
-    """Yield every indented line ``$ certjob …`` with what is indented under it."""
+    """Yield every indented line ``$ certjob …`` of all documents, with what is indented under it."""
     heading, is_code = "", False
     command, output = "", list[str]()
-    for line in [*text.splitlines(), "# end"]:
+    for line in (line for path in DOCUMENTS for line in [*path.read_text().splitlines(), "# end"]):
         is_code = line.startswith("    ") or (is_code and not line)
         if command and (line.startswith("    $ ") or not is_code):
             yield Example(heading=heading, command=command, output="\n".join(output).strip())
