@@ -132,7 +132,7 @@ class Deliveries:
 
     def queue_digests(self) -> None:
         """Only after a night: the job between the nights sends what is queued."""
-        if self._report.command == "run":
+        if self._report.review is not None:
             queue_digests(self._connection, today=self._report.today, organisation_id=self._organisation_id)
 
     def _run_loop(self, main: Callable[[DatabaseThread], Coroutine[Any, Any, None]]) -> None:

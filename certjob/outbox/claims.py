@@ -170,8 +170,6 @@ class StageStop:
     reason: str
     fault: str = ""
     """The error that ended it, where ``code`` alone does not tell one such error from another."""
-    correlation_id: str | None = None
-    """That of the answer which ended it, if one did: the other side's log has a line with it."""
 
     def __str__(self) -> str:
         return f"{self.stage}: {self.reason}"

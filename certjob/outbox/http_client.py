@@ -30,9 +30,7 @@ class HttpAnswer:
     status_code: int
     headers: httpx.Headers
     body: bytes
-    """At most ``max_body_bytes``; still coded if the server chose a Content-Encoding that was not asked for."""
-    body_is_cut: bool
-    """Whether the body went on beyond the limit."""
+    """Its first ``max_body_bytes``; still coded if the server chose a Content-Encoding that was not asked for."""
 
 
 class HttpClient:
@@ -101,12 +99,7 @@ class HttpClient:
                     break
         finally:
             await response.aclose()  # if a rest is unread, the connection is closed
-        return HttpAnswer(
-            status_code=response.status_code,
-            headers=response.headers,
-            body=body[:max_body_bytes],
-            body_is_cut=len(body) > max_body_bytes,
-        )
+        return HttpAnswer(status_code=response.status_code, headers=response.headers, body=body[:max_body_bytes])
 
     async def close(self) -> None:
         """Close the connections."""

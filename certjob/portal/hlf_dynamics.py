@@ -276,10 +276,9 @@ def _success(answer: HttpAnswer, form: type[Form]) -> Form | None:
 
 
 def _parse(answer: HttpAnswer, form: type[Form]) -> Form | None:
-    """Return the body in this form, None if it is anything else."""
-    if not answer.body_is_cut:
-        with suppress(ValidationError):
-            return form.model_validate_json(answer.body)
+    """Return the body in this form, None if it is anything else: what was too long, and is cut, is no JSON."""
+    with suppress(ValidationError):
+        return form.model_validate_json(answer.body)
     return None
 
 

@@ -72,7 +72,8 @@ class PortalStage:
         """After the first of them one call at a time tries, until the portal does its work."""
         self._deadline_at = 0.0
         self._stopped: StageStop | None = None
-        self._failure: FailureCode
+        self._record_end: Callable[[], None] | None = None
+        """Gives the open hides the reason of an early end."""
         self._crash: BaseException | None = None
         self._counts = counts
 
@@ -95,8 +96,8 @@ class PortalStage:
             finally:
                 signal.cancel()
                 await self._wind_down(grace_seconds)
-        if self._stopped is not None:
-            await self._database.run(partial(self._record_end, self._stopped), settles=True)
+        if self._record_end is not None:
+            await self._database.run(self._record_end, settles=True)
         if self._crash is not None:
             raise self._crash
         return self._stopped
@@ -216,19 +217,16 @@ class PortalStage:
 
     def _end(self, code: str, reason: str, cause: PortalCallError | None = None) -> None:
         self._halt.set()
-        if self._stopped is None:
-            refusal = cause if isinstance(cause, PortalStageError) else None
-            self._stopped = StageStop(
-                stage="portal",
-                code=code,
-                reason=reason,
-                fault=str(refusal) if refusal else "",
-                correlation_id=cause.correlation_id if cause else None,
-            )
-            self._failure = refusal.code if refusal else FailureCode(code)
-
-    def _record_end(self, stopped: StageStop) -> None:
-        self._service.record_stage_end(str(stopped), code=self._failure, correlation_id=stopped.correlation_id)
+        if self._stopped is not None:
+            return
+        refusal = cause if isinstance(cause, PortalStageError) else None
+        self._stopped = StageStop(stage="portal", code=code, reason=reason, fault=str(refusal) if refusal else "")
+        self._record_end = partial(
+            self._service.record_stage_end,
+            str(self._stopped),
+            code=refusal.code if refusal else FailureCode(code),
+            correlation_id=cause.correlation_id if cause else None,
+        )
 
     async def _wind_down(self, grace_seconds: float) -> None:
         """After the loop, or an error in it: settle what ends in time, release what is claimed and not begun."""

@@ -48,8 +48,6 @@ class CertificationManagementService:
         guard: MassChangeGuard,
         stop: StopFlag,
         on_progress: Callable[[int], None] | None = None,
-        wait_for_locks_seconds: float = WAIT_FOR_LOCKS_SECONDS,
-        chunk_size: int = CHUNK_SIZE,
     ) -> None:
         self._connection = connection
         self._today = today
@@ -58,8 +56,6 @@ class CertificationManagementService:
         self._writer = DecisionWriter(connection, today=today, run_id=run_id, guard=guard)
         self._stop = stop
         self._on_progress = on_progress
-        self._wait_for_locks_seconds = wait_for_locks_seconds
-        self._chunk_size = chunk_size
         self._staying_due: set[UUID] = set()
         """Mentors who were reviewed and stay due on purpose: the guard holds their reminders."""
         self.counts = ReviewCounts()
@@ -73,7 +69,7 @@ class CertificationManagementService:
         """
         self._guard.store(run_id=self._run_id)
         self._pass(organisation_id)
-        give_up_at = time.monotonic() + self._wait_for_locks_seconds
+        give_up_at = time.monotonic() + WAIT_FOR_LOCKS_SECONDS
         while remaining := self._still_due(organisation_id):
             if time.monotonic() > give_up_at:
                 self.counts.skipped = sorted(remaining)
@@ -121,10 +117,10 @@ class CertificationManagementService:
                     "organisation_id": organisation_id,
                     "held": list(self._guard.held),
                     "ids": None if ids is None else list(ids),
-                    "limit": self._chunk_size,
+                    "limit": CHUNK_SIZE,
                 }
             )
-            if len(keys) < self._chunk_size:
+            if len(keys) < CHUNK_SIZE:
                 return
             after_id, after_review = keys[-1]
 

@@ -16,7 +16,7 @@ from certjob import database
 from certjob.database import Connection, connections, outlast_restarts, repeated
 from certjob.errors import ConfigurationError, DatabaseUnavailableError, StoppedBySignalError
 from certjob.facts import reading
-from certjob.review.certification import CertificationManagementService
+from certjob.review import certification
 from certjob.stopping import StopFlag
 from tests.chaos.cluster import Cluster
 from tests.support.command_line import started
@@ -72,9 +72,7 @@ def test_a_night_with_three_restarts_does_everything_once(
             cluster.restart()
 
     monkeypatch.setattr(reading, "read", read_and_strike)
-    defaults = CertificationManagementService.__init__.__kwdefaults__
-    assert defaults is not None
-    monkeypatch.setitem(defaults, "chunk_size", 5)
+    monkeypatch.setattr(certification, "CHUNK_SIZE", 5)
     portal = DisturbedPortal(lambda number: cluster.restart() if number == 2 else None)
 
     report = night(lasting, portal=portal, channel=CollectingChannel(on_send=strike))

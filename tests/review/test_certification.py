@@ -31,7 +31,7 @@ NEXT_YEARS = (TODAY, TODAY + timedelta(days=700))
 
 def service(connection: Connection, **options: Any) -> CertificationManagementService:
     guard = MassChangeGuard(connection, today=TODAY, allow_mass_change=False)
-    given: dict[str, Any] = {"stop": StopFlag(), "wait_for_locks_seconds": 0.5} | options
+    given = {"stop": StopFlag()} | options
     return CertificationManagementService(connection, today=TODAY, run_id=uuid4(), guard=guard, **given)
 
 
@@ -96,8 +96,11 @@ def test_one_broken_mentor_is_named_and_the_others_are_reviewed(connection: Conn
         ),
     ],
 )
-def test_whom_an_idle_transaction_of_the_app_holds_is_skipped_and_named(facts: Facts, app: App, lock: str) -> None:
+def test_whom_an_idle_transaction_of_the_app_holds_is_skipped_and_named(
+    facts: Facts, app: App, monkeypatch: pytest.MonkeyPatch, lock: str
+) -> None:
     """After a bounded wait. So is one whose facts keep changing; the others are reviewed."""
+    monkeypatch.setattr(certification, "WAIT_FOR_LOCKS_SECONDS", 0.5)
     organisation = facts.organisation(portal=None)
     locked, changing, _ = (facts.certified_mentor(organisation, IN_5_DAYS) for _ in range(3))
     app.execute(lock.encode(), (locked,))
@@ -123,7 +126,7 @@ def test_a_mentor_whose_lock_ends_in_time_is_reviewed(connection: Connection, fa
         def sleep(self, seconds: float) -> None:
             app.rollback()
 
-    counts = service(connection, stop=Waiting(), wait_for_locks_seconds=10).apply_due()
+    counts = service(connection, stop=Waiting()).apply_due()
 
     assert (counts.reviewed, counts.skipped) == (1, [])
 
@@ -187,7 +190,7 @@ def test_a_fact_that_comes_while_apply_holds_the_mentor_waits_and_is_not_lost(
             until(lambda: waits_for_a_lock(observer, app))
 
     incomplete = around_first_read(when, begin_to_wait)
-    reviewing = service(connection, wait_for_locks_seconds=20)
+    reviewing = service(connection)
     reviewing.apply_due()
     writing.join()
     counts = reviewing.apply_due()
@@ -225,11 +228,12 @@ def test_a_table_that_is_locked_for_a_while_is_waited_for(
     for _ in range(6):
         facts.certified_mentor(organisation, YESTERDAY)
     monkeypatch.setattr(certification, "LOCK_TIMEOUT_MS", 50)
+    monkeypatch.setattr(certification, "CHUNK_SIZE", 2)
     app.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE".encode())
     release = threading.Timer(0.4, app.rollback)
     release.start()
 
-    counts = service(connection, chunk_size=2, wait_for_locks_seconds=20).apply_due()
+    counts = service(connection).apply_due()
     release.join()
 
     assert (counts.skipped, counts.broken, counts.paused) == ([], {}, 6)
@@ -251,15 +255,18 @@ def test_a_table_that_stays_locked_ends_the_night_with_the_next_step(
     assert caught.value.next_step == "end that session and run again"
 
 
-def test_a_stop_flag_ends_the_review_between_chunks(connection: Connection, facts: Facts) -> None:
+def test_a_stop_flag_ends_the_review_between_chunks(
+    connection: Connection, facts: Facts, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is committed stays, the rest is still due."""
+    monkeypatch.setattr(certification, "CHUNK_SIZE", 2)
     organisation = facts.organisation(portal=None)
     for _ in range(6):
         facts.certified_mentor(organisation, IN_5_DAYS)
     stop = StopFlag()
 
     with pytest.raises(StoppedBySignalError):
-        service(connection, stop=stop, chunk_size=2, on_progress=lambda _done: stop.set()).apply_due()
+        service(connection, stop=stop, on_progress=lambda _done: stop.set()).apply_due()
 
     assert len(due(facts)) == 4
 

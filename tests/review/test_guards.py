@@ -7,7 +7,7 @@ import pytest
 
 from certjob.database import Connection
 from certjob.domain import rules
-from certjob.review.certification import CertificationManagementService
+from certjob.review import certification
 from certjob.review.days import looks_at_everybody
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import night
@@ -28,12 +28,6 @@ def statuses(facts: Facts, organisation: UUID) -> set[object]:
         "SELECT DISTINCT c.status FROM certificates c JOIN mentors m ON m.id = mentor_id WHERE organisation_id = %s"
     )
     return {status for (status,) in facts.rows(of_theirs, organisation)}
-
-
-def review_in_chunks_of(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    defaults = CertificationManagementService.__init__.__kwdefaults__
-    assert defaults is not None
-    monkeypatch.setitem(defaults, "chunk_size", size)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +59,7 @@ def test_a_held_organisation_stops_no_other_until_the_flag_lets_it_through(
 
     An import that extends everybody does that, or a clock that went back.
     """
-    review_in_chunks_of(10, monkeypatch)  # all are counted before the first of them
+    monkeypatch.setattr(certification, "CHUNK_SIZE", 10)  # all are counted before the first of them
     bad, good = facts.organisation("bad", portal=None), facts.organisation("good", portal=None)
     mentors(facts, bad, expired=30)
     mentors(facts, good, expired=2, valid=1)
@@ -90,7 +84,7 @@ def test_too_many_new_reminders_are_held_while_pauses_and_portal_go_on(
 ) -> None:
     """Those mentors stay due, so that the flag sends their reminders later; the others' reminders are queued."""
     monkeypatch.setattr(rules, "MASS_REMINDER_LIMIT", 25)
-    review_in_chunks_of(10, monkeypatch)
+    monkeypatch.setattr(certification, "CHUNK_SIZE", 10)
     many = facts.organisation("many")
     few = facts.organisation("few", portal=None)
     for number in range(55):
@@ -120,7 +114,7 @@ def test_reminders_are_counted_chunk_after_chunk_too(facts: Facts, monkeypatch: 
     """What the count before the first chunk could not know."""
     monkeypatch.setattr(rules, "MASS_REMINDER_LIMIT", 5)
     monkeypatch.setattr("certjob.review.guards.MassChangeGuard.examine", lambda _self, _organisation: None)
-    review_in_chunks_of(1, monkeypatch)
+    monkeypatch.setattr(certification, "CHUNK_SIZE", 1)
     organisation = facts.organisation(portal=None)
     for _ in range(8):
         facts.certified_mentor(organisation, TODAY + timedelta(days=5))
@@ -137,7 +131,7 @@ def test_the_limit_of_a_run_whose_changes_grow_is_that_of_the_whole_organisation
 ) -> None:
     """Chunk after chunk more of them are counted, and those whom this run has paused still count as active."""
     monkeypatch.setattr(rules, "MASS_CHANGE_MINIMUM", 2)
-    review_in_chunks_of(1, monkeypatch)
+    monkeypatch.setattr(certification, "CHUNK_SIZE", 1)
     monkeypatch.setattr("certjob.review.guards.MassChangeGuard.examine", lambda _self, _organisation: None)
     mentors(facts, facts.organisation(portal=None), expired=16, valid=104)
 
