@@ -26,6 +26,9 @@ LATEST_AFTER_EXPIRY_DAYS = 14
 MASS_CHANGE_MINIMUM = 20
 """An organisation may always pause, or bring back, this many mentors in one run."""
 
+ACTIVE_PER_CHANGE = 10
+"""Beyond that, it may pause, or bring back, one in so many of its active mentors."""
+
 MASS_REMINDER_LIMIT = 5_000
 """More new reminders than this in one organisation and run are held back."""
 
@@ -204,7 +207,7 @@ def ending_certificates(mentor: Mentor, today: date, *, within_days: int) -> lis
 
 def mass_change_limit(active_mentors: int) -> int:
     """Return how many pauses (or returns) in one run do not yet look like a bad clock or a bad import: a tenth."""
-    return max(MASS_CHANGE_MINIMUM, active_mentors // 10)
+    return max(MASS_CHANGE_MINIMUM, active_mentors // ACTIVE_PER_CHANGE)
 
 
 def _order(certificate: Certificate) -> tuple[date, date]:

@@ -37,7 +37,7 @@ class MassChangeGuard:
         self._done: dict[UUID, Changes] = defaultdict(Counter)
         """What this run has committed, by organisation."""
         self._active: dict[UUID, int] = {}
-        """Active mentors before this run's changes, of organisations that were looked at."""
+        """Active mentors before this run's changes, of organisations that were looked at; all, or enough of them."""
         self.held: dict[UUID, Hold] = {}
         """Organisations for which nothing is applied."""
         self.held_reminders: dict[UUID, Hold] = {}
@@ -184,13 +184,17 @@ class MassChangeGuard:
         return hold
 
     def _exceeds(self, organisation_id: UUID, changes: int) -> bool:
-        """Whether so many pauses, or returns, are too many. A normal night has few, and counts nobody."""
+        """Whether so many pauses, or returns, are too many. A normal night has few, and counts nobody.
+
+        Of the active mentors twice as many are counted as make it few; when it is too many, that is all of them.
+        """
         if changes <= rules.MASS_CHANGE_MINIMUM:
             return False
-        if organisation_id not in self._active:
-            asked = {"organisation_id": organisation_id}
-            now_active = database.fetch_value(self._connection, "count_active_mentors", asked)
+        if changes > rules.mass_change_limit(self._active.get(organisation_id, 0)):
             done = self._done[organisation_id]
+            enough = 2 * rules.ACTIVE_PER_CHANGE * changes + done["returns"]
+            asked = {"organisation_id": organisation_id, "enough": enough}
+            now_active = database.fetch_value(self._connection, "count_active_mentors", asked)
             self._active[organisation_id] = now_active + done["pauses"] - done["returns"]
         return changes > rules.mass_change_limit(self._active[organisation_id])
 

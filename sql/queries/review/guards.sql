@@ -1,35 +1,35 @@
 -- name: count_active_mentors
--- The guards' measure of an organisation: mentors who have not left and have no open pause.
+-- The guards' measure of an organisation: mentors who have not left and have no open pause, as far as they matter.
 SELECT count(*)
-FROM mentors AS m
-WHERE m.organisation_id = %(organisation_id)s
-    AND m.left_at IS NULL
-    AND NOT EXISTS (SELECT FROM mentor_pauses AS p WHERE p.mentor_id = m.id AND p.lifted_at IS NULL)
+FROM (
+    SELECT
+    FROM mentors AS m
+    WHERE m.organisation_id = %(organisation_id)s
+        AND m.left_at IS NULL
+        AND NOT EXISTS (SELECT FROM mentor_pauses AS p WHERE p.mentor_id = m.id AND p.lifted_at IS NULL)
+    LIMIT %(enough)s
+) AS active
 
 -- name: bound_mass_changes
 -- Organisations with enough due mentors to exceed a guard's limit (a normal night finds none), each with upper bounds that
 -- need no rules: only a mentor with a revoked or past certificate and no pause of certjob's can be newly paused, only one
 -- with such a pause can come back, and each certificate gives at most one reminder. Each due mentor's pause is counted:
--- joined, the planner reads those of everybody.
+-- joined, the planner reads those of everybody. Who has more than 200 certificates is not reviewed.
 SELECT
     m.organisation_id,
-    count(*) FILTER (
-        WHERE own.open = 0
-            AND EXISTS (
-                SELECT FROM certificates AS c
-                WHERE c.mentor_id = m.id AND (c.revoked_at IS NOT NULL OR c.expires_on < %(today)s)
-            )
-    ) AS may_pause,
+    count(*) FILTER (WHERE own.open = 0 AND held.has_ended) AS may_pause,
     count(*) FILTER (WHERE own.open > 0) AS may_resume,
-    sum((
-        SELECT count(*) FROM (SELECT FROM certificates AS c WHERE c.mentor_id = m.id LIMIT 200) AS few
-    ))::bigint AS may_remind
+    sum(held.number)::bigint AS may_remind
 FROM mentors AS m
 CROSS JOIN LATERAL (
     SELECT count(*) AS open
     FROM mentor_pauses
     WHERE mentor_id = m.id AND reason = 'certification_expired' AND lifted_at IS NULL
 ) AS own
+CROSS JOIN LATERAL (
+    SELECT count(*) AS number, bool_or(few.revoked_at IS NOT NULL OR few.expires_on < %(today)s) AS has_ended
+    FROM (SELECT revoked_at, expires_on FROM certificates WHERE mentor_id = m.id LIMIT 200) AS few
+) AS held
 WHERE m.review_on <= coalesce(%(due_by)s::date, 'infinity')
     AND (%(organisation_id)s::uuid IS NULL OR m.organisation_id = %(organisation_id)s)
 GROUP BY m.organisation_id
