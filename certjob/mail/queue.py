@@ -59,6 +59,8 @@ class MailQueue(ABC, Generic[Item]):
 
         None: not now. The recipient is locked by another session, or the row was taken over or deleted. The recipient
         is held meanwhile: a review or a correction comes before this, or after it and finds what it did.
+
+        Nearly always the lock is all there is to commit, and a cancellation that a crash forgets is decided again.
         """
 
         def decide() -> Writer | Settlement | None:
@@ -74,7 +76,7 @@ class MailQueue(ABC, Generic[Item]):
             return unsent if self._outbox.settle(item, unsent) is Answer.SETTLED else None
 
         try:
-            draft = persist(self._connection, decide, lock_timeout_ms=HOLD_MS, tries=1)
+            draft = persist(self._connection, decide, lock_timeout_ms=HOLD_MS, tries=1, durable=False)
         except database.CONTENTION:
             self.settle(item, replace(RELEASED, delay_seconds=HELD_DELAY_SECONDS))
             return None
