@@ -40,7 +40,6 @@ needs_a_full_disk = pytest.mark.skipif(not Path("/dev/full").exists(), reason="t
         ("run --dry-run --as-of 10.03.2026", "certjob run", ["'10.03.2026' is not a valid date", "2026-12-31"]),
         ("run --dry-run --as-of 2026-02-30", "certjob run", ["'2026-02-30' is not a valid date"]),
         ("organisation set hlf --portal web", "certjob organisation set", ["'web' is not one of 'dynamics', 'none'"]),
-        ("list --csv --json", "certjob list", ["--csv and --json"]),
         ("reconcile --accept x", "certjob reconcile", ["--accept and --because belong together"]),
         ("preview M1 --html --json", "certjob preview", ["leave out --json and --send-to"]),
         ("alerts --watch --json", "certjob alerts", ["--watch works alone"]),

@@ -195,6 +195,5 @@ def test_the_command_off_a_terminal_and_on_one(
         (["--days", "0"], "--days"),
         (["--days", "9999"], "--days"),
         (["--organisation", "x"], "no organisation 'x'"),
-        (["--csv", "--json"], "--csv and --json"),
     ):
         assert_one_line(here("forecast", *arguments), phrase, code=2, command="certjob forecast")

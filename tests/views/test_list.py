@@ -128,7 +128,6 @@ def test_options_are_combined_and_what_cannot_be_asked_for_exits_2(here: Certjob
         ("--within -1", "--within"),
         ("--within 999999999", "--within"),
         ("--organisation gone", "no organisation 'gone'; see `certjob organisation list`"),
-        ("--csv --json", "--csv and --json are two forms of the same"),
     ):
         assert_one_line(here("list", *options.split()), phrase, code=2, command="certjob list")
 

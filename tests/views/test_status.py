@@ -71,7 +71,7 @@ def test_before_the_first_night_it_is_stale_and_after_one_it_is_not(status: Stat
     facts.certified_mentor(facts.organisation(), date(2025, 1, 1))
     before = status()
     assert (before.returncode, before.stdout.partition("\n")[0]) == (3, "last good night: never")
-    advice = "no night has come to its end yet; run `certjob run`, and see whether cron does\n"
+    advice = "no nightly run has finished yet; run `certjob run`, and check that cron does so\n"
     assert before.stderr == f"certjob status: {advice}"
     assert status.document()["last_good_run"] is None
 

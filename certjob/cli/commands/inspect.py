@@ -8,7 +8,6 @@ from certjob.cli.help import LOOKING
 from certjob.cli.options import Csv, MentorArgument, OrganisationSlug
 from certjob.cli.session import Call, Commands
 from certjob.domain.models import Status
-from certjob.errors import UsageError
 
 app = Commands()
 
@@ -102,7 +101,6 @@ def list_(
     from certjob.facts.lookup import find_organisation
     from certjob.views.listing import Filter, list_certificates
 
-    _refuse_two_forms(csv=csv, json=call.json)
     with call.session(interruptible=True) as opened:
         today = opened.settings.today
         wanted = Filter(
@@ -115,10 +113,10 @@ def list_(
             without_certificate=without_certificate,
         )
         found = list_certificates(opened.connection, today=today, wanted=wanted)
-        if csv:
-            listing.print_list_csv(found.rows)
-        elif call.json:
+        if call.json:
             print_document(opened.connection, listing.to_document(found, today=today))
+        elif csv:
+            listing.print_list_csv(found.rows)
         else:
             listing.show_list(opened.output, found.rows)
     return call.name_left_out(found.broken)
@@ -151,7 +149,6 @@ def forecast(
     from certjob.facts.lookup import find_organisation
     from certjob.views.forecast import make_forecast
 
-    _refuse_two_forms(csv=csv, json=call.json)
     with call.session(interruptible=True) as opened:
         organisation_id = find_organisation(opened.connection, organisation) if organisation else None
         with opened.output.progress() as progress:
@@ -162,16 +159,10 @@ def forecast(
                 organisation_id=organisation_id,
                 on_progress=progress.phase("Mentors with something to come"),
             )
-        if csv:
-            forecast_page.print_forecast_csv(made)
-        elif call.json:
+        if call.json:
             print_document(opened.connection, forecast_page.to_document(made, organisation=organisation))
+        elif csv:
+            forecast_page.print_forecast_csv(made)
         else:
             forecast_page.show_forecast(opened.output, made, organisation=organisation)
     return call.name_left_out(made.broken)
-
-
-def _refuse_two_forms(*, csv: bool, json: bool) -> None:
-    if csv and json:
-        message = "--csv and --json are two forms of the same"
-        raise UsageError(message, next_step="give one of them")

@@ -186,7 +186,7 @@ def recovery(demo: Demonstration) -> None:
     demo.say("A quarter of an hour passes. The demo does not wait, it moves the retry times in its database:")
     demo.say(_LATER)
     demo.connection.execute(_LATER)
-    demo.say("Then cron comes:")
+    demo.say("Then cron runs the background job:")
     demo.do(runs.deliver, on=demo.night(3))
     demo.compare_portal()
     demo.do(alerts.alerts, on=demo.night(3))

@@ -42,7 +42,7 @@ def closing_line(status: SystemStatus, *, zone: tzinfo) -> str | None:
 def _why_stale(status: SystemStatus, *, zone: tzinfo) -> str:
     good = status.last_good_run
     if good is None:
-        return "no night has come to its end yet; run `certjob run`, and see whether cron does"
+        return "no nightly run has finished yet; run `certjob run`, and check that cron does so"
     age, limit = duration_words(good.age_seconds), duration_words(status.max_age_seconds)
     return (
         f"the last good night ended {age} ago ({_moment(good.finished_at, zone)}), more than {limit}; "
