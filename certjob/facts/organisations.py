@@ -138,8 +138,7 @@ def is_address(text: str) -> bool:
     (True, False)
     """
     with contextlib.suppress(ValueError):
-        parse_address(text)
-        return text == text.strip()
+        return bool(parse_address(text))
     return False
 
 

@@ -60,7 +60,7 @@ class _Page(CollectorRegistry):
 
 
 def _describe_attention(page: _Page, attention: Attention) -> None:
-    numbers = {kind: count.number for kind, count in attention.counts.items()}
+    numbers = attention.numbers
     alerts = page.gauge("alerts", "What certjob alerts shows, by kind.", "kind")
     for kind, number in numbers.items():
         alerts.labels(kind).set(number)

@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import io
-import itertools
 import os
 import subprocess
 import sys
@@ -23,7 +22,6 @@ from tests.conftest import installed_command
 from tests.support.facts import Facts
 
 HEADER = ["member_no", "kind"]
-TWO_ROWS = [(2, ["M1", "a"]), (3, ["M2", "b"])]
 
 
 def read(path: Path) -> tuple[list[str], list[Record]]:
@@ -40,15 +38,6 @@ def read_bytes(tmp_path: Path, content: bytes) -> tuple[list[str], list[Record]]
 def cells(records: list[Record]) -> list[tuple[int, list[str]]]:
     """The line and the cells of each record."""
     return [(record.line, record.cells) for record in records]
-
-
-def test_every_common_form_of_csv_reads_the_same(tmp_path: Path) -> None:
-    """Byte order mark, delimiter, line end and last line end differ from program to program; the records do not."""
-    line_ends, delimiters, marks = (b"\n", b"\r\n", b"\r"), (b",", b";", b"\t"), (b"", b"\xef\xbb\xbf")
-    for line_end, delimiter, mark, at_the_end in itertools.product(line_ends, delimiters, marks, (0, 1)):
-        text = line_end.join([b"member_no,kind", b"M1,a", b"M2,b"]) + line_end * at_the_end
-        header, records = read_bytes(tmp_path, mark + text.replace(b",", delimiter))
-        assert (header, cells(records)) == (HEADER, TWO_ROWS), (line_end, delimiter, mark)
 
 
 @pytest.mark.parametrize(

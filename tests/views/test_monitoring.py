@@ -1,4 +1,4 @@
-"""Outside eyes: pings at the beginning and the end of a night, the metrics file; neither ever touches the run."""
+"""External monitoring: pings at the beginning and the end of a run, and the metrics file. Neither changes the run."""
 
 import json
 import os
