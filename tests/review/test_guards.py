@@ -59,7 +59,7 @@ def test_pauses_are_counted_chunk_after_chunk_too(
     """What the count before the first chunk could not know. Of active mentors only as many are counted as matter."""
     monkeypatch.setattr(rules, "MASS_CHANGE_MINIMUM", 2)
     monkeypatch.setattr("certjob.review.guards.MassChangeGuard.examine", lambda _self, _organisation: None)
-    review_in_chunks_of(1, monkeypatch)
+    monkeypatch.setattr(certification, "CHUNK_SIZE", 1)
     mentors(facts, facts.organisation("many", portal=None), expired=expired, valid=100 - expired)
 
     report = night(facts.connection, deliver=False)
