@@ -10,7 +10,6 @@ from uuid import UUID
 import pytest
 
 from certjob.database import Connection
-from certjob.domain.addresses import parse_sender
 from certjob.errors import (
     ChannelDownError,
     OutcomeUnknownError,
@@ -18,7 +17,6 @@ from certjob.errors import (
     RecipientRefusedError,
     StoppedBySignalError,
 )
-from certjob.mail.channels.smtp import SmtpChannel
 from certjob.mail.message import Channel, OutgoingMessage
 from certjob.mail.messages.templates import Templates
 from certjob.mail.reminder_mail import ReminderMail
@@ -26,11 +24,11 @@ from certjob.mail.stage import MailCounts
 from certjob.outbox.claims import Answer, Settlement
 from certjob.outbox.retry import seconds_to_next_round
 from certjob.stopping import StopFlag
-from tests.support.channels import BlockingStage, reminder_mail
+from tests.support.channels import BlockingStage, reminder_mail, smtp_channel
 from tests.support.facts import TODAY, Facts
 from tests.support.intents import make_due, message_ids, review, run_out
 from tests.support.nights import CollectingChannel
-from tests.support.smtp_server import HOST, Fault, Mailbox, real_server, scripted_server
+from tests.support.smtp_server import Fault, Mailbox, real_server, scripted_server
 
 REFUSED, DEFERRED = RecipientRefusedError("550 no"), RecipientDeferredError("450 greylisted")
 UNKNOWN, DOWN = OutcomeUnknownError("cut"), ChannelDownError("gone")
@@ -100,10 +98,6 @@ class Mails:
         return {status: count for status, count in rows}  # noqa: C416 - dict() wants pairs
 
 
-def smtp_channel(port: int) -> SmtpChannel:
-    return SmtpChannel(HOST, port=port, sender=parse_sender("certjob@mentors.example"))
-
-
 @pytest.fixture
 def mails(connection: Connection, facts: Facts) -> Mails:
     return Mails(connection, facts)
@@ -130,7 +124,7 @@ def test_each_is_settled_before_the_next_is_sent(mails: Mails, other: Connection
     assert [row[1:] for row in rows] == [("sent", 1, True, None)] * 3
     for number, (envelope, row) in enumerate(zip(mailbox.envelopes, rows, strict=True)):
         assert envelope.rcpt_tos == [f"m{number}@example.org"]
-        assert f"Message-ID: <certjob-reminder-{row[0]}-0@mentors.example>".encode() in envelope.content
+        assert f"Message-ID: <certjob-reminder-{row[0]}-0@hlf.example>".encode() in envelope.content
     assert mails.send(AssertionError()) is None, "nothing is due"
 
 
