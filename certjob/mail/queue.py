@@ -51,7 +51,7 @@ class MailQueue(ABC, Generic[Item]):
 
         One at a time: a lease then covers one message, and two runs share what is due.
         """
-        items, lease = self._outbox.claim(f"lock_due_{self._table}", {"limit": 1, "today": self._today})
+        items, lease = self._outbox.claim(f"lock_due_{self._table}", {"today": self._today})
         return (items[0] if items else None), lease
 
     def draft(self, item: Item) -> OutgoingMessage | Settlement | None:

@@ -50,7 +50,7 @@ def reminders(connection: Connection, facts: Facts) -> tuple[Outbox[QueuedRemind
         (facts.mentor(facts.organisation()), uuid4(), TODAY),
     )
     outbox = Outbox(connection, table="reminders", item=QueuedReminder, lease_seconds=900)
-    ((reminder,), _) = outbox.claim("lock_due_reminders", {"limit": 100, "today": TODAY})
+    ((reminder,), _) = outbox.claim("lock_due_reminders", {"today": TODAY})
     return outbox, reminder
 
 

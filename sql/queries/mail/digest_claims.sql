@@ -6,7 +6,7 @@ WHERE status = 'pending'
     AND digest_on <= %(today)s
     AND next_attempt_at <= now()
 ORDER BY attempts, next_attempt_at, id
-LIMIT %(limit)s
+LIMIT 1
 FOR NO KEY UPDATE SKIP LOCKED
 
 -- name: claim_digests

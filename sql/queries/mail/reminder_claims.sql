@@ -2,29 +2,27 @@
 -- Untried before retried, oldest first: what a server keeps refusing must not hold up the others for ever. What the
 -- night of the day after has queued is left to that day.
 WITH untried AS MATERIALIZED (
-    SELECT id, next_attempt_at
+    SELECT id
     FROM cert_notification_log
     WHERE status = 'pending'
         AND next_attempt_at <= now()
         AND attempts = 0
         AND expires_on - threshold_days <> %(today)s::date + 1
     ORDER BY next_attempt_at, id
-    LIMIT %(limit)s
+    LIMIT 1
     FOR NO KEY UPDATE SKIP LOCKED
 ), tried AS MATERIALIZED (
-    SELECT id, attempts, next_attempt_at
+    SELECT id
     FROM cert_notification_log
     WHERE status = 'pending'
         AND next_attempt_at <= now()
         AND attempts > 0
         AND expires_on - threshold_days <> %(today)s::date + 1
     ORDER BY next_attempt_at, id
-    LIMIT %(limit)s - (SELECT count(*) FROM untried)
+    LIMIT 1 - (SELECT count(*) FROM untried)
     FOR NO KEY UPDATE SKIP LOCKED
 )
-SELECT id
-FROM (SELECT id, 0 AS attempts, next_attempt_at FROM untried UNION ALL SELECT id, attempts, next_attempt_at FROM tried) AS due
-ORDER BY attempts, next_attempt_at, id
+SELECT id FROM untried UNION ALL SELECT id FROM tried
 
 -- name: claim_reminders
 -- What the statement before has locked. A row with an old token was claimed by a process that vanished: its mail may
