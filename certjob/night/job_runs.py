@@ -75,8 +75,8 @@ def recorded(
     """Keep the run's line in ``job_runs``, whatever becomes of the run.
 
     Yields the progress to tell: it also notes now and then that the run is alive. With ``everybody``, and in a night
-    after one on a later date, all mentors are made due first. With ``later_dates_were_wrong``, as a person has said, a
-    run that has come to its end dates runs on later days that "ended in the future" before itself.
+    after one on a later date, all mentors are made due first. With ``later_dates_were_wrong`` (a person has said so)
+    runs on later dates that seem to have ended in the future are dated before this one at its end.
     """
     _record_beginning(
         connection, report, organisation=organisation, organisation_id=organisation_id, everybody=everybody

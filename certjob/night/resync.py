@@ -140,7 +140,7 @@ def describe(connection: Connection, mentor_id: UUID) -> MentorState:
 
 
 def _comes_true(happens: Callable[[], bool], *, stop: StopFlag, seconds: float) -> bool:
-    """Try again and again for this long what another session may stand in the way of; False: it did all the time."""
+    """Ask again and again, for this long at most; False: another session was in the way all the time."""
     give_up_at = time.monotonic() + seconds
     while not happens():
         if time.monotonic() > give_up_at:

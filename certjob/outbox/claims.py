@@ -106,9 +106,8 @@ class Outbox(Generic[Item]):
     def claim(self, lock: str, parameters: dict[str, object]) -> tuple[list[Item], Lease]:
         """Claim what the statement ``lock`` locks, in its order, each row with a fresh token; committed on return.
 
-        That statement only locks. What else a claim reads, such as the contact to call for, the second one reads in a
-        newer snapshot: the first may have waited for, or passed by, a row that has changed meanwhile. When all of them
-        have, it looks again.
+        That statement only locks. A second one reads the rest, such as the contact to call for, in a newer snapshot: a
+        row may have changed while the first one waited for it. When none can be claimed any more, it looks again.
         """
         for _ in range(_CLAIM_TRIES):
             items, lease = database.repeated(self._connection, lambda: self._claim(lock, parameters))

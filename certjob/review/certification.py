@@ -104,7 +104,7 @@ class CertificationManagementService:
     def _pass(self, organisation_id: UUID | None, *, ids: Sequence[UUID] | None = None) -> None:
         """Review the due mentors, or those of them with these ids, chunk by chunk in the order of their keys.
 
-        Each is met once, so a pass ends whoever stays due.
+        Each is met once, so a pass ends even if some stay due.
         """
         after_review, after_id = reading.BEFORE_EVERY_MENTOR
         while True:

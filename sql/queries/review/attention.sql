@@ -36,8 +36,8 @@ SET as_of = excluded.as_of, reason = excluded.reason, mentors = excluded.mentors
     may_be_shown = excluded.may_be_shown, mentor_ids = excluded.mentor_ids, run_id = excluded.run_id
 
 -- name: forget_held_reviews
--- What this run would have held, and did not. Who is held because of what the portal shows is none of its business, unless
--- the organisation has no portal any more: then no reading may ever come to say so.
+-- What this run would have held, and did not. What a reading of the portal holds only the next reading lets go, unless the
+-- organisation has no portal any more: then there may never be one.
 DELETE FROM held_reviews AS h
 WHERE (
         h.what <> 'portal'
