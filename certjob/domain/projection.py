@@ -22,7 +22,7 @@ class ComingNight:
     day: date
     decision: Decision
     reminders: tuple[Reminder, ...]
-    """Those due that night and on no earlier night of this outlook; the log may have them already."""
+    """Those due that night and on no earlier night; the log may have them already."""
 
     @property
     def does_something(self) -> bool:

@@ -9,6 +9,9 @@ from uuid import UUID
 from certjob import database
 from certjob.domain.models import Certificate, Mentor, OpenPause, Organisation, Status
 
+CHUNK_SIZE = 1_000
+"""Mentors who are read at once."""
+
 BEFORE_EVERY_MENTOR = ("-infinity", UUID(int=0))
 """The key before the first due mentor in (review_on, id)."""
 
@@ -26,7 +29,8 @@ def read(connection: database.Connection, ids: Sequence[UUID], *, lock: bool) ->
     """Read these mentors, in the given order; mentors that do not exist are left out.
 
     With ``lock``, in statements later than the one that locked the mentors (a newer snapshot), and their
-    certificates and open pauses are locked too, without waiting: of whom another session holds a row is left out.
+    certificates and open pauses are locked too, without waiting: a mentor of whom another session holds a row is left
+    out.
     """
     found = database.fetch(connection, "read_mentors", {"ids": list(ids)})
     broken = {row[0]: row[5] for row in found if row[5] is not None}
@@ -74,7 +78,7 @@ def read(connection: database.Connection, ids: Sequence[UUID], *, lock: bool) ->
 
 
 def read_due(
-    connection: database.Connection, *, due_by: date | None, organisation_id: UUID | None, chunk_size: int
+    connection: database.Connection, *, due_by: date | None, organisation_id: UUID | None
 ) -> Iterator[FactsRead]:
     """Yield the mentors to be reviewed on ``due_by`` (None: all) in chunks, in the order of apply, without locks."""
     after_review, after_id = BEFORE_EVERY_MENTOR
@@ -87,7 +91,7 @@ def read_due(
                 "after_review": after_review,
                 "after_id": after_id,
                 "organisation_id": organisation_id,
-                "limit": chunk_size,
+                "limit": CHUNK_SIZE,
             },
         )
         if not keys:

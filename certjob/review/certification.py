@@ -16,9 +16,10 @@ from certjob.database import CONTENTION, Connection, transaction
 from certjob.domain.models import Decision
 from certjob.errors import DatabaseUnavailableError
 from certjob.facts import reading
+from certjob.facts.reading import CHUNK_SIZE
 from certjob.review.decision_writer import DecisionWriter, Written
 from certjob.review.guards import MassChangeGuard
-from certjob.review.plan import CHUNK_SIZE, LOCKED, ReviewCounts, decide_each
+from certjob.review.plan import LOCKED, ReviewCounts, decide_each
 from certjob.stopping import StopFlag
 
 LOCK_TIMEOUT_MS = 500

@@ -11,8 +11,6 @@ from certjob.domain import rules
 from certjob.domain.models import Decision, PauseChange, Status
 from certjob.facts import reading
 
-CHUNK_SIZE = 1_000
-
 
 def decide_each(read: reading.FactsRead, today: date) -> tuple[list[Decision], dict[UUID, str]]:
     """Decide for each mentor; return also who is broken, and why: one whose data break a rule stops nobody else."""
@@ -36,7 +34,7 @@ def due_decisions(
 ) -> Iterator[tuple[list[Decision], dict[UUID, str]]]:
     """Yield what ``decide_each`` returns for the due mentors (or everybody), in chunks and without locks."""
     due_by = None if everybody else today
-    for read in reading.read_due(connection, due_by=due_by, organisation_id=organisation_id, chunk_size=CHUNK_SIZE):
+    for read in reading.read_due(connection, due_by=due_by, organisation_id=organisation_id):
         yield decide_each(read, today)
 
 

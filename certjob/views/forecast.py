@@ -17,7 +17,7 @@ from certjob.domain.projection import coming_nights
 from certjob.facts import reading
 from certjob.mail.reminders import find_new_reminders
 from certjob.review.days import looks_at_everybody
-from certjob.review.plan import CHUNK_SIZE, why_broken
+from certjob.review.plan import why_broken
 
 MEASURES: Final = ("expiries", "reminders", "pauses", "hides")
 """What is counted: certificates that expire (the night after their last day stores it), reminders that become due for
@@ -77,7 +77,7 @@ def make_forecast(
     done = 0
     with database.read_only_snapshot(connection):
         due_by = None if looks_at_everybody(connection, today) else until
-        for read in reading.read_due(connection, due_by=due_by, organisation_id=organisation_id, chunk_size=CHUNK_SIZE):
+        for read in reading.read_due(connection, due_by=due_by, organisation_id=organisation_id):
             broken |= read.broken | _count(connection, read.mentors, today=today, until=until, counts=counts)
             done += len(read.mentors)
             on_progress(done)

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import partial
-from typing import Final
 from uuid import UUID
 
 from certjob import database
@@ -12,8 +11,6 @@ from certjob.database import Connection
 from certjob.domain import rules
 from certjob.domain.models import Mentor, Status
 from certjob.facts import reading
-
-_MENTORS_AT_ONCE: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +89,7 @@ def _read_chunks(
         "without_address": wanted.without_address,
         "first_day": None if within is None else today - timedelta(days=within),
         "last_day": None if within is None else today + timedelta(days=within),
-        "limit": _MENTORS_AT_ONCE,
+        "limit": reading.CHUNK_SIZE,
     }
     after = UUID(int=0)
     while found := database.fetch(connection, "find_mentors_to_list", parameters | {"after": after}):

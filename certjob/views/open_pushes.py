@@ -25,7 +25,7 @@ class OpenPush(PushState):
     visible: bool
     """What the portal should show."""
     sentence: str | None
-    """The design's words for it; the dashboard shows the same. None: it is no alert yet."""
+    """The design's words for it; the dashboard shows the same. None: it is not an alert yet."""
     error: str | None
     """The technical reason."""
     calls: int

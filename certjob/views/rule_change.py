@@ -12,7 +12,7 @@ from certjob.domain.models import Mentor, Organisation, PauseChange
 from certjob.facts import reading
 from certjob.facts.lookup import find_organisation
 from certjob.mail.reminders import find_new_reminders
-from certjob.review.plan import CHUNK_SIZE, decide_each
+from certjob.review.plan import decide_each
 
 
 @dataclass(slots=True, kw_only=True)
@@ -63,7 +63,7 @@ def compare_rules(
             reminder_thresholds=old.reminder_thresholds if thresholds is None else tuple(thresholds),
             optional_kinds=old.optional_kinds if optional_kinds is None else frozenset(optional_kinds),
         )
-        for read in reading.read_due(connection, due_by=None, organisation_id=organisation_id, chunk_size=CHUNK_SIZE):
+        for read in reading.read_due(connection, due_by=None, organisation_id=organisation_id):
             under_new = replace(read, mentors=[_under(new, mentor) for mentor in read.mentors])
             for tonight, facts in ((now, read), (then, under_new)):
                 broken |= _count(connection, tonight, facts, today=today)

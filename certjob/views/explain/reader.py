@@ -26,8 +26,9 @@ from certjob.views.open_pushes import read_open_pushes
 
 
 def read_story(connection: Connection, mentor_id: UUID, *, today: date, zone: tzinfo) -> MentorHistory:
-    """Return a mentor's story as of ``today``; times are told in ``zone``. Raises UnknownMentorError, and
-    BrokenMentorError for one who is beyond the bounds of the schema.
+    """Return a mentor's story as of ``today``; times are told in ``zone``.
+
+    Raises UnknownMentorError, and BrokenMentorError for one who is beyond the bounds of the schema.
     """
     with database.read_only_snapshot(connection):
         parameters = {"mentor_id": mentor_id, "today": today}
