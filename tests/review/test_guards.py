@@ -52,24 +52,6 @@ def test_more_than_twenty_and_a_tenth_newly_paused_is_held(
     assert statuses(facts, organisation) == ({"recorded"} if held else {"expired", "valid"} if valid else {"expired"})
 
 
-@pytest.mark.parametrize(("expired", "held"), [(10, False), (11, True)])
-def test_pauses_are_counted_chunk_after_chunk_too(
-    facts: Facts, monkeypatch: pytest.MonkeyPatch, expired: int, held: bool
-) -> None:
-    """What the count before the first chunk could not know. Of active mentors only as many are counted as matter."""
-    monkeypatch.setattr(rules, "MASS_CHANGE_MINIMUM", 2)
-    monkeypatch.setattr("certjob.review.guards.MassChangeGuard.examine", lambda _self, _organisation: None)
-    monkeypatch.setattr(certification, "CHUNK_SIZE", 1)
-    mentors(facts, facts.organisation("many", portal=None), expired=expired, valid=100 - expired)
-
-    report = night(facts.connection, deliver=False)
-
-    assert report.review is not None
-    assert report.review.paused == 10
-    said = "many: 11 mentors would be paused, the limit is 10 (of 100 active); nothing more after 10 was applied for it"
-    assert [line.split(". ")[0] for line in report.held] == ([said] if held else [])
-
-
 def test_a_held_organisation_stops_no_other_until_the_flag_lets_it_through(
     connection: Connection, facts: Facts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
