@@ -85,23 +85,24 @@ class MailStage(Generic[Item]):
             self._stop.check()
             if not self._is_open():
                 return None
-            item, lease = await database.run(self._queue.claim)
+            item, lease, message = await database.run(self._next)
             if item is None:
                 return None
+            early: StageStop | None = None
             if self._stop.is_set() or time.monotonic() >= deadline_at:
-                await database.run(partial(self._queue.settle, item, RELEASED), settles=True)
-                early: StageStop | None = _DEADLINE
-            else:
-                early = await self._deliver(item, lease, database)
+                early = _DEADLINE
+                if message is not None:
+                    await database.run(partial(self._queue.settle, item, RELEASED), settles=True)
+            elif message is not None:
+                early = await self._deliver(item, lease, message, database)
             if early is not None:
                 self._stop.check()  # a signal cuts the tries short, and is what ended the stage
                 return early
 
-    async def _deliver(self, item: Item, lease: Lease, database: DatabaseThread) -> StageStop | None:
-        """Draft, send and settle one message; it keeps its lease if anything unforeseen happens."""
-        message = await database.run(partial(self._draft, item))
-        if message is None:
-            return None
+    async def _deliver(
+        self, item: Item, lease: Lease, message: OutgoingMessage, database: DatabaseThread
+    ) -> StageStop | None:
+        """Send and settle one message; it keeps its lease if anything unforeseen happens."""
         try:
             await self._send(message, lease, database.stopped)
         except ChannelDownError as error:  # it was surely not handed over, and comes after all others the next time
@@ -112,14 +113,15 @@ class MailStage(Generic[Item]):
         await database.run(partial(self._settle_sent, item), settles=True)
         return None
 
-    def _draft(self, item: Item) -> OutgoingMessage | None:
-        """Write the message from the facts of this moment; None: its row says why there is none."""
-        draft = self._queue.draft(item)
+    def _next(self) -> tuple[Item | None, Lease, OutgoingMessage | None]:
+        """Claim a row and write its message from the facts of this moment; without one, the row says why."""
+        item, lease = self._queue.claim()
+        draft = self._queue.draft(item) if item is not None else None
         if isinstance(draft, Settlement):
             self._counts.cancelled += draft.status == "cancelled"
             self._counts.failed += draft.status == "failed"
-            return None
-        return draft
+            draft = None
+        return item, lease, draft
 
     async def _send(self, message: OutgoingMessage, lease: Lease, stopped: asyncio.Event) -> None:
         """Hand one message over, with three tries while it is everybody's fault, none that could outlast the lease."""
