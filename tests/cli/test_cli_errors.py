@@ -248,23 +248,23 @@ def test_the_rejects_file_overwrites_nothing_that_is_needed(here: Certjob, roste
     assert (target.read_text(), roster.read_text()) == ("do not touch\n", text)
 
 
-def test_rejects_for_which_there_is_no_room_name_their_file_and_what_is_loaded(
+def test_rejects_that_cannot_be_written_name_their_file_and_what_to_do(
     here: Certjob, facts: Facts, roster: Path
 ) -> None:
-    """Not the roster, which was read well; a bad row of a strict load loads nothing, the good ones neither."""
+    """Not the roster, which was read well: the good rows are loaded, and loading it again is safe."""
     with roster.open("a") as file:
         file.write("hlf,M2,likeperson,2024-02-01,2030-02-01,2999-01-01\n" * 10)
     with full_disk():
-        strict = here("load", str(roster), "--strict", "--rejects", "rejects.csv")
-    loaded = facts.rows("SELECT member_no FROM mentors")
-    with full_disk():
-        result = here("load", str(roster), "--rejects", "rejects.csv")
+        full = here("load", str(roster), "--rejects", "rejects.csv")
+    nowhere = here("load", str(roster), "--rejects", "nowhere/rejects.csv")
 
-    assert_one_line(strict, "or none if one is bad (--strict)", code=1, command="certjob load")
-    assert ("the good rows are loaded" in strict.stderr, loaded) == (False, [])
-    why = "--rejects rejects.csv: File too large; the good rows are loaded"
-    assert_one_line(result, why, code=1, command="certjob load")
-    assert "people.csv" not in result.stderr
+    step = "what can be loaded is loaded; name another file for the rejects, and load the same one again"
+    for result, why in (
+        (full, "rejects.csv: File too large"),
+        (nowhere, "nowhere/rejects.csv: No such file or directory"),
+    ):
+        assert_one_line(result, f"--rejects {why}; {step}", code=1, command="certjob load")
+        assert "people.csv" not in result.stderr
     assert facts.rows("SELECT member_no FROM mentors") == [("M1",)]
 
 

@@ -76,7 +76,7 @@ def load(
             on_progress=progress.phase("Loading rows"),
         )
     if rejects is not None:
-        _write_rejects(rejects, page.rejects_text(report), strict=strict)
+        _write_rejects(rejects, page.rejects_text(report))
     page.show(opened.output, report, name=file.name, json=call.json, strict=strict, rejects=rejects)
     return 3 if page.needs_attention(report) else 0
 
@@ -93,7 +93,7 @@ def _refuse_rejects(path: Path, *, file: Path) -> None:
         raise InputError(message, next_step="name another one")
 
 
-def _write_rejects(path: Path, text: str, *, strict: bool) -> None:
+def _write_rejects(path: Path, text: str) -> None:
     """Write them for this user only, in place of an older file, which others may read. Raises CertjobError."""
     from certjob import files
     from certjob.errors import CertjobError
@@ -101,9 +101,9 @@ def _write_rejects(path: Path, text: str, *, strict: bool) -> None:
     try:
         files.replace(path, text.encode(), mode=0o600)
     except OSError as error:
-        kept = "all rows are loaded, or none if one is bad (--strict)" if strict else "the good rows are loaded"
-        message = f"--rejects {path}: {error.strerror}; {kept}"
-        raise CertjobError(message, next_step="name another file, and load the same one again") from error
+        message = f"--rejects {path}: {error.strerror}"
+        step = "what can be loaded is loaded; name another file for the rejects, and load the same one again"
+        raise CertjobError(message, next_step=step) from error
 
 
 def _pairs(values: list[str] | None, option: str) -> dict[str, str]:
