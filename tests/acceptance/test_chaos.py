@@ -44,7 +44,6 @@ NIGHTS = {
     ),
     "disturbed": (
         _struck(Action.STOP, When.BEFORE, Spot.REQUEST, script=(Word.HANG,)),
-        _struck(Action.TERMINATE, When.AFTER, Spot.STATEMENT, 30),
         _struck(Action.RESTART, When.BEFORE, Spot.STATEMENT, text=MAIL_SETTLE),
         _struck(Action.CUT, When.AFTER, Spot.STATEMENT, text=PORTAL_SETTLE),
         _struck(Action.BLACK_HOLE_STOP, When.AFTER, Spot.STATEMENT, text=PORTAL_SETTLE),

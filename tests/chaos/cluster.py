@@ -83,10 +83,6 @@ class Cluster:
             options="-c statement_timeout=30s -c lock_timeout=20s",
         )
 
-    def terminate_sessions(self, name: str) -> None:
-        with self.connect(name) as admin:
-            admin.execute(f"SELECT pg_terminate_backend(pid) FROM ({_FOREIGN_SESSIONS}) AS s", (OWN_NAME,))
-
     def wait_until_idle(self, name: str) -> None:
         """Wait until the sessions of dead processes are gone, with the locks and transactions they had."""
 

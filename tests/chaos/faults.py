@@ -44,8 +44,6 @@ class Action(StrEnum):
     """SIGTERM and SIGINT: it ends at once, and cleans up."""
     CUT = "cut"
     """The database connection is closed on both sides."""
-    TERMINATE = "terminate"
-    """pg_terminate_backend of its sessions."""
     RESTART = "restart"
     """PostgreSQL stopped with ``immediate``, and started again."""
     BLACK_HOLE_KILL = "black hole, kill"

@@ -69,17 +69,14 @@ def fact_complaints(connection: Connection, stage: Stage) -> Iterator[str]:
             yield f"facts of {before[0]} changed: {before} became {after}"
 
 
-def portal_complaints(connection: Connection, stage: Stage) -> Iterator[str]:
+def portal_complaints(_connection: Connection, stage: Stage) -> Iterator[str]:
     """The portal shows what the facts ask for, and never heard of anybody else."""
     receiver = stage.receiver
     for person in stage.people:
-        if not person.has_portal:
+        if not person.has_portal or person.contact_id is None or not stage.is_reachable(person):
             continue
         wanted = person.decision.visible
         name = f"{person.member_no} (wanted {'visible' if wanted else 'hidden'})"
-        if not stage.is_reachable(person):
-            continue
-        assert person.contact_id is not None
         if person.contact_id in stage.corrected and person.contact_id not in receiver.applied:
             yield f"{name}: nothing was ever pushed"
         if receiver.visible[person.contact_id] is not wanted:

@@ -23,7 +23,6 @@ ENDS_WITHIN_SECONDS = 90.0
 
 _HARMLESS = frozenset({Action.LATE, Action.CANCEL})
 """To the process itself nothing happens."""
-_FOR_EVERYBODY = frozenset({Action.TERMINATE, Action.RESTART})
 
 
 @dataclass(kw_only=True)
@@ -91,7 +90,7 @@ class _Run:
         stage.trail.append(str(command))
         before = stage.traffic
         with ExitStack() as stack:
-            strike = Strike(fault, cluster=stage.cluster, database=stage.name)
+            strike = Strike(fault, cluster=stage.cluster)
             stage.receiver.begin(command.script, strike)
             stage.postbox.begin(command.mail_script, strike)
             proxy = stack.enter_context(DatabaseProxy(stage.cluster, strike))
@@ -102,7 +101,7 @@ class _Run:
             code = ended[0][0].returncode
             if command.twin is not None and its_twin is not None:
                 is_hit, action = strike.struck.is_set(), fault.action if fault is not None else None
-                codes = {0, 1, 3} if is_hit and action in _FOR_EVERYBODY else {0, 3}
+                codes = {0, 1, 3} if is_hit and action is Action.RESTART else {0, 3}
                 ended.append((its_twin.finish(timeout_seconds=ENDS_WITHIN_SECONDS), command.twin[0], codes))
             for result, name, codes in sorted(ended, key=lambda each: not each[0].stderr):  # one says it for both
                 self._judge_result(result, name, codes)
@@ -126,7 +125,7 @@ class _Run:
         """A second process, undisturbed."""
         assert command.twin is not None
         twin = Command(words=command.twin, concurrency=command.concurrency, attempts=command.attempts)
-        unstruck = Strike(None, cluster=self._stage.cluster, database=self._stage.name)
+        unstruck = Strike(None, cluster=self._stage.cluster)
         proxy = stack.enter_context(DatabaseProxy(self._stage.cluster, unstruck))
         return stack.enter_context(self._stage.started(twin, proxy))
 

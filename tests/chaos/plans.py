@@ -224,9 +224,9 @@ _NUMBERS = (1, 1, 1, 2, 2, 3, 4, 6)
 """Which request, mail or settle: a night with few changes has few."""
 
 _DRAWN: dict[Spot, tuple[int, str, Sequence[int]]] = {
-    Spot.STATEMENT: (50, "kill kill kill kill kill stop cut cut terminate terminate restart restart", range(1, 76)),
-    Spot.REQUEST: (25, "kill kill kill kill kill stop stop stop terminate restart", _NUMBERS),
-    Spot.MAIL: (13, "kill kill kill kill kill stop stop stop terminate restart", _NUMBERS),
+    Spot.STATEMENT: (50, "kill kill kill kill kill stop cut cut restart restart restart", range(1, 76)),
+    Spot.REQUEST: (25, "kill kill kill kill kill stop stop stop restart", _NUMBERS),
+    Spot.MAIL: (13, "kill kill kill kill kill stop stop stop restart", _NUMBERS),
     Spot.STEP: (6, "kill stop", range(1, 13)),
     Spot.TURN: (14, "stop stop late kill", range(1, 121)),
     Spot.RESULT: (6, "late", range(1, 16)),

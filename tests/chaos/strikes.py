@@ -15,7 +15,7 @@ BLACK_HOLES = frozenset({Action.BLACK_HOLE_KILL, Action.BLACK_HOLE_STOP})
 class Strike:
     """One fault of one process; without a fault, nothing ever happens."""
 
-    def __init__(self, fault: Fault | None, *, cluster: Cluster, database: str) -> None:
+    def __init__(self, fault: Fault | None, *, cluster: Cluster) -> None:
         self.fault = fault
         self.struck = threading.Event()
         self._begun = threading.Event()
@@ -23,7 +23,6 @@ class Strike:
         self.error: Exception | None = None
         """What went wrong in the harness itself, in the thread of whoever was struck."""
         self._cluster = cluster
-        self._database = database
         self._lock = threading.Lock()
         self._count = 0
         self._victim: Child | None = None
@@ -81,8 +80,6 @@ class Strike:
             case Action.STOP | Action.BLACK_HOLE_STOP:
                 for number in (SIGTERM, SIGINT):  # the second one ends every wait
                     process.send_signal(number)
-            case Action.TERMINATE:
-                self._cluster.terminate_sessions(self._database)
             case Action.RESTART:
                 self._cluster.restart()
             case Action.CUT | Action.LATE | Action.CANCEL:
