@@ -78,7 +78,6 @@ class DigestMail(MailQueue[QueuedDigest]):
         coordinator = digest.coordinator
         rendered = self._templates.render(
             "digest",
-            language=coordinator.locale,
             slug=coordinator.organisation_slug,
             words=digest.words(repeat=item.maybe_sent, app_url=self._app_url),
         )

@@ -87,7 +87,6 @@ def reminder_message(
     """
     rendered = templates.render(
         "reminder",
-        language=recipient.locale,
         slug=recipient.mentor.organisation.slug,
         words=reminder_words(due, recipient, today=today, repeat=repeat),
     )

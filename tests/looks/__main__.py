@@ -49,10 +49,10 @@ def messages() -> Iterator[tuple[str, RenderedMessage]]:
             wanted = {"days_left": days_left, "paused": days_left < 0, "repeat": days_left == 0}
             sample = next(words for words in sample_reminders(language) if words.items() >= wanted.items())
             words = sample | {"name": "Kari Nordmann"}
-            page = OUR_TEMPLATES.render("reminder", language=language, slug="", words=words)
+            page = OUR_TEMPLATES.render("reminder", slug="", words=words)
             yield f"reminder-{language}-{days_left}", page
         for name, words in zip(("full", "one-each", "long"), sample_digests(language), strict=False):
-            page = OUR_TEMPLATES.render("digest", language=language, slug="", words=words)
+            page = OUR_TEMPLATES.render("digest", slug="", words=words)
             yield f"digest-{language}-{name}", page
 
 

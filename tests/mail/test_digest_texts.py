@@ -25,7 +25,7 @@ def full(language: str) -> dict[str, Any]:
 
 
 def written(words: Mapping[str, Any]) -> RenderedMessage:
-    return OUR_TEMPLATES.render("digest", language=str(words["language"]), slug="", words=words)
+    return OUR_TEMPLATES.render("digest", slug="", words=words)
 
 
 def only(section: str, *, language: str, count: int) -> dict[str, Any]:

@@ -168,9 +168,7 @@ def test_what_is_no_address_is_shown_and_cannot_be_pressed() -> None:
 def test_every_text_can_be_read(*, dark: bool) -> None:
     """In both palettes, and these are two. Where a mail program drops the head, the light one is on the elements."""
     pages = [written_reminder().html]
-    pages += [
-        OUR_TEMPLATES.render("digest", language="nb", slug="", words=words).html for words in sample_digests("nb")
-    ]
+    pages += [OUR_TEMPLATES.render("digest", slug="", words=words).html for words in sample_digests("nb")]
 
     found = [each for page in pages for each in contrasts(page, dark=dark)]
 

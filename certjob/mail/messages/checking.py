@@ -62,6 +62,6 @@ def _has_part_in(message: str, names: Iterable[str], *, language: str) -> bool:
 def _broken(templates: Templates, message: str, *, slug: str, language: str) -> Iterator[TemplateError]:
     for words in SAMPLES[message](language):
         try:
-            templates.try_out(message, language=language, slug=slug, words=words)
+            templates.try_out(message, slug=slug, words=words)
         except TemplateError as error:
             yield error

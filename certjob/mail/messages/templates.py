@@ -45,14 +45,14 @@ class Templates:
         self._own_instead = 0
         self._environments: dict[tuple[Path | None, bool], ImmutableSandboxedEnvironment] = {}
 
-    def render(self, message: str, *, language: str, slug: str, words: Mapping[str, object]) -> RenderedMessage:
+    def render(self, message: str, *, slug: str, words: Mapping[str, object]) -> RenderedMessage:
         """Write a message; with certjob's own template where the programme's breaks, so that it goes out in time."""
         try:
-            return self.try_out(message, language=language, slug=slug, words=words)
+            return self.try_out(message, slug=slug, words=words)
         except TemplateError as error:
             self.broken = self.broken or error  # that of each message would hold its words, night-long
             self._own_instead += 1
-            return OUR_TEMPLATES.try_out(message, language=language, slug=slug, words=words)
+            return OUR_TEMPLATES.try_out(message, slug=slug, words=words)
 
     def problem(self) -> StageStop | None:
         """Return what somebody has to correct, once the messages are sent."""
@@ -62,14 +62,17 @@ class Templates:
         reason = f"{self.broken}; {what} written with certjob's own template instead"
         return StageStop(stage="mail", code="template", reason=reason, fault=str(self.broken))
 
-    def try_out(self, message: str, *, language: str, slug: str, words: Mapping[str, object]) -> RenderedMessage:
+    def try_out(self, message: str, *, slug: str, words: Mapping[str, object]) -> RenderedMessage:
         """Write a message: the first line of the text template is the subject, an empty one follows.
 
         The HTML template gets the subject as well. Raises TemplateError, naming file and line, for a template that is
         broken, or breaks on these words.
         """
         self.look_into(slug)
-        name, page = (self._name(message, language=language, slug=slug, suffix=suffix) for suffix in ("txt", "html"))
+        name, page = (
+            self._name(f"{message}.{words['language']}.{suffix}", f"{message}.{suffix}", slug=slug)
+            for suffix in ("txt", "html")
+        )
         subject, _, rest = self._write(name, slug=slug, words=words).partition("\n")
         subject = re.sub(r"[ \t]+", " ", subject).strip()
         gap, _, text = rest.partition("\n")
@@ -104,10 +107,9 @@ class Templates:
             step = "name one that certjob's user can read"
             raise TemplateError(reason, next_step=step, file="CERTJOB_TEMPLATES_DIR") from error
 
-    def _name(self, message: str, *, language: str, slug: str, suffix: str) -> str:
-        """Return the template to use: the programme's own for this language, or the one for all, which may be ours."""
-        own = f"{message}.{language}.{suffix}"
-        return own if self._path(own, slug=slug).is_file() else f"{message}.{suffix}"
+    def _name(self, own: str, for_all: str, *, slug: str) -> str:
+        """Return the template to use: the programme's own for one language, or the one for all, which may be ours."""
+        return own if self._path(own, slug=slug).is_file() else for_all
 
     def _environment(self, slug: str, *, page: bool) -> ImmutableSandboxedEnvironment:
         """Return the environment in which one organisation's templates are found; ``""`` for everybody's.
