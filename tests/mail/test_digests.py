@@ -470,15 +470,6 @@ def test_one_that_is_being_tried_is_left_alone_and_then_another_run_sends_it_as_
     assert desk.rows == [(number, "sent"), (number + 1, "sent")]
 
 
-def test_the_next_day_waits_for_one_that_is_being_sent(desk: Desk, other: Connection) -> None:
-    """It begins where that one ends; two with the same contents would be one too many."""
-    desk.ended("Kari")
-    first = desk.pages(on_send=lambda _message: desk.queue(1, on=other))
-
-    assert told(first, desk.pages(1)) == ["Kari", "-"]
-    assert desk.rows[0] == (0, "sent")
-
-
 def test_a_refused_address_fails_and_is_told_tomorrow_and_a_corrected_one_does_not_wait_for_the_night(
     desk: Desk,
 ) -> None:
