@@ -86,8 +86,6 @@ class Session:
 
     settings: "Settings"
     connection: "Connection"
-    reconnect: "Callable[[], Connection]"
-    """Opens another one to the same database."""
     output: "Output"
     stop: "StopFlag"
     run_id: UUID
@@ -176,7 +174,6 @@ class Call:
                     yield Session(
                         settings=settings,
                         connection=connection,
-                        reconnect=lambda: database.connect(url),
                         output=Output(quiet=self.quiet, stop=stop),
                         stop=stop,
                         run_id=run_id,

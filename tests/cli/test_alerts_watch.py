@@ -92,14 +92,12 @@ class Watch:
         connection: Connection,
         *,
         monkeypatch: pytest.MonkeyPatch | None = None,
-        reconnect: Callable[[], Connection] | None = None,
     ) -> None:
         self.connection = connection
         self._url = connection.url
         self.now = MORNING
         self.days: list[date] = []
         self._monkeypatch = monkeypatch
-        self._reconnect = reconnect or (lambda: pytest.fail("nothing was wrong with the connection"))
 
     def run(self, *steps: Callable[[], object], output: Output | None = None, signal_name: str = "SIGINT") -> int:
         self.stop = Flag(list(steps), signal_name=signal_name)
@@ -108,7 +106,6 @@ class Watch:
         return watch_alerts(
             output or window()[0],
             self.connection,
-            reconnect=self._reconnect,
             now=lambda: self.now.astimezone(OSLO),
             stop=self.stop,
         )
@@ -218,6 +215,7 @@ def test_a_connection_that_is_lost_is_said_and_made_anew(
     """Whatever it meets, until the database is back; nothing stays open. One made anew that stalls is said, too."""
     monkeypatch.setattr(alerts_watch, "SILENCE_SECONDS", 0.5)
     made: list[Connection] = []
+    connect = database.connect
     output, screens = window(columns=300)
 
     def lose() -> None:
@@ -232,14 +230,15 @@ def test_a_connection_that_is_lost_is_said_and_made_anew(
     with StallingProxy(database_url, at=b"FROM attention") as proxy:
         places = iter([None, None, proxy.url, database_url])
 
-        def reconnect() -> Connection:
+        def reconnect(_url: str) -> Connection:
             if (url := next(places)) is None:
                 message = "the database cannot be reached: refused; check the host"
                 raise DatabaseUnavailableError(message)
-            made.append(database.connect(url))
+            made.append(connect(url))
             return made[-1]
 
-        code = Watch(watched, reconnect=reconnect).run(lose, nothing, nothing, change, nothing, nothing, output=output)
+        monkeypatch.setattr(database, "connect", reconnect)
+        code = Watch(watched).run(lose, nothing, nothing, change, nothing, nothing, output=output)
 
     _, clear, *outages, _, last = screens()[:8]
     before, after = "could not read the alerts: ", "; trying again"
@@ -251,9 +250,7 @@ def test_a_connection_that_is_lost_is_said_and_made_anew(
     assert (code, [connection.closed for connection in made]) == (3, [True, True])
 
 
-def test_connections_that_are_lost_again_and_again_leave_nothing_behind(
-    watched: Connection, facts: Facts, database_url: str
-) -> None:
+def test_connections_that_are_lost_again_and_again_leave_nothing_behind(watched: Connection, facts: Facts) -> None:
     """A pooler that lets in while the server is away: a thread for each try would be thousands in a night."""
 
     def watchers() -> int:
@@ -270,7 +267,7 @@ def test_connections_that_are_lost_again_and_again_leave_nothing_behind(
     def few() -> None:
         until(lambda: watchers() <= before + 2)
 
-    Watch(watched, reconnect=lambda: database.connect(database_url)).run(*[lose, nothing] * 6, few)
+    Watch(watched).run(*[lose, nothing] * 6, few)
 
 
 def test_a_table_that_is_locked_for_long_collects_no_sessions(

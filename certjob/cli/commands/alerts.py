@@ -50,7 +50,6 @@ def alerts(
             return watch_alerts(
                 opened.output,
                 opened.connection,
-                reconnect=opened.reconnect,
                 now=lambda: datetime.now(opened.settings.zone),
                 stop=opened.stop,
             )

@@ -67,7 +67,6 @@ class DemoCall(Call):
         yield Session(
             settings=self.settings,
             connection=self.connection,
-            reconnect=lambda: self.connection,
             output=self.output,
             stop=self.stop,
             run_id=uuid4(),

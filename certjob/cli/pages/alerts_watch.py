@@ -30,7 +30,6 @@ def watch_alerts(
     output: Output,
     connection: Connection,
     *,
-    reconnect: Callable[[], Connection],
     now: Callable[[], datetime],
     stop: StopFlag,
 ) -> int:
@@ -56,7 +55,7 @@ def watch_alerts(
                 try:
                     with stop.interruptible():
                         if connection.closed:
-                            connection = reconnect()
+                            connection = database.connect(connection.url)
                             database.hang_up_when_silent(connection, seconds=SILENCE_SECONDS)
                         with database.transaction(connection, lock_timeout_ms=LOCK_TIMEOUT_MS):
                             alerts, checked_at = read_alerts(connection, today=now().date()), now()
