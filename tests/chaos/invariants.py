@@ -38,11 +38,6 @@ def result_complaints(result: Finished, *, command: str, expected: set[int], has
 
 def look_complaints(connection: Connection, *, events_seen: set[int]) -> Iterator[str]:
     """What holds at every moment; ``events_seen`` grows."""
-    for row in connection.execute(
-        "SELECT mentor_id, count(*) FROM dynamics_sync_failures WHERE resolved_at IS NULL"
-        " GROUP BY mentor_id HAVING count(*) > 1"
-    ):
-        yield f"mentor {row[0]} has {row[1]} unresolved failures"
     now = {row[0] for row in connection.execute("SELECT id FROM portal_sync_events")}
     if gone := events_seen - now:
         yield f"events are gone: {sorted(gone)}"
