@@ -25,7 +25,7 @@ from certjob.views.listing import Filter, ListedCertificate, list_certificates
 from tests.conftest import Certjob
 from tests.support.command_line import assert_one_line, started, without_escapes
 from tests.support.facts import TODAY, Facts
-from tests.support.programmes import everything, random_programme
+from tests.support.programmes import random_programme
 from tests.support.terminals import HOSTILE, terminal
 
 
@@ -44,7 +44,7 @@ def row(**values: Any) -> ListedCertificate:
 def test_the_status_is_what_the_rules_say_today_and_filters_hold_all_together(
     connection: Connection, facts: Facts, read_only: Connection
 ) -> None:
-    """On random data, whatever a night has stored; any filters give the rows that fit, in order; nothing is written."""
+    """On random data, whatever a night has stored; any filters give the rows that fit, in order."""
     random_programme(facts, seed=20, mentors=60)
     ids = [UUID(str(found[0])) for found in facts.rows("SELECT id FROM mentors")]
     expected = {}
@@ -53,7 +53,6 @@ def test_the_status_is_what_the_rules_say_today_and_filters_hold_all_together(
             status = rules.status_of(certificate, mentor, TODAY)
             pauses = tuple(sorted(pause.reason for pause in mentor.open_pauses))
             expected[certificate.id] = (mentor.id, status, pauses, mentor.left, (certificate.expires_on - TODAY).days)
-    before = everything(facts)
 
     rows = listed(read_only, with_left=True)
 
@@ -77,7 +76,6 @@ def test_the_status_is_what_the_rules_say_today_and_filters_hold_all_together(
             and slug in (None, row.organisation)
             and (with_left or not row.left)
         ]
-    assert everything(facts) == before
 
 
 def test_what_check_and_status_only_count(connection: Connection, facts: Facts) -> None:
