@@ -41,7 +41,7 @@ class Example:
         pattern = re.escape(self.output)
         pattern = re.sub(r"(?:\A|(?<=\n))…\\\n", r"(?:[^\n]*\n)*?", pattern)
         pattern = re.sub(r"\\\n…\Z", r"(?:\n[^\n]*)*", pattern)
-        lines = (line.rstrip() for line in printed.strip().splitlines())
+        lines = (line.rstrip() for line in printed.replace("\r", "").strip().splitlines())
         return re.fullmatch(pattern.replace("…", "[^\n]*"), "\n".join(lines)) is not None
 
 
