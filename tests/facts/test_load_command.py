@@ -149,13 +149,3 @@ def test_a_hostile_text_is_stored_to_the_letter_or_refused_by_its_line(column: s
     assert all(re.search("longer than|control character", row[0]) for row in refused)
     assert not any(re.search("[\x00-\x1f\x7f-\x9f\u202e]", text) for text in stored)
     assert_harmless(result.stderr)
-
-
-def test_a_hostile_name_on_the_command_line_is_refused(desk: Desk, facts: Facts) -> None:
-    """Exit 2 with a line that no terminal obeys; nothing is made, found or changed."""
-    for text in [hostile.text for hostile in HOSTILE.values()][::3]:
-        for arguments in (("organisation", "set", text), ("explain", text)):
-            result = desk(*arguments)
-            assert (result.returncode, result.stderr.count("\n")) == (2, 1), result
-            assert_harmless(result.stderr)
-    assert facts.rows("SELECT slug FROM organisations") == [("hlf",)]
