@@ -4,8 +4,7 @@ Results go to stdout, messages and logs to stderr. Off a terminal nothing is wra
 """
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from threading import Event
 
@@ -87,10 +86,9 @@ class Output:
             table.title = None
         self.out.print(table)
 
-    @contextmanager
-    def progress(self) -> Iterator["TerminalProgress"]:
-        """Show progress while the block runs; nothing off a terminal, nor where -v logs each phase on it."""
-        with Progress(
+    def progress(self) -> "Phases":
+        """Show progress in a ``with`` block; nothing off a terminal, nor where -v logs each phase on it."""
+        return Phases(
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(_BAR),
@@ -99,8 +97,7 @@ class Output:
             console=self.err,
             disable=not self.err.is_terminal or logs_steps(),
             transient=True,
-        ) as progress:
-            yield TerminalProgress(progress)
+        )
 
 
 class _DoneColumn(ProgressColumn):
@@ -121,21 +118,18 @@ class _DoneColumn(ProgressColumn):
         return Text(f"{task.completed:,.0f}{total}{rest}")
 
 
-class TerminalProgress:
+class Phases(Progress):
     """One line per phase of a run."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
 
     def phase(self, name: str) -> Callable[..., None]:
         """Begin a phase; a night does not know its length before, so that an empty one pays for no count.
 
         What it returns takes the number done, and the total once that is known.
         """
-        task = self._progress.add_task(name, total=None)
+        task = self.add_task(name, total=None)
 
         def advance(done: int, total: int | None = None) -> None:
-            self._progress.update(task, completed=done, total=total)
+            self.update(task, completed=done, total=total)
 
         return advance
 
