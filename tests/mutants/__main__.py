@@ -28,6 +28,7 @@ from queue import SimpleQueue
 import psycopg
 
 from certjob.database import embedded
+from tests.chaos.workers import leave_on_sigterm
 from tests.mutants.places import ROOMS, Mutant, find
 from tests.support.own_server import data_folder
 
@@ -174,6 +175,7 @@ class Measure:
 
 
 def main() -> int:
+    leave_on_sigterm()
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__.partition("\n")[0])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--number", type=int, default=200)
