@@ -88,10 +88,6 @@ SELECT
 FROM organisations AS o
 ORDER BY o.slug
 
--- name: list_optional_kinds
--- Every kind that some organisation does without.
-SELECT DISTINCT kind FROM organisations AS o CROSS JOIN LATERAL unnest(o.optional_kinds) AS kind
-
 -- name: list_portal_organisations
 -- Every organisation, and whether the portal must be reached for its mentors.
 SELECT o.slug, o.portal IS NOT NULL AS has_portal FROM organisations AS o ORDER BY o.slug

@@ -41,6 +41,10 @@ WHERE command = 'run' AND organisation IS NULL AND outcome IN ('ok', 'attention'
 ORDER BY finished_at DESC
 LIMIT 1
 
+-- name: list_optional_kinds
+-- Every kind that some organisation does without.
+SELECT DISTINCT kind FROM organisations AS o CROSS JOIN LATERAL unnest(o.optional_kinds) AS kind
+
 -- name: count_without_certificate
 -- Active mentors who have never held a certificate of a kind that counts: nobody watches them. Of a million mentors few can
 -- be such: who is due, who never will be, who has a certificate that has not begun or is of a kind that is optional
