@@ -60,7 +60,8 @@ class MailQueue(ABC, Generic[Item]):
         None: not now. The recipient is locked by another session, or the row was taken over or deleted. The recipient
         is held meanwhile: a review or a correction comes before this, or after it and finds what it did.
 
-        Nearly always the lock is all there is to commit, and a cancellation that a crash forgets is decided again.
+        What the database server forgets of it in a crash is decided again; what a digest reports counts once a later
+        commit, which is not forgotten, says that it was sent.
         """
 
         def decide() -> Writer | Settlement | None:
