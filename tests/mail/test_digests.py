@@ -461,6 +461,9 @@ def test_one_that_is_being_tried_is_left_alone_and_then_another_run_sends_it_as_
 
     if "vanished" in ends:
         run_out(desk.facts, "coordinator_digests")
+        mails.claim()
+        assert mails.draft(tried) is None, "the row is another claim's, and so is what it reports"
+        run_out(desk.facts, "coordinator_digests")
     else:
         assert mails.settle(tried, Settlement(status="pending", maybe_sent=True)) is Answer.SETTLED
 
