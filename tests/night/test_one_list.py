@@ -153,3 +153,14 @@ def test_everybody_agrees_about_what_needs_attention(connection: Connection, fac
         seen += len(alerts)
     assert facts.rows(UNREPORTED, today) == []
     assert seen
+
+
+def test_a_run_of_one_organisation_repeats_nothing_and_takes_nothing_from_the_run_over_all(
+    connection: Connection, facts: Facts
+) -> None:
+    """What an alert costs a crontab with both: each says it once a day."""
+    facts.certified_mentor(facts.organisation("hlf"), TODAY - timedelta(days=1))
+
+    news = [bool(night(connection, organisation=slug).news) for slug in ("hlf", "hlf", None, None, "hlf")]
+
+    assert news == [True, False, True, False, False]

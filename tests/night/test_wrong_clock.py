@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import timedelta
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -51,6 +52,29 @@ def test_what_was_put_off_or_claimed_for_a_year_goes_out_with_the_next_run(
     assert list(portal.visible.values()) == [False]
     sent = sorted((message.kind, message.repeat) for message in channel.sent)
     assert sent == [("digest", claimed), ("reminder", claimed)]
+
+
+def test_a_call_in_flight_for_a_mentor_whose_organisation_lost_its_portal_blocks_the_contact_no_longer(
+    connection: Connection, facts: Facts
+) -> None:
+    """Its push was withdrawn under way. A mentor of another organisation has the same contact, and is hidden now."""
+    nhf, contact_id = facts.organisation("nhf"), uuid4()
+    facts.certified_mentor(nhf, TODAY - timedelta(days=1), contact_id=contact_id)
+    night(connection, deliver=False)
+    connection.execute("UPDATE organisations SET portal = NULL")
+    night(connection, deliver=False)
+    connection.execute(
+        f"UPDATE portal_sync_events SET next_attempt_at = now() + {A_YEAR}, claim_token = gen_random_uuid(),"
+        f" claim_contact_id = %s WHERE status = 'withdrawn'".encode(),
+        (contact_id,),
+    )
+    facts.certified_mentor(facts.organisation("hlf"), TODAY - timedelta(days=1), contact_id=contact_id)
+    portal = FlakyPortal()
+
+    night(connection, portal=portal)
+
+    assert facts.rows("SELECT status FROM portal_sync_events ORDER BY id") == [("withdrawn",), ("delivered",)]
+    assert portal.visible == {contact_id: False}
 
 
 def test_a_night_of_next_year_is_forgiven_once(connection: Connection, facts: Facts) -> None:
