@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from certjob.facts import roster
 from certjob.facts.cells import KEY_LIMIT
 from tests.support.command_line import Finished, run_in_process
 from tests.support.facts import Facts
@@ -41,6 +42,13 @@ class Desk:
 def desk(bare_environment: dict[str, str], worker_url: str, facts: Facts, tmp_path: Path) -> Desk:
     facts.organisation()
     return Desk(bare_environment | {"CERTJOB_DATABASE_URL": worker_url}, tmp_path)
+
+
+def test_the_help_names_every_column_that_a_file_may_have(desk: Desk) -> None:
+    """Whoever has only the command, and a header of somebody else's."""
+    (named,) = re.findall(r"Columns: ([^.]*)\.", desk("load", "--help").stdout)
+
+    assert set(re.split(r",\s+(?:and as you\s+like\s+)?", named)) == set(roster.COLUMNS)
 
 
 def test_three_thousand_messy_rows_are_a_few_lines_and_a_file_that_can_be_corrected(desk: Desk, facts: Facts) -> None:

@@ -49,6 +49,9 @@ def load(
 ) -> int:
     """Load mentors and certificates from a CSV file; existing rows are updated, never duplicated.
 
+    Columns: organisation, member_no, kind, issued_on, expires_on, and as you like full_name, email, locale,
+    dynamics_contact_id, revoked_on, left_on.
+
     An empty cell changes nothing. Bad rows are reported on stderr, the good ones are loaded, and it exits 3. A file of
     mentors alone, without certificate columns, corrects names, addresses and contact IDs.
     """
