@@ -248,23 +248,23 @@ def test_the_rejects_file_overwrites_nothing_that_is_needed(here: Certjob, roste
     assert (target.read_text(), roster.read_text()) == ("do not touch\n", text)
 
 
-def test_rejects_that_cannot_be_written_name_their_file_and_what_to_do(
+def test_rejects_that_cannot_be_written_are_refused_before_anything_is_loaded(
     here: Certjob, facts: Facts, roster: Path
 ) -> None:
-    """Not the roster, which was read well: the good rows are loaded, and loading it again is safe."""
+    """One for which the room ends later names its file, not the roster, which was read well; loading again is safe."""
+    nowhere = here("load", str(roster), "--rejects", "nowhere/rejects.csv")
+    loaded = facts.rows("SELECT member_no FROM mentors")
     with roster.open("a") as file:
         file.write("hlf,M2,likeperson,2024-02-01,2030-02-01,2999-01-01\n" * 10)
     with full_disk():
         full = here("load", str(roster), "--rejects", "rejects.csv")
-    nowhere = here("load", str(roster), "--rejects", "nowhere/rejects.csv")
 
-    step = "what can be loaded is loaded; name another file for the rejects, and load the same one again"
-    for result, why in (
-        (full, "rejects.csv: File too large"),
-        (nowhere, "nowhere/rejects.csv: No such file or directory"),
-    ):
-        assert_one_line(result, f"--rejects {why}; {step}", code=1, command="certjob load")
-        assert "people.csv" not in result.stderr
+    why = "--rejects nowhere/rejects.csv: No such file or directory; name a file that can be written"
+    assert_one_line(nowhere, why, code=2, command="certjob load")
+    assert loaded == []
+    why = "--rejects rejects.csv: File too large; what can be loaded is loaded; name another file for the rejects"
+    assert_one_line(full, why, code=1, command="certjob load")
+    assert "people.csv" not in full.stderr
     assert facts.rows("SELECT member_no FROM mentors") == [("M1",)]
 
 

@@ -85,7 +85,8 @@ def load(
 
 
 def _refuse_rejects(path: Path, *, file: Path) -> None:
-    """Refuse what must not be overwritten, before anything is loaded. Raises InputError."""
+    """Refuse what cannot be written, or is needed, before anything is loaded. Raises InputError."""
+    from certjob import files
     from certjob.errors import InputError
 
     if path.is_symlink() or (path.exists() and not path.is_file()):
@@ -94,6 +95,11 @@ def _refuse_rejects(path: Path, *, file: Path) -> None:
     if path.exists() and file.exists() and path.samefile(file):
         message = f"--rejects {path} is the file that is loaded, and would be overwritten"
         raise InputError(message, next_step="name another one")
+    try:
+        files.try_replacing(path, size=1)
+    except OSError as error:
+        message = f"--rejects {path}: {error.strerror}"
+        raise InputError(message, next_step="name a file that can be written") from error
 
 
 def _write_rejects(path: Path, text: str) -> None:
