@@ -140,3 +140,5 @@ SET review_on = d.review_on,
     portal_visible = CASE WHEN d.has_portal THEN d.visible ELSE m.portal_visible END
 FROM decided AS d
 WHERE m.id = d.mentor_id;
+
+UPDATE job_runs SET finished_at = now(), last_seen_at = now(), outcome = 'ok' WHERE id = %(run_id)s;
