@@ -16,13 +16,14 @@ from certjob import database
 from certjob.database import Connection, connections, outlast_restarts, repeated
 from certjob.errors import ConfigurationError, DatabaseUnavailableError, StoppedBySignalError
 from certjob.facts import reading
+from certjob.mail.message import OutgoingMessage
 from certjob.review import certification
 from certjob.stopping import StopFlag
 from tests.chaos.cluster import Cluster
 from tests.support.command_line import started
 from tests.support.facts import TODAY, Facts
 from tests.support.intents import DisturbedPortal
-from tests.support.nights import CollectingChannel, night
+from tests.support.nights import CollectingChannel, FlakyPortal, night
 from tests.support.portal_answers import hang
 from tests.support.portal_server import PortalServer
 
@@ -88,6 +89,28 @@ def test_a_night_with_three_restarts_does_everything_once(
     mails = people.rows("SELECT status, maybe_sent, count(*) FROM cert_notification_log GROUP BY 1, 2")
     assert mails == [("sent", False, 12)]
     assert people.rows("SELECT outcome FROM job_runs") == [("ok",)]
+
+
+def test_a_digest_that_was_sent_during_a_restart_is_not_told_again(lasting: Connection, cluster: Cluster) -> None:
+    """The server crashes while the second page is on its way, and forgets nothing of what that one tells."""
+    add_people(lasting, 1)
+    lasting.execute("""
+        INSERT INTO coordinators (organisation_id, full_name, email)
+        SELECT o.id, c.name, c.name || '@example.org' FROM organisations AS o, unnest('{Anna,Berit}'::text[]) AS c (name)
+    """)
+    sent: list[str] = []
+
+    def strike(message: OutgoingMessage) -> None:
+        if message.kind == "digest":
+            sent.append(message.to)
+            if len(sent) == 2:
+                cluster.restart()
+
+    for day in (TODAY, TODAY + timedelta(days=1)):
+        night(lasting, day, portal=FlakyPortal(), channel=CollectingChannel(on_send=strike))
+
+    assert sorted(sent) == ["Anna@example.org", "Berit@example.org"]
+    assert lasting.restarts == 1
 
 
 def test_the_installed_command_survives_a_restart_without_a_word(
