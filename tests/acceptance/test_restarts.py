@@ -96,7 +96,8 @@ def test_a_digest_that_was_sent_during_a_restart_is_not_told_again(lasting: Conn
     add_people(lasting, 1)
     lasting.execute("""
         INSERT INTO coordinators (organisation_id, full_name, email)
-        SELECT o.id, c.name, c.name || '@example.org' FROM organisations AS o, unnest('{Anna,Berit}'::text[]) AS c (name)
+        SELECT o.id, c.name, c.name || '@example.org'
+        FROM organisations AS o, unnest('{Anna,Berit}'::text[]) AS c (name)
     """)
     sent: list[str] = []
 
