@@ -31,7 +31,7 @@ def find_mentor(connection: Connection, name: str, *, organisation: str | None) 
         raise UnknownMentorError(message, next_step="give an id, a member number, an e-mail address or part of a name")
     candidates = ", ".join(f"{member_no} of {slug}" for _, member_no, slug in rows[:_CANDIDATES])
     rest = f" and {len(rows) - _CANDIDATES} more" if len(rows) > _CANDIDATES else ""
-    step = "give the member number, and --organisation where it is needed"
+    step = "add --organisation" if len({member_no for _, member_no, _ in rows}) == 1 else "give the member number"
     message = f"{name!r} fits {len(rows)} mentors: {candidates}{rest}"
     raise UnknownMentorError(message, next_step=step)
 

@@ -58,8 +58,11 @@ def test_a_part_of_a_name_is_enough(connection: Connection, facts: Facts) -> Non
         assert find_mentor(connection, typed, organisation=None) == asked, typed
     assert find_mentor(connection, "stb", organisation=None) == numbered
     assert find_mentor(connection, "kari", organisation="nhf")
-    with pytest.raises(UnknownMentorError, match=r"^'kari' fits 2 mentors: M1 of hlf, M1 of nhf; give the member num"):
+    with pytest.raises(UnknownMentorError, match=r"^'kari' fits 2 mentors: M1 of hlf, M1 of nhf; add --organisation"):
         find_mentor(connection, "kari", organisation=None)
+    facts.mentor(nhf, member_no="M3", full_name="Kari Berg")
+    with pytest.raises(UnknownMentorError, match=r"M1 of nhf, M3 of nhf; give the member number"):
+        find_mentor(connection, "kari", organisation="nhf")
     for typed in ("k", "", " ", "_a", "%", "Kåri"):  # one letter is not enough, and no sign is a wildcard
         with pytest.raises(UnknownMentorError, match="no mentor"):
             find_mentor(connection, typed, organisation=None)
