@@ -50,7 +50,6 @@ def transaction(
     *,
     lock_timeout_ms: int | None = None,
     by_index: bool = False,
-    durable: bool = True,
     force_rollback: bool = False,
 ) -> Iterator[None]:
     """Open a transaction, or a savepoint inside one; its settings are local to it (a pooler would leak a plain SET).
@@ -63,16 +62,12 @@ def transaction(
 
     Up to PostgreSQL 17 a plan that has to sort or scan nevertheless costs ten billion there, so that each one would be
     compiled (jit): 200 ms for a claim of 2 ms.
-
-    Without ``durable`` the commit waits for no disk: a server that crashes may forget it, and it is done again.
     """
     settings = dict(_OWN_SETTINGS) if connection.info.transaction_status is TransactionStatus.IDLE else {}
     if lock_timeout_ms is not None:
         settings |= {"lock_timeout": str(lock_timeout_ms), "statement_timeout": STATEMENT_TIMEOUT}
     if by_index:
         settings |= dict.fromkeys(("enable_seqscan", "enable_sort", "jit"), "off")
-    if not durable:
-        settings["synchronous_commit"] = "off"
     with connection.transaction(force_rollback=force_rollback):
         if settings:
             connection.execute(_set_locally(tuple(settings.items())))
@@ -197,7 +192,6 @@ def persist(
     *,
     lock_timeout_ms: int | None = None,
     tries: int = _WRITE_TRIES,
-    durable: bool = True,
 ) -> Result:
     """Run ``write`` in a transaction, and again when another session's locks are in its way: that one ends.
 
@@ -205,7 +199,7 @@ def persist(
     """
 
     def write_once() -> Result:
-        with transaction(connection, lock_timeout_ms=lock_timeout_ms or _WRITE_LOCK_TIMEOUT_MS, durable=durable):
+        with transaction(connection, lock_timeout_ms=lock_timeout_ms or _WRITE_LOCK_TIMEOUT_MS):
             return write()
 
     for _ in range(tries - 1):

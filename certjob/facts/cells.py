@@ -21,6 +21,7 @@ KEY_LIMIT = 100
 
 NAME_LIMIT = 200
 
+_DATE_LIMIT = 64
 _SHOWN_LIMIT = 40
 _AS_WRITTEN = {"%Y-%m-%d": "YYYY-MM-DD", "%d.%m.%Y": "DD.MM.YYYY"}
 # strptime takes more than these; the two default forms are read to the letter.
@@ -45,7 +46,7 @@ def is_date_format(form: str) -> bool:
 
 def read_date(text: str, *, formats: Sequence[str]) -> str:
     """Return the ISO form of a date; the first form that fits counts."""
-    for form in formats:
+    for form in formats if len(text) <= _DATE_LIMIT else ():
         if form not in _TO_THE_LETTER or _TO_THE_LETTER[form].fullmatch(text):
             try:
                 return datetime.strptime(text, form).replace(tzinfo=UTC).date().isoformat()

@@ -37,8 +37,6 @@ def queue_digests(connection: database.Connection, *, today: date, organisation_
 class DigestMail(MailQueue[QueuedDigest]):
     """The mail stage's queue of digests."""
 
-    notes_drafts = True
-
     def __init__(
         self,
         connection: database.Connection,

@@ -31,8 +31,6 @@ class MailQueue(ABC, Generic[Item]):
     """Claims due rows, turns them into mails and settles them; each step is committed when it returns."""
 
     lease_seconds = 900.0
-    notes_drafts = False
-    """Whether a draft notes in its row what the mail tells: what is read once the row is sent must outlast a crash."""
 
     def __init__(self, connection: database.Connection, *, table: str, item: type[Item], today: date) -> None:
         """``table`` names the statements: lock_due_, claim_, hold_, settle_ and reopen_refused_<table>."""
@@ -61,9 +59,6 @@ class MailQueue(ABC, Generic[Item]):
 
         None: not now. The recipient is locked by another session, or the row was taken over or deleted. The recipient
         is held meanwhile: a review or a correction comes before this, or after it and finds what it did.
-
-        Where nothing is noted, the lock is nearly always all there is to commit, and a cancellation that the database
-        server forgets in a crash is decided again.
         """
 
         def decide() -> Writer | Settlement | None:
@@ -79,7 +74,7 @@ class MailQueue(ABC, Generic[Item]):
             return unsent if self._outbox.settle(item, unsent) is Answer.SETTLED else None
 
         try:
-            draft = persist(self._connection, decide, lock_timeout_ms=HOLD_MS, tries=1, durable=self.notes_drafts)
+            draft = persist(self._connection, decide, lock_timeout_ms=HOLD_MS, tries=1)
         except database.CONTENTION:
             self.settle(item, replace(RELEASED, delay_seconds=HELD_DELAY_SECONDS))
             return None

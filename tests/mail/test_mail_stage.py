@@ -128,32 +128,6 @@ def test_each_is_settled_before_the_next_is_sent(mails: Mails, other: Connection
     assert mails.send(AssertionError()) is None, "nothing is due"
 
 
-def test_claims_and_outcomes_wait_for_the_disk_and_a_cancellation_does_not(mails: Mails) -> None:
-    """A crash of the server must forget no mail that may have gone out; whatever else it forgets is decided again."""
-    first, _ = mails.queue(2)
-    mails.connection.execute("""
-        CREATE TABLE written (status text, is_claimed boolean, waits text);
-        CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$
-            BEGIN
-                INSERT INTO written
-                VALUES (NEW.status, NEW.claim_token IS NOT NULL, current_setting('synchronous_commit'));
-                RETURN NULL;
-            END $$;
-        CREATE TRIGGER note AFTER UPDATE ON cert_notification_log FOR EACH ROW EXECUTE FUNCTION note();
-    """)
-    mails.connection.execute("SET synchronous_commit = on")
-    mails.connection.execute("UPDATE mentors SET left_at = now() WHERE id = %s", (first,))
-
-    mails.send()
-
-    assert sorted(mails.rows("SELECT status, is_claimed, waits FROM written")) == [
-        ("cancelled", False, "off"),
-        ("pending", True, "on"),
-        ("pending", True, "on"),
-        ("sent", False, "on"),
-    ]
-
-
 def test_an_unknown_outcome_is_repeated_with_the_same_id_and_says_so(mails: Mails) -> None:
     """The connection broke after the message: it is put off, the others go on, and two are no reason to stop."""
     mails.queue(2)
