@@ -3,10 +3,12 @@
 import ast
 import re
 from dataclasses import fields
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 
 from certjob import database
+from certjob.database import Connection
 from certjob.outbox.claims import Settlement
 
 CERTJOB = Path(database.__file__).parents[1]
@@ -70,3 +72,18 @@ def test_what_a_statement_asks_for_is_named_where_the_statement_is() -> None:
     for path in CODE:
         given = strings_in(path) | (outbox if names_for_the_outbox(path) else set())
         assert {name: ASKED[name] - given for name in named_in(path) if ASKED[name] - given} == {}, path
+
+
+def test_a_statement_alone_and_one_in_a_transaction_have_certjobs_settings(
+    connection: Connection, database_url: str
+) -> None:
+    """In another time zone a day would be another day, and no command would say so. What others see is as it was."""
+    name = connection.info.dbname
+    connection.execute(f"ALTER DATABASE {name} SET timezone = 'Asia/Tokyo'".encode())
+    with database.connect(database_url) as fresh:
+        alone = database.clock(fresh)
+        with database.read_only_snapshot(fresh):
+            inside = database.clock(fresh)
+
+        assert [moment.utcoffset() for moment in (alone, inside)] == [timedelta()] * 2
+        assert fresh.execute("SELECT current_setting('timezone')").fetchone() == ("Asia/Tokyo",)
