@@ -25,7 +25,7 @@ from tests.conftest import Certjob
 from tests.support.facts import TODAY, Facts
 from tests.support.intents import make_due, run_out
 from tests.support.nights import CollectingChannel, NoProgress, delivery, in_background, night
-from tests.support.portal_answers import Exchange, answer, error, hang, ok
+from tests.support.portal_answers import Behaviour, Exchange, answer, error, hang, ok
 from tests.support.portal_server import PortalServer
 from tests.support.programmes import everything
 from tests.support.waiting import until
@@ -227,7 +227,7 @@ def test_a_page_that_fails_for_good_changes_nothing(scene: Scene) -> None:
 
 
 def test_a_signal_ends_the_reading(scene: Scene) -> None:
-    """With the next page, or when its grace is over."""
+    """When its grace is over."""
     scene.portal.default = hang()
     stop = StopFlag()
 
@@ -240,6 +240,24 @@ def test_a_signal_ends_the_reading(scene: Scene) -> None:
         scene.reconcile(stop=stop)
 
     assert scene.facts.rows(OUTCOME) == [("failed",)]
+
+
+@pytest.mark.parametrize("comes", [ok(), error(401, "unauthorized")])
+def test_a_signal_is_the_reason_whatever_the_page_that_was_asked_for_brings(scene: Scene, comes: Behaviour) -> None:
+    """Nothing is compared, and the portal is not blamed."""
+    stop = StopFlag()
+
+    def answer_after_signal(exchange: Exchange) -> None:
+        stop.set()
+        comes(exchange)
+
+    scene.portal.default = answer_after_signal
+
+    with pytest.raises(StoppedBySignalError):
+        scene.reconcile(stop=stop)
+
+    assert scene.facts.rows(OUTCOME) == [("failed",)]
+    assert scene.facts.rows("SELECT count(*) FROM portal_last_reading") == [(0,)]
 
 
 def test_nobody_visible_is_held_until_the_flag_lets_it_through(scene: Scene, certjob: Certjob) -> None:
