@@ -192,8 +192,7 @@ class MassChangeGuard:
             return False
         if changes > rules.mass_change_limit(self._active.get(organisation_id, 0)):
             done = self._done[organisation_id]
-            enough = 2 * rules.ACTIVE_PER_CHANGE * changes + done["returns"]
-            asked = {"organisation_id": organisation_id, "enough": enough}
+            asked = {"organisation_id": organisation_id, "enough": 2 * rules.ACTIVE_PER_CHANGE * changes}
             now_active = database.fetch_value(self._connection, "count_active_mentors", asked)
             self._active[organisation_id] = now_active + done["pauses"] - done["returns"]
         return changes > rules.mass_change_limit(self._active[organisation_id])

@@ -72,6 +72,9 @@ def test_a_held_organisation_stops_no_other_until_the_flag_lets_it_through(
     assert (report.outcome, report.review.skipped) == ("attention", [])
     assert facts.rows(DUE, TODAY) == [(30,)]
     assert facts.rows(HELD) == [("pauses", 30, 0, 30, 0)]
+    connection.execute("UPDATE mentors SET review_on = %s WHERE organisation_id = %s", (TODAY, bad))
+    night(connection, deliver=False)
+    assert facts.rows(HELD) == [("pauses", 30, 30, 0, 0)], "their day has come, and no fact was changed"
     allowed = night(connection, deliver=False, allow_mass_change=True)
     assert (allowed.held, allowed.to_document()["mentors"]["paused"]) == ([], 30)
     connection.execute("UPDATE certificates SET expires_on = %s WHERE status = 'expired'", (NEXT_YEAR,))
@@ -101,8 +104,10 @@ def test_too_many_new_reminders_are_held_while_pauses_and_portal_go_on(
     assert facts.rows("SELECT mentor_id FROM mentor_pauses") == [(expired,)]
     assert facts.rows("SELECT mentor_id FROM portal_sync_events") == [(expired,)]
 
+    connection.execute("UPDATE mentors SET review_on = %s WHERE review_on = '-infinity'", (TODAY,))
     again = night(connection, deliver=False)
     assert again.held == report.held
+    assert facts.rows(HELD) == [("reminders", 31, 31, 0, 0)], "their day has come, and no fact was changed"
     assert facts.rows("SELECT count(*) FROM certificate_transitions") == [(56,)]
 
     allowed = night(connection, deliver=False, allow_mass_change=True)
