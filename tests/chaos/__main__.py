@@ -31,7 +31,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--first-seed", type=int, default=FIRST_RANDOM_SEED, help="of the random ones (%(default)s)")
     parser.add_argument("--jobs", type=int, default=2, help="workers, each with a PostgreSQL of its own (%(default)s)")
     parser.add_argument("--no-matrix", action="store_true", help="random seeds only")
-    return parser.parse_args()
+    asked = parser.parse_args()
+    if asked.first_seed < FIRST_RANDOM_SEED:
+        parser.error(f"seeds below {FIRST_RANDOM_SEED} are the matrix's")
+    return asked
 
 
 def _run(asked: argparse.Namespace, folder: Path) -> int:
