@@ -144,6 +144,7 @@ class TestWhatGoes:
             add_reminder(facts, mentor, limit(), threshold_days=3650),
             # A mistyped date that was mailed about: corrected back to it, nobody is mailed twice.
             add_reminder(facts, mentor, limit() - 9 * DAY, history=today() + 99 * DAY),
+            add_reminder(facts, mentor, limit() - 9 * DAY, history=limit()),
             add_reminder(facts, mentor, limit() - 400 * DAY, threshold_days=-500),  # still due long after the expiry
             add_reminder(facts, mentor, limit() - 900 * DAY, sent_at=NOW - 7 * DAY),
         }

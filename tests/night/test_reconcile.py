@@ -281,6 +281,10 @@ def test_nobody_visible_is_held_until_the_flag_lets_it_through(scene: Scene, cer
     command = "certjob reconcile --allow-mass-change"
     assert {(each["what"], each["mentors"], each["command"]) for each in documents} == {("portal", 7, command)}
     assert "Held: b: 7 mentors would be shown again" in certjob("alerts").stdout
+    since = "SELECT organisation_id, since FROM held_reviews ORDER BY organisation_id"
+    began = scene.facts.rows(since)
+    assert scene.reconcile().held == report.held
+    assert scene.facts.rows(since) == began
     assert scene.reconcile(allow_mass_change=True).outcome == "ok"
     assert len(scene.pushes) == 21
     assert certjob("alerts").returncode == 0

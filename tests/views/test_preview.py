@@ -147,6 +147,12 @@ def test_it_says_what_has_become_of_it_or_why_there_is_none(facts: Facts) -> Non
         (over, -1, "its day was 2025-02-04"),
     ):
         assert phrase in previewed(facts, mentor_id, threshold_days=threshold).explanation
+    later = "UPDATE certificates SET expires_on = expires_on + %s WHERE mentor_id = ANY (%s)"
+    facts.connection.execute(later, (365, [sent, refused]))
+    assert "delivered" not in previewed(facts, refused, threshold_days=30).explanation, "that was about another day"
+    night(facts.connection, TODAY + 365 * DAY, channel=CollectingChannel())
+    facts.connection.execute(later, (-365, [sent]))
+    assert "it has been sent" in previewed(facts, sent, threshold_days=30).explanation, "in an earlier cycle"
 
     bare = facts.mentor(hlf, member_no="M1042")
     revoked = facts.mentor(hlf)
