@@ -132,7 +132,7 @@ def _race(
 
 
 def _pushes(bench: Bench, delay_ms: int, at_once: int) -> Figure:
-    number = max(bench.pushes * at_once * 5 // delay_ms // 20, 10)
+    number = max(bench.pushes * at_once * 5 // delay_ms // 2, 10)  # five seconds of answers: a rate, not a start
     name = f"pushes, {delay_ms} ms answers, {at_once} at once"
 
     def bare(port: int) -> float:
