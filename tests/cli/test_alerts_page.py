@@ -152,7 +152,9 @@ def test_the_most_harmful_comes_first_then_the_oldest(connection: Connection, fa
     pushes = read_alerts(connection, today=TODAY).pushes
     view = facts.rows("SELECT mentor_id, sentence, error, attempts FROM portal_alerts")  # what the dashboard shows
     assert [(push.mentor_id, push.sentence, push.error, push.calls) for push in pushes] == view
-    connection.execute("UPDATE held_reviews SET mentor_ids = ARRAY[gen_random_uuid()]")  # deleted since
+    connection.execute("UPDATE held_reviews SET may_be_shown = 1")  # the first of the two who are stored
+    assert "- 1 may be shown on the portal and must not be: Kari Nordmann (M1)\n" in page(connection)
+    connection.execute("UPDATE held_reviews SET may_be_shown = 28, mentor_ids = ARRAY[gen_random_uuid()]")  # deleted
     assert "- 28 may be shown on the portal and must not be\n" in page(connection)
 
 
