@@ -59,6 +59,8 @@ def do_everything(url: str, *, facts: Facts, environment: Mapping[str, str], fol
         f"{header}hlf,M1,,kari@example.org,{contact_id},likeperson,2026-01-02,2032-02-03\n"
     )
     steps = [line.partition(" ") for line in STEPS.strip().splitlines()]
+    here = facts.connection.info.dbname  # `check` warns of other tests' logins, which are the whole server's
+    facts.connection.execute(f"REVOKE CONNECT ON DATABASE {here} FROM PUBLIC".encode())
 
     with PortalServer([error(503, "dynamics_unavailable")] * 3) as portal:
         settings = {
