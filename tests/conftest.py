@@ -8,6 +8,7 @@ import sys
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from tests.support.own_server import data_parent
 
 if TYPE_CHECKING:
     from tests.support.portal_server import PortalServer
+    from tests.support.stages import PortalScene
 
 SERVER_URL = "CERTJOB_TEST_DATABASE_URL"
 """A superuser's URL of the server to test on; without it, the embedded one in a temporary folder."""
@@ -216,6 +218,15 @@ def portal() -> Iterator["PortalServer"]:
     with PortalServer(key=SECRET) as server:
         yield server
         server.release()
+
+
+@pytest.fixture
+def scene(connection: database.Connection, database_url: str, portal: "PortalServer") -> Iterator["PortalScene"]:
+    """The database, the portal, a channel for mail, and what certjob does with them."""
+    from tests.support.stages import PortalScene
+
+    with ExitStack() as sessions:
+        yield PortalScene(connection, portal, url=database_url, sessions=sessions)
 
 
 @pytest.fixture

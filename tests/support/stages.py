@@ -1,9 +1,10 @@
-"""Portal events in a test: wished for, claimed, pushed in a round, and in stages run as a delivery runs them."""
+"""A scene: a database, a portal, a channel for mail, and whatever certjob does with them, from a round to a night."""
 
 import asyncio
 import contextlib
-from contextlib import ExitStack
-from datetime import timedelta
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import date, timedelta
 from functools import cached_property
 from typing import Any
 from uuid import UUID, uuid4
@@ -14,10 +15,14 @@ import pytest
 from certjob import database
 from certjob.database import Connection
 from certjob.errors import PortalCallError, StoppedBySignalError
+from certjob.mail.message import Channel
 from certjob.night import nightly
+from certjob.night.reconcile import reconcile
 from certjob.night.report import RunReport
+from certjob.night.resync import Resync, resync
 from certjob.outbox.claims import Answer, Lease, StageStop, lease_clock
 from certjob.outbox.loop import DatabaseThread, run_loop
+from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
 from certjob.portal.push import PortalEvent, PortalTarget, Push, Pusher
 from certjob.portal.rate import RateLimiter
 from certjob.portal.stage import PortalStage
@@ -25,8 +30,10 @@ from certjob.portal.sync import PortalCounts, PortalSyncService
 from certjob.stopping import StopFlag
 from tests.support import intents, nights
 from tests.support.facts import TODAY, Facts
-from tests.support.nights import FlakyPortal, NoProgress, delivery, quick_policy
+from tests.support.nights import CollectingChannel, FlakyPortal, NoProgress, delivery, in_background, quick_policy
 from tests.support.portal_server import PortalServer
+
+YESTERDAY, NEXT_YEAR = TODAY - timedelta(days=1), TODAY + timedelta(days=365)
 
 
 def push_once(event: PortalEvent, portal: PortalTarget, *, lease_seconds: float = 300) -> Push:
@@ -47,6 +54,7 @@ class PortalScene:
         """``sessions`` are closed at the end."""
         self.connection = connection
         self.portal = portal
+        self.channel = CollectingChannel()
         self._url, self._sessions = url, sessions
         self.facts = Facts(connection)
         self.service = PortalSyncService(connection, run_id=uuid4())
@@ -74,9 +82,13 @@ class PortalScene:
         """A mentor of HLF without anything queued."""
         return self.facts.mentor(self.hlf, **named)
 
+    def certified(self, expires_on: date = NEXT_YEAR, **named: Any) -> UUID:
+        """A mentor of HLF with one certificate."""
+        return self.facts.certified_mentor(self.hlf, expires_on, **named)
+
     def expired(self, **named: Any) -> UUID:
         """A mentor of HLF who is to be hidden by the next night."""
-        return self.facts.certified_mentor(self.hlf, TODAY - timedelta(days=1), **named)
+        return self.certified(YESTERDAY, **named)
 
     def hidden(self) -> UUID:
         """A mentor of HLF, M1042, whom somebody wants hidden."""
@@ -113,17 +125,60 @@ class PortalScene:
     def run_out(self) -> None:
         intents.run_out(self.facts)
 
-    def night(self, portal: PortalTarget | PortalServer | None = None) -> RunReport:
-        return nights.night(self.connection, portal=portal, channel=nights.CollectingChannel())
+    def night(
+        self,
+        portal: PortalTarget | PortalServer | None = None,
+        *,
+        today: date = TODAY,
+        connection: Connection | None = None,
+        **options: Any,
+    ) -> RunReport:
+        """A whole night; the options are those of ``nights.night``."""
+        options = {"portal": portal, "channel": self.channel} | options
+        return nights.night(connection or self.connection, today, **options)
 
-    def deliver(self, portal: PortalTarget, connection: Connection | None = None) -> RunReport:
+    def deliver(
+        self,
+        portal: PortalTarget | PortalServer | None,
+        connection: Connection | None = None,
+        *,
+        channel: Channel | None = None,
+    ) -> RunReport:
         """The delivery half alone, as cron starts it between the nights."""
-        return nightly.deliver(
-            connection or self.connection,
+        ways_out = delivery(portal=portal, channel=channel)
+        connection = connection or self.connection
+        return nightly.deliver(connection, today=TODAY, delivery=ways_out, stop=StopFlag(), progress=NoProgress())
+
+    def resync(
+        self,
+        mentor_id: UUID,
+        portal: PortalTarget | PortalServer | None = None,
+        *,
+        connection: Connection | None = None,
+        **options: Any,
+    ) -> Resync:
+        """A resync that waits for others as long as it takes."""
+        patient = {"lock_wait_seconds": 30.0, "flight_wait_seconds": 30.0, "stop": StopFlag()}
+        given: dict[str, Any] = patient | {"delivery": delivery(portal=portal)} | options
+        return resync(connection or self.connection, mentor_id, today=TODAY, **given)
+
+    @contextmanager
+    def resync_under_way(self, mentor_id: UUID, portal: PortalTarget) -> Iterator[list[Resync]]:
+        """A resync beside the block; its result is there after the block."""
+        results: list[Resync] = []
+        with in_background(lambda: results.append(self.resync(mentor_id, portal))):
+            yield results
+
+    def reconcile(self, *, stop: StopFlag | None = None, **options: Any) -> RunReport:
+        return reconcile(
+            self.connection,
             today=TODAY,
-            delivery=delivery(portal=portal),
-            stop=StopFlag(),
+            make_reader=lambda: HLFDynamicsSyncService(self.portal.url, self.portal.key, deadline_seconds=5),
+            delivery=delivery(portal=self.portal),
+            stop=stop or StopFlag(),
             progress=NoProgress(),
+            ignore_database_clock=True,
+            **options,
         )
 
     def run_stage(
