@@ -134,15 +134,15 @@ def api(supabase_url: str) -> Iterator[database.Connection]:
 
 
 @pytest.fixture
-def ours(owner: database.Connection) -> Organisation:
+def ours(owner: database.Connection, api: database.Connection) -> Organisation:
     """The organisation whose coordinator asks."""
-    return furnish(owner, "hlf")
+    return furnish(owner, "hlf", api=api)
 
 
 @pytest.fixture
-def theirs(owner: database.Connection) -> Organisation:
+def theirs(owner: database.Connection, api: database.Connection) -> Organisation:
     """The organisation that is none of their business."""
-    return furnish(owner, "nhf")
+    return furnish(owner, "nhf", api=api)
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ def test_every_command_works_as_the_worker_whatever_the_database_is_set_to(
 
 def test_a_worker_does_nothing_that_certjob_does_not(login_url: str, facts: Facts) -> None:
     """What a stolen login could not do; and a mistake in retention loses no event, alert or mail that is open."""
-    furnish(facts.connection, "hlf")
+    furnish(facts.connection, "hlf", api=facts.connection)
     facts.connection.execute("CREATE TABLE diary (secret text); UPDATE portal_sync_events SET status = 'blocked'")
     deleted, done = {}, []
     with database.connect(login_url) as worker:
@@ -142,7 +142,7 @@ class TestComingIntoBeing:
             supabase.set_up(superuser)
             superuser.execute("ALTER PUBLICATION supabase_realtime OWNER TO landlord")
             superuser.execute("GRANT USAGE ON SCHEMA auth TO landlord")
-            ours, _ = furnish(landlord, "hlf"), furnish(landlord, "nhf")
+            ours, _ = (furnish(landlord, slug, api=superuser) for slug in ("hlf", "nhf"))
             look, request = "SELECT id FROM mentors", "SELECT event_version FROM request_portal_resync(%s)"
             with pytest.raises(psycopg.errors.InsufficientPrivilege), supabase.logged_in(superuser, ours.coordinator):
                 superuser.execute(look)

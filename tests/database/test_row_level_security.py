@@ -4,20 +4,14 @@ On a database of Supabase's shape, through its real roles, as PostgREST would as
 """
 
 import re
-import subprocess
-from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
-from deno import find_deno_bin
 
 from certjob.database import Connection
-from tests.support.app_rows import DENIED, READABLE, Organisation, count
-from tests.support.command_line import run_in_process
+from tests.conftest import Certjob
+from tests.support.app_rows import DENIED, READABLE, Organisation
 from tests.support.docs import read
-from tests.support.edge_function import deno_environment
-from tests.support.facts import Facts
 from tests.support.supabase import acting, logged_in
 
 STRANGER = "6f1f6a2e-3c0b-4b0a-9d55-0d5a6a3c9b11"
@@ -43,14 +37,10 @@ ALLOWED = (
 
 REFUSED = (
     "UPDATE certificates SET status = 'valid'",
-    "UPDATE mentors SET review_on = 'infinity'",
     "DELETE FROM certificates",
-    PAUSE.format("mentor", "certification_expired", "'certjob'"),
     PAUSE.format("mentor", "certification_expired", "%(me)s"),
     PAUSE.format("mentor", "leave", "'somebody'"),
     LIFT.format("'somebody'"),
-    "UPDATE mentor_pauses SET lifted_at = now()",
-    "TRUNCATE mentors CASCADE",
     "SELECT certjob_private.coordinator_organisation_id()",
     CERTIFICATE.format("other_mentor"),
     "UPDATE certificates SET mentor_id = %(other_mentor)s",
@@ -68,40 +58,37 @@ IN_VAIN = (
 """No row, as if there were none."""
 
 
-def seen(api: Connection) -> set[int]:
-    """How many rows of the tables of facts and intents can be seen."""
-    return {count(api, table) for table in READABLE}
+def seen(connection: Connection) -> set[int]:
+    """How many whole rows of the tables of facts and intents can be seen."""
+    return {connection.execute(f"SELECT * FROM public.{table}".encode()).rowcount for table in READABLE}
 
 
-def test_a_coordinator_reads_whole_rows_of_the_own_organisation_only(
-    api: Connection, owner: Connection, ours: Organisation, theirs: Organisation
-) -> None:
+def test_a_coordinator_reads_whole_rows_of_the_own_organisation_only(ours: Organisation, theirs: Organisation) -> None:
     """There are two rows in each table; each coordinator sees one. The app's server sees all: service_role.
 
     Realtime asks for the changed row by its key, as each listener; what it gets, it tells: unresolved failures only.
     """
-    assert seen(owner) == {2}
+    api, facts = ours.api, ours.facts
+    assert seen(facts.connection) == {2}
     with acting(api, "service_role"):
-        assert count(api, "mentors") == 2
-    heard = "SELECT mentor_id FROM dynamics_sync_failures WHERE id = ANY (%s)"
-    keys = [row[0] for row in owner.execute("SELECT id FROM dynamics_sync_failures").fetchall()]
+        assert api.execute("SELECT FROM mentors").rowcount == 2
+    heard = "SELECT mentor_id FROM dynamics_sync_failures WHERE id = ANY (%(keys)s)"
+    keys = [row[0] for row in facts.rows("SELECT id FROM dynamics_sync_failures")]
 
     for organisation in (ours, theirs):
         with logged_in(api, organisation.coordinator):
             assert seen(api) == {1}
-            assert api.execute("SELECT organisation_id FROM portal_alerts").fetchall() == [(organisation.id,)]
-            assert api.execute(heard, (keys,)).fetchall() == [(organisation.mentor,)]
-    owner.execute("UPDATE dynamics_sync_failures SET resolved_at = now()")
-    with logged_in(api, ours.coordinator):
-        assert api.execute(heard, (keys,)).fetchall() == []
+        assert organisation.asks("SELECT organisation_id FROM portal_alerts") == [(organisation.id,)]
+        assert organisation.asks(heard, keys=keys) == [(organisation.mentor,)]
+    facts.connection.execute("UPDATE dynamics_sync_failures SET resolved_at = now()")
+    assert ours.asks(heard, keys=keys) == []
 
 
-def test_a_policy_reads_the_coordinator_once_and_not_for_each_row(api: Connection, ours: Organisation) -> None:
+def test_a_policy_reads_the_coordinator_once_and_not_for_each_row(ours: Organisation) -> None:
     """(SELECT …) makes it a value that is found before the scan begins."""
+    ours.api.execute("SET enable_seqscan = off")
     for table in READABLE:
-        with logged_in(api, ours.coordinator):
-            api.execute("SET LOCAL enable_seqscan = off")
-            lines = [row[0] for row in api.execute(f"EXPLAIN (VERBOSE) SELECT * FROM {table}".encode()).fetchall()]
+        lines = [row[0] for row in ours.asks(f"EXPLAIN (VERBOSE) SELECT * FROM {table}")]
 
         filters = [line for line in lines if "Filter" in line or "Cond" in line]
         assert any("InitPlan" in line for line in lines), table
@@ -109,213 +96,148 @@ def test_a_policy_reads_the_coordinator_once_and_not_for_each_row(api: Connectio
 
 
 def test_a_coordinator_changes_facts_of_the_own_organisation_and_nothing_else(
-    api: Connection, owner: Connection, ours: Organisation, theirs: Organisation
+    ours: Organisation, theirs: Organisation
 ) -> None:
-    Facts(owner).pause(ours.mentor, reason="certification_expired", actor="certjob")
-    values: dict[str, Any] = {"me": str(ours.coordinator), "mentor": ours.mentor, "other_mentor": theirs.mentor}
-    owner.execute(
-        "INSERT INTO mentor_pauses (mentor_id, reason, actor, lifted_at, lifted_by)"
-        " VALUES (%(mentor)s, 'over', 'somebody', now(), 'somebody')",
-        values,
-    )
+    ours.facts.pause(ours.mentor, reason="certification_expired", actor="certjob")
+    over = {"reason": "over", "actor": "somebody", "lifted_at": "2026-03-01", "lifted_by": "somebody"}
+    ours.facts.insert("mentor_pauses", mentor_id=ours.mentor, **over)
+    values = {"me": str(ours.coordinator), "mentor": ours.mentor, "other_mentor": theirs.mentor}
     expected = dict.fromkeys(ALLOWED, "1") | dict.fromkeys(REFUSED, "42501") | dict.fromkeys(IN_VAIN, "0")
     found: dict[str, str | None] = {}
 
     for statement in expected:
         try:
-            with api.transaction(force_rollback=True), logged_in(api, values["me"]):
-                found[statement] = str(api.execute(statement.encode(), values).rowcount)
+            with ours.api.transaction(force_rollback=True), logged_in(ours.api, ours.coordinator):
+                found[statement] = str(ours.api.execute(statement.encode(), values).rowcount)
         except psycopg.Error as error:
             found[statement] = error.sqlstate
 
     assert found == expected
 
 
-def test_what_a_coordinator_changes_is_noticed_as_ever(api: Connection, owner: Connection, ours: Organisation) -> None:
-    """The triggers see what the coordinator may not: the review is due, the push and the reminder are open again."""
-    owner.execute("UPDATE mentors SET review_on = 'infinity'")
-    owner.execute("UPDATE cert_notification_log SET status = 'failed'")
-    owner.execute("UPDATE portal_sync_events SET status = 'blocked'")
-
-    with logged_in(api, ours.coordinator):
-        api.execute("UPDATE certificates SET expires_on = '2028-04-01'")
-    assert owner.execute("SELECT review_on = '-infinity' FROM mentors").fetchall() == [(True,)]
-    with logged_in(api, ours.coordinator):
-        api.execute("UPDATE mentors SET email = 'k@example.org', dynamics_contact_id = gen_random_uuid()")
-    assert owner.execute("SELECT status FROM cert_notification_log").fetchall() == [("pending",)]
-    assert owner.execute("SELECT status FROM portal_sync_events").fetchall() == [("pending",)]
-
-
-def test_no_forged_claim_opens_anything(api: Connection, ours: Organisation) -> None:
+def test_no_forged_claim_opens_anything(ours: Organisation) -> None:
     """It is `sub` that counts, which PostgREST lets nobody write: the others may say what they like."""
     for claims in (
         {},
-        {"sub": None},
-        {"sub": STRANGER, "role": "service_role"},
-        {"sub": STRANGER, "app_metadata": {"organisation_id": str(ours.id)}},
-        {"user_id": str(ours.coordinator), "email": "eva@example.org"},
+        {"sub": STRANGER, "role": "service_role", "app_metadata": {"organisation_id": str(ours.id)}},
+        {"sub": None, "user_id": str(ours.coordinator), "email": "eva@example.org"},
     ):
-        with acting(api, "authenticated", **claims):
-            assert seen(api) == {0}, claims
-        with pytest.raises(DENIED), acting(api, "authenticated", **claims):
-            api.execute(CERTIFICATE.format("mentor").encode(), {"mentor": ours.mentor})
-    for sub in ("", "' OR true --", "*"):
-        with pytest.raises(psycopg.errors.InvalidTextRepresentation), acting(api, "authenticated", sub=sub):
-            count(api, "mentors")
+        with acting(ours.api, "authenticated", **claims):
+            assert seen(ours.api) == {0}, claims
+        with pytest.raises(DENIED), acting(ours.api, "authenticated", **claims):
+            ours.api.execute(CERTIFICATE.format("mentor").encode(), {"mentor": ours.mentor})
+    with pytest.raises(psycopg.errors.InvalidTextRepresentation), acting(ours.api, "authenticated", sub="' OR true --"):
+        seen(ours.api)
 
 
 def test_the_coordinators_row_counts_at_once_though_the_token_lives_on(
-    api: Connection, owner: Connection, ours: Organisation, theirs: Organisation
+    ours: Organisation, theirs: Organisation
 ) -> None:
     """Moved: the new organisation only. Deleted: nothing."""
-    me = ours.coordinator
-    owner.execute("UPDATE coordinators SET organisation_id = %s, email = 'm@x.org' WHERE id = %s", (theirs.id, me))
-    with logged_in(api, me):
-        assert api.execute("SELECT id FROM mentors").fetchall() == [(theirs.mentor,)]
-    owner.execute("DELETE FROM coordinators WHERE id = %s", (me,))
+    move = "UPDATE coordinators SET organisation_id = %s, email = 'm@x.org' WHERE id = %s RETURNING 1"
+    ours.facts.rows(move, theirs.id, ours.coordinator)
+    assert ours.asks("SELECT id FROM mentors") == [(theirs.mentor,)]
+    ours.facts.connection.execute("DELETE FROM coordinators")
 
-    with logged_in(api, me):
-        assert seen(api) == {0}
-    with pytest.raises(DENIED), logged_in(api, me):
-        api.execute(PAUSE.format("mentor", "leave", "%(me)s").encode(), {"mentor": ours.mentor, "me": str(me)})
+    assert ours.asks("SELECT id FROM mentors") == []
+    with pytest.raises(DENIED):
+        ours.asks(PAUSE.format("mentor", "leave", "%(me)s"))
 
 
-def test_temporary_types_of_usual_names_run_nothing_as_the_owner(
-    api: Connection, owner: Connection, ours: Organisation
-) -> None:
+def test_temporary_types_of_usual_names_run_nothing_as_the_owner(ours: Organisation) -> None:
     """pg_temp is looked into first for types unless it is named, and a domain's check is code of the caller's."""
-    owner.execute("CREATE SCHEMA evil; GRANT ALL ON SCHEMA evil TO authenticated")
+    ours.facts.connection.execute("CREATE SCHEMA evil; GRANT ALL ON SCHEMA evil TO authenticated")
     ran_as: list[str] = []
-    api.add_notice_handler(lambda notice: ran_as.append(notice.message_primary or ""))
-    with logged_in(api, ours.coordinator):
-        api.execute(
-            "CREATE FUNCTION evil.tell(text) RETURNS boolean LANGUAGE plpgsql"
-            " AS $$ BEGIN RAISE NOTICE '%', current_user; RETURN true; END $$"
-        )
-        for name in ("uuid", "text", "date", "bool", "int4", "int8", "timestamptz"):
-            check = "CHECK (evil.tell(VALUE::pg_catalog.text))"
-            api.execute(f"CREATE DOMAIN pg_temp.{name} AS pg_catalog.{name} {check}".encode())
-        api.execute(
-            "CREATE TYPE pg_temp.record AS (id pg_temp.uuid, left_at pg_temp.timestamptz,"
-            " portal_visible pg_temp.bool, review_on pg_temp.date, portal pg_temp.text,"
-            " organisation pg_temp.text, optional_kinds pg_catalog.text[])"
-        )
-        asked = api.execute("SELECT visible FROM public.request_portal_resync(%s)", (ours.mentor,)).fetchall()
-        api.execute("UPDATE mentors SET email = 'new@example.org', dynamics_contact_id = gen_random_uuid()")
-        api.execute("UPDATE certificates SET revoked_at = now()")
-        api.execute(CERTIFICATE.format("mentor").encode(), {"mentor": ours.mentor})
-        api.execute(LIFT.format("(SELECT auth.uid())::pg_catalog.text").encode())
+    ours.api.add_notice_handler(lambda notice: ran_as.append(notice.message_primary or ""))
+    ours.asks(
+        "CREATE FUNCTION evil.tell(text) RETURNS boolean LANGUAGE plpgsql"
+        " AS $$ BEGIN RAISE NOTICE '%%', current_user; RETURN true; END $$"
+    )
+    for name in ("uuid", "text", "date", "bool", "int4", "int8", "timestamptz"):
+        ours.asks(f"CREATE DOMAIN pg_temp.{name} AS pg_catalog.{name} CHECK (evil.tell(VALUE::pg_catalog.text))")
+    ours.asks(
+        "CREATE TYPE pg_temp.record AS (id pg_temp.uuid, left_at pg_temp.timestamptz, portal_visible pg_temp.bool,"
+        " review_on pg_temp.date, portal pg_temp.text, organisation pg_temp.text, optional_kinds pg_catalog.text[])"
+    )
 
-    assert asked == [(False,)]
+    assert ours.asks("SELECT visible FROM public.request_portal_resync(%(mentor)s)") == [(False,)]
+    ours.asks("UPDATE mentors SET email = 'new@example.org', dynamics_contact_id = gen_random_uuid()")
+    ours.asks("UPDATE certificates SET revoked_at = now()")
+    ours.asks(CERTIFICATE.format("mentor"))
+    ours.asks(LIFT.format("(SELECT auth.uid())::pg_catalog.text"))
+
     assert set(ran_as) <= {"authenticated"}, "code of the caller's ran as somebody else"
 
 
-@pytest.mark.parametrize("time", ["infinity", "0044-03-15 BC"])
 def test_times_that_no_program_can_hold_stop_neither_a_night_nor_a_story(
-    time: str, api: Connection, owner: Connection, ours: Organisation, supabase_url: str, tmp_path: Path
+    here: Certjob, ours: Organisation, theirs: Organisation, supabase_url: str
 ) -> None:
     """PostgreSQL takes them from the app: a pause until for ever, a mentor who never was."""
-    values = {"time": time, "me": str(ours.coordinator), "mentor": ours.mentor}
-    for statement in (
-        "UPDATE mentor_pauses SET lifted_at = %(time)s, lifted_by = %(me)s",
-        "UPDATE mentors SET left_at = %(time)s",
-        "UPDATE certificates SET revoked_at = %(time)s",
-        "INSERT INTO mentor_pauses (mentor_id, reason, actor, paused_at) VALUES (%(mentor)s, 'x', %(me)s, %(time)s)",
-    ):
-        with logged_in(api, ours.coordinator):
-            api.execute(statement.encode(), values)
-
-    url = psycopg.conninfo.make_conninfo(supabase_url, options="-c role=certjob_worker")
-    environment = {
-        "CERTJOB_DATABASE_URL": url,
-        "CERTJOB_NOTIFY_URL": "maildir:mail",
-        "CERTJOB_MAIL_FROM": "a@b.example",
-    }
-    story = run_in_process("explain", "hlf-1", environment=environment, folder=tmp_path)
-    night = run_in_process("run", environment=environment, folder=tmp_path)
-
-    assert (story.returncode, story.stderr) == (0, "")
-    assert "Has left" in story.stdout
-    assert night.returncode == 3, night  # the portal is not set up here
-    assert owner.execute("SELECT status FROM certificates").fetchall() == [("revoked",)]
-
-
-class TestTheDashboardsPage:
-    """docs/dashboard.md: what it tells an app to read, hear and call is there, for coordinators."""
-
-    PAGE = read("docs/dashboard.md")
-
-    def blocks(self, language: str) -> list[str]:
-        return re.findall(rf"^```{language}\n(.*?)^```", self.PAGE, flags=re.MULTILINE | re.DOTALL)
-
-    def table_under(self, heading: str) -> list[str]:
-        """The first column of the table with this heading."""
-        rows = re.search(rf"^\| {heading} \|.*\n\|[-|]+\n((?:\|.*\n)+)", self.PAGE, flags=re.MULTILINE)
-        assert rows is not None
-        return re.findall(r"^\| `([^`]+)` \|", rows[1], flags=re.MULTILINE)
-
-    @pytest.mark.usefixtures("theirs")
-    def test_each_statement_answers_a_coordinator_for_the_own_organisation(
-        self, api: Connection, owner: Connection, ours: Organisation
-    ) -> None:
-        """One row each, although there are two; the view and the function answer with all the columns of the page."""
-        owner.execute(
-            "INSERT INTO mentor_pauses (mentor_id, reason, actor)"
-            " SELECT id, 'certification_expired', 'certjob' FROM mentors;"
-            "UPDATE cert_notification_log SET status = 'failed';"
-            "UPDATE certificates SET expires_on = current_date + 30, status = 'expiring'"
-        )
-        with logged_in(api, ours.coordinator):
-            for statement in "".join(self.blocks("sql")).split(";")[:-1]:
-                assert [row[0] for row in api.execute(statement.encode()).fetchall()] == ["hlf-1"], statement
-            for statement, heading in (
-                ("SELECT * FROM portal_alerts", "column"),
-                (f"SELECT * FROM request_portal_resync('{ours.mentor}')", "it answers"),
-            ):
-                description = api.execute(statement.encode()).description or ()
-                assert [column.name for column in description] == self.table_under(heading)
-
-    def test_what_the_code_names_exists(self, api: Connection, ours: Organisation) -> None:
-        """Tables with their columns, the function with its parameter, a published table."""
-        published = api.execute("SELECT tablename FROM pg_publication_tables WHERE pubname = 'supabase_realtime'")
-        heard = {row[0] for row in published.fetchall()}
-        for code in (*self.blocks("js"), *self.blocks("dart")):
-            asked = [
-                f"SELECT {columns} FROM {table} ORDER BY {order}"
-                for table, columns, order in re.findall(
-                    r"\bfrom\(['\"](\w+)['\"]\)\s*\.select\(['\"]([^'\"]+)['\"].*?order\(['\"](\w+)['\"]",
-                    code,
-                    re.DOTALL,
-                )
-            ]
-            calls = re.findall(r"rpc\(['\"](\w+)['\"], (?:params: )?\{ ?'?(\w+)", code)
-            asked += [f"SELECT * FROM {function}({name} => '{ours.mentor}')" for function, name in calls]
-            with logged_in(api, ours.coordinator):
-                for statement in asked:
-                    api.execute(statement.encode())
-            assert len(asked) == code.count("from(") + code.count("rpc(")
-            assert set(re.findall(r"table: ['\"](\w+)['\"]", code)) <= heard
-
-    def test_the_javascript_can_be_parsed(self, tmp_path: Path) -> None:
-        """By Deno, which formats what it understands."""
-        code, environment = "\n".join(self.blocks("js")).encode(), deno_environment(tmp_path)
-        subprocess.run(
-            [find_deno_bin(), "fmt", "--ext", "js", "-"], input=code, capture_output=True, check=True, env=environment
-        )
-
-    def test_the_refusals_have_the_codes_of_the_page(
-        self, api: Connection, owner: Connection, ours: Organisation, theirs: Organisation
-    ) -> None:
-        """Another organisation's mentor; no portal; a review that is still to come."""
-        codes = {}
-        for what, change, mentor_id in (
-            ("another's", "SELECT", theirs.mentor),
-            ("undecided", "DELETE FROM mentor_pauses; UPDATE certificates SET expires_on = '2025-01-01'", ours.mentor),
-            ("no portal", "UPDATE organisations SET portal = NULL", ours.mentor),
+    for organisation, time in ((ours, "infinity"), (theirs, "0044-03-15 BC")):
+        for statement in (
+            LIFT.format("%(me)s").replace("now()", "%(time)s"),
+            "UPDATE mentors SET left_at = %(time)s",
+            "UPDATE certificates SET revoked_at = %(time)s",
+            "INSERT INTO mentor_pauses (mentor_id, reason, actor, paused_at)"
+            " VALUES (%(mentor)s, 'x', %(me)s, %(time)s)",
         ):
-            owner.execute(change.encode())
-            with pytest.raises(psycopg.Error) as raised, logged_in(api, ours.coordinator):
-                api.execute("SELECT * FROM request_portal_resync(%s)", (mentor_id,))
-            codes[what] = raised.value.sqlstate
+            organisation.asks(statement, time=time)
 
-        assert [codes["another's"], codes["no portal"], codes["undecided"]] == self.table_under("SQLSTATE")
+    for number in ("hlf-1", "nhf-1"):
+        story = here("explain", number, CERTJOB_DATABASE_URL=supabase_url)
+        assert (story.returncode, story.stderr, "Has left" in story.stdout) == (0, "", True)
+    night = here("run", "--no-deliver", CERTJOB_DATABASE_URL=supabase_url)
+
+    assert night.returncode == 3, night  # what waits for the portal is an alert
+    assert ours.facts.rows("SELECT status FROM certificates") == [("revoked",)] * 2
+
+
+PAGE = read("docs/dashboard.md")
+"""What it tells an app to read, hear and call is there, for coordinators."""
+
+
+def blocks(*languages: str) -> list[str]:
+    return re.findall(rf"^```(?:{'|'.join(languages)})\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
+
+
+def table_under(heading: str) -> list[str]:
+    """The first column of the page's table with this heading."""
+    rows = re.search(rf"^\| {heading} \|.*\n\|[-|]+\n((?:\|.*\n)+)", PAGE, flags=re.MULTILINE)
+    assert rows is not None
+    return re.findall(r"^\| `([^`]+)` \|", rows[1], flags=re.MULTILINE)
+
+
+@pytest.mark.usefixtures("theirs")
+def test_each_statement_of_the_page_answers_a_coordinator_for_the_own_organisation(ours: Organisation) -> None:
+    """One row each, although there are two; the view and the function answer with all the columns of the page."""
+    ours.facts.connection.execute(
+        "INSERT INTO mentor_pauses (mentor_id, reason, actor)"
+        " SELECT id, 'certification_expired', 'certjob' FROM mentors;"
+        "UPDATE cert_notification_log SET status = 'failed';"
+        "UPDATE certificates SET expires_on = current_date + 30, status = 'expiring'"
+    )
+
+    for statement in "".join(blocks("sql")).split(";")[:-1]:
+        assert [row[0] for row in ours.asks(statement)] == ["hlf-1"], statement
+    for asked, heading in (("portal_alerts", "column"), ("request_portal_resync(%(mentor)s)", "it answers")):
+        ((answer,),) = ours.asks(f"SELECT to_json(a) FROM {asked} AS a")
+        assert list(answer) == table_under(heading)
+    assert table_under("SQLSTATE") == ["42501", "P0001", "P0001"]  # as test_request_portal_resync.py has them
+
+
+def test_what_the_code_of_the_page_names_exists(ours: Organisation) -> None:
+    """Tables with their columns, the function with its parameter, a published table."""
+    published = "SELECT tablename FROM pg_publication_tables WHERE pubname = 'supabase_realtime'"
+    heard = {row[0] for row in ours.facts.rows(published)}
+    query = r"\bfrom\(['\"](\w+)['\"]\)\s*\.select\(['\"]([^'\"]+)['\"].*?order\(['\"](\w+)['\"]"
+    call = r"rpc\(['\"](\w+)['\"], (?:params: )?\{ ?'?(\w+)"
+    for code in blocks("js", "dart"):
+        asked = [
+            f"SELECT {columns} FROM {table} ORDER BY {order}"
+            for table, columns, order in re.findall(query, code, re.DOTALL)
+        ]
+        asked += [f"SELECT * FROM {function}({name} => %(mentor)s)" for function, name in re.findall(call, code)]
+        for statement in asked:
+            ours.asks(statement)
+        assert len(asked) == code.count("from(") + code.count("rpc(")
+        assert set(re.findall(r"table: ['\"](\w+)['\"]", code)) <= heard

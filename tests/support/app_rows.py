@@ -1,12 +1,14 @@
 """Two organisations with one row in every table, to be looked at as their coordinators."""
 
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
 
-from certjob import database
+from certjob.database import Connection
 from tests.support.facts import TODAY, Facts
+from tests.support.supabase import logged_in
 
 DENIED = psycopg.errors.InsufficientPrivilege
 """SQLSTATE 42501: PostgREST answers 403 to it."""
@@ -22,12 +24,23 @@ READABLE = tuple(_READABLE.split())
 class Organisation:
     """One organisation with one of everything."""
 
+    facts: Facts
+    """The owner's of the tables, from whom nothing is hidden."""
+    api: Connection
+    """Where the app's requests are served."""
     id: UUID
     coordinator: UUID
     mentor: UUID
 
+    def asks(self, statement: str, **values: object) -> list[tuple[Any, ...]]:
+        """Ask as the coordinator; ``%(mentor)s`` is the mentor unless another is given, ``%(me)s`` the coordinator."""
+        values = {"me": str(self.coordinator), "mentor": self.mentor} | values
+        with logged_in(self.api, self.coordinator):
+            cursor = self.api.execute(statement.encode(), values)
+            return cursor.fetchall() if cursor.description else []
 
-def furnish(owner: database.Connection, slug: str) -> Organisation:
+
+def furnish(owner: Connection, slug: str, *, api: Connection) -> Organisation:
     """Write one row into every table, for one organisation."""
     facts, coordinator = Facts(owner), uuid4()
     organisation = facts.organisation(slug)
@@ -43,11 +56,4 @@ def furnish(owner: database.Connection, slug: str) -> Organisation:
     facts.insert("portal_sync_events", mentor_id=mentor, visible=False)
     facts.insert("dynamics_sync_failures", mentor_id=mentor, **failed)
     facts.insert("coordinator_digests", coordinator_id=coordinator, digest_on=TODAY)
-    return Organisation(id=organisation, coordinator=coordinator, mentor=mentor)
-
-
-def count(connection: database.Connection, table: str) -> int:
-    """The rows that whoever asks can see."""
-    row = connection.execute(f"SELECT count(*) FROM (SELECT * FROM public.{table}) AS seen".encode()).fetchone()
-    assert row is not None
-    return int(row[0])
+    return Organisation(facts=facts, api=api, id=organisation, coordinator=coordinator, mentor=mentor)
