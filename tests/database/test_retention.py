@@ -171,12 +171,15 @@ def test_of_an_existing_certificate_the_last_time_it_came_into_its_present_statu
     assert past.left("certificate_transitions") == {ids[2], late}
 
 
+Digests = list[tuple[int, str, int | None, bool, dict[str, object]]]
+"""Day, status, number, whether it stays, and what is not old about it."""
+
+
 def test_of_each_coordinator_the_last_sent_digest_and_what_is_open_stays(past: Past) -> None:
     """The next one begins where it ended; the one sent last stays also when a later day has another."""
     old = dict.fromkeys(("queued_at", "sent_at", "next_attempt_at", "covers_until"), LONG_AGO)
-    sent_by_number = [(1, "sent", 1, False, {}), (2, "sent", 3, True, {}), (3, "sent", 2, True, {})]
-    table: dict[str, list[tuple[int, str, int | None, bool, dict[str, object]]]] = {
-        # Day, status, number, whether it stays, and what is not old about it.
+    sent_by_number: Digests = [(1, "sent", 1, False, {}), (2, "sent", 3, True, {}), (3, "sent", 2, True, {})]
+    table: dict[str, Digests] = {
         each: [*sent_by_number, (4, each, None, each in ("failed", "pending"), {})]
         for each in ("failed", "pending", "cancelled", "superseded")
     }
