@@ -1,12 +1,9 @@
 """The coordinators' daily page: what happened and what needs a person, once a day, and only if there is something."""
 
 import itertools
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta
-from pathlib import Path
+from datetime import UTC, datetime
 from threading import Barrier
 from typing import Any
 from uuid import UUID, uuid4
@@ -16,131 +13,69 @@ import pytest
 
 from certjob import database
 from certjob.database import Connection, statements
-from certjob.errors import (
-    ChannelDownError,
-    Outcome,
-    OutcomeUnknownError,
-    PermanentPortalError,
-    RecipientRefusedError,
-    StoppedBySignalError,
-)
+from certjob.errors import PermanentPortalError, StoppedBySignalError
 from certjob.mail import digests
 from certjob.mail.digest_contents import read_digest
 from certjob.mail.digests import queue_digests
 from certjob.mail.message import OutgoingMessage
 from certjob.night import nightly
-from certjob.night.report import RunReport
 from certjob.outbox.claims import Answer, Settlement
 from certjob.stopping import StopFlag
-from certjob.views import alerts
+from certjob.views.alerts import read_alerts
+from tests.mail.conftest import CUT, DOWN, REFUSED, Messages, Scene, day
 from tests.support.channels import BlockingStage, digest_mail
-from tests.support.facts import TODAY, Facts
-from tests.support.intents import DisturbedPortal, make_due, review, run_out
+from tests.support.facts import TODAY
+from tests.support.intents import DisturbedPortal
 from tests.support.mails import breakable
-from tests.support.nights import CollectingChannel, FlakyPortal, NoProgress, delivery, night
+from tests.support.nights import FlakyPortal, NoProgress, delivery, night
 
 SENTENCE = "Dynamics sync pending — mentor may still be visible on portal"
-NOBODY, DOWN, CUT = RecipientRefusedError("550 no such user"), ChannelDownError("no route"), OutcomeUnknownError("cut")
 NAMES = ("Kari", "Ola", "Pia", "Tor")
 
-Pages = list[OutgoingMessage]
 
-
-def day(number: int) -> date:
-    return TODAY + timedelta(days=number)
-
-
-class Desk:
-    """An organisation with a portal and no reminders, its coordinator Berit, and nights so many days from today."""
-
-    report: RunReport
-
-    def __init__(self, connection: Connection, facts: Facts) -> None:
-        self.connection = connection
-        self.facts = facts
-        self.channel = CollectingChannel()
-        self.organisation = facts.organisation(thresholds=())
-        self.coordinator("berit@example.org")
-
-    def coordinator(self, email: str, *, of: UUID | None = None, locale: str = "nb") -> None:
-        statement = "INSERT INTO coordinators (organisation_id, full_name, email, locale) VALUES (%s, 'Berit', %s, %s)"
-        self.execute(statement, of or self.organisation, email, locale)
-
-    def certified(self, name: str, *, until: int, **mentor: Any) -> UUID:
-        return self.facts.certified_mentor(self.organisation, day(until), full_name=name, **mentor)
-
-    def ended(self, *names: str) -> list[UUID]:
-        """Mentors whose certificate ended yesterday."""
-        return [self.certified(name, until=-1) for name in names]
-
-    def reminded(self) -> UUID:
-        """Another organisation, without a portal: six mentors to remind, one to pause, a coordinator."""
-        organisation = self.facts.organisation("nhf", portal=None, thresholds=(30,))
-        for number in (5, 5, 5, 5, 5, 5, -1):
-            self.facts.certified_mentor(organisation, day(number))
-        self.coordinator("nhf@example.org", of=organisation)
-        return organisation
-
-    def pages(
-        self,
-        number: int = 0,
-        *,
-        fails: Exception | None = None,
-        kind: str = "digest",
-        on_send: Callable[[OutgoingMessage], object] | None = None,
-        on: Connection | None = None,
-        **options: Any,
-    ) -> Pages:
-        """The digests of a night on whose channel messages of the kind fail, if anything does."""
-
-        def send(message: OutgoingMessage) -> None:
-            if on_send is not None:
-                on_send(message)
-            if fails is not None and message.kind == kind:
-                raise fails
-
-        before, self.channel.on_send = len(self.channel.sent), send
-        ways: dict[str, Any] = {"portal": FlakyPortal(), "channel": self.channel}
-        self.report = night(on or self.connection, day(number), **(ways | options))
-        return [message for message in self.channel.sent[before:] if message.kind == "digest"]
-
-    def days(self, *numbers: int, **options: Any) -> dict[int, OutgoingMessage]:
-        """The page of each night that had one."""
-        return {number: page for number in numbers for page in self.pages(number, **options)}
-
-    def queue(self, number: int = 0, *, on: Connection | None = None) -> None:
-        """A night that delivers nothing."""
-        night(on or self.connection, day(number), portal=FlakyPortal(), deliver=False)
-
-    def deliver(self, number: int = 0) -> Pages:
-        """The digests of the job between the nights."""
-        ways_out = delivery(portal=FlakyPortal(), channel=(channel := CollectingChannel()))
-        nightly.deliver(self.connection, today=day(number), delivery=ways_out, stop=StopFlag(), progress=NoProgress())
-        return [message for message in channel.sent if message.kind == "digest"]
-
-    def execute(self, statement: str, *parameters: object) -> None:
-        self.connection.execute(statement.encode(), parameters)
-
-    @property
-    def rows(self) -> list[tuple[object, ...]]:
-        """(days from today, status) of each digest."""
-        return self.facts.rows("SELECT digest_on - %s::date, status FROM coordinator_digests ORDER BY id", TODAY)
-
-
-@pytest.fixture
-def desk(connection: Connection, facts: Facts) -> Desk:
-    return Desk(connection, facts)
-
-
-def told(*nights: Pages) -> list[str]:
+def told(*nights: Messages) -> list[str]:
     """Of whom the pages of each night tell; "-" where there was none."""
     return [" ".join(name for page in pages for name in NAMES if name in page.text) or "-" for pages in nights]
 
 
-def test_who_was_paused_and_why_who_is_back_and_whom_somebody_let_through(desk: Desk) -> None:
+def first_pages(desk: Scene, *numbers: int, **options: Any) -> dict[int, OutgoingMessage]:
+    """The page of each night that had one."""
+    return {number: page for number in numbers for page in desk.pages(number, **options)}
+
+
+def queue(desk: Scene, number: int = 0) -> None:
+    """A night that delivers nothing."""
+    night(desk.connection, day(number), portal=FlakyPortal(), deliver=False)
+
+
+def deliver(desk: Scene, number: int = 0) -> Messages:
+    """The digests of the job between the nights."""
+    before = len(desk.channel.sent)
+    desk.channel.on_send = None
+    ways_out = delivery(portal=FlakyPortal(), channel=desk.channel)
+    nightly.deliver(desk.connection, today=day(number), delivery=ways_out, stop=StopFlag(), progress=NoProgress())
+    return [message for message in desk.channel.sent[before:] if message.kind == "digest"]
+
+
+def rows(desk: Scene) -> list[tuple[object, ...]]:
+    """(days from today, status) of each digest."""
+    return desk.rows("SELECT digest_on - %s::date, status FROM coordinator_digests ORDER BY id", TODAY)
+
+
+@pytest.fixture
+def nhf(desk: Scene) -> UUID:
+    """Another organisation, without a portal: six mentors to remind, one to pause, a coordinator."""
+    organisation = desk.facts.organisation("nhf", portal=None, thresholds=(30,))
+    for number in (5, 5, 5, 5, 5, 5, -1):
+        desk.facts.certified_mentor(organisation, day(number))
+    desk.coordinator("nhf@example.org", of=organisation)
+    return organisation
+
+
+def test_who_was_paused_and_why_who_is_back_and_whom_somebody_let_through(desk: Scene) -> None:
     """Whether another pause still holds them, whether nobody watches them."""
     kari, pia, tor = desk.ended("Kari", "Pia", "Tor")
-    ola = desk.facts.mentor(desk.organisation, full_name="Ola", member_no="M2")
+    ola = desk.facts.mentor(desk.home, full_name="Ola", member_no="M2")
     desk.facts.certificate(ola, day(365), revoked_at=datetime.now(UTC))
     desk.facts.pause(pia)
 
@@ -164,14 +99,14 @@ def test_who_was_paused_and_why_who_is_back_and_whom_somebody_let_through(desk: 
     assert "Noen har opphevet pausen" in reopened.text
 
 
-def test_a_push_that_waits_is_news_once_a_week_and_comes_along_with_other_news(desk: Desk) -> None:
+def test_a_push_that_waits_is_news_once_a_week_and_comes_along_with_other_news(desk: Scene) -> None:
     """Nobody should take what is missing for what is done."""
     desk.ended("Kari")
     desk.certified("Ola", until=8)
     desk.execute("UPDATE coordinators SET locale = 'en'")
     refusing = FlakyPortal(failures=99, error=lambda: PermanentPortalError("404 contact_not_found"))
 
-    pages = desk.days(0, 1, 6, 7, 8, 9, 10, portal=refusing)
+    pages = first_pages(desk, 0, 1, 6, 7, 8, 9, 10, portal=refusing)
 
     assert list(pages) == [0, 7, 9]
     for page in pages.values():
@@ -180,10 +115,10 @@ def test_a_push_that_waits_is_news_once_a_week_and_comes_along_with_other_news(d
     assert pages[9].subject.startswith("HLF: 2 mentors may still be visible on the portal and ")
     assert (pages[9].text.count("Kari"), pages[9].text.count("Ola")) == (1, 2)
     desk.execute("UPDATE mentors SET dynamics_contact_id = gen_random_uuid()")
-    assert desk.days(20) == {}
+    assert desk.pages(20) == []
 
 
-def test_an_undelivered_reminder_is_news_once_a_week_and_whenever_a_corrected_address_is_refused(desk: Desk) -> None:
+def test_an_undelivered_reminder_is_news_once_a_week_and_whenever_a_corrected_address_is_refused(desk: Scene) -> None:
     """A mentor without an address is one line, however many reminders fail: the next threshold is no news."""
     desk.execute("UPDATE organisations SET portal = NULL, reminder_thresholds = '{14,12}'")
     desk.certified("Kari", until=14, email=None)
@@ -191,17 +126,17 @@ def test_an_undelivered_reminder_is_news_once_a_week_and_whenever_a_corrected_ad
     for number in (0, 1, 2, 6, 7, 8, 9):
         if number in (8, 9):
             desk.execute("UPDATE mentors SET email = %s", f"wrong{number}@example.org")
-        pages |= desk.days(number, fails=NOBODY, kind="reminder")
+        pages |= first_pages(desk, number, fails=REFUSED, kind="reminder")
         desk.execute("UPDATE cert_notification_log SET queued_at = %s", TODAY)  # not by the server's clock
 
     assert list(pages) == [0, 7, 8, 9]
     line = "* Kari (M1001), gjelder sertifikatet som går ut 24. mars 2026: Det mangler en e-postadresse."
     assert line in breakable(pages[0].text)
-    log = desk.facts.rows("SELECT threshold_days, status FROM cert_notification_log ORDER BY 1")
+    log = desk.rows("SELECT threshold_days, status FROM cert_notification_log ORDER BY 1")
     assert log == [(12, "failed"), (14, "superseded")]
 
 
-def test_what_ends_within_30_days_is_news_once_and_only_if_somebody_must_act(desk: Desk) -> None:
+def test_what_ends_within_30_days_is_news_once_and_only_if_somebody_must_act(desk: Scene) -> None:
     """Not what is continued without a gap, somebody's who has left, or revoked in a kind that pauses nobody."""
     desk.execute("UPDATE organisations SET optional_kinds = '{first-aid}'")
     desk.facts.certificate(desk.certified("Ola", until=31), day(365), issued_on=day(32))
@@ -210,18 +145,18 @@ def test_what_ends_within_30_days_is_news_once_and_only_if_somebody_must_act(des
     desk.facts.certificate(tor, day(31), kind="first-aid", revoked_at=datetime.now(UTC))
     desk.certified("Kari", until=33)
 
-    pages = desk.days(0, 1, 2, 3, 4)
+    pages = first_pages(desk, 0, 1, 2, 3, 4)
 
     assert (list(pages), told([pages[3]])) == ([3], ["Kari"])
     assert "* 12. april 2026: Kari (M1004), «likeperson», 30 dager igjen" in breakable(pages[3].text)
 
 
-def test_each_hears_of_the_own_organisation_in_the_own_language(desk: Desk) -> None:
+def test_each_hears_of_the_own_organisation_in_the_own_language(desk: Scene) -> None:
     """One person of two organisations gets a page of each, under two ids; who has nothing to hear gets none."""
     desk.ended("Kari")
     lhl = desk.facts.organisation("lhl", portal=None, thresholds=())
     desk.facts.certified_mentor(lhl, day(-1), full_name="Ola")
-    desk.coordinator("berit@example.org", of=lhl, locale="nn")
+    desk.coordinator(of=lhl, locale="nn")
     desk.coordinator("en@example.org", of=lhl, locale="en")
     desk.coordinator("quiet@example.org", of=desk.facts.organisation("quiet", portal=None))
 
@@ -234,28 +169,9 @@ def test_each_hears_of_the_own_organisation_in_the_own_language(desk: Desk) -> N
     assert "expired on 9 March 2026" in breakable(en.text)
 
 
-def test_without_news_there_is_no_page_no_row_and_no_look_at_ones_own_templates(desk: Desk, tmp_path: Path) -> None:
-    """What cannot be read gives way to ours, in time, and needs a person."""
-    desk.certified("Kari", until=365)
-    folder = tmp_path / "templates"
-    ways_out = replace(delivery(portal=FlakyPortal(), channel=desk.channel), templates_dir=folder)
-
-    assert (desk.pages(ways_out=ways_out), desk.rows, desk.report.outcome) == ([], [], Outcome.OK)
-    assert desk.report.to_document()["digests"] == {"sent": 0, "failed": 0, "pending": 0}
-    desk.reminded()
-    assert len(desk.pages(1, ways_out=ways_out)) == 1
-    assert [message.kind for message in desk.channel.sent] == ["reminder"] * 6 + ["digest"]
-    assert [stop.code for stop in desk.report.stopped] == ["template"]
-    assert desk.report.outcome is Outcome.ATTENTION
-    assert desk.report.reasons[0].endswith("; 7 messages were written with certjob's own template instead")
-    assert (
-        f"CERTJOB_TEMPLATES_DIR: the folder {folder} cannot be read (No such file or directory)"
-        in desk.report.reasons[0]
-    )
-
-
-def test_a_page_tells_everything_since_the_last_one_and_there_is_one_a_day(desk: Desk) -> None:
+def test_a_page_tells_everything_since_the_last_one_and_there_is_one_a_day(desk: Scene) -> None:
     """What comes later on the same day is told tomorrow; three nights without a mail server are one page."""
+    assert (desk.pages(-1), rows(desk)) == ([], [])
     desk.ended("Kari")
     morning = desk.pages()
     desk.ended("Ola")
@@ -263,15 +179,15 @@ def test_a_page_tells_everything_since_the_last_one_and_there_is_one_a_day(desk:
     for number, name in ((2, "Kari"), (3, "Pia"), (4, "Tor")):
         desk.ended(name)
         desk.pages(number, fails=DOWN)
-        assert desk.report.open_work["digests"].pending == 1
-        make_due(desk.facts, "coordinator_digests")
+        assert desk.report.to_document()["digests"] == {"sent": 0, "failed": 0, "pending": 1}
+        desk.make_due()
 
     assert told(morning, noon, tomorrow, desk.pages(5)) == ["Kari", "-", "Ola", "Kari Pia Tor"]
-    assert desk.rows == [(0, "sent"), (1, "sent"), (5, "sent")]
-    assert desk.facts.rows("SELECT count(sent_at) FROM coordinator_digests") == [(3,)]
+    assert rows(desk) == [(0, "sent"), (1, "sent"), (5, "sent")]
+    assert desk.rows("SELECT count(sent_at) FROM coordinator_digests") == [(3,)]
 
 
-def test_runs_at_once_send_one_each(desk: Desk, database_url: str) -> None:
+def test_runs_at_once_send_one_each(desk: Scene, database_url: str) -> None:
     """Four processes, three coordinators, three mails."""
     desk.ended("Kari")
     desk.coordinator("c0@example.org")
@@ -285,31 +201,31 @@ def test_runs_at_once_send_one_each(desk: Desk, database_url: str) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(run, range(4)))
+    deliver(desk)
 
-    sent = [page.to for page in (*desk.channel.sent, *desk.deliver())]
-    assert sorted(sent) == ["berit@example.org", "c0@example.org", "c1@example.org"]
+    assert sorted(page.to for page in desk.channel.sent) == ["berit@example.org", "c0@example.org", "c1@example.org"]
 
 
-def test_without_a_channel_it_waits_and_a_night_of_one_organisation_queues_that_ones_alone(desk: Desk) -> None:
+def test_without_a_channel_it_waits_and_a_night_of_one_organisation_queues_that_ones_alone(
+    desk: Scene, nhf: UUID
+) -> None:
     """The line says so; the job between the nights sends it."""
     desk.ended("Kari")
-    desk.reminded()
-    review(desk.connection)
+    desk.review()
 
-    assert desk.pages(organisation="nhf", channel=None) == []
+    assert (desk.pages(organisation="nhf", channel=None), bool(nhf)) == ([], True)
 
     assert "mail: CERTJOB_NOTIFY_URL is not set; the mails stay pending" in desk.report.reasons
-    assert [page.to for page in desk.deliver()] == ["nhf@example.org"]
-    assert desk.rows == [(0, "sent")]
+    assert [page.to for page in deliver(desk)] == ["nhf@example.org"]
+    assert rows(desk) == [(0, "sent")]
 
 
-@pytest.mark.parametrize(("error", "code", "sent"), [(NOBODY, "refused", 1), (DOWN, "down", 0), (CUT, "unknown", 0)])
+@pytest.mark.usefixtures("nhf")
+@pytest.mark.parametrize(("error", "code", "sent"), [(REFUSED, "refused", 1), (DOWN, "down", 0), (CUT, "unknown", 0)])
 def test_five_refused_mentors_do_not_silence_the_coordinators(
-    desk: Desk, error: Exception, code: str, sent: int
+    desk: Scene, error: Exception, code: str, sent: int
 ) -> None:
     """The stage of the reminders stops, that of the digests does its work. A server that is down stops both."""
-    desk.reminded()
-
     assert len(desk.pages(fails=error, kind="reminder")) == sent
 
     assert [stop.code for stop in desk.report.stopped] == [code]
@@ -317,7 +233,7 @@ def test_five_refused_mentors_do_not_silence_the_coordinators(
 
 
 @pytest.mark.parametrize("where", ["portal", "mail"])
-def test_a_night_that_a_signal_ends_has_queued_them(desk: Desk, where: str) -> None:
+def test_a_night_that_a_signal_ends_has_queued_them(desk: Scene, where: str) -> None:
     """A night that is too long may be ended so every time: the job after it tells the coordinators."""
     desk.ended("Kari")
     desk.execute("UPDATE organisations SET reminder_thresholds = '{30}'")
@@ -328,15 +244,15 @@ def test_a_night_that_a_signal_ends_has_queued_them(desk: Desk, where: str) -> N
     with pytest.raises(StoppedBySignalError):
         desk.pages(portal=portal, on_send=lambda _message: stop.set(), stop=stop)
 
-    assert desk.rows == [(0, "pending")]
-    assert len(desk.deliver()) == 1
+    assert rows(desk) == [(0, "pending")]
+    assert len(deliver(desk)) == 1
 
 
 def test_what_is_committed_while_the_page_is_written_is_in_the_next_one(
-    desk: Desk, app: psycopg.Connection[tuple[object, ...]]
+    desk: Scene, app: psycopg.Connection[tuple[object, ...]]
 ) -> None:
     """Though its rows carry an earlier time: that of the beginning of its transaction."""
-    late = desk.facts.mentor(desk.organisation, full_name="Ola")
+    late = desk.facts.mentor(desk.home, full_name="Ola")
     pause = "INSERT INTO mentor_pauses (mentor_id, reason, actor) VALUES (%s, 'certification_expired', 'certjob')"
     app.execute(pause, (late,))
     desk.ended("Kari")
@@ -347,22 +263,21 @@ def test_what_is_committed_while_the_page_is_written_is_in_the_next_one(
     assert told(first, desk.pages(1)) == ["Kari", "Ola"]
 
 
-def test_a_return_is_told_once_though_the_mentor_returns_twice(desk: Desk) -> None:
+def test_a_return_is_told_once_though_the_mentor_returns_twice(desk: Scene) -> None:
     """Two pauses that ended, on two days: two pages."""
     desk.ended("Kari")
+    changes = {1: "expires_on = '2027-01-01'", 2: "revoked_at = now()", 3: "revoked_at = NULL"}
     subjects = []
     for number in range(5):
-        if number in (1, 3):
-            desk.execute("UPDATE certificates SET expires_on = %s, revoked_at = NULL", day(365))
-        if number == 2:
-            desk.execute("UPDATE certificates SET revoked_at = now()")
-        subjects += [page.subject for page in desk.days(number).values()]
+        if number in changes:
+            desk.execute(f"UPDATE certificates SET {changes[number]}")
+        subjects += [page.subject for page in desk.pages(number)]
 
     assert subjects == ["HLF: 1 ny på pause", "HLF: 1 er tilbake"] * 2
 
 
 def test_while_it_is_written_its_row_and_its_coordinator_are_held_and_what_comes_then_is_told_today(
-    desk: Desk, other: Connection, monkeypatch: pytest.MonkeyPatch
+    desk: Scene, other: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The night that queues again waits for the row, and finds it cancelled: it comes back."""
 
@@ -372,24 +287,24 @@ def test_while_it_is_written_its_row_and_its_coordinator_are_held_and_what_comes
         return read_digest(*args, **options)
 
     desk.ended("Kari")
-    desk.queue()
+    queue(desk)
     desk.execute("DELETE FROM mentor_pauses")
     monkeypatch.setattr(digests, "read_digest", look)
-    assert (desk.deliver(), desk.rows) == ([], [(0, "cancelled")])
+    assert (deliver(desk), rows(desk)) == ([], [(0, "cancelled")])
     desk.execute("UPDATE coordinator_digests SET queued_at = '2020-01-01'")
     desk.ended("Ola")
 
     assert told(desk.pages()) == ["Kari Ola"]
-    assert desk.facts.rows("SELECT queued_at > '2020-01-01' FROM coordinator_digests") == [(True,)], "it waits from now"
+    assert desk.rows("SELECT queued_at > '2020-01-01' FROM coordinator_digests") == [(True,)], "it waits from now"
 
 
-def test_a_page_that_tells_more_than_a_lost_one_is_another_message(desk: Desk) -> None:
+def test_a_page_that_tells_more_than_a_lost_one_is_another_message(desk: Scene) -> None:
     """Mail programs and webhooks drop what has the id of a message that they have. The same again is the same."""
     desk.ended("Kari")
-    tried: Pages = []
+    tried: Messages = []
     for number in range(3):
         desk.pages(on_send=tried.append, fails=CUT)
-        make_due(desk.facts, "coordinator_digests")
+        desk.make_due()
         if number == 1:
             desk.ended("Ola")
 
@@ -399,14 +314,14 @@ def test_a_page_that_tells_more_than_a_lost_one_is_another_message(desk: Desk) -
     assert "Har du allerede fått denne oversikten?" in same.text
 
 
-def test_a_servers_clock_that_was_wrong_hides_nothing(desk: Desk) -> None:
+def test_a_servers_clock_that_was_wrong_hides_nothing(desk: Scene) -> None:
     """Neither a page that was sent in 2130 by that clock, nor a lease that it gave, makes anybody wait for 2130."""
     desk.ended("Kari")
     desk.certified("Ola", until=0)
     desk.pages()
     desk.execute("UPDATE coordinator_digests SET covers_until = '2130-01-01', sent_at = '2130-01-01'")
     desk.execute("UPDATE mentor_pauses SET paused_at = '2130-01-01'")
-    desk.queue(1)
+    queue(desk, 1)
     digest_mail(desk.connection, today=day(1)).claim()
     desk.execute("UPDATE coordinator_digests SET next_attempt_at = '2130-01-01' WHERE claim_token IS NOT NULL")
 
@@ -415,96 +330,96 @@ def test_a_servers_clock_that_was_wrong_hides_nothing(desk: Desk) -> None:
     assert (told(second, third), second[0].repeat) == (["Ola", "-"], True)
 
 
-def test_a_job_of_the_day_before_leaves_it_alone_and_one_of_a_wrong_later_day_gives_way(desk: Desk) -> None:
+def test_a_job_of_the_day_before_leaves_it_alone_and_one_of_a_wrong_later_day_gives_way(desk: Scene) -> None:
     """It neither sends nor cancels it, and queues none of its own beside it. Nobody waits for 2030."""
     desk.ended("Kari")
-    desk.queue(1)
+    queue(desk, 1)
 
     assert queue_digests(desk.connection, today=TODAY) == 0
     assert digest_mail(desk.connection).claim()[0] is None
-    assert desk.rows == [(1, "pending")]
+    assert rows(desk) == [(1, "pending")]
 
     queue_digests(desk.connection, today=day(1000))
-    assert desk.rows == [(1000, "pending")]
-    assert (told(desk.pages(1)), desk.rows) == (["Kari"], [(1, "sent")])
+    assert rows(desk) == [(1000, "pending")]
+    assert (told(desk.pages(1)), rows(desk)) == (["Kari"], [(1, "sent")])
 
 
-def test_what_was_reported_last_is_what_was_sent_last(desk: Desk) -> None:
+def test_what_was_reported_last_is_what_was_sent_last(desk: Scene) -> None:
     """Though the last one was of an earlier day: the new day's had nothing to say yet."""
     desk.ended("Kari")
-    desk.queue(1)
+    queue(desk, 1)
     desk.execute("DELETE FROM mentor_pauses")
-    desk.deliver(1)
-    assert desk.rows == [(1, "cancelled")]
+    deliver(desk, 1)
+    assert rows(desk) == [(1, "cancelled")]
     desk.execute("UPDATE mentors SET review_on = '-infinity'")
-    review(desk.connection)
+    desk.review()
     queue_digests(desk.connection, today=TODAY)
-    channel = CollectingChannel()
-    assert BlockingStage(desk.connection, digest_mail(desk.connection), channel).run() is None
+    assert desk.stage(queue=digest_mail(desk.connection)) is None
     desk.ended("Ola")
 
-    assert told(channel.sent, desk.pages(1), desk.pages(2)) == ["Kari", "Ola", "-"]
-    assert desk.rows[:2] == [(0, "sent"), (1, "sent")]
+    assert told(desk.sent, desk.pages(1), desk.pages(2)) == ["Kari", "Ola", "-"]
+    assert rows(desk)[:2] == [(0, "sent"), (1, "sent")]
 
 
 @pytest.mark.parametrize("ends", ["put off after midnight", "vanished", "vanished after midnight"])
-def test_one_that_is_being_tried_is_left_alone_and_then_another_run_sends_it_as_a_repeat(desk: Desk, ends: str) -> None:
+def test_one_that_is_being_tried_is_left_alone_and_then_another_run_sends_it_as_a_repeat(
+    desk: Scene, ends: str
+) -> None:
     """Once its lease has run out, or it was put off. The one after that is no repeat."""
     desk.ended("Kari")
-    desk.queue()
+    queue(desk)
     mails = digest_mail(desk.connection)
     tried, _ = mails.claim()
     assert tried is not None
     number = int("midnight" in ends)
-    desk.queue(number)
-    assert (desk.deliver(number), desk.rows) == ([], [(0, "pending")])
+    queue(desk, number)
+    assert (deliver(desk, number), rows(desk)) == ([], [(0, "pending")])
 
     if "vanished" in ends:
-        run_out(desk.facts, "coordinator_digests")
+        desk.run_out()
         mails.claim()
         assert mails.draft(tried) is None, "the row is another claim's, and so is what it reports"
-        run_out(desk.facts, "coordinator_digests")
+        desk.run_out()
     else:
         assert mails.settle(tried, Settlement(status="pending", maybe_sent=True)) is Answer.SETTLED
 
     assert [page.repeat for page in desk.pages(number)] == [True]
     desk.ended("Ola")
     assert [page.repeat for page in desk.pages(number + 1)] == [False]
-    assert desk.rows == [(number, "sent"), (number + 1, "sent")]
+    assert rows(desk) == [(number, "sent"), (number + 1, "sent")]
 
 
 def test_a_refused_address_fails_and_is_told_tomorrow_and_a_corrected_one_does_not_wait_for_the_night(
-    desk: Desk,
+    desk: Scene,
 ) -> None:
     """Five in a row are the server's fault: they are pending again."""
     desk.ended("Kari")
-
-    desk.pages(fails=NOBODY)
-
-    assert desk.report.outcome is Outcome.ATTENTION
+    desk.pages(fails=REFUSED)
     assert "1 digest was not delivered; see `certjob alerts`" in desk.report.reasons
-    assert desk.facts.rows("SELECT status, last_error FROM coordinator_digests") == [("failed", "550 no such user")]
-    assert len(alerts.read_alerts(desk.connection, today=TODAY)) == 1
+    assert desk.rows("SELECT status, last_error FROM coordinator_digests") == [("failed", "550 no such user")]
+    assert len(read_alerts(desk.connection, today=TODAY)) == 1
     assert told(desk.pages(1)) == ["Kari"]
-    assert len(alerts.read_alerts(desk.connection, today=TODAY)) == 0
+    assert len(read_alerts(desk.connection, today=TODAY)) == 0
+
     desk.ended("Ola")
-    desk.pages(2, fails=NOBODY)
+    desk.pages(2, fails=REFUSED)
     desk.execute("UPDATE coordinators SET full_name = 'Berit Bakke'")
-    assert desk.rows == [(1, "sent"), (2, "failed")]
+    assert rows(desk) == [(1, "sent"), (2, "failed")]
     desk.execute("UPDATE coordinators SET email = 'new@example.org'")
-    assert [(page.to, page.repeat) for page in desk.deliver(2)] == [("new@example.org", False)]
+    assert [(page.to, page.repeat) for page in deliver(desk, 2)] == [("new@example.org", False)]
+
     desk.ended("Pia")
     for number in range(4):
         desk.coordinator(f"c{number}@example.org")
-    desk.pages(3, fails=NOBODY)
+    desk.pages(3, fails=REFUSED)
     assert [stop.code for stop in desk.report.stopped] == ["refused"]
-    assert desk.rows[2:] == [(3, "pending")] * 5
+    assert rows(desk)[2:] == [(3, "pending")] * 5
 
 
-def test_a_queued_one_is_written_for_the_coordinator_as_they_are_then(desk: Desk, other: Connection) -> None:
+def test_a_queued_one_is_written_for_the_coordinator_as_they_are_then(desk: Scene, other: Connection) -> None:
     """The organisation's name, address and language; also after `organisation set --coordinator` gave a new id."""
     desk.ended("Kari")
-    desk.queue()
+    queue(desk)
     desk.execute("UPDATE organisations SET name = 'Hørselshjelpen', slug = 'hh'")
     desk.execute("UPDATE coordinators SET email = 'new@example.org', locale = 'en'")
     mails = digest_mail(desk.connection)
@@ -513,14 +428,14 @@ def test_a_queued_one_is_written_for_the_coordinator_as_they_are_then(desk: Desk
         assert mails.claim()[0] is None  # SKIP LOCKED, as for the other deliveries
     claimed, _ = mails.claim()
     assert claimed is not None
-    ((old_id,),) = desk.facts.rows("SELECT id FROM coordinators")
+    ((old_id,),) = desk.rows("SELECT id FROM coordinators")
     database.execute(desk.connection, "replace_coordinator_id", {"id": old_id, "new_id": uuid4()})
 
     page = mails.draft(claimed)
 
     assert isinstance(page, OutgoingMessage)
     assert (page.to, page.subject) == ("new@example.org", "Hørselshjelpen: 1 newly paused")
-    assert mails.refuse(claimed, NOBODY, address="new@example.org") is Answer.SETTLED
+    assert mails.refuse(claimed, REFUSED, address="new@example.org") is Answer.SETTLED
 
 
 class ProcessDiedError(Exception):
@@ -528,7 +443,7 @@ class ProcessDiedError(Exception):
 
 
 def test_a_process_that_dies_anywhere_loses_nothing_and_repeats_nothing_unsaid(
-    desk: Desk, database_url: str, monkeypatch: pytest.MonkeyPatch
+    desk: Scene, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed before each statement from the queueing on: every pause is told, a second time only as a repeat."""
     query = database.query
@@ -549,16 +464,16 @@ def test_a_process_that_dies_anywhere_loses_nothing_and_repeats_nothing_unsaid(
 
         name = f"Mentor {number} of them"
         desk.ended(name)
-        review(desk.connection)
+        desk.review()
         with database.connect(database_url) as doomed, monkeypatch.context() as patch, suppress(ProcessDiedError):
             patch.setattr(statements, "query", die)
             tell(2 * number, doomed)
-        run_out(desk.facts, "coordinator_digests")
+        desk.run_out()
         tell(2 * number + 1, desk.connection)
 
         repeats = [page.repeat for page in desk.channel.sent if name in page.text]
         assert repeats in ([False], [True], [False, True]), number
-        assert "pending" not in [status for _, status in desk.rows], number
+        assert "pending" not in [status for _, status in rows(desk)], number
         if len(asked) < number:
             break
     assert number > 8
