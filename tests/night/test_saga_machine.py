@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, ClassVar
@@ -18,18 +18,18 @@ import pytest
 from hypothesis import HealthCheck, settings, stateful
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, precondition, rule
-from psycopg import sql
 from psycopg.pq import TransactionStatus
 
 from certjob import database
 from certjob.errors import StoppedBySignalError
 from certjob.night import nightly
-from certjob.night import reconcile as reconciling
 from certjob.night.deliveries import Delivery
+from certjob.night.reconcile import reconcile
 from certjob.night.report import RunReport
 from certjob.night.resync import Resync, resync
 from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
 from certjob.stopping import StopFlag
+from tests.conftest import fresh_database
 from tests.support.calm import Person, read_people
 from tests.support.facts import TODAY, Facts
 from tests.support.intents import let_unknown_outcomes_pass, make_due, run_out
@@ -75,6 +75,10 @@ NEVER = {
         WHERE p.actor = 'certjob' AND p.paused_at > m.left_at OR p.lifted_by = 'certjob' AND p.lifted_at > m.left_at""",
 }
 """What must not be, whatever happens: each statement finds the ids of those who would prove it."""
+UNSEEN_HIDES = """
+    SELECT e.mentor_id FROM portal_sync_events AS e JOIN mentors AS m ON m.id = e.mentor_id
+    JOIN organisations AS o ON o.id = m.organisation_id AND o.portal IS NOT NULL
+    WHERE e.status IN ('pending', 'blocked') AND NOT e.visible AND e.id NOT IN (SELECT event_id FROM portal_alerts)"""
 WHAT_MUST_NOT_BE = " UNION ALL ".join(
     f"SELECT '{what}', id::text FROM ({find}) AS f (id)" for what, find in NEVER.items()
 )
@@ -140,16 +144,21 @@ class Process:
     """
 
     def __init__(
-        self, connection: database.Connection, portal: PortalServer, *, concurrency: int, moment: str | None
+        self,
+        saga: "Saga",
+        *,
+        concurrency: int | None = None,
+        moment: str | None = None,
+        happening: Callable[["Process"], None] = lambda _process: None,
     ) -> None:
-        self.connection = connection
+        self.connection = saga.idle.pop() if saga.idle else database.connect(saga.url)
         self.stop = StopFlag()
-        self.moment = moment
-        self.happening: Callable[[], object] = lambda: None
+        self.moment, self._happening = moment, happening
         self.under_way: list[UUID] = []
         """Contacts of the calls that have begun and not ended."""
-        self._portal = portal
+        self._portal = saga.portal
         self._lock = threading.Lock()
+        concurrency = concurrency or saga.concurrency
         self.delivery = Delivery(
             make_target=self._make_target, policy=quick_policy(), concurrency=concurrency, deadline_seconds=600
         )
@@ -160,7 +169,7 @@ class Process:
             if self.moment != moment:
                 return
             self.moment = None
-        self.happening()
+        self._happening(self)
 
     async def update_portal_visibility(self, contact_id: UUID, **wanted: Any) -> None:
         """Call with the real client."""
@@ -173,9 +182,12 @@ class Process:
             await asyncio.to_thread(self.reach, "after the call")
             self.under_way.remove(contact_id)
 
+    def make_client(self) -> HLFDynamicsSyncService:
+        return HLFDynamicsSyncService(self._portal.url, self._portal.key, deadline_seconds=20)
+
     @asynccontextmanager
     async def _make_target(self) -> AsyncIterator["Process"]:
-        async with HLFDynamicsSyncService(self._portal.url, self._portal.key, deadline_seconds=20) as self.client:
+        async with self.make_client() as self.client:
             yield self
 
 
@@ -183,13 +195,15 @@ class Saga(RuleBasedStateMachine):
     """The programme, its people, its portal and its nights."""
 
     mentors: Bundle[UUID] = Bundle("mentors")
-    database_url: ClassVar[str] = "set by the test"
+    databases: ClassVar[Callable[[], Iterator[str]]]
+    """Each game has a database of its own."""
     seconds_asleep: ClassVar[float] = 0.0
 
     def __init__(self) -> None:
         super().__init__()
-        self.app = database.connect(self.database_url)
-        self._empty_database()
+        self._database = type(self).databases()
+        self.url = next(self._database)
+        self.app = database.connect(self.url)
         self.facts = Facts(self.app)
         self.today = TODAY
         self.portal = PortalServer(self._answer).__enter__()
@@ -217,6 +231,7 @@ class Saga(RuleBasedStateMachine):
             self.portal.__exit__(None, None, None)
             for connection in (self.app, *self.idle):
                 connection.close()
+            next(self._database, None)
 
     # ── what happens ──
 
@@ -290,7 +305,7 @@ class Saga(RuleBasedStateMachine):
                 type(self).seconds_asleep += 1000
                 run_out(self.facts)
             if second is not None:
-                self._run(second, mentor, self._new_process())
+                self._run(second, mentor, Process(self))
 
         self._change(mentor, changes[0])
         if command in ("deliver", "alerts --retry-all"):  # they review nobody
@@ -351,37 +366,24 @@ class Saga(RuleBasedStateMachine):
         """Note who may be called for by a command that starts now."""
         self.callable_contacts |= {each.contact_id for each in self._mentors().values() if each.has_portal}
 
-    def _empty_database(self) -> None:
-        """Begin anew; without the triggers, which would refuse, and ten times faster than TRUNCATE."""
-        tables = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'certjob_migrations'"
-        with self.app.transaction():
-            self.app.execute("SET LOCAL session_replication_role = replica")
-            for (table,) in self.app.execute(tables).fetchall():
-                self.app.execute(sql.SQL("DELETE FROM {}").format(sql.Identifier(table)))
-
-    def _start(
-        self,
-        command: str,
-        mentor: UUID,
-        *,
-        moment: str | None = None,
-        happening: Callable[[Process], None] = lambda _process: None,
-        concurrency: int | None = None,
-    ) -> RunReport | None:
-        """Run a command in a process of its own, with something happening at a moment; its report, if it got so far."""
+    def _start(self, command: str, mentor: UUID, **planned: Any) -> RunReport | None:
+        """Run a command in a process of its own, with something ``planned``; its report, if it got so far."""
         self.commands_since_rest += 1
-        process = self._new_process(moment, concurrency=concurrency)
-        process.happening = lambda: happening(process)
-        self.process = process
+        self.process = Process(self, **planned)
         self.callable_contacts.clear()
         self._look_at_contacts()
-        report = self._run(command, mentor, process)
+        is_alone = self.process.moment is None
+        result = self._run(command, mentor, self.process)
         if self.errors:
             raise self.errors[0]
-        return report
+        if not isinstance(result, Resync):
+            return result
+        person = self._mentors()[mentor]
+        if result.error is None and is_alone and person.has_portal and person.contact_id:
+            assert self.portal.visible[person.contact_id] is person.decision.visible
+        return result.report
 
-    def _run(self, command: str, mentor: UUID, process: Process) -> RunReport | None:
-        is_alone = process.moment is None and process is self.process
+    def _run(self, command: str, mentor: UUID, process: Process) -> RunReport | Resync | None:
         try:
             result = self._command(command, mentor, process)
         except StoppedBySignalError:
@@ -396,14 +398,11 @@ class Saga(RuleBasedStateMachine):
         assert not report.crashed, report.stopped
         assert report.review is None or not (report.review.skipped or report.review.broken), report.review
         if any(stop.stage == "portal" and stop.code not in ("in_flight", "not_read") for stop in report.stopped):
-            assert self._unseen_hides() == [], report.stopped
-        person = self._mentors()[mentor]
-        if isinstance(result, Resync) and result.error is None and is_alone and person.has_portal and person.contact_id:
-            assert self.portal.visible[person.contact_id] is person.decision.visible
-        return report
+            assert self._ids(UNSEEN_HIDES) == set(), report.stopped
+        return result
 
     def _command(self, command: str, mentor: UUID, process: Process) -> RunReport | Resync:
-        connection, today, progress = process.connection, self.today, NoProgress()
+        connection, today = process.connection, self.today
         ways_out: dict[str, Any] = {"delivery": process.delivery, "stop": process.stop}
         if command.startswith("run"):
             organisation = "hlf" if command == "run of hlf" else None
@@ -411,17 +410,11 @@ class Saga(RuleBasedStateMachine):
             return night(connection, today, ways_out=process.delivery, stop=process.stop, **options)
         if command == "resync":
             return resync(connection, mentor, today=today, lock_wait_seconds=30, flight_wait_seconds=0, **ways_out)
+        ways_out |= {"today": today, "progress": NoProgress()}
         if command == "reconcile":
-            reader = HLFDynamicsSyncService(self.portal.url, self.portal.key, deadline_seconds=20)
-            asked: dict[str, Any] = {"ignore_database_clock": True, "today": today}
-            return reconciling.reconcile(connection, make_reader=lambda: reader, progress=progress, **asked, **ways_out)
+            return reconcile(connection, make_reader=process.make_client, ignore_database_clock=True, **ways_out)
         start = nightly.retry_all if command == "alerts --retry-all" else nightly.deliver
-        return start(connection, today=today, progress=progress, **ways_out)
-
-    def _new_process(self, moment: str | None = None, *, concurrency: int | None = None) -> Process:
-        connection = self.idle.pop() if self.idle else database.connect(self.database_url)
-        concurrency = concurrency or self.concurrency
-        return Process(connection, self.portal, concurrency=concurrency, moment=moment)
+        return start(connection, **ways_out)
 
     def _answer(self, request: PortalRequest) -> Behaviour:
         """What the portal does with a request, after what happens during it."""
@@ -486,14 +479,6 @@ class Saga(RuleBasedStateMachine):
     def _ids(self, statement: str) -> set[object]:
         return {each for (each,) in self.facts.rows(statement)}
 
-    def _unseen_hides(self) -> list[tuple[object, ...]]:
-        return self.facts.rows(
-            "SELECT e.mentor_id FROM portal_sync_events AS e JOIN mentors AS m ON m.id = e.mentor_id"
-            " JOIN organisations AS o ON o.id = m.organisation_id AND o.portal IS NOT NULL"
-            " WHERE e.status IN ('pending', 'blocked') AND NOT e.visible"
-            " AND e.id NOT IN (SELECT event_id FROM portal_alerts)"
-        )
-
 
 few = settings(
     max_examples=5,
@@ -508,12 +493,12 @@ few = settings(
 
 
 def test_whatever_happens_the_portal_comes_to_show_what_it_should(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
+    server_url: str, template: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Facts change, runs overlap and die, the portal fails: nothing is lost, and it ends as the rules say."""
     number = os.environ.get("CERTJOB_TEST_EXAMPLES")
     profile = settings(few, max_examples=int(number), stateful_step_count=50, derandomize=False) if number else few
-    monkeypatch.setattr(Saga, "database_url", database_url)
+    monkeypatch.setattr(Saga, "databases", lambda: fresh_database(server_url, template), raising=False)
     monkeypatch.setattr(Saga, "seconds_asleep", 0.0)
     awake = time.clock_gettime
     monkeypatch.setattr(time, "clock_gettime", lambda clock: awake(clock) + Saga.seconds_asleep)
