@@ -5,8 +5,6 @@ from uuid import UUID
 
 import pytest
 
-from certjob import database
-from certjob.database import Connection
 from certjob.errors import OutcomeUnknownError
 from certjob.mail.messages.templates import OUR_TEMPLATES
 from certjob.mail.reminder_mail import QueuedReminder, ReminderMail
@@ -14,9 +12,9 @@ from certjob.outbox.claims import Lease
 from tests.support.channels import BlockingStage
 from tests.support.facts import TODAY, Facts
 from tests.support.intents import make_due, review
-from tests.support.nights import CollectingChannel, night
+from tests.support.nights import CollectingChannel
+from tests.support.stages import PortalScene
 
-FIRST_DAY = date(2024, 1, 1)
 LOG = "SELECT threshold_days, status, cert_id FROM cert_notification_log ORDER BY id"
 
 
@@ -38,115 +36,96 @@ def enter_anew(facts: Facts, mentor: UUID, *kinds: str) -> list[UUID]:
 
 
 def test_an_app_that_writes_all_certificates_anew_every_day_mails_once_per_threshold(
-    connection: Connection, facts: Facts, mentor: UUID
+    scene: PortalScene, mentor: UUID
 ) -> None:
-    """28 nights, each with new ids: the messages are those of two certificates."""
-    channel = CollectingChannel()
+    """28 nights, each with new ids: the messages are those of two certificates, and the plan has counted them."""
+    planned = 0
 
     for number in range(28):
-        enter_anew(facts, mentor, "likeperson", "samtale")
-        plan = night(connection, days(number), dry_run=True)
-        report = night(connection, days(number), channel=channel)
-        assert plan.review is not None
-        assert report.review is not None
-        assert plan.review.reminders_queued == report.review.reminders_queued
+        enter_anew(scene.facts, mentor, "likeperson", "samtale")
+        planned += scene.night(today=days(number), dry_run=True).to_document()["reminders"]["queued"]
+        scene.night(today=days(number))
 
-    assert sorted(message.threshold_days or 0 for message in channel.sent) == sorted([30, 14, 7, 1, -1] * 2)
+    sent = [message.threshold_days or 0 for message in scene.channel.sent]
+    assert sorted(sent) == sorted([30, 14, 7, 1, -1] * 2)
+    assert planned == len(sent)
 
 
-@pytest.mark.parametrize("first_day", [FIRST_DAY - timedelta(days=1), FIRST_DAY + timedelta(days=1)])
-def test_only_what_a_mentor_was_never_told_is_mailed(facts: Facts, mentor: UUID, first_day: date) -> None:
+def test_only_what_a_mentor_was_never_told_is_mailed(scene: PortalScene, mentor: UUID) -> None:
     """Another kind, or another last day. `load` takes another first day for another certificate, which it is not."""
-    channel = CollectingChannel()
 
     def mailed(today: date = TODAY) -> list[tuple[bool, date | None]]:
-        planned = night(facts.connection, today, dry_run=True).review
-        channel.sent.clear()
-        night(facts.connection, today, channel=channel)
-        assert planned is not None
-        assert planned.reminders_queued == len(channel.sent)
-        return [("samtale" in message.subject, message.expires_on) for message in channel.sent]
+        scene.channel.sent.clear()
+        scene.night(today=today)
+        return [("samtale" in message.subject, message.expires_on) for message in scene.channel.sent]
 
-    facts.certificate(mentor, days(25), issued_on=FIRST_DAY)
+    first = scene.facts.certificate(mentor, days(25))
     assert mailed() == [(False, days(25))]
-    facts.certificate(mentor, days(25), issued_on=first_day)
+    scene.facts.certificate(mentor, days(25), issued_on=date(2024, 1, 2))
     assert mailed() == []
-    facts.connection.execute("DELETE FROM certificates WHERE issued_on = %s", (FIRST_DAY,))
+    scene.run_sql("DELETE FROM certificates WHERE id = %s", first)
     assert mailed() == []
     assert mailed(days(11)) == [(False, days(25))]  # the next threshold
 
-    facts.certificate(mentor, days(25), kind="samtale")
+    scene.facts.certificate(mentor, days(25), kind="samtale")
     assert mailed(days(11)) == [(True, days(25))]
-    facts.connection.execute("UPDATE certificates SET expires_on = %s WHERE kind = 'likeperson'", (days(24),))
+    scene.run_sql("UPDATE certificates SET expires_on = %s WHERE kind = 'likeperson'", days(24))
     assert mailed(days(11)) == [(False, days(24))]
-    enter_anew(facts, mentor)  # as it was before the typo, which had a mail of its own
+    enter_anew(scene.facts, mentor)  # as it was before the typo, which had a mail of its own
     assert mailed(days(11)) == []
-    facts.connection.execute("DELETE FROM certificates")
-    facts.certificate(mentor, days(23))
-    assert mailed(days(11)) == [(False, days(23))]
 
 
 @pytest.mark.parametrize("status", ["pending", "failed", "cancelled", "superseded"])
-def test_what_was_not_sent_goes_along_too(connection: Connection, facts: Facts, mentor: UUID, status: str) -> None:
+def test_what_was_not_sent_goes_along_too(scene: PortalScene, mentor: UUID, status: str) -> None:
     """One row about one date: it is sent, or shown as failed, once."""
-    enter_anew(facts, mentor)
-    review(connection)
-    connection.execute("UPDATE cert_notification_log SET status = %s, last_error = 'said no'", (status,))
-    (certificate,) = enter_anew(facts, mentor)
-    channel = CollectingChannel()
+    enter_anew(scene.facts, mentor)
+    review(scene.connection)
+    scene.run_sql("UPDATE cert_notification_log SET status = %s, last_error = 'said no'", status)
+    (certificate,) = enter_anew(scene.facts, mentor)
 
-    night(connection, channel=channel)
+    scene.night()
 
     settled = "failed" if status == "failed" else "sent"
-    assert facts.rows(LOG) == [(30, settled, certificate)]
-    assert len(channel.sent) == (settled == "sent")
+    assert scene.rows(LOG) == [(30, settled, certificate)]
+    assert len(scene.channel.sent) == (settled == "sent")
 
 
-def test_a_repeat_after_an_unknown_outcome_says_so(connection: Connection, facts: Facts, mentor: UUID) -> None:
+def test_a_repeat_after_an_unknown_outcome_says_so(scene: PortalScene, mentor: UUID) -> None:
     """It is the same message, with the same Message-ID."""
+    enter_anew(scene.facts, mentor)
+    scene.night(channel=CollectingChannel(on_send=lambda _message: OutcomeUnknownError("no answer")))
+    ((number,),) = scene.rows("SELECT id FROM cert_notification_log")
+    enter_anew(scene.facts, mentor)
+    make_due(scene.facts, "cert_notification_log")
 
-    def lose_the_answer(_message: object) -> None:
-        message = "no answer"
-        raise OutcomeUnknownError(message)
+    scene.night()
 
-    enter_anew(facts, mentor)
-    lost = CollectingChannel(on_send=lose_the_answer)
-    night(connection, channel=lost)
-    (before,) = facts.rows("SELECT id FROM cert_notification_log")
-    enter_anew(facts, mentor)
-    make_due(facts, "cert_notification_log")
-    channel = CollectingChannel()
-
-    night(connection, channel=channel)
-
-    assert [message.repeat for message in channel.sent] == [True]
-    assert channel.sent[0].idempotency_key == f"reminder-{before[0]}-0"
+    sent = [(message.repeat, message.idempotency_key) for message in scene.channel.sent]
+    assert sent == [(True, f"reminder-{number}-0")]
 
 
 @pytest.mark.parametrize("moment", ["before the draft", "at the server"])
-def test_one_that_is_being_sent_has_no_twin(facts: Facts, mentor: UUID, database_url: str, moment: str) -> None:
+def test_one_that_is_being_sent_has_no_twin(scene: PortalScene, mentor: UUID, moment: str) -> None:
     """Its certificate is entered anew and another run reviews meanwhile: one mail, about the new row."""
-    enter_anew(facts, mentor)
-    review(facts.connection)
+    enter_anew(scene.facts, mentor)
+    review(scene.connection)
     entered: list[UUID] = []
 
-    def enter_and_review(_message: object = None) -> None:
-        with database.connect(database_url) as other:
-            entered.extend(enter_anew(Facts(other), mentor))
-            review(other)
+    def enter_and_review(at: str) -> None:
+        if at == moment and not entered:
+            entered.extend(enter_anew(Facts(scene.other), mentor))
+            review(scene.other)
 
     class Interrupted(ReminderMail):
         def claim(self) -> tuple[QueuedReminder | None, Lease]:
             claimed = super().claim()
-            if not entered:
-                enter_and_review()
+            enter_and_review("before the draft")
             return claimed
 
-    channel = CollectingChannel(on_send=enter_and_review if moment == "at the server" else None)
-    kind = ReminderMail if moment == "at the server" else Interrupted
-    queue = kind(facts.connection, today=TODAY, templates=OUR_TEMPLATES)
-    assert BlockingStage(facts.connection, queue, channel).run() is None
-    night(facts.connection, channel=channel)
+    scene.channel.on_send = lambda _message: enter_and_review("at the server")
+    queue = Interrupted(scene.connection, today=TODAY, templates=OUR_TEMPLATES)
+    assert BlockingStage(scene.connection, queue, scene.channel).run() is None
+    scene.night()
 
-    assert [message.repeat for message in channel.sent] == [False]
-    assert facts.rows(LOG) == [(30, "sent", entered[0])]
+    assert [message.repeat for message in scene.channel.sent] == [False]
+    assert scene.rows(LOG) == [(30, "sent", entered[0])]

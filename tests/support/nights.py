@@ -42,17 +42,18 @@ class FlakyPortal:
 
 
 class CollectingChannel:
-    """A channel that keeps what was sent; ``on_send`` may raise what a server would make certjob raise."""
+    """A channel that keeps what was sent; an error that ``on_send`` raises or returns is the outcome."""
 
     worst_case_seconds = 1.0
 
-    def __init__(self, *, on_send: Callable[[OutgoingMessage], None] | None = None) -> None:
+    def __init__(self, *, on_send: Callable[[OutgoingMessage], object] = lambda _message: None) -> None:
         self.sent: list[OutgoingMessage] = []
         self.on_send = on_send
 
     async def send(self, message: OutgoingMessage) -> None:
-        if self.on_send is not None:
-            await asyncio.to_thread(self.on_send, message)  # it may be another night, which needs a loop of its own
+        outcome = await asyncio.to_thread(self.on_send, message)  # it may be another night, with a loop of its own
+        if isinstance(outcome, Exception):
+            raise outcome
         self.sent.append(message)
 
     async def probe(self) -> str:
