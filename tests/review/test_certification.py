@@ -152,7 +152,7 @@ def around_first_read(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int
         pytest.param("before", RENEW, False, 0, 0, id="committed between lock and read"),  # in a newer snapshot
     ],
 )
-def test_a_fact_that_comes_while_apply_holds_the_mentor_is_not_lost(
+def test_a_fact_that_comes_while_apply_holds_the_mentor_waits_and_is_not_lost(
     scene: PortalScene,
     around_first_read: Callable[..., list[int]],
     when: str,
