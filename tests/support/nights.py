@@ -46,14 +46,15 @@ class CollectingChannel:
 
     worst_case_seconds = 1.0
 
-    def __init__(self, *, on_send: Callable[[OutgoingMessage], object] = lambda _message: None) -> None:
+    def __init__(self, *, on_send: Callable[[OutgoingMessage], object] | None = None) -> None:
         self.sent: list[OutgoingMessage] = []
         self.on_send = on_send
 
     async def send(self, message: OutgoingMessage) -> None:
-        outcome = await asyncio.to_thread(self.on_send, message)  # it may be another night, with a loop of its own
-        if isinstance(outcome, Exception):
-            raise outcome
+        if self.on_send is not None:
+            outcome = await asyncio.to_thread(self.on_send, message)  # it may be a night, with a loop of its own
+            if isinstance(outcome, Exception):
+                raise outcome
         self.sent.append(message)
 
     async def probe(self) -> str:
