@@ -400,10 +400,7 @@ def test_a_template_that_is_wrong_or_was_meant_otherwise_is_said_so(check: Check
     page = f"digest.nb.html {alone} for mail programs that show no HTML stays in other words; add digest.nb.txt"
     whole = ["reminder.nb.txt", "reminder.nb.html"]
     for names, said in (
-        (
-            ["hlff/digest.en.txt", "hlff/digest.en.html"],
-            "no organisation has the short name hlff: nobody gets its mess",
-        ),
+        (["hlff/digest.en.txt", "hlff/digest.en.html"], "hlff: nobody gets its messages; did you mean hlf?"),
         (["reminders.nb.txt"], "no message is made from reminders.nb.txt; did you mean reminder.nb.txt?"),
         (["hlf/reminder.no.words"], "no message is made from hlf/reminder.no.words; did you mean reminder.n"),
         (["hlf/reminder.nn.txt", "reminder.nn.html", "reminder.nn.txt"], half),
