@@ -4,8 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.chaos.cluster import Cluster
-from tests.support.own_server import data_folder
+from tests.support.own_server import Cluster, data_folder
 
 
 @pytest.fixture

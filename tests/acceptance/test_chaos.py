@@ -5,27 +5,25 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.cluster import Cluster
 from tests.chaos.faults import Action, Fault, MailTrouble, Manner, Phase, Spot, When, Word
-from tests.chaos.one_run import perform
 from tests.chaos.plans import (
-    MAIL_SETTLE,
-    PORTAL_SETTLE,
     RUN,
     STANDARD_POPULATION,
+    TIME_PASSES,
     Command,
     Plan,
     Step,
-    TimePasses,
     plan_for,
 )
+from tests.chaos.play import perform
 from tests.chaos.population import Change, Deed
+from tests.support.own_server import Cluster
 
 
 def _struck(
-    action: Action, when: When, spot: Spot, number: int = 1, *, text: str = "", script: tuple[Word, ...] = ()
+    action: Action, when: When, spot: Spot, number: int = 1, *, settle: str = "", script: tuple[Word, ...] = ()
 ) -> Command:
-    fault = Fault(spot=spot, number=number, when=when, action=action, text=text)
+    fault = Fault(spot=spot, number=number, when=when, action=action, settle=settle)
     return Command(fault=fault, script=script, attempts=1)
 
 
@@ -35,7 +33,7 @@ def _mail(*troubles: tuple[Phase, Manner]) -> Command:
 
 NIGHTS = {
     "killed": (
-        _struck(Action.KILL, When.AFTER, Spot.STATEMENT, text=PORTAL_SETTLE),
+        _struck(Action.KILL, When.AFTER, Spot.STATEMENT, settle="portal_events"),
         _struck(Action.KILL, When.ANSWERED, Spot.REQUEST),
         _struck(Action.KILL, When.BEFORE, Spot.STEP, 4),
         _struck(Action.KILL, When.BEFORE, Spot.TURN, 40),
@@ -44,9 +42,11 @@ NIGHTS = {
     ),
     "disturbed": (
         _struck(Action.STOP, When.BEFORE, Spot.REQUEST, script=(Word.HANG,)),
-        _struck(Action.RESTART, When.BEFORE, Spot.STATEMENT, text=MAIL_SETTLE),
-        _struck(Action.CUT, When.AFTER, Spot.STATEMENT, text=PORTAL_SETTLE),
-        _struck(Action.BLACK_HOLE_STOP, When.AFTER, Spot.STATEMENT, text=PORTAL_SETTLE),
+        _struck(Action.RESTART, When.BEFORE, Spot.STATEMENT, settle="reminders"),
+        _struck(Action.CUT, When.AFTER, Spot.STATEMENT, settle="portal_events"),
+        _struck(Action.BLACK_HOLE_STOP, When.AFTER, Spot.STATEMENT, settle="portal_events"),
+        _struck(Action.OVERTAKE, When.BEFORE, Spot.STATEMENT, settle="portal_events"),
+        _struck(Action.OVERTAKE, When.BEFORE, Spot.STATEMENT, settle="reminders"),
     ),
     "from inside, and the mail": (
         _struck(Action.LATE, When.BEFORE, Spot.RESULT, 5),
@@ -72,7 +72,7 @@ def long_night(commands: Sequence[Command]) -> Plan:
             Change(number=3, deed=Deed.EXTEND, days=5 + odd * 40 + number, serial=serial + 2),
             Change(number=5, deed=Deed.EXTEND, days=50 - odd * 40 - number, serial=serial + 3),
         )
-        steps += [changes, TimePasses(), command]
+        steps += [changes, TIME_PASSES, command]
     return Plan(seed=0, population=STANDARD_POPULATION, steps=tuple(steps))
 
 

@@ -19,11 +19,11 @@ from certjob.facts import reading
 from certjob.mail.message import OutgoingMessage
 from certjob.review import certification
 from certjob.stopping import StopFlag
-from tests.chaos.cluster import Cluster
 from tests.support.command_line import started
 from tests.support.facts import TODAY, Facts
 from tests.support.intents import DisturbedPortal
 from tests.support.nights import CollectingChannel, FlakyPortal, night
+from tests.support.own_server import Cluster
 from tests.support.portal_answers import hang
 from tests.support.portal_server import PortalServer
 

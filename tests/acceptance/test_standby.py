@@ -9,10 +9,10 @@ import pytest
 
 from certjob import database
 from certjob.cli import entry
-from tests.chaos.cluster import Cluster
 from tests.support.bounces import postfix
 from tests.support.command_line import assert_one_line, commands, run_in_process
 from tests.support.facts import TODAY, Facts
+from tests.support.own_server import Cluster
 from tests.support.portal_server import PortalServer
 
 WRITES = (

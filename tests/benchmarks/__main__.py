@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.benchmarks import deliveries, night
 from tests.benchmarks.bench_server import Bench, bench_server
 from tests.benchmarks.figures import Figure, table
-from tests.chaos.workers import leave_on_sigterm
+from tests.support.own_server import leave_on_sigterm
 
 PARTS: dict[str, Callable[[Bench], list[Figure]]] = {
     "start-up": night.run_start_up,

@@ -10,14 +10,10 @@ class Spot(StrEnum):
     STATEMENT = "statement"
     REQUEST = "request"
     MAIL = "mail"
-    STEP = "step of a mail session"
-    """The connection, each command of certjob's, and each body."""
-    TURN = "turn"
-    """A callback that the event loop is about to run."""
-    RESULT = "result"
-    """What a thread hands to the event loop."""
-    PUSH = "push"
-    """The task of a push."""
+    STEP = "step of a mail session"  # the connection, each command of certjob's, and each body
+    TURN = "turn"  # a callback that the event loop is about to run
+    RESULT = "result"  # what a thread hands to the event loop
+    PUSH = "push"  # the task of a push
 
 
 IN_THE_LOOP = frozenset({Spot.TURN, Spot.RESULT, Spot.PUSH})
@@ -27,33 +23,23 @@ IN_THE_LOOP = frozenset({Spot.TURN, Spot.RESULT, Spot.PUSH})
 class When(StrEnum):
     """On which side of it."""
 
-    BEFORE = "before"
-    """Before the statement is forwarded, the request acted on, the mail taken."""
-    AFTER = "after"
-    """Once that is done, before its answer."""
+    BEFORE = "before"  # the statement is forwarded, the request acted on, the mail taken
+    AFTER = "after"  # it is done, and not yet answered
     ANSWERED = "answered"
-    """Once the answer has left."""
 
 
 class Action(StrEnum):
     """What happens there."""
 
     KILL = "kill"
-    """kill -9 of the process."""
-    STOP = "stop"
-    """SIGTERM and SIGINT: it ends at once, and cleans up."""
-    CUT = "cut"
-    """The database connection is closed on both sides."""
-    RESTART = "restart"
-    """PostgreSQL stopped with ``immediate``, and started again."""
-    BLACK_HOLE_KILL = "black hole, kill"
-    """Nothing passes to or from the database any more; then kill -9."""
-    BLACK_HOLE_STOP = "black hole, stop"
-    """The same, ended by signals: certjob must not wait for the database."""
-    LATE = "late"
-    """A turn takes more than a second, for which all timers wait; or a result comes so much later."""
-    CANCEL = "cancel"
-    """A task is cancelled in the middle."""
+    STOP = "stop"  # SIGTERM and SIGINT: it ends at once, and cleans up
+    CUT = "cut"  # the database connection is closed on both sides
+    RESTART = "restart"  # PostgreSQL stopped with ``immediate``, and started again
+    BLACK_HOLE_KILL = "black hole, kill"  # nothing passes to or from the database any more; then kill -9
+    BLACK_HOLE_STOP = "black hole, stop"  # the same, ended by signals: certjob must not wait for the database
+    LATE = "late"  # a turn takes more than a second, for which all timers wait; or a result comes so much later
+    CANCEL = "cancel"  # a task is cancelled in the middle
+    OVERTAKE = "overtake"  # it comes so late that its lease is over, and another run has done the work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +51,8 @@ class Fault:
     """The n-th statement, request or mail, from 1."""
     when: When = When.BEFORE
     action: Action
-    text: str = ""
-    """Only statements with this text count: the beginning of a settle."""
+    settle: str = ""
+    """Only settles of ``portal_events`` count, or of ``reminders``."""
     steps: int = 0
     """So many turns after a task was made it is cancelled."""
 
@@ -75,7 +61,7 @@ class Fault:
         """The kind of fault, for the summary."""
         if self.spot in IN_THE_LOOP:
             return f"{self.action}: a {self.spot} of the event loop"
-        place = f"the settle of {self.text.split()[1]}" if self.text else f"a {self.spot}"
+        place = f"a settle of {self.settle}" if self.settle else f"a {self.spot}"
         return f"{self.action} {self.when} {place}"
 
 
@@ -114,10 +100,8 @@ class Phase(StrEnum):
     RCPT = "RCPT"
     DATA = "DATA"
     BODY = "the body"
-    DOT = "the dot"
-    """The message is whole, and is not taken."""
-    REPLY = "the reply"
-    """The message is taken."""
+    DOT = "the dot"  # the message is whole, and is not taken
+    REPLY = "the reply"  # the message is taken
     QUIT = "QUIT"
 
 
@@ -143,24 +127,21 @@ class MailTrouble:
         return f"{self.manner} at {self.phase}"
 
 
+MailWord = MailTrouble | None
+"""What becomes of the next message; None: all is well."""
+
 EACH_MESSAGE = frozenset({Phase.MAIL, Phase.RCPT, Phase.DATA, Phase.BODY, Phase.DOT, Phase.REPLY})
 """Where each message comes by; the others belong to the connection."""
 SECURED = frozenset({Phase.STARTTLS, Phase.HANDSHAKE, Phase.LOGIN})
 """Only sessions with a login come there."""
 
-_ANSWERLESS = frozenset({Manner.DROP, Manner.HANG, Manner.GARBAGE})
-_REFUSABLE = frozenset({Phase.MAIL, Phase.RCPT, Phase.DATA, Phase.DOT})
+_PHASES = {
+    **dict.fromkeys((Manner.DROP, Manner.HANG, Manner.GARBAGE), frozenset(Phase)),
+    Manner.SURPLUS: frozenset(Phase) - {Phase.BODY, Phase.HANDSHAKE},
+    Manner.CLOSING: frozenset(Phase) - {Phase.BODY, Phase.HANDSHAKE, Phase.REPLY, Phase.QUIT},
+    Manner.LATER: frozenset({Phase.MAIL, Phase.RCPT, Phase.DATA, Phase.DOT}),
+}
+"""A server that takes a message says nothing else, for that would be a lie."""
 
-MAIL_TROUBLES = tuple(
-    MailTrouble(phase, manner)
-    for phase in Phase
-    for manner in Manner
-    if manner in _ANSWERLESS
-    or (phase not in {Phase.BODY, Phase.HANDSHAKE} and manner is Manner.SURPLUS)
-    or (phase not in {Phase.BODY, Phase.HANDSHAKE, Phase.REPLY, Phase.QUIT} and manner is Manner.CLOSING)
-    or (phase in _REFUSABLE and manner is Manner.LATER)
-)
-"""All that can happen. A server that takes a message says nothing else, for that would be a lie."""
-
-MailWord = MailTrouble | None
-"""What becomes of the next message; None: all is well."""
+MAIL_TROUBLES = tuple(MailTrouble(phase, manner) for phase in Phase for manner in Manner if phase in _PHASES[manner])
+"""All that can happen."""

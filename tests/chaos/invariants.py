@@ -3,45 +3,62 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from datetime import date
-from uuid import UUID
+from typing import TYPE_CHECKING
 
 from certjob.database import Connection
 from certjob.domain.models import Reminder
-from tests.chaos.postbox import Taken
-from tests.chaos.stage import FACTS, Stage
+from tests.chaos.faults import Action
+from tests.chaos.outside import Taken
+from tests.chaos.strikes import Strike
 from tests.support.calm import read_people
 from tests.support.command_line import Finished
 
-_MESSAGE_ID = re.compile(r"<certjob-reminder-([0-9]+)-([0-9]+)@.*>")
+if TYPE_CHECKING:
+    from tests.chaos.play import Play
+
+FACTS = b"""
+    SELECT m.member_no, to_jsonb(m) - '{portal_visible,review_on}'::text[],
+        (SELECT jsonb_agg(to_jsonb(c) - 'status' ORDER BY c.id) FROM certificates AS c WHERE c.mentor_id = m.id),
+        (SELECT jsonb_agg(p ORDER BY p.id) FROM mentor_pauses AS p WHERE p.mentor_id = m.id AND p.actor <> 'certjob')
+    FROM mentors AS m ORDER BY m.member_no
+"""
+"""What people have written of each mentor."""
 
 
-def result_complaints(result: Finished, *, command: str, expected: set[int], has_reported: bool) -> Iterator[str]:
+def result_complaints(
+    result: Finished, *, command: str, strike: Strike, is_victim: bool, has_reported: bool
+) -> Iterator[str]:
     """The exit code fits, and a code that is not 0 says why on stderr, in lines that are certjob's own.
 
     What needs attention, and an earlier run of the same day ``has_reported``, a run does not repeat.
     """
     code, said = result.returncode, result.stderr
+    action = strike.fault.action if strike.fault is not None and strike.is_struck else None
+    expected = {0, 3}
+    if is_victim and action is Action.OVERTAKE:
+        expected = {3}
+    elif action is Action.RESTART or (is_victim and action not in {None, Action.LATE, Action.CANCEL}):
+        expected = {-9} if is_victim and strike.has_killed else {0, 1, 3}
     if code not in expected:
         yield f"{command} ended with {code}, expected {sorted(expected)}: {said!r}"
-    for word in ("Traceback", "internal error", "unforeseen"):
-        if word in said + result.stdout:
-            yield f"{command} said {word!r}: {said}{result.stdout}"
-    lines = said.splitlines()
-    if code == 0 and lines:
+    if found := re.search("Traceback|internal error|unforeseen", said + result.stdout):
+        yield f"{command} said {found[0]!r}: {said}{result.stdout}"
+    if code == 0 and said:
         yield f"{command} ended well and was not quiet: {said!r}"
-    if code == 3 and command == "run" and has_reported and not lines:
-        return
-    if code in {1, 2, 3} and (not lines or any(not line.startswith(f"certjob {command}: ") for line in lines)):
+    is_repeated = code == 3 and command == "run" and has_reported and not said
+    if code in {1, 2, 3} and not is_repeated and not re.fullmatch(rf"(certjob {command}: .*\n)+", said):
         yield f"{command} ended with {code} and did not say why in its own words: {said!r}"
+    if expected == {3} and not re.search("lost (its|their) lease", said):
+        yield f"{command} was overtaken, and has no word of its lost lease: {said!r}"
 
 
-def look_complaints(connection: Connection, *, events_seen: set[int]) -> Iterator[str]:
-    """What holds at every moment; ``events_seen`` grows."""
-    now = {row[0] for row in connection.execute("SELECT id FROM portal_sync_events")}
-    if gone := events_seen - now:
-        yield f"events are gone: {sorted(gone)}"
-    events_seen |= now
+def look_complaints(connection: Connection, *, events: dict[int, tuple[int, str]]) -> Iterator[str]:
+    """At every moment no event is gone, and one that was delivered stays so; ``events`` is brought up to date."""
+    now = {row[0]: row[1:] for row in connection.execute("SELECT id, version, status FROM portal_sync_events")}
+    for event_id, (version, status) in events.items():
+        if event_id not in now or (status == "delivered" and now[event_id] != (version, status)):
+            yield f"event {event_id} was {status} in version {version}, and now: {now.get(event_id, 'it is gone')}"
+    events.update(now)
 
 
 def unseen_complaints(connection: Connection) -> Iterator[str]:
@@ -57,53 +74,69 @@ def unseen_complaints(connection: Connection) -> Iterator[str]:
         yield f"the hide {row[0]} of {row[1]} waits unseen"
 
 
-def fact_complaints(connection: Connection, stage: Stage) -> Iterator[str]:
+def fact_complaints(connection: Connection, play: "Play") -> Iterator[str]:
     """certjob changes no fact."""
-    for before, after in zip(stage.facts, connection.execute(FACTS).fetchall(), strict=True):
+    for before, after in zip(play.facts, connection.execute(FACTS).fetchall(), strict=True):
         if before != after:
             yield f"facts of {before[0]} changed: {before} became {after}"
 
 
-def portal_complaints(_connection: Connection, stage: Stage) -> Iterator[str]:
+def state_complaints(connection: Connection, play: "Play") -> Iterator[str]:
+    """Each status, pause and wanted value is as the rules want it, and nobody is due any more."""
+    for person in read_people(connection, play.today).values():
+        if not person.is_calm:
+            yield f"{person.member_no} is not as the rules want: {person.decision}"
+    for row in connection.execute("SELECT member_no FROM mentors WHERE review_on <= %s", (play.today,)):
+        yield f"{row[0]} is due after the recovery"
+
+
+def portal_complaints(_connection: Connection, play: "Play") -> Iterator[str]:
     """The portal shows what the facts ask for, and never heard of anybody else."""
-    receiver = stage.receiver
-    for person in stage.people:
-        if not person.has_portal or person.contact_id is None or not stage.is_reachable(person):
-            continue
-        wanted = person.decision.visible
-        name = f"{person.member_no} (wanted {'visible' if wanted else 'hidden'})"
-        if person.contact_id in stage.corrected and person.contact_id not in receiver.applied:
+    receiver = play.receiver
+    for contact, person in play.reachable().items():
+        name = f"{person.member_no} (wanted {'visible' if person.decision.visible else 'hidden'})"
+        if contact in play.corrected and contact not in receiver.applied:
             yield f"{name}: nothing was ever pushed"
-        if receiver.visible[person.contact_id] is not wanted:
+        if receiver.visible[contact] is not person.decision.visible:
             yield f"{name}: the portal shows the opposite"
-    others = {person.contact_id for person in stage.people if not person.has_portal}
+    others = {person.contact_id for person in play.people if not person.has_portal}
     if calls := [one for one in receiver.pushes if one.contact_id in others]:
         yield f"calls for the organisation without a portal: {calls}"
 
 
-def intent_complaints(connection: Connection, stage: Stage) -> Iterator[str]:
+def contract_complaints(_connection: Connection, play: "Play") -> Iterator[str]:
+    """One call at a time for each contact, no old value after a newer one, no key for two values, nothing malformed."""
+    for first, second in play.receiver.overlaps:
+        yield f"two calls at once: {first.idempotency_key} and {second.idempotency_key} ({first.contact_id})"
+    pushes = play.receiver.pushes
+    for contact in {push.contact_id for push in pushes}:
+        sent = [push.order for push in pushes if push.contact_id == contact]
+        for what, orders in (("sent", sent), ("applied", play.receiver.applied.get(contact, []))):
+            if orders != sorted(orders):
+                yield f"an old value was {what} after a newer one, to {contact}: {orders}"
+    values = {(push.order, push.contact_id, push.visible) for push in pushes}
+    if len(values) > len({order for order, *_ in values}):
+        yield f"a key was used for two values: {values}"
+    if malformed := [push.body for push in pushes if None in (push.contact_id, push.visible)]:
+        yield f"requests break the contract: {malformed}"
+
+
+def intent_complaints(connection: Connection, play: "Play") -> Iterator[str]:
     """Every event is delivered, but those blocked by design; nothing is claimed, pending, or unresolved."""
-    receiver = stage.receiver
-    by_id = {person.id: person for person in stage.people}
-    blocked: set[UUID] = set()
-    for event_id, mentor_id, version, status, token in connection.execute(
-        "SELECT id, mentor_id, version, status, claim_token FROM portal_sync_events ORDER BY id"
-    ):
-        person = by_id[mentor_id]
-        if status == "blocked" and not stage.is_reachable(person):
-            blocked.add(mentor_id)
-        elif status != "delivered" or token is not None:
-            yield f"event {event_id} of {person.member_no} is {status}, claimed by {token}"
-        if late := [one for one in receiver.pushes if one.order[0] == event_id and one.order[1] > version]:
-            yield f"event {event_id} has version {version}, but was pushed as {late[-1].idempotency_key}"
-    events = {row[0] for row in connection.execute("SELECT id FROM portal_sync_events")}
-    if lost := {one.order[0] for one in receiver.pushes} - events:
-        yield f"events were pushed and are lost: {sorted(lost)}"
-    failures = "SELECT mentor_id FROM dynamics_sync_failures WHERE resolved_at IS NULL"
-    unresolved = {mentor_id for (mentor_id,) in connection.execute(failures)}
-    if unresolved != blocked:
-        names = sorted(by_id[mentor_id].member_no for mentor_id in unresolved ^ blocked)
-        yield f"unresolved failures and blocked events are not of the same mentors: {names}"
+    reachable = {person.id for person in play.reachable().values()}
+    for mentor_id, member_no, status, token, has_failed in connection.execute("""
+        SELECT m.id, m.member_no, e.status, e.claim_token,
+            EXISTS (SELECT FROM dynamics_sync_failures AS f WHERE f.mentor_id = m.id AND f.resolved_at IS NULL)
+        FROM mentors AS m
+        LEFT JOIN portal_sync_events AS e
+            ON e.mentor_id = m.id AND (e.status <> 'delivered' OR e.claim_token IS NOT NULL)
+    """):
+        is_by_design = status == "blocked" and token is None and mentor_id not in reachable
+        if is_by_design is not has_failed or (status is not None and not is_by_design):
+            yield f"{member_no}: event {status}, claimed by {token}; unresolved failure: {has_failed}"
+    versions = dict(connection.execute("SELECT id, version FROM portal_sync_events").fetchall())
+    if ahead := [push.order for push in play.receiver.pushes if push.order[1] > versions.get(push.order[0], 0)]:
+        yield f"pushed were {ahead}, but the events' versions are {versions}"
     for row in connection.execute(
         "SELECT id, status, claim_token FROM cert_notification_log"
         " WHERE status IN ('pending', 'failed') OR claim_token IS NOT NULL"
@@ -111,50 +144,40 @@ def intent_complaints(connection: Connection, stage: Stage) -> Iterator[str]:
         yield f"reminder {row[0]} is {row[1]}, claimed by {row[2]}"
 
 
-def state_complaints(connection: Connection, stage: Stage) -> Iterator[str]:
-    """Each status, pause and wanted value is as the rules want it, and nobody is due any more."""
-    for person in read_people(connection, stage.today).values():
-        if not person.is_calm:
-            yield f"{person.member_no} is not as the rules want: {person.decision}"
-    due = connection.execute("SELECT count(*) FROM mentors WHERE review_on <= %s", (stage.today,)).fetchone()
-    if due != (0,):
-        yield f"{due} mentors are due after the recovery"
-
-
-def reminder_complaints(connection: Connection, stage: Stage) -> Iterator[str]:
+def reminder_complaints(connection: Connection, play: "Play") -> Iterator[str]:
     """Each due reminder was received; none was that was never due; a second copy says so and has the same id."""
-    addresses = {person.id: person.email for person in stage.people}
-    cycles = _cycles(connection)
+    # Whom and what each Message-ID is about: the log's row, and how often it was re-armed by then.
+    log = """
+        SELECT format('<certjob-reminder-%s-%s', l.id, c.number - 1), m.email,
+            l.cert_id, l.threshold_days, (c.cycle ->> 'expires_on')::date
+        FROM cert_notification_log AS l
+        JOIN mentors AS m ON m.id = l.mentor_id
+        CROSS JOIN jsonb_array_elements(l.history || jsonb_build_object('expires_on', l.expires_on))
+            WITH ORDINALITY AS c (cycle, number)
+    """
+    cycles = {
+        message_id: (email, Reminder(cert_id=cert_id, threshold_days=threshold, expires_on=day))
+        for message_id, email, cert_id, threshold, day in connection.execute(log.encode())
+    }
     received: dict[Reminder, list[Taken]] = defaultdict(list)
-    for message in stage.postbox.taken:
-        match = _MESSAGE_ID.fullmatch(message.message_id)
-        cycle = cycles.get((int(match[1]), int(match[2]))) if match else None
-        if cycle is None:
-            yield f"a message with an unknown Message-ID: {message}"
-            continue
-        mentor_id, due = cycle
-        if due not in stage.ever_due:
-            yield f"a reminder that was never due: {message}, {due}"
-        if addresses[mentor_id] != message.to:
-            yield f"a reminder to the wrong address: {message}, {due}"
-        received[due].append(message)
-    for due, copies in received.items():
-        for copy in copies[1:]:
-            if copy.message_id != copies[0].message_id or not copy.says_repeat:
-                yield f"a reminder came twice: {due}: {'; '.join(map(str, copies))}"
-    for person in stage.people:
+    for message in play.postbox.taken:
+        address, due = cycles.get(message.message_id.partition("@")[0], ("", None))
+        if due is None or due not in play.ever_due or address != message.to:
+            yield f"a reminder that was never due, or to a wrong address: {message}, {due}"
+        elif any((copy.message_id, message.says_repeat) != (message.message_id, True) for copy in received[due]):
+            yield f"a reminder came twice: {due}: {message}, after {received[due]}"
+        if due is not None:
+            received[due].append(message)
+    for person in play.people:
         for due in {*person.decision.reminders} - received.keys():
             yield f"a reminder was never received: {person.member_no}, {due}"
 
 
-def _cycles(connection: Connection) -> dict[tuple[int, int], tuple[UUID, Reminder]]:
-    """Whom and what each Message-ID is about: the log's row, and how often it was re-armed by then."""
-    log = "SELECT id, mentor_id, threshold_days, cert_id, expires_on, history FROM cert_notification_log"
-    return {
-        (row_id, cycle): (mentor_id, Reminder(cert_id=cert_id, threshold_days=threshold, expires_on=day))
-        for row_id, mentor_id, threshold, cert_id, expires_on, history in connection.execute(log)
-        for cycle, day in enumerate([*(date.fromisoformat(each["expires_on"]) for each in history), expires_on])
-    }
-
-
-AT_THE_END = (fact_complaints, state_complaints, portal_complaints, intent_complaints, reminder_complaints)
+AT_THE_END = (
+    fact_complaints,
+    state_complaints,
+    portal_complaints,
+    contract_complaints,
+    intent_complaints,
+    reminder_complaints,
+)

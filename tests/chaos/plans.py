@@ -1,23 +1,15 @@
 """From a seed to a plan: whom there is, what happens to them, which commands run and what goes wrong in each."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
-from certjob import database
 from tests.chaos.faults import EACH_MESSAGE, MAIL_TROUBLES, Action, Fault, MailWord, Phase, Spot, When, Word
 from tests.chaos.population import Change, Deed, MentorPlan, draw_changes, draw_population
 
 FIRST_RANDOM_SEED = 1000
 """Smaller seeds are the matrix: one place of the standard night each."""
-
 RUN, DELIVER = ("run",), ("deliver",)
-
-
-# A statement is known to the proxy by its text up to the first parameter.
-PORTAL_SETTLE, MAIL_SETTLE = (
-    database.query(name).decode().partition("%(")[0].strip() for name in ("settle_portal_events", "settle_reminders")
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,28 +26,19 @@ class Command:
     attempts: int = 2
 
     def __str__(self) -> str:
-        said = [" ".join(self.words)]
-        said += [f"beside {' '.join(self.twin)}"] if self.twin else []
-        if self.fault:
-            said.append(f"{self.fault.label} {self.fault.number}")
-        said += [f"portal: {', '.join(self.script)}"] if self.script else []
-        said += [f"mail: {', '.join(str(word or 'fine') for word in self.mail_script)}"] if self.mail_script else []
-        return "; ".join(said) + f" ({self.concurrency} at once, {self.attempts} attempts)"
+        how = f"{self.words} beside {self.twin}, {self.concurrency} at once, {self.attempts} attempts; {self.fault}"
+        return f"{how}; portal: {', '.join(self.script)}; mail: {', '.join(map(str, self.mail_script))}"
 
     @property
     def label(self) -> str:
         """The kind of trouble, for the summary."""
-        parts = [self.fault.label] if self.fault else []
-        parts += ["two at once"] if self.twin else []
+        parts = [*([self.fault.label] if self.fault else []), *(["two at once"] if self.twin else [])]
         return " + ".join(parts) or ("portal's script" if self.script or self.mail_script else "none")
 
 
-@dataclass(frozen=True, slots=True)
-class TimePasses:
-    """Every lease runs out and every retry is due, as by the next night."""
-
-
-Step = Command | tuple[Change, ...] | TimePasses
+TIME_PASSES: tuple[Change, ...] = ()
+"""Every lease runs out and every retry is due, as by the next night."""
+Step = Command | tuple[Change, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,25 +74,31 @@ def struck_night(command: Command, *, seed: int) -> Plan:
     return Plan(seed=seed, population=STANDARD_POPULATION, steps=(Command(), STANDARD_CHANGES, command))
 
 
-def matrix(*, statements: int, requests: int, mails: int, steps: int) -> list[Command]:
+def matrix(places: Mapping[Spot, int]) -> list[Command]:
     """Strike every place of the standard night: kills before and after each, and a mail server that fails in each way.
 
-    A mail server that fails does so for the second message, as far as it can: then the connection is an old one.
+    A mail server that fails does so for the second message, as far as it can: then the connection is an old one. And
+    each settle comes so late that another run has done the work.
     """
-    places = [
-        (spot, number, when)
-        for spot, count, sides in (
-            (Spot.STATEMENT, statements, (When.BEFORE, When.AFTER)),
-            (Spot.REQUEST, requests, tuple(When)),
-            (Spot.MAIL, mails, (When.AFTER,)),
-            (Spot.STEP, steps, (When.BEFORE,)),
-        )
-        for number in range(1, count + 1)
-        for when in sides
+    sides = {
+        Spot.STATEMENT: (When.BEFORE, When.AFTER),
+        Spot.REQUEST: tuple(When),
+        Spot.MAIL: (When.AFTER,),
+        Spot.STEP: (When.BEFORE,),
+    }
+    struck = [
+        Fault(spot=spot, number=number, when=when, action=Action.KILL)
+        for spot, whens in sides.items()
+        for number in range(1, places[spot] + 1)
+        for when in whens
     ]
-    kills = [Fault(spot=spot, number=number, when=when, action=Action.KILL) for spot, number, when in places]
+    struck += [
+        Fault(spot=Spot.STATEMENT, number=number, action=Action.OVERTAKE, settle=settle)
+        for settle, spot in (("portal_events", Spot.REQUEST), ("reminders", Spot.MAIL))
+        for number in range(1, places[spot] + 1)
+    ]
     return [
-        *(Command(fault=fault, attempts=1) for fault in kills),
+        *(Command(fault=fault, attempts=1) for fault in struck),
         *(Command(mail_script=(trouble,)) for trouble in MAIL_TROUBLES),
         *(Command(mail_script=(None, trouble)) for trouble in MAIL_TROUBLES if trouble.phase in EACH_MESSAGE),
     ]
@@ -119,10 +108,6 @@ def plan_for(seed: int, *, matrix: Sequence[Command] = ()) -> Plan:
     """The plan of a seed. Those below FIRST_RANDOM_SEED are places of the matrix, in its order."""
     if seed < FIRST_RANDOM_SEED:
         return struck_night(matrix[seed], seed=seed)
-    return _random(seed)
-
-
-def _random(seed: int) -> Plan:
     chance = Random(seed)
     population = draw_population(chance)
     steps: list[Step] = []
@@ -140,8 +125,6 @@ def _random(seed: int) -> Plan:
             changes(5, 9)
         case "queued":
             steps.append(Command(words=("run", "--no-deliver")))
-        case "struck":
-            pass
     for _ in range(chance.choice([1, 1, 2])):
         steps.append(_draw_command(chance, population))
         changes(0, 4)
@@ -158,7 +141,7 @@ def _with_time_between(steps: Sequence[Step], chance: Random) -> Iterator[Step]:
     """Let the next night come before half of the commands; the others follow at once."""
     for number, step in enumerate(steps):
         if number and isinstance(step, Command) and chance.random() < 0.5:
-            yield TimePasses()
+            yield TIME_PASSES
         yield step
 
 
@@ -176,17 +159,14 @@ def _draw_command(chance: Random, population: Sequence[MentorPlan]) -> Command:
         concurrency=chance.choice([1, 1, 2, 4]),
         attempts=chance.choice([1, 2, 2, 3]),
     )
+    if kind == "script":
+        return command
     if kind == "two at once":
         fault = _draw_fault(chance, alone=False) if chance.random() < 0.75 else None
         return replace(command, words=RUN, twin=chance.choice([RUN, RUN, DELIVER, resync]), fault=fault)
-    return command if kind == "script" else _struck(command, _draw_fault(chance, alone=True), chance)
-
-
-def _struck(command: Command, fault: Fault, chance: Random) -> Command:
-    """The command with a fault, and a portal's script with which it comes to the place."""
+    fault = _draw_fault(chance, alone=True)
     if fault.action is Action.STOP and fault.spot is Spot.REQUEST and chance.random() < 0.5:
-        in_its_call = (*[Word.OK] * (fault.number - 1), Word.HANG)
-        return replace(command, fault=fault, script=in_its_call)
+        return replace(command, fault=fault, script=(*[Word.OK] * (fault.number - 1), Word.HANG))  # in its call
     return replace(command, fault=fault, script=command.script if chance.random() < 0.5 else ())
 
 
@@ -207,11 +187,8 @@ def _draw_mail_script(chance: Random) -> tuple[MailWord, ...]:
     return tuple(words)
 
 
-_WEIGHTS = (
-    {Word.OK: 40, Word.SLOW: 10}
-    | {Word.HANG: 0}  # only where something ends it: a call's deadline is half a minute
-    | dict.fromkeys((Word.THROTTLED_LONG, Word.WRONG_KEY), 1)
-)
+_WEIGHTS = {Word.OK: 40, Word.SLOW: 10, Word.HANG: 0, Word.THROTTLED_LONG: 1, Word.WRONG_KEY: 1}
+"""Silence is drawn only where something ends it: a call's deadline is half a minute."""
 
 
 def _draw_script(chance: Random) -> tuple[Word, ...]:
@@ -222,7 +199,6 @@ def _draw_script(chance: Random) -> tuple[Word, ...]:
 
 _NUMBERS = (1, 1, 1, 2, 2, 3, 4, 6)
 """Which request, mail or settle: a night with few changes has few."""
-
 _DRAWN: dict[Spot, tuple[int, str, Sequence[int]]] = {
     Spot.STATEMENT: (50, "kill kill kill kill kill stop cut cut restart restart restart", range(1, 76)),
     Spot.REQUEST: (25, "kill kill kill kill kill stop stop stop restart", _NUMBERS),
@@ -238,14 +214,14 @@ _DRAWN: dict[Spot, tuple[int, str, Sequence[int]]] = {
 def _draw_fault(chance: Random, *, alone: bool) -> Fault:
     spot = chance.choices(list(_DRAWN), weights=[weight for weight, *_ in _DRAWN.values()])[0]
     _, actions, numbers = _DRAWN[spot]
-    action, when, text = Action(chance.choice(actions.split())), When.BEFORE, ""
+    action, when, settle = Action(chance.choice(actions.split())), When.BEFORE, ""
     if spot is Spot.STATEMENT:
         if alone and chance.random() < 0.15:  # what it keeps locked would hold up another for half a minute
             action = chance.choice([Action.BLACK_HOLE_KILL, Action.BLACK_HOLE_STOP, Action.BLACK_HOLE_STOP])
-        text = chance.choice(["", "", PORTAL_SETTLE, MAIL_SETTLE])
-        numbers = _NUMBERS if text else numbers
+        settle = chance.choice(["", "", "portal_events", "reminders"])
+        numbers = _NUMBERS if settle else numbers
     if spot in {Spot.STATEMENT, Spot.REQUEST, Spot.MAIL}:
         is_answered_kill = spot is Spot.REQUEST and action is Action.KILL
         when = chance.choice(list(When) if is_answered_kill else [When.BEFORE, When.AFTER])
     steps = chance.randint(0, 9)
-    return Fault(spot=spot, number=chance.choice(numbers), when=when, action=action, text=text, steps=steps)
+    return Fault(spot=spot, number=chance.choice(numbers), when=when, action=action, settle=settle, steps=steps)

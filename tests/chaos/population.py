@@ -16,29 +16,39 @@ LONG_DAYS = 300
 SOON_DAYS = (5, 6, 20, 25, 45, 50)
 GONE_DAYS = (-3, -5, -10, -40)
 
+_ISSUE = "INSERT INTO certificates (mentor_id, kind, issued_on, expires_on) VALUES (%(mentor)s, 'likeperson',"
+_LATEST = (
+    "(SELECT id FROM certificates WHERE mentor_id = %(mentor)s AND issued_on <= %(today)s"
+    " ORDER BY expires_on DESC, issued_on DESC LIMIT 1)"
+)
+_MENTOR = "UPDATE mentors SET {} WHERE id = %(mentor)s"
+_LIFT = "UPDATE mentor_pauses SET lifted_at = now(), lifted_by = 'coordinator' WHERE mentor_id = %(mentor)s"
 
-class Contact(StrEnum):
-    """What is noted as the portal's contact."""
 
-    RIGHT = "right"
-    WRONG = "wrong"
-    MISSING = "missing"
+def member_no(number: int) -> str:
+    return f"M{number:02}"
 
 
 class Deed(StrEnum):
-    """What somebody does to a mentor's facts."""
+    """What somebody does to a mentor's facts: the statement that the app would run."""
 
-    RENEW = "renew"
-    RENEW_LATER = "renew, from a later day on"
-    REVOKE = "revoke"
-    REINSTATE = "take a revocation back"
-    EXTEND = "change the last day"
-    PAUSE = "pause"
-    LIFT = "lift the pause"
-    LIFT_CERTJOBS = "lift certjob's pause"
-    LEAVE = "leave"
-    RETURN = "come back"
-    CORRECT_CONTACT = "correct the contact"
+    RENEW = f"{_ISSUE} %(issued_on)s, %(far)s)"
+    RENEW_LATER = f"{_ISSUE} %(later)s, %(far)s)"
+    REVOKE = f"UPDATE certificates SET revoked_at = now() WHERE id = {_LATEST}"
+    REINSTATE = "UPDATE certificates SET revoked_at = NULL WHERE mentor_id = %(mentor)s"
+    EXTEND = f"UPDATE certificates SET expires_on = greatest(%(day)s, issued_on) WHERE id = {_LATEST}"
+    PAUSE = (
+        "INSERT INTO mentor_pauses (mentor_id, reason, actor) VALUES (%(mentor)s, 'illness', 'coordinator')"
+        " ON CONFLICT DO NOTHING"
+    )
+    LIFT = f"{_LIFT} AND actor <> 'certjob' AND lifted_at IS NULL"
+    LIFT_CERTJOBS = f"{_LIFT} AND actor = 'certjob' AND lifted_at IS NULL"
+    LEAVE = _MENTOR.format("left_at = now()")
+    RETURN = _MENTOR.format("left_at = NULL")
+    CORRECT_CONTACT = _MENTOR.format("dynamics_contact_id = %(contact)s")
+
+    def __repr__(self) -> str:
+        return self.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,21 +61,16 @@ class MentorPlan:
     deed: Deed | None = None
     """Done before the first night."""
     has_portal: bool = True
-    contact: Contact = Contact.RIGHT
+    contact: str = "right"
+    """Or ``wrong``, or ``missing``: what is noted as the portal's contact."""
 
     @property
     def member_no(self) -> str:
-        return f"M{self.number:02}"
-
-    def __str__(self) -> str:
-        where = f"portal, {self.contact} contact" if self.has_portal else "no portal"
-        return f"{self.member_no}: {self.days} days, {self.deed or 'nothing done'}, {where}"
+        return member_no(self.number)
 
     @property
-    def contact_id(self) -> UUID | None:
-        if self.contact is Contact.MISSING:
-            return None
-        return UUID(int=(0xBAD0 if self.contact is Contact.WRONG else 0xC0) << 96 | self.number)
+    def contact_id(self) -> UUID:
+        return UUID(int=(0xBAD0 if self.contact == "wrong" else 0xC0) << 96 | self.number)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,9 +83,21 @@ class Change:
     serial: int = 0
     """Different for each: the day of issue, the new contact."""
 
-    @property
-    def member_no(self) -> str:
-        return f"M{self.number:02}"
+    def do(self, facts: Facts, today: date) -> UUID:
+        """Do it; return the contact that is new with it (or would be)."""
+        contact = UUID(int=0xC1 << 96 | self.serial << 16 | self.number)
+        ((mentor_id,),) = facts.rows("SELECT id FROM mentors WHERE member_no = %s", member_no(self.number))
+        details = {
+            "mentor": mentor_id,
+            "today": today,
+            "issued_on": today - timedelta(days=100 + self.serial),
+            "later": today + timedelta(days=10 + self.serial),
+            "far": today + timedelta(days=LONG_DAYS + self.serial),
+            "day": today + timedelta(days=self.days),
+            "contact": contact,
+        }
+        facts.connection.execute(self.deed.encode(), details)
+        return contact
 
 
 def draw_population(chance: Random) -> list[MentorPlan]:
@@ -95,7 +112,7 @@ def draw_population(chance: Random) -> list[MentorPlan]:
                 days=chance.choice([LONG_DAYS, LONG_DAYS, *SOON_DAYS[::2], *GONE_DAYS, None]),
                 deed=chance.choices(deeds, weights=[13, 2, 1, 2, 1, 2])[0],
                 has_portal=has_portal,
-                contact=chance.choices(list(Contact), weights=[12, 1, 1])[0] if has_portal else Contact.RIGHT,
+                contact=chance.choices(["right", "wrong", "missing"], weights=[12, 1, 1])[0] if has_portal else "right",
             )
         )
     return plans
@@ -118,48 +135,10 @@ def create(facts: Facts, population: Sequence[MentorPlan], today: date) -> None:
     """Write the mentors' facts."""
     organisations = {True: facts.organisation("hlf"), False: facts.organisation("lag", portal=None)}
     for plan in population:
-        home, number = organisations[plan.has_portal], plan.member_no
-        mentor_id = facts.mentor(home, member_no=number, locale="en", contact_id=plan.contact_id)
+        contact = None if plan.contact == "missing" else plan.contact_id
+        home = organisations[plan.has_portal]
+        mentor_id = facts.mentor(home, member_no=plan.member_no, locale="en", contact_id=contact)
         if plan.days is not None:
             facts.certificate(mentor_id, today + timedelta(days=plan.days), issued_on=today - timedelta(days=800))
         if plan.deed is not None:
-            change(facts, Change(number=plan.number, deed=plan.deed), today)
-
-
-_ISSUE = "INSERT INTO certificates (mentor_id, kind, issued_on, expires_on) VALUES (%(mentor)s, 'likeperson',"
-_LATEST = (
-    "(SELECT id FROM certificates WHERE mentor_id = %(mentor)s AND issued_on <= %(today)s"
-    " ORDER BY expires_on DESC, issued_on DESC LIMIT 1)"
-)
-_LIFT = "UPDATE mentor_pauses SET lifted_at = now(), lifted_by = 'coordinator' WHERE mentor_id = %(mentor)s"
-_STATEMENTS = {
-    Deed.RENEW: f"{_ISSUE} %(issued_on)s, %(far)s)",
-    Deed.RENEW_LATER: f"{_ISSUE} %(later)s, %(far)s)",
-    Deed.REVOKE: f"UPDATE certificates SET revoked_at = now() WHERE id = {_LATEST}",
-    Deed.REINSTATE: "UPDATE certificates SET revoked_at = NULL WHERE mentor_id = %(mentor)s",
-    Deed.EXTEND: f"UPDATE certificates SET expires_on = greatest(%(day)s, issued_on) WHERE id = {_LATEST}",
-    Deed.PAUSE: "INSERT INTO mentor_pauses (mentor_id, reason, actor) VALUES (%(mentor)s, 'illness', 'coordinator')"
-    " ON CONFLICT DO NOTHING",
-    Deed.LIFT: f"{_LIFT} AND actor <> 'certjob' AND lifted_at IS NULL",
-    Deed.LIFT_CERTJOBS: f"{_LIFT} AND actor = 'certjob' AND lifted_at IS NULL",
-    Deed.LEAVE: "UPDATE mentors SET left_at = now() WHERE id = %(mentor)s",
-    Deed.RETURN: "UPDATE mentors SET left_at = NULL WHERE id = %(mentor)s",
-    Deed.CORRECT_CONTACT: "UPDATE mentors SET dynamics_contact_id = %(contact)s WHERE id = %(mentor)s",
-}
-
-
-def change(facts: Facts, what: Change, today: date) -> UUID:
-    """Do a deed, as the app would; return the contact that is new with it (or would be)."""
-    contact = UUID(int=0xC1 << 96 | what.serial << 16 | what.number)
-    ((mentor_id,),) = facts.rows("SELECT id FROM mentors WHERE member_no = %s", what.member_no)
-    details = {
-        "mentor": mentor_id,
-        "today": today,
-        "issued_on": today - timedelta(days=100 + what.serial),
-        "later": today + timedelta(days=10 + what.serial),
-        "far": today + timedelta(days=LONG_DAYS + what.serial),
-        "day": today + timedelta(days=what.days),
-        "contact": contact,
-    }
-    facts.connection.execute(_STATEMENTS[what.deed].encode(), details)
-    return contact
+            Change(number=plan.number, deed=plan.deed).do(facts, today)

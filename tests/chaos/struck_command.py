@@ -1,6 +1,7 @@
 """Faults inside the command's event loop: certjob has no hook for them, so asyncio is wrapped before it begins."""
 
 import asyncio
+import itertools
 import os
 import signal
 import threading
@@ -22,18 +23,12 @@ class LoopFault:
     def __init__(self, *, spot: str, number: int, action: str, steps: int, mark: str) -> None:
         """The file ``mark`` is made when it has struck."""
         self.spot, self.action, self.steps = spot, action, steps
-        self._number = number
-        self._mark = Path(mark)
-        self._count = 0
-        self._lock = threading.Lock()
+        self._number, self._mark = number, Path(mark)
+        self._places = itertools.count(1)
 
-    def is_here(self, spot: str) -> bool:
-        """Count one more place; whether it is the fault's."""
-        if spot != self.spot:
-            return False
-        with self._lock:
-            self._count += 1
-            return self._count == self._number
+    def is_here(self) -> bool:
+        """Count one more place, in whatever thread; whether it is the fault's."""
+        return next(self._places) == self._number
 
     def note(self) -> None:
         """Tell the harness that it has struck."""
@@ -45,7 +40,7 @@ def strike_turns(fault: LoopFault) -> None:
     run = asyncio.Handle._run
 
     def strike(handle: asyncio.Handle) -> None:
-        if fault.is_here("turn"):
+        if fault.is_here():
             fault.note()
             if fault.action == "late":
                 time.sleep(LATE_SECONDS)
@@ -62,7 +57,7 @@ def strike_results(fault: LoopFault) -> None:
     call_soon_threadsafe = asyncio.BaseEventLoop.call_soon_threadsafe
 
     def strike(loop: asyncio.BaseEventLoop, callback: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        if not fault.is_here("result"):
+        if not fault.is_here():
             return call_soon_threadsafe(loop, callback, *arguments, **named)
         fault.note()
 
@@ -84,14 +79,14 @@ def strike_pushes(fault: LoopFault) -> None:
 
     def strike(loop: asyncio.BaseEventLoop, work: Coroutine[Any, Any, Any], **named: Any) -> Any:
         task = create_task(loop, work, **named)
-        if getattr(work, "__qualname__", "") == "Pusher.push" and fault.is_here("push"):
 
-            def step(left: int) -> None:
-                if left:
-                    loop.call_soon(step, left - 1)
-                elif task.cancel():
-                    fault.note()
+        def step(left: int) -> None:
+            if left:
+                loop.call_soon(step, left - 1)
+            elif task.cancel():
+                fault.note()
 
+        if getattr(work, "__qualname__", "") == "Pusher.push" and fault.is_here():
             step(fault.steps)
         return task
 
@@ -112,8 +107,6 @@ def plant(*, loop_fault: Mapping[str, Any] | None = None, patience: float = 0) -
     """Prepare this process: one fault, and its patience: time-outs of a minute and more come after so many seconds."""
     if loop_fault:
         wanted = LoopFault(**loop_fault)
-        strike_turns(wanted)
-        strike_results(wanted)
-        strike_pushes(wanted)
+        {"turn": strike_turns, "result": strike_results, "push": strike_pushes}[wanted.spot](wanted)
     if patience:
         lose_patience(patience)

@@ -22,11 +22,10 @@ from certjob import database
 from certjob.database import Connection, migrations, outlast_restarts
 from certjob.facts import reading
 from certjob.stopping import StopFlag
-from tests.chaos.cluster import Cluster
 from tests.support.everything import do_everything
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import CollectingChannel, FlakyPortal, night
-from tests.support.own_server import data_folder
+from tests.support.own_server import Cluster, data_folder
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.real_pgbouncer

@@ -28,9 +28,8 @@ from queue import SimpleQueue
 import psycopg
 
 from certjob.database import embedded
-from tests.chaos.workers import leave_on_sigterm
 from tests.mutants.places import ROOMS, Mutant, find
-from tests.support.own_server import data_folder
+from tests.support.own_server import data_folder, leave_on_sigterm
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "build" / "mutants"
