@@ -16,39 +16,43 @@ DATABASE_URL = "postgresql://certjob@db.example/certjob"
 PORTAL = {"PORTAL_URL": "https://portal.example/sync", "PORTAL_KEY": "k-123"}
 
 
+class Environment:
+    """Sets ``CERTJOB_*`` variables, which are named without their prefix; there is none of whoever runs the tests."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.set = monkeypatch.setenv
+        for name in list(os.environ):
+            if name.upper().startswith("CERTJOB_"):
+                monkeypatch.delenv(name)
+
+    def load(self, **variables: str) -> Settings:
+        """The settings with these variables and a database."""
+        for name, value in ({"DATABASE_URL": DATABASE_URL} | variables).items():
+            self.set(f"CERTJOB_{name}", value)
+        return load_settings()
+
+    def complaint(self, file: Path | str | None = None, **variables: str) -> str:
+        """What is said about these variables, or a file of them; no value stands in it, nor in a traceback."""
+        with pytest.raises(ConfigurationError) as caught:
+            load_settings(str(file)) if file else self.load(**variables)
+        assert caught.value.exit_code == 2
+        assert SECRET not in "".join(traceback.format_exception(caught.value))
+        return str(caught.value)
+
+
 @pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
-    """Where ``set`` puts its variables; there is none of whoever runs the tests."""
-    for name in list(os.environ):
-        if name.upper().startswith("CERTJOB_"):
-            monkeypatch.delenv(name)
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Environment:
     monkeypatch.chdir(tmp_path)
-    return monkeypatch
+    return Environment(monkeypatch)
 
 
-def load(environment: pytest.MonkeyPatch, **variables: str) -> Settings:
-    """Load the settings with these variables, named without their prefix, and a database."""
-    for name, value in ({"DATABASE_URL": DATABASE_URL} | variables).items():
-        environment.setenv(f"CERTJOB_{name}", value)
-    return load_settings()
-
-
-def complaint(environment: pytest.MonkeyPatch, file: Path | str | None = None, **variables: str) -> str:
-    """What is said about these variables, or a file of them; no value stands in it, nor in a traceback."""
-    with pytest.raises(ConfigurationError) as caught:
-        load_settings(str(file)) if file else load(environment, **variables)
-    assert caught.value.exit_code == 2
-    assert SECRET not in "".join(traceback.format_exception(caught.value))
-    return str(caught.value)
-
-
-def test_a_database_is_enough(environment: pytest.MonkeyPatch) -> None:
+def test_a_database_is_enough(environment: Environment) -> None:
     """Nothing is sent, pushed or told without being asked for, and nothing changes in the middle of a night.
 
     An empty variable counts as not set: ``CERTJOB_PORTAL_URL=`` in a crontab switches the portal off.
     """
     for variables in ({}, dict.fromkeys(("PORTAL_URL", "TIME_ZONE", "PORTAL_CONCURRENCY"), "")):
-        settings = load(environment, **variables)
+        settings = environment.load(**variables)
 
         assert settings.database_url.get_secret_value() == DATABASE_URL
         assert settings.time_zone == "Europe/Oslo"
@@ -59,33 +63,25 @@ def test_a_database_is_enough(environment: pytest.MonkeyPatch) -> None:
         settings.time_zone = "UTC"  # type: ignore[misc]
 
 
-def test_there_is_no_default_database(environment: pytest.MonkeyPatch) -> None:
+def test_there_is_no_default_database(environment: Environment) -> None:
     """A cron line with a forgotten variable must fail, not run on an empty database; an empty one is none."""
-    said = (
-        "CERTJOB_DATABASE_URL is not set; "
-        "give a PostgreSQL URL or the word embedded, or name a file that does (--env-file)"
-    )
-    with pytest.raises(ConfigurationError) as caught:
+    said = "CERTJOB_DATABASE_URL is not set; give a PostgreSQL URL or the word embedded"
+    with pytest.raises(ConfigurationError, match=said):
         load_settings()
 
-    assert [str(caught.value), complaint(environment, DATABASE_URL="")] == [said, said]
+    assert environment.complaint(DATABASE_URL="").startswith(said)
 
 
-@pytest.mark.parametrize(
-    ("variables", "calls_per_second"),
-    [
+def test_the_portal_is_spared_unless_it_is_on_this_machine(environment: Environment) -> None:
+    """15 calls a second, off on loopback, or what was asked for."""
+    for variables, calls_per_second in (
         ({}, 15.0),
         ({"PORTAL_RATE": "2.5"}, 2.5),
         ({"PORTAL_RATE": "0"}, 0.0),
-        ({"PORTAL_URL": "http://[::1]:8000/"}, 0.0),
-        ({"PORTAL_URL": "http://localhost/", "PORTAL_RATE": "3"}, 3.0),
-    ],
-)
-def test_the_portal_is_spared_unless_it_is_on_this_machine(
-    environment: pytest.MonkeyPatch, variables: dict[str, str], calls_per_second: float
-) -> None:
-    """15 calls a second, off on loopback, or what was asked for."""
-    assert load(environment, **PORTAL | variables).portal_calls_per_second == calls_per_second
+        ({"PORTAL_RATE": "", "PORTAL_URL": "http://[::1]:8000/"}, 0.0),
+        ({"PORTAL_RATE": "3"}, 3.0),
+    ):
+        assert environment.load(**PORTAL | variables).portal_calls_per_second == calls_per_second
 
 
 NO_ZONE = "no such time zone; use an IANA name such as Europe/Oslo"
@@ -107,8 +103,7 @@ A_URL = "must be a URL that starts with"
         ("PORTAL_URL", f"https://portal.example:{SECRET}/", "is not a valid URL"),
         ("PORTAL_URL", f"HTTP://portal.example/?key={SECRET}", NO_HTTP),
         ("PORTAL_URL", f"http://localhost.evil.example/{SECRET}", NO_HTTP),
-        ("PORTAL_URL", f"https://certjob:{SECRET}@portal.example/", f"{NO_USER}; the function's key goes into"),
-        ("PORTAL_URL", f"https://{SECRET}@portal.example/", NO_USER),
+        ("PORTAL_URL", f"https://{SECRET}@portal.example/", f"{NO_USER}; the function's key goes into"),
         ("PORTAL_KEY", f"{SECRET}\n", NOT_A_WORD),
         ("PORTAL_KEY", f"nøkkel-{SECRET}", NOT_A_WORD),
         ("PORTAL_CONCURRENCY", "0", "Input should be"),
@@ -122,33 +117,25 @@ A_URL = "must be a URL that starts with"
         ("NOTIFY_URL", "maildir:", A_URL),
         ("NOTIFY_URL", "smtp:", A_URL),
         ("NOTIFY_URL", f"http://push.example/?key={SECRET}", NO_HTTP),
-        ("NOTIFY_URL", f"smtp://{SECRET}@mail.example", "use CERTJOB_NOTIFY_USER and CERTJOB_NOTIFY_PASSWORD"),
-        ("NOTIFY_URL", f"https://:{SECRET}@push.example", NO_USER),
+        ("NOTIFY_URL", f"https://:{SECRET}@push.example", "use CERTJOB_NOTIFY_USER and CERTJOB_NOTIFY_PASSWORD"),
         ("MAIL_HOURS", f"08:00-{SECRET}", "must be two times of the day"),
         ("APP_URL", f"javascript:{SECRET}", A_URL),
         ("PING_URL", f"http://hc.example/{SECRET}", NO_HTTP),
         ("PING_URL", f"https://hc.example/{SECRET}?x=1", "must hold no ? and no #"),
         ("ATTENTION_PING_URL", f"https://hc.example/{SECRET}#x", "must hold no ? and no #"),
-        ("PING_URL", f"https://user:{SECRET}@hc.example/x", NO_USER),
-        ("METRICS_FILE", f"/var/lib/{SECRET}.txt", "ends in .prom"),
         ("METRICS_FILE", "/var/.prom", "ends in .prom"),
         ("METRICS_FILE", f"{SECRET}.prom", "begins with /"),
-        ("NOTIFY_PASSWORD", f"{SECRET}\r", "ends in a carriage return; "),
         ("DATABASE_URL", f"postgresql://u:{SECRET}@h/x\r", "ends in a carriage return; "),
     ],
 )
 def test_what_would_go_wrong_at_night_is_refused_by_name_and_without_its_value(
-    environment: pytest.MonkeyPatch, variable: str, value: str, phrase: str
+    environment: Environment, variable: str, value: str, phrase: str
 ) -> None:
     """Before anything has begun."""
-    said = complaint(environment, **PORTAL | {variable: value})
+    said = environment.complaint(**PORTAL | {variable: value})
 
     assert said.startswith(f"CERTJOB_{variable}: ")
     assert said.count(phrase) == 1
-
-
-WEBHOOK = {"NOTIFY_URL": "https://push.example/", "NOTIFY_PASSWORD": f"{SECRET}\n"}
-ONE_CHECK = dict.fromkeys(("PING_URL", "ATTENTION_PING_URL"), f"https://hc.example/{SECRET}")
 
 
 @pytest.mark.parametrize(
@@ -157,15 +144,19 @@ ONE_CHECK = dict.fromkeys(("PING_URL", "ATTENTION_PING_URL"), f"https://hc.examp
         ({"PORTAL_URL": PORTAL["PORTAL_URL"]}, "CERTJOB_PORTAL_KEY is missing; set it to the key"),
         ({"NOTIFY_URL": "SMTP://mail.example"}, "CERTJOB_MAIL_FROM is missing; set it to the address"),
         ({"NOTIFY_URL": "smtps://mail.example"}, "CERTJOB_MAIL_FROM is missing"),
-        (WEBHOOK, f"CERTJOB_NOTIFY_PASSWORD: {NOT_A_WORD}"),
-        (ONE_CHECK, "CERTJOB_ATTENTION_PING_URL must be the address of a second check"),
+        (
+            {"NOTIFY_URL": "https://push.example/", "NOTIFY_PASSWORD": f"{SECRET}\n"},
+            f"CERTJOB_NOTIFY_PASSWORD: {NOT_A_WORD}",
+        ),
+        (
+            dict.fromkeys(("PING_URL", "ATTENTION_PING_URL"), f"https://hc.example/{SECRET}"),
+            "CERTJOB_ATTENTION_PING_URL must be the address of a second check",
+        ),
     ],
 )
-def test_what_does_not_go_together_is_refused(
-    environment: pytest.MonkeyPatch, variables: dict[str, str], said: str
-) -> None:
+def test_what_does_not_go_together_is_refused(environment: Environment, variables: dict[str, str], said: str) -> None:
     """The setting that is missing or wrong is the one that is named."""
-    assert complaint(environment, **variables).startswith(said)
+    assert environment.complaint(**variables).startswith(said)
 
 
 @pytest.mark.parametrize(
@@ -179,9 +170,9 @@ def test_what_does_not_go_together_is_refused(
         {"METRICS_FILE": "/var/lib/metrics/certjob.prom", "APP_URL": "http://app.example"},
     ],
 )
-def test_what_works_is_taken_as_it_is(environment: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+def test_what_works_is_taken_as_it_is(environment: Environment, variables: dict[str, str]) -> None:
     """Plain http to this machine, each kind of channel, the first and the last value of a range."""
-    settings = load(environment, **PORTAL | {"MAIL_FROM": "certjob@hlf.example"} | variables)
+    settings = environment.load(**PORTAL | {"MAIL_FROM": "certjob@hlf.example"} | variables)
 
     for variable, value in variables.items():
         found = getattr(settings, variable.lower())
@@ -204,70 +195,60 @@ def database_of(file: Path) -> str:
     return load_settings(str(file)).database_url.get_secret_value()
 
 
-def test_a_file_is_read_and_a_real_variable_wins(environment: pytest.MonkeyPatch, file: Path) -> None:
+def test_a_file_is_read_as_it_stands_there_and_a_real_variable_wins(environment: Environment, file: Path) -> None:
     """Comments, quotes, ``export``, a byte order mark; variables of other programs in it do not matter.
 
+    A password may have a dollar sign; and no line can send another setting, or a variable, to a stranger.
     What is typed on the command line is meant; an empty one counts as not set.
     """
     file.write_bytes(
         b"\xef\xbb\xbfCERTJOB_DATABASE_URL=embedded  # remark\r\n\r\n# production\r\nTIME_ZONE=nowhere\r\nDEBUG\r\n"
         b"export CERTJOB_TIME_ZONE='Europe/Berlin'\r\nCERTJOB_MAIL_FROM=\"Certjob <post@example.org>\"\r\n"
     )
-    environment.setenv("CERTJOB_TIME_ZONE", "")
-
+    environment.set("CERTJOB_TIME_ZONE", "")
     settings = load_settings(str(file))
-
     assert (settings.time_zone, settings.mail_from) == ("Europe/Berlin", "Certjob <post@example.org>")
     assert database_of(file) == "embedded"
-    environment.setenv("CERTJOB_DATABASE_URL", DATABASE_URL)
+    environment.set("CERTJOB_DATABASE_URL", DATABASE_URL)
     assert database_of(file) == DATABASE_URL
 
-
-@pytest.mark.parametrize("quote", ["", "'", '"'])
-def test_nothing_in_it_is_expanded(environment: pytest.MonkeyPatch, file: Path, quote: str) -> None:
-    """A password may have a dollar sign; and no line can send another setting, or a variable, to a stranger."""
-    environment.setenv("HOME", f"/home/{SECRET}")
+    environment.set("HOME", f"/home/{SECRET}")
     written = "https://ping.example/${CERTJOB_PORTAL_KEY}/$HOME/`id`/$(id)/%d/~"
-    file.write_text(f"CERTJOB_DATABASE_URL=embedded\nCERTJOB_PING_URL={quote}{written}{quote}\n")
+    for quote in ("", "'", '"'):
+        file.write_text(f"CERTJOB_PING_URL={quote}{written}{quote}\n")
+        ping_url = load_settings(str(file)).ping_url
+        assert ping_url is not None
+        assert ping_url.get_secret_value() == written
 
-    ping_url = load_settings(str(file)).ping_url
 
-    assert ping_url is not None
-    assert ping_url.get_secret_value() == written
-
-
-@pytest.mark.parametrize("line", ["CERTJOB_PORTAL_KEY='{}", "CERTJOB_PORTAL_KEY", "'{}'x", "CERTJOB_X='a'{}'b'"])
-def test_a_line_that_is_no_setting_is_refused_by_its_number(
-    environment: pytest.MonkeyPatch, file: Path, line: str
-) -> None:
+def test_a_line_that_is_no_setting_is_refused_by_its_number(environment: Environment, file: Path) -> None:
     """A setting that is passed over unsaid would be missed in the night; what the line holds is not shown."""
-    file.write_text("CERTJOB_DATABASE_URL=embedded\n\n\n" + line.format(SECRET) + "\n")
-
     what_to_do = "not a setting; write NAME='value', or # before a remark"
-    assert complaint(environment, file) == f"the settings file {file}, line 4: {what_to_do}"
+    for line in ("CERTJOB_PORTAL_KEY='{}", "CERTJOB_PORTAL_KEY", "'{}'x", "CERTJOB_X='a'{}'b'"):
+        file.write_text("CERTJOB_DATABASE_URL=embedded\n\n\n" + line.format(SECRET) + "\n")
+
+        assert environment.complaint(file) == f"the settings file {file}, line 4: {what_to_do}"
 
 
-def test_a_file_that_cannot_be_read_is_refused(environment: pytest.MonkeyPatch, file: Path, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_refused(environment: Environment, file: Path, tmp_path: Path) -> None:
     """It was asked for, so it holds something. What is wrong in it is told like any other."""
     (tmp_path / "ring").symlink_to("ring")
     file.write_bytes(f"CERTJOB_NOTIFY_PASSWORD={SECRET}å".encode("latin-1"))
 
     for path, why in (
         ("nowhere/x.env", "No such file or directory"),
-        (".", "Is a directory"),
         ("ring", "symbolic links"),
         ("\0", ""),
         (file, "it is not UTF-8 text"),
     ):
-        said = complaint(environment, path)
-        assert why in said
-        assert said.endswith("; correct --env-file or CERTJOB_ENV_FILE")
+        said = environment.complaint(path)
+        assert (why in said, said.rpartition("; ")[2]) == (True, "correct --env-file or CERTJOB_ENV_FILE"), said
     file.write_text(f"CERTJOB_DATABASE_URL=embedded\nCERTJOB_TIME_ZONE={SECRET}\n")
-    assert complaint(environment, file).startswith("CERTJOB_TIME_ZONE: ")
+    assert environment.complaint(file).startswith("CERTJOB_TIME_ZONE: ")
 
 
 def test_a_file_is_refused_that_others_may_write_or_put_another_in_the_place_of(
-    environment: pytest.MonkeyPatch, file: Path, tmp_path: Path
+    environment: Environment, file: Path, tmp_path: Path
 ) -> None:
     """A group is others, too. Its folder and those above it count, and all that a link leads through.
 
@@ -276,14 +257,13 @@ def test_a_file_is_refused_that_others_may_write_or_put_another_in_the_place_of(
     for mode in (0o620, 0o602):
         file.chmod(mode)
         said = f"may be written by others than its owner (mode {mode:03o}); nobody but"
-        assert said in complaint(environment, file)
+        assert said in environment.complaint(file)
     file.chmod(0o600)
     folder = tmp_path / "open"
     (folder / "inside").mkdir(parents=True)
     inside = file.rename(folder / "inside" / "certjob.env")
-    for mode in (0o770, 0o707):
-        folder.chmod(mode)
-        assert f"{folder} may be written by others" in complaint(environment, inside)
+    folder.chmod(0o770)
+    assert f"{folder} may be written by others" in environment.complaint(inside)
     folder.chmod(0o1777)
     assert database_of(inside) == "embedded"
 
@@ -293,19 +273,15 @@ def test_a_file_is_refused_that_others_may_write_or_put_another_in_the_place_of(
     (tmp_path / "detour").symlink_to("open/link")
     folder.chmod(0o777)
     assert database_of(tmp_path / "safe") == "embedded"
-    assert f"{folder} may be written by others" in complaint(environment, tmp_path / "detour")
+    assert f"{folder} may be written by others" in environment.complaint(tmp_path / "detour")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give a file away")
-@pytest.mark.parametrize("what", ["certjob.env", "folder", "link"])
-def test_one_of_another_user_is_refused(environment: pytest.MonkeyPatch, tmp_path: Path, what: str) -> None:
+def test_one_of_another_user_is_refused(environment: Environment, file: Path, tmp_path: Path) -> None:
     """Of whoever owns the file, the folder that it lies in, or the link that leads to it."""
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    file = folder / "certjob.env"
-    file.touch(mode=0o600)
     link = tmp_path / "link"
     link.symlink_to(file)
-    os.chown({"certjob.env": file, "folder": folder, "link": link}[what], 12345, -1, follow_symlinks=False)
-
-    assert f"{what} belongs to another user (id 12345)" in complaint(environment, link)
+    for what in (file, tmp_path, link):
+        os.chown(what, 12345, -1, follow_symlinks=False)
+        assert f"{what.name} belongs to another user (id 12345)" in environment.complaint(link)
+        os.chown(what, 0, -1, follow_symlinks=False)
