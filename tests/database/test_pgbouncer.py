@@ -6,7 +6,6 @@ import pwd
 import shutil
 import socket
 import subprocess
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -45,8 +44,6 @@ default_pool_size = 3
 min_pool_size = 3
 server_round_robin = 1
 server_login_retry = 1
-logfile = {folder}/log
-pidfile = {folder}/pid
 {drop_to}
 """
 """Three sessions in turn: what somebody leaves behind on one of them, the next one finds."""
@@ -57,40 +54,35 @@ def pgbouncer(server_url: str) -> Iterator[str]:
     """A PgBouncer in front of this server; yields a URL without a database."""
     if PGBOUNCER is None:
         pytest.skip("nothing went through a pooler: PgBouncer is not installed (apt-get install pgbouncer)")
-    folder = Path(tempfile.mkdtemp(prefix="certjob-pgbouncer-"))
-    folder.chmod(0o777)  # as root it becomes another user
     server = psycopg.conninfo.conninfo_to_dict(server_url)
     host = Path(str(server["host"]))  # whoever owns the folder of a socket may enter it
     owner = pwd.getpwuid(host.stat().st_uid).pw_name if host.is_absolute() else "nobody"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    settings = folder / "pgbouncer.ini"
-    settings.write_text(
-        _SETTINGS.format(
-            host=host,
-            port=server.get("port", 5432),
-            user=server.get("user", getpass.getuser()),
-            listen_port=port,
-            folder=folder,
-            drop_to=f"user = {owner}" if os.geteuid() == 0 else "",
-        )
+    settings = _SETTINGS.format(
+        host=host,
+        port=server.get("port", 5432),
+        user=server.get("user", getpass.getuser()),
+        listen_port=port,
+        drop_to=f"user = {owner}" if os.geteuid() == 0 else "",
     )
-    with subprocess.Popen([PGBOUNCER, "-q", str(settings)], stdin=subprocess.DEVNULL) as process:
 
-        def answers() -> bool:
-            assert process.poll() is None, "PgBouncer ended by itself"
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-                return True
-            return False
+    def answers() -> bool:
+        assert process.poll() is None, "PgBouncer ended by itself"
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return True
+        return False
 
-        try:
-            until(answers)
-            yield f"postgresql://anybody@127.0.0.1:{port}/"
-        finally:
-            process.kill()  # asked to, it would wait for its clients
-            process.wait()
-            shutil.rmtree(folder, ignore_errors=True)
+    with data_folder("pgbouncer") as folder:
+        (folder / "pgbouncer.ini").write_text(settings)
+        command = [PGBOUNCER, "-q", str(folder / "pgbouncer.ini")]
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            try:
+                until(answers)
+                yield f"postgresql://anybody@127.0.0.1:{port}/"
+            finally:
+                process.kill()  # asked to, it would wait for its clients
 
 
 def test_everything_that_operators_do_goes_through_it(
