@@ -21,14 +21,11 @@ from tests.support.nights import FlakyPortal, in_background, night
 from tests.support.stages import PortalScene
 from tests.support.waiting import until, waits_for_a_lock
 
-YESTERDAY = TODAY - timedelta(days=1)
-NEXT_YEAR = TODAY + timedelta(days=365)
 CORRECT = "UPDATE mentors SET dynamics_contact_id = %s"
 CORRECT_ONE = f"{CORRECT} WHERE id = %s"
 MOVE = "UPDATE mentors SET organisation_id = %s WHERE id = %s"
 DROP = "UPDATE organisations SET portal = %s WHERE slug = 'hlf'"
-EXPIRE = "UPDATE certificates SET expires_on = %s"
-RESET = TransientPortalError("reset")
+EXPIRE = ("UPDATE certificates SET expires_on = %s", TODAY - timedelta(days=1))
 
 
 @pytest.fixture
@@ -69,29 +66,15 @@ def test_an_open_push_goes_out_without_waiting_for_the_night(scene: PortalScene,
     assert len(keys) == len({key for _, key in keys}) == 2
 
 
-def test_a_call_in_flight_for_the_old_one_does_not_settle_it(scene: PortalScene) -> None:
-    """The other contact gets the value in the same run, under a key of its own."""
-    scene.expired()
-    corrected = uuid4()
-    portal = DisturbedPortal(lambda number: number == 1 and scene.other.execute(CORRECT, (corrected,)))
-
-    scene.night(portal)
-
-    assert portal.visible[corrected] is False
-    (_, _, first), (_, _, second) = portal.calls
-    assert first != second
-
-
 def test_a_claim_never_pairs_the_new_wish_with_the_old_contact(scene: PortalScene) -> None:
     """While the correction is not committed the claim passes the event by; then it reads the new contact."""
-    scene.wish(scene.mentor(), visible=False)
+    scene.hidden()
     corrected = uuid4()
     scene.app.execute(CORRECT, (corrected,))
 
-    meanwhile = claim(scene.other)
+    assert claim(scene.other) == []
     scene.app.commit()
 
-    assert meanwhile == []
     assert [(event.version, event.contact_id) for event in claim(scene.other)] == [(2, corrected)]
 
 
@@ -103,15 +86,13 @@ def test_a_claim_calls_only_for_the_contact_that_it_keeps_from_others(
     scene.wish(scene.mentor(contact_id=contact), visible=False)
     before_it_claims(monkeypatch, lambda rows: [(row[0], seen.pop() if seen else row[1]) for row in rows])
 
-    events = scene.claim()
-
-    assert [(event.contact_id, event.attempts) for event in events] == [(contact, 1)]
+    assert [(event.contact_id, event.attempts) for event in scene.claim()] == [(contact, 1)]
     assert seen == []
 
 
 def test_a_correction_waits_for_a_claim_and_is_not_lost(scene: PortalScene) -> None:
     """The claim has just locked the event, and calls for the old contact; the correction raises the version."""
-    scene.wish(scene.mentor(), visible=False)
+    scene.hidden()
     app = scene.app
 
     def correct() -> None:
@@ -131,9 +112,8 @@ def test_a_correction_waits_for_a_claim_and_is_not_lost(scene: PortalScene) -> N
 @pytest.mark.parametrize("what", ["ids are swapped", "the organisation is away", "the mentor is away"])
 def test_whoever_has_the_contact_by_then_waits_for_the_call_in_flight(scene: PortalScene, what: str) -> None:
     """A show is in flight and flaky, its event may be withdrawn; the hide comes after it, and nothing is lost."""
-    elsewhere = scene.facts.organisation("nhf", portal=None, thresholds=())
-    contact = uuid4()
-    first = scene.facts.certified_mentor(scene.hlf, NEXT_YEAR, contact_id=contact)
+    elsewhere, contact = scene.facts.organisation("nhf", portal=None, thresholds=()), uuid4()
+    first = scene.facts.certified_mentor(scene.hlf, TODAY + timedelta(days=365), contact_id=contact)
     second = scene.expired()
     scene.night(FlakyPortal())
     scene.wish(first, visible=True)
@@ -141,8 +121,8 @@ def test_whoever_has_the_contact_by_then_waits_for_the_call_in_flight(scene: Por
         "ids are swapped": [
             [(CORRECT_ONE, None, first), (CORRECT_ONE, contact, second), (CORRECT_ONE, uuid4(), first)]
         ],
-        "the organisation is away": [[(DROP, None)], [(DROP, "dynamics"), (EXPIRE, YESTERDAY)]],
-        "the mentor is away": [[(MOVE, elsewhere, first)], [(MOVE, scene.hlf, first), (EXPIRE, YESTERDAY)]],
+        "the organisation is away": [[(DROP, None)], [(DROP, "dynamics"), EXPIRE]],
+        "the mentor is away": [[(MOVE, elsewhere, first)], [(MOVE, scene.hlf, first), EXPIRE]],
     }
 
     def change(number: int) -> Exception | None:
@@ -154,15 +134,14 @@ def test_whoever_has_the_contact_by_then_waits_for_the_call_in_flight(scene: Por
                     scene.other.execute(statement.encode(), values)
             review(scene.other)
         night(scene.other, portal=portal)
-        return RESET
+        return TransientPortalError("reset")
 
     portal = DisturbedPortal(change)
 
     reports = [scene.deliver(portal) for _ in range(2)]
 
-    assert portal.overlaps == []
-    assert portal.visible[contact] is False
-    assert sum(report.to_document()["portal"]["lost"] for report in reports) == 0
+    assert (portal.overlaps, portal.visible[contact]) == ([], False)
+    assert [report.portal.lost for report in reports] == [0, 0]
 
 
 def test_a_call_whose_lease_is_over_is_not_waited_for(scene: PortalScene) -> None:
@@ -186,8 +165,7 @@ def test_a_call_whose_lease_is_over_is_not_waited_for(scene: PortalScene) -> Non
 
 def test_nobody_is_deleted_while_a_call_may_be_under_way(scene: PortalScene) -> None:
     """With the mentor its lease would go, and the contact, entered anew, could be called for twice at once."""
-    mentor = scene.mentor()
-    scene.wish(mentor, visible=True)
+    mentor = scene.hidden()
     scene.claim()
     scene.run_sql("UPDATE mentors SET organisation_id = %s", scene.facts.organisation("none", portal=None))
     with database.transaction(scene.connection):
@@ -212,7 +190,8 @@ def test_twins_take_turns_and_hold_up_nobody_behind_them(scene: PortalScene, twi
     assert len(scene.claim()) == 3
 
 
-def test_twins_take_turns_between_runs_that_claim_at_once(scene: PortalScene, twins: list[UUID]) -> None:
+@pytest.mark.usefixtures("twins")
+def test_twins_take_turns_between_runs_that_claim_at_once(scene: PortalScene) -> None:
     """Neither sees yet what the other one writes; what is left waits until the call has ended."""
     with scene.other.transaction():
         claimed = [claim(scene.other, limit=1), scene.claim()]
