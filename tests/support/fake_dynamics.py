@@ -6,14 +6,13 @@
         ...                                     # the function pushes
         assert dynamics.contacts == {contact_id: False}
 
-Each PATCH, and each page of the contacts, takes the next fault of the list; when there is none left, ``outage``;
-without one Dataverse works. Pages are in the order of the ids, with a cookie of their last one, as Dataverse's are.
+Each PATCH of a contact that is there takes the next fault of the list; when there is none left, Dataverse works.
+Pages are in the order of the ids, with a cookie of their last one, as Dataverse's are.
 """
 
 import json
 import re
-from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 from urllib.parse import quote
 from uuid import UUID
 
@@ -22,19 +21,19 @@ from werkzeug import Request, Response
 
 TENANT = "planted-tenant"
 CLIENT_ID = "planted-client-id"
+CLIENT_SECRET = "planted~client~secret"
 FIELD = "hlf_visibleonportal"
 PERSON = "Kari Nordmann"
 """Whom Dataverse's error texts name; a person does not belong into answers or logs."""
 CONTACTS = "/api/data/v9.2/contacts"
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What goes over the wire."""
 
     status: int
     content: Any = None
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] | None = None
 
 
 def refusal(status: int, code: str, *, said: str = f"contact of {PERSON}", retry_after: str | None = None) -> Answer:
@@ -43,10 +42,9 @@ def refusal(status: int, code: str, *, said: str = f"contact of {PERSON}", retry
     return Answer(status, {"error": {"code": code, "message": said}}, headers)
 
 
-def no_token(status: int, error: str, number: int, *, retry_after: str | None = None) -> Answer:
+def no_token(status: int, error: str, number: int) -> Answer:
     """An error in Entra's own form."""
-    content = {"error": error, "error_description": f"AADSTS{number}: {PERSON}", "error_codes": [number]}
-    return Answer(status, content, {"Retry-After": retry_after} if retry_after else {})
+    return Answer(status, {"error": error, "error_description": f"AADSTS{number}: {PERSON}", "error_codes": [number]})
 
 
 UNKNOWN_COLUMN = refusal(
@@ -58,8 +56,8 @@ UNKNOWN_COLUMN = refusal(
 class FakeDynamics:
     """Both services; a context manager. Its attributes may be read and set at any time."""
 
-    client_secret = "planted~client~secret"
-    """What Entra takes for the application's secret."""
+    secrets = (CLIENT_SECRET, CLIENT_ID, "planted-token")
+    """What belongs into no text."""
 
     def __init__(self) -> None:
         self.tokens: set[str] = set()
@@ -69,15 +67,13 @@ class FakeDynamics:
 
     def begin_anew(self) -> None:
         """Forget what was done and told; the tokens stay good."""
-        self.contacts: dict[UUID, bool | None] = {}
-        """What the portal shows; None is a column that nobody has filled in."""
+        self.contacts: dict[UUID, bool] = {}
+        """What the portal shows."""
         self.page_size = 5000
         self.faults: list[Answer] = []
-        self.outage: Answer | None = None
-        self.entra_outage: Answer | None = None
         self.token_requests = 0
         self.pages_read = 0
-        self.patches: list[tuple[UUID, bool]] = []
+        self.patches: list[UUID] = []
         """Every change that Dataverse was asked for, refused or not, in order."""
 
     @property
@@ -85,51 +81,45 @@ class FakeDynamics:
         """Where both listen: the paths tell them apart."""
         return f"http://127.0.0.1:{self._server.port}"
 
-    def give_token(self, form: dict[str, list[str]]) -> Answer:
+    @property
+    def settings(self) -> dict[str, str]:
+        """What leads the function here."""
+        entra = {"AZURE_TENANT_ID": TENANT, "AZURE_CLIENT_ID": CLIENT_ID, "AZURE_CLIENT_SECRET": CLIENT_SECRET}
+        return entra | {"AZURE_AUTHORITY": self.url, "DYNAMICS_URL": self.url, "DYNAMICS_VISIBILITY_FIELD": FIELD}
+
+    def give_token(self, form: dict[str, str]) -> Answer:
         """Answer the application that asks for a token."""
         self.token_requests += 1
-        if self.entra_outage is not None:
-            return self.entra_outage
-        if form.get("client_secret") != [self.client_secret]:
+        if form.get("client_secret") != CLIENT_SECRET:
             return no_token(401, "invalid_client", 7000215)
-        asked = {"client_id": [CLIENT_ID], "grant_type": ["client_credentials"], "scope": [f"{self.url}/.default"]}
-        if any(form.get(name) != value for name, value in asked.items()):
+        asked = {"client_id": CLIENT_ID, "grant_type": "client_credentials", "scope": f"{self.url}/.default"}
+        if not asked.items() <= form.items():
             return no_token(400, "invalid_request", 900144)
         token = f"planted-token-{len(self.tokens)}-{self.token_requests}"
         self.tokens.add(token)
         return Answer(200, {"token_type": "Bearer", "expires_in": 3599, "access_token": token})
 
-    def patch(self, contact_id: UUID, content: Any, *, has_token: bool, may_create: bool) -> Answer:
+    def patch(self, contact_id: UUID, content: dict[str, bool], *, may_create: bool) -> Answer:
         """Answer a change of one contact."""
-        self.patches.append((contact_id, next(iter(content.values()))))
-        if not has_token:
-            return Answer(401)
         if set(content) != {FIELD}:
             return UNKNOWN_COLUMN
-        fault = self.faults.pop(0) if self.faults and contact_id in self.contacts else self.outage
-        if fault is not None:
-            return fault
         if contact_id not in self.contacts and not may_create:
             return refusal(404, "0x80040217")
+        if self.faults:
+            return self.faults.pop(0)
         self.contacts[contact_id] = content[FIELD]
         return Answer(204)
 
-    def list_contacts(self, query: dict[str, list[str]], *, has_token: bool) -> Answer:
+    def list_contacts(self, query: dict[str, str]) -> Answer:
         """Answer a page of the active contacts that are visible."""
         self.pages_read += 1
-        if not has_token:
-            return Answer(401)
-        if query.get("$filter") != [f"{FIELD} eq true and statecode eq 0"]:
+        if query.get("$filter") != f"{FIELD} eq true and statecode eq 0":
             return UNKNOWN_COLUMN
-        fault = self.faults.pop(0) if self.faults else self.outage
-        if fault is not None:
-            return fault
-        cookie = re.search(r"contactid last=%22%7b(.{36})%7d", query.get("$skiptoken", [""])[0])
+        cookie = re.search(r"contactid last=%22%7b(.{36})%7d", query.get("$skiptoken", ""))
         last = cookie[1].lower() if cookie else ""
         ids = sorted(str(each) for each, visible in self.contacts.items() if visible and str(each) > last)
-        content: dict[str, Any] = {"value": [{"@odata.etag": 'W/"1"', "contactid": each} for each in ids]}
+        content: dict[str, Any] = {"value": [{"contactid": each} for each in ids[: self.page_size]]}
         if len(ids) > self.page_size:
-            content["value"] = content["value"][: self.page_size]
             inner = f"%3ccookie page=%221%22%3e%3ccontactid last=%22%7b{ids[self.page_size - 1].upper()}%7d%22 /%3e"
             token = quote(f'<cookie pagenumber="2" pagingcookie="{inner}" istracking="False" />')
             content["@odata.nextLink"] = f"{self.url}{CONTACTS}?$select=contactid&$skiptoken={token}"
@@ -137,15 +127,19 @@ class FakeDynamics:
 
     def answer(self, request: Request) -> Response:
         """One request after the other: the server has one thread."""
-        query, answer = request.args.to_dict(flat=False), Answer(404)
-        has_token = request.headers.get("Authorization", "").removeprefix("Bearer ") in self.tokens
+        answer = Answer(404)
+        found = re.fullmatch(rf"{CONTACTS}\(([0-9a-f-]{{36}})\)", request.path)
+        if found:
+            self.patches.append(UUID(found[1]))
         if request.path == f"/{TENANT}/oauth2/v2.0/token":
-            answer = self.give_token(request.form.to_dict(flat=False))
+            answer = self.give_token(request.form.to_dict())
+        elif request.headers.get("Authorization", "").removeprefix("Bearer ") not in self.tokens:
+            answer = Answer(401)
         elif request.method == "GET" and request.path == CONTACTS:
-            answer = self.list_contacts(query, has_token=has_token)
-        elif request.method == "PATCH" and (found := re.fullmatch(rf"{CONTACTS}\(([0-9a-f-]{{36}})\)", request.path)):
+            answer = self.list_contacts(request.args.to_dict())
+        elif request.method == "PATCH" and found:
             may_create = request.headers.get("If-Match") != "*"
-            answer = self.patch(UUID(found[1]), request.json, has_token=has_token, may_create=may_create)
+            answer = self.patch(UUID(found[1]), request.get_json(), may_create=may_create)
         content = "" if answer.content is None else json.dumps(answer.content)
         return Response(content, answer.status, answer.headers, content_type="application/json")
 
