@@ -1,6 +1,5 @@
 """Organisations are made and changed one value at a time; a repeated command writes nothing."""
 
-import threading
 from dataclasses import replace
 from datetime import date
 from typing import Any
@@ -9,6 +8,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
+from certjob import database
 from certjob.errors import ConfigurationError, MentorBusyError
 from certjob.facts import organisations
 from certjob.facts.organisations import (
@@ -21,6 +21,8 @@ from certjob.facts.organisations import (
     set_organisation,
 )
 from tests.support.facts import Facts
+from tests.support.nights import in_background
+from tests.support.waiting import until, waits_for_a_lock
 
 App = psycopg.Connection[tuple[object, ...]]
 
@@ -35,15 +37,6 @@ def coordinate(facts: Facts, *people: str, slug: str = "hlf") -> list[tuple[obje
     """Give an organisation these coordinators; return all there are."""
     change(facts, slug, coordinators=people)
     return facts.rows("SELECT id, full_name, email, locale FROM coordinators ORDER BY email")
-
-
-def test_a_new_organisation_has_the_defaults(facts: Facts) -> None:
-    """Its name is its slug in capitals, its rules are those of the programme."""
-    assert change(facts) == OrganisationChange(created=True, changed=True)
-    (shown,) = read_organisation_details(facts.connection)
-    assert (shown.slug, shown.name, shown.portal) == ("hlf", "HLF", None)
-    assert (shown.thresholds, shown.optional_kinds) == ([60, 30, 14, 7, 1, -1], [])
-    assert (shown.coordinators, shown.mentors) == ([], 0)
 
 
 def test_everything_can_be_given_at_once_and_only_what_is_given_changes(facts: Facts) -> None:
@@ -64,7 +57,7 @@ def test_everything_can_be_given_at_once_and_only_what_is_given_changes(facts: F
         Coordinator(id=None, full_name="Kari", email="kari@hlf.example", locale="nn"),
         Coordinator(id=None, full_name=None, email="per@hlf.example", locale="nb"),
     ]
-    rules |= {"thresholds": [90, 7], "optional_kinds": ["førstehjelp", "kurs"]}
+    rules |= {"optional_kinds": ["førstehjelp", "kurs"]}
     expected: dict[str, Any] = {"slug": "hlf", "name": "Hørselshemmedes Landsforbund", "mentors": 1} | rules | texts
     assert replace(shown, coordinators=()) == OrganisationDetails(id=shown.id, **expected)
     with pytest.raises(ConfigurationError, match="no organisation 'lhl'; see"):
@@ -73,22 +66,19 @@ def test_everything_can_be_given_at_once_and_only_what_is_given_changes(facts: F
     removed: dict[str, Any] = {"thresholds": (), "optional_kinds": ["none"], "contact_phone": "", "sender": ""}
     assert change(facts, name="HLF Norge", portal="none", **removed) == OrganisationChange(created=False, changed=True)
     (after,) = read_organisation_details(facts.connection)
-    nothing: dict[str, Any] = {
-        "thresholds": [],
-        "optional_kinds": [],
-        "contact_phone": None,
-        "sender": None,
-        "portal": None,
-    }
-    assert after == replace(shown, name="HLF Norge", **nothing)
+    lists: dict[str, Any] = {"thresholds": [], "optional_kinds": []}
+    assert after == replace(shown, name="HLF Norge", contact_phone=None, sender=None, portal=None, **lists)
 
 
 def test_the_same_command_again_writes_nothing_and_only_a_changed_rule_makes_certjob_look(facts: Facts) -> None:
-    """A changed name does not."""
+    """A changed name does not. A new one has the programme's rules, and its slug in capitals for a name."""
+    assert change(facts) == OrganisationChange(created=True, changed=True)
+    (shown,) = read_organisation_details(facts.connection)
+    defaults: dict[str, Any] = {"name": "HLF", "portal": None, "thresholds": [60, 30, 14, 7, 1, -1], "mentors": 0}
+    assert shown == replace(shown, coordinators=[], optional_kinds=[], **defaults)
     given: dict[str, Any] = {"portal": "dynamics", "coordinators": ["Kari <kari@hlf.example>"]}
     change(facts, thresholds=(30, 7), **given)
-    ((organisation,),) = facts.connection.execute("SELECT id FROM organisations").fetchall()
-    facts.certified_mentor(organisation, date(2027, 1, 1))
+    facts.certified_mentor(shown.id, date(2027, 1, 1))
     facts.connection.execute("UPDATE mentors SET review_on = '2026-12-01'")
 
     assert change(facts, thresholds=(30, 7), **given) == OrganisationChange(created=False, changed=False)
@@ -147,9 +137,7 @@ def test_a_coordinator_is_read_as_a_mail_program_writes_one() -> None:
     """With the app's user id before it, where it is known; what is none is refused, with the form that is expected."""
     mail = "kari@hlf.example"
     for text, id_, name in (
-        (f"Kari Nordmann <{mail}>", None, "Kari Nordmann"),
         (f'"Nordmann, Kari" <{mail}>', None, "Nordmann, Kari"),
-        (mail, None, None),
         (f"<{mail}>", None, None),
         (f"{USER} {mail}", USER, None),
         (f" [{str(USER).upper()}]  Kari  N <{mail}> ", USER, "Kari N"),
@@ -164,16 +152,13 @@ def test_a_coordinator_is_read_as_a_mail_program_writes_one() -> None:
     ("slug", "values", "sentence"),
     [
         ("HLF", {}, "slug holds a-z, 0-9, - and _ only"),
-        ("", {}, "slug holds a-z"),
         ("x" * 64, {}, "slug holds a-z"),
         ("hlf", {"name": " "}, "the name must be 1 to 200 characters long"),
         ("hlf", {"name": "H\x1bLF"}, "without control characters"),
         ("hlf", {"optional_kinds": ["none", "kurs", ""]}, "an optional kind must be 1 to 100 characters long"),
         ("hlf", {"contact_email": "kontakt"}, "the contact's e-mail address is not valid; give one such as"),
         ("hlf", {"contact_phone": "1" * 51}, "the contact's phone must be 1 to 50 characters long"),
-        ("hlf", {"renewal_url": "hlf.example/fornye"}, "the renewal URL must be a web address such as"),
         ("hlf", {"renewal_url": "javascript:alert(1)"}, "the renewal URL must be a web address"),
-        ("hlf", {"renewal_url": "https://[oops"}, "the renewal URL must be a web address"),
         ("hlf", {"sender": "LHL"}, "the sender is not an address that mail can be sent to; give an address, or a name"),
         ("hlf", {"sender": "Kåre <kåre@lhl.example>"}, "the sender has a character that a sender cannot have"),
         ("hlf", {"remove_coordinators": ["per@hlf.example"]}, "organisation hlf has no coordinator with this address"),
@@ -194,37 +179,39 @@ def test_a_wrong_value_is_refused_before_anything_is_written(
 
 def test_thresholds_are_read_as_a_person_writes_them() -> None:
     """In any order, most days first afterwards, each once; what is no list of days is refused."""
-    for text, thresholds in {
-        "60,30,14,7,1,-1": (60, 30, 14, 7, 1, -1),
-        " 7 , 30,+7 ": (30, 7),
-        "0": (0,),
-        "3650,-3650": (3650, -3650),
-        "": (),
-        " None ": (),
-        ",".join(map(str, range(50))): tuple(range(49, -1, -1)),
-    }.items():
+    most = ",".join(map(str, range(50)))
+    for text, thresholds in (
+        (" 7 , 30,+7, -1 ", (30, 7, -1)),
+        ("3650,-3650", (3650, -3650)),
+        ("", ()),
+        (" None ", ()),
+        (most, tuple(range(49, -1, -1))),
+    ):
         assert parse_thresholds(text) == thresholds
-    too_many = ",".join(map(str, range(51)))
-    for text in (too_many, "sixty", "60;30", "60,,30", "60,", "1.5", "3651", "-3651", "60 30", "٣٠"):
+    for text in (f"{most},50", "sixty", "60;30", "60,,30", "60,", "1.5", "3651", "-3651", "60 30", "٣٠"):
         with pytest.raises(ConfigurationError, match="thresholds must"):
             parse_thresholds(text)
 
 
 def test_other_sessions_are_waited_for_and_not_without_end(
-    facts: Facts, app: App, monkeypatch: pytest.MonkeyPatch
+    facts: Facts, app: App, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of two people at once the second finds what the first made; held mentors: nothing is changed, try again."""
     app.execute("INSERT INTO organisations (slug, name) VALUES ('hlf', 'By the app')")
-    release = threading.Timer(0.3, app.commit)
-    release.start()
-    assert change(facts, portal="dynamics") == OrganisationChange(created=False, changed=True)
-    release.join()
-    found = facts.connection.execute("SELECT id, name, portal FROM organisations").fetchall()
-    assert found[0][1:] == ("By the app", "dynamics")
+
+    def commit_when_it_is_waited_for() -> None:
+        with database.connect(database_url) as observer:
+            until(lambda: waits_for_a_lock(observer, facts.connection))
+        app.commit()
+
+    with in_background(commit_when_it_is_waited_for):
+        assert change(facts, portal="dynamics") == OrganisationChange(created=False, changed=True)
+    (found,) = read_organisation_details(facts.connection)
+    assert (found.name, found.portal) == ("By the app", "dynamics")
 
     monkeypatch.setattr(organisations, "_LOCK_TIMEOUT_MS", 100)
-    facts.certified_mentor(found[0][0], date(2027, 1, 1))
+    facts.certified_mentor(found.id, date(2027, 1, 1))
     app.execute("SELECT FROM mentors FOR UPDATE")
     with pytest.raises(MentorBusyError, match="nothing was changed, try again"):
         change(facts, name="Changed", thresholds=(30,))
-    assert facts.connection.execute("SELECT id, name, portal FROM organisations").fetchall() == found
+    assert read_organisation_details(facts.connection) == [replace(found, mentors=1)]
