@@ -168,12 +168,13 @@ def started(
     program: Sequence[str] = (),
     given: bytes = b"",
     stdout: int | None = None,
+    terminal: int | None = None,
     **alterations: Any,
 ) -> Iterator[Child]:
     """The command in the background, or another ``program`` in its place; what is left of it at the end is killed.
 
-    ``given`` is what it can read, ``stdout`` a file descriptor that it prints to instead; the alterations are those of
-    ``tests.support.processes``.
+    ``given`` is what it can read, ``stdout`` a file descriptor that it prints to instead, ``terminal`` one for all its
+    streams; the alterations are those of ``tests.support.processes``.
     """
     with TemporaryFile() as read, TemporaryFile() as printed, TemporaryFile() as said:
         read.write(given)
@@ -183,6 +184,8 @@ def started(
             "stdout": printed.fileno() if stdout is None else stdout,
             "stderr": said.fileno(),
         }
+        if terminal is not None:
+            streams = dict.fromkeys(streams, terminal)
         if alterations or (not program and can_fork(environment)):
             streams["alterations"] = alterations or None
             process: Process = ForkedCommand(arguments, environment=environment, folder=folder, **streams)

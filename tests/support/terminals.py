@@ -1,6 +1,7 @@
 """A terminal of a given width, what it shows, and a text that would disturb it."""
 
 import io
+from typing import Any
 
 from rich.console import Console
 
@@ -9,13 +10,12 @@ from certjob.cli.terminal.output import Output
 HOSTILE = "[red]M[/red]\x1b[2J\x1b]0;gotcha\x07\u202e:smile:\\"
 
 
-def terminal(columns: int) -> tuple[Output, io.StringIO]:
-    """An output on a terminal of so many columns, and what it shows."""
+def terminal(columns: int, lines: int = 25) -> tuple[Output, io.StringIO]:
+    """An output on a terminal of this size, without colours, and what it shows."""
     output, shown = Output(quiet=False), io.StringIO()
     output.on_terminal = True
-    output.out = Console(
-        file=shown, width=columns, force_terminal=True, color_system=None, emoji=False, highlight=False
-    )
+    size: dict[str, Any] = {"width": columns, "height": lines, "_environ": {"TERM": "xterm"}}
+    output.out = Console(file=shown, force_terminal=True, color_system=None, emoji=False, highlight=False, **size)
     return output, shown
 
 
