@@ -28,7 +28,7 @@ from tests.support.command_line import WITHIN_SECONDS, Backends, Child, Finished
 from tests.support.facts import Facts
 from tests.support.intents import make_due
 from tests.support.ping_host import ping_host
-from tests.support.portal_answers import error, hang, ok
+from tests.support.portal_answers import hang, ok
 from tests.support.portal_server import PortalServer
 from tests.support.proxy import StallingProxy
 from tests.support.smtp_server import Fault, scripted_server
@@ -212,20 +212,6 @@ def test_while_calls_to_the_portal_hang(scene: Scene, portal: PortalServer) -> N
         scene.assert_completes("run", PORTAL_URL=healthy.url)
         assert [*healthy.visible.values()] == [False] * 7
     assert scene.rows("SELECT DISTINCT status FROM portal_sync_events") == [("delivered",)]
-
-
-def test_while_the_portal_asked_to_wait(scene: Scene, portal: PortalServer) -> None:
-    """Five minutes of Retry-After are not waited for; no lease is held meanwhile."""
-    portal.default = error(429, "throttled", retry_after="300")
-    scene.mentors(6, portal="dynamics")
-    state = "SELECT max(next_attempt_at) > now() + interval '4 min', count(claim_token) FROM portal_sync_events"
-
-    with scene.start("run", PORTAL_CONCURRENCY="1") as child:
-        until(lambda: scene.rows(state) == [(True, 0)])
-        result = child.stop_within(AT_ONCE_SECONDS)
-
-    scene.assert_failed(result)
-    assert (scene.rows(state), len(portal.requests)) == ([(True, 0)], 1)
 
 
 def test_while_the_database_stalls(scene: Scene, portal: PortalServer, database_url: str) -> None:
