@@ -1,4 +1,7 @@
-"""The event loop of a delivery: one thread for the database, an end in time whatever hangs."""
+"""The event loop of a delivery: one thread for the database, an end in time whatever hangs.
+
+What becomes of a signal while the database stalls is told in tests/cli/test_signals.py.
+"""
 
 import asyncio
 import gc
@@ -7,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any
 
 import psycopg
 import pytest
@@ -20,16 +23,10 @@ from certjob.outbox.loop import DatabaseThread, run_loop
 from certjob.stopping import STOP_SIGNALS, StopFlag, stop_on_signals
 from tests.support.proxy import StallingProxy
 
-T = TypeVar("T")
+Main = Callable[[DatabaseThread], Coroutine[Any, Any, Any]]
 
 
-def run(
-    main: Callable[[DatabaseThread], Coroutine[Any, Any, T]],
-    connection: Connection,
-    *,
-    stop: StopFlag | None = None,
-    deadline_seconds: float = 60,
-) -> T:
+def run(main: Main, connection: Connection, *, stop: StopFlag | None = None, deadline_seconds: float = 60) -> Any:
     """Run it, which takes less than ten seconds."""
     started = time.monotonic()
     try:
@@ -106,7 +103,11 @@ def test_a_name_lookup_that_hangs_holds_up_nothing(connection: Connection, monke
 
 
 def test_a_stop_wakes_the_loop(connection: Connection) -> None:
-    """From another thread, as from a signal handler; one that came before is seen, too."""
+    """From another thread, as from a signal handler; one that came before is seen, too.
+
+    A signal wakes it that does not interrupt its sleep: the system hands it to another thread, or it comes between the
+    loop's last look and its sleep.
+    """
     stop = StopFlag()
 
     async def main(database: DatabaseThread) -> str:
@@ -117,18 +118,11 @@ def test_a_stop_wakes_the_loop(connection: Connection) -> None:
     for _ in range(2):
         assert run(main, connection, stop=stop) == "ended in its own way"
 
-
-def test_a_signal_that_does_not_interrupt_the_sleep_of_the_loop_wakes_it(connection: Connection) -> None:
-    """The system hands it to another thread; or it comes between the loop's last look and its sleep."""
     kept = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGALRM)}
-
-    async def main(database: DatabaseThread) -> None:
-        threading.Timer(0.2, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGTERM)).start()
-        await asyncio.wait_for(database.stopped.wait(), 10)
-
     stop = stop_on_signals()
     try:
-        run(main, connection, stop=stop)
+        threading.Timer(0.2, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGTERM)).start()
+        assert run(main, connection, stop=stop) == "ended in its own way"
     finally:
         stop.end()
         for number, handler in kept.items():
@@ -167,28 +161,18 @@ def test_after_the_grace_a_statement_is_cancelled_and_a_settle_done_once_more(
     assert done == ["begun", "begun", "settled", "released"]
 
 
-@pytest.mark.parametrize("ended_by", ["signal", "deadline"])
-def test_a_database_that_stalls_is_hung_up_on(
-    database_url: str, monkeypatch: pytest.MonkeyPatch, ended_by: str
-) -> None:
+def test_a_database_that_stalls_is_hung_up_on(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its proxy keeps the connection open and swallows the cancellation as well; the next statement says the same."""
     monkeypatch.setattr(loop, "LONGEST_WORK_AFTER_DEADLINE_SECONDS", 0.2)
-    stop = StopFlag()
     with StallingProxy(database_url) as proxy, database.connect(proxy.url) as connection:
-        database.outlast_restarts(connection, stop=stop)
+        database.outlast_restarts(connection, stop=StopFlag())
 
         async def main(thread: DatabaseThread) -> None:
             proxy.is_silent.set()
-            if ended_by == "signal":
-                asyncio.get_running_loop().call_later(0.1, break_off, stop)
             await thread.run(lambda: database.fetch_value(connection, "read_clock"), settles=True)
 
-        if ended_by == "signal":
-            with pytest.raises(StoppedBySignalError):
-                run(main, connection, stop=stop)
-            return
         with pytest.raises(DatabaseUnavailableError, match="does not answer"):
-            run(main, connection, stop=stop, deadline_seconds=0.1)
+            run(main, connection, deadline_seconds=0.1)
         with pytest.raises(DatabaseUnavailableError, match="does not answer"):
             database.fetch_value(connection, "read_clock")
 
@@ -235,10 +219,7 @@ def test_a_second_signal_breaks_nothing_while_the_loop_begins_or_ends(
         await usual(loop, *timeout)
         break_off(stop)
 
-    async def main(_database: DatabaseThread) -> bool:
-        return True
-
     monkeypatch.setattr(asyncio.BaseEventLoop, "shutdown_default_executor", with_a_signal_in_the_last_turn)
     stop = StopFlag()
-    assert run(main, connection, stop=stop)
+    assert run(returns, connection, stop=stop)
     gc.collect()
