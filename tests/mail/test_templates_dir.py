@@ -1,11 +1,9 @@
 """Templates of the programme's own: which file is taken, and what is wrong with one is found before the night."""
 
-import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable
-from datetime import UTC, timedelta
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,11 @@ from certjob.mail.messages.checking import check_templates, open_templates
 from certjob.mail.messages.samples import SAMPLES, sample_digests, sample_reminders
 from certjob.mail.messages.templates import OUR_FOLDER, Templates
 from tests.conftest import Certjob
+from tests.mail.conftest import Scene, day
 from tests.support.command_line import today
 from tests.support.docs import read_section
-from tests.support.facts import TODAY, Facts
+from tests.support.facts import TODAY
 from tests.support.mails import written_reminder
-from tests.support.own_server import data_parent
 
 GOOD_TEXT = "Hallo fra {{ organisation }}\n\nKjære {{ name }}, {{ days_left }} dager igjen.\n"
 GOOD_DIGEST = "{{ organisation }}\n\n{% for item in paused %}\n* {{ item.name }}\n{% endfor %}\nHilsen\n"
@@ -51,17 +49,13 @@ def write(folder: Path) -> Write:
     return write_file
 
 
-def reminder(folder: Path | Templates, **words: Any) -> OutgoingMessage:
+def reminder(templates: Path | Templates, **words: Any) -> OutgoingMessage:
     """Write one, and raise what is wrong with the folder's own template."""
-    templates = Templates(folder) if isinstance(folder, Path) else folder
+    templates = templates if isinstance(templates, Templates) else Templates(templates)
     message = written_reminder(templates=templates, **words)
     if templates.broken is not None:
         raise templates.broken
     return message
-
-
-def problems_in(folder: Path) -> list[str]:
-    return [str(problem) for problem in check_templates(folder)]
 
 
 def test_one_file_takes_the_place_of_ours_and_no_other_and_a_night_is_written_in_one_voice(
@@ -97,18 +91,18 @@ def test_an_organisation_has_its_own_before_those_for_all_and_either_can_build_o
     assert (page.startswith('<html lang="nn"><h1>'), "Vennleg helsing" in page) == (True, True)
 
 
-def test_markup_in_a_name_is_text_on_a_page_whatever_piece_writes_it(folder: Path, write: Write) -> None:
+@pytest.mark.parametrize("piece", ["piece.txt", "piece"])
+def test_markup_in_a_name_is_text_on_a_page_whatever_piece_writes_it(folder: Path, write: Write, piece: str) -> None:
     """A page may be built of pieces whose names do not end in .html. In a text part nothing is escaped."""
-    for piece in ("piece.txt", "piece.words", "piece"):
-        write(piece, "{% macro greet(name) %}Hei, {{ name }}!{% endmacro %}{{ name }}\n")
-        use = f"{{% import '{piece}' as piece with context %}}{{{{ piece.greet(name) }}}} {{% include '{piece}' %}}"
-        write("reminder.nb.txt", f"Emne\n\n{use}\n")
-        write("reminder.nb.html", use)
+    write(piece, "{% macro greet(name) %}Hei, {{ name }}!{% endmacro %}{{ name }}\n")
+    use = f"{{% import '{piece}' as piece with context %}}{{{{ piece.greet(name) }}}} {{% include '{piece}' %}}"
+    write("reminder.nb.txt", f"Emne\n\n{use}\n")
+    write("reminder.nb.html", use)
 
-        message = reminder(folder, full_name="<b>Å & Ø</b>")
+    message = reminder(folder, full_name="<b>Å & Ø</b>")
 
-        assert message.text == "Hei, <b>Å & Ø</b>! <b>Å & Ø</b>\n"
-        assert message.html == "Hei, &lt;b&gt;Å &amp; Ø&lt;/b&gt;! &lt;b&gt;Å &amp; Ø&lt;/b&gt;\n"
+    assert message.text == "Hei, <b>Å & Ø</b>! <b>Å & Ø</b>\n"
+    assert message.html == "Hei, &lt;b&gt;Å &amp; Ø&lt;/b&gt;! &lt;b&gt;Å &amp; Ø&lt;/b&gt;\n"
 
 
 @pytest.mark.parametrize(
@@ -119,7 +113,7 @@ def test_markup_in_a_name_is_text_on_a_page_whatever_piece_writes_it(folder: Pat
         (
             "reminder.nb.txt",
             "Emne\n\nHei {{ velkomst }}\n",
-            "line 3: 'velkomst' is undefined; use one of contact_email, ",
+            "line 3: 'velkomst' is undef.*; use one of contact_email, ",
         ),
         ("reminder.nb.txt", "Emne\n\n{{ name.upper }} {{ organisation.slug }}\n", "line 3.*no attribute 'slug'"),
         ("reminder.nb.txt", "{% if days_left < 0 %}\nEmne\n{% endif %}\n\nHei\n", "line 1.*subject.*empty"),
@@ -144,7 +138,7 @@ def test_what_is_broken_is_found_before_the_night(
     """With file, line, and what to do; once, although every situation was tried."""
     write(name, text)
 
-    (problem,) = problems_in(folder)
+    (problem,) = map(str, check_templates(folder))
 
     assert problem.startswith(name)
     assert re.search(said, problem)
@@ -159,7 +153,7 @@ def test_what_a_file_breaks_in_another_one_is_found_in_its_own(folder: Path, wri
     ours = (OUR_FOLDER / "reminder.nb.words").read_text(encoding="utf-8")
     write("reminder.nb.words", "{% set number = nam ~ 1 %}\n" + ours)
 
-    assert {problem.partition(";")[0] for problem in problems_in(folder)} == {
+    assert {str(problem).partition(";")[0] for problem in check_templates(folder)} == {
         "hlf/layout.html line 1: 'titel' is undefined",
         "hlf/footer.txt line 1: 'helsing' is undefined",
         "reminder.nb.words line 1: 'nam' is undefined",
@@ -168,7 +162,7 @@ def test_what_a_file_breaks_in_another_one_is_found_in_its_own(folder: Path, wri
 
 def test_what_is_good_is_no_problem(folder: Path, write: Write) -> None:
     """Ours as the programme's, digests, pieces that templates include, and what editors leave behind."""
-    for ours in (*OUR_FOLDER.glob("*.txt"), *OUR_FOLDER.glob("*.html"), *OUR_FOLDER.glob("*.words")):
+    for ours in OUR_FOLDER.glob("*.*"):
         shutil.copy(ours, folder)
     write("digest.nb.txt", GOOD_DIGEST)
     write("digest.nn.html", "{% for item in expiring %}{{ item.days_left }}{% endfor %}<h1>{{ subject }}</h1>")
@@ -181,12 +175,11 @@ def test_what_is_good_is_no_problem(folder: Path, write: Write) -> None:
     assert reminder(open_templates(None)) == written_reminder()
 
 
-def test_an_organisations_folder_that_cannot_be_opened_gives_way_to_ours_and_is_named(
-    folder: Path, write: Write
-) -> None:
+def test_a_folder_that_cannot_be_opened_gives_way_to_ours_and_is_named(folder: Path, write: Write) -> None:
     """One that certjob's user may not enter, above all; here a link that leads nowhere, root may enter everything."""
     write("reminder.nb.txt", GOOD_TEXT)
     (folder / "hlf").symlink_to("hlf")
+    said = f"the folder {folder / 'hlf'} cannot be read (Too many levels of symbolic links)"
     templates = Templates(folder)
 
     assert written_reminder(templates=templates) == written_reminder()
@@ -194,41 +187,22 @@ def test_an_organisations_folder_that_cannot_be_opened_gives_way_to_ours_and_is_
 
     problem = templates.problem()
     assert problem is not None
-    assert f"the folder {folder / 'hlf'} cannot be read (Too many levels of symbolic links)" in problem.reason
+    assert said in problem.reason
+    with pytest.raises(ConfigurationError, match=re.escape(said)):
+        check_templates(folder)
+    for nothing in ("nowhere", "reminder.nb.txt"):
+        with pytest.raises(ConfigurationError, match=f"CERTJOB_TEMPLATES_DIR: the folder .*{nothing} cannot be read"):
+            open_templates(folder / nothing)
 
 
-def test_a_folder_that_certjobs_user_may_not_enter_is_named_by_the_check_too() -> None:
-    """Root may enter everything, and tries it as somebody else."""
-    with tempfile.TemporaryDirectory(dir=data_parent()) as name:
-        place = Path(name) / "hlf"
-        place.mkdir(mode=0)
-        Path(name).chmod(0o755)
-        user_id = os.geteuid()
-        if not user_id:
-            os.seteuid(65534)
-        try:
-            with pytest.raises(ConfigurationError, match=f"the folder {place} cannot be read .Permission denied"):
-                check_templates(Path(name))
-        finally:
-            os.seteuid(user_id)
-
-
-def test_several_problems_make_one_line_and_a_folder_that_is_none_another(folder: Path, write: Write) -> None:
+def test_several_problems_make_one_line(folder: Path, write: Write) -> None:
     """The first one, and how many more; `certjob check` names them all."""
     for language in ("nb", "nn", "en"):
         write(f"reminder.{language}.txt", "")
 
-    with pytest.raises(TemplateError) as raised:
+    said = r"^CERTJOB_TEMPLATES_DIR: reminder.nb.txt line 1: .* empty; and 2 more problems; `certjob check` says"
+    with pytest.raises(TemplateError, match=said):
         open_templates(folder)
-
-    assert str(raised.value) == (
-        "CERTJOB_TEMPLATES_DIR: reminder.nb.txt line 1: the first line is the subject, and it is empty; "
-        "and 2 more problems; `certjob check` says what to do about each"
-    )
-    assert raised.value.exit_code == 2
-    for nothing in ("nowhere", "reminder.nb.txt"):
-        with pytest.raises(ConfigurationError, match=f"CERTJOB_TEMPLATES_DIR: the folder .*{nothing} cannot be read"):
-            open_templates(folder / nothing)
 
 
 def test_what_breaks_on_one_mentor_names_the_place_and_not_the_person(folder: Path, write: Write) -> None:
@@ -255,31 +229,29 @@ def test_the_samples_are_every_situation() -> None:
         assert {bool(sample[word]) for sample in samples} == {True, False}
 
 
-def test_the_made_up_digest_has_the_words_of_a_real_one(facts: Facts) -> None:
+def test_the_made_up_digest_has_the_words_of_a_real_one(desk: Scene) -> None:
     """Were there one more or less, the check would refuse good templates, or let bad ones into the night."""
-    organisation = facts.organisation()
-    paused, back, shown = (facts.certified_mentor(organisation, TODAY + timedelta(days=n)) for n in (-1, 400, 20))
-    values = {"organisation": organisation, "paused": paused, "back": back, "shown": shown, "today": TODAY}
-    for statement in (
-        "mentor_pauses (mentor_id, reason, actor, lifted_at, lifted_by) VALUES"
-        " (%(paused)s, 'certification_expired', 'certjob', NULL, NULL),"
-        " (%(back)s, 'certification_expired', 'certjob', now(), 'certjob')",
-        "portal_sync_events (mentor_id, visible, wanted_at) VALUES"
-        " (%(paused)s, false, now() - interval '2 hours'), (%(shown)s, true, now() - interval '2 hours')",
-        "cert_notification_log (mentor_id, threshold_days, cert_id, expires_on, status, last_error)"
-        " VALUES (%(shown)s, 30, gen_random_uuid(), %(today)s::date + 20, 'failed', '550 unknown')",
-        "portal_sync_events (mentor_id, visible, status, delivered_at, corrects_portal)"
-        " VALUES (%(shown)s, false, 'delivered', now(), true)",
-        "held_reviews (organisation_id, what, as_of, reason, mentors, may_be_shown, mentor_ids)"
-        " VALUES (%(organisation)s, 'pauses', %(today)s, 'too many', 30, 1, ARRAY[%(paused)s])",
-        "review_problems (mentor_id, reason, as_of) VALUES (%(shown)s, 'locked', %(today)s)",
-        "coordinators (organisation_id, email) VALUES (%(organisation)s, 'b@example.org')",
-        "coordinator_digests (coordinator_id, digest_on) SELECT id, %(today)s FROM coordinators",
+    paused, back, shown = (desk.certified(until=number) for number in (-1, 400, 20))
+    own = {"reason": "certification_expired", "actor": "certjob"}
+    soon = {"threshold_days": 30, "cert_id": shown, "expires_on": day(20)}
+    held = {"as_of": TODAY, "reason": "too many", "mentors": 30, "may_be_shown": 1, "mentor_ids": [paused]}
+    for table, row in (
+        ("mentor_pauses", {"mentor_id": paused} | own),
+        ("mentor_pauses", {"mentor_id": back, "lifted_at": TODAY, "lifted_by": "certjob"} | own),
+        ("portal_sync_events", {"mentor_id": paused, "visible": False, "wanted_at": TODAY}),
+        ("portal_sync_events", {"mentor_id": shown, "visible": True, "wanted_at": TODAY}),
+        ("portal_sync_events", {"mentor_id": back, "visible": False, "status": "delivered", "corrects_portal": True}),
+        ("cert_notification_log", {"mentor_id": shown, "status": "failed", "last_error": "550 unknown"} | soon),
+        ("held_reviews", {"organisation_id": desk.home, "what": "pauses"} | held),
+        ("review_problems", {"mentor_id": shown, "reason": "locked", "as_of": TODAY}),
+        ("coordinator_digests", {"coordinator_id": desk.rows("SELECT id FROM coordinators")[0][0], "digest_on": TODAY}),
     ):
-        facts.connection.execute(f"INSERT INTO {statement}".encode(), values)
-    ((row_id,),) = facts.connection.execute("SELECT id FROM coordinator_digests").fetchall()
+        desk.facts.insert(table, **row)
+    desk.execute("UPDATE mentor_pauses SET lifted_at = now() WHERE lifted_at IS NOT NULL")
+    desk.execute("UPDATE portal_sync_events SET delivered_at = now() WHERE status = 'delivered'")
+    ((row_id,),) = desk.connection.execute("SELECT id FROM coordinator_digests").fetchall()
 
-    real = read_digest(facts.connection, row_id, today=TODAY, zone=UTC)
+    real = read_digest(desk.connection, row_id, today=TODAY, zone=UTC)
 
     assert real is not None
     assert shape(real.words(repeat=False)) == shape(next(sample_digests("nb")))
@@ -298,34 +270,26 @@ def test_the_page_about_messages_names_every_word(message: str) -> None:
     section = read_section("docs/messages.md", "Your own templates")
     paragraph = section.partition(f"A {message} has")[2].partition("\n\n")[0]
 
-    assert words_in(next(SAMPLES[message]("nb"))) == set(re.findall(r"`(\w+)`", paragraph)) - {"subject"}
-
-
-def words_in(value: object) -> set[str]:
-    if isinstance(value, dict):
-        return {*value}.union(*map(words_in, value.values()))
-    return set().union(*map(words_in, value)) if isinstance(value, list) else set()
+    words = set(re.findall(r"'(\w+)':", str(shape(next(SAMPLES[message]("nb"))))))
+    assert words == set(re.findall(r"`(\w+)`", paragraph)) - {"subject"}
 
 
 def test_a_broken_template_is_refused_where_somebody_looks_and_stops_no_night(
-    certjob: Certjob, facts: Facts, folder: Path, write: Write, tmp_path: Path
+    certjob: Certjob, scene: Scene, folder: Path, write: Write, tmp_path: Path
 ) -> None:
     """Somebody uncertified who stays visible is worse than other words: ours are sent, and the line names the file."""
-    facts.certified_mentor(facts.organisation(portal=None), today() + timedelta(days=20), member_no="M1042")
+    scene.certified(until=(today() - TODAY).days + 20, member_no="M1042")
     settings = {"CERTJOB_TEMPLATES_DIR": str(folder), "CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'mail'}"}
-    write("hlf/reminder.nb.txt", GOOD_TEXT)
-    assert "\nSubject: Hallo fra HLF\n" in certjob("preview", "M1042", **settings).stdout
-    write("hlf/reminder.nb.txt", "Emne\n\nHei {{ nmae }}\n")
-    said = "hlf/reminder.nb.txt line 3: 'nmae' is undefined; did you mean name?"
+    write("nhf/reminder.nb.txt", GOOD_TEXT)
+    assert "\nSubject: Hallo fra NHF\n" in certjob("preview", "M1042", **settings).stdout
+    write("nhf/reminder.nb.txt", "Emne\n\nHei {{ nmae }}\n")
+    said = "nhf/reminder.nb.txt line 3: 'nmae' is undefined; did you mean name?"
 
     broken = certjob("preview", "M1042", **settings)
     certjob("run", "--no-deliver", **settings)
     night = certjob("deliver", **settings)
 
-    assert (broken.returncode, broken.stdout, broken.stderr) == (
-        2,
-        "",
-        f"certjob preview: CERTJOB_TEMPLATES_DIR: {said}\n",
-    )
+    assert (broken.returncode, broken.stdout) == (2, "")
+    assert broken.stderr == f"certjob preview: CERTJOB_TEMPLATES_DIR: {said}\n"
     assert (night.returncode, said in night.stderr) == (3, True)
     assert len(list((tmp_path / "mail" / "new").iterdir())) == 1
