@@ -1,16 +1,16 @@
-"""What a mentor reads."""
+"""What mentors and coordinators read: three languages, both parts alike, and what to do in words that help."""
 
 import html
-import itertools
 import re
+from collections.abc import Mapping
 from datetime import date
 from typing import Any
 
 import pytest
 
 from certjob.mail.message import OutgoingMessage
-from certjob.mail.messages.content import LANGUAGES
-from certjob.mail.messages.samples import sample_digests
+from certjob.mail.messages.content import LANGUAGES, RenderedMessage
+from certjob.mail.messages.samples import SAMPLES, sample_digests
 from certjob.mail.messages.templates import OUR_TEMPLATES
 from tests.looks.contrast import contrasts
 from tests.support.mails import Page, breakable, written_reminder
@@ -18,104 +18,129 @@ from tests.support.mails import Page, breakable, written_reminder
 AA = 4.5
 """WCAG 2.2, 1.4.3: the least contrast of a text."""
 NOWHERE: dict[str, Any] = {"contact_email": None, "contact_phone": None, "renewal_url": None}
+SENTENCE = "Dynamics sync pending — mentor may still be visible on portal"
+URGENT = {"nb": "Haster", "nn": "Hastar", "en": "Urgent"}
+SECTIONS = ("held", "unreviewed", "visible", "paused", "returned", "corrected", "undelivered", "hidden", "expiring")
 
-in_each_language = pytest.mark.parametrize("locale", sorted(LANGUAGES))
+in_each_language = pytest.mark.parametrize("language", LANGUAGES)
 
 
-def words_of(message: OutgoingMessage) -> str:
-    """Everything a mentor could read, in either part."""
+def words_of(message: OutgoingMessage | RenderedMessage) -> str:
+    """Everything somebody could read, in either part."""
     return "\n".join((message.subject, message.text, html.unescape(message.html)))
 
 
+def digest(words: Mapping[str, Any]) -> RenderedMessage:
+    return OUR_TEMPLATES.render("digest", slug="", words=words)
+
+
+def full(language: str, **words: Any) -> dict[str, Any]:
+    """A digest with two or three lines in every section."""
+    return dict(next(sample_digests(language))) | words
+
+
+def only(section: str, count: int = 1, *, language: str = "nb", **line: Any) -> dict[str, Any]:
+    """A digest with so many lines, in one section."""
+    words = full(language)
+    return words | {name: [] for name in SECTIONS} | {section: [words[section][0] | line] * count}
+
+
+@in_each_language
+def test_both_parts_say_the_same_in_every_situation(language: str) -> None:
+    """The heading of the page is the subject. An optional kind's expiry pauses nobody, and must not frighten."""
+    for kind, samples in SAMPLES.items():
+        for words in samples(language):
+            message = OUR_TEMPLATES.render(kind, slug="", words=words)
+
+            said = re.sub(r"^(?:\* | +- |-+$)", "", message.text, flags=re.MULTILINE)  # they mark lists and headings
+            said = re.sub(r":(\s)https", r"\1https", said).replace(f"{URGENT[language]}: ", f"{URGENT[language]} ")
+            assert Page(message.html).text == breakable(f"Hørselshjelpen {message.subject} {' '.join(said.split())}")
+            assert "\n\n\n" not in message.text
+            assert words.get("pauses", True) or not re.search(r"\bpause", words_of(message), re.IGNORECASE)
+
+
 @pytest.mark.parametrize(
-    ("locale", "days_left", "subject", "sentence"),
+    ("language", "days_left", "subject", "sentence"),
     [
         ("nb", 14, "går ut om 14 dager, 24. mars", "går ut 24. mars 2026. Du har 14 dager på deg til å fornye det."),
         ("nb", 1, "går ut i morgen, 11. mars", "går ut i morgen, 11. mars 2026. Du kan fortsatt fornye det."),
         ("nb", 0, "går ut i dag, 10. mars", "går ut i dag, 10. mars 2026. Det gjelder ut dagen."),
         ("nb", -1, "gikk ut i går, 9. mars", "gikk ut i går, 9. mars 2026."),
         ("nb", -3, "gikk ut 7. mars", "gikk ut 7. mars 2026."),
-        ("nn", 14, "går ut om 14 dagar, 24. mars", "går ut 24. mars 2026. Du har 14 dagar på deg til å fornye det."),
         ("nn", 1, "går ut i morgon, 11. mars", "går ut i morgon, 11. mars 2026. Du kan framleis fornye det."),
         ("en", 14, "expires in 14 days, on 24 March", "expires on 24 March 2026. You have 14 days left to renew it."),
         ("en", 0, "expires today, 10 March", "expires today, 10 March 2026. It is valid until the end of the day."),
-        ("en", -3, "expired on 7 March", "expired on 7 March 2026."),
     ],
 )
-def test_it_says_when_in_words_of_the_language(locale: str, days_left: int, subject: str, sentence: str) -> None:
-    message = written_reminder(locale=locale, days_left=days_left)
+def test_a_reminder_says_when_in_words_of_the_language(
+    language: str, days_left: int, subject: str, sentence: str
+) -> None:
+    message = written_reminder(locale=language, days_left=days_left)
 
-    certificate = "Your certificate" if locale == "en" else "Sertifikatet ditt"
-    kind = "“likeperson”" if locale == "en" else "«likeperson»"
+    certificate = "Your certificate" if language == "en" else "Sertifikatet ditt"
+    kind = "“likeperson”" if language == "en" else "«likeperson»"
     assert breakable(message.subject) == f"{certificate} {subject} ({kind})"
     assert f". {certificate} {kind} {sentence}\n" in breakable(message.text)
-    assert f". {certificate} {kind} {sentence} " in Page(message.html).text
-
-
-@in_each_language
-def test_both_parts_say_the_same_in_every_situation(locale: str) -> None:
-    """And not a word of a pause for an optional kind: its expiry pauses nobody, and must not frighten."""
-    for days_left, pauses, paused, repeat, places in itertools.product(
-        (14, 1, 0, -1), (True, False), (True, False), (True, False), ({}, NOWHERE)
-    ):
-        message = written_reminder(
-            locale=locale, days_left=days_left, pauses=pauses, paused=paused, repeat=repeat, **places
-        )
-
-        words = re.sub(r"^-+$", "", message.text, flags=re.MULTILINE)  # they mark the headings
-        words = words.replace(":\nhttps", "\nhttps")
-        assert Page(message.html).text == breakable(f"HLF Øst {message.subject} {' '.join(words.split())}")
-        assert "\n\n\n" not in message.text
-        assert message.text.endswith("\nHLF Øst\n")
-        assert bool(re.search(r"\bpause", words_of(message), re.IGNORECASE)) <= pauses
 
 
 @pytest.mark.parametrize(
-    ("locale", "days_left", "paused", "sentence"),
+    ("language", "days_left", "paused", "sentence"),
     [
         ("nb", 14, False, "tar du pause fra oppdragene til det er på plass."),
         ("nb", 14, True, "Du er på pause nå fordi et annet sertifikat ikke lenger er gyldig."),
         ("nb", -1, True, "Derfor er du på pause nå, og du kan dessverre ikke ta oppdrag som likeperson."),
         ("nb", -1, False, "Uten gyldig sertifikat kan du dessverre ikke ta oppdrag som likeperson."),
-        ("nn", 14, False, "tek du pause frå oppdraga til det er på plass."),
         ("nn", -1, True, "Difor er du på pause no, og du kan dessverre ikkje ta oppdrag som likeperson."),
         ("en", 0, False, "your work as a peer mentor will be paused until you have a valid certificate."),
-        ("en", -1, True, "Your work as a peer mentor is therefore paused."),
     ],
 )
 def test_it_says_what_the_expiry_means_for_the_mentor(
-    *, locale: str, days_left: int, paused: bool, sentence: str
+    *, language: str, days_left: int, paused: bool, sentence: str
 ) -> None:
-    assert sentence in written_reminder(locale=locale, days_left=days_left, paused=paused).text
+    assert sentence in written_reminder(locale=language, days_left=days_left, paused=paused).text
 
 
-def test_only_a_repeat_says_that_it_may_be_one() -> None:
-    for locale, line in {
-        "nb": "Har du allerede fått denne påminnelsen? Da kan du se bort fra denne.",
-        "nn": "Har du alt fått denne påminninga? Då kan du sjå bort frå denne.",
-        "en": "You may already have received this reminder. If so, please ignore this copy.",
-    }.items():
-        assert line not in words_of(written_reminder(locale=locale))
-        assert line in written_reminder(locale=locale, repeat=True).text
+@pytest.mark.parametrize(
+    ("language", "said"),
+    [
+        ("nb", "Har du allerede fått denne "),
+        ("nn", "Har du alt fått denne "),
+        ("en", "may already have received this "),
+    ],
+)
+def test_only_a_repeat_says_that_it_may_be_one(language: str, said: str) -> None:
+    assert said not in words_of(written_reminder(locale=language)) + words_of(digest(full(language)))
+    assert said in written_reminder(locale=language, repeat=True).text
+    assert said in digest(full(language, repeat=True)).text
 
 
 @in_each_language
-def test_the_page_is_for_everyone_and_reads_well_on_a_phone(locale: str) -> None:
-    """Headings and language for screen readers, nothing fetched from elsewhere; what and when in 60 characters."""
-    document = written_reminder(locale=locale).html
-    page = Page(document)
+def test_a_page_is_for_everyone(language: str) -> None:
+    """Headings, lists and language for screen readers, nothing fetched from elsewhere."""
+    for document, headings, lists in (
+        (written_reminder(locale=language).html, 2, 0),
+        (digest(full(language)).html, 9, 12),
+    ):
+        page = Page(document)
+        assert page.language == language
+        assert document.count(f'lang="{language}"') >= 2  # mail programs on the web drop the html element
+        assert [page.tags.count(tag) for tag in ("h1", "h2", "ul")] == [1, headings, lists]
+        assert not {"img", "script", "link", "iframe"} & set(page.tags)
+        layout = document.count('role="presentation"') - document.count("<!--[if mso]><table")
+        assert page.tags.count("table") == layout
 
-    assert page.language == locale
-    assert document.count(f'lang="{locale}"') == 2  # mail programs on the web drop the html element
-    assert (page.tags.count("h1"), page.tags.count("h2")) == (1, 2)
-    assert not {"img", "script", "link", "iframe"} & set(page.tags)
-    assert page.tags.count("table") == document.count('role="presentation"') - document.count("<!--[if mso]><table")
-    assert page.links == [*["https://hlf.example/forny?a=1&b=2"] * 2, "mailto:kontakt@hlf.example", "tel:+4722000000"]
-    words = "Renew your certificate at" if locale == "en" else "Forny sertifikatet på"
-    assert f">{words} hlf.example</a>" in document, "whoever fears a fraud sees where it leads"
+
+@in_each_language
+def test_a_reminder_reads_well_on_a_phone_and_shows_where_its_links_lead(language: str) -> None:
+    """What and when in 60 characters, and more in the line below; whoever fears a fraud sees the place."""
+    document = written_reminder(locale=language).html
+    renew, *others = "https://hlf.example/forny?a=1&b=2", "mailto:kontakt@hlf.example", "tel:+4722000000"
+    assert Page(document).links == [renew, renew, *others]
+    words = "Renew your certificate at" if language == "en" else "Forny sertifikatet på"
+    assert f">{words} hlf.example</a>" in document
     for days_left in (60, 1, 0, -1, -14):
         september = date(2026, 9, 30)  # the longest month in all three languages
-        message = written_reminder(locale=locale, days_left=days_left, expires_on=september)
+        message = written_reminder(locale=language, days_left=days_left, expires_on=september)
         assert len(message.subject.partition(" (")[0]) <= 60
         assert not re.search(r"\d\.? (?:september|dag|days)|\bE-(?:post|mail)", words_of(message), re.IGNORECASE)
         preheader = Page(message.html).preheader
@@ -129,16 +154,14 @@ def test_a_name_is_written_as_it_is_and_what_is_missing_leaves_no_gap() -> None:
         message = written_reminder(full_name=name)
         assert f"Hei, {name}!" in message.text.splitlines()
         assert f"Hei, {name}!" in Page(message.html).text
-        assert message.subject == written_reminder().subject
-    for nothing in (None, "", " \x00 "):
+    for nothing in (None, " \x00 "):
         assert "Hei!" in written_reminder(full_name=nothing).text.splitlines()
     without_kind = written_reminder(kind="")
     assert breakable(without_kind.subject) == "Sertifikatet ditt går ut om 14 dager, 24. mars"
     assert "Sertifikatet ditt går ut 24. mars 2026." in breakable(without_kind.text)
-    for locale in LANGUAGES:
-        message = written_reminder(locale=locale, **NOWHERE)
-        assert message.text.count("HLF Øst") == 4
-        assert "None" not in words_of(message)
+    for language in LANGUAGES:
+        message = written_reminder(locale=language, **NOWHERE)
+        assert (message.text.count("HLF Øst"), "None" in words_of(message)) == (4, False)
         assert Page(message.html).links == []
 
 
@@ -155,11 +178,8 @@ def test_what_is_no_address_is_shown_and_cannot_be_pressed() -> None:
     for contact in ("ring oss", "a@b.example?subject=x", "kåre@hlf.example"):
         message = written_reminder(contact_email=contact)
         page = Page(message.html)
-        assert (contact in page.text, contact in message.text, invitation in message.text + message.html) == (
-            True,
-            True,
-            False,
-        )
+        assert (contact in page.text, contact in message.text) == (True, True)
+        assert invitation not in words_of(message)
         assert not any(link.startswith("mailto:") for link in page.links)
     assert invitation in written_reminder().text
 
@@ -167,8 +187,7 @@ def test_what_is_no_address_is_shown_and_cannot_be_pressed() -> None:
 @pytest.mark.parametrize("dark", [False, True])
 def test_every_text_can_be_read(*, dark: bool) -> None:
     """In both palettes, and these are two. Where a mail program drops the head, the light one is on the elements."""
-    pages = [written_reminder().html]
-    pages += [OUR_TEMPLATES.render("digest", slug="", words=words).html for words in sample_digests("nb")]
+    pages = [written_reminder().html, *(digest(words).html for words in sample_digests("nb"))]
 
     found = [each for page in pages for each in contrasts(page, dark=dark)]
 
@@ -177,3 +196,72 @@ def test_every_text_can_be_read(*, dark: bool) -> None:
     assert ("#16181c" in grounds, "#ffffff" in grounds) == (dark, not dark)
     bare = re.sub(r"(?s)<style>.*</style>", "", pages[0])
     assert list(contrasts(bare, dark=dark)) == list(contrasts(pages[0], dark=False))
+
+
+HELD = """\
+* 33 likepersoner ville blitt satt på pause eller skjult (har ventet siden {})
+  3 likepersoner har sertifikater som har gått ut på vanlig måte.
+  30 likepersoner har fått endrede opplysninger.
+  33 kan fortsatt være synlige på portalen, men skal ikke vises. Hvis det haster, kan du skjule dem selv i Dynamics:
+  - Kari Nordmann (M1001)
+  - og 32 til
+"""
+ENDS = {"nb": (" går ut ", " gikk ut "), "nn": (" går ut ", " gjekk ut "), "en": (" expires on ", " expired on ")}
+
+
+def test_a_digest_says_whose_certificates_have_really_ended_and_why_a_reminder_did_not_arrive() -> None:
+    """Who may be shown is named. The reason stands beside a server's words, which are not ours to trust."""
+    words = full("nb")
+    assert HELD.format(breakable(words["held"][0]["since"])) in breakable(digest(words).text)
+    for language, verbs in ENDS.items():
+        for days_left, verb in zip((0, -1), verbs, strict=True):
+            words = only("undelivered", language=language, days_left=days_left, reason="Why.", technical="<odd>")
+            message = digest(words)
+            assert f"{verb}{words['undelivered'][0]['expires_on']}: Why (<odd>).\n" in message.text
+            assert "&lt;odd&gt;" in message.html
+
+
+@in_each_language
+def test_what_is_urgent_or_in_the_app_is_marked_and_nothing_else(language: str) -> None:
+    """Urgent is what is held, who could not be reviewed, and who may still be visible; there the server is quoted."""
+    message = digest(full(language, app_url="https://app.example/"))
+    quiet = digest(full(language, app_url="", held=[], unreviewed=[], visible=[]))
+
+    assert f"\n{URGENT[language]}: " in message.text
+    assert f">{URGENT[language]}</span>" in message.html
+    assert ": https://app.example/\n" in message.text
+    assert Page(message.html).links == ["https://app.example/"] * 2
+    assert '<span lang="en">(404 contact_not_found)</span>' in message.html  # a screen reader changes its voice
+    assert message.text.count(SENTENCE) == message.html.count(SENTENCE) == (2 if language == "en" else 0)
+    assert (URGENT[language] in quiet.text, Page(quiet.html).links) == (False, [])
+
+
+def test_the_subject_says_whose_and_what_happened_the_most_urgent_first() -> None:
+    """One and several are different words."""
+    for language, section, one, two in (
+        ("nb", "visible", "1 likeperson kan fortsatt være synlig på", "2 likepersoner kan fortsatt være synlige på"),
+        ("nb", "held", "endringer venter på en avgjørelse", "endringer venter på en avgjørelse"),
+        ("nb", "unreviewed", "1 likeperson kunne ikke vurderes", "2 likepersoner kunne ikke vurderes"),
+        ("nb", "paused", "1 ny på pause", "2 nye på pause"),
+        ("nb", "returned", "1 er tilbake", "2 er tilbake"),
+        ("nb", "corrected", "1 endring på portalen er rettet", "2 endringer på portalen er rettet"),
+        ("nn", "undelivered", "1 påminning kom ikkje fram", "2 påminningar kom ikkje fram"),
+        ("en", "expiring", "1 certificate expires soon", "2 certificates expire soon"),
+    ):
+        for count, what in enumerate((one, two), start=1):
+            subject = digest(only(section, count, language=language)).subject
+            assert subject.removesuffix(" portalen") == f"Hørselshjelpen: {what}"
+    several = digest(full("en", held=[], unreviewed=[])).subject
+    assert several == "Hørselshjelpen: 2 mentors may still be visible on the portal and 16 more updates"
+
+
+def test_a_long_list_says_how_many_more_there_are() -> None:
+    """A mentor without a name is one number and not two."""
+    for language, more in (("nb", "og 1 til"), ("nn", "og 1 til"), ("en", "and 1 more")):
+        message = digest(only("paused", 26, language=language))
+        assert message.text.count("\n* ") == 26
+        assert f"\n* {more}\n" in message.text
+        assert f"<li>{more}</li>" in message.html
+    message = digest(full("nb"))
+    assert "\n* M1002, er fortsatt på pause av en annen grunn\n" in message.text
+    assert "M1002 (M1002)" not in words_of(message)
