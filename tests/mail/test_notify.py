@@ -3,7 +3,6 @@
 import json
 import mailbox
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from certjob.mail.channels.maildir import MaildirChannel
 from certjob.mail.channels.notify import open_channel
 from certjob.mail.channels.smtp import SmtpChannel
 from certjob.mail.channels.webhook import WebhookChannel
+from certjob.mail.message import Channel
 from certjob.settings import Settings
 from tests.support.channels import Blocking
 from tests.support.mails import MESSAGE
@@ -31,61 +31,51 @@ from tests.support.portal_answers import Behaviour, answer, drip, hang, reset
 from tests.support.portal_server import PortalServer
 from tests.support.smtp_server import HOST, Mailbox, real_server
 
-SENDER = parse_sender("HLF <post@hlf.example>")
 
-
-def settings(url: str | None, **others: Any) -> Settings:
-    return Settings(database_url=SecretStr("embedded"), notify_url=SecretStr(url) if url else None, **others)
-
-
-@pytest.fixture(autouse=True)
-def no_settings_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Neither an .env file nor variables."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("NOTIFY_USER", "NOTIFY_PASSWORD", "MAIL_FROM"):
-        monkeypatch.delenv(f"CERTJOB_{name}", raising=False)
+def opened(url: str | None, **others: Any) -> Channel | None:
+    """The channel of these settings, and of nothing that the machine has set."""
+    notify_url = SecretStr(url) if url else None
+    ours = {"mail_from": "HLF <post@hlf.example>", "notify_user": None, "notify_password": None}
+    return open_channel(
+        Settings(database_url=SecretStr("embedded"), notify_url=notify_url, _env_file=None, **ours | others)
+    )
 
 
 def test_the_scheme_says_which_channel_and_each_mail_server_has_its_usual_port(monkeypatch: pytest.MonkeyPatch) -> None:
     """Submission wants 587, implicit TLS 465, the mail server of this machine 25. No send outlasts a lease of mail."""
-    opened: list[tuple[int, bool]] = []
-    assert open_channel(settings(None)) is None
-    channels = [
-        open_channel(settings(url, mail_from="post@hlf.example"))
-        for url in ("http://127.0.0.1:8080/push", "https://h.example/push", "maildir:/x", "smtp://mail.hlf.example")
-    ]
-    assert [type(channel) for channel in channels] == [WebhookChannel, WebhookChannel, MaildirChannel, SmtpChannel]
-    assert [channel.worst_case_seconds for channel in channels if channel] == [30, 30, 30, 725]
-    monkeypatch.setattr(
-        "certjob.mail.channels.smtp.SmtpChannel.__init__",
-        lambda *_, port, implicit_tls, **__: opened.append((port, implicit_tls)),
-    )
-
-    servers = (
-        "smtp://mail.hlf.example",
+    assert opened(None) is None
+    for url, kind, seconds in (
+        ("http://127.0.0.1:8080/push", WebhookChannel, 30),
+        ("https://h.example/push", WebhookChannel, 30),
+        ("maildir:/x", MaildirChannel, 30),
+        ("smtp://mail.hlf.example", SmtpChannel, 725),
+    ):
+        channel = opened(url)
+        assert isinstance(channel, kind)
+        assert channel.worst_case_seconds == seconds
+    made: list[tuple[int, bool]] = []
+    monkeypatch.setattr(SmtpChannel, "__init__", lambda *_, port, implicit_tls, **__: made.append((port, implicit_tls)))
+    for server in (
+        "smtp://a.example",
         "smtp://a.example:2525",
         "smtp://localhost",
         "smtp://[::1]",
         "smtps://localhost",
-    )
-    for url in servers:
-        open_channel(settings(url, mail_from="post@hlf.example"))
-
-    assert opened == [(587, False), (2525, False), (25, False), (25, False), (465, True)]
+    ):
+        opened(server)
+    assert made == [(587, False), (2525, False), (25, False), (25, False), (465, True)]
 
 
 def test_a_channel_from_settings_sends(tmp_path: Path) -> None:
     """Reports come back to the address that is set; the sender that people see stays. A Maildir needs no sender."""
     received = Mailbox()
-    ours = {"mail_from": "HLF <post@hlf.example>"}
     with real_server(received) as server:
         url = f"smtp://{HOST}:{server.port}"
         for channel in (
-            open_channel(settings(url, **ours)),
-            open_channel(settings(url, **ours, bounce_address="bounces@hlf.example")),
-            open_channel(settings(f"maildir:{tmp_path}/my%20mail")),
+            opened(url),
+            opened(url, bounce_address="bounces@hlf.example"),
+            opened(f"maildir:{tmp_path}/my%20mail", mail_from=None),
         ):
-            assert channel is not None
             with Blocking(channel) as used:
                 used.send(MESSAGE)
 
@@ -95,7 +85,7 @@ def test_a_channel_from_settings_sends(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "others", "variable"),
+    ("url", "others", "said"),
     [
         ("smtp://mail.hlf.example", {"mail_from": "HLF"}, "CERTJOB_MAIL_FROM"),
         ("maildir:/var/mail", {"mail_from": "a@hlf.example, b@hlf.example"}, "CERTJOB_MAIL_FROM"),
@@ -103,16 +93,26 @@ def test_a_channel_from_settings_sends(tmp_path: Path) -> None:
         ("smtp://mail.hlf.example", {"notify_password": SecretStr("s3cret")}, "CERTJOB_NOTIFY_USER"),
         ("maildir://var/mail", {}, "one slash"),
         ("smtp://mail.hlf.example", {"bounce_address": "pål@hlf.example"}, "CERTJOB_BOUNCE_ADDRESS has a character"),
-        ("smtp://mail.hlf.example", {"bounce_address": "b@hlf.example, c@hlf.example"}, "CERTJOB_BOUNCE_ADDRESS"),
     ],
 )
-def test_settings_that_do_not_go_together_are_refused(url: str, others: dict[str, Any], variable: str) -> None:
+def test_settings_that_do_not_go_together_are_refused(url: str, others: dict[str, Any], said: str) -> None:
     """Before anything is sent, by the name of the variable, without its value."""
-    with pytest.raises(ConfigurationError, match=variable) as caught:
-        open_channel(settings(url, **({"mail_from": "a@b.example"} | others)))
+    with pytest.raises(ConfigurationError, match=said) as caught:
+        opened(url, **others)
 
-    assert "hlf" not in str(caught.value)
-    assert "s3cret" not in str(caught.value)
+    assert ("hlf" in str(caught.value), "s3cret" in str(caught.value)) == (False, False)
+
+
+def maildir(folder: Path) -> Blocking:
+    return Blocking(MaildirChannel(folder, sender=parse_sender("HLF <post@hlf.example>")))
+
+
+def assert_both(channel: Blocking, refused: str) -> None:
+    """Neither a look nor a message is taken."""
+    with pytest.raises(ChannelDownError, match=refused):
+        channel.probe()
+    with pytest.raises(ChannelDownError, match=refused):
+        channel.send(MESSAGE)
 
 
 def test_a_maildir_holds_the_message_for_no_other_eyes(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_maildir_holds_the_message_for_no_other_eyes(tmp_path: Path) -> None:
     shared, folder = tmp_path / "shared", tmp_path / "shared" / "mail"
     shared.mkdir()
     shared.chmod(0o707)
-    with Blocking(MaildirChannel(folder, sender=SENDER)) as channel:
+    with maildir(folder) as channel:
         assert_both(channel, "shared may be written by others")
         shared.chmod(0o1777)
         channel.send(MESSAGE)
@@ -137,31 +137,22 @@ def test_a_maildir_that_cannot_be_written_is_everybodys(tmp_path: Path, monkeypa
     """A file in its place or in that of a part of it, a full disk: a message is there whole or not at all."""
     (tmp_path / "file").touch()
     (tmp_path / "new").touch()
+    for folder in (tmp_path / "file", tmp_path):
+        with maildir(folder) as channel:
+            assert_both(channel, r"cannot be written.*correct CERTJOB_NOTIFY_URL")
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    for folder in (tmp_path / "file", tmp_path):
-        with Blocking(MaildirChannel(folder, sender=SENDER)) as channel:
-            assert_both(channel, r"cannot be written.*correct CERTJOB_NOTIFY_URL")
-    with monkeypatch.context() as patch, Blocking(MaildirChannel(tmp_path / "mail", sender=SENDER)) as channel:
-        patch.setattr("mailbox.Maildir._dump_message", full)
-        with pytest.raises(ChannelDownError, match="No space left"):
-            channel.send(MESSAGE)
+    monkeypatch.setattr("mailbox.Maildir._dump_message", full)
+    with maildir(tmp_path / "mail") as channel, pytest.raises(ChannelDownError, match="No space left"):
+        channel.send(MESSAGE)
 
     assert [path for path in (tmp_path / "mail").rglob("*") if path.is_file()] == []
 
 
-def assert_both(channel: Blocking, refused: str) -> None:
-    """Neither a look nor a message is taken."""
-    attempts: tuple[Callable[[], object], ...] = (channel.probe, lambda: channel.send(MESSAGE))
-    for attempt in attempts:
-        with pytest.raises(ChannelDownError, match=refused):
-            attempt()
-
-
-def webhook(url: str, *, seconds: float = 5, **options: Any) -> Blocking:
-    channel = WebhookChannel(url, **options)
+def webhook(url: str, *, key: str = "s3cret", seconds: float = 5) -> Blocking:
+    channel = WebhookChannel(url, token=SecretStr(key) if key else None)
     channel.worst_case_seconds = seconds
     return Blocking(channel)
 
@@ -171,11 +162,11 @@ def test_a_webhook_gets_the_document_of_the_design(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
     with PortalServer(key="s3cret", default=answer(202)) as server:
-        with webhook(server.url, token=SecretStr("s3cret")) as channel:
+        with webhook(server.url) as channel:
             channel.send(replace(MESSAGE, repeat=True))
             channel.close()
             channel.send(MESSAGE)
-        with webhook(server.url) as channel, pytest.raises(ChannelDownError, match="401"):
+        with webhook(server.url, key="") as channel, pytest.raises(ChannelDownError, match="401"):
             channel.send(MESSAGE)
 
     request, _, keyless = server.requests
@@ -206,16 +197,15 @@ WHOSE = {
 
 def test_a_status_says_whose_fault_it_is() -> None:
     """And nothing of the answer's body, which may repeat the message, gets into the text; nothing is followed."""
-    with PortalServer() as server, webhook(server.url, token=SecretStr(server.key)) as channel:
-        for expected, statuses in WHOSE.items():
-            for status in statuses:
-                server.default = answer(status, b"kari.nordmann", headers={"Location": "/other", "Retry-After": "7"})
-                with pytest.raises(NotifyError, match=str(status)) as caught:
-                    channel.send(MESSAGE)
-                assert type(caught.value) is expected, status
-                assert "kari" not in str(caught.value)
-                asked = getattr(caught.value, "retry_after_seconds", None)
-                assert asked == (7 if status in (429, 500, 503) else None)
+    with PortalServer() as server, webhook(server.url, key=server.key) as channel:
+        for status, expected in ((status, error) for error, statuses in WHOSE.items() for status in statuses):
+            server.default = answer(status, b"kari.nordmann", headers={"Location": "/other", "Retry-After": "7"})
+            with pytest.raises(NotifyError, match=str(status)) as caught:
+                channel.send(MESSAGE)
+            assert type(caught.value) is expected, status
+            assert "kari" not in str(caught.value)
+            asked = getattr(caught.value, "retry_after_seconds", None)
+            assert asked == (7 if status in (429, 500, 503) else None)
 
     assert len({request.path for request in server.requests}) == 1
 
@@ -234,10 +224,7 @@ def test_a_webhook_that_cannot_be_called_is_everybodys(port_of_nobody: int) -> N
 )
 def test_a_webhook_that_does_not_answer_leaves_the_outcome_unknown(behaviour: Behaviour, said: str) -> None:
     """It may yet deliver the message. The deadline is that of the whole call."""
-    with (
-        PortalServer([behaviour]) as server,
-        webhook(server.url, token=SecretStr(server.key), seconds=0.5) as channel,
-    ):
+    with PortalServer([behaviour]) as server, webhook(server.url, key=server.key, seconds=0.5) as channel:
         began = time.monotonic()
         with pytest.raises(OutcomeUnknownError, match=said):
             channel.send(MESSAGE)
