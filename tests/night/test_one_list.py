@@ -2,29 +2,29 @@
 
 import random
 import re
-from datetime import timedelta
+from datetime import date, timedelta
 
 import pytest
 
-from certjob.database import Connection
 from certjob.errors import (
     ChannelDownError,
     PermanentPortalError,
-    PortalCallError,
     PortalStageError,
     RecipientDeferredError,
     RecipientRefusedError,
     TransientPortalError,
 )
 from certjob.mail.message import OutgoingMessage
+from certjob.night.report import RunReport
 from certjob.review.attention import Kind
 from certjob.views.alerts import Alerts, read_alerts
 from certjob.views.metrics import read_metrics
 from certjob.views.status import read_status
-from tests.support.facts import TODAY, Facts
-from tests.support.intents import make_due
-from tests.support.nights import CollectingChannel, night
+from tests.support.facts import TODAY
+from tests.support.intents import DisturbedPortal, make_due
+from tests.support.nights import CollectingChannel
 from tests.support.programmes import random_programme
+from tests.support.stages import PortalScene
 
 NIGHTS = 3
 
@@ -57,49 +57,45 @@ HAPPENINGS = [
 ]
 
 
-class Misfortune:
-    """A portal and a mail server that fail by chance, each night in a mood of its own."""
-
-    def __init__(self, chance: random.Random) -> None:
-        self._chance = chance
-
-    def begin_night(self, *, is_last: bool) -> None:
-        self.is_last = is_last
-        self._portal_mood, self._mail_mood = self._chance.random(), self._chance.random()
-
-    async def update_portal_visibility(self, *_contact: object, **_wanted: object) -> None:
-        if self._chance.random() > self._portal_mood:
-            return
-        errors: list[PortalCallError] = [
-            TransientPortalError("connection reset"),
-            PermanentPortalError("the portal answered 404 contact_not_found"),
-            PortalStageError("the portal answered 401 unauthorized"),
-        ]
-        raise self._chance.choices(errors, weights=(6, 6, 1))[0]
-
-    def refuse(self, message: OutgoingMessage) -> None:
-        if (message.kind == "digest" and self.is_last) or self._chance.random() > self._mail_mood:
-            return
-        errors = [RecipientRefusedError("550 no such user"), RecipientDeferredError("452 mailbox full")]
-        down = [] if self.is_last else [ChannelDownError("connection refused")]
-        raise self._chance.choice([*errors, *down])
+PORTAL_ERRORS = (
+    TransientPortalError("connection reset"),
+    PermanentPortalError("the portal answered 404 contact_not_found"),
+    PortalStageError("the portal answered 401 unauthorized"),
+)
+REFUSED, DEFERRED = RecipientRefusedError("550 no such user"), RecipientDeferredError("452 mailbox full")
 
 
-def between_nights(facts: Facts, chance: random.Random) -> None:
-    """A day goes by for what waits, something happens to some, and the database refuses one mentor's pauses."""
-    connection = facts.connection
-    make_due(facts, "portal_sync_events")
-    make_due(facts, "cert_notification_log")
+def unlucky_night(scene: PortalScene, chance: random.Random, today: date, *, is_last: bool) -> RunReport:
+    """A day goes by; then portal and mail server fail by chance, each night in a mood of its own."""
+    portal_mood, mail_mood = chance.random(), chance.random()
+    let_a_day_go_by(scene, chance)
+    mail_errors = [REFUSED, DEFERRED] if is_last else [REFUSED, DEFERRED, ChannelDownError("connection refused")]
+
+    def push(_number: int) -> Exception | None:
+        return chance.choices(PORTAL_ERRORS, weights=(6, 6, 1))[0] if chance.random() < portal_mood else None
+
+    def send(message: OutgoingMessage) -> Exception | None:
+        if (message.kind == "digest" and is_last) or chance.random() > mail_mood:
+            return None
+        return chance.choice(mail_errors)
+
+    return scene.night(DisturbedPortal(push), today=today, channel=CollectingChannel(on_send=send))
+
+
+def let_a_day_go_by(scene: PortalScene, chance: random.Random) -> None:
+    """For what waits; something happens to some, and the database refuses one mentor's pauses."""
+    for table in ("portal_sync_events", "cert_notification_log"):
+        make_due(scene.facts, table)
     for table in ("cert_notification_log", "coordinator_digests"):
-        connection.execute(f"UPDATE {table} SET queued_at = queued_at - interval '25 hours'".encode())
+        scene.run_sql(f"UPDATE {table} SET queued_at = queued_at - interval '25 hours'")
     statement, number = chance.choice(HAPPENINGS)
-    connection.execute(statement.encode(), (str(chance.random()), number))
-    connection.execute("ALTER TABLE mentor_pauses DROP CONSTRAINT IF EXISTS not_this_one")
+    scene.run_sql(statement, str(chance.random()), number)
+    scene.run_sql("ALTER TABLE mentor_pauses DROP CONSTRAINT IF EXISTS not_this_one")
     if chance.random() < 0.7:
-        ((mentor,),) = facts.rows(SOME, str(chance.random()), 1)
-        connection.execute("UPDATE certificates SET expires_on = issued_on WHERE mentor_id = %s", (mentor,))
+        ((mentor,),) = scene.rows(SOME, str(chance.random()), 1)
+        scene.run_sql("UPDATE certificates SET expires_on = issued_on WHERE mentor_id = %s", mentor)
         refusal = f"CHECK (mentor_id <> '{mentor}') NOT VALID"
-        connection.execute(f"ALTER TABLE mentor_pauses ADD CONSTRAINT not_this_one {refusal}".encode())
+        scene.run_sql(f"ALTER TABLE mentor_pauses ADD CONSTRAINT not_this_one {refusal}")
 
 
 def numbers_of(alerts: Alerts) -> dict[str, int]:
@@ -121,46 +117,41 @@ def numbers_of(alerts: Alerts) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("seed", [6, 8])  # of the first dozen those with the most kinds of alerts, "held" too
-def test_everybody_agrees_about_what_needs_attention(connection: Connection, facts: Facts, seed: int) -> None:
+def test_everybody_agrees_about_what_needs_attention(scene: PortalScene, seed: int) -> None:
     """Each night of an unlucky programme: the exit code and four lists; after the last one, the digests as well."""
     chance = random.Random(seed)
-    random_programme(facts, seed=seed, mentors=300)
-    add = "INSERT INTO coordinators (organisation_id, email) SELECT id, slug || '@example.org' FROM organisations"
-    connection.execute(add)
-    misfortune = Misfortune(chance)
+    random_programme(scene.facts, seed=seed, mentors=300)
+    scene.run_sql(
+        "INSERT INTO coordinators (organisation_id, email) SELECT id, slug || '@hlf.example' FROM organisations"
+    )
     seen = 0
 
     for number in range(NIGHTS):
         today = TODAY + timedelta(days=number)
-        misfortune.begin_night(is_last=number == NIGHTS - 1)
-        between_nights(facts, chance)
 
-        report = night(connection, today, portal=misfortune, channel=CollectingChannel(on_send=misfortune.refuse))
+        report = unlucky_night(scene, chance, today, is_last=number == NIGHTS - 1)
 
-        alerts = read_alerts(connection, today=today)
+        alerts = read_alerts(scene.connection, today=today)
         expected = numbers_of(alerts)
         assert report.attention is not None
         assert report.attention.numbers == expected
-        assert read_status(connection, today=today, max_age=timedelta(days=1)).alerts == expected
-        metrics = read_metrics(connection, today=today).decode()
-        measured = re.findall(r'^certjob_alerts\{kind="(\w+)"\} (\S+)$', metrics, re.MULTILINE)
-        assert {kind: float(count) for kind, count in measured} == expected
-        waiting = dict(re.findall(r'^certjob_waiting_mail\{what="(\w+)"\} (\S+)$', metrics, re.MULTILINE))
-        assert float(waiting["reminders"]) == expected[Kind.WAITING_REMINDERS]
-        assert float(waiting["digests"]) == expected[Kind.WAITING_DIGESTS]
+        assert read_status(scene.connection, today=today, max_age=timedelta(days=1)).alerts == expected
+        metrics = read_metrics(scene.connection, today=today).decode()
+        measured = dict(re.findall(r'^certjob_(?:alerts|waiting_mail)\{\w+="(\w+)"\} (\S+)$', metrics, re.MULTILINE))
+        assert {kind: float(measured.pop(kind)) for kind in expected} == expected
+        assert float(measured["reminders"]) == expected[Kind.WAITING_REMINDERS]
+        assert float(measured["digests"]) == expected[Kind.WAITING_DIGESTS]
         assert report.outcome == "attention" or (report.outcome == "ok" and not len(alerts))
         assert report.outcome == "ok" or report.news, "the first run of a day says why"
         seen += len(alerts)
-    assert facts.rows(UNREPORTED, today) == []
+    assert scene.rows(UNREPORTED, today) == []
     assert seen
 
 
-def test_a_run_of_one_organisation_repeats_nothing_and_takes_nothing_from_the_run_over_all(
-    connection: Connection, facts: Facts
-) -> None:
+def test_a_run_of_one_organisation_repeats_nothing_and_takes_nothing_from_the_run_over_all(scene: PortalScene) -> None:
     """What an alert costs a crontab with both: each says it once a day."""
-    facts.certified_mentor(facts.organisation("hlf"), TODAY - timedelta(days=1))
+    scene.expired()
 
-    news = [bool(night(connection, organisation=slug).news) for slug in ("hlf", "hlf", None, None, "hlf")]
+    news = [bool(scene.night(organisation=slug).news) for slug in ("hlf", "hlf", None, None, "hlf")]
 
     assert news == [True, False, True, False, False]
