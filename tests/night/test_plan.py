@@ -11,13 +11,13 @@ import pytest
 from certjob import database
 from certjob.cli.pages.night import show_plan
 from certjob.cli.terminal.output import Output
-from certjob.database import Connection
 from certjob.night import nightly
 from certjob.night.nightly import NightOptions
 from certjob.stopping import StopFlag
-from tests.support.facts import TODAY, Facts
-from tests.support.nights import FlakyPortal, delivery, night
+from tests.support.facts import TODAY
+from tests.support.nights import delivery
 from tests.support.programmes import everything, random_programme
+from tests.support.stages import PortalScene
 
 CHANGES = """
     SELECT certificate_id::text, from_status, to_status, id::text FROM certificate_transitions
@@ -43,47 +43,47 @@ def planned_changes(changes: list[dict[str, Any]]) -> Counter[tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_plan_is_what_the_night_does(connection: Connection, facts: Facts, seed: int) -> None:
+def test_the_plan_is_what_the_night_does(scene: PortalScene, seed: int) -> None:
     """On random data: the plan's transitions, pauses, reminders and pushes are those found in the database after."""
-    random_programme(facts, seed=seed)
-    before = set(facts.rows(CHANGES))
-    plan = night(connection, dry_run=True, allow_mass_change=True).to_document()
+    random_programme(scene.facts, seed=seed)
+    before = set(scene.rows(CHANGES))
 
-    done = night(connection, deliver=False, allow_mass_change=True).to_document()
+    plan, done = (
+        scene.night(dry_run=dry_run, deliver=False, allow_mass_change=True).to_document() for dry_run in (True, False)
+    )
 
     for part in ("mentors", "certificates"):
         assert plan[part] == done[part]
     for part in ("reminders", "portal"):
         assert plan[part]["queued"] == done[part]["queued"]
-    assert planned_changes(plan["changes"]) == Counter(row[:-1] for row in set(facts.rows(CHANGES)) - before)
+    assert planned_changes(plan["changes"]) == Counter(row[:-1] for row in set(scene.rows(CHANGES)) - before)
 
 
 def test_the_dry_run_works_on_a_read_only_connection_waits_for_nobody_and_touches_nothing(
-    facts: Facts, database_url: str, app: psycopg.Connection[object]
+    scene: PortalScene, database_url: str
 ) -> None:
     """Others hold mentors and certificates: it takes no lock. No call is made."""
-    random_programme(facts, seed=99, mentors=40)
-    before = everything(facts)
-    portal = FlakyPortal()
+    random_programme(scene.facts, seed=99, mentors=40)
+    before = everything(scene.facts)
     for table in ("mentors", "certificates"):
-        app.execute(f"SELECT 1 FROM {table} FOR UPDATE".encode())
+        scene.app.execute(f"SELECT 1 FROM {table} FOR UPDATE".encode())
     read_only = psycopg.conninfo.make_conninfo(database_url, options="-c default_transaction_read_only=on")
 
     with database.connect(read_only) as own:
-        report = night(own, dry_run=True, portal=portal, allow_mass_change=True)
+        report = scene.night(scene.portal, connection=own, dry_run=True, allow_mass_change=True)
 
     assert report.changes
-    assert everything(facts) == before
-    assert portal.calls == []
+    assert everything(scene.facts) == before
+    assert scene.portal.requests == []
 
 
-def test_the_plan_says_which_reminder_can_reach_nobody(facts: Facts, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_plan_says_which_reminder_can_reach_nobody(scene: PortalScene, capsys: pytest.CaptureFixture[str]) -> None:
     """It is queued, as the night queues it, and fails there: better to enter the address before."""
-    organisation = facts.organisation()
+    organisation = scene.facts.organisation()
     for number, email in (("M1", None), ("M2", " "), ("M3", "m3@example.org")):
-        facts.certified_mentor(organisation, TODAY + timedelta(days=7), member_no=number, email=email)
+        scene.facts.certified_mentor(organisation, TODAY + timedelta(days=7), member_no=number, email=email)
 
-    report = night(facts.connection, dry_run=True)
+    report = scene.night(dry_run=True)
     show_plan(Output(quiet=False), report, find_names=lambda _ids: {})
 
     changes = report.to_document()["changes"]
@@ -93,32 +93,31 @@ def test_the_plan_says_which_reminder_can_reach_nobody(facts: Facts, capsys: pyt
     assert "no e-mail address" not in lines[2]
 
 
-def test_a_plan_for_another_day_names_who_is_due_by_then(connection: Connection, facts: Facts) -> None:
+def test_a_plan_for_another_day_names_who_is_due_by_then(scene: PortalScene) -> None:
     """--as-of a later day: the state of that day, in one step."""
-    facts.certified_mentor(facts.organisation(), TODAY + timedelta(days=20))
-    night(connection, deliver=False)
+    scene.certified(TODAY + timedelta(days=20))
+    scene.night(deliver=False)
 
-    now, later = (night(connection, TODAY + timedelta(days=days), dry_run=True) for days in (0, 21))
+    now, later = (scene.night(today=TODAY + timedelta(days=days), dry_run=True) for days in (0, 21))
 
     assert now.changes == []
     assert [change.decision.pause for change in later.changes] == ["open"]
 
 
-def test_the_plan_says_what_the_guards_would_hold(connection: Connection, facts: Facts) -> None:
+def test_the_plan_says_what_the_guards_would_hold(scene: PortalScene) -> None:
     """The same line as the night's, and none of the held changes."""
-    organisation = facts.organisation(portal=None)
     for _ in range(30):
-        facts.certified_mentor(organisation, TODAY - timedelta(days=1))
+        scene.expired()
 
-    plan = night(connection, dry_run=True)
+    plan = scene.night(dry_run=True)
 
     assert (plan.changes, plan.outcome) == ([], "attention")
-    assert plan.held == night(connection, deliver=False).held
+    assert plan.held == scene.night(deliver=False).held
 
 
-def test_a_plan_shows_how_far_it_is(connection: Connection, facts: Facts) -> None:
+def test_a_plan_shows_how_far_it_is(scene: PortalScene) -> None:
     """It may take a minute, and a terminal without a word looks dead."""
-    facts.certified_mentor(facts.organisation(), TODAY)
+    scene.certified(TODAY)
     shown: list[tuple[str, int]] = []
 
     class Shown:
@@ -126,6 +125,6 @@ def test_a_plan_shows_how_far_it_is(connection: Connection, facts: Facts) -> Non
             return lambda done: shown.append((name, done))
 
     options = NightOptions(today=TODAY, dry_run=True)
-    nightly.run(connection, options=options, delivery=delivery(), stop=StopFlag(), progress=Shown())
+    nightly.run(scene.connection, options=options, delivery=delivery(), stop=StopFlag(), progress=Shown())
 
     assert shown == [("Reviewing mentors", 1)]
