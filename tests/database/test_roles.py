@@ -1,4 +1,7 @@
-"""certjob_worker: every command works as that role, and nothing else does; how the roles come into being."""
+"""certjob_worker: every command works as that role, and nothing else does; how the roles come into being.
+
+Roles belong to the whole server, and the databases on it do not ask each other.
+"""
 
 import uuid
 from collections.abc import Iterator
@@ -10,16 +13,14 @@ import psycopg
 import pytest
 
 from certjob import database
-from certjob.database import embedded, migrations
+from certjob.database import Connection, embedded, migrations
 from tests.conftest import database_of
 from tests.support import supabase
-from tests.support.app_rows import furnish
+from tests.support.app_rows import DENIED, furnish
 from tests.support.everything import do_everything
 from tests.support.facts import Facts
 from tests.support.own_server import data_folder
-from tests.support.waiting import until
-
-PATIENCE_SECONDS = 60
+from tests.support.waiting import until, waits_for_a_lock
 
 SETTINGS = (
     "datestyle=German intervalstyle=sql_standard timezone=Pacific/Kiritimati row_security=off array_nulls=off"
@@ -66,10 +67,9 @@ def test_a_worker_does_nothing_that_certjob_does_not(login_url: str, facts: Fact
             "UPDATE mentor_pauses SET lifted_at = now(), lifted_by = 'certjob' WHERE actor <> 'certjob'",
             "INSERT INTO mentor_pauses (mentor_id, reason, actor) SELECT id, 'sick', 'somebody' FROM mentors",
             "SELECT certjob_private.set_up_roles()",
-            "SET ROLE postgres",
             "SELECT secret FROM diary",
         ):
-            with suppress(psycopg.errors.InsufficientPrivilege):
+            with suppress(DENIED):
                 worker.execute(statement.encode())
                 done.append(statement)
         for table, is_closed in (
@@ -86,12 +86,13 @@ def test_a_worker_does_nothing_that_certjob_does_not(login_url: str, facts: Fact
     assert set(deleted.values()) == {(0, 1)}, deleted
 
 
+# On a server of their own, where nobody has made any role yet.
+
 Admin = psycopg.Connection[tuple[object, ...]]
 
 
 @pytest.fixture(scope="module")
 def own_server() -> Iterator[str]:
-    """A server of this module's own: roles belong to a whole server, and here nobody has made any yet."""
     with data_folder("roles") as folder, embedded.server(folder / "postgresql") as url:
         yield url
 
@@ -107,123 +108,114 @@ def admin(own_server: str) -> Iterator[Admin]:
             admin.execute(f"DROP ROLE {name}".encode())
 
 
-def new_database(admin: Admin, *, owner: str = "postgres") -> str:
+def new_database(admin: Admin, owner: str = "postgres") -> str:
+    """The URL of an empty database, as its owner."""
     name = f"test_{uuid.uuid4().hex[:12]}"
     admin.execute(f"CREATE DATABASE {name} OWNER {owner}".encode())
     return psycopg.conninfo.make_conninfo(database_of(admin.info.dsn, name), user=owner)
 
 
-def policies(connection: database.Connection, role: str = "certjob_worker") -> int:
-    rows = connection.execute("SELECT count(*) FROM pg_policies WHERE %s = ANY (roles)", (role,)).fetchall()
-    return int(rows[0][0])
+def policies(connection: Connection, role: str = "certjob_worker") -> int:
+    return connection.execute("SELECT FROM pg_policies WHERE %s = ANY (roles)", (role,)).rowcount
 
 
-class TestComingIntoBeing:
-    """Roles belong to the whole server, and the databases on it do not ask each other."""
+def test_a_plain_server_gets_the_worker_and_one_call_serves_supabases_roles_that_come_later(admin: Admin) -> None:
+    """By an owner who may create roles and is no superuser, as on Supabase; auth belongs to somebody else there.
 
-    def test_a_plain_server_gets_the_worker_and_one_call_serves_supabases_roles_that_come_later(
-        self, admin: Admin
-    ) -> None:
-        """By an owner who may create roles and is no superuser, as on Supabase; auth belongs to somebody else there.
+    The worker cannot log in: the operator gives it to somebody who can. The app is left out until the call.
+    """
+    admin.execute("CREATE ROLE landlord LOGIN CREATEROLE")
+    url = new_database(admin, "landlord")
+    as_superuser = psycopg.conninfo.make_conninfo(url, user="postgres")
+    with database.connect(as_superuser) as superuser, database.connect(url) as landlord:
+        migrations.migrate(landlord)
+        rights = "SELECT rolcanlogin, rolsuper, rolbypassrls, rolcreaterole, rolcreatedb FROM pg_roles"
+        made = superuser.execute(f"{rights} WHERE rolname = 'certjob_worker'".encode()).fetchall()
+        assert made == [(False, False, False, False, False)]
+        assert policies(landlord) > 10
+        assert policies(landlord, "authenticated") == 0
 
-        The worker cannot log in: the operator gives it to somebody who can. The app is left out until the call.
-        """
-        admin.execute("CREATE ROLE landlord LOGIN CREATEROLE")
-        url = new_database(admin, owner="landlord")
-        as_superuser = psycopg.conninfo.make_conninfo(url, user="postgres")
-        with database.connect(as_superuser) as superuser, database.connect(url) as landlord:
-            migrations.migrate(landlord)
-            rights = "SELECT rolcanlogin, rolsuper, rolbypassrls, rolcreaterole, rolcreatedb FROM pg_roles"
-            made = superuser.execute(f"{rights} WHERE rolname = 'certjob_worker'".encode()).fetchall()
-            assert made == [(False, False, False, False, False)]
-            assert policies(landlord) > 10
-            assert policies(landlord, "authenticated") == 0
+        supabase.set_up(superuser)
+        superuser.execute(
+            "ALTER PUBLICATION supabase_realtime OWNER TO landlord; GRANT USAGE ON SCHEMA auth TO landlord"
+        )
+        ours, _ = (furnish(landlord, slug, api=superuser) for slug in ("hlf", "nhf"))
+        with pytest.raises(DENIED):
+            ours.asks("SELECT id FROM mentors")
+        for _ in range(2):  # and may be repeated
+            landlord.execute("SELECT certjob_private.set_up_roles()")
+        assert ours.asks("SELECT id FROM mentors") == [(ours.mentor,)]
+        assert ours.asks("SELECT event_version FROM request_portal_resync(%(mentor)s)") == [(2,)]
+        heard = superuser.execute("SELECT tablename FROM pg_publication_tables").fetchall()
+        assert heard == [("dynamics_sync_failures",)]
 
-            supabase.set_up(superuser)
-            superuser.execute("ALTER PUBLICATION supabase_realtime OWNER TO landlord")
-            superuser.execute("GRANT USAGE ON SCHEMA auth TO landlord")
-            ours, _ = (furnish(landlord, slug, api=superuser) for slug in ("hlf", "nhf"))
-            look, request = "SELECT id FROM mentors", "SELECT event_version FROM request_portal_resync(%s)"
-            with pytest.raises(psycopg.errors.InsufficientPrivilege), supabase.logged_in(superuser, ours.coordinator):
-                superuser.execute(look)
-            for _ in range(2):  # and may be repeated
-                landlord.execute("SELECT certjob_private.set_up_roles()")
-            with supabase.logged_in(superuser, ours.coordinator):
-                assert superuser.execute(look).fetchall() == [(ours.mentor,)]
-                assert superuser.execute(request, (ours.mentor,)).fetchall() == [(2,)]
-            heard = superuser.execute("SELECT tablename FROM pg_publication_tables").fetchall()
-            assert heard == [("dynamics_sync_failures",)]
 
-    def test_roles_of_supabases_names_without_its_user_function_get_nothing(self, admin: Admin) -> None:
-        """Another product's PostgREST: nobody could tell who asks."""
-        with database.connect(new_database(admin)) as connection:
-            supabase.create_roles(connection)
-            connection.execute("ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON TABLES TO authenticated, anon")
-            migrations.migrate(connection)
+def test_roles_of_supabases_names_without_its_user_function_get_nothing(admin: Admin) -> None:
+    """Another product's PostgREST: nobody could tell who asks."""
+    with database.connect(new_database(admin)) as connection:
+        supabase.create_roles(connection)
+        connection.execute("ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON TABLES TO authenticated, anon")
+        migrations.migrate(connection)
 
-            assert policies(connection, "authenticated") == 0
-            for role in ("anon", "authenticated"):
-                with pytest.raises(psycopg.errors.InsufficientPrivilege), supabase.acting(connection, role):
-                    connection.execute("SELECT FROM mentors")
+        assert policies(connection, "authenticated") == 0
+        for role in ("anon", "authenticated"):
+            with pytest.raises(DENIED), supabase.acting(connection, role):
+                connection.execute("SELECT FROM mentors")
 
-    def test_an_owner_who_may_not_create_roles_is_told_what_to_do_and_it_works(
-        self, admin: Admin, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        """The schema is migrated all the same; where the role is there already, there is not a word to read."""
-        admin.execute("CREATE ROLE landlord LOGIN; ALTER ROLE landlord SET client_min_messages = 'error'")
-        with database.connect(new_database(admin, owner="landlord")) as connection:
-            migrations.migrate(connection)
-            migrations.require_current(connection)
-            assert "certjob_worker was not created" in caplog.text
-            assert "CREATE ROLE certjob_worker NOLOGIN" in caplog.text
-            assert policies(connection) == 0
 
-            admin.execute("CREATE ROLE certjob_worker NOLOGIN; GRANT certjob_worker TO landlord")
-            connection.execute("SELECT certjob_private.set_up_roles()")
-            assert policies(connection) > 10
-            connection.execute("SET ROLE certjob_worker")
-            migrations.require_current(connection)
-        caplog.clear()
-        with database.connect(new_database(admin, owner="landlord")) as connection:
-            migrations.migrate(connection)
-            assert policies(connection) > 10
-            assert caplog.text == ""
+def test_an_owner_who_may_not_create_roles_is_told_what_to_do_and_it_works(
+    admin: Admin, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The schema is migrated all the same; where the role is there already, there is not a word to read."""
+    admin.execute("CREATE ROLE landlord LOGIN; ALTER ROLE landlord SET client_min_messages = 'error'")
+    with database.connect(new_database(admin, "landlord")) as connection:
+        migrations.migrate(connection)
+        assert "CREATE ROLE certjob_worker NOLOGIN" in caplog.text
+        assert policies(connection) == 0
 
-    def test_an_owner_who_may_not_open_the_database_to_the_worker_is_told_who_must(self, admin: Admin) -> None:
-        """A database that was closed to the public: PostgreSQL only warns that nothing was granted."""
-        admin.execute("CREATE ROLE landlord LOGIN CREATEROLE")
-        url = new_database(admin)
-        said: list[str] = []
-        with database.connect(url) as superuser:
-            name = superuser.info.dbname
-            superuser.execute(
-                f"REVOKE ALL ON DATABASE {name} FROM PUBLIC; REVOKE ALL ON SCHEMA public FROM PUBLIC;"
-                f"GRANT CONNECT, CREATE ON DATABASE {name} TO landlord;"
-                "GRANT USAGE, CREATE ON SCHEMA public TO landlord".encode()
-            )
-            with database.connect(psycopg.conninfo.make_conninfo(url, user="landlord")) as landlord:
-                migrations.migrate(landlord, warn=said.append)
-            assert len(said) == len(set(said)), "once, though several migrations say it"
-            superuser.execute("\n".join(said).partition("as its owner: ")[2].splitlines()[0].encode())
+        admin.execute("CREATE ROLE certjob_worker NOLOGIN; GRANT certjob_worker TO landlord")
+        connection.execute("SELECT certjob_private.set_up_roles()")
+        connection.execute("SET ROLE certjob_worker")
+        migrations.require_current(connection)
+    caplog.clear()
+    with database.connect(new_database(admin, "landlord")) as connection:
+        migrations.migrate(connection)
+        assert policies(connection) > 10
+        assert caplog.text == ""
 
-            superuser.execute("SET ROLE certjob_worker")
-            assert superuser.execute("SELECT count(*) FROM mentors").fetchone() == (0,)
-            superuser.execute("CREATE TEMPORARY TABLE load_rows ()")
 
-    def test_a_migration_waits_for_another_databases_that_has_just_made_the_role(self, admin: Admin) -> None:
-        """The narrow moment, held open: its CREATE ROLE is done, its commit is not."""
-        url = new_database(admin)
+def test_an_owner_who_may_not_open_the_database_to_the_worker_is_told_who_must(admin: Admin) -> None:
+    """A database that was closed to the public: PostgreSQL only warns that nothing was granted."""
+    url, said = new_database(admin), list[str]()
+    admin.execute("CREATE ROLE landlord LOGIN CREATEROLE")
+    with database.connect(url) as superuser:
+        name = superuser.info.dbname
+        superuser.execute(
+            f"REVOKE ALL ON DATABASE {name} FROM PUBLIC; REVOKE ALL ON SCHEMA public FROM PUBLIC;"
+            f"GRANT CONNECT, CREATE ON DATABASE {name} TO landlord;"
+            "GRANT USAGE, CREATE ON SCHEMA public TO landlord".encode()
+        )
+        with database.connect(psycopg.conninfo.make_conninfo(url, user="landlord")) as landlord:
+            migrations.migrate(landlord, warn=said.append)
+        assert len(said) == len(set(said)), "once, though several migrations say it"
+        superuser.execute("\n".join(said).partition("as its owner: ")[2].splitlines()[0].encode())
 
-        def migrate() -> int:
-            with database.connect(url) as connection:
-                migrations.migrate(connection)
-                return policies(connection)
+        superuser.execute("SET ROLE certjob_worker")
+        assert superuser.execute("SELECT FROM mentors").rowcount == 0
+        superuser.execute("CREATE TEMPORARY TABLE load_rows ()")
 
-        with ThreadPoolExecutor(1) as threads, psycopg.connect(database_of(admin.info.dsn, "postgres")) as other:
-            other.execute("CREATE ROLE certjob_worker NOLOGIN")
-            waiting = threads.submit(migrate)
-            locks = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-            until(lambda: admin.execute(locks).fetchone() == (1,), seconds=PATIENCE_SECONDS)
-            other.commit()
 
-            assert waiting.result(PATIENCE_SECONDS) > 10
+def test_a_migration_waits_for_another_databases_that_has_just_made_the_role(admin: Admin) -> None:
+    """The narrow moment, held open: its CREATE ROLE is done, its commit is not."""
+    with (
+        database.connect(new_database(admin)) as connection,
+        ThreadPoolExecutor(1) as threads,
+        psycopg.connect(database_of(admin.info.dsn, "postgres")) as other,
+    ):
+        other.execute("CREATE ROLE certjob_worker NOLOGIN")
+        waiting = threads.submit(migrations.migrate, connection)
+        until(lambda: waits_for_a_lock(admin, connection), seconds=60)
+        other.commit()
+
+        waiting.result(60)
+        assert policies(connection) > 10
