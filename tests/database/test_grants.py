@@ -1,6 +1,6 @@
 """Who may do what with every table, view, sequence and function: a later migration must decide it, here too."""
 
-from certjob import database
+from certjob.database import Connection
 from tests.support.app_rows import READABLE
 
 WORKER, COORDINATOR = "certjob_worker", "authenticated"
@@ -57,7 +57,7 @@ WHERE n.nspname NOT IN ('auth', 'information_schema') AND n.nspname !~ '^pg_'
 """
 
 
-def test_nothing_is_open_to_anybody_for_whom_it_was_not_decided(owner: database.Connection) -> None:
+def test_nothing_is_open_to_anybody_for_whom_it_was_not_decided(owner: Connection) -> None:
     """On a database that, as Supabase's does, opens whatever is new to everybody."""
     grants = {(table, role, what): names for table, role, what, names in owner.execute(_GRANTS).fetchall()}
 
@@ -70,19 +70,18 @@ def test_nothing_is_open_to_anybody_for_whom_it_was_not_decided(owner: database.
     assert whole_rows & FACTS == set()
 
 
-def test_every_table_has_row_level_security_and_policies_and_a_view_is_its_readers(owner: database.Connection) -> None:
+def test_every_table_has_row_level_security_and_policies_and_a_view_is_its_readers(owner: Connection) -> None:
     """Else it shows everybody everything; materialised views and foreign tables cannot be closed at all."""
-    relations = owner.execute(_RELATIONS).fetchall()
+    open_to_all = [
+        name
+        for name, kind, is_secured, is_invoker, has_policy in owner.execute(_RELATIONS).fetchall()
+        if not (is_secured and has_policy if kind == "r" else is_invoker and kind == "v")
+    ]
 
-    assert [
-        name for name, kind, is_secured, _, has_policy in relations if kind == "r" and not (is_secured and has_policy)
-    ] == []
-    assert [
-        name for name, kind, _, is_invoker, _ in relations if kind != "r" and not (kind == "v" and is_invoker)
-    ] == []
+    assert open_to_all == []
 
 
-def test_functions_run_safely_and_for_those_who_may_call_them(owner: database.Connection) -> None:
+def test_functions_run_safely_and_for_those_who_may_call_them(owner: Connection) -> None:
     """As invoker a trigger would miss hidden rows; with a search path of the caller's it could be led astray."""
     functions = owner.execute(_FUNCTIONS).fetchall()
 

@@ -38,17 +38,19 @@ class Proxy:
 
     def forward(self, link: Link) -> None:
         """Carry what the client says, to its end."""
-        while data := link.client.recv(65536):
-            if self.is_silent.is_set():
-                return
-            link.server.sendall(data)
+        self.carry(link.client, link.server)
 
     def answer(self, link: Link) -> None:
         """Carry what the server says, to its end."""
-        while data := link.server.recv(65536):
+        self.carry(link.server, link.client)
+
+    def carry(self, source: socket.socket, target: socket.socket, *, stall_at: bytes | None = None) -> None:
+        while data := source.recv(65536):
+            if stall_at is not None and stall_at in data:
+                self.is_silent.set()
             if self.is_silent.is_set():
                 return
-            link.client.sendall(data)
+            target.sendall(data)
 
     def __enter__(self) -> Self:
         self._start(self._accept)
@@ -81,10 +83,10 @@ class Proxy:
             return
         self._sockets.append(server)
         link = Link(client, server)
-        self._start(self._carry, self.answer, link)
-        self._carry(self.forward, link)
+        self._start(self._until_the_end, self.answer, link)
+        self._until_the_end(self.forward, link)
 
-    def _carry(self, work: Callable[[Link], None], link: Link) -> None:
+    def _until_the_end(self, work: Callable[[Link], None], link: Link) -> None:
         with contextlib.suppress(OSError):
             work(link)
         if not self.is_silent.is_set():
@@ -123,12 +125,7 @@ class StallingProxy(Proxy):
         self.url = conninfo.make_conninfo(database_url, **where)  # type: ignore[arg-type]
 
     def forward(self, link: Link) -> None:
-        while data := link.client.recv(65536):
-            if self._at is not None and self._at in data:
-                self.is_silent.set()
-            if self.is_silent.is_set():
-                return
-            link.server.sendall(data)
+        self.carry(link.client, link.server, stall_at=self._at)
 
 
 class CuttingProxy(Proxy):
