@@ -5,35 +5,34 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from uuid import uuid4
 from zoneinfo import ZoneInfo
 
 import pytest
+from freezegun import freeze_time
 
+import certjob.cli.app
+import certjob.cli.commands.runs
+import certjob.mail.channels.notify
+import certjob.night.nightly
+import certjob.night.resync  # noqa: F401 - loaded before a clock is frozen
 from certjob.database.clocks import Clocks
 from certjob.errors import ClocksDisagreeError
-from tests.support.command_line import Finished, assert_one_line, started, today
+from tests.conftest import Certjob
+from tests.support.command_line import Finished, assert_one_line, today
 from tests.support.facts import Facts
 from tests.support.portal_server import PortalServer
-
-IN_300_DAYS = timedelta(days=300)
 
 Command = Callable[..., Finished]
 
 
 @pytest.fixture
-def command(worker_url: str, bare_environment: dict[str, str], portal: PortalServer, tmp_path: Path) -> Command:
-    """Run a command on a machine whose clock is wrong by so much; the database server's is right."""
-    environment = bare_environment | {
-        "CERTJOB_DATABASE_URL": worker_url,
-        "CERTJOB_PORTAL_URL": portal.url,
-        "CERTJOB_PORTAL_KEY": portal.key,
-        "CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'mail'}",
-    }
+def command(here: Certjob, ways_out: dict[str, str]) -> Command:
+    """Run a command on a machine whose clock is wrong by so many days; the database server's is right."""
 
-    def run(*arguments: str, wrong_by: timedelta = timedelta()) -> Finished:
-        clock = (datetime.now(UTC) + wrong_by).isoformat() if wrong_by else ""
-        with started(*arguments, environment=environment, folder=tmp_path, clock=clock) as child:
-            return child.finish()
+    def run(*arguments: str, wrong_by: int = 0) -> Finished:
+        with freeze_time(datetime.now(UTC) + timedelta(days=wrong_by), tick=True) if wrong_by else nullcontext():
+            return here(*arguments, **ways_out)
 
     return run
 
@@ -43,21 +42,20 @@ def mails(folder: Path) -> int:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "days"),
-    [(("run",), 300), (("run", "--dry-run"), -300), (("resync", "M1001"), -300), (("reconcile",), 300)],
-    ids=repr,
+    ("arguments", "days"), [("run", 300), ("run --dry-run", -300), ("resync M1001", -300), ("reconcile", 300)]
 )
 def test_a_run_on_another_day_than_the_databases_is_refused(
-    command: Command, facts: Facts, portal: PortalServer, tmp_path: Path, arguments: tuple[str, ...], days: int
+    command: Command, facts: Facts, portal: PortalServer, tmp_path: Path, arguments: str, days: int
 ) -> None:
     """Both times are said, and nothing is done: such a small organisation is below every guard."""
     facts.certified_mentor(facts.organisation(), today() + timedelta(days=100))
 
     shown_on = (datetime.now(UTC) + timedelta(days=days)).astimezone(ZoneInfo("Europe/Oslo")).date()
-    result = command(*arguments, wrong_by=timedelta(days=days))
+    name, *options = arguments.split()
+    result = command(name, *options, wrong_by=days)
 
     words = (f"this machine's clock shows {shown_on} ", f"the database server's {today()} ", "correct the wrong one")
-    assert_one_line(result, *words, "--ignore-database-clock", code=2, command=f"certjob {arguments[0]}")
+    assert_one_line(result, *words, "--ignore-database-clock", code=2, command=f"certjob {name}")
     assert facts.rows("SELECT count(*) FROM mentor_pauses") == facts.rows("SELECT count(*) FROM job_runs") == [(0,)]
     assert (portal.requests, mails(tmp_path)) == ([], 0)
 
@@ -66,8 +64,8 @@ def test_who_knows_better_ignores_the_databases_clock(command: Command, facts: F
     """The server's clock may be the wrong one. The guard against an earlier date stays. --as-of goes by no clock."""
     facts.certified_mentor(facts.organisation(), today() + timedelta(days=100))
 
-    plan = command("run", "--dry-run", "--as-of", "2036-01-01", wrong_by=IN_300_DAYS)
-    ahead = command("run", "--ignore-database-clock", "--json", wrong_by=IN_300_DAYS)
+    plan = command("run", "--dry-run", "--as-of", "2036-01-01", wrong_by=300)
+    ahead = command("run", "--ignore-database-clock", "--json", wrong_by=300)
     behind = command("run", "--ignore-database-clock")
 
     assert (plan.returncode, plan.stderr) == (0, "")
@@ -82,27 +80,23 @@ def test_deliver_pushes_and_sends_no_mail_on_a_day_that_cannot_be_believed(
 
     The clocks disagree; then both went back, or a night was run on a wrong date; at last the mail goes out.
     """
-    organisation_id = facts.organisation()
-    facts.certified_mentor(organisation_id, today() - timedelta(days=1))
-    facts.certified_mentor(organisation_id, today() + timedelta(days=7))
+    organisation_id, in_a_month = facts.organisation(), today() + timedelta(days=30)
+    for days in (-1, 7):
+        facts.certified_mentor(organisation_id, today() + timedelta(days=days))
     command("run", "--no-deliver")
 
-    first = command("deliver", wrong_by=IN_300_DAYS)
-    second = command("deliver", wrong_by=IN_300_DAYS)
-    facts.connection.execute(
-        "INSERT INTO job_runs (id, command, as_of, host, version, finished_at, outcome)"
-        " VALUES (gen_random_uuid(), 'run', %s, 'elsewhere', '1', now(), 'ok')",
-        (today() + timedelta(days=30),),
-    )
+    first, second = (command("deliver", wrong_by=300) for _ in range(2))
+    wrong = {"command": "run", "host": "elsewhere", "version": "1", "outcome": "ok", "finished_at": datetime.now(UTC)}
+    run_id = facts.insert("job_runs", id=uuid4(), as_of=in_a_month, **wrong)
     third = command("deliver", "--ignore-database-clock")
 
     assert_one_line(first, "mail: this machine's clock shows ", "no mail is sent", code=3, command="certjob deliver")
     assert (second.returncode, second.stderr) == (0, "")
-    words = (f"mail: today would be {today()}", f"run for {today() + timedelta(days=30)}", "no mail")
+    words = (f"mail: today would be {today()}", f"run for {in_a_month}", "no mail")
     assert_one_line(third, *words, code=3, command="certjob deliver")
     assert list(portal.visible.values()) == [False]
     assert mails(tmp_path) == 0
-    facts.connection.execute("DELETE FROM job_runs WHERE host = 'elsewhere'")
+    facts.connection.execute("DELETE FROM job_runs WHERE id = %s", (run_id,))
     assert command("deliver").returncode == 0
     assert mails(tmp_path) == 2
 

@@ -9,8 +9,7 @@
 ``freeze_after`` a method; in seconds ``portal_lease``, ``mail_lease``, ``call`` (the longest a call to the portal
 takes), ``round`` (how long its repeats may begin) and ``message`` (the longest each half of a message takes, before and
 after it is handed over); ``grace``, how long what is being done may go on after a signal; ``ignored``, a signal, as
-under `nohup`; ``clock``, what this machine's shows when the command begins (nothing: the right time); ``loop_fault``
-and ``patience``: see ``tests.chaos.struck_command``. The times of a lease are minutes; a test that waits for them
+under `nohup`; ``loop_fault`` and ``patience``: see ``tests.chaos.struck_command``. The times of a lease are minutes; a test that waits for them
 shortens all that belong together. A freeze is a SIGSTOP that the process sends to itself, the first time it comes to
 that point.
 """
@@ -125,12 +124,4 @@ def run_altered(alterations: Mapping[str, Any]) -> None:
         plant(**faults)
     for moment in alterations.keys() & {"freeze_before", "freeze_after"}:
         _plant_freeze(alterations[moment], before=moment == "freeze_before")
-    if alterations.get("clock"):
-        from freezegun import freeze_time
-
-        from certjob.cli.app import app  # noqa: F401 - loaded before the clock is moved, like what it brings
-        from certjob.night import nightly, resync  # noqa: F401
-
-        with freeze_time(alterations["clock"], tick=True):
-            main()
     main()
