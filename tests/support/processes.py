@@ -9,9 +9,9 @@
 ``freeze_after`` a method; in seconds ``portal_lease``, ``mail_lease``, ``call`` (the longest a call to the portal
 takes), ``round`` (how long its repeats may begin) and ``message`` (the longest each half of a message takes, before and
 after it is handed over); ``grace``, how long what is being done may go on after a signal; ``ignored``, a signal, as
-under `nohup`; ``loop_fault`` and ``patience``: see ``tests.chaos.struck_command``. The times of a lease are minutes; a test that waits for them
-shortens all that belong together. A freeze is a SIGSTOP that the process sends to itself, the first time it comes to
-that point.
+under `nohup`; ``loop_fault`` and ``patience``: see ``tests.chaos.struck_command``. The times of a lease are minutes; a
+test that waits for them shortens all that belong together. A freeze is a SIGSTOP that the process sends to itself, the
+first time it comes to that point.
 """
 
 import inspect
