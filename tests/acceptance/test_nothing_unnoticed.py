@@ -1,10 +1,9 @@
 """Nothing goes unnoticed: what needs attention is said by every command that says anything, until it is over."""
 
-import email
-import email.policy
 import json
 from collections.abc import Callable
 from datetime import timedelta
+from mailbox import Maildir
 from pathlib import Path
 from uuid import UUID
 
@@ -12,29 +11,27 @@ import pytest
 
 from certjob.database import Connection
 from tests.conftest import Certjob
-from tests.support.command_line import Finished, run_in_process, today
+from tests.support.command_line import Finished, today
 from tests.support.facts import Facts
 from tests.support.portal_server import PortalServer
 
-YEARS = timedelta(days=700)
-LET_THROUGH = "certjob run --organisation hlf --allow-mass-change"
+LET_THROUGH = "run --organisation hlf --allow-mass-change"
 
-Play = Callable[..., Finished]
+Play = Callable[..., str]
 
 
 @pytest.fixture
-def here(certjob: Certjob, environment: dict[str, str], worker_url: str, tmp_path: Path) -> Play:
-    """Run a command with a metrics file, to an end with this code; a ``run`` is the installed one."""
+def play(certjob: Certjob, here: Certjob, environment: dict[str, str], worker_url: str, tmp_path: Path) -> Play:
+    """Run a command as certjob_worker, with a metrics file, to an end with this code; return what it said.
 
-    def play(line: str, code: int = 0, **settings: str) -> Finished:
-        ours = {"CERTJOB_DATABASE_URL": worker_url, "CERTJOB_METRICS_FILE": str(tmp_path / "certjob.prom")}
-        settings = environment | ours | settings
-        if line.startswith("run"):
-            finished = certjob(*line.split(), **settings)
-        else:
-            finished = run_in_process(*line.split(), environment=settings, folder=tmp_path)
+    A ``run`` is the installed one.
+    """
+    ours = environment | {"CERTJOB_DATABASE_URL": worker_url, "CERTJOB_METRICS_FILE": str(tmp_path / "certjob.prom")}
+
+    def play(line: str, code: int = 0, **settings: str) -> str:
+        finished: Finished = (certjob if line.startswith("run") else here)(*line.split(), **ours | settings)
         assert finished.returncode == code, finished
-        return finished
+        return finished.stdout + finished.stderr
 
     return play
 
@@ -53,16 +50,10 @@ def metric(folder: Path, name: str) -> float | None:
     return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"{name} ")), None)
 
 
-def digests(folder: Path) -> list[str]:
-    """The texts of the digests that lie in the folder."""
-    texts = []
-    for file in (folder / "mail" / "new").iterdir():
-        message = email.message_from_bytes(file.read_bytes(), policy=email.policy.default)
-        body = message.get_body(("plain",))
-        assert body is not None
-        if "digest" in str(message["Message-ID"]):
-            texts.append(body.get_content())
-    return texts
+def the_digest(folder: Path) -> str:
+    """The text of the one digest that lies in the folder."""
+    (digest,) = (mail for mail in Maildir(folder / "mail") if "digest" in mail["Message-ID"])
+    return digest.get_payload(0).get_payload(decode=True).decode()  # type: ignore[union-attr]
 
 
 def unnoticed(connection: Connection, statement: str, *parameters: object) -> None:
@@ -86,73 +77,67 @@ def end_by_calendar(connection: Connection, mentors: list[UUID]) -> None:
 
 
 def test_everybody_says_that_an_organisation_is_held_until_it_is_over(
-    here: Play, connection: Connection, facts: Facts, hlf: UUID, tmp_path: Path, portal: PortalServer
+    play: Play, connection: Connection, facts: Facts, hlf: UUID, tmp_path: Path, portal: PortalServer
 ) -> None:
     """A bad import of thirty, beside three certificates that have really ended; then months without a night."""
-    mentors = [facts.certified_mentor(hlf, today() + YEARS, full_name=f"Mentor {n}") for n in range(60)]
-    assert here("run").stderr == ""
+    in_years = today() + timedelta(days=700)
+    mentors = [facts.certified_mentor(hlf, in_years, full_name=f"Mentor {n}") for n in range(60)]
+    assert play("run") == ""
     end_by_calendar(connection, mentors[:3])
     import_with = "UPDATE certificates SET expires_on = %s WHERE mentor_id = ANY (%s)"
     connection.execute(import_with, ("2025-01-31", mentors[30:]))
     a_day_later(connection)
 
-    said = here("run", 3).stderr
-    alerts = here("alerts", 3).stdout
-    (each,) = json.loads(here("alerts --json", 3).stdout)["held"]
+    said, alerts = play("run", 3), play("alerts", 3)
+    (each,) = json.loads(play("alerts --json", 3))["held"]
 
     assert "hlf: 33 mentors would be paused" in said
-    assert f"`{LET_THROUGH}`" in said
     assert "33 may be shown on the portal and must not be: Mentor 0 (M1001), " in alerts
-    assert LET_THROUGH in alerts
-    assert (each["organisation"], each["what"], each["mentors"], each["command"]) == ("hlf", "pauses", 33, LET_THROUGH)
+    assert f"`certjob {LET_THROUGH}`" in said
+    assert f"certjob {LET_THROUGH}" in alerts
+    assert (each["organisation"], each["what"], each["mentors"]) == ("hlf", "pauses", 33)
     assert (each["ended_by_calendar"], each["facts_changed"], each["may_be_shown"]) == (3, 30, 33)
     assert {row["mentor_id"] for row in each["some"]} == {str(one) for one in [*mentors[:3], *mentors[30:]]}
-    assert here("status -q", 3).stderr == "certjob status: 1 organisation is held; see `certjob alerts`\n"
+    assert play("status -q", 3) == "certjob status: 1 organisation is held; see `certjob alerts`\n"
     assert metric(tmp_path, 'certjob_held_mentors{organisation="hlf",what="pauses"}') == 33
     assert metric(tmp_path, 'certjob_alerts{kind="held"}') == 1
     assert portal.requests == []
-    (page,) = digests(tmp_path)
-    assert "33 likepersoner ville blitt satt på pause eller skjult (har ventet siden " in page
+    assert "33 likepersoner ville blitt satt på pause eller skjult (har ventet siden " in the_digest(tmp_path)
 
     # Later that day cron's mail has only what is new, on the next day everything; whichever organisation's run.
-    assert here("run", 3).stderr == ""
+    assert play("run", 3) == ""
     facts.certified_mentor(facts.organisation("nhf", portal=None), today() + timedelta(days=30), email=None)
-    assert here("run", 3).stderr == "certjob run: 1 reminder was not delivered; see `certjob alerts`\n"
+    assert play("run", 3) == "certjob run: 1 reminder was not delivered; see `certjob alerts`\n"
     a_day_later(connection)
-    tomorrow = here("run --organisation nhf --no-deliver", 3).stderr
-    assert tomorrow.count("\n") == 2
-    assert "hlf: 33 mentors would be paused" in tomorrow
+    tomorrow = play("run --organisation nhf --no-deliver", 3)
+    assert (tomorrow.count("\n"), "hlf: 33 mentors would be paused" in tomorrow) == (2, True)
     connection.execute("DELETE FROM cert_notification_log WHERE status = 'failed'")
 
     # The import is corrected: nothing is left in any list, and those who have really ended are hidden.
-    connection.execute(import_with, (today() + YEARS, mentors[30:]))
-    assert here("run").stderr == ""
+    connection.execute(import_with, (in_years, mentors[30:]))
+    assert play("run") == play("alerts") == play("status -q") == ""
     assert sum(not shown for shown in portal.visible.values()) == 3
-    here("alerts")
-    here("status -q")
     assert metric(tmp_path, 'certjob_held_mentors{organisation="hlf",what="pauses"}') is None
     assert metric(tmp_path, 'certjob_alerts{kind="held"}') == 0
 
     # After a gap of months all have really ended, and the alert says so.
     end_by_calendar(connection, mentors)
-    here("run --no-deliver", 3)
-    (each,) = json.loads(here("alerts --json", 3).stdout)["held"]
+    play("run --no-deliver", 3)
+    (each,) = json.loads(play("alerts --json", 3))["held"]
     assert (each["ended_by_calendar"], each["facts_changed"], each["may_be_shown"]) == (57, 0, 57)
     assert len(each["some"]) == 50
 
     # It is let through, while another night, which holds it, is about to write that down.
     (row,) = connection.execute("SELECT * FROM held_reviews").fetchall()
-    here(LET_THROUGH.removeprefix("certjob "))
-    marks = ", ".join(["%s"] * len(row))
-    connection.execute(f"INSERT INTO held_reviews VALUES ({marks})".encode(), row)
+    play(LET_THROUGH)
+    connection.execute(f"INSERT INTO held_reviews VALUES ({', '.join(['%s'] * len(row))})".encode(), row)
     assert sum(not shown for shown in portal.visible.values()) == 60
-    for line in ("alerts", "status -q", "run"):
-        here(line)
+    assert play("alerts") == play("status -q") == play("run") == ""
     assert facts.rows("SELECT count(*) FROM held_reviews") == [(0,)]
 
 
 def test_everybody_says_whom_no_night_can_review_and_how_long_mail_waits(
-    here: Play, connection: Connection, facts: Facts, hlf: UUID, tmp_path: Path
+    play: Play, connection: Connection, facts: Facts, hlf: UUID, tmp_path: Path
 ) -> None:
     """A rule of the database refuses a pause, and the mail server is dead; until both are over."""
     mentor = facts.certified_mentor(hlf, today() - timedelta(days=20), full_name="Ola Hansen")
@@ -161,37 +146,35 @@ def test_everybody_says_whom_no_night_can_review_and_how_long_mail_waits(
     connection.execute("ALTER TABLE mentor_pauses ADD CONSTRAINT no_pause CHECK (actor <> 'certjob') NOT VALID")
     dead = {"CERTJOB_NOTIFY_URL": "smtp://127.0.0.1:1"}
 
-    assert str(mentor) in here("run", 3, **dead).stderr
+    assert str(mentor) in play("run", 3, **dead)
 
-    assert here("alerts", 3).stdout.startswith("Not reviewed: Ola Hansen (M1001 of hlf), since ")
-    assert here("status -q", 3).stderr == "certjob status: 1 mentor could not be reviewed; see `certjob alerts`\n"
-    document = json.loads(here("alerts --json", 3).stdout)
+    assert play("alerts", 3).startswith("Not reviewed: Ola Hansen (M1001 of hlf), since ")
+    assert play("status -q", 3) == "certjob status: 1 mentor could not be reviewed; see `certjob alerts`\n"
+    document = json.loads(play("alerts --json", 3))
     assert [(row["mentor_id"], row["member_no"]) for row in document["never_reviewed"]] == [(str(mentor), "M1001")]
     assert document["waiting_mail"] == [], "on the first day it is only the run's business"
     assert metric(tmp_path, 'certjob_alerts{kind="never_reviewed"}') == 1
 
     for table in ("cert_notification_log", "coordinator_digests"):
         connection.execute(f"UPDATE {table} SET queued_at = queued_at - interval '25 hours'".encode())
-    here("run", 3, **dead)
+    play("run", 3, **dead)
 
-    alerts = here("alerts", 3).stdout
-    assert "\nMail waits: 4 reminders, the oldest, since " in alerts
-    assert "the mail server cannot be used: Connection refused" in alerts
-    assert here("status -q", 3).stderr == (
+    assert "\nMail waits: 4 reminders, the oldest, since " in play("alerts", 3)
+    assert play("status -q", 3) == (
         "certjob status: 1 mentor could not be reviewed, 4 reminders have waited for more than a day, 1 digest has "
         "waited for more than a day; see `certjob alerts`\n"
     )
-    document = json.loads(here("alerts --json", 3).stdout)
-    assert [(row["what"], row["number"]) for row in document["waiting_mail"]] == [("reminders", 4), ("digests", 1)]
+    waiting = json.loads(play("alerts --json", 3))["waiting_mail"]
+    assert [(row["what"], row["number"]) for row in waiting] == [("reminders", 4), ("digests", 1)]
+    assert all("the mail server cannot be used: Connection refused" in row["error"] for row in waiting)
     assert metric(tmp_path, 'certjob_waiting_mail{what="reminders"}') == 4
     assert metric(tmp_path, 'certjob_waiting_mail{what="digests"}') == 1
 
-    here("run", 3)
-    (page,) = digests(tmp_path)
-    assert "* Ola Hansen (M1001), siden " in page
-    assert here("run", 3).stderr == "", "said already today"
+    play("run", 3)
+    assert "* Ola Hansen (M1001), siden " in the_digest(tmp_path)
+    assert play("run", 3) == "", "said already today"
     connection.execute("ALTER TABLE mentor_pauses DROP CONSTRAINT no_pause")
     for line in ("resync M1001", "alerts", "status -q", "run"):
-        here(line)
+        play(line)
     assert metric(tmp_path, 'certjob_waiting_mail{what="reminders"}') == 0
     assert facts.rows("SELECT count(*) FROM review_problems") == [(0,)]
