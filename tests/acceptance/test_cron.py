@@ -33,11 +33,10 @@ def test_the_crontab_and_the_timers_have_the_same_jobs_at_the_same_times() -> No
         ("20 5 1 * *", "db prune --older-than 3y"),
     ]
     assert not any("%" in line for line in EXAMPLE.splitlines() if "bin/certjob" in line), "cron breaks the line there"
-    timers = {name: text for name, text in UNITS.items() if name.endswith(".timer")}
-    assert {name: re.findall(r"^OnCalendar=(.+)$", text, re.MULTILINE) for name, text in timers.items()} == {
-        f"certjob@{command}.timer": [calendar] for command, (_, calendar) in ACTIVE.items()
-    }
-    assert all("Persistent=true" in text for text in timers.values())
+    for command, (_, calendar) in ACTIVE.items():
+        timer = UNITS[f"certjob@{command}.timer"]
+        assert ("Persistent=true" in timer, re.findall(r"^OnCalendar=(.+)$", timer, re.MULTILINE)) == (True, [calendar])
+    assert sum(name.endswith(".timer") for name in UNITS) == len(ACTIVE)
     for line in ("Type=oneshot", "LoadCredential=", "ProtectSystem=strict", "NoNewPrivileges=true"):
         assert line in SERVICE
     first_step = read_section("docs/install.md", "Going live").partition("2. **")[0]
@@ -63,13 +62,11 @@ def test_debians_cron_runs_the_example_silently_and_mails_a_line_about_trouble(
     urls = {"nightly": database_url, "down": "postgresql://certjob@127.0.0.1:1/certjob", "forgot": None}
     cron = CronDaemon(tmp_path / "cron")
     for user, url in urls.items():
-        folder = installed_command().parent
-        cron.install(user, moved_to(cron.minute, EXAMPLE, commands=("run", "deliver"), folder=folder))
+        home = cron.install(user, moved_to(cron.minute, EXAMPLE, "run|deliver", folder=installed_command().parent))
         if url is not None:
-            settings = cron.home(user) / "certjob.env"
-            settings.touch(mode=0o600)
-            lines = [f"{name}='{value}'\n" for name, value in ways_out.items()]
-            settings.write_text("".join([f"CERTJOB_DATABASE_URL='{url}'\n", *lines]))
+            settings = {"CERTJOB_DATABASE_URL": url} | ways_out
+            (home / "certjob.env").touch(mode=0o600)
+            (home / "certjob.env").write_text("".join(f"{name}='{value}'\n" for name, value in settings.items()))
     cron.run_the_minute()
 
     assert [mail.as_string() for mail in cron.mails("nightly")] == []
@@ -96,13 +93,9 @@ def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
         (tmp_path / f"certjob@{command}.service").symlink_to("certjob@.service")
     files = [f"{tmp_path}/certjob@{command}.{kind}" for command in ACTIVE for kind in ("service", "timer")]
 
-    verified = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", *files],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"SYSTEMD_UNIT_PATH": f"{tmp_path}:", "PATH": "/usr/bin:/bin"},
-    )
+    verify, path = ["systemd-analyze", "verify", "--man=no"], {"PATH": "/usr/bin:/bin"}
+    environment = path | {"SYSTEMD_UNIT_PATH": f"{tmp_path}:"}
+    verified = subprocess.run([*verify, *files], capture_output=True, text=True, check=False, env=environment)
 
     assert (verified.returncode, verified.stderr) == (0, "")
 
@@ -113,13 +106,8 @@ def test_the_line_of_the_service_reads_the_secrets_and_runs_certjob(database_url
     (tmp_path / "certjob.env").write_text(f"CERTJOB_DATABASE_URL='{database_url}'\n")
     line = line.replace("/opt/certjob/bin", str(installed_command().parent)).replace("%i", "db status")
 
-    result = subprocess.run(
-        ["/bin/sh", "-c", f"exec {line.replace('%d', str(tmp_path))}"],
-        env={"PATH": "/usr/bin:/bin"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ["/bin/sh", "-c", f"exec {line.replace('%d', str(tmp_path))}"]
+    result = subprocess.run(command, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=False)
 
     assert (result.returncode, result.stderr) == (0, ""), result
     assert "0001_facts" in result.stdout

@@ -14,13 +14,13 @@ from certjob.domain.addresses import parse_sender
 from certjob.errors import PermanentPortalError
 from certjob.mail.message import compose
 from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
-from tests.support.command_line import on_terminal, run_in_process, today, without_escapes
+from tests.conftest import Certjob
+from tests.support.command_line import on_terminal, today, without_escapes
 from tests.support.facts import Facts
 from tests.support.hostile_texts import HOSTILE, SPY, ReceivedMail, assert_harmless, read_mail
 from tests.support.mails import MESSAGE, Page
 from tests.support.smtp_server import HOST, Mailbox, real_server
 
-SENDER = parse_sender("certjob@hlf.example")
 PLAIN = "PLAINTEXT"
 """What one organisation has wherever the hostile ones have their texts: its mail shows how mail is to look."""
 HOSTILE_BY_SLUG = {f"h{number}": hostile for number, hostile in enumerate(HOSTILE.values())}
@@ -35,16 +35,16 @@ def mailbox(environment: dict[str, str]) -> Iterator[Mailbox]:
     mailbox = Mailbox()
     with real_server(mailbox, enable_SMTPUTF8=True) as server:
         environment["CERTJOB_NOTIFY_URL"] = f"smtp://{HOST}:{server.port}"
-        environment["CERTJOB_MAIL_FROM"] = SENDER.specification
+        environment["CERTJOB_MAIL_FROM"] = "certjob@hlf.example"
         yield mailbox
 
 
 @pytest.fixture
-def run(environment: dict[str, str], tmp_path: Path) -> Run:
+def run(here: Certjob) -> Run:
     """Run a command off a terminal: nothing that it prints is an order to one."""
 
     def run(*arguments: str, code: int = 0) -> str:
-        result = run_in_process(*arguments, environment=environment, folder=tmp_path)
+        result = here(*arguments)
         assert result.returncode == code, result
         assert_harmless(result.stderr)
         assert_harmless(result.stdout, is_document="--json" in arguments or "--html" in arguments)
@@ -79,10 +79,10 @@ def add_organisation(facts: Facts, text: str, *, slug: str) -> tuple[UUID, UUID]
     coordinator = {"full_name": text, "email": f"coordinator@{slug}.example", "locale": "en"}
     facts.insert("coordinators", organisation_id=organisation, **coordinator)
     who = {"full_name": text, "email": f"mentor@{slug}.example", "locale": "en", "contact_id": contact_id}
-    lapsed = facts.mentor(organisation, member_no=f"{text}1", **who)  # type: ignore[arg-type]
-    facts.certificate(lapsed, today() - timedelta(days=1), kind=text)
-    unreachable = facts.mentor(organisation, member_no=f"{text}2", full_name=text, email=None)
-    facts.certificate(unreachable, today() + timedelta(days=5), kind=text)
+    lapsed = facts.certified_mentor(organisation, today() - timedelta(days=1), member_no=f"{text}1", **who)
+    unreachable = {"member_no": f"{text}2", "full_name": text, "email": None}
+    facts.certified_mentor(organisation, today() + timedelta(days=5), **unreachable)
+    facts.connection.execute("UPDATE certificates SET kind = %s WHERE kind = 'likeperson'", (text,))
     return lapsed, contact_id
 
 
@@ -153,25 +153,17 @@ def test_no_text_breaks_a_message_a_terminal_or_what_a_command_prints(
 
 
 NO_ADDRESS = "the e-mail address is not an address that mail can be sent to; correct it"
-NOT_IN_DNS = "the e-mail address has a domain that cannot be written in DNS; correct it"
 WHY_NOT = {
-    f"kari@a.example\r\nBcc: {SPY}": NO_ADDRESS,
     f"kari@a.example>\r\nRCPT TO:<{SPY}": NO_ADDRESS,
-    "kari@a\x1b[2J.example": NO_ADDRESS,
     f"kari@a.example, {SPY}": NO_ADDRESS,
-    "Kari <kari@a.example>": NO_ADDRESS,
     "@b.example:kari@a.example": NO_ADDRESS,
-    "kari@a.example SIZE=1": NO_ADDRESS,
     "=?utf-8?q?=0D=0ABcc=3Aspy?=@a.example": NO_ADDRESS,
-    "<script>[red]@a.example": NO_ADDRESS,
     f"kari@{'a' * 980}.example": NO_ADDRESS,
-    "kari@ⓐ.example": NOT_IN_DNS,
-    "kari@a\u202e.example": NOT_IN_DNS,
+    "kari@a\u202e.example": "the e-mail address has a domain that cannot be written in DNS; correct it",
 }
-"""Addresses that no mail goes to."""
+"""Addresses that no mail goes to; more of them are in tests/mail/test_addresses.py."""
 ARRIVES_AT = {
     "%s{{7*7}}`id`$HOME'@a.example": "%s{{7*7}}`id`$HOME'@a.example",
-    "kari@blåbær.example": "kari@xn--blbr-roah.example",
     "kåre@blåbær.example": "kåre@xn--blbr-roah.example",
     "😀علي@a.example": "😀علي@a.example",
     "a\u0301\u0489@a.example": "a\u0301\u0489@a.example",
@@ -179,16 +171,14 @@ ARRIVES_AT = {
 """Others, as the server and the header have them."""
 
 
-def test_an_address_is_used_as_it_is_or_not_at_all(
-    facts: Facts, environment: dict[str, str], mailbox: Mailbox, tmp_path: Path
-) -> None:
+def test_an_address_is_used_as_it_is_or_not_at_all(facts: Facts, mailbox: Mailbox, here: Certjob) -> None:
     """No copy goes anywhere else; what cannot be sent is failed, and the address is no part of the reason."""
     organisation = facts.organisation(portal=None)
     for address in (*WHY_NOT, *ARRIVES_AT):
         facts.certified_mentor(organisation, today() + timedelta(days=5), email=address)
         facts.insert("coordinators", organisation_id=organisation, email=address)
 
-    night = run_in_process("run", environment=environment, folder=tmp_path)
+    night = here("run")
 
     for envelope in mailbox.envelopes:
         (recipient,) = envelope.rcpt_tos
@@ -209,6 +199,6 @@ def test_a_subject_in_plain_words_travels_as_it_is() -> None:
     """Whatever else there is, a search in a mail program finds it."""
     subject = "Your certificate expires in 30 days, on 9 March"
 
-    _, letter = compose(replace(MESSAGE, subject=subject), sender=SENDER)
+    _, letter = compose(replace(MESSAGE, subject=subject), sender=parse_sender("certjob@hlf.example"))
 
     assert f"\nSubject: {subject}\n".encode() in letter

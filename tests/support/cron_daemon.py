@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from email.message import EmailMessage
 from pathlib import Path
@@ -48,53 +48,37 @@ class CronDaemon:
         self.folder = folder
         self._users: list[str] = []
         # cron looks at its table at each full minute; a few seconds are for the start.
-        self.minute = (datetime.now().astimezone() + timedelta(seconds=4)).replace(second=0, microsecond=0)
-        self.minute += timedelta(minutes=1)
+        self.minute = (datetime.now().astimezone() + timedelta(seconds=64)).replace(second=0, microsecond=0)
         """When the jobs run, by the machine's own clock."""
         for name in ("spool/crontabs", "cron.d", "run", "mail"):
             (folder / name).mkdir(parents=True)
         (folder / "crontab").touch()
         (folder / "pam").write_text(_PAM)
-        sendmail = folder / "sendmail"
-        sendmail.write_text(f'#!/bin/sh\nexec cat > "{folder}/mail/$$"\n')
-        sendmail.chmod(0o755)
+        (folder / "sendmail").write_text(f'#!/bin/sh\nexec cat > "{folder}/mail/$$"\n')
+        (folder / "sendmail").chmod(0o755)
         shutil.copy(CRON, folder / "daemon")  # so that it can be told from the machine's own
 
-    def home(self, user: str) -> Path:
-        """What $HOME is for this user's jobs."""
-        return self.folder / "home" / user
-
-    def install(self, user: str, crontab: str) -> None:
-        """Make a user (root under another name) with a home and this crontab; before the start."""
-        self.home(user).mkdir(parents=True)
+    def install(self, user: str, crontab: str) -> Path:
+        """Make a user (root under another name) with this crontab, before the start; return $HOME of their jobs."""
+        home = self.folder / "home" / user
+        home.mkdir(parents=True)
         table = self.folder / "spool" / "crontabs" / user
         table.write_text(crontab)
         table.chmod(0o600)
-        self._users.append(user)
+        self._users.append(f"{user}:x:0:0::{home}:/bin/sh\n")
+        return home
 
     def run_the_minute(self) -> None:
         """Start it, and end it once the jobs of the minute have ended and their mails are handed over."""
-        passwd = Path("/etc/passwd").read_text().splitlines()
-        users = [line for line in passwd if line.split(":")[0] not in self._users]
-        users += [f"{user}:x:0:0::{self.home(user)}:/bin/sh" for user in self._users]
-        (self.folder / "passwd").write_text("\n".join([*users, ""]))
-        bound = {
-            "spool": "/var/spool/cron",
-            "cron.d": "/etc/cron.d",
-            "crontab": "/etc/crontab",
-            "passwd": "/etc/passwd",
-            "pam": "/etc/pam.d/cron",
-            "sendmail": str(SENDMAIL.resolve()),
-            "run": str(Path("/var/run").resolve()),
-        }
+        (self.folder / "passwd").write_text(Path("/etc/passwd").read_text() + "".join(self._users))
+        bound = {"spool": "/var/spool/cron", "cron.d": "/etc/cron.d", "crontab": "/etc/crontab"}
+        bound |= {"passwd": "/etc/passwd", "pam": "/etc/pam.d/cron"}
+        bound |= {"sendmail": str(SENDMAIL.resolve()), "run": str(Path("/var/run").resolve())}
         binds = " && ".join(f"mount --bind '{self.folder / ours}' {theirs}" for ours, theirs in bound.items())
-        script = f"{binds} && exec '{self.folder}/daemon' -f"
-        with subprocess.Popen(
-            ["unshare", "--mount", "--propagation", "private", "sh", "-c", script],
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
-        ) as process:
+        command = ["unshare", "--mount", "--propagation", "private"]
+        command += ["sh", "-c", f"{binds} && exec '{self.folder}/daemon' -f"]
+        path = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, env=path) as process:
             try:
                 self._wait_for_the_minute(process)
             finally:
@@ -120,17 +104,14 @@ class CronDaemon:
         return [mail for mail in found if mail["Subject"].startswith(f"Cron <{user}@")]
 
 
-def moved_to(minute: datetime, crontab: str, *, commands: Collection[str], folder: Path) -> str:
-    """The crontab as it is installed here, those jobs at that minute and the others half a day later."""
-    lines = []
-    for line in crontab.splitlines():
-        job = re.fullmatch(r"((?:[\d*/-]+\s+){5})(.*/certjob (.+) --env-file .*)", line)
-        if job is None:
-            lines.append(line)
-            continue
-        when = minute if job[3] in commands else minute + timedelta(hours=12)
-        lines.append(f"{when.minute} {when.hour} * * *    {job[2].replace('/opt/certjob/bin', str(folder))}")
-    return "\n".join([*lines, ""])
+def moved_to(minute: datetime, crontab: str, commands: str, *, folder: Path) -> str:
+    """The crontab as it is installed here, the jobs of this pattern at that minute and the others half a day later."""
+
+    def move(job: re.Match[str]) -> str:
+        when = minute if re.fullmatch(commands, job[2]) else minute + timedelta(hours=12)
+        return f"{when.minute} {when.hour} * * *    {job[1].replace('/opt/certjob/bin', str(folder))}"
+
+    return re.sub(r"^(?:[\d*/-]+\s+){5}(.*/certjob (.+) --env-file .*)$", move, crontab, flags=re.MULTILINE)
 
 
 def jobs(crontab: str) -> Sequence[tuple[str, str]]:
