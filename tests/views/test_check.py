@@ -141,41 +141,39 @@ def test_a_setting_that_leads_nowhere_has_a_next_step(
     (folder / "certjob.env").write_bytes(b"CERTJOB_PORTAL_KEY=bl\xe5\n")
     (folder / "letters").write_text("")
     no_metrics, no_portal = {"METRICS_FILE": ""}, {"PORTAL_URL": "", "PORTAL_KEY": ""}
-    no_file = "fail: no file can be written in the folder of CERTJOB_METRICS_FILE: "
-    make_room = "; make the folder, give this user the right to write there, make room, or name"
-    cases: list[tuple[dict[str, str], int, str, list[str]]] = [
-        ({"ENV_FILE": "certjob.env"}, 2, "settings", ["cannot be read: it is not UTF-8 text; correct --env-file or "]),
+    cases: list[tuple[dict[str, str], int, str, str]] = [
+        ({"ENV_FILE": "certjob.env"}, 2, "settings", "cannot be read: it is not UTF-8 text; correct --env-file or "),
+        ({"MAIL_HOURS": "08:00-08:00"}, 2, "settings", "CERTJOB_MAIL_HOURS: is an empty window"),
+        ({"DATABASE_URL": ""}, 2, "settings", "CERTJOB_DATABASE_URL is not set; give a PostgreSQL URL or the word"),
+        ({"DATABASE_URL": "embedded"}, 2, "database", "no embedded database yet; run `certjob db migrate`"),
+        ({"DATABASE_URL": UNREACHABLE}, 1, "database", "fail: the database cannot be reached"),
+        ({"DATABASE_URL": empty_database_url}, 2, "schema", "tables are not there yet; run `certjob db migrate`"),
+        ({"MAIL_FROM": "nobody"}, 2, "mail", "CERTJOB_MAIL_FROM"),
+        ({"NOTIFY_URL": f"maildir:{folder}/letters/deep"}, 2, "mail", "the Maildir folder cannot be written"),
+        ({"NOTIFY_URL": ""}, 3, "mail", "warn: CERTJOB_NOTIFY_URL is not set, so reminders stay queued; set it"),
+        ({"TEMPLATES_DIR": f"{folder}/nowhere"}, 2, "templates", "cannot be read"),
         (
-            {"MAIL_HOURS": "08:00-08:00"},
+            {"METRICS_FILE": f"{folder}/nowhere/x.prom"},
             2,
-            "settings",
-            ["MAIL_HOURS: is an empty window", "; correct it; see docs/set"],
+            "metrics",
+            "_FILE: No such file or directory; make the folder, ",
         ),
-        ({"DATABASE_URL": ""}, 2, "settings", ["CERTJOB_DATABASE_URL is not set; give a PostgreSQL URL or the word"]),
-        ({"DATABASE_URL": "embedded"}, 2, "database", ["no embedded database yet; run `certjob db migrate`"]),
-        ({"DATABASE_URL": UNREACHABLE}, 1, "database", ["fail: the database cannot be reached"]),
-        ({"DATABASE_URL": empty_database_url}, 2, "schema", ["tables are not there yet; run `certjob db migrate`"]),
-        ({"MAIL_FROM": "nobody"}, 2, "mail", ["CERTJOB_MAIL_FROM"]),
-        ({"NOTIFY_URL": f"maildir:{folder}/letters/deep"}, 2, "mail", ["the Maildir folder cannot be written"]),
-        ({"NOTIFY_URL": ""}, 3, "mail", ["warn: CERTJOB_NOTIFY_URL is not set, so reminders stay queued; set it"]),
-        ({"TEMPLATES_DIR": str(folder / "nowhere")}, 2, "templates", ["cannot be read"]),
-        ({"METRICS_FILE": str(folder / "nowhere" / "certjob.prom")}, 2, "metrics", [no_file, make_room]),
-        (no_metrics, 3, "monitoring", ["warn: no external monitor is configured; set CERTJOB_PING_URL or "]),
-        (no_metrics | {"ATTENTION_PING_URL": "https://hc.example/a"}, 3, "ping", ["alone hears nothing"]),
+        (no_metrics, 3, "monitoring", "warn: no external monitor is configured; set CERTJOB_PING_URL or "),
+        (no_metrics | {"ATTENTION_PING_URL": "https://hc.example/a"}, 3, "ping", "alone hears nothing"),
         (
             no_portal,
             3,
             "portal",
-            ["hlf has a portal: pushes stay queued; ", "or `certjob organisation set hlf --portal"],
+            "hlf has a portal: pushes stay queued; set it and CERTJOB_PORTAL_KEY, or `certjob org",
         ),
     ]
-    for settings, code, name, phrases in cases:
+    for settings, code, name, phrase in cases:
         given = {f"CERTJOB_{variable}": value for variable, value in settings.items()}
-        check.says(code, name, *phrases, **given, XDG_DATA_HOME=str(home))
+        check.says(code, name, phrase, **given, XDG_DATA_HOME=str(home))
     assert list(home.iterdir()) == [], "an embedded database was made"
     assert len(portal.requests) == len(cases) - 1, "without a database, too"
     with full_disk():
-        check.says(2, "metrics", no_file)
+        check.says(2, "metrics", "CERTJOB_METRICS_FILE: File too large")
     assert not list(folder.glob(".certjob.prom*"))
 
     unset = {f"CERTJOB_{variable}": "" for variable in no_portal}
@@ -196,18 +194,18 @@ def test_what_is_wrong_with_the_database_has_a_next_step(
     ran += " VALUES (gen_random_uuid(), 'run', '{}', 'h', '1', now() + '{} days', 'ok')"
     newest = "DELETE FROM certjob_migrations WHERE version = (SELECT max(version) FROM certjob_migrations);"
     future = "INSERT INTO certjob_migrations (version, name, sha256) VALUES (9999, 'future', 'x')"
-    replica = "fail: session_replication_role is replica: what `certjob load`"
-    lossy = "warn: synchronous_commit is off: after a crash of the server a call"
-    newer = "newer than this certjob (migration 9999_future); install the newer certjob"
-    older = "fail: older than this certjob, 1 migration is pending; run `certjob db migrate`"
-    ended = "warn: 1 run has ended in the future, the last at "
     for change, code, name, phrase in (
-        (database + "SET synchronous_commit = off", 3, "database", lossy),
-        (database + "SET session_replication_role = replica", 2, "database", replica),
-        (database + "RESET ALL;" + ran.format("2026-01-01", 20), 3, "last run", ended),
+        (
+            database + "SET synchronous_commit = off",
+            3,
+            "database",
+            "synchronous_commit is off: after a crash of the se",
+        ),
+        (database + "SET session_replication_role = replica", 2, "database", "then `certjob run --everybody`"),
+        (database + "RESET ALL;" + ran.format("2026-01-01", 20), 3, "last run", "1 run has ended in the future, the l"),
         (ran.format("2999-01-01", 21), 2, "last run", "the last night was run for 2999-01-01"),
-        (future, 2, "schema", newer),
-        (2 * newest, 2, "schema", older),
+        (future, 2, "schema", "newer than this certjob (migration 9999_future); install the newer certjob"),
+        (2 * newest, 2, "schema", "fail: older than this certjob, 1 migration is pending; run `certjob db migrate`"),
     ):
         connection.execute(change.encode())
         check.says(code, name, phrase)
@@ -286,7 +284,6 @@ def test_a_server_or_a_clock_that_does_not_fit_is_told() -> None:
         ({"version_number": 180_004}, ""),
         ({"version_number": 190_001}, "warn: PostgreSQL 15 is newer than what was tested"),
         ({"encoding": "LATIN1"}, "fail: its encoding is LATIN1"),
-        ({"in_recovery": True}, "fail: the server is in recovery"),
     ]
     for change, said in changes:
         findings = in_database.check_server(in_database.Server(**server | change))
@@ -300,9 +297,8 @@ def test_a_server_or_a_clock_that_does_not_fit_is_told() -> None:
         (-61, "warn: the database server is 61 s behind this machine"),
         (13 * 3600, "fail: "),
     ):
-        finding = in_database.check_clocks(
-            Clocks(machine_at=noon, server_at=noon + timedelta(seconds=seconds)), zone=UTC
-        )
+        clocks = Clocks(machine_at=noon, server_at=noon + timedelta(seconds=seconds))
+        finding = in_database.check_clocks(clocks, zone=UTC)
         assert f"{finding.verdict}: {finding.text}".startswith(said)
 
 
@@ -314,15 +310,16 @@ def test_what_an_organisation_lacks_is_said_with_the_command(check: Check, facts
     facts.mentor(bare, contact_id=None, left_at=datetime(2026, 1, 1, tzinfo=UTC))
     facts.mentor(facts.organisation("none", portal=None), contact_id=None)
 
-    check.says(
-        3,
-        "organisations",
+    found = "\n".join(check()[1]["organisations"])
+    for phrase in (
         "bare has no coordinator, so nobody gets its daily mail; `certjob organisation set bare --coordinator 'NAME <",
         "bare has no contact for its mentors' questions; `certjob organisation set bare --contact-email ADDRESS`",
         "1 mentor has no contact ID in bare, so their pushes are blocked; `certjob list --without-contact-id --organi",
         "none has no coordinator",
-    )
-    assert check.page("-q").stderr == "certjob check: 13 ok, 4 warnings\n"
+    ):
+        assert phrase in found
+    quiet = check.page("-q")
+    assert (quiet.returncode, quiet.stderr) == (3, "certjob check: 13 ok, 4 warnings\n")
 
 
 # The portal and the mail server.
@@ -519,7 +516,6 @@ def test_where_it_cannot_tell_it_says_why(
     owner.execute(f"CREATE ROLE {worker} LOGIN IN ROLE certjob_worker".encode())
     refused = check_as(ours.coordinator, psycopg.conninfo.make_conninfo(supabase_url, user=worker))
     owner.execute(f"DROP ROLE {worker}".encode())
-    step = "use the owner's, on Supabase postgres"
-    assert refused == {SEEN: f"skip: not checked: this login may not take the role authenticated; {step}"}
+    assert refused[SEEN].startswith("skip: not checked: this login may not take the role authenticated; use the owner")
     (plain,) = check_as(uuid4(), database_url).values()
     assert plain.startswith("skip: not checked: this database is not Supabase's")
