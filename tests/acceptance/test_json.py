@@ -7,7 +7,7 @@ import itertools
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from pytest_httpserver import HTTPServer
 from certjob import errors
 from certjob.domain import rules
 from certjob.domain.models import Decision, Mentor
-from tests.support.command_line import commands, run_in_process, today
+from tests.conftest import Certjob
+from tests.support.command_line import commands, today
 from tests.support.docs import read
 from tests.support.facts import Facts
 from tests.support.portal_answers import error, ok
@@ -33,8 +34,6 @@ TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?\+00:00")
 IDS = ("run_id", "mentor_id", "certificate_id", "organisation_id", "contact_id")
 NEVER_AN_END = (errors.PortalCallError, errors.NotifyError)
 """No command ends by these."""
-
-Run = Callable[..., Any]
 
 
 def rows(title: str) -> Iterator[tuple[str, set[str]]]:
@@ -62,7 +61,7 @@ PROMISED = promised()
 
 
 def places(value: object, path: str = "", key: str = "") -> Iterator[tuple[str, str, Any]]:
-    """What stands where, such as at ``mentors.reviewed`` and ``changes[].pause``, and under which key."""
+    """What stands where, such as at ``mentors.reviewed`` and ``changes[].pause``, and under which key; null, too."""
     yield path, key, value
     if isinstance(value, dict):
         for name, inner in value.items():
@@ -74,7 +73,6 @@ def places(value: object, path: str = "", key: str = "") -> Iterator[tuple[str, 
 
 
 def key_paths(document: object) -> set[str]:
-    """Where something stands; null is something, too."""
     return {path for path, _, _ in places(document) if path}
 
 
@@ -102,15 +100,14 @@ def assert_form(document: object) -> None:
 class Programme:
     """Types commands, and keeps the places in the documents that they print, by the commands' names on the page."""
 
-    def __init__(self, environment: dict[str, str], folder: Path) -> None:
-        self.environment, self.folder = environment, folder
+    def __init__(self, here: Certjob) -> None:
+        self._here = here
         self.printed: dict[str, set[str]] = {}
 
     def run(self, *lines: str, **settings: str) -> Any:
         """Run these commands; the last one's document."""
         for line in lines:
-            arguments, environment = [*shlex.split(line), "--json"], self.environment | settings
-            finished = run_in_process(*arguments, environment=environment, folder=self.folder)
+            finished = self._here(*shlex.split(line), "--json", **{"CERTJOB_PORTAL_ATTEMPTS": "1"} | settings)
             document = json.loads(finished.stdout)
             assert finished.returncode == {"ok": 0, "attention": 3}[document["outcome"]], finished
             assert_form(document)
@@ -120,8 +117,8 @@ class Programme:
 
 
 @pytest.fixture
-def programme(environment: dict[str, str], worker_url: str, tmp_path: Path) -> Programme:
-    return Programme(environment | {"CERTJOB_DATABASE_URL": worker_url, "CERTJOB_PORTAL_ATTEMPTS": "1"}, tmp_path)
+def programme(here: Certjob) -> Programme:
+    return Programme(here)
 
 
 def furnish(facts: Facts) -> None:
@@ -163,8 +160,9 @@ CONTRADICTORY = """
 """
 
 
-def reconcile_in_every_way(run: Run, facts: Facts, portal: PortalServer) -> None:
+def reconcile_in_every_way(programme: Programme, facts: Facts, portal: PortalServer) -> None:
     """The portal cannot be read; it shows somebody unknown; and too many are to be shown at once."""
+    run = programme.run
     run("reconcile")
     nhf = facts.organisation("nhf")
     contacts = [uuid4() for _ in range(22)]
@@ -184,7 +182,12 @@ def reconcile_in_every_way(run: Run, facts: Facts, portal: PortalServer) -> None
 
 
 def test_the_page_has_every_key_that_is_printed_and_no_other(
-    programme: Programme, portal: PortalServer, facts: Facts, database_url: str, monkeypatch: pytest.MonkeyPatch
+    programme: Programme,
+    portal: PortalServer,
+    facts: Facts,
+    here: Certjob,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One morning of one programme: every command, in every form that has a document of its own."""
     run, decide = programme.run, rules.decide
@@ -197,8 +200,8 @@ def test_the_page_has_every_key_that_is_printed_and_no_other(
     monkeypatch.setattr(rules, "decide", decide_or_break)
     portal.default = error(503, "dynamics_unavailable")
     furnish(facts)
-    (programme.folder / "report.eml").write_text("Hello")
-    (programme.folder / "people.csv").write_text(
+    (tmp_path / "report.eml").write_text("Hello")
+    (tmp_path / "people.csv").write_text(
         "organisation,member_no,kind,issued_on,expires_on\nhlf,M9,likeperson,2024-01-01,2099-01-01\n"
     )
 
@@ -210,16 +213,12 @@ def test_the_page_has_every_key_that_is_printed_and_no_other(
     run("alerts", "db status", "forecast", "list", "organisation list", "status", "bounces report.eml")
     run("check", CERTJOB_PORTAL_URL="")
     run("deliver", "alerts --retry-all")
-    reconcile_in_every_way(run, facts, portal)
+    reconcile_in_every_way(programme, facts, portal)
     facts.connection.execute(CONTRADICTORY)
     run("alerts", "alerts --retry-all", "load people.csv")
     run("organisation set lhl --coordinator 'Kari <kari@example.org>' --optional-kind kurs", "organisation show lhl")
-    run(
-        "organisation set --dry-run lhf --thresholds 90",
-        "db prune --dry-run --older-than 3y",
-        "db prune --older-than 3y",
-    )
-    run("db migrate", CERTJOB_DATABASE_URL=database_url)
+    run("organisation set --dry-run lhf --thresholds 90")
+    run("db prune --dry-run --older-than 3y", "db prune --older-than 3y", "db migrate")
 
     assert set(programme.printed) == set(PROMISED)
     for command, keys in PROMISED.items():
@@ -228,9 +227,7 @@ def test_the_page_has_every_key_that_is_printed_and_no_other(
         assert keys - paths == set(), f"on the page and not printed by certjob {command}"
     with_json = {name.removeprefix("certjob ") for name, options in commands().items() if "--json" in options}
     assert {re.sub(r" --.*", "", command) for command in PROMISED} == with_json, "a new command has its place"
-    failed = programme.environment | {"CERTJOB_TIME_ZONE": "Mars"}
-    document = run_in_process("run", "--json", environment=failed, folder=programme.folder).stdout
-    assert key_paths(json.loads(document)) - {"error"} == COMMON
+    assert key_paths(json.loads(here("run", "--json", CERTJOB_TIME_ZONE="Mars").stdout)) - {"error"} == COMMON
 
 
 def test_the_page_has_every_error_code_and_every_failure_code() -> None:

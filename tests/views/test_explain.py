@@ -1,7 +1,7 @@
 """`certjob explain`: the story agrees with what the nights do, and says why."""
 
 from collections import Counter, defaultdict
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
@@ -136,22 +136,6 @@ def test_the_next_date_is_that_of_the_first_thing_and_says_what(scene: Scene) ->
     scene.told(mentor_id, "Next: nothing, as long as no fact changes.", today=days[1])
 
 
-def test_what_is_stale_is_told_with_what_a_run_today_does(scene: Scene) -> None:
-    """A certificate revoked since the last night: the page says today's truth, what is noted, and what a run does."""
-    mentor_id = scene.certified_mentor(scene.organisation(), TODAY + 200 * DAY)
-    scene.run()
-    scene.connection.execute("UPDATE certificates SET revoked_at = '2026-03-10 08:00+01'")
-
-    scene.told(
-        mentor_id,
-        "Active: no pause is open. Not certified: likeperson was revoked.",
-        "The stored state is not today's: a run today changes it.",
-        "Next: today, when `certjob run` runs: likeperson until 26 September: valid → revoked; certjob pauses the "
-        "mentor; the portal is asked to hide the mentor.",
-        "it was revoked on 10 March; stored as valid so far, a run today stores it",
-    )
-
-
 def test_what_makes_the_dates_doubtful_is_told(scene: Scene) -> None:
     """No night yet; nights that do not run; a day before the last night, which a run would refuse."""
     mentor_id = scene.certified_mentor(scene.organisation(portal=None), IN_20_DAYS)
@@ -212,6 +196,10 @@ def test_a_push_is_told_from_the_wish_to_the_confirmation(scene: Scene) -> None:
     assert (read["wanted"], read["confirmed"], read["push"], read["resolved_failures"]) == (False, False, None, 1)
     scene.certificate(mentor_id, IN_700_DAYS, issued_on=TODAY)
     assert scene.next_kinds(mentor_id) == ["status", "status", "resume", "show"]
+    stale = "The stored state is not today's: a run today changes it.\n\nNext: today, when `certjob run` runs: "
+    scene.told(
+        mentor_id, stale, "certjob lifts its pause; the portal", "stored as expired so far, a run today stores it"
+    )
 
 
 def test_a_push_that_no_night_can_make_is_told_without_a_date(scene: Scene) -> None:
@@ -296,6 +284,8 @@ def test_who_is_watched_and_who_is_not(scene: Scene) -> None:
     bare = scene.mentor(organisation, full_name=None, member_no="M1")
     taught = scene.certified_mentor(organisation, TODAY + 300 * DAY)
     scene.certificate(taught, TODAY - 50 * DAY, kind="course")
+    revoked_at = datetime(2026, 3, 8, 23, 30, tzinfo=UTC)  # in Oslo the day after
+    scene.certificate(taught, TODAY, kind="talk", revoked_at=revoked_at)
     scene.run()
     scene.connection.execute("UPDATE mentors SET left_at = '2026-03-09 12:00+01' WHERE id = %s", (left,))
 
@@ -306,8 +296,15 @@ def test_who_is_watched_and_who_is_not(scene: Scene) -> None:
     scene.told(bare, "likeperson has not begun yet")
     read = scene.document(bare)
     assert (read["without_certificate"], read["certified"]) == (True, False)
-    optional = "Certified: course ended on 19 January, 50 days ago (optional: it pauses nobody); likeperson is in"
-    scene.told(taught, optional, "course, optional, 1 January 2024 to 19 January 2026: expired")
+    optional = "course ended on 19 January, 50 days ago (optional: it pauses nobody); likeperson is in"
+    scene.told(
+        taught,
+        "Not certified: ",
+        optional,
+        "; talk was revoked.",
+        "course, optional, 1 January 2024 to 19 January 2026: expired",
+        "revoked on 9 March",
+    )
 
 
 # How it is printed.

@@ -207,7 +207,7 @@ def test_what_is_in_the_file_does_not_depend_on_who_wrote_it(measured: Certjob, 
     metrics.unlink()
     measured("deliver")
     found = samples(metrics)
-    assert {name: value for name, value in found.items() if " run" in name} == night
+    assert found.items() >= night.items()
     assert {"last_success_timestamp_seconds deliver", "last_run_items deliver delivered portal"} <= found.keys()
 
     facts.connection.execute("ALTER TABLE mentors RENAME COLUMN review_on TO review_on_")
@@ -218,11 +218,9 @@ def test_what_is_in_the_file_does_not_depend_on_who_wrote_it(measured: Certjob, 
     assert found["last_success_timestamp_seconds run"] == success < found["last_run_timestamp_seconds run"]
 
 
-def test_the_file_can_be_read_by_others_and_no_planted_link_is_followed(
-    measured: Certjob, metrics: Path, tmp_path: Path
-) -> None:
+def test_the_file_can_be_read_by_others_and_no_planted_link_is_followed(measured: Certjob, metrics: Path) -> None:
     """Whatever umask cron has; replaced in one step, in a folder where others may write."""
-    target = tmp_path / "precious"
+    target = metrics.parents[1] / "precious"
     target.write_text("do not touch\n")
     for name in (metrics.name, f".{metrics.name}.{os.getpid()}"):
         (metrics.parent / name).symlink_to(target)
