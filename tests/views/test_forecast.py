@@ -19,7 +19,7 @@ from certjob.views.forecast import MEASURES, Forecast, Week, make_forecast
 from tests.conftest import Certjob
 from tests.support.command_line import assert_one_line, on_terminal, today, without_escapes
 from tests.support.facts import TODAY, Facts
-from tests.support.nights import CollectingChannel, night
+from tests.support.nights import night
 from tests.support.programmes import random_programme
 from tests.support.terminals import terminal
 
@@ -34,10 +34,6 @@ def forecast(connection: Connection, **asked: Any) -> Forecast:
 def counts(week: Week) -> tuple[int, ...]:
     """Expiries, reminders, pauses, hides."""
     return tuple(week.counts.values())
-
-
-def reminders(made: Forecast) -> int:
-    return sum(week.counts["reminders"] for week in made.weeks)
 
 
 @pytest.mark.parametrize(("seed", "slug"), [(40, None), (44, "nhf")])
@@ -64,16 +60,6 @@ def test_every_week_counts_what_the_stories_tell(
         week.name: tuple(told[week.name, kind] for kind in kinds) for week in made.weeks
     }
     assert sum(told.values()) > 10
-
-
-def test_a_reminder_that_the_log_has_is_not_forecast_again(connection: Connection, facts: Facts) -> None:
-    """Sent or queued for that very date; a certificate extended in place is reminded about anew."""
-    facts.certified_mentor(facts.organisation(portal=None, thresholds=[30, 20]), TODAY + 30 * DAY)
-    assert reminders(forecast(connection)) == 2
-    night(connection, channel=CollectingChannel())
-    assert reminders(forecast(connection)) == 1
-    facts.connection.execute("UPDATE certificates SET expires_on = expires_on + 5")
-    assert reminders(forecast(connection)) == 2
 
 
 def test_those_who_are_looked_at_are_those_whom_the_nights_look_at(connection: Connection, facts: Facts) -> None:
@@ -111,17 +97,15 @@ def test_a_mentor_whose_data_break_a_rule_is_named_and_left_out(here: Certjob, f
 
 def test_weeks_are_iso_weeks_and_cut_at_both_ends(connection: Connection) -> None:
     """From Monday to Sunday; every day of the time asked for lies in one of them."""
-    cases: list[tuple[date, int, list[tuple[str, int, int]]]] = [
+    for first, days, weeks in (
         (date(2026, 3, 10), 1, [("2026-W11", 10, 10)]),
         (date(2026, 3, 15), 2, [("2026-W11", 15, 15), ("2026-W12", 16, 16)]),
         (date(2026, 3, 9), 14, [("2026-W11", 9, 15), ("2026-W12", 16, 22)]),
         (date(2026, 12, 30), 9, [("2026-W53", 30, 3), ("2027-W01", 4, 7)]),
-    ]
-    for first, days, weeks in cases:
+    ):
         made = forecast(connection, today=first, days=days)
 
         assert [(each.name, each.starts_on.day, each.ends_on.day) for each in made.weeks] == weeks
-        assert (made.weeks[0].starts_on, made.weeks[-1].ends_on) == (first, made.until)
 
 
 def week(name: str, starts_on: date, ends_on: date, *numbers: int) -> Week:
