@@ -152,19 +152,6 @@ def test_a_night_in_which_everything_fails_says_no_secret_in_any_format(
     assert_says_nothing(*results, everything_stored(facts))
 
 
-def test_a_broken_template_does_not_tell_whom_it_was_for(here: Certjob, facts: Facts, tmp_path: Path) -> None:
-    """By id and file name only."""
-    (tmp_path / "templates").mkdir()
-    for broken in ("{{ 1 / 0 }}", "{% if %}", "{{ undefined_word }}"):
-        (tmp_path / "templates" / "reminder.nb.txt").write_text(broken)
-        make_all_due(facts)
-
-        result = here("run", "-v", CERTJOB_TEMPLATES_DIR=str(tmp_path / "templates"))
-
-        assert (result.returncode, "reminder.nb.txt" in result.stderr) == (3, True), broken
-        assert_says_nothing(result)
-
-
 def test_a_file_with_bad_rows_names_lines_not_people(here: Certjob, tmp_path: Path) -> None:
     """Only the rejects file has the rows themselves."""
     lines = ["organisation,member_no,full_name,email,dynamics_contact_id,kind,issued_on,expires_on"]

@@ -5,7 +5,6 @@ Roles belong to the whole server, and the databases on it do not ask each other.
 
 import uuid
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from tests.support.app_rows import DENIED, furnish
 from tests.support.everything import do_everything
 from tests.support.facts import Facts
 from tests.support.own_server import data_folder
-from tests.support.waiting import until, waits_for_a_lock
 
 SETTINGS = (
     "datestyle=German intervalstyle=sql_standard timezone=Pacific/Kiritimati row_security=off array_nulls=off"
@@ -203,19 +201,3 @@ def test_an_owner_who_may_not_open_the_database_to_the_worker_is_told_who_must(a
         superuser.execute("SET ROLE certjob_worker")
         assert superuser.execute("SELECT FROM mentors").rowcount == 0
         superuser.execute("CREATE TEMPORARY TABLE load_rows ()")
-
-
-def test_a_migration_waits_for_another_databases_that_has_just_made_the_role(admin: Admin) -> None:
-    """The narrow moment, held open: its CREATE ROLE is done, its commit is not."""
-    with (
-        database.connect(new_database(admin)) as connection,
-        ThreadPoolExecutor(1) as threads,
-        psycopg.connect(database_of(admin.info.dsn, "postgres")) as other,
-    ):
-        other.execute("CREATE ROLE certjob_worker NOLOGIN")
-        waiting = threads.submit(migrations.migrate, connection)
-        until(lambda: waits_for_a_lock(admin, connection), seconds=60)
-        other.commit()
-
-        waiting.result(60)
-        assert policies(connection) > 10
