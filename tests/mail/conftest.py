@@ -19,7 +19,7 @@ from certjob.night.report import RunReport
 from certjob.outbox.retry import constant
 from certjob.stopping import StopFlag
 from tests.support import intents
-from tests.support.channels import BlockingStage, reminder_mail
+from tests.support.channels import reminder_mail, run_stage
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import CollectingChannel, FlakyPortal, night
 
@@ -100,9 +100,9 @@ class Scene:
         """The mail stage alone, of the reminders or another queue, whose first messages end so: why it ended early."""
         _, before = self._listen(fails=outcomes, **options)
         queue = queue or reminder_mail(self.connection, today=day(number))
-        run = BlockingStage(self.connection, queue, channel or self.channel, stop=stop)
-        stopped = run.run(deadline_seconds=seconds)
-        self.counts, self.sent = run.counts, self.channel.sent[before:]
+        self.counts, channel = MailCounts(), channel or self.channel
+        stopped = run_stage(queue, channel, connection=self.connection, stop=stop, counts=self.counts, seconds=seconds)
+        self.sent = self.channel.sent[before:]
         return None if stopped is None else f"{stopped.code}: {stopped.reason}"
 
     def _listen(

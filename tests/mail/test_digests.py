@@ -23,7 +23,7 @@ from certjob.outbox.claims import Answer, Settlement
 from certjob.stopping import StopFlag
 from certjob.views.alerts import read_alerts
 from tests.mail.conftest import CUT, DOWN, REFUSED, Messages, Scene, day
-from tests.support.channels import BlockingStage, digest_mail
+from tests.support.channels import digest_mail, run_stage
 from tests.support.facts import TODAY
 from tests.support.intents import DisturbedPortal
 from tests.support.mails import breakable
@@ -450,7 +450,7 @@ def test_a_process_that_dies_anywhere_loses_nothing_and_repeats_nothing_unsaid(
 
     def tell(number: int, on: Connection) -> None:
         queue_digests(on, today=day(number))
-        BlockingStage(on, digest_mail(on, today=day(number)), desk.channel).run()
+        run_stage(digest_mail(on, today=day(number)), desk.channel, connection=on)
 
     for number in itertools.count(1):
         asked: list[str] = []

@@ -9,7 +9,7 @@ from certjob.errors import OutcomeUnknownError
 from certjob.mail.messages.templates import OUR_TEMPLATES
 from certjob.mail.reminder_mail import QueuedReminder, ReminderMail
 from certjob.outbox.claims import Lease
-from tests.support.channels import BlockingStage
+from tests.support.channels import run_stage
 from tests.support.facts import TODAY, Facts
 from tests.support.intents import make_due, review
 from tests.support.nights import CollectingChannel
@@ -124,7 +124,7 @@ def test_one_that_is_being_sent_has_no_twin(scene: PortalScene, mentor: UUID, mo
 
     scene.channel.on_send = lambda _message: enter_and_review("at the server")
     queue = Interrupted(scene.connection, today=TODAY, templates=OUR_TEMPLATES)
-    assert BlockingStage(scene.connection, queue, scene.channel).run() is None
+    assert run_stage(queue, scene.channel, connection=scene.connection) is None
     scene.night()
 
     assert [message.repeat for message in scene.channel.sent] == [False]

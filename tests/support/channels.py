@@ -46,26 +46,26 @@ async def _whole(asked: Any) -> Any:
     return [each async for each in asked] if inspect.isasyncgen(asked) else await asked
 
 
-class BlockingStage:
-    """The mail stage over one queue, in a loop of its own as ``deliver`` runs it."""
+def run_stage(
+    queue: MailQueue[Any],
+    channel: Channel,
+    *,
+    connection: Connection,
+    stop: StopFlag | None = None,
+    counts: MailCounts | None = None,
+    seconds: float = 60,
+) -> StageStop | None:
+    """Run the mail stage over one queue, in a loop of its own as ``deliver`` runs it."""
+    stop = stop or StopFlag()
+    stage = MailStage(queue, channel=channel, stop=stop, counts=counts or MailCounts())
 
-    def __init__(
-        self, connection: Connection, queue: MailQueue[Any], channel: Channel, *, stop: StopFlag | None = None
-    ) -> None:
-        self._connection = connection
-        self._channel = channel
-        self._stop = stop or StopFlag()
-        self.counts = MailCounts()
-        self._stage: MailStage[Any] = MailStage(queue, channel=channel, stop=self._stop, counts=self.counts)
+    async def send(database: DatabaseThread) -> StageStop | None:
+        try:
+            return await stage.run(database, deadline_seconds=seconds)
+        finally:
+            await channel.close()
 
-    def run(self, *, deadline_seconds: float = 60) -> StageStop | None:
-        async def send(database: DatabaseThread) -> StageStop | None:
-            try:
-                return await self._stage.run(database, deadline_seconds=deadline_seconds)
-            finally:
-                await self._channel.close()
-
-        return run_loop(send, connection=self._connection, stop=self._stop, deadline_seconds=deadline_seconds)
+    return run_loop(send, connection=connection, stop=stop, deadline_seconds=seconds)
 
 
 def smtp_channel(port: int, *, host: str = HOST, **options: Any) -> SmtpChannel:

@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
 
 from tests.support.smtp_server import CERTIFICATE, HOST
 from tests.support.waiting import until
@@ -29,7 +28,6 @@ _CONFIGURATION = r"""
 primary_hostname = mail.example
 spool_directory = FOLDER/spool
 log_file_path = FOLDER/log/%slog
-log_selector = +smtp_connection
 pid_file_path = FOLDER/exim.pid
 exim_user = USER
 exim_group = GROUP
@@ -88,99 +86,61 @@ plain:
 
 
 class Exim:
-    """A server that can be told that it knows somebody no more."""
+    """A running server, which knows everybody until it is told otherwise."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.port, self.tls_port = _free_ports()
-        self._unknown = folder / "unknown"
-        self._new = folder / "mail" / "new"
         for name in ("spool", "log", "mail/new", "mail/cur", "mail/tmp"):
             (folder / name).mkdir(parents=True)
         shutil.copy(CERTIFICATE, folder / "certificate.pem")
         # Never root, which Exim refuses: with a configuration of its own it gives root up, and then cannot deliver.
-        self._user = pwd.getpwnam("Debian-exim") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
-        for path in (folder, *folder.rglob("*")):
-            if os.geteuid() == 0:
-                os.chown(path, self._user.pw_uid, self._user.pw_gid)
-        (folder / "exim.conf").write_text(self._configuration())
+        self.user = pwd.getpwnam("Debian-exim") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
+        if os.geteuid() == 0:
+            for path in (folder, *folder.rglob("*")):
+                os.chown(path, self.user.pw_uid, self.user.pw_gid)
+        # Exim's macros, the longer names first, which hold the shorter ones.
+        macros = {"TLS_PORT": self.tls_port, "PORT": self.port, "FOLDER": folder, "LOGIN_USER": LOGIN[0]}
+        macros |= {"LOGIN_PASSWORD": LOGIN[1], "USER": self.user.pw_uid, "GROUP": self.user.pw_gid}
+        definitions = "".join(f"{name} = {value}\n" for name, value in macros.items())
+        (folder / "exim.conf").write_text(definitions + _CONFIGURATION)
 
-    @contextmanager
-    def running(self) -> Iterator[Self]:
-        with (
-            (self.folder / "stderr").open("wb") as stderr,
-            subprocess.Popen(
-                [str(PROGRAM), "-C", str(self.folder / "exim.conf"), "-bdf"],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=stderr,
-                user=self._user.pw_uid,
-                group=self._user.pw_gid,
-            ) as process,
-        ):
-            try:
-                self._until(self._listens)
-                yield self
-            finally:
-                process.terminate()
-
-    def know_nobody(self, local_part: str) -> None:
-        """Take mail for this recipient, and return it to its envelope sender."""
-        self._unknown.write_text(local_part)
-
-    def behave(self) -> None:
-        """Know everybody again."""
-        self._unknown.unlink(missing_ok=True)
-
-    def sessions(self) -> int:
-        """How many connections there have been so far."""
-        return self._log().count("TCP/IP connection count")
+    def know_everybody_but(self, local_part: str = "") -> None:
+        """Take mail for this recipient, too, and return it to its envelope sender."""
+        (self.folder / "unknown").write_text(local_part)
 
     def delivered(self, count: int) -> list[bytes]:
         """Wait until so many messages lie in the Maildir and none is under way; take them out."""
+        new = self.folder / "mail" / "new"
 
         def is_done() -> bool:
-            log = self._log()
-            return log.count(" <= ") == log.count(" Completed") and len([*self._new.iterdir()]) >= count
+            log = self.log()
+            return log.count(" <= ") == log.count(" Completed") and len([*new.iterdir()]) >= count
 
-        self._until(is_done)
-        paths = sorted(self._new.iterdir())
+        self.until(is_done)
+        paths = sorted(new.iterdir())
         found = [path.read_bytes() for path in paths]
         for path in paths:
             path.unlink()
         return found
 
-    def _until(self, condition: Callable[[], object]) -> None:
+    def until(self, condition: Callable[[], object]) -> None:
         try:
             until(condition, seconds=40)
         except AssertionError as error:
             said = (self.folder / "stderr").read_text(errors="replace")
-            error.add_note(f"Exim said: {said}\nand logged: {self._log()[-3000:]}")
+            error.add_note(f"Exim said: {said}\nand logged: {self.log()[-3000:]}")
             raise
 
-    def _log(self) -> str:
+    def log(self) -> str:
         with contextlib.suppress(FileNotFoundError):
             return (self.folder / "log" / "mainlog").read_text(errors="replace")
         return ""
 
-    def _listens(self) -> bool:
+    def listens(self) -> bool:
         with contextlib.suppress(OSError), socket.create_connection((HOST, self.port), timeout=5) as probe:
             return bool(probe.recv(100))
         return False
-
-    def _configuration(self) -> str:
-        text = _CONFIGURATION
-        for word, value in {
-            "FOLDER": self.folder,
-            "TLS_PORT": self.tls_port,
-            "PORT": self.port,
-            "LOGIN_USER": LOGIN[0],
-            "LOGIN_PASSWORD": LOGIN[1],
-            "USER": self._user.pw_uid,
-            "GROUP": self._user.pw_gid,
-        }.items():
-            text = text.replace(word, str(value))
-        return text
 
 
 def _free_ports() -> tuple[int, int]:
@@ -196,7 +156,17 @@ def _free_ports() -> tuple[int, int]:
 @contextmanager
 def exim() -> Iterator[Exim]:
     """A running server. Not under pytest's folder: as root Exim is another user, who may not look in there."""
-    with tempfile.TemporaryDirectory(prefix="certjob-exim-") as folder:
-        Path(folder).chmod(0o755)
-        with Exim(Path(folder)).running() as server:
-            yield server
+    with tempfile.TemporaryDirectory(prefix="certjob-exim-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        server = Exim(folder)
+        command, user = [str(PROGRAM), "-C", str(folder / "exim.conf"), "-bdf"], server.user
+        with (
+            (folder / "stderr").open("wb") as stderr,
+            subprocess.Popen(command, stderr=stderr, user=user.pw_uid, group=user.pw_gid) as process,
+        ):
+            try:
+                server.until(server.listens)
+                yield server
+            finally:
+                process.terminate()

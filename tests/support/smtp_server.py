@@ -207,8 +207,6 @@ def _read_body(lines: Iterable[bytes]) -> bytes | None:
     return None
 
 
-@contextmanager
-def scripted_server(answers: Mapping[str, Answer] | None = None) -> Iterator[ScriptedServer]:
-    """A running server that misbehaves as told."""
-    with ScriptedServer(answers or {}) as server:
-        yield server
+def scripted_server(answers: Mapping[str, Answer] | None = None) -> ScriptedServer:
+    """A server that misbehaves as told, to be entered."""
+    return ScriptedServer(answers or {})
