@@ -3,6 +3,7 @@
 Each function here returns a ``Behaviour``, to be put into the script of a ``tests.support.portal_server.PortalServer``.
 """
 
+import contextlib
 import json
 import os
 import select
@@ -11,32 +12,36 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
 
-REASON = {200: "OK", 301: "Moved Permanently", 302: "Found", 401: "Unauthorized", 404: "Not Found"}
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(kw_only=True)
 class PortalRequest:
     """One request as it arrived."""
 
     number: int
     """1, 2, … in the order of arrival."""
-    arrived_seconds: float
-    """``time.monotonic()``."""
     method: str
     path: str
     headers: Mapping[str, str]
     """Names in lower case."""
     body: bytes
-    authorized: bool
+    arrived_seconds: float = field(default_factory=time.monotonic)
     json: Any = None
     """The parsed body; None if it is no JSON."""
     contact_id: UUID | None = None
     visible: bool | None = None
+
+    def __post_init__(self) -> None:
+        with contextlib.suppress(ValueError):
+            self.json = json.loads(self.body)
+        if isinstance(self.json, dict):
+            with contextlib.suppress(ValueError):
+                self.contact_id = UUID(str(self.json.get("contact_id")))
+            self.visible = self.json["visible"] if isinstance(self.json.get("visible"), bool) else None
 
     @property
     def idempotency_key(self) -> str | None:
@@ -101,11 +106,10 @@ Behaviour = Callable[[Exchange], None]
 """Answers one request."""
 
 
-def http_answer(status: int, body: bytes = b"", *, headers: Mapping[str, str] | None = None) -> bytes:
+def http_answer(status: int, body: bytes, **headers: str) -> bytes:
     """The bytes of an HTTP/1.1 answer."""
-    lines = [f"HTTP/1.1 {status} {REASON.get(status, 'Status')}"]
-    everything = {"Content-Type": "application/json", "Content-Length": str(len(body)), **(headers or {})}
-    lines += [f"{name}: {value}" for name, value in everything.items()]
+    everything = {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}
+    lines = [f"HTTP/1.1 {status} Status", *(f"{name}: {value}" for name, value in everything.items())]
     return ("\r\n".join(lines) + "\r\n\r\n").encode() + body
 
 
@@ -115,7 +119,7 @@ def answer(status: int, body: Any = b"", *, headers: Mapping[str, str] | None = 
 
     def behave(exchange: Exchange) -> None:
         correlation = {"X-Correlation-Id": f"test-{exchange.request.number}"}
-        exchange.send(http_answer(status, data, headers={**correlation, **(headers or {})}))
+        exchange.send(http_answer(status, data, **(correlation | dict(headers or {}))))
 
     return behave
 
@@ -126,29 +130,28 @@ def confirm(exchange: Exchange) -> None:
 
 
 def ok(*, then_reset: bool = False, page_size: int = 5000) -> Behaviour:
-    """Do it and say so; then, unlike what the answer promised, drop the idle connection."""
+    """Do it and say so; then, unlike what the answer promised, drop the idle connection.
+
+    A page has what is visible, in the order of the ids; its cursor is the last of them.
+    """
 
     def behave(exchange: Exchange) -> None:
         request = exchange.request
-        if request.method == "GET":
-            query = parse_qs(urlsplit(request.path).query)
-            answer(200, _page(exchange.visible, query, page_size) if query else {"ok": True})(exchange)
-        elif request.contact_id is None or request.visible is None:
-            error(400, "invalid_request")(exchange)
-        else:
+        query = parse_qs(urlsplit(request.path).query)
+        if request.method == "POST":
             exchange.apply()
             confirm(exchange)
+        elif not query:
+            answer(200, {"ok": True})(exchange)
+        else:
+            after = query.get("after", [""])[0]
+            ids = sorted(str(each) for each, shown in list(exchange.visible.items()) if shown and each.hex > after)
+            cursor = UUID(ids[page_size - 1]).hex if len(ids) > page_size else None
+            answer(200, {"visible": ids[:page_size], "next": cursor})(exchange)
         if then_reset:
             exchange.close(reset=True)
 
     return behave
-
-
-def _page(visible: Mapping[UUID, bool], query: Mapping[str, list[str]], page_size: int) -> dict[str, Any]:
-    """A page of what is visible, in the order of the ids; the cursor is the last one's."""
-    after = query.get("after", [""])[0]
-    ids = sorted(str(each) for each, shown in list(visible.items()) if shown and each.hex > after)
-    return {"visible": ids[:page_size], "next": UUID(ids[page_size - 1]).hex if len(ids) > page_size else None}
 
 
 def error(status: int, code: str, *, message: str = "as the test wishes", retry_after: str | None = None) -> Behaviour:
@@ -157,9 +160,9 @@ def error(status: int, code: str, *, message: str = "as the test wishes", retry_
     return answer(status, {"error": {"code": code, "message": message}}, headers=headers)
 
 
-def html(status: int = 200, *, headers: Mapping[str, str] | None = None) -> Behaviour:
+def html(status: int = 200) -> Behaviour:
     """Answer with a web page, as a gateway in front of a failed deploy does."""
-    return answer(status, b"<!doctype html><p>Nothing here", headers={"Content-Type": "text/html", **(headers or {})})
+    return answer(status, b"<!doctype html><p>Nothing here", headers={"Content-Type": "text/html"})
 
 
 def redirect(location: str, *, status: int = 302) -> Behaviour:
@@ -186,7 +189,7 @@ def reset(*, applied: bool = False) -> Behaviour:
 
 def cut(*, applied: bool = True) -> Behaviour:
     """Do the work, begin the answer, and close the connection in the middle of the body."""
-    return raw(http_answer(200, b'{"contact_id": "', headers={"Content-Length": "80"}), applied=applied)
+    return raw(http_answer(200, b'{"contact_id": "', **{"Content-Length": "80"}), applied=applied)
 
 
 def drip(*, part: str = "body", every_seconds: float = 0.05) -> Behaviour:
@@ -203,12 +206,7 @@ def drip(*, part: str = "body", every_seconds: float = 0.05) -> Behaviour:
     return behave
 
 
-def hang(
-    then: Behaviour = raw(b""),  # noqa: B008 - it holds no state
-    *,
-    applied: bool = False,
-    until: threading.Event | None = None,
-) -> Behaviour:
+def hang(then: Behaviour | None = None, *, applied: bool = False, until: threading.Event | None = None) -> Behaviour:
     """Say nothing until ``portal.release()`` or that event; ``then`` behave (default: close without an answer)."""
 
     def behave(exchange: Exchange) -> None:
@@ -216,7 +214,7 @@ def hang(
             exchange.apply()
         while not ((until or exchange.released).is_set() or exchange.closing.is_set()):
             exchange.pause(0.01)
-        (raw(b"") if exchange.closing.is_set() else then)(exchange)
+        (raw(b"") if then is None or exchange.closing.is_set() else then)(exchange)
 
     return behave
 

@@ -12,14 +12,11 @@ Requests are recorded when they have arrived whole.
 """
 
 import contextlib
-import json
 import socket
 import sys
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 from uuid import UUID
@@ -29,46 +26,43 @@ from tests.support.portal_answers import Behaviour, Exchange, PortalRequest, err
 Script = Iterable[Behaviour] | Callable[[PortalRequest], Behaviour]
 
 
-@dataclass
 class PortalServer:
-    """The server; a context manager. Its records may be read at any time."""
+    """The server; a context manager. Its records may be read, and what it does may be set, at any time."""
 
-    script: Script = ()
-    key: str = "planted-portal-key"
-    """What the bearer must be."""
-    default: Behaviour = field(default_factory=ok)
-    """What to do when the script is over; may be set while the server runs."""
-    visible: dict[UUID, bool] = field(default_factory=dict)
-    """What the portal shows: the last value done for each contact."""
-    requests: list[PortalRequest] = field(default_factory=list)
-    """Everything that arrived, in order."""
-    overlaps: list[tuple[PortalRequest, PortalRequest]] = field(default_factory=list)
-    """An unanswered request whose caller was still there, and the one that came in for the same contact."""
-    peak_in_flight: int = 0
-    """The most requests that were unanswered at once."""
-    connections_made: int = 0
-    port: int = 0
-    """0: any free one; it stays the same, so that a test can let the server go and come back."""
-
-    def __post_init__(self) -> None:
-        self.decide = self.script if callable(self.script) else None
-        """Chooses the behaviour by the request, instead of the script; may be set while the server runs."""
-        self._steps: deque[Behaviour] = deque(() if callable(self.script) else self.script)
+    def __init__(
+        self,
+        script: Script = (),
+        *,
+        key: str = "planted-portal-key",
+        default: Behaviour | None = None,
+        visible: dict[UUID, bool] | None = None,
+    ) -> None:
+        """The key is what the bearer must be."""
+        self.key, self.default, self.visible = key, default or ok(), visible or {}
+        """What the portal shows: the last value done for each contact."""
+        self.decide = script if callable(script) else None
+        """Chooses the behaviour by the request, instead of the script."""
+        self._steps: deque[Behaviour] = deque(() if callable(script) else script)
+        self.requests: list[PortalRequest] = []
+        """Everything that arrived, in order."""
+        self.overlaps: list[tuple[PortalRequest, PortalRequest]] = []
+        """An unanswered request whose caller was still there, and the one that came in for the same contact."""
+        self.peak_in_flight = 0
+        """The most requests that were unanswered at once."""
+        self.connections_made = 0
+        self.connections: set[socket.socket] = set()
+        """Those that are open."""
         self._in_flight: list[Exchange] = []
-        self._connections: set[socket.socket] = set()
+        self._port = 0
+        """Any free one; it stays the same, so that a test can let the server go and come back."""
         self.changed = threading.Condition()
         """Guards all records; notified at every change of ``requests`` and of the open connections."""
-        self.released = threading.Event()
-        self.closing = threading.Event()
+        self.released, self.closing = threading.Event(), threading.Event()
 
     @property
     def url(self) -> str:
         """Known once the server has started; after its end, calls to it are refused."""
-        return f"http://127.0.0.1:{self.port}/functions/v1/hlf-dynamics-sync"
-
-    @property
-    def open_connections(self) -> int:
-        return len(self._connections)
+        return f"http://127.0.0.1:{self._port}/functions/v1/hlf-dynamics-sync"
 
     @property
     def is_idle(self) -> bool:
@@ -94,8 +88,8 @@ class PortalServer:
             assert self.changed.wait_for(condition, timeout_seconds), "the portal waited in vain"
 
     def __enter__(self) -> Self:
-        self._server = _Server(self)
-        self.port = self._server.server_address[1]
+        self._server = _Server(self, port=self._port)
+        self._port = self._server.server_address[1]
         self.closing.clear()
         threading.Thread(target=self._server.serve_forever, args=(0.02,), name="portal", daemon=True).start()
         return self
@@ -103,31 +97,21 @@ class PortalServer:
     def __exit__(self, *_: object) -> None:
         self.closing.set()
         self._server.shutdown()
-        for connection in list(self._connections):
+        for connection in list(self.connections):
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
         self._server.server_close()
 
-    def note_connection(self, connection: socket.socket, *, is_open: bool) -> None:
-        """Record that one was made, or is over."""
-        with self.changed:
-            self.connections_made += is_open
-            (self._connections.add if is_open else self._connections.discard)(connection)
-            self.changed.notify_all()
-
-    def answer(
-        self, connection: socket.socket, method: str, path: str, headers: Mapping[str, str], body: bytes
-    ) -> None:
+    def answer(self, connection: socket.socket, **arrived: Any) -> None:
         """Record a request and behave."""
         with self.changed:
-            request = self._record(method, path, headers, body)
+            request = PortalRequest(number=len(self.requests) + 1, **arrived)
+            self.requests.append(request)
             exchange = Exchange(connection, request, self.visible, self.released, self.closing)
             open_ones = [other for other in self._in_flight if not (other.answered or other.is_given_up)]
-            self.overlaps += [
-                (other.request, request)
-                for other in open_ones
-                if request.contact_id is not None and other.request.contact_id == request.contact_id
-            ]
+            if request.contact_id is not None:
+                same = [other.request for other in open_ones if other.request.contact_id == request.contact_id]
+                self.overlaps += [(other, request) for other in same]
             self.peak_in_flight = max(self.peak_in_flight, len(open_ones) + 1)
             self._in_flight.append(exchange)
             behave = self._behaviour(request)
@@ -138,32 +122,8 @@ class PortalServer:
             with self.changed:
                 self._in_flight.remove(exchange)
 
-    def _record(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> PortalRequest:
-        content: Any = None
-        contact_id, visible = None, None
-        with contextlib.suppress(ValueError):
-            content = json.loads(body)
-        if isinstance(content, dict):
-            with contextlib.suppress(ValueError):
-                contact_id = UUID(str(content.get("contact_id")))
-            visible = content["visible"] if isinstance(content.get("visible"), bool) else None
-        request = PortalRequest(
-            number=len(self.requests) + 1,
-            arrived_seconds=time.monotonic(),
-            method=method,
-            path=path,
-            headers=headers,
-            body=body,
-            authorized=headers.get("authorization") == f"Bearer {self.key}",
-            json=content,
-            contact_id=contact_id,
-            visible=visible,
-        )
-        self.requests.append(request)
-        return request
-
     def _behaviour(self, request: PortalRequest) -> Behaviour:
-        if not request.authorized:
+        if request.headers.get("authorization") != f"Bearer {self.key}":
             return error(401, "unauthorized")
         if self.decide is not None:
             return self.decide(request)
@@ -174,18 +134,22 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = False  # they are waited for at the end
     request_queue_size = 128
 
-    def __init__(self, portal: PortalServer) -> None:
-        super().__init__(("127.0.0.1", portal.port), _Handler)
+    def __init__(self, portal: PortalServer, *, port: int) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
         self.portal = portal
 
     def get_request(self) -> tuple[socket.socket, Any]:
         connection, address = super().get_request()
-        self.portal.note_connection(connection, is_open=True)
+        with self.portal.changed:
+            self.portal.connections_made += 1
+            self.portal.connections.add(connection)
         return connection, address
 
     def close_request(self, request: Any) -> None:
         super().close_request(request)
-        self.portal.note_connection(request, is_open=False)
+        with self.portal.changed:
+            self.portal.connections.discard(request)
+            self.portal.changed.notify_all()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         error = sys.exception()
@@ -203,7 +167,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(length)
         if len(body) == length:
             headers = {name.lower(): value for name, value in self.headers.items()}
-            self.server.portal.answer(self.connection, self.command, self.path, headers, body)
+            self.server.portal.answer(self.connection, method=self.command, path=self.path, headers=headers, body=body)
         self.close_connection = self.close_connection or self.connection.fileno() < 0
 
     do_GET = do_POST = _answer  # noqa: N815 - the base class asks for these names
