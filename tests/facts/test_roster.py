@@ -126,6 +126,7 @@ def test_a_bad_cell_about_the_mentor_costs_that_cell_and_not_the_renewal(
         ({"expires_on": "2041-11-27"}, "expires_on", Cost.NOTHING),
         ({"expires_on": "2041-11-26", "issued_on": "1950-01-01"}, None, None),
         ({"expires_on": "9999-12-31"}, None, None),
+        ({"expires_on": "2024-02-01"}, None, None),  # for one day
         # What counts at once is not loaded before its day.
         ({"revoked_on": "2026-11-27"}, "revoked_on", Cost.ROW),
         ({"left_on": "2026-11-27"}, "left_on", Cost.ROW),

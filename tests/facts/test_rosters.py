@@ -15,6 +15,7 @@ from certjob.facts.loading import load
 from certjob.facts.roster import LoadOptions
 from tests.support.facts import TODAY, Facts
 from tests.support.loading import report
+from tests.support.nights import night
 
 FOLDER = Path(__file__).parents[3] / "shared" / "rosters"
 START, END, EXPIRES = "LICENSE TERM START DATE", "LICENSE TERM EXPIRATION DATE", "Licence Expires"
@@ -66,7 +67,7 @@ ROSTERS = (
 def test_a_real_roster_loads_and_everybody_comes_out_as_the_rules_say(
     connection: Connection, facts: Facts, roster: Roster
 ) -> None:
-    """Loaded again, nothing changes."""
+    """Loaded again, nothing changes; and a night runs on it."""
     path = FOLDER / roster.file
     if not path.is_file():
         pytest.skip(f"the real rosters are not here: no {path}")
@@ -86,3 +87,5 @@ def test_a_real_roster_loads_and_everybody_comes_out_as_the_rules_say(
     statuses = Counter(status for mentor in mentors for status in rules.statuses(mentor, TODAY).values())
     statuses[Status.VALID] += statuses.pop(Status.EXPIRING, 0)
     assert +statuses == roster.statuses
+    done = night(connection, deliver=False, allow_mass_change=True).to_document()
+    assert (done["mentors"]["reviewed"], done["problems"], done["held"]) == (len(mentors), [], [])

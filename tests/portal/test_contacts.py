@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -15,17 +14,16 @@ from certjob.errors import PermanentPortalError, PortalCallError, TransientPorta
 from certjob.outbox.claims import Answer
 from certjob.portal.push import Push, PushOutcome
 from certjob.portal.sync import PortalCounts, PortalSyncService
-from tests.support.facts import TODAY
 from tests.support.intents import DisturbedPortal, claim, review
 from tests.support.nights import FlakyPortal, in_background, night
-from tests.support.stages import PortalScene
+from tests.support.stages import NEXT_YEAR, YESTERDAY, PortalScene
 from tests.support.waiting import until, waits_for_a_lock
 
 CORRECT = "UPDATE mentors SET dynamics_contact_id = %s"
 CORRECT_ONE = f"{CORRECT} WHERE id = %s"
 MOVE = "UPDATE mentors SET organisation_id = %s WHERE id = %s"
 DROP = "UPDATE organisations SET portal = %s WHERE slug = 'hlf'"
-EXPIRE = ("UPDATE certificates SET expires_on = %s", TODAY - timedelta(days=1))
+EXPIRE = ("UPDATE certificates SET expires_on = %s", YESTERDAY)
 
 
 @pytest.fixture
@@ -113,7 +111,7 @@ def test_a_correction_waits_for_a_claim_and_is_not_lost(scene: PortalScene) -> N
 def test_whoever_has_the_contact_by_then_waits_for_the_call_in_flight(scene: PortalScene, what: str) -> None:
     """A show is in flight and flaky, its event may be withdrawn; the hide comes after it, and nothing is lost."""
     elsewhere, contact = scene.facts.organisation("nhf", portal=None, thresholds=()), uuid4()
-    first = scene.facts.certified_mentor(scene.hlf, TODAY + timedelta(days=365), contact_id=contact)
+    first = scene.facts.certified_mentor(scene.hlf, NEXT_YEAR, contact_id=contact)
     second = scene.expired()
     scene.night(FlakyPortal())
     scene.wish(first, visible=True)

@@ -1,11 +1,9 @@
 """The saga of portal visibility: what is queued, pushed, settled and shown, whatever comes in between."""
 
-from datetime import timedelta
 from uuid import uuid4
 
 import pytest
 
-from certjob import database
 from certjob.errors import (
     FailureCode,
     Outcome,
@@ -19,8 +17,8 @@ from certjob.portal.sync import PortalCounts
 from tests.support.facts import TODAY, Facts
 from tests.support.intents import DisturbedPortal, review
 from tests.support.nights import FlakyPortal, delivery, in_background, night
-from tests.support.stages import PortalScene, push_once
-from tests.support.waiting import until, waits_for_a_lock
+from tests.support.stages import NEXT_YEAR, PortalScene, push_once
+from tests.support.waiting import until
 
 RESET = TransientPortalError("reset")
 REFUSED = PermanentPortalError("404 contact_not_found")
@@ -86,7 +84,7 @@ def test_an_opposite_wish_during_the_call_is_pushed_next_and_by_nobody_else(
 
     def renew_and_deliver(number: int) -> Exception | None:
         if number == 1:
-            Facts(scene.other).certificate(expired, TODAY + timedelta(days=365), issued_on=TODAY)
+            Facts(scene.other).certificate(expired, NEXT_YEAR, issued_on=TODAY)
             review(scene.other)
             scene.deliver(another, scene.other)
         return None if portal.values[-1] else error
@@ -294,24 +292,6 @@ def test_a_hide_that_was_withdrawn_needs_a_person_until_the_mentor_returns(scene
     portal = DisturbedPortal()
     scene.night(portal)
     assert portal.values == [False]
-
-
-def test_withdrawing_locks_in_the_order_of_everybody_else(scene: PortalScene) -> None:
-    """While it waits for the first mentor's event it holds none of the later ones."""
-    scene.backlog(30)
-    mentors = [row[0] for row in scene.rows("SELECT mentor_id FROM portal_sync_events ORDER BY mentor_id DESC")]
-    scene.app.execute("SELECT 1 FROM portal_sync_events WHERE mentor_id = %s FOR NO KEY UPDATE", (mentors[-1],))
-
-    def withdraw() -> None:
-        with database.transaction(scene.connection):
-            scene.service.withdraw(mentors)
-
-    with in_background(withdraw):
-        until(lambda: waits_for_a_lock(scene.other, scene.connection))
-        scene.app.execute("SELECT 1 FROM portal_sync_events FOR NO KEY UPDATE NOWAIT")
-        scene.app.commit()
-
-    assert scene.rows(STATUS) == [("withdrawn",)] * 30
 
 
 @pytest.mark.parametrize(
