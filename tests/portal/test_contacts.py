@@ -36,17 +36,6 @@ def twins(scene: PortalScene) -> list[UUID]:
     return mentors
 
 
-def before_it_claims(monkeypatch: pytest.MonkeyPatch, change: Callable[[list[Any]], list[Any]]) -> None:
-    """Let something happen between the two statements of a claim; what the first has locked may be changed."""
-    real = database.fetch
-
-    def fetch(own: Connection, name: str, *arguments: Any, **named: Any) -> list[Any]:
-        rows = real(own, name, *arguments, **named)
-        return change(rows) if name == "lock_due_portal_events" else rows
-
-    monkeypatch.setattr(database, "fetch", fetch)
-
-
 @pytest.mark.parametrize("error", [PermanentPortalError("404"), TransientPortalError("503")])
 def test_an_open_push_goes_out_without_waiting_for_the_night(scene: PortalScene, error: PortalCallError) -> None:
     """Under another key: a portal that has seen the old one would do nothing for the new contact."""
@@ -74,18 +63,6 @@ def test_a_claim_never_pairs_the_new_wish_with_the_old_contact(scene: PortalScen
     scene.app.commit()
 
     assert [(event.version, event.contact_id) for event in claim(scene.other)] == [(2, corrected)]
-
-
-def test_a_claim_calls_only_for_the_contact_that_it_keeps_from_others(
-    scene: PortalScene, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its first statement has read one that was corrected before it got the event: it looks again."""
-    contact, seen = uuid4(), [uuid4()]
-    scene.wish(scene.mentor(contact_id=contact), visible=False)
-    before_it_claims(monkeypatch, lambda rows: [(row[0], seen.pop() if seen else row[1]) for row in rows])
-
-    assert [(event.contact_id, event.attempts) for event in scene.claim()] == [(contact, 1)]
-    assert seen == []
 
 
 def test_a_correction_waits_for_a_claim_and_is_not_lost(scene: PortalScene) -> None:
@@ -200,10 +177,18 @@ def test_twins_take_turns_between_runs_that_claim_at_once(scene: PortalScene) ->
     assert list(map(len, claimed)) == [1, 0, 0, 1]
 
 
-def test_a_call_that_began_while_the_event_was_looked_for_is_waited_for(
+def test_what_changes_while_the_event_is_looked_for_is_seen_by_the_claim(
     scene: PortalScene, twins: list[UUID], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another run's claim was committed after this one had looked, and before it kept the contact from others."""
+    """Between the two statements another run claims for the contact; or the first has read one that was corrected."""
+    real = database.fetch
+    happenings: list[Callable[[list[Any]], list[Any]]] = []
+
+    def fetch(own: Connection, name: str, *arguments: Any, **named: Any) -> list[Any]:
+        rows = real(own, name, *arguments, **named)
+        return happenings.pop()(rows) if name == "lock_due_portal_events" and happenings else rows
+
+    monkeypatch.setattr(database, "fetch", fetch)
 
     def other_claims(rows: list[Any]) -> list[Any]:
         scene.other.execute(
@@ -214,6 +199,12 @@ def test_a_call_that_began_while_the_event_was_looked_for_is_waited_for(
         )
         return rows
 
-    before_it_claims(monkeypatch, other_claims)
+    happenings.append(other_claims)
+    assert (scene.claim(limit=1), happenings) == ([], [])
 
-    assert scene.claim(limit=1) == []
+    scene.run_sql("DELETE FROM portal_sync_events")
+    scene.wish(twins[1], visible=False)
+    happenings.append(lambda rows: [(row[0], uuid4()) for row in rows])
+    ((contact,),) = scene.rows("SELECT dynamics_contact_id FROM mentors WHERE id = %s", twins[1])
+    assert [(event.contact_id, event.attempts) for event in scene.claim()] == [(contact, 1)]
+    assert happenings == []
