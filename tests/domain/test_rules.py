@@ -205,6 +205,15 @@ def test_the_next_day_to_look_is_the_next_on_which_anything_can_change(
     assert review_on == (None if expected is None else day(expected))
 
 
+def test_the_ends_of_the_calendar_do_not_overflow() -> None:
+    """9999-12-31 serves as "never"; somebody's import has year 1."""
+    forever, ancient = certificate(date.max), certificate(date(1, 1, 2), issued_on=date(1, 1, 1))
+    far_away = date.max - timedelta(days=3650)
+    for each, thresholds, review_on in ((forever, [3650], far_away), (forever, [], None), (ancient, [3650], None)):
+        person = mentor(each, organisation=organisation(thresholds=thresholds))
+        assert rules.decide(person, TODAY).review_on == review_on
+
+
 def test_more_than_twenty_changes_and_more_than_a_tenth_are_held() -> None:
     """A bad clock or a bad import; and more than 5,000 new reminders."""
     for active_mentors, limit in ((0, 20), (21, 20), (209, 20), (210, 21), (1000, 100)):
