@@ -60,6 +60,16 @@ def test_the_largest_threshold_decides_what_is_expiring() -> None:
         assert change.to_status is expected
 
 
+def test_a_transition_is_a_change_and_names_where_the_certificate_came_from() -> None:
+    """Those of mentors who left move, too: the record stays true for everybody."""
+    known = certificate(day(YEAR), status=Status.VALID)
+    ended = certificate(day(-1), status=Status.EXPIRING, kind="first_aid")
+
+    (change,) = rules.decide(mentor(known, ended, left=True), TODAY).transitions
+
+    assert (change.certificate_id, change.from_status, change.to_status) == (ended.id, EXPIRING, EXPIRED)
+
+
 OPEN, LIFT = PauseChange.OPEN, PauseChange.LIFT
 ILL = pause("illness")
 MINE = own_pause()

@@ -1,0 +1,71 @@
+"""The reader of facts: a mentor as the rules get them is what stands in the tables; and whom a typed name means."""
+
+from dataclasses import replace
+from datetime import UTC, date, datetime
+from typing import Any
+
+import pytest
+
+from certjob.database import Connection
+from certjob.domain.models import Certificate, Mentor, OpenPause, Organisation, Status
+from certjob.errors import ConfigurationError, UnknownMentorError
+from certjob.facts import reading
+from certjob.facts.lookup import find_mentor
+from tests.support.facts import TODAY, Facts
+
+
+def test_a_mentor_is_read_with_everything_that_a_decision_needs(connection: Connection, facts: Facts) -> None:
+    """With locks or without; lifted pauses are left out, and so is whoever does not exist."""
+    lhl = facts.organisation("lhl", portal=None, thresholds=(30, -1), optional_kinds=["first_aid"])
+    now = datetime.now(UTC)
+    left, bare = facts.mentor(lhl, member_no="M2", left_at=now), facts.mentor(lhl, member_no="M1")
+    revoked, pause = facts.certificate(left, TODAY, revoked_at=now), facts.pause(left, reason="leave")
+    facts.pause(left)
+    connection.execute("UPDATE mentor_pauses SET lifted_at = now(), lifted_by = 'anna' WHERE reason = 'illness'")
+    connection.execute("UPDATE mentors SET portal_visible = false WHERE id = %s", (left,))
+
+    rules: dict[str, Any] = {"reminder_thresholds": (30, -1), "optional_kinds": frozenset({"first_aid"})}
+    dates: dict[str, Any] = {"issued_on": date(2024, 1, 1), "expires_on": TODAY}
+    expected = Mentor(
+        id=left,
+        member_no="M2",
+        left=True,
+        portal_visible=False,
+        organisation=Organisation(id=lhl, slug="lhl", has_portal=False, **rules),
+        certificates=(Certificate(id=revoked, kind="likeperson", **dates, revoked=True, status=Status.RECORDED),),
+        open_pauses=(OpenPause(id=pause, reason="leave"),),
+    )
+    nothing = replace(
+        expected, id=bare, member_no="M1", left=False, portal_visible=True, certificates=(), open_pauses=()
+    )
+    for lock in (False, True):
+        with connection.transaction():
+            read = reading.read(connection, [left, lhl, bare], lock=lock)
+        assert (read.mentors, read.broken) == ([expected, nothing], {})
+
+
+def test_a_part_of_a_name_is_enough(connection: Connection, facts: Facts) -> None:
+    """In upper or lower case, whatever letters the database's collation knows; a member number comes before a name.
+
+    Several are named by number, since the line may end in a log; a mistyped organisation is what is named.
+    """
+    hlf, nhf = facts.organisation(portal=None), facts.organisation("nhf", portal=None)
+    numbered = facts.mentor(hlf, member_no="stb", full_name="Ase Berg")
+    asked = facts.mentor(hlf, member_no="M2", full_name="Åse Østby 100%")
+    for organisation in (hlf, nhf):
+        facts.mentor(organisation, member_no="M1", full_name="Kari Nordmann")
+
+    for typed in ("åse", "ÅSE", "Åse Ø", "  åse   østby ", "stby", "100%"):
+        assert find_mentor(connection, typed, organisation=None) == asked, typed
+    assert find_mentor(connection, "stb", organisation=None) == numbered
+    assert find_mentor(connection, "kari", organisation="nhf")
+    with pytest.raises(UnknownMentorError, match=r"^'kari' fits 2 mentors: M1 of hlf, M1 of nhf; add --organisation"):
+        find_mentor(connection, "kari", organisation=None)
+    facts.mentor(nhf, member_no="M3", full_name="Kari Berg")
+    with pytest.raises(UnknownMentorError, match=r"M1 of nhf, M3 of nhf; give the member number"):
+        find_mentor(connection, "kari", organisation="nhf")
+    for typed in ("k", "", " ", "_a", "%", "Kåri"):  # one letter is not enough, and no sign is a wildcard
+        with pytest.raises(UnknownMentorError, match="no mentor"):
+            find_mentor(connection, typed, organisation=None)
+    with pytest.raises(ConfigurationError, match=r"no organisation 'hfl'; see `certjob organisation list`"):
+        find_mentor(connection, "M1", organisation="hfl")
