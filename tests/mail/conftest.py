@@ -10,7 +10,7 @@ import pytest
 
 from certjob import database
 from certjob.database import Connection
-from certjob.errors import ChannelDownError, OutcomeUnknownError, RecipientRefusedError
+from certjob.errors import ChannelDownError, OutcomeUnknownError, RecipientDeferredError, RecipientRefusedError
 from certjob.mail import stage
 from certjob.mail.message import Channel, OutgoingMessage
 from certjob.mail.queue import MailQueue
@@ -23,7 +23,9 @@ from tests.support.channels import reminder_mail, run_stage
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import CollectingChannel, FlakyPortal, night
 
-REFUSED, DOWN, CUT = RecipientRefusedError("550 no such user"), ChannelDownError("gone"), OutcomeUnknownError("cut")
+EVERYBODYS, LATER, NEVER, UNKNOWN = ChannelDownError, RecipientDeferredError, RecipientRefusedError, OutcomeUnknownError
+"""Whose fault a failure is, or for how long it is one."""
+DOWN, PUT_OFF, REFUSED, CUT = EVERYBODYS("gone"), LATER("450 greylisted"), NEVER("550 no such user"), UNKNOWN("cut")
 
 Messages = list[OutgoingMessage]
 OnSend = Callable[[OutgoingMessage], object]

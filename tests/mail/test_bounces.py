@@ -45,9 +45,7 @@ def sent(scene: Scene) -> str:
 
 
 @by_each_server
-def test_a_reminder_has_failed_and_is_sent_again_once_the_address_is_corrected(
-    scene: Scene, sent: str, write: Write
-) -> None:
+def test_a_reminder_has_failed_until_the_address_is_corrected(scene: Scene, sent: str, write: Write) -> None:
     """People hear of it with the server's words, without the address. A second report about the old one is nothing."""
     assert take_report(scene.connection, write(sent, KARI)) is Verdict.BOUNCED
 
@@ -145,9 +143,7 @@ def test_delayed_foreign_forged_broken_and_huge_ones_change_nothing(
 
 
 @by_each_server
-def test_a_digest_is_an_alert_and_reports_the_same_to_the_corrected_address(
-    connection: Connection, desk: Scene, write: Write
-) -> None:
+def test_a_digest_reports_the_same_to_the_corrected_address(connection: Connection, desk: Scene, write: Write) -> None:
     """What nobody has read was not reported. The open digest gives way to that which came back: there is one."""
     desk.ended("Ola Hansen")
     digest = id_of(one(desk, "digest"))

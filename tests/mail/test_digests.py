@@ -206,9 +206,7 @@ def test_runs_at_once_send_one_each(desk: Scene, database_url: str) -> None:
     assert sorted(page.to for page in desk.channel.sent) == ["berit@example.org", "c0@example.org", "c1@example.org"]
 
 
-def test_without_a_channel_it_waits_and_a_night_of_one_organisation_queues_that_ones_alone(
-    desk: Scene, nhf: UUID
-) -> None:
+def test_it_waits_for_a_channel_and_a_night_of_one_organisation_queues_that_ones_alone(desk: Scene, nhf: UUID) -> None:
     """The line says so; the job between the nights sends it."""
     desk.ended("Kari")
     desk.review()
@@ -276,7 +274,7 @@ def test_a_return_is_told_once_though_the_mentor_returns_twice(desk: Scene) -> N
     assert subjects == ["HLF: 1 ny på pause", "HLF: 1 er tilbake"] * 2
 
 
-def test_while_it_is_written_its_row_and_its_coordinator_are_held_and_what_comes_then_is_told_today(
+def test_while_it_is_written_its_row_and_its_coordinator_are_held(
     desk: Scene, other: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The night that queues again waits for the row, and finds it cancelled: it comes back."""
@@ -362,9 +360,7 @@ def test_what_was_reported_last_is_what_was_sent_last(desk: Scene) -> None:
 
 
 @pytest.mark.parametrize("ends", ["put off after midnight", "vanished", "vanished after midnight"])
-def test_one_that_is_being_tried_is_left_alone_and_then_another_run_sends_it_as_a_repeat(
-    desk: Scene, ends: str
-) -> None:
+def test_one_that_is_being_tried_is_left_alone_and_then_sent_as_a_repeat(desk: Scene, ends: str) -> None:
     """Once its lease has run out, or it was put off. The one after that is no repeat."""
     desk.ended("Kari")
     queue(desk)
@@ -389,9 +385,7 @@ def test_one_that_is_being_tried_is_left_alone_and_then_another_run_sends_it_as_
     assert rows(desk) == [(number, "sent"), (number + 1, "sent")]
 
 
-def test_a_refused_address_fails_and_is_told_tomorrow_and_a_corrected_one_does_not_wait_for_the_night(
-    desk: Scene,
-) -> None:
+def test_a_refused_address_is_told_tomorrow_and_a_corrected_one_does_not_wait_for_the_night(desk: Scene) -> None:
     """Five in a row are the server's fault: they are pending again."""
     desk.ended("Kari")
     desk.pages(fails=REFUSED)

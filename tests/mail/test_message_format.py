@@ -71,9 +71,7 @@ TEXTS = st.lists(st.sampled_from([*PIECES, "x" * 90]), min_size=1, max_size=20).
 
 @settings(deadline=None, max_examples=50)
 @given(text=TEXTS, html=TEXTS, subject=st.lists(LETTERS, max_size=20).map("".join))
-def test_subject_and_parts_arrive_as_they_were_written_in_short_lines_of_ascii(
-    text: str, html: str, subject: str
-) -> None:
+def test_subject_and_parts_arrive_as_they_were_written(text: str, html: str, subject: str) -> None:
     """No line looks like the end of a part, no space at a line's end is lost; every server on the way can take it."""
     message = replace(MESSAGE, text=f"{text}\n", html=f"{html}\n", subject=f"Går ut {subject}!")
 

@@ -72,9 +72,7 @@ def test_both_parts_say_the_same_in_every_situation(language: str) -> None:
         ("en", 0, "expires today, 10 March", "expires today, 10 March 2026. It is valid until the end of the day."),
     ],
 )
-def test_a_reminder_says_when_in_words_of_the_language(
-    language: str, days_left: int, subject: str, sentence: str
-) -> None:
+def test_a_reminder_says_when(language: str, days_left: int, subject: str, sentence: str) -> None:
     message = written_reminder(locale=language, days_left=days_left)
 
     certificate = "Your certificate" if language == "en" else "Sertifikatet ditt"
@@ -94,9 +92,7 @@ def test_a_reminder_says_when_in_words_of_the_language(
         ("en", 0, False, "your work as a peer mentor will be paused until you have a valid certificate."),
     ],
 )
-def test_it_says_what_the_expiry_means_for_the_mentor(
-    *, language: str, days_left: int, paused: bool, sentence: str
-) -> None:
+def test_it_says_what_the_expiry_means(*, language: str, days_left: int, paused: bool, sentence: str) -> None:
     assert sentence in written_reminder(locale=language, days_left=days_left, paused=paused).text
 
 

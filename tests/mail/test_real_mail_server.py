@@ -96,7 +96,7 @@ def test_a_cut_around_the_final_dot(server: Exim, scene: Scene, after_the_dot: b
     assert {message["Message-ID"] for message in first} <= {message["Message-ID"] for message in second}
 
 
-def test_a_mail_that_exim_returns_is_an_alert_and_goes_to_the_corrected_address(
+def test_a_mail_that_exim_returns_goes_to_the_corrected_address(
     server: Exim, certjob: Certjob, scene: Scene, tmp_path: Path
 ) -> None:
     """Exim takes it, finds nobody of that name, and reports it to the envelope's sender."""

@@ -267,9 +267,7 @@ def test_a_corrected_address_sends_it_the_next_night(scene: Scene, email: str, r
 
 @pytest.mark.usefixtures("kari")
 @pytest.mark.parametrize("committed", [True, False])
-def test_an_address_that_is_corrected_while_the_server_refuses_the_old_one_is_tried(
-    scene: Scene, app: App, committed: bool
-) -> None:
+def test_an_address_that_is_corrected_during_the_refusal_is_tried(scene: Scene, app: App, committed: bool) -> None:
     """In the very second of the refusal, or committed after it, when neither sees the other: it is not lost."""
     scene.review()
 

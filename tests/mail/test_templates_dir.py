@@ -58,9 +58,7 @@ def reminder(templates: Path | Templates, **words: Any) -> OutgoingMessage:
     return message
 
 
-def test_one_file_takes_the_place_of_ours_and_no_other_and_a_night_is_written_in_one_voice(
-    folder: Path, write: Write
-) -> None:
+def test_one_file_takes_the_place_of_ours_for_a_whole_night_and_no_other(folder: Path, write: Write) -> None:
     """The HTML part and the other languages stay. Notepad's byte-order mark is no part of the subject."""
     write("reminder.nb.txt", "\ufeff" + GOOD_TEXT)
     templates = Templates(folder)
@@ -74,9 +72,7 @@ def test_one_file_takes_the_place_of_ours_and_no_other_and_a_night_is_written_in
     assert reminder(templates) == message
 
 
-def test_an_organisation_has_its_own_before_those_for_all_and_either_can_build_on_ours(
-    folder: Path, write: Write
-) -> None:
+def test_an_organisation_has_its_own_and_either_can_build_on_ours(folder: Path, write: Write) -> None:
     """A layout serves every language."""
     write("reminder.nb.txt", '{% include "certjob/reminder.txt" %}\nNeste kurs er i mars.\n')
     write("hlf/reminder.nb.txt", "For HLF\n\nTekst\n")
@@ -274,7 +270,7 @@ def test_the_page_about_messages_names_every_word(message: str) -> None:
     assert words == set(re.findall(r"`(\w+)`", paragraph)) - {"subject"}
 
 
-def test_a_broken_template_is_refused_where_somebody_looks_and_stops_no_night(
+def test_a_broken_template_stops_no_night(
     certjob: Certjob, scene: Scene, folder: Path, write: Write, tmp_path: Path
 ) -> None:
     """Somebody uncertified who stays visible is worse than other words: ours are sent, and the line names the file."""
