@@ -3,16 +3,14 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from contextlib import contextmanager
 
-import psycopg
 import pytest
 
 from certjob import database
-from certjob.database import Connection
-from tests.benchmarks.figures import Bar, Figure, Ratio, ratio_bar, table
+from tests.benchmarks.bench import populate, set_based_night
+from tests.benchmarks.figures import Bar, Figure, Ratio, table
 from tests.benchmarks.night import compare_states
-from tests.benchmarks.population import populate, set_based_night
 from tests.conftest import Certjob, fresh_database
 from tests.support.docs import ROOT
 
@@ -23,41 +21,37 @@ from tests.support.docs import ROOT
 )
 def test_a_missed_bar_is_shown(at_most: float | None, at_least: float | None, peak: float, is_met: bool) -> None:
     """That of the ratio and that of the quantity."""
-    ratio = Ratio(ours_seconds=[2.0, 3.0, 9.0], reference_seconds=[2.0, 2.0, 2.0])
-    bars = [ratio_bar(ratio, at_most=at_most, at_least=at_least), Bar(value=peak, unit="MB", at_most=120)]
+    ratio = Ratio([2.0, 3.0, 9.0], [2.0, 2.0, 2.0])
+    bars = [ratio.bar(at_most=at_most, at_least=at_least), Bar(value=peak, unit="MB", at_most=120)]
     figure = Figure(name="1 % due", ours="80 µs", ratio=ratio, bars=bars)
 
     assert ("MISSED" in table([figure])) is not is_met
     assert figure.is_met is is_met
 
 
-@pytest.fixture
-def copied_url(server_url: str, database_url: str, connection: Connection) -> Iterator[str]:
-    """A copy of the test's database, which holds a population for the bench."""
-    populate(connection, 1_500)
-    connection.close()
-    yield from fresh_database(server_url, str(psycopg.conninfo.conninfo_to_dict(database_url)["dbname"]))
-
-
 def test_the_night_and_the_set_based_sql_end_in_the_same_state(
-    certjob: Certjob, database_url: str, copied_url: str
+    certjob: Certjob, server_url: str, database_url: str
 ) -> None:
     """Two versions of the rules, one in Python and one in SQL: row by row the same, and a difference is found."""
-    night = certjob("run", "--json", "--no-deliver", "--allow-mass-change")
-    assert json.loads(night.stdout)["mentors"]["reviewed"] == 1_500
-    with database.connect(copied_url) as other, database.connect(database_url) as one:
+    with database.connect(database_url) as one:
+        populate(one, 1_500)
+        name = one.info.dbname
+    with contextmanager(fresh_database)(server_url, name) as copied_url, database.connect(copied_url) as other:
+        night = certjob("run", "--json", "--no-deliver", "--allow-mass-change")
         set_based_night(other)
 
-        assert compare_states(one, other) > 5_000
-        for changed in (
-            "UPDATE mentors SET review_on = review_on + 1 WHERE member_no = 'M77'",
-            "DELETE FROM cert_notification_log WHERE id = (SELECT max(id) FROM cert_notification_log)",
-            "UPDATE portal_sync_events SET run_id = NULL WHERE id = (SELECT max(id) FROM portal_sync_events)",
-        ):
-            with other.transaction(force_rollback=True):
-                assert other.execute(changed.encode()).rowcount == 1
-                with pytest.raises(RuntimeError, match="the end states differ"):
-                    compare_states(one, other)
+        assert json.loads(night.stdout)["mentors"]["reviewed"] == 1_500
+        with database.connect(database_url) as one:
+            assert compare_states(one, other) > 5_000
+            for changed in (
+                "UPDATE mentors SET review_on = review_on + 1 WHERE member_no = 'M77'",
+                "DELETE FROM cert_notification_log WHERE id = (SELECT max(id) FROM cert_notification_log)",
+                "UPDATE portal_sync_events SET run_id = NULL WHERE id = (SELECT max(id) FROM portal_sync_events)",
+            ):
+                with other.transaction(force_rollback=True):
+                    assert other.execute(changed.encode()).rowcount == 1
+                    with pytest.raises(RuntimeError, match="the end states differ"):
+                        compare_states(one, other)
 
 
 def test_the_bench_runs() -> None:

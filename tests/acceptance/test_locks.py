@@ -1,21 +1,18 @@
 """The two locks: what runs in production, and what a contributor has beside it."""
 
-import importlib.metadata
 import re
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterable
-from pathlib import Path
+from importlib import metadata
 
-import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).parents[2]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-RUNNING = "requirements.lock"
-EVERYTHING = "requirements-dev.lock"
+from tests.support.docs import ROOT
+
+RUNNING, EVERYTHING = "requirements.lock", "requirements-dev.lock"
 
 
 def pins(lock: str) -> dict[str, str]:
@@ -24,51 +21,37 @@ def pins(lock: str) -> dict[str, str]:
     return {canonicalize_name(Requirement(line.split(" ")[0]).name): line for line in text.splitlines()}
 
 
-def needed(requirements: Iterable[str], *, python: str) -> set[str]:
-    """Every package that these requirements bring on this version of Python, themselves included."""
-    found: set[tuple[str, str]] = set()
+def needed(requirements: Iterable[str], *, python: str = "3.11") -> dict[str, set[str]]:
+    """Every package that these requirements bring on this version of Python, with the extras that are asked for."""
+    found: dict[str, set[str]] = {}
     open_ends = [Requirement(text) for text in requirements]
     while open_ends:
         requirement = open_ends.pop()
-        for extra in {"", *requirement.extras}:
-            name = canonicalize_name(requirement.name)
-            if (name, extra) in found:
-                continue
-            found.add((name, extra))
+        name = canonicalize_name(requirement.name)
+        for extra in {"", *requirement.extras} - found.setdefault(name, set()):
+            found[name].add(extra)
             environment = {"extra": extra, "python_version": python, "python_full_version": f"{python}.0"}
-            open_ends += [
-                asked
-                for asked in map(Requirement, importlib.metadata.requires(name) or ())
-                if asked.marker is None or asked.marker.evaluate(environment)
-            ]
-    return {name for name, _ in found}
+            asked = map(Requirement, metadata.requires(name) or ())
+            open_ends += [each for each in asked if each.marker is None or each.marker.evaluate(environment)]
+    return found
 
 
 def test_each_lock_holds_what_is_needed_and_nothing_else() -> None:
-    """No test tool, no PostgreSQL and no compiler reach production; what is tested there is what is installed."""
-    running, extras = PROJECT["dependencies"], PROJECT["optional-dependencies"]
+    """No test tool, no PostgreSQL and no compiler reach production; what is tested there is what is installed.
+
+    Whatever mirror serves it; with an extra missing, Python 3.11's pip refuses the lock at the next release.
+    """
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    running, extras = project["dependencies"], project["optional-dependencies"]
     everything = [*running, *extras["embedded"], *extras["dev"]]
 
-    assert set(pins(RUNNING)) == needed(running, python="3.11")
-    assert set(pins(EVERYTHING)) == needed(everything, python="3.11")
+    for lock, requirements in ((RUNNING, running), (EVERYTHING, everything)):
+        locked, wanted = pins(lock), needed(requirements)
+        assert locked.keys() == wanted.keys()
+        for name, line in locked.items():
+            assert re.fullmatch(r"[a-z0-9-]+(\[[a-z,]+\])?==[^ ]+( +--hash=sha256:[0-9a-f]{64})+", line), name
+            assert wanted[name] - {""} <= Requirement(line.split(" ")[0]).extras, name
     assert pins(RUNNING).items() <= pins(EVERYTHING).items()
-
-
-@pytest.mark.parametrize("lock", [RUNNING, EVERYTHING])
-def test_each_locked_package_has_a_version_hashes_and_the_extras_that_others_ask_for(lock: str) -> None:
-    """Whatever mirror serves it; with an extra missing, Python 3.11's pip refuses the lock at the next release."""
-    locked = {name: Requirement(line.split(" ")[0]) for name, line in pins(lock).items()}
-    wanted = {
-        (canonicalize_name(asked.name), extra)
-        for name in locked
-        for asked in map(Requirement, importlib.metadata.requires(name) or ())
-        if asked.marker is None or asked.marker.evaluate({"extra": ""})
-        for extra in asked.extras
-    }
-
-    for name, line in pins(lock).items():
-        assert re.fullmatch(r"[a-z0-9-]+(\[[a-z,]+\])?==[^ ]+( +--hash=sha256:[0-9a-f]{64})+", line), name
-    assert {(name, extra) for name, extra in wanted if extra not in locked[name].extras} == set()
 
 
 def test_certjob_imports_where_only_the_running_lock_is_installed() -> None:

@@ -5,7 +5,7 @@ import email
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +14,6 @@ from typing import Any
 import psycopg
 import pytest
 
-from certjob.database import Connection
 from tests.support.command_line import Backends, started, today
 from tests.support.facts import Facts
 from tests.support.portal_answers import delay, hang
@@ -26,25 +25,24 @@ CHUNK = 1_000
 """The most mentors that one transaction of a review takes."""
 CALLS = 4
 """That one process makes at once, each over a connection of its own."""
-EACH = 10
-"""Pushes and mails for each process."""
-COUNT = EACH * PROCESSES
+COUNT = 10 * PROCESSES
+"""Pushes and mails for all of them."""
 
-PROGRAMME = """
+PROGRAMME = f"""
     INSERT INTO mentors (organisation_id, member_no, email, dynamics_contact_id)
         SELECT o.id, 'P' || n, 'p' || n || '@example.org', gen_random_uuid()
-        FROM organisations AS o, generate_series(1, {mentors}) AS n;
+        FROM organisations AS o, generate_series(1, {CHUNK * PROCESSES}) AS n;
     -- Some are to be hidden and to be reminded.
     INSERT INTO mentor_pauses (mentor_id, reason, actor)
-        SELECT id, 'illness', 'coordinator' FROM mentors ORDER BY email LIMIT {ill};
+        SELECT id, 'illness', 'coordinator' FROM mentors ORDER BY email LIMIT {COUNT};
     INSERT INTO certificates (mentor_id, kind, issued_on, expires_on)
-        SELECT mentor_id, 'likeperson', '2024-01-01', '{expires_on}' FROM mentor_pauses;
+        SELECT mentor_id, 'likeperson', '2024-01-01', '{{expires_on}}' FROM mentor_pauses;
     -- Each session's first chunk waits until every session has one, so that nobody comes too late for any.
     CREATE SEQUENCE arrivals;
     CREATE FUNCTION meet() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
         IF current_setting('test.has_arrived', true) IS DISTINCT FROM 'yes' THEN
             PERFORM set_config('test.has_arrived', 'yes', false), nextval('arrivals');
-            WHILE (SELECT last_value FROM arrivals) < {processes} LOOP PERFORM pg_sleep(0.01); END LOOP;
+            WHILE (SELECT last_value FROM arrivals) < {PROCESSES} LOOP PERFORM pg_sleep(0.01); END LOOP;
         END IF;
         RETURN NULL;
     END $$;
@@ -81,38 +79,7 @@ def mailbox(environment: dict[str, str]) -> Iterator[MeetingMailbox]:
         yield mailbox
 
 
-def run_together(
-    connection: Connection,
-    app: psycopg.Connection[Any],
-    environment: dict[str, str],
-    folder: Path,
-    meet: Callable[[], None],
-) -> list[dict[str, dict[str, int]]]:
-    """So many runs that begin at the same moment; return their reports. Nothing needs a person."""
-    backends = Backends(connection)
-    with ExitStack() as stack:
-        with backends.start_barrier(app) as children:
-            for _ in range(PROCESSES):
-                child = started("run", "--json", environment=environment, folder=folder)
-                children.append(stack.enter_context(child))
-        meet()
-        ended = [child.finish(timeout_seconds=120) for child in children]
-    backends.wait_until_gone()
-    assert [(result.returncode, result.stderr) for result in ended] == [(0, "")] * PROCESSES
-    return [json.loads(result.stdout) for result in ended]
-
-
-def assert_shared(reports: list[dict[str, dict[str, int]]], *totals: tuple[str, str, int]) -> None:
-    """Everybody did some, together all, and nobody lost a lease."""
-    for part, key, total in totals:
-        shares = [report[part][key] for report in reports]
-        assert sum(shares) == total, (part, key, shares)
-        assert min(shares) > 0, (part, key, shares)
-    assert {(report["portal"]["lost"], report["reminders"]["lost"]) for report in reports} == {(0, 0)}
-
-
 def test_nights_set_off_together_share_the_work_and_remind_once_in_each_cycle(
-    connection: Connection,
     app: psycopg.Connection[Any],
     facts: Facts,
     environment: dict[str, str],
@@ -122,21 +89,37 @@ def test_nights_set_off_together_share_the_work_and_remind_once_in_each_cycle(
 ) -> None:
     """All begin together, and meet at the first chunk, call and mail; then again about a new date, and the last day."""
     facts.organisation(thresholds=(60, 20))
-    expires_on = today() + timedelta(days=55)
-    numbers = {"mentors": CHUNK * PROCESSES, "ill": COUNT, "processes": PROCESSES, "expires_on": expires_on}
-    connection.execute(PROGRAMME.format(**numbers).encode())
-    gate = threading.Event()
+    facts.connection.execute(PROGRAMME.format(expires_on=today() + timedelta(days=55)).encode())
+    backends, gate = Backends(facts.connection), threading.Event()
     portal.default = hang(delay(0.02), until=gate)
 
-    def let_the_calls_go() -> None:
-        portal.wait_until(lambda: portal.connections_made > CALLS * (PROCESSES - 1), timeout_seconds=60)
-        gate.set()
+    def run_together(**totals: int) -> None:
+        """Nothing needs a person, everybody does some, together all, and nobody loses a lease."""
+        with ExitStack() as stack:
+            with backends.start_barrier(app) as children:
+                for _ in range(PROCESSES):
+                    child = started("run", "--json", environment=environment, folder=tmp_path)
+                    children.append(stack.enter_context(child))
+            portal.wait_until(lambda: portal.connections_made > CALLS * (PROCESSES - 1), timeout_seconds=60)
+            gate.set()
+            ended = [child.finish(timeout_seconds=120) for child in children]
+        backends.wait_until_gone()
+        assert [(result.returncode, result.stderr) for result in ended] == [(0, "")] * PROCESSES
+        reports = [json.loads(result.stdout) for result in ended]
+        for name, total in totals.items():
+            part, _, key = name.partition("_")
+            shares = [report[part][key] for report in reports]
+            assert (sum(shares), min(shares) > 0) == (total, True), (name, shares)
+        assert {(report["portal"]["lost"], report["reminders"]["lost"]) for report in reports} == {(0, 0)}
 
-    reports = run_together(connection, app, environment, tmp_path, let_the_calls_go)
+    run_together(
+        mentors_reviewed=CHUNK * PROCESSES,
+        portal_queued=COUNT,
+        portal_delivered=COUNT,
+        reminders_queued=COUNT,
+        reminders_sent=COUNT,
+    )
 
-    reminded = (("reminders", "queued", COUNT), ("reminders", "sent", COUNT))
-    pushed = (("portal", "queued", COUNT), ("portal", "delivered", COUNT))
-    assert_shared(reports, ("mentors", "reviewed", CHUNK * PROCESSES), *pushed, *reminded)
     wanted = facts.rows("SELECT dynamics_contact_id, email FROM mentors WHERE NOT portal_visible")
     assert len(wanted) == COUNT
     assert Counter(request.contact_id for request in portal.requests) == Counter(contact for contact, _ in wanted)
@@ -151,9 +134,9 @@ def test_nights_set_off_together_share_the_work_and_remind_once_in_each_cycle(
     for days_left in (55, 54, 0):
         if days_left < 55:
             mailbox.begin_round()
-            connection.execute("DROP TRIGGER IF EXISTS meeting ON mentors")
-            connection.execute("UPDATE certificates SET expires_on = %s", (today() + timedelta(days=days_left),))
-            assert_shared(run_together(connection, app, environment, tmp_path, lambda: None), reminded[1])
+            facts.connection.execute("DROP TRIGGER IF EXISTS meeting ON mentors")
+            facts.connection.execute("UPDATE certificates SET expires_on = %s", (today() + timedelta(days=days_left),))
+            run_together(reminders_sent=COUNT)
         recipients = Counter(recipient for envelope in mailbox.envelopes for recipient in envelope.rcpt_tos)
         assert recipients == Counter(address for _, address in wanted)
         messages.update(email.message_from_bytes(each.content)["Message-ID"] for each in mailbox.envelopes)

@@ -9,8 +9,9 @@ import pytest
 
 from certjob import database
 from certjob.cli import entry
+from tests.conftest import Certjob
 from tests.support.bounces import postfix
-from tests.support.command_line import assert_one_line, commands, run_in_process
+from tests.support.command_line import assert_one_line, commands
 from tests.support.facts import TODAY, Facts
 from tests.support.own_server import Cluster
 from tests.support.portal_server import PortalServer
@@ -44,17 +45,16 @@ ELSEWHERE = {"demo": "has a database of its own", "db migrate": "says where to g
 def standby(cluster: Cluster) -> Iterator[str]:
     """The URL of a migrated database with a mentor, on a hot standby: a server in recovery that answers questions."""
     signal = cluster.folder / "postgresql" / "standby.signal"
-    with cluster.fresh_database("standby"):
-        with database.connect(cluster.url("standby")) as connection:
+    with cluster.fresh_database("standby") as url:
+        with database.connect(url) as connection:
             people = Facts(connection)
             people.certified_mentor(people.organisation(), TODAY - timedelta(days=1))
         cluster.stop()
         signal.touch()
         cluster.start()
-        yield cluster.url("standby")
-        cluster.stop()
+        yield url
         signal.unlink()
-        cluster.start()
+        cluster.restart()
 
 
 @pytest.fixture
@@ -70,37 +70,37 @@ def words_of(command: str) -> str:
 def test_the_line_names_what_works_here() -> None:
     """Every command there is, by what the two tests below find out about it."""
     always, dry = entry.WORKS_READ_ONLY.removeprefix("What works here: ").split(", and with --dry-run ")
+    dry_commands = {words_of(command) for command in LOOKS if "--dry-run" in command}
 
     named = {words_of(command) for command in (*WRITES, *LOOKS)} | ELSEWHERE.keys()
     assert named == {name.removeprefix("certjob ") for name in commands()}
     assert always.split(", ") == sorted({words_of(command) for command in LOOKS if "--dry-run" not in command})
-    dry_commands = sorted({words_of(command) for command in LOOKS if "--dry-run" in command})
-    assert dry.replace(" and ", ", ").split(", ") == dry_commands
+    assert dry.replace(" and ", ", ").split(", ") == sorted(dry_commands)
 
 
 @pytest.mark.parametrize("command", [*WRITES, "db migrate"])
 def test_what_writes_says_that_this_is_no_primary(
-    command: str, environment: dict[str, str], portal: PortalServer, tmp_path: Path
+    command: str, here: Certjob, portal: PortalServer, tmp_path: Path
 ) -> None:
     """Exit 1, one line, the server's reason and the next step; nothing was called or mailed."""
     header = "organisation,member_no,email,kind,issued_on,expires_on"
     (tmp_path / "people.csv").write_text(f"{header}\nhlf,M1,m1@example.org,likeperson,2024-01-01,2026-01-01\n")
     (tmp_path / "report.eml").write_bytes(postfix("<certjob-reminder-1-0@example.org>", "m1@example.org"))
-
-    result = run_in_process(*command.split(), environment=environment, folder=tmp_path)
-
     phrases = ["the database is read-only (cannot execute", "use the primary", entry.WORKS_READ_ONLY]
     if command == "db migrate":
         phrases = ["the database is read-only; migrate on the primary"]
+
+    result = here(*command.split())
+
     assert_one_line(result, *phrases, code=1, command=f"certjob {words_of(command)}")
     assert not list(tmp_path.glob("mail/new/*"))
     assert portal.requests == []
 
 
 @pytest.mark.parametrize(("command", "code"), LOOKS.items())
-def test_what_only_looks_works_on_it(command: str, code: int, environment: dict[str, str], tmp_path: Path) -> None:
+def test_what_only_looks_works_on_it(command: str, code: int, here: Certjob) -> None:
     """A replica is the right place for that."""
-    result = run_in_process(*command.split(), environment=environment, folder=tmp_path)
+    result = here(*command.split())
 
     assert result.returncode == code
     assert "read-only (" not in result.stderr

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.benchmarks import deliveries, night
-from tests.benchmarks.bench_server import Bench, bench_server
+from tests.benchmarks.bench import Bench, durable_cluster
 from tests.benchmarks.figures import Figure, table
 from tests.support.own_server import leave_on_sigterm
 
@@ -26,35 +26,6 @@ PARTS: dict[str, Callable[[Bench], list[Figure]]] = {
 def main() -> int:
     """Run what was asked for; return the exit code."""
     leave_on_sigterm()
-    asked = _parse()
-    began = time.monotonic()
-    figures: list[Figure] = []
-
-    def say(text: str) -> None:
-        print(f"[{time.monotonic() - began:6.0f} s] {text}", file=sys.stderr, flush=True)
-
-    # Not /tmp, which lies in memory on many systems: a commit there waits for no disk.
-    with tempfile.TemporaryDirectory(prefix="certjob-bench-", dir="/var/tmp") as name:
-        folder = Path(name)
-        folder.chmod(0o755)  # root's PostgreSQL is another user
-        with bench_server(folder) as server:
-            bench = Bench(
-                server=server,
-                folder=folder,
-                rounds=asked.rounds,
-                mentors=asked.mentors,
-                shares=asked.share or (1, 100),
-                pushes=asked.pushes,
-                say=say,
-            )
-            for part in asked.only or PARTS:
-                figures += PARTS[part](bench)
-    print(table(figures))
-    print(f"\n{time.monotonic() - began:.0f} s")
-    return 0 if all(figure.is_met for figure in figures) else 1
-
-
-def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     add = parser.add_argument
     add("--only", action="append", choices=list(PARTS), help="only this part; repeatable")
@@ -62,7 +33,18 @@ def _parse() -> argparse.Namespace:
     add("--share", type=int, action="append", help="per cent of the mentors who are due; repeatable (1, 100)")
     add("--pushes", type=int, default=2_000, help="to a portal at once; half as many mails (%(default)s)")
     add("--rounds", type=int, default=3, help="of everything (%(default)s)")
-    return parser.parse_args()
+    asked = parser.parse_args()
+    sizes = {"rounds": asked.rounds, "mentors": asked.mentors, "pushes": asked.pushes}
+    # Not /tmp, which lies in memory on many systems: a commit there waits for no disk.
+    with tempfile.TemporaryDirectory(prefix="certjob-bench-", dir="/var/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o755)  # root's PostgreSQL is another user
+        with durable_cluster(folder / "server") as cluster:
+            bench = Bench(cluster=cluster, folder=folder, shares=asked.share or (1, 100), **sizes)
+            figures = [figure for part in asked.only or PARTS for figure in PARTS[part](bench)]
+    print(table(figures))
+    print(f"\n{time.monotonic() - bench.began:.0f} s")
+    return 0 if all(figure.is_met for figure in figures) else 1
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
 """What deliveries cost: pushes beside a bare loop and beside Procrastinate, mails, and reading the portal."""
 
-import statistics
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 
-from tests.benchmarks.bench_server import Bench
-from tests.benchmarks.commands import PYTHON, Finished, certjob, python, run
-from tests.benchmarks.figures import Bar, Figure, Ratio, in_turns, ratio_bar
-from tests.benchmarks.population import populate, run_script, set_based_night
+from tests.benchmarks.bench import Bench, Finished, populate, run, run_script, set_based_night
+from tests.benchmarks.figures import Bar, Figure, Ratio, in_turns
 from tests.support.command_line import today
 
 ROOT = Path(__file__).parents[2]
@@ -38,25 +37,20 @@ _ALL_IN_FORCE = b"""
     UPDATE certificates SET status = 'valid';
 """
 _BARE_PUSHES = """
-import json, sys, threading, time, uuid
+import json, sys, time, uuid
+from concurrent.futures import ThreadPoolExecutor
 import httpx
 url, threads, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-contacts = iter([str(uuid.uuid4()) for _ in range(number)])
-lock = threading.Lock()
-def work():
+def work(contacts):
     with httpx.Client(timeout=30, trust_env=False) as client:
-        while True:
-            with lock:
-                contact = next(contacts, None)
-            if contact is None:
-                return
+        for contact in contacts:
             headers = {"Authorization": "Bearer key", "Idempotency-Key": contact}
             answer = client.post(url, json={"contact_id": contact, "visible": False}, headers=headers)
             assert answer.json()["contact_id"] == contact
+contacts = [str(uuid.uuid4()) for _ in range(number)]
 began = time.perf_counter()
-workers = [threading.Thread(target=work) for _ in range(threads)]
-for worker in workers: worker.start()
-for worker in workers: worker.join()
+with ThreadPoolExecutor(threads) as pool:
+    list(pool.map(work, [contacts[share::threads] for share in range(threads)]))
 print(json.dumps({"seconds": time.perf_counter() - began}))
 """
 
@@ -64,7 +58,7 @@ print(json.dumps({"seconds": time.perf_counter() - began}))
 @contextmanager
 def server(*arguments: str) -> Iterator[int]:
     """One of ``tests.benchmarks.servers`` in a process of its own; yields its port."""
-    command = [str(PYTHON), "-m", "tests.benchmarks.servers", *arguments]
+    command = [sys.executable, "-m", "tests.benchmarks.servers", *arguments]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdin is not None
@@ -75,80 +69,68 @@ def server(*arguments: str) -> Iterator[int]:
 @contextmanager
 def with_events(bench: Bench, number: int) -> Iterator[str]:
     """A database with so many events that are due, and nobody who is to be reviewed."""
-    with bench.server.copy(name="bench_events") as name:
-        with bench.server.connect(name) as connection:
+    with bench.copy(name="bench_events") as name:
+        with bench.connect(name) as connection:
             populate(connection, number)
             connection.execute(_ALL_WITH_PORTAL)
             connection.execute("VACUUM ANALYZE")
         yield name
 
 
-def deliver(
-    bench: Bench,
-    template: str,
-    number: int,
-    *,
-    settings: Mapping[str, str],
-    part: str = "portal",
-    key: str = "delivered",
-) -> float:
+def deliver(bench: Bench, template: str, number: int, *, settings: Mapping[str, str]) -> float:
     """Deliver what is queued in a copy of a database; return the seconds. Raises RuntimeError if not all arrived."""
-    with bench.server.copy(template) as name:
-        done = certjob("deliver", "--json", database_url=bench.server.url(name), settings=settings).document
-    if done[part][key] != number:
+    with bench.copy(template) as name:
+        done = bench.certjob("deliver", "--json", name=name, settings=settings).document
+    if done["portal"]["delivered"] + done["reminders"]["sent"] != number:
         raise RuntimeError(str(done))
     return float(done["duration_seconds"])
 
 
 def portal_settings(port: int, concurrency: int = AT_ONCE) -> dict[str, str]:
     """A portal on loopback, at any rate."""
-    return {
-        "CERTJOB_PORTAL_URL": f"http://127.0.0.1:{port}/",
-        "CERTJOB_PORTAL_KEY": "key",
-        "CERTJOB_PORTAL_CONCURRENCY": str(concurrency),
-        "CERTJOB_PORTAL_RATE": "0",
-    }
-
-
-def run_pushes(bench: Bench) -> list[Figure]:
-    """Answers after 20 and 200 ms, as the function and Dataverse give them; four at once is the setting's default."""
-    return [
-        _pushes(bench, delay_ms, concurrency) for delay_ms, concurrency in ((20, AT_ONCE), (200, AT_ONCE), (200, 16))
-    ]
+    prefix, url = "CERTJOB_PORTAL_", f"http://127.0.0.1:{port}/"
+    return {f"{prefix}URL": url, f"{prefix}KEY": "key", f"{prefix}CONCURRENCY": str(concurrency), f"{prefix}RATE": "0"}
 
 
 def _race(
-    bench: Bench, name: str, number: int, theirs: Callable[[int], float], *, delay_ms: int = 0, at_once: int = AT_ONCE
+    bench: Bench,
+    name: str,
+    number: int,
+    theirs: Callable[[int], Finished],
+    *,
+    delay_ms: int = 0,
+    at_once: int = AT_ONCE,
 ) -> Ratio:
     """Our pushes and theirs, which get the port, to a portal that takes so long."""
     bench.say(f"{number} {name}")
     with server("portal", str(delay_ms)) as port, with_events(bench, number) as template:
         return in_turns(
             lambda: deliver(bench, template, number, settings=portal_settings(port, at_once)),
-            lambda: theirs(port),
+            lambda: float(theirs(port).document["seconds"]),
             rounds=bench.rounds,
             of_speeds=True,
         )
+
+
+def run_pushes(bench: Bench) -> list[Figure]:
+    """Answers after 20 and 200 ms, as the function and Dataverse give them; four at once is the setting's default."""
+    return [_pushes(bench, *how) for how in ((20, AT_ONCE), (200, AT_ONCE), (200, 16))]
 
 
 def _pushes(bench: Bench, delay_ms: int, at_once: int) -> Figure:
     number = max(bench.pushes * at_once * 5 // delay_ms // 2, 10)  # five seconds of answers: a rate, not a start
     name = f"pushes, {delay_ms} ms answers, {at_once} at once"
 
-    def bare(port: int) -> float:
-        done = python(_BARE_PUSHES, f"http://127.0.0.1:{port}/", str(at_once), str(number))
-        return float(done.document["seconds"])
+    def bare(port: int) -> Finished:
+        return run([sys.executable, "-c", _BARE_PUSHES, f"http://127.0.0.1:{port}/", str(at_once), str(number)])
 
     ratio = _race(bench, name, number, bare, delay_ms=delay_ms, at_once=at_once)
-    speed, possible = number / ratio.ours, at_once * 1000 / delay_ms
-    bars = {
-        20: Bar(value=speed, unit="pushes/s", at_least=PUSHES_BAR),
-        200: ratio_bar(ratio, at_least=SPEED_BAR),
-    }
+    speed, possible = number / median(ratio.ours), at_once * 1000 / delay_ms
+    bars = {20: Bar(value=speed, unit="pushes/s", at_least=PUSHES_BAR), 200: ratio.bar(at_least=SPEED_BAR)}
     return Figure(
         name=name,
         ours=f"{speed:,.0f} pushes/s",
-        reference=f"{number / ratio.reference:,.0f} pushes/s, bare httpx",
+        reference=f"{number / median(ratio.reference):,.0f} pushes/s, bare httpx",
         ratio=ratio,
         bars=[bars[delay_ms]],
         notes=f"{speed / possible:.0%} of {possible:,.0f}/s, the limit",
@@ -160,24 +142,23 @@ def run_procrastinate(bench: Bench) -> list[Figure]:
     folder, number = bench.folder / "procrastinate", bench.pushes
     name = f"{number:,} pushes, 0 ms answers, {AT_ONCE} at once"
     words = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", str(folder), "procrastinate")
-    if subprocess.run([str(PYTHON), *words], capture_output=True, text=True, check=False).returncode:
+    if subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False).returncode:
         return [Figure(name=name, ours="", notes="procrastinate could not be installed")]
 
-    def theirs(port: int) -> float:
+    def theirs(port: int) -> Finished:
         worker = Path(__file__).with_name("procrastinate_worker.py")
-        with bench.server.copy(name="bench_procrastinate") as fresh:
-            urls = bench.server.url(fresh), f"http://127.0.0.1:{port}/"
-            done = run([PYTHON, worker, folder, *urls, str(number), str(AT_ONCE)])
-        return float(done.document["seconds"])
+        with bench.copy(name="bench_procrastinate") as fresh:
+            urls = bench.cluster.url(fresh), f"http://127.0.0.1:{port}/"
+            return run([sys.executable, worker, folder, *urls, str(number), str(AT_ONCE)])
 
     ratio = _race(bench, "pushes, beside Procrastinate", number, theirs)
     return [
         Figure(
             name=name,
-            ours=f"{number / ratio.ours:,.0f} pushes/s",
-            reference=f"{number / ratio.reference:,.0f} pushes/s, its worker",
+            ours=f"{number / median(ratio.ours):,.0f} pushes/s",
+            reference=f"{number / median(ratio.reference):,.0f} pushes/s, its worker",
             ratio=ratio,
-            bars=[ratio_bar(ratio, at_least=PROCRASTINATE_BAR)],
+            bars=[ratio.bar(at_least=PROCRASTINATE_BAR)],
         )
     ]
 
@@ -185,27 +166,19 @@ def run_procrastinate(bench: Bench) -> list[Figure]:
 def run_mails(bench: Bench) -> list[Figure]:
     """One message after the other, each settled by a durable commit before the next."""
     number = bench.pushes // 2
-    with server("mail") as port, bench.server.copy(name="bench_mails") as template:
-        with bench.server.connect(template) as connection:
+    with server("mail") as port, bench.copy(name="bench_mails") as template:
+        with bench.connect(template) as connection:
             run_script(connection, "population.sql", mentors=20 * number, today=today())
             set_based_night(connection)
             connection.execute("UPDATE portal_sync_events SET status = 'delivered'")
             kept = f"SELECT id FROM cert_notification_log ORDER BY id LIMIT {number}"
             connection.execute(f"DELETE FROM cert_notification_log WHERE id NOT IN ({kept})".encode())
             connection.execute("VACUUM ANALYZE")
+        bench.say(f"{number} mails, {bench.rounds} times")
         mail = {"CERTJOB_NOTIFY_URL": f"smtp://127.0.0.1:{port}", "CERTJOB_MAIL_FROM": "post@example.org"}
-        took = []
-        for _ in range(bench.rounds):
-            bench.say(f"{number} mails")
-            took.append(deliver(bench, template, number, settings=mail, part="reminders", key="sent"))
-    speed = number / statistics.median(took)
-    return [
-        Figure(
-            name="mails, a durable commit each",
-            ours=f"{speed:,.0f} mails/s",
-            bars=[Bar(value=speed, unit="mails/s", at_least=MAILS_BAR)],
-        )
-    ]
+        speed = number / median(deliver(bench, template, number, settings=mail) for _ in range(bench.rounds))
+    bar = Bar(value=speed, unit="mails/s", at_least=MAILS_BAR)
+    return [Figure(name="mails, a durable commit each", ours=f"{speed:,.0f} mails/s", bars=[bar])]
 
 
 def run_reconcile(bench: Bench) -> list[Figure]:
@@ -214,20 +187,19 @@ def run_reconcile(bench: Bench) -> list[Figure]:
     bench.say(f"reconcile, {CONTACTS:,} contacts")
     done: list[Finished] = []
     with with_events(bench, CONTACTS) as template:
-        with bench.server.connect(template) as connection:
+        with bench.connect(template) as connection:
             connection.execute(_ALL_IN_FORCE)
             connection.execute("VACUUM ANALYZE")
             shown = f"SELECT dynamics_contact_id::text FROM mentors ORDER BY 1 OFFSET {DIFFERENT}"
             contacts.write_text("\n".join(row[0] for row in connection.execute(shown.encode())))
         with server("portal", "0", str(contacts)) as port:
             for _ in range(bench.rounds):
-                with bench.server.copy(template) as name:
-                    url, settings = bench.server.url(name), portal_settings(port)
-                    done.append(certjob("reconcile", "--json", database_url=url, settings=settings))
+                with bench.copy(template) as name:
+                    done.append(bench.certjob("reconcile", "--json", name=name, settings=portal_settings(port)))
                 found = done[-1].document
                 if (found["read"]["pages"], found["portal"]["delivered"]) != (PAGES, DIFFERENT):
                     raise RuntimeError(str(found))
-    took, peak = statistics.median(each.seconds for each in done), max(each.peak_mb for each in done)
+    took, peak = median(each.seconds for each in done), max(each.peak_mb for each in done)
     return [
         Figure(
             name=f"reconcile, {CONTACTS:,} contacts, {DIFFERENT} differ",

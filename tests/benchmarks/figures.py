@@ -1,31 +1,8 @@
 """A figure, what it is compared with, and how the table shows it."""
 
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ratio:
-    """The rounds' ratios of ours to the reference's, and the seconds that they are made of."""
-
-    ours_seconds: Sequence[float]
-    reference_seconds: Sequence[float]
-    of_speeds: bool = False
-    """So that 0.85 means 85 % of the reference's speed."""
-
-    @property
-    def rounds(self) -> list[float]:
-        pairs = zip(self.ours_seconds, self.reference_seconds, strict=True)
-        return [theirs / mine if self.of_speeds else mine / theirs for mine, theirs in pairs]
-
-    @property
-    def ours(self) -> float:
-        return statistics.median(self.ours_seconds)
-
-    @property
-    def reference(self) -> float:
-        return statistics.median(self.reference_seconds)
+from statistics import median
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +24,25 @@ class Bar:
         return f"{self.value:,.3g} {self.unit}, {bar}{'' if self.is_met else ': MISSED'}"
 
 
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """The seconds of each round, ours and the reference's."""
+
+    ours: Sequence[float]
+    reference: Sequence[float]
+    of_speeds: bool = False
+    """So that 0.85 means 85 % of the reference's speed."""
+
+    @property
+    def rounds(self) -> list[float]:
+        pairs = zip(self.ours, self.reference, strict=True)
+        return [theirs / mine if self.of_speeds else mine / theirs for mine, theirs in pairs]
+
+    def bar(self, *, at_most: float | None = None, at_least: float | None = None) -> Bar:
+        """A bar for the median."""
+        return Bar(value=median(self.rounds), unit="×", at_most=at_most, at_least=at_least)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
     """One line of the table."""
@@ -66,13 +62,15 @@ class Figure:
 
     def cells(self) -> tuple[str, ...]:
         rounds = self.ratio.rounds if self.ratio is not None else []
+        ratio = f"{median(rounds):.2f}" if rounds else ""
+        spread = f"{min(rounds):.2f}–{max(rounds):.2f}" if len(rounds) > 1 else ""
         return (
             self.name,
             self.ours,
             self.reference,
-            f"{statistics.median(rounds):.2f}" if rounds else "",
-            f"{min(rounds):.2f}–{max(rounds):.2f}" if len(rounds) > 1 else "",
-            "; ".join([*map(str, self.bars), *([self.notes] if self.notes else [])]),
+            ratio,
+            spread,
+            "; ".join(filter(None, [*map(str, self.bars), self.notes])),
         )
 
 
@@ -84,12 +82,7 @@ def in_turns(
     for number in range(rounds):
         for side in ((0, 1), (1, 0))[number % 2]:
             sides[side].append((ours, reference)[side]())
-    return Ratio(ours_seconds=sides[0], reference_seconds=sides[1], of_speeds=of_speeds)
-
-
-def ratio_bar(ratio: Ratio, *, at_most: float | None = None, at_least: float | None = None) -> Bar:
-    """A bar for the ratio's median."""
-    return Bar(value=statistics.median(ratio.rounds), unit="×", at_most=at_most, at_least=at_least)
+    return Ratio(*sides, of_speeds)
 
 
 def table(figures: Sequence[Figure]) -> str:

@@ -1,16 +1,14 @@
 """What a start and a night cost: nothing when nothing is due, and little more than bare SQL for whoever is."""
 
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import zip_longest
+from statistics import median
 
 from certjob.database import Connection
-from tests.benchmarks.bench_server import Bench
-from tests.benchmarks.commands import Finished, certjob
-from tests.benchmarks.figures import Bar, Figure, Ratio, in_turns, ratio_bar
-from tests.benchmarks.population import populated, set_based_night
+from tests.benchmarks.bench import Bench, Finished, set_based_night
+from tests.benchmarks.figures import Bar, Figure, Ratio, in_turns
 
 HELP_BAR_SECONDS = 0.4
 MEMORY_BAR_MB = 120
@@ -39,45 +37,39 @@ _STATE = {
 def run_start_up(bench: Bench) -> list[Figure]:
     """The help. Three times as many rounds, because each takes no time."""
     bench.say("certjob --help")
-    certjob("--help")
-    took = statistics.median(certjob("--help").seconds for _ in range(3 * bench.rounds))
+    bench.certjob("--help")
+    took = median(bench.certjob("--help").seconds for _ in range(3 * bench.rounds))
     bar = Bar(value=took, unit="s", at_most=HELP_BAR_SECONDS)
     return [Figure(name="certjob --help", ours=f"{took:.2f} s", bars=[bar])]
 
 
 def run_nothing_due(bench: Bench) -> list[Figure]:
     """The same night at three sizes, in turns with the smallest: growth has to be flat."""
-    sizes = sorted({max(bench.mentors // 100, 1), max(bench.mentors // 10, 1), bench.mentors})
+    sizes = sorted({max(bench.mentors // part, 1) for part in (100, 10, 1)})
     nights: dict[int, list[Finished]] = {size: [] for size in sizes}
     with ExitStack() as stack:
-
-        def quiet_night(size: int) -> Finished:
-            return certjob("run", "--json", database_url=bench.server.url(f"bench_quiet_{size}"))
-
         for size in sizes:
             bench.say(f"{size:,} mentors, nothing due")
-            with populated(bench.server, mentors=size, due_percent=0) as template:
-                stack.enter_context(bench.server.copy(template, f"bench_quiet_{size}"))
-            quiet_night(size)
+            with bench.populated(mentors=size, due_percent=0) as template:
+                stack.enter_context(bench.copy(template, f"bench_quiet_{size}"))
+            bench.certjob("run", name=f"bench_quiet_{size}")
         for number in range(3 * bench.rounds):
             for size in sizes if number % 2 else reversed(sizes):
-                nights[size].append(quiet_night(size))
+                nights[size].append(bench.certjob("run", "--json", name=f"bench_quiet_{size}"))
     return [_quiet_figure(size, nights[size], smallest=nights[sizes[0]]) for size in sizes]
 
 
 def _quiet_figure(size: int, nights: list[Finished], *, smallest: list[Finished]) -> Figure:
     slowest = max(night.document["duration_seconds"] for night in nights)
-    ratio = Ratio(ours_seconds=[n.seconds for n in nights], reference_seconds=[n.seconds for n in smallest])
+    ratio = Ratio([night.seconds for night in nights], [night.seconds for night in smallest])
+    took = median(ratio.ours)
     return Figure(
         name=f"nothing due, {size:,} mentors",
-        ours=f"{ratio.ours:.2f} s",
+        ours=f"{took:.2f} s",
         reference="the smallest size" if nights is not smallest else "itself",
         ratio=ratio,
-        bars=[
-            ratio_bar(ratio, at_most=FLAT_BAR),
-            Bar(value=ratio.ours, unit="s", at_most=NOTHING_DUE_BAR_SECONDS),
-        ],
-        notes=f"in the database {slowest:.3f} s at most, {max(n.peak_mb for n in nights):.0f} MB",
+        bars=[ratio.bar(at_most=FLAT_BAR), Bar(value=took, unit="s", at_most=NOTHING_DUE_BAR_SECONDS)],
+        notes=f"in the database {slowest:.3f} s at most, {max(night.peak_mb for night in nights):.0f} MB",
     )
 
 
@@ -92,7 +84,7 @@ def _due(bench: Bench, percent: int) -> Figure:
 
     def reference(name: str) -> float:
         bench.say("  the set-based night")
-        with bench.server.connect(name) as connection:
+        with bench.connect(name) as connection:
             began = time.perf_counter()
             set_based_night(connection)
             return time.perf_counter() - began
@@ -101,42 +93,42 @@ def _due(bench: Bench, percent: int) -> Figure:
         bench.say("  certjob's night")
         # From one mentor in ten on it is no normal night, and the guards would hold it back.
         allowed = ["--allow-mass-change"] if percent >= 10 else []
-        night = certjob("run", "--json", "--no-deliver", *allowed, database_url=bench.server.url(name))
-        if night.document["mentors"]["reviewed"] != due:
-            message = f"{due} mentors were due, but: {night.document}"
+        nights.append(bench.certjob("run", "--json", "--no-deliver", *allowed, name=name))
+        document = nights[-1].document
+        if document["mentors"]["reviewed"] != due:
+            message = f"{due} mentors were due, but: {document}"
             raise RuntimeError(message)
-        nights.append(night)
-        return float(night.document["duration_seconds"])
+        return float(document["duration_seconds"])
 
     bench.say(f"{due:,} of {bench.mentors:,} mentors due")
     with (
-        populated(bench.server, mentors=bench.mentors, due_percent=percent) as template,
+        bench.populated(mentors=bench.mentors, due_percent=percent) as template,
         ExitStack() as our_copy,
         ExitStack() as their_copy,
     ):
 
         def on_a_copy(kept: ExitStack, name: str, work: Callable[[str], float]) -> float:
             kept.close()  # the last copies stay, to be compared
-            return work(kept.enter_context(bench.server.copy(template, name)))
+            return work(kept.enter_context(bench.copy(template, name)))
 
         ratio = in_turns(
             lambda: on_a_copy(our_copy, "bench_ours", ours),
             lambda: on_a_copy(their_copy, "bench_theirs", reference),
             rounds=bench.rounds,
         )
-        with bench.server.connect("bench_ours") as one, bench.server.connect("bench_theirs") as other:
+        with bench.connect("bench_ours") as one, bench.connect("bench_theirs") as other:
             rows = compare_states(one, other)
-    peak = max(night.peak_mb for night in nights)
+    took, peak = median(ratio.ours), max(night.peak_mb for night in nights)
     return Figure(
         name=f"{percent} % of {bench.mentors:,} due",
-        ours=f"{1e6 * ratio.ours / due:.0f} µs/mentor",
-        reference=f"{1e6 * ratio.reference / due:.0f} µs/mentor, set-based SQL",
+        ours=f"{1e6 * took / due:.0f} µs/mentor",
+        reference=f"{1e6 * median(ratio.reference) / due:.0f} µs/mentor, set-based SQL",
         ratio=ratio,
         bars=[
-            ratio_bar(ratio, at_most=ALL_DUE_BAR if percent == 100 else SOME_DUE_BAR),
+            ratio.bar(at_most=ALL_DUE_BAR if percent == 100 else SOME_DUE_BAR),
             Bar(value=peak, unit="MB", at_most=MEMORY_BAR_MB),
         ],
-        notes=f"{due / ratio.ours:,.0f} mentors/s, {rows:,} rows end the same",
+        notes=f"{due / took:,.0f} mentors/s, {rows:,} rows end the same",
     )
 
 
@@ -156,5 +148,4 @@ def compare_states(one: Connection, other: Connection) -> int:
 
 def _rows(connection: Connection, statement: str) -> Iterator[bytes]:
     with connection.cursor() as cursor, cursor.copy(statement.encode()) as copy:
-        for block in copy:
-            yield bytes(block)
+        yield from map(bytes, copy)

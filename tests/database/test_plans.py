@@ -12,8 +12,9 @@ from certjob import database
 from certjob.database import Connection, statements
 from certjob.outbox.claims import Settlement
 from certjob.portal.sync import PortalSyncService
-from tests.benchmarks.population import run_script, today
+from tests.benchmarks.bench import run_script
 from tests.support.channels import reminder_mail
+from tests.support.command_line import today
 from tests.support.nights import night
 
 SCAN = re.compile(r"Seq Scan on (\w+)")

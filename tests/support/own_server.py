@@ -109,9 +109,7 @@ class Cluster:
 
     def make(self, name: str, template: str) -> None:
         """A copy of a database; by file, which the other strategy writes to the log, page by page."""
-        statement = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY")
-        with self.connect("postgres", statement_timeout="1h") as admin:
-            admin.execute(statement.format(sql.Identifier(name), sql.Identifier(template)))
+        self._administer("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY", name, template)
 
     @contextmanager
     def fresh_database(self, name: str, *, template: str = TEMPLATE) -> Iterator[str]:
@@ -120,8 +118,11 @@ class Cluster:
         try:
             yield self.url(name)
         finally:
-            with self.connect("postgres") as admin:
-                admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+            self._administer("DROP DATABASE {} WITH (FORCE)", name)
+
+    def _administer(self, statement: str, *names: str) -> None:
+        with self.connect("postgres", statement_timeout="1h") as admin:
+            admin.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
 
     def connect(self, name: str, *, statement_timeout: str = "30s") -> Connection:
         """A session of the harness; none outlives a restart, so they are short."""
