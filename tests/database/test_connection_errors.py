@@ -8,14 +8,7 @@ import psycopg
 import pytest
 
 from certjob.database import connections
-from certjob.database.connection_errors import (
-    FULL,
-    NOT_NOW,
-    OUT_OF_REACH,
-    REFUSED,
-    explain_late_refusal,
-    explain_refusal,
-)
+from certjob.database.connection_errors import FULL, NOT_NOW, OUT_OF_REACH, REFUSED, explain_refusal
 from certjob.errors import CertjobError
 from tests.conftest import database_of
 from tests.support.command_line import SECRET
@@ -122,8 +115,3 @@ def test_a_refusal_is_known_by_its_words() -> None:
                 assert_said(error, what, phrase)
                 assert not {"DETAIL", "HINT", "Either"} & set(str(error).replace(":", "").split())
     assert_said(explain_refusal(psycopg.OperationalError("")), OUT_OF_REACH, "check the host and port")
-    # A statement that failed by itself is none.
-    assert (
-        explain_late_refusal(psycopg.errors.AdminShutdown("terminating connection due to administrator command"))
-        is None
-    )

@@ -12,7 +12,6 @@ import pytest
 from certjob import database
 from certjob.database import migrations
 from tests.conftest import Certjob
-from tests.support.command_line import Finished
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import CollectingChannel, FlakyPortal, night
 
@@ -128,26 +127,20 @@ COMMANDS = (
 
 
 @pytest.mark.parametrize("old", [LAST], indirect=True)
-def test_every_command_refuses_a_schema_that_is_not_its_own_and_one_upgrades_it(
+def test_every_command_refuses_a_schema_that_is_not_its_own(
     here: Certjob, old: Facts, empty_database_url: str, tmp_path: Path
 ) -> None:
-    """Older: it says which command to run, and that one says what it applied; newer: what to install. In one line."""
+    """Older: it says which command to run; newer: what to install. In one line."""
     (tmp_path / "people.csv").write_text("organisation,member_no,kind,issued_on,expires_on\n")
+    tomorrow = "INSERT INTO certjob_migrations (version, name, sha256) VALUES (9001, 'tomorrow', 'x')"
 
-    def certjob(command: str) -> Finished:
-        return here(*command.split(), CERTJOB_DATABASE_URL=empty_database_url)
-
-    def assert_refused(commands: str, phrase: str) -> None:
+    for change, commands, says in (
+        ("SELECT", COMMANDS, "(1 pending); run `certjob db migrate`"),
+        (tomorrow, "run|deliver|db migrate|db status", "(migration 9001_tomorrow); install the newer certjob"),
+    ):
+        old.connection.execute(change.encode())
         before = contents(old)
-        for result in map(certjob, commands.split("|")):
-            assert (result.returncode, result.stderr.count("\n")) == (2, 1), result
-            assert phrase in result.stderr
+        for command in commands.split("|"):
+            result = here(*command.split(), CERTJOB_DATABASE_URL=empty_database_url)
+            assert (result.returncode, result.stderr.count("\n"), says in result.stderr) == (2, 1, True), result
         assert contents(old) == before
-
-    assert_refused(COMMANDS, "(1 pending); run `certjob db migrate`")
-    assert json.loads(certjob("db migrate --json").stdout)["applied"] == [f"{ALL[-1].version:04d}_{ALL[-1].name}"]
-    again = certjob("db migrate")
-    assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
-    old.connection.execute("INSERT INTO certjob_migrations (version, name, sha256) VALUES (9001, 'tomorrow', 'x')")
-    newer = "newer than this certjob (migration 9001_tomorrow); install the newer certjob"
-    assert_refused("run|deliver|db migrate|db status", newer)
