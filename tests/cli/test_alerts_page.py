@@ -1,5 +1,6 @@
 """`certjob alerts` for a coordinator: who, since when, why, and what to do; the most harmful first."""
 
+import json
 import re
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -50,7 +51,9 @@ OF_HLF: dict[str, Any] = {"organisation_id": UUID(int=1), "organisation": "hlf"}
 MAIL: dict[str, Any] = OF_HLF | {"attempts": 1, "queued_at": MORNING, "error": "in certjob's words"}
 COUNTS: dict[str, Any] = {"mentors": 33, "ended_by_calendar": 3, "facts_changed": 30, "may_be_shown": 28}
 PAUSES: dict[str, Any] = {"what": "pauses", "reason": "33 would be paused", "name": "HLF", "since": ago(hours=30)}
-HELD = view.HeldAlert(**OF_HLF, **PAUSES, **COUNTS, some=[view.HeldMentor(**KARI, may_be_shown=True)])
+HELD = view.HeldAlert(
+    **OF_HLF, **PAUSES, **COUNTS, some=[view.HeldMentor(**KARI, may_be_shown=each) for each in (True, False)]
+)
 BERIT: dict[str, Any] = {"digest_id": 1, "coordinator_id": UUID(int=3), "full_name": HOSTILE, "code": "message_refused"}
 
 
@@ -98,6 +101,7 @@ def test_the_most_harmful_comes_first_then_the_oldest() -> None:
         "4 mentors may STILL BE VISIBLE on the portal, and must not be",
         VISIBLE,
         "The portal has no contact with this ID. (2 mentors)",
+        "`certjob resync M1001 --organisation hlf` and so on.",
         "Old (M1001 of hlf): since 16 November 08:00, 9 days Last failure today 08:00: 404 (a)",
         "New (M1001 of hlf): since 23 November 08:00, 2 days Last failure today 08:00: 404 (b)",
         "Per [b] (M1001 of hlf): since 21 November 08:00, 4 days",
@@ -200,12 +204,12 @@ def test_the_list_is_that_of_the_dashboard_and_a_corrected_contact_id_is_told(fa
         facts.insert("dynamics_sync_failures", mentor_id=mentor, visible=visible, **failure)
 
     dashboard = facts.rows("SELECT sentence, full_name FROM portal_alerts")
-    lines = here("alerts").stdout.splitlines()
+    alerts = json.loads(here("alerts", "--json").stdout)["alerts"]
     facts.connection.execute("UPDATE mentors SET dynamics_contact_id = gen_random_uuid()")
     corrected = here("alerts", "--json").stdout
     review(facts.connection)
 
-    assert [tuple(re.split(r": | \(", line)[:2]) for line in lines] == dashboard
+    assert [(alert["sentence"], alert["full_name"]) for alert in alerts] == dashboard
     assert [name for _, name in dashboard] == ["old", "new", "show"]
     assert corrected.count("The contact ID was changed in the app") == 3
     assert here("alerts", "--json").stdout.count("It was reopened since then") == 3
