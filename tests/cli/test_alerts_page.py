@@ -125,6 +125,7 @@ def test_the_most_harmful_comes_first_then_the_oldest() -> None:
         "`certjob deliver` sends what waits.",
     )
     assert text.count("503") == 1
+    assert "404" not in page(push(has_contact_id=False)), "the reason says it all"
     for held, who in (
         (replace(HELD, may_be_shown=1), ": Kari Nordmann (M2)"),
         (replace(HELD, may_be_shown=1, some=[]), ""),

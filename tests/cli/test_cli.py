@@ -5,20 +5,17 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
 from certjob import __version__
-from certjob.cli.app import app as command_line
 from certjob.settings import Settings
 from tests.cli.conftest import LONG_AGO, SOON, VISIBLE
 from tests.conftest import Certjob, installed_command
-from tests.support.command_line import Finished, on_terminal, started, without_escapes
+from tests.support.command_line import Finished, all_commands, on_terminal, started, without_escapes
 from tests.support.facts import Facts
 from tests.support.portal_answers import error
 from tests.support.portal_server import PortalServer
@@ -193,14 +190,7 @@ def test_closed_streams_do_not_end_the_night(environment: dict[str, str], facts:
 # Help, and failures of every command.
 
 
-def leaves(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every command with its words."""
-    yield words, command
-    for name, child in getattr(command, "commands", {}).items():
-        yield from leaves(child, (*words, name))
-
-
-EVERYTHING = dict(leaves(typer.main.get_command(command_line)))
+EVERYTHING = {tuple(name.split()[1:]): command for name, command in all_commands()}
 
 
 @pytest.mark.parametrize("words", EVERYTHING, ids=" ".join)

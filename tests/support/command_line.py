@@ -50,21 +50,18 @@ def today() -> date:
     return datetime.now(UTC).astimezone(ZoneInfo("Europe/Oslo")).date()
 
 
+def all_commands(command: Any = None, name: str = "certjob") -> Iterator[tuple[str, Any]]:
+    """Every command and every group of some, by its name as it is typed."""
+    command = command or typer.main.get_command(app)
+    yield name, command
+    for child_name, child in getattr(command, "commands", {}).items():
+        yield from all_commands(child, f"{name} {child_name}")
+
+
 def commands() -> dict[str, set[str]]:
     """Every command with its options, as they are typed."""
-    found: dict[str, set[str]] = {}
-
-    def walk(command: object, name: str) -> None:
-        children = getattr(command, "commands", None)
-        if children is not None:
-            for child_name, child in children.items():
-                walk(child, f"{name} {child_name}")
-            return
-        parameters = getattr(command, "params", [])
-        found[name] = {option for each in parameters for option in each.opts if option.startswith("-")}
-
-    walk(typer.main.get_command(app), "certjob")
-    return found
+    leaves = {name: command.params for name, command in all_commands() if not hasattr(command, "commands")}
+    return {name: {opt for each in params for opt in each.opts if opt[0] == "-"} for name, params in leaves.items()}
 
 
 def assert_one_line(result: Finished, *phrases: str, code: int, command: str = "certjob run") -> str:
@@ -127,10 +124,6 @@ class Child:
         self.process = process
         self._stdout, self._stderr = stdout, stderr
 
-    def wait_for_output(self, part: str) -> None:
-        """Wait until it has printed a line with this text."""
-        until(lambda: part in _content(self._stdout))
-
     def wait_until_frozen(self) -> None:
         """Wait until every thread of it stands still."""
         threads = Path(f"/proc/{self.process.pid}/task")
@@ -167,28 +160,22 @@ def started(
     folder: Path,
     program: Sequence[str] = (),
     given: bytes = b"",
-    stdout: int | None = None,
-    terminal: int | None = None,
-    **alterations: Any,
+    **more: Any,
 ) -> Iterator[Child]:
     """The command in the background, or another ``program`` in its place; what is left of it at the end is killed.
 
-    ``given`` is what it can read, ``stdout`` a file descriptor that it prints to instead, ``terminal`` one for all its
-    streams; the alterations are those of ``tests.support.processes``.
+    ``given`` is what it can read. More named arguments are file descriptors for it to use as ``stdin``, ``stdout`` or
+    ``stderr``, and the alterations of ``tests.support.processes``.
     """
     with TemporaryFile() as read, TemporaryFile() as printed, TemporaryFile() as said:
         read.write(given)
         read.seek(0)
-        streams: dict[str, Any] = {
-            "stdin": read.fileno(),
-            "stdout": printed.fileno() if stdout is None else stdout,
-            "stderr": said.fileno(),
-        }
-        if terminal is not None:
-            streams = dict.fromkeys(streams, terminal)
-        if alterations or (not program and can_fork(environment)):
-            streams["alterations"] = alterations or None
-            process: Process = ForkedCommand(arguments, environment=environment, folder=folder, **streams)
+        streams: dict[str, Any] = {"stdin": read.fileno(), "stdout": printed.fileno(), "stderr": said.fileno()}
+        streams |= {name: more.pop(name) for name in streams if name in more}
+        if more or (not program and can_fork(environment)):
+            process: Process = ForkedCommand(
+                arguments, environment=environment, folder=folder, alterations=more or None, **streams
+            )
         else:
             command = [*(program or [str(installed_command())]), *arguments]
             process = subprocess.Popen(command, env=dict(environment), cwd=folder, text=True, **streams)
@@ -262,18 +249,15 @@ def on_terminal(
     null = os.open(os.devnull, os.O_WRONLY)
     streams: dict[str, Any] = {name: slave if name in only else null for name in ("stdout", "stderr")}
     looks = {"TERM": "xterm-256color", "COLUMNS": str(columns)} | dict(environment)
-    command = ForkedCommand(arguments, environment=looks, folder=folder, stdin=slave, **streams)
-    os.close(null)
-    os.close(slave)
     shown = bytearray()
-    with contextlib.suppress(OSError):  # so Linux says that the last writer is gone
-        while select.select([master], [], [], 60)[0]:
-            shown += os.read(master, 65536)
-    try:
-        code = command.wait(60)
-    finally:
-        command.kill()
-        os.close(master)
+    with started(*arguments, environment=looks, folder=folder, stdin=slave, **streams) as child:
+        os.close(null)
+        os.close(slave)
+        with contextlib.suppress(OSError):  # so Linux says that the last writer is gone
+            while select.select([master], [], [], 60)[0]:
+                shown += os.read(master, 65536)
+        code = child.finish().returncode
+    os.close(master)
     return code, shown.decode().replace("\r\n", "\n")
 
 
