@@ -44,9 +44,6 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "ROWS_PER_BATCH", 100)
 
 
-# What the rows become.
-
-
 def test_a_row_becomes_a_mentor_and_a_certificate(loader: Loader) -> None:
     """All columns, both date forms, a name in any script."""
     line = f"{{{str(CONTACT).upper()}}},likeperson,2024-02-01,1.2.2026,05.03.2025,"
@@ -192,18 +189,13 @@ def test_a_file_of_mentors_alone_corrects_addresses_and_contact_ids_and_adds_nob
     assert found == [("kari@example.org", CONTACT), (None, None)]
 
 
-# What is refused.
+FORBID = "ALTER TABLE certificates ADD CONSTRAINT no_such_kind CHECK (kind <> 'forbidden')"
+"""A rule that only the database knows."""
 
 
-@pytest.fixture
-def forbidden(loader: Loader) -> None:
-    """A rule that only the database knows."""
-    loader.connection.execute("ALTER TABLE certificates ADD CONSTRAINT no_such_kind CHECK (kind <> 'forbidden')")
-
-
-@pytest.mark.usefixtures("forbidden")
 def test_two_mentors_with_one_contact_are_both_loaded_and_the_second_without_it(loader: Loader) -> None:
     """The contact ID is wrong, the renewal is not; whoever reads the report corrects it. Not so for another rule."""
+    loader.connection.execute(FORBID)
     rows = [row(f"M{n}", str(CONTACT) if n < 3 else "", ends="2026-02-01") for n in (1, 2, 3)]
     odd = row("M4", str(UUID(int=4)), kind="forbidden", ends="2026-02-01")
 
@@ -217,12 +209,12 @@ def test_two_mentors_with_one_contact_are_both_loaded_and_the_second_without_it(
     assert loader.found("SELECT dynamics_contact_id FROM mentors ORDER BY member_no") == [(CONTACT,), (None,), (None,)]
 
 
-@pytest.mark.usefixtures("forbidden")
 @pytest.mark.parametrize(("options", "kept"), [(LoadOptions(), 1_200), (STRICT, 0)], ids=["", "strict"])
 def test_a_value_that_only_the_database_refuses_costs_its_own_row(
     loader: Loader, options: LoadOptions, kept: int
 ) -> None:
     """Not its batch, not the other certificates of the mentor; the rule is named, the row's content is not."""
+    loader.connection.execute(FORBID)
     numbers = ("M000007", "M001100", "M999999")
     forbidden = [row(number, kind="forbidden", ends="2026-02-01") for number in numbers]
 
@@ -234,9 +226,6 @@ def test_a_value_that_only_the_database_refuses_costs_its_own_row(
     assert (loaded.rows, loaded.loaded, loaded.rejected) == (1_203, kept, 3)
     counts = "SELECT (SELECT count(*) FROM certificates), (SELECT count(*) FROM mentors)"
     assert loader.found(counts) == [(kept, kept)]
-
-
-# Among other sessions, signals and failures.
 
 
 @pytest.mark.usefixtures("hurry")

