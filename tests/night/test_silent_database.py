@@ -1,20 +1,19 @@
 """A proxy that keeps the connection and forwards nothing more: nothing waits for it for ever."""
 
-from pathlib import Path
-
 import pytest
 
 from certjob import database
 from certjob.database import Connection, connections
 from certjob.errors import DatabaseUnavailableError
 from certjob.stopping import StopFlag
-from tests.support.command_line import assert_one_line, run_in_process, today
+from tests.conftest import Certjob
+from tests.support.command_line import assert_one_line, today
 from tests.support.facts import Facts
 from tests.support.proxy import StallingProxy
 
 
 @pytest.mark.parametrize(
-    ("words", "statement"),
+    ("command", "statement"),
     [
         pytest.param("run", b"certjob_migrations", id="before anything"),
         pytest.param("run", b"clock_timestamp", id="the day"),
@@ -23,29 +22,22 @@ from tests.support.proxy import StallingProxy
         pytest.param("run", b"COMMIT", id="a commit"),
         pytest.param("run", b"older_than_hour", id="what is open"),
         pytest.param("run", b"UPDATE job_runs", id="the end"),
-        pytest.param("resync M1", b"INSERT INTO job_runs", id="a resync"),
+        pytest.param("resync", b"INSERT INTO job_runs", id="a resync"),
         pytest.param("alerts", b"FROM attention", id="a command that only looks"),
     ],
 )
 def test_every_command_says_so_and_ends(
-    bare_environment: dict[str, str],
-    facts: Facts,
-    database_url: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    words: str,
-    statement: bytes,
+    here: Certjob, facts: Facts, database_url: str, monkeypatch: pytest.MonkeyPatch, command: str, statement: bytes
 ) -> None:
     """A cron job that hangs for ever says nothing and is followed by the next one."""
     facts.certified_mentor(facts.organisation(), today(), member_no="M1")
     monkeypatch.setattr(connections, "LONGEST_SILENCE_SECONDS", 0.5)
 
     with StallingProxy(database_url, at=statement) as proxy:
-        environment = bare_environment | {"CERTJOB_DATABASE_URL": proxy.url}
-        result = run_in_process(*words.split(), environment=environment, folder=tmp_path)
+        result = here(command, *(["M1"] if command == "resync" else []), CERTJOB_DATABASE_URL=proxy.url)
 
-    command = f"certjob {words.split(maxsplit=1)[0]}"
-    assert_one_line(result, "does not answer any more", "run it again", code=1, command=command)
+    words = ("does not answer any more", "run it again")
+    assert_one_line(result, *words, code=1, command=f"certjob {command}")
 
 
 def test_a_server_that_comes_back_and_does_not_answer(
