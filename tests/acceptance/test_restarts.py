@@ -20,7 +20,6 @@ from certjob.review import certification
 from certjob.stopping import StopFlag
 from tests.support.command_line import started
 from tests.support.facts import TODAY, Facts
-from tests.support.intents import DisturbedPortal
 from tests.support.nights import CollectingChannel, FlakyPortal, night
 from tests.support.own_server import Cluster
 from tests.support.portal_answers import hang
@@ -65,7 +64,7 @@ def test_a_night_with_three_restarts_does_everything_once(
 
     monkeypatch.setattr(reading, "read", read_and_strike)
     monkeypatch.setattr(certification, "CHUNK_SIZE", 5)
-    portal = DisturbedPortal(lambda number: cluster.restart() if number == 2 else None)
+    portal = FlakyPortal(lambda number: cluster.restart() if number == 2 else None)
 
     report = night(lasting, portal=portal, channel=CollectingChannel(on_send=strike)).to_document()
 
@@ -125,7 +124,7 @@ def test_a_server_that_stays_away_ends_the_run_with_a_line_and_a_signal_ends_the
 ) -> None:
     """Within the time it has; what was committed is kept."""
     add_people(lasting, 1)
-    stop, portal = StopFlag(), DisturbedPortal(lambda _number: cluster.stop())
+    stop, portal = StopFlag(), FlakyPortal(lambda _number: cluster.stop())
     other = database.connect(lasting.url)
     outlast_restarts(other, stop=stop)
     try:

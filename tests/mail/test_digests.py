@@ -25,7 +25,6 @@ from certjob.views.alerts import read_alerts
 from tests.mail.conftest import CUT, DOWN, REFUSED, Messages, Scene, day
 from tests.support.channels import digest_mail, run_stage
 from tests.support.facts import TODAY
-from tests.support.intents import DisturbedPortal
 from tests.support.mails import breakable
 from tests.support.nights import FlakyPortal, NoProgress, delivery, night
 
@@ -237,7 +236,7 @@ def test_a_night_that_a_signal_ends_has_queued_them(desk: Scene, where: str) -> 
     desk.execute("UPDATE organisations SET reminder_thresholds = '{30}'")
     desk.certified("Ola", until=5)
     stop = StopFlag()
-    portal = DisturbedPortal(lambda _number: stop.set() if where == "portal" else None)
+    portal = FlakyPortal(lambda _number: stop.set() if where == "portal" else None)
 
     with pytest.raises(StoppedBySignalError):
         desk.pages(portal=portal, on_send=lambda _message: stop.set(), stop=stop)

@@ -15,7 +15,6 @@ from certjob.outbox import loop
 from certjob.outbox.open_work import NO_WORK
 from tests.conftest import Certjob
 from tests.support.facts import TODAY
-from tests.support.intents import DisturbedPortal
 from tests.support.nights import CollectingChannel, FlakyPortal, delivery
 from tests.support.portal_answers import error, ok
 from tests.support.stages import PortalScene
@@ -58,7 +57,7 @@ def test_the_portal_comes_first_then_reminders_then_digests(due: PortalScene) ->
 
 def test_a_portal_stage_that_crashes_does_not_stop_the_mail(due: PortalScene) -> None:
     """The run has failed; the hide that was not made is an alert, and the digest tells of it. It is said every time."""
-    portal = DisturbedPortal(lambda _number: LookupError("kari@example.org"))
+    portal = FlakyPortal(lambda _number: LookupError("kari@example.org"))
 
     report = due.night(portal)
 

@@ -21,8 +21,8 @@ from certjob.views.alerts import Alerts, read_alerts
 from certjob.views.metrics import read_metrics
 from certjob.views.status import read_status
 from tests.support.facts import TODAY
-from tests.support.intents import DisturbedPortal, make_due
-from tests.support.nights import CollectingChannel
+from tests.support.intents import make_due
+from tests.support.nights import CollectingChannel, FlakyPortal
 from tests.support.programmes import random_programme
 from tests.support.stages import PortalScene
 
@@ -79,7 +79,7 @@ def unlucky_night(scene: PortalScene, chance: random.Random, today: date, *, is_
             return None
         return chance.choice(mail_errors)
 
-    return scene.night(DisturbedPortal(push), today=today, channel=CollectingChannel(on_send=send))
+    return scene.night(FlakyPortal(push), today=today, channel=CollectingChannel(on_send=send))
 
 
 def let_a_day_go_by(scene: PortalScene, chance: random.Random) -> None:

@@ -20,7 +20,7 @@ from certjob.facts import lookup
 from certjob.portal.sync import PortalSyncService
 from certjob.stopping import StopFlag
 from tests.support.facts import TODAY, Facts
-from tests.support.intents import DisturbedPortal, claim, review
+from tests.support.intents import claim, review
 from tests.support.nights import FlakyPortal, delivery
 from tests.support.stages import NEXT_YEAR, YESTERDAY, PortalScene
 from tests.support.waiting import until
@@ -140,7 +140,7 @@ def test_a_signal_cuts_the_tries_short(scene: PortalScene, expired: UUID) -> Non
         stop.set()
         return TransientPortalError("reset")
 
-    portal = DisturbedPortal(fail)
+    portal = FlakyPortal(fail)
 
     with pytest.raises(StoppedBySignalError):
         scene.resync(expired, portal, stop=stop)
@@ -217,7 +217,7 @@ def test_one_that_slept_past_its_lease_does_not_repeat_its_call(
         assert scene.resync(mentor, portal, connection=scene.other).error is None
         return TransientPortalError("connection reset")
 
-    portal = DisturbedPortal(sleep_and_be_overtaken)
+    portal = FlakyPortal(sleep_and_be_overtaken)
     with database.connect(scene.connection.info.dsn) as sleeper:
         result = scene.resync(mentor, portal, connection=sleeper)
 
@@ -270,7 +270,7 @@ def test_a_wish_during_its_own_call_is_pushed_by_it_too(scene: PortalScene, expi
             Facts(scene.other).certificate(expired, NEXT_YEAR, issued_on=TODAY)
             review(scene.other)
 
-    portal = DisturbedPortal(renew)
+    portal = FlakyPortal(renew)
 
     result = scene.resync(expired, portal)
 

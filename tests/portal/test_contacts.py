@@ -14,7 +14,7 @@ from certjob.errors import PermanentPortalError, PortalCallError, TransientPorta
 from certjob.outbox.claims import Answer
 from certjob.portal.push import Push, PushOutcome
 from certjob.portal.sync import PortalCounts, PortalSyncService
-from tests.support.intents import DisturbedPortal, claim, review
+from tests.support.intents import claim, review
 from tests.support.nights import FlakyPortal, in_background, night
 from tests.support.stages import NEXT_YEAR, YESTERDAY, PortalScene
 from tests.support.waiting import until, waits_for_a_lock
@@ -111,7 +111,7 @@ def test_whoever_has_the_contact_by_then_waits_for_the_call_in_flight(scene: Por
         night(scene.other, portal=portal)
         return TransientPortalError("reset")
 
-    portal = DisturbedPortal(change)
+    portal = FlakyPortal(change)
 
     reports = [scene.deliver(portal) for _ in range(2)]
 

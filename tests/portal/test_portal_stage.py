@@ -16,8 +16,7 @@ from certjob.portal.push import PushOutcome
 from certjob.portal.rate import RateLimiter
 from certjob.portal.sync import PortalCounts, PortalSyncService
 from certjob.stopping import StopFlag
-from tests.support.intents import DisturbedPortal
-from tests.support.nights import delivery, in_background, night, quick_policy
+from tests.support.nights import FlakyPortal, delivery, in_background, night, quick_policy
 from tests.support.portal_answers import Behaviour, PortalRequest, delay, error, hang, ok
 from tests.support.stages import PortalScene, push_once
 
@@ -284,7 +283,7 @@ def test_no_call_is_begun_that_could_outlast_its_lease(scene: PortalScene, monke
     scene.backlog(6)
     slept_seconds, clock = [0.0], time.clock_gettime
     monkeypatch.setattr(time, "clock_gettime", lambda which: clock(which) + sum(slept_seconds))
-    double = DisturbedPortal()
+    double = FlakyPortal()
     short = PortalSyncService(scene.connection, run_id=uuid4(), lease_seconds=100)
     assert scene.run_stage(double, service=short) == "lease"
     assert (double.calls, scene.rows(UNTOUCHED)) == ([], [(6,)])
@@ -297,7 +296,7 @@ def test_no_call_is_begun_that_could_outlast_its_lease(scene: PortalScene, monke
         slept_seconds.append(280.0)
         return TransientPortalError("reset")
 
-    assert scene.run_stage(DisturbedPortal(close_the_lid)) is None
+    assert scene.run_stage(FlakyPortal(close_the_lid)) is None
     own = "SELECT attempts FROM dynamics_sync_failures WHERE kind = 'transient'"
     assert scene.rows(own) == [(1,)] * 3
     scene.make_due()
@@ -359,7 +358,7 @@ def test_the_other_answers_are_settled_and_the_rest_released(scene: PortalScene)
             both_begun.wait()
         return LookupError("a bug") if number == 1 else None
 
-    double = DisturbedPortal(break_down)
+    double = FlakyPortal(break_down)
 
     report = night(scene.connection, ways_out=delivery(portal=double, concurrency=2))
 
@@ -376,7 +375,7 @@ def test_a_task_that_is_cancelled_keeps_its_lease(scene: PortalScene) -> None:
     """Nobody knows how far its call has come; the others go on, however late the loop comes to them."""
     scene.backlog(6)
 
-    class StruckLoop(DisturbedPortal):
+    class StruckLoop(FlakyPortal):
         async def update_portal_visibility(self, contact_id: UUID, *, visible: bool, idempotency_key: str) -> None:
             await super().update_portal_visibility(contact_id, visible=visible, idempotency_key=idempotency_key)
             if idempotency_key == "2-1":

@@ -15,7 +15,7 @@ from certjob.errors import (
 from certjob.outbox.claims import Answer
 from certjob.portal.sync import PortalCounts
 from tests.support.facts import TODAY, Facts
-from tests.support.intents import DisturbedPortal, review
+from tests.support.intents import review
 from tests.support.nights import FlakyPortal, delivery, in_background, night
 from tests.support.stages import NEXT_YEAR, PortalScene, push_once
 from tests.support.waiting import until
@@ -89,7 +89,7 @@ def test_an_opposite_wish_during_the_call_is_pushed_next_and_by_nobody_else(
             scene.deliver(another, scene.other)
         return None if portal.values[-1] else error
 
-    portal = DisturbedPortal(renew_and_deliver)
+    portal = FlakyPortal(renew_and_deliver)
 
     report = night(scene.connection, ways_out=delivery(portal=portal, concurrency=concurrency))
 
@@ -150,7 +150,7 @@ def test_an_event_that_is_held_is_left_to_its_lease(scene: PortalScene) -> None:
         if number == 1:
             scene.app.execute("SELECT FROM portal_sync_events ORDER BY id LIMIT 1 FOR UPDATE")
 
-    portal = DisturbedPortal(hold)
+    portal = FlakyPortal(hold)
 
     assert scene.deliver(portal).portal.delivered == 1
 
@@ -270,7 +270,7 @@ def test_withdrawn_in_the_middle_of_the_call_is_no_lost_lease(scene: PortalScene
         scene.other.execute("UPDATE organisations SET portal = NULL")
         review(scene.other)
 
-    report = scene.deliver(DisturbedPortal(lose_the_portal))
+    report = scene.deliver(FlakyPortal(lose_the_portal))
 
     assert (report.outcome, report.portal, scene.rows(STATUS)) == (Outcome.OK, PortalCounts(), [("withdrawn",)])
 
@@ -289,7 +289,7 @@ def test_a_hide_that_was_withdrawn_needs_a_person_until_the_mentor_returns(scene
     assert str(mentor) in reason
     assert [problem["mentor_id"] for problem in report.to_document()["problems"]] == [str(mentor)]
     scene.run_sql("UPDATE mentors SET organisation_id = %s", scene.hlf)
-    portal = DisturbedPortal()
+    portal = FlakyPortal()
     scene.night(portal)
     assert portal.values == [False]
 

@@ -1,20 +1,16 @@
-"""Intents and what becomes of them: wishes for the portal, time that passes, a portal that is disturbed in a call."""
+"""Intents and what becomes of them: wishes for the portal, claims, reviews, time that passes."""
 
-import asyncio
-from collections.abc import Callable, Sequence
 from datetime import date
 from uuid import UUID, uuid4
 
 from certjob import database
 from certjob.database import Connection
-from certjob.mail.message import OutgoingMessage
 from certjob.portal.push import PortalEvent
 from certjob.portal.sync import PortalSyncService
 from certjob.review.certification import CertificationManagementService
 from certjob.review.guards import MassChangeGuard
 from certjob.stopping import StopFlag
 from tests.support.facts import TODAY, Facts
-from tests.support.nights import FlakyPortal
 
 
 def queue_wish(connection: Connection, mentor_id: UUID, *, visible: bool) -> None:
@@ -52,34 +48,6 @@ def review(connection: Connection, today: date = TODAY) -> None:
     CertificationManagementService(connection, today=today, run_id=uuid4(), guard=guard, stop=StopFlag()).apply_due()
 
 
-class DisturbedPortal(FlakyPortal):
-    """A double of the portal in which something happens in the middle of a call; it notes calls that overlap."""
-
-    def __init__(self, during: Callable[[int], object] = lambda _number: None) -> None:
-        """``during`` is told the number of the call, 1, 2, …; an error that it raises or returns is the outcome."""
-        super().__init__()
-        self.during = during
-        self.overlaps: list[UUID] = []
-        self._in_flight: list[UUID] = []
-
-    async def update_portal_visibility(self, contact_id: UUID, *, visible: bool, idempotency_key: str) -> None:
-        self.calls.append((contact_id, visible, idempotency_key))
-        self.overlaps += [contact_id] if contact_id in self._in_flight else []
-        self._in_flight.append(contact_id)
-        try:
-            outcome = await asyncio.to_thread(self.during, len(self.calls))
-            if isinstance(outcome, Exception):
-                raise outcome
-            self.visible[contact_id] = visible
-        finally:
-            self._in_flight.remove(contact_id)
-
-    @property
-    def values(self) -> list[bool]:
-        """What was sent, in order."""
-        return [visible for _, visible, _ in self.calls]
-
-
 def make_due(facts: Facts, table: str = "portal_sync_events") -> None:
     """Let the time until the next round pass."""
     facts.connection.execute(f"UPDATE {table} SET next_attempt_at = now() WHERE status = 'pending'".encode())
@@ -95,7 +63,3 @@ def run_out(facts: Facts, table: str = "portal_sync_events") -> None:
 def let_unknown_outcomes_pass(facts: Facts) -> None:
     """Let the time pass in which a call with an unknown outcome could still be acted on."""
     facts.connection.execute("UPDATE portal_sync_events SET unknown_shown_at = NULL, unknown_hidden_at = NULL")
-
-
-def message_ids(messages: Sequence[OutgoingMessage]) -> list[str]:
-    return [message.idempotency_key for message in messages]

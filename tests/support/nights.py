@@ -25,20 +25,45 @@ from tests.support.portal_server import PortalServer
 
 
 class FlakyPortal:
-    """A double of HLFDynamicsSyncService that fails a given number of times, then confirms."""
+    """A double of HLFDynamicsSyncService: it fails so often, then confirms, and notes calls that overlap.
 
-    def __init__(self, *, failures: int = 0, error: Callable[[], PortalCallError] | None = None) -> None:
+    ``during`` is told the number of the call, 1, 2, …; an error that it raises or returns is the outcome.
+    """
+
+    def __init__(
+        self,
+        during: Callable[[int], object] = lambda _number: None,
+        *,
+        failures: int = 0,
+        error: Callable[[], PortalCallError] | None = None,
+    ) -> None:
+        self.during = during
         self.failures = failures
         self.error = error or (lambda: TransientPortalError("connection reset"))
         self.calls: list[tuple[UUID, bool, str]] = []
         self.visible: dict[UUID, bool] = {}
+        self.overlaps: list[UUID] = []
+        self._in_flight: list[UUID] = []
 
     async def update_portal_visibility(self, contact_id: UUID, *, visible: bool, idempotency_key: str) -> None:
         self.calls.append((contact_id, visible, idempotency_key))
-        if self.failures > 0:
-            self.failures -= 1
-            raise self.error()
-        self.visible[contact_id] = visible
+        self.overlaps += [contact_id] if contact_id in self._in_flight else []
+        self._in_flight.append(contact_id)
+        try:
+            outcome = await asyncio.to_thread(self.during, len(self.calls))
+            if self.failures > 0:
+                self.failures -= 1
+                outcome = self.error()
+            if isinstance(outcome, Exception):
+                raise outcome
+            self.visible[contact_id] = visible
+        finally:
+            self._in_flight.remove(contact_id)
+
+    @property
+    def values(self) -> list[bool]:
+        """What was sent, in order."""
+        return [visible for _, visible, _ in self.calls]
 
 
 class CollectingChannel:
