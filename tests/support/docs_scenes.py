@@ -105,40 +105,33 @@ def before_a_run(world: World) -> Iterator[View]:
         yield cron(to(portal) | mail | login)
 
 
-def note_run(world: World, at: datetime, *, seconds: float | None = None, seen: datetime | None = None) -> None:
-    """A run of that time; without ``seconds`` it has not ended, and was seen last five minutes later or then."""
-    ended = None if seconds is None else at + timedelta(seconds=seconds)
-    world.execute(
-        "INSERT INTO job_runs (id, command, as_of, host, version, started_at, last_seen_at, finished_at, outcome)"
-        " VALUES (gen_random_uuid(), 'run', %s, 'night-1', '0.1.0', %s, %s, %s, %s)",
-        (at.date(), at, seen or ended or at + timedelta(minutes=5), ended, ended and "ok"),
-    )
+def note_run(world: World, at: datetime, *, seconds: float | None = None, **row: object) -> None:
+    """A run of that time; without ``seconds`` it has not ended, and was seen last five minutes later."""
+    ended_at = None if seconds is None else at + timedelta(seconds=seconds)
+    row = {"last_seen_at": at + timedelta(minutes=5), "command": "run", "outcome": ended_at and "ok"} | row
+    row |= {"as_of": at.date(), "host": "night-1", "version": "0.1.0", "started_at": at, "finished_at": ended_at}
+    world.facts.insert("job_runs", id=uuid4(), **row)
 
 
 @scene("After a run: status")
 def after_a_run(world: World) -> Iterator[View]:
     """Its delivery met a portal in trouble, and the next one was killed."""
-    organisation = world.organisation()
-    note_run(world, NIGHT, seconds=58)
-    note_run(world, NIGHT + timedelta(minutes=5))
-    world.execute("UPDATE job_runs SET outcome = 'attention' WHERE outcome = 'ok'")
-    world.execute("UPDATE job_runs SET command = 'deliver' WHERE finished_at IS NULL")
-    for number in range(3):
-        mentor = world.facts.mentor(organisation, member_no=f"M{1001 + number}")
-        if number < 2:
-            world.facts.certificate(mentor, TODAY - timedelta(days=9))
-    world.execute("""
-        INSERT INTO portal_sync_events (mentor_id, visible, status, wanted_at, next_attempt_at)
-            SELECT id, false, CASE member_no WHEN 'M1001' THEN 'blocked' ELSE 'pending' END, now(),
-                timestamptz '2026-03-10 11:00+01' FROM mentors WHERE member_no < 'M1003';
-        INSERT INTO dynamics_sync_failures (mentor_id, visible, kind, attempts, error)
-            SELECT id, false, v.kind, 1, v.error FROM mentors JOIN (VALUES
-                ('M1001', 'permanent', 'the portal answered 404 contact_not_found'), ('M1002', 'transient', 'reset')
-            ) AS v (number, kind, error) ON member_no = number;
-        INSERT INTO cert_notification_log (mentor_id, threshold_days, cert_id, expires_on)
-            SELECT id, 30, gen_random_uuid(), '2026-04-09' FROM mentors WHERE member_no = 'M1002';
-        UPDATE mentors SET review_on = CASE member_no WHEN 'M1003' THEN 'infinity' ELSE date '2026-03-11' END;
-    """)
+    note_run(world, NIGHT, seconds=58, outcome="attention")
+    note_run(world, NIGHT + timedelta(minutes=5), command="deliver")
+    unknown, waiting, bare = (world.facts.mentor(organisation) for organisation in [world.organisation()] * 3)
+    for mentor_id, status, kind, said in (
+        (unknown, "blocked", "permanent", "the portal answered 404 contact_not_found"),
+        (waiting, "pending", "transient", "reset"),
+    ):
+        world.facts.certificate(mentor_id, TODAY - timedelta(days=9))
+        failure = {"mentor_id": mentor_id, "visible": False, "kind": kind, "attempts": 1, "error": said}
+        world.facts.insert("dynamics_sync_failures", **failure)
+        event = {"mentor_id": mentor_id, "visible": False, "status": status}
+        world.facts.insert("portal_sync_events", next_attempt_at=MORNING + timedelta(hours=3), **event)
+    reminder = {"mentor_id": waiting, "threshold_days": 30, "cert_id": uuid4(), "expires_on": date(2026, 4, 9)}
+    world.facts.insert("cert_notification_log", **reminder)
+    world.execute("UPDATE mentors SET review_on = '2026-03-11'")
+    world.execute("UPDATE mentors SET review_on = 'infinity' WHERE id = %s", (bare,))
     yield cron()
 
 
@@ -153,11 +146,8 @@ def your_own_templates(world: World) -> Iterator[View]:
 def mails_come_back(world: World) -> Iterator[View]:
     """One report of each kind."""
     mentor = world.facts.mentor(world.facts.organisation(), email="kari@example.org")
-    ((log_id,),) = world.facts.rows(
-        "INSERT INTO cert_notification_log (mentor_id, threshold_days, cert_id, expires_on, status)"
-        " VALUES (%s, 7, gen_random_uuid(), '2026-03-17', 'sent') RETURNING id",
-        mentor,
-    )
+    reminder = {"mentor_id": mentor, "threshold_days": 7, "cert_id": uuid4(), "expires_on": date(2026, 3, 17)}
+    log_id = world.facts.insert("cert_notification_log", status="sent", **reminder)
     sent = f"<certjob-reminder-{log_id}-0@example.org>"
     reports = [postfix(sent, "kari@example.org"), postfix(sent, "kari@example.org", action="delayed")]
     reports += [postfix("<4711@shop.example>", "kari@example.org"), b"Hello"]
@@ -218,11 +208,10 @@ def portal_throttles(world: World) -> Iterator[View]:
 
 @scene("The portal and certjob disagree")
 def portal_disagrees(world: World) -> Iterator[View]:
-    hlf = world.facts.organisation()
-    contacts = [uuid4() for _ in range(40)]
+    hlf, contacts = world.facts.organisation(), [uuid4() for _ in range(40)]
     for number, contact_id in enumerate(contacts, start=1007):
-        expires_on = TODAY + timedelta(days=300)
-        world.facts.certified_mentor(hlf, expires_on, member_no=f"M{number}", contact_id=contact_id)
+        who = {"member_no": f"M{number}", "contact_id": contact_id}
+        world.facts.certified_mentor(hlf, TODAY + timedelta(days=300), **who)
     world.night("--no-deliver")
     unknown = UUID("6f9619ff-8b86-4d01-b42d-00cf4fc964ff")
     with PortalServer(visible=dict.fromkeys([*contacts[37:], unknown, uuid4()], True)) as portal:
@@ -279,10 +268,9 @@ def schema_is_old(world: World) -> Iterator[View]:
     world.forget_the_schema()
     folder = world.folder / "earlier"
     folder.mkdir()
-    *earlier, _ = migrations.migrations()
-    for migration in earlier:
-        if migration.path is not None:
-            shutil.copy(migration.path, folder)
+    *earlier, _ = (path for path in (migration.path for migration in migrations.migrations()) if path is not None)
+    for path in earlier:
+        shutil.copy(path, folder)
     migrations.migrate(world.connection, folder)
     world.execute("UPDATE certjob_migrations SET applied_at = '2026-01-12 09:30+01'")
     yield from [terminal()] * 3
@@ -296,7 +284,7 @@ def database_is_away(_world: World) -> Iterator[View]:
 @scene("A nightly run does not end")
 def night_goes_on(world: World) -> Iterator[View]:
     note_run(world, NIGHT - timedelta(days=1), seconds=9)
-    note_run(world, NIGHT, seen=MORNING - timedelta(seconds=30))
+    note_run(world, NIGHT, last_seen_at=MORNING - timedelta(seconds=30))
     yield cron()
 
 
@@ -313,9 +301,9 @@ def mentor_is_hidden(world: World) -> Iterator[View]:
 @scene("The disk is full")
 def disk_is_full(world: World) -> Iterator[View]:
     world.facts.certified_mentor(world.facts.organisation(), TODAY + timedelta(days=300))
-    world.execute(
-        "INSERT INTO portal_sync_events (mentor_id, visible, status, wanted_at, next_attempt_at, delivered_at)"
-        " SELECT id, true, 'delivered', t, t, t FROM mentors, generate_series(timestamptz '2021-03-10 03:10+01',"
-        " '2023-02-07 03:10+01', interval '1 week') AS t"
-    )
+    world.execute("""
+        INSERT INTO portal_sync_events (mentor_id, visible, status, wanted_at, next_attempt_at, delivered_at)
+        SELECT id, true, 'delivered', t, t, t FROM mentors,
+            generate_series(timestamptz '2021-03-10 03:10+01', '2023-02-07 03:10+01', interval '1 week') AS t
+    """)
     yield cron()
