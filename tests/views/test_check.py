@@ -16,16 +16,18 @@ from certjob.database.clocks import Clocks
 from certjob.views.check import in_database
 from tests.conftest import Certjob
 from tests.support.app_rows import Organisation
-from tests.support.command_line import SECRET, Finished, assert_no_secret, on_terminal, without_escapes
+from tests.support.command_line import SECRET, Finished, assert_no_secret, without_escapes
 from tests.support.facts import Facts
 from tests.support.full_disk import full_disk
 from tests.support.ping_host import ping_host
 from tests.support.portal_answers import answer, error, html
 from tests.support.portal_server import PortalServer
+from tests.support.programmes import everything
 from tests.support.smtp_server import CERTIFICATE, Fault, Mailbox, real_server, scripted_server, server_tls
 
 Found = dict[str, list[str]]
 """What was said about each thing that is not well: the verdict and the whole text."""
+OnTerminal = Callable[..., tuple[int, str]]
 WELL: tuple[int, Found] = (0, {})
 UNREACHABLE = f"postgresql://certjob:{SECRET}@127.0.0.1:1/certjob"
 
@@ -95,17 +97,16 @@ def test_all_is_well(check: Check, portal: PortalServer) -> None:
     assert {path.name for path in check.folder.iterdir()} == {"home", "templates"}
 
 
-def test_what_is_not_well_is_a_line_with_a_next_step(
-    check: Check, connection: Connection, environment: dict[str, str]
-) -> None:
+def test_what_is_not_well_is_a_line_with_a_next_step(check: Check, facts: Facts, on_terminal: OnTerminal) -> None:
     """With -q nothing else, here on a database that takes no write; a terminal gets colours and whole words."""
-    everything = "DELETE FROM mentors; DELETE FROM coordinators; DELETE FROM organisations"
-    connection.execute(f"SET session_replication_role = replica; {everything}".encode())
-    connection.execute(f"ALTER DATABASE {connection.info.dbname} SET default_transaction_read_only = on".encode())
+    nobody = "DELETE FROM mentors; DELETE FROM coordinators; DELETE FROM organisations"
+    facts.connection.execute(f"SET session_replication_role = replica; {nobody}".encode())
+    facts.connection.execute(
+        f"ALTER DATABASE {facts.connection.info.dbname} SET default_transaction_read_only = on".encode()
+    )
 
     quiet = check.page("-q")
-    settings = environment | check.settings | {"CERTJOB_PORTAL_ULR": "x"}
-    _, shown = on_terminal(["check"], environment=settings, folder=check.folder, columns=60)
+    _, shown = on_terminal("check", columns=60, **check.settings, CERTJOB_PORTAL_ULR="x")
 
     writable, organisations = quiet.stdout.splitlines()
     assert writable.startswith("fail  writable: the database is read-only; use the primary")
@@ -443,16 +444,11 @@ def check_as(here: Certjob, supabase_url: str) -> CheckAs:
     return run
 
 
-def test_a_coordinator_sees_the_own_organisation_and_may_ask_for_a_resync(
-    check_as: CheckAs, owner: Connection, ours: Organisation, theirs: Organisation
-) -> None:
+@pytest.mark.usefixtures("theirs")
+def test_a_coordinator_sees_the_own_organisation(check_as: CheckAs, owner: Connection, ours: Organisation) -> None:
     """Four findings, all well, and nothing has changed; whoever is no coordinator sees nothing."""
     owner.execute("UPDATE mentors SET portal_visible = false")
-    what_a_resync_changes = (
-        b"SELECT m.portal_visible, m.review_on::text, e.version, e.status FROM mentors AS m"
-        b" JOIN portal_sync_events AS e ON e.mentor_id = m.id ORDER BY m.id"
-    )
-    before = owner.execute(what_a_resync_changes).fetchall()
+    before = everything(Facts(owner))
 
     assert check_as(ours.coordinator) == {
         SEEN: "ok: sees hlf with 1 mentor and 1 alert of the portal",
@@ -460,7 +456,7 @@ def test_a_coordinator_sees_the_own_organisation_and_may_ask_for_a_resync(
         COLUMNS: "ok: may not be written",
         RESYNC: f"ok: request_portal_resync works (tried for {ours.mentor}, and taken back)",
     }
-    assert owner.execute(what_a_resync_changes).fetchall() == before
+    assert everything(Facts(owner)) == before
     stranger = check_as(uuid4())
     assert stranger[SEEN] == "warn: no coordinator has this id, so the app shows nothing"
     assert stranger[OTHERS].startswith("ok: sees no row")

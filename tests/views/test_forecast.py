@@ -4,7 +4,6 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, date, timedelta
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -17,13 +16,14 @@ from certjob.domain.models import Decision, Mentor
 from certjob.views.explain.reader import read_story
 from certjob.views.forecast import MEASURES, Forecast, Week, make_forecast
 from tests.conftest import Certjob
-from tests.support.command_line import assert_one_line, on_terminal, today, without_escapes
+from tests.support.command_line import assert_one_line, today, without_escapes
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import night
 from tests.support.programmes import random_programme
 from tests.support.terminals import terminal
 
 DAY = timedelta(days=1)
+OnTerminal = Callable[..., tuple[int, str]]
 
 
 def forecast(connection: Connection, **asked: Any) -> Forecast:
@@ -112,9 +112,7 @@ def week(name: str, starts_on: date, ends_on: date, *numbers: int) -> Week:
     return Week(name=name, starts_on=starts_on, ends_on=ends_on, counts=dict(zip(MEASURES, numbers, strict=True)))
 
 
-def test_each_form_has_a_row_for_each_week_and_a_total(
-    connection: Connection, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_each_form_has_a_total(connection: Connection, capsys: pytest.CaptureFixture[str]) -> None:
     """docs/commands.md has the page of everybody, and the CSV; an organisation is named; nothing is a sentence."""
     weeks = (
         week("2026-W11", date(2026, 3, 9), date(2026, 3, 15), 4, 20, 4, 0),
@@ -141,9 +139,7 @@ def test_each_form_has_a_row_for_each_week_and_a_total(
     assert capsys.readouterr().out == "Nothing in the next 90 nights.\n"
 
 
-def test_the_command_off_a_terminal_and_on_one(
-    environment: dict[str, str], tmp_path: Path, facts: Facts, here: Certjob
-) -> None:
+def test_the_command_off_a_terminal_and_on_one(facts: Facts, here: Certjob, on_terminal: OnTerminal) -> None:
     """CSV off a terminal, colour on one that wants it; its commands list those who expire, and those who have."""
     organisation = facts.organisation(portal=None)
     for days in (-100, 3, 88, 91, 200):
@@ -155,7 +151,7 @@ def test_the_command_off_a_terminal_and_on_one(
     for listed, rows in (("--status valid --status expiring --within 88", 2), ("--status expired", 1)):
         assert len(here("list", *listed.split(), "--csv").stdout.splitlines()) - 1 == rows
     for settings, coloured in (({}, True), ({"NO_COLOR": "1"}, False)):
-        code, shown = on_terminal(["forecast"], environment=environment | settings, folder=tmp_path, only=["stdout"])
+        code, shown = on_terminal("forecast", **settings)
         assert (code, "The next 90 nights, if nobody renews" in shown, "\x1b[36m" in shown) == (0, True, coloured)
         assert "Expired already, recorded tonight: 1; see `certjob list --status expired`" in shown
     for arguments, phrase in (

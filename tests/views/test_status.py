@@ -2,9 +2,9 @@
 
 import json
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -19,12 +19,14 @@ from certjob.night.report import RunReport
 from certjob.outbox.open_work import read_open_work
 from certjob.views.status import read_status
 from tests.conftest import Certjob
-from tests.support.command_line import Finished, on_terminal, without_escapes
+from tests.support.command_line import Finished, without_escapes
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import NoProgress, night
 from tests.support.programmes import random_programme
 
 SECOND, MINUTE, HOUR, DAY = (timedelta(seconds=number) for number in (1, 60, 3600, 86_400))
+
+OnTerminal = Callable[..., tuple[int, str]]
 
 
 class Status:
@@ -218,9 +220,7 @@ def test_those_without_a_certificate_are_counted_and_not_one_is_missed(connectio
     assert report.review.without_certificate == counts()[2]
 
 
-def test_on_a_terminal_it_is_one_screen(
-    status: Status, facts: Facts, environment: dict[str, str], tmp_path: Path
-) -> None:
+def test_on_a_terminal_it_is_one_screen(status: Status, facts: Facts, on_terminal: OnTerminal) -> None:
     """24 lines with the prompt, whatever has happened; what matters first; died in red; NO_COLOR takes the colour."""
     for hours in range(1, 9):
         for command in ("run", "deliver", "resync", "alerts"):
@@ -232,7 +232,7 @@ def test_on_a_terminal_it_is_one_screen(
     facts.connection.execute("INSERT INTO portal_unknown_contacts (contact_id) VALUES (gen_random_uuid())")
 
     for columns, settings, red in ((80, {"LINES": "24"}, True), (100, {"NO_COLOR": "1"}, False)):
-        _, shown = on_terminal(["status"], environment=environment | settings, folder=tmp_path, columns=columns)
+        _, shown = on_terminal("status", columns=columns, **settings)
         assert ("\x1b[1;31mdied" in shown, "\x1b[1;31m" in shown, "\x1b[2J" in shown) == (red, red, False)
         lines = without_escapes(shown).splitlines()
         assert (len(lines) <= 23, max(map(len, lines)) <= columns) == (True, True)
