@@ -66,20 +66,17 @@ def test_without_a_portal_the_review_is_applied_and_reminders_are_queued_and_not
     assert result.report.to_document()["reminders"] == {"queued": 1, "pending": 1}
 
 
-@pytest.mark.parametrize(("error", "status", "attempts"), [(DOWN, "pending", 3), (REFUSED, "blocked", 1)], ids=str)
-def test_it_waits_for_no_retry_time_and_reopens_what_was_refused(
-    scene: PortalScene, expired: UUID, error: PortalCallError, status: str, attempts: int
-) -> None:
-    scene.night(FlakyPortal(failures=3, error=lambda: error))
+def test_it_reopens_what_was_refused(scene: PortalScene, expired: UUID) -> None:
+    """What waits for its retry time is told in test_mission.py."""
+    scene.night(FlakyPortal(failures=1, error=lambda: REFUSED))
     portal = FlakyPortal()
 
     result = scene.resync(expired, portal)
 
-    assert (result.before.open_push, result.error) == (status, None)
+    assert (result.before.open_push, result.error) == ("blocked", None)
     assert portal.visible == {CONTACT: False}
     assert scene.rows(EVENT) == [(False, 2, "delivered")]
-    failures = "SELECT attempts, resolved_at IS NOT NULL FROM dynamics_sync_failures"
-    assert scene.rows(failures) == [(attempts, True)]
+    assert scene.rows("SELECT attempts, resolved_at IS NOT NULL FROM dynamics_sync_failures") == [(1, True)]
 
 
 def test_without_an_address_of_the_portal_the_push_stays_queued_and_is_an_alert(

@@ -6,10 +6,9 @@
 import asyncio
 import os
 import sys
-import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from datetime import timedelta
 from typing import Any, ClassVar
 from uuid import UUID
@@ -36,6 +35,7 @@ from tests.support.intents import let_unknown_outcomes_pass, make_due, run_out
 from tests.support.nights import NoProgress, night, quick_policy
 from tests.support.portal_answers import Behaviour, Exchange, PortalRequest, cut, error, ok, reset
 from tests.support.portal_server import PortalServer
+from tests.support.strategies import ordinarily
 
 PORTAL_MOODS: dict[str, Callable[[int], Behaviour]] = {
     "up": lambda _number: ok(),
@@ -138,7 +138,7 @@ moments = st.sampled_from(("before the call", "in the call, nothing done", "in t
 
 
 class Process:
-    """A process that runs certjob: a connection, the ways out, and one moment of the network's when something happens.
+    """A process that runs certjob: a connection, the ways out, and moments of the network's when something happens.
 
     What happens when a process is killed, at any statement, is the subject of ``tests/chaos``.
     """
@@ -148,16 +148,15 @@ class Process:
         saga: "Saga",
         *,
         concurrency: int | None = None,
-        moment: str | None = None,
-        happening: Callable[["Process"], None] = lambda _process: None,
+        planned: dict[str, Callable[["Process"], None]] | None = None,
     ) -> None:
-        self.connection = saga.idle.pop() if saga.idle else database.connect(saga.url)
+        """``planned`` is what happens at a moment, once."""
+        self.connection = saga.idle.pop() if saga.idle else saga.open.enter_context(database.connect(saga.url))
         self.stop = StopFlag()
-        self.moment, self._happening = moment, happening
+        self.planned = planned or {}
         self.under_way: list[UUID] = []
         """Contacts of the calls that have begun and not ended."""
-        self._portal = saga.portal
-        self._lock = threading.Lock()
+        self.portal = saga.portal
         concurrency = concurrency or saga.concurrency
         self.delivery = Delivery(
             make_target=self._make_target, policy=quick_policy(), concurrency=concurrency, deadline_seconds=600
@@ -165,11 +164,8 @@ class Process:
 
     def reach(self, moment: str) -> None:
         """Let happen what was planned for this moment."""
-        with self._lock:
-            if self.moment != moment:
-                return
-            self.moment = None
-        self._happening(self)
+        if happening := self.planned.pop(moment, None):
+            happening(self)
 
     async def update_portal_visibility(self, contact_id: UUID, **wanted: Any) -> None:
         """Call with the real client."""
@@ -183,7 +179,7 @@ class Process:
             self.under_way.remove(contact_id)
 
     def make_client(self) -> HLFDynamicsSyncService:
-        return HLFDynamicsSyncService(self._portal.url, self._portal.key, deadline_seconds=20)
+        return HLFDynamicsSyncService(self.portal.url, self.portal.key, deadline_seconds=20)
 
     @asynccontextmanager
     async def _make_target(self) -> AsyncIterator["Process"]:
@@ -195,28 +191,27 @@ class Saga(RuleBasedStateMachine):
     """The programme, its people, its portal and its nights."""
 
     mentors: Bundle[UUID] = Bundle("mentors")
-    databases: ClassVar[Callable[[], Iterator[str]]]
-    """Each game has a database of its own."""
+    server: ClassVar[tuple[str, str]]
+    """Where each game has a database of its own, and the template's name."""
     seconds_asleep: ClassVar[float] = 0.0
 
     def __init__(self) -> None:
         super().__init__()
-        self._database = type(self).databases()
-        self.url = next(self._database)
-        self.app = database.connect(self.url)
-        self.facts = Facts(self.app)
-        self.today = TODAY
-        self.portal = PortalServer(self._answer).__enter__()
+        self.open = ExitStack()
+        """What is closed at the end."""
+        self.url = self.open.enter_context(contextmanager(fresh_database)(*self.server))
+        self.facts = Facts(self.open.enter_context(database.connect(self.url)))
+        self.portal = self.open.enter_context(PortalServer(self._answer))
         self.portal_mood = "up"
+        self.today = TODAY
         self.refused: set[UUID] = set()
         self.edited: set[UUID] = set()
         """Contacts that somebody, or a frozen process, has changed on the portal."""
-        self.callable_contacts: set[UUID | None] = set()
+        self.callable_contacts: set[UUID] = set()
         """Whose organisation had a portal when this command started, or during it."""
         self.last_keys: dict[UUID, tuple[int, int]] = {}
-        self.values: dict[str, bool] = {}
-        self.requests_seen = 0
-        self.commands_since_rest = 0
+        self.values: dict[tuple[int, int], bool] = {}
+        self.requests_seen = self.commands_since_rest = 0
         self.idle: list[database.Connection] = []
         """Left by processes that came to their end: a new connection would cost more than a run."""
         self.process: Process | None = None
@@ -224,14 +219,9 @@ class Saga(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Let it all come to rest, unless something was found already."""
-        try:
+        with self.open:
             if sys.exc_info()[0] is None:
                 self._come_to_rest()
-        finally:
-            self.portal.__exit__(None, None, None)
-            for connection in (self.app, *self.idle):
-                connection.close()
-            next(self._database, None)
 
     # ── what happens ──
 
@@ -297,7 +287,7 @@ class Saga(RuleBasedStateMachine):
 
         def meanwhile(process: Process) -> None:
             self._change(mentor, changes[1])
-            self._look_at_contacts()
+            self.callable_contacts |= self._reachable().keys()
             if fate == "is stopped":
                 process.stop.set()
             if freezes:
@@ -310,7 +300,7 @@ class Saga(RuleBasedStateMachine):
         self._change(mentor, changes[0])
         if command in ("deliver", "alerts --retry-all"):  # they review nobody
             self._start("run without deliveries", mentor)
-        self._start(command, mentor, moment=moment, happening=meanwhile, concurrency=1 if freezes else None)
+        self._start(command, mentor, planned={moment: meanwhile}, concurrency=1 if freezes else None)
         if freezes:
             self.portal.overlaps.clear()
 
@@ -323,7 +313,7 @@ class Saga(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_lost_or_contradicts_itself(self) -> None:
-        assert self.app.execute(WHAT_MUST_NOT_BE.encode()).fetchall() == []
+        assert self.facts.rows(WHAT_MUST_NOT_BE) == []
         claims = "SELECT claim_token FROM portal_sync_events WHERE claim_token IS NOT NULL"
         assert self._ids(claims) == set(), "claimed by a process that has ended"
 
@@ -335,19 +325,21 @@ class Saga(RuleBasedStateMachine):
         for request in requests:
             if request.method == "GET":
                 continue
-            assert request.contact_id is not None
-            assert request.visible is not None
-            key = request.idempotency_key or ""
-            event_id, version = map(int, key.split("-"))
-            assert (event_id, version) >= self.last_keys.get(request.contact_id, (0, 0)), "an older wish after a newer"
-            assert self.values.setdefault(key, request.visible) is request.visible, "one key, two values"
             assert request.contact_id in self.callable_contacts, "a call for an organisation without a portal"
-            self.last_keys[request.contact_id] = (event_id, version)
+            assert request.order >= self.last_keys.get(request.contact_id, (0, 0)), "an older wish after a newer"
+            assert self.values.setdefault(request.order, bool(request.visible)) is request.visible, (
+                "one key, two values"
+            )
+            self.last_keys[request.contact_id] = request.order
 
     # ── how ──
 
     def _mentors(self) -> dict[UUID, Person]:
-        return read_people(self.app, self.today)
+        return read_people(self.facts.connection, self.today)
+
+    def _reachable(self) -> dict[UUID, Person]:
+        """By contact, those whom the portal can be told of."""
+        return {each.contact_id: each for each in self._mentors().values() if each.contact_id and each.has_portal}
 
     def _welcome(self, organisation: int, *, contact: bool, expires_in: int | None) -> UUID:
         """Add a mentor; the first contact id is the mentor's own id."""
@@ -360,27 +352,21 @@ class Saga(RuleBasedStateMachine):
 
     def _change(self, mentor: UUID, change: Change) -> None:
         name, details = change
-        self.app.execute(CHANGES[name].encode(), details | {"mentor": mentor, "today": self.today})
+        self.facts.connection.execute(CHANGES[name].encode(), details | {"mentor": mentor, "today": self.today})
 
-    def _look_at_contacts(self) -> None:
-        """Note who may be called for by a command that starts now."""
-        self.callable_contacts |= {each.contact_id for each in self._mentors().values() if each.has_portal}
-
-    def _start(self, command: str, mentor: UUID, **planned: Any) -> RunReport | None:
-        """Run a command in a process of its own, with something ``planned``; its report, if it got so far."""
+    def _start(self, command: str, mentor: UUID, **options: Any) -> RunReport | None:
+        """Run a command in a process of its own, to which ``options`` go; its report, if it got so far."""
         self.commands_since_rest += 1
-        self.process = Process(self, **planned)
-        self.callable_contacts.clear()
-        self._look_at_contacts()
-        is_alone = self.process.moment is None
+        self.process = Process(self, **options)
+        self.callable_contacts = {*self._reachable()}
         result = self._run(command, mentor, self.process)
         if self.errors:
             raise self.errors[0]
         if not isinstance(result, Resync):
             return result
-        person = self._mentors()[mentor]
-        if result.error is None and is_alone and person.has_portal and person.contact_id:
-            assert self.portal.visible[person.contact_id] is person.decision.visible
+        if result.error is None and not options:
+            for contact, person in self._reachable().items():
+                assert person.id != mentor or self.portal.visible[contact] is person.decision.visible
         return result.report
 
     def _run(self, command: str, mentor: UUID, process: Process) -> RunReport | Resync | None:
@@ -424,15 +410,13 @@ class Saga(RuleBasedStateMachine):
         assert process is not None
 
         if request.method == "GET":
-            for mentor in self._mentors().values():
-                if mentor.contact_id is not None and mentor.has_portal:
-                    self.portal.visible.setdefault(mentor.contact_id, True)
+            self.portal.visible |= dict.fromkeys(self._reachable().keys() - self.portal.visible.keys(), True)
             return behave
 
         def answer(exchange: Exchange) -> None:
             try:
                 process.reach("in the call, nothing done")
-                if process.moment == "in the call, done":
+                if "in the call, done" in process.planned:
                     exchange.apply()
                     process.reach("in the call, done")
             except BaseException as error:  # noqa: BLE001 - raised again where the rule is
@@ -454,9 +438,8 @@ class Saga(RuleBasedStateMachine):
         assert report is not None
         assert [stop for stop in report.stopped if stop.stage == "portal"] == []
         assert report.to_document()["portal"]["pending"] == 0
-        blocked = self._ids(OPEN_EVENTS)
-        for mentor in self._mentors().values():
-            if mentor.id in blocked and mentor.contact_id is not None:
+        for mentor in self._reachable().values():
+            if mentor.id in self._ids(OPEN_EVENTS):
                 self._start("resync", mentor.id)
         self._look_at_everybody()
         if self.edited:
@@ -469,10 +452,10 @@ class Saga(RuleBasedStateMachine):
         self._look_at_everybody()
 
     def _look_at_everybody(self) -> None:
+        for contact, person in self._reachable().items():
+            if contact not in self.edited:
+                assert self.portal.visible.get(contact, True) is person.decision.visible
         mentors = self._mentors().values()
-        for mentor in mentors:
-            if mentor.contact_id is not None and mentor.has_portal and mentor.contact_id not in self.edited:
-                assert self.portal.visible.get(mentor.contact_id, True) is mentor.decision.visible
         assert [mentor for mentor in mentors if not mentor.is_calm] == []
         assert self._ids(OPEN_EVENTS) <= {m.id for m in mentors if m.has_portal and m.contact_id is None}
 
@@ -480,15 +463,7 @@ class Saga(RuleBasedStateMachine):
         return {each for (each,) in self.facts.rows(statement)}
 
 
-few = settings(
-    max_examples=5,
-    stateful_step_count=30,
-    derandomize=True,
-    database=None,
-    deadline=None,
-    print_blob=True,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+few = settings(ordinarily, max_examples=5, stateful_step_count=30, suppress_health_check=[HealthCheck.too_slow])
 """The same games every time. A step is a run on a real database, which the health checks take for a slow strategy."""
 
 
@@ -498,7 +473,7 @@ def test_whatever_happens_the_portal_comes_to_show_what_it_should(
     """Facts change, runs overlap and die, the portal fails: nothing is lost, and it ends as the rules say."""
     number = os.environ.get("CERTJOB_TEST_EXAMPLES")
     profile = settings(few, max_examples=int(number), stateful_step_count=50, derandomize=False) if number else few
-    monkeypatch.setattr(Saga, "databases", lambda: fresh_database(server_url, template), raising=False)
+    monkeypatch.setattr(Saga, "server", (server_url, template), raising=False)
     monkeypatch.setattr(Saga, "seconds_asleep", 0.0)
     awake = time.clock_gettime
     monkeypatch.setattr(time, "clock_gettime", lambda clock: awake(clock) + Saga.seconds_asleep)
