@@ -54,13 +54,10 @@ def test_hundreds_of_mentors_from_a_messy_file_to_a_quiet_second_night(
     assert (loaded["rejected"], loaded["repeated"], loaded["certificates_added"]) == (BAD, REPEATED, PEOPLE - BAD)
     with (tmp_path / "rejects.csv").open(encoding="utf-8-sig", newline="") as rejects:
         assert len(list(csv.reader(rejects, delimiter=";"))) == BAD + 1
-    for part in ("mentors", "certificates"):
-        assert planned[part] == done[part]
-    assert planned["reminders"]["queued"] == done["reminders"]["queued"] == done["reminders"]["sent"]
-    assert planned["portal"]["queued"] == done["portal"]["queued"] == done["portal"]["delivered"] > 0
-    assert done["mentors"]["reviewed"] == PEOPLE - BAD
-    assert len(Maildir(tmp_path / "mail")) == done["reminders"]["sent"]
-    assert list(portal.visible.values()) == [False] * done["portal"]["delivered"]
+    assert (planned["mentors"], planned["certificates"]) == (done["mentors"], done["certificates"])
+    assert planned["reminders"]["queued"] == done["reminders"]["sent"] == len(Maildir(tmp_path / "mail")) > 0
+    assert planned["portal"]["queued"] == done["portal"]["delivered"] == len(portal.visible) > 0
+    assert not any(portal.visible.values())
+    assert done["mentors"]["reviewed"] == once_more["unchanged"] == PEOPLE - BAD
     assert second["mentors"]["reviewed"] == second["reminders"]["sent"] == second["portal"]["delivered"] == 0
-    assert once_more["unchanged"] == PEOPLE - BAD
     assert facts.rows("SELECT count(*) FROM mentors WHERE review_on <= %s", today()) == [(0,)]

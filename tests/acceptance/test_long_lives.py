@@ -142,53 +142,47 @@ CYCLES_OF_ROWS = """
 """
 
 
-class Life:
-    """One mentor of an organisation with a portal, reading English, and everything certjob is seen to do about them."""
+def test_the_years_of_one_mentor_are_as_they_were_written_down_beforehand(facts: Facts) -> None:
+    """Each message, status, pause and value for the portal on its day, nothing else, and nothing twice.
 
-    def __init__(self, facts: Facts) -> None:
-        self.facts = facts
-        facts.mentor(facts.organisation(), locale="en")
-        facts.connection.execute("SET synchronous_commit = off")  # hundreds of nights, and no power cut
-        facts.connection.execute(
-            "CREATE TABLE named AS SELECT md5(name)::uuid AS id, name FROM unnest("
-            "'{L2,L3,L4,F1,F2,F3,F4}'::text[]) AS name"
-        )
-        self.portal, self.channel = FlakyPortal(), CollectingChannel()
+    A mentor of an organisation with a portal, reading English.
+    """
+    facts.mentor(facts.organisation(), locale="en")
+    facts.connection.execute("SET synchronous_commit = off")  # hundreds of nights, and no power cut
+    facts.connection.execute(
+        "CREATE TABLE named AS SELECT md5(name)::uuid AS id, name FROM unnest('{L2,L3,L4,F1,F2,F3,F4}'::text[]) AS name"
+    )
+    portal, channel = FlakyPortal(), CollectingChannel()
 
-    def night(self, today: date) -> list[str]:
+    def lived(today: date) -> list[str]:
         """Run one night; return what was seen of it, as lines of the diary."""
-        before, calls, mails = len(self.facts.rows(CERTJOB_WROTE)), len(self.portal.calls), len(self.channel.sent)
-        report = night(self.facts.connection, today, portal=self.portal, channel=self.channel)
+        before, calls, mails = len(facts.rows(CERTJOB_WROTE)), len(portal.calls), len(channel.sent)
+        report = night(facts.connection, today, portal=portal, channel=channel)
         assert report.outcome is Outcome.OK, report.reasons
-        seen = [str(what) for _, what in self.facts.rows(CERTJOB_WROTE)[before:]]
-        seen += [f"portal {'show' if visible else 'hide'}" for _, visible, _ in self.portal.calls[calls:]]
-        for message in self.channel.sent[mails:]:
+        seen = [str(what) for _, what in facts.rows(CERTJOB_WROTE)[before:]]
+        seen += [f"portal {'show' if visible else 'hide'}" for _, visible, _ in portal.calls[calls:]]
+        for message in channel.sent[mails:]:
             subject = breakable(message.subject).removeprefix("Your certificate ")
             seen.append(f"mail {message.threshold_days}: {subject}")
         return [f"{today} {line}" for line in seen]
 
-
-def test_the_years_of_one_mentor_are_as_they_were_written_down_beforehand(facts: Facts) -> None:
-    """Each message, status, pause and value for the portal on its day, nothing else, and nothing twice."""
     events = defaultdict(list)
     for line in lines(EVENTS):
         events[date.fromisoformat(line[:10])].append(line[11:].split())
     # Whatever happens, happens on its day and not the night before; of the other nights one in forty shows that.
     busy = {date.fromisoformat(line[:10]) for line in lines(DIARY)} | events.keys()
     busy |= {day - timedelta(days=1) for day in busy}
-    every = sorted(days("2025-01-01", "2029-03-01") - MISSED)
-    life, diary, again = Life(facts), list[str](), list[str]()
-
-    for number, today in enumerate(every):
+    diary, again = list[str](), list[str]()
+    for number, today in enumerate(sorted(days("2025-01-01", "2029-03-01") - MISSED)):
         for verb, *words in events.pop(today, ()):
             changed = facts.connection.execute(IN_SQL[verb].format(*(words or [""])).encode())
             assert changed.rowcount == 1, (today, verb)
         if today in busy or number % 40 == 0:
-            seen = life.night(today)
+            seen = lived(today)
             diary += seen
-            again += life.night(today) if seen else []
+            again += lived(today) if seen else []
 
     assert sorted(diary) == sorted(lines(DIARY))
     assert (again, dict(events)) == ([], {})
     assert sorted(str(row[0]) for row in facts.rows(CYCLES_OF_ROWS)) == CYCLES
-    assert len({message.idempotency_key for message in life.channel.sent}) == len(life.channel.sent)
+    assert len({message.idempotency_key for message in channel.sent}) == len(channel.sent)

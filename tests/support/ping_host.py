@@ -6,7 +6,6 @@ import ssl
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pytest_httpserver import HTTPServer
@@ -17,16 +16,14 @@ SECRET_PATH = "planted-Hemmelighet-7-uuid"
 
 
 class Ping(NamedTuple):
-    """One ping as it arrived."""
+    """One ping as it arrived: ``start``, an exit code, or nothing for success."""
 
     what: str
-    """``start``, an exit code, or nothing for success."""
     run_id: str
     body: Any
 
 
-@dataclass
-class PingHost:
+class PingHost(NamedTuple):
     """The host's address and what it got."""
 
     url: str
