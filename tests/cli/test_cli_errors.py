@@ -34,11 +34,7 @@ needs_a_full_disk = pytest.mark.skipif(not Path("/dev/full").exists(), reason="t
         ("run --dryrun", "certjob run", ["--dryrun", "--dry-run", "`certjob run --help`"]),
         ("run tonight", "certjob run", ["tonight"]),
         ("resync", "certjob resync", ["MENTOR"]),
-        (
-            "run --as-of 2026-03-10",
-            "certjob run",
-            [": --as-of requires --dry-run; add it, or leave --as-of out: a real"],
-        ),
+        ("run --as-of 2026-03-10", "certjob run", ["--as-of requires --dry-run; add it, or leave --as-of out"]),
         ("run --dry-run --as-of 10.03.2026", "certjob run", ["'10.03.2026' is not a valid date", "2026-12-31"]),
         ("organisation set hlf --portal web", "certjob organisation set", ["'web' is not one of 'dynamics', 'none'"]),
         ("list --within soon", "certjob list", ["'--within': it must be a valid integer; see `certjob list --help`"]),
@@ -68,7 +64,6 @@ def test_a_wrong_command_line_says_what_and_where_to_look(
         # libpq would cut the URL inside the password, and print what it takes for the host
         *[(f"postgresql://u:one{sign}{SECRET}@127.0.0.1:1/x", "percent-encoded", 2) for sign in "@/#?"],
         (f"postgresql://u:{SECRET}@127.0.0.1:port/x", "CERTJOB_DATABASE_URL", 2),
-        (f"postgresql://localhost/x?passwrod={SECRET}", "CERTJOB_DATABASE_URL", 2),
         (f"host=localhost port=1 password='{SECRET}", "CERTJOB_DATABASE_URL", 2),
         (f"host=localhost {SECRET}", "CERTJOB_DATABASE_URL", 2),
         (f"host=127.0.0.1 port=1 password={SECRET}", "the database cannot be reached", 1),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import psycopg
@@ -26,7 +27,6 @@ from certjob.domain.models import Mentor, Status
 from certjob.facts.lookup import MentorName
 from certjob.night.report import PlannedChange, RunReport
 from certjob.redaction import harmless
-from certjob.review.attention import Attention, Count, Kind
 from certjob.review.plan import ReviewCounts
 from certjob.stopping import StopFlag
 from tests.conftest import Certjob
@@ -127,39 +127,34 @@ def names(ids: Sequence[UUID]) -> dict[UUID, MentorName]:
 
 
 def test_a_plan_says_what_would_change_cut_on_a_terminal_and_whole_off_it(capsys: pytest.CaptureFixture[str]) -> None:
-    """Only what changes. Nobody reads 60 rows; a file gets them all. Of one organisation alone it needs no column."""
+    """Only what changes. Nobody reads 60 rows; a file gets them all. Of one organisation alone it needs no column.
+
+    Seven words `expired` tell nobody more than one; a late reminder is not of the day that its threshold names.
+    """
     elsewhere = organisation(slug="nhf", thresholds=[0], has_portal=False)
     renewed = replace(certificate(TODAY + timedelta(days=400)), status=Status.EXPIRED)
-    people = [replace(mentor(expiring_in(-1)), member_no=f"N{number}") for number in range(58)]
     back = mentor(renewed, pauses=[own_pause()], portal_visible=False)
-    report = report_of(back, *people, mentor(expiring_in(0), organisation=elsewhere))
-    output, shown = terminal(100)
+    ended = [replace(expiring_in(-400 - days), id=UUID(int=days)) for days in range(7)]
+    often = mentor(*ended, replace(expiring_in(4), kind="kurs", id=UUID(int=9)))
+    people = [replace(mentor(expiring_in(-1)), member_no=f"N{number}") for number in range(57)]
+    report = report_of(often, back, *people, mentor(expiring_in(0), organisation=elsewhere))
+    output, shown = terminal(120)
 
     show_plan(OFF, report, find_names=names)
     whole = capsys.readouterr().out
     show_plan(output, report, find_names=names)
+    cut = flat(shown.getvalue())
 
-    assert whole.splitlines()[:2] == [
+    assert whole.splitlines()[1:3] == [
         "hlf M1001: certificates: expired → valid; pause: lift; portal: show",
         "hlf N0: certificates: expired; pause: open; reminder: 1 day after; portal: hide",
     ]
     assert "nhf M1001: certificates: expiring; reminder: on the last day\n" in whole
-    assert whole.count("hlf N") == 58
-    assert ("N48" in shown.getvalue(), "N49" in shown.getvalue()) == (True, False)
+    assert whole.count("hlf N") == 57
+    assert ("N47" in cut, "N48" in cut) == (True, False)
     assert capsys.readouterr().out == "… and 10 more; --json lists all of them\n"
-    assert ("for hlf" in shown.getvalue(), "Org" in shown.getvalue()) == (False, True)  # nhf is not among those shown
-
-
-def test_a_plan_on_a_terminal_counts_what_is_the_same() -> None:
-    """Seven words `expired` tell nobody more than one; a late reminder is not of the day that its threshold names."""
-    ended = [replace(expiring_in(-400 - days), id=UUID(int=days)) for days in range(7)]
-    report = report_of(mentor(*ended, replace(expiring_in(4), kind="kurs", id=UUID(int=9))))
-    output, shown = terminal(120)
-
-    show_plan(output, report, find_names=names)
-
-    row = "M1001 Kari Nordmann expired, 6 renewed, expiring open 7 days before (last day in 4 days) hide"
-    assert row in flat(shown.getvalue())
+    assert ("for hlf" in cut, "Org" in cut) == (False, True)  # nhf is not among those shown
+    assert "M1001 Kari Nordmann expired, 6 renewed, expiring open 7 days before (last day in 4 days) hide hlf" in cut
 
 
 def test_progress_leaves_room_for_ctrl_c_and_says_at_once_that_it_is_stopping() -> None:
@@ -183,27 +178,21 @@ def test_progress_leaves_room_for_ctrl_c_and_says_at_once_that_it_is_stopping() 
     assert ("120,000" in text, "/?" in text) == (True, False)
 
 
-def reasons(review: ReviewCounts, *, never_reviewed: int | None = None) -> list[str]:
-    """What a run says that reviewed so; of those whom no run could review the list has so many."""
-    attention = None
-    if never_reviewed is not None:
-        counts = dict.fromkeys(Kind, Count()) | {Kind.NEVER_REVIEWED: Count(number=never_reviewed)}
-        attention = Attention(counts=counts, read_at=datetime.now(UTC))
-    return RunReport(command="run", today=TODAY, review=review, attention=attention).reasons
+def test_mentors_whom_a_run_skipped_or_found_broken_are_named() -> None:
+    """In a line that fits one and several, the broken ones each with the reason."""
 
+    def said(**review: Any) -> str:
+        (line,) = RunReport(command="run", today=TODAY, review=ReviewCounts(**review)).reasons
+        return line
 
-def test_mentors_whom_a_run_skipped_or_found_broken_are_named_once() -> None:
-    """In a line that fits one and several, the broken ones each with the reason; not counted beside it."""
-    for number, begins in ((1, "1 mentor was skipped ("), (7, "7 mentors were skipped (")):
-        (line,) = reasons(ReviewCounts(skipped=[UUID(int=i) for i in range(number)]))
-        assert line.startswith(begins)
-        assert line.count("-0000-0000-0000-") == min(number, 5)
-        assert line.endswith(" and 2 more") is (number == 7)
-    one = ReviewCounts(broken={UUID(int=0): "bad date"})
-    assert [len(reasons(one, never_reviewed=number)) for number in (1, 2)] == [1, 2]
-    (line,) = reasons(ReviewCounts(broken={UUID(int=i): f"reason {i}" for i in range(9)}))
-    assert line.startswith(f"9 mentors are broken: {UUID(int=0)} (reason 0), {UUID(int=1)} (reason 1), ")
-    assert line.endswith(f"{UUID(int=4)} (reason 4) and 4 more")
+    one, seven = (said(skipped=[UUID(int=i) for i in range(number)]) for number in (1, 7))
+    assert one.startswith("1 mentor was skipped (")
+    assert seven.startswith("7 mentors were skipped (")
+    assert seven.endswith(" and 2 more")
+    assert seven.count("-0000-0000-0000-") == 5
+    broken = said(broken={UUID(int=i): f"reason {i}" for i in range(9)})
+    assert broken.startswith(f"9 mentors are broken: {UUID(int=0)} (reason 0), {UUID(int=1)} (reason 1), ")
+    assert broken.endswith(f"{UUID(int=4)} (reason 4) and 4 more")
 
 
 # Lines and tables.
