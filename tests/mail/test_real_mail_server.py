@@ -56,11 +56,9 @@ def is_repeat(message: EmailMessage) -> bool:
     return REPEAT_LINE in str(next(message.iter_parts()).get_content())
 
 
-@pytest.mark.parametrize("implicit_tls", [False, True])
-def test_messages_arrive_whole_after_a_login(server: Exim, *, implicit_tls: bool) -> None:
+def test_messages_arrive_whole_after_a_login(server: Exim) -> None:
     """Both parts, lines that begin with a dot, letters beyond ASCII before the @; the connection is renewed."""
-    port = server.tls_port if implicit_tls else server.port
-    with Blocking(smtp_channel(port, implicit_tls=implicit_tls, messages_per_connection=2, **CREDENTIALS)) as channel:
+    with Blocking(smtp_channel(server.port, messages_per_connection=2, **CREDENTIALS)) as channel:
         channel.probe()  # sends nothing, and closes its connection
         for to in (MESSAGE.to, "pål@example.org", "x@example.org"):
             channel.send(replace(MESSAGE, to=to))

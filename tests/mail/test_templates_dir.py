@@ -2,7 +2,6 @@
 
 import re
 import shutil
-from collections.abc import Callable
 from datetime import UTC
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,6 @@ from tests.support.mails import written_reminder
 GOOD_TEXT = "Hallo fra {{ organisation }}\n\nKjære {{ name }}, {{ days_left }} dager igjen.\n"
 GOOD_DIGEST = "{{ organisation }}\n\n{% for item in paused %}\n* {{ item.name }}\n{% endfor %}\nHilsen\n"
 
-Write = Callable[[str, str | bytes], Path]
-
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -36,17 +33,10 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def write(folder: Path) -> Write:
+def write(folder: Path, name: str, text: str | bytes) -> None:
     """Put a file into the folder, below a folder of an organisation if its name has one."""
-
-    def write_file(name: str, text: str | bytes) -> Path:
-        path = folder / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(text.encode() if isinstance(text, str) else text)
-        return path
-
-    return write_file
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(text.encode() if isinstance(text, str) else text)
 
 
 def reminder(templates: Path | Templates, **words: Any) -> OutgoingMessage:
@@ -58,9 +48,9 @@ def reminder(templates: Path | Templates, **words: Any) -> OutgoingMessage:
     return message
 
 
-def test_one_file_takes_the_place_of_ours_for_a_whole_night_and_no_other(folder: Path, write: Write) -> None:
+def test_one_file_takes_the_place_of_ours_for_a_whole_night_and_no_other(folder: Path) -> None:
     """The HTML part and the other languages stay. Notepad's byte-order mark is no part of the subject."""
-    write("reminder.nb.txt", "\ufeff" + GOOD_TEXT)
+    write(folder, "reminder.nb.txt", "\ufeff" + GOOD_TEXT)
     templates = Templates(folder)
 
     message = reminder(templates)
@@ -68,15 +58,19 @@ def test_one_file_takes_the_place_of_ours_for_a_whole_night_and_no_other(folder:
     assert (message.subject, message.text) == ("Hallo fra HLF Øst", "Kjære Kari Nordmann, 14 dager igjen.\n")
     assert "Oppgi gjerne medlemsnummeret ditt, M1001." in message.html
     assert reminder(templates, locale="nn") == written_reminder(locale="nn")
-    write("reminder.nb.txt", "{{ half a templ")
+    write(folder, "reminder.nb.txt", "{{ half a templ")
     assert reminder(templates) == message
 
 
-def test_an_organisation_has_its_own_and_either_can_build_on_ours(folder: Path, write: Write) -> None:
+def test_an_organisation_has_its_own_and_either_can_build_on_ours(folder: Path) -> None:
     """A layout serves every language."""
-    write("reminder.nb.txt", '{% include "certjob/reminder.txt" %}\nNeste kurs er i mars.\n')
-    write("hlf/reminder.nb.txt", "For HLF\n\nTekst\n")
-    write("layout.html", '<html lang="{{ language }}"><h1>{{ subject }}</h1>{% block content %}{% endblock %}</html>')
+    write(folder, "reminder.nb.txt", '{% include "certjob/reminder.txt" %}\nNeste kurs er i mars.\n')
+    write(folder, "hlf/reminder.nb.txt", "For HLF\n\nTekst\n")
+    write(
+        folder,
+        "layout.html",
+        '<html lang="{{ language }}"><h1>{{ subject }}</h1>{% block content %}{% endblock %}</html>',
+    )
     templates, ours = Templates(folder), written_reminder()
 
     subjects = [reminder(templates, slug=slug).subject for slug in ("hlf", "other", "")]
@@ -88,12 +82,12 @@ def test_an_organisation_has_its_own_and_either_can_build_on_ours(folder: Path, 
 
 
 @pytest.mark.parametrize("piece", ["piece.txt", "piece"])
-def test_markup_in_a_name_is_text_on_a_page_whatever_piece_writes_it(folder: Path, write: Write, piece: str) -> None:
+def test_markup_in_a_name_is_text_on_a_page_whatever_piece_writes_it(folder: Path, piece: str) -> None:
     """A page may be built of pieces whose names do not end in .html. In a text part nothing is escaped."""
-    write(piece, "{% macro greet(name) %}Hei, {{ name }}!{% endmacro %}{{ name }}\n")
+    write(folder, piece, "{% macro greet(name) %}Hei, {{ name }}!{% endmacro %}{{ name }}\n")
     use = f"{{% import '{piece}' as piece with context %}}{{{{ piece.greet(name) }}}} {{% include '{piece}' %}}"
-    write("reminder.nb.txt", f"Emne\n\n{use}\n")
-    write("reminder.nb.html", use)
+    write(folder, "reminder.nb.txt", f"Emne\n\n{use}\n")
+    write(folder, "reminder.nb.html", use)
 
     message = reminder(folder, full_name="<b>Å & Ø</b>")
 
@@ -128,11 +122,9 @@ def test_markup_in_a_name_is_text_on_a_page_whatever_piece_writes_it(folder: Pat
         ("digest.nb.html", "<p>{{ undelivered|map(attribute='mistake')|join }}</p>", "no attribute 'mistake'"),
     ],
 )
-def test_what_is_broken_is_found_before_the_night(
-    name: str, text: str | bytes, said: str, folder: Path, write: Write
-) -> None:
+def test_what_is_broken_is_found_before_the_night(name: str, text: str | bytes, said: str, folder: Path) -> None:
     """With file, line, and what to do; once, although every situation was tried."""
-    write(name, text)
+    write(folder, name, text)
 
     (problem,) = map(str, check_templates(folder))
 
@@ -140,14 +132,14 @@ def test_what_is_broken_is_found_before_the_night(
     assert re.search(said, problem)
 
 
-def test_what_a_file_breaks_in_another_one_is_found_in_its_own(folder: Path, write: Write) -> None:
+def test_what_a_file_breaks_in_another_one_is_found_in_its_own(folder: Path) -> None:
     """A layout below our pages, an organisation's piece in everybody's text, a sentence that ours takes."""
-    write("hlf/layout.html", "{{ titel }}{% block content %}{% endblock %}")
-    write("reminder.nn.txt", 'Emne\n\n{% include "footer.txt" %}\n')
-    write("footer.txt", "Helsing\n")
-    write("hlf/footer.txt", "{{ helsing }}\n")
+    write(folder, "hlf/layout.html", "{{ titel }}{% block content %}{% endblock %}")
+    write(folder, "reminder.nn.txt", 'Emne\n\n{% include "footer.txt" %}\n')
+    write(folder, "footer.txt", "Helsing\n")
+    write(folder, "hlf/footer.txt", "{{ helsing }}\n")
     ours = (OUR_FOLDER / "reminder.nb.words").read_text(encoding="utf-8")
-    write("reminder.nb.words", "{% set number = nam ~ 1 %}\n" + ours)
+    write(folder, "reminder.nb.words", "{% set number = nam ~ 1 %}\n" + ours)
 
     assert {str(problem).partition(";")[0] for problem in check_templates(folder)} == {
         "hlf/layout.html line 1: 'titel' is undefined",
@@ -156,24 +148,24 @@ def test_what_a_file_breaks_in_another_one_is_found_in_its_own(folder: Path, wri
     }
 
 
-def test_what_is_good_is_no_problem(folder: Path, write: Write) -> None:
+def test_what_is_good_is_no_problem(folder: Path) -> None:
     """Ours as the programme's, digests, pieces that templates include, and what editors leave behind."""
     for ours in OUR_FOLDER.glob("*.*"):
         shutil.copy(ours, folder)
-    write("digest.nb.txt", GOOD_DIGEST)
-    write("digest.nn.html", "{% for item in expiring %}{{ item.days_left }}{% endfor %}<h1>{{ subject }}</h1>")
-    write("Pieces/footer.txt", "Hilsen {{ organisation }}\n")
-    write("reminder.nb.txt", GOOD_TEXT + '{% include "Pieces/footer.txt" %}\n')
-    write("reminder.nb.txt~", "{{ half")
-    write(".git/reminder.xx.txt", "{{ half")
+    write(folder, "digest.nb.txt", GOOD_DIGEST)
+    write(folder, "digest.nn.html", "{% for item in expiring %}{{ item.days_left }}{% endfor %}<h1>{{ subject }}</h1>")
+    write(folder, "Pieces/footer.txt", "Hilsen {{ organisation }}\n")
+    write(folder, "reminder.nb.txt", GOOD_TEXT + '{% include "Pieces/footer.txt" %}\n')
+    write(folder, "reminder.nb.txt~", "{{ half")
+    write(folder, ".git/reminder.xx.txt", "{{ half")
 
     assert reminder(open_templates(folder)).text.endswith("\nHilsen HLF Øst\n")
     assert reminder(open_templates(None)) == written_reminder()
 
 
-def test_a_folder_that_cannot_be_opened_gives_way_to_ours_and_is_named(folder: Path, write: Write) -> None:
+def test_a_folder_that_cannot_be_opened_gives_way_to_ours_and_is_named(folder: Path) -> None:
     """One that certjob's user may not enter, above all; here a link that leads nowhere, root may enter everything."""
-    write("reminder.nb.txt", GOOD_TEXT)
+    write(folder, "reminder.nb.txt", GOOD_TEXT)
     (folder / "hlf").symlink_to("hlf")
     said = f"the folder {folder / 'hlf'} cannot be read (Too many levels of symbolic links)"
     templates = Templates(folder)
@@ -192,23 +184,23 @@ def test_a_folder_that_cannot_be_opened_gives_way_to_ours_and_is_named(folder: P
             open_templates(folder / nothing)
 
 
-def test_several_problems_make_one_line(folder: Path, write: Write) -> None:
+def test_several_problems_make_one_line(folder: Path) -> None:
     """The first one, and how many more; `certjob check` names them all."""
     for language in ("nb", "nn", "en"):
-        write(f"reminder.{language}.txt", "")
+        write(folder, f"reminder.{language}.txt", "")
 
     said = r"^CERTJOB_TEMPLATES_DIR: reminder.nb.txt line 1: .* empty; and 2 more problems; `certjob check` says"
     with pytest.raises(TemplateError, match=said):
         open_templates(folder)
 
 
-def test_what_breaks_on_one_mentor_names_the_place_and_not_the_person(folder: Path, write: Write) -> None:
+def test_what_breaks_on_one_mentor_names_the_place_and_not_the_person(folder: Path) -> None:
     """Its text ends in a log; whatever the template has made of a name, it is not repeated."""
     for line in (
         *("{{ {'a': 1}[name|upper] }}", "{{ {'a': 1}[name|reverse] }}", "{% include name %}"),
         *("{{ raise_(name|list) }}", "{{ member_no.no_such }}", '{% include "reminder.nb.txt" %}'),
     ):
-        write("reminder.nb.txt", f"Emne\n\nHei\n{line} {{{{ 1 }}}}\n")
+        write(folder, "reminder.nb.txt", f"Emne\n\nHei\n{line} {{{{ 1 }}}}\n")
         with pytest.raises(TemplateError) as raised:
             reminder(folder, full_name="Kari Nordmann", member_no="Q7788")
         assert (raised.value.file, raised.value.line) == ("reminder.nb.txt", 4)
@@ -271,15 +263,13 @@ def test_the_page_about_messages_names_every_word(message: str) -> None:
     assert words == set(re.findall(r"`(\w+)`", paragraph)) - {"subject"}
 
 
-def test_a_broken_template_stops_no_night(
-    certjob: Certjob, scene: Scene, folder: Path, write: Write, tmp_path: Path
-) -> None:
+def test_a_broken_template_stops_no_night(certjob: Certjob, scene: Scene, folder: Path, tmp_path: Path) -> None:
     """Somebody uncertified who stays visible is worse than other words: ours are sent, and the line names the file."""
     scene.certified(until=(today() - TODAY).days + 20, member_no="M1042")
     settings = {"CERTJOB_TEMPLATES_DIR": str(folder), "CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'mail'}"}
-    write("nhf/reminder.nb.txt", GOOD_TEXT)
+    write(folder, "nhf/reminder.nb.txt", GOOD_TEXT)
     assert "\nSubject: Hallo fra NHF\n" in certjob("preview", "M1042", **settings).stdout
-    write("nhf/reminder.nb.txt", "Emne\n\nHei {{ nmae }}\n")
+    write(folder, "nhf/reminder.nb.txt", "Emne\n\nHei {{ nmae }}\n")
     said = "nhf/reminder.nb.txt line 3: 'nmae' is undefined; did you mean name?"
 
     broken = certjob("preview", "M1042", **settings)

@@ -37,8 +37,7 @@ host_lookup =
 rfc1413_query_timeout = 0s
 chunking_advertise_hosts =
 local_interfaces = 127.0.0.1
-daemon_smtp_ports = PORT : TLS_PORT
-tls_on_connect_ports = TLS_PORT
+daemon_smtp_ports = PORT
 daemon_startup_retries = 0
 tls_certificate = FOLDER/certificate.pem
 tls_advertise_hosts = *
@@ -90,7 +89,7 @@ class Exim:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.port, self.tls_port = _free_ports()
+        self.port = _free_port()
         for name in ("spool", "log", "mail/new", "mail/cur", "mail/tmp"):
             (folder / name).mkdir(parents=True)
         shutil.copy(CERTIFICATE, folder / "certificate.pem")
@@ -100,8 +99,8 @@ class Exim:
             for path in (folder, *folder.rglob("*")):
                 os.chown(path, self.user.pw_uid, self.user.pw_gid)
         # Exim's macros, the longer names first, which hold the shorter ones.
-        macros = {"TLS_PORT": self.tls_port, "PORT": self.port, "FOLDER": folder, "LOGIN_USER": LOGIN[0]}
-        macros |= {"LOGIN_PASSWORD": LOGIN[1], "USER": self.user.pw_uid, "GROUP": self.user.pw_gid}
+        macros = {"PORT": self.port, "FOLDER": folder, "LOGIN_USER": LOGIN[0], "LOGIN_PASSWORD": LOGIN[1]}
+        macros |= {"USER": self.user.pw_uid, "GROUP": self.user.pw_gid}
         definitions = "".join(f"{name} = {value}\n" for name, value in macros.items())
         (folder / "exim.conf").write_text(definitions + _CONFIGURATION)
 
@@ -143,14 +142,12 @@ class Exim:
         return False
 
 
-def _free_ports() -> tuple[int, int]:
-    """Two ports below those that outgoing connections take."""
-    ports: list[int] = []
-    while len(ports) < 2:
+def _free_port() -> int:
+    """A port below those that outgoing connections take."""
+    while True:
         port = random.randint(20_000, 32_000)
         with contextlib.suppress(OSError), socket.create_server((HOST, port)):
-            ports.append(port)
-    return ports[0], ports[1]
+            return port
 
 
 @contextmanager
