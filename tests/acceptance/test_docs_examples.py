@@ -1,5 +1,6 @@
 """Every example in the documents is what the command prints: scene, command, comparison."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,9 +9,9 @@ import pytest
 from certjob.mail import stage
 from certjob.outbox.retry import constant
 from tests.support.command_line import commands
-from tests.support.docs import Example, read_all_examples
+from tests.support.docs import Example, read, read_all_examples
 from tests.support.docs_scenes import SCENES
-from tests.support.docs_world import World
+from tests.support.docs_world import World, cron
 
 EXAMPLES = list(read_all_examples())
 RUN_ELSEWHERE = {"certjob demo"}
@@ -41,6 +42,19 @@ def test_the_examples_are_what_the_commands_print(heading: str, world: World, mo
         printed = world.types(example.command, view)
 
         assert example.matches(printed), f"$ {example.command}\n{printed}"
+
+
+def test_the_example_of_somebody_elses_file_can_be_loaded(world: World) -> None:
+    """The command as it stands, on a file with those headers."""
+    world.facts.organisation("oxford")
+    headers = "property_id,Licence Commenced,Licence Expires,kind"
+    (world.folder / "licences.csv").write_text(f"{headers}\nP-17,31/01/2024,30/01/2029,HMO\n")
+    (command,) = re.findall(r"^    (certjob load licences\.csv (?:.*\\\n)+.*)$", read("docs/commands.md"), re.MULTILINE)
+
+    world.types(command.replace("\\\n", " "), cron())
+
+    stored = world.facts.rows("SELECT issued_on::text, expires_on::text FROM certificates")
+    assert stored == [("2024-01-31", "2029-01-30")]
 
 
 def test_every_command_has_an_example_and_every_example_a_scene() -> None:
