@@ -16,7 +16,7 @@ from certjob.database.clocks import Clocks
 from certjob.views.check import in_database
 from tests.conftest import Certjob
 from tests.support.app_rows import Organisation
-from tests.support.command_line import SECRET, Finished, assert_no_secret, without_escapes
+from tests.support.command_line import SECRET, Finished, assert_no_secret, started, without_escapes
 from tests.support.facts import Facts
 from tests.support.full_disk import full_disk
 from tests.support.ping_host import ping_host
@@ -24,6 +24,7 @@ from tests.support.portal_answers import answer, error, html
 from tests.support.portal_server import PortalServer
 from tests.support.programmes import everything
 from tests.support.smtp_server import CERTIFICATE, Fault, Mailbox, real_server, scripted_server, server_tls
+from tests.support.waiting import until
 
 Found = dict[str, list[str]]
 """What was said about each thing that is not well: the verdict and the whole text."""
@@ -370,6 +371,17 @@ def test_the_mail_server_is_tried_up_to_the_login(check: Check, portal: PortalSe
     webhook = "ok    mail: a webhook (http), which only a message can try; --send-test ADDRESS sends one"
     assert webhook in check.page(CERTJOB_NOTIFY_URL=portal.url + "/hook").stdout
     assert {request.method for request in portal.requests} == {"GET"}
+
+
+def test_a_signal_ends_it_at_once(check: Check, environment: dict[str, str]) -> None:
+    """While a mail server says nothing: there is nothing to wait for."""
+    with scripted_server({"GREETING": Fault.HANG}) as server:
+        settings = environment | check.settings | smtp(server.port)
+        with started("check", environment=settings, folder=check.folder) as child:
+            until(lambda: server.connections)
+            result = child.stop_within(5)
+
+    assert (result.returncode, "certjob check: stopped by SIGTERM" in result.stderr) == (1, True)
 
 
 def test_a_test_message_is_sent_only_when_asked_for(check: Check) -> None:
