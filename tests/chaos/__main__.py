@@ -45,7 +45,7 @@ def _run(asked: argparse.Namespace, clusters: SimpleQueue[Cluster]) -> int:
         finally:
             clusters.put(cluster)
 
-    needs_matrix = min(asked.seed) < FIRST_RANDOM_SEED if asked.seed else not asked.no_matrix
+    needs_matrix = min(asked.seed or [0]) < FIRST_RANDOM_SEED and not asked.no_matrix
     places = _measured(carry_out(struck_night(Command(attempts=1), seed=0))) if needs_matrix else []
     random_seeds = range(asked.first_seed, asked.first_seed + max(asked.runs - len(places), 0))
     seeds = asked.seed or [*range(min(len(places), asked.runs)), *random_seeds]

@@ -166,14 +166,13 @@ class Play:
             strike.struck_itself()
         for each, result in sorted(ended, key=lambda each: not each[1].stderr):  # one says it for both
             self._judge(each, result, strike)
-        left = len([trouble for trouble in self.postbox.script if trouble])
+        self.nights.append(strike.seen)
+        self.tried.append((command.label, command.fault is None or strike.is_struck))
+        reached = len(command.mail_script) - len(self.postbox.script)
+        self.tried += [(str(each), number < reached) for number, each in enumerate(command.mail_script) if each]
         self.receiver.begin()
         self.postbox.begin()
         until(self._is_idle)
-        self.nights.append(strike.seen)
-        self.tried.append((command.label, command.fault is None or strike.is_struck))
-        troubles = [trouble for trouble in command.mail_script if trouble]
-        self.tried += [(str(each), number < len(troubles) - left) for number, each in enumerate(troubles)]
         code = ended[0][1].returncode
         is_whole = code in {0, 3} and len(ended) == 1 and not strike.is_struck and command.words in {RUN, DELIVER}
         self._look(is_whole=is_whole)
@@ -187,21 +186,12 @@ class Play:
         if fault is not None and fault.spot in IN_THE_LOOP:
             place = {"spot": fault.spot, "number": fault.number, "steps": fault.steps}
             inside["loop_fault"] = place | {"action": fault.action, "mark": str(self._mark)}
-        if any(trouble is not None and trouble.manner is Manner.HANG for trouble in command.mail_script):
+        troubles = [trouble for trouble in command.mail_script if trouble]
+        if any(trouble.manner is Manner.HANG for trouble in troubles):
             inside["patience"] = _PATIENCE_SECONDS
-        with DatabaseProxy(self._cluster.url(self._database), strike) as proxy:
-            environment = self._environment(command, database_url=proxy.url)
-            with started(*words, environment=environment, folder=self._folder, **inside) as child:
-                strike.victim.set_result(child)
-                yield child
-
-    def _environment(self, command: Command, *, database_url: str) -> dict[str, str]:
-        is_secured = any(word is not None and word.phase in SECURED for word in command.mail_script)
-        login = {"CERTJOB_NOTIFY_USER": USER, "CERTJOB_NOTIFY_PASSWORD": PASSWORD, "SSL_CERT_FILE": str(CERTIFICATE)}
-        return (login if is_secured else {}) | {
+        environment = {
             "HOME": str(self._folder),
             "PATH": "/usr/bin:/bin",
-            "CERTJOB_DATABASE_URL": database_url,
             "CERTJOB_PORTAL_URL": self.receiver.url,
             "CERTJOB_PORTAL_KEY": self.receiver.key,
             "CERTJOB_PORTAL_CONCURRENCY": str(command.concurrency),
@@ -209,6 +199,14 @@ class Play:
             "CERTJOB_NOTIFY_URL": f"smtp://127.0.0.1:{self.postbox.port}",
             "CERTJOB_MAIL_FROM": "certjob@example.org",
         }
+        if any(trouble.phase in SECURED for trouble in troubles):
+            environment |= {"CERTJOB_NOTIFY_USER": USER, "CERTJOB_NOTIFY_PASSWORD": PASSWORD}
+            environment["SSL_CERT_FILE"] = str(CERTIFICATE)
+        with DatabaseProxy(self._cluster.url(self._database), strike) as proxy:
+            environment["CERTJOB_DATABASE_URL"] = proxy.url
+            with started(*words, environment=environment, folder=self._folder, **inside) as child:
+                strike.victim.set_result(child)
+                yield child
 
     def _meanwhile(self, action: Action) -> None:
         """What happens beside a process that is struck."""
