@@ -1,7 +1,4 @@
-"""The event loop of a delivery: one thread for the database, an end in time whatever hangs.
-
-What becomes of a signal while the database stalls is told in tests/cli/test_signals.py.
-"""
+"""The event loop of a delivery: one thread for the database, an end in time whatever hangs."""
 
 import asyncio
 import gc
@@ -161,18 +158,24 @@ def test_after_the_grace_a_statement_is_cancelled_and_a_settle_done_once_more(
     assert done == ["begun", "begun", "settled", "released"]
 
 
-def test_a_database_that_stalls_is_hung_up_on(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("ended_by", [StoppedBySignalError, DatabaseUnavailableError])
+def test_a_database_that_stalls_is_hung_up_on(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, ended_by: type[Exception]
+) -> None:
     """Its proxy keeps the connection open and swallows the cancellation as well; the next statement says the same."""
     monkeypatch.setattr(loop, "LONGEST_WORK_AFTER_DEADLINE_SECONDS", 0.2)
+    stop, is_signal = StopFlag(), ended_by is StoppedBySignalError
     with StallingProxy(database_url) as proxy, database.connect(proxy.url) as connection:
-        database.outlast_restarts(connection, stop=StopFlag())
+        database.outlast_restarts(connection, stop=stop)
 
         async def main(thread: DatabaseThread) -> None:
             proxy.is_silent.set()
+            if is_signal:
+                asyncio.get_running_loop().call_later(0.1, break_off, stop)
             await thread.run(lambda: database.fetch_value(connection, "read_clock"), settles=True)
 
-        with pytest.raises(DatabaseUnavailableError, match="does not answer"):
-            run(main, connection, deadline_seconds=0.1)
+        with pytest.raises(ended_by, match="signal" if is_signal else "does not answer"):
+            run(main, connection, stop=stop, deadline_seconds=60 if is_signal else 0.1)
         with pytest.raises(DatabaseUnavailableError, match="does not answer"):
             database.fetch_value(connection, "read_clock")
 

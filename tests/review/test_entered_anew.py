@@ -55,8 +55,10 @@ def test_only_what_a_mentor_was_never_told_is_mailed(scene: PortalScene, mentor:
     """Another kind, or another last day. `load` takes another first day for another certificate, which it is not."""
 
     def mailed(today: date = TODAY) -> list[tuple[bool, date | None]]:
+        planned = scene.night(today=today, dry_run=True).to_document()["reminders"]["queued"]
         scene.channel.sent.clear()
         scene.night(today=today)
+        assert planned == len(scene.channel.sent)
         return [("samtale" in message.subject, message.expires_on) for message in scene.channel.sent]
 
     first = scene.facts.certificate(mentor, days(25))

@@ -2,8 +2,8 @@
 
 import asyncio
 import dataclasses
-import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from datetime import date
 from typing import Any
@@ -146,22 +146,14 @@ def night(
 
 
 @contextmanager
-def in_background(work: Callable[[], object]) -> Iterator[threading.Thread]:
+def in_background(work: Callable[[], object]) -> Iterator[None]:
     """Run something beside the test and wait for its end; what it raises is raised here."""
-    errors: list[BaseException] = []
-
-    def guarded() -> None:
-        try:
-            work()
-        except BaseException as error:  # noqa: BLE001 - handed to the test
-            errors.append(error)
-
-    thread = threading.Thread(target=guarded)
-    thread.start()
+    thread = ThreadPoolExecutor(max_workers=1)
+    done = thread.submit(work)
+    thread.shutdown(wait=False)
     try:
-        yield thread
+        yield
     finally:
-        thread.join(timeout=60)
-    assert not thread.is_alive(), "the background work did not end"
-    if errors:
-        raise errors[0]
+        wait([done], timeout=60)
+    assert done.done(), "the background work did not end"
+    done.result()
