@@ -12,10 +12,10 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from certjob.database import Connection, migrations
+from certjob.database import migrations
 from tests.cli.conftest import LONG_AGO, SOON
 from tests.conftest import Certjob, installed_command
-from tests.support.command_line import SECRET, Backends, assert_one_line, started
+from tests.support.command_line import SECRET, assert_one_line, started
 from tests.support.facts import Facts
 from tests.support.full_disk import full_disk
 
@@ -100,22 +100,6 @@ def test_a_table_that_somebody_keeps_to_themselves_is_named_instead_of_waited_fo
         app.execute(f"LOCK TABLE {table}".encode())
         assert_one_line(here(command), f"the table {table} {whose}", code=1, command=f"certjob {command}")
         app.rollback()
-
-
-def test_a_database_that_goes_away_for_a_person_is_said_so(
-    connection: Connection, app: psycopg.Connection[tuple[object, ...]], environment: dict[str, str], tmp_path: Path
-) -> None:
-    """Whoever waits at a terminal hears of it at once, with the server's own reason."""
-    app.execute("LOCK TABLE organisations")
-    backends = Backends(connection)
-
-    with started("organisation", "list", environment=environment, folder=tmp_path) as child:
-        backends.wait_for_query("organisations", waiting_for="Lock")
-        backends.terminate()
-        result = child.finish()
-
-    said = "the database went away", "administrator command", "run it again"
-    assert_one_line(result, *said, code=1, command="certjob organisation list")
 
 
 # What is asked for does not exist, or not so.
