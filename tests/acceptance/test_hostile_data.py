@@ -1,5 +1,6 @@
 """Whatever stands in the facts, a night goes through: mail, terminal and JSON stay whole; what is not sent says why."""
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -40,37 +41,28 @@ def mailbox(environment: dict[str, str]) -> Iterator[Mailbox]:
 
 
 @pytest.fixture
-def run(here: Certjob) -> Run:
-    """Run a command off a terminal: nothing that it prints is an order to one."""
+def run(here: Certjob, environment: dict[str, str], tmp_path: Path) -> Run:
+    """Run a command: nothing that it prints is an order to a terminal, on one none but Rich's own.
 
-    def run(*arguments: str, code: int = 0) -> str:
-        result = here(*arguments)
-        assert result.returncode == code, result
-        assert_harmless(result.stderr)
-        assert_harmless(result.stdout, is_document="--json" in arguments or "--html" in arguments)
-        return result.stdout
+    The terminal is as wide as this so that nothing short is wrapped.
+    """
+
+    def run(*arguments: str, code: int = 0, shown: bool = False) -> str:
+        if shown:
+            returned, text = on_terminal(arguments, environment=environment, folder=tmp_path, columns=4_000)
+        else:
+            result = here(*arguments)
+            returned, text = result.returncode, result.stdout
+            assert_harmless(result.stderr)
+        assert returned == code, text
+        assert_harmless(text, on_terminal=shown, is_document="--json" in arguments or "--html" in arguments)
+        return without_escapes(text) if shown else text
 
     return run
 
 
-@pytest.fixture
-def show(environment: dict[str, str], tmp_path: Path) -> Run:
-    """Run a command on a terminal, as wide as this so that nothing short is wrapped: no order to it but Rich's own."""
-
-    def show(*arguments: str, code: int = 0) -> str:
-        returned, shown = on_terminal(arguments, environment=environment, folder=tmp_path, columns=4_000)
-        assert returned == code, shown
-        assert_harmless(shown, on_terminal=True)
-        return without_escapes(shown)
-
-    return show
-
-
 def add_organisation(facts: Facts, text: str, *, slug: str) -> tuple[UUID, UUID]:
-    """One with the text in every field, its coordinator, a mentor who lapsed, and one without an address.
-
-    Returns the id of the former, and the contact id.
-    """
+    """One with the text in every field, a coordinator, a mentor who lapsed (id and contact id), one without address."""
     organisation, contact_id = facts.organisation(slug), uuid4()
     facts.connection.execute(
         "UPDATE organisations SET name = %s, contact_email = %s, contact_phone = %s, renewal_url = %s WHERE id = %s",
@@ -89,20 +81,18 @@ def add_organisation(facts: Facts, text: str, *, slug: str) -> tuple[UUID, UUID]
 def assert_whole(messages: dict[str, ReceivedMail]) -> None:
     """The mail about a hostile organisation is that about the plain one, with another word in it."""
     assert messages.keys() == {f"{who}@{slug}.example" for who in ("mentor", "coordinator") for slug in TEXTS}
-    for who in ("mentor", "coordinator"):
-        plain = messages[f"{who}@plain.example"]
-        for slug, hostile in HOSTILE_BY_SLUG.items():
-            message = messages[f"{who}@{slug}.example"]
-            assert message.subject == plain.subject.replace(PLAIN, hostile.in_message)
-            with_text = plain.text.replace(PLAIN, hostile.in_message).replace("plain.example", f"{slug}.example")
-            assert message.text == with_text
-            assert message.page.shape == plain.page.shape, hostile
-            assert message.page.all_words == plain.page.all_words.replace(PLAIN, hostile.in_message)
-            assert {link.partition(":")[0] for link in message.page.links} <= {"https", "mailto", "tel"}, hostile
+    for who, (slug, hostile) in itertools.product(("mentor", "coordinator"), HOSTILE_BY_SLUG.items()):
+        plain, message = messages[f"{who}@plain.example"], messages[f"{who}@{slug}.example"]
+        assert message.subject == plain.subject.replace(PLAIN, hostile.in_message)
+        with_text = plain.text.replace(PLAIN, hostile.in_message).replace("plain.example", f"{slug}.example")
+        assert message.text == with_text
+        assert message.page.shape == plain.page.shape, hostile
+        assert message.page.all_words == plain.page.all_words.replace(PLAIN, hostile.in_message)
+        assert {link.partition(":")[0] for link in message.page.links} <= {"https", "mailto", "tel"}, hostile
 
 
 def test_no_text_breaks_a_message_a_terminal_or_what_a_command_prints(
-    facts: Facts, run: Run, show: Run, mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
+    facts: Facts, run: Run, mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In names, kinds, contact fields and the portal's own words: a line stays a line, JSON JSON, a mail a mail."""
     mentors, words = {}, {}
@@ -115,13 +105,13 @@ def test_no_text_breaks_a_message_a_terminal_or_what_a_command_prints(
 
     monkeypatch.setattr(HLFDynamicsSyncService, "update_portal_visibility", refuse)
 
-    plan, plan_shown = run("run", "--dry-run"), show("run", "--dry-run")
+    plan, plan_shown = run("run", "--dry-run"), run("run", "--dry-run", shown=True)
     changes = json.loads(run("run", "--dry-run", "--json"))["changes"]
     previews = {slug: run("preview", str(mentor)) for slug, mentor in mentors.items()}
     (markup,) = [slug for slug, hostile in HOSTILE_BY_SLUG.items() if "<script>" in hostile.text]
     page, plain = (Page(run("preview", str(mentors[slug]), "--html")) for slug in (markup, "plain"))
     outcome = json.loads(run("run", "--json", code=3))
-    alerts, alerts_shown = run("alerts", code=3), show("alerts", code=3)
+    alerts, alerts_shown = run("alerts", code=3), run("alerts", code=3, shown=True)
     document = json.loads(run("alerts", "--json", code=3))
 
     assert len(plan.splitlines()) == 2 * len(TEXTS) + 1  # two mentors of each organisation, and the figures
