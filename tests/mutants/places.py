@@ -3,8 +3,9 @@
 import ast
 import io
 import re
+import sys
 import tokenize
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -42,36 +43,28 @@ def find(root: Path) -> dict[str, list[Mutant]]:
     found: dict[str, list[Mutant]] = {room: [] for room in ROOMS}
     for room in ROOMS[:6]:
         for file in sorted((root / "certjob" / room).rglob("*.py")):
-            mutants = _mutants(room, root, file, table=_PYTHON, hidden=_strings_and_comments(file))
-            found[room] += [mutant for mutant in mutants if _is_python(mutant.apply(file.read_text()))]
+            found[room] += [each for each in _mutants(room, root, file) if _is_python(each.apply(file.read_text()))]
     for file in sorted((root / "sql" / "queries").rglob("*.sql")):
-        found["queries"] += _mutants("queries", root, file, table=_SQL, hidden=_comments(file))
-    for file, start, end in _last_functions(root).values():
-        found["triggers"] += _mutants("triggers", root, file, start, end, table=_SQL, hidden=_comments(file))
+        found["queries"] += _mutants("queries", root, file)
+    last: dict[str, tuple[Path, tuple[int, int]]] = {}  # where each function of the database is defined last
+    for file in sorted((root / "sql" / "migrations").glob("*.sql")):
+        last |= {match[1]: (file, match.span()) for match in _FUNCTION.finditer(file.read_text())}
+    for file, span in last.values():
+        found["triggers"] += _mutants("triggers", root, file, *span)
     return found
 
 
-def _mutants(
-    room: str,
-    root: Path,
-    file: Path,
-    start: int = 0,
-    end: int | None = None,
-    *,
-    table: Sequence[tuple[str, str | Callable[[re.Match[str]], str]]],
-    hidden: Sequence[tuple[int, int]],
-) -> Iterator[Mutant]:
-    """Yield what can be broken between two places of a file, without what is hidden."""
-    text = file.read_text()
-    for pattern, replacement in table:
-        for match in re.compile(pattern, re.MULTILINE).finditer(text, start, len(text) if end is None else end):
+def _mutants(room: str, root: Path, file: Path, start: int = 0, end: int = sys.maxsize) -> Iterator[Mutant]:
+    """Yield what can be broken between two places of a file, but in comments and in Python's strings."""
+    text, is_python = file.read_text(), file.suffix == ".py"
+    hidden = _strings_and_comments(text) if is_python else [each.span() for each in re.finditer(r"--[^\n]*", text)]
+    for pattern, replacement in _PYTHON if is_python else _SQL:
+        for match in re.compile(pattern, re.MULTILINE).finditer(text, start, end):
             words, line = match[0], text.count("\n", 0, match.start()) + 1
             before = text[text.rfind("\n", 0, match.start()) + 1 : match.start()]
-            if any(first < match.end() <= last for first, last in hidden) or words.count("(") != words.count(")"):
-                continue
-            if words == " = " and not re.search(r"\b(WHERE|AND|OR|ON|WHEN)\b", before):
-                continue  # not a comparison
-            if before.startswith("@"):
+            is_assignment = words == " = " and not re.search(r"\b(WHERE|AND|OR|ON|WHEN)\b", before)
+            is_hidden = any(first < match.end() <= last for first, last in hidden)
+            if is_hidden or is_assignment or before.startswith("@") or words.count("(") != words.count(")"):
                 continue
             broken = replacement(match) if callable(replacement) else match.expand(replacement)
             path = str(file.relative_to(root))
@@ -123,12 +116,10 @@ _SQL = (
 """Whether the server takes the result, the tests find out."""
 
 
-def _comments(file: Path) -> list[tuple[int, int]]:
-    return [match.span() for match in re.finditer(r"--[^\n]*", file.read_text())]
+_FUNCTION = re.compile(r"CREATE (?:OR REPLACE )?FUNCTION (?:\w+\.)?(\w+)\(.*?\$\$.*?\$\$", re.DOTALL)
 
 
-def _strings_and_comments(file: Path) -> list[tuple[int, int]]:
-    text = file.read_text()
+def _strings_and_comments(text: str) -> list[tuple[int, int]]:
     begins = [0, *accumulate(map(len, text.splitlines(keepends=True)))]
     return [
         (begins[token.start[0] - 1] + token.start[1], begins[token.end[0] - 1] + token.end[1])
@@ -143,15 +134,3 @@ def _is_python(text: str) -> bool:
     except SyntaxError:
         return False
     return True
-
-
-_FUNCTION = re.compile(r"CREATE (?:OR REPLACE )?FUNCTION (?:\w+\.)?(\w+)\(.*?\$\$.*?\$\$", re.DOTALL)
-
-
-def _last_functions(root: Path) -> dict[str, tuple[Path, int, int]]:
-    """Return where each function of the database is defined last."""
-    found: dict[str, tuple[Path, int, int]] = {}
-    for file in sorted((root / "sql" / "migrations").glob("*.sql")):
-        for match in _FUNCTION.finditer(file.read_text()):
-            found[match.group(1)] = (file, *match.span())
-    return found
