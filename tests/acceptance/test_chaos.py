@@ -6,15 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.faults import Action, Fault, MailTrouble, Manner, Phase, Spot, When, Word
-from tests.chaos.plans import (
-    RUN,
-    STANDARD_POPULATION,
-    TIME_PASSES,
-    Command,
-    Plan,
-    Step,
-    plan_for,
-)
+from tests.chaos.plans import RUN, STANDARD_POPULATION, TIME_PASSES, Command, Plan, Step, plan_for
 from tests.chaos.play import perform
 from tests.chaos.population import Change, Deed
 from tests.support.own_server import Cluster

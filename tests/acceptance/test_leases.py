@@ -5,12 +5,10 @@ Portal and processes are real; where a test would wait for minutes, the times th
 
 import json
 import signal
-import threading
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from datetime import timedelta
-from functools import partial
 from mailbox import Maildir
 from pathlib import Path
 from typing import Any
@@ -179,35 +177,3 @@ def test_a_process_that_stood_still_sends_a_second_copy_only_after_its_last_look
     repeats = ["may already have received this reminder" in mail.as_string() for mail in mails]
     assert sorted(repeats) == [False, True][2 - copies :]
     assert len({mail["Message-ID"] for mail in mails}) == 1
-
-
-def test_two_resyncs_and_a_night_end_with_the_value_that_was_wanted_last(
-    facts: Facts, start: Start, expired: UUID, portal: PortalServer
-) -> None:
-    """Hide (in a call), show (wanted meanwhile, then in a call), hide (wanted meanwhile): one at a time, in order."""
-    first, second = threading.Event(), threading.Event()
-    portal.then(hang(ok(), until=first), hang(ok(), until=second))
-
-    def is_waiting(wish: bool) -> bool:
-        return facts.rows("SELECT visible, status FROM portal_sync_events") == [(wish, "pending")]
-
-    with start("run") as night, ExitStack() as stack:
-        portal.wait_until(lambda: len(portal.requests) == 1, timeout_seconds=60)
-        renew(facts, expired)
-        resyncs = []
-        for wanted, call_in_flight in ((True, first), (False, second)):
-            resyncs.append(stack.enter_context(start("resync", "M1042")))
-            until(partial(is_waiting, wanted), seconds=60)
-            call_in_flight.set()
-            if wanted:
-                portal.wait_until(lambda: len(portal.requests) == 2)
-                facts.pause(expired)
-        ended = [child.finish() for child in (night, *resyncs)]
-
-    assert [(result.returncode, result.stderr) for result in ended] == [(0, "")] * 3
-    assert [request.visible for request in portal.requests] == [False, True, False]
-    versions = [request.order for request in portal.requests]
-    assert versions == sorted(set(versions))
-    assert portal.overlaps == []
-    assert portal.visible == {CONTACT: False}
-    assert facts.rows("SELECT status, visible FROM portal_sync_events") == [("delivered", False)]
