@@ -281,23 +281,23 @@ def test_a_load_and_the_app_both_make_their_changes(loader: Loader, app: App, da
     """The load waits for a certificate that the app changes; in a deadlock with the app it tries again."""
     loader.rows(*(row(number, ends="2026-02-01") for number in ("M1", "M2")))
     dates = "SELECT expires_on::text, revoked_at IS NOT NULL FROM certificates ORDER BY 1"
+    with database.connect(database_url) as observer:
 
-    def go_on_when_the_load_waits(statement: str) -> None:
-        with database.connect(database_url) as observer:
+        def go_on_when_the_load_waits(statement: str) -> None:
             until(lambda: waits_for_a_lock(observer, loader.connection))
-        app.execute(statement.encode())
-        app.commit()
+            app.execute(statement.encode())
+            app.commit()
 
-    app.execute("UPDATE certificates SET expires_on = '2030-01-01', revoked_at = '2025-05-05 12:00+00'")
-    with in_background(lambda: go_on_when_the_load_waits("SELECT")):
-        loaded = loader.rows(row("M1", ends="2027-02-01"), row("M2", ends="2026-02-01"))
-    assert (loaded.certificates_changed, loaded.unchanged) == (2, 0)
-    assert loader.found(dates) == [("2026-02-01", True), ("2027-02-01", True)]
+        app.execute("UPDATE certificates SET expires_on = '2030-01-01', revoked_at = '2025-05-05 12:00+00'")
+        with in_background(lambda: go_on_when_the_load_waits("SELECT")):
+            loaded = loader.rows(row("M1", ends="2027-02-01"), row("M2", ends="2026-02-01"))
+        assert (loaded.certificates_changed, loaded.unchanged) == (2, 0)
+        assert loader.found(dates) == [("2026-02-01", True), ("2027-02-01", True)]
 
-    app.execute("SET deadlock_timeout = '10s'")  # the load notices first
-    app.execute("UPDATE mentors SET full_name = 'Kari'")
-    with in_background(lambda: go_on_when_the_load_waits("UPDATE certificates SET revoked_at = NULL")):
-        loaded = loader.rows(row("M1", ends="2028-02-01"))
+        app.execute("SET deadlock_timeout = '10s'")  # the load notices first
+        app.execute("UPDATE mentors SET full_name = 'Kari'")
+        with in_background(lambda: go_on_when_the_load_waits("UPDATE certificates SET revoked_at = NULL")):
+            loaded = loader.rows(row("M1", ends="2028-02-01"))
     assert (loaded.certificates_changed, loader.rejected) == (1, [])
     assert loader.found(dates) == [("2026-02-01", False), ("2028-02-01", False)]
 
