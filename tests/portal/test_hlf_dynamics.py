@@ -138,7 +138,7 @@ def test_without_a_connection_nothing_was_sent(port_of_nobody: int, monkeypatch:
         (answer(401, {"code": 401, "message": "Invalid JWT"}), PortalStageError, "verify_jwt"),
         (error(403, "contact_not_found"), PortalStageError, "CERTJOB_PORTAL_KEY"),
         (error(405, "method_not_allowed"), PortalStageError, "CERTJOB_PORTAL_URL"),
-        (html(413), PortalStageError, "CERTJOB_PORTAL_URL"),
+        (html(413), PortalStageError, "is the function's address"),
         (error(500, "misconfigured"), PortalStageError, "secrets"),
         (error(400, "misconfigured"), PortalStageError, "secrets"),
         (redirect("https://elsewhere.example/"), PortalStageError, "redirect"),
