@@ -3,7 +3,6 @@
 from datetime import date
 from uuid import UUID, uuid4
 
-from certjob import database
 from certjob.database import Connection
 from certjob.portal.push import PortalEvent
 from certjob.portal.sync import PortalSyncService
@@ -11,12 +10,6 @@ from certjob.review.certification import CertificationManagementService
 from certjob.review.guards import MassChangeGuard
 from certjob.stopping import StopFlag
 from tests.support.facts import TODAY, Facts
-
-
-def queue_wish(connection: Connection, mentor_id: UUID, *, visible: bool) -> None:
-    """Want one mentor shown or hidden, as a review does."""
-    with database.transaction(connection):
-        PortalSyncService(connection, run_id=uuid4()).queue([(mentor_id, visible)])
 
 
 def claim(connection: Connection, *, limit: int = 100) -> list[PortalEvent]:

@@ -23,6 +23,9 @@ from certjob.stopping import StopFlag
 from tests.support.facts import TODAY
 from tests.support.portal_server import PortalServer
 
+Portal = PortalTarget | PortalServer | None
+"""Where a test pushes to: a double, a server, or nowhere."""
+
 
 class FlakyPortal:
     """A double of HLFDynamicsSyncService: it fails so often, then confirms, and notes calls that overlap.
@@ -103,7 +106,7 @@ def quick_policy(*, max_attempts: int = 3) -> RetryPolicy:
 
 def delivery(
     *,
-    portal: PortalTarget | PortalServer | None = None,
+    portal: Portal = None,
     channel: Channel | None = None,
     concurrency: int = 1,
     deadline_seconds: float = 60.0,
@@ -129,7 +132,7 @@ def night(
     connection: Connection,
     today: date = TODAY,
     *,
-    portal: PortalTarget | PortalServer | None = None,
+    portal: Portal = None,
     channel: Channel | None = None,
     ways_out: Delivery | None = None,
     stop: StopFlag | None = None,

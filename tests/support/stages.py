@@ -30,7 +30,7 @@ from certjob.portal.sync import PortalCounts, PortalSyncService
 from certjob.stopping import StopFlag
 from tests.support import intents, nights
 from tests.support.facts import TODAY, Facts
-from tests.support.nights import CollectingChannel, FlakyPortal, NoProgress, delivery, in_background, quick_policy
+from tests.support.nights import FlakyPortal, Portal, delivery, quick_policy
 from tests.support.portal_server import PortalServer
 
 YESTERDAY, NEXT_YEAR = TODAY - timedelta(days=1), TODAY + timedelta(days=365)
@@ -54,7 +54,7 @@ class PortalScene:
         """``sessions`` are closed at the end."""
         self.connection = connection
         self.portal = portal
-        self.channel = CollectingChannel()
+        self.channel = nights.CollectingChannel()
         self._url, self._sessions = url, sessions
         self.facts = Facts(connection)
         self.service = PortalSyncService(connection, run_id=uuid4())
@@ -106,7 +106,9 @@ class PortalScene:
         return intents.backlog(self.facts, count, visible=visible)
 
     def wish(self, mentor_id: UUID, *, visible: bool) -> None:
-        intents.queue_wish(self.connection, mentor_id, visible=visible)
+        """Want one mentor shown or hidden, as a review does."""
+        with database.transaction(self.connection):
+            self.service.queue([(mentor_id, visible)])
 
     def claim(self, limit: int = 100) -> list[PortalEvent]:
         return intents.claim(self.connection, limit=limit)
@@ -126,36 +128,24 @@ class PortalScene:
         intents.run_out(self.facts)
 
     def night(
-        self,
-        portal: PortalTarget | PortalServer | None = None,
-        *,
-        today: date = TODAY,
-        connection: Connection | None = None,
-        **options: Any,
+        self, portal: Portal = None, *, today: date = TODAY, connection: Connection | None = None, **options: Any
     ) -> RunReport:
         """A whole night; the options are those of ``nights.night``."""
         options = {"portal": portal, "channel": self.channel} | options
         return nights.night(connection or self.connection, today, **options)
 
     def deliver(
-        self,
-        portal: PortalTarget | PortalServer | None,
-        connection: Connection | None = None,
-        *,
-        channel: Channel | None = None,
+        self, portal: Portal, connection: Connection | None = None, *, channel: Channel | None = None
     ) -> RunReport:
         """The delivery half alone, as cron starts it between the nights."""
         ways_out = delivery(portal=portal, channel=channel)
         connection = connection or self.connection
-        return nightly.deliver(connection, today=TODAY, delivery=ways_out, stop=StopFlag(), progress=NoProgress())
+        return nightly.deliver(
+            connection, today=TODAY, delivery=ways_out, stop=StopFlag(), progress=nights.NoProgress()
+        )
 
     def resync(
-        self,
-        mentor_id: UUID,
-        portal: PortalTarget | PortalServer | None = None,
-        *,
-        connection: Connection | None = None,
-        **options: Any,
+        self, mentor_id: UUID, portal: Portal = None, *, connection: Connection | None = None, **options: Any
     ) -> Resync:
         """A resync that waits for others as long as it takes."""
         patient = {"lock_wait_seconds": 30.0, "flight_wait_seconds": 30.0, "stop": StopFlag()}
@@ -166,7 +156,7 @@ class PortalScene:
     def resync_under_way(self, mentor_id: UUID, portal: PortalTarget) -> Iterator[list[Resync]]:
         """A resync beside the block; its result is there after the block."""
         results: list[Resync] = []
-        with in_background(lambda: results.append(self.resync(mentor_id, portal))):
+        with nights.in_background(lambda: results.append(self.resync(mentor_id, portal))):
             yield results
 
     def reconcile(self, *, stop: StopFlag | None = None, **options: Any) -> RunReport:
@@ -176,7 +166,7 @@ class PortalScene:
             make_reader=lambda: HLFDynamicsSyncService(self.portal.url, self.portal.key, deadline_seconds=5),
             delivery=delivery(portal=self.portal),
             stop=stop or StopFlag(),
-            progress=NoProgress(),
+            progress=nights.NoProgress(),
             ignore_database_clock=True,
             **options,
         )
