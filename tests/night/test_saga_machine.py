@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import Any, ClassVar
 from uuid import UUID
@@ -199,7 +199,9 @@ class Saga(RuleBasedStateMachine):
         super().__init__()
         self.open = ExitStack()
         """What is closed at the end."""
-        self.url = self.open.enter_context(contextmanager(fresh_database)(*self.server))
+        game = fresh_database(*self.server)
+        self.url = next(game)
+        self.open.callback(next, game, None)  # drops it, whatever was found
         self.facts = Facts(self.open.enter_context(database.connect(self.url)))
         self.portal = self.open.enter_context(PortalServer(self._answer))
         self.portal_mood = "up"
