@@ -92,11 +92,8 @@ def test_the_most_harmful_comes_first_then_the_oldest() -> None:
         "HLF is held: nothing was applied to 33 mentors",
         "33 would be paused, since 24 November 02:00, 1 day",
         "If the changes are right, run `certjob run --organisation hlf --allow-mass-change`.",
-        "- 3 have ended by the calendar",
-        "- 30 have facts that were changed since the last review",
         "- 28 may be shown on the portal and must not be: Kari Nordmann (M2) and 27 more",
         "1 mentor could not be reviewed",
-        "a rule refused it What to do: end what is in the way, then `certjob resync M2 --organisation hlf`.",
         "- Kari Nordmann (M2 of hlf): since 23 November 08:00, 2 days",
         "4 mentors may STILL BE VISIBLE on the portal, and must not be",
         VISIBLE,
@@ -115,14 +112,11 @@ def test_the_most_harmful_comes_first_then_the_oldest() -> None:
         "Shown (M1001 of hlf): since 29 January 08:00, 300 days",
         "3 reminders not delivered",
         "(2 reminders) What to do: add the mentor's address in the app",
-        "Siv (M2 of hlf): certificate until 2 December 2026",
         "Eva (M2 of hlf): certificate until 2 December 2026 Reason: in certjob's words",
         "1 digest not delivered",
         "correct the coordinator's address in the app",
-        "[red]M[/red]",
         "Mail has waited for more than a day",
         "2 reminders, the oldest, since 21 October 2025 09:00, 400 days",
-        "`certjob deliver` sends what waits.",
     )
     assert text.count("503") == 1
     assert "404" not in page(push(has_contact_id=False)), "the reason says it all"
@@ -134,21 +128,22 @@ def test_the_most_harmful_comes_first_then_the_oldest() -> None:
 
 
 def test_off_a_terminal_each_alert_is_one_line_with_everything() -> None:
-    """Each with its own command; who is tried again automatically needs none."""
+    """Each with its own command; who is tried again automatically needs none. Others stand in docs/runbook.md."""
     lines = list(plain_lines(EVERYTHING, now=MORNING.astimezone(OSLO)))
 
     correct = "what to do: correct the contact ID in the app, then `certjob resync M1001 --organisation hlf`"
-    assert lines[0].startswith("Held: hlf: 33 would be paused, since 2026-11-24 02:00; 3 have ended by the")
     assert lines[2:6] == [
         f"{VISIBLE}: Old (M1001 of hlf), since 2026-11-16 08:00, 1 call: 404 (a); {correct}",
         f"{VISIBLE}: New (M1001 of hlf), since 2026-11-23 08:00, 1 call: 404 (b); {correct}",
         f"{VISIBLE}: Per [b] (M1001 of hlf), since 2026-11-21 08:00, 3 calls: 503",
         f"{VISIBLE}: Pål (M1001 of hlf), since 2026-11-23 08:00, 3 calls: 503",
     ]
-    beginnings = ["Not reviewed: ", "The portal and certjob disagree: contact ", f"{HIDDEN}: Shown (M1001 of hlf), "]
-    beginnings += ["Reminder not delivered: Siv (M2 of hlf), certificate until 2 December 2026: There is no e-mail "]
-    beginnings += ["Digest not delivered: [red]M[/red]\ufffd[2J", "Mail waits: 2 reminders, the oldest, since 2025-10-"]
-    for beginning in beginnings:
+    for beginning in (
+        "The portal and certjob disagree: contact ",
+        f"{HIDDEN}: Shown (M1001 of hlf), since 2026-01-29 08:00: Not tried yet",
+        "Reminder not delivered: Siv (M2 of hlf), certificate until 2 December 2026: There is no e-mail address; ",
+        "Digest not delivered: [red]M[/red]\ufffd[2J",
+    ):
         assert any(line.startswith(beginning) for line in lines), beginning
 
 

@@ -36,6 +36,9 @@ TWO = Alerts(pushes=[push(), push("Ola Nordmann")])
 LOST = psycopg.OperationalError("server closed the connection unexpectedly\n\tsee [/] the log")
 
 
+Make = Callable[..., "Watch"]
+
+
 def nothing() -> None:
     pass
 
@@ -70,7 +73,7 @@ class Watch(StopFlag):
 
 
 @pytest.fixture
-def watch(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Watch]:
+def watch(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> Make:
     """Make a watch that the database answers so, one day after the other; an error is raised."""
 
     def make(*answers: Alerts | BaseException, **more: Any) -> Watch:
@@ -97,9 +100,7 @@ def watch(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> Callable[.
 # How it ends.
 
 
-def test_ctrl_c_ends_with_the_code_of_what_was_shown_last(
-    watch: Callable[..., Watch], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ctrl_c_ends_with_the_code_of_what_was_shown_last(watch: Make, capsys: pytest.CaptureFixture[str]) -> None:
     """The ordinary way out: no word about it. It breaks off a read that hangs, and leaves no clock to run."""
     for answers, code in (((CLEAR, ONE), 3), ((ONE, CLEAR), 0), ((ONE, Interrupted()), 3)):
         watching = watch(*answers)
@@ -107,7 +108,7 @@ def test_ctrl_c_ends_with_the_code_of_what_was_shown_last(
     assert capsys.readouterr().err == ""
 
 
-def test_any_other_end_is_an_error_as_everywhere(watch: Callable[..., Watch]) -> None:
+def test_any_other_end_is_an_error_as_everywhere(watch: Make) -> None:
     """SIGTERM, whatever was on the page; Ctrl-C before anything was shown: nobody knows whether all is clear."""
     terminated = watch(ONE)
     terminated.ends_by = "SIGTERM"
@@ -119,7 +120,7 @@ def test_any_other_end_is_an_error_as_everywhere(watch: Callable[..., Watch]) ->
         watch(CLEAR, psycopg.errors.InsufficientPrivilege("permission denied for view portal_alerts")).run()
 
 
-def test_a_terminal_that_has_gone_ends_it(watch: Callable[..., Watch], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_that_has_gone_ends_it(watch: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever ignores SIGHUP would read for ever."""
     watching = watch(ONE)
     reading, writing = pty.openpty()
@@ -190,10 +191,8 @@ def test_a_table_that_is_locked_for_long_collects_no_sessions(
 def test_nothing_is_kept_open_between_two_looks(facts: Facts, database_url: str) -> None:
     """No transaction, no snapshot, no prepared statement, no lock: it works through a pooler, and vacuum goes on."""
     session = database.connect(database_url)
-    state = (
-        "SELECT state, xact_start, backend_xmin, (SELECT count(*) FROM pg_locks WHERE pid = a.pid)"
-        " FROM pg_stat_activity AS a WHERE pid = %s"
-    )
+    locks = "(SELECT count(*) FROM pg_locks WHERE pid = a.pid)"
+    state = f"SELECT state, xact_start, backend_xmin, {locks} FROM pg_stat_activity AS a WHERE pid = %s"
     seen: list[tuple[object, ...]] = []
 
     def look() -> None:
@@ -209,7 +208,7 @@ def test_nothing_is_kept_open_between_two_looks(facts: Facts, database_url: str)
 # The screen.
 
 
-def test_the_page_is_refreshed_on_a_screen_of_its_own(watch: Callable[..., Watch]) -> None:
+def test_the_page_is_refreshed_on_a_screen_of_its_own(watch: Make) -> None:
     """The page and when it was checked, each time of that day; afterwards the terminal is as it was.
 
     An outage is said below the last page, which stays readable; before the first it does not look like all clear. A
@@ -239,7 +238,7 @@ def test_the_page_is_refreshed_on_a_screen_of_its_own(watch: Callable[..., Watch
 
 
 @pytest.mark.parametrize(("lines", "columns"), [(18, 100), (1, 20)])
-def test_a_page_that_is_too_long_is_cut_and_says_so(watch: Callable[..., Watch], lines: int, columns: int) -> None:
+def test_a_page_that_is_too_long_is_cut_and_says_so(watch: Make, lines: int, columns: int) -> None:
     """The most harmful stays; so does the line that says how old it is, and that there is more."""
     watching = watch(Alerts(pushes=[push(f"Name{number}") for number in range(90)]), lines=lines, columns=columns)
 
