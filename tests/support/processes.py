@@ -14,13 +14,11 @@ test that waits for them shortens all that belong together. A freeze is a SIGSTO
 first time it comes to that point.
 """
 
-import inspect
 import itertools
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib import import_module
 from typing import Any
@@ -41,24 +39,16 @@ def _plant_freeze(name: str, *, before: bool) -> None:
     original = getattr(room, method)
     visits = itertools.count()
 
-    @contextmanager
-    def standing_still() -> Iterator[None]:
+    def freezing(*arguments: Any, **named: Any) -> Any:
         is_first = next(visits) == 0
         if is_first and before:
             _freeze()
-        yield
-        if is_first and not before:
+        result = original(*arguments, **named)
+        if is_first and not before:  # of what is asynchronous nothing has happened yet
             _freeze()
+        return result
 
-    def freezing(*arguments: Any, **named: Any) -> Any:
-        with standing_still():
-            return original(*arguments, **named)
-
-    async def freezing_async(*arguments: Any, **named: Any) -> Any:
-        with standing_still():
-            return await original(*arguments, **named)
-
-    setattr(room, method, freezing_async if inspect.iscoroutinefunction(original) else freezing)
+    setattr(room, method, freezing)
 
 
 def _freeze() -> None:
