@@ -173,9 +173,8 @@ def started(
         streams: dict[str, Any] = {"stdin": read.fileno(), "stdout": printed.fileno(), "stderr": said.fileno()}
         streams |= {name: more.pop(name) for name in streams if name in more}
         if more or (not program and can_fork(environment)):
-            process: Process = ForkedCommand(
-                arguments, environment=environment, folder=folder, alterations=more or None, **streams
-            )
+            how: dict[str, Any] = {"streams": [*streams.values()], "alterations": more or None}
+            process: Process = ForkedCommand(arguments, environment=environment, folder=folder, **how)
         else:
             command = [*(program or [str(installed_command())]), *arguments]
             process = subprocess.Popen(command, env=dict(environment), cwd=folder, text=True, **streams)

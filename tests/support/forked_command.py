@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import connection, forkserver, reduction
 from multiprocessing.popen_forkserver import Popen
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -43,18 +44,15 @@ class ForkedCommand:
         arguments: Sequence[str],
         *,
         environment: Mapping[str, str],
-        folder: str | os.PathLike[str],
-        stdin: int,
-        stdout: int,
-        stderr: int,
-        alterations: Mapping[str, Any] | None = None,
+        folder: Path,
+        streams: Sequence[int],
+        alterations: Mapping[str, Any] | None,
     ) -> None:
-        """``stdin`` and the others are file descriptors, the caller's to close."""
+        """``streams`` are file descriptors for stdin, stdout and stderr, the caller's to close."""
         self.args = ["certjob", *arguments]
         self.returncode: int | None = None
         self._reading = threading.Lock()
-        streams = [_Passed(number) for number in (stdin, stdout, stderr)]
-        request = (list(arguments), dict(environment), os.fspath(folder), alterations, streams)
+        request = (list(arguments), dict(environment), folder, alterations, [*map(_Passed, streams)])
         _start_server()
         # Not by start(), which would look after all the others, too: here each is waited for by its own tests.
         self._process = Popen(multiprocessing.get_context("forkserver").Process(target=_become, args=request))
@@ -66,10 +64,7 @@ class ForkedCommand:
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for its end and return its exit code, negative after a signal. Raises subprocess.TimeoutExpired.
-
-        Several threads may wait.
-        """
+        """Return its exit code, negative after a signal; several threads may wait. Raises subprocess.TimeoutExpired."""
         if self.returncode is None:
             if not connection.wait([self._process.sentinel], timeout):
                 raise subprocess.TimeoutExpired(self.args, timeout or 0)
@@ -114,7 +109,7 @@ def _start_server() -> None:
 def _become(
     arguments: list[str],
     environment: dict[str, str],
-    folder: str,
+    folder: Path,
     alterations: dict[str, Any] | None,
     streams: list[int],
 ) -> None:
@@ -132,7 +127,7 @@ def _become(
     time.tzset()
     sys.stdout.reconfigure(line_buffering=sys.stdout.isatty())  # type: ignore[union-attr]
     sys.stderr.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    sys.argv = [os.path.join(os.path.dirname(sys.executable), "certjob"), *arguments]  # noqa: PTH118, PTH120
+    sys.argv = [str(Path(sys.executable).with_name("certjob")), *arguments]
     if alterations is not None:
         from tests.support.processes import run_altered
 

@@ -9,9 +9,8 @@ from typing import Any
 import psycopg
 
 from certjob.cli.pages.alerts import NOTHING
-from tests.support.command_line import Backends, without_escapes
+from tests.support.command_line import Backends, started, without_escapes
 from tests.support.facts import Facts
-from tests.support.forked_command import ForkedCommand
 from tests.support.intents import backlog
 from tests.support.waiting import until
 
@@ -24,17 +23,16 @@ def test_a_watch_outlives_a_lost_connection_and_ends_with_ctrl_c_at_once(
     """What changed meanwhile is shown; a look that waits for a lock is broken off."""
     backends = Backends(facts.connection)
     master, slave = pty.openpty()
-    terminal: dict[str, Any] = {"stdin": slave, "stdout": slave, "stderr": slave}
-    environment = environment | {"TERM": "xterm", "COLUMNS": "100", "LINES": "30"}
-    child = ForkedCommand(["alerts", "--watch"], environment=environment, folder=tmp_path, **terminal)
-    os.close(slave)
+    environment |= {"TERM": "xterm", "COLUMNS": "100", "LINES": "30"}
+    terminal: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), slave)
     shown = bytearray()
 
     def shows(part: str) -> bool:
         shown.extend(os.read(master, 65536))
         return part in without_escapes(shown.decode(errors="replace"))
 
-    try:
+    with started("alerts", "--watch", environment=environment, folder=tmp_path, **terminal) as child:
+        os.close(slave)
         until(lambda: shows(NOTHING))
         backends.terminate()
         backlog(facts, 1)
@@ -42,11 +40,8 @@ def test_a_watch_outlives_a_lost_connection_and_ends_with_ctrl_c_at_once(
         until(lambda: shows(VISIBLE))
         app.execute("LOCK TABLE mentors")
         backends.wait_for_query("", waiting_for="Lock")
-        child.send_signal(signal.SIGINT)
 
-        assert child.wait(4.0) == 3
-    finally:
-        child.kill()
-        os.close(master)
+        assert child.stop_within(4.0, signal.SIGINT).returncode == 3
+    os.close(master)
     assert "could not read the alerts: " in without_escapes(shown.decode())
     backends.wait_until_gone()
