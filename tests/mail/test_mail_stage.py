@@ -1,7 +1,6 @@
 """The mail stage: one message at a time, each settled before the next, and a failure is known to be whose it is."""
 
 import time
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -10,7 +9,6 @@ import pytest
 from certjob.database import Connection
 from certjob.errors import ChannelDownError, StoppedBySignalError
 from certjob.mail.message import OutgoingMessage
-from certjob.mail.messages.templates import Templates
 from certjob.mail.reminder_mail import ReminderMail
 from certjob.mail.stage import MailCounts
 from certjob.outbox.claims import Answer, Settlement
@@ -249,23 +247,6 @@ def test_a_lease_that_is_lost_is_reported_and_nothing_is_written(scene: Scene, o
 
     assert scene.counts == MailCounts(lost=1)
     assert log(scene, "status, attempts, claim_token IS NOT NULL, maybe_sent") == [("pending", 2, True, True)]
-
-
-def test_a_template_that_breaks_on_one_mentor_gives_way_to_ours(scene: Scene, tmp_path: Path) -> None:
-    """Everybody gets the message in time; the stage says at its end what broke, without naming anybody."""
-    queue(scene, 3)
-    scene.execute("UPDATE mentors SET full_name = 'Ola Hansen' WHERE email = 'm1@example.org'")
-    (tmp_path / "reminder.nb.txt").write_text("Emne\n\n{{ {'Kari Nordmann': 'Kjære Kari'}[name] }}\n")
-    templates = Templates(tmp_path)
-
-    assert scene.stage(queue=reminder_mail(scene.connection, templates=templates)) is None
-
-    assert [message.text.split()[0] for message in scene.sent] == ["Kjære", "Hei,", "Kjære"]
-    problem = templates.problem()
-    assert problem is not None
-    assert (problem.code, "Hansen" in problem.reason) == ("template", False)
-    assert "reminder.nb.txt line 3" in problem.reason
-    assert "1 message was written with certjob's own template instead" in problem.reason
 
 
 def test_a_settle_whose_commit_fails_is_tried_again(scene: Scene) -> None:

@@ -88,6 +88,9 @@ STORIES = {
         night 0, delete, enter likeperson 24, night 0 | 30@25 #0, 30@24 #0 | 30@25 sent, 30@24 sent
         move 25, night 0                              |                    | 30@25 sent, 30@24 sent
         move 26, night 0                              | 30@26 #1           | 30@25 sent, 30@26 sent < sent@24""",
+    "a mail about another kind is another matter": """
+        night 0, enter first-aid 24, night 0 | 30@25 #0, 30@24 #0 | 30@25 sent, 30@24 sent
+        move 25, night 0                     | 30@25 #1           | 30@25 sent, 30@25 sent < sent@24""",
     "one that is cancelled by a mistake comes back as the same message": """
         review 0, revoke, night 0 |          | 30@25 cancelled
         restore, night 0          | 30@25 #0 | 30@25 sent < cancelled@25""",

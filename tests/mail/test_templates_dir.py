@@ -175,7 +175,7 @@ def test_a_folder_that_cannot_be_opened_gives_way_to_ours_and_is_named(folder: P
 
     problem = templates.problem()
     assert problem is not None
-    assert said in problem.reason
+    assert (problem.code, said in problem.reason) == ("template", True)
     assert problem.reason.endswith("; 2 messages were written with certjob's own template instead")
     with pytest.raises(ConfigurationError, match=re.escape(said)):
         check_templates(folder)
