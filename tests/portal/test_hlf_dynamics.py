@@ -25,7 +25,7 @@ from certjob.portal import hlf_dynamics
 from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
 from tests.support.channels import Blocking
 from tests.support.nights import quick_policy
-from tests.support.portal_answers import Behaviour, answer, cut, drip, error, hang, html, ok, raw, redirect, reset
+from tests.support.portal_answers import Behaviour, answer, cut, drip, error, hang, html, ok, raw, reset
 from tests.support.portal_server import PortalServer
 
 CONTACT = "0b6c4f3e-9d1a-4c57-8f2e-a1b2c3d4e5f6"
@@ -141,7 +141,7 @@ def test_without_a_connection_nothing_was_sent(port_of_nobody: int, monkeypatch:
         (html(413), PortalStageError, "is the function's address"),
         (error(500, "misconfigured"), PortalStageError, "secrets"),
         (error(400, "misconfigured"), PortalStageError, "secrets"),
-        (redirect("https://elsewhere.example/"), PortalStageError, "redirect"),
+        (answer(302, headers={"Location": "https://elsewhere.example/"}), PortalStageError, "redirect"),
         (answer(404, b"x" * 200_000), PortalStageError, "deployed"),
         (error(404, "ResourceNotFound"), PortalStageError, "deployed"),  # a gateway's code, in an envelope like ours
         (answer(404, {"error": {"code": 404}}), PortalStageError, "deployed"),
@@ -163,7 +163,8 @@ def test_only_our_codes_about_the_contact_are_permanent_and_what_everybody_would
 def test_pushes_share_a_connection_until_the_server_drops_it(portal: PortalServer, service: Blocking) -> None:
     """An answered failure does not cost a new one; a dropped one is no failure. Redirects are not followed."""
     with PortalServer() as elsewhere:
-        portal.then(redirect(elsewhere.url, status=307), error(404, "contact_not_found"), ok(then_reset=True))
+        redirect = answer(307, headers={"Location": elsewhere.url})
+        portal.then(redirect, error(404, "contact_not_found"), ok(then_reset=True))
         failure(service)
         failure(service)
         push(service)

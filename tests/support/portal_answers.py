@@ -165,11 +165,6 @@ def html(status: int = 200) -> Behaviour:
     return answer(status, b"<!doctype html><p>Nothing here", headers={"Content-Type": "text/html"})
 
 
-def redirect(location: str, *, status: int = 302) -> Behaviour:
-    """Send the caller somewhere else."""
-    return answer(status, headers={"Location": location})
-
-
 def raw(data: bytes, *, applied: bool = False, reset: bool = False) -> Behaviour:
     """Answer with these bytes, HTTP or not, and close; with ``applied``, after doing the work."""
 
