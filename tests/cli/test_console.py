@@ -119,7 +119,7 @@ def test_a_foreign_error_gets_a_code_and_a_next_step() -> None:
 def report_of(*people: Mentor) -> RunReport:
     decisions = [rules.decide(person, TODAY) for person in people]
     changes = [PlannedChange(decision=decision, new_reminders=decision.reminders) for decision in decisions]
-    return RunReport(command="run", today=TODAY, dry_run=True, review=ReviewCounts(), changes=changes)
+    return RunReport(command="run", today=TODAY, dry_run=True, review=ReviewCounts(reviewed=12_345), changes=changes)
 
 
 def names(ids: Sequence[UUID]) -> dict[UUID, MentorName]:
@@ -151,6 +151,7 @@ def test_a_plan_says_what_would_change_cut_on_a_terminal_and_whole_off_it(capsys
     ]
     assert "nhf M1001: certificates: expiring; reminder: on the last day\n" in whole
     assert whole.count("hlf N") == 57
+    assert whole.splitlines()[-1].startswith("mentors: 12,345 reviewed; ")
     assert ("N47" in cut, "N48" in cut) == (True, False)
     assert capsys.readouterr().out == "… and 10 more; --json lists all of them\n"
     assert ("for hlf" in cut, "Org" in cut) == (False, True)  # nhf is not among those shown
