@@ -211,4 +211,4 @@ def test_work_that_brings_the_server_down_each_time_is_given_up(lasting: Connect
     with pytest.raises(DatabaseUnavailableError, match=r"went away 5 times and more in one run: .*server's log"):
         repeated(lasting, work)
 
-    assert len(tries) == connections.MOST_RESTARTS + 1
+    assert len(tries) == lasting.restarts == connections.MOST_RESTARTS + 1
