@@ -1,6 +1,7 @@
 """SIGTERM, SIGINT and SIGHUP, whatever certjob is doing: an end within 10 s, one line, nothing lost, nothing kept."""
 
 import errno
+import json
 import os
 import pty
 import signal
@@ -290,11 +291,13 @@ def test_what_a_broken_off_wait_leaves_behind_is_not_the_reason(
     """It may break, too: the signal is the reason, but for what certjob says itself."""
     broken, busy = OSError(errno.EBADF, "Bad file descriptor"), MentorBusyError("M1 is locked")
     for left_behind, code, reason in ((broken, 1, "stopped by a signal"), (busy, 3, "M1 is locked")):
+        outcome = {1: "failed", 3: "attention"}[code]
         stop = StopFlag()
         monkeypatch.setattr("certjob.settings.load_settings", mock.Mock(side_effect=left_behind))
         stop.set()
-        assert entry.run(["status"], stop=stop) == code
-        assert capsys.readouterr().err.startswith(f"certjob status: {reason}")
+        assert entry.run(["status", "--json"], stop=stop) == code
+        out, err = capsys.readouterr()
+        assert (json.loads(out)["outcome"], err.startswith(f"certjob status: {reason}")) == (outcome, True)
 
 
 # The flag itself.
