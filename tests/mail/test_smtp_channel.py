@@ -241,14 +241,15 @@ def test_a_cancelled_message_leaves_nothing_behind(stage: str, is_reached: Calla
 
 @pytest.mark.parametrize("fault", [Fault.HANG, Fault.DRIP, Fault.CUT])
 def test_goodbye_ends_in_time_and_raises_nothing(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Closing is for the end of a night, when nothing may be held up any more."""
+    """At the end of a night nothing may be held up any more. A look, too, closes its connection."""
     monkeypatch.setattr(smtp, "QUIT_SECONDS", 0.2)
-    with talk({"QUIT": fault}) as (server, channel):
-        channel.send(MESSAGE)
+    with talk({"QUIT": fault, "NOOP": b"250 yes"}) as (server, channel):
         with in_time():
+            channel.probe()
+            channel.send(MESSAGE)
             channel.close()
             channel.close()
-        assert server.commands.count("QUIT") == 1
+        assert server.commands.count("QUIT") == 2
 
 
 def test_it_greets_with_a_name_that_servers_take(monkeypatch: pytest.MonkeyPatch) -> None:
