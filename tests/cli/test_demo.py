@@ -1,11 +1,10 @@
-"""The demo as a newcomer meets it: it tells a true story, takes less than a minute and leaves nothing behind."""
+"""The demo as a newcomer meets it: it tells a true story and leaves nothing behind."""
 
 import os
 import re
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,13 +40,10 @@ def numbers(pattern: str, text: str) -> list[int]:
 
 def test_it_shows_an_outage_and_its_recovery_in_figures_that_agree(certjob: Certjob, temporary_folder: Path) -> None:
     """One whole run, off a terminal."""
-    began_at = time.monotonic()
-
     shown = certjob("demo", TMPDIR=str(temporary_folder))
 
     assert shown.returncode == 0
     assert {line.partition(": ")[0] for line in shown.stderr.splitlines()} == {"certjob run"}
-    assert time.monotonic() - began_at < 60
     told = shown.stdout
     # The outage's alerts, none after the recovery and at the end.
     assert told.count("Dynamics sync pending — mentor may still be visible on portal") == 6
