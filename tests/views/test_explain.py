@@ -200,6 +200,8 @@ def test_a_push_is_told_from_the_wish_to_the_confirmation(scene: Scene) -> None:
     scene.told(
         mentor_id, stale, "certjob lifts its pause; the portal", "stored as expired so far, a run today stores it"
     )
+    review(scene.connection)
+    scene.told(mentor_id, "for the portal to show this mentor; may still be hidden")
 
 
 def test_a_push_that_no_night_can_make_is_told_without_a_date(scene: Scene) -> None:

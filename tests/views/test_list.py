@@ -176,6 +176,8 @@ def test_a_terminal_gets_a_page_that_fits_and_is_told_how_many_there_are(capsys:
     show_list(output, [row(member_no=f"M{number}") for number in range(MOST_ROWS + 3)])
     assert shown.getvalue().count("Kari Nordmann") == MOST_ROWS
     assert "… and 3 more; --csv prints all of them" in capsys.readouterr().out
-    show_list(output, [row()])
-    show_list(output, [])
-    assert capsys.readouterr().out.splitlines() == ["hlf: 1 certificate", "Nothing fits."]
+    bare = row(certificate_id=None, kind=None, status=None, issued_on=None, expires_on=None, days_left=None)
+    for rows in ([row(), bare], [bare], []):
+        show_list(output, rows)
+    counted = ["hlf: 1 certificate, 1 without a certificate", "hlf: 1 without a certificate", "Nothing fits."]
+    assert capsys.readouterr().out.splitlines() == counted

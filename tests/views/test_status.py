@@ -21,6 +21,7 @@ from certjob.views.status import read_status
 from tests.conftest import Certjob
 from tests.support.command_line import Finished, without_escapes
 from tests.support.facts import TODAY, Facts
+from tests.support.intents import review
 from tests.support.nights import NoProgress, night
 from tests.support.programmes import random_programme
 
@@ -228,7 +229,8 @@ def test_on_a_terminal_it_is_one_screen(status: Status, facts: Facts, on_termina
     status.ran(outcome="failed")
     status.ran(outcome=None, silent_for=MINUTE)
     status.ran(outcome=None, silent_for=DAY, host="[red]\x1b[2J")
-    facts.mentor(facts.organisation())
+    facts.certified_mentor(facts.organisation(), TODAY - timedelta(days=1))
+    review(facts.connection)
     facts.connection.execute("INSERT INTO portal_unknown_contacts (contact_id) VALUES (gen_random_uuid())")
 
     for columns, settings, red in ((80, {"LINES": "24"}, True), (100, {"NO_COLOR": "1"}, False)):
@@ -237,4 +239,6 @@ def test_on_a_terminal_it_is_one_screen(status: Status, facts: Facts, on_termina
         lines = without_escapes(shown).splitlines()
         assert (len(lines) <= 23, max(map(len, lines)) <= columns) == (True, True)
         assert lines[0].startswith("Last good night: ")
+        hides = next(line.split() for line in lines if line.startswith("hides "))
+        assert hides[1:6] == ["1", "1", "0", "0", "0"]
         assert {"deliver", "resync", "alerts", "failed", "died", "running"} <= {*"\n".join(lines).split()}
