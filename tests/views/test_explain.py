@@ -180,6 +180,8 @@ def test_a_push_is_told_from_the_wish_to_the_confirmation(scene: Scene) -> None:
     claims = f"UPDATE portal_sync_events SET {lease}; UPDATE cert_notification_log SET {lease}"
     scene.connection.execute(claims.format("gen_random_uuid()", 1).encode())
     scene.told(mentor_id, "is being asked to hide the mentor", "is being sent", "certjob is working on it right now.")
+    scene.connection.execute(claims.format("gen_random_uuid()", -1).encode())
+    assert "is being" not in scene.told(mentor_id), "whoever died works on nothing"
     scene.connection.execute(claims.format("NULL", 0).encode())
 
     scene.run(portal=FlakyPortal(failures=99))
