@@ -79,7 +79,7 @@ def test_the_portal_is_spared_unless_it_is_on_this_machine(environment: Environm
         ({"PORTAL_RATE": "2.5"}, 2.5),
         ({"PORTAL_RATE": "0"}, 0.0),
         ({"PORTAL_RATE": "", "PORTAL_URL": "http://[::1]:8000/"}, 0.0),
-        ({"PORTAL_RATE": "3"}, 3.0),
+        ({"PORTAL_RATE": "3", "PORTAL_URL": "http://localhost/"}, 3.0),
     ):
         assert environment.load(**PORTAL | variables).portal_calls_per_second == calls_per_second
 
