@@ -149,6 +149,6 @@ def test_a_night_on_a_terminal_shows_what_is_asked_for(
     steps = shown("run -v", ("stderr",))
     assert "INFO Reviewing mentors" in steps
     assert "\x1b" not in steps, "a bar that is drawn anew would swallow some"
-    for line in shown("run -v", CERTJOB_LOG_FORMAT="json").splitlines():
-        assert json.loads(line)["event"]
+    in_json = [json.loads(line)["event"] for line in shown("run -v", CERTJOB_LOG_FORMAT="json").splitlines()]
+    assert in_json[-1] == "run_ended"
     assert shown("run -q") == shown("resync M1001 --quiet") == ""

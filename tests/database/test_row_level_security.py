@@ -229,9 +229,12 @@ def test_what_the_code_of_the_page_names_exists(ours: Organisation) -> None:
     """The view with its columns, the function with its parameter, a published table."""
     published = {row[0] for row in ours.facts.rows("SELECT tablename FROM pg_publication_tables")}
     for code in blocks("js", "dart"):
-        for table, columns in re.findall(r"\bfrom\(['\"](\w+)['\"]\)\s*\.select\(['\"]([^'\"]+)", code):
+        tables = re.findall(r"\bfrom\(['\"](\w+)['\"]\)\s*\.select\(['\"]([^'\"]+)", code)
+        calls = re.findall(r"rpc\(['\"](\w+)['\"], (?:params: )?\{ ?'?(\w+)", code)
+        assert (len(tables), len(calls)) == (code.count("from("), code.count("rpc("))
+        for table, columns in tables:
             ours.asks(f"SELECT {columns} FROM {table}")
-        for function, name in re.findall(r"rpc\(['\"](\w+)['\"], (?:params: )?\{ ?'?(\w+)", code):
+        for function, name in calls:
             ours.asks(f"SELECT * FROM {function}({name} => %(mentor)s)")
         for table in re.findall(r"table: ['\"](\w+)['\"]", code):
             assert table in published
