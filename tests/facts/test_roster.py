@@ -172,6 +172,7 @@ def test_a_row_is_read_as_people_write_it_and_all_that_is_wrong_is_reported_at_o
             "no column issued_on, expires_on; the file has organisation, member_no, kind, Valid From; name it with "
             "--column issued_on='Their header' or give every row one value with --set issued_on=…",
         ),
+        ("organisation,member_no,email,revoked_on", "no column kind, issued_on, expires_on"),
         (REQUIRED + ",KIND", "column 'kind' is there 2 times; rename or remove the others"),
         ("hlf,M0,likeperson,2024-02-01,2026-02-01", "the first line looks like a row"),
         ("M0,kari@example.org", "the first line looks like a row"),

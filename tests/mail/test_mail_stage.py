@@ -115,15 +115,16 @@ def test_each_outcome_is_written_down(scene: Scene) -> None:
     """The delay doubles with each try. Of an address that is none no server is even asked."""
     queue(scene, 5)
     scene.execute("UPDATE mentors SET email = 'nowhere' WHERE email = 'm0@example.org'")
+    scene.execute("UPDATE cert_notification_log SET attempts = 1 WHERE mentor_id = %s", UUID(int=4))  # so it comes last
 
-    scene.stage(*(OUTCOMES[each] for each in ".RLC"))
+    scene.stage(*(OUTCOMES[each] for each in ".RCL"))
 
     row = "status, attempts, maybe_sent, last_error, failure_code, claim_token"
-    put_off = "next_attempt_at - now() BETWEEN interval '14 min' AND interval '15 min'"
+    put_off = "ceil(extract(epoch FROM next_attempt_at - now()) / 60) = 15 * attempts"
     assert log(scene, f"{row}, {put_off}")[1:] == [
         ("sent", 1, False, None, None, None, False),
         ("failed", 1, False, "550 no such user", "message_refused", None, False),
-        ("pending", 1, False, "450 greylisted", "deferred", None, True),
+        ("pending", 2, False, "450 greylisted", "deferred", None, True),
         ("pending", 1, True, "cut", "maybe_arrived", None, True),
     ]
     assert log(scene, "status, attempts, failure_code")[0] == ("failed", 0, "bad_address")
