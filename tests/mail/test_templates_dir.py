@@ -280,3 +280,7 @@ def test_a_broken_template_stops_no_night(certjob: Certjob, scene: Scene, folder
     assert broken.stderr == f"certjob preview: CERTJOB_TEMPLATES_DIR: {said}\n"
     assert (night.returncode, said in night.stderr) == (3, True)
     assert len(list((tmp_path / "mail" / "new").iterdir())) == 1
+    scene.certified(until=(today() - TODAY).days + 20)
+    night = certjob("run", **settings | {"CERTJOB_TEMPLATES_DIR": str(folder / "gone")})
+    assert (night.returncode, f"the folder {folder / 'gone'} cannot be read" in night.stderr) == (3, True)
+    assert len(list((tmp_path / "mail" / "new").iterdir())) == 2
