@@ -88,6 +88,9 @@ STORIES = {
         night 0, delete, enter likeperson 24, night 0 | 30@25 #0, 30@24 #0 | 30@25 sent, 30@24 sent
         move 25, night 0                              |                    | 30@25 sent, 30@24 sent
         move 26, night 0                              | 30@26 #1           | 30@25 sent, 30@26 sent < sent@24""",
+    "nor twice after a typo, when it is entered anew": """
+        night 0, move 24, night 0            | 30@25 #0, 30@24 #1 | 30@24 sent < sent@25
+        delete, enter likeperson 25, night 0 |                    | 30@24 sent < sent@25""",
     "a mail about another kind is another matter": """
         night 0, enter first-aid 24, night 0 | 30@25 #0, 30@24 #0 | 30@25 sent, 30@24 sent
         move 25, night 0                     | 30@25 #1           | 30@25 sent, 30@25 sent < sent@24""",
