@@ -143,6 +143,7 @@ def test_a_night_on_a_terminal_shows_what_is_asked_for(
         assert phase in night
     assert "\x1b[2K" in night, "a phase that is over is wiped off"
     assert re.search(r"portal\s+1 queued, 1 delivered", without_escapes(night))
+    assert "Delivery of " in shown("deliver")
 
     assert json.loads(shown("run --json", ("stdout",)))["outcome"] == "ok"
     assert "Reviewing mentors" in shown("run", ("stderr",))
