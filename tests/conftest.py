@@ -25,7 +25,7 @@ from tests.support.own_server import data_parent
 
 if TYPE_CHECKING:
     from tests.support.portal_server import PortalServer
-    from tests.support.stages import PortalScene
+    from tests.support.scene import Scene
 
 SERVER_URL = "CERTJOB_TEST_DATABASE_URL"
 """A superuser's URL of the server to test on; without it, the embedded one in a temporary folder."""
@@ -221,12 +221,12 @@ def portal() -> Iterator["PortalServer"]:
 
 
 @pytest.fixture
-def scene(connection: database.Connection, database_url: str, portal: "PortalServer") -> Iterator["PortalScene"]:
+def scene(connection: database.Connection, database_url: str, portal: "PortalServer") -> Iterator["Scene"]:
     """The database, the portal, a channel for mail, and what certjob does with them."""
-    from tests.support.stages import PortalScene
+    from tests.support.scene import Scene
 
     with ExitStack() as sessions:
-        yield PortalScene(connection, portal, url=database_url, sessions=sessions)
+        yield Scene(connection, portal, url=database_url, sessions=sessions)
 
 
 @pytest.fixture

@@ -17,11 +17,11 @@ from tests.conftest import Certjob
 from tests.support.facts import TODAY
 from tests.support.nights import CollectingChannel, FlakyPortal, delivery
 from tests.support.portal_answers import error, ok
-from tests.support.stages import PortalScene
+from tests.support.scene import Scene
 
 
 @pytest.fixture
-def due(scene: PortalScene) -> PortalScene:
+def due(scene: Scene) -> Scene:
     """HLF with a mentor to hide, another one to remind, and a coordinator to tell of it."""
     hlf = scene.facts.organisation("hlf")
     scene.facts.insert("coordinators", organisation_id=hlf, full_name="Eva", email="eva@example.org")
@@ -30,12 +30,12 @@ def due(scene: PortalScene) -> PortalScene:
     return scene
 
 
-def kinds(scene: PortalScene) -> list[str]:
+def kinds(scene: Scene) -> list[str]:
     """What was mailed."""
     return [message.kind for message in scene.channel.sent]
 
 
-def test_the_portal_comes_first_then_reminders_then_digests(due: PortalScene) -> None:
+def test_the_portal_comes_first_then_reminders_then_digests(due: Scene) -> None:
     """In one event loop: what one stage has set up, such as a connection to the mail server, is good for the next."""
     happened: list[tuple[str, asyncio.AbstractEventLoop]] = []
 
@@ -55,7 +55,7 @@ def test_the_portal_comes_first_then_reminders_then_digests(due: PortalScene) ->
     assert len({each for _, each in happened}) == 1
 
 
-def test_a_portal_stage_that_crashes_does_not_stop_the_mail(due: PortalScene) -> None:
+def test_a_portal_stage_that_crashes_does_not_stop_the_mail(due: Scene) -> None:
     """The run has failed; the hide that was not made is an alert, and the digest tells of it. It is said every time."""
     portal = FlakyPortal(lambda _number: LookupError("kari@example.org"))
 
@@ -73,7 +73,7 @@ def test_a_portal_stage_that_crashes_does_not_stop_the_mail(due: PortalScene) ->
 
 
 @pytest.mark.parametrize("code", ["crash", "no_url"])
-def test_a_portal_that_cannot_even_be_opened_is_noted(due: PortalScene, code: str) -> None:
+def test_a_portal_that_cannot_even_be_opened_is_noted(due: Scene, code: str) -> None:
     """Before anything is claimed, so that no push can tell of it."""
 
     def make_target() -> NoReturn:
@@ -86,7 +86,7 @@ def test_a_portal_that_cannot_even_be_opened_is_noted(due: PortalScene, code: st
 
 
 def test_a_portal_stage_that_waits_for_a_locked_table_leaves_time_to_the_mail(
-    due: PortalScene, monkeypatch: pytest.MonkeyPatch
+    due: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its part of the time (three quarters, here a tenth) ends in the middle of a statement; that is no crash."""
     monkeypatch.setattr(deliveries, "PORTAL_SHARE", 0.1)
@@ -104,7 +104,7 @@ def test_a_portal_stage_that_waits_for_a_locked_table_leaves_time_to_the_mail(
     assert kinds(due) == ["reminder", "digest"]
 
 
-def test_digests_go_out_although_the_reminders_crashed(due: PortalScene) -> None:
+def test_digests_go_out_although_the_reminders_crashed(due: Scene) -> None:
     """They tell of it."""
     due.channel.on_send = lambda message: LookupError() if message.kind == "reminder" else None
 
@@ -114,7 +114,7 @@ def test_digests_go_out_although_the_reminders_crashed(due: PortalScene) -> None
     assert [(stop.stage, stop.code) for stop in report.stopped] == [("mail", "crash")]
 
 
-def test_a_list_of_alerts_that_cannot_be_read_is_said(scene: PortalScene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_of_alerts_that_cannot_be_read_is_said(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """A night that could not ask what needs attention does not end as if nothing did."""
     monkeypatch.setattr(job_runs, "_LOCK_TIMEOUT_MS", 100)
     lock = "LOCK TABLE portal_unknown_contacts IN ACCESS EXCLUSIVE MODE"
@@ -127,7 +127,7 @@ def test_a_list_of_alerts_that_cannot_be_read_is_said(scene: PortalScene, monkey
 
 
 def test_deliver_says_a_failing_push_once_and_only_another_mentor_or_reason_again(
-    scene: PortalScene, certjob: Certjob, ways_out: dict[str, str]
+    scene: Scene, certjob: Certjob, ways_out: dict[str, str]
 ) -> None:
     """It runs every 15 minutes. All are tried each time, and `alerts` has them."""
     scene.portal.default = error(502, "dynamics_unavailable")
@@ -161,7 +161,7 @@ def test_deliver_says_a_failing_push_once_and_only_another_mentor_or_reason_agai
 
 
 def test_deliver_says_once_why_nobody_can_be_mailed_or_pushed_and_again_when_that_is_another_reason(
-    due: PortalScene,
+    due: Scene,
 ) -> None:
     """Both are faults of everybody's, with one code. The number of a session makes no other reason."""
     due.night(deliver=False)

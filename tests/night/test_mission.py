@@ -8,19 +8,19 @@ from certjob.errors import DynamicsSyncException, TransientPortalError
 from tests.support.facts import TODAY
 from tests.support.nights import FlakyPortal
 from tests.support.portal_answers import error, ok, reset
-from tests.support.stages import NEXT_YEAR, YESTERDAY, PortalScene, push_once
+from tests.support.scene import NEXT_YEAR, YESTERDAY, Scene, push_once
 
 CONTACT = UUID("6f9619ff-8b86-4d01-b42d-00cf4fc964ff")
 FAILURES = "SELECT visible, kind, attempts, resolved_at IS NOT NULL FROM dynamics_sync_failures"
 
 
 @pytest.fixture
-def expired_mentor(scene: PortalScene) -> UUID:
+def expired_mentor(scene: Scene) -> UUID:
     """A mentor of HLF whose certificate was in force until yesterday."""
     return scene.expired(contact_id=CONTACT, member_no="M1042")
 
 
-def test_1_and_2_an_expiry_hides_and_a_renewal_shows(scene: PortalScene, expired_mentor: UUID) -> None:
+def test_1_and_2_an_expiry_hides_and_a_renewal_shows(scene: Scene, expired_mentor: UUID) -> None:
     """update_portal_visibility(…, visible=False) is called on an expiry, visible=True on a valid renewal."""
     expired = scene.night(scene.portal)
     scene.facts.certificate(expired_mentor, NEXT_YEAR, issued_on=TODAY)
@@ -33,7 +33,7 @@ def test_1_and_2_an_expiry_hides_and_a_renewal_shows(scene: PortalScene, expired
 
 
 @pytest.mark.parametrize("failures", [0, 1, 2])
-def test_3_fewer_failures_than_attempts_end_in_success(scene: PortalScene, expired_mentor: UUID, failures: int) -> None:
+def test_3_fewer_failures_than_attempts_end_in_success(scene: Scene, expired_mentor: UUID, failures: int) -> None:
     """One call more than it failed, all with one key, and no failure row."""
     scene.portal.then(*[reset(), error(500, "dynamics_unavailable")][:failures], ok())
 
@@ -46,7 +46,7 @@ def test_3_fewer_failures_than_attempts_end_in_success(scene: PortalScene, expir
 
 
 def test_3_and_4_after_three_attempts_a_failure_row_is_kept_and_our_state_not_rolled_back(
-    scene: PortalScene, expired_mentor: UUID
+    scene: Scene, expired_mentor: UUID
 ) -> None:
     """Expired and paused in our database, whatever the portal did; a resync recovers."""
     scene.portal.default = error(503, "dynamics_unavailable")
@@ -65,7 +65,7 @@ def test_3_and_4_after_three_attempts_a_failure_row_is_kept_and_our_state_not_ro
     assert scene.portal.visible == {CONTACT: False}
 
 
-def test_5_the_service_raises_after_exhaustion(scene: PortalScene, expired_mentor: UUID) -> None:
+def test_5_the_service_raises_after_exhaustion(scene: Scene, expired_mentor: UUID) -> None:
     """DynamicsSyncException names mentor, event, attempts and cause; run collects it, a resync hands it on."""
     scene.night(deliver=False)
     (event,) = scene.claim()
@@ -85,7 +85,7 @@ def test_5_the_service_raises_after_exhaustion(scene: PortalScene, expired_mento
     assert scene.rows(FAILURES) == [(False, "transient", 6, False)]
 
 
-def test_6_no_call_is_made_for_an_organisation_without_the_portal(scene: PortalScene) -> None:
+def test_6_no_call_is_made_for_an_organisation_without_the_portal(scene: Scene) -> None:
     """Paused like everybody, but neither event nor call; not by a resync either."""
     elsewhere = scene.facts.organisation("nhf", portal=None)
     mentor = scene.facts.certified_mentor(elsewhere, YESTERDAY, contact_id=CONTACT)

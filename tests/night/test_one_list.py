@@ -24,7 +24,7 @@ from tests.support.facts import TODAY
 from tests.support.intents import make_due
 from tests.support.nights import CollectingChannel, FlakyPortal
 from tests.support.programmes import random_programme
-from tests.support.stages import PortalScene
+from tests.support.scene import Scene
 
 NIGHTS = 3
 
@@ -65,7 +65,7 @@ PORTAL_ERRORS = (
 REFUSED, DEFERRED = RecipientRefusedError("550 no such user"), RecipientDeferredError("452 mailbox full")
 
 
-def unlucky_night(scene: PortalScene, chance: random.Random, today: date, *, is_last: bool) -> RunReport:
+def unlucky_night(scene: Scene, chance: random.Random, today: date, *, is_last: bool) -> RunReport:
     """A day goes by; then portal and mail server fail by chance, each night in a mood of its own."""
     portal_mood, mail_mood = chance.random(), chance.random()
     let_a_day_go_by(scene, chance)
@@ -82,7 +82,7 @@ def unlucky_night(scene: PortalScene, chance: random.Random, today: date, *, is_
     return scene.night(FlakyPortal(push), today=today, channel=CollectingChannel(on_send=send))
 
 
-def let_a_day_go_by(scene: PortalScene, chance: random.Random) -> None:
+def let_a_day_go_by(scene: Scene, chance: random.Random) -> None:
     """For what waits; something happens to some, and the database refuses one mentor's pauses."""
     for table in ("portal_sync_events", "cert_notification_log"):
         make_due(scene.facts, table)
@@ -108,7 +108,7 @@ def numbers_of(alerts: Alerts) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("seed", [6, 8])  # of the first dozen those with the most kinds of alerts, "held" too
-def test_everybody_agrees_about_what_needs_attention(scene: PortalScene, seed: int) -> None:
+def test_everybody_agrees_about_what_needs_attention(scene: Scene, seed: int) -> None:
     """Each night of an unlucky programme: the exit code and four lists; after the last one, the digests as well."""
     chance = random.Random(seed)
     random_programme(scene.facts, seed=seed, mentors=300)
@@ -139,7 +139,7 @@ def test_everybody_agrees_about_what_needs_attention(scene: PortalScene, seed: i
     assert seen
 
 
-def test_a_run_of_one_organisation_repeats_nothing_and_takes_nothing_from_the_run_over_all(scene: PortalScene) -> None:
+def test_a_run_of_one_organisation_repeats_nothing_and_takes_nothing_from_the_run_over_all(scene: Scene) -> None:
     """What an alert costs a crontab with both: each says it once a day."""
     scene.expired()
 

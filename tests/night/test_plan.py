@@ -17,7 +17,7 @@ from certjob.stopping import StopFlag
 from tests.support.facts import TODAY
 from tests.support.nights import delivery
 from tests.support.programmes import everything, random_programme
-from tests.support.stages import PortalScene
+from tests.support.scene import Scene
 
 CHANGES = """
     SELECT certificate_id::text, from_status, to_status, id::text FROM certificate_transitions
@@ -43,7 +43,7 @@ def planned_changes(changes: list[dict[str, Any]]) -> Counter[tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_plan_is_what_the_night_does(scene: PortalScene, seed: int) -> None:
+def test_the_plan_is_what_the_night_does(scene: Scene, seed: int) -> None:
     """On random data: the plan's transitions, pauses, reminders and pushes are those found in the database after."""
     random_programme(scene.facts, seed=seed)
     before = set(scene.rows(CHANGES))
@@ -60,7 +60,7 @@ def test_the_plan_is_what_the_night_does(scene: PortalScene, seed: int) -> None:
 
 
 def test_the_dry_run_works_on_a_read_only_connection_waits_for_nobody_and_touches_nothing(
-    scene: PortalScene, database_url: str
+    scene: Scene, database_url: str
 ) -> None:
     """Others hold mentors and certificates: it takes no lock. No call is made."""
     random_programme(scene.facts, seed=99, mentors=40)
@@ -77,7 +77,7 @@ def test_the_dry_run_works_on_a_read_only_connection_waits_for_nobody_and_touche
     assert scene.portal.requests == []
 
 
-def test_the_plan_says_which_reminder_can_reach_nobody(scene: PortalScene, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_plan_says_which_reminder_can_reach_nobody(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
     """It is queued, as the night queues it, and fails there: better to enter the address before."""
     organisation = scene.facts.organisation()
     for number, email in (("M1", None), ("M2", " "), ("M3", "m3@example.org")):
@@ -93,7 +93,7 @@ def test_the_plan_says_which_reminder_can_reach_nobody(scene: PortalScene, capsy
     assert "no e-mail address" not in lines[2]
 
 
-def test_a_plan_for_another_day_names_who_is_due_by_then(scene: PortalScene) -> None:
+def test_a_plan_for_another_day_names_who_is_due_by_then(scene: Scene) -> None:
     """--as-of a later day: the state of that day, in one step."""
     scene.certified(TODAY + timedelta(days=20))
     scene.night(deliver=False)
@@ -104,7 +104,7 @@ def test_a_plan_for_another_day_names_who_is_due_by_then(scene: PortalScene) -> 
     assert [change.decision.pause for change in later.changes] == ["open"]
 
 
-def test_the_plan_says_what_the_guards_would_hold(scene: PortalScene) -> None:
+def test_the_plan_says_what_the_guards_would_hold(scene: Scene) -> None:
     """The same line as the night's, and none of the held changes."""
     for _ in range(30):
         scene.expired()
@@ -115,7 +115,7 @@ def test_the_plan_says_what_the_guards_would_hold(scene: PortalScene) -> None:
     assert plan.held == scene.night(deliver=False).held
 
 
-def test_a_plan_shows_how_far_it_is(scene: PortalScene) -> None:
+def test_a_plan_shows_how_far_it_is(scene: Scene) -> None:
     """It may take a minute, and a terminal without a word looks dead."""
     scene.certified(TODAY)
     shown: list[tuple[str, int]] = []

@@ -18,7 +18,7 @@ from tests.support.facts import TODAY
 from tests.support.nights import in_background
 from tests.support.portal_answers import Behaviour, Exchange, answer, error, hang, ok
 from tests.support.programmes import everything
-from tests.support.stages import NEXT_YEAR, YESTERDAY, PortalScene
+from tests.support.scene import NEXT_YEAR, YESTERDAY, Scene
 from tests.support.waiting import until
 
 PAUSE = (
@@ -27,7 +27,7 @@ PAUSE = (
 )
 
 
-def mentors(scene: PortalScene, count: int, *, expired: int = 0, slug: str = "hlf") -> list[UUID]:
+def mentors(scene: Scene, count: int, *, expired: int = 0, slug: str = "hlf") -> list[UUID]:
     """Contacts of so many mentors of an organisation, the first ones without a certificate in force."""
     organisation = scene.hlf if slug == "hlf" else scene.facts.organisation(slug, thresholds=())
     contacts = [uuid4() for _ in range(count)]
@@ -37,7 +37,7 @@ def mentors(scene: PortalScene, count: int, *, expired: int = 0, slug: str = "hl
     return contacts
 
 
-def agree(scene: PortalScene, contacts: list[UUID]) -> list[UUID]:
+def agree(scene: Scene, contacts: list[UUID]) -> list[UUID]:
     """Let the portal show them, and a night hide whoever must not be shown."""
     scene.portal.visible |= dict.fromkeys(contacts, True)
     scene.night(scene.portal, allow_mass_change=True)
@@ -45,17 +45,17 @@ def agree(scene: PortalScene, contacts: list[UUID]) -> list[UUID]:
     return contacts
 
 
-def differences(scene: PortalScene) -> dict[str, int]:
+def differences(scene: Scene) -> dict[str, int]:
     """The figures of a reading that are not nothing."""
     found = scene.reconcile().to_document()["differences"]
     return {name: number for name, number in found.items() if number}
 
 
-def pushes(scene: PortalScene) -> list[tuple[UUID | None, bool | None]]:
+def pushes(scene: Scene) -> list[tuple[UUID | None, bool | None]]:
     return [(request.contact_id, request.visible) for request in scene.portal.requests if request.method == "POST"]
 
 
-def test_agreement_costs_reads_and_a_hand_edit_exactly_its_pushes(scene: PortalScene) -> None:
+def test_agreement_costs_reads_and_a_hand_edit_exactly_its_pushes(scene: Scene) -> None:
     """The hide comes first; nobody has to act. With the key of yesterday's call the portal would do nothing."""
     scene.portal.default = ok(page_size=3)
     contacts = agree(scene, mentors(scene, 9, expired=2))
@@ -75,7 +75,7 @@ def test_agreement_costs_reads_and_a_hand_edit_exactly_its_pushes(scene: PortalS
     assert len({request.idempotency_key for request in scene.portal.requests if request.method == "POST"}) == 4
 
 
-def test_nobody_is_shown_who_waits_for_a_review(scene: PortalScene) -> None:
+def test_nobody_is_shown_who_waits_for_a_review(scene: Scene) -> None:
     """The pause of this afternoon counts, for whoever else has the contact, too; a hide goes all the same.
 
     Before the first review nobody knows who is certified; and their contacts are not unknown.
@@ -98,7 +98,7 @@ def test_nobody_is_shown_who_waits_for_a_review(scene: PortalScene) -> None:
     assert pushes(scene) == []
 
 
-def test_whoever_certjob_has_shown_is_shown_again_and_nobody_who_was_never_certified(scene: PortalScene) -> None:
+def test_whoever_certjob_has_shown_is_shown_again_and_nobody_who_was_never_certified(scene: Scene) -> None:
     """Nobody watches these; hidden by hand they stay hidden. Whoever has left is hidden again."""
     scene.mentor()
     scene.facts.certificate(scene.mentor(), NEXT_YEAR, issued_on=TODAY + timedelta(days=30))
@@ -118,7 +118,7 @@ def test_whoever_certjob_has_shown_is_shown_again_and_nobody_who_was_never_certi
     assert pushes(scene) == [(left, False), (lapsed, True)]
 
 
-def test_nobody_who_has_an_event_under_way_is_touched(scene: PortalScene) -> None:
+def test_nobody_who_has_an_event_under_way_is_touched(scene: Scene) -> None:
     """A blocked event and a waiting one have their own way and alert; what is due is pushed as in any delivery."""
     scene.portal.visible |= dict.fromkeys(mentors(scene, 2, expired=2), True)
     scene.portal.then(error(404, "contact_not_found"), *[error(503, "token_unavailable")] * 3)
@@ -132,7 +132,7 @@ def test_nobody_who_has_an_event_under_way_is_touched(scene: PortalScene) -> Non
     assert (differences(scene), len(pushes(scene))) == ({}, 1)
 
 
-def test_a_call_that_died_before_its_event_was_withdrawn_is_not_waited_for_for_ever(scene: PortalScene) -> None:
+def test_a_call_that_died_before_its_event_was_withdrawn_is_not_waited_for_for_ever(scene: Scene) -> None:
     """Its token stays, its lease ends."""
     (contact,) = agree(scene, mentors(scene, 1, expired=1))
     scene.run_sql(
@@ -149,7 +149,7 @@ def test_a_call_that_died_before_its_event_was_withdrawn_is_not_waited_for_for_e
     assert pushes(scene) == [(contact, False)]
 
 
-def test_a_page_that_fails_for_good_changes_nothing(scene: PortalScene) -> None:
+def test_a_page_that_fails_for_good_changes_nothing(scene: Scene) -> None:
     """Though the first page showed somebody who must be hidden: without the rest nobody can say who is missing."""
     scene.portal.visible = dict.fromkeys(agree(scene, mentors(scene, 5, expired=1)), True)
     scene.portal.then(ok(page_size=3))
@@ -166,7 +166,7 @@ def test_a_page_that_fails_for_good_changes_nothing(scene: PortalScene) -> None:
 
 @pytest.mark.parametrize("comes", [ok(), error(401, "unauthorized"), None], ids=["a page", "an error", "nothing"])
 def test_a_signal_is_the_reason_whatever_the_page_that_was_asked_for_brings(
-    scene: PortalScene, comes: Behaviour | None
+    scene: Scene, comes: Behaviour | None
 ) -> None:
     """Nothing is compared, and the portal is not blamed. What does not come is broken off when the grace is over."""
     stop = StopFlag()
@@ -186,7 +186,7 @@ def test_a_signal_is_the_reason_whatever_the_page_that_was_asked_for_brings(
     assert scene.rows("SELECT count(*) FROM portal_last_reading") == [(0,)]
 
 
-def test_nobody_visible_is_held_until_the_flag_lets_it_through(scene: PortalScene, certjob: Certjob) -> None:
+def test_nobody_visible_is_held_until_the_flag_lets_it_through(scene: Scene, certjob: Certjob) -> None:
     """A wrong column says of everybody that they are hidden. Meanwhile it is an alert, and nobody is gone.
 
     Small organisations are held where together they are too many: 20 may be shown, a small programme whose portal was
@@ -229,7 +229,7 @@ def test_nobody_visible_is_held_until_the_flag_lets_it_through(scene: PortalScen
     assert certjob("alerts").returncode == certjob("status", "-q").returncode == 0
 
 
-def test_too_many_shows_of_an_organisation_are_held_and_hides_go_on(scene: PortalScene) -> None:
+def test_too_many_shows_of_an_organisation_are_held_and_hides_go_on(scene: Scene) -> None:
     """However many hides, and the shows of the others."""
     many, few = mentors(scene, 62, expired=25), mentors(scene, 2, slug="nhf")
     agree(scene, [*many, *few])
@@ -243,7 +243,7 @@ def test_too_many_shows_of_an_organisation_are_held_and_hides_go_on(scene: Porta
     assert "Check DYNAMICS_VISIBILITY_FIELD" in line
 
 
-def test_contacts_of_no_mentor_are_alerts_until_they_are_gone_or_accepted(scene: PortalScene, certjob: Certjob) -> None:
+def test_contacts_of_no_mentor_are_alerts_until_they_are_gone_or_accepted(scene: Scene, certjob: Certjob) -> None:
     """Somebody has shown them by hand. certjob does not hide them: they may be anybody's, such as staff's.
 
     The page has the number and five of them; of a mentor of an organisation without a portal, who it is.
@@ -289,9 +289,7 @@ def test_contacts_of_no_mentor_are_alerts_until_they_are_gone_or_accepted(scene:
     assert (differences(scene), pushes(scene)) == ({"unknown": 1}, [])
 
 
-def test_where_two_organisations_contradict_each_other_only_the_hide_is_raised(
-    scene: PortalScene, certjob: Certjob
-) -> None:
+def test_where_two_organisations_contradict_each_other_only_the_hide_is_raised(scene: Scene, certjob: Certjob) -> None:
     """Night after night, with no push, somebody is told, until they agree; whether the portal is read again or not."""
     contact, nhf = uuid4(), scene.facts.organisation("nhf", thresholds=())
     scene.expired(contact_id=contact)
@@ -316,7 +314,7 @@ def test_where_two_organisations_contradict_each_other_only_the_hide_is_raised(
     assert scene.portal.visible == {contact: False}
 
 
-def test_of_two_readings_at_once_the_one_that_began_last_is_what_is_known(scene: PortalScene) -> None:
+def test_of_two_readings_at_once_the_one_that_began_last_is_what_is_known(scene: Scene) -> None:
     contact = uuid4()
     old = comparison.Reading(read_at=database.clock(scene.connection), pages=1, visible=[])
     scene.portal.visible[contact] = True
@@ -329,7 +327,7 @@ def test_of_two_readings_at_once_the_one_that_began_last_is_what_is_known(scene:
     assert scene.rows("SELECT visible FROM portal_last_reading") == [([contact],)]
 
 
-def test_what_is_decided_meanwhile_is_left_alone(scene: PortalScene) -> None:
+def test_what_is_decided_meanwhile_is_left_alone(scene: Scene) -> None:
     """A push that is confirmed while the portal is read: the page may have been read before it.
 
     A hide that is committed after the comparison: under the lock the same question is asked again.
@@ -358,7 +356,7 @@ def test_what_is_decided_meanwhile_is_left_alone(scene: PortalScene) -> None:
 
 @pytest.mark.parametrize("for_a_moment", [True, False])
 def test_a_mentor_whom_the_app_locks_is_waited_for_and_then_reported(
-    scene: PortalScene, monkeypatch: pytest.MonkeyPatch, for_a_moment: bool
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, for_a_moment: bool
 ) -> None:
     """The others are corrected; this one may still be shown."""
     contacts = agree(scene, mentors(scene, 3, expired=3))
@@ -382,7 +380,7 @@ def test_a_mentor_whom_the_app_locks_is_waited_for_and_then_reported(
 
 
 def test_a_dry_run_says_it_and_writes_nothing_and_explain_metrics_and_digest_tell_what_was_done(
-    scene: PortalScene, certjob: Certjob
+    scene: Scene, certjob: Certjob
 ) -> None:
     """Before the first reading they say nothing of it. The digest tells once: coordinators should know who edits it.
 

@@ -22,7 +22,7 @@ from certjob.stopping import StopFlag
 from tests.support.facts import TODAY, Facts
 from tests.support.intents import claim, review
 from tests.support.nights import FlakyPortal, delivery
-from tests.support.stages import NEXT_YEAR, YESTERDAY, PortalScene
+from tests.support.scene import NEXT_YEAR, YESTERDAY, Scene
 from tests.support.waiting import until
 
 CONTACT = UUID("6f9619ff-8b86-4d01-b42d-00cf4fc964ff")
@@ -32,12 +32,12 @@ DOWN, REFUSED = TransientPortalError("503"), PermanentPortalError("404 contact_n
 
 
 @pytest.fixture
-def expired(scene: PortalScene) -> UUID:
+def expired(scene: Scene) -> UUID:
     """A mentor of HLF whose certificate was in force until yesterday."""
     return scene.expired(contact_id=CONTACT, member_no="M1042")
 
 
-def test_it_shows_before_and_after_and_pushes_even_if_nothing_changed(scene: PortalScene, expired: UUID) -> None:
+def test_it_shows_before_and_after_and_pushes_even_if_nothing_changed(scene: Scene, expired: UUID) -> None:
     """Somebody may have changed the portal by hand. Another mentor's wish is older, as due, and left alone."""
     portal, somebody = FlakyPortal(), scene.mentor()
     scene.wish(somebody, visible=False)
@@ -56,7 +56,7 @@ def test_it_shows_before_and_after_and_pushes_even_if_nothing_changed(scene: Por
     assert scene.rows("SELECT attempts FROM portal_sync_events WHERE mentor_id = %s", somebody) == [(0,)]
 
 
-def test_with_and_without_a_portal_reminders_are_queued_and_not_sent(scene: PortalScene) -> None:
+def test_with_and_without_a_portal_reminders_are_queued_and_not_sent(scene: Scene) -> None:
     for slug, portal in (("nhf", None), ("lhl", "dynamics")):
         mentor = scene.facts.certified_mentor(scene.facts.organisation(slug, portal=portal), YESTERDAY)
 
@@ -67,7 +67,7 @@ def test_with_and_without_a_portal_reminders_are_queued_and_not_sent(scene: Port
         assert result.report.to_document()["reminders"]["queued"] == 1
 
 
-def test_it_reopens_what_was_refused(scene: PortalScene, expired: UUID) -> None:
+def test_it_reopens_what_was_refused(scene: Scene, expired: UUID) -> None:
     """What waits for its retry time is told in test_mission.py."""
     scene.night(FlakyPortal(failures=1, error=lambda: REFUSED))
     portal = FlakyPortal()
@@ -80,9 +80,7 @@ def test_it_reopens_what_was_refused(scene: PortalScene, expired: UUID) -> None:
     assert scene.rows("SELECT attempts, resolved_at IS NOT NULL FROM dynamics_sync_failures") == [(1, True)]
 
 
-def test_without_an_address_of_the_portal_the_push_stays_queued_and_is_an_alert(
-    scene: PortalScene, expired: UUID
-) -> None:
+def test_without_an_address_of_the_portal_the_push_stays_queued_and_is_an_alert(scene: Scene, expired: UUID) -> None:
     result = scene.resync(expired)
 
     (stop,) = result.report.stopped
@@ -106,7 +104,7 @@ THROTTLED = TransientPortalError("429 throttled", retry_after_seconds=120)  # a 
     ids=str,
 )
 def test_the_error_of_a_failed_push_is_handed_to_the_caller(
-    scene: PortalScene,
+    scene: Scene,
     expired: UUID,
     error: PortalCallError,
     calls: int,
@@ -130,7 +128,7 @@ def test_the_error_of_a_failed_push_is_handed_to_the_caller(
     assert scene.rows("SELECT command, outcome FROM job_runs") == [("resync", "attention")]
 
 
-def test_a_signal_cuts_the_tries_short(scene: PortalScene, expired: UUID) -> None:
+def test_a_signal_cuts_the_tries_short(scene: Scene, expired: UUID) -> None:
     """The round is not counted; the run was stopped, the portal is not blamed."""
     stop = StopFlag()
 
@@ -148,7 +146,7 @@ def test_a_signal_cuts_the_tries_short(scene: PortalScene, expired: UUID) -> Non
     assert scene.rows("SELECT outcome FROM job_runs") == [("failed",)]
 
 
-def test_an_idle_transaction_does_not_hold_it_for_ever(scene: PortalScene, expired: UUID) -> None:
+def test_an_idle_transaction_does_not_hold_it_for_ever(scene: Scene, expired: UUID) -> None:
     """A bounded wait, then a clear error; nothing was changed, and no deadlock."""
     for table in ("mentors", "certificates"):
         scene.app.execute(f"SELECT 1 FROM {table} FOR NO KEY UPDATE".encode())
@@ -165,7 +163,7 @@ def test_an_idle_transaction_does_not_hold_it_for_ever(scene: PortalScene, expir
     assert scene.resync(expired, FlakyPortal()).error is None
 
 
-def test_the_app_goes_on_meanwhile(scene: PortalScene, expired: UUID) -> None:
+def test_the_app_goes_on_meanwhile(scene: Scene, expired: UUID) -> None:
     """It has locked the certificate and now needs the mentor, whom the resync locks: no deadlock."""
     scene.app.execute("SELECT 1 FROM certificates FOR NO KEY UPDATE")
     portal = FlakyPortal()
@@ -179,7 +177,7 @@ def test_the_app_goes_on_meanwhile(scene: PortalScene, expired: UUID) -> None:
     assert portal.visible == {CONTACT: True}
 
 
-def test_a_call_of_another_run_that_does_not_end_is_not_waited_for_for_ever(scene: PortalScene, expired: UUID) -> None:
+def test_a_call_of_another_run_that_does_not_end_is_not_waited_for_for_ever(scene: Scene, expired: UUID) -> None:
     """The version is raised, so the other run pushes the new value next; that run may have died, so it is an alert."""
     scene.wish(scene.mentor(), visible=False)
     review(scene.connection)
@@ -198,9 +196,7 @@ def test_a_call_of_another_run_that_does_not_end_is_not_waited_for_for_ever(scen
     assert scene.rows("SELECT mentor_id, kind FROM dynamics_sync_failures") == [(expired, "stage")]
 
 
-def test_one_that_slept_past_its_lease_does_not_repeat_its_call(
-    scene: PortalScene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_that_slept_past_its_lease_does_not_repeat_its_call(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another run has pushed a newer value meanwhile; that it lost its lease is no failed push."""
     mentor = scene.certified()
     read_clock, asleep_seconds = time.clock_gettime, [0.0]
@@ -224,7 +220,7 @@ def test_one_that_slept_past_its_lease_does_not_repeat_its_call(
 
 @pytest.mark.parametrize("becomes", ["delivered", "blocked", "withdrawn", "left to the next review"])
 def test_what_another_run_does_with_its_claim_meanwhile_is_what_counts(
-    scene: PortalScene, expired: UUID, becomes: str
+    scene: Scene, expired: UUID, becomes: str
 ) -> None:
     """Delivered or withdrawn there needs no push; refused there it is tried, and the caller gets the reason."""
     review(scene.connection)
@@ -249,7 +245,7 @@ def test_what_another_run_does_with_its_claim_meanwhile_is_what_counts(
 
 
 @pytest.mark.parametrize("ends", ["- interval '1 second'", "+ interval '1 year'"])
-def test_a_lease_that_is_over_or_from_the_future_is_taken_over(scene: PortalScene, expired: UUID, ends: str) -> None:
+def test_a_lease_that_is_over_or_from_the_future_is_taken_over(scene: Scene, expired: UUID, ends: str) -> None:
     """The other run is gone; or a server whose clock was wrong gave it."""
     scene.wish(expired, visible=False)
     claim(scene.other)
@@ -260,7 +256,7 @@ def test_a_lease_that_is_over_or_from_the_future_is_taken_over(scene: PortalScen
     assert portal.visible == {CONTACT: False}
 
 
-def test_a_wish_during_its_own_call_is_pushed_by_it_too(scene: PortalScene, expired: UUID) -> None:
+def test_a_wish_during_its_own_call_is_pushed_by_it_too(scene: Scene, expired: UUID) -> None:
     """The mentor is renewed while the resync hides them: it ends with the newer value."""
 
     def renew(number: int) -> None:
@@ -276,7 +272,7 @@ def test_a_wish_during_its_own_call_is_pushed_by_it_too(scene: PortalScene, expi
     assert (result.error, result.after.acknowledged) == (None, True)
 
 
-def test_a_number_an_address_or_an_id_finds_its_mentor(scene: PortalScene, expired: UUID) -> None:
+def test_a_number_an_address_or_an_id_finds_its_mentor(scene: Scene, expired: UUID) -> None:
     """In either case. A contact id is no mentor's id, nothing is a pattern, and a mentor can be deleted meanwhile."""
     for name in ("M1042", "m1042@example.org", "M1042@Example.ORG", str(expired), str(expired).upper()):
         assert lookup.find_mentor(scene.connection, name, organisation=None) == expired
@@ -287,7 +283,7 @@ def test_a_number_an_address_or_an_id_finds_its_mentor(scene: PortalScene, expir
         scene.resync(uuid4(), FlakyPortal())
 
 
-def test_a_mentor_without_a_contact_id_was_not_refused_by_the_portal(scene: PortalScene) -> None:
+def test_a_mentor_without_a_contact_id_was_not_refused_by_the_portal(scene: Scene) -> None:
     """Nobody was asked: nothing is to be looked up in Dynamics."""
     mentor = scene.expired(member_no="M1", contact_id=None)
 

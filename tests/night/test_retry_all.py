@@ -10,17 +10,17 @@ from tests.support.command_line import assert_one_line
 from tests.support.facts import TODAY
 from tests.support.nights import NoProgress, delivery, in_background
 from tests.support.portal_answers import error, hang, ok
-from tests.support.stages import PortalScene
+from tests.support.scene import Scene
 
 OPEN = "SELECT status, attempts, version FROM portal_sync_events ORDER BY id"
 
 
-def retry_all(scene: PortalScene) -> RunReport:
+def retry_all(scene: Scene) -> RunReport:
     ways_out = delivery(portal=scene.portal, channel=scene.channel)
     return nightly.retry_all(scene.connection, today=TODAY, delivery=ways_out, stop=StopFlag(), progress=NoProgress())
 
 
-def test_blocked_and_delayed_pushes_go_out_and_nothing_is_mailed(scene: PortalScene) -> None:
+def test_blocked_and_delayed_pushes_go_out_and_nothing_is_mailed(scene: Scene) -> None:
     """Their failures are resolved. A wish that fails again is as old as before: the oldest alert stays the first."""
     refused, failing = scene.backlog(2)
     scene.facts.certified_mentor(scene.facts.organisation("nhf", portal=None), TODAY)
@@ -45,7 +45,7 @@ def test_blocked_and_delayed_pushes_go_out_and_nothing_is_mailed(scene: PortalSc
     assert scene.rows("SELECT status FROM cert_notification_log") == [("pending",)]
 
 
-def test_what_is_in_flight_or_locked_is_not_waited_for(scene: PortalScene) -> None:
+def test_what_is_in_flight_or_locked_is_not_waited_for(scene: Scene) -> None:
     """Never a second call beside the first: its event keeps the lease, and is due again when the call ends."""
     scene.backlog(1)
     scene.portal.then(hang(then=ok()))
@@ -67,7 +67,7 @@ def test_what_is_in_flight_or_locked_is_not_waited_for(scene: PortalScene) -> No
     assert (len(scene.portal.requests), report.reopened) == (2 + 4, 4)
 
 
-def test_under_the_breaker_hides_are_reached_first_and_what_was_not_is_said(scene: PortalScene) -> None:
+def test_under_the_breaker_hides_are_reached_first_and_what_was_not_is_said(scene: Scene) -> None:
     """Five tries, the rest is due and untouched, and the line says that it waits."""
     scene.backlog(20, visible=True)
     hidden = scene.backlog(5)
@@ -83,7 +83,7 @@ def test_under_the_breaker_hides_are_reached_first_and_what_was_not_is_said(scen
     assert scene.rows("SELECT count(*) FROM portal_sync_events WHERE status = 'pending'") == [(20,)]
 
 
-def test_the_command_shows_what_is_left(scene: PortalScene, certjob: Certjob, ways_out: dict[str, str]) -> None:
+def test_the_command_shows_what_is_left(scene: Scene, certjob: Certjob, ways_out: dict[str, str]) -> None:
     """Exit 3 while it shows anything, with the reasons; 0 and silent once all is well. Its document has both halves."""
     scene.backlog(2)
     settings = ways_out | {"CERTJOB_PORTAL_CONCURRENCY": "1"}

@@ -12,13 +12,13 @@ from certjob.errors import ConfigurationError
 from certjob.stopping import StopFlag
 from tests.support.facts import TODAY
 from tests.support.nights import FlakyPortal
-from tests.support.stages import YESTERDAY, PortalScene
+from tests.support.scene import YESTERDAY, Scene
 
 IN_A_YEAR = "now() + interval '1 year'"
 
 
 @pytest.mark.parametrize("claimed", [False, True], ids=["put off", "claimed"])
-def test_what_was_put_off_or_claimed_for_a_year_goes_out_with_the_next_run(scene: PortalScene, claimed: bool) -> None:
+def test_what_was_put_off_or_claimed_for_a_year_goes_out_with_the_next_run(scene: Scene, claimed: bool) -> None:
     """A push, a reminder, a digest. After a lease, whose owner is long gone, the mails say that they may be repeats.
 
     A row that is locked waits for the run after that.
@@ -50,7 +50,7 @@ def test_what_was_put_off_or_claimed_for_a_year_goes_out_with_the_next_run(scene
 
 
 def test_a_call_in_flight_for_a_mentor_whose_organisation_lost_its_portal_blocks_the_contact_no_longer(
-    scene: PortalScene,
+    scene: Scene,
 ) -> None:
     """Its push was withdrawn under way. A mentor of another organisation has the same contact, and is hidden now."""
     contact = uuid4()
@@ -69,7 +69,7 @@ def test_a_call_in_flight_for_a_mentor_whose_organisation_lost_its_portal_blocks
     assert portal.visible == {contact: False}
 
 
-def test_a_night_of_next_year_is_forgiven_once(scene: PortalScene) -> None:
+def test_a_night_of_next_year_is_forgiven_once(scene: Scene) -> None:
     """Both clocks were a year ahead, as on one machine: after --allow-earlier-date the nights go on without it."""
     scene.certified(TODAY + timedelta(days=300))
     scene.night(today=TODAY + timedelta(days=365))
@@ -85,7 +85,7 @@ def test_a_night_of_next_year_is_forgiven_once(scene: PortalScene) -> None:
     assert scene.rows("SELECT count(*) FROM job_runs WHERE finished_at > now()") == [(0,)]
 
 
-def test_a_session_that_is_ended_meanwhile_is_opened_anew(scene: PortalScene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_session_that_is_ended_meanwhile_is_opened_anew(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that restarts just when a run begins does not end the run."""
     usual = database.execute
     ended: list[int] = []

@@ -12,7 +12,7 @@ from certjob.outbox.claims import RELEASED, Answer, Outbox, Settlement
 from certjob.portal.push import PortalEvent
 from tests.support.facts import TODAY
 from tests.support.nights import in_background
-from tests.support.stages import PortalScene
+from tests.support.scene import Scene
 from tests.support.waiting import until, waits_for_a_lock
 
 DELIVERED = Settlement(status="delivered")
@@ -30,15 +30,13 @@ class PortalOutbox(Outbox[PortalEvent]):
 
 
 @pytest.fixture
-def mine(scene: PortalScene) -> PortalOutbox:
+def mine(scene: Scene) -> PortalOutbox:
     """An outbox with one portal event in it."""
     scene.backlog(1)
     return PortalOutbox(scene.connection)
 
 
-def test_a_claim_is_committed_and_holds_the_row_for_the_length_of_the_lease(
-    mine: PortalOutbox, scene: PortalScene
-) -> None:
+def test_a_claim_is_committed_and_holds_the_row_for_the_length_of_the_lease(mine: PortalOutbox, scene: Scene) -> None:
     """Another session sees it at once; the row is due again when the lease runs out, under another token."""
     (event,) = mine.claim_due()
 
@@ -54,7 +52,7 @@ def test_a_claim_is_committed_and_holds_the_row_for_the_length_of_the_lease(
 
 
 @pytest.mark.parametrize("settlement", [DELIVERED, RELEASED], ids=["settled", "released"])
-def test_without_the_token_nothing_is_written(mine: PortalOutbox, scene: PortalScene, settlement: Settlement) -> None:
+def test_without_the_token_nothing_is_written(mine: PortalOutbox, scene: Scene, settlement: Settlement) -> None:
     """Somebody took over after the lease: the row is as the other one left it. So with a row that is gone."""
     (event,) = mine.claim_due()
     scene.run_out()
@@ -71,9 +69,7 @@ def test_without_the_token_nothing_is_written(mine: PortalOutbox, scene: PortalS
     assert mine.settle(event, settlement) is Answer.LOST
 
 
-def test_what_is_written_along_is_in_the_same_transaction_and_does_not_insist(
-    mine: PortalOutbox, scene: PortalScene
-) -> None:
+def test_what_is_written_along_is_in_the_same_transaction_and_does_not_insist(mine: PortalOutbox, scene: Scene) -> None:
     """When it fails, or the app holds the row or what goes with it, the row keeps its token and its lease."""
     (event,) = mine.claim_due()
     before = scene.rows(WHOLE_ROWS)
@@ -99,7 +95,7 @@ def test_what_is_written_along_is_in_the_same_transaction_and_does_not_insist(
 
 
 def test_without_a_limit_a_settle_waits_for_a_short_lock_and_gives_up_on_an_endless_one(
-    scene: PortalScene, monkeypatch: pytest.MonkeyPatch
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The row keeps its lease then; the next claim after it repeats it.
 

@@ -16,7 +16,7 @@ from certjob.portal.push import Push, PushOutcome
 from certjob.portal.sync import PortalCounts, PortalSyncService
 from tests.support.intents import claim, review
 from tests.support.nights import FlakyPortal, in_background, night
-from tests.support.stages import NEXT_YEAR, YESTERDAY, PortalScene
+from tests.support.scene import NEXT_YEAR, YESTERDAY, Scene
 from tests.support.waiting import until, waits_for_a_lock
 
 CORRECT = "UPDATE mentors SET dynamics_contact_id = %s"
@@ -27,7 +27,7 @@ EXPIRE = ("UPDATE certificates SET expires_on = %s", YESTERDAY)
 
 
 @pytest.fixture
-def twins(scene: PortalScene) -> list[UUID]:
+def twins(scene: Scene) -> list[UUID]:
     """Two mentors of two organisations with the same contact, for whom a show, and then a hide was queued."""
     contact, homes = uuid4(), (scene.hlf, scene.facts.organisation("other", thresholds=()))
     mentors = [scene.facts.mentor(home, contact_id=contact) for home in homes]
@@ -37,7 +37,7 @@ def twins(scene: PortalScene) -> list[UUID]:
 
 
 @pytest.mark.parametrize("error", [PermanentPortalError("404"), TransientPortalError("503")])
-def test_an_open_push_goes_out_without_waiting_for_the_night(scene: PortalScene, error: PortalCallError) -> None:
+def test_an_open_push_goes_out_without_waiting_for_the_night(scene: Scene, error: PortalCallError) -> None:
     """Under another key: a portal that has seen the old one would do nothing for the new contact."""
     scene.expired()
     portal = FlakyPortal(failures=99, error=lambda: error)
@@ -53,7 +53,7 @@ def test_an_open_push_goes_out_without_waiting_for_the_night(scene: PortalScene,
     assert len(keys) == len({key for _, key in keys}) == 2
 
 
-def test_a_claim_never_pairs_the_new_wish_with_the_old_contact(scene: PortalScene) -> None:
+def test_a_claim_never_pairs_the_new_wish_with_the_old_contact(scene: Scene) -> None:
     """While the correction is not committed the claim passes the event by; then it reads the new contact."""
     scene.hidden()
     corrected = uuid4()
@@ -65,7 +65,7 @@ def test_a_claim_never_pairs_the_new_wish_with_the_old_contact(scene: PortalScen
     assert [(event.version, event.contact_id) for event in claim(scene.other)] == [(2, corrected)]
 
 
-def test_a_correction_waits_for_a_claim_and_is_not_lost(scene: PortalScene) -> None:
+def test_a_correction_waits_for_a_claim_and_is_not_lost(scene: Scene) -> None:
     """The claim has just locked the event, and calls for the old contact; the correction raises the version."""
     scene.hidden()
     app = scene.app
@@ -85,7 +85,7 @@ def test_a_correction_waits_for_a_claim_and_is_not_lost(scene: PortalScene) -> N
 
 
 @pytest.mark.parametrize("what", ["ids are swapped", "the organisation is away", "the mentor is away"])
-def test_whoever_has_the_contact_by_then_waits_for_the_call_in_flight(scene: PortalScene, what: str) -> None:
+def test_whoever_has_the_contact_by_then_waits_for_the_call_in_flight(scene: Scene, what: str) -> None:
     """A show is in flight and flaky, its event may be withdrawn; the hide comes after it, and nothing is lost."""
     elsewhere, contact = scene.facts.organisation("nhf", portal=None, thresholds=()), uuid4()
     first = scene.facts.certified_mentor(scene.hlf, NEXT_YEAR, contact_id=contact)
@@ -119,7 +119,7 @@ def test_whoever_has_the_contact_by_then_waits_for_the_call_in_flight(scene: Por
     assert [report.portal.lost for report in reports] == [0, 0]
 
 
-def test_a_call_whose_lease_is_over_is_not_waited_for(scene: PortalScene) -> None:
+def test_a_call_whose_lease_is_over_is_not_waited_for(scene: Scene) -> None:
     """Its process is gone. A resync goes on, too."""
     contact = uuid4()
     first, second = scene.mentor(contact_id=contact), scene.mentor()
@@ -138,7 +138,7 @@ def test_a_call_whose_lease_is_over_is_not_waited_for(scene: PortalScene) -> Non
     assert second in {event.mentor_id for event in scene.claim()}
 
 
-def test_nobody_is_deleted_while_a_call_may_be_under_way(scene: PortalScene) -> None:
+def test_nobody_is_deleted_while_a_call_may_be_under_way(scene: Scene) -> None:
     """With the mentor its lease would go, and the contact, entered anew, could be called for twice at once."""
     mentor = scene.hidden()
     scene.claim()
@@ -153,7 +153,7 @@ def test_nobody_is_deleted_while_a_call_may_be_under_way(scene: PortalScene) -> 
     scene.run_sql("DELETE FROM mentors")
 
 
-def test_twins_take_turns_and_hold_up_nobody_behind_them(scene: PortalScene, twins: list[UUID]) -> None:
+def test_twins_take_turns_and_hold_up_nobody_behind_them(scene: Scene, twins: list[UUID]) -> None:
     """The hide first, although the show was queued before it. Who has no contact waits for nobody."""
     behind = scene.mentor()
     scene.wish(behind, visible=True)
@@ -166,7 +166,7 @@ def test_twins_take_turns_and_hold_up_nobody_behind_them(scene: PortalScene, twi
 
 
 @pytest.mark.usefixtures("twins")
-def test_twins_take_turns_between_runs_that_claim_at_once(scene: PortalScene) -> None:
+def test_twins_take_turns_between_runs_that_claim_at_once(scene: Scene) -> None:
     """Neither sees yet what the other one writes; what is left waits until the call has ended."""
     with scene.other.transaction():
         claimed = [claim(scene.other, limit=1), scene.claim()]
@@ -178,7 +178,7 @@ def test_twins_take_turns_between_runs_that_claim_at_once(scene: PortalScene) ->
 
 
 def test_what_changes_while_the_event_is_looked_for_is_seen_by_the_claim(
-    scene: PortalScene, twins: list[UUID], monkeypatch: pytest.MonkeyPatch
+    scene: Scene, twins: list[UUID], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the two statements another run claims for the contact; or the first has read one that was corrected."""
     real = database.fetch

@@ -18,7 +18,7 @@ from certjob.portal.sync import PortalCounts, PortalSyncService
 from certjob.stopping import StopFlag
 from tests.support.nights import FlakyPortal, delivery, in_background, night, quick_policy
 from tests.support.portal_answers import Behaviour, PortalRequest, delay, error, hang, ok
-from tests.support.stages import PortalScene, push_once
+from tests.support.scene import Scene, push_once
 
 DEAD, REFUSED = error(500, "dynamics_unavailable"), error(404, "contact_not_found")
 UNTOUCHED = "SELECT count(*) FROM portal_sync_events WHERE status = 'pending' AND attempts = 0 AND claim_token IS NULL"
@@ -37,7 +37,7 @@ def waits(seconds: float) -> Behaviour:
     return error(429, "throttled", retry_after=str(seconds))
 
 
-def seconds_between(scene: PortalScene, first: int, second: int) -> float:
+def seconds_between(scene: Scene, first: int, second: int) -> float:
     """From one request's arrival to another's, by their numbers."""
     return scene.portal.requests[second - 1].arrived_seconds - scene.portal.requests[first - 1].arrived_seconds
 
@@ -46,7 +46,7 @@ def nothing() -> None: ...
 
 
 def disturbed(
-    scene: PortalScene, method: str, *, before: Callable[[], object] = nothing, after: Callable[[], object] = nothing
+    scene: Scene, method: str, *, before: Callable[[], object] = nothing, after: Callable[[], object] = nothing
 ) -> PortalSyncService:
     """The service, with something that happens around each call of a method."""
     service = PortalSyncService(scene.connection, run_id=uuid4())
@@ -62,7 +62,7 @@ def disturbed(
     return service
 
 
-def test_all_slots_deliver_a_backlog_and_repeats_never_overlap(scene: PortalScene) -> None:
+def test_all_slots_deliver_a_backlog_and_repeats_never_overlap(scene: Scene) -> None:
     """Each call fails twice; nothing to do is no early end."""
     assert scene.run_stage() is scene.run_stage(seconds=0) is None
     contacts = scene.backlog(30)
@@ -79,7 +79,7 @@ def test_all_slots_deliver_a_backlog_and_repeats_never_overlap(scene: PortalScen
     assert scene.portal.connections_made < 10  # each may be replaced when it was idle for long
 
 
-def test_untried_hides_go_first_then_untried_shows_retried_hides_retried_shows(scene: PortalScene) -> None:
+def test_untried_hides_go_first_then_untried_shows_retried_hides_retried_shows(scene: Scene) -> None:
     """The attempt of a process that died is taken back: its hide keeps its place."""
     expected: list[UUID] = []
     for visible, attempts in ((True, 2), (False, 3), (True, 0), (False, 0)):
@@ -95,7 +95,7 @@ def test_untried_hides_go_first_then_untried_shows_retried_hides_retried_shows(s
 
 
 @pytest.mark.parametrize(("concurrency", "attempts"), [(1, 3), (16, 5)])
-def test_a_dead_endpoint_gets_a_hundred_requests_at_most(scene: PortalScene, concurrency: int, attempts: int) -> None:
+def test_a_dead_endpoint_gets_a_hundred_requests_at_most(scene: Scene, concurrency: int, attempts: int) -> None:
     """Then the stage stops; what was not tried is as it was, and every hide is an alert."""
     scene.backlog(150)
     scene.portal.default = DEAD
@@ -114,7 +114,7 @@ def test_a_dead_endpoint_gets_a_hundred_requests_at_most(scene: PortalScene, con
 
 @pytest.mark.parametrize(("between", "code", "failed"), [(ok(), None, 8), (REFUSED, None, 8), (None, "breaker", 5)])
 def test_a_sign_of_life_begins_the_breakers_count_anew(
-    scene: PortalScene, between: Behaviour | None, code: str | None, failed: int
+    scene: Scene, between: Behaviour | None, code: str | None, failed: int
 ) -> None:
     """Four failures, an answer, four failures: the endpoint lives. A mentor without a contact is no answer."""
     contacts = scene.backlog(9)
@@ -128,7 +128,7 @@ def test_a_sign_of_life_begins_the_breakers_count_anew(
     assert ("transient", failed) in scene.rows(FAILURES)
 
 
-def test_what_concerns_everybody_blocks_nobody_and_the_next_run_delivers(scene: PortalScene) -> None:
+def test_what_concerns_everybody_blocks_nobody_and_the_next_run_delivers(scene: Scene) -> None:
     """One call per slot at most, and what was on its way is settled; hides are alerts until they are delivered."""
     first, *_ = scene.backlog(30)
     scene.backlog(3, visible=True)
@@ -151,7 +151,7 @@ def test_what_concerns_everybody_blocks_nobody_and_the_next_run_delivers(scene: 
 
 @pytest.mark.parametrize(("attempts", "failures"), [(3, []), (1, [("transient", 1)])])
 def test_a_short_wait_is_slept_in_the_round_while_the_others_hold(
-    scene: PortalScene, attempts: int, failures: list[tuple[str, int]]
+    scene: Scene, attempts: int, failures: list[tuple[str, int]]
 ) -> None:
     """Up to 20 s; after the last attempt, too."""
     scene.backlog(8)
@@ -168,7 +168,7 @@ def test_a_short_wait_is_slept_in_the_round_while_the_others_hold(
 class TestLongRetryAfter:
     """Longer: the event is released to that time, and the stage sleeps or stops."""
 
-    def test_the_stage_sleeps_then_one_call_feels_its_way_and_all_slots_are_used(self, scene: PortalScene) -> None:
+    def test_the_stage_sleeps_then_one_call_feels_its_way_and_all_slots_are_used(self, scene: Scene) -> None:
         """No call in between, no lease held, no failure row, no round counted, and the breaker counts nothing."""
         scene.backlog(12)
         leases: list[object] = []
@@ -191,7 +191,7 @@ class TestLongRetryAfter:
         assert scene.rows("SELECT DISTINCT status, attempts FROM portal_sync_events") == [("delivered", 1)]
         assert scene.rows(FAILURES) == []
 
-    def test_a_repeat_on_its_way_gives_way(self, scene: PortalScene) -> None:
+    def test_a_repeat_on_its_way_gives_way(self, scene: Scene) -> None:
         """Another event between two attempts is released, not failed: nobody waits under a lease."""
         first, _ = scene.backlog(2)
         told_to_wait = threading.Event()
@@ -223,7 +223,7 @@ class TestLongRetryAfter:
     )
     def test_it_stops_when_the_wait_is_too_long(
         self,
-        scene: PortalScene,
+        scene: Scene,
         monkeypatch: pytest.MonkeyPatch,
         seconds: float,
         deadline: float,
@@ -244,7 +244,7 @@ class TestLongRetryAfter:
         assert (scene.rows(UNTOUCHED), scene.rows(FAILURES)) == ([(10,)], [("stage", 10)])
         assert scene.counts.failed == 0
 
-    def test_a_settle_that_takes_long_does_not_end_the_wait_too_early(self, scene: PortalScene) -> None:
+    def test_a_settle_that_takes_long_does_not_end_the_wait_too_early(self, scene: Scene) -> None:
         """The wait in the row begins with the settle; a stage that looks before its end would find nothing and end."""
         scene.backlog(1)
         scene.portal.then(waits(0.25))
@@ -264,7 +264,7 @@ class TestLongRetryAfter:
     ],
 )
 def test_the_deadline(
-    scene: PortalScene, count: int, behaviour: Behaviour, seconds: float, code: str | None, least: int, most: int
+    scene: Scene, count: int, behaviour: Behaviour, seconds: float, code: str | None, least: int, most: int
 ) -> None:
     scene.backlog(count)
     scene.portal.default = behaviour
@@ -278,7 +278,7 @@ def test_the_deadline(
     assert scene.rows(FAILURES) == ([("stage", count - done)] if code else [])
 
 
-def test_no_call_is_begun_that_could_outlast_its_lease(scene: PortalScene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_call_is_begun_that_could_outlast_its_lease(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """A lease that is too short, a laptop closed after a claim, or before a repeat: released, and not claimed again."""
     scene.backlog(6)
     slept_seconds, clock = [0.0], time.clock_gettime
@@ -314,7 +314,7 @@ def test_no_call_is_begun_that_could_outlast_its_lease(scene: PortalScene, monke
     ],
 )
 def test_a_signal_ends_the_stage_and_the_rest_is_released(
-    scene: PortalScene, monkeypatch: pytest.MonkeyPatch, behaviour: Behaviour, begun: int, delivered: int, leased: int
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, behaviour: Behaviour, begun: int, delivered: int, leased: int
 ) -> None:
     """The grace counts from the signal, not from the stage's next look; after a signal nothing is claimed."""
     monkeypatch.setattr(portal_stage, "GRACE_SECONDS", 0.2 if leased else 60)
@@ -339,7 +339,7 @@ def test_a_signal_ends_the_stage_and_the_rest_is_released(
     assert scene.rows(FAILURES) == []
 
 
-def test_what_was_claimed_while_a_signal_came_is_not_begun(scene: PortalScene) -> None:
+def test_what_was_claimed_while_a_signal_came_is_not_begun(scene: Scene) -> None:
     scene.backlog(3)
     stop = StopFlag()
 
@@ -348,7 +348,7 @@ def test_what_was_claimed_while_a_signal_came_is_not_begun(scene: PortalScene) -
     assert (scene.portal.requests, scene.rows(UNTOUCHED)) == ([], [(3,)])
 
 
-def test_the_other_answers_are_settled_and_the_rest_released(scene: PortalScene) -> None:
+def test_the_other_answers_are_settled_and_the_rest_released(scene: Scene) -> None:
     """The outcome of the broken call is unknown, so it keeps its lease; the hides are alerts."""
     scene.backlog(10)
     both_begun = threading.Barrier(2, timeout=20)
@@ -371,7 +371,7 @@ def test_the_other_answers_are_settled_and_the_rest_released(scene: PortalScene)
     assert scene.rows(FAILURES) == [("stage", 10 - done)]
 
 
-def test_a_task_that_is_cancelled_keeps_its_lease(scene: PortalScene) -> None:
+def test_a_task_that_is_cancelled_keeps_its_lease(scene: Scene) -> None:
     """Nobody knows how far its call has come; the others go on, however late the loop comes to them."""
     scene.backlog(6)
 
@@ -389,7 +389,7 @@ def test_a_task_that_is_cancelled_keeps_its_lease(scene: PortalScene) -> None:
     assert scene.rows(by_status) == [("delivered", True, 5), ("pending", False, 1)]
 
 
-def test_a_settle_that_breaks_leaves_no_hide_unseen(scene: PortalScene) -> None:
+def test_a_settle_that_breaks_leaves_no_hide_unseen(scene: Scene) -> None:
     scene.backlog(5)
     scene.portal.default = DEAD
     scene.run_sql("ALTER TABLE dynamics_sync_failures ADD CONSTRAINT refuse CHECK (kind <> 'transient')")

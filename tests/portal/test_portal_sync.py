@@ -17,7 +17,7 @@ from certjob.portal.sync import PortalCounts
 from tests.support.facts import TODAY, Facts
 from tests.support.intents import review
 from tests.support.nights import FlakyPortal, delivery, in_background, night
-from tests.support.stages import NEXT_YEAR, PortalScene, push_once
+from tests.support.scene import NEXT_YEAR, Scene, push_once
 from tests.support.waiting import until
 
 RESET = TransientPortalError("reset")
@@ -36,7 +36,7 @@ ALERTS = "SELECT member_no, sentence FROM portal_alerts"
 MAY_BE_VISIBLE = "Dynamics sync pending — mentor may still be visible on portal"
 
 
-def test_a_new_wish_replaces_the_open_one(scene: PortalScene) -> None:
+def test_a_new_wish_replaces_the_open_one(scene: Scene) -> None:
     """One row, a version more, its rounds begin anew and the old error is not its own; after its end, another row."""
     mentor = scene.hidden()
     scene.push(RESET)
@@ -77,7 +77,7 @@ def test_a_new_wish_replaces_the_open_one(scene: PortalScene) -> None:
 
 @pytest.mark.parametrize(("error", "calls", "concurrency"), [(None, 1, 4), (RESET, 3, 1), (REFUSED, 1, 1)])
 def test_an_opposite_wish_during_the_call_is_pushed_next_and_by_nobody_else(
-    scene: PortalScene, error: PortalCallError | None, calls: int, concurrency: int
+    scene: Scene, error: PortalCallError | None, calls: int, concurrency: int
 ) -> None:
     """Never at once, never the older value last, each with its own key; the older one's failure is nobody's."""
     expired, another = scene.expired(), FlakyPortal()
@@ -99,7 +99,7 @@ def test_an_opposite_wish_during_the_call_is_pushed_next_and_by_nobody_else(
     assert (report.outcome, report.portal, scene.rows(FAILURE)) == (Outcome.OK, PortalCounts(delivered=1), [])
 
 
-def test_rounds_add_up_in_one_row_until_the_next_success_resolves_it(scene: PortalScene) -> None:
+def test_rounds_add_up_in_one_row_until_the_next_success_resolves_it(scene: Scene) -> None:
     """3 calls, then 6, each wait twice as long; the last answer's id is kept; a later failure is a row of its own."""
     hidden = scene.hidden()
     scene.push(RESET)
@@ -127,7 +127,7 @@ def test_rounds_add_up_in_one_row_until_the_next_success_resolves_it(scene: Port
     assert scene.rows(resolved_at) == before
 
 
-def test_a_failure_whose_mentor_is_held_gets_its_row_a_try_later(scene: PortalScene) -> None:
+def test_a_failure_whose_mentor_is_held_gets_its_row_a_try_later(scene: Scene) -> None:
     """The event is settled at once; that it failed is counted."""
     hidden = scene.hidden()
     scene.app.execute("SELECT FROM mentors WHERE id = %s FOR UPDATE", (hidden,))
@@ -142,7 +142,7 @@ def test_a_failure_whose_mentor_is_held_gets_its_row_a_try_later(scene: PortalSc
     assert scene.rows(FAILURE) == [("transient", 3, "reset", False)]
 
 
-def test_an_event_that_is_held_is_left_to_its_lease(scene: PortalScene) -> None:
+def test_an_event_that_is_held_is_left_to_its_lease(scene: Scene) -> None:
     """The others are settled, nobody waits long, and the push is repeated under the same key."""
     held, free = scene.backlog(2)
 
@@ -164,7 +164,7 @@ def test_an_event_that_is_held_is_left_to_its_lease(scene: PortalScene) -> None:
     assert scene.rows(STATUS) == [("delivered",)] * 2
 
 
-def test_a_mentor_without_a_contact_is_blocked_until_somebody_acts(scene: PortalScene) -> None:
+def test_a_mentor_without_a_contact_is_blocked_until_somebody_acts(scene: Scene) -> None:
     """No call, a permanent failure of no attempt, an alert every night; corrected, the next night pushes it."""
     scene.expired(contact_id=None)
     portal = FlakyPortal()
@@ -183,7 +183,7 @@ def test_a_mentor_without_a_contact_is_blocked_until_somebody_acts(scene: Portal
     assert scene.rows(FAILURE) == [("permanent", 0, "no contact ID", True)]
 
 
-def test_the_opposite_of_an_unknown_outcome_is_pushed_once_more(scene: PortalScene) -> None:
+def test_the_opposite_of_an_unknown_outcome_is_pushed_once_more(scene: Scene) -> None:
     """In five minutes, under another key; it counts as delivered, and is no alert. A quarter of an hour ends it."""
     mentor = scene.mentor()
     scene.wish(mentor, visible=True)
@@ -208,7 +208,7 @@ def test_the_opposite_of_an_unknown_outcome_is_pushed_once_more(scene: PortalSce
 
 
 @pytest.mark.parametrize("value", [True, False])
-def test_an_unknown_outcome_concerns_the_contact_even_after_a_success(scene: PortalScene, value: bool) -> None:
+def test_an_unknown_outcome_concerns_the_contact_even_after_a_success(scene: Scene, value: bool) -> None:
     """A repeat of the same value succeeded, and its event is over; the opposite that comes next is a new one."""
     mentor = scene.mentor()
     scene.wish(mentor, visible=value)
@@ -226,7 +226,7 @@ def test_an_unknown_outcome_concerns_the_contact_even_after_a_success(scene: Por
     assert scene.rows(events)[1:] == [(value, 1, "delivered"), (not value, 2, "pending")]
 
 
-def test_an_unknown_outcome_is_noted_although_a_review_holds_the_event_meanwhile(scene: PortalScene) -> None:
+def test_an_unknown_outcome_is_noted_although_a_review_holds_the_event_meanwhile(scene: Scene) -> None:
     """That review wants the opposite; left to its lease, the hide would be forgotten."""
     scene.hidden()
     (event,) = scene.claim()
@@ -244,7 +244,7 @@ def test_an_unknown_outcome_is_noted_although_a_review_holds_the_event_meanwhile
 
 
 @pytest.mark.parametrize("error", [RESET, REFUSED], ids=["pending", "blocked"])
-def test_only_the_review_withdraws_when_the_portal_is_lost(scene: PortalScene, error: PortalCallError) -> None:
+def test_only_the_review_withdraws_when_the_portal_is_lost(scene: Scene, error: PortalCallError) -> None:
     """Resolved, no alert, no call; the job between the nights leaves them alone and counts nothing."""
     scene.expired()
     scene.night(FlakyPortal(failures=99, error=lambda: error))
@@ -262,7 +262,7 @@ def test_only_the_review_withdraws_when_the_portal_is_lost(scene: PortalScene, e
     assert scene.rows("SELECT portal_visible FROM mentors") == [(None,)]
 
 
-def test_withdrawn_in_the_middle_of_the_call_is_no_lost_lease(scene: PortalScene) -> None:
+def test_withdrawn_in_the_middle_of_the_call_is_no_lost_lease(scene: Scene) -> None:
     """Nobody took over: the portal is not wanted any more, and the run needs nobody."""
     scene.hidden()
 
@@ -275,7 +275,7 @@ def test_withdrawn_in_the_middle_of_the_call_is_no_lost_lease(scene: PortalScene
     assert (report.outcome, report.portal, scene.rows(STATUS)) == (Outcome.OK, PortalCounts(), [("withdrawn",)])
 
 
-def test_a_hide_that_was_withdrawn_needs_a_person_until_the_mentor_returns(scene: PortalScene) -> None:
+def test_a_hide_that_was_withdrawn_needs_a_person_until_the_mentor_returns(scene: Scene) -> None:
     """Moved to an organisation without a portal and back: the portal of the first may go on showing them."""
     mentor, elsewhere = scene.expired(), scene.facts.organisation("nhf", portal=None)
     scene.night(FlakyPortal(failures=99))
@@ -305,7 +305,7 @@ def test_a_hide_that_was_withdrawn_needs_a_person_until_the_mentor_returns(scene
     ids=["transient", "long Retry-After", "out of order", "refused"],
 )
 def test_a_round_repeats_what_may_pass_under_one_key_and_says_what_is_next(
-    scene: PortalScene, cause: PortalCallError, calls: int, says: tuple[str, ...]
+    scene: Scene, cause: PortalCallError, calls: int, says: tuple[str, ...]
 ) -> None:
     """What a repeat cannot mend is not repeated."""
     scene.wish(scene.hidden(), visible=False)
@@ -319,7 +319,7 @@ def test_a_round_repeats_what_may_pass_under_one_key_and_says_what_is_next(
     assert all(words in str(error) for words in says)
 
 
-def test_when_a_stage_ends_early_every_open_hide_gets_a_row(scene: PortalScene) -> None:
+def test_when_a_stage_ends_early_every_open_hide_gets_a_row(scene: Scene) -> None:
     """Shows do not, nor who has no portal; a later reason replaces it. What somebody holds is not waited for."""
     hidden = scene.hidden()
     scene.backlog(1, visible=True)

@@ -16,7 +16,7 @@ from certjob.review.guards import MassChangeGuard
 from certjob.stopping import StopFlag
 from tests.support.facts import TODAY
 from tests.support.programmes import everything
-from tests.support.stages import YESTERDAY, PortalScene
+from tests.support.scene import YESTERDAY, Scene
 from tests.support.waiting import until, waits_for_a_lock
 
 STATUSES = "SELECT status FROM certificates ORDER BY issued_on"
@@ -25,24 +25,24 @@ CHANGE = "UPDATE certificates SET issued_on = %s, expires_on = %s"
 RENEW = "INSERT INTO certificates (mentor_id, kind, issued_on, expires_on) SELECT id, 'likeperson', %s, %s FROM mentors"
 
 
-def apply_due(scene: PortalScene, **options: Any) -> Any:
+def apply_due(scene: Scene, **options: Any) -> Any:
     guard = MassChangeGuard(scene.connection, today=TODAY, allow_mass_change=False)
     given: dict[str, Any] = {"today": TODAY, "run_id": uuid4(), "guard": guard, "stop": StopFlag()}
     return CertificationManagementService(scene.connection, **given | options).apply_due()
 
 
-def refuse(scene: PortalScene, table: str, column: str, *, when: str = "true") -> None:
+def refuse(scene: Scene, table: str, column: str, *, when: str = "true") -> None:
     """Let the database refuse every change of a column, or some."""
     scene.run_sql("CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'it is broken'; END $$")
     trigger = f"CREATE TRIGGER refuse BEFORE UPDATE OF {column} ON {table} FOR EACH ROW WHEN ({when})"
     scene.run_sql(f"{trigger} EXECUTE FUNCTION refuse()")
 
 
-def due(scene: PortalScene) -> list[UUID]:
+def due(scene: Scene) -> list[UUID]:
     return [row[0] for row in scene.rows("SELECT id FROM mentors WHERE review_on <= %s ORDER BY id", TODAY)]
 
 
-def test_state_audit_and_intents_are_committed_together(scene: PortalScene) -> None:
+def test_state_audit_and_intents_are_committed_together(scene: Scene) -> None:
     """One transaction per chunk: when its last statement fails, nothing of it is there."""
     mentor_id = scene.facts.certified_mentor(scene.facts.organisation(), YESTERDAY)
     refuse(scene, "mentors", "review_on")
@@ -54,7 +54,7 @@ def test_state_audit_and_intents_are_committed_together(scene: PortalScene) -> N
     assert scene.rows(STATUSES) == [("recorded",)]
 
 
-def test_one_broken_mentor_is_named_and_the_others_are_reviewed(scene: PortalScene) -> None:
+def test_one_broken_mentor_is_named_and_the_others_are_reviewed(scene: Scene) -> None:
     """It stays due, and is written down until a run that would review it does so."""
     mentors = [scene.expired() for _ in range(5)]
     refuse(scene, "certificates", "status", when=f"NEW.mentor_id = '{mentors[2]}'")
@@ -87,7 +87,7 @@ def test_one_broken_mentor_is_named_and_the_others_are_reviewed(scene: PortalSce
     ids=["a certificate", "the mentor", "the reminder"],
 )
 def test_whom_an_idle_transaction_of_the_app_holds_is_skipped_and_named(
-    scene: PortalScene, monkeypatch: pytest.MonkeyPatch, lock: str
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, lock: str
 ) -> None:
     """After a bounded wait. So is one whose facts keep changing; the others are reviewed."""
     monkeypatch.setattr(certification, "WAIT_FOR_LOCKS_SECONDS", 0.5)
@@ -107,7 +107,7 @@ def test_whom_an_idle_transaction_of_the_app_holds_is_skipped_and_named(
     assert counts.skipped == due(scene) == sorted([locked, changing])
 
 
-def test_a_mentor_whose_lock_ends_in_time_is_reviewed(scene: PortalScene) -> None:
+def test_a_mentor_whose_lock_ends_in_time_is_reviewed(scene: Scene) -> None:
     """The wait at the end looks again and again, and sleeps between."""
     scene.expired()
     scene.app.execute("SELECT FROM mentors FOR UPDATE")
@@ -153,7 +153,7 @@ def around_first_read(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int
     ],
 )
 def test_a_fact_that_comes_while_apply_holds_the_mentor_waits_and_is_not_lost(
-    scene: PortalScene,
+    scene: Scene,
     around_first_read: Callable[..., list[int]],
     when: str,
     statement: str,
@@ -188,7 +188,7 @@ def test_a_fact_that_comes_while_apply_holds_the_mentor_waits_and_is_not_lost(
 
 @pytest.mark.parametrize("table", ["mentors", "certificates"])
 def test_a_table_that_is_locked_for_a_while_is_waited_for(
-    scene: PortalScene, monkeypatch: pytest.MonkeyPatch, table: str
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, table: str
 ) -> None:
     """A migration of the app's, or a dump: nobody is lost, nobody is done twice."""
     for _ in range(6):
@@ -207,7 +207,7 @@ def test_a_table_that_is_locked_for_a_while_is_waited_for(
 
 
 def test_a_table_that_stays_locked_ends_the_night_with_the_next_step(
-    scene: PortalScene, monkeypatch: pytest.MonkeyPatch
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is wrong and what to do are two fields of a JSON document."""
     scene.expired()
@@ -221,7 +221,7 @@ def test_a_table_that_stays_locked_ends_the_night_with_the_next_step(
     assert caught.value.next_step == "end that session and run again"
 
 
-def test_a_stop_flag_ends_the_review_between_chunks(scene: PortalScene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_flag_ends_the_review_between_chunks(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is committed stays, the rest is still due."""
     monkeypatch.setattr(certification, "CHUNK_SIZE", 2)
     for _ in range(6):
@@ -234,7 +234,7 @@ def test_a_stop_flag_ends_the_review_between_chunks(scene: PortalScene, monkeypa
     assert len(due(scene)) == 4
 
 
-def test_running_again_changes_nothing(scene: PortalScene) -> None:
+def test_running_again_changes_nothing(scene: Scene) -> None:
     """The second run of a day finds nobody due. Level-triggered: even if everybody is looked at, nothing new comes."""
     organisation = scene.facts.organisation()
     for days in (-40, -1, 0, 3, 45, 400):
@@ -250,7 +250,7 @@ def test_running_again_changes_nothing(scene: PortalScene) -> None:
         scene.run_sql("UPDATE mentors SET review_on = '-infinity'")
 
 
-def test_a_person_who_lifts_certjobs_pause_sees_it_reopened(scene: PortalScene) -> None:
+def test_a_person_who_lifts_certjobs_pause_sees_it_reopened(scene: Scene) -> None:
     """While the mentor is still not certified the pause comes back at the next review; illness is untouched."""
     scene.facts.pause(scene.expired())
     scene.night(deliver=False)

@@ -13,7 +13,7 @@ from tests.support.channels import run_stage
 from tests.support.facts import TODAY, Facts
 from tests.support.intents import make_due, review
 from tests.support.nights import CollectingChannel
-from tests.support.stages import PortalScene
+from tests.support.scene import Scene
 
 LOG = "SELECT threshold_days, status, cert_id FROM cert_notification_log ORDER BY id"
 
@@ -36,7 +36,7 @@ def enter_anew(facts: Facts, mentor: UUID, *kinds: str) -> list[UUID]:
 
 
 def test_an_app_that_writes_all_certificates_anew_every_day_mails_once_per_threshold(
-    scene: PortalScene, mentor: UUID
+    scene: Scene, mentor: UUID
 ) -> None:
     """28 nights, each with new ids: the messages are those of two certificates, and the plan has counted them."""
     planned = 0
@@ -51,7 +51,7 @@ def test_an_app_that_writes_all_certificates_anew_every_day_mails_once_per_thres
     assert planned == len(sent)
 
 
-def test_only_what_a_mentor_was_never_told_is_mailed(scene: PortalScene, mentor: UUID) -> None:
+def test_only_what_a_mentor_was_never_told_is_mailed(scene: Scene, mentor: UUID) -> None:
     """Another kind, or another last day. `load` takes another first day for another certificate, which it is not."""
 
     def mailed(today: date = TODAY) -> list[tuple[bool, date | None]]:
@@ -78,7 +78,7 @@ def test_only_what_a_mentor_was_never_told_is_mailed(scene: PortalScene, mentor:
 
 
 @pytest.mark.parametrize("status", ["pending", "failed", "cancelled", "superseded"])
-def test_what_was_not_sent_goes_along_too(scene: PortalScene, mentor: UUID, status: str) -> None:
+def test_what_was_not_sent_goes_along_too(scene: Scene, mentor: UUID, status: str) -> None:
     """One row about one date: it is sent, or shown as failed, once."""
     enter_anew(scene.facts, mentor)
     review(scene.connection)
@@ -92,7 +92,7 @@ def test_what_was_not_sent_goes_along_too(scene: PortalScene, mentor: UUID, stat
     assert len(scene.channel.sent) == (settled == "sent")
 
 
-def test_a_repeat_after_an_unknown_outcome_says_so(scene: PortalScene, mentor: UUID) -> None:
+def test_a_repeat_after_an_unknown_outcome_says_so(scene: Scene, mentor: UUID) -> None:
     """It is the same message, with the same Message-ID."""
     enter_anew(scene.facts, mentor)
     scene.night(channel=CollectingChannel(on_send=lambda _message: OutcomeUnknownError("no answer")))
@@ -107,7 +107,7 @@ def test_a_repeat_after_an_unknown_outcome_says_so(scene: PortalScene, mentor: U
 
 
 @pytest.mark.parametrize("moment", ["before the draft", "at the server"])
-def test_one_that_is_being_sent_has_no_twin(scene: PortalScene, mentor: UUID, moment: str) -> None:
+def test_one_that_is_being_sent_has_no_twin(scene: Scene, mentor: UUID, moment: str) -> None:
     """Its certificate is entered anew and another run reviews meanwhile: one mail, about the new row."""
     enter_anew(scene.facts, mentor)
     review(scene.connection)

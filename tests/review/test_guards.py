@@ -10,7 +10,7 @@ from certjob.domain import rules
 from certjob.review import certification
 from certjob.review.days import looks_at_everybody
 from tests.support.facts import TODAY
-from tests.support.stages import NEXT_YEAR, YESTERDAY, PortalScene
+from tests.support.scene import NEXT_YEAR, YESTERDAY, Scene
 
 IN_5_DAYS = TODAY + timedelta(days=5)
 LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
@@ -33,18 +33,18 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> Limits:
     return arrange
 
 
-def join(scene: PortalScene, organisation: UUID, *, expired: int, valid: int = 0) -> None:
+def join(scene: Scene, organisation: UUID, *, expired: int, valid: int = 0) -> None:
     """So many new mentors."""
     for number in range(expired + valid):
         scene.facts.certified_mentor(organisation, YESTERDAY if number < expired else NEXT_YEAR)
 
 
-def statuses(scene: PortalScene, organisation: UUID) -> set[object]:
+def statuses(scene: Scene, organisation: UUID) -> set[object]:
     theirs = "SELECT c.status FROM certificates c JOIN mentors m ON m.id = mentor_id WHERE organisation_id = %s"
     return {status for (status,) in scene.rows(theirs, organisation)}
 
 
-def due(scene: PortalScene) -> int:
+def due(scene: Scene) -> int:
     return len(scene.rows("SELECT FROM mentors WHERE review_on <= %s", TODAY))
 
 
@@ -52,7 +52,7 @@ def due(scene: PortalScene) -> int:
     ("expired", "valid", "held"), [(20, 0, False), (21, 0, True), (21, 189, False), (22, 189, True)]
 )
 def test_more_than_twenty_and_a_tenth_newly_paused_is_held(
-    scene: PortalScene, monkeypatch: pytest.MonkeyPatch, expired: int, valid: int, held: bool
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, expired: int, valid: int, held: bool
 ) -> None:
     """The limit is max(20, 10 % of the active mentors), per organisation. For few, nobody is counted."""
     join(scene, scene.hlf, expired=expired, valid=valid)
@@ -69,7 +69,7 @@ def test_more_than_twenty_and_a_tenth_newly_paused_is_held(
     assert statuses(scene, scene.hlf) == ({"recorded"} if held else {"expired", "valid"} if valid else {"expired"})
 
 
-def test_a_held_organisation_stops_no_other_until_the_flag_lets_it_through(scene: PortalScene, limits: Limits) -> None:
+def test_a_held_organisation_stops_no_other_until_the_flag_lets_it_through(scene: Scene, limits: Limits) -> None:
     """It is named with the exact command and stays due. To bring too many back is held as well: nobody is shown unseen.
 
     An import that extends everybody does that, or a clock that went back.
@@ -96,7 +96,7 @@ def test_a_held_organisation_stops_no_other_until_the_flag_lets_it_through(scene
     assert len(scene.rows(PAUSED)) == 30
 
 
-def test_too_many_new_reminders_are_held_while_pauses_and_portal_go_on(scene: PortalScene, limits: Limits) -> None:
+def test_too_many_new_reminders_are_held_while_pauses_and_portal_go_on(scene: Scene, limits: Limits) -> None:
     """Those mentors stay due, so that the flag sends their reminders later; the others' reminders are queued."""
     limits(chunk=10, MASS_REMINDER_LIMIT=25)
     many, few = scene.facts.organisation("many"), scene.facts.organisation("few", portal=None)
@@ -123,7 +123,7 @@ def test_too_many_new_reminders_are_held_while_pauses_and_portal_go_on(scene: Po
 
 
 def test_what_the_count_before_the_first_chunk_could_not_know_is_counted_chunk_after_chunk(
-    scene: PortalScene, limits: Limits
+    scene: Scene, limits: Limits
 ) -> None:
     """The limit is that of the whole organisation, and those whom this run has paused still count as active."""
     limits(chunk=1, foreseen=False, MASS_REMINDER_LIMIT=5, MASS_CHANGE_MINIMUM=2)
@@ -145,7 +145,7 @@ def test_what_the_count_before_the_first_chunk_could_not_know_is_counted_chunk_a
     assert "11 mentors would be brought back, the limit is 10 (of 104 active); nothing more after 10" in line
 
 
-def test_whoever_would_be_hidden_is_counted_too(scene: PortalScene) -> None:
+def test_whoever_would_be_hidden_is_counted_too(scene: Scene) -> None:
     """Who has left, as well; the portal may show a contact that is new. Who was never reviewed stays written down."""
     join(scene, scene.hlf, expired=21)
     left = scene.certified(left_at=LONG_AGO)
@@ -159,7 +159,7 @@ def test_whoever_would_be_hidden_is_counted_too(scene: PortalScene) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["a whole night", "one organisation", "killed"])
-def test_a_night_on_a_wrong_later_date_is_made_good_for(scene: PortalScene, wrong: str) -> None:
+def test_a_night_on_a_wrong_later_date_is_made_good_for(scene: Scene, wrong: str) -> None:
     """It noted when to look again by the wrong day; the first night on the right one looks at everybody.
 
     A night that is limited to one organisation, or killed, is seen by no guard of dates.
@@ -187,7 +187,7 @@ def test_a_night_on_a_wrong_later_date_is_made_good_for(scene: PortalScene, wron
     assert [report.to_document()["mentors"]["reviewed"] for report in reviewed] == [32, 0]
 
 
-def test_a_night_that_began_while_the_wrong_one_was_at_work_does_not_make_good_for_it(scene: PortalScene) -> None:
+def test_a_night_that_began_while_the_wrong_one_was_at_work_does_not_make_good_for_it(scene: Scene) -> None:
     """The wrong one, on another machine, went on deciding after the right one had looked at everybody."""
 
     def ran(as_of: object, started: str, finished: str) -> None:

@@ -47,7 +47,7 @@ def push_once(event: PortalEvent, portal: PortalTarget, *, lease_seconds: float 
     return asyncio.run(push())
 
 
-class PortalScene:
+class Scene:
     """A database, a portal over real HTTP, and what certjob does with both."""
 
     def __init__(self, connection: Connection, portal: PortalServer, *, url: str, sessions: ExitStack) -> None:
