@@ -83,7 +83,7 @@ def test_ctrl_c_ends_it_with_a_line_and_leaves_nothing_behind(
         for pid, program in programs_at(temporary_folder).items():
             if "initdb" in program:
                 os.kill(pid, signal.SIGSTOP)
-        result = child.stop_within(20, signal.SIGINT)
+        result = child.stop_within(60, signal.SIGINT)
 
     assert_one_line(result, "stopped by SIGINT; the throw-away database", code=1, command="certjob demo")
     assert not list(temporary_folder.iterdir())

@@ -54,24 +54,17 @@ class Scene:
         """``sessions`` are closed at the end."""
         self.connection = connection
         self.portal = portal
+        self.other: Connection = sessions.enter_context(database.connect(url))
+        """The connection of another run."""
+        self.app = sessions.enter_context(contextlib.closing(psycopg.connect(url)))
+        """The app's session, which can hold a transaction open."""
         self.channel = nights.CollectingChannel()
-        self._url, self._sessions = url, sessions
         self.facts = Facts(connection)
         self.service = PortalSyncService(connection, run_id=uuid4())
         self.counts = PortalCounts()
         """Of the last stage or push."""
         self.said = ""
         """Why the last stage ended early."""
-
-    @cached_property
-    def other(self) -> Connection:
-        """The connection of another run."""
-        return self._sessions.enter_context(database.connect(self._url))
-
-    @cached_property
-    def app(self) -> psycopg.Connection[tuple[object, ...]]:
-        """The app's session, which can hold a transaction open."""
-        return self._sessions.enter_context(contextlib.closing(psycopg.connect(self._url)))
 
     @cached_property
     def hlf(self) -> UUID:

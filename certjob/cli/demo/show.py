@@ -89,8 +89,8 @@ def _throw_away_database(stop: StopFlag) -> Iterator[tuple[Path, str]]:
 
 
 def _remove(folder: Path) -> None:
-    """Delete a folder, for 5 seconds: a process that initdb started outlives it, and may still write there."""
-    for _ in range(50):
+    """Delete a folder, for 30 seconds: a process that initdb started outlives it, and may still write there."""
+    for _ in range(300):
         shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
             return
