@@ -258,9 +258,9 @@ class TestLongRetryAfter:
 @pytest.mark.parametrize(
     ("count", "behaviour", "seconds", "code", "least", "most"),
     [
-        pytest.param(50, delay(0.2), 0.5, "deadline", 2, 49, id="what is on its way ends, the rest is released"),
-        pytest.param(2, delay(0.4), 0.2, None, 2, 2, id="a last call that ends after it is no early end"),
-        pytest.param(1, delay(0.4, DEAD), 0.2, "deadline", 0, 0, id="a repeat is not begun after it, nor counted"),
+        pytest.param(50, delay(0.3), 1.5, "deadline", 2, 49, id="what is on its way ends, the rest is released"),
+        pytest.param(2, delay(1.8), 1.5, None, 2, 2, id="a last call that ends after it is no early end"),
+        pytest.param(1, delay(1.8, DEAD), 1.5, "deadline", 0, 0, id="a repeat is not begun after it, nor counted"),
     ],
 )
 def test_the_deadline(
