@@ -50,16 +50,19 @@ class StopFlag(threading.Event):
         """Called with the exit code, once it is known."""
         self.last_words: Callable[[Exception], object] | None = None
         """Prints why the process ends hard."""
-        self.on_set: Callable[[], object] | None = None
-        """Wakes an event loop, which does not wait for this flag."""
+        self._set_at: float | None = None
         self.break_off: Callable[[], object] = _interrupt
         """Ends what is being waited for."""
 
     def set(self) -> None:
         """Ask for the end; from any thread, and from a signal handler."""
+        self._set_at = self._set_at or time.monotonic()
         super().set()
-        if self.on_set is not None:
-            self.on_set()
+
+    @property
+    def seconds_since_set(self) -> float:
+        """How long ago it was set; negative before."""
+        return -1.0 if self._set_at is None else time.monotonic() - self._set_at
 
     def error(self) -> StoppedBySignalError:
         """Return the error that ends the command."""

@@ -6,12 +6,10 @@ What the messages are, reminders or digests, is their queue's business; whose fa
 it, is decided here, once for both.
 """
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Generic
 
 from certjob.errors import (
@@ -22,8 +20,8 @@ from certjob.errors import (
 )
 from certjob.mail.message import Channel, OutgoingMessage
 from certjob.mail.queue import MailQueue
+from certjob.outbox.calls import Calls
 from certjob.outbox.claims import RELEASED, Answer, Item, Lease, Settlement, StageStop
-from certjob.outbox.loop import DatabaseThread
 from certjob.outbox.retry import RetryPolicy, exponential, seconds_to_next_round
 from certjob.stopping import StopFlag
 
@@ -54,6 +52,7 @@ class MailStage(Generic[Item]):
         queue: MailQueue[Item],
         *,
         channel: Channel,
+        calls: Calls,
         stop: StopFlag,
         on_progress: Callable[[int], None] | None = None,
         is_open: Callable[[], bool] = lambda: True,
@@ -61,6 +60,7 @@ class MailStage(Generic[Item]):
     ) -> None:
         self._queue = queue
         self._channel = channel
+        self._calls = calls
         self._stop = stop
         self._on_progress = on_progress
         self._is_open = is_open
@@ -75,7 +75,7 @@ class MailStage(Generic[Item]):
         )
         self._counts = counts
 
-    async def run(self, database: DatabaseThread, *, deadline_seconds: float) -> StageStop | None:
+    def run(self, *, deadline_seconds: float) -> StageStop | None:
         """Send; return why the stage ended early, or None. Raises StoppedBySignalError after a signal.
 
         That it was not open is nobody's concern: what waits goes out when it is.
@@ -85,32 +85,30 @@ class MailStage(Generic[Item]):
             self._stop.check()
             if not self._is_open():
                 return None
-            item, lease, message = await database.run(self._next)
+            item, lease, message = self._next()
             if item is None:
                 return None
             early: StageStop | None = None
             if self._stop.is_set() or time.monotonic() >= deadline_at:
                 early = _DEADLINE
                 if message is not None:
-                    await database.run(partial(self._queue.settle, item, RELEASED), settles=True)
+                    self._queue.settle(item, RELEASED)
             elif message is not None:
-                early = await self._deliver(item, lease, message, database)
+                early = self._deliver(item, lease, message)
             if early is not None:
                 self._stop.check()  # a signal cuts the tries short, and is what ended the stage
                 return early
 
-    async def _deliver(
-        self, item: Item, lease: Lease, message: OutgoingMessage, database: DatabaseThread
-    ) -> StageStop | None:
+    def _deliver(self, item: Item, lease: Lease, message: OutgoingMessage) -> StageStop | None:
         """Send and settle one message; it keeps its lease if anything unforeseen happens."""
         try:
-            await self._send(message, lease, database.stopped)
+            self._calls.make(self._send(message, lease))
         except ChannelDownError as error:  # it was surely not handed over, and comes after all others the next time
-            await database.run(partial(self._queue.settle, item, RELEASED), settles=True)
+            self._queue.settle(item, RELEASED)
             return StageStop(stage="mail", code="down", reason=f"{error}; the rest stays pending", fault=str(error))
         except NotifyError as error:
-            return await database.run(partial(self._settle_failure, item, error, message.to), settles=True)
-        await database.run(partial(self._settle_sent, item), settles=True)
+            return self._settle_failure(item, error, message.to)
+        self._settle_sent(item)
         return None
 
     def _next(self) -> tuple[Item | None, Lease, OutgoingMessage | None]:
@@ -123,7 +121,7 @@ class MailStage(Generic[Item]):
             draft = None
         return item, lease, draft
 
-    async def _send(self, message: OutgoingMessage, lease: Lease, stopped: asyncio.Event) -> None:
+    async def _send(self, message: OutgoingMessage, lease: Lease) -> None:
         """Hand one message over, with three tries while it is everybody's fault, none that could outlast the lease."""
 
         async def attempt() -> None:
@@ -133,7 +131,7 @@ class MailStage(Generic[Item]):
             await self._channel.send(message)
 
         try:
-            await self._tries.call(attempt, stop=stopped)
+            await self._tries.call(attempt, stop=self._calls.stopped)
         except NotifyError as error:
             _log(message, "message_not_sent", cause=type(error).__name__)
             raise

@@ -1,9 +1,9 @@
-"""The delivery half of a night, in one event loop: the portal first, then reminders, then digests."""
+"""The delivery half of a night: the portal first, then reminders, then digests."""
 
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
 from pathlib import Path
@@ -11,7 +11,6 @@ from typing import Any, Protocol
 from uuid import UUID
 
 import psycopg
-from psycopg.errors import QueryCanceled
 
 from certjob.database import CONTENTION, Connection
 from certjob.errors import DatabaseUnavailableError, FailureCode, StoppedBySignalError
@@ -22,8 +21,8 @@ from certjob.mail.queue import MailQueue
 from certjob.mail.reminder_mail import ReminderMail
 from certjob.mail.stage import MailCounts, MailStage
 from certjob.night.report import RunReport
+from certjob.outbox.calls import Calls
 from certjob.outbox.claims import CRASH, StageStop
-from certjob.outbox.loop import DatabaseThread, run_loop
 from certjob.outbox.open_work import read_open_work
 from certjob.outbox.retry import RetryPolicy
 from certjob.portal.push import MakeTarget, portal_policy
@@ -74,7 +73,7 @@ class Delivery:
 
 
 class Deliveries:
-    """The stages of one run, one after the other in one event loop; how one ends never stops the next."""
+    """The stages of one run, one after the other; how one ends never stops the next."""
 
     def __init__(
         self,
@@ -104,18 +103,14 @@ class Deliveries:
 
         Raises StoppedBySignalError after a signal.
         """
-
-        async def deliver(database: DatabaseThread) -> None:
-            ends_at = time.monotonic() + self._delivery.deadline_seconds
-            portal_seconds = self._delivery.deadline_seconds * PORTAL_SHARE
-            await self._run("portal", database, self._push(database, seconds=portal_seconds))
-            if no_mail is None:
-                await self._send_mail(database, ends_at=ends_at)
-            else:
-                self._report.stopped.append(no_mail)
-
+        ends_at = time.monotonic() + self._delivery.deadline_seconds
         try:
-            self._run_loop(deliver)
+            with Calls(self._stop) as calls:
+                self._run("portal", lambda: self._push(calls, seconds=self._delivery.deadline_seconds * PORTAL_SHARE))
+                if no_mail is None:
+                    self._send_mail(calls, ends_at=ends_at)
+                else:
+                    self._report.stopped.append(no_mail)
         except StoppedBySignalError:
             # The next run may be stopped in the same way: what happened in this one is queued now.
             with contextlib.suppress(psycopg.Error, DatabaseUnavailableError):
@@ -124,38 +119,32 @@ class Deliveries:
 
     def push(self) -> None:
         """Only the portal. Raises StoppedBySignalError after a signal."""
-
-        async def push(database: DatabaseThread) -> None:
-            await self._run("portal", database, self._push(database, seconds=self._delivery.deadline_seconds))
-
-        self._run_loop(push)
+        with Calls(self._stop) as calls:
+            self._run("portal", lambda: self._push(calls, seconds=self._delivery.deadline_seconds))
 
     def queue_digests(self) -> None:
         """Only after a night: the job between the nights sends what is queued."""
         if self._report.review is not None:
             queue_digests(self._connection, today=self._report.today, organisation_id=self._organisation_id)
 
-    def _run_loop(self, main: Callable[[DatabaseThread], Coroutine[Any, Any, None]]) -> None:
-        run_loop(main, connection=self._connection, stop=self._stop, deadline_seconds=self._delivery.deadline_seconds)
-
-    async def _run(self, name: str, database: DatabaseThread, stage: Awaitable[StageStop | None]) -> StageStop | None:
-        """Wait for a stage and note why it ended early, if it did. A signal is the reason for whatever it broke off."""
+    def _run(self, name: str, stage: Callable[[], StageStop | None]) -> StageStop | None:
+        """Run a stage and note why it ended early, if it did. A signal is the reason for whatever it broke off."""
         try:
-            ended = await stage
+            ended = stage()
             self._stop.check()
         except Exception as error:
             self._stop.check()
             if self._connection.closed:
                 raise
-            if isinstance(error, CONTENTION) or (database.broken_off and isinstance(error, QueryCanceled)):
+            if isinstance(error, CONTENTION):
                 ended = StageStop(stage=name, code="locked", reason=_LOCKED)
             else:
-                ended = await self._note_crash(name, database, error)
+                ended = self._note_crash(name, error)
         if ended is not None:
             self._report.stopped.append(ended)
         return ended
 
-    async def _note_crash(self, name: str, database: DatabaseThread, error: Exception) -> StageStop:
+    def _note_crash(self, name: str, error: Exception) -> StageStop:
         """Nobody foresaw it: the run has failed, and the other stages still run."""
         logger.debug("the %s stage crashed", name, exc_info=error, extra={"event": "stage_crashed"})
         self._report.crashed = True
@@ -164,26 +153,26 @@ class Deliveries:
         reason = f"unforeseen {type(error).__name__}: {without_people(text)}"
         if name == "portal":
             with contextlib.suppress(psycopg.Error):  # the database may be what is broken
-                await database.run(lambda: self._portal.record_stage_end(reason, code=FailureCode.CRASH))
+                self._portal.record_stage_end(reason, code=FailureCode.CRASH)
         return StageStop(stage=name, code=CRASH, reason=reason)
 
-    async def _push(self, database: DatabaseThread, *, seconds: float) -> StageStop | None:
+    def _push(self, calls: Calls, *, seconds: float) -> StageStop | None:
         delivery, report = self._delivery, self._report
-        database.end_within(seconds)
         if delivery.make_target is None:
-            return await database.run(self._missing_portal)
+            return self._missing_portal()
         stage = PortalStage(
             self._portal,
-            database=database,
+            calls=calls,
+            stop=self._stop,
             make_target=delivery.make_target,
             policy=delivery.policy,
             concurrency=delivery.concurrency,
             calls_per_second=delivery.calls_per_second,
             longest_pause_seconds=delivery.longest_pause_seconds,
-            on_progress=await database.run(lambda: self._progress.phase("Pushing to the portal")),
+            on_progress=self._progress.phase("Pushing to the portal"),
             counts=report.portal,
         )
-        return await stage.run(deadline_seconds=seconds)
+        return stage.run(deadline_seconds=seconds)
 
     def _missing_portal(self) -> StageStop | None:
         open_work = read_open_work(self._connection)
@@ -193,27 +182,26 @@ class Deliveries:
         self._portal.record_stage_end(reason, code=FailureCode.NO_URL)
         return StageStop(stage="portal", code="no_url", reason=f"{reason}; the pushes stay pending")
 
-    async def _send_mail(self, database: DatabaseThread, *, ends_at: float) -> None:
+    def _send_mail(self, calls: Calls, *, ends_at: float) -> None:
         """Reminders, then digests: what a digest tells of is then as new as can be."""
         connection, report, delivery = self._connection, self._report, self._delivery
-        database.end_within(ends_at - time.monotonic())
         channel = delivery.channel
         if channel is None:
-            await self._run("mail", database, database.run(self.queue_digests))
-            await self._run("mail", database, database.run(self._missing_channel))
+            self._run("mail", self.queue_digests)
+            self._run("mail", self._missing_channel)
             return
 
-        async def send(queue: MailQueue[Any], counts: MailCounts, *, phase: str) -> StageStop | None:
-            on_progress = await database.run(lambda: self._progress.phase(phase))
+        def send(queue: MailQueue[Any], counts: MailCounts, *, phase: str) -> StageStop | None:
             stage = MailStage(
                 queue,
                 channel=channel,
+                calls=calls,
                 stop=self._stop,
-                on_progress=on_progress,
+                on_progress=self._progress.phase(phase),
                 is_open=lambda: delivery.mail_waits_until() is None,
                 counts=counts,
             )
-            return await stage.run(database, deadline_seconds=ends_at - time.monotonic())
+            return stage.run(deadline_seconds=ends_at - time.monotonic())
 
         templates = Templates(delivery.templates_dir)
         reminders = ReminderMail(connection, today=report.today, templates=templates)
@@ -224,14 +212,14 @@ class Deliveries:
             app_url=delivery.app_url,
             templates=templates,
         )
-        report.reminders, report.digests = MailCounts(), MailCounts()
+        counts = report.reminders, report.digests = MailCounts(), MailCounts()
         try:
-            ended = await self._run("mail", database, send(reminders, report.reminders, phase="Sending reminders"))
-            await self._run("mail", database, database.run(self.queue_digests))
+            ended = self._run("mail", lambda: send(reminders, counts[0], phase="Sending reminders"))
+            self._run("mail", self.queue_digests)
             if ended is None or ended.code in ABOUT_REMINDERS_ALONE:
-                await self._run("mail", database, send(digests, report.digests, phase="Sending digests"))
+                self._run("mail", lambda: send(digests, counts[1], phase="Sending digests"))
         finally:
-            await channel.close()
+            calls.make(channel.close())
         if (problem := templates.problem()) is not None:
             report.stopped.append(problem)
         report.mail_waits_until = delivery.mail_waits_until()

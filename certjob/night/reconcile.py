@@ -12,8 +12,8 @@ from certjob.errors import PortalCallError
 from certjob.night.deliveries import Deliveries, Delivery, Progress
 from certjob.night.job_runs import recorded
 from certjob.night.report import RunReport
+from certjob.outbox.calls import Calls
 from certjob.outbox.claims import StageStop
-from certjob.outbox.loop import DatabaseThread, run_loop
 from certjob.outbox.open_work import read_open_work
 from certjob.outbox.retry import RetryPolicy
 from certjob.portal import comparison
@@ -89,15 +89,16 @@ def _read(
     advance = progress.phase("Reading the portal")
     pages: list[list[UUID]] = []
 
-    async def read(database: DatabaseThread) -> None:
+    async def read() -> None:
         async with make_reader() as reader:
             async for page in reader.read_visible_contacts(policy=policy):
                 stop.check()
                 pages.append(page)
-                await database.run(lambda: advance(sum(map(len, pages))))
+                advance(sum(map(len, pages)))
 
     try:
-        run_loop(read, connection=connection, stop=stop, deadline_seconds=_LONGEST_READING_SECONDS)
+        with Calls(stop) as calls:
+            calls.make(read())
     except PortalCallError as error:
         stop.check()
         reason = f"{error}; the portal was not read to its end, nothing was compared and nothing changed"
@@ -105,7 +106,3 @@ def _read(
         return None
     visible = sorted({contact_id for page in pages for contact_id in page})
     return Reading(read_at=read_at, pages=len(pages), visible=visible)
-
-
-_LONGEST_READING_SECONDS = 3600.0
-"""Only database work counts against it, and reading does none."""

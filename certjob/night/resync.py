@@ -65,8 +65,8 @@ class _OneMentor(PortalSyncService):
     def claim(self, limit: int) -> list[tuple[PortalEvent, Lease]]:
         return [] if self.is_pushed else self.claim_mentor(self._mentor_id)
 
-    def settle(self, push: Push, counts: PortalCounts, *, lock_timeout_ms: int | None = None) -> Answer:
-        answer = super().settle(push, counts, lock_timeout_ms=lock_timeout_ms)
+    def settle(self, push: Push, counts: PortalCounts) -> Answer:
+        answer = super().settle(push, counts)
         if push.is_tried and answer is not Answer.LOST:  # else another run has taken it over
             self.error = push.error
             self.is_pushed = push.error is not None or answer is not Answer.RAISED

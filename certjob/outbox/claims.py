@@ -19,6 +19,8 @@ from certjob.database import Connection, persist
 from certjob.errors import FailureCode
 
 _CLAIM_TRIES = 3
+_CLAIM_LOCK_TIMEOUT_MS = 10_000
+"""A claim skips locked rows; this is for a locked table, which ends the stage."""
 
 
 def lease_clock() -> float:
@@ -118,7 +120,7 @@ class Outbox(Generic[Item]):
     def _claim(self, lock: str, parameters: dict[str, object]) -> tuple[list[Item] | None, Lease]:
         """Return what was claimed; None when nothing could be locked."""
         lease = Lease(claimed_at=lease_clock(), seconds=self._lease_seconds)
-        with database.transaction(self._connection, by_index=True):
+        with database.transaction(self._connection, lock_timeout_ms=_CLAIM_LOCK_TIMEOUT_MS, by_index=True):
             rows = database.fetch(self._connection, lock, parameters)
             if not rows:
                 return None, lease

@@ -18,9 +18,9 @@ from certjob.errors import (
 )
 from certjob.outbox.claims import ClaimedRow, Lease
 from certjob.outbox.retry import RetryPolicy, full_jitter
-from certjob.portal.rate import LONGEST_RETRY_AFTER_SLEPT_IN_CALL_SECONDS, RateLimiter
 
 CALL_DEADLINE_SECONDS = 30.0
+LONGEST_RETRY_AFTER_SLEPT_IN_CALL_SECONDS = 20.0
 
 
 class PortalTarget(Protocol):
@@ -90,9 +90,8 @@ class Push:
 
     @property
     def asked_seconds(self) -> float:
-        """How long the portal asked to wait, where it is THROTTLED; otherwise 0."""
-        cause = self.error.cause if self.error is not None and self.outcome is PushOutcome.THROTTLED else None
-        return (cause.retry_after_seconds or 0.0) if cause is not None else 0.0
+        """How long the portal asked to wait with its last answer; otherwise 0."""
+        return (self.error.cause.retry_after_seconds or 0.0) if self.error is not None else 0.0
 
 
 def portal_policy(*, max_attempts: int) -> RetryPolicy:
@@ -107,72 +106,50 @@ def portal_policy(*, max_attempts: int) -> RetryPolicy:
     )
 
 
-def _asks_for_a_long_wait(cause: PortalCallError) -> bool:
-    """Whether the portal asked to wait for longer than is slept inside a round."""
-    asked_seconds = cause.retry_after_seconds or 0.0
-    return isinstance(cause, TransientPortalError) and asked_seconds > LONGEST_RETRY_AFTER_SLEPT_IN_CALL_SECONDS
+async def push_once(
+    event: PortalEvent, lease: Lease, *, target: PortalTarget, policy: RetryPolicy, stopped: asyncio.Event
+) -> Push:
+    """Push one event's value, with the policy's tries, and return what became of it.
 
+    A repeat is made only if it surely ends inside the lease, and none after a signal.
+    """
+    if not lease.fits(policy.worst_case_seconds(CALL_DEADLINE_SECONDS)):  # the process stood still
+        return Push(event=event, outcome=PushOutcome.NOT_TRIED)
+    errors: list[PortalCallError] = []  # of the calls that were made
+    outcome, error = PushOutcome.DELIVERED, None
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pusher:
-    """Pushes claimed events, any number at once."""
-
-    target: PortalTarget
-    policy: RetryPolicy
-    rate: RateLimiter
-    """When the portal asks one call to wait, all others wait as well."""
-    halt: asyncio.Event
-    """Begin nothing more, repeat nothing more."""
-
-    async def push(self, event: PortalEvent, lease: Lease) -> Push:
-        """Push one event's value, with the policy's tries, and return what became of it.
-
-        A repeat waits for its turn, and is made only if it surely ends inside the lease.
-        """
-        if not lease.fits(self.policy.worst_case_seconds(CALL_DEADLINE_SECONDS)):  # the process stood still
-            return Push(event=event, outcome=PushOutcome.NOT_TRIED)
-        errors: list[PortalCallError] = []  # of the calls that were made
-        outcome, error = PushOutcome.DELIVERED, None
-        try:
-            await self.policy.call(
-                lambda: self._call(event, lease, errors), stop=self.halt, on_wait=self._hold_all_others
-            )
-        except PortalCallError as cause:
-            self._hold_all_others(cause, 0.0)  # the last call may have asked for a wait
-            error = _given_up(event, attempts=len(errors), cause=cause)
-            outcome = self._outcome_of(error)
-        outcome_unknown = any(each.code is FailureCode.OUTCOME_UNKNOWN for each in errors)
-        return Push(event=event, outcome=outcome, error=error, outcome_unknown=outcome_unknown)
-
-    async def _call(self, event: PortalEvent, lease: Lease, errors: list[PortalCallError]) -> None:
+    async def call() -> None:
         if event.contact_id is None:
             missing = "no contact ID"
             raise PermanentPortalError(missing, code=FailureCode.NO_CONTACT_ID)
-        if errors and not (await self.rate.wait(self.halt) and lease.fits(CALL_DEADLINE_SECONDS)):
+        if errors and not lease.fits(CALL_DEADLINE_SECONDS):
             raise errors[-1]
         try:
-            await self.target.update_portal_visibility(
+            await target.update_portal_visibility(
                 event.contact_id, visible=event.visible, idempotency_key=event.idempotency_key
             )
-        except PortalCallError as error:
-            if isinstance(error, PortalStageError):
-                self.halt.set()  # at once: nobody else is called
-            errors.append(error)
+        except PortalCallError as failed:
+            errors.append(failed)
             raise
 
-    def _hold_all_others(self, error: Exception, seconds: float) -> None:
-        if isinstance(error, TransientPortalError) and error.retry_after_seconds:
-            self.rate.hold(max(seconds, error.retry_after_seconds))
+    try:
+        await policy.call(call, stop=stopped)
+    except PortalCallError as cause:
+        error = _given_up(event, attempts=len(errors), cause=cause)
+        is_cut_short = stopped.is_set() and len(errors) < policy.max_attempts
+        outcome = _outcome_of(cause, is_cut_short=is_cut_short)
+    outcome_unknown = any(each.code is FailureCode.OUTCOME_UNKNOWN for each in errors)
+    return Push(event=event, outcome=outcome, error=error, outcome_unknown=outcome_unknown)
 
-    def _outcome_of(self, error: DynamicsSyncException) -> PushOutcome:
-        if isinstance(error.cause, PermanentPortalError):
-            return PushOutcome.BLOCKED
-        if isinstance(error.cause, PortalStageError):
-            return PushOutcome.REFUSED
-        if _asks_for_a_long_wait(error.cause):
-            return PushOutcome.THROTTLED
-        is_cut_short = error.attempts < self.policy.max_attempts and (self.halt.is_set() or self.rate.is_held)
-        return PushOutcome.NOT_TRIED if is_cut_short else PushOutcome.FAILED
+
+def _outcome_of(cause: PortalCallError, *, is_cut_short: bool) -> PushOutcome:
+    if isinstance(cause, PermanentPortalError):
+        return PushOutcome.BLOCKED
+    if isinstance(cause, PortalStageError):
+        return PushOutcome.REFUSED
+    if (cause.retry_after_seconds or 0.0) > LONGEST_RETRY_AFTER_SLEPT_IN_CALL_SECONDS:
+        return PushOutcome.THROTTLED
+    return PushOutcome.NOT_TRIED if is_cut_short else PushOutcome.FAILED
 
 
 def _given_up(event: PortalEvent, *, attempts: int, cause: PortalCallError) -> DynamicsSyncException:

@@ -95,15 +95,14 @@ class PortalSyncService:
         events, lease = self._outbox.claim("lock_portal_event", {"mentor_id": mentor_id})
         return [(event, lease) for event in events]
 
-    def settle(self, push: Push, counts: PortalCounts, *, lock_timeout_ms: int | None = None) -> Answer:
+    def settle(self, push: Push, counts: PortalCounts) -> Answer:
         """Write what became of one claimed event, with its failure row or resolution, in one transaction; count it.
 
         HELD: another session keeps the event for longer than this waits. It keeps its lease, and is pushed again after
         that. A failure whose mentor is held gets its row with the next failure; it is an alert after an hour anyway.
         """
         is_news = False
-        if lock_timeout_ms is None:
-            lock_timeout_ms = _UNKNOWN_LOCK_TIMEOUT_MS if push.outcome_unknown else _LOCK_TIMEOUT_MS
+        lock_timeout_ms = _UNKNOWN_LOCK_TIMEOUT_MS if push.outcome_unknown else _LOCK_TIMEOUT_MS
 
         def record(answer: Answer) -> None:
             nonlocal is_news

@@ -21,8 +21,8 @@ from typing import Any
 import httpx
 
 from certjob import __version__
+from certjob.outbox.calls import run_alone
 from certjob.outbox.http_client import HttpClient
-from certjob.outbox.loop import run_alone
 
 TOTAL_SECONDS = 10.0
 """For one ping, with its one repeat."""

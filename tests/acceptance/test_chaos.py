@@ -41,9 +41,7 @@ NIGHTS = {
         _struck(Action.OVERTAKE, When.BEFORE, Spot.STATEMENT, settle="reminders"),
     ),
     "from inside, and the mail": (
-        _struck(Action.LATE, When.BEFORE, Spot.RESULT, 5),
         _struck(Action.LATE, When.BEFORE, Spot.TURN, 60, script=(Word.ERROR, Word.THROTTLED_SECONDS)),
-        _struck(Action.CANCEL, When.BEFORE, Spot.PUSH),
         Command(twin=RUN, concurrency=2, script=(Word.ERROR_AFTER_ACTING, Word.RESET_AFTER_ACTING, Word.CUT)),
         _mail((Phase.CONNECT, Manner.DROP), (Phase.RCPT, Manner.LATER), (Phase.DATA, Manner.SURPLUS)),
         _mail((Phase.LOGIN, Manner.CLOSING), (Phase.BODY, Manner.DROP), (Phase.DOT, Manner.GARBAGE)),

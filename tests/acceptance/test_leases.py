@@ -24,7 +24,7 @@ from tests.support.facts import Facts
 from tests.support.intents import backlog, review, run_out
 from tests.support.portal_answers import confirm, delay, hang, ok
 from tests.support.portal_server import PortalServer
-from tests.support.processes import FIRST_CALL, FIRST_MESSAGE, MAIL_CLAIM, PORTAL_CLAIM, TURN
+from tests.support.processes import FIRST_CALL, FIRST_MESSAGE, MAIL_CLAIM, PORTAL_CLAIM
 from tests.support.waiting import until
 
 Start = Callable[..., AbstractContextManager[Child]]
@@ -96,7 +96,6 @@ def test_no_push_begins_so_late_that_it_could_outlast_its_lease(
         pytest.param(ok(), {}, [False, True], False, LOST, id="in its call, which the portal does late"),
         pytest.param(None, {"freeze_before": FIRST_CALL}, [True, False], False, LOST, id="just before its call"),
         pytest.param(None, SHORT | {"freeze_after": PORTAL_CLAIM}, [True], True, STOOD_STILL, id="after its claim"),
-        pytest.param(None, SHORT | {"freeze_before": TURN}, [True], True, "", id="before its turn"),
     ],
 )
 def test_a_process_that_stood_still_writes_nothing_over_a_newer_value(

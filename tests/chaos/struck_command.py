@@ -76,7 +76,7 @@ class LoopFault:
                 elif task.cancel():
                     self._mark.touch()
 
-            if getattr(work, "__qualname__", "") == "Pusher.push" and self._is_here():
+            if getattr(work, "__qualname__", "") == "push_once" and self._is_here():
                 step(self._steps)
             return task
 

@@ -103,7 +103,7 @@ class Scene:
         _, before = self._listen(fails=outcomes, **options)
         queue = queue or reminder_mail(self.connection, today=day(number))
         self.counts, channel = MailCounts(), channel or self.channel
-        stopped = run_stage(queue, channel, connection=self.connection, stop=stop, counts=self.counts, seconds=seconds)
+        stopped = run_stage(queue, channel, stop=stop, counts=self.counts, seconds=seconds)
         self.sent = self.channel.sent[before:]
         return None if stopped is None else f"{stopped.code}: {stopped.reason}"
 

@@ -438,7 +438,7 @@ def test_a_process_that_dies_anywhere_loses_nothing_and_repeats_nothing_unsaid(
 
     def tell(number: int, on: Connection) -> None:
         queue_digests(on, today=day(number))
-        run_stage(digest_mail(on, today=day(number)), desk.channel, connection=on)
+        run_stage(digest_mail(on, today=day(number)), desk.channel)
 
     for number in itertools.count(1):
         asked: list[str] = []

@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from certjob.domain.addresses import parse_address
 from certjob.errors import NotifyError
 from certjob.mail.channels import smtp
-from certjob.outbox.loop import run_alone
+from certjob.outbox.calls import run_alone
 from tests.mail.conftest import EVERYBODYS, LATER, NEVER, UNKNOWN
 from tests.support.channels import Blocking, smtp_channel
 from tests.support.mails import MESSAGE

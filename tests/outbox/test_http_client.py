@@ -16,8 +16,8 @@ import httpx
 import pytest
 
 from certjob.outbox import http_client
+from certjob.outbox.calls import run_alone
 from certjob.outbox.http_client import SURELY_NOT_SENT, HttpAnswer, HttpClient
-from certjob.outbox.loop import run_alone
 from tests.support.portal_answers import answer, drip, ok, reset
 from tests.support.portal_server import PortalServer
 from tests.support.smtp_server import CERTIFICATE

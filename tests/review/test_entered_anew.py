@@ -126,7 +126,7 @@ def test_one_that_is_being_sent_has_no_twin(scene: Scene, mentor: UUID, moment: 
 
     scene.channel.on_send = lambda _message: enter_and_review("at the server")
     queue = Interrupted(scene.connection, today=TODAY, templates=OUR_TEMPLATES)
-    assert run_stage(queue, scene.channel, connection=scene.connection) is None
+    assert run_stage(queue, scene.channel) is None
     scene.night()
 
     assert [message.repeat for message in scene.channel.sent] == [False]

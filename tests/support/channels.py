@@ -15,8 +15,8 @@ from certjob.mail.messages.templates import OUR_TEMPLATES
 from certjob.mail.queue import MailQueue
 from certjob.mail.reminder_mail import ReminderMail
 from certjob.mail.stage import MailCounts, MailStage
+from certjob.outbox.calls import Calls, NameLookups
 from certjob.outbox.claims import StageStop
-from certjob.outbox.loop import DatabaseThread, NameLookups, run_loop
 from certjob.stopping import StopFlag
 from tests.support.facts import TODAY
 from tests.support.smtp_server import HOST
@@ -50,22 +50,18 @@ def run_stage(
     queue: MailQueue[Any],
     channel: Channel,
     *,
-    connection: Connection,
     stop: StopFlag | None = None,
     counts: MailCounts | None = None,
     seconds: float = 60,
 ) -> StageStop | None:
-    """Run the mail stage over one queue, in a loop of its own as ``deliver`` runs it."""
+    """Run the mail stage over one queue, as ``deliver`` runs it."""
     stop = stop or StopFlag()
-    stage = MailStage(queue, channel=channel, stop=stop, counts=counts or MailCounts())
-
-    async def send(database: DatabaseThread) -> StageStop | None:
+    with Calls(stop) as calls:
+        stage = MailStage(queue, channel=channel, calls=calls, stop=stop, counts=counts or MailCounts())
         try:
-            return await stage.run(database, deadline_seconds=seconds)
+            return stage.run(deadline_seconds=seconds)
         finally:
-            await channel.close()
-
-    return run_loop(send, connection=connection, stop=stop, deadline_seconds=seconds)
+            calls.make(channel.close())
 
 
 def smtp_channel(port: int, *, host: str = HOST, **options: Any) -> SmtpChannel:

@@ -28,8 +28,6 @@ FIRST_CALL = "certjob.portal.hlf_dynamics:HLFDynamicsSyncService.update_portal_v
 FIRST_MESSAGE = "certjob.mail.channels.maildir:MaildirChannel.send"
 PORTAL_CLAIM = "certjob.portal.sync:PortalSyncService.claim"
 MAIL_CLAIM = "certjob.mail.reminder_mail:ReminderMail.claim"
-TURN = "certjob.portal.rate:RateLimiter.begin"
-"""Where a call gets its turn."""
 
 
 def _plant_freeze(name: str, *, before: bool) -> None:

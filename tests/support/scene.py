@@ -20,11 +20,11 @@ from certjob.night import nightly
 from certjob.night.reconcile import reconcile
 from certjob.night.report import RunReport
 from certjob.night.resync import Resync, resync
-from certjob.outbox.claims import Answer, Lease, StageStop, lease_clock
-from certjob.outbox.loop import DatabaseThread, run_loop
+from certjob.outbox.calls import Calls, run_alone
+from certjob.outbox.claims import Answer, Lease, lease_clock
+from certjob.portal import push as pushing
 from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
-from certjob.portal.push import PortalEvent, PortalTarget, Push, Pusher
-from certjob.portal.rate import RateLimiter
+from certjob.portal.push import PortalEvent, PortalTarget, Push
 from certjob.portal.stage import PortalStage
 from certjob.portal.sync import PortalCounts, PortalSyncService
 from certjob.stopping import StopFlag
@@ -38,13 +38,8 @@ YESTERDAY, NEXT_YEAR = TODAY - timedelta(days=1), TODAY + timedelta(days=365)
 
 def push_once(event: PortalEvent, portal: PortalTarget, *, lease_seconds: float = 300) -> Push:
     """Make one round for an event, outside any stage."""
-
-    async def push() -> Push:
-        rate = RateLimiter(calls_per_second=0)
-        pusher = Pusher(target=portal, policy=quick_policy(), rate=rate, halt=asyncio.Event())
-        return await pusher.push(event, Lease(claimed_at=lease_clock(), seconds=lease_seconds))
-
-    return asyncio.run(push())
+    lease = Lease(claimed_at=lease_clock(), seconds=lease_seconds)
+    return run_alone(pushing.push_once(event, lease, target=portal, policy=quick_policy(), stopped=asyncio.Event()))
 
 
 class Scene:
@@ -174,17 +169,15 @@ class Scene:
         stop: StopFlag | None = None,
         **options: Any,
     ) -> str | None:
-        """Run a stage to its end, with one slot unless told otherwise; return the code of an early end."""
+        """Run a stage to its end; return the code of an early end."""
         connection, stop, counts = connection or self.connection, stop or StopFlag(), PortalCounts()
         service = service or PortalSyncService(connection, run_id=uuid4())
         make_target = delivery(portal=target or self.portal).make_target
-        defaults = {"make_target": make_target, "policy": quick_policy(), "concurrency": 1, "counts": counts}
-
-        async def main(thread: DatabaseThread) -> StageStop | None:
-            return await PortalStage(service, database=thread, **defaults | options).run(deadline_seconds=seconds)
-
+        defaults = {"make_target": make_target, "policy": quick_policy(), "counts": counts}
         self.counts = counts
-        stopped = run_loop(main, connection=connection, stop=stop, deadline_seconds=seconds)
+        with Calls(stop) as calls:
+            stage = PortalStage(service, calls=calls, stop=stop, **defaults | options)
+            stopped = stage.run(deadline_seconds=seconds)
         stop.check()
         self.said = str(stopped)
         return None if stopped is None else stopped.code

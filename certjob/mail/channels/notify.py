@@ -6,7 +6,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from certjob.domain.addresses import MailAddress, parse_sender
 from certjob.errors import ConfigurationError
 from certjob.mail.message import Channel, OutgoingMessage
-from certjob.outbox.loop import run_alone
+from certjob.outbox.calls import run_alone
 from certjob.settings import LOOPBACK_HOSTS, Settings
 
 REHEARSAL_SENDER = "certjob@localhost"

@@ -136,6 +136,8 @@ class SmtpChannel:
 
     async def _ready(self) -> SMTP:
         """Return a connection that may take a message: the kept one, or a new one, secured and logged in."""
+        for _ in range(2):  # the loop stood still: let it hear what the server has said meanwhile
+            await asyncio.sleep(0)
         if self._messages_sent >= self.messages_per_connection:
             await self.close()
         protocol = self._client.protocol if self._client is not None else None

@@ -20,7 +20,7 @@ from certjob.database.connection_errors import explain_late_refusal
 from certjob.errors import CertjobError, ChannelDownError, ConfigurationError, TransientPortalError
 from certjob.mail.channels.notify import open_channel, send_alone
 from certjob.mail.message import OutgoingMessage
-from certjob.outbox.loop import run_alone
+from certjob.outbox.calls import run_alone
 from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
 from certjob.settings import EMBEDDED, Settings
 from certjob.views.check import as_coordinator
