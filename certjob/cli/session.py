@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from certjob.cli.terminal.output import Output
     from certjob.database import Connection
     from certjob.errors import Outcome
-    from certjob.night.deliveries import Delivery
+    from certjob.jobs.deliveries import Delivery
     from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
+    from certjob.reports.monitoring import Monitor
     from certjob.settings import Settings
     from certjob.stopping import StopFlag
-    from certjob.views.monitoring import Monitor
 
 Function = TypeVar("Function", bound=Callable[..., int])
 _COMMON = {"json": Json, "verbose": Verbose, "quiet": Quiet, "env_file": EnvFile}
@@ -156,7 +156,7 @@ class Call:
         monitor = None
         if watched:
             from certjob.cli.terminal.plain import print_warning
-            from certjob.views.monitoring import Monitor
+            from certjob.reports.monitoring import Monitor
 
             warn = functools.partial(print_warning, self.command)
             monitor = Monitor(settings, run_id=run_id, pings=pings, stop=stop, warn=warn)
@@ -223,8 +223,8 @@ def delivery_from(settings: "Settings", *, deadline_seconds: float = 7200.0) -> 
 
     A broken template of the programme's own stops no night: certjob's own takes its place, and the run reports it.
     """
+    from certjob.jobs.deliveries import Delivery
     from certjob.mail.channels.notify import open_channel
-    from certjob.night.deliveries import Delivery
     from certjob.portal.push import portal_policy
 
     return Delivery(

@@ -8,12 +8,6 @@ from tests.support.command_line import commands
 from tests.support.docs import DOCUMENTS, PAGES, ROOT, read, read_all_examples, read_section
 
 TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in (*DOCUMENTS, ROOT / "crontab.example")}
-DESIGN = TEXTS["docs/design.md"]
-NAMING = {
-    "docs/design.md": DESIGN.partition("\n## What was tried")[0],
-    "CONTRIBUTING.md": TEXTS["CONTRIBUTING.md"].partition("\n## What the libraries do")[0],
-}
-"""The pages that name pieces of the code, without what names things that are not here."""
 
 
 def test_every_command_and_its_options_are_in_the_tables() -> None:
@@ -104,39 +98,3 @@ def test_every_code_of_the_edge_function_is_in_its_contract() -> None:
 
     assert codes
     assert sorted((status, code) for code, status in codes) == sorted(rows)
-
-
-def test_every_file_that_is_named_exists_and_no_name_is_a_ghost() -> None:
-    """Modules by their path in the package; what is written as code is written stands somewhere in the code."""
-    files = [path for folder in ("certjob", "sql", "supabase", "tests") for path in (ROOT / folder).rglob("*.*")]
-    files = [path for path in files if path.suffix in (".py", ".sql", ".ts")] + [ROOT / "pyproject.toml"]
-    code = {word for path in files for word in re.findall(r"\w+", path.read_text())}
-    for page, text in NAMING.items():
-        named = set(re.findall(r"(?<![\w/.])(\w[\w./-]*(?:\.(?:py|sql|toml|ts)\b|/(?=`)))", text))
-        words = set(re.findall(r"`([A-Za-z]\w*(?:\.\w+)*)(?:\(\))?`", text))
-        words |= {
-            word for line in text.splitlines() if line[:4] == "    " for word in re.findall(r"\b[a-z]+_\w+", line)
-        }
-
-        assert {path for path in named if not ((ROOT / "certjob" / path).exists() or (ROOT / path).exists())} == set()
-        assert {name for name in words if set(name.split(".")) - code} == set(), page
-
-
-def test_what_the_walks_of_the_design_name_stands_where_they_say() -> None:
-    """A function or a method in its module; a statement, as any other name, somewhere."""
-    walks = read_section("docs/design.md", "Two walks")
-    places = re.findall(r"(\w[\w/]*\.py) (?:\w+\.)?(\w+)", walks)
-    assert len(places) > 10
-    for path, name in places:
-        text = next(file for file in (ROOT / "certjob" / path, ROOT / path) if file.exists()).read_text()
-        assert re.search(rf"^ *(async def|def|class) {name}\b", text, re.MULTILINE), (path, name)
-
-
-def test_the_design_is_read_in_an_hour_and_says_of_every_table_what_it_holds() -> None:
-    """350 lines; a new table holds facts, or what follows from them."""
-    migrations = "\n".join(path.read_text() for path in (ROOT / "sql" / "migrations").glob("*.sql"))
-    tables = set(re.findall(r"^CREATE TABLE (?:public\.)?(\w+)", migrations, flags=re.MULTILINE))
-    facts = read_section("docs/design.md", "Facts, and what is derived")
-
-    assert len(DESIGN.splitlines()) <= 350
-    assert {name for name in tables if f"`{name}`" not in facts} == set()

@@ -13,8 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from certjob import database
 from certjob.database import Connection
 from certjob.portal.comparison import Comparison, Reading, store
-from certjob.views.check import as_coordinator, everything, in_database, templates
-from certjob.views.metrics import read_metrics
+from certjob.reports.check import as_coordinator, everything, in_database, templates
+from certjob.reports.metrics import read_metrics
 from tests.support.command_line import run_in_process
 from tests.support.docs import read
 from tests.support.facts import Facts

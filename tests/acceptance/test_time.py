@@ -13,11 +13,6 @@ from typing import Any
 import pytest
 from freezegun import freeze_time
 
-import certjob.cli.commands.runs  # loaded before the clock is frozen, like all that it brings
-import certjob.cli.terminal.output
-import certjob.mail.channels.notify
-import certjob.night.nightly
-import certjob.night.resync  # noqa: F401
 from tests.support.command_line import run_in_process
 from tests.support.facts import Facts
 from tests.support.portal_answers import error

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from certjob.views.open_pushes import OpenPush
+from certjob.reports.open_pushes import OpenPush
 from tests.conftest import Certjob
 from tests.support.command_line import Finished, run_in_process
 

@@ -12,9 +12,9 @@ import pytest
 from rich.cells import cell_len
 
 from certjob.cli.pages.alerts import plain_lines, show_alerts
-from certjob.views import alerts as view
-from certjob.views.alerts import Alerts
-from certjob.views.open_pushes import OpenPush
+from certjob.reports import alerts as view
+from certjob.reports.alerts import Alerts
+from certjob.reports.open_pushes import OpenPush
 from tests.cli.conftest import MORNING, VISIBLE, push
 from tests.conftest import Certjob
 from tests.support.command_line import without_escapes

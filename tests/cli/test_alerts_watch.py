@@ -19,8 +19,8 @@ from certjob.cli.pages.alerts import NOTHING
 from certjob.cli.terminal.streams import forgiving
 from certjob.database import NO_ANSWER, Connection
 from certjob.errors import DatabaseUnavailableError, StoppedBySignalError
+from certjob.reports.alerts import Alerts
 from certjob.stopping import Interrupted, StopFlag
-from certjob.views.alerts import Alerts
 from tests.cli.conftest import MORNING, push
 from tests.support.command_line import run_in_process, without_escapes
 from tests.support.facts import Facts

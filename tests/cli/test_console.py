@@ -25,7 +25,7 @@ from certjob.database import Connection
 from certjob.domain import rules
 from certjob.domain.models import Mentor, Status
 from certjob.facts.lookup import MentorName
-from certjob.night.report import PlannedChange, RunReport
+from certjob.jobs.report import PlannedChange, RunReport
 from certjob.redaction import harmless
 from certjob.review.plan import ReviewCounts
 from certjob.stopping import StopFlag

@@ -11,11 +11,11 @@ import pytest
 from certjob import database
 from certjob.database import Connection
 from certjob.errors import ChannelDownError, OutcomeUnknownError, RecipientDeferredError, RecipientRefusedError
+from certjob.jobs.report import RunReport
 from certjob.mail import stage
 from certjob.mail.message import Channel, OutgoingMessage
 from certjob.mail.queue import MailQueue
 from certjob.mail.stage import MailCounts
-from certjob.night.report import RunReport
 from certjob.outbox.retry import constant
 from certjob.stopping import StopFlag
 from tests.support import intents

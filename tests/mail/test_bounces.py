@@ -10,7 +10,7 @@ from certjob.database import Connection
 from certjob.domain.addresses import parse_sender
 from certjob.mail.bounces import LARGEST_REPORT_OCTETS, Verdict, take_report
 from certjob.mail.message import OutgoingMessage, message_id
-from certjob.views.alerts import read_alerts
+from certjob.reports.alerts import read_alerts
 from tests.conftest import Certjob
 from tests.mail.conftest import Scene
 from tests.support.bounces import exim, in_utf8, microsoft_365, postfix

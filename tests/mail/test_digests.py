@@ -12,14 +12,14 @@ import pytest
 from certjob import database
 from certjob.database import Connection, statements
 from certjob.errors import PermanentPortalError, StoppedBySignalError
+from certjob.jobs import nightly
 from certjob.mail import digests
 from certjob.mail.digest_contents import read_digest
 from certjob.mail.digests import queue_digests
 from certjob.mail.message import OutgoingMessage
-from certjob.night import nightly
 from certjob.outbox.claims import Answer, Settlement
+from certjob.reports.alerts import read_alerts
 from certjob.stopping import StopFlag
-from certjob.views.alerts import read_alerts
 from tests.mail.conftest import CUT, DOWN, REFUSED, Messages, Scene, day
 from tests.support.channels import digest_mail, run_stage
 from tests.support.facts import TODAY

@@ -17,8 +17,8 @@ from certjob.mail.reminder_mail import QueuedReminder
 from certjob.mail.reminders import CertificationReminderService, find_new_reminders
 from certjob.mail.stage import MailCounts
 from certjob.outbox.claims import Settlement
+from certjob.reports.alerts import read_alerts
 from certjob.review.attention import Kind, read_attention
-from certjob.views.alerts import read_alerts
 from tests.mail.conftest import REFUSED, Messages, Scene, day
 from tests.support.channels import reminder_mail
 from tests.support.facts import TODAY

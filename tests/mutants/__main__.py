@@ -36,10 +36,10 @@ LONGEST_SECONDS = 300.0
 """A mutant that makes the tests take longer counts as a survivor, to be looked at: it hangs, or the machine is busy."""
 
 TESTS = {
-    "domain": ("domain", "review", "mail", "views"),
-    "review": ("review", "night"),
+    "domain": ("domain", "review", "mail", "reports"),
+    "review": ("review", "jobs"),
     "outbox": ("outbox", "portal", "mail"),
-    "portal": ("portal", "night"),
+    "portal": ("portal", "jobs"),
     "mail": ("mail",),
     "facts": ("facts", "review"),
     "triggers": ("database", "review", "mail", "portal"),
@@ -79,7 +79,7 @@ class Copy:
 
     def test(self, mutant: Mutant, url: str, *, near: bool) -> tuple[bool, str]:
         """Whether a test notices, and the first that does."""
-        rooms = TESTS.get(mutant.room) or (Path(mutant.path).parts[2], "database", "night")  # a query's package
+        rooms = TESTS.get(mutant.room) or (Path(mutant.path).parts[2], "database", "jobs")  # a query's package
         tests = [f"tests/{room}" for room in dict.fromkeys((*rooms, *(() if near else ("acceptance",))))]
         quickly = "-m pytest -x -q -n 0 -p no:cacheprovider --no-header --tb=no"
         command = [str(self.folder / ".venv/bin/python"), *quickly.split()]

@@ -11,11 +11,11 @@ from uuid import UUID
 
 from certjob.database import Connection
 from certjob.errors import PortalCallError, TransientPortalError
+from certjob.jobs import nightly
+from certjob.jobs.deliveries import Delivery
+from certjob.jobs.nightly import NightOptions
+from certjob.jobs.report import RunReport
 from certjob.mail.message import Channel, OutgoingMessage
-from certjob.night import nightly
-from certjob.night.deliveries import Delivery
-from certjob.night.nightly import NightOptions
-from certjob.night.report import RunReport
 from certjob.outbox.retry import RetryPolicy, constant
 from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
 from certjob.portal.push import PortalTarget, portal_policy

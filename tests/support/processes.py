@@ -70,7 +70,7 @@ def _set_everywhere(name: str, value: object) -> None:
 
 
 def _shorten_portal(*, lease: float, call: float, repeats: float) -> None:
-    from certjob.night import nightly, resync  # noqa: F401 - all that know these times are to be loaded
+    from certjob.jobs import nightly, resync  # noqa: F401 - all that know these times are to be loaded
     from certjob.portal import push, sync
 
     usual = push.portal_policy

@@ -15,11 +15,11 @@ import pytest
 from certjob import database
 from certjob.database import Connection
 from certjob.errors import PortalCallError, StoppedBySignalError
+from certjob.jobs import nightly
+from certjob.jobs.reconcile import reconcile
+from certjob.jobs.report import RunReport
+from certjob.jobs.resync import Resync, resync
 from certjob.mail.message import Channel
-from certjob.night import nightly
-from certjob.night.reconcile import reconcile
-from certjob.night.report import RunReport
-from certjob.night.resync import Resync, resync
 from certjob.outbox.calls import Calls, run_alone
 from certjob.outbox.claims import Answer, Lease, lease_clock
 from certjob.portal import push as pushing

@@ -8,7 +8,7 @@ from certjob.cli.help import LOOKING
 from certjob.cli.session import Call, Commands, Session, delivery_from
 
 if TYPE_CHECKING:
-    from certjob.night.report import RunReport
+    from certjob.jobs.report import RunReport
 
 app = Commands()
 
@@ -37,7 +37,7 @@ def alerts(
     from certjob.cli.documents import print_document
     from certjob.cli.pages import alerts as alerts_page
     from certjob.errors import Outcome
-    from certjob.views import alerts as alerts_views
+    from certjob.reports import alerts as alerts_views
 
     if watch and (call.json or retry_all):
         message = "--watch works alone: with neither --json nor --retry-all"
@@ -68,7 +68,7 @@ def alerts(
 
 
 def _retry_all(opened: Session) -> "RunReport":
-    from certjob.night import nightly
+    from certjob.jobs import nightly
 
     delivery = delivery_from(opened.settings)
     with opened.output.progress() as progress:

@@ -36,9 +36,9 @@ def check(
     from certjob.cli.pages import check as checks_page
     from certjob.cli.terminal import output as console
     from certjob.cli.terminal import plain
+    from certjob.reports.check import everything
+    from certjob.reports.check.findings import Finding, Verdict, exit_code_of
     from certjob.settings import survey_settings
-    from certjob.views.check import everything
-    from certjob.views.check.findings import Finding, Verdict, exit_code_of
 
     found: list[Finding] = []
 
@@ -92,7 +92,7 @@ def status(
 
     from certjob.cli.pages import status as status_page
     from certjob.cli.terminal import plain
-    from certjob.views.status import COMING_DAYS, read_status, to_document
+    from certjob.reports.status import COMING_DAYS, read_status, to_document
 
     with call.session(interruptible=True) as opened:
         settings = opened.settings

@@ -54,8 +54,8 @@ def explain(call: Call, mentor: MentorArgument, *, organisation: OrganisationSlu
     from certjob.cli.pages.explain import show_story
     from certjob.cli.terminal import plain
     from certjob.facts.lookup import find_mentor
-    from certjob.views.explain.document import to_document
-    from certjob.views.explain.reader import read_story
+    from certjob.reports.explain.document import to_document
+    from certjob.reports.explain.reader import read_story
 
     with call.session(interruptible=True) as opened:
         mentor_id = find_mentor(opened.connection, mentor, organisation=organisation)
@@ -99,7 +99,7 @@ def list_(
     from certjob.cli.documents import print_document
     from certjob.cli.pages import listing
     from certjob.facts.lookup import find_organisation
-    from certjob.views.listing import Filter, list_certificates
+    from certjob.reports.listing import Filter, list_certificates
 
     with call.session(interruptible=True) as opened:
         today = opened.settings.today
@@ -147,7 +147,7 @@ def forecast(
     from certjob.cli.documents import print_document
     from certjob.cli.pages import forecast as forecast_page
     from certjob.facts.lookup import find_organisation
-    from certjob.views.forecast import make_forecast
+    from certjob.reports.forecast import make_forecast
 
     with call.session(interruptible=True) as opened:
         organisation_id = find_organisation(opened.connection, organisation) if organisation else None

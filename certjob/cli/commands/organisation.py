@@ -9,7 +9,7 @@ from certjob.cli.session import Call, Commands, Session
 
 if TYPE_CHECKING:
     from certjob.facts.organisations import OrganisationDetails
-    from certjob.views.rule_change import RuleChange
+    from certjob.reports.rule_change import RuleChange
 
 app = Commands(help="The member organisations: their rules, contacts and coordinators.", no_args_is_help=True)
 
@@ -86,7 +86,7 @@ def organisation_set(
     """
     from certjob.cli.terminal import plain
     from certjob.facts import organisations
-    from certjob.views.rule_change import compare_rules
+    from certjob.reports.rule_change import compare_rules
 
     rules: Any = {
         "portal": portal,

@@ -10,7 +10,7 @@ from certjob.cli.session import Call, Commands, Session
 from certjob.errors import UsageError
 
 if TYPE_CHECKING:
-    from certjob.views.preview import Preview
+    from certjob.reports.preview import Preview
 
 app = Commands()
 
@@ -51,7 +51,7 @@ def preview(
     from certjob.cli.terminal.plain import print_note, print_result
     from certjob.facts.lookup import find_mentor
     from certjob.mail.messages.checking import open_templates
-    from certjob.views.preview import preview_reminder
+    from certjob.reports.preview import preview_reminder
 
     if html and (call.json or send_to is not None):
         message = "--html prints one part alone"
@@ -83,7 +83,7 @@ def _send(call: Call, opened: Session, shown: "Preview", *, to: str) -> int:
     from certjob.cli.terminal import plain
     from certjob.errors import ConfigurationError, NotifyError
     from certjob.mail.channels.notify import open_channel
-    from certjob.views.preview import send_copy
+    from certjob.reports.preview import send_copy
 
     channel = open_channel(opened.settings)
     if channel is None:

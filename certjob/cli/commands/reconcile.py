@@ -47,7 +47,7 @@ def reconcile(
     Contacts that are no mentor's are reported until they are gone, or until somebody accepts them. Exits 3 when
     something was held back or is left to do.
     """
-    from certjob.night import reconcile as reconciling
+    from certjob.jobs import reconcile as reconciling
 
     if (accept is None) != (because is None):
         message = "--accept and --because belong together: the contact, and why it is shown"

@@ -19,7 +19,7 @@ from certjob.cli.session import Call, Commands, Session, delivery_from
 from certjob.errors import UsageError
 
 if TYPE_CHECKING:
-    from certjob.night.report import RunReport
+    from certjob.jobs.report import RunReport
 
 app = Commands()
 
@@ -67,7 +67,7 @@ def run(
     Safe to repeat and to run twice at once. --organisation limits the review; what is queued is delivered for all.
     Exits 3 while anything needs attention.
     """
-    from certjob.night import nightly
+    from certjob.jobs import nightly
 
     if as_of is not None and not dry_run:
         message = "--as-of requires --dry-run"
@@ -116,7 +116,7 @@ def deliver(
 
     Exits 3 only if something failed for the first time or for another reason, or if a stage stopped for a new reason.
     """
-    from certjob.night import nightly
+    from certjob.jobs import nightly
 
     with call.session(outlasts_restarts=True, watched=True) as opened:
         delivery = delivery_from(opened.settings, deadline_seconds=deliver_for)
@@ -152,7 +152,7 @@ def resync(
     from certjob.cli.documents import print_document
     from certjob.cli.pages import night
     from certjob.facts import lookup
-    from certjob.night import resync as resyncing
+    from certjob.jobs import resync as resyncing
 
     with call.session() as opened:
         mentor_id = lookup.find_mentor(opened.connection, mentor, organisation=organisation)

@@ -26,10 +26,10 @@ from certjob.cli.terminal.lines import PageLine
 from certjob.cli.terminal.output import Output
 from certjob.database import Connection
 from certjob.facts.lookup import find_mentor
-from certjob.night.resync import describe
+from certjob.jobs.resync import describe
+from certjob.reports.alerts import read_alerts
 from certjob.settings import Settings
 from certjob.stopping import StopFlag
-from certjob.views.alerts import read_alerts
 
 _LATER: Final = (
     "UPDATE portal_sync_events SET next_attempt_at = next_attempt_at - interval '15 minutes' WHERE status = 'pending'"

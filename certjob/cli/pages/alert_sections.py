@@ -10,7 +10,7 @@ from typing import Final, Literal, TypeVar
 
 from certjob.domain.alert_reasons import AlertReason, why_message_waits, why_push_waits
 from certjob.domain.explanations import day_words, number
-from certjob.views.alerts import (
+from certjob.reports.alerts import (
     Alerts,
     FailedDigest,
     FailedReminder,
@@ -19,7 +19,7 @@ from certjob.views.alerts import (
     UnknownContact,
     WaitingMail,
 )
-from certjob.views.open_pushes import OpenPush, resync_command
+from certjob.reports.open_pushes import OpenPush, resync_command
 
 _NO_CHANGE: Final = "certjob changes nothing for this organisation until somebody decides."
 _IMPORT: Final = (

@@ -12,7 +12,7 @@ from certjob.cli.terminal.lines import PageLine, wrap
 from certjob.cli.terminal.output import Output
 from certjob.domain.explanations import number
 from certjob.redaction import harmless
-from certjob.views.alerts import Alerts
+from certjob.reports.alerts import Alerts
 
 MOST_ROWS: Final = 20
 """A page names so many of those who share a cause; --json has all of them."""

@@ -16,8 +16,8 @@ from certjob.cli.terminal.streams import reader_is_gone
 from certjob.database import Connection
 from certjob.errors import CertjobError, StoppedBySignalError, UsageError
 from certjob.redaction import harmless
+from certjob.reports.alerts import Alerts, read_alerts
 from certjob.stopping import Interrupted, StopFlag
-from certjob.views.alerts import Alerts, read_alerts
 
 INTERVAL_SECONDS = 2.0
 SILENCE_SECONDS = 60.0

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from certjob.cli.terminal.lines import PageLine
 from certjob.cli.terminal.output import Output
-from certjob.views.check.findings import Finding, Verdict
+from certjob.reports.check.findings import Finding, Verdict
 
 _STYLES = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "bold red", Verdict.SKIP: "dim"}
 

@@ -12,10 +12,10 @@ from certjob.domain import explanations, rules
 from certjob.domain.alert_reasons import AlertReason, why_message_waits, why_push_waits
 from certjob.domain.explanations import day_words, distance_words, number, reason_words, threshold_words
 from certjob.domain.models import OWN_PAUSE_REASON, Status
-from certjob.views.explain.history import MentorHistory, Pause
-from certjob.views.explain.reader import address_problem
-from certjob.views.logged_reminders import LoggedReminder
-from certjob.views.open_pushes import OpenPush, resync_command
+from certjob.reports.explain.history import MentorHistory, Pause
+from certjob.reports.explain.reader import address_problem
+from certjob.reports.logged_reminders import LoggedReminder
+from certjob.reports.open_pushes import OpenPush, resync_command
 
 MOST_COMING_DAYS: Final = 12
 """How many of the coming days a page on a terminal has; --json and a pipe have all of them."""

@@ -10,7 +10,7 @@ from certjob.cli.documents import left_out
 from certjob.cli.terminal.csv_output import print_csv
 from certjob.cli.terminal.lines import PageLine
 from certjob.cli.terminal.output import Output, new_table
-from certjob.views.forecast import MEASURES, Forecast
+from certjob.reports.forecast import MEASURES, Forecast
 
 LONGEST_BAR: Final = 16
 """Cells; the table has room for it on 80 columns."""

@@ -13,7 +13,7 @@ from certjob.cli.terminal.output import Output, clean, new_table
 from certjob.domain.explanations import number, reason_words
 from certjob.domain.models import OWN_PAUSE_REASON, Status
 from certjob.redaction import harmless
-from certjob.views.listing import ListedCertificate, Listing
+from certjob.reports.listing import ListedCertificate, Listing
 
 COLUMNS: Final = (
     *("organisation", "member_no", "name", "kind", "status"),

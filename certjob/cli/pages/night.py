@@ -10,8 +10,8 @@ from certjob.cli.terminal.output import Output, clean, new_table
 from certjob.domain.explanations import distance_words, reason_words, threshold_words
 from certjob.domain.models import PauseChange, Reminder, Status
 from certjob.facts.lookup import MentorName
-from certjob.night.report import PlannedChange, RunReport
-from certjob.night.resync import MentorState
+from certjob.jobs.report import PlannedChange, RunReport
+from certjob.jobs.resync import MentorState
 
 MOST_PLANNED_ROWS = 50
 """A plan on a terminal shows so many mentors; --json has all of them."""

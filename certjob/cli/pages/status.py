@@ -9,8 +9,8 @@ from certjob.cli.terminal.lines import PageLine, wrap
 from certjob.cli.terminal.output import Output, clean, new_table
 from certjob.domain.explanations import number
 from certjob.outbox.open_work import OpenWork
+from certjob.reports.status import Run, SystemStatus
 from certjob.review.attention import summarize
-from certjob.views.status import Run, SystemStatus
 
 _OUTCOMES = {"ok": "green", "attention": "yellow", "failed": "bold red", "died": "bold red", "running": "cyan"}
 _SORTS = {"portal_hides": "hides", "portal_shows": "shows", "reminders": "reminders", "digests": "digests"}

@@ -1,0 +1,233 @@
+"""The delivery half of a night: the portal first, then reminders, then digests."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, tzinfo
+from pathlib import Path
+from typing import Any, Protocol
+from uuid import UUID
+
+import psycopg
+
+from certjob.database import CONTENTION, Connection
+from certjob.errors import DatabaseUnavailableError, FailureCode, StoppedBySignalError
+from certjob.jobs.report import RunReport
+from certjob.mail.digests import DigestMail, queue_digests
+from certjob.mail.message import Channel
+from certjob.mail.messages.templates import Templates
+from certjob.mail.queue import MailQueue
+from certjob.mail.reminder_mail import ReminderMail
+from certjob.mail.stage import MailCounts, MailStage
+from certjob.outbox.calls import Calls
+from certjob.outbox.claims import CRASH, StageStop
+from certjob.outbox.open_work import read_open_work
+from certjob.outbox.retry import RetryPolicy
+from certjob.portal.push import MakeTarget, portal_policy
+from certjob.portal.stage import LONGEST_PAUSE_SECONDS, PortalStage
+from certjob.portal.sync import PortalSyncService
+from certjob.redaction import without_people
+from certjob.stopping import StopFlag
+
+logger = logging.getLogger(__name__)
+
+PORTAL_SHARE = 0.75
+"""The portal's part of the time for deliveries: a slow portal leaves some of it to the mail."""
+
+ABOUT_REMINDERS_ALONE = frozenset({"refused", CRASH})
+"""Ends of the reminder stage that say nothing about the mail server: digests are still sent, and report it."""
+
+_LOCKED = "a table or a row is locked by another database session; end that session; the rest stays pending"
+
+
+class Progress(Protocol):
+    """Shows how far a phase has come; on a terminal, else nowhere."""
+
+    def phase(self, name: str) -> Callable[[int], None]:
+        """Begin a phase and return what to tell the count to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """How intents leave the machine."""
+
+    make_target: MakeTarget | None
+    """The portal's client; None = CERTJOB_PORTAL_URL is not set."""
+    channel: Channel | None = None
+    """None = CERTJOB_NOTIFY_URL is not set."""
+    mail_waits_until: Callable[[], datetime | None] = lambda: None
+    """When mail may be sent; None: now."""
+    templates_dir: Path | None = None
+    """The programme's own templates."""
+    app_url: str = ""
+    """Where the app is; digests link to it."""
+    zone: tzinfo = UTC
+    """In which times are written."""
+    policy: RetryPolicy = field(default_factory=lambda: portal_policy(max_attempts=3))
+    concurrency: int = 4
+    calls_per_second: float = 0.0
+    longest_pause_seconds: float = LONGEST_PAUSE_SECONDS
+    deadline_seconds: float = 7200.0
+
+
+class Deliveries:
+    """The stages of one run, one after the other; how one ends never stops the next."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        report: RunReport,
+        *,
+        delivery: Delivery,
+        stop: StopFlag,
+        progress: Progress,
+        organisation_id: UUID | None = None,
+        portal: PortalSyncService | None = None,
+    ) -> None:
+        """What happens is noted in ``report``; ``organisation_id`` is the only one whose digests are queued.
+
+        ``portal`` says what is claimed and pushed, unless that is everything due.
+        """
+        self._connection = connection
+        self._report = report
+        self._delivery = delivery
+        self._stop = stop
+        self._progress = progress
+        self._organisation_id = organisation_id
+        self._portal = portal or PortalSyncService(connection, run_id=report.run_id)
+
+    def deliver(self, *, no_mail: StageStop | None = None) -> None:
+        """Push, then send reminders, then digests; with ``no_mail`` no mail is sent, for that reason.
+
+        Raises StoppedBySignalError after a signal.
+        """
+        ends_at = time.monotonic() + self._delivery.deadline_seconds
+        try:
+            with Calls(self._stop) as calls:
+                self._run("portal", lambda: self._push(calls, seconds=self._delivery.deadline_seconds * PORTAL_SHARE))
+                if no_mail is None:
+                    self._send_mail(calls, ends_at=ends_at)
+                else:
+                    self._report.stopped.append(no_mail)
+        except StoppedBySignalError:
+            # The next run may be stopped in the same way: what happened in this one is queued now.
+            with contextlib.suppress(psycopg.Error, DatabaseUnavailableError):
+                self.queue_digests()
+            raise
+
+    def push(self) -> None:
+        """Only the portal. Raises StoppedBySignalError after a signal."""
+        with Calls(self._stop) as calls:
+            self._run("portal", lambda: self._push(calls, seconds=self._delivery.deadline_seconds))
+
+    def queue_digests(self) -> None:
+        """Only after a night: the job between the nights sends what is queued."""
+        if self._report.review is not None:
+            queue_digests(self._connection, today=self._report.today, organisation_id=self._organisation_id)
+
+    def _run(self, name: str, stage: Callable[[], StageStop | None]) -> StageStop | None:
+        """Run a stage and note why it ended early, if it did. A signal is the reason for whatever it broke off."""
+        try:
+            ended = stage()
+            self._stop.check()
+        except Exception as error:
+            self._stop.check()
+            if self._connection.closed:
+                raise
+            if isinstance(error, CONTENTION):
+                ended = StageStop(stage=name, code="locked", reason=_LOCKED)
+            else:
+                ended = self._note_crash(name, error)
+        if ended is not None:
+            self._report.stopped.append(ended)
+        return ended
+
+    def _note_crash(self, name: str, error: Exception) -> StageStop:
+        """Nobody foresaw it: the run has failed, and the other stages still run."""
+        logger.debug("the %s stage crashed", name, exc_info=error, extra={"event": "stage_crashed"})
+        self._report.crashed = True
+        # Without the DETAIL of a database error, which holds names and addresses.
+        text = (error.diag.message_primary if isinstance(error, psycopg.Error) else None) or str(error)
+        reason = f"unforeseen {type(error).__name__}: {without_people(text)}"
+        if name == "portal":
+            with contextlib.suppress(psycopg.Error):  # the database may be what is broken
+                self._portal.record_stage_end(reason, code=FailureCode.CRASH)
+        return StageStop(stage=name, code=CRASH, reason=reason)
+
+    def _push(self, calls: Calls, *, seconds: float) -> StageStop | None:
+        delivery, report = self._delivery, self._report
+        if delivery.make_target is None:
+            return self._missing_portal()
+        stage = PortalStage(
+            self._portal,
+            calls=calls,
+            stop=self._stop,
+            make_target=delivery.make_target,
+            policy=delivery.policy,
+            concurrency=delivery.concurrency,
+            calls_per_second=delivery.calls_per_second,
+            longest_pause_seconds=delivery.longest_pause_seconds,
+            on_progress=self._progress.phase("Pushing to the portal"),
+            counts=report.portal,
+        )
+        return stage.run(deadline_seconds=seconds)
+
+    def _missing_portal(self) -> StageStop | None:
+        open_work = read_open_work(self._connection)
+        if not (open_work["portal_hides"].open or open_work["portal_shows"].open):
+            return None
+        reason = "CERTJOB_PORTAL_URL is not set"  # of each open hide, in the alerts and in coordinators' mails
+        self._portal.record_stage_end(reason, code=FailureCode.NO_URL)
+        return StageStop(stage="portal", code="no_url", reason=f"{reason}; the pushes stay pending")
+
+    def _send_mail(self, calls: Calls, *, ends_at: float) -> None:
+        """Reminders, then digests: what a digest tells of is then as new as can be."""
+        connection, report, delivery = self._connection, self._report, self._delivery
+        channel = delivery.channel
+        if channel is None:
+            self._run("mail", self.queue_digests)
+            self._run("mail", self._missing_channel)
+            return
+
+        def send(queue: MailQueue[Any], counts: MailCounts, *, phase: str) -> StageStop | None:
+            stage = MailStage(
+                queue,
+                channel=channel,
+                calls=calls,
+                stop=self._stop,
+                on_progress=self._progress.phase(phase),
+                is_open=lambda: delivery.mail_waits_until() is None,
+                counts=counts,
+            )
+            return stage.run(deadline_seconds=ends_at - time.monotonic())
+
+        templates = Templates(delivery.templates_dir)
+        reminders = ReminderMail(connection, today=report.today, templates=templates)
+        digests = DigestMail(
+            connection,
+            today=report.today,
+            zone=delivery.zone,
+            app_url=delivery.app_url,
+            templates=templates,
+        )
+        counts = report.reminders, report.digests = MailCounts(), MailCounts()
+        try:
+            ended = self._run("mail", lambda: send(reminders, counts[0], phase="Sending reminders"))
+            self._run("mail", self.queue_digests)
+            if ended is None or ended.code in ABOUT_REMINDERS_ALONE:
+                self._run("mail", lambda: send(digests, counts[1], phase="Sending digests"))
+        finally:
+            calls.make(channel.close())
+        if (problem := templates.problem()) is not None:
+            report.stopped.append(problem)
+        report.mail_waits_until = delivery.mail_waits_until()
+        if report.mail_waits_until is not None:
+            logger.info("mail waits until %s", report.mail_waits_until, extra={"event": "mail_waits"})
+
+    def _missing_channel(self) -> StageStop | None:
+        open_work = read_open_work(self._connection)
+        if not (open_work["reminders"].pending or open_work["digests"].pending):
+            return None
+        return StageStop(stage="mail", code="no_url", reason="CERTJOB_NOTIFY_URL is not set; the mails stay pending")

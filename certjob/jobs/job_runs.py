@@ -1,0 +1,157 @@
+"""The ledger of runs: every run has its line in ``job_runs``, and the last night's date guards against a bad clock."""
+
+import json
+import logging
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from uuid import UUID
+
+import psycopg
+from psycopg.pq import TransactionStatus
+
+from certjob import __version__, database
+from certjob.database import Connection
+from certjob.errors import DatabaseUnavailableError, Outcome
+from certjob.jobs.deliveries import Progress
+from certjob.jobs.report import RunReport
+from certjob.outbox.claims import StageStop
+from certjob.outbox.open_work import read_open_work
+from certjob.review.attention import read_attention
+from certjob.review.days import looks_at_everybody, make_everybody_due
+
+logger = logging.getLogger(__name__)
+
+BEAT_SECONDS = 60.0
+
+_LOCK_TIMEOUT_MS = 30_000
+_NOT_READ = "a table or a row is locked by another database session; end that session, then see `certjob alerts`"
+_HEAL_LOCK_TIMEOUT_MS = 500
+
+
+class Heartbeat:
+    """A progress that also notes in the run's line, now and then, that the run is alive."""
+
+    def __init__(self, connection: Connection, run_id: UUID, progress: Progress | None) -> None:
+        self._connection = connection
+        self._run_id = run_id
+        self._progress = progress
+        self._next_at = time.monotonic() + BEAT_SECONDS
+
+    def phase(self, name: str) -> Callable[[int], None]:
+        """Begin a phase; see ``Progress``."""
+        show = self._progress.phase(name) if self._progress is not None else None
+        logger.info("%s", name, extra={"event": "phase"})
+        self._beat()
+
+        def advance(done: int) -> None:
+            if show is not None:
+                show(done)
+            self._beat()
+
+        return advance
+
+    def _beat(self) -> None:
+        if time.monotonic() < self._next_at or self._connection.info.transaction_status != TransactionStatus.IDLE:
+            return
+        self._next_at = time.monotonic() + BEAT_SECONDS
+        with suppress(psycopg.Error):  # the next statement of the run finds out
+            database.execute(self._connection, "touch_job_run", {"id": self._run_id})
+
+
+@contextmanager
+def recorded(
+    connection: Connection,
+    report: RunReport,
+    *,
+    organisation: str | None = None,
+    organisation_id: UUID | None = None,
+    progress: Progress | None = None,
+    everybody: bool = False,
+    later_dates_were_wrong: bool = False,
+) -> Iterator[Progress]:
+    """Keep the run's line in ``job_runs``, whatever becomes of the run.
+
+    Yields the progress to tell: it also notes now and then that the run is alive. With ``everybody``, and in a night
+    after one on a later date, all mentors are made due first. With ``later_dates_were_wrong`` (a person has said so)
+    runs on later dates that seem to have ended in the future are dated before this one at its end.
+    """
+    _record_beginning(
+        connection, report, organisation=organisation, organisation_id=organisation_id, everybody=everybody
+    )
+    try:
+        yield Heartbeat(connection, report.run_id, progress)
+        report.open_work = read_open_work(connection)
+        if report.command == "run":
+            _note_attention(connection, report, organisation=organisation)
+    except BaseException:
+        try:
+            _record_end(connection, report, Outcome.FAILED)
+        except (psycopg.Error, DatabaseUnavailableError):  # the database is what failed
+            logger.info("the end of the run could not be recorded", extra={"event": "run_not_recorded"})
+        raise
+    if later_dates_were_wrong:
+        database.execute(connection, "heal_later_runs", {"id": report.run_id})
+    _record_end(connection, report, report.outcome)
+
+
+def _note_attention(connection: Connection, report: RunReport, *, organisation: str | None) -> None:
+    """Note in the report what needs attention, and what of it the run before has not reported."""
+    try:
+        with database.transaction(connection, lock_timeout_ms=_LOCK_TIMEOUT_MS):
+            last = database.fetch(connection, "read_last_report", {"organisation": organisation})
+            last_on, read_at = last[0] if last else (None, None)
+            report.is_first_today = last_on != report.today
+            report.attention = read_attention(connection, today=report.today, new_since=read_at)
+    except database.CONTENTION:
+        report.stopped.append(StageStop(stage="alerts", code="locked", reason=_NOT_READ))
+
+
+def _record_beginning(
+    connection: Connection,
+    report: RunReport,
+    *,
+    organisation: str | None,
+    organisation_id: UUID | None,
+    everybody: bool,
+) -> None:
+    """Write the run's line, and put right what a wrong clock has left: due times, and the days of the next reviews."""
+    identity = {
+        "id": report.run_id,
+        "command": report.command,
+        "today": report.today,
+        "organisation": organisation,
+        "host": platform.node() or "unknown",
+        "version": __version__,
+    }
+    try:
+        with database.transaction(connection, lock_timeout_ms=_LOCK_TIMEOUT_MS):
+            everybody = everybody or (report.command == "run" and looks_at_everybody(connection, report.today))
+            database.execute(connection, "start_job_run", identity)
+            if everybody:
+                make_everybody_due(connection, organisation_id)
+    except database.CONTENTION as error:
+        message = "every mentor is to be reviewed, but some are locked by another session"
+        raise DatabaseUnavailableError(message, next_step="end it and run again") from error
+    with suppress(*database.CONTENTION):  # the next run heals it
+        heal = partial(database.execute, connection, "heal_wrong_clock")
+        database.persist(connection, heal, lock_timeout_ms=_HEAL_LOCK_TIMEOUT_MS, tries=1)
+    about = {"command": report.command, "today": str(report.today), "host": identity["host"]}
+    logger.info("the run has begun", extra={"event": "run_began"} | about)
+
+
+def _record_end(connection: Connection, report: RunReport, outcome: Outcome) -> None:
+    told = ("command", "today", "outcome", "duration_seconds")  # columns of their own
+    counts = {name: value for name, value in report.to_counts().items() if name not in told}
+    stored = dict(counts)
+    if report.attention is not None:
+        stored["alerts_read_at"] = report.attention.read_at.isoformat()
+    mail_stops = [stop.reason for stop in report.stopped if stop.stage == "mail"]
+    if mail_stops:
+        stored["mail_stop"] = mail_stops[-1]
+    parameters = {"id": report.run_id, "outcome": outcome, "counts": json.dumps(stored)}
+    database.execute(connection, "finish_job_run", parameters)
+    about = {"outcome": str(outcome), "duration_seconds": report.duration_seconds}
+    logger.info("the run has ended", extra={"event": "run_ended"} | about | counts)

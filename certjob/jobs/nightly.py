@@ -1,0 +1,196 @@
+"""One night in order: plan or apply, then deliver, then say what happened."""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from datetime import date
+from uuid import UUID, uuid4
+
+from certjob import database
+from certjob.database import Connection
+from certjob.domain.models import Reminder
+from certjob.facts.lookup import find_organisation
+from certjob.jobs.deliveries import Deliveries, Delivery, Progress
+from certjob.jobs.job_runs import recorded
+from certjob.jobs.report import PlannedChange, RunReport
+from certjob.mail.reminders import find_new_reminders, find_without_address
+from certjob.mail.stage import MailCounts
+from certjob.outbox.open_work import read_open_work
+from certjob.portal.sync import PortalSyncService
+from certjob.review import plan
+from certjob.review.certification import CertificationManagementService
+from certjob.review.days import looks_at_everybody, refuse_wrong_day, why_no_mail
+from certjob.review.guards import MassChangeGuard
+from certjob.review.plan import ReviewCounts
+from certjob.stopping import StopFlag
+
+
+def deliver(
+    connection: Connection,
+    *,
+    today: date,
+    delivery: Delivery,
+    stop: StopFlag,
+    progress: Progress,
+    ignore_database_clock: bool = False,
+    run_id: UUID | None = None,
+) -> RunReport:
+    """Deliver what is queued and due, reviewing nobody: the background job between the nights.
+
+    No mail goes out on a day that cannot be believed: another one than the database server's, unless
+    ``ignore_database_clock``, or one before the last night's.
+    """
+    report = RunReport(
+        command="deliver", run_id=run_id or uuid4(), today=today, reminders=MailCounts(), digests=MailCounts()
+    )
+    no_mail = why_no_mail(connection, today, zone=delivery.zone, ignore_database_clock=ignore_database_clock)
+    report.known_stops = _last_stops(connection)
+    with recorded(connection, report, progress=progress) as beating:
+        deliveries = Deliveries(connection, report, delivery=delivery, stop=stop, progress=beating)
+        deliveries.deliver(no_mail=no_mail)
+    return report
+
+
+def _last_stops(connection: Connection) -> frozenset[str]:
+    return frozenset(database.fetch_value(connection, "read_last_stops") or ())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NightOptions:
+    """What ``certjob run`` was asked for."""
+
+    today: date
+    organisation: str | None = None
+    dry_run: bool = False
+    allow_mass_change: bool = False
+    allow_earlier_date: bool = False
+    ignore_database_clock: bool = False
+    deliver: bool = True
+    everybody: bool = False
+    """All mentors are due now, whatever was noted for them."""
+    run_id: UUID = field(default_factory=uuid4)
+
+
+def run(
+    connection: Connection,
+    *,
+    options: NightOptions,
+    delivery: Delivery,
+    stop: StopFlag,
+    progress: Progress,
+) -> RunReport:
+    """Run the night: review every due mentor, then deliver portal events and reminders.
+
+    Raises ConfigurationError for an unknown organisation or a day before the last night's, ClocksDisagreeError for a
+    day that is not the database server's, StoppedBySignalError after a signal; then ``job_runs`` says ``failed``. What
+    was committed stays.
+    """
+    organisation_id = find_organisation(connection, options.organisation) if options.organisation else None
+    refuse_wrong_day(
+        connection,
+        options.today,
+        zone=delivery.zone,
+        ignore_database_clock=options.ignore_database_clock,
+        allow_earlier_date=options.allow_earlier_date,
+    )
+    report = RunReport(
+        command="run",
+        run_id=options.run_id,
+        today=options.today,
+        dry_run=options.dry_run,
+        reminders=MailCounts(),
+        digests=MailCounts(),
+    )
+    if options.dry_run:
+        _plan(connection, report, options=options, organisation_id=organisation_id, progress=progress)
+        return report
+    report.known_stops = _last_stops(connection)
+    with recorded(
+        connection,
+        report,
+        organisation=options.organisation,
+        organisation_id=organisation_id,
+        progress=progress,
+        everybody=options.everybody,
+        later_dates_were_wrong=options.allow_earlier_date and organisation_id is None,
+    ) as beating:
+        on_progress = beating.phase("Reviewing mentors")  # the guard's count is a part of it
+        guard = MassChangeGuard(connection, today=options.today, allow_mass_change=options.allow_mass_change)
+        guard.examine(organisation_id)
+        service = CertificationManagementService(
+            connection, today=options.today, run_id=report.run_id, guard=guard, stop=stop, on_progress=on_progress
+        )
+        report.review = service.counts
+        service.apply_due(organisation_id)
+        report.held = guard.lines
+        deliveries = Deliveries(
+            connection, report, delivery=delivery, stop=stop, progress=beating, organisation_id=organisation_id
+        )
+        if options.deliver:
+            deliveries.deliver()
+        else:
+            deliveries.queue_digests()
+    return report
+
+
+def retry_all(
+    connection: Connection,
+    *,
+    today: date,
+    delivery: Delivery,
+    stop: StopFlag,
+    progress: Progress,
+    run_id: UUID | None = None,
+) -> RunReport:
+    """Reopen every open push, blocked ones too, whatever its retry time says, and push them; no mail is sent."""
+    report = RunReport(command="alerts", run_id=run_id or uuid4(), today=today)
+    with recorded(connection, report, progress=progress) as beating:
+        report.reopened = PortalSyncService(connection, run_id=report.run_id).reopen_all()
+        Deliveries(connection, report, delivery=delivery, stop=stop, progress=beating).push()
+    return report
+
+
+def _plan(
+    connection: Connection,
+    report: RunReport,
+    *,
+    options: NightOptions,
+    organisation_id: UUID | None,
+    progress: Progress,
+) -> None:
+    """Fill the report with what a run would do: one read-only snapshot, no write, no lock, no call."""
+    on_progress = progress.phase("Reviewing mentors")  # the guard's count is a part of it
+    with database.read_only_snapshot(connection):
+        everybody = options.everybody or looks_at_everybody(connection, options.today)
+        guard = MassChangeGuard(
+            connection,
+            today=options.today,
+            allow_mass_change=options.allow_mass_change,
+            everybody=everybody,
+        )
+        guard.examine(organisation_id)
+        counts = ReviewCounts()
+        for decided, broken in plan.due_decisions(
+            connection, today=options.today, organisation_id=organisation_id, everybody=everybody
+        ):
+            counts.broken.update(broken)
+            decisions = guard.admit(decided)
+            new: dict[UUID, list[Reminder]] = defaultdict(list)
+            admitted = [decision for decision in decisions if decision.organisation.id not in guard.held_reminders]
+            for mentor_id, reminder in find_new_reminders(connection, admitted):
+                new[mentor_id].append(reminder)
+            counts.reminders_queued += sum(map(len, new.values()))
+            unreachable = find_without_address(connection, new)
+            for decision in decisions:
+                counts.add(decision)
+                if decision.transitions or decision.pause or decision.push or new[decision.mentor_id]:
+                    change = PlannedChange(
+                        decision=decision,
+                        new_reminders=tuple(new[decision.mentor_id]),
+                        has_address=decision.mentor_id not in unreachable,
+                    )
+                    report.changes.append(change)
+            on_progress(counts.reviewed)
+        report.changes.sort(key=PlannedChange.sort_key)
+        report.review = counts
+        report.held = guard.lines
+        report.open_work = read_open_work(connection)

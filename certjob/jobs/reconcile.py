@@ -1,0 +1,108 @@
+"""``certjob reconcile``: what the portal shows is read and compared with what certjob wants; differences are pushed."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from datetime import date
+from typing import Protocol
+from uuid import UUID, uuid4
+
+from certjob import database
+from certjob.database import Connection
+from certjob.errors import PortalCallError
+from certjob.jobs.deliveries import Deliveries, Delivery, Progress
+from certjob.jobs.job_runs import recorded
+from certjob.jobs.report import RunReport
+from certjob.outbox.calls import Calls
+from certjob.outbox.claims import StageStop
+from certjob.outbox.open_work import read_open_work
+from certjob.outbox.retry import RetryPolicy
+from certjob.portal import comparison
+from certjob.portal.comparison import Comparison, Reading
+from certjob.review.days import refuse_wrong_day
+from certjob.review.held import store_portal_holds
+from certjob.stopping import StopFlag
+
+
+class PortalReader(Protocol):
+    """What reads the portal: HLFDynamicsSyncService."""
+
+    def read_visible_contacts(self, *, policy: RetryPolicy) -> AsyncIterator[list[UUID]]:
+        """Yield the contacts that are visible, a page at a time. Raises PortalCallError."""
+
+
+def reconcile(
+    connection: Connection,
+    *,
+    today: date,
+    make_reader: Callable[[], AbstractAsyncContextManager[PortalReader]],
+    delivery: Delivery,
+    stop: StopFlag,
+    progress: Progress,
+    dry_run: bool = False,
+    allow_mass_change: bool = False,
+    ignore_database_clock: bool = False,
+    run_id: UUID | None = None,
+) -> RunReport:
+    """Read the portal, compare, raise an event for each difference, and run the portal stage.
+
+    A page that cannot be read ends it before anything is changed, and the report says so. A dry run writes nothing.
+    Raises ConfigurationError for a day before the last night's, ClocksDisagreeError for a day that is not the database
+    server's, StoppedBySignalError after a signal.
+    """
+    refuse_wrong_day(connection, today, zone=delivery.zone, ignore_database_clock=ignore_database_clock)
+    report = RunReport(command="reconcile", run_id=run_id or uuid4(), today=today, dry_run=dry_run)
+
+    def compare(shown: Progress) -> Comparison | None:
+        reading = _read(connection, report, make_reader=make_reader, policy=delivery.policy, stop=stop, progress=shown)
+        if reading is None:
+            return None
+        report.comparison = comparison.compare(connection, reading, today=today, allow_mass_change=allow_mass_change)
+        report.held = [hold.line for hold in report.comparison.held]
+        return report.comparison
+
+    if dry_run:
+        compare(progress)
+        with database.read_only_snapshot(connection):
+            report.open_work = read_open_work(connection)
+        return report
+    with recorded(connection, report, progress=progress) as beating:
+        found = compare(beating)
+        if found is not None:
+            comparison.store(connection, found, run_id=report.run_id)
+            store_portal_holds(connection, found.held, today=today, run_id=report.run_id)
+            comparison.raise_events(connection, found, today=today, run_id=report.run_id, stop=stop)
+            Deliveries(connection, report, delivery=delivery, stop=stop, progress=beating).push()
+    return report
+
+
+def _read(
+    connection: Connection,
+    report: RunReport,
+    *,
+    make_reader: Callable[[], AbstractAsyncContextManager[PortalReader]],
+    policy: RetryPolicy,
+    stop: StopFlag,
+    progress: Progress,
+) -> Reading | None:
+    """Read all pages; None if one could not be read, and then the report says why."""
+    read_at = database.clock(connection)
+    advance = progress.phase("Reading the portal")
+    pages: list[list[UUID]] = []
+
+    async def read() -> None:
+        async with make_reader() as reader:
+            async for page in reader.read_visible_contacts(policy=policy):
+                stop.check()
+                pages.append(page)
+                advance(sum(map(len, pages)))
+
+    try:
+        with Calls(stop) as calls:
+            calls.make(read())
+    except PortalCallError as error:
+        stop.check()
+        reason = f"{error}; the portal was not read to its end, nothing was compared and nothing changed"
+        report.stopped.append(StageStop(stage="portal", code="not_read", reason=reason))
+        return None
+    visible = sorted({contact_id for page in pages for contact_id in page})
+    return Reading(read_at=read_at, pages=len(pages), visible=visible)

@@ -1,0 +1,157 @@
+"""Resync of one mentor, now: review, then push the visibility whatever the retry time says."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import date, datetime
+from uuid import UUID, uuid4
+
+from certjob import database
+from certjob.database import Connection
+from certjob.domain.models import Decision
+from certjob.errors import DynamicsSyncException, FailureCode, MentorBusyError, UnknownMentorError
+from certjob.jobs.deliveries import Deliveries, Delivery
+from certjob.jobs.job_runs import recorded
+from certjob.jobs.report import RunReport
+from certjob.outbox.claims import Answer, Lease, StageStop
+from certjob.portal.push import PortalEvent, Push
+from certjob.portal.sync import LEASE_SECONDS, PortalCounts, PortalSyncService
+from certjob.review.certification import CertificationManagementService
+from certjob.review.days import refuse_wrong_day
+from certjob.review.guards import MassChangeGuard
+from certjob.stopping import StopFlag
+
+_POLL_SECONDS = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MentorState:
+    """One mentor as a person wants to see it."""
+
+    member_no: str
+    has_portal: bool
+    desired: bool | None
+    """The last visibility that was queued; None: nothing yet."""
+    pauses: list[str]
+    certificates: list[str]
+    acknowledged: bool | None
+    """What the portal confirmed last; None: nothing yet."""
+    open_push: str | None
+    """The status of an unfinished push."""
+    next_try_at: datetime | None
+    """When it is due, if it is pending."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resync:
+    """The result of a resync, failed or not."""
+
+    report: RunReport
+    before: MentorState
+    after: MentorState
+    error: DynamicsSyncException | MentorBusyError | None
+
+
+class _OneMentor(PortalSyncService):
+    """The portal event of one mentor alone: pushed whatever its retry time says, and once."""
+
+    def __init__(self, connection: Connection, mentor_id: UUID, *, run_id: UUID) -> None:
+        super().__init__(connection, run_id=run_id)
+        self._mentor_id = mentor_id
+        self.is_pushed = False
+        self.error: DynamicsSyncException | None = None
+        """Why the push did not succeed."""
+
+    def claim(self, limit: int) -> list[tuple[PortalEvent, Lease]]:
+        return [] if self.is_pushed else self.claim_mentor(self._mentor_id)
+
+    def settle(self, push: Push, counts: PortalCounts) -> Answer:
+        answer = super().settle(push, counts)
+        if push.is_tried and answer is not Answer.LOST:  # else another run has taken it over
+            self.error = push.error
+            self.is_pushed = push.error is not None or answer is not Answer.RAISED
+        return answer
+
+
+def resync(
+    connection: Connection,
+    mentor_id: UUID,
+    *,
+    today: date,
+    delivery: Delivery,
+    stop: StopFlag,
+    ignore_database_clock: bool = False,
+    lock_wait_seconds: float = 10.0,
+    flight_wait_seconds: float = 60.0,
+    run_id: UUID | None = None,
+) -> Resync:
+    """Review one mentor and push the desired visibility even if nothing changed. Reminders are queued, not sent.
+
+    The result's ``error`` says when the push did not succeed: DynamicsSyncException, or MentorBusyError while another
+    run has claimed it. Raises MentorBusyError when the mentor's lock cannot be had, ConfigurationError on a day that
+    cannot be believed, and StoppedBySignalError after a signal.
+    """
+    refuse_wrong_day(connection, today, zone=delivery.zone, ignore_database_clock=ignore_database_clock)
+    report = RunReport(command="resync", run_id=run_id or uuid4(), today=today)
+    before = describe(connection, mentor_id)
+    error: DynamicsSyncException | MentorBusyError | None = None
+    portal = _OneMentor(connection, mentor_id, run_id=report.run_id)
+    guard = MassChangeGuard(connection, today=today, allow_mass_change=True)
+    service = CertificationManagementService(connection, today=today, run_id=report.run_id, guard=guard, stop=stop)
+    queued = 0
+
+    def queue(decision: Decision) -> None:
+        nonlocal queued
+        queued = portal.queue([(mentor_id, decision.visible)] if decision.organisation.has_portal else [])
+
+    with recorded(connection, report) as beating:
+        report.review = service.counts
+        if not _comes_true(lambda: service.review_one(mentor_id, then=queue), stop=stop, seconds=lock_wait_seconds):
+            message = f"mentor {mentor_id} is locked by another session (waited {lock_wait_seconds:g} s)"
+            raise MentorBusyError(message, next_step="nothing was changed, try again")
+        at_once = replace(delivery, longest_pause_seconds=0.0, deadline_seconds=LEASE_SECONDS)
+        deliveries = Deliveries(connection, report, delivery=at_once, stop=stop, progress=beating, portal=portal)
+
+        def is_pushed() -> bool:
+            """By this run or another, or not wanted any more; or the stage has ended early."""
+            deliveries.push()
+            state = describe(connection, mentor_id)
+            return portal.is_pushed or bool(report.stopped) or not (state.has_portal and state.open_push)
+
+        if queued and not _comes_true(is_pushed, stop=stop, seconds=flight_wait_seconds):
+            error = _claimed_by_another_run(waited_seconds=flight_wait_seconds)
+            report.stopped.append(StageStop(stage="portal", code=FailureCode.IN_FLIGHT, reason=error.message))
+            portal.record_stage_end(error.message, code=FailureCode.IN_FLIGHT, mentor_id=mentor_id)
+        elif portal.error is not None:
+            error = portal.error
+    after = describe(connection, mentor_id)
+    if error is not None and error.next_step is None and after.next_try_at is not None:
+        error.next_step = f"it is tried again at {after.next_try_at.astimezone(delivery.zone):%Y-%m-%d %H:%M %Z}"
+    return Resync(report=report, before=before, after=after, error=error)
+
+
+def describe(connection: Connection, mentor_id: UUID) -> MentorState:
+    """Read one mentor's state."""
+    rows = database.fetch(connection, "describe_mentor", {"id": mentor_id}, into=MentorState)
+    if not rows:
+        message = f"mentor {mentor_id} does not exist any more"
+        raise UnknownMentorError(message)
+    return rows[0]
+
+
+def _comes_true(happens: Callable[[], bool], *, stop: StopFlag, seconds: float) -> bool:
+    """Ask again and again, for this long at most; False: another session was in the way all the time."""
+    give_up_at = time.monotonic() + seconds
+    while not happens():
+        if time.monotonic() > give_up_at:
+            return False
+        stop.sleep(_POLL_SECONDS)
+    return True
+
+
+def _claimed_by_another_run(*, waited_seconds: float) -> MentorBusyError:
+    return MentorBusyError(
+        f"another run has kept this push claimed for {waited_seconds:g} s",
+        next_step="the new value is queued: that run pushes it next, or, if that run has died, the first "
+        f"`certjob run` or `certjob deliver` after {LEASE_SECONDS / 60:.0f} minutes",
+    )

@@ -1,0 +1,218 @@
+"""`certjob check`: everything that a nightly run depends on, each checked even if an earlier check failed.
+
+It changes nothing: it reads the database and the portal's first page of visible contacts, and goes as far with the mail
+server as is possible without sending a message.
+"""
+
+import difflib
+import html
+import os
+import ssl
+from collections.abc import Generator, Iterator, Mapping
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import psycopg
+
+from certjob import database, files
+from certjob.database import embedded
+from certjob.database.connection_errors import explain_late_refusal
+from certjob.errors import CertjobError, ChannelDownError, ConfigurationError, TransientPortalError
+from certjob.mail.channels.notify import open_channel, send_alone
+from certjob.mail.message import OutgoingMessage
+from certjob.outbox.calls import run_alone
+from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
+from certjob.reports.check import as_coordinator
+from certjob.reports.check.findings import Finding, fail, failed_with, ok, skip, warn
+from certjob.reports.check.in_database import check_database
+from certjob.reports.check.templates import check_templates
+from certjob.settings import EMBEDDED, Settings
+
+PORTAL_SECONDS = 30.0
+"""A function that has slept all day takes a while to wake up."""
+
+METRICS_SIZE = 32 * 1024
+"""More than the metrics file ever is."""
+
+_WRONG = "its settings are wrong"
+_OF_MAIL = {"CERTJOB_NOTIFY_URL", "CERTJOB_NOTIFY_PASSWORD", "CERTJOB_MAIL_FROM"}
+
+
+def check_everything(
+    settings: Settings,
+    *,
+    problems: Mapping[str, ConfigurationError],
+    as_user: UUID | None = None,
+    test_to: str | None = None,
+) -> Iterator[Finding]:
+    """Yield what was found, in the order in which one would look.
+
+    ``problems`` are the errors of settings that are wrong, by variable; ``settings`` goes without those. ``as_user`` is
+    a user of the app whose view is tried, ``test_to`` an address, looked at already, that gets a test message.
+    """
+    yield from _check_settings(settings, problems=problems)
+    yield ok("time zone", f"{settings.time_zone}, where today is {settings.today}")
+    organisations = yield from _check_database(settings, as_user=as_user)
+    yield _check_portal(settings, problems=problems, organisations=organisations)
+    yield _check_mail(settings, problems=problems)
+    yield from check_templates(settings.templates_dir, slugs=organisations)
+    yield from _check_monitoring(settings)
+    if test_to is not None:
+        yield _send_test(settings, problems=problems, to=test_to)
+
+
+def _check_settings(settings: Settings, *, problems: Mapping[str, ConfigurationError]) -> Iterator[Finding]:
+    names = {f"CERTJOB_{name.upper()}": name for name in type(settings).model_fields}
+    for problem in problems.values():
+        yield fail("settings", problem.message, next_step=problem.next_step or "correct it; see docs/settings.md")
+    for variable in sorted(set(os.environ) - {*names, "CERTJOB_ENV_FILE"}):
+        if variable.startswith("CERTJOB_"):
+            near = difflib.get_close_matches(variable, names, n=1, cutoff=0.7)
+            step = f"did you mean {near[0]}?" if near else "remove it; see docs/settings.md"
+            yield warn("settings", f"{variable} is not a setting of certjob", next_step=step)
+    right = [variable for variable in names if variable not in problems]
+    given = [variable for variable in right if names[variable] in settings.model_fields_set]
+    yield ok("settings", f"set: {', '.join(given) or 'none'}")
+    others = [variable for variable in right if variable not in given]
+    yield ok("settings", f"not set: {', '.join(others) or 'none'}")
+
+
+def _check_database(settings: Settings, *, as_user: UUID | None) -> Generator[Finding, None, dict[str, bool] | None]:
+    """Yield the findings; return the organisations and whether they have a portal, None if that is not known."""
+    url = settings.database_url.get_secret_value()
+    if not url:
+        yield skip("database", "CERTJOB_DATABASE_URL is not set")
+        return None
+    if url == EMBEDDED and not embedded.data_directory().exists():
+        yield fail("database", "there is no embedded database yet", next_step="run `certjob db migrate`")
+        return None
+    try:
+        with embedded.database_url(url) as libpq_url, database.connect(libpq_url) as connection:
+            organisations = yield from check_database(
+                connection, today=settings.today, zone=settings.zone, mail_hours=settings.mail_hours
+            )
+            if organisations is not None and as_user is not None:
+                yield from as_coordinator.check_as(connection, as_user)
+            return organisations
+    except CertjobError as error:
+        yield failed_with("database", error)
+    except psycopg.Error as error:
+        yield _unanswered(error)
+    return None
+
+
+def _unanswered(error: psycopg.Error) -> Finding:
+    refusal = explain_late_refusal(error) if isinstance(error, psycopg.OperationalError) else None
+    if refusal is not None:
+        return failed_with("database", refusal)
+    said = " ".join((error.diag.message_primary or str(error)).split())
+    step = "see whether another session holds a table for long, and the server's log"
+    return fail("database", f"it did not answer a question ({said})", next_step=step, exit_code=1)
+
+
+def _check_portal(
+    settings: Settings, *, problems: Mapping[str, ConfigurationError], organisations: dict[str, bool] | None
+) -> Finding:
+    """Read the first page of what is visible: that needs all that a push needs, and what `certjob reconcile` does."""
+    if {"CERTJOB_PORTAL_URL", "CERTJOB_PORTAL_KEY"} & problems.keys():
+        return skip("portal", _WRONG)
+    if settings.portal_url is None or settings.portal_key is None:
+        return _check_unset_portal(organisations)
+    try:
+        contacts = run_alone(_read_portal(settings.portal_url, settings.portal_key.get_secret_value()))
+    except TransientPortalError as error:
+        if error.status is not None and error.status < 300:
+            step = "check that CERTJOB_PORTAL_URL is the function's own address"
+            return fail("portal", "something answered that is not the function", next_step=step)
+        step = "try `certjob check` again; see the function's log if it stays so"
+        return fail("portal", str(error), next_step=step, exit_code=1)
+    except CertjobError as error:
+        return failed_with("portal", error, exit_code=2)
+    number = "1 contact is" if len(contacts) == 1 else f"{len(contacts):,} contacts are"
+    return ok("portal", f"the function took the key and lists what is visible; {number} on the first page")
+
+
+async def _read_portal(url: str, key: str) -> list[UUID]:
+    async with HLFDynamicsSyncService(url, key, deadline_seconds=PORTAL_SECONDS) as service:
+        return await service.read_first_page()
+
+
+def _check_unset_portal(organisations: dict[str, bool] | None) -> Finding:
+    if organisations is None:
+        return skip("portal", "CERTJOB_PORTAL_URL is not set, and the database did not tell whether it is needed")
+    with_portal = [slug for slug, has_portal in organisations.items() if has_portal]
+    if not with_portal:
+        return ok("portal", "CERTJOB_PORTAL_URL is not set, and no organisation has a portal")
+    first, *others = with_portal
+    who = f"{first} has a portal" if not others else f"{first} and {len(others):,} more have a portal"
+    step = f"set it and CERTJOB_PORTAL_KEY, or `certjob organisation set {first} --portal none`"
+    return warn("portal", f"CERTJOB_PORTAL_URL is not set, but {who}: pushes stay queued", next_step=step)
+
+
+def _check_mail(settings: Settings, *, problems: Mapping[str, ConfigurationError]) -> Finding:
+    if _OF_MAIL & problems.keys():
+        return skip("mail", _WRONG)
+    if settings.notify_url is None:
+        return warn("mail", "CERTJOB_NOTIFY_URL is not set, so reminders stay queued", next_step="set it")
+    try:
+        channel = open_channel(settings)
+        assert channel is not None  # noqa: S101 - it has its URL
+        return ok("mail", run_alone(channel.probe()))
+    except ConfigurationError as error:
+        return failed_with("mail", error)
+    except ChannelDownError as error:
+        out_of_reach = isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, ssl.SSLError)
+        return failed_with("mail", error, exit_code=1 if out_of_reach else 2)
+
+
+def _send_test(settings: Settings, *, problems: Mapping[str, ConfigurationError], to: str) -> Finding:
+    if _OF_MAIL & problems.keys():
+        return skip("test message", _WRONG)
+    try:
+        channel = open_channel(settings)
+        if channel is None:
+            message = "CERTJOB_NOTIFY_URL is not set, so nothing can be sent"
+            return fail("test message", message, next_step="set it, or leave out --send-test")
+        send_alone(channel, _test_message(to))
+    except CertjobError as error:
+        return failed_with("test message", error, exit_code=2)
+    return ok("test message", "handed over; look whether it arrives, and not as spam")
+
+
+def _test_message(to: str) -> OutgoingMessage:
+    text = "This is a test by `certjob check --send-test`. If you read it, certjob's messages can reach you.\n"
+    return OutgoingMessage(
+        to=to,
+        subject="certjob: test",
+        text=text,
+        html=f'<!doctype html><html lang="en"><body><p>{html.escape(text)}</p></body></html>',
+        idempotency_key=f"test-{uuid4().hex}",
+        locale="en",
+        kind="test",
+        repeat=False,
+    )
+
+
+def _check_monitoring(settings: Settings) -> Iterator[Finding]:
+    """Look at the ways to tell others; no ping is sent, since it would say that a night had run."""
+    path = settings.metrics_file
+    if path is not None:
+        yield _check_metrics(path)
+    if settings.ping_url is not None:
+        yield ok("ping", "its address has the right shape; only `certjob run` calls it")
+    elif settings.attention_ping_url is not None:
+        step = "set CERTJOB_PING_URL to the address of a check of its own"
+        yield warn("ping", "CERTJOB_ATTENTION_PING_URL alone hears nothing of a run that failed", next_step=step)
+    if settings.ping_url is None and settings.attention_ping_url is None and path is None:
+        step = "set CERTJOB_PING_URL or CERTJOB_METRICS_FILE; until then nobody notices when no run happens"
+        yield warn("monitoring", "no external monitor is configured", next_step=step)
+
+
+def _check_metrics(path: Path) -> Finding:
+    try:
+        files.try_replacing(path, size=METRICS_SIZE)
+    except OSError as error:
+        message = f"no file can be written in the folder of CERTJOB_METRICS_FILE: {error.strerror}"
+        step = "make the folder, give this user the right to write there, make room, or name another folder"
+        return fail("metrics", message, next_step=step)
+    return ok("metrics", "the file can be written")

@@ -1,0 +1,148 @@
+"""One list: whatever goes wrong, run, alerts, status, metrics and digests agree about what needs attention."""
+
+import random
+import re
+from datetime import date, timedelta
+
+import pytest
+
+from certjob.errors import (
+    ChannelDownError,
+    PermanentPortalError,
+    PortalStageError,
+    RecipientDeferredError,
+    RecipientRefusedError,
+    TransientPortalError,
+)
+from certjob.jobs.report import RunReport
+from certjob.mail.message import OutgoingMessage
+from certjob.reports.alerts import Alerts, read_alerts
+from certjob.reports.metrics import read_metrics
+from certjob.reports.status import read_status
+from certjob.review.attention import Kind
+from tests.support.facts import TODAY
+from tests.support.intents import make_due
+from tests.support.nights import CollectingChannel, FlakyPortal
+from tests.support.programmes import random_programme
+from tests.support.scene import Scene
+
+NIGHTS = 3
+
+UNREPORTED = """
+    SELECT a.kind, a.alert_id, d.reported
+    FROM attention AS a
+    JOIN coordinators AS c ON c.organisation_id = a.organisation_id
+    LEFT JOIN LATERAL (
+        SELECT s.reported FROM coordinator_digests AS s
+        WHERE s.coordinator_id = c.id AND s.status = 'sent' ORDER BY s.sent_number DESC LIMIT 1
+    ) AS d ON true
+    WHERE a.kind NOT IN ('failed_digests', 'waiting_digests')
+        AND (a.until IS NULL OR a.until >= %s)
+        AND NOT EXISTS (
+            SELECT FROM unnest(d.reported) AS line
+            WHERE line = a.alert_id
+                OR starts_with(line, a.alert_id || ':')
+                OR line IN ('late:' || a.row_id, 'noaddress:' || a.mentor_id)
+                OR starts_with(line, 'mail:' || a.row_id || ':')
+        )"""
+"""Alerts of an organisation that its coordinator's last digest does not tell."""
+
+SOME = "(SELECT id FROM mentors ORDER BY md5(id::text || %s) LIMIT %s)"
+HAPPENINGS = [
+    (f"UPDATE certificates SET expires_on = greatest(issued_on, '2026-02-01') WHERE mentor_id IN {SOME}", 300),
+    (f"UPDATE certificates SET expires_on = greatest(issued_on, '2026-02-01') WHERE mentor_id IN {SOME}", 300),
+    (f"UPDATE mentors SET email = NULL WHERE id IN {SOME}", 15),
+    (f"UPDATE certificates SET revoked_at = now() WHERE mentor_id IN {SOME}", 10),
+    (f"UPDATE mentors SET left_at = now() WHERE id IN {SOME}", 5),
+]
+
+
+PORTAL_ERRORS = (
+    TransientPortalError("connection reset"),
+    PermanentPortalError("the portal answered 404 contact_not_found"),
+    PortalStageError("the portal answered 401 unauthorized"),
+)
+REFUSED, DEFERRED = RecipientRefusedError("550 no such user"), RecipientDeferredError("452 mailbox full")
+
+
+def unlucky_night(scene: Scene, chance: random.Random, today: date, *, is_last: bool) -> RunReport:
+    """A day goes by; then portal and mail server fail by chance, each night in a mood of its own."""
+    portal_mood, mail_mood = chance.random(), chance.random()
+    let_a_day_go_by(scene, chance)
+    mail_errors = [REFUSED, DEFERRED] if is_last else [REFUSED, DEFERRED, ChannelDownError("connection refused")]
+
+    def push(_number: int) -> Exception | None:
+        return chance.choices(PORTAL_ERRORS, weights=(6, 6, 1))[0] if chance.random() < portal_mood else None
+
+    def send(message: OutgoingMessage) -> Exception | None:
+        if (message.kind == "digest" and is_last) or chance.random() > mail_mood:
+            return None
+        return chance.choice(mail_errors)
+
+    return scene.night(FlakyPortal(push), today=today, channel=CollectingChannel(on_send=send))
+
+
+def let_a_day_go_by(scene: Scene, chance: random.Random) -> None:
+    """For what waits; something happens to some, and the database refuses one mentor's pauses."""
+    for table in ("portal_sync_events", "cert_notification_log"):
+        make_due(scene.facts, table)
+    for table in ("cert_notification_log", "coordinator_digests"):
+        scene.run_sql(f"UPDATE {table} SET queued_at = queued_at - interval '25 hours'")
+    statement, number = chance.choice(HAPPENINGS)
+    scene.run_sql(statement, str(chance.random()), number)
+    scene.run_sql("ALTER TABLE mentor_pauses DROP CONSTRAINT IF EXISTS not_this_one")
+    if chance.random() < 0.7:
+        ((mentor,),) = scene.rows(SOME, str(chance.random()), 1)
+        scene.run_sql("UPDATE certificates SET expires_on = issued_on WHERE mentor_id = %s", mentor)
+        refusal = f"CHECK (mentor_id <> '{mentor}') NOT VALID"
+        scene.run_sql(f"ALTER TABLE mentor_pauses ADD CONSTRAINT not_this_one {refusal}")
+
+
+def numbers_of(alerts: Alerts) -> dict[str, int]:
+    """How many alerts of each kind there are in full."""
+    shows = sum(push.visible for push in alerts.pushes)
+    numbers: dict[str, int] = {Kind.MAY_BE_VISIBLE: len(alerts.pushes) - shows, Kind.MAY_BE_HIDDEN: shows}
+    numbers |= {Kind.WAITING_REMINDERS: 0, Kind.WAITING_DIGESTS: 0}
+    numbers |= {f"waiting_{each.what}": each.number for each in alerts.waiting_mail}
+    return numbers | {kind: len(getattr(alerts, kind)) for kind in Kind if kind not in numbers}
+
+
+@pytest.mark.parametrize("seed", [6, 8])  # of the first dozen those with the most kinds of alerts, "held" too
+def test_everybody_agrees_about_what_needs_attention(scene: Scene, seed: int) -> None:
+    """Each night of an unlucky programme: the exit code and four lists; after the last one, the digests as well."""
+    chance = random.Random(seed)
+    random_programme(scene.facts, seed=seed, mentors=300)
+    scene.run_sql(
+        "INSERT INTO coordinators (organisation_id, email) SELECT id, slug || '@hlf.example' FROM organisations"
+    )
+    seen = 0
+
+    for number in range(NIGHTS):
+        today = TODAY + timedelta(days=number)
+
+        report = unlucky_night(scene, chance, today, is_last=number == NIGHTS - 1)
+
+        alerts = read_alerts(scene.connection, today=today)
+        expected = numbers_of(alerts)
+        assert report.attention is not None
+        assert report.attention.numbers == expected
+        assert read_status(scene.connection, today=today, max_age=timedelta(days=1)).alerts == expected
+        metrics = read_metrics(scene.connection, today=today).decode()
+        measured = dict(re.findall(r'^certjob_(?:alerts|waiting_mail)\{\w+="(\w+)"\} (\S+)$', metrics, re.MULTILINE))
+        assert {kind: float(measured.pop(kind)) for kind in expected} == expected
+        assert float(measured["reminders"]) == expected[Kind.WAITING_REMINDERS]
+        assert float(measured["digests"]) == expected[Kind.WAITING_DIGESTS]
+        assert report.outcome == "attention" or (report.outcome == "ok" and not len(alerts))
+        assert report.outcome == "ok" or report.news, "the first run of a day says why"
+        seen += len(alerts)
+    assert scene.rows(UNREPORTED, today) == []
+    assert seen
+
+
+def test_a_run_of_one_organisation_repeats_nothing_and_takes_nothing_from_the_run_over_all(scene: Scene) -> None:
+    """What an alert costs a crontab with both: each says it once a day."""
+    scene.expired()
+
+    news = [bool(scene.night(organisation=slug).news) for slug in ("hlf", "hlf", None, None, "hlf")]
+
+    assert news == [True, False, True, False, False]

@@ -1,0 +1,130 @@
+"""The dry run: it reads only, and what it says is what the night does."""
+
+from collections import Counter
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+import pytest
+
+from certjob import database
+from certjob.cli.pages.night import show_plan
+from certjob.cli.terminal.output import Output
+from certjob.jobs import nightly
+from certjob.jobs.nightly import NightOptions
+from certjob.stopping import StopFlag
+from tests.support.facts import TODAY
+from tests.support.nights import delivery
+from tests.support.programmes import everything, random_programme
+from tests.support.scene import Scene
+
+CHANGES = """
+    SELECT certificate_id::text, from_status, to_status, id::text FROM certificate_transitions
+    UNION ALL SELECT mentor_id::text, 'open', '', id::text FROM mentor_pauses WHERE actor = 'certjob'
+    UNION ALL SELECT mentor_id::text, 'lift', '', id::text FROM mentor_pauses WHERE lifted_by = 'certjob'
+    UNION ALL SELECT cert_id::text, threshold_days::text, expires_on::text, id || ' ' || jsonb_array_length(history)
+        FROM cert_notification_log
+    UNION ALL SELECT mentor_id::text, initcap(visible::text), '', id || ' ' || version FROM portal_sync_events"""
+"""Everything that nights have done so far; the last column makes each different."""
+
+
+def planned_changes(changes: list[dict[str, Any]]) -> Counter[tuple[str, ...]]:
+    planned: list[tuple[str, ...]] = []
+    for change in changes:
+        mentor = change["mentor_id"]
+        planned += [(each["certificate_id"], each["from"], each["to"]) for each in change["transitions"]]
+        planned += [(mentor, change["pause"], "")] if change["pause"] else []
+        planned += [
+            (each["certificate_id"], str(each["threshold_days"]), each["expires_on"]) for each in change["reminders"]
+        ]
+        planned += [] if change["portal"] is None else [(mentor, str(change["portal"]), "")]
+    return Counter(planned)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_plan_is_what_the_night_does(scene: Scene, seed: int) -> None:
+    """On random data: the plan's transitions, pauses, reminders and pushes are those found in the database after."""
+    random_programme(scene.facts, seed=seed)
+    before = set(scene.rows(CHANGES))
+
+    plan, done = (
+        scene.night(dry_run=dry_run, deliver=False, allow_mass_change=True).to_document() for dry_run in (True, False)
+    )
+
+    for part in ("mentors", "certificates"):
+        assert plan[part] == done[part]
+    for part in ("reminders", "portal"):
+        assert plan[part]["queued"] == done[part]["queued"]
+    assert planned_changes(plan["changes"]) == Counter(row[:-1] for row in set(scene.rows(CHANGES)) - before)
+
+
+def test_the_dry_run_works_on_a_read_only_connection_waits_for_nobody_and_touches_nothing(
+    scene: Scene, database_url: str
+) -> None:
+    """Others hold mentors and certificates: it takes no lock. No call is made."""
+    random_programme(scene.facts, seed=99, mentors=40)
+    before = everything(scene.facts)
+    for table in ("mentors", "certificates"):
+        scene.app.execute(f"SELECT 1 FROM {table} FOR UPDATE".encode())
+    read_only = psycopg.conninfo.make_conninfo(database_url, options="-c default_transaction_read_only=on")
+
+    with database.connect(read_only) as own:
+        report = scene.night(scene.portal, connection=own, dry_run=True, allow_mass_change=True)
+
+    assert report.changes
+    assert everything(scene.facts) == before
+    assert scene.portal.requests == []
+
+
+def test_the_plan_says_which_reminder_can_reach_nobody(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is queued, as the night queues it, and fails there: better to enter the address before."""
+    organisation = scene.facts.organisation()
+    for number, email in (("M1", None), ("M2", " "), ("M3", "m3@example.org")):
+        scene.facts.certified_mentor(organisation, TODAY + timedelta(days=7), member_no=number, email=email)
+
+    report = scene.night(dry_run=True)
+    show_plan(Output(quiet=False), report, find_names=lambda _ids: {})
+
+    changes = report.to_document()["changes"]
+    assert [change["reminders"][0]["has_address"] for change in changes] == [False, False, True]
+    lines = capsys.readouterr().out.splitlines()
+    assert "reminder: 7 days before (no e-mail address)" in lines[0]
+    assert "no e-mail address" not in lines[2]
+
+
+def test_a_plan_for_another_day_names_who_is_due_by_then(scene: Scene) -> None:
+    """--as-of a later day: the state of that day, in one step."""
+    scene.certified(TODAY + timedelta(days=20))
+    scene.night(deliver=False)
+
+    now, later = (scene.night(today=TODAY + timedelta(days=days), dry_run=True) for days in (0, 21))
+
+    assert now.changes == []
+    assert [change.decision.pause for change in later.changes] == ["open"]
+
+
+def test_the_plan_says_what_the_guards_would_hold(scene: Scene) -> None:
+    """The same line as the night's, and none of the held changes."""
+    for _ in range(30):
+        scene.expired()
+
+    plan = scene.night(dry_run=True)
+
+    assert (plan.changes, plan.outcome) == ([], "attention")
+    assert plan.held == scene.night(deliver=False).held
+
+
+def test_a_plan_shows_how_far_it_is(scene: Scene) -> None:
+    """It may take a minute, and a terminal without a word looks dead."""
+    scene.certified(TODAY)
+    shown: list[tuple[str, int]] = []
+
+    class Shown:
+        def phase(self, name: str) -> Callable[[int], None]:
+            return lambda done: shown.append((name, done))
+
+    options = NightOptions(today=TODAY, dry_run=True)
+    nightly.run(scene.connection, options=options, delivery=delivery(), stop=StopFlag(), progress=Shown())
+
+    assert shown == [("Reviewing mentors", 1)]

@@ -1,0 +1,420 @@
+"""``certjob reconcile``: the portal is read as a set, and only what differs is pushed."""
+
+import json
+import re
+from datetime import timedelta
+from uuid import UUID, uuid4
+
+import pytest
+
+from certjob import database
+from certjob.errors import StoppedBySignalError
+from certjob.portal import comparison
+from certjob.reports.alerts import read_alerts
+from certjob.reports.metrics import read_metrics
+from certjob.stopping import StopFlag
+from tests.conftest import Certjob
+from tests.support.facts import TODAY
+from tests.support.nights import in_background
+from tests.support.portal_answers import Behaviour, Exchange, answer, error, hang, ok
+from tests.support.programmes import everything
+from tests.support.scene import NEXT_YEAR, YESTERDAY, Scene
+from tests.support.waiting import until
+
+PAUSE = (
+    "INSERT INTO mentor_pauses (mentor_id, reason, actor)"
+    " SELECT id, 'illness', 'anna' FROM mentors WHERE organisation_id = %s"
+)
+
+
+def mentors(scene: Scene, count: int, *, expired: int = 0, slug: str = "hlf") -> list[UUID]:
+    """Contacts of so many mentors of an organisation, the first ones without a certificate in force."""
+    organisation = scene.hlf if slug == "hlf" else scene.facts.organisation(slug, thresholds=())
+    contacts = [uuid4() for _ in range(count)]
+    for number, contact in enumerate(contacts):
+        expires_on = YESTERDAY if number < expired else NEXT_YEAR
+        scene.facts.certified_mentor(organisation, expires_on, contact_id=contact)
+    return contacts
+
+
+def agree(scene: Scene, contacts: list[UUID]) -> list[UUID]:
+    """Let the portal show them, and a night hide whoever must not be shown."""
+    scene.portal.visible |= dict.fromkeys(contacts, True)
+    scene.night(scene.portal, allow_mass_change=True)
+    scene.portal.requests.clear()
+    return contacts
+
+
+def differences(scene: Scene) -> dict[str, int]:
+    """The figures of a reading that are not nothing."""
+    found = scene.reconcile().to_document()["differences"]
+    return {name: number for name, number in found.items() if number}
+
+
+def pushes(scene: Scene) -> list[tuple[UUID | None, bool | None]]:
+    return [(request.contact_id, request.visible) for request in scene.portal.requests if request.method == "POST"]
+
+
+def test_agreement_costs_reads_and_a_hand_edit_exactly_its_pushes(scene: Scene) -> None:
+    """The hide comes first; nobody has to act. With the key of yesterday's call the portal would do nothing."""
+    scene.portal.default = ok(page_size=3)
+    contacts = agree(scene, mentors(scene, 9, expired=2))
+    report = scene.reconcile()
+    assert [request.method for request in scene.portal.requests] == ["GET"] * 3
+    assert (report.outcome, report.to_document()["read"]) == ("ok", {"pages": 3, "visible": 7})
+
+    for _ in range(2):
+        scene.portal.visible |= {contacts[0]: True, contacts[5]: False}
+        report = scene.reconcile()
+        assert report.outcome == "ok"
+        counts = {"queued": 2, "delivered": 2, "failed": 0, "blocked": 0, "lost": 0, "pending": 0}
+        assert report.to_document()["portal"] == counts
+
+    assert pushes(scene) == [(contacts[0], False), (contacts[5], True)] * 2
+    assert differences(scene) == {}
+    assert len({request.idempotency_key for request in scene.portal.requests if request.method == "POST"}) == 4
+
+
+def test_nobody_is_shown_who_waits_for_a_review(scene: Scene) -> None:
+    """The pause of this afternoon counts, for whoever else has the contact, too; a hide goes all the same.
+
+    Before the first review nobody knows who is certified; and their contacts are not unknown.
+    """
+    hidden, shown = mentors(scene, 2, expired=1)
+    scene.portal.visible[hidden] = True
+    assert differences(scene) == {}
+    agree(scene, [hidden, shown])
+    scene.run_sql(PAUSE, scene.hlf)
+    scene.portal.visible = {hidden: True, shown: False}
+    scene.reconcile()
+    assert pushes(scene) == [(hidden, False)]
+
+    (contact,), nhf = mentors(scene, 1), scene.facts.organisation("nhf", thresholds=())
+    scene.facts.certified_mentor(nhf, NEXT_YEAR, contact_id=contact)
+    agree(scene, [contact])
+    scene.run_sql(PAUSE, nhf)
+    scene.portal.visible[contact] = False
+    scene.reconcile()
+    assert pushes(scene) == []
+
+
+def test_whoever_certjob_has_shown_is_shown_again_and_nobody_who_was_never_certified(scene: Scene) -> None:
+    """Nobody watches these; hidden by hand they stay hidden. Whoever has left is hidden again."""
+    scene.mentor()
+    scene.facts.certificate(scene.mentor(), NEXT_YEAR, issued_on=TODAY + timedelta(days=30))
+    left, lapsed = uuid4(), uuid4()
+    scene.certified(contact_id=left)
+    scene.facts.certificate(scene.mentor(contact_id=lapsed), YESTERDAY, kind="course")
+    scene.night(scene.portal)
+    scene.run_sql("UPDATE organisations SET optional_kinds = '{course}'")  # it pauses nobody any more
+    scene.run_sql("UPDATE mentors SET left_at = now() WHERE dynamics_contact_id = %s", left)
+    scene.night(scene.portal)
+    assert scene.portal.visible == {lapsed: True, left: False}
+    scene.portal.visible = {lapsed: False, left: True}
+    scene.portal.requests.clear()
+
+    assert scene.reconcile().outcome == "ok"
+
+    assert pushes(scene) == [(left, False), (lapsed, True)]
+
+
+def test_nobody_who_has_an_event_under_way_is_touched(scene: Scene) -> None:
+    """A blocked event and a waiting one have their own way and alert; what is due is pushed as in any delivery."""
+    scene.portal.visible |= dict.fromkeys(mentors(scene, 2, expired=2), True)
+    scene.portal.then(error(404, "contact_not_found"), *[error(503, "token_unavailable")] * 3)
+    scene.night(scene.portal)
+    scene.portal.requests.clear()
+
+    assert (differences(scene), pushes(scene)) == ({}, [])
+    events = scene.rows("SELECT status, version FROM portal_sync_events ORDER BY status")
+    assert events == [("blocked", 1), ("pending", 1)]
+    scene.make_due()
+    assert (differences(scene), len(pushes(scene))) == ({}, 1)
+
+
+def test_a_call_that_died_before_its_event_was_withdrawn_is_not_waited_for_for_ever(scene: Scene) -> None:
+    """Its token stays, its lease ends."""
+    (contact,) = agree(scene, mentors(scene, 1, expired=1))
+    scene.run_sql(
+        "INSERT INTO portal_sync_events (mentor_id, visible, status, claim_token, next_attempt_at)"
+        " SELECT id, true, 'withdrawn', gen_random_uuid(), now() + interval '1 minute' FROM mentors"
+    )
+    scene.portal.visible[contact] = True
+    scene.reconcile()
+    assert pushes(scene) == []
+
+    scene.run_out()
+    scene.reconcile()
+
+    assert pushes(scene) == [(contact, False)]
+
+
+def test_a_page_that_fails_for_good_changes_nothing(scene: Scene) -> None:
+    """Though the first page showed somebody who must be hidden: without the rest nobody can say who is missing."""
+    scene.portal.visible = dict.fromkeys(agree(scene, mentors(scene, 5, expired=1)), True)
+    scene.portal.then(ok(page_size=3))
+    scene.portal.default = error(502, "dynamics_unavailable")
+
+    report = scene.reconcile()
+
+    (reason,) = report.reasons
+    assert "502 dynamics_unavailable" in reason
+    assert reason.endswith("the portal was not read to its end, nothing was compared and nothing changed")
+    assert (report.outcome, report.to_document()["differences"], pushes(scene)) == ("attention", None, [])
+    assert scene.rows("SELECT count(*) FROM portal_last_reading") == [(0,)]
+
+
+@pytest.mark.parametrize("comes", [ok(), error(401, "unauthorized"), None], ids=["a page", "an error", "nothing"])
+def test_a_signal_is_the_reason_whatever_the_page_that_was_asked_for_brings(
+    scene: Scene, comes: Behaviour | None
+) -> None:
+    """Nothing is compared, and the portal is not blamed. What does not come is broken off when the grace is over."""
+    stop = StopFlag()
+
+    def answer_after_signal(exchange: Exchange) -> None:
+        stop.set()
+        if comes is None:
+            stop.break_off()
+        (comes or hang())(exchange)
+
+    scene.portal.default = answer_after_signal
+
+    with pytest.raises(StoppedBySignalError):
+        scene.reconcile(stop=stop)
+
+    assert scene.rows("SELECT outcome FROM job_runs") == [("failed",)]
+    assert scene.rows("SELECT count(*) FROM portal_last_reading") == [(0,)]
+
+
+def test_nobody_visible_is_held_until_the_flag_lets_it_through(scene: Scene, certjob: Certjob) -> None:
+    """A wrong column says of everybody that they are hidden. Meanwhile it is an alert, and nobody is gone.
+
+    Small organisations are held where together they are too many: 20 may be shown, a small programme whose portal was
+    cleared by hand. It is over with the first night without a portal, too: no reading will ever come to say so.
+    """
+    contacts = agree(scene, [contact for slug in "abc" for contact in mentors(scene, 7, slug=slug)])
+    scene.portal.visible[uuid4()] = True
+    scene.reconcile()
+    scene.portal.visible.clear()
+
+    report = scene.reconcile()
+
+    assert (pushes(scene), report.outcome, len(report.held)) == ([], "attention", 3)
+    assert report.held[0].startswith("a: 7 mentors would be shown again, the portal shows nobody at all; none of them")
+    assert scene.rows("SELECT gone_at FROM portal_unknown_contacts") == [(None,)]
+    command = "certjob reconcile --allow-mass-change"
+    assert f"`{command}`" in report.held[0]
+    documents = read_alerts(scene.connection, today=TODAY).to_document()["held"]
+    assert {(each["what"], each["mentors"], each["command"]) for each in documents} == {("portal", 7, command)}
+    assert "Held: b: 7 mentors would be shown again" in certjob("alerts").stdout
+    since = "SELECT organisation_id, since FROM held_reviews ORDER BY organisation_id"
+    began = scene.rows(since)
+    assert (scene.reconcile().held, scene.rows(since)) == (report.held, began)
+    assert scene.reconcile(allow_mass_change=True).outcome == "ok"
+    assert (len(pushes(scene)), certjob("alerts").returncode) == (21, 0)
+
+    scene.run_sql("UPDATE mentors SET left_at = now() WHERE dynamics_contact_id = %s", contacts[0])
+    scene.night(scene.portal)
+    scene.portal.visible.clear()
+    scene.portal.requests.clear()
+    assert scene.reconcile().outcome == "ok"
+    assert len(pushes(scene)) == 20
+
+    scene.run_sql("UPDATE mentors SET left_at = NULL")
+    scene.night(scene.portal)
+    scene.portal.visible.clear()
+    assert scene.reconcile().held
+    scene.run_sql("UPDATE organisations SET portal = NULL")
+    assert scene.night().outcome == "ok"
+    assert certjob("alerts").returncode == certjob("status", "-q").returncode == 0
+
+
+def test_too_many_shows_of_an_organisation_are_held_and_hides_go_on(scene: Scene) -> None:
+    """However many hides, and the shows of the others."""
+    many, few = mentors(scene, 62, expired=25), mentors(scene, 2, slug="nhf")
+    agree(scene, [*many, *few])
+    scene.portal.visible = dict.fromkeys([*many[:25], few[0]], True)
+
+    report = scene.reconcile()
+
+    assert set(pushes(scene)) == {*((contact, False) for contact in many[:25]), (few[1], True)}
+    (line,) = report.held
+    assert "hlf: 37 mentors would be shown again, the limit is 20 (of 62 on the portal); none of them was shown" in line
+    assert "Check DYNAMICS_VISIBILITY_FIELD" in line
+
+
+def test_contacts_of_no_mentor_are_alerts_until_they_are_gone_or_accepted(scene: Scene, certjob: Certjob) -> None:
+    """Somebody has shown them by hand. certjob does not hide them: they may be anybody's, such as staff's.
+
+    The page has the number and five of them; of a mentor of an organisation without a portal, who it is.
+    """
+    deleted, *_ = agree(scene, mentors(scene, 3))
+    scene.run_sql("UPDATE mentors SET left_at = now() WHERE dynamics_contact_id = %s", deleted)
+    scene.night(scene.portal)
+    scene.run_sql("DELETE FROM mentors WHERE dynamics_contact_id = %s", deleted)
+    scene.portal.requests.clear()
+    for _ in range(2):
+        scene.portal.visible[deleted] = True
+        report = scene.reconcile()
+        assert report.outcome == "attention"
+        assert report.reasons == ["1 contact on the portal is no mentor's; see `certjob alerts`"]
+    scene.portal.visible[deleted] = False
+    assert scene.reconcile().outcome == "ok"
+    unknown = scene.rows("SELECT contact_id, gone_at > first_seen_at FROM portal_unknown_contacts")
+    assert unknown == [(deleted, True)]
+
+    theirs, *staff = some = [uuid4() for _ in range(7)]
+    their_mentor = scene.facts.mentor(scene.facts.organisation("nhf", portal=None), contact_id=theirs)
+    assert not comparison.accept(scene.connection, theirs, because="a typo accepts nobody in advance", who="kari")
+    scene.portal.visible |= dict.fromkeys(some, True)
+    assert differences(scene) == {"unknown": 7}
+    page = certjob("alerts")
+    assert (page.returncode, page.stdout.count("certjob reconcile --accept")) == (3, 7)
+    documents = read_alerts(scene.connection, today=TODAY).to_document()["unknown_contacts"]
+    assert {each["contact_id"]: each["organisation"] for each in documents} == {theirs: "nhf"} | dict.fromkeys(staff)
+    accept = ("reconcile", "--accept", str(theirs), "--because", "the office")
+    for option in ("--dry-run", "--allow-mass-change"):  # neither has a meaning there, and a dry run writes nothing
+        refused = certjob(*accept, option)
+        assert (refused.returncode, option in refused.stderr) == (2, True)
+    assert scene.rows("SELECT FROM portal_unknown_contacts WHERE accepted_at IS NOT NULL") == []
+
+    scene.portal.visible |= dict.fromkeys(staff, False)
+    assert certjob(*accept).returncode == 0
+    assert scene.reconcile().outcome == "ok"
+    assert certjob("alerts").returncode == 0
+    assert differences(scene) == {"accepted": 1}
+    scene.run_sql("UPDATE organisations SET portal = 'dynamics'")  # now it is a mentor's
+    assert differences(scene) == {}
+    scene.run_sql("UPDATE mentors SET dynamics_contact_id = NULL WHERE id = %s", their_mentor)
+    assert (differences(scene), pushes(scene)) == ({"unknown": 1}, [])
+
+
+def test_where_two_organisations_contradict_each_other_only_the_hide_is_raised(scene: Scene, certjob: Certjob) -> None:
+    """Night after night, with no push, somebody is told, until they agree; whether the portal is read again or not."""
+    contact, nhf = uuid4(), scene.facts.organisation("nhf", thresholds=())
+    scene.expired(contact_id=contact)
+    scene.facts.certified_mentor(nhf, NEXT_YEAR, contact_id=contact)
+    agree(scene, [contact])
+    scene.portal.visible[contact] = True
+    assert differences(scene) == {"shown_wrongly": 1, "contradictory": 1}
+
+    report = scene.reconcile()
+
+    assert (pushes(scene), report.outcome) == ([(contact, False)], "attention")
+    assert "is to be visible for one organisation and hidden for another" in report.reasons[0]
+    page = certjob("alerts")
+    assert page.returncode == 3
+    assert f"contact {contact}, visible for nhf M1002, hidden for hlf M1001" in page.stdout
+
+    scene.run_sql("UPDATE certificates SET expires_on = %s", YESTERDAY)
+    scene.night(scene.portal)
+    assert certjob("alerts").returncode == 0
+    scene.portal.visible[contact] = True
+    assert differences(scene) == {"shown_wrongly": 2}
+    assert scene.portal.visible == {contact: False}
+
+
+def test_of_two_readings_at_once_the_one_that_began_last_is_what_is_known(scene: Scene) -> None:
+    contact = uuid4()
+    old = comparison.Reading(read_at=database.clock(scene.connection), pages=1, visible=[])
+    scene.portal.visible[contact] = True
+    scene.reconcile()
+
+    found = comparison.compare(scene.connection, old, today=TODAY, allow_mass_change=False)
+    comparison.store(scene.connection, found, run_id=uuid4())
+
+    assert scene.rows("SELECT contact_id, gone_at FROM portal_unknown_contacts") == [(contact, None)]
+    assert scene.rows("SELECT visible FROM portal_last_reading") == [([contact],)]
+
+
+def test_what_is_decided_meanwhile_is_left_alone(scene: Scene) -> None:
+    """A push that is confirmed while the portal is read: the page may have been read before it.
+
+    A hide that is committed after the comparison: under the lock the same question is asked again.
+    """
+    contacts = agree(scene, mentors(scene, 2))
+
+    def read_then_night(exchange: Exchange) -> None:
+        scene.other.execute("UPDATE certificates SET expires_on = %s", (YESTERDAY,))
+        scene.night(scene.portal, connection=scene.other)
+        answer(200, {"visible": sorted(map(str, contacts)), "next": None})(exchange)
+
+    scene.portal.then(read_then_night)
+    assert (differences(scene), len(pushes(scene))) == ({}, 2)
+
+    scene.run_sql("UPDATE certificates SET expires_on = %s", NEXT_YEAR)
+    agree(scene, contacts)
+    reading = comparison.Reading(read_at=database.clock(scene.connection), pages=1, visible=[])
+    found = comparison.compare(scene.connection, reading, today=TODAY, allow_mass_change=False)
+    assert [each.visible for each in found.differences] == [True, True]
+    scene.run_sql("UPDATE certificates SET expires_on = %s", YESTERDAY)
+    scene.night(deliver=False)
+    comparison.raise_events(scene.connection, found, today=TODAY, run_id=uuid4(), stop=StopFlag())
+    assert (found.raised, found.locked) == (0, [])
+    assert scene.rows("SELECT DISTINCT visible FROM portal_sync_events WHERE status = 'pending'") == [(False,)]
+
+
+@pytest.mark.parametrize("for_a_moment", [True, False])
+def test_a_mentor_whom_the_app_locks_is_waited_for_and_then_reported(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, for_a_moment: bool
+) -> None:
+    """The others are corrected; this one may still be shown."""
+    contacts = agree(scene, mentors(scene, 3, expired=3))
+    scene.portal.visible = dict.fromkeys(contacts, True)
+    scene.app.execute("SELECT FROM mentors WHERE dynamics_contact_id = %s FOR UPDATE", (contacts[0],))
+    if not for_a_moment:
+        monkeypatch.setattr(comparison, "_LOCKED_FOR_SECONDS", 0.0)
+
+    def let_go() -> None:
+        corrected = "SELECT count(*) = 2 FROM portal_sync_events WHERE corrects_portal"
+        until(lambda: scene.other.execute(corrected).fetchone() == (True,))
+        if for_a_moment:
+            scene.app.rollback()
+
+    with in_background(let_go):
+        report = scene.reconcile()
+
+    assert sum(scene.portal.visible.values()) == (0 if for_a_moment else 1)
+    locked = "1 mentor is locked by another session and not corrected, run `certjob reconcile` again: M1001"
+    assert report.reasons == ([] if for_a_moment else [locked])
+
+
+def test_a_dry_run_says_it_and_writes_nothing_and_explain_metrics_and_digest_tell_what_was_done(
+    scene: Scene, certjob: Certjob
+) -> None:
+    """Before the first reading they say nothing of it. The digest tells once: coordinators should know who edits it.
+
+    A reading older than three days is an alert, where the portal was ever read.
+    """
+    scene.facts.insert("coordinators", organisation_id=scene.hlf, email="ola@example.org", locale="en")
+    contacts = agree(scene, mentors(scene, 3, expired=1))
+    scene.portal.visible |= {contacts[0]: True, contacts[1]: False, uuid4(): True}
+    before = everything(scene.facts)
+
+    planned = scene.reconcile(dry_run=True).to_document()
+
+    changes = [(each["organisation"], each["portal"]) for each in planned["changes"]]
+    assert (changes, planned["differences"]["unknown"]) == ([("hlf", False), ("hlf", True)], 1)
+    assert (pushes(scene), everything(scene.facts)) == ([], before)
+    page = json.loads(certjob("explain", "M1001", "--json").stdout)["portal"]
+    assert (page["read_at"], page["was_shown"]) == (None, None)
+    assert "certjob_portal" not in read_metrics(scene.connection, today=TODAY).decode()
+
+    scene.reconcile()
+
+    assert "the mentor was visible" in certjob("explain", "M1001").stdout
+    assert "the mentor was not visible" in certjob("explain", "M1002").stdout
+    metrics = read_metrics(scene.connection, today=TODAY).decode()
+    found = re.findall(r'^certjob_portal_differences\{what="(\w+)"\} 1.0$', metrics, flags=re.MULTILINE)
+    assert set(found) == {"shown_wrongly", "hidden_wrongly", "unknown"}
+    assert "certjob_portal_read_timestamp_seconds" in metrics
+    for days in (2, 3):
+        scene.night(scene.portal, today=TODAY + timedelta(days=days))
+    (text,) = [message.text for message in scene.channel.sent if "Corrected on the portal (2)" in message.text]
+    for words in ("was visible, and is hidden again", "was hidden, and is visible again"):
+        assert words in text
+
+    scene.run_sql("UPDATE portal_last_reading SET read_at = now() - interval '73 hours'")
+    assert "run `certjob reconcile`" in certjob("alerts").stdout
+    report = scene.night(scene.portal, today=TODAY + timedelta(days=3))
+    assert "1 portal was not read for three days; see `certjob alerts`" in report.reasons

@@ -1,0 +1,532 @@
+"""`certjob check`: everything that a night depends on, each with its verdict and the next step, changing nothing."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+
+from certjob.database import Connection
+from certjob.database.clocks import Clocks
+from certjob.reports.check import in_database
+from tests.conftest import Certjob
+from tests.support.app_rows import Organisation
+from tests.support.command_line import SECRET, Finished, assert_no_secret, started, without_escapes
+from tests.support.facts import Facts
+from tests.support.full_disk import full_disk
+from tests.support.ping_host import ping_host
+from tests.support.portal_answers import answer, error, html
+from tests.support.portal_server import PortalServer
+from tests.support.programmes import everything
+from tests.support.smtp_server import CERTIFICATE, Fault, Mailbox, real_server, scripted_server, server_tls
+from tests.support.waiting import until
+
+Found = dict[str, list[str]]
+"""What was said about each thing that is not well: the verdict and the whole text."""
+OnTerminal = Callable[..., tuple[int, str]]
+WELL: tuple[int, Found] = (0, {})
+UNREACHABLE = f"postgresql://certjob:{SECRET}@127.0.0.1:1/certjob"
+
+
+class Check:
+    """The command; everything that can be set is set, and right."""
+
+    def __init__(self, here: Certjob, settings: dict[str, str], folder: Path) -> None:
+        self._here, self.settings, self.folder = here, settings, folder
+
+    def page(self, *arguments: str, **settings: str) -> Finished:
+        result = self._here("check", *arguments, **self.settings | settings)
+        assert_no_secret(result)
+        return result
+
+    def __call__(self, *arguments: str, **settings: str) -> tuple[int, Found]:
+        """Return the exit code and what is not well."""
+        result = self.page("--json", *arguments, **settings)
+        found: Found = {}
+        for entry in json.loads(result.stdout)["checks"]:
+            if entry["verdict"] != "ok":
+                text = f"{entry['verdict']}: {entry['message']}; {entry['next_step']}"
+                found.setdefault(entry["check"], []).append(text)
+        return result.returncode, found
+
+    def says(self, code: int, name: str, *phrases: str, **settings: str) -> None:
+        """Assert that this one thing is not well, in these words; others may be skipped because of it."""
+        got, found = self(**settings)
+        wrong = [one for one, texts in found.items() if any(not text.startswith("skip: ") for text in texts)]
+        assert (got, wrong) == (code, [name]), found
+        assert all(phrase in " | ".join(found[name]) for phrase in phrases), (found, phrases)
+
+
+@pytest.fixture
+def check(here: Certjob, facts: Facts, portal: PortalServer, tmp_path: Path) -> Check:
+    """An organisation that lacks nothing; other tests' logins have no way in."""
+    organisation = facts.organisation()
+    facts.mentor(organisation)
+    facts.insert("coordinators", organisation_id=organisation, email="k@example.org")
+    facts.connection.execute(f"REVOKE CONNECT ON DATABASE {facts.connection.info.dbname} FROM PUBLIC".encode())
+    (tmp_path / "templates").mkdir()
+    settings = {
+        "CERTJOB_PORTAL_URL": portal.url,
+        "CERTJOB_PORTAL_KEY": SECRET,
+        "CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'maildir'}",
+        "CERTJOB_TEMPLATES_DIR": str(tmp_path / "templates"),
+        "CERTJOB_METRICS_FILE": str(tmp_path / "certjob.prom"),
+    }
+    return Check(here, settings, tmp_path)
+
+
+# How it is shown.
+
+
+def test_all_is_well(check: Check, portal: PortalServer) -> None:
+    """Exit 0 and a line for each thing; nobody is pushed, nobody pinged, no message or metrics file written."""
+    with ping_host() as host:
+        result = check.page(CERTJOB_PING_URL=host.url)
+
+    assert (result.returncode, result.stderr) == (0, ""), result
+    checks = "settings settings time_zone database writable clock schema rights last_run organisations portal"
+    checks += " mail templates metrics ping"
+    lines = [line.partition(":")[0] for line in result.stdout.splitlines()]
+    assert lines == [f"ok    {name.replace('_', ' ')}" for name in checks.split()]
+    assert [(request.method, request.body) for request in portal.requests] == [("GET", b"")]
+    assert host.pings == []
+    assert {path.name for path in check.folder.iterdir()} == {"home", "templates"}
+
+
+def test_what_is_not_well_is_a_line_with_a_next_step(check: Check, facts: Facts, on_terminal: OnTerminal) -> None:
+    """With -q nothing else, here on a database that takes no write; a terminal gets colours and whole words."""
+    nobody = "DELETE FROM mentors; DELETE FROM coordinators; DELETE FROM organisations"
+    facts.connection.execute(f"SET session_replication_role = replica; {nobody}".encode())
+    facts.connection.execute(
+        f"ALTER DATABASE {facts.connection.info.dbname} SET default_transaction_read_only = on".encode()
+    )
+
+    quiet = check.page("-q")
+    _, shown = on_terminal("check", columns=60, **check.settings, CERTJOB_PORTAL_ULR="x")
+
+    writable, organisations = quiet.stdout.splitlines()
+    assert writable.startswith("fail  writable: the database is read-only; use the primary")
+    assert organisations == "warn  organisations: there is none; create one with `certjob organisation set SLUG`"
+    assert (quiet.returncode, quiet.stderr) == (1, "certjob check: 12 ok, 1 warning, 1 failed\n")
+    assert "\x1b[33mwarn" in shown
+    lines = without_escapes(shown).splitlines()
+    assert all(len(line) <= 60 for line in lines)
+    misspelt = ["warn  settings: CERTJOB_PORTAL_ULR is not a setting of", "      certjob; did you mean"]
+    assert "\n".join(misspelt) in "\n".join(lines)
+
+
+# Settings, and what needs them.
+
+
+def test_every_wrong_setting_is_named_and_the_rest_is_looked_at(check: Check, portal: PortalServer) -> None:
+    """By its variable, never its value; one that is wrong is not missing, too, and has one next step."""
+    code, said = check(
+        CERTJOB_TIME_ZONE=SECRET, CERTJOB_PORTAL_KEY="", CERTJOB_NOTIFY_URL="smtp://h", CERTJOB_PORTAL_RATE="-1"
+    )
+    assert (code, set(said), portal.requests) == (2, {"settings", "portal", "mail"}, [])
+    variables = ("CERTJOB_TIME_ZONE", "CERTJOB_PORTAL_RATE", "CERTJOB_PORTAL_KEY", "CERTJOB_MAIL_FROM")
+    for variable, clause in zip(variables, said["settings"], strict=True):
+        assert clause.startswith(f"fail: {variable}")
+    assert said["portal"] == said["mail"] == ["skip: not checked: its settings are wrong; None"]
+
+
+def test_a_setting_that_leads_nowhere_has_a_next_step(
+    check: Check, portal: PortalServer, empty_database_url: str, connection: Connection
+) -> None:
+    """Exit 2 for what is wrong, 1 for what is away, 3 for what should be; the rest is looked at all the same."""
+    folder, home = check.folder, check.folder / "home"
+    (folder / "certjob.env").write_bytes(b"CERTJOB_PORTAL_KEY=bl\xe5\n")
+    (folder / "letters").write_text("")
+    no_metrics, no_portal = {"METRICS_FILE": ""}, {"PORTAL_URL": "", "PORTAL_KEY": ""}
+    cases: list[tuple[dict[str, str], int, str, str]] = [
+        ({"ENV_FILE": "certjob.env"}, 2, "settings", "cannot be read: it is not UTF-8 text; correct --env-file or "),
+        ({"MAIL_HOURS": "08:00-08:00"}, 2, "settings", "CERTJOB_MAIL_HOURS: is an empty window"),
+        ({"DATABASE_URL": ""}, 2, "settings", "CERTJOB_DATABASE_URL is not set; give a PostgreSQL URL or the word"),
+        ({"DATABASE_URL": "embedded"}, 2, "database", "no embedded database yet; run `certjob db migrate`"),
+        ({"DATABASE_URL": UNREACHABLE}, 1, "database", "fail: the database cannot be reached"),
+        ({"DATABASE_URL": empty_database_url}, 2, "schema", "tables are not there yet; run `certjob db migrate`"),
+        ({"MAIL_FROM": "nobody"}, 2, "mail", "CERTJOB_MAIL_FROM"),
+        ({"NOTIFY_URL": f"maildir:{folder}/letters/deep"}, 2, "mail", "the Maildir folder cannot be written"),
+        ({"NOTIFY_URL": ""}, 3, "mail", "warn: CERTJOB_NOTIFY_URL is not set, so reminders stay queued; set it"),
+        ({"TEMPLATES_DIR": f"{folder}/nowhere"}, 2, "templates", "cannot be read"),
+        (
+            {"METRICS_FILE": f"{folder}/nowhere/x.prom"},
+            2,
+            "metrics",
+            "_FILE: No such file or directory; make the folder, ",
+        ),
+        (no_metrics, 3, "monitoring", "warn: no external monitor is configured; set CERTJOB_PING_URL or "),
+        (no_metrics | {"ATTENTION_PING_URL": "https://hc.example/a"}, 3, "ping", "alone hears nothing"),
+        (
+            no_portal,
+            3,
+            "portal",
+            "hlf has a portal: pushes stay queued; set it and CERTJOB_PORTAL_KEY, or `certjob org",
+        ),
+    ]
+    for settings, code, name, phrase in cases:
+        given = {f"CERTJOB_{variable}": value for variable, value in settings.items()}
+        check.says(code, name, phrase, **given, XDG_DATA_HOME=str(home))
+    assert list(home.iterdir()) == [], "an embedded database was made"
+    assert len(portal.requests) == len(cases) - 1, "without a database, too"
+    with full_disk():
+        check.says(2, "metrics", "CERTJOB_METRICS_FILE: File too large")
+    assert not list(folder.glob(".certjob.prom*"))
+
+    unset = {f"CERTJOB_{variable}": "" for variable in no_portal}
+    assert check(**unset, CERTJOB_DATABASE_URL=UNREACHABLE)[1]["portal"][0].startswith("skip: not checked: ")
+    connection.execute("UPDATE organisations SET portal = NULL")
+    assert check(**unset) == WELL
+
+
+# The database.
+
+
+def test_what_is_wrong_with_the_database_has_a_next_step(
+    check: Check, connection: Connection, app: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Settings that the promises do not bear, runs by a wrong clock, an old certjob on some machine, an upgrade."""
+    database = f"ALTER DATABASE {connection.info.dbname} "
+    ran = "INSERT INTO job_runs (id, command, as_of, host, version, finished_at, outcome)"
+    ran += " VALUES (gen_random_uuid(), 'run', '{}', 'h', '1', now() + '{} days', 'ok')"
+    newest = "DELETE FROM certjob_migrations WHERE version = (SELECT max(version) FROM certjob_migrations);"
+    future = "INSERT INTO certjob_migrations (version, name, sha256) VALUES (9999, 'future', 'x')"
+    for change, code, name, phrase in (
+        (
+            database + "SET synchronous_commit = off",
+            3,
+            "database",
+            "synchronous_commit is off: after a crash of the se",
+        ),
+        (database + "SET session_replication_role = replica", 2, "database", "then `certjob run --everybody`"),
+        (database + "RESET ALL;" + ran.format("2026-01-01", 20), 3, "last run", "1 run has ended in the future, the l"),
+        (ran.format("2999-01-01", 21), 2, "last run", "the last night was run for 2999-01-01"),
+        (future, 2, "schema", "newer than this certjob (migration 9999_future); install the newer certjob"),
+        (2 * newest, 2, "schema", "fail: older than this certjob, 1 migration is pending; run `certjob db migrate`"),
+    ):
+        connection.execute(change.encode())
+        check.says(code, name, phrase)
+
+    monkeypatch.setattr(in_database, "STATEMENT_TIMEOUT_MS", 200)
+    app.execute("LOCK TABLE certjob_migrations IN ACCESS EXCLUSIVE MODE")  # a migration that hangs is not waited for
+    check.says(1, "database", "it did not answer a question (canceling statement due to statement timeout)")
+
+
+Login = Callable[[str], tuple[str, str]]
+
+
+@pytest.fixture
+def login(connection: Connection, database_url: str) -> Iterator[Login]:
+    """Make a login with these attributes that may connect; return its name and its URL."""
+    made: list[str] = []
+
+    def make(attributes: str) -> tuple[str, str]:
+        made.append(f"certjob_login_{uuid4().hex[:8]}")
+        connection.execute(f"CREATE ROLE {made[-1]} LOGIN PASSWORD '{SECRET}' {attributes}".encode())
+        connection.execute(f"GRANT CONNECT ON DATABASE {connection.info.dbname} TO {made[-1]}".encode())
+        return made[-1], psycopg.conninfo.make_conninfo(database_url, user=made[-1], password=SECRET)
+
+    yield make
+    for role in made:
+        connection.execute(f"DROP OWNED BY {role}; DROP ROLE {role}".encode())
+
+
+def test_a_login_is_told_which_rights_it_lacks(check: Check, connection: Connection, login: Login) -> None:
+    """Row-level security that may hide mentors is a failure: a night would take the hidden ones for none."""
+    clerk, own = login("")
+    connection.execute(f"GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO {clerk}".encode())
+    for table in ("certjob_migrations", "organisations", "coordinators"):
+        connection.execute(f"CREATE POLICY clerk ON {table} TO {clerk} USING (true)".encode())
+    hidden = f"fail: row-level security may hide rows from the database user {clerk}: "
+    check.says(2, "rights", hidden, "mentors", CERTJOB_DATABASE_URL=own)
+    connection.execute(f"ALTER ROLE {clerk} BYPASSRLS".encode())
+    assert check(CERTJOB_DATABASE_URL=own) == WELL
+    connection.execute(f"REVOKE INSERT ON job_runs FROM {clerk}".encode())
+    lacks = f"{clerk} lacks INSERT on job_runs; GRANT certjob_worker TO {clerk}, or connect as the tables' owner"
+    check.says(2, "rights", lacks, CERTJOB_DATABASE_URL=own)
+
+    _, worker = login("IN ROLE certjob_worker")  # as docs/database-roles.md says to set it up
+    # That role belongs to the whole server, and everybody may connect to a new database.
+    stranger, name = login("IN ROLE certjob_worker")[0], connection.info.dbname
+    connection.execute(f"REVOKE CONNECT ON DATABASE {name} FROM {stranger}".encode())
+    assert check(CERTJOB_DATABASE_URL=worker) == WELL
+    connection.execute(f"GRANT CONNECT ON DATABASE {name} TO PUBLIC".encode())
+    others = "warn: other logins in certjob_worker may read this programme's data: "
+    check.says(3, "rights", others, f"; REVOKE CONNECT ON DATABASE {name} FROM PUBLIC", CERTJOB_DATABASE_URL=worker)
+    connection.execute(f"REVOKE CONNECT ON DATABASE {name} FROM PUBLIC".encode())
+
+    for change, phrase in (
+        ('DROP POLICY "worker works here" ON mentors', ": mentors; "),
+        ('ALTER POLICY "worker works here" ON job_runs WITH CHECK (false)', "job_runs"),
+        ("REVOKE INSERT ON job_runs FROM certjob_worker", "lacks INSERT on job_runs"),
+        ("REVOKE SELECT ON portal_alerts FROM certjob_worker", "SELECT on portal_alerts"),
+    ):
+        connection.execute(change.encode())
+        check.says(2, "rights", phrase, CERTJOB_DATABASE_URL=worker)
+
+    connection.execute("DROP OWNED BY certjob_worker")  # in this database it is as new: another GRANT changes nothing
+    step = "SELECT certjob_private.set_up_roles()"
+    check.says(2, "schema", f"; as the tables' owner, `{step}`", CERTJOB_DATABASE_URL=worker)
+    connection.execute(f"{step}; GRANT CONNECT ON DATABASE {name} TO certjob_worker".encode())
+    assert "fail" not in str(check(CERTJOB_DATABASE_URL=worker))
+
+
+def test_a_server_or_a_clock_that_does_not_fit_is_told() -> None:
+    """Too old fails, too new is a warning; so is a minute between the clocks, and another day fails, as `run` does."""
+    server: dict[str, Any] = {"version_number": 150_000, "version": "15", "encoding": "UTF8", "in_recovery": False}
+    server |= {"read_only": False, "user_name": "u", "synchronous_commit": "on", "replication_role": "origin"}
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"version_number": 140_012}, "fail: PostgreSQL 15 is too old"),
+        ({"version_number": 150_000}, ""),
+        ({"version_number": 180_004}, ""),
+        ({"version_number": 190_001}, "warn: PostgreSQL 15 is newer than what was tested"),
+        ({"encoding": "LATIN1"}, "fail: its encoding is LATIN1"),
+    ]
+    for change, said in changes:
+        findings = in_database.check_server(in_database.Server(**server | change))
+        bad = " | ".join(f"{each.verdict}: {each.message}" for each in findings if each.verdict != "ok")
+        assert (bad[: len(said)], bool(bad)) == (said, bool(said))
+
+    noon = datetime(2026, 3, 10, 12, 0, tzinfo=UTC)
+    for seconds, said in (
+        (60, "ok: this machine and the database server agree"),
+        (3600, "warn: the database server is 3,600 s ahead of this machine; set both by NTP"),
+        (-61, "warn: the database server is 61 s behind this machine"),
+        (13 * 3600, "fail: "),
+    ):
+        clocks = Clocks(machine_at=noon, server_at=noon + timedelta(seconds=seconds))
+        finding = in_database.check_clocks(clocks, zone=UTC)
+        assert f"{finding.verdict}: {finding.text}".startswith(said)
+
+
+def test_what_an_organisation_lacks_is_said_with_the_command(check: Check, facts: Facts) -> None:
+    """Exit 3: a coordinator, a contact, contact ids; those who have left need none."""
+    bare = facts.organisation("bare")
+    facts.connection.execute("UPDATE organisations SET contact_email = NULL WHERE id = %s", (bare,))
+    facts.mentor(bare, contact_id=None)
+    facts.mentor(bare, contact_id=None, left_at=datetime(2026, 1, 1, tzinfo=UTC))
+    facts.mentor(facts.organisation("none", portal=None), contact_id=None)
+
+    found = "\n".join(check()[1]["organisations"])
+    for phrase in (
+        "bare has no coordinator, so nobody gets its daily mail; `certjob organisation set bare --coordinator 'NAME <",
+        "bare has no contact for its mentors' questions; `certjob organisation set bare --contact-email ADDRESS`",
+        "1 mentor has no contact ID in bare, so their pushes are blocked; `certjob list --without-contact-id --organi",
+        "none has no coordinator",
+    ):
+        assert phrase in found
+    quiet = check.page("-q")
+    assert (quiet.returncode, quiet.stderr) == (3, "certjob check: 13 ok, 4 warnings\n")
+
+
+# The portal and the mail server.
+
+
+def test_what_the_portal_answers_has_a_next_step(check: Check, portal: PortalServer) -> None:
+    """A wrong setting is exit 2, something that is away exit 1; a function may take pushes and be too old to list."""
+    for behaviour, code, phrases in (
+        (html(404), 2, ["404", "not by the function", "that it is deployed"]),
+        (answer(200, {"visible": []}), 2, ["something answered that is not the function", "own address"]),
+        (error(500, "misconfigured"), 2, ["misconfigured", "check the function's secrets"]),
+        (error(503, "token_unavailable"), 1, ["503", "try `certjob check` again"]),
+        (answer(200, {"ok": True}), 2, ["too old to list contacts; deploy it again (docs/edge-function.md)"]),
+    ):
+        portal.then(behaviour)
+        check.says(code, "portal", *phrases)
+    unauthorized = "fail: the portal answered 401 unauthorized"  # the server looks at the key first, as the function
+    check.says(2, "portal", unauthorized, "; check CERTJOB_PORTAL_KEY", CERTJOB_PORTAL_KEY="another")
+
+
+def smtp(port: int, **more: str) -> dict[str, str]:
+    return {"CERTJOB_NOTIFY_URL": f"smtp://localhost:{port}", "CERTJOB_MAIL_FROM": "certjob@example.org"} | more
+
+
+def test_the_mail_server_is_tried_up_to_the_login(check: Check, portal: PortalServer) -> None:
+    """TLS and the login, NOOP and QUIT, and not one message; else what it said. A webhook is not called."""
+    mailbox = Mailbox()
+    with real_server(mailbox, tls_context=server_tls(), authenticator=mailbox.authenticate) as server:
+        login = {"CERTJOB_NOTIFY_USER": "post", "SSL_CERT_FILE": str(CERTIFICATE)}
+        assert check(**smtp(server.port, CERTJOB_NOTIFY_PASSWORD="blåbær-9", **login)) == WELL
+        step = "correct CERTJOB_NOTIFY_USER and CERTJOB_NOTIFY_PASSWORD"
+        wrong = smtp(server.port, CERTJOB_NOTIFY_PASSWORD=SECRET, **login)
+        check.says(2, "mail", "fail: the mail server refused the login", step, **wrong)
+    assert mailbox.envelopes == []
+
+    with scripted_server({"NOOP": b"250 fine"}) as scripted:
+        assert check(**smtp(scripted.port)) == WELL
+    assert [command.partition(" ")[0].upper() for command in scripted.commands] == ["EHLO", "NOOP", "QUIT"]
+    scripts: list[tuple[dict[str, bytes | Fault], int, str]] = [
+        ({"GREETING": b"554 go away"}, 1, "554 go away"),
+        ({"NOOP": Fault.CUT}, 1, "the connection to the mail server broke"),
+        ({"NOOP": b"500 what?"}, 2, "takes no commands (500 what?)"),
+    ]
+    for answers, code, phrase in scripts:
+        with scripted_server(answers) as scripted:
+            check.says(code, "mail", phrase, **smtp(scripted.port))
+    webhook = "ok    mail: a webhook (http), which only a message can try; --send-test ADDRESS sends one"
+    assert webhook in check.page(CERTJOB_NOTIFY_URL=portal.url + "/hook").stdout
+    assert {request.method for request in portal.requests} == {"GET"}
+
+
+def test_a_signal_ends_it_at_once(check: Check, environment: dict[str, str]) -> None:
+    """While a mail server says nothing: there is nothing to wait for."""
+    with scripted_server({"GREETING": Fault.HANG}) as server:
+        settings = environment | check.settings | smtp(server.port)
+        with started("check", environment=settings, folder=check.folder) as child:
+            until(lambda: server.connections)
+            result = child.stop_within(5)
+
+    assert (result.returncode, "certjob check: stopped by SIGTERM" in result.stderr) == (1, True)
+
+
+def test_a_test_message_is_sent_only_when_asked_for(check: Check) -> None:
+    """To that address, and it says what it is; refused by the server or with nowhere to go, why."""
+    mailbox, to = Mailbox(), ("--send-test", "drift@example.org")
+    with real_server(mailbox) as server:
+        result = check.page(*to, **smtp(server.port))
+    with scripted_server({"NOOP": b"250 fine", "RCPT": b"550 no such user"}) as scripted:
+        code, refused = check(*to, **smtp(scripted.port))
+
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.splitlines()[-1] == "ok    test message: handed over; look whether it arrives, and not as spam"
+    (envelope,) = mailbox.envelopes
+    assert (envelope.rcpt_tos, b"Subject: certjob: test" in envelope.content) == (["drift@example.org"], True)
+    assert (code, "550 no such user" in refused["test message"][0]) == (2, True)
+    unsendable = {"CERTJOB_NOTIFY_URL": "https://push.example/", "CERTJOB_NOTIFY_PASSWORD": f"{SECRET} {SECRET}"}
+    for settings, said in (
+        ({"CERTJOB_NOTIFY_URL": ""}, "CERTJOB_NOTIFY_URL is not set"),
+        (unsendable, "skip: not check"),
+    ):
+        assert said in check(*to, **settings)[1]["test message"][0]
+    assert json.loads(check.page("--json", "--send-test", "nobody").stdout)["error"]["code"] == "usage"
+
+
+def test_a_template_that_is_wrong_or_was_meant_otherwise_is_said_so(check: Check) -> None:
+    """Broken, by file and line; open to everybody; for nobody; a slip in a name, half a mail; pieces are free."""
+    folder, alone = check.folder / "templates", "stands alone: the part"
+    half = f"hlf/reminder.nn.txt {alone} that a mail program shows first stays in other words; add hlf/reminder.nn.html"
+    page = f"digest.nb.html {alone} for mail programs that show no HTML stays in other words; add digest.nb.txt"
+    whole = ["reminder.nb.txt", "reminder.nb.html"]
+    for names, said in (
+        (["hlff/digest.en.txt", "hlff/digest.en.html"], "hlff: nobody gets its messages; did you mean hlf?"),
+        (["reminders.nb.txt"], "no message is made from reminders.nb.txt; did you mean reminder.nb.txt?"),
+        (["hlf/reminder.no.words"], "no message is made from hlf/reminder.no.words; did you mean reminder.n"),
+        (["hlf/reminder.nn.txt", "reminder.nn.html", "reminder.nn.txt"], half),
+        (["digest.nb.html"], page),
+        ([*whole, "reminder.nb.txt.bak", "hlf/footer.txt", "pieces/logo.html"], None),
+    ):
+        shutil.rmtree(folder)
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text("Emne\n\nHei\n")
+        if said is None:
+            assert check() == WELL
+        else:
+            check.says(3, "templates", said)
+
+    (folder / "footer.txt").symlink_to("nowhere")
+    (folder / "reminder.nb.txt").chmod(0o666)
+    everybody = f"warn: everybody on this machine can change your messages: {folder}/reminder.nb.txt; remove that right"
+    check.says(3, "templates", everybody)
+    (folder / "reminder.nb.txt").write_text("Emne\n\n{{ naem }}\n")
+    said = "line 3: 'naem' is undefined; did you mean name? Until then messages go out in certjob's own words"
+    check.says(2, "templates", f"fail: reminder.nb.txt {said}")
+
+
+# `--as UUID`: what a coordinator sees and may do, tried on a database of Supabase's shape.
+
+
+SEEN, OTHERS, COLUMNS, RESYNC = "coordinator", "other organisations", "certjob's columns", "coordinator's resync"
+CheckAs = Callable[..., dict[str, str]]
+"""Runs the command as that user of the app and returns its findings about them, as ``verdict: message``."""
+
+
+@pytest.fixture
+def check_as(here: Certjob, supabase_url: str) -> CheckAs:
+    def run(user_id: UUID, url: str = supabase_url) -> dict[str, str]:
+        result = here("check", "--as", str(user_id), "--json", CERTJOB_DATABASE_URL=url)
+        checks = {one["check"]: f"{one['verdict']}: {one['message']}" for one in json.loads(result.stdout)["checks"]}
+        return {name: checks[name] for name in (SEEN, OTHERS, COLUMNS, RESYNC) if name in checks}
+
+    return run
+
+
+@pytest.mark.usefixtures("theirs")
+def test_a_coordinator_sees_the_own_organisation(check_as: CheckAs, owner: Connection, ours: Organisation) -> None:
+    """Four findings, all well, and nothing has changed; whoever is no coordinator sees nothing."""
+    owner.execute("UPDATE mentors SET portal_visible = false")
+    before = everything(Facts(owner))
+
+    assert check_as(ours.coordinator) == {
+        SEEN: "ok: sees hlf with 1 mentor and 1 alert of the portal",
+        OTHERS: "ok: sees no row of theirs (asked for 1 mentor)",
+        COLUMNS: "ok: may not be written",
+        RESYNC: f"ok: request_portal_resync works (tried for {ours.mentor}, and taken back)",
+    }
+    assert everything(Facts(owner)) == before
+    stranger = check_as(uuid4())
+    assert stranger[SEEN] == "warn: no coordinator has this id, so the app shows nothing"
+    assert stranger[OTHERS].startswith("ok: sees no row")
+
+
+OPENED = """
+    INSERT INTO held_reviews (organisation_id, what, as_of, reason, mentors)
+    SELECT organisation_id, 'pauses', '2026-03-10', 'too many', 1 FROM mentors;
+    INSERT INTO review_problems (mentor_id, reason, as_of) SELECT id, 'broken', '2026-03-10' FROM mentors;
+    ALTER TABLE certificates DISABLE ROW LEVEL SECURITY; ALTER TABLE held_reviews DISABLE ROW LEVEL SECURITY;
+    ALTER TABLE review_problems DISABLE ROW LEVEL SECURITY; ALTER TABLE coordinators DISABLE ROW LEVEL SECURITY
+"""
+REVOKED = "REVOKE EXECUTE ON FUNCTION request_portal_resync(uuid) FROM authenticated"
+
+
+@pytest.mark.parametrize(
+    ("mistake", "check", "finding"),
+    [
+        ("CREATE POLICY a ON mentors TO authenticated USING (true)", OTHERS, "sees rows of theirs in mentors"),
+        (OPENED, OTHERS, "sees rows of theirs in certificates, review_problems, held_reviews, coordinators"),
+        ("REVOKE SELECT ON certificates FROM authenticated", OTHERS, "is refused what the app reads: permission"),
+        ("GRANT UPDATE ON mentors TO authenticated", COLUMNS, "may write mentors.portal_visible, write mentors.review"),
+        ("GRANT SELECT ON job_runs TO authenticated", COLUMNS, "may read job_runs"),
+        (REVOKED, RESYNC, "request_portal_resync is refused"),
+        ('DROP POLICY "coordinators read their own" ON organisations', SEEN, "sees the organisations [] in place of ["),
+    ],
+)
+@pytest.mark.usefixtures("theirs")
+def test_what_was_opened_or_closed_by_hand_is_found(
+    check_as: CheckAs, owner: Connection, ours: Organisation, mistake: str, check: str, finding: str
+) -> None:
+    """The other three findings stay as they are."""
+    owner.execute(f"UPDATE mentors SET portal_visible = false; {mistake}".encode())
+
+    found = check_as(ours.coordinator)
+
+    assert found[check].startswith(f"fail: {finding}")
+    assert [name for name, text in found.items() if not text.startswith("ok")] == [check]
+
+
+def test_where_it_cannot_tell_it_says_why(
+    check_as: CheckAs, owner: Connection, ours: Organisation, supabase_url: str, database_url: str
+) -> None:
+    """A mentor whom somebody holds; one who waits for a review; the job's own login, which may act for nobody."""
+    with owner.transaction():
+        owner.execute("SELECT FROM mentors FOR UPDATE")
+        held = check_as(ours.coordinator)[RESYNC]
+    assert held == "skip: not checked: no mentor of hlf with a contact ID is free right now"
+    owner.execute("UPDATE portal_sync_events SET status = 'delivered'")
+    owner.execute("UPDATE mentor_pauses SET lifted_at = now(), lifted_by = 'somebody'")
+    owner.execute("UPDATE certificates SET expires_on = issued_on")
+    waits = "skip: not checked: all mentors of hlf wait for a review"
+    assert check_as(ours.coordinator)[RESYNC].startswith(waits)
+
+    worker = f"certjob_test_login_{uuid4().hex[:8]}"
+    owner.execute(f"CREATE ROLE {worker} LOGIN IN ROLE certjob_worker".encode())
+    refused = check_as(ours.coordinator, psycopg.conninfo.make_conninfo(supabase_url, user=worker))
+    owner.execute(f"DROP ROLE {worker}".encode())
+    assert refused[SEEN].startswith("skip: not checked: this login may not take the role authenticated; use the owner")
+    (plain,) = check_as(uuid4(), database_url).values()
+    assert plain.startswith("skip: not checked: this database is not Supabase's")
