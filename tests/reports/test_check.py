@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -15,14 +15,12 @@ from certjob.database import Connection
 from certjob.database.clocks import Clocks
 from certjob.reports.check import in_database
 from tests.conftest import Certjob
-from tests.support.app_rows import Organisation
 from tests.support.command_line import SECRET, Finished, assert_no_secret, started, without_escapes
 from tests.support.facts import Facts
 from tests.support.full_disk import full_disk
 from tests.support.ping_host import ping_host
 from tests.support.portal_answers import answer, error, html
 from tests.support.portal_server import PortalServer
-from tests.support.programmes import everything
 from tests.support.smtp_server import CERTIFICATE, Fault, Mailbox, real_server, scripted_server, server_tls
 from tests.support.waiting import until
 
@@ -436,97 +434,3 @@ def test_a_template_that_is_wrong_or_was_meant_otherwise_is_said_so(check: Check
     (folder / "reminder.nb.txt").write_text("Emne\n\n{{ naem }}\n")
     said = "line 3: 'naem' is undefined; did you mean name? Until then messages go out in certjob's own words"
     check.says(2, "templates", f"fail: reminder.nb.txt {said}")
-
-
-# `--as UUID`: what a coordinator sees and may do, tried on a database of Supabase's shape.
-
-
-SEEN, OTHERS, COLUMNS, RESYNC = "coordinator", "other organisations", "certjob's columns", "coordinator's resync"
-CheckAs = Callable[..., dict[str, str]]
-"""Runs the command as that user of the app and returns its findings about them, as ``verdict: message``."""
-
-
-@pytest.fixture
-def check_as(here: Certjob, supabase_url: str) -> CheckAs:
-    def run(user_id: UUID, url: str = supabase_url) -> dict[str, str]:
-        result = here("check", "--as", str(user_id), "--json", CERTJOB_DATABASE_URL=url)
-        checks = {one["check"]: f"{one['verdict']}: {one['message']}" for one in json.loads(result.stdout)["checks"]}
-        return {name: checks[name] for name in (SEEN, OTHERS, COLUMNS, RESYNC) if name in checks}
-
-    return run
-
-
-@pytest.mark.usefixtures("theirs")
-def test_a_coordinator_sees_the_own_organisation(check_as: CheckAs, owner: Connection, ours: Organisation) -> None:
-    """Four findings, all well, and nothing has changed; whoever is no coordinator sees nothing."""
-    owner.execute("UPDATE mentors SET portal_visible = false")
-    before = everything(Facts(owner))
-
-    assert check_as(ours.coordinator) == {
-        SEEN: "ok: sees hlf with 1 mentor and 1 alert of the portal",
-        OTHERS: "ok: sees no row of theirs (asked for 1 mentor)",
-        COLUMNS: "ok: may not be written",
-        RESYNC: f"ok: request_portal_resync works (tried for {ours.mentor}, and taken back)",
-    }
-    assert everything(Facts(owner)) == before
-    stranger = check_as(uuid4())
-    assert stranger[SEEN] == "warn: no coordinator has this id, so the app shows nothing"
-    assert stranger[OTHERS].startswith("ok: sees no row")
-
-
-OPENED = """
-    INSERT INTO held_reviews (organisation_id, what, as_of, reason, mentors)
-    SELECT organisation_id, 'pauses', '2026-03-10', 'too many', 1 FROM mentors;
-    INSERT INTO review_problems (mentor_id, reason, as_of) SELECT id, 'broken', '2026-03-10' FROM mentors;
-    ALTER TABLE certificates DISABLE ROW LEVEL SECURITY; ALTER TABLE held_reviews DISABLE ROW LEVEL SECURITY;
-    ALTER TABLE review_problems DISABLE ROW LEVEL SECURITY; ALTER TABLE coordinators DISABLE ROW LEVEL SECURITY
-"""
-REVOKED = "REVOKE EXECUTE ON FUNCTION request_portal_resync(uuid) FROM authenticated"
-
-
-@pytest.mark.parametrize(
-    ("mistake", "check", "finding"),
-    [
-        ("CREATE POLICY a ON mentors TO authenticated USING (true)", OTHERS, "sees rows of theirs in mentors"),
-        (OPENED, OTHERS, "sees rows of theirs in certificates, review_problems, held_reviews, coordinators"),
-        ("REVOKE SELECT ON certificates FROM authenticated", OTHERS, "is refused what the app reads: permission"),
-        ("GRANT UPDATE ON mentors TO authenticated", COLUMNS, "may write mentors.portal_visible, write mentors.review"),
-        ("GRANT SELECT ON job_runs TO authenticated", COLUMNS, "may read job_runs"),
-        (REVOKED, RESYNC, "request_portal_resync is refused"),
-        ('DROP POLICY "coordinators read their own" ON organisations', SEEN, "sees the organisations [] in place of ["),
-    ],
-)
-@pytest.mark.usefixtures("theirs")
-def test_what_was_opened_or_closed_by_hand_is_found(
-    check_as: CheckAs, owner: Connection, ours: Organisation, mistake: str, check: str, finding: str
-) -> None:
-    """The other three findings stay as they are."""
-    owner.execute(f"UPDATE mentors SET portal_visible = false; {mistake}".encode())
-
-    found = check_as(ours.coordinator)
-
-    assert found[check].startswith(f"fail: {finding}")
-    assert [name for name, text in found.items() if not text.startswith("ok")] == [check]
-
-
-def test_where_it_cannot_tell_it_says_why(
-    check_as: CheckAs, owner: Connection, ours: Organisation, supabase_url: str, database_url: str
-) -> None:
-    """A mentor whom somebody holds; one who waits for a review; the job's own login, which may act for nobody."""
-    with owner.transaction():
-        owner.execute("SELECT FROM mentors FOR UPDATE")
-        held = check_as(ours.coordinator)[RESYNC]
-    assert held == "skip: not checked: no mentor of hlf with a contact ID is free right now"
-    owner.execute("UPDATE portal_sync_events SET status = 'delivered'")
-    owner.execute("UPDATE mentor_pauses SET lifted_at = now(), lifted_by = 'somebody'")
-    owner.execute("UPDATE certificates SET expires_on = issued_on")
-    waits = "skip: not checked: all mentors of hlf wait for a review"
-    assert check_as(ours.coordinator)[RESYNC].startswith(waits)
-
-    worker = f"certjob_test_login_{uuid4().hex[:8]}"
-    owner.execute(f"CREATE ROLE {worker} LOGIN IN ROLE certjob_worker".encode())
-    refused = check_as(ours.coordinator, psycopg.conninfo.make_conninfo(supabase_url, user=worker))
-    owner.execute(f"DROP ROLE {worker}".encode())
-    assert refused[SEEN].startswith("skip: not checked: this login may not take the role authenticated; use the owner")
-    (plain,) = check_as(uuid4(), database_url).values()
-    assert plain.startswith("skip: not checked: this database is not Supabase's")

@@ -1,7 +1,6 @@
 """The commands that watch over certjob itself: check, status."""
 
 from typing import Annotated
-from uuid import UUID
 
 import typer
 
@@ -23,10 +22,6 @@ def check(
     send_test: Annotated[
         str | None, typer.Option(parser=parse_recipient, metavar="ADDRESS", help="Send a test message to ADDRESS.")
     ] = None,
-    as_user: Annotated[
-        UUID | None,
-        typer.Option("--as", metavar="UUID", help="Also test what the app's user UUID can see and do."),
-    ] = None,
 ) -> int:
     """Test everything that a nightly run depends on: settings, database, portal, mail, templates.
 
@@ -46,7 +41,7 @@ def check(
         settings, problems = survey_settings(call.env_file)
         set_up_logs(verbose=call.verbose, log_format=settings.log_format)
         output = console.Output(quiet=call.quiet)
-        for finding in everything.check_everything(settings, problems=problems, as_user=as_user, test_to=send_test):
+        for finding in everything.check_everything(settings, problems=problems, test_to=send_test):
             found.append(finding)
             if not (call.json or (call.quiet and finding.verdict is Verdict.OK)):
                 checks_page.show_finding(output, finding)

@@ -22,7 +22,6 @@ from certjob.mail.channels.notify import open_channel, send_alone
 from certjob.mail.message import OutgoingMessage
 from certjob.outbox.calls import run_alone
 from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
-from certjob.reports.check import as_coordinator
 from certjob.reports.check.findings import Finding, fail, failed_with, ok, skip, warn
 from certjob.reports.check.in_database import check_database
 from certjob.reports.check.templates import check_templates
@@ -42,17 +41,16 @@ def check_everything(
     settings: Settings,
     *,
     problems: Mapping[str, ConfigurationError],
-    as_user: UUID | None = None,
     test_to: str | None = None,
 ) -> Iterator[Finding]:
     """Yield what was found, in the order in which one would look.
 
-    ``problems`` are the errors of settings that are wrong, by variable; ``settings`` goes without those. ``as_user`` is
-    a user of the app whose view is tried, ``test_to`` an address, looked at already, that gets a test message.
+    ``problems`` are the errors of settings that are wrong, by variable; ``settings`` goes without those.
+    ``test_to`` is a valid address that gets a test message.
     """
     yield from _check_settings(settings, problems=problems)
     yield ok("time zone", f"{settings.time_zone}, where today is {settings.today}")
-    organisations = yield from _check_database(settings, as_user=as_user)
+    organisations = yield from _check_database(settings)
     yield _check_portal(settings, problems=problems, organisations=organisations)
     yield _check_mail(settings, problems=problems)
     yield from check_templates(settings.templates_dir, slugs=organisations)
@@ -77,7 +75,7 @@ def _check_settings(settings: Settings, *, problems: Mapping[str, ConfigurationE
     yield ok("settings", f"not set: {', '.join(others) or 'none'}")
 
 
-def _check_database(settings: Settings, *, as_user: UUID | None) -> Generator[Finding, None, dict[str, bool] | None]:
+def _check_database(settings: Settings) -> Generator[Finding, None, dict[str, bool] | None]:
     """Yield the findings; return the organisations and whether they have a portal, None if that is not known."""
     url = settings.database_url.get_secret_value()
     if not url:
@@ -88,12 +86,11 @@ def _check_database(settings: Settings, *, as_user: UUID | None) -> Generator[Fi
         return None
     try:
         with embedded.database_url(url) as libpq_url, database.connect(libpq_url) as connection:
-            organisations = yield from check_database(
-                connection, today=settings.today, zone=settings.zone, mail_hours=settings.mail_hours
+            return (
+                yield from check_database(
+                    connection, today=settings.today, zone=settings.zone, mail_hours=settings.mail_hours
+                )
             )
-            if organisations is not None and as_user is not None:
-                yield from as_coordinator.check_as(connection, as_user)
-            return organisations
     except CertjobError as error:
         yield failed_with("database", error)
     except psycopg.Error as error:
