@@ -8,12 +8,10 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from datetime import date, datetime, timedelta
-from unittest import mock
 from uuid import UUID, uuid4
 
 from certjob.cli.demo import people as demo_people
 from certjob.database import migrations
-from certjob.stopping import StopFlag
 from tests.support.bounces import postfix
 from tests.support.command_line import SECRET
 from tests.support.docs import read_section
@@ -167,16 +165,9 @@ def rules(world: World) -> Iterator[View]:
 
 @scene("The portal is down")
 def portal_is_down(world: World) -> Iterator[View]:
-    def press_ctrl_c(stop: StopFlag, _seconds: float | None = None) -> bool:
-        """In place of a wait: whoever watches has seen enough."""
-        stop.signal_name = "SIGINT"
-        stop.set()
-        return True
-
     world.expired_mentors(7)
     yield cron(PORTAL_DOWN)
-    with mock.patch.object(StopFlag, "wait", press_ctrl_c):
-        yield terminal({"TERM": "xterm", "NO_COLOR": "1"})
+    yield terminal()
     with PortalServer() as portal:
         yield terminal(to(portal))
     assert len(portal.visible) == 7

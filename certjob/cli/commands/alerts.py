@@ -17,7 +17,7 @@ app = Commands()
     group=LOOKING,
     without=("quiet",),
     short_help="Show what needs attention, and what to do.",
-    examples=("certjob alerts --watch", "certjob alerts --retry-all"),
+    examples=("watch certjob alerts", "certjob alerts --retry-all"),
 )
 def alerts(
     call: Call,
@@ -26,7 +26,6 @@ def alerts(
         bool,
         typer.Option("--retry-all", help="First retry every open push, blocked ones included."),
     ] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Refresh the page every 2 seconds until Ctrl-C.")] = False,
 ) -> int:
     """Show what needs attention, most harmful first: why, and what to do.
 
@@ -39,20 +38,8 @@ def alerts(
     from certjob.errors import Outcome
     from certjob.reports import alerts as alerts_views
 
-    if watch and (call.json or retry_all):
-        message = "--watch works alone: with neither --json nor --retry-all"
-        raise typer.BadParameter(message)
     report = None
-    with call.session(interruptible=not (retry_all or watch), outlasts_restarts=retry_all) as opened:
-        if watch:
-            from certjob.cli.pages.alerts_watch import watch_alerts
-
-            return watch_alerts(
-                opened.output,
-                opened.connection,
-                now=lambda: datetime.now(opened.settings.zone),
-                stop=opened.stop,
-            )
+    with call.session(interruptible=not retry_all, outlasts_restarts=retry_all) as opened:
         if retry_all:
             report = _retry_all(opened)
         found = alerts_views.read_alerts(opened.connection, today=opened.settings.today)

@@ -10,8 +10,6 @@ from typing import Any
 class _Stream(io.FileIO):
     """A stream whose reader may go away, as in ``certjob alerts | head``: the command ends as if somebody had read."""
 
-    reader_is_gone = False
-
     def write(self, data: Any) -> int:
         """Write to the reader, if there is one."""
         try:
@@ -19,7 +17,6 @@ class _Stream(io.FileIO):
         except OSError as error:
             if error.errno not in _NOBODY_READS and self.fileno() != _STDERR:
                 raise
-            self.reader_is_gone = True
             return len(data)
 
 
@@ -37,12 +34,6 @@ def forgiving(stream: Any) -> io.TextIOWrapper:
         errors="backslashreplace",
         line_buffering=stream.line_buffering or stream.write_through,
     )
-
-
-def reader_is_gone() -> bool:
-    """Whether nobody reads standard output any more."""
-    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
-    return isinstance(raw, _Stream) and raw.reader_is_gone
 
 
 def discard_results() -> None:
