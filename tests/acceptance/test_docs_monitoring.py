@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from certjob import database
 from certjob.database import Connection
 from certjob.portal.comparison import Comparison, Reading, store
-from certjob.reports.check import everything, in_database, templates
+from certjob.reports.check import everything, in_database
 from certjob.reports.metrics import read_metrics
 from tests.support.command_line import run_in_process
 from tests.support.docs import read
@@ -43,7 +43,7 @@ def test_every_metric_is_in_the_table(connection: Connection, facts: Facts) -> N
 def test_every_line_of_check_is_in_the_table() -> None:
     """With what it means when it is not ok; and no line that there is not."""
     said: set[str] = set()
-    for module in (everything, in_database, templates):
+    for module in (everything, in_database):
         for node in ast.walk(ast.parse(inspect.getsource(module))):
             match node:
                 case ast.Call(func=ast.Name(id=verdict), args=[ast.Constant(value=str(name)), *_]) if (

@@ -17,14 +17,14 @@ import psycopg
 from certjob import database, files
 from certjob.database import embedded
 from certjob.database.connection_errors import explain_late_refusal
-from certjob.errors import CertjobError, ChannelDownError, ConfigurationError, TransientPortalError
+from certjob.errors import CertjobError, ChannelDownError, ConfigurationError, TemplateError, TransientPortalError
 from certjob.mail.channels.notify import open_channel, send_alone
 from certjob.mail.message import OutgoingMessage
+from certjob.mail.messages.checking import check_templates
 from certjob.outbox.calls import run_alone
 from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
 from certjob.reports.check.findings import Finding, fail, failed_with, ok, skip, warn
 from certjob.reports.check.in_database import check_database
-from certjob.reports.check.templates import check_templates
 from certjob.settings import EMBEDDED, Settings
 
 PORTAL_SECONDS = 30.0
@@ -53,7 +53,7 @@ def check_everything(
     organisations = yield from _check_database(settings)
     yield _check_portal(settings, problems=problems, organisations=organisations)
     yield _check_mail(settings, problems=problems)
-    yield from check_templates(settings.templates_dir, slugs=organisations)
+    yield from _check_templates(settings.templates_dir)
     yield from _check_monitoring(settings)
     if test_to is not None:
         yield _send_test(settings, problems=problems, to=test_to)
@@ -160,6 +160,22 @@ def _check_mail(settings: Settings, *, problems: Mapping[str, ConfigurationError
     except ChannelDownError as error:
         out_of_reach = isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, ssl.SSLError)
         return failed_with("mail", error, exit_code=1 if out_of_reach else 2)
+
+
+def _check_templates(folder: Path | None) -> Iterator[Finding]:
+    if folder is None:
+        yield ok("templates", "certjob's own")
+        return
+    try:
+        problems = check_templates(folder)
+    except TemplateError as error:
+        yield failed_with("templates", error)
+        return
+    for problem in problems:
+        message = f"{problem.message}; certjob sends its own text instead"
+        yield fail("templates", message, next_step=problem.next_step or "correct it")
+    if not problems:
+        yield ok("templates", "your own, rendered in every language and situation")
 
 
 def _send_test(settings: Settings, *, problems: Mapping[str, ConfigurationError], to: str) -> Finding:

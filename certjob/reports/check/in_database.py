@@ -46,12 +46,10 @@ class Server:
 
     version_number: int
     version: str
-    encoding: str
     in_recovery: bool
     read_only: bool
     user_name: str
     synchronous_commit: str
-    replication_role: str
 
 
 def check_database(
@@ -114,17 +112,10 @@ def check_server(server: Server) -> Iterator[Finding]:
         yield warn("database", f"{name} is newer than what was tested", next_step="see whether a newer certjob exists")
     else:
         yield ok("database", f"reachable, {name}")
-    if server.encoding != "UTF8":
-        step = "create the database with ENCODING 'UTF8'"
-        yield fail("database", f"its encoding is {server.encoding}, which cannot hold every name", next_step=step)
     if server.synchronous_commit == "off":
         message = "synchronous_commit is off: after a crash of the server a call or a mail may be repeated"
         step = f"`ALTER ROLE {server.user_name} SET synchronous_commit = on`, or set it for the database or the server"
         yield warn("database", message, next_step=step)
-    if server.replication_role != "origin":
-        message = f"session_replication_role is {server.replication_role}: what `certjob load` changes is not reviewed"
-        step = "remove that setting from this role and database, then `certjob run --everybody`"
-        yield fail("database", message, next_step=step)
     if server.in_recovery:
         step = "point CERTJOB_DATABASE_URL at the primary, or wait until this one is promoted"
         yield fail("writable", "the server is in recovery (a standby)", next_step=step, exit_code=1)
@@ -153,13 +144,13 @@ def _check_schema(connection: Connection) -> Finding:
         found = migrations.status(connection)
     except ConfigurationError as error:
         return failed_with("schema", error)
-    pending = sum(migration.applied_at is None for migration in found)
-    if pending == len(found):
+    applied, newest = [migration.version for migration in found if migration.applied_at is not None], found[-1].version
+    if not applied:
         return fail("schema", "certjob's tables are not there yet", next_step="run `certjob db migrate`")
-    if pending:
-        what = "1 migration is" if pending == 1 else f"{pending} migrations are"
-        return fail("schema", f"older than this certjob, {what} pending", next_step="run `certjob db migrate`")
-    return ok("schema", f"up to date, migration {found[-1].version:04d}")
+    if len(applied) < len(found):
+        message = f"version {applied[-1]} is older than this certjob, which needs version {newest}"
+        return fail("schema", message, next_step="run `certjob db migrate`")
+    return ok("schema", f"version {newest}, up to date")
 
 
 def _check_rights(connection: Connection, *, user_name: str) -> Iterator[Finding]:
@@ -176,13 +167,6 @@ def _check_rights(connection: Connection, *, user_name: str) -> Iterator[Finding
     if filtered:
         message = f"row-level security may hide rows from the database user {user_name}: {', '.join(filtered)}"
         yield fail("rights", message, next_step=step)
-    others = [row[0] for row in database.fetch(connection, "list_other_workers")]
-    if others:
-        who = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
-        message = f"other logins in certjob_worker may read this programme's data: {who}"
-        name = connection.info.dbname
-        closing = f"REVOKE CONNECT ON DATABASE {name} FROM PUBLIC, then grant it to those that belong here"
-        yield warn("rights", message, next_step=closing)
     if not missing and not filtered:
         yield ok("rights", f"the database user {user_name} sees and may write what a night needs")
 

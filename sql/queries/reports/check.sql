@@ -3,12 +3,10 @@
 SELECT
     current_setting('server_version_num')::integer AS version_number,
     current_setting('server_version') AS version,
-    current_setting('server_encoding') AS encoding,
     pg_is_in_recovery() AS in_recovery,
     current_setting('transaction_read_only') = 'on' AS read_only,
     current_user::text AS user_name,
-    current_setting('synchronous_commit') AS synchronous_commit,
-    current_setting('session_replication_role') AS replication_role
+    current_setting('synchronous_commit') AS synchronous_commit
 
 -- name: list_missing_rights
 -- Rights that the night needs and this user lacks. A right on some columns will do: roles may be given just those.
@@ -55,24 +53,6 @@ WHERE row_security_active(class.oid)
             )
     )
 ORDER BY class.relname::text
-
--- name: list_other_workers
--- Other logins that are certjob_worker, where everybody may connect to this database. The role belongs to the whole server:
--- the login of another programme would read this one's mentors. A superuser may do so anyway, and an owner owns.
-SELECT login.rolname::text
-FROM pg_database AS here
-JOIN pg_roles AS worker ON worker.rolname = 'certjob_worker'
-JOIN pg_roles AS login ON login.rolcanlogin AND NOT login.rolsuper AND pg_has_role(login.oid, worker.oid, 'USAGE')
-WHERE here.datname = current_database()
-    AND login.oid <> here.datdba
-    AND login.rolname NOT IN (current_user, session_user)
-    AND login.oid <> (SELECT relowner FROM pg_class WHERE oid = 'public.mentors'::regclass)
-    AND EXISTS (
-        SELECT
-        FROM aclexplode(coalesce(here.datacl, acldefault('d', here.datdba))) AS granted
-        WHERE granted.grantee = 0 AND granted.privilege_type = 'CONNECT'
-    )
-ORDER BY login.rolname
 
 -- name: list_setup_gaps
 -- What an organisation still lacks, as far as one can see from outside.
