@@ -44,7 +44,6 @@ def main() -> NoReturn:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - it serves until the end
         else:
             setattr(sys, name, forgiving(stream))
-    stop.last_words = lambda error: _fail(sys.argv[1:], error)
     code = run(sys.argv[1:], stop=stop)
     try:
         sys.stdout.flush()

@@ -1,6 +1,5 @@
 """The pings and the metrics file of one run. Whatever goes wrong with them is only a warning."""
 
-import time
 from collections.abc import Callable, Mapping
 from datetime import date
 from typing import TYPE_CHECKING, Any
@@ -11,14 +10,13 @@ import psycopg
 from certjob import files
 from certjob.database import Connection
 from certjob.errors import DatabaseUnavailableError
-from certjob.stopping import CLEANING_UP_SECONDS, GRACE_SECONDS, StopFlag
+from certjob.stopping import StopFlag
 
 if TYPE_CHECKING:
     from certjob.settings import Settings
 
 AFTER_A_SIGNAL_SECONDS = 1.0
-"""The last ping of a run that was stopped has no longer: the whole process is to be over within 10 s of the signal."""
-SHORTEST_SECONDS = 0.2
+"""Time for the last ping of a stopped run."""
 
 PING_URL, ATTENTION_PING_URL = "CERTJOB_PING_URL", "CERTJOB_ATTENTION_PING_URL"
 
@@ -58,10 +56,7 @@ class Monitor:
             return
         from certjob.reports import pings  # noqa: PLC0415 - httpx: 50 ms
 
-        seconds = pings.TOTAL_SECONDS
-        if self._stop.asked_at is not None:
-            left = self._stop.asked_at + GRACE_SECONDS + CLEANING_UP_SECONDS - time.monotonic()
-            seconds = min(max(left, SHORTEST_SECONDS), AFTER_A_SIGNAL_SECONDS)
+        seconds = AFTER_A_SIGNAL_SECONDS if self._stop.is_set() else pings.TOTAL_SECONDS
         url = f"{self._urls[variable]}{how}?rid={self._run_id}"
         try:
             reason = pings.ping(url, counts, seconds=seconds, stop=self._stop)

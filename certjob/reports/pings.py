@@ -15,7 +15,6 @@ Source: https://healthchecks.io/docs/http_api/. The body is a JSON document of c
 import asyncio
 import time
 from collections.abc import Mapping
-from threading import Event
 from typing import Any
 
 import httpx
@@ -23,13 +22,14 @@ import httpx
 from certjob import __version__
 from certjob.outbox.calls import run_alone
 from certjob.outbox.http_client import HttpClient
+from certjob.stopping import StopFlag
 
 TOTAL_SECONDS = 10.0
 """For one ping, with its one repeat."""
 PAUSE_SECONDS = 0.5
 
 
-def ping(url: str, counts: Mapping[str, Any], *, seconds: float, stop: Event) -> str | None:
+def ping(url: str, counts: Mapping[str, Any], *, seconds: float, stop: StopFlag) -> str | None:
     """Call the address, and once more if that fails; return why the ping did not get through, None if it did.
 
     The reason holds nothing of the address, which is a secret.
@@ -37,7 +37,7 @@ def ping(url: str, counts: Mapping[str, Any], *, seconds: float, stop: Event) ->
     return run_alone(_ping(url, counts, ends_at=time.monotonic() + seconds, stop=stop))
 
 
-async def _ping(url: str, counts: Mapping[str, Any], *, ends_at: float, stop: Event) -> str | None:
+async def _ping(url: str, counts: Mapping[str, Any], *, ends_at: float, stop: StopFlag) -> str | None:
     async with HttpClient() as client:
         reason = await _post(client, url, counts, ends_at=ends_at)
         if reason is not None and time.monotonic() + PAUSE_SECONDS < ends_at and not stop.is_set():

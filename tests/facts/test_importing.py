@@ -262,7 +262,8 @@ def test_a_load_that_is_stopped_or_loses_its_database_says_how_much_is_committed
     with pytest.raises(StoppedBySignalError, match="stopped by SIGINT while the file was read; nothing was loaded"):
         loader(many(250), stop=stop)
     assert loader.found("SELECT FROM mentors") == []
-    stop.clear()
+    stop = StopFlag()
+    stop.signal_name = "SIGINT"
 
     with pytest.raises(StoppedBySignalError, match=f"stopped by SIGINT; 100 rows of the file are loaded; {AGAIN}"):
         loader(many(250), stop=stop, on_progress=lambda *_: stop.set())

@@ -6,7 +6,6 @@ Results go to stdout, messages and logs to stderr. Off a terminal nothing is wra
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
-from threading import Event
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -27,6 +26,7 @@ from certjob.cli.terminal.lines import PageLine, keep_words_whole, wrap
 from certjob.cli.terminal.logs import logs_steps, writes_json
 from certjob.cli.terminal.plain import print_result
 from certjob.redaction import harmless
+from certjob.stopping import StopFlag
 
 _BAR = 8
 """Cells; a longer one would leave no room on 80 columns for the ^C that a terminal echoes."""
@@ -40,9 +40,9 @@ def clean(text: object) -> str:
 class Output:
     """Where a command prints: results to stdout, messages to stderr if somebody watches."""
 
-    def __init__(self, *, quiet: bool, stop: Event | None = None) -> None:
+    def __init__(self, *, quiet: bool, stop: StopFlag | None = None) -> None:
         """``stop`` is set when a signal came: the work in hand may take some seconds to end."""
-        self._stop = stop or Event()
+        self._stop = stop or StopFlag()
         self.on_terminal = sys.stdout.isatty()
         """Whether results are for a person's eyes: tables then, plain lines otherwise."""
         self.interactive = sys.stderr.isatty() and not quiet and not writes_json()
@@ -103,7 +103,7 @@ class Output:
 class _DoneColumn(ProgressColumn):
     """How many are done; of how many, and how long the rest takes, where that is known; that it is being stopped."""
 
-    def __init__(self, stop: Event) -> None:
+    def __init__(self, stop: StopFlag) -> None:
         super().__init__(table_column=Column(no_wrap=True))
         self._stop = stop
 
