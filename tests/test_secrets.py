@@ -17,6 +17,7 @@ from certjob.settings import Settings
 from tests.conftest import Certjob, installed_command
 from tests.support.command_line import Finished, started, today
 from tests.support.facts import Facts
+from tests.support.nights import night
 from tests.support.portal_answers import Behaviour, answer, hang
 from tests.support.portal_server import PortalServer
 from tests.support.smtp_server import CERTIFICATE, Mailbox, real_server, server_tls
@@ -98,7 +99,7 @@ def make_all_due(facts: Facts) -> None:
 def test_a_server_that_quotes_what_it_was_sent_is_not_quoted(here: Certjob, facts: Facts) -> None:
     """Neither on the terminal nor in the rows that alerts and the app show later; a webhook's address is a secret."""
     with PortalServer(key=PORTAL_KEY) as portal:
-        here("run", "--no-deliver")
+        night(facts.connection, today(), deliver=False)
         for number, (fault, portal.default) in enumerate(PORTAL_FAULTS.items(), start=1):
             pushed = here("resync", "M1001", "-v", CERTJOB_PORTAL_URL=portal.url)
             alerts = here("alerts", "-v")

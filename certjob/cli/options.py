@@ -80,15 +80,5 @@ IgnoreDatabaseClock = Annotated[
         "--ignore-database-clock", help="Use this machine's date even if the database server has another one."
     ),
 ]
-DeliverFor = Annotated[
-    float,
-    typer.Option(
-        parser=parse_duration,
-        metavar="TIME",
-        show_default=False,
-        help="How long deliveries may take, such as 90s, 30m or 2h; the rest stays pending.  [default: 2h]",
-    ),
-]
-TWO_HOURS = 7200.0
 Csv = Annotated[bool, typer.Option("--csv", help="Print CSV (RFC 4180, UTF-8) with a header.")]
 Locale = Literal["nb", "nn", "en"]

@@ -218,12 +218,12 @@ def set_up_logs(*, verbose: bool, log_format: str | None = None, run_id: UUID | 
     logging.config.dictConfig(log_configuration(verbose=verbose, log_format=form, run_id=run_id))
 
 
-def delivery_from(settings: "Settings", *, deadline_seconds: float = 7200.0) -> "Delivery":
+def delivery_from(settings: "Settings", *, deadline_seconds: float | None = None) -> "Delivery":
     """Build the portal's client and the mail channel; nothing is connected yet. Raises ConfigurationError.
 
     A broken template of the programme's own stops no night: certjob's own takes its place, and the run reports it.
     """
-    from certjob.jobs.deliveries import Delivery
+    from certjob.jobs.deliveries import DELIVER_SECONDS, Delivery
     from certjob.mail.channels.notify import open_channel
     from certjob.portal.push import portal_policy
 
@@ -237,7 +237,7 @@ def delivery_from(settings: "Settings", *, deadline_seconds: float = 7200.0) -> 
         policy=portal_policy(max_attempts=settings.portal_attempts),
         concurrency=settings.portal_concurrency,
         calls_per_second=settings.portal_calls_per_second,
-        deadline_seconds=deadline_seconds,
+        deadline_seconds=deadline_seconds or DELIVER_SECONDS,
     )
 
 

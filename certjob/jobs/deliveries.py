@@ -33,6 +33,12 @@ from certjob.stopping import StopFlag
 
 logger = logging.getLogger(__name__)
 
+RUN_SECONDS = 40 * 60.0
+"""How long the deliveries of a nightly run may take. The crontab ends the whole run after 55 minutes."""
+
+DELIVER_SECONDS = 10 * 60.0
+"""How long the deliveries of any other command may take. The crontab ends `certjob deliver` after 14 minutes."""
+
 PORTAL_SHARE = 0.75
 """The portal's part of the time for deliveries: a slow portal leaves some of it to the mail."""
 
@@ -69,7 +75,7 @@ class Delivery:
     concurrency: int = 4
     calls_per_second: float = 0.0
     longest_pause_seconds: float = LONGEST_PAUSE_SECONDS
-    deadline_seconds: float = 7200.0
+    deadline_seconds: float = DELIVER_SECONDS
 
 
 class Deliveries:

@@ -1,6 +1,5 @@
 """The bench is held to what it promises: it compares fairly, it shows a missed bar, and it runs."""
 
-import json
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -11,8 +10,10 @@ from certjob import database
 from tests.benchmarks.bench import populate, set_based_night
 from tests.benchmarks.figures import Bar, Figure, Ratio, table
 from tests.benchmarks.night import compare_states
-from tests.conftest import Certjob, fresh_database
+from tests.conftest import fresh_database
+from tests.support.command_line import today
 from tests.support.docs import ROOT
+from tests.support.nights import night
 
 
 @pytest.mark.parametrize(
@@ -29,18 +30,18 @@ def test_a_missed_bar_is_shown(at_most: float | None, at_least: float | None, pe
     assert figure.is_met is is_met
 
 
-def test_the_night_and_the_set_based_sql_end_in_the_same_state(
-    certjob: Certjob, server_url: str, database_url: str
-) -> None:
+def test_the_night_and_the_set_based_sql_end_in_the_same_state(server_url: str, database_url: str) -> None:
     """Two versions of the rules, one in Python and one in SQL: row by row the same, and a difference is found."""
     with database.connect(database_url) as one:
         populate(one, 1_500)
         name = one.info.dbname
     with contextmanager(fresh_database)(server_url, name) as copied_url, database.connect(copied_url) as other:
-        night = certjob("run", "--json", "--no-deliver", "--allow-mass-change")
+        with database.connect(database_url) as one:
+            report = night(one, today(), deliver=False, allow_mass_change=True)
         set_based_night(other)
 
-        assert json.loads(night.stdout)["mentors"]["reviewed"] == 1_500
+        assert report.review is not None
+        assert report.review.reviewed == 1_500
         with database.connect(database_url) as one:
             assert compare_states(one, other) > 5_000
             for changed in (

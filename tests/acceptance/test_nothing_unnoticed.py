@@ -109,7 +109,7 @@ def test_everybody_says_that_an_organisation_is_held_until_it_is_over(
     facts.certified_mentor(facts.organisation("nhf", portal=None), today() + timedelta(days=30), email=None)
     assert play("run", 3) == "certjob run: 1 reminder was not delivered; see `certjob alerts`\n"
     a_day_later(connection)
-    tomorrow = play("run --organisation nhf --no-deliver", 3)
+    tomorrow = play("run --organisation nhf", 3)
     assert (tomorrow.count("\n"), "hlf: 33 mentors would be paused" in tomorrow) == (2, True)
     connection.execute("DELETE FROM cert_notification_log WHERE status = 'failed'")
 
@@ -122,7 +122,7 @@ def test_everybody_says_that_an_organisation_is_held_until_it_is_over(
 
     # After a gap of months all have really ended, and the alert says so.
     end_by_calendar(connection, mentors)
-    play("run --no-deliver", 3)
+    play("run", 3)
     (each,) = json.loads(play("alerts --json", 3))["held"]
     assert (each["ended_by_calendar"], each["facts_changed"], each["may_be_shown"]) == (57, 0, 57)
     assert len(each["some"]) == 50
@@ -174,7 +174,7 @@ def test_everybody_says_whom_no_night_can_review_and_how_long_mail_waits(
     assert "* Ola Hansen (M1001), siden " in the_digest(tmp_path)
     assert play("run", 3) == "", "said already today"
     facts.organisation("nhf", portal=None)
-    play("run --organisation nhf --no-deliver", 3)  # whichever organisation's run: its own review was well
+    play("run --organisation nhf", 3)  # whichever organisation's run: its own review was well
     connection.execute("ALTER TABLE mentor_pauses DROP CONSTRAINT no_pause")
     for line in ("resync M1001", "alerts", "status -q", "run"):
         play(line)

@@ -52,7 +52,7 @@ def test_a_certificate_is_in_force_to_the_end_of_its_day_in_oslo(
     for days in (-1, 0, 1):
         facts.certified_mentor(organisation_id, today + timedelta(days=days))
 
-    document = night(moment, "--no-deliver")
+    document = night(moment)
 
     assert (document["today"], document["mentors"]["paused"]) == (today.isoformat(), 1)
     statuses = facts.rows("SELECT status FROM certificates ORDER BY expires_on")

@@ -22,6 +22,7 @@ from tests.support.command_line import today
 from tests.support.own_server import TEMPLATE, Cluster
 
 SQL = Path(__file__).parent / "sql"
+ROOT = Path(__file__).parents[2]
 
 
 class Finished(NamedTuple):
@@ -93,6 +94,13 @@ class Bench:
         """The installed command, on the database of this name."""
         where = {"CERTJOB_DATABASE_URL": self.cluster.url(name)} if name else {}
         return run([installed_command(), *arguments], settings={**where, **(settings or {})})
+
+    def review(self, name: str, *options: str) -> Finished:
+        """A nightly run on the database of this name, without its deliveries, in a process of its own."""
+        settings = {"PYTHONPATH": str(ROOT)}
+        return run(
+            [sys.executable, "-m", "tests.benchmarks.review", self.cluster.url(name), *options], settings=settings
+        )
 
     def kept(self, name: str, template: str) -> Connection | None:
         """A database that lasts as long as the server: a connection to it where it is new, to be filled."""

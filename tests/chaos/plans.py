@@ -119,12 +119,9 @@ def plan_for(seed: int, *, matrix: Sequence[Command] = ()) -> Plan:
         steps.append(tuple(draw_changes(chance, population, count=count, first_serial=serial)))
         serial += count
 
-    match chance.choice(["clean", "queued", "struck", "struck"]):
-        case "clean":
-            steps.append(Command(concurrency=4))
-            changes(5, 9)
-        case "queued":
-            steps.append(Command(words=("run", "--no-deliver")))
+    if chance.random() < 0.3:
+        steps.append(Command(concurrency=4))
+        changes(5, 9)
     for _ in range(chance.choice([1, 1, 2])):
         steps.append(_draw_command(chance, population))
         changes(0, 4)

@@ -40,9 +40,9 @@ needs_a_full_disk = pytest.mark.skipif(not Path("/dev/full").exists(), reason="t
         ("list --within soon", "certjob list", ["'--within': it must be a valid integer; see `certjob list --help`"]),
         ("reconcile --accept x", "certjob reconcile", ["--accept and --because belong together"]),
         ("preview M1 --html --json", "certjob preview", ["leave out --json and --send-to"]),
-        ("deliver --deliver-for=-5m", "certjob deliver", ["is not a valid duration", "90s, 30m or 2h"]),
-        ("deliver --deliver-for=²h", "certjob deliver", ["is not a valid duration"]),
-        (f"deliver --deliver-for={'9' * 5000}h", "certjob deliver", ["is not a valid duration"]),
+        ("status --max-age=-5m", "certjob status", ["is not a valid duration", "90s, 30m or 2h"]),
+        ("status --max-age=²h", "certjob status", ["is not a valid duration"]),
+        (f"status --max-age={'9' * 5000}h", "certjob status", ["is not a valid duration"]),
     ],
 )
 def test_a_wrong_command_line_says_what_and_where_to_look(

@@ -186,7 +186,7 @@ def test_times_that_no_program_can_hold_stop_neither_a_night_nor_a_story(
     for number in ("hlf-1", "nhf-1"):
         story = here("explain", number, CERTJOB_DATABASE_URL=supabase_url)
         assert (story.returncode, story.stderr, "Has left" in story.stdout) == (0, "", True)
-    night = here("run", "--no-deliver", CERTJOB_DATABASE_URL=supabase_url)
+    night = here("run", CERTJOB_DATABASE_URL=supabase_url)
 
     assert night.returncode == 3, night  # what waits for the portal is an alert
     assert ours.facts.rows("SELECT status FROM certificates") == [("revoked",)] * 2

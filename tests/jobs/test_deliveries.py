@@ -15,6 +15,7 @@ from certjob.outbox import claims
 from certjob.outbox.open_work import NO_WORK
 from certjob.portal.sync import PortalSyncService
 from tests.conftest import Certjob
+from tests.support.command_line import today
 from tests.support.facts import TODAY
 from tests.support.nights import CollectingChannel, FlakyPortal, delivery
 from tests.support.portal_answers import error, ok
@@ -136,7 +137,7 @@ def test_deliver_says_a_failing_push_once_and_only_another_mentor_or_reason_agai
     def mentors_expire(number: int) -> None:
         for _ in range(number):
             scene.certified(date(2025, 1, 1))
-        certjob("run", "--no-deliver")
+        scene.night(today=today(), deliver=False)
 
     def deliver_says(what: str) -> None:
         scene.make_due()

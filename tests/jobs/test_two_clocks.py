@@ -16,6 +16,7 @@ from certjob.errors import ClocksDisagreeError
 from tests.conftest import Certjob
 from tests.support.command_line import Finished, assert_one_line, today
 from tests.support.facts import Facts
+from tests.support.nights import night
 from tests.support.portal_server import PortalServer
 
 Command = Callable[..., Finished]
@@ -78,7 +79,7 @@ def test_deliver_pushes_and_sends_no_mail_on_a_day_that_cannot_be_believed(
     organisation_id, in_a_month = facts.organisation(), today() + timedelta(days=30)
     for days in (-1, 7):
         facts.certified_mentor(organisation_id, today() + timedelta(days=days))
-    command("run", "--no-deliver")
+    night(facts.connection, today(), deliver=False)
 
     first, second = (command("deliver", wrong_by=300) for _ in range(2))
     wrong = {"command": "run", "host": "elsewhere", "version": "1", "outcome": "ok", "finished_at": datetime.now(UTC)}

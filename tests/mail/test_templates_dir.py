@@ -273,8 +273,7 @@ def test_a_broken_template_stops_no_night(certjob: Certjob, scene: Scene, folder
     said = "nhf/reminder.nb.txt line 3: 'nmae' is undefined; did you mean name?"
 
     broken = certjob("preview", "M1042", **settings)
-    certjob("run", "--no-deliver", **settings)
-    night = certjob("deliver", **settings)
+    night = certjob("run", **settings)
 
     assert (broken.returncode, broken.stdout) == (2, "")
     assert broken.stderr == f"certjob preview: CERTJOB_TEMPLATES_DIR: {said}\n"

@@ -203,7 +203,7 @@ def portal_disagrees(world: World) -> Iterator[View]:
     for number, contact_id in enumerate(contacts, start=1007):
         who = {"member_no": f"M{number}", "contact_id": contact_id}
         world.facts.certified_mentor(hlf, TODAY + timedelta(days=300), **who)
-    world.night("--no-deliver")
+    night(world.connection, TODAY, deliver=False)
     unknown = UUID("6f9619ff-8b86-4d01-b42d-00cf4fc964ff")
     with PortalServer(visible=dict.fromkeys([*contacts[37:], unknown, uuid4()], True)) as portal:
         yield from [cron(to(portal))] * 3
@@ -214,7 +214,7 @@ def portal_disagrees(world: World) -> Iterator[View]:
 @scene("Mail does not go out")
 def mail_is_down(world: World) -> Iterator[View]:
     world.facts.certified_mentor(world.organisation(portal=None), TODAY + timedelta(days=7))
-    world.night("--no-deliver")
+    night(world.connection, TODAY, deliver=False)
     yield from [cron(MAIL_DOWN)] * 2
     assert list(world.facts.rows("SELECT status FROM cert_notification_log")) == [("pending",)]
 

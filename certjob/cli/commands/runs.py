@@ -7,9 +7,7 @@ import typer
 
 from certjob.cli.help import EVERY_NIGHT
 from certjob.cli.options import (
-    TWO_HOURS,
     AllowEarlierDate,
-    DeliverFor,
     IgnoreDatabaseClock,
     MentorArgument,
     OrganisationSlug,
@@ -39,9 +37,6 @@ Everybody = Annotated[
     ),
 ]
 AllowMassChange = Annotated[bool, typer.Option("--allow-mass-change", help="Apply what the guards hold back.")]
-NoDeliver = Annotated[
-    bool, typer.Option("--no-deliver", help="Update the state only: nothing is pushed, nothing is mailed.")
-]
 
 
 @app.command(
@@ -59,8 +54,6 @@ def run(
     allow_mass_change: AllowMassChange = False,
     allow_earlier_date: AllowEarlierDate = False,
     ignore_database_clock: IgnoreDatabaseClock = False,
-    no_deliver: NoDeliver = False,
-    deliver_for: DeliverFor = TWO_HOURS,
 ) -> int:
     """Run tonight's work: bring certificates and mentors to the right state, push to the portal, send reminders.
 
@@ -68,6 +61,7 @@ def run(
     Exits 3 while anything needs attention.
     """
     from certjob.jobs import nightly
+    from certjob.jobs.deliveries import RUN_SECONDS
 
     if as_of is not None and not dry_run:
         message = "--as-of requires --dry-run"
@@ -85,11 +79,10 @@ def run(
             allow_mass_change=allow_mass_change,
             allow_earlier_date=allow_earlier_date,
             ignore_database_clock=ignore_database_clock or as_of is not None,  # a day that no clock told
-            deliver=not no_deliver,
             everybody=everybody,
             run_id=opened.run_id,
         )
-        delivery = delivery_from(opened.settings, deadline_seconds=deliver_for)
+        delivery = delivery_from(opened.settings, deadline_seconds=RUN_SECONDS)
         with opened.output.progress() as progress:
             report = nightly.run(
                 opened.connection,
@@ -104,13 +97,12 @@ def run(
 @app.command(
     group=EVERY_NIGHT,
     short_help="Deliver what is queued and due.",
-    examples=("certjob deliver", "certjob deliver --deliver-for 10m"),
+    examples=("certjob deliver",),
 )
 def deliver(
     call: Call,
     *,
     ignore_database_clock: IgnoreDatabaseClock = False,
-    deliver_for: DeliverFor = TWO_HOURS,
 ) -> int:
     """Deliver what is queued and due, portal first, then mail: the background job between the nightly runs.
 
@@ -119,7 +111,7 @@ def deliver(
     from certjob.jobs import nightly
 
     with call.session(outlasts_restarts=True, watched=True) as opened:
-        delivery = delivery_from(opened.settings, deadline_seconds=deliver_for)
+        delivery = delivery_from(opened.settings)
         with opened.output.progress() as progress:
             report = nightly.deliver(
                 opened.connection,

@@ -1,0 +1,19 @@
+"""A program of its own: the review of one nightly run without its deliveries; prints the run's document as JSON."""
+
+import json
+import sys
+
+from certjob import database
+from tests.support.command_line import today
+from tests.support.nights import night
+
+
+def main(url: str, *, allow: bool) -> None:
+    """Review everyone who is due in the database at this URL."""
+    with database.connect(url) as connection:
+        report = night(connection, today(), deliver=False, allow_mass_change=allow)
+    print(json.dumps(report.to_document()))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], allow="--allow-mass-change" in sys.argv)
