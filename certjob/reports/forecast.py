@@ -31,12 +31,14 @@ _Days = dict[str, Counter[date]]
 class Week:
     """What the nights of one ISO week will do, as far as it lies within the time asked for."""
 
-    name: str
+    week: str
     """Such as ``2026-W11``."""
     starts_on: date
     ends_on: date
-    counts: dict[str, int]
-    """By measure."""
+    expiries: int
+    reminders: int
+    pauses: int
+    hides: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,15 +49,8 @@ class Forecast:
     until: date
     """The last night, included."""
     weeks: tuple[Week, ...]
-    expired_already: int
-    """Expiries of the first night: the last day is past, and no run has recorded it yet, as after a first import."""
     broken: Mapping[UUID, str]
     """Mentors whose data break a rule; they are left out."""
-
-    @property
-    def total(self) -> dict[str, int]:
-        """The counts of all weeks, by measure."""
-        return {measure: sum(week.counts[measure] for week in self.weeks) for measure in MEASURES}
 
 
 def make_forecast(
@@ -81,8 +76,7 @@ def make_forecast(
             broken |= read.broken | _count(connection, read.mentors, today=today, until=until, counts=counts)
             done += len(read.mentors)
             on_progress(done)
-    weeks = tuple(_weeks(counts, today, until))
-    return Forecast(today=today, until=until, weeks=weeks, expired_already=counts["expiries"][today], broken=broken)
+    return Forecast(today=today, until=until, weeks=tuple(_weeks(counts, today, until)), broken=broken)
 
 
 def _count(
@@ -126,9 +120,9 @@ def _weeks(counts: _Days, today: date, until: date) -> Iterator[Week]:
         days = [starts_on + timedelta(days=number) for number in range((ends_on - starts_on).days + 1)]
         year, number, _ = starts_on.isocalendar()
         yield Week(
-            name=f"{year}-W{number:02}",
+            week=f"{year}-W{number:02}",
             starts_on=starts_on,
             ends_on=ends_on,
-            counts={measure: sum(by_day[day] for day in days) for measure, by_day in counts.items()},
+            **{measure: sum(by_day[day] for day in days) for measure, by_day in counts.items()},
         )
         starts_on = ends_on + timedelta(days=1)

@@ -27,7 +27,7 @@ LOOKS = {
     "db prune --older-than 3y --dry-run": 0,
     "db status": 0,
     "explain M1001": 0,
-    "forecast --csv": 0,
+    "forecast": 0,
     "list --csv": 0,
     "organisation list": 0,
     "organisation set --dry-run --thresholds 90 hlf": 0,

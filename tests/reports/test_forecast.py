@@ -9,12 +9,13 @@ from unittest import mock
 
 import pytest
 
-from certjob.cli.pages.forecast import show_forecast, to_document
+from certjob.cli.pages.forecast import show_forecast
+from certjob.cli.terminal.output import Output
 from certjob.database import Connection
 from certjob.domain import rules
 from certjob.domain.models import Decision, Mentor
 from certjob.reports.explain.reader import read_story
-from certjob.reports.forecast import MEASURES, Forecast, Week, make_forecast
+from certjob.reports.forecast import Forecast, Week, make_forecast
 from tests.conftest import Certjob
 from tests.support.command_line import assert_one_line, today, without_escapes
 from tests.support.facts import TODAY, Facts
@@ -23,7 +24,6 @@ from tests.support.programmes import random_programme
 from tests.support.terminals import terminal
 
 DAY = timedelta(days=1)
-OnTerminal = Callable[..., tuple[int, str]]
 
 
 def forecast(connection: Connection, **asked: Any) -> Forecast:
@@ -33,7 +33,7 @@ def forecast(connection: Connection, **asked: Any) -> Forecast:
 
 def counts(week: Week) -> tuple[int, ...]:
     """Expiries, reminders, pauses, hides."""
-    return tuple(week.counts.values())
+    return week.expiries, week.reminders, week.pauses, week.hides
 
 
 @pytest.mark.parametrize(("seed", "slug"), [(40, None), (44, "nhf")])
@@ -56,8 +56,8 @@ def test_every_week_counts_what_the_stories_tell(
             if step.is_of_night and step.on <= made.until and (step.kind != "status" or step.text.endswith(" expired")):
                 told[step.on.strftime("%G-W%V"), step.kind] += 1
     kinds = ("status", "reminder", "pause", "hide")
-    assert {week.name: counts(week) for week in made.weeks} == {
-        week.name: tuple(told[week.name, kind] for kind in kinds) for week in made.weeks
+    assert {week.week: counts(week) for week in made.weeks} == {
+        week.week: tuple(told[week.week, kind] for kind in kinds) for week in made.weeks
     }
     assert sum(told.values()) > 10
 
@@ -91,7 +91,7 @@ def test_a_mentor_whose_data_break_a_rule_is_named_and_left_out(here: Certjob, f
 
     read = json.loads(result.stdout)
     assert f"mentor {broken} is left out: no decision: ZeroDivisionError" in result.stderr
-    assert (result.returncode, read["outcome"], read["total"]["pauses"]) == (3, "attention", 1)
+    assert (result.returncode, read["outcome"], sum(week["pauses"] for week in read["weeks"])) == (3, "attention", 1)
     assert read["problems"][0]["mentor_id"] == str(broken)
 
 
@@ -105,55 +105,44 @@ def test_weeks_are_iso_weeks_and_cut_at_both_ends(connection: Connection) -> Non
     ):
         made = forecast(connection, today=first, days=days)
 
-        assert [(each.name, each.starts_on.day, each.ends_on.day) for each in made.weeks] == weeks
+        assert [(each.week, each.starts_on.day, each.ends_on.day) for each in made.weeks] == weeks
 
 
-def week(name: str, starts_on: date, ends_on: date, *numbers: int) -> Week:
-    return Week(name=name, starts_on=starts_on, ends_on=ends_on, counts=dict(zip(MEASURES, numbers, strict=True)))
-
-
-def test_each_form_has_a_total(connection: Connection, capsys: pytest.CaptureFixture[str]) -> None:
-    """docs/commands.md has the page of everybody, and the CSV; an organisation is named; nothing is a sentence."""
-    weeks = (
-        week("2026-W11", date(2026, 3, 9), date(2026, 3, 15), 4, 20, 4, 0),
-        week("2026-W14", date(2026, 3, 30), date(2026, 4, 5), 1, 9, 0, 1),
-    )
-    made = Forecast(today=date(2026, 3, 9), until=date(2026, 4, 6), weeks=weeks, expired_already=3, broken={})
+def test_forecast_page_has_a_line_and_a_bar_for_each_week(capsys: pytest.CaptureFixture[str]) -> None:
+    """The longest bar has 10 cells, a small number one cell, and zero none; the table fits on 80 columns."""
+    weeks = [
+        Week(week=name, starts_on=first, ends_on=first + 6 * DAY, expiries=expiries, reminders=99, pauses=0, hides=1)
+        for name, first, expiries in (
+            ("2026-W11", date(2026, 3, 9), 3_200),
+            ("2026-W12", date(2026, 3, 16), 1),
+            ("2026-W13", date(2026, 3, 23), 0),
+        )
+    ]
+    made = Forecast(today=date(2026, 3, 9), until=date(2026, 3, 29), weeks=tuple(weeks), broken={})
     output, shown = terminal(80)
 
-    show_forecast(output, made, organisation="hlf")
-    document: dict[str, Any] = to_document(made, organisation="hlf")
-    show_forecast(output, forecast(connection), organisation=None)
+    show_forecast(output, made)
+    show_forecast(Output(quiet=False), made)
 
     lines = [line.rstrip() for line in without_escapes(shown.getvalue()).splitlines()]
-    assert lines[0] == "The next 29 nights for hlf, if nobody renews"
-    assert lines[6:] == [
-        "Whose certificates:",
-        "`certjob list --status valid --status expiring --within 27 --organisation hlf`",
-        "Expired already, recorded tonight: 3; see",
-        "`certjob list --status expired --organisation hlf`",
-    ]
-    assert (document["outcome"], document["organisation"]) == ("ok", "hlf")
-    assert document["total"] == {"expiries": 5, "reminders": 29, "pauses": 4, "hides": 1}
-    assert [each["expiries"] for each in document["weeks"]] == [4, 1]
-    assert capsys.readouterr().out == "Nothing in the next 90 nights.\n"
+    assert [line.count("━") for line in lines[2:]] == [10, 1, 0]
+    assert lines[2].split() == ["2026-W11", "2026-03-09", "2026-03-15", "3200", "99", "0", "1", "━" * 10]
+    assert capsys.readouterr().out.splitlines()[2] == "2026-W13\t2026-03-23\t2026-03-29\t0\t99\t0\t1\t"
 
 
-def test_the_command_off_a_terminal_and_on_one(facts: Facts, here: Certjob, on_terminal: OnTerminal) -> None:
-    """CSV off a terminal, colour on one that wants it; its commands list those who expire, and those who have."""
+def test_forecast_command_counts_and_rejects_wrong_options(facts: Facts, here: Certjob) -> None:
+    """JSON has the numbers of the page; a wrong number of days and an unknown organisation exit with 2."""
     organisation = facts.organisation(portal=None)
     for days in (-100, 3, 88, 91, 200):
         facts.certified_mentor(organisation, today() + days * DAY)
 
-    result = here("forecast")
-    assert (result.returncode, result.stderr, result.stdout) == (0, "", here("forecast", "--csv").stdout)
-    assert json.loads(here("forecast", "--json").stdout)["total"]["expiries"] == 3
-    for listed, rows in (("--status valid --status expiring --within 88", 2), ("--status expired", 1)):
-        assert len(here("list", *listed.split(), "--csv").stdout.splitlines()) - 1 == rows
-    for settings, coloured in (({}, True), ({"NO_COLOR": "1"}, False)):
-        code, shown = on_terminal("forecast", **settings)
-        assert (code, "The next 90 nights, if nobody renews" in shown, "\x1b[36m" in shown) == (0, True, coloured)
-        assert "Expired already, recorded tonight: 1; see `certjob list --status expired`" in shown
+    page, document = here("forecast"), json.loads(here("forecast", "--json").stdout)
+
+    assert (page.returncode, page.stderr) == (0, "")
+    assert sum(week["expiries"] for week in document["weeks"]) == 3
+    assert [[str(each) for each in week.values()] for week in document["weeks"]] == [
+        line.split("\t")[:-1] for line in page.stdout.splitlines()
+    ]
     for arguments, phrase in (
         (["--days", "0"], "--days"),
         (["--days", "9999"], "--days"),

@@ -85,7 +85,7 @@ def one_mentor_everybody(world: World) -> Iterator[View]:
         UPDATE portal_sync_events SET delivered_at = '2026-03-09 03:00+01' WHERE status = 'delivered';
         UPDATE dynamics_sync_failures SET last_failed_at = '2026-03-10 03:00+01';
     """)
-    yield from (cron(), cron(), terminal(columns=80), cron())
+    yield from (cron(), cron(), terminal(columns=80))
 
 
 @scene("Before a run: check")

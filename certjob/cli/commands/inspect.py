@@ -126,7 +126,7 @@ def list_(
     group=LOOKING,
     without=("quiet",),
     short_help="Show what the coming nightly runs will do.",
-    examples=("certjob forecast", "certjob forecast --days 365 --csv > year.csv"),
+    examples=("certjob forecast", "certjob forecast --days 365 --json"),
 )
 def forecast(
     call: Call,
@@ -138,7 +138,6 @@ def forecast(
         ),
     ] = 90,
     organisation: OrganisationSlug = None,
-    csv: Csv = False,
 ) -> int:
     """Show what the coming nightly runs will do if nobody renews, by week: expiries, reminders, pauses, hides.
 
@@ -161,8 +160,6 @@ def forecast(
             )
         if call.json:
             print_document(opened.connection, forecast_page.to_document(made, organisation=organisation))
-        elif csv:
-            forecast_page.print_forecast_csv(made)
         else:
-            forecast_page.show_forecast(opened.output, made, organisation=organisation)
+            forecast_page.show_forecast(opened.output, made)
     return call.name_left_out(made.broken)
