@@ -93,7 +93,6 @@ def read_status(
     *,
     today: date,
     max_age: timedelta,
-    coming_days: int = COMING_DAYS,
     mail_waits_until: datetime | None = None,
 ) -> SystemStatus:
     """Read it all as of one moment; writes nothing and works on a read-only server.
@@ -111,7 +110,7 @@ def read_status(
             last_good_run=good_runs[0] if good_runs else None,
             runs=database.fetch(connection, "list_last_runs", runs, into=Run),
             backlog=open_work,
-            coming=_read_coming(connection, today, days=coming_days),
+            coming=_read_coming(connection, today),
             alerts=read_attention(connection, today=today).numbers,
             without_certificate=_count_without_certificate(connection, today),
             mail_waits_until=mail_waits_until if any(open_work[kind].pending for kind in MAIL_KINDS) else None,
@@ -124,10 +123,10 @@ def _count_without_certificate(connection: Connection, today: date) -> int:
     return int(database.fetch_value(connection, "count_without_certificate", parameters))
 
 
-def _read_coming(connection: Connection, today: date, *, days: int) -> list[ComingNight]:
-    parameters = {"today": today, "until": today + timedelta(days=days)}
+def _read_coming(connection: Connection, today: date) -> list[ComingNight]:
+    parameters = {"today": today, "until": today + timedelta(days=COMING_DAYS)}
     counts = dict(database.fetch(connection, "count_coming_reviews", parameters))
-    nights = (today + timedelta(days=number) for number in range(days))
+    nights = (today + timedelta(days=number) for number in range(COMING_DAYS))
     return [ComingNight(on=night, mentors=counts.get(night, 0)) for night in nights]
 
 

@@ -196,9 +196,7 @@ def test_the_coming_nights_have_their_numbers(status: Status, facts: Facts) -> N
     assert [night.on for night in coming] == [TODAY + number * DAY for number in range(14)]
     assert {night.on.day: night.mentors for night in coming if night.mentors} == {10: 3, 11: 1, 23: 1}
     status.ran()
-    assert "mentors to review: 6 today, 6 within 14 nights; see `certjob status --days 14`\n" in status().stdout
-    listed = [line for line in status("--days", "3").stdout.splitlines() if line.startswith("to review on ")]
-    assert [line.rpartition(": ")[2] for line in listed] == ["6", "0", "0"]
+    assert "mentors to review: 6 today, 6 within 14 nights\n" in status().stdout
 
 
 def test_those_without_a_certificate_are_counted_and_not_one_is_missed(connection: Connection, facts: Facts) -> None:

@@ -73,10 +73,6 @@ def status(
             help="How long ago the last good run may have ended.  [default: 26h]",
         ),
     ] = 26 * 3600.0,
-    days: Annotated[
-        int | None,
-        typer.Option(metavar="DAYS", min=1, max=366, help="List each of the next DAYS nights, today's first."),
-    ] = None,
 ) -> int:
     """Show whether the nightly runs work, what waits and since when, the last runs, and what comes. Changes nothing.
 
@@ -87,7 +83,7 @@ def status(
 
     from certjob.cli.pages import status as status_page
     from certjob.cli.terminal import plain
-    from certjob.reports.status import COMING_DAYS, read_status, to_document
+    from certjob.reports.status import read_status, to_document
 
     with call.session(interruptible=True) as opened:
         settings = opened.settings
@@ -95,13 +91,12 @@ def status(
             opened.connection,
             today=settings.today,
             max_age=timedelta(seconds=max_age),
-            coming_days=days or COMING_DAYS,
             mail_waits_until=settings.mail_waits_until,
         )
     if call.json:
         plain.print_json(to_document(found))
     elif not call.quiet:
-        status_page.show_status(opened.output, found, zone=opened.settings.zone, every_night=days is not None)
+        status_page.show_status(opened.output, found, zone=opened.settings.zone)
     reason = status_page.closing_line(found, zone=opened.settings.zone)
     if reason is not None:
         call.attention(reason)

@@ -21,12 +21,12 @@ _OTHER_LINES = 13
 """The last good night, both tables without the runs, what parts them, and the shell's own line."""
 
 
-def show_status(output: Output, status: SystemStatus, *, zone: tzinfo, every_night: bool) -> None:
-    """Print everything; ``every_night`` has a line for each of the coming nights instead of one for all."""
+def show_status(output: Output, status: SystemStatus, *, zone: tzinfo) -> None:
+    """Print a screen on a terminal, lines off it."""
     if output.on_terminal:
-        _show_screen(output, status, zone=zone, every_night=every_night)
+        _show_screen(output, status, zone=zone)
     else:
-        for line in _plain_lines(status, zone=zone, every_night=every_night):
+        for line in _plain_lines(status, zone=zone):
             output.result(line)
 
 
@@ -50,7 +50,7 @@ def _why_stale(status: SystemStatus, *, zone: tzinfo) -> str:
     )
 
 
-def _show_screen(output: Output, status: SystemStatus, *, zone: tzinfo, every_night: bool) -> None:
+def _show_screen(output: Output, status: SystemStatus, *, zone: tzinfo) -> None:
     """Print whether the nights run, what waits, the last runs, and what comes."""
     style = "bold red" if status.stale else ""
     output.show_lines([PageLine(head="Last good night: ", text=_last_good(status, zone), style=style)])
@@ -60,7 +60,7 @@ def _show_screen(output: Output, status: SystemStatus, *, zone: tzinfo, every_ni
         oldest = _moment(work.oldest_at, zone) if work.oldest_at else ""
         waiting.add_row(_SORTS[name], *(f"{count:,}" for count in _numbers(work)), oldest)
     output.show_table(waiting)
-    figures = [PageLine(head=f"{name}: ", text=text) for name, text in _figures(status, zone, every_night=every_night)]
+    figures = [PageLine(head=f"{name}: ", text=text) for name, text in _figures(status, zone)]
     closing = [PageLine(text=f"certjob status: {line}") for line in [closing_line(status, zone=zone)] if line]
     below = len(list(wrap(output.out, [*figures, *closing])))
     most = max(_FEWEST_RUNS, min(_MOST_RUNS, output.out.height - _OTHER_LINES - below))
@@ -76,7 +76,7 @@ def _show_screen(output: Output, status: SystemStatus, *, zone: tzinfo, every_ni
     output.show_lines(figures)
 
 
-def _plain_lines(status: SystemStatus, *, zone: tzinfo, every_night: bool) -> Iterator[str]:
+def _plain_lines(status: SystemStatus, *, zone: tzinfo) -> Iterator[str]:
     """Yield the same without tables, and with more of the last runs."""
     yield f"last good night: {_last_good(status, zone)}"
     for name, work in status.backlog.items():
@@ -87,7 +87,7 @@ def _plain_lines(status: SystemStatus, *, zone: tzinfo, every_night: bool) -> It
     for run in status.runs:
         started, command, outcome, took, host = _run_cells(run, zone)
         yield f"run: {started}, {command}, {outcome}, {took}, on {host}"
-    for name, text in _figures(status, zone, every_night=every_night):
+    for name, text in _figures(status, zone):
         yield f"{name[:1].lower()}{name[1:]}: {text}"
 
 
@@ -108,14 +108,9 @@ def _run_cells(run: Run, zone: tzinfo) -> tuple[str, str, str, str, str]:
     return (_moment(run.started_at, zone), command, run.outcome, took, run.host)
 
 
-def _figures(status: SystemStatus, zone: tzinfo, *, every_night: bool) -> Iterator[tuple[str, str]]:
-    if every_night:
-        for night in status.coming:
-            yield f"To review on {night.on:%a} {night.on}", f"{night.mentors:,}"
-    else:
-        tonight, coming = status.coming[0].mentors, sum(night.mentors for night in status.coming)
-        nights = f"{len(status.coming)} nights"
-        yield "Mentors to review", f"{tonight:,} today, {coming:,} within {nights}; see `certjob status --days 14`"
+def _figures(status: SystemStatus, zone: tzinfo) -> Iterator[tuple[str, str]]:
+    tonight, coming = status.coming[0].mentors, sum(night.mentors for night in status.coming)
+    yield "Mentors to review", f"{tonight:,} today, {coming:,} within {len(status.coming)} nights"
     if status.without_certificate:
         mentors = number(status.without_certificate, "active mentor")
         yield "Without any certificate", f"{mentors}, whom certjob does not watch"
