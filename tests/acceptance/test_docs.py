@@ -1,45 +1,47 @@
-"""The documents are held to the code: what exists is described, what is described exists, nothing is said twice."""
+"""Checks of the documents: the README's first commands run as printed, and every name and link in a page exists."""
 
 import re
 import shlex
 
 from certjob.settings import Settings
-from tests.support.command_line import commands
-from tests.support.docs import DOCUMENTS, PAGES, ROOT, read, read_all_examples, read_section
+from tests.conftest import installed_command
+from tests.support.command_line import commands, on_terminal
+from tests.support.docs import DOCUMENTS, ROOT, read, read_examples, read_section
+from tests.support.own_server import data_folder
 
 TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in (*DOCUMENTS, ROOT / "crontab.example")}
+FOR_TESTS = {"CERTJOB_TEST_DATABASE_URL", "CERTJOB_ENV_FILE"}
+"""Variables that are not settings."""
 
 
-def test_every_command_and_its_options_are_in_the_tables() -> None:
-    """README's, a line each; the page's row, its table for all commands, or the section that its row links to."""
-    page = "docs/commands.md"
-    for_all, of_load = read_section(page, "Options of every command"), read_section(page, "Loading files")
-    for command, options in commands().items():
-        (row,) = [line for line in TEXTS[page].splitlines() if line.startswith(f"| `{command}")]
-        text = row + for_all + (of_load if command == "certjob load" else "")
+def test_five_minutes_of_the_readme_run_as_printed(bare_environment: dict[str, str]) -> None:
+    """In a shell on a terminal, with the installed command and the embedded database."""
+    section = read_section("README.md", "Five minutes")
+    setup = re.findall(r"^    (.*)$", section.partition("    $ ")[0], re.MULTILINE)
+    examples = list(read_examples(section))
+    script = "\n".join([*setup, *(f'{example.command}; echo "exit code $?"' for example in examples)])
+    path = f"{installed_command().parent}:{bare_environment['PATH']}"
 
-        assert f"`{command}" in read_section("README.md", "Commands")
-        assert {option for option in options if option not in text} == set(), command
+    with data_folder("readme") as folder:
+        settings = {"PATH": path, "HOME": str(folder), "XDG_DATA_HOME": str(folder), "TERM": "dumb"}
+        _, shown = on_terminal(
+            ["-c", script], environment=bare_environment | settings, folder=folder, program=["/bin/sh"]
+        )
 
-
-def test_every_setting_is_on_its_page_and_every_variable_that_is_named_is_a_setting() -> None:
-    """In the table, by its variable's name; or it is the tests' own."""
-    settings = {f"CERTJOB_{name.upper()}" for name in Settings.model_fields}
-    rows = re.findall(r"^\| (.+?) \| ", TEXTS["docs/settings.md"], flags=re.MULTILINE)
-    named = {name for text in TEXTS.values() for name in re.findall(r"CERTJOB_[A-Z_]*[A-Z]\b", text)}
-
-    assert {name for name in settings if not any(f"`{name}`" in row for row in rows)} == set()
-    assert named - settings <= {"CERTJOB_TEST_DATABASE_URL", "CERTJOB_ENV_FILE"}
+    *outputs, rest = re.split(r"^exit code (\d)\n", shown, flags=re.MULTILINE)
+    assert (outputs[1::2], rest) == (["0", "0", "0", "0", "3", "3"], "")
+    for example, printed in zip(examples, outputs[::2], strict=True):
+        assert example.matches(printed), f"$ {example.command}\n{printed}"
 
 
 def test_commands_and_options_in_the_documents_exist() -> None:
-    """Whatever follows the word certjob in an example can be typed."""
+    """In running text, in examples and in the crontab."""
     known, seen = commands(), set()
     for document, whole in TEXTS.items():
-        text = re.sub(r"^    certjob [a-z ]+: .*$", "", whole, flags=re.MULTILINE)  # a reply
+        text = re.sub(r"^    certjob [a-z ]+: .*$", "", whole, flags=re.MULTILINE)  # a line of output
         for found in re.findall(r"(?:`|^    (?:\$ )?|^[^#\n]*bin/)(certjob [a-z][^`\n#|]*)", text, flags=re.MULTILINE):
             seen.add(document)
-            example = found.rstrip("'") if found.count("'") % 2 else found  # in a line of the shell's own
+            example = found.rstrip("'") if found.count("'") % 2 else found  # the shell's own quotation mark
             name = next((name for name in sorted(known, key=len, reverse=True) if example.startswith(name)), None)
             assert name is not None, example
             words = shlex.split(example.replace("\\", " "))
@@ -48,8 +50,28 @@ def test_commands_and_options_in_the_documents_exist() -> None:
     assert seen >= {"README.md", "docs/commands.md", "crontab.example"}
 
 
-def test_every_link_leads_somewhere() -> None:
-    """To a file that is there, and to a title in it as GitHub makes anchors: small letters, no punctuation, dashes."""
+def test_options_in_the_tables_of_commands_exist() -> None:
+    """Each row of docs/commands.md names options of its own command."""
+    known = commands()
+    rows = re.findall(r"^\| `(certjob [a-z ]*[a-z])[^|]*\|(.*)$", TEXTS["docs/commands.md"], re.MULTILINE)
+
+    assert {name for name, _ in rows} == known.keys()
+    for name, row in rows:
+        assert set(re.findall(r"`(--[a-z-]+)", row)) <= known[name], name
+
+
+def test_settings_in_the_documents_exist() -> None:
+    """And docs/settings.md has a row for every setting."""
+    settings = {f"CERTJOB_{name.upper()}" for name in Settings.model_fields}
+    rows = re.findall(r"^\| (`CERTJOB_.+?) \| ", TEXTS["docs/settings.md"], flags=re.MULTILINE)
+    named = {name for text in TEXTS.values() for name in re.findall(r"CERTJOB_[A-Z_]*[A-Z]\b", text)}
+
+    assert named - settings <= FOR_TESTS
+    assert {name for row in rows for name in re.findall(r"`(CERTJOB_[A-Z_]+)`", row)} == settings
+
+
+def test_every_link_leads_to_a_file_and_a_title_in_it() -> None:
+    """GitHub's anchors: small letters, no punctuation, dashes."""
     broken = []
     for name, text in TEXTS.items():
         for file, anchor in re.findall(r"\]\((?!https://)([^)#]*)#?([^)]*)\)", text):
@@ -62,35 +84,19 @@ def test_every_link_leads_somewhere() -> None:
     assert broken == []
 
 
-def test_the_readme_is_short_and_sends_a_reader_to_every_page_and_package() -> None:
-    """At most 200 lines; in "Where would I change …" a star stands for languages; each page says for whom it is."""
-    listed = re.findall(r"^\| \[[^]]+\]\(docs/([^)]+)\)", read_section("README.md", "Where to read on"), re.MULTILINE)
+def test_files_that_the_readme_names_exist() -> None:
+    """The map of packages, and the table of places to change; a star stands for languages."""
     layout = read_section("README.md", "Layout")
-    files = [file for file in re.findall(r"`([^`]+)`", layout.partition("| where would I change")[2]) if "/" in file]
-    packages = [path.parent.name for path in (ROOT / "certjob").glob("*/__init__.py")]
-    modules = [path.name for path in (ROOT / "certjob").glob("[!_]*.py")]
+    files = [file for file in re.findall(r"`([^`]+)`", layout) if "/" in file]
+    packages = re.findall(r"^      (\w+)/ ", layout, re.MULTILINE)
 
-    assert len(TEXTS["README.md"].splitlines()) <= 200
-    assert sorted(listed) == sorted(page.name for page in PAGES)
     assert len(files) >= 5
     assert [file for file in files if not list(ROOT.glob(file))] == []
-    assert [name for name in packages if f"      {name}/ " not in layout] == []
-    assert [name for name in modules if name not in layout] == []
-    for page in PAGES:
-        title, _, paragraph, *_ = page.read_text().splitlines()
-        assert title.startswith("# ")
-        assert paragraph.startswith("For "), paragraph
+    assert [name for name in packages if not (ROOT / "certjob" / name / "__init__.py").exists()] == []
 
 
-def test_titles_with_examples_differ() -> None:
-    """An example's scene is found by the title above it."""
-    titles = [title for text in TEXTS.values() for title in re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)]
-
-    assert {each.heading for each in read_all_examples() if titles.count(each.heading) > 1} == set()
-
-
-def test_every_code_of_the_edge_function_is_in_its_contract() -> None:
-    """With its HTTP status; and no code that the function does not have."""
+def test_codes_of_the_edge_function_are_those_of_its_contract() -> None:
+    """With their HTTP status."""
     source = read("supabase/functions/hlf-dynamics-sync/refusal.ts")
     codes = re.findall(r"^  ([a-z_]+): (\d{3}),$", source, flags=re.MULTILINE)
     contract = read_section("docs/edge-function.md", "Contract")

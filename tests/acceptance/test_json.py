@@ -244,6 +244,23 @@ def test_the_page_has_every_error_code_and_every_failure_code() -> None:
     assert [key for key, _ in rows("Failure codes")] == [code.value for code in errors.FailureCode]
 
 
+def test_the_log_lines_on_the_monitoring_page_have_the_keys_of_the_log(
+    facts: Facts, here: Certjob, portal: PortalServer
+) -> None:
+    """Line by line: an event has these keys, in this order."""
+    facts.certified_mentor(facts.organisation(), date(2025, 1, 1))
+    portal.default = error(404, "contact_not_found")
+
+    result = here("run", "-v", CERTJOB_LOG_FORMAT="json")
+
+    written = {line["event"]: line for line in map(json.loads, result.stderr.splitlines())}
+    page = read("docs/monitoring.md").splitlines()
+    examples = [json.loads(line) for line in page if line.startswith('    {"time"')]
+    assert [line["event"] for line in examples] == ["event_failed", "attention"]
+    for line in examples:
+        assert list(line) == list(written[line["event"]])
+
+
 def test_the_page_has_the_webhooks_body_and_headers(programme: Programme, facts: Facts, httpserver: HTTPServer) -> None:
     """As a receiver gets them, for a reminder and for a digest."""
     furnish(facts)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import Certjob
 from tests.support.command_line import assert_one_line, started
-from tests.support.docs import read_all_examples
+from tests.support.docs import read_examples, read_section
 from tests.support.own_server import data_parent
 from tests.support.waiting import until
 
@@ -66,7 +66,7 @@ def test_it_shows_an_outage_and_its_recovery_in_figures_that_agree(certjob: Cert
     assert re.search(r"after:  H\d+: .*; not paused; portal wanted visible, confirmed visible", told)
     assert re.search(r"after:  H\d+: .*; paused: illness; portal wanted hidden, confirmed hidden", told)
     assert re.search(r"\| Subject: Sertifikatet ditt går ut om 7 dager", told)
-    (example,) = [example for example in read_all_examples() if example.command == "certjob demo"]
+    (example,) = read_examples(read_section("docs/commands.md", "The demo"))
     assert example.matches(told)
     assert not list(temporary_folder.iterdir())
     assert not programs_at(temporary_folder)

@@ -1,6 +1,5 @@
 """Logs: quiet unless asked, levels as people expect them, JSON lines that name the run and nobody else."""
 
-import ast
 import json
 import logging
 import re
@@ -11,7 +10,6 @@ from uuid import UUID
 
 import pytest
 
-import certjob
 from certjob import __version__
 from certjob.cli.terminal.logs import JsonFormatter
 from tests.cli.conftest import LONG_AGO, SOON
@@ -110,20 +108,6 @@ def test_whatever_a_line_is_about_can_be_written() -> None:
     line = json.loads(JsonFormatter(run_id=UUID(int=7)).format(record))
 
     assert (line["event"], line["path"], line["run_id"]) == ("log", "/dev/null", str(UUID(int=7)))
-
-
-def test_every_line_that_certjob_logs_has_an_event_by_a_name_of_its_own() -> None:
-    """Whoever reads JSON lines searches by it; "log" is for the lines of other packages."""
-    call = re.compile(r"\blogger\.(?:debug|info|warning|error|exception|critical|log|makeRecord)\(")
-    nameless = [
-        f"{path.name}: {node.name}"
-        for path in Path(certjob.__file__).parent.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        and len(call.findall(ast.unparse(node))) > ast.unparse(node).count("'event': ")
-    ]
-
-    assert nameless == []
 
 
 def test_a_night_on_a_terminal_shows_what_is_asked_for(

@@ -1,4 +1,4 @@
-"""Every statement has one name, one owner and a reason, and is used."""
+"""Every statement has one name and one owner, and is used."""
 
 import ast
 import re
@@ -36,16 +36,8 @@ def test_every_statement_is_used_and_only_by_its_own_package() -> None:
     packages = {(name, path.relative_to(CERTJOB).parts[0]) for path in CODE for name in named_in(path)}
 
     assert packages == set(OWNERS.items())
+    assert OWNERS.keys() == database.all_statements().keys(), "a name is misspelt"
     assert len(NAMES) == len(OWNERS), "two statements have one name: a call of it could mean either"
-
-
-def test_every_statement_says_why_below_a_name_that_begins_it() -> None:
-    """What stands above the first name would be left out; a miswritten name would join the statement above it."""
-    for path, text in TOPICS.items():
-        first, *others = re.findall(r"^ *-- *name\b.*\n.*$", text, re.MULTILINE | re.IGNORECASE)
-        assert text.startswith(first), path
-        assert all(re.fullmatch(r"-- name: \w+\n-- \S.*", name) for name in (first, *others)), path
-    assert OWNERS.keys() == database.all_statements().keys()
 
 
 def test_a_statement_alone_and_one_in_a_transaction_have_certjobs_settings(

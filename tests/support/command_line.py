@@ -241,15 +241,19 @@ def on_terminal(
     folder: Path,
     columns: int = 100,
     only: Sequence[str] = ("stdout", "stderr"),
+    program: Sequence[str] = (),
 ) -> tuple[int, str]:
-    """Run the command on a pseudo-terminal; return its exit code and what the terminal got, lines ended by LF."""
+    """Run the command, or another ``program``, on a pseudo-terminal.
+
+    Return its exit code and the text on the terminal, with lines ended by LF.
+    """
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     null = os.open(os.devnull, os.O_WRONLY)
     streams: dict[str, Any] = {name: slave if name in only else null for name in ("stdout", "stderr")}
     looks = {"TERM": "xterm-256color", "COLUMNS": str(columns)} | dict(environment)
     shown = bytearray()
-    with started(*arguments, environment=looks, folder=folder, stdin=slave, **streams) as child:
+    with started(*arguments, environment=looks, folder=folder, program=program, stdin=slave, **streams) as child:
         os.close(null)
         os.close(slave)
         with contextlib.suppress(OSError):  # so Linux says that the last writer is gone
