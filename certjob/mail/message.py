@@ -42,7 +42,7 @@ class OutgoingMessage:
     """The same on every repeat; a webhook's receiver uses it to drop the second copy. The Message-ID is made of it."""
     locale: str
     kind: str
-    """What the message is: ``reminder``, ``digest``, ``preview`` or ``test``."""
+    """What the message is: ``reminder``, ``digest`` or ``test``."""
     repeat: bool
     """Whether an earlier try may have arrived already."""
     mentor_id: UUID | None = None

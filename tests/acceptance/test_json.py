@@ -209,7 +209,7 @@ def test_the_page_has_every_key_that_is_printed_and_no_other(
 
     run("run --dry-run", "run")
     facts.connection.execute(LATER)
-    run("resync M1", "resync BROKEN", "explain M1", "explain M2", "preview M2 --send-to me@example.org")
+    run("resync M1", "resync BROKEN", "explain M1", "explain M2", "preview M2")
     facts.mentor(facts.organisation("lhf", portal=None), member_no="M5")
     facts.connection.execute(CROWD)
     run("alerts", "db status", "forecast", "list", "organisation list", "status", "bounces report.eml")
@@ -240,7 +240,7 @@ def test_the_page_has_every_error_code_and_every_failure_code() -> None:
         below = [child for child in kind.__subclasses__() if child not in NEVER_AN_END]
         return {kind.code}.union(*map(codes, below))
 
-    assert {key for key, _ in rows("Errors")} == codes(errors.CertjobError) | {"crash", "not_sent"}
+    assert {key for key, _ in rows("Errors")} == codes(errors.CertjobError) | {"crash"}
     assert [key for key, _ in rows("Failure codes")] == [code.value for code in errors.FailureCode]
 
 

@@ -39,7 +39,7 @@ needs_a_full_disk = pytest.mark.skipif(not Path("/dev/full").exists(), reason="t
         ("organisation set hlf --portal web", "certjob organisation set", ["'web' is not one of 'dynamics', 'none'"]),
         ("list --within soon", "certjob list", ["'--within': it must be a valid integer; see `certjob list --help`"]),
         ("reconcile --accept x", "certjob reconcile", ["--accept and --because belong together"]),
-        ("preview M1 --html --json", "certjob preview", ["leave out --json and --send-to"]),
+        ("preview M1 --html --json", "certjob preview", ["leave out --json"]),
         ("status --max-age=-5m", "certjob status", ["is not a valid duration", "90s, 30m or 2h"]),
         ("status --max-age=²h", "certjob status", ["is not a valid duration"]),
         (f"status --max-age={'9' * 5000}h", "certjob status", ["is not a valid duration"]),

@@ -118,7 +118,7 @@ def test_delayed_foreign_forged_broken_and_huge_ones_change_nothing(
             postfix("<certjob-reminder-999999-0@example.org>", KARI),
             postfix(sent.replace("-0@", "-1@"), KARI),
             postfix("<certjob-reminder-9999999999999999999-0@example.org>", KARI),
-            postfix("<certjob-preview-0123456789abcdef@example.org>", KARI),
+            postfix("<certjob-test-0123456789abcdef@example.org>", KARI),
             postfix("<certjob-digest-999999-0123abcd@example.org>", KARI),
             good.replace(b"Message-ID: ", b"X-Message-ID: "),
         ],

@@ -1,26 +1,23 @@
-"""A reminder before it is sent: which one is shown, that it reads as it will go out, and a copy for somebody else."""
+"""A reminder before it is sent: which one is shown, that it reads as it will go out."""
 
 import json
-import mailbox
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
-from email.header import decode_header, make_header
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
 from certjob.errors import ConfigurationError, RecipientRefusedError, UnknownMentorError
 from certjob.mail.message import OutgoingMessage
 from certjob.mail.messages.templates import OUR_TEMPLATES
-from certjob.reports.preview import NOBODY, Preview, preview_reminder, send_copy
+from certjob.reports.preview import Preview, preview_reminder
 from tests.conftest import Certjob
 from tests.support.command_line import assert_one_line, today
 from tests.support.facts import TODAY, Facts
 from tests.support.intents import review
 from tests.support.nights import CollectingChannel, night
-from tests.support.smtp_server import HOST, scripted_server
 
 DAY = timedelta(days=1)
 IN_20_DAYS = TODAY + 20 * DAY
@@ -74,7 +71,9 @@ def test_the_one_that_is_due_and_once_sent_the_next_one(facts: Facts) -> None:
 
     night(facts.connection, channel=CollectingChannel())
 
-    facts.connection.execute("UPDATE cert_notification_log SET maybe_sent = true")  # it was a repeat: its copy is none
+    facts.connection.execute(
+        "UPDATE cert_notification_log SET maybe_sent = true"
+    )  # it was a repeat: the preview is not
     assert not previewed(facts, mentor_id, 30).message.repeat
     assert previewed(facts, mentor_id).explanation == "the next reminder, due 2026-03-16"
     for asked, threshold, day, days in (
@@ -159,18 +158,7 @@ def test_it_says_what_has_become_of_it_or_why_there_is_none(facts: Facts) -> Non
             previewed(facts, mentor_id, threshold)
         assert phrase in str(refusal.value)
     with pytest.raises(UnknownMentorError):  # deleted meanwhile
-        previewed(facts, NOBODY)
-
-
-def test_a_copy_cannot_be_taken_for_the_reminder(facts: Facts) -> None:
-    """Another Message-ID each time, and no mentor that a webhook could hand it to."""
-    shown, channel = previewed(facts, facts.certified_mentor(facts.organisation(), IN_20_DAYS)), CollectingChannel()
-    for _ in range(2):
-        send_copy(shown, channel, to="me@example.org")
-
-    assert len({message.idempotency_key for message in (*channel.sent, shown.message)}) == 3
-    copy = channel.sent[0]
-    assert (copy.to, copy.kind, copy.mentor_id, copy.html) == ("me@example.org", "preview", NOBODY, shown.message.html)
+        previewed(facts, uuid4())
 
 
 @pytest.fixture
@@ -183,24 +171,17 @@ def mentor(facts: Facts) -> Iterator[str]:
     assert facts.rows("SELECT FROM cert_notification_log UNION ALL SELECT FROM job_runs") == []
 
 
-def test_a_copy_has_the_headers_of_the_message(here: Certjob, mentor: str, tmp_path: Path) -> None:
-    """docs/messages.md has the message; which one it is goes to stderr, as JSON if the log is."""
+def test_preview_prints_headers_and_text(here: Certjob, mentor: str, tmp_path: Path) -> None:
+    """The explanation goes to stderr, as a JSON line if the log is JSON."""
     settings = {"CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'mail'}", "CERTJOB_MAIL_FROM": "HLF Øst <post@hlf.example>"}
     result = here("preview", mentor, **settings)
     logged = json.loads(here("preview", mentor, CERTJOB_LOG_FORMAT="json").stderr)
-    copied = here("preview", mentor, "--send-to", "me@example.org", **settings)
 
     said = "the reminder that is due today, for the threshold 30"
     assert_one_line(result, said, code=0, command="certjob preview")
     assert (logged["level"], logged["event"], logged["message"]) == ("info", "note", said)
     assert result.stdout.startswith("From: HLF Øst <post@hlf.example>\nTo: m1042@example.org\nSubject: Your certif")
-    assert (copied.returncode, copied.stdout) == (0, "")
-    (message,) = mailbox.Maildir(tmp_path / "mail")
-    assert (message["To"], message["Reply-To"]) == ("me@example.org", "kontakt@hlf.example")
-    from_, subject = (str(make_header(decode_header(message[name]))) for name in ("From", "Subject"))
-    assert from_ == "HLF Øst <post@hlf.example>"
-    assert subject.startswith("[preview] Your certificate expires in 20\u00a0days")
-    assert "certjob-preview-" in message["Message-ID"]
+    assert "\nReply-To: kontakt@hlf.example\n" in result.stdout
 
 
 def test_the_command_prints_the_page_alone_or_one_document(here: Certjob, mentor: str) -> None:
@@ -213,24 +194,3 @@ def test_the_command_prints_the_page_alone_or_one_document(here: Certjob, mentor
     assert (page.stdout.endswith("</html>\n"), "gjekk ut" in page.stdout) == (True, True)
     assert (document["to"], document["threshold_days"], document["locale"]) == ("m1042@example.org", 30, "en")
     assert (document["reply_to"], document["html"][:15]) == ("kontakt@hlf.example", "<!doctype html>")
-
-
-def test_the_command_says_in_a_line_what_is_not_there(here: Certjob, mentor: str) -> None:
-    """Exit 2, and nothing on stdout; exit 3 with the server's words where the mail server does not take a copy."""
-    copy = ["--send-to", "me@example.org"]
-    for arguments, phrase in (
-        (["--html", *copy], "leave out --json and --send-to"),
-        (["--send-to", "me"], "'--send-to': the address is not an address that mail can be sent to"),
-        (copy, "CERTJOB_NOTIFY_URL is not set"),
-    ):
-        result = here("preview", mentor, *arguments)
-        assert_one_line(result, phrase, code=2, command="certjob preview")
-        assert result.stdout == ""
-    for answers, phrase in (
-        ({"RCPT": b"550 no such user"}, "refused the recipient (550 no such user)"),
-        ({"END": b"451 later"}, "put the message off (451 later)"),
-    ):
-        with scripted_server(answers) as server:
-            smtp = {"CERTJOB_NOTIFY_URL": f"smtp://{HOST}:{server.port}", "CERTJOB_MAIL_FROM": "post@hlf.example"}
-            refused = here("preview", mentor, *copy, **smtp)
-        assert_one_line(refused, "not sent: ", phrase, code=3, command="certjob preview")
