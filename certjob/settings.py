@@ -100,16 +100,6 @@ def _token(secret: SecretStr) -> SecretStr:
     return secret
 
 
-def _metrics(path: Path) -> Path:
-    if path.suffix != ".prom":
-        message = "must be a file whose name ends in .prom, since node_exporter reads no other"
-        raise _RefusedError(message)
-    if not path.is_absolute():
-        message = "must be a path that begins with /, since cron starts jobs in another folder than you are in now"
-        raise _RefusedError(message)
-    return path
-
-
 def _hours(value: object) -> object:
     return parse_daily_hours(value) if isinstance(value, str) else value
 
@@ -155,8 +145,6 @@ class Settings(BaseSettings):
     """Where `run` reports that it started and how it ended. A secret: whoever knows the address can report, too."""
     attention_ping_url: Annotated[SecretStr, AfterValidator(_ping)] | None = None
     """Where `run` reports whether someone has to act; `ping_url` then gets only whether the run did its work."""
-    metrics_file: Annotated[Path, AfterValidator(_metrics)] | None = None
-    """A textfile for Prometheus' node_exporter."""
     log_format: Literal["text", "json"] = "text"
 
     @field_validator("*", mode="before")

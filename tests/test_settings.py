@@ -57,7 +57,7 @@ def test_a_database_is_enough(environment: Environment) -> None:
         assert settings.database_url.get_secret_value() == DATABASE_URL
         assert settings.time_zone == "Europe/Oslo"
         asked_for = (settings.portal_url, settings.portal_key, settings.notify_url, settings.mail_from)
-        assert (*asked_for, settings.ping_url, settings.metrics_file) == (None,) * 6
+        assert (*asked_for, settings.ping_url) == (None,) * 5
         assert (settings.portal_concurrency, settings.portal_attempts, settings.log_format) == (4, 3, "text")
     with pytest.raises(ValueError, match="frozen"):
         settings.time_zone = "UTC"  # type: ignore[misc]
@@ -123,8 +123,6 @@ A_URL = "must be a URL that starts with"
         ("PING_URL", f"http://hc.example/{SECRET}", NO_HTTP),
         ("PING_URL", f"https://hc.example/{SECRET}?x=1", "must hold no ? and no #"),
         ("ATTENTION_PING_URL", f"https://hc.example/{SECRET}#x", "must hold no ? and no #"),
-        ("METRICS_FILE", "/var/.prom", "ends in .prom"),
-        ("METRICS_FILE", f"{SECRET}.prom", "begins with /"),
         ("DATABASE_URL", f"postgresql://u:{SECRET}@h/x\r", "ends in a carriage return; "),
     ],
 )
@@ -167,7 +165,7 @@ def test_what_does_not_go_together_is_refused(environment: Environment, variable
         {"PORTAL_URL": "http://[::1]:8000/", "NOTIFY_URL": "https://push.example/", "PORTAL_ATTEMPTS": "1"},
         {"NOTIFY_URL": "maildir:/var/mail/out", "PORTAL_RATE": "0.0", "PORTAL_ATTEMPTS": "5"},
         {"NOTIFY_URL": "smtp://mail.example", "NOTIFY_PASSWORD": "blå bær", "LOG_FORMAT": "json"},
-        {"METRICS_FILE": "/var/lib/metrics/certjob.prom", "APP_URL": "http://app.example"},
+        {"APP_URL": "http://app.example"},
     ],
 )
 def test_what_works_is_taken_as_it_is(environment: Environment, variables: dict[str, str]) -> None:

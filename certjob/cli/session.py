@@ -134,13 +134,11 @@ class Call:
         need_schema: bool = True,
         interruptible: bool = False,
         outlasts_restarts: bool = False,
-        watched: bool = False,
         pings: bool = False,
     ) -> Iterator[Session]:
         """Read the settings, open the database and check its schema; close everything on the way out.
 
-        With ``watched`` the metrics file is written at its end; with ``pings`` an external monitor is also told that
-        it began and how it ended.
+        With ``pings`` an external monitor is told that it began and how it ended.
         With ``interruptible`` a signal breaks the work off; without, the work looks at ``stop`` and ends in its own
         way. With ``outlasts_restarts`` a database that goes away is waited for, between two pieces of work.
         """
@@ -154,12 +152,12 @@ class Call:
         settings = load_settings(self.env_file)
         set_up_logs(verbose=self.verbose, log_format=settings.log_format, run_id=run_id)
         monitor = None
-        if watched:
+        if pings:
             from certjob.cli.terminal.plain import print_warning
             from certjob.reports.monitoring import Monitor
 
             warn = functools.partial(print_warning, self.command)
-            monitor = Monitor(settings, run_id=run_id, pings=pings, stop=stop, warn=warn)
+            monitor = Monitor(settings, run_id=run_id, stop=stop, warn=warn)
             stop.at_end = monitor.end
             with stop.interruptible():
                 monitor.start()
@@ -169,19 +167,15 @@ class Call:
         ):
             if outlasts_restarts:
                 database.outlast_restarts(connection, stop=stop)
-            try:
-                with stop.interruptible() if interruptible else nullcontext():
-                    yield Session(
-                        settings=settings,
-                        connection=connection,
-                        output=Output(quiet=self.quiet, stop=stop),
-                        stop=stop,
-                        run_id=run_id,
-                        monitor=monitor,
-                    )
-            finally:
-                if monitor is not None:
-                    monitor.write_metrics(connection, today=settings.today)
+            with stop.interruptible() if interruptible else nullcontext():
+                yield Session(
+                    settings=settings,
+                    connection=connection,
+                    output=Output(quiet=self.quiet, stop=stop),
+                    stop=stop,
+                    run_id=run_id,
+                    monitor=monitor,
+                )
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Open work: what waits in the three outboxes, read in one way for reports, status and metrics."""
+"""Open work: what waits in the three outboxes, read in one way for reports and status."""
 
 from dataclasses import dataclass
 from datetime import datetime

@@ -1,1 +1,1 @@
-"""The commands that only look: alerts, explain, list, forecast, preview, status, check; metrics and pings."""
+"""The commands that only look: alerts, explain, list, forecast, preview, status, check; pings."""

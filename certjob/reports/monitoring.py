@@ -1,15 +1,9 @@
-"""The pings and the metrics file of one run. Whatever goes wrong with them is only a warning."""
+"""The pings of one run. Whatever goes wrong with them is only a warning."""
 
 from collections.abc import Callable, Mapping
-from datetime import date
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-import psycopg
-
-from certjob import files
-from certjob.database import Connection
-from certjob.errors import DatabaseUnavailableError
 from certjob.stopping import StopFlag
 
 if TYPE_CHECKING:
@@ -24,13 +18,10 @@ PING_URL, ATTENTION_PING_URL = "CERTJOB_PING_URL", "CERTJOB_ATTENTION_PING_URL"
 class Monitor:
     """Reports one run to external monitors."""
 
-    def __init__(
-        self, settings: "Settings", *, run_id: UUID, pings: bool, stop: StopFlag, warn: Callable[[str], None]
-    ) -> None:
-        """``warn`` prints one line; ``pings`` is whether this command reports its beginning and its end."""
-        urls = {PING_URL: settings.ping_url, ATTENTION_PING_URL: settings.attention_ping_url} if pings else {}
+    def __init__(self, settings: "Settings", *, run_id: UUID, stop: StopFlag, warn: Callable[[str], None]) -> None:
+        """``warn`` prints one line."""
+        urls = {PING_URL: settings.ping_url, ATTENTION_PING_URL: settings.attention_ping_url}
         self._urls = {variable: url.get_secret_value().rstrip("/") for variable, url in urls.items() if url}
-        self._metrics_file = settings.metrics_file
         self._run_id = run_id
         self._stop = stop
         self._warn = warn
@@ -65,20 +56,6 @@ class Monitor:
         if reason is not None and variable not in self._warned:  # a host that is dead at the start is dead at the end
             self._warned.add(variable)
             self._warn(f"the ping to {variable} did not get through: {reason}; the run itself is not touched")
-
-    def write_metrics(self, connection: Connection, *, today: date) -> None:
-        """Replace the metrics file, after a failed run too; not after a signal, when there is no time."""
-        if self._metrics_file is None or self._stop.is_set() or connection.closed:
-            return
-        from certjob.reports.metrics import read_metrics  # noqa: PLC0415 - prometheus-client, 50 ms
-
-        try:
-            metrics = read_metrics(connection, today=today)
-            files.replace(self._metrics_file, metrics, mode=0o644)  # node_exporter runs as another user
-        except (psycopg.Error, DatabaseUnavailableError):
-            self._warn("the metrics file could not be written, since the database did not answer")
-        except OSError as error:
-            self._warn(f"the metrics file could not be written: {error.strerror}; see CERTJOB_METRICS_FILE")
 
 
 def _endings(exit_code: int, *, with_attention: bool) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What needs attention, counted: one list, which alerts, status, metrics, digests and a run at its end all read.
+"""What needs attention, counted: one list, which alerts, status, digests and a run at its end all read.
 
 The list is the database's view ``attention``.
 """

@@ -1,4 +1,4 @@
-"""What the guards hold back, as it is stored: ``alerts``, metrics and digests tell of it until it is over."""
+"""What the guards hold back, as it is stored: ``alerts`` and digests tell of it until it is over."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

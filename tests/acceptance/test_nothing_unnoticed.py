@@ -22,11 +22,11 @@ Play = Callable[..., str]
 
 @pytest.fixture
 def play(certjob: Certjob, here: Certjob, environment: dict[str, str], worker_url: str, tmp_path: Path) -> Play:
-    """Run a command as certjob_worker, with a metrics file, to an end with this code; return what it said.
+    """Run a command as certjob_worker to an end with this code; return what it said.
 
     A ``run`` is the installed one.
     """
-    ours = environment | {"CERTJOB_DATABASE_URL": worker_url, "CERTJOB_METRICS_FILE": str(tmp_path / "certjob.prom")}
+    ours = environment | {"CERTJOB_DATABASE_URL": worker_url}
 
     def play(line: str, code: int = 0, **settings: str) -> str:
         finished: Finished = (certjob if line.startswith("run") else here)(*line.split(), **ours | settings)
@@ -42,12 +42,6 @@ def hlf(facts: Facts) -> UUID:
     organisation = facts.organisation("hlf")
     facts.insert("coordinators", organisation_id=organisation, full_name="Berit", email="b@example.org")
     return organisation
-
-
-def metric(folder: Path, name: str) -> float | None:
-    """A figure of the metrics file; None if it is not there."""
-    lines = (folder / "certjob.prom").read_text().splitlines()
-    return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"{name} ")), None)
 
 
 def the_digest(folder: Path) -> str:
@@ -99,8 +93,6 @@ def test_everybody_says_that_an_organisation_is_held_until_it_is_over(
     assert (each["ended_by_calendar"], each["facts_changed"], each["may_be_shown"]) == (3, 30, 33)
     assert {row["mentor_id"] for row in each["some"]} == {str(one) for one in [*mentors[:3], *mentors[30:]]}
     assert play("status -q", 3) == "certjob status: 1 organisation is held; see `certjob alerts`\n"
-    assert metric(tmp_path, 'certjob_held_mentors{organisation="hlf",what="pauses"}') == 33
-    assert metric(tmp_path, 'certjob_alerts{kind="held"}') == 1
     assert portal.requests == []
     assert "33 likepersoner ville blitt satt på pause eller skjult (har ventet siden " in the_digest(tmp_path)
 
@@ -117,8 +109,6 @@ def test_everybody_says_that_an_organisation_is_held_until_it_is_over(
     connection.execute(import_with, (in_years, mentors[30:]))
     assert play("run") == play("alerts") == play("status -q") == ""
     assert sum(not shown for shown in portal.visible.values()) == 3
-    assert metric(tmp_path, 'certjob_held_mentors{organisation="hlf",what="pauses"}') is None
-    assert metric(tmp_path, 'certjob_alerts{kind="held"}') == 0
 
     # After a gap of months all have really ended, and the alert says so.
     end_by_calendar(connection, mentors)
@@ -153,7 +143,6 @@ def test_everybody_says_whom_no_night_can_review_and_how_long_mail_waits(
     document = json.loads(play("alerts --json", 3))
     assert [(row["mentor_id"], row["member_no"]) for row in document["never_reviewed"]] == [(str(mentor), "M1001")]
     assert document["waiting_mail"] == [], "on the first day it is only the run's business"
-    assert metric(tmp_path, 'certjob_alerts{kind="never_reviewed"}') == 1
 
     for table in ("cert_notification_log", "coordinator_digests"):
         connection.execute(f"UPDATE {table} SET queued_at = queued_at - interval '25 hours'".encode())
@@ -167,8 +156,6 @@ def test_everybody_says_whom_no_night_can_review_and_how_long_mail_waits(
     waiting = json.loads(play("alerts --json", 3))["waiting_mail"]
     assert [(row["what"], row["number"]) for row in waiting] == [("reminders", 4), ("digests", 1)]
     assert all("the mail server cannot be used: Connection refused" in row["error"] for row in waiting)
-    assert metric(tmp_path, 'certjob_waiting_mail{what="reminders"}') == 4
-    assert metric(tmp_path, 'certjob_waiting_mail{what="digests"}') == 1
 
     play("run", 3)
     assert "* Ola Hansen (M1001), siden " in the_digest(tmp_path)
@@ -178,5 +165,4 @@ def test_everybody_says_whom_no_night_can_review_and_how_long_mail_waits(
     connection.execute("ALTER TABLE mentor_pauses DROP CONSTRAINT no_pause")
     for line in ("resync M1001", "alerts", "status -q", "run"):
         play(line)
-    assert metric(tmp_path, 'certjob_waiting_mail{what="reminders"}') == 0
     assert facts.rows("SELECT count(*) FROM review_problems") == [(0,)]

@@ -1,7 +1,6 @@
-"""One list: whatever goes wrong, run, alerts, status, metrics and digests agree about what needs attention."""
+"""One list: whatever goes wrong, run, alerts, status and digests agree about what needs attention."""
 
 import random
-import re
 from datetime import date, timedelta
 
 import pytest
@@ -17,7 +16,6 @@ from certjob.errors import (
 from certjob.jobs.report import RunReport
 from certjob.mail.message import OutgoingMessage
 from certjob.reports.alerts import Alerts, read_alerts
-from certjob.reports.metrics import read_metrics
 from certjob.reports.status import read_status
 from certjob.review.attention import Kind
 from tests.support.facts import TODAY
@@ -127,11 +125,6 @@ def test_everybody_agrees_about_what_needs_attention(scene: Scene, seed: int) ->
         assert report.attention is not None
         assert report.attention.numbers == expected
         assert read_status(scene.connection, today=today, max_age=timedelta(days=1)).alerts == expected
-        metrics = read_metrics(scene.connection, today=today).decode()
-        measured = dict(re.findall(r'^certjob_(?:alerts|waiting_mail)\{\w+="(\w+)"\} (\S+)$', metrics, re.MULTILINE))
-        assert {kind: float(measured.pop(kind)) for kind in expected} == expected
-        assert float(measured["reminders"]) == expected[Kind.WAITING_REMINDERS]
-        assert float(measured["digests"]) == expected[Kind.WAITING_DIGESTS]
         assert report.outcome == "attention" or (report.outcome == "ok" and not len(alerts))
         assert report.outcome == "ok" or report.news, "the first run of a day says why"
         seen += len(alerts)

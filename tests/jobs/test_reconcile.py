@@ -1,7 +1,6 @@
 """``certjob reconcile``: the portal is read as a set, and only what differs is pushed."""
 
 import json
-import re
 from datetime import timedelta
 from uuid import UUID, uuid4
 
@@ -11,7 +10,6 @@ from certjob import database
 from certjob.errors import StoppedBySignalError
 from certjob.portal import comparison
 from certjob.reports.alerts import read_alerts
-from certjob.reports.metrics import read_metrics
 from certjob.stopping import StopFlag
 from tests.conftest import Certjob
 from tests.support.facts import TODAY
@@ -379,7 +377,7 @@ def test_a_mentor_whom_the_app_locks_is_waited_for_and_then_reported(
     assert report.reasons == ([] if for_a_moment else [locked])
 
 
-def test_a_dry_run_says_it_and_writes_nothing_and_explain_metrics_and_digest_tell_what_was_done(
+def test_a_dry_run_says_it_and_writes_nothing_and_explain_and_digest_tell_what_was_done(
     scene: Scene, certjob: Certjob
 ) -> None:
     """Before the first reading they say nothing of it. The digest tells once: coordinators should know who edits it.
@@ -398,16 +396,11 @@ def test_a_dry_run_says_it_and_writes_nothing_and_explain_metrics_and_digest_tel
     assert (pushes(scene), everything(scene.facts)) == ([], before)
     page = json.loads(certjob("explain", "M1001", "--json").stdout)["portal"]
     assert (page["read_at"], page["was_shown"]) == (None, None)
-    assert "certjob_portal" not in read_metrics(scene.connection, today=TODAY).decode()
 
     scene.reconcile()
 
     assert "the mentor was visible" in certjob("explain", "M1001").stdout
     assert "the mentor was not visible" in certjob("explain", "M1002").stdout
-    metrics = read_metrics(scene.connection, today=TODAY).decode()
-    found = re.findall(r'^certjob_portal_differences\{what="(\w+)"\} 1.0$', metrics, flags=re.MULTILINE)
-    assert set(found) == {"shown_wrongly", "hidden_wrongly", "unknown"}
-    assert "certjob_portal_read_timestamp_seconds" in metrics
     for days in (2, 3):
         scene.night(scene.portal, today=TODAY + timedelta(days=days))
     (text,) = [message.text for message in scene.channel.sent if "Corrected on the portal (2)" in message.text]

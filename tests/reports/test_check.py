@@ -16,7 +16,6 @@ from certjob.reports.check import in_database
 from tests.conftest import Certjob
 from tests.support.command_line import SECRET, Finished, assert_no_secret, started, without_escapes
 from tests.support.facts import Facts
-from tests.support.full_disk import full_disk
 from tests.support.ping_host import ping_host
 from tests.support.portal_answers import answer, error, html
 from tests.support.portal_server import PortalServer
@@ -71,7 +70,7 @@ def check(here: Certjob, facts: Facts, portal: PortalServer, tmp_path: Path) -> 
         "CERTJOB_PORTAL_KEY": SECRET,
         "CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'maildir'}",
         "CERTJOB_TEMPLATES_DIR": str(tmp_path / "templates"),
-        "CERTJOB_METRICS_FILE": str(tmp_path / "certjob.prom"),
+        "CERTJOB_PING_URL": "https://hc.example/a",
     }
     return Check(here, settings, tmp_path)
 
@@ -80,13 +79,13 @@ def check(here: Certjob, facts: Facts, portal: PortalServer, tmp_path: Path) -> 
 
 
 def test_all_is_well(check: Check, portal: PortalServer) -> None:
-    """Exit 0 and a line for each thing; nobody is pushed, nobody pinged, no message or metrics file written."""
+    """Exit 0 and a line for each thing; nobody is pushed, nobody pinged, no message written."""
     with ping_host() as host:
         result = check.page(CERTJOB_PING_URL=host.url)
 
     assert (result.returncode, result.stderr) == (0, ""), result
     checks = "settings settings time_zone database writable clock schema rights last_run organisations portal"
-    checks += " mail templates metrics ping"
+    checks += " mail templates ping"
     lines = [line.partition(":")[0] for line in result.stdout.splitlines()]
     assert lines == [f"ok    {name.replace('_', ' ')}" for name in checks.split()]
     assert [(request.method, request.body) for request in portal.requests] == [("GET", b"")]
@@ -138,7 +137,7 @@ def test_a_setting_that_leads_nowhere_has_a_next_step(
     folder, home = check.folder, check.folder / "home"
     (folder / "certjob.env").write_bytes(b"CERTJOB_PORTAL_KEY=bl\xe5\n")
     (folder / "letters").write_text("")
-    no_metrics, no_portal = {"METRICS_FILE": ""}, {"PORTAL_URL": "", "PORTAL_KEY": ""}
+    no_ping, no_portal = {"PING_URL": ""}, {"PORTAL_URL": "", "PORTAL_KEY": ""}
     cases: list[tuple[dict[str, str], int, str, str]] = [
         ({"ENV_FILE": "certjob.env"}, 2, "settings", "cannot be read: it is not UTF-8 text; correct --env-file or "),
         ({"MAIL_HOURS": "08:00-08:00"}, 2, "settings", "CERTJOB_MAIL_HOURS: is an empty window"),
@@ -150,14 +149,8 @@ def test_a_setting_that_leads_nowhere_has_a_next_step(
         ({"NOTIFY_URL": f"maildir:{folder}/letters/deep"}, 2, "mail", "the Maildir folder cannot be written"),
         ({"NOTIFY_URL": ""}, 3, "mail", "warn: CERTJOB_NOTIFY_URL is not set, so reminders stay queued; set it"),
         ({"TEMPLATES_DIR": f"{folder}/nowhere"}, 2, "templates", "cannot be read"),
-        (
-            {"METRICS_FILE": f"{folder}/nowhere/x.prom"},
-            2,
-            "metrics",
-            "_FILE: No such file or directory; make the folder, ",
-        ),
-        (no_metrics, 3, "monitoring", "warn: no external monitor is configured; set CERTJOB_PING_URL or "),
-        (no_metrics | {"ATTENTION_PING_URL": "https://hc.example/a"}, 3, "ping", "alone hears nothing"),
+        (no_ping, 3, "monitoring", "warn: no external monitor is configured; set CERTJOB_PING_URL; "),
+        (no_ping | {"ATTENTION_PING_URL": "https://hc.example/a"}, 3, "ping", "alone hears nothing"),
         (
             no_portal,
             3,
@@ -170,9 +163,6 @@ def test_a_setting_that_leads_nowhere_has_a_next_step(
         check.says(code, name, phrase, **given, XDG_DATA_HOME=str(home))
     assert list(home.iterdir()) == [], "an embedded database was made"
     assert len(portal.requests) == len(cases) - 1, "without a database, too"
-    with full_disk():
-        check.says(2, "metrics", "CERTJOB_METRICS_FILE: File too large")
-    assert not list(folder.glob(".certjob.prom*"))
 
     unset = {f"CERTJOB_{variable}": "" for variable in no_portal}
     assert check(**unset, CERTJOB_DATABASE_URL=UNREACHABLE)[1]["portal"][0].startswith("skip: not checked: ")

@@ -1,21 +1,17 @@
-"""External monitoring: pings at the beginning and the end of a run, and the metrics file. Neither changes the run."""
+"""External monitoring: pings at the beginning and the end of a run, which change nothing about it."""
 
 import json
-import os
-import stat
 import time
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from certjob.reports import pings
 from tests.conftest import Certjob
 from tests.support.command_line import Finished, assert_no_secret, started
 from tests.support.facts import Facts
-from tests.support.full_disk import full_disk
 from tests.support.ping_host import SECRET_PATH, PingHost, ping_host
 from tests.support.portal_answers import hang
 from tests.support.portal_server import PortalServer
@@ -151,96 +147,3 @@ def test_a_night_that_is_stopped_tells_so_in_time(environment: dict[str, str], f
             result = child.stop_within(6)
 
     assert (result.returncode, "stopped by SIGTERM" in result.stderr, host.told[:2]) == (1, True, ["start", "1"])
-
-
-@pytest.fixture
-def metrics(tmp_path: Path) -> Path:
-    path = tmp_path / "metrics" / "certjob.prom"
-    path.parent.mkdir()
-    return path
-
-
-@pytest.fixture
-def measured(here: Certjob, metrics: Path) -> Certjob:
-    """The command with CERTJOB_METRICS_FILE."""
-    return lambda *arguments: here(*arguments, CERTJOB_METRICS_FILE=str(metrics))
-
-
-def samples(path: Path) -> dict[str, float]:
-    """What is in the file: the name and the labels' values, in the order of the labels' names."""
-    found = (sample for family in text_string_to_metric_families(path.read_text()) for sample in family.samples)
-    return {
-        " ".join([each.name[8:], *(value for _, value in sorted(each.labels.items()))]): each.value for each in found
-    }
-
-
-def test_a_night_writes_its_figures(measured: Certjob, facts: Facts, metrics: Path) -> None:
-    """When, how long, what by outcome, what waits and for how long, what has failed; no id, no number, no name."""
-    began = time.time()
-    mentor = facts.certified_mentor(facts.organisation(), LONG_AGO, member_no="M4711")
-
-    assert measured("run").returncode == 3
-
-    found = samples(metrics)
-    assert began - 1 <= found["last_success_timestamp_seconds run"] <= time.time() + 1
-    assert found["last_run_timestamp_seconds run"] == found["last_success_timestamp_seconds run"]
-    assert 0 < found["last_run_duration_seconds run"] < 60
-    assert found["oldest_pending_age_seconds portal_hides"] > 0
-    ones = "last_run_outcome run attention, last_run_items run paused mentors, last_run_items run queued portal"
-    ones += ", backlog_items due portal_hides, unresolved_failures"
-    zeros = "last_run_outcome run ok, last_run_outcome run failed, oldest_pending_age_seconds reminders, failed_digests"
-    for names, number in ((ones, 1), (zeros, 0)):
-        assert {name: found[name] for name in names.split(", ")} == dict.fromkeys(names.split(", "), number)
-    for secret in (str(mentor), "M4711", "Nordmann", "example.org"):
-        assert secret not in metrics.read_text()
-
-
-def test_what_is_in_the_file_does_not_depend_on_who_wrote_it(measured: Certjob, facts: Facts, metrics: Path) -> None:
-    """All is read from the ledger; a night that failed keeps the time of the last success, from which alerts count."""
-    facts.organisation("hlf", portal=None)
-    measured("run", "--dry-run")
-    assert not metrics.exists()
-    measured("run", "--organisation", "hlf")  # is no night: an alert on absence sees it
-    assert not [name for name in samples(metrics) if "last_success" in name]
-
-    measured("run")
-    night = {name: value for name, value in samples(metrics).items() if " run" in name}
-    metrics.unlink()
-    measured("deliver")
-    found = samples(metrics)
-    assert found.items() >= night.items()
-    assert {"last_success_timestamp_seconds deliver", "last_run_items deliver delivered portal"} <= found.keys()
-
-    facts.connection.execute("ALTER TABLE mentors RENAME COLUMN review_on TO review_on_")
-    assert measured("run").returncode == 1
-    facts.connection.execute("ALTER TABLE mentors RENAME COLUMN review_on_ TO review_on")
-    found, success = samples(metrics), night["last_success_timestamp_seconds run"]
-    assert found["last_run_outcome run failed"] == 1
-    assert found["last_success_timestamp_seconds run"] == success < found["last_run_timestamp_seconds run"]
-
-
-def test_the_file_can_be_read_by_others_and_no_planted_link_is_followed(measured: Certjob, metrics: Path) -> None:
-    """Whatever umask cron has; replaced in one step, in a folder where others may write."""
-    target = metrics.parents[1] / "precious"
-    target.write_text("do not touch\n")
-    for name in (metrics.name, f".{metrics.name}.{os.getpid()}"):
-        (metrics.parent / name).symlink_to(target)
-    before = os.umask(0o077)
-    try:
-        measured("deliver")
-    finally:
-        os.umask(before)
-
-    assert (metrics.is_symlink(), target.read_text()) == (False, "do not touch\n")
-    assert stat.S_IMODE(metrics.stat().st_mode) == 0o644
-    assert [path for path in metrics.parent.iterdir() if not path.is_symlink()] == [metrics]
-
-
-def test_a_file_that_cannot_be_written_only_warns(measured: Certjob, facts: Facts, metrics: Path) -> None:
-    """The night is done; on a full disk the old file stays whole, and no half of a new one lies beside it."""
-    warning = "certjob run: warning: the metrics file could not be written: {}; see CERTJOB_METRICS_FILE\n"
-    metrics.write_text("old 1\n")
-    with full_disk():
-        full = measured("run")
-    assert (full.returncode, full.stderr) == (0, warning.format("File too large"))
-    assert ([*metrics.parent.iterdir()], metrics.read_text()) == ([metrics], "old 1\n")

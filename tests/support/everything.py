@@ -69,7 +69,6 @@ def do_everything(url: str, *, facts: Facts, environment: Mapping[str, str], fol
             "CERTJOB_PORTAL_KEY": portal.key,
             "CERTJOB_NOTIFY_URL": f"maildir:{folder / 'mail'}",
             "CERTJOB_MAIL_FROM": "post@hlf.example",
-            "CERTJOB_METRICS_FILE": str(folder / "certjob.prom"),
         }
         for code, _, command in steps:
             if command.startswith("forecast"):

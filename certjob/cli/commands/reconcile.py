@@ -55,10 +55,7 @@ def reconcile(
     if accept is not None and (dry_run or allow_mass_change):
         message = "--accept reads nothing and shows nobody"
         raise UsageError(message, next_step="give it without --dry-run and --allow-mass-change")
-    with call.session(
-        outlasts_restarts=not dry_run,
-        watched=not dry_run and accept is None,
-    ) as opened:
+    with call.session(outlasts_restarts=not dry_run) as opened:
         if accept is not None:
             return _accept(opened, accept, because=because or "", json=call.json)
         with opened.output.progress() as progress:

@@ -69,7 +69,6 @@ def run(
     with call.session(
         interruptible=dry_run,
         outlasts_restarts=not dry_run,
-        watched=not dry_run,
         pings=not dry_run and organisation is None,  # one organisation's is no night: it would hide that none ran
     ) as opened:
         options = nightly.NightOptions(
@@ -110,7 +109,7 @@ def deliver(
     """
     from certjob.jobs import nightly
 
-    with call.session(outlasts_restarts=True, watched=True) as opened:
+    with call.session(outlasts_restarts=True) as opened:
         delivery = delivery_from(opened.settings)
         with opened.output.progress() as progress:
             report = nightly.deliver(

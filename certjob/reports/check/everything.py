@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 
-from certjob import database, files
+from certjob import database
 from certjob.database import embedded
 from certjob.database.connection_errors import explain_late_refusal
 from certjob.errors import CertjobError, ChannelDownError, ConfigurationError, TemplateError, TransientPortalError
@@ -29,9 +29,6 @@ from certjob.settings import EMBEDDED, Settings
 
 PORTAL_SECONDS = 30.0
 """A function that has slept all day takes a while to wake up."""
-
-METRICS_SIZE = 32 * 1024
-"""More than the metrics file ever is."""
 
 _WRONG = "its settings are wrong"
 _OF_MAIL = {"CERTJOB_NOTIFY_URL", "CERTJOB_NOTIFY_PASSWORD", "CERTJOB_MAIL_FROM"}
@@ -208,24 +205,11 @@ def _test_message(to: str) -> OutgoingMessage:
 
 def _check_monitoring(settings: Settings) -> Iterator[Finding]:
     """Look at the ways to tell others; no ping is sent, since it would say that a night had run."""
-    path = settings.metrics_file
-    if path is not None:
-        yield _check_metrics(path)
     if settings.ping_url is not None:
         yield ok("ping", "its address has the right shape; only `certjob run` calls it")
     elif settings.attention_ping_url is not None:
         step = "set CERTJOB_PING_URL to the address of a check of its own"
         yield warn("ping", "CERTJOB_ATTENTION_PING_URL alone hears nothing of a run that failed", next_step=step)
-    if settings.ping_url is None and settings.attention_ping_url is None and path is None:
-        step = "set CERTJOB_PING_URL or CERTJOB_METRICS_FILE; until then nobody notices when no run happens"
+    if settings.ping_url is None and settings.attention_ping_url is None:
+        step = "set CERTJOB_PING_URL; until then nobody notices when no run happens"
         yield warn("monitoring", "no external monitor is configured", next_step=step)
-
-
-def _check_metrics(path: Path) -> Finding:
-    try:
-        files.try_replacing(path, size=METRICS_SIZE)
-    except OSError as error:
-        message = f"no file can be written in the folder of CERTJOB_METRICS_FILE: {error.strerror}"
-        step = "make the folder, give this user the right to write there, make room, or name another folder"
-        return fail("metrics", message, next_step=step)
-    return ok("metrics", "the file can be written")
