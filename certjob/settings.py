@@ -122,11 +122,6 @@ class Settings(BaseSettings):
     portal_url: Annotated[str, AfterValidator(_portal)] | None = None
     """The Edge Function."""
     portal_key: Annotated[SecretStr, AfterValidator(_token)] | None = None
-    portal_concurrency: Annotated[int, Field(ge=1, le=16)] = 4
-    portal_rate: Annotated[float, Field(ge=0)] | None = None
-    """Calls per second of one process; 0 = unlimited. Default 15, and 0 on loopback."""
-    portal_attempts: Annotated[int, Field(ge=1, le=5)] = 3
-    """Calls for one event in one round."""
     notify_url: Annotated[SecretStr, AfterValidator(_channel)] | None = None
     """smtp://host[:port], smtps://host[:port], https://… or maildir:/path."""
     notify_user: str | None = Field(default=None, repr=False)
@@ -183,14 +178,6 @@ class Settings(BaseSettings):
             password = "".join(groups).strip("'")
             found += [password, unquote(password), database_url]
         return found
-
-    @property
-    def portal_calls_per_second(self) -> float:
-        """The rate of one process; 0 = unlimited."""
-        if self.portal_rate is not None:
-            return self.portal_rate
-        host = urlsplit(self.portal_url).hostname if self.portal_url else None
-        return 0.0 if host in LOOPBACK_HOSTS else 15.0
 
     def contradictions(self) -> dict[str, ConfigurationError]:
         """Return what is missing or wrong beside the other settings, by its variable."""

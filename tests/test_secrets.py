@@ -60,7 +60,6 @@ def environment(worker_url: str, bare_environment: dict[str, str]) -> dict[str, 
         "CERTJOB_NOTIFY_USER": NOTIFY_USER,
         "CERTJOB_NOTIFY_PASSWORD": NOTIFY_PASSWORD,
         "CERTJOB_MAIL_FROM": "post@hlf.example",
-        "CERTJOB_PORTAL_ATTEMPTS": "1",
         "SSL_CERT_FILE": str(CERTIFICATE),
     }
 
@@ -100,11 +99,12 @@ def test_a_server_that_quotes_what_it_was_sent_is_not_quoted(here: Certjob, fact
     """Neither on the terminal nor in the rows that alerts and the app show later; a webhook's address is a secret."""
     with PortalServer(key=PORTAL_KEY) as portal:
         night(facts.connection, today(), deliver=False)
-        for number, (fault, portal.default) in enumerate(PORTAL_FAULTS.items(), start=1):
+        for fault, portal.default in PORTAL_FAULTS.items():
+            before = len(portal.requests)
             pushed = here("resync", "M1001", "-v", CERTJOB_PORTAL_URL=portal.url)
             alerts = here("alerts", "-v")
 
-            assert (pushed.returncode, alerts.returncode, len(portal.requests)) == (3, 3, number), fault
+            assert (pushed.returncode, alerts.returncode, len(portal.requests) > before) == (3, 3, True), fault
             assert_says_nothing(pushed, alerts, everything_stored(facts))
 
     said = f"Bearer {NOTIFY_PASSWORD} kari.hemmelig@example.org".encode()

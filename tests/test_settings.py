@@ -51,14 +51,14 @@ def test_a_database_is_enough(environment: Environment) -> None:
 
     An empty variable counts as not set: ``CERTJOB_PORTAL_URL=`` in a crontab switches the portal off.
     """
-    for variables in ({}, dict.fromkeys(("PORTAL_URL", "TIME_ZONE", "PORTAL_CONCURRENCY"), "")):
+    for variables in ({}, dict.fromkeys(("PORTAL_URL", "TIME_ZONE", "LOG_FORMAT"), "")):
         settings = environment.load(**variables)
 
         assert settings.database_url.get_secret_value() == DATABASE_URL
         assert settings.time_zone == "Europe/Oslo"
         asked_for = (settings.portal_url, settings.portal_key, settings.notify_url, settings.mail_from)
         assert (*asked_for, settings.ping_url) == (None,) * 5
-        assert (settings.portal_concurrency, settings.portal_attempts, settings.log_format) == (4, 3, "text")
+        assert settings.log_format == "text"
     with pytest.raises(ValueError, match="frozen"):
         settings.time_zone = "UTC"  # type: ignore[misc]
 
@@ -70,18 +70,6 @@ def test_there_is_no_default_database(environment: Environment) -> None:
         load_settings()
 
     assert environment.complaint(DATABASE_URL="").startswith(said)
-
-
-def test_the_portal_is_spared_unless_it_is_on_this_machine(environment: Environment) -> None:
-    """15 calls a second, off on loopback, or what was asked for."""
-    for variables, calls_per_second in (
-        ({}, 15.0),
-        ({"PORTAL_RATE": "2.5"}, 2.5),
-        ({"PORTAL_RATE": "0"}, 0.0),
-        ({"PORTAL_RATE": "", "PORTAL_URL": "http://[::1]:8000/"}, 0.0),
-        ({"PORTAL_RATE": "3", "PORTAL_URL": "http://localhost/"}, 3.0),
-    ):
-        assert environment.load(**PORTAL | variables).portal_calls_per_second == calls_per_second
 
 
 NO_ZONE = "no such time zone; use an IANA name such as Europe/Oslo"
@@ -106,12 +94,6 @@ A_URL = "must be a URL that starts with"
         ("PORTAL_URL", f"https://{SECRET}@portal.example/", f"{NO_USER}; the function's key goes into"),
         ("PORTAL_KEY", f"{SECRET}\n", NOT_A_WORD),
         ("PORTAL_KEY", f"nøkkel-{SECRET}", NOT_A_WORD),
-        ("PORTAL_CONCURRENCY", "0", "Input should be"),
-        ("PORTAL_CONCURRENCY", "17", "Input should be"),
-        ("PORTAL_RATE", "-1", "Input should be"),
-        ("PORTAL_RATE", "nan", "Input should be"),
-        ("PORTAL_ATTEMPTS", "0", "Input should be"),
-        ("PORTAL_ATTEMPTS", "6", "Input should be"),
         ("LOG_FORMAT", SECRET, "Input should be"),
         ("NOTIFY_URL", f"mailto:{SECRET}@hlf.example", f"{A_URL} smtp: or smtps:"),
         ("NOTIFY_URL", "maildir:", A_URL),
@@ -160,10 +142,10 @@ def test_what_does_not_go_together_is_refused(environment: Environment, variable
 @pytest.mark.parametrize(
     "variables",
     [
-        {"PORTAL_URL": "http://LOCALHOST:8000/", "NOTIFY_URL": "http://localhost:8001/", "PORTAL_CONCURRENCY": "1"},
-        {"PORTAL_URL": "http://127.0.0.1:8000/", "NOTIFY_URL": "SMTPS://mail.example:465", "PORTAL_CONCURRENCY": "16"},
-        {"PORTAL_URL": "http://[::1]:8000/", "NOTIFY_URL": "https://push.example/", "PORTAL_ATTEMPTS": "1"},
-        {"NOTIFY_URL": "maildir:/var/mail/out", "PORTAL_RATE": "0.0", "PORTAL_ATTEMPTS": "5"},
+        {"PORTAL_URL": "http://LOCALHOST:8000/", "NOTIFY_URL": "http://localhost:8001/"},
+        {"PORTAL_URL": "http://127.0.0.1:8000/", "NOTIFY_URL": "SMTPS://mail.example:465"},
+        {"PORTAL_URL": "http://[::1]:8000/", "NOTIFY_URL": "https://push.example/"},
+        {"NOTIFY_URL": "maildir:/var/mail/out"},
         {"NOTIFY_URL": "smtp://mail.example", "NOTIFY_PASSWORD": "blå bær", "LOG_FORMAT": "json"},
         {"APP_URL": "http://app.example"},
     ],

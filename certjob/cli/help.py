@@ -28,7 +28,7 @@ Settings (environment variables, or lines of the file that --env-file names):
   CERTJOB_TEMPLATES_DIR                       message templates of your own
   CERTJOB_APP_URL                             the app that digests link to
   CERTJOB_PING_URL, _ATTENTION_PING_URL       external monitors
-  CERTJOB_PORTAL_CONCURRENCY, _RATE, _ATTEMPTS, CERTJOB_LOG_FORMAT
+  CERTJOB_LOG_FORMAT                          text (the default) or json
 
 \b
 Exit codes:

@@ -219,7 +219,6 @@ def delivery_from(settings: "Settings", *, deadline_seconds: float | None = None
     """
     from certjob.jobs.deliveries import DELIVER_SECONDS, Delivery
     from certjob.mail.channels.notify import open_channel
-    from certjob.portal.push import portal_policy
 
     return Delivery(
         make_target=portal_from(settings) if settings.portal_url else None,
@@ -228,9 +227,6 @@ def delivery_from(settings: "Settings", *, deadline_seconds: float | None = None
         app_url=settings.app_url or "",
         templates_dir=settings.templates_dir,
         zone=settings.zone,
-        policy=portal_policy(max_attempts=settings.portal_attempts),
-        concurrency=settings.portal_concurrency,
-        calls_per_second=settings.portal_calls_per_second,
         deadline_seconds=deadline_seconds or DELIVER_SECONDS,
     )
 

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,8 +25,8 @@ from certjob.outbox.calls import Calls
 from certjob.outbox.claims import CRASH, StageStop
 from certjob.outbox.open_work import read_open_work
 from certjob.outbox.retry import RetryPolicy
-from certjob.portal.push import MakeTarget, portal_policy
-from certjob.portal.stage import LONGEST_PAUSE_SECONDS, PortalStage
+from certjob.portal.push import PORTAL_POLICY, MakeTarget
+from certjob.portal.stage import CONCURRENCY, LONGEST_PAUSE_SECONDS, PortalStage
 from certjob.portal.sync import PortalSyncService
 from certjob.redaction import without_people
 from certjob.stopping import StopFlag
@@ -71,9 +71,8 @@ class Delivery:
     """Where the app is; digests link to it."""
     zone: tzinfo = UTC
     """In which times are written."""
-    policy: RetryPolicy = field(default_factory=lambda: portal_policy(max_attempts=3))
-    concurrency: int = 4
-    calls_per_second: float = 0.0
+    policy: RetryPolicy = PORTAL_POLICY
+    concurrency: int = CONCURRENCY
     longest_pause_seconds: float = LONGEST_PAUSE_SECONDS
     deadline_seconds: float = DELIVER_SECONDS
 
@@ -173,7 +172,6 @@ class Deliveries:
             make_target=delivery.make_target,
             policy=delivery.policy,
             concurrency=delivery.concurrency,
-            calls_per_second=delivery.calls_per_second,
             longest_pause_seconds=delivery.longest_pause_seconds,
             on_progress=self._progress.phase("Pushing to the portal"),
             counts=report.portal,

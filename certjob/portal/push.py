@@ -20,7 +20,6 @@ from certjob.outbox.claims import ClaimedRow, Lease
 from certjob.outbox.retry import RetryPolicy, full_jitter
 
 CALL_DEADLINE_SECONDS = 30.0
-LONGEST_RETRY_AFTER_SLEPT_IN_CALL_SECONDS = 20.0
 
 
 class PortalTarget(Protocol):
@@ -94,16 +93,15 @@ class Push:
         return (self.error.cause.retry_after_seconds or 0.0) if self.error is not None else 0.0
 
 
-def portal_policy(*, max_attempts: int) -> RetryPolicy:
-    """The policy of one round: transient errors are worth another try, a Retry-After is kept."""
-    return RetryPolicy(
-        max_attempts=max_attempts,
-        backoff=full_jitter(base_seconds=0.5, cap_seconds=20),
-        deadline_seconds=100,
-        longest_retry_after_seconds=LONGEST_RETRY_AFTER_SLEPT_IN_CALL_SECONDS,
-        is_transient=lambda error: isinstance(error, TransientPortalError),
-        retry_after=lambda error: error.retry_after_seconds if isinstance(error, PortalCallError) else None,
-    )
+PORTAL_POLICY = RetryPolicy(
+    max_attempts=3,
+    backoff=full_jitter(base_seconds=0.5, cap_seconds=20),
+    deadline_seconds=100,
+    longest_retry_after_seconds=20,
+    is_transient=lambda error: isinstance(error, TransientPortalError),
+    retry_after=lambda error: error.retry_after_seconds if isinstance(error, PortalCallError) else None,
+)
+"""The calls of one round."""
 
 
 async def push_once(
@@ -137,17 +135,18 @@ async def push_once(
     except PortalCallError as cause:
         error = _given_up(event, attempts=len(errors), cause=cause)
         is_cut_short = stopped.is_set() and len(errors) < policy.max_attempts
-        outcome = _outcome_of(cause, is_cut_short=is_cut_short)
+        is_throttled = (cause.retry_after_seconds or 0.0) > policy.longest_retry_after_seconds
+        outcome = _outcome_of(cause, is_throttled=is_throttled, is_cut_short=is_cut_short)
     outcome_unknown = any(each.code is FailureCode.OUTCOME_UNKNOWN for each in errors)
     return Push(event=event, outcome=outcome, error=error, outcome_unknown=outcome_unknown)
 
 
-def _outcome_of(cause: PortalCallError, *, is_cut_short: bool) -> PushOutcome:
+def _outcome_of(cause: PortalCallError, *, is_throttled: bool, is_cut_short: bool) -> PushOutcome:
     if isinstance(cause, PermanentPortalError):
         return PushOutcome.BLOCKED
     if isinstance(cause, PortalStageError):
         return PushOutcome.REFUSED
-    if (cause.retry_after_seconds or 0.0) > LONGEST_RETRY_AFTER_SLEPT_IN_CALL_SECONDS:
+    if is_throttled:
         return PushOutcome.THROTTLED
     return PushOutcome.NOT_TRIED if is_cut_short else PushOutcome.FAILED
 

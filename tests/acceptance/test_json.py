@@ -102,7 +102,7 @@ class Programme:
 
     def __init__(self, here: Certjob, worker_url: str) -> None:
         self._here = here
-        self._settings = {"CERTJOB_DATABASE_URL": worker_url, "CERTJOB_PORTAL_ATTEMPTS": "1"}
+        self._settings = {"CERTJOB_DATABASE_URL": worker_url}
         self.printed: dict[str, set[str]] = {}
 
     def run(self, *lines: str, **settings: str) -> Any:

@@ -86,10 +86,9 @@ def deliver(bench: Bench, template: str, number: int, *, settings: Mapping[str, 
     return float(done["duration_seconds"])
 
 
-def portal_settings(port: int, concurrency: int = AT_ONCE) -> dict[str, str]:
-    """A portal on loopback, at any rate."""
-    prefix, url = "CERTJOB_PORTAL_", f"http://127.0.0.1:{port}/"
-    return {f"{prefix}URL": url, f"{prefix}KEY": "key", f"{prefix}CONCURRENCY": str(concurrency), f"{prefix}RATE": "0"}
+def portal_settings(port: int) -> dict[str, str]:
+    """A portal on loopback."""
+    return {"CERTJOB_PORTAL_URL": f"http://127.0.0.1:{port}/", "CERTJOB_PORTAL_KEY": "key"}
 
 
 def _race(
@@ -99,13 +98,12 @@ def _race(
     theirs: Callable[[int], Finished],
     *,
     delay_ms: int = 0,
-    at_once: int = AT_ONCE,
 ) -> Ratio:
     """Our pushes and theirs, which get the port, to a portal that takes so long."""
     bench.say(f"{number} {name}")
     with server("portal", str(delay_ms)) as port, with_events(bench, number) as template:
         return in_turns(
-            lambda: deliver(bench, template, number, settings=portal_settings(port, at_once)),
+            lambda: deliver(bench, template, number, settings=portal_settings(port)),
             lambda: float(theirs(port).document["seconds"]),
             rounds=bench.rounds,
             of_speeds=True,
@@ -113,19 +111,19 @@ def _race(
 
 
 def run_pushes(bench: Bench) -> list[Figure]:
-    """Answers after 20 and 200 ms, as the function and Dataverse give them; four at once is the setting's default."""
-    return [_pushes(bench, *how) for how in ((20, AT_ONCE), (200, AT_ONCE), (200, 16))]
+    """Answers after 20 and 200 ms, as the function and Dataverse give them."""
+    return [_pushes(bench, delay_ms) for delay_ms in (20, 200)]
 
 
-def _pushes(bench: Bench, delay_ms: int, at_once: int) -> Figure:
-    number = max(bench.pushes * at_once * 5 // delay_ms // 2, 10)  # five seconds of answers: a rate, not a start
-    name = f"pushes, {delay_ms} ms answers, {at_once} at once"
+def _pushes(bench: Bench, delay_ms: int) -> Figure:
+    number = max(bench.pushes * AT_ONCE * 5 // delay_ms // 2, 10)  # five seconds of answers: a rate, not a start
+    name = f"pushes, {delay_ms} ms answers, {AT_ONCE} at once"
 
     def bare(port: int) -> Finished:
-        return run([sys.executable, "-c", _BARE_PUSHES, f"http://127.0.0.1:{port}/", str(at_once), str(number)])
+        return run([sys.executable, "-c", _BARE_PUSHES, f"http://127.0.0.1:{port}/", str(AT_ONCE), str(number)])
 
-    ratio = _race(bench, name, number, bare, delay_ms=delay_ms, at_once=at_once)
-    speed, possible = number / median(ratio.ours), at_once * 1000 / delay_ms
+    ratio = _race(bench, name, number, bare, delay_ms=delay_ms)
+    speed, possible = number / median(ratio.ours), AT_ONCE * 1000 / delay_ms
     bars = {20: Bar(value=speed, unit="pushes/s", at_least=PUSHES_BAR), 200: ratio.bar(at_least=SPEED_BAR)}
     return Figure(
         name=name,

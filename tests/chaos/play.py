@@ -189,13 +189,12 @@ class Play:
         troubles = [trouble for trouble in command.mail_script if trouble]
         if any(trouble.manner is Manner.HANG for trouble in troubles):
             inside["patience"] = _PATIENCE_SECONDS
+        inside |= {"attempts": command.attempts, "at_once": command.concurrency}
         environment = {
             "HOME": str(self._folder),
             "PATH": "/usr/bin:/bin",
             "CERTJOB_PORTAL_URL": self.receiver.url,
             "CERTJOB_PORTAL_KEY": self.receiver.key,
-            "CERTJOB_PORTAL_CONCURRENCY": str(command.concurrency),
-            "CERTJOB_PORTAL_ATTEMPTS": str(command.attempts),
             "CERTJOB_NOTIFY_URL": f"smtp://127.0.0.1:{self.postbox.port}",
             "CERTJOB_MAIL_FROM": "certjob@example.org",
         }

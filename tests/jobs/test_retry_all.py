@@ -86,15 +86,14 @@ def test_under_the_breaker_hides_are_reached_first_and_what_was_not_is_said(scen
 def test_the_command_shows_what_is_left(scene: Scene, certjob: Certjob, ways_out: dict[str, str]) -> None:
     """Exit 3 while it shows anything, with the reasons; 0 and silent once all is well. Its document has both halves."""
     scene.backlog(2)
-    settings = ways_out | {"CERTJOB_PORTAL_CONCURRENCY": "1"}
     scene.portal.default = error(404, "contact_not_found")
 
     no_url = certjob("alerts", "--retry-all")
-    stuck = certjob("alerts", "--retry-all", **settings)
+    stuck = certjob("alerts", "--retry-all", **ways_out)
     scene.portal.then(ok())
-    half = certjob("alerts", "--retry-all", "--json", **settings)
+    half = certjob("alerts", "--retry-all", "--json", **ways_out)
     scene.portal.default = ok()
-    mended = certjob("alerts", "--retry-all", **settings)
+    mended = certjob("alerts", "--retry-all", **ways_out)
 
     assert no_url.returncode == 3
     assert "portal: CERTJOB_PORTAL_URL is not set; the pushes stay pending" in no_url.stderr

@@ -121,10 +121,10 @@ def test_what_is_not_well_is_a_line_with_a_next_step(check: Check, facts: Facts,
 def test_every_wrong_setting_is_named_and_the_rest_is_looked_at(check: Check, portal: PortalServer) -> None:
     """By its variable, never its value; one that is wrong is not missing, too, and has one next step."""
     code, said = check(
-        CERTJOB_TIME_ZONE=SECRET, CERTJOB_PORTAL_KEY="", CERTJOB_NOTIFY_URL="smtp://h", CERTJOB_PORTAL_RATE="-1"
+        CERTJOB_TIME_ZONE=SECRET, CERTJOB_PORTAL_KEY="", CERTJOB_NOTIFY_URL="smtp://h", CERTJOB_LOG_FORMAT="xml"
     )
     assert (code, set(said), portal.requests) == (2, {"settings", "portal", "mail"}, [])
-    variables = ("CERTJOB_TIME_ZONE", "CERTJOB_PORTAL_RATE", "CERTJOB_PORTAL_KEY", "CERTJOB_MAIL_FROM")
+    variables = ("CERTJOB_TIME_ZONE", "CERTJOB_LOG_FORMAT", "CERTJOB_PORTAL_KEY", "CERTJOB_MAIL_FROM")
     for variable, clause in zip(variables, said["settings"], strict=True):
         assert clause.startswith(f"fail: {variable}")
     assert said["portal"] == said["mail"] == ["skip: not checked: its settings are wrong; None"]

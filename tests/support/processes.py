@@ -8,10 +8,10 @@
 ``tests.support.command_line.started`` runs the command in such a process: ``freeze_before`` or
 ``freeze_after`` a method; in seconds ``portal_lease``, ``mail_lease``, ``call`` (the longest a call to the portal
 takes), ``round`` (how long its repeats may begin) and ``message`` (the longest each half of a message takes, before and
-after it is handed over); ``grace``, how long what is being done may go on after a signal; ``ignored``, a signal, as
-under `nohup`; ``loop_fault`` and ``patience``: see ``tests.chaos.struck_command``. The times of a lease are minutes; a
-test that waits for them shortens all that belong together. A freeze is a SIGSTOP that the process sends to itself, the
-first time it comes to that point.
+after it is handed over); ``attempts`` (calls of one round) and ``at_once`` (pushes); ``grace``, how long what is being
+done may go on after a signal; ``ignored``, a signal, as under `nohup`; ``loop_fault`` and ``patience``: see
+``tests.chaos.struck_command``. The times of a lease are minutes; a test that waits for them shortens all that belong
+together. A freeze is a SIGSTOP that the process sends to itself, the first time it comes to that point.
 """
 
 import itertools
@@ -54,7 +54,7 @@ def _freeze() -> None:
     signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
 
-def _set_defaults(function: Callable[..., Any], **values: float) -> None:
+def _set_defaults(function: Callable[..., Any], **values: object) -> None:
     defaults = function.__kwdefaults__
     assert defaults is not None
     assert defaults.keys() >= values.keys()
@@ -70,15 +70,20 @@ def _set_everywhere(name: str, value: object) -> None:
 
 
 def _shorten_portal(*, lease: float, call: float, repeats: float) -> None:
-    from certjob.jobs import nightly, resync  # noqa: F401 - all that know these times are to be loaded
+    from certjob.jobs import deliveries, nightly, resync  # noqa: F401 - all that know these times are to be loaded
     from certjob.portal import push, sync
 
-    usual = push.portal_policy
     _set_defaults(sync.PortalSyncService.__init__, lease_seconds=lease)
     _set_everywhere("CALL_DEADLINE_SECONDS", call)
-    _set_everywhere(
-        "portal_policy", lambda *, max_attempts: replace(usual(max_attempts=max_attempts), deadline_seconds=repeats)
-    )
+    _set_defaults(deliveries.Delivery.__init__, policy=replace(push.PORTAL_POLICY, deadline_seconds=repeats))
+
+
+def _set_pushes(*, attempts: int, at_once: int) -> None:
+    from certjob.jobs import deliveries
+    from certjob.portal import push
+
+    policy = replace(push.PORTAL_POLICY, max_attempts=attempts)
+    _set_defaults(deliveries.Delivery.__init__, policy=policy, concurrency=at_once)
 
 
 def _shorten_mail(*, lease: float, message: float) -> None:
@@ -102,6 +107,8 @@ def run_altered(alterations: Mapping[str, Any]) -> None:
         _shorten_portal(lease=alterations["portal_lease"], call=alterations["call"], repeats=alterations["round"])
     if "mail_lease" in alterations:
         _shorten_mail(lease=alterations["mail_lease"], message=alterations["message"])
+    if "attempts" in alterations:
+        _set_pushes(attempts=alterations["attempts"], at_once=alterations["at_once"])
     if "grace" in alterations:
         _set_everywhere("GRACE_SECONDS", alterations["grace"])
     if "ignored" in alterations:

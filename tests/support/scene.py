@@ -173,7 +173,7 @@ class Scene:
         connection, stop, counts = connection or self.connection, stop or StopFlag(), PortalCounts()
         service = service or PortalSyncService(connection, run_id=uuid4())
         make_target = delivery(portal=target or self.portal).make_target
-        defaults = {"make_target": make_target, "policy": quick_policy(), "counts": counts}
+        defaults = {"make_target": make_target, "policy": quick_policy(), "concurrency": 1, "counts": counts}
         self.counts = counts
         with Calls(stop) as calls:
             stage = PortalStage(service, calls=calls, stop=stop, **defaults | options)
