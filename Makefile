@@ -8,7 +8,7 @@ DENO := DENO_NO_UPDATE_CHECK=1 $(CURDIR)/$(BIN)/deno
 .PHONY: demo test outside chaos mutants lint bench looks dist schema lock clean
 
 demo: $(READY)
-	$(BIN)/certjob demo
+	$(BIN)/python demo/demo.py
 
 # Each worker takes whole files, so that what a file starts is started once; whoever is done first takes over others'.
 # Three, for two cores: a test often waits for a server, a signal or a deadline.

@@ -1,1 +1,1 @@
-"""The face: commands, pages, the terminal, the demo; nothing below it prints."""
+"""The command line: commands, pages, the terminal. Nothing below it prints."""

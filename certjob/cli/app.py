@@ -6,7 +6,6 @@ import typer
 
 from certjob import __version__
 from certjob.cli.commands import alerts, bounces, data, health, inspect, organisation, preview, reconcile, runs, schema
-from certjob.cli.demo import command as demo
 from certjob.cli.help import DATA, EPILOG, SETTING_UP, GroupedHelp
 from certjob.cli.session import Commands
 
@@ -39,7 +38,7 @@ def certjob(
     """Nightly job for peer-mentor programmes: updates certificates and pauses, sends reminders, syncs the portal."""
 
 
-for commands in (runs, reconcile, bounces, health, alerts, inspect, preview, data, demo):  # in the order of --help
+for commands in (runs, reconcile, bounces, health, alerts, inspect, preview, data):  # in the order of --help
     app.add_typer(commands.app)
 app.add_typer(
     organisation.app,

@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL: a real server from a wheel, for the demo, a first look and the tests."""
+"""The embedded PostgreSQL: a real server from a wheel, for a first look, the demo and the tests."""
 
 import atexit
 import contextlib

@@ -38,7 +38,7 @@ LOOKS = {
     "status": 3,  # no night has run here
 }
 """With the exit code of each."""
-ELSEWHERE = {"demo": "has a database of its own", "db migrate": "says where to go instead"}
+ELSEWHERE = {"db migrate": "says where to go instead"}
 
 
 @pytest.fixture(scope="module")

@@ -1,1 +1,0 @@
-"""A few nights in a row on a throw-away database."""
