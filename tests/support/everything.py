@@ -38,7 +38,7 @@ STEPS = """
 0 load --strict renewed.csv
 3 run --json
 0 bounces report.eml
-0 check --json
+3 check --json
 3 status
 3 status --json
 0 db prune --older-than 3y --json
