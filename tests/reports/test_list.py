@@ -114,11 +114,12 @@ def test_csv_is_rfc_4180(capsys: pytest.CaptureFixture[str]) -> None:
     """A header, CRLF after each line, quotes only where a comma or a quote needs them; whatever was entered."""
     odd = row(full_name=None, pauses=("certification_expired", "leave"), left=True)
     assert csv_of(capsys, row(full_name='Nordmann, "Kari"'), odd, row(full_name="a\r\nb\x1b[2J")) == (
-        "organisation,member_no,name,kind,status,issued_on,expires_on,days_left,paused,left\r\n"
-        'hlf,M1,"Nordmann, ""Kari""",likeperson,expiring,2024-03-12,2026-03-12,2,,\r\n'
-        "hlf,M1,,likeperson,expiring,2024-03-12,2026-03-12,2,certification_expired; leave,yes\r\n"
-        "hlf,M1,a  b\ufffd[2J,likeperson,expiring,2024-03-12,2026-03-12,2,,\r\n"
-    )
+        "organisation,member_no,full_name,kind,status,issued_on,expires_on,days_left,pauses,left,"
+        "mentor_id,certificate_id\r\n"
+        'hlf,M1,"Nordmann, ""Kari""",likeperson,expiring,2024-03-12,2026-03-12,2,,,{ids}\r\n'
+        "hlf,M1,,likeperson,expiring,2024-03-12,2026-03-12,2,certification_expired; leave,yes,{ids}\r\n"
+        "hlf,M1,a  b\ufffd[2J,likeperson,expiring,2024-03-12,2026-03-12,2,,,{ids}\r\n"
+    ).replace("{ids}", f"{UUID(int=1)},{UUID(int=2)}")
 
 
 def test_no_text_of_a_cell_is_computed_by_a_spreadsheet(capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,7 +132,7 @@ def test_no_text_of_a_cell_is_computed_by_a_spreadsheet(capsys: pytest.CaptureFi
     written = csv.DictReader(io.StringIO(csv_of(capsys, *rows), newline=""), strict=True)
     for text, read in zip(texts, written, strict=True):
         assert read["days_left"] == "-5"
-        for cell in (read["name"], read["member_no"], read["kind"], read["paused"]):
+        for cell in (read["full_name"], read["member_no"], read["kind"], read["pauses"]):
             assert (cell[0], cell.replace("'", "").strip()) == ("'", text.strip())
 
     signs = "=+-@＝＋－＠"

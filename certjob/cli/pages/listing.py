@@ -1,7 +1,7 @@
 """The list as people and programs read it: a table on a terminal, CSV off it, one JSON document."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import date
 from typing import Any, Final
 
@@ -15,10 +15,8 @@ from certjob.domain.models import OWN_PAUSE_REASON, Status
 from certjob.redaction import harmless
 from certjob.reports.listing import ListedCertificate, Listing
 
-COLUMNS: Final = (
-    *("organisation", "member_no", "name", "kind", "status"),
-    *("issued_on", "expires_on", "days_left", "paused", "left"),
-)
+COLUMNS: Final = tuple(each.name for each in fields(ListedCertificate))
+"""Of the CSV; the JSON document has the same keys."""
 MOST_ROWS: Final = 200
 """A table on a terminal has at most this many rows; CSV and JSON have all."""
 
@@ -73,7 +71,7 @@ def days_left_words(days: int | None) -> str:
 
 def print_list_csv(rows: Iterable[ListedCertificate]) -> None:
     """Print all rows as CSV."""
-    print_csv(COLUMNS, (_cells(row) for row in rows))
+    print_csv(COLUMNS, (map(_cell, asdict(row).values()) for row in rows))
 
 
 def to_document(listing: Listing, *, today: date) -> dict[str, Any]:
@@ -88,10 +86,11 @@ def _status(row: ListedCertificate) -> str:
     return harmless(", ".join([str(row.status or "none"), *pauses, *(["has left"] if row.left else [])]))
 
 
-def _cells(row: ListedCertificate) -> tuple[object, ...]:
-    return (
-        *(row.organisation, row.member_no, row.full_name, row.kind, row.status),
-        *(row.issued_on, row.expires_on, row.days_left),
-        "; ".join(row.pauses),
-        "yes" if row.left else "",
-    )
+def _cell(value: object) -> object:
+    """Return a value as a spreadsheet shows it: reasons in one cell, ``yes`` or nothing."""
+    match value:
+        case tuple():
+            return "; ".join(value)
+        case bool():
+            return "yes" if value else ""
+    return value

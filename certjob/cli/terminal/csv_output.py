@@ -20,7 +20,7 @@ space, so that a sign alone (``Kari - Ola``) computes nothing. Tabs and line end
 """
 
 
-def print_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+def print_csv(header: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
     """Print a header and rows as they come; texts are made safe, numbers and dates stay what they are."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a spreadsheet expects UTF-8, whatever the terminal shows
         sys.stdout.reconfigure(encoding="utf-8", newline="")
