@@ -139,6 +139,25 @@ def _open_and_ask(url: str) -> Connection:
     return connection
 
 
+def connect_again(lost: Connection, *, patience_seconds: float = 60.0) -> Connection:
+    """Open a new connection to the server of a lost one, once the server answers. Raises as ``connect`` does."""
+    give_up_at = time.monotonic() + patience_seconds
+    while True:
+        try:
+            connection = connect(lost.url)
+            try:
+                connection.execute("SELECT 1")  # a pooler accepts a connection although its server is away
+            except psycopg.OperationalError as error:
+                connection.close()
+                raise explain_refusal(error) from None
+        except DatabaseUnavailableError:
+            if time.monotonic() > give_up_at:
+                raise
+            time.sleep(_POLL_SECONDS)
+        else:
+            return connection
+
+
 def outlast_restarts(connection: Connection, *, stop: StopFlag) -> None:
     """Let ``repeated`` wait for the server on this connection, until the stop flag is set."""
     connection.stop = stop
@@ -174,7 +193,7 @@ def repeated(connection: Connection, work: Callable[[], Result]) -> Result:
         try:
             return work()
         except psycopg.Error as error:
-            if connection.stop is None or connection.depth or not _is_gone(connection, error):
+            if connection.stop is None or connection.depth or not is_gone(connection, error):
                 raise
             _wait_for_server(connection, error, stop=connection.stop)
 
@@ -189,8 +208,8 @@ def hang_up(connection: Connection) -> None:
         same.shutdown(socket.SHUT_RDWR)
 
 
-def _is_gone(connection: Connection, error: psycopg.Error) -> bool:
-    """Whether it is the session that ended, not a statement."""
+def is_gone(connection: Connection, error: psycopg.Error) -> bool:
+    """Return whether the error ended the session, not only a statement."""
     return connection.closed or (error.sqlstate or "").startswith(LOST_SESSION)
 
 

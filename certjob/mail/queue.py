@@ -10,6 +10,8 @@ from datetime import date
 from functools import partial
 from typing import Generic
 
+import psycopg
+
 from certjob import database
 from certjob.database import persist
 from certjob.domain.addresses import parse_address
@@ -81,8 +83,17 @@ class MailQueue(ABC, Generic[Item]):
         return draft if draft is None or isinstance(draft, Settlement) else draft()
 
     def settle(self, item: Item, settlement: Settlement) -> Answer:
-        """Write what became of a mail; SETTLED or LOST. It insists: a known outcome must be kept."""
-        return self._outbox.settle(item, settlement)
+        """Write what became of a mail; SETTLED or LOST. It insists: a known outcome must be kept.
+
+        If the database went away, it stores the outcome over one new connection and then raises the error.
+        """
+        try:
+            return self._outbox.settle(item, settlement)
+        except psycopg.Error as error:
+            if database.is_gone(self._connection, error):
+                with database.connect_again(self._connection) as fresh:
+                    self._outbox.over(fresh).settle(item, settlement)
+            raise
 
     def refuse(self, item: Item, error: NotifyError, *, address: str) -> Answer:
         """Fail a row that a server refused, if the address is still the recipient's: SETTLED, or LOST.
@@ -93,12 +104,12 @@ class MailQueue(ABC, Generic[Item]):
         refused = Settlement(status="failed", error=str(error), code=error.code)
 
         def try_again(settlement: Settlement) -> Answer:
-            answer = self.settle(item, settlement)
+            answer = self._outbox.settle(item, settlement)
             return Answer.RAISED if answer is Answer.SETTLED else answer
 
         def write() -> Answer:
             if self._hold(item) == address:
-                return self.settle(item, refused)
+                return self._outbox.settle(item, refused)
             return try_again(replace(refused, status="pending", count_attempt=False))
 
         try:

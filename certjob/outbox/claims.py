@@ -105,6 +105,10 @@ class Outbox(Generic[Item]):
         self._item = item
         self._lease_seconds = lease_seconds
 
+    def over(self, connection: Connection) -> "Outbox[Item]":
+        """Return the same table over another connection."""
+        return Outbox(connection, table=self._table, item=self._item, lease_seconds=self._lease_seconds)
+
     def claim(self, lock: str, parameters: dict[str, object]) -> tuple[list[Item], Lease]:
         """Claim what the statement ``lock`` locks, in its order, each row with a fresh token; committed on return.
 

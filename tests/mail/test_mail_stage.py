@@ -4,8 +4,10 @@ import time
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
 
+from certjob import database
 from certjob.database import Connection
 from certjob.errors import ChannelDownError, StoppedBySignalError
 from certjob.mail.message import OutgoingMessage
@@ -18,6 +20,7 @@ from tests.mail.conftest import CUT, DOWN, PUT_OFF, REFUSED, Scene, day
 from tests.support.channels import reminder_mail, smtp_channel
 from tests.support.facts import Facts
 from tests.support.intents import run_out
+from tests.support.nights import CollectingChannel
 from tests.support.smtp_server import Fault, Mailbox, real_server, scripted_server
 
 
@@ -81,6 +84,26 @@ def test_an_unknown_outcome_is_repeated_with_the_same_id_and_says_so(scene: Scen
         assert f"-{message.idempotency_key}@".encode() in first
         assert message.repeat
         assert "Har du allerede fått denne påminnelsen?" in message.text
+
+
+@pytest.mark.parametrize("outcome", [None, CUT], ids=["sent", "unknown"])
+def test_outcome_is_stored_although_the_session_ended(
+    scene: Scene, database_url: str, other: Connection, outcome: Exception | None
+) -> None:
+    """The stage ends with the database's error, and the mail that was in flight is not forgotten."""
+    queue(scene, 2)
+
+    def end_the_session(_message: OutgoingMessage) -> Exception | None:
+        other.execute("SELECT pg_terminate_backend(%s, 5000)", [lost.info.backend_pid])
+        return outcome
+
+    channel = CollectingChannel(on_send=end_the_session)
+    with database.connect(database_url) as lost, pytest.raises(psycopg.OperationalError):
+        scene.stage(queue=reminder_mail(lost), channel=channel)
+
+    first, second = (("pending", True) if outcome else ("sent", False)), ("pending", False)
+    assert log(scene, "status, maybe_sent") == [first, second]
+    assert log(scene, "claim_token, attempts") == [(None, 1), (None, 0)]
 
 
 OUTCOMES = {".": None, "R": REFUSED, "L": PUT_OFF, "C": CUT, "D": DOWN}
