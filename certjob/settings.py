@@ -87,7 +87,7 @@ def _ping(url: SecretStr) -> SecretStr:
     step = "remove them: whoever knows the address may ping"
     parts = _split_safely(url.get_secret_value(), instead_of_login=step)
     if parts.query or parts.fragment:
-        message = "must hold no ? and no #, since certjob appends /start and ?rid=… to it"
+        message = "must hold no ? and no #, because certjob appends /fail and ?rid=… to it"
         raise _RefusedError(message)
     return url
 
@@ -137,9 +137,7 @@ class Settings(BaseSettings):
     app_url: Annotated[str, AfterValidator(_web_address)] | None = None
     """The app that coordinators use; digests link to it."""
     ping_url: Annotated[SecretStr, AfterValidator(_ping)] | None = None
-    """Where `run` reports that it started and how it ended. A secret: whoever knows the address can report, too."""
-    attention_ping_url: Annotated[SecretStr, AfterValidator(_ping)] | None = None
-    """Where `run` reports whether someone has to act; `ping_url` then gets only whether the run did its work."""
+    """Where `run` reports how it ended. A secret, because anyone who knows the address can report."""
     log_format: Literal["text", "json"] = "text"
 
     @field_validator("*", mode="before")
@@ -195,9 +193,6 @@ class Settings(BaseSettings):
             except _RefusedError as error:
                 message = f"CERTJOB_NOTIFY_PASSWORD: {error}"
                 problems["CERTJOB_NOTIFY_PASSWORD"] = ConfigurationError(message, next_step=error.next_step)
-        if self.attention_ping_url is not None and self.attention_ping_url == self.ping_url:
-            message = "CERTJOB_ATTENTION_PING_URL must be the address of a second check, not that of CERTJOB_PING_URL"
-            problems["CERTJOB_ATTENTION_PING_URL"] = ConfigurationError(message)
         return problems
 
 

@@ -104,7 +104,7 @@ A_URL = "must be a URL that starts with"
         ("APP_URL", f"javascript:{SECRET}", A_URL),
         ("PING_URL", f"http://hc.example/{SECRET}", NO_HTTP),
         ("PING_URL", f"https://hc.example/{SECRET}?x=1", "must hold no ? and no #"),
-        ("ATTENTION_PING_URL", f"https://hc.example/{SECRET}#x", "must hold no ? and no #"),
+        ("PING_URL", f"https://hc.example/{SECRET}#x", "must hold no ? and no #"),
         ("DATABASE_URL", f"postgresql://u:{SECRET}@h/x\r", "ends in a carriage return; "),
     ],
 )
@@ -127,10 +127,6 @@ def test_what_would_go_wrong_at_night_is_refused_by_name_and_without_its_value(
         (
             {"NOTIFY_URL": "https://push.example/", "NOTIFY_PASSWORD": f"{SECRET}\n"},
             f"CERTJOB_NOTIFY_PASSWORD: {NOT_A_WORD}",
-        ),
-        (
-            dict.fromkeys(("PING_URL", "ATTENTION_PING_URL"), f"https://hc.example/{SECRET}"),
-            "CERTJOB_ATTENTION_PING_URL must be the address of a second check",
         ),
     ],
 )

@@ -6,7 +6,7 @@ import logging.config
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID, uuid4
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from certjob.errors import Outcome
     from certjob.jobs.deliveries import Delivery
     from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
-    from certjob.reports.monitoring import Monitor
     from certjob.settings import Settings
     from certjob.stopping import StopFlag
 
@@ -90,8 +89,8 @@ class Session:
     stop: "StopFlag"
     run_id: UUID
     """What the command's log lines, its line in ``job_runs`` and its pings share."""
-    monitor: "Monitor | None" = None
-    """Reports the run to external monitors; None: this command is not reported."""
+    ping_body: dict[str, Any] = field(default_factory=dict)
+    """What the ping at the end reports beside the exit code."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +126,13 @@ class Call:
             self.attention(f"mentor {mentor_id} is left out: {reason}")
         return 3 if broken else 0
 
+    def _ping(self, address: str, *, run_id: UUID, about: dict[str, Any]) -> Callable[[int], None]:
+        from certjob.cli.terminal.plain import print_warning
+        from certjob.reports import pings
+
+        warn = functools.partial(print_warning, self.command)
+        return functools.partial(pings.ping, address, run_id=run_id, about=about, stop=self.stop, warn=warn)
+
     @contextmanager
     def session(
         self,
@@ -138,7 +144,7 @@ class Call:
     ) -> Iterator[Session]:
         """Read the settings, open the database and check its schema; close everything on the way out.
 
-        With ``pings`` an external monitor is told that it began and how it ended.
+        With ``pings`` the monitor at CERTJOB_PING_URL is told how the command ended.
         With ``interruptible`` a signal breaks the work off; without, the work looks at ``stop`` and ends in its own
         way. With ``outlasts_restarts`` a database that goes away is waited for, between two pieces of work.
         """
@@ -151,16 +157,9 @@ class Call:
         run_id = uuid4()
         settings = load_settings(self.env_file)
         set_up_logs(verbose=self.verbose, log_format=settings.log_format, run_id=run_id)
-        monitor = None
-        if pings:
-            from certjob.cli.terminal.plain import print_warning
-            from certjob.reports.monitoring import Monitor
-
-            warn = functools.partial(print_warning, self.command)
-            monitor = Monitor(settings, run_id=run_id, stop=stop, warn=warn)
-            stop.at_end = monitor.end
-            with stop.interruptible():
-                monitor.start()
+        ping_body: dict[str, Any] = {}
+        if pings and settings.ping_url is not None:
+            stop.at_end = self._ping(settings.ping_url.get_secret_value(), run_id=run_id, about=ping_body)
         with (
             embedded.database_url(settings.database_url.get_secret_value()) as url,
             _open(url, settings, need_schema=need_schema, stop=stop) as connection,
@@ -174,7 +173,7 @@ class Call:
                     output=Output(quiet=self.quiet, stop=stop),
                     stop=stop,
                     run_id=run_id,
-                    monitor=monitor,
+                    ping_body=ping_body,
                 )
 
 

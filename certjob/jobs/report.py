@@ -171,6 +171,14 @@ class RunReport:
             "stop_codes": [stop.key for stop in self.stopped]
         }
 
+    def to_ping(self) -> dict[str, Any]:
+        """Return what a ping may tell others: how many alerts of each kind, and the keys of what stopped."""
+        numbers = self.attention.numbers if self.attention is not None else {}
+        return {
+            "alerts": {kind: number for kind, number in numbers.items() if number},
+            "stopped": [stop.key for stop in self.stopped],
+        }
+
     def to_document(self) -> dict[str, Any]:
         """Return the JSON document; a command leaves out what it does not touch."""
         document: dict[str, Any] = {

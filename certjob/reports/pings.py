@@ -1,21 +1,16 @@
-"""Pings to an external monitor that notices when they stop: healthchecks.io, or a server that speaks like it.
+"""The ping at the end of a run, to a monitor that notices when it stays away: healthchecks.io, or one like it.
 
-    POST <CERTJOB_PING_URL>/start?rid=<run id>     the run has begun
-    POST <CERTJOB_PING_URL>?rid=<run id>           it ended with exit code 0
-    POST <CERTJOB_PING_URL>/<code>?rid=<run id>    it ended with another exit code
+    POST <CERTJOB_PING_URL>?rid=<run id>        exit 0 or 3: the run did its work
+    POST <CERTJOB_PING_URL>/fail?rid=<run id>   exit 1 or 2
 
-With a second check the first one hears only whether the run did its work: exit 3 is a success to it, too.
-
-    POST <CERTJOB_ATTENTION_PING_URL>?rid=<run id>        exit 0: nothing needs attention
-    POST <CERTJOB_ATTENTION_PING_URL>/fail?rid=<run id>   exit 3: someone has to act
-
-Source: https://healthchecks.io/docs/http_api/. The body is a JSON document of counts.
+Source: https://healthchecks.io/docs/http_api/. Whatever goes wrong with a ping is only a warning.
 """
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+from uuid import UUID
 
 import httpx
 
@@ -26,15 +21,34 @@ from certjob.stopping import StopFlag
 
 TOTAL_SECONDS = 10.0
 """For one ping, with its one repeat."""
+AFTER_A_SIGNAL_SECONDS = 1.0
+"""For the ping of a stopped run."""
 PAUSE_SECONDS = 0.5
 
 
-def ping(url: str, counts: Mapping[str, Any], *, seconds: float, stop: StopFlag) -> str | None:
-    """Call the address, and once more if that fails; return why the ping did not get through, None if it did.
+def ping(
+    address: str,
+    exit_code: int,
+    *,
+    run_id: UUID,
+    about: Mapping[str, Any],
+    stop: StopFlag,
+    warn: Callable[[str], None],
+) -> None:
+    """Report how a run ended; ``about`` is numbers and codes, nothing about people. ``warn`` prints one line.
 
-    The reason holds nothing of the address, which is a secret.
+    The warning has nothing of the address, which is a secret.
     """
-    return run_alone(_ping(url, counts, ends_at=time.monotonic() + seconds, stop=stop))
+    how = "" if exit_code in (0, 3) else "/fail"
+    seconds = AFTER_A_SIGNAL_SECONDS if stop.is_set() else TOTAL_SECONDS
+    url = f"{address.rstrip('/')}{how}?rid={run_id}"
+    body = {"exit_code": exit_code, **about}
+    try:
+        reason = run_alone(_ping(url, body, ends_at=time.monotonic() + seconds, stop=stop))
+    except Exception as error:  # noqa: BLE001 - nothing about a ping may touch the run
+        reason = type(error).__name__  # its text could quote the address
+    if reason is not None:
+        warn(f"the ping to CERTJOB_PING_URL did not get through: {reason}; this changes nothing about the run")
 
 
 async def _ping(url: str, counts: Mapping[str, Any], *, ends_at: float, stop: StopFlag) -> str | None:

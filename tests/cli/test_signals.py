@@ -265,7 +265,7 @@ def test_when_the_terminal_has_gone(scene: Scene, portal: PortalServer) -> None:
         os.close(master)
 
         assert child.finish(timeout_seconds=WITHIN_SECONDS).returncode == 1
-    assert monitor.told == ["start", "1"]
+    assert monitor.told == ["fail"]
     scene.assert_recorded()
     assert len(scene.leased()) == 4
 

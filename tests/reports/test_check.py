@@ -150,7 +150,6 @@ def test_a_setting_that_leads_nowhere_has_a_next_step(
         ({"NOTIFY_URL": ""}, 3, "mail", "warn: CERTJOB_NOTIFY_URL is not set, so reminders stay queued; set it"),
         ({"TEMPLATES_DIR": f"{folder}/nowhere"}, 2, "templates", "cannot be read"),
         (no_ping, 3, "monitoring", "warn: no external monitor is configured; set CERTJOB_PING_URL; "),
-        (no_ping | {"ATTENTION_PING_URL": "https://hc.example/a"}, 3, "ping", "alone hears nothing"),
         (
             no_portal,
             3,

@@ -16,7 +16,7 @@ SECRET_PATH = "planted-Hemmelighet-7-uuid"
 
 
 class Ping(NamedTuple):
-    """One ping as it arrived: ``start``, an exit code, or nothing for success."""
+    """One ping as it arrived: ``fail``, or nothing for success."""
 
     what: str
     run_id: str

@@ -177,8 +177,7 @@ def report_on(call: Call, opened: Session, report: "RunReport") -> int:
     from certjob.cli.pages import night
     from certjob.facts.lookup import name_mentors
 
-    if opened.monitor is not None:
-        opened.monitor.note(report.to_counts())
+    opened.ping_body.update(report.to_ping())
     if call.json:
         print_document(opened.connection, report.to_document())
     elif report.dry_run and report.command == "reconcile":

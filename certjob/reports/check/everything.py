@@ -207,9 +207,6 @@ def _check_monitoring(settings: Settings) -> Iterator[Finding]:
     """Look at the ways to tell others; no ping is sent, since it would say that a night had run."""
     if settings.ping_url is not None:
         yield ok("ping", "its address has the right shape; only `certjob run` calls it")
-    elif settings.attention_ping_url is not None:
-        step = "set CERTJOB_PING_URL to the address of a check of its own"
-        yield warn("ping", "CERTJOB_ATTENTION_PING_URL alone hears nothing of a run that failed", next_step=step)
-    if settings.ping_url is None and settings.attention_ping_url is None:
+    else:
         step = "set CERTJOB_PING_URL; until then nobody notices when no run happens"
         yield warn("monitoring", "no external monitor is configured", next_step=step)

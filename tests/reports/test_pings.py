@@ -1,0 +1,135 @@
+"""External monitoring: the ping at the end of a run."""
+
+import json
+import time
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from certjob.reports import pings
+from tests.conftest import Certjob
+from tests.support.command_line import Finished, assert_no_secret, started
+from tests.support.facts import Facts
+from tests.support.ping_host import SECRET_PATH, PingHost, ping_host
+from tests.support.portal_answers import hang
+from tests.support.portal_server import PortalServer
+from tests.support.smtp_server import server_tls
+
+LONG_AGO = date(2025, 1, 1)
+DEAD = f"http://127.0.0.1:1/{SECRET_PATH}"
+WARNING = (
+    "certjob run: warning: the ping to CERTJOB_PING_URL did not get through: {}; this changes nothing about the run\n"
+)
+
+
+@pytest.fixture
+def host() -> Iterator[PingHost]:
+    with ping_host() as host:
+        yield host
+
+
+@pytest.fixture
+def here(here: Certjob, tmp_path: Path) -> Certjob:
+    """A cron line whose night needs nobody; what it says holds no secret."""
+
+    def run(*arguments: str, **settings: str) -> Finished:
+        result = here(*arguments, **{"CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'maildir'}"} | settings)
+        assert_no_secret(result)
+        assert SECRET_PATH not in result.stdout + result.stderr
+        return result
+
+    return run
+
+
+def test_ping_of_a_run_that_did_its_work_is_a_success(here: Certjob, facts: Facts, host: PingHost) -> None:
+    """Exit 0 and exit 3 are a POST with the run's id; the body has numbers and codes, nothing about people."""
+    mentor = facts.certified_mentor(facts.organisation(portal=None), LONG_AGO)
+    quiet = here("run", "--json", CERTJOB_PING_URL=host.url)
+    facts.certified_mentor(facts.organisation("nhf"), LONG_AGO)
+    attention = here("run", "--json", CERTJOB_PING_URL=host.url)
+
+    run_ids = [json.loads(result.stdout)["run_id"] for result in (quiet, attention)]
+    assert (quiet.returncode, attention.returncode) == (0, 3)
+    assert [(ping.what, ping.run_id) for ping in host.pings] == [("", run_id) for run_id in run_ids]
+    assert [ping.body for ping in host.pings] == [
+        {"exit_code": 0, "alerts": {}, "stopped": []},
+        {"exit_code": 3, "alerts": {"may_be_visible": 1}, "stopped": ["portal:no_url"]},
+    ]
+    assert str(mentor) not in json.dumps([ping.body for ping in host.pings])
+
+
+@pytest.mark.parametrize(
+    ("settings", "code"),
+    [
+        ({"CERTJOB_DATABASE_URL": "postgresql://certjob@127.0.0.1:1/certjob"}, 1),
+        ({"CERTJOB_MAIL_FROM": "nobody"}, 2),
+        ({"CERTJOB_DATABASE_URL": "postgresql://a:b@c@127.0.0.1/x"}, 2),
+    ],
+)
+def test_ping_of_a_run_that_failed_is_a_failure(
+    here: Certjob, host: PingHost, settings: dict[str, str], code: int
+) -> None:
+    """A monitor reports it at once."""
+    result = here("run", CERTJOB_PING_URL=host.url, **settings)
+
+    assert result.returncode == code
+    assert [(ping.what, ping.body) for ping in host.pings] == [("fail", {"exit_code": code})]
+
+
+def test_unreadable_settings_cannot_be_pinged(here: Certjob, host: PingHost) -> None:
+    """The monitor notices that no ping came."""
+    assert here("run", CERTJOB_PING_URL=host.url, CERTJOB_TIME_ZONE="Europe/Nowhere").returncode == 2
+    assert host.pings == []
+
+
+def test_only_nights_ping(here: Certjob, facts: Facts, host: PingHost) -> None:
+    """One address has one schedule: a delivery, or one organisation's run, would hide that no night has run."""
+    facts.organisation("hlf", portal=None)
+    for arguments in ("run --dry-run", "run --organisation hlf", "deliver", "alerts", "status"):
+        here(*arguments.split(), CERTJOB_PING_URL=host.url)
+        assert host.pings == [], arguments
+
+
+def test_missed_ping_is_one_warning(here: Certjob, facts: Facts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is repeated once, has ten seconds in all (here fewer), and changes nothing about the run."""
+    assert pings.TOTAL_SECONDS == 10.0
+    monkeypatch.setattr(pings, "PAUSE_SECONDS", 0.01)
+    dead = here("run", "-q", CERTJOB_PING_URL=DEAD)
+    assert (dead.returncode, dead.stderr) == (0, WARNING.format("its host cannot be reached"))
+
+    cases: list[tuple[list[int | None], list[str], str]] = [
+        ([500, 200], ["", ""], ""),
+        ([429, 429], ["", ""], "its host answered 429"),
+        ([503, 503], ["", ""], "its host answered 503"),
+        ([302, 302], ["", ""], "its host answered 302, so it is not a ping address"),
+        ([None, None], [""], "its host did not answer in time"),
+    ]
+    for answers, told, reason in cases:
+        monkeypatch.setattr(pings, "TOTAL_SECONDS", 1.0 if None in answers else 10.0)
+        began = time.monotonic()
+        with ping_host(answers) as host:
+            result = here("run", CERTJOB_PING_URL=host.url)
+        assert (result.returncode, host.told) == (0, told), answers
+        assert result.stderr == (WARNING.format(reason) if reason else "")
+        assert time.monotonic() - began < 8
+
+    with ping_host(tls=server_tls()) as host:  # the address is the secret; it is not told to whoever answers
+        refused = here("run", CERTJOB_PING_URL=host.url)
+        assert (refused.returncode, host.told) == (0, [])
+        assert "its host's certificate is not trusted" in refused.stderr
+    assert facts.rows("SELECT DISTINCT outcome FROM job_runs") == [("ok",)]
+
+
+def test_stopped_run_pings_in_time(environment: dict[str, str], facts: Facts, tmp_path: Path) -> None:
+    """A monitor that does not answer has one second, here after a grace of half a one."""
+    facts.certified_mentor(facts.organisation(), LONG_AGO)
+    with PortalServer(default=hang()) as portal, ping_host([None]) as host:
+        environment |= {"CERTJOB_PORTAL_URL": portal.url, "CERTJOB_PORTAL_KEY": portal.key}
+        environment |= {"CERTJOB_PING_URL": host.url}
+        with started("run", environment=environment, folder=tmp_path, grace=0.5) as child:
+            portal.wait_until(lambda: len(portal.requests) == 1, timeout_seconds=60)
+            result = child.stop_within(6)
+
+    assert (result.returncode, "stopped by SIGTERM" in result.stderr, host.told) == (1, True, ["fail"])
