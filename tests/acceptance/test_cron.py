@@ -17,8 +17,9 @@ EXAMPLE = read("crontab.example")
 FOLDER = ROOT / "docs/systemd"
 UNITS = {path.name: path.read_text() for path in FOLDER.rglob("*") if path.is_file()}
 SERVICE = UNITS["certjob@.service"]
+LIMITS = {command: read(f"docs/systemd/certjob@{command}.service.d/limit.conf") for command in ("deliver", "reconcile")}
 ACTIVE = {
-    "run": ("10 3 * * *", "*-*-* 03:10:00 Europe/Oslo"),
+    "run": ("10 3,4,5 * * *", "*-*-* 03,04,05:10:00 Europe/Oslo"),
     "deliver": ("*/15 * * * *", "*:0/15"),
     "reconcile": ("40 4 * * *", "*-*-* 04:40:00 Europe/Oslo"),
 }
@@ -45,6 +46,19 @@ def test_the_crontab_and_the_timers_have_the_same_jobs_at_the_same_times() -> No
     assert set(re.findall(r"(\S+)/bin/pip install", first_step)) == {folder}
     assert "~/certjob.env" in first_step
     assert "$HOME/certjob.env" in EXAMPLE
+
+
+def test_each_job_has_the_same_limit_in_cron_and_systemd() -> None:
+    """A server that stalls behind a proxy looks alive, so only a limit from outside ends the command."""
+    limits = re.findall(r"^[^#].* timeout -k 30 (\d+)m \S+/certjob (\w+) ", EXAMPLE, re.MULTILINE)
+    in_cron = {command: minutes for minutes, command in limits}
+    in_systemd = {
+        command: re.search(r"^TimeoutStartSec=(\d+)min$", unit, re.MULTILINE)[1]  # type: ignore[index]
+        for command, unit in (("run", SERVICE), ("deliver", LIMITS["deliver"]), ("reconcile", LIMITS["reconcile"]))
+    }
+
+    assert in_cron == in_systemd == {"run": "55", "deliver": "14", "reconcile": "30"}
+    assert "TimeoutStopSec=30s" in SERVICE
 
 
 @pytest.mark.real_cron

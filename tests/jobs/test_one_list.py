@@ -132,6 +132,24 @@ def test_everybody_agrees_about_what_needs_attention(scene: Scene, seed: int) ->
     assert seen
 
 
+def test_a_repeated_run_prints_only_new_problems(scene: Scene) -> None:
+    """The crontab starts it at 3:10, 4:10 and 5:10: what the first one has printed is not mailed again."""
+    scene.expired()
+    first = scene.night().news
+    repeated = scene.night().news
+    scene.expired()
+    third = scene.night().news
+    next_day = scene.night(today=TODAY + timedelta(days=1)).news
+
+    assert first == [
+        "portal: CERTJOB_PORTAL_URL is not set; the pushes stay pending",
+        "1 mentor may still be visible on the portal; see `certjob alerts`",
+    ]
+    assert repeated == []
+    assert third == ["2 mentors may still be visible on the portal (1 new); see `certjob alerts`"]
+    assert next_day[0] == first[0]
+
+
 def test_a_run_of_one_organisation_repeats_nothing_and_takes_nothing_from_the_run_over_all(scene: Scene) -> None:
     """What an alert costs a crontab with both: each says it once a day."""
     scene.expired()

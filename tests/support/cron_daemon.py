@@ -111,9 +111,9 @@ def moved_to(minute: datetime, crontab: str, commands: str, *, folder: Path) -> 
         when = minute if re.fullmatch(commands, job[2]) else minute + timedelta(hours=12)
         return f"{when.minute} {when.hour} * * *    {job[1].replace('/opt/certjob/bin', str(folder))}"
 
-    return re.sub(r"^(?:[\d*/-]+\s+){5}(.*/certjob (.+) --env-file .*)$", move, crontab, flags=re.MULTILINE)
+    return re.sub(r"^(?:[\d*/,-]+\s+){5}(.*/certjob (.+) --env-file .*)$", move, crontab, flags=re.MULTILINE)
 
 
 def jobs(crontab: str) -> Sequence[tuple[str, str]]:
     """(times, what certjob is told) of each job, those to uncomment too."""
-    return re.findall(r"^(?:# )?((?:[\d*/-]+\s+){5}).*/certjob (.+) --env-file .*$", crontab, flags=re.MULTILINE)
+    return re.findall(r"^(?:# )?((?:[\d*/,-]+\s+){5}).*/certjob (.+) --env-file .*$", crontab, flags=re.MULTILINE)
