@@ -16,7 +16,6 @@ from certjob.mail import stage
 from certjob.mail.message import Channel, OutgoingMessage
 from certjob.mail.queue import MailQueue
 from certjob.mail.stage import MailCounts
-from certjob.outbox.retry import constant
 from certjob.stopping import StopFlag
 from tests.support import intents
 from tests.support.channels import reminder_mail, run_stage
@@ -144,7 +143,7 @@ def desk(facts: Facts) -> Scene:
 @pytest.fixture(autouse=True)
 def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three tries of a channel that is down, without the seconds between them."""
-    monkeypatch.setattr(stage, "exponential", lambda **_: constant(seconds=0))
+    monkeypatch.setattr(stage, "exponential", lambda **_: lambda _attempt: 0.0)
 
 
 @pytest.fixture

@@ -1,9 +1,10 @@
-"""When a failed operation is tried again, and when the tries end; time is the test's own."""
+"""Retries on an event loop whose clock skips every wait."""
 
 import ast
 import asyncio
-import time
+import selectors
 from datetime import UTC, datetime
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from certjob.outbox import retry
-from certjob.outbox.retry import RetryPolicy, constant, exponential, full_jitter, parse_retry_after, wait
+from certjob.outbox.retry import RetryPolicy, exponential, full_jitter, parse_retry_after
 
 NOW = datetime(2026, 3, 10, 2, 30, tzinfo=UTC)
 
@@ -25,79 +26,106 @@ class ServiceError(Exception):
         self.retry_after_seconds = retry_after_seconds
 
 
+class SkippingSelector(selectors.DefaultSelector):
+    """A selector that does not wait: its clock jumps to the time when the loop has something to do."""
+
+    now_seconds = 1000.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        self.now_seconds += timeout or 0.0
+        return super().select(0)
+
+
+class SkippingLoop(asyncio.SelectorEventLoop):
+    """An event loop in which a sleep of any length takes no time."""
+
+    def __init__(self) -> None:
+        self.selector = SkippingSelector()
+        super().__init__(self.selector)
+
+    def time(self) -> float:
+        return self.selector.now_seconds
+
+
 class Service:
-    """Fails as told, one error for each call, then returns; its time moves by its calls and by the policy's waits."""
+    """A service that raises one error for each call, then returns; ``began`` has the time of each call."""
 
     def __init__(self, *errors: BaseException, call_seconds: float = 0) -> None:
         self.errors = list(errors)
         self.call_seconds = call_seconds
-        self.calls = 0
-        self.waits: list[float] = []
-        self.now_seconds = 1000.0
+        self.began: list[float] = []
+        self.took_seconds = 0.0
         self.policy: dict[str, Any] = {
-            "backoff": constant(seconds=1),
+            "backoff": lambda _attempt: 1.0,
             "is_transient": lambda error: isinstance(error, ServiceError),
             "retry_after": lambda error: error.retry_after_seconds,
-            "clock": lambda: self.now_seconds,
-            "sleep": self.sleep,
         }
 
     async def __call__(self) -> str:
-        self.calls += 1
-        self.now_seconds += self.call_seconds
+        self.began.append(asyncio.get_running_loop().time())
+        await asyncio.sleep(self.call_seconds)
         if self.errors:
             raise self.errors.pop(0)
         return "done"
 
-    async def sleep(self, seconds: float, _stop: asyncio.Event | None) -> None:
-        self.waits.append(seconds)
-        self.now_seconds += seconds
+    @property
+    def calls(self) -> int:
+        return len(self.began)
 
-    def call(
-        self, *, stop: asyncio.Event | None = None, on_wait: retry.OnWait | None = None, **changed: Any
-    ) -> str | Exception:
-        """One call of the policy: what it returns, or the service's error that it raises."""
+    @property
+    def waits(self) -> list[float]:
+        """The seconds between two calls."""
+        return [round(later - earlier - self.call_seconds, 6) for earlier, later in pairwise(self.began)]
+
+    def call(self, *, stop: asyncio.Event | None = None, **changed: Any) -> str | Exception:
+        """Call the service once with the policy; return the result, or the service's error that it raises."""
         policy = RetryPolicy(**self.policy | changed)
-        try:
-            return asyncio.run(policy.call(self, stop=stop, on_wait=on_wait))
-        except ServiceError as error:
-            return error
+
+        async def timed() -> str:
+            began = asyncio.get_running_loop().time()
+            try:
+                return await policy.call(self, stop=stop)
+            finally:
+                self.took_seconds = asyncio.get_running_loop().time() - began
+
+        with asyncio.Runner(loop_factory=SkippingLoop) as runner:
+            try:
+                return runner.run(timed())
+            except ServiceError as error:
+                return error
 
 
 def failing(*, call_seconds: float = 0, retry_after_seconds: float | None = None) -> Service:
-    """Fails nine times."""
+    """Return a service that fails nine times."""
     texts = [f"failure {number}" for number in range(1, 10)]
     errors = [ServiceError(text, retry_after_seconds=retry_after_seconds) for text in texts]
     return Service(*errors, call_seconds=call_seconds)
 
 
-def test_a_transient_error_is_tried_again_until_it_succeeds() -> None:
-    """The caller hears of each wait before it begins; the policy's functions are asked once for each failure."""
+def test_transient_error_is_retried_until_success() -> None:
+    """Each function of the policy is asked once for each failure."""
     service = Service(ServiceError("a"), ServiceError("b", retry_after_seconds=5), ServiceError("c"))
     judged: list[str] = []
     asked: list[int] = []
-    heard: list[tuple[str, float, int]] = []
 
     ended = service.call(
         max_attempts=4,
         backoff=lambda attempt: asked.append(attempt) or attempt * 0.5,  # type: ignore[func-returns-value]
         is_transient=lambda error: not judged.append(str(error)),  # type: ignore[func-returns-value]
-        on_wait=lambda error, seconds: heard.append((str(error), seconds, len(service.waits))),
     )
 
     assert (ended, service.calls) == ("done", 4)
     assert (judged, asked, service.waits) == (["a", "b", "c"], [1, 2, 3], [0.5, 5, 1.5])
-    assert heard == [("a", 0.5, 0), ("b", 5, 1), ("c", 1.5, 2)]
 
 
-def test_the_last_exception_is_raised_after_the_last_attempt_and_what_is_not_transient_at_once() -> None:
-    """Not the first one, and without a wait after it."""
+def test_last_exception_is_raised() -> None:
+    """After the last attempt without a wait, and at once if the error is not transient."""
     for attempts in (1, 3):
         service = failing()
         assert str(service.call(max_attempts=attempts)) == f"failure {attempts}"
-        assert (service.calls, len(service.waits)) == (attempts, attempts - 1)
+        assert (service.calls, service.took_seconds) == (attempts, attempts - 1)
 
-    for error in (KeyError("a bug"), KeyboardInterrupt()):
+    for error in (KeyError("a bug"), TimeoutError("a bug"), KeyboardInterrupt()):
         service = Service(ServiceError(), error)
         with pytest.raises(type(error)) as raised:
             service.call()
@@ -115,24 +143,29 @@ def test_exponential_doubles_up_to_its_cap_and_full_jitter_spreads_callers_over_
         assert 0.43 < sum(waits) / len(waits) / longest < 0.57
 
 
-def test_retry_after_is_a_floor_that_no_jitter_shortens() -> None:
-    """A longer backoff stays longer; what is beyond the limit ends the tries, and the caller puts it off."""
-    for asked, backoff, waits in (
-        (7, full_jitter(base_seconds=0.5, cap_seconds=20), [7, 7]),
-        (20, constant(seconds=1), [20, 20]),
-        (2, constant(seconds=9), [9, 9]),
-        (20.5, constant(seconds=1), []),
-    ):
-        service = failing(retry_after_seconds=asked)
-        service.call(backoff=backoff)
-        assert service.waits == waits
+@pytest.mark.parametrize(
+    ("asked", "backoff", "waits"),
+    [
+        pytest.param(7, full_jitter(base_seconds=0.5, cap_seconds=20), [7, 7], id="longer than the backoff"),
+        pytest.param(20, lambda _: 1.0, [20, 20], id="at the limit"),
+        pytest.param(2, lambda _: 9.0, [9, 9], id="shorter than the backoff"),
+        pytest.param(20.5, lambda _: 1.0, [], id="beyond the limit"),
+    ],
+)
+def test_retry_after_is_the_minimum_wait(asked: float, backoff: retry.Backoff, waits: list[float]) -> None:
+    """A wait beyond the limit ends the attempts."""
+    service = failing(retry_after_seconds=asked)
+
+    service.call(backoff=backoff)
+
+    assert service.waits == waits
 
 
-def test_nothing_is_begun_that_would_pass_the_deadline() -> None:
-    """The time of the calls counts: a slow service gets fewer attempts."""
+def test_no_call_begins_after_the_deadline() -> None:
+    """The duration of the calls counts, so a slow service gets fewer attempts."""
     service = failing()
-    service.call(max_attempts=9, backoff=constant(seconds=4), deadline_seconds=12)
-    assert (service.calls, service.waits) == (3, [4, 4])
+    service.call(max_attempts=9, backoff=lambda _: 4.0, deadline_seconds=12)
+    assert (service.waits, service.took_seconds) == ([4, 4], 8)
 
     service = failing(call_seconds=30)
     service.call(max_attempts=9, deadline_seconds=70)
@@ -142,49 +175,51 @@ def test_nothing_is_begun_that_would_pass_the_deadline() -> None:
 @given(calls=st.floats(0, 60), waits=st.floats(0, 30), attempts=st.integers(1, 6), asked=st.floats(0, 30))
 @settings(max_examples=50, deadline=None)
 def test_no_call_takes_longer_than_the_worst_case(calls: float, waits: float, attempts: int, asked: float) -> None:
-    """What a caller with a lease counts on, for every combination of slow calls and long waits."""
+    """A caller with a lease relies on it, for every combination of slow calls and long waits."""
     service = failing(call_seconds=calls, retry_after_seconds=asked)
-    changed: dict[str, Any] = {"max_attempts": attempts, "backoff": constant(seconds=waits)}
+    changed: dict[str, Any] = {"max_attempts": attempts, "backoff": lambda _: waits}
 
     service.call(**changed)
 
     longest = RetryPolicy(**service.policy | changed).worst_case_seconds(calls)
-    assert service.now_seconds - 1000 <= longest + 1e-6
+    assert service.took_seconds <= longest + 1e-6
     assert longest == (calls if attempts == 1 else 100 + calls)
 
 
 @pytest.mark.parametrize(
     "changed", [{"max_attempts": 0}, {"deadline_seconds": 0}, {"deadline_seconds": float("nan")}], ids=str
 )
-def test_a_policy_that_could_not_end_is_refused(changed: dict[str, Any]) -> None:
+def test_policy_that_would_not_end_is_rejected(changed: dict[str, Any]) -> None:
+    """``backoff`` would take 0 attempts as no limit."""
     with pytest.raises(ValueError, match=next(iter(changed))):
         Service().call(**changed)
 
 
-def test_a_stop_ends_the_tries_during_a_call_and_during_a_wait() -> None:
-    """Whoever asked for the end does not get one more call; the first one is always made. A real wait is cut short."""
+@pytest.mark.parametrize(
+    ("stop_after", "call_seconds", "ended_after"),
+    [
+        pytest.param(None, 2, 2, id="set before: the first call is made"),
+        pytest.param(1, 2, 2, id="during a call: it ends"),
+        pytest.param(20, 2, 20, id="during a wait: interrupted"),
+    ],
+)
+def test_stop_ends_the_attempts(stop_after: float | None, call_seconds: float, ended_after: float) -> None:
+    """The exception of the last call is raised."""
+
+    class Stopping(Service):
+        async def __call__(self) -> str:
+            if stop_after is not None:
+                asyncio.get_running_loop().call_later(stop_after, stop.set)
+            return await super().__call__()
+
     stop = asyncio.Event()
-    stop.set()
-    service = failing()
-    assert str(service.call(stop=stop)) == "failure 1"
-    assert (service.calls, service.waits) == (1, [])
+    if stop_after is None:
+        stop.set()
+    service = Stopping(ServiceError("failure 1"), call_seconds=call_seconds)
 
-    service, stop, started = failing(), asyncio.Event(), time.monotonic()
-    error = service.call(
-        backoff=constant(seconds=60),
-        sleep=wait,
-        stop=stop,
-        on_wait=lambda *_: asyncio.get_running_loop().call_later(0.02, stop.set),
-    )
-    assert (str(error), service.calls) == ("failure 1", 1)
-    assert time.monotonic() - started < 10
+    error = service.call(backoff=lambda _: 60.0, stop=stop)
 
-
-def test_a_real_wait_lasts_as_long_as_it_says() -> None:
-    for unset in (asyncio.Event(), None):
-        started = time.monotonic()
-        asyncio.run(wait(0.02, unset))
-        assert time.monotonic() - started >= 0.019
+    assert (str(error), service.calls, service.took_seconds) == ("failure 1", 1, ended_after)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +262,7 @@ def test_the_example_for_the_next_service_runs_as_it_stands() -> None:
         "accounting": SimpleNamespace(post=lambda _voucher: accounting()),
         "voucher": "4711",
         "shutting_down": asyncio.Event(),
-        "exponential": lambda **_: constant(seconds=0),
+        "exponential": lambda **_: lambda _attempt: 0.0,
     }
     lines = [line[4:] for line in (retry.__doc__ or "").splitlines() if line.startswith("    ")]
 

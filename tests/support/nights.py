@@ -16,7 +16,7 @@ from certjob.jobs.deliveries import Delivery
 from certjob.jobs.nightly import NightOptions
 from certjob.jobs.report import RunReport
 from certjob.mail.message import Channel, OutgoingMessage
-from certjob.outbox.retry import RetryPolicy, constant
+from certjob.outbox.retry import RetryPolicy
 from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
 from certjob.portal.push import PORTAL_POLICY, PortalTarget
 from certjob.stopping import StopFlag
@@ -101,7 +101,7 @@ class NoProgress:
 
 def quick_policy(*, max_attempts: int = 3) -> RetryPolicy:
     """The real policy without its waits."""
-    return dataclasses.replace(PORTAL_POLICY, max_attempts=max_attempts, backoff=constant(seconds=0))
+    return dataclasses.replace(PORTAL_POLICY, max_attempts=max_attempts, backoff=lambda _attempt: 0.0)
 
 
 def delivery(
