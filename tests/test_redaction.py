@@ -51,7 +51,7 @@ READERS: dict[str, Callable[[str], object]] = {
     "a name in a roster": cells.read_name,
     "a kind in a roster": cells.read_key,
     "an address in a roster": cells.read_email,
-    "a date in a roster": lambda text: cells.read_date(text, formats=cells.DEFAULT_DATE_FORMATS),
+    "a date in a roster": cells.read_date,
 }
 HOSTILE = ["a", "a@", "a.", " ", '"', "<", "a b", ": ", "-", "0", "'", "; ", "invalid ", "a:b@", "=", "a <"]
 

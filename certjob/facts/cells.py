@@ -1,130 +1,95 @@
-"""The cells of a roster: from a text that somebody typed to a value of ours, or a reason why not.
+"""Reads the values of a file or an option: text that someone typed becomes a value, or a ValueError says why not.
 
-Every function takes a trimmed text that is not empty and raises ValueError with the reason. A reason goes into logs, so
-it never repeats what may be somebody's name or address.
+Every function takes trimmed text that is not empty. The reason is printed and logged, so it never repeats the text.
 """
 
-import contextlib
 import re
 import unicodedata
-import warnings
-from collections.abc import Mapping, Sequence
-from datetime import UTC, date, datetime
+from collections.abc import Mapping
+from datetime import date
 from uuid import UUID
 
-from certjob.facts.organisations import LOCALES, is_address, is_slug
+from certjob.domain.addresses import parse_address
 
-DEFAULT_DATE_FORMATS = ("%Y-%m-%d", "%d.%m.%Y")
+LOCALES = ("nb", "nn", "en")
 
-KEY_LIMIT = 100
-"""Characters in a member number or a kind."""
-
-NAME_LIMIT = 200
-
-_DATE_LIMIT = 64
-_SHOWN_LIMIT = 40
-_AS_WRITTEN = {"%Y-%m-%d": "YYYY-MM-DD", "%d.%m.%Y": "DD.MM.YYYY"}
-# strptime takes more than these; the two default forms are read to the letter.
-_TO_THE_LETTER = {
-    "%Y-%m-%d": re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}"),
-    "%d.%m.%Y": re.compile(r"[0-9]{1,2}\.[0-9]{1,2}\.[0-9]{4}"),
-}
-_UUID = re.compile(r"\{?([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})\}?", re.IGNORECASE)
-# Control characters, zero-width spaces and the characters that turn the direction of the text around them.
-_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u200b\u2028-\u202e\u2060\u2066-\u2069\ufeff\ufff9-\ufffb]")
-_SPACES = re.compile(r"[ \t\r\n]+")
-
-
-def is_date_format(form: str) -> bool:
-    """Whether dates can be read by this strptime form: it names day, month and year."""
-    example = date(2021, 11, 25)
-    with warnings.catch_warnings(), contextlib.suppress(ValueError):
-        warnings.simplefilter("ignore")  # newer Pythons warn of a day and a month without a year
-        return datetime.strptime(example.strftime(form), form).replace(tzinfo=UTC).date() == example
-    return False
-
-
-def read_date(text: str, *, formats: Sequence[str]) -> str:
-    """Return the ISO form of a date; the first form that fits counts."""
-    for form in formats if len(text) <= _DATE_LIMIT else ():
-        if form not in _TO_THE_LETTER or _TO_THE_LETTER[form].fullmatch(text):
-            try:
-                return datetime.strptime(text, form).replace(tzinfo=UTC).date().isoformat()
-            except ValueError:
-                continue
-    message = f"not a date of the form {' or '.join(_AS_WRITTEN.get(form, form) for form in formats)}"
-    raise ValueError(message)
+_ISO_DATE = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})")
+_NORWEGIAN_DATE = re.compile(r"([0-9]{1,2})\.([0-9]{1,2})\.([0-9]{4})")
+_UUID = re.compile(r"\{?([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\}?", re.IGNORECASE)
+_SPACES = re.compile("[ \u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]+")
+# Persian and Indic names need joiners, and hyphenation leaves soft hyphens.
+_HARMLESS_IN_NAMES = str.maketrans(dict.fromkeys("\xad\u200c\u200d", ""))
+# Unicode calls these letters, marks and symbols printable, although no one sees them.
+_BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
 
 
 def read_text(text: str, *, limit: int) -> str:
-    """Return the text in composed letters, without anything unseen in it."""
-    if len(text) > limit:
+    """Return the text on one line, in composed letters and with single spaces."""
+    composed = unicodedata.normalize("NFC", _SPACES.sub(" ", text))
+    if len(composed) > limit:
         message = f"longer than {limit} characters"
         raise ValueError(message)
-    if text.isascii() and text.isprintable():
-        return text
-    composed = unicodedata.normalize("NFC", text)  # the same letters are the same bytes, whoever wrote them
-    if _UNSEEN.search(composed):
+    if not composed.translate(_HARMLESS_IN_NAMES).isprintable():
         message = "has a control character or an invisible one"
         raise ValueError(message)
     return composed
 
 
 def read_key(text: str) -> str:
-    """Return a member number or a kind; spaces inside count once, or `Like  person` would be another kind."""
-    return read_text(re.sub(" {2,}", " ", text), limit=KEY_LIMIT)
+    """Return a member number or a kind; one invisible character would make another mentor or another kind of it."""
+    key = read_text(text, limit=100)
+    if not key.isascii() and (not key.isprintable() or _BLANK.search(key)):
+        message = "has a control character or an invisible one"
+        raise ValueError(message)
+    return key
 
 
 def read_name(text: str) -> str:
-    """Return a name on one line."""
-    return read_text(_SPACES.sub(" ", text), limit=NAME_LIMIT)
+    """Return a name of at most 200 characters; a line break in a cell becomes a space."""
+    return read_text(re.sub(r"[\t\r\n]+", " ", text), limit=200)
+
+
+def read_date(text: str) -> date:
+    """Return the date in ``2026-12-31`` or ``31.12.2026``."""
+    iso, norwegian = _ISO_DATE.fullmatch(text), _NORWEGIAN_DATE.fullmatch(text)
+    parts = iso.groups() if iso else norwegian.groups()[::-1] if norwegian else ("0", "0", "0")
+    try:
+        return date(*map(int, parts))
+    except ValueError:
+        message = "not a date such as 2026-12-31 or 31.12.2026"
+        raise ValueError(message) from None
 
 
 def read_email(text: str) -> str:
-    """Return an e-mail address."""
-    if not is_address(text):
+    """Return an e-mail address; it need not exist."""
+    try:
+        parse_address(text)
+    except ValueError:
         message = "not a valid e-mail address"
-        raise ValueError(message)
+        raise ValueError(message) from None
     return text
 
 
 def read_locale(text: str) -> str:
-    """Return one of our locales."""
+    """Return one of the locales."""
     if text.lower() not in LOCALES:
-        message = f"not a language of ours ({', '.join(LOCALES)})"
+        message = f"not one of {', '.join(LOCALES)}"
         raise ValueError(message)
     return text.lower()
 
 
-def read_contact_id(text: str) -> str:
-    """Return a UUID in its usual form; Dynamics writes capitals and braces."""
+def read_contact_id(text: str) -> UUID:
+    """Return the UUID; Dynamics writes capitals and braces."""
     match = _UUID.fullmatch(text)
     if match is None or not UUID(match[1]).int:
         message = "not a contact ID (a UUID)"
         raise ValueError(message)
-    return str(UUID(match[1]))
+    return UUID(match[1])
 
 
-def read_organisation(text: str, *, ids: Mapping[str, str]) -> str:
+def read_organisation(text: str, *, ids: Mapping[str, UUID]) -> UUID:
     """Return the id of the organisation with this slug."""
-    slug = text.lower()
-    if slug in ids:
-        return ids[slug]
-    # In a shifted row this is anything; what could be a name is not repeated.
-    message = (
-        f"{slug} does not exist; create it with `certjob organisation set {slug}`"
-        if is_slug(slug)
-        else "not an organisation's slug, such as hlf"
-    )
-    raise ValueError(message)
-
-
-def shown(text: str) -> str:
-    """Return a text from a file, short and harmless enough for a message."""
-    short = text if len(text) <= _SHOWN_LIMIT else text[:_SHOWN_LIMIT] + "…"
-    return "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in short)
-
-
-def shown_date(text: str) -> str:
-    """Return what stands where a date should be, or nothing: in a shifted row it is somebody's name."""
-    return shown(text) if any(letter.isdigit() for letter in text) and "@" not in text else ""
+    if text.lower() not in ids:
+        message = "no such organisation; create it with `certjob organisation set`"
+        raise ValueError(message)
+    return ids[text.lower()]

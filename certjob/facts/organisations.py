@@ -13,8 +13,7 @@ from certjob import database
 from certjob.database import CONTENTION, Connection
 from certjob.domain.addresses import parse_address, parse_sender
 from certjob.errors import ConfigurationError, MentorBusyError
-
-LOCALES = ("nb", "nn", "en")
+from certjob.facts.cells import LOCALES
 
 NONE = "none"
 """The word that empties a list: no thresholds, no optional kinds, no portal."""

@@ -2,7 +2,6 @@
 
 import json
 import os
-import stat
 import subprocess
 from datetime import date, timedelta
 from pathlib import Path
@@ -17,7 +16,6 @@ from tests.cli.conftest import LONG_AGO, SOON
 from tests.conftest import Certjob, installed_command
 from tests.support.command_line import SECRET, assert_one_line, started
 from tests.support.facts import Facts
-from tests.support.full_disk import full_disk
 
 needs_a_full_disk = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 
@@ -171,66 +169,6 @@ def test_a_full_disk_is_said_so(environment: dict[str, str], facts: Facts, tmp_p
     os.close(full)
 
     assert (result.stderr, result.returncode) == (said.format("run"), 1)
-
-
-# The file of --rejects.
-
-
-@pytest.fixture
-def roster(facts: Facts, tmp_path: Path) -> Path:
-    """A file of which one row of two is rejected: the revocation would count at once, and pause the mentor tonight."""
-    facts.organisation("hlf", portal=None)
-    file = tmp_path / "people.csv"
-    file.write_text(
-        "organisation,member_no,kind,issued_on,expires_on,revoked_on\n"
-        "hlf,M1,likeperson,2026-01-01,2027-01-01,\nhlf,M2,likeperson,2024-02-01,2030-02-01,2999-01-01\n"
-    )
-    return file
-
-
-def test_the_rejects_file_is_new_and_its_readers_own(here: Certjob, facts: Facts, roster: Path, tmp_path: Path) -> None:
-    """One that somebody else made beforehand would stay open for them to read."""
-    rejects = tmp_path / "rejects.csv"
-    rejects.write_text("old\n")
-    rejects.chmod(0o666)
-    with rejects.open() as somebody_reads:
-        finished = here("load", str(roster), "--rejects", str(rejects))
-
-        assert somebody_reads.read() == "old\n"
-    reason = "line 3: revoked_on: in the future, but it would count at once; load it on that day: '2999-01-01'"
-    assert (finished.returncode, reason in finished.stderr) == (3, True)
-    assert rejects.read_text().splitlines()[1].startswith(f'"{reason}"')
-    assert stat.S_IMODE(rejects.stat().st_mode) == 0o600
-    assert facts.rows("SELECT member_no FROM mentors") == [("M1",)]
-
-
-def test_rejects_that_cannot_be_written_are_refused_before_anything_is_loaded(
-    here: Certjob, facts: Facts, roster: Path, tmp_path: Path
-) -> None:
-    """Nothing that is needed is overwritten: what a link leads to that somebody planted, or the file that is loaded.
-
-    A file for which the room ends later is named, not the roster, which was read well; loading again is safe.
-    """
-    target, text = tmp_path / "precious", roster.read_text()
-    target.write_text("do not touch\n")
-    (tmp_path / "linked.csv").symlink_to(target)
-    for rejects, why in (
-        ("nowhere/rejects.csv", "No such file or directory; name a file that can be written"),
-        ("linked.csv", "symbolic link"),
-        (str(roster), "name another one"),
-    ):
-        result = here("load", str(roster), "--rejects", rejects)
-        assert_one_line(result, "--rejects", why, code=2, command="certjob load")
-    assert (target.read_text(), roster.read_text()) == ("do not touch\n", text)
-    assert facts.rows("SELECT member_no FROM mentors") == []
-
-    with roster.open("a") as file:
-        file.write("hlf,M2,likeperson,2024-02-01,2030-02-01,2999-01-01\n" * 10)
-    with full_disk():
-        full = here("load", str(roster), "--rejects", "rejects.csv")
-    why = "--rejects rejects.csv: File too large; what can be loaded is loaded; name another file for the rejects"
-    assert "people.csv" not in assert_one_line(full, why, code=1, command="certjob load")
-    assert facts.rows("SELECT member_no FROM mentors") == [("M1",)]
 
 
 def test_whoever_types_bounces_alone_is_told_what_to_give_it(here: Certjob) -> None:

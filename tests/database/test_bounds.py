@@ -5,7 +5,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -16,7 +15,7 @@ from tests.conftest import Certjob
 from tests.support.app_rows import Organisation
 from tests.support.command_line import today
 from tests.support.facts import TODAY, Facts
-from tests.support.loading import Loader
+from tests.support.loading import REQUIRED, Loader
 from tests.support.nights import night
 from tests.support.waiting import until, waits_for_a_lock
 
@@ -101,15 +100,17 @@ def test_a_coordinator_may_open_200_pauses_and_certjob_its_own_beside_them(ours:
     assert ours.facts.rows(own, mentor) == [(1,)]
 
 
-def test_of_a_file_the_rows_too_many_are_rejected_with_the_limit(facts: Facts, tmp_path: Path) -> None:
+def test_load_skips_a_mentor_with_too_many_certificates(facts: Facts) -> None:
+    """The problem names the limit, and the others are loaded."""
     facts.organisation()
-    loader = Loader(facts.connection, tmp_path)
-    rows = [f"hlf,M1,likeperson,{TODAY - timedelta(days=number)},2030-01-01" for number in range(MOST + 3)]
+    loader = Loader(facts.connection)
+    rows = [f"hlf,M1,likeperson,{TODAY - timedelta(days=number)},2030-01-01" for number in range(MOST + 1)]
 
-    report = loader.rows(*rows, "hlf,M2,likeperson,2024-01-01,2030-01-01")
+    report = loader("\n".join([REQUIRED, *rows, "hlf,M2,likeperson,2024-01-01,2030-01-01"]))
 
-    assert (report.loaded, report.rejected) == (MOST + 1, 3)
-    assert all(row.reason.endswith("would have more than 200 certificates") for row in loader.rejected)
+    (problem,) = report.problems
+    assert (problem.line, problem.reason) == (2, "the mentor would have more than 200 certificates")
+    assert (report.skipped, report.mentors_added) == (MOST + 1, 1)
 
 
 def test_a_mentor_beyond_the_bounds_is_named_by_every_command_and_the_others_are_reviewed(

@@ -101,7 +101,7 @@ def test_everything_that_operators_do_goes_through_it(
                 " current_setting('search_path'), current_setting('transaction_isolation'),"
                 " current_setting('default_transaction_read_only'), (SELECT count(*) FROM pg_prepared_statements),"
                 " (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()),"
-                " to_regclass('pg_temp.load_rows') IS NULL"
+                " to_regclass('pg_temp.load_mentors') IS NULL"
             ).fetchone()
             assert row is not None
             seen.add(row[0])

@@ -35,7 +35,7 @@ STEPS = """
 0 reconcile
 0 resync M1 --json
 0 explain M1 --json
-0 load --strict renewed.csv
+0 load renewed.csv
 3 run --json
 0 bounces report.eml
 3 check --json

@@ -1,5 +1,6 @@
 """The command that fills the database: load."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,117 +11,44 @@ from certjob.cli.session import Call, Commands
 
 app = Commands()
 
-DateFormat = Annotated[
-    list[str] | None,
-    typer.Option(metavar="FORM", help="How dates are written, such as %m/%d/%Y.  [default: ISO and DD.MM.YYYY]"),
-]
-Rejects = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="Write the bad rows there, each with its reason, to be corrected and loaded."),
+File = Annotated[
+    Path, typer.Argument(metavar="FILE.csv", show_default=False, help="The CSV file; - reads standard input.")
 ]
 
 
 @app.command(
     group=DATA,
     short_help="Load or correct mentors and certificates from a CSV file.",
-    examples=(
-        "certjob load roster.csv --rejects rejects.csv",
-        "certjob load export.csv --set organisation=hlf --column expires_on=Expires",
-    ),
+    examples=("certjob load people.csv", "certjob load - < people.csv"),
 )
-def load(
-    call: Call,
-    file: Annotated[
-        Path,
-        typer.Argument(metavar="FILE.csv", show_default=False, help="The CSV file; its first line names the columns."),
-    ],
-    *,
-    column: Annotated[
-        list[str] | None,
-        typer.Option(metavar="OURS=THEIRS", help="Their header for one of our columns: expires_on='Licence Expires'."),
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="OURS=VALUE", help="One value for every row: organisation=hlf."),
-    ] = None,
-    date_format: DateFormat = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Load all rows, or none when one is bad.")] = False,
-    rejects: Rejects = None,
-) -> int:
-    """Load mentors and certificates from a CSV file; existing rows are updated, never duplicated.
+def load(call: Call, file: File) -> int:
+    """Load mentors and certificates from a CSV file; existing rows are updated, never duplicated or deleted.
 
-    Columns: organisation, member_no, kind, issued_on, expires_on, and as you like full_name, email, locale,
-    dynamics_contact_id, revoked_on, left_on.
+    The first line names the columns: organisation, member_no, kind, issued_on and expires_on; optionally revoked_on,
+    full_name, email, locale, dynamics_contact_id and left_on. Dates are 2026-12-31 or 31.12.2026.
 
-    An empty cell changes nothing. Bad rows are reported on stderr, the good ones are loaded, and it exits 3. A file of
-    mentors alone, without certificate columns, corrects names, addresses and contact IDs.
+    An empty cell changes nothing. A mentor with a bad line is skipped, the others are loaded, and it exits 3. A file
+    without certificate columns corrects mentors who are known.
     """
     from certjob.cli.pages import load as page
     from certjob.facts import loading
-    from certjob.facts.cells import DEFAULT_DATE_FORMATS
-    from certjob.facts.roster import LoadOptions
 
-    columns, constants = _pairs(column, "--column"), _pairs(set_, "--set")
-    if rejects is not None:
-        _refuse_rejects(rejects, file=file)
-    with call.session() as opened, opened.output.progress() as progress:
-        report = loading.load(
-            opened.connection,
-            file,
-            options=LoadOptions(
-                columns=columns,
-                constants=constants,
-                date_formats=date_format or DEFAULT_DATE_FORMATS,
-                strict=strict,
-                today=opened.settings.today,
-            ),
-            stop=opened.stop,
-            on_read=progress.phase("Reading rows"),
-            on_progress=progress.phase("Loading rows"),
-        )
-    if rejects is not None:
-        _write_rejects(rejects, page.rejects_text(report))
-    page.show(opened.output, report, name=file.name, json=call.json, strict=strict, rejects=rejects)
-    return 3 if page.needs_attention(report) else 0
+    with call.session(interruptible=True) as opened:
+        report = loading.load(opened.connection, _read(file), today=opened.settings.today)
+    page.show(opened.output, report, json=call.json)
+    return 3 if report.skipped else 0
 
 
-def _refuse_rejects(path: Path, *, file: Path) -> None:
-    """Refuse what cannot be written, or is needed, before anything is loaded. Raises InputError."""
-    from certjob import files
+def _read(file: Path) -> bytes:
+    """Return the bytes of a file, or of standard input, up to one more than the limit. Raises InputError."""
     from certjob.errors import InputError
-
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        message = f"--rejects {path} is a symbolic link or no regular file"
-        raise InputError(message, next_step="name a regular file")
-    if path.exists() and file.exists() and path.samefile(file):
-        message = f"--rejects {path} is the file that is loaded, and would be overwritten"
-        raise InputError(message, next_step="name another one")
-    try:
-        files.try_replacing(path, size=1)
-    except OSError as error:
-        message = f"--rejects {path}: {error.strerror}"
-        raise InputError(message, next_step="name a file that can be written") from error
-
-
-def _write_rejects(path: Path, text: str) -> None:
-    """Write them for this user only, in place of an older file, which others may read. Raises CertjobError."""
-    from certjob import files
-    from certjob.errors import CertjobError
+    from certjob.facts.roster import SIZE_LIMIT
 
     try:
-        files.replace(path, text.encode(), mode=0o600)
+        if str(file) == "-":
+            return sys.stdin.buffer.read(SIZE_LIMIT + 1)
+        with file.open("rb") as stream:
+            return stream.read(SIZE_LIMIT + 1)
     except OSError as error:
-        message = f"--rejects {path}: {error.strerror}"
-        step = "what can be loaded is loaded; name another file for the rejects, and load the same one again"
-        raise CertjobError(message, next_step=step) from error
-
-
-def _pairs(values: list[str] | None, option: str) -> dict[str, str]:
-    pairs: dict[str, str] = {}
-    for value in values or ():
-        name, equals, rest = value.partition("=")
-        if not equals or not name or name in pairs:
-            message = f"{option} takes NAME=VALUE, each name once; got {value!r}."
-            raise typer.BadParameter(message)
-        pairs[name] = rest
-    return pairs
+        message = f"{file} cannot be read ({error.strerror or type(error).__name__})"
+        raise InputError(message, next_step="check the path and its permissions") from error

@@ -1,7 +1,8 @@
--- name: create_load_rows
--- Where a batch of a CSV file is staged. It lives inside the transaction, so it works through a transaction-mode pooler;
--- under --strict all batches share one transaction and the table. Without a kind a row is about a mentor alone.
-CREATE TEMPORARY TABLE IF NOT EXISTS load_rows (
+-- name: create_load_tables
+-- A file is staged here. The tables end with the transaction, so a transaction-mode pooler works. The line identifies a
+-- mentor within the file.
+CREATE TEMPORARY TABLE load_mentors (
+    line                integer PRIMARY KEY,
     organisation_id     uuid NOT NULL,
     member_no           text NOT NULL,
     full_name           text,
@@ -9,120 +10,93 @@ CREATE TEMPORARY TABLE IF NOT EXISTS load_rows (
     locale              text,
     dynamics_contact_id uuid,
     left_on             date,
-    kind                text,
-    issued_on           date,
-    expires_on          date,
-    revoked_on          date,
-    line                integer NOT NULL,
     mentor_id           uuid
+) ON COMMIT DROP;
+CREATE TEMPORARY TABLE load_certificates (
+    line       integer NOT NULL,
+    kind       text NOT NULL,
+    issued_on  date NOT NULL,
+    expires_on date NOT NULL,
+    revoked_on date
 ) ON COMMIT DROP
 
--- name: truncate_load_rows
--- Under --strict the batch before is still in the table.
-TRUNCATE pg_temp.load_rows
-
--- name: copy_load_rows
+-- name: copy_load_mentors
 -- COPY is the fastest way in.
-COPY pg_temp.load_rows (
-    organisation_id, member_no, full_name, email, locale, dynamics_contact_id, left_on, kind, issued_on, expires_on,
-    revoked_on, line
+COPY pg_temp.load_mentors (
+    line, organisation_id, member_no, full_name, email, locale, dynamics_contact_id, left_on
 ) FROM STDIN
 
--- name: resolve_load_rows
--- Every row learns its mentor once. The statements after it then reach a certificate by its whole key; joined through
--- mentors they would walk all certificates of a mentor for each row.
-UPDATE pg_temp.load_rows AS r
+-- name: copy_load_certificates
+-- The line is that of the mentor.
+COPY pg_temp.load_certificates (line, kind, issued_on, expires_on, revoked_on) FROM STDIN
+
+-- name: find_load_mentors
+-- Later statements then reach a certificate by its whole key.
+UPDATE pg_temp.load_mentors AS l
 SET mentor_id = m.id
 FROM mentors AS m
-WHERE m.organisation_id = r.organisation_id AND m.member_no = r.member_no
+WHERE l.mentor_id IS NULL AND m.organisation_id = l.organisation_id AND m.member_no = l.member_no
 
--- name: list_unknown_load_rows
--- A file of mentors alone adds nobody: a mistyped number would become a mentor without a certificate.
-SELECT line FROM pg_temp.load_rows WHERE mentor_id IS NULL
-
--- name: lock_loaded_mentors
--- The mentors that will change, or whose certificates will (their triggers write review_on), in one order.
-SELECT m.id
-FROM mentors AS m
-WHERE m.id IN (
-    SELECT known.id
-    FROM pg_temp.load_rows AS r
-    JOIN mentors AS known ON known.id = r.mentor_id
-    LEFT JOIN certificates AS c ON c.mentor_id = r.mentor_id AND c.kind = r.kind AND c.issued_on = r.issued_on
-    WHERE (c.id IS NULL AND r.kind IS NOT NULL)
-        OR c.expires_on <> r.expires_on
-        OR (r.revoked_on IS NOT NULL AND (c.revoked_at AT TIME ZONE 'UTC')::date IS DISTINCT FROM r.revoked_on)
-        OR (r.left_on IS NOT NULL AND (known.left_at AT TIME ZONE 'UTC')::date IS DISTINCT FROM r.left_on)
-        OR (r.full_name IS NOT NULL AND known.full_name IS DISTINCT FROM r.full_name)
-        OR (r.email IS NOT NULL AND known.email IS DISTINCT FROM r.email)
-        OR (r.locale IS NOT NULL AND known.locale <> r.locale)
-        OR (r.dynamics_contact_id IS NOT NULL AND known.dynamics_contact_id IS DISTINCT FROM r.dynamics_contact_id)
+-- name: refuse_load_mentors
+-- What only the database can know. A refused mentor keeps the old contact ID, which may be in the way of another one: ask
+-- again until none is refused.
+WITH contacts AS (
+    SELECT l.line, coalesce(l.dynamics_contact_id, m.dynamics_contact_id) AS contact_id,
+        l.dynamics_contact_id IS DISTINCT FROM m.dynamics_contact_id AND l.dynamics_contact_id IS NOT NULL AS is_new
+    FROM pg_temp.load_mentors AS l
+    LEFT JOIN mentors AS m ON m.id = l.mentor_id
+    UNION ALL
+    SELECT NULL, m.dynamics_contact_id, false
+    FROM pg_temp.load_mentors AS wanted
+    JOIN mentors AS m ON m.dynamics_contact_id = wanted.dynamics_contact_id
+    WHERE NOT EXISTS (SELECT FROM pg_temp.load_mentors AS l WHERE l.mentor_id = m.id)
+), refused AS (
+    SELECT line, 'dynamics_contact_id' AS column_name, 'another mentor has this contact ID' AS reason
+    FROM (SELECT line, is_new, count(*) OVER (PARTITION BY contact_id) AS holders FROM contacts) AS held
+    WHERE is_new AND holders > 1
+    UNION ALL
+    SELECT l.line, 'member_no', 'no such mentor; a new mentor needs a certificate'
+    FROM pg_temp.load_mentors AS l
+    WHERE l.mentor_id IS NULL AND NOT EXISTS (SELECT FROM pg_temp.load_certificates AS n WHERE n.line = l.line)
+    UNION ALL
+    SELECT l.line, 'kind', 'the mentor would have more than 200 certificates'
+    FROM pg_temp.load_mentors AS l
+    JOIN pg_temp.load_certificates AS n ON n.line = l.line
+    LEFT JOIN certificates AS c ON c.mentor_id = l.mentor_id AND c.kind = n.kind AND c.issued_on = n.issued_on
+    WHERE c.id IS NULL
+    GROUP BY l.line, l.mentor_id
+    HAVING count(*) + (SELECT count(*) FROM certificates AS old WHERE old.mentor_id = l.mentor_id) > 200
+), deleted AS (
+    DELETE FROM pg_temp.load_mentors AS l USING refused WHERE l.line = refused.line
 )
-ORDER BY m.id
-FOR NO KEY UPDATE
+SELECT line, column_name, reason FROM refused
 
 -- name: insert_loaded_mentors
--- New mentors. Another load that adds the same ones at this moment is waited for, and its rows are then updated.
+-- If another load adds the same mentors at this moment, this one waits for it and then changes them.
 INSERT INTO mentors (organisation_id, member_no, full_name, email, locale, dynamics_contact_id, left_at)
-SELECT DISTINCT r.organisation_id, r.member_no, r.full_name, r.email, coalesce(r.locale, 'nb'), r.dynamics_contact_id,
-    r.left_on::timestamp AT TIME ZONE 'UTC'
-FROM pg_temp.load_rows AS r
-WHERE r.kind IS NOT NULL AND NOT EXISTS (
-    SELECT FROM mentors AS m WHERE m.organisation_id = r.organisation_id AND m.member_no = r.member_no
-)
-ORDER BY r.organisation_id, r.member_no
+SELECT organisation_id, member_no, full_name, email, coalesce(locale, 'nb'), dynamics_contact_id,
+    left_on::timestamp AT TIME ZONE 'UTC'
+FROM pg_temp.load_mentors
+WHERE mentor_id IS NULL
+ORDER BY organisation_id, member_no
 ON CONFLICT (organisation_id, member_no) DO NOTHING
 
--- name: update_loaded_mentors
--- An empty cell changes nothing; a mentor who is so already is not written. The day of a departure is kept as its midnight
--- in UTC; one of the same day, whenever on it, stays as it is.
-UPDATE mentors AS m
-SET full_name = coalesce(r.full_name, m.full_name),
-    email = coalesce(r.email, m.email),
-    locale = coalesce(r.locale, m.locale),
-    dynamics_contact_id = coalesce(r.dynamics_contact_id, m.dynamics_contact_id),
-    left_at = CASE
-        WHEN (m.left_at AT TIME ZONE 'UTC')::date IS DISTINCT FROM r.left_on
-            THEN coalesce(r.left_on::timestamp AT TIME ZONE 'UTC', m.left_at)
-        ELSE m.left_at
-    END
-FROM (
-    SELECT DISTINCT mentor_id, full_name, email, locale, dynamics_contact_id, left_on FROM pg_temp.load_rows
-) AS r
-WHERE m.id = r.mentor_id
-    AND (
-        (r.full_name IS NOT NULL AND m.full_name IS DISTINCT FROM r.full_name)
-        OR (r.email IS NOT NULL AND m.email IS DISTINCT FROM r.email)
-        OR (r.locale IS NOT NULL AND m.locale <> r.locale)
-        OR (r.dynamics_contact_id IS NOT NULL AND m.dynamics_contact_id IS DISTINCT FROM r.dynamics_contact_id)
-        OR (r.left_on IS NOT NULL AND (m.left_at AT TIME ZONE 'UTC')::date IS DISTINCT FROM r.left_on)
-    )
-
--- name: lock_loaded_certificates
--- The app locks certificate, then mentor (through the trigger): so does a load, the certificates first and in one order.
--- Only rows that will change: a lock is a write, and a second load of the same file writes nothing.
-SELECT c.id
-FROM pg_temp.load_rows AS r
-JOIN certificates AS c ON c.mentor_id = r.mentor_id AND c.kind = r.kind AND c.issued_on = r.issued_on
-WHERE c.expires_on <> r.expires_on
-    OR (r.revoked_on IS NOT NULL AND (c.revoked_at AT TIME ZONE 'UTC')::date IS DISTINCT FROM r.revoked_on)
-ORDER BY c.id
-FOR NO KEY UPDATE OF c
-
 -- name: upsert_loaded_certificates
--- A new issue date is a new row, a changed expiry date or revocation changes the row in place, an empty revoked_on never
--- revives. The day of a revocation is kept as its midnight in UTC; one of the same day, whenever on it, stays as it is.
--- xmax is 0 in a row that this statement inserted.
+-- Certificates before mentors, as the app locks them. A new issue date is a new row. An empty revoked_on keeps a revocation,
+-- whose day is stored as its midnight in UTC; an hour that the app has stored for the same day stays. A row that is the same
+-- is not written. xmax is 0 in a row that this statement inserted.
 WITH written AS (
     INSERT INTO certificates AS c (mentor_id, kind, issued_on, expires_on, revoked_at)
-    SELECT r.mentor_id, r.kind, r.issued_on, r.expires_on, r.revoked_on::timestamp AT TIME ZONE 'UTC'
-    FROM pg_temp.load_rows AS r
+    SELECT l.mentor_id, n.kind, n.issued_on, n.expires_on, n.revoked_on::timestamp AT TIME ZONE 'UTC'
+    FROM pg_temp.load_mentors AS l
+    JOIN pg_temp.load_certificates AS n ON n.line = l.line
     LEFT JOIN certificates AS known
-        ON known.mentor_id = r.mentor_id AND known.kind = r.kind AND known.issued_on = r.issued_on
-    WHERE (known.id IS NULL AND r.kind IS NOT NULL)
-        OR known.expires_on <> r.expires_on
-        OR (r.revoked_on IS NOT NULL AND (known.revoked_at AT TIME ZONE 'UTC')::date IS DISTINCT FROM r.revoked_on)
-    ORDER BY r.mentor_id, r.kind, r.issued_on
+        ON known.mentor_id = l.mentor_id AND known.kind = n.kind AND known.issued_on = n.issued_on
+    WHERE known.id IS NULL
+        OR known.expires_on <> n.expires_on
+        OR (known.revoked_at AT TIME ZONE 'UTC')::date
+            IS DISTINCT FROM coalesce(n.revoked_on, (known.revoked_at AT TIME ZONE 'UTC')::date)
+    ORDER BY l.mentor_id, n.kind, n.issued_on
     ON CONFLICT (mentor_id, kind, issued_on) DO UPDATE
     SET expires_on = excluded.expires_on,
         revoked_at = CASE
@@ -130,13 +104,32 @@ WITH written AS (
             ELSE coalesce(excluded.revoked_at, c.revoked_at)
         END
     WHERE c.expires_on <> excluded.expires_on
-        OR (
-            excluded.revoked_at IS NOT NULL
-            AND (c.revoked_at AT TIME ZONE 'UTC')::date IS DISTINCT FROM (excluded.revoked_at AT TIME ZONE 'UTC')::date
-        )
+        OR (c.revoked_at AT TIME ZONE 'UTC')::date
+            IS DISTINCT FROM (coalesce(excluded.revoked_at, c.revoked_at) AT TIME ZONE 'UTC')::date
     RETURNING c.xmax = 0 AS added
 )
 SELECT
     (count(*) FILTER (WHERE added))::integer AS added,
     (count(*) FILTER (WHERE NOT added))::integer AS changed
 FROM written
+
+-- name: update_loaded_mentors
+-- An empty cell changes nothing, and a mentor who is the same is not written. A departure is stored like a revocation.
+UPDATE mentors AS m
+SET full_name = coalesce(l.full_name, m.full_name),
+    email = coalesce(l.email, m.email),
+    locale = coalesce(l.locale, m.locale),
+    dynamics_contact_id = coalesce(l.dynamics_contact_id, m.dynamics_contact_id),
+    left_at = CASE
+        WHEN (m.left_at AT TIME ZONE 'UTC')::date = l.left_on THEN m.left_at
+        ELSE coalesce(l.left_on::timestamp AT TIME ZONE 'UTC', m.left_at)
+    END
+FROM pg_temp.load_mentors AS l
+WHERE m.id = l.mentor_id
+    AND (
+        coalesce(l.full_name, m.full_name), coalesce(l.email, m.email), coalesce(l.locale, m.locale),
+        coalesce(l.dynamics_contact_id, m.dynamics_contact_id),
+        coalesce(l.left_on, (m.left_at AT TIME ZONE 'UTC')::date)
+    ) IS DISTINCT FROM (
+        m.full_name, m.email, m.locale, m.dynamics_contact_id, (m.left_at AT TIME ZONE 'UTC')::date
+    )

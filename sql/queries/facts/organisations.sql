@@ -4,7 +4,7 @@ SELECT id FROM organisations WHERE slug = %(slug)s
 
 -- name: list_organisation_ids
 -- A file names organisations by slug.
-SELECT slug, id::text FROM organisations
+SELECT slug, id FROM organisations
 
 -- name: read_organisations
 -- Read with every chunk: a rule changed in mid-night counts from the next chunk on.
