@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DENO := DENO_NO_UPDATE_CHECK=1 $(CURDIR)/$(BIN)/deno
 
-.PHONY: demo test outside chaos mutants lint bench looks dist schema lock clean
+.PHONY: demo test outside chaos mutants lint bench looks dist lock clean
 
 demo: $(READY)
 	$(BIN)/python demo/demo.py
@@ -50,10 +50,6 @@ dist: $(READY)
 	rm -rf dist
 	$(BIN)/python -m hatchling build --target wheel --directory dist
 	cp requirements.lock dist/
-
-# sql/schema.sql, for readers: what the migrations make. To be run when one was added.
-schema: $(READY)
-	$(BIN)/python -m tests.support.schema_page
 
 $(READY): requirements-dev.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15) and "certjob needs Python 3.11 to 3.14; try make PYTHON=python3.13")'

@@ -107,6 +107,7 @@ def fresh_database(server_url: str, template: str, name: str = "certjob_test") -
         # By file: the other strategy writes the copy to the log, page by page, which takes thirteen times as long.
         statement = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY")
         admin.execute(statement.format(sql.Identifier(name), sql.Identifier(template)))
+        admin.execute(sql.SQL("ALTER DATABASE {} SET search_path = certjob, public").format(sql.Identifier(name)))
         yield database_of(server_url, name)
         admin.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
@@ -179,8 +180,8 @@ def bare_environment(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def worker_url(database_url: str) -> str:
-    """The test's database, for whom certjob is meant to run as: not the owner, but the role certjob_worker."""
-    return psycopg.conninfo.make_conninfo(database_url, options="-c role=certjob_worker")
+    """The test's database, as the role certjob_worker. Its search path proves that the commands set their own."""
+    return psycopg.conninfo.make_conninfo(database_url, options="-c role=certjob_worker -c search_path=pg_catalog")
 
 
 @pytest.fixture

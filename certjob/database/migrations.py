@@ -120,9 +120,10 @@ def migrate(
     try:
         while True:
             with _locked(connection):
-                _create_ledger(connection)
+                _prepare(connection)
                 pending = [m for m in _compare(migrations(directory), _ledger(connection)) if m.applied_at is None]
                 if not pending:
+                    database.execute(connection, "set_up_rights")
                     return applied
                 _apply(connection, pending[0])
                 applied.append(pending[0])
@@ -169,8 +170,6 @@ def _locked(connection: Connection) -> Iterator[None]:
             row = connection.execute("SELECT pg_try_advisory_xact_lock(%s)", (_LOCK_KEY,)).fetchone()
             if row and row[0]:
                 connection.execute("SELECT set_config('lock_timeout', %s, true)", (_TABLE_LOCK_TIMEOUT,))
-                # The trigger functions name the tables in public: there they must be, whatever this user's path.
-                connection.execute("SELECT set_config('search_path', 'public', true)")
                 yield
                 return
         if time.monotonic() > give_up_at:
@@ -179,27 +178,22 @@ def _locked(connection: Connection) -> Iterator[None]:
         time.sleep(_POLL_SECONDS)
 
 
-def _create_ledger(connection: Connection) -> None:
-    connection.execute(
-        "CREATE TABLE IF NOT EXISTS certjob_migrations ("
-        " version integer PRIMARY KEY, name text NOT NULL, sha256 text NOT NULL,"
-        " applied_at timestamptz NOT NULL DEFAULT now())"
-    )
-    connection.execute("ALTER TABLE certjob_migrations ENABLE ROW LEVEL SECURITY")
+def _prepare(connection: Connection) -> None:
+    """Create what every migration needs: the worker's role, the schemas and the ledger."""
+    try:
+        database.execute(connection, "create_worker_role")
+    except psycopg.errors.InsufficientPrivilege as error:
+        message = "the role certjob_worker does not exist, and the database user may not create roles"
+        step = "as an administrator, run `CREATE ROLE certjob_worker NOLOGIN`; then run `certjob db migrate` again"
+        raise ConfigurationError(message, next_step=step) from error
+    database.execute(connection, "create_ledger")
 
 
 def _visible_ledger(connection: Connection) -> dict[int, Migration]:
-    """Return what is applied; refuse a user who would take hidden tables for missing or empty ones."""
-    row = connection.execute(
-        "SELECT ledger IS NOT NULL, to_regclass('certjob_migrations') IS NOT DISTINCT FROM ledger,"
-        " row_security_active(ledger) FROM to_regclass('public.certjob_migrations') AS ledger"
-    ).fetchone()
-    exists, on_path, filtered = row or (False, False, False)
+    """Return what is applied. Raise ConfigurationError for a user who would see an empty ledger or empty tables."""
+    exists, filtered = database.fetch(connection, "find_ledger")[0]
     if not exists:
         return {}
-    if not on_path:
-        message = "certjob's tables are in the schema public"
-        raise ConfigurationError(message, next_step="put it into the search_path of the database user")
     applied = _ledger(connection)
     if filtered and not applied:
         message = "row-level security hides certjob's tables from the database user"
@@ -209,14 +203,14 @@ def _visible_ledger(connection: Connection) -> dict[int, Migration]:
 
 def how_to_get_rights(connection: Connection) -> str:
     """Return the next step for a database user who lacks a right on certjob's tables, or does not see their rows."""
-    if database.fetch_value(connection, "is_worker"):  # the role was made after the tables
-        return "as the tables' owner, `SELECT certjob_private.set_up_roles()`"
+    if database.fetch_value(connection, "is_worker"):
+        return "as the tables' owner, run `certjob db migrate`"
     return f"GRANT certjob_worker TO {connection.info.user}, or connect as the tables' owner"
 
 
 def _ledger(connection: Connection) -> dict[int, Migration]:
-    rows = connection.execute("SELECT version, name, sha256, applied_at FROM public.certjob_migrations").fetchall()
-    return {row[0]: Migration(version=row[0], name=row[1], sha256=row[2], applied_at=row[3]) for row in rows}
+    rows = database.fetch(connection, "list_applied_migrations", into=Migration)
+    return {migration.version: migration for migration in rows}
 
 
 def _apply(connection: Connection, migration: Migration) -> None:
@@ -224,12 +218,10 @@ def _apply(connection: Connection, migration: Migration) -> None:
         return
     try:
         connection.execute(migration.path.read_bytes())
-    except (psycopg.errors.DuplicateTable, psycopg.errors.DuplicateSchema) as error:
+    except psycopg.errors.DuplicateTable as error:
         message = f"migration {migration.version:04d}_{migration.name} failed: {error.diag.message_primary}"
         raise SchemaError(
-            message, next_step="certjob's tables need that name for themselves: use an empty database"
+            message, next_step="the schema certjob is for certjob's tables only: rename the other one"
         ) from error
-    connection.execute(
-        "INSERT INTO certjob_migrations (version, name, sha256) VALUES (%s, %s, %s)",
-        (migration.version, migration.name, migration.sha256),
-    )
+    values = {"version": migration.version, "name": migration.name, "sha256": migration.sha256}
+    database.execute(connection, "insert_migration", values)

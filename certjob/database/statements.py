@@ -30,6 +30,7 @@ _OWN_SETTINGS = {
     "row_security": "on",  # off, a policy is an error
     "client_min_messages": "notice",  # above it, what a migration leaves to the operator would go unsaid
     "array_nulls": "on",  # off, a NULL in a list is a word
+    "search_path": "certjob, pg_temp",  # the statements name no schema
 }
 """What certjob's statements rely on, and a role, a database or a server may have set otherwise.
 
@@ -81,6 +82,8 @@ def _set_locally(settings: tuple[tuple[str, str], ...]) -> bytes:
     A SET costs the server half of what a call of set_config does, which is parsed and planned as a query.
     """
     commands = {name: f"SET LOCAL {name} = '{value}'" for name, value in settings}
+    if "search_path" in commands:  # a list: quoted, it would be one name
+        commands["search_path"] = f"SET LOCAL search_path = {dict(settings)['search_path']}"
     if "statement_timeout" in commands:
         call = f"set_config('statement_timeout', '{dict(settings)['statement_timeout']}', true)"
         commands["statement_timeout"] = f"SELECT CASE current_setting('statement_timeout') WHEN '0' THEN {call} END"

@@ -37,6 +37,6 @@ def test_a_person_gets_their_data_and_is_erased(
     assert (exported["mentor"]["full_name"], exported["mentor"]["email"]) == (NAME, ADDRESS)
     assert all(exported[part] for part in ("certificates", "pauses", "reminders", "portal"))
     assert portal.visible == {contact_id: False}
-    for (table,) in facts.rows("SELECT tablename FROM pg_tables WHERE schemaname = 'public'"):
+    for (table,) in facts.rows("SELECT tablename FROM pg_tables WHERE schemaname = 'certjob'"):
         words = "|".join([NAME, ADDRESS, "M4711", str(mentor_id)])
         assert facts.rows(f"SELECT FROM {table} AS t WHERE t::text ~ %s", words) == [], table

@@ -123,7 +123,7 @@ def test_while_it_waits_for_somebodys_lock(scene: Scene) -> None:
     scene.mentors(15)
     roster = "organisation,member_no,kind,issued_on,expires_on\nhlf,B1,a,2025-01-01,2027-01-01\n"
     (scene.folder / "roster.csv").write_text(roster)
-    tables = "LOCK TABLE mentors, certjob_migrations"
+    tables = "LOCK TABLE mentors, migrations"
     for lock, command, options, is_recorded in (
         (tables, "alerts", "", False),
         (tables, "run", "--dry-run", False),

@@ -1,9 +1,12 @@
-"""Who may do what with every table, view, sequence and function: a later migration must decide it, here too."""
+"""Who may do what with every table, view, sequence and function: whoever adds one decides it, here too."""
 
-from certjob.database import Connection
-from tests.support.app_rows import READABLE
+import pytest
 
-WORKER, COORDINATOR = "certjob_worker", "authenticated"
+from certjob.database import Connection, migrations
+from tests.support.app_rows import DENIED, READABLE, Organisation
+from tests.support.supabase import CUSTOM_SCHEMA_GUIDE
+
+WORKER, COORDINATOR, SERVER = "certjob_worker", "authenticated", "service_role"
 
 READ_BY_COORDINATORS = {*READABLE, "held_reviews", "review_problems"}
 """What the app may look at. certjob's worker may look at everything; sequences need no right."""
@@ -15,7 +18,7 @@ DECIDED = {
     ("mentor_pauses", "INSERT"): "actor id mentor_id paused_at reason",
     ("mentor_pauses", "UPDATE"): "lifted_at lifted_by",
 }
-"""The columns that a coordinator may write; whoever adds a table decides, in set_up_app and in set_up_worker."""
+"""The columns that a coordinator may write; whoever adds a table decides, in set_up_rights."""
 
 FACTS = {"organisations", "coordinators", "mentors", "certificates", "mentor_pauses"}
 DELETED = (
@@ -24,8 +27,12 @@ DELETED = (
 )
 """Where the worker may delete. Of facts it writes certain columns only."""
 
-CALLABLE = {"coordinator_organisation_id": [COORDINATOR], "request_portal_resync": [COORDINATOR]}
-"""Each function that somebody beside its owner and Supabase's service_role may call."""
+CALLABLE = {
+    "coordinator_organisation_id": [COORDINATOR],
+    "request_portal_resync": [COORDINATOR],
+    "user_id": [COORDINATOR],
+}
+"""The functions that someone other than their owner may call."""
 
 _RELATIONS = """
 SELECT c.relname, c.relkind::text, c.relrowsecurity, coalesce(c.reloptions, '{}') @> '{security_invoker=true}',
@@ -41,13 +48,12 @@ CROSS JOIN LATERAL (
     UNION ALL
     SELECT a.*, t.attname FROM pg_attribute AS t, aclexplode(t.attacl) AS a WHERE t.attrelid = c.oid
 ) AS acl (grantor, grantee, privilege_type, is_grantable, name)
-WHERE c.relnamespace IN ('public'::regnamespace, 'certjob_private'::regnamespace)
-    AND acl.grantee NOT IN (c.relowner, 'service_role'::regrole)
+WHERE c.relnamespace IN ('certjob'::regnamespace, 'certjob_private'::regnamespace) AND acl.grantee <> c.relowner
 GROUP BY 1, 2, 3
 """
 _FUNCTIONS = """
 SELECT p.proname, p.prosecdef, p.prorettype = 'trigger'::regtype,
-    coalesce(p.proconfig, '{}') && ARRAY['search_path=""', 'search_path=pg_catalog, pg_temp'],
+    coalesce(p.proconfig, '{}') && ARRAY['search_path=pg_catalog, pg_temp'],
     ARRAY(
         SELECT acl.grantee::regrole::text FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) AS acl
         WHERE acl.grantee <> p.proowner
@@ -57,17 +63,26 @@ WHERE n.nspname NOT IN ('auth', 'information_schema') AND n.nspname !~ '^pg_'
 """
 
 
+def granted(owner: Connection) -> dict[tuple[str, str, str], str | None]:
+    """The columns of each grant by table, role and right; None: the whole table."""
+    return {(table, role, what): names for table, role, what, names in owner.execute(_GRANTS).fetchall()}
+
+
 def test_nothing_is_open_to_anybody_for_whom_it_was_not_decided(owner: Connection) -> None:
-    """On a database that, as Supabase's does, opens whatever is new to everybody."""
-    grants = {(table, role, what): names for table, role, what, names in owner.execute(_GRANTS).fetchall()}
+    """On a database that, as Supabase's does, opens whatever is new in public to everybody."""
+    grants = granted(owner)
 
     readable = {table for table, role, what in grants if (role, what) == (COORDINATOR, "SELECT")}
     assert readable == READ_BY_COORDINATORS
     assert {key[::2]: names for key, names in grants.items() if key[1] == COORDINATOR and key[2] != "SELECT"} == DECIDED
-    assert {role for _, role, _ in grants} == {WORKER, COORDINATOR}
+    assert {role for _, role, _ in grants} == {WORKER, COORDINATOR, SERVER}
+    served = {(table, what) for table, role, what in grants if role == SERVER and what != "SELECT"}
+    assert {table for table, _ in served} == FACTS
+    derived = ("portal_visible", "review_on", "status")
+    assert not [key for key, names in grants.items() if key[1] == SERVER and set((names or "").split()) & {*derived}]
     assert {table for table, role, what in grants if (role, what) == (WORKER, "DELETE")} == set(DELETED.split())
-    whole_rows = {table for (table, role, what), names in grants.items() if what in ("INSERT", "UPDATE") and not names}
-    assert whole_rows & FACTS == set()
+    whole_rows = {key[:2] for key, names in grants.items() if key[2] in ("INSERT", "UPDATE") and not names}
+    assert {key for key in whole_rows if key[0] in FACTS} == {("organisations", SERVER), ("coordinators", SERVER)}
 
 
 def test_every_table_has_row_level_security_and_policies_and_a_view_is_its_readers(owner: Connection) -> None:
@@ -87,5 +102,36 @@ def test_functions_run_safely_and_for_those_who_may_call_them(owner: Connection)
 
     assert [name for name, is_definer, is_trigger, _, _ in functions if is_trigger and not is_definer] == []
     assert [name for name, is_definer, _, has_safe_path, _ in functions if is_definer and not has_safe_path] == []
-    called = {name: sorted({*callers} - {"service_role"}) for name, _, _, _, callers in functions if callers}
-    assert {name: callers for name, callers in called.items() if callers} == CALLABLE
+    assert {name: callers for name, _, _, _, callers in functions if callers} == CALLABLE
+
+
+def test_db_migrate_takes_back_what_supabases_guide_for_custom_schemas_grants(
+    owner: Connection, ours: Organisation
+) -> None:
+    """With the guide's grants a coordinator could keep a mentor from every review."""
+    never = "UPDATE mentors SET review_on = 'infinity' RETURNING review_on::text"
+    before = granted(owner)
+    with pytest.raises(DENIED):
+        ours.asks(never)
+    owner.execute(CUSTOM_SCHEMA_GUIDE.encode())
+    assert ours.asks(never) == [("infinity",)]
+
+    assert migrations.migrate(owner) == []
+
+    with pytest.raises(DENIED):
+        ours.asks(never)
+    assert granted(owner) == before
+    owner.execute("CREATE TABLE certjob.later ()")
+    assert granted(owner) == before
+
+
+def test_certjob_can_be_removed_and_installed_again(owner: Connection) -> None:
+    """Its two schemas hold everything; the role and the publication stay."""
+    before, published = granted(owner), "SELECT schemaname, tablename FROM pg_publication_tables"
+    heard = owner.execute(published.encode()).fetchall()
+
+    owner.execute("DROP SCHEMA certjob, certjob_private CASCADE")
+    assert len(migrations.migrate(owner)) == len(migrations.migrations())
+
+    assert granted(owner) == before
+    assert owner.execute(published.encode()).fetchall() == heard == [("certjob", "dynamics_sync_failures")]

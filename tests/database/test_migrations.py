@@ -40,21 +40,22 @@ def directory(path: Path, **files: str) -> Path:
 
 
 def there(connection: database.Connection) -> tuple[set[str], list[int]]:
-    """The tables in the schema public, without the ledger, and the versions that are in it."""
-    tables = {row[0] for row in connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")}
-    if "certjob_migrations" not in tables:
+    """The tables in the schema certjob, without the ledger, and the versions that are in it."""
+    tables = {row[0] for row in connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'certjob'")}
+    if "migrations" not in tables:
         return tables, []
-    rows = connection.execute("SELECT version FROM public.certjob_migrations ORDER BY version")
-    return tables - {"certjob_migrations"}, [row[0] for row in rows]
+    rows = connection.execute("SELECT version FROM certjob.migrations ORDER BY version")
+    return tables - {"migrations"}, [row[0] for row in rows]
 
 
 def test_an_empty_database_gets_every_migration_in_order_and_only_once(empty: database.Connection) -> None:
     """Each is in the ledger with its checksum; looking before makes no ledger, and settings end with it.
 
-    The tables are made in public, where the trigger functions name them, whatever comes first in the search path.
+    An app's tables of the same names stay as they are, although its schema comes first in the search path.
     """
     assert list(range(1, len(ALL) + 1)) == ALL, "two took the same number"
-    empty.execute("CREATE SCHEMA app; SET search_path = app, public; SET lock_timeout = '7s'")
+    empty.execute("CREATE SCHEMA app; SET search_path = app, certjob; SET lock_timeout = '7s'")
+    empty.execute("CREATE TABLE app.mentors (nickname text); CREATE TABLE public.mentors (nickname text)")
     empty.execute("CREATE PUBLICATION supabase_realtime FOR ALL TABLES")  # to which no table can be added
     assert {each.applied_at for each in migrations.status(empty)} == {None}
     assert there(empty) == (set(), [])
@@ -73,11 +74,14 @@ def test_an_empty_database_gets_every_migration_in_order_and_only_once(empty: da
     migrations.require_current(empty)
     assert [empty.execute(f"SHOW {name}".encode()).fetchone() for name in ("lock_timeout", "search_path")] == [
         ("7s",),
-        ("app, public",),
+        ("app, certjob",),
     ]
+    empty.execute("SET search_path = certjob")
     facts = Facts(empty)
     facts.certified_mentor(facts.organisation(), TODAY)
-    assert facts.rows("SELECT count(*) FROM pg_tables WHERE schemaname = 'app'") == [(0,)]
+    tables = "SELECT tablename FROM pg_tables WHERE schemaname IN ('app', 'public')"
+    assert facts.rows(tables) == [("mentors",)] * 2
+    assert facts.rows("SELECT count(*) FROM app.mentors") == facts.rows("SELECT count(*) FROM public.mentors") == [(0,)]
 
 
 def test_a_file_is_applied_whole_or_not_at_all_and_never_edited_afterwards(
@@ -90,7 +94,10 @@ def test_a_file_is_applied_whole_or_not_at_all_and_never_edited_afterwards(
     monkeypatch.setattr(migrations, "_TABLE_LOCK_TIMEOUT", "200ms")
     monkeypatch.setattr(migrations, "_LOCK_WAIT_SECONDS", 0.1)
     folder = directory(
-        tmp_path / "m", _0001_first="CREATE TABLE first ()", _0002_second="CREATE TABLE half (); SELECT 1 / 0"
+        tmp_path / "m",
+        _0001_first="CREATE TABLE first (); "
+        "CREATE FUNCTION certjob_private.set_up_rights() RETURNS void LANGUAGE sql AS ''",
+        _0002_second="CREATE TABLE half (); SELECT 1 / 0",
     )
     with pytest.raises(psycopg.errors.DivisionByZero):
         migrations.migrate(empty, folder)
@@ -145,15 +152,14 @@ def test_a_database_that_has_no_room_for_every_name_is_refused(empty: database.C
 
 
 def test_a_read_only_database_and_one_that_holds_something_of_that_name_are_refused(empty: database.Connection) -> None:
-    """A replica's URL by mistake; the app's own table of mentors; what DROP SCHEMA public CASCADE leaves behind."""
+    """A replica's URL by mistake; an app whose own schema is called certjob."""
     for before, error, says in (
         ("SET default_transaction_read_only = on", DatabaseUnavailableError, "read-only; migrate on the primary"),
         (
-            "SET default_transaction_read_only = off; CREATE TABLE mentors (nickname text)",
+            "SET default_transaction_read_only = off; CREATE SCHEMA certjob; CREATE TABLE certjob.mentors ()",
             SchemaError,
-            r"0001_facts failed: .*mentors.* already exists; .* empty database",
+            r"0001_facts failed: .*mentors.* already exists; the schema certjob is for certjob's tables only",
         ),
-        ("DROP TABLE mentors; CREATE SCHEMA certjob_private", SchemaError, "certjob_private"),
     ):
         for statement in before.split("; "):
             empty.execute(statement.encode())
@@ -171,14 +177,13 @@ def test_a_database_user_who_may_too_little_is_told_postgresqls_own_reason(empty
     steps: tuple[tuple[str, Callable[[database.Connection], object], str], ...] = (
         (f"CREATE ROLE {role} NOLOGIN", migrate, r"may not change the schema \(permission denied.*its owner"),
         ("", require, r"may not read certjob's tables \(permission denied"),
-        (f"GRANT ALL ON SCHEMA public TO {role}", migrate, r"must be owner.*migrate as its owner"),
+        (f"GRANT ALL ON SCHEMA certjob TO {role}", migrate, r"permission denied.*migrate as its owner"),
         (
-            f"GRANT SELECT ON certjob_migrations TO {role}",
+            f"GRANT SELECT ON certjob.migrations TO {role}",
             require,
             r"row-level security hides .* GRANT certjob_worker TO ",
         ),
-        (f"CREATE POLICY job ON certjob_migrations TO {role} USING (true)", require, ""),
-        ("SET search_path = pg_catalog", require, "search_path"),
+        (f"CREATE POLICY job ON certjob.migrations TO {role} USING (true)", require, ""),
     )
     try:
         for before, work, says in steps:

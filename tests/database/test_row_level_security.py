@@ -60,7 +60,7 @@ IN_VAIN = (
 
 def seen(connection: Connection) -> set[int]:
     """How many whole rows of the tables of facts and intents can be seen."""
-    return {connection.execute(f"SELECT * FROM public.{table}".encode()).rowcount for table in READABLE}
+    return {connection.execute(f"SELECT * FROM certjob.{table}".encode()).rowcount for table in READABLE}
 
 
 def test_a_coordinator_reads_whole_rows_of_the_own_organisation_only(ours: Organisation, theirs: Organisation) -> None:
@@ -160,7 +160,7 @@ def test_temporary_types_of_usual_names_run_nothing_as_the_owner(ours: Organisat
         " review_on pg_temp.date, portal pg_temp.text, organisation pg_temp.text, optional_kinds pg_catalog.text[])"
     )
 
-    assert ours.asks("SELECT visible FROM public.request_portal_resync(%(mentor)s)") == [(False,)]
+    assert ours.asks("SELECT visible FROM certjob.request_portal_resync(%(mentor)s)") == [(False,)]
     ours.asks("UPDATE mentors SET email = 'new@example.org', dynamics_contact_id = gen_random_uuid()")
     ours.asks("UPDATE certificates SET revoked_at = now()")
     ours.asks(CERTIFICATE.format("mentor"))

@@ -176,7 +176,10 @@ def test_a_changed_fact_makes_certjob_look_also_when_the_mentors_are_hidden_from
     found, newly_unknown = {}, {}
 
     with connection.transaction(force_rollback=True):
-        scene.do(f"CREATE ROLE {role}; GRANT SELECT, UPDATE ON mentors TO {role}")
+        scene.do(
+            f"CREATE ROLE {role}; GRANT USAGE ON SCHEMA certjob TO {role}; GRANT SELECT, UPDATE ON mentors TO {role}"
+        )
+        scene.do("DROP POLICY reads_own ON mentors")
         for table in ("certificates", "mentor_pauses", "organisations"):
             scene.do(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {role}")
             scene.do(f"CREATE POLICY all_of_it ON {table} TO {role} USING (true)")
@@ -300,7 +303,7 @@ def test_the_database_refuses_what_may_exist_only_once_and_what_no_program_shoul
             scene.do(beside)
 
     assert taken == []
-    twice = "SELECT conname FROM pg_constraint WHERE connamespace = 'public'::regnamespace GROUP BY 1"
+    twice = "SELECT conname FROM pg_constraint WHERE connamespace = 'certjob'::regnamespace GROUP BY 1"
     assert scene.facts.rows(twice + " HAVING count(*) > 1") == []
 
 

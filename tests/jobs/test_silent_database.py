@@ -15,7 +15,7 @@ from tests.support.proxy import StallingProxy
 @pytest.mark.parametrize(
     ("command", "statement"),
     [
-        pytest.param("run", b"certjob_migrations", id="before anything"),
+        pytest.param("run", b"certjob.migrations", id="before anything"),
         pytest.param("run", b"clock_timestamp", id="the day"),
         pytest.param("run", b"INSERT INTO job_runs", id="the beginning"),
         pytest.param("run", b"FOR NO KEY UPDATE", id="a chunk"),

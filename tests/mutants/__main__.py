@@ -46,7 +46,6 @@ TESTS = {
 }
 """Where the tests of a room are, nearest first; the acceptance tests come after them."""
 _LEFT_OUT = (
-    "tests/database/test_schema_page.py",  # compares the text of all migrations: catches everything, shows nothing
     "tests/acceptance/test_benchmarks.py",
     "tests/acceptance/test_docs.py",
 )

@@ -115,6 +115,7 @@ class Cluster:
     def fresh_database(self, name: str, *, template: str = TEMPLATE) -> Iterator[str]:
         """The URL of a copy, which is dropped at the end; of a migrated one without rows, if no other is named."""
         self.make(name, template)
+        self._administer("ALTER DATABASE {} SET search_path = certjob, public", name)
         try:
             yield self.url(name)
         finally:

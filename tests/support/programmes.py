@@ -14,7 +14,7 @@ Table = list[tuple[object, ...]]
 
 def everything(facts: Facts) -> dict[str, Table]:
     """All rows of all tables, as text."""
-    tables = facts.rows("SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace")
+    tables = facts.rows("SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'certjob'::regnamespace")
     return {str(table): facts.rows(f"SELECT t::text FROM {table} AS t ORDER BY 1") for (table,) in tables}
 
 

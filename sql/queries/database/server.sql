@@ -17,7 +17,7 @@ WHERE held.locktype = 'relation'
     AND held.mode = 'AccessExclusiveLock'
     AND held.database = (SELECT oid FROM pg_database WHERE datname = current_database())
     AND class.relkind = 'r'
-    AND class.relnamespace = 'public'::regnamespace
+    AND class.relnamespace = to_regnamespace('certjob')
 ORDER BY NOT held.granted, class.relname
 LIMIT 1
 

@@ -12,7 +12,7 @@ SELECT
 -- Rights that the night needs and this user lacks. A right on some columns will do: roles may be given just those.
 SELECT needed.table_name, needed.privilege
 FROM unnest(%(tables)s::text[], %(privileges)s::text[]) WITH ORDINALITY AS needed (table_name, privilege, position)
-WHERE NOT has_any_column_privilege('public.' || needed.table_name, needed.privilege)
+WHERE NOT has_any_column_privilege('certjob.' || needed.table_name, needed.privilege)
 ORDER BY needed.position
 
 -- name: list_last_deliveries
@@ -31,7 +31,7 @@ SELECT count(*), max(finished_at) FROM job_runs WHERE finished_at > clock_timest
 -- ones are certjob's own and keep from it what it never does.
 SELECT DISTINCT class.relname::text
 FROM unnest(%(tables)s::text[], %(privileges)s::text[]) AS needed (table_name, privilege)
-JOIN pg_class AS class ON class.oid = to_regclass('public.' || needed.table_name)
+JOIN pg_class AS class ON class.oid = to_regclass('certjob.' || needed.table_name)
 WHERE row_security_active(class.oid)
     AND NOT EXISTS (
         SELECT

@@ -1,0 +1,206 @@
+-- What certjob writes: the audit, the intents (a mail to send, a portal value to push), their failures, and the ledger
+-- of runs. An intent is committed together with the state that causes it, and delivered afterwards.
+--
+-- The columns of every intent: a claim sets claim_token and moves next_attempt_at to the end of its lease; whoever
+-- settles the intent must name the token. last_error and failure_code (a code of docs/json.md) describe the last
+-- failure.
+
+-- The audit: every change of a certificate's status.
+CREATE TABLE certjob.certificate_transitions (
+    id             bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    certificate_id uuid NOT NULL,  -- no foreign key: the history outlives a deleted certificate
+    mentor_id      uuid NOT NULL REFERENCES certjob.mentors (id) ON DELETE CASCADE,
+    from_status    text NOT NULL,
+    to_status      text NOT NULL,
+    as_of          date NOT NULL,
+    run_id         uuid,
+    at             timestamptz NOT NULL DEFAULT now()
+);
+ALTER TABLE certjob.certificate_transitions ENABLE ROW LEVEL SECURITY;
+CREATE INDEX certificate_transitions_mentor_id_idx ON certjob.certificate_transitions (mentor_id);
+
+-- The reminders. The constraint makes sure that a mentor is reminded once per threshold and certificate.
+CREATE TABLE certjob.cert_notification_log (
+    id              bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    mentor_id       uuid NOT NULL REFERENCES certjob.mentors (id) ON DELETE CASCADE,
+    threshold_days  integer NOT NULL,
+    cert_id         uuid NOT NULL,  -- no foreign key: the history outlives a deleted certificate
+    expires_on      date NOT NULL,
+    status          text NOT NULL DEFAULT 'pending'
+        CHECK (status IN ('pending', 'sent', 'failed', 'cancelled', 'superseded')),
+    attempts        integer NOT NULL DEFAULT 0 CHECK (attempts >= 0),
+    next_attempt_at timestamptz NOT NULL DEFAULT now(),
+    claim_token     uuid,
+    queued_at       timestamptz NOT NULL DEFAULT now(),
+    sent_at         timestamptz,
+    maybe_sent      boolean NOT NULL DEFAULT false,  -- an attempt ended without a known outcome
+    last_error      text,
+    failure_code    text,  -- null: cancelled, or never failed
+    history         jsonb NOT NULL DEFAULT '[]' CHECK (jsonb_typeof(history) = 'array'),  -- earlier cycles
+    run_id          uuid,
+    CONSTRAINT cert_notification_log_once UNIQUE (mentor_id, threshold_days, cert_id)
+);
+ALTER TABLE certjob.cert_notification_log ENABLE ROW LEVEL SECURITY;
+CREATE INDEX cert_notification_log_due_idx ON certjob.cert_notification_log (next_attempt_at, id)
+    WHERE status = 'pending';
+CREATE INDEX cert_notification_log_failed_idx ON certjob.cert_notification_log (id) WHERE status = 'failed';
+
+-- The coordinators' daily mails: at most one open row per coordinator.
+CREATE TABLE certjob.coordinator_digests (
+    id              bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    coordinator_id  uuid NOT NULL REFERENCES certjob.coordinators (id) ON DELETE CASCADE,
+    digest_on       date NOT NULL,
+    status          text NOT NULL DEFAULT 'pending'
+        CHECK (status IN ('pending', 'sent', 'failed', 'cancelled', 'superseded')),
+    attempts        integer NOT NULL DEFAULT 0 CHECK (attempts >= 0),
+    next_attempt_at timestamptz NOT NULL DEFAULT now(),
+    claim_token     uuid,
+    covers_from     timestamptz,
+    covers_until    timestamptz,
+    queued_at       timestamptz NOT NULL DEFAULT now(),
+    sent_at         timestamptz,
+    sent_number     integer,  -- counts the coordinator's sent digests in the order of sending, whatever clocks say
+    maybe_sent      boolean NOT NULL DEFAULT false,
+    reported_on     date,  -- the day for which a sent digest was written
+    reported        text[] NOT NULL DEFAULT '{}',  -- everything that the coordinator knows from it, by kind and id
+    last_error      text,
+    failure_code    text  -- null: cancelled, or never failed
+);
+ALTER TABLE certjob.coordinator_digests ENABLE ROW LEVEL SECURITY;
+CREATE INDEX coordinator_digests_due_idx ON certjob.coordinator_digests (next_attempt_at, id)
+    WHERE status = 'pending';
+CREATE UNIQUE INDEX coordinator_digests_one_open ON certjob.coordinator_digests (coordinator_id)
+    WHERE status IN ('pending', 'failed', 'cancelled');
+CREATE INDEX coordinator_digests_sent_idx ON certjob.coordinator_digests (coordinator_id, sent_number DESC NULLS LAST)
+    WHERE status = 'sent';
+
+-- The visibility to push: at most one open row per mentor, with the newest value.
+CREATE TABLE certjob.portal_sync_events (
+    id                bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    mentor_id         uuid NOT NULL REFERENCES certjob.mentors (id) ON DELETE CASCADE,
+    visible           boolean NOT NULL,
+    version           integer NOT NULL DEFAULT 1 CHECK (version >= 1),  -- rises with every new wish
+    status            text NOT NULL DEFAULT 'pending'
+        CHECK (status IN ('pending', 'delivered', 'blocked', 'withdrawn')),
+    attempts          integer NOT NULL DEFAULT 0 CHECK (attempts >= 0),  -- rounds: claims that were tried
+    next_attempt_at   timestamptz NOT NULL DEFAULT now(),
+    claim_token       uuid,
+    claim_contact_id  uuid,  -- the contact of the call in flight
+    wanted_at         timestamptz NOT NULL DEFAULT now(),
+    delivered_at      timestamptz,
+    corrects_portal   boolean NOT NULL DEFAULT false,  -- the portal showed a value that certjob had not pushed
+    unknown_shown_at  timestamptz,  -- the end of a call to show without a known outcome
+    unknown_hidden_at timestamptz,  -- the same for a call to hide
+    last_error        text,
+    failure_code      text,  -- valid only beside a last_error
+    run_id            uuid
+);
+ALTER TABLE certjob.portal_sync_events ENABLE ROW LEVEL SECURITY;
+CREATE UNIQUE INDEX portal_sync_events_one_open_per_mentor ON certjob.portal_sync_events (mentor_id)
+    WHERE status IN ('pending', 'blocked');
+-- The order of delivery: untried events first, and of them the hides.
+CREATE INDEX portal_sync_events_due_idx ON certjob.portal_sync_events ((attempts > 0), visible, next_attempt_at)
+    WHERE status = 'pending';
+CREATE INDEX portal_sync_events_mentor_id_idx ON certjob.portal_sync_events (mentor_id);
+CREATE INDEX portal_sync_events_in_flight_idx ON certjob.portal_sync_events (claim_contact_id)
+    WHERE claim_token IS NOT NULL;
+CREATE INDEX portal_sync_events_unknown_idx ON certjob.portal_sync_events (claim_contact_id)
+    WHERE unknown_shown_at IS NOT NULL OR unknown_hidden_at IS NOT NULL;
+CREATE INDEX portal_sync_events_corrections_idx ON certjob.portal_sync_events (delivered_at)
+    WHERE corrects_portal AND status = 'delivered';
+
+-- The failed pushes: at most one unresolved row per mentor. A later success resolves it.
+CREATE TABLE certjob.dynamics_sync_failures (
+    id             bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    mentor_id      uuid NOT NULL REFERENCES certjob.mentors (id) ON DELETE CASCADE,
+    event_id       bigint REFERENCES certjob.portal_sync_events (id) ON DELETE SET NULL,
+    visible        boolean NOT NULL,
+    kind           text NOT NULL CHECK (kind IN ('transient', 'permanent', 'stage')),
+    attempts       integer NOT NULL DEFAULT 0 CHECK (attempts >= 0),  -- calls to the Edge Function
+    error          text NOT NULL,
+    failure_code   text,  -- why the last round failed, or why the stage ended before it
+    correlation_id text,
+    created_at     timestamptz NOT NULL DEFAULT now(),
+    last_failed_at timestamptz NOT NULL DEFAULT now(),
+    resolved_at    timestamptz
+);
+ALTER TABLE certjob.dynamics_sync_failures ENABLE ROW LEVEL SECURITY;
+CREATE UNIQUE INDEX dynamics_sync_failures_one_unresolved_per_mentor ON certjob.dynamics_sync_failures (mentor_id)
+    WHERE resolved_at IS NULL;
+CREATE INDEX dynamics_sync_failures_event_id_idx ON certjob.dynamics_sync_failures (event_id);
+CREATE INDEX dynamics_sync_failures_mentor_id_idx ON certjob.dynamics_sync_failures (mentor_id);
+
+-- The last complete reading of the portal by `certjob reconcile`: one row.
+CREATE TABLE certjob.portal_last_reading (
+    only_one      boolean PRIMARY KEY DEFAULT true CHECK (only_one),
+    read_at       timestamptz NOT NULL,  -- the beginning: an event after it may have changed what the reading saw
+    pages         integer NOT NULL,
+    visible       uuid[] NOT NULL,  -- the contacts that the portal showed
+    differences   jsonb NOT NULL DEFAULT '{}',  -- the number of each kind
+    contradictory uuid[] NOT NULL DEFAULT '{}',  -- contacts that one organisation wants shown and another hidden
+    held          boolean NOT NULL DEFAULT false,  -- the guard held shows: the reading may be of a wrong column
+    run_id        uuid
+);
+ALTER TABLE certjob.portal_last_reading ENABLE ROW LEVEL SECURITY;
+
+-- The contacts that the portal shows and that belong to no mentor of an organisation with a portal.
+CREATE TABLE certjob.portal_unknown_contacts (
+    contact_id       uuid PRIMARY KEY,
+    first_seen_at    timestamptz NOT NULL DEFAULT now(),
+    last_seen_at     timestamptz NOT NULL DEFAULT now(),
+    gone_at          timestamptz,  -- when a complete reading no longer had it
+    accepted_at      timestamptz,  -- when someone said that it is shown on purpose
+    accepted_by      text CHECK (length(accepted_by) <= 200),
+    accepted_because text CHECK (length(accepted_because) <= 1000),
+    CONSTRAINT portal_unknown_contacts_accepted CHECK (
+        num_nulls(accepted_at, accepted_by, accepted_because) IN (0, 3)
+    )
+);
+ALTER TABLE certjob.portal_unknown_contacts ENABLE ROW LEVEL SECURITY;
+CREATE INDEX portal_unknown_contacts_open_idx ON certjob.portal_unknown_contacts (first_seen_at, contact_id)
+    WHERE gone_at IS NULL AND accepted_at IS NULL;
+
+-- The changes that the guards hold back for an organisation. A run that no longer holds them deletes the row.
+CREATE TABLE certjob.held_reviews (
+    organisation_id   uuid NOT NULL,
+    what              text NOT NULL CHECK (what IN ('pauses', 'returns', 'reminders', 'portal')),
+    since             timestamptz NOT NULL DEFAULT now(),
+    as_of             date NOT NULL,  -- the day of the last run that held them
+    reason            text NOT NULL,
+    mentors           integer NOT NULL,  -- how many mentors would change; of them:
+    ended_by_calendar integer NOT NULL DEFAULT 0,  -- their day came and no fact changed: the certificates have ended
+    facts_changed     integer NOT NULL DEFAULT 0,  -- their facts changed since the last review: an import
+    may_be_shown      integer NOT NULL DEFAULT 0,  -- should be hidden, and the portal may still show them
+    mentor_ids        uuid[] NOT NULL DEFAULT '{}',  -- at most 50, those who may be shown first
+    run_id            uuid,
+    PRIMARY KEY (organisation_id, what)
+);
+ALTER TABLE certjob.held_reviews ENABLE ROW LEVEL SECURITY;
+
+-- The mentors whose facts a run found broken, or whom it had to skip. The next review of the mentor deletes the row.
+CREATE TABLE certjob.review_problems (
+    mentor_id uuid PRIMARY KEY,
+    reason    text NOT NULL,
+    since     timestamptz NOT NULL DEFAULT now(),
+    as_of     date NOT NULL,  -- the day of the last run that found it
+    run_id    uuid
+);
+ALTER TABLE certjob.review_problems ENABLE ROW LEVEL SECURITY;
+
+-- The ledger of runs: one row for every run, however it ended.
+CREATE TABLE certjob.job_runs (
+    id           uuid PRIMARY KEY,  -- made by the client, so that a run knows its id before it writes the row
+    command      text NOT NULL,
+    as_of        date NOT NULL,
+    organisation text,  -- null: all
+    host         text NOT NULL,
+    version      text NOT NULL,
+    started_at   timestamptz NOT NULL DEFAULT now(),
+    last_seen_at timestamptz NOT NULL DEFAULT now(),
+    finished_at  timestamptz,
+    outcome      text CHECK (outcome IN ('ok', 'attention', 'failed')),
+    counts       jsonb NOT NULL DEFAULT '{}'
+);
+ALTER TABLE certjob.job_runs ENABLE ROW LEVEL SECURITY;
+CREATE INDEX job_runs_as_of_idx ON certjob.job_runs (as_of);
+CREATE INDEX job_runs_finished_at_idx ON certjob.job_runs (finished_at) WHERE finished_at IS NOT NULL;

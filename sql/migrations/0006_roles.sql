@@ -1,0 +1,163 @@
+-- Who may do what. Rights decide about tables and columns, policies about rows:
+--
+--   certjob_worker  a role without login, with everything that the commands need except `db migrate`. An administrator
+--                   grants it to the database user of the job.
+--   authenticated   Supabase's role of every user of the app. Coordinators see and change their own organisation.
+--   service_role    Supabase's role of the app's server. It writes the facts and reads the rest.
+--   anon            Supabase's role of visitors. It has no rights.
+
+-- Takes every right away, then grants. `certjob db migrate` creates certjob_worker before this file, and calls this
+-- function every time: roles that were created later get their rights, and rights that someone else granted end.
+CREATE FUNCTION certjob_private.set_up_rights() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    everybody CONSTANT text := (
+        SELECT string_agg(quote_ident(rolname), ', ') FROM pg_roles
+        WHERE rolname IN ('anon', 'authenticated', 'service_role', 'certjob_worker')
+    );
+BEGIN
+    -- Supabase's guide for custom schemas grants ALL to anon, authenticated and service_role, also on later tables.
+    EXECUTE format('REVOKE ALL ON SCHEMA certjob, certjob_private FROM PUBLIC, %s', everybody);
+    EXECUTE format('REVOKE ALL ON ALL TABLES IN SCHEMA certjob FROM PUBLIC, %s', everybody);
+    EXECUTE format('REVOKE ALL ON ALL SEQUENCES IN SCHEMA certjob FROM PUBLIC, %s', everybody);
+    EXECUTE format('REVOKE ALL ON ALL FUNCTIONS IN SCHEMA certjob, certjob_private FROM PUBLIC, %s', everybody);
+    EXECUTE format('ALTER DEFAULT PRIVILEGES IN SCHEMA certjob REVOKE ALL ON TABLES FROM %s', everybody);
+    EXECUTE format('ALTER DEFAULT PRIVILEGES IN SCHEMA certjob REVOKE ALL ON SEQUENCES FROM %s', everybody);
+    EXECUTE format('ALTER DEFAULT PRIVILEGES IN SCHEMA certjob REVOKE ALL ON FUNCTIONS FROM %s', everybody);
+
+    -- The job. Of the facts it may write what `load` and `organisation set` write. DELETE is for `db prune`.
+    GRANT USAGE ON SCHEMA certjob TO certjob_worker;
+    IF has_database_privilege(current_database(), 'TEMPORARY WITH GRANT OPTION') THEN
+        EXECUTE format('GRANT TEMPORARY ON DATABASE %I TO certjob_worker', current_database());
+    ELSIF NOT has_database_privilege('certjob_worker', current_database(), 'TEMPORARY') THEN
+        RAISE WARNING 'certjob_worker cannot load files yet; as the owner of the database: %',
+            format('GRANT TEMPORARY ON DATABASE %I TO certjob_worker', current_database());
+    END IF;
+    GRANT SELECT ON ALL TABLES IN SCHEMA certjob TO certjob_worker;
+    GRANT INSERT (slug, name),
+        UPDATE (name, portal, reminder_thresholds, optional_kinds, contact_email, contact_phone, renewal_url, sender)
+        ON certjob.organisations TO certjob_worker;
+    GRANT INSERT (id, organisation_id, full_name, email, locale), UPDATE (id, full_name, email, locale), DELETE
+        ON certjob.coordinators TO certjob_worker;
+    GRANT INSERT (organisation_id, member_no, full_name, email, locale, dynamics_contact_id, left_at),
+        UPDATE (full_name, email, locale, dynamics_contact_id, left_at, portal_visible, review_on)
+        ON certjob.mentors TO certjob_worker;
+    GRANT INSERT (mentor_id, kind, issued_on, expires_on, revoked_at), UPDATE (expires_on, revoked_at, status)
+        ON certjob.certificates TO certjob_worker;
+    GRANT INSERT (mentor_id, reason, actor), UPDATE (lifted_at, lifted_by) ON certjob.mentor_pauses TO certjob_worker;
+    GRANT INSERT, DELETE ON certjob.certificate_transitions TO certjob_worker;
+    GRANT INSERT, UPDATE, DELETE ON certjob.cert_notification_log, certjob.portal_sync_events,
+        certjob.dynamics_sync_failures, certjob.coordinator_digests, certjob.job_runs, certjob.held_reviews,
+        certjob.review_problems, certjob.portal_unknown_contacts TO certjob_worker;
+    GRANT INSERT, UPDATE ON certjob.portal_last_reading TO certjob_worker;
+
+    -- The app's server writes no derived column. It may set ids and keys, because an upsert names them.
+    IF to_regrole('service_role') IS NOT NULL THEN
+        GRANT USAGE ON SCHEMA certjob TO service_role;
+        GRANT SELECT ON ALL TABLES IN SCHEMA certjob TO service_role;
+        GRANT INSERT, UPDATE, DELETE ON certjob.organisations, certjob.coordinators TO service_role;
+        GRANT INSERT (id, organisation_id, member_no, full_name, email, locale, dynamics_contact_id, left_at),
+            UPDATE (id, organisation_id, member_no, full_name, email, locale, dynamics_contact_id, left_at), DELETE
+            ON certjob.mentors TO service_role;
+        GRANT INSERT (id, mentor_id, kind, issued_on, expires_on, revoked_at),
+            UPDATE (id, mentor_id, kind, issued_on, expires_on, revoked_at), DELETE
+            ON certjob.certificates TO service_role;
+        GRANT INSERT (id, mentor_id, reason, actor, paused_at), UPDATE (lifted_at, lifted_by), DELETE
+            ON certjob.mentor_pauses TO service_role;
+    END IF;
+
+    -- Coordinators. They never change the id of a certificate, because its reminders refer to it.
+    IF to_regrole('authenticated') IS NOT NULL AND EXISTS (
+        SELECT FROM pg_proc WHERE pronamespace = to_regnamespace('auth') AND proname = 'uid' AND pronargs = 0
+    ) THEN
+        GRANT USAGE ON SCHEMA certjob TO authenticated;
+        GRANT SELECT ON certjob.organisations, certjob.coordinators, certjob.mentors, certjob.certificates,
+            certjob.mentor_pauses, certjob.certificate_transitions, certjob.cert_notification_log,
+            certjob.portal_sync_events, certjob.dynamics_sync_failures, certjob.held_reviews, certjob.review_problems,
+            certjob.portal_alerts TO authenticated;
+        GRANT UPDATE (full_name, email, locale, dynamics_contact_id, left_at) ON certjob.mentors TO authenticated;
+        GRANT INSERT (id, mentor_id, kind, issued_on, expires_on, revoked_at),
+            UPDATE (mentor_id, kind, issued_on, expires_on, revoked_at) ON certjob.certificates TO authenticated;
+        GRANT INSERT (id, mentor_id, reason, actor, paused_at), UPDATE (lifted_at, lifted_by)
+            ON certjob.mentor_pauses TO authenticated;
+        GRANT EXECUTE ON FUNCTION certjob.request_portal_resync(uuid), certjob_private.coordinator_organisation_id(),
+            certjob_private.user_id() TO authenticated;
+    END IF;
+
+    IF EXISTS (SELECT FROM pg_publication WHERE pubname = 'supabase_realtime' AND NOT puballtables)
+        AND NOT EXISTS (
+            SELECT FROM pg_publication_tables
+            WHERE pubname = 'supabase_realtime' AND schemaname = 'certjob' AND tablename = 'dynamics_sync_failures'
+        )
+    THEN
+        ALTER PUBLICATION supabase_realtime ADD TABLE certjob.dynamics_sync_failures;
+    END IF;
+END
+$$;
+
+-- The worker sees and writes every row. It opens and lifts only its own pauses, and deletes nothing that is open.
+DO $$
+DECLARE
+    each_table text;
+BEGIN
+    FOR each_table IN SELECT tablename FROM pg_tables WHERE schemaname = 'certjob' LOOP
+        EXECUTE format(
+            'CREATE POLICY worker ON certjob.%I TO certjob_worker USING (true) WITH CHECK (true)', each_table
+        );
+    END LOOP;
+END
+$$;
+CREATE POLICY worker_opens_its_own ON certjob.mentor_pauses AS RESTRICTIVE FOR INSERT TO certjob_worker
+    WITH CHECK (actor = 'certjob');
+CREATE POLICY worker_lifts_its_own ON certjob.mentor_pauses AS RESTRICTIVE FOR UPDATE TO certjob_worker
+    USING (true) WITH CHECK (actor = 'certjob');
+CREATE POLICY worker_keeps_what_is_open ON certjob.cert_notification_log AS RESTRICTIVE FOR DELETE TO certjob_worker
+    USING (status IN ('sent', 'cancelled', 'superseded'));
+CREATE POLICY worker_keeps_what_is_open ON certjob.coordinator_digests AS RESTRICTIVE FOR DELETE TO certjob_worker
+    USING (status IN ('sent', 'cancelled', 'superseded'));
+CREATE POLICY worker_keeps_what_is_open ON certjob.portal_sync_events AS RESTRICTIVE FOR DELETE TO certjob_worker
+    USING (status IN ('delivered', 'withdrawn'));
+CREATE POLICY worker_keeps_what_is_open ON certjob.dynamics_sync_failures AS RESTRICTIVE FOR DELETE TO certjob_worker
+    USING (resolved_at IS NOT NULL);
+
+-- A coordinator reads the rows of their own organisation. The policies are for PUBLIC, so that they do not depend on
+-- Supabase's roles; the rights above decide who can use them. Realtime asks them for each listener, too.
+CREATE POLICY reads_own ON certjob.organisations FOR SELECT
+    USING (id = (SELECT certjob_private.coordinator_organisation_id()));
+CREATE POLICY reads_own ON certjob.coordinators FOR SELECT
+    USING (organisation_id = (SELECT certjob_private.coordinator_organisation_id()));
+CREATE POLICY reads_own ON certjob.mentors FOR SELECT
+    USING (organisation_id = (SELECT certjob_private.coordinator_organisation_id()));
+CREATE POLICY reads_own ON certjob.held_reviews FOR SELECT
+    USING (organisation_id = (SELECT certjob_private.coordinator_organisation_id()));
+-- Anyone who sees a mentor sees the rows of that mentor: the policy of mentors applies inside these policies, too.
+CREATE POLICY reads_own ON certjob.certificates FOR SELECT
+    USING (EXISTS (SELECT FROM certjob.mentors AS m WHERE m.id = mentor_id));
+CREATE POLICY reads_own ON certjob.mentor_pauses FOR SELECT
+    USING (EXISTS (SELECT FROM certjob.mentors AS m WHERE m.id = mentor_id));
+CREATE POLICY reads_own ON certjob.certificate_transitions FOR SELECT
+    USING (EXISTS (SELECT FROM certjob.mentors AS m WHERE m.id = mentor_id));
+CREATE POLICY reads_own ON certjob.cert_notification_log FOR SELECT
+    USING (EXISTS (SELECT FROM certjob.mentors AS m WHERE m.id = mentor_id));
+CREATE POLICY reads_own ON certjob.portal_sync_events FOR SELECT
+    USING (EXISTS (SELECT FROM certjob.mentors AS m WHERE m.id = mentor_id));
+CREATE POLICY reads_own ON certjob.dynamics_sync_failures FOR SELECT
+    USING (resolved_at IS NULL AND EXISTS (SELECT FROM certjob.mentors AS m WHERE m.id = mentor_id));
+CREATE POLICY reads_own ON certjob.review_problems FOR SELECT
+    USING (EXISTS (SELECT FROM certjob.mentors AS m WHERE m.id = mentor_id));
+
+CREATE POLICY changes_own ON certjob.mentors FOR UPDATE
+    USING (organisation_id = (SELECT certjob_private.coordinator_organisation_id()));
+CREATE POLICY enters_own ON certjob.certificates FOR INSERT
+    WITH CHECK (EXISTS (SELECT FROM certjob.mentors AS m WHERE m.id = mentor_id));
+CREATE POLICY changes_own ON certjob.certificates FOR UPDATE
+    USING (EXISTS (SELECT FROM certjob.mentors AS m WHERE m.id = mentor_id));
+-- A coordinator signs each pause, does not touch certjob's pauses, and does not change a lifted pause.
+CREATE POLICY opens_own ON certjob.mentor_pauses FOR INSERT
+    WITH CHECK (actor = (SELECT certjob_private.user_id()) AND reason <> 'certification_expired'
+        AND EXISTS (SELECT FROM certjob.mentors AS m WHERE m.id = mentor_id));
+CREATE POLICY lifts_own ON certjob.mentor_pauses FOR UPDATE
+    USING (lifted_at IS NULL AND reason <> 'certification_expired'
+        AND EXISTS (SELECT FROM certjob.mentors AS m WHERE m.id = mentor_id))
+    WITH CHECK (lifted_by = (SELECT certjob_private.user_id()) AND reason <> 'certification_expired'
+        AND EXISTS (SELECT FROM certjob.mentors AS m WHERE m.id = mentor_id));
