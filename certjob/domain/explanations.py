@@ -10,7 +10,6 @@ from certjob.domain.models import (
     OWN_PAUSE_REASON,
     Certificate,
     Mentor,
-    PauseChange,
     Reminder,
     Status,
     Transition,
@@ -41,27 +40,25 @@ def distance_words(day: date, today: date) -> str:
 def why_status(certificate: Certificate, mentor: Mentor, today: date, *, revoked_on: date | None = None) -> str:
     """Return the rule that gives a certificate its status today, with its dates."""
     status = rules.status_of(certificate, mentor, today)
-    last_day = f"its last day is {day_words(certificate.expires_on, today)}"
-    left = number((certificate.expires_on - today).days, "day")
-    if status is Status.REVOKED:
-        return "it was revoked" + (f" on {day_words(revoked_on, today)}" if revoked_on else "")
-    if status is Status.UPCOMING:
-        begins_on = certificate.issued_on
-        return f"it begins on {day_words(begins_on, today)}, {distance_words(begins_on, today)}"
-    if status is Status.RENEWED:
-        later = rules.replacement(certificate, mentor, today)
-        return f"the later one of its kind{_span(later, today)} counts instead"
-    if status is Status.EXPIRED:
-        return f"{last_day.replace(' is ', ' was ')}, {distance_words(certificate.expires_on, today)}"
-    if certificate.expires_on == today:
-        last_day, left = "its last day is today (still in force)", "0 days"
-    else:
-        last_day += f", {left} away"
+    last_day = f"{day_words(certificate.expires_on, today)}, {distance_words(certificate.expires_on, today)}"
+    match status:
+        case Status.REVOKED:
+            return "it was revoked" + (f" on {day_words(revoked_on, today)}" if revoked_on else "")
+        case Status.UPCOMING:
+            begins_on = certificate.issued_on
+            return f"it begins on {day_words(begins_on, today)}, {distance_words(begins_on, today)}"
+        case Status.RENEWED:
+            return (
+                f"the later one of its kind{_span(rules.replacement(certificate, mentor, today), today)} counts instead"
+            )
+        case Status.EXPIRED:
+            return f"its last day was {last_day}"
     thresholds = mentor.organisation.reminder_thresholds
     if not thresholds:
-        return f"{last_day}; {mentor.organisation.slug} has no reminder thresholds, so nothing counts as expiring"
-    largest = f"the largest reminder threshold, {number(max(thresholds), 'day')}"
-    return f"{last_day}, {'inside' if status is Status.EXPIRING else 'beyond'} {largest}"
+        slug = mentor.organisation.slug
+        return f"its last day is {last_day}; {slug} has no reminder thresholds, so nothing counts as expiring"
+    place = "inside" if status is Status.EXPIRING else "beyond"
+    return f"its last day is {last_day}, {place} the largest reminder threshold, {number(max(thresholds), 'day')}"
 
 
 def why_certified(mentor: Mentor, today: date) -> Iterator[str]:
@@ -119,11 +116,6 @@ def transition_words(change: Transition, certificate: Certificate, today: date) 
     if change.from_status is Status.RECORDED:
         return f"{which} is noted as {change.to_status}"
     return f"{which}: {change.from_status} → {change.to_status}"
-
-
-def pause_words(change: PauseChange) -> str:
-    """Return what certjob does to its own pause."""
-    return "certjob pauses the mentor" if change is PauseChange.OPEN else "certjob lifts its pause"
 
 
 def reason_words(reason: str) -> str:

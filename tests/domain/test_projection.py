@@ -91,11 +91,11 @@ def test_what_is_said_of_reminders_and_kinds_is_so(person: Mentor, today: date) 
 def test_the_rule_behind_a_status_is_said_with_its_dates() -> None:
     """The last day, how far away it is, and the threshold that it is compared with; what ends or replaces it."""
     for days_left, thresholds, text in (
-        (46, (60, 30), "its last day is 25 April, 46 days away, inside the largest reminder threshold, 60 days"),
-        (61, (60, 30), "its last day is 10 May, 61 days away, beyond the largest reminder threshold, 60 days"),
-        (0, (60,), "its last day is today (still in force), inside the largest reminder threshold, 60 days"),
-        (1, (1,), "its last day is 11 March, 1 day away, inside the largest reminder threshold, 1 day"),
-        (400, (), "its last day is 14 April 2027, 400 days away; hlf has no reminder thresholds, so nothing counts as"),
+        (46, (60, 30), "its last day is 25 April, in 46 days, inside the largest reminder threshold, 60 days"),
+        (61, (60, 30), "its last day is 10 May, in 61 days, beyond the largest reminder threshold, 60 days"),
+        (0, (60,), "its last day is 10 March, today, inside the largest reminder threshold, 60 days"),
+        (1, (1,), "its last day is 11 March, in 1 day, inside the largest reminder threshold, 1 day"),
+        (400, (), "its last day is 14 April 2027, in 400 days; hlf has no reminder thresholds, so nothing counts as"),
         (-5, (60,), "its last day was 5 March, 5 days ago"),
     ):
         row = expiring_in(days_left)

@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+from collections import defaultdict
 from datetime import UTC, datetime, timedelta
 
 import psycopg
@@ -52,3 +53,20 @@ HAPPENINGS = (
     "DELETE FROM certificates WHERE mentor_id = %s",
 )
 """What can happen to a mentor between two nights, beside a pause."""
+
+
+def changes_by_mentor(facts: Facts) -> dict[str, set[tuple[str, ...]]]:
+    """Everything that runs have written so far, by mentor: what, the new status, and the row with its version."""
+    rows = facts.rows(
+        "SELECT mentor_id::text, 'status', to_status, id::text FROM certificate_transitions"
+        " UNION ALL SELECT mentor_id::text, 'pause', '', id::text FROM mentor_pauses WHERE actor = 'certjob'"
+        " UNION ALL SELECT mentor_id::text, 'resume', '', id::text FROM mentor_pauses WHERE lifted_by = 'certjob'"
+        " UNION ALL SELECT mentor_id::text, 'reminder', '', id || ' ' || jsonb_array_length(history)"
+        " FROM cert_notification_log"
+        " UNION ALL SELECT mentor_id::text, CASE WHEN status = 'withdrawn' THEN 'withdraw' WHEN visible THEN 'show'"
+        " ELSE 'hide' END, '', id || ' ' || version FROM portal_sync_events"
+    )
+    found: dict[str, set[tuple[str, ...]]] = defaultdict(set)
+    for mentor_id, *rest in rows:
+        found[str(mentor_id)].add(tuple(map(str, rest)))
+    return found

@@ -51,19 +51,19 @@ def explain(call: Call, mentor: MentorArgument, *, organisation: OrganisationSlu
 
     Changes nothing, takes no lock, and works on a read-only database.
     """
-    from certjob.cli.pages.explain import show_story
+    from certjob.cli.pages.explain import show_explanation
     from certjob.cli.terminal import plain
     from certjob.facts.lookup import find_mentor
-    from certjob.reports.explain.document import to_document
-    from certjob.reports.explain.reader import read_story
+    from certjob.reports import explain as report
 
     with call.session(interruptible=True) as opened:
         mentor_id = find_mentor(opened.connection, mentor, organisation=organisation)
-        story = read_story(opened.connection, mentor_id, today=opened.settings.today, zone=opened.settings.zone)
+        settings = opened.settings
+        explained = report.explain(opened.connection, mentor_id, today=settings.today, zone=settings.zone)
     if call.json:
-        plain.print_json(to_document(story))
+        plain.print_json(explained.to_document())
     else:
-        show_story(opened.output, story)
+        show_explanation(opened.output, explained, zone=settings.zone)
     return 0
 
 

@@ -1,19 +1,17 @@
--- name: read_mentor_story
--- Whom a story is about. review_on has no finite value while certjob is to look at once, or never. The app can write a
--- time that only PostgreSQL knows, such as infinity: the story shows the nearest that a program can hold.
-SELECT m.id, m.member_no, m.full_name, nullif(btrim(m.email), '') AS email, m.dynamics_contact_id AS contact_id,
+-- name: read_explained_mentor
+-- review_on is not finite if the review is due at once, or never. The app can write a time that only PostgreSQL can
+-- hold, such as infinity: it becomes the nearest one that Python can hold.
+SELECT m.id, m.member_no, m.full_name, nullif(btrim(m.email), '') AS email, m.dynamics_contact_id,
     CASE WHEN m.left_at IS NOT NULL THEN greatest('0002-01-01', least(m.left_at, '9998-12-31')) END AS left_at,
-    m.portal_visible AS wanted, o.id AS organisation_id, o.slug, o.name AS organisation_name,
+    o.slug AS organisation, o.name AS organisation_name,
     m.review_on <= %(today)s AS review_is_due,
-    CASE WHEN isfinite(m.review_on) THEN m.review_on END AS review_on,
-    now() AS now
+    CASE WHEN isfinite(m.review_on) THEN m.review_on END AS review_on
 FROM mentors AS m
 JOIN organisations AS o ON o.id = m.organisation_id
 WHERE m.id = %(mentor_id)s
 
 -- name: read_certificate_notes
--- What the facts for a decision leave out: when a certificate was revoked, and since which night it is what it is noted as.
--- Times that only PostgreSQL knows: see read_mentor_story.
+-- When each certificate was revoked, and the day of the review that stored its status. Times: see read_explained_mentor.
 SELECT c.id,
     CASE WHEN c.revoked_at IS NOT NULL THEN greatest('0002-01-01', least(c.revoked_at, '9998-12-31')) END AS revoked_at,
     (
@@ -22,12 +20,12 @@ SELECT c.id,
         WHERE t.mentor_id = c.mentor_id AND t.certificate_id = c.id AND t.to_status = c.status
         ORDER BY t.id DESC
         LIMIT 1
-    ) AS noted_on
+    ) AS stored_on
 FROM certificates AS c
 WHERE c.mentor_id = %(mentor_id)s
 
 -- name: read_pause_history
--- The open pauses and the latest of those that were lifted. Times that only PostgreSQL knows: see read_mentor_story.
+-- The open pauses, then the latest lifted ones. Times: see read_explained_mentor.
 SELECT p.reason, p.actor, p.lifted_by,
     greatest('0002-01-01', least(p.paused_at, '9998-12-31')) AS paused_at,
     CASE WHEN p.lifted_at IS NOT NULL THEN greatest('0002-01-01', least(p.lifted_at, '9998-12-31')) END AS lifted_at
@@ -45,14 +43,14 @@ FROM cert_notification_log AS l
 WHERE l.mentor_id = %(mentor_id)s
 ORDER BY l.expires_on, l.cert_id, l.threshold_days DESC
 
--- name: read_portal_story
--- What the portal last confirmed, what it showed when it was last read, and what went wrong before.
-SELECT confirmed.visible AS confirmed, confirmed.delivered_at AS confirmed_at,
+-- name: read_portal_history
+SELECT o.portal IS NOT NULL AS has_portal, m.portal_visible AS wanted, confirmed.visible AS confirmed, confirmed.delivered_at AS confirmed_at,
     r.read_at, m.dynamics_contact_id = ANY (r.visible) AS was_shown,
     (
         SELECT count(*) FROM dynamics_sync_failures AS d WHERE d.mentor_id = m.id AND d.resolved_at IS NOT NULL
     ) AS resolved_failures
 FROM mentors AS m
+JOIN organisations AS o ON o.id = m.organisation_id
 LEFT JOIN LATERAL (
     SELECT d.visible, d.delivered_at
     FROM portal_sync_events AS d

@@ -1,1 +1,0 @@
-"""`certjob explain`: one mentor's whole story."""
