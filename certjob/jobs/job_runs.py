@@ -6,7 +6,6 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from uuid import UUID
 
 import psycopg
@@ -28,7 +27,6 @@ BEAT_SECONDS = 60.0
 
 _LOCK_TIMEOUT_MS = 30_000
 _NOT_READ = "a table or a row is locked by another database session; end that session, then see `certjob alerts`"
-_HEAL_LOCK_TIMEOUT_MS = 500
 
 
 class Heartbeat:
@@ -70,13 +68,11 @@ def recorded(
     organisation_id: UUID | None = None,
     progress: Progress | None = None,
     everybody: bool = False,
-    later_dates_were_wrong: bool = False,
 ) -> Iterator[Progress]:
     """Keep the run's line in ``job_runs``, whatever becomes of the run.
 
     Yields the progress to tell: it also notes now and then that the run is alive. With ``everybody``, and in a night
-    after one on a later date, all mentors are made due first. With ``later_dates_were_wrong`` (a person has said so)
-    runs on later dates that seem to have ended in the future are dated before this one at its end.
+    after one on a later date, all mentors are made due first.
     """
     _record_beginning(
         connection, report, organisation=organisation, organisation_id=organisation_id, everybody=everybody
@@ -92,8 +88,6 @@ def recorded(
         except (psycopg.Error, DatabaseUnavailableError):  # the database is what failed
             logger.info("the end of the run could not be recorded", extra={"event": "run_not_recorded"})
         raise
-    if later_dates_were_wrong:
-        database.execute(connection, "heal_later_runs", {"id": report.run_id})
     _record_end(connection, report, report.outcome)
 
 
@@ -117,7 +111,7 @@ def _record_beginning(
     organisation_id: UUID | None,
     everybody: bool,
 ) -> None:
-    """Write the run's line, and put right what a wrong clock has left: due times, and the days of the next reviews."""
+    """Write the run's line, and make every mentor due if an earlier run went by a wrong, later date."""
     identity = {
         "id": report.run_id,
         "command": report.command,
@@ -135,9 +129,6 @@ def _record_beginning(
     except database.CONTENTION as error:
         message = "every mentor is to be reviewed, but some are locked by another session"
         raise DatabaseUnavailableError(message, next_step="end it and run again") from error
-    with suppress(*database.CONTENTION):  # the next run heals it
-        heal = partial(database.execute, connection, "heal_wrong_clock")
-        database.persist(connection, heal, lock_timeout_ms=_HEAL_LOCK_TIMEOUT_MS, tries=1)
     about = {"command": report.command, "today": str(report.today), "host": identity["host"]}
     logger.info("the run has begun", extra={"event": "run_began"} | about)
 

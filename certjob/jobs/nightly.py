@@ -111,7 +111,6 @@ def run(
         organisation_id=organisation_id,
         progress=progress,
         everybody=options.everybody,
-        later_dates_were_wrong=options.allow_earlier_date and organisation_id is None,
     ) as beating:
         on_progress = beating.phase("Reviewing mentors")  # the guard's count is a part of it
         guard = MassChangeGuard(connection, today=options.today, allow_mass_change=options.allow_mass_change)

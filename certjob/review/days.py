@@ -16,10 +16,10 @@ def last_run_date(connection: Connection) -> date | None:
 
 
 def refuse_earlier_date(connection: Connection, today: date) -> None:
-    """Raise ConfigurationError when the clock says a day before the last finished night's."""
-    last = last_run_date(connection)
-    if last is not None and today < last:
-        message = f"today would be {today}, but the last night was run for {last}"
+    """Raise ConfigurationError after a full run on a later date, whether it ended or not."""
+    later: date | None = database.fetch_value(connection, "find_later_full_run", {"today": today})
+    if later is not None:
+        message = f"today would be {today}, but the last night was run for {later}"
         raise ConfigurationError(
             message,
             next_step="correct the clock, or if the later date was the wrong one, `certjob run --allow-earlier-date`",

@@ -50,3 +50,29 @@ def test_the_statement_about_open_transactions_finds_a_forgotten_one(
     found = connection.execute(statement("SELECT pid, usename")).fetchall()
 
     assert [(row[0], row[3]) for row in found] == [(app.info.backend_pid, "idle in transaction")]
+
+
+def test_work_put_off_by_a_wrong_clock_is_due_again(facts: Facts, connection: Connection) -> None:
+    """A push, a reminder and a digest that the server's clock has put off for a year, by a run that ended in a year."""
+    organisation = facts.organisation()
+    facts.insert("coordinators", organisation_id=organisation, email="berit@example.org")
+    facts.certified_mentor(organisation, today() - timedelta(days=1))
+    night(connection, today())
+    for table, since in (
+        ("portal_sync_events", "wanted_at"),
+        ("cert_notification_log", "queued_at"),
+        ("coordinator_digests", "queued_at"),
+    ):
+        year = "now() + interval '1 year'"
+        connection.execute(f"UPDATE {table} SET next_attempt_at = {year}, {since} = {year}".encode())
+    connection.execute(
+        "UPDATE job_runs SET started_at = now() + interval '1 year', finished_at = now() + interval '1 year'"
+    )
+
+    connection.execute(statement("WITH pushes AS"))
+
+    portal, channel = FlakyPortal(), CollectingChannel()
+    night(connection, today(), portal=portal, channel=channel)
+    assert list(portal.visible.values()) == [False]
+    assert sorted(message.kind for message in channel.sent) == ["digest", "reminder"]
+    assert facts.rows("SELECT count(*) FROM job_runs WHERE finished_at > now()") == [(0,)]

@@ -174,7 +174,6 @@ def test_a_night_with_nothing_due_reads_what_is_due(connection: Connection) -> N
         "lock_due_mentors": everybody
         | {"after_review": "-infinity", "after_id": UUID(int=0), "ids": None, "limit": 1_000},
         "bound_mass_changes": guards,
-        "heal_wrong_clock": {},
         "find_due_mentors": everybody | {"done": []},
         "forget_held_reviews": everybody | {"whats": []},
         "forget_review_problems": everybody | {"found": []},
@@ -209,6 +208,7 @@ USES = {
     "read_unknown_contacts": "portal_unknown_contacts_open_idx",
     "lock_due_digests": "coordinator_digests_due_idx",
     "find_later_run": "job_runs_as_of_idx",
+    "find_later_full_run": "job_runs_as_of_idx",
     "read_last_run_date": "job_runs_finished_at_idx",
 }
 """Statements with the indexes that are there for their speed alone."""

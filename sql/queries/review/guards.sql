@@ -43,6 +43,23 @@ WHERE command = 'run' AND organisation IS NULL AND finished_at IS NOT NULL
 ORDER BY finished_at DESC
 LIMIT 1
 
+-- name: find_later_full_run
+-- The date of a full run on a later date than today, whether it ended or not, if no full run on an earlier date than that
+-- began after it. An unfinished run may have written as much as one that ended.
+SELECT max(later.as_of)
+FROM job_runs AS later
+WHERE later.command = 'run'
+    AND later.organisation IS NULL
+    AND later.as_of > %(today)s
+    AND NOT EXISTS (
+        SELECT
+        FROM job_runs AS corrected
+        WHERE corrected.command = 'run'
+            AND corrected.organisation IS NULL
+            AND corrected.as_of < later.as_of
+            AND corrected.started_at > coalesce(later.finished_at, later.last_seen_at)
+    )
+
 -- name: find_later_run
 -- Whether something ran on a later date than today (a wrong clock, finished or not) and no full night has made good for it
 -- since: a full night on an earlier date than that one's looks at everybody again before it does anything else.
