@@ -31,7 +31,7 @@ _TypersUsageError: Any = typer.BadParameter.__base__  # typer has click inside o
 
 WORKS_READ_ONLY = (
     "What works here: alerts, check, db status, explain, forecast, list, organisation list, organisation show, "
-    "preview, status, and with --dry-run db prune, organisation set, reconcile and run"
+    "preview, status, and with --dry-run db prune, reconcile and run"
 )
 
 

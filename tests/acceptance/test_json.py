@@ -219,7 +219,7 @@ def test_the_page_has_every_key_that_is_printed_and_no_other(
     facts.connection.execute(CONTRADICTORY)
     run("alerts", "alerts --retry-all", "load people.csv")
     run("organisation set lhl --coordinator 'Kari <kari@example.org>' --optional-kind kurs", "organisation show lhl")
-    run("organisation set --dry-run lhf --thresholds 90")
+    run("organisation set lhl --thresholds 90")
     run("db prune --dry-run --older-than 3y", "db prune --older-than 3y")
     run("db migrate", CERTJOB_DATABASE_URL=database_url)
 

@@ -30,7 +30,6 @@ LOOKS = {
     "forecast": 0,
     "list --csv": 0,
     "organisation list": 0,
-    "organisation set --dry-run --thresholds 90 hlf": 0,
     "organisation show --json hlf": 0,
     "preview M1001 --threshold -1": 0,
     "reconcile --dry-run": 0,

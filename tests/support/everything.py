@@ -23,7 +23,6 @@ STEPS = """
 0 organisation set hlf --coordinator '9b1f1c9e-0000-4000-8000-000000000001 Eva Dahl <eva@example.org>'
 0 organisation list
 0 organisation show hlf
-0 organisation set hlf --thresholds 90,30 --dry-run
 0 organisation set hlf --coordinator gone@example.org --sender 'HLF <post@hlf.example>'
 0 organisation set hlf --remove-coordinator gone@example.org
 3 alerts --json

@@ -5,11 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from certjob.cli.session import Call, Commands, Session
+from certjob.cli.session import Call, Commands
 
 if TYPE_CHECKING:
     from certjob.facts.organisations import OrganisationDetails
-    from certjob.reports.rule_change import RuleChange
 
 app = Commands(help="The member organisations: their rules, contacts and coordinators.", no_args_is_help=True)
 
@@ -50,9 +49,6 @@ RenewalUrl = Annotated[str | None, typer.Option(metavar="URL", help="Where mento
 Sender = Annotated[
     str | None, typer.Option(metavar="'NAME <MAIL>'", help="Who its mails are from.  [default: CERTJOB_MAIL_FROM]")
 ]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print what the new rules would change in tonight's run, and change nothing.")
-]
 
 
 @app.command(
@@ -60,7 +56,7 @@ DryRun = Annotated[
     short_help="Create an organisation or change it.",
     examples=(
         "certjob organisation set hlf --name HLF --portal dynamics",
-        "certjob organisation set hlf --thresholds 90,60,30,14,7,1,-1 --dry-run",
+        "certjob organisation set hlf --thresholds 90,60,30,14,7,1,-1",
     ),
 )
 def organisation_set(
@@ -77,16 +73,14 @@ def organisation_set(
     contact_phone: ContactPhone = None,
     renewal_url: RenewalUrl = None,
     sender: Sender = None,
-    dry_run: DryRun = False,
 ) -> int:
     """Create an organisation, or update only the options given.
 
-    An empty text removes a contact, the address for renewals or the sender. With --dry-run nothing is changed: it
-    counts what other thresholds, optional kinds or another portal would change in tonight's run.
+    An empty text removes a contact, the address for renewals or the sender. Afterwards `certjob run --dry-run` shows
+    what the next run will do.
     """
     from certjob.cli.terminal import plain
     from certjob.facts import organisations
-    from certjob.reports.rule_change import compare_rules
 
     rules: Any = {
         "portal": portal,
@@ -94,9 +88,6 @@ def organisation_set(
         "optional_kinds": organisations.parse_kinds(optional_kind) if optional_kind is not None else None,
     }
     with call.session(interruptible=True) as opened:
-        if dry_run:
-            change = compare_rules(opened.connection, slug, today=opened.settings.today, **rules)
-            return _show_change(call, opened, slug, change)
         done = organisations.set_organisation(
             opened.connection,
             slug,
@@ -113,24 +104,6 @@ def organisation_set(
         plain.print_json({"outcome": "ok", "organisation": slug, "created": done.created, "changed": done.changed})
     opened.output.line(f"{slug}: {'created' if done.created else 'changed' if done.changed else 'nothing to change'}")
     return 0
-
-
-def _show_change(call: Call, opened: Session, slug: str, change: "RuleChange") -> int:
-    from dataclasses import asdict
-
-    from certjob.cli.documents import left_out, print_document
-    from certjob.cli.terminal import output as console
-
-    now, then = asdict(change.now), asdict(change.then)
-    if call.json:
-        tonight = {what: {"now": number, "then": then[what]} for what, number in now.items()}
-        document = {"dry_run": True, "organisation": slug, "tonight": tonight}
-        print_document(opened.connection, document | left_out(change.broken))
-    else:
-        words = {"resumed": "brought back", "hidden": "hidden on the portal", "shown": "shown on the portal"}
-        rows = [(words.get(what, what), f"{number:,}", f"{then[what]:,}") for what, number in now.items()]
-        console.show_rows(opened.output, ("Tonight's run", ">As it is", ">With the change"), rows)
-    return call.name_left_out(change.broken)
 
 
 @app.command("show", without=("quiet",), short_help="Show all that can be set of an organisation.")
