@@ -251,10 +251,8 @@ def _from_file(env_file: str | None) -> dict[str, Any]:
         message = f"the settings file {env_file} cannot be read: {why}"
         raise ConfigurationError(message, next_step="correct --env-file or CERTJOB_ENV_FILE") from None
     if suspect:
-        message = f"the settings file {env_file} is not used, since {suspect}"
-        raise ConfigurationError(
-            message, next_step="nobody but this user and root may be able to change it (chown, chmod go-w)"
-        )
+        message = f"the settings file {env_file} is not used, because {suspect}"
+        raise ConfigurationError(message, next_step="only this user and root may own and write it (chown, chmod go-w)")
     given = _parse(text, env_file)
     return {
         name: value

@@ -110,13 +110,13 @@ def assert_both(channel: Blocking, refused: str) -> None:
 
 
 def test_a_maildir_holds_the_message_for_no_other_eyes(tmp_path: Path) -> None:
-    """Where they could put a folder of theirs, it is not used; the sticky bit above it, as of /tmp, will do."""
-    shared, folder = tmp_path / "shared", tmp_path / "shared" / "mail"
-    shared.mkdir()
-    shared.chmod(0o707)
+    """A folder that others may write is refused; new folders are open to their owner alone."""
+    folder = tmp_path / "mail"
+    (folder / "new").mkdir(parents=True)
+    (folder / "new").chmod(0o707)
     with maildir(folder) as channel:
-        assert_both(channel, "shared may be written by others")
-        shared.chmod(0o1777)
+        assert_both(channel, "new may be written by others")
+        (folder / "new").chmod(0o700)
         channel.send(MESSAGE)
         with pytest.raises(NEVER, match="is not an address"):
             channel.send(replace(MESSAGE, to="kari"))

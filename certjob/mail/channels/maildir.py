@@ -45,13 +45,14 @@ class MaildirChannel:
             if folder.exists() and not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
                 message = "the Maildir folder cannot be written by this user"
                 raise ChannelDownError(message, next_step="correct CERTJOB_NOTIFY_URL or its rights")
-            self._require_ours(folder)
+        for part in FOLDERS:
+            self._require_ours(self._folder / part)
         return "the Maildir folder can be written"
 
     def _require_ours(self, folder: Path) -> None:
-        """Refuse a folder that somebody else has made there, or could: they would read the messages."""
+        """Reject a folder of another user, who could read the messages."""
         if folder.exists() and (why := files.why_untrusted(folder, writers=files.OTHERS)):
-            message = f"the Maildir folder is not used, since {why}"
+            message = f"the Maildir folder is not used, because {why}"
             raise ChannelDownError(message, next_step="correct CERTJOB_NOTIFY_URL or its owner and rights")
 
     async def close(self) -> None:
