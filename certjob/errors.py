@@ -18,6 +18,7 @@ CertjobError                      exit 1
 ├── DynamicsSyncException         exit 3   a portal push was given up for now
 ├── PortalCallError                        one call to the Edge Function went wrong (internal to the saga)
 │   ├── TransientPortalError               worth another try
+│   │   └── PortalOutcomeUnknownError      the portal may have made the change, or may make it later
 │   ├── PermanentPortalError               this mentor cannot be pushed until somebody corrects something
 │   └── PortalStageError                   nobody can be pushed: wrong key, failed deploy, redirect
 └── NotifyError                            one message could not be handed over (internal to the mail stage)
@@ -31,75 +32,88 @@ from enum import StrEnum
 from uuid import UUID
 
 
-class FailureCode(StrEnum):
-    """Why a push or a message was not delivered. It is stored beside the text and says what a reader is told.
+class Cause(StrEnum):
+    """Why a push or a message was not delivered: what the reader can do something about.
 
-    A value, once released, keeps its meaning: rows and other programs hold it.
+    Stored as ``failure_code`` beside the technical text. `certjob.domain.causes` and the digest have the sentences.
     """
 
     NO_CONTACT_ID = "no_contact_id"
-    """The mentor has no ``dynamics_contact_id``; no call was made."""
+    """The mentor has no ``dynamics_contact_id``."""
     CONTACT_NOT_FOUND = "contact_not_found"
-    """The portal has no contact with this id."""
-    INVALID_REQUEST = "invalid_request"
-    """The Edge Function did not accept the request for this contact."""
-    DYNAMICS_REJECTED = "dynamics_rejected"
-    """Dynamics refused the change of this contact."""
-
-    PORTAL_NO_ANSWER = "portal_no_answer"
-    """No connection, or no whole answer in time."""
-    PORTAL_THROTTLED = "portal_throttled"
-    """The portal asked to be called later (429)."""
-    PORTAL_FAILED = "portal_failed"
-    """The portal answered that it could not do it."""
-    OUTCOME_UNKNOWN = "outcome_unknown"
-    """The portal may have made the change, or may make it later."""
-
-    PORTAL_KEY_REFUSED = "portal_key_refused"
-    """The portal refused the key (401, 403): no push can succeed."""
-    PORTAL_MISCONFIGURED = "portal_misconfigured"
-    """The address, the function or its secrets are wrong: no push can succeed."""
-    NO_URL = "no_url"
-    """CERTJOB_PORTAL_URL is not set."""
-    BREAKER = "breaker"
-    """Several pushes in a row failed, and the stage ended before this one."""
-    RETRY_AFTER = "retry_after"
-    """The portal asked to wait for longer than the stage does, and the stage ended before this push."""
-    DEADLINE = "deadline"
-    """The time for deliveries ended before this push."""
-    LEASE = "lease"
-    """The process stood still for so long that nothing could be begun."""
-    IN_FLIGHT = "in_flight"
-    """Another run is pushing for this mentor."""
-    CRASH = "crash"
-    """The stage ended by an error that nobody foresaw."""
+    """Dynamics has no contact with this ID."""
+    CHANGE_REFUSED = "change_refused"
+    """The Edge Function or Dynamics rejected the change of this contact."""
+    PORTAL_DOWN = "portal_down"
+    """The portal did not answer, throttled, or could not make the change."""
+    QUEUED = "queued"
+    """It was not its turn: the time was over, or another run is pushing."""
+    PORTAL_STOPPED = "portal_stopped"
+    """No push can succeed: the key, the address, the function or certjob itself is wrong."""
 
     NO_ADDRESS = "no_address"
-    """There is no e-mail address; no server was asked."""
-    BAD_ADDRESS = "bad_address"
-    """The e-mail address is not valid; no server was asked."""
-    ADDRESS_NOT_SUPPORTED = "address_not_supported"
-    """The mail server does not accept letters beyond ASCII before the @."""
-    ADDRESS_REFUSED = "address_refused"
-    """The mail server refused the recipient for good."""
-    MESSAGE_REFUSED = "message_refused"
-    """The mail server or the webhook refused the message for good, or the message cannot be written."""
-    DEFERRED = "deferred"
-    """The mail server or the webhook asked to try this recipient later."""
-    MAYBE_ARRIVED = "maybe_arrived"
-    """The connection broke when the message was handed over: it may have arrived."""
-    BOUNCED = "bounced"
-    """The mail was sent, and a delivery report says that it did not arrive."""
-    CHANNEL_DOWN = "channel_down"
-    """The mail server or the webhook takes no messages at all."""
+    """There is no e-mail address."""
+    WRONG_ADDRESS = "wrong_address"
+    """The e-mail address is not valid, cannot be used, was refused, or the mail came back."""
+    MAIL_DELAYED = "mail_delayed"
+    """The mail server asked to try later, or did not confirm that it has the message."""
+    MAIL_STOPPED = "mail_stopped"
+    """The mail server or the webhook refused the message, or takes none at all."""
 
     @classmethod
-    def parse(cls, stored: str | None) -> "FailureCode | None":
-        """Return the code of a row; None without one, and for one that a newer certjob has written."""
+    def parse(cls, stored: str | None) -> "Cause | None":
+        """Return the cause in a row; None without one, and for one that a newer certjob has written."""
         try:
             return cls(stored) if stored is not None else None
         except ValueError:
             return None
+
+
+class StageEnd(StrEnum):
+    """Why a stage ended before everything was delivered."""
+
+    DEADLINE = "deadline"
+    """The time for deliveries was over."""
+    LEASE = "lease"
+    """The process stood still for so long that nothing could be begun."""
+    IN_FLIGHT = "in_flight"
+    """Another run is pushing for this mentor."""
+    LOCKED = "locked"
+    """Another database session holds a lock."""
+    BREAKER = "breaker"
+    """Several pushes in a row failed."""
+    RETRY_AFTER = "retry_after"
+    """The portal asked for a wait that is longer than the stage."""
+    KEY_REFUSED = "key_refused"
+    """The portal refused the key (401, 403)."""
+    MISCONFIGURED = "misconfigured"
+    """The portal's address, its function or the function's secrets are wrong."""
+    NOT_READ = "not_read"
+    """The portal's list of contacts could not be read to its end."""
+    NO_URL = "no_url"
+    """The address of the portal, or of the mail server, is not set."""
+    CHANNEL_DOWN = "channel_down"
+    """The mail server or the webhook takes no messages."""
+    OUTCOMES_UNKNOWN = "outcomes_unknown"
+    """Several messages in a row may or may not have been accepted."""
+    ALL_REFUSED = "all_refused"
+    """Several messages in a row were refused."""
+    TEMPLATE = "template"
+    """A message template of the programme's own is broken."""
+    CLOCKS_DISAGREE = "clocks_disagree"
+    """This machine and the database server are on different days."""
+    CRASH = "crash"
+    """An internal error. It is reported every time, and the run failed."""
+
+    @property
+    def cause(self) -> Cause:
+        """The cause for each mentor whose push was not reached."""
+        match self:
+            case StageEnd.DEADLINE | StageEnd.LEASE | StageEnd.IN_FLIGHT | StageEnd.LOCKED:
+                return Cause.QUEUED
+            case StageEnd.BREAKER | StageEnd.RETRY_AFTER:
+                return Cause.PORTAL_DOWN
+        return Cause.PORTAL_STOPPED
 
 
 class CertjobError(Exception):
@@ -226,14 +240,14 @@ class PortalCallError(CertjobError):
     ``retry_after_seconds`` what the server asked for, ``correlation_id`` its X-Correlation-Id.
     """
 
-    code = FailureCode.PORTAL_FAILED
+    code = Cause.PORTAL_DOWN
 
     def __init__(
         self,
         message: str,
         *,
         next_step: str | None = None,
-        code: FailureCode | None = None,
+        code: Cause | None = None,
         status: int | None = None,
         retry_after_seconds: float | None = None,
         correlation_id: str | None = None,
@@ -248,19 +262,21 @@ class PortalCallError(CertjobError):
 class TransientPortalError(PortalCallError):
     """Network trouble, throttling, a cold or broken server, an answer that is not the contract."""
 
-    code = FailureCode.PORTAL_NO_ANSWER
+
+class PortalOutcomeUnknownError(TransientPortalError):
+    """The call may have been acted on, or may yet be."""
 
 
 class PermanentPortalError(PortalCallError):
     """The function understood and refused this contact; the next call would be refused too."""
 
-    code = FailureCode.DYNAMICS_REJECTED
+    code = Cause.CHANGE_REFUSED
 
 
 class PortalStageError(PortalCallError):
     """No push can succeed now, whoever it is for; nobody is to blame but the configuration."""
 
-    code = FailureCode.PORTAL_MISCONFIGURED
+    code = Cause.PORTAL_STOPPED
 
 
 class DynamicsSyncException(CertjobError):  # noqa: N818 - the programme's own word for it, fixed by the design
@@ -293,14 +309,14 @@ class NotifyError(CertjobError):
     ``retry_after_seconds`` is what the server asked for.
     """
 
-    code = FailureCode.CHANNEL_DOWN
+    code = Cause.MAIL_STOPPED
 
     def __init__(
         self,
         message: str,
         *,
         next_step: str | None = None,
-        code: FailureCode | None = None,
+        code: Cause | None = None,
         retry_after_seconds: float | None = None,
     ) -> None:
         super().__init__(message, next_step=next_step)
@@ -311,19 +327,19 @@ class NotifyError(CertjobError):
 class RecipientRefusedError(NotifyError):
     """The server refused this recipient or message for good (5xx to RCPT or DATA)."""
 
-    code = FailureCode.MESSAGE_REFUSED
+    code = Cause.MAIL_STOPPED
 
 
 class RecipientDeferredError(NotifyError):
     """The server asked to try this recipient later (4xx to RCPT or DATA)."""
 
-    code = FailureCode.DEFERRED
+    code = Cause.MAIL_DELAYED
 
 
 class OutcomeUnknownError(NotifyError):
     """The connection broke after the message was handed over and before the answer: it may have arrived."""
 
-    code = FailureCode.MAYBE_ARRIVED
+    code = Cause.MAIL_DELAYED
 
 
 class ChannelDownError(NotifyError):

@@ -13,7 +13,7 @@ from uuid import UUID
 import psycopg
 
 from certjob.database import CONTENTION, Connection
-from certjob.errors import DatabaseUnavailableError, FailureCode, StoppedBySignalError
+from certjob.errors import DatabaseUnavailableError, StageEnd, StoppedBySignalError
 from certjob.jobs.report import RunReport
 from certjob.mail.digests import DigestMail, queue_digests
 from certjob.mail.message import Channel
@@ -22,7 +22,7 @@ from certjob.mail.queue import MailQueue
 from certjob.mail.reminder_mail import ReminderMail
 from certjob.mail.stage import MailCounts, MailStage
 from certjob.outbox.calls import Calls
-from certjob.outbox.claims import CRASH, StageStop
+from certjob.outbox.claims import StageStop
 from certjob.outbox.open_work import read_open_work
 from certjob.outbox.retry import RetryPolicy
 from certjob.portal.push import PORTAL_POLICY, MakeTarget
@@ -42,7 +42,7 @@ DELIVER_SECONDS = 10 * 60.0
 PORTAL_SHARE = 0.75
 """The portal's part of the time for deliveries: a slow portal leaves some of it to the mail."""
 
-ABOUT_REMINDERS_ALONE = frozenset({"refused", CRASH})
+ABOUT_REMINDERS_ALONE = frozenset({StageEnd.ALL_REFUSED, StageEnd.CRASH})
 """Ends of the reminder stage that say nothing about the mail server: digests are still sent, and report it."""
 
 _LOCKED = "a table or a row is locked by another database session; end that session; the rest stays pending"
@@ -142,7 +142,7 @@ class Deliveries:
             if self._connection.closed:
                 raise
             if isinstance(error, CONTENTION):
-                ended = StageStop(stage=name, code="locked", reason=_LOCKED)
+                ended = StageStop(stage=name, code=StageEnd.LOCKED, reason=_LOCKED)
             else:
                 ended = self._note_crash(name, error)
         if ended is not None:
@@ -158,8 +158,8 @@ class Deliveries:
         reason = f"unforeseen {type(error).__name__}: {without_people(text)}"
         if name == "portal":
             with contextlib.suppress(psycopg.Error):  # the database may be what is broken
-                self._portal.record_stage_end(reason, code=FailureCode.CRASH)
-        return StageStop(stage=name, code=CRASH, reason=reason)
+                self._portal.record_stage_end(reason, end=StageEnd.CRASH)
+        return StageStop(stage=name, code=StageEnd.CRASH, reason=reason)
 
     def _push(self, calls: Calls, *, seconds: float) -> StageStop | None:
         delivery, report = self._delivery, self._report
@@ -183,8 +183,8 @@ class Deliveries:
         if not (open_work["portal_hides"].open or open_work["portal_shows"].open):
             return None
         reason = "CERTJOB_PORTAL_URL is not set"  # of each open hide, in the alerts and in coordinators' mails
-        self._portal.record_stage_end(reason, code=FailureCode.NO_URL)
-        return StageStop(stage="portal", code="no_url", reason=f"{reason}; the pushes stay pending")
+        self._portal.record_stage_end(reason, end=StageEnd.NO_URL)
+        return StageStop(stage="portal", code=StageEnd.NO_URL, reason=f"{reason}; the pushes stay pending")
 
     def _send_mail(self, calls: Calls, *, ends_at: float) -> None:
         """Reminders, then digests: what a digest tells of is then as new as can be."""
@@ -234,4 +234,6 @@ class Deliveries:
         open_work = read_open_work(self._connection)
         if not (open_work["reminders"].pending or open_work["digests"].pending):
             return None
-        return StageStop(stage="mail", code="no_url", reason="CERTJOB_NOTIFY_URL is not set; the mails stay pending")
+        return StageStop(
+            stage="mail", code=StageEnd.NO_URL, reason="CERTJOB_NOTIFY_URL is not set; the mails stay pending"
+        )

@@ -13,7 +13,7 @@ from psycopg.pq import TransactionStatus
 
 from certjob import __version__, database
 from certjob.database import Connection
-from certjob.errors import DatabaseUnavailableError, Outcome
+from certjob.errors import DatabaseUnavailableError, Outcome, StageEnd
 from certjob.jobs.deliveries import Progress
 from certjob.jobs.report import RunReport
 from certjob.outbox.claims import StageStop
@@ -100,7 +100,7 @@ def _note_attention(connection: Connection, report: RunReport, *, organisation: 
             report.is_first_today = last_on != report.today
             report.attention = read_attention(connection, today=report.today, new_since=read_at)
     except database.CONTENTION:
-        report.stopped.append(StageStop(stage="alerts", code="locked", reason=_NOT_READ))
+        report.stopped.append(StageStop(stage="alerts", code=StageEnd.LOCKED, reason=_NOT_READ))
 
 
 def _record_beginning(

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 
 from certjob import database
 from certjob.database import Connection
-from certjob.errors import PortalCallError
+from certjob.errors import PortalCallError, StageEnd
 from certjob.jobs.deliveries import Deliveries, Delivery, Progress
 from certjob.jobs.job_runs import recorded
 from certjob.jobs.report import RunReport
@@ -102,7 +102,7 @@ def _read(
     except PortalCallError as error:
         stop.check()
         reason = f"{error}; the portal was not read to its end, nothing was compared and nothing changed"
-        report.stopped.append(StageStop(stage="portal", code="not_read", reason=reason))
+        report.stopped.append(StageStop(stage="portal", code=StageEnd.NOT_READ, reason=reason))
         return None
     visible = sorted({contact_id for page in pages for contact_id in page})
     return Reading(read_at=read_at, pages=len(pages), visible=visible)

@@ -8,10 +8,10 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from certjob.domain.models import Decision, PauseChange, Reminder, Status
-from certjob.errors import Outcome
+from certjob.errors import Outcome, StageEnd
 from certjob.jobs.reasons import counted, differing, named
 from certjob.mail.stage import MailCounts
-from certjob.outbox.claims import CRASH, StageStop
+from certjob.outbox.claims import StageStop
 from certjob.outbox.open_work import NO_WORK, OpenWork
 from certjob.portal.comparison import Comparison
 from certjob.portal.sync import PortalCounts
@@ -120,7 +120,9 @@ class RunReport:
             lines += dict.fromkeys([*self.held, *(hold.line for hold in (attention.held if attention else ()))])
         quiet = only_new or self.review is None  # deliver every 15 minutes does not repeat itself
         lines += [
-            str(stop) for stop in self.stopped if not quiet or stop.code == CRASH or stop.key not in self.known_stops
+            str(stop)
+            for stop in self.stopped
+            if not quiet or stop.code is StageEnd.CRASH or stop.key not in self.known_stops
         ]
         if self.review is not None:
             is_old = only_new and attention is not None and not attention.counts[Kind.NEVER_REVIEWED].new
@@ -223,8 +225,8 @@ class RunReport:
             document["alerts"] = self.attention.numbers
         document["stopped"] = [str(stop) for stop in self.stopped]
         if self.crashed:
-            crashes = [str(stop) for stop in self.stopped if stop.code == CRASH]
-            document["error"] = {"code": CRASH, "message": "; ".join(crashes), "next_step": None}
+            crashes = [str(stop) for stop in self.stopped if stop.code is StageEnd.CRASH]
+            document["error"] = {"code": StageEnd.CRASH, "message": "; ".join(crashes), "next_step": None}
         if self.dry_run:
             differences = self.comparison.admitted if self.comparison is not None else ()
             document["changes"] = [change.to_document() for change in (*self.changes, *differences)]

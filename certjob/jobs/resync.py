@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 from certjob import database
 from certjob.database import Connection
 from certjob.domain.models import Decision
-from certjob.errors import DynamicsSyncException, FailureCode, MentorBusyError, UnknownMentorError
+from certjob.errors import DynamicsSyncException, MentorBusyError, StageEnd, UnknownMentorError
 from certjob.jobs.deliveries import Deliveries, Delivery
 from certjob.jobs.job_runs import recorded
 from certjob.jobs.report import RunReport
@@ -120,8 +120,8 @@ def resync(
 
         if queued and not _comes_true(is_pushed, stop=stop, seconds=flight_wait_seconds):
             error = _claimed_by_another_run(waited_seconds=flight_wait_seconds)
-            report.stopped.append(StageStop(stage="portal", code=FailureCode.IN_FLIGHT, reason=error.message))
-            portal.record_stage_end(error.message, code=FailureCode.IN_FLIGHT, mentor_id=mentor_id)
+            report.stopped.append(StageStop(stage="portal", code=StageEnd.IN_FLIGHT, reason=error.message))
+            portal.record_stage_end(error.message, end=StageEnd.IN_FLIGHT, mentor_id=mentor_id)
         elif portal.error is not None:
             error = portal.error
     after = describe(connection, mentor_id)

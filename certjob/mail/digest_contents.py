@@ -10,7 +10,7 @@ from uuid import UUID
 from certjob import database
 from certjob.database import Connection
 from certjob.domain import rules
-from certjob.domain.alert_reasons import AlertReason, PushState, why_message_waits, why_push_waits
+from certjob.domain.causes import PushState, advise_on_message, advise_on_push
 from certjob.domain.models import Mentor
 from certjob.facts import reading
 from certjob.mail.messages.content import write_date, write_moment
@@ -155,7 +155,7 @@ class _Writer:
     def push(self, row: _Row) -> Words:
         state = PushState(**{each.name: row[each.name] for each in fields(PushState)})
         told = {name: row[name] for name in ("name", "member_no", "since", "sentence")}
-        return self.words(told) | self._why(why_push_waits(state), row["error"])
+        return self.words(told | {"cause": advise_on_push(state).cause})
 
     def paused(self, row: _Row, mentor: Mentor | None) -> Words:
         lapsed = rules.lapsed_certificates(mentor, self.today) if mentor is not None else ()
@@ -168,16 +168,12 @@ class _Writer:
 
     def undelivered(self, row: _Row) -> Words:
         days_left = (row["expires_on"] - self.today).days
-        return self.words(row | {"days_left": days_left}) | self._why(why_message_waits(row["code"]), row["error"])
+        return self.words(row | {"days_left": days_left, "cause": advise_on_message(row["code"]).cause})
 
     def expiring(self, expires_on: date, name: str, member_no: str, kind: str) -> Words:
         days_left = (expires_on - self.today).days
         who = {"name": name, "member_no": member_no}
         return self.words(who | {"kind": kind, "expires_on": expires_on, "days_left": days_left})
-
-    def _why(self, reason: AlertReason, error: str | None) -> Words:
-        said = one_line(reason.technical(error))
-        return {"error": one_line(error), "reason": reason.for_mail(self.locale), "technical": said}
 
     def _word(self, value: object) -> object:
         match value:

@@ -13,7 +13,7 @@ from typing import Protocol
 from uuid import UUID
 
 from certjob.domain.addresses import MailAddress, parse_address, parse_own_sender
-from certjob.errors import FailureCode, RecipientRefusedError
+from certjob.errors import Cause, RecipientRefusedError
 from certjob.redaction import one_line
 
 MAX_LINE_CHARACTERS = 78
@@ -91,7 +91,7 @@ def compose(message: OutgoingMessage, *, sender: MailAddress) -> tuple[MailAddre
         recipient = parse_address(message.to)
     except ValueError as error:
         text = f"the e-mail address {error}"
-        raise RecipientRefusedError(text, next_step="correct it", code=FailureCode.BAD_ADDRESS) from None
+        raise RecipientRefusedError(text, next_step="correct it", code=Cause.WRONG_ADDRESS) from None
     try:
         return recipient, _build(message, sender=sender, recipient=recipient)
     except (ValueError, MessageError) as error:

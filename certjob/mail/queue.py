@@ -15,7 +15,7 @@ import psycopg
 from certjob import database
 from certjob.database import persist
 from certjob.domain.addresses import parse_address
-from certjob.errors import FailureCode, NotifyError
+from certjob.errors import Cause, NotifyError
 from certjob.mail.message import OutgoingMessage
 from certjob.outbox.claims import RELEASED, Answer, Item, Lease, Outbox, Settlement
 
@@ -135,8 +135,8 @@ def _unsendable(address: str) -> Settlement | None:
     try:
         parse_address(address)
     except ValueError as error:
-        problem, code = f"the e-mail address {error}; correct it", FailureCode.BAD_ADDRESS
+        problem, code = f"the e-mail address {error}; correct it", Cause.WRONG_ADDRESS
         if not address:
-            problem, code = "no address", FailureCode.NO_ADDRESS
+            problem, code = "no address", Cause.NO_ADDRESS
         return Settlement(status="failed", error=problem, code=code, count_attempt=False)
     return None

@@ -17,6 +17,7 @@ from certjob.errors import (
     NotifyError,
     OutcomeUnknownError,
     RecipientRefusedError,
+    StageEnd,
 )
 from certjob.mail.message import Channel, OutgoingMessage
 from certjob.mail.queue import MailQueue
@@ -31,7 +32,9 @@ REFUSALS_IN_A_ROW = 5
 UNKNOWN_IN_A_ROW = 3
 CHANNEL_TRIES = 3
 
-_DEADLINE = StageStop(stage="mail", code="deadline", reason="the time for deliveries is over; the rest stays pending")
+_DEADLINE = StageStop(
+    stage="mail", code=StageEnd.DEADLINE, reason="the time for deliveries is over; the rest stays pending"
+)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -105,7 +108,9 @@ class MailStage(Generic[Item]):
             self._calls.make(self._send(message, lease))
         except ChannelDownError as error:  # it was surely not handed over, and comes after all others the next time
             self._queue.settle(item, RELEASED)
-            return StageStop(stage="mail", code="down", reason=f"{error}; the rest stays pending", fault=str(error))
+            return StageStop(
+                stage="mail", code=StageEnd.CHANNEL_DOWN, reason=f"{error}; the rest stays pending", fault=str(error)
+            )
         except NotifyError as error:
             return self._settle_failure(item, error, message.to)
         self._settle_sent(item)
@@ -167,7 +172,7 @@ class MailStage(Generic[Item]):
         if self._unknown_in_a_row < UNKNOWN_IN_A_ROW:
             return None
         reason = f"the outcome of {UNKNOWN_IN_A_ROW} messages in a row is unknown (last: {error}); the rest waits"
-        return StageStop(stage="mail", code="unknown", reason=reason)
+        return StageStop(stage="mail", code=StageEnd.OUTCOMES_UNKNOWN, reason=reason)
 
     def _settle_refusal(self, item: Item, error: RecipientRefusedError, *, address: str) -> StageStop | None:
         """Note a refusal for good. Five in a row are the server's fault: then none of them is for good."""
@@ -183,7 +188,7 @@ class MailStage(Generic[Item]):
         self._counts.failed -= len(self._refused)
         self._refused.clear()
         reason = f"{REFUSALS_IN_A_ROW} messages in a row were refused (last: {error}); they and the rest stay pending"
-        return StageStop(stage="mail", code="refused", reason=reason)
+        return StageStop(stage="mail", code=StageEnd.ALL_REFUSED, reason=reason)
 
 
 def _log(message: OutgoingMessage, event: str, **about: str) -> None:

@@ -16,7 +16,7 @@ from uuid import UUID, uuid4
 
 from certjob import database
 from certjob.database import Connection, persist
-from certjob.errors import FailureCode
+from certjob.errors import Cause, StageEnd
 
 _CLAIM_TRIES = 3
 _CLAIM_LOCK_TIMEOUT_MS = 10_000
@@ -66,7 +66,7 @@ class Settlement:
     count_attempt: bool = True
     """False: the claim led to no attempt (released, or everybody's fault); it is taken off ``attempts``."""
     error: str | None = None
-    code: FailureCode | None = None
+    code: Cause | None = None
     """Why it failed, beside the text."""
     maybe_sent: bool = False
     """The outside may have taken it: a repeat must say so."""
@@ -162,16 +162,12 @@ class Outbox(Generic[Item]):
             return Answer.HELD
 
 
-CRASH = "crash"
-"""The code of a stage that ended by an error nobody foresaw: said every time, and the run failed."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageStop:
     """One line of ``stopped`` in the report."""
 
     stage: str
-    code: str
+    code: StageEnd
     reason: str
     fault: str = ""
     """The error that ended it, where ``code`` alone does not tell one such error from another."""

@@ -9,7 +9,7 @@
       a 2xx that is not the contract, 4xx with a code we do not know            TransientPortalError
     of these, no answer to a request that was sent, a 2xx, and a 5xx without
       a code that says that nothing was done: the portal may have made the
-      change, or may make it later                                              … with outcome_unknown
+      change, or may make it later                                              PortalOutcomeUnknownError
 
 Three cases the contract does not foresee go the way that blocks nobody wrongly. A code about the contact under a 5xx
 is transient: something between us and the function is broken. So is an unknown code of ours: a newer function knows a
@@ -31,10 +31,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from certjob import __version__
 from certjob.errors import (
+    Cause,
     ConfigurationError,
-    FailureCode,
     PermanentPortalError,
     PortalCallError,
+    PortalOutcomeUnknownError,
     PortalStageError,
     TransientPortalError,
 )
@@ -196,21 +197,21 @@ class HLFDynamicsSyncService:
         except SURELY_NOT_SENT as error:
             raise TransientPortalError(self._explain(error)) from error
         except httpx.TransportError as error:
-            raise TransientPortalError(self._explain(error), code=FailureCode.OUTCOME_UNKNOWN) from error
+            raise PortalOutcomeUnknownError(self._explain(error)) from error
 
     def _error_for(self, answer: HttpAnswer) -> PortalCallError:
         status, envelope = answer.status_code, _parse(answer, _Envelope)
         code = envelope.error.code if envelope else None
-        kind, failure, remark, next_step = _judge(status, code)
+        kind, remark, next_step = _judge(status, code)
         said = self._printable(envelope.error.message) if envelope else ""
         what = f"{status} {code or _phrase(status)}".rstrip()
         asked = parse_retry_after(answer.headers.get("Retry-After"), now=datetime.now(UTC))
         return kind(
             f"the portal answered {what}{remark}" + (f" ({said})" if said else ""),
             next_step=next_step,
-            code=failure,
+            code=Cause.CONTACT_NOT_FOUND if code == Cause.CONTACT_NOT_FOUND and kind is PermanentPortalError else None,
             status=status,
-            retry_after_seconds=asked if kind is TransientPortalError else None,
+            retry_after_seconds=asked if issubclass(kind, TransientPortalError) else None,
             correlation_id=self._printable(answer.headers.get("X-Correlation-Id", "")) or None,
         )
 
@@ -241,34 +242,28 @@ class HLFDynamicsSyncService:
         await self.close()
 
 
-def _judge(status: int, code: str | None) -> tuple[type[PortalCallError], FailureCode | None, str, str | None]:
-    """Return what an answer that is no success means: the error, the code to store, a remark, and the next step.
+def _judge(status: int, code: str | None) -> tuple[type[PortalCallError], str, str | None]:
+    """Return what an answer that is no success means: the error, a remark, and the next step.
 
     ``code`` is the envelope's, None without our envelope. The table at the top of the module says the same in words.
     """
     if status < 300:
-        return TransientPortalError, FailureCode.OUTCOME_UNKNOWN, ", but not what the contract says", None
+        return PortalOutcomeUnknownError, ", but not what the contract says", None
     if status < 400:
-        return PortalStageError, None, ", a redirect", "CERTJOB_PORTAL_URL must be the function's own address"
+        return PortalStageError, ", a redirect", "CERTJOB_PORTAL_URL must be the function's own address"
     if status in TRANSIENT_STATUSES:
-        why = FailureCode.PORTAL_THROTTLED if status == 429 else FailureCode.PORTAL_FAILED
-        return TransientPortalError, why, "", None
+        return TransientPortalError, "", None
     if status in STAGE_STATUSES:
         step = STAGE_STATUSES[status] + (GATEWAY_401 if status == 401 and code is None else "")
-        return PortalStageError, FailureCode.PORTAL_KEY_REFUSED if status in (401, 403) else None, "", step
+        return PortalStageError, "", step
     if code == "misconfigured":
-        return PortalStageError, None, "", "check the function's secrets and its rights in Dynamics"
+        return PortalStageError, "", "check the function's secrets and its rights in Dynamics"
     if status < 500 and code is None:
-        return PortalStageError, None, ", but not by the function", "check CERTJOB_PORTAL_URL and that it is deployed"
+        return PortalStageError, ", but not by the function", "check CERTJOB_PORTAL_URL and that it is deployed"
     if status < 500 and code in PERMANENT_CODES:
-        return PermanentPortalError, FailureCode(code), "", None
+        return PermanentPortalError, "", None
     nothing_was_done = status < 500 or code in NOT_DONE_CODES
-    return (
-        TransientPortalError,
-        FailureCode.PORTAL_FAILED if nothing_was_done else FailureCode.OUTCOME_UNKNOWN,
-        "",
-        None,
-    )
+    return TransientPortalError if nothing_was_done else PortalOutcomeUnknownError, "", None
 
 
 def _success(answer: HttpAnswer, form: type[Form]) -> Form | None:

@@ -9,10 +9,11 @@ from typing import Protocol
 from uuid import UUID
 
 from certjob.errors import (
+    Cause,
     DynamicsSyncException,
-    FailureCode,
     PermanentPortalError,
     PortalCallError,
+    PortalOutcomeUnknownError,
     PortalStageError,
     TransientPortalError,
 )
@@ -119,7 +120,7 @@ async def push_once(
     async def call() -> None:
         if event.contact_id is None:
             missing = "no contact ID"
-            raise PermanentPortalError(missing, code=FailureCode.NO_CONTACT_ID)
+            raise PermanentPortalError(missing, code=Cause.NO_CONTACT_ID)
         if errors and not lease.fits(CALL_DEADLINE_SECONDS):
             raise errors[-1]
         try:
@@ -137,7 +138,7 @@ async def push_once(
         is_cut_short = stopped.is_set() and len(errors) < policy.max_attempts
         is_throttled = (cause.retry_after_seconds or 0.0) > policy.longest_retry_after_seconds
         outcome = _outcome_of(cause, is_throttled=is_throttled, is_cut_short=is_cut_short)
-    outcome_unknown = any(each.code is FailureCode.OUTCOME_UNKNOWN for each in errors)
+    outcome_unknown = any(isinstance(each, PortalOutcomeUnknownError) for each in errors)
     return Push(event=event, outcome=outcome, error=error, outcome_unknown=outcome_unknown)
 
 

@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from certjob.errors import FailureCode, PortalCallError, PortalStageError
+from certjob.errors import PortalCallError, PortalStageError, StageEnd
 from certjob.outbox.calls import Calls
 from certjob.outbox.claims import StageStop
 from certjob.outbox.retry import RetryPolicy
@@ -115,9 +115,9 @@ class PortalStage:
         error, seconds = push.error, push.asked_seconds
         if push.outcome is PushOutcome.NOT_TRIED:
             if time.monotonic() >= deadline_at:
-                return self._end("deadline", "the time for deliveries is over; the rest stays pending")
+                return self._end(StageEnd.DEADLINE, "the time for deliveries is over; the rest stays pending")
             stood_still = "the lease is shorter than a push can take, or this process stood still; the rest waits"
-            return self._end("lease", stood_still)
+            return self._end(StageEnd.LEASE, stood_still)
         if error is None or (push.outcome is PushOutcome.BLOCKED and error.attempts):
             self._exhausted_in_a_row = 0  # the portal was called, and does its work
         if error is None or push.outcome is PushOutcome.BLOCKED:
@@ -125,22 +125,25 @@ class PortalStage:
         cause = error.cause
         if push.outcome is PushOutcome.REFUSED:
             reason = f"{cause}; nothing was pushed to anybody after that, all events stay queued"
-            return self._end("refused" if cause.status is None else f"refused:{cause.status}", reason, cause)
+            return self._end(
+                StageEnd.KEY_REFUSED if cause.status in {401, 403} else StageEnd.MISCONFIGURED, reason, cause
+            )
         self._exhausted_in_a_row += push.outcome is PushOutcome.FAILED
         if self._exhausted_in_a_row >= BREAKER_FAILURES:
             reason = f"{BREAKER_FAILURES} pushes in a row failed (last: {cause}); the rest stays pending"
-            return self._end("breaker", reason, cause)
+            return self._end(StageEnd.BREAKER, reason, cause)
         if seconds > self._longest_pause_seconds or time.monotonic() + seconds >= deadline_at:
-            return self._end("retry_after", f"the portal asked to wait {seconds:,.0f} s; the rest stays pending", cause)
+            asked = f"the portal asked to wait {seconds:,.0f} s; the rest stays pending"
+            return self._end(StageEnd.RETRY_AFTER, asked, cause)
         return None
 
-    def _end(self, code: str, reason: str, cause: PortalCallError | None = None) -> StageStop:
+    def _end(self, end: StageEnd, reason: str, cause: PortalCallError | None = None) -> StageStop:
         """Give the open hides the reason of an early end."""
         refusal = cause if isinstance(cause, PortalStageError) else None
-        stopped = StageStop(stage="portal", code=code, reason=reason, fault=str(refusal) if refusal else "")
+        stopped = StageStop(stage="portal", code=end, reason=reason, fault=str(refusal) if refusal else "")
         self._service.record_stage_end(
             str(stopped),
-            code=refusal.code if refusal else FailureCode(code),
+            end=end,
             correlation_id=cause.correlation_id if cause else None,
         )
         return stopped

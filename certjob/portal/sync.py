@@ -11,7 +11,7 @@ from uuid import UUID
 
 from certjob import database
 from certjob.database import persist
-from certjob.errors import FailureCode
+from certjob.errors import StageEnd
 from certjob.outbox.claims import Answer, Lease, Outbox, Settlement
 from certjob.outbox.retry import seconds_to_next_round
 from certjob.portal.push import PortalEvent, Push, PushOutcome
@@ -125,7 +125,7 @@ class PortalSyncService:
         self,
         reason: str,
         *,
-        code: FailureCode,
+        end: StageEnd,
         mentor_id: UUID | None = None,
         correlation_id: str | None = None,
     ) -> None:
@@ -133,7 +133,7 @@ class PortalSyncService:
 
         ``correlation_id`` is that of the answer which ended the stage, if one did.
         """
-        parameters = {"error": reason, "code": code, "mentor_id": mentor_id, "correlation_id": correlation_id}
+        parameters = {"error": reason, "code": end.cause, "mentor_id": mentor_id, "correlation_id": correlation_id}
         persist(self._connection, lambda: database.execute(self._connection, "record_stage_failures", parameters))
 
     def _record_failure(self, push: Push) -> bool:

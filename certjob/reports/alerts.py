@@ -8,7 +8,7 @@ from uuid import UUID
 
 from certjob import database
 from certjob.database import Connection
-from certjob.domain.alert_reasons import AlertReason, why_message_waits, why_push_waits
+from certjob.domain.causes import Advice, advise_on_message, advise_on_push
 from certjob.reports.open_pushes import OpenPush, read_open_pushes, resync_command
 from certjob.review.held import StoredHold, read_held
 
@@ -162,16 +162,16 @@ class Alerts:
         for push, row in zip(self.pushes, document["alerts"], strict=True):
             next_try = f"after {push.next_attempt_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
             resync = resync_command(push.member_no, push.organisation)
-            row.update(_in_words(why_push_waits(push), resync=resync, next_try=next_try))
+            row.update(_in_words(advise_on_push(push), resync=resync, next_try=next_try))
         for row in document["failed_reminders"]:
-            row.update(_in_words(why_message_waits(row["code"])))
+            row.update(_in_words(advise_on_message(row["code"])))
         for row in document["failed_digests"]:
-            row.update(_in_words(why_message_waits(row["code"]), message="digest"))
+            row.update(_in_words(advise_on_message(row["code"]), message="digest"))
         return document
 
 
-def _in_words(reason: AlertReason, **details: Any) -> dict[str, str]:
-    return {"why": reason.why(), "what_to_do": reason.advise(**details)}
+def _in_words(advice: Advice, **details: Any) -> dict[str, str]:
+    return {"code": advice.cause, "why": advice.why, "what_to_do": advice.advise(**details)}
 
 
 def read_alerts(connection: Connection, *, today: date) -> Alerts:

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from certjob import database
 from certjob.database import Connection
-from certjob.domain.alert_reasons import PushState
+from certjob.domain.causes import PushState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

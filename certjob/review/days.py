@@ -5,7 +5,7 @@ from uuid import UUID
 
 from certjob import database
 from certjob.database import Connection
-from certjob.errors import ConfigurationError
+from certjob.errors import ConfigurationError, StageEnd
 from certjob.outbox.claims import StageStop
 
 
@@ -46,7 +46,7 @@ def why_no_mail(connection: Connection, today: date, *, zone: tzinfo, ignore_dat
     try:
         refuse_wrong_day(connection, today, zone=zone, ignore_database_clock=ignore_database_clock)
     except ConfigurationError as error:
-        return StageStop(stage="mail", code=error.code, reason=f"{error}; until then no mail is sent")
+        return StageStop(stage="mail", code=StageEnd.CLOCKS_DISAGREE, reason=f"{error}; until then no mail is sent")
     return None
 
 

@@ -2,7 +2,7 @@
 -- of runs. An intent is committed together with the state that causes it, and delivered afterwards.
 --
 -- The columns of every intent: a claim sets claim_token and moves next_attempt_at to the end of its lease; whoever
--- settles the intent must name the token. last_error and failure_code (a code of docs/json.md) describe the last
+-- settles the intent must name the token. last_error and failure_code (a cause of docs/json.md) describe the last
 -- failure.
 
 -- The audit: every change of a certificate's status.

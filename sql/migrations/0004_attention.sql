@@ -102,7 +102,7 @@ CROSS JOIN LATERAL (SELECT o.organisation_id FROM certjob.mentors AS o WHERE o.i
 WHERE l.status = 'failed'
 UNION ALL
 -- A deferred reminder, as for a full mailbox, is tried again until it is too late for it.
-SELECT CASE WHEN l.failure_code = 'deferred' THEN 'failed_reminders' ELSE 'waiting_reminders' END, m.organisation_id,
+SELECT CASE WHEN l.failure_code = 'mail_delayed' THEN 'failed_reminders' ELSE 'waiting_reminders' END, m.organisation_id,
     l.mentor_id, l.id, 'reminder:' || l.id || ':' || l.queued_at::text, l.queued_at + interval '1 day', NULL
 FROM certjob.cert_notification_log AS l
 CROSS JOIN LATERAL (SELECT o.organisation_id FROM certjob.mentors AS o WHERE o.id = l.mentor_id OFFSET 0) AS m

@@ -233,7 +233,7 @@ def test_the_page_has_every_key_that_is_printed_and_no_other(
     assert key_paths(json.loads(here("run", "--json", CERTJOB_TIME_ZONE="Mars").stdout)) - {"error"} == COMMON
 
 
-def test_the_page_has_every_error_code_and_every_failure_code() -> None:
+def test_the_page_has_every_error_code_and_every_cause() -> None:
     """Those of the tree in errors.py, that of a stage which crashed and that of a copy which was not taken."""
 
     def codes(kind: type[errors.CertjobError]) -> set[str]:
@@ -241,7 +241,7 @@ def test_the_page_has_every_error_code_and_every_failure_code() -> None:
         return {kind.code}.union(*map(codes, below))
 
     assert {key for key, _ in rows("Errors")} == codes(errors.CertjobError) | {"crash"}
-    assert [key for key, _ in rows("Failure codes")] == [code.value for code in errors.FailureCode]
+    assert [key for key, _ in rows("Causes")] == [cause.value for cause in errors.Cause]
 
 
 def test_the_log_lines_on_the_monitoring_page_have_the_keys_of_the_log(

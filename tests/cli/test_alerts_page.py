@@ -24,7 +24,7 @@ from tests.support.terminals import HOSTILE, assert_in_order, flat, terminal
 
 HIDDEN = VISIBLE.replace("visible", "hidden")
 OSLO = ZoneInfo("Europe/Oslo")
-BUSY: dict[str, Any] = {"failure_kind": "transient", "code": "portal_failed", "status": "pending", "error": "503"}
+BUSY: dict[str, Any] = {"failure_kind": "transient", "code": "portal_down", "status": "pending", "error": "503"}
 UNTRIED: dict[str, Any] = dict.fromkeys(("failure_kind", "code", "error", "last_failed_at"))
 UNTRIED |= {"status": "pending", "calls": 0}
 
@@ -54,7 +54,7 @@ PAUSES: dict[str, Any] = {"what": "pauses", "reason": "33 would be paused", "nam
 HELD = view.HeldAlert(
     **OF_HLF, **PAUSES, **COUNTS, some=[view.HeldMentor(**KARI, may_be_shown=each) for each in (True, False)]
 )
-BERIT: dict[str, Any] = {"digest_id": 1, "coordinator_id": UUID(int=3), "full_name": HOSTILE, "code": "message_refused"}
+BERIT: dict[str, Any] = {"digest_id": 1, "coordinator_id": UUID(int=3), "full_name": HOSTILE, "code": "mail_stopped"}
 
 
 def reminder(full_name: str, code: str) -> view.FailedReminder:
@@ -77,7 +77,7 @@ EVERYTHING = Alerts(
     contradictory=[view.Contradiction(contact_id=UUID(int=5), visible_for=["nhf M1"], hidden_for=["hlf M1"])],
     unknown_contacts=[view.UnknownContact(contact_id=UUID(int=6), since=ago(days=1), **NOBODY)],
     portal_not_read=[view.OldReading(read_at=ago(days=5))],
-    failed_reminders=[reminder("Siv", "no_address"), reminder("Tor", "no_address"), reminder("Eva", "address_refused")],
+    failed_reminders=[reminder("Siv", "no_address"), reminder("Tor", "no_address"), reminder("Eva", "wrong_address")],
     failed_digests=[view.FailedDigest(**MAIL, **BERIT, digest_on=date(2026, 11, 24))],
     waiting_mail=[view.WaitingMail(what="reminders", number=2, since=ago(days=400), error=None)],
 )
@@ -97,8 +97,8 @@ def test_the_most_harmful_comes_first_then_the_oldest() -> None:
         "- Kari Nordmann (M2 of hlf): since 23 November 08:00, 2 days",
         "4 mentors may STILL BE VISIBLE on the portal, and must not be",
         VISIBLE,
-        "The portal has no contact with this ID. (2 mentors)",
-        "`certjob resync M1001 --organisation hlf` and so on.",
+        "Dynamics has no contact with this ID. (2 mentors)",
+        "What to do: Correct the contact ID in the app; the next `certjob deliver` updates the portal.",
         "Old (M1001 of hlf): since 16 November 08:00, 9 days Last failure today 08:00: 404 (a)",
         "New (M1001 of hlf): since 23 November 08:00, 2 days Last failure today 08:00: 404 (b)",
         "Per [b] (M1001 of hlf): since 21 November 08:00, 4 days",
@@ -111,10 +111,10 @@ def test_the_most_harmful_comes_first_then_the_oldest() -> None:
         HIDDEN,
         "Shown (M1001 of hlf): since 29 January 08:00, 300 days",
         "3 reminders not delivered",
-        "(2 reminders) What to do: add the mentor's address in the app",
+        "(2 reminders) What to do: Enter it in the app; the next `certjob deliver` sends the reminder.",
         "Eva (M2 of hlf): certificate until 2 December 2026 Reason: in certjob's words",
         "1 digest not delivered",
-        "correct the coordinator's address in the app",
+        "correct it in the app or with `certjob organisation set`",
         "Mail has waited for more than a day",
         "2 reminders, the oldest, since 21 October 2025 09:00, 400 days",
     )
@@ -131,7 +131,7 @@ def test_off_a_terminal_each_alert_is_one_line_with_everything() -> None:
     """Each with its own command; who is tried again automatically needs none. Others stand in docs/runbook.md."""
     lines = list(plain_lines(EVERYTHING, now=MORNING.astimezone(OSLO)))
 
-    correct = "what to do: correct the contact ID in the app, then `certjob resync M1001 --organisation hlf`"
+    correct = "what to do: Correct the contact ID in the app; the next `certjob deliver` updates the portal"
     assert lines[2:6] == [
         f"{VISIBLE}: Old (M1001 of hlf), since 2026-11-16 08:00, 1 call: 404 (a); {correct}",
         f"{VISIBLE}: New (M1001 of hlf), since 2026-11-23 08:00, 1 call: 404 (b); {correct}",
@@ -140,7 +140,7 @@ def test_off_a_terminal_each_alert_is_one_line_with_everything() -> None:
     ]
     for beginning in (
         "The portal and certjob disagree: contact ",
-        f"{HIDDEN}: Shown (M1001 of hlf), since 2026-01-29 08:00: Not tried yet",
+        f"{HIDDEN}: Shown (M1001 of hlf), since 2026-01-29 08:00: Not tried for over an hour",
         "Reminder not delivered: Siv (M2 of hlf), certificate until 2 December 2026: There is no e-mail address; ",
         "Digest not delivered: [red]M[/red]\ufffd[2J",
     ):
@@ -149,11 +149,11 @@ def test_off_a_terminal_each_alert_is_one_line_with_everything() -> None:
 
 def test_a_cause_that_many_share_is_said_once_and_the_first_are_named() -> None:
     """2,000 mentors and a wrong key: one reason, one thing to do, 20 names; the heading again, as it scrolled away."""
-    why: dict[str, Any] = {"failure_kind": "stage", "code": "portal_key_refused", "error": "check CERTJOB_PORTAL_KEY"}
+    why: dict[str, Any] = {"failure_kind": "stage", "code": "portal_stopped", "error": "check CERTJOB_PORTAL_KEY"}
 
     text = page(*(push(f"Name{number}", status="pending", **why) for number in range(1, 2001)), columns=80)
 
-    assert flat(text).count("contact the operator") == flat(text).count("check CERTJOB_PORTAL_KEY") == 1
+    assert flat(text).count("certjob alerts --retry-all") == flat(text).count("check CERTJOB_PORTAL_KEY") == 1
     assert re.findall(r"- (Name\d+) ", text) == [f"Name{number}" for number in range(1, 21)]
     assert "    … and 1,980 more; `certjob alerts --json` lists all\n" in text
     assert "certjob resync" not in text
@@ -186,7 +186,7 @@ def test_the_next_try_is_said_once_for_all() -> None:
         (24, "on 26 November at"),
     ):
         pushes = [push(next_attempt_at=ago(hours=-each), **BUSY) for each in (hours, 72)]
-        assert f"(2 mentors) What to do: nothing; certjob tries again automatically {said}" in flat(page(*pushes))
+        assert f"(2 mentors) What to do: Nothing; certjob tries again {said}" in flat(page(*pushes))
 
 
 def test_the_list_is_that_of_the_dashboard_and_a_corrected_contact_id_is_told(facts: Facts, here: Certjob) -> None:
@@ -207,13 +207,16 @@ def test_the_list_is_that_of_the_dashboard_and_a_corrected_contact_id_is_told(fa
 
     assert [(alert["sentence"], alert["full_name"]) for alert in alerts] == dashboard
     assert [name for _, name in dashboard] == ["old", "new", "show"]
-    assert corrected.count("The contact ID was changed in the app") == 3
-    assert here("alerts", "--json").stdout.count("It was reopened since then") == 3
+    assert corrected.count("The change is in the queue.") == 3
+    assert here("alerts", "--json").stdout.count("The change is in the queue.") == 3
 
 
 def test_hostile_names_are_shown_and_obeyed_by_nobody() -> None:
     """No order to the terminal, no markup, no emoji codes; nothing wider than the terminal, nothing lost."""
-    pushes = [push(HOSTILE, error=HOSTILE, member_no=HOSTILE), push("Ø" * 200, error="e" * 300, member_no="L" * 60)]
+    pushes = [
+        push(HOSTILE, error=HOSTILE, member_no=HOSTILE, code="change_refused"),
+        push("Ø" * 200, error="e" * 300, member_no="L" * 60),
+    ]
     pushes += [push("👩‍🚀 北京 " * 12), push("only a number", member_no="only a number")]
 
     for columns in (40, 80):
@@ -226,7 +229,7 @@ def test_hostile_names_are_shown_and_obeyed_by_nobody() -> None:
 @pytest.mark.parametrize("columns", range(len(VISIBLE), 120, 3))
 def test_a_command_a_date_and_the_designs_sentence_are_never_broken(columns: int) -> None:
     """Whoever copies a command copies one line, at whatever size of letters."""
-    text = page(push(), push("Ola Nordmann", organisation="nhf", **UNTRIED), columns=columns)
+    text = page(push(code="change_refused"), push("Ola Nordmann", organisation="nhf", **UNTRIED), columns=columns)
 
     assert f"\n{VISIBLE}\n" in text
     for unbroken in ("`certjob resync M1001 --organisation hlf`", "`certjob deliver`", "23 November 08:00"):

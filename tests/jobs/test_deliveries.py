@@ -66,7 +66,9 @@ def test_a_portal_stage_that_crashes_does_not_stop_the_mail(due: Scene) -> None:
     assert ([stop.code for stop in report.stopped], report.outcome) == (["crash"], "failed")
     assert kinds(due) == ["reminder", "digest"]
     assert "kari" not in " ".join(report.reasons)
-    assert due.rows("SELECT failure_code FROM dynamics_sync_failures WHERE resolved_at IS NULL") == [("crash",)]
+    assert due.rows("SELECT failure_code FROM dynamics_sync_failures WHERE resolved_at IS NULL") == [
+        ("portal_stopped",)
+    ]
     assert due.rows("SELECT outcome FROM job_runs WHERE command = 'run'") == [("failed",)]
     due.run_out()
     report = due.deliver(portal, channel=due.channel)
@@ -84,7 +86,7 @@ def test_a_portal_that_cannot_even_be_opened_is_noted(due: Scene, code: str) -> 
     ways_out = replace(delivery(), make_target=None if code == "no_url" else make_target)
     due.night(ways_out=ways_out)
 
-    assert due.rows("SELECT failure_code FROM dynamics_sync_failures") == [(code,)]
+    assert due.rows("SELECT failure_code FROM dynamics_sync_failures") == [("portal_stopped",)]
 
 
 def test_a_portal_stage_that_waits_for_a_locked_table_leaves_time_to_the_mail(

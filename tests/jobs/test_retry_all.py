@@ -97,12 +97,12 @@ def test_the_command_shows_what_is_left(scene: Scene, certjob: Certjob, ways_out
 
     assert no_url.returncode == 3
     assert "portal: CERTJOB_PORTAL_URL is not set; the pushes stay pending" in no_url.stderr
-    assert no_url.stdout.count(": CERTJOB_PORTAL_URL is not set; what to do: contact the operator") == 2
+    assert no_url.stdout.count(": CERTJOB_PORTAL_URL is not set; what to do: Correct the setting") == 2
     assert_one_line(stuck, "2 portal pushes failed\n", code=3, command="certjob alerts")
     assert stuck.stdout.count("Dynamics sync pending — mentor may still be visible on portal") == 2
     document = json.loads(half.stdout)
     assert (half.returncode, document["outcome"], document["command"]) == (3, "attention", "alerts")
     assert (document["portal"]["delivered"], document["portal"]["blocked"]) == (1, 1)
     (alert,) = document["alerts"]
-    assert (alert["code"], alert["why"]) == ("contact_not_found", "The portal has no contact with this ID.")
+    assert (alert["code"], alert["why"]) == ("contact_not_found", "Dynamics has no contact with this ID.")
     assert (mended.returncode, mended.stdout, mended.stderr) == (0, "", "")

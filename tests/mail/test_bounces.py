@@ -19,7 +19,7 @@ from tests.support.facts import TODAY
 KARI, BERIT = "kari@example.org", "berit@example.org"
 ROWS = "SELECT status, failure_code, claim_token FROM cert_notification_log ORDER BY id"
 WHOLE = "SELECT l::text FROM cert_notification_log AS l UNION ALL SELECT d::text FROM coordinator_digests AS d"
-BOUNCED = [("failed", "bounced", None)]
+BOUNCED = [("failed", "wrong_address", None)]
 
 
 def one(scene: Scene, kind: str, number: int = 0) -> OutgoingMessage:
@@ -45,14 +45,14 @@ def sent(scene: Scene) -> str:
 def test_a_reminder_has_failed_until_the_address_is_corrected(
     scene: Scene, sent: str, write: Callable[[str, str], bytes]
 ) -> None:
-    """People hear of it with the server's words, without the address. A second report about the old one is nothing."""
+    """Operators see the server's words, without the address. A second report about the old one is nothing."""
     assert take_report(scene.connection, write(sent, KARI)) is Verdict.BOUNCED
 
     assert scene.rows(ROWS) == BOUNCED
     (alert,) = read_alerts(scene.connection, today=TODAY).failed_reminders
     assert str(alert.error).startswith("the mail came back (5.")
     assert (" 550 5.1.1" in str(alert.error), "kari" in str(alert.error)) == (True, False)
-    assert "Meldingen ble sendt, men kom i retur (5." in one(scene, "digest", 1).text
+    assert "postadressen er feil eller kan ikke brukes." in one(scene, "digest", 1).text
     scene.execute("UPDATE mentors SET email = 'kari.n@example.org'")
     again = one(scene, "reminder", 2)
     assert (again.to, id_of(again), again.repeat) == ("kari.n@example.org", sent, False)
@@ -152,7 +152,7 @@ def test_a_digest_reports_the_same_to_the_corrected_address(connection: Connecti
     assert [take_report(connection, report).value for report in reports] == ["not_ours", "bounced", "not_ours"]
 
     assert desk.rows("SELECT status FROM coordinator_digests ORDER BY id") == [("failed",), ("superseded",)]
-    assert [alert.code for alert in read_alerts(connection, today=TODAY).failed_digests] == ["bounced"]
+    assert [alert.code for alert in read_alerts(connection, today=TODAY).failed_digests] == ["wrong_address"]
     desk.execute("UPDATE coordinators SET email = 'berit.n@example.org'")
     again = one(desk, "digest", 1)
     assert (again.to, "Ola Hansen" in again.text, "Per Berg" in again.text) == ("berit.n@example.org", True, True)

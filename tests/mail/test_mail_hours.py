@@ -52,7 +52,7 @@ def test_outside_them_mail_waits_and_the_portal_does_not(
     assert desk.rows(f"SELECT count(*) FROM cert_notification_log WHERE {untouched}") == [(waiting[0],)]
     waits = MORNING.isoformat() if any(waiting) and not fails else None
     assert report.to_document()["mail_waits_until"] == waits
-    assert [stop.code for stop in report.stopped] == (["down"] if fails else [])
+    assert [stop.code for stop in report.stopped] == (["channel_down"] if fails else [])
     assert report.outcome.value == ("attention" if fails else "ok")
 
 

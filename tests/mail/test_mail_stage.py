@@ -113,11 +113,16 @@ OUTCOMES = {".": None, "R": REFUSED, "L": PUT_OFF, "C": CUT, "D": DOWN}
 @pytest.mark.parametrize(
     ("messages", "outcomes", "stopped", "became"),
     [
-        (11, "CCLCC.CCC", "unknown: the outcome of 3 messages in a row is", {"untouched": 2, "sent": 1, "pending": 8}),
+        (
+            11,
+            "CCLCC.CCC",
+            "outcomes_unknown: the outcome of 3 messages in a row",
+            {"untouched": 2, "sent": 1, "pending": 8},
+        ),
         (16, "RRRR.RRRRLRRRR", None, {"sent": 3, "failed": 12, "pending": 1}),
-        (7, "RRRRR", "refused: 5 messages in a row were refused (last: ", {"untouched": 2, "pending": 5}),
+        (7, "RRRRR", "all_refused: 5 messages in a row were refused (last: ", {"untouched": 2, "pending": 5}),
         (6, "LLLLLL", None, {"pending": 6}),
-        (5, "DD..DDD", "down: gone; the rest stays pending", {"untouched": 3, "sent": 2}),
+        (5, "DD..DDD", "channel_down: gone; the rest stays pending", {"untouched": 3, "sent": 2}),
     ],
     ids=["unknown", "a sign of life between them", "refused", "a server that greylists everybody", "down"],
 )
@@ -146,11 +151,11 @@ def test_each_outcome_is_written_down(scene: Scene) -> None:
     put_off = "ceil(extract(epoch FROM next_attempt_at - now()) / 60) = 15 * attempts"
     assert log(scene, f"{row}, {put_off}")[1:] == [
         ("sent", 1, False, None, None, None, False),
-        ("failed", 1, False, "550 no such user", "message_refused", None, False),
-        ("pending", 2, False, "450 greylisted", "deferred", None, True),
-        ("pending", 1, True, "cut", "maybe_arrived", None, True),
+        ("failed", 1, False, "550 no such user", "mail_stopped", None, False),
+        ("pending", 2, False, "450 greylisted", "mail_delayed", None, True),
+        ("pending", 1, True, "cut", "mail_delayed", None, True),
     ]
-    assert log(scene, "status, attempts, failure_code")[0] == ("failed", 0, "bad_address")
+    assert log(scene, "status, attempts, failure_code")[0] == ("failed", 0, "wrong_address")
     assert [seconds_to_next_round(attempts) / 60 for attempts in (1, 2, 3, 5, 6, 99)] == [15, 30, 60, 240, 360, 360]
 
 
@@ -253,7 +258,9 @@ def test_no_try_is_begun_that_could_outlast_the_lease(scene: Scene, monkeypatch:
     for lease_seconds in (0.5, 900.0):
         monkeypatch.setattr(ReminderMail, "lease_seconds", lease_seconds)
         stopped = scene.stage(on_send=time_out)
-        assert str(stopped).startswith("down: a message can take longer than its lease, or this process stood still")
+        assert str(stopped).startswith(
+            "channel_down: a message can take longer than its lease, or this process stood still"
+        )
         assert statuses(scene) == {"untouched": 2}
     assert len(tries) == 1
 

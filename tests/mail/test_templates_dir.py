@@ -230,7 +230,7 @@ def test_the_made_up_digest_has_the_words_of_a_real_one(desk: Scene) -> None:
         ("portal_sync_events", {"mentor_id": paused, "visible": False, "wanted_at": TODAY}),
         ("portal_sync_events", {"mentor_id": shown, "visible": True, "wanted_at": TODAY}),
         ("portal_sync_events", {"mentor_id": back, "visible": False, "status": "delivered", "corrects_portal": True}),
-        ("cert_notification_log", {"mentor_id": shown, "status": "failed", "last_error": "550 unknown"} | soon),
+        ("cert_notification_log", {"mentor_id": shown, "status": "failed", "failure_code": "wrong_address"} | soon),
         ("held_reviews", {"organisation_id": desk.home, "what": "pauses"} | held),
         ("review_problems", {"mentor_id": shown, "reason": "locked", "as_of": TODAY}),
         ("coordinator_digests", {"coordinator_id": desk.rows("SELECT id FROM coordinators")[0][0], "digest_on": TODAY}),

@@ -128,7 +128,7 @@ def test_what_concerns_everybody_blocks_nobody_and_the_next_run_delivers(scene: 
     scene.backlog(3, visible=True)
     scene.portal.decide = lambda request: ok() if request.contact_id == first else error(401, "unauthorized")
 
-    assert scene.run_stage() == "refused:401"
+    assert scene.run_stage() == "key_refused"
 
     assert "; check CERTJOB_PORTAL_KEY" in scene.said
     assert len(scene.portal.requests) == 2

@@ -5,11 +5,12 @@ from uuid import uuid4
 import pytest
 
 from certjob.errors import (
-    FailureCode,
     Outcome,
     PermanentPortalError,
     PortalCallError,
+    PortalOutcomeUnknownError,
     PortalStageError,
+    StageEnd,
     TransientPortalError,
 )
 from certjob.outbox.claims import Answer
@@ -22,7 +23,7 @@ from tests.support.waiting import until
 
 RESET = TransientPortalError("reset")
 REFUSED = PermanentPortalError("404 contact_not_found")
-UNKNOWN = TransientPortalError("504 outcome_unknown", code=FailureCode.OUTCOME_UNKNOWN)
+UNKNOWN = PortalOutcomeUnknownError("504 outcome_unknown")
 
 EVENT = (
     "SELECT visible, version, status, attempts, claim_token IS NULL, next_attempt_at <= now() FROM portal_sync_events"
@@ -332,11 +333,11 @@ def test_when_a_stage_ends_early_every_open_hide_gets_a_row(scene: Scene) -> Non
     scene.app.execute("UPDATE portal_sync_events SET status = 'delivered', delivered_at = now() WHERE id = 4")
 
     for reason in ("portal: 401 unauthorized", "portal: something else"):
-        scene.service.record_stage_end(reason, code=FailureCode.DEADLINE)
+        scene.service.record_stage_end(reason, end=StageEnd.DEADLINE)
 
     scene.app.commit()  # a row made beside the delivery would outlive it
     rows = scene.rows("SELECT event_id, visible, kind, attempts, error FROM dynamics_sync_failures")
     assert rows == [(5, False, "stage", 0, "portal: something else")]
     scene.push(RESET, event=next(event for event in scene.claim() if event.id == 5))
-    scene.service.record_stage_end("portal: later", code=FailureCode.DEADLINE)
+    scene.service.record_stage_end("portal: later", end=StageEnd.DEADLINE)
     assert ("transient", 3, "reset", False) in scene.rows(FAILURE)  # the mentor's own failure says more

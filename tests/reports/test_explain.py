@@ -10,7 +10,7 @@ import pytest
 from rich.cells import cell_len
 
 from certjob.cli.pages.explain import page_lines, show_explanation
-from certjob.errors import FailureCode, PermanentPortalError, UnknownMentorError
+from certjob.errors import Cause, PermanentPortalError, UnknownMentorError
 from certjob.reports.explain import Explanation, Next, explain
 from tests.conftest import Certjob
 from tests.support.command_line import without_escapes
@@ -142,7 +142,7 @@ def test_open_push_is_followed_until_the_portal_confirms(explained: Explained) -
         "UPDATE portal_sync_events SET claim_token = gen_random_uuid(), next_attempt_at = now() + interval '5 min'"
     )
     explained.connection.execute(claimed.encode())
-    explained.page(mentor, "certjob is working on it right now.")
+    explained.page(mentor, "The change is in the queue.")
     explained.connection.execute("UPDATE portal_sync_events SET claim_token = NULL, next_attempt_at = now()")
 
     explained.run(portal=FlakyPortal(failures=99))
@@ -169,11 +169,11 @@ def test_push_that_no_run_can_make_has_no_date(explained: Explained) -> None:
     """A blocked push has a command, a missing contact ID a warning, and a removed portal withdraws the push."""
     organisation = explained.organisation()
     blocked = explained.certified_mentor(organisation, TODAY - 100 * DAY, member_no="M 7")
-    refusal = PermanentPortalError("the portal answered 404 contact_not_found", code=FailureCode.CONTACT_NOT_FOUND)
+    refusal = PermanentPortalError("the portal answered 404 contact_not_found", code=Cause.CONTACT_NOT_FOUND)
     explained.run(portal=FlakyPortal(failures=9, error=lambda: refusal))
     assert explained.explain(blocked).next is None
-    step = "What to do: correct the contact ID in the app, then `certjob resync 'M 7' --organisation hlf`."
-    explained.page(blocked, "The portal has no contact with this ID.", step)
+    step = "What to do: Correct the contact ID in the app; the next `certjob deliver` updates the portal."
+    explained.page(blocked, "Dynamics has no contact with this ID.", step)
 
     missing = explained.certified_mentor(organisation, YESTERDAY, contact_id=None)
     hidden = explained.certified_mentor(organisation, YESTERDAY)
@@ -219,7 +219,7 @@ def test_every_outcome_of_a_reminder_is_on_the_page(explained: Explained) -> Non
     explained.page(kept, "30 days before: sent ")
     continued = "no reminder, because the next one, 11 March to 8 February 2028, continues it without a gap"
     assert continued in explained.page(renewed, "30 days before: cancelled: renewed")
-    failed = "30 days before: not delivered. There is no e-mail address. What to do: add the mentor's address"
+    failed = "30 days before: not delivered. There is no e-mail address. What to do: Enter it in the app"
     explained.page(homeless, failed, "there is no e-mail address: nothing can be sent")
     explained.page(replaced, "30 days before: never sent: a more urgent one took its place")
 

@@ -89,7 +89,7 @@ def do_everything(url: str, *, facts: Facts, environment: Mapping[str, str], fol
     for table, condition in (
         ("coordinators", "id = '9b1f1c9e-0000-4000-8000-000000000001'"),
         ("mentor_pauses", "lifted_by = 'certjob'"),
-        ("cert_notification_log", "failure_code = 'bounced'"),
+        ("cert_notification_log", "failure_code = 'wrong_address'"),
         ("coordinator_digests", "status = 'sent'"),
         ("certificates", "issued_on = '2026-01-02' AND expires_on = '2032-02-03' AND status = 'valid'"),
     ):

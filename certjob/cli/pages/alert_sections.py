@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import date, datetime
 from typing import Final, Literal, TypeVar
 
-from certjob.domain.alert_reasons import AlertReason, why_message_waits, why_push_waits
+from certjob.domain.causes import NO_MAIL_AT_ALL, Advice, advise_on_message, advise_on_push
 from certjob.domain.explanations import day_words, number
 from certjob.reports.alerts import (
     Alerts,
@@ -163,10 +163,10 @@ def _messages(
     meaning: str,
 ) -> Section:
     groups = []
-    for reason, same in _grouped(failed, lambda each: why_message_waits(each.code)):
-        do = reason.advise(message=noun)
-        rows = [replace(row(each), error=None if reason.value.says_all else each.error, do=do) for each in same]
-        groups.append(Group(why=reason.why(), do=do, noun=noun, rows=rows))
+    for advice, same in _grouped(failed, lambda each: advise_on_message(each.code)):
+        do = advice.advise(message=noun)
+        rows = [replace(row(each), error=None if advice.says_all else each.error, do=do) for each in same]
+        groups.append(Group(why=advice.why, do=do, noun=noun, rows=rows))
     return Section(
         label=label,
         heading=f"{number(len(failed), noun)} not delivered",
@@ -203,21 +203,21 @@ def _held(held: HeldAlert) -> Section:
 
 def _pushes(pushes: Sequence[OpenPush], *, heading: str, meaning: str, colour: str, now: datetime) -> Section:
     groups = []
-    for reason, same in _grouped(pushes, why_push_waits):
+    for advice, same in _grouped(pushes, advise_on_push):
         first = min(push.next_attempt_at for push in same)
-        do = reason.advise(resync=_resync(same), next_try=next_try(first, now=now))
+        do = advice.advise(resync=_resync(same), next_try=next_try(first, now=now))
         rows = [
             Row(
                 who=_who(push),
                 since=push.wanted_at,
-                error=None if reason.value.says_all else push.error,
+                error=None if advice.says_all else push.error,
                 failed_at=push.last_failed_at,
                 calls=push.calls,
-                do="" if reason.is_tried_automatically else reason.advise(resync=_resync([push])),
+                do="" if advice.is_tried_automatically else advice.advise(resync=_resync([push])),
             )
             for push in same
         ]
-        groups.append(Group(why=reason.why(), do=do, rows=rows))
+        groups.append(Group(why=advice.why, do=do, rows=rows))
     sentence = pushes[0].sentence or "" if pushes else ""
     return Section(label=sentence, heading=heading, sentence=sentence, meaning=meaning, colour=colour, groups=groups)
 
@@ -264,7 +264,7 @@ def _waiting_mail(mails: Sequence[WaitingMail]) -> Section:
             why=f"{number(waiting.number, waiting.what.removesuffix('s'))}, the oldest",
             since=waiting.since,
             details=[f"the mail stage stopped: {waiting.error}"] if waiting.error else (),
-            do="`certjob check` looks at the mail server; `certjob deliver` sends what waits.",
+            do=NO_MAIL_AT_ALL.action,
         )
         for waiting in mails
     ]
@@ -312,7 +312,7 @@ def _resync(group: Sequence[AboutMentor]) -> str:
     return resync_command(group[0].member_no, group[0].organisation) + (" and so on" if len(group) > 1 else "")
 
 
-R = TypeVar("R", AlertReason, str)
+R = TypeVar("R", Advice, str)
 
 
 def _grouped(alerts: Sequence[T], reason_of: Callable[[T], R]) -> list[tuple[R, list[T]]]:

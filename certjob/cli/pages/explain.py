@@ -8,7 +8,7 @@ from certjob.cli.pages.alert_sections import next_try
 from certjob.cli.terminal.lines import PageLine
 from certjob.cli.terminal.output import Output
 from certjob.domain.addresses import parse_address
-from certjob.domain.alert_reasons import AlertReason, why_message_waits, why_push_waits
+from certjob.domain.causes import NEVER_TRIED, advise_on_message, advise_on_push
 from certjob.domain.explanations import day_words, number, reason_words, threshold_words
 from certjob.domain.models import OWN_PAUSE_REASON, Status
 from certjob.reports.explain import ExplainedCertificate, Explanation, Pause, Portal
@@ -166,9 +166,9 @@ def _outcome(row: LoggedReminder, moment: _Moment) -> str:
             when = f" {moment(row.sent_at)}" if row.sent_at else ""
             return f"sent{when}{', perhaps twice' if row.maybe_sent else ''}"
         case "failed":
-            reason = why_message_waits(row.code)
-            error = "" if reason is AlertReason.NO_ADDRESS or not row.error else f" ({row.error})"
-            return f"not delivered. {reason.why()}{error} What to do: {reason.advise().rstrip('.')}"
+            advice = advise_on_message(row.code)
+            error = "" if advice.says_all or not row.error else f" ({row.error})"
+            return f"not delivered. {advice.why}{error} What to do: {advice.advise().rstrip('.')}"
         case "pending" if row.is_claimed:
             return "being sent"
         case "pending":
@@ -215,14 +215,14 @@ def _push_lines(push: OpenPush, moment: _Moment, *, now: datetime) -> Iterator[P
     verb, may_be = ("show", "hidden") if push.visible else ("hide", "visible")
     text = f"waiting since {moment(push.wanted_at)} for the portal to {verb} this mentor; may still be {may_be}"
     yield _item(text, style="magenta" if push.visible else "red")
-    reason = why_push_waits(push)
-    if reason is AlertReason.UNTRIED:
+    advice = advise_on_push(push)
+    if advice is NEVER_TRIED:
         yield _detail("It goes out with the next `certjob run` or `certjob deliver`.")
     else:
         resync = resync_command(push.member_no, push.organisation)
-        yield _detail(reason.why())
+        yield _detail(advice.why)
         yield _detail(
-            reason.advise(resync=resync, next_try=next_try(push.next_attempt_at, now=now)), head="What to do: "
+            advice.advise(resync=resync, next_try=next_try(push.next_attempt_at, now=now)), head="What to do: "
         )
     if push.error:
         calls = f", {number(push.calls, 'call')} so far" if push.calls else ""

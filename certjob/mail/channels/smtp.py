@@ -18,8 +18,8 @@ from pydantic import SecretStr
 
 from certjob.domain.addresses import MailAddress
 from certjob.errors import (
+    Cause,
     ChannelDownError,
-    FailureCode,
     NotifyError,
     OutcomeUnknownError,
     RecipientDeferredError,
@@ -218,9 +218,7 @@ class SmtpChannel:
         if recipient.international:
             if not client.supports_extension("smtputf8"):
                 message = "the mail server takes no address with letters beyond ASCII before the @"
-                raise RecipientRefusedError(
-                    message, next_step="correct the address", code=FailureCode.ADDRESS_NOT_SUPPORTED
-                )
+                raise RecipientRefusedError(message, next_step="correct the address", code=Cause.WRONG_ADDRESS)
             options = [b"SMTPUTF8"]
         # With SMTPUTF8 this recipient's letters may be what the server cannot pass on; the next one will tell.
         steps = [
@@ -304,7 +302,7 @@ def _refusal(code: int, text: str, *, recipient: MailAddress, what: str) -> Noti
     if 400 <= code < 500:
         return RecipientDeferredError(f"the mail server put the {what} off ({said})")
     if 500 <= code < 600:
-        why = FailureCode.ADDRESS_REFUSED if what == "recipient" else FailureCode.MESSAGE_REFUSED
+        why = Cause.WRONG_ADDRESS if what == "recipient" else Cause.MAIL_STOPPED
         return RecipientRefusedError(f"the mail server refused the {what} ({said})", code=why)
     return ChannelDownError(f"the server's answer about the {what} is not SMTP", next_step="check CERTJOB_NOTIFY_URL")
 

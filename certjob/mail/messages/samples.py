@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import date, datetime, timedelta
 from uuid import UUID
 
-from certjob.domain.alert_reasons import AlertReason
 from certjob.domain.models import Certificate, Mentor, Organisation, Reminder
+from certjob.errors import Cause
 from certjob.mail.messages.content import Recipient, reminder_words, write_date, write_moment
 
 _SOME_DAY = date(2027, 1, 31)
@@ -99,11 +99,9 @@ def _sections(language: str) -> dict[str, list[Words]]:
                 **mentor,
                 "since": since,
                 "sentence": f"Dynamics sync pending — mentor may still be {how} on portal",
-                "error": error,
-                "reason": AlertReason.CONTACT_NOT_FOUND.for_mail(language),
-                "technical": error,
+                "cause": str(cause),
             }
-            for mentor, error in ((who, "404 contact_not_found"), (unnamed, ""))
+            for mentor, cause in ((who, Cause.CONTACT_NOT_FOUND), (unnamed, Cause.PORTAL_DOWN))
         ]
         for how in ("visible", "hidden")
     }
@@ -132,14 +130,12 @@ def _sections(language: str) -> dict[str, list[Words]]:
                 **mentor,
                 "expires_on": day,
                 "days_left": days_left,
-                "error": error,
-                "reason": reason.for_mail(language),
-                "technical": error,
+                "cause": str(cause),
             }
-            for mentor, days_left, reason, error in (
-                (who, 12, AlertReason.ADDRESS_REFUSED, "550 unknown"),
-                (who, -14, AlertReason.ADDRESS_REFUSED, "550 unknown"),
-                (unnamed, 12, AlertReason.NO_ADDRESS, ""),
+            for mentor, days_left, cause in (
+                (who, 12, Cause.WRONG_ADDRESS),
+                (who, -14, Cause.WRONG_ADDRESS),
+                (unnamed, 12, Cause.NO_ADDRESS),
             )
         ],
         "expiring": [

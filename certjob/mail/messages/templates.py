@@ -19,7 +19,7 @@ from jinja2 import (
 )
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from certjob.errors import TemplateError
+from certjob.errors import StageEnd, TemplateError
 from certjob.mail.messages.content import RenderedMessage
 from certjob.outbox.claims import StageStop
 
@@ -60,7 +60,7 @@ class Templates:
             return None
         what = "1 message was" if self._own_instead == 1 else f"{self._own_instead:,} messages were"
         reason = f"{self.broken}; {what} written with certjob's own template instead"
-        return StageStop(stage="mail", code="template", reason=reason, fault=str(self.broken))
+        return StageStop(stage="mail", code=StageEnd.TEMPLATE, reason=reason, fault=str(self.broken))
 
     def try_out(self, message: str, *, slug: str, words: Mapping[str, object]) -> RenderedMessage:
         """Write a message: the first line of the text template is the subject, an empty one follows.

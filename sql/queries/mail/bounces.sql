@@ -3,7 +3,7 @@
 -- address comes before this, and the report is about an address that is no longer theirs, or after it and reopens what failed.
 -- A report can be faster than the settle: then the claim is lost. The cycle is that of claim_reminders.
 UPDATE cert_notification_log AS l
-SET status = 'failed', claim_token = NULL, next_attempt_at = now(), last_error = %(error)s, failure_code = 'bounced'
+SET status = 'failed', claim_token = NULL, next_attempt_at = now(), last_error = %(error)s, failure_code = 'wrong_address'
 WHERE l.id = %(id)s
     AND (l.status = 'sent' OR (l.status = 'pending' AND (l.claim_token IS NOT NULL OR l.maybe_sent)))
     AND %(cycle)s = coalesce(
@@ -29,5 +29,5 @@ WHERE d.id = %(id)s
 -- name: bounce_digest
 -- Open again: failed until the address is corrected. As bounce_reminder.
 UPDATE coordinator_digests
-SET status = 'failed', claim_token = NULL, next_attempt_at = now(), last_error = %(error)s, failure_code = 'bounced'
+SET status = 'failed', claim_token = NULL, next_attempt_at = now(), last_error = %(error)s, failure_code = 'wrong_address'
 WHERE id = %(id)s AND (status = 'sent' OR (status = 'pending' AND (claim_token IS NOT NULL OR maybe_sent)))

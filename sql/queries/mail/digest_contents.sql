@@ -63,7 +63,7 @@ WHERE m.organisation_id = %(organisation_id)s
 -- name: read_pending_pushes
 -- What the portal may still show wrongly: the same view as the alerts, with what decides why it waits. Whether a run is
 -- working on it is over before the mail is read.
-SELECT a.full_name AS name, a.member_no, a.visible, a.sentence, a.wanted_at AS since, a.error, a.code, e.status,
+SELECT a.full_name AS name, a.member_no, a.visible, a.sentence, a.wanted_at AS since, a.code, e.status,
     e.attempts AS rounds, f.kind AS failure_kind, false AS is_claimed,
     m.dynamics_contact_id IS NOT NULL AS has_contact_id, m.portal_visible IS NULL AS has_new_contact_id,
     'push:' || a.event_id || ':' || a.visible::text AS line
@@ -77,8 +77,7 @@ WHERE a.organisation_id = %(organisation_id)s
 -- Reminders that failed or have waited for more than a day, as long as the alerts show them. One that fails again after a
 -- correction is another line; that a mentor has no address is one, however many reminders there are; that one waits,
 -- however often it is tried.
-SELECT coalesce(m.full_name, m.member_no) AS name, m.member_no, l.expires_on, coalesce(l.last_error, '') AS error,
-    CASE a.kind WHEN 'waiting_reminders' THEN coalesce(l.failure_code, 'channel_down') ELSE l.failure_code END AS code,
+SELECT coalesce(m.full_name, m.member_no) AS name, m.member_no, l.expires_on, l.failure_code AS code,
     CASE WHEN l.failure_code = 'no_address' THEN 'noaddress:' || l.mentor_id
         WHEN l.status = 'pending' THEN 'late:' || l.id
         ELSE 'mail:' || l.id || ':' || extract(epoch FROM l.next_attempt_at) END AS line

@@ -23,7 +23,7 @@ RETURNING NOT EXISTS (
     FROM dynamics_sync_failures AS known
     WHERE known.mentor_id = f.mentor_id
         AND known.resolved_at IS NULL
-        AND (known.failure_code = %(code)s OR (known.failure_code = 'breaker' AND %(kind)s = 'transient'))
+        AND known.failure_code = %(code)s
 ) AS is_news
 
 -- name: record_stage_failures
