@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 _TypersUsageError: Any = typer.BadParameter.__base__  # typer has click inside or beside it, as its version goes
 
 WORKS_READ_ONLY = (
-    "What works here: alerts, check, db status, explain, forecast, list, organisation list, organisation show, "
-    "preview, status, and with --dry-run db prune, reconcile and run"
+    "What works here: alerts, check, explain, forecast, list, organisation list, organisation show, preview, status, "
+    "and with --dry-run reconcile and run"
 )
 
 

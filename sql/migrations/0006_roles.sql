@@ -50,6 +50,7 @@ BEGIN
         certjob.dynamics_sync_failures, certjob.coordinator_digests, certjob.job_runs, certjob.held_reviews,
         certjob.review_problems, certjob.portal_unknown_contacts TO certjob_worker;
     GRANT INSERT, UPDATE ON certjob.portal_last_reading TO certjob_worker;
+    GRANT EXECUTE ON FUNCTION certjob.prune(timestamptz, integer) TO certjob_worker;
 
     -- The app's server writes no derived column. It may set ids and keys, because an upsert names them.
     IF to_regrole('service_role') IS NOT NULL THEN

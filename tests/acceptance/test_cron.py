@@ -118,10 +118,10 @@ def test_the_line_of_the_service_reads_the_secrets_and_runs_certjob(database_url
     """As systemd would start it: the credential is a file of its own, in a folder that only this service sees."""
     (line,) = re.findall(r"^ExecStart=(.+)$", SERVICE, flags=re.MULTILINE)
     (tmp_path / "certjob.env").write_text(f"CERTJOB_DATABASE_URL='{database_url}'\n")
-    line = line.replace("/opt/certjob/bin", str(installed_command().parent)).replace("%i", "db status")
+    line = line.replace("/opt/certjob/bin", str(installed_command().parent)).replace("%i", "organisation list --json")
 
     command = ["/bin/sh", "-c", f"exec {line.replace('%d', str(tmp_path))}"]
     result = subprocess.run(command, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=False)
 
     assert (result.returncode, result.stderr) == (0, ""), result
-    assert "0001_facts" in result.stdout
+    assert '"organisations"' in result.stdout

@@ -212,7 +212,7 @@ def test_the_page_has_every_key_that_is_printed_and_no_other(
     run("resync M1", "resync BROKEN", "explain M1", "explain M2", "preview M2")
     facts.mentor(facts.organisation("lhf", portal=None), member_no="M5")
     facts.connection.execute(CROWD)
-    run("alerts", "db status", "forecast", "list", "organisation list", "status", "bounces report.eml")
+    run("alerts", "forecast", "list", "organisation list", "status", "bounces report.eml")
     run("check", CERTJOB_PORTAL_URL="")
     run("deliver", "alerts --retry-all")
     reconcile_in_every_way(programme, facts, portal)
@@ -220,7 +220,7 @@ def test_the_page_has_every_key_that_is_printed_and_no_other(
     run("alerts", "alerts --retry-all", "load people.csv")
     run("organisation set lhl --coordinator 'Kari <kari@example.org>' --optional-kind kurs", "organisation show lhl")
     run("organisation set lhl --thresholds 90")
-    run("db prune --dry-run --older-than 3y", "db prune --older-than 3y")
+    run("db prune --older-than 3y")
     run("db migrate", CERTJOB_DATABASE_URL=database_url)
 
     assert set(programme.printed) == set(PROMISED)

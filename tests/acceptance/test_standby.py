@@ -24,8 +24,6 @@ LOOKS = {
     "alerts": 0,
     "alerts --json": 0,
     "check": 1,  # which says that it is a standby
-    "db prune --older-than 3y --dry-run": 0,
-    "db status": 0,
     "explain M1001": 0,
     "forecast": 0,
     "list --csv": 0,

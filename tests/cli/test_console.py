@@ -227,7 +227,6 @@ WORDS = {
     "organisation list": "hlf Personforbund dynamics Thresholds Coordinators Mentors",
     "list": "expired Zebulon Østenfjellheim- Kristoffersen likeperson kursleder Personforbund",
     "run --dry-run --allow-earlier-date": "mentors certificates reminders portal pending",
-    "db status": "0001_facts 0005_app Applied",
 }
 
 

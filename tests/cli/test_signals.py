@@ -127,7 +127,6 @@ def test_while_it_waits_for_somebodys_lock(scene: Scene) -> None:
     for lock, command, options, is_recorded in (
         (tables, "alerts", "", False),
         (tables, "run", "--dry-run", False),
-        (tables, "db status", "", False),
         (f"SELECT pg_advisory_xact_lock({migrations._LOCK_KEY})", "db migrate", "", False),
         (tables, "load", "roster.csv", False),
         ("SELECT FROM mentors FOR UPDATE", "resync", "B1", True),

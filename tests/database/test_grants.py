@@ -29,6 +29,7 @@ DELETED = (
 
 CALLABLE = {
     "coordinator_organisation_id": [COORDINATOR],
+    "prune": [WORKER],
     "request_portal_resync": [COORDINATOR],
     "user_id": [COORDINATOR],
 }

@@ -1,7 +1,6 @@
 """certjob db prune: what is done and old goes; what a later night, or a page, still asks for stays."""
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -11,22 +10,20 @@ import psycopg
 import pytest
 
 from certjob import database
-from certjob.database import Connection, retention
-from certjob.database.retention import Pruning, parse_age, prune
-from certjob.errors import ConfigurationError, DatabaseUnavailableError, StoppedBySignalError
+from certjob.database import Connection
+from certjob.database.retention import parse_age, prune
+from certjob.errors import ConfigurationError, StoppedBySignalError
 from certjob.review.days import looks_at_everybody
 from certjob.stopping import StopFlag
 from tests.conftest import Certjob
 from tests.support.command_line import assert_one_line, today
 from tests.support.facts import Facts
-from tests.support.waiting import until, waits_for_a_lock
 
 OSLO = ZoneInfo("Europe/Oslo")
 NOW = datetime.now(UTC)
 """Old is what the database's own clock says is old, so these tests happen today."""
 DAY = timedelta(days=1)
 LONG_AGO = NOW - 4 * 365 * DAY
-NOTHING = dict.fromkeys(("sync_failures", "portal_events", "transitions", "reminders", "digests", "job_runs"), 0)
 
 
 def limit() -> date:
@@ -35,11 +32,8 @@ def limit() -> date:
     return day.replace(year=day.year - 3, day=min(day.day, 28) if day.month == 2 else day.day)
 
 
-def pruned(
-    connection: Connection, age: str = "3y", *, on: date | None = None, dry_run: bool = False, **more: Any
-) -> Pruning:
-    more = {"stop": StopFlag()} | more
-    return prune(connection, parse_age(age), today=on or today(), zone=OSLO, dry_run=dry_run, **more)
+def pruned(connection: Connection, age: str = "3y", *, stop: StopFlag | None = None, **more: Any) -> int:
+    return prune(connection, parse_age(age), zone=OSLO, stop=stop or StopFlag(), **more)
 
 
 class Past:
@@ -82,14 +76,13 @@ class Past:
         self.add("job_runs", stays=stays, **values)
 
     def assert_goes(self) -> None:
-        """What does not stay goes, as a dry run has said before; a second time nothing goes."""
-        said, done = (pruned(self.connection, dry_run=dry_run).rows for dry_run in (True, False))
+        """What does not stay goes; a second time nothing goes."""
+        deleted = pruned(self.connection)
         for table, ids in self.ids.items():
             found = {row[0] for row in self.rows(f"SELECT id::text FROM {table}")}
             assert found == {row for row, stays in ids.items() if stays}, table
-        assert said == done
-        assert sum(done.values()) == sum(not stays for ids in self.ids.values() for stays in ids.values())
-        assert pruned(self.connection).rows == NOTHING
+        assert deleted == sum(not stays for ids in self.ids.values() for stays in ids.values())
+        assert pruned(self.connection) == 0
 
 
 @pytest.fixture
@@ -97,19 +90,13 @@ def past(facts: Facts) -> Past:
     return Past(facts)
 
 
-def test_what_is_no_age_or_an_age_at_which_a_mail_could_go_out_twice_is_refused(connection: Connection) -> None:
-    """Not guessed at: it deletes. Two clocks that disagree by years would make any age such a one."""
-    for ages, says in (
-        (",3,three years,-3y,3y2,1d1y,3.5y,99999d9y", "give one such as 3y"),
-        ("0d,89d,2m,12w", "at least 90 days"),
-        ("999y9999m9999w99999d", "before the calendar"),
-    ):
+def test_an_age_that_is_none_or_too_short_is_refused(connection: Connection) -> None:
+    """Below 90 days a mail could go out twice."""
+    for ages, says in ((",3,three years,-3y,1y6m,3.5y,9999y", "give one such as 3y"), ("0d,89d,2m,12w", "90 days")):
         for age in ages.split(","):
             with pytest.raises(ConfigurationError, match=says):
                 pruned(connection, age)
-    with pytest.raises(ConfigurationError, match="correct the clock that is wrong"):
-        pruned(connection, on=today() + 3 * DAY)
-    assert pruned(connection, "90d", on=today() + DAY).rows == NOTHING
+    assert pruned(connection, "90d") == 0
 
 
 def test_the_last_confirmation_of_either_value_and_what_is_open_stays(past: Past, facts: Facts) -> None:
@@ -225,85 +212,53 @@ def test_the_memory_of_a_wrong_clock_and_of_what_made_good_for_it_stays(past: Pa
         past.run(1400, outcome="attention")
     before = looks_at_everybody(past.connection, today())
 
-    assert pruned(past.connection).rows["job_runs"] > 0
+    assert pruned(past.connection) > 0
     assert looks_at_everybody(past.connection, today()) is before is not is_healed
 
 
-@pytest.fixture
-def small_pages(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    monkeypatch.setattr(retention, "PAGE_ROWS", 7)
-    monkeypatch.setattr(retention, "_LOCK_TIMEOUT_MS", 100)
-    return monkeypatch
-
-
-@pytest.mark.usefixtures("small_pages")
-def test_a_signal_ends_it_between_two_pages_and_two_at_once_go_on_together(past: Past, database_url: str) -> None:
-    """What was deleted is committed; neither takes what the other has left as the last one."""
+def test_a_signal_ends_it_between_two_batches_and_two_at_once_go_on_together(past: Past, database_url: str) -> None:
+    """What was deleted is committed; both together leave the last confirmation."""
     events = [past.event(visible=True, at=LONG_AGO + n * DAY) for n in range(51)]
     stop = StopFlag()
-    done: list[Pruning] = []
+    others: list[int] = []
 
     with pytest.raises(StoppedBySignalError):
-        pruned(past.connection, stop=stop, on_progress=lambda deleted: stop.set() if deleted >= 14 else None)
+        pruned(
+            past.connection, stop=stop, row_limit=7, on_progress=lambda deleted: stop.set() if deleted >= 14 else None
+        )
     assert past.rows("SELECT count(*) FROM portal_sync_events") == [(37,)]
     with database.connect(database_url) as other:
-        first = pruned(past.connection, on_progress=lambda _: done.append(pruned(other)) if not done else None)
+        first = pruned(
+            past.connection, row_limit=7, on_progress=lambda _: others.append(pruned(other)) if not others else None
+        )
 
-    assert first.rows["portal_events"] + done[0].rows["portal_events"] == 36
+    assert first + others[0] == 36
     assert past.rows("SELECT id::text FROM portal_sync_events") == [(events[-1],)]
 
 
-@pytest.mark.usefixtures("small_pages")
-def test_whoever_deletes_mentors_meanwhile_is_never_the_one_who_pays(
-    past: Past, database_url: str, app: psycopg.Connection[Any]
-) -> None:
-    """Two who lock the same old rows in different order: the one who gives way is this job, and it tries again."""
+def test_a_locked_row_stays_for_the_next_time(past: Past, app: psycopg.Connection[Any]) -> None:
+    """Whoever deletes mentors meanwhile neither waits for this job nor is the victim of a deadlock."""
     past.connection.execute("UPDATE mentors SET portal_visible = false")
     for mentor in (past.mentor, past.mentor, past.another, past.another):
         past.event(mentor=mentor)
     app.execute("DELETE FROM mentors WHERE id = %s", (past.another,))
 
-    with database.connect(database_url) as other, ThreadPoolExecutor(1) as background:
-        other.execute("SET deadlock_timeout = '1h'")  # as if it had waited for so long that it has looked already
-        pruning = background.submit(pruned, other)
-        until(lambda: waits_for_a_lock(past.connection, other))
-        app.execute("DELETE FROM mentors")
-        app.commit()
-        pruning.result()
-
-    assert past.rows("SELECT count(*) FROM portal_sync_events") == [(0,)]
-
-
-def test_rows_that_somebody_keeps_are_said_and_what_went_stays_gone(
-    past: Past, app: psycopg.Connection[Any], small_pages: pytest.MonkeyPatch
-) -> None:
-    """A transaction that somebody forgot; the next one goes on where this one stood."""
-    small_pages.setattr(retention, "_TRIES", 1)
-    for _ in range(2):
-        past.event()
-    past.reminder(limit() - DAY, stays=False)
-    app.execute("SELECT 1 FROM cert_notification_log FOR UPDATE")
-
-    with pytest.raises(DatabaseUnavailableError, match="old reminders are locked by another session"):
-        pruned(past.connection)
+    assert pruned(past.connection) == 1
 
     app.rollback()
-    assert pruned(past.connection).rows == NOTHING | {"reminders": 1}
+    assert pruned(past.connection) == 1
+    assert past.rows("SELECT count(*) FROM portal_sync_events") == [(2,)]
 
 
-def test_the_command_says_nothing_on_success_and_a_dry_run_counts(here: Certjob, past: Past) -> None:
-    """The dry run was asked for figures; the job itself is cron's. JSON has the limit, and says which it was."""
+def test_the_command_says_nothing_on_success(here: Certjob, past: Past) -> None:
     for _ in range(6):
         past.event()
 
-    dry_run = here("db", "prune", "--older-than", "3y", "--dry-run")
-    document = json.loads(here("db", "prune", "--older-than", "3y", "--dry-run", "--json").stdout)
     result = here("db", "prune", "--older-than", "3y")
 
-    assert (dry_run.returncode, dry_run.stderr, "portal events\t5\n" in dry_run.stdout) == (0, "", True)
-    assert (document["dry_run"], document["would_delete"]) == (True, NOTHING | {"portal_events": 5})
-    assert datetime.fromisoformat(document["before"]).astimezone(OSLO).date() == limit()
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     assert past.rows("SELECT count(*) FROM portal_sync_events") == [(1,)]
-    assert json.loads(here("db", "prune", "--older-than", "3y", "--json").stdout)["deleted"] == NOTHING
+    document = json.loads(here("db", "prune", "--older-than", "3y", "--json").stdout)
+    assert document["deleted"] == 0
     assert_one_line(here("db", "prune"), "--older-than", code=2, command="certjob db prune")
+    assert_one_line(here("db", "prune", "--older-than", "89d"), "90 days", code=2, command="certjob db prune")

@@ -13,7 +13,6 @@ from tests.support.portal_answers import error
 from tests.support.portal_server import PortalServer
 
 STEPS = """
-0 db status --json
 0 organisation set hlf --portal dynamics --coordinator 'Eva <eva@example.org>' --contact-email post@hlf.example
 0 load people.csv --json
 0 forecast --json

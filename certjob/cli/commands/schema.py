@@ -1,4 +1,4 @@
-"""The commands around the database itself: db migrate, db status, db prune."""
+"""The commands around the database itself: db migrate, db prune."""
 
 from typing import Annotated
 
@@ -28,34 +28,9 @@ def db_migrate(call: Call) -> int:
 
 
 @app.command(
-    "status", without=("quiet",), examples=("certjob db status",), short_help="Show which migrations are applied."
-)
-def db_status(call: Call) -> int:
-    """Show which migrations are applied. Exits 3 while one is pending."""
-    from certjob.cli.terminal import output, plain
-    from certjob.database import migrations
-
-    with call.session(need_schema=False, interruptible=True) as opened:
-        found = migrations.status(opened.connection)
-    pending = sum(migration.applied_at is None for migration in found)
-    names = [f"{migration.version:04d}_{migration.name}" for migration in found]
-    times = [m.applied_at and m.applied_at.astimezone(opened.settings.zone) for m in found]
-    if call.json:
-        document = [{"migration": name, "applied_at": at} for name, at in zip(names, times, strict=True)]
-        plain.print_json({"outcome": "attention" if pending else "ok", "migrations": document})
-    else:
-        rows = [(name, f"{at:%Y-%m-%d %H:%M}" if at else "pending") for name, at in zip(names, times, strict=True)]
-        output.show_rows(opened.output, ("Migration", "Applied"), rows)
-    if pending:
-        what = "1 migration is" if pending == 1 else f"{pending} migrations are"
-        call.attention(f"{what} pending; run `certjob db migrate`")
-    return 3 if pending else 0
-
-
-@app.command(
     "prune",
-    short_help="Delete what is done and old.",
-    examples=("certjob db prune --older-than 3y --dry-run", "certjob db prune --older-than 18m"),
+    short_help="Delete old, finished rows.",
+    examples=("certjob db prune --older-than 3y", "certjob db prune --older-than 18m"),
 )
 def db_prune(
     call: Call,
@@ -64,35 +39,26 @@ def db_prune(
         str,
         typer.Option(metavar="AGE", help="How old it must be: 3y, 18m (months), 26w, 400d; at least 90 days."),
     ],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count what would be deleted.")] = False,
 ) -> int:
-    """Delete what is done and older than AGE: portal events, resolved failures, audit, reminders, digests, runs.
+    """Delete finished rows older than AGE: portal events, resolved failures, audit, reminders, digests, runs.
 
-    Never anything open, never an unresolved failure, and nothing that a later run needs: what the portal
-    confirmed last, whether this reminder was sent. Safe to repeat, to run beside a nightly run, and to stop.
+    It never deletes anything open, or anything that a later run needs: what the portal confirmed last, whether this
+    reminder was sent. Safe to repeat, to run beside a nightly run, and to stop.
     """
-    from certjob.cli.terminal import output, plain
+    from certjob.cli.terminal import plain
     from certjob.database import retention
 
     age = retention.parse_age(older_than)
-    with (
-        call.session(outlasts_restarts=True) as opened,
-        opened.output.progress() as progress,
-    ):
-        pruning = retention.prune(
+    with call.session() as opened, opened.output.progress() as progress:
+        deleted = retention.prune(
             opened.connection,
             age,
-            today=opened.settings.today,
             zone=opened.settings.zone,
-            dry_run=dry_run,
             stop=opened.stop,
-            on_progress=progress.phase("Counting old rows" if dry_run else "Deleting old rows"),
+            on_progress=progress.phase("Deleting old rows"),
         )
     if call.json:
-        document = {"outcome": "ok", "dry_run": dry_run, "before": pruning.before}
-        plain.print_json(document | {"would_delete" if dry_run else "deleted": pruning.rows})
-    elif dry_run or opened.output.interactive:
-        rows = [(name.replace("_", " "), f"{number:,}") for name, number in pruning.rows.items()]
-        heading = f"{'Done' if dry_run else 'Deleted, done'} before {pruning.before:%Y-%m-%d}"
-        output.show_rows(opened.output, (heading, ">Rows"), rows)
+        plain.print_json({"outcome": "ok", "deleted": deleted})
+    elif opened.output.interactive:
+        opened.output.line(f"deleted {deleted:,} {'row' if deleted == 1 else 'rows'}")
     return 0
