@@ -203,7 +203,7 @@ USES = {
     "lock_due_reminders": "cert_notification_log_due_idx",
     "read_failed_reminders": "cert_notification_log_failed_idx",
     "lock_due_portal_events": "portal_sync_events_due_idx portal_sync_events_in_flight_idx",
-    "read_portal_story": "portal_sync_events_mentor_id_idx dynamics_sync_failures_mentor_id_idx",
+    "read_portal_history": "portal_sync_events_mentor_id_idx dynamics_sync_failures_mentor_id_idx",
     "settle_portal_events": "portal_sync_events_unknown_idx",
     "read_unknown_contacts": "portal_unknown_contacts_open_idx",
     "lock_due_digests": "coordinator_digests_due_idx",
