@@ -14,7 +14,7 @@ from certjob.cli.terminal.csv_output import spreadsheet_text
 from certjob.database.connection_errors import explain_refusal
 from certjob.domain.addresses import parse_address, parse_sender
 from certjob.facts import cells
-from certjob.facts.organisations import parse_coordinator
+from certjob.facts.organisations import read_coordinator
 from certjob.mail.channels.server_text import readable
 from certjob.outbox.retry import parse_retry_after
 from certjob.redaction import LONGEST_FOREIGN_TEXT
@@ -46,7 +46,7 @@ READERS: dict[str, Callable[[str], object]] = {
     "a cell for a spreadsheet": spreadsheet_text,
     "a sender": parse_sender,
     "a recipient": parse_address,
-    "a coordinator": parse_coordinator,
+    "a coordinator": read_coordinator,
     "a Retry-After": lambda text: parse_retry_after(text, now=datetime.now(UTC)),
     "a name in a roster": cells.read_name,
     "a kind in a roster": cells.read_key,

@@ -48,7 +48,7 @@ CREATE INDEX cert_notification_log_failed_idx ON certjob.cert_notification_log (
 -- The coordinators' daily mails: at most one open row per coordinator.
 CREATE TABLE certjob.coordinator_digests (
     id              bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    coordinator_id  uuid NOT NULL REFERENCES certjob.coordinators (id) ON DELETE CASCADE,
+    coordinator_id  uuid NOT NULL REFERENCES certjob.coordinators (id) ON UPDATE CASCADE ON DELETE CASCADE,
     digest_on       date NOT NULL,
     status          text NOT NULL DEFAULT 'pending'
         CHECK (status IN ('pending', 'sent', 'failed', 'cancelled', 'superseded')),

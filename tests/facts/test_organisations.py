@@ -15,9 +15,9 @@ from certjob.facts.organisations import (
     Coordinator,
     OrganisationChange,
     OrganisationDetails,
-    parse_coordinator,
-    parse_thresholds,
+    read_coordinator,
     read_organisation_details,
+    read_thresholds,
     set_organisation,
 )
 from tests.support.facts import Facts
@@ -44,7 +44,7 @@ def test_everything_can_be_given_at_once_and_only_what_is_given_changes(facts: F
     texts: dict[str, Any] = {"contact_email": "kontakt@hlf.example", "contact_phone": "+47 22" + 44 * "9"}
     texts |= {"renewal_url": "https://hlf.example/fornye", "sender": "HLF Likeperson <likeperson@hlf.example>"}
     people = [f"{USER} Kari <kari@hlf.example> nn", "per@hlf.example"]
-    rules: dict[str, Any] = {"portal": "dynamics", "thresholds": [90, 7], "optional_kinds": ["kurs", "førstehjelp"]}
+    rules: dict[str, Any] = {"portal": "dynamics", "thresholds": "90,7", "optional_kinds": ["kurs", "førstehjelp"]}
     change(facts, name="Hørselshemmedes Landsforbund", coordinators=people, **rules, **texts)
     facts.connection.execute(
         "INSERT INTO mentors (organisation_id, member_no, left_at)"
@@ -57,13 +57,13 @@ def test_everything_can_be_given_at_once_and_only_what_is_given_changes(facts: F
         Coordinator(id=None, full_name="Kari", email="kari@hlf.example", locale="nn"),
         Coordinator(id=None, full_name=None, email="per@hlf.example", locale="nb"),
     ]
-    rules |= {"optional_kinds": ["førstehjelp", "kurs"]}
+    rules |= {"thresholds": [90, 7], "optional_kinds": ["førstehjelp", "kurs"]}
     expected: dict[str, Any] = {"slug": "hlf", "name": "Hørselshemmedes Landsforbund", "mentors": 1} | rules | texts
     assert replace(shown, coordinators=()) == OrganisationDetails(id=shown.id, **expected)
     with pytest.raises(ConfigurationError, match="no organisation 'lhl'; see"):
         read_organisation_details(facts.connection, "lhl")
 
-    removed: dict[str, Any] = {"thresholds": (), "optional_kinds": ["none"], "contact_phone": "", "sender": ""}
+    removed: dict[str, Any] = {"thresholds": "", "optional_kinds": ["none"], "contact_phone": "", "sender": ""}
     assert change(facts, name="HLF Norge", portal="none", **removed) == OrganisationChange(created=False, changed=True)
     (after,) = read_organisation_details(facts.connection)
     lists: dict[str, Any] = {"thresholds": [], "optional_kinds": []}
@@ -77,14 +77,14 @@ def test_the_same_command_again_writes_nothing_and_only_a_changed_rule_makes_cer
     defaults: dict[str, Any] = {"name": "HLF", "portal": None, "thresholds": [60, 30, 14, 7, 1, -1], "mentors": 0}
     assert shown == replace(shown, coordinators=[], optional_kinds=[], **defaults)
     given: dict[str, Any] = {"portal": "dynamics", "coordinators": ["Kari <kari@hlf.example>"]}
-    change(facts, thresholds=(30, 7), **given)
+    change(facts, thresholds="30,7", **given)
     facts.certified_mentor(shown.id, date(2027, 1, 1))
     facts.connection.execute("UPDATE mentors SET review_on = '2026-12-01'")
 
-    assert change(facts, thresholds=(30, 7), **given) == OrganisationChange(created=False, changed=False)
+    assert change(facts, thresholds="30,7", **given) == OrganisationChange(created=False, changed=False)
     assert change(facts, name="HLF Norge").changed
     assert facts.rows("SELECT review_on FROM mentors") == [(date(2026, 12, 1),)]
-    change(facts, thresholds=(30,))
+    change(facts, thresholds="30")
     assert facts.rows("SELECT review_on = '-infinity' FROM mentors") == [(True,)]
 
 
@@ -133,64 +133,70 @@ def test_a_coordinator_is_removed_by_address_or_id(facts: Facts, text: str) -> N
     assert facts.rows("SELECT FROM coordinator_digests") == []
 
 
-def test_a_coordinator_is_read_as_a_mail_program_writes_one() -> None:
-    """With the app's user id before it, where it is known; what is none is refused, with the form that is expected."""
+def test_coordinator_is_read_as_a_mail_program_writes_one() -> None:
+    """The app's user id may stand before it, the language of the mail after it."""
     mail = "kari@hlf.example"
     for text, id_, name in (
         (f'"Nordmann, Kari" <{mail}>', None, "Nordmann, Kari"),
         (f"<{mail}>", None, None),
         (f"{USER} {mail}", USER, None),
-        (f" [{str(USER).upper()}]  Kari  N <{mail}> ", USER, "Kari N"),
+        (f"[{str(USER).upper()}]  Kari  N <{mail}>", USER, "Kari N"),
     ):
-        assert parse_coordinator(text) == Coordinator(id=id_, full_name=name, email=mail)
+        assert read_coordinator(text) == Coordinator(id=id_, full_name=name, email=mail)
     for text in ("", "Kari", "<>", "Kari <kari>", "Kari <k@h.example> <p@h.example>", f"{USER}", "k@h.example x"):
-        with pytest.raises(ConfigurationError, match="a coordinator is written as"):
-            parse_coordinator(text)
+        with pytest.raises(ValueError, match="not "):
+            read_coordinator(text)
 
 
 @pytest.mark.parametrize(
-    ("slug", "values", "sentence"),
+    ("slug", "values", "message"),
     [
-        ("HLF", {}, "slug holds a-z, 0-9, - and _ only"),
-        ("x" * 64, {}, "slug holds a-z"),
-        ("hlf", {"name": " "}, "the name must be 1 to 200 characters long"),
-        ("hlf", {"name": "H\x1bLF"}, "without control characters"),
-        ("hlf", {"optional_kinds": ["none", "kurs", ""]}, "an optional kind must be 1 to 100 characters long"),
-        ("hlf", {"contact_email": "kontakt"}, "the contact's e-mail address is not valid; give one such as"),
-        ("hlf", {"contact_phone": "1" * 51}, "the contact's phone must be 1 to 50 characters long"),
-        ("hlf", {"renewal_url": "javascript:alert(1)"}, "the renewal URL must be a web address"),
-        ("hlf", {"sender": "LHL"}, "the sender is not an address that mail can be sent to; give an address, or a name"),
-        ("hlf", {"sender": "Kåre <kåre@lhl.example>"}, "the sender has a character that a sender cannot have"),
+        ("HLF", {}, "slug has only a-z, 0-9, - and _"),
+        ("x" * 64, {}, "slug has only a-z"),
+        ("hlf", {"name": " "}, "--name: empty; nothing was changed"),
+        ("hlf", {"name": "H\x1bLF"}, "--name: has a control character"),
+        ("hlf", {"name": "x" * 201}, "--name: longer than 200 characters"),
+        ("hlf", {"optional_kinds": ["none", "kurs", ""]}, "--optional-kind: empty"),
+        (
+            "hlf",
+            {"optional_kinds": ["like\u00adperson"]},
+            "--optional-kind: has a control character or an invisible one",
+        ),
+        ("hlf", {"contact_email": "kontakt"}, "--contact-email: not a valid e-mail address"),
+        ("hlf", {"contact_phone": "1" * 51}, "--contact-phone: longer than 50 characters"),
+        ("hlf", {"renewal_url": "javascript:alert(1)"}, "--renewal-url: not a web address such as https://"),
+        ("hlf", {"sender": "LHL"}, "--sender: not an address, or a name and <address>"),
+        ("hlf", {"sender": "Kåre <kåre@lhl.example>"}, "--sender: not an address"),
+        ("hlf", {"thresholds": "60;30"}, "--thresholds: not a list of at most 50 days"),
         ("hlf", {"remove_coordinators": ["per@hlf.example"]}, "organisation hlf has no coordinator with this address"),
-        ("hlf", {"coordinators": ["Kari"]}, "a coordinator is written as '[UUID] Name <mail> [nb|nn|en]'"),
-        ("hlf", {"coordinators": ["Kari\x07 <kari@hlf.example>"]}, "a coordinator's name must be 1 to 200"),
+        ("hlf", {"coordinators": ["Kari"]}, "--coordinator: not a valid e-mail address"),
+        ("hlf", {"coordinators": ["Kari\x07 <kari@hlf.example>"]}, "--coordinator: has a control character"),
     ],
 )
-def test_a_wrong_value_is_refused_before_anything_is_written(
-    facts: Facts, slug: str, values: dict[str, object], sentence: str
+def test_wrong_value_is_refused_and_nothing_is_written(
+    facts: Facts, slug: str, values: dict[str, object], message: str
 ) -> None:
-    """What is wrong and what would be right, with exit code 2."""
+    """The error names the option and what is wrong; exit code 2."""
     with pytest.raises(ConfigurationError) as refusal:
         change(facts, slug, **values)
 
-    assert sentence in str(refusal.value)
+    assert message in str(refusal.value)
     assert (refusal.value.exit_code, facts.rows("SELECT FROM organisations")) == (2, [])
 
 
 def test_thresholds_are_read_as_a_person_writes_them() -> None:
-    """In any order, most days first afterwards, each once; what is no list of days is refused."""
+    """In any order; afterwards most days first, each once."""
     most = ",".join(map(str, range(50)))
     for text, thresholds in (
-        (" 7 , 30,+7, -1 ", (30, 7, -1)),
-        ("3650,-3650", (3650, -3650)),
-        ("", ()),
-        (" None ", ()),
-        (most, tuple(range(49, -1, -1))),
+        ("7 , 30,+7, -1", [30, 7, -1]),
+        ("3650,-3650", [3650, -3650]),
+        ("None", []),
+        (most, list(range(49, -1, -1))),
     ):
-        assert parse_thresholds(text) == thresholds
+        assert read_thresholds(text) == thresholds
     for text in (f"{most},50", "sixty", "60;30", "60,,30", "60,", "1.5", "3651", "-3651", "60 30", "٣٠"):
-        with pytest.raises(ConfigurationError, match="thresholds must"):
-            parse_thresholds(text)
+        with pytest.raises(ValueError, match="not a list of at most 50 days"):
+            read_thresholds(text)
 
 
 def test_other_sessions_are_waited_for_and_not_without_end(
@@ -213,5 +219,5 @@ def test_other_sessions_are_waited_for_and_not_without_end(
     facts.certified_mentor(found.id, date(2027, 1, 1))
     app.execute("SELECT FROM mentors FOR UPDATE")
     with pytest.raises(MentorBusyError, match="nothing was changed, try again"):
-        change(facts, name="Changed", thresholds=(30,))
+        change(facts, name="Changed", thresholds="30")
     assert read_organisation_details(facts.connection) == [replace(found, mentors=1)]

@@ -82,23 +82,20 @@ def organisation_set(
     from certjob.cli.terminal import plain
     from certjob.facts import organisations
 
-    rules: Any = {
-        "portal": portal,
-        "thresholds": organisations.parse_thresholds(thresholds) if thresholds is not None else None,
-        "optional_kinds": organisations.parse_kinds(optional_kind) if optional_kind is not None else None,
-    }
     with call.session(interruptible=True) as opened:
         done = organisations.set_organisation(
             opened.connection,
             slug,
-            name=name,
+            optional_kinds=optional_kind,
             coordinators=coordinator or (),
             remove_coordinators=remove_coordinator or (),
+            name=name,
+            portal=portal,
+            thresholds=thresholds,
             contact_email=contact_email,
             contact_phone=contact_phone,
             renewal_url=renewal_url,
             sender=sender,
-            **rules,
         )
     if call.json:
         plain.print_json({"outcome": "ok", "organisation": slug, "created": done.created, "changed": done.changed})

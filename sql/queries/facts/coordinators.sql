@@ -15,20 +15,15 @@ VALUES (
 )
 
 -- name: update_coordinator
--- A name or a language that was not given stays.
+-- A name or a language that was not given stays, and so does the id. The digests follow a new id through their foreign key.
 UPDATE coordinators
-SET full_name = coalesce(%(full_name)s::text, full_name), email = %(email)s, locale = coalesce(%(locale)s::text, locale)
-WHERE id = %(id)s
-    AND (full_name, email, locale)
-        IS DISTINCT FROM (coalesce(%(full_name)s::text, full_name), %(email)s, coalesce(%(locale)s::text, locale))
-
--- name: replace_coordinator_id
--- The app's user id has become known. One statement, because the digests refer to the coordinator and follow: the
--- foreign key is looked at when both updates are made.
-WITH moved AS (
-    UPDATE coordinator_digests SET coordinator_id = %(new_id)s WHERE coordinator_id = %(id)s
-)
-UPDATE coordinators SET id = %(new_id)s WHERE id = %(id)s
+SET id = coalesce(%(id)s::uuid, id), full_name = coalesce(%(full_name)s::text, full_name), email = %(email)s,
+    locale = coalesce(%(locale)s::text, locale)
+WHERE id = %(known_id)s
+    AND (id, full_name, email, locale) IS DISTINCT FROM (
+        coalesce(%(id)s::uuid, id), coalesce(%(full_name)s::text, full_name), %(email)s,
+        coalesce(%(locale)s::text, locale)
+    )
 
 -- name: delete_coordinator
 -- A second row of the same person; the row with the app's user id takes over.
