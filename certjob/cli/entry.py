@@ -37,6 +37,10 @@ WORKS_READ_ONLY = (
 
 def main() -> NoReturn:
     """Run the command that was typed and exit with the documented code."""
+    if os.environ.get("_CERTJOB_COMPLETE"):  # the shell asks for completions
+        from certjob.cli.app import app
+
+        typer.main.get_command(app).main(prog_name="certjob")
     stop = stop_on_signals()
     for name in ("stdout", "stderr"):
         stream: Any = getattr(sys, name)

@@ -33,6 +33,28 @@ def pending_hide(facts: Facts, *, wanted_at: str = "2026-01-15 23:30+00", **ment
     facts.insert("portal_sync_events", mentor_id=mentor_id, visible=False, **times)
 
 
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("certjob al", ["alerts"]),
+        ("certjob organisation s", ["set", "show"]),
+        ("certjob list --stat", ["--status"]),
+        ("certjob organisation set hlf --portal ", ["dynamics", "none"]),
+    ],
+)
+def test_shell_completes_commands_options_and_values(
+    environment: dict[str, str], typed: str, completed: list[str]
+) -> None:
+    """The installed command answers as bash asks it."""
+    asked = {"_CERTJOB_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+
+    answer = subprocess.run(
+        [installed_command()], env=environment | asked, capture_output=True, text=True, timeout=60, check=True
+    )
+
+    assert (sorted(answer.stdout.split()), answer.stderr) == (completed, "")
+
+
 # --json: what is in the documents. Their keys are held by tests/acceptance/test_json.py.
 
 
