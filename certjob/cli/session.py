@@ -220,7 +220,7 @@ def delivery_from(settings: "Settings", *, deadline_seconds: float | None = None
     from certjob.mail.channels.notify import open_channel
 
     return Delivery(
-        make_target=portal_from(settings) if settings.portal_url else None,
+        make_portal=portal_from(settings) if settings.portal_url else None,
         channel=open_channel(settings),
         mail_waits_until=lambda: settings.mail_waits_until,
         app_url=settings.app_url or "",

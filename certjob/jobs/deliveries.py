@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
 import psycopg
@@ -25,11 +25,14 @@ from certjob.outbox.calls import Calls
 from certjob.outbox.claims import StageStop
 from certjob.outbox.open_work import read_open_work
 from certjob.outbox.retry import RetryPolicy
-from certjob.portal.push import PORTAL_POLICY, MakeTarget
+from certjob.portal.push import PORTAL_POLICY
 from certjob.portal.stage import CONCURRENCY, LONGEST_PAUSE_SECONDS, PortalStage
 from certjob.portal.sync import PortalSyncService
 from certjob.redaction import without_people
 from certjob.stopping import StopFlag
+
+if TYPE_CHECKING:
+    from certjob.portal.hlf_dynamics import HLFDynamicsSyncService  # httpx: 50 ms
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +62,7 @@ class Progress(Protocol):
 class Delivery:
     """How intents leave the machine."""
 
-    make_target: MakeTarget | None
+    make_portal: "Callable[[], HLFDynamicsSyncService] | None"
     """The portal's client; None = CERTJOB_PORTAL_URL is not set."""
     channel: Channel | None = None
     """None = CERTJOB_NOTIFY_URL is not set."""
@@ -163,13 +166,13 @@ class Deliveries:
 
     def _push(self, calls: Calls, *, seconds: float) -> StageStop | None:
         delivery, report = self._delivery, self._report
-        if delivery.make_target is None:
+        if delivery.make_portal is None:
             return self._missing_portal()
         stage = PortalStage(
             self._portal,
             calls=calls,
             stop=self._stop,
-            make_target=delivery.make_target,
+            make_portal=delivery.make_portal,
             policy=delivery.policy,
             concurrency=delivery.concurrency,
             longest_pause_seconds=delivery.longest_pause_seconds,

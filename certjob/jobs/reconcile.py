@@ -1,21 +1,17 @@
 """``certjob reconcile``: what the portal shows is read and compared with what certjob wants; differences are pushed."""
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
 from datetime import date
-from typing import Protocol
 from uuid import UUID, uuid4
 
 from certjob import database
 from certjob.database import Connection
-from certjob.errors import PortalCallError, StageEnd
+from certjob.errors import ConfigurationError, PortalCallError, StageEnd
 from certjob.jobs.deliveries import Deliveries, Delivery, Progress
 from certjob.jobs.job_runs import recorded
 from certjob.jobs.report import RunReport
 from certjob.outbox.calls import Calls
 from certjob.outbox.claims import StageStop
 from certjob.outbox.open_work import read_open_work
-from certjob.outbox.retry import RetryPolicy
 from certjob.portal import comparison
 from certjob.portal.comparison import Comparison, Reading
 from certjob.review.days import refuse_wrong_day
@@ -23,18 +19,10 @@ from certjob.review.held import store_portal_holds
 from certjob.stopping import StopFlag
 
 
-class PortalReader(Protocol):
-    """What reads the portal: HLFDynamicsSyncService."""
-
-    def read_visible_contacts(self, *, policy: RetryPolicy) -> AsyncIterator[list[UUID]]:
-        """Yield the contacts that are visible, a page at a time. Raises PortalCallError."""
-
-
 def reconcile(
     connection: Connection,
     *,
     today: date,
-    make_reader: Callable[[], AbstractAsyncContextManager[PortalReader]],
     delivery: Delivery,
     stop: StopFlag,
     progress: Progress,
@@ -53,7 +41,7 @@ def reconcile(
     report = RunReport(command="reconcile", run_id=run_id or uuid4(), today=today, dry_run=dry_run)
 
     def compare(shown: Progress) -> Comparison | None:
-        reading = _read(connection, report, make_reader=make_reader, policy=delivery.policy, stop=stop, progress=shown)
+        reading = _read(connection, report, delivery=delivery, stop=stop, progress=shown)
         if reading is None:
             return None
         report.comparison = comparison.compare(connection, reading, today=today, allow_mass_change=allow_mass_change)
@@ -79,19 +67,22 @@ def _read(
     connection: Connection,
     report: RunReport,
     *,
-    make_reader: Callable[[], AbstractAsyncContextManager[PortalReader]],
-    policy: RetryPolicy,
+    delivery: Delivery,
     stop: StopFlag,
     progress: Progress,
 ) -> Reading | None:
     """Read all pages; None if one could not be read, and then the report says why."""
+    make_portal = delivery.make_portal
+    if make_portal is None:
+        message = "CERTJOB_PORTAL_URL is not set, so there is no portal to read"
+        raise ConfigurationError(message)
     read_at = database.clock(connection)
     advance = progress.phase("Reading the portal")
     pages: list[list[UUID]] = []
 
     async def read() -> None:
-        async with make_reader() as reader:
-            async for page in reader.read_visible_contacts(policy=policy):
+        async with make_portal() as portal:
+            async for page in portal.read_visible_contacts(policy=delivery.policy):
                 stop.check()
                 pages.append(page)
                 advance(sum(map(len, pages)))

@@ -24,17 +24,6 @@ _SETTLING_SECONDS = 1.0
 """What is left of the grace for the database, once a call was broken off."""
 
 
-class _Stopped(asyncio.Event):
-    """Set with the flag; what waits for it is woken at the next look."""
-
-    def __init__(self, stop: StopFlag) -> None:
-        super().__init__()
-        self._stop = stop
-
-    def is_set(self) -> bool:
-        return self._stop.is_set()
-
-
 class Calls:
     """Begins calls and waits for them. A signal raises nothing inside one: what is under way has the grace to end."""
 
@@ -42,8 +31,8 @@ class Calls:
         self._stop = stop
         self._runner = _runner()
         self._patience_is_over = False
-        self.stopped = _Stopped(stop)
-        """A signal has come: a call under way may end, and is not repeated."""
+        self.stopped = asyncio.Event()
+        """Set soon after a signal: a call under way may end, and is not repeated."""
 
     def begin(self, call: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
         """Begin one call; it goes on while any is waited for."""

@@ -1,11 +1,9 @@
 """One push of one mentor's visibility: the tries, what to make of their outcome, and when the next round is due."""
 
 import asyncio
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from certjob.errors import (
@@ -20,18 +18,10 @@ from certjob.errors import (
 from certjob.outbox.claims import ClaimedRow, Lease
 from certjob.outbox.retry import RetryPolicy, full_jitter
 
+if TYPE_CHECKING:
+    from certjob.portal.hlf_dynamics import HLFDynamicsSyncService  # httpx: 50 ms
+
 CALL_DEADLINE_SECONDS = 30.0
-
-
-class PortalTarget(Protocol):
-    """What pushes one value: HLFDynamicsSyncService, or a double of it in tests."""
-
-    async def update_portal_visibility(self, contact_id: UUID, *, visible: bool, idempotency_key: str) -> None:
-        """Make one call. Raises TransientPortalError, PermanentPortalError or PortalStageError."""
-
-
-MakeTarget = Callable[[], AbstractAsyncContextManager[PortalTarget]]
-"""Opens the portal's client; its connections are closed at the end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +96,7 @@ PORTAL_POLICY = RetryPolicy(
 
 
 async def push_once(
-    event: PortalEvent, lease: Lease, *, target: PortalTarget, policy: RetryPolicy, stopped: asyncio.Event
+    event: PortalEvent, lease: Lease, *, portal: "HLFDynamicsSyncService", policy: RetryPolicy, stopped: asyncio.Event
 ) -> Push:
     """Push one event's value, with the policy's tries, and return what became of it.
 
@@ -124,7 +114,7 @@ async def push_once(
         if errors and not lease.fits(CALL_DEADLINE_SECONDS):
             raise errors[-1]
         try:
-            await target.update_portal_visibility(
+            await portal.update_portal_visibility(
                 event.contact_id, visible=event.visible, idempotency_key=event.idempotency_key
             )
         except PortalCallError as failed:

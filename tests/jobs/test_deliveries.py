@@ -41,17 +41,18 @@ def test_the_portal_comes_first_then_reminders_then_digests(due: Scene) -> None:
     """In one event loop: what one stage has set up, such as a connection to the mail server, is good for the next."""
     happened: list[tuple[str, asyncio.AbstractEventLoop]] = []
 
-    class Both(CollectingChannel):
+    class Watched(FlakyPortal):
         async def update_portal_visibility(self, *_contact: object, **_wanted: object) -> None:
             happened.append(("push", asyncio.get_running_loop()))
 
+    class WatchedChannel(CollectingChannel):
         async def send(self, message: OutgoingMessage) -> None:
             happened.append((message.kind, asyncio.get_running_loop()))
 
         async def close(self) -> None:
             happened.append(("closed", asyncio.get_running_loop()))
 
-    due.night(Both(), channel=Both())
+    due.night(Watched(), channel=WatchedChannel())
 
     assert [what for what, _ in happened] == ["push", "reminder", "digest", "closed"]
     assert len({each for _, each in happened}) == 1
@@ -80,10 +81,10 @@ def test_a_portal_stage_that_crashes_does_not_stop_the_mail(due: Scene) -> None:
 def test_a_portal_that_cannot_even_be_opened_is_noted(due: Scene, code: str) -> None:
     """Before anything is claimed, so that no push can tell of it."""
 
-    def make_target() -> NoReturn:
+    def make_portal() -> NoReturn:
         raise LookupError
 
-    ways_out = replace(delivery(), make_target=None if code == "no_url" else make_target)
+    ways_out = replace(delivery(), make_portal=None if code == "no_url" else make_portal)
     due.night(ways_out=ways_out)
 
     assert due.rows("SELECT failure_code FROM dynamics_sync_failures") == [("portal_stopped",)]

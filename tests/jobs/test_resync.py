@@ -244,12 +244,11 @@ def test_what_another_run_does_with_its_claim_meanwhile_is_what_counts(
         assert (results[0].error, portal.calls) == (None, [])
 
 
-@pytest.mark.parametrize("ends", ["- interval '1 second'", "+ interval '1 year'"])
-def test_a_lease_that_is_over_or_from_the_future_is_taken_over(scene: Scene, expired: UUID, ends: str) -> None:
-    """The other run is gone; or a server whose clock was wrong gave it."""
+def test_lease_that_is_over_is_taken_over(scene: Scene, expired: UUID) -> None:
+    """The other run is gone."""
     scene.wish(expired, visible=False)
     claim(scene.other)
-    scene.run_sql(f"UPDATE portal_sync_events SET next_attempt_at = now() {ends}")
+    scene.run_sql("UPDATE portal_sync_events SET next_attempt_at = now() - interval '1 second'")
     portal = FlakyPortal()
 
     assert scene.resync(expired, portal).error is None

@@ -7,8 +7,8 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any, ClassVar
 from uuid import UUID
@@ -159,7 +159,7 @@ class Process:
         self.portal = saga.portal
         concurrency = concurrency or saga.concurrency
         self.delivery = Delivery(
-            make_target=self._make_target, policy=quick_policy(), concurrency=concurrency, deadline_seconds=600
+            make_portal=lambda: Client(self), policy=quick_policy(), concurrency=concurrency, deadline_seconds=600
         )
 
     def reach(self, moment: str) -> None:
@@ -167,24 +167,24 @@ class Process:
         if happening := self.planned.pop(moment, None):
             happening(self)
 
+
+class Client(HLFDynamicsSyncService):
+    """The real client of a process, which reaches its moments."""
+
+    def __init__(self, process: Process) -> None:
+        super().__init__(process.portal.url, process.portal.key, deadline_seconds=20)
+        self.process = process
+
     async def update_portal_visibility(self, contact_id: UUID, **wanted: Any) -> None:
-        """Call with the real client."""
-        self.under_way.append(contact_id)
+        process = self.process
+        process.under_way.append(contact_id)
         try:
             # Another process may come to life in it, with an event loop of its own: not in this one's thread.
-            await asyncio.to_thread(self.reach, "before the call")
-            await self.client.update_portal_visibility(contact_id, **wanted)
+            await asyncio.to_thread(process.reach, "before the call")
+            await super().update_portal_visibility(contact_id, **wanted)
         finally:
-            await asyncio.to_thread(self.reach, "after the call")
-            self.under_way.remove(contact_id)
-
-    def make_client(self) -> HLFDynamicsSyncService:
-        return HLFDynamicsSyncService(self.portal.url, self.portal.key, deadline_seconds=20)
-
-    @asynccontextmanager
-    async def _make_target(self) -> AsyncIterator["Process"]:
-        async with self.make_client() as self.client:
-            yield self
+            await asyncio.to_thread(process.reach, "after the call")
+            process.under_way.remove(contact_id)
 
 
 class Saga(RuleBasedStateMachine):
@@ -400,7 +400,7 @@ class Saga(RuleBasedStateMachine):
             return resync(connection, mentor, today=today, lock_wait_seconds=30, flight_wait_seconds=0, **ways_out)
         ways_out |= {"today": today, "progress": NoProgress()}
         if command == "reconcile":
-            return reconcile(connection, make_reader=process.make_client, ignore_database_clock=True, **ways_out)
+            return reconcile(connection, ignore_database_clock=True, **ways_out)
         start = nightly.retry_all if command == "alerts --retry-all" else nightly.deliver
         return start(connection, **ways_out)
 

@@ -4,9 +4,9 @@ import asyncio
 import dataclasses
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import date
-from typing import Any
+from typing import Any, Self
 from uuid import UUID
 
 from certjob.database import Connection
@@ -18,16 +18,13 @@ from certjob.jobs.report import RunReport
 from certjob.mail.message import Channel, OutgoingMessage
 from certjob.outbox.retry import RetryPolicy
 from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
-from certjob.portal.push import PORTAL_POLICY, PortalTarget
+from certjob.portal.push import PORTAL_POLICY
 from certjob.stopping import StopFlag
 from tests.support.facts import TODAY
 from tests.support.portal_server import PortalServer
 
-Portal = PortalTarget | PortalServer | None
-"""Where a test pushes to: a double, a server, or nowhere."""
 
-
-class FlakyPortal:
+class FlakyPortal(HLFDynamicsSyncService):
     """A double of HLFDynamicsSyncService: it fails so often, then confirms, and notes calls that overlap.
 
     ``during`` is told the number of the call, 1, 2, …; an error that it raises or returns is the outcome.
@@ -63,10 +60,20 @@ class FlakyPortal:
         finally:
             self._in_flight.remove(contact_id)
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
     @property
     def values(self) -> list[bool]:
         """What was sent, in order."""
         return [visible for _, visible, _ in self.calls]
+
+
+Portal = FlakyPortal | PortalServer | None
+"""Where a test pushes to: a double, a server, or nowhere."""
 
 
 class CollectingChannel:
@@ -113,14 +120,14 @@ def delivery(
 ) -> Delivery:
     """Ways out to a double, or over real HTTP to a PortalServer."""
 
-    def make_target() -> AbstractAsyncContextManager[PortalTarget]:
+    def make_portal() -> HLFDynamicsSyncService:
         if isinstance(portal, PortalServer):
             return HLFDynamicsSyncService(portal.url, portal.key, deadline_seconds=5)
         assert portal is not None
-        return nullcontext(portal)
+        return portal
 
     return Delivery(
-        make_target=make_target if portal is not None else None,
+        make_portal=make_portal if portal is not None else None,
         channel=channel,
         policy=quick_policy(),
         concurrency=concurrency,

@@ -24,7 +24,7 @@ from certjob.outbox.calls import Calls, run_alone
 from certjob.outbox.claims import Answer, Lease, lease_clock
 from certjob.portal import push as pushing
 from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
-from certjob.portal.push import PortalEvent, PortalTarget, Push
+from certjob.portal.push import PortalEvent, Push
 from certjob.portal.stage import PortalStage
 from certjob.portal.sync import PortalCounts, PortalSyncService
 from certjob.stopping import StopFlag
@@ -36,10 +36,10 @@ from tests.support.portal_server import PortalServer
 YESTERDAY, NEXT_YEAR = TODAY - timedelta(days=1), TODAY + timedelta(days=365)
 
 
-def push_once(event: PortalEvent, portal: PortalTarget, *, lease_seconds: float = 300) -> Push:
+def push_once(event: PortalEvent, portal: HLFDynamicsSyncService, *, lease_seconds: float = 300) -> Push:
     """Make one round for an event, outside any stage."""
     lease = Lease(claimed_at=lease_clock(), seconds=lease_seconds)
-    return run_alone(pushing.push_once(event, lease, target=portal, policy=quick_policy(), stopped=asyncio.Event()))
+    return run_alone(pushing.push_once(event, lease, portal=portal, policy=quick_policy(), stopped=asyncio.Event()))
 
 
 class Scene:
@@ -141,7 +141,7 @@ class Scene:
         return resync(connection or self.connection, mentor_id, today=TODAY, **given)
 
     @contextmanager
-    def resync_under_way(self, mentor_id: UUID, portal: PortalTarget) -> Iterator[list[Resync]]:
+    def resync_under_way(self, mentor_id: UUID, portal: Portal) -> Iterator[list[Resync]]:
         """A resync beside the block; its result is there after the block."""
         results: list[Resync] = []
         with nights.in_background(lambda: results.append(self.resync(mentor_id, portal))):
@@ -151,7 +151,6 @@ class Scene:
         return reconcile(
             self.connection,
             today=TODAY,
-            make_reader=lambda: HLFDynamicsSyncService(self.portal.url, self.portal.key, deadline_seconds=5),
             delivery=delivery(portal=self.portal),
             stop=stop or StopFlag(),
             progress=nights.NoProgress(),
@@ -161,7 +160,7 @@ class Scene:
 
     def run_stage(
         self,
-        target: PortalTarget | None = None,
+        target: FlakyPortal | None = None,
         *,
         seconds: float = 60,
         connection: Connection | None = None,
@@ -172,8 +171,8 @@ class Scene:
         """Run a stage to its end; return the code of an early end."""
         connection, stop, counts = connection or self.connection, stop or StopFlag(), PortalCounts()
         service = service or PortalSyncService(connection, run_id=uuid4())
-        make_target = delivery(portal=target or self.portal).make_target
-        defaults = {"make_target": make_target, "policy": quick_policy(), "concurrency": 1, "counts": counts}
+        make_portal = delivery(portal=target or self.portal).make_portal
+        defaults = {"make_portal": make_portal, "policy": quick_policy(), "concurrency": 1, "counts": counts}
         self.counts = counts
         with Calls(stop) as calls:
             stage = PortalStage(service, calls=calls, stop=stop, **defaults | options)

@@ -8,7 +8,7 @@ import typer
 from certjob.cli.commands.runs import report_on
 from certjob.cli.help import EVERY_NIGHT
 from certjob.cli.options import IgnoreDatabaseClock
-from certjob.cli.session import Call, Commands, Session, delivery_from, portal_from
+from certjob.cli.session import Call, Commands, Session, delivery_from
 from certjob.errors import UsageError
 
 app = Commands()
@@ -66,7 +66,6 @@ def reconcile(
                 allow_mass_change=allow_mass_change,
                 ignore_database_clock=ignore_database_clock,
                 run_id=opened.run_id,
-                make_reader=portal_from(opened.settings),
                 delivery=delivery_from(opened.settings),
                 stop=opened.stop,
                 progress=progress,
