@@ -248,8 +248,8 @@ def here(environment: dict[str, str], tmp_path: Path) -> Certjob:
     """Like ``certjob``, but in this process and in ``environment``; keyword arguments are settings."""
     from tests.support.command_line import run_in_process
 
-    def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-        return run_in_process(*arguments, environment=environment | settings, folder=tmp_path)
+    def run(*arguments: str, given: bytes = b"", **settings: str) -> subprocess.CompletedProcess[str]:
+        return run_in_process(*arguments, environment=environment | settings, folder=tmp_path, given=given)
 
     return run
 

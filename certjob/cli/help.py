@@ -36,7 +36,7 @@ Exit codes:
   1  failed: database gone, a crash, or stopped by a signal
   2  wrong usage or configuration
   3  finished, but someone has to act
-  75 only `bounces -`: the mail server keeps the report and tries again
+  75 only `bounces`: the mail server keeps the report and tries again
 """
 
 

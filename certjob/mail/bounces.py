@@ -1,7 +1,7 @@
 """Delivery reports (RFC 3464): a mail that came back becomes an alert, and is sent again once the address is corrected.
 
 A report is only believed where it returns the Message-ID of a mail of ours and names the address that this mail's
-recipient still has. Everything else, delays, other people's reports and forged ones, is counted and left.
+recipient still has. Delays, reports about other mails and forged ones change nothing.
 """
 
 import email

@@ -202,7 +202,6 @@ def test_the_page_has_every_key_that_is_printed_and_no_other(
     monkeypatch.setattr(rules, "decide", decide_or_break)
     portal.default = error(503, "dynamics_unavailable")
     furnish(facts)
-    (tmp_path / "report.eml").write_text("Hello")
     (tmp_path / "people.csv").write_text(
         "organisation,member_no,kind,issued_on,expires_on\nhlf,M9,likeperson,2024-01-01,2099-01-01\n"
     )
@@ -212,7 +211,7 @@ def test_the_page_has_every_key_that_is_printed_and_no_other(
     run("resync M1", "resync BROKEN", "explain M1", "explain M2", "preview M2")
     facts.mentor(facts.organisation("lhf", portal=None), member_no="M5")
     facts.connection.execute(CROWD)
-    run("alerts", "forecast", "list", "organisation list", "status", "bounces report.eml")
+    run("alerts", "forecast", "list", "organisation list", "status", "bounces")
     run("check", CERTJOB_PORTAL_URL="")
     run("deliver", "alerts --retry-all")
     reconcile_in_every_way(programme, facts, portal)

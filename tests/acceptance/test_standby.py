@@ -18,7 +18,7 @@ from tests.support.portal_server import PortalServer
 
 WRITES = (
     *("run", "deliver", "reconcile", "resync M1001", "alerts --retry-all", "db prune --older-than 3y"),
-    *("load people.csv", "organisation set nord-lys", "bounces report.eml"),
+    *("load people.csv", "organisation set nord-lys", "bounces"),
 )
 LOOKS = {
     "alerts": 0,
@@ -82,14 +82,16 @@ def test_what_writes_says_that_this_is_no_primary(
     """Exit 1, one line, the server's reason and the next step; nothing was called or mailed."""
     header = "organisation,member_no,email,kind,issued_on,expires_on"
     (tmp_path / "people.csv").write_text(f"{header}\nhlf,M1,m1@example.org,likeperson,2024-01-01,2026-01-01\n")
-    (tmp_path / "report.eml").write_bytes(postfix("<certjob-reminder-1-0@example.org>", "m1@example.org"))
+    report = postfix("<certjob-reminder-1-0@example.org>", "m1@example.org")
     phrases = ["the database is read-only (cannot execute", "use the primary", entry.WORKS_READ_ONLY]
     if command == "db migrate":
         phrases = ["the database is read-only; migrate on the primary"]
+    if command == "bounces":
+        phrases = ["the report was not saved (ReadOnlySqlTransaction)"]
 
-    result = here(*command.split())
+    result = here(*command.split(), given=report)
 
-    assert_one_line(result, *phrases, code=1, command=f"certjob {words_of(command)}")
+    assert_one_line(result, *phrases, code=75 if command == "bounces" else 1, command=f"certjob {words_of(command)}")
     assert not list(tmp_path.glob("mail/new/*"))
     assert portal.requests == []
 

@@ -5,7 +5,6 @@ import os
 import subprocess
 from datetime import date, timedelta
 from pathlib import Path
-from unittest import mock
 from uuid import uuid4
 
 import psycopg
@@ -14,7 +13,7 @@ import pytest
 from certjob.database import migrations
 from tests.cli.conftest import LONG_AGO, SOON
 from tests.conftest import Certjob, installed_command
-from tests.support.command_line import SECRET, assert_one_line, started
+from tests.support.command_line import SECRET, assert_one_line, on_terminal, started, without_escapes
 from tests.support.facts import Facts
 
 needs_a_full_disk = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
@@ -171,7 +170,7 @@ def test_a_full_disk_is_said_so(environment: dict[str, str], facts: Facts, tmp_p
     assert (result.stderr, result.returncode) == (said.format("run"), 1)
 
 
-def test_whoever_types_bounces_alone_is_told_what_to_give_it(here: Certjob) -> None:
-    """It would wait for them to type a report."""
-    with mock.patch("sys.stdin", mock.Mock(isatty=lambda: True)):
-        assert here("bounces").stderr.endswith("; name a Maildir, an mbox or a file, or pipe a report in\n")
+def test_bounces_on_a_terminal_asks_for_a_report(bare_environment: dict[str, str], tmp_path: Path) -> None:
+    """It does not wait for someone to type one."""
+    code, text = on_terminal(["bounces"], environment=bare_environment, folder=tmp_path)
+    assert (code, "certjob bounces < report.eml" in without_escapes(text).replace("\n", " ")) == (2, True), text

@@ -35,7 +35,7 @@ STEPS = """
 0 explain M1 --json
 0 load renewed.csv
 3 run --json
-0 bounces report.eml
+0 bounces
 3 check --json
 3 status
 3 status --json
@@ -60,6 +60,7 @@ def do_everything(url: str, *, facts: Facts, environment: Mapping[str, str], fol
     here = facts.connection.info.dbname  # `check` warns of other tests' logins, which are the whole server's
     facts.connection.execute(f"REVOKE CONNECT ON DATABASE {here} FROM PUBLIC".encode())
 
+    report = b""
     with PortalServer([error(503, "dynamics_unavailable")] * 3) as portal:
         settings = {
             "CERTJOB_DATABASE_URL": url,
@@ -78,8 +79,10 @@ def do_everything(url: str, *, facts: Facts, environment: Mapping[str, str], fol
                 sent = "SELECT id FROM cert_notification_log WHERE status = 'sent' AND mentor_id = %s ORDER BY id"
                 ((mentor_id,),) = facts.rows("SELECT id FROM mentors WHERE member_no = 'M2'")
                 message_id = f"<certjob-reminder-{facts.rows(sent, mentor_id)[0][0]}-0@hlf.example>"
-                (folder / "report.eml").write_bytes(postfix(message_id, "ola@example.org"))
-            result = run_in_process(*shlex.split(command), environment=dict(environment) | settings, folder=folder)
+                report = postfix(message_id, "ola@example.org")
+            result = run_in_process(
+                *shlex.split(command), environment=dict(environment) | settings, folder=folder, given=report
+            )
             assert result.returncode == int(code), (command, result)
 
     ran = {name for name in commands() for _, _, done in steps if f"certjob {done} ".startswith(f"{name} ")}
