@@ -1,5 +1,6 @@
 """Loads mentors and certificates from a CSV file, in one transaction."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -8,7 +9,10 @@ import psycopg
 
 from certjob import database
 from certjob.database import CONTENTION, Connection
+from certjob.domain import rules
+from certjob.domain.models import PauseChange
 from certjob.errors import InputError, MentorBusyError
+from certjob.facts import reading
 from certjob.facts.roster import MENTOR, Problem, Roster, read_roster
 
 _LOCK_TIMEOUT_MS = 5_000
@@ -31,23 +35,29 @@ class LoadReport:
     certificates_added: int
     certificates_changed: int
     """Known certificates with another last day or revocation."""
+    paused_next_run: int
+    """Mentors of the file whom the next run pauses because of changed facts, if no guard holds it."""
+    brought_back_next_run: int
     problems: Sequence[Problem]
     """By line."""
 
 
-def load(connection: Connection, content: bytes, *, today: date) -> LoadReport:
+def load(connection: Connection, content: bytes, *, today: date, dry_run: bool = False) -> LoadReport:
     """Add or change the mentors and certificates of a CSV file; delete nothing.
 
     A mentor with a bad line is skipped with all their lines; the others are loaded. Raises InputError if the content is
     not such a file or the database refuses it, MentorBusyError while another session keeps one of its rows locked.
-    Nothing is loaded then.
+    Nothing is loaded then, nor with ``dry_run``, which returns the same report.
     """
     organisation_ids = dict(database.fetch(connection, "list_organisation_ids"))
     roster = read_roster(content, organisation_ids=organisation_ids, today=today)
+
+    def write() -> LoadReport:
+        with database.transaction(connection, force_rollback=dry_run):
+            return _write(connection, roster, today=today)
+
     try:
-        return database.persist(
-            connection, lambda: _write(connection, roster), lock_timeout_ms=_LOCK_TIMEOUT_MS, tries=_TRIES
-        )
+        return database.persist(connection, write, lock_timeout_ms=_LOCK_TIMEOUT_MS, tries=_TRIES)
     except CONTENTION:
         message = "another session keeps mentors of this file locked; nothing was loaded"
         raise MentorBusyError(message, next_step="load it again") from None
@@ -57,7 +67,7 @@ def load(connection: Connection, content: bytes, *, today: date) -> LoadReport:
         raise InputError(message, next_step="correct the file and load it again") from None
 
 
-def _write(connection: Connection, roster: Roster) -> LoadReport:
+def _write(connection: Connection, roster: Roster, *, today: date) -> LoadReport:
     """Write the mentors whom the database accepts, inside a transaction."""
     database.execute(connection, "create_load_tables")
     with connection.cursor() as cursor:
@@ -75,12 +85,26 @@ def _write(connection: Connection, roster: Roster) -> LoadReport:
     mentors_added = database.execute(connection, "insert_loaded_mentors")
     database.execute(connection, "find_load_mentors")
     ((certificates_added, certificates_changed),) = database.fetch(connection, "upsert_loaded_certificates")
+    mentors_changed = database.execute(connection, "update_loaded_mentors")
+    pauses = _next_run(connection, today=today)
     return LoadReport(
         rows=roster.rows,
         skipped=roster.skipped + sum(mentor["rows"] for mentor in roster.mentors.values() if mentor["line"] in lines),
         mentors_added=mentors_added,
-        mentors_changed=database.execute(connection, "update_loaded_mentors"),
+        mentors_changed=mentors_changed,
         certificates_added=certificates_added,
         certificates_changed=certificates_changed,
+        paused_next_run=pauses[PauseChange.OPEN],
+        brought_back_next_run=pauses[PauseChange.LIFT],
         problems=sorted([*roster.problems, *refused], key=lambda problem: problem.line),
     )
+
+
+def _next_run(connection: Connection, *, today: date) -> Counter[PauseChange | None]:
+    """Count what the rules decide about the mentors of the file whose facts have changed since their last review."""
+    ids = [mentor_id for (mentor_id,) in database.fetch(connection, "list_changed_load_mentors")]
+    pauses: Counter[PauseChange | None] = Counter()
+    for first in range(0, len(ids), reading.CHUNK_SIZE):
+        found = reading.read(connection, ids[first : first + reading.CHUNK_SIZE], lock=False)
+        pauses.update(rules.decide(mentor, today).pause for mentor in found.mentors)
+    return pauses

@@ -14,7 +14,7 @@ from tests.support.command_line import Finished
 from tests.support.facts import Facts
 
 HEADER = "organisation;member_no;full_name;email;kind;issued_on;expires_on\n"
-GOOD = "hlf;M{0};Kari {0};kari{0}@example.org;likeperson;2024-02-01;2026-02-01\n"
+GOOD = "hlf;M{0};Kari {0};kari{0}@example.org;likeperson;2024-02-01;2036-02-01\n"
 
 Load = Callable[..., Finished]
 
@@ -46,7 +46,7 @@ def test_load_names_every_problem_and_loads_the_other_mentors(load: Load, facts:
         "certjob load: line 3: issued_on: not a date such as 2026-12-31 or 31.12.2026",
         "certjob load: line 3: email: not a valid e-mail address",
         "certjob load: line 4: organisation: no such organisation; create it with `certjob organisation set`",
-        "certjob load: 2 of 3 rows were skipped; the others were loaded",
+        "certjob load: 2 of 3 rows were skipped",
     ]
     assert (result.returncode, result.stdout) == (3, "")
     assert facts.rows("SELECT member_no FROM mentors") == [("M1",)]
@@ -57,12 +57,15 @@ def test_load_json_has_the_numbers_and_the_problems(load: Load) -> None:
 
     assert json.loads(result.stdout) == {
         "outcome": "attention",
+        "dry_run": False,
         "rows": 2,
         "skipped": 1,
         "mentors_added": 1,
         "mentors_changed": 0,
         "certificates_added": 1,
         "certificates_changed": 0,
+        "paused_next_run": 0,
+        "brought_back_next_run": 0,
         "problems": [
             {
                 "line": 3,
@@ -75,13 +78,34 @@ def test_load_json_has_the_numbers_and_the_problems(load: Load) -> None:
 
 
 def test_load_warns_of_an_implausible_date_with_exit_code_0(load: Load, facts: Facts) -> None:
-    result = load(HEADER + GOOD.format(1).replace("2026", "2206"))
+    result = load(HEADER + GOOD.format(1).replace("2036", "2206"))
 
     assert result.stderr.startswith(
         "certjob load: warning: line 2: expires_on: before 1950 or more than 15 years ahead"
     )
     assert result.returncode == 0
     assert facts.rows("SELECT expires_on::text FROM certificates") == [("2206-02-01",)]
+
+
+def test_load_says_how_many_mentors_the_next_run_will_pause(load: Load, facts: Facts) -> None:
+    """82 valid certificates are moved into the past. A dry run says so before it happens."""
+    valid = [GOOD.format(number) for number in range(90)]
+    load(HEADER + "".join(valid))
+    facts.connection.execute("UPDATE mentors SET review_on = '2036-02-02'")
+    moved = "".join(line.replace("2036", "2025") if number < 82 else line for number, line in enumerate(valid))
+    ends = "SELECT count(*) FROM certificates WHERE expires_on = '2025-02-01'"
+
+    tried = load(HEADER + moved, "--dry-run")
+    assert tried.stderr.splitlines() == [
+        "certjob load: the next run will pause 82 of this file's mentors and bring back 0",
+        "certjob load: --dry-run: nothing was loaded",
+    ]
+    assert tried.stdout.splitlines() == ["rows\t90", "certificates changed\t82"]
+    assert (tried.returncode, facts.rows(ends)) == (0, [(0,)])
+
+    done = load(HEADER + moved)
+    assert done.stderr == "certjob load: the next run will pause 82 of this file's mentors and bring back 0\n"
+    assert (done.returncode, facts.rows(ends)) == (0, [(82,)])
 
 
 def test_load_reads_standard_input(load: Load, facts: Facts, environment: dict[str, str]) -> None:

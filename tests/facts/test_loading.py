@@ -1,6 +1,6 @@
 """Loading a CSV: the rows become facts, a second load changes nothing, and other sessions may be at work."""
 
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from uuid import UUID
 
 import psycopg
@@ -14,7 +14,7 @@ from certjob.facts.loading import LoadReport, load
 from certjob.facts.roster import Problem
 from tests.support.facts import TODAY, Facts
 from tests.support.loading import REQUIRED, Loader, counts, many, row
-from tests.support.nights import in_background
+from tests.support.nights import in_background, night
 from tests.support.waiting import until, waits_for_a_lock
 
 App = psycopg.Connection[tuple[object, ...]]
@@ -175,6 +175,20 @@ def test_skipped_mentor_keeps_the_contact_id_that_another_one_wants(loader: Load
 
     assert [(problem.line, problem.reason) for problem in report.problems] == [(2, TAKEN), (3, TAKEN)]
     assert [contact for _, contact in loader.found(CONTACTS)] == [*contacts]
+
+
+def test_load_counts_whom_the_next_run_pauses_and_brings_back(loader: Loader, facts: Facts) -> None:
+    """By the rules; of the mentors in the file whose facts have changed since their last review."""
+    past, future = str(TODAY - timedelta(days=1)), str(TODAY + timedelta(days=100))
+    loader.rows(*(row(f"M{n}", ends=past if n < 3 else future) for n in range(1, 6)))
+    night(facts.connection)
+    assert facts.rows("SELECT count(*) FROM mentor_pauses WHERE lifted_at IS NULL") == [(2,)]
+
+    report = loader("\n".join([REQUIRED, *(row(f"M{n}", ends=past if n > 1 else future) for n in range(1, 6))]))
+
+    assert (report.paused_next_run, report.brought_back_next_run) == (3, 1)
+    done = night(facts.connection).to_document()
+    assert (done["mentors"]["paused"], done["mentors"]["resumed"]) == (3, 1)
 
 
 def test_value_that_a_constraint_refuses_loads_nothing(loader: Loader) -> None:

@@ -110,6 +110,64 @@ def test_bad_row_is_named_by_line_and_column(changes: dict[str, str], column: st
     assert (numbers(found), found.rows, found.skipped) == (["M0", "M9"], 3, 1)
 
 
+INVISIBLE_CHARACTERS = [
+    "00ad",
+    "034f",
+    "061c",
+    "115f",
+    "17b4",
+    "180e",
+    "200b",
+    "200c",
+    "200d",
+    "200e",
+    "200f",
+    "202a",
+    "2028",
+    "2060",
+    "2061",
+    "2064",
+    "206a",
+    "2800",
+    "3164",
+    "fe0f",
+    "feff",
+    "ffa0",
+    "e0001",
+    "e0061",
+    "e0100",
+    "1d173",
+    "0009",
+    "000a",
+    "001f",
+    "007f",
+    "0085",
+]
+
+
+@pytest.mark.parametrize("column", ["member_no", "kind"])
+@pytest.mark.parametrize("code", INVISIBLE_CHARACTERS)
+def test_key_with_an_invisible_character_is_rejected(column: str, code: str) -> None:
+    """It would be another mentor or another kind, and the renewed certificate would count for no one."""
+    found = read(rows({column: f'"M{chr(int(code, 16))}1"'}))
+
+    assert [(problem.line, problem.column, problem.reason) for problem in found.problems] == [(2, column, INVISIBLE)]
+
+
+@pytest.mark.parametrize("space", ["\u00a0", "\u2003", "\u3000", "  ", " \u202f"])
+def test_every_kind_of_space_in_a_key_is_a_space(space: str) -> None:
+    found = read(rows({"member_no": f"{space}M{space}1{space}", "kind": f"like{space}person", "organisation": "HLF "}))
+
+    assert [key for key, *_ in found.certificates] == [(HLF, "M 1")]
+    assert [kind for _, kind, _ in found.certificates] == ["like person"]
+
+
+def test_key_in_composed_and_decomposed_letters_is_one_key() -> None:
+    found = read(rows({"member_no": "M\u00e5"}, {"member_no": "Ma\u030a"}))
+
+    assert numbers(found) == ["M\u00e5"]
+
+
 def test_all_problems_of_a_row_are_reported_at_once() -> None:
     found = read(rows({"member_no": "", "issued_on": "soon", "email": "kari"}))
 

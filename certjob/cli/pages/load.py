@@ -10,18 +10,22 @@ from certjob.facts.loading import LoadReport
 COMMAND = "certjob load"
 
 
-def show(output: Output, report: LoadReport, *, json: bool) -> None:
+def show(output: Output, report: LoadReport, *, json: bool, dry_run: bool) -> None:
     """Print what a load did, and what is wrong with the file."""
-    document = asdict(report)
+    document = asdict(report) | {"dry_run": dry_run}
     if json:
         plain.print_json({"outcome": "attention" if report.skipped else "ok"} | document)
-    elif output.interactive:
-        rows = [(name.replace("_", " "), f"{number:,}") for name, number in document.items() if isinstance(number, int)]
-        rows = [row for row in rows if row[1] != "0"]
+    elif output.interactive or dry_run:
+        names = ("rows", "skipped", "mentors_added", "mentors_changed", "certificates_added", "certificates_changed")
+        rows = [(name.replace("_", " "), f"{document[name]:,}") for name in names if document[name]]
         console.show_rows(output, ("What", ">Number"), rows)
     for problem in report.problems:
         say = plain.print_warning if problem.is_warning else plain.print_attention
         say(COMMAND, f"line {problem.line}: {problem.column}: {problem.reason}")
     if report.skipped:
-        others = "nothing was loaded" if report.skipped == report.rows else "the others were loaded"
-        plain.print_attention(COMMAND, f"{report.skipped:,} of {report.rows:,} rows were skipped; {others}")
+        plain.print_attention(COMMAND, f"{report.skipped:,} of {report.rows:,} rows were skipped")
+    if report.paused_next_run:
+        paused, back = report.paused_next_run, report.brought_back_next_run
+        plain.print_note(COMMAND, f"the next run will pause {paused:,} of this file's mentors and bring back {back:,}")
+    if dry_run:
+        plain.print_note(COMMAND, "--dry-run: nothing was loaded")
