@@ -158,8 +158,8 @@ def _usage(error: Exception, arguments: Sequence[str]) -> UsageError:
 def _of_the_database(error: "psycopg.Error") -> CertjobError:
     import psycopg
 
+    from certjob.database import is_lost
     from certjob.database.connection_errors import explain_late_refusal
-    from certjob.database.connections import LOST_SESSION
 
     cause = without_people(error.diag.message_primary or str(error))
     kept = "what was committed is kept, run it again"
@@ -169,12 +169,12 @@ def _of_the_database(error: "psycopg.Error") -> CertjobError:
     if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
         step = f"use the primary, or remove default_transaction_read_only. {WORKS_READ_ONLY}"
         return DatabaseUnavailableError(f"the database is read-only ({cause})", next_step=step)
-    if not isinstance(error, psycopg.OperationalError) and not (error.sqlstate or "").startswith(LOST_SESSION):
+    if not isinstance(error, psycopg.OperationalError) and not is_lost(error):
         step = f"{kept}, and if it stays so, report it"
         return DatabaseError(f"the database refused a statement: {cause}", next_step=step)
     refusal = explain_late_refusal(error) if isinstance(error, psycopg.OperationalError) else None
     if refusal is not None:
         return type(refusal)(without_people(refusal.message), next_step=refusal.next_step)
-    if (error.sqlstate or "08000").startswith(LOST_SESSION):
+    if is_lost(error):
         return DatabaseUnavailableError(f"the database went away: {cause}", next_step=kept)
     return DatabaseError(f"the database could not do it now: {cause}", next_step=kept)

@@ -42,29 +42,37 @@ class Commands(typer.Typer):
         short_help: str | None = None,
         examples: tuple[str, ...] = (),
         without: tuple[str, ...] = (),
+        starts_again: bool = False,
     ) -> Callable[[Function], Function]:
         """Register a function as Typer does, under the heading ``group`` of --help.
 
-        ``without`` names the common options that it does not have.
+        ``without`` names the common options that it does not have. With ``starts_again`` it starts again when the
+        database went away.
         """
         epilog = help_examples(*examples) if examples else None
         register = super().command(name, cls=PlainHelp, rich_help_panel=group, short_help=short_help, epilog=epilog)
 
         def add(function: Function) -> Function:
-            register(_with_common_options(function, without=without))
+            register(_with_common_options(function, without=without, starts_again=starts_again))
             return function
 
         return add
 
 
-def _with_common_options(function: Callable[..., int], *, without: tuple[str, ...]) -> Callable[..., int]:
+def _with_common_options(
+    function: Callable[..., int], *, without: tuple[str, ...], starts_again: bool
+) -> Callable[..., int]:
     common = {name: option for name, option in _COMMON.items() if name not in without}
 
     @functools.wraps(function)
     def command(context: typer.Context, **arguments: Any) -> int:
         given = {name: arguments.pop(name) for name in common}
         call = Call(command=context.command_path, stop=context.obj, **given)
-        return function(call, **arguments)
+        if not starts_again:
+            return function(call, **arguments)
+        from certjob import database
+
+        return database.start_again_when_lost(lambda: function(call, **arguments), stop=call.stop)
 
     first, *own = inspect.signature(function, eval_str=True).parameters.values()
     added = [
@@ -139,16 +147,14 @@ class Call:
         *,
         need_schema: bool = True,
         interruptible: bool = False,
-        outlasts_restarts: bool = False,
         pings: bool = False,
     ) -> Iterator[Session]:
         """Read the settings, open the database and check its schema; close everything on the way out.
 
         With ``pings`` the monitor at CERTJOB_PING_URL is told how the command ended.
         With ``interruptible`` a signal breaks the work off; without, the work looks at ``stop`` and ends in its own
-        way. With ``outlasts_restarts`` a database that goes away is waited for, between two pieces of work.
+        way.
         """
-        from certjob import database
         from certjob.cli.terminal.output import Output
         from certjob.database import embedded
         from certjob.settings import load_settings
@@ -163,18 +169,16 @@ class Call:
         with (
             embedded.database_url(settings.database_url.get_secret_value()) as url,
             _open(url, settings, need_schema=need_schema, stop=stop) as connection,
+            stop.interruptible() if interruptible else nullcontext(),
         ):
-            if outlasts_restarts:
-                database.outlast_restarts(connection, stop=stop)
-            with stop.interruptible() if interruptible else nullcontext():
-                yield Session(
-                    settings=settings,
-                    connection=connection,
-                    output=Output(quiet=self.quiet, stop=stop),
-                    stop=stop,
-                    run_id=run_id,
-                    ping_body=ping_body,
-                )
+            yield Session(
+                settings=settings,
+                connection=connection,
+                output=Output(quiet=self.quiet, stop=stop),
+                stop=stop,
+                run_id=run_id,
+                ping_body=ping_body,
+            )
 
 
 @contextmanager
@@ -186,8 +190,6 @@ def _open(url: str, settings: "Settings", *, need_schema: bool, stop: "StopFlag"
     with stop.interruptible():
         connection = database.connect(url)
     with connection:
-        if need_schema:  # a migration may take its time
-            database.hang_up_when_silent(connection)
         with stop.interruptible():
             server = connection.info.parameter_status("server_version")
             if need_schema:

@@ -1,18 +1,13 @@
-"""PostgreSQL: connections that outlast a restart, transactions, statements by name, the schema."""
+"""PostgreSQL: connections, transactions, statements by name, the schema."""
 
 from certjob.database.clocks import read_clocks
 from certjob.database.connections import (
     CONTENTION,
-    NO_ANSWER,
-    RUN_AGAIN,
     Connection,
     connect,
     connect_again,
-    hang_up,
-    hang_up_when_silent,
-    is_gone,
-    outlast_restarts,
-    repeated,
+    is_lost,
+    start_again_when_lost,
 )
 from certjob.database.statements import (
     all_statements,
@@ -29,8 +24,6 @@ from certjob.database.statements import (
 
 __all__ = [
     "CONTENTION",
-    "NO_ANSWER",
-    "RUN_AGAIN",
     "Connection",
     "all_statements",
     "clock",
@@ -39,15 +32,12 @@ __all__ = [
     "execute",
     "fetch",
     "fetch_value",
-    "hang_up",
-    "hang_up_when_silent",
-    "is_gone",
-    "outlast_restarts",
+    "is_lost",
     "persist",
     "query",
     "read_clocks",
     "read_only_snapshot",
-    "repeated",
     "sql_directory",
+    "start_again_when_lost",
     "transaction",
 ]

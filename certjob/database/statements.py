@@ -1,7 +1,4 @@
-"""Transactions, and the statements of ``sql/queries`` by their names.
-
-A single statement outside a transaction is repeated when the server was restarted meanwhile; see ``connections``.
-"""
+"""Transactions, and the statements of ``sql/queries`` by their names."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +12,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import RowFactory, class_row, scalar_row, tuple_row
 
-from certjob.database.connections import CONTENTION, Connection, repeated
+from certjob.database.connections import CONTENTION, Connection
 
 Row = TypeVar("Row")
 Result = TypeVar("Result")
@@ -135,13 +132,9 @@ def _run(
 
     Outside any transaction it gets one of its own: only in a transaction do certjob's settings hold.
     """
-
-    def run() -> Result:
-        alone = connection.info.transaction_status is TransactionStatus.IDLE
-        with transaction(connection) if alone else nullcontext(), connection.cursor(row_factory=row_factory) as cursor:
-            return take(cursor.execute(query(name), parameters))
-
-    return repeated(connection, run)
+    alone = connection.info.transaction_status is TransactionStatus.IDLE
+    with transaction(connection) if alone else nullcontext(), connection.cursor(row_factory=row_factory) as cursor:
+        return take(cursor.execute(query(name), parameters))
 
 
 def execute(connection: Connection, name: str, parameters: Mapping[str, object] | None = None) -> int:
@@ -196,10 +189,7 @@ def persist(
     lock_timeout_ms: int | None = None,
     tries: int = _WRITE_TRIES,
 ) -> Result:
-    """Run ``write`` in a transaction, and again when another session's locks are in its way: that one ends.
-
-    Again, too, when the server was restarted meanwhile: what was delivered must not be forgotten, and done twice.
-    """
+    """Run ``write`` in a transaction, and again when another session's locks are in its way: that one ends."""
 
     def write_once() -> Result:
         with transaction(connection, lock_timeout_ms=lock_timeout_ms or _WRITE_LOCK_TIMEOUT_MS):
@@ -207,5 +197,5 @@ def persist(
 
     for _ in range(tries - 1):
         with suppress(*CONTENTION):
-            return repeated(connection, write_once)
-    return repeated(connection, write_once)
+            return write_once()
+    return write_once()

@@ -12,7 +12,7 @@ from uuid import UUID
 
 import psycopg
 
-from certjob.database import CONTENTION, Connection
+from certjob.database import CONTENTION, Connection, is_lost
 from certjob.errors import DatabaseUnavailableError, StageEnd, StoppedBySignalError
 from certjob.jobs.report import RunReport
 from certjob.mail.digests import DigestMail, queue_digests
@@ -142,7 +142,7 @@ class Deliveries:
             self._stop.check()
         except Exception as error:
             self._stop.check()
-            if self._connection.closed:
+            if is_lost(error):
                 raise
             if isinstance(error, CONTENTION):
                 ended = StageStop(stage=name, code=StageEnd.LOCKED, reason=_LOCKED)

@@ -5,6 +5,7 @@ What differs between reminders and digests: their statements, and the draft.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import date
 from functools import partial
@@ -15,7 +16,7 @@ import psycopg
 from certjob import database
 from certjob.database import persist
 from certjob.domain.addresses import parse_address
-from certjob.errors import Cause, NotifyError
+from certjob.errors import Cause, DatabaseUnavailableError, NotifyError
 from certjob.mail.message import OutgoingMessage
 from certjob.outbox.claims import RELEASED, Answer, Item, Lease, Outbox, Settlement
 
@@ -90,8 +91,8 @@ class MailQueue(ABC, Generic[Item]):
         try:
             return self._outbox.settle(item, settlement)
         except psycopg.Error as error:
-            if database.is_gone(self._connection, error):
-                with database.connect_again(self._connection) as fresh:
+            if database.is_lost(error):
+                with suppress(DatabaseUnavailableError), database.connect_again(self._connection) as fresh:
                     self._outbox.over(fresh).settle(item, settlement)
             raise
 

@@ -116,7 +116,7 @@ class Outbox(Generic[Item]):
         row may have changed while the first one waited for it. When none can be claimed any more, it looks again.
         """
         for _ in range(_CLAIM_TRIES):
-            items, lease = database.repeated(self._connection, lambda: self._claim(lock, parameters))
+            items, lease = self._claim(lock, parameters)
             if items is None or items:
                 break
         return items or [], lease

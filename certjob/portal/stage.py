@@ -9,6 +9,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import psycopg
+
+from certjob.database import is_lost
 from certjob.errors import PortalCallError, PortalStageError, StageEnd
 from certjob.outbox.calls import Calls
 from certjob.outbox.claims import StageStop
@@ -61,6 +64,9 @@ class PortalStage:
         self._ended: StageStop | None = None
         """Why nothing more is begun."""
         self._crash: BaseException | None = None
+        """Why nothing more is begun and ``run`` raises, once the calls under way have ended."""
+        self._unsettled: list[Push] = []
+        """Pushes that ended after the database went away."""
 
     def run(self, *, deadline_seconds: float) -> StageStop | None:
         """Deliver; return why the stage ended early, or None: nothing is left to do.
@@ -77,6 +83,8 @@ class PortalStage:
                         self._land(task)
                 else:
                     self._stop.sleep(self._begin_at - time.monotonic())
+        if self._unsettled:
+            self._service.settle_again(self._unsettled, self._counts)
         self._stop.check()
         if self._crash is not None:
             raise self._crash
@@ -89,7 +97,11 @@ class PortalStage:
             return False
         if time.monotonic() < self._begin_at:
             return True
-        claimed = self._service.claim(free)
+        try:
+            claimed = self._service.claim(free)
+        except psycopg.Error as error:
+            self._crash = error
+            return False
         is_over = time.monotonic() >= self._deadline_at
         for event, lease in claimed:
             if is_over or self._stop.is_set():
@@ -107,7 +119,12 @@ class PortalStage:
             self._settle(task.result())
 
     def _settle(self, push: Push) -> None:
-        self._service.settle(push, self._counts)
+        try:
+            self._service.settle(push, self._counts)
+        except psycopg.Error as error:
+            self._crash = self._crash or error
+            self._unsettled += [push] if is_lost(error) else []
+            return
         if self._on_progress is not None:
             self._on_progress(self._counts.delivered + self._counts.failed)
         self._begin_at = max(self._begin_at, time.monotonic() + push.asked_seconds)

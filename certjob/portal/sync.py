@@ -6,12 +6,13 @@ portal), or open and visible as an alert.
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from uuid import UUID
 
 from certjob import database
 from certjob.database import persist
-from certjob.errors import StageEnd
+from certjob.errors import DatabaseUnavailableError, StageEnd
 from certjob.outbox.claims import Answer, Lease, Outbox, Settlement
 from certjob.outbox.retry import seconds_to_next_round
 from certjob.portal.push import PortalEvent, Push, PushOutcome
@@ -120,6 +121,16 @@ class PortalSyncService:
         if logger.isEnabledFor(logging.DEBUG):
             _log(push, answer)
         return answer
+
+    def settle_again(self, pushes: Sequence[Push], counts: PortalCounts) -> None:
+        """Settle pushes that ended after the database went away, over one new connection.
+
+        Without it they keep their leases, and are pushed again after that.
+        """
+        with suppress(DatabaseUnavailableError), database.connect_again(self._connection) as fresh:
+            service = PortalSyncService(fresh, run_id=self._run_id)
+            for push in pushes:
+                service.settle(push, counts)
 
     def record_stage_end(
         self,

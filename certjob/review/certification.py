@@ -143,7 +143,7 @@ class CertificationManagementService:
         give_up_at = time.monotonic() + WAIT_FOR_LOCKS_SECONDS
         while True:
             try:
-                self._count(database.repeated(self._connection, lock_and_review))
+                self._count(lock_and_review())
             except (*CONTENTION, *_BROKEN_DATA) as error:
                 if keys:
                     break
@@ -167,7 +167,7 @@ class CertificationManagementService:
                 return self._review_locked([mentor_id for (mentor_id,) in locked])
 
         try:
-            self._count(database.repeated(self._connection, lock_and_review))
+            self._count(lock_and_review())
         except CONTENTION:
             return  # it stays due: a later pass finds it, or the run names it as skipped
         except _BROKEN_DATA as error:

@@ -39,7 +39,7 @@ def alerts(
     from certjob.reports import alerts as alerts_views
 
     report = None
-    with call.session(interruptible=not retry_all, outlasts_restarts=retry_all) as opened:
+    with call.session(interruptible=not retry_all) as opened:
         if retry_all:
             report = _retry_all(opened)
         found = alerts_views.read_alerts(opened.connection, today=opened.settings.today)

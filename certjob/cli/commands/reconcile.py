@@ -16,6 +16,7 @@ app = Commands()
 
 @app.command(
     group=EVERY_NIGHT,
+    starts_again=True,
     short_help="Read what the portal shows and push what differs.",
     examples=(
         "certjob reconcile --dry-run",
@@ -55,7 +56,7 @@ def reconcile(
     if accept is not None and (dry_run or allow_mass_change):
         message = "--accept reads nothing and shows nobody"
         raise UsageError(message, next_step="give it without --dry-run and --allow-mass-change")
-    with call.session(outlasts_restarts=not dry_run) as opened:
+    with call.session() as opened:
         if accept is not None:
             return _accept(opened, accept, because=because or "", json=call.json)
         with opened.output.progress() as progress:

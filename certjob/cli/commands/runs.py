@@ -41,6 +41,7 @@ AllowMassChange = Annotated[bool, typer.Option("--allow-mass-change", help="Appl
 
 @app.command(
     group=EVERY_NIGHT,
+    starts_again=True,
     short_help="The nightly run: certificates, pauses, portal, mail.",
     examples=("certjob run --dry-run", "certjob run --dry-run --as-of 2027-01-31 --organisation hlf"),
 )
@@ -68,7 +69,6 @@ def run(
         raise UsageError(message, next_step="add it, or leave --as-of out: a real run is for today")
     with call.session(
         interruptible=dry_run,
-        outlasts_restarts=not dry_run,
         pings=not dry_run and organisation is None,  # one organisation's is no night: it would hide that none ran
     ) as opened:
         options = nightly.NightOptions(
@@ -95,6 +95,7 @@ def run(
 
 @app.command(
     group=EVERY_NIGHT,
+    starts_again=True,
     short_help="Deliver what is queued and due.",
     examples=("certjob deliver",),
 )
@@ -109,7 +110,7 @@ def deliver(
     """
     from certjob.jobs import nightly
 
-    with call.session(outlasts_restarts=True) as opened:
+    with call.session() as opened:
         delivery = delivery_from(opened.settings)
         with opened.output.progress() as progress:
             report = nightly.deliver(
