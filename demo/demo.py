@@ -42,10 +42,11 @@ class Portal(BaseHTTPRequestHandler):
         if Portal.is_down:
             return self.send(502, {"error": {"code": "dynamics_unavailable", "message": "Dynamics does not answer"}})
         (Portal.visible.add if wish["visible"] else Portal.visible.discard)(wish["contact_id"])
-        return self.send(200, wish)
+        return self.send(200, wish | {"visible_until": None, "dates": False})
 
     def do_GET(self) -> None:
-        self.send(200, {"visible": sorted(Portal.visible), "next": None})
+        contacts = [{"contact_id": each, "visible_until": None} for each in sorted(Portal.visible)]
+        self.send(200, {"contacts": contacts, "next": None, "dates": False})
 
     def send(self, status: int, document: dict[str, Any]) -> None:
         self.send_response(status)

@@ -14,6 +14,7 @@ from certjob.outbox.claims import StageStop
 from certjob.outbox.open_work import read_open_work
 from certjob.portal import comparison
 from certjob.portal.comparison import Comparison, Reading
+from certjob.portal.hlf_dynamics import VisiblePage
 from certjob.review.days import refuse_wrong_day
 from certjob.review.held import store_portal_holds
 from certjob.stopping import StopFlag
@@ -78,14 +79,14 @@ def _read(
         raise ConfigurationError(message)
     read_at = database.clock(connection)
     advance = progress.phase("Reading the portal")
-    pages: list[list[UUID]] = []
+    pages: list[VisiblePage] = []
 
     async def read() -> None:
         async with make_portal() as portal:
             async for page in portal.read_visible_contacts(policy=delivery.policy):
                 stop.check()
                 pages.append(page)
-                advance(sum(map(len, pages)))
+                advance(sum(len(each.visible_until) for each in pages))
 
     try:
         with Calls(stop) as calls:
@@ -95,5 +96,5 @@ def _read(
         reason = f"{error}; the portal was not read to its end, nothing was compared and nothing changed"
         report.stopped.append(StageStop(stage="portal", code=StageEnd.NOT_READ, reason=reason))
         return None
-    visible = sorted({contact_id for page in pages for contact_id in page})
+    visible = sorted({contact_id for page in pages for contact_id in page.visible_until})
     return Reading(read_at=read_at, pages=len(pages), visible=visible)

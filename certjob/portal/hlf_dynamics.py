@@ -1,7 +1,8 @@
 """The client of the portal's Edge Function: set who is visible, read who is, and what the outcome of a call means.
 
     outcome                                                                     raised
-    200 with the contract's JSON, both values echoed                            nothing
+    200 with the contract's JSON and the values that were sent                  nothing
+    200 of an older function, without `dates`                                   PortalStageError
     4xx with our error envelope and a code about this contact                   PermanentPortalError
     401, 403, 405, 413; any 3xx; code misconfigured; other 4xx without
       our envelope (a failed deploy answers 404 to everything)                  PortalStageError
@@ -21,13 +22,14 @@ A page of what is visible has the same outcomes, and nothing of it is unknown: r
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
 from http import HTTPStatus
 from typing import Annotated, Final, Literal, Self, TypeVar
 from uuid import UUID
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
 
 from certjob import __version__
 from certjob.errors import (
@@ -64,7 +66,7 @@ LONGEST_TEXT: Final = 200
 """Characters of somebody else's text that an error carries."""
 
 LONGEST_PAGE_BYTES: Final = 1_000_000
-"""A page of 5,000 contacts is about 200 kB."""
+"""A page of 5,000 contacts is about 450 kB."""
 MOST_PAGES: Final = 2000
 """Ten million contacts; a list that goes on after that has no end."""
 
@@ -74,20 +76,46 @@ class _Success(BaseModel):
 
     model_config = ConfigDict(strict=True)
     error: None = None
-
-
-class _Ready(_Success):
-    ok: Literal[True]
+    dates: bool
+    """Whether the portal has a column for the last visible day."""
 
 
 class _Confirmed(_Success):
     contact_id: str
     visible: bool
+    visible_until: date | None
+
+
+class _Contact(BaseModel):
+    contact_id: UUID
+    visible_until: date | None
 
 
 class _Page(_Success):
-    visible: list[UUID]
+    contacts: list[_Contact]
     next: Annotated[str, Field(min_length=1, max_length=4096)] | None
+
+
+class _Old(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class _OldReady(_Old):
+    ok: Literal[True]
+
+
+class _OldConfirmed(_Old):
+    contact_id: str
+    visible: bool
+
+
+class _OldPage(_Old):
+    visible: list[UUID]
+    next: str | None
+
+
+class _Outdated(RootModel[_OldReady | _OldConfirmed | _OldPage]):
+    """A success of a function that does not know the last visible day."""
 
 
 class _Error(BaseModel):
@@ -102,6 +130,16 @@ class _Envelope(BaseModel):
 
 
 Form = TypeVar("Form", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisiblePage:
+    """One page of the contacts that the portal shows."""
+
+    visible_until: Mapping[UUID, date | None]
+    """The last visible day of each contact; None if the column is empty or does not exist."""
+    dates: bool
+    """Whether the portal has a column for the day, and hides a contact after it."""
 
 
 class HLFDynamicsSyncService:
@@ -122,8 +160,12 @@ class HLFDynamicsSyncService:
         """The longest that one call takes, from the name lookup to the last byte of the answer."""
         self._client = HttpClient()
 
-    async def update_portal_visibility(self, contact_id: UUID, *, visible: bool, idempotency_key: str) -> None:
-        """Make the contact visible or hidden; return once the portal has confirmed it. Makes exactly one call.
+    async def update_portal_visibility(
+        self, contact_id: UUID, *, visible: bool, visible_until: date | None, idempotency_key: str
+    ) -> None:
+        """Make the contact visible until a day, or hidden (None); return once the portal has confirmed it.
+
+        Makes exactly one call.
 
         Raises PermanentPortalError, PortalStageError or TransientPortalError, as drawn at the top of the module; the
         function may have done it even so, if the answer was lost.
@@ -131,14 +173,25 @@ class HLFDynamicsSyncService:
         answer = await self._call(
             "POST",
             headers={"Idempotency-Key": idempotency_key},
-            json={"contact_id": str(contact_id), "visible": visible},
+            json={
+                "contact_id": str(contact_id),
+                "visible": visible,
+                "visible_until": visible_until and visible_until.isoformat(),
+            },
         )
-        echoed = _success(answer, _Confirmed)
+        stored = _success(answer, _Confirmed)
         # A UUID's letters may be in either case (RFC 9562, 4).
-        if echoed is None or (echoed.contact_id.lower(), echoed.visible) != (str(contact_id), visible):
+        if stored is None or stored.contact_id.lower() != str(contact_id):
             raise self._error_for(answer)
+        if stored.visible != visible or (stored.dates and stored.visible_until != visible_until):
+            message = "the portal stored another value than the one that was sent"
+            raise TransientPortalError(
+                message,
+                status=answer.status_code,
+                correlation_id=self._correlation_id(answer),
+            )
 
-    async def read_visible_contacts(self, *, policy: RetryPolicy) -> AsyncIterator[list[UUID]]:
+    async def read_visible_contacts(self, *, policy: RetryPolicy) -> AsyncIterator[VisiblePage]:
         """Yield the contacts that the portal shows, a page at a time; after the last page these are all.
 
         Each page has its own deadline and the policy's tries. Raises as ``update_portal_visibility`` does; then what
@@ -147,9 +200,8 @@ class HLFDynamicsSyncService:
         cursors: set[str] = set()
         cursor: str | None = None
         while True:
-            page = await policy.call(lambda after=cursor: self._read_page(after))  # type: ignore[misc]
-            yield page.visible
-            cursor = page.next
+            page, cursor = await policy.call(lambda after=cursor: self._read_page(after))  # type: ignore[misc]
+            yield page
             if cursor is None:
                 return
             if cursor in cursors or len(cursors) == MOST_PAGES:
@@ -157,20 +209,20 @@ class HLFDynamicsSyncService:
                 raise PortalStageError(message)
             cursors.add(cursor)
 
-    async def read_first_page(self) -> list[UUID]:
+    async def read_first_page(self) -> VisiblePage:
         """Return the first contacts that the portal shows: whether the function can list at all."""
-        return (await self._read_page(None)).visible
+        page, _ = await self._read_page(None)
+        return page
 
-    async def _read_page(self, after: str | None) -> _Page:
+    async def _read_page(self, after: str | None) -> tuple[VisiblePage, str | None]:
+        """Return a page, and the cursor of the next one."""
         query = {"visible": "true"} | ({} if after is None else {"after": after})
         answer = await self._call("GET", query=query, max_body_bytes=LONGEST_PAGE_BYTES)
-        if _success(answer, _Ready):  # it knows no query
-            message = "the portal's function is too old to list contacts"
-            raise PortalStageError(message, next_step="deploy it again (docs/edge-function.md)")
         page = _success(answer, _Page)
         if page is None:
             raise self._error_for(answer)
-        return page
+        days = {contact.contact_id: contact.visible_until for contact in page.contacts}
+        return VisiblePage(visible_until=days, dates=page.dates), page.next
 
     async def _call(
         self,
@@ -212,7 +264,7 @@ class HLFDynamicsSyncService:
             code=Cause.CONTACT_NOT_FOUND if code == Cause.CONTACT_NOT_FOUND and kind is PermanentPortalError else None,
             status=status,
             retry_after_seconds=asked if issubclass(kind, TransientPortalError) else None,
-            correlation_id=self._printable(answer.headers.get("X-Correlation-Id", "")) or None,
+            correlation_id=self._correlation_id(answer),
         )
 
     def _explain(self, error: httpx.TransportError) -> str:
@@ -227,6 +279,9 @@ class HLFDynamicsSyncService:
         )
         said = self._printable(str(error))  # nothing, where the connection was reset
         return f"{what}: {said}" if said else what
+
+    def _correlation_id(self, answer: HttpAnswer) -> str | None:
+        return self._printable(answer.headers.get("X-Correlation-Id", "")) or None
 
     def _printable(self, text: str) -> str:
         return foreign_line(text, secrets=[self._key], longest=LONGEST_TEXT)
@@ -267,7 +322,14 @@ def _judge(status: int, code: str | None) -> tuple[type[PortalCallError], str, s
 
 
 def _success(answer: HttpAnswer, form: type[Form]) -> Form | None:
-    return _parse(answer, form) if answer.status_code == 200 else None
+    """Return a 200 in this form, None for anything else. Raises PortalStageError for an older function."""
+    if answer.status_code != 200:
+        return None
+    success = _parse(answer, form)
+    if success is None and _parse(answer, _Outdated):
+        message = "the portal's function is too old for this certjob"
+        raise PortalStageError(message, next_step="deploy it again (docs/edge-function.md)")
+    return success
 
 
 def _parse(answer: HttpAnswer, form: type[Form]) -> Form | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass
+from datetime import date
 from enum import Enum
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -31,6 +32,8 @@ class PortalEvent(ClaimedRow):
     mentor_id: UUID
     member_no: str
     visible: bool
+    visible_until: date | None
+    """The last visible day; None for a hide."""
     version: int
     contact_id: UUID | None
 
@@ -115,7 +118,10 @@ async def push_once(
             raise errors[-1]
         try:
             await portal.update_portal_visibility(
-                event.contact_id, visible=event.visible, idempotency_key=event.idempotency_key
+                event.contact_id,
+                visible=event.visible,
+                visible_until=event.visible_until,
+                idempotency_key=event.idempotency_key,
             )
         except PortalCallError as failed:
             errors.append(failed)

@@ -24,9 +24,9 @@ async def work(database_url: str, portal_url: str, number: int, concurrency: int
         @app.task(name="push")  # type: ignore[untyped-decorator, unused-ignore]
         async def push(*, contact_id: str, visible: bool) -> None:
             headers = {"Authorization": "Bearer key", "Idempotency-Key": contact_id}
-            wanted = {"contact_id": contact_id, "visible": visible}
+            wanted = {"contact_id": contact_id, "visible": visible, "visible_until": None}
             answer = await client.post(portal_url, json=wanted, headers=headers)
-            if answer.json() != wanted:
+            if answer.json() != wanted | {"dates": False}:
                 raise ValueError(answer.text)
 
         async with app.open_async():

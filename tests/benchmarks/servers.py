@@ -27,8 +27,11 @@ async def portal(reader: StreamReader, writer: StreamWriter, *, delay_ms: str, f
             after = re.search(rb"after=(\d+)", head)
             start = int(after[1]) if after else 0
             is_last = start + PAGE >= len(visible)
-            page = {"visible": visible[start : start + PAGE], "next": None if is_last else str(start + PAGE)}
+            contacts = [{"contact_id": each, "visible_until": None} for each in visible[start : start + PAGE]]
+            page = {"contacts": contacts, "next": None if is_last else str(start + PAGE), "dates": False}
             answer = json.dumps(page).encode()
+        else:
+            answer = json.dumps(json.loads(answer) | {"visible_until": None, "dates": False}).encode()
         await asyncio.sleep(float(delay_ms) / 1000)
         fields = b"content-type: application/json\r\ncontent-length: %d" % len(answer)
         writer.write(b"HTTP/1.1 200 OK\r\n%b\r\n\r\n%b" % (fields, answer))

@@ -335,7 +335,8 @@ def test_what_is_decided_meanwhile_is_left_alone(scene: Scene) -> None:
     def read_then_night(exchange: Exchange) -> None:
         scene.other.execute("UPDATE certificates SET expires_on = %s", (YESTERDAY,))
         scene.night(scene.portal, connection=scene.other)
-        answer(200, {"visible": sorted(map(str, contacts)), "next": None})(exchange)
+        shown = [{"contact_id": str(each), "visible_until": None} for each in sorted(contacts)]
+        answer(200, {"contacts": shown, "next": None, "dates": False})(exchange)
 
     scene.portal.then(read_then_night)
     assert (differences(scene), len(pushes(scene))) == ({}, 2)

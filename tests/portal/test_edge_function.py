@@ -17,7 +17,7 @@ from deno import find_deno_bin
 from tests.support.command_line import Finished, run_in_process
 from tests.support.edge_function import FUNCTION, OFFLINE, EdgeFunction, deno_environment
 from tests.support.facts import Facts
-from tests.support.fake_dynamics import PERSON, FakeDynamics, refusal
+from tests.support.fake_dynamics import DAY_FIELD, PERSON, FakeDynamics, refusal
 
 KEY = "planted-sync-key-7-of-thirty-two-letters"
 NEW_KEY = "planted-new-key-8-of-thirty-two-letters"
@@ -138,6 +138,32 @@ def test_a_wrong_setting_stops_the_stage_and_blocks_nobody(
     certjob("run", CERTJOB_PORTAL_KEY=NEW_KEY)
     assert dynamics.contacts == dict.fromkeys(expired, False)
     assert facts.rows(FAILURES) == []
+
+
+def test_a_push_carries_the_last_visible_day_to_dynamics(
+    certjob: Run, function: EdgeFunction, dynamics: FakeDynamics, facts: Facts
+) -> None:
+    """With the date column, `certjob check` says that the portal can hide on time; a wrong column stops the stage."""
+    right, contact_id = dict(function.settings), uuid4()
+    next_year = datetime.now(UTC).date() + timedelta(days=300)
+    mentor_id = facts.certified_mentor(facts.organisation(), next_year, contact_id=contact_id, member_no="M1")
+    facts.pause(mentor_id)
+    dynamics.contacts, dynamics.days = {contact_id: True}, {contact_id: "2026-01-01"}
+    function.restart(right | {"DYNAMICS_VISIBLE_UNTIL_FIELD": DAY_FIELD})
+    hiding = [
+        each for each in json.loads(certjob("check", "--json", code=3).stdout)["checks"] if "hid" in each["check"]
+    ]
+
+    certjob("run")
+    assert (dynamics.contacts, dynamics.days) == ({contact_id: False}, {contact_id: None})
+    facts.connection.execute("UPDATE mentor_pauses SET lifted_at = now(), lifted_by = 'coordinator'")
+    certjob("run")
+
+    assert "can hide them without certjob" in hiding[0]["message"]
+    assert dynamics.contacts == {contact_id: True}
+    assert dynamics.days[contact_id] is not None
+    function.restart(right | {"DYNAMICS_VISIBLE_UNTIL_FIELD": "hlf_other"})
+    assert "DYNAMICS_VISIBLE_UNTIL_FIELD" in certjob("resync", "M1", code=3).stderr
 
 
 def test_what_goes_wrong_with_one_contact_holds_up_nobody_else_and_betrays_nobody(

@@ -8,6 +8,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from datetime import date
 from uuid import UUID, uuid4
 
 import pytest
@@ -22,7 +23,7 @@ from certjob.errors import (
     TransientPortalError,
 )
 from certjob.portal import hlf_dynamics
-from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
+from certjob.portal.hlf_dynamics import HLFDynamicsSyncService, VisiblePage
 from tests.support.channels import Blocking
 from tests.support.nights import quick_policy
 from tests.support.portal_answers import Behaviour, answer, cut, drip, error, hang, html, ok, raw, reset
@@ -30,7 +31,10 @@ from tests.support.portal_server import PortalServer
 
 CONTACT = "0b6c4f3e-9d1a-4c57-8f2e-a1b2c3d4e5f6"
 CONTACT_ID = UUID(CONTACT)
-ECHO = json.dumps({"contact_id": CONTACT, "visible": False}).encode()
+UNTIL = date(2027, 3, 10)
+HIDDEN: dict[str, object] = {"contact_id": CONTACT, "visible": False, "visible_until": None, "dates": True}
+SHOWN = HIDDEN | {"visible": True, "visible_until": "2027-03-10"}
+ECHO = json.dumps(HIDDEN).encode()
 OTHER = "11111111-2222-3333-4444-555555555555"
 ONE_TRY = quick_policy(max_attempts=1)
 SEVERAL_TRIES = dataclasses.replace(quick_policy(), deadline_seconds=20)
@@ -43,12 +47,9 @@ def service(portal: PortalServer) -> Iterator[Blocking]:
         yield service
 
 
-def echo(contact_id: str, visible: object) -> Behaviour:
-    return answer(200, {"contact_id": contact_id, "visible": visible})
-
-
 def push(service: Blocking, *, visible: bool = False) -> None:
-    service.update_portal_visibility(CONTACT_ID, visible=visible, idempotency_key="4711-2")
+    visible_until = UNTIL if visible else None
+    service.update_portal_visibility(CONTACT_ID, visible=visible, visible_until=visible_until, idempotency_key="4711-2")
 
 
 def failure(service: Blocking, *, reading: bool = False) -> PortalCallError:
@@ -66,14 +67,50 @@ def test_a_push_is_one_post_as_the_contract_says(visible: bool, portal: PortalSe
     expected = {"authorization": f"Bearer {portal.key}", "idempotency-key": "4711-2"}
     expected |= {"content-type": "application/json", "user-agent": f"certjob/{__version__}"}
     assert expected.items() <= dict(request.headers).items()
-    assert request.json == {"contact_id": CONTACT, "visible": visible}
+    day = "2027-03-10" if visible else None
+    assert request.json == {"contact_id": CONTACT, "visible": visible, "visible_until": day}
     assert portal.visible == {CONTACT_ID: visible}
 
 
+@pytest.mark.parametrize("dates", [True, False])
+def test_push_needs_the_stored_day_only_if_the_portal_has_dates(
+    dates: bool, portal: PortalServer, service: Blocking
+) -> None:
+    """A portal without the column answers null."""
+    portal.then(answer(200, SHOWN | {"visible_until": None, "dates": dates}))
+
+    if dates:
+        with pytest.raises(TransientPortalError, match="stored another value"):
+            push(service, visible=True)
+    else:
+        push(service, visible=True)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{"contact_id": CONTACT, "visible": False}, {"visible": [CONTACT], "next": None}, {"ok": True}],
+    ids=["push", "page", "ready"],
+)
+def test_outdated_function_ends_the_stage_with_the_next_step(
+    content: object, portal: PortalServer, service: Blocking
+) -> None:
+    """An answer without `dates` comes from a function that does not know the last visible day."""
+    portal.default = answer(200, content)
+
+    for reading in (False, True):
+        raised = failure(service, reading=reading)
+
+        assert isinstance(raised, PortalStageError)
+        assert (raised.message, raised.next_step) == (
+            "the portal's function is too old for this certjob",
+            "deploy it again (docs/edge-function.md)",
+        )
+
+
 MAY_BE_DONE: dict[str, Behaviour] = {
-    "other value echoed": echo(CONTACT, True),
-    "0 for false": echo(CONTACT, 0),
-    "other contact echoed": echo(OTHER, False),
+    "0 for false": answer(200, HIDDEN | {"visible": 0}),
+    "other contact": answer(200, HIDDEN | {"contact_id": OTHER}),
+    "a day that is none": answer(200, SHOWN | {"visible_until": "2027-02-30"}),
     "invalid JSON": answer(200, b'{"contact_id": '),
     "an echo and an error": answer(200, ECHO[:-1] + b', "error": {"code": "x"}}'),
     "too long": answer(200, ECHO[:-1] + b" " * 100_000 + b"}"),
@@ -88,6 +125,8 @@ MAY_BE_DONE: dict[str, Behaviour] = {
     "no HTTP": raw(b"220 mail.example ESMTP\r\n"),
 }
 NOT_DONE = {
+    "other value stored": answer(200, SHOWN),
+    "other day stored": answer(200, HIDDEN | {"visible_until": "2027-03-10"}),
     "408 with a contact's code": error(408, "contact_not_found"),
     "425": html(425),
     "429": error(429, "throttled"),
@@ -204,6 +243,17 @@ def test_what_http_cannot_carry_is_a_wrong_setting() -> None:
         HLFDynamicsSyncService("https://portal.example:port/", "planted-key")
 
 
+def page(*shown: str, **others: object) -> dict[str, object]:
+    """Return the document of a page."""
+    contacts = [{"contact_id": each, "visible_until": None} for each in shown]
+    return {"contacts": contacts, "next": None, "dates": True} | others
+
+
+def contacts(pages: list[VisiblePage]) -> list[list[UUID]]:
+    """Return the contacts of each page."""
+    return [[*page.visible_until] for page in pages]
+
+
 class TestReading:
     """What the portal shows: seven contacts in pages of three; another one is hidden."""
 
@@ -218,23 +268,38 @@ class TestReading:
         self, portal: PortalServer, service: Blocking, shown: list[UUID]
     ) -> None:
         """Page by page, with the key and the cursor of the page before; an empty page is a page, 5,000 are one."""
-        assert service.read_visible_contacts(policy=ONE_TRY) == [shown[:3], shown[3:6], shown[6:]]
+        assert contacts(service.read_visible_contacts(policy=ONE_TRY)) == [shown[:3], shown[3:6], shown[6:]]
 
         assert [request.method for request in portal.requests] == ["GET"] * 3
         paths = [request.path.removeprefix("/functions/v1/hlf-dynamics-sync") for request in portal.requests]
         assert paths[:2] == ["?region=eu&visible=true", f"?region=eu&visible=true&after={shown[2].hex}"]
         many = [uuid4() for _ in range(5000)]
-        portal.then(answer(200, {"visible": [str(each).upper() for each in many], "next": None}))
-        assert service.read_visible_contacts(policy=ONE_TRY) == [many]
+        portal.then(answer(200, page(*(str(each).upper() for each in many))))
+        assert contacts(service.read_visible_contacts(policy=ONE_TRY)) == [many]
         portal.visible.clear()
-        assert service.read_visible_contacts(policy=ONE_TRY) == [[]]
+        assert contacts(service.read_visible_contacts(policy=ONE_TRY)) == [[]]
+
+    def test_pages_have_the_day_of_each_contact(
+        self, portal: PortalServer, service: Blocking, shown: list[UUID]
+    ) -> None:
+        """None where the column is empty; without the column there are no days at all."""
+        portal.until = {shown[0]: "2027-03-10", shown[6]: "2099-12-31"}
+
+        pages = service.read_visible_contacts(policy=ONE_TRY)
+
+        assert [each.dates for each in pages] == [True] * 3
+        assert pages[0].visible_until == {shown[0]: UNTIL, shown[1]: None, shown[2]: None}
+        assert pages[2].visible_until == {shown[6]: date(2099, 12, 31)}
+        portal.until = None
+        first, *_ = service.read_visible_contacts(policy=ONE_TRY)
+        assert (first.dates, set(first.visible_until.values())) == (False, {None})
 
     def test_a_page_that_fails_once_is_read_again_and_one_that_fails_for_good_ends_it(
         self, portal: PortalServer, service: Blocking, shown: list[UUID]
     ) -> None:
         """Nothing is lost and nothing read twice; what was read until a failure is no answer."""
         portal.then(ok(page_size=3), cut(), ok(page_size=3), html())
-        assert service.read_visible_contacts(policy=SEVERAL_TRIES) == [shown[:3], shown[3:6], shown[6:]]
+        assert contacts(service.read_visible_contacts(policy=SEVERAL_TRIES)) == [shown[:3], shown[3:6], shown[6:]]
         assert len(portal.requests) == 5
 
         portal.then(ok(page_size=3), error(429, "throttled", retry_after="0"), cut(), html())
@@ -245,34 +310,34 @@ class TestReading:
     def test_a_page_that_is_not_the_contract_is_none(self, portal: PortalServer, service: Blocking) -> None:
         """Above all it is not an empty page: that would say that nobody is visible."""
         contents: tuple[object, ...] = (
-            {"visible": [CONTACT]},
-            {"visible": [CONTACT], "next": 2},
-            {"visible": [CONTACT], "next": ""},
-            {"visible": [CONTACT], "next": "x" * 4097},
-            {"visible": CONTACT, "next": None},
-            {"visible": [CONTACT, "4711"], "next": None},
-            {"visible": [CONTACT], "next": None, "error": {"code": "throttled", "message": ""}},
+            {"contacts": []},
+            page(CONTACT, next=2),
+            page(CONTACT, next=""),
+            page(CONTACT, next="x" * 4097),
+            page(CONTACT, dates=None),
+            page(CONTACT, contacts=[CONTACT]),
+            page(CONTACT, contacts=[{"contact_id": CONTACT, "visible_until": "10.03.2027"}]),
+            page(CONTACT, "4711"),
+            page(CONTACT, error={"code": "throttled", "message": ""}),
             b"x" * 1_100_000,
         )
         for content in contents:
             portal.then(answer(200, content))
             assert isinstance(failure(service, reading=True), TransientPortalError), content
-        portal.then(answer(200, {"ok": True}))
-        assert "too old to list contacts" in str(failure(service, reading=True))
 
     def test_a_cursor_is_sent_as_it_was_received_and_a_list_without_an_end_is_ended(
         self, portal: PortalServer, service: Blocking, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """With a cursor that comes again, the function would go round in a circle; or each page has a new one."""
-        portal.then(answer(200, {"visible": [CONTACT], "next": "a b&c=d/+%22é"}))
-        portal.default = answer(200, {"visible": [], "next": None})
-        assert service.read_visible_contacts(policy=ONE_TRY) == [[CONTACT_ID], []]
+        portal.then(answer(200, page(CONTACT, next="a b&c=d/+%22é")))
+        portal.default = answer(200, page())
+        assert contacts(service.read_visible_contacts(policy=ONE_TRY)) == [[CONTACT_ID], []]
         assert portal.requests[1].path.endswith("after=a+b%26c%3Dd%2F%2B%2522%C3%A9")
 
         monkeypatch.setattr(hlf_dynamics, "MOST_PAGES", 10)
         for pages, next_of in ((2, lambda _number: "abc"), (11, str)):
             portal.requests.clear()
-            portal.decide = lambda request, new=next_of: answer(200, {"visible": [], "next": new(request.number)})
+            portal.decide = lambda request, new=next_of: answer(200, page(next=new(request.number)))
             raised = failure(service, reading=True)
             assert isinstance(raised, PortalStageError)
             assert "does not end" in str(raised)

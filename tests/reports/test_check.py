@@ -85,7 +85,7 @@ def test_all_is_well(check: Check, portal: PortalServer) -> None:
 
     assert (result.returncode, result.stderr) == (0, ""), result
     checks = "settings settings time_zone database writable clock schema rights last_run organisations portal"
-    checks += " mail templates ping"
+    checks += " hiding_on_time mail templates ping"
     lines = [line.partition(":")[0] for line in result.stdout.splitlines()]
     assert lines == [f"ok    {name.replace('_', ' ')}" for name in checks.split()]
     assert [(request.method, request.body) for request in portal.requests] == [("GET", b"")]
@@ -107,7 +107,7 @@ def test_what_is_not_well_is_a_line_with_a_next_step(check: Check, facts: Facts,
     writable, organisations = quiet.stdout.splitlines()
     assert writable.startswith("fail  writable: the database is read-only; use the primary")
     assert organisations == "warn  organisations: there is none; create one with `certjob organisation set SLUG`"
-    assert (quiet.returncode, quiet.stderr) == (1, "certjob check: 12 ok, 1 warning, 1 failed\n")
+    assert (quiet.returncode, quiet.stderr) == (1, "certjob check: 13 ok, 1 warning, 1 failed\n")
     assert "\x1b[33mwarn" in shown
     lines = without_escapes(shown).splitlines()
     assert all(len(line) <= 60 for line in lines)
@@ -298,7 +298,7 @@ def test_what_an_organisation_lacks_is_said_with_the_command(check: Check, facts
     ):
         assert phrase in found
     quiet = check.page("-q")
-    assert (quiet.returncode, quiet.stderr) == (3, "certjob check: 13 ok, 4 warnings\n")
+    assert (quiet.returncode, quiet.stderr) == (3, "certjob check: 14 ok, 4 warnings\n")
 
 
 # The portal and the mail server.
@@ -308,10 +308,10 @@ def test_what_the_portal_answers_has_a_next_step(check: Check, portal: PortalSer
     """A wrong setting is exit 2, something that is away exit 1; a function may take pushes and be too old to list."""
     for behaviour, code, phrases in (
         (html(404), 2, ["404", "not by the function", "that it is deployed"]),
-        (answer(200, {"visible": []}), 2, ["something answered that is not the function", "own address"]),
+        (answer(200, {"contacts": []}), 2, ["something answered that is not the function", "own address"]),
         (error(500, "misconfigured"), 2, ["misconfigured", "check the function's secrets"]),
         (error(503, "token_unavailable"), 1, ["503", "try `certjob check` again"]),
-        (answer(200, {"ok": True}), 2, ["too old to list contacts; deploy it again (docs/edge-function.md)"]),
+        (answer(200, {"ok": True}), 2, ["too old for this certjob; deploy it again (docs/edge-function.md)"]),
     ):
         portal.then(behaviour)
         check.says(code, "portal", *phrases)

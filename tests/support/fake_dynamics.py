@@ -20,6 +20,7 @@ from werkzeug import Request, Response
 CLIENT_ID = "planted-client-id"
 CLIENT_SECRET = "planted~client~secret"
 FIELD = "hlf_visibleonportal"
+DAY_FIELD = "hlf_visibleuntil"
 PERSON = "Kari Nordmann"
 """Whom error texts name; a person does not belong into answers or logs."""
 
@@ -50,6 +51,8 @@ class FakeDynamics:
         """Forget what was done and told; the tokens stay good."""
         self.contacts: dict[UUID, bool] = {}
         """What the portal shows."""
+        self.days: dict[UUID, str | None] = {}
+        """The values of the column DAY_FIELD."""
         self.faults: list[Response] = []
         self.token_requests = 0
         self.patches: list[UUID] = []
@@ -60,7 +63,8 @@ class FakeDynamics:
         """What leads the function here: the paths tell the services apart."""
         url = f"http://127.0.0.1:{self._server.port}"
         entra = {"AZURE_TENANT_ID": "planted", "AZURE_CLIENT_ID": CLIENT_ID, "AZURE_CLIENT_SECRET": CLIENT_SECRET}
-        return entra | {"AZURE_AUTHORITY": url, "DYNAMICS_URL": url, "DYNAMICS_VISIBILITY_FIELD": FIELD}
+        columns = {"DYNAMICS_VISIBILITY_FIELD": FIELD, "DYNAMICS_VISIBLE_UNTIL_FIELD": ""}
+        return entra | columns | {"AZURE_AUTHORITY": url, "DYNAMICS_URL": url}
 
     def give_token(self, form: dict[str, str]) -> Response:
         """Answer the application that asks for a token."""
@@ -72,9 +76,10 @@ class FakeDynamics:
         self.tokens.add(token)
         return answer(200, {"token_type": "Bearer", "expires_in": 3599, "access_token": token})
 
-    def patch(self, contact_id: UUID, content: dict[str, bool], *, may_create: bool) -> Response:
-        """Answer a change of one contact."""
-        if set(content) != {FIELD}:  # Microsoft, "Troubleshoot Dataverse Web API client errors"
+    def patch(self, contact_id: UUID, content: dict[str, Any], *, may_create: bool) -> Response:
+        """Answer a change of one contact with its new values."""
+        if not {FIELD} <= set(content) <= {FIELD, DAY_FIELD}:
+            # Microsoft, "Troubleshoot Dataverse Web API client errors"
             said = "Could not find a property named 'x' on type 'Microsoft.Dynamics.CRM.contact'."
             return refusal(400, "0x0", said=said)
         if contact_id not in self.contacts and not may_create:
@@ -82,7 +87,9 @@ class FakeDynamics:
         if self.faults:
             return self.faults.pop(0)
         self.contacts[contact_id] = content[FIELD]
-        return answer(204)
+        if DAY_FIELD in content:
+            self.days[contact_id] = content[DAY_FIELD]
+        return answer(200, {"contactid": str(contact_id)} | content)
 
     def answer(self, request: Request) -> Response:
         """One request after the other: the server has one thread."""
@@ -97,8 +104,10 @@ class FakeDynamics:
             may_create = request.headers.get("If-Match") != "*"
             return self.patch(UUID(contact[1]), request.get_json(), may_create=may_create)
         assert request.args["$filter"] == f"{FIELD} eq true and statecode eq 0"
-        visible = sorted(str(each) for each, shown in self.contacts.items() if shown)
-        return answer(200, {"value": [{"contactid": each} for each in visible]})
+        visible = sorted(each for each, shown in self.contacts.items() if shown)
+        rows = [{"contactid": str(each), DAY_FIELD: self.days.get(each)} for each in visible]
+        columns = request.args["$select"].split(",")
+        return answer(200, {"value": [{name: row[name] for name in columns} for row in rows]})
 
     def __enter__(self) -> Self:
         self._server.start()

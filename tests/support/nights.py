@@ -45,7 +45,9 @@ class FlakyPortal(HLFDynamicsSyncService):
         self.overlaps: list[UUID] = []
         self._in_flight: list[UUID] = []
 
-    async def update_portal_visibility(self, contact_id: UUID, *, visible: bool, idempotency_key: str) -> None:
+    async def update_portal_visibility(
+        self, contact_id: UUID, *, visible: bool, visible_until: date | None, idempotency_key: str
+    ) -> None:
         self.calls.append((contact_id, visible, idempotency_key))
         self.overlaps += [contact_id] if contact_id in self._in_flight else []
         self._in_flight.append(contact_id)

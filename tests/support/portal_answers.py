@@ -34,6 +34,7 @@ class PortalRequest:
     """The parsed body; None if it is no JSON."""
     contact_id: UUID | None = None
     visible: bool | None = None
+    visible_until: str | None = None
 
     def __post_init__(self) -> None:
         with contextlib.suppress(ValueError):
@@ -42,6 +43,7 @@ class PortalRequest:
             with contextlib.suppress(ValueError):
                 self.contact_id = UUID(str(self.json.get("contact_id")))
             self.visible = self.json["visible"] if isinstance(self.json.get("visible"), bool) else None
+            self.visible_until = self.json.get("visible_until")
 
     @property
     def idempotency_key(self) -> str | None:
@@ -62,6 +64,8 @@ class Exchange:
     request: PortalRequest
     visible: dict[UUID, bool]
     """What the portal shows; ``apply`` changes it."""
+    until: dict[UUID, str | None] | None
+    """The last visible days; None if the portal has no column for them."""
     released: threading.Event
     """Set when whatever hangs may go on."""
     closing: threading.Event
@@ -73,6 +77,8 @@ class Exchange:
         """Do what the request asks for."""
         if self.request.contact_id is not None and self.request.visible is not None:
             self.visible[self.request.contact_id] = self.request.visible
+            if self.until is not None:
+                self.until[self.request.contact_id] = self.request.visible_until
 
     def send(self, data: bytes, *, last: bool = True) -> None:
         self.answered = self.answered or last
@@ -126,7 +132,9 @@ def answer(status: int, body: Any = b"", *, headers: Mapping[str, str] | None = 
 
 def confirm(exchange: Exchange) -> None:
     """Answer as if it were done; it may have been, long ago."""
-    answer(200, {"contact_id": str(exchange.request.contact_id), "visible": exchange.request.visible})(exchange)
+    request, dates = exchange.request, exchange.until is not None
+    values = {"contact_id": str(request.contact_id), "visible": request.visible}
+    answer(200, values | {"visible_until": request.visible_until if dates else None, "dates": dates})(exchange)
 
 
 def ok(*, then_reset: bool = False, page_size: int = 5000) -> Behaviour:
@@ -136,18 +144,20 @@ def ok(*, then_reset: bool = False, page_size: int = 5000) -> Behaviour:
     """
 
     def behave(exchange: Exchange) -> None:
-        request = exchange.request
+        request, until = exchange.request, exchange.until or {}
+        dates = exchange.until is not None
         query = parse_qs(urlsplit(request.path).query)
         if request.method == "POST":
             exchange.apply()
             confirm(exchange)
         elif not query:
-            answer(200, {"ok": True})(exchange)
+            answer(200, {"ok": True, "dates": dates})(exchange)
         else:
             after = query.get("after", [""])[0]
             ids = sorted(str(each) for each, shown in list(exchange.visible.items()) if shown and each.hex > after)
             cursor = UUID(ids[page_size - 1]).hex if len(ids) > page_size else None
-            answer(200, {"visible": ids[:page_size], "next": cursor})(exchange)
+            contacts = [{"contact_id": each, "visible_until": until.get(UUID(each))} for each in ids[:page_size]]
+            answer(200, {"contacts": contacts, "next": cursor, "dates": dates})(exchange)
         if then_reset:
             exchange.close(reset=True)
 

@@ -36,10 +36,13 @@ class PortalServer:
         key: str = "planted-portal-key",
         default: Behaviour | None = None,
         visible: dict[UUID, bool] | None = None,
+        dates: bool = False,
     ) -> None:
-        """The key is what the bearer must be."""
+        """The key is what the bearer must be; ``dates``: the portal has a column for the last visible day."""
         self.key, self.default, self.visible = key, default or ok(), visible or {}
         """What the portal shows: the last value done for each contact."""
+        self.until: dict[UUID, str | None] | None = {} if dates else None
+        """The last visible day of each contact."""
         self.decide = script if callable(script) else None
         """Chooses the behaviour by the request, instead of the script."""
         self._steps: deque[Behaviour] = deque(() if callable(script) else script)
@@ -107,7 +110,7 @@ class PortalServer:
         with self.changed:
             request = PortalRequest(number=len(self.requests) + 1, **arrived)
             self.requests.append(request)
-            exchange = Exchange(connection, request, self.visible, self.released, self.closing)
+            exchange = Exchange(connection, request, self.visible, self.until, self.released, self.closing)
             open_ones = [other for other in self._in_flight if not (other.answered or other.is_given_up)]
             if request.contact_id is not None:
                 same = [other.request for other in open_ones if other.request.contact_id == request.contact_id]

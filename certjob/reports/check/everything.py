@@ -10,7 +10,7 @@ import os
 import ssl
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import psycopg
 
@@ -22,7 +22,7 @@ from certjob.mail.channels.notify import open_channel, send_alone
 from certjob.mail.message import OutgoingMessage
 from certjob.mail.messages.checking import check_templates
 from certjob.outbox.calls import run_alone
-from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
+from certjob.portal.hlf_dynamics import HLFDynamicsSyncService, VisiblePage
 from certjob.reports.check.findings import Finding, fail, failed_with, ok, skip, warn
 from certjob.reports.check.in_database import check_database
 from certjob.settings import EMBEDDED, Settings
@@ -48,7 +48,7 @@ def check_everything(
     yield from _check_settings(settings, problems=problems)
     yield ok("time zone", f"{settings.time_zone}, where today is {settings.today}")
     organisations = yield from _check_database(settings)
-    yield _check_portal(settings, problems=problems, organisations=organisations)
+    yield from _check_portal(settings, problems=problems, organisations=organisations)
     yield _check_mail(settings, problems=problems)
     yield from _check_templates(settings.templates_dir)
     yield from _check_monitoring(settings)
@@ -106,27 +106,37 @@ def _unanswered(error: psycopg.Error) -> Finding:
 
 def _check_portal(
     settings: Settings, *, problems: Mapping[str, ConfigurationError], organisations: dict[str, bool] | None
-) -> Finding:
+) -> Iterator[Finding]:
     """Read the first page of what is visible: that needs all that a push needs, and what `certjob reconcile` does."""
     if {"CERTJOB_PORTAL_URL", "CERTJOB_PORTAL_KEY"} & problems.keys():
-        return skip("portal", _WRONG)
+        yield skip("portal", _WRONG)
+        return
     if settings.portal_url is None or settings.portal_key is None:
-        return _check_unset_portal(organisations)
+        yield _check_unset_portal(organisations)
+        return
     try:
-        contacts = run_alone(_read_portal(settings.portal_url, settings.portal_key.get_secret_value()))
+        page = run_alone(_read_portal(settings.portal_url, settings.portal_key.get_secret_value()))
     except TransientPortalError as error:
         if error.status is not None and error.status < 300:
             step = "check that CERTJOB_PORTAL_URL is the function's own address"
-            return fail("portal", "something answered that is not the function", next_step=step)
+            yield fail("portal", "something answered that is not the function", next_step=step)
+            return
         step = "try `certjob check` again; see the function's log if it stays so"
-        return fail("portal", str(error), next_step=step, exit_code=1)
+        yield fail("portal", str(error), next_step=step, exit_code=1)
     except CertjobError as error:
-        return failed_with("portal", error, exit_code=2)
-    number = "1 contact is" if len(contacts) == 1 else f"{len(contacts):,} contacts are"
-    return ok("portal", f"the function took the key and lists what is visible; {number} on the first page")
+        yield failed_with("portal", error, exit_code=2)
+    else:
+        number = len(page.visible_until)
+        contacts = "1 contact is" if number == 1 else f"{number:,} contacts are"
+        yield ok("portal", f"the function took the key and lists what is visible; {contacts} on the first page")
+        if page.dates:
+            yield ok("hiding on time", "the portal gets the last day of each mentor, and can hide them without certjob")
+        else:
+            why = "only a run of certjob hides mentors; DYNAMICS_VISIBLE_UNTIL_FIELD is not set (docs/edge-function.md)"
+            yield ok("hiding on time", why)
 
 
-async def _read_portal(url: str, key: str) -> list[UUID]:
+async def _read_portal(url: str, key: str) -> VisiblePage:
     async with HLFDynamicsSyncService(url, key, deadline_seconds=PORTAL_SECONDS) as service:
         return await service.read_first_page()
 

@@ -112,7 +112,8 @@ FROM locked AS l
 WHERE e.id = l.id
     -- Two organisations may share a contact: one of them at a time, here too, and the first in line.
     AND (l.turn = 1 OR l.contact_id IS NULL)
-RETURNING e.id, e.mentor_id, l.member_no, e.visible, e.version, e.attempts, e.claim_token, l.contact_id
+RETURNING e.id, e.mentor_id, l.member_no, e.visible, CASE WHEN e.visible THEN date '2099-12-31' END AS visible_until,
+    e.version, e.attempts, e.claim_token, l.contact_id
 
 -- name: settle_portal_events
 -- The three answers: no row (token gone, nothing is written), unchanged, or raised (a newer value came during the call:

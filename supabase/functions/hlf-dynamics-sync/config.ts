@@ -9,6 +9,8 @@ export interface Services {
   readonly dynamicsUrl: string;
   /** The contact's yes/no column that the portal goes by. */
   readonly visibilityField: string;
+  /** The contact's date column after which the portal hides it; null where the portal has none. */
+  readonly visibleUntilField: string | null;
 }
 
 export interface Config {
@@ -50,6 +52,9 @@ export function readConfig(environment: (name: string) => string | undefined): C
     clientSecret: read("AZURE_CLIENT_SECRET"),
     dynamicsUrl: withoutSlash(read("DYNAMICS_URL", (value) => isSafeUrl(value) && new URL(value).pathname === "/")),
     visibilityField: read("DYNAMICS_VISIBILITY_FIELD", (value) => /^[A-Za-z][A-Za-z0-9_]*$/.test(value)),
+    visibleUntilField: environment("DYNAMICS_VISIBLE_UNTIL_FIELD")?.trim()
+      ? read("DYNAMICS_VISIBLE_UNTIL_FIELD", isCustomColumn)
+      : null,
   };
   return { keys, services: problems.length === 0 ? services : null, problems };
 }
@@ -60,6 +65,11 @@ function isSafeUrl(text: string): boolean {
   const url = new URL(text);
   if (url.search !== "" || url.hash !== "" || url.username !== "" || url.password !== "") return false;
   return url.protocol === "https:" || (url.protocol === "http:" && LOOPBACK.has(url.hostname));
+}
+
+/** A column of the programme's own has a prefix. Dynamics' own dates, such as `birthdate`, have none. */
+function isCustomColumn(name: string): boolean {
+  return /^[A-Za-z][A-Za-z0-9]*_[A-Za-z0-9_]+$/.test(name);
 }
 
 function withoutSlash(url: string): string {

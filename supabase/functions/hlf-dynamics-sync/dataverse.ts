@@ -2,7 +2,7 @@
  * The two calls to Dataverse: a contact's visibility is changed, or a page of the visible contacts is read.
  *
  *     Dataverse's answer to a change                           refusal
- *     204                                                      none
+ *     200 with the contact                                     none
  *     401                                                      a new token, once; then misconfigured
  *     404 "does not exist"                                     contact_not_found
  *     400, a plug-in that says no to this contact, a 403 for
@@ -11,8 +11,8 @@
  *     no connection, 503                                       repeated; then dynamics_unavailable
  *     no answer in time, a lost connection, 502, 504           outcome_unknown, at once
  *     412, 500 and whatever else                               dynamics_unavailable
- *     403; a 400 about the column's name or type; a 400 or 404
- *       that is not Dataverse's; 3xx; a 2xx that is not 204     misconfigured
+ *     403; a 400 about a column's name or type; a 400 or 404
+ *       that is not Dataverse's; 3xx; any other 2xx             misconfigured
  *
  * The last row concerns everybody: certjob then stops its stage instead of blocking one mentor after the other.
  *
@@ -21,8 +21,10 @@
  */
 
 import type { Services } from "./config.ts";
+import { columns, noContacts, readContactId, readVisibleUntil } from "./contact.ts";
 import { misconfigured, readError } from "./dataverse_error.ts";
 import { judgePage, type Page, pageUrl } from "./page.ts";
+import type { Push } from "./push.ts";
 import { Refusal } from "./refusal.ts";
 import { withRepeats } from "./retry.ts";
 import type { Deadline, Limits, Runtime } from "./runtime.ts";
@@ -51,13 +53,16 @@ export class Dataverse {
     private readonly limits: Limits,
   ) {}
 
-  /** Make the contact visible or hidden; resolve once Dataverse has confirmed it. Raises Refusal. */
-  async setVisible(contactId: string, visible: boolean, deadline: Deadline, caller: AbortSignal): Promise<void> {
-    const url = `${this.services.dynamicsUrl}/api/data/v9.2/contacts(${contactId})`;
-    const body = JSON.stringify({ [this.services.visibilityField]: visible });
+  /** Make the contact visible or hidden; return the values that Dataverse has stored. Raises Refusal. */
+  async setVisible(push: Push, deadline: Deadline, caller: AbortSignal): Promise<Push> {
+    const { dynamicsUrl, visibilityField, visibleUntilField } = this.services;
+    const select = columns(visibilityField, visibleUntilField);
+    const url = `${dynamicsUrl}/api/data/v9.2/contacts(${push.contactId})?$select=${select}`;
+    const until = visibleUntilField === null ? {} : { [visibleUntilField]: push.visibleUntil };
+    const body = JSON.stringify({ [visibilityField]: push.visible, ...until });
     // Without If-Match a PATCH creates a contact that is missing.
-    const headers = { "Content-Type": "application/json", "If-Match": "*" };
-    await this.#ask(deadline, caller, async (token) => {
+    const headers = { "Content-Type": "application/json", "If-Match": "*", "Prefer": "return=representation" };
+    return await this.#ask(deadline, caller, async (token) => {
       try {
         return await this.#call(url, { method: "PATCH", headers, body }, token, deadline);
       } catch (error) {
@@ -66,7 +71,7 @@ export class Dataverse {
         }
         throw error;
       }
-    }, (answer) => judge(answer, contactId));
+    }, (answer) => judge(answer, push.contactId, this.services));
   }
 
   /** Return a page of the contacts that are visible; `after` is the cursor of the page before. Raises Refusal. */
@@ -77,7 +82,7 @@ export class Dataverse {
       deadline,
       caller,
       (token) => this.#call(url, { method: "GET", headers }, token, deadline, LONGEST_PAGE_BYTES),
-      (answer) => judgePage(answer, after),
+      (answer) => judgePage(answer, after, this.services),
     );
   }
 
@@ -133,10 +138,10 @@ function checkThere(caller: AbortSignal): void {
   if (caller.aborted) throw new Refusal("request_timeout", "the caller has gone");
 }
 
-/** Return for a success, raise what the table at the top says for anything else. */
-function judge(answer: Answer, contactId: string): void {
+/** Return the stored values of a success, raise what the table at the top says for anything else. */
+function judge(answer: Answer, contactId: string, services: Services): Push {
   const { status, retryAfterSeconds } = answer;
-  if (status === 204) return;
+  if (status === 200) return readStored(answer, contactId, services);
   const { code, message, isOurs, said, upstream } = readError(answer);
   if (status === 502 || status === 504) {
     throw unknown(`a gateway got no answer from Dataverse (${said})`, upstream, retryAfterSeconds);
@@ -164,6 +169,15 @@ function judge(answer: Answer, contactId: string): void {
     throw misconfigured(`what answers is not Dataverse's contacts (${said}); check DYNAMICS_URL`, upstream);
   }
   throw unavailable(`Dataverse could not do it (${said})`, { upstream, retryAfterSeconds });
+}
+
+function readStored({ content }: Answer, contactId: string, services: Services): Push {
+  if (readContactId(content) !== contactId) throw noContacts();
+  const visible = content?.[services.visibilityField];
+  if (typeof visible !== "boolean") {
+    throw misconfigured("DYNAMICS_VISIBILITY_FIELD is not a yes/no column", "dataverse 200");
+  }
+  return { contactId, visible, visibleUntil: readVisibleUntil(content, services) };
 }
 
 /** Some versions leave the code empty and say it in words; a plug-in's own search may miss another record. */

@@ -42,7 +42,10 @@ export function readError(answer: Answer): DataverseError {
     throw misconfigured(`Dataverse does not take the token (${said}); is the application user there?`, upstream);
   }
   if (status === 400 && isAboutPayload(code, message)) {
-    throw misconfigured(`Dataverse does not know the column (${said}); check DYNAMICS_VISIBILITY_FIELD`, upstream);
+    throw misconfigured(
+      `Dataverse does not accept a column (${said}); check DYNAMICS_VISIBILITY_FIELD and DYNAMICS_VISIBLE_UNTIL_FIELD`,
+      upstream,
+    );
   }
   return { code, message, isOurs: error !== undefined, said, upstream };
 }

@@ -18,6 +18,8 @@ export function makeHandler(config: Config, runtime: Runtime = RUNTIME, limits: 
   const { services, problems } = config;
   logProblems(runtime, problems);
   const log = new RequestLog(runtime);
+  /** Whether the portal has a column for the last visible day. */
+  const dates = services !== null && services.visibleUntilField !== null;
   const dataverse = services && new Dataverse(services, new TokenSource(services, runtime, limits), runtime, limits);
 
   async function work(request: Request, deadline: Deadline): Promise<Record<string, unknown>> {
@@ -28,12 +30,12 @@ export function makeHandler(config: Config, runtime: Runtime = RUNTIME, limits: 
     if (dataverse === null) throw new Refusal("misconfigured", problems.join("; "));
     if (request.method === "GET") {
       const query = new URL(request.url).searchParams;
-      if (query.size === 0) return { ok: true };
-      return { ...await dataverse.readVisible(readCursor(query), deadline, request.signal) };
+      if (query.size === 0) return { ok: true, dates };
+      return { ...await dataverse.readVisible(readCursor(query), deadline, request.signal), dates };
     }
-    const { contactId, visible } = await readPush(request, Math.min(limits.body, deadline.left));
-    await dataverse.setVisible(contactId, visible, deadline, request.signal);
-    return { contact_id: contactId, visible };
+    const push = await readPush(request, Math.min(limits.body, deadline.left));
+    const stored = await dataverse.setVisible(push, deadline, request.signal);
+    return { contact_id: stored.contactId, visible: stored.visible, visible_until: stored.visibleUntil, dates };
   }
 
   return async (request) => {
@@ -45,7 +47,7 @@ export function makeHandler(config: Config, runtime: Runtime = RUNTIME, limits: 
     let listed: number | undefined;
     try {
       const content = await work(request, new Deadline(runtime, limits.request));
-      if (Array.isArray(content.visible)) listed = content.visible.length;
+      if (Array.isArray(content.contacts)) listed = content.contacts.length;
       response = success(content, correlationId);
     } catch (error) {
       if (error instanceof Refusal) refusal = error;

@@ -14,17 +14,17 @@
  */
 
 import type { Services } from "./config.ts";
+import { columns, noContacts, readContactId, readVisibleUntil } from "./contact.ts";
 import { misconfigured, readError } from "./dataverse_error.ts";
 import { Refusal } from "./refusal.ts";
-import { type Answer, isObject } from "./upstream.ts";
+import type { Answer } from "./upstream.ts";
 
 const LONGEST_CURSOR = 4096;
-const UUID = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/;
 
 /** Contacts that are visible, and where the next ones begin. */
 export interface Page {
-  /** Ids in lower case. */
-  readonly visible: readonly string[];
+  /** The contact ID in lower case, and the last visible day, where there is a column for it. */
+  readonly contacts: readonly { readonly contact_id: string; readonly visible_until: string | null }[];
   /** For `after` of the next request; null: these were the last. */
   readonly next: string | null;
 }
@@ -44,22 +44,22 @@ export function readCursor(query: URLSearchParams): string | null {
 /** Return the address of a page. In the order of their ids, a contact that comes or goes meanwhile moves no other. */
 export function pageUrl(services: Services, after: string | null): string {
   const filter = encodeURIComponent(`${services.visibilityField} eq true and statecode eq 0`);
-  const query = `$select=contactid&$filter=${filter}&$orderby=contactid`;
+  const query = `$select=${columns(services.visibleUntilField)}&$filter=${filter}&$orderby=contactid`;
   const url = `${services.dynamicsUrl}/api/data/v9.2/contacts?${query}`;
   return after === null ? url : `${url}&$skiptoken=${skipToken(after)}`;
 }
 
 /** Return the page, or raise what the table at the top says. */
-export function judgePage(answer: Answer, after: string | null): Page {
+export function judgePage(answer: Answer, after: string | null, services: Services): Page {
   const { status, content } = answer;
-  if (status === 200) return readPage(content);
+  if (status === 200) return readPage(content, services);
   const { said, upstream } = readError(answer);
   if (status === 403) throw misconfigured(`the application user may not read contacts (${said})`, upstream);
   if (status === 400 && after !== null) {
     throw new Refusal("invalid_request", `Dataverse does not take this cursor (${said}); begin anew`, { upstream });
   }
   if (status === 400) {
-    throw misconfigured(`Dataverse refused to list contacts (${said}); check DYNAMICS_VISIBILITY_FIELD`, upstream);
+    throw misconfigured(`Dataverse refused to list contacts (${said}); check the names of the columns`, upstream);
   }
   if (status < 400 || status === 404) {
     throw misconfigured(`what answers is not Dataverse's contacts (${said}); check DYNAMICS_URL`, upstream);
@@ -68,16 +68,14 @@ export function judgePage(answer: Answer, after: string | null): Page {
   throw new Refusal("dynamics_unavailable", `Dataverse could not list contacts (${said})`, details);
 }
 
-function readPage(content: Record<string, unknown> | undefined): Page {
+function readPage(content: Record<string, unknown> | undefined, services: Services): Page {
   const rows = content?.value;
   const link = content?.["@odata.nextLink"] ?? null;
   if (!Array.isArray(rows) || (link !== null && typeof link !== "string")) throw noContacts();
-  const visible = rows.map((row: unknown) => {
-    const id = isObject(row) && typeof row.contactid === "string" ? row.contactid.toLowerCase() : "";
-    if (!UUID.test(id)) throw noContacts();
-    return id;
+  const contacts = rows.map((row: unknown) => {
+    return { contact_id: readContactId(row), visible_until: readVisibleUntil(row, services) };
   });
-  return { visible, next: link === null ? null : cursorOf(link) };
+  return { contacts, next: link === null ? null : cursorOf(link) };
 }
 
 /** Nothing of a next link goes to the caller but its $skiptoken, in letters that any URL carries. */
@@ -108,8 +106,4 @@ function decoded(text: string): string {
   } catch {
     return "";
   }
-}
-
-function noContacts(): Refusal {
-  return misconfigured("what answers is not Dataverse's contacts (200); check DYNAMICS_URL", "dataverse 200");
 }

@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { readConfig } from "../config.ts";
-import { KEY, SECRET, Stage } from "./fake.ts";
+import { KEY, SECRET, Stage, WITH_DATES } from "./fake.ts";
 
 const COMPLETE: Record<string, string> = {
   HLF_SYNC_KEY: KEY,
@@ -45,6 +45,7 @@ for (
     ],
     DYNAMICS_URL: ["", "http://hlf.example", "ftp://127.0.0.1", "hlf.example", "https://hlf.example/main.aspx"],
     DYNAMICS_VISIBILITY_FIELD: ["", "a.b", "a@odata.bind", "1st", "a b"],
+    DYNAMICS_VISIBLE_UNTIL_FIELD: ["a_b.c", "birthdate", "1_st", "hlf_"],
   })
 ) {
   for (const value of values) {
@@ -56,6 +57,12 @@ for (
     });
   }
 }
+
+Deno.test("the column for the last visible day is optional", () => {
+  assert.equal(configOf().services?.visibleUntilField, null);
+  assert.equal(configOf({ DYNAMICS_VISIBLE_UNTIL_FIELD: " " }).services?.visibleUntilField, null);
+  assert.equal(configOf(WITH_DATES).services?.visibleUntilField, "hlf_visibleuntil");
+});
 
 for (const keys of ["", " , "]) {
   Deno.test(`without a key (${JSON.stringify(keys)}) the log says why nobody gets in, once, and the answer does not`, async () => {

@@ -1,20 +1,73 @@
 /** The change in Dataverse, and what each of its answers means for the mentor and for everybody else. */
 
 import assert from "node:assert/strict";
-import { type Behaviour, CONTACT, dataverseError, drips, hangs, Nowhere, says, Stage } from "./fake.ts";
+import { type Behaviour, CONTACT, dataverseError, drips, hangs, Nowhere, says, Stage, WITH_DATES } from "./fake.ts";
 
 Deno.test("one column of one contact that exists is changed", async () => {
   await using stage = new Stage();
+  const body = { "contact_id": CONTACT, visible: false, "visible_until": null, "full_name": "Kari" };
 
-  await stage.push({ body: JSON.stringify({ contact_id: CONTACT, visible: false, full_name: "Kari" }) });
+  await stage.push({ body: JSON.stringify(body) });
 
   const [request] = stage.dataverse.requests;
   assert.equal(`${request?.method} ${request?.path}`, `PATCH /api/data/v9.2/contacts(${CONTACT})`);
+  assert.deepEqual(Object.fromEntries(request!.query), { $select: "contactid,hlf_visible" });
   assert.equal(request?.body, '{"hlf_visible":false}');
   assert.equal(request?.headers.get("If-Match"), "*");
+  assert.equal(request?.headers.get("Prefer"), "return=representation");
   assert.equal(request?.headers.get("Content-Type"), "application/json");
 });
 
+for (const [visible, day] of [[true, "2027-03-10"], [false, null]] as const) {
+  Deno.test(`visible ${visible} and the day ${day} go out in one PATCH`, async () => {
+    await using stage = new Stage(WITH_DATES);
+    const wish = { "contact_id": CONTACT, visible, "visible_until": day };
+
+    const answer = await stage.push({ body: JSON.stringify(wish) });
+
+    assert.deepEqual(JSON.parse(answer.text), { ...wish, dates: true });
+    assert.equal(stage.dataverse.requests.length, 1);
+    assert.deepEqual(JSON.parse(stage.dataverse.requests[0]!.body), { hlf_visible: visible, hlf_visibleuntil: day });
+    const select = stage.dataverse.requests[0]!.query.get("$select");
+    assert.equal(select, "contactid,hlf_visible,hlf_visibleuntil");
+  });
+}
+
+Deno.test("the answer has the values that Dataverse has stored, not those of the request", async () => {
+  await using stage = new Stage(WITH_DATES);
+  const stored = { contactid: CONTACT, "hlf_visible": true, "hlf_visibleuntil": "2030-01-01" }; // a workflow changed them
+  stage.dataverse.otherwise = says(200, stored);
+
+  const answer = await stage.push();
+
+  const expected = { "contact_id": CONTACT, visible: true, "visible_until": "2030-01-01", dates: true };
+  assert.deepEqual([answer.status, JSON.parse(answer.text)], [200, expected]);
+});
+
+const unknownDate = "Could not find a property named 'hlf_visibleuntil' on type 'Microsoft.Dynamics.CRM.contact'.";
+const noDate = "Microsoft.OData.ODataException: Cannot convert the literal '2027-03-10' to the expected type";
+for (
+  const [what, behaviour] of [
+    ["is missing", dataverseError(400, "0x80060888", unknownDate)],
+    ["is missing, without a code", dataverseError(400, "0x0", unknownDate)],
+    ["takes no dates", dataverseError(400, "0x80048d19", noDate)],
+    ["holds times", says(200, { contactid: CONTACT, hlf_visible: true, hlf_visibleuntil: "2027-03-10T00:00:00Z" })],
+    ["holds text", says(200, { contactid: CONTACT, hlf_visible: true, hlf_visibleuntil: "10.3." })],
+  ] as [string, Behaviour][]
+) {
+  Deno.test(`a date column that ${what} is misconfigured`, async () => {
+    await using stage = new Stage(WITH_DATES);
+    stage.dataverse.otherwise = behaviour;
+
+    const answer = await stage.push();
+
+    assert.deepEqual([answer.status, answer.code], [500, "misconfigured"]);
+    assert.match(answer.message ?? "", /DYNAMICS_VISIBLE_UNTIL_FIELD/);
+    assert.equal(stage.dataverse.requests.length, 1);
+  });
+}
+
+const OTHER = "5d0b0ad5-4a3c-4bb8-8d1e-6d5b3b6a8a11";
 const missing = `contact With Id = ${CONTACT} Does Not Exist`;
 const otherMissing = "account With Id = 5d0b0ad5-4a3c-4bb8-8d1e-6d5b3b6a8a11 Does Not Exist";
 const unknownColumn = "Could not find a property named 'hlf_Visible' on type 'Microsoft.Dynamics.CRM.contact'.";
@@ -50,6 +103,9 @@ for (
     ["a redirect", says(302, "", { Location: "http://127.0.0.1:9/" }), 500, "misconfigured", null, 1],
     ["a page instead of a confirmation", says(200, "<html>"), 500, "misconfigured", null, 1],
     ["a record that was made", says(201, {}), 500, "misconfigured", null, 1],
+    ["a confirmation without values", says(204), 500, "misconfigured", null, 1],
+    ["another contact", says(200, { contactid: OTHER, hlf_visible: false }), 500, "misconfigured", null, 1],
+    ["a column without yes or no", says(200, { contactid: CONTACT, hlf_visible: 1 }), 500, "misconfigured", null, 1],
     ["too many requests", dataverseError(429, "0x80072322", "", { "Retry-After": "7" }), 429, "throttled", "7", 1],
     ["too many requests, without a time", says(429), 429, "throttled", "10", 1],
     ["a change in between", dataverseError(412, "0x80060882"), 502, "dynamics_unavailable", null, 1],

@@ -7,6 +7,8 @@ import { LIMITS, type Limits, type Runtime } from "../runtime.ts";
 export const KEY = "planted-sync-key-of-thirty-two-letters";
 export const CONTACT = "6f9619ff-8b86-4d01-b42d-00cf4fc964ff";
 export const SECRET = "planted~client-secret";
+/** The setting with which the function also writes and reads the last visible day. */
+export const WITH_DATES = { DYNAMICS_VISIBLE_UNTIL_FIELD: "hlf_visibleuntil" };
 
 /** What a server does with one request. */
 export type Behaviour = (request: Seen, signal: AbortSignal) => Response | Promise<Response>;
@@ -75,6 +77,14 @@ export function says(status: number, content?: unknown, headers: Record<string, 
   return () => new Response(body, { status, headers: { "Content-Type": "application/json", ...headers } });
 }
 
+/** Store a change as Dataverse does, and return the selected columns of the contact. */
+export const stores: Behaviour = ({ path, query, body }) => {
+  const contact = { contactid: path.match(/\((.+)\)/)?.[1], ...JSON.parse(body) };
+  const selected = query.get("$select")?.split(",") ?? Object.keys(contact);
+  const content = Object.fromEntries(selected.map((name) => [name, contact[name] ?? null]));
+  return Response.json({ "@odata.context": "http://x/$metadata#contacts/$entity", ...content });
+};
+
 /** Answer with Dataverse's own form of an error. */
 export function dataverseError(status: number, code: string, message = "for a reason", headers = {}): Behaviour {
   return says(status, { error: { code, message } }, headers);
@@ -112,6 +122,8 @@ export function tokens(expiresIn: number | string = 3600): Behaviour {
 export class Contacts {
   /** Each with the value of the column. */
   readonly all = new Map<string, boolean | null>();
+  /** The values of the column `hlf_visibleuntil`. */
+  readonly days = new Map<string, string>();
   /** Read before each page. */
   before: (page: number) => void = () => {};
   #pages = 0;
@@ -126,7 +138,11 @@ export class Contacts {
     const last = cookie?.match(/last%3d%22%7b([0-9a-f-]+)%7d/i)?.[1] ?? "";
     if (cookie !== null && last === "") return dataverseError(400, "0x80040203", "Malformed cookie")(request, never);
     const ids = [...this.all].filter(([id, visible]) => visible && id > last.toLowerCase()).map(([id]) => id).sort();
-    const value = ids.slice(0, this.pageSize).map((contactid) => ({ "@odata.etag": 'W/"1"', contactid }));
+    const hasDay = request.query.get("$select") === "contactid,hlf_visibleuntil";
+    const value = ids.slice(0, this.pageSize).map((contactid) => {
+      const day = hasDay ? { hlf_visibleuntil: this.days.get(contactid) ?? null } : {};
+      return { "@odata.etag": 'W/"1"', contactid, ...day };
+    });
     const content: Record<string, unknown> = { "@odata.context": "http://x/$metadata#contacts(contactid)", value };
     if (ids.length > this.pageSize) content["@odata.nextLink"] = nextLink(value.at(-1)?.contactid ?? "");
     return Response.json(content);
@@ -181,7 +197,7 @@ export interface Got {
 /** The function as it is deployed, with its two neighbours. */
 export class Stage implements AsyncDisposable {
   readonly entra = new Fake(tokens());
-  readonly dataverse = new Fake(says(204));
+  readonly dataverse = new Fake(stores);
   readonly clock = new FakeClock();
   readonly config: Config;
   readonly handler: (request: Request) => Promise<Response>;
@@ -206,7 +222,7 @@ export class Stage implements AsyncDisposable {
     const headers = new Headers({ "Content-Type": "application/json", "Idempotency-Key": "4711-2" });
     if (init.key !== "") headers.set("Authorization", `Bearer ${init.key ?? KEY}`);
     new Headers(init.headers).forEach((value, name) => headers.set(name, value));
-    const body = JSON.stringify({ contact_id: CONTACT, visible: false });
+    const body = JSON.stringify({ contact_id: CONTACT, visible: false, visible_until: null });
     const isBare = init.method === "GET" || init.method === "HEAD";
     return this.send({ method: "POST", ...(isBare ? {} : { body }), ...init, headers });
   }

@@ -12,9 +12,16 @@ import {
   nextLink,
   says,
   Stage,
+  WITH_DATES,
 } from "./fake.ts";
 
 const IDS = Array.from({ length: 7 }, (_, number) => `6f9619ff-8b86-4d01-b42d-00cf4fc9640${number}`);
+
+/** Return the only page, of a portal without a column for the day. */
+function page(...ids: string[]): unknown {
+  const contacts = ids.map((contact_id) => ({ contact_id, visible_until: null }));
+  return { contacts, next: null, dates: false };
+}
 
 /** Read page after page, as certjob does. */
 async function readAll(stage: Stage): Promise<{ ids: string[]; cursors: string[] }> {
@@ -24,7 +31,7 @@ async function readAll(stage: Stage): Promise<{ ids: string[]; cursors: string[]
     const answer = await stage.list(query);
     assert.equal(answer.status, 200, answer.text);
     const page = JSON.parse(answer.text);
-    ids.push(...page.visible);
+    ids.push(...page.contacts.map((contact: { contact_id: string }) => contact.contact_id));
     if (page.next === null) return { ids, cursors };
     cursors.push(page.next);
     query = `?visible=true&after=${encodeURIComponent(page.next)}`;
@@ -37,7 +44,7 @@ Deno.test("a page is asked for with the column, active contacts alone, 5,000 at 
 
   const answer = await stage.list();
 
-  assert.deepEqual([answer.status, JSON.parse(answer.text)], [200, { visible: [IDS[0]], next: null }]);
+  assert.deepEqual([answer.status, JSON.parse(answer.text)], [200, page(IDS[0]!)]);
   const [request] = stage.dataverse.requests;
   assert.equal(`${request?.method} ${request?.path}`, "GET /api/data/v9.2/contacts");
   assert.deepEqual(Object.fromEntries(request!.query), {
@@ -48,6 +55,38 @@ Deno.test("a page is asked for with the column, active contacts alone, 5,000 at 
   assert.equal(request?.headers.get("Prefer"), "odata.maxpagesize=5000");
   assert.equal(request?.body, "");
 });
+
+Deno.test("with a column for the day, each contact of each page has its day", async () => {
+  await using stage = new Stage(WITH_DATES);
+  const contacts = new Contacts(3, ...IDS);
+  contacts.days.set(IDS[0]!, "2027-03-10").set(IDS[6]!, "2099-12-31");
+  stage.dataverse.otherwise = contacts.answer;
+
+  const days: (string | null)[] = [];
+  for (let query = "?visible=true";;) {
+    const page = JSON.parse((await stage.list(query)).text);
+    assert.equal(page.dates, true);
+    days.push(...page.contacts.map((contact: { visible_until: string | null }) => contact.visible_until));
+    if (page.next === null) break;
+    query = `?visible=true&after=${page.next}`;
+  }
+
+  assert.deepEqual(days, ["2027-03-10", null, null, null, null, null, "2099-12-31"]);
+  assert.equal(stage.dataverse.requests[2]?.query.get("$select"), "contactid,hlf_visibleuntil");
+});
+
+for (const value of ["2027-03-10T00:00:00Z", "Nordmann", 45, true]) {
+  Deno.test(`a date column with the value ${value} is misconfigured`, async () => {
+    await using stage = new Stage(WITH_DATES);
+    stage.dataverse.otherwise = says(200, { value: [{ contactid: IDS[0], hlf_visibleuntil: value }] });
+
+    const answer = await stage.list();
+
+    assert.deepEqual([answer.status, answer.code], [500, "misconfigured"]);
+    assert.match(answer.message ?? "", /DYNAMICS_VISIBLE_UNTIL_FIELD is not a column with the behaviour Date Only/);
+    assert.ok(!answer.text.includes("Nordmann"));
+  });
+}
 
 Deno.test("all pages together are all that is visible; a null column is not", async () => {
   await using stage = new Stage();
@@ -107,7 +146,7 @@ Deno.test("5,000 contacts are a page, not an answer that is too long", async () 
 
   const answer = await stage.list();
 
-  assert.deepEqual(JSON.parse(answer.text).visible, many.sort());
+  assert.deepEqual(JSON.parse(answer.text), page(...many.sort()));
 });
 
 for (const key of ["", "wrong"]) {
@@ -219,7 +258,7 @@ for (const [what, behaviour] of [["hangs", hangs], ["drips", drips]] as [string,
     stage.dataverse.then(behaviour);
     stage.dataverse.otherwise = new Contacts(3, IDS[0]!).answer;
 
-    assert.deepEqual(JSON.parse((await stage.list()).text), { visible: [IDS[0]], next: null });
+    assert.deepEqual(JSON.parse((await stage.list()).text), page(IDS[0]!));
     assert.equal(stage.dataverse.requests.length, 2);
   });
 }

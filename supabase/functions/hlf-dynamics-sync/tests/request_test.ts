@@ -1,23 +1,30 @@
 /** What may be asked, and what is refused before anybody else is called. */
 
 import assert from "node:assert/strict";
-import { CONTACT, KEY, Stage } from "./fake.ts";
+import { CONTACT, KEY, Stage, WITH_DATES } from "./fake.ts";
 
-Deno.test("a push comes back with both values", async () => {
+Deno.test("without a column for the day, a push has one column and the answer no day", async () => {
   await using stage = new Stage();
-  const body = JSON.stringify({ contact_id: CONTACT, visible: true });
+  const body = JSON.stringify({ contact_id: CONTACT, visible: true, visible_until: "2027-03-10" });
 
   const answer = await stage.push({ body, headers: { "Content-Type": "Application/JSON; charset=utf-8" } });
 
   assert.equal(answer.status, 200);
-  assert.deepEqual(JSON.parse(answer.text), { contact_id: CONTACT, visible: true });
+  assert.deepEqual(JSON.parse(answer.text), {
+    contact_id: CONTACT,
+    visible: true,
+    visible_until: null,
+    dates: false,
+  });
   assert.equal(answer.headers.get("Content-Type"), "application/json");
 });
 
 Deno.test("an id in capitals is the same contact", async () => {
   await using stage = new Stage();
 
-  await stage.push({ body: JSON.stringify({ contact_id: CONTACT.toUpperCase(), visible: true }) });
+  await stage.push({
+    body: JSON.stringify({ contact_id: CONTACT.toUpperCase(), visible: false, visible_until: null }),
+  });
 
   assert.equal(stage.dataverse.requests[0]?.path, `/api/data/v9.2/contacts(${CONTACT})`);
 });
@@ -27,8 +34,14 @@ Deno.test("a GET with the key says that the function is there, and touches nobod
 
   const answer = await stage.push({ method: "GET" });
 
-  assert.deepEqual([answer.status, answer.text], [200, '{"ok":true}']);
+  assert.deepEqual([answer.status, answer.text], [200, '{"ok":true,"dates":false}']);
   assert.equal(stage.entra.requests.length + stage.dataverse.requests.length, 0);
+});
+
+Deno.test("a GET says whether the portal hides on time", async () => {
+  await using stage = new Stage(WITH_DATES);
+
+  assert.deepEqual(JSON.parse((await stage.push({ method: "GET" })).text), { ok: true, dates: true });
 });
 
 for (const method of ["HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"]) {
@@ -42,6 +55,7 @@ for (const method of ["HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"]) {
 }
 
 const id = JSON.stringify(CONTACT);
+const until = '"visible_until": "2027-03-10"';
 for (
   const body of [
     "",
@@ -51,19 +65,36 @@ for (
     `"${CONTACT}"`,
     "{}",
     `{"contact_id": ${id}}`,
-    '{"visible": true}',
-    `{"contact_id": ${id}, "visible": "true"}`,
-    `{"contact_id": ${id}, "visible": 1}`,
-    `{"contact_id": ${id}, "visible": null}`,
-    `{"contact_id": [${id}], "visible": true}`,
-    '{"contact_id": "4711", "visible": true}',
-    `{"contact_id": "${CONTACT})/x(", "visible": true}`,
-    `{"contact_id": "${CONTACT}\\n", "visible": true}`,
-    `{"contact_id": "{${CONTACT}}", "visible": true}`,
+    `{"visible": true, ${until}}`,
+    `{"contact_id": ${id}, "visible": "true", ${until}}`,
+    `{"contact_id": ${id}, "visible": 1, ${until}}`,
+    `{"contact_id": ${id}, "visible": null, ${until}}`,
+    `{"contact_id": [${id}], "visible": true, ${until}}`,
+    `{"contact_id": "4711", "visible": true, ${until}}`,
+    `{"contact_id": "${CONTACT})/x(", "visible": true, ${until}}`,
+    `{"contact_id": "${CONTACT}\\n", "visible": true, ${until}}`,
+    `{"contact_id": "{${CONTACT}}", "visible": true, ${until}}`,
+    `{"contact_id": ${id}, "visible": true}`,
+    `{"contact_id": ${id}, "visible": true, "visible_until": null}`,
+    `{"contact_id": ${id}, "visible": false}`,
+    `{"contact_id": ${id}, "visible": false, ${until}}`,
+    ...[
+      "",
+      "2027-02-29",
+      "2027-13-01",
+      "2027-03-00",
+      "2027-3-10",
+      "10.03.2027",
+      "2100-01-01",
+      "1999-12-31",
+      "2027-03-10T00:00:00Z",
+    ]
+      .map((day) => `{"contact_id": ${id}, "visible": true, "visible_until": "${day}"}`),
+    `{"contact_id": ${id}, "visible": true, "visible_until": 20270310}`,
     "[".repeat(5000),
   ]
 ) {
-  Deno.test(`${body.slice(0, 90)} is no request`, async () => {
+  Deno.test(`${body.slice(0, 110)} is no request`, async () => {
     await using stage = new Stage();
 
     const answer = await stage.push({ body });
@@ -98,7 +129,7 @@ Deno.test("a long body is refused, and is not read to its end", async () => {
 
 Deno.test("the longest body that is allowed", async () => {
   await using stage = new Stage();
-  const short = JSON.stringify({ contact_id: CONTACT, visible: true });
+  const short = JSON.stringify({ contact_id: CONTACT, visible: true, visible_until: "2027-03-10" });
 
   assert.equal((await stage.push({ body: short.padEnd(10_000) })).status, 200);
   assert.equal((await stage.push({ body: short.padEnd(10_001) })).status, 413);

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { Deadline, LIMITS } from "../runtime.ts";
 import { TokenSource } from "../token.ts";
-import { type Behaviour, drips, entraError, hangs, Nowhere, says, SECRET, Stage, tokens } from "./fake.ts";
+import { type Behaviour, drips, entraError, hangs, Nowhere, says, SECRET, Stage, stores, tokens } from "./fake.ts";
 
 const bearers = (stage: Stage) => stage.dataverse.requests.map((request) => request.headers.get("Authorization"));
 
@@ -74,8 +74,10 @@ Deno.test("a token that Dataverse refuses is replaced, once, and the push goes o
 Deno.test("fifty requests with a token that is refused cause one new one", async () => {
   await using stage = new Stage();
   await stage.push();
-  stage.dataverse.otherwise = ({ headers }) =>
-    new Response(null, { status: headers.get("Authorization")?.endsWith("-1") ? 401 : 204 });
+  stage.dataverse.otherwise = (request, signal) => {
+    const isRefused = request.headers.get("Authorization")?.endsWith("-1");
+    return isRefused ? new Response(null, { status: 401 }) : stores(request, signal);
+  };
 
   const answers = await Promise.all(Array.from({ length: 50 }, () => stage.push()));
 
