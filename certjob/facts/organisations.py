@@ -68,6 +68,8 @@ class OrganisationChange:
     created: bool
     changed: bool
     """A row was written."""
+    open_hides: int
+    """With ``portal="none"``: mentors whom no one hides on the portal any more."""
 
 
 def read_thresholds(text: str) -> list[int]:
@@ -173,10 +175,15 @@ def set_organisation(
             for text in remove_coordinators:
                 _remove_coordinator(connection, text.strip(), slug=slug, organisation_id=organisation_id)
                 written += 1
+            if database.fetch_value(connection, "no_kind_counts", {"slug": slug}):
+                message = f"every kind of certificate in {slug} would be optional, so no mentor could be shown"
+                raise ConfigurationError(message, next_step="leave out the kind that mentors need")
+            none = options.get("portal") == NONE
+            open_hides = database.fetch_value(connection, "count_open_hides", {"slug": slug}) if none else 0
     except CONTENTION:
         message = f"organisation {slug}: another session keeps it or its mentors locked"
         raise MentorBusyError(message, next_step="nothing was changed, try again") from None
-    return OrganisationChange(created=created, changed=created or written > 0)
+    return OrganisationChange(created=created, changed=created or written > 0, open_hides=open_hides)
 
 
 def read_organisation_details(connection: Connection, slug: str | None = None) -> list[OrganisationDetails]:

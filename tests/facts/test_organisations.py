@@ -20,6 +20,7 @@ from certjob.facts.organisations import (
     read_thresholds,
     set_organisation,
 )
+from tests.conftest import Certjob
 from tests.support.facts import Facts
 from tests.support.nights import in_background
 from tests.support.waiting import until, waits_for_a_lock
@@ -64,7 +65,9 @@ def test_everything_can_be_given_at_once_and_only_what_is_given_changes(facts: F
         read_organisation_details(facts.connection, "lhl")
 
     removed: dict[str, Any] = {"thresholds": "", "optional_kinds": ["none"], "contact_phone": "", "sender": ""}
-    assert change(facts, name="HLF Norge", portal="none", **removed) == OrganisationChange(created=False, changed=True)
+    assert change(facts, name="HLF Norge", portal="none", **removed) == OrganisationChange(
+        created=False, changed=True, open_hides=0
+    )
     (after,) = read_organisation_details(facts.connection)
     lists: dict[str, Any] = {"thresholds": [], "optional_kinds": []}
     assert after == replace(shown, name="HLF Norge", contact_phone=None, sender=None, portal=None, **lists)
@@ -72,7 +75,7 @@ def test_everything_can_be_given_at_once_and_only_what_is_given_changes(facts: F
 
 def test_the_same_command_again_writes_nothing_and_only_a_changed_rule_makes_certjob_look(facts: Facts) -> None:
     """A changed name does not. A new one has the programme's rules, and its slug in capitals for a name."""
-    assert change(facts) == OrganisationChange(created=True, changed=True)
+    assert change(facts) == OrganisationChange(created=True, changed=True, open_hides=0)
     (shown,) = read_organisation_details(facts.connection)
     defaults: dict[str, Any] = {"name": "HLF", "portal": None, "thresholds": [60, 30, 14, 7, 1, -1], "mentors": 0}
     assert shown == replace(shown, coordinators=[], optional_kinds=[], **defaults)
@@ -81,7 +84,7 @@ def test_the_same_command_again_writes_nothing_and_only_a_changed_rule_makes_cer
     facts.certified_mentor(shown.id, date(2027, 1, 1))
     facts.connection.execute("UPDATE mentors SET review_on = '2026-12-01'")
 
-    assert change(facts, thresholds="30,7", **given) == OrganisationChange(created=False, changed=False)
+    assert change(facts, thresholds="30,7", **given) == OrganisationChange(created=False, changed=False, open_hides=0)
     assert change(facts, name="HLF Norge").changed
     assert facts.rows("SELECT review_on FROM mentors") == [(date(2026, 12, 1),)]
     change(facts, thresholds="30")
@@ -199,6 +202,46 @@ def test_thresholds_are_read_as_a_person_writes_them() -> None:
             read_thresholds(text)
 
 
+def test_portal_none_counts_the_open_hides(facts: Facts) -> None:
+    """certjob no longer pushes them, so someone has to hide these mentors by hand."""
+    change(facts, portal="dynamics")
+    (found,) = read_organisation_details(facts.connection)
+    mentors = [facts.certified_mentor(found.id, date(2027, 1, 1)) for _ in range(4)]
+    events = zip(mentors, (False, False, True, False), ("pending", "blocked", "pending", "delivered"), strict=True)
+    for mentor, visible, status in events:
+        facts.insert("portal_sync_events", mentor_id=mentor, visible=visible, status=status)
+
+    assert change(facts, portal="none").open_hides == 2
+    assert change(facts, name="HLF Norge").open_hides == 0
+
+
+def test_organisation_set_exits_3_if_hides_are_open(here: Certjob, facts: Facts) -> None:
+    organisation = facts.organisation("hlf")
+    mentor = facts.certified_mentor(organisation, date(2027, 1, 1))
+    facts.insert("portal_sync_events", mentor_id=mentor, visible=False)
+
+    result = here("organisation", "set", "hlf", "--portal", "none")
+
+    said = "hlf: hides that the portal has not confirmed: 1; hide these mentors by hand"
+    assert (result.returncode, result.stderr) == (3, f"certjob organisation set: {said}\n")
+
+
+def test_not_every_kind_is_optional_in_an_organisation_with_a_portal(facts: Facts) -> None:
+    """Only certified mentors are shown, so all of them would be hidden."""
+    change(facts, "hlf", portal="dynamics", optional_kinds=["kurs"])
+    change(facts, "lhl", optional_kinds=["likeperson"])
+    for organisation in read_organisation_details(facts.connection):
+        facts.certified_mentor(organisation.id, date(2027, 1, 1))
+    before = read_organisation_details(facts.connection)
+
+    for slug, options in (("hlf", {"optional_kinds": ["kurs", "likeperson"]}), ("lhl", {"portal": "dynamics"})):
+        with pytest.raises(ConfigurationError, match=f"every kind of certificate in {slug} would be optional"):
+            change(facts, slug, **options)
+
+    assert read_organisation_details(facts.connection) == before
+    assert change(facts, "nhf", portal="dynamics", optional_kinds=["likeperson"]).created
+
+
 def test_other_sessions_are_waited_for_and_not_without_end(
     facts: Facts, app: App, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,7 +254,7 @@ def test_other_sessions_are_waited_for_and_not_without_end(
         app.commit()
 
     with in_background(commit_when_it_is_waited_for):
-        assert change(facts, portal="dynamics") == OrganisationChange(created=False, changed=True)
+        assert change(facts, portal="dynamics") == OrganisationChange(created=False, changed=True, open_hides=0)
     (found,) = read_organisation_details(facts.connection)
     assert (found.name, found.portal) == ("By the app", "dynamics")
 

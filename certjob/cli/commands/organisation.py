@@ -79,6 +79,8 @@ def organisation_set(
     An empty text removes a contact, the address for renewals or the sender. Afterwards `certjob run --dry-run` shows
     what the next run will do.
     """
+    from dataclasses import asdict
+
     from certjob.cli.terminal import plain
     from certjob.facts import organisations
 
@@ -98,9 +100,13 @@ def organisation_set(
             sender=sender,
         )
     if call.json:
-        plain.print_json({"outcome": "ok", "organisation": slug, "created": done.created, "changed": done.changed})
+        outcome = "attention" if done.open_hides else "ok"
+        plain.print_json({"outcome": outcome, "organisation": slug} | asdict(done))
     opened.output.line(f"{slug}: {'created' if done.created else 'changed' if done.changed else 'nothing to change'}")
-    return 0
+    if not done.open_hides:
+        return 0
+    call.attention(f"{slug}: hides that the portal has not confirmed: {done.open_hides:,}; hide these mentors by hand")
+    return 3
 
 
 @app.command("show", without=("quiet",), short_help="Show all that can be set of an organisation.")

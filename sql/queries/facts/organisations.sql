@@ -60,3 +60,24 @@ WHERE o.id = n.id
         IS DISTINCT FROM
         (n.name, n.portal, n.reminder_thresholds, n.optional_kinds, n.contact_email, n.contact_phone, n.renewal_url,
             n.sender)
+
+-- name: no_kind_counts
+-- In an organisation with a portal, only certified mentors are shown. If every kind were optional, no one would be certified.
+SELECT o.portal IS NOT NULL
+    AND EXISTS (SELECT FROM mentors AS m JOIN certificates AS c ON c.mentor_id = m.id WHERE m.organisation_id = o.id)
+    AND NOT EXISTS (
+        SELECT
+        FROM mentors AS m
+        JOIN certificates AS c ON c.mentor_id = m.id
+        WHERE m.organisation_id = o.id AND c.kind <> ALL (o.optional_kinds)
+    )
+FROM organisations AS o
+WHERE o.slug = %(slug)s
+
+-- name: count_open_hides
+-- The next review withdraws them, because certjob pushes nothing for an organisation without a portal.
+SELECT count(*)
+FROM portal_sync_events AS e
+JOIN mentors AS m ON m.id = e.mentor_id
+JOIN organisations AS o ON o.id = m.organisation_id
+WHERE o.slug = %(slug)s AND NOT e.visible AND e.status IN ('pending', 'blocked')
