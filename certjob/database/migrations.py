@@ -1,4 +1,4 @@
-"""The schema: migrations applied in order, each in one transaction with its line in the ledger."""
+"""The schema: the pending migrations are applied in order, all of them in one transaction."""
 
 import hashlib
 import logging
@@ -96,37 +96,32 @@ def _locked_table(connection: Connection) -> DatabaseUnavailableError:
 def migrate(
     connection: Connection, directory: Path | None = None, *, warn: Callable[[str], object] = logger.warning
 ) -> list[Migration]:
-    """Apply what is pending and return it. Safe to repeat, to run twice at once, and to kill.
+    """Apply the pending migrations, set the rights, and return what was applied.
 
-    ``warn`` is told what a migration could not do and leaves to the operator; once, if several say the same.
+    Safe to repeat, to run twice at once, and to kill. ``warn`` gets what is left to an operator with more rights.
 
     Raises SchemaError for an edited applied file or a newer schema, ConfigurationError for missing rights and for an
-    encoding that has no room for every name.
+    encoding that cannot store every name.
     """
-    applied: list[Migration] = []
-    told: set[str] = set()
     (encoding,) = connection.execute("SHOW server_encoding").fetchone() or ("unknown",)
     if encoding != "UTF8":
         message = f"the database's encoding is {encoding}"
         raise ConfigurationError(message, next_step="create a database with ENCODING 'UTF8' TEMPLATE template0")
 
     def pass_on(notice: psycopg.errors.Diagnostic) -> None:
-        text = notice.message_primary or ""
-        if notice.severity_nonlocalized == "WARNING" and text not in told:
-            told.add(text)
-            warn(text)
+        if notice.severity_nonlocalized == "WARNING":
+            warn(notice.message_primary or "")
 
     connection.add_notice_handler(pass_on)
     try:
-        while True:
-            with _locked(connection):
-                _prepare(connection)
-                pending = [m for m in _compare(migrations(directory), _ledger(connection)) if m.applied_at is None]
-                if not pending:
-                    database.execute(connection, "set_up_rights")
-                    return applied
-                _apply(connection, pending[0])
-                applied.append(pending[0])
+        with _locked(connection):
+            _prepare(connection)
+            known = _compare(migrations(directory), _ledger(connection))
+            pending = [migration for migration in known if migration.applied_at is None]
+            for migration in pending:
+                _apply(connection, migration)
+            database.execute(connection, "set_up_rights")
+            return pending
     except psycopg.errors.InsufficientPrivilege as error:
         message = f"the database user may not change the schema ({error.diag.message_primary})"
         raise ConfigurationError(message, next_step="migrate as its owner") from error
