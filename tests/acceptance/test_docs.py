@@ -23,13 +23,19 @@ def test_five_minutes_of_the_readme_run_as_printed(bare_environment: dict[str, s
     path = f"{installed_command().parent}:{bare_environment['PATH']}"
 
     with data_folder("readme") as folder:
-        settings = {"PATH": path, "HOME": str(folder), "XDG_DATA_HOME": str(folder), "TERM": "dumb"}
+        settings = {
+            "PATH": path,
+            "HOME": str(folder),
+            "XDG_DATA_HOME": str(folder),
+            "TERM": "dumb",
+            "TZ": "Europe/Oslo",
+        }
         _, shown = on_terminal(
             ["-c", script], environment=bare_environment | settings, folder=folder, program=["/bin/sh"]
         )
 
     *outputs, rest = re.split(r"^exit code (\d)\n", shown, flags=re.MULTILINE)
-    assert (outputs[1::2], rest) == (["0", "0", "0", "0", "3", "3"], "")
+    assert ({*outputs[1::2]}, rest) == ({"0"}, "")
     for example, printed in zip(examples, outputs[::2], strict=True):
         assert example.matches(printed), f"$ {example.command}\n{printed}"
 

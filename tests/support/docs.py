@@ -41,7 +41,8 @@ class Example:
         pattern = _CHANGING.sub(lambda found: re.sub(r"\d", r"\\d", found[0]), re.escape(self.output))
         pattern = re.sub(r"(?:\A|(?<=\n))…\\\n", r"(?:[^\n]*\n)*?", pattern)
         pattern = re.sub(r"\\\n…\Z", r"(?:\n[^\n]*)*", pattern)
-        lines = (line.rstrip() for line in printed.replace("\r", "").strip().splitlines())
+        plain = printed.translate({ord("\r"): None, ord("\N{NO-BREAK SPACE}"): " "})
+        lines = (line.rstrip() for line in plain.strip().splitlines())
         return re.fullmatch(pattern.replace("…", "[^\n]*"), "\n".join(lines)) is not None
 
 
