@@ -162,7 +162,7 @@ def test_whoever_would_be_hidden_is_counted_too(scene: Scene) -> None:
 def test_a_night_on_a_wrong_later_date_is_made_good_for(scene: Scene, wrong: str) -> None:
     """It noted when to look again by the wrong day; the first night on the right one looks at everybody.
 
-    A night that is limited to one organisation, or killed, is seen by no guard of dates.
+    A run that was limited to one organisation is not seen by the check of dates.
     """
     join(scene, scene.hlf, expired=0, valid=30)
     certified, uncertified = scene.certified(TODAY + timedelta(days=40)), scene.expired()
@@ -175,7 +175,7 @@ def test_a_night_on_a_wrong_later_date_is_made_good_for(scene: Scene, wrong: str
         scene.run_sql("UPDATE job_runs SET finished_at = NULL, outcome = NULL WHERE as_of > %s", TODAY)
     assert scene.rows(PAUSED) == [(certified,)]
 
-    tomorrow, forgive = TODAY + timedelta(days=1), wrong == "a whole night"
+    tomorrow, forgive = TODAY + timedelta(days=1), wrong != "one organisation"
     planned, done = (
         scene.night(today=tomorrow, dry_run=dry_run, deliver=False, allow_earlier_date=forgive)
         for dry_run in (True, False)
