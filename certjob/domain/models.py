@@ -5,6 +5,9 @@ from datetime import date
 from enum import StrEnum
 from uuid import UUID
 
+NOT_CERTIFIED = date.min
+"""Stored as ``certified_until`` of a mentor who is not certified today."""
+
 OWN_PAUSE_REASON = "certification_expired"
 """The only pause that certjob opens and lifts."""
 
@@ -76,6 +79,10 @@ class Mentor:
     left: bool
     portal_visible: bool | None
     """The last value wanted on the portal; None: unknown, push whatever is wanted now."""
+    has_contact: bool
+    """Whether the app has the mentor's contact on the portal."""
+    certified_until: date | None
+    """As the last review stored it; None: not reviewed yet."""
     certificates: tuple[Certificate, ...]
     open_pauses: tuple[OpenPause, ...]
 
@@ -111,11 +118,13 @@ class Decision:
     """certjob's open pause before the change, if any."""
     reminders: tuple[Reminder, ...]
     """Every reminder due today, also those already queued or sent: the upsert knows which are new."""
+    certified_until: date
+    """The last day on which the mentor is certified if no fact changes, whatever pauses are open."""
     visible: bool
     """The wanted portal value; meaningless for an organisation without a portal."""
     push: bool
     """Whether the wanted portal value differs from the last wanted one and must be pushed."""
     without_certificate: bool
-    """Active, yet holding no certificate that counts: nobody watches this mentor."""
+    """Not paused and not left, but without any certificate that counts."""
     review_on: date | None
     """The next day on which anything can change by itself; None: never."""

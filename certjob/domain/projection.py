@@ -55,4 +55,5 @@ def after(mentor: Mentor, decision: Decision) -> Mentor:
     elif decision.pause is PauseChange.LIFT:
         left = tuple(pause for pause in mentor.open_pauses if pause.id != decision.own_pause_id)
         mentor = replace(mentor, open_pauses=left)
-    return replace(mentor, portal_visible=decision.visible) if decision.push else mentor
+    visible = decision.visible if decision.push else mentor.portal_visible
+    return replace(mentor, portal_visible=visible, certified_until=decision.certified_until)

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from certjob.domain.models import (
     IN_FORCE,
+    NOT_CERTIFIED,
     OWN_PAUSE_REASON,
     Certificate,
     Decision,
@@ -41,31 +42,29 @@ def decide(mentor: Mentor, today: date) -> Decision:
     transitions: list[Transition] = []
     reminders: list[Reminder] = []
     review_days: list[int] = []
-    uncertified = False
-    for kind, certificates in _by_kind(mentor.certificates).items():
-        statuses: set[Status] = set()
-        for certificate in certificates:
-            status = status_of(certificate, mentor, today)
-            statuses.add(status)
-            if status is not certificate.status:
-                transitions.append(
-                    Transition(certificate_id=certificate.id, from_status=certificate.status, to_status=status)
-                )
-            reminded = not (mentor.left or any(_following(certificate, mentor)))
-            threshold = _due_threshold(certificate, status, mentor, today) if reminded else None
-            if threshold is not None:
-                reminders.append(
-                    Reminder(cert_id=certificate.id, threshold_days=threshold, expires_on=certificate.expires_on)
-                )
-            review_days.extend(_review_days(certificate, status, mentor, reminded=reminded))
-        if kind not in organisation.optional_kinds and statuses - {Status.UPCOMING}:
-            uncertified = uncertified or not statuses & IN_FORCE
+    for certificate in mentor.certificates:
+        status = status_of(certificate, mentor, today)
+        if status is not certificate.status:
+            transitions.append(
+                Transition(certificate_id=certificate.id, from_status=certificate.status, to_status=status)
+            )
+        reminded = not (mentor.left or any(_following(certificate, mentor)))
+        threshold = _due_threshold(certificate, status, mentor, today) if reminded else None
+        if threshold is not None:
+            reminders.append(
+                Reminder(cert_id=certificate.id, threshold_days=threshold, expires_on=certificate.expires_on)
+            )
+        review_days.extend(_review_days(certificate, status, mentor, reminded=reminded))
 
+    last_day = certified_until(mentor, today)
+    never_certified = last_day < today and holds_nothing(mentor, today)
     own_pause = next((pause for pause in mentor.open_pauses if pause.reason == OWN_PAUSE_REASON), None)
+    uncertified = last_day < today and not never_certified
     pause = None if mentor.left else _pause_change(uncertified=uncertified, own_pause_open=own_pause is not None)
-    own_pause_open = pause is PauseChange.OPEN or (own_pause is not None and pause is not PauseChange.LIFT)
-    others_open = len(mentor.open_pauses) > (own_pause is not None)
-    active = not (mentor.left or own_pause_open or others_open)
+    active = not mentor.left and len(mentor.open_pauses) == (own_pause is not None)
+    visible = active and last_day >= today
+    # The portal cannot show a mentor who never had a contact, and there is no certificate that a contact would be for.
+    nothing_to_hide = never_certified and mentor.portal_visible is True and not mentor.has_contact
     return Decision(
         mentor_id=mentor.id,
         member_no=mentor.member_no,
@@ -74,11 +73,37 @@ def decide(mentor: Mentor, today: date) -> Decision:
         pause=pause,
         own_pause_id=own_pause.id if own_pause else None,
         reminders=tuple(sorted(reminders)),
-        visible=active,
-        push=organisation.has_portal and mentor.portal_visible is not active,
-        without_certificate=active and holds_nothing(mentor, today),
+        certified_until=last_day,
+        visible=visible,
+        push=organisation.has_portal and mentor.portal_visible is not visible and not nothing_to_hide,
+        without_certificate=active and never_certified,
         review_on=_earliest_after(today, review_days),
     )
+
+
+def certified_until(mentor: Mentor, today: date) -> date:
+    """Return the last day on which the mentor is certified if no fact changes, whatever pauses are open.
+
+    Certified means that some kind that counts is in force, and that no kind that counts has lapsed. Returns
+    NOT_CERTIFIED if that is not so today.
+    """
+    last_days: list[date] = []
+    in_force = False
+    for kind, certificates in _by_kind(mentor.certificates).items():
+        if kind in mentor.organisation.optional_kinds:
+            continue
+        coming = [each for each in certificates if not each.revoked and each.expires_on >= today]
+        coming.sort(key=lambda each: each.issued_on)
+        begun = bool(coming) and coming[0].issued_on <= today
+        if not begun and any(each.revoked or each.issued_on <= today for each in certificates):
+            return NOT_CERTIFIED
+        in_force = in_force or begun
+        last_day = coming[0].expires_on
+        for each in coming:
+            if (each.issued_on - last_day).days <= 1:
+                last_day = max(last_day, each.expires_on)
+        last_days.append(last_day)
+    return min(last_days) if in_force else NOT_CERTIFIED
 
 
 def status_of(certificate: Certificate, mentor: Mentor, today: date) -> Status:

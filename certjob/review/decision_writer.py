@@ -52,6 +52,7 @@ class DecisionWriter:
             "update_mentors",
             {
                 "ids": [d.mentor_id for d in decisions],
+                "certified_until": [d.certified_until for d in decisions],
                 "review_dates": [d.review_on for d in decisions],
                 "stays_due": [d.mentor_id in held for d in decisions],
                 "push": [d.push for d in decisions],

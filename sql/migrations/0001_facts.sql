@@ -44,12 +44,13 @@ CREATE TABLE certjob.mentors (
     full_name           text,
     email               text,
     locale              text NOT NULL DEFAULT 'nb' CHECK (locale IN ('nb', 'nn', 'en')),
-    -- The contact on the portal. Two mentors with one contact would hide and show each other. Deferrable, so that one
-    -- transaction can swap two of them.
-    dynamics_contact_id uuid UNIQUE DEFERRABLE INITIALLY IMMEDIATE,
+    dynamics_contact_id uuid,
     left_at             timestamptz,
     -- Derived: the last value wanted on the portal; null: push the next value, whatever it is.
     portal_visible      boolean DEFAULT true,
+    -- Derived: the last day on which the mentor is certified if no fact changes; 0001-01-01: not certified; null: not
+    -- reviewed yet.
+    certified_until     date,
     -- Derived: the next day on which something can be due; -infinity: review now, infinity: never.
     review_on           date NOT NULL DEFAULT '-infinity',
     UNIQUE (organisation_id, member_no),
@@ -57,6 +58,9 @@ CREATE TABLE certjob.mentors (
     CONSTRAINT mentors_id_check CHECK (id <> '00000000-0000-0000-0000-000000000000')
 );
 ALTER TABLE certjob.mentors ENABLE ROW LEVEL SECURITY;
+-- Two mentors with one contact would hide and show each other.
+CREATE UNIQUE INDEX mentors_one_per_contact ON certjob.mentors (organisation_id, dynamics_contact_id)
+    WHERE dynamics_contact_id IS NOT NULL;
 -- With this index the cost of a run depends on the number of due mentors, not on the number of all mentors.
 CREATE INDEX mentors_review_on_id_idx ON certjob.mentors (review_on, id);
 

@@ -193,7 +193,10 @@ BEGIN
     PERFORM 1 FROM certjob.mentors WHERE organisation_id = NEW.id ORDER BY id FOR NO KEY UPDATE;
     UPDATE certjob.mentors
     SET review_on = '-infinity',
-        portal_visible = CASE WHEN OLD.portal IS DISTINCT FROM NEW.portal THEN NULL ELSE portal_visible END
+        -- No one knows what another portal shows. A mentor without a contact is on none.
+        portal_visible = CASE
+            WHEN OLD.portal IS NOT DISTINCT FROM NEW.portal OR dynamics_contact_id IS NULL THEN portal_visible
+        END
     WHERE organisation_id = NEW.id;
     RETURN NULL;
 END

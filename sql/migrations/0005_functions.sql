@@ -64,7 +64,11 @@ BEGIN
     ELSIF wanted IS NOT FALSE AND (wanted IS NULL OR mentor.review_on <= current_date) THEN
         -- No review has seen these facts. They must prove a certificate, with a day's margin for time zones.
         wanted := true;
-        IF EXISTS (
+        IF NOT EXISTS (
+            SELECT FROM certjob.certificates AS c
+            WHERE c.mentor_id = mentor.id AND c.kind <> ALL (organisation.optional_kinds) AND c.revoked_at IS NULL
+                AND c.issued_on < current_date AND c.expires_on > current_date
+        ) OR EXISTS (
             SELECT FROM certjob.certificates AS held
             WHERE held.mentor_id = mentor.id
                 AND (held.revoked_at IS NOT NULL OR held.issued_on <= current_date + 1)

@@ -40,7 +40,7 @@ BEGIN
     GRANT INSERT (id, organisation_id, full_name, email, locale), UPDATE (id, full_name, email, locale), DELETE
         ON certjob.coordinators TO certjob_worker;
     GRANT INSERT (organisation_id, member_no, full_name, email, locale, dynamics_contact_id, left_at),
-        UPDATE (full_name, email, locale, dynamics_contact_id, left_at, portal_visible, review_on)
+        UPDATE (full_name, email, locale, dynamics_contact_id, left_at, portal_visible, certified_until, review_on)
         ON certjob.mentors TO certjob_worker;
     GRANT INSERT (mentor_id, kind, issued_on, expires_on, revoked_at), UPDATE (expires_on, revoked_at, status)
         ON certjob.certificates TO certjob_worker;

@@ -29,12 +29,13 @@ COUNT = 10 * PROCESSES
 """Pushes and mails for all of them."""
 
 PROGRAMME = f"""
-    INSERT INTO mentors (organisation_id, member_no, email, dynamics_contact_id)
-        SELECT o.id, 'P' || n, 'p' || n || '@example.org', gen_random_uuid()
+    INSERT INTO mentors (organisation_id, member_no, email)
+        SELECT o.id, 'P' || n, 'p' || n || '@example.org'
         FROM organisations AS o, generate_series(1, {CHUNK * PROCESSES}) AS n;
     -- Some are to be hidden and to be reminded.
     INSERT INTO mentor_pauses (mentor_id, reason, actor)
         SELECT id, 'illness', 'coordinator' FROM mentors ORDER BY email LIMIT {COUNT};
+    UPDATE mentors AS m SET dynamics_contact_id = gen_random_uuid() FROM mentor_pauses AS p WHERE p.mentor_id = m.id;
     INSERT INTO certificates (mentor_id, kind, issued_on, expires_on)
         SELECT mentor_id, 'likeperson', '2024-01-01', '{{expires_on}}' FROM mentor_pauses;
     -- Each session's first chunk waits until every session has one, so that nobody comes too late for any.

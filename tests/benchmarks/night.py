@@ -18,7 +18,7 @@ FLAT_BAR = 1.2
 SOME_DUE_BAR, ALL_DUE_BAR = 1.0, 2.0
 
 _STATE = {
-    "mentors": "id, portal_visible, review_on",
+    "mentors": "id, portal_visible, certified_until, review_on",
     "certificates": "id, mentor_id, kind, issued_on, expires_on, revoked_at, status",
     "mentor_pauses": "mentor_id, reason, actor, lifted_at IS NOT NULL, lifted_by",
     "certificate_transitions": "certificate_id, mentor_id, from_status, to_status, as_of, run_id IS NULL",

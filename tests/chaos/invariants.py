@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tests.chaos.play import Play
 
 FACTS = b"""
-    SELECT m.member_no, to_jsonb(m) - '{portal_visible,review_on}'::text[],
+    SELECT m.member_no, to_jsonb(m) - '{portal_visible,certified_until,review_on}'::text[],
         (SELECT jsonb_agg(to_jsonb(c) - 'status' ORDER BY c.id) FROM certificates AS c WHERE c.mentor_id = m.id),
         (SELECT jsonb_agg(p ORDER BY p.id) FROM mentor_pauses AS p WHERE p.mentor_id = m.id AND p.actor <> 'certjob')
     FROM mentors AS m ORDER BY m.member_no

@@ -30,6 +30,7 @@ def pending_hide(facts: Facts, *, wanted_at: str = "2026-01-15 23:30+00", **ment
     """A mentor whose hide has waited for long, so that it is an alert."""
     mentor_id = facts.mentor(facts.organisation(f"hlf{len(facts.rows('SELECT FROM organisations'))}"), **mentor)
     times = {"wanted_at": wanted_at, "next_attempt_at": datetime.now(UTC) + timedelta(hours=20)}
+    facts.connection.execute("UPDATE mentors SET portal_visible = false WHERE id = %s", (mentor_id,))
     facts.insert("portal_sync_events", mentor_id=mentor_id, visible=False, **times)
 
 
@@ -68,7 +69,7 @@ def test_the_documents_of_a_night_that_needs_a_person(here: Certjob, facts: Fact
     organisation_id = facts.organisation()
     facts.certified_mentor(organisation_id, LONG_AGO, member_no="M1")
     facts.certified_mentor(organisation_id, SOON)
-    facts.mentor(organisation_id)
+    facts.mentor(organisation_id, contact_id=None)
     portal.default = error(404, "contact_not_found")
 
     results = [here(*command.split(), "--json") for command in ("run", "alerts", "deliver", "resync M1")]

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certjob.domain import rules
-from certjob.domain.models import OWN_PAUSE_REASON, Mentor, PauseChange, Reminder, Status
+from certjob.domain.models import NOT_CERTIFIED, OWN_PAUSE_REASON, Mentor, PauseChange, Reminder, Status
 from tests.support.people import apply_decision
-from tests.support.strategies import days, mentors, ordinarily
+from tests.support.strategies import days, mentors, ordinarily, thoroughly
 
 
 def run(person: Mentor, today: date) -> Mentor:
@@ -32,6 +32,39 @@ def kinds_lacking(person: Mentor, today: date) -> set[str]:
     held = {row.kind for row in counting if row.revoked or row.issued_on <= today}
     in_force = {row.kind for row in counting if not row.revoked and row.issued_on <= today <= row.expires_on}
     return held - in_force
+
+
+def is_certified(person: Mentor, today: date) -> bool:
+    """Read from the dates alone: some kind that counts is in force, and none that counts has lapsed."""
+    counting = [row for row in person.certificates if row.kind not in person.organisation.optional_kinds]
+    in_force = any(not row.revoked and row.issued_on <= today <= row.expires_on for row in counting)
+    return in_force and not kinds_lacking(person, today)
+
+
+@thoroughly
+@given(mentors(), days)
+def test_certified_until_equals_a_walk_day_by_day(person: Mentor, today: date) -> None:
+    """The interval rule needs no walk; each day up to the last one is certified, and the next one is not."""
+    last_day = rules.certified_until(person, today)
+
+    walk = today
+    while is_certified(person, walk):
+        walk += timedelta(days=1)
+    assert last_day == (walk - timedelta(days=1) if walk > today else NOT_CERTIFIED)
+
+
+@ordinarily
+@given(mentors(), days, st.integers(0, 30))
+def test_certified_until_depends_on_the_certificates_alone(person: Mentor, today: date, days_later: int) -> None:
+    """Pauses, thresholds and leaving do not change it, and a later day gives the same answer up to the last one."""
+    last_day = rules.certified_until(person, today)
+
+    rulebook = replace(person.organisation, reminder_thresholds=(), has_portal=not person.organisation.has_portal)
+    other = replace(person, organisation=rulebook, left=not person.left, open_pauses=(), portal_visible=None)
+    assert rules.certified_until(other, today) == last_day
+    if last_day > NOT_CERTIFIED:
+        later = min(last_day, today + timedelta(days=days_later))
+        assert rules.certified_until(person, later) == last_day
 
 
 @ordinarily
@@ -67,11 +100,15 @@ def test_a_decision_is_right_by_the_dates_alone(person: Mentor, today: date, ran
     assert decision.own_pause_id not in [each.id for each in others[0]]
     assert decision.pause is not (PauseChange.OPEN if own[0] else PauseChange.LIFT)
     assert own[1] == (own[0] if person.left else bool(lacking))
-    # Visible = no open pause and not left. The first harm to avoid: who lacks a kind they held is wanted hidden.
-    assert decision.visible is (not after.open_pauses and not person.left)
-    # Pushed is what differs from the last value wanted (None: nobody knows), and nothing without a portal.
-    assert decision.push is (person.organisation.has_portal and person.portal_visible is not decision.visible)
-    assert not (person.organisation.has_portal and lacking and after.portal_visible)
+    # Visible = certified, no open pause and not left.
+    certified = is_certified(person, today)
+    assert decision.visible is (certified and not after.open_pauses and not person.left)
+    # Pushed is what differs from the last value wanted (None: nobody knows), and nothing without a portal. A volunteer
+    # who has neither a contact nor a certificate is on no portal.
+    differs = person.organisation.has_portal and person.portal_visible is not decision.visible
+    on_no_portal = person.portal_visible and not person.has_contact and not lacking and not certified
+    assert decision.push is (differs and not on_no_portal)
+    assert not (person.organisation.has_portal and person.has_contact and not certified and after.portal_visible)
     # Of a kind one row counts at most, and nothing stays unseen.
     counting = [c.kind for c in after.certificates if c.status in (Status.VALID, Status.EXPIRING, Status.EXPIRED)]
     assert len(counting) == len(set(counting))

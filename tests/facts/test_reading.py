@@ -22,7 +22,10 @@ def test_a_mentor_is_read_with_everything_that_a_decision_needs(connection: Conn
     revoked, pause = facts.certificate(left, TODAY, revoked_at=now), facts.pause(left, reason="leave")
     facts.pause(left)
     connection.execute("UPDATE mentor_pauses SET lifted_at = now(), lifted_by = 'anna' WHERE reason = 'illness'")
-    connection.execute("UPDATE mentors SET portal_visible = false WHERE id = %s", (left,))
+    connection.execute(
+        "UPDATE mentors SET portal_visible = false, certified_until = %s, dynamics_contact_id = NULL WHERE id = %s",
+        (date(2026, 5, 1), left),
+    )
 
     rules: dict[str, Any] = {"reminder_thresholds": (30, -1), "optional_kinds": frozenset({"first_aid"})}
     dates: dict[str, Any] = {"issued_on": date(2024, 1, 1), "expires_on": TODAY}
@@ -30,13 +33,23 @@ def test_a_mentor_is_read_with_everything_that_a_decision_needs(connection: Conn
         id=left,
         member_no="M2",
         left=True,
-        portal_visible=False,
+        portal_visible=None,  # the contact was removed
+        has_contact=False,
+        certified_until=date(2026, 5, 1),
         organisation=Organisation(id=lhl, slug="lhl", has_portal=False, **rules),
         certificates=(Certificate(id=revoked, kind="likeperson", **dates, revoked=True, status=Status.RECORDED),),
         open_pauses=(OpenPause(id=pause, reason="leave"),),
     )
     nothing = replace(
-        expected, id=bare, member_no="M1", left=False, portal_visible=True, certificates=(), open_pauses=()
+        expected,
+        id=bare,
+        member_no="M1",
+        left=False,
+        portal_visible=True,
+        has_contact=True,
+        certified_until=None,
+        certificates=(),
+        open_pauses=(),
     )
     for lock in (False, True):
         with connection.transaction():

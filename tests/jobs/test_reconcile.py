@@ -74,7 +74,7 @@ def test_agreement_costs_reads_and_a_hand_edit_exactly_its_pushes(scene: Scene) 
 
 
 def test_nobody_is_shown_who_waits_for_a_review(scene: Scene) -> None:
-    """The pause of this afternoon counts; a hide goes all the same.
+    """The pause of this afternoon counts, for whoever else has the contact, too; a hide goes all the same.
 
     Before the first review nobody knows who is certified; and their contacts are not unknown.
     """
@@ -87,25 +87,30 @@ def test_nobody_is_shown_who_waits_for_a_review(scene: Scene) -> None:
     scene.reconcile()
     assert pushes(scene) == [(hidden, False)]
 
+    (contact,), nhf = mentors(scene, 1), scene.facts.organisation("nhf", thresholds=())
+    scene.facts.certified_mentor(nhf, NEXT_YEAR, contact_id=contact)
+    agree(scene, [contact])
+    scene.run_sql(PAUSE, nhf)
+    scene.portal.visible[contact] = False
+    scene.reconcile()
+    assert pushes(scene) == []
 
-def test_whoever_certjob_has_shown_is_shown_again_and_nobody_who_was_never_certified(scene: Scene) -> None:
-    """Nobody watches these; hidden by hand they stay hidden. Whoever has left is hidden again."""
-    scene.mentor()
-    scene.facts.certificate(scene.mentor(), NEXT_YEAR, issued_on=TODAY + timedelta(days=30))
-    left, lapsed = uuid4(), uuid4()
+
+def test_only_a_certified_mentor_is_shown_again(scene: Scene) -> None:
+    """A mentor who has left, has no certificate, or only a future one is hidden again."""
+    certified, left, bare, future = (uuid4() for _ in range(4))
+    scene.certified(contact_id=certified)
     scene.certified(contact_id=left)
-    scene.facts.certificate(scene.mentor(contact_id=lapsed), YESTERDAY, kind="course")
-    scene.night(scene.portal)
-    scene.run_sql("UPDATE organisations SET optional_kinds = '{course}'")  # it pauses nobody any more
     scene.run_sql("UPDATE mentors SET left_at = now() WHERE dynamics_contact_id = %s", left)
+    scene.mentor(contact_id=bare)
+    scene.facts.certificate(scene.mentor(contact_id=future), NEXT_YEAR, issued_on=TODAY + timedelta(days=30))
     scene.night(scene.portal)
-    assert scene.portal.visible == {lapsed: True, left: False}
-    scene.portal.visible = {lapsed: False, left: True}
+    scene.portal.visible = {certified: False, left: True, bare: True, future: True}
     scene.portal.requests.clear()
 
     assert scene.reconcile().outcome == "ok"
 
-    assert pushes(scene) == [(left, False), (lapsed, True)]
+    assert scene.portal.visible == {certified: True, left: False, bare: False, future: False}
 
 
 def test_nobody_who_has_an_event_under_way_is_touched(scene: Scene) -> None:
@@ -277,6 +282,31 @@ def test_contacts_of_no_mentor_are_alerts_until_they_are_gone_or_accepted(scene:
     assert differences(scene) == {}
     scene.run_sql("UPDATE mentors SET dynamics_contact_id = NULL WHERE id = %s", their_mentor)
     assert (differences(scene), pushes(scene)) == ({"unknown": 1}, [])
+
+
+def test_where_two_organisations_contradict_each_other_only_the_hide_is_raised(scene: Scene, certjob: Certjob) -> None:
+    """Night after night, with no push, somebody is told, until they agree; whether the portal is read again or not."""
+    contact, nhf = uuid4(), scene.facts.organisation("nhf", thresholds=())
+    scene.expired(contact_id=contact)
+    scene.facts.certified_mentor(nhf, NEXT_YEAR, contact_id=contact)
+    agree(scene, [contact])
+    scene.portal.visible[contact] = True
+    assert differences(scene) == {"shown_wrongly": 1, "contradictory": 1}
+
+    report = scene.reconcile()
+
+    assert (pushes(scene), report.outcome) == ([(contact, False)], "attention")
+    assert "is to be visible for one organisation and hidden for another" in report.reasons[0]
+    page = certjob("alerts")
+    assert page.returncode == 3
+    assert f"contact {contact}, visible for nhf M1002, hidden for hlf M1001" in page.stdout
+
+    scene.run_sql("UPDATE certificates SET expires_on = %s", YESTERDAY)
+    scene.night(scene.portal)
+    assert certjob("alerts").returncode == 0
+    scene.portal.visible[contact] = True
+    assert differences(scene) == {"shown_wrongly": 2}
+    assert scene.portal.visible == {contact: False}
 
 
 def test_of_two_readings_at_once_the_one_that_began_last_is_what_is_known(scene: Scene) -> None:

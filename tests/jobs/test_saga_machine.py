@@ -62,8 +62,11 @@ NEVER = {
             OR last.status = 'withdrawn' AND m.portal_visible IS NOT NULL""",
     "a reviewed mentor whose wanted value is not what their state asks for": """
         SELECT m.id FROM mentors AS m JOIN organisations AS o ON o.id = m.organisation_id AND o.portal IS NOT NULL
-        WHERE m.review_on > '-infinity' AND m.portal_visible IS DISTINCT FROM (m.left_at IS NULL AND NOT EXISTS (
-            SELECT FROM mentor_pauses AS p WHERE p.mentor_id = m.id AND p.lifted_at IS NULL))""",
+        WHERE m.review_on > '-infinity'
+            AND m.portal_visible IS DISTINCT FROM (
+                m.left_at IS NULL AND m.certified_until > '0001-01-01' AND NOT EXISTS (
+                    SELECT FROM mentor_pauses AS p WHERE p.mentor_id = m.id AND p.lifted_at IS NULL))
+            AND NOT (m.portal_visible AND m.dynamics_contact_id IS NULL AND m.certified_until = '0001-01-01')""",
     "a certificate whose status is not the last of its audit": """
         SELECT c.id FROM certificates AS c WHERE c.status <> coalesce((
             SELECT to_status FROM certificate_transitions AS t WHERE t.certificate_id = c.id ORDER BY t.id DESC LIMIT 1

@@ -22,10 +22,10 @@ def backlog(facts: Facts, count: int, *, visible: bool = False) -> list[UUID]:
     organisation = facts.organisation(f"hlf-{uuid4().hex[:8]}")
     contacts = [uuid4() for _ in range(count)]
     facts.connection.execute(
-        "INSERT INTO mentors (organisation_id, member_no, email, dynamics_contact_id)"
-        " SELECT %s, 'B' || n, 'b' || n || '@example.org', contact"
+        "INSERT INTO mentors (organisation_id, member_no, email, dynamics_contact_id, portal_visible)"
+        " SELECT %s, 'B' || n, 'b' || n || '@example.org', contact, %s"
         " FROM unnest(%s::uuid[]) WITH ORDINALITY AS c (contact, n)",
-        (organisation, contacts),
+        (organisation, visible, contacts),
     )
     facts.connection.execute(
         "INSERT INTO portal_sync_events (mentor_id, visible) SELECT id, %s FROM mentors"

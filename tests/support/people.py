@@ -72,6 +72,8 @@ def mentor(
     pauses: Sequence[OpenPause] = (),
     left: bool = False,
     portal_visible: bool | None = True,
+    has_contact: bool = True,
+    certified_until: date | None = None,
 ) -> Mentor:
     """A mentor with these certificates, shown on the portal and not paused."""
     return Mentor(
@@ -80,6 +82,8 @@ def mentor(
         organisation=organisation,
         left=left,
         portal_visible=portal_visible,
+        has_contact=has_contact,
+        certified_until=certified_until,
         certificates=certificates,
         open_pauses=tuple(pauses),
     )
@@ -98,4 +102,5 @@ def apply_decision(person: Mentor, decision: Decision) -> Mentor:
         certificates=tuple(replace(c, status=statuses.get(c.id, c.status)) for c in person.certificates),
         open_pauses=pauses,
         portal_visible=decision.visible if decision.push else person.portal_visible,
+        certified_until=decision.certified_until,
     )

@@ -61,4 +61,6 @@ def mentors(draw: st.DrawFn, dates: st.SearchStrategy[date] = days) -> Mentor:
         pauses=draw(open_pauses),
         left=draw(st.integers(0, 5)) == 0,
         portal_visible=draw(st.sampled_from([True, False, None])),
+        has_contact=draw(st.booleans()),
+        certified_until=draw(st.none() | dates),
     )

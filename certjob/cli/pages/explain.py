@@ -65,7 +65,7 @@ def _certification(explained: Explanation) -> str:
     why = "; ".join(explained.certified_because)
     if explained.without_certificate:
         said = f" ({why})" if why else ""
-        return f"Holds no certificate that counts{said}, so certjob does not watch this mentor and never pauses them."
+        return f"Holds no certificate that counts{said}, so certjob does not pause this mentor and hides them."
     return f"{'Certified' if explained.certified else 'Not certified'}: {why}."
 
 

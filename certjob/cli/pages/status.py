@@ -113,7 +113,7 @@ def _figures(status: SystemStatus, zone: tzinfo) -> Iterator[tuple[str, str]]:
     yield "Mentors to review", f"{tonight:,} today, {coming:,} within {len(status.coming)} nights"
     if status.without_certificate:
         mentors = number(status.without_certificate, "active mentor")
-        yield "Without any certificate", f"{mentors}, whom certjob does not watch"
+        yield "Without any certificate", f"{mentors}, hidden on every portal"
     if status.mail_waits_until is not None:
         yield "Mail waits until", f"{_moment(status.mail_waits_until, zone)} (CERTJOB_MAIL_HOURS)"
 

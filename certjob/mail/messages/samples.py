@@ -47,6 +47,8 @@ def _sample_reminder(
         ),
         left=False,
         portal_visible=None,
+        has_contact=True,
+        certified_until=None,
         certificates=(Certificate(id=_ID, kind=kind, issued_on=_SOME_DAY, expires_on=due.expires_on, revoked=False),),
         open_pauses=(),
     )

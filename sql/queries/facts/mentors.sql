@@ -58,6 +58,7 @@ LIMIT %(limit)s
 -- The mentors' own facts; after the lock, in a newer snapshot. With what keeps certjob from reading the other facts of a
 -- mentor, where there is such: rows from before the bounds of migration 0009 had a place in it.
 SELECT m.id, m.member_no, m.organisation_id, m.left_at IS NOT NULL AS "left", m.portal_visible,
+    m.dynamics_contact_id IS NOT NULL AS has_contact, m.certified_until,
     coalesce(
         (
             SELECT CASE

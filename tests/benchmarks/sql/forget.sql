@@ -11,7 +11,8 @@ DELETE FROM certificate_transitions WHERE mentor_id IN (SELECT id FROM forgotten
 DELETE FROM cert_notification_log WHERE mentor_id IN (SELECT id FROM forgotten);
 DELETE FROM portal_sync_events WHERE mentor_id IN (SELECT id FROM forgotten);
 UPDATE certificates SET status = 'recorded' WHERE mentor_id IN (SELECT id FROM forgotten);
-UPDATE mentors SET review_on = '-infinity', portal_visible = true WHERE id IN (SELECT id FROM forgotten);
+UPDATE mentors SET review_on = '-infinity', portal_visible = true, certified_until = NULL
+WHERE id IN (SELECT id FROM forgotten);
 
 ALTER TABLE mentor_pauses ENABLE TRIGGER USER;
 DROP TABLE forgotten;

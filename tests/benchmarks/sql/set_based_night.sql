@@ -31,7 +31,7 @@ WITH owned AS (
         END AS new_status
     FROM placed
 )
-SELECT id, mentor_id, kind, expires_on, old_status, new_status, kind = ANY (optional_kinds) AS optional,
+SELECT id, mentor_id, kind, issued_on, expires_on, revoked, old_status, new_status, kind = ANY (optional_kinds) AS optional,
     CASE WHEN NOT has_left AND NOT coalesce(continued, false) AND new_status IN ('valid', 'expiring', 'expired') THEN (
         SELECT t FROM (SELECT min(t) AS t FROM unnest(thresholds) AS t WHERE expires_on - %(today)s <= t) AS reached
         WHERE CASE WHEN t >= 0 THEN expires_on >= %(today)s ELSE t - (expires_on - %(today)s) <= 14 END
@@ -54,11 +54,23 @@ CREATE TEMPORARY TABLE decided ON COMMIT DROP AS
 WITH kinds AS (
     SELECT mentor_id, kind, min(review_on) AS review_on,
         bool_or(new_status <> 'upcoming') AND NOT bool_or(new_status IN ('valid', 'expiring')) AND NOT bool_or(optional)
-            AS lapsed
+            AS lapsed,
+        bool_or(new_status IN ('valid', 'expiring') AND NOT optional) AS in_force,
+        (
+            SELECT min(upper(span) - 1)
+            FROM unnest(
+                range_agg(daterange(issued_on, expires_on, '[]')) FILTER (WHERE NOT revoked AND NOT optional)
+            ) AS span
+            WHERE upper(span) > %(today)s
+        ) AS certified_until
     FROM judged
     GROUP BY mentor_id, kind
 ), states AS (
-    SELECT mentor_id, min(review_on) AS review_on, bool_or(lapsed) AS uncertified FROM kinds GROUP BY mentor_id
+    SELECT mentor_id, min(review_on) AS review_on, bool_or(lapsed) AS uncertified,
+        CASE WHEN bool_or(in_force) AND NOT bool_or(lapsed) THEN min(certified_until) ELSE '0001-01-01' END
+            AS certified_until
+    FROM kinds
+    GROUP BY mentor_id
 ), pauses AS (
     SELECT mentor_id, bool_or(reason = 'certification_expired') AS own, bool_or(reason <> 'certification_expired') AS others
     FROM mentor_pauses
@@ -69,7 +81,8 @@ SELECT m.id AS mentor_id, coalesce(s.review_on, 'infinity') AS review_on,
     m.left_at IS NULL AND coalesce(s.uncertified, false) AND NOT coalesce(p.own, false) AS opens,
     m.left_at IS NULL AND coalesce(p.own, false) AND NOT coalesce(s.uncertified, false) AS lifts,
     o.portal IS NOT NULL AS has_portal, m.portal_visible,
-    m.left_at IS NULL AND NOT coalesce(s.uncertified, false) AND NOT coalesce(p.others, false) AS visible
+    coalesce(s.certified_until, '0001-01-01') AS certified_until,
+    m.left_at IS NULL AND coalesce(s.certified_until >= %(today)s, false) AND NOT coalesce(p.others, false) AS visible
 FROM mentors AS m
 JOIN organisations AS o ON o.id = m.organisation_id
 LEFT JOIN states AS s ON s.mentor_id = m.id
@@ -137,6 +150,7 @@ WHERE NOT d.has_portal AND e.mentor_id = d.mentor_id AND e.status IN ('pending',
 
 UPDATE mentors AS m
 SET review_on = d.review_on,
+    certified_until = d.certified_until,
     portal_visible = CASE WHEN d.has_portal THEN d.visible ELSE m.portal_visible END
 FROM decided AS d
 WHERE m.id = d.mentor_id;
