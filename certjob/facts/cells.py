@@ -7,10 +7,9 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from datetime import date
-from urllib.parse import urlsplit
 from uuid import UUID
 
-from certjob.domain.addresses import parse_address, parse_sender
+from certjob.domain.addresses import parse_address
 
 LOCALES = ("nb", "nn", "en")
 
@@ -68,29 +67,6 @@ def read_email(text: str) -> str:
     except ValueError:
         message = "not a valid e-mail address"
         raise ValueError(message) from None
-    return text
-
-
-def read_sender(text: str) -> str:
-    """Return an address, or a name and an address, that mails can be from."""
-    try:
-        parse_sender(text)
-    except ValueError:
-        message = "not an address, or a name and <address> such as 'LHL Likeperson <likeperson@lhl.example>'"
-        raise ValueError(message) from None
-    return text
-
-
-def read_url(text: str) -> str:
-    """Return a web address."""
-    try:
-        parts = urlsplit(text)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and text.isprintable() and " " not in text
-    except ValueError:
-        usable = False
-    if not usable:
-        message = "not a web address such as https://example.org/renew"
-        raise ValueError(message)
     return text
 
 

@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Final, Literal, TypedDict, TypeVar, Unpack
+from urllib.parse import urlsplit
 from uuid import UUID
 
 from certjob import database
 from certjob.database import CONTENTION, Connection
+from certjob.domain.addresses import parse_sender
 from certjob.errors import ConfigurationError, MentorBusyError
 from certjob.facts import cells
 
@@ -109,6 +111,29 @@ def read_coordinator(text: str) -> Coordinator:
     )
 
 
+def _read_sender(text: str) -> str:
+    """Return an address, or a name and an address, that mails can be from."""
+    try:
+        parse_sender(text)
+    except ValueError:
+        message = "not an address, or a name and <address> such as 'LHL Likeperson <likeperson@lhl.example>'"
+        raise ValueError(message) from None
+    return text
+
+
+def _read_url(text: str) -> str:
+    """Return a web address."""
+    try:
+        parts = urlsplit(text)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and text.isprintable() and " " not in text
+    except ValueError:
+        usable = False
+    if not usable:
+        message = "not a web address such as https://example.org/renew"
+        raise ValueError(message)
+    return text
+
+
 class OrganisationOptions(TypedDict, total=False):
     """The options of ``certjob organisation set`` that take one text; None: not given."""
 
@@ -127,8 +152,8 @@ _READERS: Final[dict[str, Callable[[str], object]]] = {
     "thresholds": read_thresholds,
     "contact_email": cells.read_email,
     "contact_phone": partial(cells.read_text, limit=50),
-    "renewal_url": cells.read_url,
-    "sender": cells.read_sender,
+    "renewal_url": _read_url,
+    "sender": _read_sender,
 }
 _IF_EMPTY: Final[dict[str, object]] = {
     "thresholds": [],

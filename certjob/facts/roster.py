@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
-from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 from uuid import UUID
 
 from certjob.errors import InputError
@@ -28,15 +28,28 @@ COLUMNS = (*IDENTITY, *CERTIFICATE, "revoked_on", *MENTOR)
 NEVER = date(9999, 12, 31)
 """The end date of a certificate that does not end."""
 
+MentorKey = tuple[UUID, str]
+"""The organisation's id and the member number."""
+Values = dict[str, Any]
+Readers = Mapping[str, Callable[[str], object]]
+Wrong = tuple[str, str, bool]
+"""A column, a reason, and whether it is only a warning."""
+
+_READERS: Readers = {
+    "organisation": str,
+    "member_no": cells.read_key,
+    "kind": cells.read_key,
+    **dict.fromkeys(("issued_on", "expires_on", "revoked_on", "left_on"), cells.read_date),
+    "full_name": cells.read_name,
+    "email": cells.read_email,
+    "locale": cells.read_locale,
+    "dynamics_contact_id": cells.read_contact_id,
+}
 _DATES = ("issued_on", "expires_on", "revoked_on", "left_on")
 _LONG_AGO = date(1950, 1, 1)
 _FAR_AHEAD = timedelta(days=15 * 365 + 4)
 _CELL_LINES_LIMIT = 50
 """Lines that a quoted cell may span; without a limit a stray quote would take the rest of the file."""
-
-MentorKey = tuple[UUID, str]
-"""The organisation's id and the member number."""
-Values = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,30 +79,28 @@ class Roster:
     problems: Sequence[Problem]
 
 
-class _Column(NamedTuple):
-    name: str
-    place: int
-    parse: Callable[[str], object]
-    required: bool
-
-
 def read_roster(content: bytes, *, organisation_ids: Mapping[str, UUID], today: date) -> Roster:
     """Read the bytes of a file. Raises InputError if it is not a CSV file in UTF-8, or lacks a column."""
     records = _split(_decode(content))
-    header = [text.lower() for text in next(records, (1, []))[1]]
-    columns = _read_header(header, organisation_ids)
-    unknown = ", ".join(repr(name[:40]) for name in header if name and name not in COLUMNS)
+    names = [text.lower() for text in next(records, (1, [], ""))[1]]
+    required = _required_columns(names)
+    readers: Readers = {**_READERS, "organisation": partial(cells.read_organisation, ids=organisation_ids)}
+    unknown = ", ".join(repr(name[:40]) for name in names if name and name not in COLUMNS)
     problems = [Problem(line=1, column="line", reason=f"not read: {unknown[:200]}", is_warning=True)] if unknown else []
     mentors: dict[MentorKey, Values] = {}
     certificates: dict[tuple[MentorKey, str, date], tuple[date, date | None]] = {}
     rows: Counter[MentorKey | None] = Counter()
     bad: set[MentorKey | None] = set()
-    for line, texts in records:
-        values, found = _read_row(columns, texts, width=len(header), line=line, today=today)
+    for line, texts, damage in records:
+        readable = {name: text for name, text in zip(names, texts, strict=False) if name in IDENTITY or not damage}
+        values: Values = {}
+        wrong = [("line", damage, False)] if damage else []
+        wrong += _read_row(values, readable, required, readers)
+        wrong += _check_dates(values, today)
+        problems += [Problem(line=line, column=name, reason=why, is_warning=warns) for name, why, warns in wrong]
         key = (values["organisation"], values["member_no"]) if values.keys() >= {*IDENTITY} else None
         rows[key] += 1
-        problems += found
-        if key is None or not all(problem.is_warning for problem in found):
+        if key is None or not all(warns for *_, warns in wrong):
             bad.add(key)
             continue
         mentor = mentors.setdefault(key, {"line": line, "rows": 0})
@@ -126,79 +137,54 @@ def _decode(content: bytes) -> str:
     return text
 
 
-def _split(text: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the line and the cells of each row that is not blank; no cells if the row cannot be read."""
+def _split(text: str) -> Iterator[tuple[int, list[str], str]]:
+    """Yield the line and the cells of each row that is not blank, and what is wrong with the whole row."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     delimiter = max(",;\t", key=next(filter(str.strip, lines), "").count)
-    number = 0
+    number = width = 0
     while number < len(lines):
         line = number + 1
         feed = (f"{each}\n" for each in lines[number : number + _CELL_LINES_LIMIT])
         reader = csv.reader(feed, delimiter=delimiter, skipinitialspace=True, strict=True)
         try:
             texts = [each.strip() for each in next(reader)]
-            number += reader.line_num
         except csv.Error:  # a stray quote costs its own line, not those after it
-            texts = []
             number += 1
-            yield line, texts
+            yield line, [], "cannot be read: a quote is not closed, or text follows a quoted cell"
+            continue
+        number += reader.line_num
+        width = width or len(texts)
+        fits = len(texts) >= width and not any(texts[width:])
         if any(texts):
-            yield line, texts
+            yield line, texts, "" if fits else f"{len(texts):,} cells where the first line has {width:,}"
 
 
-def _read_header(names: Sequence[str], organisation_ids: Mapping[str, UUID]) -> list[_Column]:
-    """Return the columns that are read, the identity first."""
-    mentors_alone = not {*CERTIFICATE, "revoked_on"} & {*names}
-    required = IDENTITY if mentors_alone else (*IDENTITY, *CERTIFICATE)
+def _required_columns(names: Sequence[str]) -> Sequence[str]:
+    """Return the columns that must not be empty. Raises InputError if one is not named, or named twice."""
+    required = (*IDENTITY, *CERTIFICATE) if {*CERTIFICATE, "revoked_on"} & {*names} else IDENTITY
     if missing := [name for name in required if name not in names]:
         message = f"the first line does not name the column {', '.join(missing)}"
         raise InputError(message, next_step=f"the columns are {', '.join(COLUMNS)}")
     if repeated := [name for name in COLUMNS if names.count(name) > 1]:
         message = f"the first line names the column {', '.join(repeated)} twice"
         raise InputError(message, next_step="remove one of them")
-    read_date = lru_cache(maxsize=16_384)(cells.read_date)  # the same few thousand days come again and again
-    parsers: dict[str, Callable[[str], object]] = dict.fromkeys(_DATES, read_date) | {
-        "organisation": partial(cells.read_organisation, ids=organisation_ids),
-        "member_no": cells.read_key,
-        "kind": lru_cache(maxsize=1_024)(cells.read_key),
-        "full_name": cells.read_name,
-        "email": cells.read_email,
-        "locale": cells.read_locale,
-        "dynamics_contact_id": cells.read_contact_id,
-    }
-    return [_Column(name, names.index(name), parsers[name], name in required) for name in COLUMNS if name in names]
+    return required
 
 
-def _read_row(
-    columns: Sequence[_Column], texts: Sequence[str], *, width: int, line: int, today: date
-) -> tuple[Values, list[Problem]]:
-    """Return the values that are not empty, and what is wrong."""
-    values: Values = {}
-    problems: list[Problem] = []
-
-    def note(column: str, reason: str, *, is_warning: bool = False) -> None:
-        problems.append(Problem(line=line, column=column, reason=reason, is_warning=is_warning))
-
-    if not texts:
-        note("line", "cannot be read: a quote is not closed, or text follows a quoted cell")
-    elif len(texts) < width or any(texts[width:]):
-        note("line", f"{len(texts):,} cells where the first line has {width:,}")
-        columns = columns[: len(IDENTITY)]  # which mentor to skip
-    for name, place, parse, required in columns:
-        text = texts[place] if place < len(texts) else ""
+def _read_row(values: Values, texts: Mapping[str, str], required: Sequence[str], readers: Readers) -> Iterator[Wrong]:
+    """Add the values that are not empty, and yield what is wrong."""
+    for name in readers:
+        text = texts.get(name)
         try:
             if text:
-                values[name] = parse(text)
-            elif required and texts:
-                note(name, "empty")
+                values[name] = readers[name](text)
+            elif name in required and text is not None:
+                yield name, "empty", False
         except ValueError as error:
-            note(name, str(error))
-    for name, reason, is_warning in _check_dates(values, today):
-        note(name, reason, is_warning=is_warning)
-    return values, problems
+            yield name, str(error), False
 
 
-def _check_dates(values: Values, today: date) -> Iterator[tuple[str, str, bool]]:
+def _check_dates(values: Values, today: date) -> Iterator[Wrong]:
     """Yield the column, the reason and whether it is only a warning."""
     if values.get("expires_on", date.max) < values.get("issued_on", date.min):
         yield "expires_on", "ends before it begins", False

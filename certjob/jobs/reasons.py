@@ -16,12 +16,6 @@ def differing(comparison: Comparison) -> list[str]:
         "contacts on the portal are no mentor's",
         see_alerts=True,
     )
-    lines += counted(
-        len(comparison.contradictory),
-        "contact is to be visible for one organisation and hidden for another, and is kept hidden",
-        "contacts are to be visible for one organisation and hidden for another, and are kept hidden",
-        see_alerts=True,
-    )
     lines += _listed(
         [each.member_no for each in comparison.locked],
         "mentor is locked by another session and not corrected, run `certjob reconcile` again",

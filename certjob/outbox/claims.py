@@ -129,8 +129,7 @@ class Outbox(Generic[Item]):
             if not rows:
                 return None, lease
             ids = [row[0] for row in rows]
-            contacts = [row[-1] for row in rows]  # only portal events have one
-            claim = {"ids": ids, "contacts": contacts, "token": uuid4(), "lease_seconds": self._lease_seconds}
+            claim = {"ids": ids, "token": uuid4(), "lease_seconds": self._lease_seconds}
             items = database.fetch(self._connection, f"claim_{self._table}", claim, into=self._item)
         return sorted(items, key=lambda item: ids.index(item.id)), lease
 

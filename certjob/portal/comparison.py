@@ -71,8 +71,6 @@ class Comparison:
     """Shown, and the contact of no mentor of an organisation with a portal; nobody has accepted them."""
     accepted: Sequence[UUID] = ()
     """The same, and somebody has said that they are shown on purpose."""
-    contradictory: Sequence[UUID] = ()
-    """Contacts that one organisation wants shown and another one hidden."""
     held: list[Hold] = field(default_factory=list)
     raised: int = 0
     """Events that were raised for the differences."""
@@ -93,7 +91,6 @@ class Comparison:
             "hidden_wrongly": shows,
             "unknown": len(self.unknown),
             "accepted": len(self.accepted),
-            "contradictory": len(self.contradictory),
         }
 
 
@@ -102,13 +99,11 @@ def compare(connection: Connection, reading: Reading, *, today: date, allow_mass
     with database.read_only_snapshot(connection):
         differences = _find(connection, reading, today=today)
         others = database.fetch(connection, "find_unknown_contacts", {"shown": reading.visible})
-        contradictory = database.fetch(connection, "find_contradictory_contacts")
         comparison = Comparison(
             reading=reading,
             differences=differences,
             unknown=[contact_id for contact_id, is_accepted in others if not is_accepted],
             accepted=[contact_id for contact_id, is_accepted in others if is_accepted],
-            contradictory=[row[0] for row in contradictory],
         )
         if not allow_mass_change:
             comparison.held = _hold_shows(connection, comparison)
@@ -195,7 +190,6 @@ def store(connection: Connection, comparison: Comparison, *, run_id: UUID) -> No
         "pages": reading.pages,
         "visible": list(reading.visible),
         "differences": json.dumps(comparison.counts()),
-        "contradictory": list(comparison.contradictory),
         "held": bool(comparison.held),
         "run_id": run_id,
     }

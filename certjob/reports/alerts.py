@@ -62,16 +62,6 @@ class WaitingMail:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Contradiction:
-    """A contact that one organisation wants visible and another one hidden; certjob keeps it hidden."""
-
-    contact_id: UUID
-    visible_for: Sequence[str]
-    """Organisation and member number, such as ``nhf M1001``."""
-    hidden_for: Sequence[str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class UnknownContact:
     """A contact that the portal shows, and that is no mentor's of an organisation with a portal."""
 
@@ -140,7 +130,6 @@ class Alerts:
     """Oldest first, as the following."""
     pushes: Sequence[OpenPush] = ()
     """Hides first, then oldest first."""
-    contradictory: Sequence[Contradiction] = ()
     unknown_contacts: Sequence[UnknownContact] = ()
     """Oldest first."""
     portal_not_read: Sequence[OldReading] = ()
@@ -180,7 +169,6 @@ def read_alerts(connection: Connection, *, today: date) -> Alerts:
         held=list(_read_held(connection)),
         never_reviewed=database.fetch(connection, "read_review_problems", into=ReviewProblem),
         pushes=read_open_pushes(connection),
-        contradictory=database.fetch(connection, "read_contradictions", into=Contradiction),
         unknown_contacts=database.fetch(connection, "read_unknown_contacts", into=UnknownContact),
         portal_not_read=database.fetch(connection, "read_old_reading", into=OldReading),
         failed_reminders=database.fetch(connection, "read_failed_reminders", {"today": today}, into=FailedReminder),

@@ -19,7 +19,6 @@ class Kind(StrEnum):
     HELD = "held"
     NEVER_REVIEWED = "never_reviewed"
     MAY_BE_VISIBLE = "may_be_visible"
-    CONTRADICTORY = "contradictory"
     UNKNOWN_CONTACTS = "unknown_contacts"
     PORTAL_NOT_READ = "portal_not_read"
     MAY_BE_HIDDEN = "may_be_hidden"
@@ -33,7 +32,6 @@ WORDS: Mapping[Kind, tuple[str, str]] = {
     Kind.HELD: ("organisation is held", "organisations are held"),
     Kind.NEVER_REVIEWED: ("mentor could not be reviewed", "mentors could not be reviewed"),
     Kind.MAY_BE_VISIBLE: ("mentor may still be visible on the portal", "mentors may still be visible on the portal"),
-    Kind.CONTRADICTORY: ("contact is wanted both visible and hidden", "contacts are wanted both visible and hidden"),
     Kind.UNKNOWN_CONTACTS: ("contact on the portal is no mentor's", "contacts on the portal are no mentor's"),
     Kind.PORTAL_NOT_READ: ("portal was not read for three days", "portals were not read for three days"),
     Kind.MAY_BE_HIDDEN: ("mentor may still be hidden on the portal", "mentors may still be hidden on the portal"),

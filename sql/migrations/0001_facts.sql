@@ -44,7 +44,9 @@ CREATE TABLE certjob.mentors (
     full_name           text,
     email               text,
     locale              text NOT NULL DEFAULT 'nb' CHECK (locale IN ('nb', 'nn', 'en')),
-    dynamics_contact_id uuid,
+    -- The contact on the portal. Two mentors with one contact would hide and show each other. Deferrable, so that one
+    -- transaction can swap two of them.
+    dynamics_contact_id uuid UNIQUE DEFERRABLE INITIALLY IMMEDIATE,
     left_at             timestamptz,
     -- Derived: the last value wanted on the portal; null: push the next value, whatever it is.
     portal_visible      boolean DEFAULT true,
@@ -58,9 +60,6 @@ CREATE TABLE certjob.mentors (
     CONSTRAINT mentors_id_check CHECK (id <> '00000000-0000-0000-0000-000000000000')
 );
 ALTER TABLE certjob.mentors ENABLE ROW LEVEL SECURITY;
--- Two mentors with one contact would hide and show each other.
-CREATE UNIQUE INDEX mentors_one_per_contact ON certjob.mentors (organisation_id, dynamics_contact_id)
-    WHERE dynamics_contact_id IS NOT NULL;
 -- With this index the cost of a run depends on the number of due mentors, not on the number of all mentors.
 CREATE INDEX mentors_review_on_id_idx ON certjob.mentors (review_on, id);
 

@@ -137,7 +137,6 @@ CREATE TABLE certjob.portal_last_reading (
     pages         integer NOT NULL,
     visible       uuid[] NOT NULL,  -- the contacts that the portal showed
     differences   jsonb NOT NULL DEFAULT '{}',  -- the number of each kind
-    contradictory uuid[] NOT NULL DEFAULT '{}',  -- contacts that one organisation wants shown and another hidden
     held          boolean NOT NULL DEFAULT false,  -- the guard held shows: the reading may be of a wrong column
     run_id        uuid
 );

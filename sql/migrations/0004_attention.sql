@@ -72,19 +72,6 @@ SELECT
     NULL
 FROM certjob.portal_alerts AS a
 UNION ALL
--- Asks again about the contacts of the last reading only: a look at all mentors would cost too much.
-SELECT 'contradictory', NULL, NULL, NULL, 'contradictory:' || c.contact_id, r.read_at, NULL
-FROM certjob.portal_last_reading AS r
-CROSS JOIN LATERAL unnest(r.contradictory) AS c (contact_id)
-CROSS JOIN LATERAL (
-    SELECT bool_or(m.portal_visible) AND NOT bool_and(m.portal_visible) AS holds
-    FROM certjob.organisations AS o
-    JOIN certjob.mentors AS m ON m.organisation_id = o.id AND m.dynamics_contact_id = c.contact_id
-    WHERE o.portal IS NOT NULL
-    OFFSET 0
-) AS still
-WHERE still.holds
-UNION ALL
 SELECT 'unknown_contacts', NULL, NULL, NULL, 'contact:' || u.contact_id, u.first_seen_at, NULL
 FROM certjob.portal_unknown_contacts AS u
 WHERE u.gone_at IS NULL AND u.accepted_at IS NULL

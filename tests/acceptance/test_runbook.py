@@ -2,6 +2,7 @@
 
 import re
 from datetime import timedelta
+from uuid import uuid4
 
 import psycopg
 
@@ -40,16 +41,22 @@ def test_after_a_restore_nobody_is_mailed_about_what_was_mailed_before(facts: Fa
     assert (len(channel.sent), len(later.sent)) == (1, 3)
 
 
-def test_the_statement_about_open_transactions_finds_a_forgotten_one(
-    facts: Facts, connection: Connection, app: psycopg.Connection[tuple[object, ...]]
+def test_blocking_session_is_found_by_the_owner_and_the_jobs_login(
+    facts: Facts, connection: Connection, database_url: str, app: psycopg.Connection[tuple[object, ...]]
 ) -> None:
-    """Even where nobody waits for it, since a review skips what is locked."""
+    """A forgotten transaction is found although no one waits for it; only an administrator sees its state."""
     facts.certified_mentor(facts.organisation(), today())
     app.execute("UPDATE mentors SET locale = 'nn'")
+    login = f"certjob_cron_{uuid4().hex[:12]}"
+    connection.execute(f"CREATE ROLE {login} LOGIN IN ROLE certjob_worker".encode())
 
-    found = connection.execute(statement("SELECT pid, usename")).fetchall()
+    by_owner = connection.execute(statement("SELECT pid, usename")).fetchall()
+    with psycopg.connect(psycopg.conninfo.make_conninfo(database_url, user=login)) as job:
+        by_job = job.execute(statement("SELECT pid, usename")).fetchall()
+    connection.execute(f"DROP ROLE {login}".encode())
 
-    assert [(row[0], row[3]) for row in found] == [(app.info.backend_pid, "idle in transaction")]
+    assert [(row[0], row[3]) for row in by_owner] == [(app.info.backend_pid, "idle in transaction")]
+    assert [row[:2] for row in by_job] == [(app.info.backend_pid, app.info.user)]
 
 
 def test_work_put_off_by_a_wrong_clock_is_due_again(facts: Facts, connection: Connection) -> None:

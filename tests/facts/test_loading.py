@@ -157,6 +157,35 @@ def test_two_mentors_with_one_contact_id_are_both_skipped(loader: Loader) -> Non
     assert counts(report) == {"mentors_added": 1, "certificates_added": 1, "certificates_changed": 1}
 
 
+def test_two_mentors_can_swap_their_contact_ids(loader: Loader) -> None:
+    """A new mentor can take the old contact ID of someone in the same file."""
+    third = UUID(int=3)
+    loader.rows(*(row(f"M{n}", str(UUID(int=n)), ends="2026-02-01") for n in (1, 2, 3)), header=WITH_CONTACT)
+
+    swapped = loader.rows(
+        row("M1", str(UUID(int=2)), ends="2026-02-01"),
+        row("M2", str(UUID(int=1)), ends="2026-02-01"),
+        row("M3", str(UUID(int=4)), ends="2026-02-01"),
+        row("M4", str(third), ends="2026-02-01"),
+        header=WITH_CONTACT,
+    )
+
+    assert swapped == {"mentors_added": 1, "mentors_changed": 3, "certificates_added": 1}
+    expected = zip(("M1", "M2", "M3", "M4"), (2, 1, 4, 3), strict=True)
+    assert loader.found(CONTACTS) == [(number, UUID(int=contact)) for number, contact in expected]
+
+
+def test_contact_id_of_another_organisation_is_taken(loader: Loader, facts: Facts) -> None:
+    """The problem names the column and not the other mentor."""
+    facts.organisation("lhl")
+    loader.rows(row("M1", str(CONTACT), ends="2026-02-01").replace("hlf", "lhl"), header=WITH_CONTACT)
+
+    report = loader("\n".join([WITH_CONTACT, row("M1", str(CONTACT), ends="2026-02-01")]))
+
+    assert report.problems == [Problem(line=2, column="dynamics_contact_id", reason=TAKEN)]
+    assert loader.found(CONTACTS) == [("M1", CONTACT)]
+
+
 def test_skipped_mentor_keeps_the_contact_id_that_another_one_wants(loader: Loader) -> None:
     """M1 cannot get M3's contact ID and keeps the old one, so M2 cannot get that."""
     third = UUID(int=3)

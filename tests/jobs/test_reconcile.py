@@ -74,7 +74,7 @@ def test_agreement_costs_reads_and_a_hand_edit_exactly_its_pushes(scene: Scene) 
 
 
 def test_nobody_is_shown_who_waits_for_a_review(scene: Scene) -> None:
-    """The pause of this afternoon counts, for whoever else has the contact, too; a hide goes all the same.
+    """The pause of this afternoon counts; a hide goes all the same.
 
     Before the first review nobody knows who is certified; and their contacts are not unknown.
     """
@@ -86,14 +86,6 @@ def test_nobody_is_shown_who_waits_for_a_review(scene: Scene) -> None:
     scene.portal.visible = {hidden: True, shown: False}
     scene.reconcile()
     assert pushes(scene) == [(hidden, False)]
-
-    (contact,), nhf = mentors(scene, 1), scene.facts.organisation("nhf", thresholds=())
-    scene.facts.certified_mentor(nhf, NEXT_YEAR, contact_id=contact)
-    agree(scene, [contact])
-    scene.run_sql(PAUSE, nhf)
-    scene.portal.visible[contact] = False
-    scene.reconcile()
-    assert pushes(scene) == []
 
 
 def test_only_a_certified_mentor_is_shown_again(scene: Scene) -> None:
@@ -282,31 +274,6 @@ def test_contacts_of_no_mentor_are_alerts_until_they_are_gone_or_accepted(scene:
     assert differences(scene) == {}
     scene.run_sql("UPDATE mentors SET dynamics_contact_id = NULL WHERE id = %s", their_mentor)
     assert (differences(scene), pushes(scene)) == ({"unknown": 1}, [])
-
-
-def test_where_two_organisations_contradict_each_other_only_the_hide_is_raised(scene: Scene, certjob: Certjob) -> None:
-    """Night after night, with no push, somebody is told, until they agree; whether the portal is read again or not."""
-    contact, nhf = uuid4(), scene.facts.organisation("nhf", thresholds=())
-    scene.expired(contact_id=contact)
-    scene.facts.certified_mentor(nhf, NEXT_YEAR, contact_id=contact)
-    agree(scene, [contact])
-    scene.portal.visible[contact] = True
-    assert differences(scene) == {"shown_wrongly": 1, "contradictory": 1}
-
-    report = scene.reconcile()
-
-    assert (pushes(scene), report.outcome) == ([(contact, False)], "attention")
-    assert "is to be visible for one organisation and hidden for another" in report.reasons[0]
-    page = certjob("alerts")
-    assert page.returncode == 3
-    assert f"contact {contact}, visible for nhf M1002, hidden for hlf M1001" in page.stdout
-
-    scene.run_sql("UPDATE certificates SET expires_on = %s", YESTERDAY)
-    scene.night(scene.portal)
-    assert certjob("alerts").returncode == 0
-    scene.portal.visible[contact] = True
-    assert differences(scene) == {"shown_wrongly": 2}
-    assert scene.portal.visible == {contact: False}
 
 
 def test_of_two_readings_at_once_the_one_that_began_last_is_what_is_known(scene: Scene) -> None:

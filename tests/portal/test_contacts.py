@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -24,16 +24,6 @@ CORRECT_ONE = f"{CORRECT} WHERE id = %s"
 MOVE = "UPDATE mentors SET organisation_id = %s WHERE id = %s"
 DROP = "UPDATE organisations SET portal = %s WHERE slug = 'hlf'"
 EXPIRE = ("UPDATE certificates SET expires_on = %s", YESTERDAY)
-
-
-@pytest.fixture
-def twins(scene: Scene) -> list[UUID]:
-    """Two mentors of two organisations with the same contact, for whom a show, and then a hide was queued."""
-    contact, homes = uuid4(), (scene.hlf, scene.facts.organisation("other", thresholds=()))
-    mentors = [scene.facts.mentor(home, contact_id=contact) for home in homes]
-    for mentor, visible in zip(mentors, (True, False), strict=True):
-        scene.wish(mentor, visible=visible)
-    return mentors
 
 
 @pytest.mark.parametrize("error", [PermanentPortalError("404"), TransientPortalError("503")])
@@ -153,58 +143,59 @@ def test_nobody_is_deleted_while_a_call_may_be_under_way(scene: Scene) -> None:
     scene.run_sql("DELETE FROM mentors")
 
 
-def test_twins_take_turns_and_hold_up_nobody_behind_them(scene: Scene, twins: list[UUID]) -> None:
-    """The hide first, although the show was queued before it. Who has no contact waits for nobody."""
-    behind = scene.mentor()
-    scene.wish(behind, visible=True)
-    claims = [[(event.mentor_id, event.visible) for event in scene.claim(limit)] for limit in (1, 1, 9)]
-    assert claims == [[(twins[1], False)], [(behind, True)], []]
-
+def test_mentor_without_a_contact_waits_for_no_call(scene: Scene) -> None:
+    """Their pushes are blocked without a call, all at once."""
     for _ in range(3):
         scene.wish(scene.mentor(contact_id=None), visible=False)
+
     assert len(scene.claim()) == 3
 
 
-@pytest.mark.usefixtures("twins")
-def test_twins_take_turns_between_runs_that_claim_at_once(scene: Scene) -> None:
-    """Neither sees yet what the other one writes; what is left waits until the call has ended."""
-    with scene.other.transaction():
-        claimed = [claim(scene.other, limit=1), scene.claim()]
-    claimed.append(scene.claim())
-    scene.run_out()
-    claimed.append(scene.claim())
-
-    assert list(map(len, claimed)) == [1, 0, 0, 1]
-
-
-def test_what_changes_while_the_event_is_looked_for_is_seen_by_the_claim(
-    scene: Scene, twins: list[UUID], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Between the two statements another run claims for the contact; or the first has read one that was corrected."""
+def test_claim_asks_again_about_a_contact_corrected_meanwhile(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its two statements the mentor gets a contact for which a call is in flight: it looks again later."""
+    first, second = scene.mentor(), scene.mentor()
+    contact = scene.rows("SELECT dynamics_contact_id FROM mentors WHERE id = %s", first)[0][0]
+    scene.wish(first, visible=True)
+    assert len(scene.claim()) == 1
+    scene.wish(second, visible=False)
     real = database.fetch
-    happenings: list[Callable[[list[Any]], list[Any]]] = []
+    happenings: list[Callable[[], None]] = []
 
     def fetch(own: Connection, name: str, *arguments: Any, **named: Any) -> list[Any]:
         rows = real(own, name, *arguments, **named)
-        return happenings.pop()(rows) if name == "lock_due_portal_events" and happenings else rows
-
-    monkeypatch.setattr(database, "fetch", fetch)
-
-    def other_claims(rows: list[Any]) -> list[Any]:
-        scene.other.execute(
-            "UPDATE portal_sync_events SET claim_token = gen_random_uuid(), next_attempt_at = now() + interval"
-            " '5 minutes', claim_contact_id = (SELECT max(dynamics_contact_id::text)::uuid FROM mentors)"
-            " WHERE mentor_id = %s",
-            (twins[0],),
-        )
+        if name == "lock_due_portal_events" and happenings:
+            happenings.pop()()
         return rows
 
-    happenings.append(other_claims)
-    assert (scene.claim(limit=1), happenings) == ([], [])
+    def correct() -> None:
+        scene.run_sql("ALTER TABLE mentors DISABLE TRIGGER USER")  # the trigger would wait for the claim
+        scene.run_sql(CORRECT_ONE, None, first)
+        scene.run_sql(CORRECT_ONE, contact, second)
+        scene.run_sql("ALTER TABLE mentors ENABLE TRIGGER USER")
 
-    scene.run_sql("DELETE FROM portal_sync_events")
-    scene.wish(twins[1], visible=False)
-    happenings += [lambda rows: rows, lambda rows: [(row[0], uuid4()) for row in rows]]  # it looks again
-    ((contact,),) = scene.rows("SELECT dynamics_contact_id FROM mentors WHERE id = %s", twins[1])
-    assert [(event.contact_id, event.attempts) for event in scene.claim()] == [(contact, 1)]
-    assert happenings == []
+    monkeypatch.setattr(database, "fetch", fetch)
+    happenings.append(correct)
+
+    assert (claim(scene.other), happenings) == ([], [])
+    scene.run_out()
+    assert (second, contact) in [(event.mentor_id, event.contact_id) for event in claim(scene.other)]
+
+
+def test_contact_belongs_to_one_mentor(scene: Scene) -> None:
+    """Also across organisations. Two contact IDs can be swapped in one statement, or in one transaction."""
+    elsewhere = scene.facts.organisation("other")
+    first, second = uuid4(), uuid4()
+    mine, theirs = scene.mentor(contact_id=first), scene.facts.mentor(elsewhere, contact_id=second)
+    with pytest.raises(psycopg.errors.UniqueViolation, match="mentors_dynamics_contact_id_key"):
+        scene.run_sql(CORRECT_ONE, second, mine)
+
+    swap = "UPDATE mentors SET dynamics_contact_id = CASE id WHEN %s THEN %s ELSE %s END::uuid"
+    scene.run_sql(swap, mine, second, first)
+    with scene.connection.transaction():
+        scene.run_sql("SET CONSTRAINTS mentors_dynamics_contact_id_key DEFERRED")
+        scene.run_sql(CORRECT_ONE, first, mine)
+        scene.run_sql(CORRECT_ONE, second, theirs)
+
+    assert scene.rows("SELECT id, dynamics_contact_id FROM mentors ORDER BY id") == sorted(
+        [(mine, first), (theirs, second)]
+    )

@@ -225,16 +225,6 @@ def _pushes(pushes: Sequence[OpenPush], *, heading: str, meaning: str, colour: s
 def _reading(alerts: Alerts, *, now: datetime) -> Section:
     """What the last reading of the portal left for people to do."""
     groups = []
-    if alerts.contradictory:
-        rows = [
-            Row(
-                who=f"contact {both.contact_id}",
-                about=f"visible for {', '.join(both.visible_for)}, hidden for {', '.join(both.hidden_for)}",
-            )
-            for both in alerts.contradictory
-        ]
-        why = "Wanted both visible and hidden, so certjob keeps it hidden until the organisations agree."
-        groups.append(Group(why=why, noun="contact", rows=rows))
     if alerts.unknown_contacts:
         why = "Visible on the portal, but no mentor of an organisation with a portal has this contact."
         rows = list(map(_unknown, alerts.unknown_contacts))

@@ -1,6 +1,7 @@
 -- name: create_load_tables
 -- A file is staged here. The tables end with the transaction, so a transaction-mode pooler works. The line identifies a
--- mentor within the file.
+-- mentor within the file. Two mentors may swap their contact IDs, so these are checked at the commit.
+SET CONSTRAINTS ALL DEFERRED;
 CREATE TEMPORARY TABLE load_mentors (
     line                integer PRIMARY KEY,
     organisation_id     uuid NOT NULL,

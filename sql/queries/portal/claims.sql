@@ -14,106 +14,70 @@ FROM left_behind
 WHERE e.id = left_behind.id
 
 -- name: lock_due_portal_events
--- Untried hides, untried shows, retried hides, retried shows: hides that never succeed starve nobody. Not while a call for
--- the same contact is in flight, even for another mentor: the ids of two mentors may have been swapped, or the mentor has
--- been away and back. An event of an organisation that has lost its portal is left to the review, which withdraws it.
-WITH locked AS MATERIALIZED (
-    SELECT e.id, m.contact_id
-    FROM portal_sync_events AS e
-    -- Asked of one event at a time (OFFSET 0), and counted: EXISTS the planner turns into joins, over all mentors, or over
-    -- all that is in flight for each event, since it takes that for nothing. Four processes were slower than one.
-    CROSS JOIN LATERAL (
-        SELECT m.dynamics_contact_id AS contact_id, o.portal IS NOT NULL AS has_portal,
-            (
-                SELECT count(*)
-                FROM portal_sync_events AS flying
-                WHERE flying.claim_contact_id = m.dynamics_contact_id
-                    AND flying.claim_token IS NOT NULL
-                    AND flying.next_attempt_at > now()
-            ) AS calls_in_flight
-        FROM mentors AS m
-        JOIN organisations AS o ON o.id = m.organisation_id
-        WHERE m.id = e.mentor_id
-        OFFSET 0
-    ) AS m
-    WHERE e.status = 'pending'
-        AND e.next_attempt_at <= now()
-        AND m.has_portal
-        AND m.calls_in_flight = 0
-    ORDER BY e.attempts > 0, e.visible, e.next_attempt_at
-    LIMIT %(limit)s
-    FOR NO KEY UPDATE OF e SKIP LOCKED
-)
--- Each contact is kept from other sessions until this transaction ends. Two that each hold another event of the same one
--- would not see each other's claim; so the second passes it by, or claims in a newer snapshot than the first's commit.
-SELECT l.id, l.contact_id
-FROM locked AS l
-WHERE l.contact_id IS NULL OR pg_try_advisory_xact_lock(hashtextextended(l.contact_id::text, 7))
-
--- name: lock_portal_event
--- One mentor's open event for a resync, whatever its retry time, and also if another run was refused meanwhile; not
--- while another run holds a live lease on it or calls for its contact, nor while somebody holds the row: it asks again.
-WITH locked AS MATERIALIZED (
-    SELECT e.id, m.dynamics_contact_id AS contact_id
-    FROM portal_sync_events AS e
-    JOIN mentors AS m ON m.id = e.mentor_id
-    WHERE e.mentor_id = %(mentor_id)s
-        AND e.status IN ('pending', 'blocked')
-        AND NOT (e.claim_token IS NOT NULL AND e.next_attempt_at > now())
-        AND NOT EXISTS (
-            SELECT
+-- Untried hides, untried shows, retried hides, retried shows: hides that never succeed do not delay the others. Not while
+-- a call for the contact is in flight: the contact may have been another mentor's when that call began. The review
+-- withdraws an event of an organisation that has lost its portal.
+SELECT e.id
+FROM portal_sync_events AS e
+-- OFFSET 0 and the count keep the planner from joining all mentors, or all calls in flight, with each event.
+CROSS JOIN LATERAL (
+    SELECT o.portal IS NOT NULL AS has_portal, (
+            SELECT count(*)
             FROM portal_sync_events AS flying
             WHERE flying.claim_contact_id = m.dynamics_contact_id
                 AND flying.claim_token IS NOT NULL
                 AND flying.next_attempt_at > now()
-        )
-    FOR NO KEY UPDATE OF e SKIP LOCKED
-)
--- As in lock_due_portal_events: no other session claims for this contact meanwhile.
-SELECT l.id, l.contact_id
-FROM locked AS l
-WHERE l.contact_id IS NULL OR pg_try_advisory_xact_lock(hashtextextended(l.contact_id::text, 7))
+        ) AS calls_in_flight
+    FROM mentors AS m
+    JOIN organisations AS o ON o.id = m.organisation_id
+    WHERE m.id = e.mentor_id
+    OFFSET 0
+) AS m
+WHERE e.status = 'pending' AND e.next_attempt_at <= now() AND m.has_portal AND m.calls_in_flight = 0
+ORDER BY e.attempts > 0, e.visible, e.next_attempt_at
+LIMIT %(limit)s
+FOR NO KEY UPDATE OF e SKIP LOCKED
+
+-- name: lock_portal_event
+-- One mentor's open event for a resync, whatever its retry time, and also a blocked one. Not while another run holds a
+-- live lease on it or calls for its contact.
+SELECT e.id
+FROM portal_sync_events AS e
+JOIN mentors AS m ON m.id = e.mentor_id
+WHERE e.mentor_id = %(mentor_id)s
+    AND e.status IN ('pending', 'blocked')
+    AND NOT (e.claim_token IS NOT NULL AND e.next_attempt_at > now())
+    AND NOT EXISTS (
+        SELECT
+        FROM portal_sync_events AS flying
+        WHERE flying.claim_contact_id = m.dynamics_contact_id
+            AND flying.claim_token IS NOT NULL
+            AND flying.next_attempt_at > now()
+    )
+FOR NO KEY UPDATE OF e SKIP LOCKED
 
 -- name: claim_portal_events
--- What the statement before has locked, and the contact it has kept for each. Whether that is in flight is asked again, in
--- a newer snapshot; an event whose contact was corrected meanwhile is left for the next claim, one whose organisation has
--- lost its portal to the review. Committed before any call is made; a crash leaves the lease to run out.
-WITH locked AS MATERIALIZED (
-    SELECT kept.id, m.member_no, m.contact_id,
-        row_number() OVER (PARTITION BY m.contact_id ORDER BY kept.place) AS turn
-    FROM unnest(%(ids)b::bigint[], %(contacts)b::uuid[]) WITH ORDINALITY AS kept (id, contact_id, place)
-    -- One event after the other by its key (OFFSET 0), and the calls counted: joins would read all events of a young
-    -- backlog, or all mentors of a table of up to some 30,000, and EXISTS all that is in flight once for each event.
-    CROSS JOIN LATERAL (
-        SELECT m.member_no, m.dynamics_contact_id AS contact_id, o.portal IS NOT NULL AS has_portal,
-            (
-                SELECT count(*)
-                FROM portal_sync_events AS flying
-                WHERE flying.claim_contact_id = m.dynamics_contact_id
-                    AND flying.claim_token IS NOT NULL
-                    AND flying.next_attempt_at > now()
-            ) AS calls_in_flight
-        FROM portal_sync_events AS e
-        JOIN mentors AS m ON m.id = e.mentor_id
-        JOIN organisations AS o ON o.id = m.organisation_id
-        WHERE e.id = kept.id
-        OFFSET 0
-    ) AS m
-    WHERE m.contact_id IS NOT DISTINCT FROM kept.contact_id
-        AND m.has_portal
-        AND m.calls_in_flight = 0
-)
+-- The events that the statement before has locked, with the contacts of a newer snapshot; so it asks again whether a call
+-- for the contact is in flight. Committed before any call is made: after a crash the lease runs out.
 UPDATE portal_sync_events AS e
 SET claim_token = %(token)s,
-    claim_contact_id = l.contact_id,
+    claim_contact_id = m.dynamics_contact_id,
     attempts = e.attempts + 1,
     next_attempt_at = now() + make_interval(secs => %(lease_seconds)s)
-FROM locked AS l
-WHERE e.id = l.id
-    -- Two organisations may share a contact: one of them at a time, here too, and the first in line.
-    AND (l.turn = 1 OR l.contact_id IS NULL)
-RETURNING e.id, e.mentor_id, l.member_no, e.visible, CASE WHEN e.visible THEN date '2099-12-31' END AS visible_until,
-    e.version, e.attempts, e.claim_token, l.contact_id
+FROM mentors AS m
+JOIN organisations AS o ON o.id = m.organisation_id
+WHERE e.id = ANY (%(ids)b::bigint[])
+    AND m.id = e.mentor_id
+    AND o.portal IS NOT NULL
+    AND (
+        SELECT count(*)
+        FROM portal_sync_events AS flying
+        WHERE flying.claim_contact_id = m.dynamics_contact_id
+            AND flying.claim_token IS NOT NULL
+            AND flying.next_attempt_at > now()
+    ) = 0
+RETURNING e.id, e.mentor_id, m.member_no, e.visible, CASE WHEN e.visible THEN date '2099-12-31' END AS visible_until,
+    e.version, e.attempts, e.claim_token, m.dynamics_contact_id AS contact_id
 
 -- name: settle_portal_events
 -- The three answers: no row (token gone, nothing is written), unchanged, or raised (a newer value came during the call:

@@ -3,8 +3,7 @@
 -- that began at %(read_at)s; what is under way, or was confirmed since, the reading may have missed. Without %(ids)s of all
 -- mentors; under their locks the same question is asked again of a few.
 --
--- Nobody is to be shown who waits for a review, or whom certjob never showed and nobody certified; and no contact on which
--- not all organisations agree that have it. A hide goes in any case.
+-- Nobody is to be shown who waits for a review, or whom certjob never showed and nobody certified. A hide goes in any case.
 WITH differing AS MATERIALIZED (
     SELECT m.id AS mentor_id, m.member_no, o.slug AS organisation, m.organisation_id, m.dynamics_contact_id AS contact_id,
         m.portal_visible AS visible, m.review_on
@@ -42,15 +41,6 @@ WHERE NOT EXISTS (
                     WHERE e.mentor_id = d.mentor_id AND e.visible AND e.status = 'delivered'
                 )
             )
-            AND NOT EXISTS (
-                SELECT
-                FROM mentors AS other
-                JOIN organisations AS theirs ON theirs.id = other.organisation_id
-                WHERE other.dynamics_contact_id = d.contact_id
-                    AND other.id <> d.mentor_id
-                    AND theirs.portal IS NOT NULL
-                    AND (other.portal_visible IS NOT TRUE OR other.review_on <= %(today)s)
-            )
         )
     )
 ORDER BY d.organisation, d.member_no
@@ -66,15 +56,6 @@ WHERE NOT EXISTS (
     JOIN organisations AS o ON o.id = m.organisation_id
     WHERE m.dynamics_contact_id = shown.contact_id AND o.portal IS NOT NULL
 )
-
--- name: find_contradictory_contacts
--- Contacts that one organisation wants shown and another one hidden.
-SELECT m.dynamics_contact_id
-FROM mentors AS m
-JOIN organisations AS o ON o.id = m.organisation_id
-WHERE o.portal IS NOT NULL AND m.dynamics_contact_id IS NOT NULL
-GROUP BY m.dynamics_contact_id
-HAVING bool_or(m.portal_visible) AND NOT bool_and(m.portal_visible)
 
 -- name: count_portal_mentors
 -- Of how many mentors of an organisation the portal can show something.
@@ -92,11 +73,11 @@ WHERE mentor_id = ANY (%(ids)b::uuid[]) AND status = 'pending'
 
 -- name: store_portal_reading
 -- The last one that began, whichever ends last.
-INSERT INTO portal_last_reading AS l (read_at, pages, visible, differences, contradictory, held, run_id)
-VALUES (%(read_at)s, %(pages)s, %(visible)b, %(differences)s, %(contradictory)b, %(held)s, %(run_id)s)
+INSERT INTO portal_last_reading AS l (read_at, pages, visible, differences, held, run_id)
+VALUES (%(read_at)s, %(pages)s, %(visible)b, %(differences)s, %(held)s, %(run_id)s)
 ON CONFLICT (only_one) DO UPDATE
 SET read_at = excluded.read_at, pages = excluded.pages, visible = excluded.visible, differences = excluded.differences,
-    contradictory = excluded.contradictory, held = excluded.held, run_id = excluded.run_id
+    held = excluded.held, run_id = excluded.run_id
 WHERE l.read_at < excluded.read_at
 
 -- name: store_unknown_contacts

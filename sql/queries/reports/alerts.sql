@@ -21,22 +21,6 @@ WHERE e.status IN ('pending', 'blocked')
     AND CASE WHEN %(mentor_id)s::uuid IS NULL THEN a.event_id IS NOT NULL ELSE e.mentor_id = %(mentor_id)s::uuid END
 ORDER BY e.visible, e.wanted_at, e.id
 
--- name: read_contradictions
--- Contacts that one organisation wants visible and another one hidden, with the mentors on either side.
-SELECT c.contact_id, sides.visible_for, sides.hidden_for
-FROM portal_last_reading AS r
-CROSS JOIN LATERAL unnest(r.contradictory) AS c (contact_id)
-CROSS JOIN LATERAL (
-    SELECT array_agg(o.slug || ' ' || m.member_no ORDER BY o.slug) FILTER (WHERE m.portal_visible) AS visible_for,
-        array_agg(o.slug || ' ' || m.member_no ORDER BY o.slug) FILTER (WHERE NOT m.portal_visible) AS hidden_for
-    FROM organisations AS o
-    JOIN mentors AS m ON m.organisation_id = o.id AND m.dynamics_contact_id = c.contact_id
-    WHERE o.portal IS NOT NULL
-    OFFSET 0
-) AS sides
-WHERE sides.visible_for IS NOT NULL AND sides.hidden_for IS NOT NULL
-ORDER BY c.contact_id
-
 -- name: read_unknown_contacts
 -- Contacts that the portal shows and nobody has asked for. A mentor of an organisation without a portal may have it.
 SELECT u.contact_id, u.first_seen_at AS since, owner.mentor_id, owner.member_no, owner.full_name, owner.organisation
