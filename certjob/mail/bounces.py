@@ -26,7 +26,7 @@ LARGEST_REPORT_OCTETS = 1_000_000
 
 _OUR_MESSAGE_ID = re.compile(
     r"<certjob-(?:reminder-(?P<reminder>[0-9]{1,18})-(?P<cycle>[0-9]{1,9})"
-    r"|digest-(?P<digest>[0-9]{1,18})-[0-9a-f]{8})@[^<>@\s]+>"
+    r"|digest-(?P<digest>[0-9]{1,18})-[0-9]{1,9}-[0-9a-f]{8})@[^<>@\s]+>"
 )
 _RETURNED = frozenset({"message/rfc822", "text/rfc822-headers", "message/global", "message/global-headers"})
 _GLOBAL_STATUS = re.compile(rb"(?i)message/global-delivery-status")

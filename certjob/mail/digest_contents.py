@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import date, datetime, timedelta, tzinfo
-from hashlib import sha256
 from typing import Any
 from uuid import UUID
 
@@ -18,11 +17,15 @@ from certjob.redaction import one_line
 
 EXPIRING_WITHIN_DAYS = 30
 REPORTED_AGAIN_AFTER_DAYS = 7
-"""After this number of days what still needs attention is a reason for another page. It is on each page anyway."""
+"""After this number of days without a page, anything that is open is a reason for one."""
+FIRST_PAGE_DAYS = 30
+"""How far a coordinator's first page looks back."""
+OVERLAP_DAYS = 2
+"""How long before the last page the next one begins: a pause is committed later than it is dated."""
 MOST_LINES = 25
 """Lines of a section; it says how many more there are. Nine such sections are what Gmail shows of a page."""
 
-_NOT_FOR_TEMPLATES = frozenset({"id", "line", "code"})
+_NOT_FOR_TEMPLATES = frozenset({"id", "key", "code"})
 
 _Row = dict[str, Any]
 
@@ -32,8 +35,9 @@ Words = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coordinator:
-    """Whom a digest is for, and what it is to cover."""
+    """The recipient of a digest, and what the last sent page had."""
 
+    id: UUID
     organisation_id: UUID
     organisation_slug: str
     organisation_name: str
@@ -44,14 +48,12 @@ class Coordinator:
     locale: str
     contact_email: str | None
     """The organisation's, for answers."""
-    since: datetime
-    """From when on to look for what happened; surely before the last sent digest was written."""
-    reported_on: date
-    """The day as of which the last sent digest was written; without one, a week ago."""
+    digest_on: date
+    """The day for which this page was queued."""
+    last_page_on: date | None
+    """The day of the last sent page."""
     reported: Sequence[str]
-    """The lines of the last sent digest, or of earlier ones where they could be found again."""
-    read_at: datetime
-    """When this was read."""
+    """The keys of everything on the last sent page."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,13 +61,12 @@ class Digest:
     """Everything one page says."""
 
     coordinator: Coordinator
-    today: date
     sections: Mapping[str, list[Words]]
-    """``paused``, ``returned`` and ``corrected``: not reported before. The others: all that still is so."""
-    reported: tuple[str, ...]
-    """The lines that need not be reported again once this page was sent."""
+    """``paused`` and ``returned`` since the last page, and everything that is open now."""
+    keys: frozenset[str]
+    """The keys of everything on the page, and of the pauses that earlier pages had."""
     has_news: bool
-    """Whether anything was not reported yet, or still needs attention a week after it was."""
+    """Whether the page is to be sent: it has a new key, or something has been open for a week since the last page."""
 
     def words(self, *, repeat: bool, app_url: str = "") -> Words:
         """Return what the templates can use, by name."""
@@ -79,13 +80,6 @@ class Digest:
             **self.sections,
         }
 
-    @property
-    def fingerprint(self) -> str:
-        """Return what is the same for two pages that say the same, so that nobody takes one for a copy of another."""
-        ends = [f"{item['member_no']}:{item['kind']}:{item['expires_on']}" for item in self.sections["expiring"]]
-        lines = [*sorted(self.reported), *sorted(self.coordinator.reported), *ends]
-        return sha256("\n".join([self.today.isoformat(), *lines]).encode()).hexdigest()[:8]
-
 
 def read_digest(connection: Connection, digest_id: int, *, today: date, zone: tzinfo) -> Digest | None:
     """Read what there is to say, with times in ``zone``; None if the coordinator is gone, and with them the row."""
@@ -95,16 +89,17 @@ def read_digest(connection: Connection, digest_id: int, *, today: date, zone: tz
     if not found:
         return None
     (coordinator,) = found
+    last = coordinator.last_page_on
+    since = today - timedelta(days=FIRST_PAGE_DAYS) if last is None else last - timedelta(days=OVERLAP_DAYS)
+    window = {"organisation_id": coordinator.organisation_id, "since": since, "today": today}
 
     def read(name: str) -> list[_Row]:
-        window = {"organisation_id": coordinator.organisation_id, "since": coordinator.since, "today": today}
         return database.fetch(connection, name, window | {"within_days": EXPIRING_WITHIN_DAYS}, into=dict)
 
     def new(rows: Sequence[_Row]) -> list[_Row]:
-        return [row for row in rows if row["line"] not in coordinator.reported]
+        return [row for row in rows if row["key"] not in coordinator.reported]
 
     paused, returned = read("read_paused_mentors"), read("read_returned_mentors")
-    corrected = read("read_corrected_mentors")
     held, unreviewed = read("read_held_back"), read("read_unreviewed_mentors")
     pushes, undelivered = read("read_pending_pushes"), read("read_undelivered_reminders")
     names = {row["id"]: row["name"] for row in read("read_expiring_mentors")}
@@ -116,12 +111,16 @@ def read_digest(connection: Connection, digest_id: int, *, today: date, zone: tz
         if mentor.id in names
         for certificate in rules.ending_certificates(mentor, today, within_days=EXPIRING_WITHIN_DAYS)
     )
-    standing = (*pushes, *held, *unreviewed, *undelivered)
-    newly_expiring = coordinator.reported_on + timedelta(days=EXPIRING_WITHIN_DAYS)
+    still_open = [row["key"] for row in (*pushes, *held, *unreviewed, *undelivered)]
+    keys = frozenset(
+        [row["key"] for row in (*paused, *returned)]
+        + still_open
+        + [f"ends:{expires_on}:{member_no}:{kind}" for expires_on, _, member_no, kind in expiring]
+    )
+    is_week_over = last is None or (today - last).days >= REPORTED_AGAIN_AFTER_DAYS
     write = _Writer(locale=coordinator.locale, zone=zone, today=today)
     return Digest(
         coordinator=coordinator,
-        today=today,
         sections={
             "held": [write.words(row) for row in held],
             "unreviewed": [write.words(row) for row in unreviewed],
@@ -129,14 +128,11 @@ def read_digest(connection: Connection, digest_id: int, *, today: date, zone: tz
             "hidden": [write.push(row) for row in pushes if row["visible"]],
             "paused": [write.paused(row, mentors.get(row["id"])) for row in new(paused)],
             "returned": [write.returned(row, mentors.get(row["id"])) for row in new(returned)],
-            "corrected": [write.words(row) for row in new(corrected)],
             "undelivered": [write.undelivered(row) for row in undelivered],
             "expiring": [write.expiring(*each) for each in expiring],
         },
-        reported=tuple(row["line"] for row in (*paused, *returned, *corrected, *standing)),
-        has_news=bool(new((*paused, *returned, *corrected, *standing)))
-        or any(expires_on > newly_expiring for expires_on, *_ in expiring)
-        or (bool(standing) and (today - coordinator.reported_on).days >= REPORTED_AGAIN_AFTER_DAYS),
+        keys=keys,
+        has_news=not keys <= set(coordinator.reported) or (bool(still_open) and is_week_over),
     )
 
 

@@ -1,17 +1,24 @@
-"""Coordinators' digests: one page a day that tells a coordinator what happened and what needs attention.
+"""Coordinators' digests: at most one page a day that tells a coordinator what happened and what needs attention.
 
-Queued when something may have happened since the coordinator's last sent digest, and written when it is sent: three
-nights without a mail server are one digest. Level-triggered like everything here: a run that dies before it queues
-loses nothing, the next one asks the same question.
+A digest is queued when something may have happened since the last sent page, and written when it is sent: three nights
+without a mail server lead to one digest. A run that dies before it queues loses nothing: the next one asks again.
 """
 
 from dataclasses import dataclass
 from datetime import date, tzinfo
+from hashlib import sha256
 from uuid import UUID
 
 from certjob import database
 from certjob.database import persist
-from certjob.mail.digest_contents import Digest, read_digest
+from certjob.mail.digest_contents import (
+    EXPIRING_WITHIN_DAYS,
+    FIRST_PAGE_DAYS,
+    OVERLAP_DAYS,
+    Coordinator,
+    Digest,
+    read_digest,
+)
 from certjob.mail.message import OutgoingMessage
 from certjob.mail.messages.templates import Templates
 from certjob.mail.queue import MailQueue, Writer
@@ -30,7 +37,13 @@ def queue_digests(connection: database.Connection, *, today: date, organisation_
 
     Returns how many were queued, committed; the mail stage sends them.
     """
-    parameters = {"today": today, "organisation_id": organisation_id}
+    parameters = {
+        "today": today,
+        "organisation_id": organisation_id,
+        "overlap_days": OVERLAP_DAYS,
+        "first_page_days": FIRST_PAGE_DAYS,
+        "within_days": EXPIRING_WITHIN_DAYS,
+    }
     return persist(connection, lambda: database.execute(connection, "queue_digests", parameters))
 
 
@@ -53,24 +66,17 @@ class DigestMail(MailQueue[QueuedDigest]):
         self._templates = templates
 
     def _draft(self, item: QueuedDigest) -> Writer | str | None:
-        """Read what there is to say by now, and note it: once the row is sent, the next page says what is not in it.
+        """Read what there is to say by now, and store its keys: the next page is compared with them.
 
-        See ``MailQueue``. A night that queues the row meanwhile waits for it.
+        See ``MailQueue``. A run that queues the row meanwhile waits for it.
         """
         digest = read_digest(self._connection, item.id, today=self._today, zone=self._zone)
         if digest is None:
             return None
         if not digest.has_news:
             return "nothing to tell"
-        cover = {
-            "id": item.id,
-            "token": item.claim_token,
-            "covers_from": digest.coordinator.since,
-            "covers_until": digest.coordinator.read_at,
-            "reported_on": digest.today,
-            "reported": list(digest.reported),
-        }
-        if not database.execute(self._connection, "note_digest_cover", cover):
+        reported = {"id": item.id, "token": item.claim_token, "keys": sorted(digest.keys)}
+        if not database.execute(self._connection, "note_reported", reported):
             return None
         return lambda: self._message(item, digest)
 
@@ -81,15 +87,13 @@ class DigestMail(MailQueue[QueuedDigest]):
             slug=coordinator.organisation_slug,
             words=digest.words(repeat=item.maybe_sent, app_url=self._app_url),
         )
-        # The same page again has the same key. One that says more must not be dropped as a copy of it.
-        key = f"digest-{item.id}-{digest.fingerprint}"
         return OutgoingMessage(
             to=coordinator.email,
             to_name=coordinator.full_name,
             subject=rendered.subject,
             text=rendered.text,
             html=rendered.html,
-            idempotency_key=key,
+            idempotency_key=digest_key(item, coordinator),
             locale=coordinator.locale,
             kind="digest",
             repeat=item.maybe_sent,
@@ -97,3 +101,12 @@ class DigestMail(MailQueue[QueuedDigest]):
             reply_to=coordinator.contact_email,
             list_name=f"digest.{coordinator.organisation_slug}",
         )
+
+
+def digest_key(item: QueuedDigest, coordinator: Coordinator) -> str:
+    """Return the idempotency key of one attempt. After a restore another digest can have the same id, not the same key.
+
+    Each attempt has its own, because it may say more than the one before; a possible repeat says so.
+    """
+    about = sha256(f"{coordinator.id}:{coordinator.digest_on}".encode()).hexdigest()[:8]
+    return f"digest-{item.id}-{item.attempts}-{about}"

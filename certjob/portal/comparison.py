@@ -162,9 +162,7 @@ def raise_events(connection: Connection, comparison: Comparison, *, today: date,
         locked = {row[0] for row in database.fetch(connection, "lock_portal_mentors", ids)}
         unchanged = set(_find(connection, comparison.reading, today=today, among=part))
         wishes = [(each.mentor_id, each.visible) for each in part if each.mentor_id in locked and each in unchanged]
-        number = service.queue(wishes)
-        database.execute(connection, "mark_corrections", {"ids": [mentor_id for mentor_id, _ in wishes]})
-        return number, locked
+        return service.queue(wishes), locked
 
     left = sorted(comparison.admitted, key=lambda each: each.visible)
     give_up_at = time.monotonic() + _LOCKED_FOR_SECONDS

@@ -55,14 +55,11 @@ CREATE TABLE certjob.coordinator_digests (
     attempts        integer NOT NULL DEFAULT 0 CHECK (attempts >= 0),
     next_attempt_at timestamptz NOT NULL DEFAULT now(),
     claim_token     uuid,
-    covers_from     timestamptz,
-    covers_until    timestamptz,
     queued_at       timestamptz NOT NULL DEFAULT now(),
     sent_at         timestamptz,
     sent_number     integer,  -- counts the coordinator's sent digests in the order of sending, whatever clocks say
     maybe_sent      boolean NOT NULL DEFAULT false,
-    reported_on     date,  -- the day for which a sent digest was written
-    reported        text[] NOT NULL DEFAULT '{}',  -- everything that the coordinator knows from it, by kind and id
+    reported        text[] NOT NULL DEFAULT '{}',  -- the keys of everything on a sent page
     last_error      text,
     failure_code    text  -- null: cancelled, or never failed
 );
@@ -88,7 +85,6 @@ CREATE TABLE certjob.portal_sync_events (
     claim_contact_id  uuid,  -- the contact of the call in flight
     wanted_at         timestamptz NOT NULL DEFAULT now(),
     delivered_at      timestamptz,
-    corrects_portal   boolean NOT NULL DEFAULT false,  -- the portal showed a value that certjob had not pushed
     unknown_shown_at  timestamptz,  -- the end of a call to show without a known outcome
     unknown_hidden_at timestamptz,  -- the same for a call to hide
     last_error        text,
@@ -106,8 +102,6 @@ CREATE INDEX portal_sync_events_in_flight_idx ON certjob.portal_sync_events (cla
     WHERE claim_token IS NOT NULL;
 CREATE INDEX portal_sync_events_unknown_idx ON certjob.portal_sync_events (claim_contact_id)
     WHERE unknown_shown_at IS NOT NULL OR unknown_hidden_at IS NOT NULL;
-CREATE INDEX portal_sync_events_corrections_idx ON certjob.portal_sync_events (delivered_at)
-    WHERE corrects_portal AND status = 'delivered';
 
 -- The failed pushes: at most one unresolved row per mentor. A later success resolves it.
 CREATE TABLE certjob.dynamics_sync_failures (

@@ -173,17 +173,16 @@ BEGIN
             LIMIT row_limit FOR UPDATE SKIP LOCKED
         )) RETURNING 1
     ), digests AS (
-        -- The last sent digest of each coordinator stays, by day, number and end: the next digest begins there.
+        -- The last sent digest of each coordinator stays, by day and number: the next digest begins there.
         DELETE FROM certjob.coordinator_digests WHERE id = ANY (ARRAY(
             SELECT d.id FROM certjob.coordinator_digests AS d
             WHERE d.status IN ('sent', 'cancelled', 'superseded')
-                AND greatest(d.queued_at, d.sent_at, d.next_attempt_at, d.covers_until) < before
+                AND greatest(d.queued_at, d.sent_at, d.next_attempt_at) < before
                 AND d.digest_on < before_on
                 AND (d.status <> 'sent' OR EXISTS (
                     SELECT FROM certjob.coordinator_digests AS newer
                     WHERE newer.coordinator_id = d.coordinator_id AND newer.status = 'sent'
                         AND newer.digest_on > d.digest_on
-                        AND newer.covers_until >= coalesce(d.covers_until, '-infinity')
                         AND coalesce(newer.sent_number, 0) >= coalesce(d.sent_number, 0)
                 ))
             LIMIT row_limit FOR UPDATE SKIP LOCKED

@@ -59,7 +59,7 @@ def unnoticed(connection: Connection, statement: str, *parameters: object) -> No
 
 def a_day_later(connection: Connection) -> None:
     """The nights so far were yesterday's."""
-    unnoticed(connection, "UPDATE coordinator_digests SET digest_on = digest_on - 1, reported_on = reported_on - 1")
+    unnoticed(connection, "UPDATE coordinator_digests SET digest_on = digest_on - 1")
     unnoticed(connection, "UPDATE job_runs SET as_of = as_of - 1")
 
 

@@ -198,7 +198,7 @@ USES = {
     "lock_due_mentors": "mentors_review_on_id_idx",
     "read_pause_history": "mentor_pauses_mentor_id_idx",
     "queue_digests": "mentor_pauses_own_paused_at_idx mentor_pauses_own_lifted_at_idx certificates_expires_on_idx"
-    " portal_sync_events_corrections_idx coordinator_digests_sent_idx",
+    " coordinator_digests_sent_idx",
     "read_certificate_notes": "certificate_transitions_mentor_id_idx",
     "lock_due_reminders": "cert_notification_log_due_idx",
     "read_failed_reminders": "cert_notification_log_failed_idx",
@@ -220,7 +220,10 @@ def test_every_index_is_needed_and_is_used(connection: Connection) -> None:
     """Each costs something in every write: one that no statement asks for goes. What keeps a rule is unique."""
     connection.execute("SET enable_seqscan = off; SET enable_bitmapscan = off")
     named: dict[str, object] = {"today": today(), "mentor_id": TOKEN, "after_review": "-infinity", "limit": 100}
-    named |= {"after_id": TOKEN, "organisation_id": None, "held": [], "ids": None} | settled(7, status="delivered")
+    named |= {"overlap_days": 2, "first_page_days": 30}
+    named |= {"after_id": TOKEN, "organisation_id": None, "held": [], "ids": None, "within_days": 30} | settled(
+        7, status="delivered"
+    )
 
     used = {index for name in USES for index in USES[name].split() if f" {index} " in plan_of(connection, name, named)}
 

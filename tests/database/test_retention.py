@@ -166,14 +166,13 @@ Digests = list[tuple[int, str, int | None, bool, dict[str, object]]]
 
 def test_of_each_coordinator_the_last_sent_digest_and_what_is_open_stays(past: Past) -> None:
     """The next one begins where it ended; the one sent last stays also when a later day has another."""
-    old = dict.fromkeys(("queued_at", "sent_at", "next_attempt_at", "covers_until"), LONG_AGO)
+    old = dict.fromkeys(("queued_at", "sent_at", "next_attempt_at"), LONG_AGO)
     sent_by_number: Digests = [(1, "sent", 1, False, {}), (2, "sent", 3, True, {}), (3, "sent", 2, True, {})]
     table: dict[str, Digests] = {
         each: [*sent_by_number, (4, each, None, each in ("failed", "pending"), {})]
         for each in ("failed", "pending", "cancelled", "superseded")
     }
     table["without a number"] = [(1, "sent", None, True, {}), (2, "cancelled", None, False, {})]
-    table["told further"] = [(1, "sent", 1, True, {"covers_until": LONG_AGO + DAY}), (2, "sent", 2, True, {})]
     table["queued lately"] = [(1, "cancelled", None, True, {"queued_at": NOW})]
     table["of a late day"] = [(4 * 365, "cancelled", None, True, {})]
     for name, digests in table.items():

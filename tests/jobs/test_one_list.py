@@ -37,11 +37,7 @@ UNREPORTED = """
     WHERE a.kind NOT IN ('failed_digests', 'waiting_digests')
         AND (a.until IS NULL OR a.until >= %s)
         AND NOT EXISTS (
-            SELECT FROM unnest(d.reported) AS line
-            WHERE line = a.alert_id
-                OR starts_with(line, a.alert_id || ':')
-                OR line IN ('late:' || a.row_id, 'noaddress:' || a.mentor_id)
-                OR starts_with(line, 'mail:' || a.row_id || ':')
+            SELECT FROM unnest(d.reported) AS key WHERE key = a.alert_id OR starts_with(key, a.alert_id || ':')
         )"""
 """Alerts of an organisation that its coordinator's last digest does not tell."""
 

@@ -229,7 +229,6 @@ def test_the_made_up_digest_has_the_words_of_a_real_one(desk: Scene) -> None:
         ("mentor_pauses", {"mentor_id": back, "lifted_at": TODAY, "lifted_by": "certjob"} | own),
         ("portal_sync_events", {"mentor_id": paused, "visible": False, "wanted_at": TODAY}),
         ("portal_sync_events", {"mentor_id": shown, "visible": True, "wanted_at": TODAY}),
-        ("portal_sync_events", {"mentor_id": back, "visible": False, "status": "delivered", "corrects_portal": True}),
         ("cert_notification_log", {"mentor_id": shown, "status": "failed", "failure_code": "wrong_address"} | soon),
         ("held_reviews", {"organisation_id": desk.home, "what": "pauses"} | held),
         ("review_problems", {"mentor_id": shown, "reason": "locked", "as_of": TODAY}),
@@ -237,7 +236,6 @@ def test_the_made_up_digest_has_the_words_of_a_real_one(desk: Scene) -> None:
     ):
         desk.facts.insert(table, **row)
     desk.execute("UPDATE mentor_pauses SET lifted_at = now() WHERE lifted_at IS NOT NULL")
-    desk.execute("UPDATE portal_sync_events SET delivered_at = now() WHERE status = 'delivered'")
     ((row_id,),) = desk.connection.execute("SELECT id FROM coordinator_digests").fetchall()
 
     real = read_digest(desk.connection, row_id, today=TODAY, zone=UTC)

@@ -126,7 +126,6 @@ def _sections(language: str) -> dict[str, list[Words]]:
             {**who, "still_paused": False, "without_certificate": True},
             {**unnamed, "still_paused": True, "without_certificate": False},
         ],
-        "corrected": [{**who, "shown": False}, {**unnamed, "shown": True}],
         "undelivered": [
             {
                 **mentor,

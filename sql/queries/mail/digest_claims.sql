@@ -30,37 +30,26 @@ WHERE d.id = %(id)s
 FOR NO KEY UPDATE OF c, d
 
 -- name: read_digest_coordinator
--- Whom a digest is for, and what was reported already, as queue_digests has it: since when to look, with a day more than needed,
--- since what was reported is left out by its line. The time of a server whose clock was wrong counts for nothing. By the digest,
--- which follows its coordinator when the app's user id becomes known.
-SELECT c.organisation_id, o.slug AS organisation_slug, o.name AS organisation_name, o.sender, c.full_name, c.email,
-    c.locale, o.contact_email,
-    CASE
-        WHEN last.covers_until <= now() THEN last.covers_until - interval '1 day'
-        WHEN last.id IS NOT NULL THEN now() - interval '30 days'
-        ELSE least(now(), open.queued_at) - interval '7 days'
-    END AS since,
-    CASE WHEN last.reported_on <= %(today)s + 1 THEN last.reported_on ELSE %(today)s - 7 END AS reported_on,
-    coalesce(last.lines, '{}') AS reported,
-    now() AS read_at
-FROM coordinators AS c
+-- The recipient of a digest, and what the last sent page had. A page of a later day was sent on a wrong clock: its day
+-- counts for nothing.
+SELECT c.id, c.organisation_id, o.slug AS organisation_slug, o.name AS organisation_name, o.sender, c.full_name, c.email,
+    c.locale, o.contact_email, d.digest_on, coalesce(last.reported, '{}') AS reported,
+    CASE WHEN last.digest_on <= %(today)s + 1 THEN last.digest_on END AS last_page_on
+FROM coordinator_digests AS d
+JOIN coordinators AS c ON c.id = d.coordinator_id
 JOIN organisations AS o ON o.id = c.organisation_id
 LEFT JOIN LATERAL (
-    SELECT d.id, d.covers_until, coalesce(d.reported_on, d.digest_on) AS reported_on, d.reported AS lines
-    FROM coordinator_digests AS d
-    WHERE d.coordinator_id = c.id AND d.status = 'sent'
-    ORDER BY d.sent_number DESC NULLS LAST
+    SELECT s.digest_on, s.reported
+    FROM coordinator_digests AS s
+    WHERE s.coordinator_id = c.id AND s.status = 'sent'
+    ORDER BY s.sent_number DESC NULLS LAST
     LIMIT 1
 ) AS last ON true
-LEFT JOIN coordinator_digests AS open ON open.coordinator_id = c.id AND open.status IN ('pending', 'failed')
-WHERE c.id = (SELECT d.coordinator_id FROM coordinator_digests AS d WHERE d.id = %(digest_id)s)
+WHERE d.id = %(digest_id)s
 
--- name: note_digest_cover
--- What the coordinator knows once this page was sent, and until when it was looked: read of sent digests alone. By the token,
--- since whoever has taken the digest over notes what is in their page.
-UPDATE coordinator_digests
-SET covers_from = %(covers_from)s, covers_until = %(covers_until)s, reported_on = %(reported_on)s, reported = %(reported)s
-WHERE id = %(id)s AND claim_token = %(token)s
+-- name: note_reported
+-- What the coordinator knows once this page was sent. By the token: another process may have taken the digest over.
+UPDATE coordinator_digests SET reported = %(keys)s WHERE id = %(id)s AND claim_token = %(token)s
 
 -- name: settle_digests
 -- No row back: the token is gone, somebody else took the digest over after the lease; nothing is written. Numbered in the

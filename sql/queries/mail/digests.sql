@@ -1,40 +1,35 @@
 -- name: queue_digests
--- The one open digest of each coordinator (of one organisation, or of all) in whose organisation something may have happened
--- since the last sent one: a pause that certjob opened or lifted, a certificate that has come within 30 days of its end, an
--- alert about the organisation. That is more than enough: read_digest_coordinator and what
--- follows it decide when the digest is written, and cancel it. One a day: none where today's was sent, or the night of the
--- next day has queued already; the day of a wrong clock gives way. What waits keeps the time since when it waits; that it
--- may have arrived stays with it. A digest that is being sent right now is left alone: what it does not report, the next
--- run finds.
+-- The one open digest of each coordinator (of one organisation, or of all) in whose organisation something may have
+-- happened since the last sent page: certjob opened or lifted a pause, a certificate came within 30 days of its end, or
+-- something is open. read_digest, which is exact, cancels a page without news. One a day: none where today's was sent, or
+-- the run of the next day has queued already; the day of a wrong clock gives way. A digest that is being sent right now is
+-- left alone: the next run finds what it does not report.
 WITH reader AS MATERIALIZED (
-    SELECT c.id, c.organisation_id,
-        CASE
-            WHEN last.covers_until <= now() THEN last.covers_until - interval '1 day'
-            WHEN last.id IS NOT NULL THEN now() - interval '30 days'
-            ELSE least(now(), open.queued_at) - interval '7 days'
-        END AS since,
-        CASE WHEN last.reported_on <= %(today)s + 1 THEN last.reported_on ELSE %(today)s - 7 END AS reported_on
+    SELECT c.id, c.organisation_id, CASE WHEN last.digest_on <= %(today)s + 1 THEN last.digest_on END AS last_page_on
     FROM coordinators AS c
     LEFT JOIN LATERAL (
-        SELECT d.id, d.covers_until, coalesce(d.reported_on, d.digest_on) AS reported_on, d.digest_on
+        SELECT d.digest_on
         FROM coordinator_digests AS d
         WHERE d.coordinator_id = c.id AND d.status = 'sent'
         ORDER BY d.sent_number DESC NULLS LAST
         LIMIT 1
     ) AS last ON true
-    LEFT JOIN coordinator_digests AS open ON open.coordinator_id = c.id AND open.status IN ('pending', 'failed')
     WHERE (%(organisation_id)s::uuid IS NULL OR c.organisation_id = %(organisation_id)s)
         AND last.digest_on BETWEEN %(today)s AND %(today)s + 1 IS NOT TRUE
+), read_from AS MATERIALIZED (
+    SELECT r.id, r.organisation_id, coalesce(r.last_page_on - %(overlap_days)s, %(today)s - %(first_page_days)s) AS since,
+        coalesce(r.last_page_on - %(overlap_days)s + %(within_days)s, %(today)s - 1) AS expiring_after
+    FROM reader AS r
 ), happened (organisation_id, at, expires_on) AS MATERIALIZED (
-    -- Looked up once for everybody, by what has happened lately: an organisation may have many coordinators, and there may be
-    -- a million mentors to whom nothing has happened.
+    -- Looked up once for everybody, by what has happened lately: an organisation may have many coordinators, and there
+    -- may be a million mentors to whom nothing has happened.
     SELECT m.organisation_id, p.at, NULL::date
     FROM (
         SELECT mentor_id, paused_at AS at FROM mentor_pauses
-        WHERE reason = 'certification_expired' AND paused_at >= (SELECT min(since) FROM reader)
+        WHERE reason = 'certification_expired' AND paused_at >= (SELECT min(since) FROM read_from)
         UNION ALL
         SELECT mentor_id, lifted_at FROM mentor_pauses
-        WHERE reason = 'certification_expired' AND lifted_at >= (SELECT min(since) FROM reader)
+        WHERE reason = 'certification_expired' AND lifted_at >= (SELECT min(since) FROM read_from)
     ) AS p
     CROSS JOIN LATERAL (SELECT o.organisation_id FROM mentors AS o WHERE o.id = p.mentor_id OFFSET 0) AS m
     UNION
@@ -43,14 +38,9 @@ WITH reader AS MATERIALIZED (
     CROSS JOIN LATERAL (
         SELECT o.organisation_id FROM mentors AS o WHERE o.id = c.mentor_id AND o.left_at IS NULL OFFSET 0
     ) AS m
-    WHERE c.expires_on > (SELECT min(reported_on) + 30 FROM reader)
-        AND c.expires_on BETWEEN %(today)s AND %(today)s + 30
+    WHERE c.expires_on > (SELECT min(expiring_after) FROM read_from)
+        AND c.expires_on BETWEEN %(today)s AND %(today)s + %(within_days)s
         AND c.revoked_at IS NULL
-    UNION
-    SELECT m.organisation_id, e.delivered_at, NULL
-    FROM portal_sync_events AS e
-    CROSS JOIN LATERAL (SELECT o.organisation_id FROM mentors AS o WHERE o.id = e.mentor_id OFFSET 0) AS m
-    WHERE e.corrects_portal AND e.status = 'delivered' AND e.delivered_at >= (SELECT min(since) FROM reader)
     UNION
     SELECT organisation_id, 'infinity', NULL
     FROM attention
@@ -58,17 +48,17 @@ WITH reader AS MATERIALIZED (
 )
 INSERT INTO coordinator_digests AS d (coordinator_id, digest_on)
 SELECT r.id, %(today)s
-FROM reader AS r
+FROM read_from AS r
 WHERE EXISTS (
         SELECT
         FROM happened AS h
-        WHERE h.organisation_id = r.organisation_id AND (h.at >= r.since OR h.expires_on > r.reported_on + 30)
+        WHERE h.organisation_id = r.organisation_id AND (h.at >= r.since OR h.expires_on > r.expiring_after)
     )
 ORDER BY r.id
 ON CONFLICT (coordinator_id) WHERE status IN ('pending', 'failed', 'cancelled') DO UPDATE
 SET digest_on = excluded.digest_on,
     status = 'pending',
-    attempts = 0,
+    attempts = CASE d.status WHEN 'cancelled' THEN d.attempts ELSE 0 END,
     next_attempt_at = now(),
     claim_token = NULL,
     queued_at = CASE WHEN d.status = 'cancelled' THEN now() ELSE d.queued_at END,

@@ -65,12 +65,6 @@ SELECT count(*) FROM mentors WHERE organisation_id = %(organisation_id)s AND dyn
 -- Only locks; what is wanted of them is read by a later statement, in a newer snapshot. In one order, and never waiting.
 SELECT id FROM mentors WHERE id = ANY (%(ids)b::uuid[]) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
 
--- name: mark_corrections
--- Events of this transaction: what they are for is told to the coordinators.
-UPDATE portal_sync_events
-SET corrects_portal = true
-WHERE mentor_id = ANY (%(ids)b::uuid[]) AND status = 'pending'
-
 -- name: store_portal_reading
 -- The last one that began, whichever ends last.
 INSERT INTO portal_last_reading AS l (read_at, pages, visible, differences, held, run_id)

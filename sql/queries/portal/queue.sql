@@ -14,7 +14,6 @@ SET visible = excluded.visible,
     wanted_at = CASE WHEN e.visible = excluded.visible THEN e.wanted_at ELSE now() END,
     last_error = NULL,
     failure_code = NULL,
-    corrects_portal = false,
     run_id = excluded.run_id,
     claim_token = CASE WHEN e.claim_token IS NOT NULL AND e.next_attempt_at > now() THEN e.claim_token END,
     next_attempt_at = CASE
