@@ -71,13 +71,13 @@ MentorArgument = Annotated[
 OrganisationSlug = Annotated[
     str | None, typer.Option("--organisation", metavar="SLUG", help="Only this organisation's mentors.")
 ]
-AllowEarlierDate = Annotated[
-    bool, typer.Option("--allow-earlier-date", help="Accept a day before that of the last finished run.")
-]
-IgnoreDatabaseClock = Annotated[
-    bool,
+AcceptDate = Annotated[
+    date | None,
     typer.Option(
-        "--ignore-database-clock", help="Use this machine's date even if the database server has another one."
+        "--accept-date",
+        parser=parse_day,
+        metavar="DATE",
+        help="Work although the database server or an earlier run has another date; DATE is this machine's date.",
     ),
 ]
 Csv = Annotated[bool, typer.Option("--csv", help="Print CSV (RFC 4180, UTF-8) with a header.")]

@@ -30,7 +30,8 @@ class Clocks:
             return
         message = f"this machine's clock shows {machine:%Y-%m-%d %H:%M}, the database server's {server:%Y-%m-%d %H:%M}"
         raise ClocksDisagreeError(
-            message, next_step="correct the wrong one, or if this machine's is right, add --ignore-database-clock"
+            message,
+            next_step=f"correct the wrong one, or if this machine's is right, add --accept-date {machine:%Y-%m-%d}",
         )
 
 

@@ -31,18 +31,18 @@ def deliver(
     delivery: Delivery,
     stop: StopFlag,
     progress: Progress,
-    ignore_database_clock: bool = False,
+    accept_date: date | None = None,
     run_id: UUID | None = None,
 ) -> RunReport:
     """Deliver what is queued and due, reviewing nobody: the background job between the nights.
 
-    No mail goes out on a day that cannot be believed: another one than the database server's, unless
-    ``ignore_database_clock``, or one before the last night's.
+    No mail goes out on a day that cannot be believed: another one than the database server's, or one before the last
+    run's, unless it is the ``accept_date``.
     """
     report = RunReport(
         command="deliver", run_id=run_id or uuid4(), today=today, reminders=MailCounts(), digests=MailCounts()
     )
-    no_mail = why_no_mail(connection, today, zone=delivery.zone, ignore_database_clock=ignore_database_clock)
+    no_mail = why_no_mail(connection, today, zone=delivery.zone, accept_date=accept_date)
     report.known_stops = _last_stops(connection)
     with recorded(connection, report, progress=progress) as beating:
         deliveries = Deliveries(connection, report, delivery=delivery, stop=stop, progress=beating)
@@ -62,8 +62,8 @@ class NightOptions:
     organisation: str | None = None
     dry_run: bool = False
     allow_mass_change: bool = False
-    allow_earlier_date: bool = False
-    ignore_database_clock: bool = False
+    accept_date: date | None = None
+    """The date that a person has said to be right; it must be ``today``."""
     deliver: bool = True
     everybody: bool = False
     """All mentors are due now, whatever was noted for them."""
@@ -85,13 +85,7 @@ def run(
     was committed stays.
     """
     organisation_id = find_organisation(connection, options.organisation) if options.organisation else None
-    refuse_wrong_day(
-        connection,
-        options.today,
-        zone=delivery.zone,
-        ignore_database_clock=options.ignore_database_clock,
-        allow_earlier_date=options.allow_earlier_date,
-    )
+    refuse_wrong_day(connection, options.today, zone=delivery.zone, accept_date=options.accept_date)
     report = RunReport(
         command="run",
         run_id=options.run_id,

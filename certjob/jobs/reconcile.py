@@ -29,7 +29,7 @@ def reconcile(
     progress: Progress,
     dry_run: bool = False,
     allow_mass_change: bool = False,
-    ignore_database_clock: bool = False,
+    accept_date: date | None = None,
     run_id: UUID | None = None,
 ) -> RunReport:
     """Read the portal, compare, raise an event for each difference, and run the portal stage.
@@ -38,7 +38,7 @@ def reconcile(
     Raises ConfigurationError for a day before the last night's, ClocksDisagreeError for a day that is not the database
     server's, StoppedBySignalError after a signal.
     """
-    refuse_wrong_day(connection, today, zone=delivery.zone, ignore_database_clock=ignore_database_clock)
+    refuse_wrong_day(connection, today, zone=delivery.zone, accept_date=accept_date)
     report = RunReport(command="reconcile", run_id=run_id or uuid4(), today=today, dry_run=dry_run)
 
     def compare(shown: Progress) -> Comparison | None:

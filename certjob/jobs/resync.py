@@ -80,7 +80,7 @@ def resync(
     today: date,
     delivery: Delivery,
     stop: StopFlag,
-    ignore_database_clock: bool = False,
+    accept_date: date | None = None,
     lock_wait_seconds: float = 10.0,
     flight_wait_seconds: float = 60.0,
     run_id: UUID | None = None,
@@ -91,7 +91,7 @@ def resync(
     run has claimed it. Raises MentorBusyError when the mentor's lock cannot be had, ConfigurationError on a day that
     cannot be believed, and StoppedBySignalError after a signal.
     """
-    refuse_wrong_day(connection, today, zone=delivery.zone, ignore_database_clock=ignore_database_clock)
+    refuse_wrong_day(connection, today, zone=delivery.zone, accept_date=accept_date)
     report = RunReport(command="resync", run_id=run_id or uuid4(), today=today)
     before = describe(connection, mentor_id)
     error: DynamicsSyncException | MentorBusyError | None = None

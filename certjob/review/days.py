@@ -22,29 +22,33 @@ def refuse_earlier_date(connection: Connection, today: date) -> None:
         message = f"today would be {today}, but the last night was run for {later}"
         raise ConfigurationError(
             message,
-            next_step="correct the clock, or if the later date was the wrong one, `certjob run --allow-earlier-date`",
+            next_step=f"correct the clock, or if {today} is right, `certjob run --accept-date {today}`",
         )
 
 
-def refuse_wrong_day(
-    connection: Connection,
-    today: date,
-    *,
-    zone: tzinfo,
-    ignore_database_clock: bool,
-    allow_earlier_date: bool = False,
-) -> None:
-    """Raise ClocksDisagreeError or, on a day before the last night's, ConfigurationError."""
-    if not ignore_database_clock:
+def refuse_wrong_day(connection: Connection, today: date, *, zone: tzinfo, accept_date: date | None) -> None:
+    """Raise ClocksDisagreeError or, on a day before the last run's, ConfigurationError.
+
+    With ``accept_date``, a person has said that ``today`` is right. Raises ConfigurationError if it is another date.
+    """
+    if accept_date is None:
         database.read_clocks(connection).require_same_day(zone)
-    if not allow_earlier_date:
         refuse_earlier_date(connection, today)
+    elif accept_date != today:
+        message = f"--accept-date is {accept_date}, but this machine's date is {today}"
+        raise ConfigurationError(message, next_step="correct the clock of this machine, or give its date")
 
 
-def why_no_mail(connection: Connection, today: date, *, zone: tzinfo, ignore_database_clock: bool) -> StageStop | None:
-    """Return why no mail may go out today; None when it may. A push goes by no date, so pushing goes on."""
+def why_no_mail(connection: Connection, today: date, *, zone: tzinfo, accept_date: date | None) -> StageStop | None:
+    """Return why no mail may go out today; None when it may. A push goes by no date, so pushing goes on.
+
+    Raises ConfigurationError if ``accept_date`` is not today.
+    """
+    if accept_date is not None:
+        refuse_wrong_day(connection, today, zone=zone, accept_date=accept_date)
+        return None
     try:
-        refuse_wrong_day(connection, today, zone=zone, ignore_database_clock=ignore_database_clock)
+        refuse_wrong_day(connection, today, zone=zone, accept_date=accept_date)
     except ConfigurationError as error:
         return StageStop(stage="mail", code=StageEnd.CLOCKS_DISAGREE, reason=f"{error}; until then no mail is sent")
     return None

@@ -13,7 +13,7 @@ import pytest
 from certjob.database import migrations
 from tests.cli.conftest import LONG_AGO, SOON
 from tests.conftest import Certjob, installed_command
-from tests.support.command_line import SECRET, assert_one_line, on_terminal, started, without_escapes
+from tests.support.command_line import SECRET, assert_one_line, on_terminal, started, today, without_escapes
 from tests.support.facts import Facts
 
 needs_a_full_disk = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
@@ -125,16 +125,16 @@ def test_what_is_unknown_or_ambiguous_is_named(here: Certjob, facts: Facts) -> N
 
 def test_a_day_before_the_last_night_is_refused_unless_allowed(here: Certjob, facts: Facts) -> None:
     """The clock went back, or an earlier one was ahead: a person decides."""
-    ahead = date.today() + timedelta(days=30)  # noqa: DTZ011 - a month of room
+    ahead = today() + timedelta(days=30)
     about = {"id": uuid4(), "command": "run", "as_of": ahead, "host": "elsewhere", "version": "1"}
     facts.insert("job_runs", **about, finished_at=ahead, outcome="ok")
     facts.mentor(facts.organisation(portal=None), member_no="M1")
 
     for command, name in (("run", "run"), ("run --dry-run", "run"), ("resync M1", "resync")):
-        said = str(ahead), "run --allow-earlier-date"
+        said = str(ahead), f"run --accept-date {today()}"
         assert_one_line(here(*command.split()), *said, code=2, command=f"certjob {name}")
     for command in ("run --dry-run", "run"):
-        assert here(*command.split(), "--allow-earlier-date").returncode == 0
+        assert here(*command.split(), "--accept-date", str(today())).returncode == 0
 
 
 # Done, but something needs a person.

@@ -30,7 +30,7 @@ from certjob.redaction import harmless
 from certjob.review.plan import ReviewCounts
 from certjob.stopping import StopFlag
 from tests.conftest import Certjob
-from tests.support.command_line import on_terminal, run_in_process, without_escapes
+from tests.support.command_line import on_terminal, run_in_process, today, without_escapes
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import night
 from tests.support.people import certificate, expiring_in, mentor, organisation, own_pause
@@ -226,7 +226,7 @@ WORDS = {
     "status": "Last runs attention waits hides reminders digests Oldest Mentors",
     "organisation list": "hlf Personforbund dynamics Thresholds Coordinators Mentors",
     "list": "expired Zebulon Østenfjellheim- Kristoffersen likeperson kursleder Personforbund",
-    "run --dry-run --allow-earlier-date": "mentors certificates reminders portal pending",
+    f"run --dry-run --accept-date {today()}": "mentors certificates reminders portal pending",
 }
 
 

@@ -14,7 +14,7 @@ from certjob import __version__
 from certjob.cli.terminal.logs import JsonFormatter
 from tests.cli.conftest import LONG_AGO, SOON
 from tests.conftest import Certjob
-from tests.support.command_line import SECRET, Finished, on_terminal, without_escapes
+from tests.support.command_line import SECRET, Finished, on_terminal, today, without_escapes
 from tests.support.facts import Facts
 from tests.support.portal_answers import answer
 from tests.support.portal_server import PortalServer
@@ -62,7 +62,7 @@ def test_no_line_names_a_person(here: Certjob, facts: Facts, portal: PortalServe
     organisation = facts.organisation()
     facts.certified_mentor(organisation, LONG_AGO, member_no="M4711", email="kari@example.org")
     facts.certified_mentor(organisation, SOON, member_no="M4712", full_name="Ola Nordmann", email="no address")
-    command = "run", "-v", "--allow-earlier-date"
+    command = "run", "-v", "--accept-date", str(today())
 
     results = [here(*command, CERTJOB_LOG_FORMAT=form, CERTJOB_TIME_ZONE="Asia/Tokyo") for form in ("json", "text")]
 

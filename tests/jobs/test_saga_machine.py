@@ -403,7 +403,7 @@ class Saga(RuleBasedStateMachine):
             return resync(connection, mentor, today=today, lock_wait_seconds=30, flight_wait_seconds=0, **ways_out)
         ways_out |= {"today": today, "progress": NoProgress()}
         if command == "reconcile":
-            return reconcile(connection, ignore_database_clock=True, **ways_out)
+            return reconcile(connection, accept_date=self.today, **ways_out)
         start = nightly.retry_all if command == "alerts --retry-all" else nightly.deliver
         return start(connection, **ways_out)
 

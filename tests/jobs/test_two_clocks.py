@@ -51,22 +51,31 @@ def test_a_run_on_another_day_than_the_databases_is_refused(
     result = command(name, *options, wrong_by=days)
 
     words = (f"this machine's clock shows {shown_on} ", f"the database server's {today()} ", "correct the wrong one")
-    assert_one_line(result, *words, "--ignore-database-clock", code=2, command=f"certjob {name}")
+    assert_one_line(result, *words, f"--accept-date {shown_on}", code=2, command=f"certjob {name}")
     assert facts.rows("SELECT count(*) FROM mentor_pauses") == facts.rows("SELECT count(*) FROM job_runs") == [(0,)]
     assert (portal.requests, mails(tmp_path)) == ([], 0)
 
 
-def test_who_knows_better_ignores_the_databases_clock(command: Command, facts: Facts) -> None:
-    """The server's clock may be the wrong one. The guard against an earlier date stays. --as-of goes by no clock."""
+def test_accepted_date_is_that_of_this_machine(command: Command, facts: Facts) -> None:
+    """The server's clock may be the wrong one, or an earlier run's; --as-of needs no clock."""
     facts.certified_mentor(facts.organisation(), today() + timedelta(days=100))
+    here, later = str(today()), str(today() + timedelta(days=300))
 
     plan = command("run", "--dry-run", "--as-of", "2036-01-01", wrong_by=300)
-    ahead = command("run", "--ignore-database-clock", "--json", wrong_by=300)
-    behind = command("run", "--ignore-database-clock")
+    ahead = command("run", "--accept-date", later, "--json", wrong_by=300)
+    earlier = command("run")
+    commands = ("run", "deliver", "reconcile", "resync M1001")
+    mistaken = {each.split()[0]: command(*each.split(), "--accept-date", later) for each in commands}
+    accepted = command("run", "--accept-date", here)
 
     assert (plan.returncode, plan.stderr) == (0, "")
     assert json.loads(ahead.stdout)["mentors"]["paused"] == 1
-    assert_one_line(behind, "`certjob run --allow-earlier-date`", code=2)
+    assert_one_line(earlier, f"`certjob run --accept-date {here}`", code=2)
+    for name, result in mistaken.items():
+        words = (f"--accept-date is {later}", f"this machine's date is {here}")
+        assert_one_line(result, *words, code=2, command=f"certjob {name}")
+    assert accepted.returncode == 0
+    assert facts.rows("SELECT count(*) FROM mentor_pauses WHERE lifted_at IS NULL") == [(0,)]
 
 
 def test_deliver_pushes_and_sends_no_mail_on_a_day_that_cannot_be_believed(
@@ -84,7 +93,7 @@ def test_deliver_pushes_and_sends_no_mail_on_a_day_that_cannot_be_believed(
     first, second = (command("deliver", wrong_by=300) for _ in range(2))
     wrong = {"command": "run", "host": "elsewhere", "version": "1", "outcome": "ok", "finished_at": datetime.now(UTC)}
     run_id = facts.insert("job_runs", id=uuid4(), as_of=in_a_month, **wrong)
-    third = command("deliver", "--ignore-database-clock")
+    third = command("deliver")
 
     assert_one_line(first, "mail: this machine's clock shows ", "no mail is sent", code=3, command="certjob deliver")
     assert (second.returncode, second.stderr) == (0, "")

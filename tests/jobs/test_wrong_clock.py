@@ -5,6 +5,7 @@ from datetime import timedelta
 import pytest
 
 from certjob.errors import ConfigurationError
+from certjob.review.days import refuse_earlier_date
 from tests.support.facts import TODAY
 from tests.support.scene import Scene
 
@@ -20,8 +21,8 @@ def test_run_after_a_later_date_is_refused(scene: Scene, ended: bool) -> None:
         scene.run_sql("UPDATE job_runs SET finished_at = NULL, outcome = NULL")
 
     with pytest.raises(ConfigurationError, match=f"today would be {TODAY}, but the last night was run for {IN_A_YEAR}"):
-        scene.night()
-    corrected = scene.night(allow_earlier_date=True)
+        refuse_earlier_date(scene.connection, TODAY)
+    corrected = scene.night()
     after = [scene.night(), scene.night(today=TODAY + timedelta(days=1))]
 
     reviewed = [each.to_document()["mentors"]["reviewed"] for each in (corrected, *after)]

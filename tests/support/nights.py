@@ -150,7 +150,7 @@ def night(
     """Run one night; the options are those of NightOptions."""
     return nightly.run(
         connection,
-        options=NightOptions(today=today, ignore_database_clock=True, **options),
+        options=NightOptions(today=today, accept_date=today, **options),
         delivery=ways_out or delivery(portal=portal, channel=channel),
         stop=stop or StopFlag(),
         progress=NoProgress(),

@@ -154,7 +154,7 @@ class Scene:
             delivery=delivery(portal=self.portal),
             stop=stop or StopFlag(),
             progress=nights.NoProgress(),
-            ignore_database_clock=True,
+            accept_date=TODAY,
             **options,
         )
 

@@ -7,7 +7,7 @@ import typer
 
 from certjob.cli.commands.runs import report_on
 from certjob.cli.help import EVERY_NIGHT
-from certjob.cli.options import IgnoreDatabaseClock
+from certjob.cli.options import AcceptDate
 from certjob.cli.session import Call, Commands, Session, delivery_from
 from certjob.errors import UsageError
 
@@ -40,7 +40,7 @@ def reconcile(
         ),
     ] = None,
     because: Annotated[str | None, typer.Option(metavar="TEXT", help="Why it is shown; for --accept.")] = None,
-    ignore_database_clock: IgnoreDatabaseClock = False,
+    accept_date: AcceptDate = None,
 ) -> int:
     """Read what the portal shows, compare it with what certjob wants, and push only the differences.
 
@@ -65,7 +65,7 @@ def reconcile(
                 today=opened.settings.today,
                 dry_run=dry_run,
                 allow_mass_change=allow_mass_change,
-                ignore_database_clock=ignore_database_clock,
+                accept_date=accept_date,
                 run_id=opened.run_id,
                 delivery=delivery_from(opened.settings),
                 stop=opened.stop,

@@ -7,8 +7,7 @@ import typer
 
 from certjob.cli.help import EVERY_NIGHT
 from certjob.cli.options import (
-    AllowEarlierDate,
-    IgnoreDatabaseClock,
+    AcceptDate,
     MentorArgument,
     OrganisationSlug,
     parse_day,
@@ -53,8 +52,7 @@ def run(
     organisation: OrganisationSlug = None,
     everybody: Everybody = False,
     allow_mass_change: AllowMassChange = False,
-    allow_earlier_date: AllowEarlierDate = False,
-    ignore_database_clock: IgnoreDatabaseClock = False,
+    accept_date: AcceptDate = None,
 ) -> int:
     """Run tonight's work: bring certificates and mentors to the right state, push to the portal, send reminders.
 
@@ -76,8 +74,7 @@ def run(
             organisation=organisation,
             dry_run=dry_run,
             allow_mass_change=allow_mass_change,
-            allow_earlier_date=allow_earlier_date,
-            ignore_database_clock=ignore_database_clock or as_of is not None,  # a day that no clock told
+            accept_date=as_of or accept_date,
             everybody=everybody,
             run_id=opened.run_id,
         )
@@ -102,7 +99,7 @@ def run(
 def deliver(
     call: Call,
     *,
-    ignore_database_clock: IgnoreDatabaseClock = False,
+    accept_date: AcceptDate = None,
 ) -> int:
     """Deliver what is queued and due, portal first, then mail: the background job between the nightly runs.
 
@@ -116,7 +113,7 @@ def deliver(
             report = nightly.deliver(
                 opened.connection,
                 today=opened.settings.today,
-                ignore_database_clock=ignore_database_clock,
+                accept_date=accept_date,
                 delivery=delivery,
                 stop=opened.stop,
                 progress=progress,
@@ -135,7 +132,7 @@ def resync(
     mentor: MentorArgument,
     *,
     organisation: OrganisationSlug = None,
-    ignore_database_clock: IgnoreDatabaseClock = False,
+    accept_date: AcceptDate = None,
 ) -> int:
     """Review one mentor now and push the portal visibility, whatever the retry time says.
 
@@ -152,7 +149,7 @@ def resync(
             opened.connection,
             mentor_id,
             today=opened.settings.today,
-            ignore_database_clock=ignore_database_clock,
+            accept_date=accept_date,
             delivery=delivery_from(opened.settings),
             stop=opened.stop,
             run_id=opened.run_id,

@@ -77,7 +77,7 @@ def _warnings(explained: Explanation) -> Iterator[str]:
     elif last > today:
         yield (
             f"A run today is refused, because the last nightly run was for {day_words(last, today)}. The date below is "
-            "right once the clock is corrected, or with --allow-earlier-date."
+            "right once the clock is corrected, or with --accept-date."
         )
     elif (today - last).days > 1:
         yield f"The last nightly run was for {day_words(last, today)}; the date below needs `certjob run` every night."
