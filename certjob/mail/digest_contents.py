@@ -10,7 +10,6 @@ from certjob import database
 from certjob.database import Connection
 from certjob.domain import rules
 from certjob.domain.causes import PushState, advise_on_message, advise_on_push
-from certjob.domain.models import Mentor
 from certjob.facts import reading
 from certjob.mail.messages.content import write_date, write_moment
 from certjob.redaction import one_line
@@ -25,7 +24,7 @@ OVERLAP_DAYS = 2
 MOST_LINES = 25
 """Lines of a section; it says how many more there are. Nine such sections are what Gmail shows of a page."""
 
-_NOT_FOR_TEMPLATES = frozenset({"id", "key", "code"})
+_NOT_FOR_TEMPLATES = frozenset({"id", "key", "code", "visible"})
 
 _Row = dict[str, Any]
 
@@ -118,67 +117,62 @@ def read_digest(connection: Connection, digest_id: int, *, today: date, zone: tz
         + [f"ends:{expires_on}:{member_no}:{kind}" for expires_on, _, member_no, kind in expiring]
     )
     is_week_over = last is None or (today - last).days >= REPORTED_AGAIN_AFTER_DAYS
-    write = _Writer(locale=coordinator.locale, zone=zone, today=today)
+    for row in pushes:
+        row["cause"] = advise_on_push(PushState(**{each.name: row.pop(each.name) for each in fields(PushState)})).cause
+    for row in paused:
+        mentor = mentors.get(row["id"])
+        lapsed = rules.lapsed_certificates(mentor, today) if mentor is not None else ()
+        row["lapses"] = [{"kind": each.kind, "ended_on": "" if each.revoked else each.expires_on} for each in lapsed]
+    for row in returned:
+        mentor = mentors.get(row["id"])
+        row["without_certificate"] = mentor is not None and rules.holds_nothing(mentor, today)
+    for row in undelivered:
+        row |= {"days_left": (row["expires_on"] - today).days, "cause": advise_on_message(row["code"]).cause}
+    sections = {
+        "held": held,
+        "unreviewed": unreviewed,
+        "visible": [row for row in pushes if not row["visible"]],
+        "hidden": [row for row in pushes if row["visible"]],
+        "paused": new(paused),
+        "returned": new(returned),
+        "undelivered": undelivered,
+        "expiring": [
+            {
+                "name": name,
+                "member_no": member_no,
+                "kind": kind,
+                "expires_on": expires_on,
+                "days_left": (expires_on - today).days,
+            }
+            for expires_on, name, member_no, kind in expiring
+        ],
+    }
     return Digest(
         coordinator=coordinator,
         sections={
-            "held": [write.words(row) for row in held],
-            "unreviewed": [write.words(row) for row in unreviewed],
-            "visible": [write.push(row) for row in pushes if not row["visible"]],
-            "hidden": [write.push(row) for row in pushes if row["visible"]],
-            "paused": [write.paused(row, mentors.get(row["id"])) for row in new(paused)],
-            "returned": [write.returned(row, mentors.get(row["id"])) for row in new(returned)],
-            "undelivered": [write.undelivered(row) for row in undelivered],
-            "expiring": [write.expiring(*each) for each in expiring],
+            name: [_in_words(row, locale=coordinator.locale, zone=zone) for row in rows]
+            for name, rows in sections.items()
         },
         keys=keys,
         has_news=not keys <= set(coordinator.reported) or (bool(still_open) and is_week_over),
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Writer:
-    """Turns rows, whose columns have the names that templates use, into words."""
-
-    locale: str
-    zone: tzinfo
-    today: date
-
-    def words(self, row: _Row) -> Words:
-        """Return what a template finds; without the columns that are certjob's own business."""
-        return {name: self._word(value) for name, value in row.items() if name not in _NOT_FOR_TEMPLATES}
-
-    def push(self, row: _Row) -> Words:
-        state = PushState(**{each.name: row[each.name] for each in fields(PushState)})
-        told = {name: row[name] for name in ("name", "member_no", "since", "sentence")}
-        return self.words(told | {"cause": advise_on_push(state).cause})
-
-    def paused(self, row: _Row, mentor: Mentor | None) -> Words:
-        lapsed = rules.lapsed_certificates(mentor, self.today) if mentor is not None else ()
-        lapses = [{"kind": each.kind, "ended_on": "" if each.revoked else each.expires_on} for each in lapsed]
-        return self.words(row | {"lapses": [self.words(each) for each in lapses]})
-
-    def returned(self, row: _Row, mentor: Mentor | None) -> Words:
-        watched_by_nobody = mentor is not None and rules.holds_nothing(mentor, self.today)
-        return self.words(row | {"without_certificate": watched_by_nobody})
-
-    def undelivered(self, row: _Row) -> Words:
-        days_left = (row["expires_on"] - self.today).days
-        return self.words(row | {"days_left": days_left, "cause": advise_on_message(row["code"]).cause})
-
-    def expiring(self, expires_on: date, name: str, member_no: str, kind: str) -> Words:
-        days_left = (expires_on - self.today).days
-        who = {"name": name, "member_no": member_no}
-        return self.words(who | {"kind": kind, "expires_on": expires_on, "days_left": days_left})
-
-    def _word(self, value: object) -> object:
-        match value:
-            case str():
-                return one_line(value)
-            case datetime():
-                return write_moment(value.astimezone(self.zone), locale=self.locale)
-            case date():
-                return write_date(value, locale=self.locale)
-            case list():
-                return [self._word(each) for each in value]
-        return value
+def _in_words(value: Any, *, locale: str, zone: tzinfo) -> Any:
+    """Return a row or a value of it as templates find it: one line of text, days and times in words."""
+    match value:
+        case str():
+            return one_line(value)
+        case datetime():
+            return write_moment(value.astimezone(zone), locale=locale)
+        case date():
+            return write_date(value, locale=locale)
+        case list():
+            return [_in_words(each, locale=locale, zone=zone) for each in value]
+        case dict():
+            return {
+                name: _in_words(each, locale=locale, zone=zone)
+                for name, each in value.items()
+                if name not in _NOT_FOR_TEMPLATES
+            }
+    return value
