@@ -77,6 +77,8 @@ class Portal:
     has_portal: bool
     wanted: bool | None
     """None: unknown, so the next review pushes the right value."""
+    visible_until: date | None
+    """The last visible day, if the mentor should be visible and has been reviewed."""
     confirmed: bool | None
     confirmed_at: datetime | None
     read_at: datetime | None

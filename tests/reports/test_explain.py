@@ -88,7 +88,7 @@ def test_next_goes_from_reminder_to_expiry_to_nothing(explained: Explained) -> N
         "Next: on 20 March, in 10 days: likeperson until 19 April: valid → expiring; reminder 30 days before",
         "Certificates\n- likeperson, 1 January 2024 to 19 April 2026: valid\nits last day is 19 April, in 40 days",
         "Pauses\n- none is open",
-        "Portal\n- wanted: shown\n- the portal has confirmed nothing yet",
+        "Portal\n- wanted: visible until 19 April\n- the portal has confirmed nothing yet",
     )
     document = explained.explain(mentor).to_document()
     assert (document["certificates"][0]["stored_on"], document["certificates"][0]["days_left"]) == (TODAY, 40)

@@ -194,6 +194,8 @@ def _portal_lines(
         yield _item(f"{explained.mentor.organisation} no longer has a portal: nothing is pushed")
     elif portal.wanted is None:
         yield _item("wanted: not known (the contact ID or the portal has changed); the next run pushes what is right")
+    elif portal.visible_until is not None:
+        yield _item(f"wanted: visible until {day_words(portal.visible_until, explained.today)}")
     else:
         yield _item(f"wanted: {shown[portal.wanted]}")
     if portal.confirmed is None or portal.confirmed_at is None:

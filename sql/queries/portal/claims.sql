@@ -76,7 +76,9 @@ WHERE e.id = ANY (%(ids)b::bigint[])
             AND flying.claim_token IS NOT NULL
             AND flying.next_attempt_at > now()
     ) = 0
-RETURNING e.id, e.mentor_id, m.member_no, e.visible, CASE WHEN e.visible THEN date '2099-12-31' END AS visible_until,
+-- The filter of the portal's view does not reach further than 2099-12-31.
+RETURNING e.id, e.mentor_id, m.member_no, e.visible,
+    CASE WHEN e.visible THEN least(m.certified_until, '2099-12-31') END AS visible_until,
     e.version, e.attempts, e.claim_token, m.dynamics_contact_id AS contact_id
 
 -- name: settle_portal_events
