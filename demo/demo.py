@@ -25,9 +25,7 @@ CERTJOB = Path(sys.executable).with_name("certjob")
 TODAY = datetime.now(ZoneInfo("Europe/Oslo")).date()
 VALIDITY = timedelta(days=730)
 NAMES = "Astrid Birk Cecilie Dagny Eivind Hedda Iver Jorunn Ketil Liv Magne Nora Odd Pernille".split()  # noqa: SIM905
-SOON = {"M1001": TODAY - timedelta(days=1), "M1002": TODAY + timedelta(days=7)}
-"""The last days of two certificates; all others are valid for almost a year or longer."""
-
+SOON = {"M1001": TODAY - timedelta(days=1), "M1002": TODAY + timedelta(days=7)}  # all others have a year or longer
 Row = dict[str, str]
 
 
@@ -35,18 +33,25 @@ class Portal(BaseHTTPRequestHandler):
     """A stand-in for the Edge Function and the portal behind it: POST shows or hides a contact, GET lists them."""
 
     visible: ClassVar[set[str]] = set()
+    until: ClassVar[dict[str, str | None]] = {}  # the date column
     is_down: ClassVar = False
+
+    @classmethod
+    def shows(cls, contact: str, day: date) -> bool:
+        """Apply the filter of the portal's view."""
+        return contact in cls.visible and str(day) <= (cls.until.get(contact) or "2099-12-31")
 
     def do_POST(self) -> None:
         wish = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if Portal.is_down:
             return self.send(502, {"error": {"code": "dynamics_unavailable", "message": "Dynamics does not answer"}})
         (Portal.visible.add if wish["visible"] else Portal.visible.discard)(wish["contact_id"])
-        return self.send(200, wish | {"visible_until": None, "dates": False})
+        Portal.until[wish["contact_id"]] = wish["visible_until"]
+        return self.send(200, wish | {"dates": True})
 
     def do_GET(self) -> None:
-        contacts = [{"contact_id": each, "visible_until": None} for each in sorted(Portal.visible)]
-        self.send(200, {"contacts": contacts, "next": None, "dates": False})
+        contacts = [{"contact_id": each, "visible_until": Portal.until.get(each)} for each in sorted(Portal.visible)]
+        self.send(200, {"contacts": contacts, "next": None, "dates": True})
 
     def send(self, status: int, document: dict[str, Any]) -> None:
         self.send_response(status)
@@ -110,22 +115,12 @@ class Demo:
 
     def compare(self, rows: list[Row], *, hidden: list[Row]) -> None:
         """Print how many contacts the portal shows or hides wrongly, if these should be hidden."""
-        out = {row["dynamics_contact_id"] for row in hidden}
-        wanted = {row["dynamics_contact_id"] for row in rows} - out
-        shown, missing = len(Portal.visible & out), len(wanted - Portal.visible)
+        everyone, out = ({row["dynamics_contact_id"] for row in people} for people in (rows, hidden))
+        shown, missing = len(Portal.visible & out), len(everyone - out - Portal.visible)
         print(f"The portal: {shown} shown wrongly, {missing} hidden wrongly.")
-
-    def print_mail(self, address: str) -> None:
-        """Print the mail to this address."""
-        mails = (message_from_bytes(path.read_bytes(), policy=default) for path in self.folder.glob("mail/new/*"))
-        mail = next(mail for mail in mails if address in mail["To"])
-        body = mail.get_body(("plain",))
-        print(f"\n  | To: {mail['To']}\n  | Subject: {mail['Subject']}\n  |")
-        print(indent(body.get_content().rstrip() if body else "", "  | ", lambda _line: True))
 
 
 def tell(title: str, text: str) -> None:
-    """Print the beginning of a scene."""
     print(f"\n== {title}\n\n{text}")
 
 
@@ -142,7 +137,10 @@ def show(demo: Demo, rows: list[Row]) -> None:
     demo.certjob("run --dry-run")
     demo.certjob("run")
     demo.compare(rows, hidden=[expired])
-    demo.print_mail("m1002@example.org")
+    for path in demo.folder.glob("mail/new/*"):
+        mail = message_from_bytes(path.read_bytes(), policy=default)
+        if "m1002@" in mail["To"] and (body := mail.get_body(("plain",))):
+            print(indent(f"\nSubject: {mail['Subject']}\n\n{body.get_content()}", "  | ", lambda _line: True))
 
     tell("A bad night", "Someone revokes three certificates, and the portal is down.")
     demo.load(*(row | {"revoked_on": str(TODAY)} for row in revoked))
@@ -163,12 +161,19 @@ def show(demo: Demo, rows: list[Row]) -> None:
     demo.compare(rows, hidden=revoked)
     demo.certjob("explain M1001")
 
-    tell("The repair", "Someone edits the portal by hand: it shows a revoked mentor and hides a certified one.")
+    tell("The repair", "Someone edits the portal: it shows a revoked mentor and hides a certified one.")
     Portal.visible ^= {rows[5]["dynamics_contact_id"], rows[10]["dynamics_contact_id"]}
     demo.compare(rows, hidden=revoked)
     demo.certjob("reconcile")
     demo.compare(rows, hidden=revoked)
-    demo.certjob("status")
+
+    tell(
+        "Without certjob",
+        "Nothing runs for eight days, and M1002 does not renew. The portal still hides M1002 on time:",
+    )
+    for day in (SOON["M1002"], SOON["M1002"] + timedelta(days=1)):
+        is_shown = Portal.shows(rows[1]["dynamics_contact_id"], day)
+        print(f"{day}: the portal {'shows' if is_shown else 'hides'} M1002.")
 
 
 def main() -> int:
@@ -187,8 +192,6 @@ def main() -> int:
         except KeyboardInterrupt:
             print("\nStopped. The temporary database and its files are deleted.")
             return 1
-        finally:
-            server.shutdown()
     print("\nThe temporary database and its files are deleted. The README's five minutes use a database of your own.")
     return 0
 

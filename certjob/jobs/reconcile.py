@@ -96,5 +96,10 @@ def _read(
         reason = f"{error}; the portal was not read to its end, nothing was compared and nothing changed"
         report.stopped.append(StageStop(stage="portal", code=StageEnd.NOT_READ, reason=reason))
         return None
-    visible = sorted({contact_id for page in pages for contact_id in page.visible_until})
-    return Reading(read_at=read_at, pages=len(pages), visible=visible)
+    days = {contact_id: day for page in pages for contact_id, day in page.visible_until.items()}
+    return Reading(
+        read_at=read_at,
+        pages=len(pages),
+        visible_until=dict(sorted(days.items())),
+        dates=all(page.dates for page in pages),
+    )

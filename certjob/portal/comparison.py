@@ -7,7 +7,7 @@ question, asked again under the mentor's lock, has the same answer.
 import json
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from functools import partial
@@ -38,7 +38,11 @@ class Difference:
     organisation_id: UUID
     contact_id: UUID
     visible: bool
-    """What certjob wants; the portal shows the opposite."""
+    """What certjob wants; the portal shows the opposite, unless ``wrong_day``."""
+    wrong_day: bool
+    """The portal shows the mentor, but with another last day."""
+    restricts: bool
+    """The correction is a hide, or takes days away. No guard holds it."""
 
     def to_document(self) -> dict[str, Any]:
         """Return the entry of ``changes``."""
@@ -47,6 +51,7 @@ class Difference:
             "member_no": self.member_no,
             "organisation": self.organisation,
             "portal": self.visible,
+            "wrong_day": self.wrong_day,
         }
 
 
@@ -57,7 +62,15 @@ class Reading:
     read_at: datetime
     """When it began, by the database's clock."""
     pages: int
-    visible: Sequence[UUID]
+    visible_until: Mapping[UUID, date | None]
+    """The contacts that it showed, each with its last visible day."""
+    dates: bool
+    """Whether the portal has a column for the day."""
+
+    @property
+    def visible(self) -> list[UUID]:
+        """Return the contacts that it showed."""
+        return list(self.visible_until)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -81,14 +94,16 @@ class Comparison:
     def admitted(self) -> list[Difference]:
         """Return what may be put right: every hide, and the shows that nobody holds."""
         held = {each.organisation_id for each in self.held}
-        return [each for each in self.differences if not (each.visible and each.organisation_id in held)]
+        return [each for each in self.differences if each.restricts or each.organisation_id not in held]
 
     def counts(self) -> dict[str, int]:
         """Return the figures of the JSON document's ``differences``."""
-        shows = sum(each.visible for each in self.differences)
+        days = sum(each.wrong_day for each in self.differences)
+        hides = sum(not each.visible for each in self.differences)
         return {
-            "shown_wrongly": len(self.differences) - shows,
-            "hidden_wrongly": shows,
+            "shown_wrongly": hides,
+            "hidden_wrongly": len(self.differences) - hides - days,
+            "wrong_day": days,
             "unknown": len(self.unknown),
             "accepted": len(self.accepted),
         }
@@ -112,7 +127,7 @@ def compare(connection: Connection, reading: Reading, *, today: date, allow_mass
 
 def _hold_shows(connection: Connection, comparison: Comparison) -> list[Hold]:
     """Hold the shows that look like a wrong column or another Dynamics. A hide is never held."""
-    shows = [each for each in comparison.differences if each.visible]
+    shows = [each for each in comparison.differences if not each.restricts]
     is_empty = not comparison.reading.visible and len(shows) > rules.MASS_CHANGE_MINIMUM
     by_organisation = defaultdict(list)
     for each in shows:
@@ -144,8 +159,17 @@ def _find(
     connection: Connection, reading: Reading, *, today: date, among: Sequence[Difference] | None = None
 ) -> list[Difference]:
     ids = None if among is None else [each.mentor_id for each in among]
-    shown = reading.visible if among is None else [each.contact_id for each in among if not each.visible]
-    parameters = {"shown": list(shown), "ids": ids, "read_at": reading.read_at, "today": today}
+    shown = reading.visible_until
+    if among is not None:
+        shown = {each.contact_id: shown[each.contact_id] for each in among if each.contact_id in shown}
+    parameters = {
+        "shown": [*shown],
+        "days": [*shown.values()],
+        "dates": reading.dates,
+        "ids": ids,
+        "read_at": reading.read_at,
+        "today": today,
+    }
     return database.fetch(connection, "find_portal_differences", parameters, into=Difference)
 
 
@@ -164,7 +188,7 @@ def raise_events(connection: Connection, comparison: Comparison, *, today: date,
         wishes = [(each.mentor_id, each.visible) for each in part if each.mentor_id in locked and each in unchanged]
         return service.queue(wishes), locked
 
-    left = sorted(comparison.admitted, key=lambda each: each.visible)
+    left = sorted(comparison.admitted, key=lambda each: not each.restricts)
     give_up_at = time.monotonic() + _LOCKED_FOR_SECONDS
     while True:
         later: list[Difference] = []
@@ -186,7 +210,7 @@ def store(connection: Connection, comparison: Comparison, *, run_id: UUID) -> No
     parameters = {
         "read_at": reading.read_at,
         "pages": reading.pages,
-        "visible": list(reading.visible),
+        "visible": reading.visible,
         "differences": json.dumps(comparison.counts()),
         "held": bool(comparison.held),
         "run_id": run_id,

@@ -108,7 +108,7 @@ def test_every_option_of_an_organisation_arrives(here: Certjob) -> None:
     first, again = (document_of(here("organisation", "set", "hlf", *options, "--json")) for _ in range(2))
     shown = document_of(here("organisation", "show", "hlf", "--json"))
 
-    assert first == {"outcome": "ok", "organisation": "hlf", "created": True, "changed": True}
+    assert first == {"outcome": "ok", "organisation": "hlf", "created": True, "changed": True, "open_hides": 0}
     assert (again["created"], again["changed"]) == (False, False)
     (coordinator,) = shown.pop("coordinators")
     assert (coordinator["full_name"], coordinator["email"], coordinator["locale"]) == ("Kari", "kari@hlf.example", "nn")

@@ -73,6 +73,40 @@ def test_agreement_costs_reads_and_a_hand_edit_exactly_its_pushes(scene: Scene) 
     assert len({request.idempotency_key for request in scene.portal.requests if request.method == "POST"}) == 4
 
 
+def test_wrong_days_are_corrected_and_counted(scene: Scene) -> None:
+    """Whether the day on the portal is missing, later or earlier."""
+    missing, later, earlier, right = agree(scene, mentors(scene, 4))
+    scene.portal.until = {
+        later: str(NEXT_YEAR + timedelta(days=1)),
+        earlier: str(NEXT_YEAR - timedelta(days=1)),
+        right: str(NEXT_YEAR),
+    }
+
+    assert differences(scene) == {"wrong_day": 3}
+    assert scene.portal.until == dict.fromkeys([missing, later, earlier, right], str(NEXT_YEAR))
+    assert differences(scene) == {}
+
+
+def test_days_are_not_compared_without_the_column(scene: Scene) -> None:
+    """And no push is queued for them."""
+    agree(scene, mentors(scene, 2))
+
+    assert (differences(scene), pushes(scene)) == ({}, [])
+
+
+def test_guard_holds_earlier_days_and_not_missing_ones(scene: Scene) -> None:
+    """A column that was emptied is filled again, but a wrong column of early days looks like a mass change."""
+    contacts = agree(scene, mentors(scene, 50))
+    scene.portal.until = dict.fromkeys(contacts[:25], "2026-01-01")
+
+    report = scene.reconcile()
+
+    assert report.to_document()["differences"]["wrong_day"] == 50
+    assert {scene.portal.until[contact] for contact in contacts[25:]} == {str(NEXT_YEAR)}
+    assert {scene.portal.until[contact] for contact in contacts[:25]} == {"2026-01-01"}
+    assert report.held
+
+
 def test_nobody_is_shown_who_waits_for_a_review(scene: Scene) -> None:
     """The pause of this afternoon counts; a hide goes all the same.
 
@@ -278,7 +312,7 @@ def test_contacts_of_no_mentor_are_alerts_until_they_are_gone_or_accepted(scene:
 
 def test_of_two_readings_at_once_the_one_that_began_last_is_what_is_known(scene: Scene) -> None:
     contact = uuid4()
-    old = comparison.Reading(read_at=database.clock(scene.connection), pages=1, visible=[])
+    old = comparison.Reading(read_at=database.clock(scene.connection), pages=1, visible_until={}, dates=False)
     scene.portal.visible[contact] = True
     scene.reconcile()
 
@@ -307,7 +341,7 @@ def test_what_is_decided_meanwhile_is_left_alone(scene: Scene) -> None:
 
     scene.run_sql("UPDATE certificates SET expires_on = %s", NEXT_YEAR)
     agree(scene, contacts)
-    reading = comparison.Reading(read_at=database.clock(scene.connection), pages=1, visible=[])
+    reading = comparison.Reading(read_at=database.clock(scene.connection), pages=1, visible_until={}, dates=False)
     found = comparison.compare(scene.connection, reading, today=TODAY, allow_mass_change=False)
     assert [each.visible for each in found.differences] == [True, True]
     scene.run_sql("UPDATE certificates SET expires_on = %s", YESTERDAY)

@@ -12,6 +12,7 @@ from certjob.domain.models import PauseChange, Reminder, Status
 from certjob.facts.lookup import MentorName
 from certjob.jobs.report import PlannedChange, RunReport
 from certjob.jobs.resync import MentorState
+from certjob.portal.comparison import Difference
 
 MOST_PLANNED_ROWS = 50
 """A plan on a terminal shows so many mentors; --json has all of them."""
@@ -73,10 +74,9 @@ def show_totals(output: Output, report: RunReport) -> None:
 def show_differences(output: Output, report: RunReport, *, find_names: FindNames) -> None:
     """Print what `certjob reconcile` would put right, mentor by mentor, and the totals."""
     differences = report.comparison.admitted if report.comparison is not None else []
-    words = {True: "hidden on the portal, would be shown", False: "visible on the portal, would be hidden"}
     if not output.on_terminal:
         for each in differences:
-            output.result(f"{each.organisation} {each.member_no}: {words[each.visible]}")
+            output.result(f"{each.organisation} {each.member_no}: {_difference_words(each)}")
     else:
         shown = differences[:MOST_PLANNED_ROWS]
         names = find_names([each.mentor_id for each in shown])
@@ -84,9 +84,17 @@ def show_differences(output: Output, report: RunReport, *, find_names: FindNames
             name = names.get(each.mentor_id)
             who = f"{each.member_no} of {each.organisation}"
             who = f"{name.full_name} ({who})" if name and name.full_name else who
-            output.show_lines([PageLine(text=f"{who}: {words[each.visible]}", bullet="- ")])
+            output.show_lines([PageLine(text=f"{who}: {_difference_words(each)}", bullet="- ")])
         _show_rest(output, len(differences))
     show_totals(output, report)
+
+
+def _difference_words(difference: Difference) -> str:
+    if difference.wrong_day:
+        return "visible on the portal until another day, which would be corrected"
+    if difference.visible:
+        return "hidden on the portal, would be shown"
+    return "visible on the portal, would be hidden"
 
 
 def show_resync(output: Output, before: MentorState, after: MentorState) -> None:

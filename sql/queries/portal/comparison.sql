@@ -1,21 +1,35 @@
 -- name: find_portal_differences
 -- Where the portal shows something else than certjob has told it. %(shown)s are the contacts that it showed in a reading
 -- that began at %(read_at)s; what is under way, or was confirmed since, the reading may have missed. Without %(ids)s of all
--- mentors; under their locks the same question is asked again of a few.
+-- mentors; under their locks the same question is asked again of a few. With %(dates)s a visible contact also differs if
+-- it has another last day: a later or missing one is corrected like a hide, an earlier one like a show.
 --
 -- Nobody is to be shown who waits for a review, or whom certjob never showed and nobody certified. A hide goes in any case.
 WITH differing AS MATERIALIZED (
     SELECT m.id AS mentor_id, m.member_no, o.slug AS organisation, m.organisation_id, m.dynamics_contact_id AS contact_id,
-        m.portal_visible AS visible, m.review_on
+        m.portal_visible AS visible, m.portal_visible AND shown.contact_id IS NOT NULL AS wrong_day,
+        NOT m.portal_visible
+            OR (shown.contact_id IS NOT NULL AND coalesce(shown.day > least(m.certified_until, '2099-12-31'), true))
+            AS restricts,
+        m.review_on
     FROM mentors AS m
     JOIN organisations AS o ON o.id = m.organisation_id
-    LEFT JOIN unnest(%(shown)b::uuid[]) AS shown (contact_id) ON shown.contact_id = m.dynamics_contact_id
+    LEFT JOIN unnest(%(shown)b::uuid[], %(days)b::date[]) AS shown (contact_id, day)
+        ON shown.contact_id = m.dynamics_contact_id
     WHERE o.portal IS NOT NULL
         AND (%(ids)b::uuid[] IS NULL OR m.id = ANY (%(ids)b::uuid[]))
         AND m.dynamics_contact_id IS NOT NULL
-        AND m.portal_visible <> (shown.contact_id IS NOT NULL)
+        AND (
+            m.portal_visible <> (shown.contact_id IS NOT NULL)
+            OR (
+                %(dates)s
+                AND m.portal_visible
+                AND m.certified_until IS NOT NULL  -- a review has to decide first
+                AND shown.day IS DISTINCT FROM least(m.certified_until, '2099-12-31')
+            )
+        )
 )
-SELECT d.mentor_id, d.member_no, d.organisation, d.organisation_id, d.contact_id, d.visible
+SELECT d.mentor_id, d.member_no, d.organisation, d.organisation_id, d.contact_id, d.visible, d.wrong_day, d.restricts
 FROM differing AS d
 WHERE NOT EXISTS (
         SELECT
@@ -28,7 +42,7 @@ WHERE NOT EXISTS (
             )
     )
     AND (
-        NOT d.visible
+        d.restricts
         OR (
             d.review_on > %(today)s
             AND (
