@@ -1,29 +1,41 @@
-"""The jobs as they are installed: crontab.example under Debian's own cron, and the same as systemd units."""
+"""The jobs as they are installed: crontab.example under Debian's own cron, systemd units, Kubernetes, and the watch."""
 
 import re
 import shutil
 import subprocess
 from datetime import date
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
+import yaml
 
-from tests.conftest import installed_command
+from tests.conftest import Certjob, installed_command
+from tests.support.command_line import commands
 from tests.support.cron_daemon import CronDaemon, jobs, missing, moved_to
 from tests.support.docs import ROOT, read, read_section
 from tests.support.facts import Facts
 
 EXAMPLE = read("crontab.example")
-FOLDER = ROOT / "docs/systemd"
+FOLDER = ROOT / "docs/examples/systemd"
 UNITS = {path.name: path.read_text() for path in FOLDER.rglob("*") if path.is_file()}
 SERVICE = UNITS["certjob@.service"]
-LIMITS = {command: read(f"docs/systemd/certjob@{command}.service.d/limit.conf") for command in ("deliver", "reconcile")}
+LIMITS = {
+    command: read(f"docs/examples/systemd/certjob@{command}.service.d/limit.conf")
+    for command in ("deliver", "reconcile")
+}
 ACTIVE = {
     "run": ("10 3,4,5 * * *", "*-*-* 03,04,05:10:00 Europe/Oslo"),
     "deliver": ("*/15 * * * *", "*:0/15"),
     "reconcile": ("40 4 * * *", "*-*-* 04:40:00 Europe/Oslo"),
 }
 """When each job runs, in the words of cron and of systemd."""
+
+
+JOBS = {
+    job["metadata"]["name"].removeprefix("certjob-"): job
+    for job in yaml.safe_load_all(read("docs/examples/kubernetes.yaml"))
+}
 
 
 def test_the_crontab_and_the_timers_have_the_same_jobs_at_the_same_times() -> None:
@@ -48,7 +60,7 @@ def test_the_crontab_and_the_timers_have_the_same_jobs_at_the_same_times() -> No
     assert "$HOME/certjob.env" in EXAMPLE
 
 
-def test_each_job_has_the_same_limit_in_cron_and_systemd() -> None:
+def test_each_job_has_the_same_limit_in_every_scheduler() -> None:
     """A server that stalls behind a proxy looks alive, so only a limit from outside ends the command."""
     limits = re.findall(r"^[^#].* timeout -k 30 (\d+)m \S+/certjob (\w+) ", EXAMPLE, re.MULTILINE)
     in_cron = {command: minutes for minutes, command in limits}
@@ -57,8 +69,29 @@ def test_each_job_has_the_same_limit_in_cron_and_systemd() -> None:
         for command, unit in (("run", SERVICE), ("deliver", LIMITS["deliver"]), ("reconcile", LIMITS["reconcile"]))
     }
 
-    assert in_cron == in_systemd == {"run": "55", "deliver": "14", "reconcile": "30"}
+    in_kubernetes = {
+        command: str(job["spec"]["jobTemplate"]["spec"]["activeDeadlineSeconds"] // 60) for command, job in JOBS.items()
+    }
+
+    assert in_cron == in_systemd == in_kubernetes == {"run": "55", "deliver": "14", "reconcile": "30"}
     assert "TimeoutStopSec=30s" in SERVICE
+
+
+@pytest.mark.parametrize("command", ACTIVE)
+def test_kubernetes_starts_each_job_once_at_the_time_of_cron(command: str) -> None:
+    """No second pod beside the first, and no retry: exit code 3 means that someone has to act."""
+    spec = JOBS[command]["spec"]
+    job = spec["jobTemplate"]["spec"]
+    pod = job["template"]["spec"]
+    (container,) = pod["containers"]
+
+    assert (JOBS[command]["apiVersion"], JOBS[command]["kind"]) == ("batch/v1", "CronJob")
+    assert (spec["schedule"], ZoneInfo(spec["timeZone"]).key) == (ACTIVE[command][0], "Europe/Oslo")
+    assert (spec["concurrencyPolicy"], job["backoffLimit"], pod["restartPolicy"]) == ("Forbid", 0, "Never")
+    assert pod["terminationGracePeriodSeconds"] == 30
+    assert f"certjob {' '.join(container['args'])}" in commands()
+    assert container["securityContext"]["readOnlyRootFilesystem"]
+    assert container["envFrom"] == [{"secretRef": {"name": "certjob"}}]
 
 
 @pytest.mark.real_cron
@@ -125,3 +158,22 @@ def test_the_line_of_the_service_reads_the_secrets_and_runs_certjob(database_url
 
     assert (result.returncode, result.stderr) == (0, ""), result
     assert '"organisations"' in result.stdout
+
+
+def test_watch_reports_a_run_that_is_overdue(facts: Facts, here: Certjob) -> None:
+    """A run of one organisation and a failed run do not count; one that someone has to act upon does."""
+    watch = read("docs/examples/watch.sql")
+    assert facts.rows(watch) == [("certjob has never finished a full run",)]
+    facts.organisation(portal=None)
+
+    assert here("run").returncode == 0
+    assert facts.rows(watch) == []
+
+    facts.connection.execute("UPDATE job_runs SET finished_at = now() - interval '27 hours'")
+    here("run", "--organisation", "hlf")
+    facts.connection.execute(
+        "INSERT INTO job_runs (id, command, as_of, host, version, finished_at, outcome)"
+        " VALUES (gen_random_uuid(), 'run', current_date, 'host', '1', now(), 'failed')"
+    )
+    ((problem,),) = facts.rows(watch)
+    assert str(problem).startswith("the last full run of certjob that did its work ended at 20")
